@@ -1,0 +1,70 @@
+"""Checks of shapes, dtypes and devices, each with one message: the argument, what it must be, what it was."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+FEATURE_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+STATE_DTYPES = (torch.float64, torch.float32)
+
+
+def check_tensor(name: str, value: Any, dtypes: Sequence[torch.dtype]) -> None:
+    """Raise unless `value` is a tensor of one of these dtypes."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
+    if value.dtype not in dtypes:
+        raise TypeError(f"{name} must be {_one_of(dtypes)}, got {_short(value.dtype)}")
+
+
+def check_like(name: str, value: Any, shape: Sequence[int], meaning: str, like: Tensor, like_name: str) -> None:
+    """Raise unless the tensor `value` has this shape, described by `meaning`, and lies on the device of `like`."""
+    if tuple(value.shape) != tuple(shape):
+        raise ValueError(f"{name} must have shape {tuple(shape)}, {meaning}, got {tuple(value.shape)}")
+    if value.device != like.device:
+        raise ValueError(f"{name} must be on the device of {like_name}, {like.device}, got {value.device}")
+
+
+def check_features_and_codebook(features: Any, codebook: Any, dimensions: int | None = None) -> None:
+    """Raise unless features (..., D) and codebook (M, D) fit together; `dimensions` counts those of the features."""
+    check_tensor("features", features, FEATURE_DTYPES)
+    check_tensor("codebook", codebook, tuple(dict.fromkeys((*STATE_DTYPES, features.dtype))))
+    if dimensions is None and features.dim() < 1:
+        raise ValueError("features must have shape (..., D), got a tensor without dimensions")
+    if dimensions is not None and features.dim() != dimensions:
+        raise ValueError(f"features must have {dimensions} dimensions, got shape {tuple(features.shape)}")
+    if features.shape[-1] < 1:
+        raise ValueError(f"features must have a width of at least 1, got shape {tuple(features.shape)}")
+    if codebook.dim() != 2 or codebook.shape[1] != features.shape[-1]:
+        raise ValueError(
+            f"codebook must have shape (M, {features.shape[-1]}) to match features of shape {tuple(features.shape)}, "
+            f"got {tuple(codebook.shape)}"
+        )
+    if codebook.shape[0] < 1:
+        raise ValueError(f"codebook must have at least one codeword, got shape {tuple(codebook.shape)}")
+    if codebook.device != features.device:
+        raise ValueError(f"codebook must be on the device of features, {features.device}, got {codebook.device}")
+
+
+def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
+    """Raise unless `value` is one of the choices."""
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+
+
+def check_temperature(temperature: Any) -> None:
+    """Raise unless the temperature, a number, is finite and greater than 0."""
+    if isinstance(temperature, bool) or not isinstance(temperature, (int, float)):
+        raise TypeError(f"temperature must be a number, got {type(temperature).__name__}")
+    if not 0 < temperature < float("inf"):
+        raise ValueError(f"temperature must be finite and greater than 0, got {temperature}")
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _one_of(dtypes: Sequence[torch.dtype]) -> str:
+    *first, last = (_short(dtype) for dtype in dtypes)
+    return f"{', '.join(first)} or {last}" if first else last

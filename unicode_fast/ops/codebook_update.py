@@ -1,0 +1,186 @@
+"""The operator that moves a codebook towards the rows of a batch and revives idle codewords, in place."""
+
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unicode_fast.ops import _checks, _library
+from unicode_fast.reference.codebook_update import (
+    CodebookBatch,
+    CodebookState,
+    RevivalDraws,
+    UpdateRule,
+    codebook_update_reference,
+)
+
+_RULE_FIELDS = tuple(field.name for field in fields(UpdateRule))
+
+
+def codebook_update(  # noqa: PLR0913 - state, rows and rule are records already; the rest is optional
+    state: CodebookState,
+    features: Sequence[Tensor],
+    index: Sequence[Tensor],
+    rule: UpdateRule,
+    *,
+    partners: Sequence[Tensor] | None = None,
+    valid: Sequence[Tensor | None] | None = None,
+    draws: RevivalDraws | None = None,
+    backend: str | None = None,
+) -> None:
+    """One MM-EMA step: codewords move towards the mean of their rows and partners, idle ones are revived.
+
+    The formulas stand in the reference, `unicode_fast.reference.codebook_update`; what a rule can say, in
+    `UpdateRule`. All tensors of `state` are changed in place, and nothing is returned.
+
+    Args:
+        state: the codebook with its counts, sums, idle counters and step; without gradient.
+        features: one (N_m, D) for each modality, float64, float32, float16 or bfloat16, on the device of the
+            codebook. Gradients do not flow.
+        index: one (N_m,) int64 for each modality, the codeword of each row, from `nearest_codeword`; in [0, M) at
+            valid rows.
+        rule: which update.
+        partners: one (N_m, D) for each modality, the mean of the partner vectors of each row. None takes, for each
+            row, the mean of the valid features of the other modalities at the same place (a row without any keeps
+            its own feature alone); then all N_m must be equal, unless the rule uses no partners.
+        valid: for each modality (N_m,) bool, the rows that count, or None for all; None for all modalities. The
+            other rows may hold anything, NaN included.
+        draws: random numbers for the revival, for tests. None draws from the counter-based generator by
+            `rule.seed` and `state.step`. The rule "feature" takes only the first of its attempts from `draws`.
+        backend: None takes the fastest that can run on this device. A named backend is used or refused, never
+            replaced.
+
+    Raises:
+        TypeError: an argument or a dtype is unsupported.
+        ValueError: shapes, devices or numbers of modalities differ, or a tensor of `state` wants a gradient.
+        BackendUnavailable: `backend` cannot run here; the message says why.
+
+    Precision:
+        The reference computes in float64 and rounds once. A valid row with NaN or infinity spoils its codeword.
+
+    Memory:
+        Float64 copies of the rows and of the state on the reference.
+
+    Source:
+        Xia et al., NeurIPS 2023, Eq. 7 and its released code.
+    """
+    _check_state(state)
+    if not isinstance(rule, UpdateRule):
+        raise TypeError(f"rule must be an UpdateRule, got {type(rule).__name__}")
+    _check_rows(state, features, index)
+    partners = _checked_partners(features, partners, rule)
+    valid = _checked_valid(features, valid)
+    choice, noise = (None, None) if draws is None else _checked_draws(state, draws)
+    operator = _library.find_operator("codebook_update", state.codebook.device, backend)
+    rows = [feature.detach() for feature in features]
+    settings = [getattr(rule, name) for name in _RULE_FIELDS]
+    operator(*state, rows, list(index), [partner.detach() for partner in partners], valid, choice, noise, *settings)
+
+
+def _check_state(state: Any) -> None:
+    if not isinstance(state, CodebookState):
+        raise TypeError(f"state must be a CodebookState, got {type(state).__name__}")
+    codebook = state.codebook
+    _checks.check_tensor("state.codebook", codebook, _checks.STATE_DTYPES)
+    if codebook.dim() != 2 or 0 in codebook.shape:
+        raise ValueError(f"state.codebook must have shape (M, D), M and D at least 1, got {tuple(codebook.shape)}")
+    for name, shape in (("ema_count", codebook.shape[:1]), ("ema_sum", codebook.shape)):
+        value = getattr(state, name)
+        _checks.check_tensor(f"state.{name}", value, (codebook.dtype,))
+        _checks.check_like(f"state.{name}", value, shape, "as the codebook has it", codebook, "state.codebook")
+    for name in ("idle", "step"):
+        _checks.check_tensor(f"state.{name}", getattr(state, name), (torch.int64,))
+    if state.idle.dim() != 2 or state.idle.shape[0] < 1:
+        raise ValueError(f"state.idle must have shape (modalities, M), modalities >= 1, got {tuple(state.idle.shape)}")
+    idle_shape = (state.idle.shape[0], codebook.shape[0])
+    _checks.check_like("state.idle", state.idle, idle_shape, "(modalities, M)", codebook, "state.codebook")
+    _checks.check_like("state.step", state.step, (), "without dimensions", codebook, "state.codebook")
+    for name, value in zip(state._fields, state, strict=True):
+        if value.requires_grad:
+            raise ValueError(f"state.{name} must not require a gradient, as it is changed in place; got one that does")
+
+
+def _check_list(name: str, value: Any, length: int) -> None:
+    if isinstance(value, Tensor) or not isinstance(value, Sequence):
+        raise TypeError(f"{name} must be a list with one tensor for each modality, got {type(value).__name__}")
+    if len(value) != length:
+        raise ValueError(f"{name} must have {length} entries, one for each modality of state.idle, got {len(value)}")
+
+
+def _check_rows(state: CodebookState, features: Any, index: Any) -> None:
+    modalities, codebook = state.idle.shape[0], state.codebook
+    _check_list("features", features, modalities)
+    _check_list("index", index, modalities)
+    for m, (feature, codes) in enumerate(zip(features, index, strict=True)):
+        _checks.check_tensor(f"features[{m}]", feature, _checks.FEATURE_DTYPES)
+        shape = (feature.shape[0] if feature.dim() else 1, codebook.shape[1])
+        _checks.check_like(f"features[{m}]", feature, shape, "(N, D)", codebook, "state.codebook")
+        _checks.check_tensor(f"index[{m}]", codes, (torch.int64,))
+        _checks.check_like(f"index[{m}]", codes, shape[:1], f"the rows of features[{m}]", codebook, "state.codebook")
+
+
+def _checked_partners(features: Sequence[Tensor], partners: Any, rule: UpdateRule) -> list[Tensor]:
+    """The partners as the operator takes them: an empty list for the rows at the same place."""
+    if partners is None:
+        rows = [feature.shape[0] for feature in features]
+        if rule.own_weight < 1 and len(set(rows)) > 1:
+            raise ValueError(f"features must have equal numbers of rows where partners is None, got {rows}")
+        return []
+    _check_list("partners", partners, len(features))
+    for m, (partner, feature) in enumerate(zip(partners, features, strict=True)):
+        _checks.check_tensor(f"partners[{m}]", partner, _checks.FEATURE_DTYPES)
+        meaning = f"that of features[{m}]"
+        _checks.check_like(f"partners[{m}]", partner, feature.shape, meaning, feature, f"features[{m}]")
+    return list(partners)
+
+
+def _checked_valid(features: Sequence[Tensor], valid: Any) -> list[Tensor]:
+    """The masks as the operator takes them: an empty list where every row is valid."""
+    if valid is None:
+        return []
+    _check_list("valid", valid, len(features))
+    if all(mask is None for mask in valid):
+        return []
+    masks = []
+    for m, (mask, feature) in enumerate(zip(valid, features, strict=True)):
+        if mask is None:
+            mask = torch.ones(feature.shape[0], dtype=torch.bool, device=feature.device)
+        _checks.check_tensor(f"valid[{m}]", mask, (torch.bool,))
+        meaning = f"the rows of features[{m}]"
+        _checks.check_like(f"valid[{m}]", mask, feature.shape[:1], meaning, feature, f"features[{m}]")
+        masks.append(mask)
+    return masks
+
+
+def _checked_draws(state: CodebookState, draws: Any) -> RevivalDraws:
+    if not isinstance(draws, RevivalDraws):
+        raise TypeError(f"draws must be RevivalDraws or None, got {type(draws).__name__}")
+    for name, shape in (("choice", state.codebook.shape[:1]), ("noise", state.codebook.shape)):
+        value = getattr(draws, name)
+        _checks.check_tensor(f"draws.{name}", value, (torch.float64,))
+        _checks.check_like(f"draws.{name}", value, shape, "as the codebook has it", state.codebook, "state.codebook")
+    return draws
+
+
+def _implementation(*arguments: Any) -> None:
+    state, batch = CodebookState(*arguments[:5]), CodebookBatch(*arguments[5:9])
+    choice, noise, *settings = arguments[9:]
+    draws = None if choice is None else RevivalDraws(choice, noise)
+    codebook_update_reference(state, batch, UpdateRule(*settings), draws)
+
+
+def _fake(*arguments: Any) -> None:
+    return None
+
+
+_library.declare(
+    "codebook_update",
+    "(Tensor(a!) codebook, Tensor(b!) ema_count, Tensor(c!) ema_sum, Tensor(d!) idle, Tensor(e!) step, "
+    "Tensor[] features, Tensor[] index, Tensor[] partners, Tensor[] valid, Tensor? choice, Tensor? noise, "
+    "float decay, float epsilon, float own_weight, str update, str smoothing, int revive_after, str revive_unless, "
+    "str revive_source, float revive_noise, int revive_active_within, bool revive_ema, int seed) -> ()",
+    _implementation,
+    _fake,
+)

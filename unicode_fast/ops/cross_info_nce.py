@@ -1,0 +1,169 @@
+"""The operator for the contrastive loss over all pairs of modalities and prediction steps; differentiable."""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch._ops import OpOverload
+
+from unicode_fast.ops import _checks, _library
+from unicode_fast.reference.cross_info_nce import (
+    CrossInfoNCEInputs,
+    cross_info_nce_backward_reference,
+    cross_info_nce_reference,
+)
+
+SOFTMAX_OVER = ("predictions", "candidates", "both")
+
+
+class CrossInfoNCE(NamedTuple):
+    """What `cross_info_nce` returns.
+
+    Attributes:
+        loss: ().
+        pair_loss: (target, source, K), without gradient.
+        hits: (target, source, K) int64.
+    """
+
+    loss: Tensor
+    pair_loss: Tensor
+    hits: Tensor
+
+
+def cross_info_nce(  # noqa: PLR0913 - three tensors and four independent switches; a record would only hide them
+    targets: Tensor,
+    predictions: Tensor,
+    pair_weights: Tensor,
+    *,
+    valid: Tensor | None = None,
+    softmax_over: str = "predictions",
+    temperature: float | Tensor = 1.0,
+    backend: str | None = None,
+) -> CrossInfoNCE:
+    """Contrastive loss of every pair of modalities at every prediction step, with the batch's clips as negatives.
+
+    The score of target t, source s and step k is targets[t, k] @ predictions[s, k]^T / temperature; the loss is the
+    weighted sum over pairs of the mean over steps of the mean over clips of -log softmax at the diagonal. A score
+    counts when both of its vectors are valid, a clip when both of its own are, a step when it has such a clip.
+
+    Args:
+        targets: (modalities, K, B, D) float64, float32, float16 or bfloat16.
+        predictions: like `targets`: shape, dtype and device.
+        pair_weights: (target, source), floating point, on the device of `targets`; without gradient. A pair of
+            weight 0 adds nothing to the loss.
+        valid: (modalities, K, B) bool, or None for all. Vectors that are not valid may hold anything, NaN included.
+        softmax_over: "predictions" for a softmax over the predictions of the batch, "candidates" for one over its
+            targets, "both" for the mean of the two losses.
+        temperature: a number greater than 0 or a () tensor on the device of `targets`, with gradient; the value of
+            a tensor is not checked.
+        backend: None takes the fastest that can run on this device. A named backend is used or refused, never
+            replaced.
+
+    Returns:
+        loss: (); pair_loss: (target, source, K) mean over the clips that count, 0 where none does; hits: (target,
+        source, K) int64, the clips whose score with themselves is the first largest along the softmax ("both": along
+        predictions). Floats are float64 for float64 inputs, else float32. Only `loss` has a gradient, once, in
+        `targets`, `predictions` and a tensor `temperature`.
+
+    Raises:
+        TypeError: a dtype is unsupported, or targets and predictions differ in it.
+        ValueError: shapes or devices differ, `softmax_over` is unknown, the temperature is out of range, or
+            `pair_weights` wants a gradient.
+        BackendUnavailable: `backend` cannot run here; the message says why.
+
+    Precision:
+        Float64 for float64 inputs, else float32; products of float32 follow torch.get_float32_matmul_precision().
+        Autocast changes nothing.
+
+    Memory:
+        The reference holds a few times max(2^22, modalities^2 K B) scores, whatever the batch, and copies of the
+        inputs, one for each modality in the backward pass.
+
+    Source:
+        Xia et al., NeurIPS 2023, Eq. 6 ("candidates") and its released code ("predictions").
+    """
+    _check(targets, predictions, pair_weights, valid)
+    _checks.check_choice("softmax_over", softmax_over, SOFTMAX_OVER)
+    if isinstance(temperature, Tensor):
+        _checks.check_tensor("temperature", temperature, _checks.FEATURE_DTYPES)
+        _checks.check_like("temperature", temperature, (), "without dimensions", targets, "targets")
+    else:
+        _checks.check_temperature(temperature)
+        dtype = torch.promote_types(targets.dtype, torch.float32)
+        temperature = torch.full((), temperature, dtype=dtype, device=targets.device)
+    operator = _library.find_operator("cross_info_nce", targets.device, backend)
+    loss, pair_loss, hits, _ = operator(targets, predictions, pair_weights, valid, temperature, softmax_over)
+    return CrossInfoNCE(loss, pair_loss, hits)
+
+
+def _check(targets: Any, predictions: Any, pair_weights: Any, valid: Any) -> None:
+    _checks.check_tensor("targets", targets, _checks.FEATURE_DTYPES)
+    _checks.check_tensor("predictions", predictions, (targets.dtype,))
+    _checks.check_tensor("pair_weights", pair_weights, _checks.FEATURE_DTYPES)
+    if targets.dim() != 4:
+        raise ValueError(f"targets must have shape (modalities, K, B, D), got {tuple(targets.shape)}")
+    modalities = targets.shape[0]
+    _checks.check_like("predictions", predictions, targets.shape, "that of targets", targets, "targets")
+    _checks.check_like("pair_weights", pair_weights, (modalities, modalities), "(target, source)", targets, "targets")
+    if pair_weights.requires_grad:
+        raise ValueError("pair_weights must not require a gradient, as the loss has none in them; got one that does")
+    if valid is not None:
+        _checks.check_tensor("valid", valid, (torch.bool,))
+        _checks.check_like("valid", valid, targets.shape[:3], "(modalities, K, B) of targets", targets, "targets")
+
+
+def _implementation(*inputs: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return cross_info_nce_reference(CrossInfoNCEInputs(*inputs))
+
+
+def _backward_implementation(gradient: Tensor, log_normaliser: Tensor, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return cross_info_nce_backward_reference(gradient, log_normaliser, CrossInfoNCEInputs(*inputs))
+
+
+def _fake(*inputs: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    targets, softmax_over = inputs[0], inputs[5]
+    modalities, steps, clips, _ = targets.shape
+    dtype = torch.promote_types(targets.dtype, torch.float32)
+    pairs = (modalities, modalities, steps)
+    softmaxes = 2 if softmax_over == "both" else 1
+    return (
+        targets.new_empty((), dtype=dtype),
+        targets.new_empty(pairs, dtype=dtype),
+        targets.new_empty(pairs, dtype=torch.int64),
+        targets.new_empty((softmaxes, *pairs, clips), dtype=dtype),
+    )
+
+
+def _fake_backward(gradient: Tensor, log_normaliser: Tensor, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+    targets, predictions, _, _, temperature, _ = inputs
+    return targets.new_empty(targets.shape), predictions.new_empty(predictions.shape), temperature.new_empty(())
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    *tensors, ctx.softmax_over = inputs
+    _, pair_loss, hits, log_normaliser = output
+    ctx.save_for_backward(log_normaliser, *tensors)
+    ctx.mark_non_differentiable(pair_loss, hits, log_normaliser)
+
+
+def _backward(ctx: Any, operator: OpOverload, gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    log_normaliser, *tensors = ctx.saved_tensors
+    in_targets, in_predictions, in_temperature = operator(gradient, log_normaliser, *tensors, ctx.softmax_over)
+    return in_targets, in_predictions, None, None, in_temperature, None
+
+
+_INPUTS = "Tensor targets, Tensor predictions, Tensor pair_weights, Tensor? valid, Tensor temperature, str softmax_over"
+_library.declare(
+    "cross_info_nce",
+    f"({_INPUTS}) -> (Tensor loss, Tensor pair_loss, Tensor hits, Tensor log_normaliser)",
+    _implementation,
+    _fake,
+)
+_library.declare(
+    "cross_info_nce_backward",
+    f"(Tensor gradient, Tensor log_normaliser, {_INPUTS}) -> (Tensor, Tensor, Tensor)",
+    _backward_implementation,
+    _fake_backward,
+)
+_library.declare_gradient("cross_info_nce", _backward, _setup_context)
+_library.refuse_second_gradient("cross_info_nce")

@@ -1,0 +1,100 @@
+"""The mean soft assignment of a clip's steps to the codewords, and its gradient, in plain PyTorch."""
+
+import torch
+from torch import Tensor
+
+# Below this squared distance the square root's slope is taken as 0; at distance 0 it would be infinite.
+SMALLEST_SQUARED_DISTANCE = 1e-12
+
+
+def codeword_distribution_reference(
+    features: Tensor, codebook: Tensor, valid: Tensor | None, temperature: float
+) -> Tensor:
+    """Mean over a clip's valid steps of the softmax over codewords of the negative Euclidean distance.
+
+    ::
+
+        P_bk = 1/|V_b| sum_(t in V_b) softmax_k(-||z_bt - e_k||_2 / temperature)
+
+    The squared distance is expanded, |z|^2 - 2 z.e + |e|^2, about the codebook's mean and not below 1e-12.
+
+    Args:
+        features: (B, T, D) float64, float32, float16 or bfloat16.
+        codebook: (M, D), M >= 1, float64, float32 or the dtype of `features`.
+        valid: (B, T) bool, or None where every step is valid.
+        temperature: greater than 0.
+
+    Returns:
+        (B, M) in the wider dtype of the two inputs, float32 at least. Zeros for a clip without a valid step.
+
+    Memory:
+        A few (B, T, M) tensors.
+
+    Source:
+        Liu et al., ACL 2022, Eq. 5; Xia et al., NeurIPS 2023, the code matching loss.
+    """
+    share = _share_of_step(features, codebook, valid)  # (B, T)
+    rows, codewords = _centred(features, codebook, share)
+    probability = torch.softmax(-_squared_distance(rows, codewords).sqrt() / temperature, dim=2)  # (B, T, M)
+    return (share[:, None] @ probability).squeeze(1)
+
+
+def codeword_distribution_backward_reference(
+    gradient: Tensor, features: Tensor, codebook: Tensor, valid: Tensor | None, temperature: float
+) -> tuple[Tensor, Tensor]:
+    """Gradients of `codeword_distribution_reference` in both of its inputs.
+
+    With p the softmax at one step, d the distance, g the gradient that arrives at P and s = 1/|V_b| at valid steps
+    and 0 elsewhere::
+
+        q_k = -s p_k (g_k - sum_l p_l g_l) / (2 temperature d_k)      the gradient in the squared distance
+        grad z = 2 sum_k q_k (z - e_k),  grad e_k = -2 sum_(b, t) q_k (z - e_k)
+
+    Args:
+        gradient: (B, M), the gradient in the result.
+        features: (B, T, D), as in the forward pass.
+        codebook: (M, D), as in the forward pass.
+        valid: (B, T) bool or None, as in the forward pass.
+        temperature: as in the forward pass.
+
+    Returns:
+        Gradients in the shapes and dtypes of `features` and `codebook`.
+
+    Memory:
+        A few (B, T, M) tensors.
+    """
+    share = _share_of_step(features, codebook, valid)  # (B, T)
+    rows, codewords = _centred(features, codebook, share)
+    squared = _squared_distance(rows, codewords)  # (B, T, M)
+    probability = torch.softmax(-squared.sqrt() / temperature, dim=2)
+    arriving = gradient.to(share.dtype)[:, None]  # (B, 1, M)
+    centred_gradient = arriving - (probability * arriving).sum(dim=2, keepdim=True)
+    slope = -share[:, :, None] * probability * centred_gradient / (2 * temperature * squared.sqrt())
+    slope = torch.where(squared <= SMALLEST_SQUARED_DISTANCE, 0, slope)  # (B, T, M)
+    in_rows = 2 * (rows * slope.sum(dim=2, keepdim=True) - slope @ codewords)
+    slope, rows = slope.flatten(0, 1), rows.flatten(0, 1)
+    in_codewords = 2 * (codewords * slope.sum(dim=0)[:, None] - slope.T @ rows)
+    return in_rows.to(features.dtype), in_codewords.to(codebook.dtype)
+
+
+def _share_of_step(features: Tensor, codebook: Tensor, valid: Tensor | None) -> Tensor:
+    """The weight of each step in its clip's mean, in the dtype of the computation: (B, T)."""
+    dtype = torch.promote_types(torch.promote_types(features.dtype, codebook.dtype), torch.float32)
+    if valid is None:
+        return torch.full(features.shape[:2], 1 / max(features.shape[1], 1), dtype=dtype, device=features.device)
+    return valid.to(dtype) / valid.sum(dim=1, keepdim=True).clamp(min=1)
+
+
+def _centred(features: Tensor, codebook: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
+    """Both inputs relative to the mean codeword; the rows of invalid steps, whatever they hold, become zeros.
+
+    Distances stay the same, and a large common offset no longer costs digits in the expanded form.
+    """
+    codewords = codebook.to(share.dtype)
+    centre = codewords.mean(dim=0)
+    return torch.where(share[:, :, None] > 0, features.to(share.dtype) - centre, 0), codewords - centre
+
+
+def _squared_distance(rows: Tensor, codewords: Tensor) -> Tensor:
+    squared = rows.square().sum(dim=2, keepdim=True) + codewords.square().sum(dim=1) - 2 * rows @ codewords.T
+    return squared.clamp(min=SMALLEST_SQUARED_DISTANCE)  # (B, T, M)
