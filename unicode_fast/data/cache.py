@@ -1,0 +1,137 @@
+"""The folder that generated data sets are kept in, and how one is made exactly once."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from unicode_fast.data.store import Store, StoreError, open_store
+from unicode_fast.data.store_write import unfinished_prefix
+
+CACHE_VARIABLE = "UNICODE_FAST_CACHE"
+
+
+def cache_folder() -> Path:
+    """Where generated data sets are kept.
+
+    UNICODE_FAST_CACHE if set, else `unicode_fast` in the platform's cache folder: XDG_CACHE_HOME or ~/.cache,
+    ~/Library/Caches on macOS, %LOCALAPPDATA% on Windows.
+    """
+    if os.environ.get(CACHE_VARIABLE):
+        return Path(os.environ[CACHE_VARIABLE]).expanduser()
+    if sys.platform == "darwin":
+        base = Path.home() / "Library" / "Caches"
+    elif os.name == "nt":
+        base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+    else:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return base / "unicode_fast"
+
+
+def open_or_make(folder: Path, make: Callable[[Path], None], say: Callable[[str], None]) -> Store:
+    """Open the store in this folder; make it first where it is missing, unfinished or damaged.
+
+    One process makes it while others wait; where the file system has no locks they all make it, and the first to
+    finish wins.
+
+    Args:
+        folder: the store's folder, which nobody but this function writes.
+        make: writes the store into a folder that does not exist yet.
+        say: told in one line when a damaged store is made again or when another process is waited for.
+
+    Raises:
+        OSError: the folder above cannot be written, or the disk is full.
+    """
+    try:
+        return open_store(folder)
+    except (FileNotFoundError, StoreError):
+        pass
+    _prepare(folder.parent)
+    with _lock(folder.with_name(f".{folder.name}.lock"), say) as held:
+        try:
+            return open_store(folder)
+        except FileNotFoundError:
+            pass
+        except StoreError as error:
+            say(f"making {folder.name} again: {error}")
+        _remove(folder)
+        if held:
+            _remove_unfinished(folder)
+        with contextlib.suppress(FileExistsError):
+            make(folder)
+        return open_store(folder)
+
+
+def _prepare(parent: Path) -> None:
+    """Make the folder above, and find out now rather than after the work whether it can be written."""
+    probe = parent / f".probe-{os.getpid()}"
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise type(error)(
+            error.errno,
+            f"cache folder must be one that can be written ({error.strerror}); "
+            f"set {CACHE_VARIABLE} or pass another folder",
+            str(parent),
+        ) from error
+
+
+def _remove(folder: Path) -> None:
+    """Remove what is left of an earlier store."""
+    if folder.is_dir():
+        shutil.rmtree(folder)
+    else:
+        folder.unlink(missing_ok=True)
+
+
+def _remove_unfinished(folder: Path) -> None:
+    """Remove the folders that killed processes were writing; only while no other process can be writing one."""
+    for leftover in folder.parent.glob(f"{unfinished_prefix(folder)}*"):
+        shutil.rmtree(leftover)
+
+
+@contextlib.contextmanager
+def _lock(file: Path, say: Callable[[str], None]) -> Iterator[bool]:
+    """Hold an advisory lock that ends with the process; False where the file system has no such locks."""
+    with open(file, "a+b") as stream:
+        try:
+            held = _take(stream.fileno(), wait=False)
+        except BlockingIOError:
+            say(f"waiting for another process that makes {file.stem[1:]}")
+            held = _take(stream.fileno(), wait=True)
+        yield held
+
+
+if os.name == "nt":
+    import msvcrt
+    import time
+
+    def _take(descriptor: int, wait: bool) -> bool:
+        while True:
+            try:
+                os.lseek(descriptor, 0, os.SEEK_SET)
+                msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
+                return True
+            except OSError as error:
+                if not wait:
+                    raise BlockingIOError from error
+                time.sleep(0.2)
+
+else:
+    import errno
+    import fcntl
+
+    def _take(descriptor: int, wait: bool) -> bool:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL):
+                raise
+            return False
+        return True

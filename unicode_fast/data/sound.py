@@ -1,0 +1,181 @@
+"""Sound of clips: which voices there are, spoken digits, coloured noise, and features of the mixture."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+from unicode_fast.data.clips import STEPS, ClipPlan, Recipe
+from unicode_fast.data.sentences import NAMES
+from unicode_fast.data.spectrogram import BANDS, log_mel_statistics
+from unicode_fast.data.speech import SAMPLE_RATE_HZ, SpokenWord, speak
+
+_ENGLISH = (
+    "en-us", "en-us+f1", "en-us+m2", "en-us+m8", "en-us+antonio", "en-us+victor", "en-us+klatt6", "en-us+robert",
+    "en-us+Denis", "en", "en+f2", "en+m3", "en+aunty", "en+pablo", "en+ed", "en+Alex", "en+linda", "en+klatt",
+    "en+Reed", "en-gb-x-rp", "en-gb-x-rp+f3", "en-gb-x-rp+m4", "en-gb-x-rp+edward", "en-gb-x-rp+paul",
+    "en-gb-x-rp+klatt2", "en-gb-x-rp+Storm", "en-029", "en-029+f4", "en-029+m5", "en-029+gustave", "en-029+klatt3",
+    "en-029+benjamin", "en-029+Annie", "en-029+max", "en-029+steph", "en-gb-scotland", "en-gb-scotland+f5",
+    "en-gb-scotland+m6", "en-gb-scotland+adam", "en-gb-scotland+boris", "en-gb-scotland+klatt4",
+    "en-gb-scotland+Henrique", "en-gb-x-gbclan", "en-gb-x-gbclan+m1", "en-gb-x-gbclan+m7", "en-gb-x-gbclan+john",
+    "en-gb-x-gbclan+rob", "en-gb-x-gbclan+caleb",
+)  # fmt: skip
+_GERMAN = (
+    "de", "de+f1", "de+f2", "de+f3", "de+f4", "de+f5", "de+m1", "de+m2", "de+m4", "de+m5", "de+m7", "de+m8", "de+anika",
+    "de+boris", "de+iven", "de+marcelo", "de+steph", "de+antonio", "de+victor", "de+Annie", "de+linda", "de+klatt2",
+    "de+klatt5", "de+pedro", "de+gustave", "de+edward", "de+michael", "de+quincy",
+)  # fmt: skip
+_VARIANTS = 6
+_RATES, _PITCHES = (130, 210), (20, 80)
+_NOISE_SECONDS = 40
+_NOISE_SLOPES = (0.5, 1.0, 1.5)
+# Root mean squares; that of a word is 1 before its gain.
+_NOISE_LEVELS = (0.02, 0.2)
+_GAINS, _LOUDNESSES = (0.3, 1.0), (0.7, 1.4)
+_LONGEST_WORD = int(0.95 * SAMPLE_RATE_HZ)
+_FADE = 400
+_CLIPS_AT_ONCE = 4
+
+
+@dataclass(frozen=True)
+class Voices:
+    """Voices and what they said.
+
+    Attributes:
+        names: of all voices of the language, the index being a voice's number.
+        parts: numbers of the voices of each split.
+        words: for each (voice, digit) several recordings, (samples,) float32 at 16 kHz.
+    """
+
+    names: list[str]
+    parts: dict[str, np.ndarray]
+    words: dict[tuple[int, int], list[np.ndarray]]
+
+    def of_split(self, split: str) -> np.ndarray:
+        """Numbers of the voices that this split may use."""
+        return self.parts[split]
+
+
+def voices_of(recipe: Recipe) -> Voices:
+    """All voices of a data set, each digit spoken at six random rates and pitches."""
+    names = _GERMAN if recipe.language == "de" else _ENGLISH
+    parts = recipe.shuffled_parts(len(names), "voices")
+    used = sorted({int(voice) for split in recipe.clips for voice in parts[split]})
+    return Voices(list(names), parts, _spoken_words(recipe.language, recipe.seed, tuple(used)))
+
+
+def _spoken_words(language: str, seed: int, used: tuple[int, ...]) -> dict[tuple[int, int], list[np.ndarray]]:
+    names = _GERMAN if language == "de" else _ENGLISH
+    places = [(voice, digit) for voice in used for digit in range(10) for _ in range(_VARIANTS)]
+    words: list[SpokenWord] = []
+    for voice, digit in places:
+        generator = np.random.default_rng([seed, voice, digit, len(words) % _VARIANTS])
+        rate, pitch = int(generator.integers(*_RATES)), int(generator.integers(*_PITCHES))
+        words.append(SpokenWord(NAMES[language][digit], names[voice], rate, pitch))
+    spoken: dict[tuple[int, int], list[np.ndarray]] = {}
+    for place, samples in zip(places, speak(words), strict=True):
+        spoken.setdefault(place, []).append(_at_most_a_second(samples))
+    return spoken
+
+
+def _at_most_a_second(samples: np.ndarray) -> np.ndarray:
+    """The beginning of a word that is longer than 0.95 s, faded out."""
+    if len(samples) <= _LONGEST_WORD:
+        return samples
+    cut = samples[:_LONGEST_WORD].copy()
+    cut[-_FADE:] *= np.linspace(1, 0, _FADE, dtype=np.float32)
+    return cut
+
+
+def _coloured_noise(generator: np.random.Generator) -> np.ndarray:
+    """(3, samples) float32 noise with power falling as 1/f^slope, root mean square 1."""
+    samples = _NOISE_SECONDS * SAMPLE_RATE_HZ
+    spectrum = np.fft.rfft(generator.standard_normal((len(_NOISE_SLOPES), samples)), axis=1)
+    frequency = np.maximum(np.arange(spectrum.shape[1]) / _NOISE_SECONDS, 50.0)
+    noise = np.fft.irfft(spectrum / frequency ** (np.array(_NOISE_SLOPES)[:, None] / 2), axis=1)
+    return (noise / noise.std(axis=1, keepdims=True)).astype(np.float32)
+
+
+def render_audio(
+    plan: ClipPlan, voices: Voices, generator: np.random.Generator, progress: Callable[[int], object]
+) -> np.ndarray:
+    """Mix the sound of each second and take its features.
+
+    Everything random is drawn beforehand, so that the result does not depend on how the work is divided.
+
+    Args:
+        plan: N clips.
+        voices: what can be heard in them.
+        generator: the source of randomness.
+        progress: called with the number of clips that are done.
+
+    Returns:
+        (N, 10, 128) float32, mean and standard deviation of 64 log-mel bands in each second.
+    """
+    clips = len(plan.digit)
+    noise = _coloured_noise(generator)
+    draw = _Draws(
+        colour=generator.integers(len(noise), size=clips),
+        place=generator.integers(noise.shape[1] - SAMPLE_RATE_HZ, size=(clips, STEPS)),
+        level=_log_uniform(generator, _NOISE_LEVELS, clips),
+        gain=_log_uniform(generator, _GAINS, clips),
+        loudness=_log_uniform(generator, _LOUDNESSES, (clips, STEPS)),
+        variant=generator.integers(_VARIANTS, size=(clips, STEPS)),
+        offset=generator.random((clips, STEPS)),
+    )
+    features = np.empty((clips, STEPS, 2 * BANDS), np.float32)
+
+    def render(first: int) -> int:
+        last = min(first + _CLIPS_AT_ONCE, clips)
+        places = [(clip, step) for clip in range(first, last) for step in range(STEPS)]
+        seconds = np.stack([_second(plan, voices, noise, draw, place) for place in places])
+        features[first:last] = log_mel_statistics(seconds).reshape(last - first, STEPS, -1)
+        return last - first
+
+    with threadpool_limits(1), ThreadPoolExecutor(_workers()) as pool:
+        for done in pool.map(render, range(0, clips, _CLIPS_AT_ONCE)):
+            progress(done)
+    return features
+
+
+@dataclass(frozen=True)
+class _Draws:
+    """Random numbers for N clips: (N,) colour, level and gain; (N, 10) place, loudness, variant and offset."""
+
+    colour: np.ndarray
+    place: np.ndarray
+    level: np.ndarray
+    gain: np.ndarray
+    loudness: np.ndarray
+    variant: np.ndarray
+    offset: np.ndarray
+
+
+def _second(plan: ClipPlan, voices: Voices, noise: np.ndarray, draw: _Draws, at: tuple[int, int]) -> np.ndarray:
+    """(16000,) float32 samples of one (clip, second): noise, and the spoken digit if there is one."""
+    clip, step = at
+    place = draw.place[at]
+    mixture = noise[draw.colour[clip], place : place + SAMPLE_RATE_HZ] * np.float32(draw.level[clip])
+    digit = plan.digit[clip] if plan.spoken[at] else plan.heard_distractor[at]
+    if digit >= 0:
+        word = voices.words[int(plan.voice[clip]), int(digit)][draw.variant[at]]
+        start = int(draw.offset[at] * (SAMPLE_RATE_HZ - len(word)))
+        mixture[start : start + len(word)] += np.float32(draw.loudness[at]) * word
+    return mixture * np.float32(draw.gain[clip])
+
+
+def _log_uniform(
+    generator: np.random.Generator, limits: tuple[float, float], size: int | tuple[int, int]
+) -> np.ndarray:
+    return np.exp(generator.uniform(np.log(limits[0]), np.log(limits[1]), size))
+
+
+def _workers() -> int:
+    """Processors that this process may use, at most eight."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(8, usable)

@@ -1,0 +1,111 @@
+"""Spoken words as 16 kHz samples, made by espeak-ng in a child process.
+
+espeak-ng is licensed under GPL-3. Its shared library is never loaded into the calling process: the words go to
+`espeak_child.py`, a script in a process of its own, and only samples come back.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import BinaryIO, NamedTuple, cast
+
+import numpy as np
+from scipy.signal import resample_poly
+
+SAMPLE_RATE_HZ = 16_000
+_CHILD = Path(__file__).with_name("espeak_child.py")
+_ESPEAK_RATE_HZ = 22_050
+
+
+class SpokenWord(NamedTuple):
+    """What to say: the text, an espeak voice such as "en-us+f3", words per minute (80-450), pitch (0-99)."""
+
+    text: str
+    voice: str
+    rate: int
+    pitch: int
+
+
+def speak(words: Sequence[SpokenWord], progress: Callable[[int], object] | None = None) -> list[np.ndarray]:
+    """Speak each word, trimmed of silence and scaled to root mean square 1.
+
+    The words are spoken in the order given by one fresh process, because espeak-ng carries state from one word to the
+    next: the same list gives the same samples.
+
+    Args:
+        words: what to say.
+        progress: called with 1 after each word.
+
+    Returns:
+        One (samples,) float32 array per word at 16 kHz.
+
+    Raises:
+        ValueError: a voice does not exist, or a word made no sound.
+        RuntimeError: the child process failed; the message holds what it said.
+    """
+    command = [sys.executable, str(_CHILD)]
+    # Messages go to a file: a pipe that nobody reads could fill up and stop the child.
+    with (
+        tempfile.TemporaryFile() as messages,
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=messages) as child,
+    ):
+        try:
+            _send(child, words)
+            return _read_words(cast(BinaryIO, child.stdout), words, progress)
+        except (EOFError, BrokenPipeError) as error:
+            child.wait()
+            messages.seek(0)
+            said = messages.read().decode(errors="replace").strip() or "no message"
+            raise RuntimeError(
+                f"espeak-ng must speak {len(words)} words, but its process ended with status {child.returncode}: {said}"
+            ) from error
+
+
+def _send(child: subprocess.Popen[bytes], words: Sequence[SpokenWord]) -> None:
+    stream = cast(BinaryIO, child.stdin)
+    stream.write(json.dumps(words).encode())
+    stream.close()
+
+
+def _read_words(
+    stream: BinaryIO, words: Sequence[SpokenWord], progress: Callable[[int], object] | None
+) -> list[np.ndarray]:
+    """Read the child's answers, each converted as soon as it arrives."""
+    sample_rate = _read_int(stream)
+    if sample_rate != _ESPEAK_RATE_HZ:
+        raise RuntimeError(f"espeak-ng must sample at {_ESPEAK_RATE_HZ} Hz, got {sample_rate}")
+    spoken = []
+    for word in words:
+        count = _read_int(stream)
+        if count < 0:
+            raise ValueError(f"voice must be one that espeak-ng knows, got {word.voice!r}")
+        spoken.append(_cleaned(np.frombuffer(_read_bytes(stream, 2 * count), "<i2"), word))
+        if progress:
+            progress(1)
+    return spoken
+
+
+def _read_int(stream: BinaryIO) -> int:
+    return int.from_bytes(_read_bytes(stream, 4), "little", signed=True)
+
+
+def _read_bytes(stream: BinaryIO, count: int) -> bytes:
+    data = stream.read(count)
+    if len(data) < count:
+        raise EOFError
+    return data
+
+
+def _cleaned(samples: np.ndarray, word: SpokenWord) -> np.ndarray:
+    """Cut the silence at both ends, resample to 16 kHz, scale to root mean square 1."""
+    loud = np.flatnonzero(np.abs(samples.astype(np.int32)) > 200)
+    if len(loud) == 0:
+        raise ValueError(f"text must make a sound, got silence for {word.text!r} with voice {word.voice!r}")
+    trimmed = samples[loud[0] : loud[-1] + 1].astype(np.float32)
+    resampled = resample_poly(trimmed, 320, 441).astype(np.float32)
+    return resampled / np.sqrt(np.mean(resampled**2))

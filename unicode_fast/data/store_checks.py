@@ -1,0 +1,130 @@
+"""What the arrays of a feature store must look like; every function raises `StoreError` or returns nothing."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from unicode_fast.config import Modality
+
+FEATURE_DTYPES = ("float16", "float32", "float64")
+# Large arrays are checked in pieces of about this many values, so that a memory-mapped one need not fit in memory.
+_PIECE_VALUES = 1 << 22
+
+
+class StoreError(ValueError):
+    """The contents of a feature store are not what they must be."""
+
+
+class DamagedStoreError(StoreError):
+    """A file of a feature store is missing, cut short, or does not have its checksum."""
+
+
+def check_names(modalities: Mapping[str, Modality], classes: Sequence[str]) -> None:
+    """Raise unless there are modalities and all names can be used."""
+    if len(modalities) == 0:
+        raise StoreError("modalities must name at least one modality, got none")
+    for name, modality in modalities.items():
+        _check_name("a modality name", name, "_-")
+        if not isinstance(modality, Modality):
+            raise StoreError(f"modality {name!r} must be a Modality, got {type(modality).__name__}")
+    if len(set(classes)) != len(classes) or not all(isinstance(name, str) for name in classes):
+        raise StoreError(f"classes must be different strings, got {list(classes)}")
+
+
+def _check_name(what: str, name: str, others: str) -> None:
+    if not isinstance(name, str) or not re.fullmatch(rf"[A-Za-z0-9{re.escape(others)}]+", name):
+        raise StoreError(f"{what} must be made of letters, digits and any of {others!r}, got {name!r}")
+
+
+def check_split(
+    split: str, arrays: Mapping[str, np.ndarray], modalities: Mapping[str, Modality], classes: Sequence[str]
+) -> None:
+    """Raise unless keys, dtypes and shapes of one split fit together."""
+    _check_name("a split name", split, "_.")
+    for name in modalities:
+        if name not in arrays:
+            raise StoreError(f"split {split!r} must hold features of modality {name!r}, got keys {sorted(arrays)}")
+    clips = len(arrays[next(iter(modalities))]) if arrays[next(iter(modalities))].ndim else 0
+    if clips == 0:
+        raise StoreError(f"split {split!r} must hold at least one clip, got none")
+    for key, array in arrays.items():
+        _check_name(f"a key of split {split!r}", key, "_-.")
+        where = f"array {key!r} of split {split!r}"
+        if array.dtype.hasobject:
+            raise StoreError(f"{where} must have a plain dtype, got {array.dtype}")
+        if array.ndim == 0 or len(array) != clips:
+            raise StoreError(f"{where} must have {clips} clips first, got shape {array.shape}")
+    for name, modality in modalities.items():
+        _check_features(f"array {name!r} of split {split!r}", arrays[name], modality)
+    for key in arrays:
+        _check_companion(split, key, arrays, modalities, classes)
+
+
+def _check_features(where: str, array: np.ndarray, modality: Modality) -> None:
+    if array.dtype.name not in FEATURE_DTYPES:
+        raise StoreError(f"{where} must be one of {', '.join(FEATURE_DTYPES)}, got {array.dtype}")
+    if array.ndim < 2 or array.shape[2:] != modality.shape or array.shape[1] == 0:
+        wanted = ", ".join(str(size) for size in ("clips", "T >= 1", *modality.shape))
+        raise StoreError(f"{where} must have shape ({wanted}), got {array.shape}")
+
+
+def _check_companion(
+    split: str,
+    key: str,
+    arrays: Mapping[str, np.ndarray],
+    modalities: Mapping[str, Modality],
+    classes: Sequence[str],
+) -> None:
+    """Check "class", "<modality>.label" and "<modality>.length"."""
+    array, where = arrays[key], f"array {key!r} of split {split!r}"
+    owner, _, role = key.rpartition(".")
+    if role in ("label", "length") and owner not in modalities:
+        raise StoreError(f"{where} must belong to one of the modalities {sorted(modalities)}, got {owner!r}")
+    if key == "class" and (array.dtype != np.int64 or array.ndim != 1):
+        raise StoreError(f"{where} must be (clips,) int64, got {array.shape} {array.dtype}")
+    if role == "length" and (array.dtype != np.int64 or array.ndim != 1):
+        raise StoreError(f"{where} must be (clips,) int64, got {array.shape} {array.dtype}")
+    if role == "label":
+        wanted = (len(array), arrays[owner].shape[1], len(classes) + 1)
+        if array.shape != wanted or array.dtype.name not in ("uint8", "float32"):
+            raise StoreError(f"{where} must be {wanted} uint8 or float32, got {array.shape} {array.dtype}")
+
+
+def check_values(
+    split: str, arrays: Mapping[str, np.ndarray], modalities: Mapping[str, Modality], classes: Sequence[str]
+) -> None:
+    """Raise unless features are finite, labels in [0, 1], lengths in [1, T] and classes in [0, C)."""
+    for key, array in arrays.items():
+        where = f"array {key!r} of split {split!r}"
+        owner, _, role = key.rpartition(".")
+        if key in modalities:
+            _check_each_clip(where, array, "hold finite values", np.isfinite)
+        elif key == "class":
+            _check_each_clip(
+                where, array, f"lie in [0, {len(classes)})", lambda piece: (piece >= 0) & (piece < len(classes))
+            )
+        elif role == "label":
+            _check_each_clip(where, array, "lie in [0, 1]", lambda piece: (piece >= 0) & (piece <= 1))
+        elif role == "length":
+            steps = arrays[owner].shape[1]
+            good = functools.partial(_is_within, top=steps)
+            _check_each_clip(where, array, f"lie in [1, {steps}]", good)
+
+
+def _is_within(piece: np.ndarray, top: int) -> np.ndarray:
+    return (piece >= 1) & (piece <= top)
+
+
+def _check_each_clip(where: str, array: np.ndarray, must: str, is_good: Callable[[np.ndarray], np.ndarray]) -> None:
+    """Raise with the number of the first clip that holds a bad value, and that value."""
+    step = max(1, _PIECE_VALUES // max(1, int(np.prod(array.shape[1:]))))
+    for start in range(0, len(array), step):
+        piece = np.asarray(array[start : start + step])
+        good = is_good(piece)
+        if not good.all():
+            place = np.unravel_index(np.argmin(good), good.shape)
+            raise StoreError(f"{where} must {must}, got {piece[place]} in clip {start + int(place[0])}")

@@ -1,0 +1,195 @@
+"""Writing a feature store so that a reader sees all of it or nothing."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import io
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from unicode_fast.config import Modality
+from unicode_fast.data.store_checks import StoreError, check_names, check_split, check_values
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+_PIECE_BYTES = 1 << 24
+
+
+def write_store(
+    path: str | os.PathLike[str],
+    name: str,
+    modalities: Mapping[str, Modality],
+    classes: Sequence[str],
+    splits: Mapping[str, Mapping[str, np.ndarray]],
+    extra: Mapping[str, Any] | None = None,
+) -> None:
+    """Check the arrays and write them as a feature store.
+
+    The files go to a temporary folder beside `path`, are flushed to the disk, and the folder is then renamed: whatever
+    interrupts the writing, `path` never holds half a store. Of several processes that write the same path one
+    succeeds and the others raise FileExistsError.
+
+    Args:
+        path: the folder to make; it must not exist.
+        name: what people call the data set.
+        modalities: kind and shape of one time step of each modality.
+        classes: C class names.
+        splits: for each split its arrays, clips first. A modality's name holds its features (clips, T, ...) of float16,
+            float32 or float64, with zeros after the end of shorter clips; "<modality>.length" (clips,) int64 in [1, T]
+            where lengths differ; "<modality>.label" (clips, T, C+1) uint8 or float32 in [0, 1], background last;
+            "class" (clips,) int64 in [0, C); "id" (clips,) numbers or strings. Other keys are kept as they are.
+        extra: anything else that JSON can hold.
+
+    Raises:
+        StoreError: the arrays do not fit together or hold NaN, infinite or impossible values.
+        FileExistsError: `path` exists already.
+        OSError: the folder cannot be written or the disk is full; nothing is left behind.
+    """
+    target = Path(path).absolute()
+    if target.exists():
+        raise FileExistsError(errno.EEXIST, "the folder of a new feature store must not exist yet", str(target))
+    check_contents(modalities, classes, splits)
+    manifest: dict[str, Any] = {
+        "format": FORMAT,
+        "name": name,
+        "modalities": {
+            key: {
+                "kind": modality.kind,
+                "shape": list(modality.shape),
+                "dtype": next(iter(splits.values()))[key].dtype.name,
+            }
+            for key, modality in modalities.items()
+        },
+        "classes": list(classes),
+        "splits": {},
+        "extra": dict(extra or {}),
+    }
+    try:
+        json.dumps(manifest, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise StoreError(f"extra must hold what JSON can hold, got: {error}") from error
+    temporary = _make_temporary(target)
+    try:
+        for split, arrays in splits.items():
+            entries = {key: _write_array(temporary, f"{split}-{key}.npy", array) for key, array in arrays.items()}
+            manifest["splits"][split] = {"clips": len(next(iter(arrays.values()))), "arrays": entries}
+        _write_bytes(temporary / MANIFEST, json.dumps(manifest, indent=1).encode())
+        _sync_folder(temporary)
+        _rename(temporary, target)
+        _sync_folder(target.parent)
+    except OSError as error:
+        raise _explained(error, target) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def check_contents(
+    modalities: Mapping[str, Modality], classes: Sequence[str], splits: Mapping[str, Mapping[str, np.ndarray]]
+) -> None:
+    """Raise StoreError unless all splits fit the modalities and one another, by shape, dtype and value."""
+    check_names(modalities, classes)
+    if len(splits) == 0:
+        raise StoreError("splits must name at least one split, got none")
+    first: dict[str, tuple[str, Any]] = {}
+    for split, arrays in splits.items():
+        check_split(split, arrays, modalities, classes)
+        for name in modalities:
+            found = (arrays[name].shape[1], arrays[name].dtype)
+            other, wanted = first.setdefault(name, (split, found))
+            if found != wanted:
+                raise StoreError(
+                    f"features of {name!r} must have the same number of time steps and dtype in all splits, "
+                    f"got {wanted[0]} {wanted[1]} in {other!r} and {found[0]} {found[1]} in {split!r}"
+                )
+        check_values(split, arrays, modalities, classes)
+
+
+def unfinished_prefix(target: Path) -> str:
+    """How the names of folders begin in which a store is being written, beside the store's own folder."""
+    return f".{target.name}.writing-"
+
+
+def _make_temporary(target: Path) -> Path:
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f"{unfinished_prefix(target)}{uuid.uuid4().hex[:12]}")
+        temporary.mkdir()
+        return temporary
+    except OSError as error:
+        raise _explained(error, target) from error
+
+
+def _explained(error: OSError, target: Path) -> OSError:
+    """The same error with a message that says what was being done and what helps."""
+    if error.errno == errno.EEXIST:
+        return error
+    if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
+        cure = "the disk is full; free some space or choose a folder on another disk"
+    else:
+        cure = f"{error.strerror or error}; choose a folder that can be written"
+    return type(error)(error.errno, f"feature store could not be written: {cure}", str(target))
+
+
+def _write_array(folder: Path, file: str, array: np.ndarray) -> dict[str, Any]:
+    """Write one .npy file, returning its manifest entry; the checksum is of the whole file."""
+    array = np.ascontiguousarray(array)
+    digest = hashlib.sha256()
+    with open(folder / file, "xb") as stream:
+        header = _header(array)
+        body = array.reshape(-1).view(np.uint8)
+        pieces = [header, *(body[start : start + _PIECE_BYTES].data for start in range(0, len(body), _PIECE_BYTES))]
+        for piece in pieces:
+            digest.update(piece)
+            stream.write(piece)
+        stream.flush()
+        os.fsync(stream.fileno())
+    return {
+        "file": file,
+        "shape": list(array.shape),
+        "dtype": array.dtype.str,
+        "bytes": sum(len(piece) for piece in pieces),
+        "sha256": digest.hexdigest(),
+    }
+
+
+def _header(array: np.ndarray) -> bytes:
+    """The bytes that numpy writes before the values."""
+    buffer = io.BytesIO()
+    np.lib.format.write_array_header_1_0(buffer, np.lib.format.header_data_from_array_1_0(array))
+    return buffer.getvalue()
+
+
+def _write_bytes(file: Path, data: bytes) -> None:
+    with open(file, "xb") as stream:
+        stream.write(data)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable; Windows has no such call and needs none."""
+    if os.name == "nt":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _rename(temporary: Path, target: Path) -> None:
+    # A rename replaces an empty folder, and fails on one that holds something.
+    try:
+        os.rename(temporary, target)
+    except OSError as error:
+        if target.exists():
+            raise FileExistsError(errno.EEXIST, "another process made the feature store first", str(target)) from error
+        raise
