@@ -1,0 +1,352 @@
+"""Configuration: frozen dataclasses whose field names are the command-line flags and the keys of a YAML file."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+Kind = Literal["vector", "grid", "words"]
+
+# A grid loses two 3x3 convolutions without padding before its map, so each side needs five positions.
+SMALLEST_GRID = 5
+
+
+@dataclass(frozen=True)
+class Modality:
+    """What one time step of a modality looks like.
+
+    Args:
+        kind: "vector" for (C,) features, "grid" for (H, W, C) channels-last
+            maps, "words" for (C,) word vectors that a bidirectional LSTM reads
+            first.
+        shape: the shape of one time step, (C,) or (H, W, C).
+
+    Raises:
+        ValueError: the kind is unknown or the shape does not fit it.
+    """
+
+    kind: Kind
+    shape: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(Kind):
+            raise ValueError(f"kind must be one of {', '.join(get_args(Kind))}, got {self.kind!r}")
+        object.__setattr__(self, "shape", tuple(int(size) for size in self.shape))
+        sides = 3 if self.kind == "grid" else 1
+        if len(self.shape) != sides or min(self.shape) < 1:
+            raise ValueError(f"shape of a {self.kind} modality must be {sides} positive sizes, got {self.shape}")
+        if self.kind == "grid" and min(self.shape[:2]) < SMALLEST_GRID:
+            raise ValueError(f"a grid must be at least {SMALLEST_GRID} x {SMALLEST_GRID}, got shape {self.shape}")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Sizes and shape of the network.
+
+    Args:
+        width: D, the shared width of semantic features and codewords.
+        codewords: M, the size of the codebook.
+        vector_specific_width: output of the specific encoder of vectors and words.
+        word_width: output of the bidirectional LSTM over words, both directions together.
+        grid_hidden_width: channels after the first convolution over grids, and inside their decoder.
+        grid_specific_width: channels of the specific map of grids.
+        grid_club_width: width of the vector that CLUB sees of that map.
+        grid_semantic_width: output of the semantic encoder of grids where `grid_pooling` is "flatten".
+        squeeze_width: bottleneck of the channel re-weighting of grids.
+        grid_pooling: how positions become one vector: "sum" adds them (as
+            released), "attention" weighs them by a softmax over positions,
+            "flatten" reads all of them by one linear layer.
+        residual_skip: what the residual block adds: its input, or the "relu"
+            of it (as released, where the activation works in place).
+        temporal_layers: transformer layers per modality.
+        temporal_heads: attention heads.
+        feedforward_width: hidden width of a transformer layer.
+        equal_layers: transformer layers start as copies of each other (as released).
+        dropout: in the transformer layers.
+        cpc_layers: LSTM layers of the Cross-CPC context.
+        cpc_bias: Cross-CPC predictors are affine (as released), else linear.
+        cpc_steps: K, future steps that are predicted.
+        club_hidden_width: hidden width of the CLUB networks.
+    """
+
+    width: int = 128
+    codewords: int = 128
+    vector_specific_width: int = 128
+    word_width: int = 128
+    grid_hidden_width: int = 32
+    grid_specific_width: int = 64
+    grid_club_width: int = 64
+    grid_semantic_width: int = 256
+    squeeze_width: int = 8
+    grid_pooling: Literal["sum", "attention", "flatten"] = "flatten"
+    residual_skip: Literal["input", "relu"] = "input"
+    temporal_layers: int = 2
+    temporal_heads: int = 4
+    feedforward_width: int = 256
+    equal_layers: bool = False
+    dropout: float = 0.1
+    cpc_layers: int = 1
+    cpc_bias: bool = True
+    cpc_steps: int = 1
+    club_hidden_width: int = 64
+
+
+@dataclass(frozen=True)
+class MethodConfig:
+    """The rules of Uni-Code; every choice in which presets differ has its field here or in ModelConfig.
+
+    Args:
+        codebook_init: codewords start "uniform" in +-1/400, as random rows of
+            "data", or as centroids of "kmeans" over the first batches.
+        ema_initial_count: what every codeword's running count starts at.
+        ema_decay: gamma of Eq. 7.
+        ema_epsilon: Laplace smoothing of the counts.
+        ema_update: "sequential" decays once per modality (as released),
+            "joint" once per batch (Eq. 7).
+        ema_smoothing: "none", "transient" (only in the division) or
+            "compounding" (written back to the counts, as released).
+        ema_partner: the vector that stands for the other modalities in Eq. 7:
+            "aligned" (same clip, same step), "attended" (softmax attention
+            over the steps of the same clip) or "none" (plain EMA).
+        ema_own_weight: weight of the own feature; the partners share the rest.
+        unequal_lengths: modalities with different numbers of steps are an
+            error ("refuse"), or stand to each other by their "means" over time.
+        revive_after: N_re, batches without use before a codeword is replaced; 0 never replaces.
+        revive_unless: a codeword stays if "any" or "all" modalities used it within N_re.
+        revive_source: replacements are other codewords in use plus noise, or features of the batch.
+        revive_noise: half width of that uniform noise.
+        revive_active_within: a codeword counts as in use when any modality chose it this recently, in batches.
+        revive_ema: a replacement resets the running count and sum too, so that it lasts.
+        reconstruction_weight: of the mean squared reconstruction errors.
+        word_target: words are reconstructed as the "lstm" output that entered
+            the encoder (as released, with gradient) or as the "input" vectors.
+        commitment_weight: beta of Eq. 8.
+        commitment_own: factor of the distance to the own codeword.
+        commitment_partner: factor of the distance to the partners' codewords, which share it.
+        commitment_norm: squared errors are averaged ("mean") or added ("sum") over D.
+        club_estimator: "official" (one permutation, as released),
+            "closed_form" (all pairs, Eq. 5, without sampling) or "none".
+        club_input: CLUB reads the "quantised" (as released) or the "semantic" features.
+        club_floor: an estimate below zero, which no mutual information has,
+            counts as zero; without it features run away from a CLUB network that lags behind.
+        club_reduction: the estimate is added ("sum") or averaged ("mean") over channels.
+        club_weight: of the CLUB estimates.
+        club_inner_steps: updates of the CLUB networks per batch.
+        club_learning_rate: of their optimiser, per update.
+        cpc_weight: of the cross-modal terms of Cross-CPC.
+        cpc_self_weight: of the terms within a modality, relative to the cross-modal ones.
+        cpc_softmax_over: "predictions" (as released), "candidates" (Eq. 6) or "both".
+        cpc_scale: scores are divided by "sqrt_width", sqrt(D), or by "one".
+        cpc_temperature: divides the scores further.
+        cpc_earliest: smallest 0-based step whose context is drawn.
+        cmcm_weight: of the code matching loss.
+        cmcm_pairing: "official" compares the second term untransposed, "symmetric" as published.
+        cmcm_directions: softmax along the "rows" only, or "both".
+        cmcm_temperature: divides the distances in the soft assignment.
+    """
+
+    codebook_init: Literal["uniform", "data", "kmeans"] = "data"
+    ema_initial_count: float = 1.0
+    ema_decay: float = 0.99
+    ema_epsilon: float = 1e-5
+    ema_update: Literal["joint", "sequential"] = "joint"
+    ema_smoothing: Literal["none", "transient", "compounding"] = "transient"
+    ema_partner: Literal["aligned", "attended", "none"] = "aligned"
+    ema_own_weight: float = 0.5
+    unequal_lengths: Literal["means", "refuse"] = "means"
+    revive_after: int = 30
+    revive_unless: Literal["any", "all"] = "any"
+    revive_source: Literal["codeword", "feature"] = "feature"
+    revive_noise: float = 1 / 1024
+    revive_active_within: int = 100
+    revive_ema: bool = True
+    reconstruction_weight: float = 1.0
+    word_target: Literal["lstm", "input"] = "input"
+    commitment_weight: float = 0.25
+    commitment_own: float = 2.0
+    commitment_partner: float = 1.0
+    commitment_norm: Literal["mean", "sum"] = "mean"
+    club_estimator: Literal["official", "closed_form", "none"] = "closed_form"
+    club_input: Literal["quantised", "semantic"] = "semantic"
+    club_floor: bool = True
+    club_reduction: Literal["sum", "mean"] = "mean"
+    club_weight: float = 1.0
+    club_inner_steps: int = 1
+    club_learning_rate: float = 1e-3
+    cpc_weight: float = 1.0
+    cpc_self_weight: float = 0.1
+    cpc_softmax_over: Literal["predictions", "candidates", "both"] = "both"
+    cpc_scale: Literal["one", "sqrt_width"] = "sqrt_width"
+    cpc_temperature: float = 1.0
+    cpc_earliest: int = 0
+    cmcm_weight: float = 0.5
+    cmcm_pairing: Literal["official", "symmetric"] = "symmetric"
+    cmcm_directions: Literal["rows", "both"] = "both"
+    cmcm_temperature: float = 1.0
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What is learned from.
+
+    Args:
+        data: name of a built-in dataset, or the folder of a feature store.
+        modalities: which of its modalities, separated by commas; their order is the order of the sequential EMA.
+        easy: the built-in dataset without distractors and shifts, for quick looks.
+        train_clips: clips of the built-in dataset that are made for training.
+        val_clips: for choosing epochs and checkpoints.
+        test_clips: for the reported scores.
+        data_seed: of the built-in dataset's generator.
+    """
+
+    data: str = "talking-digits"
+    modalities: str = "audio,video,text"
+    easy: bool = False
+    train_clips: int = 4000
+    val_clips: int = 500
+    test_clips: int = 1000
+    data_seed: int = 0
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How long, how fast and where.
+
+    Args:
+        steps: batches of pre-training; 0 counts `epochs` instead.
+        epochs: passes over the training split where `steps` is 0.
+        batch_size: B, clips per batch.
+        keep_last_batch: the smaller last batch of an epoch is used (as released), else dropped.
+        learning_rate: of Adam, per step.
+        warmup_steps: steps over which the learning rate rises linearly.
+        schedule: "constant", "cosine" (to a hundredth), or "multistep" (halved after epochs 10, 20 and 30).
+        clip_norm: largest gradient norm of each part of the model.
+        dtype: of features and parameters.
+        device: "auto" takes a GPU where there is one.
+        seed: of initial weights, order of clips, dropout, draws and probes.
+        validations: how often the zero-shot accuracy is measured on the validation split, evenly spread.
+        checkpoint_seconds: longest time between two checkpoints.
+        probe_tasks: tasks whose table ends the run, separated by commas.
+    """
+
+    steps: int = 1000
+    epochs: int = 6
+    batch_size: int = 80
+    keep_last_batch: bool = False
+    learning_rate: float = 1e-3
+    warmup_steps: int = 0
+    schedule: Literal["constant", "cosine", "multistep"] = "constant"
+    clip_norm: float = 0.5
+    dtype: Literal["float32", "float64"] = "float32"
+    device: str = "auto"
+    seed: int = 0
+    validations: int = 5
+    checkpoint_seconds: float = 20.0
+    probe_tasks: str = "classification,localisation"
+
+
+@dataclass(frozen=True)
+class Config:
+    """All of a run: what `resolved` writes and a checkpoint holds."""
+
+    preset: str = "recommended"
+    size: str = "small"
+    model: ModelConfig = field(default_factory=ModelConfig)
+    method: MethodConfig = field(default_factory=MethodConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+    def flat(self) -> dict[str, Any]:
+        """Every field by its own name, as a YAML file holds them."""
+        values: dict[str, Any] = {"preset": self.preset, "size": self.size}
+        for part in PARTS:
+            values.update(dataclasses.asdict(getattr(self, part)))
+        return values
+
+    def replace(self, **values: Any) -> Config:
+        """A copy with fields of any part changed.
+
+        Raises:
+            ValueError: a name is no field, or a value is outside its range.
+            TypeError: a value has the wrong type.
+        """
+        parts = {part: {} for part in PARTS}  # type: dict[str, dict[str, Any]]
+        own: dict[str, Any] = {}
+        for name, value in values.items():
+            if name in ("preset", "size"):
+                own[name] = value
+            elif name in FIELDS:
+                parts[FIELDS[name]][name] = check_value(name, value)
+            else:
+                raise ValueError(f"configuration has no field {name!r}; fields are {', '.join(sorted(FIELDS))}")
+        changed = {part: dataclasses.replace(getattr(self, part), **new) for part, new in parts.items() if new}
+        return dataclasses.replace(self, **own, **changed)
+
+
+PARTS = {"model": ModelConfig, "method": MethodConfig, "data": DataConfig, "train": TrainConfig}
+FIELDS = {item.name: part for part, kind in PARTS.items() for item in dataclasses.fields(kind)}
+_TYPES = {name: hint for kind in PARTS.values() for name, hint in get_type_hints(kind).items()}
+
+# Smallest and largest value, both allowed.
+RANGES: Mapping[str, tuple[float, float]] = {
+    **dict.fromkeys(
+        (
+            "width", "vector_specific_width", "grid_hidden_width", "grid_specific_width", "grid_club_width",
+            "grid_semantic_width", "squeeze_width", "temporal_layers", "temporal_heads", "feedforward_width",
+            "cpc_layers", "cpc_steps", "club_hidden_width", "epochs", "train_clips", "val_clips", "test_clips",
+        ),
+        (1, math.inf),
+    ),
+    **dict.fromkeys(("codewords", "word_width", "batch_size"), (2, math.inf)),
+    **dict.fromkeys(
+        (
+            "ema_initial_count", "ema_epsilon", "revive_after", "revive_noise", "revive_active_within",
+            "reconstruction_weight", "commitment_weight", "commitment_own", "commitment_partner", "club_weight",
+            "club_inner_steps", "cpc_weight", "cpc_self_weight", "cpc_earliest", "cmcm_weight", "data_seed", "steps",
+            "warmup_steps", "seed", "validations", "checkpoint_seconds",
+        ),
+        (0, math.inf),
+    ),
+    **dict.fromkeys(("ema_decay", "ema_own_weight", "dropout"), (0, 1)),
+    **dict.fromkeys(
+        ("club_learning_rate", "cpc_temperature", "cmcm_temperature", "learning_rate", "clip_norm"), (1e-12, math.inf)
+    ),
+}  # fmt: skip
+
+
+def check_value(name: str, value: Any) -> Any:
+    """The value of a field, integers widened to float where the field is one.
+
+    Raises:
+        TypeError: the type does not fit the field.
+        ValueError: the value is not among the choices or outside the range.
+    """
+    hint = _TYPES[name]
+    if get_origin(hint) is Literal:
+        if value not in get_args(hint):
+            raise ValueError(f"{name} must be one of {', '.join(map(str, get_args(hint)))}, got {value!r}")
+        return value
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
+        raise TypeError(f"{name} must be {hint.__name__}, got {type(value).__name__} {value!r}")
+    if name in RANGES:
+        low, high = RANGES[name]
+        if not low <= value <= high or not math.isfinite(value):
+            raise ValueError(f"{name} must be a finite number in [{low}, {high}], got {value!r}")
+    return value
+
+
+def modality_names(modalities: str) -> tuple[str, ...]:
+    """The names in a comma-separated list.
+
+    Raises:
+        ValueError: fewer than two names, or one of them twice.
+    """
+    names = tuple(name.strip() for name in modalities.split(",") if name.strip())
+    if len(names) < 2 or len(set(names)) != len(names):
+        raise ValueError(f"modalities must name two or more different modalities, got {modalities!r}")
+    return names

@@ -1,0 +1,160 @@
+"""Pure functions from tensors to scalars; weights are configuration and live elsewhere."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+# Inside the logarithm and in the denominator of the released code matching loss.
+OFFICIAL_LOG_OFFSET = 1e-10
+OFFICIAL_SUM_OFFSET = 1e-5
+
+
+def masked_mean(values: Tensor, mask: Tensor | None) -> Tensor:
+    """Mean over the valid steps and all trailing elements.
+
+    Args:
+        values: (B, T, ...).
+        mask: (B, T) bool, or None where every step is valid.
+
+    Returns:
+        A scalar; 0 where no step is valid.
+    """
+    if mask is None:
+        return values.mean()
+    steps = values.flatten(2).mean(2) if values.dim() > 2 else values
+    return torch.where(mask, steps, 0).sum() / mask.sum().clamp(min=1)
+
+
+def reconstruction(decoded: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Mean squared error over the elements of valid steps; paper section 3.2.
+
+    Args:
+        decoded: (B, T, ...).
+        target: the same shape.
+        mask: (B, T) bool, or None.
+    """
+    return masked_mean((decoded - target).square(), mask)
+
+
+def commitment(semantic: Tensor, codeword: Tensor, mask: Tensor | None = None, *, norm: str = "mean") -> Tensor:
+    """Squared distance of features to codewords held fixed, over valid steps; one term of Eq. 8.
+
+    Args:
+        semantic: z, (B, T, D).
+        codeword: (B, T, D), the own or a partner's codewords; no gradient flows into it.
+        mask: (B, T) bool, or None.
+        norm: "mean" averages the squared differences over D, "sum" adds them.
+    """
+    squared = (semantic - codeword.detach()).square()
+    return masked_mean(squared.mean(-1) if norm == "mean" else squared.sum(-1), mask)
+
+
+def club_likelihood(mean: Tensor, log_variance: Tensor, specific: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Negative log likelihood, up to a constant, that a CLUB network minimises.
+
+    Args:
+        mean: of q(y | x), (B, T, C).
+        log_variance: of q(y | x), (B, T, C).
+        specific: y, (B, T, C).
+        mask: (B, T) bool, or None.
+
+    Returns:
+        The mean over valid steps of the sum over channels.
+    """
+    terms = ((mean - specific).square() * torch.exp(-log_variance) + log_variance) / 2
+    return masked_mean(terms.sum(-1), mask)
+
+
+def club_official(
+    mean: Tensor, log_variance: Tensor, specific: Tensor, permutation: Tensor, mask: Tensor | None = None
+) -> Tensor:
+    """The mutual information estimate of the released code.
+
+    It averages the squared error and the log variance over time first, divides
+    one by the exponential of the other, and takes one permutation of the batch
+    as negatives, fixed points included.
+
+    Args:
+        mean: (B, T, C).
+        log_variance: (B, T, C).
+        specific: y, (B, T, C).
+        permutation: (B,) int64, the clip that serves as negative.
+        mask: (B, T) bool, or None; a negative counts where both clips are valid.
+    """
+
+    def over_time(values: Tensor, valid: Tensor | None) -> Tensor:
+        if valid is None:
+            return values.mean(1)
+        weight = valid.unsqueeze(-1).to(values.dtype)
+        return (values * weight).sum(1) / weight.sum(1).clamp(min=1)
+
+    spread = torch.exp(over_time(log_variance, mask))  # (B, C)
+    both = None if mask is None else mask & mask[permutation]
+    positive = -over_time((mean - specific).square(), mask) / spread
+    negative = -over_time((mean - specific[permutation]).square(), both) / spread
+    return (positive - negative).sum(-1).mean() / 2
+
+
+def club_closed_form(
+    mean: Tensor, log_variance: Tensor, specific: Tensor, mask: Tensor | None = None, *, reduction: str = "sum"
+) -> Tensor:
+    """The CLUB bound over all pairs of clips, without forming the pairs; Eq. 5.
+
+    At each time step, mean_j (y_j - mu_i)^2 = (mu_i - ybar)^2 + Var(y), so the
+    average over negatives needs the first two moments of y alone. The centred
+    form keeps its digits in float32.
+
+    Args:
+        mean: mu(x), (B, T, C).
+        log_variance: (B, T, C).
+        specific: y, (B, T, C).
+        mask: (B, T) bool, or None; moments and means are over valid steps.
+        reduction: channels are added ("sum") or averaged ("mean").
+
+    Returns:
+        The mean over valid steps of log q(y_i | x_i) - mean_j log q(y_j | x_i).
+    """
+    if mask is None:
+        centre = specific.mean(0)  # (T, C)
+        spread = (specific - centre).square().mean(0)
+    else:
+        weight = mask.unsqueeze(-1).to(specific.dtype)
+        count = weight.sum(0).clamp(min=1)  # (T, 1)
+        centre = (specific * weight).sum(0) / count
+        spread = ((specific - centre).square() * weight).sum(0) / count
+    gap = (mean - centre).square() + spread - (specific - mean).square()
+    terms = gap * torch.exp(-log_variance) / 2
+    return masked_mean(terms.sum(-1) if reduction == "sum" else terms.mean(-1), mask)
+
+
+def code_matching(
+    first: Tensor, second: Tensor, *, pairing: str = "symmetric", directions: str = "both"
+) -> Tensor:
+    """Clips recognise their partner by the codewords both use: L_cmcm.
+
+    With P the distributions over codewords, the score of clips i and j is
+    S_ij = sum_k P1_ik log P2_jk + sum_k P2_jk log P1_ik, and the loss is the
+    cross-entropy of the diagonal.
+
+    Args:
+        first: (B, M), rows sum to one.
+        second: (B, M), the same clips in another modality.
+        pairing: "symmetric" as above; "official" takes sum_k P2_ik log P1_jk
+            as the second term and adds 1e-5 to the sum of exponentials, as released.
+        directions: softmax over the partners of a row only ("rows"), or the
+            mean of that and of the columns ("both").
+    """
+    log_first, log_second = (first + OFFICIAL_LOG_OFFSET).log(), (second + OFFICIAL_LOG_OFFSET).log()
+    forward = first @ log_second.T  # (B, B)
+    if pairing == "official":
+        scores = forward + second @ log_first.T
+        scores = scores - scores.detach().min()
+        offset = scores.new_full((), OFFICIAL_SUM_OFFSET).log()
+        rows = torch.logaddexp(scores.logsumexp(1), offset) - scores.diagonal()
+        columns = torch.logaddexp(scores.logsumexp(0), offset) - scores.diagonal()
+    else:
+        scores = forward + log_first @ second.T
+        rows = scores.logsumexp(1) - scores.diagonal()
+        columns = scores.logsumexp(0) - scores.diagonal()
+    return rows.mean() if directions == "rows" else (rows.mean() + columns.mean()) / 2

@@ -1,0 +1,169 @@
+"""The codebook that all modalities share, and its MM-EMA update."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from unicode_fast.config import MethodConfig, ModelConfig
+from unicode_fast.ops import CodebookState, RevivalDraws, UpdateRule, codebook_update, nearest_codeword
+from unicode_fast.modules.cpc import clip_mean
+
+# Half width of the uniform initial codewords, whatever the size of the codebook, as released.
+UNIFORM_INIT = 1 / 400
+
+
+class Quantised(NamedTuple):
+    """Codewords chosen for a batch of one modality.
+
+    index (B, T) int64; codeword (B, T, D) without gradient; vector (B, T, D)
+    equal to the codeword, its gradient passed straight through to the features.
+    """
+
+    index: Tensor
+    codeword: Tensor
+    vector: Tensor
+
+
+class Codebook(nn.Module):
+    """M codewords of width D, with running counts and sums, and idle counters per modality.
+
+    Args:
+        names: the modalities, in the order of the sequential EMA.
+        config: `codewords` and `width` are read.
+        method: the `ema_` and `revive_` fields are read, and `unequal_lengths`.
+        seed: of the draws that revive codewords.
+    """
+
+    codebook: Tensor
+    ema_count: Tensor
+    ema_sum: Tensor
+    idle: Tensor
+    step: Tensor
+
+    def __init__(self, names: tuple[str, ...], config: ModelConfig, method: MethodConfig, seed: int) -> None:
+        super().__init__()
+        self.names = names
+        self.partner = method.ema_partner
+        self.rule = UpdateRule(
+            decay=method.ema_decay,
+            epsilon=method.ema_epsilon,
+            own_weight=1.0 if method.ema_partner == "none" else method.ema_own_weight,
+            update=method.ema_update,
+            smoothing=method.ema_smoothing,
+            revive_after=method.revive_after,
+            revive_unless=method.revive_unless,
+            revive_source=method.revive_source,
+            revive_noise=method.revive_noise,
+            revive_active_within=method.revive_active_within,
+            revive_ema=method.revive_ema,
+            seed=seed,
+        )
+        codebook = torch.empty(config.codewords, config.width).uniform_(-UNIFORM_INIT, UNIFORM_INIT)
+        self.register_buffer("codebook", codebook)
+        self.register_buffer("ema_count", torch.full((config.codewords,), method.ema_initial_count))
+        self.register_buffer("ema_sum", codebook.clone())
+        self.register_buffer("idle", torch.full((len(names), config.codewords), -1))
+        self.register_buffer("step", torch.zeros((), dtype=torch.int64))
+
+    def state(self) -> CodebookState:
+        """The buffers that an update changes."""
+        return CodebookState(self.codebook, self.ema_count, self.ema_sum, self.idle, self.step)
+
+    def forward(self, semantic: Tensor) -> Quantised:
+        """Nearest codewords of z (B, T, D); no buffer changes."""
+        index = nearest_codeword(semantic, self.codebook).index
+        codeword = self.codebook[index].to(semantic.dtype)
+        return Quantised(index, codeword, semantic + (codeword - semantic).detach())
+
+    @torch.no_grad()
+    def initialise(self, rows: Tensor) -> None:
+        """Sets the codewords, their sums to match; counts keep their start.
+
+        Args:
+            rows: (M, D).
+
+        Raises:
+            ValueError: the shape is another one.
+        """
+        if rows.shape != self.codebook.shape:
+            raise ValueError(f"rows must have shape {tuple(self.codebook.shape)}, got {tuple(rows.shape)}")
+        self.codebook.copy_(rows)
+        self.ema_sum.copy_(rows)
+
+    @torch.no_grad()
+    def update(
+        self,
+        semantic: Mapping[str, Tensor],
+        index: Mapping[str, Tensor],
+        mask: Mapping[str, Tensor] | None = None,
+        draws: RevivalDraws | None = None,
+    ) -> None:
+        """One MM-EMA step with the codes of this batch, idle counters and revival included; Eq. 7.
+
+        Args:
+            semantic: z by modality, (B, T, D).
+            index: codes by modality, (B, T).
+            mask: (B, T) bool by modality, or None.
+            draws: random numbers of the revival; None draws them from the seed and the step.
+        """
+        partners = self._partners(semantic, mask)
+        codebook_update(
+            self.state(),
+            [semantic[name].detach().flatten(0, 1) for name in self.names],
+            [index[name].flatten() for name in self.names],
+            self.rule,
+            partners=None if partners is None else [partners[name].flatten(0, 1) for name in self.names],
+            valid=None if mask is None else [mask[name].flatten() for name in self.names],
+            draws=draws,
+        )
+
+    def _partners(self, semantic: Mapping[str, Tensor], mask: Mapping[str, Tensor] | None) -> dict[str, Tensor] | None:
+        """Mean partner vector of every row, (B, T, D) by modality; None where rows are partners by position."""
+        if self.rule.own_weight == 1:
+            return {name: semantic[name].detach() for name in self.names}
+        if self.partner == "attended":
+            return {
+                name: mean_of_others(
+                    name,
+                    self.names,
+                    lambda other, name=name: attended(  # type: ignore[misc]
+                        semantic[name].detach(), semantic[other].detach(), None if mask is None else mask[other]
+                    ),
+                )
+                for name in self.names
+            }
+        if len({semantic[name].shape[1] for name in self.names}) == 1:
+            return None
+        means = {name: clip_mean(semantic[name].detach(), None if mask is None else mask[name]) for name in self.names}
+        return {
+            name: mean_of_others(name, self.names, means.__getitem__).unsqueeze(1).expand_as(semantic[name])
+            for name in self.names
+        }
+
+
+def mean_of_others(name: str, names: tuple[str, ...], value) -> Tensor:  # noqa: ANN001
+    """Mean of `value(other)` over the other modalities."""
+    others = [value(other) for other in names if other != name]
+    return torch.stack(others).mean(0)
+
+
+def attended(query: Tensor, keys: Tensor, mask: Tensor | None) -> Tensor:
+    """softmax(q k^T / sqrt(D)) k over the valid steps of the same clip, without parameters.
+
+    Args:
+        query: (B, T, D).
+        keys: (B, S, D), which are the values too.
+        mask: (B, S) bool, or None.
+
+    Returns:
+        (B, T, D).
+    """
+    scores = query @ keys.transpose(1, 2) / math.sqrt(query.shape[-1])  # (B, T, S)
+    if mask is not None:
+        scores = scores.masked_fill(~mask.unsqueeze(1), -math.inf)
+    return scores.softmax(-1) @ keys

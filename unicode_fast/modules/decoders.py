@@ -1,0 +1,65 @@
+"""Decoders: from a codeword and specific features back to the input."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from unicode_fast.config import Modality, ModelConfig
+from unicode_fast.modules.encoders import ResidualBlock
+
+
+class VectorDecoder(nn.Module):
+    """One linear layer over the mapped codeword and the specific features.
+
+    Args:
+        specific_width: of the specific features.
+        output_width: of what is reconstructed.
+        width: D.
+    """
+
+    def __init__(self, specific_width: int, output_width: int, width: int) -> None:
+        super().__init__()
+        self.code = nn.Linear(width, width)
+        self.output = nn.Linear(width + specific_width, output_width)
+
+    def forward(self, codeword: Tensor, specific: Tensor) -> Tensor:
+        """(B, T, D) and (B, T, S) to (B, T, output_width)."""
+        return self.output(torch.cat([self.code(codeword), specific], -1))
+
+
+class GridDecoder(nn.Module):
+    """Transposed convolutions from the specific map, the codeword at every position of it.
+
+    Args:
+        channels: of the grid that is reconstructed.
+        config: `width`, `grid_hidden_width`, `grid_specific_width` and `residual_skip` are read.
+    """
+
+    def __init__(self, channels: int, config: ModelConfig) -> None:
+        super().__init__()
+        hidden = config.grid_hidden_width
+        self.code = nn.Linear(config.width, config.width)
+        self.convolutions = nn.Sequential(
+            nn.ConvTranspose2d(config.width + config.grid_specific_width, hidden, 3),
+            ResidualBlock(hidden, config.residual_skip),
+            nn.ConvTranspose2d(hidden, channels, 3),
+            nn.ReLU(),
+            nn.ConvTranspose2d(channels, channels, 1),
+        )
+
+    def forward(self, codeword: Tensor, specific: Tensor) -> Tensor:
+        """(B, T, D) and the map (B, T, h, w, S) to (B, T, h+4, w+4, C)."""
+        tiled = self.code(codeword)[:, :, None, None].expand(*specific.shape[:-1], -1)
+        joined = torch.cat([tiled, specific], -1).flatten(0, 1).permute(0, 3, 1, 2)
+        return self.convolutions(joined).permute(0, 2, 3, 1).unflatten(0, specific.shape[:2])
+
+
+def make_decoder(modality: Modality, config: ModelConfig, *, word_target: str) -> nn.Module:
+    """The decoder of a modality; words are reconstructed as LSTM output or as input vectors (`word_target`)."""
+    if modality.kind == "grid":
+        return GridDecoder(modality.shape[-1], config)
+    output = config.word_width if modality.kind == "words" and word_target == "lstm" else modality.shape[-1]
+    return VectorDecoder(config.vector_specific_width, output, config.width)
+
+

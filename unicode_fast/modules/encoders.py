@@ -1,0 +1,220 @@
+"""Encoders: word LSTM, semantic and specific encoders, temporal relation module."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from unicode_fast.config import Modality, ModelConfig
+
+
+class WordEncoder(nn.Module):
+    """Two-layer bidirectional LSTM over word vectors.
+
+    The backward direction starts at the last valid word of each clip, so that
+    padding changes nothing; without a mask it starts at the last position.
+
+    Args:
+        input_width: width of a word vector.
+        output_width: both directions together; an even number.
+    """
+
+    def __init__(self, input_width: int, output_width: int, layers: int = 2) -> None:
+        super().__init__()
+        if output_width % 2:
+            raise ValueError(f"word_width must be even, got {output_width}")
+        widths = [input_width] + [output_width] * (layers - 1)
+        self.forward_layers = nn.ModuleList(nn.LSTM(width, output_width // 2, batch_first=True) for width in widths)
+        self.backward_layers = nn.ModuleList(nn.LSTM(width, output_width // 2, batch_first=True) for width in widths)
+
+    def forward(self, words: Tensor, mask: Tensor | None = None) -> Tensor:
+        """(B, T, E) words and a (B, T) mask to (B, T, output_width)."""
+        steps = torch.arange(words.shape[1], device=words.device)
+        if mask is None:
+            reverse = steps.flip(0).expand(words.shape[:2])
+        else:
+            last = mask.sum(1, keepdim=True) - 1  # (B, 1)
+            reverse = torch.where(steps <= last, last - steps, steps)
+        output = words
+        for ahead, back in zip(self.forward_layers, self.backward_layers, strict=True):
+            backward = _reorder(back(_reorder(output, reverse))[0], reverse)
+            output = torch.cat([ahead(output)[0], backward], -1)
+        return output
+
+
+def _reorder(sequence: Tensor, order: Tensor) -> Tensor:
+    return sequence.gather(1, order.unsqueeze(-1).expand(-1, -1, sequence.shape[-1]))
+
+
+class VectorSpecificEncoder(nn.Sequential):
+    """Linear and ReLU: the modality-specific features of vectors and words."""
+
+    def __init__(self, input_width: int, output_width: int) -> None:
+        super().__init__(nn.Linear(input_width, output_width), nn.ReLU())
+
+
+class ResidualBlock(nn.Module):
+    """ReLU, 3x3 convolution, ReLU, 1x1 convolution, added to a skip; then ReLU.
+
+    The released block rectifies in place, so that its skip carries relu(x);
+    `skip="relu"` reproduces that, `skip="input"` adds x itself.
+    """
+
+    def __init__(self, channels: int, skip: str) -> None:
+        super().__init__()
+        self.skip = skip
+        self.wide = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.narrow = nn.Conv2d(channels, channels, 1, bias=False)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """(B·T, channels, h, w) to the same shape."""
+        active = F.relu(maps)
+        return F.relu((active if self.skip == "relu" else maps) + self.narrow(F.relu(self.wide(active))))
+
+
+class GridSpecificEncoder(nn.Module):
+    """Convolutions over a grid: a specific map, and the vector of it that CLUB sees.
+
+    Args:
+        channels: of the input grid.
+        config: `grid_hidden_width`, `grid_specific_width`, `grid_club_width` and `residual_skip` are read.
+    """
+
+    def __init__(self, channels: int, config: ModelConfig) -> None:
+        super().__init__()
+        hidden, width = config.grid_hidden_width, config.grid_specific_width
+        self.convolutions = nn.Sequential(
+            nn.Conv2d(channels, hidden, 3),
+            nn.ReLU(),
+            nn.Conv2d(hidden, width, 3),
+            nn.ReLU(),
+            nn.Conv2d(width, width, 1),
+            ResidualBlock(width, config.residual_skip),
+        )
+        club = config.grid_club_width
+        self.club_head = nn.Sequential(nn.Linear(width, 2 * club), nn.ReLU(), nn.Linear(2 * club, club))
+
+    def forward(self, grids: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, T, H, W, C) to the map (B, T, H-4, W-4, S) and the CLUB vector (B, T, Y)."""
+        maps = self.convolutions(grids.flatten(0, 1).permute(0, 3, 1, 2))
+        vectors = self.club_head(maps.mean((2, 3)))
+        return maps.permute(0, 2, 3, 1).unflatten(0, grids.shape[:2]), vectors.unflatten(0, grids.shape[:2])
+
+
+class GridSemanticEncoder(nn.Module):
+    """Channel re-weighting of a grid, then one vector for its positions.
+
+    The released attention normalises over an axis of size one, which makes it
+    a sum; `grid_pooling` says which of sum, attention and flatten is used.
+
+    Args:
+        shape: (H, W, C) of the grid.
+        config: `squeeze_width`, `grid_pooling`, `grid_semantic_width` and `width` are read.
+    """
+
+    def __init__(self, shape: tuple[int, ...], config: ModelConfig) -> None:
+        super().__init__()
+        height, width, channels = shape
+        self.pooling = config.grid_pooling
+        self.squeeze = nn.Linear(channels, config.squeeze_width, bias=False)
+        self.excite = nn.Linear(config.squeeze_width, channels, bias=False)
+        self.output_width = channels
+        if self.pooling == "attention":
+            self.query = nn.Linear(channels, config.width)
+            self.key = nn.Linear(channels, config.width)
+            self.score = nn.Linear(config.width, 1)
+        elif self.pooling == "flatten":
+            self.output_width = config.grid_semantic_width
+            self.read = nn.Linear(height * width * channels, self.output_width)
+
+    def forward(self, grids: Tensor) -> Tensor:
+        """(B, T, H, W, C) to (B, T, output_width)."""
+        scale = torch.sigmoid(self.excite(F.relu(self.squeeze(grids.mean((2, 3))))))
+        weighted = grids * (1 + scale)[:, :, None, None]
+        if self.pooling == "sum":
+            return weighted.sum((2, 3))
+        if self.pooling == "flatten":
+            return F.relu(self.read(weighted.flatten(2)))
+        positions = weighted.flatten(2, 3)  # (B, T, H·W, C)
+        query = F.relu(self.query(positions.mean(2, keepdim=True)))
+        weights = torch.tanh(self.score(query * F.relu(self.key(positions)))).softmax(2)
+        return (weights * positions).sum(2)
+
+
+class TemporalRelation(nn.Module):
+    """Linear to the shared width, then transformer layers over the steps of a clip.
+
+    Post-norm, no positional encoding, no final norm (paper section 3.2), so the
+    result has the scale of a layer norm.
+
+    Args:
+        input_width: of the modality's semantic input.
+        config: `width`, `temporal_layers`, `temporal_heads`, `feedforward_width`, `dropout`, `equal_layers` are read.
+    """
+
+    def __init__(self, input_width: int, config: ModelConfig) -> None:
+        super().__init__()
+        if config.width % config.temporal_heads:
+            raise ValueError(f"width must be a multiple of temporal_heads ({config.temporal_heads}), got {config.width}")
+        self.affine = nn.Linear(input_width, config.width)
+        layers = [
+            nn.TransformerEncoderLayer(
+                config.width, config.temporal_heads, config.feedforward_width, config.dropout, batch_first=True
+            )
+            for _ in range(1 if config.equal_layers else config.temporal_layers)
+        ]
+        if config.equal_layers:
+            layers = [copy.deepcopy(layers[0]) for _ in range(config.temporal_layers)]
+        self.layers = nn.ModuleList(layers)
+
+    def forward(self, sequence: Tensor, mask: Tensor | None = None) -> Tensor:
+        """(B, T, input_width) and a (B, T) mask to (B, T, D)."""
+        output = self.affine(sequence)
+        padding = None if mask is None else ~mask
+        for layer in self.layers:
+            output = layer(output, src_key_padding_mask=padding)
+        return output
+
+
+class ModalityEncoder(nn.Module):
+    """All encoders of one modality: words, semantic, specific.
+
+    Args:
+        modality: kind and shape of a time step.
+        config: sizes.
+    """
+
+    def __init__(self, modality: Modality, config: ModelConfig) -> None:
+        super().__init__()
+        self.kind = modality.kind
+        width = modality.shape[-1]
+        self.specific: nn.Module
+        if self.kind == "grid":
+            self.semantic = GridSemanticEncoder(modality.shape, config)
+            self.specific = GridSpecificEncoder(width, config)
+            width = self.semantic.output_width
+        else:
+            if self.kind == "words":
+                self.words = WordEncoder(width, config.word_width)
+                width = config.word_width
+            self.specific = VectorSpecificEncoder(width, config.vector_specific_width)
+        self.temporal = TemporalRelation(width, config)
+
+    def read_words(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
+        """The input of both branches: the LSTM output of words, anything else unchanged."""
+        return self.words(features, mask) if self.kind == "words" else features
+
+    def encode_semantic(self, read: Tensor, mask: Tensor | None = None) -> Tensor:
+        """z (B, T, D) from the output of `read_words`."""
+        return self.temporal(self.semantic(read) if self.kind == "grid" else read, mask)
+
+    def encode_specific(self, read: Tensor) -> tuple[Tensor, Tensor]:
+        """What the decoder gets beside the codeword, and the (B, T, Y) vector that CLUB sees."""
+        if self.kind == "grid":
+            maps, vectors = self.specific(read)
+            return maps, vectors
+        specific = self.specific(read)
+        return specific, specific

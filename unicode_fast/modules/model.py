@@ -1,0 +1,226 @@
+"""The Uni-Code model: dictionaries of modalities in, codes and reconstructions out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from unicode_fast.config import Config, Modality
+from unicode_fast.modules.club import ClubNetwork
+from unicode_fast.modules.codebook import Codebook
+from unicode_fast.modules.cpc import CrossCPC
+from unicode_fast.modules.decoders import make_decoder
+from unicode_fast.modules.encoders import ModalityEncoder
+
+
+class Encoded(NamedTuple):
+    """What a frozen model says of one modality: index (B, T) int64 and vector (B, T, D), the codewords."""
+
+    index: Tensor
+    vector: Tensor
+
+
+@dataclass(frozen=True)
+class ModelOutput:
+    """Everything the losses and the codebook update read, by modality.
+
+    semantic z (B, T, D); club (B, T, Y), the specific features as CLUB sees
+    them; index (B, T); codeword (B, T, D) without gradient; quantised (B, T, D)
+    with the straight-through gradient; decoded and target in the shape of the
+    input (or of the LSTM output for words); mask (B, T) or None.
+    """
+
+    semantic: dict[str, Tensor]
+    club: dict[str, Tensor]
+    index: dict[str, Tensor]
+    codeword: dict[str, Tensor]
+    quantised: dict[str, Tensor]
+    decoded: dict[str, Tensor]
+    target: dict[str, Tensor]
+    mask: dict[str, Tensor] | None
+
+
+class UniCode(nn.Module):
+    """Encoders, decoders, shared codebook, Cross-CPC and CLUB networks of any two or more modalities.
+
+    Args:
+        modalities: kind and shape by name; their order is that of the sequential EMA.
+        config: a complete configuration, usually from `preset`.
+
+    Raises:
+        ValueError: fewer than two modalities, or sizes that do not fit together.
+    """
+
+    def __init__(self, modalities: Mapping[str, Modality], config: Config) -> None:
+        super().__init__()
+        if len(modalities) < 2:
+            raise ValueError(f"modalities must name at least two, got {list(modalities)}")
+        for name in modalities:
+            if not name.isidentifier():
+                raise ValueError(f"modalities must have names of letters, digits and underscores, got {name!r}")
+        self.modalities = dict(modalities)
+        self.names = tuple(modalities)
+        self.config = config
+        sizes, method = config.model, config.method
+        self.encoders = nn.ModuleDict({name: ModalityEncoder(kind, sizes) for name, kind in modalities.items()})
+        self.decoders = nn.ModuleDict(
+            {name: make_decoder(kind, sizes, word_target=method.word_target) for name, kind in modalities.items()}
+        )
+        self.codebook = Codebook(self.names, sizes, method, config.train.seed)
+        self.cpc = CrossCPC(self.names, sizes)
+        self.club = nn.ModuleDict(
+            {
+                name: ClubNetwork(
+                    sizes.width,
+                    sizes.grid_club_width if kind.kind == "grid" else sizes.vector_specific_width,
+                    sizes.club_hidden_width,
+                )
+                for name, kind in modalities.items()
+            }
+        )
+        self.to(getattr(torch, config.train.dtype))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of features and parameters."""
+        return self.cpc.predictors[self.names[0]][0].weight.dtype  # type: ignore[index, return-value]
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the parameters."""
+        return self.codebook.codebook.device
+
+    def parts(self) -> dict[str, list[nn.Parameter]]:
+        """The parameters of the main optimiser, in the groups whose gradients are clipped together."""
+        words = [p for n, p in self.encoders.named_parameters() if ".words." in f".{n}"]
+        others = [p for n, p in self.encoders.named_parameters() if ".words." not in f".{n}"]
+        groups = {
+            "words": words,
+            "encoders": others,
+            "cpc": list(self.cpc.parameters()),
+            "decoders": list(self.decoders.parameters()),
+        }
+        return {name: parameters for name, parameters in groups.items() if parameters}
+
+    def forward(self, features: Mapping[str, Tensor], mask: Mapping[str, Tensor] | None = None) -> ModelOutput:
+        """Encodes, quantises and decodes a batch; no buffer changes.
+
+        Args:
+            features: (B, T, ...) by modality, in the model's dtype and on its device.
+            mask: (B, T) bool by modality, valid steps first; None where every step is valid.
+
+        Raises:
+            ValueError: a modality is missing or unknown, or a shape does not fit.
+            TypeError: a dtype is not the model's.
+        """
+        self.check(features, mask)
+        output = ModelOutput({}, {}, {}, {}, {}, {}, {}, None if mask is None else dict(mask))
+        for name in self.names:
+            encoder = self.encoders[name]
+            valid = None if mask is None else mask[name]
+            given = _without_padding(features[name], valid)
+            read = encoder.read_words(given, valid)
+            z = encoder.encode_semantic(read, valid)
+            specific, output.club[name] = encoder.encode_specific(read)
+            quantised = self.codebook(z)
+            output.semantic[name] = z
+            output.index[name], output.codeword[name], output.quantised[name] = quantised
+            output.decoded[name] = self.decoders[name](quantised.vector, specific)
+            output.target[name] = read if self.config.method.word_target == "lstm" else given
+        return output
+
+    def update_codebook(self, output: ModelOutput) -> None:
+        """The MM-EMA step for a batch whose output is at hand; call it once per training step."""
+        self.codebook.update(output.semantic, output.index, output.mask)
+
+    @torch.no_grad()
+    def encode(
+        self, name: str, features: Tensor, mask: Tensor | None = None, *, check_values: bool = True
+    ) -> Encoded:
+        """Codes of one modality, no other present.
+
+        Args:
+            name: a modality of the model.
+            features: (B, T, ...) in the model's dtype and on its device.
+            mask: (B, T) bool, valid steps first; None where every step is valid.
+            check_values: NaN and Inf are looked for, which waits for the device.
+
+        Raises:
+            ValueError: the modality is unknown, a shape does not fit, the batch is empty, or a value is not finite.
+            TypeError: the dtype is not the model's.
+        """
+        if name not in self.modalities:
+            raise ValueError(f"name must be one of {', '.join(self.names)}, got {name!r}")
+        self._check_one(name, features, mask)
+        if check_values:
+            finite = torch.isfinite(_without_padding(features, mask))
+            if not finite.all():
+                clip = int((~finite).flatten(1).any(1).nonzero()[0, 0])
+                raise ValueError(f"features of {name!r} must be finite, got NaN or Inf in clip {clip} of the batch")
+            if mask is not None:
+                check_prefix(name, mask)
+        encoder = self.encoders[name]
+        read = encoder.read_words(_without_padding(features, mask), mask)
+        quantised = self.codebook(encoder.encode_semantic(read, mask))
+        return Encoded(quantised.index, quantised.codeword)
+
+    def check(self, features: Mapping[str, Tensor], mask: Mapping[str, Tensor] | None) -> None:
+        """Names, shapes, dtypes and devices of a batch; raises as `forward` says. Values are not read."""
+        for given, what in ((features, "features"), (mask, "mask")):
+            if given is not None and set(given) != set(self.names):
+                raise ValueError(f"{what} must hold the modalities {', '.join(self.names)}, got {', '.join(given)}")
+        for name in self.names:
+            self._check_one(name, features[name], None if mask is None else mask[name])
+        sizes = {name: features[name].shape[0] for name in self.names}
+        if len(set(sizes.values())) > 1:
+            raise ValueError(f"features must hold the same clips in every modality, got batch sizes {sizes}")
+        lengths = {name: features[name].shape[1] for name in self.names}
+        if self.config.method.unequal_lengths == "refuse" and len(set(lengths.values())) > 1:
+            raise ValueError(
+                "features must have the same number of steps in every modality under unequal_lengths='refuse' "
+                f"(preset official), got {lengths}"
+            )
+
+    def _check_one(self, name: str, features: Tensor, mask: Tensor | None) -> None:
+        shape = self.modalities[name].shape
+        if not isinstance(features, Tensor):
+            raise TypeError(f"features of {name!r} must be a Tensor, got {type(features).__name__}")
+        if features.dim() != 2 + len(shape) or tuple(features.shape[2:]) != shape:
+            wanted = ", ".join(map(str, ("B", "T", *shape)))
+            raise ValueError(f"features of {name!r} must have shape ({wanted}), got {tuple(features.shape)}")
+        if 0 in features.shape[:2]:
+            raise ValueError(f"features of {name!r} must hold at least one clip and step, got {tuple(features.shape)}")
+        if features.dtype != self.dtype:
+            raise TypeError(f"features of {name!r} must be {self.dtype} as the model is, got {features.dtype}")
+        if features.device != self.device:
+            raise ValueError(f"features of {name!r} must be on {self.device} as the model is, got {features.device}")
+        if mask is None:
+            return
+        if mask.dtype != torch.bool:
+            raise TypeError(f"mask of {name!r} must be bool, got {mask.dtype}")
+        if mask.shape != features.shape[:2] or mask.device != features.device:
+            raise ValueError(
+                f"mask of {name!r} must have shape {tuple(features.shape[:2])} on {features.device}, "
+                f"got {tuple(mask.shape)} on {mask.device}"
+            )
+
+
+def _without_padding(features: Tensor, mask: Tensor | None) -> Tensor:
+    """Padded steps as zeros, whatever they held."""
+    if mask is None:
+        return features
+    return torch.where(mask.view(*mask.shape, *[1] * (features.dim() - 2)), features, 0)
+
+
+def check_prefix(name: str, mask: Tensor) -> None:
+    """Every clip has a valid step, and its valid steps come first.
+
+    Raises:
+        ValueError: a clip has none, or a gap.
+    """
+    if not bool(mask[:, 0].all()) or bool((mask[:, 1:] & ~mask[:, :-1]).any()):
+        raise ValueError(f"mask of {name!r} must mark at least one step of each clip, valid steps first")
