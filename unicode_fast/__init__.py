@@ -1,0 +1,42 @@
+"""Uni-Code: audio, video, text and more in one shared discrete codebook, fast."""
+
+from unicode_fast.version import __version__
+
+from unicode_fast.backend import BackendUnavailable, available_backends
+from unicode_fast.checkpoint import CheckpointError, load
+from unicode_fast.config import Config, Modality
+from unicode_fast.modules import Encoded, UniCode
+from unicode_fast.ops import (
+    CodebookState,
+    CrossInfoNCE,
+    NearestCodeword,
+    RevivalDraws,
+    UpdateRule,
+    codebook_update,
+    codeword_distribution,
+    cross_info_nce,
+    nearest_codeword,
+)
+from unicode_fast.presets import PRESETS, preset
+
+__all__ = [
+    "PRESETS",
+    "BackendUnavailable",
+    "CheckpointError",
+    "CodebookState",
+    "Config",
+    "CrossInfoNCE",
+    "Encoded",
+    "Modality",
+    "NearestCodeword",
+    "RevivalDraws",
+    "UniCode",
+    "UpdateRule",
+    "available_backends",
+    "codebook_update",
+    "codeword_distribution",
+    "cross_info_nce",
+    "load",
+    "nearest_codeword",
+    "preset",
+]

@@ -1,0 +1,220 @@
+"""Checkpoints: written atomically, read without unpickling code, refused by name when damaged."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import tempfile
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any, Literal
+
+import torch
+
+from unicode_fast.config import FIELDS, Config, Modality
+from unicode_fast.modules import UniCode
+from unicode_fast.presets import preset
+
+FORMAT = 1
+FOLDER = "checkpoints"
+BEST = "best.pt"
+_NAME = re.compile(r"step-(\d+)\.pt")
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that is missing, damaged or not ours; the message names it and the one before it."""
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
+    """A file that appears whole or not at all, and leaves an older one untouched on failure.
+
+    Args:
+        path: where it appears; written beside it first, flushed to the disk, then renamed.
+        mode: "wb" or "w".
+
+    Raises:
+        OSError: the folder cannot be written, or the disk is full; the message names the path.
+    """
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        with os.fdopen(handle, mode) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException as error:
+        if temporary is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+        if isinstance(error, OSError) and error.filename is None:
+            raise OSError(error.errno, f"{error.strerror}; nothing that was there before is lost", str(path)) from error
+        raise
+
+
+def write_json(path: Path, value: object) -> None:
+    """Indented JSON, atomically."""
+    with atomic_file(path, "w") as file:
+        json.dump(value, file, indent=2)
+        file.write("\n")
+
+
+def config_to_dict(config: Config, modalities: Mapping[str, Modality]) -> dict[str, Any]:
+    """What a model needs to be built again, in plain types."""
+    shapes = {name: {"kind": kind.kind, "shape": list(kind.shape)} for name, kind in modalities.items()}
+    return {"fields": config.flat(), "modalities": shapes}
+
+
+def config_from_dict(saved: Mapping[str, Any]) -> tuple[Config, dict[str, Modality]]:
+    """The inverse of `config_to_dict`.
+
+    Raises:
+        CheckpointError: fields are missing or unknown.
+    """
+    fields = dict(saved["fields"])
+    base = preset(fields.pop("preset"), fields.pop("size"))
+    if set(fields) != set(FIELDS):
+        odd = sorted(set(fields) ^ set(FIELDS))
+        raise CheckpointError(f"checkpoint was written by another version: fields {', '.join(odd)} differ")
+    modalities = {name: Modality(item["kind"], tuple(item["shape"])) for name, item in saved["modalities"].items()}
+    return base.replace(**fields), modalities
+
+
+def save(path: Path, model: UniCode, extra: Mapping[str, Any] | None = None) -> None:
+    """Writes a model, its configuration and whatever else a run needs, atomically.
+
+    Args:
+        path: of the file.
+        model: whose parameters and buffers are written.
+        extra: tensors and plain types only.
+
+    Raises:
+        OSError: the folder cannot be written or the disk is full; an older file stays.
+    """
+    content = {
+        "format": FORMAT,
+        "config": config_to_dict(model.config, model.modalities),
+        "model": model.state_dict(),
+        **(extra or {}),
+    }
+    try:
+        with atomic_file(path) as file:
+            torch.save(content, file)
+    except RuntimeError as error:
+        # torch reports a failed write of its zip archive so.
+        raise OSError(f"checkpoint {path} could not be written ({error}); an earlier one is untouched") from error
+
+
+def read(path: Path, map_location: str | torch.device = "cpu") -> dict[str, Any]:
+    """The content of a checkpoint.
+
+    Raises:
+        CheckpointError: it is missing, truncated, damaged or of another format.
+    """
+    if not path.exists():
+        raise CheckpointError(f"checkpoint {path} does not exist")
+    try:
+        # torch does not compare the checksums of its own archive.
+        with zipfile.ZipFile(path) as archive:
+            broken = archive.testzip()
+        if broken is not None:
+            raise zipfile.BadZipFile(broken)
+        content = torch.load(path, map_location=map_location, weights_only=True)
+    except Exception as error:
+        raise CheckpointError(f"checkpoint {path} is truncated or damaged ({type(error).__name__})") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise CheckpointError(f"checkpoint {path} must be of format {FORMAT}; it was not written by unicode_fast.train")
+    return content
+
+
+def steps_in(run: Path) -> list[int]:
+    """The steps whose checkpoints a run folder holds, ascending."""
+    folder = run / FOLDER
+    names = (_NAME.fullmatch(path.name) for path in folder.iterdir()) if folder.is_dir() else iter(())
+    return sorted(int(match[1]) for match in names if match)
+
+
+def step_path(run: Path, step: int) -> Path:
+    """Where the checkpoint of a step lives."""
+    return run / FOLDER / f"step-{step:08d}.pt"
+
+
+def find(run: Path, which: Literal["best", "last"] | int) -> Path:
+    """The checkpoint file of a run.
+
+    Args:
+        run: the run folder.
+        which: "best" by validation zero-shot accuracy, "last", or a step.
+
+    Raises:
+        CheckpointError: there is none; the message lists what there is.
+    """
+    if not run.is_dir():
+        raise CheckpointError(f"run folder {run} does not exist")
+    steps = steps_in(run)
+    there = ", ".join(map(str, steps)) or "none"
+    if which == "best":
+        path = run / FOLDER / BEST
+        if not path.exists():
+            raise CheckpointError(f"run {run} has no best checkpoint yet; steps saved: {there}")
+        return path
+    if which == "last":
+        if not steps:
+            raise CheckpointError(f"run {run} has no checkpoint")
+        return step_path(run, steps[-1])
+    if not isinstance(which, int) or isinstance(which, bool):
+        raise CheckpointError(f"checkpoint must be 'best', 'last' or a step, got {which!r}")
+    if which not in steps:
+        raise CheckpointError(f"run {run} has no checkpoint of step {which}; steps saved: {there}")
+    return step_path(run, which)
+
+
+def read_for_resume(run: Path, step: int | None, map_location: torch.device) -> dict[str, Any]:
+    """The checkpoint a run goes on from; a damaged one is refused and the one before it offered.
+
+    Args:
+        run: the run folder.
+        step: None takes the last.
+        map_location: device of the tensors.
+
+    Raises:
+        CheckpointError: there is none, or it is damaged.
+    """
+    path = find(run, "last" if step is None else step)
+    try:
+        return read(path, map_location)
+    except CheckpointError as error:
+        number = int(_NAME.fullmatch(path.name)[1])  # type: ignore[index]
+        before = [other for other in steps_in(run) if other < number]
+        offer = f"resume from the one before it with --resume-step {before[-1]}" if before else "there is none before it"
+        raise CheckpointError(f"{error}; {offer}") from error
+
+
+def load(
+    run: str | os.PathLike[str],
+    checkpoint: Literal["best", "last"] | int = "best",
+    device: str | torch.device = "cpu",
+) -> UniCode:
+    """The model of a run, in eval mode, without needing its data.
+
+    Args:
+        run: a run folder, or a checkpoint file.
+        checkpoint: "best" by validation zero-shot accuracy averaged over
+            directions, "last", or a step; not read when `run` is a file.
+        device: where the model is put.
+
+    Raises:
+        CheckpointError: the checkpoint is missing, truncated or not ours.
+    """
+    path = Path(run)
+    content = read(path if path.is_file() else find(path, checkpoint), torch.device(device))
+    config, modalities = config_from_dict(content["config"])
+    model = UniCode(modalities, config).to(device)
+    model.load_state_dict(content["model"])
+    return model.eval()

@@ -1,0 +1,96 @@
+"""Command lines made from the configuration: one flag a field, a YAML file for any of them, presets beneath."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Optional
+
+import yaml
+from jsonargparse import ArgumentParser, Namespace
+
+from unicode_fast.config import _TYPES, FIELDS, PARTS, Config
+from unicode_fast.presets import PRESETS, SIZES, preset
+
+
+def field_help() -> dict[str, str]:
+    """One line for each field, from the `Args` sections of the dataclasses."""
+    lines: dict[str, str] = {}
+    for kind in PARTS.values():
+        arguments = (kind.__doc__ or "").split("Args:")[1]
+        for name, text in re.findall(r"^ {8}(\w+): (.*(?:\n {12}.*)*)", arguments, re.MULTILINE):
+            lines[name] = " ".join(text.split())
+    return lines
+
+
+def make_parser(program: str, description: str) -> ArgumentParser:
+    """A parser that knows every configuration field, `--preset`, `--size` and `--config`."""
+    parser = ArgumentParser(prog=f"python -m unicode_fast.{program}", description=description)
+    parser.add_argument("--config", type=Optional[str], metavar="FILE", help="YAML file that sets any of the fields below")
+    parser.add_argument("--preset", type=Optional[str], help=f"rules: {', '.join(PRESETS)} (default recommended)")
+    parser.add_argument("--size", type=Optional[str], help=f"sizes: {', '.join(SIZES)} (default small)")
+    defaults = {name: preset(name).flat() for name in PRESETS}
+    texts = field_help()
+    for part in PARTS:
+        group = parser.add_argument_group(f"{part} fields")
+        for name, owner in FIELDS.items():
+            if owner == part:
+                values = [defaults[rules][name] for rules in PRESETS]
+                shown = f"{values[0]}" if len(set(values)) == 1 else "; ".join(
+                    f"{rules} {value}" for rules, value in zip(PRESETS, values, strict=True)
+                )
+                group.add_argument(f"--{name}", type=Optional[_TYPES[name]], help=f"{texts[name]} [{shown}]")
+    return parser
+
+
+def given_fields(arguments: Namespace) -> dict[str, Any]:
+    """The configuration fields that flags have set."""
+    return {name: arguments[name] for name in ("preset", "size", *FIELDS) if arguments[name] is not None}
+
+
+def read_yaml(path: str) -> dict[str, Any]:
+    """The flat mapping of a configuration file.
+
+    Raises:
+        ValueError: the file cannot be read, is no flat mapping, or holds an unknown field.
+    """
+    try:
+        content = yaml.safe_load(Path(path).read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"config must be a readable YAML file, got {path!r}: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"config must hold a mapping of fields to values, {path!r} holds {type(content).__name__}")
+    known = {"preset", "size", *FIELDS}
+    unknown = sorted(str(name) for name in content if name not in known)
+    if unknown:
+        raise ValueError(f"config {path!r} must hold configuration fields only, got {', '.join(unknown)}")
+    return content
+
+
+def resolve(file: str | None, flags: dict[str, Any]) -> Config:
+    """Preset, then YAML file, then flags; later ones win.
+
+    Raises:
+        ValueError: a preset, field or value is unknown, of the wrong type or out of range.
+    """
+    values = {**(read_yaml(file) if file is not None else {}), **flags}
+    base = preset(values.pop("preset", "recommended"), values.pop("size", "small"))
+    try:
+        return base.replace(**values)
+    except TypeError as error:
+        raise ValueError(str(error)) from error
+
+
+def run_main(main: Callable[[Sequence[str] | None], int], errors: tuple[type[BaseException], ...]) -> None:
+    """Runs a command; an expected error is one line on the error stream and exit status 1, never a traceback."""
+    try:
+        status = main(None)
+    except errors as error:
+        print(f"error: {error}", file=sys.stderr)  # noqa: T201
+        status = 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)  # noqa: T201
+        status = 130
+    sys.exit(status)

@@ -1,0 +1,5 @@
+"""Files of other projects; the only place that knows their names."""
+
+from unicode_fast.compat.cmg import CmgFileError, from_cmg, to_cmg
+
+__all__ = ["CmgFileError", "from_cmg", "to_cmg"]

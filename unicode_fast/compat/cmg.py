@@ -1,0 +1,342 @@
+"""Checkpoints of haihuangcode/CMG's pre-training, read into the `official` preset and written back."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unicode_fast.compat import cmg_names
+from unicode_fast.compat.cmg_names import CPC, DECODER, ENCODER, IDLE, WORDS, Shape
+from unicode_fast.config import Config, Modality
+from unicode_fast.modules import UniCode
+from unicode_fast.presets import preset
+
+# Attribute of a model that came from a file: that file, with the dtype's name in place of each entry the model uses.
+REST = "cmg_rest"
+# What the released architecture is, as far as the shapes of a file do not say it.
+ARCHITECTURE: dict[str, Any] = {
+    "grid_pooling": "sum",
+    "residual_skip": "relu",
+    "temporal_layers": cmg_names.TEMPORAL_LAYERS,
+    "temporal_heads": 4,
+    "cpc_layers": cmg_names.LSTM_LAYERS,
+    "cpc_bias": True,
+    "cpc_steps": 1,
+}
+GRID = (7, 7)
+# Problems that one message lists.
+MOST_PROBLEMS = 8
+_DTYPES = {torch.float64: "float64", torch.float32: "float32"}
+
+Rest = dict[str, Any]
+
+
+class CmgFileError(ValueError):
+    """A file that is no pre-training checkpoint of CMG; the message names the key and the entries."""
+
+
+def from_cmg(source: str | os.PathLike[str] | Mapping[str, Any], dtype: torch.dtype | None = None) -> UniCode:
+    """The model of a checkpoint of the released Uni-Code pre-training, in the `official` preset.
+
+    Sizes are read from the shapes, modalities from the names. Text features are
+    the BERT words (B, T, 768) that the file's LSTM reads; a file without that
+    LSTM takes its output instead, (B, T, 256), and a warning says so. Parts
+    that the file lacks (encoding needs none of them) start from random values,
+    which the warning names too. Entries that nothing uses, optimiser states and
+    counters are kept on the CPU for `to_cmg`.
+
+    Args:
+        source: the file, or its content as torch.load returns it; only `Encoder_parameters` must be there.
+        dtype: torch.float64 or torch.float32; None keeps the file's.
+
+    Returns:
+        The model in eval mode on the CPU, with modalities audio, then video, then text.
+
+    Raises:
+        OSError: the file cannot be opened.
+        CmgFileError: it is damaged or holds more than tensors and plain
+            values, or keys or entries are missing, surplus or of a wrong shape.
+        TypeError: `dtype` is another one.
+
+    Memory:
+        The file, and the model beside it.
+    """
+    content = _read(source)
+    _check_keys(content)
+    file_dtype = _entry(content, ENCODER, "Cross_quantizer.embedding", 2).dtype
+    dtype = file_dtype if dtype is None else dtype
+    if dtype not in _DTYPES:
+        raise TypeError(f"dtype must be torch.float64 or torch.float32, got {dtype}")
+    modalities = _modalities(content)
+    config = _config(content, modalities).replace(dtype=_DTYPES[dtype])
+    model = _unfilled_model(content, modalities, config)
+    _check_entries(content, model, file_dtype)
+    _fill(model, content)
+    setattr(model, REST, _rest(content, modalities))
+    message = _what_is_missing(content, modalities)
+    if message:
+        warnings.warn(message, stacklevel=2)
+    return model.eval()
+
+
+def to_cmg(model: UniCode, *, epoch: int = 0) -> dict[str, Any]:
+    """What the released pre-training would have saved of a model.
+
+    A model from `from_cmg` gives the keys, shapes and dtypes of its file, and
+    its bits where nothing was trained and the dtype was kept. Any other model
+    gives all parts of its modalities, zeros or copies in place of entries that
+    nothing uses, and no optimiser states.
+
+    Args:
+        model: of the official architecture, with audio and video, audio and text, or all three.
+        epoch: of a model that came from no file; the released evaluation trains its probes for fewer epochs the
+            larger it is.
+
+    Returns:
+        For torch.save. Entries the model uses are copies on the CPU; the others are those of the file.
+
+    Raises:
+        ValueError: the modalities or the architecture are none of the release's.
+    """
+    rest = getattr(model, REST, None)
+    if rest is None:
+        _check_architecture(model)
+        rest = _made_up_rest(model, epoch)
+    state, names = model.state_dict(), cmg_names.used_entries(model.modalities)
+    result: dict[str, Any] = {}
+    for key, value in rest.items():
+        result[key] = dict(value) if key in cmg_names.PARAMETER_KEYS else value
+        for entry, kept in value.items() if key in cmg_names.PARAMETER_KEYS else ():
+            if isinstance(kept, str):
+                tensor = state[names[key][entry]]
+                tensor = tensor.amin(0) if entry == IDLE else tensor
+                result[key][entry] = tensor.detach().to("cpu", getattr(torch, kept), copy=True)
+    return result
+
+
+def _read(source: str | os.PathLike[str] | Mapping[str, Any]) -> Mapping[str, Any]:
+    if isinstance(source, Mapping):
+        return source
+    path = Path(source)
+    with path.open("rb") as file:
+        try:
+            content = torch.load(file, map_location="cpu", weights_only=True)
+        except Exception as error:
+            raise CmgFileError(
+                f"{path} must be a file that torch.load reads with weights_only=True; it is truncated, damaged or "
+                f"holds more than tensors and plain values ({type(error).__name__})"
+            ) from error
+    if not isinstance(content, dict):
+        raise CmgFileError(f"{path} must hold a dictionary, got {type(content).__name__}")
+    return content
+
+
+def _check_keys(content: Mapping[str, Any]) -> None:
+    if ENCODER not in content:
+        raise CmgFileError(f"source must hold the key {ENCODER!r}, got {', '.join(map(str, content)) or 'none'}")
+    known = (*cmg_names.PARAMETER_KEYS, *cmg_names.OTHER_KEYS)
+    surplus = [str(key) for key in content if key not in known]
+    if surplus:
+        raise CmgFileError(f"source must hold none but the keys {', '.join(known)}, got {', '.join(surplus)} too")
+    for key in cmg_names.PARAMETER_KEYS:
+        if key in content and not isinstance(content[key], Mapping):
+            raise CmgFileError(f"{key} must be a dictionary of tensors, got {type(content[key]).__name__}")
+        for entry, value in content.get(key, {}).items():
+            if not isinstance(value, Tensor):
+                raise CmgFileError(f"{entry} of {key} must be a tensor, got {type(value).__name__}")
+
+
+def _entry(content: Mapping[str, Any], key: str, entry: str, dimensions: int) -> Tensor:
+    """An entry that sizes are read from."""
+    if entry not in content[key]:
+        raise CmgFileError(f"{key} must hold {entry!r}, which is missing")
+    tensor: Tensor = content[key][entry]
+    if tensor.dim() != dimensions:
+        raise CmgFileError(f"{entry} of {key} must have {dimensions} dimensions, got shape {tuple(tensor.shape)}")
+    return tensor
+
+
+def _modalities(content: Mapping[str, Any]) -> dict[str, Modality]:
+    """Kinds and shapes of the modalities that have an encoder in the file."""
+    names = tuple(
+        name
+        for name in cmg_names.MODALITIES
+        if any(entry.startswith((f"{name.title()}_encoder.", f"{name}_self_att.")) for entry in content[ENCODER])
+    )
+    if names not in cmg_names.VARIANTS:
+        allowed = "; ".join(", ".join(variant) for variant in cmg_names.VARIANTS)
+        raise CmgFileError(f"{ENCODER} must hold the encoders of {allowed}, got {', '.join(names) or 'none'}")
+    shapes = {"audio": Modality("vector", (_entry(content, ENCODER, "Audio_encoder.audio_linear.weight", 2).shape[1],))}
+    if "video" in names:
+        channels = _entry(content, ENCODER, "Video_encoder.conv_stack.0.weight", 4).shape[1]
+        shapes["video"] = Modality("grid", (*GRID, channels))
+    if "text" in names and WORDS in content:
+        shapes["text"] = Modality("words", (_entry(content, WORDS, "weight_ih_l0", 2).shape[1],))
+    elif "text" in names:
+        shapes["text"] = Modality("vector", (_entry(content, ENCODER, "Text_encoder.text_linear.weight", 2).shape[1],))
+    return shapes
+
+
+def _config(content: Mapping[str, Any], modalities: Mapping[str, Modality]) -> Config:
+    """The official preset with the file's sizes."""
+    read_from = {
+        "codewords": ("Cross_quantizer.embedding", 2, 0),
+        "width": ("Cross_quantizer.embedding", 2, 1),
+        "vector_specific_width": ("Audio_encoder.audio_linear.weight", 2, 0),
+        "feedforward_width": ("audio_self_att.encoder.layers.0.linear1.weight", 2, 0),
+    }
+    if "video" in modalities:
+        read_from |= {
+            "grid_hidden_width": ("Video_encoder.conv_stack.0.weight", 4, 0),
+            "grid_specific_width": ("Video_encoder.conv_stack.2.weight", 4, 0),
+            "grid_club_width": ("Video_encoder.feed_forward.2.weight", 2, 0),
+            "squeeze_width": ("video_semantic_encoder.se_layer.0.weight", 2, 0),
+        }
+    if "text" in modalities:
+        read_from["word_width"] = ("Text_encoder.text_linear.weight", 2, 1)
+    sizes = {
+        field: _entry(content, ENCODER, entry, dimensions).shape[axis]
+        for field, (entry, dimensions, axis) in read_from.items()
+    }
+    club = cmg_names.club_key("audio")
+    if club in content:
+        sizes["club_hidden_width"] = _entry(content, club, "p_mu.0.weight", 2).shape[0]
+    return preset("official", "paper").replace(**ARCHITECTURE, **sizes, modalities=",".join(modalities))
+
+
+def _unfilled_model(content: Mapping[str, Any], modalities: Mapping[str, Modality], config: Config) -> UniCode:
+    """The model, with random values only where the file does not have all parts: drawing 80 million takes seconds."""
+    if all(key in content for key in cmg_names.used_entries(modalities)):
+        with torch.device("meta"):
+            model = UniCode(modalities, config)
+        model = model.to_empty(device="cpu")
+        model.codebook.step.zero_()
+        return model
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.train.seed)
+        return UniCode(modalities, config)
+
+
+def _expected_shapes(content: Mapping[str, Any], model: UniCode) -> dict[str, dict[str, Shape]]:
+    """Every entry that a file of the model's variant has, by key, for the keys that the file has."""
+    state, used = model.state_dict(), cmg_names.used_entries(model.modalities)
+    width = model.config.model.width
+    expected: dict[str, dict[str, Shape]] = {
+        key: {entry: tuple(state[name].shape) for entry, name in entries.items()} for key, entries in used.items()
+    }
+    expected[ENCODER][IDLE] = (model.config.model.codewords,)
+    copies = cmg_names.templates(model.names)
+    expected[ENCODER] |= {entry: expected[ENCODER][copy] for entry, copy in copies.items()}
+    channels = model.modalities["video"].shape[-1] if "video" in model.modalities else 0
+    for key, entries in cmg_names.unused_entries(model.names, width, channels).items():
+        expected[key] |= entries
+    for key in cmg_names.PARAMETER_KEYS:
+        if key not in expected:
+            expected[key] = cmg_names.idle_part(key, width)
+    return {key: entries for key, entries in expected.items() if key in content}
+
+
+def _check_entries(content: Mapping[str, Any], model: UniCode, dtype: torch.dtype) -> None:
+    problems: list[str] = []
+    for key, expected in _expected_shapes(content, model).items():
+        free: dict[str, int] = {}
+        problems += [f"{entry!r} is missing in {key}" for entry in expected if entry not in content[key]]
+        for entry, tensor in content[key].items():
+            if entry not in expected:
+                problems.append(f"{entry!r} is surplus in {key}")
+            elif not _fits(tuple(tensor.shape), expected[entry], free):
+                wanted = tuple(free.get(size, size) if isinstance(size, str) else size for size in expected[entry])
+                problems.append(f"{entry!r} in {key} must have shape {wanted}, got {tuple(tensor.shape)}")
+            elif tensor.dtype != dtype and entry != IDLE:
+                problems.append(f"{entry!r} in {key} must be {dtype} like the codebook, got {tensor.dtype}")
+    idle = content[ENCODER].get(IDLE)
+    if idle is not None and not torch.equal(idle, idle.round()):
+        problems.append(f"{IDLE!r} in {ENCODER} must hold whole numbers, got others")
+    if problems:
+        more = f"; and {len(problems) - MOST_PROBLEMS} more" if len(problems) > MOST_PROBLEMS else ""
+        raise CmgFileError(
+            f"source must be a CMG checkpoint of {', '.join(model.names)}: {'; '.join(problems[:MOST_PROBLEMS])}{more}"
+        )
+
+
+def _fits(shape: tuple[int, ...], expected: Shape, free: dict[str, int]) -> bool:
+    """Whether the sizes agree; a named size is bound where it is met first."""
+    if len(shape) != len(expected):
+        return False
+    return all(
+        size == (free.setdefault(wanted, size) if isinstance(wanted, str) else wanted)
+        for size, wanted in zip(shape, expected, strict=True)
+    )
+
+
+@torch.no_grad()
+def _fill(model: UniCode, content: Mapping[str, Any]) -> None:
+    state = model.state_dict()
+    for key, entries in cmg_names.used_entries(model.modalities).items():
+        for entry, name in entries.items() if key in content else ():
+            state[name].copy_(content[key][entry])
+
+
+def _rest(content: Mapping[str, Any], modalities: Mapping[str, Modality]) -> Rest:
+    used = cmg_names.used_entries(modalities)
+    rest: Rest = {}
+    for key, value in content.items():
+        rest[key] = value
+        if key in cmg_names.PARAMETER_KEYS:
+            taken = used.get(key, {})
+            rest[key] = {
+                entry: str(tensor.dtype).removeprefix("torch.") if entry in taken else tensor
+                for entry, tensor in value.items()
+            }
+    return rest
+
+
+def _what_is_missing(content: Mapping[str, Any], modalities: Mapping[str, Modality]) -> str:
+    sentences = []
+    if "text" in modalities and WORDS not in content:
+        width = modalities["text"].shape[0]
+        sentences.append(f"the file has no {WORDS}: text features must be that LSTM's output, (B, T, {width})")
+    lacking = [key for key in (CPC, *map(cmg_names.club_key, modalities), DECODER) if key not in content]
+    if lacking:
+        sentences.append(f"the file has no {', '.join(lacking)}: these parts start from random values")
+    return "; ".join(sentences)
+
+
+def _check_architecture(model: UniCode) -> None:
+    if tuple(model.modalities) not in cmg_names.VARIANTS:
+        allowed = "; ".join(", ".join(variant) for variant in cmg_names.VARIANTS)
+        raise ValueError(f"model must have the modalities {allowed}, in this order, got {', '.join(model.names)}")
+    kinds = {"audio": ("vector",), "video": ("grid",), "text": ("words", "vector")}
+    for name, modality in model.modalities.items():
+        if modality.kind not in kinds[name] or (name == "video" and modality.shape[:2] != GRID):
+            raise ValueError(
+                f"modality {name!r} must be {' or '.join(kinds[name])} (7 x 7 where a grid), as in the release, "
+                f"got {modality.kind} {modality.shape}"
+            )
+    fields = model.config.flat()
+    for field, value in {**ARCHITECTURE, "word_target": "lstm"}.items():
+        if fields[field] != value:
+            raise ValueError(f"model must have {field} = {value!r}, as preset official has it, got {fields[field]!r}")
+
+
+def _made_up_rest(model: UniCode, epoch: int) -> Rest:
+    """A file's frame for a model that came from none."""
+    state, used = model.state_dict(), cmg_names.used_entries(model.modalities)
+    dtype = str(model.dtype).removeprefix("torch.")
+    rest: Rest = {key: dict.fromkeys(entries, dtype) for key, entries in used.items()}
+    for entry, copy in cmg_names.templates(model.names).items():
+        rest[ENCODER][entry] = state[used[ENCODER][copy]].detach().to("cpu", copy=True)
+    width = model.config.model.width
+    channels = model.modalities["video"].shape[-1] if "video" in model.modalities else 0
+    free = {"attention": width, "classes": cmg_names.CLASSES}
+    for key, entries in cmg_names.unused_entries(model.names, width, channels).items():
+        for entry, shape in entries.items():
+            sizes = [free[size] if isinstance(size, str) else size for size in shape]
+            rest[key][entry] = torch.zeros(sizes, dtype=model.dtype)
+    return {**rest, "epoch": epoch, "total_step": int(model.codebook.step)}

@@ -1,0 +1,400 @@
+"""Pictures of a run, drawn from saved numbers: losses, code usage, codebook health, timelines, zero-shot scores.
+
+Figures are made by the object interface; nothing global in matplotlib changes, and no display is needed.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
+
+from unicode_fast.checkpoint import atomic_file
+from unicode_fast.tasks import Row
+from unicode_fast.tasks.probe import Clips
+
+# Okabe and Ito's palette, which people with any common colour blindness can tell apart.
+BLUE, RED, GREEN, PINK, ORANGE, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"
+BLACK, GREY = "#000000", "#9A9A9A"
+_PALETTE = (BLUE, RED, GREEN, PINK, ORANGE, SKY)
+_MARKERS = ("s", "^", "v", "D", "P", "X")
+_DPI = 110
+_NOT_SCORES = ("step", "kind", "mean")
+_METRICS = {
+    ("classification", "sound"): "accuracy",
+    ("classification", "official"): "accuracy",
+    ("localisation", "sound"): "micro-F1",
+    ("localisation", "official"): "precision",
+}
+
+
+@dataclass(frozen=True)
+class CodeUsage:
+    """The picture of who uses which codeword, and the numbers in it.
+
+    Attributes:
+        figure: one dot a codeword.
+        table: CSV text, one line a codeword: its number, uses by modality, group.
+        shares: by group ("shared", the modalities, "unused") its share of all codewords.
+    """
+
+    figure: Figure
+    table: str
+    shares: dict[str, float]
+
+
+def save_png(figure: Figure, path: Path) -> None:
+    """Writes a figure atomically.
+
+    Raises:
+        OSError: the folder cannot be written or the disk is full.
+    """
+    with atomic_file(path) as file:
+        FigureCanvasAgg(figure).print_figure(file, format="png", dpi=_DPI, facecolor="white")
+
+
+def losses(metrics: Sequence[Mapping[str, Any]]) -> Figure:
+    """Every loss term over steps, one panel a family, then what Cross-CPC recognises and the validation accuracy.
+
+    Args:
+        metrics: lines of metrics.jsonl, "kind" train or validation.
+
+    Raises:
+        ValueError: there is no line of kind train.
+    """
+    lines = [line for line in metrics if line["kind"] == "train"]
+    if not lines:
+        raise ValueError("metrics must hold at least one line of kind train, got none")
+    validation = [line for line in metrics if line["kind"] == "validation"]
+    families: dict[str, list[str]] = {}
+    for term in lines[0]["losses"]:
+        families.setdefault(term.split(".")[0], []).append(term)
+    steps = [line["step"] for line in lines]
+    colours = _Colours(label for family in families.values() for term in family if (label := term.partition(".")[2]))
+    count = 1 + len(families) + ("recognised" in lines[0]) + bool(validation)
+    figure, axes = _grid(count, columns=min(4, count), panel=(2.7, 2.2))
+    _curves(axes[0], "sum of all terms", steps, {"": [line["loss"] for line in lines]}, colours)
+    for axis, (family, terms) in zip(axes[1:], families.items(), strict=False):
+        curves = {term.partition(".")[2]: [line["losses"][term] for line in lines] for term in terms}
+        _curves(axis, _spaced(family), steps, curves, colours)
+    if "recognised" in lines[0]:
+        directions = {key: [line["recognised"][key] for line in lines] for key in lines[0]["recognised"]}
+        _shares(axes[len(families) + 1], "clips that CPC recognises", steps, directions)
+    if validation:
+        accuracy = {key: [line[key] for line in validation] for key in validation[0] if key not in _NOT_SCORES}
+        _shares(axes[-1], "zero-shot accuracy, validation", [line["step"] for line in validation], accuracy)
+    return figure
+
+
+def code_usage(counts: Mapping[str, np.ndarray]) -> CodeUsage:
+    """Which modalities use which codeword: one dot each, after Figure 4 of the paper.
+
+    A codeword is shared where at least two modalities hold 20 % or more of its uses each, else it belongs to the
+    modality that uses it most; a codeword without uses is unused.
+
+    Args:
+        counts: (M,) uses of each codeword by modality.
+
+    Raises:
+        ValueError: there are fewer than two modalities, or their lengths differ.
+    """
+    names = list(counts)
+    lengths = {name: len(count) for name, count in counts.items()}
+    if len(names) < 2 or len(set(lengths.values())) > 1 or not lengths[names[0]]:
+        raise ValueError(f"counts must hold the same codewords for at least two modalities, got {lengths}")
+    table = np.stack([np.asarray(counts[name]) for name in names])  # (modalities, M)
+    total = table.sum(0)
+    share = table / np.maximum(total, 1)
+    # Whole numbers are compared: a fifth is no binary fraction.
+    holds = table * 5 >= total
+    group = np.where(holds.sum(0) >= 2, len(names), table.argmax(0))
+    group = np.array([*names, "shared", "unused"])[np.where(total > 0, group, len(names) + 1)]
+    shares = {name: float((group == name).mean()) for name in ("shared", *names, "unused")}
+    return CodeUsage(_usage_figure(names, total, share, group, shares), _usage_csv(names, table, group), shares)
+
+
+def _usage_csv(names: Sequence[str], table: np.ndarray, group: np.ndarray) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["codeword", *names, "group"])
+    for number, (uses, label) in enumerate(zip(table.T.tolist(), group, strict=True)):
+        writer.writerow([number, *uses, label])
+    return text.getvalue()
+
+
+def _usage_figure(
+    names: Sequence[str], total: np.ndarray, share: np.ndarray, group: np.ndarray, shares: Mapping[str, float]
+) -> Figure:
+    colours = _Colours(names)
+    order = np.argsort(-total, kind="stable")
+    figure = Figure(figsize=(8.4, 4.4), layout="constrained")
+    dots, strip = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1.1))
+    styles = {
+        "shared": (BLACK, "o"),
+        **{name: (colours(name), marker) for name, marker in zip(names, itertools.cycle(_MARKERS), strict=False)},
+        "unused": (GREY, "x"),
+    }
+    for label, (colour, marker) in styles.items():
+        place = np.flatnonzero(group[order] == label)
+        # An unused codeword stands below the smallest count that a logarithmic axis can show.
+        height = np.maximum(total[order][place], 0.5)
+        dots.scatter(place, height, s=24, c=colour, marker=marker, linewidths=1, label=label, clip_on=False)
+    dots.set_yscale("log")
+    dots.set_ylabel("uses in all modalities")
+    dots.set_title(
+        f"{len(total)} codewords: "
+        + ", ".join(f"{100 * value:.0f} % {_group_label(key)}" for key, value in shares.items())
+    )
+    dots.legend(loc="upper right", ncols=len(styles), frameon=False, handletextpad=0.2, columnspacing=1.2)
+    bottom = np.zeros(len(total))
+    for name, values in zip(names, share[:, order], strict=True):
+        strip.bar(np.arange(len(total)), values, 1.0, bottom, color=colours(name), label=name)
+        bottom += values
+    strip.set_ylim(0, 1)
+    strip.set_yticks([0, 0.5, 1], ["0", "50 %", "100 %"])
+    strip.set_ylabel("share")
+    strip.set_xlabel("codewords, most used first")
+    strip.set_xlim(-0.5, len(total) - 0.5)
+    strip.legend(loc="upper center", bbox_to_anchor=(0.5, -0.42), ncols=len(names), frameon=False)
+    _plain(dots)
+    _plain(strip)
+    return figure
+
+
+def _group_label(group: str) -> str:
+    return group if group in ("shared", "unused") else f"{group} only"
+
+
+def codebook_health(
+    steps: Sequence[int], used: Mapping[str, Sequence[float]], perplexity: Mapping[str, Sequence[float]]
+) -> Figure:
+    """Codewords in use and perplexity by modality over the steps of pre-training.
+
+    Args:
+        steps: (n,).
+        used: (n,) codewords in use since the line before, by modality, and by "any" of them.
+        perplexity: (n,) exponential of the entropy of the code usage, by modality.
+    """
+    figure, axes = _grid(2, columns=2, panel=(4.1, 2.8))
+    colours = _Colours(perplexity)
+    for axis, title, curves in zip(axes, ("codewords in use", "perplexity"), (used, perplexity), strict=True):
+        _curves(axis, title, steps, curves, colours, logarithmic=False)
+        axis.set_ylim(bottom=0)
+    return figure
+
+
+def event_timeline(
+    truth: Mapping[str, np.ndarray],
+    probability: Mapping[str, np.ndarray],
+    classes: Sequence[str],
+    *,
+    trained_on: str,
+    frames: Mapping[str, np.ndarray] | None = None,
+    title: str = "",
+) -> Figure:
+    """Predicted probabilities of one clip step by step, the truth outlined, one panel a modality.
+
+    Args:
+        truth: (T, C+1) 0/1 by modality, background last.
+        probability: (T, C+1) in [0, 1] by modality.
+        classes: C names.
+        trained_on: the modality the probe was trained on; the others are zero-shot.
+        frames: (T, H, W) pictures to show above a modality's panel, one a step, for any of the modalities.
+        title: of the figure.
+
+    Raises:
+        ValueError: the modalities or shapes of truth and probability differ.
+    """
+    rows = len(classes) + 1
+    for name in {*truth, *probability}:
+        shapes = [np.shape(part[name]) if name in part else None for part in (truth, probability)]
+        if shapes[0] is None or shapes[0] != shapes[1] or shapes[0][1:] != (rows,):
+            raise ValueError(f"truth and probability of {name!r} must both have shape (T, {rows}), got {shapes}")
+    frames = frames or {}
+    figure = Figure(figsize=(4.2 * len(truth) + 0.6, 0.21 * rows + 1.9), layout="constrained")
+    axes = figure.subplots(2, len(truth), squeeze=False, height_ratios=(1, 0.42 * rows))
+    for (above, axis), name in zip(axes.T, truth, strict=True):
+        _strip(above, frames.get(name))
+        role = "the probe was trained here" if name == trained_on else f"zero-shot, trained on {trained_on}"
+        above.set_title(f"{name}: {role}")
+        image = axis.imshow(np.asarray(probability[name]).T, vmin=0, vmax=1, cmap="Blues", aspect="auto")
+        _outline(axis, np.asarray(truth[name]) > 0)
+        axis.set_xticks(range(len(probability[name])), range(1, len(probability[name]) + 1))
+        axis.set_yticks(range(rows), [*classes, "background"] if axis is axes[1, 0] else [""] * rows)
+        axis.set_xlabel("step")
+        axis.tick_params(length=0)
+        axis.spines[:].set_visible(False)
+    bar = figure.colorbar(image, ax=axes[:, -1], shrink=0.7, aspect=25)
+    bar.set_label("predicted probability (truth outlined)")
+    bar.outline.set_visible(False)
+    figure.suptitle(title)
+    return figure
+
+
+def _strip(axis: Axes, frames: np.ndarray | None) -> None:
+    """Pictures side by side, each over its step."""
+    axis.axis("off")
+    if frames is None:
+        return
+    low, high = np.percentile(frames, (1, 99))
+    for step, frame in enumerate(frames):
+        axis.imshow(
+            frame,
+            cmap="gray",
+            vmin=low,
+            vmax=max(high, low + 1e-6),
+            extent=(step - 0.46, step + 0.46, 0, 1),
+            aspect="auto",
+        )
+    axis.set_xlim(-0.5, len(frames) - 0.5)
+    axis.set_ylim(0, 1)
+
+
+def _outline(axis: Axes, truth: np.ndarray) -> None:
+    """A frame around each run of true cells (T, C+1) of a row."""
+    for row, column in enumerate(truth.T):
+        edges = np.flatnonzero(np.diff(np.concatenate([[0], column.astype(np.int8), [0]])))
+        for start, stop in zip(edges[::2], edges[1::2], strict=True):
+            frame = Rectangle((start - 0.5, row - 0.5), stop - start, 1, fill=False, edgecolor=RED, linewidth=2)
+            frame.set_clip_on(False)
+            axis.add_patch(frame)
+
+
+def zero_shot_bars(rows: Sequence[Row]) -> Figure:
+    """Zero-shot score beside the same-modality score and chance, for each direction of each task.
+
+    Args:
+        rows: at least one; those of several seeds carry their standard deviation.
+
+    Raises:
+        ValueError: there are no rows.
+    """
+    if not rows:
+        raise ValueError("rows must hold at least one row, got none")
+    tasks = list(dict.fromkeys((row.task, row.protocol) for row in rows))
+    groups = [[row for row in rows if (row.task, row.protocol) == task] for task in tasks]
+    widths = [len(group) + 0.6 for group in groups]
+    figure = Figure(figsize=(max(4.5, 1.05 * sum(widths) + 0.6), 3.3), layout="constrained")
+    axes = figure.subplots(1, len(groups), sharey=True, squeeze=False, width_ratios=widths)[0]
+    for axis, group, (task, protocol) in zip(axes, groups, tasks, strict=True):
+        _bars(axis, group)
+        metric = _METRICS.get((task, protocol), "score")
+        axis.set_title(f"{task}{'' if protocol == 'sound' else f' ({protocol})'}: {metric}")
+    axes[0].set_yticks([0, 0.25, 0.5, 0.75, 1], ["0", "25 %", "50 %", "75 %", "100 %"])
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+    return figure
+
+
+def _bars(axis: Axes, rows: Sequence[Row]) -> None:
+    for place, row in enumerate(rows):
+        named = ("zero-shot", "same modality", "chance") if place == 0 else ("", "", "")
+        axis.bar(place - 0.2, row.score, 0.38, yerr=row.std, color=BLUE, ecolor=BLACK, capsize=3, label=named[0])
+        axis.bar(place + 0.2, row.same_modality, 0.38, color="#C9DDEB", edgecolor=BLUE, label=named[1])
+        axis.hlines(row.chance, place - 0.42, place + 0.42, colors=ORANGE, linestyles="--", label=named[2])
+        for offset, value, spread in ((-0.2, row.score, row.std or 0), (0.2, row.same_modality, 0)):
+            axis.text(
+                place + offset, value + spread + 0.015, f"{100 * value:.0f}", ha="center", va="bottom", fontsize=8
+            )
+    axis.set_xticks(range(len(rows)), [f"{row.source}\n→ {row.target}" for row in rows])
+    axis.set_ylim(0, 1.1)
+    axis.tick_params(axis="x", length=0)
+    _plain(axis)
+
+
+class _Colours:
+    """One colour a label, the same in every panel; labels in their order get the palette in its order."""
+
+    def __init__(self, labels: Iterable[str]) -> None:
+        self._of = dict(zip(dict.fromkeys(labels), itertools.cycle(_PALETTE), strict=False))
+
+    def __call__(self, label: str) -> str:
+        return self._of.get(label, BLACK)
+
+
+def _curves(
+    axis: Axes,
+    title: str,
+    steps: Sequence[int],
+    curves: Mapping[str, Sequence[float]],
+    colours: _Colours,
+    *,
+    logarithmic: bool = True,
+) -> None:
+    """Lines with a legend; a logarithmic axis where all values are positive and far apart."""
+    for label, curve in curves.items():
+        axis.plot(steps, curve, color=colours(label), linewidth=1.4, label=label or None)
+    values = np.concatenate([np.asarray(curve, float) for curve in curves.values()])
+    if logarithmic and values.min() > 0 and values.max() > 10 * values.min():
+        axis.set_yscale("log")
+    if any(curves):
+        axis.legend(fontsize=7, frameon=False)
+    _finish(axis, title)
+
+
+def _shares(axis: Axes, title: str, steps: Sequence[int], curves: Mapping[str, Sequence[float]]) -> None:
+    """Fractions by direction, thin, and their mean, bold."""
+    single = [values for key, values in curves.items() if key != "mean"]
+    for values in single:
+        axis.plot(steps, values, color=GREY, linewidth=0.8)
+    marker = "o" if len(steps) < 20 else None
+    axis.plot(steps, np.mean(single, axis=0), color=BLUE, linewidth=1.8, marker=marker, markersize=3.5, label="mean")
+    axis.plot([], [], color=GREY, linewidth=0.8, label="one direction")
+    axis.set_ylim(0, 1.02)
+    axis.set_yticks([0, 0.5, 1], ["0", "50 %", "100 %"])
+    axis.legend(fontsize=7, frameon=False)
+    _finish(axis, title)
+
+
+def _finish(axis: Axes, title: str) -> None:
+    axis.set_title(title, fontsize=10)
+    axis.set_xlabel("step")
+    axis.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+    _plain(axis)
+
+
+def _plain(axis: Axes) -> None:
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.grid(axis="y", color="#E5E5E5", linewidth=0.7)
+    axis.set_axisbelow(True)
+
+
+def _grid(count: int, *, columns: int, panel: tuple[float, float]) -> tuple[Figure, list[Axes]]:
+    """A figure of panels of this size in inches, those that are not needed left out."""
+    lines = -(-count // columns)
+    figure = Figure(figsize=(panel[0] * columns, panel[1] * lines), layout="constrained")
+    axes = [figure.add_subplot(lines, columns, number + 1) for number in range(count)]
+    return figure, axes
+
+
+def _spaced(name: str) -> str:
+    return {"cpc": "Cross-CPC", "club": "CLUB"}.get(name, name.replace("_", " "))
+
+
+def step_pictures(clips: Clips, name: str, clip: int) -> np.ndarray:
+    """One picture a step of a clip, for `event_timeline`.
+
+    Args:
+        clips: a split.
+        name: the modality.
+        clip: a position in the split.
+
+    Returns:
+        (T, H, W): the store's array "<name>.frames" where it has one, else the features: the channel mean of a grid,
+        or a vector as a column whose first channel is at the bottom.
+    """
+    arrays = getattr(clips, "arrays", {})
+    if f"{name}.frames" in arrays:
+        return np.asarray(arrays[f"{name}.frames"][clip])
+    features = np.asarray(clips.features[name][clip])
+    return features.mean(-1) if features.ndim > 2 else features[:, ::-1, None]

@@ -1,0 +1,102 @@
+"""Run folders: made new, written once, found again."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+import yaml
+
+from unicode_fast.checkpoint import CheckpointError, atomic_file, write_json
+from unicode_fast.cli import resolve
+from unicode_fast.config import Config
+
+
+def prepare_folder(out: str | None, config: Config, seeds: int) -> Path:
+    """A new run folder with its resolved configuration.
+
+    Raises:
+        ValueError: it exists already.
+        OSError: it cannot be made.
+    """
+    if out is None:
+        now = datetime.datetime.now(datetime.timezone.utc).strftime("%Y%m%dT%H%M%SZ")
+        base = Path("runs") / f"{now}-{config.preset}-{config.train.seed}"
+        folder = next(
+            path for n in range(1000) if not (path := base.with_name(f"{base.name}-{n}") if n else base).exists()
+        )
+    else:
+        folder = Path(out)
+        if folder.exists():
+            raise ValueError(f"out must be a folder that does not exist yet, got {out!r}; runs are never overwritten")
+    folder.mkdir(parents=True)
+    write_config(folder, config)
+    if seeds > 1:
+        write_json(folder / "seeds.json", [config.train.seed + n for n in range(seeds)])
+    return folder
+
+
+def write_config(folder: Path, config: Config) -> None:
+    """The resolved configuration as a YAML file that `--config` reads."""
+    with atomic_file(folder / "config.yaml", "w") as file:
+        yaml.safe_dump(config.flat(), file, sort_keys=False)
+
+
+def versions() -> dict[str, str]:
+    """What the numbers were made with."""
+    from unicode_fast import __version__
+
+    return {
+        "unicode_fast": __version__,
+        "python": sys.version.split()[0],
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+    }
+
+
+def git_commit() -> str | None:
+    """The commit of the package's checkout; None outside one."""
+    try:
+        found = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return found.stdout.strip()
+
+
+def resume_folder(path: str) -> tuple[Path, Config, list[int] | None]:
+    """A run folder, its configuration, and its seeds if it has several.
+
+    Raises:
+        CheckpointError: it is no run folder.
+    """
+    folder = Path(path)
+    if not (folder / "config.yaml").is_file():
+        raise CheckpointError(f"resume must be a run folder with a config.yaml, got {path!r}")
+    seeds = folder / "seeds.json"
+    return folder, resolve(str(folder / "config.yaml"), {}), json.loads(seeds.read_text()) if seeds.exists() else None
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of a run; "auto" takes a GPU where there is one.
+
+    Raises:
+        ValueError: the name is no device, or the device is not there.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"device must be auto, cpu or cuda, got {name!r}") from error
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"device must be auto, cpu or cuda, got {name!r}")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device {name!r} is not there: torch sees no GPU; take --device cpu")
+    return device

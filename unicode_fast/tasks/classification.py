@@ -1,0 +1,70 @@
+"""Which event a clip holds: one class a clip, read from its codes by a maximum over time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from unicode_fast.tasks import metrics
+from unicode_fast.tasks.probe import Clips, EncodedClips, ProbeHead, ProbeRule
+
+
+class CrossEntropy(nn.Module):
+    """Mean cross-entropy over clips."""
+
+    def forward(self, logits: Tensor, truth: Tensor, mask: Tensor) -> Tensor:
+        """Logits (clips, C), truth (clips,); the mask has been read by the head."""
+        return cross_entropy(logits, truth)
+
+
+class Classification:
+    """Accuracy on clips, sound protocol."""
+
+    name = "classification"
+    protocol = "sound"
+    rule = ProbeRule(epochs=20, batch_size=100, learning_rate=2e-3)
+
+    def modalities(self, clips: Clips, names: Sequence[str]) -> list[str]:
+        """All of them."""
+        return list(names)
+
+    def columns(self, clips: Clips) -> int:
+        """C."""
+        return len(clips.classes)
+
+    def truth(self, clips: Clips, name: str) -> Tensor:
+        """(clips,) int64."""
+        return torch.from_numpy(np.array(clips.target))
+
+    def output(self, head: ProbeHead, codes: EncodedClips) -> Tensor:
+        """(clips, C)."""
+        return head.of_clips(codes)
+
+    def make_loss(self, columns: int, dtype: torch.dtype) -> nn.Module:
+        """Cross-entropy, without parameters."""
+        return CrossEntropy()
+
+    def score(self, logits: Tensor, truth: Tensor, mask: Tensor) -> float:
+        """Share of clips whose class has the largest logit."""
+        return metrics.accuracy(logits.argmax(1).numpy(), truth.numpy())
+
+    def chance(self, clips: Clips, name: str) -> float:
+        """1 / C."""
+        return 1 / len(clips.classes)
+
+
+class OfficialClassification(Classification):
+    """Accuracy as the released AVE code defines it."""
+
+    protocol = "official"
+    rule = ProbeRule(epochs=30, batch_size=80, learning_rate=4e-4, halve_at=(10, 20, 30), clip_norm=0.5)
+
+    def truth(self, clips: Clips, name: str) -> Tensor:
+        """(clips,) int64, the largest segment class; the clip's own where the modality has no segment labels."""
+        if name not in clips.labels:
+            return super().truth(clips, name)
+        return torch.from_numpy(metrics.official_target(clips.labels[name]))

@@ -1,0 +1,90 @@
+"""The released code's protocol: probes trained on noisy codes, scored on the clips they were trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from unicode_fast.tasks.probe import (
+    Clips,
+    EncodedClips,
+    FrozenModel,
+    ProbeHead,
+    ProbeTask,
+    encode_batch,
+    kept_mode,
+    probe_epochs,
+    probe_seed,
+)
+
+
+@contextmanager
+def seeded_training_mode(model: FrozenModel, seed: int) -> Iterator[None]:
+    """The model is in training mode, its dropout drawn from `seed`.
+
+    Afterwards every module's mode, every buffer and the global random numbers are what they were.
+    """
+    kept = [buffer.clone() for buffer in model.buffers()]
+    gpus = [model.device] if model.device.type == "cuda" else []
+    with kept_mode(model), torch.random.fork_rng(devices=gpus):
+        torch.default_generator.manual_seed(seed)
+        for gpu in gpus:
+            with torch.cuda.device(gpu):
+                torch.cuda.manual_seed(seed)
+        model.train()
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for buffer, before in zip(model.buffers(), kept, strict=True):
+                    buffer.copy_(before)
+
+
+def official_scores(
+    task: ProbeTask,
+    model: FrozenModel,
+    clips: Clips,
+    source: str,
+    codes: Mapping[str, EncodedClips],
+    seed: int,
+) -> dict[str, float]:
+    """Train on one modality by the released code's rules and score on others after every epoch.
+
+    The encoder is in training mode while the probe trains, so every batch is encoded anew with its dropout; scores
+    are taken on codes from evaluation mode. Codes and probe are float64.
+
+    Args:
+        task: one of the official variants.
+        model: the frozen encoder; mode, buffers and the global random numbers are left as they were.
+        clips: the clips to train and to score on.
+        source: the modality the probe is trained on.
+        codes: of `clips` in evaluation mode, by modality to score on.
+        seed: of this probe.
+
+    Returns:
+        The best score over epochs by modality, chosen on the very clips that are scored.
+    """
+    generator = torch.Generator().manual_seed(probe_seed(seed, "official", task.name, source))
+    columns = task.columns(clips)
+    truth = {name: task.truth(clips, name) for name in {source, *codes}}
+    scored = {name: part.to(torch.float64) for name, part in codes.items()}
+    width = next(iter(scored.values())).table.shape[1]
+    head = ProbeHead(width, columns, generator, torch.float64)
+    loss = task.make_loss(columns, torch.float64)
+    best = dict.fromkeys(codes, 0.0)
+
+    def loss_of(numbers: Tensor) -> Tensor:
+        part = encode_batch(model, clips, source, numbers.numpy()).to(torch.float64)
+        return loss(task.output(head, part), truth[source][numbers], part.mask)
+
+    dropout_seed = probe_seed(seed, "official dropout", task.name, source)
+    with seeded_training_mode(model, dropout_seed):
+        for _ in probe_epochs(head, task.rule, len(clips), generator, loss_of, loss.parameters()):
+            for name, part in scored.items():
+                with torch.no_grad():
+                    logits = task.output(head, part)
+                best[name] = max(best[name], task.score(logits, truth[name], part.mask))
+    return best

@@ -1,0 +1,150 @@
+"""Rows of the result table, their mean over seeds, and the table as text or Markdown."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+_HEADINGS = ("task", "direction", "zero-shot", "same modality", "chance", "ratio")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One direction of one task; scores are fractions.
+
+    Attributes:
+        task: classification or localisation.
+        source: the modality that the probe was trained on.
+        target: the modality that it was tested on.
+        score: on the target, without ever seeing it labelled.
+        same_modality: of a probe that was trained and tested on the target.
+        chance: of a prediction that does not look at the clip.
+        protocol: sound or official.
+        std: sample standard deviation of `score` over seeds; None for a single seed.
+    """
+
+    task: str
+    source: str
+    target: str
+    score: float
+    same_modality: float
+    chance: float
+    protocol: str = "sound"
+    std: float | None = None
+
+    @property
+    def ratio(self) -> float:
+        """Zero-shot over same-modality score; NaN where the latter is 0."""
+        return self.score / self.same_modality if self.same_modality else math.nan
+
+    @property
+    def direction(self) -> str:
+        """Source and target in one word, such as audio->video."""
+        return f"{self.source}->{self.target}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for a summary; "std" only over several seeds, "protocol" only where it is not the sound one."""
+        values: dict[str, Any] = {
+            "task": self.task,
+            "from": self.source,
+            "to": self.target,
+            "score": self.score,
+            "same_modality": self.same_modality,
+            "chance": self.chance,
+        }
+        if self.std is not None:
+            values["std"] = self.std
+        if self.protocol != "sound":
+            values["protocol"] = self.protocol
+        return values
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Row:
+        """The inverse of `as_dict`.
+
+        Raises:
+            ValueError: a key is missing or unknown.
+        """
+        renamed = {{"from": "source", "to": "target"}.get(key, key): value for key, value in values.items()}
+        try:
+            return cls(**renamed)
+        except TypeError as error:
+            raise ValueError(f"a row must have the keys that Row.as_dict gives, got {sorted(values)}") from error
+
+
+def aggregate(rows_of_seeds: Sequence[Sequence[Row]]) -> list[Row]:
+    """Mean scores over seeds, row by row, with the standard deviation of the zero-shot score.
+
+    Args:
+        rows_of_seeds: the rows of each seed, the same directions in all of them, in any order.
+
+    Returns:
+        Rows in the order of the first seed. The deviation divides by n - 1; one seed has none.
+
+    Raises:
+        ValueError: there are no seeds, or their directions differ.
+    """
+    if not rows_of_seeds:
+        raise ValueError("rows_of_seeds must hold at least one seed, got none")
+    keyed = [{_key(row): row for row in rows} for rows in rows_of_seeds]
+    for number, rows in enumerate(keyed):
+        if set(rows) != set(keyed[0]) or len(rows) != len(rows_of_seeds[number]):
+            raise ValueError(
+                f"rows_of_seeds must hold the same directions once for every seed, number {number} differs"
+            )
+    return [_mean([rows[key] for rows in keyed]) for key in keyed[0]]
+
+
+def _key(row: Row) -> tuple[str, ...]:
+    return row.task, row.source, row.target, row.protocol
+
+
+def _mean(rows: Sequence[Row]) -> Row:
+    scores = [row.score for row in rows]
+    return replace(
+        rows[0],
+        score=statistics.fmean(scores),
+        same_modality=statistics.fmean(row.same_modality for row in rows),
+        chance=statistics.fmean(row.chance for row in rows),
+        std=statistics.stdev(scores) if len(rows) > 1 else None,
+    )
+
+
+def format_table(rows: Sequence[Row]) -> str:
+    """Aligned columns for a terminal, in ASCII but for the sign of a standard deviation."""
+    lines = [_HEADINGS, *(_cells(row, "->") for row in rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(_HEADINGS))]
+    aligned = [_aligned(line, widths) for line in lines]
+    return "\n".join([aligned[0], "  ".join("-" * width for width in widths), *aligned[1:]])
+
+
+def format_markdown(rows: Sequence[Row]) -> str:
+    """The table for a README."""
+    lines = [_HEADINGS, ("---", "---", "---:", "---:", "---:", "---:"), *(_cells(row, "→") for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _aligned(line: Sequence[str], widths: Sequence[int]) -> str:
+    """The first two columns to the left, numbers to the right."""
+    cells = [
+        cell.ljust(width) if column < 2 else cell.rjust(width)
+        for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+    ]
+    return "  ".join(cells).rstrip()
+
+
+def _cells(row: Row, arrow: str) -> tuple[str, ...]:
+    task = row.task if row.protocol == "sound" else f"{row.task} ({row.protocol})"
+    score = f"{100 * row.score:.1f} %" if row.std is None else f"{100 * row.score:.1f} ± {100 * row.std:.1f} %"
+    ratio = "-" if math.isnan(row.ratio) else f"{row.ratio:.2f}"
+    return (
+        task,
+        f"{row.source} {arrow} {row.target}",
+        score,
+        f"{100 * row.same_modality:.1f} %",
+        f"{100 * row.chance:.1f} %",
+        ratio,
+    )

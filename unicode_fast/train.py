@@ -1,0 +1,339 @@
+"""Pre-training, then the table of zero-shot scores: `python -m unicode_fast.train`."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Optional
+
+import numpy as np
+import torch
+import yaml
+from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
+from tqdm import tqdm
+
+from unicode_fast import checkpoint, pictures
+from unicode_fast.checkpoint import CheckpointError, write_json
+from unicode_fast.cli import given_fields, make_parser, resolve, run_main
+from unicode_fast.config import Config, Modality, modality_names
+from unicode_fast.data import Batch, Batches, Store, StoreError, open_dataset
+from unicode_fast.journal import LOG_EVERY, Journal, NonFiniteLoss, StepResult
+from unicode_fast.methods import UniCodeMethod
+from unicode_fast.modules import ModelOutput, UniCode
+from unicode_fast.runs import choose_device, git_commit, prepare_folder, resume_folder, versions, write_config
+from unicode_fast.tasks import Probes, Row, aggregate, check_tasks, format_table, zero_shot_accuracy
+
+# Vectors that initial codewords are chosen or computed from, for each codeword.
+INIT_ROWS_PER_CODEWORD = 80
+
+
+class Trainer:
+    """A model with its optimisers, and the step that changes them.
+
+    Args:
+        config: of the run.
+        modalities: kind and shape by name.
+        device: where it trains.
+    """
+
+    def __init__(self, config: Config, modalities: Mapping[str, Modality], device: torch.device) -> None:
+        torch.manual_seed(config.train.seed)
+        self.config = config
+        self.model = UniCode(modalities, config).to(device)
+        self.method = UniCodeMethod(self.model)
+        self.parts = self.model.parts()
+        self.parameters = [parameter for part in self.parts.values() for parameter in part]
+        self.optimizer = torch.optim.Adam(self.parameters, config.train.learning_rate, fused=True)
+        self.club_optimizer = torch.optim.Adam(
+            self.model.club.parameters(), config.method.club_learning_rate, fused=True
+        )
+        self.step = 0
+
+    def train_step(self, features: Mapping[str, Tensor], mask: Mapping[str, Tensor] | None, rate: float) -> StepResult:
+        """One batch: forward, CLUB's inner steps, losses, backward, clipping, Adam, MM-EMA; nothing is read back."""
+        self.model.train()
+        output = self.model(features, mask)
+        self.method.fit_club(output, self.club_optimizer)
+        result = self.method.losses(output)
+        self.optimizer.zero_grad(set_to_none=True)
+        result.total.backward(inputs=self.parameters)
+        for part in self.parts.values():
+            clip_grad_norm_(part, self.config.train.clip_norm)
+        self.optimizer.param_groups[0]["lr"] = rate
+        self.optimizer.step()
+        self.model.update_codebook(output)
+        self.step += 1
+        terms = {name: term.detach() for name, term in result.terms.items()}
+        return StepResult(terms, result.recognised, usage(output, self.config.model.codewords))
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint holds beside the model, to go on bit for bit."""
+        state: dict[str, Any] = {
+            "step": self.step,
+            "optimizer": self.optimizer.state_dict(),
+            "club_optimizer": self.club_optimizer.state_dict(),
+            "rng": torch.get_rng_state(),
+        }
+        if self.model.device.type == "cuda":
+            state["cuda_rng"] = torch.cuda.get_rng_state(self.model.device)
+        return state
+
+    def restore(self, content: Mapping[str, Any]) -> None:
+        """Continues from the content of a checkpoint."""
+        self.model.load_state_dict(content["model"])
+        self.optimizer.load_state_dict(content["optimizer"])
+        self.club_optimizer.load_state_dict(content["club_optimizer"])
+        self.step = content["step"]
+        torch.set_rng_state(content["rng"].cpu())
+        if "cuda_rng" in content:
+            torch.cuda.set_rng_state(content["cuda_rng"].cpu(), self.model.device)
+
+
+def usage(output: ModelOutput, codewords: int) -> dict[str, Tensor]:
+    """How often each modality chose each codeword in a batch: (M,) float32 by modality."""
+    counts = {}
+    for name, index in output.index.items():
+        weight = torch.ones_like(index, dtype=torch.float32) if output.mask is None else output.mask[name].float()
+        zeros = torch.zeros(codewords, device=index.device)
+        counts[name] = zeros.index_add_(0, index.flatten(), weight.flatten())
+    return counts
+
+
+def learning_rate(config: Config, step: int, total: int, epoch_steps: int) -> float:
+    """The rate of a step: linear warm-up, then constant, cosine to a hundredth, or halved after epochs 10, 20, 30."""
+    train = config.train
+    rate = train.learning_rate * min(1.0, (step + 1) / max(train.warmup_steps, 1))
+    if train.schedule == "cosine":
+        progress = max(0, step - train.warmup_steps) / max(1, total - train.warmup_steps)
+        return rate * (0.01 + 0.99 * (1 + math.cos(math.pi * progress)) / 2)
+    if train.schedule == "multistep":
+        return rate * 0.5 ** sum(step // epoch_steps >= epoch for epoch in (10, 20, 30))
+    return rate
+
+
+def initialise_codebook(trainer: Trainer, batches: Batches, device: torch.device) -> None:
+    """Codewords from the features of the first batches, all modalities mixed, as `codebook_init` says."""
+    method, sizes = trainer.config.method, trainer.config.model
+    if method.codebook_init == "uniform":
+        return
+    rows: list[np.ndarray] = []
+    wanted, step = INIT_ROWS_PER_CODEWORD * sizes.codewords, 0
+    trainer.model.eval()
+    while sum(map(len, rows)) < wanted and step < batches.steps_per_epoch:
+        batch = batches.batch(step).to(device)
+        with torch.no_grad():
+            output = trainer.model(batch.features, batch.mask)
+        for name, z in output.semantic.items():
+            flat = z.flatten(0, 1).cpu().numpy()
+            rows.append(flat if batch.mask is None else flat[batch.mask[name].flatten().cpu().numpy()])
+        step += 1
+    data = np.concatenate(rows)
+    generator = np.random.default_rng([trainer.config.train.seed, 7])
+    if method.codebook_init == "kmeans" and len(data) >= sizes.codewords:
+        from sklearn.cluster import KMeans
+
+        chosen = KMeans(sizes.codewords, n_init=1, max_iter=20, random_state=trainer.config.train.seed).fit(data)
+        codewords = chosen.cluster_centers_
+    else:
+        codewords = data[generator.choice(len(data), sizes.codewords, replace=len(data) < sizes.codewords)]
+    trainer.model.codebook.initialise(torch.as_tensor(codewords, dtype=trainer.model.dtype, device=device))
+
+
+def total_steps(config: Config, batches: Batches) -> int:
+    """Batches of pre-training."""
+    return config.train.steps or config.train.epochs * batches.steps_per_epoch
+
+
+def pretrain(trainer: Trainer, store: Store, folder: Path, content: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Trains to the end and leaves checkpoints, metrics and events in the run folder.
+
+    Args:
+        trainer: fresh, or restored from `content`.
+        store: with splits train and val.
+        folder: of the run.
+        content: of the checkpoint that is resumed, or None.
+
+    Returns:
+        Plain facts for the summary: best step, its validation accuracy, seconds.
+
+    Raises:
+        NonFiniteLoss: after the state has been saved as nonfinite-step-N.pt.
+    """
+    config, device = trainer.config, trainer.model.device
+    clips = store.split("train").restrict(trainer.model.names)
+    train = config.train
+    batches = Batches(clips, train.batch_size, train.seed, drop_last=not train.keep_last_batch, dtype=getattr(torch, train.dtype))
+    total = total_steps(config, batches)
+    progress: dict[str, Any] = dict(content["progress"]) if content else {"best": None, "seconds": 0.0, "bytes": 0}
+    if content is None:
+        initialise_codebook(trainer, batches, device)
+    journal = Journal(folder, progress["bytes"], trainer.step, content["usage"] if content else None)
+    validate_at = {round(total * (n + 1) / train.validations) for n in range(train.validations)}
+    started, seconds_before, saved_at = time.monotonic(), progress["seconds"], time.monotonic()
+
+    def save(name: str | None = None) -> None:
+        progress.update(bytes=journal.flush(), seconds=seconds_before + time.monotonic() - started)
+        path = folder / checkpoint.FOLDER / name if name else checkpoint.step_path(folder, trainer.step)
+        checkpoint.save(path, trainer.model, {**trainer.state(), "progress": progress, "usage": journal.usage_so_far()})
+        if name is None:
+            for step in checkpoint.steps_in(folder)[:-2]:
+                checkpoint.step_path(folder, step).unlink()
+
+    bar = tqdm(total=total, initial=trainer.step, desc="pre-training", unit="step", dynamic_ncols=True)
+    try:
+        if content is None:
+            save()
+        while trainer.step < total:
+            batch: Batch = batches.batch(trainer.step).to(device)
+            rate = learning_rate(config, trainer.step, total, batches.steps_per_epoch)
+            result = trainer.train_step(batch.features, batch.mask, rate)
+            journal.record(trainer.step, rate, batch.clips, result)
+            bar.update()
+            if trainer.step % LOG_EVERY == 0:
+                bar.set_postfix(journal.shown)
+            if trainer.step in validate_at:
+                journal.flush()
+                accuracy = zero_shot_accuracy(trainer.model, store, seed=train.seed)
+                journal.write({"step": trainer.step, "kind": "validation", **accuracy})
+                if progress["best"] is None or accuracy["mean"] > progress["best"]["accuracy"]:
+                    progress["best"] = {"step": trainer.step, "accuracy": accuracy["mean"]}
+                    checkpoint.save(folder / checkpoint.FOLDER / checkpoint.BEST, trainer.model, {"step": trainer.step})
+                save()
+                saved_at = time.monotonic()
+            elif time.monotonic() - saved_at > train.checkpoint_seconds:
+                save()
+                saved_at = time.monotonic()
+        save()
+    except NonFiniteLoss as error:
+        journal.pending.clear()
+        name = f"nonfinite-step-{trainer.step:08d}.pt"
+        save(name)
+        raise NonFiniteLoss(f"{error}; the state is saved as {folder / checkpoint.FOLDER / name}") from error
+    finally:
+        bar.close()
+        journal.close()
+    return progress
+
+
+def run(config: Config, folder: Path, resume_step: int | None = None) -> dict[str, Any]:
+    """Pre-trains in a run folder, or goes on with what is there, probes, and writes summary and pictures.
+
+    Args:
+        config: of the run.
+        folder: exists already and holds config.yaml.
+        resume_step: checkpoint to go on from; None takes the last, if there is one.
+
+    Returns:
+        The content of summary.json.
+    """
+    started = time.monotonic()
+    device = choose_device(config.train.device)
+    store = open_dataset(config.data)
+    modalities = store.modalities_named(modality_names(config.data.modalities))
+    trainer = Trainer(config, modalities, device)
+    content = None
+    if resume_step is not None or checkpoint.steps_in(folder):
+        content = checkpoint.read_for_resume(folder, resume_step, device)
+        if content["config"] != checkpoint.config_to_dict(config, modalities):
+            raise CheckpointError(f"checkpoint in {folder} was trained with another configuration or other data")
+        trainer.restore(content)
+    progress = pretrain(trainer, store, folder, content)
+    which = "best" if progress["best"] else "last"
+    model = checkpoint.load(folder, which, device)
+    probes = Probes(model, store, config.train.seed)
+    rows = probes.table(config.train.probe_tasks)
+    summary = {
+        "rows": [row.as_dict() for row in rows],
+        "checkpoint": {"used": which, **(progress["best"] or {"step": trainer.step})},
+        "steps": trainer.step,
+        "seconds": progress["seconds"],
+        "seconds_with_data_and_probes": time.monotonic() - started,
+        "seed": config.train.seed,
+        "versions": versions(),
+        "git_commit": git_commit(),
+    }
+    pictures.draw_run(folder, probes, store, rows)
+    write_json(folder / "summary.json", summary)
+    return summary
+
+
+def run_seeds(config: Config, folder: Path, seeds: Sequence[int]) -> dict[str, Any]:
+    """One run for each seed in its own subfolder, those that ended left alone; mean and spread on top.
+
+    Returns:
+        The content of the summary.json above the seeds.
+    """
+    summaries = []
+    for seed in seeds:
+        below = folder / f"seed-{seed}"
+        if (below / "summary.json").exists():
+            summaries.append(json.loads((below / "summary.json").read_text()))
+            continue
+        if not below.exists():
+            below.mkdir()
+            write_config(below, config.replace(seed=seed))
+        print(f"seed {seed}: {below}", file=sys.stderr)
+        summaries.append(run(config.replace(seed=seed), below))
+    rows = aggregate([[Row.from_dict(row) for row in summary["rows"]] for summary in summaries])
+    summary = {
+        "rows": [row.as_dict() for row in rows],
+        "seeds": list(seeds),
+        "seconds": sum(summary["seconds"] for summary in summaries),
+        "versions": versions(),
+        "git_commit": git_commit(),
+    }
+    pictures.draw_bars(folder, rows)
+    write_json(folder / "summary.json", summary)
+    return summary
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; see `python -m unicode_fast.train --help`."""
+    parser = make_parser("train", "Pre-train Uni-Code, then measure what its codes carry from modality to modality.")
+    parser.add_argument("--out", type=Optional[str], help="new folder of the run [runs/<UTC time>-<preset>-<seed>]")
+    parser.add_argument("--resume", type=Optional[str], metavar="RUN", help="go on with a run that was interrupted")
+    parser.add_argument("--resume_step", type=Optional[int], help="from the checkpoint of this step, not from the last")
+    parser.add_argument("--seeds", type=int, default=1, help="train with this many seeds; mean and spread in the table")
+    arguments = parser.parse_args(argv)
+    flags = given_fields(arguments)
+    seeds: list[int] | None = None
+    if arguments.resume is not None:
+        given = [*flags, *(name for name in ("out", "config") if arguments[name] is not None)]
+        if given or arguments.seeds != 1:
+            raise ValueError(f"resume takes the run's own configuration, got {', '.join(given or ['seeds'])} beside it")
+        folder, config, seeds = resume_folder(arguments.resume)
+    else:
+        if arguments.resume_step is not None:
+            raise ValueError("resume_step needs --resume RUN")
+        if arguments.seeds < 1:
+            raise ValueError(f"seeds must be at least 1, got {arguments.seeds}")
+        config = resolve(arguments.config, flags)
+        check_run(config)
+        folder = prepare_folder(arguments.out, config, arguments.seeds)
+        if arguments.seeds > 1:
+            seeds = [config.train.seed + n for n in range(arguments.seeds)]
+    print(yaml.safe_dump(config.flat(), sort_keys=False), end="")
+    summary = run_seeds(config, folder, seeds) if seeds else run(config, folder, arguments.resume_step)
+    print(format_table([Row.from_dict(row) for row in summary["rows"]]))
+    print(folder)
+    return 0
+
+
+def check_run(config: Config) -> None:
+    """What can be known to fail before anything is made.
+
+    Raises:
+        ValueError: the device, a task or the modalities are not there.
+    """
+    choose_device(config.train.device)
+    modality_names(config.data.modalities)
+    check_tasks(config.train.probe_tasks)
+
+
+if __name__ == "__main__":
+    run_main(main, (ValueError, OSError, CheckpointError, NonFiniteLoss, StoreError))
