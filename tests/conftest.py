@@ -1,0 +1,58 @@
+"""Seeds, poisoned memory, threads, and the rule that turns skips into failures on machines with a GPU."""
+
+import os
+import random
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+from cases import Place
+
+# The machines that run these tests have from two cores up; more threads than that make small tensors slower.
+torch.set_num_threads(min(2, os.cpu_count() or 1))
+
+_ABOUT_A_GPU = ("cuda", "triton", "extension")
+
+
+@pytest.fixture(autouse=True)
+def seeds() -> None:
+    """Start every test from the same random numbers."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def poisoned_memory() -> Iterator[None]:
+    """Fill fresh memory with NaN, or with the largest integer, so that an element nobody wrote shows.
+
+    torch does so only while it is told to be deterministic; operations that cannot be are let through.
+    """
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    filled = torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    yield
+    torch.utils.deterministic.fill_uninitialized_memory = filled
+    torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+
+
+@pytest.fixture
+def place(request: pytest.FixtureRequest) -> Place:
+    """Where to run an operator; skips where this machine cannot. Parametrise with `cases.places(operator)`."""
+    chosen: Place = request.param
+    chosen.skip_unless_usable()
+    return chosen
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+    """With UNICODE_FAST_REQUIRE_CUDA=1 a skip for lack of CUDA, Triton or the extension is a failure."""
+    report = yield
+    if report.skipped and not hasattr(report, "wasxfail") and os.environ.get("UNICODE_FAST_REQUIRE_CUDA") == "1":
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        if any(word in reason.lower() for word in _ABOUT_A_GPU):
+            report.outcome = "failed"
+            report.longrepr = f"UNICODE_FAST_REQUIRE_CUDA=1 forbids this skip: {reason}"
+    return report

@@ -1,0 +1,385 @@
+"""Bad arguments of the operators: one error each, that names the argument, what it must be and what it was."""
+
+from collections.abc import Callable
+from dataclasses import fields, replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from unicode_fast.ops import (
+    CodebookState,
+    RevivalDraws,
+    UpdateRule,
+    codebook_update,
+    codeword_distribution,
+    cross_info_nce,
+    nearest_codeword,
+)
+
+ROWS, CODEBOOK = torch.zeros(3, 4), torch.zeros(5, 4)
+INTEGERS = torch.zeros(3, 4, dtype=torch.int64)
+ELSEWHERE = torch.zeros(5, 4, device="meta")
+CLIPS, MASK = torch.zeros(2, 3, 4), torch.ones(2, 3, dtype=torch.bool)
+VECTORS, WEIGHTS = torch.zeros(2, 1, 3, 4), torch.ones(2, 2)
+
+
+def state(**changes: Tensor) -> CodebookState:
+    counts, idle, step = torch.ones(5), torch.zeros(2, 5, dtype=torch.int64), torch.zeros((), dtype=torch.int64)
+    return CodebookState(CODEBOOK.clone(), counts, CODEBOOK.clone(), idle, step)._replace(**changes)
+
+
+def update(current: Any = None, rule: Any = None, **changes: Any) -> None:
+    options = {"features": [ROWS, ROWS], "index": [torch.zeros(3, dtype=torch.int64)] * 2, **changes}
+    features, index = options.pop("features"), options.pop("index")
+    codebook_update(current or state(), features, index, rule or UpdateRule(), **options)
+
+
+def loss(targets: Any = VECTORS, predictions: Any = VECTORS, weights: Any = WEIGHTS, **options: Any) -> Any:
+    return cross_info_nce(targets, predictions, weights, **options)
+
+
+Case = tuple[Callable[[], Any], type[Exception], list[str]]
+
+# Call, exception, and what its message must hold: name of the argument, what it must be, what it was.
+CASES: dict[str, Case] = {
+    "nearest, list": (
+        lambda: nearest_codeword([1.0], CODEBOOK),  # type: ignore[arg-type]
+        TypeError,
+        ["features must be a tensor", "list"],
+    ),
+    "nearest, integers": (
+        lambda: nearest_codeword(INTEGERS, CODEBOOK),
+        TypeError,
+        ["features must be float64, float32, float16 or bfloat16", "int64"],
+    ),
+    "nearest, half codebook": (
+        lambda: nearest_codeword(ROWS, CODEBOOK.half()),
+        TypeError,
+        ["codebook must be float64 or float32", "float16"],
+    ),
+    "nearest, other half": (
+        lambda: nearest_codeword(ROWS.bfloat16(), CODEBOOK.half()),
+        TypeError,
+        ["codebook must be float64, float32 or bfloat16", "float16"],
+    ),
+    "nearest, no dimensions": (
+        lambda: nearest_codeword(torch.tensor(1.0), CODEBOOK),
+        ValueError,
+        ["features must have shape (..., D)", "without dimensions"],
+    ),
+    "nearest, no width": (
+        lambda: nearest_codeword(torch.zeros(3, 0), torch.zeros(5, 0)),
+        ValueError,
+        ["features must have a width of at least 1", "(3, 0)"],
+    ),
+    "nearest, other width": (
+        lambda: nearest_codeword(torch.zeros(80, 10, 256), torch.zeros(400, 128)),
+        ValueError,
+        ["codebook must have shape (M, 256) to match features of shape (80, 10, 256), got (400, 128)"],
+    ),
+    "nearest, codebook of three dimensions": (
+        lambda: nearest_codeword(ROWS, CODEBOOK[None]),
+        ValueError,
+        ["codebook must have shape (M, 4)", "(1, 5, 4)"],
+    ),
+    "nearest, empty codebook": (
+        lambda: nearest_codeword(ROWS, CODEBOOK[:0]),
+        ValueError,
+        ["codebook must have at least one codeword", "(0, 4)"],
+    ),
+    "nearest, other device": (
+        lambda: nearest_codeword(ROWS, ELSEWHERE),
+        ValueError,
+        ["codebook must be on the device of features, cpu", "meta"],
+    ),
+    "distribution, two dimensions": (
+        lambda: codeword_distribution(ROWS, CODEBOOK),
+        ValueError,
+        ["features must have 3 dimensions", "(3, 4)"],
+    ),
+    "distribution, other width": (
+        lambda: codeword_distribution(CLIPS, CODEBOOK[:, :3]),
+        ValueError,
+        ["codebook must have shape (M, 4)", "(5, 3)"],
+    ),
+    "distribution, float mask": (
+        lambda: codeword_distribution(CLIPS, CODEBOOK, valid=MASK.float()),
+        TypeError,
+        ["valid must be bool", "float32"],
+    ),
+    "distribution, mask of other shape": (
+        lambda: codeword_distribution(CLIPS, CODEBOOK, valid=MASK.T),
+        ValueError,
+        ["valid must have shape (2, 3)", "(3, 2)"],
+    ),
+    "distribution, mask elsewhere": (
+        lambda: codeword_distribution(CLIPS, CODEBOOK, valid=MASK.to("meta")),
+        ValueError,
+        ["valid must be on the device of features, cpu", "meta"],
+    ),
+    "distribution, temperature 0": (
+        lambda: codeword_distribution(CLIPS, CODEBOOK, temperature=0),
+        ValueError,
+        ["temperature must be finite and greater than 0", "got 0"],
+    ),
+    "distribution, temperature not a number": (
+        lambda: codeword_distribution(CLIPS, CODEBOOK, temperature=float("nan")),
+        ValueError,
+        ["temperature must be finite and greater than 0", "nan"],
+    ),
+    "distribution, tensor temperature": (
+        lambda: codeword_distribution(CLIPS, CODEBOOK, temperature=torch.tensor(1.0)),  # type: ignore[arg-type]
+        TypeError,
+        ["temperature must be a number", "Tensor"],
+    ),
+    "loss, three dimensions": (
+        lambda: loss(CLIPS, CLIPS),
+        ValueError,
+        ["targets must have shape (modalities, K, B, D)", "(2, 3, 4)"],
+    ),
+    "loss, other shapes": (
+        lambda: loss(predictions=VECTORS[:, :, :2]),
+        ValueError,
+        ["predictions must have shape (2, 1, 3, 4)", "(2, 1, 2, 4)"],
+    ),
+    "loss, other dtypes": (
+        lambda: loss(predictions=VECTORS.half()),
+        TypeError,
+        ["predictions must be float32", "float16"],
+    ),
+    "loss, other devices": (
+        lambda: loss(predictions=VECTORS.to("meta")),
+        ValueError,
+        ["predictions must be on the device of targets, cpu", "meta"],
+    ),
+    "loss, integer weights": (lambda: loss(weights=WEIGHTS.long()), TypeError, ["pair_weights must be", "int64"]),
+    "loss, too few weights": (
+        lambda: loss(weights=torch.ones(2)),
+        ValueError,
+        ["pair_weights must have shape (2, 2)", "(target, source)", "(2,)"],
+    ),
+    "loss, weights with gradient": (
+        lambda: loss(weights=torch.ones(2, 2, requires_grad=True)),
+        ValueError,
+        ["pair_weights must not require a gradient"],
+    ),
+    "loss, mask": (
+        lambda: loss(valid=torch.ones(2, 3, dtype=torch.bool)),
+        ValueError,
+        ["valid must have shape (2, 1, 3)", "(2, 3)"],
+    ),
+    "loss, integer mask": (lambda: loss(valid=torch.ones(2, 1, 3).int()), TypeError, ["valid must be bool", "int32"]),
+    "loss, softmax": (
+        lambda: loss(softmax_over="rows"),
+        ValueError,
+        ["softmax_over must be one of 'predictions', 'candidates', 'both'", "'rows'"],
+    ),
+    "loss, negative temperature": (
+        lambda: loss(temperature=-1.0),
+        ValueError,
+        ["temperature must be finite and greater than 0", "-1.0"],
+    ),
+    "loss, temperature as text": (lambda: loss(temperature="1"), TypeError, ["temperature must be a number", "str"]),
+    "loss, temperature of one dimension": (
+        lambda: loss(temperature=torch.ones(1)),
+        ValueError,
+        ["temperature must have shape ()", "(1,)"],
+    ),
+    "update, tuple for a state": (
+        lambda: update(tuple(state())),
+        TypeError,
+        ["state must be a CodebookState", "tuple"],
+    ),
+    "update, rule": (lambda: update(rule="joint"), TypeError, ["rule must be an UpdateRule", "str"]),
+    "update, half codebook": (
+        lambda: update(state(codebook=CODEBOOK.half())),
+        TypeError,
+        ["state.codebook must be float64 or float32", "float16"],
+    ),
+    "update, empty codebook": (
+        lambda: update(state(codebook=CODEBOOK[:0])),
+        ValueError,
+        ["state.codebook must have shape (M, D), M and D at least 1", "(0, 4)"],
+    ),
+    "update, count": (
+        lambda: update(state(ema_count=torch.ones(4))),
+        ValueError,
+        ["state.ema_count must have shape (5,)", "(4,)"],
+    ),
+    "update, sum of other dtype": (
+        lambda: update(state(ema_sum=CODEBOOK.double())),
+        TypeError,
+        ["state.ema_sum must be float32", "float64"],
+    ),
+    "update, one idle counter": (
+        lambda: update(state(idle=torch.zeros(5, dtype=torch.int64))),
+        ValueError,
+        ["state.idle must have shape (modalities, M)", "(5,)"],
+    ),
+    "update, idle of other width": (
+        lambda: update(state(idle=torch.zeros(2, 4, dtype=torch.int64))),
+        ValueError,
+        ["state.idle must have shape (2, 5)", "(2, 4)"],
+    ),
+    "update, float idle": (
+        lambda: update(state(idle=torch.zeros(2, 5))),
+        TypeError,
+        ["state.idle must be int64", "float32"],
+    ),
+    "update, step": (
+        lambda: update(state(step=torch.zeros(1, dtype=torch.int64))),
+        ValueError,
+        ["state.step must have shape ()", "(1,)"],
+    ),
+    "update, codebook with gradient": (
+        lambda: update(state(codebook=CODEBOOK.clone().requires_grad_())),
+        ValueError,
+        ["state.codebook must not require a gradient"],
+    ),
+    "update, features not a list": (
+        lambda: update(features=ROWS),
+        TypeError,
+        ["features must be a list with one tensor for each modality", "Tensor"],
+    ),
+    "update, one modality for two": (
+        lambda: update(features=[ROWS]),
+        ValueError,
+        ["features must have 2 entries, one for each modality of state.idle", "got 1"],
+    ),
+    "update, features of three dimensions": (
+        lambda: update(features=[ROWS, CLIPS]),
+        ValueError,
+        ["features[1] must have shape (2, 4), (N, D)", "(2, 3, 4)"],
+    ),
+    "update, features of other width": (
+        lambda: update(features=[ROWS[:, :3], ROWS]),
+        ValueError,
+        ["features[0] must have shape (3, 4)", "(3, 3)"],
+    ),
+    "update, integer features": (lambda: update(features=[INTEGERS] * 2), TypeError, ["features[0] must be", "int64"]),
+    "update, float index": (lambda: update(index=[ROWS[:, 0]] * 2), TypeError, ["index[0] must be int64", "float32"]),
+    "update, short index": (
+        lambda: update(index=[torch.zeros(2, dtype=torch.int64)] * 2),
+        ValueError,
+        ["index[0] must have shape (3,)", "features[0]", "(2,)"],
+    ),
+    "update, lengths differ": (
+        lambda: update(
+            features=[ROWS, ROWS[:2]], index=[torch.zeros(3, dtype=torch.int64), torch.zeros(2, dtype=torch.int64)]
+        ),
+        ValueError,
+        ["features must have equal numbers of rows where partners is None", "[3, 2]"],
+    ),
+    "update, partners": (
+        lambda: update(partners=[ROWS, ROWS[:2]]),
+        ValueError,
+        ["partners[1] must have shape (3, 4)", "(2, 4)"],
+    ),
+    "update, mask": (
+        lambda: update(valid=[None, torch.ones(2, dtype=torch.bool)]),
+        ValueError,
+        ["valid[1] must have shape (3,)", "(2,)"],
+    ),
+    "update, masks as a tensor": (
+        lambda: update(valid=torch.ones(2, 3, dtype=torch.bool)),
+        TypeError,
+        ["valid must be a list", "Tensor"],
+    ),
+    "update, draws": (
+        lambda: update(draws=RevivalDraws(torch.zeros(5).double(), torch.zeros(5, 3).double())),
+        ValueError,
+        ["draws.noise must have shape (5, 4)", "(5, 3)"],
+    ),
+    "update, draws of other dtype": (
+        lambda: update(draws=RevivalDraws(torch.zeros(5), torch.zeros(5, 4))),
+        TypeError,
+        ["draws.choice must be float64", "float32"],
+    ),
+    "update, tuple for draws": (
+        lambda: update(draws=(1, 2)),
+        TypeError,
+        ["draws must be RevivalDraws or None", "tuple"],
+    ),
+    "rule, update": (
+        lambda: UpdateRule(update="both"),  # type: ignore[arg-type]
+        ValueError,
+        ["update must be one of 'joint', 'sequential'", "'both'"],
+    ),
+    "rule, smoothing": (
+        lambda: UpdateRule(smoothing="laplace"),  # type: ignore[arg-type]
+        ValueError,
+        ["smoothing must be one of", "'laplace'"],
+    ),
+    "rule, decay": (lambda: UpdateRule(decay=1.01), ValueError, ["decay must be in [0, 1]", "1.01"]),
+    "rule, own weight": (lambda: UpdateRule(own_weight=-0.1), ValueError, ["own_weight must be in [0, 1]", "-0.1"]),
+    "rule, epsilon": (
+        lambda: UpdateRule(smoothing="transient", epsilon=0.0),
+        ValueError,
+        ["epsilon must be greater than 0 for smoothing 'transient'", "got 0"],
+    ),
+    "rule, revive_after": (
+        lambda: UpdateRule(revive_after=-1),
+        ValueError,
+        ["revive_after must be 0 or greater", "-1"],
+    ),
+    "rule, revive_active_within": (
+        lambda: UpdateRule(revive_active_within=1.5),  # type: ignore[arg-type]
+        TypeError,
+        ["revive_active_within must be an integer", "float"],
+    ),
+    "rule, seed": (lambda: UpdateRule(seed=2**63), ValueError, ["seed must be a signed integer of 64 bits"]),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_bad_input(name: str) -> None:
+    call, exception, parts = CASES[name]
+    with pytest.raises(exception) as caught:
+        call()
+    assert type(caught.value) is exception
+    for part in parts:
+        assert part in str(caught.value)
+
+
+def test_bad_input_leaves_the_state_alone() -> None:
+    current = state()
+    before = [part.clone() for part in current]
+    with pytest.raises(ValueError, match="partners"):
+        update(current, partners=[ROWS])
+    assert all(torch.equal(part, old) for part, old in zip(current, before, strict=True))
+
+
+def test_every_field_of_the_rule_matters() -> None:
+    """Each field, changed alone from a rule in which all of them act, changes the result."""
+    changes: dict[str, Any] = {
+        "decay": 0.5,
+        "epsilon": 0.1,
+        "own_weight": 1.0,
+        "update": "sequential",
+        "smoothing": "none",
+        "revive_after": 0,
+        "revive_unless": "all",
+        "revive_source": "feature",
+        "revive_noise": 0.5,
+        "revive_active_within": 1,
+        "revive_ema": False,
+        "seed": 1,
+    }
+    assert set(changes) == {field.name for field in fields(UpdateRule)}
+    generator = torch.Generator().manual_seed(0)
+    rows = [torch.randn(6, 4, generator=generator) for _ in range(2)]
+    codebook = torch.randn(5, 4, generator=generator)
+
+    def result(rule: UpdateRule) -> list[Tensor]:
+        idle = torch.tensor([[0, 3, 3, 9, 9], [0, 0, 9, 3, 9]])
+        current = state(codebook=codebook.clone(), ema_sum=codebook.clone(), idle=idle)
+        codebook_update(current, rows, [torch.tensor([0, 0, 0, 1, 1, 0]), torch.tensor([0, 0, 2, 2, 0, 0])], rule)
+        return list(current)
+
+    base = UpdateRule(smoothing="transient", revive_after=5, revive_active_within=5)
+    expected = result(base)
+    for name, value in changes.items():
+        found = result(replace(base, **{name: value}))
+        assert not all(torch.equal(a, b) for a, b in zip(found, expected, strict=True)), name

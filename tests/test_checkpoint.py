@@ -1,0 +1,105 @@
+"""Checkpoints: atomic, safe to read, refused by name when damaged."""
+
+import errno
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+
+from unicode_fast import CheckpointError, checkpoint, load
+
+
+def run_with(path: Path, steps: tuple[int, ...] = (10, 20)) -> Path:
+    owner = tiny.model()
+    for step in steps:
+        checkpoint.save(checkpoint.step_path(path, step), owner, {"step": step})
+    return path
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    owner = tiny.model("paper", names="video,text")
+    checkpoint.save(tmp_path / "model.pt", owner)
+    back = load(tmp_path / "model.pt")
+    assert back.config == owner.config
+    assert back.modalities == owner.modalities
+    assert not back.training
+    assert all(torch.equal(value, back.state_dict()[key]) for key, value in owner.state_dict().items())
+
+
+def test_find(tmp_path: Path) -> None:
+    run = run_with(tmp_path)
+    assert checkpoint.find(run, "last") == checkpoint.step_path(run, 20)
+    assert checkpoint.find(run, 10) == checkpoint.step_path(run, 10)
+    for which, message in ((15, "no checkpoint of step 15; steps saved: 10, 20"), ("best", "no best checkpoint yet")):
+        with pytest.raises(CheckpointError, match=message):
+            checkpoint.find(run, which)
+    with pytest.raises(CheckpointError, match="must be 'best', 'last' or a step, got 'worst'"):
+        checkpoint.find(run, "worst")
+    with pytest.raises(CheckpointError, match="does not exist"):
+        load(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("keep", [0, 10, 0.5, -1])
+def test_truncated_is_refused_by_name_and_the_one_before_offered(tmp_path: Path, keep: float) -> None:
+    run = run_with(tmp_path)
+    path = checkpoint.step_path(run, 20)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(keep * len(content)) if keep == 0.5 else int(keep)])
+    with pytest.raises(CheckpointError, match=r"step-00000020.pt is truncated or damaged.*--resume-step 10"):
+        checkpoint.read_for_resume(run, None, torch.device("cpu"))
+    assert checkpoint.read_for_resume(run, 10, torch.device("cpu"))["step"] == 10
+
+
+def test_damaged_inside_is_refused(tmp_path: Path) -> None:
+    """A flipped byte in the middle of the archive, where no header is."""
+    run = run_with(tmp_path, (10,))
+    path = checkpoint.step_path(run, 10)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match="truncated or damaged"):
+        checkpoint.read(path)
+
+
+def test_code_in_a_checkpoint_does_not_run(tmp_path: Path) -> None:
+    class Bomb:
+        def __reduce__(self) -> tuple:
+            return (os.system, (f"touch {tmp_path}/exploded",))
+
+    with (tmp_path / "bomb.pt").open("wb") as file:
+        pickle.dump(Bomb(), file)
+    torch.save(Bomb(), tmp_path / "bomb2.pt")
+    for name in ("bomb.pt", "bomb2.pt"):
+        with pytest.raises(CheckpointError, match=name):
+            load(tmp_path / name)
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_a_foreign_file_is_refused(tmp_path: Path) -> None:
+    torch.save({"weights": torch.ones(2)}, tmp_path / "other.pt")
+    with pytest.raises(CheckpointError, match="must be of format 1"):
+        load(tmp_path / "other.pt")
+
+
+def test_full_disk_leaves_the_older_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "model.pt"
+    checkpoint.save(path, tiny.model(seed=1))
+    before = path.read_bytes()
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=r"No space left on device.*model.pt"):
+        checkpoint.save(path, tiny.model(seed=2))
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(OSError, match="file"):
+        checkpoint.save(tmp_path / "file" / "model.pt", tiny.model())

@@ -1,0 +1,115 @@
+"""Configuration, presets, YAML files and flags."""
+
+from pathlib import Path
+
+import pytest
+
+from unicode_fast import PRESETS, Config, Modality, preset
+from unicode_fast.cli import field_help, given_fields, make_parser, read_yaml, resolve
+from unicode_fast.config import FIELDS, PARTS, RANGES, modality_names
+
+
+class TestFields:
+    def test_names_are_unique_and_documented(self) -> None:
+        assert len(FIELDS) == sum(len(kind.__dataclass_fields__) for kind in PARTS.values())
+        assert set(field_help()) == set(FIELDS)
+
+    def test_every_range_is_of_a_field(self) -> None:
+        assert set(RANGES) <= set(FIELDS)
+
+    @pytest.mark.parametrize("name", PRESETS)
+    @pytest.mark.parametrize("size", ["small", "paper"])
+    def test_presets_are_whole(self, name: str, size: str) -> None:
+        config = preset(name, size)
+        assert set(config.flat()) == {"preset", "size", *FIELDS}
+        assert config.replace(**{k: v for k, v in config.flat().items() if k in FIELDS}) == config
+
+    def test_sizes_of_the_paper(self) -> None:
+        config = preset("official", "paper")
+        assert (config.model.codewords, config.model.width, config.train.batch_size) == (400, 256, 80)
+        assert (config.train.epochs, config.train.learning_rate, config.train.clip_norm) == (6, 4e-4, 0.5)
+
+
+BAD = [
+    ({"widht": 3}, ValueError, "no field 'widht'"),
+    ({"width": 0}, ValueError, r"width must be a finite number in \[1"),
+    ({"width": 2.5}, TypeError, "width must be int, got float"),
+    ({"width": True}, TypeError, "width must be int, got bool"),
+    ({"codewords": 1}, ValueError, r"codewords must be a finite number in \[2"),
+    ({"ema_decay": 1.5}, ValueError, "ema_decay"),
+    ({"learning_rate": float("nan")}, ValueError, "learning_rate"),
+    ({"ema_update": "both"}, ValueError, "ema_update must be one of joint, sequential, got 'both'"),
+    ({"easy": 1}, TypeError, "easy must be bool"),
+]
+
+
+class TestBadValues:
+    @pytest.mark.parametrize(("values", "error", "message"), BAD)
+    def test_replace(self, values: dict, error: type[Exception], message: str) -> None:
+        with pytest.raises(error, match=message):
+            Config().replace(**values)
+
+    def test_preset_and_size(self) -> None:
+        with pytest.raises(ValueError, match="preset must be one of official, paper, recommended, got 'best'"):
+            preset("best")
+        with pytest.raises(ValueError, match="size must be one of small, paper, got 'huge'"):
+            preset("paper", "huge")
+
+    @pytest.mark.parametrize("names", ["audio", "", "audio,audio"])
+    def test_modalities(self, names: str) -> None:
+        with pytest.raises(ValueError, match="two or more different modalities"):
+            modality_names(names)
+
+    @pytest.mark.parametrize(
+        ("kind", "shape"), [("vectors", (3,)), ("vector", (3, 4)), ("grid", (4, 7, 3)), ("words", (0,)), ("grid", (7, 7))]
+    )
+    def test_modality(self, kind: str, shape: tuple) -> None:
+        with pytest.raises(ValueError, match="kind|shape|grid"):
+            Modality(kind, shape)
+
+
+class TestFiles:
+    def test_yaml_then_flags(self, tmp_path: Path) -> None:
+        file = tmp_path / "run.yaml"
+        file.write_text("preset: paper\nwidth: 64\nsteps: 10\n")
+        config = resolve(str(file), {"steps": 20})
+        assert (config.preset, config.model.width, config.train.steps) == ("paper", 64, 20)
+        assert config.method.ema_partner == "attended"
+
+    def test_resolved_configuration_reads_back(self, tmp_path: Path) -> None:
+        import yaml
+
+        config = preset("official").replace(width=32)
+        file = tmp_path / "config.yaml"
+        file.write_text(yaml.safe_dump(config.flat()))
+        assert resolve(str(file), {}) == config
+
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [("widht: 3", "fields only, got widht"), ("- 1", "mapping"), ("a: [", "readable YAML"), ("width: x", "width must be int")],
+    )
+    def test_bad_files(self, tmp_path: Path, text: str, message: str) -> None:
+        file = tmp_path / "bad.yaml"
+        file.write_text(text)
+        with pytest.raises((ValueError, TypeError), match=message):
+            resolve(str(file), {})
+
+    def test_missing_file(self) -> None:
+        with pytest.raises(ValueError, match="readable YAML file, got 'nowhere.yaml'"):
+            read_yaml("nowhere.yaml")
+
+
+class TestFlags:
+    def test_every_field_has_a_flag(self) -> None:
+        parser = make_parser("train", "x")
+        arguments = parser.parse_args(["--width", "32", "--easy", "true", "--ema_update", "sequential"])
+        assert given_fields(arguments) == {"width": 32, "easy": True, "ema_update": "sequential"}
+        text = parser.format_help()
+        assert all(f"--{name}" in text for name in FIELDS)
+
+    @pytest.mark.parametrize("flags", [["--widht", "3"], ["--width", "x"], ["--ema_update", "both"], ["extra"]])
+    def test_bad_flags_exit_with_2(self, flags: list[str], capsys: pytest.CaptureFixture) -> None:
+        with pytest.raises(SystemExit) as stop:
+            make_parser("train", "x").parse_args(flags)
+        assert stop.value.code == 2
+        assert flags[0].lstrip("-") in capsys.readouterr().err

@@ -1,0 +1,276 @@
+"""The model: any set of modalities, masks, lengths, presets' traits, no host synchronisation."""
+
+import math
+
+import pytest
+import tiny
+import torch
+from tolerances import FLOAT64
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from unicode_fast import PRESETS, Config, Modality, UniCode, preset
+from unicode_fast.config import FIELDS
+from unicode_fast.methods import Draws, UniCodeMethod
+from unicode_fast.modules.codebook import attended
+from unicode_fast.modules.encoders import GridSemanticEncoder, ResidualBlock, WordEncoder
+from unicode_fast.train import Trainer
+
+SETS = ["audio,video", "audio,text", "video,text", "audio,video,text", "audio,video,text,depth"]
+
+
+def total(owner: UniCode, features: dict, mask: dict | None = None, draws: Draws | None = None) -> dict[str, float]:
+    output = owner(features, mask)
+    return {name: term.item() for name, term in UniCodeMethod(owner).losses(output, draws).terms.items()}
+
+
+class TestSets:
+    @pytest.mark.parametrize("name", PRESETS)
+    @pytest.mark.parametrize("names", SETS)
+    def test_any_set_trains(self, name: str, names: str) -> None:
+        config = tiny.config(name)
+        trainer = Trainer(config, {key: tiny.MODALITIES[key] for key in names.split(",")}, torch.device("cpu"))
+        features = tiny.batch(trainer.model)
+        before = trainer.model.codebook.codebook.clone()
+        result = trainer.train_step(features, None, 1e-3)
+        assert torch.isfinite(result.terms).all()
+        assert not torch.equal(trainer.model.codebook.codebook, before)
+        assert trainer.model.codebook.step == 1
+
+    @pytest.mark.parametrize("name", PRESETS)
+    @pytest.mark.parametrize("steps", [1, 2])
+    def test_very_short_clips_train(self, name: str, steps: int) -> None:
+        trainer = Trainer(tiny.config(name), {key: tiny.MODALITIES[key] for key in SETS[3].split(",")}, torch.device("cpu"))
+        result = trainer.train_step(tiny.batch(trainer.model, steps=steps), None, 1e-3)
+        assert torch.isfinite(result.terms).all()
+
+    @pytest.mark.parametrize("name", ["paper", "recommended"])
+    def test_unequal_lengths_train(self, name: str) -> None:
+        trainer = Trainer(tiny.config(name), {key: tiny.MODALITIES[key] for key in SETS[3].split(",")}, torch.device("cpu"))
+        features = tiny.batch(trainer.model, lengths={"text": 3})
+        assert torch.isfinite(trainer.train_step(features, None, 1e-3).terms).all()
+
+    def test_official_refuses_unequal_lengths(self) -> None:
+        owner = tiny.model("official")
+        with pytest.raises(ValueError, match="same number of steps.*official.*'text': 3"):
+            owner(tiny.batch(owner, lengths={"text": 3}))
+
+    def test_one_modality_is_refused(self) -> None:
+        with pytest.raises(ValueError, match="at least two"):
+            UniCode({"audio": Modality("vector", (3,))}, preset("recommended"))
+
+
+class TestMasks:
+    @pytest.mark.parametrize("name", PRESETS)
+    def test_padding_changes_nothing(self, name: str) -> None:
+        """A padded batch has the losses and the codebook of the same batch cut to its length."""
+        owner = tiny.model(name, dtype="float64", dropout=0.0).train()
+        long, mask = tiny.batch(owner, steps=7), {key: tiny.mask_of([5] * 6, 7) for key in owner.names}
+        short = {key: value[:, :5].clone() for key, value in long.items()}
+        for value in long.values():
+            value[:, 5:] = math.nan
+        order = torch.tensor([1, 2, 3, 4, 5, 0])
+        draws = Draws(torch.tensor(0.6, dtype=torch.float64), dict.fromkeys(owner.names, order))
+        padded, cut = total(owner, long, mask, draws), total(owner, short, None, draws)
+        for key in cut:
+            assert padded[key] == pytest.approx(cut[key], **FLOAT64), key
+        twin = tiny.model(name, dtype="float64", dropout=0.0).train()
+        owner.update_codebook(owner(long, mask))
+        twin.update_codebook(twin(short))
+        for ours, theirs in zip(owner.codebook.state(), twin.codebook.state(), strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+
+    def test_clips_too_short_for_cpc_are_left_out(self) -> None:
+        owner = tiny.model("recommended", dtype="float64", dropout=0.0)
+        features = tiny.batch(owner)
+        draws = Draws(torch.tensor(0.99, dtype=torch.float64))
+        mask = {key: tiny.mask_of([5, 5, 5, 5, 2, 2], 5) for key in owner.names}
+        four = {key: value[:4] for key, value in features.items()}
+        assert total(owner, features, mask, draws)["cpc"] == pytest.approx(total(owner, four, None, draws)["cpc"], **FLOAT64)
+
+    def test_word_encoder_starts_backwards_at_the_last_word(self) -> None:
+        torch.manual_seed(0)
+        encoder, words = WordEncoder(4, 6).double(), torch.randn(3, 5, 4, dtype=torch.float64)
+        mask = tiny.mask_of([5, 3, 1], 5)
+        whole = encoder(words, mask)
+        for clip, length in enumerate([5, 3, 1]):
+            alone = encoder(words[clip : clip + 1, :length])
+            torch.testing.assert_close(whole[clip : clip + 1, :length], alone, rtol=1e-12, atol=1e-14)
+
+
+class TestTraits:
+    def test_sum_pooling_is_the_sum_over_positions(self) -> None:
+        sizes = tiny.config("official").model
+        encoder, grids = GridSemanticEncoder((5, 5, 4), sizes).double(), torch.rand(2, 3, 5, 5, 4, dtype=torch.float64)
+        mean = grids.mean((2, 3))
+        scale = torch.sigmoid(encoder.excite(torch.relu(encoder.squeeze(mean))))
+        torch.testing.assert_close(encoder(grids), 25 * mean * (1 + scale), rtol=1e-12, atol=0)
+
+    def test_attention_pooling_is_a_weighted_mean(self) -> None:
+        encoder = GridSemanticEncoder((5, 5, 4), tiny.config("paper").model)
+        grids = torch.ones(1, 1, 5, 5, 4)
+        scale = torch.sigmoid(encoder.excite(torch.relu(encoder.squeeze(torch.ones(1, 1, 4)))))
+        torch.testing.assert_close(encoder(grids), 1 + scale)
+
+    @pytest.mark.parametrize(("skip", "value"), [("relu", 0.0), ("input", -1.0)])
+    def test_residual_skip(self, skip: str, value: float) -> None:
+        block = ResidualBlock(2, skip)
+        torch.nn.init.zeros_(block.narrow.weight)
+        seen = torch.full((1, 2, 1, 1), value if skip == "relu" else 0.0)
+        torch.testing.assert_close(block(torch.full((1, 2, 1, 1), -1.0)), seen)
+
+    def test_equal_layers(self) -> None:
+        for equal in (True, False):
+            owner = tiny.model("official", equal_layers=equal, temporal_layers=2)
+            first, second = owner.encoders["audio"].temporal.layers
+            assert torch.equal(first.linear1.weight, second.linear1.weight) is equal
+
+    def test_dtype_of_official_is_float64(self) -> None:
+        assert tiny.model("official").dtype == torch.float64
+        assert tiny.model("recommended").dtype == torch.float32
+
+    def test_commitment_weights(self) -> None:
+        """Own 2 beta, partners beta together (official); squared norm, beta and beta/2 (paper)."""
+        for name, own, partner, norm in (("official", 0.5, 0.25, "mean"), ("paper", 0.25, 0.125, "sum")):
+            owner = tiny.model(name, dtype="float64").eval()
+            output = owner(tiny.batch(owner))
+            terms = UniCodeMethod(owner).losses(output).terms
+            z, codes = output.semantic, output.codeword
+
+            def distance(key: str, other: str, z: dict = z, codes: dict = codes, norm: str = norm) -> torch.Tensor:
+                squared = (z[key] - codes[other]).square()
+                return squared.sum(-1).mean() if norm == "sum" else squared.mean()
+
+            expected = own * distance("audio", "audio") + partner / 2 * (
+                distance("audio", "video") + distance("audio", "text")
+            )
+            assert terms["commitment.audio"].item() == pytest.approx(expected.item(), **FLOAT64)
+
+    def test_attended_partner(self) -> None:
+        query, keys = torch.randn(2, 3, 4).double(), torch.randn(2, 5, 4).double()
+        mask = tiny.mask_of([5, 2], 5)
+        for b in range(2):
+            for t in range(3):
+                weights = [math.exp((query[b, t] @ keys[b, s]).item() / 2) if mask[b, s] else 0 for s in range(5)]
+                expected = sum(w * keys[b, s] for s, w in enumerate(weights)) / sum(weights)
+                torch.testing.assert_close(attended(query, keys, mask)[b, t], expected, rtol=1e-12, atol=1e-12)
+
+    def test_cpc_position_covers_the_released_range(self) -> None:
+        """t in {1..8} for ten steps, one prediction step; the paper's range starts at the first step."""
+        for name, first in (("official", 1), ("paper", 0)):
+            owner = tiny.model(name)
+            seen = set()
+            for n in range(400):
+                position = torch.tensor(n / 400, dtype=torch.float64)
+                choices = 10 - owner.cpc.steps - owner.config.method.cpc_earliest
+                seen.add(owner.config.method.cpc_earliest + int(position * choices))
+            assert seen == set(range(first, 9))
+
+    def test_straight_through_gradient(self) -> None:
+        owner = tiny.model()
+        z = torch.randn(2, 3, 16, requires_grad=True)
+        quantised = owner.codebook(z)
+        assert torch.equal(quantised.codeword, owner.codebook.codebook[quantised.index])
+        (quantised.vector * 3).sum().backward()
+        assert torch.equal(z.grad, torch.full_like(z, 3.0))
+
+
+class TestEncode:
+    @pytest.mark.parametrize("name", PRESETS)
+    def test_no_buffer_changes_in_eval_mode(self, name: str) -> None:
+        owner = tiny.model(name).eval()
+        before = {key: value.clone() for key, value in owner.state_dict().items()}
+        features = tiny.batch(owner)
+        owner(features)
+        for key in owner.names:
+            owner.encode(key, features[key])
+        assert all(torch.equal(before[key], value) for key, value in owner.state_dict().items())
+
+    def test_agrees_with_forward(self) -> None:
+        owner = tiny.model().eval()
+        features = tiny.batch(owner)
+        output = owner(features)
+        for key in owner.names:
+            encoded = owner.encode(key, features[key])
+            assert encoded.index.shape == (6, 5)
+            assert torch.equal(encoded.index, output.index[key])
+            assert torch.equal(encoded.vector, output.codeword[key])
+
+
+SYNCHRONISING = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero")
+
+
+class CountSynchronisation(TorchDispatchMode):
+    """Lists the operators that would wait for a device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):  # noqa: ANN001, ANN204
+        if any(name in str(function) for name in SYNCHRONISING):
+            self.seen.append(str(function))
+        return function(*arguments, **(options or {}))
+
+
+class TestNoHostSynchronisation:
+    @pytest.mark.parametrize("name", ["paper", "recommended"])
+    @pytest.mark.parametrize("masked", [False, True])
+    def test_training_step(self, name: str, masked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+        trainer = Trainer(tiny.config(name), {key: tiny.MODALITIES[key] for key in SETS[3].split(",")}, torch.device("cpu"))
+        features = tiny.batch(trainer.model)
+        mask = {key: tiny.mask_of([5, 4, 3, 5, 5, 2], 5) for key in features} if masked else None
+        # Adam keeps its own step counter on the CPU and reads it; on a GPU it lives there.
+        monkeypatch.setattr(trainer.optimizer, "step", lambda: None)
+        monkeypatch.setattr(trainer.club_optimizer, "step", lambda: None)
+
+        def refuse(*_: object, **__: object) -> None:
+            raise AssertionError("the training step read a tensor on the host")
+
+        for reader in ("item", "tolist", "numpy"):
+            monkeypatch.setattr(torch.Tensor, reader, refuse)
+        with CountSynchronisation() as counter:
+            trainer.train_step(features, mask, 1e-3)
+        assert counter.seen == []
+
+    def test_the_counter_counts(self) -> None:
+        with CountSynchronisation() as counter:
+            torch.ones(3).sum().item()
+            torch.ones(3).nonzero()
+        assert len(counter.seen) == 2
+
+    @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+    @pytest.mark.parametrize("name", ["paper", "recommended"])
+    def test_training_step_on_a_gpu(self, name: str) -> None:
+        device = torch.device("cuda")
+        trainer = Trainer(tiny.config(name), {key: tiny.MODALITIES[key] for key in SETS[3].split(",")}, device)
+        features = {key: value.to(device) for key, value in tiny.batch(trainer.model).items()}
+        for _ in range(2):
+            trainer.train_step(features, None, 1e-3)
+        torch.cuda.synchronize()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            trainer.train_step(features, None, 1e-3)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
+class TestConfiguration:
+    def test_every_field_is_read(self) -> None:
+        """A field that no code reads is an error; names are unique, so a search of the sources finds them."""
+        from pathlib import Path
+
+        import unicode_fast
+
+        folder = Path(unicode_fast.__file__).parent
+        sources = "".join(
+            path.read_text()
+            for path in folder.rglob("*.py")
+            if path.name not in ("config.py", "presets.py")
+        )
+        unread = [name for name in FIELDS if f".{name}" not in sources]
+        assert unread == []
+
+    def test_presets_differ_only_in_fields(self) -> None:
+        official, paper = preset("official").flat(), preset("paper").flat()
+        assert official.keys() == paper.keys()
+        assert isinstance(preset("recommended", "paper"), Config)

@@ -1,0 +1,334 @@
+"""What torch must know of every operator: schema, fakes, gradients, compilation, and that none makes the host wait."""
+
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import astuple
+from typing import Any
+
+import pytest
+import torch
+from cases import NEAREST_CASES, normal
+from compare import assert_close
+from tolerances import EXACT
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from unicode_fast.ops import (
+    CodebookState,
+    UpdateRule,
+    codebook_update,
+    codeword_distribution,
+    cross_info_nce,
+    nearest_codeword,
+)
+from unicode_fast.reference import (
+    codebook_update_reference,
+    codeword_distribution_backward_reference,
+    codeword_distribution_reference,
+    cross_info_nce_backward_reference,
+    cross_info_nce_reference,
+    nearest_codeword_reference,
+)
+from unicode_fast.reference.codebook_update import CodebookBatch
+from unicode_fast.reference.cross_info_nce import CrossInfoNCEInputs
+
+DEVICES = [
+    "cpu",
+    pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA is not available")),
+]
+RULES = {
+    "paper": UpdateRule(revive_after=1, revive_unless="all"),
+    "released": UpdateRule(update="sequential", smoothing="compounding", revive_after=1, revive_ema=False),
+    "features": UpdateRule(smoothing="transient", revive_after=1, revive_source="feature"),
+}
+Arguments = Callable[[str], tuple[Any, ...]]
+
+
+def update_arguments(rule: UpdateRule, device: str, options: bool = False) -> tuple[Any, ...]:
+    """Arguments of the operator codebook_update in the schema's order."""
+    codebook = normal(7, 5).to(device)
+    state = (codebook, torch.ones(7, device=device), codebook.clone())
+    idle = torch.arange(14, device=device).reshape(2, 7) % 4
+    features = [normal(6, 5, seed=m).to(device) for m in (1, 2)]
+    index = [torch.arange(6, device=device) % 3] * 2
+    lists: list[list[Tensor]] = [[], []]
+    draws: tuple[Tensor | None, Tensor | None] = (None, None)
+    if options:
+        valid = torch.tensor([True, True, False, True, False, True], device=device)
+        lists = [[normal(6, 5, seed=m).to(device) for m in (3, 4)], [valid, ~valid]]
+        draws = (torch.rand(7, dtype=torch.float64, device=device), 2 * torch.rand(7, 5, device=device).double() - 1)
+    step = torch.tensor(4, device=device)
+    return (*state, idle, step, features, index, *lists, *draws, *astuple(rule))
+
+
+def distribution_arguments(device: str, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor, float]:
+    valid = torch.tensor([[True, False, True, True]] * 2 + [[False] * 4], device=device)
+    return normal(3, 4, 5, dtype=dtype).to(device), normal(6, 5, seed=1, dtype=dtype).to(device), valid, 0.7
+
+
+def loss_arguments(device: str, softmax_over: str = "both") -> tuple[Any, ...]:
+    targets, predictions = normal(2, 3, 4, 5).to(device), normal(2, 3, 4, 5, seed=1).to(device)
+    valid = torch.rand(2, 3, 4, device=device) < 0.7
+    weights = torch.tensor([[0.1, 1.0], [0.5, 0.0]], device=device)
+    return targets, predictions, weights, valid, torch.tensor(0.9, device=device), softmax_over
+
+
+def with_gradient(arguments: tuple[Any, ...], *places: int) -> tuple[Any, ...]:
+    return tuple(x.requires_grad_() if place in places else x for place, x in enumerate(arguments))
+
+
+def without_mask(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(None if isinstance(x, Tensor) and x.dtype == torch.bool else x for x in arguments)
+
+
+# Operator and arguments, by the name of the test.
+SAMPLES: dict[str, tuple[str, Arguments]] = {
+    "nearest": ("nearest_codeword", lambda d: (normal(9, 5).to(d), normal(4, 5, seed=1).to(d))),
+    "nearest with gradient": (
+        "nearest_codeword",
+        lambda d: with_gradient((normal(9, 5).to(d), normal(4, 5, seed=1).to(d)), 0, 1),
+    ),
+    "nearest half": ("nearest_codeword", lambda d: (normal(9, 5).half().to(d), normal(4, 5, seed=1).to(d))),
+    "nearest empty": ("nearest_codeword", lambda d: (normal(0, 5).to(d), normal(4, 5, seed=1).to(d))),
+    "update paper": ("codebook_update", lambda d: update_arguments(RULES["paper"], d)),
+    "update released": ("codebook_update", lambda d: update_arguments(RULES["released"], d, options=True)),
+    "update features": ("codebook_update", lambda d: update_arguments(RULES["features"], d, options=True)),
+    "distribution": ("codeword_distribution", distribution_arguments),
+    "distribution with gradient": (
+        "codeword_distribution",
+        lambda d: with_gradient(distribution_arguments(d, torch.float64), 0, 1),
+    ),
+    "distribution without mask": ("codeword_distribution", lambda d: without_mask(distribution_arguments(d))),
+    "distribution backward": (
+        "codeword_distribution_backward",
+        lambda d: (normal(3, 6, seed=2).to(d), *distribution_arguments(d)),
+    ),
+    "loss": ("cross_info_nce", loss_arguments),
+    "loss with gradient": ("cross_info_nce", lambda d: with_gradient(loss_arguments(d), 0, 1, 4)),
+    "loss over candidates": ("cross_info_nce", lambda d: with_gradient(loss_arguments(d, "candidates"), 1)),
+    "loss without mask": ("cross_info_nce", lambda d: without_mask(loss_arguments(d))),
+    "loss backward": (
+        "cross_info_nce_backward",
+        lambda d: (torch.tensor(2.0, device=d), normal(2, 2, 2, 3, 4, seed=2).to(d), *loss_arguments(d)),
+    ),
+}
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("twin", ["", "_reference"])
+@pytest.mark.parametrize("sample", SAMPLES)
+def test_operator_checker(sample: str, twin: str, device: str) -> None:
+    name, arguments = SAMPLES[sample]
+    torch.library.opcheck(getattr(torch.ops.unicode_fast, name + twin).default, arguments(device))
+
+
+def test_every_operator_has_a_sample() -> None:
+    declared = {name.split("::")[1] for name in torch._C._dispatch_get_all_op_names() if "unicode_fast::" in name}
+    sampled = {name for name, _ in SAMPLES.values()}
+    assert declared == sampled | {f"{name}_reference" for name in sampled}
+
+
+def test_update_declares_what_it_changes() -> None:
+    schema = torch.ops.unicode_fast.codebook_update.default._schema
+    changed = [argument.name for argument in schema.arguments if argument.alias_info and argument.alias_info.is_write]
+    assert changed == list(CodebookState._fields)
+    assert not schema.returns
+
+
+def nearest(device: str, rows: int) -> list[Tensor]:
+    return [normal(2, rows, 5).to(device), normal(4, 5, seed=1).to(device)]
+
+
+def distribution(device: str, rows: int) -> list[Tensor]:
+    return [normal(3, rows, 5).to(device).requires_grad_(), normal(6, 5, seed=1).to(device).requires_grad_()]
+
+
+def loss(device: str, rows: int) -> list[Tensor]:
+    vectors = [normal(2, 3, rows, 5, seed=seed).to(device).requires_grad_() for seed in (0, 1)]
+    return [*vectors, torch.ones(2, 2, device=device)]
+
+
+# Functions as a model would compile them, with their inputs for a device and a number of rows.
+COMPILED: dict[str, tuple[Callable[..., Any], Callable[[str, int], list[Tensor]]]] = {
+    "nearest": (lambda features, codebook: tuple(nearest_codeword(features, codebook)), nearest),
+    "distribution": (lambda x, e: (codeword_distribution(x, e, valid=x[:, :, 0] < 1, temperature=0.5),), distribution),
+    "loss": (lambda a, b, w: tuple(cross_info_nce(a, b, w, softmax_over="both", temperature=0.7)), loss),
+}
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("name", COMPILED)
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_compiles_in_one_graph(name: str, dynamic: bool, device: str) -> None:
+    """aot_eager traces forward and backward but generates no code, which is quick."""
+    function, make_inputs = COMPILED[name]
+    torch._dynamo.reset()
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager", dynamic=dynamic)
+    for rows in (4, 6):
+        results = []
+        for run in (compiled, function):
+            inputs = make_inputs(device, rows)
+            found = run(*inputs)
+            wanted = [x for x in inputs if x.requires_grad]
+            gradients = torch.autograd.grad(found[0].square().sum(), wanted) if wanted else ()
+            results.append([*found, *gradients])
+        for part, truth in zip(*results, strict=True):
+            assert_close(part, truth, EXACT)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("rule", RULES)
+def test_update_compiles_in_one_graph(rule: str, device: str) -> None:
+    def function(state: CodebookState, features: list[Tensor], index: list[Tensor]) -> Tensor:
+        codebook_update(state, features, index, RULES[rule])
+        return state.codebook.sum()
+
+    torch._dynamo.reset()
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    arguments = update_arguments(RULES[rule], device)
+    states = [CodebookState(*(part.clone() for part in arguments[:5])) for _ in range(2)]
+    for _ in range(3):
+        for run, state in zip((compiled, function), states, strict=True):
+            run(state, arguments[5], arguments[6])
+    for part, truth in zip(*states, strict=True):
+        assert_close(part, truth, EXACT)
+
+
+class WaitCounter(TorchDispatchMode):
+    """Counts the operations that make a host wait for its device, or give results of data-dependent shape."""
+
+    WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "_unique2", "equal", "bincount")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waits: Counter[str] = Counter()
+        self.operations = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        name = func.overloadpacket.__name__
+        self.operations += 1
+        boolean_index = name.startswith(("index.", "index_put")) and any(
+            isinstance(x, Tensor) and x.dtype == torch.bool for x in args[1]
+        )
+        if name in self.WAITING or boolean_index:
+            self.waits[name] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def refuse_to_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(tensor: Tensor, *arguments: Any) -> None:
+        raise AssertionError("this makes the host wait for the device")
+
+    for method in ("item", "tolist", "numpy", "__bool__", "__int__", "__float__", "__index__"):
+        monkeypatch.setattr(Tensor, method, refuse)
+
+
+def reference_calls() -> dict[str, Callable[[], Any]]:
+    """Every reference on its own: as operators they would hide from the counter what they do inside."""
+    calls: dict[str, Callable[[], Any]] = {}
+    for name in ("training", "no_rows", "float16_and_float32"):
+        features, codebook = NEAREST_CASES[name]()
+        calls[f"nearest {name}"] = lambda x=features, e=codebook: nearest_codeword_reference(x, e)
+    for name, rule in RULES.items():
+        for options in (False, True):
+            arguments = update_arguments(rule, "cpu", options)
+            state, batch = CodebookState(*arguments[:5]), CodebookBatch(*arguments[5:9])
+            calls[f"update {name} {options}"] = lambda s=state, b=batch, r=rule: codebook_update_reference(
+                s, b, r, None
+            )
+    inputs = distribution_arguments("cpu")
+    gradient = normal(3, 6)
+    calls["distribution"] = lambda: codeword_distribution_reference(*inputs)
+    calls["distribution backward"] = lambda: codeword_distribution_backward_reference(gradient, *inputs)
+    for softmax_over in ("predictions", "candidates", "both"):
+        loss_inputs = CrossInfoNCEInputs(*loss_arguments("cpu", softmax_over))
+        normaliser = torch.zeros(2 if softmax_over == "both" else 1, 2, 2, 3, 4)
+        calls[f"loss {softmax_over}"] = lambda x=loss_inputs: cross_info_nce_reference(x)
+        calls[f"loss {softmax_over} backward"] = lambda x=loss_inputs, n=normaliser: cross_info_nce_backward_reference(
+            n.sum(), n, x
+        )
+    return calls
+
+
+@pytest.mark.parametrize("name", reference_calls())
+def test_references_do_not_wait(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    call = reference_calls()[name]
+    refuse_to_wait(monkeypatch)
+    with WaitCounter() as counter:
+        call()
+    assert counter.operations > 5
+    assert not counter.waits
+
+
+def test_public_functions_do_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs = [make_inputs("cpu", 4) for _, make_inputs in COMPILED.values()]
+    arguments = update_arguments(RULES["features"], "cpu", options=True)
+    refuse_to_wait(monkeypatch)
+    with WaitCounter() as counter:
+        for (function, _), tensors in zip(COMPILED.values(), inputs, strict=True):
+            (first, *_) = function(*tensors)
+            if first.requires_grad:
+                first.sum().backward()
+        state = CodebookState(*arguments[:5])
+        codebook_update(state, arguments[5], arguments[6], RULES["features"], valid=arguments[8])
+    assert not counter.waits
+
+
+def test_the_counter_counts() -> None:
+    numbers = torch.arange(3.0)
+    with WaitCounter() as counter:
+        numbers[numbers > 1]
+        bool(numbers.sum() > 0)
+    assert counter.waits
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA is not available")
+def test_nothing_waits_for_the_gpu() -> None:
+    inputs = [make_inputs("cuda", 4) for _, make_inputs in COMPILED.values()]
+    updates = [update_arguments(rule, "cuda", options=True) for rule in RULES.values()]
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for (function, _), tensors in zip(COMPILED.values(), inputs, strict=True):
+            (first, *_) = function(*tensors)
+            if first.requires_grad:
+                first.sum().backward()
+        for rule, arguments in zip(RULES.values(), updates, strict=True):
+            state = CodebookState(*arguments[:5])
+            codebook_update(state, arguments[5], arguments[6], rule, valid=arguments[8])
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+PRECEDENCE = """
+import torch
+
+def implementation(features, codebook):
+    rows = features.shape[0]
+    return torch.full((rows,), 42), torch.zeros(rows)
+
+def register():
+    library = torch.library.Library("unicode_fast", "IMPL")
+    library.impl("nearest_codeword", implementation, "CPU")
+    return library
+
+{first}
+{second}
+features, codebook = torch.randn(3, 4), torch.randn(2, 4)
+assert torch.ops.unicode_fast.nearest_codeword(features, codebook)[0].tolist() == [42] * 3
+assert max(torch.ops.unicode_fast.nearest_codeword_reference(features, codebook)[0].tolist()) < 2
+assert max(unicode_fast.nearest_codeword(features, codebook, backend="reference").index.tolist()) < 2
+"""
+
+
+@pytest.mark.parametrize("backend_first", [False, True])
+def test_an_implementation_takes_the_place_of_the_reference(backend_first: bool) -> None:
+    """A backend may register before or after the package is imported; the reference stays reachable by name."""
+    lines = ["import unicode_fast", "library = register()"]
+    first, second = reversed(lines) if backend_first else lines
+    script = PRECEDENCE.format(first=first, second=second)
+    result = subprocess.run([sys.executable, "-W", "error", "-c", script], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr

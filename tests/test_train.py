@@ -1,0 +1,216 @@
+"""The training loop: it learns, repeats bit for bit, resumes exactly after a kill, stops on a non-finite loss."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+import torch
+import yaml
+
+from unicode_fast import checkpoint, load, preset
+from unicode_fast.train import Journal, NonFiniteLoss, Trainer, learning_rate, main, total_steps
+
+FLAGS = {
+    **tiny.SIZES,
+    "steps": 24,
+    "batch_size": 10,
+    "validations": 2,
+    "checkpoint_seconds": 0.0,
+    "learning_rate": 3e-3,
+}
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.write(tmp_path_factory.mktemp("store") / "tiny")
+
+
+def flags(store: Path, out: Path, **fields: object) -> list[str]:
+    values = {**FLAGS, "data": store, "out": out, **fields}
+    return [f"--{name}={value}" for name, value in values.items()]
+
+
+@pytest.fixture(scope="session")
+def finished(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    assert main(flags(store, out)) == 0
+    return out
+
+
+def final_model(run: Path) -> dict[str, torch.Tensor]:
+    return checkpoint.read(checkpoint.find(run, "last"))["model"]
+
+
+def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
+
+
+class TestRunFolder:
+    def test_summary(self, finished: Path) -> None:
+        summary = json.loads((finished / "summary.json").read_text())
+        assert {"rows", "seconds", "seed", "versions", "git_commit", "checkpoint"} <= summary.keys()
+        assert summary["checkpoint"]["used"] == "best"
+        directions = {(row["task"], row["from"], row["to"]) for row in summary["rows"]}
+        assert len([key for key in directions if key[0] == "classification"]) == 6
+        assert {key[1:] for key in directions if key[0] == "localisation"} == {("audio", "video"), ("video", "audio")}
+        for row in summary["rows"]:
+            assert {"task", "from", "to", "score", "same_modality", "chance"} <= row.keys()
+            assert 0 <= row["score"] <= 1
+
+    def test_files(self, finished: Path) -> None:
+        names = {path.name for path in finished.iterdir()}
+        assert {"config.yaml", "metrics.jsonl", "summary.json", "checkpoints", "plots"} <= names
+        assert any(name.startswith("events.out.tfevents") for name in names)
+        pictures = list((finished / "plots").glob("*.png"))
+        assert len(pictures) >= 4
+        assert all(path.stat().st_size > 1000 for path in pictures)
+        assert yaml.safe_load((finished / "config.yaml").read_text())["batch_size"] == 10
+
+    def test_metrics(self, finished: Path) -> None:
+        lines = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
+        train = [line for line in lines if line["kind"] == "train"]
+        validation = [line for line in lines if line["kind"] == "validation"]
+        assert [line["step"] for line in train] == [20]
+        assert [line["step"] for line in validation] == [12, 24]
+        assert train[0]["learning_rate"] == FLAGS["learning_rate"]
+        assert set(train[0]["codes_in_use"]) == {"audio", "video", "text"}
+        best = json.loads((finished / "summary.json").read_text())["checkpoint"]
+        assert best["accuracy"] == max(line["mean"] for line in validation)
+
+    def test_load_needs_no_data(self, finished: Path) -> None:
+        for which in ("best", "last", 24):
+            owner = load(finished, which)
+            assert not owner.training
+            encoded = owner.encode("text", torch.randn(2, 5, 8))
+            assert encoded.index.shape == (2, 5)
+
+    def test_never_overwritten(self, store: Path, finished: Path) -> None:
+        before = (finished / "summary.json").read_bytes()
+        with pytest.raises(ValueError, match="out must be a folder that does not exist yet"):
+            main(flags(store, finished))
+        assert (finished / "summary.json").read_bytes() == before
+
+
+class TestLearning:
+    def test_it_learns(self, store: Path, tmp_path: Path) -> None:
+        """Three classes, chance 1/3: well above it in every direction."""
+        assert main(flags(store, tmp_path / "run", steps=150, probe_tasks="classification")) == 0
+        rows = json.loads((tmp_path / "run" / "summary.json").read_text())["rows"]
+        assert min(row["score"] for row in rows) > 0.6, rows
+
+    def test_one_batch_is_overfitted(self) -> None:
+        trainer = Trainer(tiny.config(learning_rate=3e-3), {k: tiny.MODALITIES[k] for k in ("audio", "video")}, torch.device("cpu"))
+        features = tiny.batch(trainer.model)
+        losses = [trainer.train_step(features, None, 3e-3).terms.sum().item() for _ in range(150)]
+        assert np.mean(losses[-10:]) < 0.6 * np.mean(losses[:5])
+
+
+class TestDeterminism:
+    def test_same_seed_same_bits_and_another_seed_another_model(self, store: Path, finished: Path, tmp_path: Path) -> None:
+        main(flags(store, tmp_path / "again", probe_tasks="classification"))
+        main(flags(store, tmp_path / "other", probe_tasks="classification", seed=1))
+        assert same(final_model(finished), final_model(tmp_path / "again"))
+        assert not same(final_model(finished), final_model(tmp_path / "other"))
+
+    def test_resume_after_kill_gives_the_same_bits(self, store: Path, finished: Path, tmp_path: Path) -> None:
+        out = tmp_path / "killed"
+        command = [sys.executable, "-m", "unicode_fast.train"]
+        environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+        for number in (0, 1):
+            what = flags(store, out) if number == 0 else [f"--resume={out}"]
+            child = subprocess.Popen([*command, *what], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            wanted, deadline = 4 + 8 * number, time.monotonic() + 120
+            while time.monotonic() < deadline and child.poll() is None:
+                if (steps := checkpoint.steps_in(out)) and steps[-1] >= wanted:
+                    break
+                time.sleep(0.005)
+            child.send_signal(signal.SIGKILL)
+            child.wait()
+        assert not (out / "summary.json").exists(), "the run ended before it was killed"
+        assert main([f"--resume={out}"]) == 0
+        assert same(final_model(finished), final_model(out))
+        assert (out / "metrics.jsonl").read_text() == (finished / "metrics.jsonl").read_text()
+        ours, theirs = (json.loads((run / "summary.json").read_text())["rows"] for run in (out, finished))
+        assert ours == theirs
+
+    def test_a_truncated_checkpoint_is_refused_and_the_one_before_goes_on(self, store: Path, finished: Path, tmp_path: Path) -> None:
+        import shutil
+
+        run = tmp_path / "damaged"
+        shutil.copytree(finished, run)
+        steps = checkpoint.steps_in(run)
+        path = checkpoint.step_path(run, steps[-1])
+        path.write_bytes(path.read_bytes()[:1000])
+        with pytest.raises(checkpoint.CheckpointError, match=rf"{path.name} is truncated.*--resume-step {steps[-2]}"):
+            main([f"--resume={run}"])
+        assert main([f"--resume={run}", f"--resume-step={steps[-2]}"]) == 0
+        assert same(final_model(finished), final_model(run))
+
+    def test_resume_takes_no_other_configuration(self, finished: Path, tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match="own configuration, got width"):
+            main([f"--resume={finished}", "--width=8"])
+        with pytest.raises(checkpoint.CheckpointError, match="resume must be a run folder"):
+            main([f"--resume={tmp_path}"])
+
+
+class TestSeeds:
+    def test_mean_and_spread(self, store: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+        out = tmp_path / "seeds"
+        main(flags(store, out, steps=6, validations=1, seeds=2, probe_tasks="classification"))
+        assert capsys.readouterr().out.rstrip().splitlines()[-1] == str(out)
+        summary = json.loads((out / "summary.json").read_text())
+        single = [json.loads((out / f"seed-{n}" / "summary.json").read_text())["rows"] for n in (0, 1)]
+        for row, one, two in zip(summary["rows"], *single, strict=True):
+            assert row["score"] == pytest.approx((one["score"] + two["score"]) / 2)
+            assert row["std"] == pytest.approx(np.std([one["score"], two["score"]], ddof=1))
+
+
+class TestNonFinite:
+    def test_stops_with_term_step_and_batch_after_saving(self, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        import unicode_fast.methods.uni_code as uni_code
+
+        real, calls = uni_code.losses.reconstruction, []
+
+        def broken(*arguments: object) -> torch.Tensor:
+            calls.append(1)
+            return real(*arguments) * (float("nan") if len(calls) == 3 * 8 else 1)
+
+        monkeypatch.setattr(uni_code.losses, "reconstruction", broken)
+        with pytest.raises(NonFiniteLoss, match=r"reconstruction.text became nan at step 8, in the batch of clips .*saved as"):
+            main(flags(store, tmp_path / "run"))
+        saved = list((tmp_path / "run" / "checkpoints").glob("nonfinite-*.pt"))
+        assert len(saved) == 1
+        assert checkpoint.read(saved[0])["step"] >= 8
+        assert min(checkpoint.steps_in(tmp_path / "run")) < 8
+
+
+class TestSchedule:
+    def test_learning_rate(self) -> None:
+        config = preset("recommended").replace(learning_rate=1.0, warmup_steps=10, schedule="cosine")
+        assert learning_rate(config, 0, 110, 50) == pytest.approx(0.1)
+        assert learning_rate(config, 10, 110, 50) == pytest.approx(1.0)
+        assert learning_rate(config, 110, 110, 50) == pytest.approx(0.01)
+        stairs = preset("official").replace(learning_rate=1.0)
+        rates = [learning_rate(stairs, epoch * 50, 9999, 50) for epoch in (0, 9, 10, 20, 30)]
+        assert rates == [1, 1, 0.5, 0.25, 0.125]
+
+    def test_epochs(self, store: Path) -> None:
+        from unicode_fast.data import Batches, open_store
+
+        batches = Batches(open_store(store).split("train"), 25)
+        assert total_steps(preset("paper", "paper"), batches) == 12
+
+
+def test_journal_keeps_only_the_bytes_it_is_told(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text("one\ntwo\n")
+    journal = Journal(tmp_path, 4, 0)
+    journal.write({"step": 1, "kind": "train", "loss": 1.0})
+    journal.close()
+    assert (tmp_path / "metrics.jsonl").read_text() == 'one\n{"step": 1, "kind": "train", "loss": 1.0}\n'

@@ -1,0 +1,85 @@
+"""A model, a batch and a store small enough for tests."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from unicode_fast import Config, Modality, UniCode, preset
+
+MODALITIES = {
+    "audio": Modality("vector", (6,)),
+    "video": Modality("grid", (5, 5, 4)),
+    "text": Modality("words", (8,)),
+    "depth": Modality("vector", (3,)),
+}
+SIZES = {
+    "width": 16,
+    "codewords": 12,
+    "vector_specific_width": 8,
+    "word_width": 8,
+    "grid_hidden_width": 4,
+    "grid_specific_width": 6,
+    "grid_club_width": 4,
+    "grid_semantic_width": 12,
+    "squeeze_width": 2,
+    "temporal_layers": 1,
+    "temporal_heads": 2,
+    "feedforward_width": 16,
+    "club_hidden_width": 8,
+}
+
+
+def config(name: str = "recommended", **fields: object) -> Config:
+    return preset(name).replace(**{**SIZES, **fields})
+
+
+def model(name: str = "recommended", names: str = "audio,video,text", seed: int = 0, **fields: object) -> UniCode:
+    torch.manual_seed(seed)
+    return UniCode({key: MODALITIES[key] for key in names.split(",")}, config(name, **fields))
+
+
+def batch(
+    owner: UniCode, clips: int = 6, steps: int = 5, lengths: dict[str, int] | None = None, seed: int = 0
+) -> dict[str, torch.Tensor]:
+    """Random features in the model's dtype; `lengths` gives single modalities another number of steps."""
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        name: torch.randn(
+            clips, (lengths or {}).get(name, steps), *kind.shape, generator=generator, dtype=torch.float64
+        ).to(owner.dtype)
+        for name, kind in owner.modalities.items()
+    }
+
+
+def mask_of(lengths: list[int], steps: int) -> torch.Tensor:
+    return torch.arange(steps) < torch.tensor(lengths)[:, None]
+
+
+def learnable_splits(clips: dict[str, int], names: str = "audio,video,text", steps: int = 5, seed: int = 0) -> dict:
+    """Arrays of a store whose modalities show the same class, each in its own way, in noise."""
+    generator = np.random.default_rng(seed)
+    prototypes = {name: generator.normal(size=(3, *MODALITIES[name].shape)) for name in names.split(",")}
+    splits = {}
+    for split, count in clips.items():
+        target = generator.integers(3, size=count)
+        arrays = {
+            name: (
+                2 * shown[target][:, None] + generator.normal(size=(count, steps, *shown.shape[1:])) * 0.5
+            ).astype(np.float32)
+            for name, shown in prototypes.items()
+        }
+        label = np.zeros((count, steps, 4), np.float32)
+        label[np.arange(count), :, target] = 1
+        arrays.update({f"{name}.label": label for name in names.split(",") if name != "text"})
+        splits[split] = {**arrays, "class": target.astype(np.int64)}
+    return splits
+
+
+def write(path: Path, clips: dict[str, int] | None = None, names: str = "audio,video,text", **options: int) -> Path:
+    """A store of `learnable_splits` on the disk."""
+    from unicode_fast.data import write_store
+
+    splits = learnable_splits(clips or {"train": 60, "val": 24, "test": 24}, names, **options)
+    write_store(path, "tiny", {key: MODALITIES[key] for key in names.split(",")}, ["zero", "one", "two"], splits)
+    return path
