@@ -10,7 +10,7 @@ import torch
 from cases import Place
 
 # The machines that run these tests have from two cores up; more threads than that make small tensors slower.
-torch.set_num_threads(min(2, os.cpu_count() or 1))
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", min(2, os.cpu_count() or 1))))
 
 _ABOUT_A_GPU = ("cuda", "triton", "extension")
 

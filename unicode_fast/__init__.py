@@ -4,6 +4,7 @@ from unicode_fast.version import __version__
 
 from unicode_fast.backend import BackendUnavailable, available_backends
 from unicode_fast.checkpoint import CheckpointError, load
+from unicode_fast.compat import CmgFileError, from_cmg, to_cmg
 from unicode_fast.config import Config, Modality
 from unicode_fast.modules import Encoded, UniCode
 from unicode_fast.ops import (
@@ -23,6 +24,7 @@ __all__ = [
     "PRESETS",
     "BackendUnavailable",
     "CheckpointError",
+    "CmgFileError",
     "CodebookState",
     "Config",
     "CrossInfoNCE",
@@ -36,7 +38,9 @@ __all__ = [
     "codebook_update",
     "codeword_distribution",
     "cross_info_nce",
+    "from_cmg",
     "load",
     "nearest_codeword",
     "preset",
+    "to_cmg",
 ]

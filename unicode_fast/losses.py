@@ -149,7 +149,7 @@ def code_matching(
     forward = first @ log_second.T  # (B, B)
     if pairing == "official":
         scores = forward + second @ log_first.T
-        scores = scores - scores.detach().min()
+        scores = scores - scores.min()
         offset = scores.new_full((), OFFICIAL_SUM_OFFSET).log()
         rows = torch.logaddexp(scores.logsumexp(1), offset) - scores.diagonal()
         columns = torch.logaddexp(scores.logsumexp(0), offset) - scores.diagonal()

@@ -72,13 +72,13 @@ def draw_timelines(folder: Path, probes: Probes, store: Store, trained_on: str) 
     truth = {name: np.asarray(clips.labels[name]) for name in names}
     errors = sum(np.abs(outputs[name] - truth[name]).mean((1, 2)) for name in names)
     clip = int(np.argsort(errors)[len(errors) // 2])
-    frames = clips.arrays.get("frames")
+    frames = {name: clips.arrays[f"{name}.frames"][clip] for name in names if f"{name}.frames" in clips.arrays}
     figure = plots.event_timeline(
         {name: truth[name][clip] for name in names},
         {name: outputs[name][clip] for name in names},
         clips.classes,
         trained_on=trained_on,
-        frames=None if frames is None else {"video": np.asarray(frames[clip])},
+        frames=frames,
         title=f"test clip {clip}",
     )
     plots.save_png(figure, folder / FOLDER / "timeline.png")

@@ -137,7 +137,8 @@ def _usage_figure(
     names: Sequence[str], total: np.ndarray, share: np.ndarray, group: np.ndarray, shares: Mapping[str, float]
 ) -> Figure:
     colours = _Colours(names)
-    order = np.argsort(-total, kind="stable")
+    labels = np.array(list(shares))
+    order = np.lexsort((-total, (group[:, None] == labels).argmax(1)))  # by group, most used first
     figure = Figure(figsize=(8.4, 4.4), layout="constrained")
     dots, strip = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1.1))
     styles = {
@@ -153,27 +154,21 @@ def _usage_figure(
     dots.set_yscale("log")
     dots.set_ylabel("uses in all modalities")
     dots.set_title(
-        f"{len(total)} codewords: "
-        + ", ".join(f"{100 * value:.0f} % {_group_label(key)}" for key, value in shares.items())
+        f"{len(total)} codewords: " + ", ".join(f"{100 * value:.0f} % {label}" for label, value in shares.items())
     )
-    dots.legend(loc="upper right", ncols=len(styles), frameon=False, handletextpad=0.2, columnspacing=1.2)
+    figure.legend(*dots.get_legend_handles_labels(), loc="outside right upper", frameon=False, handletextpad=0.2)
     bottom = np.zeros(len(total))
     for name, values in zip(names, share[:, order], strict=True):
-        strip.bar(np.arange(len(total)), values, 1.0, bottom, color=colours(name), label=name)
+        strip.bar(np.arange(len(total)), values, 1.0, bottom, color=colours(name))
         bottom += values
     strip.set_ylim(0, 1)
     strip.set_yticks([0, 0.5, 1], ["0", "50 %", "100 %"])
-    strip.set_ylabel("share")
-    strip.set_xlabel("codewords, most used first")
-    strip.set_xlim(-0.5, len(total) - 0.5)
-    strip.legend(loc="upper center", bbox_to_anchor=(0.5, -0.42), ncols=len(names), frameon=False)
+    strip.set_ylabel("share of uses")
+    strip.set_xlabel("codewords by group, most used first")
+    strip.set_xlim(-1, len(total))
     _plain(dots)
     _plain(strip)
     return figure
-
-
-def _group_label(group: str) -> str:
-    return group if group in ("shared", "unused") else f"{group} only"
 
 
 def codebook_health(
@@ -221,17 +216,20 @@ def event_timeline(
         shapes = [np.shape(part[name]) if name in part else None for part in (truth, probability)]
         if shapes[0] is None or shapes[0] != shapes[1] or shapes[0][1:] != (rows,):
             raise ValueError(f"truth and probability of {name!r} must both have shape (T, {rows}), got {shapes}")
-    frames = frames or {}
-    figure = Figure(figsize=(4.2 * len(truth) + 0.6, 0.21 * rows + 1.9), layout="constrained")
-    axes = figure.subplots(2, len(truth), squeeze=False, height_ratios=(1, 0.42 * rows))
-    for (above, axis), name in zip(axes.T, truth, strict=True):
-        _strip(above, frames.get(name))
+    figure = Figure(figsize=(4.2 * len(truth) + 0.6, 0.21 * rows + (1.9 if frames else 1.2)), layout="constrained")
+    axes = figure.subplots(
+        2 if frames else 1, len(truth), squeeze=False, height_ratios=(1, 0.42 * rows) if frames else (1,)
+    )
+    for column, name in zip(axes.T, truth, strict=True):
+        axis = column[-1]
+        if frames:
+            _strip(column[0], frames.get(name))
         role = "the probe was trained here" if name == trained_on else f"zero-shot, trained on {trained_on}"
-        above.set_title(f"{name}: {role}")
+        column[0].set_title(f"{name}: {role}")
         image = axis.imshow(np.asarray(probability[name]).T, vmin=0, vmax=1, cmap="Blues", aspect="auto")
         _outline(axis, np.asarray(truth[name]) > 0)
         axis.set_xticks(range(len(probability[name])), range(1, len(probability[name]) + 1))
-        axis.set_yticks(range(rows), [*classes, "background"] if axis is axes[1, 0] else [""] * rows)
+        axis.set_yticks(range(rows), [*classes, "background"] if axis is axes[-1, 0] else [""] * rows)
         axis.set_xlabel("step")
         axis.tick_params(length=0)
         axis.spines[:].set_visible(False)
@@ -292,7 +290,9 @@ def zero_shot_bars(rows: Sequence[Row]) -> Figure:
         metric = _METRICS.get((task, protocol), "score")
         axis.set_title(f"{task}{'' if protocol == 'sound' else f' ({protocol})'}: {metric}")
     axes[0].set_yticks([0, 0.25, 0.5, 0.75, 1], ["0", "25 %", "50 %", "75 %", "100 %"])
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+    handles = dict(zip(*reversed(axes[0].get_legend_handles_labels()), strict=True))
+    order = ("zero-shot", "same modality", "chance")
+    figure.legend([handles[key] for key in order], order, loc="outside lower center", ncols=3, frameon=False)
     return figure
 
 

@@ -242,7 +242,9 @@ def run(config: Config, folder: Path, resume_step: int | None = None) -> dict[st
         if content["config"] != checkpoint.config_to_dict(config, modalities):
             raise CheckpointError(f"checkpoint in {folder} was trained with another configuration or other data")
         trainer.restore(content)
+    begun = time.monotonic()
     progress = pretrain(trainer, store, folder, content)
+    pretraining = time.monotonic() - begun
     which = "best" if progress["best"] else "last"
     model = checkpoint.load(folder, which, device)
     probes = Probes(model, store, config.train.seed)
@@ -251,8 +253,9 @@ def run(config: Config, folder: Path, resume_step: int | None = None) -> dict[st
         "rows": [row.as_dict() for row in rows],
         "checkpoint": {"used": which, **(progress["best"] or {"step": trainer.step})},
         "steps": trainer.step,
-        "seconds": progress["seconds"],
-        "seconds_with_data_and_probes": time.monotonic() - started,
+        "seconds": progress["seconds"] + time.monotonic() - started - pretraining,
+        "seconds_of_pretraining": progress["seconds"],
+        "threads": torch.get_num_threads(),
         "seed": config.train.seed,
         "versions": versions(),
         "git_commit": git_commit(),
@@ -284,6 +287,7 @@ def run_seeds(config: Config, folder: Path, seeds: Sequence[int]) -> dict[str, A
         "rows": [row.as_dict() for row in rows],
         "seeds": list(seeds),
         "seconds": sum(summary["seconds"] for summary in summaries),
+        "threads": torch.get_num_threads(),
         "versions": versions(),
         "git_commit": git_commit(),
     }

@@ -144,8 +144,9 @@ class UniCodeMethod:
 
     def _cpc(self, output: ModelOutput, draws: Draws, terms: dict[str, Tensor]) -> dict[str, Tensor]:
         method, names = self.config.method, self.model.names
-        weights = torch.full((len(names), len(names)), method.cpc_weight, device=self.model.device)
-        weights = weights.fill_diagonal_(method.cpc_weight * method.cpc_self_weight).to(self.model.dtype)
+        size = (len(names), len(names))
+        weights = torch.full(size, method.cpc_weight, dtype=self.model.dtype, device=self.model.device)
+        weights.fill_diagonal_(method.cpc_weight * method.cpc_self_weight)
         scale = self.config.model.width**0.5 if method.cpc_scale == "sqrt_width" else 1.0
         result = self.model.cpc(
             output.semantic,

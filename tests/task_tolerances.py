@@ -1,0 +1,16 @@
+"""Tolerances of metrics and probes, with their reasons."""
+
+from tolerances import Tolerance
+
+# Float64 ratios of small whole numbers, and their averages over a few batches, in another order of operations.
+RATIO = Tolerance(1e-14, 1e-15)
+
+# Float64 losses of some hundred terms of order one, added in another order.
+LOSS = Tolerance(1e-12, 1e-14)
+
+# A float32 linear layer of 16 terms of order one, applied to codewords once instead of to every step: the same
+# products, in sums that a matrix product may order differently. Some 16 u of values up to ten.
+LAYER = Tolerance(1e-5, 1e-5)
+
+# What a probe must reach on codes that give the class away; it makes no error there, the slack is for single clips.
+LEARNED = 0.97
