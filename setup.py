@@ -112,7 +112,7 @@ def extension_arguments() -> dict:
 
         def run(self) -> None:
             super().run()
-            for name in ([] if self.editable_mode else [self.get_ext_fullpath("unicode_fast._C")]):
+            for name in [] if self.editable_mode else [self.get_ext_fullpath("unicode_fast._C")]:
                 self.write_note(Path(name))
             if self.inplace or self.editable_mode:
                 self.write_note(ROOT / "unicode_fast" / Path(self.get_ext_filename("unicode_fast._C")).name)

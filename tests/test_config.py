@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from unicode_fast import PRESETS, Config, Modality, preset
-from unicode_fast.cli import field_help, given_fields, make_parser, read_yaml, resolve
+from unicode_fast.cli import field_help, given_fields, make_parser, read_yaml, resolve, with_underscores
 from unicode_fast.config import FIELDS, PARTS, RANGES, modality_names
 
 
@@ -61,7 +61,8 @@ class TestBadValues:
             modality_names(names)
 
     @pytest.mark.parametrize(
-        ("kind", "shape"), [("vectors", (3,)), ("vector", (3, 4)), ("grid", (4, 7, 3)), ("words", (0,)), ("grid", (7, 7))]
+        ("kind", "shape"),
+        [("vectors", (3,)), ("vector", (3, 4)), ("grid", (4, 7, 3)), ("words", (0,)), ("grid", (7, 7))],
     )
     def test_modality(self, kind: str, shape: tuple) -> None:
         with pytest.raises(ValueError, match="kind|shape|grid"):
@@ -86,7 +87,12 @@ class TestFiles:
 
     @pytest.mark.parametrize(
         ("text", "message"),
-        [("widht: 3", "fields only, got widht"), ("- 1", "mapping"), ("a: [", "readable YAML"), ("width: x", "width must be int")],
+        [
+            ("widht: 3", "fields only, got widht"),
+            ("- 1", "mapping"),
+            ("a: [", "readable YAML"),
+            ("width: x", "width must be int"),
+        ],
     )
     def test_bad_files(self, tmp_path: Path, text: str, message: str) -> None:
         file = tmp_path / "bad.yaml"
@@ -113,3 +119,7 @@ class TestFlags:
             make_parser("train", "x").parse_args(flags)
         assert stop.value.code == 2
         assert flags[0].lstrip("-") in capsys.readouterr().err
+
+    def test_dashes_and_underscores_are_the_same(self) -> None:
+        words = ["--batch-size", "4", "--ema-update=joint", "a-b", "--out=x-y"]
+        assert with_underscores(words) == ["--batch_size", "4", "--ema_update=joint", "a-b", "--out=x-y"]

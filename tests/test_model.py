@@ -44,13 +44,17 @@ class TestSets:
     @pytest.mark.parametrize("name", PRESETS)
     @pytest.mark.parametrize("steps", [1, 2])
     def test_very_short_clips_train(self, name: str, steps: int) -> None:
-        trainer = Trainer(tiny.config(name), {key: tiny.MODALITIES[key] for key in SETS[3].split(",")}, torch.device("cpu"))
+        trainer = Trainer(
+            tiny.config(name), {key: tiny.MODALITIES[key] for key in SETS[3].split(",")}, torch.device("cpu")
+        )
         result = trainer.train_step(tiny.batch(trainer.model, steps=steps), None, 1e-3)
         assert finite(result)
 
     @pytest.mark.parametrize("name", ["paper", "recommended"])
     def test_unequal_lengths_train(self, name: str) -> None:
-        trainer = Trainer(tiny.config(name), {key: tiny.MODALITIES[key] for key in SETS[3].split(",")}, torch.device("cpu"))
+        trainer = Trainer(
+            tiny.config(name), {key: tiny.MODALITIES[key] for key in SETS[3].split(",")}, torch.device("cpu")
+        )
         features = tiny.batch(trainer.model, lengths={"text": 3})
         assert finite(trainer.train_step(features, None, 1e-3))
 
@@ -90,7 +94,9 @@ class TestMasks:
         draws = Draws(torch.tensor(0.99, dtype=torch.float64))
         mask = {key: tiny.mask_of([5, 5, 5, 5, 2, 2], 5) for key in owner.names}
         four = {key: value[:4] for key, value in features.items()}
-        assert total(owner, features, mask, draws)["cpc"] == pytest.approx(total(owner, four, None, draws)["cpc"], **FLOAT64)
+        assert total(owner, features, mask, draws)["cpc"] == pytest.approx(
+            total(owner, four, None, draws)["cpc"], **FLOAT64
+        )
 
     def test_word_encoder_starts_backwards_at_the_last_word(self) -> None:
         torch.manual_seed(0)
@@ -163,12 +169,13 @@ class TestTraits:
         """t in {1..8} for ten steps, one prediction step; the paper's range starts at the first step."""
         for name, first in (("official", 1), ("paper", 0)):
             owner = tiny.model(name)
-            seen = set()
-            for n in range(400):
-                position = torch.tensor(n / 400, dtype=torch.float64)
-                choices = 10 - owner.cpc.steps - owner.config.method.cpc_earliest
-                seen.add(owner.config.method.cpc_earliest + int(position * choices))
-            assert seen == set(range(first, 9))
+            clock = torch.arange(10, dtype=owner.dtype).view(1, 10, 1).expand(2, 10, 16)
+            semantic = dict.fromkeys(owner.names, clock)
+            targets = {
+                int(owner.cpc._steps(semantic, None, torch.tensor(n / 400, dtype=torch.float64))[0][0, 0, 0, 0])
+                for n in range(400)
+            }
+            assert targets == set(range(first + 1, 10))
 
     def test_straight_through_gradient(self) -> None:
         owner = tiny.model()
@@ -221,7 +228,9 @@ class TestNoHostSynchronisation:
     @pytest.mark.parametrize("name", ["paper", "recommended"])
     @pytest.mark.parametrize("masked", [False, True])
     def test_training_step(self, name: str, masked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-        trainer = Trainer(tiny.config(name), {key: tiny.MODALITIES[key] for key in SETS[3].split(",")}, torch.device("cpu"))
+        trainer = Trainer(
+            tiny.config(name), {key: tiny.MODALITIES[key] for key in SETS[3].split(",")}, torch.device("cpu")
+        )
         features = tiny.batch(trainer.model)
         mask = {key: tiny.mask_of([5, 4, 3, 5, 5, 2], 5) for key in features} if masked else None
         # Adam keeps its own step counter on the CPU and reads it; on a GPU it lives there.
@@ -268,9 +277,7 @@ class TestConfiguration:
 
         folder = Path(unicode_fast.__file__).parent
         sources = "".join(
-            path.read_text()
-            for path in folder.rglob("*.py")
-            if path.name not in ("config.py", "presets.py")
+            path.read_text() for path in folder.rglob("*.py") if path.name not in ("config.py", "presets.py")
         )
         unread = [name for name in FIELDS if f".{name}" not in sources]
         assert unread == []

@@ -106,14 +106,18 @@ class TestLearning:
         assert min(row["score"] for row in rows) > 0.6, rows
 
     def test_one_batch_is_overfitted(self) -> None:
-        trainer = Trainer(tiny.config(learning_rate=3e-3), {k: tiny.MODALITIES[k] for k in ("audio", "video")}, torch.device("cpu"))
+        trainer = Trainer(
+            tiny.config(learning_rate=3e-3), {k: tiny.MODALITIES[k] for k in ("audio", "video")}, torch.device("cpu")
+        )
         features = tiny.batch(trainer.model)
         losses = [sum(trainer.train_step(features, None, 3e-3).terms.values()).item() for _ in range(150)]
         assert np.mean(losses[-10:]) < 0.6 * np.mean(losses[:5])
 
 
 class TestDeterminism:
-    def test_same_seed_same_bits_and_another_seed_another_model(self, store: Path, finished: Path, tmp_path: Path) -> None:
+    def test_same_seed_same_bits_and_another_seed_another_model(
+        self, store: Path, finished: Path, tmp_path: Path
+    ) -> None:
         main(flags(store, tmp_path / "again", probe_tasks="classification"))
         main(flags(store, tmp_path / "other", probe_tasks="classification", seed=1))
         assert same(final_model(finished), final_model(tmp_path / "again"))
@@ -125,12 +129,15 @@ class TestDeterminism:
         environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
         for number in (0, 1):
             what = flags(store, out) if number == 0 else [f"--resume={out}"]
-            child = subprocess.Popen([*command, *what], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            errors = tmp_path / f"errors-{number}.txt"
+            with errors.open("w") as stream:
+                child = subprocess.Popen([*command, *what], env=environment, stdout=subprocess.DEVNULL, stderr=stream)
             wanted, deadline = 4 + 8 * number, time.monotonic() + 120
             while time.monotonic() < deadline and child.poll() is None:
                 if (steps := checkpoint.steps_in(out)) and steps[-1] >= wanted:
                     break
                 time.sleep(0.005)
+            assert child.poll() is None, errors.read_text()
             child.send_signal(signal.SIGKILL)
             child.wait()
         assert not (out / "summary.json").exists(), "the run ended before it was killed"
@@ -140,7 +147,9 @@ class TestDeterminism:
         ours, theirs = (json.loads((run / "summary.json").read_text())["rows"] for run in (out, finished))
         assert ours == theirs
 
-    def test_a_truncated_checkpoint_is_refused_and_the_one_before_goes_on(self, store: Path, finished: Path, tmp_path: Path) -> None:
+    def test_a_truncated_checkpoint_is_refused_and_the_one_before_goes_on(
+        self, store: Path, finished: Path, tmp_path: Path
+    ) -> None:
         import shutil
 
         run = tmp_path / "damaged"
@@ -173,7 +182,9 @@ class TestSeeds:
 
 
 class TestNonFinite:
-    def test_stops_with_term_step_and_batch_after_saving(self, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_stops_with_term_step_and_batch_after_saving(
+        self, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         import unicode_fast.methods.uni_code as uni_code
 
         real, calls = uni_code.losses.reconstruction, []
@@ -183,7 +194,9 @@ class TestNonFinite:
             return real(*arguments) * (float("nan") if len(calls) == 3 * 8 else 1)
 
         monkeypatch.setattr(uni_code.losses, "reconstruction", broken)
-        with pytest.raises(NonFiniteLoss, match=r"reconstruction.text became nan at step 8, in the batch of clips .*saved as"):
+        with pytest.raises(
+            NonFiniteLoss, match=r"reconstruction.text became nan at step 8, in the batch of clips .*saved as"
+        ):
             main(flags(store, tmp_path / "run"))
         saved = list((tmp_path / "run" / "checkpoints").glob("nonfinite-*.pt"))
         assert len(saved) == 1

@@ -64,9 +64,9 @@ def learnable_splits(clips: dict[str, int], names: str = "audio,video,text", ste
     for split, count in clips.items():
         target = generator.integers(3, size=count)
         arrays = {
-            name: (
-                2 * shown[target][:, None] + generator.normal(size=(count, steps, *shown.shape[1:])) * 0.5
-            ).astype(np.float32)
+            name: (2 * shown[target][:, None] + generator.normal(size=(count, steps, *shown.shape[1:])) * 0.5).astype(
+                np.float32
+            )
             for name, shown in prototypes.items()
         }
         label = np.zeros((count, steps, 4), np.float32)

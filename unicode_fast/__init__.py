@@ -1,7 +1,5 @@
 """Uni-Code: audio, video, text and more in one shared discrete codebook, fast."""
 
-from unicode_fast.version import __version__
-
 from unicode_fast.backend import BackendUnavailable, available_backends
 from unicode_fast.checkpoint import CheckpointError, load
 from unicode_fast.compat import CmgFileError, from_cmg, to_cmg
@@ -19,6 +17,7 @@ from unicode_fast.ops import (
     nearest_codeword,
 )
 from unicode_fast.presets import PRESETS, preset
+from unicode_fast.version import __version__
 
 __all__ = [
     "PRESETS",
@@ -34,6 +33,7 @@ __all__ = [
     "RevivalDraws",
     "UniCode",
     "UpdateRule",
+    "__version__",
     "available_backends",
     "codebook_update",
     "codeword_distribution",

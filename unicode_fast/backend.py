@@ -6,7 +6,7 @@ import importlib
 import importlib.util
 import json
 import sysconfig
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -24,7 +24,7 @@ class BackendUnavailable(RuntimeError):
     """A backend that was asked for by name cannot run here; the message says why, and the cure where there is one."""
 
 
-@lru_cache(maxsize=None)
+@cache
 def choose_backend(operator: str, device: torch.device, backend: str | None = None) -> str:
     """The backend that a call goes to.
 
@@ -84,7 +84,7 @@ def _obstacle(backend: str, operator: str, device: str) -> str | None:
     return None
 
 
-@lru_cache(maxsize=None)
+@cache
 def extension_obstacle() -> str | None:
     """Why the compiled extension is not loaded; None where it is, after loading it.
 

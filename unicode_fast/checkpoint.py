@@ -10,7 +10,7 @@ import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any
 
 import torch
 
@@ -145,7 +145,7 @@ def step_path(run: Path, step: int) -> Path:
     return run / FOLDER / f"step-{step:08d}.pt"
 
 
-def find(run: Path, which: Literal["best", "last"] | int) -> Path:
+def find(run: Path, which: str | int) -> Path:
     """The checkpoint file of a run.
 
     Args:
@@ -192,13 +192,15 @@ def read_for_resume(run: Path, step: int | None, map_location: torch.device) -> 
     except CheckpointError as error:
         number = int(_NAME.fullmatch(path.name)[1])  # type: ignore[index]
         before = [other for other in steps_in(run) if other < number]
-        offer = f"resume from the one before it with --resume-step {before[-1]}" if before else "there is none before it"
+        offer = (
+            f"resume from the one before it with --resume-step {before[-1]}" if before else "there is none before it"
+        )
         raise CheckpointError(f"{error}; {offer}") from error
 
 
 def load(
     run: str | os.PathLike[str],
-    checkpoint: Literal["best", "last"] | int = "best",
+    checkpoint: str | int = "best",
     device: str | torch.device = "cpu",
 ) -> UniCode:
     """The model of a run, in eval mode, without needing its data.
@@ -217,4 +219,6 @@ def load(
     config, modalities = config_from_dict(content["config"])
     model = UniCode(modalities, config).to(device)
     model.load_state_dict(content["model"])
+    if "cmg" in content:
+        model.cmg_rest = content["cmg"]
     return model.eval()

@@ -6,7 +6,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 import yaml
 from jsonargparse import ArgumentParser, Namespace
@@ -27,10 +27,11 @@ def field_help() -> dict[str, str]:
 
 def make_parser(program: str, description: str) -> ArgumentParser:
     """A parser that knows every configuration field, `--preset`, `--size` and `--config`."""
-    parser = ArgumentParser(prog=f"python -m unicode_fast.{program}", description=description)
-    parser.add_argument("--config", type=Optional[str], metavar="FILE", help="YAML file that sets any of the fields below")
-    parser.add_argument("--preset", type=Optional[str], help=f"rules: {', '.join(PRESETS)} (default recommended)")
-    parser.add_argument("--size", type=Optional[str], help=f"sizes: {', '.join(SIZES)} (default small)")
+    name = f"python -m unicode_fast.{program}"
+    parser = ArgumentParser(prog=name, usage=f"{name} [--FIELD VALUE ...]", description=description)
+    parser.add_argument("--config", type=str | None, metavar="FILE", help="YAML file that sets any of the fields below")
+    parser.add_argument("--preset", type=str | None, help=f"rules: {', '.join(PRESETS)} (default recommended)")
+    parser.add_argument("--size", type=str | None, help=f"sizes: {', '.join(SIZES)} (default small)")
     defaults = {name: preset(name).flat() for name in PRESETS}
     texts = field_help()
     for part in PARTS:
@@ -38,11 +39,19 @@ def make_parser(program: str, description: str) -> ArgumentParser:
         for name, owner in FIELDS.items():
             if owner == part:
                 values = [defaults[rules][name] for rules in PRESETS]
-                shown = f"{values[0]}" if len(set(values)) == 1 else "; ".join(
-                    f"{rules} {value}" for rules, value in zip(PRESETS, values, strict=True)
+                shown = (
+                    f"{values[0]}"
+                    if len(set(values)) == 1
+                    else "; ".join(f"{rules} {value}" for rules, value in zip(PRESETS, values, strict=True))
                 )
-                group.add_argument(f"--{name}", type=Optional[_TYPES[name]], help=f"{texts[name]} [{shown}]")
+                group.add_argument(f"--{name}", type=_TYPES[name] | None, help=f"{texts[name]} [{shown}]")
     return parser
+
+
+def with_underscores(argv: Sequence[str] | None) -> list[str]:
+    """The arguments, None for the process's own, with `--batch-size` spelt `--batch_size`."""
+    given = sys.argv[1:] if argv is None else argv
+    return [re.sub(r"^--[^=]*", lambda flag: "--" + flag[0][2:].replace("-", "_"), word) for word in given]
 
 
 def given_fields(arguments: Namespace) -> dict[str, Any]:

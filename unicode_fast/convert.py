@@ -71,7 +71,7 @@ def write_cmg(run: str | Path, file: str | Path, *, which: str = "best", epoch: 
     run, file = Path(run), Path(file)
     _refuse_existing(file)
     name = which if which in ("best", "last") else int(which)
-    path = run if run.is_file() else checkpoint.find(run, name)  # type: ignore[arg-type]
+    path = run if run.is_file() else checkpoint.find(run, name)
     rest = checkpoint.read(path).get(EXTRA_KEY)
     model = checkpoint.load(path)
     if rest is not None:

@@ -128,9 +128,7 @@ def club_closed_form(
     return masked_mean(terms.sum(-1) if reduction == "sum" else terms.mean(-1), mask)
 
 
-def code_matching(
-    first: Tensor, second: Tensor, *, pairing: str = "symmetric", directions: str = "both"
-) -> Tensor:
+def code_matching(first: Tensor, second: Tensor, *, pairing: str = "symmetric", directions: str = "both") -> Tensor:
     """Clips recognise their partner by the codewords both use: L_cmcm.
 
     With P the distributions over codewords, the score of clips i and j is

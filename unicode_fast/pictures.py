@@ -17,7 +17,7 @@ from unicode_fast.tasks import Probes, Row
 FOLDER = "plots"
 
 
-def draw_run(folder: Path, probes: Probes, store: Store, rows: Sequence[Row]) -> None:
+def draw_run(folder: Path, probes: Probes, store: Store, rows: Sequence[Row], codewords: int) -> None:
     """Losses, codebook health, code usage, bars and an event timeline, as PNG files under plots/.
 
     Args:
@@ -25,6 +25,7 @@ def draw_run(folder: Path, probes: Probes, store: Store, rows: Sequence[Row]) ->
         probes: of the model that the summary reports.
         store: with a test split.
         rows: of the summary.
+        codewords: M.
     """
     metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     lines = [line for line in metrics if line["kind"] == "train"]
@@ -35,7 +36,7 @@ def draw_run(folder: Path, probes: Probes, store: Store, rows: Sequence[Row]) ->
         perplexity = {name: [line["perplexity"][name] for line in lines] for name in lines[0]["perplexity"]}
         health = plots.codebook_health([line["step"] for line in lines], used, perplexity)
         plots.save_png(health, folder / FOLDER / "codebook-health.png")
-    usage = plots.code_usage(code_counts(probes))
+    usage = plots.code_usage(code_counts(probes, codewords))
     plots.save_png(usage.figure, folder / FOLDER / "code-usage.png")
     with atomic_file(folder / FOLDER / "code-usage.csv", "w") as file:
         file.write(usage.table)
@@ -51,9 +52,9 @@ def draw_bars(folder: Path, rows: Sequence[Row]) -> None:
         plots.save_png(plots.zero_shot_bars(rows), folder / FOLDER / "zero-shot.png")
 
 
-def code_counts(probes: Probes) -> dict[str, np.ndarray]:
+def code_counts(probes: Probes, codewords: int) -> dict[str, np.ndarray]:
     """How often each modality uses each codeword on the test split: (M,) by modality."""
-    counts, codewords = {}, probes.model.config.model.codewords
+    counts = {}
     for name in probes.model.names:
         codes = probes.codes("test", name)
         used = codes.index[codes.mask].numpy()

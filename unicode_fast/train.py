@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from unicode_fast import checkpoint, pictures
 from unicode_fast.checkpoint import CheckpointError, write_json
-from unicode_fast.cli import given_fields, make_parser, resolve, run_main
+from unicode_fast.cli import given_fields, make_parser, resolve, run_main, with_underscores
 from unicode_fast.config import Config, Modality, modality_names
 from unicode_fast.data import Batch, Batches, Store, StoreError, open_dataset
 from unicode_fast.journal import LOG_EVERY, Journal, NonFiniteLoss, StepResult
@@ -167,7 +167,9 @@ def pretrain(trainer: Trainer, store: Store, folder: Path, content: Mapping[str,
     config, device = trainer.config, trainer.model.device
     clips = store.split("train").restrict(trainer.model.names)
     train = config.train
-    batches = Batches(clips, train.batch_size, train.seed, drop_last=not train.keep_last_batch, dtype=getattr(torch, train.dtype))
+    batches = Batches(
+        clips, train.batch_size, train.seed, drop_last=not train.keep_last_batch, dtype=getattr(torch, train.dtype)
+    )
     total = total_steps(config, batches)
     progress: dict[str, Any] = dict(content["progress"]) if content else {"best": None, "seconds": 0.0, "bytes": 0}
     if content is None:
@@ -260,7 +262,7 @@ def run(config: Config, folder: Path, resume_step: int | None = None) -> dict[st
         "versions": versions(),
         "git_commit": git_commit(),
     }
-    pictures.draw_run(folder, probes, store, rows)
+    pictures.draw_run(folder, probes, store, rows, config.model.codewords)
     write_json(folder / "summary.json", summary)
     return summary
 
@@ -299,11 +301,11 @@ def run_seeds(config: Config, folder: Path, seeds: Sequence[int]) -> dict[str, A
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; see `python -m unicode_fast.train --help`."""
     parser = make_parser("train", "Pre-train Uni-Code, then measure what its codes carry from modality to modality.")
-    parser.add_argument("--out", type=Optional[str], help="new folder of the run [runs/<UTC time>-<preset>-<seed>]")
-    parser.add_argument("--resume", type=Optional[str], metavar="RUN", help="go on with a run that was interrupted")
-    parser.add_argument("--resume_step", type=Optional[int], help="from the checkpoint of this step, not from the last")
+    parser.add_argument("--out", type=str | None, help="new folder of the run [runs/<UTC time>-<preset>-<seed>]")
+    parser.add_argument("--resume", type=str | None, metavar="RUN", help="go on with a run that was interrupted")
+    parser.add_argument("--resume_step", type=int | None, help="from the checkpoint of this step, not from the last")
     parser.add_argument("--seeds", type=int, default=1, help="train with this many seeds; mean and spread in the table")
-    arguments = parser.parse_args(argv)
+    arguments = parser.parse_args(with_underscores(argv))
     flags = given_fields(arguments)
     seeds: list[int] | None = None
     if arguments.resume is not None:

@@ -38,7 +38,7 @@ class Recipe:
     @property
     def language(self) -> str:
         """Of words and sentences."""
-        return "de" if self.name == "talking-digits-b" else "en"
+        return "fr" if self.name == "talking-digits-b" else "en"
 
     @property
     def pictures(self) -> handwriting.Pictures:

@@ -13,30 +13,30 @@ _ROMAN = ("N", "I", "II", "III", "IV", "V", "VI", "VII", "VIII", "IX")
 
 NAMES = {
     "en": ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"),
-    "de": ("null", "eins", "zwei", "drei", "vier", "fünf", "sechs", "sieben", "acht", "neun"),
+    "fr": ("zéro", "un", "deux", "trois", "quatre", "cinq", "six", "sept", "huit", "neuf"),
 }
-_NOUNS = {"en": ("number", "digit", "figure"), "de": ("Nummer", "Ziffer", "Zahl")}
+_NOUNS = {"en": ("number", "digit", "figure"), "fr": ("numéro", "chiffre", "nombre")}
 # {} is the digit, in one or two words; the other slots hold one word each: 8 to 10 words in all.
 _TEMPLATES = {
     "en": (
-        "{person} reads {} aloud in the {place} {day} again",
+        "{person} reads {} aloud in the {place} again",
         "we can see and hear {} near the {place}",
         "in the {place} {person} writes {} with {colour} chalk",
         "the {colour} sign outside the {place} shows {} today",
         "{day} {person} called out {} and held it up",
         "somebody in this {place} keeps saying {} very clearly",
-        "please look at {} drawn in {colour} ink here",
+        "please look at {} drawn in {colour} ink",
         "{person} and {other} both repeat {} {day} in class",
     ),
-    "de": (
-        "{person} liest {day} im {place} laut {} vor allen",
-        "wir sehen und hören {} gleich neben dem {place}",
-        "im {place} schreibt {person} langsam {} mit {colour} Kreide",
-        "das Schild am {place} zeigt in {colour} Farbe {}",
-        "{day} rief {person} {} und hielt sie hoch",
-        "jemand sagt im {place} immer wieder sehr deutlich {}",
-        "bitte schaut auf {} hier in {colour} Tinte gemalt",
-        "{person} und {other} wiederholen {day} beide gemeinsam {}",
+    "fr": (
+        "{person} lit {day} {} à haute voix au {place}",
+        "nous pouvons voir et entendre {} près du {place}",
+        "au {place} {person} écrit {} à la craie {colour}",
+        "le panneau {colour} devant ce {place} affiche {}",
+        "{day} {person} cria {} puis leva la main",
+        "quelqu'un dans ce {place} répète toujours très clairement {}",
+        "regardez bien {} dessiné ici à l'encre {colour}",
+        "{person} et {other} répètent {day} en classe ensemble {}",
     ),
 }
 _FILLERS = {
@@ -47,12 +47,12 @@ _FILLERS = {
         "colour": ("red", "green", "blue", "black", "white", "yellow"),
         "day": ("today", "yesterday", "tonight", "earlier"),
     },
-    "de": {
-        "person": ("Anna", "Boris", "Clara", "David", "Emma", "Felix", "Greta", "Henry"),
-        "other": ("Ida", "Jonas", "Klara", "Liam", "Maria", "Nils", "Olga", "Peter"),
-        "place": ("Garten", "Bahnhof", "Laden", "Museum", "Hafen", "Markt", "Park", "Strand"),
-        "colour": ("roter", "grüner", "blauer", "schwarzer", "weißer", "gelber"),
-        "day": ("heute", "gestern", "abends", "morgens", "montags", "freitags"),
+    "fr": {
+        "person": ("Anna", "Boris", "Clara", "David", "Emma", "Felix", "Greta", "Henri"),
+        "other": ("Ida", "Jonas", "Klara", "Liam", "Maria", "Nils", "Olga", "Pierre"),
+        "place": ("jardin", "marché", "musée", "port", "parc", "salon", "bureau", "café"),
+        "colour": ("rouge", "jaune", "rose", "orange", "mauve", "beige"),
+        "day": ("hier", "aujourd'hui", "demain", "ensuite"),
     },
 }
 
@@ -65,7 +65,7 @@ def make_sentences(digits: np.ndarray, language: str, generator: np.random.Gener
 
     Args:
         digits: (clips,) in 0..9.
-        language: "en" or "de".
+        language: "en" or "fr".
         generator: the source of randomness.
 
     Returns:

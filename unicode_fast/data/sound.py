@@ -25,10 +25,11 @@ _ENGLISH = (
     "en-gb-scotland+Henrique", "en-gb-x-gbclan", "en-gb-x-gbclan+m1", "en-gb-x-gbclan+m7", "en-gb-x-gbclan+john",
     "en-gb-x-gbclan+rob", "en-gb-x-gbclan+caleb",
 )  # fmt: skip
-_GERMAN = (
-    "de", "de+f1", "de+f2", "de+f3", "de+f4", "de+f5", "de+m1", "de+m2", "de+m4", "de+m5", "de+m7", "de+m8", "de+anika",
-    "de+boris", "de+iven", "de+marcelo", "de+steph", "de+antonio", "de+victor", "de+Annie", "de+linda", "de+klatt2",
-    "de+klatt5", "de+pedro", "de+gustave", "de+edward", "de+michael", "de+quincy",
+_FRENCH = (
+    "fr", "fr+f1", "fr+f4", "fr+m2", "fr+m5", "fr+m8", "fr+Annie", "fr+steph", "fr+antonio", "fr+klatt6", "fr+gustave",
+    "fr+benjamin", "fr-be", "fr-be+f2", "fr-be+f5", "fr-be+m3", "fr-be+m6", "fr-be+boris", "fr-be+iven", "fr-be+ed",
+    "fr-be+pablo", "fr-be+klatt4", "fr-be+aunty", "fr-ch", "fr-ch+f3", "fr-ch+m4", "fr-ch+m7", "fr-ch+anika",
+    "fr-ch+caleb", "fr-ch+marcelo", "fr-ch+edward", "fr-ch+john", "fr-ch+klatt2",
 )  # fmt: skip
 _VARIANTS = 6
 _RATES, _PITCHES = (130, 210), (20, 80)
@@ -63,14 +64,14 @@ class Voices:
 
 def voices_of(recipe: Recipe) -> Voices:
     """All voices of a data set, each digit spoken at six random rates and pitches."""
-    names = _GERMAN if recipe.language == "de" else _ENGLISH
+    names = _FRENCH if recipe.language == "fr" else _ENGLISH
     parts = recipe.shuffled_parts(len(names), "voices")
     used = sorted({int(voice) for split in recipe.clips for voice in parts[split]})
     return Voices(list(names), parts, _spoken_words(recipe.language, recipe.seed, tuple(used)))
 
 
 def _spoken_words(language: str, seed: int, used: tuple[int, ...]) -> dict[tuple[int, int], list[np.ndarray]]:
-    names = _GERMAN if language == "de" else _ENGLISH
+    names = _FRENCH if language == "fr" else _ENGLISH
     places = [(voice, digit) for voice in used for digit in range(10) for _ in range(_VARIANTS)]
     words: list[SpokenWord] = []
     for voice, digit in places:

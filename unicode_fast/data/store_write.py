@@ -11,12 +11,15 @@ import shutil
 import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from unicode_fast.config import Modality
 from unicode_fast.data.store_checks import StoreError, check_names, check_split, check_values
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -145,7 +148,8 @@ def _write_array(folder: Path, file: str, array: np.ndarray) -> dict[str, Any]:
     with open(folder / file, "xb") as stream:
         header = _header(array)
         body = array.reshape(-1).view(np.uint8)
-        pieces = [header, *(body[start : start + _PIECE_BYTES].data for start in range(0, len(body), _PIECE_BYTES))]
+        starts = range(0, len(body), _PIECE_BYTES)
+        pieces: list[Buffer] = [header, *(body[start : start + _PIECE_BYTES] for start in starts)]
         for piece in pieces:
             digest.update(piece)
             stream.write(piece)
@@ -155,7 +159,7 @@ def _write_array(folder: Path, file: str, array: np.ndarray) -> dict[str, Any]:
         "file": file,
         "shape": list(array.shape),
         "dtype": array.dtype.str,
-        "bytes": sum(len(piece) for piece in pieces),
+        "bytes": len(header) + len(body),
         "sha256": digest.hexdigest(),
     }
 

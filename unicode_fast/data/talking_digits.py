@@ -75,7 +75,7 @@ def load(
     is stored.
 
     Args:
-        name: "talking-digits"; "talking-digits-b", a second domain with printed faces, German words and other voices;
+        name: "talking-digits"; "talking-digits-b", a second domain with printed faces, French words and other voices;
             or "talking-digits-two", for segmentation.
         cache: folder to keep it in; None takes UNICODE_FAST_CACHE, else the platform's cache folder.
         easy: no distractors, no shifts, pictures and voices shared by the splits.

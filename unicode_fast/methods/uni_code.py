@@ -61,12 +61,10 @@ class UniCodeMethod:
         inputs = {name: value.detach() for name, value in self._club_input(output).items()}
         for _ in range(method.club_inner_steps):
             optimizer.zero_grad(set_to_none=True)
-            total = torch.stack(
-                [
-                    losses.club_likelihood(*self.model.club[name](inputs[name]), output.club[name].detach(), valid)
-                    for name, valid in self._masks(output).items()
-                ]
-            ).sum()
+            total = torch.zeros((), dtype=self.model.dtype, device=self.model.device)
+            for name, valid in self._masks(output).items():
+                mean, log_variance = self.model.club[name](inputs[name])
+                total = total + losses.club_likelihood(mean, log_variance, output.club[name].detach(), valid)
             total.backward()
             optimizer.step()
 
@@ -127,9 +125,7 @@ class UniCodeMethod:
             mean, log_variance = self.model.club[name](inputs[name])
             specific = output.club[name]
             if method.club_estimator == "closed_form":
-                estimate = losses.club_closed_form(
-                    mean, log_variance, specific, valid, reduction=method.club_reduction
-                )
+                estimate = losses.club_closed_form(mean, log_variance, specific, valid, reduction=method.club_reduction)
             else:
                 if draws.club_permutation is None:
                     order = self._uniform(CLUB_STREAM + number, (specific.shape[0],)).argsort()
@@ -143,20 +139,9 @@ class UniCodeMethod:
             terms[f"club.{name}"] = method.club_weight * estimate
 
     def _cpc(self, output: ModelOutput, draws: Draws, terms: dict[str, Tensor]) -> dict[str, Tensor]:
-        method, names = self.config.method, self.model.names
-        size = (len(names), len(names))
-        weights = torch.full(size, method.cpc_weight, dtype=self.model.dtype, device=self.model.device)
-        weights.fill_diagonal_(method.cpc_weight * method.cpc_self_weight)
-        scale = self.config.model.width**0.5 if method.cpc_scale == "sqrt_width" else 1.0
-        result = self.model.cpc(
-            output.semantic,
-            output.mask,
-            weights,
-            position=self._uniform(CPC_STREAM, ()) if draws.cpc_position is None else draws.cpc_position,
-            earliest=method.cpc_earliest,
-            softmax_over=method.cpc_softmax_over,
-            temperature=scale * method.cpc_temperature,
-        )
+        names = self.model.names
+        position = self._uniform(CPC_STREAM, ()) if draws.cpc_position is None else draws.cpc_position
+        result = self.model.cpc(output.semantic, output.mask, position)
         terms["cpc"] = result.loss
         clips = output.semantic[names[0]].shape[0]
         share = result.hits[..., 0].to(torch.float32) / clips

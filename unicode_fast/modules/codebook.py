@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from unicode_fast.config import MethodConfig, ModelConfig
-from unicode_fast.ops import CodebookState, RevivalDraws, UpdateRule, codebook_update, nearest_codeword
 from unicode_fast.modules.cpc import clip_mean
+from unicode_fast.ops import CodebookState, RevivalDraws, UpdateRule, codebook_update, nearest_codeword
 
 # Half width of the uniform initial codewords, whatever the size of the codebook, as released.
 UNIFORM_INIT = 1 / 400
@@ -24,7 +24,7 @@ class Quantised(NamedTuple):
     equal to the codeword, its gradient passed straight through to the features.
     """
 
-    index: Tensor
+    index: Tensor  # type: ignore[assignment]
     codeword: Tensor
     vector: Tensor
 
@@ -127,16 +127,7 @@ class Codebook(nn.Module):
         if self.rule.own_weight == 1:
             return {name: semantic[name].detach() for name in self.names}
         if self.partner == "attended":
-            return {
-                name: mean_of_others(
-                    name,
-                    self.names,
-                    lambda other, name=name: attended(  # type: ignore[misc]
-                        semantic[name].detach(), semantic[other].detach(), None if mask is None else mask[other]
-                    ),
-                )
-                for name in self.names
-            }
+            return {name: self._attended_mean(name, semantic, mask) for name in self.names}
         if len({semantic[name].shape[1] for name in self.names}) == 1:
             return None
         means = {name: clip_mean(semantic[name].detach(), None if mask is None else mask[name]) for name in self.names}
@@ -145,8 +136,16 @@ class Codebook(nn.Module):
             for name in self.names
         }
 
+    def _attended_mean(self, name: str, semantic: Mapping[str, Tensor], mask: Mapping[str, Tensor] | None) -> Tensor:
+        query = semantic[name].detach()
 
-def mean_of_others(name: str, names: tuple[str, ...], value) -> Tensor:  # noqa: ANN001
+        def from_other(other: str) -> Tensor:
+            return attended(query, semantic[other].detach(), None if mask is None else mask[other])
+
+        return mean_of_others(name, self.names, from_other)
+
+
+def mean_of_others(name: str, names: tuple[str, ...], value: Callable[[str], Tensor]) -> Tensor:
     """Mean of `value(other)` over the other modalities."""
     others = [value(other) for other in names if other != name]
     return torch.stack(others).mean(0)

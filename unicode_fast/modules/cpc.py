@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from unicode_fast.config import ModelConfig
+from unicode_fast.config import MethodConfig, ModelConfig
 from unicode_fast.ops import CrossInfoNCE, cross_info_nce
 
 
@@ -20,12 +22,18 @@ class CrossCPC(nn.Module):
     Args:
         names: the modalities.
         config: `width`, `cpc_layers`, `cpc_bias` and `cpc_steps` are read.
+        method: the other `cpc_` fields are read.
     """
 
-    def __init__(self, names: tuple[str, ...], config: ModelConfig) -> None:
+    def __init__(self, names: tuple[str, ...], config: ModelConfig, method: MethodConfig) -> None:
         super().__init__()
         width = config.width
+        self.names = names
         self.steps = config.cpc_steps
+        self.earliest = method.cpc_earliest
+        self.softmax_over = method.cpc_softmax_over
+        self.temperature = method.cpc_temperature * (math.sqrt(width) if method.cpc_scale == "sqrt_width" else 1)
+        self.weights = (method.cpc_weight, method.cpc_weight * method.cpc_self_weight)
         self.context = nn.ModuleDict(
             {name: nn.LSTM(width, width, config.cpc_layers, batch_first=True) for name in names}
         )
@@ -36,74 +44,59 @@ class CrossCPC(nn.Module):
             }
         )
 
-    def predicts_steps(self, semantic: Mapping[str, Tensor], earliest: int) -> bool:
+    def predicts_steps(self, semantic: Mapping[str, Tensor]) -> bool:
         """Whether the clips are long enough, and equally long, to predict steps rather than contrast means."""
         lengths = {z.shape[1] for z in semantic.values()}
-        return len(lengths) == 1 and lengths.pop() >= earliest + 1 + self.steps
+        return len(lengths) == 1 and lengths.pop() >= self.earliest + 1 + self.steps
 
     def forward(
-        self,
-        semantic: Mapping[str, Tensor],
-        mask: Mapping[str, Tensor] | None,
-        pair_weights: Tensor,
-        *,
-        position: Tensor,
-        earliest: int,
-        softmax_over: str,
-        temperature: float,
+        self, semantic: Mapping[str, Tensor], mask: Mapping[str, Tensor] | None, position: Tensor
     ) -> CrossInfoNCE:
         """The weighted contrastive loss of all pairs.
 
         Args:
             semantic: z by modality, (B, T, D).
             mask: (B, T) bool by modality, or None.
-            pair_weights: (target modality, source modality).
             position: float scalar in [0, 1) that chooses the last step of the context.
-            earliest: smallest 0-based step that may be chosen.
-            softmax_over: as in `cross_info_nce`.
-            temperature: divides the scores.
         """
-        if self.predicts_steps(semantic, earliest):
-            targets, predictions, valid = self._steps(semantic, mask, position, earliest)
+        if self.predicts_steps(semantic):
+            targets, predictions, valid = self._steps(semantic, mask, position)
         else:
             targets, predictions, valid = self._means(semantic, mask)
+        cross, within = self.weights
+        size = (len(self.names), len(self.names))
+        weights = torch.full(size, cross, dtype=targets.dtype, device=targets.device).fill_diagonal_(within)
         return cross_info_nce(
-            targets, predictions, pair_weights, valid=valid, softmax_over=softmax_over, temperature=temperature
+            targets, predictions, weights, valid=valid, softmax_over=self.softmax_over, temperature=self.temperature
         )
 
     def _steps(
-        self, semantic: Mapping[str, Tensor], mask: Mapping[str, Tensor] | None, position: Tensor, earliest: int
+        self, semantic: Mapping[str, Tensor], mask: Mapping[str, Tensor] | None, position: Tensor
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        z = torch.stack([semantic[name] for name in self.context])  # (modalities, B, T, D)
+        z = torch.stack([semantic[name] for name in self.names])  # (modalities, B, T, D)
         ahead = torch.arange(1, self.steps + 1, device=z.device)
         if mask is None:
             longest = torch.full((), z.shape[2], device=z.device)
         else:
-            lengths = torch.stack([mask[name].sum(1) for name in self.context])  # (modalities, B)
+            lengths = torch.stack([mask[name].sum(1) for name in self.names])  # (modalities, B)
             longest = lengths.amin(0).amax()
-        choices = (longest - self.steps - earliest).clamp(min=1)
-        last = earliest + (position * choices).long().clamp(max=z.shape[2] - 1 - self.steps - earliest)
+        choices = (longest - self.steps - self.earliest).clamp(min=1)
+        last = self.earliest + (position * choices).long()
         targets = z.index_select(2, last + ahead).transpose(1, 2)  # (modalities, K, B, D)
-        predictions = torch.stack(
-            [
-                torch.stack([predict(context[:, 0]) for predict in self.predictors[name]])  # type: ignore[union-attr]
-                for name, context in (
-                    (name, self.context[name](semantic[name])[0].index_select(1, last.view(1))) for name in self.context
-                )
-            ]
-        )
+        predictions = []
+        for name in self.names:
+            context = self.context[name](semantic[name])[0].index_select(1, last.view(1))[:, 0]  # (B, D)
+            predictions.append(torch.stack([predict(context) for predict in self._predictors(name)]))
         valid = None if mask is None else (last + ahead)[None, :, None] < lengths[:, None]
-        return targets, predictions, valid
+        return targets, torch.stack(predictions), valid
 
-    def _means(
-        self, semantic: Mapping[str, Tensor], mask: Mapping[str, Tensor] | None
-    ) -> tuple[Tensor, Tensor, None]:
-        means = [clip_mean(semantic[name], None if mask is None else mask[name]) for name in self.context]
-        predictions = [
-            self.predictors[name][0](mean)  # type: ignore[index]
-            for name, mean in zip(self.context, means, strict=True)
-        ]
+    def _means(self, semantic: Mapping[str, Tensor], mask: Mapping[str, Tensor] | None) -> tuple[Tensor, Tensor, None]:
+        means = [clip_mean(semantic[name], None if mask is None else mask[name]) for name in self.names]
+        predictions = [self._predictors(name)[0](mean) for name, mean in zip(self.names, means, strict=True)]
         return torch.stack(means).unsqueeze(1), torch.stack(predictions).unsqueeze(1), None
+
+    def _predictors(self, name: str) -> nn.ModuleList:
+        return cast(nn.ModuleList, self.predictors[name])
 
 
 def clip_mean(sequence: Tensor, mask: Tensor | None) -> Tensor:

@@ -61,5 +61,3 @@ def make_decoder(modality: Modality, config: ModelConfig, *, word_target: str) -
         return GridDecoder(modality.shape[-1], config)
     output = config.word_width if modality.kind == "words" and word_target == "lstm" else modality.shape[-1]
     return VectorDecoder(config.vector_specific_width, output, config.width)
-
-

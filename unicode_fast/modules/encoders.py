@@ -158,7 +158,9 @@ class TemporalRelation(nn.Module):
     def __init__(self, input_width: int, config: ModelConfig) -> None:
         super().__init__()
         if config.width % config.temporal_heads:
-            raise ValueError(f"width must be a multiple of temporal_heads ({config.temporal_heads}), got {config.width}")
+            raise ValueError(
+                f"width must be a multiple of temporal_heads ({config.temporal_heads}), got {config.width}"
+            )
         self.affine = nn.Linear(input_width, config.width)
         layers = [
             nn.TransformerEncoderLayer(
@@ -208,7 +210,7 @@ class ModalityEncoder(nn.Module):
         return self.words(features, mask) if self.kind == "words" else features
 
     def encode_semantic(self, read: Tensor, mask: Tensor | None = None) -> Tensor:
-        """z (B, T, D) from the output of `read_words`."""
+        """Z (B, T, D) from the output of `read_words`."""
         return self.temporal(self.semantic(read) if self.kind == "grid" else read, mask)
 
     def encode_specific(self, read: Tensor) -> tuple[Tensor, Tensor]:

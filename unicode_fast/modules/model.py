@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ from unicode_fast.modules.encoders import ModalityEncoder
 class Encoded(NamedTuple):
     """What a frozen model says of one modality: index (B, T) int64 and vector (B, T, D), the codewords."""
 
-    index: Tensor
+    index: Tensor  # type: ignore[assignment]
     vector: Tensor
 
 
@@ -71,7 +71,7 @@ class UniCode(nn.Module):
             {name: make_decoder(kind, sizes, word_target=method.word_target) for name, kind in modalities.items()}
         )
         self.codebook = Codebook(self.names, sizes, method, config.train.seed)
-        self.cpc = CrossCPC(self.names, sizes)
+        self.cpc = CrossCPC(self.names, sizes, method)
         self.club = nn.ModuleDict(
             {
                 name: ClubNetwork(
@@ -87,7 +87,10 @@ class UniCode(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of features and parameters."""
-        return self.cpc.predictors[self.names[0]][0].weight.dtype  # type: ignore[index, return-value]
+        return next(self.cpc.parameters()).dtype
+
+    def _encoder(self, name: str) -> ModalityEncoder:
+        return cast(ModalityEncoder, self.encoders[name])
 
     @property
     def device(self) -> torch.device:
@@ -120,7 +123,7 @@ class UniCode(nn.Module):
         self.check(features, mask)
         output = ModelOutput({}, {}, {}, {}, {}, {}, {}, None if mask is None else dict(mask))
         for name in self.names:
-            encoder = self.encoders[name]
+            encoder = self._encoder(name)
             valid = None if mask is None else mask[name]
             given = _without_padding(features[name], valid)
             read = encoder.read_words(given, valid)
@@ -138,9 +141,7 @@ class UniCode(nn.Module):
         self.codebook.update(output.semantic, output.index, output.mask)
 
     @torch.no_grad()
-    def encode(
-        self, name: str, features: Tensor, mask: Tensor | None = None, *, check_values: bool = True
-    ) -> Encoded:
+    def encode(self, name: str, features: Tensor, mask: Tensor | None = None, *, check_values: bool = True) -> Encoded:
         """Codes of one modality, no other present.
 
         Args:
@@ -163,7 +164,7 @@ class UniCode(nn.Module):
                 raise ValueError(f"features of {name!r} must be finite, got NaN or Inf in clip {clip} of the batch")
             if mask is not None:
                 check_prefix(name, mask)
-        encoder = self.encoders[name]
+        encoder = self._encoder(name)
         read = encoder.read_words(_without_padding(features, mask), mask)
         quantised = self.codebook(encoder.encode_semantic(read, mask))
         return Encoded(quantised.index, quantised.codeword)

@@ -38,8 +38,8 @@ def nearest_codeword(features: Tensor, codebook: Tensor, *, backend: str | None 
 
     Returns:
         index: (...) int64 in [0, M); squared_distance: (...) float64 for float64 features, else float32, infinite
-        where that cannot hold it. On the device of `features`, without gradient. A row that holds NaN gets index 0 and distance NaN; a codeword that
-        holds NaN is chosen only where all others hold NaN too.
+        where that cannot hold it. On the device of `features`, without gradient. A row that holds NaN gets index 0
+        and distance NaN; a codeword that holds NaN is chosen only where all others hold NaN too.
 
     Raises:
         TypeError: a dtype, or the pair of dtypes, is unsupported.
