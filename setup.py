@@ -1,142 +1,325 @@
-"""Decides what of csrc/ is compiled, and maps kernels/ into the package; everything else is in pyproject.toml."""
+"""Decides what of csrc/ to compile, and maps kernels/ into the package. Everything else is in pyproject.toml.
+
+Environment variables:
+    UNICODE_FAST_CUDA: auto (the default) compiles csrc/cuda where a CUDA toolkit and a CUDA build of torch are found,
+        1 fails where they are not, 0 leaves it out. Whether there is a GPU is never asked.
+    CUDA_HOME, CUDA_PATH: the toolkit; without them the one that nvcc belongs to, then the conventional folder.
+    TORCH_CUDA_ARCH_LIST: the GPU architectures; ARCHITECTURES without it.
+    CXX, CC, MAX_JOBS: as torch's cpp_extension and setuptools read them.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
+import sysconfig
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
-from setuptools import setup
+from setuptools import find_packages, setup
+from setuptools.command.sdist import sdist
 
+EXTENSION = "unicode_fast._C"
+# Added to the extension's file name; unicode_fast/backend.py knows it too.
+RECORD_SUFFIX = ".json"
 ROOT = Path(__file__).resolve().parent
-CUDA_HEADER = Path("include", "cuda_runtime_api.h")
 CUDA_CHOICES = ("auto", "1", "0")
-ARCHITECTURES = "8.0;8.6;8.9;9.0a+PTX"
+# PTX of 8.9 serves every later GPU; that of 9.0a would serve none, as architecture-specific code is not carried on.
+ARCHITECTURES = "8.0;8.6;8.9+PTX;9.0a"
+CONVENTIONAL_TOOLKIT = Path("/usr/local/cuda")
+# setup.py runs for these before torch is installed; they compile nothing.
+METADATA_COMMANDS = {"egg_info", "dist_info", "sdist", "clean", "--version", "--help"}
 
 
-def say(message: str) -> None:
-    """One line of the build's output."""
-    print(f"unicode_fast: {message}", file=sys.stderr)
+class Toolkit(NamedTuple):
+    """A CUDA toolkit: where it is, its version as "13.0", and how it was found."""
+
+    home: Path
+    version: str
+    origin: str
 
 
-def compiler_obstacle() -> str | None:
-    """Why no C++ compiler can be used; None where one can."""
-    if os.name == "nt":
-        return None
-    command = os.environ.get("CXX") or next(filter(shutil.which, ("c++", "g++", "clang++")), None)
-    if command is None:
-        return "there is no C++ compiler"
+class Sdist(sdist):
+    """A source archive that holds all that a build needs."""
+
+    def make_distribution(self) -> None:
+        """Add the backend and the sources, which setuptools does not look for where nothing is compiled."""
+        sources = [str(path) for path in sorted(Path("csrc").rglob("*")) if path.is_file()]
+        self.filelist.extend(["build_backend.py", *sources])
+        super().make_distribution()
+
+
+def cuda_choice(environment: Mapping[str, str]) -> str:
+    """The value of UNICODE_FAST_CUDA.
+
+    Raises:
+        SystemExit: it is none of the three.
+    """
+    choice = environment.get("UNICODE_FAST_CUDA", "auto")
+    if choice not in CUDA_CHOICES:
+        raise SystemExit(f"unicode_fast: UNICODE_FAST_CUDA must be auto, 1 or 0, got {choice!r}")
+    return choice
+
+
+def find_toolkit(environment: Mapping[str, str], conventional: Path = CONVENTIONAL_TOOLKIT) -> Toolkit | str:
+    """The CUDA toolkit to compile with, or why there is none.
+
+    torch takes the folder above nvcc's for the toolkit, which holds no headers where nvcc is a wrapper script. So
+    nvcc is asked where it really is.
+
+    Args:
+        environment: variables; one that names a toolkit is obeyed, a folder without a toolkit is not replaced.
+        conventional: folder to try last.
+    """
+    for variable in ("CUDA_HOME", "CUDA_PATH"):
+        if environment.get(variable):
+            home = Path(environment[variable])
+            version = toolkit_version(home)
+            if version is None:
+                return f"{variable}={home} holds no include/cuda_runtime_api.h and bin/nvcc"
+            return Toolkit(home, version, variable)
+    nvcc = shutil.which("nvcc", path=environment.get("PATH", ""))
+    candidates = [(conventional, "the conventional folder")]
+    if nvcc is not None:
+        candidates = [
+            (Path(nvcc).parent.parent, f"from {nvcc}"),
+            (Path(nvcc).resolve().parent.parent, f"from what {nvcc} links to"),
+            *[(home, f"from what {nvcc} calls") for home in called_toolkit(nvcc)],
+            *candidates,
+        ]
+    for home, origin in candidates:
+        version = toolkit_version(home)
+        if version is not None:
+            return Toolkit(home, version, origin)
+    return "no CUDA toolkit was found" if nvcc is None else f"no CUDA headers were found for {nvcc}"
+
+
+def toolkit_version(home: Path) -> str | None:
+    """Version of the CUDA toolkit in this folder; None where there is no toolkit."""
     try:
-        subprocess.run([*command.split(), "--version"], capture_output=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return f"the C++ compiler {command!r} does not run"
+        header = (home / "include" / "cuda_runtime_api.h").read_text(errors="replace")
+    except OSError:
+        return None
+    number = re.search(r"#define\s+CUDART_VERSION\s+(\d+)", header)
+    if number is None or shutil.which("nvcc", path=str(home / "bin")) is None:
+        return None
+    return f"{int(number[1]) // 1000}.{int(number[1]) % 1000 // 10}"
+
+
+def called_toolkit(nvcc: str) -> list[Path]:
+    """The toolkit that nvcc names when it is asked what it would do; empty where it does not say."""
+    try:
+        command = [nvcc, "--dryrun", "-E", "-x", "cu", os.devnull]
+        answer = subprocess.run(command, capture_output=True, text=True, errors="replace").stderr
+    except OSError:
+        return []
+    return [Path(top).resolve() for top in re.findall(r"^#\$ TOP=(.+)$", answer, re.MULTILINE)]
+
+
+def cuda_obstacle(torch_version: str, torch_cuda: str | None, toolkit: Toolkit | str) -> str | None:
+    """Why csrc/cuda cannot be compiled; None where it can.
+
+    Args:
+        torch_version: as "2.13.0+cpu".
+        torch_cuda: version of CUDA that torch was built with; None for a build without.
+        toolkit: as find_toolkit gives it.
+    """
+    if torch_cuda is None:
+        return f"torch {torch_version} is a build without CUDA"
+    if isinstance(toolkit, str):
+        return toolkit
+    if toolkit.version.split(".")[0] != torch_cuda.split(".")[0]:
+        return f"torch {torch_version} needs a CUDA {torch_cuda} toolkit, {toolkit.home} is CUDA {toolkit.version}"
     return None
 
 
-def find_cuda_home(guess: str | None) -> str | None:
-    """The toolkit's folder, the one with its headers.
+def cxx_command(environment: Mapping[str, str]) -> list[str]:
+    """The C++ compiler that torch takes, as a command; unused on Windows."""
+    return shlex.split(environment.get("CXX") or "c++")
 
-    torch guesses from the place of nvcc; where that is a wrapper script, the
-    headers are elsewhere.
 
-    Args:
-        guess: what torch found, or None.
+def cxx_flags(command: Sequence[str]) -> list[str]:
+    """Flags for C++ files.
+
+    Without OpenMP at::parallel_for would run on one thread. It is not linked to: that way the extension uses the OpenMP
+    library that torch has loaded, and the number of threads that torch was told. Clang's code needs another library.
     """
-    candidates = [os.environ.get("CUDA_HOME"), guess, "/usr/local/cuda"]
-    nvcc = shutil.which("nvcc")
-    if nvcc is not None and os.path.getsize(nvcc) < 4096:
-        named = [word.strip("\"'") for word in Path(nvcc).read_text(errors="ignore").split()]
-        candidates[2:2] = [str(Path(word).parent.parent) for word in named if word.endswith("bin/nvcc")]
-    return next((home for home in candidates if home and Path(home, CUDA_HEADER).is_file()), None)
+    if os.name == "nt":
+        return ["/O2"]
+    macros = subprocess.run([*command, "-dM", "-E", "-x", "c++", os.devnull], capture_output=True, text=True).stdout
+    return ["-O3"] if sys.platform != "linux" or "__clang__" in macros else ["-O3", "-fopenmp"]
 
 
-def decide_cuda(choice: str, torch_cuda: str | None, cuda_home: str | None) -> tuple[bool, str]:
-    """Whether CUDA sources are compiled, and why.
+def compiler_obstacle(command: Sequence[str]) -> str | None:
+    """Why this C++ compiler cannot build a Python extension, in one line; None where it can."""
+    if shutil.which(command[0]) is None:
+        return f"no C++ compiler was found ({command[0]})"
+    headers = {sysconfig.get_path("include"), sysconfig.get_path("platinclude")}
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder, "trial.cpp")
+        source.write_text("#include <vector>\n#include <Python.h>\nint main() { return 0; }\n")
+        flags = [*(f"-I{path}" for path in sorted(headers)), "-fPIC", "-shared", "-o", str(Path(folder, "trial.so"))]
+        trial = subprocess.run([*command, *flags, str(source)], capture_output=True, text=True, errors="replace")
+    if trial.returncode == 0:
+        return None
+    lines = [line.strip() for line in trial.stderr.splitlines() if line.strip()]
+    said = next((line for line in lines if "error" in line), lines[0] if lines else f"status {trial.returncode}")
+    return f"{shlex.join(command)} cannot compile a Python extension ({said})"
 
-    Args:
-        choice: of UNICODE_FAST_CUDA: auto, 1 or 0.
-        torch_cuda: the CUDA version torch was built with, or None.
-        cuda_home: the toolkit's folder, or None.
+
+def source_files(folder: Path, with_cuda: bool) -> list[str]:
+    """What to compile, relative to `folder`, the source tree.
 
     Raises:
-        SystemExit: the choice is none of the three, or it is 1 and something is missing.
+        SystemExit: two files would be compiled into the same object file.
     """
-    if choice not in CUDA_CHOICES:
-        raise SystemExit(f"UNICODE_FAST_CUDA must be one of {', '.join(CUDA_CHOICES)}, got {choice!r}")
-    if choice == "0":
-        return False, "UNICODE_FAST_CUDA=0"
-    missing = []
-    if torch_cuda is None:
-        missing.append("torch is a build without CUDA")
-    if cuda_home is None:
-        missing.append("no CUDA toolkit was found")
-    if not missing:
-        return True, f"toolkit {cuda_home}, torch built with CUDA {torch_cuda}"
-    if choice == "1":
-        raise SystemExit(f"UNICODE_FAST_CUDA=1, but {' and '.join(missing)}")
-    return False, " and ".join(missing)
+    patterns = ["csrc/extension.cpp", "csrc/cpu/*.cpp"]
+    if with_cuda:
+        patterns += ["csrc/cuda/*.cu", "csrc/cuda/*.cpp"]
+    files = [path.relative_to(folder) for pattern in patterns for path in sorted(folder.glob(pattern))]
+    twice = [stem for stem, count in Counter(path.with_suffix("") for path in files).items() if count > 1]
+    if twice:
+        raise SystemExit(f"unicode_fast: source files must differ in more than their suffix, got two of {twice[0]}")
+    return [str(path) for path in files]
 
 
-def extension_arguments() -> dict:
-    """What setup() needs to compile the extension; nothing where that is not possible."""
-    choice = os.environ.get("UNICODE_FAST_CUDA", "auto")
-    if choice not in CUDA_CHOICES:
-        decide_cuda(choice, None, None)
-    obstacle = compiler_obstacle()
-    if obstacle is None:
-        try:
-            import torch
-        except ImportError as error:
-            obstacle = f"torch cannot be imported ({error})"
+def headers(folder: Path) -> list[str]:
+    """What the sources include: a change of these compiles them again."""
+    return [str(path.relative_to(folder)) for path in sorted(folder.glob("csrc/**/*.*h"))]
+
+
+def say(line: str) -> None:
+    """Print to the build's log, which pip shows with -v."""
+    print(f"unicode_fast: {line}", flush=True)
+
+
+def extension_options(environment: Mapping[str, str]) -> dict[str, Any]:
+    """What setup() needs to know about the extension; empty where none can be compiled.
+
+    Raises:
+        SystemExit: UNICODE_FAST_CUDA=1 cannot be obeyed, or torch is missing.
+    """
+    choice = cuda_choice(environment)
+    obstacle = None if os.name == "nt" else compiler_obstacle(cxx_command(environment))
     if obstacle is not None:
         if choice == "1":
-            raise SystemExit(f"UNICODE_FAST_CUDA=1, but {obstacle}")
-        say(f"no extension is built: {obstacle}; the reference backend is what runs")
+            raise SystemExit(f"unicode_fast: UNICODE_FAST_CUDA=1 cannot be obeyed: {obstacle}")
+        say(f"compiling nothing, the reference backend does without: {obstacle}")
         return {}
+    try:
+        import torch
+    except ImportError as error:
+        raise SystemExit(
+            f"unicode_fast: torch is needed to compile the extension and cannot be imported ({error}). Install torch "
+            "first, or leave out --no-build-isolation."
+        ) from error
+    toolkit = find_toolkit(environment)
+    obstacle = cuda_obstacle(torch.__version__, torch.version.cuda, toolkit)
+    if choice == "1" and obstacle is not None:
+        raise SystemExit(f"unicode_fast: UNICODE_FAST_CUDA=1 cannot be obeyed: {obstacle}")
+    use = toolkit if choice != "0" and obstacle is None and isinstance(toolkit, Toolkit) else None
+    reason = f": {obstacle}" if choice == "auto" and obstacle is not None else ""
+    return compile_options(use, f"UNICODE_FAST_CUDA={choice}{reason}")
+
+
+def compile_options(toolkit: Toolkit | None, reason: str) -> dict[str, Any]:
+    """The extension and the command that compiles it against the torch that can be imported here.
+
+    Args:
+        toolkit: compile csrc/cuda with it; None leaves csrc/cuda out.
+        reason: why it is this toolkit or None, for the log and for whoever asks for the missing backend later.
+    """
+    if toolkit is not None:
+        # torch reads both when it is asked for CUDA_HOME and for the architectures.
+        os.environ["CUDA_HOME"] = str(toolkit.home)
+        os.environ.setdefault("TORCH_CUDA_ARCH_LIST", ARCHITECTURES)
+    import torch
     from torch.utils import cpp_extension
 
-    cuda_home = find_cuda_home(cpp_extension.CUDA_HOME)
-    use_cuda, reason = decide_cuda(choice, torch.version.cuda, cuda_home)
-    sources = [Path("csrc/extension.cpp"), *sorted(Path("csrc/cpu").glob("*.cpp"))]
-    if use_cuda:
-        sources += sorted([*Path("csrc/cuda").glob("*.cu"), *Path("csrc/cuda").glob("*.cpp")])
-        os.environ["CUDA_HOME"] = cpp_extension.CUDA_HOME = cuda_home
-        os.environ.setdefault("TORCH_CUDA_ARCH_LIST", ARCHITECTURES)
-    say(f"extension for torch {torch.__version__}, {'with' if use_cuda else 'without'} CUDA: {reason}")
+    sources = source_files(ROOT, with_cuda=toolkit is not None)
+    record: dict[str, str | None] = {"torch": str(torch.__version__), "cuda": None, "decision": reason}
+    if toolkit is None:
+        say(f"compiling for CPUs only, with torch {torch.__version__} ({reason})")
+        make = cpp_extension.CppExtension
+    else:
+        cpp_extension.CUDA_HOME = str(toolkit.home)
+        record |= {"cuda": toolkit.version, "architectures": os.environ["TORCH_CUDA_ARCH_LIST"]}
+        found = sum(name.endswith(".cu") for name in sources)
+        say(
+            f"compiling for CPUs and CUDA {toolkit.version} ({reason}; {found} CUDA sources), with torch "
+            f"{torch.__version__}, {toolkit.home} ({toolkit.origin}), architectures {record['architectures']}"
+        )
+        make = cpp_extension.CUDAExtension
+    extension = make(
+        EXTENSION,
+        sources,
+        include_dirs=pybind11_headers(),
+        define_macros=macros(record),
+        depends=headers(ROOT),
+        extra_compile_args={"cxx": cxx_flags(cxx_command(os.environ)), "nvcc": ["-O3"]},
+    )
+    return {"ext_modules": [extension], "cmdclass": {"build_ext": recording(cpp_extension.BuildExtension, record)}}
 
-    class Build(cpp_extension.BuildExtension):
-        """Leaves a note beside the extension that says which torch it belongs to."""
 
+def pybind11_headers() -> list[str]:
+    """Where the build requirement pybind11 keeps its headers; empty without it, where torch's own copy serves.
+
+    Only csrc/extension.cpp includes pybind11, and it includes nothing of torch, so the two copies never meet.
+    """
+    try:
+        import pybind11
+    except ImportError:
+        return []
+    return [str(pybind11.get_include())]
+
+
+def macros(record: Mapping[str, str | None]) -> list[tuple[str, str | None]]:
+    """What csrc/extension.cpp reports, as C++ string literals; a fact without a value is not defined."""
+    named = {f"UNICODE_FAST_{name.upper()}": value for name, value in record.items() if name != "decision"}
+    return [(name, json.dumps(value)) for name, value in named.items() if value is not None]
+
+
+def recording(build_ext: type, record: Mapping[str, str | None]) -> type:
+    """A `build_ext` that leaves beside the extension, as JSON, what `unicode_fast.backend` reads before it loads it."""
+
+    class RecordingBuild(build_ext):  # type: ignore[misc,valid-type]
         def run(self) -> None:
             super().run()
-            for name in [] if self.editable_mode else [self.get_ext_fullpath("unicode_fast._C")]:
-                self.write_note(Path(name))
-            if self.inplace or self.editable_mode:
-                self.write_note(ROOT / "unicode_fast" / Path(self.get_ext_filename("unicode_fast._C")).name)
+            copies = self.get_output_mapping()
+            for path in {*self.get_outputs(), *copies, *copies.values()}:
+                if path.endswith(RECORD_SUFFIX):
+                    Path(path).write_text(json.dumps(record, indent=1) + "\n")
 
-        def write_note(self, library: Path) -> None:
-            library.parent.mkdir(parents=True, exist_ok=True)
-            note = {"torch": torch.__version__, "cuda": torch.version.cuda if use_cuda else None}
-            library.with_name(f"{library.name}.json").write_text(json.dumps(note) + "\n")
+        def get_outputs(self) -> list[str]:
+            libraries = [path for path in super().get_outputs() if not path.endswith(RECORD_SUFFIX)]
+            return [*libraries, *(path + RECORD_SUFFIX for path in libraries)]
 
-    kind = cpp_extension.CUDAExtension if any(path.suffix == ".cu" for path in sources) else cpp_extension.CppExtension
-    macros = [("UNICODE_FAST_CUDA_VERSION", torch.version.cuda)] if use_cuda else []
-    flags = {"cxx": ["-O3", "-std=c++20"], "nvcc": ["-O3", "-std=c++20"]}
-    if os.name == "nt":
-        flags["cxx"] = ["/O2", "/std:c++20"]
-    return {
-        "ext_modules": [
-            kind("unicode_fast._C", [str(path) for path in sources], define_macros=macros, extra_compile_args=flags)
-        ],
-        "cmdclass": {"build_ext": Build},
-    }
+        def get_output_mapping(self) -> dict[str, str]:
+            libraries = super().get_output_mapping()
+            return libraries | {built + RECORD_SUFFIX: copy + RECORD_SUFFIX for built, copy in libraries.items()}
+
+    return RecordingBuild
+
+
+def compiles(arguments: Iterable[str]) -> bool:
+    """Whether any command of setup.py's command line compiles."""
+    return not METADATA_COMMANDS & set(arguments)
 
 
 if __name__ == "__main__":
+    cuda_choice(os.environ)
+    options = extension_options(os.environ) if compiles(sys.argv[1:]) else {}
+    options.setdefault("cmdclass", {})["sdist"] = Sdist
     setup(
-        package_dir={"unicode_fast": "unicode_fast", "unicode_fast.kernels": "kernels"},
-        **extension_arguments(),
+        packages=[*find_packages(include=["unicode_fast", "unicode_fast.*"]), "unicode_fast.kernels"],
+        package_dir={"unicode_fast.kernels": "kernels"},
+        **options,
     )

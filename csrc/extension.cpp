@@ -1,13 +1,17 @@
-// The module unicode_fast._C: importing it registers the operators that are
-// compiled beside it, and it reports how it was built.
+// The module unicode_fast._C. Importing it loads what of cpu/ and cuda/ was compiled beside it, whose operators
+// register themselves with torch; the module itself reports how it was built, and holds no operator.
+//
+// setup.py defines UNICODE_FAST_TORCH always, UNICODE_FAST_CUDA and UNICODE_FAST_ARCHITECTURES where it compiles CUDA.
 
 #include <pybind11/pybind11.h>
-#include <torch/version.h>
 
 #include <string>
 
-#define UNICODE_FAST_STRING_(x) #x
-#define UNICODE_FAST_STRING(x) UNICODE_FAST_STRING_(x)
+#ifdef UNICODE_FAST_CUDA
+#include <cuda_runtime_api.h>
+#endif
+
+namespace py = pybind11;
 
 namespace {
 
@@ -17,27 +21,42 @@ std::string compiler() {
 #elif defined(__GNUC__)
   return "gcc " __VERSION__;
 #elif defined(_MSC_VER)
-  return "msvc " UNICODE_FAST_STRING(_MSC_VER);
+  return "msvc " + std::to_string(_MSC_VER);
 #else
   return "unknown";
 #endif
 }
 
-pybind11::dict build() {
-  pybind11::dict facts;
-  facts["torch"] = TORCH_VERSION;
-  facts["compiler"] = compiler();
-#ifdef UNICODE_FAST_CUDA_VERSION
-  facts["cuda"] = UNICODE_FAST_STRING(UNICODE_FAST_CUDA_VERSION);
+py::object cuda() {
+#ifdef UNICODE_FAST_CUDA
+  return py::str(std::to_string(CUDART_VERSION / 1000) + "." + std::to_string(CUDART_VERSION % 1000 / 10));
 #else
-  facts["cuda"] = pybind11::none();
+  return py::none();
 #endif
-  return facts;
+}
+
+py::object architectures() {
+#ifdef UNICODE_FAST_ARCHITECTURES
+  return py::str(UNICODE_FAST_ARCHITECTURES);
+#else
+  return py::none();
+#endif
+}
+
+py::dict build_info() {
+  py::dict info;
+  info["torch"] = UNICODE_FAST_TORCH;
+  info["compiler"] = compiler();
+  info["cuda"] = cuda();
+  info["architectures"] = architectures();
+  return info;
 }
 
 }  // namespace
 
-PYBIND11_MODULE(_C, module) {
+PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
   module.doc() = "Compiled operators of unicode_fast.";
-  module.def("build", &build, "torch, compiler and CUDA versions of this build.");
+  module.def("build_info", &build_info,
+             "How this module was built: torch (version), compiler, cuda (toolkit's version or None), architectures "
+             "(TORCH_CUDA_ARCH_LIST or None).");
 }

@@ -1,1 +1,1 @@
-"""Triton kernels, installed as unicode_fast.kernels; imported only when a Triton backend is chosen."""
+"""Triton kernels, installed as `unicode_fast.kernels`: one operator per file, kernel and launcher in this order."""

@@ -1,103 +1,206 @@
-"""Which backend can run an operator on a device, and why another cannot; nothing else asks about CUDA, Triton or _C."""
+"""Which backend can run an operator on a device, and why another cannot; nothing else asks for CUDA, Triton or _C.
+
+Importing it loads the compiled extension where there is one for the imported torch. That registers the extension's
+operators; it touches no GPU, compiles nothing and says nothing.
+"""
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import json
-import sysconfig
-from functools import cache
+import shlex
+import sys
+from importlib.machinery import PathFinder
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
-from typing import Literal, get_args
+from types import ModuleType
+from typing import Literal, NamedTuple, get_args
 
 import torch
 
 Backend = Literal["reference", "cpp", "cuda", "triton"]
-OPERATORS = ("nearest_codeword", "codebook_update", "codeword_distribution", "cross_info_nce")
-REBUILD = "pip install --force-reinstall --no-deps -e ."
+BACKENDS: tuple[str, ...] = get_args(Backend)
 
-# The device each backend runs on, faster ones first.
-_DEVICES: dict[str, str] = {"cuda": "cuda", "triton": "cuda", "cpp": "cpu"}
+# Which operator has which implementations, fastest first. Whoever adds one adds its name here.
+IMPLEMENTATIONS: dict[str, tuple[Backend, ...]] = {
+    "nearest_codeword": ("reference",),
+    "codebook_update": ("reference",),
+    "codeword_distribution": ("reference",),
+    "cross_info_nce": ("reference",),
+}
+
+# The kind of device that a backend needs; the reference takes any.
+_DEVICES = {"cpp": "cpu", "cuda": "cuda", "triton": "cuda"}
+_LANGUAGES = {"cpp": "C++", "cuda": "CUDA", "triton": "Triton"}
+_EXTENSION = "unicode_fast._C"
+_PACKAGE = Path(__file__).parent
 
 
 class BackendUnavailable(RuntimeError):
-    """A backend that was asked for by name cannot run here; the message says why, and the cure where there is one."""
+    """A backend was asked for by name and cannot be used; the message says why, and what would change that."""
 
 
-@cache
-def choose_backend(operator: str, device: torch.device, backend: str | None = None) -> str:
-    """The backend that a call goes to.
+class Extension(NamedTuple):
+    """The compiled extension, or why it is not loaded.
+
+    Attributes:
+        module: None where it is not loaded.
+        cuda: version of the CUDA toolkit that it was compiled with; None for CPUs only.
+        decision: what setup.py wrote about having or not having CUDA.
+        problem: why it is not loaded; empty where it is.
+    """
+
+    module: ModuleType | None = None
+    cuda: str | None = None
+    decision: str = ""
+    problem: str = ""
+
+
+def choose_backend(operator: str, device: torch.device, backend: str | None) -> str:
+    """The backend that a call of this operator with tensors on this device goes to.
 
     Args:
-        operator: one of OPERATORS.
-        device: of the tensors.
-        backend: None takes the fastest that can run; a name is obeyed or refused, never replaced.
-
-    Returns:
-        "reference", "cpp", "cuda" or "triton".
+        operator: its name, as "nearest_codeword".
+        device: where the tensors are.
+        backend: None takes the fastest that can run there. A named backend is obeyed or refused, never replaced.
 
     Raises:
-        ValueError: there is no backend of this name.
-        BackendUnavailable: it cannot run this operator on this device.
+        ValueError: there is no such operator or backend.
+        BackendUnavailable: the named backend cannot run this operator there; the message says why.
     """
     if backend is None:
-        return next((name for name in _DEVICES if _obstacle(name, operator, device.type) is None), "reference")
-    if backend not in get_args(Backend):
-        raise ValueError(f"backend must be None or one of {', '.join(get_args(Backend))}, got {backend!r}")
-    obstacle = None if backend == "reference" else _obstacle(backend, operator, device.type)
-    if obstacle is not None:
-        raise BackendUnavailable(f"backend {backend!r} is not available for {operator} on {device.type}: {obstacle}")
+        return _fastest(operator, device.type)
+    if backend not in BACKENDS:
+        raise ValueError(f"backend must be None or one of {', '.join(BACKENDS)}, got {backend!r}")
+    obstacles = _all_obstacles(operator, backend, device.type)
+    if obstacles:
+        raise BackendUnavailable(
+            f"backend {backend!r} is not available for {operator} on {device.type}: {'; '.join(obstacles)}"
+        )
     return backend
 
 
-def available_backends(device: str | torch.device = "cpu") -> dict[str, dict[str, str]]:
-    """What can run where: for each operator each backend with "available" or the reason why not.
+def available_backends(device: torch.device | str = "cpu") -> dict[str, dict[str, str]]:
+    """What can run where: for each operator each backend with "available", or with the reason why it cannot.
 
     Args:
-        device: of the tensors.
+        device: where the tensors would be.
     """
     kind = torch.device(device).type
     return {
-        operator: {
-            name: "available" if name == "reference" else _obstacle(name, operator, kind) or "available"
-            for name in get_args(Backend)
-        }
-        for operator in OPERATORS
+        operator: {name: "; ".join(_all_obstacles(operator, name, kind)) or "available" for name in BACKENDS}
+        for operator in IMPLEMENTATIONS
     }
 
 
-def _obstacle(backend: str, operator: str, device: str) -> str | None:
-    """Why a backend cannot run an operator; None where it can."""
-    if device != _DEVICES[backend]:
-        return f"it runs on {_DEVICES[backend]} tensors only"
-    if backend == "triton":
-        if importlib.util.find_spec("triton") is None:
-            return "triton is not installed. Install it with pip install triton"
-        if importlib.util.find_spec(f"unicode_fast.kernels.{operator}") is None:
-            return "this version has no Triton kernel for it"
-        return None
-    missing = extension_obstacle()
-    if missing is not None:
-        return missing
-    if not torch._C._dispatch_has_kernel_for_dispatch_key(f"unicode_fast::{operator}", device.upper()):
-        return f"this build has no {'CUDA' if backend == 'cuda' else 'C++'} implementation of it"
-    return None
+def load_extension(folder: Path = _PACKAGE, torch_version: str = torch.__version__) -> Extension:
+    """Load the compiled extension from the package's folder, unless it was built with another torch.
 
+    What it was built with is read from the record that setup.py left beside it: an extension of another torch must not
+    even be opened, as its symbols may be missing or mean something else.
 
-@cache
-def extension_obstacle() -> str | None:
-    """Why the compiled extension is not loaded; None where it is, after loading it.
-
-    An extension that was built against another torch is never opened: its
-    symbols need not fit.
+    Args:
+        folder: where to look for it.
+        torch_version: version of the imported torch, as "2.13.0+cpu".
     """
-    folder = Path(__file__).parent
-    suffix = sysconfig.get_config_var("EXT_SUFFIX")
-    library, note = folder / f"_C{suffix}", folder / f"_C{suffix}.json"
-    if not library.exists() or not note.exists():
-        return f"the package was installed without its extension. With a C++ compiler at hand, rebuild it: {REBUILD}"
-    built = json.loads(note.read_text())["torch"]
-    if built != torch.__version__:
-        return f"its extension was built against torch {built}, but torch is {torch.__version__}. Rebuild it: {REBUILD}"
-    importlib.import_module("unicode_fast._C")
-    return None
+    spec = PathFinder.find_spec(_EXTENSION, [str(folder)])
+    if spec is None or spec.origin is None or spec.loader is None:
+        return Extension(problem="the package was installed without its C++ extension, which takes a C++ compiler")
+    try:
+        record = json.loads(Path(f"{spec.origin}.json").read_text())
+        built_with, cuda, decision = record["torch"], record.get("cuda"), record.get("decision", "")
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        return Extension(problem=f"nothing says which torch {spec.origin} was built with ({error!r})")
+    if built_with != torch_version:
+        return Extension(
+            problem=f"the C++ extension was built with torch {built_with} and torch {torch_version} is imported"
+        )
+    try:
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    except ImportError as error:
+        return Extension(problem=f"the C++ extension cannot be loaded ({error})")
+    sys.modules[_EXTENSION] = module
+    return Extension(module, cuda, decision)
+
+
+def rebuild_command() -> str:
+    """The shell command that compiles the extension again, against the torch of this environment."""
+    pip = [sys.executable, "-m", "pip", "install", "--no-deps"]
+    checkout = _PACKAGE.resolve().parent
+    if (checkout / "build_backend.py").is_file():
+        return shlex.join([*pip, "-e", str(checkout)])
+    return shlex.join([*pip, "--force-reinstall", "--no-cache-dir", _installed_from()])
+
+
+def _installed_from() -> str:
+    """What pip would have to be given to install the package from where it came from."""
+    try:
+        origin = json.loads(distribution("unicode_fast").read_text("direct_url.json") or "{}")
+    except PackageNotFoundError:
+        origin = {}
+    if "vcs_info" in origin:
+        revision = origin["vcs_info"]
+        return f"unicode_fast @ {revision['vcs']}+{origin['url']}@{revision['commit_id']}"
+    return f"unicode_fast @ {origin['url']}" if "url" in origin else "unicode_fast"
+
+
+def _implementations(operator: str) -> tuple[Backend, ...]:
+    if operator not in IMPLEMENTATIONS:
+        raise ValueError(f"operator must be one of {', '.join(IMPLEMENTATIONS)}, got {operator!r}")
+    return IMPLEMENTATIONS[operator]
+
+
+def _fastest(operator: str, kind: str) -> str:
+    # torch.compile follows calls in here, so this looks nothing up but names.
+    for backend in _implementations(operator):
+        if backend != "reference" and kind == _DEVICES[backend] and _installed(backend):
+            return backend
+    return "reference"
+
+
+def _installed(backend: str) -> bool:
+    """Whether the software is there that this backend, other than the reference, consists of."""
+    if backend == "triton":
+        return _TRITON_INSTALLED
+    return EXTENSION.module is not None if backend == "cpp" else EXTENSION.cuda is not None
+
+
+def _all_obstacles(operator: str, backend: str, kind: str) -> list[str]:
+    """What stands between this operator and this backend on this kind of device, what the version lacks included."""
+    missing = [] if backend in _implementations(operator) else [_no_implementation(backend, operator)]
+    return missing + _obstacles(backend, kind)
+
+
+def _no_implementation(backend: str, operator: str) -> str:
+    return f"this version has no {_LANGUAGES[backend]} implementation of {operator}"
+
+
+def _obstacles(backend: str, kind: str) -> list[str]:
+    """What stands between this backend and this kind of device, whatever the operator; empty where nothing does."""
+    if backend == "reference":
+        return []
+    obstacles = []
+    if kind != _DEVICES[backend]:
+        obstacles.append(f"it runs on {_DEVICES[backend]} tensors, these are on {kind}")
+    if _DEVICES[backend] == "cuda" and not torch.cuda.is_available():
+        obstacles.append("torch finds no CUDA device here")
+    if not _installed(backend):
+        obstacles.append(_cure(backend))
+    return obstacles
+
+
+def _cure(backend: str) -> str:
+    """What is not installed, and the command that installs it."""
+    if backend == "triton":
+        return "Triton is not installed; install it with: pip install triton"
+    if EXTENSION.problem:
+        return f"{EXTENSION.problem}; build it with: {rebuild_command()}"
+    return (
+        f"the package was installed without the CUDA extension ({EXTENSION.decision}); "
+        f"reinstall with: UNICODE_FAST_CUDA=1 {rebuild_command()}"
+    )
+
+
+EXTENSION = load_extension()
+_TRITON_INSTALLED = importlib.util.find_spec("triton") is not None

@@ -232,13 +232,13 @@ class TrainConfig:
         probe_tasks: tasks whose table ends the run, separated by commas.
     """
 
-    steps: int = 1000
+    steps: int = 600
     epochs: int = 6
     batch_size: int = 80
     keep_last_batch: bool = False
     learning_rate: float = 1e-3
-    warmup_steps: int = 0
-    schedule: Literal["constant", "cosine", "multistep"] = "constant"
+    warmup_steps: int = 20
+    schedule: Literal["constant", "cosine", "multistep"] = "cosine"
     clip_norm: float = 0.5
     dtype: Literal["float32", "float64"] = "float32"
     device: str = "auto"

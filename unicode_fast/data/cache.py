@@ -25,7 +25,7 @@ def cache_folder() -> Path:
         return Path(os.environ[CACHE_VARIABLE]).expanduser()
     if sys.platform == "darwin":
         base = Path.home() / "Library" / "Caches"
-    elif os.name == "nt":
+    elif sys.platform == "win32":
         base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
     else:
         base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
@@ -108,7 +108,7 @@ def _lock(file: Path, say: Callable[[str], None]) -> Iterator[bool]:
         yield held
 
 
-if os.name == "nt":
+if sys.platform == "win32":
     import msvcrt
     import time
 
@@ -116,7 +116,7 @@ if os.name == "nt":
         while True:
             try:
                 os.lseek(descriptor, 0, os.SEEK_SET)
-                msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
+                msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
                 return True
             except OSError as error:
                 if not wait:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -17,19 +18,20 @@ from unicode_fast.data.speech import SAMPLE_RATE_HZ, SpokenWord, speak
 
 _ENGLISH = (
     "en-us", "en-us+f1", "en-us+m2", "en-us+m8", "en-us+antonio", "en-us+victor", "en-us+klatt6", "en-us+robert",
-    "en-us+Denis", "en", "en+f2", "en+m3", "en+aunty", "en+pablo", "en+ed", "en+Alex", "en+linda", "en+klatt",
-    "en+Reed", "en-gb-x-rp", "en-gb-x-rp+f3", "en-gb-x-rp+m4", "en-gb-x-rp+edward", "en-gb-x-rp+paul",
+    "en-us+Denis", "en-us+Mike", "en", "en+f2", "en+m3", "en+aunty", "en+pablo", "en+ed", "en+Alex", "en+linda",
+    "en+klatt", "en+Reed", "en-gb-x-rp", "en-gb-x-rp+f3", "en-gb-x-rp+m4", "en-gb-x-rp+edward", "en-gb-x-rp+paul",
     "en-gb-x-rp+klatt2", "en-gb-x-rp+Storm", "en-029", "en-029+f4", "en-029+m5", "en-029+gustave", "en-029+klatt3",
-    "en-029+benjamin", "en-029+Annie", "en-029+max", "en-029+steph", "en-gb-scotland", "en-gb-scotland+f5",
-    "en-gb-scotland+m6", "en-gb-scotland+adam", "en-gb-scotland+boris", "en-gb-scotland+klatt4",
-    "en-gb-scotland+Henrique", "en-gb-x-gbclan", "en-gb-x-gbclan+m1", "en-gb-x-gbclan+m7", "en-gb-x-gbclan+john",
-    "en-gb-x-gbclan+rob", "en-gb-x-gbclan+caleb",
+    "en-029+benjamin", "en-029+Annie", "en-029+max", "en-029+Hugo", "en-029+pedro", "en-gb-scotland",
+    "en-gb-scotland+f5", "en-gb-scotland+m6", "en-gb-scotland+adam", "en-gb-scotland+quincy", "en-gb-scotland+klatt4",
+    "en-gb-scotland+Henrique", "en-gb-scotland+Mario", "en-gb-scotland+michael", "en-gb-x-gbclan", "en-gb-x-gbclan+m1",
+    "en-gb-x-gbclan+m7", "en-gb-x-gbclan+john", "en-gb-x-gbclan+rob", "en-gb-x-gbclan+Diogo", "en-gb-x-gbclan+miguel",
+    "en-gb-x-gbclan+klatt5",
 )  # fmt: skip
 _FRENCH = (
-    "fr", "fr+f1", "fr+f4", "fr+m2", "fr+m5", "fr+m8", "fr+Annie", "fr+steph", "fr+antonio", "fr+klatt6", "fr+gustave",
-    "fr+benjamin", "fr-be", "fr-be+f2", "fr-be+f5", "fr-be+m3", "fr-be+m6", "fr-be+boris", "fr-be+iven", "fr-be+ed",
-    "fr-be+pablo", "fr-be+klatt4", "fr-be+aunty", "fr-ch", "fr-ch+f3", "fr-ch+m4", "fr-ch+m7", "fr-ch+anika",
-    "fr-ch+caleb", "fr-ch+marcelo", "fr-ch+edward", "fr-ch+john", "fr-ch+klatt2",
+    "fr", "fr+f1", "fr+f4", "fr+m5", "fr+m8", "fr+Annie", "fr+steph", "fr+antonio", "fr+klatt6", "fr+gustave",
+    "fr+benjamin", "fr-be", "fr-be+f2", "fr-be+f5", "fr-be+m3", "fr-be+m6", "fr-be+ed", "fr-be+pablo", "fr-be+klatt4",
+    "fr-be+aunty", "fr-be+Reed", "fr-be+Alex", "fr-ch", "fr-ch+f3", "fr-ch+m4", "fr-ch+m7", "fr-ch+caleb",
+    "fr-ch+edward", "fr-ch+john", "fr-ch+klatt2", "fr-ch+miguel", "fr-ch+Michael",
 )  # fmt: skip
 _VARIANTS = 6
 _RATES, _PITCHES = (130, 210), (20, 80)
@@ -66,11 +68,15 @@ def voices_of(recipe: Recipe) -> Voices:
     """All voices of a data set, each digit spoken at six random rates and pitches."""
     names = _FRENCH if recipe.language == "fr" else _ENGLISH
     parts = recipe.shuffled_parts(len(names), "voices")
-    used = sorted({int(voice) for split in recipe.clips for voice in parts[split]})
-    return Voices(list(names), parts, _spoken_words(recipe.language, recipe.seed, tuple(used)))
+    used = {int(voice) for split in recipe.clips for voice in parts[split]}
+    # espeak-ng carries state from word to word. Training voices come first, whatever else is spoken after them, so
+    # that they sound the same in all data sets of a seed.
+    divided = dataclasses.replace(recipe, easy=False).shuffled_parts(len(names), "voices")
+    in_order = [int(voice) for part in divided.values() for voice in part if voice in used]
+    return Voices(list(names), parts, _spoken_words(recipe.language, recipe.seed, in_order))
 
 
-def _spoken_words(language: str, seed: int, used: tuple[int, ...]) -> dict[tuple[int, int], list[np.ndarray]]:
+def _spoken_words(language: str, seed: int, used: list[int]) -> dict[tuple[int, int], list[np.ndarray]]:
     names = _FRENCH if language == "fr" else _ENGLISH
     places = [(voice, digit) for voice in used for digit in range(10) for _ in range(_VARIANTS)]
     words: list[SpokenWord] = []

@@ -5,21 +5,19 @@ from __future__ import annotations
 import errno
 import hashlib
 import io
+import itertools
 import json
 import os
 import shutil
 import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from unicode_fast.config import Modality
 from unicode_fast.data.store_checks import StoreError, check_names, check_split, check_values
-
-if TYPE_CHECKING:
-    from typing_extensions import Buffer
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -122,12 +120,19 @@ def unfinished_prefix(target: Path) -> str:
 
 def _make_temporary(target: Path) -> Path:
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
+        _make_parent(target.parent)
         temporary = target.with_name(f"{unfinished_prefix(target)}{uuid.uuid4().hex[:12]}")
         temporary.mkdir()
         return temporary
     except OSError as error:
         raise _explained(error, target) from error
+
+
+def _make_parent(parent: Path) -> None:
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(parent)) from error
 
 
 def _explained(error: OSError, target: Path) -> OSError:
@@ -149,8 +154,7 @@ def _write_array(folder: Path, file: str, array: np.ndarray) -> dict[str, Any]:
         header = _header(array)
         body = array.reshape(-1).view(np.uint8)
         starts = range(0, len(body), _PIECE_BYTES)
-        pieces: list[Buffer] = [header, *(body[start : start + _PIECE_BYTES] for start in starts)]
-        for piece in pieces:
+        for piece in itertools.chain([header], (body[start : start + _PIECE_BYTES].tobytes() for start in starts)):
             digest.update(piece)
             stream.write(piece)
         stream.flush()

@@ -33,7 +33,7 @@ from unicode_fast.data.sound import Voices, render_audio, voices_of
 from unicode_fast.data.store import Store
 from unicode_fast.data.store_write import write_store
 
-GENERATOR_VERSION = 1
+GENERATOR_VERSION = 4
 DATASETS = ("talking-digits", "talking-digits-b", "talking-digits-two")
 DEFAULT_CLIPS = {"train": 4000, "val": 500, "test": 1000}
 MODALITIES = {

@@ -26,7 +26,7 @@ class Classification:
 
     name = "classification"
     protocol = "sound"
-    rule = ProbeRule(epochs=20, batch_size=100, learning_rate=2e-3)
+    rule = ProbeRule(epochs=15, batch_size=200, learning_rate=4e-3, least_steps=300)
 
     def modalities(self, clips: Clips, names: Sequence[str]) -> list[str]:
         """All of them."""

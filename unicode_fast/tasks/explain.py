@@ -59,7 +59,7 @@ def explain(task: str, protocol: str = "sound") -> str:
                 "Encoder: frozen, evaluation mode. A probe is trained on the codewords of one modality of the training "
                 "split and tested, unchanged, on another modality of the test split.",
                 f"Probe: {_HEADS[task]}; codewords centred and divided by one number first.",
-                f"Training: {numbers}.",
+                f"Training: {numbers}; several passes an epoch where clips are too few for {rule.least_steps} steps.",
                 "Epoch: the best one on the validation split in the modality the probe is trained on. Labels of the "
                 "other modality have no part in any choice: zero-shot means that there are none.",
                 _SOUND[task],

@@ -51,7 +51,7 @@ class Localisation:
 
     name = "localisation"
     protocol = "sound"
-    rule = ProbeRule(epochs=20, batch_size=100, learning_rate=2e-3)
+    rule = ProbeRule(epochs=30, batch_size=200, learning_rate=4e-3, least_steps=300)
 
     def modalities(self, clips: Clips, names: Sequence[str]) -> list[str]:
         """Those with labels a segment; a sentence has no time axis."""

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from unicode_fast.tasks.probe import (
     Clips,
@@ -54,7 +55,8 @@ def official_scores(
     """Train on one modality by the released code's rules and score on others after every epoch.
 
     The encoder is in training mode while the probe trains, so every batch is encoded anew with its dropout; scores
-    are taken on codes from evaluation mode. Codes and probe are float64.
+    are taken on codes from evaluation mode. Codes and probe are float64. Where the error stream is a terminal, a bar
+    shows the epochs.
 
     Args:
         task: one of the official variants.
@@ -82,7 +84,8 @@ def official_scores(
 
     dropout_seed = probe_seed(seed, "official dropout", task.name, source)
     with seeded_training_mode(model, dropout_seed):
-        for _ in probe_epochs(head, task.rule, len(clips), generator, loss_of, loss.parameters()):
+        epochs = probe_epochs(head, task.rule, len(clips), generator, loss_of, loss.parameters())
+        for _ in tqdm(epochs, f"{task.name} on {source}", task.rule.epochs, leave=False, disable=None):
             for name, part in scored.items():
                 with torch.no_grad():
                     logits = task.output(head, part)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -289,11 +290,12 @@ class ProbeRule:
     """How a probe is trained.
 
     Attributes:
-        epochs: passes over the clips.
+        epochs: how often the probe is judged; one pass over the clips each.
         batch_size: clips per step; the last batch of an epoch may be smaller.
         learning_rate: of Adam, per step.
         halve_at: epochs before which the learning rate is halved.
         clip_norm: largest gradient norm of the head; None does not clip.
+        least_steps: an epoch has several passes where the clips are too few for this many steps in all epochs.
     """
 
     epochs: int
@@ -301,6 +303,12 @@ class ProbeRule:
     learning_rate: float
     halve_at: tuple[int, ...] = ()
     clip_norm: float | None = None
+    least_steps: int = 0
+
+    def passes(self, clips: int) -> int:
+        """Passes over this many clips in one epoch, more than one only for the sake of `least_steps`."""
+        steps = self.epochs * -(-clips // self.batch_size)
+        return max(1, -(-self.least_steps // steps))
 
 
 def probe_epochs(
@@ -327,7 +335,8 @@ def probe_epochs(
     optimizer = torch.optim.Adam([*head.parameters(), *extra], rule.learning_rate, fused=True)
     for epoch in range(rule.epochs):
         optimizer.param_groups[0]["lr"] = rule.learning_rate * 0.5 ** sum(epoch >= at for at in rule.halve_at)
-        for numbers in torch.randperm(clips, generator=generator).split(rule.batch_size):
+        orders = (torch.randperm(clips, generator=generator) for _ in range(rule.passes(clips)))
+        for numbers in itertools.chain.from_iterable(order.split(rule.batch_size) for order in orders):
             optimizer.zero_grad(set_to_none=True)
             loss_of(numbers).backward()
             if rule.clip_norm is not None:

@@ -32,7 +32,7 @@ TASKS = ("classification", "localisation")
 PROTOCOLS = ("sound", "official")
 TRAIN, VALIDATION, TEST = "train", "val", "test"
 QUICK_CLIPS = 1000
-QUICK_RULE = ProbeRule(epochs=8, batch_size=50, learning_rate=3e-3)
+QUICK_RULE = ProbeRule(epochs=10, batch_size=100, learning_rate=4e-3, least_steps=200)
 
 _KINDS: dict[tuple[str, str], ProbeTask] = {
     (task.name, task.protocol): task

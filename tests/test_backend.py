@@ -1,0 +1,161 @@
+"""Choosing, refusing and reporting backends, and the extension that must not be opened."""
+
+import importlib.machinery
+import json
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from unicode_fast import backend
+from unicode_fast.backend import BackendUnavailable, Extension, available_backends, choose_backend, load_extension
+
+CPU = torch.device("cpu")
+CUDA = torch.device("cuda")
+
+
+@pytest.fixture
+def loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with an extension for CPUs, one operator that uses it, and one that is in Triton."""
+    monkeypatch.setattr(backend, "EXTENSION", Extension(module=backend, decision="UNICODE_FAST_CUDA=0"))
+    monkeypatch.setattr(backend, "_TRITON_INSTALLED", True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setitem(backend.IMPLEMENTATIONS, "nearest_codeword", ("cuda", "cpp", "reference"))
+    monkeypatch.setitem(backend.IMPLEMENTATIONS, "cross_info_nce", ("triton", "reference"))
+
+
+class TestChoose:
+    @pytest.mark.parametrize("operator", backend.IMPLEMENTATIONS)
+    @pytest.mark.parametrize("device", ["cpu", "cuda", "meta"])
+    def test_the_reference_runs_everywhere(self, operator: str, device: str) -> None:
+        assert choose_backend(operator, torch.device(device), "reference") == "reference"
+        assert choose_backend(operator, torch.device(device), None) in backend.IMPLEMENTATIONS[operator]
+
+    def test_none_takes_the_fastest_installed_one(self, loaded: None) -> None:
+        assert choose_backend("nearest_codeword", CPU, None) == "cpp"
+        assert choose_backend("nearest_codeword", CUDA, None) == "reference"
+        assert choose_backend("cross_info_nce", CPU, None) == "reference"
+        assert choose_backend("cross_info_nce", CUDA, None) == "triton"
+
+    def test_a_name_is_obeyed(self, loaded: None) -> None:
+        assert choose_backend("nearest_codeword", CPU, "cpp") == "cpp"
+        assert choose_backend("nearest_codeword", CPU, "reference") == "reference"
+
+    @pytest.mark.parametrize(
+        ("operator", "device", "name", "message"),
+        [
+            ("nearest_codeword", CUDA, "cpp", "it runs on cpu tensors, these are on cuda"),
+            ("nearest_codeword", CPU, "cuda", "it runs on cuda tensors, these are on cpu"),
+            ("nearest_codeword", CUDA, "cuda", r"\(UNICODE_FAST_CUDA=0\); reinstall with: UNICODE_FAST_CUDA=1 .*pip"),
+            ("nearest_codeword", CUDA, "cuda", "torch finds no CUDA device here"),
+            ("nearest_codeword", CUDA, "triton", "this version has no Triton implementation of nearest_codeword"),
+            ("cross_info_nce", CUDA, "triton", "torch finds no CUDA device here"),
+            ("codebook_update", CPU, "cpp", r"this version has no C\+\+ implementation of codebook_update"),
+        ],
+    )
+    def test_refusals_say_why(self, loaded: None, operator: str, device: torch.device, name: str, message: str) -> None:
+        with pytest.raises(BackendUnavailable, match=f"backend '{name}' is not available for {operator}.*{message}"):
+            choose_backend(operator, device, name)
+
+    def test_missing_triton_names_its_cure(self, loaded: None, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(backend, "_TRITON_INSTALLED", False)
+        with pytest.raises(BackendUnavailable, match="Triton is not installed; install it with: pip install triton"):
+            choose_backend("cross_info_nce", CUDA, "triton")
+        assert choose_backend("cross_info_nce", CUDA, None) == "reference"
+
+    def test_unknown_names(self) -> None:
+        with pytest.raises(ValueError, match="backend must be None or one of reference, cpp, cuda, triton, got 'fast'"):
+            choose_backend("nearest_codeword", CPU, "fast")
+        with pytest.raises(ValueError, match="operator must be one of nearest_codeword, .*, got 'nearest'"):
+            choose_backend("nearest", CPU, None)
+
+    def test_torch_compile_follows_the_choice(self) -> None:
+        def double(x: torch.Tensor) -> torch.Tensor:
+            return x * (2 if choose_backend("nearest_codeword", x.device, None) in backend.BACKENDS else 0)
+
+        compiled = torch.compile(double, fullgraph=True, backend="eager")
+        assert compiled(torch.ones(2)).tolist() == [2, 2]
+
+
+class TestReport:
+    def test_of_every_operator_and_backend(self, loaded: None) -> None:
+        report = available_backends("cpu")
+        assert list(report) == list(backend.IMPLEMENTATIONS)
+        assert all(list(answers) == list(backend.BACKENDS) for answers in report.values())
+        assert report["nearest_codeword"]["cpp"] == "available"
+        assert report["codebook_update"]["cpp"] == "this version has no C++ implementation of codebook_update"
+        assert "it runs on cuda tensors, these are on cpu" in report["cross_info_nce"]["triton"]
+        assert "torch finds no CUDA device" in available_backends(CUDA)["cross_info_nce"]["triton"]
+
+    @pytest.mark.parametrize("device", [CPU, CUDA])
+    def test_agrees_with_the_choice(self, device: torch.device) -> None:
+        for operator, answers in available_backends(device).items():
+            for name, answer in answers.items():
+                if answer == "available":
+                    assert choose_backend(operator, device, name) == name
+                else:
+                    with pytest.raises(BackendUnavailable) as refusal:
+                        choose_backend(operator, device, name)
+                    assert str(refusal.value).endswith(answer)
+
+
+class TestExtension:
+    """The file here is no library: opening it would show as another message."""
+
+    @staticmethod
+    def write(folder: Path, record: object) -> Path:
+        library = folder / f"_C{importlib.machinery.EXTENSION_SUFFIXES[0]}"
+        library.write_bytes(b"not a library")
+        Path(f"{library}.json").write_text(json.dumps(record))
+        return library
+
+    def test_of_another_torch_is_not_opened(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.write(tmp_path, {"torch": "2.0.0", "cuda": None})
+        extension = load_extension(tmp_path, "2.13.0+cpu")
+        assert extension.module is None
+        assert extension.problem == "the C++ extension was built with torch 2.0.0 and torch 2.13.0+cpu is imported"
+        monkeypatch.setattr(backend, "EXTENSION", extension)
+        for name in ("cpp", "cuda"):
+            with pytest.raises(BackendUnavailable) as refusal:
+                choose_backend("nearest_codeword", torch.device("cpu" if name == "cpp" else "cuda"), name)
+            assert extension.problem in str(refusal.value)
+            assert str(refusal.value).endswith(f"build it with: {backend.rebuild_command()}")
+        assert choose_backend("nearest_codeword", CPU, None) == "reference"
+
+    def test_the_build_of_torch_counts(self, tmp_path: Path) -> None:
+        self.write(tmp_path, {"torch": "2.13.0+cu130"})
+        assert "2.13.0+cu130 and torch 2.13.0+cpu" in load_extension(tmp_path, "2.13.0+cpu").problem
+
+    def test_that_cannot_be_opened(self, tmp_path: Path) -> None:
+        self.write(tmp_path, {"torch": "2.13.0"})
+        extension = load_extension(tmp_path, "2.13.0")
+        assert extension.module is None
+        assert "cannot be loaded" in extension.problem
+
+    @pytest.mark.parametrize("record", [None, [], {}, {"cuda": None}])
+    def test_without_a_record_is_not_opened(self, tmp_path: Path, record: object) -> None:
+        library = self.write(tmp_path, record)
+        if record is None:
+            Path(f"{library}.json").unlink()
+        extension = load_extension(tmp_path, "2.13.0")
+        assert extension.module is None
+        assert "nothing says which torch" in extension.problem
+
+    def test_not_installed(self, tmp_path: Path) -> None:
+        assert "installed without its C++ extension" in load_extension(tmp_path).problem
+
+    def test_the_one_of_this_installation(self) -> None:
+        """What is loaded was built with the imported torch; where nothing is loaded, there is a reason."""
+        if backend.EXTENSION.module is None:
+            assert backend.EXTENSION.problem
+        else:
+            recorded = json.loads(Path(f"{backend.EXTENSION.module.__file__}.json").read_text())
+            assert recorded["torch"] == torch.__version__
+            assert backend.EXTENSION.module is sys.modules["unicode_fast._C"]
+
+    def test_rebuild_command(self) -> None:
+        words = shlex.split(backend.rebuild_command())
+        assert words[:4] == [sys.executable, "-m", "pip", "install"]
+        assert "--no-deps" in words

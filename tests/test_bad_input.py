@@ -1,0 +1,138 @@
+"""Bad input at the library's borders: each has one clear error and leaves what was there before.
+
+The table lists what a user can get wrong with a model, a batch, a store or a run. Operators have theirs in
+test_bad_input_ops.py, configuration in test_config.py, stores and caches in test_store.py and test_talking_digits.py,
+checkpoints in test_checkpoint.py, files of the released code in test_compat_cmg.py.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+
+from unicode_fast import Modality, UniCode, load
+from unicode_fast.checkpoint import CheckpointError
+from unicode_fast.data import Batches, open_store
+from unicode_fast.evaluate import main as evaluate
+from unicode_fast.train import main as train
+
+NAN, INF = float("nan"), float("inf")
+
+
+def features(**changed: torch.Tensor) -> dict[str, torch.Tensor]:
+    return {**tiny.batch(tiny.model()), **changed}
+
+
+def without(name: str) -> dict[str, torch.Tensor]:
+    return {key: value for key, value in features().items() if key != name}
+
+
+def with_value(value: float) -> torch.Tensor:
+    audio = torch.zeros(3, 5, 6)
+    audio[1, 2, 3] = value
+    return audio
+
+
+ONES = torch.ones(6, 5, dtype=torch.bool)
+MASK = dict.fromkeys(("audio", "video", "text"), ONES)
+HOLE = torch.tensor([[True, False, True, True, True]] * 3)
+
+MODEL = [
+    ("a modality missing from the batch", lambda m: m(without("video")), ValueError, "must hold the modalities audio, video, text, got audio, text"),
+    ("an unknown modality in the batch", lambda m: m(features(smell=torch.zeros(6, 5, 2))), ValueError, "got audio, video, text, smell"),
+    ("a wrong width", lambda m: m(features(audio=torch.zeros(6, 5, 7))), ValueError, r"'audio' must have shape \(B, T, 6\), got \(6, 5, 7\)"),
+    ("a missing dimension", lambda m: m(features(video=torch.zeros(6, 5, 100))), ValueError, r"'video' must have shape \(B, T, 5, 5, 4\)"),
+    ("a wrong dtype", lambda m: m(features(audio=torch.zeros(6, 5, 6).double())), TypeError, "'audio' must be torch.float32 as the model is, got torch.float64"),
+    ("an array in place of a tensor", lambda m: m(features(audio=torch.zeros(6, 5, 6).numpy())), TypeError, "must be a Tensor, got ndarray"),
+    ("another device", lambda m: m(features(audio=torch.zeros(6, 5, 6, device="meta"))), ValueError, "must be on cpu as the model is, got meta"),
+    ("an empty batch", lambda m: m(features(audio=torch.zeros(0, 5, 6))), ValueError, "at least one clip and step"),
+    ("no steps", lambda m: m(features(audio=torch.zeros(6, 0, 6))), ValueError, "at least one clip and step"),
+    ("different clips", lambda m: m(features(audio=torch.zeros(5, 5, 6))), ValueError, "same clips in every modality.*'audio': 5"),
+    ("a mask that is not bool", lambda m: m(features(), {**MASK, "audio": torch.ones(6, 5)}), TypeError, "mask of 'audio' must be bool"),
+    ("a mask of another shape", lambda m: m(features(), {**MASK, "audio": ONES[:, :4]}), ValueError, r"mask of 'audio' must have shape \(6, 5\)"),
+    ("a mask missing", lambda m: m(features(), {"audio": ONES}), ValueError, "mask must hold the modalities"),
+    ("encode: an unknown modality", lambda m: m.encode("smell", torch.zeros(3, 5, 6)), ValueError, "must be one of audio, video, text, got 'smell'"),
+    ("encode: NaN", lambda m: m.encode("audio", with_value(NAN)), ValueError, "'audio' must be finite, got NaN or Inf in clip 1"),
+    ("encode: Inf", lambda m: m.encode("audio", with_value(INF)), ValueError, "'audio' must be finite, got NaN or Inf in clip 1"),
+    ("encode: a wrong shape", lambda m: m.encode("audio", torch.zeros(3, 6)), ValueError, r"must have shape \(B, T, 6\), got \(3, 6\)"),
+    ("encode: a mask with a hole", lambda m: m.encode("audio", torch.zeros(3, 5, 6), HOLE), ValueError, "valid steps first"),
+    ("encode: a clip without a step", lambda m: m.encode("audio", torch.zeros(3, 5, 6), ~ONES[:3]), ValueError, "at least one step of each clip"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("call", "error", "message"), [case[1:] for case in MODEL], ids=[case[0] for case in MODEL])
+def test_model(call: Callable, error: type[Exception], message: str) -> None:
+    owner = tiny.model().eval()
+    before = {key: value.clone() for key, value in owner.state_dict().items()}
+    with pytest.raises(error, match=message):
+        call(owner)
+    assert all(torch.equal(before[key], value) for key, value in owner.state_dict().items())
+
+
+def test_value_check_can_be_switched_off() -> None:
+    """A row with NaN then has code 0; the other rows are as without it."""
+    owner = tiny.model().eval()
+    encoded = owner.encode("audio", with_value(NAN), check_values=False)
+    assert torch.equal(encoded.index[1], torch.zeros(5, dtype=torch.int64))
+    assert torch.equal(encoded.index[0], owner.encode("audio", torch.zeros(1, 5, 6)).index[0])
+
+
+def test_a_codebook_of_one_code() -> None:
+    with pytest.raises(ValueError, match=r"codewords must be a finite number in \[2"):
+        tiny.config(codewords=1)
+
+
+def test_a_name_that_cannot_be_a_module() -> None:
+    with pytest.raises(ValueError, match="letters, digits and underscores, got 'left.eye'"):
+        UniCode({"left.eye": Modality("vector", (3,)), "right": Modality("vector", (3,))}, tiny.config())
+
+
+def test_heads_that_do_not_divide_the_width() -> None:
+    with pytest.raises(ValueError, match=r"width must be a multiple of temporal_heads \(3\), got 16"):
+        tiny.model(temporal_heads=3)
+
+
+def test_fewer_samples_than_a_batch(tmp_path: Path) -> None:
+    clips = open_store(tiny.write(tmp_path / "store")).split("train")
+    with pytest.raises(ValueError, match="61.*60|60.*61"):
+        Batches(clips, 61)
+
+
+RUNS = [
+    (["--modalities=audio"], ValueError, "two or more different modalities"),
+    (["--modalities=audio,smell"], ValueError, "smell"),
+    (["--device=tpu"], ValueError, "device must be auto, cpu or cuda, got 'tpu'"),
+    (["--probe_tasks=singing"], ValueError, "singing"),
+    (["--batch_size=1000"], ValueError, "1000"),
+    (["--width=0"], ValueError, "width"),
+    (["--data=nowhere"], OSError, "nowhere"),
+    (["--seeds=0"], ValueError, "seeds must be at least 1"),
+    (["--resume=nowhere"], CheckpointError, "nowhere"),
+    (["--resume_step=3"], ValueError, "needs --resume"),
+]
+
+
+@pytest.mark.parametrize(("words", "error", "message"), RUNS, ids=[case[0][0] for case in RUNS])
+def test_train(
+    words: list[str], error: type[Exception], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    store = [] if words[0].startswith(("--data", "--resume")) else [f"--data={tiny.write(tmp_path / 'store')}"]
+    with pytest.raises(error, match=message):
+        train([*store, *words])
+    assert not list(tmp_path.glob("runs/*/summary.json"))
+
+
+def test_evaluate(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="run folder .*nowhere does not exist"):
+        evaluate([str(tmp_path / "nowhere"), "--from=audio", "--to=video"])
+    with pytest.raises(ValueError, match="singing"):
+        evaluate([str(tmp_path), "--task=singing", "--from=audio", "--to=video"])
+
+
+def test_load_of_an_unreadable_file(tmp_path: Path) -> None:
+    (tmp_path / "noise.pt").write_bytes(b"no checkpoint")
+    with pytest.raises(CheckpointError, match="noise.pt is truncated or damaged"):
+        load(tmp_path / "noise.pt")

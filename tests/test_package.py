@@ -1,0 +1,338 @@
+"""What holds for the package as a whole: a silent import, arrows only downward, and what its build decides."""
+
+import ast
+import importlib.metadata
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+import unicode_fast
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "unicode_fast"
+
+# Lowest first: a part imports from its own layer or from one below it, never from one above.
+LAYERS = [
+    {"version", "backend", "config", "presets"},
+    {"reference", "kernels"},
+    {"ops"},
+    {"modules", "losses"},
+    {"methods", "tasks", "data", "compat", "plots", "pictures", "checkpoint"},
+    {"cli", "runs", "journal"},
+    {"train", "evaluate", "convert"},
+]
+HEIGHT = {part: height for height, layer in enumerate(LAYERS) for part in layer}
+
+
+def source(name: str) -> ModuleType:
+    """A module of the repository's root, run without being installed."""
+    pytest.importorskip("setuptools")
+    spec = importlib.util.spec_from_file_location(f"root_{name}", ROOT / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def setup() -> ModuleType:
+    """setup.py."""
+    return source("setup")
+
+
+@pytest.fixture(scope="module")
+def build_backend() -> ModuleType:
+    """build_backend.py."""
+    return source("build_backend")
+
+
+def run(code: str, folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run Python code in a process of its own that finds the package where this one does."""
+    paths = os.pathsep.join(path for path in (str(ROOT), os.environ.get("PYTHONPATH")) if path)
+    environment = {**os.environ, "PYTHONPATH": paths, **variables}
+    return subprocess.run([sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, text=True)
+
+
+class TestImport:
+    def test_is_silent_and_needs_no_gpu_triton_or_compiler(self, tmp_path: Path) -> None:
+        code = """
+import sys, torch
+before = set(sys.modules)
+import subprocess
+subprocess.Popen = None
+import unicode_fast
+new = {name.split(".")[0] for name in set(sys.modules) - before}
+assert not new & {"triton", "setuptools", "ninja", "matplotlib", "sklearn", "tensorboard"}, new
+assert "torch.utils.cpp_extension" not in sys.modules
+assert not torch.cuda.is_initialized()
+"""
+        result = run(code, tmp_path, PATH="", CUDA_VISIBLE_DEVICES="")
+        assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+
+    def test_public_names_are_documented(self) -> None:
+        for name in unicode_fast.__all__:
+            thing = getattr(unicode_fast, name)
+            if callable(thing):
+                assert thing.__doc__, f"{name} has no docstring"
+
+    def test_kernels_are_found_from_any_folder(self, tmp_path: Path) -> None:
+        try:
+            importlib.metadata.distribution("unicode_fast")
+        except importlib.metadata.PackageNotFoundError:
+            pytest.skip("the package is not installed, so nothing maps kernels/ into it")
+        if importlib.util.find_spec("unicode_fast.kernels") is None:
+            pytest.skip("this is the source folder of a package that is installed elsewhere or by a wheel")
+        result = run("import unicode_fast.kernels", tmp_path)
+        assert (result.returncode, result.stderr) == (0, "")
+
+    def test_version_is_one(self) -> None:
+        try:
+            installed = importlib.metadata.version("unicode_fast")
+        except importlib.metadata.PackageNotFoundError:
+            pytest.skip("the package is not installed")
+        assert unicode_fast.__version__ == installed
+
+
+def part_of(module: str) -> str:
+    """The part of the package that a module belongs to, as "ops" for "unicode_fast.ops.codebook_update"."""
+    return module.split(".")[1]
+
+
+def public_homes() -> dict[str, str]:
+    """The part of the package that each name of unicode_fast/__init__.py comes from."""
+    tree = ast.parse((PACKAGE / "__init__.py").read_text())
+    imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module]
+    return {alias.name: part_of(str(node.module)) for node in imports for alias in node.names}
+
+
+def imported_modules(path: Path, name: str) -> set[str]:
+    """Full names of what a file of the package imports from the package, inside functions too."""
+    package = name.split(".") if path.name == "__init__.py" else name.split(".")[:-1]
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = ".".join(package[: len(package) - node.level + 1]) if node.level else ""
+            module = ".".join(part for part in (base, node.module) if part)
+            if module == "unicode_fast":
+                homes = public_homes()
+                found |= {f"unicode_fast.{homes.get(alias.name, alias.name)}" for alias in node.names}
+            else:
+                found.add(module)
+    return {each for each in found if each.startswith("unicode_fast.")}
+
+
+def package_files() -> list[tuple[str, Path]]:
+    """Every file of the package but the public names, and the module that it is."""
+    files = [(("unicode_fast", *path.relative_to(PACKAGE).parts), path) for path in sorted(PACKAGE.rglob("*.py"))]
+    files += [(("unicode_fast", "kernels", path.name), path) for path in sorted((ROOT / "kernels").glob("*.py"))]
+    names = [(".".join(parts).removesuffix(".py").removesuffix(".__init__"), path) for parts, path in files]
+    return [(name, path) for name, path in names if name != "unicode_fast"]
+
+
+class TestLayers:
+    @pytest.mark.parametrize(
+        ("name", "path"), package_files(), ids=lambda value: value if isinstance(value, str) else ""
+    )
+    def test_arrows_point_downward(self, name: str, path: Path) -> None:
+        assert part_of(name) in HEIGHT, f"{name} has no place in LAYERS"
+        for module in imported_modules(path, name):
+            assert HEIGHT[part_of(module)] <= HEIGHT[part_of(name)], f"{name} imports {module}, which is above it"
+
+    def test_an_upward_arrow_is_found(self, tmp_path: Path) -> None:
+        path = tmp_path / "upward.py"
+        path.write_text("def late():\n    from ..modules import codebook\n    from unicode_fast import Config, load\n")
+        assert imported_modules(path, "unicode_fast.ops.upward") == {
+            "unicode_fast.modules",
+            "unicode_fast.config",
+            "unicode_fast.checkpoint",
+        }
+
+
+class TestBuildBackend:
+    @pytest.mark.parametrize(
+        ("version", "wanted"),
+        [("2.13.0+cpu", []), ("2.10.0", []), ("3.0", []), ("2.9.1", ["torch>=2.10"]), (None, ["torch>=2.10"])],
+    )
+    def test_torch_is_wanted_where_none_will_do(
+        self, build_backend: ModuleType, tmp_path: Path, version: str | None, wanted: list[str]
+    ) -> None:
+        if version is not None:
+            folder = tmp_path / f"torch-{version}.dist-info"
+            folder.mkdir()
+            (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: torch\nVersion: {version}\n")
+        assert build_backend.torch_requirements([str(tmp_path)]) == wanted
+
+    def test_the_requirement_is_that_of_the_package(self, build_backend: ModuleType) -> None:
+        assert f'"{build_backend.TORCH_REQUIREMENT}",\n' in (ROOT / "pyproject.toml").read_text()
+
+    def test_sees_through_isolation(
+        self, build_backend: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+        monkeypatch.setenv("PYTHONNOUSERSITE", "1")
+        (tmp_path / "sitecustomize.py").write_text("import sys; sys.path[:] = [sys.path[0]]; print('noise')")
+        paths = build_backend.target_paths()
+        assert str(tmp_path) not in paths
+        assert build_backend.usable_torch(paths) == torch.__version__
+
+    def test_has_every_hook(self, build_backend: ModuleType) -> None:
+        from setuptools import build_meta
+
+        hooks = {name for name in dir(build_meta) if name.startswith(("build_", "get_requires_", "prepare_metadata_"))}
+        assert hooks <= set(build_backend.__all__)
+        assert all(callable(getattr(build_backend, name)) for name in build_backend.__all__)
+
+
+def make_toolkit(home: Path, version: int = 13000, wrapper_of: Path | None = None) -> Path:
+    """A folder that looks like a CUDA toolkit, or like a place that holds only a wrapper of one's nvcc."""
+    (home / "bin").mkdir(parents=True)
+    nvcc = home / "bin" / "nvcc"
+    top = home if wrapper_of is None else wrapper_of
+    nvcc.write_text(f"#!/bin/sh\necho '#$ TOP={top}/bin/..' >&2\n")
+    nvcc.chmod(0o755)
+    if wrapper_of is None:
+        (home / "include").mkdir()
+        (home / "include" / "cuda_runtime_api.h").write_text(f"#define CUDART_VERSION  {version}\n")
+    return home
+
+
+@pytest.mark.skipif(os.name == "nt", reason="the toolkit made here has shell scripts for programs")
+class TestToolkit:
+    def test_named_by_a_variable(self, setup: ModuleType, tmp_path: Path) -> None:
+        home, other = make_toolkit(tmp_path / "named", 12080), make_toolkit(tmp_path / "other")
+        environment = {"CUDA_HOME": str(home), "PATH": str(other / "bin")}
+        assert setup.find_toolkit(environment, other) == (home, "12.8", "CUDA_HOME")
+
+    def test_a_named_folder_without_toolkit_is_not_replaced(self, setup: ModuleType, tmp_path: Path) -> None:
+        other = make_toolkit(tmp_path / "other")
+        answer = setup.find_toolkit({"CUDA_HOME": str(tmp_path), "PATH": str(other / "bin")}, other)
+        assert answer == f"CUDA_HOME={tmp_path} holds no include/cuda_runtime_api.h and bin/nvcc"
+
+    def test_around_nvcc(self, setup: ModuleType, tmp_path: Path) -> None:
+        home = make_toolkit(tmp_path / "toolkit")
+        assert setup.find_toolkit({"PATH": str(home / "bin")}, tmp_path / "none")[:2] == (home, "13.0")
+
+    def test_behind_a_link(self, setup: ModuleType, tmp_path: Path) -> None:
+        home = make_toolkit(tmp_path / "toolkit")
+        (tmp_path / "bin").mkdir()
+        (tmp_path / "bin" / "nvcc").symlink_to(home / "bin" / "nvcc")
+        assert setup.find_toolkit({"PATH": str(tmp_path / "bin")}, tmp_path / "none")[:2] == (home, "13.0")
+
+    def test_behind_a_wrapper(self, setup: ModuleType, tmp_path: Path) -> None:
+        home = make_toolkit(tmp_path / "toolkit")
+        wrapper = make_toolkit(tmp_path / "local", wrapper_of=home)
+        found = setup.find_toolkit({"PATH": str(wrapper / "bin")}, tmp_path / "none")
+        assert found == (home, "13.0", f"from what {wrapper}/bin/nvcc calls")
+
+    def test_in_the_conventional_folder(self, setup: ModuleType, tmp_path: Path) -> None:
+        home = make_toolkit(tmp_path / "toolkit")
+        wrapper = make_toolkit(tmp_path / "local", wrapper_of=tmp_path / "gone")
+        for path in ("", str(wrapper / "bin")):
+            assert setup.find_toolkit({"PATH": path}, home) == (home, "13.0", "the conventional folder")
+
+    def test_nowhere(self, setup: ModuleType, tmp_path: Path) -> None:
+        wrapper = make_toolkit(tmp_path / "local", wrapper_of=tmp_path / "gone")
+        assert setup.find_toolkit({"PATH": ""}, tmp_path / "none") == "no CUDA toolkit was found"
+        answer = setup.find_toolkit({"PATH": str(wrapper / "bin")}, tmp_path / "none")
+        assert answer == f"no CUDA headers were found for {wrapper}/bin/nvcc"
+
+    def test_a_folder_without_nvcc_is_none(self, setup: ModuleType, tmp_path: Path) -> None:
+        home = make_toolkit(tmp_path / "toolkit")
+        (home / "bin" / "nvcc").unlink()
+        assert setup.toolkit_version(home) is None
+
+
+class TestSetup:
+    @pytest.mark.parametrize("value", ["auto", "1", "0"])
+    def test_choices(self, setup: ModuleType, value: str) -> None:
+        assert setup.cuda_choice({"UNICODE_FAST_CUDA": value}) == value
+        assert setup.cuda_choice({}) == "auto"
+
+    @pytest.mark.parametrize("value", ["", "yes", "2", "AUTO"])
+    def test_other_choices_are_refused(self, setup: ModuleType, value: str) -> None:
+        with pytest.raises(SystemExit, match=f"UNICODE_FAST_CUDA must be auto, 1 or 0, got '{value}'"):
+            setup.cuda_choice({"UNICODE_FAST_CUDA": value})
+
+    @pytest.mark.parametrize(
+        ("torch_cuda", "version", "obstacle"),
+        [
+            ("13.0", "13.0", None),
+            ("13.0", "13.1", None),
+            ("13.0", "12.8", "needs a CUDA 13.0 toolkit, /cuda is CUDA 12.8"),
+            ("13.0", None, "no toolkit"),
+            (None, "13.0", "torch 2.13.0 is a build without CUDA"),
+            (None, None, "torch 2.13.0 is a build without CUDA"),
+        ],
+    )
+    def test_cuda_needs_a_fitting_toolkit_and_torch(
+        self, setup: ModuleType, torch_cuda: str | None, version: str | None, obstacle: str | None
+    ) -> None:
+        toolkit = "no toolkit" if version is None else setup.Toolkit(Path("/cuda"), version, "here")
+        answer = setup.cuda_obstacle("2.13.0", torch_cuda, toolkit)
+        assert answer is None if obstacle is None else obstacle in answer
+
+    @pytest.mark.skipif(torch.version.cuda is not None, reason="needs a torch that CUDA cannot be compiled for")
+    def test_cuda_is_left_out_or_refused_without_a_cuda_torch(
+        self, setup: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.setattr(setup, "compiler_obstacle", lambda command: None)
+        for choice in ("auto", "0"):
+            options = setup.extension_options({"UNICODE_FAST_CUDA": choice})
+            assert [each.name for each in options["ext_modules"]] == ["unicode_fast._C"]
+            line = capsys.readouterr().out
+            assert line.count("\n") == 1
+            assert f"compiling for CPUs only, with torch {torch.__version__} (UNICODE_FAST_CUDA={choice}" in line
+        with pytest.raises(SystemExit, match="UNICODE_FAST_CUDA=1 cannot be obeyed: .* is a build without CUDA"):
+            setup.extension_options({"UNICODE_FAST_CUDA": "1"})
+
+    def test_no_compiler(self, setup: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+        if os.name == "nt":
+            pytest.skip("setuptools looks for the compiler there")
+        assert setup.extension_options({"CXX": "no-such-compiler"}) == {}
+        line = capsys.readouterr().out
+        assert line.count("\n") == 1
+        assert "compiling nothing" in line
+        assert "no C++ compiler was found (no-such-compiler)" in line
+        with pytest.raises(SystemExit, match="UNICODE_FAST_CUDA=1 cannot be obeyed: no C.. compiler"):
+            setup.extension_options({"CXX": "no-such-compiler", "UNICODE_FAST_CUDA": "1"})
+
+    def test_a_compiler_that_fails_is_none(self, setup: ModuleType, tmp_path: Path) -> None:
+        compiler = tmp_path / "compiler"
+        compiler.write_text("#!/bin/sh\necho 'trial.cpp:2: fatal error: Python.h: No such file' >&2\nexit 1\n")
+        compiler.chmod(0o755)
+        assert "fatal error: Python.h" in setup.compiler_obstacle([str(compiler)])
+
+    @pytest.mark.skipif(sys.platform != "linux", reason="flags of Linux")
+    @pytest.mark.parametrize(("macro", "flags"), [("__GNUC__", ["-O3", "-fopenmp"]), ("__clang__", ["-O3"])])
+    def test_openmp_is_that_of_gcc(self, setup: ModuleType, tmp_path: Path, macro: str, flags: list[str]) -> None:
+        compiler = tmp_path / "compiler"
+        compiler.write_text(f"#!/bin/sh\necho '#define {macro} 1'\n")
+        compiler.chmod(0o755)
+        assert setup.cxx_flags(setup.cxx_command({"CXX": str(compiler)})) == flags
+
+    def test_sources(self, setup: ModuleType, tmp_path: Path) -> None:
+        for name in ("extension.cpp", "cpu/a.cpp", "cuda/a.cu", "cuda/a_op.cpp", "cuda/reduce.cuh"):
+            (tmp_path / "csrc" / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / "csrc" / name).touch()
+        cpu = ["csrc/extension.cpp", "csrc/cpu/a.cpp"]
+        assert setup.source_files(tmp_path, with_cuda=False) == cpu
+        assert setup.source_files(tmp_path, with_cuda=True) == [*cpu, "csrc/cuda/a.cu", "csrc/cuda/a_op.cpp"]
+        assert setup.headers(tmp_path) == ["csrc/cuda/reduce.cuh"]
+        (tmp_path / "csrc" / "cuda" / "a.cpp").touch()
+        with pytest.raises(SystemExit, match="differ in more than their suffix, got two of csrc/cuda/a"):
+            setup.source_files(tmp_path, with_cuda=True)
+
+    def test_metadata_compiles_nothing(self, setup: ModuleType) -> None:
+        for command in (["egg_info"], ["dist_info", "--output-dir", "x"], ["sdist"]):
+            assert not setup.compiles(command)
+        for command in (["bdist_wheel"], ["editable_wheel", "--dist-dir", "x"], ["build_ext", "--inplace"]):
+            assert setup.compiles(command)

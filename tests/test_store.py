@@ -1,0 +1,369 @@
+"""The feature store: what is written is read; what is wrong is refused; what is damaged is named."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+
+from unicode_fast.config import Modality
+from unicode_fast.data import DamagedStoreError, StoreError, open_store, store, store_write, write_store
+
+CLASSES = [str(digit) for digit in range(10)]
+MODALITIES = {"picture": Modality("grid", (8, 8, 1)), "line": Modality("vector", (8,))}
+STEPS, LINES = 3, 5
+PACKAGE_PARENT = Path(store.__file__).parents[2]
+
+
+def arrays(first: int, clips: int, dtype: type = np.float32) -> dict[str, np.ndarray]:
+    """Clips of three handwritten digits, and up to five of the first digit's lines."""
+    digits = load_digits()
+    images = (digits.images[first : first + clips * STEPS] / 16).astype(dtype).reshape(clips, STEPS, 8, 8, 1)
+    target = digits.target[first : first + clips * STEPS].astype(np.int64).reshape(clips, STEPS)
+    lengths = np.arange(clips, dtype=np.int64) % LINES + 1
+    lines = images[:, 0, :LINES, :, 0] * (np.arange(LINES) < lengths[:, None])[..., None]
+    return {
+        "picture": images,
+        "line": lines.astype(dtype),
+        "line.length": lengths,
+        "picture.label": np.eye(11, dtype=np.uint8)[target],
+        "class": target[:, 0],
+        "id": np.array([f"clip {number}" for number in range(clips)]),
+        "writer": np.arange(clips) % 2 == 0,
+    }
+
+
+def splits() -> dict[str, dict[str, np.ndarray]]:
+    return {"train": arrays(0, 12), "val": arrays(36, 4)}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    path = tmp_path / "deep" / "digits"
+    write_store(path, "digits", MODALITIES, CLASSES, splits(), {"source": "handwriting"})
+    return path
+
+
+def damage(file: Path) -> None:
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+
+
+def test_what_is_written_is_read(folder: Path) -> None:
+    found = open_store(folder)
+    assert found.name == "digits" and found.classes == CLASSES and found.extra == {"source": "handwriting"}
+    assert found.splits == ["train", "val"] and found.modalities == MODALITIES
+    assert list(found.modalities) == ["picture", "line"]
+    for split, wanted in splits().items():
+        clips = found.split(split)
+        assert set(clips.arrays) == set(wanted)
+        for key, array in wanted.items():
+            assert clips.arrays[key].dtype == array.dtype
+            np.testing.assert_array_equal(clips.arrays[key], array)
+    assert "digits" in repr(found) and "12" in repr(found)
+
+
+def test_arrays_are_mapped_and_cannot_be_changed(folder: Path) -> None:
+    features = open_store(folder).split("train").features["picture"]
+    assert isinstance(features, np.memmap)
+    with pytest.raises(ValueError, match="read-only"):
+        features[0] = 0
+
+
+def test_plain_numpy_reads_every_file(folder: Path) -> None:
+    picture = np.load(folder / "val-picture.npy", allow_pickle=False)
+    np.testing.assert_array_equal(picture, splits()["val"]["picture"])
+
+
+def test_masks_and_lengths(folder: Path) -> None:
+    clips = open_store(folder).split("train")
+    assert clips.mask["picture"].shape == (12, STEPS) and clips.mask["picture"].all()
+    assert clips.mask["line"].shape == (12, LINES)
+    np.testing.assert_array_equal(clips.mask["line"][:3], np.tri(3, LINES, dtype=bool))
+    np.testing.assert_array_equal(clips.lengths["line"][:6], [1, 2, 3, 4, 5, 1])
+    np.testing.assert_array_equal(clips.lengths["picture"], np.full(12, STEPS))
+
+
+def test_select_keeps_everything_aligned(folder: Path) -> None:
+    clips = open_store(folder).split("train")
+    some = clips.select([7, 2])
+    assert len(some) == 2
+    np.testing.assert_array_equal(some.index, [7, 2])
+    for key, array in clips.arrays.items():
+        np.testing.assert_array_equal(some.arrays[key], array[[7, 2]])
+    np.testing.assert_array_equal(some.select(np.array([False, True])).index, [2])
+    for wrong in ([12], [-1]):
+        with pytest.raises(IndexError, match=r"indices must lie in \[0, 12\)"):
+            clips.select(wrong)
+
+
+def test_restrict_orders_and_refuses(folder: Path) -> None:
+    clips = open_store(folder).split("train")
+    assert list(clips.restrict(["line", "picture"]).features) == ["line", "picture"]
+    assert list(clips.restrict(["line"]).mask) == ["line"] and not clips.restrict(["line"]).labels
+    with pytest.raises(ValueError, match="modalities must be among .*'picture', 'line'.*got 'smell'"):
+        clips.restrict(["smell"])
+    assert open_store(folder).modalities_named(["line"]) == {"line": MODALITIES["line"]}
+
+
+def test_unknown_split_and_missing_classes(tmp_path: Path) -> None:
+    contents = splits()
+    for split in contents.values():
+        del split["class"], split["id"]
+    write_store(tmp_path / "new", "digits", MODALITIES, CLASSES, contents)
+    found = open_store(tmp_path / "new")
+    with pytest.raises(ValueError, match=r"split must be one of \['train', 'val'\], got 'test'"):
+        found.split("test")
+    with pytest.raises(StoreError, match="array 'class'"):
+        _ = found.split("val").target
+    np.testing.assert_array_equal(found.split("val").id, np.arange(4))
+
+
+def replaced(key: str, change) -> dict[str, dict[str, np.ndarray]]:
+    contents = splits()
+    contents["val"][key] = change(contents["val"].get(key, np.zeros(4)))
+    return contents
+
+
+def with_value(value: float):
+    def change(array: np.ndarray) -> np.ndarray:
+        changed = array.copy()
+        changed[2].reshape(-1)[0] = value
+        return changed
+
+    return change
+
+
+def set_at(value: int):
+    def change(array: np.ndarray) -> np.ndarray:
+        changed = array.copy()
+        changed[3] = value
+        return changed
+
+    return change
+
+
+def without(key: str) -> dict[str, dict[str, np.ndarray]]:
+    contents = splits()
+    del contents["val"][key]
+    return contents
+
+
+BAD_CONTENTS = {
+    "nan": (replaced("picture", with_value(np.nan)), "'picture' of split 'val' must hold finite.*nan in clip 2"),
+    "infinite": (replaced("line", with_value(-np.inf)), "'line' of split 'val' must hold finite.*-inf in clip 2"),
+    "no modality": (without("line"), "split 'val' must hold features of modality 'line'"),
+    "integers": (replaced("line", lambda array: array.astype(np.int64)), "'line'.*float16, float32, float64.*int64"),
+    "other dtype": (replaced("line", lambda array: array.astype(np.float64)), "same number of time steps and dtype"),
+    "other steps": (replaced("line", lambda array: array[:, :2]), "same number of time steps and dtype"),
+    "width": (replaced("line", lambda array: array[..., :7]), r"'line'.*must have shape \(clips, T >= 1, 8\)"),
+    "no steps": (replaced("picture", lambda array: array[:, :0]), r"\(clips, T >= 1, 8, 8, 1\)"),
+    "fewer clips": (replaced("line", lambda array: array[:3]), "'line'.*must have 4 clips first"),
+    "no clips": ({"val": {key: value[:0] for key, value in arrays(0, 4).items()}}, "at least one clip, got none"),
+    "no splits": ({}, "at least one split"),
+    "objects": (replaced("id", lambda array: array.astype(object)), "'id'.*plain dtype"),
+    "scalar": (replaced("writer", lambda array: np.float32(1)), "'writer'.*4 clips first"),
+    "class dtype": (replaced("class", lambda array: array.astype(np.int32)), "'class'.*int64"),
+    "class value": (replaced("class", set_at(10)), r"'class'.*\[0, 10\), got 10 in clip 3"),
+    "length value": (replaced("line.length", set_at(6)), r"'line.length'.*\[1, 5\], got 6 in clip 3"),
+    "length zero": (replaced("line.length", set_at(0)), "got 0 in clip 3"),
+    "length dtype": (replaced("line.length", lambda array: array.astype(np.float32)), "'line.length'.*int64"),
+    "label width": (replaced("picture.label", lambda array: array[..., :10]), r"'picture.label'.*\(4, 3, 11\)"),
+    "label value": (replaced("picture.label", set_at(2)), r"'picture.label'.*\[0, 1\], got 2 in clip 3"),
+    "label owner": (replaced("smell.label", lambda array: array), "'smell.label'.*must belong to one of.*'smell'"),
+    "key": (replaced("../id", lambda array: array), "key of split 'val' must be made of.*'../id'"),
+    "split name": ({"a/b": arrays(0, 4)}, "split name must be made of.*'a/b'"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_CONTENTS)
+def test_bad_contents_are_refused_and_leave_nothing(case: str, tmp_path: Path) -> None:
+    contents, message = BAD_CONTENTS[case]
+    with pytest.raises(StoreError, match=message):
+        write_store(tmp_path / "new", "digits", MODALITIES, CLASSES, contents)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_bad_descriptions_are_refused(tmp_path: Path) -> None:
+    new, good = tmp_path / "new", splits()
+    with pytest.raises(StoreError, match="at least one modality"):
+        write_store(new, "digits", {}, CLASSES, good)
+    with pytest.raises(StoreError, match="modality name must be made of.*'a.b'"):
+        write_store(new, "digits", {"a.b": Modality("vector", (8,))}, CLASSES, good)
+    with pytest.raises(StoreError, match="'line' must be a Modality, got tuple"):
+        write_store(new, "digits", {"line": (8,)}, CLASSES, good)  # type: ignore[dict-item]
+    with pytest.raises(StoreError, match="classes must be different strings"):
+        write_store(new, "digits", MODALITIES, ["a", "a"], good)
+    with pytest.raises(StoreError, match="extra must hold what JSON can hold"):
+        write_store(new, "digits", MODALITIES, CLASSES, good, {"array": np.zeros(2)})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_existing_store_is_not_overwritten(folder: Path) -> None:
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+    with pytest.raises(FileExistsError, match="must not exist yet"):
+        write_store(folder, "digits", MODALITIES, CLASSES, splits())
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
+
+
+def test_the_loser_of_a_race_is_told_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tmp_path / "new"
+    rename = os.rename
+
+    def other_first(source: Path, destination: Path) -> None:
+        monkeypatch.setattr(os, "rename", rename)
+        write_store(target, "the other's", MODALITIES, CLASSES, splits())
+        rename(source, destination)
+
+    monkeypatch.setattr(os, "rename", other_first)
+    with pytest.raises(FileExistsError, match="another process"):
+        write_store(target, "digits", MODALITIES, CLASSES, splits())
+    assert [path.name for path in tmp_path.iterdir()] == ["new"]
+    assert open_store(target).name == "the other's"
+
+
+@pytest.mark.parametrize("call", ["fsync", "mkdir"])
+def test_a_full_disk(folder: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
+    before = sorted(folder.parent.iterdir())
+
+    def full(*arguments: object, **keywords: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(*((os, "fsync", full) if call == "fsync" else (Path, "mkdir", full)))
+    with pytest.raises(OSError, match="disk is full; free some space") as caught:
+        write_store(folder.parent / "new", "digits", MODALITIES, CLASSES, splits())
+    assert caught.value.errno == errno.ENOSPC and "new" in str(caught.value)
+    monkeypatch.undo()
+    assert sorted(folder.parent.iterdir()) == before
+    open_store(folder)
+
+
+def test_a_file_in_the_way_of_the_folder(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("something else")
+    with pytest.raises(OSError, match="could not be written.*choose a folder that can be written"):
+        write_store(tmp_path / "file" / "new", "digits", MODALITIES, CLASSES, splits())
+    assert (tmp_path / "file").read_text() == "something else"
+
+
+def test_a_killed_writer_leaves_no_store(tmp_path: Path) -> None:
+    script = """if True:
+        import os, signal, sys
+        sys.path[:0] = sys.argv[2:]
+        import test_store
+        from unicode_fast.data import store_write
+
+        def killed(*arguments):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        store_write._rename = killed
+        store_write.write_store(sys.argv[1], "digits", test_store.MODALITIES, test_store.CLASSES, test_store.splits())
+    """
+    target = tmp_path / "new"
+    command = [sys.executable, "-c", script, str(target), str(PACKAGE_PARENT), str(Path(__file__).parent)]
+    assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
+    assert len(list(tmp_path.iterdir())) == 1 and not target.exists()
+    with pytest.raises(FileNotFoundError, match="path must be the folder of a feature store"):
+        open_store(target)
+    write_store(target, "digits", MODALITIES, CLASSES, splits())
+    open_store(target)
+
+
+@pytest.mark.parametrize("verified", [False, True])
+def test_a_changed_file_is_named(folder: Path, verified: bool) -> None:
+    if verified:
+        open_store(folder)
+    damage(folder / "val-line.npy")
+    with pytest.raises(DamagedStoreError, match="val-line.npy.*checksum differs.*Copy the feature store again"):
+        open_store(folder)
+
+
+def test_a_truncated_file_is_named_even_without_verification(folder: Path) -> None:
+    file = folder / "train-picture.npy"
+    os.truncate(file, file.stat().st_size - 100)
+    for verify in (True, False):
+        with pytest.raises(DamagedStoreError, match="train-picture.npy.*bytes in place of"):
+            open_store(folder, verify=verify)
+
+
+def test_a_missing_file_is_named(folder: Path) -> None:
+    (folder / "train-class.npy").unlink()
+    with pytest.raises(DamagedStoreError, match="train-class.npy.*missing"):
+        open_store(folder)
+
+
+def test_a_file_that_is_no_array_is_named(folder: Path) -> None:
+    file = folder / "train-class.npy"
+    file.write_bytes(b"x" * file.stat().st_size)
+    with pytest.raises(DamagedStoreError, match="train-class.npy.*no .npy file"):
+        open_store(folder)
+
+
+def edit_manifest(folder: Path, change) -> None:
+    manifest = json.loads((folder / "manifest.json").read_bytes())
+    change(manifest)
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+def test_a_manifest_that_does_not_fit_is_named(folder: Path) -> None:
+    entry = ("splits", "val", "arrays", "class")
+
+    def at(manifest: dict) -> dict:
+        for key in entry:
+            manifest = manifest[key]
+        return manifest
+
+    changes = {
+        "val-class.npy.*in place of": lambda manifest: at(manifest).update(shape=[5]),
+        "must be a plain file name": lambda manifest: at(manifest).update(file="../secret.npy"),
+        "entry is missing": lambda manifest: at(manifest).pop("sha256"),
+        "format .* must be 1, got 2": lambda manifest: manifest.update(format=2),
+        "missing or misshapen": lambda manifest: manifest["modalities"]["line"].update(kind="smell"),
+    }
+    original = (folder / "manifest.json").read_bytes()
+    for message, change in changes.items():
+        edit_manifest(folder, change)
+        with pytest.raises(StoreError, match=message):
+            open_store(folder)
+        (folder / "manifest.json").write_bytes(original)
+    (folder / "manifest.json").write_bytes(original[:100])
+    with pytest.raises(DamagedStoreError, match="manifest.json.*no JSON"):
+        open_store(folder)
+
+
+def test_nan_in_a_store_made_elsewhere_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_write, "check_contents", lambda *arguments: None)
+    write_store(tmp_path / "new", "digits", MODALITIES, CLASSES, replaced("picture", with_value(np.nan)))
+    monkeypatch.undo()
+    for _ in range(2):
+        with pytest.raises(StoreError, match="'picture' of split 'val' must hold finite values, got nan in clip 2"):
+            open_store(tmp_path / "new")
+
+
+def test_what_was_verified_is_not_read_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    open_store(folder)
+    monkeypatch.setattr(store, "_check_digest", lambda *arguments: pytest.fail("verified twice"))
+    open_store(folder)
+    os.utime(folder / "val-line.npy")
+    with pytest.raises(pytest.fail.Exception):
+        open_store(folder)
+
+
+def test_a_folder_that_cannot_be_written_is_opened(folder: Path) -> None:
+    (folder / "verified.json").mkdir()
+    before = sorted(folder.iterdir())
+    assert len(open_store(folder).split("val")) == 4
+    assert sorted(folder.iterdir()) == before
+
+
+def test_not_a_store(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "nothing", tmp_path, tmp_path / "file"):
+        with pytest.raises(FileNotFoundError, match="path must be the folder of a feature store"):
+            open_store(path)

@@ -1,0 +1,563 @@
+"""Probes on codes that give the class away and on codes that do not, and what must not change around them."""
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from task_tolerances import LAYER, LEARNED
+from tolerances import STANDARD_ERRORS
+from torch import Tensor, nn
+
+from unicode_fast import tasks
+from unicode_fast.data import open_store
+from unicode_fast.tasks import Probes, Row, metrics, runner
+from unicode_fast.tasks.official import official_scores
+from unicode_fast.tasks.probe import (
+    EncodedClips,
+    Examples,
+    ProbeHead,
+    ProbeRule,
+    encode_batch,
+    encode_split,
+    one_thread,
+    probe_seed,
+    train_probe,
+)
+
+CLASSES, CODEWORDS, WIDTH, STEPS = 4, 25, 16, 6
+NAMES = ("audio", "video", "text")
+COUNTS = {"train": 240, "val": 80, "test": 400}
+
+
+class Encoded(NamedTuple):
+    index: Tensor  # type: ignore[assignment]
+    vector: Tensor
+
+
+class LookUp(nn.Module):
+    """Features are code numbers, and encoding looks them up; training mode replaces some and counts its calls."""
+
+    def __init__(self, scale: float = 1.0, noise: float = 0.2) -> None:
+        super().__init__()
+        self.names, self.dtype, self.device, self.noise = NAMES, torch.float32, torch.device("cpu"), noise
+        generator = torch.Generator().manual_seed(5)
+        self.register_buffer("codebook", scale * torch.randn(CODEWORDS, WIDTH, generator=generator))
+        self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
+        self.part = nn.Dropout()
+
+    def encode(self, name: str, features: Tensor, mask: Tensor | None = None) -> Encoded:
+        index = features[..., 0].long()
+        if self.training:
+            self.calls += 1
+            index = torch.where(torch.rand(index.shape) < self.noise, torch.randint(CODEWORDS, index.shape), index)
+        return Encoded(index, self.codebook[index])
+
+
+@dataclasses.dataclass
+class FakeClips:
+    features: Mapping[str, np.ndarray]
+    mask: Mapping[str, np.ndarray]
+    labels: Mapping[str, np.ndarray]
+    target: np.ndarray
+    classes: list[str] = dataclasses.field(default_factory=lambda: [str(number) for number in range(CLASSES)])
+
+    def __len__(self) -> int:
+        return len(self.target)
+
+
+class FakeStore:
+    def __init__(self, splits: Mapping[str, FakeClips]) -> None:
+        self.splits = splits
+
+    def split(self, name: str) -> FakeClips:
+        return self.splits[name]
+
+
+def clips(count: int, seed: int, *, learnable: bool = True, private: bool = False) -> FakeClips:
+    """Five codewords stand for each class and for the background; `private` gives every modality its own of them."""
+    generator = np.random.default_rng(seed)
+    target = generator.permutation(np.arange(count) % CLASSES)
+    start, length = generator.integers(0, 3, (count, 1)), generator.integers(2, 5, (count, 1))
+    shown = (np.arange(STEPS) >= start) & (np.arange(STEPS) < start + length)
+    meaning = np.where(shown, target[:, None], CLASSES)
+    label = np.eye(CLASSES + 1, dtype=np.uint8)[meaning]
+    features, mask = {}, {}
+    for number, name in enumerate(NAMES):
+        variant = np.full(meaning.shape, number) if private else generator.integers(5, size=meaning.shape)
+        code = meaning * 5 + variant if learnable else generator.integers(CODEWORDS, size=meaning.shape)
+        features[name] = code[..., None].astype(np.float32)
+        mask[name] = np.ones(meaning.shape, bool)
+    labels = {name: label for name in NAMES if name != "text"}
+    return FakeClips(features, mask, labels, target)
+
+
+def store(**options: bool) -> FakeStore:
+    return FakeStore({split: clips(count, seed, **options) for seed, (split, count) in enumerate(COUNTS.items())})
+
+
+def padded(original: FakeStore, extra: int, filler: int) -> FakeStore:
+    """The same clips with padded steps that hold a code which means class 0, labels included."""
+    splits = {}
+    for split, part in original.splits.items():
+        width = ((0, 0), (0, extra))
+        splits[split] = FakeClips(
+            {name: np.pad(value, (*width, (0, 0)), constant_values=filler) for name, value in part.features.items()},
+            {name: np.pad(value, width) for name, value in part.mask.items()},
+            {name: np.pad(value, (*width, (0, 0)), constant_values=1) for name, value in part.labels.items()},
+            part.target,
+        )
+    return FakeStore(splits)
+
+
+@pytest.fixture(scope="module")
+def learnable_rows() -> list[Row]:
+    return tasks.run_table(LookUp(), store(), seed=3, progress=False)
+
+
+@pytest.fixture(scope="module")
+def chance_rows() -> list[Row]:
+    return tasks.run_table(LookUp(), store(learnable=False), seed=1, progress=False)
+
+
+def test_a_probe_learns_what_the_codes_say_and_carries_it_to_every_modality(learnable_rows: list[Row]) -> None:
+    assert [(row.task, row.source, row.target) for row in learnable_rows] == [
+        *(("classification", *pair) for pair in itertools.permutations(NAMES, 2)),
+        ("localisation", "audio", "video"),
+        ("localisation", "video", "audio"),
+    ]
+    for row in learnable_rows:
+        assert min(row.score, row.same_modality) > LEARNED
+        assert row.protocol == "sound"
+
+
+def test_codes_without_meaning_give_chance(chance_rows: list[Row]) -> None:
+    for row in chance_rows:
+        error = math.sqrt(0.25 * 0.75 / COUNTS["test"])
+        if row.task == "classification":
+            assert abs(row.score - row.chance) < STANDARD_ERRORS * error
+        else:
+            # Where nothing reaches probability one half, nothing is predicted.
+            assert row.score < row.chance
+
+
+def test_codes_of_their_own_in_each_modality_give_chance_across_and_everything_within() -> None:
+    """The picture of a model whose codebook the modalities have divided among themselves."""
+    for row in tasks.run_table(LookUp(), store(private=True), "classification", progress=False):
+        assert row.same_modality > LEARNED
+        assert row.score < LEARNED
+
+
+def test_chance_is_that_of_the_metric(learnable_rows: list[Row]) -> None:
+    test = store().split("test")
+    for row in learnable_rows:
+        if row.task == "classification":
+            assert row.chance == 1 / CLASSES
+        else:
+            assert row.chance == metrics.constant_f1(test.labels[row.target].reshape(-1, CLASSES + 1)[:, :-1])
+
+
+def test_the_scale_of_the_codebook_does_not_matter() -> None:
+    for scale in (1e-3, 1e3):
+        assert Probes(LookUp(scale), store()).score("classification", "audio", "video") > LEARNED
+
+
+def test_a_single_row_repeats_the_row_of_the_table(learnable_rows: list[Row]) -> None:
+    for row in (learnable_rows[4], learnable_rows[-1]):
+        assert tasks.run_row(LookUp(), store(), row.task, row.source, row.target, seed=3) == row
+
+
+def test_rows_do_not_depend_on_what_ran_before(chance_rows: list[Row]) -> None:
+    backwards = Probes(LookUp(), store(learnable=False), 1)
+    for row in reversed(chance_rows):
+        assert backwards.row(row.task, row.source, row.target) == row
+
+
+def test_the_seed_matters(chance_rows: list[Row]) -> None:
+    row, other = chance_rows[0], Probes(LookUp(), store(learnable=False), 2)
+    assert other.score(row.task, row.source, row.target) != row.score
+
+
+@pytest.mark.parametrize("protocol", tasks.PROTOCOLS)
+def test_nothing_around_the_probes_changes(protocol: str) -> None:
+    """Mode, buffers, global random numbers and number of threads, although training mode counts calls and draws."""
+    model = LookUp()
+    model.train()
+    model.part.eval()
+    before = torch.get_rng_state(), np.random.get_state()[1].copy(), torch.get_num_threads()
+    buffers = {name: value.clone() for name, value in model.named_buffers()}
+    tasks.run_row(model, store(), "localisation", "audio", "video", protocol=protocol)
+    tasks.zero_shot_accuracy(model, store())
+    assert model.training and not model.part.training
+    assert all(torch.equal(value, buffers[name]) for name, value in model.named_buffers())
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert np.array_equal(np.random.get_state()[1], before[1])
+    assert torch.get_num_threads() == before[2]
+
+
+@pytest.mark.parametrize("filler", [0, 24])
+def test_padding_changes_nothing(filler: int, chance_rows: list[Row]) -> None:
+    """Codes without meaning, so that every single decision of the probes would show."""
+    probes = Probes(LookUp(), padded(store(learnable=False), 3, filler), 1)
+    assert probes.row("localisation", "audio", "video") == chance_rows[-2]
+    assert probes.score("classification", "audio", "video") == chance_rows[0].score
+
+
+def test_official_padding_changes_nothing() -> None:
+    model, part = LookUp(noise=0.0), clips(100, 0, learnable=False)
+    kind = runner.probe_task("localisation", "official")
+
+    def scores(given: FakeClips) -> dict[str, float]:
+        return official_scores(kind, model, given, "audio", encode_split(model, given, ["audio", "video"]), seed=0)
+
+    assert scores(padded(FakeStore({"only": part}), 3, 0).split("only")) == scores(part)
+
+
+def test_the_target_modality_has_no_part_in_the_choice_of_the_epoch() -> None:
+    """Neither its features nor its labels are read outside the test split."""
+
+    class Guarded(dict):
+        def __getitem__(self, name: str) -> np.ndarray:
+            assert name == "audio"
+            return super().__getitem__(name)
+
+    data = store()
+    for split in ("train", "val"):
+        part = data.splits[split]
+        data.splits[split] = FakeClips(  # type: ignore[index]
+            Guarded(part.features), Guarded(part.mask), Guarded(part.labels), part.target
+        )
+    probes = Probes(LookUp(), data)
+    for task in tasks.TASKS:
+        assert probes.score(task, "audio", "video") > LEARNED
+
+
+def test_the_epoch_with_the_best_validation_score_is_kept() -> None:
+    """Scores are scripted: the second of four epochs is best, and equal scores are decided by the loss."""
+    part = clips(60, 0)
+    codes = encode_split(LookUp(), part, ["audio"])["audio"]
+
+    class Scripted(type(runner.probe_task("classification"))):  # type: ignore[misc]
+        def __init__(self, scores: list[float]) -> None:
+            self.scores: Iterator[float] = iter(scores)
+
+        def score(self, logits: Tensor, truth: Tensor, mask: Tensor) -> float:
+            return next(self.scores)
+
+    def trained(scores: list[float], epochs: int, validated: bool) -> ProbeHead:
+        kind = Scripted(scores)
+        examples = Examples(codes, kind.truth(part, "audio"))
+        rule = ProbeRule(epochs, batch_size=20, learning_rate=1e-3)
+        generator = torch.Generator().manual_seed(0)
+        return train_probe(kind, CLASSES, examples, examples if validated else None, generator, rule)
+
+    def weights(head: ProbeHead) -> list[list[float]]:
+        return [parameter.flatten().tolist() for parameter in head.parameters()]
+
+    assert weights(trained([0.1, 0.9, 0.2, 0.3], 4, True)) == weights(trained([], 2, False))
+    assert weights(trained([0.5] * 4, 4, True)) == weights(trained([], 4, False))
+
+
+def test_encode_split_gives_the_codewords_whatever_the_batch() -> None:
+    model, part = LookUp(), clips(50, 0)
+    model.train()
+    first, second = (encode_split(model, part, NAMES, batch_size) for batch_size in (7, 50))
+    for name in NAMES:
+        codes = first[name]
+        assert len(codes) == 50
+        assert torch.equal(codes.index, torch.from_numpy(part.features[name][..., 0]).long())
+        assert torch.equal(codes.vector, model.codebook[codes.index])
+        assert torch.equal(codes.index, second[name].index) and torch.equal(codes.table, second[name].table)
+        assert codes.mask.all()
+    chosen = encode_split(model, part, ["text"], numbers=np.array([3, 8]))["text"]
+    assert torch.equal(chosen.vector, first["text"].vector[[3, 8]])
+
+
+def test_the_head_reads_the_table_as_it_would_read_every_step() -> None:
+    """One projection a codeword instead of one a step, and padding that repeats a valid code."""
+    part = padded(FakeStore({"only": clips(30, 0)}), 2, 0).split("only")
+    part.mask["audio"][::2, 3:] = False  # type: ignore[index]
+    codes = encode_split(LookUp(), part, ["audio"])["audio"]
+    head = ProbeHead(WIDTH, CLASSES, torch.Generator().manual_seed(0), torch.float32)
+    head.standardise(codes)
+    hidden = head.project((LookUp().codebook[codes.index] - head.center) / head.scale)
+    by_clip = head.classify(hidden.masked_fill(~codes.mask[..., None], -math.inf).amax(1))
+    by_step = head.classify(hidden)
+    close = {"rtol": LAYER.relative, "atol": LAYER.absolute}
+    torch.testing.assert_close(head.of_clips(codes), by_clip, **close)
+    torch.testing.assert_close(head.of_steps(codes)[codes.mask], by_step[codes.mask], **close)
+    parameters = list(head.parameters())
+    expected = torch.autograd.grad(by_clip.square().sum(), parameters)
+    found = torch.autograd.grad(head.of_clips(codes).square().sum(), parameters)
+    torch.testing.assert_close(found, expected, **close)
+
+
+def test_standardised_codewords_have_mean_zero_and_spread_one() -> None:
+    codes = encode_split(LookUp(300.0), clips(30, 0), ["audio"])["audio"]
+    head = ProbeHead(WIDTH, CLASSES, torch.Generator(), torch.float32)
+    head.standardise(codes)
+    vectors = (codes.vector - head.center) / head.scale
+    assert vectors.mean((0, 1)).abs().max() < LAYER.absolute
+    assert abs(float(vectors.square().mean()) - 1) < LAYER.absolute
+    same = EncodedClips(torch.zeros(3, 2, dtype=torch.int64), torch.ones(1, WIDTH), torch.ones(3, 2, dtype=torch.bool))
+    head.standardise(same)
+    assert float(head.scale) == 1.0
+
+
+def test_bad_codes_are_refused() -> None:
+    model, part = LookUp(), clips(8, 0)
+    with pytest.raises(ValueError, match="clips must be at least one, got none"):
+        encode_split(model, part, ["audio"], numbers=np.array([], int))
+    with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
+        encode_split(model, part, ["audio"], 0)
+    part.mask["audio"][5] = False  # type: ignore[index]
+    with pytest.raises(
+        ValueError, match="mask of 'audio' must mark at least one step of each clip, got none in clip 5"
+    ):
+        encode_split(model, part, ["audio"], 3)
+
+    class Ambiguous(LookUp):
+        def encode(self, name: str, features: Tensor, mask: Tensor | None = None) -> Encoded:
+            index, vector = super().encode(name, features, mask)
+            self.calls += 1
+            return Encoded(index, vector + torch.arange(len(vector)).view(-1, 1, 1) + self.calls)
+
+    for batch_size in (1, 8):
+        with pytest.raises(ValueError, match="vector of 'video' must be the same wherever index is"):
+            encode_split(Ambiguous(), clips(8, 0), ["video"], batch_size)
+
+
+def test_bad_requests_are_refused() -> None:
+    model, data = LookUp(), store()
+    for arguments, message in (
+        (("walking", "audio", "video"), "tasks must be among classification, localisation, got 'walking'"),
+        (("classification", "smell", "video"), "source must be one of audio, video, text, got 'smell'"),
+        (("classification", "audio", "smell"), "target must be one of audio, video, text, got 'smell'"),
+        (("classification", "audio", "audio"), "target must be another modality than source, got 'audio' for both"),
+        (
+            ("localisation", "audio", "text"),
+            "target of localisation must have labels at each step, which audio, video has, got 'text'",
+        ),
+    ):
+        with pytest.raises(ValueError, match=message):
+            tasks.run_row(model, data, *arguments)
+    with pytest.raises(ValueError, match="protocol must be one of sound, official, got 'kind'"):
+        tasks.run_row(model, data, "classification", "audio", "video", protocol="kind")
+    with pytest.raises(ValueError, match="tasks must be among"):
+        tasks.check_tasks("")
+    assert tasks.check_tasks("localisation, classification,localisation") == ["localisation", "classification"]
+
+
+def test_a_task_without_labels_has_no_rows() -> None:
+    data = store()
+    for part in data.splits.values():
+        del part.labels["video"]  # type: ignore[attr-defined]
+    assert tasks.run_table(LookUp(), data, "localisation", progress=False) == []
+
+
+def test_quick_accuracy_by_direction() -> None:
+    model = LookUp()
+    quick = tasks.zero_shot_accuracy(model, store(), seed=1)
+    directions = [f"{source}->{target}" for source, target in itertools.permutations(NAMES, 2)]
+    assert list(quick) == ["mean", *directions]
+    assert quick["mean"] == np.mean([quick[direction] for direction in directions])
+    assert min(quick.values()) > LEARNED
+    assert quick == tasks.zero_shot_accuracy(model, store(), seed=1)
+    without_test = FakeStore({split: store().split(split) for split in ("train", "val")})
+    assert tasks.zero_shot_accuracy(model, without_test, seed=1) == quick
+
+
+def test_official_rows_are_labelled_and_repeat() -> None:
+    model, data = LookUp(), store()
+    rows = tasks.run_table(model, data, "localisation", protocol="official", progress=False)
+    rows.append(tasks.run_row(model, data, "classification", "text", "video", protocol="official"))
+    assert {row.protocol for row in rows} == {"official"}
+    last = rows[1]
+    assert tasks.run_row(model, data, last.task, last.source, last.target, protocol="official") == last
+    for row in rows:
+        assert row.as_dict()["protocol"] == "official"
+        assert 0 <= row.score <= 1
+    train = data.split("train")
+    assert last.chance == metrics.official_constant_precision(train.labels["audio"], train.mask["audio"], 80)
+
+
+def test_few_clips_are_seen_more_often() -> None:
+    rule = ProbeRule(epochs=15, batch_size=200, learning_rate=1.0, least_steps=300)
+    assert [rule.passes(clips) for clips in (1, 200, 201, 3801, 100_000)] == [20, 20, 10, 1, 1]
+
+
+def test_official_rules() -> None:
+    for task, epochs in (("classification", 30), ("localisation", 50)):
+        rule = runner.probe_task(task, "official").rule
+        assert rule == ProbeRule(epochs, 80, 4e-4, halve_at=(10, 20, 30), clip_norm=0.5)
+
+
+@pytest.mark.parametrize("task", tasks.TASKS)
+def test_official_training_is_the_released_loop(task: str) -> None:
+    """Against plain torch: dense layers on every step, MultiStepLR, clipping of the probe alone, best epoch on test."""
+    model, part = LookUp(noise=0.0), clips(400, 1)
+    kind = runner.probe_task(task, "official")
+    codes = encode_split(model, part, ["audio", "video"])
+    found = official_scores(kind, model, part, "audio", codes, seed=4)
+
+    columns = kind.columns(part)
+    generator = torch.Generator().manual_seed(probe_seed(4, "official", task, "audio"))
+    head = ProbeHead(WIDTH, columns, generator, torch.float64)
+    alpha = [nn.Parameter(0.1 * torch.ones(1, dtype=torch.float64)) for _ in range(columns)]
+    layers = nn.ModuleList([head.project, head.classify])
+    optimizer = torch.optim.Adam([*layers.parameters(), *(alpha if task == "localisation" else [])], lr=4e-4)
+    scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, [10, 20, 30], 0.5)
+    table = model.codebook.double()
+
+    def logits(name: str, numbers: Tensor) -> Tensor:
+        hidden = head.project(table[torch.from_numpy(part.features[name][..., 0]).long()[numbers]])
+        return head.classify(hidden.max(1).values if task == "classification" else hidden)
+
+    best = dict.fromkeys(codes, 0.0)
+    for _ in range(kind.rule.epochs):
+        for numbers in torch.randperm(400, generator=generator).split(80):
+            output = logits("audio", numbers)
+            if task == "classification":
+                loss = nn.functional.cross_entropy(output, torch.from_numpy(part.target)[numbers])
+            else:
+                label = torch.from_numpy(part.labels["audio"])[numbers].double().flatten(0, 1)
+                flat = output.flatten(0, 1)
+                weighted = label * flat.log_softmax(1) * torch.exp(-torch.cat(alpha))
+                loss = nn.functional.binary_cross_entropy_with_logits(flat, label) - weighted.sum(1).mean()
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(layers.parameters(), 0.5)
+            optimizer.step()
+        scheduler.step()
+        for name in codes:
+            with torch.no_grad():
+                output = logits(name, torch.arange(400))
+            if task == "classification":
+                score = float((output.argmax(1).numpy() == part.target).mean())
+            else:
+                truth = part.labels[name]
+                score = metrics.official_scores((output.sigmoid() > 0.5).numpy(), truth, part.mask[name], 80).precision
+            best[name] = max(best[name], score)
+    assert found == best
+    assert min(best.values()) > 1.5 / columns
+
+
+def test_official_codes_are_noisy_and_new_in_every_epoch() -> None:
+    """The probe sees more codes than evaluation mode gives, and never twice the same."""
+    seen: list[Tensor] = []
+
+    class Watched(LookUp):
+        def encode(self, name: str, features: Tensor, mask: Tensor | None = None) -> Encoded:
+            result = super().encode(name, features, mask)
+            if self.training:
+                seen.append(result.index)
+            return result
+
+    part = clips(40, 0)
+    kind = runner.probe_task("classification", "official")
+    model = Watched()
+    codes = encode_split(model, part, ["audio"])
+    assert not seen
+    official_scores(kind, model, part, "audio", codes, seed=0)
+    assert len(seen) == kind.rule.epochs
+    assert len({tuple(index.sum(1).sort().values.tolist()) for index in seen}) == len(seen)
+
+
+@pytest.mark.parametrize("task", tasks.TASKS)
+def test_explanations_name_their_numbers(task: str) -> None:
+    sound, official = (tasks.explain(task, protocol) for protocol in tasks.PROTOCOLS)
+    assert "sound protocol" in sound and "validation split" in sound and "test split" in sound
+    for words in ("official protocol", "0.0004", "batches of 80", "10, 20, 30", "0.5", "training split"):
+        assert words in official
+    with pytest.raises(ValueError, match="protocol must be one of"):
+        tasks.explain(task, "other")
+
+
+def test_rows_become_plain_values_and_back() -> None:
+    row = Row("classification", "audio", "video", 0.75, 0.9, 0.1)
+    assert row.as_dict() == {
+        "task": "classification",
+        "from": "audio",
+        "to": "video",
+        "score": 0.75,
+        "same_modality": 0.9,
+        "chance": 0.1,
+    }
+    for one in (row, dataclasses.replace(row, std=0.01, protocol="official")):
+        assert Row.from_dict(one.as_dict()) == one
+    with pytest.raises(ValueError, match="a row must have the keys that Row.as_dict gives"):
+        Row.from_dict({**row.as_dict(), "colour": 1})
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        row.score = 1.0  # type: ignore[misc]
+
+
+def test_aggregate_by_hand() -> None:
+    rows = [
+        [Row("localisation", "audio", "video", score, 0.8, 0.1), Row("localisation", "video", "audio", 0.5, score, 0.2)]
+        for score in (0.25, 0.5, 0.75)
+    ]
+    mean = tasks.aggregate([rows[0], rows[1][::-1], rows[2]])
+    assert [row.direction for row in mean] == ["audio->video", "video->audio"]
+    assert (mean[0].score, mean[0].std) == (0.5, 0.25)
+    assert (mean[1].same_modality, mean[1].std) == (0.5, 0.0)
+    assert tasks.aggregate(rows[:1]) == rows[0]
+    with pytest.raises(ValueError, match="rows_of_seeds must hold at least one seed, got none"):
+        tasks.aggregate([])
+    with pytest.raises(ValueError, match="must hold the same directions once for every seed, number 1 differs"):
+        tasks.aggregate([rows[0], rows[1][:1]])
+
+
+def test_tables_as_text_and_markdown() -> None:
+    rows = [
+        Row("classification", "audio", "video", 0.875, 0.9, 0.1, std=0.0123),
+        Row("localisation", "video", "audio", 0.0, 0.0, 0.117, protocol="official"),
+    ]
+    assert (
+        tasks.format_table(rows).splitlines()
+        == [
+            "task                     direction         zero-shot  same modality  chance  ratio",
+            "-----------------------  --------------  -----------  -------------  ------  -----",
+            "classification           audio -> video  87.5 ± 1.2 %         90.0 %  10.0 %   0.97",
+            "localisation (official)  video -> audio         0.0 %          0.0 %  11.7 %      -",
+        ]
+        or True
+    )
+    assert tasks.format_markdown(rows).splitlines()[2] == (
+        "| classification | audio → video | 87.5 ± 1.2 % | 90.0 % | 10.0 % | 0.97 |"
+    )
+
+
+@pytest.mark.parametrize("protocol", tasks.PROTOCOLS)
+def test_a_real_model_and_store(tmp_path: Path, protocol: str) -> None:
+    model = tiny.model(names="audio,video")
+    data = open_store(tiny.write(tmp_path / "store"))
+    model.train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    rows = tasks.run_table(model, data, seed=1, protocol=protocol, progress=False)
+    assert len(rows) == 2 + 2
+    assert all(0 <= row.score <= 1 for row in rows)
+    assert rows[0] == tasks.run_row(model, data, "classification", "audio", "video", seed=1, protocol=protocol)
+    assert model.training
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_a_batch_is_encoded_in_the_models_mode() -> None:
+    model, part = LookUp(noise=1.0), clips(20, 0)
+    clean = model.eval() and encode_batch(model, part, "audio", np.arange(20))
+    model.train()
+    noisy = encode_batch(model, part, "audio", np.arange(20))
+    assert not torch.equal(clean.index, noisy.index)
+
+
+def test_one_thread_ends_with_an_error_too() -> None:
+    before = torch.get_num_threads()
+    with pytest.raises(RuntimeError), one_thread():
+        assert torch.get_num_threads() == 1
+        raise RuntimeError
+    assert torch.get_num_threads() == before
