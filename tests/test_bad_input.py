@@ -40,26 +40,106 @@ MASK = dict.fromkeys(("audio", "video", "text"), ONES)
 HOLE = torch.tensor([[True, False, True, True, True]] * 3)
 
 MODEL = [
-    ("a modality missing from the batch", lambda m: m(without("video")), ValueError, "must hold the modalities audio, video, text, got audio, text"),
-    ("an unknown modality in the batch", lambda m: m(features(smell=torch.zeros(6, 5, 2))), ValueError, "got audio, video, text, smell"),
-    ("a wrong width", lambda m: m(features(audio=torch.zeros(6, 5, 7))), ValueError, r"'audio' must have shape \(B, T, 6\), got \(6, 5, 7\)"),
-    ("a missing dimension", lambda m: m(features(video=torch.zeros(6, 5, 100))), ValueError, r"'video' must have shape \(B, T, 5, 5, 4\)"),
-    ("a wrong dtype", lambda m: m(features(audio=torch.zeros(6, 5, 6).double())), TypeError, "'audio' must be torch.float32 as the model is, got torch.float64"),
-    ("an array in place of a tensor", lambda m: m(features(audio=torch.zeros(6, 5, 6).numpy())), TypeError, "must be a Tensor, got ndarray"),
-    ("another device", lambda m: m(features(audio=torch.zeros(6, 5, 6, device="meta"))), ValueError, "must be on cpu as the model is, got meta"),
+    (
+        "a modality missing from the batch",
+        lambda m: m(without("video")),
+        ValueError,
+        "must hold the modalities audio, video, text, got audio, text",
+    ),
+    (
+        "an unknown modality in the batch",
+        lambda m: m(features(smell=torch.zeros(6, 5, 2))),
+        ValueError,
+        "got audio, video, text, smell",
+    ),
+    (
+        "a wrong width",
+        lambda m: m(features(audio=torch.zeros(6, 5, 7))),
+        ValueError,
+        r"'audio' must have shape \(B, T, 6\), got \(6, 5, 7\)",
+    ),
+    (
+        "a missing dimension",
+        lambda m: m(features(video=torch.zeros(6, 5, 100))),
+        ValueError,
+        r"'video' must have shape \(B, T, 5, 5, 4\)",
+    ),
+    (
+        "a wrong dtype",
+        lambda m: m(features(audio=torch.zeros(6, 5, 6).double())),
+        TypeError,
+        "'audio' must be torch.float32 as the model is, got torch.float64",
+    ),
+    (
+        "an array in place of a tensor",
+        lambda m: m(features(audio=torch.zeros(6, 5, 6).numpy())),
+        TypeError,
+        "must be a Tensor, got ndarray",
+    ),
+    (
+        "another device",
+        lambda m: m(features(audio=torch.zeros(6, 5, 6, device="meta"))),
+        ValueError,
+        "must be on cpu as the model is, got meta",
+    ),
     ("an empty batch", lambda m: m(features(audio=torch.zeros(0, 5, 6))), ValueError, "at least one clip and step"),
     ("no steps", lambda m: m(features(audio=torch.zeros(6, 0, 6))), ValueError, "at least one clip and step"),
-    ("different clips", lambda m: m(features(audio=torch.zeros(5, 5, 6))), ValueError, "same clips in every modality.*'audio': 5"),
-    ("a mask that is not bool", lambda m: m(features(), {**MASK, "audio": torch.ones(6, 5)}), TypeError, "mask of 'audio' must be bool"),
-    ("a mask of another shape", lambda m: m(features(), {**MASK, "audio": ONES[:, :4]}), ValueError, r"mask of 'audio' must have shape \(6, 5\)"),
+    (
+        "different clips",
+        lambda m: m(features(audio=torch.zeros(5, 5, 6))),
+        ValueError,
+        "same clips in every modality.*'audio': 5",
+    ),
+    (
+        "a mask that is not bool",
+        lambda m: m(features(), {**MASK, "audio": torch.ones(6, 5)}),
+        TypeError,
+        "mask of 'audio' must be bool",
+    ),
+    (
+        "a mask of another shape",
+        lambda m: m(features(), {**MASK, "audio": ONES[:, :4]}),
+        ValueError,
+        r"mask of 'audio' must have shape \(6, 5\)",
+    ),
     ("a mask missing", lambda m: m(features(), {"audio": ONES}), ValueError, "mask must hold the modalities"),
-    ("encode: an unknown modality", lambda m: m.encode("smell", torch.zeros(3, 5, 6)), ValueError, "must be one of audio, video, text, got 'smell'"),
-    ("encode: NaN", lambda m: m.encode("audio", with_value(NAN)), ValueError, "'audio' must be finite, got NaN or Inf in clip 1"),
-    ("encode: Inf", lambda m: m.encode("audio", with_value(INF)), ValueError, "'audio' must be finite, got NaN or Inf in clip 1"),
-    ("encode: a wrong shape", lambda m: m.encode("audio", torch.zeros(3, 6)), ValueError, r"must have shape \(B, T, 6\), got \(3, 6\)"),
-    ("encode: a mask with a hole", lambda m: m.encode("audio", torch.zeros(3, 5, 6), HOLE), ValueError, "valid steps first"),
-    ("encode: a clip without a step", lambda m: m.encode("audio", torch.zeros(3, 5, 6), ~ONES[:3]), ValueError, "at least one step of each clip"),
-]  # fmt: skip
+    (
+        "encode: an unknown modality",
+        lambda m: m.encode("smell", torch.zeros(3, 5, 6)),
+        ValueError,
+        "must be one of audio, video, text, got 'smell'",
+    ),
+    (
+        "encode: NaN",
+        lambda m: m.encode("audio", with_value(NAN)),
+        ValueError,
+        "'audio' must be finite, got NaN or Inf in clip 1",
+    ),
+    (
+        "encode: Inf",
+        lambda m: m.encode("audio", with_value(INF)),
+        ValueError,
+        "'audio' must be finite, got NaN or Inf in clip 1",
+    ),
+    (
+        "encode: a wrong shape",
+        lambda m: m.encode("audio", torch.zeros(3, 6)),
+        ValueError,
+        r"must have shape \(B, T, 6\), got \(3, 6\)",
+    ),
+    (
+        "encode: a mask with a hole",
+        lambda m: m.encode("audio", torch.zeros(3, 5, 6), HOLE),
+        ValueError,
+        "valid steps first",
+    ),
+    (
+        "encode: a clip without a step",
+        lambda m: m.encode("audio", torch.zeros(3, 5, 6), ~ONES[:3]),
+        ValueError,
+        "at least one step of each clip",
+    ),
+]
 
 
 @pytest.mark.parametrize(("call", "error", "message"), [case[1:] for case in MODEL], ids=[case[0] for case in MODEL])

@@ -9,7 +9,7 @@ import pytest
 import tiny
 import torch
 
-from unicode_fast import CheckpointError, checkpoint, load
+from unicode_fast import CheckpointError, checkpoint, export, load
 
 
 def run_with(path: Path, steps: tuple[int, ...] = (10, 20)) -> Path:
@@ -27,6 +27,20 @@ def test_round_trip(tmp_path: Path) -> None:
     assert back.modalities == owner.modalities
     assert not back.training
     assert all(torch.equal(value, back.state_dict()[key]) for key, value in owner.state_dict().items())
+
+
+def test_export(tmp_path: Path) -> None:
+    owner, path = tiny.model("official", names="audio,text"), tmp_path / "model.safetensors"
+    export(owner, path)
+    back = load(path)
+    assert (back.config, back.modalities, back.training) == (owner.config, owner.modalities, False)
+    assert all(torch.equal(value, back.state_dict()[key]) for key, value in owner.state_dict().items())
+    for bad in (path, tmp_path / "model.pt"):
+        with pytest.raises(ValueError, match="must be a new file that ends with .safetensors"):
+            export(owner, bad)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(CheckpointError, match="model.safetensors is truncated"):
+        load(path)
 
 
 def test_find(tmp_path: Path) -> None:

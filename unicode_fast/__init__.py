@@ -1,7 +1,7 @@
 """Uni-Code: audio, video, text and more in one shared discrete codebook, fast."""
 
 from unicode_fast.backend import BackendUnavailable, available_backends
-from unicode_fast.checkpoint import CheckpointError, load
+from unicode_fast.checkpoint import CheckpointError, export, load
 from unicode_fast.compat import CmgFileError, from_cmg, to_cmg
 from unicode_fast.config import Config, Modality
 from unicode_fast.modules import Encoded, UniCode
@@ -38,6 +38,7 @@ __all__ = [
     "codebook_update",
     "codeword_distribution",
     "cross_info_nce",
+    "export",
     "from_cmg",
     "load",
     "nearest_codeword",

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
+import safetensors.torch
 import torch
 
 from unicode_fast.config import FIELDS, Config, Modality
@@ -21,6 +22,7 @@ from unicode_fast.presets import preset
 FORMAT = 1
 FOLDER = "checkpoints"
 BEST = "best.pt"
+EXPORT_SUFFIX = ".safetensors"
 _NAME = re.compile(r"step-(\d+)\.pt")
 
 
@@ -198,6 +200,37 @@ def read_for_resume(run: Path, step: int | None, map_location: torch.device) -> 
         raise CheckpointError(f"{error}; {offer}") from error
 
 
+def export(model: UniCode, path: str | os.PathLike[str]) -> None:
+    """Writes a model as one safetensors file, its configuration in the header, which `load` reads.
+
+    Args:
+        model: whose parameters and buffers are written.
+        path: new; ends with .safetensors.
+
+    Raises:
+        ValueError: the path exists or ends otherwise.
+        OSError: it cannot be written.
+    """
+    target = Path(path)
+    if target.suffix != EXPORT_SUFFIX or target.exists():
+        raise ValueError(f"path must be a new file that ends with {EXPORT_SUFFIX}, got {str(path)!r}")
+    tensors = {name: value.contiguous().cpu() for name, value in model.state_dict().items()}
+    header = {"unicode_fast": json.dumps({"format": FORMAT, "config": config_to_dict(model.config, model.modalities)})}
+    with atomic_file(target) as file:
+        file.write(safetensors.torch.save(tensors, header))
+
+
+def _read_export(path: Path) -> dict[str, Any]:
+    """The content of an exported file, as `read` gives that of a checkpoint."""
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            content = json.loads((file.metadata() or {})["unicode_fast"])
+            content["model"] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+    except (OSError, KeyError, ValueError, safetensors.SafetensorError) as error:
+        raise CheckpointError(f"file {path} is truncated, damaged or not ours ({type(error).__name__})") from error
+    return content
+
+
 def load(
     run: str | os.PathLike[str],
     checkpoint: str | int = "best",
@@ -206,7 +239,7 @@ def load(
     """The model of a run, in eval mode, without needing its data.
 
     Args:
-        run: a run folder, or a checkpoint file.
+        run: a run folder, a checkpoint file, or a file that `export` wrote.
         checkpoint: "best" by validation zero-shot accuracy averaged over
             directions, "last", or a step; not read when `run` is a file.
         device: where the model is put.
@@ -215,7 +248,10 @@ def load(
         CheckpointError: the checkpoint is missing, truncated or not ours.
     """
     path = Path(run)
-    content = read(path if path.is_file() else find(path, checkpoint), torch.device(device))
+    if path.suffix == EXPORT_SUFFIX:
+        content = _read_export(path)
+    else:
+        content = read(path if path.is_file() else find(path, checkpoint), torch.device(device))
     config, modalities = config_from_dict(content["config"])
     model = UniCode(modalities, config).to(device)
     model.load_state_dict(content["model"])
