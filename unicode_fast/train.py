@@ -279,8 +279,8 @@ def run_seeds(config: Config, folder: Path, seeds: Sequence[int]) -> dict[str, A
         if (below / "summary.json").exists():
             summaries.append(json.loads((below / "summary.json").read_text()))
             continue
-        if not below.exists():
-            below.mkdir()
+        below.mkdir(exist_ok=True)
+        if not (below / "config.yaml").exists():
             write_config(below, config.replace(seed=seed))
         print(f"seed {seed}: {below}", file=sys.stderr)
         summaries.append(run(config.replace(seed=seed), below))
