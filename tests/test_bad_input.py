@@ -165,7 +165,7 @@ def test_a_codebook_of_one_code() -> None:
 
 
 def test_a_name_that_cannot_be_a_module() -> None:
-    with pytest.raises(ValueError, match="letters, digits and underscores, got 'left.eye'"):
+    with pytest.raises(ValueError, match="letters, digits and underscores .*, got 'left.eye'"):
         UniCode({"left.eye": Modality("vector", (3,)), "right": Modality("vector", (3,))}, tiny.config())
 
 
@@ -187,6 +187,9 @@ RUNS = [
     (["--probe_tasks=singing"], ValueError, "singing"),
     (["--batch_size=1000"], ValueError, "1000"),
     (["--width=0"], ValueError, "width"),
+    (["--easy=true"], ValueError, "easy is about the built-in data only"),
+    (["--steps=3", "--epochs=2"], ValueError, "steps and epochs exclude each other"),
+    (["--cpc_steps=40", "--batch_size=10"], ValueError, "cpc_steps must leave 41 steps in a clip, got 40 for 5"),
     (["--data=nowhere"], OSError, "nowhere"),
     (["--seeds=0"], ValueError, "seeds must be at least 1"),
     (["--resume=nowhere"], CheckpointError, "nowhere"),
@@ -202,7 +205,15 @@ def test_train(
     store = [] if words[0].startswith(("--data", "--resume")) else [f"--data={tiny.write(tmp_path / 'store')}"]
     with pytest.raises(error, match=message):
         train([*store, *words])
-    assert not list(tmp_path.glob("runs/*/summary.json"))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_data_without_a_split_or_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = tiny.write(tmp_path / "short", {"train": 60, "test": 24})
+    with pytest.raises(ValueError, match="splits train, val and test, .*short has train, test"):
+        train([f"--data={path}", "--batch_size=10"])
+    assert not (tmp_path / "runs").exists()
 
 
 def test_evaluate(tmp_path: Path) -> None:

@@ -63,6 +63,18 @@ class TestSets:
         with pytest.raises(ValueError, match="same number of steps.*official.*'text': 3"):
             owner(tiny.batch(owner, lengths={"text": 3}))
 
+    @pytest.mark.parametrize("name", ["words", "sound_2"])
+    def test_names_of_modalities(self, name: str) -> None:
+        kinds = {name: Modality("vector", (3,)), "text": Modality("words", (4,))}
+        owner = UniCode(kinds, tiny.config())
+        lstm = sum(parameter.numel() for parameter in owner.encoders["text"].words.parameters())
+        assert sum(parameter.numel() for parameter in owner.parts()["words"]) == lstm
+
+    @pytest.mark.parametrize("name", ["train", "keys", "training", "a-b"])
+    def test_names_that_torch_uses_are_refused(self, name: str) -> None:
+        with pytest.raises(ValueError, match=f"got {name!r}"):
+            UniCode({name: Modality("vector", (3,)), "text": Modality("words", (4,))}, tiny.config())
+
     def test_one_modality_is_refused(self) -> None:
         with pytest.raises(ValueError, match="at least two"):
             UniCode({"audio": Modality("vector", (3,))}, preset("recommended"))
@@ -97,6 +109,15 @@ class TestMasks:
         assert total(owner, features, mask, draws)["cpc"] == pytest.approx(
             total(owner, four, None, draws)["cpc"], **FLOAT64
         )
+
+    def test_clips_of_one_step_contrast_their_means_padded_or_not(self) -> None:
+        owner = tiny.model("recommended", dtype="float64", dropout=0.0)
+        features = tiny.batch(owner)
+        mask = {key: tiny.mask_of([1] * 6, 5) for key in owner.names}
+        one = {key: value[:, :1] for key, value in features.items()}
+        padded = total(owner, features, mask)["cpc"]
+        assert padded == pytest.approx(total(owner, one)["cpc"], **FLOAT64)
+        assert padded > 0
 
     def test_word_encoder_starts_backwards_at_the_last_word(self) -> None:
         torch.manual_seed(0)

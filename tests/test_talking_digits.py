@@ -443,7 +443,7 @@ def test_two_processes_at_once(few: Store, tmp_path: Path) -> None:
 
 def test_two_at_once_where_there_are_no_locks(few: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cache, "_take", lambda *arguments, **keywords: False)
-    together, rename = threading.Barrier(2), store_write._rename
+    together, rename = threading.Barrier(2, timeout=60), store_write._rename
 
     def rename_together(*folders: Path) -> None:
         together.wait()
@@ -488,7 +488,7 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Mon
     def refused(*arguments: object, **keywords: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "touch", refused)
+    monkeypatch.setattr(cache.tempfile, "NamedTemporaryFile", refused)
     with pytest.raises(PermissionError, match="Permission denied.*set UNICODE_FAST_CACHE"):
         load(cache=tmp_path / "locked", clips=CLIPS, progress=False)
 

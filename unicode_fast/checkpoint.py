@@ -142,6 +142,12 @@ def steps_in(run: Path) -> list[int]:
     return sorted(int(match[1]) for match in names if match)
 
 
+def remove_unfinished(run: Path) -> None:
+    """Deletes what a killed process had not finished writing; only while no other writes there."""
+    for leftover in (run / FOLDER).glob(".*.pt.*"):
+        leftover.unlink()
+
+
 def step_path(run: Path, step: int) -> Path:
     """Where the checkpoint of a step lives."""
     return run / FOLDER / f"step-{step:08d}.pt"
@@ -159,6 +165,8 @@ def find(run: Path, which: str | int) -> Path:
     """
     if not run.is_dir():
         raise CheckpointError(f"run folder {run} does not exist")
+    if (run / "seeds.json").exists():
+        raise CheckpointError(f"run {run} holds several seeds; take one of them, such as {run / 'seed-0'}")
     steps = steps_in(run)
     there = ", ".join(map(str, steps)) or "none"
     if which == "best":
@@ -195,13 +203,17 @@ def read_for_resume(run: Path, step: int | None, map_location: torch.device) -> 
         number = int(_NAME.fullmatch(path.name)[1])  # type: ignore[index]
         before = [other for other in steps_in(run) if other < number]
         offer = (
-            f"resume from the one before it with --resume-step {before[-1]}" if before else "there is none before it"
+            f"resume from the one before it with --resume {run} --resume-step {before[-1]}"
+            if before
+            else "there is none before it"
         )
         raise CheckpointError(f"{error}; {offer}") from error
 
 
 def export(model: UniCode, path: str | os.PathLike[str]) -> None:
     """Writes a model as one safetensors file, its configuration in the header, which `load` reads.
+
+    What `from_cmg` keeps for `to_cmg` beside the model is not part of it.
 
     Args:
         model: whose parameters and buffers are written.
@@ -222,6 +234,8 @@ def export(model: UniCode, path: str | os.PathLike[str]) -> None:
 
 def _read_export(path: Path) -> dict[str, Any]:
     """The content of an exported file, as `read` gives that of a checkpoint."""
+    if not path.exists():
+        raise CheckpointError(f"file {path} does not exist")
     try:
         with safetensors.safe_open(path, "pt") as file:
             content = json.loads((file.metadata() or {})["unicode_fast"])

@@ -44,7 +44,7 @@ def make_parser(program: str, description: str) -> ArgumentParser:
                     if len(set(values)) == 1
                     else "; ".join(f"{rules} {value}" for rules, value in zip(PRESETS, values, strict=True))
                 )
-                group.add_argument(f"--{name}", type=_TYPES[name] | None, help=f"{texts[name]} [{shown}]")
+                group.add_argument(f"--{name}", type=str | None, help=f"{texts[name]} [{shown}]")
     return parser
 
 
@@ -56,7 +56,21 @@ def with_underscores(argv: Sequence[str] | None) -> list[str]:
 
 def given_fields(arguments: Namespace) -> dict[str, Any]:
     """The configuration fields that flags have set."""
-    return {name: arguments[name] for name in ("preset", "size", *FIELDS) if arguments[name] is not None}
+    given = {name: arguments[name] for name in ("preset", "size", *FIELDS) if arguments[name] is not None}
+    return {name: from_text(name, value) for name, value in given.items()}
+
+
+def from_text(name: str, text: str) -> Any:
+    """The value that a flag spells, or the text itself where it spells none; `check_value` judges it."""
+    hint = _TYPES.get(name, str)
+    if hint is bool:
+        return {"true": True, "false": False}.get(text.lower(), text)
+    if hint in (int, float):
+        try:
+            return hint(text)
+        except ValueError:
+            return text
+    return text
 
 
 def read_yaml(path: str) -> dict[str, Any]:
@@ -75,6 +89,12 @@ def read_yaml(path: str) -> dict[str, Any]:
     unknown = sorted(str(name) for name in content if name not in known)
     if unknown:
         raise ValueError(f"config {path!r} must hold configuration fields only, got {', '.join(unknown)}")
+    for name, value in content.items():
+        if name in ("modalities", "probe_tasks") and isinstance(value, list):
+            content[name] = ",".join(map(str, value))
+        elif _TYPES.get(name) is float and isinstance(value, str):
+            # YAML takes 1e-3, without a point, for text.
+            content[name] = from_text(name, value)
     return content
 
 
@@ -85,6 +105,8 @@ def resolve(file: str | None, flags: dict[str, Any]) -> Config:
         ValueError: a preset, field or value is unknown, of the wrong type or out of range.
     """
     values = {**(read_yaml(file) if file is not None else {}), **flags}
+    if "epochs" in flags and "steps" not in flags:
+        values["steps"] = 0
     base = preset(values.pop("preset", "recommended"), values.pop("size", "small"))
     try:
         return base.replace(**values)

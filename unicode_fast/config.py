@@ -34,6 +34,8 @@ class Modality:
     def __post_init__(self) -> None:
         if self.kind not in get_args(Kind):
             raise ValueError(f"kind must be one of {', '.join(get_args(Kind))}, got {self.kind!r}")
+        if not isinstance(self.shape, (tuple, list)):
+            raise TypeError(f"shape must be a tuple of sizes, got {type(self.shape).__name__} {self.shape!r}")
         object.__setattr__(self, "shape", tuple(int(size) for size in self.shape))
         sides = 3 if self.kind == "grid" else 1
         if len(self.shape) != sides or min(self.shape) < 1:
@@ -112,13 +114,15 @@ class MethodConfig:
             "aligned" (same clip, same step), "attended" (softmax attention
             over the steps of the same clip) or "none" (plain EMA).
         ema_own_weight: weight of the own feature; the partners share the rest.
-        unequal_lengths: modalities with different numbers of steps are an
-            error ("refuse"), or stand to each other by their "means" over time.
+        unequal_lengths: modalities whose tensors have different numbers of
+            steps, padding included, are an error ("refuse"), or stand to each
+            other by their "means" over time; masks may differ either way.
         revive_after: N_re, batches without use before a codeword is replaced; 0 never replaces.
         revive_unless: a codeword stays if "any" or "all" modalities used it within N_re.
         revive_source: replacements are other codewords in use plus noise, or features of the batch.
         revive_noise: half width of that uniform noise.
-        revive_active_within: a codeword counts as in use when any modality chose it this recently, in batches.
+        revive_active_within: a codeword counts as in use when any or all
+            modalities, as `revive_unless` says, chose it this recently, in batches.
         revive_ema: a replacement resets the running count and sum too, so that it lasts.
         reconstruction_weight: of the mean squared reconstruction errors.
         word_target: words are reconstructed as the "lstm" output that entered
@@ -194,7 +198,7 @@ class DataConfig:
 
     Args:
         data: name of a built-in dataset, or the folder of a feature store.
-        modalities: which of its modalities, separated by commas; their order is the order of the sequential EMA.
+        modalities: which of its modalities, separated by commas, or "all"; their order is that of the sequential EMA.
         easy: the built-in dataset without distractors and shifts, for quick looks.
         train_clips: clips of the built-in dataset that are made for training.
         val_clips: for choosing epochs and checkpoints.
@@ -203,7 +207,7 @@ class DataConfig:
     """
 
     data: str = "talking-digits"
-    modalities: str = "audio,video,text"
+    modalities: str = "all"
     easy: bool = False
     train_clips: int = 4000
     val_clips: int = 500
@@ -216,7 +220,7 @@ class TrainConfig:
     """How long, how fast and where.
 
     Args:
-        steps: batches of pre-training; 0 counts `epochs` instead.
+        steps: batches of pre-training; 0 counts `epochs` instead, and a given `epochs` sets it to 0.
         epochs: passes over the training split where `steps` is 0.
         batch_size: B, clips per batch.
         keep_last_batch: the smaller last batch of an epoch is used (as released), else dropped.
@@ -340,13 +344,19 @@ def check_value(name: str, value: Any) -> Any:
     return value
 
 
-def modality_names(modalities: str) -> tuple[str, ...]:
+def modality_names(modalities: str, there: tuple[str, ...] = ()) -> tuple[str, ...]:
     """The names in a comma-separated list.
+
+    Args:
+        modalities: the list, or "all".
+        there: what "all" stands for.
 
     Raises:
         ValueError: fewer than two names, or one of them twice.
     """
+    if modalities == "all":
+        return there
     names = tuple(name.strip() for name in modalities.split(",") if name.strip())
     if len(names) < 2 or len(set(names)) != len(names):
-        raise ValueError(f"modalities must name two or more different modalities, got {modalities!r}")
+        raise ValueError(f"modalities must be 'all' or name two or more different modalities, got {modalities!r}")
     return names

@@ -66,4 +66,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    run_main(main, (ValueError, OSError, CheckpointError, StoreError))
+    run_main(main, (ValueError, OSError, RuntimeError, CheckpointError, StoreError))

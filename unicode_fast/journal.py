@@ -74,18 +74,18 @@ class Journal:
     Args:
         folder: of the run.
         offset: bytes of metrics.jsonl that are kept; what a killed run wrote after its last checkpoint is made again.
-        step: of the checkpoint that is resumed, for TensorBoard; 0 for a new run.
+        step: of the checkpoint that is resumed, for TensorBoard; None for a new run.
         usage: counts since the last line, from the checkpoint, or None.
     """
 
-    def __init__(self, folder: Path, offset: int = 0, step: int = 0, usage: Tensor | None = None) -> None:
+    def __init__(self, folder: Path, offset: int = 0, step: int | None = None, usage: Tensor | None = None) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         self.path = folder / "metrics.jsonl"
         with self.path.open("ab") as file:
             file.truncate(offset)
         self.file = self.path.open("a")
-        self.events = SummaryWriter(str(folder), purge_step=step + 1 if step else None)
+        self.events = SummaryWriter(str(folder), purge_step=None if step is None else step + 1)
         self.pending: deque[_Pending] = deque()
         self.usage: np.ndarray | None = None if usage is None else usage.cpu().numpy()
         self.shown: dict[str, str] = {}

@@ -123,7 +123,9 @@ def preset(name: str, size: str = "small") -> Config:
     averaged over B·T; K = 1; a codeword is kept when all modalities chose it
     within N_re = 300 batches, else it becomes a codeword in use plus noise,
     running count and sum included; counts start at one, codewords uniform in
-    +-1/400; words are reconstructed as their input vectors.
+    +-1/400; words are reconstructed as their input vectors; reconstruction
+    errors are averaged over elements; code matching looks along rows; inner
+    steps, clipping, noise and the codewords that replace others are as released.
 
     `recommended` is what trains best on the built-in data by measurement:
     codewords start from data, counts at one, one joint EMA step smoothed in the

@@ -35,9 +35,10 @@ def prepare_folder(out: str | None, config: Config, seeds: int) -> Path:
         if folder.exists():
             raise ValueError(f"out must be a folder that does not exist yet, got {out!r}; runs are never overwritten")
     folder.mkdir(parents=True)
-    write_config(folder, config)
+    # The configuration comes last: a folder that has it can be resumed as what it was meant to be.
     if seeds > 1:
         write_json(folder / "seeds.json", [config.train.seed + n for n in range(seeds)])
+    write_config(folder, config)
     return folder
 
 

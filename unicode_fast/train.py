@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import sys
@@ -21,7 +22,7 @@ from unicode_fast import checkpoint, pictures
 from unicode_fast.checkpoint import CheckpointError, write_json
 from unicode_fast.cli import given_fields, make_parser, resolve, run_main, with_underscores
 from unicode_fast.config import Config, Modality, modality_names
-from unicode_fast.data import Batch, Batches, Store, StoreError, open_dataset
+from unicode_fast.data import Batch, Batches, Store, StoreError, open_dataset, talking_digits
 from unicode_fast.journal import LOG_EVERY, Journal, NonFiniteLoss, StepResult
 from unicode_fast.methods import UniCodeMethod
 from unicode_fast.modules import ModelOutput, UniCode
@@ -30,6 +31,7 @@ from unicode_fast.tasks import Probes, Row, aggregate, check_tasks, format_table
 
 # Vectors that initial codewords are chosen or computed from, for each codeword.
 INIT_ROWS_PER_CODEWORD = 80
+BUILT_IN_MODALITIES = ("audio", "video", "text")
 
 
 class Trainer:
@@ -134,13 +136,15 @@ def initialise_codebook(trainer: Trainer, batches: Batches, device: torch.device
         step += 1
     data = np.concatenate(rows)
     generator = np.random.default_rng([trainer.config.train.seed, 7])
-    if method.codebook_init == "kmeans" and len(data) >= sizes.codewords:
+    if len(data) < sizes.codewords:
+        raise ValueError(f"codewords must be at most the {len(data)} vectors of an epoch, got {sizes.codewords}")
+    if method.codebook_init == "kmeans":
         from sklearn.cluster import KMeans
 
         chosen = KMeans(sizes.codewords, n_init=1, max_iter=20, random_state=trainer.config.train.seed).fit(data)
         codewords = chosen.cluster_centers_
     else:
-        codewords = data[generator.choice(len(data), sizes.codewords, replace=len(data) < sizes.codewords)]
+        codewords = data[generator.choice(len(data), sizes.codewords, replace=False)]
     trainer.model.codebook.initialise(torch.as_tensor(codewords, dtype=trainer.model.dtype, device=device))
 
 
@@ -171,10 +175,22 @@ def pretrain(trainer: Trainer, store: Store, folder: Path, content: Mapping[str,
         clips, train.batch_size, train.seed, drop_last=not train.keep_last_batch, dtype=getattr(torch, train.dtype)
     )
     total = total_steps(config, batches)
-    progress: dict[str, Any] = dict(content["progress"]) if content else {"best": None, "seconds": 0.0, "bytes": 0}
+    progress: dict[str, Any] = (
+        dict(content["progress"])
+        if content
+        else {
+            "best": None,
+            "seconds": 0.0,
+            "bytes": 0,
+            "data": store_digest(store),
+        }
+    )
     if content is None:
         initialise_codebook(trainer, batches, device)
-    journal = Journal(folder, progress["bytes"], trainer.step, content["usage"] if content else None)
+    journal = Journal(
+        folder, progress["bytes"], trainer.step if content else None, content["usage"] if content else None
+    )
+    checkpoint.remove_unfinished(folder)
     validate_at = {round(total * (n + 1) / train.validations) for n in range(train.validations)}
     started, seconds_before, saved_at = time.monotonic(), progress["seconds"], time.monotonic()
 
@@ -194,7 +210,7 @@ def pretrain(trainer: Trainer, store: Store, folder: Path, content: Mapping[str,
             batch: Batch = batches.batch(trainer.step).to(device)
             rate = learning_rate(config, trainer.step, total, batches.steps_per_epoch)
             result = trainer.train_step(batch.features, batch.mask, rate)
-            journal.record(trainer.step, rate, batch.clips, result)
+            journal.record(trainer.step, trainer.optimizer.param_groups[0]["lr"], batch.clips, result)
             bar.update()
             if trainer.step % LOG_EVERY == 0:
                 bar.set_postfix(journal.shown)
@@ -211,6 +227,7 @@ def pretrain(trainer: Trainer, store: Store, folder: Path, content: Mapping[str,
                 save()
                 saved_at = time.monotonic()
         save()
+        bar.set_postfix(journal.shown)
     except NonFiniteLoss as error:
         journal.pending.clear()
         name = f"nonfinite-step-{trainer.step:08d}.pt"
@@ -236,12 +253,13 @@ def run(config: Config, folder: Path, resume_step: int | None = None) -> dict[st
     started = time.monotonic()
     device = choose_device(config.train.device)
     store = open_dataset(config.data)
-    modalities = store.modalities_named(modality_names(config.data.modalities))
+    modalities = check_store(config, store)
     trainer = Trainer(config, modalities, device)
     content = None
     if resume_step is not None or checkpoint.steps_in(folder):
         content = checkpoint.read_for_resume(folder, resume_step, device)
-        if content["config"] != checkpoint.config_to_dict(config, modalities):
+        same_data = content["progress"]["data"] == store_digest(store)
+        if content["config"] != checkpoint.config_to_dict(config, modalities) or not same_data:
             raise CheckpointError(f"checkpoint in {folder} was trained with another configuration or other data")
         trainer.restore(content)
     begun = time.monotonic()
@@ -287,6 +305,7 @@ def run_seeds(config: Config, folder: Path, seeds: Sequence[int]) -> dict[str, A
     rows = aggregate([[Row.from_dict(row) for row in summary["rows"]] for summary in summaries])
     summary = {
         "rows": [row.as_dict() for row in rows],
+        "seed": seeds[0],
         "seeds": list(seeds),
         "seconds": sum(summary["seconds"] for summary in summaries),
         "threads": torch.get_num_threads(),
@@ -313,6 +332,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if given or arguments.seeds != 1:
             raise ValueError(f"resume takes the run's own configuration, got {', '.join(given or ['seeds'])} beside it")
         folder, config, seeds = resume_folder(arguments.resume)
+        if seeds and arguments.resume_step is not None:
+            raise ValueError(f"resume_step needs the run of one seed, such as --resume {folder / f'seed-{seeds[0]}'}")
     else:
         if arguments.resume_step is not None:
             raise ValueError("resume_step needs --resume RUN")
@@ -320,6 +341,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise ValueError(f"seeds must be at least 1, got {arguments.seeds}")
         config = resolve(arguments.config, flags)
         check_run(config)
+        check_flags(config, flags)
+        check_store(config, open_dataset(config.data))
         folder = prepare_folder(arguments.out, config, arguments.seeds)
         if arguments.seeds > 1:
             seeds = [config.train.seed + n for n in range(arguments.seeds)]
@@ -337,9 +360,59 @@ def check_run(config: Config) -> None:
         ValueError: the device, a task or the modalities are not there.
     """
     choose_device(config.train.device)
-    modality_names(config.data.modalities)
     check_tasks(config.train.probe_tasks)
+    if config.data.data in talking_digits.DATASETS:
+        names = modality_names(config.data.modalities, BUILT_IN_MODALITIES)
+        if not set(names) <= set(BUILT_IN_MODALITIES):
+            raise ValueError(f"modalities must be among {', '.join(BUILT_IN_MODALITIES)}, got {', '.join(names)}")
+        if config.data.train_clips < config.train.batch_size:
+            raise ValueError(
+                f"batch_size must be at most train_clips ({config.data.train_clips}), got {config.train.batch_size}"
+            )
+
+
+def check_flags(config: Config, flags: Mapping[str, Any]) -> None:
+    """Refuses flags that the rest of the configuration leaves without effect.
+
+    Raises:
+        ValueError: a flag is about the built-in data, and other data are asked for; or steps and epochs are both set.
+    """
+    if config.data.data not in talking_digits.DATASETS:
+        unread = [name for name in ("easy", "train_clips", "val_clips", "test_clips", "data_seed") if name in flags]
+        if unread:
+            raise ValueError(f"{unread[0]} is about the built-in data only, got it beside data {config.data.data!r}")
+    if flags.get("steps") and "epochs" in flags:
+        raise ValueError(f"steps and epochs exclude each other, got {flags['steps']} and {flags['epochs']}")
+
+
+def check_store(config: Config, store: Store) -> dict[str, Modality]:
+    """The modalities of a run, after a look at whether its data hold what the whole run will need.
+
+    Raises:
+        ValueError: a modality or a split is missing, or there are fewer clips than a batch, or no classes.
+    """
+    missing = [name for name in ("train", "val", "test") if name not in store.splits]
+    if missing:
+        raise ValueError(f"data must have splits train, val and test, {store.path} has {', '.join(store.splits)}")
+    clips = store.split("train")
+    modalities = store.modalities_named(modality_names(config.data.modalities, tuple(clips.modalities)))
+    if len(clips) < config.train.batch_size:
+        raise ValueError(f"batch_size must be at most the {len(clips)} training clips, got {config.train.batch_size}")
+    for split in store.splits:
+        store.split(split).target  # noqa: B018 - raises where the classes are missing
+    steps = {clips.features[name].shape[1] for name in modalities}
+    needed = config.method.cpc_earliest + 1 + config.model.cpc_steps
+    if config.model.cpc_steps > 1 and min(steps) < needed:
+        raise ValueError(
+            f"cpc_steps must leave {needed} steps in a clip, got {config.model.cpc_steps} for {min(steps)}"
+        )
+    return modalities
+
+
+def store_digest(store: Store) -> str:
+    """What tells one dataset from another: the checksum of its manifest, which holds those of all files."""
+    return hashlib.sha256((Path(store.path) / "manifest.json").read_bytes()).hexdigest()
 
 
 if __name__ == "__main__":
-    run_main(main, (ValueError, OSError, CheckpointError, NonFiniteLoss, StoreError))
+    run_main(main, (ValueError, OSError, RuntimeError, CheckpointError, NonFiniteLoss, StoreError))

@@ -6,6 +6,7 @@ import contextlib
 import os
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -68,11 +69,10 @@ def open_or_make(folder: Path, make: Callable[[Path], None], say: Callable[[str]
 
 def _prepare(parent: Path) -> None:
     """Make the folder above, and find out now rather than after the work whether it can be written."""
-    probe = parent / f".probe-{os.getpid()}"
     try:
         parent.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
+        with tempfile.NamedTemporaryFile(dir=parent, prefix=".probe-"):
+            pass
     except OSError as error:
         raise type(error)(
             error.errno,

@@ -57,6 +57,10 @@ def write_store(
     target = Path(path).absolute()
     if target.exists():
         raise FileExistsError(errno.EEXIST, "the folder of a new feature store must not exist yet", str(target))
+    for split, arrays in splits.items():
+        for key, array in arrays.items():
+            if not isinstance(array, (np.ndarray, np.generic)):
+                raise StoreError(f"splits[{split!r}][{key!r}] must be a NumPy array, got {type(array).__name__}")
     check_contents(modalities, classes, splits)
     manifest: dict[str, Any] = {
         "format": FORMAT,

@@ -66,7 +66,7 @@ class Codebook(nn.Module):
         codebook = torch.empty(config.codewords, config.width).uniform_(-UNIFORM_INIT, UNIFORM_INIT)
         self.register_buffer("codebook", codebook)
         self.register_buffer("ema_count", torch.full((config.codewords,), method.ema_initial_count))
-        self.register_buffer("ema_sum", codebook.clone())
+        self.register_buffer("ema_sum", codebook * (method.ema_initial_count or 1.0))
         self.register_buffer("idle", torch.full((len(names), config.codewords), -1))
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
 
@@ -82,7 +82,7 @@ class Codebook(nn.Module):
 
     @torch.no_grad()
     def initialise(self, rows: Tensor) -> None:
-        """Sets the codewords, their sums to match; counts keep their start.
+        """Sets the codewords; counts keep their start, sums become codeword times count (the codeword for count 0).
 
         Args:
             rows: (M, D).
@@ -93,7 +93,8 @@ class Codebook(nn.Module):
         if rows.shape != self.codebook.shape:
             raise ValueError(f"rows must have shape {tuple(self.codebook.shape)}, got {tuple(rows.shape)}")
         self.codebook.copy_(rows)
-        self.ema_sum.copy_(rows)
+        count = self.ema_count.unsqueeze(1)
+        self.ema_sum.copy_(rows * torch.where(count > 0, count, 1))
 
     @torch.no_grad()
     def update(

@@ -16,8 +16,9 @@ from unicode_fast.ops import CrossInfoNCE, cross_info_nce
 class CrossCPC(nn.Module):
     """LSTM contexts and predictors per modality; Eq. 6.
 
-    Clips of one step, clips shorter than the prediction needs, and modalities
-    of different lengths are contrasted by their means over time instead.
+    A clip that is too short for the time step that was drawn takes no part.
+    Where no clip of a batch is long enough, and where modalities have different
+    numbers of steps, clips are contrasted by their means over time instead.
 
     Args:
         names: the modalities.
@@ -52,17 +53,25 @@ class CrossCPC(nn.Module):
     def forward(
         self, semantic: Mapping[str, Tensor], mask: Mapping[str, Tensor] | None, position: Tensor
     ) -> CrossInfoNCE:
-        """The weighted contrastive loss of all pairs.
+        """The weighted contrastive loss of all pairs; hits and losses by pair are those of the first step predicted.
 
         Args:
             semantic: z by modality, (B, T, D).
             mask: (B, T) bool by modality, or None.
             position: float scalar in [0, 1) that chooses the last step of the context.
         """
-        if self.predicts_steps(semantic):
-            targets, predictions, valid = self._steps(semantic, mask, position)
-        else:
-            targets, predictions, valid = self._means(semantic, mask)
+        if not self.predicts_steps(semantic):
+            return self._contrast(*self._means(semantic, mask))
+        steps = self._contrast(*self._steps(semantic, mask, position))
+        steps = CrossInfoNCE(steps.loss, steps.pair_loss[..., :1], steps.hits[..., :1])
+        if mask is None:
+            return steps
+        means = self._contrast(*self._means(semantic, mask))
+        lengths = torch.stack([mask[name].sum(1) for name in self.names])
+        enough = lengths.amin(0).amax() >= self.earliest + 1 + self.steps
+        return CrossInfoNCE(*(torch.where(enough, a, b) for a, b in zip(steps, means, strict=True)))
+
+    def _contrast(self, targets: Tensor, predictions: Tensor, valid: Tensor | None) -> CrossInfoNCE:
         cross, within = self.weights
         size = (len(self.names), len(self.names))
         weights = torch.full(size, cross, dtype=targets.dtype, device=targets.device).fill_diagonal_(within)

@@ -60,8 +60,11 @@ class UniCode(nn.Module):
         if len(modalities) < 2:
             raise ValueError(f"modalities must name at least two, got {list(modalities)}")
         for name in modalities:
-            if not name.isidentifier():
-                raise ValueError(f"modalities must have names of letters, digits and underscores, got {name!r}")
+            if not name.isidentifier() or hasattr(nn.ModuleDict, name) or name == "training":
+                raise ValueError(
+                    f"modalities must have names of letters, digits and underscores that torch does not use itself, "
+                    f"got {name!r}"
+                )
         self.modalities = dict(modalities)
         self.names = tuple(modalities)
         self.config = config
@@ -99,8 +102,9 @@ class UniCode(nn.Module):
 
     def parts(self) -> dict[str, list[nn.Parameter]]:
         """The parameters of the main optimiser, in the groups whose gradients are clipped together."""
-        words = [p for n, p in self.encoders.named_parameters() if ".words." in f".{n}"]
-        others = [p for n, p in self.encoders.named_parameters() if ".words." not in f".{n}"]
+        named = [(name.split(".")[1], parameter) for name, parameter in self.encoders.named_parameters()]
+        words = [parameter for part, parameter in named if part == "words"]
+        others = [parameter for part, parameter in named if part != "words"]
         groups = {
             "words": words,
             "encoders": others,
@@ -137,7 +141,7 @@ class UniCode(nn.Module):
         return output
 
     def update_codebook(self, output: ModelOutput) -> None:
-        """The MM-EMA step for a batch whose output is at hand; call it once per training step."""
+        """The MM-EMA step for a batch whose output is at hand; once per training step, after the backward pass."""
         self.codebook.update(output.semantic, output.index, output.mask)
 
     @torch.no_grad()

@@ -84,7 +84,8 @@ class UpdateRule:
             did.
         revive_source: a revived codeword becomes another, active "codeword" with noise, or a "feature" of the batch.
         revive_noise: half the width of the uniform noise that is added to a codeword's copy.
-        revive_active_within: a codeword is active if any modality chose it less than this many batches ago.
+        revive_active_within: a codeword is active if any or all modalities, as `revive_unless` says, chose it less than
+            this many batches ago.
         revive_ema: whether a revived codeword's count becomes 1 and its sum its vector. If not, the next update
             brings its old vector back unless the codeword is chosen at once.
         seed: of the draws; any integer of 64 bits.
@@ -338,8 +339,8 @@ def _revival(
     draws: RevivalDraws | None,
 ) -> tuple[Tensor, Tensor]:
     """Which codewords are revived, (M,) bool, and the vector that each of them would get, (M, D)."""
-    idle_for_any = idle.amin(dim=0)
-    dead = (idle_for_any if rule.revive_unless == "any" else idle.amax(dim=0)) > rule.revive_after
+    idle_for_rule = idle.amin(dim=0) if rule.revive_unless == "any" else idle.amax(dim=0)
+    dead = idle_for_rule > rule.revive_after
     if rule.revive_source == "feature":
         return dead & (statistics.candidate_found > 0), statistics.candidate
     if draws is None:
@@ -347,7 +348,7 @@ def _revival(
         noise = 2 * counter_random.uniform(rule.seed, step, NOISE_STREAM, codebook.shape) - 1
     else:
         choice, noise = draws
-    active = (idle_for_any >= 0) & (idle_for_any < rule.revive_active_within)
+    active = (idle_for_rule >= 0) & (idle_for_rule < rule.revive_active_within)
     rank = active.cumsum(dim=0)  # an active codeword's own place, from 1
     place = (choice * rank[-1]).to(torch.int64)
     # The first codeword whose rank exceeds the place; M, out of range, where none is active.
