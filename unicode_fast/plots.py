@@ -28,6 +28,8 @@ from unicode_fast.tasks.probe import Clips
 BLUE, RED, GREEN, PINK, ORANGE, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"
 BLACK, GREY = "#000000", "#9A9A9A"
 _PALETTE = (BLUE, RED, GREEN, PINK, ORANGE, SKY)
+# Figure 4 of the paper: visual codewords blue, audio red, shared green; other modalities take what is left.
+_FIGURE_4 = {"video": BLUE, "audio": RED, "shared": GREEN}
 _MARKERS = ("s", "^", "v", "D", "P", "X")
 _DPI = 110
 _NOT_SCORES = ("step", "kind", "mean")
@@ -136,13 +138,13 @@ def _usage_csv(names: Sequence[str], table: np.ndarray, group: np.ndarray) -> st
 def _usage_figure(
     names: Sequence[str], total: np.ndarray, share: np.ndarray, group: np.ndarray, shares: Mapping[str, float]
 ) -> Figure:
-    colours = _Colours(names)
+    colours = _Colours(names, _FIGURE_4)
     labels = np.array(list(shares))
     order = np.lexsort((-total, (group[:, None] == labels).argmax(1)))  # by group, most used first
     figure = Figure(figsize=(8.4, 4.4), layout="constrained")
     dots, strip = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1.1))
     styles = {
-        "shared": (BLACK, "o"),
+        "shared": (GREEN, "o"),
         **{name: (colours(name), marker) for name, marker in zip(names, itertools.cycle(_MARKERS), strict=False)},
         "unused": (GREY, "x"),
     }
@@ -313,10 +315,13 @@ def _bars(axis: Axes, rows: Sequence[Row]) -> None:
 
 
 class _Colours:
-    """One colour a label, the same in every panel; labels in their order get the palette in its order."""
+    """One colour a label, the same in every panel; labels in their order get what `fixed` leaves of the palette."""
 
-    def __init__(self, labels: Iterable[str]) -> None:
-        self._of = dict(zip(dict.fromkeys(labels), itertools.cycle(_PALETTE), strict=False))
+    def __init__(self, labels: Iterable[str], fixed: Mapping[str, str] | None = None) -> None:
+        fixed = fixed or {}
+        left = [colour for colour in _PALETTE if colour not in fixed.values()]
+        others = dict.fromkeys(label for label in labels if label not in fixed)
+        self._of = {**dict(zip(others, itertools.cycle(left), strict=False)), **fixed}
 
     def __call__(self, label: str) -> str:
         return self._of.get(label, BLACK)
