@@ -127,7 +127,7 @@ def preset(name: str, size: str = "small") -> Config:
     errors are averaged over elements; code matching looks along rows; inner
     steps, clipping, noise and the codewords that replace others are as released.
 
-    `recommended` is what trains best on the built-in data by measurement:
+    `recommended` is what trained well on the built-in data (docs/choices.md):
     codewords start from data, counts at one, one joint EMA step smoothed in the
     division only, revival from features of the batch that lasts, CLUB in closed
     form averaged over channels, Cross-CPC scores divided by sqrt(D) with the
