@@ -3,10 +3,14 @@
 from pathlib import Path
 
 import pytest
+import tiny
+import torch
 
 from unicode_fast import PRESETS, Config, Modality, preset
+from unicode_fast import config as config_module
 from unicode_fast.cli import field_help, given_fields, make_parser, read_yaml, resolve, with_underscores
 from unicode_fast.config import FIELDS, PARTS, RANGES, modality_names
+from unicode_fast.train import Trainer
 
 
 class TestFields:
@@ -103,6 +107,74 @@ class TestFiles:
     def test_missing_file(self) -> None:
         with pytest.raises(ValueError, match="readable YAML file, got 'nowhere.yaml'"):
             read_yaml("nowhere.yaml")
+
+    def test_epochs_without_steps_count_epochs(self, tmp_path: Path) -> None:
+        file = tmp_path / "run.yaml"
+        file.write_text("epochs: 3\n")
+        assert (resolve(str(file), {}).train.steps, resolve(str(file), {}).train.epochs) == (0, 3)
+
+
+# A value that differs from the preset's, for each field that another one can switch off.
+OTHER = {
+    "grid_semantic_width": 9, "ema_epsilon": 0.5, "ema_own_weight": 0.25, "revive_noise": 0.5,
+    "revive_active_within": 7, "revive_unless": "all", "revive_source": "codeword", "revive_ema": False,
+    "commitment_own": 5.0, "commitment_partner": 3.0, "commitment_norm": "sum", "club_floor": False,
+    "club_reduction": "sum", "club_input": "quantised", "club_weight": 7.0, "club_inner_steps": 3,
+    "club_learning_rate": 0.5, "cpc_self_weight": 0.7, "cmcm_pairing": "official", "cmcm_directions": "rows",
+    "cmcm_temperature": 3.0, "grid_hidden_width": 5, "grid_specific_width": 7, "grid_club_width": 3,
+    "grid_pooling": "sum", "squeeze_width": 3, "residual_skip": "relu", "vector_specific_width": 9, "word_width": 10,
+    "word_target": "lstm",
+}  # fmt: skip
+SWITCHED = [
+    (switch, value, name) for switch, values, names in config_module._SWITCHES for value in values for name in names
+]
+
+
+def trained(names: str, **fields: object) -> dict[str, torch.Tensor]:
+    """A tiny model after three steps."""
+    config = tiny.config(**{"revive_after": 1, **fields})
+    trainer = Trainer(config, {name: tiny.MODALITIES[name] for name in names.split(",")}, torch.device("cpu"))
+    for seed in range(3):
+        trainer.train_step(tiny.batch(trainer.model, seed=seed), None, 1e-3)
+    return trainer.model.state_dict()
+
+
+def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
+
+
+class TestUnreadFields:
+    """What is called unread changes no bit of a trained model; changing it is an error."""
+
+    @pytest.mark.parametrize(("switch", "value", "name"), SWITCHED)
+    def test_switched_off(self, switch: str, value: object, name: str) -> None:
+        with pytest.raises(ValueError, match=f"{name} is not read where {switch} is {value!r}.*, got {name}"):
+            Config().replace(**{switch: value, name: OTHER[name]})
+        names = "audio,video,text"
+        assert same(trained(names, **{switch: value}), trained(names, **{switch: value, name: OTHER[name]}))
+
+    @pytest.mark.parametrize(
+        ("names", "kinds", "unread"),
+        [
+            ("audio,depth", {"vector"}, ["grid", "words"]),
+            ("video,audio", {"grid", "vector"}, ["words"]),
+            ("audio,text", {"vector", "words"}, ["grid"]),
+        ],
+    )
+    def test_kinds(self, names: str, kinds: set, unread: list) -> None:
+        found = set(Config().unread_fields(kinds)) - set(Config().unread_fields())
+        wanted = {"grid": config_module._KIND_FIELDS[0][1], "words": config_module._KIND_FIELDS[2][1]}
+        assert found == {name for kind in unread for name in wanted[kind]} - set(Config().unread_fields())
+        changed = {name: OTHER[name] for name in found}
+        assert same(trained(names), trained(names, **changed))
+
+    def test_two_grids(self) -> None:
+        assert "vector_specific_width" in Config().unread_fields({"grid"})
+
+    def test_a_whole_set_may_hold_them(self) -> None:
+        config = preset("official")
+        assert config.model.grid_semantic_width == Config().model.grid_semantic_width
+        assert config.replace_all(grid_semantic_width=9).model.grid_semantic_width == 9
 
 
 class TestFlags:

@@ -46,6 +46,12 @@ class TestByHand:
         expected = math.log1p(math.exp(score))
         assert losses.code_matching(share, share).item() == pytest.approx(expected, abs=1e-15)
 
+    def test_code_matching_under_autocast(self) -> None:
+        shares = torch.rand(2, 6, 40, generator=torch.Generator().manual_seed(0)).softmax(-1)
+        with torch.autocast("cpu", torch.bfloat16):
+            found = losses.code_matching(*shares)
+        assert torch.equal(found, losses.code_matching(*shares))
+
     def test_masked_mean_without_a_valid_step_is_zero(self) -> None:
         assert losses.masked_mean(torch.ones(2, 3), torch.zeros(2, 3, dtype=torch.bool)).item() == 0
 

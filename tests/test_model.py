@@ -110,6 +110,19 @@ class TestMasks:
             total(owner, four, None, draws)["cpc"], **FLOAT64
         )
 
+    def test_recognised_is_a_share_of_the_clips_and_steps_that_count(self) -> None:
+        owner = tiny.model("recommended", dtype="float64", dropout=0.0, cpc_steps=2)
+        features, position = tiny.batch(owner), torch.tensor(0.0, dtype=torch.float64)
+        mask = {key: tiny.mask_of([5, 5, 5, 5, 2, 1], 5) for key in owner.names}
+        four = {key: value[:4] for key, value in features.items()}
+        found = owner.cpc(owner(features, mask).semantic, mask, position).recognised
+        alone = owner.cpc(owner(four).semantic, None, position).recognised
+        # Two steps are predicted: four clips count for both, one for the first only.
+        assert found.shape == alone.shape == (3, 3)
+        assert ((found * 9 - (found * 9).round()).abs() < 1e-9).all()
+        assert ((alone * 8 - (alone * 8).round()).abs() < 1e-9).all()
+        assert found.max() <= 1 and found.sum() > 0
+
     def test_clips_of_one_step_contrast_their_means_padded_or_not(self) -> None:
         owner = tiny.model("recommended", dtype="float64", dropout=0.0)
         features = tiny.batch(owner)

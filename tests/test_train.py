@@ -14,7 +14,7 @@ import tiny
 import torch
 import yaml
 
-from unicode_fast import checkpoint, load, preset
+from unicode_fast import checkpoint, load, preset, runs
 from unicode_fast.train import Journal, NonFiniteLoss, Trainer, learning_rate, main, total_steps
 
 FLAGS = {
@@ -96,6 +96,17 @@ class TestRunFolder:
         with pytest.raises(ValueError, match="out must be a folder that does not exist yet"):
             main(flags(store, finished))
         assert (finished / "summary.json").read_bytes() == before
+
+    def test_it_appears_whole_or_not_at_all(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Whatever interrupts the making of a run folder, a folder without its configuration is never left."""
+
+        def stop(*_: object) -> None:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(runs, "write_json", stop)
+        with pytest.raises(KeyboardInterrupt):
+            runs.prepare_folder(str(tmp_path / "run"), preset("recommended"), seeds=2)
+        assert list(tmp_path.iterdir()) == []
 
 
 class TestLearning:

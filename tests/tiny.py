@@ -31,7 +31,7 @@ SIZES = {
 
 
 def config(name: str = "recommended", **fields: object) -> Config:
-    return preset(name).replace(**{**SIZES, **fields})
+    return preset(name).replace_all(**{**SIZES, **fields})
 
 
 def model(name: str = "recommended", names: str = "audio,video,text", seed: int = 0, **fields: object) -> UniCode:

@@ -85,7 +85,7 @@ def config_from_dict(saved: Mapping[str, Any]) -> tuple[Config, dict[str, Modali
         odd = sorted(set(fields) ^ set(FIELDS))
         raise CheckpointError(f"checkpoint was written by another version: fields {', '.join(odd)} differ")
     modalities = {name: Modality(item["kind"], tuple(item["shape"])) for name, item in saved["modalities"].items()}
-    return base.replace(**fields), modalities
+    return base.replace_all(**fields), modalities
 
 
 def save(path: Path, model: UniCode, extra: Mapping[str, Any] | None = None) -> None:

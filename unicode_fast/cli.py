@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from argparse import HelpFormatter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,12 @@ def field_help() -> dict[str, str]:
 def make_parser(program: str, description: str) -> ArgumentParser:
     """A parser that knows every configuration field, `--preset`, `--size` and `--config`."""
     name = f"python -m unicode_fast.{program}"
-    parser = ArgumentParser(prog=name, usage=f"{name} [--FIELD VALUE ...]", description=description)
+    parser = ArgumentParser(
+        prog=name,
+        usage=f"{name} [--FIELD VALUE ...]",
+        description=description,
+        formatter_class=HelpFormatter,
+    )
     parser.add_argument("--config", type=str | None, metavar="FILE", help="YAML file that sets any of the fields below")
     parser.add_argument("--preset", type=str | None, help=f"rules: {', '.join(PRESETS)} (default recommended)")
     parser.add_argument("--size", type=str | None, help=f"sizes: {', '.join(SIZES)} (default small)")
@@ -104,8 +110,9 @@ def resolve(file: str | None, flags: dict[str, Any]) -> Config:
     Raises:
         ValueError: a preset, field or value is unknown, of the wrong type or out of range.
     """
-    values = {**(read_yaml(file) if file is not None else {}), **flags}
-    if "epochs" in flags and "steps" not in flags:
+    content = read_yaml(file) if file is not None else {}
+    values = {**content, **flags}
+    if any("epochs" in given and "steps" not in given for given in (flags, values)):
         values["steps"] = 0
     base = preset(values.pop("preset", "recommended"), values.pop("size", "small"))
     try:

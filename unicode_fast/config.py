@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -274,9 +274,19 @@ class Config:
         """A copy with fields of any part changed.
 
         Raises:
-            ValueError: a name is no field, or a value is outside its range.
+            ValueError: a name is no field, a value is outside its range, or a changed field is one that the other
+                fields of the copy switch off.
             TypeError: a value has the wrong type.
         """
+        copy = self.replace_all(**values)
+        before, after = self.flat(), copy.flat()
+        for name, reason in copy.unread_fields().items():
+            if after[name] != before[name]:
+                raise ValueError(f"{name} {reason}, got {name} {after[name]!r} beside it")
+        return copy
+
+    def replace_all(self, **values: Any) -> Config:
+        """As `replace`, for a complete set of fields, among which may be some that others switch off."""
         parts = {part: {} for part in PARTS}  # type: dict[str, dict[str, Any]]
         own: dict[str, Any] = {}
         for name, value in values.items():
@@ -289,6 +299,57 @@ class Config:
         changed = {part: dataclasses.replace(getattr(self, part), **new) for part, new in parts.items() if new}
         return dataclasses.replace(self, **own, **changed)
 
+    def unread_fields(self, kinds: Collection[Kind] = get_args(Kind)) -> dict[str, str]:
+        """The fields that have no effect beside the others, and why, as "is not read where ...".
+
+        Args:
+            kinds: of the modalities.
+        """
+        values, unread = self.flat(), {}
+        for switch, off, names in _SWITCHES:
+            if values[switch] in off:
+                unread.update(dict.fromkeys(names, f"is not read where {switch} is {values[switch]!r}"))
+        if self.train.steps:
+            unread["epochs"] = f"is not read where steps is {self.train.steps}, not 0"
+        for needs, names in _KIND_FIELDS:
+            if not set(needs) & set(kinds):
+                unread.update(dict.fromkeys(names, f"is not read where no modality is of kind {' or '.join(needs)}"))
+        return unread
+
+
+# A field, its values that switch others off, and those.
+_SWITCHES: tuple[tuple[str, tuple[Any, ...], tuple[str, ...]], ...] = (
+    ("grid_pooling", ("sum", "attention"), ("grid_semantic_width",)),
+    ("ema_smoothing", ("none",), ("ema_epsilon",)),
+    ("ema_partner", ("none",), ("ema_own_weight",)),
+    ("revive_source", ("feature",), ("revive_noise", "revive_active_within")),
+    (
+        "revive_after",
+        (0,),
+        ("revive_unless", "revive_source", "revive_noise", "revive_active_within", "revive_ema"),
+    ),
+    ("commitment_weight", (0,), ("commitment_own", "commitment_partner", "commitment_norm")),
+    ("club_weight", (0,), ("club_floor", "club_reduction")),
+    (
+        "club_estimator",
+        ("none",),
+        ("club_input", "club_floor", "club_reduction", "club_weight", "club_inner_steps", "club_learning_rate"),
+    ),
+    ("cpc_weight", (0,), ("cpc_self_weight",)),
+    ("cmcm_weight", (0,), ("cmcm_pairing", "cmcm_directions", "cmcm_temperature")),
+)  # fmt: skip
+# Kinds of modalities of which one must be there, and the fields that are about them.
+_KIND_FIELDS: tuple[tuple[tuple[Kind, ...], tuple[str, ...]], ...] = (
+    (
+        ("grid",),
+        (
+            "grid_hidden_width", "grid_specific_width", "grid_club_width", "grid_semantic_width", "grid_pooling",
+            "squeeze_width", "residual_skip",
+        ),
+    ),
+    (("vector", "words"), ("vector_specific_width",)),
+    (("words",), ("word_width", "word_target")),
+)  # fmt: skip
 
 PARTS = {"model": ModelConfig, "method": MethodConfig, "data": DataConfig, "train": TrainConfig}
 FIELDS = {item.name: part for part, kind in PARTS.items() for item in dataclasses.fields(kind)}

@@ -142,7 +142,15 @@ def code_matching(first: Tensor, second: Tensor, *, pairing: str = "symmetric", 
             as the second term and adds 1e-5 to the sum of exponentials, as released.
         directions: softmax over the partners of a row only ("rows"), or the
             mean of that and of the columns ("both").
+
+    Precision:
+        That of the inputs, under autocast too.
     """
+    with torch.autocast(first.device.type, enabled=False):
+        return _code_matching(first, second, pairing, directions)
+
+
+def _code_matching(first: Tensor, second: Tensor, pairing: str, directions: str) -> Tensor:
     log_first, log_second = (first + OFFICIAL_LOG_OFFSET).log(), (second + OFFICIAL_LOG_OFFSET).log()
     forward = first @ log_second.T  # (B, B)
     if pairing == "official":

@@ -145,4 +145,4 @@ def preset(name: str, size: str = "small") -> Config:
         raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {name!r}")
     if size not in SIZES:
         raise ValueError(f"size must be one of {', '.join(SIZES)}, got {size!r}")
-    return Config(preset=name, size=size).replace(**_SIZES[size], **_RULES[name])
+    return Config(preset=name, size=size).replace_all(**_SIZES[size], **_RULES[name])

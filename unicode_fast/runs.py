@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import datetime
 import json
+import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import torch
 import yaml
 
-from unicode_fast.checkpoint import CheckpointError, atomic_file, write_json
+from unicode_fast.checkpoint import CheckpointError, write_json
 from unicode_fast.cli import resolve
 from unicode_fast.config import Config
 
@@ -34,18 +36,25 @@ def prepare_folder(out: str | None, config: Config, seeds: int) -> Path:
         folder = Path(out)
         if folder.exists():
             raise ValueError(f"out must be a folder that does not exist yet, got {out!r}; runs are never overwritten")
-    folder.mkdir(parents=True)
-    # The configuration comes last: a folder that has it can be resumed as what it was meant to be.
-    if seeds > 1:
-        write_json(folder / "seeds.json", [config.train.seed + n for n in range(seeds)])
-    write_config(folder, config)
+    make_folder(folder, config, [config.train.seed + n for n in range(seeds)] if seeds > 1 else None)
     return folder
 
 
-def write_config(folder: Path, config: Config) -> None:
-    """The resolved configuration as a YAML file that `--config` reads."""
-    with atomic_file(folder / "config.yaml", "w") as file:
-        yaml.safe_dump(config.flat(), file, sort_keys=False)
+def make_folder(folder: Path, config: Config, seeds: list[int] | None = None) -> None:
+    """A run folder with its resolved configuration, which `--config` reads; it appears whole or not at all.
+
+    Raises:
+        OSError: it cannot be made, or exists and is not empty.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as made:
+        inside = Path(made) / folder.name
+        inside.mkdir()
+        with (inside / "config.yaml").open("w") as file:
+            yaml.safe_dump(config.flat(), file, sort_keys=False)
+        if seeds is not None:
+            write_json(inside / "seeds.json", seeds)
+        os.replace(inside, folder)
 
 
 def versions() -> dict[str, str]:

@@ -7,9 +7,9 @@ import json
 import math
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -21,12 +21,13 @@ from tqdm import tqdm
 from unicode_fast import checkpoint, pictures
 from unicode_fast.checkpoint import CheckpointError, write_json
 from unicode_fast.cli import given_fields, make_parser, resolve, run_main, with_underscores
-from unicode_fast.config import Config, Modality, modality_names
+from unicode_fast.config import Config, Kind, Modality, modality_names
 from unicode_fast.data import Batch, Batches, Store, StoreError, open_dataset, talking_digits
 from unicode_fast.journal import LOG_EVERY, Journal, NonFiniteLoss, StepResult
 from unicode_fast.methods import UniCodeMethod
 from unicode_fast.modules import ModelOutput, UniCode
-from unicode_fast.runs import choose_device, git_commit, prepare_folder, resume_folder, versions, write_config
+from unicode_fast.presets import preset
+from unicode_fast.runs import choose_device, git_commit, make_folder, prepare_folder, resume_folder, versions
 from unicode_fast.tasks import Probes, Row, aggregate, check_tasks, format_table, zero_shot_accuracy
 
 # Vectors that initial codewords are chosen or computed from, for each codeword.
@@ -297,9 +298,8 @@ def run_seeds(config: Config, folder: Path, seeds: Sequence[int]) -> dict[str, A
         if (below / "summary.json").exists():
             summaries.append(json.loads((below / "summary.json").read_text()))
             continue
-        below.mkdir(exist_ok=True)
-        if not (below / "config.yaml").exists():
-            write_config(below, config.replace(seed=seed))
+        if not below.exists():
+            make_folder(below, config.replace(seed=seed))
         print(f"seed {seed}: {below}", file=sys.stderr)
         summaries.append(run(config.replace(seed=seed), below))
     rows = aggregate([[Row.from_dict(row) for row in summary["rows"]] for summary in summaries])
@@ -342,7 +342,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = resolve(arguments.config, flags)
         check_run(config)
         check_flags(config, flags)
-        check_store(config, open_dataset(config.data))
+        modalities = check_store(config, open_dataset(config.data))
+        check_flags(config, flags, {modality.kind for modality in modalities.values()})
         folder = prepare_folder(arguments.out, config, arguments.seeds)
         if arguments.seeds > 1:
             seeds = [config.train.seed + n for n in range(arguments.seeds)]
@@ -371,18 +372,26 @@ def check_run(config: Config) -> None:
             )
 
 
-def check_flags(config: Config, flags: Mapping[str, Any]) -> None:
-    """Refuses flags that the rest of the configuration leaves without effect.
+def check_flags(config: Config, flags: Mapping[str, Any], kinds: Collection[Kind] = get_args(Kind)) -> None:
+    """Refuses flags, and changes of the preset, that the rest of the configuration leaves without effect.
+
+    Args:
+        config: of the run.
+        flags: those of its fields that were given one by one.
+        kinds: of the modalities, as far as they are known.
 
     Raises:
-        ValueError: a flag is about the built-in data, and other data are asked for; or steps and epochs are both set.
+        ValueError: a flag is about the built-in data, and other data are asked for; or a field is switched off
+            by another, or is about a kind of modality that is not there.
     """
     if config.data.data not in talking_digits.DATASETS:
         unread = [name for name in ("easy", "train_clips", "val_clips", "test_clips", "data_seed") if name in flags]
         if unread:
             raise ValueError(f"{unread[0]} is about the built-in data only, got it beside data {config.data.data!r}")
-    if flags.get("steps") and "epochs" in flags:
-        raise ValueError(f"steps and epochs exclude each other, got {flags['steps']} and {flags['epochs']}")
+    values, standard = config.flat(), preset(config.preset, config.size).flat()
+    for name, reason in config.unread_fields(kinds).items():
+        if name in flags or values[name] != standard[name]:
+            raise ValueError(f"{name} {reason}, got {name} {values[name]!r} beside it")
 
 
 def check_store(config: Config, store: Store) -> dict[str, Modality]:

@@ -143,10 +143,8 @@ class UniCodeMethod:
         position = self._uniform(CPC_STREAM, ()) if draws.cpc_position is None else draws.cpc_position
         result = self.model.cpc(output.semantic, output.mask, position)
         terms["cpc"] = result.loss
-        clips = output.semantic[names[0]].shape[0]
-        share = result.hits[..., 0].to(torch.float32) / clips
         return {
-            f"{source}->{target}": share[row, column]
+            f"{source}->{target}": result.recognised[row, column]
             for row, target in enumerate(names)
             for column, source in enumerate(names)
         }

@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from unicode_fast.config import MethodConfig, ModelConfig
-from unicode_fast.ops import CrossInfoNCE, cross_info_nce
+from unicode_fast.ops import cross_info_nce
+
+
+class Contrast(NamedTuple):
+    """What Cross-CPC says of a batch.
+
+    loss () is the weighted loss of all pairs; recognised (target, source) the share of
+    clips whose prediction scores highest with their own target, over all steps predicted.
+    """
+
+    loss: Tensor
+    recognised: Tensor
 
 
 class CrossCPC(nn.Module):
@@ -50,10 +61,8 @@ class CrossCPC(nn.Module):
         lengths = {z.shape[1] for z in semantic.values()}
         return len(lengths) == 1 and lengths.pop() >= self.earliest + 1 + self.steps
 
-    def forward(
-        self, semantic: Mapping[str, Tensor], mask: Mapping[str, Tensor] | None, position: Tensor
-    ) -> CrossInfoNCE:
-        """The weighted contrastive loss of all pairs; hits and losses by pair are those of the first step predicted.
+    def forward(self, semantic: Mapping[str, Tensor], mask: Mapping[str, Tensor] | None, position: Tensor) -> Contrast:
+        """The weighted contrastive loss of all pairs.
 
         Args:
             semantic: z by modality, (B, T, D).
@@ -63,21 +72,23 @@ class CrossCPC(nn.Module):
         if not self.predicts_steps(semantic):
             return self._contrast(*self._means(semantic, mask))
         steps = self._contrast(*self._steps(semantic, mask, position))
-        steps = CrossInfoNCE(steps.loss, steps.pair_loss[..., :1], steps.hits[..., :1])
         if mask is None:
             return steps
         means = self._contrast(*self._means(semantic, mask))
         lengths = torch.stack([mask[name].sum(1) for name in self.names])
         enough = lengths.amin(0).amax() >= self.earliest + 1 + self.steps
-        return CrossInfoNCE(*(torch.where(enough, a, b) for a, b in zip(steps, means, strict=True)))
+        return Contrast(*(torch.where(enough, a, b) for a, b in zip(steps, means, strict=True)))
 
-    def _contrast(self, targets: Tensor, predictions: Tensor, valid: Tensor | None) -> CrossInfoNCE:
+    def _contrast(self, targets: Tensor, predictions: Tensor, valid: Tensor | None) -> Contrast:
         cross, within = self.weights
         size = (len(self.names), len(self.names))
         weights = torch.full(size, cross, dtype=targets.dtype, device=targets.device).fill_diagonal_(within)
-        return cross_info_nce(
+        result = cross_info_nce(
             targets, predictions, weights, valid=valid, softmax_over=self.softmax_over, temperature=self.temperature
         )
+        clips = targets.new_ones(targets.shape[:3]) if valid is None else valid.to(targets.dtype)
+        number = torch.einsum("tkb,skb->ts", clips, clips)
+        return Contrast(result.loss, result.hits.sum(-1) / number.clamp(min=1))
 
     def _steps(
         self, semantic: Mapping[str, Tensor], mask: Mapping[str, Tensor] | None, position: Tensor
