@@ -41,6 +41,12 @@ VARIANTS: dict[str, dict[str, object]] = {
     "Cross-CPC not divided, without CLUB": {"cpc_scale": "one", "club_estimator": "none"},
     "Cross-CPC not divided, CLUB weighs 0.1": {"cpc_scale": "one", "club_weight": 0.1},
     "Cross-CPC not divided, 5 inner steps of CLUB": {"cpc_scale": "one", "club_inner_steps": 5},
+    "Cross-CPC at temperature 0.5, CLUB weighs 0.1": {"cpc_scale": "one", "cpc_temperature": 0.5, "club_weight": 0.1},
+    "Cross-CPC at temperature 0.5, without CLUB": {
+        "cpc_scale": "one",
+        "cpc_temperature": 0.5,
+        "club_estimator": "none",
+    },
 }
 TASKS = ("classification", "localisation")
 

@@ -7,6 +7,8 @@
 
 #include <string>
 
+#include "cpu/kernels.h"
+
 #ifdef UNICODE_FAST_CUDA
 #include <cuda_runtime_api.h>
 #endif
@@ -47,6 +49,7 @@ py::dict build_info() {
   py::dict info;
   info["torch"] = UNICODE_FAST_TORCH;
   info["compiler"] = compiler();
+  info["cpu"] = unicode_fast::cpu::kernels().name;
   info["cuda"] = cuda();
   info["architectures"] = architectures();
   return info;
@@ -58,5 +61,5 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
   module.doc() = "Compiled operators of unicode_fast.";
   module.def("build_info", &build_info,
              "How this module was built: torch (version), compiler, cuda (toolkit's version or None), architectures "
-             "(TORCH_CUDA_ARCH_LIST or None).");
+             "(TORCH_CUDA_ARCH_LIST or None); and cpu, the instruction set that its CPU operators use here.");
 }

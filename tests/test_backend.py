@@ -52,7 +52,7 @@ class TestChoose:
             ("nearest_codeword", CUDA, "cuda", "torch finds no CUDA device here"),
             ("nearest_codeword", CUDA, "triton", "this version has no Triton implementation of nearest_codeword"),
             ("cross_info_nce", CUDA, "triton", "torch finds no CUDA device here"),
-            ("codebook_update", CPU, "cpp", r"this version has no C\+\+ implementation of codebook_update"),
+            ("cross_info_nce", CPU, "cpp", r"this version has no C\+\+ implementation of cross_info_nce"),
         ],
     )
     def test_refusals_say_why(self, loaded: None, operator: str, device: torch.device, name: str, message: str) -> None:
@@ -85,7 +85,7 @@ class TestReport:
         assert list(report) == list(backend.IMPLEMENTATIONS)
         assert all(list(answers) == list(backend.BACKENDS) for answers in report.values())
         assert report["nearest_codeword"]["cpp"] == "available"
-        assert report["codebook_update"]["cpp"] == "this version has no C++ implementation of codebook_update"
+        assert report["cross_info_nce"]["cpp"] == "this version has no C++ implementation of cross_info_nce"
         assert "it runs on cuda tensors, these are on cpu" in report["cross_info_nce"]["triton"]
         assert "torch finds no CUDA device" in available_backends(CUDA)["cross_info_nce"]["triton"]
 

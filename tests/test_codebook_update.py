@@ -14,7 +14,7 @@ from tolerances import AFFINE_FORM, EXACT
 from torch import Tensor
 
 from unicode_fast.ops import CodebookState, RevivalDraws, UpdateRule, codebook_update
-from unicode_fast.reference.codebook_update import CodebookBatch, codebook_statistics, split_statistics
+from unicode_fast.reference.codebook_update import CodebookBatch, codebook_statistics_reference, split_statistics
 
 Array = NDArray[np.float64]
 NAN = float("nan")
@@ -195,7 +195,7 @@ def test_affine_form_equals_the_loop(smoothing: str, modalities: int) -> None:
     oracle = Oracle(state)
     oracle.update([rows.numpy() for rows in features], [codes.numpy() for codes in index], rule)
     parts = split_statistics(
-        codebook_statistics(state, CodebookBatch(features, index, [], []), rule, None), state, rule
+        codebook_statistics_reference(state, CodebookBatch(features, index, [], []), rule, None), state, rule
     )
     decay, codewords = rule.decay, state.codebook.shape[0]
     ema_sum = decay**modalities * state.ema_sum + (1 - decay) * parts.mixed_sum
@@ -217,7 +217,7 @@ def test_affine_weights_of_mixed_rows() -> None:
     rule = UpdateRule(update="sequential", decay=0.5)
     state = make_state(torch.zeros(1, 1, dtype=torch.float64), 2)
     batch = CodebookBatch([torch.tensor([[4.0]]), torch.tensor([[8.0]])], [torch.tensor([0])] * 2, [], [])
-    parts = split_statistics(codebook_statistics(state, batch, rule, None), state, rule)
+    parts = split_statistics(codebook_statistics_reference(state, batch, rule, None), state, rule)
     assert parts.mixed_sum.item() == 0.5 * 6 + 6
 
 
@@ -227,11 +227,11 @@ def test_ranks_add_their_statistics() -> None:
     features, index = random_batch(3, 30, 4, 9)
     valid = [torch.rand(30, generator=generator(m)) < 0.7 for m in range(3)]
     for rule in (UpdateRule(), OFFICIAL):
-        whole = codebook_statistics(state, CodebookBatch(features, index, [], valid), rule, None)
+        whole = codebook_statistics_reference(state, CodebookBatch(features, index, [], valid), rule, None)
         total = torch.zeros_like(whole)
         for part in (slice(0, 13), slice(13, 30)):
             half = [[tensor[part] for tensor in tensors] for tensors in (features, index, valid)]
-            total += codebook_statistics(state, CodebookBatch(half[0], half[1], [], half[2]), rule, None)
+            total += codebook_statistics_reference(state, CodebookBatch(half[0], half[1], [], half[2]), rule, None)
         assert_close(total, whole, tolerances.codebook_update(torch.float64))
 
 

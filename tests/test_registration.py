@@ -5,7 +5,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import astuple
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -46,21 +46,45 @@ RULES = {
 Arguments = Callable[[str], tuple[Any, ...]]
 
 
-def update_arguments(rule: UpdateRule, device: str, options: bool = False) -> tuple[Any, ...]:
-    """Arguments of the operator codebook_update in the schema's order."""
+class Update(NamedTuple):
+    """What an update of the codebook works on."""
+
+    state: CodebookState
+    features: list[Tensor]
+    index: list[Tensor]
+    partners: list[Tensor]
+    valid: list[Tensor]
+    draws: tuple[Tensor | None, Tensor | None]
+
+
+def update_inputs(device: str, options: bool = False) -> Update:
+    """Two modalities of six rows; with options partners, masks and draws too."""
     codebook = normal(7, 5).to(device)
-    state = (codebook, torch.ones(7, device=device), codebook.clone())
     idle = torch.arange(14, device=device).reshape(2, 7) % 4
+    step = torch.tensor(4, device=device)
+    state = CodebookState(codebook, torch.ones(7, device=device), codebook.clone(), idle, step)
     features = [normal(6, 5, seed=m).to(device) for m in (1, 2)]
     index = [torch.arange(6, device=device) % 3] * 2
-    lists: list[list[Tensor]] = [[], []]
-    draws: tuple[Tensor | None, Tensor | None] = (None, None)
-    if options:
-        valid = torch.tensor([True, True, False, True, False, True], device=device)
-        lists = [[normal(6, 5, seed=m).to(device) for m in (3, 4)], [valid, ~valid]]
-        draws = (torch.rand(7, dtype=torch.float64, device=device), 2 * torch.rand(7, 5, device=device).double() - 1)
-    step = torch.tensor(4, device=device)
-    return (*state, idle, step, features, index, *lists, *draws, *astuple(rule))
+    if not options:
+        return Update(state, features, index, [], [], (None, None))
+    valid = torch.tensor([True, True, False, True, False, True], device=device)
+    draws = (torch.rand(7, dtype=torch.float64, device=device), 2 * torch.rand(7, 5, device=device).double() - 1)
+    partners = [normal(6, 5, seed=m).to(device) for m in (3, 4)]
+    return Update(state, features, index, partners, [valid, ~valid], draws)
+
+
+def statistics_arguments(rule: UpdateRule, device: str, options: bool = False) -> tuple[Any, ...]:
+    """Arguments of the operator codebook_statistics in the schema's order."""
+    state, features, index, partners, valid, draws = update_inputs(device, options)
+    shard = ([0, 0], [6, 6], torch.cat(valid) if valid else None)
+    return (state.codebook, state.step, features, index, partners, valid, draws[0], *shard, *astuple(rule))
+
+
+def apply_arguments(rule: UpdateRule, device: str, options: bool = False) -> tuple[Any, ...]:
+    """Arguments of the operator codebook_apply in the schema's order."""
+    state, *_, draws = update_inputs(device, options)
+    buffer = torch.ops.unicode_fast.codebook_statistics_reference(*statistics_arguments(rule, device, options))
+    return (*state, buffer, *draws, *astuple(rule))
 
 
 def distribution_arguments(device: str, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor, float]:
@@ -92,9 +116,12 @@ SAMPLES: dict[str, tuple[str, Arguments]] = {
     ),
     "nearest half": ("nearest_codeword", lambda d: (normal(9, 5).half().to(d), normal(4, 5, seed=1).to(d))),
     "nearest empty": ("nearest_codeword", lambda d: (normal(0, 5).to(d), normal(4, 5, seed=1).to(d))),
-    "update paper": ("codebook_update", lambda d: update_arguments(RULES["paper"], d)),
-    "update released": ("codebook_update", lambda d: update_arguments(RULES["released"], d, options=True)),
-    "update features": ("codebook_update", lambda d: update_arguments(RULES["features"], d, options=True)),
+    "statistics paper": ("codebook_statistics", lambda d: statistics_arguments(RULES["paper"], d)),
+    "apply paper": ("codebook_apply", lambda d: apply_arguments(RULES["paper"], d)),
+    "statistics released": ("codebook_statistics", lambda d: statistics_arguments(RULES["released"], d, options=True)),
+    "apply released": ("codebook_apply", lambda d: apply_arguments(RULES["released"], d, options=True)),
+    "statistics features": ("codebook_statistics", lambda d: statistics_arguments(RULES["features"], d, options=True)),
+    "apply features": ("codebook_apply", lambda d: apply_arguments(RULES["features"], d, options=True)),
     "distribution": ("codeword_distribution", distribution_arguments),
     "distribution with gradient": (
         "codeword_distribution",
@@ -131,7 +158,7 @@ def test_every_operator_has_a_sample() -> None:
 
 
 def test_update_declares_what_it_changes() -> None:
-    schema = torch.ops.unicode_fast.codebook_update.default._schema
+    schema = torch.ops.unicode_fast.codebook_apply.default._schema
     changed = [argument.name for argument in schema.arguments if argument.alias_info and argument.alias_info.is_write]
     assert changed == list(CodebookState._fields)
     assert not schema.returns
@@ -187,11 +214,11 @@ def test_update_compiles_in_one_graph(rule: str, device: str) -> None:
 
     torch._dynamo.reset()
     compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
-    arguments = update_arguments(RULES[rule], device)
-    states = [CodebookState(*(part.clone() for part in arguments[:5])) for _ in range(2)]
+    inputs = update_inputs(device)
+    states = [CodebookState(*(part.clone() for part in inputs.state)) for _ in range(2)]
     for _ in range(3):
         for run, state in zip((compiled, function), states, strict=True):
-            run(state, arguments[5], arguments[6])
+            run(state, inputs.features, inputs.index)
     for part, truth in zip(*states, strict=True):
         assert_close(part, truth, EXACT)
 
@@ -235,8 +262,8 @@ def reference_calls() -> dict[str, Callable[[], Any]]:
         calls[f"nearest {name}"] = lambda x=features, e=codebook: nearest_codeword_reference(x, e)
     for name, rule in RULES.items():
         for options in (False, True):
-            arguments = update_arguments(rule, "cpu", options)
-            state, batch = CodebookState(*arguments[:5]), CodebookBatch(*arguments[5:9])
+            state, *lists, _ = update_inputs("cpu", options)
+            batch = CodebookBatch(*lists, all_valid=torch.cat(lists[3]) if options else None)
             calls[f"update {name} {options}"] = lambda s=state, b=batch, r=rule: codebook_update_reference(
                 s, b, r, None
             )
@@ -266,15 +293,14 @@ def test_references_do_not_wait(name: str, monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_public_functions_do_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     inputs = [make_inputs("cpu", 4) for _, make_inputs in COMPILED.values()]
-    arguments = update_arguments(RULES["features"], "cpu", options=True)
+    update = update_inputs("cpu", options=True)
     refuse_to_wait(monkeypatch)
     with WaitCounter() as counter:
         for (function, _), tensors in zip(COMPILED.values(), inputs, strict=True):
             (first, *_) = function(*tensors)
             if first.requires_grad:
                 first.sum().backward()
-        state = CodebookState(*arguments[:5])
-        codebook_update(state, arguments[5], arguments[6], RULES["features"], valid=arguments[8])
+        codebook_update(update.state, update.features, update.index, RULES["features"], valid=update.valid)
     assert not counter.waits
 
 
@@ -289,16 +315,15 @@ def test_the_counter_counts() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA is not available")
 def test_nothing_waits_for_the_gpu() -> None:
     inputs = [make_inputs("cuda", 4) for _, make_inputs in COMPILED.values()]
-    updates = [update_arguments(rule, "cuda", options=True) for rule in RULES.values()]
+    updates = [update_inputs("cuda", options=True) for _ in RULES]
     torch.cuda.set_sync_debug_mode("error")
     try:
         for (function, _), tensors in zip(COMPILED.values(), inputs, strict=True):
             (first, *_) = function(*tensors)
             if first.requires_grad:
                 first.sum().backward()
-        for rule, arguments in zip(RULES.values(), updates, strict=True):
-            state = CodebookState(*arguments[:5])
-            codebook_update(state, arguments[5], arguments[6], rule, valid=arguments[8])
+        for rule, update in zip(RULES.values(), updates, strict=True):
+            codebook_update(update.state, update.features, update.index, rule, valid=update.valid)
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
@@ -306,21 +331,21 @@ def test_nothing_waits_for_the_gpu() -> None:
 PRECEDENCE = """
 import torch
 
-def implementation(features, codebook):
-    rows = features.shape[0]
-    return torch.full((rows,), 42), torch.zeros(rows)
+def implementation(features, codebook, valid, temperature):
+    return torch.full((features.shape[0], codebook.shape[0]), 42.0)
 
 def register():
     library = torch.library.Library("unicode_fast", "IMPL")
-    library.impl("nearest_codeword", implementation, "CPU")
+    library.impl("codeword_distribution", implementation, "CPU")
     return library
 
 {first}
 {second}
-features, codebook = torch.randn(3, 4), torch.randn(2, 4)
-assert torch.ops.unicode_fast.nearest_codeword(features, codebook)[0].tolist() == [42] * 3
-assert max(torch.ops.unicode_fast.nearest_codeword_reference(features, codebook)[0].tolist()) < 2
-assert max(unicode_fast.nearest_codeword(features, codebook, backend="reference").index.tolist()) < 2
+inputs = (torch.randn(3, 4, 5), torch.randn(2, 5))
+operators = torch.ops.unicode_fast
+assert operators.codeword_distribution(*inputs, None, 1.0).min() == 42
+assert operators.codeword_distribution_reference(*inputs, None, 1.0).max() <= 1
+assert unicode_fast.codeword_distribution(*inputs, backend="reference").max() <= 1
 """
 
 

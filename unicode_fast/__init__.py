@@ -6,6 +6,7 @@ from unicode_fast.compat import CmgFileError, from_cmg, to_cmg
 from unicode_fast.config import Config, Modality
 from unicode_fast.modules import Encoded, UniCode
 from unicode_fast.ops import (
+    BatchShard,
     CodebookState,
     CrossInfoNCE,
     NearestCodeword,
@@ -22,6 +23,7 @@ from unicode_fast.version import __version__
 __all__ = [
     "PRESETS",
     "BackendUnavailable",
+    "BatchShard",
     "CheckpointError",
     "CmgFileError",
     "CodebookState",

@@ -23,8 +23,8 @@ BACKENDS: tuple[str, ...] = get_args(Backend)
 
 # Which operator has which implementations, fastest first. Whoever adds one adds its name here.
 IMPLEMENTATIONS: dict[str, tuple[Backend, ...]] = {
-    "nearest_codeword": ("reference",),
-    "codebook_update": ("reference",),
+    "nearest_codeword": ("cpp", "reference"),
+    "codebook_update": ("cpp", "reference"),
     "codeword_distribution": ("reference",),
     "cross_info_nce": ("reference",),
 }

@@ -1,11 +1,12 @@
 """The four operators, one public function in each file: checks, schema, fake implementation and gradient formula."""
 
-from unicode_fast.ops.codebook_update import CodebookState, RevivalDraws, UpdateRule, codebook_update
+from unicode_fast.ops.codebook_update import BatchShard, CodebookState, RevivalDraws, UpdateRule, codebook_update
 from unicode_fast.ops.codeword_distribution import codeword_distribution
 from unicode_fast.ops.cross_info_nce import CrossInfoNCE, cross_info_nce
 from unicode_fast.ops.nearest_codeword import NearestCodeword, nearest_codeword
 
 __all__ = [
+    "BatchShard",
     "CodebookState",
     "CrossInfoNCE",
     "NearestCodeword",

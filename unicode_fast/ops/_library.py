@@ -90,15 +90,21 @@ def refuse_second_gradient(name: str) -> None:
         torch.library.register_autograd(f"{NAMESPACE}::{name}_backward{suffix}", backward, lib=LIBRARY)
 
 
-def find_operator(name: str, device: torch.device, backend: str | None) -> OpOverload:
+def find_operator(name: str, device: torch.device, backend: str | None, part: str | None = None) -> OpOverload:
     """The operator, or its reference twin, that a call on this device with this backend goes to.
+
+    Args:
+        name: the public function's.
+        device: where the tensors are.
+        backend: that was asked for.
+        part: name of the operator, where the public function calls more than the one that has its name.
 
     Raises:
         BackendUnavailable: `backend` cannot run this operator here; the message says why.
         ValueError: there is no backend of this name.
     """
     suffix = "_reference" if _choose(name, device, backend) == "reference" else ""
-    operator: OpOverload = getattr(torch.ops.unicode_fast, name + suffix).default
+    operator: OpOverload = getattr(torch.ops.unicode_fast, (part or name) + suffix).default
     return operator
 
 

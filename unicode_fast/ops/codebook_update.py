@@ -5,15 +5,18 @@ from dataclasses import fields
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from unicode_fast.ops import _checks, _library
 from unicode_fast.reference.codebook_update import (
+    BatchShard,
     CodebookBatch,
     CodebookState,
     RevivalDraws,
     UpdateRule,
-    codebook_update_reference,
+    codebook_apply_reference,
+    codebook_statistics_reference,
 )
 
 _RULE_FIELDS = tuple(field.name for field in fields(UpdateRule))
@@ -28,6 +31,8 @@ def codebook_update(  # noqa: PLR0913 - state, rows and rule are records already
     partners: Sequence[Tensor] | None = None,
     valid: Sequence[Tensor | None] | None = None,
     draws: RevivalDraws | None = None,
+    group: dist.ProcessGroup | None = None,
+    shard: BatchShard | None = None,
     backend: str | None = None,
 ) -> None:
     """One MM-EMA step: codewords move towards the mean of their rows and partners, idle ones are revived.
@@ -49,19 +54,27 @@ def codebook_update(  # noqa: PLR0913 - state, rows and rule are records already
             other rows may hold anything, NaN included.
         draws: random numbers for the revival, for tests. None draws from the counter-based generator by
             `rule.seed` and `state.step`. The rule "feature" takes only the first of its attempts from `draws`.
+        group: the ranks that a batch is split between; None takes all of them where torch.distributed is
+            initialised. With the same `state`, `rule` and `draws` on every rank, each ends with the codebook that one
+            rank would have from the whole batch, to rounding, revival included, and all with the same bits.
+        shard: where these rows stand in the whole batch; None where every rank holds equally many, in the order of the
+            ranks.
         backend: None takes the fastest that can run on this device. A named backend is used or refused, never
             replaced.
 
     Raises:
         TypeError: an argument or a dtype is unsupported.
-        ValueError: shapes, devices or numbers of modalities differ, or a tensor of `state` wants a gradient.
+        ValueError: shapes, devices or numbers of modalities differ, `shard` does not hold the rows, or a tensor of
+            `state` wants a gradient.
         BackendUnavailable: `backend` cannot run here; the message says why.
 
     Precision:
-        The reference computes in float64 and rounds once. A valid row with NaN or infinity spoils its codeword.
+        Float64, rounded once. A valid row with NaN or infinity spoils its codeword.
 
     Memory:
-        Float64 copies of the rows and of the state on the reference.
+        A float64 buffer of (M + modalities) (D + 1) numbers, twice M D where codewords are revived from features, and
+        on the reference float64 copies of the rows. Ranks meet once, to add up that buffer; masks of a split batch are
+        exchanged before, where revival from features needs to know which rows of other ranks are valid.
 
     Source:
         Xia et al., NeurIPS 2023, Eq. 7 and its released code.
@@ -73,10 +86,23 @@ def codebook_update(  # noqa: PLR0913 - state, rows and rule are records already
     partners = _checked_partners(features, partners, rule)
     valid = _checked_valid(features, valid)
     choice, noise = (None, None) if draws is None else _checked_draws(state, draws)
-    operator = _library.find_operator("codebook_update", state.codebook.device, backend)
-    rows = [feature.detach() for feature in features]
+    ranks = dist.get_world_size(group) if dist.is_initialized() else 1
+    shard = _checked_shard(features, shard, group if ranks > 1 else None, ranks)
+    device = state.codebook.device
+    statistics = _library.find_operator("codebook_update", device, backend, "codebook_statistics")
+    apply = _library.find_operator("codebook_update", device, backend, "codebook_apply")
     settings = [getattr(rule, name) for name in _RULE_FIELDS]
-    operator(*state, rows, list(index), [partner.detach() for partner in partners], valid, choice, noise, *settings)
+    rows = [feature.detach() for feature in features]
+    others = [partner.detach() for partner in partners]
+    all_valid = None
+    if valid and rule.revive_after > 0 and rule.revive_source == "feature":
+        all_valid = _whole_mask(valid, shard, group, ranks)
+    buffer = statistics(
+        state.codebook, state.step, rows, list(index), others, valid, choice, *shard, all_valid, *settings
+    )
+    if ranks > 1:
+        dist.all_reduce(buffer, group=group)
+    apply(*state, buffer, choice, noise, *settings)
 
 
 def _check_state(state: Any) -> None:
@@ -164,23 +190,80 @@ def _checked_draws(state: CodebookState, draws: Any) -> RevivalDraws:
     return draws
 
 
-def _implementation(*arguments: Any) -> None:
-    state, batch = CodebookState(*arguments[:5]), CodebookBatch(*arguments[5:9])
-    choice, noise, *settings = arguments[9:]
+def _checked_shard(features: Sequence[Tensor], shard: Any, group: dist.ProcessGroup | None, ranks: int) -> BatchShard:
+    rows = [feature.shape[0] for feature in features]
+    if shard is None:
+        rank = dist.get_rank(group) if ranks > 1 else 0
+        return BatchShard([rank * number for number in rows], [ranks * number for number in rows])
+    if not isinstance(shard, BatchShard):
+        raise TypeError(f"shard must be a BatchShard or None, got {type(shard).__name__}")
+    first, total = list(shard.first_row), list(shard.total_rows)
+    fits = len(first) == len(total) == len(rows) and all(
+        0 <= start <= start + number <= whole for start, number, whole in zip(first, rows, total, strict=True)
+    )
+    if not fits:
+        raise ValueError(f"shard must hold the {rows} rows of features, got first_row {first}, total_rows {total}")
+    return BatchShard(first, total)
+
+
+def _whole_mask(valid: list[Tensor], shard: BatchShard, group: dist.ProcessGroup | None, ranks: int) -> Tensor:
+    """The masks of all ranks, one modality after the other."""
+    if ranks == 1:
+        return torch.cat(valid)
+    parts = []
+    for mask, first, total in zip(valid, *shard, strict=True):
+        part = mask.new_zeros(total, dtype=torch.uint8)
+        part[first : first + mask.shape[0]] = mask
+        parts.append(part)
+    whole = torch.cat(parts)
+    dist.all_reduce(whole, group=group)
+    return whole > 0
+
+
+def _statistics(*arguments: Any) -> Tensor:
+    codebook, step, features, index, partners, valid, choice, first_row, total_rows, all_valid, *settings = arguments
+    # The other parts of the state are not read.
+    state = CodebookState(codebook, codebook, codebook, step.new_zeros(len(features), codebook.shape[0]), step)
+    batch = CodebookBatch(features, index, partners, valid, BatchShard(first_row, total_rows), all_valid)
+    draws = None if choice is None else RevivalDraws(choice, choice)
+    return codebook_statistics_reference(state, batch, UpdateRule(*settings), draws)
+
+
+def _fake_statistics(*arguments: Any) -> Tensor:
+    codebook, features, settings = arguments[0], arguments[2], arguments[10:]
+    rule = dict(zip(_RULE_FIELDS, settings, strict=True))
+    codewords, width = codebook.shape
+    size = len(features) * (1 + codewords) + codewords * width
+    if rule["revive_after"] > 0 and rule["revive_source"] == "feature":
+        size += codewords * (1 + width)
+    return codebook.new_empty(size, dtype=torch.float64)
+
+
+def _apply(*arguments: Any) -> None:
+    statistics, choice, noise, *settings = arguments[5:]
     draws = None if choice is None else RevivalDraws(choice, noise)
-    codebook_update_reference(state, batch, UpdateRule(*settings), draws)
+    codebook_apply_reference(CodebookState(*arguments[:5]), statistics, UpdateRule(*settings), draws)
 
 
-def _fake(*arguments: Any) -> None:
+def _fake_apply(*arguments: Any) -> None:
     return None
 
 
-_library.declare(
-    "codebook_update",
-    "(Tensor(a!) codebook, Tensor(b!) ema_count, Tensor(c!) ema_sum, Tensor(d!) idle, Tensor(e!) step, "
-    "Tensor[] features, Tensor[] index, Tensor[] partners, Tensor[] valid, Tensor? choice, Tensor? noise, "
+_RULE = (
     "float decay, float epsilon, float own_weight, str update, str smoothing, int revive_after, str revive_unless, "
-    "str revive_source, float revive_noise, int revive_active_within, bool revive_ema, int seed) -> ()",
-    _implementation,
-    _fake,
+    "str revive_source, float revive_noise, int revive_active_within, bool revive_ema, int seed"
+)
+_library.declare(
+    "codebook_statistics",
+    "(Tensor codebook, Tensor step, Tensor[] features, Tensor[] index, Tensor[] partners, Tensor[] valid, "
+    f"Tensor? choice, int[] first_row, int[] total_rows, Tensor? all_valid, {_RULE}) -> Tensor",
+    _statistics,
+    _fake_statistics,
+)
+_library.declare(
+    "codebook_apply",
+    "(Tensor(a!) codebook, Tensor(b!) ema_count, Tensor(c!) ema_sum, Tensor(d!) idle, Tensor(e!) step, "
+    f"Tensor statistics, Tensor? choice, Tensor? noise, {_RULE}) -> ()",
+    _apply,
+    _fake_apply,
 )

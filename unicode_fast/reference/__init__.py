@@ -5,8 +5,8 @@ autocast's or autograd's state; `unicode_fast.ops` adds all of that.
 """
 
 from unicode_fast.reference.codebook_update import (
-    codebook_apply,
-    codebook_statistics,
+    codebook_apply_reference,
+    codebook_statistics_reference,
     codebook_update_reference,
 )
 from unicode_fast.reference.codeword_distribution import (
@@ -17,8 +17,8 @@ from unicode_fast.reference.cross_info_nce import cross_info_nce_backward_refere
 from unicode_fast.reference.nearest_codeword import nearest_codeword_reference
 
 __all__ = [
-    "codebook_apply",
-    "codebook_statistics",
+    "codebook_apply_reference",
+    "codebook_statistics_reference",
     "codebook_update_reference",
     "codeword_distribution_backward_reference",
     "codeword_distribution_reference",

@@ -39,6 +39,18 @@ class CodebookState(NamedTuple):
     step: Tensor
 
 
+class BatchShard(NamedTuple):
+    """Which rows of a batch that is split between ranks a rank holds: consecutive ones of each modality.
+
+    Attributes:
+        first_row: for each modality the number, in the whole batch, of the first row held here.
+        total_rows: for each modality the rows of the whole batch.
+    """
+
+    first_row: list[int]
+    total_rows: list[int]
+
+
 @dataclass(frozen=True)
 class CodebookBatch:
     """The rows of one batch, one list entry for each modality.
@@ -48,12 +60,17 @@ class CodebookBatch:
         index: (N_m,) int64 each, the codeword of each row.
         partners: (N_m, D) each, the mean partner of each row; empty for the rows at the same place.
         valid: (N_m,) bool each; empty where every row is valid.
+        shard: which rows of the whole batch these are; None where they are all of it.
+        all_valid: (total rows of all modalities,) bool, `valid` of the whole batch, one modality after the other; None
+            where every row is valid. Read by revival from features only.
     """
 
     features: list[Tensor]
     index: list[Tensor]
     partners: list[Tensor]
     valid: list[Tensor]
+    shard: BatchShard | None = None
+    all_valid: Tensor | None = None
 
 
 class RevivalDraws(NamedTuple):
@@ -129,7 +146,7 @@ class UpdateRule:
 
 
 class CodebookStatistics(NamedTuple):
-    """Views of the flat buffer of `codebook_statistics`; every part is a sum over rows, so ranks add theirs.
+    """Views of the flat buffer of `codebook_statistics_reference`; every part is a sum over rows, so ranks add theirs.
 
     Attributes:
         row_count: (modalities,), valid rows.
@@ -187,19 +204,23 @@ def codebook_update_reference(
         Statistics and update are computed in float64 and rounded once, to the dtype of the state.
 
     Memory:
-        A float64 copy of the rows and the flat buffer of `codebook_statistics`.
+        A float64 copy of the rows and the flat buffer of `codebook_statistics_reference`.
 
     Source:
         Xia et al., NeurIPS 2023, Eq. 7; the sequential form and revival from codewords are those of its released code.
     """
-    buffer = codebook_statistics(state, batch, rule, draws)
-    codebook_apply(state, buffer, rule, draws)
+    buffer = codebook_statistics_reference(state, batch, rule, draws)
+    codebook_apply_reference(state, buffer, rule, draws)
 
 
-def codebook_statistics(
+def codebook_statistics_reference(
     state: CodebookState, batch: CodebookBatch, rule: UpdateRule, draws: RevivalDraws | None
 ) -> Tensor:
     """What an update needs to know of a batch, as one flat buffer that ranks can add up.
+
+    Ranks that hold the shards of a batch add up to the buffer of the whole batch: the rows that idle codewords could
+    be revived from are drawn from the whole batch on all ranks alike, the rank that holds a row writes it, the others
+    write zeros.
 
     Args:
         state: read for its sizes and its step only.
@@ -223,7 +244,7 @@ def codebook_statistics(
     weighted = torch.cat([w * x for w, x in zip(weight, mixed, strict=True)])
     parts = [count.sum(dim=1), count, _sum_by_codeword(weighted, torch.cat(index), codewords)]
     if _revives_from_features(rule):
-        parts += _candidates(torch.cat(rows), torch.cat(valid), state, rule, draws)
+        parts += _candidates(rows, batch, state, rule, draws)
     return torch.cat([part.reshape(-1) for part in parts])
 
 
@@ -237,12 +258,14 @@ def split_statistics(buffer: Tensor, state: CodebookState, rule: UpdateRule) -> 
     return CodebookStatistics(*(part.view(shape) for part, shape in zip(parts, shapes, strict=True)))
 
 
-def codebook_apply(state: CodebookState, buffer: Tensor, rule: UpdateRule, draws: RevivalDraws | None) -> None:
+def codebook_apply_reference(
+    state: CodebookState, buffer: Tensor, rule: UpdateRule, draws: RevivalDraws | None
+) -> None:
     """Update a codebook from the statistics of a batch, in place; the same buffer gives the same codebook on all ranks.
 
     Args:
         state: changed in place.
-        buffer: from `codebook_statistics`, added up over ranks.
+        buffer: from `codebook_statistics_reference`, added up over ranks.
         rule: the one that the statistics were made with.
         draws: random numbers for the revival, or None for the counter-based generator.
     """
@@ -312,22 +335,31 @@ def _revives_from_features(rule: UpdateRule) -> bool:
 
 
 def _candidates(
-    rows: Tensor, valid: Tensor, state: CodebookState, rule: UpdateRule, draws: RevivalDraws | None
+    rows: list[Tensor], batch: CodebookBatch, state: CodebookState, rule: UpdateRule, draws: RevivalDraws | None
 ) -> list[Tensor]:
-    """For each codeword whether one of the rows drawn for it is valid, and the first such row."""
+    """For each codeword whether this rank holds the first valid one of the rows drawn for it, and that row."""
     codewords = state.codebook.shape[0]
-    if rows.shape[0] == 0:
-        return [rows.new_zeros(codewords), rows.new_zeros(state.codebook.shape)]
+    held = [x.shape[0] for x in rows]
+    first_row, total_rows = batch.shard or BatchShard([0] * len(rows), held)
+    total = sum(total_rows)
+    if sum(held) == 0:
+        return [state.codebook.new_zeros(size, dtype=torch.float64) for size in (codewords, state.codebook.numel())]
     shape = (codewords, REVIVAL_ATTEMPTS)
-    drawn = counter_random.integers(rows.shape[0], rule.seed, state.step, ROW_STREAM, shape)
+    drawn = counter_random.integers(total, rule.seed, state.step, ROW_STREAM, shape)
     if draws is not None:
-        given = (draws.choice * rows.shape[0]).to(torch.int64)
+        given = (draws.choice * total).to(torch.int64)
         drawn = torch.cat([given[:, None], drawn[:, 1:]], dim=1)
-    drawn_valid = valid[drawn]  # (M, REVIVAL_ATTEMPTS)
-    first = drawn_valid.to(torch.uint8).argmax(dim=1, keepdim=True)
-    found = drawn_valid.any(dim=1)
-    candidate = rows[drawn.gather(1, first)[:, 0]]
-    return [found.to(torch.float64), torch.where(found[:, None], candidate, 0)]
+    usable = torch.ones_like(drawn, dtype=torch.bool) if batch.all_valid is None else batch.all_valid[drawn]
+    chosen = drawn.gather(1, usable.to(torch.uint8).argmax(dim=1, keepdim=True))[:, 0]  # (M,) of the whole batch
+    found, place = torch.zeros_like(chosen, dtype=torch.bool), torch.zeros_like(chosen)
+    start, own_start = 0, 0
+    for number, first, all_rows in zip(held, first_row, total_rows, strict=True):
+        local = chosen - start - first
+        here = (local >= 0) & (local < number) & (chosen < start + all_rows)
+        found, place = found | here, torch.where(here, local + own_start, place)
+        start, own_start = start + all_rows, own_start + number
+    found = found & usable.any(dim=1)
+    return [found.to(torch.float64), torch.where(found[:, None], torch.cat(rows)[place], 0)]
 
 
 def _revival(

@@ -1,0 +1,100 @@
+#include "kernels.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+#include <limits>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+// Vectors are handed over in memory or inlined, so that no calling convention is at stake.
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic ignored "-Wpsabi"
+#endif
+
+namespace unicode_fast::cpu {
+
+namespace portable {
+#define UNICODE_FAST_TARGET
+#define UNICODE_FAST_LANES 4
+#define UNICODE_FAST_BFLOAT16 0
+#if defined(__x86_64__)
+#define UNICODE_FAST_VECTORS 2
+#else
+#define UNICODE_FAST_VECTORS 4
+#endif
+#include "kernels_body.h"
+#undef UNICODE_FAST_TARGET
+#undef UNICODE_FAST_LANES
+#undef UNICODE_FAST_VECTORS
+}  // namespace portable
+
+#if defined(__x86_64__)
+
+namespace avx2 {
+#define UNICODE_FAST_TARGET __attribute__((target("avx2,fma")))
+#define UNICODE_FAST_LANES 8
+#define UNICODE_FAST_VECTORS 2
+#include "kernels_body.h"
+#undef UNICODE_FAST_TARGET
+#undef UNICODE_FAST_LANES
+#undef UNICODE_FAST_VECTORS
+}  // namespace avx2
+
+namespace avx512 {
+#define UNICODE_FAST_TARGET __attribute__((target("avx2,fma,avx512f,avx512bw,avx512vl,avx512dq")))
+#define UNICODE_FAST_LANES 16
+#define UNICODE_FAST_VECTORS 4
+#include "kernels_body.h"
+#undef UNICODE_FAST_TARGET
+#undef UNICODE_FAST_BFLOAT16
+}  // namespace avx512
+
+namespace avx512_bf16 {
+#define UNICODE_FAST_TARGET __attribute__((target("avx2,fma,avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")))
+#define UNICODE_FAST_BFLOAT16 1
+#include "kernels_body.h"
+}  // namespace avx512_bf16
+
+#endif
+
+namespace {
+
+const Kernels& choose() {
+  static const Kernels plain = portable::table("portable");
+#if defined(__x86_64__)
+  static const Kernels two = avx2::table("avx2"), five = avx512::table("avx512"),
+                       bfloat = avx512_bf16::table("avx512_bf16");
+  const char* wish = std::getenv("UNICODE_FAST_CPU");
+  const std::string_view wanted = wish == nullptr ? "" : wish;
+  __builtin_cpu_init();
+  const bool has_two = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  const bool has_five = has_two && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+  const bool has_bfloat = has_five && __builtin_cpu_supports("avx512bf16");
+  if (has_bfloat && (wanted.empty() || wanted == "avx512_bf16")) return bfloat;
+  if (has_five && (wanted.empty() || wanted == "avx512")) return five;
+  if (has_two && (wanted.empty() || wanted == "avx2")) return two;
+#endif
+  if (!wanted.empty() && wanted != "portable")
+    throw std::runtime_error(
+        "UNICODE_FAST_CPU must be portable, avx2, avx512 or avx512_bf16, and one that this "
+        "processor has, got " +
+        std::string(wanted));
+  return plain;
+}
+
+}  // namespace
+
+const Kernels& kernels() {
+  static const Kernels& chosen = choose();
+  return chosen;
+}
+
+}  // namespace unicode_fast::cpu

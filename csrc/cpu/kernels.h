@@ -1,0 +1,73 @@
+// The inner loops of the CPU operators, compiled for several instruction sets; `kernels()` picks at run time.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+namespace unicode_fast::cpu {
+
+// Largest over the codewords: squared norm before rounding, norm after it, norm of what it took away.
+struct LargestNorms {
+  double squared = 0, rounded = 0, residual = 0;
+};
+
+// A codebook made ready for the search of one call; the bound that its numbers enter stands in docs/exactness.md.
+// Centred means minus `mean`, scaled means times `scale`, a power of two that brings the largest element near one.
+struct PreparedCodebook {
+  int64_t codewords = 0, width = 0;
+  std::vector<float> mean;  // (width)
+  double scale = 1;
+  bool finite = true;  // false where a codeword holds NaN or infinity: then every row is compared directly
+  // Panels of as many codewords as a kernel scores at once. Operands are rounded, dimension before codeword; norms are
+  // squared, of the centred and scaled codewords before rounding. Codewords that only fill a panel have infinite norms.
+  std::vector<uint32_t> operands;
+  std::vector<float> norms;
+  LargestNorms largest;
+};
+
+// Rows in memory: element (i, d) at data[i * stride + d].
+template <typename T>
+struct Rows {
+  const T* data;
+  int64_t stride;
+};
+
+// Sums over the rows of one modality; rows that are not valid are left out.
+template <typename T>
+struct RowSums {
+  std::vector<const T*> features;     // (rows, width) by modality, contiguous
+  std::vector<const T*> partners;     // the same, or empty for the rows of the other modalities at the same place
+  std::vector<const int64_t*> index;  // (rows) by modality
+  std::vector<const bool*> valid;     // (rows) by modality, or empty for all
+  std::vector<int64_t> rows;          // by modality
+  std::vector<double> weight;         // of each modality's mixed rows
+  double own_weight;
+  int64_t width;
+};
+
+struct Kernels {
+  const char* name;
+  // Codewords in a panel, and dimensions in one of its 32-bit operands.
+  int64_t panel, pair;
+  // Fills the panels [first, last) of operands and norms, which have their sizes already, and raises `largest`.
+  void (*prepare)(PreparedCodebook& codes, const double* codebook, int64_t first, int64_t last, LargestNorms& largest);
+  // The search over `count` rows.
+  void (*search_float)(const PreparedCodebook& codes, const float* codebook, Rows<float> rows, int64_t count,
+                       int64_t* index, float* distance);
+  void (*search_double)(const PreparedCodebook& codes, const double* codebook, Rows<float> rows, int64_t count,
+                        int64_t* index, float* distance);
+  // Every distance by direct differences.
+  void (*direct_float)(const float* codebook, int64_t codewords, int64_t width, Rows<double> rows, int64_t count,
+                       int64_t* index, double* distance);
+  void (*direct_double)(const double* codebook, int64_t codewords, int64_t width, Rows<double> rows, int64_t count,
+                        int64_t* index, double* distance);
+  // Adds the columns [first, last) of all mixed rows to `sums` (codewords, width), in the order of the rows.
+  void (*add_float)(const RowSums<float>& batch, int64_t first, int64_t last, double* sums);
+  void (*add_double)(const RowSums<double>& batch, int64_t first, int64_t last, double* sums);
+};
+
+// Those for the best instruction set of this processor, or for the one named by UNICODE_FAST_CPU (portable, avx2,
+// avx512, avx512_bf16) where the processor has it.
+const Kernels& kernels();
+
+}  // namespace unicode_fast::cpu
