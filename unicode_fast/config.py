@@ -177,13 +177,13 @@ class MethodConfig:
     club_input: Literal["quantised", "semantic"] = "semantic"
     club_floor: bool = True
     club_reduction: Literal["sum", "mean"] = "mean"
-    club_weight: float = 1.0
+    club_weight: float = 0.1
     club_inner_steps: int = 1
     club_learning_rate: float = 1e-3
     cpc_weight: float = 1.0
     cpc_self_weight: float = 0.1
     cpc_softmax_over: Literal["predictions", "candidates", "both"] = "both"
-    cpc_scale: Literal["one", "sqrt_width"] = "sqrt_width"
+    cpc_scale: Literal["one", "sqrt_width"] = "one"
     cpc_temperature: float = 1.0
     cpc_earliest: int = 0
     cmcm_weight: float = 0.5

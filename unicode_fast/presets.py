@@ -35,6 +35,7 @@ _OFFICIAL: dict[str, Any] = {
     "club_input": "quantised",
     "club_floor": False,
     "club_reduction": "sum",
+    "club_weight": 1.0,
     "club_inner_steps": 5,
     "cpc_self_weight": 0.1,
     "cpc_softmax_over": "predictions",
@@ -127,10 +128,11 @@ def preset(name: str, size: str = "small") -> Config:
     errors are averaged over elements; code matching looks along rows; inner
     steps, clipping, noise and the codewords that replace others are as released.
 
-    `recommended` is what trained well on the built-in data (docs/choices.md):
-    codewords start from data, counts at one, one joint EMA step smoothed in the
-    division only, revival from features of the batch that lasts, CLUB in closed
-    form averaged over channels, Cross-CPC scores divided by sqrt(D) with the
+    `recommended` is what trained best on the built-in data of all that
+    docs/choices.md compares, with CLUB kept on: codewords start from data,
+    counts at one, one joint EMA step smoothed in the division only, revival
+    from features of the batch that lasts, CLUB in closed form averaged over
+    channels, never below zero, at a tenth of the weight, Cross-CPC with the
     softmax in both directions, symmetric code matching.
 
     Args:

@@ -1,0 +1,98 @@
+"""MM-EMA with a batch split between ranks: the codebook of one rank with the whole batch."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from cases import Place, normal, places
+from tolerances import FLOAT64
+
+from unicode_fast import BatchShard, CodebookState, UpdateRule, codebook_update
+
+RULES = {
+    "paper": UpdateRule(revive_after=1, revive_unless="all"),
+    "official": UpdateRule(update="sequential", smoothing="compounding", revive_after=1, revive_ema=False),
+    "features": UpdateRule(smoothing="transient", revive_after=1, revive_source="feature"),
+}
+ROWS, CODEWORDS, WIDTH, STEPS = 23, 40, 6, 4
+
+
+def new_state() -> CodebookState:
+    codebook = normal(CODEWORDS, WIDTH, dtype=torch.float64)
+    idle = torch.zeros(3, CODEWORDS, dtype=torch.int64)
+    ones = torch.ones(CODEWORDS, dtype=torch.float64)
+    return CodebookState(codebook, ones, codebook.clone(), idle, torch.zeros((), dtype=torch.int64))
+
+
+def whole_batch(step: int) -> tuple[list[torch.Tensor], list[torch.Tensor], list[torch.Tensor]]:
+    features = [normal(ROWS, WIDTH, seed=10 * step + m, dtype=torch.float64) for m in range(3)]
+    index = [torch.arange(ROWS) * (m + 1) % 7 for m in range(3)]
+    valid = [(torch.arange(ROWS) + m) % 5 != 0 for m in range(3)]
+    return features, index, valid
+
+
+def bounds(ranks: int, rank: int, even: bool) -> tuple[int, int]:
+    """First and last row of a rank: equally many, or ever more."""
+    if even:
+        return rank * (ROWS // ranks), (rank + 1) * (ROWS // ranks)
+    edges = [ROWS * r * r // (ranks * ranks) for r in range(ranks + 1)]
+    return edges[rank], edges[rank + 1]
+
+
+def run_rank(rank: int, ranks: int, folder: str, rule: str, backend: str, options: tuple[bool, bool]) -> None:
+    even, masked = options
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=ranks)
+    state = new_state()
+    first, last = bounds(ranks, rank, even)
+    for step in range(STEPS):
+        features, index, valid = ([part[first:last] for part in parts] for parts in whole_batch(step))
+        shard = None if even else BatchShard([first] * 3, [ROWS] * 3)
+        codebook_update(
+            state, features, index, RULES[rule], valid=valid if masked else None, shard=shard, backend=backend
+        )
+    torch.save(tuple(state), f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def one_rank(rule: str, rows: int, backend: str, masked: bool) -> CodebookState:
+    state = new_state()
+    for step in range(STEPS):
+        features, index, valid = ([part[:rows] for part in parts] for parts in whole_batch(step))
+        codebook_update(state, features, index, RULES[rule], valid=valid if masked else None, backend=backend)
+    return state
+
+
+@places("codebook_update")
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize(("ranks", "even", "masked"), [(2, True, False), (3, False, True)])
+def test_ranks_end_with_the_codebook_of_one(
+    place: Place, rule: str, ranks: int, even: bool, masked: bool, tmp_path: Path
+) -> None:
+    if place.device != "cpu":
+        pytest.skip("gloo ranks of this test keep their tensors on the CPU")
+    arguments = (ranks, str(tmp_path), rule, place.backend, (even, masked))
+    mp.start_processes(run_rank, args=arguments, nprocs=ranks, start_method="fork")
+    states = [CodebookState(*torch.load(tmp_path / f"{rank}.pt")) for rank in range(ranks)]
+    truth = one_rank(rule, ROWS // ranks * ranks if even else ROWS, place.backend, masked)
+    assert (truth.idle == 0).sum() > 3 * 7  # codewords beyond the seven that rows choose were revived
+    for other in states[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(states[0], other, strict=True))
+    for name, found, wanted in zip(CodebookState._fields, states[0], truth, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=FLOAT64["rel"], atol=FLOAT64["abs"], msg=name)
+
+
+@pytest.mark.parametrize(
+    ("shard", "error", "message"),
+    [
+        (([0], [9]), TypeError, "shard must be a BatchShard or None, got tuple"),
+        (BatchShard([0, 0], [9, 9]), ValueError, r"shard must hold the \[23, 23, 23\] rows of features, got first_row"),
+        (BatchShard([1] * 3, [23] * 3), ValueError, r"got first_row \[1, 1, 1\], total_rows \[23, 23, 23\]"),
+    ],
+)
+def test_bad_shards(shard: object, error: type[Exception], message: str) -> None:
+    features, index, _ = whole_batch(0)
+    with pytest.raises(error, match=message):
+        codebook_update(new_state(), features, index, RULES["paper"], shard=shard)  # type: ignore[arg-type]
