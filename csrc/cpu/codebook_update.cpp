@@ -82,9 +82,13 @@ void find_candidates(const std::vector<at::Tensor>& rows, at::IntArrayRef first_
       while (place >= total_rows[modality]) place -= total_rows[modality++];
       const int64_t local = place - first_row[modality];
       if (local >= 0 && local < rows[modality].size(0)) {
-        const at::Tensor row = rows[modality][local].to(at::kDouble);
+        const int64_t width = rows[modality].size(1);
         flags[k] = 1;
-        std::copy_n(row.const_data_ptr<double>(), row.numel(), candidates + k * row.numel());
+        if (rows[modality].scalar_type() == at::kDouble) {
+          std::copy_n(rows[modality].const_data_ptr<double>() + local * width, width, candidates + k * width);
+        } else {
+          std::copy_n(rows[modality].const_data_ptr<float>() + local * width, width, candidates + k * width);
+        }
       }
       break;
     }

@@ -1,0 +1,94 @@
+"""The bound of docs/exactness.md, by emulating the rounding of the operands in PyTorch over millions of scores."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from cases import normal
+from torch import Tensor
+
+UNIT = 2.0**-23
+FORMATS = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+
+
+def rounded(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """Operands of the search as float64; what is too small for a normal number is zero."""
+    kept = values.to(torch.float32).to(dtype).to(torch.float64)
+    return torch.where(kept.abs() < torch.finfo(dtype).tiny, 0, kept)
+
+
+def scores_and_bound(rows: Tensor, codebook: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """Computed scores (N, M), true ones (N, M) and the bound (N,), all float64."""
+    width = rows.shape[1]
+    mean = codebook.double().mean(0).float().double()
+    centred = codebook.double() - mean
+    largest = centred.abs().max()
+    scale = 2.0 ** -largest.log2().floor() if largest > 0 else torch.tensor(1.0, dtype=torch.float64)
+    codes = centred * scale
+    # In float32, as the kernels do it.
+    y_float = (rows.float() - mean.float()) * (-2 * scale).float()
+    y = -2 * scale * (rows.double() - mean)
+    kept_rows, kept_codes = rounded(y_float, dtype), rounded(codes, dtype)
+    norms = codes.square().sum(1).float()
+    computed = torch.addmm(norms, kept_rows.float(), kept_codes.float().T).double()
+    true = codes.square().sum(1) + y @ codes.T
+    inflate = 1 + (width + 16) * UNIT
+    norm, kept_norm = y_float.double().norm(dim=1) * inflate, kept_rows.norm(dim=1) * inflate
+    residual = (y_float.double() - kept_rows).norm(dim=1) * inflate + UNIT * norm
+    squared, kept = codes.square().sum(1).max(), kept_codes.norm(dim=1).max()
+    rest = (codes - kept_codes).norm(dim=1).max()
+    accumulated = (width + 16) * UNIT * (squared + kept_norm * kept)
+    bound = UNIT * squared + residual * kept + norm * rest + accumulated + width * 2.0**-60
+    return computed, true, bound
+
+
+def near_ties(rows: int, codewords: int, width: int) -> tuple[Tensor, Tensor]:
+    """Codewords in pairs one unit in the last place apart, rows in the middle of pairs."""
+    first = normal(codewords // 2, width)
+    second = first.clone()
+    second[:, 0] = torch.nextafter(second[:, 0], torch.full_like(second[:, 0], torch.inf))
+    codebook = torch.cat([first, second])
+    return codebook[torch.arange(rows) % codewords] + 1e-3 * normal(rows, width, seed=1), codebook
+
+
+def aligned(rows: int, codewords: int, width: int) -> tuple[Tensor, Tensor]:
+    """Rows parallel to codewords and all of one sign, where rounding errors add up rather than cancel."""
+    codebook = normal(codewords, width).abs() + 1
+    codebook[::2] *= -1
+    return codebook[torch.arange(rows) % codewords] * (1 + normal(rows, 1, seed=1).abs()), codebook
+
+
+DATA: dict[str, Callable[[int, int, int], tuple[Tensor, Tensor]]] = {
+    "normal": lambda n, m, d: (normal(n, d), normal(m, d, seed=1)),
+    "offset": lambda n, m, d: (normal(n, d) + 1e3, normal(m, d, seed=1) + 1e3),
+    "rows far away": lambda n, m, d: (normal(n, d) + 1e4, 1e-2 * normal(m, d, seed=1)),
+    "many magnitudes": lambda n, m, d: (
+        normal(n, d) * torch.logspace(-6, 6, n)[:, None],
+        normal(m, d, seed=1) * torch.logspace(-6, 3, m)[:, None],
+    ),
+    "tiny": lambda n, m, d: (1e-30 * normal(n, d), 1e-30 * normal(m, d, seed=1)),
+    "near ties": near_ties,
+    "aligned": aligned,
+}
+
+
+@pytest.mark.parametrize("dtype", FORMATS)
+@pytest.mark.parametrize("data", DATA)
+@pytest.mark.parametrize(("rows", "codewords", "width"), [(100_000, 32, 8), (4_000, 100, 96), (1_000, 60, 1000)])
+def test_bound_and_candidates(data: str, dtype: str, rows: int, codewords: int, width: int) -> None:
+    features, codebook = DATA[data](rows, codewords, width)
+    computed, true, bound = scores_and_bound(features, codebook, FORMATS[dtype])
+    finite = computed.isfinite().all(1) & bound.isfinite()
+    assert finite.float().mean() > 0.99
+    # The true score is computed in float64: its own error is far below the bound's.
+    assert ((computed - true).abs().amax(1) <= bound)[finite].all()
+    candidates = computed <= computed.amin(1, keepdim=True) + 2 * bound[:, None]
+    nearest = torch.cdist(features.double(), codebook.double(), compute_mode="donot_use_mm_for_euclid_dist").argmin(1)
+    assert candidates.gather(1, nearest[:, None])[finite[:, None]].all()
+
+
+def test_the_bound_is_not_idle() -> None:
+    """With a hundredth of it, scores and candidates fail: the test above can fail."""
+    features, codebook = DATA["aligned"](4_000, 100, 96)
+    computed, true, bound = scores_and_bound(features, codebook, torch.bfloat16)
+    assert not ((computed - true).abs().amax(1) <= bound / 100).all()
