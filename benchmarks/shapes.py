@@ -19,3 +19,24 @@ SHAPES = {
     # The default run on the built-in data.
     "default": Shape(80, 10, 3, 128, 128),
 }
+
+
+class SearchShape(NamedTuple):
+    """N rows and M codewords of width D."""
+
+    rows: int
+    codewords: int
+    width: int
+
+
+# First the size that is trained at, 3 modalities of 80 clips of ten seconds, where calls cost more than arithmetic.
+SEARCH_SHAPES = {
+    "published": SearchShape(2400, 400, 256),
+    "more codewords": SearchShape(2400, 1024, 256),
+    "narrow": SearchShape(65536, 1024, 64),
+    "wide": SearchShape(65536, 1024, 256),
+    # For GPUs.
+    "million": SearchShape(1_000_000, 1024, 256),
+    "million, 8192 codewords": SearchShape(1_000_000, 8192, 256),
+}
+CPU_SHAPES = ("published", "more codewords", "narrow", "wide")

@@ -1,4 +1,7 @@
-"""Puts the table and picture of a finished run into the README: `python benchmarks/update_readme.py RUN`."""
+"""Puts measured numbers into the README: `python benchmarks/update_readme.py [RUN]`.
+
+The speed table is made from benchmarks/results/; with RUN, the table of results and the pictures from that run.
+"""
 
 import argparse
 import json
@@ -13,10 +16,57 @@ ROOT = Path(__file__).resolve().parent.parent
 PICTURES = ("zero-shot.png", "code-usage.png", "timeline.png")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("run", type=Path, help="run folder, usually of --seeds 3")
-    run = parser.parse_args().run
+PROBLEMS = {"search": "nearest codeword", "step": "quantiser step"}
+DEVICES = ("cpu", "cuda")
+
+
+def replace_part(name: str, text: str) -> None:
+    """Put text between the README's markers of this name."""
+    readme = ROOT / "README.md"
+    pattern = re.compile(rf"(<!-- {name} -->\n).*(<!-- /{name} -->)", re.DOTALL)
+    readme.write_text(pattern.sub(lambda found: f"{found[1]}{text}\n{found[2]}", readme.read_text()))
+
+
+def size_of(row: dict) -> str:
+    """The sizes of a row's problem."""
+    if "rows" in row:
+        return f"N {row['rows']}, M {row['codewords']}, D {row['width']}"
+    return f"{row['modalities']} x {row['clips'] * row['steps']} rows, M {row['codewords']}, D {row['width']}"
+
+
+def speed_table() -> str:
+    """One line for each device, problem and shape: our time and that of each contender with the ratio to ours."""
+    lines = ["| where | problem | size | ours | others |", "| --- | --- | --- | ---: | --- |"]
+    notes = []
+    for device in DEVICES:
+        path = ROOT / "benchmarks" / "results" / f"quantiser-{device}.json"
+        if not path.exists():
+            lines.append(f"| {device} | all | | not run yet | |")
+            continue
+        rows = [row for row in json.loads(path.read_text()) if "missing" not in row]
+        groups: dict[tuple[str, str], list[dict]] = {}
+        for row in rows:
+            groups.setdefault((row["problem"], row["shape"]), []).append(row)
+        for (problem, _), group in groups.items():
+            ours = next(row for row in group if row["contender"] == "ours")
+            others = [
+                f"{row['contender']} {row['median_ms']:.3g} ms ({row['median_ms'] / ours['median_ms']:.1f}x"
+                + (f", {row['wrong_rows']} of {row['checked_rows']} rows wrong)" if row["wrong_rows"] else ")")
+                for row in group
+                if row is not ours
+            ]
+            time = f"{ours['median_ms']:.3g} ms"
+            lines.append(f"| {device} | {PROBLEMS[problem]} | {size_of(ours)} | {time} | {', '.join(others)} |")
+        one = rows[0]
+        notes.append(
+            f"{device}: {one['device']}, {one['threads']} threads, torch {one['torch']}, {one['date']}, commit "
+            f"`{(one['commit'] or 'unknown')[:12]}`."
+        )
+    return "\n".join(lines) + "\n\n" + " ".join(["Medians; float32; ours has no row wrong."] + notes)
+
+
+def put_run(run: Path) -> None:
+    """Table and pictures of a finished run."""
     summary = json.loads((run / "summary.json").read_text())
     rows = [Row.from_dict(row) for row in summary["rows"]]
     seeds = summary.get("seeds", [summary.get("seed")])
@@ -31,11 +81,18 @@ def main() -> None:
         f"{summary['threads']} threads, torch {summary['versions']['torch']}, commit "
         f"`{(summary['git_commit'] or 'unknown')[:12]}`."
     )
-    readme = ROOT / "README.md"
-    pattern = re.compile(r"(<!-- results -->\n).*(<!-- /results -->)", re.DOTALL)
-    readme.write_text(pattern.sub(lambda found: f"{found[1]}{text}\n{found[2]}", readme.read_text()))
+    replace_part("results", text)
     stored = ROOT / "benchmarks" / "results" / "default-run.json"
     stored.write_text(json.dumps(summary, indent=2) + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("run", type=Path, nargs="?", help="run folder, usually of --seeds 3")
+    run = parser.parse_args().run
+    if run is not None:
+        put_run(run)
+    replace_part("speed", speed_table())
 
 
 if __name__ == "__main__":

@@ -2,7 +2,9 @@
 
 import importlib.machinery
 import json
+import os
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 
@@ -159,3 +161,51 @@ class TestExtension:
         words = shlex.split(backend.rebuild_command())
         assert words[:4] == [sys.executable, "-m", "pip", "install"]
         assert "--no-deps" in words
+
+
+class TestWish:
+    def test_reference_for_everything(self) -> None:
+        script = "import unicode_fast, torch; from unicode_fast.backend import choose_backend as choose\n"
+        script += "print(choose('nearest_codeword', torch.device('cpu'), None))"
+        environment = {**os.environ, "UNICODE_FAST_BACKEND": "reference"}
+        found = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
+        assert found.stdout.strip() == "reference", found.stderr
+
+    def test_other_wishes(self) -> None:
+        assert backend.wanted_backend({}) == ""
+        with pytest.raises(ValueError, match="UNICODE_FAST_BACKEND must be reference or empty, got 'cpp'"):
+            backend.wanted_backend({"UNICODE_FAST_BACKEND": "cpp"})
+
+
+@pytest.mark.skipif(backend.EXTENSION.module is None, reason="the C++ extension is not there")
+@pytest.mark.parametrize("name", ["portable", "avx2", "avx512", "avx512_bf16"])
+def test_every_instruction_set(name: str) -> None:
+    """The operator tests run on the best one; here each that the processor has finds the same codewords."""
+    script = """
+import sys, torch
+from unicode_fast import nearest_codeword
+from unicode_fast.backend import EXTENSION
+sys.path.insert(0, sys.argv[1])
+from cases import NEAREST_CASES
+try:
+    assert EXTENSION.module.build_info()["cpu"] == sys.argv[2]
+except RuntimeError as error:
+    print("lacking:", error)
+    sys.exit()
+for name, make in NEAREST_CASES.items():
+    features, codebook = make()
+    found, truth = (nearest_codeword(features, codebook, backend=b) for b in ("cpp", "reference"))
+    distances = [(features.double() - codebook.double()[x.index]).square().sum(1) for x in (found, truth)]
+    assert (distances[0] <= distances[1] * (1 + 4 * features.shape[1] * 2**-53)).all(), name
+print("equal")
+"""
+    folder = str(Path(__file__).parent)
+    environment = {**os.environ, "UNICODE_FAST_CPU": name}
+    found = subprocess.run(
+        [sys.executable, "-c", script, folder, name], env=environment, capture_output=True, text=True
+    )
+    assert found.returncode == 0, found.stderr
+    if found.stdout.startswith("lacking"):
+        assert "one that this processor has" in found.stdout
+        pytest.skip(f"this processor has no {name}")
+    assert found.stdout.strip() == "equal"

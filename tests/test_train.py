@@ -14,7 +14,7 @@ import tiny
 import torch
 import yaml
 
-from unicode_fast import checkpoint, load, preset, runs
+from unicode_fast import Modality, backend, checkpoint, load, preset, runs
 from unicode_fast.train import Journal, NonFiniteLoss, Trainer, learning_rate, main, total_steps
 
 FLAGS = {
@@ -25,6 +25,9 @@ FLAGS = {
     "checkpoint_seconds": 0.0,
     "learning_rate": 3e-3,
 }
+
+
+SHOWN = (("audio", "vector", (64,)), ("video", "grid", (7, 7, 8)), ("text", "words", (32,)))
 
 
 @pytest.fixture(scope="session")
@@ -123,6 +126,31 @@ class TestLearning:
         features = tiny.batch(trainer.model)
         losses = [sum(trainer.train_step(features, None, 3e-3).terms.values()).item() for _ in range(150)]
         assert np.mean(losses[-10:]) < 0.6 * np.mean(losses[:5])
+
+
+@pytest.mark.skipif(backend.EXTENSION.module is None, reason="the C++ extension is not there")
+def test_backends_agree_over_the_first_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twenty steps of the default model: equal codes, losses equal to rounding."""
+    modalities = {name: Modality(kind, shape) for name, kind, shape in SHOWN}
+    config = preset("recommended").replace(dropout=0.0, revive_after=5)
+    runs = []
+    for implementations in (backend.IMPLEMENTATIONS, dict.fromkeys(backend.IMPLEMENTATIONS, ("reference",))):
+        monkeypatch.setattr(backend, "IMPLEMENTATIONS", implementations)
+        trainer = Trainer(config, modalities, torch.device("cpu"))
+        generator = torch.Generator().manual_seed(0)
+        results = []
+        for _ in range(20):
+            features = {
+                name: torch.randn(20, 10, *kind.shape, generator=generator) for name, kind in modalities.items()
+            }
+            with torch.no_grad():
+                codes = trainer.model.eval()(features).index
+            result = trainer.train_step(features, None, 1e-3)
+            results.append((codes, {name: term.item() for name, term in result.terms.items()}))
+        runs.append(results)
+    for (codes, terms), (other_codes, other_terms) in zip(*runs, strict=True):
+        assert all(torch.equal(codes[name], other_codes[name]) for name in codes)
+        assert terms == pytest.approx(other_terms, rel=1e-4, abs=1e-6)
 
 
 class TestDeterminism:

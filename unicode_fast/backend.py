@@ -1,15 +1,18 @@
 """Which backend can run an operator on a device, and why another cannot; nothing else asks for CUDA, Triton or _C.
 
 Importing it loads the compiled extension where there is one for the imported torch. That registers the extension's
-operators; it touches no GPU, compiles nothing and says nothing.
+operators; it touches no GPU, compiles nothing and says nothing. UNICODE_FAST_BACKEND=reference makes every operator use
+its reference, unless a call names another backend.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import shlex
 import sys
+from collections.abc import Mapping
 from importlib.machinery import PathFinder
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
@@ -153,7 +156,10 @@ def _implementations(operator: str) -> tuple[Backend, ...]:
 
 def _fastest(operator: str, kind: str) -> str:
     # torch.compile follows calls in here, so this looks nothing up but names.
-    for backend in _implementations(operator):
+    implementations = _implementations(operator)
+    if _WANTED:
+        return "reference"
+    for backend in implementations:
         if backend != "reference" and kind == _DEVICES[backend] and _installed(backend):
             return backend
     return "reference"
@@ -202,5 +208,18 @@ def _cure(backend: str) -> str:
     )
 
 
+def wanted_backend(environment: Mapping[str, str]) -> str:
+    """The value of UNICODE_FAST_BACKEND: "reference", or nothing for the fastest that is there.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    wanted = environment.get("UNICODE_FAST_BACKEND", "")
+    if wanted not in ("", "reference"):
+        raise ValueError(f"UNICODE_FAST_BACKEND must be reference or empty, got {wanted!r}")
+    return wanted
+
+
 EXTENSION = load_extension()
+_WANTED = wanted_backend(os.environ)
 _TRITON_INSTALLED = importlib.util.find_spec("triton") is not None

@@ -55,8 +55,7 @@ def official_scores(
     """Train on one modality by the released code's rules and score on others after every epoch.
 
     The encoder is in training mode while the probe trains, so every batch is encoded anew with its dropout; scores
-    are taken on codes from evaluation mode. Codes and probe are float64. Where the error stream is a terminal, a bar
-    shows the epochs.
+    are taken on codes from evaluation mode. Codes and probe are float64. A bar on the error stream shows the epochs.
 
     Args:
         task: one of the official variants.
@@ -85,7 +84,7 @@ def official_scores(
     dropout_seed = probe_seed(seed, "official dropout", task.name, source)
     with seeded_training_mode(model, dropout_seed):
         epochs = probe_epochs(head, task.rule, len(clips), generator, loss_of, loss.parameters())
-        for _ in tqdm(epochs, f"{task.name} on {source}", task.rule.epochs, leave=False, disable=None):
+        for _ in tqdm(epochs, f"{task.name} on {source}", task.rule.epochs, leave=False):
             for name, part in scored.items():
                 with torch.no_grad():
                     logits = task.output(head, part)

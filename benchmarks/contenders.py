@@ -1,0 +1,249 @@
+"""One contender on one problem, in a process of its own: two OpenMP runtimes in one process distort each other's times.
+
+`python benchmarks/contenders.py search faiss published` prints one line of JSON. `bench_search.py` calls it.
+"""
+
+import argparse
+import datetime
+import importlib.util
+import json
+import platform
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from original import OriginalQuantiser, PlainQuantiser
+from shapes import SEARCH_SHAPES, SHAPES, Shape
+from torch import Tensor
+
+from unicode_fast import CodebookState, UpdateRule, codebook_update, nearest_codeword
+from unicode_fast.losses import commitment
+from unicode_fast.reference import nearest_codeword_reference
+from unicode_fast.runs import git_commit
+
+# Differences of pairs of coordinates that the check against float64 may take.
+CHECKED = 4_000_000_000
+LEAST_REPEATS, LONGEST_SECONDS = 50, 8.0
+
+
+class Contender(NamedTuple):
+    """What to run.
+
+    Attributes:
+        make: takes the problem, returns what is timed; that returns the chosen codewords, (N,).
+        module: that has to be installed; "" for none.
+        devices: where it runs.
+    """
+
+    make: Callable[..., Callable[[], Tensor]]
+    module: str = ""
+    devices: tuple[str, ...] = ("cpu", "cuda")
+
+    def obstacle(self, device: str) -> str:
+        """Why it cannot run here; empty where it can."""
+        if device not in self.devices:
+            return f"does not run on {device}"
+        if self.module and importlib.util.find_spec(self.module) is None:
+            return f"{self.module} is not installed"
+        return ""
+
+
+def addmm(features: Tensor, codebook: Tensor) -> Callable[[], Tensor]:
+    norms = codebook.square().sum(1)
+    return lambda: torch.addmm(norms, features, codebook.T, alpha=-2).min(1).indices
+
+
+def compiled(features: Tensor, codebook: Tensor) -> Callable[[], Tensor]:
+    @torch.compile
+    def search(x: Tensor, e: Tensor) -> Tensor:
+        return torch.addmm(e.square().sum(1), x, e.T, alpha=-2).min(1).indices
+
+    return lambda: search(features, codebook)
+
+
+def faiss(features: Tensor, codebook: Tensor) -> Callable[[], Tensor]:
+    import faiss
+
+    faiss.omp_set_num_threads(torch.get_num_threads())
+    index = faiss.IndexFlatL2(codebook.shape[1])
+    index.add(codebook.numpy())
+    rows = features.numpy()
+    return lambda: torch.from_numpy(index.search(rows, 1)[1][:, 0])
+
+
+def vector_quantize(features: Tensor, codebook: Tensor) -> Callable[[], Tensor]:
+    from vector_quantize_pytorch import VectorQuantize
+
+    peer = VectorQuantize(dim=codebook.shape[1], codebook_size=codebook.shape[0]).to(features.device).eval()
+    peer._codebook.embed.data.copy_(codebook[None])
+    return torch.no_grad()(lambda: peer(features[None])[1][0])
+
+
+def flash_kmeans(features: Tensor, codebook: Tensor) -> Callable[[], Tensor]:
+    from flash_kmeans.assign_euclid_triton import euclid_assign_triton
+
+    squared = features.square().sum(-1)[None]
+    return lambda: euclid_assign_triton(features[None], codebook[None], squared)[0]
+
+
+SEARCH = {
+    "ours": Contender(lambda x, e: lambda: nearest_codeword(x, e).index),
+    "reference": Contender(lambda x, e: lambda: nearest_codeword(x, e, backend="reference").index),
+    "torch addmm+min": Contender(addmm),
+    "torch addmm+min compiled": Contender(compiled, devices=("cuda",)),
+    "torch cdist+argmin": Contender(lambda x, e: lambda: torch.cdist(x, e).argmin(1)),
+    "faiss": Contender(faiss, "faiss", ("cpu",)),
+    "vector-quantize-pytorch": Contender(vector_quantize, "vector_quantize_pytorch"),
+    "flash-kmeans": Contender(flash_kmeans, "flash_kmeans", ("cuda",)),
+}
+
+
+def our_step(features: list[Tensor], codebook: Tensor, backend: str | None = None) -> Callable[[], Tensor]:
+    """Search, commitment with its gradient, update and revival of a training step of the recommended preset."""
+    codewords = codebook.shape[0]
+    state = CodebookState(
+        codebook.clone(),
+        torch.ones(codewords, device=codebook.device),
+        codebook.clone(),
+        torch.zeros(len(features), codewords, dtype=torch.int64, device=codebook.device),
+        torch.zeros((), dtype=torch.int64, device=codebook.device),
+    )
+    rule = UpdateRule(smoothing="transient", revive_after=30, revive_source="feature")
+    rows = [x.clone().requires_grad_() for x in features]
+
+    def step() -> Tensor:
+        joined = torch.cat([x.detach() for x in rows])
+        index = nearest_codeword(joined, state.codebook, backend=backend).index
+        chosen = index.split([len(x) for x in rows])
+        codes = [state.codebook[part] for part in chosen]
+        total = torch.zeros((), device=joined.device)
+        for own, x in enumerate(rows):
+            total = total + 0.5 * commitment(x, codes[own])
+            for other, code in enumerate(codes):
+                if other != own:
+                    total = total + 0.25 / (len(rows) - 1) * commitment(x, code)
+        total.backward()
+        codebook_update(state, rows, list(chosen), rule, backend=backend)
+        return index
+
+    return step
+
+
+STEP = {
+    "ours": Contender(our_step),
+    "reference": Contender(lambda x, e: our_step(x, e, "reference")),
+    "plain float32 torch": Contender(lambda x, e: PlainQuantiser(e, len(x)).step_on(x)),
+    "the original's loops": Contender(lambda x, e: OriginalQuantiser(e, len(x)).step_on(x), devices=("cpu",)),
+}
+PROBLEMS = {"search": SEARCH, "step": STEP}
+
+
+def inputs(problem: str, shape: str, device: str) -> tuple[list[Tensor], Tensor]:
+    """Rows of each modality, one for a search, and the codebook; normal numbers, the same on every machine."""
+    generator = torch.Generator().manual_seed(0)
+    if problem == "search":
+        rows, codewords, width = SEARCH_SHAPES[shape]
+        sizes = [rows]
+    else:
+        clips, steps, modalities, codewords, width = SHAPES[shape]
+        sizes = [clips * steps] * modalities
+    features = [torch.randn(size, width, generator=generator).to(device) for size in sizes]
+    return features, torch.randn(codewords, width, generator=generator).to(device)
+
+
+def wrong_rows(found: Tensor, features: Tensor, codebook: Tensor) -> tuple[int, int]:
+    """Rows whose codeword is not the nearest by float64 differences, and the rows that were checked."""
+    number = min(len(features), max(1, CHECKED // codebook.numel()))
+    checked = torch.linspace(0, len(features) - 1, number, device=features.device).long()
+    truth = nearest_codeword_reference(features[checked], codebook)[0]
+    return int((found.to(features.device)[checked] != truth).sum()), number
+
+
+def milliseconds(call: Callable[[], Tensor], device: str) -> list[float]:
+    """Times of fifty calls after a warm-up, on a GPU each with a flushed cache; of fewer where that takes long."""
+    started = time.perf_counter()
+    for _ in range(3):
+        call()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    times: list[float] = []
+    flush = torch.empty(64 * 2**20, device=device) if device == "cuda" else None
+    while len(times) < LEAST_REPEATS and (len(times) < 5 or time.perf_counter() - started < LONGEST_SECONDS):
+        if flush is not None:
+            flush.zero_()
+            begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            begin.record()
+            call()
+            end.record()
+            torch.cuda.synchronize()
+            times.append(begin.elapsed_time(end))
+        else:
+            begin_cpu = time.perf_counter()
+            call()
+            times.append(1000 * (time.perf_counter() - begin_cpu))
+    return times
+
+
+def measure(problem: str, contender: str, shape: str, device: str) -> dict[str, object]:
+    """One row of the results."""
+    torch.manual_seed(0)
+    features, codebook = inputs(problem, shape, device)
+    call = PROBLEMS[problem][contender].make(features[0] if problem == "search" else features, codebook)
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+    wrong, checked = wrong_rows(call(), torch.cat(features), codebook)
+    peak = None
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        call()
+        peak = torch.cuda.max_memory_allocated() - before
+    times = milliseconds(call, device)
+    name = torch.cuda.get_device_name() if device == "cuda" else f"{platform.machine()} CPU"
+    size = SEARCH_SHAPES[shape] if problem == "search" else SHAPES[shape]
+    return {
+        "problem": problem,
+        "contender": contender,
+        "shape": shape,
+        **(size._asdict()),
+        "dtype": "float32",
+        "median_ms": float(np.median(times)),
+        "p20_ms": float(np.percentile(times, 20)),
+        "p80_ms": float(np.percentile(times, 80)),
+        "repeats": len(times),
+        "wrong_rows": wrong,
+        "checked_rows": checked,
+        "peak_bytes": peak,
+        "device": name,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "commit": git_commit(),
+        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
+    }
+
+
+def shape_names(problem: str) -> dict[str, Shape] | dict[str, object]:
+    """The shapes of a problem."""
+    return dict(SEARCH_SHAPES) if problem == "search" else dict(SHAPES)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("problem", choices=PROBLEMS)
+    parser.add_argument("contender")
+    parser.add_argument("shape")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    arguments = parser.parse_args()
+    for value, known in (
+        (arguments.contender, PROBLEMS[arguments.problem]),
+        (arguments.shape, shape_names(arguments.problem)),
+    ):
+        if value not in known:
+            parser.error(f"must be one of {', '.join(known)}, got {value!r}")
+    print(json.dumps(measure(arguments.problem, arguments.contender, arguments.shape, arguments.device)))
+
+
+if __name__ == "__main__":
+    main()
