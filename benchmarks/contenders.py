@@ -18,8 +18,7 @@ from original import OriginalQuantiser, PlainQuantiser
 from shapes import SEARCH_SHAPES, SHAPES, Shape
 from torch import Tensor
 
-from unicode_fast import CodebookState, UpdateRule, codebook_update, nearest_codeword
-from unicode_fast.losses import commitment
+from unicode_fast import CodebookState, UpdateRule, codebook_update, commitment_loss, nearest_codeword
 from unicode_fast.reference import nearest_codeword_reference
 from unicode_fast.runs import git_commit
 
@@ -112,19 +111,15 @@ def our_step(features: list[Tensor], codebook: Tensor, backend: str | None = Non
     )
     rule = UpdateRule(smoothing="transient", revive_after=30, revive_source="feature")
     rows = [x.clone().requires_grad_() for x in features]
+    weights = torch.full((len(rows), len(rows)), 0.25 / (len(rows) - 1), device=codebook.device).fill_diagonal_(0.5)
+    weights = weights / codebook.shape[1]
 
     def step() -> Tensor:
         joined = torch.cat([x.detach() for x in rows])
         index = nearest_codeword(joined, state.codebook, backend=backend).index
         chosen = index.split([len(x) for x in rows])
-        codes = [state.codebook[part] for part in chosen]
-        total = torch.zeros((), device=joined.device)
-        for own, x in enumerate(rows):
-            total = total + 0.5 * commitment(x, codes[own])
-            for other, code in enumerate(codes):
-                if other != own:
-                    total = total + 0.25 / (len(rows) - 1) * commitment(x, code)
-        total.backward()
+        loss = commitment_loss(torch.stack(rows), torch.stack(chosen), state.codebook, weights, backend=backend)
+        loss.sum().backward()
         codebook_update(state, rows, list(chosen), rule, backend=backend)
         return index
 

@@ -27,6 +27,7 @@ from unicode_fast.reference import (
     codebook_update_reference,
     codeword_distribution_backward_reference,
     codeword_distribution_reference,
+    commitment_reference,
     cross_info_nce_backward_reference,
     cross_info_nce_reference,
     nearest_codeword_reference,
@@ -92,6 +93,13 @@ def distribution_arguments(device: str, dtype: torch.dtype = torch.float32) -> t
     return normal(3, 4, 5, dtype=dtype).to(device), normal(6, 5, seed=1, dtype=dtype).to(device), valid, 0.7
 
 
+def commitment_arguments(device: str, dtype: torch.dtype = torch.float64) -> tuple[Any, ...]:
+    index = torch.arange(12, device=device).reshape(3, 4) % 6
+    weights = normal(3, 3, seed=3, dtype=torch.float64).abs().to(device)
+    features, codebook = normal(3, 4, 5, dtype=dtype).to(device), normal(6, 5, seed=1, dtype=dtype).to(device)
+    return features, index, index % 4 != 1, codebook, weights
+
+
 def loss_arguments(device: str, softmax_over: str = "both") -> tuple[Any, ...]:
     targets, predictions = normal(2, 3, 4, 5).to(device), normal(2, 3, 4, 5, seed=1).to(device)
     valid = torch.rand(2, 3, 4, device=device) < 0.7
@@ -131,6 +139,13 @@ SAMPLES: dict[str, tuple[str, Arguments]] = {
     "distribution backward": (
         "codeword_distribution_backward",
         lambda d: (normal(3, 6, seed=2).to(d), *distribution_arguments(d)),
+    ),
+    "commitment": ("commitment_loss", commitment_arguments),
+    "commitment with gradient": ("commitment_loss", lambda d: with_gradient(commitment_arguments(d), 0)),
+    "commitment without mask": ("commitment_loss", lambda d: without_mask(commitment_arguments(d))),
+    "commitment backward": (
+        "commitment_loss_backward",
+        lambda d: (normal(3, seed=2).to(d), normal(3, 4, 5).to(d), normal(3, 4, 5, seed=1).to(d)),
     ),
     "loss": ("cross_info_nce", loss_arguments),
     "loss with gradient": ("cross_info_nce", lambda d: with_gradient(loss_arguments(d), 0, 1, 4)),
@@ -269,6 +284,8 @@ def reference_calls() -> dict[str, Callable[[], Any]]:
             )
     inputs = distribution_arguments("cpu")
     gradient = normal(3, 6)
+    features, index, valid, codes, weights = commitment_arguments("cpu")
+    calls["commitment"] = lambda: commitment_reference(features, index, valid, codes, weights)
     calls["distribution"] = lambda: codeword_distribution_reference(*inputs)
     calls["distribution backward"] = lambda: codeword_distribution_backward_reference(gradient, *inputs)
     for softmax_over in ("predictions", "candidates", "both"):

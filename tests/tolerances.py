@@ -102,3 +102,11 @@ STANDARD_ERRORS = 5.0
 
 # For pytest.approx on losses in float64: sums of some thousand terms of order one, in another order.
 FLOAT64 = {"rel": 1e-10, "abs": 1e-12}
+
+# Sums of some ten thousand squares of order one, in another order; bfloat16 rounds the gradient once, relative 2^-9,
+# and gradients that cancel keep the absolute error of their terms.
+COMMITMENT = {
+    torch.float64: Tolerance(1e-12, 1e-12),
+    torch.float32: Tolerance(1e-5, 1e-6),
+    torch.bfloat16: Tolerance(2.0**-8, 2.0**-8),
+}

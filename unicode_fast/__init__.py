@@ -14,6 +14,7 @@ from unicode_fast.ops import (
     UpdateRule,
     codebook_update,
     codeword_distribution,
+    commitment_loss,
     cross_info_nce,
     nearest_codeword,
 )
@@ -39,6 +40,7 @@ __all__ = [
     "available_backends",
     "codebook_update",
     "codeword_distribution",
+    "commitment_loss",
     "cross_info_nce",
     "export",
     "from_cmg",

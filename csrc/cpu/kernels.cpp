@@ -18,6 +18,12 @@
 #pragma GCC diagnostic ignored "-Wpsabi"
 #endif
 
+#if defined(__clang__)
+#define UNICODE_FAST_ROUND_PRODUCTS
+#else
+#define UNICODE_FAST_ROUND_PRODUCTS __attribute__((optimize("fp-contract=off")))
+#endif
+
 namespace unicode_fast::cpu {
 
 namespace portable {

@@ -45,6 +45,18 @@ struct RowSums {
   int64_t width;
 };
 
+// Weighted squared distances of one modality's rows to the codewords that each modality chose at the same places.
+template <typename T>
+struct Commitment {
+  const T* features;                  // (rows, width), contiguous
+  const T* codebook;                  // (codewords, width)
+  std::vector<const int64_t*> index;  // (rows) by modality
+  const bool* own_valid;              // (rows), or null where every row is
+  std::vector<const bool*> valid;     // the same by modality, or empty
+  std::vector<T> scale;               // of each modality's distances
+  int64_t width;
+};
+
 struct Kernels {
   const char* name;
   // Codewords in a panel, and dimensions in one of its 32-bit operands.
@@ -64,6 +76,9 @@ struct Kernels {
   // Adds the columns [first, last) of all mixed rows to `sums` (codewords, width), in the order of the rows.
   void (*add_float)(const RowSums<float>& batch, int64_t first, int64_t last, double* sums);
   void (*add_double)(const RowSums<double>& batch, int64_t first, int64_t last, double* sums);
+  // The weighted sum over the rows [first, last); the gradient goes to `direction` (rows, width).
+  double (*commit_float)(const Commitment<float>& batch, int64_t first, int64_t last, float* direction);
+  double (*commit_double)(const Commitment<double>& batch, int64_t first, int64_t last, double* direction);
 };
 
 // Those for the best instruction set of this processor, or for the one named by UNICODE_FAST_CPU (portable, avx2,

@@ -347,6 +347,56 @@ UNICODE_FAST_TARGET void add_rows(const RowSums<T>& batch, int64_t first, int64_
   }
 }
 
+// Products are rounded before they are added, as in the reference, so that gradients are the same bits and training
+// goes the same way on both.
+template <typename T>
+UNICODE_FAST_TARGET UNICODE_FAST_ROUND_PRODUCTS double commit(const Commitment<T>& batch, int64_t first, int64_t last,
+                                                              T* direction) {
+#if defined(__clang__)
+#pragma clang fp contract(off)
+#endif
+  const int64_t width = batch.width;
+  double total = 0;
+  for (int64_t i = first; i < last; ++i) {
+    const T* x = batch.features + i * width;
+    T* gradient = direction + i * width;
+    std::fill(gradient, gradient + width, T(0));
+    if (batch.own_valid != nullptr && !batch.own_valid[i]) continue;
+    for (size_t o = 0; o < batch.index.size(); ++o) {
+      if (batch.scale[o] == 0 || (!batch.valid.empty() && !batch.valid[o][i])) continue;
+      const T* code = batch.codebook + batch.index[o][i] * width;
+      const T twice = 2 * batch.scale[o];
+      T squares[kLanes] = {};
+      int64_t d = 0;
+      for (; d + kLanes <= width; d += kLanes) {
+        for (int lane = 0; lane < kLanes; ++lane) {
+          const T difference = x[d + lane] - code[d + lane];
+          gradient[d + lane] += twice * difference;
+          squares[lane] += difference * difference;
+        }
+      }
+      for (; d < width; ++d) {
+        const T difference = x[d] - code[d];
+        gradient[d] += twice * difference;
+        squares[0] += difference * difference;
+      }
+      double sum = 0;
+      for (int lane = 0; lane < kLanes; ++lane) sum += squares[lane];
+      total += static_cast<double>(batch.scale[o]) * sum;
+    }
+  }
+  return total;
+}
+
+UNICODE_FAST_TARGET double commit_float(const Commitment<float>& batch, int64_t first, int64_t last, float* direction) {
+  return commit(batch, first, last, direction);
+}
+
+UNICODE_FAST_TARGET double commit_double(const Commitment<double>& batch, int64_t first, int64_t last,
+                                         double* direction) {
+  return commit(batch, first, last, direction);
+}
+
 UNICODE_FAST_TARGET void search_float(const PreparedCodebook& codes, const float* codebook, Rows<float> rows,
                                       int64_t count, int64_t* index, float* distance) {
   search(codes, codebook, rows, count, index, distance);
@@ -376,6 +426,6 @@ UNICODE_FAST_TARGET void add_double(const RowSums<double>& batch, int64_t first,
 }
 
 constexpr Kernels table(const char* name) {
-  return {name,          kPanel,       kPair,         prepare,   search_float,
-          search_double, direct_float, direct_double, add_float, add_double};
+  return {name,         kPanel,        kPair,     prepare,    search_float, search_double,
+          direct_float, direct_double, add_float, add_double, commit_float, commit_double};
 }

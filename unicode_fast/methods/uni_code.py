@@ -14,7 +14,7 @@ from unicode_fast.config import Config
 from unicode_fast.modules.codebook import mean_of_others
 from unicode_fast.modules.cpc import clip_mean
 from unicode_fast.modules.model import ModelOutput, UniCode
-from unicode_fast.ops import codeword_distribution
+from unicode_fast.ops import codeword_distribution, commitment_loss
 from unicode_fast.reference.counter_random import uniform
 
 # Streams of the counter-based generator; the codebook's revival has its own.
@@ -97,24 +97,29 @@ class UniCodeMethod:
 
     def _commitment(self, output: ModelOutput, terms: dict[str, Tensor]) -> None:
         method, names, masks = self.config.method, self.model.names, self._masks(output)
-        aligned = len({output.codeword[name].shape[1] for name in names}) == 1
+        own = method.commitment_weight * method.commitment_own
+        partners = method.commitment_weight * method.commitment_partner
+        if len({output.codeword[name].shape[1] for name in names}) == 1:
+            weights = torch.full((len(names), len(names)), partners / (len(names) - 1), dtype=torch.float64)
+            weights.fill_diagonal_(own)
+            found = commitment_loss(
+                torch.stack([output.semantic[name].flatten(0, 1) for name in names]),
+                torch.stack([output.index[name].flatten() for name in names]),
+                self.model.codebook.codebook,
+                (weights / (self.config.model.width if method.commitment_norm == "mean" else 1)).to(self.model.device),
+                valid=None if output.mask is None else torch.stack([output.mask[name].flatten() for name in names]),
+            )
+            terms.update({f"commitment.{name}": found[m] for m, name in enumerate(names)})
+            return
         for name in names:
             z, valid = output.semantic[name], masks[name]
 
             def to_partner(other: str, z: Tensor = z, valid: Tensor | None = valid) -> Tensor:
-                codeword, theirs = output.codeword[other], masks[other]
-                if not aligned:
-                    return losses.commitment(
-                        z, clip_mean(codeword, theirs).unsqueeze(1), valid, norm=method.commitment_norm
-                    )
-                both = None if valid is None or theirs is None else valid & theirs
-                return losses.commitment(z, codeword, both, norm=method.commitment_norm)
+                mean = clip_mean(output.codeword[other], masks[other]).unsqueeze(1)
+                return losses.commitment(z, mean, valid, norm=method.commitment_norm)
 
-            own = losses.commitment(z, output.codeword[name], valid, norm=method.commitment_norm)
-            total = method.commitment_own * own
-            if method.commitment_partner:
-                total = total + method.commitment_partner * mean_of_others(name, names, to_partner)
-            terms[f"commitment.{name}"] = method.commitment_weight * total
+            total = own * losses.commitment(z, output.codeword[name], valid, norm=method.commitment_norm)
+            terms[f"commitment.{name}"] = total + partners * mean_of_others(name, names, to_partner)
 
     def _club(self, output: ModelOutput, draws: Draws, terms: dict[str, Tensor]) -> None:
         method = self.config.method

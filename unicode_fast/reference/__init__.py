@@ -13,6 +13,7 @@ from unicode_fast.reference.codeword_distribution import (
     codeword_distribution_backward_reference,
     codeword_distribution_reference,
 )
+from unicode_fast.reference.commitment import commitment_backward_reference, commitment_reference
 from unicode_fast.reference.cross_info_nce import cross_info_nce_backward_reference, cross_info_nce_reference
 from unicode_fast.reference.nearest_codeword import nearest_codeword_reference
 
@@ -22,6 +23,8 @@ __all__ = [
     "codebook_update_reference",
     "codeword_distribution_backward_reference",
     "codeword_distribution_reference",
+    "commitment_backward_reference",
+    "commitment_reference",
     "cross_info_nce_backward_reference",
     "cross_info_nce_reference",
     "nearest_codeword_reference",
