@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -144,10 +145,15 @@ def render_audio(
         features[first:last] = log_mel_statistics(seconds).reshape(last - first, STEPS, -1)
         return last - first
 
-    with threadpool_limits(1), ThreadPoolExecutor(_workers()) as pool:
+    # The limit is the whole process's: the first of two data sets that are made at once would lift it for the other.
+    with _ONE_BLAS_THREAD, threadpool_limits(1), ThreadPoolExecutor(_workers()) as pool:
         for done in pool.map(render, range(0, clips, _CLIPS_AT_ONCE)):
             progress(done)
     return features
+
+
+# A matrix product has other bits on another number of threads.
+_ONE_BLAS_THREAD = threading.Lock()
 
 
 @dataclass(frozen=True)
