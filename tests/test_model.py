@@ -214,7 +214,7 @@ class TestTraits:
     def test_straight_through_gradient(self) -> None:
         owner = tiny.model()
         z = torch.randn(2, 3, 16, requires_grad=True)
-        quantised = owner.codebook(z)
+        quantised = owner.codebook.quantise({"audio": z})["audio"]
         assert torch.equal(quantised.codeword, owner.codebook.codebook[quantised.index])
         (quantised.vector * 3).sum().backward()
         assert torch.equal(z.grad, torch.full_like(z, 3.0))

@@ -74,11 +74,16 @@ class Codebook(nn.Module):
         """The buffers that an update changes."""
         return CodebookState(self.codebook, self.ema_count, self.ema_sum, self.idle, self.step)
 
-    def forward(self, semantic: Tensor) -> Quantised:
-        """Nearest codewords of z (B, T, D); no buffer changes."""
-        index = nearest_codeword(semantic, self.codebook).index
-        codeword = self.codebook[index].to(semantic.dtype)
-        return Quantised(index, codeword, semantic + (codeword - semantic).detach())
+    def quantise(self, semantic: Mapping[str, Tensor]) -> dict[str, Quantised]:
+        """Nearest codewords of z by modality, (B, T, D), in one search; no buffer changes."""
+        rows = {name: z.detach().flatten(0, 1) for name, z in semantic.items()}
+        index = nearest_codeword(torch.cat(list(rows.values())), self.codebook).index
+        found = {}
+        for (name, z), codes in zip(semantic.items(), index.split([len(x) for x in rows.values()]), strict=True):
+            codeword = self.codebook[codes].to(z.dtype).view_as(z)
+            vector = z + (codeword - z).detach()
+            found[name] = Quantised(codes.view(z.shape[:2]), codeword, vector)
+        return found
 
     @torch.no_grad()
     def initialise(self, rows: Tensor) -> None:

@@ -126,18 +126,19 @@ class UniCode(nn.Module):
         """
         self.check(features, mask)
         output = ModelOutput({}, {}, {}, {}, {}, {}, {}, None if mask is None else dict(mask))
+        specific: dict[str, Tensor] = {}
         for name in self.names:
             encoder = self._encoder(name)
             valid = None if mask is None else mask[name]
             given = _without_padding(features[name], valid)
             read = encoder.read_words(given, valid)
             z = encoder.encode_semantic(read, valid)
-            specific, output.club[name] = encoder.encode_specific(read)
-            quantised = self.codebook(z)
+            specific[name], output.club[name] = encoder.encode_specific(read)
             output.semantic[name] = z
-            output.index[name], output.codeword[name], output.quantised[name] = quantised
-            output.decoded[name] = self.decoders[name](quantised.vector, specific)
             output.target[name] = read if self.config.method.word_target == "lstm" else given
+        for name, quantised in self.codebook.quantise(output.semantic).items():
+            output.index[name], output.codeword[name], output.quantised[name] = quantised
+            output.decoded[name] = self.decoders[name](quantised.vector, specific[name])
         return output
 
     def update_codebook(self, output: ModelOutput) -> None:
@@ -170,7 +171,7 @@ class UniCode(nn.Module):
                 check_prefix(name, mask)
         encoder = self._encoder(name)
         read = encoder.read_words(_without_padding(features, mask), mask)
-        quantised = self.codebook(encoder.encode_semantic(read, mask))
+        quantised = self.codebook.quantise({name: encoder.encode_semantic(read, mask)})[name]
         return Encoded(quantised.index, quantised.codeword)
 
     def check(self, features: Mapping[str, Tensor], mask: Mapping[str, Tensor] | None) -> None:
