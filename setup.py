@@ -142,7 +142,7 @@ def cuda_obstacle(torch_version: str, torch_cuda: str | None, toolkit: Toolkit |
 
 
 def cxx_command(environment: Mapping[str, str]) -> list[str]:
-    """The C++ compiler that torch takes, as a command; unused on Windows."""
+    """The C++ compiler that torch takes, as a command."""
     return shlex.split(environment.get("CXX") or "c++")
 
 
@@ -152,8 +152,6 @@ def cxx_flags(command: Sequence[str]) -> list[str]:
     Without OpenMP at::parallel_for would run on one thread. It is not linked to: that way the extension uses the OpenMP
     library that torch has loaded, and the number of threads that torch was told. Clang's code needs another library.
     """
-    if os.name == "nt":
-        return ["/O2"]
     macros = subprocess.run([*command, "-dM", "-E", "-x", "c++", os.devnull], capture_output=True, text=True).stdout
     return ["-O3"] if sys.platform != "linux" or "__clang__" in macros else ["-O3", "-fopenmp"]
 
@@ -208,7 +206,7 @@ def extension_options(environment: Mapping[str, str]) -> dict[str, Any]:
         SystemExit: UNICODE_FAST_CUDA=1 cannot be obeyed, or torch is missing.
     """
     choice = cuda_choice(environment)
-    obstacle = None if os.name == "nt" else compiler_obstacle(cxx_command(environment))
+    obstacle = "csrc/ needs GCC or Clang" if os.name == "nt" else compiler_obstacle(cxx_command(environment))
     if obstacle is not None:
         if choice == "1":
             raise SystemExit(f"unicode_fast: UNICODE_FAST_CUDA=1 cannot be obeyed: {obstacle}")
