@@ -32,7 +32,7 @@ _PLACES = {
     "nearest_codeword": [("cpu", "reference"), ("cpu", "cpp"), ("cuda", "reference")],
     "codebook_update": [("cpu", "reference"), ("cpu", "cpp"), ("cuda", "reference")],
     "codeword_distribution": [("cpu", "reference"), ("cuda", "reference")],
-    "commitment_loss": [("cpu", "reference"), ("cpu", "cpp"), ("cuda", "reference")],
+    "commitment_loss": [("cpu", "reference"), ("cpu", "cpp"), ("cuda", "reference"), ("cuda", "cuda")],
     "cross_info_nce": [("cpu", "reference"), ("cuda", "reference")],
 }
 

@@ -29,7 +29,7 @@ IMPLEMENTATIONS: dict[str, tuple[Backend, ...]] = {
     "nearest_codeword": ("cpp", "reference"),
     "codebook_update": ("cpp", "reference"),
     "codeword_distribution": ("reference",),
-    "commitment_loss": ("cpp", "reference"),
+    "commitment_loss": ("cuda", "cpp", "reference"),
     "cross_info_nce": ("reference",),
 }
 
