@@ -26,7 +26,7 @@ BACKENDS: tuple[str, ...] = get_args(Backend)
 
 # Which operator has which implementations, fastest first. Whoever adds one adds its name here.
 IMPLEMENTATIONS: dict[str, tuple[Backend, ...]] = {
-    "nearest_codeword": ("cpp", "reference"),
+    "nearest_codeword": ("cuda", "cpp", "reference"),
     "codebook_update": ("cpp", "reference"),
     "codeword_distribution": ("reference",),
     "cross_info_nce": ("reference",),
