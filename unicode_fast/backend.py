@@ -27,7 +27,7 @@ BACKENDS: tuple[str, ...] = get_args(Backend)
 # Which operator has which implementations, fastest first. Whoever adds one adds its name here.
 IMPLEMENTATIONS: dict[str, tuple[Backend, ...]] = {
     "nearest_codeword": ("cuda", "cpp", "reference"),
-    "codebook_update": ("cpp", "reference"),
+    "codebook_update": ("cuda", "cpp", "reference"),
     "codeword_distribution": ("reference",),
     "cross_info_nce": ("reference",),
 }
