@@ -29,8 +29,8 @@ class Place(NamedTuple):
 
 # A new backend adds its line here, and every test of the operator runs on it.
 _PLACES = {
-    "nearest_codeword": [("cpu", "reference"), ("cpu", "cpp"), ("cuda", "reference")],
-    "codebook_update": [("cpu", "reference"), ("cpu", "cpp"), ("cuda", "reference")],
+    "nearest_codeword": [("cpu", "reference"), ("cpu", "cpp"), ("cuda", "reference"), ("cuda", "cuda")],
+    "codebook_update": [("cpu", "reference"), ("cpu", "cpp"), ("cuda", "reference"), ("cuda", "cuda")],
     "codeword_distribution": [("cpu", "reference"), ("cuda", "reference")],
     "commitment_loss": [("cpu", "reference"), ("cpu", "cpp"), ("cuda", "reference"), ("cuda", "cuda")],
     "cross_info_nce": [("cpu", "reference"), ("cuda", "reference")],

@@ -26,8 +26,8 @@ BACKENDS: tuple[str, ...] = get_args(Backend)
 
 # Which operator has which implementations, fastest first. Whoever adds one adds its name here.
 IMPLEMENTATIONS: dict[str, tuple[Backend, ...]] = {
-    "nearest_codeword": ("cpp", "reference"),
-    "codebook_update": ("cpp", "reference"),
+    "nearest_codeword": ("cuda", "cpp", "reference"),
+    "codebook_update": ("cuda", "cpp", "reference"),
     "codeword_distribution": ("reference",),
     "commitment_loss": ("cuda", "cpp", "reference"),
     "cross_info_nce": ("reference",),

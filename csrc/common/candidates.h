@@ -1,0 +1,176 @@
+// What the half-precision search knows of a row: how far a score may err, and which codewords could be the nearest.
+//
+// Scores are s_j = |c_j|^2 - 2 x.c_j of the centred row x and codewords c_j, in units of the codebook's scale. With the
+// computed s^_j off by at most E, the nearest codeword is among those with s^_j <= min_k s^_k + 2 E.
+#pragma once
+
+#include <cfloat>
+
+#include "portable.h"
+
+namespace unicode_fast {
+
+// Candidates kept for one row by one quad of threads, and for one row of one split of the codebook.
+constexpr int kCandidates = 6;
+// The count of a list that could not hold all its candidates.
+constexpr int kOverflow = kCandidates + 1;
+// Operands are scaled by powers of two so that the largest lies in [2^kOperandExponent, 2^(kOperandExponent + 1)).
+constexpr int kOperandExponent = 7;
+// Limits of the codebook's scale: distances between float32 numbers never overflow float64 within them, codewords that
+// only float64 can hold overflow half precision, and their rows are compared directly.
+constexpr int kSmallestScale = -130, kLargestScale = 160;
+// A row's scale may exceed the codebook's by this power of two, so that score factors stay normal numbers.
+constexpr int kLargestRowScale = 40;
+// Scores of rows that half precision serves stay below the first; the minimum of no score at all is the second, which
+// lies far enough below infinity, the score of a codeword that takes no part.
+constexpr double kLargestScore = 0x1p100;
+constexpr float kNoScore = 0x1p126f;
+
+// Largest over the codewords that hold finite numbers only: squared norm, norm after rounding to half precision, norm
+// of what rounding took away. Rounded up.
+struct CodebookNorms {
+  float squared, rounded, residual;
+};
+
+// Of one row: before rounding, after it, and of what it took away.
+struct RowNorms {
+  double exact, rounded, residual;
+};
+
+UNICODE_FAST_BOTH float not_a_number() {
+#ifdef __CUDA_ARCH__
+  return __int_as_float(0x7fffffff);
+#else
+  return std::nanf("");
+#endif
+}
+
+UNICODE_FAST_BOTH float round_up(double value) {
+#ifdef __CUDA_ARCH__
+  return __double2float_ru(value);
+#else
+  const float rounded = static_cast<float>(value);
+  return rounded < value ? std::nextafterf(rounded, INFINITY) : rounded;
+#endif
+}
+
+// The sum, or the next larger number where float32 cannot hold it.
+UNICODE_FAST_BOTH float add_up(float a, float b) {
+#ifdef __CUDA_ARCH__
+  return __fadd_ru(a, b);
+#else
+  const float sum = a + b;
+  // The rounding error of a sum is itself a float32 number (Knuth's two-sum).
+  const float part = sum - a;
+  const float error = (a - (sum - part)) + (b - part);
+  return error > 0 ? std::nextafterf(sum, INFINITY) : sum;
+#endif
+}
+
+// The power of two to scale with so that `largest` comes to lie where operands should; 0 for zero and for what is not
+// finite.
+UNICODE_FAST_BOTH int scale_exponent(double largest) {
+  if (!(largest > 0) || !(largest <= DBL_MAX)) return 0;
+  int exponent;
+  frexp(largest, &exponent);  // largest < 2^exponent
+  return kOperandExponent + 1 - exponent;
+}
+
+UNICODE_FAST_BOTH int codebook_scale(double largest) {
+  const int exponent = scale_exponent(largest);
+  return exponent < kSmallestScale ? kSmallestScale : exponent > kLargestScale ? kLargestScale : exponent;
+}
+
+UNICODE_FAST_BOTH int row_scale(double largest, int codebook_exponent) {
+  const int exponent = scale_exponent(largest), most = codebook_exponent + kLargestRowScale;
+  return largest == 0 ? codebook_exponent : exponent < most ? exponent : most;
+}
+
+// 2 E for a row, rounded up; NaN where half precision cannot serve the row. `norms` in units of the row's scale, which
+// is 2^-shift times the codebook's. `width` counts the padding too.
+//
+//   E = 2^-22 C2 + 2 (r Cn + |x| Rc) + 2 g |x~| Cn + (D + 16) 2^-124,  g = (D + 16) 2^-22
+//
+// The first term holds the rounding of |c|^2 and of the last addition; r and Rc are what rounding took from row and
+// codewords; g is twice the error of a sum in float32 that cuts off what it cannot hold.
+UNICODE_FAST_BOTH float twice_bound(const RowNorms& row, const CodebookNorms& codes, int shift, int width) {
+  // The factor makes up for the rounding of these lines and of the norms.
+  constexpr double kRoundedUp = 1 + 0x1p-20;
+  const double unit = ldexp(1.0, shift), growth = (width + 16) * 0x1p-22;
+  const double size = codes.squared + 2 * unit * row.rounded * codes.rounded;
+  const double bound = 0x1p-22 * codes.squared +
+                       2 * unit * (row.residual * codes.rounded + row.exact * codes.residual) +
+                       2 * unit * growth * row.rounded * codes.rounded + (width + 16) * 0x1p-124;
+  if (shift > 100 || !(size <= kLargestScore) || !(bound <= kLargestScore)) return not_a_number();
+  return round_up(2 * kRoundedUp * bound);
+}
+
+struct Candidate {
+  float score;
+  int index;
+};
+
+// Lowers the running minimum to that of a new tile and returns up to where scores make candidates. Where the old
+// minimum lies above that, every candidate so far does, the ones that found no place included.
+UNICODE_FAST_BOTH float lower_minimum(float& lowest, int& count, float tile_lowest, float twice_bound) {
+  const float before = lowest;
+  lowest = fminf(before, tile_lowest);
+  const float limit = add_up(lowest, twice_bound);
+  if (before > limit) count = 0;
+  return limit;
+}
+
+// Makes room for `more` candidates by dropping those above the limit, where that is needed. Returns how many stay, or
+// kOverflow.
+UNICODE_FAST_BOTH int make_room(Candidate* list, int count, int more, float limit) {
+  if (count + more <= kCandidates || count > kCandidates) return count;
+  int kept = 0;
+  for (int place = 0; place < count; ++place) {
+    const Candidate candidate = list[place];
+    if (candidate.score <= limit) list[kept++] = candidate;
+  }
+  return kept + more <= kCandidates ? kept : kOverflow;
+}
+
+// The candidates of one row in one split of the codebook: 32 bytes in global memory.
+struct alignas(16) Record {
+  float lowest;
+  int count;               // kOverflow where there are more
+  int index[kCandidates];  // as many as the count says
+};
+
+// Joins the lists of one row into `record`. `lowest` and `count` belong to the lists; list i starts at
+// list + i kCandidates.
+UNICODE_FAST_BOTH void merge(const Candidate* list, const float* lowest, const int* count, int lists, float twice_bound,
+                             Record& record) {
+  float smallest = kNoScore;
+  for (int i = 0; i < lists; ++i) smallest = fminf(smallest, lowest[i]);
+  const float limit = add_up(smallest, twice_bound);
+  int joined = limit == limit ? 0 : kOverflow;
+  for (int i = 0; i < lists; ++i) {
+    if (!(lowest[i] <= limit)) continue;
+    if (count[i] > kCandidates) joined = kOverflow;
+    for (int place = 0; place < count[i] && joined <= kCandidates; ++place) {
+      const Candidate candidate = list[i * kCandidates + place];
+      if (candidate.score > limit) continue;
+      if (joined < kCandidates) record.index[joined] = candidate.index;
+      ++joined;
+    }
+  }
+  record.lowest = smallest;
+  record.count = joined;
+}
+
+// What distances are compared as: one that is NaN counts as infinite, an infinite one as the largest number.
+UNICODE_FAST_BOTH double comparable(double distance) {
+  if (distance != distance) return INFINITY;
+  return distance < DBL_MAX ? distance : DBL_MAX;
+}
+
+// Whether codeword j at this distance comes before the best one so far.
+UNICODE_FAST_BOTH bool nearer(double distance, int64_t j, double best_distance, int64_t best) {
+  const double own = comparable(distance), other = comparable(best_distance);
+  return own < other || (own == other && j < best);
+}
+
+}  // namespace unicode_fast

@@ -1,0 +1,132 @@
+// The codebook as the half-precision search reads it: centred, scaled, rounded, with what its bound needs to know.
+#pragma once
+
+#include "../common/candidates.h"
+#include "../common/tiles.h"
+#include "numbers.cuh"
+
+namespace unicode_fast::cuda {
+
+// Bits of non-negative float32 numbers grow with the numbers, so atomicMax on them finds the largest in any order.
+struct CodebookFacts {
+  unsigned squared, rounded, residual;  // CodebookNorms
+  int exponent;                         // of the scale
+};
+
+__device__ __forceinline__ CodebookNorms norms_of(const CodebookFacts& facts) {
+  return {__uint_as_float(facts.squared), __uint_as_float(facts.rounded), __uint_as_float(facts.residual)};
+}
+
+constexpr int kColumnsPerBlock = 8, kColumnThreads = 1024;
+
+// Mean of the finite elements of each column, as float32, and the largest difference from it, rounded up. One block
+// does eight columns; columns of padding get zeros. Also resets `facts`. The result is used as it is, so its own
+// rounding does not matter; the order of its sums is fixed.
+__global__ void __launch_bounds__(kColumnThreads)
+    column_kernel(const Matrix codebook, float* mean, float* spread, CodebookFacts* facts) {
+  constexpr int kWarps = kColumnThreads / 32;
+  __shared__ double sums[kWarps][kColumnsPerBlock], lows[kWarps][kColumnsPerBlock], highs[kWarps][kColumnsPerBlock];
+  __shared__ int counts[kWarps][kColumnsPerBlock];
+  const int part = threadIdx.x % kColumnsPerBlock, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const int64_t column = static_cast<int64_t>(blockIdx.x) * kColumnsPerBlock + part;
+  if (blockIdx.x == 0 && threadIdx.x == 0) *facts = {0, 0, 0, 0};
+  double sum = 0, low = INFINITY, high = -INFINITY;
+  int count = 0;
+  if (column < codebook.columns) {
+#pragma unroll 4
+    for (int64_t row = threadIdx.x / kColumnsPerBlock; row < codebook.rows; row += kColumnThreads / kColumnsPerBlock) {
+      const double value = load(codebook, row, column);
+      if (isfinite(value)) {
+        sum += value;
+        low = fmin(low, value);
+        high = fmax(high, value);
+        ++count;
+      }
+    }
+  }
+  for (int distance = kColumnsPerBlock; distance < 32; distance *= 2) {
+    sum += __shfl_xor_sync(~0u, sum, distance);
+    low = fmin(low, __shfl_xor_sync(~0u, low, distance));
+    high = fmax(high, __shfl_xor_sync(~0u, high, distance));
+    count += __shfl_xor_sync(~0u, count, distance);
+  }
+  if (lane < kColumnsPerBlock) {
+    sums[warp][lane] = sum;
+    lows[warp][lane] = low;
+    highs[warp][lane] = high;
+    counts[warp][lane] = count;
+  }
+  __syncthreads();
+  if (threadIdx.x >= kColumnsPerBlock) return;
+  for (int other = 1; other < kWarps; ++other) {
+    sum += sums[other][part];
+    low = fmin(low, lows[other][part]);
+    high = fmax(high, highs[other][part]);
+    count += counts[other][part];
+  }
+  float centre = count > 0 ? static_cast<float>(sum / count) : 0.0f;
+  if (!isfinite(centre)) centre = 0;
+  mean[column] = centre;
+  spread[column] = count > 0 ? round_up(fmax(high - centre, centre - low)) : 0.0f;
+}
+
+constexpr int kCodewordThreads = 256;
+
+// Operands and squared norms of the codewords, one warp each, and the largest norms. Codewords that hold something not
+// finite, and those of padding, get zeros and an infinite norm, and count for no norm. As
+// many blocks as it takes for the padded number of codewords.
+__global__ void __launch_bounds__(kCodewordThreads)
+    codeword_kernel(const Matrix codebook, const float* mean, const float* spread, int width, __half* operands,
+                    float* norms, CodebookFacts* facts) {
+  __shared__ float largest_of[kCodewordThreads / 32];
+  __shared__ unsigned bits_of[3][kCodewordThreads / 32];
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  float largest = 0;
+  for (int d = threadIdx.x; d < width; d += kCodewordThreads) largest = fmaxf(largest, spread[d]);
+  for (int distance = 16; distance > 0; distance /= 2)
+    largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, distance));
+  if (lane == 0) largest_of[warp] = largest;
+  __syncthreads();
+  for (int other = 0; other < kCodewordThreads / 32; ++other) largest = fmaxf(largest, largest_of[other]);
+  const int exponent = codebook_scale(largest);
+  const double scale = ldexp(1.0, exponent);
+  if (blockIdx.x == 0 && threadIdx.x == 0) facts->exponent = exponent;
+
+  const int64_t j = static_cast<int64_t>(blockIdx.x) * (kCodewordThreads / 32) + warp;
+  __half* own = operands + j * width;
+  double exact = 0, rounded = 0, residual = 0;
+  bool left_out = j >= codebook.rows;
+  for (int d = lane; d < width; d += 32) {
+    const double given = !left_out && d < codebook.columns ? load(codebook, j, d) : 0.0;
+    const double value = d < codebook.columns ? (given - mean[d]) * scale : 0.0;
+    left_out |= !isfinite(given);
+    const __half half = __float2half_rn(static_cast<float>(value));
+    const double kept = __half2float(half), lost = value - kept;
+    own[d] = half;
+    exact += value * value;
+    rounded += kept * kept;
+    residual += lost * lost;
+  }
+  left_out = __any_sync(~0u, left_out);
+  for (int distance = 16; distance > 0; distance /= 2) {
+    exact += __shfl_xor_sync(~0u, exact, distance);
+    rounded += __shfl_xor_sync(~0u, rounded, distance);
+    residual += __shfl_xor_sync(~0u, residual, distance);
+  }
+  if (left_out) {
+    for (int d = lane; d < width; d += 32) own[d] = __ushort_as_half(0);
+  }
+  if (lane == 0) {
+    norms[j] = left_out ? INFINITY : static_cast<float>(exact);
+    bits_of[0][warp] = left_out ? 0 : __float_as_uint(round_up(exact));
+    bits_of[1][warp] = left_out ? 0 : __float_as_uint(round_up(sqrt(rounded)));
+    bits_of[2][warp] = left_out ? 0 : __float_as_uint(round_up(sqrt(residual)));
+  }
+  __syncthreads();
+  if (threadIdx.x >= 3) return;
+  unsigned bits = 0;
+  for (int other = 0; other < kCodewordThreads / 32; ++other) bits = max(bits, bits_of[threadIdx.x][other]);
+  atomicMax(threadIdx.x == 0 ? &facts->squared : threadIdx.x == 1 ? &facts->rounded : &facts->residual, bits);
+}
+
+}  // namespace unicode_fast::cuda

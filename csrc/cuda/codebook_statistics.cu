@@ -1,0 +1,410 @@
+// What a codebook update needs to know of a batch: per codeword counts, sums of mixed rows, and rows to revive idle
+// codewords from. Every sum has a fixed order, so results repeat bit for bit.
+
+#include "../common/counter_random.h"
+#include "../common/tiles.h"
+#include "codebook_update.h"
+#include "numbers.cuh"
+#include "reduce.cuh"
+
+namespace unicode_fast::cuda {
+namespace {
+
+// A block sums kColumns columns; its threads form kGroups groups that take rows in turn.
+constexpr int kColumns = 128, kGroups = 2, kThreads = kColumns * kGroups;
+// Blocks on a multiprocessor; more would leave too few registers for the sums.
+constexpr int kBlocks = 4;
+constexpr int kRowsPerThread = 8, kChunkRows = kThreads * kRowsPerThread;
+constexpr int64_t kMostComparisons = 1 << 24;  // rows times codewords, for the unsorted sums
+constexpr int64_t kPieceRows = 512, kLeastTileRows = 512, kMostTileCounts = 1 << 23;
+constexpr int64_t kAttempts = 8, kRowStream = 2;
+
+// The number type of all features and partners, or Any to ask each time.
+struct Any {};
+
+template <class T>
+__device__ __forceinline__ double read(const Matrix& matrix, int64_t row, int64_t column) {
+  const int64_t place = row * matrix.row_stride + column * matrix.column_stride;
+  if constexpr (std::is_same_v<T, Any>) {
+    return load(matrix.data, matrix.number, place);
+  } else {
+    return to_double(static_cast<const T*>(matrix.data)[place]);
+  }
+}
+
+__device__ __forceinline__ bool is_valid(const Modality& modality, int64_t row) {
+  return modality.valid == nullptr || modality.valid[row * modality.valid_stride];
+}
+
+// One element of a valid row mixed with its partner, which is the mean of the other modalities' valid rows at the same
+// place where none is given.
+template <class T>
+__device__ __forceinline__ double mixed(const Batch& batch, int m, int64_t row, int64_t column) {
+  const Modality& own = batch.modality[m];
+  const double value = read<T>(own.features, row, column);
+  if (!batch.mixes) return value;
+  double partner = 0;
+  int number = 1;
+  if (batch.given_partners) {
+    partner = read<T>(own.partners, row, column);
+  } else {
+    number = 0;
+    for (int other = 0; other < batch.modalities; ++other) {
+      if (other == m || !is_valid(batch.modality[other], row)) continue;
+      partner += read<T>(batch.modality[other].features, row, column);
+      ++number;
+    }
+    if (number == 0) return value;
+  }
+  return batch.own_weight * value + (1 - batch.own_weight) * (partner / number);
+}
+
+// Adds up the groups' sums of a column; the threads of the first group get the result.
+__device__ __forceinline__ double add_groups(double sum) {
+  __shared__ double sums[kGroups][kColumns];
+  sums[threadIdx.x / kColumns][threadIdx.x % kColumns] = sum;
+  __syncthreads();
+  double total = 0;
+#pragma unroll
+  for (int group = 0; group < kGroups; ++group) total += sums[group][threadIdx.x % kColumns];
+  return total;
+}
+
+// Writes whether this rank holds the first valid one of the rows drawn for codeword k, and this block's columns of it.
+template <class T>
+__device__ __forceinline__ void write_candidate(const Batch& batch, const StatisticsLayout& layout, int64_t k,
+                                                int64_t column) {
+  int64_t total = 0;
+  for (int m = 0; m < batch.modalities; ++m) total += batch.modality[m].total_rows;
+  int64_t chosen = -1;
+  if (total > 0) {
+    const uint64_t key = counter_random::key(batch.seed, *batch.step, kRowStream);
+    for (int64_t attempt = 0; attempt < kAttempts && chosen < 0; ++attempt) {
+      int64_t drawn = counter_random::integer(key, k * kAttempts + attempt, total);
+      if (attempt == 0 && batch.choice != nullptr)
+        drawn = min(static_cast<int64_t>(batch.choice[k] * static_cast<double>(total)), total - 1);
+      if (batch.all_valid == nullptr || batch.all_valid[drawn]) chosen = drawn;
+    }
+  }
+  int m = 0;
+  int64_t place = chosen;
+  while (chosen >= 0 && place >= batch.modality[m].total_rows) place -= batch.modality[m++].total_rows;
+  const int64_t local = place - batch.modality[m].first_row;
+  const bool here = chosen >= 0 && local >= 0 && local < batch.modality[m].features.rows;
+  if (threadIdx.x == 0 && blockIdx.y == 0) batch.statistics[layout.found + k] = here ? 1.0 : 0.0;
+  if (threadIdx.x < kColumns && column < batch.width)
+    batch.statistics[layout.candidate + k * batch.width + column] =
+        here ? read<T>(batch.modality[m].features, local, column) : 0.0;
+}
+
+// Block (k, y) scans all indices for codeword k and sums columns y of its mixed rows. It reads the indices in chunks,
+// eight consecutive rows a thread, and lists the rows it found in their order.
+template <class T>
+__global__ void __launch_bounds__(kThreads, kBlocks)
+    scan_kernel(const __grid_constant__ Batch batch, const __grid_constant__ StatisticsLayout layout) {
+  __shared__ int64_t found[kChunkRows];
+  __shared__ int warp_sums[kThreads / 32];
+  const int64_t k = blockIdx.x, column = static_cast<int64_t>(blockIdx.y) * kColumns + threadIdx.x % kColumns;
+  const int group = threadIdx.x / kColumns;
+  const bool reports = blockIdx.y == 0 && threadIdx.x == 0;
+  double sum = 0;
+  for (int m = 0; m < batch.modalities; ++m) {
+    const Modality& own = batch.modality[m];
+    const int64_t rows = own.features.rows;
+    int64_t matches = 0, valid_rows = 0;
+    for (int64_t start = 0; start < rows; start += kChunkRows) {
+      const int64_t first = start + threadIdx.x * kRowsPerThread;
+      unsigned bits = 0, valid_bits = 0;
+#pragma unroll
+      for (int e = 0; e < kRowsPerThread; ++e) {
+        if (first + e < rows && is_valid(own, first + e)) {
+          valid_bits |= 1u << e;
+          if (own.index[(first + e) * own.index_stride] == k) bits |= 1u << e;
+        }
+      }
+      // Two counts in one number: neither reaches 2^16 in a chunk.
+      int both;
+      int place = sum_before<kThreads>(__popc(bits) + (__popc(valid_bits) << 16), warp_sums, both) & 0xffff;
+      const int number = both & 0xffff;
+      for (; bits != 0; bits &= bits - 1) found[place++] = first + __ffs(bits) - 1;
+      __syncthreads();
+      if (column < batch.width) {
+#pragma unroll 4
+        for (int i = group; i < number; i += kGroups) sum += own.weight * mixed<T>(batch, m, found[i], column);
+      }
+      matches += number;
+      valid_rows += both >> 16;
+    }
+    if (reports) batch.statistics[layout.codeword_count + m * batch.codewords + k] = static_cast<double>(matches);
+    if (reports && k == 0) batch.statistics[layout.row_count + m] = static_cast<double>(valid_rows);
+  }
+  const double total = add_groups(sum);
+  if (group == 0 && column < batch.width) batch.statistics[layout.mixed_sum + k * batch.width + column] = total;
+  if (batch.candidates) write_candidate<T>(batch, layout, k, column);
+}
+
+// The tiles of rows: consecutive rows of one modality each, the modalities one after the other.
+struct Tile {
+  int modality;
+  int64_t first, last;  // rows
+};
+
+__device__ __forceinline__ int64_t tiles_of(const Modality& modality, int tile_rows) {
+  return (modality.features.rows + tile_rows - 1) / tile_rows;
+}
+
+__device__ __forceinline__ Tile tile_at(const Batch& batch, int tile_rows, int64_t number) {
+  int m = 0;
+  while (number >= tiles_of(batch.modality[m], tile_rows)) number -= tiles_of(batch.modality[m++], tile_rows);
+  const int64_t first = number * tile_rows;
+  return {m, first, min(first + tile_rows, batch.modality[m].features.rows)};
+}
+
+// The codeword of a row, or -1 where the row does not count.
+__device__ __forceinline__ int codeword_at(const Batch& batch, const Modality& own, int64_t row) {
+  if (!is_valid(own, row)) return -1;
+  const int64_t code = own.index[row * own.index_stride];
+  return code >= 0 && code < batch.codewords ? static_cast<int>(code) : -1;
+}
+
+// Counts the rows of each codeword in each tile, one block a tile; `counts` (tiles, M) must be zero.
+__global__ void __launch_bounds__(kThreads)
+    count_kernel(const __grid_constant__ Batch batch, int tile_rows, int* counts) {
+  const Tile tile = tile_at(batch, tile_rows, blockIdx.x);
+  const Modality& own = batch.modality[tile.modality];
+  for (int64_t row = tile.first + threadIdx.x; row < tile.last; row += kThreads) {
+    const int code = codeword_at(batch, own, row);
+    if (code >= 0) atomicAdd(&counts[blockIdx.x * batch.codewords + code], 1);
+  }
+}
+
+// For each codeword, one thread each: turns its counts in tiles into where the tile's first row goes among the
+// codeword's rows, and writes its count in each modality and its total.
+__global__ void __launch_bounds__(kThreads)
+    prefix_kernel(const __grid_constant__ Batch batch, const __grid_constant__ StatisticsLayout layout, int tile_rows,
+                  int* counts, int* totals) {
+  constexpr int kAtOnce = 8;
+  const int64_t k = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  if (k >= batch.codewords) return;
+  int running = 0;
+  int64_t tile = 0;
+  for (int m = 0; m < batch.modalities; ++m) {
+    const int before = running;
+    const int64_t last = tile + tiles_of(batch.modality[m], tile_rows);
+    while (tile < last) {
+      int* const at = counts + tile * batch.codewords + k;
+      const int number = static_cast<int>(min(static_cast<int64_t>(kAtOnce), last - tile));
+      int values[kAtOnce];
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) values[i] = i < number ? at[i * batch.codewords] : 0;
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) {
+        if (i < number) at[i * batch.codewords] = running;
+        running += values[i];
+      }
+      tile += number;
+    }
+    batch.statistics[layout.codeword_count + m * batch.codewords + k] = static_cast<double>(running - before);
+  }
+  totals[k] = running;
+}
+
+constexpr int kStartThreads = 1024;
+
+// In one block: where the rows of each codeword start, where the pieces of its sum start, and the rows of each
+// modality.
+__global__ void __launch_bounds__(kStartThreads)
+    start_kernel(const __grid_constant__ Batch batch, const __grid_constant__ StatisticsLayout layout,
+                 const int* totals, int* starts, int* piece_starts) {
+  __shared__ long long warp_sums[kStartThreads / 32];
+  const int64_t codewords = batch.codewords;
+  long long before = 0;  // rows in the lower half, pieces in the upper
+  for (int64_t first = 0; first < codewords; first += kStartThreads) {
+    const int64_t k = first + threadIdx.x;
+    const long long rows = k < codewords ? totals[k] : 0;
+    const long long pieces = (rows + kPieceRows - 1) / kPieceRows;
+    long long all;
+    const long long own = before + sum_before<kStartThreads>(rows + (pieces << 32), warp_sums, all);
+    if (k < codewords) {
+      starts[k] = static_cast<int>(own & 0xffffffff);
+      piece_starts[k] = static_cast<int>(own >> 32);
+    }
+    before += all;
+    __syncthreads();
+  }
+  if (threadIdx.x == 0) {
+    starts[codewords] = static_cast<int>(before & 0xffffffff);
+    piece_starts[codewords] = static_cast<int>(before >> 32);
+  }
+  for (int m = 0; m < batch.modalities; ++m) {
+    long long rows = 0;
+    for (int64_t k = threadIdx.x; k < codewords; k += kStartThreads)
+      rows += static_cast<long long>(batch.statistics[layout.codeword_count + m * codewords + k]);
+    long long all;
+    sum_before<kStartThreads>(rows, warp_sums, all);
+    if (threadIdx.x == 0) batch.statistics[layout.row_count + m] = static_cast<double>(all);
+    __syncthreads();
+  }
+}
+
+// Sorts the rows of a tile by codeword, one warp a tile: equal codewords keep the order of their rows. Rows are
+// numbered over all modalities. `counts` holds where each codeword's next row of the tile goes.
+__global__ void __launch_bounds__(kThreads) sort_kernel(const __grid_constant__ Batch batch, int tile_rows,
+                                                        int64_t tiles, int* counts, const int* starts, int* order) {
+  const int64_t number = static_cast<int64_t>(blockIdx.x) * (kThreads / 32) + threadIdx.x / 32;
+  if (number >= tiles) return;
+  const int lane = threadIdx.x % 32;
+  const Tile tile = tile_at(batch, tile_rows, number);
+  const Modality& own = batch.modality[tile.modality];
+  int64_t offset = 0;
+  for (int m = 0; m < tile.modality; ++m) offset += batch.modality[m].features.rows;
+  int* const next = counts + number * batch.codewords;
+  for (int64_t start = tile.first; start < tile.last; start += 32) {
+    const int64_t row = start + lane;
+    const int code = row < tile.last ? codeword_at(batch, own, row) : -1;
+    const unsigned equal = __match_any_sync(~0u, code);
+    const int leader = __ffs(equal) - 1;
+    int place = 0;
+    if (lane == leader && code >= 0) {
+      place = next[code];
+      next[code] = place + __popc(equal);
+    }
+    place = __shfl_sync(~0u, place, leader) + __popc(equal & ((1u << lane) - 1));
+    if (code >= 0) order[starts[code] + place] = static_cast<int>(offset + row);
+    // The next leader of these codewords may be another thread.
+    __syncwarp();
+  }
+}
+
+// Block (p, y) sums columns y of piece p, up to kPieceRows rows of one codeword.
+template <class T>
+__global__ void __launch_bounds__(kThreads, kBlocks)
+    piece_kernel(const __grid_constant__ Batch batch, const int* starts, const int* piece_starts, const int* order,
+                 double* sums) {
+  const int64_t piece = blockIdx.x, column = static_cast<int64_t>(blockIdx.y) * kColumns + threadIdx.x % kColumns;
+  if (piece >= piece_starts[batch.codewords]) return;
+  // The last codeword whose pieces start at or before this one; codewords without rows have none.
+  int64_t low = 0, high = batch.codewords;
+  while (high - low > 1) {
+    const int64_t middle = (low + high) / 2;
+    if (piece_starts[middle] <= piece) {
+      low = middle;
+    } else {
+      high = middle;
+    }
+  }
+  const int64_t first = starts[low] + (piece - piece_starts[low]) * kPieceRows;
+  const int64_t last = min(first + kPieceRows, static_cast<int64_t>(starts[low + 1]));
+  double sum = 0;
+  if (column < batch.width) {
+#pragma unroll 4
+    for (int64_t i = first + threadIdx.x / kColumns; i < last; i += kGroups) {
+      int64_t row = order[i];
+      int m = 0;
+      while (row >= batch.modality[m].features.rows) row -= batch.modality[m++].features.rows;
+      sum += batch.modality[m].weight * mixed<T>(batch, m, row, column);
+    }
+  }
+  const double total = add_groups(sum);
+  if (threadIdx.x < kColumns && column < batch.width) sums[piece * batch.width + column] = total;
+}
+
+// Block (k, y) adds up columns y of codeword k's pieces, and finds its candidate.
+template <class T>
+__global__ void __launch_bounds__(kColumns)
+    join_kernel(const __grid_constant__ Batch batch, const __grid_constant__ StatisticsLayout layout,
+                const int* piece_starts, const double* sums) {
+  const int64_t k = blockIdx.x, column = static_cast<int64_t>(blockIdx.y) * kColumns + threadIdx.x;
+  if (column < batch.width) {
+    double sum = 0;
+    for (int64_t piece = piece_starts[k]; piece < piece_starts[k + 1]; ++piece)
+      sum += sums[piece * batch.width + column];
+    batch.statistics[layout.mixed_sum + k * batch.width + column] = sum;
+  }
+  if (batch.candidates) write_candidate<T>(batch, layout, k, column);
+}
+
+template <class T>
+cudaError_t launch_for(const StatisticsPlan& plan, const Batch& batch, void* workspace, cudaStream_t stream) {
+  const StatisticsLayout layout = statistics_layout(batch.modalities, batch.codewords, batch.width, batch.candidates);
+  const auto column_blocks = static_cast<unsigned>((batch.width + kColumns - 1) / kColumns);
+  const dim3 codeword_grid(static_cast<unsigned>(batch.codewords), column_blocks);
+  if (!plan.sorted) {
+    scan_kernel<T><<<codeword_grid, kThreads, 0, stream>>>(batch, layout);
+    return cudaGetLastError();
+  }
+  unsigned char* const base = static_cast<unsigned char*>(workspace);
+  int* const counts = reinterpret_cast<int*>(base + plan.counts);
+  int* const totals = reinterpret_cast<int*>(base + plan.totals);
+  int* const starts = reinterpret_cast<int*>(base + plan.starts);
+  int* const piece_starts = reinterpret_cast<int*>(base + plan.piece_starts);
+  int* const order = reinterpret_cast<int*>(base + plan.order);
+  double* const sums = reinterpret_cast<double*>(base + plan.sums);
+  cudaError_t error = cudaMemsetAsync(counts, 0, plan.tiles * batch.codewords * sizeof(int), stream);
+  if (error != cudaSuccess) return error;
+  count_kernel<<<static_cast<unsigned>(plan.tiles), kThreads, 0, stream>>>(batch, plan.tile_rows, counts);
+  if ((error = cudaGetLastError()) != cudaSuccess) return error;
+  const auto codeword_blocks = static_cast<unsigned>((batch.codewords + kThreads - 1) / kThreads);
+  prefix_kernel<<<codeword_blocks, kThreads, 0, stream>>>(batch, layout, plan.tile_rows, counts, totals);
+  if ((error = cudaGetLastError()) != cudaSuccess) return error;
+  start_kernel<<<1, kStartThreads, 0, stream>>>(batch, layout, totals, starts, piece_starts);
+  if ((error = cudaGetLastError()) != cudaSuccess) return error;
+  const auto warp_blocks = static_cast<unsigned>((plan.tiles + kThreads / 32 - 1) / (kThreads / 32));
+  sort_kernel<<<warp_blocks, kThreads, 0, stream>>>(batch, plan.tile_rows, plan.tiles, counts, starts, order);
+  if ((error = cudaGetLastError()) != cudaSuccess) return error;
+  const dim3 piece_grid(static_cast<unsigned>(plan.pieces), column_blocks);
+  piece_kernel<T><<<piece_grid, kThreads, 0, stream>>>(batch, starts, piece_starts, order, sums);
+  if ((error = cudaGetLastError()) != cudaSuccess) return error;
+  join_kernel<T><<<codeword_grid, kColumns, 0, stream>>>(batch, layout, piece_starts, sums);
+  return cudaGetLastError();
+}
+
+}  // namespace
+
+StatisticsPlan plan_statistics(const Batch& batch) {
+  StatisticsPlan plan;
+  for (int m = 0; m < batch.modalities; ++m) plan.rows += batch.modality[m].features.rows;
+  plan.sorted = plan.rows > kMostComparisons / batch.codewords;
+  if (!plan.sorted) return plan;
+  // Short tiles are sorted faster, but all of them together count every codeword.
+  int64_t tile_rows = kLeastTileRows;
+  while (plan.rows / tile_rows > kMostTileCounts / batch.codewords && tile_rows < plan.rows) tile_rows *= 2;
+  plan.tile_rows = static_cast<int>(tile_rows);
+  for (int m = 0; m < batch.modalities; ++m)
+    plan.tiles += (batch.modality[m].features.rows + tile_rows - 1) / tile_rows;
+  plan.pieces = plan.rows / kPieceRows + batch.codewords;
+  const auto place = [&plan](size_t bytes) {
+    const size_t start = plan.bytes;
+    plan.bytes += static_cast<size_t>(round_to(static_cast<int64_t>(bytes), 256));
+    return start;
+  };
+  plan.counts = place(plan.tiles * batch.codewords * sizeof(int));
+  plan.totals = place(batch.codewords * sizeof(int));
+  plan.starts = place((batch.codewords + 1) * sizeof(int));
+  plan.piece_starts = place((batch.codewords + 1) * sizeof(int));
+  plan.order = place(plan.rows * sizeof(int));
+  plan.sums = place(plan.pieces * batch.width * sizeof(double));
+  return plan;
+}
+
+cudaError_t launch_statistics(const StatisticsPlan& plan, const Batch& batch, void* workspace, cudaStream_t stream) {
+  const Number number = batch.modality[0].features.number;
+  bool same = true;
+  for (int m = 0; m < batch.modalities; ++m) {
+    same = same && batch.modality[m].features.number == number;
+    same = same && (!batch.given_partners || batch.modality[m].partners.number == number);
+  }
+  if (!same) return launch_for<Any>(plan, batch, workspace, stream);
+  switch (number) {
+    case Number::kFloat64:
+      return launch_for<double>(plan, batch, workspace, stream);
+    case Number::kFloat32:
+      return launch_for<float>(plan, batch, workspace, stream);
+    case Number::kFloat16:
+      return launch_for<__half>(plan, batch, workspace, stream);
+    default:
+      return launch_for<__nv_bfloat16>(plan, batch, workspace, stream);
+  }
+}
+
+}  // namespace unicode_fast::cuda

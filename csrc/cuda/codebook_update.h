@@ -1,0 +1,108 @@
+// The launchers of the codebook update: statistics of a batch, and their application. The formulas stand in the
+// docstrings of unicode_fast/reference/codebook_update.py.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstddef>
+
+#include "matrix.h"
+
+namespace unicode_fast::cuda {
+
+constexpr int kMostModalities = 16;
+
+enum class Smoothing : int { kNone, kTransient, kCompounding };
+
+struct Rule {
+  double decay, epsilon, own_weight;
+  bool joint;
+  Smoothing smoothing;
+  int64_t revive_after;
+  bool unless_any, from_features;
+  double revive_noise;
+  int64_t active_within;
+  bool revive_ema;
+  int64_t seed;
+};
+
+inline bool revives_from_features(const Rule& rule) { return rule.revive_after > 0 && rule.from_features; }
+
+// Where the parts of the flat buffer of statistics begin; those about candidates are there only with candidates.
+struct StatisticsLayout {
+  int64_t row_count, codeword_count, mixed_sum, found, candidate, size;
+};
+
+inline StatisticsLayout statistics_layout(int64_t modalities, int64_t codewords, int64_t width, bool candidates) {
+  StatisticsLayout layout{};
+  layout.codeword_count = layout.row_count + modalities;
+  layout.mixed_sum = layout.codeword_count + modalities * codewords;
+  layout.found = layout.mixed_sum + codewords * width;
+  layout.candidate = layout.found + (candidates ? codewords : 0);
+  layout.size = layout.candidate + (candidates ? codewords * width : 0);
+  return layout;
+}
+
+// Rows of one modality that this rank holds.
+struct Modality {
+  Matrix features, partners;  // partners without data where none are given
+  const int64_t* index;
+  int64_t index_stride;
+  const bool* valid;  // null where all are
+  int64_t valid_stride;
+  int64_t first_row, total_rows;  // of the whole batch
+  double weight;                  // of its mixed rows
+};
+
+struct Batch {
+  Modality modality[kMostModalities];
+  int modalities;
+  bool mixes, given_partners;  // whether a row has a part of its partner, and whether that is given
+  double own_weight;
+  int64_t codewords, width;
+  // Where codewords are revived from features; `choice` and `all_valid` may be null, contiguous where not.
+  bool candidates;
+  int64_t seed;
+  const int64_t* step;
+  const double* choice;
+  const bool* all_valid;
+  double* statistics;
+};
+
+// How the sums are found, and the workspace that this takes.
+struct StatisticsPlan {
+  bool sorted = false;  // rows sorted by codeword first
+  int tile_rows = 0;    // that a warp sorts
+  int64_t rows = 0, tiles = 0, pieces = 0;
+  // Offsets: rows of each codeword in each tile, int32 (tiles, M), then where the next one goes; rows of each codeword,
+  // where they start, and where their pieces start, int32 (M + 1); the rows in order, int32; a sum for each piece,
+  // float64 (pieces, D).
+  size_t counts = 0, totals = 0, starts = 0, piece_starts = 0, order = 0, sums = 0, bytes = 0;
+};
+
+// Batches of up to 2^31 - 1 rows. One launch where N M <= 2^24, seven for more.
+StatisticsPlan plan_statistics(const Batch& batch);
+cudaError_t launch_statistics(const StatisticsPlan& plan, const Batch& batch, void* workspace, cudaStream_t stream);
+
+// The state of a codebook, float64 or float32 by `number`, with strides in elements.
+struct State {
+  Number number;
+  void *codebook, *ema_count, *ema_sum;
+  int64_t *idle, *step;
+  int64_t codebook_strides[2], ema_sum_strides[2], ema_count_stride, idle_strides[2];
+  int modalities;
+  int64_t codewords, width;
+};
+
+// float64 (M) twice, int32 (M) three times, float64 (M, D) where codewords are revived from codewords.
+struct ApplyPlan {
+  int blocks = 0;
+  size_t counts = 0, divisors = 0, revived = 0, sources = 0, active = 0, vectors = 0, bytes = 0;
+};
+
+// `statistics`, `choice` and `noise` are contiguous float64; the last two may be null. Two launches.
+ApplyPlan plan_apply(const State& state, const Rule& rule);
+cudaError_t launch_apply(const ApplyPlan& plan, const State& state, const Rule& rule, const double* statistics,
+                         const double* choice, const double* noise, void* workspace, cudaStream_t stream);
+
+}  // namespace unicode_fast::cuda

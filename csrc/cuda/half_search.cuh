@@ -1,0 +1,362 @@
+// The half-precision search with mma.sync, for GPUs from 8.0 on: for each row the codewords that could be the nearest.
+//
+// load_rows, keep_candidates and write_records know nothing of how scores are made; a main loop for other matrix units
+// can call them too.
+#pragma once
+
+#include "../common/candidates.h"
+#include "../common/tiles.h"
+#include "codebook_operands.cuh"
+
+namespace unicode_fast::cuda {
+
+struct SearchArguments {
+  Matrix features;
+  const float* mean;  // (width)
+  const CodebookFacts* facts;
+  const __half* operands;  // (padded M, width)
+  const float* norms;      // (padded M)
+  Record* records;         // (N, splits)
+  float* bounds;           // (N)
+  int width, tiles;
+  Splits splits;
+};
+
+// A block of kWarpsM x kWarpsN warps scores kRows rows against kColumns codewords at a time; a warp does kTilesM x
+// kTilesN tiles of 16 rows and 8 codewords.
+template <int kWarpsM_, int kWarpsN_, int kTilesM_, int kTilesN_, int kBlocks_>
+struct Shape {
+  static constexpr int kWarpsM = kWarpsM_, kWarpsN = kWarpsN_, kTilesM = kTilesM_, kTilesN = kTilesN_;
+  static constexpr int kBlocks = kBlocks_;  // on a multiprocessor
+  static constexpr int kThreads = 32 * kWarpsM * kWarpsN;
+  static constexpr int kRows = 16 * kWarpsM * kTilesM, kColumns = 8 * kWarpsN * kTilesN;
+  static constexpr int kStages = 3;
+  static constexpr int kStageBytes = kColumns * (2 * kStepWidth + static_cast<int>(sizeof(float)));
+  static constexpr int kListBytes = kRows * kWarpsN * kCandidates * static_cast<int>(sizeof(Candidate));
+  static constexpr int kRowBytes = kRows * (8 + kWarpsN * 8);
+  static_assert(kTilesN % 2 == 0 && kThreads >= kRows && kRows % (kThreads / 8) == 0);
+
+  // Shared memory, in this order: the rows; stages, each operands and then norms of kColumns codewords; candidates by
+  // row and column of warps; by row the factor of its scores and twice its bound; minima and counts of the candidates.
+  static constexpr int64_t shared_bytes(int width) {
+    return static_cast<int64_t>(kRows) * width * 2 + kStages * kStageBytes + kListBytes + kRowBytes;
+  }
+};
+
+using WideShape = Shape<2, 4, 4, 8, 1>;    // 128 rows, 256 codewords
+using MiddleShape = Shape<2, 4, 2, 4, 2>;  // 64 rows, 128 codewords
+using NarrowShape = Shape<1, 4, 1, 2, 2>;  // 16 rows, 64 codewords
+
+// A row's list of one column of warps, kept by a quad of threads.
+template <class S>
+struct Minima {
+  float lowest[2 * S::kTilesM];
+  int count[2 * S::kTilesM];
+};
+
+__device__ __forceinline__ uint32_t shared_address(const void* pointer) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
+}
+
+__device__ __forceinline__ void copy_16_bytes(uint32_t to, const void* from) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;\n" ::"r"(to), "l"(from) : "memory");
+}
+
+__device__ __forceinline__ void end_copies() { asm volatile("cp.async.commit_group;\n" ::: "memory"); }
+
+template <int kLeft>
+__device__ __forceinline__ void wait_for_copies() {
+  asm volatile("cp.async.wait_group %0;\n" ::"n"(kLeft) : "memory");
+}
+
+__device__ __forceinline__ void load_matrices(uint32_t (&part)[4], uint32_t address) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];\n"
+               : "=r"(part[0]), "=r"(part[1]), "=r"(part[2]), "=r"(part[3])
+               : "r"(address)
+               : "memory");
+}
+
+// sums (16 x 8) += rows (16 x 16) times codewords (8 x 16) transposed.
+__device__ __forceinline__ void multiply(float (&sums)[4], const uint32_t (&rows)[4], uint32_t low, uint32_t high) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};\n"
+      : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
+      : "r"(rows[0]), "r"(rows[1]), "r"(rows[2]), "r"(rows[3]), "r"(low), "r"(high));
+}
+
+// Eight numbers of a row from column `first` on; zeros beyond the last.
+template <class T>
+__device__ __forceinline__ void load_piece(const Matrix& features, int64_t row, int first, bool aligned,
+                                           float (&values)[8]) {
+  const T* from = static_cast<const T*>(features.data) + row * features.row_stride + first * features.column_stride;
+  if (aligned && first + 8 <= features.columns) {
+    alignas(16) T pieces[8];
+#pragma unroll
+    for (int i = 0; i < static_cast<int>(sizeof(T)) / 2; ++i)
+      reinterpret_cast<uint4*>(pieces)[i] = __ldg(reinterpret_cast<const uint4*>(from) + i);
+#pragma unroll
+    for (int e = 0; e < 8; ++e) values[e] = to_float(pieces[e]);
+  } else {
+#pragma unroll
+    for (int e = 0; e < 8; ++e)
+      values[e] = first + e < features.columns ? to_float(from[e * features.column_stride]) : 0.0f;
+  }
+}
+
+// Centres, scales and rounds the block's rows into `tile`, eight threads to a row, and finds the factor that turns
+// their products with codewords into scores, and twice their bound. Rows beyond the last get zeros and NaN.
+template <class S, class T>
+__device__ __forceinline__ void load_rows(const SearchArguments& a, int64_t first_row, unsigned char* tile,
+                                          float* factors, float* bounds) {
+  const int lane = threadIdx.x % 8, pieces = a.width / 8;
+  const bool aligned = a.features.column_stride == 1 && reinterpret_cast<uintptr_t>(a.features.data) % 16 == 0 &&
+                       a.features.row_stride * static_cast<int64_t>(sizeof(T)) % 16 == 0;
+  const int codebook_exponent = a.facts->exponent;
+  for (int r = threadIdx.x / 8; r < S::kRows; r += S::kThreads / 8) {
+    const int64_t row = first_row + r;
+    const bool inside = row < a.features.rows;
+    float largest = 0;
+#pragma unroll 2
+    for (int piece = lane; piece < pieces && inside; piece += 8) {
+      float values[8];
+      load_piece<T>(a.features, row, piece * 8, aligned, values);
+#pragma unroll
+      for (int e = 0; e < 8; ++e) largest = fmaxf(largest, fabsf(values[e] - a.mean[piece * 8 + e]));
+    }
+    for (int distance = 4; distance > 0; distance /= 2)
+      largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, distance));
+    const int exponent = row_scale(largest, codebook_exponent);
+    const double scale = ldexp(1.0, exponent);
+    RowNorms norms{0, 0, 0};
+    for (int piece = lane; piece < pieces; piece += 8) {
+      float values[8] = {};
+      if (inside) load_piece<T>(a.features, row, piece * 8, aligned, values);
+      alignas(16) __half halves[8];
+#pragma unroll
+      for (int e = 0; e < 8; ++e) {
+        const double centred = static_cast<double>(values[e]) - a.mean[piece * 8 + e];
+        const double value = inside ? centred * scale : 0.0;
+        halves[e] = __float2half_rn(static_cast<float>(value));
+        const double kept = __half2float(halves[e]), lost = value - kept;
+        norms.exact += value * value;
+        norms.rounded += kept * kept;
+        norms.residual += lost * lost;
+      }
+      *reinterpret_cast<uint4*>(tile + piece_offset(r, piece, a.width)) = *reinterpret_cast<const uint4*>(halves);
+    }
+    for (int distance = 4; distance > 0; distance /= 2) {
+      norms.exact += __shfl_xor_sync(~0u, norms.exact, distance);
+      norms.rounded += __shfl_xor_sync(~0u, norms.rounded, distance);
+      norms.residual += __shfl_xor_sync(~0u, norms.residual, distance);
+    }
+    if (lane == 0) {
+      const int shift = codebook_exponent - exponent;
+      const RowNorms roots{sqrt(norms.exact), sqrt(norms.rounded), sqrt(norms.residual)};
+      const float bound = inside ? twice_bound(roots, norms_of(*a.facts), shift, a.width) : not_a_number();
+      factors[r] = static_cast<float>(ldexp(-2.0, shift));
+      bounds[r] = bound;
+      if (inside && blockIdx.y == 0) a.bounds[row] = bound;
+    }
+  }
+}
+
+// Turns a warp's products with the codewords of a tile into scores and keeps those that could be the smallest. `norms`
+// and `first` belong to the first codeword of the warp's columns, `factors`, `bounds` and `lists` to the first of its
+// rows; lists of neighbouring rows lie `list_stride` candidates apart. All threads of the warp must call it.
+template <class S>
+__device__ __forceinline__ void keep_candidates(float (&scores)[S::kTilesM][S::kTilesN][4], const float* norms,
+                                                int first, const float* factors, const float* bounds, Candidate* lists,
+                                                int list_stride, Minima<S>& minima) {
+  const int lane = threadIdx.x % 32, quad_lane = lane % 4;
+  float2 norm[S::kTilesN];
+#pragma unroll
+  for (int n = 0; n < S::kTilesN; ++n) norm[n] = *reinterpret_cast<const float2*>(norms + n * 8 + quad_lane * 2);
+#pragma unroll
+  for (int slot = 0; slot < 2 * S::kTilesM; ++slot) {
+    const int m = slot / 2, side = slot % 2 * 2, row = m * 16 + slot % 2 * 8 + lane / 4;
+    const float factor = factors[row], bound = bounds[row];
+    float low = INFINITY;
+#pragma unroll
+    for (int n = 0; n < S::kTilesN; ++n) {
+      float& left = scores[m][n][side];
+      float& right = scores[m][n][side + 1];
+      left = fmaf(factor, left, norm[n].x);
+      right = fmaf(factor, right, norm[n].y);
+      low = fminf(low, fminf(left, right));
+    }
+    if (!__any_sync(~0u, low <= add_up(minima.lowest[slot], bound))) continue;
+
+    // Rare from here on. What the four threads of a quad hold of `minima` stays equal.
+    low = fminf(low, __shfl_xor_sync(~0u, low, 1));
+    low = fminf(low, __shfl_xor_sync(~0u, low, 2));
+    const float limit = lower_minimum(minima.lowest[slot], minima.count[slot], low, bound);
+    int hits = 0;
+#pragma unroll
+    for (int n = 0; n < S::kTilesN; ++n) hits += (scores[m][n][side] <= limit) + (scores[m][n][side + 1] <= limit);
+    int up_to = hits;
+    const int one_before = __shfl_up_sync(~0u, up_to, 1, 4);
+    if (quad_lane >= 1) up_to += one_before;
+    const int two_before = __shfl_up_sync(~0u, up_to, 2, 4);
+    if (quad_lane >= 2) up_to += two_before;
+    const int more = __shfl_sync(~0u, up_to, 3, 4);
+    Candidate* list = lists + row * list_stride;
+    if (__any_sync(~0u, minima.count[slot] + more > kCandidates)) {
+      __syncwarp();
+      if (quad_lane == 0) minima.count[slot] = make_room(list, minima.count[slot], more, limit);
+      minima.count[slot] = __shfl_sync(~0u, minima.count[slot], 0, 4);
+      __syncwarp();
+    }
+    if (minima.count[slot] > kCandidates) continue;
+    int place = minima.count[slot] + up_to - hits;
+#pragma unroll
+    for (int n = 0; n < S::kTilesN; ++n) {
+#pragma unroll
+      for (int side_column = 0; side_column < 2; ++side_column) {
+        const float score = scores[m][n][side + side_column];
+        if (score <= limit) list[place++] = {score, first + n * 8 + quad_lane * 2 + side_column};
+      }
+    }
+    minima.count[slot] += more;
+  }
+}
+
+// Joins each row's lists, one thread a row, and writes the block's records.
+template <class S>
+__device__ __forceinline__ void write_records(const SearchArguments& a, int64_t first_row, const Candidate* lists,
+                                              const float* lowest, const int* counts, const float* bounds) {
+  const int r = threadIdx.x;
+  if (r >= S::kRows || first_row + r >= a.features.rows) return;
+  Record* to = a.records + (first_row + r) * a.splits.count + blockIdx.y;
+  merge(lists + r * S::kWarpsN * kCandidates, lowest + r * S::kWarpsN, counts + r * S::kWarpsN, S::kWarpsN, bounds[r],
+        *to);
+}
+
+// Block (x, y) finds the candidates of tile x of the rows among split y of the codebook. Reads each row twice and the
+// split's operands once, through a ring of stages in shared memory; writes a record for each row, and in split 0 twice
+// its bound.
+template <class S>
+__global__ void __launch_bounds__(S::kThreads, S::kBlocks) search_kernel(const SearchArguments a) {
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
+  extern __shared__ __align__(128) unsigned char shared[];
+  unsigned char* const rows = shared;
+  unsigned char* const stages = rows + static_cast<size_t>(S::kRows) * a.width * 2;
+  Candidate* const lists = reinterpret_cast<Candidate*>(stages + S::kStages * S::kStageBytes);
+  float* const factors = reinterpret_cast<float*>(lists + S::kRows * S::kWarpsN * kCandidates);
+  float* const bounds = factors + S::kRows;
+  float* const lowest = bounds + S::kRows;
+  int* const counts = reinterpret_cast<int*>(lowest + S::kRows * S::kWarpsN);
+
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const int warp_row = warp / S::kWarpsN * (16 * S::kTilesM), warp_part = warp % S::kWarpsN;
+  const int warp_column = warp_part * (8 * S::kTilesN);
+  const int64_t first_row = static_cast<int64_t>(blockIdx.x) * S::kRows;
+  const int chunks = a.width / kStepWidth;
+  const int first_tile = blockIdx.y * a.splits.per_split;
+  const int steps = (min(first_tile + a.splits.per_split, a.tiles) - first_tile) * chunks;
+
+  // What the next copy reads, and the stage that it fills.
+  int copy_tile = first_tile, copy_chunk = 0, copy_stage = 0;
+  const auto copy_step = [&]() {
+    const uint32_t stage = shared_address(stages + copy_stage * S::kStageBytes);
+    const int64_t codeword = static_cast<int64_t>(copy_tile) * S::kColumns;
+    const __half* from = a.operands + codeword * a.width + copy_chunk * kStepWidth;
+#pragma unroll
+    for (int i = 0; i < S::kColumns * 8 / S::kThreads; ++i) {
+      const int number = i * S::kThreads + threadIdx.x, column = number / 8, piece = number % 8;
+      copy_16_bytes(stage + piece_offset(column, piece, kStepWidth),
+                    from + static_cast<int64_t>(column) * a.width + piece * 8);
+    }
+    if (++copy_chunk == chunks) {
+      if (threadIdx.x < S::kColumns / 4)
+        copy_16_bytes(stage + S::kColumns * 2 * kStepWidth + threadIdx.x * 16, a.norms + codeword + threadIdx.x * 4);
+      copy_chunk = 0;
+      ++copy_tile;
+    }
+    copy_stage = copy_stage + 1 == S::kStages ? 0 : copy_stage + 1;
+  };
+#pragma unroll
+  for (int step = 0; step < S::kStages - 1; ++step) {
+    if (step < steps) copy_step();
+    end_copies();
+  }
+
+  if (a.features.number == Number::kFloat32) {
+    load_rows<S, float>(a, first_row, rows, factors, bounds);
+  } else if (a.features.number == Number::kFloat16) {
+    load_rows<S, __half>(a, first_row, rows, factors, bounds);
+  } else {
+    load_rows<S, __nv_bfloat16>(a, first_row, rows, factors, bounds);
+  }
+
+  Minima<S> minima;
+#pragma unroll
+  for (int slot = 0; slot < 2 * S::kTilesM; ++slot) {
+    minima.lowest[slot] = kNoScore;
+    minima.count[slot] = 0;
+  }
+  float sums[S::kTilesM][S::kTilesN][4] = {};
+  // Threads 0 to 15 name the rows of the lower 8 dimensions of 16, threads 16 to 31 those of the upper 8; of codewords
+  // threads 0 to 7 and 8 to 15 name 8 codewords' lower and upper dimensions, threads 16 to 31 the next 8 codewords'.
+  const uint32_t row_address = shared_address(rows) + (warp_row + lane % 16) * a.width * 2;
+  const uint32_t column_offset = (warp_column + lane % 8 + lane / 16 * 8) * (2 * kStepWidth);
+  int tile = first_tile, chunk = 0, stage_number = 0;
+  for (int step = 0; step < steps; ++step) {
+    wait_for_copies<S::kStages - 2>();
+    // Now this step's stage is filled for all threads, and all are done with the stage of the step before.
+    __syncthreads();
+    if (step + S::kStages - 1 < steps) copy_step();
+    end_copies();
+    const unsigned char* const stage = stages + stage_number * S::kStageBytes;
+    const uint32_t column_address = shared_address(stage) + column_offset;
+#pragma unroll
+    for (int k = 0; k < kStepWidth / 16; ++k) {
+      uint32_t row_part[S::kTilesM][4];
+      const uint32_t row_piece = (chunk * 8 + ((k * 2 + lane / 16) ^ (lane % 8))) << 4;
+#pragma unroll
+      for (int m = 0; m < S::kTilesM; ++m) load_matrices(row_part[m], row_address + m * 16 * a.width * 2 + row_piece);
+      const uint32_t column_piece = ((k * 2 + lane / 8 % 2) ^ (lane % 8)) << 4;
+#pragma unroll
+      for (int n = 0; n < S::kTilesN; n += 2) {
+        uint32_t column_part[4];
+        load_matrices(column_part, column_address + n * 8 * (2 * kStepWidth) + column_piece);
+#pragma unroll
+        for (int m = 0; m < S::kTilesM; ++m) {
+          multiply(sums[m][n], row_part[m], column_part[0], column_part[1]);
+          multiply(sums[m][n + 1], row_part[m], column_part[2], column_part[3]);
+        }
+      }
+    }
+    if (++chunk == chunks) {
+      const float* norms = reinterpret_cast<const float*>(stage + S::kColumns * 2 * kStepWidth);
+      keep_candidates<S>(sums, norms + warp_column, tile * S::kColumns + warp_column, factors + warp_row,
+                         bounds + warp_row, lists + (warp_row * S::kWarpsN + warp_part) * kCandidates,
+                         S::kWarpsN * kCandidates, minima);
+#pragma unroll
+      for (int m = 0; m < S::kTilesM; ++m) {
+#pragma unroll
+        for (int n = 0; n < S::kTilesN; ++n) {
+#pragma unroll
+          for (int e = 0; e < 4; ++e) sums[m][n][e] = 0;
+        }
+      }
+      chunk = 0;
+      ++tile;
+    }
+    stage_number = stage_number + 1 == S::kStages ? 0 : stage_number + 1;
+  }
+
+  if (lane % 4 == 0) {
+#pragma unroll
+    for (int slot = 0; slot < 2 * S::kTilesM; ++slot) {
+      const int row = warp_row + slot / 2 * 16 + slot % 2 * 8 + lane / 4;
+      lowest[row * S::kWarpsN + warp_part] = minima.lowest[slot];
+      counts[row * S::kWarpsN + warp_part] = minima.count[slot];
+    }
+  }
+  __syncthreads();
+  write_records<S>(a, first_row, lists, lowest, counts, bounds);
+#endif
+}
+
+}  // namespace unicode_fast::cuda

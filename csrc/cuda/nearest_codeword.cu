@@ -1,0 +1,329 @@
+// The nearest codeword of every row: the half-precision search, its exact end, and direct differences for the rest.
+
+#include <cfloat>
+
+#include "half_search.cuh"
+#include "nearest_codeword.h"
+
+namespace unicode_fast::cuda {
+namespace {
+
+constexpr int kMostSplits = 32;  // one thread of a warp looks after each
+constexpr int kFinishWarps = 8;
+
+struct FinishArguments {
+  Matrix features, codebook;
+  const Record* records;  // (N, splits)
+  const float* bounds;    // (N)
+  int splits;
+  int64_t* index;   // (N)
+  float* distance;  // (N)
+};
+
+// The squared distance of a row and a codeword, by a warp, in float64 and in a fixed order; all threads get it.
+template <class X, class C>
+__device__ __forceinline__ double squared_distance(const FinishArguments& a, int64_t row, int64_t codeword) {
+  const X* x = static_cast<const X*>(a.features.data) + row * a.features.row_stride;
+  const C* c = static_cast<const C*>(a.codebook.data) + codeword * a.codebook.row_stride;
+  double sum = 0;
+#pragma unroll 4
+  for (int64_t d = threadIdx.x % 32; d < a.features.columns; d += 32) {
+    const double difference = to_double(x[d * a.features.column_stride]) - to_double(c[d * a.codebook.column_stride]);
+    sum += difference * difference;
+  }
+  for (int distance = 16; distance > 0; distance /= 2) sum += __shfl_xor_sync(~0u, sum, distance);
+  return sum;
+}
+
+template <class X>
+__device__ __forceinline__ bool holds_nan(const FinishArguments& a, int64_t row) {
+  const X* x = static_cast<const X*>(a.features.data) + row * a.features.row_stride;
+  bool found = false;
+  for (int64_t d = threadIdx.x % 32; d < a.features.columns; d += 32) {
+    const float value = to_float(x[d * a.features.column_stride]);
+    found |= value != value;
+  }
+  return __any_sync(~0u, found);
+}
+
+// One warp a row: compares the row's candidates by their squared distances in float64 and writes the nearest. A row
+// whose candidates are unknown is compared with every codeword by the whole block.
+template <class X, class C>
+__global__ void __launch_bounds__(32 * kFinishWarps) finish_kernel(const FinishArguments a) {
+  __shared__ bool unknown[kFinishWarps];
+  __shared__ double distances[kFinishWarps];
+  __shared__ int64_t indices[kFinishWarps];
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const int64_t first_row = static_cast<int64_t>(blockIdx.x) * kFinishWarps, row = first_row + warp;
+  bool compare_all = false;
+  if (row < a.features.rows) {
+    const Record* records = a.records + row * a.splits;
+    const float lowest = lane < a.splits ? records[lane].lowest : kNoScore;
+    const int count = lane < a.splits ? records[lane].count : 0;
+    float smallest = lowest;
+    for (int distance = 16; distance > 0; distance /= 2)
+      smallest = fminf(smallest, __shfl_xor_sync(~0u, smallest, distance));
+    const float limit = add_up(smallest, a.bounds[row]);
+    // A bound that is NaN makes the first comparison false.
+    const bool known = limit < kNoScore && !__any_sync(~0u, lowest <= limit && count > kCandidates);
+    compare_all = !known;
+    unsigned taken = known ? __ballot_sync(~0u, lowest <= limit) : 0u;
+    double best_distance = not_a_number();
+    int64_t best = INT64_MAX;
+    while (taken != 0) {
+      const int split = __ffs(taken) - 1;
+      taken &= taken - 1;
+      const int candidates = __shfl_sync(~0u, count, split);
+      for (int place = 0; place < candidates; ++place) {
+        const int64_t codeword = records[split].index[place];
+        const double distance = squared_distance<X, C>(a, row, codeword);
+        if (nearer(distance, codeword, best_distance, best)) {
+          best_distance = distance;
+          best = codeword;
+        }
+      }
+    }
+    if (known && lane == 0) {
+      a.index[row] = best;
+      a.distance[row] = static_cast<float>(best_distance);
+    }
+  }
+  if (lane == 0) unknown[warp] = compare_all;
+  __syncthreads();
+  for (int other = 0; other < kFinishWarps; ++other) {
+    if (!unknown[other]) continue;
+    const int64_t hard_row = first_row + other;
+    double best_distance = not_a_number();
+    int64_t best = 0;
+    if (!holds_nan<X>(a, hard_row)) {
+      for (int64_t codeword = warp; codeword < a.codebook.rows; codeword += kFinishWarps) {
+        const double distance = squared_distance<X, C>(a, hard_row, codeword);
+        if (nearer(distance, codeword, best_distance, best)) {
+          best_distance = distance;
+          best = codeword;
+        }
+      }
+    }
+    if (lane == 0) {
+      distances[warp] = best_distance;
+      indices[warp] = best;
+    }
+    __syncthreads();
+    if (threadIdx.x == 0) {
+      for (int part = 1; part < kFinishWarps; ++part) {
+        if (nearer(distances[part], indices[part], best_distance, best)) {
+          best_distance = distances[part];
+          best = indices[part];
+        }
+      }
+      a.index[hard_row] = best;
+      a.distance[hard_row] = static_cast<float>(best_distance);
+    }
+    __syncthreads();
+  }
+}
+
+constexpr int kDirectRows = 32, kDirectColumns = 64, kDirectDepth = 16, kDirectThreads = 256;
+
+// Direct differences in float64: a block compares 32 rows with all codewords, 64 at a time; each thread keeps the best
+// of its 4 codewords of 64 for 2 rows.
+template <class D>
+__global__ void __launch_bounds__(kDirectThreads)
+    direct_kernel(const Matrix features, const Matrix codebook, int64_t* index, D* distance) {
+  __shared__ double x[kDirectDepth][kDirectRows + 1], c[kDirectDepth][kDirectColumns + 1];
+  const int column = threadIdx.x % 16, pair = threadIdx.x / 16;
+  const int64_t first_row = static_cast<int64_t>(blockIdx.x) * kDirectRows;
+  double best_distance[2] = {not_a_number(), not_a_number()};
+  int64_t best[2] = {0, 0};
+  for (int64_t first = 0; first < codebook.rows; first += kDirectColumns) {
+    double sums[2][4] = {};
+    for (int64_t start = 0; start < features.columns; start += kDirectDepth) {
+      __syncthreads();
+      for (int i = threadIdx.x; i < kDirectRows * kDirectDepth; i += kDirectThreads) {
+        const int64_t row = first_row + i / kDirectDepth, d = start + i % kDirectDepth;
+        x[i % kDirectDepth][i / kDirectDepth] =
+            row < features.rows && d < features.columns ? load(features, row, d) : 0.0;
+      }
+      for (int i = threadIdx.x; i < kDirectColumns * kDirectDepth; i += kDirectThreads) {
+        const int64_t row = first + i / kDirectDepth, d = start + i % kDirectDepth;
+        c[i % kDirectDepth][i / kDirectDepth] =
+            row < codebook.rows && d < codebook.columns ? load(codebook, row, d) : 0.0;
+      }
+      __syncthreads();
+#pragma unroll 4
+      for (int d = 0; d < kDirectDepth; ++d) {
+#pragma unroll
+        for (int r = 0; r < 2; ++r) {
+#pragma unroll
+          for (int k = 0; k < 4; ++k) {
+            const double difference = x[d][pair * 2 + r] - c[d][column + k * 16];
+            sums[r][k] += difference * difference;
+          }
+        }
+      }
+    }
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+#pragma unroll
+      for (int k = 0; k < 4; ++k) {
+        const int64_t codeword = first + column + k * 16;
+        if (codeword < codebook.rows && nearer(sums[r][k], codeword, best_distance[r], best[r])) {
+          best_distance[r] = sums[r][k];
+          best[r] = codeword;
+        }
+      }
+    }
+  }
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    for (int step = 8; step > 0; step /= 2) {
+      const double other_distance = __shfl_xor_sync(~0u, best_distance[r], step);
+      const int64_t other = __shfl_xor_sync(~0u, best[r], step);
+      if (nearer(other_distance, other, best_distance[r], best[r])) {
+        best_distance[r] = other_distance;
+        best[r] = other;
+      }
+    }
+    const int64_t row = first_row + pair * 2 + r;
+    if (column == 0 && row < features.rows) {
+      index[row] = best[r];
+      distance[row] = static_cast<D>(best_distance[r]);
+    }
+  }
+}
+
+template <class S>
+cudaError_t launch_search(const SearchPlan& plan, const SearchArguments& arguments, cudaStream_t stream) {
+  const auto kernel = search_kernel<S>;
+  const cudaError_t error =
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(plan.shared_bytes));
+  if (error != cudaSuccess) return error;
+  const int64_t row_tiles = (arguments.features.rows + S::kRows - 1) / S::kRows;
+  const dim3 grid(static_cast<unsigned>(row_tiles), plan.splits.count);
+  kernel<<<grid, S::kThreads, plan.shared_bytes, stream>>>(arguments);
+  return cudaGetLastError();
+}
+
+template <class X, class C>
+cudaError_t launch_finish_for(const FinishArguments& arguments, cudaStream_t stream) {
+  const int64_t blocks = (arguments.features.rows + kFinishWarps - 1) / kFinishWarps;
+  finish_kernel<X, C><<<static_cast<unsigned>(blocks), 32 * kFinishWarps, 0, stream>>>(arguments);
+  return cudaGetLastError();
+}
+
+template <class X>
+cudaError_t launch_finish(const FinishArguments& arguments, cudaStream_t stream) {
+  switch (arguments.codebook.number) {
+    case Number::kFloat64:
+      return launch_finish_for<X, double>(arguments, stream);
+    case Number::kFloat32:
+      return launch_finish_for<X, float>(arguments, stream);
+    default:
+      return launch_finish_for<X, X>(arguments, stream);
+  }
+}
+
+template <class S>
+bool take(SearchPlan& plan, int64_t rows, int64_t codewords, int multiprocessors, int most_shared_bytes) {
+  const int64_t bytes = S::shared_bytes(plan.width);
+  if (bytes > most_shared_bytes) return false;
+  const int64_t tiles = (codewords + S::kColumns - 1) / S::kColumns, row_tiles = (rows + S::kRows - 1) / S::kRows;
+  plan.tile_rows = S::kRows;
+  plan.shared_bytes = bytes;
+  plan.splits = split_tiles(tiles, row_tiles, static_cast<int64_t>(S::kBlocks) * multiprocessors, kMostSplits);
+  return true;
+}
+
+}  // namespace
+
+cudaError_t plan_nearest_codeword(const Matrix& features, const Matrix& codebook, SearchPlan& plan) {
+  int device = 0, major = 0, multiprocessors = 0, most_shared_bytes = 0;
+  cudaError_t error = cudaGetDevice(&device);
+  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
+  if (error == cudaSuccess)
+    error = cudaDeviceGetAttribute(&most_shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  if (error != cudaSuccess) return error;
+  plan = SearchPlan{};
+  const int64_t rows = features.rows, width = round_to(features.columns, kStepWidth);
+  if (features.number == Number::kFloat64 || major < 8 || width > (1 << 20) || codebook.rows >= (1LL << 30))
+    return cudaSuccess;
+  plan.width = static_cast<int>(width);
+  // Large tiles reuse more of what they read, small ones keep all multiprocessors busy.
+  const bool many = rows >= static_cast<int64_t>(2 * WideShape::kRows) * multiprocessors && width >= 128;
+  const bool taken = (many && take<WideShape>(plan, rows, codebook.rows, multiprocessors, most_shared_bytes)) ||
+                     take<MiddleShape>(plan, rows, codebook.rows, multiprocessors, most_shared_bytes) ||
+                     take<NarrowShape>(plan, rows, codebook.rows, multiprocessors, most_shared_bytes);
+  if (!taken) return cudaSuccess;
+  plan.codewords = round_to(codebook.rows, WideShape::kColumns);
+  const auto place = [&plan](size_t bytes) {
+    const size_t start = plan.bytes;
+    plan.bytes += static_cast<size_t>(round_to(static_cast<int64_t>(bytes), 256));
+    return start;
+  };
+  plan.mean = place(width * sizeof(float));
+  plan.spread = place(width * sizeof(float));
+  plan.facts = place(sizeof(CodebookFacts));
+  plan.operands = place(plan.codewords * width * sizeof(__half));
+  plan.norms = place(plan.codewords * sizeof(float));
+  plan.records = place(rows * plan.splits.count * sizeof(Record));
+  plan.bounds = place(rows * sizeof(float));
+  return cudaSuccess;
+}
+
+cudaError_t launch_nearest_codeword(const SearchPlan& plan, const Matrix& features, const Matrix& codebook,
+                                    void* workspace, int64_t* index, void* distance, cudaStream_t stream) {
+  if (plan.tile_rows == 0) {
+    const auto blocks = static_cast<unsigned>((features.rows + kDirectRows - 1) / kDirectRows);
+    if (features.number == Number::kFloat64) {
+      direct_kernel<<<blocks, kDirectThreads, 0, stream>>>(features, codebook, index, static_cast<double*>(distance));
+    } else {
+      direct_kernel<<<blocks, kDirectThreads, 0, stream>>>(features, codebook, index, static_cast<float*>(distance));
+    }
+    return cudaGetLastError();
+  }
+  unsigned char* const base = static_cast<unsigned char*>(workspace);
+  float* const mean = reinterpret_cast<float*>(base + plan.mean);
+  float* const spread = reinterpret_cast<float*>(base + plan.spread);
+  CodebookFacts* const facts = reinterpret_cast<CodebookFacts*>(base + plan.facts);
+  __half* const operands = reinterpret_cast<__half*>(base + plan.operands);
+  float* const norms = reinterpret_cast<float*>(base + plan.norms);
+  Record* const records = reinterpret_cast<Record*>(base + plan.records);
+  float* const bounds = reinterpret_cast<float*>(base + plan.bounds);
+
+  column_kernel<<<plan.width / kColumnsPerBlock, kColumnThreads, 0, stream>>>(codebook, mean, spread, facts);
+  cudaError_t error = cudaGetLastError();
+  if (error != cudaSuccess) return error;
+  const auto codeword_blocks = static_cast<unsigned>(plan.codewords / (kCodewordThreads / 32));
+  codeword_kernel<<<codeword_blocks, kCodewordThreads, 0, stream>>>(codebook, mean, spread, plan.width, operands, norms,
+                                                                    facts);
+  error = cudaGetLastError();
+  if (error != cudaSuccess) return error;
+
+  SearchArguments search{features, mean, facts, operands, norms, records, bounds, plan.width, 0, plan.splits};
+  const auto tiles_of = [&](int columns) { return static_cast<int>((codebook.rows + columns - 1) / columns); };
+  if (plan.tile_rows == WideShape::kRows) {
+    search.tiles = tiles_of(WideShape::kColumns);
+    error = launch_search<WideShape>(plan, search, stream);
+  } else if (plan.tile_rows == MiddleShape::kRows) {
+    search.tiles = tiles_of(MiddleShape::kColumns);
+    error = launch_search<MiddleShape>(plan, search, stream);
+  } else {
+    search.tiles = tiles_of(NarrowShape::kColumns);
+    error = launch_search<NarrowShape>(plan, search, stream);
+  }
+  if (error != cudaSuccess) return error;
+
+  const FinishArguments finish{
+      features, codebook, records, bounds, plan.splits.count, index, static_cast<float*>(distance)};
+  switch (features.number) {
+    case Number::kFloat32:
+      return launch_finish<float>(finish, stream);
+    case Number::kFloat16:
+      return launch_finish<__half>(finish, stream);
+    default:
+      return launch_finish<__nv_bfloat16>(finish, stream);
+  }
+}
+
+}  // namespace unicode_fast::cuda

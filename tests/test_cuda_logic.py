@@ -1,0 +1,360 @@
+"""The logic that the CUDA kernels share with the host, compiled for the host: bound, candidates, draws, tiles.
+
+The rounding of the half-precision search is emulated in PyTorch, so no GPU is needed.
+"""
+
+import ctypes
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from cases import generator, normal
+from numpy.typing import NDArray
+from torch import Tensor
+
+from unicode_fast.reference import counter_random
+
+CSRC = Path(__file__).resolve().parent.parent / "csrc"
+SOURCE = r"""
+#include "common/candidates.h"
+#include "common/counter_random.h"
+#include "common/tiles.h"
+
+#include <algorithm>
+
+using namespace unicode_fast;
+
+extern "C" {
+
+int codebook_exponent(double largest) { return codebook_scale(largest); }
+
+void row_exponents(int64_t rows, const double* largest, int codebook, int* exponents) {
+  for (int64_t i = 0; i < rows; ++i) exponents[i] = row_scale(largest[i], codebook);
+}
+
+void twice_bounds(int64_t rows, const double* exact, const double* rounded, const double* residual, const int* shift,
+                  const float* norms, int width, float* bounds) {
+  for (int64_t i = 0; i < rows; ++i)
+    bounds[i] = twice_bound({exact[i], rounded[i], residual[i]}, {norms[0], norms[1], norms[2]}, shift[i], width);
+}
+
+// As a block does it: tiles of `lists` parts of `part` codewords, a list for each part.
+void find_candidates(int64_t rows, int64_t codewords, const float* scores, const float* bounds, int lists, int part,
+                     Record* records) {
+  for (int64_t i = 0; i < rows; ++i) {
+    Candidate list[8 * kCandidates];
+    float lowest[8];
+    int counts[8] = {};
+    std::fill(lowest, lowest + 8, kNoScore);
+    for (int64_t first = 0; first < codewords; first += lists * part) {
+      for (int p = 0; p < lists; ++p) {
+        const int64_t begin = std::min(codewords, first + p * part), end = std::min(codewords, begin + part);
+        const float* own = scores + i * codewords;
+        float low = INFINITY;
+        for (int64_t j = begin; j < end; ++j) low = fminf(low, own[j]);
+        if (!(low <= add_up(lowest[p], bounds[i]))) continue;
+        const float limit = lower_minimum(lowest[p], counts[p], low, bounds[i]);
+        const int more = static_cast<int>(std::count_if(own + begin, own + end, [=](float s) { return s <= limit; }));
+        counts[p] = make_room(list + p * kCandidates, counts[p], more, limit);
+        if (counts[p] > kCandidates) continue;
+        for (int64_t j = begin; j < end; ++j)
+          if (own[j] <= limit) list[p * kCandidates + counts[p]++] = {own[j], static_cast<int>(j)};
+      }
+    }
+    merge(list, lowest, counts, lists, bounds[i], records[i]);
+  }
+}
+
+void sums_up(int64_t count, const float* a, const float* b, float* sums) {
+  for (int64_t i = 0; i < count; ++i) sums[i] = add_up(a[i], b[i]);
+}
+
+void draws(int64_t seed, int64_t step, int64_t stream, int64_t count, int64_t bound, uint64_t* bits, double* uniforms,
+           int64_t* integers) {
+  const uint64_t key = counter_random::key(seed, step, stream);
+  for (int64_t i = 0; i < count; ++i) {
+    bits[i] = counter_random::random_bits(key, i);
+    uniforms[i] = counter_random::uniform(key, i);
+    integers[i] = counter_random::integer(key, i, bound);
+  }
+}
+
+int nearer_of(double distance, int64_t j, double best_distance, int64_t best) {
+  return nearer(distance, j, best_distance, best);
+}
+
+void offsets(int rows, int width, uint32_t* places) {
+  for (int i = 0; i < rows * width / 8; ++i) places[i] = piece_offset(i / (width / 8), i % (width / 8), width);
+}
+
+void splits(int64_t tiles, int64_t row_tiles, int64_t blocks, int most, int* result) {
+  const Splits found = split_tiles(tiles, row_tiles, blocks, most);
+  result[0] = found.count;
+  result[1] = found.per_split;
+}
+
+}
+"""
+CANDIDATES = 6
+OVERFLOW = CANDIDATES + 1
+RECORD = np.dtype([("lowest", np.float32), ("count", np.int32), ("index", np.int32, CANDIDATES)])
+INF, NAN = float("inf"), float("nan")
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    compiler = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
+    if compiler is None:
+        pytest.skip("no C++ compiler was found for the logic of the kernels")
+    folder = tmp_path_factory.mktemp("logic")
+    (folder / "logic.cpp").write_text(SOURCE)
+    command = [compiler, "-std=c++17", "-O2", "-shared", "-fPIC", f"-I{CSRC}", "logic.cpp", "-o", "logic.so"]
+    subprocess.run(command, cwd=folder, check=True)
+    return ctypes.CDLL(str(folder / "logic.so"))
+
+
+def pointer(array: NDArray) -> ctypes.c_void_p:
+    assert array.flags.c_contiguous
+    return ctypes.c_void_p(array.ctypes.data)
+
+
+def long(number: int) -> ctypes.c_int64:
+    return ctypes.c_int64(number)
+
+
+@pytest.mark.parametrize(("seed", "step", "stream"), [(0, 0, 0), (1, 2, 3), (-5, 10**12, 2), (2**63 - 1, 2**62, 1)])
+def test_draws(library: ctypes.CDLL, seed: int, step: int, stream: int) -> None:
+    count, bound = 1000, 12345
+    bits, uniforms = np.empty(count, np.uint64), np.empty(count)
+    integers = np.empty(count, np.int64)
+    arrays = [pointer(array) for array in (bits, uniforms, integers)]
+    library.draws(long(seed), long(step), long(stream), long(count), long(bound), *arrays)
+    place = (seed, torch.tensor(step), stream, (count,))
+    assert np.array_equal(bits.view(np.int64), counter_random.random_bits(*place).numpy())
+    assert np.array_equal(uniforms, counter_random.uniform(*place).numpy())
+    assert np.array_equal(integers, counter_random.integers(bound, *place).numpy())
+
+
+def test_sums_are_rounded_up(library: ctypes.CDLL) -> None:
+    a, b = (normal(200_000, seed=seed).numpy() * np.float32(2.0) ** np.arange(-20, 20).repeat(5000) for seed in (0, 1))
+    a, b = a.astype(np.float32), b[::-1].astype(np.float32).copy()
+    sums = np.empty_like(a)
+    library.sums_up(long(a.size), pointer(a), pointer(b), pointer(sums))
+    exact = a.astype(np.float64) + b
+    assert np.all(sums >= exact)
+    assert np.all(np.nextafter(sums, np.float32(-np.inf)) < exact)
+
+
+@pytest.mark.parametrize(
+    ("distance", "j", "best_distance", "best", "expected"),
+    [
+        (1.0, 5, 2.0, 0, True),
+        (2.0, 0, 1.0, 5, False),
+        (1.0, 4, 1.0, 5, True),
+        (1.0, 5, 1.0, 4, False),
+        (INF, 7, NAN, 0, True),
+        (NAN, 0, INF, 7, False),
+        (INF, 3, 1.7976931348623157e308, 4, True),
+        (NAN, 1, NAN, 0, False),
+    ],
+)
+def test_order_of_distances(
+    library: ctypes.CDLL, distance: float, j: int, best_distance: float, best: int, expected: bool
+) -> None:
+    numbers = ctypes.c_double(distance), long(j), ctypes.c_double(best_distance), long(best)
+    assert bool(library.nearer_of(*numbers)) == expected
+
+
+@pytest.mark.parametrize("width", [64, 128, 320])
+def test_pieces_have_places_of_their_own(library: ctypes.CDLL, width: int) -> None:
+    rows = 16
+    places = np.empty((rows, width // 8), np.uint32)
+    library.offsets(rows, width, pointer(places))
+    assert sorted(places.reshape(-1).tolist()) == list(range(0, rows * width * 2, 16))
+    assert np.array_equal(places // (width * 2), np.arange(rows)[:, None].repeat(width // 8, axis=1))
+    # What eight threads read or write together lies in different banks: 128 bytes are all of them.
+    for first in (0, 8):
+        for piece in range(width // 8):
+            assert len(set((places[first : first + 8, piece] % 128).tolist())) == 8
+
+
+def test_splits_cover_all_tiles(library: ctypes.CDLL) -> None:
+    for tiles in (1, 2, 3, 4, 7, 31, 32, 33, 64, 1000):
+        for row_tiles in (1, 13, 38, 500):
+            result = np.empty(2, np.int32)
+            library.splits(long(tiles), long(row_tiles), long(264), 32, pointer(result))
+            count, per_split = result.tolist()
+            assert 1 <= count <= 32
+            assert (count - 1) * per_split < tiles <= count * per_split
+
+
+class Operands(NamedTuple):
+    """Numbers as the matrix units read them, and what the bound needs to know of them, by row; in float64."""
+
+    exact: Tensor  # scaled
+    rounded: Tensor  # to half precision
+    exponent: Tensor
+
+
+def operands(centred: Tensor, exponent: Tensor) -> Operands:
+    exact = centred * torch.exp2(exponent.double())[..., None]
+    return Operands(exact, exact.float().half().double(), exponent)
+
+
+def cut(values: Tensor, unit: Tensor) -> Tensor:
+    return (values / unit).trunc() * unit
+
+
+def matrix_unit(rows: Tensor, codewords: Tensor) -> Tensor:
+    """Products with codewords, (N, M): sixteen at a time are added to a float32 number, each cut off at the 24th bit
+    of the largest of them, and so is their sum."""
+    sums = torch.zeros(rows.shape[0], codewords.shape[0], dtype=torch.float64)
+    for first in range(0, rows.shape[1], 16):
+        terms = rows[:, None, first : first + 16] * codewords[None, :, first : first + 16]
+        largest = torch.maximum(terms.abs().amax(dim=2), sums.abs())
+        unit = torch.exp2(torch.frexp(largest)[1].double() - 24)
+        sums = cut(sums, unit) + cut(terms, unit[..., None]).sum(dim=2)
+        sums = cut(sums, torch.exp2(torch.frexp(sums)[1].double() - 24))
+    return sums
+
+
+def norm(numbers: Tensor) -> Tensor:
+    return numbers.square().sum(dim=1).sqrt()
+
+
+def search(library: ctypes.CDLL, features: Tensor, codebook: Tensor) -> tuple[NDArray, Tensor, Tensor]:
+    """The records of all rows, and the errors of their scores with the bound of each row, in float64."""
+    mean = codebook.double().mean(dim=0).float().double()
+    from_mean = codebook.double() - mean
+    library.codebook_exponent.argtypes = [ctypes.c_double]
+    exponent = library.codebook_exponent(from_mean.abs().max().item())
+    codes = operands(from_mean, torch.full((codebook.shape[0],), exponent))
+    squared = codes.exact.square().sum(dim=1)
+    parts = (squared.max(), norm(codes.rounded).max(), norm(codes.exact - codes.rounded).max())
+    norms = np.array([np.nextafter(np.float32(part.item()), np.float32(np.inf)) for part in parts])
+
+    centred = features.double() - mean
+    largest = centred.abs().amax(dim=1).float().double().numpy()
+    exponents, bounds = np.empty(len(largest), np.int32), np.empty(len(largest), np.float32)
+    library.row_exponents(long(len(largest)), pointer(largest), exponent, pointer(exponents))
+    rows = operands(centred, torch.from_numpy(exponents))
+    shift = exponent - exponents
+    row_norms = [norm(part).numpy() for part in (rows.exact, rows.rounded, rows.exact - rows.rounded)]
+    width = -(-features.shape[1] // 64) * 64
+    numbers = [pointer(array) for array in (*row_norms, shift, norms)]
+    library.twice_bounds(long(len(largest)), *numbers, width, pointer(bounds))
+
+    factor = -2 * torch.exp2(torch.from_numpy(shift).double())[:, None]
+    scores = (factor * matrix_unit(rows.rounded, codes.rounded) + squared.float().double()).float()
+    truth = squared + factor * (rows.exact @ codes.exact.T)
+    records = np.empty(len(largest), RECORD)
+    columns = np.ascontiguousarray(scores.numpy())
+    library.find_candidates(
+        long(len(largest)), long(codebook.shape[0]), pointer(columns), pointer(bounds), 2, 3, pointer(records)
+    )
+    return records, (scores.double() - truth).abs().amax(dim=1), torch.from_numpy(bounds).double() / 2
+
+
+def near_ties(rows: int, width: int) -> tuple[Tensor, Tensor]:
+    """Pairs of codewords one unit in the last place apart, and rows between two codewords."""
+    first = normal(6, width)
+    second = first.clone()
+    second[:, 3] = torch.nextafter(second[:, 3], torch.full_like(second[:, 3], INF))
+    codebook = torch.cat([first, second])
+    pairs = torch.randint(12, (2, rows), generator=generator())
+    return (codebook[pairs[0]] + codebook[pairs[1]]) / 2, codebook
+
+
+def on_half_steps(rows: int, width: int) -> tuple[Tensor, Tensor]:
+    """Numbers halfway between two numbers of half precision, all of one sign, so that errors add up."""
+    steps = 1024 + torch.randint(1024, (rows + 12, width), generator=generator()) + 0.5
+    numbers = (steps / 1024).float()
+    codebook = torch.cat([numbers[:6], -numbers[6:12]])
+    return numbers[12:], codebook
+
+
+def mixed_magnitudes(rows: int, width: int) -> tuple[Tensor, Tensor]:
+    scale = torch.exp2(torch.randint(-30, 8, (width,), generator=generator()).float())
+    row_scale = torch.exp2(torch.randint(-40, 40, (rows, 1), generator=generator(1)).float())
+    return normal(rows, width) * scale * row_scale, normal(12, width, seed=1) * scale
+
+
+# Each gives N rows and 12 codewords.
+ROWS = 2**17
+CASES: dict[str, Callable[[int, int], tuple[Tensor, Tensor]]] = {
+    "gaussian": lambda n, d: (normal(n, d), normal(12, d, seed=1)),
+    "near_ties": near_ties,
+    "half_steps": on_half_steps,
+    "on_codewords": lambda n, d: (
+        normal(12, d).repeat(n // 12 + 1, 1)[:n] + 1e-6 * normal(n, d, seed=2),
+        normal(12, d),
+    ),
+    "offset": lambda n, d: (normal(n, d) + 1e4, normal(12, d, seed=1) + 1e4),
+    "far_rows": lambda n, d: (normal(n, d) + 1e5, 1e-3 * normal(12, d, seed=1)),
+    "tiny": lambda n, d: (1e-30 * normal(n, d), 1e-30 * normal(12, d, seed=1)),
+    "huge": lambda n, d: (1e17 * normal(n, d), 1e17 * normal(12, d, seed=1)),
+    "subnormal": lambda n, d: (normal(n, d) * 2.0**-140, normal(12, d, seed=1) * 2.0**-140),
+    "magnitudes": mixed_magnitudes,
+}
+# A million rows of 16 dimensions, and some of more: those take more than one step of the matrix units.
+SHAPES = [(name, width, rows) for name in CASES for width, rows in ((16, ROWS), (80, ROWS // 32))]
+
+
+@pytest.mark.parametrize(("name", "width", "rows"), SHAPES)
+def test_bound_and_candidates(library: ctypes.CDLL, name: str, width: int, rows: int) -> None:
+    features, codebook = CASES[name](rows, width)
+    records, error, bound = search(library, features, codebook)
+    served = ~bound.isnan()
+    assert served.float().mean() > 0.4, "the bound serves too few rows to be tested"
+    assert (error <= bound)[served].all(), f"error exceeds the bound by {(error / bound)[served].max():.3g}"
+    assert (records["count"][~served.numpy()] == OVERFLOW).all()
+    distance = torch.stack([(features.double() - code).square().sum(dim=1) for code in codebook.double()], dim=1)
+    nearest = (distance == distance.amin(dim=1, keepdim=True)).numpy()
+    counts = records["count"]
+    listed = np.zeros(nearest.shape, bool)
+    for place in range(CANDIDATES):
+        has = (counts > place) & (counts <= CANDIDATES)
+        listed[has, records["index"][has, place]] = True
+    whole = counts <= CANDIDATES
+    assert (counts[whole] >= 1).all()
+    assert not (nearest & ~listed)[whole].any(), "a nearest codeword is no candidate"
+    if name == "gaussian":
+        assert counts.mean() < 1.1, "the bound is too wide to be of use"
+
+
+def test_rows_without_a_bound(library: ctypes.CDLL) -> None:
+    """NaN, infinity and what is too far away for scores in float32 take the comparison with every codeword."""
+    features = torch.tensor([[NAN, 0.0], [INF, 0.0], [1e38, 0.0], [0.0, 0.0]])
+    records, _, bound = search(library, features, 1e-20 * normal(12, 2))
+    assert bound.isnan().tolist() == [True, True, True, False]
+    assert (records["count"][:3] == OVERFLOW).all()
+    assert records["count"][3] <= OVERFLOW
+
+
+def test_lists_against_their_definition(library: ctypes.CDLL) -> None:
+    """Random scores with few values, so that lists fill, empty and overflow: the list holds all within the bound."""
+    rows, codewords = 20_000, 61
+    scores = torch.randint(0, 40, (rows, codewords), generator=generator()).float().numpy()
+    scores[:, 7::9] = INF
+    bounds = torch.randint(0, 4, (rows,), generator=generator(1)).float().numpy()
+    records = np.empty(rows, RECORD)
+    numbers = pointer(scores), pointer(bounds)
+    library.find_candidates(long(rows), long(codewords), *numbers, 4, 5, pointer(records))
+    limit = scores.min(axis=1) + bounds
+    overflowed = 0
+    for row in range(rows):
+        truth = np.flatnonzero(scores[row] <= limit[row])
+        count = records["count"][row]
+        if count <= CANDIDATES:
+            assert sorted(records["index"][row, :count].tolist()) == truth.tolist()
+            assert records["lowest"][row] == scores[row].min()
+        else:
+            overflowed += 1
+        # A list of its own for each of four parts, and one for all: more than six within the bound overflow for sure.
+        assert len(truth) <= CANDIDATES or count == OVERFLOW
+    assert 0 < overflowed < rows / 2
