@@ -12,7 +12,7 @@
 #include <string_view>
 #include <vector>
 
-#include "counter_random.h"
+#include "../common/counter_random.h"
 #include "kernels.h"
 
 namespace unicode_fast::cpu {
@@ -72,10 +72,8 @@ void find_candidates(const std::vector<at::Tensor>& rows, at::IntArrayRef first_
   for (int64_t k = 0; k < codewords; ++k) {
     for (int64_t attempt = 0; attempt < kAttempts; ++attempt) {
       const bool injected = attempt == 0 && choice;
-      const int64_t global =
-          injected
-              ? static_cast<int64_t>(given[k] * total)
-              : static_cast<int64_t>((random_bits(key, k * kAttempts + attempt) >> 1) % static_cast<uint64_t>(total));
+      const int64_t global = injected ? static_cast<int64_t>(given[k] * total)
+                                      : counter_random::integer(key, k * kAttempts + attempt, total);
       if (usable != nullptr && !usable[global]) continue;
       size_t modality = 0;
       int64_t place = global;
@@ -138,7 +136,7 @@ at::Tensor codebook_statistics(const at::Tensor& codebook, const at::Tensor& ste
     add<float>(rows, codes, others, masks, weight, own_weight, sums);
   }
   if (revives) {
-    const uint64_t key = stream_key(seed, *step.const_data_ptr<int64_t>(), kRowStream);
+    const uint64_t key = counter_random::key(seed, *step.const_data_ptr<int64_t>(), kRowStream);
     double* flags = sums + codewords * width;
     find_candidates(rows, first_row, total_rows, all_valid, key, choice, codewords, flags, flags + codewords);
   }
@@ -238,14 +236,15 @@ void codebook_apply(const at::Tensor& codebook, const at::Tensor& ema_count, con
     }
     const bool from_features = revive_source == "feature";
     const int64_t now = *step.const_data_ptr<int64_t>();
-    const uint64_t choice_key = stream_key(seed, now, kChoiceStream), noise_key = stream_key(seed, now, kNoiseStream);
+    const uint64_t choice_key = counter_random::key(seed, now, kChoiceStream),
+                   noise_key = counter_random::key(seed, now, kNoiseStream);
     const std::vector<double> given = choice ? doubles(*choice) : std::vector<double>();
     const std::vector<double> given_noise = noise ? doubles(*noise) : std::vector<double>();
     // Copies are made of codewords as they were before any revival.
     const std::vector<double> before = from_features ? std::vector<double>() : codes;
     for (int64_t k = 0; k < codewords; ++k) {
       if (by_rule[k] <= revive_after || (from_features ? found[k] <= 0 : active.empty())) continue;
-      const double drawn = choice ? given[k] : uniform(choice_key, k);
+      const double drawn = choice ? given[k] : counter_random::uniform(choice_key, k);
       const double* source =
           from_features
               ? candidate + k * width
@@ -253,7 +252,8 @@ void codebook_apply(const at::Tensor& codebook, const at::Tensor& ema_count, con
       for (int64_t d = 0; d < width; ++d) {
         double value = source[d];
         if (!from_features) {
-          value += revive_noise * (noise ? given_noise[k * width + d] : 2 * uniform(noise_key, k * width + d) - 1);
+          value += revive_noise *
+                   (noise ? given_noise[k * width + d] : 2 * counter_random::uniform(noise_key, k * width + d) - 1);
         }
         codes[k * width + d] = value;
         if (revive_ema) sum[k * width + d] = value;
