@@ -47,12 +47,14 @@ def nearest_codeword(features: Tensor, codebook: Tensor, *, backend: str | None 
         BackendUnavailable: `backend` cannot run here; the message says why.
 
     Precision:
-        Exact on the reference: float64 sums of squared differences. A squared distance that float64 cannot hold,
-        from float64 inputs above 1e154, counts as the largest number.
+        The reference compares float64 sums of squared differences. C++ and CUDA score all codewords in bfloat16,
+        float16 or float32, and compare those that the bound of docs/exactness.md leaves open by such sums. A squared
+        distance that float64 cannot hold, from float64 inputs above 1e154, counts as the largest number.
 
     Memory:
-        Float64 copies of both inputs and min(N M, 2^24) distances on the reference. Inputs that are not contiguous
-        are copied.
+        Never N M. Reference: float64 copies of both inputs and min(N M, 2^24) distances. C++: a float64 copy of the
+        codebook and its operands, and for each thread operands and candidates of up to 192 rows. CUDA: operands and
+        norms of the codebook, and for each row and part of the codebook a record of 32 bytes.
 
     Source:
         Xia et al., NeurIPS 2023, Eq. 2.
