@@ -50,6 +50,11 @@ UNICODE_FAST_BOTH int ring_stages(int width) {
   return count < 2 ? 0 : count < kMostStages ? static_cast<int>(count) : kMostStages;
 }
 
+// Dynamic shared memory of a block.
+UNICODE_FAST_BOTH int64_t ring_and_row_bytes(int width) {
+  return kOtherBytes + static_cast<int64_t>(kGroups) * kGroupRows * 2 * width + ring_stages(width) * kFullStageBytes;
+}
+
 // The descriptor of an operand of wgmma that begins at `address` of shared memory. Its fields, from the lowest bit, all
 // but the last two in units of 16 bytes: 0 to 13 the address; 16 to 29 the leading offset, without meaning in this
 // layout; 32 to 45 the stride, from eight rows to the next eight; 49 to 51 where in the swizzle's pattern the operand

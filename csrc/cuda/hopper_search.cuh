@@ -25,9 +25,7 @@ struct HopperShape {
   static constexpr int kLaunchRegisters = 168, kFewRegisters = 24, kManyRegisters = 240;
   static_assert(kGroups * kManyRegisters + kFewRegisters == (kGroups + 1) * kLaunchRegisters);
 
-  static int64_t shared_bytes(int width) {
-    return kOtherBytes + static_cast<int64_t>(kRows) * 2 * width + ring_stages(width) * kFullStageBytes;
-  }
+  static int64_t shared_bytes(int width) { return ring_and_row_bytes(width); }
 };
 
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
@@ -158,7 +156,7 @@ __device__ __forceinline__ void score(const SearchArguments& a, uint32_t rows, c
 #pragma unroll
       for (int k = 0; k < kStepWidth / 16; ++k)
         multiply(sums, row_operand + chunk * (kGroupRows * 2 * kStepWidth >> 4) + k * 2,
-                 ring_operand + stage * (kFullStageBytes >> 4) + k * 2, chunk + k);
+                 ring_operand + stage * (kFullStageBytes >> 4) + k * 2, k > 0 || chunk > 0);
       asm volatile("wgmma.commit_group.sync.aligned;\n" ::: "memory");
       // Products of this stage go on while the one before is given back.
       wait_for_products<1>();
