@@ -69,6 +69,11 @@ __device__ __forceinline__ void wait_for_group(int group) {
   asm volatile("bar.sync %0, %1;\n" ::"r"(group + 1), "n"(Warpgroup::kThreads) : "memory");
 }
 
+// Before the first of a group of products, whose sums ordinary instructions may have written.
+__device__ __forceinline__ void begin_products() { asm volatile("wgmma.fence.sync.aligned;\n" ::: "memory"); }
+
+__device__ __forceinline__ void end_products() { asm volatile("wgmma.commit_group.sync.aligned;\n" ::: "memory"); }
+
 template <int kLeft>
 __device__ __forceinline__ void wait_for_products() {
   asm volatile("wgmma.wait_group.sync.aligned %0;\n" ::"n"(kLeft) : "memory");
@@ -116,71 +121,15 @@ __device__ __forceinline__ void multiply(Sums& sums, uint64_t rows, uint64_t cod
 #undef UNICODE_FAST_SUMS
 }
 
-// One thread fetches all stages of the block's tiles, each when the warpgroups are done with what the ring held there.
-__device__ __forceinline__ void fetch(const SearchArguments& a, uint32_t ring, uint32_t full, uint32_t empty,
-                                      int first_tile, int last_tile) {
-  const int chunks = a.width / kStepWidth, stages = ring_stages(a.width);
-  const unsigned char* from = reinterpret_cast<const unsigned char*>(a.operands) + first_tile * tile_bytes(a.width);
-  int stage = 0;
-  uint32_t parity = 1;
-  for (int tile = first_tile; tile < last_tile; ++tile) {
-    for (int chunk = 0; chunk < chunks; ++chunk) {
-      const int bytes = chunk + 1 == chunks ? kFullStageBytes : kBlockBytes;
-      wait_for(empty + stage * 8, parity);
-      arrive_expecting(full + stage * 8, bytes);
-      copy_bulk(ring + stage * kFullStageBytes, from, bytes, full + stage * 8);
-      from += bytes;
-      if (++stage == stages) {
-        stage = 0;
-        parity ^= 1;
-      }
-    }
-  }
-}
-
-// A warpgroup scores its rows against the block's tiles.
-__device__ __forceinline__ void score(const SearchArguments& a, uint32_t rows, const unsigned char* ring, uint32_t full,
-                                      uint32_t empty, int first_tile, int last_tile, const float* factors,
-                                      const float* bounds, Candidate* lists, Minima<Warpgroup>& minima) {
-  const int lane = threadIdx.x % 32, warp_row = threadIdx.x % Warpgroup::kThreads / 32 * 16;
-  const int chunks = a.width / kStepWidth, stages = ring_stages(a.width);
-  const uint64_t row_operand = operand_descriptor(rows), ring_operand = operand_descriptor(shared_address(ring));
-  Sums sums = {};
-  int stage = 0, stage_before = 0;
-  uint32_t parity = 0;
-  for (int tile = first_tile; tile < last_tile; ++tile) {
-    for (int chunk = 0; chunk < chunks; ++chunk) {
-      wait_for(full + stage * 8, parity);
-      pin(sums);
-      asm volatile("wgmma.fence.sync.aligned;\n" ::: "memory");
-#pragma unroll
-      for (int k = 0; k < kStepWidth / 16; ++k)
-        multiply(sums, row_operand + chunk * (kGroupRows * 2 * kStepWidth >> 4) + k * 2,
-                 ring_operand + stage * (kFullStageBytes >> 4) + k * 2, k > 0 || chunk > 0);
-      asm volatile("wgmma.commit_group.sync.aligned;\n" ::: "memory");
-      // Products of this stage go on while the one before is given back.
-      wait_for_products<1>();
-      pin(sums);
-      if (chunk > 0 && lane == 0) arrive(empty + stage_before * 8);
-      stage_before = stage;
-      if (++stage == stages) {
-        stage = 0;
-        parity ^= 1;
-      }
-    }
-    wait_for_products<0>();
-    pin(sums);
-    const float* norms = reinterpret_cast<const float*>(ring + stage_before * kFullStageBytes + kBlockBytes);
-    keep_candidates<Warpgroup>(sums, norms, tile * kTileCodewords, factors + warp_row, bounds + warp_row,
-                               lists + warp_row * kCandidates, kCandidates, minima);
-    // The norms are read before the copy engine may write there.
-    fence_async();
-    __syncwarp();
-    if (lane == 0) arrive(empty + stage_before * 8);
-  }
-}
-
 #endif
+
+}  // namespace unicode_fast::cuda
+
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+#include "hopper_loop.cuh"
+#endif
+
+namespace unicode_fast::cuda {
 
 // As search_kernel: block (x, y) finds the candidates of tile x of the rows among split y of the codebook. Each of its
 // warpgroups keeps the operands of its own rows in shared memory; the stages of the ring are for all.
