@@ -315,6 +315,14 @@ def test_splits_cover_all_tiles(library: ctypes.CDLL) -> None:
             assert (count - 1) * per_split < tiles <= count * per_split
 
 
+def test_splits_leave_no_block_for_another_round(library: ctypes.CDLL) -> None:
+    """19 x 7 blocks would take two rounds on 132 multiprocessors, so it is 6 splits; many rows need none."""
+    result = np.empty(2, np.int32)
+    for tiles, row_tiles, expected in ((32, 19, [6, 6]), (4, 38, [4, 1]), (32, 7813, [1, 32]), (32, 1, [32, 1])):
+        library.splits(long(tiles), long(row_tiles), long(264 if tiles == 4 else 132), 32, pointer(result))
+        assert result.tolist() == expected
+
+
 class Operands(NamedTuple):
     """Numbers as the matrix units read them, and what the bound needs to know of them, by row; in float64."""
 

@@ -20,8 +20,8 @@ struct Warpgroup {
 struct HopperShape {
   static constexpr int kBlocks = 1, kThreads = (kGroups + 1) * Warpgroup::kThreads;
   static constexpr int kRows = kGroups * kGroupRows, kColumns = kTileCodewords;
-  // A thread's registers: at launch as many as 384 threads can have, then most of the last warpgroup's go to the
-  // others.
+  // Registers of a thread: at launch as many as 384 threads can have, then the last warpgroup gives most of its own
+  // away.
   static constexpr int kLaunchRegisters = 168, kFewRegisters = 24, kManyRegisters = 240;
   static_assert(kGroups * kManyRegisters + kFewRegisters == (kGroups + 1) * kLaunchRegisters);
 
