@@ -1,7 +1,6 @@
 // The half-precision search with mma.sync, for GPUs from 8.0 on: for each row the codewords that could be the nearest.
 //
-// load_rows, keep_candidates and write_records know nothing of how scores are made; a main loop for other matrix units
-// can call them too.
+// load_rows, keep_candidates and write_records know nothing of how scores are made: hopper_search.cuh calls them too.
 #pragma once
 
 #include "../common/candidates.h"
