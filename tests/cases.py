@@ -11,11 +11,12 @@ from unicode_fast.backend import BackendUnavailable, choose_backend
 
 
 class Place(NamedTuple):
-    """A device and a backend."""
+    """A device and a backend, and which of the two main loops of the CUDA search where not the fastest."""
 
     operator: str
     device: str
     backend: str
+    loop: str | None = None
 
     def skip_unless_usable(self) -> None:
         """Skip the running test where this machine lacks the device or the backend."""
@@ -25,11 +26,20 @@ class Place(NamedTuple):
             choose_backend(self.operator, torch.device(self.device), self.backend)
         except BackendUnavailable as error:
             pytest.skip(f"extension or backend is not available: {error}")
+        if self.loop is not None and torch.cuda.get_device_capability() != (9, 0):
+            pytest.skip("this GPU has one main loop only")
 
 
 # A new backend adds its line here, and every test of the operator runs on it.
-_PLACES = {
-    "nearest_codeword": [("cpu", "reference"), ("cpu", "cpp"), ("cuda", "reference"), ("cuda", "cuda")],
+_PLACES: dict[str, list[tuple[str, ...]]] = {
+    "nearest_codeword": [
+        ("cpu", "reference"),
+        ("cpu", "cpp"),
+        ("cuda", "reference"),
+        ("cuda", "cuda"),
+        ("cuda", "cuda", "mma"),
+        ("cuda", "cuda", "wgmma"),
+    ],
     "codebook_update": [("cpu", "reference"), ("cpu", "cpp"), ("cuda", "reference"), ("cuda", "cuda")],
     "codeword_distribution": [("cpu", "reference"), ("cuda", "reference")],
     "commitment_loss": [("cpu", "reference"), ("cpu", "cpp"), ("cuda", "reference"), ("cuda", "cuda")],
@@ -39,8 +49,8 @@ _PLACES = {
 
 def places(operator: str) -> pytest.MarkDecorator:
     """Run a test once for each device and backend of an operator, given to it as the fixture `place`."""
-    chosen = [Place(operator, device, backend) for device, backend in _PLACES[operator]]
-    return pytest.mark.parametrize("place", chosen, ids=[f"{p.device}-{p.backend}" for p in chosen], indirect=True)
+    chosen = [Place(operator, *names) for names in _PLACES[operator]]
+    return pytest.mark.parametrize("place", chosen, ids=["-".join(names) for names in _PLACES[operator]], indirect=True)
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -118,6 +128,11 @@ NEAREST_CASES: dict[str, Callable[[], NearestInputs]] = {
     "width_1": _gaussian(67, 50, 1),
     "width_2": _gaussian(67, 50, 2),
     "width_3": _gaussian(67, 50, 3),
+    "many_tiles": _gaussian(300, 1801, 70),
+    "many_tiles_of_one_step": _gaussian(130, 2900, 64),
+    "many_steps": _gaussian(150, 520, 320),
+    "widest_in_large_tiles": _gaussian(70, 770, 576),
+    "wider": _gaussian(70, 300, 577),
     "float64": _gaussian(67, 50, 40, torch.float64),
     "float16": _gaussian(67, 50, 40, torch.float16),
     "bfloat16": _gaussian(67, 50, 40, torch.bfloat16),

@@ -39,10 +39,12 @@ def poisoned_memory() -> Iterator[None]:
 
 
 @pytest.fixture
-def place(request: pytest.FixtureRequest) -> Place:
+def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Place:
     """Where to run an operator; skips where this machine cannot. Parametrise with `cases.places(operator)`."""
     chosen: Place = request.param
     chosen.skip_unless_usable()
+    if chosen.loop is not None:
+        monkeypatch.setenv("UNICODE_FAST_MAIN_LOOP", chosen.loop)
     return chosen
 
 

@@ -23,6 +23,7 @@ CSRC = Path(__file__).resolve().parent.parent / "csrc"
 SOURCE = r"""
 #include "common/candidates.h"
 #include "common/counter_random.h"
+#include "common/hopper_tiles.h"
 #include "common/tiles.h"
 
 #include <algorithm>
@@ -90,6 +91,35 @@ int nearer_of(double distance, int64_t j, double best_distance, int64_t best) {
 
 void offsets(int rows, int width, uint32_t* places) {
   for (int i = 0; i < rows * width / 8; ++i) places[i] = piece_offset(i / (width / 8), i % (width / 8), width);
+}
+
+int stages(int width) { return ring_stages(width); }
+
+int64_t shared_bytes(int width) { return kBarrierBytes + ring_and_row_bytes(width); }
+
+uint64_t descriptor(uint32_t address) { return operand_descriptor(address); }
+
+void constants(int64_t* result) {
+  const int64_t all[] = {kTileCodewords, kGroupRows,      kGroups,       kStepWidth,      kBlockBytes,
+                         kNormBytes,     kFullStageBytes, kSwizzleBytes, kMostSharedBytes};
+  std::copy_n(all, sizeof(all) / sizeof(all[0]), result);
+}
+
+// As codeword_kernel writes them.
+void write_tiles(int64_t codewords, int width, const uint16_t* operands, const float* norms, unsigned char* memory) {
+  for (int64_t j = 0; j < codewords; ++j) {
+    for (int d = 0; d < width; ++d)
+      *reinterpret_cast<uint16_t*>(memory + operand_place(j, d, width)) = operands[j * width + d];
+    *reinterpret_cast<float*>(memory + norm_place(j, width)) = norms[j];
+  }
+}
+
+// As load_rows does.
+void write_rows(int width, const uint16_t* rows, unsigned char* memory) {
+  for (int r = 0; r < kGroupRows; ++r)
+    for (int piece = 0; piece < width / 8; ++piece)
+      std::copy_n(rows + r * width + piece * 8, 8,
+                  reinterpret_cast<uint16_t*>(memory + block_offset(r, piece, kGroupRows)));
 }
 
 void splits(int64_t tiles, int64_t row_tiles, int64_t blocks, int most, int* result) {
@@ -183,6 +213,98 @@ def test_pieces_have_places_of_their_own(library: ctypes.CDLL, width: int) -> No
             assert len(set((places[first : first + 8, piece] % 128).tolist())) == 8
 
 
+class HopperTiles(NamedTuple):
+    """Sizes of csrc/common/hopper_tiles.h."""
+
+    codewords: int
+    rows: int
+    groups: int
+    step: int
+    block_bytes: int
+    norm_bytes: int
+    stage_bytes: int
+    swizzle_bytes: int
+    most_shared_bytes: int
+
+
+@pytest.fixture(scope="module")
+def tiles(library: ctypes.CDLL) -> HopperTiles:
+    numbers = np.empty(len(HopperTiles._fields), np.int64)
+    library.constants(pointer(numbers))
+    library.descriptor.restype = ctypes.c_uint64
+    library.shared_bytes.restype = ctypes.c_int64
+    return HopperTiles(*numbers.tolist())
+
+
+def read_operand(memory: NDArray, descriptor: int, rows: int) -> NDArray:
+    """What wgmma reads, (rows, 16): by the fields of the descriptor, swizzled by the bits of the address."""
+    start, stride = (descriptor & 0x3FFF) << 4, (descriptor >> 32 & 0x3FFF) << 4
+    assert descriptor >> 62 == 1, "not the swizzle of 128 bytes"
+    assert descriptor >> 49 & 7 == 0, "the pattern begins elsewhere"
+    row, k = np.arange(rows)[:, None], np.arange(16)[None]
+    address = start + row // 8 * stride + row % 8 * 128 + k * 2
+    address = address ^ (address >> 7 & 7) << 4
+    return memory.view(np.uint16)[address // 2]
+
+
+@pytest.mark.parametrize("address", [0, 1024, 33 * 1024, 226 * 1024])
+def test_descriptor_has_its_fields(library: ctypes.CDLL, tiles: HopperTiles, address: int) -> None:
+    descriptor = library.descriptor(address)
+    assert (descriptor & 0x3FFF) << 4 == address
+    assert (descriptor >> 32 & 0x3FFF) << 4 == 8 * 128 == tiles.swizzle_bytes
+    assert descriptor >> 62 == 1
+    # All else but the leading offset, which has no meaning, is zero; the next 16 dimensions touch the address only.
+    assert descriptor & ~(0x3FFF | 0x3FFF << 16 | 0x3FFF << 32 | 3 << 62) == 0
+    assert library.descriptor(address + 96) == descriptor + 6
+
+
+@pytest.mark.parametrize("width", [64, 128, 576])
+def test_matrix_units_read_what_was_written(library: ctypes.CDLL, tiles: HopperTiles, width: int) -> None:
+    """Writes tiles of codewords and a warpgroup's rows, copies a stage at a time, and reads by descriptors."""
+    count = 2 * tiles.codewords
+    codewords = np.arange(count * width, dtype=np.uint32).astype(np.uint16).reshape(count, width)
+    rows = codewords[: tiles.rows] * np.uint16(7) + np.uint16(3)
+    norms = np.arange(count, dtype=np.float32)
+    tile_bytes = width // tiles.step * tiles.block_bytes + tiles.norm_bytes
+    memory = np.zeros(2 * tile_bytes, np.uint8)
+    library.write_tiles(long(count), width, pointer(codewords), pointer(norms), pointer(memory))
+    row_bytes = tiles.rows * width * 2
+    ring = 2 * row_bytes  # the second warpgroup's rows come first, as in a block
+    shared = np.zeros(ring + 2 * tiles.stage_bytes, np.uint8)
+    row_tile = np.zeros(row_bytes, np.uint8)
+    library.write_rows(width, pointer(rows), pointer(row_tile))
+    shared[row_bytes:ring] = row_tile
+    chunks = width // tiles.step
+    for step in range(2 * chunks):
+        tile, chunk = divmod(step, chunks)
+        stage = ring + step % 2 * tiles.stage_bytes
+        assert stage % tiles.swizzle_bytes == 0
+        size = tiles.block_bytes + (chunk == chunks - 1) * tiles.norm_bytes
+        begin = tile * tile_bytes + chunk * tiles.block_bytes
+        assert begin % 16 == size % 16 == 0
+        shared[stage : stage + size] = memory[begin : begin + size]
+        for k in range(tiles.step // 16):
+            dimensions = slice(chunk * tiles.step + k * 16, chunk * tiles.step + k * 16 + 16)
+            place = library.descriptor(stage) + k * 2
+            expected = codewords[tile * tiles.codewords : (tile + 1) * tiles.codewords, dimensions]
+            assert np.array_equal(read_operand(shared, place, tiles.codewords), expected)
+            place = library.descriptor(row_bytes) + chunk * (tiles.rows * 2 * tiles.step >> 4) + k * 2
+            assert np.array_equal(read_operand(shared, place, tiles.rows), rows[:, dimensions])
+    kept = shared[stage + tiles.block_bytes : stage + tiles.stage_bytes].view(np.float32)
+    assert np.array_equal(kept, norms[tiles.codewords :])
+
+
+def test_stages_fit(library: ctypes.CDLL, tiles: HopperTiles) -> None:
+    assert [library.stages(width) for width in (64, 128, 192, 256, 320, 384, 448, 512, 576, 640, 2**20)] == [
+        *(6, 5, 5, 4, 4, 3, 3, 2, 2),
+        *(0, 0),
+    ]
+    for width in range(64, 640, 64):
+        assert library.shared_bytes(width) <= tiles.most_shared_bytes
+        assert tiles.groups * tiles.rows * 2 * width % tiles.swizzle_bytes == 0
+    assert tiles.stage_bytes % tiles.swizzle_bytes == 0
+
+
 def test_splits_cover_all_tiles(library: ctypes.CDLL) -> None:
     for tiles in (1, 2, 3, 4, 7, 31, 32, 33, 64, 1000):
         for row_tiles in (1, 13, 38, 500):
@@ -191,6 +313,14 @@ def test_splits_cover_all_tiles(library: ctypes.CDLL) -> None:
             count, per_split = result.tolist()
             assert 1 <= count <= 32
             assert (count - 1) * per_split < tiles <= count * per_split
+
+
+def test_splits_leave_no_block_for_another_round(library: ctypes.CDLL) -> None:
+    """19 x 7 blocks would take two rounds on 132 multiprocessors, so it is 6 splits; many rows need none."""
+    result = np.empty(2, np.int32)
+    for tiles, row_tiles, expected in ((32, 19, [6, 6]), (4, 38, [4, 1]), (32, 7813, [1, 32]), (32, 1, [32, 1])):
+        library.splits(long(tiles), long(row_tiles), long(264 if tiles == 4 else 132), 32, pointer(result))
+        assert result.tolist() == expected
 
 
 class Operands(NamedTuple):

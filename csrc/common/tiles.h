@@ -24,13 +24,19 @@ struct Splits {
   int per_split;  // tiles in each but the last
 };
 
-UNICODE_FAST_BOTH Splits split_tiles(int64_t tiles, int64_t row_tiles, int64_t blocks_wanted, int most) {
-  int64_t count = (blocks_wanted + row_tiles - 1) / row_tiles;
-  if (count > most) count = most;
-  if (count > tiles) count = tiles;
-  if (count < 1) count = 1;
-  const int64_t per_split = (tiles + count - 1) / count;
-  return {static_cast<int>((tiles + per_split - 1) / per_split), static_cast<int>(per_split)};
+// The number of splits, at most `most`, with the least work for a multiprocessor: rounds of `blocks` blocks that run at
+// once, of per_split tiles each and the reading of rows, taken for one tile more.
+UNICODE_FAST_BOTH Splits split_tiles(int64_t tiles, int64_t row_tiles, int64_t blocks, int most) {
+  Splits best{1, static_cast<int>(tiles)};
+  int64_t least = INT64_MAX;
+  for (int64_t wanted = 1; wanted <= most && wanted <= tiles; ++wanted) {
+    const int64_t per_split = (tiles + wanted - 1) / wanted, count = (tiles + per_split - 1) / per_split;
+    const int64_t work = (row_tiles * count + blocks - 1) / blocks * (per_split + 1);
+    if (work >= least) continue;
+    least = work;
+    best = {static_cast<int>(count), static_cast<int>(per_split)};
+  }
+  return best;
 }
 
 }  // namespace unicode_fast

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "../common/candidates.h"
+#include "../common/hopper_tiles.h"
 #include "../common/tiles.h"
 #include "numbers.cuh"
 
@@ -70,11 +71,27 @@ __global__ void __launch_bounds__(kColumnThreads)
   spread[column] = count > 0 ? round_up(fmax(high - centre, centre - low)) : 0.0f;
 }
 
+// Where operands and norms lie, counted in elements: row by row, and as the search with wgmma reads them.
+struct RowLayout {
+  static __device__ __forceinline__ int64_t operand(int64_t j, int d, int width) { return j * width + d; }
+  static __device__ __forceinline__ int64_t norm(int64_t j, int) { return j; }
+};
+
+struct TileLayout {
+  static __device__ __forceinline__ int64_t operand(int64_t j, int d, int width) {
+    return operand_place(j, d, width) / static_cast<int>(sizeof(__half));
+  }
+  static __device__ __forceinline__ int64_t norm(int64_t j, int width) {
+    return norm_place(j, width) / static_cast<int>(sizeof(float));
+  }
+};
+
 constexpr int kCodewordThreads = 256;
 
 // Operands and squared norms of the codewords, one warp each, and the largest norms. Codewords that hold something not
 // finite, and those of padding, get zeros and an infinite norm, and count for no norm. As
 // many blocks as it takes for the padded number of codewords.
+template <class Layout>
 __global__ void __launch_bounds__(kCodewordThreads)
     codeword_kernel(const Matrix codebook, const float* mean, const float* spread, int width, __half* operands,
                     float* norms, CodebookFacts* facts) {
@@ -93,7 +110,6 @@ __global__ void __launch_bounds__(kCodewordThreads)
   if (blockIdx.x == 0 && threadIdx.x == 0) facts->exponent = exponent;
 
   const int64_t j = static_cast<int64_t>(blockIdx.x) * (kCodewordThreads / 32) + warp;
-  __half* own = operands + j * width;
   double exact = 0, rounded = 0, residual = 0;
   bool left_out = j >= codebook.rows;
   for (int d = lane; d < width; d += 32) {
@@ -102,7 +118,7 @@ __global__ void __launch_bounds__(kCodewordThreads)
     left_out |= !isfinite(given);
     const __half half = __float2half_rn(static_cast<float>(value));
     const double kept = __half2float(half), lost = value - kept;
-    own[d] = half;
+    operands[Layout::operand(j, d, width)] = half;
     exact += value * value;
     rounded += kept * kept;
     residual += lost * lost;
@@ -114,10 +130,10 @@ __global__ void __launch_bounds__(kCodewordThreads)
     residual += __shfl_xor_sync(~0u, residual, distance);
   }
   if (left_out) {
-    for (int d = lane; d < width; d += 32) own[d] = __ushort_as_half(0);
+    for (int d = lane; d < width; d += 32) operands[Layout::operand(j, d, width)] = __ushort_as_half(0);
   }
   if (lane == 0) {
-    norms[j] = left_out ? INFINITY : static_cast<float>(exact);
+    norms[Layout::norm(j, width)] = left_out ? INFINITY : static_cast<float>(exact);
     bits_of[0][warp] = left_out ? 0 : __float_as_uint(round_up(exact));
     bits_of[1][warp] = left_out ? 0 : __float_as_uint(round_up(sqrt(rounded)));
     bits_of[2][warp] = left_out ? 0 : __float_as_uint(round_up(sqrt(residual)));

@@ -1,7 +1,6 @@
 // The half-precision search with mma.sync, for GPUs from 8.0 on: for each row the codewords that could be the nearest.
 //
-// load_rows, keep_candidates and write_records know nothing of how scores are made; a main loop for other matrix units
-// can call them too.
+// load_rows, keep_candidates and write_records know nothing of how scores are made: hopper_search.cuh calls them too.
 #pragma once
 
 #include "../common/candidates.h"
@@ -14,7 +13,7 @@ struct SearchArguments {
   Matrix features;
   const float* mean;  // (width)
   const CodebookFacts* facts;
-  const __half* operands;  // (padded M, width)
+  const __half* operands;  // (padded M, width), or tiles with their norms
   const float* norms;      // (padded M)
   Record* records;         // (N, splits)
   float* bounds;           // (N)
@@ -40,6 +39,9 @@ struct Shape {
   // row and column of warps; by row the factor of its scores and twice its bound; minima and counts of the candidates.
   static constexpr int64_t shared_bytes(int width) {
     return static_cast<int64_t>(kRows) * width * 2 + kStages * kStageBytes + kListBytes + kRowBytes;
+  }
+  static __device__ __forceinline__ uint32_t row_offset(int row, int piece, int width) {
+    return piece_offset(row, piece, width);
   }
 };
 
@@ -104,16 +106,17 @@ __device__ __forceinline__ void load_piece(const Matrix& features, int64_t row, 
   }
 }
 
-// Centres, scales and rounds the block's rows into `tile`, eight threads to a row, and finds the factor that turns
-// their products with codewords into scores, and twice their bound. Rows beyond the last get zeros and NaN.
+// Centres, scales and rounds S::kRows rows into `tile`, eight threads to a row, and finds the factor that turns their
+// products with codewords into scores, and twice their bound. Rows beyond the last get zeros and NaN. S::kThreads
+// consecutive threads of the block must call it.
 template <class S, class T>
 __device__ __forceinline__ void load_rows(const SearchArguments& a, int64_t first_row, unsigned char* tile,
                                           float* factors, float* bounds) {
-  const int lane = threadIdx.x % 8, pieces = a.width / 8;
+  const int thread = threadIdx.x % S::kThreads, lane = thread % 8, pieces = a.width / 8;
   const bool aligned = a.features.column_stride == 1 && reinterpret_cast<uintptr_t>(a.features.data) % 16 == 0 &&
                        a.features.row_stride * static_cast<int64_t>(sizeof(T)) % 16 == 0;
   const int codebook_exponent = a.facts->exponent;
-  for (int r = threadIdx.x / 8; r < S::kRows; r += S::kThreads / 8) {
+  for (int r = thread / 8; r < S::kRows; r += S::kThreads / 8) {
     const int64_t row = first_row + r;
     const bool inside = row < a.features.rows;
     float largest = 0;
@@ -143,7 +146,7 @@ __device__ __forceinline__ void load_rows(const SearchArguments& a, int64_t firs
         norms.rounded += kept * kept;
         norms.residual += lost * lost;
       }
-      *reinterpret_cast<uint4*>(tile + piece_offset(r, piece, a.width)) = *reinterpret_cast<const uint4*>(halves);
+      *reinterpret_cast<uint4*>(tile + S::row_offset(r, piece, a.width)) = *reinterpret_cast<const uint4*>(halves);
     }
     for (int distance = 4; distance > 0; distance /= 2) {
       norms.exact += __shfl_xor_sync(~0u, norms.exact, distance);
@@ -221,11 +224,11 @@ __device__ __forceinline__ void keep_candidates(float (&scores)[S::kTilesM][S::k
   }
 }
 
-// Joins each row's lists, one thread a row, and writes the block's records.
+// Joins the lists of S::kRows rows, one thread a row, and writes their records.
 template <class S>
 __device__ __forceinline__ void write_records(const SearchArguments& a, int64_t first_row, const Candidate* lists,
                                               const float* lowest, const int* counts, const float* bounds) {
-  const int r = threadIdx.x;
+  const int r = threadIdx.x % S::kThreads;
   if (r >= S::kRows || first_row + r >= a.features.rows) return;
   Record* to = a.records + (first_row + r) * a.splits.count + blockIdx.y;
   merge(lists + r * S::kWarpsN * kCandidates, lowest + r * S::kWarpsN, counts + r * S::kWarpsN, S::kWarpsN, bounds[r],

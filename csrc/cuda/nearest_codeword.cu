@@ -3,6 +3,7 @@
 #include <cfloat>
 
 #include "half_search.cuh"
+#include "hopper_search.cuh"
 #include "nearest_codeword.h"
 
 namespace unicode_fast::cuda {
@@ -193,8 +194,9 @@ __global__ void __launch_bounds__(kDirectThreads)
 }
 
 template <class S>
-cudaError_t launch_search(const SearchPlan& plan, const SearchArguments& arguments, cudaStream_t stream) {
-  const auto kernel = search_kernel<S>;
+cudaError_t launch_search(void (*kernel)(SearchArguments), const SearchPlan& plan, SearchArguments arguments,
+                          int64_t codewords, cudaStream_t stream) {
+  arguments.tiles = static_cast<int>((codewords + S::kColumns - 1) / S::kColumns);
   const cudaError_t error =
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(plan.shared_bytes));
   if (error != cudaSuccess) return error;
@@ -234,15 +236,36 @@ bool take(SearchPlan& plan, int64_t rows, int64_t codewords, int multiprocessors
   return true;
 }
 
+// Whether the GPU has wgmma and the kernel was compiled for it: in an image for another architecture the kernel is
+// empty and needs fewer registers. Those that it moves between warpgroups must be there.
+cudaError_t find_wgmma(int major, int minor, bool& found) {
+  found = false;
+  if (major != 9 || minor != 0) return cudaSuccess;
+  cudaFuncAttributes attributes;
+  const cudaError_t error = cudaFuncGetAttributes(&attributes, hopper_search_kernel);
+  found = error == cudaSuccess && attributes.numRegs == HopperShape::kLaunchRegisters;
+  return error;
+}
+
+// Whether the tiles of the search with wgmma, larger than the others, are enough to give each multiprocessor two.
+bool enough_tiles(int64_t rows, int64_t codewords, int multiprocessors) {
+  const int64_t tiles = (codewords + HopperShape::kColumns - 1) / HopperShape::kColumns;
+  return (rows + HopperShape::kRows - 1) / HopperShape::kRows * tiles >= 2 * multiprocessors;
+}
+
 }  // namespace
 
-cudaError_t plan_nearest_codeword(const Matrix& features, const Matrix& codebook, SearchPlan& plan) {
-  int device = 0, major = 0, multiprocessors = 0, most_shared_bytes = 0;
+cudaError_t plan_nearest_codeword(const Matrix& features, const Matrix& codebook, MainLoop loop, SearchPlan& plan) {
+  int device = 0, major = 0, minor = 0, multiprocessors = 0, most_shared_bytes = 0;
   cudaError_t error = cudaGetDevice(&device);
   if (error == cudaSuccess) error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
   if (error == cudaSuccess) error = cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
   if (error == cudaSuccess)
     error = cudaDeviceGetAttribute(&most_shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  bool has_wgmma = false;
+  if (error == cudaSuccess) error = find_wgmma(major, minor, has_wgmma);
+  if (error == cudaSuccess && loop == MainLoop::kWgmma && !has_wgmma) error = cudaErrorNotSupported;
   if (error != cudaSuccess) return error;
   plan = SearchPlan{};
   const int64_t rows = features.rows, width = round_to(features.columns, kStepWidth);
@@ -251,11 +274,16 @@ cudaError_t plan_nearest_codeword(const Matrix& features, const Matrix& codebook
   plan.width = static_cast<int>(width);
   // Large tiles reuse more of what they read, small ones keep all multiprocessors busy.
   const bool many = rows >= static_cast<int64_t>(2 * WideShape::kRows) * multiprocessors && width >= 128;
-  const bool taken = (many && take<WideShape>(plan, rows, codebook.rows, multiprocessors, most_shared_bytes)) ||
+  plan.wgmma = has_wgmma && ring_stages(plan.width) > 0 && loop != MainLoop::kMma &&
+               (loop == MainLoop::kWgmma || enough_tiles(rows, codebook.rows, multiprocessors)) &&
+               take<HopperShape>(plan, rows, codebook.rows, multiprocessors, most_shared_bytes - kBarrierBytes);
+  const bool taken = plan.wgmma ||
+                     (many && take<WideShape>(plan, rows, codebook.rows, multiprocessors, most_shared_bytes)) ||
                      take<MiddleShape>(plan, rows, codebook.rows, multiprocessors, most_shared_bytes) ||
                      take<NarrowShape>(plan, rows, codebook.rows, multiprocessors, most_shared_bytes);
   if (!taken) return cudaSuccess;
   plan.codewords = round_to(codebook.rows, WideShape::kColumns);
+  static_assert(WideShape::kColumns == kTileCodewords);
   const auto place = [&plan](size_t bytes) {
     const size_t start = plan.bytes;
     plan.bytes += static_cast<size_t>(round_to(static_cast<int64_t>(bytes), 256));
@@ -264,8 +292,12 @@ cudaError_t plan_nearest_codeword(const Matrix& features, const Matrix& codebook
   plan.mean = place(width * sizeof(float));
   plan.spread = place(width * sizeof(float));
   plan.facts = place(sizeof(CodebookFacts));
-  plan.operands = place(plan.codewords * width * sizeof(__half));
-  plan.norms = place(plan.codewords * sizeof(float));
+  if (plan.wgmma) {
+    plan.operands = plan.norms = place(plan.codewords / kTileCodewords * tile_bytes(plan.width));
+  } else {
+    plan.operands = place(plan.codewords * width * sizeof(__half));
+    plan.norms = place(plan.codewords * sizeof(float));
+  }
   plan.records = place(rows * plan.splits.count * sizeof(Record));
   plan.bounds = place(rows * sizeof(float));
   return cudaSuccess;
@@ -295,22 +327,24 @@ cudaError_t launch_nearest_codeword(const SearchPlan& plan, const Matrix& featur
   cudaError_t error = cudaGetLastError();
   if (error != cudaSuccess) return error;
   const auto codeword_blocks = static_cast<unsigned>(plan.codewords / (kCodewordThreads / 32));
-  codeword_kernel<<<codeword_blocks, kCodewordThreads, 0, stream>>>(codebook, mean, spread, plan.width, operands, norms,
+  const auto write_codewords = plan.wgmma ? codeword_kernel<TileLayout> : codeword_kernel<RowLayout>;
+  write_codewords<<<codeword_blocks, kCodewordThreads, 0, stream>>>(codebook, mean, spread, plan.width, operands, norms,
                                                                     facts);
   error = cudaGetLastError();
   if (error != cudaSuccess) return error;
 
-  SearchArguments search{features, mean, facts, operands, norms, records, bounds, plan.width, 0, plan.splits};
-  const auto tiles_of = [&](int columns) { return static_cast<int>((codebook.rows + columns - 1) / columns); };
-  if (plan.tile_rows == WideShape::kRows) {
-    search.tiles = tiles_of(WideShape::kColumns);
-    error = launch_search<WideShape>(plan, search, stream);
+  const SearchArguments search{features, mean, facts, operands, norms, records, bounds, plan.width, 0, plan.splits};
+  const auto launch = [&]<class S>(S, void (*kernel)(SearchArguments)) {
+    return launch_search<S>(kernel, plan, search, codebook.rows, stream);
+  };
+  if (plan.wgmma) {
+    error = launch(HopperShape{}, hopper_search_kernel);
+  } else if (plan.tile_rows == WideShape::kRows) {
+    error = launch(WideShape{}, search_kernel<WideShape>);
   } else if (plan.tile_rows == MiddleShape::kRows) {
-    search.tiles = tiles_of(MiddleShape::kColumns);
-    error = launch_search<MiddleShape>(plan, search, stream);
+    error = launch(MiddleShape{}, search_kernel<MiddleShape>);
   } else {
-    search.tiles = tiles_of(NarrowShape::kColumns);
-    error = launch_search<NarrowShape>(plan, search, stream);
+    error = launch(NarrowShape{}, search_kernel<NarrowShape>);
   }
   if (error != cudaSuccess) return error;
 

@@ -6,6 +6,8 @@
 #include <c10/cuda/CUDAStream.h>
 #include <torch/library.h>
 
+#include <cstdlib>
+#include <string_view>
 #include <tuple>
 
 #include "matrix_of.h"
@@ -13,6 +15,15 @@
 
 namespace unicode_fast::cuda {
 namespace {
+
+// For tests and measurements: UNICODE_FAST_MAIN_LOOP forces one of the two.
+MainLoop wanted_loop() {
+  const char* wish = std::getenv("UNICODE_FAST_MAIN_LOOP");
+  const std::string_view wanted = wish == nullptr ? "" : wish;
+  TORCH_CHECK_VALUE(wanted.empty() || wanted == "mma" || wanted == "wgmma",
+                    "UNICODE_FAST_MAIN_LOOP must be mma or wgmma, got ", wanted);
+  return wanted.empty() ? MainLoop::kBest : wanted == "mma" ? MainLoop::kMma : MainLoop::kWgmma;
+}
 
 std::tuple<at::Tensor, at::Tensor> nearest_codeword_cuda(const at::Tensor& features, const at::Tensor& codebook) {
   const c10::cuda::CUDAGuard guard(features.device());
@@ -30,7 +41,7 @@ std::tuple<at::Tensor, at::Tensor> nearest_codeword_cuda(const at::Tensor& featu
   const at::Tensor distance = at::empty({rows.rows}, features.options().dtype(wide ? at::kDouble : at::kFloat));
   if (rows.rows == 0) return {index, distance};
   SearchPlan plan;
-  C10_CUDA_CHECK(plan_nearest_codeword(rows, codewords, plan));
+  C10_CUDA_CHECK(plan_nearest_codeword(rows, codewords, wanted_loop(), plan));
   const at::Tensor workspace = at::empty({static_cast<int64_t>(plan.bytes)}, features.options().dtype(at::kByte));
   C10_CUDA_CHECK(launch_nearest_codeword(plan, rows, codewords, workspace.mutable_data_ptr(),
                                          index.mutable_data_ptr<int64_t>(), distance.mutable_data_ptr(),
