@@ -7,6 +7,7 @@ import argparse
 import datetime
 import importlib.util
 import json
+import os
 import platform
 import time
 from collections.abc import Callable
@@ -87,8 +88,14 @@ def flash_kmeans(features: Tensor, codebook: Tensor) -> Callable[[], Tensor]:
     return lambda: euclid_assign_triton(features[None], codebook[None], squared)[0]
 
 
+def with_mma(features: Tensor, codebook: Tensor) -> Callable[[], Tensor]:
+    os.environ["UNICODE_FAST_MAIN_LOOP"] = "mma"
+    return lambda: nearest_codeword(features, codebook).index
+
+
 SEARCH = {
     "ours": Contender(lambda x, e: lambda: nearest_codeword(x, e).index),
+    "ours with mma.sync": Contender(with_mma, devices=("cuda",)),
     "reference": Contender(lambda x, e: lambda: nearest_codeword(x, e, backend="reference").index),
     "torch addmm+min": Contender(addmm),
     "torch addmm+min compiled": Contender(compiled, devices=("cuda",)),
