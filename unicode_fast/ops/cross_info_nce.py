@@ -92,8 +92,8 @@ def cross_info_nce(  # noqa: PLR0913 - three tensors and four independent switch
         dtype = torch.promote_types(targets.dtype, torch.float32)
         temperature = torch.full((), temperature, dtype=dtype, device=targets.device)
     operator = _library.find_operator("cross_info_nce", targets.device, backend)
-    loss, pair_loss, hits, _ = operator(targets, predictions, pair_weights, valid, temperature, softmax_over)
-    return CrossInfoNCE(loss, pair_loss, hits)
+    result = operator(targets, predictions, pair_weights, valid, temperature, softmax_over, 0)
+    return CrossInfoNCE(*result[:3])
 
 
 def _check(targets: Any, predictions: Any, pair_weights: Any, valid: Any) -> None:
@@ -112,56 +112,64 @@ def _check(targets: Any, predictions: Any, pair_weights: Any, valid: Any) -> Non
         _checks.check_like("valid", valid, targets.shape[:3], "(modalities, K, B) of targets", targets, "targets")
 
 
-def _implementation(*inputs: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _implementation(*inputs: Any) -> tuple[Tensor, ...]:
     return cross_info_nce_reference(CrossInfoNCEInputs(*inputs))
 
 
-def _backward_implementation(gradient: Tensor, log_normaliser: Tensor, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
-    return cross_info_nce_backward_reference(gradient, log_normaliser, CrossInfoNCEInputs(*inputs))
+def _backward_implementation(
+    gradient: Tensor, log_normaliser: Tensor, clip_weights: Tensor, *inputs: Any
+) -> tuple[Tensor, ...]:
+    return cross_info_nce_backward_reference(gradient, log_normaliser, clip_weights, CrossInfoNCEInputs(*inputs))
 
 
-def _fake(*inputs: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    targets, softmax_over = inputs[0], inputs[5]
-    modalities, steps, clips, _ = targets.shape
-    dtype = torch.promote_types(targets.dtype, torch.float32)
+def _fake(*arguments: Any) -> tuple[Tensor, ...]:
+    inputs = CrossInfoNCEInputs(*arguments)
+    queries, _ = inputs.queries_and_keys()
+    modalities, steps, number, _ = queries.shape
+    dtype = torch.promote_types(queries.dtype, torch.float32)
     pairs = (modalities, modalities, steps)
-    softmaxes = 2 if softmax_over == "both" else 1
+    softmaxes = 2 if inputs.softmax_over == "both" else 1
     return (
-        targets.new_empty((), dtype=dtype),
-        targets.new_empty(pairs, dtype=dtype),
-        targets.new_empty(pairs, dtype=torch.int64),
-        targets.new_empty((softmaxes, *pairs, clips), dtype=dtype),
+        queries.new_empty((), dtype=dtype),
+        queries.new_empty(pairs, dtype=dtype),
+        queries.new_empty(pairs, dtype=torch.int64),
+        queries.new_empty((softmaxes, *pairs, number), dtype=dtype),
+        queries.new_empty(pairs, dtype=dtype),
     )
 
 
-def _fake_backward(gradient: Tensor, log_normaliser: Tensor, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
-    targets, predictions, _, _, temperature, _ = inputs
-    return targets.new_empty(targets.shape), predictions.new_empty(predictions.shape), temperature.new_empty(())
+def _fake_backward(
+    gradient: Tensor, log_normaliser: Tensor, clip_weights: Tensor, *arguments: Any
+) -> tuple[Tensor, ...]:
+    inputs = CrossInfoNCEInputs(*arguments)
+    return tuple(x.new_empty(x.shape) for x in (inputs.targets, inputs.predictions, inputs.temperature))
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *tensors, ctx.softmax_over = inputs
-    _, pair_loss, hits, log_normaliser = output
-    ctx.save_for_backward(log_normaliser, *tensors)
-    ctx.mark_non_differentiable(pair_loss, hits, log_normaliser)
+    *tensors, ctx.softmax_over, ctx.offset = inputs
+    _, *others = output
+    ctx.save_for_backward(*others[2:], *tensors)
+    ctx.mark_non_differentiable(*others)
 
 
 def _backward(ctx: Any, operator: OpOverload, gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-    log_normaliser, *tensors = ctx.saved_tensors
-    in_targets, in_predictions, in_temperature = operator(gradient, log_normaliser, *tensors, ctx.softmax_over)
-    return in_targets, in_predictions, None, None, in_temperature, None
+    in_targets, in_predictions, in_temperature = operator(gradient, *ctx.saved_tensors, ctx.softmax_over, ctx.offset)
+    return in_targets, in_predictions, None, None, in_temperature, None, None
 
 
-_INPUTS = "Tensor targets, Tensor predictions, Tensor pair_weights, Tensor? valid, Tensor temperature, str softmax_over"
+_INPUTS = (
+    "Tensor targets, Tensor predictions, Tensor pair_weights, Tensor? valid, Tensor temperature, str softmax_over, "
+    "SymInt offset"
+)
 _library.declare(
     "cross_info_nce",
-    f"({_INPUTS}) -> (Tensor loss, Tensor pair_loss, Tensor hits, Tensor log_normaliser)",
+    f"({_INPUTS}) -> (Tensor loss, Tensor pair_loss, Tensor hits, Tensor log_normaliser, Tensor clip_weights)",
     _implementation,
     _fake,
 )
 _library.declare(
     "cross_info_nce_backward",
-    f"(Tensor gradient, Tensor log_normaliser, {_INPUTS}) -> (Tensor, Tensor, Tensor)",
+    f"(Tensor gradient, Tensor log_normaliser, Tensor clip_weights, {_INPUTS}) -> (Tensor, Tensor, Tensor)",
     _backward_implementation,
     _fake_backward,
 )
