@@ -1,15 +1,15 @@
 """Cross-CPC InfoNCE in Triton: scores live in tiles of registers, whatever the batch; nothing is added in random order.
 
-Four words are used throughout. The *queries* ask, along the softmax, which *key* is their own: targets ask predictions,
-or, for "candidates", the other way round. A *slab* is one modality at one step, (rows, D). A *pair* is a query modality,
-a key modality and a step. A vector *counts* for a pair where both modalities have it.
+Four words are used throughout. *Queries* ask, along the softmax, which *key* is their own: targets ask predictions or,
+for "candidates", the other way round. A *slab* is one modality at one step, (rows, D). A *pair* is a query modality, a
+key modality and a step; a clip *counts* for it where both modalities have it.
 
-Up to `SMALL_BATCH` clips a pair fits one program, which knows both softmaxes exactly; the last one to finish adds up the
-loss. Beyond that a program takes rows of queries and goes along the keys with a running log-sum-exp. The gradient is
-one kernel for every batch: a program owns rows of one gradient and computes the scores that it needs anew.
+Up to `SMALL_BATCH` clips a pair fits one program, which knows both softmaxes exactly; the last one to finish adds up
+the loss. Beyond that a program takes rows of queries and goes along the keys with a running log-sum-exp. The gradient
+is one kernel for every batch: a program owns rows of one gradient and computes the scores that it needs anew.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import triton
@@ -39,9 +39,8 @@ _UNSPECIALISED = ["modalities", "steps", "rows", "clips", "offset", "query_strid
 @triton.jit
 def _exists(valid_ptr, slab, clip, clips, masked):
     """Whether a slab has vectors for these clips."""
-    inside = clip < clips
-    stored = tl.load(valid_ptr + slab.to(tl.int64) * clips + clip, mask=inside & (masked != 0), other=1)
-    return inside & (stored != 0)
+    stored = tl.load(valid_ptr + slab.to(tl.int64) * clips + clip, mask=clip < clips * masked, other=1)
+    return (clip < clips) & (stored != 0)
 
 
 @triton.jit
@@ -287,8 +286,9 @@ def forward_kernel(
             if BOTH:
                 largest_of_key, log_sum_of_key = _log_sum_exp(scores, 0)
                 partial = largest_of_key + log_sum_of_key
-                later = (clip < clips) & (first > group * BLOCK_ROWS)
-                partial = _log_add_exp(partial, tl.load(partial_ptr + clip, mask=later, other=-float("inf")))
+                written = tl.where(first > group * BLOCK_ROWS, clips, 0)
+                before = tl.load(partial_ptr + clip, mask=clip < written, other=-float("inf"))
+                partial = _log_add_exp(partial, before)
                 tl.store(partial_ptr + clip, partial, mask=clip < clips)
         counted = query_exists & _exists(valid_ptr, key_slab, offset + row, clips, masked)
         hit = counted & (largest_earlier < own) & (largest <= own)
@@ -346,13 +346,15 @@ def backward_kernel(
     own_offset, other_offset = tl.where(of_queries, offset, 0), tl.where(of_queries, 0, offset)
     own_stride = tl.where(of_queries, query_stride, key_stride)
     other_stride = tl.where(of_queries, key_stride, query_stride)
-    # Where the normalisers are of the softmaxes along a row and along a column of a tile of scores.
-    softmax_size = (modalities * slabs).to(tl.int64) * rows
-    row_normaliser_ptr = normaliser_ptr + tl.where(of_queries, 0, softmax_size)
-    column_normaliser_ptr = normaliser_ptr + tl.where(of_queries, softmax_size, 0)
-    if not BOTH:
-        row_normaliser_ptr = normaliser_ptr
-        column_normaliser_ptr = normaliser_ptr
+    # Normalisers of the softmax along a row of a tile of scores, and of the one along a column; a side that does not ask
+    # has none, and where they are read as 0 there.
+    row_normaliser_ptr, column_normaliser_ptr = normaliser_ptr, normaliser_ptr
+    asking_rows, asking_columns = tl.where(of_queries, rows, 0), tl.where(of_queries, 0, rows)
+    if BOTH:
+        softmax_size = (modalities * slabs).to(tl.int64) * rows
+        row_normaliser_ptr += tl.where(of_queries, 0, softmax_size)
+        column_normaliser_ptr += tl.where(of_queries, softmax_size, 0)
+        asking_rows, asking_columns = rows, rows
 
     first = tl.program_id(0) * BLOCK_ROWS
     row = first + tl.arange(0, BLOCK_ROWS)
@@ -377,8 +379,7 @@ def backward_kernel(
         weight = tl.load(weight_ptr + other * other_stride) * weight_scale
         other_slab_ptr = other_ptr + other_slab.to(tl.int64) * other_rows * width
         row_counted = row_exists & _exists(valid_ptr, other_slab, row_clip, clips, masked)
-        by_row = (row < own_rows) & (of_queries | BOTH)
-        row_normaliser = tl.load(row_normaliser_ptr + pair * rows + row, mask=by_row, other=0.0)
+        row_normaliser = tl.load(row_normaliser_ptr + pair * rows + row, mask=row < asking_rows, other=0.0)
         # A pair that weighs nothing is left out, whatever its scores are.
         for start in range(0, tl.where(weight != 0, other_rows, 0), BLOCK_COLUMNS):
             column = start + tl.arange(0, BLOCK_COLUMNS)
@@ -402,8 +403,8 @@ def backward_kernel(
             )
             column_exists = _exists(valid_ptr, other_slab, clip, clips, masked) & (column < other_rows)
             column_counted = column_exists & _exists(valid_ptr, own_slab, clip, clips, masked)
-            by_column = (column < other_rows) & ((of_queries == 0) | BOTH)
-            column_normaliser = tl.load(column_normaliser_ptr + pair * rows + column, mask=by_column, other=0.0)
+            place = column_normaliser_ptr + pair * rows + column
+            column_normaliser = tl.load(place, mask=column < asking_columns, other=0.0)
             identity = (row_clip[:, None] == clip[None, :]).to(tl.float32)
             if BOTH:
                 gap = scores * scale - row_normaliser[:, None]
@@ -436,22 +437,88 @@ class Configuration(NamedTuple):
     """How a kernel is cut into programs, and how each is compiled.
 
     Attributes:
-        rows: of a tile of scores; its columns too in the small forward pass.
+        rows: of a tile of scores.
         columns: of a tile of scores.
-        width: of a tile of vectors.
-        whole: whether a tile holds vectors of the whole width.
         warps: of a program.
         stages: of the pipeline that loads tiles ahead.
-        precision: of float32 products, as Triton names it.
+        chunk: columns of the vectors that scores are computed from at a time, where not all at once.
+        width: columns of the vectors that a program holds.
+        whole: whether these are all that they have; then scores are computed at once.
+        precision: of products of float32, as Triton names it.
     """
 
     rows: int
     columns: int
-    width: int
-    whole: bool
     warps: int
     stages: int
-    precision: str
+    chunk: int
+    width: int = 128
+    whole: bool = False
+    precision: str = "ieee"
+
+    @property
+    def launch(self) -> dict[str, int | str]:
+        """What all kernels take of it."""
+        return {"PRECISION": self.precision, "num_warps": self.warps, "num_stages": self.stages}
+
+    @property
+    def tiles(self) -> dict[str, int | bool]:
+        """What the kernels for large batches and gradients take besides."""
+        sizes = {"BLOCK_ROWS": self.rows, "BLOCK_COLUMNS": self.columns, "BLOCK_WIDTH": self.width}
+        return {**sizes, "BLOCK_CHUNK": self.chunk, "WHOLE": self.whole}
+
+
+# Vectors are padded to a multiple of this, so that no tile ends in the middle of one.
+TILE_WIDTH = 128
+# The largest tiles that were found to compile for sm_80, sm_86 and sm_90 without a register in memory.
+_CHUNKED = {
+    ("small_forward", "half"): Configuration(SMALL_BATCH, SMALL_BATCH, 8, 2, 64),
+    ("small_forward", "tf32"): Configuration(SMALL_BATCH, SMALL_BATCH, 8, 2, 32),
+    ("small_forward", "ieee"): Configuration(SMALL_BATCH, SMALL_BATCH, 8, 1, 16),
+    ("forward", "half"): Configuration(128, 64, 8, 3, 64),
+    ("forward", "tf32"): Configuration(128, 64, 8, 2, 32),
+    ("forward", "ieee"): Configuration(32, 16, 4, 1, 16),
+    ("backward", "half"): Configuration(128, 32, 8, 2, 64),
+    ("backward", "tf32"): Configuration(128, 32, 8, 2, 32),
+    ("backward", "ieee"): Configuration(32, 16, 4, 1, 16),
+}
+# For widths of 129 to 256: a tile of vectors is loaded once, for the scores and for the gradient.
+_WHOLE_WIDTH = 2 * TILE_WIDTH
+_WHOLE = {
+    ("forward", "half"): Configuration(128, 64, 8, 2, 64),
+    ("backward", "half"): Configuration(64, 32, 8, 2, 64),
+}
+# The same with the 227 KiB of shared memory of sm_90 and sm_100.
+_WHOLE_LARGE = {
+    ("forward", "half"): Configuration(128, 64, 8, 3, 64),
+    ("backward", "half"): Configuration(128, 64, 8, 2, 64),
+    ("forward", "tf32"): Configuration(128, 32, 8, 2, 32),
+    ("backward", "tf32"): Configuration(64, 32, 8, 2, 32),
+}
+
+
+def configuration(  # noqa: PLR0913 - all that the choice depends on, and nothing else
+    kernel: str, dtype: torch.dtype, width: int, both: bool, capability: tuple[int, int], precision: str
+) -> Configuration:
+    """The one place that chooses how a kernel is compiled.
+
+    Args:
+        kernel: "small_forward", "forward" or "backward".
+        dtype: of targets and predictions; not float64.
+        width: of the vectors, padded.
+        both: whether the softmax is over both.
+        capability: of the GPU, (8, 0) at least.
+        precision: torch.get_float32_matmul_precision(). As for torch's own products, "medium" is "high" on GPUs.
+    """
+    kind = "half" if dtype != torch.float32 else "ieee" if precision == "highest" else "tf32"
+    products = "tf32" if kind == "tf32" else "ieee"
+    large = capability[0] in (9, 10)
+    whole = (_WHOLE_LARGE if large else _WHOLE).get((kernel, kind))
+    if whole is None or width != _WHOLE_WIDTH:
+        return _CHUNKED[kernel, kind]._replace(precision=products)
+    if (kernel, kind, large, both) == ("backward", "half", True, True):
+        whole = whole._replace(columns=32)
+    return whole._replace(width=width, whole=True, precision=products)
 
 
 class _Ready(NamedTuple):
@@ -488,22 +555,6 @@ def cross_info_nce_backward_triton(
         return _backward(gradient, log_normaliser, clip_weights, inputs, _ready(inputs))
 
 
-def configuration(
-    kernel: str, dtype: torch.dtype, clips: int, width: int, capability: tuple[int, int], precision: str
-) -> Configuration:
-    """The one place that chooses how a kernel is compiled.
-
-    Args:
-        kernel: "small_forward", "forward" or "backward".
-        dtype: of targets and predictions; not float64.
-        clips: B.
-        width: D.
-        capability: of the GPU, (8, 0) at least.
-        precision: torch.get_float32_matmul_precision().
-    """
-    raise NotImplementedError
-
-
 def _kernels_take(inputs: CrossInfoNCEInputs) -> bool:
     targets = inputs.targets
     return (
@@ -520,11 +571,10 @@ def _capability(tensor: Tensor) -> tuple[int, int]:
     return torch.cuda.get_device_capability(tensor.device) if tensor.is_cuda else (8, 0)
 
 
-def _configuration(kernel: str, ready: _Ready) -> Configuration:
+def _choose(kernel: str, ready: _Ready, both: bool) -> Configuration:
     """The configuration for these inputs on their device."""
-    keys = ready.keys
-    precision = torch.get_float32_matmul_precision()
-    return configuration(kernel, keys.dtype, keys.shape[2], keys.shape[3], _capability(keys), precision)
+    keys, precision = ready.keys, torch.get_float32_matmul_precision()
+    return configuration(kernel, keys.dtype, keys.shape[3], both, _capability(keys), precision)
 
 
 def _ready(inputs: CrossInfoNCEInputs) -> _Ready:
@@ -562,7 +612,7 @@ def _small_forward(inputs: CrossInfoNCEInputs, ready: _Ready) -> tuple[Tensor, .
     clip_weights = torch.empty(ready.pairs, **float32)
     number = torch.empty(ready.pairs, dtype=torch.int32, device=ready.keys.device)
     arrived = torch.zeros((), dtype=torch.int32, device=ready.keys.device)
-    chosen = _configuration("small_forward", ready)
+    chosen = _choose("small_forward", ready, both)
     small_forward_kernel[(pair_loss.numel(),)](
         ready.queries,
         ready.keys,
@@ -579,10 +629,8 @@ def _small_forward(inputs: CrossInfoNCEInputs, ready: _Ready) -> tuple[Tensor, .
         *ready.sizes,
         int(both),
         BLOCK=chosen.rows,
-        BLOCK_WIDTH=chosen.width,
-        PRECISION=chosen.precision,
-        num_warps=chosen.warps,
-        num_stages=chosen.stages,
+        BLOCK_WIDTH=chosen.chunk,
+        **chosen.launch,
     )
     return loss, pair_loss, hits, normaliser, clip_weights
 
@@ -595,7 +643,7 @@ def _forward(inputs: CrossInfoNCEInputs, ready: _Ready) -> tuple[Tensor, ...]:
     normaliser = torch.empty((1 + both, *ready.pairs, rows), **float32)
     own = torch.empty((*ready.pairs, rows), **float32)
     hit = torch.empty((*ready.pairs, rows), dtype=torch.bool, device=ready.keys.device)
-    chosen = _configuration("forward", ready)
+    chosen = _choose("forward", ready, both)
     groups = triton.cdiv(rows, chosen.rows)
     groups = min(groups, MOST_GROUPS) if both else groups
     partial = torch.empty((groups, *ready.pairs, clips) if both else (), **float32)
@@ -610,13 +658,8 @@ def _forward(inputs: CrossInfoNCEInputs, ready: _Ready) -> tuple[Tensor, ...]:
         partial,
         *ready.sizes,
         BOTH=both,
-        BLOCK_ROWS=chosen.rows,
-        BLOCK_COLUMNS=chosen.columns,
-        BLOCK_WIDTH=chosen.width,
-        WHOLE=chosen.whole,
-        PRECISION=chosen.precision,
-        num_warps=chosen.warps,
-        num_stages=chosen.stages,
+        **chosen.tiles,
+        **chosen.launch,
     )
     if both:
         counted = True if inputs.valid is None else inputs.valid[:, None] & inputs.valid[None]
@@ -631,8 +674,8 @@ def _backward(
     gradient: Tensor, log_normaliser: Tensor, clip_weights: Tensor, inputs: CrossInfoNCEInputs, ready: _Ready
 ) -> tuple[Tensor, ...]:
     modalities, steps, rows, width = ready.queries.shape
-    clips = ready.keys.shape[2]
-    chosen = _configuration("backward", ready)
+    clips, both = ready.keys.shape[2], inputs.softmax_over == "both"
+    chosen = _choose("backward", ready, both)
     tiles = triton.cdiv(max(rows, clips), chosen.rows)
     in_queries, in_keys = torch.empty_like(ready.queries), torch.empty_like(ready.keys)
     in_temperature = torch.empty((modalities, steps, tiles), dtype=torch.float32, device=ready.keys.device)
@@ -648,14 +691,9 @@ def _backward(
         in_keys,
         in_temperature,
         *ready.sizes,
-        BOTH=inputs.softmax_over == "both",
-        BLOCK_ROWS=chosen.rows,
-        BLOCK_COLUMNS=chosen.columns,
-        BLOCK_WIDTH=chosen.width,
-        WHOLE=chosen.whole,
-        PRECISION=chosen.precision,
-        num_warps=chosen.warps,
-        num_stages=chosen.stages,
+        BOTH=both,
+        **chosen.tiles,
+        **chosen.launch,
     )
     in_targets, in_predictions = in_queries, in_keys
     if inputs.softmax_over == "candidates":

@@ -153,7 +153,12 @@ SAMPLES: dict[str, tuple[str, Arguments]] = {
     "loss without mask": ("cross_info_nce", lambda d: without_mask(loss_arguments(d))),
     "loss backward": (
         "cross_info_nce_backward",
-        lambda d: (torch.tensor(2.0, device=d), normal(2, 2, 2, 3, 4, seed=2).to(d), normal(2, 2, 3, seed=3).to(d), *loss_arguments(d)),
+        lambda d: (
+            torch.tensor(2.0, device=d),
+            normal(2, 2, 2, 3, 4, seed=2).to(d),
+            normal(2, 2, 3, seed=3).to(d),
+            *loss_arguments(d),
+        ),
     ),
 }
 

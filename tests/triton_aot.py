@@ -31,7 +31,11 @@ def report(kernel, types, constants, num_warps=4, num_stages=2, capability=90):
     signature = {name: types.get(name, "constexpr") for name in names}
     constexprs = {(names.index(name),): value for name, value in constants.items()}
     # At run time the JIT specialises on 16-byte alignment of pointers; without this, loads are scalar and the counts mislead.
-    attributes = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(names) if signature[name].startswith("*") or name == "width"}
+    attributes = {
+        (i,): [["tt.divisibility", 16]]
+        for i, name in enumerate(names)
+        if signature[name].startswith("*") or name == "width"
+    }
     compiled = triton.compile(
         ASTSource(fn=kernel, signature=signature, constexprs=constexprs, attrs=attributes),
         target=GPUTarget("cuda", capability, 32),
@@ -57,4 +61,6 @@ def report(kernel, types, constants, num_warps=4, num_stages=2, capability=90):
 
 
 def _run(program, *arguments):
-    return subprocess.run([os.path.join(BINARIES, program), *arguments], capture_output=True, text=True, check=True).stdout
+    return subprocess.run(
+        [os.path.join(BINARIES, program), *arguments], capture_output=True, text=True, check=True
+    ).stdout

@@ -46,6 +46,11 @@ def declare(name: str, signature: str, implementation: Callable[..., Any], fake:
         torch.library.register_fake(f"{NAMESPACE}::{name}{suffix}", fake, lib=LIBRARY)
 
 
+def implement(name: str, device: str, implementation: Callable[..., Any]) -> None:
+    """Register what a backend in Python runs on a kind of device, as "CUDA", in place of the reference."""
+    LIBRARY.impl(name, _without_autocast(implementation), device)
+
+
 def declare_gradient(name: str, backward: Callable[..., Any], setup_context: Callable[..., None]) -> None:
     """Register the gradient formula of an operator and of its twin.
 

@@ -122,6 +122,21 @@ def _backward_implementation(
     return cross_info_nce_backward_reference(gradient, log_normaliser, clip_weights, CrossInfoNCEInputs(*inputs))
 
 
+def _triton(*inputs: Any) -> tuple[Tensor, ...]:
+    # Not before the first call: this imports Triton.
+    from unicode_fast.kernels.cross_info_nce import cross_info_nce_triton
+
+    return cross_info_nce_triton(CrossInfoNCEInputs(*inputs))
+
+
+def _backward_triton(
+    gradient: Tensor, log_normaliser: Tensor, clip_weights: Tensor, *inputs: Any
+) -> tuple[Tensor, ...]:
+    from unicode_fast.kernels.cross_info_nce import cross_info_nce_backward_triton
+
+    return cross_info_nce_backward_triton(gradient, log_normaliser, clip_weights, CrossInfoNCEInputs(*inputs))
+
+
 def _fake(*arguments: Any) -> tuple[Tensor, ...]:
     inputs = CrossInfoNCEInputs(*arguments)
     queries, _ = inputs.queries_and_keys()
@@ -173,5 +188,7 @@ _library.declare(
     _backward_implementation,
     _fake_backward,
 )
+_library.implement("cross_info_nce", "CUDA", _triton)
+_library.implement("cross_info_nce_backward", "CUDA", _backward_triton)
 _library.declare_gradient("cross_info_nce", _backward, _setup_context)
 _library.refuse_second_gradient("cross_info_nce")

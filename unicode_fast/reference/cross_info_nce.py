@@ -133,9 +133,7 @@ def cross_info_nce_backward_reference(
     coefficient = torch.where(prepared.counted, weight[..., None], 0)
     in_first = torch.zeros_like(prepared.queries), torch.zeros_like(prepared.keys)
     in_temperature = torch.zeros_like(prepared.temperature)
-    for softmax, (normaliser, over_candidates) in enumerate(
-        zip(log_normaliser, prepared.over_candidates, strict=True)
-    ):
+    for softmax, (normaliser, over_candidates) in enumerate(zip(log_normaliser, prepared.over_candidates, strict=True)):
         queries, keys = _in_order(prepared.queries, prepared.keys, softmax)
         in_queries, in_keys = _in_order(*in_first, softmax)
         row_coefficient = _exchanged(coefficient, over_candidates)[..., None]  # (query, key, K, Q, 1)
