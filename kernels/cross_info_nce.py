@@ -89,6 +89,12 @@ def _log_sum_exp(scores, axis: tl.constexpr):
 
 
 @triton.jit
+def _probability(gap):
+    """Exponential of a score less its normaliser; at most 1, though huge scores may come out larger than they were."""
+    return tl.exp(tl.minimum(gap, 0.0))
+
+
+@triton.jit
 def _log_add_exp(a, b):
     largest = tl.maximum(a, b)
     base = tl.where(largest == -float("inf"), 0.0, largest)
@@ -408,10 +414,10 @@ def backward_kernel(
             identity = (row_clip[:, None] == clip[None, :]).to(tl.float32)
             if BOTH:
                 gap = scores * scale - row_normaliser[:, None]
-                slope = tl.where(row_counted[:, None] & column_exists[None, :], tl.exp(gap) - identity, 0.0)
+                slope = tl.where(row_counted[:, None] & column_exists[None, :], _probability(gap) - identity, 0.0)
                 in_temperature += weight * tl.sum(slope * gap, 1)
                 gap = scores * scale - column_normaliser[None, :]
-                part = tl.where(row_exists[:, None] & column_counted[None, :], tl.exp(gap) - identity, 0.0)
+                part = tl.where(row_exists[:, None] & column_counted[None, :], _probability(gap) - identity, 0.0)
                 in_temperature += weight * tl.sum(part * gap, 1)
                 slope += part
             else:
@@ -419,7 +425,7 @@ def backward_kernel(
                 gap = scores * scale - row_normaliser[:, None] - column_normaliser[None, :]
                 here_row = tl.where(of_queries, row_counted, row_exists)
                 here_column = tl.where(of_queries, column_exists, column_counted)
-                slope = tl.where(here_row[:, None] & here_column[None, :], tl.exp(gap) - identity, 0.0)
+                slope = tl.where(here_row[:, None] & here_column[None, :], _probability(gap) - identity, 0.0)
                 in_temperature += weight * tl.sum(slope * gap, 1)
             result = tl.dot((slope * weight).to(others.dtype), others, result, input_precision=PRECISION)
     factor = tl.load(gradient_ptr) * largest_weight * scale / SLOPE_SCALE
@@ -485,7 +491,7 @@ _CHUNKED = {
 # For widths of 129 to 256: a tile of vectors is loaded once, for the scores and for the gradient.
 _WHOLE_WIDTH = 2 * TILE_WIDTH
 _WHOLE = {
-    ("forward", "half"): Configuration(128, 64, 8, 2, 64),
+    ("forward", "half"): Configuration(64, 64, 8, 2, 64),
     ("backward", "half"): Configuration(64, 32, 8, 2, 64),
 }
 # The same with the 227 KiB of shared memory of sm_90 and sm_100.

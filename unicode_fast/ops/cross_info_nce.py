@@ -1,17 +1,22 @@
 """The operator for the contrastive loss over all pairs of modalities and prediction steps; differentiable."""
 
-from typing import Any, NamedTuple
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch._ops import OpOverload
 
-from unicode_fast.ops import _checks, _library
+from unicode_fast.ops import _checks, _library, _sharded
 from unicode_fast.reference.cross_info_nce import (
     CrossInfoNCEInputs,
     cross_info_nce_backward_reference,
     cross_info_nce_reference,
 )
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 SOFTMAX_OVER = ("predictions", "candidates", "both")
 
@@ -30,7 +35,7 @@ class CrossInfoNCE(NamedTuple):
     hits: Tensor
 
 
-def cross_info_nce(  # noqa: PLR0913 - three tensors and four independent switches; a record would only hide them
+def cross_info_nce(  # noqa: PLR0913 - three tensors and five independent switches; a record would only hide them
     targets: Tensor,
     predictions: Tensor,
     pair_weights: Tensor,
@@ -38,6 +43,7 @@ def cross_info_nce(  # noqa: PLR0913 - three tensors and four independent switch
     valid: Tensor | None = None,
     softmax_over: str = "predictions",
     temperature: float | Tensor = 1.0,
+    group: ProcessGroup | None = None,
     backend: str | None = None,
 ) -> CrossInfoNCE:
     """Contrastive loss of every pair of modalities at every prediction step, with the batch's clips as negatives.
@@ -56,6 +62,8 @@ def cross_info_nce(  # noqa: PLR0913 - three tensors and four independent switch
             targets, "both" for the mean of the two losses.
         temperature: a number greater than 0 or a () tensor on the device of `targets`, with gradient; the value of
             a tensor is not checked.
+        group: processes of torch.distributed that each hold a part of the batch, however large; together, one after
+            the other, they are the B clips. All must call, with the same of everything but B.
         backend: None takes the fastest that can run on this device. A named backend is used or refused, never
             replaced.
 
@@ -65,6 +73,11 @@ def cross_info_nce(  # noqa: PLR0913 - three tensors and four independent switch
         predictions). Floats are float64 for float64 inputs, else float32. Only `loss` has a gradient, once, in
         `targets`, `predictions` and a tensor `temperature`.
 
+        With a group all processes get the results of the whole batch, and the gradients of its loss in their own
+        vectors; of the gradient in `temperature` each gets its share. So parameters that all processes share have the
+        gradient of the whole batch in the sum over processes. Where they are averaged, as by
+        DistributedDataParallel, multiply the loss by the number of processes.
+
     Raises:
         TypeError: a dtype is unsupported, or targets and predictions differ in it.
         ValueError: shapes or devices differ, `softmax_over` is unknown, the temperature is out of range, or
@@ -73,11 +86,20 @@ def cross_info_nce(  # noqa: PLR0913 - three tensors and four independent switch
 
     Precision:
         Float64 for float64 inputs, else float32; products of float32 follow torch.get_float32_matmul_precision().
-        Autocast changes nothing.
+        Autocast changes nothing. Triton rounds what half-precision vectors are multiplied with in the gradient to
+        their dtype, once; all sums are in float32, and in the same order every time.
 
     Memory:
-        The reference holds a few times max(2^22, modalities^2 K B) scores, whatever the batch, and copies of the
-        inputs, one for each modality in the backward pass.
+        Never a B x B matrix. The reference holds a few times max(2^22, modalities^2 K B) scores, whatever the batch,
+        and copies of the inputs, one for each modality in the backward pass. Triton holds normalisers, one or two
+        float32 numbers for each pair, step and clip; the same of scores and a byte of hits beyond 128 clips, where
+        "both" takes up to 512 more; and a copy of the inputs if there is a mask, if D is no multiple of 128 up to
+        256 or beyond, or if they are not contiguous. A group adds the vectors of the whole batch, on each process.
+
+    Backends:
+        Triton computes float32 and half precision on NVIDIA GPUs of compute capability 8.0 and newer: up to 128 clips
+        in one launch and the gradient in another. It leaves anything else to the reference. With a group the host
+        waits for the sizes of the parts, and torch.compile breaks its graph.
 
     Source:
         Xia et al., NeurIPS 2023, Eq. 6 ("candidates") and its released code ("predictions").
@@ -92,8 +114,23 @@ def cross_info_nce(  # noqa: PLR0913 - three tensors and four independent switch
         dtype = torch.promote_types(targets.dtype, torch.float32)
         temperature = torch.full((), temperature, dtype=dtype, device=targets.device)
     operator = _library.find_operator("cross_info_nce", targets.device, backend)
-    result = operator(targets, predictions, pair_weights, valid, temperature, softmax_over, 0)
-    return CrossInfoNCE(*result[:3])
+    if group is None:
+        result = operator(targets, predictions, pair_weights, valid, temperature, softmax_over, 0)
+        return CrossInfoNCE(*result[:3])
+    part = _sharded.find_part(targets.shape[2], targets.device, group)
+    if valid is not None:
+        valid = _sharded.gather(valid.to(torch.uint8), part).bool()
+    shares = []
+    for direction in ("predictions", "candidates") if softmax_over == "both" else (softmax_over,):
+        # Own clips ask those of the whole batch.
+        if direction == "predictions":
+            sides = targets, _sharded.gather(predictions, part)
+        else:
+            sides = _sharded.gather(targets, part), predictions
+        shares.append(operator(*sides, pair_weights, valid, temperature, direction, part.offset))
+    losses, pair_losses, hits, *_ = zip(*shares, strict=True)
+    loss, pair_loss = torch.stack(losses).mean(0), torch.stack(pair_losses).mean(0)
+    return CrossInfoNCE(*(_sharded.add_up(share, part) for share in (loss, pair_loss, hits[0])))
 
 
 def _check(targets: Any, predictions: Any, pair_weights: Any, valid: Any) -> None:
