@@ -352,8 +352,8 @@ def backward_kernel(
     own_offset, other_offset = tl.where(of_queries, offset, 0), tl.where(of_queries, 0, offset)
     own_stride = tl.where(of_queries, query_stride, key_stride)
     other_stride = tl.where(of_queries, key_stride, query_stride)
-    # Normalisers of the softmax along a row of a tile of scores, and of the one along a column; a side that does not ask
-    # has none, and where they are read as 0 there.
+    # Normalisers of the softmaxes along a row and along a column of a tile of scores. Without BOTH only the queries'
+    # side has one; that of the other side is read as 0.
     row_normaliser_ptr, column_normaliser_ptr = normaliser_ptr, normaliser_ptr
     asking_rows, asking_columns = tl.where(of_queries, rows, 0), tl.where(of_queries, 0, rows)
     if BOTH:
@@ -463,15 +463,20 @@ class Configuration(NamedTuple):
     precision: str = "ieee"
 
     @property
-    def launch(self) -> dict[str, int | str]:
-        """What all kernels take of it."""
-        return {"PRECISION": self.precision, "num_warps": self.warps, "num_stages": self.stages}
+    def small(self) -> dict[str, int | str]:
+        """Compile-time constants of the small forward kernel."""
+        return {"BLOCK": self.rows, "BLOCK_WIDTH": self.chunk, "PRECISION": self.precision}
 
     @property
-    def tiles(self) -> dict[str, int | bool]:
-        """What the kernels for large batches and gradients take besides."""
+    def tiles(self) -> dict[str, int | bool | str]:
+        """Compile-time constants of the other kernels, without the softmax."""
         sizes = {"BLOCK_ROWS": self.rows, "BLOCK_COLUMNS": self.columns, "BLOCK_WIDTH": self.width}
-        return {**sizes, "BLOCK_CHUNK": self.chunk, "WHOLE": self.whole}
+        return {**sizes, "BLOCK_CHUNK": self.chunk, "WHOLE": self.whole, "PRECISION": self.precision}
+
+    @property
+    def options(self) -> dict[str, int | bool]:
+        """What the compiler is told. Left alone it aims at more programs at a time, and spills a register or two."""
+        return {"num_warps": self.warps, "num_stages": self.stages, "maxnreg": 255, "enable_fp_fusion": True}
 
 
 # Vectors are padded to a multiple of this, so that no tile ends in the middle of one.
@@ -483,10 +488,10 @@ _CHUNKED = {
     ("small_forward", "ieee"): Configuration(SMALL_BATCH, SMALL_BATCH, 8, 1, 16),
     ("forward", "half"): Configuration(128, 64, 8, 3, 64),
     ("forward", "tf32"): Configuration(128, 64, 8, 2, 32),
-    ("forward", "ieee"): Configuration(32, 16, 4, 1, 16),
+    ("forward", "ieee"): Configuration(32, 32, 4, 1, 16),
     ("backward", "half"): Configuration(128, 32, 8, 2, 64),
     ("backward", "tf32"): Configuration(128, 32, 8, 2, 32),
-    ("backward", "ieee"): Configuration(32, 16, 4, 1, 16),
+    ("backward", "ieee"): Configuration(32, 32, 4, 1, 16),
 }
 # For widths of 129 to 256: a tile of vectors is loaded once, for the scores and for the gradient.
 _WHOLE_WIDTH = 2 * TILE_WIDTH
@@ -497,14 +502,13 @@ _WHOLE = {
 # The same with the 227 KiB of shared memory of sm_90 and sm_100.
 _WHOLE_LARGE = {
     ("forward", "half"): Configuration(128, 64, 8, 3, 64),
-    ("backward", "half"): Configuration(128, 64, 8, 2, 64),
     ("forward", "tf32"): Configuration(128, 32, 8, 2, 32),
-    ("backward", "tf32"): Configuration(64, 32, 8, 2, 32),
+    ("backward", "half"): Configuration(128, 32, 8, 2, 64),
 }
 
 
-def configuration(  # noqa: PLR0913 - all that the choice depends on, and nothing else
-    kernel: str, dtype: torch.dtype, width: int, both: bool, capability: tuple[int, int], precision: str
+def configuration(
+    kernel: str, dtype: torch.dtype, width: int, capability: tuple[int, int], precision: str
 ) -> Configuration:
     """The one place that chooses how a kernel is compiled.
 
@@ -512,18 +516,14 @@ def configuration(  # noqa: PLR0913 - all that the choice depends on, and nothin
         kernel: "small_forward", "forward" or "backward".
         dtype: of targets and predictions; not float64.
         width: of the vectors, padded.
-        both: whether the softmax is over both.
         capability: of the GPU, (8, 0) at least.
         precision: torch.get_float32_matmul_precision(). As for torch's own products, "medium" is "high" on GPUs.
     """
     kind = "half" if dtype != torch.float32 else "ieee" if precision == "highest" else "tf32"
     products = "tf32" if kind == "tf32" else "ieee"
-    large = capability[0] in (9, 10)
-    whole = (_WHOLE_LARGE if large else _WHOLE).get((kernel, kind))
+    whole = (_WHOLE_LARGE if capability[0] in (9, 10) else _WHOLE).get((kernel, kind))
     if whole is None or width != _WHOLE_WIDTH:
         return _CHUNKED[kernel, kind]._replace(precision=products)
-    if (kernel, kind, large, both) == ("backward", "half", True, True):
-        whole = whole._replace(columns=32)
     return whole._replace(width=width, whole=True, precision=products)
 
 
@@ -577,10 +577,10 @@ def _capability(tensor: Tensor) -> tuple[int, int]:
     return torch.cuda.get_device_capability(tensor.device) if tensor.is_cuda else (8, 0)
 
 
-def _choose(kernel: str, ready: _Ready, both: bool) -> Configuration:
+def _choose(kernel: str, ready: _Ready) -> Configuration:
     """The configuration for these inputs on their device."""
     keys, precision = ready.keys, torch.get_float32_matmul_precision()
-    return configuration(kernel, keys.dtype, keys.shape[3], both, _capability(keys), precision)
+    return configuration(kernel, keys.dtype, keys.shape[3], _capability(keys), precision)
 
 
 def _ready(inputs: CrossInfoNCEInputs) -> _Ready:
@@ -618,7 +618,7 @@ def _small_forward(inputs: CrossInfoNCEInputs, ready: _Ready) -> tuple[Tensor, .
     clip_weights = torch.empty(ready.pairs, **float32)
     number = torch.empty(ready.pairs, dtype=torch.int32, device=ready.keys.device)
     arrived = torch.zeros((), dtype=torch.int32, device=ready.keys.device)
-    chosen = _choose("small_forward", ready, both)
+    chosen = _choose("small_forward", ready)
     small_forward_kernel[(pair_loss.numel(),)](
         ready.queries,
         ready.keys,
@@ -634,9 +634,8 @@ def _small_forward(inputs: CrossInfoNCEInputs, ready: _Ready) -> tuple[Tensor, .
         arrived,
         *ready.sizes,
         int(both),
-        BLOCK=chosen.rows,
-        BLOCK_WIDTH=chosen.chunk,
-        **chosen.launch,
+        **chosen.small,
+        **chosen.options,
     )
     return loss, pair_loss, hits, normaliser, clip_weights
 
@@ -649,7 +648,7 @@ def _forward(inputs: CrossInfoNCEInputs, ready: _Ready) -> tuple[Tensor, ...]:
     normaliser = torch.empty((1 + both, *ready.pairs, rows), **float32)
     own = torch.empty((*ready.pairs, rows), **float32)
     hit = torch.empty((*ready.pairs, rows), dtype=torch.bool, device=ready.keys.device)
-    chosen = _choose("forward", ready, both)
+    chosen = _choose("forward", ready)
     groups = triton.cdiv(rows, chosen.rows)
     groups = min(groups, MOST_GROUPS) if both else groups
     partial = torch.empty((groups, *ready.pairs, clips) if both else (), **float32)
@@ -665,7 +664,7 @@ def _forward(inputs: CrossInfoNCEInputs, ready: _Ready) -> tuple[Tensor, ...]:
         *ready.sizes,
         BOTH=both,
         **chosen.tiles,
-        **chosen.launch,
+        **chosen.options,
     )
     if both:
         counted = True if inputs.valid is None else inputs.valid[:, None] & inputs.valid[None]
@@ -681,7 +680,7 @@ def _backward(
 ) -> tuple[Tensor, ...]:
     modalities, steps, rows, width = ready.queries.shape
     clips, both = ready.keys.shape[2], inputs.softmax_over == "both"
-    chosen = _choose("backward", ready, both)
+    chosen = _choose("backward", ready)
     tiles = triton.cdiv(max(rows, clips), chosen.rows)
     in_queries, in_keys = torch.empty_like(ready.queries), torch.empty_like(ready.keys)
     in_temperature = torch.empty((modalities, steps, tiles), dtype=torch.float32, device=ready.keys.device)
@@ -699,7 +698,7 @@ def _backward(
         *ready.sizes,
         BOTH=both,
         **chosen.tiles,
-        **chosen.launch,
+        **chosen.options,
     )
     in_targets, in_predictions = in_queries, in_keys
     if inputs.softmax_over == "candidates":

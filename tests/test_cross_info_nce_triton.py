@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -13,13 +13,13 @@ import torch
 pytest.importorskip("triton")
 
 from triton_aot import compile_ahead
-
 from unicode_fast.kernels import cross_info_nce as kernels
 
 # Bytes of shared memory that a program can have.
 SHARED_BYTES = {80: 166912, 86: 101376, 90: 232448}
 POINTERS = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16"}
 OTHER_POINTERS = {"valid_ptr": "*i1", "hit_ptr": "*i1", "hits_ptr": "*i64", "number_ptr": "*i32", "arrived_ptr": "*i32"}
+KERNELS = ("small_forward", "forward", "backward")
 VECTORS = ("queries_ptr", "keys_ptr", "in_queries_ptr", "in_keys_ptr")
 
 
@@ -40,31 +40,23 @@ def compilations() -> list[Compilation]:
     """All that can be chosen at run time; the small forward pass is the same program for all softmaxes."""
     found = {}
     for capability, dtype, width, both in itertools.product(SHARED_BYTES, POINTERS, (128, 256, 384), (False, True)):
-        for kernel, precision in itertools.product(("small_forward", "forward", "backward"), ("highest", "high")):
-            chosen = kernels.configuration(kernel, dtype, width, both, divmod(capability, 10), precision)
+        for kernel, precision in itertools.product(KERNELS, ("highest", "high")):
+            chosen = kernels.configuration(kernel, dtype, width, divmod(capability, 10), precision)
             compilation = Compilation(kernel, capability, dtype, both and kernel != "small_forward", chosen)
             found[str(compilation)] = compilation
     return list(found.values())
-
-
-def constants(compilation: Compilation) -> dict[str, Any]:
-    chosen = compilation.configuration
-    if compilation.kernel == "small_forward":
-        return {"BLOCK": chosen.rows, "BLOCK_WIDTH": chosen.chunk, "PRECISION": chosen.precision}
-    return {**chosen.tiles, "BOTH": compilation.both, "PRECISION": chosen.precision}
 
 
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="Triton interprets here and compiles nothing")
 @pytest.mark.parametrize("compilation", compilations(), ids=str)
 def test_compiles_without_spills(compilation: Compilation) -> None:
     kernel = getattr(kernels, f"{compilation.kernel}_kernel")
-    fixed = constants(compilation)
+    chosen = compilation.configuration
+    fixed = chosen.small if compilation.kernel == "small_forward" else {**chosen.tiles, "BOTH": compilation.both}
     types = {name: "i32" for name in kernel.arg_names if name not in fixed}
     types |= {name: OTHER_POINTERS.get(name, "*fp32") for name in types if name.endswith("_ptr")}
     types |= {name: POINTERS[compilation.dtype] for name in VECTORS if name in types}
-    chosen = compilation.configuration
-    options = {"num_warps": chosen.warps, "num_stages": chosen.stages}
-    compiled = compile_ahead(kernel, types, fixed, options, compilation.capability)
+    compiled = compile_ahead(kernel, types, fixed, chosen.options, compilation.capability)
     assert (compiled.stack_bytes, compiled.local_loads, compiled.local_stores) == (0, 0, 0), compiled
     assert compiled.shared_bytes <= SHARED_BYTES[compilation.capability]
     # Float32 keeps off the tensor cores unless it is allowed to lose bits, and nothing else does.
@@ -74,9 +66,9 @@ def test_compiles_without_spills(compilation: Compilation) -> None:
 
 def test_precision_is_that_of_torch() -> None:
     """Float32 is never rounded unasked; "medium" is what it is for torch's own products on a GPU."""
-    for kernel, width in itertools.product(("small_forward", "forward", "backward"), (128, 256, 1024)):
+    for kernel, width in itertools.product(KERNELS, (128, 256, 1024)):
         for precision, name in (("highest", "ieee"), ("high", "tf32"), ("medium", "tf32")):
-            chosen = kernels.configuration(kernel, torch.float32, width, False, (9, 0), precision)
+            chosen = kernels.configuration(kernel, torch.float32, width, (9, 0), precision)
             assert chosen.precision == name
 
 

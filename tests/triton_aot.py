@@ -37,7 +37,7 @@ def compile_ahead(
         kernel: decorated with triton.jit, while TRITON_INTERPRET was not set.
         types: of the arguments that are known at run time, as "*fp32", "*bf16", "i32".
         constants: the others.
-        options: num_warps, num_stages.
+        options: of the compiler, as num_warps.
         capability: 90 for sm_90.
     """
     names = kernel.arg_names
