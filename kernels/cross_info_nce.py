@@ -9,6 +9,9 @@ the loss. Beyond that a program takes rows of queries and goes along the keys wi
 is one kernel for every batch: a program owns rows of one gradient and computes the scores that it needs anew.
 """
 
+# What Triton compiles is annotated with nothing but tl.constexpr:
+# mypy: allow-untyped-defs, allow-incomplete-defs
+
 from typing import NamedTuple
 
 import torch
@@ -590,7 +593,7 @@ def _ready(inputs: CrossInfoNCEInputs) -> _Ready:
     valid = inputs.valid
     masked = int(valid is not None)
     if valid is None:
-        valid = torch.empty((), dtype=torch.bool, device=keys.device)
+        valid = keys.new_empty((), dtype=torch.bool)
     else:
         valid = valid.contiguous()
         asking = valid[:, :, inputs.offset : inputs.offset + rows]
@@ -611,13 +614,13 @@ def _aligned(vectors: Tensor) -> Tensor:
 
 def _small_forward(inputs: CrossInfoNCEInputs, ready: _Ready) -> tuple[Tensor, ...]:
     both = inputs.softmax_over == "both"
-    float32 = {"dtype": torch.float32, "device": ready.keys.device}
-    loss, pair_loss = torch.empty((), **float32), torch.empty(ready.pairs, **float32)
-    hits = torch.empty(ready.pairs, dtype=torch.int64, device=ready.keys.device)
-    normaliser = torch.empty((1 + both, *ready.pairs, ready.queries.shape[2]), **float32)
-    clip_weights = torch.empty(ready.pairs, **float32)
-    number = torch.empty(ready.pairs, dtype=torch.int32, device=ready.keys.device)
-    arrived = torch.zeros((), dtype=torch.int32, device=ready.keys.device)
+    new = ready.keys.new_empty
+    loss, pair_loss = new((), dtype=torch.float32), new(ready.pairs, dtype=torch.float32)
+    hits = new(ready.pairs, dtype=torch.int64)
+    normaliser = new((1 + both, *ready.pairs, ready.queries.shape[2]), dtype=torch.float32)
+    clip_weights = new(ready.pairs, dtype=torch.float32)
+    number = new(ready.pairs, dtype=torch.int32)
+    arrived = ready.keys.new_zeros((), dtype=torch.int32)
     chosen = _choose("small_forward", ready)
     small_forward_kernel[(pair_loss.numel(),)](
         ready.queries,
@@ -644,14 +647,14 @@ def _forward(inputs: CrossInfoNCEInputs, ready: _Ready) -> tuple[Tensor, ...]:
     both = inputs.softmax_over == "both"
     modalities, _, steps = ready.pairs
     rows, clips = ready.queries.shape[2], ready.keys.shape[2]
-    float32 = {"dtype": torch.float32, "device": ready.keys.device}
-    normaliser = torch.empty((1 + both, *ready.pairs, rows), **float32)
-    own = torch.empty((*ready.pairs, rows), **float32)
-    hit = torch.empty((*ready.pairs, rows), dtype=torch.bool, device=ready.keys.device)
+    new = ready.keys.new_empty
+    normaliser = new((1 + both, *ready.pairs, rows), dtype=torch.float32)
+    own = new((*ready.pairs, rows), dtype=torch.float32)
+    hit = new((*ready.pairs, rows), dtype=torch.bool)
     chosen = _choose("forward", ready)
     groups = triton.cdiv(rows, chosen.rows)
     groups = min(groups, MOST_GROUPS) if both else groups
-    partial = torch.empty((groups, *ready.pairs, clips) if both else (), **float32)
+    partial = new((groups if both else 0, *ready.pairs, clips), dtype=torch.float32)
     forward_kernel[(groups, modalities * modalities * steps)](
         ready.queries,
         ready.keys,
@@ -667,8 +670,9 @@ def _forward(inputs: CrossInfoNCEInputs, ready: _Ready) -> tuple[Tensor, ...]:
         **chosen.options,
     )
     if both:
-        counted = True if inputs.valid is None else inputs.valid[:, None] & inputs.valid[None]
-        normaliser[1] = torch.where(torch.as_tensor(counted, device=own.device), partial.logsumexp(0), 0)
+        torch.logsumexp(partial, 0, out=normaliser[1])
+        if inputs.valid is not None:
+            normaliser[1].masked_fill_(~(inputs.valid[:, None] & inputs.valid[None]), 0)
     number, weights = numbers_and_weights(inputs)
     total = (normaliser.mean(0) - own).sum(3)  # (target, source, K)
     loss = torch.where(weights != 0, weights * total, 0).sum()
@@ -683,7 +687,7 @@ def _backward(
     chosen = _choose("backward", ready)
     tiles = triton.cdiv(max(rows, clips), chosen.rows)
     in_queries, in_keys = torch.empty_like(ready.queries), torch.empty_like(ready.keys)
-    in_temperature = torch.empty((modalities, steps, tiles), dtype=torch.float32, device=ready.keys.device)
+    in_temperature = ready.keys.new_empty((modalities, steps, tiles), dtype=torch.float32)
     backward_kernel[(tiles, 2 * modalities * steps, width // chosen.width)](
         gradient.float(),
         ready.queries,
