@@ -113,10 +113,13 @@ def find_operator(name: str, device: torch.device, backend: str | None, part: st
     return operator
 
 
-@torch.compiler.assume_constant_result
 def _choose(name: str, device: torch.device, backend: str | None) -> str:
     """The choice, as one constant for torch.compile, which could not follow how it is made."""
     return choose_backend(name, device, backend)
+
+
+# What torch.compiler.assume_constant_result does, which may import the compiler first, and Triton with it.
+_choose._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _bind(backward: Callable[..., Any], operator: OpOverload) -> Callable[..., Any]:
