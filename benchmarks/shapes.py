@@ -60,4 +60,18 @@ CONTRAST_SHAPES = {
     "32768 clips": ContrastShape(1, 1, 32768, 256),
     "131072 clips": ContrastShape(1, 1, 131072, 256),
 }
-CPU_CONTRAST_SHAPES = ("published", "twelve steps", "1024 clips")
+# What is measured where: shape and precision.
+CONTRAST_CASES = {
+    "cpu": [("published", "float32"), ("twelve steps", "float32"), ("1024 clips", "float32")],
+    "cuda": [
+        *(
+            (shape, precision)
+            for shape in ("published", "twelve steps")
+            for precision in ("bfloat16", "tf32", "float32")
+        ),
+        ("1024 clips", "bfloat16"),
+        ("32768 clips", "bfloat16"),
+        ("32768 clips", "tf32"),
+        ("131072 clips", "bfloat16"),
+    ],
+}

@@ -146,17 +146,19 @@ def test_against_oracle(size: tuple[int, int, int, int], softmax_over: str, plac
 
 @places("cross_info_nce")
 @pytest.mark.parametrize("softmax_over", SOFTMAXES)
-@pytest.mark.parametrize("clips", [79, 80, 127, 129])
+@pytest.mark.parametrize("clips", [79, 80, 127, 129, 1000])
 def test_training_batches(clips: int, softmax_over: str, place: Place) -> None:
     """Against torch's own cross entropy, one pair and step after the other."""
-    targets, predictions, weights = random_inputs(3, 2, clips, 32)
-    result = run(place, targets, predictions, weights, softmax_over=softmax_over)
+    dtype = torch.float32 if place.backend == "triton" else torch.float64
+    inputs = random_inputs(3, 2, clips, 32, dtype)
+    result = run(place, *inputs, softmax_over=softmax_over)
+    targets, predictions, _ = (tensor.double() for tensor in inputs)
     truth = torch.arange(clips)
     for t, s, k in ((t, s, k) for t in range(3) for s in range(3) for k in range(2)):
         scores = targets[t, k] @ predictions[s, k].T
         rows, columns = (torch.nn.functional.cross_entropy(x, truth) for x in (scores, scores.T))
         expected = {"predictions": rows, "candidates": columns, "both": (rows + columns) / 2}[softmax_over]
-        assert_close(result.pair_loss[t, s, k], expected, tolerances.cross_info_nce(50, torch.float64))
+        assert_close(result.pair_loss[t, s, k], expected, tolerances.cross_info_nce(50, dtype))
         along = scores.argmax(dim=0 if softmax_over == "candidates" else 1)
         assert result.hits[t, s, k].item() == (along == truth).sum().item()
 
@@ -181,7 +183,8 @@ def test_gradcheck(softmax_over: str, masked: bool, place: Place) -> None:
 @pytest.mark.parametrize("softmax_over", SOFTMAXES)
 def test_gradient_of_autograd(softmax_over: str, place: Place) -> None:
     """At the paper's batch, against torch's automatic gradient of the same loss."""
-    targets, predictions, weights = random_inputs(3, 1, 80, 24)
+    dtype = torch.float32 if place.backend == "triton" else torch.float64
+    targets, predictions, weights = random_inputs(3, 1, 80, 24, dtype)
     found, expected = [], []
     for results, device in ((found, place.device), (expected, "cpu")):
         a, b = targets.to(device).requires_grad_(), predictions.to(device).requires_grad_()
@@ -194,7 +197,35 @@ def test_gradient_of_autograd(softmax_over: str, place: Place) -> None:
             loss = -(weights * torch.stack(chosen).mean(0).diagonal(dim1=2, dim2=3).mean(2)).sum()
         results += torch.autograd.grad(loss, (a, b))
     for part, truth in zip(found, expected, strict=True):
-        assert_close(part, truth, tolerances.cross_info_nce_gradient(50, torch.float64), "gradient")
+        assert_close(part, truth, tolerances.cross_info_nce_gradient(50, dtype), "gradient")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA is not available")
+@pytest.mark.parametrize("clips", [80, 200])
+def test_replays_from_a_cuda_graph(clips: int) -> None:
+    """With other numbers in the same memory."""
+    first, second = ([tensor.cuda() for tensor in random_inputs(3, 2, clips, 24, torch.float32)] for _ in range(2))
+    second[0] = second[0].flip(2)
+    leaves = [tensor.clone().requires_grad_() for tensor in first[:2]]
+
+    def step() -> list[Tensor]:
+        result = cross_info_nce(*leaves, first[2], softmax_over="both")
+        return [*result, *torch.autograd.grad(result.loss, leaves)]
+
+    aside = torch.cuda.Stream()
+    aside.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(aside):
+        step()
+    torch.cuda.current_stream().wait_stream(aside)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = step()
+    with torch.no_grad():
+        for leaf, tensor in zip(leaves, second, strict=False):
+            leaf.copy_(tensor)
+    graph.replay()
+    for part, truth in zip(found, step(), strict=True):
+        assert_close(part, truth, EXACT)
 
 
 @places("cross_info_nce")

@@ -1,4 +1,4 @@
-"""The Triton kernels of cross_info_nce without a GPU: compiled ahead of time, and run in Triton's interpreter."""
+"""The Triton kernels of cross_info_nce: compiled ahead of time, interpreted, and run where there is a GPU."""
 
 import itertools
 import os
@@ -80,12 +80,19 @@ def test_precision_is_that_of_torch() -> None:
     reason="interpreters before 3.8 cannot count loops with NumPy 2.4",
 )
 def test_in_the_interpreter() -> None:
-    """In a process of its own: Triton reads the variable when the kernels are imported.
+    """OpenBLAS would start threads for tiles too small for them."""
+    run_kernels(TRITON_INTERPRET="1", OPENBLAS_NUM_THREADS="1")
 
-    OpenBLAS would start threads for tiles too small for them.
-    """
-    tests = Path(__file__).with_name("interpreted_cross_info_nce.py")
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "OPENBLAS_NUM_THREADS": "1"}
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA is not available")
+def test_on_the_gpu() -> None:
+    run_kernels(TRITON_INTERPRET="0")
+
+
+def run_kernels(**variables: str) -> None:
+    """In a process of its own: Triton reads its variable when the kernels are imported."""
+    tests = Path(__file__).with_name("kernels_of_cross_info_nce.py")
+    environment = {**os.environ, **variables}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tests)]
     result = subprocess.run(
         command, env=environment, cwd=tests.parent.parent, capture_output=True, text=True, check=False

@@ -1,9 +1,11 @@
-"""The Triton kernels of cross_info_nce in Triton's interpreter; run by test_cross_info_nce_triton.py in a process.
+"""The Triton kernels of cross_info_nce beside the reference in float64; run by test_cross_info_nce_triton.py.
 
-The interpreter multiplies float32 exactly, whatever precision is asked for, so most tests ask for the precision with
-the largest tiles. It cannot multiply bfloat16. The log of 0, where a softmax is over nothing, is meant.
+With TRITON_INTERPRET=1 they run on the CPU, in Triton's interpreter, else on a GPU. The interpreter multiplies float32
+exactly, whatever precision is asked for, so there most tests ask for the precision with the largest tiles. It cannot
+multiply bfloat16. The log of 0, where a softmax is over nothing, is meant.
 """
 
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -22,6 +24,8 @@ from unicode_fast.reference.cross_info_nce import (
 )
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+DEVICE = "cpu" if INTERPRETED else "cuda"
 NAN = float("nan")
 NAMES = ("loss", "pair_loss", "hits", "log_normaliser", "clip_weights")
 
@@ -29,7 +33,7 @@ NAMES = ("loss", "pair_loss", "hits", "log_normaliser", "clip_weights")
 @pytest.fixture(autouse=True)
 def large_tiles() -> Iterator[None]:
     before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high")
+    torch.set_float32_matmul_precision("high" if INTERPRETED else "highest")
     yield
     torch.set_float32_matmul_precision(before)
 
@@ -41,19 +45,20 @@ def make_inputs(
     dtype: torch.dtype = torch.float32,
 ) -> CrossInfoNCEInputs:
     modalities, _, _, width = size
-    weights = torch.rand(modalities, modalities, generator=generator(5)) + 0.1
-    valid = torch.rand(size[:3], generator=generator()) < 0.7 if masked else None
+    weights = (torch.rand(modalities, modalities, generator=generator(5)) + 0.1).to(DEVICE)
+    valid = (torch.rand(size[:3], generator=generator()) < 0.7).to(DEVICE) if masked else None
+    targets, predictions = (normal(*size, seed=seed, dtype=dtype).to(DEVICE) for seed in (0, 1))
     # Scores of order one, whatever the width.
-    targets, predictions = (normal(*size, seed=seed, dtype=dtype) for seed in (0, 1))
-    return CrossInfoNCEInputs(targets, predictions, weights, valid, torch.tensor(width**0.5), softmax_over)
+    temperature = torch.tensor(width**0.5, device=DEVICE)
+    return CrossInfoNCEInputs(targets, predictions, weights, valid, temperature, softmax_over)
 
 
 def assert_as_reference(
     inputs: CrossInfoNCEInputs, check_hits: bool = True, check_gradients: bool = True
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Results and gradients of the kernels, after comparing both with the reference in float64."""
-    gradient = torch.tensor(1.7)
-    truth_inputs = CrossInfoNCEInputs(*(x.double() if is_float(x) else x for x in inputs))  # type: ignore[union-attr]
+    gradient = torch.tensor(1.7, device=DEVICE)
+    truth_inputs = in_float64(inputs)
     found = kernels.cross_info_nce_triton(inputs)
     expected = cross_info_nce_reference(truth_inputs)
     scores = inputs.targets.double().flatten(0, 2).norm(dim=1).amax() * inputs.predictions.double().norm(dim=3).amax()
@@ -75,8 +80,10 @@ def assert_as_reference(
     return list(found), list(gradients)
 
 
-def is_float(value: object) -> bool:
-    return isinstance(value, Tensor) and value.is_floating_point()
+def in_float64(inputs: CrossInfoNCEInputs) -> CrossInfoNCEInputs:
+    return CrossInfoNCEInputs(
+        *(x.double() if isinstance(x, Tensor) and x.is_floating_point() else x for x in inputs)  # type: ignore[arg-type]
+    )
 
 
 @pytest.mark.parametrize(
@@ -109,15 +116,34 @@ def test_exact_float32(softmax_over: str) -> None:
 @pytest.mark.parametrize(
     ("size", "softmax_over"), [((2, 2, 80, 200), "both"), ((1, 1, 140, 256), "candidates"), ((1, 1, 130, 300), "both")]
 )
-def test_float16(size: tuple[int, int, int, int], softmax_over: str) -> None:
-    assert_as_reference(make_inputs(size, softmax_over, masked=True, dtype=torch.float16))
+@pytest.mark.parametrize("dtype", [torch.float16] if INTERPRETED else [torch.float16, torch.bfloat16])
+def test_half_precision(size: tuple[int, int, int, int], softmax_over: str, dtype: torch.dtype) -> None:
+    assert_as_reference(make_inputs(size, softmax_over, masked=True, dtype=dtype))
+
+
+@pytest.mark.skipif(INTERPRETED, reason="the interpreter multiplies exactly")
+@pytest.mark.parametrize("clips", [80, 1000])
+def test_tf32(clips: int) -> None:
+    """Scores lose what their factors lose, and so does the gradient; not more."""
+    torch.set_float32_matmul_precision("high")
+    inputs = make_inputs((2, 1, clips, 256), "both")
+    found = kernels.cross_info_nce_triton(inputs)
+    truth = cross_info_nce_reference(in_float64(inputs))
+    assert_close(found[0], truth[0], tolerances.CROSS_INFO_NCE_TF32)
+
+
+@pytest.mark.skipif(INTERPRETED, reason="the interpreter takes minutes")
+@pytest.mark.parametrize("softmax_over", ["predictions", "both"])
+@pytest.mark.parametrize("clips", [1000, 5000])
+def test_large_batches(clips: int, softmax_over: str) -> None:
+    assert_as_reference(make_inputs((2, 1, clips, 256), softmax_over, masked=True), check_hits=False)
 
 
 def test_float16_of_small_weights() -> None:
     """Slopes far below what float16 can hold are not lost."""
     inputs = make_inputs((2, 1, 140, 20), "both", dtype=torch.float16)
     inputs = inputs._replace(pair_weights=inputs.pair_weights * 1e-6)
-    gradient = torch.tensor(2.0**20)
+    gradient = torch.tensor(2.0**20, device=DEVICE)
     found = kernels.cross_info_nce_triton(inputs)
     result = kernels.cross_info_nce_backward_triton(gradient, found[3], found[4], inputs)[0]
     truth = cross_info_nce_backward_reference(gradient, found[3], found[4], inputs)[0]
@@ -145,7 +171,7 @@ def test_part_of_the_batch(clips: int, own: slice, softmax_over: str) -> None:
 @pytest.mark.parametrize("softmax_over", ["predictions", "candidates", "both"])
 def test_identical_rows(clips: int, softmax_over: str) -> None:
     """The first of equal scores is the only hit, also where it is in another tile."""
-    vectors = [(normal(1, 1, 1, 16, seed=seed) * 2).round().expand(1, 1, clips, 16) for seed in (0, 1)]
+    vectors = [(normal(1, 1, 1, 16, seed=seed) * 2).round().expand(1, 1, clips, 16).to(DEVICE) for seed in (0, 1)]
     inputs = make_inputs((1, 1, clips, 16), softmax_over)._replace(targets=vectors[0], predictions=vectors[1])
     found, _ = assert_as_reference(inputs)
     assert found[2].item() == 1
@@ -168,7 +194,9 @@ def test_masked_vectors_may_hold_anything(clips: int) -> None:
     for filling in (0.0, NAN):
         vectors = [torch.where(inputs.valid[..., None], x, filling) for x in (inputs.targets, inputs.predictions)]
         found = kernels.cross_info_nce_triton(inputs._replace(targets=vectors[0], predictions=vectors[1]))
-        results.append([*found, *kernels.cross_info_nce_backward_triton(torch.tensor(1.0), found[3], found[4], inputs)])
+        results.append(
+            [*found, *kernels.cross_info_nce_backward_triton(torch.ones((), device=DEVICE), found[3], found[4], inputs)]
+        )
     for clean, spoilt in zip(*results, strict=True):
         assert_close(spoilt, clean, EXACT)
     assert not results[1][5][~inputs.valid].any()
@@ -189,7 +217,7 @@ def test_weight_zero_leaves_a_pair_out() -> None:
 
 
 def test_nothing_valid() -> None:
-    inputs = make_inputs((2, 2, 5, 3), "both")._replace(valid=torch.zeros(2, 2, 5, dtype=torch.bool))
+    inputs = make_inputs((2, 2, 5, 3), "both")._replace(valid=torch.zeros(2, 2, 5, dtype=torch.bool, device=DEVICE))
     found, gradients = assert_as_reference(inputs)
     assert found[0].item() == 0
     assert not any(gradient.any() for gradient in gradients)
@@ -197,7 +225,7 @@ def test_nothing_valid() -> None:
 
 def test_strided_and_misaligned() -> None:
     inputs = make_inputs((2, 2, 5, 128), "both")
-    shifted = torch.zeros(inputs.predictions.numel() + 1)[1:].view(inputs.predictions.shape)
+    shifted = torch.zeros(inputs.predictions.numel() + 1, device=DEVICE)[1:].view(inputs.predictions.shape)
     shifted.copy_(inputs.predictions)
     weights = strided(inputs.pair_weights)
     assert_as_reference(inputs._replace(targets=strided(inputs.targets), predictions=shifted, pair_weights=weights))
