@@ -91,15 +91,16 @@ def cross_info_nce(  # noqa: PLR0913 - three tensors and five independent switch
 
     Memory:
         Never a B x B matrix. The reference holds a few times max(2^22, modalities^2 K B) scores, whatever the batch,
-        and copies of the inputs, one for each modality in the backward pass. Triton holds normalisers, one or two
-        float32 numbers for each pair, step and clip; the same of scores and a byte of hits beyond 128 clips, where
-        "both" takes up to 512 more; and a copy of the inputs if there is a mask, if D is no multiple of 128 up to
-        256 or beyond, or if they are not contiguous. A group adds the vectors of the whole batch, on each process.
+        and copies of the inputs, one for each modality in the backward pass. Triton holds one float32 number for each
+        softmax, pair, step and clip. Beyond 128 clips it takes one more and a byte while it computes, and with "both"
+        up to 512 more. A mask, a D that is no multiple of 128, and inputs with gaps cost it a copy of the inputs.
+        A group adds the vectors of the whole batch, on each process.
 
     Backends:
         Triton computes float32 and half precision on NVIDIA GPUs of compute capability 8.0 and newer: up to 128 clips
-        in one launch and the gradient in another. It leaves anything else to the reference. With a group the host
-        waits for the sizes of the parts, and torch.compile breaks its graph.
+        in one kernel, after a fill of one number, and the gradient in another, before a sum for the temperature. It
+        leaves anything else to the reference. With a group the host waits for the sizes of the parts, and
+        torch.compile breaks its graph.
 
     Source:
         Xia et al., NeurIPS 2023, Eq. 6 ("candidates") and its released code ("predictions").
