@@ -40,3 +40,38 @@ SEARCH_SHAPES = {
     "million, 8192 codewords": SearchShape(1_000_000, 8192, 256),
 }
 CPU_SHAPES = ("published", "more codewords", "narrow", "wide")
+
+
+class ContrastShape(NamedTuple):
+    """B clips at K prediction steps in each of the modalities, vectors of width D."""
+
+    modalities: int
+    steps: int
+    clips: int
+    width: int
+
+
+# Cross-CPC: pre-training as published and with more steps predicted, then large batches of one pair.
+CONTRAST_SHAPES = {
+    "published": ContrastShape(3, 1, 80, 256),
+    "twelve steps": ContrastShape(3, 12, 80, 256),
+    "1024 clips": ContrastShape(1, 1, 1024, 256),
+    # For GPUs.
+    "32768 clips": ContrastShape(1, 1, 32768, 256),
+    "131072 clips": ContrastShape(1, 1, 131072, 256),
+}
+# What is measured where: shape and precision.
+CONTRAST_CASES = {
+    "cpu": [("published", "float32"), ("twelve steps", "float32"), ("1024 clips", "float32")],
+    "cuda": [
+        *(
+            (shape, precision)
+            for shape in ("published", "twelve steps")
+            for precision in ("bfloat16", "tf32", "float32")
+        ),
+        ("1024 clips", "bfloat16"),
+        ("32768 clips", "bfloat16"),
+        ("32768 clips", "tf32"),
+        ("131072 clips", "bfloat16"),
+    ],
+}

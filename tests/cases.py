@@ -43,7 +43,7 @@ _PLACES: dict[str, list[tuple[str, ...]]] = {
     "codebook_update": [("cpu", "reference"), ("cpu", "cpp"), ("cuda", "reference"), ("cuda", "cuda")],
     "codeword_distribution": [("cpu", "reference"), ("cuda", "reference")],
     "commitment_loss": [("cpu", "reference"), ("cpu", "cpp"), ("cuda", "reference"), ("cuda", "cuda")],
-    "cross_info_nce": [("cpu", "reference"), ("cuda", "reference")],
+    "cross_info_nce": [("cpu", "reference"), ("cuda", "reference"), ("cuda", "triton")],
 }
 
 

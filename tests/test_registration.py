@@ -104,7 +104,7 @@ def loss_arguments(device: str, softmax_over: str = "both") -> tuple[Any, ...]:
     targets, predictions = normal(2, 3, 4, 5).to(device), normal(2, 3, 4, 5, seed=1).to(device)
     valid = torch.rand(2, 3, 4, device=device) < 0.7
     weights = torch.tensor([[0.1, 1.0], [0.5, 0.0]], device=device)
-    return targets, predictions, weights, valid, torch.tensor(0.9, device=device), softmax_over
+    return targets, predictions, weights, valid, torch.tensor(0.9, device=device), softmax_over, 0
 
 
 def with_gradient(arguments: tuple[Any, ...], *places: int) -> tuple[Any, ...]:
@@ -153,7 +153,12 @@ SAMPLES: dict[str, tuple[str, Arguments]] = {
     "loss without mask": ("cross_info_nce", lambda d: without_mask(loss_arguments(d))),
     "loss backward": (
         "cross_info_nce_backward",
-        lambda d: (torch.tensor(2.0, device=d), normal(2, 2, 2, 3, 4, seed=2).to(d), *loss_arguments(d)),
+        lambda d: (
+            torch.tensor(2.0, device=d),
+            normal(2, 2, 2, 3, 4, seed=2).to(d),
+            normal(2, 2, 3, seed=3).to(d),
+            *loss_arguments(d),
+        ),
     ),
 }
 
@@ -293,7 +298,7 @@ def reference_calls() -> dict[str, Callable[[], Any]]:
         normaliser = torch.zeros(2 if softmax_over == "both" else 1, 2, 2, 3, 4)
         calls[f"loss {softmax_over}"] = lambda x=loss_inputs: cross_info_nce_reference(x)
         calls[f"loss {softmax_over} backward"] = lambda x=loss_inputs, n=normaliser: cross_info_nce_backward_reference(
-            n.sum(), n, x
+            n.sum(), n, n[0, ..., 0], x
         )
     return calls
 

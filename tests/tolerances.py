@@ -88,6 +88,18 @@ def cross_info_nce_gradient(largest_score: float, dtype: torch.dtype) -> Toleran
     return Tolerance(error, error)
 
 
+def cross_info_nce_half_gradient(dtype: torch.dtype, largest_gradient: float) -> Tolerance:
+    """Of gradients of half-precision vectors in Triton, which rounds slopes to their dtype before it multiplies them.
+
+    Each term of a sum over clips errs by u of itself. Terms cancel, but the largest sum is about as large as its terms.
+    """
+    error = 2 * UNIT_ROUNDOFF[dtype]
+    return Tolerance(error, 2 * error * largest_gradient)
+
+
+# Of a loss whose scores are of order one and come from factors that lost all but eleven bits each.
+CROSS_INFO_NCE_TF32 = Tolerance(2.0**-10)
+
 # How much larger than the reference's own error, at the same dtype and against float64, the error of another backend
 # may be: it adds in another order, which costs at most the same again.
 NO_WORSE_FACTOR = 2.0

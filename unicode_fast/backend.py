@@ -30,7 +30,7 @@ IMPLEMENTATIONS: dict[str, tuple[Backend, ...]] = {
     "codebook_update": ("cuda", "cpp", "reference"),
     "codeword_distribution": ("reference",),
     "commitment_loss": ("cuda", "cpp", "reference"),
-    "cross_info_nce": ("reference",),
+    "cross_info_nce": ("triton", "reference"),
 }
 
 # The kind of device that a backend needs; the reference takes any.

@@ -46,6 +46,11 @@ def declare(name: str, signature: str, implementation: Callable[..., Any], fake:
         torch.library.register_fake(f"{NAMESPACE}::{name}{suffix}", fake, lib=LIBRARY)
 
 
+def implement(name: str, device: str, implementation: Callable[..., Any]) -> None:
+    """Register what a backend in Python runs on a kind of device, as "CUDA", in place of the reference."""
+    LIBRARY.impl(name, _without_autocast(implementation), device)
+
+
 def declare_gradient(name: str, backward: Callable[..., Any], setup_context: Callable[..., None]) -> None:
     """Register the gradient formula of an operator and of its twin.
 
@@ -108,10 +113,13 @@ def find_operator(name: str, device: torch.device, backend: str | None, part: st
     return operator
 
 
-@torch.compiler.assume_constant_result
 def _choose(name: str, device: torch.device, backend: str | None) -> str:
     """The choice, as one constant for torch.compile, which could not follow how it is made."""
     return choose_backend(name, device, backend)
+
+
+# What torch.compiler.assume_constant_result does, which may import the compiler first, and Triton with it.
+_choose._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _bind(backward: Callable[..., Any], operator: OpOverload) -> Callable[..., Any]:

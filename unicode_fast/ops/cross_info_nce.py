@@ -1,17 +1,22 @@
 """The operator for the contrastive loss over all pairs of modalities and prediction steps; differentiable."""
 
-from typing import Any, NamedTuple
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch._ops import OpOverload
 
-from unicode_fast.ops import _checks, _library
+from unicode_fast.ops import _checks, _library, _sharded
 from unicode_fast.reference.cross_info_nce import (
     CrossInfoNCEInputs,
     cross_info_nce_backward_reference,
     cross_info_nce_reference,
 )
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 SOFTMAX_OVER = ("predictions", "candidates", "both")
 
@@ -30,7 +35,7 @@ class CrossInfoNCE(NamedTuple):
     hits: Tensor
 
 
-def cross_info_nce(  # noqa: PLR0913 - three tensors and four independent switches; a record would only hide them
+def cross_info_nce(  # noqa: PLR0913 - three tensors and five independent switches; a record would only hide them
     targets: Tensor,
     predictions: Tensor,
     pair_weights: Tensor,
@@ -38,6 +43,7 @@ def cross_info_nce(  # noqa: PLR0913 - three tensors and four independent switch
     valid: Tensor | None = None,
     softmax_over: str = "predictions",
     temperature: float | Tensor = 1.0,
+    group: ProcessGroup | None = None,
     backend: str | None = None,
 ) -> CrossInfoNCE:
     """Contrastive loss of every pair of modalities at every prediction step, with the batch's clips as negatives.
@@ -56,6 +62,8 @@ def cross_info_nce(  # noqa: PLR0913 - three tensors and four independent switch
             targets, "both" for the mean of the two losses.
         temperature: a number greater than 0 or a () tensor on the device of `targets`, with gradient; the value of
             a tensor is not checked.
+        group: processes of torch.distributed that each hold a part of the batch, however large; together, one after
+            the other, they are the B clips. All must call, with the same of everything but B.
         backend: None takes the fastest that can run on this device. A named backend is used or refused, never
             replaced.
 
@@ -65,6 +73,11 @@ def cross_info_nce(  # noqa: PLR0913 - three tensors and four independent switch
         predictions). Floats are float64 for float64 inputs, else float32. Only `loss` has a gradient, once, in
         `targets`, `predictions` and a tensor `temperature`.
 
+        With a group all processes get the results of the whole batch, and the gradients of its loss in their own
+        vectors; of the gradient in `temperature` each gets its share. So parameters that all processes share have the
+        gradient of the whole batch in the sum over processes. Where they are averaged, as by
+        DistributedDataParallel, multiply the loss by the number of processes.
+
     Raises:
         TypeError: a dtype is unsupported, or targets and predictions differ in it.
         ValueError: shapes or devices differ, `softmax_over` is unknown, the temperature is out of range, or
@@ -73,11 +86,21 @@ def cross_info_nce(  # noqa: PLR0913 - three tensors and four independent switch
 
     Precision:
         Float64 for float64 inputs, else float32; products of float32 follow torch.get_float32_matmul_precision().
-        Autocast changes nothing.
+        Autocast changes nothing. Triton rounds what half-precision vectors are multiplied with in the gradient to
+        their dtype, once; all sums are in float32, and in the same order every time.
 
     Memory:
-        The reference holds a few times max(2^22, modalities^2 K B) scores, whatever the batch, and copies of the
-        inputs, one for each modality in the backward pass.
+        Never a B x B matrix. The reference holds a few times max(2^22, modalities^2 K B) scores, whatever the batch,
+        and copies of the inputs, one for each modality in the backward pass. Triton holds one float32 number for each
+        softmax, pair, step and clip. Beyond 128 clips it takes one more and a byte while it computes, and with "both"
+        up to 512 more. A mask, a D that is no multiple of 128, and inputs with gaps cost it a copy of the inputs.
+        A group adds the vectors of the whole batch, on each process.
+
+    Backends:
+        Triton computes float32 and half precision on NVIDIA GPUs of compute capability 8.0 and newer: up to 128 clips
+        in one kernel, after a fill of one number, and the gradient in another, before a sum for the temperature. It
+        leaves anything else to the reference. With a group the host waits for the sizes of the parts, and
+        torch.compile breaks its graph.
 
     Source:
         Xia et al., NeurIPS 2023, Eq. 6 ("candidates") and its released code ("predictions").
@@ -92,8 +115,23 @@ def cross_info_nce(  # noqa: PLR0913 - three tensors and four independent switch
         dtype = torch.promote_types(targets.dtype, torch.float32)
         temperature = torch.full((), temperature, dtype=dtype, device=targets.device)
     operator = _library.find_operator("cross_info_nce", targets.device, backend)
-    loss, pair_loss, hits, _ = operator(targets, predictions, pair_weights, valid, temperature, softmax_over)
-    return CrossInfoNCE(loss, pair_loss, hits)
+    if group is None:
+        result = operator(targets, predictions, pair_weights, valid, temperature, softmax_over, 0)
+        return CrossInfoNCE(*result[:3])
+    part = _sharded.find_part(targets.shape[2], targets.device, group)
+    if valid is not None:
+        valid = _sharded.gather(valid.to(torch.uint8), part).bool()
+    shares = []
+    for direction in ("predictions", "candidates") if softmax_over == "both" else (softmax_over,):
+        # Own clips ask those of the whole batch.
+        if direction == "predictions":
+            sides = targets, _sharded.gather(predictions, part)
+        else:
+            sides = _sharded.gather(targets, part), predictions
+        shares.append(operator(*sides, pair_weights, valid, temperature, direction, part.offset))
+    losses, pair_losses, hits, *_ = zip(*shares, strict=True)
+    loss, pair_loss = torch.stack(losses).mean(0), torch.stack(pair_losses).mean(0)
+    return CrossInfoNCE(*(_sharded.add_up(share, part) for share in (loss, pair_loss, hits[0])))
 
 
 def _check(targets: Any, predictions: Any, pair_weights: Any, valid: Any) -> None:
@@ -112,58 +150,83 @@ def _check(targets: Any, predictions: Any, pair_weights: Any, valid: Any) -> Non
         _checks.check_like("valid", valid, targets.shape[:3], "(modalities, K, B) of targets", targets, "targets")
 
 
-def _implementation(*inputs: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _implementation(*inputs: Any) -> tuple[Tensor, ...]:
     return cross_info_nce_reference(CrossInfoNCEInputs(*inputs))
 
 
-def _backward_implementation(gradient: Tensor, log_normaliser: Tensor, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
-    return cross_info_nce_backward_reference(gradient, log_normaliser, CrossInfoNCEInputs(*inputs))
+def _backward_implementation(
+    gradient: Tensor, log_normaliser: Tensor, clip_weights: Tensor, *inputs: Any
+) -> tuple[Tensor, ...]:
+    return cross_info_nce_backward_reference(gradient, log_normaliser, clip_weights, CrossInfoNCEInputs(*inputs))
 
 
-def _fake(*inputs: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    targets, softmax_over = inputs[0], inputs[5]
-    modalities, steps, clips, _ = targets.shape
-    dtype = torch.promote_types(targets.dtype, torch.float32)
+def _triton(*inputs: Any) -> tuple[Tensor, ...]:
+    # Not before the first call: this imports Triton.
+    from unicode_fast.kernels.cross_info_nce import cross_info_nce_triton
+
+    return cross_info_nce_triton(CrossInfoNCEInputs(*inputs))
+
+
+def _backward_triton(
+    gradient: Tensor, log_normaliser: Tensor, clip_weights: Tensor, *inputs: Any
+) -> tuple[Tensor, ...]:
+    from unicode_fast.kernels.cross_info_nce import cross_info_nce_backward_triton
+
+    return cross_info_nce_backward_triton(gradient, log_normaliser, clip_weights, CrossInfoNCEInputs(*inputs))
+
+
+def _fake(*arguments: Any) -> tuple[Tensor, ...]:
+    inputs = CrossInfoNCEInputs(*arguments)
+    queries, _ = inputs.queries_and_keys()
+    modalities, steps, number, _ = queries.shape
+    dtype = torch.promote_types(queries.dtype, torch.float32)
     pairs = (modalities, modalities, steps)
-    softmaxes = 2 if softmax_over == "both" else 1
+    softmaxes = 2 if inputs.softmax_over == "both" else 1
     return (
-        targets.new_empty((), dtype=dtype),
-        targets.new_empty(pairs, dtype=dtype),
-        targets.new_empty(pairs, dtype=torch.int64),
-        targets.new_empty((softmaxes, *pairs, clips), dtype=dtype),
+        queries.new_empty((), dtype=dtype),
+        queries.new_empty(pairs, dtype=dtype),
+        queries.new_empty(pairs, dtype=torch.int64),
+        queries.new_empty((softmaxes, *pairs, number), dtype=dtype),
+        queries.new_empty(pairs, dtype=dtype),
     )
 
 
-def _fake_backward(gradient: Tensor, log_normaliser: Tensor, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
-    targets, predictions, _, _, temperature, _ = inputs
-    return targets.new_empty(targets.shape), predictions.new_empty(predictions.shape), temperature.new_empty(())
+def _fake_backward(
+    gradient: Tensor, log_normaliser: Tensor, clip_weights: Tensor, *arguments: Any
+) -> tuple[Tensor, ...]:
+    inputs = CrossInfoNCEInputs(*arguments)
+    return tuple(x.new_empty(x.shape) for x in (inputs.targets, inputs.predictions, inputs.temperature))
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *tensors, ctx.softmax_over = inputs
-    _, pair_loss, hits, log_normaliser = output
-    ctx.save_for_backward(log_normaliser, *tensors)
-    ctx.mark_non_differentiable(pair_loss, hits, log_normaliser)
+    *tensors, ctx.softmax_over, ctx.offset = inputs
+    _, *others = output
+    ctx.save_for_backward(*others[2:], *tensors)
+    ctx.mark_non_differentiable(*others)
 
 
 def _backward(ctx: Any, operator: OpOverload, gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-    log_normaliser, *tensors = ctx.saved_tensors
-    in_targets, in_predictions, in_temperature = operator(gradient, log_normaliser, *tensors, ctx.softmax_over)
-    return in_targets, in_predictions, None, None, in_temperature, None
+    in_targets, in_predictions, in_temperature = operator(gradient, *ctx.saved_tensors, ctx.softmax_over, ctx.offset)
+    return in_targets, in_predictions, None, None, in_temperature, None, None
 
 
-_INPUTS = "Tensor targets, Tensor predictions, Tensor pair_weights, Tensor? valid, Tensor temperature, str softmax_over"
+_INPUTS = (
+    "Tensor targets, Tensor predictions, Tensor pair_weights, Tensor? valid, Tensor temperature, str softmax_over, "
+    "SymInt offset"
+)
 _library.declare(
     "cross_info_nce",
-    f"({_INPUTS}) -> (Tensor loss, Tensor pair_loss, Tensor hits, Tensor log_normaliser)",
+    f"({_INPUTS}) -> (Tensor loss, Tensor pair_loss, Tensor hits, Tensor log_normaliser, Tensor clip_weights)",
     _implementation,
     _fake,
 )
 _library.declare(
     "cross_info_nce_backward",
-    f"(Tensor gradient, Tensor log_normaliser, {_INPUTS}) -> (Tensor, Tensor, Tensor)",
+    f"(Tensor gradient, Tensor log_normaliser, Tensor clip_weights, {_INPUTS}) -> (Tensor, Tensor, Tensor)",
     _backward_implementation,
     _fake_backward,
 )
+_library.implement("cross_info_nce", "CUDA", _triton)
+_library.implement("cross_info_nce_backward", "CUDA", _backward_triton)
 _library.declare_gradient("cross_info_nce", _backward, _setup_context)
 _library.refuse_second_gradient("cross_info_nce")

@@ -13,13 +13,17 @@ CHUNK_ELEMENTS = 2**22
 class CrossInfoNCEInputs(NamedTuple):
     """What the loss and its gradient read.
 
+    Each clip asks, along its softmax, which of the vectors that it is compared with is its own. Those that ask, its
+    queries, may be a part of the batch: clips offset, offset + 1, ... of the B clips that the others, the keys, hold.
+
     Attributes:
-        targets: (modalities, K, B, D) float64, float32, float16 or bfloat16.
-        predictions: like `targets`.
+        targets: (modalities, K, B, D) float64, float32, float16 or bfloat16; the queries of "predictions".
+        predictions: like `targets`; the queries of "candidates".
         pair_weights: (target, source) floating point.
         valid: (modalities, K, B) bool, or None where every vector is valid.
         temperature: () floating point.
-        softmax_over: "predictions", "candidates" or "both".
+        softmax_over: "predictions", "candidates" or "both"; "both" takes the whole batch on either side.
+        offset: the place in the batch of the first query.
     """
 
     targets: Tensor
@@ -28,21 +32,29 @@ class CrossInfoNCEInputs(NamedTuple):
     valid: Tensor | None
     temperature: Tensor
     softmax_over: str
+    offset: int = 0
+
+    def queries_and_keys(self) -> tuple[Tensor, Tensor]:
+        """Who asks and who is asked, in the first softmax."""
+        if self.softmax_over == "candidates":
+            return self.predictions, self.targets
+        return self.targets, self.predictions
 
 
 class _Prepared(NamedTuple):
     """Inputs in the dtype of the computation, and the two directions in which a row can be read."""
 
-    targets: Tensor  # (modalities, K, B, D), zeros where not valid
-    predictions: Tensor  # (modalities, K, B, D), zeros where not valid
+    queries: Tensor  # (modalities, K, Q, D), zeros where not valid; who asks in the first softmax
+    keys: Tensor  # (modalities, K, B, D), zeros where not valid; who is asked there
     valid: Tensor  # (modalities, K, B)
-    counted: Tensor  # (target, source, K, B), clips valid on both sides
+    counted: Tensor  # (target, source, K, Q), queries valid on both sides
     temperature: Tensor  # ()
-    over_candidates: list[bool]  # one entry for each softmax
+    over_candidates: list[bool]  # one entry for each softmax; the second exchanges queries and keys
+    offset: int
 
 
-def cross_info_nce_reference(inputs: CrossInfoNCEInputs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Loss, loss of each pair and step, hits, and the softmax's normalisers.
+def cross_info_nce_reference(inputs: CrossInfoNCEInputs) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Loss, loss of each pair and step, hits, the softmax's normalisers, and the weight of a clip in the loss.
 
     For target modality t, source modality s and prediction step k, with V the clips valid in both, w the pair
     weights and::
@@ -60,7 +72,8 @@ def cross_info_nce_reference(inputs: CrossInfoNCEInputs) -> tuple[Tensor, Tensor
         pair_loss[t, s, k] = 1/|V| sum_(i in V) l_i, 0 where V is empty
         loss = sum_(t, s) w[t, s] mean over the k with V not empty of pair_loss[t, s, k]
 
-    A pair of weight 0 adds nothing to the loss, even where its own loss is not finite.
+    A pair of weight 0 adds nothing to the loss, even where its own loss is not finite. Where the queries are a part of
+    the batch, sums over V leave out the others; V itself does not. So results of parts add up to that of the batch.
 
     Args:
         inputs: see `CrossInfoNCEInputs`. Vectors that are not valid may hold anything.
@@ -68,7 +81,8 @@ def cross_info_nce_reference(inputs: CrossInfoNCEInputs) -> tuple[Tensor, Tensor
     Returns:
         loss: (); pair_loss: (target, source, K); hits: (target, source, K) int64, the number of i in V whose score
         with themselves is the first largest one of their softmax (of "both": of the one over predictions);
-        log_normaliser: (softmaxes, target, source, K, B), the log sum of exponentials of each l_i, 0 outside V.
+        log_normaliser: (softmaxes, target, source, K, Q), the log sum of exponentials of each l_i, 0 outside V;
+        clip_weights: (target, source, K), what the loss multiplies each l_i with.
         Floating point results are float32 for half-precision inputs, else in the dtype of `targets`.
 
     Memory:
@@ -79,17 +93,16 @@ def cross_info_nce_reference(inputs: CrossInfoNCEInputs) -> tuple[Tensor, Tensor
         ("predictions").
     """
     prepared = _prepare(inputs)
-    results = [_one_softmax(prepared, over_candidates) for over_candidates in prepared.over_candidates]
+    results = [_one_softmax(prepared, softmax) for softmax in range(len(prepared.over_candidates))]
     losses, normalisers, hits = zip(*results, strict=True)
-    number = prepared.counted.sum(dim=3).clamp(min=1)  # (target, source, K)
-    pair_loss = torch.stack(losses).mean(dim=0).sum(dim=3) / number
-    weight = _step_weights(inputs.pair_weights, prepared)
-    loss = torch.where(weight != 0, weight * pair_loss, 0).sum()
-    return loss, pair_loss, hits[0], torch.stack(normalisers)
+    number, weights = numbers_and_weights(inputs)
+    total = torch.stack(losses).mean(dim=0).sum(dim=3)  # (target, source, K)
+    loss = torch.where(weights != 0, weights * total, 0).sum()
+    return loss, total / number.clamp(min=1), hits[0], torch.stack(normalisers), weights
 
 
 def cross_info_nce_backward_reference(
-    gradient: Tensor, log_normaliser: Tensor, inputs: CrossInfoNCEInputs
+    gradient: Tensor, log_normaliser: Tensor, clip_weights: Tensor, inputs: CrossInfoNCEInputs
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of the loss in targets, predictions and temperature; the scores are computed anew.
 
@@ -106,6 +119,7 @@ def cross_info_nce_backward_reference(
     Args:
         gradient: (), the gradient in the loss.
         log_normaliser: from the forward pass.
+        clip_weights: from the forward pass.
         inputs: as in the forward pass.
 
     Returns:
@@ -115,25 +129,24 @@ def cross_info_nce_backward_reference(
         Copies of the inputs and a few times max(2^22, modalities^2 K B) scores.
     """
     prepared = _prepare(inputs)
-    weight = _step_weights(inputs.pair_weights, prepared) / prepared.counted.sum(dim=3).clamp(min=1)
-    weight = gradient.to(weight.dtype) * weight / len(prepared.over_candidates)  # (target, source, K)
+    weight = gradient.to(clip_weights.dtype) * clip_weights / len(prepared.over_candidates)  # (target, source, K)
     coefficient = torch.where(prepared.counted, weight[..., None], 0)
-    in_targets, in_predictions = torch.zeros_like(prepared.targets), torch.zeros_like(prepared.predictions)
+    in_first = torch.zeros_like(prepared.queries), torch.zeros_like(prepared.keys)
     in_temperature = torch.zeros_like(prepared.temperature)
-    for normaliser, over_candidates in zip(log_normaliser, prepared.over_candidates, strict=True):
-        queries, keys, in_queries, in_keys = prepared.predictions, prepared.targets, in_predictions, in_targets
-        if not over_candidates:
-            queries, keys, in_queries, in_keys = keys, queries, in_keys, in_queries
-        row_coefficient = _exchanged(coefficient, over_candidates)[..., None]  # (query, key, K, B, 1)
+    for softmax, (normaliser, over_candidates) in enumerate(zip(log_normaliser, prepared.over_candidates, strict=True)):
+        queries, keys = _in_order(prepared.queries, prepared.keys, softmax)
+        in_queries, in_keys = _in_order(*in_first, softmax)
+        row_coefficient = _exchanged(coefficient, over_candidates)[..., None]  # (query, key, K, Q, 1)
         row_normaliser = _exchanged(normaliser, over_candidates)[..., None]
         for block, scores, own in _score_blocks(queries, keys, prepared):
             slope = (scores - row_normaliser[:, :, :, block]).exp()  # (query, key, K, block, B)
-            slope.diagonal(offset=block.start, dim1=3, dim2=4).sub_(1)
+            slope.diagonal(offset=prepared.offset + block.start, dim1=3, dim2=4).sub_(1)
             slope = torch.where(row_coefficient[:, :, :, block] != 0, slope * row_coefficient[:, :, :, block], 0)
             in_queries[:, :, block] += (slope @ keys).sum(dim=1)
             in_keys += (slope.transpose(3, 4) @ queries[:, None, :, block]).sum(dim=0)
             in_temperature -= torch.where(slope != 0, slope * (scores - own[..., None]), 0).sum()
     scale = 1 / prepared.temperature
+    in_targets, in_predictions = _in_order(*in_first, inputs.softmax_over == "candidates")
     return (
         (in_targets * scale).to(inputs.targets.dtype),
         (in_predictions * scale).to(inputs.predictions.dtype),
@@ -141,42 +154,55 @@ def cross_info_nce_backward_reference(
     )
 
 
+def numbers_and_weights(inputs: CrossInfoNCEInputs) -> tuple[Tensor, Tensor]:
+    """How many clips of the batch count, and the weight of each in the loss: (target, source, K)."""
+    targets, valid = inputs.targets, inputs.valid
+    dtype = torch.promote_types(targets.dtype, torch.float32)
+    modalities, steps = targets.shape[:2]
+    if valid is None:
+        clips = inputs.queries_and_keys()[1].shape[2]
+        number = torch.full((modalities, modalities, steps), clips, device=targets.device)
+    else:
+        number = (valid[:, None] & valid[None]).sum(dim=3)
+    used = number > 0
+    weights = inputs.pair_weights.to(dtype)[:, :, None] / used.sum(dim=2, keepdim=True).clamp(min=1)
+    return number, torch.where(used, weights / number.clamp(min=1), 0)
+
+
 def _prepare(inputs: CrossInfoNCEInputs) -> _Prepared:
     dtype = torch.promote_types(inputs.targets.dtype, torch.float32)
+    queries, keys = inputs.queries_and_keys()
     valid = inputs.valid
     if valid is None:
-        valid = torch.ones(inputs.targets.shape[:3], dtype=torch.bool, device=inputs.targets.device)
+        valid = torch.ones(keys.shape[:3], dtype=torch.bool, device=keys.device)
+    asking = valid[:, :, inputs.offset : inputs.offset + queries.shape[2]]
     # where() and not a product: vectors that are not valid may hold NaN.
-    targets = torch.where(valid[..., None], inputs.targets.to(dtype), 0)
-    predictions = torch.where(valid[..., None], inputs.predictions.to(dtype), 0)
+    queries = torch.where(asking[..., None], queries.to(dtype), 0)
+    keys = torch.where(valid[..., None], keys.to(dtype), 0)
     over_candidates = {"predictions": [False], "candidates": [True], "both": [False, True]}[inputs.softmax_over]
-    temperature = inputs.temperature.to(dtype)
-    return _Prepared(targets, predictions, valid, valid[:, None] & valid[None], temperature, over_candidates)
+    counted = asking[:, None] & asking[None]
+    return _Prepared(queries, keys, valid, counted, inputs.temperature.to(dtype), over_candidates, inputs.offset)
 
 
-def _step_weights(pair_weights: Tensor, prepared: _Prepared) -> Tensor:
-    """Weight of each pair and step in the loss: (target, source, K)."""
-    used = prepared.counted.any(dim=3)
-    weight = pair_weights.to(prepared.targets.dtype)[:, :, None] / used.sum(dim=2, keepdim=True).clamp(min=1)
-    return torch.where(used, weight, 0)
-
-
-def _one_softmax(prepared: _Prepared, over_candidates: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Loss of each clip and normalisers, (target, source, K, B), and hits, (target, source, K)."""
-    queries, keys = prepared.targets, prepared.predictions
-    if over_candidates:
-        queries, keys = keys, queries
-    normaliser = torch.zeros_like(prepared.counted, dtype=queries.dtype)  # (query, key, K, B)
+def _one_softmax(prepared: _Prepared, softmax: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Loss of each clip and normalisers, (target, source, K, Q), and hits, (target, source, K)."""
+    queries, keys = _in_order(prepared.queries, prepared.keys, softmax)
+    over_candidates = prepared.over_candidates[softmax]
+    normaliser = torch.zeros_like(prepared.counted, dtype=queries.dtype)  # (query, key, K, Q)
     diagonal, hit = torch.zeros_like(normaliser), torch.zeros_like(prepared.counted)
     for block, scores, own in _score_blocks(queries, keys, prepared):
         normaliser[:, :, :, block] = scores.logsumexp(dim=4)
         diagonal[:, :, :, block] = own
-        clip = torch.arange(block.start, block.stop, device=scores.device)
+        clip = prepared.offset + torch.arange(block.start, block.stop, device=scores.device)
         hit[:, :, :, block] = scores.argmax(dim=4) == clip
     normaliser = torch.where(prepared.counted, _exchanged(normaliser, over_candidates), 0)
     loss = torch.where(prepared.counted, normaliser - _exchanged(diagonal, over_candidates), 0)
     hits = (prepared.counted & _exchanged(hit, over_candidates)).sum(dim=3)
     return loss, normaliser, hits
+
+
+def _in_order(first: Tensor, second: Tensor, exchange: int) -> tuple[Tensor, Tensor]:
+    return (second, first) if exchange else (first, second)
 
 
 def _exchanged(by_pair: Tensor, exchange: bool) -> Tensor:
@@ -186,10 +212,11 @@ def _exchanged(by_pair: Tensor, exchange: bool) -> Tensor:
 
 def _score_blocks(queries: Tensor, keys: Tensor, prepared: _Prepared) -> Iterator[tuple[slice, Tensor, Tensor]]:
     """Blocks of rows of the scores, (query, key, K, block, B), with their diagonals; -inf at keys not valid."""
-    modalities, steps, clips, _ = queries.shape
+    modalities, steps, number, _ = queries.shape
+    clips = keys.shape[2]
     size = max(1, CHUNK_ELEMENTS // max(1, modalities**2 * steps * clips))
-    for start in range(0, clips, size):
-        block = slice(start, min(start + size, clips))
+    for start in range(0, number, size):
+        block = slice(start, min(start + size, number))
         scores = queries[:, None, :, block] @ keys.transpose(2, 3) / prepared.temperature
         scores = torch.where(prepared.valid[:, :, None], scores, -torch.inf)
-        yield block, scores, scores.diagonal(offset=start, dim1=3, dim2=4)
+        yield block, scores, scores.diagonal(offset=prepared.offset + start, dim1=3, dim2=4)

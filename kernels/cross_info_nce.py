@@ -1,0 +1,715 @@
+"""Cross-CPC InfoNCE in Triton: scores live in tiles of registers, whatever the batch; nothing is added in random order.
+
+Four words are used throughout. *Queries* ask, along the softmax, which *key* is their own: targets ask predictions or,
+for "candidates", the other way round. A *slab* is one modality at one step, (rows, D). A *pair* is a query modality, a
+key modality and a step; a clip *counts* for it where both modalities have it.
+
+Up to `SMALL_BATCH` clips a pair fits one program, which knows both softmaxes exactly; the last one to finish adds up
+the loss. Beyond that a program takes rows of queries and goes along the keys with a running log-sum-exp. The gradient
+is one kernel for every batch: a program owns rows of one gradient and computes the scores that it needs anew.
+"""
+
+# What Triton compiles is annotated with nothing but tl.constexpr:
+# mypy: allow-untyped-defs, allow-incomplete-defs
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from unicode_fast.reference.cross_info_nce import (
+    CrossInfoNCEInputs,
+    cross_info_nce_backward_reference,
+    cross_info_nce_reference,
+    numbers_and_weights,
+)
+
+SMALL_BATCH = 128
+# Rows of partial column normalisers that "both" keeps for each pair: as much memory as one input of width 256 in
+# float32 takes up twice.
+MOST_GROUPS = 512
+# Slopes are at most 2 when they meet float16, whose numbers end at 65504 above and lose bits below 6e-5.
+SLOPE_SCALE = tl.constexpr(4096.0)
+# In tiles of this many pairs and steps the last program reads what the others found.
+PAIR_TILE = tl.constexpr(32)
+STEP_TILE = tl.constexpr(16)
+
+_UNSPECIALISED = ["modalities", "steps", "rows", "clips", "offset", "query_stride", "key_stride", "masked", "both"]
+
+
+@triton.jit
+def _exists(valid_ptr, slab, clip, clips, masked):
+    """Whether a slab has vectors for these clips."""
+    stored = tl.load(valid_ptr + slab.to(tl.int64) * clips + clip, mask=clip < clips * masked, other=1)
+    return (clip < clips) & (stored != 0)
+
+
+@triton.jit
+def _tile(slab_ptr, first, rows, start, width, BLOCK_ROWS: tl.constexpr, BLOCK_WIDTH: tl.constexpr):
+    """Rows `first` and on of a slab, zeros beyond its end; of their columns BLOCK_WIDTH, from `start` on."""
+    row = first + tl.arange(0, BLOCK_ROWS)
+    pointer = (slab_ptr + row.to(tl.int64) * width)[:, None] + (start + tl.arange(0, BLOCK_WIDTH))[None, :]
+    return tl.load(pointer, mask=(row < rows)[:, None], other=0.0)
+
+
+@triton.jit
+def _scores(
+    rows_ptr,
+    rows_tile,
+    first_row,
+    rows,
+    columns_ptr,
+    columns_tile,
+    first_column,
+    columns,
+    width,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_COLUMNS: tl.constexpr,
+    BLOCK_CHUNK: tl.constexpr,
+    WHOLE: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Products of rows of two slabs, whose tiles are at hand where WHOLE says that they hold the whole width."""
+    scores = tl.zeros((BLOCK_ROWS, BLOCK_COLUMNS), tl.float32)
+    if WHOLE:
+        scores = tl.dot(rows_tile, tl.trans(columns_tile), scores, input_precision=PRECISION)
+    else:
+        for start in range(0, width, BLOCK_CHUNK):
+            a = _tile(rows_ptr, first_row, rows, start, width, BLOCK_ROWS, BLOCK_CHUNK)
+            b = _tile(columns_ptr, first_column, columns, start, width, BLOCK_COLUMNS, BLOCK_CHUNK)
+            scores = tl.dot(a, tl.trans(b), scores, input_precision=PRECISION)
+    return scores
+
+
+@triton.jit
+def _log_sum_exp(scores, axis: tl.constexpr):
+    """Largest score and log of the sum of exponentials relative to it, along an axis; -inf where all scores are."""
+    largest = tl.max(scores, axis)
+    base = tl.where(largest == -float("inf"), 0.0, largest)
+    return base, tl.log(tl.sum(tl.exp(scores - tl.expand_dims(base, axis)), axis))
+
+
+@triton.jit
+def _probability(gap):
+    """Exponential of a score less its normaliser; at most 1, though huge scores may come out larger than they were."""
+    return tl.exp(tl.minimum(gap, 0.0))
+
+
+@triton.jit
+def _log_add_exp(a, b):
+    largest = tl.maximum(a, b)
+    base = tl.where(largest == -float("inf"), 0.0, largest)
+    return base + tl.log(tl.exp(a - base) + tl.exp(b - base))
+
+
+@triton.jit(do_not_specialize=_UNSPECIALISED)
+def small_forward_kernel(
+    queries_ptr,  # (modalities, steps, rows, width)
+    keys_ptr,  # (modalities, steps, clips, width)
+    valid_ptr,  # (modalities, steps, clips), read where `masked`
+    pair_weights_ptr,  # (target, source)
+    temperature_ptr,  # ()
+    loss_ptr,  # ()
+    pair_loss_ptr,  # (target, source, steps)
+    hits_ptr,  # (target, source, steps)
+    normaliser_ptr,  # (softmaxes, target, source, steps, rows)
+    clip_weights_ptr,  # (target, source, steps)
+    number_ptr,  # (target, source, steps)
+    arrived_ptr,  # (), zero
+    modalities,
+    steps,
+    rows,
+    clips,
+    width,
+    offset,
+    query_stride,
+    key_stride,
+    masked,
+    both,
+    BLOCK: tl.constexpr,
+    BLOCK_WIDTH: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """One pair in each program: all its scores, both softmaxes, its hits; then, in the last program, the loss."""
+    program = tl.program_id(0)
+    step = program % steps
+    key = program // steps % modalities
+    query = program // steps // modalities
+    pair = query * query_stride + key * key_stride + step
+    query_slab, key_slab = query * steps + step, key * steps + step
+    query_ptr = queries_ptr + query_slab.to(tl.int64) * rows * width
+    key_ptr = keys_ptr + key_slab.to(tl.int64) * clips * width
+    row = tl.arange(0, BLOCK)
+    clip = tl.arange(0, BLOCK)  # of the key
+
+    scores = tl.zeros((BLOCK, BLOCK), tl.float32)
+    for start in range(0, width, BLOCK_WIDTH):
+        queries = _tile(query_ptr, 0, rows, start, width, BLOCK, BLOCK_WIDTH)
+        keys = _tile(key_ptr, 0, clips, start, width, BLOCK, BLOCK_WIDTH)
+        scores = tl.dot(queries, tl.trans(keys), scores, input_precision=PRECISION)
+
+    key_exists = _exists(valid_ptr, key_slab, clip, clips, masked)
+    query_exists = _exists(valid_ptr, query_slab, offset + row, clips, masked) & (row < rows)
+    counted = query_exists & _exists(valid_ptr, key_slab, offset + row, clips, masked)
+    counted_key = key_exists & _exists(valid_ptr, query_slab, clip, clips, masked)
+    number = tl.sum(counted_key.to(tl.int32), 0)
+    own_place = (offset + row)[:, None] == clip[None, :]
+    exists = query_exists[:, None] & key_exists[None, :]
+    scores = tl.where(exists, scores * (1 / tl.load(temperature_ptr)), -float("inf"))
+
+    own = tl.sum(tl.where(own_place, scores, 0.0), 1)
+    largest, log_sum = _log_sum_exp(scores, 1)
+    tl.store(normaliser_ptr + pair * rows + row, tl.where(counted, largest + log_sum, 0.0), mask=row < rows)
+    total = tl.sum(tl.where(counted, log_sum + (largest - own), 0.0), 0)
+    largest_earlier = tl.max(tl.where(clip[None, :] < (offset + row)[:, None], scores, -float("inf")), 1)
+    hits = tl.sum((counted & (largest_earlier < own) & (largest <= own)).to(tl.int32), 0)
+    if both != 0:
+        own_of_key = tl.sum(tl.where(own_place, scores, 0.0), 0)
+        largest_of_key, log_sum_of_key = _log_sum_exp(scores, 0)
+        second_ptr = normaliser_ptr + tl.num_programs(0) * rows
+        normaliser = tl.where(counted_key, largest_of_key + log_sum_of_key, 0.0)
+        tl.store(second_ptr + pair * rows + clip, normaliser, mask=clip < clips)
+        loss_of_key = log_sum_of_key + (largest_of_key - own_of_key)
+        total = (total + tl.sum(tl.where(counted_key, loss_of_key, 0.0), 0)) / 2
+    tl.store(pair_loss_ptr + pair, total / tl.maximum(number, 1))
+    tl.store(hits_ptr + pair, hits)
+    tl.store(number_ptr + pair, number)
+
+    # All threads have written before one of them says so; whoever says it last sees what all programs wrote.
+    tl.debug_barrier()
+    arrived = tl.atomic_add(arrived_ptr, 1, sem="acq_rel", scope="gpu")
+    tl.debug_barrier()
+    if arrived == tl.num_programs(0) - 1:
+        _finish(loss_ptr, pair_loss_ptr, clip_weights_ptr, number_ptr, pair_weights_ptr, modalities * modalities, steps)
+
+
+@triton.jit
+def _finish(loss_ptr, pair_loss_ptr, clip_weights_ptr, number_ptr, pair_weights_ptr, pairs, steps):
+    """The loss, and the weight of each clip in it, from what is known of all pairs."""
+    loss = 0.0
+    for first in range(0, pairs, PAIR_TILE):
+        pair = first + tl.arange(0, PAIR_TILE)
+        used = tl.zeros((PAIR_TILE,), tl.int32)
+        for start in range(0, steps, STEP_TILE):
+            step = start + tl.arange(0, STEP_TILE)
+            inside = (pair < pairs)[:, None] & (step < steps)[None, :]
+            number = tl.load(number_ptr + pair[:, None] * steps + step[None, :], mask=inside, other=0)
+            used += tl.sum((number > 0).to(tl.int32), 1)
+        weight = tl.load(pair_weights_ptr + pair, mask=pair < pairs, other=0.0) / tl.maximum(used, 1)
+        for start in range(0, steps, STEP_TILE):
+            step = start + tl.arange(0, STEP_TILE)
+            inside = (pair < pairs)[:, None] & (step < steps)[None, :]
+            place = pair[:, None] * steps + step[None, :]
+            number = tl.load(number_ptr + place, mask=inside, other=0)
+            pair_loss = tl.load(pair_loss_ptr + place, mask=inside, other=0.0)
+            clip_weight = tl.where(number > 0, weight[:, None] / tl.maximum(number, 1), 0.0)
+            tl.store(clip_weights_ptr + place, clip_weight, mask=inside)
+            loss += tl.sum(tl.sum(tl.where(clip_weight != 0, weight[:, None] * pair_loss, 0.0), 1), 0)
+    tl.store(loss_ptr, loss)
+
+
+@triton.jit(do_not_specialize=_UNSPECIALISED)
+def forward_kernel(
+    queries_ptr,  # (modalities, steps, rows, width)
+    keys_ptr,  # (modalities, steps, clips, width)
+    valid_ptr,  # (modalities, steps, clips), read where `masked`
+    temperature_ptr,  # ()
+    normaliser_ptr,  # (softmaxes, target, source, steps, rows); only the first softmax is written
+    own_ptr,  # (target, source, steps, rows), scores at the queries' own keys
+    hit_ptr,  # (target, source, steps, rows)
+    partial_ptr,  # (groups, target, source, steps, clips), of the second softmax; written where BOTH
+    modalities,
+    steps,
+    rows,
+    clips,
+    width,
+    offset,
+    query_stride,
+    key_stride,
+    masked,
+    BOTH: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_COLUMNS: tl.constexpr,
+    BLOCK_WIDTH: tl.constexpr,
+    BLOCK_CHUNK: tl.constexpr,
+    WHOLE: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Tiles of rows of one pair's queries in each program, one after the other, each along all keys.
+
+    A program adds the exponentials of each column, over its own rows, into its own row of `partial`.
+    """
+    group = tl.program_id(0)
+    step = tl.program_id(1) % steps
+    key = tl.program_id(1) // steps % modalities
+    query = tl.program_id(1) // steps // modalities
+    pair = (query * query_stride + key * key_stride + step).to(tl.int64)
+    query_slab, key_slab = query * steps + step, key * steps + step
+    width = BLOCK_WIDTH if WHOLE else width
+    query_ptr = queries_ptr + query_slab.to(tl.int64) * rows * width
+    key_ptr = keys_ptr + key_slab.to(tl.int64) * clips * width
+    partial_ptr += (group.to(tl.int64) * tl.num_programs(1) + pair) * clips
+    scale = 1 / tl.load(temperature_ptr)
+
+    for first in range(group * BLOCK_ROWS, rows, tl.num_programs(0) * BLOCK_ROWS):
+        row = first + tl.arange(0, BLOCK_ROWS)
+        query_exists = _exists(valid_ptr, query_slab, offset + row, clips, masked) & (row < rows)
+        queries = _tile(query_ptr, first, rows, 0, width, BLOCK_ROWS, BLOCK_WIDTH)
+        largest = tl.full((BLOCK_ROWS,), -float("inf"), tl.float32)
+        total = tl.zeros((BLOCK_ROWS,), tl.float32)
+        own = tl.zeros((BLOCK_ROWS,), tl.float32)
+        largest_earlier = largest  # of the keys before the own one
+        for start in range(0, clips, BLOCK_COLUMNS):
+            clip = start + tl.arange(0, BLOCK_COLUMNS)
+            keys = _tile(key_ptr, start, clips, 0, width, BLOCK_COLUMNS, BLOCK_WIDTH)
+            scores = _scores(
+                query_ptr,
+                queries,
+                first,
+                rows,
+                key_ptr,
+                keys,
+                start,
+                clips,
+                width,
+                BLOCK_ROWS,
+                BLOCK_COLUMNS,
+                BLOCK_CHUNK,
+                WHOLE,
+                PRECISION,
+            )
+            exists = query_exists[:, None] & _exists(valid_ptr, key_slab, clip, clips, masked)[None, :]
+            scores = tl.where(exists, scores * scale, -float("inf"))
+            if (start < offset + first + BLOCK_ROWS) & (start + BLOCK_COLUMNS > offset + first):
+                place = (offset + row)[:, None]
+                here = (offset + row >= start) & (offset + row < start + BLOCK_COLUMNS)
+                before = tl.max(tl.where(clip[None, :] < place, scores, -float("inf")), 1)
+                largest_earlier = tl.where(here, tl.maximum(largest, before), largest_earlier)
+                own = tl.where(here, tl.sum(tl.where(clip[None, :] == place, scores, 0.0), 1), own)
+            new_largest = tl.maximum(largest, tl.max(scores, 1))
+            base = tl.where(new_largest == -float("inf"), 0.0, new_largest)
+            total = total * tl.exp(largest - base) + tl.sum(tl.exp(scores - base[:, None]), 1)
+            largest = new_largest
+            if BOTH:
+                largest_of_key, log_sum_of_key = _log_sum_exp(scores, 0)
+                partial = largest_of_key + log_sum_of_key
+                written = tl.where(first > group * BLOCK_ROWS, clips, 0)
+                before = tl.load(partial_ptr + clip, mask=clip < written, other=-float("inf"))
+                partial = _log_add_exp(partial, before)
+                tl.store(partial_ptr + clip, partial, mask=clip < clips)
+        counted = query_exists & _exists(valid_ptr, key_slab, offset + row, clips, masked)
+        hit = counted & (largest_earlier < own) & (largest <= own)
+        place = pair * rows + row
+        tl.store(normaliser_ptr + place, tl.where(counted, largest + tl.log(total), 0.0), mask=row < rows)
+        tl.store(own_ptr + place, tl.where(counted, own, 0.0), mask=row < rows)
+        tl.store(hit_ptr + place, hit, mask=row < rows)
+        # What this program wrote of the columns is read again by other threads of it.
+        tl.debug_barrier()
+
+
+@triton.jit(do_not_specialize=_UNSPECIALISED)
+def backward_kernel(
+    gradient_ptr,  # ()
+    queries_ptr,  # (modalities, steps, rows, width)
+    keys_ptr,  # (modalities, steps, clips, width)
+    valid_ptr,  # (modalities, steps, clips), read where `masked`
+    temperature_ptr,  # ()
+    normaliser_ptr,  # (softmaxes, target, source, steps, rows)
+    clip_weights_ptr,  # (target, source, steps)
+    in_queries_ptr,  # (modalities, steps, rows, width)
+    in_keys_ptr,  # (modalities, steps, clips, width)
+    in_temperature_ptr,  # (modalities, steps, row tiles), shares of the gradient
+    modalities,
+    steps,
+    rows,
+    clips,
+    width,
+    offset,
+    query_stride,
+    key_stride,
+    masked,
+    BOTH: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_COLUMNS: tl.constexpr,
+    BLOCK_WIDTH: tl.constexpr,
+    BLOCK_CHUNK: tl.constexpr,
+    WHOLE: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Some rows and columns of the gradient of one slab in each program, first the slabs of queries, then of keys.
+
+    Rows of the tiles of scores are the slab's own, columns those of the other side, one modality after the other.
+    """
+    slabs = modalities * steps
+    of_queries = tl.program_id(1) < slabs
+    own_slab = tl.where(of_queries, tl.program_id(1), tl.program_id(1) - slabs)
+    step = own_slab % steps
+    own_modality = own_slab // steps
+    if of_queries:
+        own_ptr, other_ptr, in_own_ptr = queries_ptr, keys_ptr, in_queries_ptr
+    else:
+        own_ptr, other_ptr, in_own_ptr = keys_ptr, queries_ptr, in_keys_ptr
+    own_rows, other_rows = tl.where(of_queries, rows, clips), tl.where(of_queries, clips, rows)
+    own_offset, other_offset = tl.where(of_queries, offset, 0), tl.where(of_queries, 0, offset)
+    own_stride = tl.where(of_queries, query_stride, key_stride)
+    other_stride = tl.where(of_queries, key_stride, query_stride)
+    # Normalisers of the softmaxes along a row and along a column of a tile of scores. Without BOTH only the queries'
+    # side has one; that of the other side is read as 0.
+    row_normaliser_ptr, column_normaliser_ptr = normaliser_ptr, normaliser_ptr
+    asking_rows, asking_columns = tl.where(of_queries, rows, 0), tl.where(of_queries, 0, rows)
+    if BOTH:
+        softmax_size = (modalities * slabs).to(tl.int64) * rows
+        row_normaliser_ptr += tl.where(of_queries, 0, softmax_size)
+        column_normaliser_ptr += tl.where(of_queries, softmax_size, 0)
+        asking_rows, asking_columns = rows, rows
+
+    first = tl.program_id(0) * BLOCK_ROWS
+    row = first + tl.arange(0, BLOCK_ROWS)
+    row_clip = own_offset + row
+    row_exists = _exists(valid_ptr, own_slab, row_clip, clips, masked) & (row < own_rows)
+    width = BLOCK_WIDTH if WHOLE else width
+    start_width = tl.program_id(2) * BLOCK_WIDTH
+    slab_ptr = own_ptr + own_slab.to(tl.int64) * own_rows * width
+    own = _tile(slab_ptr, first, own_rows, 0, width, BLOCK_ROWS, BLOCK_WIDTH)
+    scale = 1 / tl.load(temperature_ptr)
+    weight_ptr = clip_weights_ptr + own_modality * own_stride + step
+    largest_weight = 0.0
+    for other in range(0, modalities):
+        largest_weight = tl.maximum(largest_weight, tl.abs(tl.load(weight_ptr + other * other_stride)))
+    weight_scale = tl.where(largest_weight > 0, SLOPE_SCALE / largest_weight, 0.0)
+
+    result = tl.zeros((BLOCK_ROWS, BLOCK_WIDTH), tl.float32)
+    in_temperature = tl.zeros((BLOCK_ROWS,), tl.float32)
+    for other in range(0, modalities):
+        other_slab = other * steps + step
+        pair = (own_modality * own_stride + other * other_stride + step).to(tl.int64)
+        weight = tl.load(weight_ptr + other * other_stride) * weight_scale
+        other_slab_ptr = other_ptr + other_slab.to(tl.int64) * other_rows * width
+        row_counted = row_exists & _exists(valid_ptr, other_slab, row_clip, clips, masked)
+        row_normaliser = tl.load(row_normaliser_ptr + pair * rows + row, mask=row < asking_rows, other=0.0)
+        # A pair that weighs nothing is left out, whatever its scores are.
+        for start in range(0, tl.where(weight != 0, other_rows, 0), BLOCK_COLUMNS):
+            column = start + tl.arange(0, BLOCK_COLUMNS)
+            clip = other_offset + column
+            others = _tile(other_slab_ptr, start, other_rows, start_width, width, BLOCK_COLUMNS, BLOCK_WIDTH)
+            scores = _scores(
+                slab_ptr,
+                own,
+                first,
+                own_rows,
+                other_slab_ptr,
+                others,
+                start,
+                other_rows,
+                width,
+                BLOCK_ROWS,
+                BLOCK_COLUMNS,
+                BLOCK_CHUNK,
+                WHOLE,
+                PRECISION,
+            )
+            column_exists = _exists(valid_ptr, other_slab, clip, clips, masked) & (column < other_rows)
+            column_counted = column_exists & _exists(valid_ptr, own_slab, clip, clips, masked)
+            place = column_normaliser_ptr + pair * rows + column
+            column_normaliser = tl.load(place, mask=column < asking_columns, other=0.0)
+            identity = (row_clip[:, None] == clip[None, :]).to(tl.float32)
+            if BOTH:
+                gap = scores * scale - row_normaliser[:, None]
+                slope = tl.where(row_counted[:, None] & column_exists[None, :], _probability(gap) - identity, 0.0)
+                in_temperature += weight * tl.sum(slope * gap, 1)
+                gap = scores * scale - column_normaliser[None, :]
+                part = tl.where(row_exists[:, None] & column_counted[None, :], _probability(gap) - identity, 0.0)
+                in_temperature += weight * tl.sum(part * gap, 1)
+                slope += part
+            else:
+                # One of the two normalisers is that of the softmax, the other one 0.
+                gap = scores * scale - row_normaliser[:, None] - column_normaliser[None, :]
+                here_row = tl.where(of_queries, row_counted, row_exists)
+                here_column = tl.where(of_queries, column_exists, column_counted)
+                slope = tl.where(here_row[:, None] & here_column[None, :], _probability(gap) - identity, 0.0)
+                in_temperature += weight * tl.sum(slope * gap, 1)
+            result = tl.dot((slope * weight).to(others.dtype), others, result, input_precision=PRECISION)
+    factor = tl.load(gradient_ptr) * largest_weight * scale / SLOPE_SCALE
+    if BOTH:
+        factor /= 2
+    pointer = in_own_ptr + (own_slab.to(tl.int64) * own_rows + row) * width
+    pointer = pointer[:, None] + (start_width + tl.arange(0, BLOCK_WIDTH))[None, :]
+    tl.store(pointer, result * factor, mask=(row < own_rows)[:, None])
+    if of_queries & (tl.program_id(2) == 0):
+        share = -factor * tl.sum(in_temperature, 0)
+        tl.store(in_temperature_ptr + own_slab * tl.num_programs(0) + tl.program_id(0), share)
+
+
+class Configuration(NamedTuple):
+    """How a kernel is cut into programs, and how each is compiled.
+
+    Attributes:
+        rows: of a tile of scores.
+        columns: of a tile of scores.
+        warps: of a program.
+        stages: of the pipeline that loads tiles ahead.
+        chunk: columns of the vectors that scores are computed from at a time, where not all at once.
+        width: columns of the vectors that a program holds.
+        whole: whether these are all that they have; then scores are computed at once.
+        precision: of products of float32, as Triton names it.
+    """
+
+    rows: int
+    columns: int
+    warps: int
+    stages: int
+    chunk: int
+    width: int = 128
+    whole: bool = False
+    precision: str = "ieee"
+
+    @property
+    def small(self) -> dict[str, int | str]:
+        """Compile-time constants of the small forward kernel."""
+        return {"BLOCK": self.rows, "BLOCK_WIDTH": self.chunk, "PRECISION": self.precision}
+
+    @property
+    def tiles(self) -> dict[str, int | bool | str]:
+        """Compile-time constants of the other kernels, without the softmax."""
+        sizes = {"BLOCK_ROWS": self.rows, "BLOCK_COLUMNS": self.columns, "BLOCK_WIDTH": self.width}
+        return {**sizes, "BLOCK_CHUNK": self.chunk, "WHOLE": self.whole, "PRECISION": self.precision}
+
+    @property
+    def options(self) -> dict[str, int | bool]:
+        """What the compiler is told. Left alone it aims at more programs at a time, and spills a register or two."""
+        return {"num_warps": self.warps, "num_stages": self.stages, "maxnreg": 255, "enable_fp_fusion": True}
+
+
+# Vectors are padded to a multiple of this, so that no tile ends in the middle of one.
+TILE_WIDTH = 128
+# The largest tiles that were found to compile for sm_80, sm_86 and sm_90 without a register in memory.
+_CHUNKED = {
+    ("small_forward", "half"): Configuration(SMALL_BATCH, SMALL_BATCH, 8, 2, 64),
+    ("small_forward", "tf32"): Configuration(SMALL_BATCH, SMALL_BATCH, 8, 2, 32),
+    ("small_forward", "ieee"): Configuration(SMALL_BATCH, SMALL_BATCH, 8, 1, 16),
+    ("forward", "half"): Configuration(128, 64, 8, 3, 64),
+    ("forward", "tf32"): Configuration(128, 64, 8, 2, 32),
+    ("forward", "ieee"): Configuration(32, 32, 4, 1, 16),
+    ("backward", "half"): Configuration(128, 32, 8, 2, 64),
+    ("backward", "tf32"): Configuration(128, 32, 8, 2, 32),
+    ("backward", "ieee"): Configuration(32, 32, 4, 1, 16),
+}
+# For widths of 129 to 256: a tile of vectors is loaded once, for the scores and for the gradient.
+_WHOLE_WIDTH = 2 * TILE_WIDTH
+_WHOLE = {
+    ("forward", "half"): Configuration(64, 64, 8, 2, 64),
+    ("backward", "half"): Configuration(64, 32, 8, 2, 64),
+}
+# The same with the 227 KiB of shared memory of sm_90 and sm_100.
+_WHOLE_LARGE = {
+    ("forward", "half"): Configuration(128, 64, 8, 3, 64),
+    ("forward", "tf32"): Configuration(128, 32, 8, 2, 32),
+    ("backward", "half"): Configuration(128, 32, 8, 2, 64),
+}
+
+
+def configuration(
+    kernel: str, dtype: torch.dtype, width: int, capability: tuple[int, int], precision: str
+) -> Configuration:
+    """The one place that chooses how a kernel is compiled.
+
+    Args:
+        kernel: "small_forward", "forward" or "backward".
+        dtype: of targets and predictions; not float64.
+        width: of the vectors, padded.
+        capability: of the GPU, (8, 0) at least.
+        precision: torch.get_float32_matmul_precision(). As for torch's own products, "medium" is "high" on GPUs.
+    """
+    kind = "half" if dtype != torch.float32 else "ieee" if precision == "highest" else "tf32"
+    products = "tf32" if kind == "tf32" else "ieee"
+    whole = (_WHOLE_LARGE if capability[0] in (9, 10) else _WHOLE).get((kernel, kind))
+    if whole is None or width != _WHOLE_WIDTH:
+        return _CHUNKED[kernel, kind]._replace(precision=products)
+    return whole._replace(width=width, whole=True, precision=products)
+
+
+class _Ready(NamedTuple):
+    """Inputs as the kernels take them, and what all kernels are told of them."""
+
+    queries: Tensor  # (modalities, K, Q, width), zeros where not valid and beyond D
+    keys: Tensor  # (modalities, K, B, width), likewise
+    valid: Tensor  # (modalities, K, B); not read where all are
+    temperature: Tensor  # () float32
+    sizes: tuple[int, ...]  # modalities to masked, in the kernels' order
+
+    @property
+    def pairs(self) -> tuple[int, int, int]:
+        return self.queries.shape[0], self.queries.shape[0], self.queries.shape[1]
+
+
+def cross_info_nce_triton(inputs: CrossInfoNCEInputs) -> tuple[Tensor, ...]:
+    """As `cross_info_nce_reference`, which computes what the kernels do not: float64, nothing at all, older GPUs."""
+    if not _kernels_take(inputs):
+        return cross_info_nce_reference(inputs)
+    with torch.cuda.device_of(inputs.targets):
+        if inputs.queries_and_keys()[1].shape[2] <= SMALL_BATCH:
+            return _small_forward(inputs, _ready(inputs))
+        return _forward(inputs, _ready(inputs))
+
+
+def cross_info_nce_backward_triton(
+    gradient: Tensor, log_normaliser: Tensor, clip_weights: Tensor, inputs: CrossInfoNCEInputs
+) -> tuple[Tensor, ...]:
+    """As `cross_info_nce_backward_reference`, which computes what the kernels do not."""
+    if not _kernels_take(inputs):
+        return cross_info_nce_backward_reference(gradient, log_normaliser, clip_weights, inputs)
+    with torch.cuda.device_of(inputs.targets):
+        return _backward(gradient, log_normaliser, clip_weights, inputs, _ready(inputs))
+
+
+def _kernels_take(inputs: CrossInfoNCEInputs) -> bool:
+    targets = inputs.targets
+    return (
+        targets.dtype != torch.float64
+        and inputs.targets.numel() > 0
+        and inputs.predictions.numel() > 0
+        and torch.version.hip is None
+        and _capability(targets) >= (8, 0)
+    )
+
+
+def _capability(tensor: Tensor) -> tuple[int, int]:
+    # Triton's interpreter runs on the CPU.
+    return torch.cuda.get_device_capability(tensor.device) if tensor.is_cuda else (8, 0)
+
+
+def _choose(kernel: str, ready: _Ready) -> Configuration:
+    """The configuration for these inputs on their device."""
+    keys, precision = ready.keys, torch.get_float32_matmul_precision()
+    return configuration(kernel, keys.dtype, keys.shape[3], _capability(keys), precision)
+
+
+def _ready(inputs: CrossInfoNCEInputs) -> _Ready:
+    queries, keys = inputs.queries_and_keys()
+    modalities, steps, rows, _ = queries.shape
+    clips = keys.shape[2]
+    valid = inputs.valid
+    masked = int(valid is not None)
+    if valid is None:
+        valid = keys.new_empty((), dtype=torch.bool)
+    else:
+        valid = valid.contiguous()
+        asking = valid[:, :, inputs.offset : inputs.offset + rows]
+        queries, keys = torch.where(asking[..., None], queries, 0), torch.where(valid[..., None], keys, 0)
+    queries, keys = _aligned(queries), _aligned(keys)
+    by_target, by_source = modalities * steps, steps
+    strides = (by_source, by_target) if inputs.softmax_over == "candidates" else (by_target, by_source)
+    sizes = (modalities, steps, rows, clips, keys.shape[3], inputs.offset, *strides, masked)
+    return _Ready(queries, keys, valid, inputs.temperature.float(), sizes)
+
+
+def _aligned(vectors: Tensor) -> Tensor:
+    """Contiguous vectors in whole tiles, each at an address that all its bytes can be loaded from together."""
+    missing = -vectors.shape[3] % TILE_WIDTH
+    vectors = torch.nn.functional.pad(vectors, (0, missing)) if missing else vectors.contiguous()
+    return vectors if vectors.data_ptr() % 16 == 0 else vectors.clone()
+
+
+def _small_forward(inputs: CrossInfoNCEInputs, ready: _Ready) -> tuple[Tensor, ...]:
+    both = inputs.softmax_over == "both"
+    new = ready.keys.new_empty
+    loss, pair_loss = new((), dtype=torch.float32), new(ready.pairs, dtype=torch.float32)
+    hits = new(ready.pairs, dtype=torch.int64)
+    normaliser = new((1 + both, *ready.pairs, ready.queries.shape[2]), dtype=torch.float32)
+    clip_weights = new(ready.pairs, dtype=torch.float32)
+    number = new(ready.pairs, dtype=torch.int32)
+    arrived = ready.keys.new_zeros((), dtype=torch.int32)
+    chosen = _choose("small_forward", ready)
+    small_forward_kernel[(pair_loss.numel(),)](
+        ready.queries,
+        ready.keys,
+        ready.valid,
+        inputs.pair_weights.float().contiguous(),
+        ready.temperature,
+        loss,
+        pair_loss,
+        hits,
+        normaliser,
+        clip_weights,
+        number,
+        arrived,
+        *ready.sizes,
+        int(both),
+        **chosen.small,
+        **chosen.options,
+    )
+    return loss, pair_loss, hits, normaliser, clip_weights
+
+
+def _forward(inputs: CrossInfoNCEInputs, ready: _Ready) -> tuple[Tensor, ...]:
+    both = inputs.softmax_over == "both"
+    modalities, _, steps = ready.pairs
+    rows, clips = ready.queries.shape[2], ready.keys.shape[2]
+    new = ready.keys.new_empty
+    normaliser = new((1 + both, *ready.pairs, rows), dtype=torch.float32)
+    own = new((*ready.pairs, rows), dtype=torch.float32)
+    hit = new((*ready.pairs, rows), dtype=torch.bool)
+    chosen = _choose("forward", ready)
+    groups = triton.cdiv(rows, chosen.rows)
+    groups = min(groups, MOST_GROUPS) if both else groups
+    partial = new((groups if both else 0, *ready.pairs, clips), dtype=torch.float32)
+    forward_kernel[(groups, modalities * modalities * steps)](
+        ready.queries,
+        ready.keys,
+        ready.valid,
+        ready.temperature,
+        normaliser,
+        own,
+        hit,
+        partial,
+        *ready.sizes,
+        BOTH=both,
+        **chosen.tiles,
+        **chosen.options,
+    )
+    if both:
+        torch.logsumexp(partial, 0, out=normaliser[1])
+        if inputs.valid is not None:
+            normaliser[1].masked_fill_(~(inputs.valid[:, None] & inputs.valid[None]), 0)
+    number, weights = numbers_and_weights(inputs)
+    total = (normaliser.mean(0) - own).sum(3)  # (target, source, K)
+    loss = torch.where(weights != 0, weights * total, 0).sum()
+    return loss, total / number.clamp(min=1), hit.sum(3), normaliser, weights
+
+
+def _backward(
+    gradient: Tensor, log_normaliser: Tensor, clip_weights: Tensor, inputs: CrossInfoNCEInputs, ready: _Ready
+) -> tuple[Tensor, ...]:
+    modalities, steps, rows, width = ready.queries.shape
+    clips, both = ready.keys.shape[2], inputs.softmax_over == "both"
+    chosen = _choose("backward", ready)
+    tiles = triton.cdiv(max(rows, clips), chosen.rows)
+    in_queries, in_keys = torch.empty_like(ready.queries), torch.empty_like(ready.keys)
+    in_temperature = ready.keys.new_empty((modalities, steps, tiles), dtype=torch.float32)
+    backward_kernel[(tiles, 2 * modalities * steps, width // chosen.width)](
+        gradient.float(),
+        ready.queries,
+        ready.keys,
+        ready.valid,
+        ready.temperature,
+        log_normaliser,
+        clip_weights,
+        in_queries,
+        in_keys,
+        in_temperature,
+        *ready.sizes,
+        BOTH=both,
+        **chosen.tiles,
+        **chosen.options,
+    )
+    in_targets, in_predictions = in_queries, in_keys
+    if inputs.softmax_over == "candidates":
+        in_targets, in_predictions = in_keys, in_queries
+    real = slice(inputs.targets.shape[3])
+    return (
+        in_targets[..., real].contiguous(),
+        in_predictions[..., real].contiguous(),
+        in_temperature.sum().to(inputs.temperature.dtype),
+    )

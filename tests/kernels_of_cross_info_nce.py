@@ -1,0 +1,238 @@
+"""The Triton kernels of cross_info_nce beside the reference in float64; run by test_cross_info_nce_triton.py.
+
+With TRITON_INTERPRET=1 they run on the CPU, in Triton's interpreter, else on a GPU. The interpreter multiplies float32
+exactly, whatever precision is asked for, so there most tests ask for the precision with the largest tiles. It cannot
+multiply bfloat16. The log of 0, where a softmax is over nothing, is meant.
+"""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+import tolerances
+import torch
+from cases import generator, normal, strided
+from compare import assert_close
+from tolerances import EXACT
+from torch import Tensor
+from unicode_fast.kernels import cross_info_nce as kernels
+
+from unicode_fast.reference.cross_info_nce import (
+    CrossInfoNCEInputs,
+    cross_info_nce_backward_reference,
+    cross_info_nce_reference,
+)
+
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+DEVICE = "cpu" if INTERPRETED else "cuda"
+NAN = float("nan")
+NAMES = ("loss", "pair_loss", "hits", "log_normaliser", "clip_weights")
+
+
+@pytest.fixture(autouse=True)
+def large_tiles() -> Iterator[None]:
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if INTERPRETED else "highest")
+    yield
+    torch.set_float32_matmul_precision(before)
+
+
+def make_inputs(
+    size: tuple[int, int, int, int],
+    softmax_over: str = "predictions",
+    masked: bool = False,
+    dtype: torch.dtype = torch.float32,
+) -> CrossInfoNCEInputs:
+    modalities, _, _, width = size
+    weights = (torch.rand(modalities, modalities, generator=generator(5)) + 0.1).to(DEVICE)
+    valid = (torch.rand(size[:3], generator=generator()) < 0.7).to(DEVICE) if masked else None
+    targets, predictions = (normal(*size, seed=seed, dtype=dtype).to(DEVICE) for seed in (0, 1))
+    # Scores of order one, whatever the width.
+    temperature = torch.tensor(width**0.5, device=DEVICE)
+    return CrossInfoNCEInputs(targets, predictions, weights, valid, temperature, softmax_over)
+
+
+def assert_as_reference(
+    inputs: CrossInfoNCEInputs, check_hits: bool = True, check_gradients: bool = True
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Results and gradients of the kernels, after comparing both with the reference in float64."""
+    gradient = torch.tensor(1.7, device=DEVICE)
+    truth_inputs = in_float64(inputs)
+    found = kernels.cross_info_nce_triton(inputs)
+    expected = cross_info_nce_reference(truth_inputs)
+    scores = inputs.targets.double().flatten(0, 2).norm(dim=1).amax() * inputs.predictions.double().norm(dim=3).amax()
+    largest = float(scores / inputs.temperature.double())
+    for name, part, truth in zip(NAMES, found, expected, strict=True):
+        if name != "hits":
+            assert_close(part, truth, tolerances.cross_info_nce(largest, torch.float32), name)
+        elif check_hits:
+            assert_close(part, truth, EXACT, name)
+    arguments = found[3], found[4], inputs
+    gradients = kernels.cross_info_nce_backward_triton(gradient, *arguments)
+    truths = cross_info_nce_backward_reference(gradient.double(), expected[3], expected[4], truth_inputs)
+    for part, truth in zip(gradients, truths, strict=True):
+        tolerance = tolerances.cross_info_nce_gradient(largest, torch.float32)
+        if part.dtype != torch.float32:
+            tolerance = tolerances.cross_info_nce_half_gradient(part.dtype, float(truth.abs().max()))
+        if check_gradients:
+            assert_close(part, truth, tolerance, "gradient")
+    return list(found), list(gradients)
+
+
+def in_float64(inputs: CrossInfoNCEInputs) -> CrossInfoNCEInputs:
+    return CrossInfoNCEInputs(
+        *(x.double() if isinstance(x, Tensor) and x.is_floating_point() else x for x in inputs)  # type: ignore[arg-type]
+    )
+
+
+@pytest.mark.parametrize(
+    ("size", "softmax_over", "masked"),
+    [
+        ((2, 1, 1, 16), "predictions", False),
+        ((5, 2, 2, 5), "both", True),
+        ((2, 12, 2, 3), "candidates", True),
+        ((3, 1, 79, 24), "candidates", True),
+        ((3, 1, 80, 40), "predictions", False),
+        ((4, 1, 80, 40), "both", True),
+        ((2, 1, 127, 33), "both", False),
+        ((2, 1, 128, 130), "predictions", True),
+        ((2, 1, 129, 40), "both", True),
+        ((2, 1, 129, 17), "candidates", False),
+        ((1, 2, 300, 130), "predictions", True),
+    ],
+)
+def test_against_float64(size: tuple[int, int, int, int], softmax_over: str, masked: bool) -> None:
+    assert_as_reference(make_inputs(size, softmax_over, masked))
+
+
+@pytest.mark.parametrize("softmax_over", ["predictions", "both"])
+def test_exact_float32(softmax_over: str) -> None:
+    """The tiles of float32 that no bit may be lost of."""
+    torch.set_float32_matmul_precision("highest")
+    assert_as_reference(make_inputs((1, 1, 40, 20), softmax_over, masked=True))
+
+
+@pytest.mark.parametrize(
+    ("size", "softmax_over"), [((2, 2, 80, 200), "both"), ((1, 1, 140, 256), "candidates"), ((1, 1, 130, 300), "both")]
+)
+@pytest.mark.parametrize("dtype", [torch.float16] if INTERPRETED else [torch.float16, torch.bfloat16])
+def test_half_precision(size: tuple[int, int, int, int], softmax_over: str, dtype: torch.dtype) -> None:
+    assert_as_reference(make_inputs(size, softmax_over, masked=True, dtype=dtype))
+
+
+@pytest.mark.skipif(INTERPRETED, reason="the interpreter multiplies exactly")
+@pytest.mark.parametrize("clips", [80, 1000])
+def test_tf32(clips: int) -> None:
+    """Scores lose what their factors lose, and so does the gradient; not more."""
+    torch.set_float32_matmul_precision("high")
+    inputs = make_inputs((2, 1, clips, 256), "both")
+    found = kernels.cross_info_nce_triton(inputs)
+    truth = cross_info_nce_reference(in_float64(inputs))
+    assert_close(found[0], truth[0], tolerances.CROSS_INFO_NCE_TF32)
+
+
+@pytest.mark.skipif(INTERPRETED, reason="the interpreter takes minutes")
+@pytest.mark.parametrize("softmax_over", ["predictions", "both"])
+@pytest.mark.parametrize("clips", [1000, 5000])
+def test_large_batches(clips: int, softmax_over: str) -> None:
+    assert_as_reference(make_inputs((2, 1, clips, 256), softmax_over, masked=True), check_hits=False)
+
+
+def test_float16_of_small_weights() -> None:
+    """Slopes far below what float16 can hold are not lost."""
+    inputs = make_inputs((2, 1, 140, 20), "both", dtype=torch.float16)
+    inputs = inputs._replace(pair_weights=inputs.pair_weights * 1e-6)
+    gradient = torch.tensor(2.0**20, device=DEVICE)
+    found = kernels.cross_info_nce_triton(inputs)
+    result = kernels.cross_info_nce_backward_triton(gradient, found[3], found[4], inputs)[0]
+    truth = cross_info_nce_backward_reference(gradient, found[3], found[4], inputs)[0]
+    largest = float(truth.abs().max())
+    assert_close(result, truth, tolerances.cross_info_nce_half_gradient(torch.float16, largest))
+
+
+def test_several_tiles_of_rows_in_a_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With "both", a program adds the columns of its tiles to what it has."""
+    monkeypatch.setattr(kernels, "MOST_GROUPS", 2)
+    assert_as_reference(make_inputs((1, 1, 420, 16), "both", masked=True))
+
+
+@pytest.mark.parametrize("softmax_over", ["predictions", "candidates"])
+@pytest.mark.parametrize(("clips", "own"), [(60, slice(20, 47)), (150, slice(130, 150)), (150, slice(3, 140))])
+def test_part_of_the_batch(clips: int, own: slice, softmax_over: str) -> None:
+    """Rows of queries and columns of keys differ in number, and the diagonal starts at an offset."""
+    inputs = make_inputs((2, 1, clips, 8), softmax_over, masked=True)._replace(offset=own.start)
+    part = {"predictions": "targets", "candidates": "predictions"}[softmax_over]
+    inputs = inputs._replace(**{part: getattr(inputs, part)[:, :, own]})
+    assert_as_reference(inputs)
+
+
+@pytest.mark.parametrize("clips", [9, 130])
+@pytest.mark.parametrize("softmax_over", ["predictions", "candidates", "both"])
+def test_identical_rows(clips: int, softmax_over: str) -> None:
+    """The first of equal scores is the only hit, also where it is in another tile."""
+    vectors = [(normal(1, 1, 1, 16, seed=seed) * 2).round().expand(1, 1, clips, 16).to(DEVICE) for seed in (0, 1)]
+    inputs = make_inputs((1, 1, clips, 16), softmax_over)._replace(targets=vectors[0], predictions=vectors[1])
+    found, _ = assert_as_reference(inputs)
+    assert found[2].item() == 1
+
+
+@pytest.mark.parametrize("clips", [6, 130])
+@pytest.mark.parametrize("scale", [1e-20, 30, 1e15])
+def test_extreme_scores(scale: float, clips: int) -> None:
+    inputs = make_inputs((1, 1, clips, 8), "both")
+    inputs = inputs._replace(targets=inputs.targets * scale, predictions=inputs.predictions * scale)
+    _, gradients = assert_as_reference(inputs, check_hits=False, check_gradients=scale < 1e15)
+    assert all(gradient.isfinite().all() for gradient in gradients)
+
+
+@pytest.mark.parametrize("clips", [7, 130])
+def test_masked_vectors_may_hold_anything(clips: int) -> None:
+    inputs = make_inputs((2, 1, clips, 8), "both", masked=True)
+    assert inputs.valid is not None
+    results = []
+    for filling in (0.0, NAN):
+        vectors = [torch.where(inputs.valid[..., None], x, filling) for x in (inputs.targets, inputs.predictions)]
+        found = kernels.cross_info_nce_triton(inputs._replace(targets=vectors[0], predictions=vectors[1]))
+        results.append(
+            [*found, *kernels.cross_info_nce_backward_triton(torch.ones((), device=DEVICE), found[3], found[4], inputs)]
+        )
+    for clean, spoilt in zip(*results, strict=True):
+        assert_close(spoilt, clean, EXACT)
+    assert not results[1][5][~inputs.valid].any()
+
+
+def test_weight_zero_leaves_a_pair_out() -> None:
+    inputs = make_inputs((2, 1, 4, 3))
+    inputs.predictions[1, 0, 2, 0] = NAN
+    inputs.pair_weights[:, 1] = 0
+    found = kernels.cross_info_nce_triton(inputs)
+    assert found[0].isfinite()
+    assert found[1][:, 1].isnan().all()
+    in_targets, in_predictions, _ = kernels.cross_info_nce_backward_triton(
+        torch.tensor(1.0), found[3], found[4], inputs
+    )
+    assert in_targets.isfinite().all()
+    assert in_predictions.isfinite().all()
+
+
+def test_nothing_valid() -> None:
+    inputs = make_inputs((2, 2, 5, 3), "both")._replace(valid=torch.zeros(2, 2, 5, dtype=torch.bool, device=DEVICE))
+    found, gradients = assert_as_reference(inputs)
+    assert found[0].item() == 0
+    assert not any(gradient.any() for gradient in gradients)
+
+
+def test_strided_and_misaligned() -> None:
+    inputs = make_inputs((2, 2, 5, 128), "both")
+    shifted = torch.zeros(inputs.predictions.numel() + 1, device=DEVICE)[1:].view(inputs.predictions.shape)
+    shifted.copy_(inputs.predictions)
+    weights = strided(inputs.pair_weights)
+    assert_as_reference(inputs._replace(targets=strided(inputs.targets), predictions=shifted, pair_weights=weights))
+
+
+def test_repeatable() -> None:
+    inputs = make_inputs((3, 1, 80, 24), "both", masked=True)
+    first, second = (assert_as_reference(inputs) for _ in range(2))
+    for part, again in zip([*first[0], *first[1]], [*second[0], *second[1]], strict=True):
+        assert_close(again, part, EXACT)

@@ -1,0 +1,100 @@
+"""The Triton kernels of cross_info_nce: compiled ahead of time, interpreted, and run where there is a GPU."""
+
+import itertools
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from packaging.version import Version
+
+pytest.importorskip("triton")
+
+import triton
+from triton_aot import compile_ahead
+from unicode_fast.kernels import cross_info_nce as kernels
+
+# Bytes of shared memory that a program can have.
+SHARED_BYTES = {80: 166912, 86: 101376, 90: 232448}
+POINTERS = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16"}
+OTHER_POINTERS = {"valid_ptr": "*i1", "hit_ptr": "*i1", "hits_ptr": "*i64", "number_ptr": "*i32", "arrived_ptr": "*i32"}
+KERNELS = ("small_forward", "forward", "backward")
+VECTORS = ("queries_ptr", "keys_ptr", "in_queries_ptr", "in_keys_ptr")
+
+
+class Compilation(NamedTuple):
+    kernel: str
+    capability: int
+    dtype: torch.dtype
+    both: bool
+    configuration: kernels.Configuration
+
+    def __str__(self) -> str:
+        chosen = self.configuration
+        kind = str(self.dtype).removeprefix("torch.") + (f"-{chosen.precision}" if self.dtype == torch.float32 else "")
+        return f"{self.kernel}-sm_{self.capability}-{kind}-{'whole' if chosen.whole else 'chunks'}-{self.both}"
+
+
+def compilations() -> list[Compilation]:
+    """All that can be chosen at run time; the small forward pass is the same program for all softmaxes."""
+    found = {}
+    for capability, dtype, width, both in itertools.product(SHARED_BYTES, POINTERS, (128, 256, 384), (False, True)):
+        for kernel, precision in itertools.product(KERNELS, ("highest", "high")):
+            chosen = kernels.configuration(kernel, dtype, width, divmod(capability, 10), precision)
+            compilation = Compilation(kernel, capability, dtype, both and kernel != "small_forward", chosen)
+            found[str(compilation)] = compilation
+    return list(found.values())
+
+
+@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="Triton interprets here and compiles nothing")
+@pytest.mark.parametrize("compilation", compilations(), ids=str)
+def test_compiles_without_spills(compilation: Compilation) -> None:
+    kernel = getattr(kernels, f"{compilation.kernel}_kernel")
+    chosen = compilation.configuration
+    fixed = chosen.small if compilation.kernel == "small_forward" else {**chosen.tiles, "BOTH": compilation.both}
+    types = {name: "i32" for name in kernel.arg_names if name not in fixed}
+    types |= {name: OTHER_POINTERS.get(name, "*fp32") for name in types if name.endswith("_ptr")}
+    types |= {name: POINTERS[compilation.dtype] for name in VECTORS if name in types}
+    compiled = compile_ahead(kernel, types, fixed, chosen.options, compilation.capability)
+    assert (compiled.stack_bytes, compiled.local_loads, compiled.local_stores) == (0, 0, 0), compiled
+    assert compiled.shared_bytes <= SHARED_BYTES[compilation.capability]
+    # Float32 keeps off the tensor cores unless it is allowed to lose bits, and nothing else does.
+    exact = compilation.dtype == torch.float32 and chosen.precision == "ieee"
+    assert (compiled.tensor_core == 0) == exact
+
+
+def test_precision_is_that_of_torch() -> None:
+    """Float32 is never rounded unasked; "medium" is what it is for torch's own products on a GPU."""
+    for kernel, width in itertools.product(KERNELS, (128, 256, 1024)):
+        for precision, name in (("highest", "ieee"), ("high", "tf32"), ("medium", "tf32")):
+            chosen = kernels.configuration(kernel, torch.float32, width, (9, 0), precision)
+            assert chosen.precision == name
+
+
+@pytest.mark.skipif(
+    Version(triton.__version__) < Version("3.8") and Version(np.__version__) >= Version("2.4"),
+    reason="interpreters before 3.8 cannot count loops with NumPy 2.4",
+)
+def test_in_the_interpreter() -> None:
+    """OpenBLAS would start threads for tiles too small for them."""
+    run_kernels(TRITON_INTERPRET="1", OPENBLAS_NUM_THREADS="1")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA is not available")
+def test_on_the_gpu() -> None:
+    run_kernels(TRITON_INTERPRET="0")
+
+
+def run_kernels(**variables: str) -> None:
+    """In a process of its own: Triton reads its variable when the kernels are imported."""
+    tests = Path(__file__).with_name("kernels_of_cross_info_nce.py")
+    environment = {**os.environ, **variables}
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tests)]
+    result = subprocess.run(
+        command, env=environment, cwd=tests.parent.parent, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stdout + result.stderr

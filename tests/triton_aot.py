@@ -1,0 +1,66 @@
+"""Compiles a Triton kernel for a GPU that is not there, and counts what the compiler did.
+
+The tools that take a compiled kernel apart come with Triton, so no CUDA toolkit is needed. A kernel that keeps its
+registers in memory can show few of them: look at `stack_bytes` and the loads and stores, never at `registers` alone.
+"""
+
+import re
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+_BINARIES = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+
+
+class Compiled(NamedTuple):
+    """What became of a kernel: bytes of a program's shared memory, of a thread's stack, and counts of instructions."""
+
+    registers: int
+    stack_bytes: int
+    local_loads: int
+    local_stores: int
+    shared_bytes: int
+    tensor_core: int
+
+
+def compile_ahead(
+    kernel: Any, types: dict[str, str], constants: dict[str, Any], options: dict[str, int], capability: int
+) -> Compiled:
+    """Compile for one architecture.
+
+    Args:
+        kernel: decorated with triton.jit, while TRITON_INTERPRET was not set.
+        types: of the arguments that are known at run time, as "*fp32", "*bf16", "i32".
+        constants: the others.
+        options: of the compiler, as num_warps.
+        capability: 90 for sm_90.
+    """
+    names = kernel.arg_names
+    signature = {name: types.get(name, "constexpr") for name in names}
+    # As at run time for addresses and sizes that are multiples of 16; without it loads would be of single numbers.
+    aligned = [i for i, name in enumerate(names) if signature[name].startswith("*") or name == "width"]
+    source = ASTSource(
+        fn=kernel,
+        signature=signature,
+        constexprs={(names.index(name),): value for name, value in constants.items()},
+        attrs={(i,): [["tt.divisibility", 16]] for i in aligned},
+    )
+    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        usage = _run("cuobjdump", "-res-usage", file.name)
+        code = _run("nvdisasm", "-c", file.name)
+    used = {key: int(value) for key, value in re.findall(r"(REG|STACK):(\d+)", usage)}
+    loads, stores, products = (len(re.findall(pattern, code)) for pattern in (r"\bLDL", r"\bSTL", r"\bHG?MMA"))
+    return Compiled(used["REG"], used["STACK"], loads, stores, compiled.metadata.shared, products)
+
+
+def _run(program: str, *arguments: str) -> str:
+    command = [str(_BINARIES / program), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
