@@ -22,7 +22,7 @@ if command -v compute-sanitizer > /dev/null; then
   operators="tests/test_nearest_codeword.py tests/test_codebook_update.py tests/test_commitment.py"
   for tool in memcheck racecheck initcheck; do
     echo "== compute-sanitizer $tool"
-    timeout 120 compute-sanitizer --tool "$tool" --error-exitcode 9 --kernel-name kns=unicode_fast \
+    timeout 60 compute-sanitizer --tool "$tool" --error-exitcode 9 --kernel-name kns=unicode_fast \
       $python -m pytest -q -x -p no:cacheprovider $operators -k "cuda-cuda and (primes or blocks or joint or loops)" \
       > "$results/sanitizer-$tool.log" 2>&1
     status=$?
@@ -34,7 +34,10 @@ else
 fi
 
 echo "== benchmarks"
-timeout 300 $python -m pytest -q -p no:cacheprovider benchmarks/bench_search.py --device cuda --results "$results" \
-  2>&1 | tail -n 60
-[ "${PIPESTATUS[0]}" -eq 0 ] || failed=1
+for bench in bench_search bench_contrast; do
+  timeout 150 $python -m pytest -q -p no:cacheprovider "benchmarks/$bench.py" --device cuda --results "$results" \
+    > "$results/$bench.log" 2>&1
+  [ $? -eq 0 ] || failed=1
+done
+tail -n 40 "$results/bench_search.log" "$results/bench_contrast.log"
 exit $failed

@@ -473,3 +473,29 @@ def test_steps_and_seeds_draw_differently(place: Place) -> None:
     for seed, step in ((2, 5), (1, 6), (-1, 5)):
         same = (revived(1, 5).round() == revived(seed, step).round()).double().mean().item()
         assert abs(same - 1 / 20) < tolerances.STANDARD_ERRORS * np.sqrt(0.05 * 0.95 / 300)
+
+
+@places("codebook_update")
+@pytest.mark.parametrize("source", ["codeword", "feature"])
+def test_draws_outside_their_range_pick_the_first_or_the_last(place: Place, source: str) -> None:
+    rule = UpdateRule(revive_after=1, revive_source=source, revive_noise=0.0)
+    results = []
+    for choice in ([-0.5, 7.0, NAN], [0.0, 1 - 2**-53, 0.0]):
+        state = make_state(normal(6, 4).to(place.device), 1, idle=5)
+        features, index = [normal(9, 4, seed=1).to(place.device)], [torch.arange(9, device=place.device) % 3]
+        draws = RevivalDraws(torch.tensor(choice * 2, dtype=torch.float64), torch.zeros(6, 4, dtype=torch.float64))
+        moved = RevivalDraws(*(x.to(place.device) for x in draws))
+        codebook_update(state, features, index, rule, draws=moved, backend=place.backend)
+        results.append(state.codebook)
+    assert_close(results[0], results[1], EXACT)
+
+
+@places("codebook_update")
+def test_autograd_sees_that_the_codebook_changed(place: Place) -> None:
+    state = make_state(normal(6, 4).to(place.device), 1)
+    factor = torch.ones(6, 4, device=place.device, requires_grad=True)
+    product = (factor * state.codebook).sum()
+    features, index = [normal(9, 4, seed=1).to(place.device)], [torch.arange(9, device=place.device) % 3]
+    codebook_update(state, features, index, UpdateRule(), backend=place.backend)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        product.backward()

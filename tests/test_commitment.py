@@ -94,6 +94,17 @@ def test_strided_and_float32_codebook(place: Place) -> None:
     )
 
 
+@places("commitment_loss")
+def test_a_weight_of_zero_adds_nothing(place: Place) -> None:
+    features, index, codebook, weights, _ = (x.to(place.device) for x in inputs(2, 9, 5, 4))
+    features[0], weights[0] = torch.inf, 0
+    features.requires_grad_()
+    found = commitment_loss(features, index, codebook, weights, backend=place.backend)
+    found.sum().backward()
+    assert found[0] == 0 and found[1] > 0
+    assert features.grad is not None and not features.grad[0].any()
+
+
 def test_differentiated_once() -> None:
     features, index, codebook, weights, _ = inputs(2, 4, 5, 3)
     features.requires_grad_()
@@ -110,6 +121,7 @@ BAD = [
     ({"weights": torch.ones(2)}, ValueError, r"weights must have shape \(2, 2\)"),
     ({"weights": torch.ones(2, 2).requires_grad_()}, ValueError, "weights must not require a gradient"),
     ({"valid": torch.ones(2, 4)}, TypeError, "valid must be bool, got float32"),
+    ({"index": torch.full((2, 4), -1)}, IndexError, r"index must be in \[0, 5\)|out of range|out of bounds"),
     ({"index": torch.full((2, 4), 9)}, IndexError, r"index must be in \[0, 5\)|out of range|out of bounds"),
 ]
 

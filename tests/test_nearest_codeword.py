@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from cases import NEAREST_CASES, Place, normal, places, strided
+from cases import NEAREST_CASES, Place, generator, normal, places, strided
 from compare import assert_nearest
 
 from unicode_fast.ops import nearest_codeword
@@ -142,3 +142,19 @@ def test_cases_are_hard(name: str) -> None:
     _, distance = nearest_codeword(features, codebook)
     with pytest.raises(AssertionError, match="beyond the promise"):
         assert_nearest(index, distance, features, codebook)
+
+
+@places("nearest_codeword")
+@pytest.mark.parametrize("width", [1, 64])
+def test_flushing_subnormal_numbers_changes_nothing(place: Place, width: int) -> None:
+    """Inputs are normal numbers, their differences are not."""
+    tiny = torch.finfo(torch.float32).tiny
+    features = (1 + torch.rand(200, width, generator=generator())) * tiny
+    codebook = (1 + torch.rand(30, width, generator=generator(1))) * tiny
+    truth = (features.double()[:, None] - codebook.double()).square().sum(2).argmin(1)
+    assert torch.set_flush_denormal(True)
+    try:
+        found = nearest_codeword(features.to(place.device), codebook.to(place.device), backend=place.backend).index
+    finally:
+        torch.set_flush_denormal(False)
+    assert torch.equal(found.cpu(), truth)

@@ -49,7 +49,8 @@ def run_rank(rank: int, ranks: int, folder: str, rule: str, backend: str, option
     first, last = bounds(ranks, rank, even)
     for step in range(STEPS):
         features, index, valid = ([part[first:last] for part in parts] for parts in whole_batch(step))
-        shard = None if even else BatchShard([first] * 3, [ROWS] * 3)
+        whole = ROWS // ranks * ranks if even else ROWS
+        shard = BatchShard([first] * 3, [whole] * 3) if RULES[rule].revive_source == "feature" else None
         codebook_update(
             state, features, index, RULES[rule], valid=valid if masked else None, shard=shard, backend=backend
         )
@@ -89,6 +90,7 @@ def test_ranks_end_with_the_codebook_of_one(
     [
         (([0], [9]), TypeError, "shard must be a BatchShard or None, got tuple"),
         (BatchShard([0, 0], [9, 9]), ValueError, r"shard must hold the \[23, 23, 23\] rows of features, got first_row"),
+        (BatchShard([0] * 3, [9] * 3), ValueError, r"got first_row \[0, 0, 0\], total_rows \[9, 9, 9\]"),
         (BatchShard([1] * 3, [23] * 3), ValueError, r"got first_row \[1, 1, 1\], total_rows \[23, 23, 23\]"),
     ],
 )
@@ -96,3 +98,15 @@ def test_bad_shards(shard: object, error: type[Exception], message: str) -> None
     features, index, _ = whole_batch(0)
     with pytest.raises(error, match=message):
         codebook_update(new_state(), features, index, RULES["paper"], shard=shard)  # type: ignore[arg-type]
+
+
+def run_without_shard(rank: int, folder: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    features, index, _ = whole_batch(0)
+    with pytest.raises(ValueError, match="shard must say which rows of the whole batch this rank holds"):
+        codebook_update(new_state(), features, index, RULES["features"])
+    dist.destroy_process_group()
+
+
+def test_ranks_that_draw_rows_must_know_where_theirs_stand(tmp_path: Path) -> None:
+    mp.start_processes(run_without_shard, args=(str(tmp_path),), nprocs=2, start_method="fork")

@@ -34,4 +34,11 @@ UNICODE_FAST_BOTH int64_t integer(uint64_t key, int64_t position, int64_t bound)
   return static_cast<int64_t>((random_bits(key, position) >> 1) % static_cast<uint64_t>(bound));
 }
 
+// The place in [0, number) that a draw from [0, 1) picks; draws outside pick the first or the last, NaN the first.
+UNICODE_FAST_BOTH int64_t place(double draw, int64_t number) {
+  const double scaled = draw * static_cast<double>(number);
+  if (!(scaled >= 1)) return 0;
+  return scaled < static_cast<double>(number) ? static_cast<int64_t>(scaled) : number - 1;
+}
+
 }  // namespace unicode_fast::counter_random

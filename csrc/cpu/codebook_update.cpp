@@ -72,7 +72,7 @@ void find_candidates(const std::vector<at::Tensor>& rows, at::IntArrayRef first_
   for (int64_t k = 0; k < codewords; ++k) {
     for (int64_t attempt = 0; attempt < kAttempts; ++attempt) {
       const bool injected = attempt == 0 && choice;
-      const int64_t global = injected ? static_cast<int64_t>(given[k] * total)
+      const int64_t global = injected ? counter_random::place(given[k], total)
                                       : counter_random::integer(key, k * kAttempts + attempt, total);
       if (usable != nullptr && !usable[global]) continue;
       size_t modality = 0;
@@ -248,7 +248,7 @@ void codebook_apply(const at::Tensor& codebook, const at::Tensor& ema_count, con
       const double* source =
           from_features
               ? candidate + k * width
-              : before.data() + active[static_cast<int64_t>(drawn * static_cast<double>(active.size()))] * width;
+              : before.data() + active[counter_random::place(drawn, static_cast<int64_t>(active.size()))] * width;
       for (int64_t d = 0; d < width; ++d) {
         double value = source[d];
         if (!from_features) {

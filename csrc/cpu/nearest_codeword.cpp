@@ -11,6 +11,7 @@
 #include <tuple>
 
 #include "kernels.h"
+#include "subnormals.h"
 
 namespace unicode_fast::cpu {
 namespace {
@@ -24,6 +25,7 @@ int64_t block_rows(int64_t rows) {
 }
 
 PreparedCodebook prepare(const at::Tensor& codebook) {
+  const KeepSubnormals keep;
   const at::Tensor given = codebook.to(at::kDouble).contiguous();
   const double* values = given.const_data_ptr<double>();
   PreparedCodebook codes;
@@ -51,6 +53,7 @@ PreparedCodebook prepare(const at::Tensor& codebook) {
   codes.norms.assign(panels * use.panel, std::numeric_limits<float>::infinity());
   std::mutex guard;
   at::parallel_for(0, panels, 1, [&](int64_t first, int64_t last) {
+    const KeepSubnormals keep_here;
     LargestNorms mine;
     use.prepare(codes, values, first, last, mine);
     const std::lock_guard<std::mutex> lock(guard);
@@ -67,6 +70,7 @@ void direct(const at::Tensor& rows, const at::Tensor& codebook, const at::Tensor
   int64_t* found = index.mutable_data_ptr<int64_t>();
   double* squared = distance.mutable_data_ptr<double>();
   at::parallel_for(0, rows.size(0), block, [&](int64_t first, int64_t last) {
+    const KeepSubnormals keep;
     const Rows<double> mine{x + first * width, width};
     if (codebook.scalar_type() == at::kDouble) {
       kernels().direct_double(codebook.const_data_ptr<double>(), codewords, width, mine, last - first, found + first,
@@ -85,6 +89,7 @@ void search(const at::Tensor& features, const at::Tensor& codebook, const at::Te
   int64_t* found = index.mutable_data_ptr<int64_t>();
   float* squared = distance.mutable_data_ptr<float>();
   at::parallel_for(0, (rows + block - 1) / block, 1, [&](int64_t first_block, int64_t last_block) {
+    const KeepSubnormals keep;
     for (int64_t number = first_block; number < last_block; ++number) {
       const int64_t first = number * block, count = std::min(block, rows - first);
       // A view of float32 rows next to each other, a converted copy of all others.

@@ -158,7 +158,7 @@ __global__ void __launch_bounds__(kPlanThreads, 2) plan_kernel(const __grid_cons
     int source = -1;
     if (copies && dead && found) {
       const double choice = update.choice != nullptr ? update.choice[k] : counter_random::uniform(choice_key, k);
-      source = list[min(static_cast<int64_t>(choice * active), static_cast<int64_t>(active) - 1)];
+      source = list[counter_random::place(choice, active)];
     }
     if (copies) update.sources[k] = source;
   }

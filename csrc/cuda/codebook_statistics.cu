@@ -81,8 +81,7 @@ __device__ __forceinline__ void write_candidate(const Batch& batch, const Statis
     const uint64_t key = counter_random::key(batch.seed, *batch.step, kRowStream);
     for (int64_t attempt = 0; attempt < kAttempts && chosen < 0; ++attempt) {
       int64_t drawn = counter_random::integer(key, k * kAttempts + attempt, total);
-      if (attempt == 0 && batch.choice != nullptr)
-        drawn = min(static_cast<int64_t>(batch.choice[k] * static_cast<double>(total)), total - 1);
+      if (attempt == 0 && batch.choice != nullptr) drawn = counter_random::place(batch.choice[k], total);
       if (batch.all_valid == nullptr || batch.all_valid[drawn]) chosen = drawn;
     }
   }
@@ -95,6 +94,13 @@ __device__ __forceinline__ void write_candidate(const Batch& batch, const Statis
   if (threadIdx.x < kColumns && column < batch.width)
     batch.statistics[layout.candidate + k * batch.width + column] =
         here ? read<T>(batch.modality[m].features, local, column) : 0.0;
+}
+
+// The codeword of a row, or -1 where the row does not count.
+__device__ __forceinline__ int codeword_at(const Batch& batch, const Modality& own, int64_t row) {
+  if (!is_valid(own, row)) return -1;
+  const int64_t code = own.index[row * own.index_stride];
+  return code >= 0 && code < batch.codewords ? static_cast<int>(code) : -1;
 }
 
 // Block (k, y) scans all indices for codeword k and sums columns y of its mixed rows. It reads the indices in chunks,
@@ -117,10 +123,9 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
       unsigned bits = 0, valid_bits = 0;
 #pragma unroll
       for (int e = 0; e < kRowsPerThread; ++e) {
-        if (first + e < rows && is_valid(own, first + e)) {
-          valid_bits |= 1u << e;
-          if (own.index[(first + e) * own.index_stride] == k) bits |= 1u << e;
-        }
+        const int code = first + e < rows ? codeword_at(batch, own, first + e) : -1;
+        valid_bits |= static_cast<unsigned>(code >= 0) << e;
+        bits |= static_cast<unsigned>(code == k) << e;
       }
       // Two counts in one number: neither reaches 2^16 in a chunk.
       int both;
@@ -158,13 +163,6 @@ __device__ __forceinline__ Tile tile_at(const Batch& batch, int tile_rows, int64
   while (number >= tiles_of(batch.modality[m], tile_rows)) number -= tiles_of(batch.modality[m++], tile_rows);
   const int64_t first = number * tile_rows;
   return {m, first, min(first + tile_rows, batch.modality[m].features.rows)};
-}
-
-// The codeword of a row, or -1 where the row does not count.
-__device__ __forceinline__ int codeword_at(const Batch& batch, const Modality& own, int64_t row) {
-  if (!is_valid(own, row)) return -1;
-  const int64_t code = own.index[row * own.index_stride];
-  return code >= 0 && code < batch.codewords ? static_cast<int>(code) : -1;
 }
 
 // Counts the rows of each codeword in each tile, one block a tile; `counts` (tiles, M) must be zero.

@@ -54,6 +54,7 @@ __global__ void __launch_bounds__(kThreads) commit_kernel(const CommitmentArgume
     for (int d = lane; d < a.width; d += 32) direction[d] = 0;
     for (int o = 0; o < a.modalities && counts; ++o) {
       if (a.valid != nullptr && !a.valid[o * a.rows + row]) continue;
+      if (a.weights[m * a.modalities + o] == 0) continue;
       const int64_t number = a.valid == nullptr ? a.rows : a.numbers[m * a.modalities + o];
       const T scale = static_cast<T>(a.weights[m * a.modalities + o]) / static_cast<T>(number);
       const int64_t codeword = a.index[o * a.rows + row];

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from unicode_fast.config import MethodConfig, ModelConfig
 from unicode_fast.modules.cpc import clip_mean
-from unicode_fast.ops import CodebookState, RevivalDraws, UpdateRule, codebook_update, nearest_codeword
+from unicode_fast.ops import BatchShard, CodebookState, RevivalDraws, UpdateRule, codebook_update, nearest_codeword
 
 # Half width of the uniform initial codewords, whatever the size of the codebook, as released.
 UNIFORM_INIT = 1 / 400
@@ -108,6 +108,7 @@ class Codebook(nn.Module):
         index: Mapping[str, Tensor],
         mask: Mapping[str, Tensor] | None = None,
         draws: RevivalDraws | None = None,
+        shard: BatchShard | None = None,
     ) -> None:
         """One MM-EMA step with the codes of this batch, idle counters and revival included; Eq. 7.
 
@@ -116,6 +117,7 @@ class Codebook(nn.Module):
             index: codes by modality, (B, T).
             mask: (B, T) bool by modality, or None.
             draws: random numbers of the revival; None draws them from the seed and the step.
+            shard: which rows of a batch that is split between ranks these are; None for all of it.
         """
         partners = self._partners(semantic, mask)
         codebook_update(
@@ -126,6 +128,7 @@ class Codebook(nn.Module):
             partners=None if partners is None else [partners[name].flatten(0, 1) for name in self.names],
             valid=None if mask is None else [mask[name].flatten() for name in self.names],
             draws=draws,
+            shard=shard,
         )
 
     def _partners(self, semantic: Mapping[str, Tensor], mask: Mapping[str, Tensor] | None) -> dict[str, Tensor] | None:

@@ -51,21 +51,21 @@ def codebook_update(  # noqa: PLR0913 - state, rows and rule are records already
             row, the mean of the valid features of the other modalities at the same place (a row without any keeps
             its own feature alone); then all N_m must be equal, unless the rule uses no partners.
         valid: for each modality (N_m,) bool, the rows that count, or None for all; None for all modalities. The
-            other rows may hold anything, NaN included.
+            other rows may hold anything, NaN included. Of several ranks either all give masks or none does.
         draws: random numbers for the revival, for tests. None draws from the counter-based generator by
             `rule.seed` and `state.step`. The rule "feature" takes only the first of its attempts from `draws`.
         group: the ranks that a batch is split between; None takes all of them where torch.distributed is
             initialised. With the same `state`, `rule` and `draws` on every rank, each ends with the codebook that one
             rank would have from the whole batch, to rounding, revival included, and all with the same bits.
-        shard: where these rows stand in the whole batch; None where every rank holds equally many, in the order of the
-            ranks.
+        shard: where these rows stand in the whole batch; None for all of it. With several ranks it has to be given
+            where codewords are revived from features, as the ranks must draw the same rows.
         backend: None takes the fastest that can run on this device. A named backend is used or refused, never
             replaced.
 
     Raises:
         TypeError: an argument or a dtype is unsupported.
-        ValueError: shapes, devices or numbers of modalities differ, `shard` does not hold the rows, or a tensor of
-            `state` wants a gradient.
+        ValueError: shapes, devices or numbers of modalities differ, `shard` is missing or does not hold the rows, or
+            a tensor of `state` wants a gradient. On CUDA also: more than 16 modalities, or 2^31 - 1 rows.
         BackendUnavailable: `backend` cannot run here; the message says why.
 
     Precision:
@@ -87,7 +87,7 @@ def codebook_update(  # noqa: PLR0913 - state, rows and rule are records already
     valid = _checked_valid(features, valid)
     choice, noise = (None, None) if draws is None else _checked_draws(state, draws)
     ranks = dist.get_world_size(group) if dist.is_initialized() else 1
-    shard = _checked_shard(features, shard, group if ranks > 1 else None, ranks)
+    shard = _checked_shard(features, shard, needed=ranks > 1 and _revives_from_features(rule))
     device = state.codebook.device
     statistics = _library.find_operator("codebook_update", device, backend, "codebook_statistics")
     apply = _library.find_operator("codebook_update", device, backend, "codebook_apply")
@@ -95,7 +95,7 @@ def codebook_update(  # noqa: PLR0913 - state, rows and rule are records already
     rows = [feature.detach() for feature in features]
     others = [partner.detach() for partner in partners]
     all_valid = None
-    if valid and rule.revive_after > 0 and rule.revive_source == "feature":
+    if valid and _revives_from_features(rule):
         all_valid = _whole_mask(valid, shard, group, ranks)
     buffer = statistics(
         state.codebook, state.step, rows, list(index), others, valid, choice, *shard, all_valid, *settings
@@ -190,11 +190,19 @@ def _checked_draws(state: CodebookState, draws: Any) -> RevivalDraws:
     return draws
 
 
-def _checked_shard(features: Sequence[Tensor], shard: Any, group: dist.ProcessGroup | None, ranks: int) -> BatchShard:
+def _revives_from_features(rule: UpdateRule) -> bool:
+    return rule.revive_after > 0 and rule.revive_source == "feature"
+
+
+def _checked_shard(features: Sequence[Tensor], shard: Any, *, needed: bool) -> BatchShard:
     rows = [feature.shape[0] for feature in features]
     if shard is None:
-        rank = dist.get_rank(group) if ranks > 1 else 0
-        return BatchShard([rank * number for number in rows], [ranks * number for number in rows])
+        if needed:
+            raise ValueError(
+                "shard must say which rows of the whole batch this rank holds, as several ranks revive codewords from "
+                "its features; got None"
+            )
+        return BatchShard([0] * len(rows), rows)
     if not isinstance(shard, BatchShard):
         raise TypeError(f"shard must be a BatchShard or None, got {type(shard).__name__}")
     first, total = list(shard.first_row), list(shard.total_rows)

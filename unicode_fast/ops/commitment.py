@@ -28,7 +28,8 @@ def commitment_loss(  # noqa: PLR0913 - four tensors, a mask and a backend
         features: (modalities, N, D) float64, float32, float16 or bfloat16.
         index: (modalities, N) int64, from `nearest_codeword`; in [0, M) at valid rows.
         codebook: (M, D) float64, float32 or the dtype of `features`; held fixed, no gradient flows into it.
-        weights: (modalities, modalities) floating point, own codewords on the diagonal; without gradient.
+        weights: (modalities, modalities) floating point, own codewords on the diagonal; without gradient. A weight of
+            zero adds nothing, whatever the features hold.
         valid: (modalities, N) bool, the rows that count, or None for all. The others may hold anything, NaN included.
         backend: None takes the fastest that can run on this device. A named backend is used or refused, never
             replaced.
@@ -39,6 +40,8 @@ def commitment_loss(  # noqa: PLR0913 - four tensors, a mask and a backend
     Raises:
         TypeError: a dtype is unsupported.
         ValueError: shapes or devices differ, or `weights` wants a gradient.
+        IndexError: an index at a valid row is no codeword; on CUDA, where that cannot be said without waiting, the
+            loss is NaN instead.
         BackendUnavailable: `backend` cannot run here; the message says why.
 
     Precision:

@@ -77,7 +77,8 @@ class RevivalDraws(NamedTuple):
     """Random numbers for the revival of codewords, given instead of drawn.
 
     Attributes:
-        choice: (M,) float64 in [0, 1), picks the active codeword or the row that codeword k is revived from.
+        choice: (M,) float64 in [0, 1), picks the active codeword or the row that codeword k is revived from; a number
+            outside picks the first or the last.
         noise: (M, D) float64 in [-1, 1), is added to it after scaling with `UpdateRule.revive_noise`.
     """
 
@@ -347,7 +348,7 @@ def _candidates(
     shape = (codewords, REVIVAL_ATTEMPTS)
     drawn = counter_random.integers(total, rule.seed, state.step, ROW_STREAM, shape)
     if draws is not None:
-        given = (draws.choice * total).to(torch.int64)
+        given = (draws.choice.nan_to_num() * total).to(torch.int64).clamp(0, total - 1)
         drawn = torch.cat([given[:, None], drawn[:, 1:]], dim=1)
     usable = torch.ones_like(drawn, dtype=torch.bool) if batch.all_valid is None else batch.all_valid[drawn]
     chosen = drawn.gather(1, usable.to(torch.uint8).argmax(dim=1, keepdim=True))[:, 0]  # (M,) of the whole batch
@@ -382,7 +383,7 @@ def _revival(
         choice, noise = draws
     active = (idle_for_rule >= 0) & (idle_for_rule < rule.revive_active_within)
     rank = active.cumsum(dim=0)  # an active codeword's own place, from 1
-    place = (choice * rank[-1]).to(torch.int64)
+    place = (choice.nan_to_num() * rank[-1]).to(torch.int64).clamp(min=0).minimum(rank[-1] - 1)
     # The first codeword whose rank exceeds the place; M, out of range, where none is active.
     source = torch.searchsorted(rank, place, right=True).clamp(max=rank.shape[0] - 1)
     return dead & (rank[-1] > 0), codebook[source] + rule.revive_noise * noise

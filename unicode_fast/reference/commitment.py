@@ -33,15 +33,16 @@ def commitment_reference(
     for m, x in enumerate(features):
         loss, direction = torch.zeros((), dtype=dtype, device=x.device), torch.zeros_like(x, dtype=dtype)
         for o, codes in enumerate(index):
-            chosen = codewords[codes if valid is None else torch.where(valid[o], codes, 0)]
+            chosen = codewords.index_select(0, codes if valid is None else torch.where(valid[o], codes, 0))
             difference = x.to(dtype) - chosen
             scale = weights[m, o].to(dtype) / max(x.shape[0], 1)
             if valid is not None:
                 both = valid[m] & valid[o]
                 difference = torch.where(both[:, None], difference, 0)
                 scale = weights[m, o].to(dtype) / both.sum().clamp(min=1)
-            loss = loss + scale * difference.square().sum()
-            direction = direction + 2 * scale * difference
+            # A weight of zero adds nothing, whatever the features hold.
+            loss = loss + torch.where(scale == 0, 0, scale * difference.square().sum())
+            direction = direction + torch.where(scale == 0, 0, 2 * scale * difference)
         losses.append(loss)
         directions.append(direction.to(x.dtype))
     return torch.stack(losses), torch.stack(directions)
