@@ -1,4 +1,4 @@
-"""Times of the four operators on the CPU, on every backend that can run them; `pytest benchmarks/`."""
+"""Times of the operators on the CPU, on every backend that can run them; `pytest benchmarks/`."""
 
 from collections.abc import Callable
 
@@ -12,6 +12,7 @@ from unicode_fast import (
     available_backends,
     codebook_update,
     codeword_distribution,
+    commitment_loss,
     cross_info_nce,
     nearest_codeword,
 )
@@ -52,7 +53,16 @@ def contrast(shape: Shape, backend: str) -> Callable[[], object]:
     return lambda: cross_info_nce(targets, predictions, weights, backend=backend).loss.backward()
 
 
+def commitment(shape: Shape, backend: str) -> Callable[[], object]:
+    features = torch.randn(shape.modalities, shape.clips * shape.steps, shape.width, requires_grad=True)
+    codebook = torch.randn(shape.codewords, shape.width)
+    index = torch.randint(shape.codewords, features.shape[:2])
+    weights = torch.full((shape.modalities, shape.modalities), 0.25 / shape.width)
+    return lambda: commitment_loss(features, index, codebook, weights, backend=backend).sum().backward()
+
+
 CASES = {
+    "commitment_loss": commitment,
     "nearest_codeword": nearest,
     "codebook_update": update,
     "codeword_distribution": distribution,

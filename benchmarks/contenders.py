@@ -133,8 +133,28 @@ def our_step(features: list[Tensor], codebook: Tensor, backend: str | None = Non
     return step
 
 
+def replayed(features: list[Tensor], codebook: Tensor) -> Callable[[], Tensor]:
+    """Our step as a CUDA graph."""
+    step = our_step(features, codebook)
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        index = step()
+
+    def replay() -> Tensor:
+        graph.replay()
+        return index
+
+    return replay
+
+
 STEP = {
     "ours": Contender(our_step),
+    "ours in a CUDA graph": Contender(replayed, devices=("cuda",)),
     "reference": Contender(lambda x, e: our_step(x, e, "reference")),
     "plain float32 torch": Contender(lambda x, e: PlainQuantiser(e, len(x)).step_on(x)),
     "the original's loops": Contender(lambda x, e: OriginalQuantiser(e, len(x)).step_on(x), devices=("cpu",)),

@@ -7,9 +7,15 @@ set -uo pipefail
 cd "$(dirname "$0")/.."
 results=${1:-benchmarks/results}
 python=${PYTHON:-python3}
-mkdir -p "$results"
-export UNICODE_FAST_CUDA=1 UNICODE_FAST_REQUIRE_CUDA=1 TORCH_CUDA_ARCH_LIST=${TORCH_CUDA_ARCH_LIST:-9.0a}
+# The architecture of this GPU; Hopper's own instructions need the "a".
+here=$($python -c 'import torch; print("%d.%d" % torch.cuda.get_device_capability())' 2> /dev/null) || {
+  echo "torch finds no GPU here"
+  exit 1
+}
+[ "$here" = 9.0 ] && here=9.0a
+export UNICODE_FAST_CUDA=1 UNICODE_FAST_REQUIRE_CUDA=1 TORCH_CUDA_ARCH_LIST=${TORCH_CUDA_ARCH_LIST:-$here}
 failed=0
+mkdir -p "$results"
 
 echo "== build"
 $python -m pip install -q --no-build-isolation --no-deps -e . || $python setup.py -q build_ext --inplace || exit 1
@@ -39,5 +45,6 @@ for bench in bench_search bench_contrast; do
     > "$results/$bench.log" 2>&1
   [ $? -eq 0 ] || failed=1
 done
+[ "$results" = benchmarks/results ] && $python benchmarks/update_readme.py
 tail -n 40 "$results/bench_search.log" "$results/bench_contrast.log"
 exit $failed

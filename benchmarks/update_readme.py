@@ -43,26 +43,34 @@ def speed_table() -> str:
         if not path.exists():
             lines.append(f"| {device} | all | | not run yet | |")
             continue
-        rows = [row for row in json.loads(path.read_text()) if "missing" not in row]
+        rows = json.loads(path.read_text())
         groups: dict[tuple[str, str], list[dict]] = {}
         for row in rows:
             groups.setdefault((row["problem"], row["shape"]), []).append(row)
         for (problem, _), group in groups.items():
             ours = next(row for row in group if row["contender"] == "ours")
-            others = [
-                f"{row['contender']} {row['median_ms']:.3g} ms ({row['median_ms'] / ours['median_ms']:.1f}x"
-                + (f", {row['wrong_rows']} of {row['checked_rows']} rows wrong)" if row["wrong_rows"] else ")")
-                for row in group
-                if row is not ours
-            ]
+            if "missing" in ours:
+                lines.append(f"| {device} | {PROBLEMS[problem]} | {ours['shape']} | {ours['missing']} | |")
+                continue
+            others = [other(row, ours) for row in group if row is not ours and "not run on" not in other(row, ours)]
             time = f"{ours['median_ms']:.3g} ms"
             lines.append(f"| {device} | {PROBLEMS[problem]} | {size_of(ours)} | {time} | {', '.join(others)} |")
-        one = rows[0]
+        one = next(row for row in rows if "missing" not in row)
+        wrong = sum(row.get("wrong_rows", 0) for row in rows if row["contender"].startswith("ours"))
+        checked = sum(row.get("checked_rows", 0) for row in rows if row["contender"].startswith("ours"))
         notes.append(
             f"{device}: {one['device']}, {one['threads']} threads, torch {one['torch']}, {one['date']}, commit "
-            f"`{(one['commit'] or 'unknown')[:12]}`."
+            f"`{(one['commit'] or 'unknown')[:12]}`; of {checked} rows that ours found, {wrong} differ from float64."
         )
-    return "\n".join(lines) + "\n\n" + " ".join(["Medians; float32; ours has no row wrong."] + notes)
+    return "\n".join(lines) + "\n\n" + " ".join(["Medians, float32.", *notes])
+
+
+def other(row: dict, ours: dict) -> str:
+    """A contender's time, its ratio to ours and its wrong rows, or why it has none."""
+    if "missing" in row:
+        return f"{row['contender']}: {row['missing']}"
+    wrong = f", {row['wrong_rows']} of {row['checked_rows']} rows wrong" if row["wrong_rows"] else ""
+    return f"{row['contender']} {row['median_ms']:.3g} ms ({row['median_ms'] / ours['median_ms']:.1f}x{wrong})"
 
 
 def put_run(run: Path) -> None:

@@ -20,6 +20,7 @@ from unicode_fast.ops import (
     UpdateRule,
     codebook_update,
     codeword_distribution,
+    commitment_loss,
     cross_info_nce,
     nearest_codeword,
 )
@@ -348,6 +349,39 @@ def test_nothing_waits_for_the_gpu() -> None:
             codebook_update(update.state, update.features, update.index, rule, valid=update.valid)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA is not available")
+@pytest.mark.parametrize("rule", RULES)
+def test_a_step_replays_from_a_cuda_graph(rule: str) -> None:
+    """Search, commitment, its gradient and the update: captured once, replayed with other numbers."""
+
+    def step(state: CodebookState, rows: Tensor) -> Tensor:
+        index = nearest_codeword(rows.flatten(0, 1), state.codebook).index.view(rows.shape[:2])
+        leaf = rows.detach().requires_grad_()
+        weights = torch.full((2, 2), 0.25, dtype=torch.float64, device="cuda")
+        commitment_loss(leaf, index, state.codebook, weights).sum().backward()
+        codebook_update(state, list(rows), list(index), RULES[rule])
+        return leaf.grad
+
+    def state() -> CodebookState:
+        return CodebookState(*(part.clone() for part in update_inputs("cuda").state))
+
+    batches = [normal(2, 6, 5, seed=seed).to("cuda") for seed in range(4)]
+    rows, captured, plain = batches[0].clone(), state(), state()
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        step(state(), rows)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        gradient = step(captured, rows)
+    for batch in batches:
+        rows.copy_(batch)
+        graph.replay()
+        assert_close(gradient, step(plain, batch), EXACT)
+    for part, truth in zip(captured, plain, strict=True):
+        assert_close(part, truth, EXACT)
 
 
 PRECEDENCE = """
