@@ -81,6 +81,9 @@ struct Kernels {
   double (*commit_double)(const Commitment<double>& batch, int64_t first, int64_t last, double* direction);
 };
 
+// Mean, scale and finiteness of a codebook, whose size stands in `codes` already.
+void centre(PreparedCodebook& codes, const double* values);
+
 // Those for the best instruction set of this processor, or for the one named by UNICODE_FAST_CPU (portable, avx2,
 // avx512, avx512_bf16) where the processor has it.
 const Kernels& kernels();

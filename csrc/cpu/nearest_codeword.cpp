@@ -31,21 +31,8 @@ PreparedCodebook prepare(const at::Tensor& codebook) {
   PreparedCodebook codes;
   codes.codewords = codebook.size(0);
   codes.width = codebook.size(1);
-  std::vector<double> mean(codes.width, 0.0);
-  for (int64_t j = 0; j < codes.codewords; ++j)
-    for (int64_t d = 0; d < codes.width; ++d) mean[d] += values[j * codes.width + d];
-  codes.mean.resize(codes.width);
-  for (int64_t d = 0; d < codes.width; ++d) {
-    codes.finite = codes.finite && std::isfinite(mean[d]);
-    const float rounded = static_cast<float>(mean[d] / codes.codewords);
-    codes.mean[d] = std::isfinite(rounded) ? rounded : 0;
-  }
+  centre(codes, values);
   if (!codes.finite) return codes;
-  double largest = 0;
-  for (int64_t j = 0; j < codes.codewords; ++j)
-    for (int64_t d = 0; d < codes.width; ++d)
-      largest = std::max(largest, std::abs(values[j * codes.width + d] - codes.mean[d]));
-  if (largest > 0) codes.scale = std::ldexp(1.0, -std::clamp(std::ilogb(largest), -100, 100));
   const Kernels& use = kernels();
   const int64_t panels = (codes.codewords + use.panel - 1) / use.panel;
   const int64_t depth = (codes.width + use.pair - 1) / use.pair;
