@@ -71,6 +71,10 @@ void find_candidates(int64_t rows, int64_t codewords, const float* scores, const
   }
 }
 
+void direct_limits(int64_t count, const float* lowest, int64_t width, float* limits) {
+  for (int64_t i = 0; i < count; ++i) limits[i] = direct_limit(lowest[i], width);
+}
+
 void sums_up(int64_t count, const float* a, const float* b, float* sums) {
   for (int64_t i = 0; i < count; ++i) sums[i] = add_up(a[i], b[i]);
 }
@@ -488,3 +492,25 @@ def test_lists_against_their_definition(library: ctypes.CDLL) -> None:
         # A list of its own for each of four parts, and one for all: more than six within the bound overflow for sure.
         assert len(truth) <= CANDIDATES or count == OVERFLOW
     assert 0 < overflowed < rows / 2
+
+
+@pytest.mark.parametrize(("rows", "width"), [(200_000, 3), (3_000, 200), (300, 4096)])
+@pytest.mark.parametrize("scale", [1e-22, 1.0, 1e18])
+def test_the_plain_search_compares_the_nearest_again(library: ctypes.CDLL, rows: int, width: int, scale: float) -> None:
+    """Near-ties: pairs of codewords one unit in the last place apart."""
+    generator = np.random.default_rng(0)
+    first = (scale * generator.normal(size=(8, width))).astype(np.float32)
+    second = first.copy()
+    second[:, 0] = np.nextafter(second[:, 0], np.float32(np.inf))
+    codewords = np.concatenate([first, second])
+    noise = (scale * 1e-3 * generator.normal(size=(rows, width))).astype(np.float32)
+    features = codewords[generator.integers(16, size=rows)] + noise
+    rough, exact = np.empty((rows, 16), np.float32), np.empty((rows, 16))
+    for j, codeword in enumerate(codewords):
+        with np.errstate(over="ignore"):
+            rough[:, j] = np.square(features - codeword).cumsum(1, dtype=np.float32)[:, -1]
+        exact[:, j] = np.square(features.astype(np.float64) - codeword.astype(np.float64)).sum(1)
+    limits = np.empty(rows, np.float32)
+    lowest = np.ascontiguousarray(rough.min(1))
+    library.direct_limits(ctypes.c_int64(rows), pointer(lowest), ctypes.c_int64(width), pointer(limits))
+    assert (rough[np.arange(rows), exact.argmin(1)] <= limits).all()

@@ -173,4 +173,13 @@ UNICODE_FAST_BOTH bool nearer(double distance, int64_t j, double best_distance, 
   return own < other || (own == other && j < best);
 }
 
+// Up to where squared distances summed in float32, of differences of float32 numbers, may belong to the nearest
+// codeword, where the smallest of them is `lowest`. Each is off by at most g d + width 2^-149, g = (width + 4) 2^-23.
+UNICODE_FAST_BOTH float direct_limit(float lowest, int64_t width) {
+  const double growth = static_cast<double>(width + 4) * 0x1p-23;
+  if (growth > 0.125 || !(lowest <= FLT_MAX)) return INFINITY;
+  // (1 + g) / (1 - g) <= 1 + 2.5 g
+  return round_up(static_cast<double>(lowest) * (1 + 2.5 * growth) + static_cast<double>(width) * 0x1p-120);
+}
+
 }  // namespace unicode_fast

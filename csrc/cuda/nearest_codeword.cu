@@ -126,6 +126,58 @@ __global__ void __launch_bounds__(32 * kFinishWarps) finish_kernel(const FinishA
 
 constexpr int kDirectRows = 32, kDirectColumns = 64, kDirectDepth = 16, kDirectThreads = 256;
 
+// Adds the squared differences of two rows and four codewords a thread, of tiles that start at first_row and first. All
+// threads of the block must call it.
+template <class T>
+__device__ __forceinline__ void add_squares(const Matrix& features, const Matrix& codebook, int64_t first_row,
+                                            int64_t first, T (&x)[kDirectDepth][kDirectRows + 1],
+                                            T (&c)[kDirectDepth][kDirectColumns + 1], T (&sums)[2][4]) {
+  const int column = threadIdx.x % 16, pair = threadIdx.x / 16;
+  for (int64_t start = 0; start < features.columns; start += kDirectDepth) {
+    __syncthreads();
+    for (int i = threadIdx.x; i < kDirectRows * kDirectDepth; i += kDirectThreads) {
+      const int64_t row = first_row + i / kDirectDepth, d = start + i % kDirectDepth;
+      x[i % kDirectDepth][i / kDirectDepth] =
+          row < features.rows && d < features.columns ? static_cast<T>(load(features, row, d)) : T(0);
+    }
+    for (int i = threadIdx.x; i < kDirectColumns * kDirectDepth; i += kDirectThreads) {
+      const int64_t row = first + i / kDirectDepth, d = start + i % kDirectDepth;
+      c[i % kDirectDepth][i / kDirectDepth] =
+          row < codebook.rows && d < codebook.columns ? static_cast<T>(load(codebook, row, d)) : T(0);
+    }
+    __syncthreads();
+#pragma unroll 4
+    for (int d = 0; d < kDirectDepth; ++d) {
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+#pragma unroll
+        for (int k = 0; k < 4; ++k) {
+          const T difference = x[d][pair * 2 + r] - c[d][column + k * 16];
+          sums[r][k] += difference * difference;
+        }
+      }
+    }
+  }
+}
+
+// The nearest of what the 16 threads of a row found; the first of them writes it.
+template <class D>
+__device__ __forceinline__ void write_nearest(int64_t row, int64_t rows, double best_distance, int64_t best,
+                                              int64_t* index, D* distance) {
+  for (int step = 8; step > 0; step /= 2) {
+    const double other_distance = __shfl_xor_sync(~0u, best_distance, step);
+    const int64_t other = __shfl_xor_sync(~0u, best, step);
+    if (nearer(other_distance, other, best_distance, best)) {
+      best_distance = other_distance;
+      best = other;
+    }
+  }
+  if (threadIdx.x % 16 == 0 && row < rows) {
+    index[row] = best;
+    distance[row] = static_cast<D>(best_distance);
+  }
+}
+
 // Direct differences in float64: a block compares 32 rows with all codewords, 64 at a time; each thread keeps the best
 // of its 4 codewords of 64 for 2 rows.
 template <class D>
@@ -138,31 +190,7 @@ __global__ void __launch_bounds__(kDirectThreads)
   int64_t best[2] = {0, 0};
   for (int64_t first = 0; first < codebook.rows; first += kDirectColumns) {
     double sums[2][4] = {};
-    for (int64_t start = 0; start < features.columns; start += kDirectDepth) {
-      __syncthreads();
-      for (int i = threadIdx.x; i < kDirectRows * kDirectDepth; i += kDirectThreads) {
-        const int64_t row = first_row + i / kDirectDepth, d = start + i % kDirectDepth;
-        x[i % kDirectDepth][i / kDirectDepth] =
-            row < features.rows && d < features.columns ? load(features, row, d) : 0.0;
-      }
-      for (int i = threadIdx.x; i < kDirectColumns * kDirectDepth; i += kDirectThreads) {
-        const int64_t row = first + i / kDirectDepth, d = start + i % kDirectDepth;
-        c[i % kDirectDepth][i / kDirectDepth] =
-            row < codebook.rows && d < codebook.columns ? load(codebook, row, d) : 0.0;
-      }
-      __syncthreads();
-#pragma unroll 4
-      for (int d = 0; d < kDirectDepth; ++d) {
-#pragma unroll
-        for (int r = 0; r < 2; ++r) {
-#pragma unroll
-          for (int k = 0; k < 4; ++k) {
-            const double difference = x[d][pair * 2 + r] - c[d][column + k * 16];
-            sums[r][k] += difference * difference;
-          }
-        }
-      }
-    }
+    add_squares(features, codebook, first_row, first, x, c, sums);
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
 #pragma unroll
@@ -176,21 +204,68 @@ __global__ void __launch_bounds__(kDirectThreads)
     }
   }
 #pragma unroll
-  for (int r = 0; r < 2; ++r) {
-    for (int step = 8; step > 0; step /= 2) {
-      const double other_distance = __shfl_xor_sync(~0u, best_distance[r], step);
-      const int64_t other = __shfl_xor_sync(~0u, best[r], step);
-      if (nearer(other_distance, other, best_distance[r], best[r])) {
-        best_distance[r] = other_distance;
-        best[r] = other;
+  for (int r = 0; r < 2; ++r)
+    write_nearest(first_row + pair * 2 + r, features.rows, best_distance[r], best[r], index, distance);
+}
+
+// The same for numbers that float32 holds: distances in float32 first, then those that their rounding leaves open in
+// float64.
+__global__ void __launch_bounds__(kDirectThreads)
+    plain_kernel(const Matrix features, const Matrix codebook, int64_t* index, float* distance) {
+  __shared__ float x[kDirectDepth][kDirectRows + 1], c[kDirectDepth][kDirectColumns + 1];
+  const int column = threadIdx.x % 16, pair = threadIdx.x / 16;
+  const int64_t first_row = static_cast<int64_t>(blockIdx.x) * kDirectRows;
+  float lowest[2] = {INFINITY, INFINITY}, limit[2];
+  for (int64_t first = 0; first < codebook.rows; first += kDirectColumns) {
+    float sums[2][4] = {};
+    add_squares(features, codebook, first_row, first, x, c, sums);
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+#pragma unroll
+      for (int k = 0; k < 4; ++k) {
+        // fminf passes NaN over.
+        if (first + column + k * 16 < codebook.rows) lowest[r] = fminf(lowest[r], sums[r][k]);
       }
     }
-    const int64_t row = first_row + pair * 2 + r;
-    if (column == 0 && row < features.rows) {
-      index[row] = best[r];
-      distance[row] = static_cast<D>(best_distance[r]);
+  }
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    for (int step = 8; step > 0; step /= 2) lowest[r] = fminf(lowest[r], __shfl_xor_sync(~0u, lowest[r], step));
+    limit[r] = direct_limit(lowest[r], features.columns);
+  }
+  double best_distance[2] = {not_a_number(), not_a_number()};
+  int64_t best[2] = {0, 0};
+  for (int64_t first = 0; first < codebook.rows; first += kDirectColumns) {
+    float sums[2][4] = {};
+    add_squares(features, codebook, first_row, first, x, c, sums);
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const int64_t row = first_row + pair * 2 + r;
+      unsigned open = 0;
+#pragma unroll
+      for (int k = 0; k < 4; ++k) {
+        // NaN is open too.
+        const bool there = first + column + k * 16 < codebook.rows && row < features.rows;
+        open |= static_cast<unsigned>(there && !(sums[r][k] > limit[r])) << k;
+      }
+      for (; open != 0; open &= open - 1) {
+        const int64_t codeword = first + column + (__ffs(open) - 1) * 16;
+        double exact = 0;
+#pragma unroll 1
+        for (int64_t d = 0; d < features.columns; ++d) {
+          const double difference = load(features, row, d) - load(codebook, codeword, d);
+          exact += difference * difference;
+        }
+        if (nearer(exact, codeword, best_distance[r], best[r])) {
+          best_distance[r] = exact;
+          best[r] = codeword;
+        }
+      }
     }
   }
+#pragma unroll
+  for (int r = 0; r < 2; ++r)
+    write_nearest(first_row + pair * 2 + r, features.rows, best_distance[r], best[r], index, distance);
 }
 
 template <class S>
@@ -269,7 +344,8 @@ cudaError_t plan_nearest_codeword(const Matrix& features, const Matrix& codebook
   if (error != cudaSuccess) return error;
   plan = SearchPlan{};
   const int64_t rows = features.rows, width = round_to(features.columns, kStepWidth);
-  if (features.number == Number::kFloat64 || major < 8 || width > (1 << 20) || codebook.rows >= (1LL << 30))
+  if (features.number == Number::kFloat64 || loop == MainLoop::kPlain || major < 8 || width > (1 << 20) ||
+      codebook.rows >= (1LL << 30))
     return cudaSuccess;
   plan.width = static_cast<int>(width);
   // Large tiles reuse more of what they read, small ones keep all multiprocessors busy.
@@ -309,8 +385,10 @@ cudaError_t launch_nearest_codeword(const SearchPlan& plan, const Matrix& featur
     const auto blocks = static_cast<unsigned>((features.rows + kDirectRows - 1) / kDirectRows);
     if (features.number == Number::kFloat64) {
       direct_kernel<<<blocks, kDirectThreads, 0, stream>>>(features, codebook, index, static_cast<double*>(distance));
-    } else {
+    } else if (codebook.number == Number::kFloat64) {
       direct_kernel<<<blocks, kDirectThreads, 0, stream>>>(features, codebook, index, static_cast<float*>(distance));
+    } else {
+      plain_kernel<<<blocks, kDirectThreads, 0, stream>>>(features, codebook, index, static_cast<float*>(distance));
     }
     return cudaGetLastError();
   }

@@ -12,7 +12,7 @@ namespace unicode_fast::cuda {
 
 // Which matrix instructions the half-precision search may use: those that suit the GPU and the sizes, mma.sync alone,
 // or wgmma wherever the widths allow, however small the rest.
-enum class MainLoop { kBest, kMma, kWgmma };
+enum class MainLoop { kBest, kPlain, kMma, kWgmma };
 
 // Which kernels search, and where their workspaces lie in one allocation of `bytes` bytes.
 struct SearchPlan {

@@ -16,13 +16,14 @@
 namespace unicode_fast::cuda {
 namespace {
 
-// For tests and measurements: UNICODE_FAST_MAIN_LOOP forces one of the two.
+// For tests and measurements: UNICODE_FAST_MAIN_LOOP forces one.
 MainLoop wanted_loop() {
   const char* wish = std::getenv("UNICODE_FAST_MAIN_LOOP");
   const std::string_view wanted = wish == nullptr ? "" : wish;
-  TORCH_CHECK_VALUE(wanted.empty() || wanted == "mma" || wanted == "wgmma",
-                    "UNICODE_FAST_MAIN_LOOP must be mma or wgmma, got ", wanted);
-  return wanted.empty() ? MainLoop::kBest : wanted == "mma" ? MainLoop::kMma : MainLoop::kWgmma;
+  TORCH_CHECK_VALUE(wanted.empty() || wanted == "plain" || wanted == "mma" || wanted == "wgmma",
+                    "UNICODE_FAST_MAIN_LOOP must be plain, mma or wgmma, got ", wanted);
+  if (wanted.empty()) return MainLoop::kBest;
+  return wanted == "plain" ? MainLoop::kPlain : wanted == "mma" ? MainLoop::kMma : MainLoop::kWgmma;
 }
 
 std::tuple<at::Tensor, at::Tensor> nearest_codeword_cuda(const at::Tensor& features, const at::Tensor& codebook) {

@@ -1,0 +1,66 @@
+"""The first steps of the default run on the C++ backend and on the reference: `python benchmarks/compare_backends.py`.
+
+Codes of every clip of the batch and losses are compared step by step; ends with status 1 where codes differ.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+
+from unicode_fast import backend, preset
+from unicode_fast.checkpoint import write_json
+from unicode_fast.data import Batches, open_dataset
+from unicode_fast.runs import choose_device, git_commit, versions
+from unicode_fast.train import Trainer, check_store, initialise_codebook, learning_rate, total_steps
+
+
+def first_steps(steps: int) -> list[tuple[dict[str, torch.Tensor], dict[str, float]]]:
+    """Codes before each step, and its losses."""
+    config = preset("recommended")
+    store = open_dataset(config.data)
+    device = choose_device(config.train.device)
+    trainer = Trainer(config, check_store(config, store), device)
+    clips = store.split("train").restrict(trainer.model.names)
+    batches = Batches(clips, config.train.batch_size, config.train.seed, drop_last=True, dtype=torch.float32)
+    initialise_codebook(trainer, batches, device)
+    found = []
+    for step in range(steps):
+        batch = batches.batch(step).to(device)
+        with torch.no_grad():
+            codes = trainer.model.eval()(batch.features, batch.mask).index
+        rate = learning_rate(config, step, total_steps(config, batches), batches.steps_per_epoch)
+        result = trainer.train_step(batch.features, batch.mask, rate)
+        found.append((codes, {name: term.item() for name, term in result.terms.items()}))
+    return found
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--out", default="benchmarks/results/backends.json")
+    arguments = parser.parse_args()
+    fast = first_steps(arguments.steps)
+    backend.IMPLEMENTATIONS.update(dict.fromkeys(backend.IMPLEMENTATIONS, ("reference",)))
+    slow = first_steps(arguments.steps)
+    differing, largest = 0, 0.0
+    for (codes, terms), (other_codes, other_terms) in zip(fast, slow, strict=True):
+        differing += sum(int((codes[name] != other_codes[name]).sum()) for name in codes)
+        for name, term in terms.items():
+            largest = max(largest, abs(term - other_terms[name]) / max(abs(other_terms[name]), 1e-6))
+    result = {
+        "steps": arguments.steps,
+        "codes_that_differ": differing,
+        "largest_relative_difference_of_a_loss": largest,
+        "threads": torch.get_num_threads(),
+        "versions": versions(),
+        "git_commit": git_commit(),
+    }
+    write_json(Path(arguments.out), result)
+    print(result)
+    return 1 if differing else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
