@@ -94,7 +94,8 @@ def _log_sum_exp(scores, axis: tl.constexpr):
 @triton.jit
 def _probability(gap):
     """Exponential of a score less its normaliser; at most 1, though huge scores may come out larger than they were."""
-    return tl.exp(tl.minimum(gap, 0.0))
+    # Not the smaller one of gap and 0, which would be 0 where gap is NaN.
+    return tl.where(gap > 0, 1.0, tl.exp(gap))
 
 
 @triton.jit
@@ -520,7 +521,7 @@ def configuration(
         dtype: of targets and predictions; not float64.
         width: of the vectors, padded.
         capability: of the GPU, (8, 0) at least.
-        precision: torch.get_float32_matmul_precision(). As for torch's own products, "medium" is "high" on GPUs.
+        precision: as of torch.get_float32_matmul_precision(). For torch's own products on GPUs, "medium" is "high".
     """
     kind = "half" if dtype != torch.float32 else "ieee" if precision == "highest" else "tf32"
     products = "tf32" if kind == "tf32" else "ieee"
@@ -582,8 +583,16 @@ def _capability(tensor: Tensor) -> tuple[int, int]:
 
 def _choose(kernel: str, ready: _Ready) -> Configuration:
     """The configuration for these inputs on their device."""
-    keys, precision = ready.keys, torch.get_float32_matmul_precision()
-    return configuration(kernel, keys.dtype, keys.shape[3], _capability(keys), precision)
+    keys = ready.keys
+    return configuration(kernel, keys.dtype, keys.shape[3], _capability(keys), _float32_precision())
+
+
+def _float32_precision() -> str:
+    """As for torch's own products on a GPU, set by torch.set_float32_matmul_precision() or for CUDA alone.
+
+    torch.get_float32_matmul_precision() knows the first alone: after the second it raises, or is out of date.
+    """
+    return "high" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "highest"
 
 
 def _ready(inputs: CrossInfoNCEInputs) -> _Ready:

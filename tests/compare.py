@@ -1,10 +1,14 @@
 """Comparisons with a message that says where and by how much, and the slow truths that operators are compared with."""
 
+from typing import Any
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from tolerances import NO_WORSE_FACTOR, Tolerance, nearest_factor, squared_distance
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 
 def to_float64(tensor: Tensor) -> NDArray[np.float64]:
@@ -69,3 +73,17 @@ def assert_nearest(index: Tensor, distance: Tensor, features: Tensor, codebook: 
     with np.errstate(over="ignore"):
         expected = of_chosen.astype(np.float64 if features.dtype == torch.float64 else np.float32)
     assert_close(distance, expected, squared_distance(features.shape[1], distance.dtype), "squared distance")
+
+
+class LargestTensor(TorchDispatchMode):
+    """Sees every tensor that an operation makes, and remembers how many bytes the largest takes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        sizes = [x.untyped_storage().nbytes() for x in tree_leaves(result) if isinstance(x, Tensor)]
+        self.bytes = max(self.bytes, *sizes, 0)
+        return result

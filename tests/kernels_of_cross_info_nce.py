@@ -7,12 +7,13 @@ multiply bfloat16. The log of 0, where a softmax is over nothing, is meant.
 
 import os
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import tolerances
 import torch
 from cases import generator, normal, strided
-from compare import assert_close
+from compare import LargestTensor, assert_close
 from tolerances import EXACT
 from torch import Tensor
 from unicode_fast.kernels import cross_info_nce as kernels
@@ -27,6 +28,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"
 NAN = float("nan")
+KERNELS = ("small_forward_kernel", "forward_kernel", "backward_kernel")
 NAMES = ("loss", "pair_loss", "hits", "log_normaliser", "clip_weights")
 
 
@@ -100,6 +102,7 @@ def in_float64(inputs: CrossInfoNCEInputs) -> CrossInfoNCEInputs:
         ((2, 1, 129, 40), "both", True),
         ((2, 1, 129, 17), "candidates", False),
         ((1, 2, 300, 130), "predictions", True),
+        ((1, 1, 1000, 8), "both", True),
     ],
 )
 def test_against_float64(size: tuple[int, int, int, int], softmax_over: str, masked: bool) -> None:
@@ -214,6 +217,72 @@ def test_weight_zero_leaves_a_pair_out() -> None:
     )
     assert in_targets.isfinite().all()
     assert in_predictions.isfinite().all()
+
+
+@pytest.mark.parametrize("clips", [7, 130])
+@pytest.mark.parametrize("softmax_over", ["predictions", "both"])
+def test_not_a_number_stays_one(clips: int, softmax_over: str) -> None:
+    """A loss that is NaN has no gradient that looks like one."""
+    inputs = make_inputs((1, 1, clips, 8), softmax_over)
+    inputs.predictions[0, 0, 3, 2] = NAN
+    found = kernels.cross_info_nce_triton(inputs)
+    assert found[0].isnan()
+    gradients = kernels.cross_info_nce_backward_triton(torch.ones((), device=DEVICE), found[3], found[4], inputs)
+    assert all(gradient.isnan().all() for gradient in gradients)
+
+
+class Launches:
+    """A kernel that counts how often it is launched."""
+
+    def __init__(self, kernel: Any) -> None:
+        self.kernel = kernel
+        self.number = 0
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Any:
+        self.number += 1
+        return self.kernel[grid]
+
+
+@pytest.mark.parametrize("clips", [5, 130])
+def test_one_launch_each_way(clips: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All pairs and steps in one kernel, their gradient in another."""
+    counted = {name: Launches(getattr(kernels, name)) for name in KERNELS}
+    for name, kernel in counted.items():
+        monkeypatch.setattr(kernels, name, kernel)
+    assert_as_reference(make_inputs((2, 2, clips, 3), "both", masked=True))
+    expected = {"small_forward_kernel": clips < 128, "forward_kernel": clips > 128, "backward_kernel": True}
+    assert {name: kernel.number for name, kernel in counted.items()} == expected
+
+
+@pytest.mark.parametrize("softmax_over", ["predictions", "both"])
+def test_never_holds_all_scores(softmax_over: str) -> None:
+    clips, width = 600, 4
+    inputs = make_inputs((1, 1, clips, width), softmax_over)
+    with LargestTensor() as largest:
+        found = kernels.cross_info_nce_triton(inputs)
+        kernels.cross_info_nce_backward_triton(torch.ones((), device=DEVICE), found[3], found[4], inputs)
+    assert largest.bytes == 4 * clips * kernels.TILE_WIDTH < 4 * clips**2
+
+
+@pytest.mark.parametrize("clips", [79, 131])
+def test_reads_nothing_beside_its_inputs(clips: int) -> None:
+    """Vectors of whole tiles are read where they are, here amid NaN."""
+    inputs = make_inputs((2, 1, clips, kernels.TILE_WIDTH), "both")
+    amid = []
+    for vectors in (inputs.targets, inputs.predictions):
+        wide = torch.full((2 * vectors.numel(),), NAN, device=DEVICE)
+        start = vectors.numel() // 2 // 4 * 4
+        view = wide[start : start + vectors.numel()].view(vectors.shape)
+        view.copy_(vectors)
+        amid.append(view)
+    results = []
+    for case in (inputs, inputs._replace(targets=amid[0], predictions=amid[1])):
+        found = kernels.cross_info_nce_triton(case)
+        gradient = torch.ones((), device=DEVICE)
+        results.append([*found, *kernels.cross_info_nce_backward_triton(gradient, found[3], found[4], case)])
+    for clean, found_amid in zip(*results, strict=True):
+        assert clean.isfinite().all()
+        assert_close(found_amid, clean, EXACT)
 
 
 def test_nothing_valid() -> None:

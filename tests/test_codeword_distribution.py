@@ -7,12 +7,13 @@ import pytest
 import tolerances
 import torch
 from cases import Place, generator, normal, places, strided
-from compare import assert_close, assert_no_worse, to_float64
+from compare import LargestTensor, assert_close, assert_no_worse, to_float64
 from numpy.typing import NDArray
 from tolerances import EXACT, GRADCHECK
 from torch import Tensor
 
 from unicode_fast.ops import codeword_distribution
+from unicode_fast.reference import codeword_distribution as reference_module
 from unicode_fast.reference import codeword_distribution_backward_reference, codeword_distribution_reference
 
 NAN = float("nan")
@@ -233,3 +234,32 @@ def test_second_gradient_is_refused(place: Place) -> None:
     (gradient,) = torch.autograd.grad(found.square().sum(), features, create_graph=True)
     with pytest.raises(RuntimeError, match="codeword_distribution can be differentiated once"):
         gradient.sum().backward()
+
+
+@pytest.mark.parametrize("elements", [1, 50, 130])
+def test_chunks_change_nothing(elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    features, codebook, gradient = (
+        normal(7, 4, 5, dtype=torch.float64),
+        normal(9, 5, seed=1, dtype=torch.float64),
+        normal(7, 9, seed=2, dtype=torch.float64),
+    )
+    valid = torch.rand(7, 4, generator=generator()) < 0.7
+
+    def compute() -> list[Tensor]:
+        inputs = features, codebook, valid, 0.7
+        return [codeword_distribution_reference(*inputs), *codeword_distribution_backward_reference(gradient, *inputs)]
+
+    expected = compute()
+    monkeypatch.setattr(reference_module, "CHUNK_ELEMENTS", elements)
+    for part, truth in zip(compute(), expected, strict=True):
+        assert_close(part, truth, tolerances.codeword_distribution_gradient(5, torch.float64))
+
+
+def test_large_batches_never_hold_all_assignments(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reference_module, "CHUNK_ELEMENTS", 2**14)
+    features, codebook = normal(100, 10, 4), normal(200, 4, seed=1)
+    inputs = features, codebook, None, 1.0
+    with LargestTensor() as largest:
+        found = codeword_distribution_reference(*inputs)
+        codeword_distribution_backward_reference(torch.ones_like(found), *inputs)
+    assert features.nbytes < largest.bytes <= max(4 * 2**14, found.nbytes)

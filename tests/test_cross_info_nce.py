@@ -1,18 +1,17 @@
 """cross_info_nce: hand-written values, an independent oracle, gradients, masks, ties and extreme scores."""
 
+import itertools
 from math import log
-from typing import Any
 
 import numpy as np
 import pytest
 import tolerances
 import torch
 from cases import Place, generator, normal, places, strided
-from compare import assert_close, assert_no_worse, to_float64
+from compare import LargestTensor, assert_close, assert_no_worse, to_float64
+from memory import peak_bytes
 from tolerances import EXACT, GRADCHECK
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from unicode_fast.ops import CrossInfoNCE, cross_info_nce
 from unicode_fast.reference import cross_info_nce as reference_module
@@ -146,7 +145,7 @@ def test_against_oracle(size: tuple[int, int, int, int], softmax_over: str, plac
 
 @places("cross_info_nce")
 @pytest.mark.parametrize("softmax_over", SOFTMAXES)
-@pytest.mark.parametrize("clips", [79, 80, 127, 129, 1000])
+@pytest.mark.parametrize("clips", [79, 80, 127, 128, 129, 1000])
 def test_training_batches(clips: int, softmax_over: str, place: Place) -> None:
     """Against torch's own cross entropy, one pair and step after the other."""
     dtype = torch.float32 if place.backend == "triton" else torch.float64
@@ -348,6 +347,23 @@ def test_half_precision(dtype: torch.dtype, place: Place) -> None:
 
 
 @places("cross_info_nce")
+def test_autocast_is_as_for_losses_of_torch(place: Place) -> None:
+    """Each pair of dtypes gives the dtype that torch's own losses give, also two that differ."""
+    dtypes = (torch.float64, torch.float32, torch.bfloat16)
+    for first, second in itertools.product(dtypes, dtypes):
+        targets, predictions, weights = random_inputs(2, 2, 10, 24)
+        leaves = [targets.to(place.device, first), predictions.to(place.device, second)]
+        leaves = [leaf.requires_grad_() for leaf in leaves]
+        with torch.autocast(place.device, dtype=torch.bfloat16):
+            result = run(place, *leaves, weights)
+            assert result.loss.dtype == torch.nn.functional.mse_loss(*leaves).dtype
+        gradients = torch.autograd.grad(result.loss, leaves)
+        assert [gradient.dtype for gradient in gradients] == [first, second]
+        oracle = Oracle(*leaves, weights, None, "predictions", 1.0)
+        assert_result(result, oracle, tolerances.cross_info_nce(40, result.loss.dtype))
+
+
+@places("cross_info_nce")
 def test_autocast_changes_nothing(place: Place) -> None:
     def compute() -> list[Tensor]:
         targets, predictions, weights = random_inputs(2, 2, 10, 24, torch.float32)
@@ -425,20 +441,6 @@ def test_chunks_change_nothing(elements: int, softmax_over: str, monkeypatch: py
         assert_close(part, truth, tolerances.cross_info_nce_gradient(20, torch.float64))
 
 
-class LargestTensor(TorchDispatchMode):
-    """Sees every tensor that an operation makes, and remembers how many elements the largest has."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.elements = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        sizes = [x.untyped_storage().nbytes() // x.element_size() for x in tree_leaves(result) if isinstance(x, Tensor)]
-        self.elements = max(self.elements, *sizes, 0)
-        return result
-
-
 @pytest.mark.parametrize("softmax_over", SOFTMAXES)
 def test_large_batches_never_hold_all_scores(softmax_over: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """As on machines without a GPU: with chunks of 2^16 scores, and 2^22 of them in each pair and step."""
@@ -451,4 +453,23 @@ def test_large_batches_never_hold_all_scores(softmax_over: str, monkeypatch: pyt
         loss, _, _, *saved = cross_info_nce_reference(inputs)
         cross_info_nce_backward_reference(torch.ones_like(loss), *saved, inputs)
     copies = modalities * targets.numel()
-    assert clips < largest.elements <= max(2**16, modalities**2 * steps * clips, copies)
+    assert clips < largest.bytes // 4 <= max(2**16, modalities**2 * steps * clips, copies)
+
+
+@pytest.mark.parametrize("softmax_over", SOFTMAXES)
+def test_peak_memory(softmax_over: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the system counts it, forward and backward need less than half of what all scores would take."""
+    monkeypatch.setattr(reference_module, "CHUNK_ELEMENTS", 2**20)
+    clips = 2**13
+    *vectors, weights = random_inputs(1, 1, clips, 4, torch.float32)
+    leaves = [tensor.requires_grad_() for tensor in vectors]
+
+    def compute(clips: int) -> None:
+        own = [leaf[:, :, :clips] for leaf in leaves]
+        cross_info_nce(*own, weights, softmax_over=softmax_over, backend="reference").loss.backward()
+
+    compute(2)  # What the first call of all allocates and keeps.
+    peak = peak_bytes(lambda: compute(clips), "cpu")
+    if peak is None:
+        pytest.skip("this system does not say how much memory is in use")
+    assert peak < 4 * clips**2 / 2

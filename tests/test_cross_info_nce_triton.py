@@ -75,6 +75,21 @@ def test_precision_is_that_of_torch() -> None:
             assert chosen.precision == name
 
 
+def test_precision_set_for_cuda_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then torch.get_float32_matmul_precision() raises or is out of date."""
+    for setting, name in (("tf32", "high"), ("ieee", "highest")):
+        monkeypatch.setattr(torch.backends.cuda.matmul, "fp32_precision", setting)
+        assert kernels._float32_precision() == name
+
+
+def test_precision_of_all_backends() -> None:
+    before = torch.get_float32_matmul_precision()
+    for precision, name in (("high", "high"), ("medium", "high"), ("highest", "highest")):
+        torch.set_float32_matmul_precision(precision)
+        assert kernels._float32_precision() == name
+    torch.set_float32_matmul_precision(before)
+
+
 @pytest.mark.skipif(
     Version(triton.__version__) < Version("3.8") and Version(np.__version__) >= Version("2.4"),
     reason="interpreters before 3.8 cannot count loops with NumPy 2.4",

@@ -116,6 +116,15 @@ def without_mask(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(None if isinstance(x, Tensor) and x.dtype == torch.bool else x for x in arguments)
 
 
+def permuted(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The same numbers, the second dimension of vectors the slowest in memory."""
+
+    def permute(x: Any) -> Any:
+        return x.transpose(0, 1).contiguous().transpose(0, 1) if isinstance(x, Tensor) and x.dim() > 2 else x
+
+    return tuple(map(permute, arguments))
+
+
 # Operator and arguments, by the name of the test.
 SAMPLES: dict[str, tuple[str, Arguments]] = {
     "nearest": ("nearest_codeword", lambda d: (normal(9, 5).to(d), normal(4, 5, seed=1).to(d))),
@@ -141,6 +150,10 @@ SAMPLES: dict[str, tuple[str, Arguments]] = {
         "codeword_distribution_backward",
         lambda d: (normal(3, 6, seed=2).to(d), *distribution_arguments(d)),
     ),
+    "distribution backward, permuted": (
+        "codeword_distribution_backward",
+        lambda d: (normal(3, 6, seed=2).to(d), *permuted(distribution_arguments(d))),
+    ),
     "commitment": ("commitment_loss", commitment_arguments),
     "commitment with gradient": ("commitment_loss", lambda d: with_gradient(commitment_arguments(d), 0)),
     "commitment without mask": ("commitment_loss", lambda d: without_mask(commitment_arguments(d))),
@@ -159,6 +172,16 @@ SAMPLES: dict[str, tuple[str, Arguments]] = {
             normal(2, 2, 2, 3, 4, seed=2).to(d),
             normal(2, 2, 3, seed=3).to(d),
             *loss_arguments(d),
+        ),
+    ),
+    "loss, permuted": ("cross_info_nce", lambda d: with_gradient(permuted(loss_arguments(d)), 0, 1, 4)),
+    "loss backward, permuted": (
+        "cross_info_nce_backward",
+        lambda d: (
+            torch.tensor(2.0, device=d),
+            normal(2, 2, 2, 3, 4, seed=2).to(d),
+            normal(2, 2, 3, seed=3).to(d),
+            *permuted(loss_arguments(d)),
         ),
     ),
 }
@@ -198,11 +221,22 @@ def loss(device: str, rows: int) -> list[Tensor]:
     return [*vectors, torch.ones(2, 2, device=device)]
 
 
+def masked_loss(targets: Tensor, predictions: Tensor, weights: Tensor, temperature: Tensor) -> tuple[Tensor, ...]:
+    valid = targets.detach()[..., 0] < 1
+    # As the model makes its targets: steps first in memory.
+    steps_first = targets.transpose(0, 1).contiguous().transpose(0, 1)
+    return tuple(cross_info_nce(steps_first, predictions, weights, valid=valid, temperature=temperature))
+
+
 # Functions as a model would compile them, with their inputs for a device and a number of rows.
 COMPILED: dict[str, tuple[Callable[..., Any], Callable[[str, int], list[Tensor]]]] = {
     "nearest": (lambda features, codebook: tuple(nearest_codeword(features, codebook)), nearest),
     "distribution": (lambda x, e: (codeword_distribution(x, e, valid=x[:, :, 0] < 1, temperature=0.5),), distribution),
     "loss": (lambda a, b, w: tuple(cross_info_nce(a, b, w, softmax_over="both", temperature=0.7)), loss),
+    "masked loss": (
+        masked_loss,
+        lambda d, rows: [*loss(d, rows), torch.tensor(0.7, device=d, requires_grad=True)],
+    ),
 }
 
 

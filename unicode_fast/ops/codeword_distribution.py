@@ -46,7 +46,8 @@ def codeword_distribution(
         gradient is 0, so that a feature on its codeword has a finite one.
 
     Memory:
-        A few (B, T, M) tensors on the reference.
+        The reference holds a few times max(2^22, T M) assignments, whatever B, and a copy of the features of as many
+        steps.
 
     Source:
         Liu et al., ACL 2022; Xia et al., NeurIPS 2023, the code matching loss.

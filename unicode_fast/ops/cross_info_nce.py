@@ -54,7 +54,7 @@ def cross_info_nce(  # noqa: PLR0913 - three tensors and five independent switch
 
     Args:
         targets: (modalities, K, B, D) float64, float32, float16 or bfloat16.
-        predictions: like `targets`: shape, dtype and device.
+        predictions: like `targets`: shape, dtype and device. Under autocast the dtypes may differ.
         pair_weights: (target, source), floating point, on the device of `targets`; without gradient. A pair of
             weight 0 adds nothing to the loss.
         valid: (modalities, K, B) bool, or None for all. Vectors that are not valid may hold anything, NaN included.
@@ -79,15 +79,16 @@ def cross_info_nce(  # noqa: PLR0913 - three tensors and five independent switch
         DistributedDataParallel, multiply the loss by the number of processes.
 
     Raises:
-        TypeError: a dtype is unsupported, or targets and predictions differ in it.
+        TypeError: a dtype is unsupported, or targets and predictions differ in it outside autocast.
         ValueError: shapes or devices differ, `softmax_over` is unknown, the temperature is out of range, or
             `pair_weights` wants a gradient.
         BackendUnavailable: `backend` cannot run here; the message says why.
 
     Precision:
-        Float64 for float64 inputs, else float32; products of float32 follow torch.get_float32_matmul_precision().
-        Autocast changes nothing. Triton rounds what half-precision vectors are multiplied with in the gradient to
-        their dtype, once; all sums are in float32, and in the same order every time.
+        Float64 for float64 inputs, else float32; products of float32 follow torch.set_float32_matmul_precision().
+        Autocast does what it does for torch's own losses: vectors of two dtypes are computed in the wider one, float32
+        at least, and nothing else changes. Triton rounds what half-precision vectors are multiplied with in the
+        gradient to their dtype, once; all sums are in float32, and in the same order every time.
 
     Memory:
         Never a B x B matrix. The reference holds a few times max(2^22, modalities^2 K B) scores, whatever the batch,
@@ -105,6 +106,7 @@ def cross_info_nce(  # noqa: PLR0913 - three tensors and five independent switch
     Source:
         Xia et al., NeurIPS 2023, Eq. 6 ("candidates") and its released code ("predictions").
     """
+    targets, predictions = _in_one_dtype(targets, predictions)
     _check(targets, predictions, pair_weights, valid)
     _checks.check_choice("softmax_over", softmax_over, SOFTMAX_OVER)
     if isinstance(temperature, Tensor):
@@ -132,6 +134,17 @@ def cross_info_nce(  # noqa: PLR0913 - three tensors and five independent switch
     losses, pair_losses, hits, *_ = zip(*shares, strict=True)
     loss, pair_loss = torch.stack(losses).mean(0), torch.stack(pair_losses).mean(0)
     return CrossInfoNCE(*(_sharded.add_up(share, part) for share in (loss, pair_loss, hits[0])))
+
+
+def _in_one_dtype(targets: Any, predictions: Any) -> tuple[Any, Any]:
+    """Under autocast two dtypes become the wider one, as for torch's own losses."""
+    vectors = targets, predictions
+    if not all(isinstance(x, Tensor) and x.dtype in _checks.FEATURE_DTYPES for x in vectors):
+        return vectors
+    if targets.dtype == predictions.dtype or not torch.is_autocast_enabled(targets.device.type):
+        return vectors
+    dtype = torch.promote_types(torch.promote_types(targets.dtype, predictions.dtype), torch.float32)
+    return targets.to(dtype), predictions.to(dtype)
 
 
 def _check(targets: Any, predictions: Any, pair_weights: Any, valid: Any) -> None:

@@ -1,8 +1,12 @@
 """The mean soft assignment of a clip's steps to the codewords, and its gradient, in plain PyTorch."""
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
+# Assignments held at once. 2^22 float32 numbers are 16 MiB; the paper's batch of 80 needs one chunk.
+CHUNK_ELEMENTS = 2**22
 # Below this squared distance the square root's slope is taken as 0; at distance 0 it would be infinite.
 SMALLEST_SQUARED_DISTANCE = 1e-12
 
@@ -28,15 +32,18 @@ def codeword_distribution_reference(
         (B, M) in the wider dtype of the two inputs, float32 at least. Zeros for a clip without a valid step.
 
     Memory:
-        A few (B, T, M) tensors.
+        A few times max(2^22, T M) assignments, whatever B, and a copy of the features of as many steps.
 
     Source:
         Liu et al., ACL 2022, Eq. 5; Xia et al., NeurIPS 2023, the code matching loss.
     """
     share = _share_of_step(features, codebook, valid)  # (B, T)
-    rows, codewords = _centred(features, codebook, share)
-    probability = torch.softmax(-_squared_distance(rows, codewords).sqrt() / temperature, dim=2)  # (B, T, M)
-    return (share[:, None] @ probability).squeeze(1)
+    result = share.new_zeros((features.shape[0], codebook.shape[0]))
+    for block in _blocks(features, codebook):
+        rows, codewords = _centred(features[block], codebook, share[block])
+        probability = torch.softmax(-_squared_distance(rows, codewords).sqrt() / temperature, dim=2)  # (block, T, M)
+        result[block] = (share[block, None] @ probability).squeeze(1)
+    return result
 
 
 def codeword_distribution_backward_reference(
@@ -61,20 +68,31 @@ def codeword_distribution_backward_reference(
         Gradients in the shapes and dtypes of `features` and `codebook`.
 
     Memory:
-        A few (B, T, M) tensors.
+        A few times max(2^22, T M) assignments, whatever B, and a copy of the features of as many steps.
     """
     share = _share_of_step(features, codebook, valid)  # (B, T)
-    rows, codewords = _centred(features, codebook, share)
-    squared = _squared_distance(rows, codewords)  # (B, T, M)
-    probability = torch.softmax(-squared.sqrt() / temperature, dim=2)
-    arriving = gradient.to(share.dtype)[:, None]  # (B, 1, M)
-    centred_gradient = arriving - (probability * arriving).sum(dim=2, keepdim=True)
-    slope = -share[:, :, None] * probability * centred_gradient / (2 * temperature * squared.sqrt())
-    slope = torch.where(squared <= SMALLEST_SQUARED_DISTANCE, 0, slope)  # (B, T, M)
-    in_rows = 2 * (rows * slope.sum(dim=2, keepdim=True) - slope @ codewords)
-    slope, rows = slope.flatten(0, 1), rows.flatten(0, 1)
-    in_codewords = 2 * (codewords * slope.sum(dim=0)[:, None] - slope.T @ rows)
-    return in_rows.to(features.dtype), in_codewords.to(codebook.dtype)
+    # Contiguous like the fakes of the operator's results, whatever the strides of the inputs.
+    in_features = features.new_zeros(features.shape)
+    in_codewords = share.new_zeros(codebook.shape)
+    for block in _blocks(features, codebook):
+        rows, codewords = _centred(features[block], codebook, share[block])
+        squared = _squared_distance(rows, codewords)  # (block, T, M)
+        probability = torch.softmax(-squared.sqrt() / temperature, dim=2)
+        arriving = gradient[block, None].to(share.dtype)  # (block, 1, M)
+        centred_gradient = arriving - (probability * arriving).sum(dim=2, keepdim=True)
+        slope = -share[block, :, None] * probability * centred_gradient / (2 * temperature * squared.sqrt())
+        slope = torch.where(squared <= SMALLEST_SQUARED_DISTANCE, 0, slope)  # (block, T, M)
+        in_features[block] = 2 * (rows * slope.sum(dim=2, keepdim=True) - slope @ codewords)
+        slope, rows = slope.flatten(0, 1), rows.flatten(0, 1)
+        in_codewords += 2 * (codewords * slope.sum(dim=0)[:, None] - slope.T @ rows)
+    return in_features, in_codewords.to(codebook.dtype)
+
+
+def _blocks(features: Tensor, codebook: Tensor) -> Iterator[slice]:
+    """Clips whose assignments are held at the same time."""
+    clips, steps = features.shape[:2]
+    size = max(1, CHUNK_ELEMENTS // max(1, steps * codebook.shape[0]))
+    return (slice(start, start + size) for start in range(0, clips, size))
 
 
 def _share_of_step(features: Tensor, codebook: Tensor, valid: Tensor | None) -> Tensor:

@@ -129,9 +129,11 @@ def cross_info_nce_backward_reference(
         Copies of the inputs and a few times max(2^22, modalities^2 K B) scores.
     """
     prepared = _prepare(inputs)
+    queries, keys = prepared.queries, prepared.keys
     weight = gradient.to(clip_weights.dtype) * clip_weights / len(prepared.over_candidates)  # (target, source, K)
     coefficient = torch.where(prepared.counted, weight[..., None], 0)
-    in_first = torch.zeros_like(prepared.queries), torch.zeros_like(prepared.keys)
+    # Contiguous like the fakes of the operator's results, whatever the strides of the inputs.
+    in_first = queries.new_zeros(queries.shape), keys.new_zeros(keys.shape)
     in_temperature = torch.zeros_like(prepared.temperature)
     for softmax, (normaliser, over_candidates) in enumerate(zip(log_normaliser, prepared.over_candidates, strict=True)):
         queries, keys = _in_order(prepared.queries, prepared.keys, softmax)
