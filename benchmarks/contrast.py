@@ -1,18 +1,20 @@
 """The Cross-CPC loss with its gradient by one contender, in a process of its own.
 
-`python benchmarks/contrast.py eager published float32` prints one line of JSON. `bench_contrast.py` calls it.
+`python benchmarks/contrast.py "torch eager"` prints a line of JSON for each size. `bench_contrast.py` calls it.
 """
 
 import argparse
 import datetime
 import json
+import os
 import platform
 from collections.abc import Callable
 
 import numpy as np
 import torch
 from contenders import Contender, milliseconds
-from shapes import CONTRAST_SHAPES, ContrastShape
+from memory import peak_bytes
+from shapes import CONTRAST_CASES, CONTRAST_SHAPES, ContrastShape
 from torch import Tensor
 
 from unicode_fast import cross_info_nce
@@ -26,6 +28,9 @@ PRECISIONS = {
 }
 # Divides scores of standard normal vectors of width 256, which are then of order one.
 TEMPERATURE = 16.0
+# What a call may take by the estimate below, and what that is estimated with: products a second, on the slow side.
+LONGEST_SECONDS = 20.0
+PRODUCTS_A_SECOND = {"cpu": 2.5e10, "cuda": 2.5e13}
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -55,9 +60,15 @@ def pair_by_pair(one_pair: Loss) -> Loss:
     return loss
 
 
-def linear_cross_entropy(targets: Tensor, predictions: Tensor) -> Tensor:
-    own = torch.arange(len(targets), device=targets.device)
-    return torch.nn.functional.linear_cross_entropy(targets / TEMPERATURE, predictions, own)
+def linear_cross_entropy(chunked: bool) -> Loss:
+    """Torch's own; in chunks it holds a part of the scores at a time."""
+
+    def loss(targets: Tensor, predictions: Tensor) -> Tensor:
+        own = torch.arange(len(targets), device=targets.device)
+        options = torch.nn.LinearCrossEntropyOptions() if chunked else None
+        return torch.nn.functional.linear_cross_entropy(targets / TEMPERATURE, predictions, own, options=options)
+
+    return loss
 
 
 def inf_cl(targets: Tensor, predictions: Tensor) -> Tensor:
@@ -66,27 +77,68 @@ def inf_cl(targets: Tensor, predictions: Tensor) -> Tensor:
     return cal_flash_loss(targets, predictions, scale=1 / TEMPERATURE).mean()
 
 
+# In the order in which they run; a time limit may end before the last.
 CONTENDERS: dict[str, Contender] = {
     "ours": Contender(lambda: ours),
-    "reference": Contender(lambda: lambda a, b: ours(a, b, "reference")),
-    "torch eager": Contender(lambda: eager),
-    "torch eager compiled": Contender(lambda: torch.compile(eager), devices=("cuda",)),
-    "torch linear_cross_entropy": Contender(lambda: pair_by_pair(linear_cross_entropy)),
+    "ours in a CUDA graph": Contender(lambda: ours, devices=("cuda",)),
+    "torch linear_cross_entropy in chunks": Contender(lambda: pair_by_pair(linear_cross_entropy(chunked=True))),
     "inf-cl": Contender(lambda: pair_by_pair(inf_cl), "inf_cl", ("cuda",)),
+    "torch eager": Contender(lambda: eager),
+    "torch eager in a CUDA graph": Contender(lambda: eager, devices=("cuda",)),
+    "torch eager compiled": Contender(lambda: torch.compile(eager), devices=("cuda",)),
+    "torch linear_cross_entropy": Contender(lambda: pair_by_pair(linear_cross_entropy(chunked=False))),
+    "reference": Contender(lambda: lambda a, b: ours(a, b, "reference")),
 }
+# These hold all scores, their softmax and its gradient at once, in float32.
+HOLD_ALL_SCORES = tuple(name for name in CONTENDERS if "eager" in name or name == "torch linear_cross_entropy")
 
 
 def obstacle(contender: str, shape: ContrastShape, device: str) -> str:
-    """Why a contender cannot run; empty where it can."""
-    if contender == "torch linear_cross_entropy" and not hasattr(torch.nn.functional, "linear_cross_entropy"):
+    """Why a contender cannot run, or takes too much; empty where it can."""
+    if "linear_cross_entropy" in contender and not hasattr(torch.nn.functional, "linear_cross_entropy"):
         return f"torch {torch.__version__} has none"
-    if "eager" in contender and device == "cuda":
-        # Scores, their softmax and its gradient, in float32.
-        needed = 3 * 4 * shape.modalities**2 * shape.steps * shape.clips**2
-        free, _ = torch.cuda.mem_get_info()
-        if needed > free / 2:
-            return f"not run: needs {needed / 2**30:.0f} GiB"
-    return CONTENDERS[contender].obstacle(device)
+    missing = CONTENDERS[contender].obstacle(device)
+    if missing:
+        return missing
+    scores = shape.modalities**2 * shape.steps * shape.clips**2
+    needed = 3 * 4 * scores if contender in HOLD_ALL_SCORES else 0
+    if needed > free_bytes(device) / 2:
+        return f"not run: needs {needed / 2**30:.0f} GiB"
+    # Scores twice and both gradients.
+    seconds = 4 * scores * shape.width / PRODUCTS_A_SECOND[device]
+    return f"not run: needs about {seconds:.0f} s a call" if seconds > LONGEST_SECONDS else ""
+
+
+def free_bytes(device: str) -> int:
+    """Memory that is not in use."""
+    if device == "cuda":
+        return torch.cuda.mem_get_info()[0]
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def workspace_bytes(shape: ContrastShape) -> dict[str, int]:
+    """What our kernels take beside inputs and gradients, by name; for more clips than one program takes."""
+    scores = shape.modalities**2 * shape.steps * shape.clips
+    return {"normalisers": 4 * scores, "own scores": 4 * scores, "hits": scores}
+
+
+def captured(call: Callable[[], tuple[Tensor, ...]]) -> Callable[[], tuple[Tensor, ...]]:
+    """The call as a CUDA graph: what is left is the time of the GPU."""
+    aside = torch.cuda.Stream()
+    aside.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(aside):
+        for _ in range(3):
+            call()
+    torch.cuda.current_stream().wait_stream(aside)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = call()
+
+    def replay() -> tuple[Tensor, ...]:
+        graph.replay()
+        return found
+
+    return replay
 
 
 def with_gradients(loss: Loss, targets: Tensor, predictions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -114,17 +166,19 @@ def measure(contender: str, shape: str, precision: str, device: str) -> dict[str
     vectors = [torch.randn(size, device=device).to(dtype) for _ in range(2)]
     truth = with_gradients(lambda a, b: ours(a, b, "reference"), *(x.double() for x in vectors))
     loss = CONTENDERS[contender].make()
-    found = with_gradients(loss, *vectors)
-    errors = [error(part, true_part) for part, true_part in zip(found, truth, strict=True)]
-    del truth, found
-    peak = None
-    if device == "cuda":
-        torch.cuda.empty_cache()
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        with_gradients(loss, *vectors)
-        peak = torch.cuda.max_memory_allocated() - before
-    times = milliseconds(lambda: with_gradients(loss, *vectors)[0], device)
+
+    def call() -> tuple[Tensor, ...]:
+        return with_gradients(loss, *vectors)
+
+    try:
+        found = call()
+        errors = [error(part, true_part) for part, true_part in zip(found, truth, strict=True)]
+        del truth, found
+        peak = peak_bytes(call, device)
+        timed = captured(call) if "in a CUDA graph" in contender else call
+        times = milliseconds(lambda: timed()[0], device)
+    except torch.cuda.OutOfMemoryError:
+        return {**row, "missing": "not run: needs more memory than there is"}
     return {
         **row,
         "median_ms": float(np.median(times)),
@@ -135,6 +189,7 @@ def measure(contender: str, shape: str, precision: str, device: str) -> dict[str
         "gradient_error": max(errors[1:]),
         "peak_bytes": peak,
         "gradient_bytes": sum(x.nbytes for x in vectors),
+        "workspace_bytes": workspace_bytes(size) if contender == "ours" and device == "cuda" else None,
         "device": torch.cuda.get_device_name() if device == "cuda" else f"{platform.machine()} CPU",
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
@@ -146,11 +201,10 @@ def measure(contender: str, shape: str, precision: str, device: str) -> dict[str
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("contender", choices=CONTENDERS)
-    parser.add_argument("shape", choices=CONTRAST_SHAPES)
-    parser.add_argument("precision", choices=PRECISIONS)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     arguments = parser.parse_args()
-    print(json.dumps(measure(arguments.contender, arguments.shape, arguments.precision, arguments.device)))
+    for shape, precision in CONTRAST_CASES[arguments.device]:
+        print(json.dumps(measure(arguments.contender, shape, precision, arguments.device)), flush=True)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ The speed table is made from benchmarks/results/; with RUN, the table of results
 """
 
 import argparse
+import itertools
 import json
 import platform
 import re
@@ -16,7 +17,9 @@ ROOT = Path(__file__).resolve().parent.parent
 PICTURES = ("zero-shot.png", "code-usage.png", "timeline.png")
 
 
-PROBLEMS = {"search": "nearest codeword", "step": "quantiser step"}
+PROBLEMS = {"search": "nearest codeword", "step": "quantiser step", "contrast": "Cross-CPC"}
+# Files of results, and what a device without one has not run.
+RESULTS = {"quantiser": "all of the quantiser", "contrast": "Cross-CPC"}
 DEVICES = ("cpu", "cuda")
 
 
@@ -29,6 +32,8 @@ def replace_part(name: str, text: str) -> None:
 
 def size_of(row: dict) -> str:
     """The sizes of a row's problem."""
+    if row["problem"] == "contrast":
+        return f"{row['modalities']} x {row['clips']} clips, K {row['steps']}, D {row['width']}, {row['precision']}"
     if "rows" in row:
         return f"N {row['rows']}, M {row['codewords']}, D {row['width']}"
     return f"{row['modalities']} x {row['clips'] * row['steps']} rows, M {row['codewords']}, D {row['width']}"
@@ -38,16 +43,16 @@ def speed_table() -> str:
     """One line for each device, problem and shape: our time and that of each contender with the ratio to ours."""
     lines = ["| where | problem | size | ours | others |", "| --- | --- | --- | ---: | --- |"]
     notes = []
-    for device in DEVICES:
-        path = ROOT / "benchmarks" / "results" / f"quantiser-{device}.json"
+    for device, (stem, what) in itertools.product(DEVICES, RESULTS.items()):
+        path = ROOT / "benchmarks" / "results" / f"{stem}-{device}.json"
         if not path.exists():
-            lines.append(f"| {device} | all | | not run yet | |")
+            lines.append(f"| {device} | {what} | | not run yet | |")
             continue
-        rows = json.loads(path.read_text())
-        groups: dict[tuple[str, str], list[dict]] = {}
+        rows = [{"problem": stem, **row} for row in json.loads(path.read_text())]
+        groups: dict[tuple[str, ...], list[dict]] = {}
         for row in rows:
-            groups.setdefault((row["problem"], row["shape"]), []).append(row)
-        for (problem, _), group in groups.items():
+            groups.setdefault((row["problem"], row["shape"], row.get("precision", "")), []).append(row)
+        for (problem, *_), group in groups.items():
             ours = next(row for row in group if row["contender"] == "ours")
             if "missing" in ours:
                 lines.append(f"| {device} | {PROBLEMS[problem]} | {ours['shape']} | {ours['missing']} | |")
@@ -56,20 +61,27 @@ def speed_table() -> str:
             time = f"{ours['median_ms']:.3g} ms"
             lines.append(f"| {device} | {PROBLEMS[problem]} | {size_of(ours)} | {time} | {', '.join(others)} |")
         one = next(row for row in rows if "missing" not in row)
-        wrong = sum(row.get("wrong_rows", 0) for row in rows if row["contender"].startswith("ours"))
-        checked = sum(row.get("checked_rows", 0) for row in rows if row["contender"].startswith("ours"))
         notes.append(
             f"{device}: {one['device']}, {one['threads']} threads, torch {one['torch']}, {one['date']}, commit "
-            f"`{(one['commit'] or 'unknown')[:12]}`; of {checked} rows that ours found, {wrong} differ from float64."
+            f"`{(one['commit'] or 'unknown')[:12]}`; {errors_of([r for r in rows if r['contender'].startswith('ours')])}."
         )
-    return "\n".join(lines) + "\n\n" + " ".join(["Medians, float32.", *notes])
+    return "\n".join(lines) + "\n\n" + " ".join(["Medians, float32 where not named.", *notes])
+
+
+def errors_of(ours: list[dict]) -> str:
+    """How far our results are from those in float64."""
+    errors = [row["gradient_error"] for row in ours if "gradient_error" in row]
+    if errors:
+        return f"the gradients of Cross-CPC differ from float64 by at most {max(errors):.0e} of the largest"
+    wrong, checked = (sum(row.get(name, 0) for row in ours) for name in ("wrong_rows", "checked_rows"))
+    return f"of {checked} rows that ours found, {wrong} differ from float64"
 
 
 def other(row: dict, ours: dict) -> str:
     """A contender's time, its ratio to ours and its wrong rows, or why it has none."""
     if "missing" in row:
         return f"{row['contender']}: {row['missing']}"
-    wrong = f", {row['wrong_rows']} of {row['checked_rows']} rows wrong" if row["wrong_rows"] else ""
+    wrong = f", {row['wrong_rows']} of {row['checked_rows']} rows wrong" if row.get("wrong_rows") else ""
     return f"{row['contender']} {row['median_ms']:.3g} ms ({row['median_ms'] / ours['median_ms']:.1f}x{wrong})"
 
 

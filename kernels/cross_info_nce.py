@@ -94,8 +94,7 @@ def _log_sum_exp(scores, axis: tl.constexpr):
 @triton.jit
 def _probability(gap):
     """Exponential of a score less its normaliser; at most 1, though huge scores may come out larger than they were."""
-    # Not the smaller one of gap and 0, which would be 0 where gap is NaN.
-    return tl.where(gap > 0, 1.0, tl.exp(gap))
+    return tl.exp(tl.minimum(gap, 0.0, propagate_nan=tl.PropagateNan.ALL))
 
 
 @triton.jit

@@ -75,19 +75,17 @@ def test_precision_is_that_of_torch() -> None:
             assert chosen.precision == name
 
 
-def test_precision_set_for_cuda_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Then torch.get_float32_matmul_precision() raises or is out of date."""
-    for setting, name in (("tf32", "high"), ("ieee", "highest")):
-        monkeypatch.setattr(torch.backends.cuda.matmul, "fp32_precision", setting)
-        assert kernels._float32_precision() == name
-
-
-def test_precision_of_all_backends() -> None:
-    before = torch.get_float32_matmul_precision()
-    for precision, name in (("high", "high"), ("medium", "high"), ("highest", "highest")):
-        torch.set_float32_matmul_precision(precision)
-        assert kernels._float32_precision() == name
-    torch.set_float32_matmul_precision(before)
+def test_precision_is_asked_for_cuda() -> None:
+    """After settings for CUDA alone torch.get_float32_matmul_precision() raises or is out of date."""
+    try:
+        for precision, name in (("high", "high"), ("medium", "high"), ("highest", "highest")):
+            torch.set_float32_matmul_precision(precision)
+            assert kernels._float32_precision() == name
+        for setting, name in (("tf32", "high"), ("ieee", "highest")):
+            torch.backends.cuda.matmul.fp32_precision = setting
+            assert kernels._float32_precision() == name
+    finally:
+        torch.set_float32_matmul_precision("highest")
 
 
 @pytest.mark.skipif(
