@@ -40,8 +40,8 @@ else
 fi
 
 echo "== benchmarks"
-for bench in bench_contrast bench_search; do
-  timeout 180 $python -m pytest -q -p no:cacheprovider "benchmarks/$bench.py" --device cuda --results "$results" \
+for bench in bench_search bench_contrast; do
+  timeout 150 $python -m pytest -q -p no:cacheprovider "benchmarks/$bench.py" --device cuda --results "$results" \
     > "$results/$bench.log" 2>&1
   [ $? -eq 0 ] || failed=1
 done

@@ -9,6 +9,7 @@ import json
 import platform
 import re
 import shutil
+from collections import Counter
 from pathlib import Path
 
 from unicode_fast.tasks import Row, format_markdown
@@ -21,6 +22,8 @@ PROBLEMS = {"search": "nearest codeword", "step": "quantiser step", "contrast": 
 # Files of results, and what a device without one has not run.
 RESULTS = {"quantiser": "all of the quantiser", "contrast": "Cross-CPC"}
 DEVICES = ("cpu", "cuda")
+# Operators of the dispatcher that one public operator consists of.
+PARTS = {"codebook_apply": "codebook_update", "codebook_statistics": "codebook_update"}
 
 
 def replace_part(name: str, text: str) -> None:
@@ -61,9 +64,10 @@ def speed_table() -> str:
             time = f"{ours['median_ms']:.3g} ms"
             lines.append(f"| {device} | {PROBLEMS[problem]} | {size_of(ours)} | {time} | {', '.join(others)} |")
         one = next(row for row in rows if "missing" not in row)
+        errors = errors_of([row for row in rows if row["contender"].startswith("ours")])
         notes.append(
             f"{device}: {one['device']}, {one['threads']} threads, torch {one['torch']}, {one['date']}, commit "
-            f"`{(one['commit'] or 'unknown')[:12]}`; {errors_of([r for r in rows if r['contender'].startswith('ours')])}."
+            f"`{(one['commit'] or 'unknown')[:12]}`; {errors}."
         )
     return "\n".join(lines) + "\n\n" + " ".join(["Medians, float32 where not named.", *notes])
 
@@ -83,6 +87,21 @@ def other(row: dict, ours: dict) -> str:
         return f"{row['contender']}: {row['missing']}"
     wrong = f", {row['wrong_rows']} of {row['checked_rows']} rows wrong" if row.get("wrong_rows") else ""
     return f"{row['contender']} {row['median_ms']:.3g} ms ({row['median_ms'] / ours['median_ms']:.1f}x{wrong})"
+
+
+def shares() -> str:
+    """What each operator takes of a training step, in one sentence."""
+    measured = json.loads((ROOT / "benchmarks" / "results" / "step-shares-cpu.json").read_text())
+    total: Counter[str] = Counter()
+    for name, row in measured["operators"].items():
+        operator = name.removesuffix("_reference").removesuffix("_backward")
+        total[PARTS.get(operator, operator)] += row["share"]
+    parts = ", ".join(f"`{operator}` {100 * share:.1f} %" for operator, share in total.most_common())
+    return (
+        f"Of a step of the default run, {measured['step_ms']:.0f} ms, the operators take, forward and backward: "
+        f"{parts} ({measured['device']}, {measured['threads']} thread(s), torch {measured['torch']}, "
+        f"{measured['date']}, commit `{(measured['commit'] or 'unknown')[:12]}`; `python benchmarks/step_shares.py`)."
+    )
 
 
 def put_run(run: Path) -> None:
@@ -113,6 +132,7 @@ def main() -> None:
     if run is not None:
         put_run(run)
     replace_part("speed", speed_table())
+    replace_part("shares", shares())
 
 
 if __name__ == "__main__":
