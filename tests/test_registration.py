@@ -261,6 +261,25 @@ def test_compiles_in_one_graph(name: str, dynamic: bool, device: str) -> None:
 
 
 @pytest.mark.parametrize("device", DEVICES)
+def test_compiles_under_autocast(device: str) -> None:
+    """Vectors of two dtypes, as a layer under autocast and one beside it give them."""
+
+    def function(a: Tensor, b: Tensor, w: Tensor) -> Tensor:
+        with torch.autocast(device, dtype=torch.bfloat16):
+            return cross_info_nce(a, b.bfloat16(), w).loss
+
+    torch._dynamo.reset()
+    inputs = loss(device, 4)
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    results = []
+    for run in (compiled, function):
+        found = run(*inputs)
+        results.append([found, *torch.autograd.grad(found, inputs[:2])])
+    for part, truth in zip(*results, strict=True):
+        assert_close(part, truth, EXACT)
+
+
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("rule", RULES)
 def test_update_compiles_in_one_graph(rule: str, device: str) -> None:
     def function(state: CodebookState, features: list[Tensor], index: list[Tensor]) -> Tensor:
