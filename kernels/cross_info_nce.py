@@ -30,6 +30,8 @@ SMALL_BATCH = 128
 # Rows of partial column normalisers that "both" keeps for each pair: as much memory as one input of width 256 in
 # float32 takes up twice.
 MOST_GROUPS = 512
+# Along all but the first dimension of a grid.
+MOST_PROGRAMS = 65535
 # Slopes are at most 2 when they meet float16, whose numbers end at 65504 above and lose bits below 6e-5.
 SLOPE_SCALE = tl.constexpr(4096.0)
 # In tiles of this many pairs and steps the last program reads what the others found.
@@ -545,7 +547,7 @@ class _Ready(NamedTuple):
 
 
 def cross_info_nce_triton(inputs: CrossInfoNCEInputs) -> tuple[Tensor, ...]:
-    """As `cross_info_nce_reference`, which computes what the kernels do not: float64, nothing at all, older GPUs."""
+    """As `cross_info_nce_reference`, which computes the rest: float64, nothing at all, thousands of steps, older GPUs."""
     if not _kernels_take(inputs):
         return cross_info_nce_reference(inputs)
     with torch.cuda.device_of(inputs.targets):
@@ -566,10 +568,12 @@ def cross_info_nce_backward_triton(
 
 def _kernels_take(inputs: CrossInfoNCEInputs) -> bool:
     targets = inputs.targets
+    modalities, steps = targets.shape[:2]
     return (
         targets.dtype != torch.float64
         and inputs.targets.numel() > 0
         and inputs.predictions.numel() > 0
+        and max(modalities, 2) * modalities * steps <= MOST_PROGRAMS
         and torch.version.hip is None
         and _capability(targets) >= (8, 0)
     )

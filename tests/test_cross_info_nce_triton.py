@@ -18,6 +18,8 @@ import triton
 from triton_aot import compile_ahead
 from unicode_fast.kernels import cross_info_nce as kernels
 
+from unicode_fast.reference.cross_info_nce import CrossInfoNCEInputs
+
 # Bytes of shared memory that a program can have.
 SHARED_BYTES = {80: 166912, 86: 101376, 90: 232448}
 POINTERS = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16"}
@@ -73,6 +75,14 @@ def test_precision_is_that_of_torch() -> None:
         for precision, name in (("highest", "ieee"), ("high", "tf32"), ("medium", "tf32")):
             chosen = kernels.configuration(kernel, torch.float32, width, (9, 0), precision)
             assert chosen.precision == name
+
+
+def test_reference_takes_what_no_grid_holds() -> None:
+    for modalities, steps, taken in ((2, 16383, True), (2, 16384, False), (1, 32767, True), (1, 32768, False)):
+        vectors = torch.zeros(modalities, steps, 1, 1)
+        weights = torch.ones(modalities, modalities)
+        inputs = CrossInfoNCEInputs(vectors, vectors, weights, None, torch.ones(()), "both")
+        assert kernels._kernels_take(inputs) == taken
 
 
 def test_precision_is_asked_for_cuda() -> None:
