@@ -547,7 +547,7 @@ class _Ready(NamedTuple):
 
 
 def cross_info_nce_triton(inputs: CrossInfoNCEInputs) -> tuple[Tensor, ...]:
-    """As `cross_info_nce_reference`, which computes the rest: float64, nothing at all, thousands of steps, older GPUs."""
+    """As `cross_info_nce_reference`, which computes the rest: float64, nothing, thousands of steps, older GPUs."""
     if not _kernels_take(inputs):
         return cross_info_nce_reference(inputs)
     with torch.cuda.device_of(inputs.targets):
