@@ -1,5 +1,6 @@
 """nearest_codeword: hand-written answers, the promise under adversarial inputs, and what odd inputs give."""
 
+import numpy as np
 import pytest
 import torch
 from cases import NEAREST_CASES, Place, generator, normal, places, strided
@@ -53,6 +54,22 @@ def test_strided(place: Place) -> None:
     assert torch.equal(result.index, expected.index)
     assert torch.equal(result.squared_distance, expected.squared_distance)
     assert torch.equal(transposed.index.T, expected.index)
+
+
+@places("nearest_codeword")
+def test_rows_further_apart_than_32_bits_count(place: Place) -> None:
+    """Offsets of 2^32 and more; on the CPU zeros that nobody touched take no memory."""
+    step = 2**31 + 8
+    if place.device == "cuda":
+        if torch.cuda.mem_get_info()[0] < 6 * step:
+            pytest.skip("the rows do not fit into what is free of the memory")
+        memory = torch.zeros(2 * step + 24, dtype=torch.float16, device="cuda")
+    else:
+        memory = torch.from_numpy(np.zeros(2 * step + 24, dtype=np.float16))
+    features, codebook = memory.as_strided((3, 24), (step, 1)), normal(5, 24, seed=1)
+    features.copy_(normal(3, 24))
+    result = nearest_codeword(features, codebook.to(place.device), backend=place.backend)
+    assert_nearest(*result, features, codebook)
 
 
 @places("nearest_codeword")
