@@ -8,7 +8,10 @@ import json
 import platform
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+
+from shapes import SEARCH_SHAPES, SHAPES, SearchShape, Shape
 
 from unicode_fast.tasks import Row, format_markdown
 
@@ -17,6 +20,7 @@ PICTURES = ("zero-shot.png", "code-usage.png", "timeline.png")
 
 
 PROBLEMS = {"search": "nearest codeword", "step": "quantiser step"}
+SHAPES_OF: dict[str, Mapping[str, SearchShape | Shape]] = {"search": SEARCH_SHAPES, "step": SHAPES}
 DEVICES = ("cpu", "cuda")
 
 
@@ -40,21 +44,13 @@ def speed_table() -> str:
     notes = []
     for device in DEVICES:
         path = ROOT / "benchmarks" / "results" / f"quantiser-{device}.json"
-        if not path.exists():
-            lines.append(f"| {device} | all | | not run yet | |")
+        rows = json.loads(path.read_text()) if path.exists() else []
+        for problem, shapes in SHAPES_OF.items():
+            for name, shape in shapes.items():
+                group = [row for row in rows if (row["problem"], row["shape"]) == (problem, name)]
+                lines.append(speed_line(device, problem, size_of(shape._asdict()), group))
+        if not rows:
             continue
-        rows = json.loads(path.read_text())
-        groups: dict[tuple[str, str], list[dict]] = {}
-        for row in rows:
-            groups.setdefault((row["problem"], row["shape"]), []).append(row)
-        for (problem, _), group in groups.items():
-            ours = next(row for row in group if row["contender"] == "ours")
-            if "missing" in ours:
-                lines.append(f"| {device} | {PROBLEMS[problem]} | {ours['shape']} | {ours['missing']} | |")
-                continue
-            others = [other(row, ours) for row in group if row is not ours and "not run on" not in other(row, ours)]
-            time = f"{ours['median_ms']:.3g} ms"
-            lines.append(f"| {device} | {PROBLEMS[problem]} | {size_of(ours)} | {time} | {', '.join(others)} |")
         one = next(row for row in rows if "missing" not in row)
         wrong = sum(row.get("wrong_rows", 0) for row in rows if row["contender"].startswith("ours"))
         checked = sum(row.get("checked_rows", 0) for row in rows if row["contender"].startswith("ours"))
@@ -63,6 +59,15 @@ def speed_table() -> str:
             f"`{(one['commit'] or 'unknown')[:12]}`; of {checked} rows that ours found, {wrong} differ from float64."
         )
     return "\n".join(lines) + "\n\n" + " ".join(["Medians, float32.", *notes])
+
+
+def speed_line(device: str, problem: str, size: str, group: list[dict]) -> str:
+    """The line of one device, problem and shape, from the rows that were measured or given up."""
+    ours = next((row for row in group if row["contender"] == "ours"), {"missing": "not run yet"})
+    if "missing" in ours:
+        return f"| {device} | {PROBLEMS[problem]} | {size} | {ours['missing']} | |"
+    others = [text for row in group if row is not ours and "not run on" not in (text := other(row, ours))]
+    return f"| {ours['device']} | {PROBLEMS[problem]} | {size} | {ours['median_ms']:.3g} ms | {', '.join(others)} |"
 
 
 def other(row: dict, ours: dict) -> str:
