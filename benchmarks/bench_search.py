@@ -42,7 +42,8 @@ def line(row: dict) -> str:
         return f"{start} {row['missing']}"
     spread = f"{row['p20_ms']:.3g} to {row['p80_ms']:.3g}"
     wrong = f"{row['wrong_rows']} of {row['checked_rows']} rows wrong"
-    return f"{start} {row['median_ms']:9.3g} ms ({spread}), {wrong}"
+    peak = "" if row["peak_bytes"] is None else f", {row['peak_bytes'] / 2**20:.0f} MiB"
+    return f"{start} {row['median_ms']:9.3g} ms ({spread}){peak}, {wrong}"
 
 
 def obstacle(problem: str, shape: str, contender: str, device: str) -> str:

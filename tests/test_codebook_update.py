@@ -1,5 +1,6 @@
 """codebook_update: hand-written steps, an independent oracle for every rule, revival, masks, and its random numbers."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import product
 
@@ -300,6 +301,16 @@ def test_repeatable(place: Place) -> None:
     for state in states:
         codebook_update(state, *rows, UpdateRule(revive_after=1, revive_source="feature"), backend=place.backend)
     assert all(torch.equal(a, b) for state in states[1:] for a, b in zip(state, states[0], strict=True))
+
+
+def test_threads_change_nothing(set_threads: Callable[[int], None]) -> None:
+    Place("codebook_update", "cpu", "cpp").skip_unless_usable()
+    features, index = random_batch(3, 400, 160, 300)
+    states = [make_state(normal(300, 160), 3) for _ in range(2)]
+    for threads, state in zip((1, 3), states, strict=True):
+        set_threads(threads)
+        codebook_update(state, features, index, UpdateRule(revive_after=1), backend="cpp")
+    assert all(torch.equal(a, b) for a, b in zip(*states, strict=True))
 
 
 @places("codebook_update")

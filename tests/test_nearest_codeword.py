@@ -1,5 +1,7 @@
 """nearest_codeword: hand-written answers, the promise under adversarial inputs, and what odd inputs give."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -121,6 +123,18 @@ def test_repeatable(place: Place) -> None:
         again = nearest_codeword(features, codebook, backend=place.backend)
         assert torch.equal(first.index, again.index)
         assert torch.equal(first.squared_distance, again.squared_distance)
+
+
+@pytest.mark.parametrize("name", NEAREST_CASES)
+def test_threads_change_nothing(name: str, set_threads: Callable[[int], None]) -> None:
+    Place("nearest_codeword", "cpu", "cpp").skip_unless_usable()
+    features, codebook = NEAREST_CASES[name]()
+    set_threads(1)
+    alone = nearest_codeword(features, codebook, backend="cpp")
+    set_threads(3)
+    together = nearest_codeword(features, codebook, backend="cpp")
+    assert torch.equal(together.index, alone.index)
+    assert torch.equal(together.squared_distance, alone.squared_distance)
 
 
 @places("nearest_codeword")
