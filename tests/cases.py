@@ -150,6 +150,19 @@ NEAREST_CASES: dict[str, Callable[[], NearestInputs]] = {
     "float16_and_float32": lambda: (normal(67, 40, dtype=torch.float16), normal(50, 40, seed=1)),
     "bfloat16_and_float64": lambda: (normal(67, 40, dtype=torch.bfloat16), normal(50, 40, seed=1, dtype=torch.float64)),
     "float64_and_float32": lambda: (normal(67, 40, dtype=torch.float64), normal(50, 40, seed=1)),
+    "float16_subnormal_and_float32": lambda: (
+        (normal(67, 40) * 2.0**-20).half(),
+        normal(50, 40, seed=1) * 2.0**-20,
+    ),
+    "float16_and_far_float32": lambda: ((2e4 * normal(67, 40)).half(), 1e30 * normal(50, 40, seed=1)),
+    "bfloat16_and_float32_ulp_apart": lambda: (
+        _one_ulp_apart(torch.float32)[0].bfloat16(),
+        _one_ulp_apart(torch.float32)[1],
+    ),
+    "float32_and_beyond_float32": lambda: (
+        normal(67, 40),
+        normal(50, 40, seed=1, dtype=torch.float64) * torch.logspace(-300, 150, 50, dtype=torch.float64)[:, None],
+    ),
     "float32_ulp_apart": lambda: _one_ulp_apart(torch.float32),
     "float64_ulp_apart": lambda: _one_ulp_apart(torch.float64),
     "duplicates": _duplicates,
