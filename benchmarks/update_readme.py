@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from shapes import SEARCH_SHAPES, SHAPES, SearchShape, Shape
+from shapes import SEARCH_SHAPES, SHAPES, UPDATE_SHAPES, SearchShape, Shape
 
 from unicode_fast.tasks import Row, format_markdown
 
@@ -19,8 +19,12 @@ ROOT = Path(__file__).resolve().parent.parent
 PICTURES = ("zero-shot.png", "code-usage.png", "timeline.png")
 
 
-PROBLEMS = {"search": "nearest codeword", "step": "quantiser step"}
-SHAPES_OF: dict[str, Mapping[str, SearchShape | Shape]] = {"search": SEARCH_SHAPES, "step": SHAPES}
+PROBLEMS = {"search": "nearest codeword", "update": "search and update", "step": "quantiser step"}
+SHAPES_OF: dict[str, Mapping[str, SearchShape | Shape]] = {
+    "search": SEARCH_SHAPES,
+    "update": {name: SEARCH_SHAPES[name] for name in UPDATE_SHAPES},
+    "step": SHAPES,
+}
 DEVICES = ("cpu", "cuda")
 
 
