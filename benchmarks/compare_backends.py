@@ -1,9 +1,15 @@
-"""The first steps of the default run on the C++ backend and on the reference: `python benchmarks/compare_backends.py`.
+"""The default run on the C++ backend and on the reference.
 
-Codes of every clip of the batch and losses are compared step by step; ends with status 1 where codes differ.
+`python benchmarks/compare_backends.py` compares the first steps, the codes of every clip of the batch and the losses;
+ends with status 1 where codes differ.
+
+`python benchmarks/compare_backends.py --tables` compares two finished runs, whose summary.json lie in
+benchmarks/results/: default-run.json and, of UNICODE_FAST_BACKEND=reference, default-run-reference.json, both of
+--seeds 3. Ends with status 1 where a score differs by more than the two standard deviations over seeds together.
 """
 
 import argparse
+import json
 import sys
 from pathlib import Path
 
@@ -14,6 +20,8 @@ from unicode_fast.checkpoint import write_json
 from unicode_fast.data import Batches, open_dataset
 from unicode_fast.runs import choose_device, git_commit, versions
 from unicode_fast.train import Trainer, check_store, initialise_codebook, learning_rate, total_steps
+
+RESULTS = Path(__file__).resolve().parent / "results"
 
 
 def first_steps(steps: int) -> list[tuple[dict[str, torch.Tensor], dict[str, float]]]:
@@ -36,11 +44,26 @@ def first_steps(steps: int) -> list[tuple[dict[str, torch.Tensor], dict[str, flo
     return found
 
 
+def compare_tables() -> int:
+    """Prints each pair of scores; 1 where a pair lies further apart than the seeds spread."""
+    fast, slow = (json.loads((RESULTS / f"default-run{name}.json").read_text())["rows"] for name in ("", "-reference"))
+    status = 0
+    for row, other in zip(fast, slow, strict=True):
+        agree = abs(row["score"] - other["score"]) <= row["std"] + other["std"]
+        status |= not agree
+        scores = " and ".join(f"{100 * found['score']:.1f} ± {100 * found['std']:.1f} %" for found in (row, other))
+        print(f"{row['task']:14} {row['from']:5} -> {row['to']:5} {scores}{'' if agree else ': apart'}")
+    return status
+
+
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tables", action="store_true", help="compare the finished runs")
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--out", default="benchmarks/results/backends.json")
+    parser.add_argument("--out", type=Path, default=RESULTS / "backends.json")
     arguments = parser.parse_args()
+    if arguments.tables:
+        return compare_tables()
     fast = first_steps(arguments.steps)
     backend.IMPLEMENTATIONS.update(dict.fromkeys(backend.IMPLEMENTATIONS, ("reference",)))
     slow = first_steps(arguments.steps)
@@ -57,7 +80,7 @@ def main() -> int:
         "versions": versions(),
         "git_commit": git_commit(),
     }
-    write_json(Path(arguments.out), result)
+    write_json(arguments.out, result)
     print(result)
     return 1 if differing else 0
 

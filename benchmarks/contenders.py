@@ -1,6 +1,7 @@
-"""One contender on one problem, in a process of its own: two OpenMP runtimes in one process distort each other's times.
+"""Contenders on one problem: `python benchmarks/contenders.py search published faiss` prints a line of JSON for each.
 
-`python benchmarks/contenders.py search faiss published` prints one line of JSON. `bench_search.py` calls it.
+`bench_search.py` calls it, on the CPU with one contender in a process: two OpenMP runtimes distort each other's times.
+On a GPU all contenders share one, as starting it takes longer than they do.
 """
 
 import argparse
@@ -16,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from original import OriginalQuantiser, PlainQuantiser
-from shapes import SEARCH_SHAPES, SHAPES, Shape
+from shapes import SEARCH_SHAPES, SHAPES, UPDATE_SHAPES, Shape
 from torch import Tensor
 
 from unicode_fast import CodebookState, UpdateRule, codebook_update, commitment_loss, nearest_codeword
@@ -25,7 +26,8 @@ from unicode_fast.runs import git_commit
 
 # Differences of pairs of coordinates that the check against float64 may take.
 CHECKED = 4_000_000_000
-LEAST_REPEATS, LONGEST_SECONDS = 50, 8.0
+LEAST_REPEATS = 50
+LONGEST_SECONDS = {"cpu": 8.0, "cuda": 2.0}
 
 
 class Contender(NamedTuple):
@@ -89,8 +91,13 @@ def flash_kmeans(features: Tensor, codebook: Tensor) -> Callable[[], Tensor]:
 
 
 def with_mma(features: Tensor, codebook: Tensor) -> Callable[[], Tensor]:
-    os.environ["UNICODE_FAST_MAIN_LOOP"] = "mma"
-    return lambda: nearest_codeword(features, codebook).index
+    def search() -> Tensor:
+        os.environ["UNICODE_FAST_MAIN_LOOP"] = "mma"
+        index = nearest_codeword(features, codebook).index
+        del os.environ["UNICODE_FAST_MAIN_LOOP"]
+        return index
+
+    return search
 
 
 SEARCH = {
@@ -106,20 +113,24 @@ SEARCH = {
 }
 
 
-def our_step(features: list[Tensor], codebook: Tensor, backend: str | None = None) -> Callable[[], Tensor]:
-    """Search, commitment with its gradient, update and revival of a training step of the recommended preset."""
-    codewords = codebook.shape[0]
-    state = CodebookState(
+def new_state(codebook: Tensor, modalities: int) -> CodebookState:
+    """A codebook whose codewords count one row each."""
+    codewords, device = codebook.shape[0], codebook.device
+    return CodebookState(
         codebook.clone(),
-        torch.ones(codewords, device=codebook.device),
+        torch.ones(codewords, device=device),
         codebook.clone(),
-        torch.zeros(len(features), codewords, dtype=torch.int64, device=codebook.device),
-        torch.zeros((), dtype=torch.int64, device=codebook.device),
+        torch.zeros(modalities, codewords, dtype=torch.int64, device=device),
+        torch.zeros((), dtype=torch.int64, device=device),
     )
+
+
+def step_of(state: CodebookState, features: list[Tensor], backend: str | None = None) -> Callable[[], Tensor]:
+    """Search, commitment with its gradient, update and revival of a training step of the recommended preset."""
     rule = UpdateRule(smoothing="transient", revive_after=30, revive_source="feature")
     rows = [x.clone().requires_grad_() for x in features]
-    weights = torch.full((len(rows), len(rows)), 0.25 / (len(rows) - 1), device=codebook.device).fill_diagonal_(0.5)
-    weights = weights / codebook.shape[1]
+    weights = torch.full((len(rows), len(rows)), 0.25 / (len(rows) - 1), device=state.codebook.device)
+    weights = weights.fill_diagonal_(0.5) / state.codebook.shape[1]
 
     def step() -> Tensor:
         joined = torch.cat([x.detach() for x in rows])
@@ -133,10 +144,27 @@ def our_step(features: list[Tensor], codebook: Tensor, backend: str | None = Non
     return step
 
 
-def replayed(features: list[Tensor], codebook: Tensor) -> Callable[[], Tensor]:
-    """Our step as a CUDA graph."""
-    step = our_step(features, codebook)
+def update_of(state: CodebookState, features: list[Tensor]) -> Callable[[], Tensor]:
+    """Search and update alone, of one modality."""
+    rule = UpdateRule(own_weight=1.0, revive_after=0)
+
+    def step() -> Tensor:
+        index = nearest_codeword(features[0], state.codebook).index
+        codebook_update(state, features, [index], rule)
+        return index
+
+    return step
+
+
+def replayed(
+    make: Callable[..., Callable[[], Tensor]], features: list[Tensor], codebook: Tensor
+) -> Callable[[], Tensor]:
+    """Such a step as a CUDA graph."""
+    state = new_state(codebook, len(features))
+    start = [part.clone() for part in state]
+    step = make(state, features)
     stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         for _ in range(3):
             step()
@@ -144,6 +172,8 @@ def replayed(features: list[Tensor], codebook: Tensor) -> Callable[[], Tensor]:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         index = step()
+    for part, value in zip(state, start, strict=True):
+        part.copy_(value)
 
     def replay() -> Tensor:
         graph.replay()
@@ -152,20 +182,39 @@ def replayed(features: list[Tensor], codebook: Tensor) -> Callable[[], Tensor]:
     return replay
 
 
+def plain_update(features: list[Tensor], codebook: Tensor) -> Callable[[], Tensor]:
+    state, decay = new_state(codebook, 1), 0.99
+
+    def step() -> Tensor:
+        index = torch.addmm(state.codebook.square().sum(1), features[0], state.codebook.T, alpha=-2).min(1).indices
+        sums = torch.zeros_like(state.codebook).index_add_(0, index, features[0])
+        state.ema_count.mul_(decay).add_(torch.bincount(index, minlength=len(codebook)), alpha=1 - decay)
+        state.ema_sum.mul_(decay).add_(sums, alpha=1 - decay)
+        state.codebook.copy_(state.ema_sum / state.ema_count[:, None])
+        return index
+
+    return step
+
+
 STEP = {
-    "ours": Contender(our_step),
-    "ours in a CUDA graph": Contender(replayed, devices=("cuda",)),
-    "reference": Contender(lambda x, e: our_step(x, e, "reference")),
+    "ours": Contender(lambda x, e: step_of(new_state(e, len(x)), x)),
+    "ours in a CUDA graph": Contender(lambda x, e: replayed(step_of, x, e), devices=("cuda",)),
+    "reference": Contender(lambda x, e: step_of(new_state(e, len(x)), x, "reference")),
     "plain float32 torch": Contender(lambda x, e: PlainQuantiser(e, len(x)).step_on(x)),
     "the original's loops": Contender(lambda x, e: OriginalQuantiser(e, len(x)).step_on(x), devices=("cpu",)),
 }
-PROBLEMS = {"search": SEARCH, "step": STEP}
+UPDATE = {
+    "ours": Contender(lambda x, e: update_of(new_state(e, 1), x)),
+    "ours in a CUDA graph": Contender(lambda x, e: replayed(update_of, x, e), devices=("cuda",)),
+    "torch addmm+min and index_add": Contender(plain_update),
+}
+PROBLEMS = {"search": SEARCH, "update": UPDATE, "step": STEP}
 
 
 def inputs(problem: str, shape: str, device: str) -> tuple[list[Tensor], Tensor]:
     """Rows of each modality, one for a search, and the codebook; normal numbers, the same on every machine."""
     generator = torch.Generator().manual_seed(0)
-    if problem == "search":
+    if problem != "step":
         rows, codewords, width = SEARCH_SHAPES[shape]
         sizes = [rows]
     else:
@@ -192,7 +241,7 @@ def milliseconds(call: Callable[[], Tensor], device: str) -> list[float]:
         torch.cuda.synchronize()
     times: list[float] = []
     flush = torch.empty(64 * 2**20, device=device) if device == "cuda" else None
-    while len(times) < LEAST_REPEATS and (len(times) < 5 or time.perf_counter() - started < LONGEST_SECONDS):
+    while len(times) < LEAST_REPEATS and (len(times) < 5 or time.perf_counter() - started < LONGEST_SECONDS[device]):
         if flush is not None:
             flush.zero_()
             begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
@@ -208,7 +257,7 @@ def milliseconds(call: Callable[[], Tensor], device: str) -> list[float]:
     return times
 
 
-def measure(problem: str, contender: str, shape: str, device: str) -> dict[str, object]:
+def measure(problem: str, shape: str, contender: str, device: str) -> dict[str, object]:
     """One row of the results."""
     torch.manual_seed(0)
     features, codebook = inputs(problem, shape, device)
@@ -224,7 +273,7 @@ def measure(problem: str, contender: str, shape: str, device: str) -> dict[str, 
         peak = torch.cuda.max_memory_allocated() - before
     times = milliseconds(call, device)
     name = torch.cuda.get_device_name() if device == "cuda" else f"{platform.machine()} CPU"
-    size = SEARCH_SHAPES[shape] if problem == "search" else SHAPES[shape]
+    size = SHAPES[shape] if problem == "step" else SEARCH_SHAPES[shape]
     return {
         "problem": problem,
         "contender": contender,
@@ -248,23 +297,41 @@ def measure(problem: str, contender: str, shape: str, device: str) -> dict[str, 
 
 def shape_names(problem: str) -> dict[str, Shape] | dict[str, object]:
     """The shapes of a problem."""
+    if problem == "update":
+        return {name: SEARCH_SHAPES[name] for name in UPDATE_SHAPES}
     return dict(SEARCH_SHAPES) if problem == "search" else dict(SHAPES)
+
+
+def measure_or_say_why_not(problem: str, shape: str, contender: str, device: str) -> dict[str, object]:
+    """As `measure`; for a contender of others that fails, as for lack of memory, a row that says how."""
+    try:
+        return measure(problem, shape, contender, device)
+    except Exception as error:
+        if contender.startswith("ours"):
+            raise
+        reason = f"failed: {type(error).__name__}: {error}".splitlines()[0][:120]
+        return {"problem": problem, "shape": shape, "contender": contender, "missing": reason}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("problem", choices=PROBLEMS)
-    parser.add_argument("contender")
     parser.add_argument("shape")
+    parser.add_argument("contender", nargs="+")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     arguments = parser.parse_args()
-    for value, known in (
+    for values, known in (
         (arguments.contender, PROBLEMS[arguments.problem]),
-        (arguments.shape, shape_names(arguments.problem)),
+        ([arguments.shape], shape_names(arguments.problem)),
     ):
-        if value not in known:
-            parser.error(f"must be one of {', '.join(known)}, got {value!r}")
-    print(json.dumps(measure(arguments.problem, arguments.contender, arguments.shape, arguments.device)))
+        for value in values:
+            if value not in known:
+                parser.error(f"must be one of {', '.join(known)}, got {value!r}")
+    for contender in arguments.contender:
+        row = measure_or_say_why_not(arguments.problem, arguments.shape, contender, arguments.device)
+        print(json.dumps(row), flush=True)
+        if arguments.device == "cuda":
+            torch.cuda.empty_cache()
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
 # Everything that needs a GPU, in one call: `bash benchmarks/on_gpu.sh [RESULTS]`. Builds without network, runs the tests
 # with skips for lack of CUDA forbidden, the sanitizers over the operators where they are installed, then the
-# benchmarks, and prints their table last. PYTHON is the interpreter, with torch for CUDA and pytest.
+# benchmarks, and prints their table last. Ends within ten minutes: what takes longer than its share is stopped, which
+# counts as a failure, and benchmarks keep what they have measured. PYTHON is the interpreter, with torch for CUDA and
+# pytest.
 set -uo pipefail
 
 cd "$(dirname "$0")/.."
@@ -17,23 +19,37 @@ export UNICODE_FAST_CUDA=1 UNICODE_FAST_REQUIRE_CUDA=1 TORCH_CUDA_ARCH_LIST=${TO
 failed=0
 mkdir -p "$results"
 
+# within SECONDS COMMAND...: stops it, as Ctrl-C would, after so many seconds or where the ten minutes are over.
+within() {
+  local most=$1 left=$((585 - SECONDS))
+  shift
+  [ "$left" -gt "$most" ] && left=$most
+  if [ "$left" -le 0 ]; then
+    echo "no time is left for: $*"
+    return 1
+  fi
+  timeout --signal=INT --kill-after=5 "$left" "$@"
+}
+
 echo "== build"
-$python -m pip install -q --no-build-isolation --no-deps -e . || $python setup.py -q build_ext --inplace || exit 1
+within 240 $python -m pip install -q --no-build-isolation --no-deps -e . ||
+  within 240 $python setup.py -q build_ext --inplace || exit 1
 
 echo "== tests"
-$python -m pytest -q -p no:cacheprovider tests -k "cuda or gpu" 2>&1 | tee "$results/gpu-tests.log" | tail -n 30
-[ "${PIPESTATUS[0]}" -eq 0 ] || failed=1
+# test_cuda_logic.py is about what the kernels share with the host.
+within 150 $python -m pytest -q -p no:cacheprovider tests --ignore=tests/test_cuda_logic.py -k "cuda or gpu" \
+  > "$results/gpu-tests.log" 2>&1 || failed=1
+tail -n 30 "$results/gpu-tests.log"
 
 if command -v compute-sanitizer > /dev/null; then
   operators="tests/test_nearest_codeword.py tests/test_codebook_update.py tests/test_commitment.py"
   for tool in memcheck racecheck initcheck; do
     echo "== compute-sanitizer $tool"
-    timeout 60 compute-sanitizer --tool "$tool" --error-exitcode 9 --kernel-name kns=unicode_fast \
-      $python -m pytest -q -x -p no:cacheprovider $operators -k "cuda-cuda and (primes or blocks or joint or loops)" \
-      > "$results/sanitizer-$tool.log" 2>&1
-    status=$?
+    within 40 compute-sanitizer --tool "$tool" --error-exitcode 9 --kernel-name kns=unicode_fast \
+      $python -m pytest -q -x -p no:cacheprovider $operators \
+      -k "cuda-cuda and (primes or blocks or joint or loops or many_rows)" \
+      > "$results/sanitizer-$tool.log" 2>&1 || failed=1
     tail -n 3 "$results/sanitizer-$tool.log"
-    [ $status -eq 0 ] || failed=1
   done
 else
   echo "compute-sanitizer is not installed: not run"
@@ -41,9 +57,8 @@ fi
 
 echo "== benchmarks"
 for bench in bench_search bench_contrast; do
-  timeout 150 $python -m pytest -q -p no:cacheprovider "benchmarks/$bench.py" --device cuda --results "$results" \
-    > "$results/$bench.log" 2>&1
-  [ $? -eq 0 ] || failed=1
+  within 150 $python -m pytest -q -p no:cacheprovider "benchmarks/$bench.py" --device cuda --results "$results" \
+    > "$results/$bench.log" 2>&1 || failed=1
 done
 [ "$results" = benchmarks/results ] && $python benchmarks/update_readme.py
 tail -n 40 "$results/bench_search.log"

@@ -39,6 +39,8 @@ SEARCH_SHAPES = {
     "million": SearchShape(1_000_000, 1024, 256),
     "million, 8192 codewords": SearchShape(1_000_000, 8192, 256),
 }
+# Those that search and update are measured at together.
+UPDATE_SHAPES = ("narrow", "wide", "million")
 CPU_SHAPES = ("published", "more codewords", "narrow", "wide")
 
 

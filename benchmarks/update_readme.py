@@ -4,26 +4,44 @@ The speed table is made from benchmarks/results/; with RUN, the table of results
 """
 
 import argparse
-import itertools
 import json
 import platform
 import re
 import shutil
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
+
+from shapes import CONTRAST_CASES, CONTRAST_SHAPES, SEARCH_SHAPES, SHAPES, UPDATE_SHAPES
 
 from unicode_fast.tasks import Row, format_markdown
 
 ROOT = Path(__file__).resolve().parent.parent
 PICTURES = ("zero-shot.png", "code-usage.png", "timeline.png")
-
-
-PROBLEMS = {"search": "nearest codeword", "step": "quantiser step", "contrast": "Cross-CPC"}
-# Files of results, and what a device without one has not run.
-RESULTS = {"quantiser": "all of the quantiser", "contrast": "Cross-CPC"}
 DEVICES = ("cpu", "cuda")
+PROBLEMS = {
+    "search": "nearest codeword",
+    "update": "search and update",
+    "step": "quantiser step",
+    "contrast": "Cross-CPC",
+}
 # Operators of the dispatcher that one public operator consists of.
 PARTS = {"codebook_apply": "codebook_update", "codebook_statistics": "codebook_update"}
+# Of the speed table: problem, shape and precision.
+Line = tuple[str, str, str]
+
+
+def expected_lines(device: str) -> dict[str, dict[Line, Mapping[str, int]]]:
+    """The sizes of what there is to measure on a device, by the stem of its file of results."""
+    quantiser: dict[Line, Mapping[str, int]] = {}
+    for problem, shapes in {"search": SEARCH_SHAPES, "update": UPDATE_SHAPES, "step": SHAPES}.items():
+        for name in shapes:
+            shape = SHAPES[name] if problem == "step" else SEARCH_SHAPES[name]
+            quantiser[problem, name, ""] = shape._asdict()
+    contrast: dict[Line, Mapping[str, int]] = {
+        ("contrast", name, precision): CONTRAST_SHAPES[name]._asdict() for name, precision in CONTRAST_CASES[device]
+    }
+    return {"quantiser": quantiser, "contrast": contrast}
 
 
 def replace_part(name: str, text: str) -> None:
@@ -46,29 +64,22 @@ def speed_table() -> str:
     """One line for each device, problem and shape: our time and that of each contender with the ratio to ours."""
     lines = ["| where | problem | size | ours | others |", "| --- | --- | --- | ---: | --- |"]
     notes = []
-    for device, (stem, what) in itertools.product(DEVICES, RESULTS.items()):
-        path = ROOT / "benchmarks" / "results" / f"{stem}-{device}.json"
-        if not path.exists():
-            lines.append(f"| {device} | {what} | | not run yet | |")
-            continue
-        rows = [{"problem": stem, **row} for row in json.loads(path.read_text())]
-        groups: dict[tuple[str, ...], list[dict]] = {}
-        for row in rows:
-            groups.setdefault((row["problem"], row["shape"], row.get("precision", "")), []).append(row)
-        for (problem, *_), group in groups.items():
-            ours = next(row for row in group if row["contender"] == "ours")
-            if "missing" in ours:
-                lines.append(f"| {device} | {PROBLEMS[problem]} | {ours['shape']} | {ours['missing']} | |")
-                continue
-            others = [other(row, ours) for row in group if row is not ours and "not run on" not in other(row, ours)]
-            time = f"{ours['median_ms']:.3g} ms"
-            lines.append(f"| {device} | {PROBLEMS[problem]} | {size_of(ours)} | {time} | {', '.join(others)} |")
-        one = next(row for row in rows if "missing" not in row)
-        errors = errors_of([row for row in rows if row["contender"].startswith("ours")])
-        notes.append(
-            f"{device}: {one['device']}, {one['threads']} threads, torch {one['torch']}, {one['date']}, commit "
-            f"`{(one['commit'] or 'unknown')[:12]}`; {errors}."
-        )
+    for device in DEVICES:
+        for stem, expected in expected_lines(device).items():
+            path = ROOT / "benchmarks" / "results" / f"{stem}-{device}.json"
+            rows = [{"problem": stem, **row} for row in json.loads(path.read_text())] if path.exists() else []
+            for (problem, name, precision), sizes in expected.items():
+                key = (problem, name, precision)
+                group = [row for row in rows if (row["problem"], row["shape"], row.get("precision", "")) == key]
+                size = size_of({"problem": problem, "precision": precision, **sizes})
+                lines.append(speed_line(device, problem, size, group))
+            measured = [row for row in rows if "missing" not in row]
+            if measured:
+                one, ours = measured[0], [row for row in measured if row["contender"].startswith("ours")]
+                notes.append(
+                    f"{device}: {one['device']}, {one['threads']} threads, torch {one['torch']}, {one['date']}, commit "
+                    f"`{(one['commit'] or 'unknown')[:12]}`; {errors_of(ours)}."
+                )
     return "\n".join(lines) + "\n\n" + " ".join(["Medians, float32 where not named.", *notes])
 
 
@@ -79,6 +90,15 @@ def errors_of(ours: list[dict]) -> str:
         return f"the gradients of Cross-CPC differ from float64 by at most {max(errors):.0e} of the largest"
     wrong, checked = (sum(row.get(name, 0) for row in ours) for name in ("wrong_rows", "checked_rows"))
     return f"of {checked} rows that ours found, {wrong} differ from float64"
+
+
+def speed_line(device: str, problem: str, size: str, group: list[dict]) -> str:
+    """The line of one device, problem and shape, from the rows that were measured or given up."""
+    ours = next((row for row in group if row["contender"] == "ours"), {"missing": "not run yet"})
+    if "missing" in ours:
+        return f"| {device} | {PROBLEMS[problem]} | {size} | {ours['missing']} | |"
+    others = [text for row in group if row is not ours and "not run on" not in (text := other(row, ours))]
+    return f"| {ours['device']} | {PROBLEMS[problem]} | {size} | {ours['median_ms']:.3g} ms | {', '.join(others)} |"
 
 
 def other(row: dict, ours: dict) -> str:

@@ -102,6 +102,15 @@ def _far_clusters() -> NearestInputs:
     return codewords[torch.randperm(80, generator=generator(1))] + 2.0**-14, codewords
 
 
+def _widest() -> NearestInputs:
+    """Rows on, one ulp beside and between codewords of the largest width, all far from the origin."""
+    codewords = normal(24, 4096) + 100
+    beside = codewords.clone()
+    beside[:, 4000] = torch.nextafter(beside[:, 4000], torch.full((24,), torch.inf))
+    between = (codewords[:-1] + codewords[1:]) / 2
+    return torch.cat([beside, between, normal(10, 4096, seed=1) + 100]), torch.cat([beside, codewords])
+
+
 def _sphere() -> NearestInputs:
     """Rows at the centre of codewords that are equally far from it, with others far away."""
     signs = torch.randint(0, 2, (60, 16), generator=generator()) * 2.0 - 1
@@ -134,12 +143,26 @@ NEAREST_CASES: dict[str, Callable[[], NearestInputs]] = {
     "many_steps": _gaussian(150, 520, 320),
     "widest_in_large_tiles": _gaussian(70, 770, 576),
     "wider": _gaussian(70, 300, 577),
+    "widest": _widest,
     "float64": _gaussian(67, 50, 40, torch.float64),
     "float16": _gaussian(67, 50, 40, torch.float16),
     "bfloat16": _gaussian(67, 50, 40, torch.bfloat16),
     "float16_and_float32": lambda: (normal(67, 40, dtype=torch.float16), normal(50, 40, seed=1)),
     "bfloat16_and_float64": lambda: (normal(67, 40, dtype=torch.bfloat16), normal(50, 40, seed=1, dtype=torch.float64)),
     "float64_and_float32": lambda: (normal(67, 40, dtype=torch.float64), normal(50, 40, seed=1)),
+    "float16_subnormal_and_float32": lambda: (
+        (normal(67, 40) * 2.0**-20).half(),
+        normal(50, 40, seed=1) * 2.0**-20,
+    ),
+    "float16_and_far_float32": lambda: ((2e4 * normal(67, 40)).half(), 1e30 * normal(50, 40, seed=1)),
+    "bfloat16_and_float32_ulp_apart": lambda: (
+        _one_ulp_apart(torch.float32)[0].bfloat16(),
+        _one_ulp_apart(torch.float32)[1],
+    ),
+    "float32_and_beyond_float32": lambda: (
+        normal(67, 40),
+        normal(50, 40, seed=1, dtype=torch.float64) * torch.logspace(-300, 150, 50, dtype=torch.float64)[:, None],
+    ),
     "float32_ulp_apart": lambda: _one_ulp_apart(torch.float32),
     "float64_ulp_apart": lambda: _one_ulp_apart(torch.float64),
     "duplicates": _duplicates,

@@ -1,5 +1,6 @@
 """codebook_update: hand-written steps, an independent oracle for every rule, revival, masks, and its random numbers."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import product
 
@@ -10,7 +11,7 @@ import torch
 from cases import Place, generator, normal, places
 from compare import assert_close, to_float64
 from numpy.typing import NDArray
-from tolerances import AFFINE_FORM, EXACT
+from tolerances import AFFINE_FORM, EXACT, MANY_ROWS
 from torch import Tensor
 
 from unicode_fast.ops import CodebookState, RevivalDraws, UpdateRule, codebook_update
@@ -300,6 +301,56 @@ def test_repeatable(place: Place) -> None:
     for state in states:
         codebook_update(state, *rows, UpdateRule(revive_after=1, revive_source="feature"), backend=place.backend)
     assert all(torch.equal(a, b) for state in states[1:] for a, b in zip(state, states[0], strict=True))
+
+
+def test_threads_change_nothing(set_threads: Callable[[int], None]) -> None:
+    Place("codebook_update", "cpu", "cpp").skip_unless_usable()
+    features, index = random_batch(3, 400, 160, 300)
+    states = [make_state(normal(300, 160), 3) for _ in range(2)]
+    for threads, state in zip((1, 3), states, strict=True):
+        set_threads(threads)
+        codebook_update(state, features, index, UpdateRule(revive_after=1), backend="cpp")
+    assert all(torch.equal(a, b) for a, b in zip(*states, strict=True))
+
+
+@places("codebook_update")
+@pytest.mark.parametrize(
+    ("rows", "codewords", "width"), [((5000, 3000), 20, 130), ((30_000, 29_001), 300, 3)], ids=["scanned", "sorted"]
+)
+@pytest.mark.parametrize("masked", [False, True])
+def test_many_rows(rows: tuple[int, int], codewords: int, width: int, masked: bool, place: Place) -> None:
+    """Long lists of rows, some codewords without any and one with half of them; CUDA sorts the larger batch first."""
+    features = [normal(n, width, seed=m) for m, n in enumerate(rows)]
+    index = [torch.randint(codewords - 5, (n,), generator=generator(m)) for m, n in enumerate(rows)]
+    for codes in index:
+        codes[::2] = 7
+    partners = [normal(n, width, seed=m) for m, n in enumerate(rows, 5)]
+    valid = [
+        torch.rand(n, generator=generator(m)) < 0.8 if masked else torch.ones(n, dtype=torch.bool)
+        for m, n in enumerate(rows, 9)
+    ]
+    for numbers, codes, mask in zip(features, index, valid, strict=True):
+        numbers[~mask], codes[~mask] = NAN, -1
+    rule = UpdateRule(own_weight=0.75, update="sequential", revive_after=1, revive_source="feature")
+    state = make_state(normal(codewords, width, dtype=torch.float64).to(place.device), 2, idle=5)
+    counts, sums = to_float64(state.ema_count), to_float64(state.ema_sum)
+    for numbers, partner, codes, mask in zip(features, partners, index, valid, strict=True):
+        mixed = rule.own_weight * to_float64(numbers[mask]) + (1 - rule.own_weight) * to_float64(partner[mask])
+        chosen = codes[mask].numpy()
+        counts = rule.decay * counts + (1 - rule.decay) * np.bincount(chosen, minlength=codewords)
+        batch_sums = np.stack([np.bincount(chosen, column, codewords) for column in mixed.T], axis=1)
+        sums = rule.decay * sums + (1 - rule.decay) * batch_sums
+    features, partners, index, valid = on(place.device, features, partners, index, valid)
+    masks = valid if masked else None
+    codebook_update(state, features, index, rule, partners=partners, valid=masks, backend=place.backend)
+    used = slice(0, codewords - 5)
+    assert_close(state.ema_count[used], counts[used], MANY_ROWS, "ema_count")
+    assert_close(state.ema_sum[used], sums[used], MANY_ROWS, "ema_sum")
+    assert_close(state.codebook[used], (sums / counts[:, None])[used], MANY_ROWS, "codebook")
+    assert state.idle.tolist() == [[0] * codewords] * 2
+    everything = np.concatenate([to_float64(numbers) for numbers in features])
+    for revived in to_float64(state.codebook[codewords - 5 :]):
+        assert (everything == revived).all(axis=1).any()
 
 
 @places("codebook_update")

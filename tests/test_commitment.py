@@ -1,5 +1,7 @@
 """commitment_loss: loops in float64, gradients, masks, odd shapes, bad input."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -74,6 +76,18 @@ def test_rows_that_do_not_count_may_hold_anything(place: Place) -> None:
     found.sum().backward()
     assert_close(found, truth, EXACT)
     assert features.grad is not None and features.grad.isfinite().all()
+
+
+def test_threads_change_nothing(set_threads: Callable[[int], None]) -> None:
+    Place("commitment_loss", "cpu", "cpp").skip_unless_usable()
+    features, index, codebook, weights, valid = inputs(3, 500, 17, 33, torch.float32)
+    results = []
+    for threads in (1, 3):
+        set_threads(threads)
+        leaf = features.clone().requires_grad_()
+        loss = commitment_loss(leaf, index, codebook, weights, valid=valid, backend="cpp")
+        results.append((loss, *torch.autograd.grad(loss.sum(), leaf)))
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
 @places("commitment_loss")

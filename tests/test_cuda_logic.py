@@ -435,8 +435,8 @@ CASES: dict[str, Callable[[int, int], tuple[Tensor, Tensor]]] = {
     "subnormal": lambda n, d: (normal(n, d) * 2.0**-140, normal(12, d, seed=1) * 2.0**-140),
     "magnitudes": mixed_magnitudes,
 }
-# A million rows of 16 dimensions, and some of more: those take more than one step of the matrix units.
-SHAPES = [(name, width, rows) for name in CASES for width, rows in ((16, ROWS), (80, ROWS // 32))]
+# A million rows of 16 dimensions, and some of more, up to the widest: those take many steps of the matrix units.
+SHAPES = [(name, width, rows) for name in CASES for width, rows in ((16, ROWS), (80, ROWS // 32), (4096, 100))]
 
 
 @pytest.mark.parametrize(("name", "width", "rows"), SHAPES)
@@ -458,7 +458,8 @@ def test_bound_and_candidates(library: ctypes.CDLL, name: str, width: int, rows:
     assert (counts[whole] >= 1).all()
     assert not (nearest & ~listed)[whole].any(), "a nearest codeword is no candidate"
     if name == "gaussian":
-        assert counts.mean() < 1.1, "the bound is too wide to be of use"
+        # What a sum in float32 may lose, and with it the bound, grows with the width.
+        assert counts.mean() < 1.1 + width / 2**14, "the bound is too wide to be of use"
 
 
 def test_rows_without_a_bound(library: ctypes.CDLL) -> None:

@@ -117,7 +117,9 @@ def address(tensor: Tensor) -> ctypes.c_void_p:
 
 @pytest.mark.parametrize("kernels", ["portable", "avx2", "avx512", "avx512_bf16"])
 @pytest.mark.parametrize("data", DATA)
-@pytest.mark.parametrize(("rows", "codewords", "width"), [(30_000, 34, 7), (2_000, 100, 96), (500, 70, 1001)])
+@pytest.mark.parametrize(
+    ("rows", "codewords", "width"), [(30_000, 34, 7), (2_000, 100, 96), (500, 70, 1001), (100, 40, 4096)]
+)
 def test_scores_of_the_compiled_loops(
     library: ctypes.CDLL, data: str, kernels: str, rows: int, codewords: int, width: int
 ) -> None:

@@ -8,7 +8,7 @@ import torch
 from tolerances import FLOAT64
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from unicode_fast import PRESETS, Config, Modality, UniCode, preset
+from unicode_fast import PRESETS, Config, Modality, NearestCodeword, UniCode, nearest_codeword, preset
 from unicode_fast.config import FIELDS
 from unicode_fast.journal import StepResult
 from unicode_fast.methods import Draws, UniCodeMethod
@@ -256,6 +256,22 @@ class CountSynchronisation(TorchDispatchMode):
         if any(name in str(function) for name in SYNCHRONISING):
             self.seen.append(str(function))
         return function(*arguments, **(options or {}))
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_training_step_searches_once(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The search makes a codebook ready in each call, and every step has a new one."""
+    rows = []
+
+    def search(features: torch.Tensor, codebook: torch.Tensor) -> NearestCodeword:
+        rows.append(len(features))
+        return nearest_codeword(features, codebook)
+
+    monkeypatch.setattr("unicode_fast.modules.codebook.nearest_codeword", search)
+    trainer = Trainer(tiny.config(name), {key: tiny.MODALITIES[key] for key in SETS[3].split(",")}, torch.device("cpu"))
+    features = tiny.batch(trainer.model)
+    trainer.train_step(features, None, 1e-3)
+    assert rows == [sum(x.shape[0] * x.shape[1] for x in features.values())]
 
 
 class TestNoHostSynchronisation:

@@ -1,5 +1,8 @@
 """nearest_codeword: hand-written answers, the promise under adversarial inputs, and what odd inputs give."""
 
+from collections.abc import Callable
+
+import numpy as np
 import pytest
 import torch
 from cases import NEAREST_CASES, Place, generator, normal, places, strided
@@ -56,6 +59,22 @@ def test_strided(place: Place) -> None:
 
 
 @places("nearest_codeword")
+def test_rows_further_apart_than_32_bits_count(place: Place) -> None:
+    """Offsets of 2^32 and more; on the CPU zeros that nobody touched take no memory."""
+    step = 2**31 + 8
+    if place.device == "cuda":
+        if torch.cuda.mem_get_info()[0] < 6 * step:
+            pytest.skip("the rows do not fit into what is free of the memory")
+        memory = torch.zeros(2 * step + 24, dtype=torch.float16, device="cuda")
+    else:
+        memory = torch.from_numpy(np.zeros(2 * step + 24, dtype=np.float16))
+    features, codebook = memory.as_strided((3, 24), (step, 1)), normal(5, 24, seed=1)
+    features.copy_(normal(3, 24))
+    result = nearest_codeword(features, codebook.to(place.device), backend=place.backend)
+    assert_nearest(*result, features, codebook)
+
+
+@places("nearest_codeword")
 @pytest.mark.parametrize(
     ("features", "codebook", "distance"),
     [
@@ -104,6 +123,18 @@ def test_repeatable(place: Place) -> None:
         again = nearest_codeword(features, codebook, backend=place.backend)
         assert torch.equal(first.index, again.index)
         assert torch.equal(first.squared_distance, again.squared_distance)
+
+
+@pytest.mark.parametrize("name", NEAREST_CASES)
+def test_threads_change_nothing(name: str, set_threads: Callable[[int], None]) -> None:
+    Place("nearest_codeword", "cpu", "cpp").skip_unless_usable()
+    features, codebook = NEAREST_CASES[name]()
+    set_threads(1)
+    alone = nearest_codeword(features, codebook, backend="cpp")
+    set_threads(3)
+    together = nearest_codeword(features, codebook, backend="cpp")
+    assert torch.equal(together.index, alone.index)
+    assert torch.equal(together.squared_distance, alone.squared_distance)
 
 
 @places("nearest_codeword")

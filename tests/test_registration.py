@@ -216,6 +216,14 @@ def distribution(device: str, rows: int) -> list[Tensor]:
     return [normal(3, rows, 5).to(device).requires_grad_(), normal(6, 5, seed=1).to(device).requires_grad_()]
 
 
+def commitment(device: str, rows: int) -> list[Tensor]:
+    features, index = (
+        normal(2, rows, 5).to(device).requires_grad_(),
+        torch.arange(2 * rows, device=device).view(2, rows),
+    )
+    return [features, index % 4, normal(4, 5, seed=1).to(device), torch.full((2, 2), 0.25, device=device)]
+
+
 def loss(device: str, rows: int) -> list[Tensor]:
     vectors = [normal(2, 3, rows, 5, seed=seed).to(device).requires_grad_() for seed in (0, 1)]
     return [*vectors, torch.ones(2, 2, device=device)]
@@ -231,6 +239,7 @@ def masked_loss(targets: Tensor, predictions: Tensor, weights: Tensor, temperatu
 # Functions as a model would compile them, with their inputs for a device and a number of rows.
 COMPILED: dict[str, tuple[Callable[..., Any], Callable[[str, int], list[Tensor]]]] = {
     "nearest": (lambda features, codebook: tuple(nearest_codeword(features, codebook)), nearest),
+    "commitment": (lambda x, i, e, w: (commitment_loss(x, i, e, w, valid=x[:, :, 0] < 1),), commitment),
     "distribution": (lambda x, e: (codeword_distribution(x, e, valid=x[:, :, 0] < 1, temperature=0.5),), distribution),
     "loss": (lambda a, b, w: tuple(cross_info_nce(a, b, w, softmax_over="both", temperature=0.7)), loss),
     "masked loss": (

@@ -57,6 +57,11 @@ def codebook_update(dtype: torch.dtype) -> Tolerance:
 AFFINE_FORM = Tolerance(1e-12, 1e-12)
 
 
+# Of sums of some ten thousand float64 numbers of order one in another order: their errors add up as a random walk, and
+# the sums themselves may cancel.
+MANY_ROWS = Tolerance(1e-12, 1e-11)
+
+
 def codeword_distribution(width: int, dtype: torch.dtype) -> Tolerance:
     """Of probabilities of order 1/M and less, from features and codewords of order one.
 
