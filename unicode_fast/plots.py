@@ -298,6 +298,53 @@ def zero_shot_bars(rows: Sequence[Row]) -> Figure:
     return figure
 
 
+def codebook_sizes(points: Mapping[int, Sequence[Row]]) -> Figure:
+    """Zero-shot score over the number of codewords, one panel a task, one line a direction; after the paper's Figure 3.
+
+    Args:
+        points: rows by number of codewords M; those of several seeds carry their standard deviation.
+
+    Raises:
+        ValueError: there are no points, or no rows at one of them.
+    """
+    if not points or not all(points.values()):
+        raise ValueError(f"points must hold rows for at least one number of codewords, got {list(points)}")
+    sizes = sorted(points)
+    tasks = list(dict.fromkeys(row.task for size in sizes for row in points[size]))
+    figure, axes = _grid(len(tasks), columns=min(3, len(tasks)), panel=(4.6, 3.2))
+    colours = _Colours(f"{row.source} → {row.target}" for rows in points.values() for row in rows)
+    for axis, task in zip(axes, tasks, strict=True):
+        lines: dict[str, list[tuple[int, Row]]] = {}
+        for size in sizes:
+            for row in points[size]:
+                if row.task == task:
+                    lines.setdefault(f"{row.source} → {row.target}", []).append((size, row))
+        for (label, line), marker in zip(lines.items(), itertools.cycle(("o", *_MARKERS)), strict=False):
+            axis.errorbar(
+                [size for size, _ in line],
+                [row.score for _, row in line],
+                [row.std or 0 for _, row in line],
+                color=colours(label),
+                marker=marker,
+                markersize=4,
+                linewidth=1.4,
+                capsize=2,
+                label=label,
+            )
+        chance = lines[next(iter(lines))][0][1].chance
+        axis.axhline(chance, color=ORANGE, linestyle="--", linewidth=1, label="chance")
+        axis.set_xscale("log", base=2)
+        axis.set_xticks(sizes, [str(size) for size in sizes])
+        axis.minorticks_off()
+        axis.set_ylim(0, 1.02)
+        axis.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0", "25 %", "50 %", "75 %", "100 %"])
+        axis.set_title(f"{task}: {_METRICS.get((task, 'sound'), 'score')}", fontsize=10)
+        axis.set_xlabel("codewords")
+        axis.legend(fontsize=7, frameon=False)
+        _plain(axis)
+    return figure
+
+
 def _bars(axis: Axes, rows: Sequence[Row]) -> None:
     for place, row in enumerate(rows):
         named = ("zero-shot", "same modality", "chance") if place == 0 else ("", "", "")

@@ -1,0 +1,365 @@
+"""Each component off, and the size of the codebook: `python -m unicode_fast.ablate OUT`.
+
+The paper's Tables 2 and 3 and its Figure 3, on the built-in data or any other. Every run is one of `unicode_fast.train`
+in its own folder, so an interrupted ablation goes on where it was.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from tqdm import tqdm
+
+from unicode_fast import plots
+from unicode_fast.checkpoint import CheckpointError, atomic_file, write_json
+from unicode_fast.cli import given_fields, make_parser, resolve, run_main, with_underscores
+from unicode_fast.config import Config, modality_names
+from unicode_fast.data import StoreError, open_dataset
+from unicode_fast.published import published
+from unicode_fast.tasks import Row, aggregate
+from unicode_fast.train import check_run, check_store
+
+# MM-EMA is off where codewords follow their own modality alone, and features are drawn to their own codewords alone.
+_WITHOUT_MM_EMA = {"ema_partner": "none", "commitment_partner": 0.0}
+_WITHOUT_RESET = {"revive_after": 0}
+_WITHOUT_CLUB = {"club_estimator": "none"}
+_WITHOUT_CPC = {"cpc_weight": 0.0}
+COMPONENTS: Mapping[str, Mapping[str, Any]] = {
+    "none": {},
+    "CLUB": _WITHOUT_CLUB,
+    "Cross-CPC": _WITHOUT_CPC,
+    "CLUB + Cross-CPC": {**_WITHOUT_CLUB, **_WITHOUT_CPC},
+    "MM-EMA": _WITHOUT_MM_EMA,
+    "reset": _WITHOUT_RESET,
+    "code matching": {"cmcm_weight": 0.0},
+    "MM-EMA + reset": {**_WITHOUT_MM_EMA, **_WITHOUT_RESET},
+}
+EXPERIMENTS = ("table2", "table3", "figure3")
+TITLES = {
+    "table2": "Table 2: what is removed, pre-trained on two modalities",
+    "table3": "Table 3: what is removed, pre-trained on all modalities",
+    "figure3": "Figure 3: number of codewords",
+}
+# The published numbers that stand beside each table.
+_PUBLISHED = {"table2": (2, "AV 40K"), "table3": (3, "AVT 40K")}
+_POLL_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One line of a table or point of the figure.
+
+    Attributes:
+        experiment: one of EXPERIMENTS.
+        label: what is removed, or the number of codewords.
+        config: of its runs, but for the seed.
+        folder: of its runs below the ablation's, the same for equal configurations.
+    """
+
+    experiment: str
+    label: str
+    config: Config
+    folder: str
+
+
+@dataclass
+class Unit:
+    """One run: its folder, its configuration, and its process once it has one."""
+
+    folder: Path
+    config: Config
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def finished(self) -> bool:
+        """Whether its summary is there."""
+        return (self.folder / "summary.json").exists()
+
+    def steps_done(self) -> int:
+        """Steps of pre-training so far, from what the run has logged."""
+        if self.finished:
+            return self.config.train.steps
+        try:
+            last = (self.folder / "metrics.jsonl").read_bytes().rstrip().rsplit(b"\n", 1)[-1]
+            return int(json.loads(last)["step"])
+        except (OSError, ValueError):
+            return 0
+
+
+def variants(base: Config, names: Sequence[str], experiments: Iterable[str], codewords: Sequence[int]) -> list[Variant]:
+    """All lines and points of some experiments.
+
+    Args:
+        base: what a run is when nothing is removed.
+        names: the modalities of the data; Table 2 takes the first two of them.
+        experiments: some of EXPERIMENTS.
+        codewords: the points of Figure 3.
+
+    Raises:
+        ValueError: an experiment is unknown.
+    """
+    found = []
+    for experiment in experiments:
+        if experiment not in EXPERIMENTS:
+            raise ValueError(f"experiments must be among {', '.join(EXPERIMENTS)}, got {experiment!r}")
+        modalities = ",".join(names[:2] if experiment == "table2" else names)
+        changes: dict[str, Mapping[str, Any]] = dict(COMPONENTS)
+        if experiment == "table3":
+            del changes["CLUB + Cross-CPC"]  # which the paper's table does not have
+        if experiment == "figure3":
+            changes = {str(number): {"codewords": number} for number in codewords}
+        for label, fields in changes.items():
+            config = base.replace(modalities=modalities, **fields)
+            changed = [f"{name}={value}" for name, value in fields.items() if base.flat()[name] != value]
+            folder = f"{modalities.replace(',', '-')}/{','.join(changed) or 'complete'}"
+            found.append(Variant(experiment, label, config, folder))
+    return found
+
+
+def units(out: Path, found: Sequence[Variant], seeds: Sequence[int]) -> list[Unit]:
+    """The runs, all variants of a seed before those of the next, so that a stop leaves whole tables.
+
+    Raises:
+        ValueError: a folder is there whose run has another configuration.
+    """
+    runs = {}
+    for seed in seeds:
+        for variant in found:
+            unit = Unit(out / variant.folder / f"seed-{seed}", variant.config.replace(seed=seed))
+            written = unit.folder / "config.yaml"
+            if written.exists() and yaml.safe_load(written.read_text()) != unit.config.flat():
+                raise ValueError(
+                    f"out must hold runs of the same configuration or none, {unit.folder} was trained with another"
+                )
+            runs[unit.folder] = unit
+    return list(runs.values())
+
+
+def start(unit: Unit, threads: int) -> None:
+    """Begins or continues a run in a process of its own, whose output goes to a log beside its folder."""
+    unit.folder.parent.mkdir(parents=True, exist_ok=True)
+    log = unit.folder.with_suffix(".log")
+    if unit.folder.exists():
+        how = ["--resume", str(unit.folder)]
+    else:
+        file = unit.folder.with_suffix(".yaml")
+        file.write_text(yaml.safe_dump(unit.config.flat(), sort_keys=False))
+        how = ["--config", str(file), "--out", str(unit.folder)]
+    with log.open("ab") as output:
+        unit.process = subprocess.Popen(
+            [sys.executable, "-m", "unicode_fast.train", *how],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "OMP_NUM_THREADS": str(threads)},
+        )
+
+
+def run_all(runs: Sequence[Unit], jobs: int, threads: int) -> Iterator[Unit]:
+    """Runs what is not finished, some at a time, with one progress bar; yields each run as it ends.
+
+    Raises:
+        RuntimeError: a run failed; the others are stopped, and nothing that was saved is lost.
+    """
+    waiting = [unit for unit in runs if not unit.finished]
+    running: list[Unit] = []
+    steps = sum(unit.config.train.steps for unit in runs)
+    bar = tqdm(total=steps, initial=sum(unit.steps_done() for unit in runs), desc="ablation", unit="step")
+    try:
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                running.append(waiting.pop(0))
+                start(running[-1], threads)
+            time.sleep(_POLL_SECONDS)
+            for unit in [unit for unit in running if unit.process and unit.process.poll() is not None]:
+                running.remove(unit)
+                if not unit.finished:
+                    log = unit.folder.with_suffix(".log")
+                    raise RuntimeError(f"the run in {unit.folder} failed: {last_line(log)}; all of it is in {log}")
+                yield unit
+            bar.set_postfix(runs=f"{sum(unit.finished for unit in runs)}/{len(runs)}", refresh=False)
+            bar.update(sum(unit.steps_done() for unit in runs) - bar.n)
+    finally:
+        bar.close()
+        for unit in running:
+            if unit.process:
+                unit.process.terminate()
+                unit.process.wait()
+
+
+def last_line(log: Path) -> str:
+    """The last line that a process wrote."""
+    lines = log.read_text(errors="replace").splitlines()
+    return lines[-1] if lines else "it wrote nothing"
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of a table: its label, how many seeds it has, and their rows averaged."""
+
+    label: str
+    seeds: int
+    rows: list[Row]
+
+
+def collect(out: Path, found: Sequence[Variant], seeds: Sequence[int], experiment: str) -> list[Line]:
+    """The lines of an experiment for which at least one seed has finished."""
+    lines = []
+    for variant in found:
+        if variant.experiment == experiment:
+            files = [out / variant.folder / f"seed-{seed}" / "summary.json" for seed in seeds]
+            summaries = [json.loads(file.read_text()) for file in files if file.exists()]
+            if summaries:
+                rows = aggregate([[Row.from_dict(row) for row in summary["rows"]] for summary in summaries])
+                lines.append(Line(variant.label, len(summaries), rows))
+    return lines
+
+
+def columns(lines: Sequence[Line]) -> list[tuple[str, str, str]]:
+    """Task, source and target of every column; rows differ in theirs where a task could not be probed."""
+    return list(dict.fromkeys((row.task, row.source, row.target) for line in lines for row in line.rows))
+
+
+def table_cells(experiment: str, lines: Sequence[Line]) -> list[list[str]]:
+    """Heading and lines of a table, numbers in per cent, the paper's in the columns after ours."""
+    heads = columns(lines)
+    beside = []
+    if experiment in _PUBLISHED:
+        table, pretraining = _PUBLISHED[experiment]
+        beside = [number for number in published() if (number.table, number.pretraining) == (table, pretraining)]
+    others = list(dict.fromkeys((number.dataset, number.source, number.target) for number in beside))
+    first = "codewords" if experiment == "figure3" else "removed"
+    cells = [
+        [
+            first,
+            "seeds",
+            *(f"{task} {source} → {target}" for task, source, target in heads),
+            *(f"paper, {dataset} {source} → {target}" for dataset, source, target in others),
+        ]
+    ]
+    for line in lines:
+        ours = {(row.task, row.source, row.target): shown(row) for row in line.rows}
+        method = "Uni-Code" if line.label == "none" else f"without {line.label}"
+        theirs = {
+            (number.dataset, number.source, number.target): f"{number.score:g}"
+            for number in beside
+            if number.method == method
+        }
+        cells.append(
+            [
+                line.label,
+                str(line.seeds),
+                *(ours.get(head, "-") for head in heads),
+                *(theirs.get(head, "-") for head in others),
+            ]
+        )
+    return cells
+
+
+def shown(row: Row) -> str:
+    """Mean in per cent, with the spread over seeds where there are several."""
+    mean = f"{100 * row.score:.1f}"
+    return mean if row.std is None else f"{mean} ± {100 * row.std:.1f}"
+
+
+def markdown(cells: Sequence[Sequence[str]]) -> str:
+    """Cells as a Markdown table, numbers to the right."""
+    rule = ["---", *["---:"] * (len(cells[0]) - 1)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in (cells[0], rule, *cells[1:]))
+
+
+def write_results(out: Path, found: Sequence[Variant], seeds: Sequence[int], base: Config) -> None:
+    """Tables as Markdown and CSV, the figure, and everything as data, from all that has finished."""
+    text = [
+        f"Zero-shot scores in per cent on {base.data.data}, preset {base.preset}, {base.train.steps} steps; mean and "
+        "standard deviation over seeds. The paper's numbers are of other data, VGGSound-AVEL 40K, and other measures."
+    ]
+    data = []
+    for experiment in dict.fromkeys(variant.experiment for variant in found):
+        lines = collect(out, found, seeds, experiment)
+        if not lines:
+            continue
+        cells = table_cells(experiment, lines)
+        text += [f"## {TITLES[experiment]}", markdown(cells)]
+        table = io.StringIO()
+        csv.writer(table, lineterminator="\n").writerows(cells)
+        write_text(out / f"{experiment}.csv", table.getvalue())
+        if experiment == "figure3":
+            points = {int(line.label): line.rows for line in lines}
+            plots.save_png(plots.codebook_sizes(points), out / "figure3.png")
+        data += [
+            {
+                "experiment": experiment,
+                "label": line.label,
+                "seeds": line.seeds,
+                "rows": [row.as_dict() for row in line.rows],
+            }
+            for line in lines
+        ]
+    write_text(out / "ablation.md", "\n\n".join(text) + "\n")
+    write_json(
+        out / "ablation.json", {"preset": base.preset, "data": base.data.data, "steps": base.train.steps, "lines": data}
+    )
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file atomically."""
+    with atomic_file(path, "w") as file:
+        file.write(text)
+
+
+def numbers(text: str, argument: str) -> list[int]:
+    """Whole numbers separated by commas.
+
+    Raises:
+        ValueError: one of them is none, or is below 2.
+    """
+    words = [word.strip() for word in text.split(",")]
+    if not all(word.isdigit() and int(word) >= 2 for word in words):
+        raise ValueError(f"{argument} must be whole numbers of at least 2 separated by commas, got {text!r}")
+    return sorted({int(word) for word in words})
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; see `python -m unicode_fast.ablate --help`."""
+    parser = make_parser("ablate", "Train with each component off, and with codebooks of several sizes.")
+    parser.add_argument("out", type=str, help="folder of the ablation; what is finished there is kept")
+    parser.add_argument("--experiments", type=str, default=",".join(EXPERIMENTS), help="some of these")
+    parser.add_argument("--sizes", type=str, default="16,32,64,128,256,512", help="numbers of codewords in Figure 3")
+    parser.add_argument("--seeds", type=int, default=3, help="seeds of each line, from --seed on")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, which share the processor's cores")
+    arguments = parser.parse_args(with_underscores(argv))
+    for name in ("seeds", "jobs"):
+        if arguments[name] < 1:
+            raise ValueError(f"{name} must be at least 1, got {arguments[name]}")
+    flags = given_fields(arguments)
+    base = resolve(arguments.config, flags)
+    check_run(base)
+    if not base.train.steps:
+        raise ValueError("steps must be above 0, so that all lines are trained alike, got 0")
+    names = modality_names(base.data.modalities, tuple(check_store(base, open_dataset(base.data))))
+    found = variants(base, names, arguments.experiments.split(","), numbers(arguments.sizes, "sizes"))
+    seeds = [base.train.seed + number for number in range(arguments.seeds)]
+    out = Path(arguments.out)
+    threads = max(1, torch.get_num_threads() // arguments.jobs)
+    for _ in run_all(units(out, found, seeds), arguments.jobs, threads):
+        write_results(out, found, seeds, base)
+    write_results(out, found, seeds, base)
+    print((out / "ablation.md").read_text(), end="")
+    print(out)
+    return 0
+
+
+if __name__ == "__main__":
+    run_main(main, (ValueError, OSError, RuntimeError, CheckpointError, StoreError))
