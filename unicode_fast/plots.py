@@ -298,6 +298,47 @@ def zero_shot_bars(rows: Sequence[Row]) -> Figure:
     return figure
 
 
+def report_bars(series: Mapping[str, Mapping[tuple[str, str], tuple[float, float | None]]]) -> Figure:
+    """Scores of several series side by side, one panel a task, one group of bars a direction.
+
+    Args:
+        series: by name, then by (task, direction): score and its standard deviation, if any.
+
+    Raises:
+        ValueError: there are no scores.
+    """
+    keys = list(dict.fromkeys(key for scores in series.values() for key in scores))
+    if not keys:
+        raise ValueError("series must hold at least one score, got none")
+    tasks = list(dict.fromkeys(task for task, _ in keys))
+    groups = [[direction for task, direction in keys if task == wanted] for wanted in tasks]
+    columns = max(len(group) for group in groups)
+    height = 2.2 * len(tasks) + 0.24 * len(series) + 0.4
+    figure = Figure(figsize=(max(6.0, 1.4 * columns + 1), height), layout="constrained")
+    axes = figure.subplots(len(tasks), 1, squeeze=False)[:, 0]
+    colours = _Colours(series)
+    width = 0.8 / len(series)
+    for axis, task, group in zip(axes, tasks, groups, strict=True):
+        for number, (name, scores) in enumerate(series.items()):
+            found = [(place, scores[task, key]) for place, key in enumerate(group) if (task, key) in scores]
+            places = [place - 0.4 + width * (number + 0.5) for place, _ in found]
+            values = [score for _, (score, _) in found]
+            spread = [std or 0 for _, (_, std) in found]
+            axis.bar(places, values, 0.92 * width, yerr=spread, color=colours(name), ecolor=BLACK, capsize=2)
+            for place, value, std in zip(places, values, spread, strict=True):
+                axis.text(place, value + std + 0.015, f"{100 * value:.0f}", ha="center", va="bottom", fontsize=7)
+        axis.set_xticks(range(len(group)), [key.replace(" → ", "\n→ ") for key in group], fontsize=8)
+        axis.set_xlim(-0.6, columns - 0.4)
+        axis.set_ylim(0, 1.12)
+        axis.set_yticks([0, 0.5, 1], ["0", "50 %", "100 %"])
+        axis.tick_params(axis="x", length=0)
+        axis.set_title(task, fontsize=10, loc="left")
+        _plain(axis)
+    handles = [Rectangle((0, 0), 1, 1, color=colours(name)) for name in series]
+    figure.legend(handles, list(series), loc="outside lower center", ncols=1, frameon=False, fontsize=8)
+    return figure
+
+
 def codebook_sizes(points: Mapping[int, Sequence[Row]]) -> Figure:
     """Zero-shot score over the number of codewords, one panel a task, one line a direction; after the paper's Figure 3.
 

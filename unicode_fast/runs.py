@@ -18,6 +18,9 @@ from unicode_fast.checkpoint import CheckpointError, write_json
 from unicode_fast.cli import resolve
 from unicode_fast.config import Config
 
+# Below a run folder: one JSON file for each row that was measured after training.
+EVALUATIONS = "evaluations"
+
 
 def prepare_folder(out: str | None, config: Config, seeds: int) -> Path:
     """A new run folder with its resolved configuration.

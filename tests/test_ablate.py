@@ -1,0 +1,165 @@
+"""Ablations and reports: which runs, resumed and never mixed up, and tables that say what the runs said."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+import tiny
+import yaml
+
+from unicode_fast import ablate, published, report
+from unicode_fast.checkpoint import CheckpointError, write_json
+from unicode_fast.tasks import Row
+from unicode_fast.train import main as train
+
+SMALL = {**tiny.SIZES, "steps": 6, "batch_size": 10, "validations": 0}
+PAIR = {name: value for name, value in SMALL.items() if name != "word_width"} | {"modalities": "audio,video"}
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.write(tmp_path_factory.mktemp("store") / "tiny")
+
+
+def words(**fields: object) -> list[str]:
+    return [f"--{name}={value}" for name, value in fields.items()]
+
+
+class TestVariants:
+    def test_table_2_takes_two_modalities_and_all_rows(self) -> None:
+        found = ablate.variants(tiny.config(), ("audio", "video", "text"), ["table2"], [])
+        assert [variant.label for variant in found] == list(ablate.COMPONENTS)
+        assert {variant.config.data.modalities for variant in found} == {"audio,video"}
+        assert len({variant.folder for variant in found}) == len(found)
+
+    def test_every_row_changes_what_it_says(self) -> None:
+        base = tiny.config()
+        found = {variant.label: variant.config.method for variant in ablate.variants(base, ("a", "b"), ["table3"], [])}
+        assert found["none"] == base.method
+        assert found["CLUB"].club_estimator == "none"
+        assert found["Cross-CPC"].cpc_weight == 0
+        assert found["MM-EMA"].ema_partner == "none" and found["MM-EMA"].commitment_partner == 0
+        assert found["reset"].revive_after == 0
+        assert found["code matching"].cmcm_weight == 0
+        assert "CLUB + Cross-CPC" not in found
+
+    def test_equal_configurations_share_their_runs(self, tmp_path: Path) -> None:
+        base = tiny.config(codewords=16)
+        found = ablate.variants(base, ("a", "b", "c"), ["table3", "figure3"], [8, 16])
+        runs = ablate.units(tmp_path, found, [0, 1])
+        assert len(found) == 7 + 2
+        assert len(runs) == 2 * (7 + 1)
+        assert [unit.config.train.seed for unit in runs] == [0] * 8 + [1] * 8
+
+    def test_unknown_experiment(self) -> None:
+        with pytest.raises(ValueError, match="experiments must be among table2, table3, figure3, got 'table9'"):
+            ablate.variants(tiny.config(), ("a", "b"), ["table9"], [])
+
+    def test_a_folder_of_another_configuration_is_refused(self, tmp_path: Path) -> None:
+        found = ablate.variants(tiny.config(), ("a", "b"), ["figure3"], [8])
+        [unit] = ablate.units(tmp_path, found, [0])
+        unit.folder.mkdir(parents=True)
+        (unit.folder / "config.yaml").write_text(yaml.safe_dump({**unit.config.flat(), "steps": 7}))
+        with pytest.raises(ValueError, match="was trained with another"):
+            ablate.units(tmp_path, found, [0])
+
+
+@pytest.mark.parametrize("sizes", ["", "a", "1", "4,,8"])
+def test_bad_sizes(sizes: str) -> None:
+    with pytest.raises(ValueError, match="sizes must be whole numbers of at least 2"):
+        ablate.numbers(sizes, "sizes")
+
+
+def test_whole_command_and_again(store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = words(data=store, **SMALL, experiments="figure3", sizes="4,12", seeds=1, jobs=2)
+    out = tmp_path / "ablation"
+    assert ablate.main([str(out), *flags]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == str(out)
+    content = json.loads((out / "ablation.json").read_text())
+    assert [line["label"] for line in content["lines"]] == ["4", "12"]
+    complete = json.loads((out / "audio-video-text" / "complete" / "seed-0" / "summary.json").read_text())
+    assert content["lines"][1]["rows"] == complete["rows"]
+    assert (out / "figure3.png").stat().st_size > 1000
+    table = list(csv.reader((out / "figure3.csv").open()))
+    assert [line[:2] for line in table] == [["codewords", "seeds"], ["4", "1"], ["12", "1"]]
+    row = Row.from_dict(complete["rows"][0])
+    assert table[2][table[0].index(f"{row.task} {row.source} → {row.target}")] == f"{100 * row.score:.1f}"
+    # What is finished is not trained again, and an unfinished run goes on.
+    changed = (out / "audio-video-text" / "complete" / "seed-0" / "summary.json").stat().st_mtime_ns
+    (out / "audio-video-text" / "codewords=4" / "seed-0" / "summary.json").unlink()
+    assert ablate.main([str(out), *flags]) == 0
+    assert (out / "audio-video-text" / "complete" / "seed-0" / "summary.json").stat().st_mtime_ns == changed
+    assert json.loads((out / "ablation.json").read_text()) == content
+
+
+def test_a_failed_run_is_named(store: Path, tmp_path: Path) -> None:
+    flags = words(data=store, **{**SMALL, "steps": 2}, experiments="figure3", sizes="100000", seeds=1)
+    with pytest.raises(RuntimeError, match=r"codewords=100000/seed-0 failed: error: codewords must be at most"):
+        ablate.main([str(tmp_path / "ablation"), *flags])
+
+
+class TestPublished:
+    def test_count(self) -> None:
+        by_table = {table: sum(number.table == table for number in published.published()) for table in range(1, 6)}
+        assert by_table == {1: 12 * 3 * 4, 2: 8 * 2 * 4, 3: 7 * 8, 4: 4, 5: 4}
+
+    def test_single_numbers(self) -> None:
+        found = {
+            (number.table, number.pretraining, number.method, number.dataset, number.source): number.score
+            for number in published.published()
+        }
+        assert found[1, "AV 40K", "Uni-Code", "AVE", "audio"] == 52.3
+        assert found[2, "AV 24K", "without Cross-CPC", "AVVP", "video"] == 10.9
+        assert found[3, "AVT 40K", "Uni-Code", "UCF↔VGG", "audio"] == 60.6
+        assert found[4, "AVT 40K", "Uni-Code", "AVS-S4", "audio"] == 78.0
+
+
+@pytest.fixture(scope="module")
+def runs(store: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("runs")
+    flags = words(data=store, **PAIR)
+    train([*flags, "--seeds=2", f"--out={folder / 'two'}"])
+    train([*flags, "--cmcm_weight=0", f"--out={folder / 'other'}"])
+    row = Row("segmentation", "audio", "video", 0.5, 0.6, 0.1)
+    (folder / "other" / "evaluations").mkdir()
+    write_json(folder / "other" / "evaluations" / "one.json", {"row": row.as_dict(), "data": "elsewhere"})
+    return [folder / "two", folder / "other"]
+
+
+class TestReport:
+    def test_lines(self, runs: list[Path]) -> None:
+        first, second = report.collect(report.single_runs(map(str, runs)))
+        assert len(first.folders) == 2 and len(second.folders) == 1
+        assert "cmcm_weight 0.0" in second.label and "cmcm_weight" not in first.label
+        column = report.Column("classification", "audio", "video", "sound", "")
+        scores = [
+            next(row for row in json.loads((folder / "summary.json").read_text())["rows"] if row["to"] == "video")[
+                "score"
+            ]
+            for folder in first.folders
+        ]
+        assert first.cells[column].score == pytest.approx(sum(scores) / 2)
+        assert first.cells[column].std == pytest.approx(abs(scores[0] - scores[1]) / 2**0.5)
+        assert second.cells[report.Column("segmentation", "audio", "video", "sound", "elsewhere")].score == 0.5
+
+    def test_files(self, runs: list[Path], tmp_path: Path) -> None:
+        assert report.main([*map(str, runs), "--out", str(tmp_path / "report")]) == 0
+        text = (tmp_path / "report" / "report.md").read_text()
+        assert "segmentation audio → video (elsewhere)" in text
+        assert "| paper, AV 40K | - |" in text and "52.3 (AVE, accuracy)" in text
+        assert (tmp_path / "report" / "report.png").stat().st_size > 1000
+        lines = list(csv.DictReader((tmp_path / "report" / "report.csv").open()))
+        ours = [line for line in lines if line["task"] == "segmentation"]
+        assert [(line["score"], line["seeds"], line["std"]) for line in ours] == [("0.5", "1", "")]
+        assert any(line["run"] == "paper, AV 24K" and line["score"] == "0.44" for line in lines)
+        for shown in text.split("](")[1:]:
+            assert (tmp_path / "report" / shown.split(")")[0]).is_file()
+
+    def test_nothing_is_overwritten(self, runs: list[Path], tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match="out must be a folder that does not exist yet"):
+            report.main([str(runs[1]), "--out", str(tmp_path)])
+
+    def test_no_run(self, tmp_path: Path) -> None:
+        with pytest.raises(CheckpointError, match="run must be a run folder"):
+            report.main([str(tmp_path), "--out", str(tmp_path / "report")])

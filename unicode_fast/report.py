@@ -1,0 +1,256 @@
+"""The paper's tables from runs: `python -m unicode_fast.report RUN... --out FOLDER`.
+
+Rows are runs, those that differ in nothing but their seed averaged; columns are tasks and directions; the published
+numbers stand below. Reads what `unicode_fast.train` and `unicode_fast.evaluate` have left in the run folders.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import shutil
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from jsonargparse import ArgumentParser
+
+from unicode_fast import plots
+from unicode_fast.ablate import markdown, write_text
+from unicode_fast.checkpoint import CheckpointError
+from unicode_fast.cli import read_yaml, run_main
+from unicode_fast.config import Config
+from unicode_fast.presets import preset
+from unicode_fast.published import Published, published
+from unicode_fast.runs import EVALUATIONS
+from unicode_fast.tasks import Row
+
+# Fields that say nothing about what was trained.
+_NOT_IN_LABELS = ("seed", "device", "validations", "checkpoint_seconds", "probe_tasks")
+# Pictures of a run that a report shows, where they are there.
+_PICTURES = ("timeline", "segmentation", "retrieval", "code-usage")
+
+
+@dataclass(frozen=True)
+class Column:
+    """Where a number stands: the task, its direction, protocol and data."""
+
+    task: str
+    source: str
+    target: str
+    protocol: str
+    data: str
+
+    @property
+    def heading(self) -> str:
+        """As people read it; data and the protocol only where they are not the usual ones."""
+        notes = [self.data, "" if self.protocol == "sound" else self.protocol]
+        note = ", ".join(note for note in notes if note)
+        return f"{self.task} {self.source} → {self.target}" + (f" ({note})" if note else "")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Fractions: the zero-shot score's mean and its sample standard deviation over seeds, what stands beside it."""
+
+    score: float
+    std: float | None
+    seeds: int
+    same_modality: float
+    chance: float
+
+    def __str__(self) -> str:
+        mean = f"{100 * self.score:.1f}"
+        return mean if self.std is None else f"{mean} ± {100 * self.std:.1f}"
+
+
+@dataclass(frozen=True)
+class Line:
+    """Runs that differ in their seeds alone."""
+
+    label: str
+    folders: list[Path]
+    cells: dict[Column, Cell]
+
+
+def single_runs(paths: Iterable[str]) -> list[Path]:
+    """The folders of single runs; one of several seeds stands for all of them.
+
+    Raises:
+        CheckpointError: a folder is no finished run.
+    """
+    found: list[Path] = []
+    for path in map(Path, paths):
+        if not (path / "config.yaml").is_file():
+            raise CheckpointError(f"run must be a run folder with a config.yaml, got {str(path)!r}")
+        seeds = path / "seeds.json"
+        below = [path / f"seed-{seed}" for seed in json.loads(seeds.read_text())] if seeds.exists() else [path]
+        for folder in below:
+            if not (folder / "summary.json").is_file():
+                raise CheckpointError(f"run must have ended, {str(folder)!r} has no summary.json; go on with --resume")
+        found += below
+    return list(dict.fromkeys(found))
+
+
+def run_config(folder: Path) -> Config:
+    """What a run was trained with."""
+    values = read_yaml(str(folder / "config.yaml"))
+    return preset(values["preset"], values["size"]).replace_all(**values)
+
+
+def label_of(config: Config) -> str:
+    """The preset, its size, and every field that differs from them."""
+    usual, values = preset(config.preset, config.size).flat(), config.flat()
+    changed = [
+        f"{name} {values[name]}" for name in values if name not in _NOT_IN_LABELS and values[name] != usual[name]
+    ]
+    return ", ".join([config.preset if config.size == "small" else f"{config.preset} ({config.size} size)", *changed])
+
+
+def rows_of(folder: Path) -> dict[Column, Row]:
+    """Every number that a run folder holds: those of its summary and those measured later."""
+    found = {}
+    for values in json.loads((folder / "summary.json").read_text())["rows"]:
+        row = Row.from_dict(values)
+        found[Column(row.task, row.source, row.target, row.protocol, "")] = row
+    for file in sorted((folder / EVALUATIONS).glob("*.json")):
+        content = json.loads(file.read_text())
+        row = Row.from_dict(content["row"])
+        found[Column(row.task, row.source, row.target, row.protocol, content["data"])] = row
+    return found
+
+
+def collect(folders: Sequence[Path]) -> list[Line]:
+    """One line for runs that differ in nothing but their seed, in the order given."""
+    groups: dict[str, list[Path]] = {}
+    for folder in folders:
+        groups.setdefault(label_of(run_config(folder)), []).append(folder)
+    lines = []
+    for label, members in groups.items():
+        rows = [rows_of(folder) for folder in members]
+        columns = dict.fromkeys(column for one in rows for column in one)
+        cells = {column: cell_of([one[column] for one in rows if column in one]) for column in columns}
+        lines.append(Line(label, members, cells))
+    return lines
+
+
+def cell_of(rows: Sequence[Row]) -> Cell:
+    """One direction of several seeds."""
+    scores = [row.score for row in rows]
+    return Cell(
+        statistics.fmean(scores),
+        statistics.stdev(scores) if len(scores) > 1 else None,
+        len(scores),
+        statistics.fmean(row.same_modality for row in rows),
+        statistics.fmean(row.chance for row in rows),
+    )
+
+
+def published_lines(columns: Iterable[Column]) -> dict[str, dict[tuple[str, str, str], Published]]:
+    """The paper's numbers of Uni-Code for these columns, by what it was pre-trained on."""
+    wanted = {(column.task, column.source, column.target) for column in columns}
+    found: dict[str, dict[tuple[str, str, str], Published]] = {}
+    for number in published():
+        key = (number.task, number.source, number.target)
+        if number.method == "Uni-Code" and number.table != 2 and key in wanted:
+            found.setdefault(number.pretraining, {})[key] = number
+    return found
+
+
+def wide_table(lines: Sequence[Line]) -> list[list[str]]:
+    """Heading and lines: runs, then the paper's; numbers in per cent."""
+    columns = list(dict.fromkeys(column for line in lines for column in line.cells))
+    cells = [["run", "seeds", *(column.heading for column in columns)]]
+    for line in lines:
+        seeds = max(cell.seeds for cell in line.cells.values())
+        cells.append([line.label, str(seeds), *(str(line.cells.get(column, "-")) for column in columns)])
+    for pretraining, numbers in published_lines(columns).items():
+        found = [numbers.get((column.task, column.source, column.target)) for column in columns]
+        shown = [f"{number.score:g} ({number.dataset}, {number.measure})" if number else "-" for number in found]
+        cells.append([f"paper, {pretraining}", "-", *shown])
+    return cells
+
+
+def long_table(lines: Sequence[Line]) -> list[list[str]]:
+    """One line a number, fractions, the paper's as fractions too; for a spreadsheet."""
+    heading = "run,task,source,target,protocol,data,measure,seeds,score,std,same_modality,chance"
+    cells = [heading.split(",")]
+    for line in lines:
+        for column, cell in line.cells.items():
+            where = [column.task, column.source, column.target, column.protocol, column.data, ""]
+            numbers = [cell.score, "" if cell.std is None else cell.std, cell.same_modality, cell.chance]
+            cells.append([line.label, *where, str(cell.seeds), *map(str, numbers)])
+    for pretraining, found in published_lines(column for line in lines for column in line.cells).items():
+        for number in found.values():
+            where = [number.task, number.source, number.target, "official", number.dataset, number.measure]
+            cells.append([f"paper, {pretraining}", *where, "", f"{number.score / 100:g}", "", "", ""])
+    return cells
+
+
+def copy_pictures(lines: Sequence[Line], out: Path) -> list[str]:
+    """Pictures of the first run of each line, copied into the report; the Markdown that shows them."""
+    shown = []
+    for number, line in enumerate(lines):
+        for name in _PICTURES:
+            for file in sorted((line.folders[0] / "plots").glob(f"{name}*.png")):
+                copy = f"{number}-{file.name}"
+                shutil.copyfile(file, out / copy)
+                shown.append(f"![{name} of {line.label}]({copy})")
+    return shown
+
+
+def write_report(lines: Sequence[Line], out: Path) -> None:
+    """report.md, report.csv, report.png and the runs' pictures, in a new folder."""
+    out.mkdir(parents=True)
+    note = (
+        "Zero-shot scores in per cent, mean and standard deviation over seeds. The paper's numbers are of other data "
+        "and other measures: its own, in brackets, some of them taken on training clips."
+    )
+    text = ["# Report", markdown(wide_table(lines)), note, "![Scores](report.png)"]
+    plots.save_png(plots.report_bars(figure_series(lines)), out / "report.png")
+    table = io.StringIO()
+    csv.writer(table, lineterminator="\n").writerows(long_table(lines))
+    write_text(out / "report.csv", table.getvalue())
+    write_text(out / "report.md", "\n\n".join([*text, *copy_pictures(lines, out)]) + "\n")
+
+
+def figure_series(lines: Sequence[Line]) -> Mapping[str, Mapping[tuple[str, str], tuple[float, float | None]]]:
+    """Score and spread by series, then by (task, direction): the runs, then the paper's."""
+    series: dict[str, dict[tuple[str, str], tuple[float, float | None]]] = {}
+    for line in lines:
+        series[line.label] = {
+            (column.heading.split(" ", 1)[0], column.heading.split(" ", 1)[1]): (cell.score, cell.std)
+            for column, cell in line.cells.items()
+        }
+    places = {
+        (column.task, column.source, column.target): (column.task, column.heading.split(" ", 1)[1])
+        for line in lines
+        for column in line.cells
+    }
+    for pretraining, numbers in published_lines(column for line in lines for column in line.cells).items():
+        series[f"paper, {pretraining} (other data)"] = {
+            places[key]: (number.score / 100, None) for key, number in numbers.items()
+        }
+    return series
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; see `python -m unicode_fast.report --help`."""
+    parser = ArgumentParser(prog="python -m unicode_fast.report", description="The paper's tables, made from runs.")
+    parser.add_argument("runs", nargs="+", type=str, help="run folders that unicode_fast.train has written")
+    parser.add_argument("--out", type=str, required=True, help="new folder of the report")
+    arguments = parser.parse_args(argv)
+    out = Path(arguments.out)
+    if out.exists():
+        raise ValueError(f"out must be a folder that does not exist yet, got {arguments.out!r}")
+    lines = collect(single_runs(arguments.runs))
+    write_report(lines, out)
+    print((out / "report.md").read_text(), end="")
+    print(out)
+    return 0
+
+
+if __name__ == "__main__":
+    run_main(main, (ValueError, OSError, CheckpointError))
