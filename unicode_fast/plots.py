@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -298,11 +298,14 @@ def zero_shot_bars(rows: Sequence[Row]) -> Figure:
     return figure
 
 
-def report_bars(series: Mapping[str, Mapping[tuple[str, str], tuple[float, float | None]]]) -> Figure:
+def report_bars(
+    series: Mapping[str, Mapping[tuple[str, str], tuple[float, float | None]]], hatched: Collection[str] = ()
+) -> Figure:
     """Scores of several series side by side, one panel a task, one group of bars a direction.
 
     Args:
         series: by name, then by (task, direction): score and its standard deviation, if any.
+        hatched: names of series that are no like for like, such as published numbers of other data.
 
     Raises:
         ValueError: there are no scores.
@@ -317,6 +320,12 @@ def report_bars(series: Mapping[str, Mapping[tuple[str, str], tuple[float, float
     figure = Figure(figsize=(max(6.0, 1.4 * columns + 1), height), layout="constrained")
     axes = figure.subplots(len(tasks), 1, squeeze=False)[:, 0]
     colours = _Colours(series)
+    styles = {
+        name: {"facecolor": "white", "edgecolor": GREY, "hatch": hatch * 3}
+        if name in hatched
+        else {"color": colours(name)}
+        for name, hatch in zip(series, itertools.cycle("/.x-\\"), strict=False)
+    }
     width = 0.8 / len(series)
     for axis, task, group in zip(axes, tasks, groups, strict=True):
         for number, (name, scores) in enumerate(series.items()):
@@ -324,7 +333,9 @@ def report_bars(series: Mapping[str, Mapping[tuple[str, str], tuple[float, float
             places = [place - 0.4 + width * (number + 0.5) for place, _ in found]
             values = [score for _, (score, _) in found]
             spread = [std or 0 for _, (_, std) in found]
-            axis.bar(places, values, 0.92 * width, yerr=spread, color=colours(name), ecolor=BLACK, capsize=2)
+            axis.bar(places, values, 0.92 * width, **styles[name])
+            if any(spread):
+                axis.errorbar(places, values, spread, fmt="none", ecolor=BLACK, elinewidth=1, capsize=2)
             for place, value, std in zip(places, values, spread, strict=True):
                 axis.text(place, value + std + 0.015, f"{100 * value:.0f}", ha="center", va="bottom", fontsize=7)
         axis.set_xticks(range(len(group)), [key.replace(" → ", "\n→ ") for key in group], fontsize=8)
@@ -334,7 +345,7 @@ def report_bars(series: Mapping[str, Mapping[tuple[str, str], tuple[float, float
         axis.tick_params(axis="x", length=0)
         axis.set_title(task, fontsize=10, loc="left")
         _plain(axis)
-    handles = [Rectangle((0, 0), 1, 1, color=colours(name)) for name in series]
+    handles = [Rectangle((0, 0), 1, 1, **styles[name]) for name in series]
     figure.legend(handles, list(series), loc="outside lower center", ncols=1, frameon=False, fontsize=8)
     return figure
 

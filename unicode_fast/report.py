@@ -209,7 +209,9 @@ def write_report(lines: Sequence[Line], out: Path) -> None:
         "and other measures: its own, in brackets, some of them taken on training clips."
     )
     text = ["# Report", markdown(wide_table(lines)), note, "![Scores](report.png)"]
-    plots.save_png(plots.report_bars(figure_series(lines)), out / "report.png")
+    series = figure_series(lines)
+    theirs = series.keys() - {line.label for line in lines}
+    plots.save_png(plots.report_bars(series, hatched=theirs), out / "report.png")
     table = io.StringIO()
     csv.writer(table, lineterminator="\n").writerows(long_table(lines))
     write_text(out / "report.csv", table.getvalue())
