@@ -320,7 +320,7 @@ def report_bars(
     figure = Figure(figsize=(max(6.0, 1.4 * columns + 1), height), layout="constrained")
     axes = figure.subplots(len(tasks), 1, squeeze=False)[:, 0]
     colours = _Colours(series)
-    styles = {
+    styles: dict[str, dict[str, Any]] = {
         name: {"facecolor": "white", "edgecolor": GREY, "hatch": hatch * 3}
         if name in hatched
         else {"color": colours(name)}
