@@ -94,3 +94,6 @@ class PlainQuantiser(OriginalQuantiser):
         dead = self.idle > RESET_AFTER
         self.codebook = torch.where(dead[:, None], self.codebook[source] + noise, self.codebook)
         self.idle = torch.where(dead, 0, self.idle)
+
+
+class OriginalStep: ...

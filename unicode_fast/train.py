@@ -19,6 +19,7 @@ from torch.nn.utils import clip_grad_norm_
 from tqdm import tqdm
 
 from unicode_fast import checkpoint, pictures
+from unicode_fast.acceleration import GraphedStep, accelerate, check_acceleration
 from unicode_fast.checkpoint import CheckpointError, write_json
 from unicode_fast.cli import given_fields, make_parser, resolve, run_main, with_underscores
 from unicode_fast.config import Config, Kind, Modality, modality_names
@@ -26,6 +27,7 @@ from unicode_fast.data import Batch, Batches, Store, StoreError, open_dataset, t
 from unicode_fast.journal import LOG_EVERY, Journal, NonFiniteLoss, StepResult
 from unicode_fast.methods import UniCodeMethod
 from unicode_fast.modules import ModelOutput, UniCode
+from unicode_fast.modules.precision import float32_products
 from unicode_fast.presets import preset
 from unicode_fast.runs import choose_device, git_commit, make_folder, prepare_folder, resume_folder, versions
 from unicode_fast.tasks import Probes, Row, aggregate, check_tasks, format_table, zero_shot_accuracy
@@ -42,24 +44,45 @@ class Trainer:
         config: of the run.
         modalities: kind and shape by name.
         device: where it trains.
+
+    Raises:
+        ValueError: the configuration asks for what this device does not have.
     """
 
     def __init__(self, config: Config, modalities: Mapping[str, Modality], device: torch.device) -> None:
+        check_acceleration(config.train, device)
         torch.manual_seed(config.train.seed)
         self.config = config
         self.model = UniCode(modalities, config).to(device)
+        accelerate(self.model, config.train)
         self.method = UniCodeMethod(self.model)
         self.parts = self.model.parts()
         self.parameters = [parameter for part in self.parts.values() for parameter in part]
-        self.optimizer = torch.optim.Adam(self.parameters, config.train.learning_rate, fused=True)
+        graphed = config.train.cuda_graph
+        self.rate = torch.tensor(0.0, device=device) if graphed else 0.0
+        self.optimizer = torch.optim.Adam(self.parameters, self.rate, fused=True, capturable=graphed)
         self.club_optimizer = torch.optim.Adam(
-            self.model.club.parameters(), config.method.club_learning_rate, fused=True
+            self.model.club.parameters(), config.method.club_learning_rate, fused=True, capturable=graphed
         )
+        optimizers = (self.optimizer, self.club_optimizer)
+        self.run_step = GraphedStep(self.plain_step, self.model, optimizers) if graphed else self.plain_step
         self.step = 0
 
     def train_step(self, features: Mapping[str, Tensor], mask: Mapping[str, Tensor] | None, rate: float) -> StepResult:
-        """One batch: forward, CLUB's inner steps, losses, backward, clipping, Adam, MM-EMA; nothing is read back."""
+        """One batch at a learning rate; nothing is read back. With `cuda_graph` the next call overwrites the result."""
         self.model.train()
+        group = self.optimizer.param_groups[0]
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
+        with float32_products(self.config.train, self.model.device):
+            result = self.run_step(features, mask)
+        self.step += 1
+        return result
+
+    def plain_step(self, features: Mapping[str, Tensor], mask: Mapping[str, Tensor] | None) -> StepResult:
+        """Forward, CLUB's inner steps, losses, backward, clipping, Adam, MM-EMA."""
         output = self.model(features, mask)
         self.method.fit_club(output, self.club_optimizer)
         result = self.method.losses(output)
@@ -67,10 +90,8 @@ class Trainer:
         result.total.backward(inputs=self.parameters)
         for part in self.parts.values():
             clip_grad_norm_(part, self.config.train.clip_norm)
-        self.optimizer.param_groups[0]["lr"] = rate
         self.optimizer.step()
         self.model.update_codebook(output)
-        self.step += 1
         terms = {name: term.detach() for name, term in result.terms.items()}
         return StepResult(terms, result.recognised, usage(output, self.config.model.codewords))
 
@@ -358,9 +379,9 @@ def check_run(config: Config) -> None:
     """What can be known to fail before anything is made.
 
     Raises:
-        ValueError: the device, a task or the modalities are not there.
+        ValueError: the device, what is asked of it, a task or the modalities are not there.
     """
-    choose_device(config.train.device)
+    check_acceleration(config.train, choose_device(config.train.device))
     check_tasks(config.train.probe_tasks)
     if config.data.data in talking_digits.DATASETS:
         names = modality_names(config.data.modalities, BUILT_IN_MODALITIES)

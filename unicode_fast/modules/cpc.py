@@ -9,7 +9,8 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from unicode_fast.config import MethodConfig, ModelConfig
+from unicode_fast.config import MethodConfig, ModelConfig, TrainConfig
+from unicode_fast.modules.precision import products
 from unicode_fast.ops import cross_info_nce
 
 
@@ -35,10 +36,12 @@ class CrossCPC(nn.Module):
         names: the modalities.
         config: `width`, `cpc_layers`, `cpc_bias` and `cpc_steps` are read.
         method: the other `cpc_` fields are read.
+        train: `precision` and `dtype` are read, for contexts and predictions; scores and losses have the dtype of z.
     """
 
-    def __init__(self, names: tuple[str, ...], config: ModelConfig, method: MethodConfig) -> None:
+    def __init__(self, names: tuple[str, ...], config: ModelConfig, method: MethodConfig, train: TrainConfig) -> None:
         super().__init__()
+        self.train_config = train
         width = config.width
         self.names = names
         self.steps = config.cpc_steps
@@ -104,11 +107,12 @@ class CrossCPC(nn.Module):
         last = self.earliest + (position * choices).long()
         targets = z.index_select(2, last + ahead).transpose(1, 2)  # (modalities, K, B, D)
         predictions = []
-        for name in self.names:
-            context = self.context[name](semantic[name])[0].index_select(1, last.view(1))[:, 0]  # (B, D)
-            predictions.append(torch.stack([predict(context) for predict in self._predictors(name)]))
+        with products(self.train_config, z.device):
+            for name in self.names:
+                context = self.context[name](semantic[name])[0].index_select(1, last.view(1))[:, 0]  # (B, D)
+                predictions.append(torch.stack([predict(context) for predict in self._predictors(name)]))
         valid = None if mask is None else (last + ahead)[None, :, None] < lengths[:, None]
-        return targets, torch.stack(predictions), valid
+        return targets, torch.stack(predictions).to(z.dtype), valid
 
     def _means(self, semantic: Mapping[str, Tensor], mask: Mapping[str, Tensor] | None) -> tuple[Tensor, Tensor, None]:
         means = [clip_mean(semantic[name], None if mask is None else mask[name]) for name in self.names]

@@ -15,6 +15,7 @@ from unicode_fast.modules.codebook import Codebook
 from unicode_fast.modules.cpc import CrossCPC
 from unicode_fast.modules.decoders import make_decoder
 from unicode_fast.modules.encoders import ModalityEncoder
+from unicode_fast.modules.precision import products
 
 
 class Encoded(NamedTuple):
@@ -31,7 +32,8 @@ class ModelOutput:
     semantic z (B, T, D); club (B, T, Y), the specific features as CLUB sees
     them; index (B, T); codeword (B, T, D) without gradient; quantised (B, T, D)
     with the straight-through gradient; decoded and target in the shape of the
-    input (or of the LSTM output for words); mask (B, T) or None.
+    input (or of the LSTM output for words); mask (B, T) or None. All in the
+    model's dtype, but decoded, which may have the dtype of its precision.
     """
 
     semantic: dict[str, Tensor]
@@ -74,7 +76,7 @@ class UniCode(nn.Module):
             {name: make_decoder(kind, sizes, word_target=method.word_target) for name, kind in modalities.items()}
         )
         self.codebook = Codebook(self.names, sizes, method, config.train.seed)
-        self.cpc = CrossCPC(self.names, sizes, method)
+        self.cpc = CrossCPC(self.names, sizes, method, config.train)
         self.club = nn.ModuleDict(
             {
                 name: ClubNetwork(
@@ -131,14 +133,16 @@ class UniCode(nn.Module):
             encoder = self._encoder(name)
             valid = None if mask is None else mask[name]
             given = _without_padding(features[name], valid)
-            read = encoder.read_words(given, valid)
-            z = encoder.encode_semantic(read, valid)
-            specific[name], output.club[name] = encoder.encode_specific(read)
-            output.semantic[name] = z
-            output.target[name] = read if self.config.method.word_target == "lstm" else given
+            with products(self.config.train, self.device):
+                read = encoder.read_words(given, valid)
+                z = encoder.encode_semantic(read, valid)
+                specific[name], club = encoder.encode_specific(read)
+            output.semantic[name], output.club[name] = z.to(self.dtype), club.to(self.dtype)
+            output.target[name] = read.to(self.dtype) if self.config.method.word_target == "lstm" else given
         for name, quantised in self.codebook.quantise(output.semantic).items():
             output.index[name], output.codeword[name], output.quantised[name] = quantised
-            output.decoded[name] = self.decoders[name](quantised.vector, specific[name])
+            with products(self.config.train, self.device):
+                output.decoded[name] = self.decoders[name](quantised.vector, specific[name])
         return output
 
     def update_codebook(self, output: ModelOutput) -> None:

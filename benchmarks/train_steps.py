@@ -1,0 +1,239 @@
+"""Whole training steps, and where one goes: `python benchmarks/train_steps.py CONTENDER SIZE` prints a line of JSON.
+
+`bench_train_step.py` calls it, each contender in a process of its own. With `--profile` the line holds the time of
+every part of the step, forward and backward, by torch.profiler.
+"""
+
+import argparse
+import datetime
+import functools
+import json
+import platform
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import torch
+from original import OriginalStep
+from shapes import TRAIN_SHAPES, TrainShape
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile, record_function
+
+from unicode_fast import preset
+from unicode_fast.config import Config
+from unicode_fast.runs import git_commit
+from unicode_fast.train import Trainer
+
+RATE = 4e-4
+# A step is repeated until this many seconds have passed, and at least so often.
+LONGEST_SECONDS, LEAST_REPEATS = {"cpu": 30.0, "cuda": 10.0}, 3
+Features = dict[str, Tensor]
+Step = Callable[[Features, Features], Tensor]
+
+
+def config_of(shape: TrainShape, rules: str, **fields: object) -> Config:
+    """The configuration of a contender at the sizes of a shape."""
+    return preset(rules, shape.size).replace_all(batch_size=shape.clips, **fields)
+
+
+def ours(rules: str, **fields: object) -> Callable[[TrainShape, torch.device], Trainer]:
+    """Makes a trainer of this library with these rules and options."""
+    return lambda shape, device: Trainer(config_of(shape, rules, **fields), shape.modalities(), device)
+
+
+CONTENDERS: dict[str, Callable[[TrainShape, torch.device], Any]] = {
+    "the original": lambda shape, device: OriginalStep(config_of(shape, "official"), shape.modalities(), device),
+    "official, float64": ours("official"),
+    "official, float32": ours("official", dtype="float32"),
+    "recommended, float32": ours("recommended"),
+}
+
+
+def inputs(shape: TrainShape, device: torch.device, dtype: torch.dtype) -> tuple[Features, Features]:
+    """Random features and masks of a batch; sentences differ in length, as they do in the built-in data."""
+    generator = torch.Generator().manual_seed(0)
+    features, mask = {}, {}
+    for name, modality in shape.modalities().items():
+        features[name] = torch.randn(shape.clips, shape.steps, *modality.shape, generator=generator).to(device, dtype)
+        lengths = torch.full((shape.clips,), shape.steps)
+        if modality.kind == "words":
+            lengths = torch.randint(3, shape.steps + 1, (shape.clips,), generator=generator)
+        mask[name] = (torch.arange(shape.steps) < lengths[:, None]).to(device)
+    return features, mask
+
+
+def make(contender: str, shape: TrainShape, device: torch.device) -> tuple[Any, Callable[[], object]]:
+    """The trainer of a contender, and its step on one batch."""
+    torch.manual_seed(0)
+    trainer = CONTENDERS[contender](shape, device)
+    features, mask = inputs(shape, device, trainer.model.dtype)
+    return trainer, lambda: trainer.train_step(features, mask, RATE)
+
+
+def milliseconds(step: Callable[[], object], device: torch.device) -> list[float]:
+    """Times of single steps after a warm-up of two."""
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    step()
+    step()
+    wait()
+    times: list[float] = []
+    started = time.perf_counter()
+    while len(times) < LEAST_REPEATS or (
+        len(times) < 200 and time.perf_counter() - started < LONGEST_SECONDS[device.type]
+    ):
+        begun = time.perf_counter()
+        step()
+        wait()
+        times.append(1000 * (time.perf_counter() - begun))
+    return times
+
+
+# Part of a step: object of the trainer, method. The forward time of a part is that of its methods, the backward time
+# that of the operators that differentiate what they called.
+PARTS: dict[str, tuple[tuple[str, str], ...]] = {
+    "encoders": tuple((f"model.encoders.{{name}}", f) for f in ("read_words", "encode_semantic", "encode_specific")),
+    "decoders": (("model.decoders.{name}", "forward"),),
+    "reconstruction": (("method", "_reconstruction"),),
+    "quantiser": (("model.codebook", "quantise"), ("method", "_commitment")),
+    "Cross-CPC": (("method", "_cpc"),),
+    "code matching": (("method", "_code_matching"),),
+    "CLUB estimates": (("method", "_club"),),
+    "CLUB inner steps": (("method", "fit_club"),),
+    "codebook update": (("model", "update_codebook"),),
+    "optimiser": (("optimizer", "step"),),
+}
+
+
+@contextmanager
+def marked(trainer: Trainer) -> Iterator[None]:
+    """Within, the methods of PARTS and the clipping leave spans of their part's name in a profile."""
+
+    def spanning(part: str, function: Callable) -> Callable:
+        @functools.wraps(function)
+        def call(*arguments: Any, **options: Any) -> Any:
+            with record_function(part):
+                return function(*arguments, **options)
+
+        return call
+
+    patches = []
+    for part, methods in PARTS.items():
+        for path, method in methods:
+            for name in trainer.model.names if "{name}" in path else ("",):
+                owner: Any = trainer
+                for attribute in path.format(name=name).split("."):
+                    owner = owner[attribute] if isinstance(owner, torch.nn.ModuleDict) else getattr(owner, attribute)
+                patches.append(mock.patch.object(owner, method, spanning(part, getattr(owner, method))))
+    clip = __import__("unicode_fast.train", fromlist=["clip_grad_norm_"]).clip_grad_norm_
+    patches.append(mock.patch("unicode_fast.train.clip_grad_norm_", spanning("optimiser", clip)))
+    for patch in patches:
+        patch.start()
+    try:
+        yield
+    finally:
+        for patch in patches:
+            patch.stop()
+
+
+def profiled(trainer: Trainer, step: Callable[[], object], device: torch.device, steps: int) -> list[dict[str, Any]]:
+    """Milliseconds of each part in one step, mean over some: forward, backward, calls of torch operators."""
+    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device.type == "cuda")
+    with marked(trainer):
+        step()
+        step()
+        with profile(activities=activities) as recorded:
+            for _ in range(steps):
+                with record_function("step"):
+                    step()
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+    events = list(recorded.events())
+    on_gpu = device.type == "cuda"
+    spans = sorted(
+        (event.time_range.start, event.time_range.end, event.name, event.device_time_total if on_gpu else None)
+        for event in events
+        if event.name in PARTS and event.device_type.name == "CPU"
+    )
+    starts = [start for start, *_ in spans]
+
+    def part_at(time: float) -> str | None:
+        place = int(np.searchsorted(starts, time, side="right")) - 1
+        return spans[place][2] if place >= 0 and time < spans[place][1] else None
+
+    forward, backward, calls = defaultdict(float), defaultdict(float), defaultdict(int)
+    for start, end, part, device_time in spans:
+        forward[part] += end - start if device_time is None else device_time
+    made_in: dict[int, str] = {}
+    cpu = sorted((event for event in events if event.device_type.name == "CPU"), key=lambda e: e.time_range.start)
+    for event in cpu:
+        part = part_at(event.time_range.start)
+        if event.name.startswith("aten::"):
+            calls[part or "other"] += 1
+        if event.name.startswith("autograd::engine::evaluate_function"):
+            # CLUB's inner steps have a backward pass of their own, which their span covers.
+            if part is None:
+                owner = made_in.get(event.sequence_nr, "other")
+                backward[owner] += event.device_time_total if on_gpu else event.time_range.elapsed_us()
+        elif part is not None and event.sequence_nr >= 0 and event.scope != 1:
+            made_in[event.sequence_nr] = part
+    whole = sum(
+        event.device_time_total if on_gpu else event.time_range.elapsed_us() for event in cpu if event.name == "step"
+    )
+    forward["other"] = whole - sum(forward.values()) - sum(backward.values())
+    return [
+        {
+            "part": part,
+            "forward_ms": forward[part] / 1000 / steps,
+            "backward_ms": backward[part] / 1000 / steps,
+            "operator_calls": calls[part] / steps,
+        }
+        for part in (*PARTS, "other")
+    ]
+
+
+def measure(contender: str, size: str, device_name: str, *, profile_it: bool = False) -> dict[str, Any]:
+    """One row of the results."""
+    device, shape = torch.device(device_name), TRAIN_SHAPES[device_name][size]
+    trainer, step = make(contender, shape, device)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    times = milliseconds(step, device)
+    row = {
+        "contender": contender,
+        "size": size,
+        "clips": shape.clips,
+        "steps": shape.steps,
+        "median_ms": float(np.median(times)),
+        "p20_ms": float(np.percentile(times, 20)),
+        "p80_ms": float(np.percentile(times, 80)),
+        "repeats": len(times),
+        "clips_per_second": 1000 * shape.clips / float(np.median(times)),
+        "peak_bytes": torch.cuda.max_memory_allocated() if device.type == "cuda" else None,
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else f"{platform.machine()} CPU",
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "commit": git_commit(),
+        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
+    }
+    if profile_it:
+        row["parts"] = profiled(trainer, step, device, 10 if size == "default" else 2)
+    return row
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("contender", choices=CONTENDERS)
+    parser.add_argument("size", choices=TRAIN_SHAPES["cpu"])
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--profile", action="store_true")
+    arguments = parser.parse_args()
+    row = measure(arguments.contender, arguments.size, arguments.device, profile_it=arguments.profile)
+    print(json.dumps(row))
+
+
+if __name__ == "__main__":
+    main()
