@@ -95,7 +95,7 @@ def milliseconds(step: Callable[[], object], device: torch.device) -> list[float
 # Part of a step: object of the trainer, method. The forward time of a part is that of its methods, the backward time
 # that of the operators that differentiate what they called.
 PARTS: dict[str, tuple[tuple[str, str], ...]] = {
-    "encoders": tuple((f"model.encoders.{{name}}", f) for f in ("read_words", "encode_semantic", "encode_specific")),
+    "encoders": tuple(("model.encoders.{name}", f) for f in ("read_words", "encode_semantic", "encode_specific")),
     "decoders": (("model.decoders.{name}", "forward"),),
     "reconstruction": (("method", "_reconstruction"),),
     "quantiser": (("model.codebook", "quantise"), ("method", "_commitment")),

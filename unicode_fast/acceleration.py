@@ -38,7 +38,7 @@ def accelerate(model: UniCode, config: TrainConfig) -> None:
     if config.channels_last:
         for module in model.modules():
             if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
-                module.to(memory_format=torch.channels_last)
+                module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
     if config.compile:
         for encoder in model.encoders.values():
             _compile(encoder, "encode_semantic")

@@ -23,7 +23,7 @@ from unicode_fast.acceleration import GraphedStep, accelerate, check_acceleratio
 from unicode_fast.checkpoint import CheckpointError, write_json
 from unicode_fast.cli import given_fields, make_parser, resolve, run_main, with_underscores
 from unicode_fast.config import Config, Kind, Modality, modality_names
-from unicode_fast.data import Batch, Batches, Store, StoreError, open_dataset, talking_digits
+from unicode_fast.data import Batch, Batches, Store, StoreError, open_dataset, open_feed, talking_digits
 from unicode_fast.journal import LOG_EVERY, Journal, NonFiniteLoss, StepResult
 from unicode_fast.methods import UniCodeMethod
 from unicode_fast.modules import ModelOutput, UniCode
@@ -224,12 +224,13 @@ def pretrain(trainer: Trainer, store: Store, folder: Path, content: Mapping[str,
             for step in checkpoint.steps_in(folder)[:-2]:
                 checkpoint.step_path(folder, step).unlink()
 
+    feed = open_feed(batches, device, train.feed, train.feed_workers, total)
     bar = tqdm(total=total, initial=trainer.step, desc="pre-training", unit="step", dynamic_ncols=True)
     try:
         if content is None:
             save()
         while trainer.step < total:
-            batch: Batch = batches.batch(trainer.step).to(device)
+            batch: Batch = feed.batch(trainer.step)
             rate = learning_rate(config, trainer.step, total, batches.steps_per_epoch)
             result = trainer.train_step(batch.features, batch.mask, rate)
             journal.record(trainer.step, trainer.optimizer.param_groups[0]["lr"], batch.clips, result)
@@ -256,6 +257,7 @@ def pretrain(trainer: Trainer, store: Store, folder: Path, content: Mapping[str,
         save(name)
         raise NonFiniteLoss(f"{error}; the state is saved as {folder / checkpoint.FOLDER / name}") from error
     finally:
+        feed.close()
         bar.close()
         journal.close()
     return progress
