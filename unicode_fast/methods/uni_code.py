@@ -100,13 +100,14 @@ class UniCodeMethod:
         own = method.commitment_weight * method.commitment_own
         partners = method.commitment_weight * method.commitment_partner
         if len({output.codeword[name].shape[1] for name in names}) == 1:
-            weights = torch.full((len(names), len(names)), partners / (len(names) - 1), dtype=torch.float64)
+            shares, device = partners / (len(names) - 1), self.model.device
+            weights = torch.full((len(names), len(names)), shares, dtype=torch.float64, device=device)
             weights.fill_diagonal_(own)
             found = commitment_loss(
                 torch.stack([output.semantic[name].flatten(0, 1) for name in names]),
                 torch.stack([output.index[name].flatten() for name in names]),
                 self.model.codebook.codebook,
-                (weights / (self.config.model.width if method.commitment_norm == "mean" else 1)).to(self.model.device),
+                weights / (self.config.model.width if method.commitment_norm == "mean" else 1),
                 valid=None if output.mask is None else torch.stack([output.mask[name].flatten() for name in names]),
             )
             terms.update({f"commitment.{name}": found[m] for m, name in enumerate(names)})
