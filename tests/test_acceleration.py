@@ -216,9 +216,9 @@ def graphs_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> type[FakeGraph]:
             graph.inputs, graph.result = inputs, step(*inputs)
             return graph.result
 
-        Graph.owner.run_step.step = noted
+        Graph.owner.graphed.step = noted
         yield
-        Graph.owner.run_step.step = step
+        Graph.owner.graphed.step = step
         for tensor, value in zip(changed_by(Graph.owner), before, strict=True):
             tensor.copy_(value) if not tensor.requires_grad else tensor.data.copy_(value)
 
@@ -301,6 +301,11 @@ class TestRefusals:
         with pytest.raises(ValueError, match=message):
             check_run(resolve(None, {"device": "cpu", **fields}))
         check_acceleration(TrainConfig(**fields), torch.device("cuda"))
+
+    @pytest.mark.parametrize("fields", [{"micro_batches": 2}, {"activation_checkpointing": True}])
+    def test_what_cannot_be_captured(self, fields: dict) -> None:
+        with pytest.raises(ValueError, match=f"cuda_graph needs {next(iter(fields))} (1|False), got (2|True)"):
+            check_acceleration(TrainConfig(cuda_graph=True, **fields), torch.device("cuda"))
 
     def test_a_float64_model_has_no_other_precision(self) -> None:
         with pytest.raises(ValueError, match="precision is not read where dtype is 'float64'"):

@@ -10,10 +10,10 @@ import torch
 
 from unicode_fast.data import Batches, FeedError, open_feed, open_store
 from unicode_fast.data.batches import Batch
-from unicode_fast.data.feed import DirectFeed, PrefetchFeed, ResidentFeed
+from unicode_fast.data.feed import Feed, PrefetchFeed, ResidentFeed
 
 CPU = torch.device("cpu")
-KINDS = {"direct": DirectFeed, "prefetch": PrefetchFeed, "resident": ResidentFeed}
+KINDS = {"direct": Feed, "prefetch": PrefetchFeed, "resident": ResidentFeed}
 
 
 @pytest.fixture(scope="module")
@@ -47,13 +47,20 @@ def test_the_batches_are_those_of_their_steps(kind: str, batches: Batches) -> No
             assert_same(feed.batch(step), batches.batch(step))
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_rank_gets_its_own_clips(kind: str, batches: Batches) -> None:
+    with open_feed(batches, CPU, kind, own=lambda clips: slice(clips // 2, clips)) as feed:
+        for step in range(batches.steps_per_epoch):
+            assert_same(feed.batch(step), batches.batch(step, slice(len(batches.indices(step)) // 2, None)))
+
+
 def test_it_reads_ahead_and_no_further_than_the_end(batches: Batches, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[int] = []
     plain = Batches.batch
 
-    def noted(self: Batches, step: int) -> Batch:
+    def noted(self: Batches, step: int, own: slice) -> Batch:
         read.append(step)
-        return plain(self, step)
+        return plain(self, step, own)
 
     monkeypatch.setattr(Batches, "batch", noted)
     with open_feed(batches, CPU, "prefetch", workers=1, end=4) as feed:
@@ -71,10 +78,10 @@ def test_it_reads_ahead_and_no_further_than_the_end(batches: Batches, monkeypatc
 def test_an_error_of_a_worker_is_one_clear_error(kind: str, batches: Batches, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = Batches.batch
 
-    def broken(self: Batches, step: int) -> Batch:
+    def broken(self: Batches, step: int, own: slice) -> Batch:
         if step == 2:
             raise OSError("the disk is gone")
-        return plain(self, step)
+        return plain(self, step, own)
 
     monkeypatch.setattr(Batches, "batch", broken)
     with open_feed(batches, CPU, kind) as feed:

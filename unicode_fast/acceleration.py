@@ -20,11 +20,15 @@ Step = Callable[[Batch, Batch | None], StepResult]
 
 
 def check_acceleration(config: TrainConfig, device: torch.device) -> None:
-    """Refuses what needs a GPU where there is none.
+    """Refuses what needs a GPU where there is none, and what cannot be captured.
 
     Raises:
-        ValueError: `precision` is tf32 or `cuda_graph` is set, and the device is not CUDA.
+        ValueError: `precision` is tf32 or `cuda_graph` is set, and the device is not CUDA; or `cuda_graph` stands
+            beside micro-batches or activation checkpointing, which look at the state of the generator.
     """
+    for name, off in (("micro_batches", 1), ("activation_checkpointing", False)):
+        if config.cuda_graph and getattr(config, name) != off:
+            raise ValueError(f"cuda_graph needs {name} {off}, got {getattr(config, name)}")
     if device.type == "cuda":
         return
     if config.precision == "tf32":

@@ -224,6 +224,9 @@ class TrainConfig:
         epochs: passes over the training split where `steps` is 0.
         batch_size: B, clips per batch.
         keep_last_batch: the smaller last batch of an epoch is used (as released), else dropped.
+        micro_batches: parts of a batch, or of what a rank holds of it, that are in memory one after the other; the
+            losses still compare all clips of the batch, and each clip is encoded twice.
+        activation_checkpointing: what encoders and decoders compute is computed again in the backward pass, not kept.
         learning_rate: of Adam, per step.
         warmup_steps: steps over which the learning rate rises linearly.
         schedule: "constant", "cosine" (to a hundredth), or "multistep" (halved after epochs 10, 20 and 30).
@@ -244,12 +247,16 @@ class TrainConfig:
         validations: how often the zero-shot accuracy is measured on the validation split, evenly spread.
         checkpoint_seconds: longest time between two checkpoints.
         probe_tasks: tasks whose table ends the run, separated by commas.
+        rank_timeout_seconds: a rank that is not heard of for so long, or comes no further for so long and for four
+            times what a step takes, ends the run of all ranks.
     """
 
     steps: int = 600
     epochs: int = 6
     batch_size: int = 80
     keep_last_batch: bool = False
+    micro_batches: int = 1
+    activation_checkpointing: bool = False
     learning_rate: float = 1e-3
     warmup_steps: int = 20
     schedule: Literal["constant", "cosine", "multistep"] = "cosine"
@@ -266,6 +273,7 @@ class TrainConfig:
     validations: int = 5
     checkpoint_seconds: float = 20.0
     probe_tasks: str = "classification,localisation"
+    rank_timeout_seconds: float = 25.0
 
 
 @dataclass(frozen=True)
@@ -380,7 +388,7 @@ RANGES: Mapping[str, tuple[float, float]] = {
             "width", "vector_specific_width", "grid_hidden_width", "grid_specific_width", "grid_club_width",
             "grid_semantic_width", "squeeze_width", "temporal_layers", "temporal_heads", "feedforward_width",
             "cpc_layers", "cpc_steps", "club_hidden_width", "epochs", "train_clips", "val_clips", "test_clips",
-            "feed_workers",
+            "feed_workers", "micro_batches", "rank_timeout_seconds",
         ),
         (1, math.inf),
     ),

@@ -109,9 +109,9 @@ class Batches:
             order = self._order = (epoch, np.argsort(draws, kind="stable"))
         return order[1][place * self.batch_size : (place + 1) * self.batch_size]
 
-    def batch(self, step: int) -> Batch:
-        """The batch at this global step, counted from 0 over all epochs."""
-        return gather(self.clips, self.indices(step), self.dtype)
+    def batch(self, step: int, own: slice = slice(None)) -> Batch:
+        """The batch at this global step, counted from 0 over all epochs, or only its `own` clips."""
+        return gather(self.clips, self.indices(step)[own], self.dtype)
 
 
 def gather(clips: ClipSet, indices: np.ndarray, dtype: torch.dtype | str = torch.float32) -> Batch:

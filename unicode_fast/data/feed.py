@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Literal, NamedTuple
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from unicode_fast.data.batches import Batch, Batches, gather
 
+Own = Callable[[int], slice]
 FeedKind = Literal["auto", "resident", "prefetch", "direct"]
 # The share of a GPU's free memory that resident clips may take; the rest is for the model and its activations.
 RESIDENT_SHARE = 0.25
@@ -24,7 +26,7 @@ class FeedError(RuntimeError):
     """A batch could not be read; the message names the step, and the cause is chained."""
 
 
-class DirectFeed:
+class Feed:
     """Batches by global step, read and copied when they are asked for.
 
     The other feeds give the same batches in the same order: what a batch holds depends on its step alone.
@@ -32,10 +34,12 @@ class DirectFeed:
     Args:
         batches: what is read.
         device: where features and masks go.
+        own: of a number of clips in a batch, those that are wanted; None for all.
     """
 
-    def __init__(self, batches: Batches, device: torch.device) -> None:
+    def __init__(self, batches: Batches, device: torch.device, own: Own | None = None) -> None:
         self.batches, self.device = batches, device
+        self.own: Own = own or slice
 
     def batch(self, step: int) -> Batch:
         """The batch of this global step, on the device.
@@ -44,33 +48,38 @@ class DirectFeed:
             FeedError: it could not be read.
         """
         try:
-            return self.batches.batch(step).to(self.device)
+            return self.read(step).to(self.device)
         except Exception as error:
             raise _unreadable(step, error) from error
+
+    def read(self, step: int) -> Batch:
+        """The same on the CPU."""
+        return self.batches.batch(step, self.own(len(self.batches.indices(step))))
 
     def close(self) -> None:
         """Ends all threads; the feed cannot be used afterwards."""
 
-    def __enter__(self) -> DirectFeed:
+    def __enter__(self) -> Feed:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: object, trace: TracebackType | None) -> None:
         self.close()
 
 
-class ResidentFeed(DirectFeed):
+class ResidentFeed(Feed):
     """All clips of the split on the device, read once; a batch is a selection there.
 
     Args:
         batches: what is read.
         device: where the clips stay.
+        own: as for every feed; all clips are resident nevertheless, as each may be wanted some time.
 
     Raises:
         FeedError: clips could not be read, or the device has too little memory.
     """
 
-    def __init__(self, batches: Batches, device: torch.device) -> None:
-        super().__init__(batches, device)
+    def __init__(self, batches: Batches, device: torch.device, own: Own | None = None) -> None:
+        super().__init__(batches, device, own)
         clips, dtype = batches.clips, batches.dtype
         try:
             pieces = [
@@ -87,6 +96,7 @@ class ResidentFeed(DirectFeed):
     def batch(self, step: int) -> Batch:
         """The batch of this global step; features and masks only, which is what a training step reads."""
         indices = self.batches.indices(step)
+        indices = indices[self.own(len(indices))]
         chosen = torch.from_numpy(np.ascontiguousarray(indices))
         if self.device.type == "cuda":
             chosen = chosen.pin_memory().to(self.device, non_blocking=True)
@@ -107,7 +117,7 @@ class _Ahead(NamedTuple):
     future: Future[tuple[Batch, torch.cuda.Event | None]]
 
 
-class PrefetchFeed(DirectFeed):
+class PrefetchFeed(Feed):
     """Batches that worker threads read ahead, into pinned memory and over a stream of their own where there is CUDA.
 
     Threads, as reading is copying memory, reading files and inflating them, which let other threads run meanwhile.
@@ -115,12 +125,15 @@ class PrefetchFeed(DirectFeed):
     Args:
         batches: what is read; its `batch` is called by several threads at once.
         device: where features and masks go.
+        own: as for every feed.
         workers: threads; twice as many batches are under way.
         end: the step after the last one that will be asked for; None for no end.
     """
 
-    def __init__(self, batches: Batches, device: torch.device, workers: int, end: int | None = None) -> None:
-        super().__init__(batches, device)
+    def __init__(
+        self, batches: Batches, device: torch.device, own: Own | None = None, *, workers: int, end: int | None = None
+    ) -> None:
+        super().__init__(batches, device, own)
         self.depth, self.end = 2 * workers, end
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self.ahead: deque[_Ahead] = deque()
@@ -156,7 +169,7 @@ class PrefetchFeed(DirectFeed):
             self.ahead.pop().future.cancel()
 
     def _read(self, step: int) -> tuple[Batch, torch.cuda.Event | None]:
-        batch = self.batches.batch(step)
+        batch = self.read(step)
         if self.stream is None:
             return batch.to(self.device), None
         with torch.cuda.stream(self.stream):
@@ -165,8 +178,14 @@ class PrefetchFeed(DirectFeed):
 
 
 def open_feed(
-    batches: Batches, device: torch.device, kind: FeedKind = "auto", workers: int = 2, end: int | None = None
-) -> DirectFeed:
+    batches: Batches,
+    device: torch.device,
+    kind: FeedKind = "auto",
+    *,
+    workers: int = 2,
+    end: int | None = None,
+    own: Own | None = None,
+) -> Feed:
     """The feed of a run.
 
     Args:
@@ -175,6 +194,7 @@ def open_feed(
         kind: "auto" is "resident" on a GPU where a quarter of its free memory holds all clips, else "prefetch".
         workers: threads of "prefetch".
         end: the step after the last one that will be asked for; None for no end.
+        own: of a number of clips in a batch, those that are wanted, as where ranks share it; None for all.
 
     Returns:
         A context that closes the feed.
@@ -186,8 +206,8 @@ def open_feed(
         fits = device.type == "cuda" and _bytes(batches) < RESIDENT_SHARE * torch.cuda.mem_get_info(device)[0]
         kind = "resident" if fits else "prefetch"
     if kind == "prefetch":
-        return PrefetchFeed(batches, device, workers, end)
-    return ResidentFeed(batches, device) if kind == "resident" else DirectFeed(batches, device)
+        return PrefetchFeed(batches, device, own, workers=workers, end=end)
+    return ResidentFeed(batches, device, own) if kind == "resident" else Feed(batches, device, own)
 
 
 def _bytes(batches: Batches) -> int:
