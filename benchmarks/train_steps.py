@@ -13,7 +13,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 from unittest import mock
 
 import numpy as np
@@ -21,10 +21,12 @@ import torch
 from original import OriginalStep
 from shapes import TRAIN_SHAPES, TrainShape
 from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from unicode_fast import preset
 from unicode_fast.config import Config
+from unicode_fast.methods import Draws
 from unicode_fast.runs import git_commit
 from unicode_fast.train import Trainer
 
@@ -32,7 +34,6 @@ RATE = 4e-4
 # A step is repeated until this many seconds have passed, and at least so often.
 LONGEST_SECONDS, LEAST_REPEATS = {"cpu": 30.0, "cuda": 10.0}, 3
 Features = dict[str, Tensor]
-Step = Callable[[Features, Features], Tensor]
 
 
 def config_of(shape: TrainShape, rules: str, **fields: object) -> Config:
@@ -40,17 +41,67 @@ def config_of(shape: TrainShape, rules: str, **fields: object) -> Config:
     return preset(rules, shape.size).replace_all(batch_size=shape.clips, **fields)
 
 
-def ours(rules: str, **fields: object) -> Callable[[TrainShape, torch.device], Trainer]:
-    """Makes a trainer of this library with these rules and options."""
-    return lambda shape, device: Trainer(config_of(shape, rules, **fields), shape.modalities(), device)
+class Contender(NamedTuple):
+    """What to run.
+
+    Attributes:
+        make: takes shape and device, returns what has a `model` and a `train_step`.
+        devices: where the benchmark measures it; elsewhere it may be asked for by name.
+    """
+
+    make: Callable[[TrainShape, torch.device], Any]
+    devices: tuple[str, ...] = ("cpu", "cuda")
 
 
-CONTENDERS: dict[str, Callable[[TrainShape, torch.device], Any]] = {
-    "the original": lambda shape, device: OriginalStep(config_of(shape, "official"), shape.modalities(), device),
+def ours(rules: str, *devices: str, **fields: object) -> Contender:
+    """A trainer of this library with these rules and options."""
+    return Contender(
+        lambda shape, device: Trainer(config_of(shape, rules, **fields), shape.modalities(), device),
+        devices or ("cpu", "cuda"),
+    )
+
+
+# Inductor compiles for minutes on a CPU.
+CONTENDERS: dict[str, Contender] = {
+    "the original": Contender(
+        lambda shape, device: OriginalStep(config_of(shape, "official"), shape.modalities(), device)
+    ),
     "official, float64": ours("official"),
     "official, float32": ours("official", dtype="float32"),
     "recommended, float32": ours("recommended"),
+    "recommended, channels last": ours("recommended", channels_last=True),
+    "recommended, tf32": ours("recommended", "cuda", precision="tf32"),
+    "recommended, bfloat16": ours("recommended", precision="bfloat16"),
+    "recommended, bfloat16, channels last": ours("recommended", precision="bfloat16", channels_last=True),
+    "recommended, compiled": ours("recommended", "cuda", compile=True),
+    "recommended, in a CUDA graph": ours("recommended", "cuda", cuda_graph=True),
+    "recommended, bfloat16, channels last, compiled, in a CUDA graph": ours(
+        "recommended", "cuda", precision="bfloat16", channels_last=True, compile=True, cuda_graph=True
+    ),
 }
+# Whose parts are shown.
+PROFILED = ("recommended, float32", "recommended, bfloat16, channels last")
+
+
+def disagreement() -> float:
+    """Largest difference between the losses of the original and of preset official, over three steps of a small model.
+
+    Both start from one seed and have the same draws; float64, without dropout.
+    """
+    shape = TRAIN_SHAPES["cpu"]["default"]._replace(clips=6, steps=5)
+    config = config_of(shape, "official", dropout=0.0)
+    trainer = Trainer(config, shape.modalities(), torch.device("cpu"))
+    original = OriginalStep(config, shape.modalities(), torch.device("cpu"))
+    features, _ = inputs(shape, torch.device("cpu"), torch.float64)
+    order = {name: torch.randperm(shape.clips) for name in features}
+    losses, largest = trainer.method.alignment, 0.0
+    for last in (1, 2, 3):
+        draws = Draws(torch.tensor((last - 0.5) / 3), order)
+        with mock.patch.object(trainer.method, "alignment", lambda output, _, draws=draws: losses(output, draws)):
+            ours_found = trainer.train_step(features, None, RATE).terms
+        theirs = original.step(features, last, order, RATE)
+        largest = max(largest, *(abs(float(term - theirs[name])) for name, term in ours_found.items()))
+    return largest
 
 
 def inputs(shape: TrainShape, device: torch.device, dtype: torch.dtype) -> tuple[Features, Features]:
@@ -69,27 +120,28 @@ def inputs(shape: TrainShape, device: torch.device, dtype: torch.dtype) -> tuple
 def make(contender: str, shape: TrainShape, device: torch.device) -> tuple[Any, Callable[[], object]]:
     """The trainer of a contender, and its step on one batch."""
     torch.manual_seed(0)
-    trainer = CONTENDERS[contender](shape, device)
+    trainer = CONTENDERS[contender].make(shape, device)
     features, mask = inputs(shape, device, trainer.model.dtype)
     return trainer, lambda: trainer.train_step(features, mask, RATE)
 
 
-def milliseconds(step: Callable[[], object], device: torch.device) -> list[float]:
-    """Times of single steps after a warm-up of two."""
+def milliseconds(step: Callable[[], object], device: torch.device) -> tuple[list[float], list[float]]:
+    """Times of single steps after a warm-up of two: on the clock, and of the processor's cores together."""
     wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     step()
     step()
     wait()
-    times: list[float] = []
+    times, busy = [], []
     started = time.perf_counter()
     while len(times) < LEAST_REPEATS or (
         len(times) < 200 and time.perf_counter() - started < LONGEST_SECONDS[device.type]
     ):
-        begun = time.perf_counter()
+        begun, cores = time.perf_counter(), time.process_time()
         step()
         wait()
         times.append(1000 * (time.perf_counter() - begun))
-    return times
+        busy.append(1000 * (time.process_time() - cores))
+    return times, busy
 
 
 # Part of a step: object of the trainer, method. The forward time of a part is that of its methods, the backward time
@@ -97,7 +149,7 @@ def milliseconds(step: Callable[[], object], device: torch.device) -> list[float
 PARTS: dict[str, tuple[tuple[str, str], ...]] = {
     "encoders": tuple(("model.encoders.{name}", f) for f in ("read_words", "encode_semantic", "encode_specific")),
     "decoders": (("model.decoders.{name}", "forward"),),
-    "reconstruction": (("method", "_reconstruction"),),
+    "reconstruction": (("method", "reconstruction"),),
     "quantiser": (("model.codebook", "quantise"), ("method", "_commitment")),
     "Cross-CPC": (("method", "_cpc"),),
     "code matching": (("method", "_code_matching"),),
@@ -128,8 +180,7 @@ def marked(trainer: Trainer) -> Iterator[None]:
                 for attribute in path.format(name=name).split("."):
                     owner = owner[attribute] if isinstance(owner, torch.nn.ModuleDict) else getattr(owner, attribute)
                 patches.append(mock.patch.object(owner, method, spanning(part, getattr(owner, method))))
-    clip = __import__("unicode_fast.train", fromlist=["clip_grad_norm_"]).clip_grad_norm_
-    patches.append(mock.patch("unicode_fast.train.clip_grad_norm_", spanning("optimiser", clip)))
+    patches.append(mock.patch("unicode_fast.train.clip_grad_norm_", spanning("optimiser", clip_grad_norm_)))
     for patch in patches:
         patch.start()
     try:
@@ -201,7 +252,7 @@ def measure(contender: str, size: str, device_name: str, *, profile_it: bool = F
     trainer, step = make(contender, shape, device)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    times = milliseconds(step, device)
+    times, busy = milliseconds(step, device)
     row = {
         "contender": contender,
         "size": size,
@@ -210,6 +261,7 @@ def measure(contender: str, size: str, device_name: str, *, profile_it: bool = F
         "median_ms": float(np.median(times)),
         "p20_ms": float(np.percentile(times, 20)),
         "p80_ms": float(np.percentile(times, 80)),
+        "processor_ms": float(np.median(busy)),
         "repeats": len(times),
         "clips_per_second": 1000 * shape.clips / float(np.median(times)),
         "peak_bytes": torch.cuda.max_memory_allocated() if device.type == "cuda" else None,
@@ -227,7 +279,7 @@ def measure(contender: str, size: str, device_name: str, *, profile_it: bool = F
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("contender", choices=CONTENDERS)
-    parser.add_argument("size", choices=TRAIN_SHAPES["cpu"])
+    parser.add_argument("size", choices=sorted({size for sizes in TRAIN_SHAPES.values() for size in sizes}))
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--profile", action="store_true")
     arguments = parser.parse_args()

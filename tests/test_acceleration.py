@@ -19,6 +19,7 @@ from unicode_fast.acceleration import check_acceleration
 from unicode_fast.cli import resolve
 from unicode_fast.config import Config, TrainConfig
 from unicode_fast.journal import Journal, StepResult
+from unicode_fast.modules import cpc
 from unicode_fast.modules.precision import float32_products, products
 from unicode_fast.train import Trainer, check_run
 
@@ -163,11 +164,29 @@ class TestNoWaiting:
         owner = trainer(preset)
         inputs = batch(owner, 6, masked)
         owner.train_step(*inputs, 1e-3)
+        monkeypatch.setattr(cpc, "can_look", lambda _: False)
         refuse_to_wait(monkeypatch)
         with WaitCounter() as counter, torch.device("meta"):
             owner.train_step(*inputs, 1e-3)
         assert counter.operations > 500
         assert not counter.waits
+
+    @pytest.mark.parametrize("lengths", [None, [5, 5, 4, 2], [1, 1, 1, 1]])
+    @pytest.mark.parametrize("position", [0.0, 0.6, 0.99])
+    def test_a_cpu_that_looks_computes_the_same(
+        self, lengths: list[int] | None, position: float, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Cross-CPC, where no clip is long enough too."""
+        owner = trainer(dtype="float64")
+        z = {name: torch.randn(4, STEPS, 16, dtype=torch.float64, requires_grad=True) for name in NAMES}
+        mask = None if lengths is None else dict.fromkeys(NAMES, tiny.mask_of(lengths, STEPS))
+        found = []
+        for look in (True, False):
+            monkeypatch.setattr(cpc, "can_look", lambda _, look=look: look)
+            loss, recognised = owner.model.cpc(z, mask, torch.tensor(position, dtype=torch.float64))
+            found.append((loss, recognised, *torch.autograd.grad(loss, [*z.values()])))
+        for one, other in zip(*found, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
 
     @pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA is not available")
     @pytest.mark.parametrize("preset", PRESETS)

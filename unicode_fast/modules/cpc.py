@@ -90,11 +90,13 @@ class CrossCPC(nn.Module):
             longest = lengths.amin(0).amax()
             if part is not None:
                 longest = sharded.largest(longest, part)
+        enough = longest >= self.earliest + 1 + self.steps
+        if can_look(enough) and not enough:
+            return self._contrast(*self._means(semantic, mask), part)
         steps = self._contrast(*self._steps(semantic, lengths, longest, position), part)
-        if mask is None:
+        if mask is None or can_look(enough):
             return steps
         means = self._contrast(*self._means(semantic, mask), part)
-        enough = longest >= self.earliest + 1 + self.steps
         return Contrast(*(torch.where(enough, a, b) for a, b in zip(steps, means, strict=True)))
 
     def _contrast(
@@ -129,7 +131,9 @@ class CrossCPC(nn.Module):
         predictions = []
         with products(self.train_config, z.device):
             for name in self.names:
-                context = self.context[name](semantic[name])[0].index_select(1, last.view(1))[:, 0]  # (B, D)
+                # The steps after the last one change nothing, but a device would have to be asked which they are.
+                read = semantic[name][:, : int(last) + 1] if can_look(last) else semantic[name]
+                context = self.context[name](read)[0].index_select(1, last.view(1))[:, 0]  # (B, D)
                 predictions.append(torch.stack([predict(context) for predict in self._predictors(name)]))
         valid = None if lengths is None else (last + ahead)[None, :, None] < lengths[:, None]
         return targets, torch.stack(predictions).to(z.dtype), valid
@@ -141,6 +145,11 @@ class CrossCPC(nn.Module):
 
     def _predictors(self, name: str) -> nn.ModuleList:
         return cast(nn.ModuleList, self.predictors[name])
+
+
+def can_look(tensor: Tensor) -> bool:
+    """Whether its numbers can be read without waiting for a device, to compute only what they call for."""
+    return tensor.device.type == "cpu"
 
 
 def clip_mean(sequence: Tensor, mask: Tensor | None) -> Tensor:
