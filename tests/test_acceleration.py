@@ -1,5 +1,6 @@
 """Options that make a step fast: what they compute, what they leave alone, where they are refused."""
 
+import functools
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -14,7 +15,7 @@ from test_registration import WaitCounter, refuse_to_wait
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
-from unicode_fast import PRESETS
+from unicode_fast import PRESETS, Modality
 from unicode_fast.acceleration import check_acceleration
 from unicode_fast.cli import resolve
 from unicode_fast.config import Config, TrainConfig
@@ -125,26 +126,36 @@ class TestChannelsLast:
 class TestCompile:
     @pytest.mark.parametrize("masked", [True, False])
     def test_one_compilation_for_all_batch_sizes(self, masked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Six, nine, five and seven clips of five steps: the second size already finds all there is."""
+        """Two sizes compile all there is; others, as many clips as steps, and evaluation in between compile nothing.
+
+        Grids of more than one place after their convolutions, and two modalities of one shape.
+        """
         torch._dynamo.reset()
         compiler = torch.compile
-        monkeypatch.setattr(torch, "compile", lambda function: compiler(function, backend="eager"))
-        plain, compiled = trainer(dropout=0.0), trainer(dropout=0.0, compile=True)
+        monkeypatch.setattr(torch, "compile", functools.partial(compiler, backend="eager"))
+        kinds = {
+            "audio": Modality("vector", (6,)),
+            "video": Modality("grid", (7, 7, 4)),
+            "text": Modality("words", (6,)),
+        }
+        config = tiny.config(dropout=0.0, word_width=6)
+        plain, compiled = Trainer(config, kinds, CPU), Trainer(config.replace(compile=True), kinds, CPU)
         counters.clear()
         first = losses(compiled, (6, 9), masked)
-        frames, graphs = counters["frames"]["total"], counters["stats"]["unique_graphs"]
-        # Of each modality both encoders and the decoder.
-        assert (frames, graphs) == (9, 9)
+        compilations = counters["frames"]["total"]
+        # Of each modality both encoders and the decoder; modalities of one shape may share.
+        assert 6 <= compilations <= 9
+        with torch.no_grad():
+            compiled.model.eval()(*batch(compiled, 4, masked))
         second = losses(compiled, (5, 7, 6), masked)
-        assert (counters["frames"]["total"], counters["stats"]["unique_graphs"]) == (frames, graphs)
+        assert counters["frames"]["total"] == compilations
         assert not counters["graph_break"]
-        for one, other in zip(
-            losses(plain, (6, 9), masked) + losses(plain, (5, 7, 6), masked), first + second, strict=True
-        ):
+        truth = losses(plain, (6, 9), masked) + losses(plain, (5, 7, 6), masked)
+        for one, other in zip(truth, first + second, strict=True):
             assert other == pytest.approx(one, rel=1e-4, abs=1e-5)
 
     def test_names_and_values_stay(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(torch, "compile", lambda function: function)
+        monkeypatch.setattr(torch, "compile", lambda function, **_: function)
         plain, compiled = trainer().model.state_dict(), trainer(compile=True).model.state_dict()
         assert plain.keys() == compiled.keys()
         assert all(torch.equal(plain[name], compiled[name]) for name in plain)

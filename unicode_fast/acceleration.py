@@ -52,11 +52,17 @@ def accelerate(model: UniCode, config: TrainConfig) -> None:
 
 
 def _compile(module: nn.Module, method: str) -> None:
-    """Puts a compiled version in the place of a method, for any number of clips."""
-    compiled = torch.compile(getattr(module, method))
+    """Puts a version in the place of a method that is compiled for training, with any number of clips.
 
-    @functools.wraps(compiled)
+    All other sizes are those of a modality, and constants to the compiler.
+    """
+    plain = getattr(module, method)
+    compiled = torch.compile(plain, dynamic=False)
+
+    @functools.wraps(plain)
     def call(*tensors: Tensor | None) -> Any:
+        if not module.training:
+            return plain(*tensors)
         for tensor in tensors:
             if tensor is not None:
                 torch._dynamo.maybe_mark_dynamic(tensor, 0)
