@@ -21,19 +21,23 @@ AGREEMENT = 1e-10
 
 @pytest.fixture(scope="module")
 def results(request: pytest.FixtureRequest) -> Iterator[list[dict]]:
-    """Rows of finished contenders; written down and printed when the last one has ended."""
+    """Rows of finished contenders, printed when the last one has ended."""
     rows: list[dict] = []
     yield rows
     if not rows:
         return
-    folder = Path(request.config.getoption("--results"))
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"train-step-{request.config.getoption('--device')}.json"
-    path.write_text(json.dumps(rows, indent=1) + "\n")
     with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
         print()
         for row in rows:
             print(line(row))
+
+
+def keep(request: pytest.FixtureRequest, rows: list[dict]) -> None:
+    """Writes down what there is so far, as an interrupted benchmark has measured something too."""
+    folder = Path(request.config.getoption("--results"))
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"train-step-{request.config.getoption('--device')}.json"
+    path.write_text(json.dumps(rows, indent=1) + "\n")
 
 
 def line(row: dict) -> str:
@@ -71,3 +75,4 @@ def bench_step(
     found = subprocess.run(command, capture_output=True, text=True, check=False)
     assert found.returncode == 0, found.stderr
     results.append(json.loads(found.stdout.splitlines()[-1]))
+    keep(request, results)

@@ -310,7 +310,7 @@ class TestGraph:
         assert int(graphed.model.codebook.step) == len(self.SIZES)
 
     @pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA is not available")
-    def test_dropout_differs_from_replay_to_replay(self) -> None:
+    def test_dropout_differs_from_replay_to_replay_on_a_gpu(self) -> None:
         owner = trainer(device=torch.device("cuda"), cuda_graph=True, dropout=0.5)
         inputs = batch(owner, 6, True)
         found = [float(owner.train_step(*inputs, 0.0).terms["reconstruction.audio"]) for _ in range(3)]
