@@ -20,7 +20,7 @@ from unicode_fast.acceleration import check_acceleration
 from unicode_fast.cli import resolve
 from unicode_fast.config import Config, TrainConfig
 from unicode_fast.journal import Journal, StepResult
-from unicode_fast.modules import cpc
+from unicode_fast.modules import looking
 from unicode_fast.modules.precision import float32_products, products
 from unicode_fast.train import Trainer, check_run
 
@@ -175,7 +175,7 @@ class TestNoWaiting:
         owner = trainer(preset)
         inputs = batch(owner, 6, masked)
         owner.train_step(*inputs, 1e-3)
-        monkeypatch.setattr(cpc, "can_look", lambda _: False)
+        monkeypatch.setattr(looking, "can_look", lambda _: False)
         refuse_to_wait(monkeypatch)
         with WaitCounter() as counter, torch.device("meta"):
             owner.train_step(*inputs, 1e-3)
@@ -193,11 +193,24 @@ class TestNoWaiting:
         mask = None if lengths is None else dict.fromkeys(NAMES, tiny.mask_of(lengths, STEPS))
         found = []
         for look in (True, False):
-            monkeypatch.setattr(cpc, "can_look", lambda _, look=look: look)
+            monkeypatch.setattr(looking, "can_look", lambda _, look=look: look)
             loss, recognised = owner.model.cpc(z, mask, torch.tensor(position, dtype=torch.float64))
             found.append((loss, recognised, *torch.autograd.grad(loss, [*z.values()])))
         for one, other in zip(*found, strict=True):
             torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+    @pytest.mark.parametrize("preset", PRESETS)
+    def test_a_mask_without_gaps_is_none(self, preset: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A CPU sees that, and computes what a device computes with the mask."""
+        found = []
+        for look in (True, False):
+            monkeypatch.setattr(looking, "can_look", lambda _, look=look: look)
+            owner = trainer(preset, dtype="float64", dropout=0.0)
+            features, mask = batch(owner, 6, True)
+            mask["audio"], mask["video"] = torch.ones_like(mask["audio"]), torch.ones_like(mask["video"])
+            found.append(owner.train_step(features, mask, RATE).terms)
+        for name, term in found[0].items():
+            torch.testing.assert_close(term, found[1][name], rtol=1e-10, atol=1e-12)
 
     @pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA is not available")
     @pytest.mark.parametrize("preset", PRESETS)

@@ -112,7 +112,7 @@ class GraphedStep:
         kept_mask = None if mask is None else {name: tensor.clone() for name, tensor in mask.items()}
         device = self.model.device
         draws = torch.cuda.get_rng_state(device)
-        before = {tensor: tensor.clone() for tensor in self._state()}
+        before = {tensor: tensor.detach().clone() for tensor in self._state()}
         stream = torch.cuda.Stream(device)
         stream.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(stream):

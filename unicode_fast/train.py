@@ -145,6 +145,9 @@ class Trainer:
         self.model.load_state_dict(content["model"])
         self.optimizer.load_state_dict(content["optimizer"])
         self.club_optimizer.load_state_dict(content["club_optimizer"])
+        if self.graphed is not None:
+            # The optimisers have other tensors now.
+            self.graphed.captured.clear()
         self.step = content["step"]
         torch.set_rng_state(content["rng"].cpu())
         if "cuda_rng" in content:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from unicode_fast.config import MethodConfig, ModelConfig, TrainConfig
+from unicode_fast.modules import looking
 from unicode_fast.modules.precision import products
 from unicode_fast.ops import cross_info_nce, sharded
 from unicode_fast.ops.sharded import Part
@@ -91,10 +92,10 @@ class CrossCPC(nn.Module):
             if part is not None:
                 longest = sharded.largest(longest, part)
         enough = longest >= self.earliest + 1 + self.steps
-        if can_look(enough) and not enough:
+        if looking.can_look(enough) and not enough:
             return self._contrast(*self._means(semantic, mask), part)
         steps = self._contrast(*self._steps(semantic, lengths, longest, position), part)
-        if mask is None or can_look(enough):
+        if mask is None or looking.can_look(enough):
             return steps
         means = self._contrast(*self._means(semantic, mask), part)
         return Contrast(*(torch.where(enough, a, b) for a, b in zip(steps, means, strict=True)))
@@ -132,7 +133,7 @@ class CrossCPC(nn.Module):
         with products(self.train_config, z.device):
             for name in self.names:
                 # The steps after the last one change nothing, but a device would have to be asked which they are.
-                read = semantic[name][:, : int(last) + 1] if can_look(last) else semantic[name]
+                read = semantic[name][:, : int(last) + 1] if looking.can_look(last) else semantic[name]
                 context = self.context[name](read)[0].index_select(1, last.view(1))[:, 0]  # (B, D)
                 predictions.append(torch.stack([predict(context) for predict in self._predictors(name)]))
         valid = None if lengths is None else (last + ahead)[None, :, None] < lengths[:, None]
@@ -145,11 +146,6 @@ class CrossCPC(nn.Module):
 
     def _predictors(self, name: str) -> nn.ModuleList:
         return cast(nn.ModuleList, self.predictors[name])
-
-
-def can_look(tensor: Tensor) -> bool:
-    """Whether its numbers can be read without waiting for a device, to compute only what they call for."""
-    return tensor.device.type == "cpu"
 
 
 def clip_mean(sequence: Tensor, mask: Tensor | None) -> Tensor:

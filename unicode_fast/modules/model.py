@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from unicode_fast.config import Config, Modality
+from unicode_fast.modules import looking
 from unicode_fast.modules.club import ClubNetwork
 from unicode_fast.modules.codebook import Codebook
 from unicode_fast.modules.cpc import CrossCPC
@@ -171,6 +172,8 @@ class UniCode(nn.Module):
 
     def _encode_features(self, name: str, features: Tensor, mask: Tensor | None) -> Features:
         encoder = self._encoder(name)
+        if mask is not None and looking.can_look(mask) and mask.all():
+            mask = None
         given = _without_padding(features, mask)
         with products(self.config.train, self.device):
             read = encoder.read_words(given, mask)
