@@ -188,7 +188,8 @@ class Watch(threading.Thread):
 
     def _end(self, message: str) -> None:
         if self.ranks.fails_first():
-            print(f"error: {message}; {_RESUME}", file=sys.__stderr__, flush=True)  # noqa: T201
+            # On a line of its own, below a progress bar.
+            print(f"\nerror: {message}; {_RESUME}", file=sys.__stderr__, flush=True)  # noqa: T201
             os._exit(1)
         _leave()
 
