@@ -248,7 +248,7 @@ class TrainConfig:
         checkpoint_seconds: longest time between two checkpoints.
         probe_tasks: tasks whose table ends the run, separated by commas.
         rank_timeout_seconds: a rank that is not heard of for so long, or comes no further for so long and for four
-            times what a step takes, ends the run of all ranks.
+            times what a step takes, ends the run of all ranks; torchrun then kills it after half a minute.
     """
 
     steps: int = 600
@@ -273,7 +273,7 @@ class TrainConfig:
     validations: int = 5
     checkpoint_seconds: float = 20.0
     probe_tasks: str = "classification,localisation"
-    rank_timeout_seconds: float = 25.0
+    rank_timeout_seconds: float = 20.0
 
 
 @dataclass(frozen=True)

@@ -188,7 +188,8 @@ class Watch(threading.Thread):
 
     def _end(self, message: str) -> None:
         if self.ranks.fails_first():
-            print(f"error: {message}; {_RESUME}", file=sys.__stderr__, flush=True)  # noqa: T201
+            # On a line of its own, below a progress bar.
+            print(f"\nerror: {message}; {_RESUME}", file=sys.__stderr__, flush=True)  # noqa: T201
             os._exit(1)
         _leave()
 
@@ -207,7 +208,8 @@ class _Seen:
         if excused:
             self.still_seconds = 0.0
         elif step != self.step:
-            self.steps += 0 if self.step < 0 else step - self.step
+            # The run of another seed begins at zero again.
+            self.steps += 0 if self.step < 0 else max(0, step - self.step)
             self.seconds += self.still_seconds + seconds
             self.still_seconds = 0.0
         else:
@@ -248,7 +250,7 @@ def join() -> Iterator[Ranks]:
     except BaseException as error:
         if not ranks.fails_first():
             _leave()
-        if isinstance(error, RuntimeError) and "gloo" in str(error):
+        if isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error)):
             raise RankLost(f"another rank ended or lost its connection ({_first_line(error)}); {_RESUME}") from error
         raise
     ranks.end(store)

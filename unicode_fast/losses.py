@@ -163,7 +163,7 @@ def code_matching(
     *,
     pairing: str = "symmetric",
     directions: str = "both",
-    part: Part | None = None,
+    whole: tuple[Tensor, Tensor, Part] | None = None,
 ) -> Tensor:
     """Clips recognise their partner by the codewords both use: L_cmcm.
 
@@ -178,8 +178,8 @@ def code_matching(
             as the second term and adds 1e-5 to the sum of exponentials, as released.
         directions: softmax over the partners of a row only ("rows"), or the
             mean of that and of the columns ("both").
-        part: which clips of a batch that processes share these are. They are compared with those of the whole batch,
-            and the result is the mean over own clips.
+        whole: (B, M) twice, of a batch that processes share, and which of its clips `first` and `second` are. They
+            are compared with all, and the result is the mean over own clips.
 
     Precision:
         That of the inputs, under autocast too.
@@ -187,8 +187,8 @@ def code_matching(
     with torch.autocast(first.device.type, enabled=False):
         return (
             _code_matching(first, second, pairing, directions)
-            if part is None
-            else _code_matching_of_part(first, second, pairing, directions, part)
+            if whole is None
+            else _code_matching_of_part((first, second), whole, pairing, directions)
         )
 
 
@@ -208,9 +208,11 @@ def _code_matching(first: Tensor, second: Tensor, pairing: str, directions: str)
     return rows.mean() if directions == "rows" else (rows.mean() + columns.mean()) / 2
 
 
-def _code_matching_of_part(first: Tensor, second: Tensor, pairing: str, directions: str, part: Part) -> Tensor:
-    own_first, own_second, own_log_first, own_log_second = first, second, *_logarithms(first, second)
-    first, second = sharded.gather(first, part), sharded.gather(second, part)
+def _code_matching_of_part(
+    owned: tuple[Tensor, Tensor], whole: tuple[Tensor, Tensor, Part], pairing: str, directions: str
+) -> Tensor:
+    own_first, own_second, own_log_first, own_log_second = *owned, *_logarithms(*owned)
+    first, second, part = whole
     log_first, log_second = _logarithms(first, second)
     own = torch.arange(len(own_first), device=first.device)
     if pairing == "official":

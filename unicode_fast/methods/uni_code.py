@@ -234,10 +234,15 @@ class UniCodeMethod:
             )
             for name, valid in self._masks(output).items()
         }
+        by_all = used if part is None else {name: sharded.gather(share, part) for name, share in used.items()}
         found: dict[str, Tensor] = {}
         for first, second in combinations(self.model.names, 2):
             loss = losses.code_matching(
-                used[first], used[second], pairing=method.cmcm_pairing, directions=method.cmcm_directions, part=part
+                used[first],
+                used[second],
+                pairing=method.cmcm_pairing,
+                directions=method.cmcm_directions,
+                whole=None if part is None else (by_all[first], by_all[second], part),
             )
             weight = method.cmcm_weight if part is None else method.cmcm_weight * len(used[first]) / part.clips
             found[f"code_matching.{first}-{second}"] = weight * loss
