@@ -105,7 +105,7 @@ def test_what_cannot_be_resident_names_the_way_out(batches: Batches, monkeypatch
     def full(*_: object) -> None:
         raise torch.OutOfMemoryError("no memory left")
 
-    monkeypatch.setattr(torch, "cat", full)
+    monkeypatch.setattr(torch.Tensor, "new_empty", full)
     with pytest.raises(FeedError, match=r"feed 'resident' could not put 23 clips on cpu: no memory left; .*prefetch"):
         open_feed(batches, CPU, "resident")
 

@@ -17,7 +17,7 @@ from unicode_fast.data.batches import Batch, Batches, gather
 Own = Callable[[int], slice]
 FeedKind = Literal["auto", "resident", "prefetch", "direct"]
 # The share of a GPU's free memory that resident clips may take; the rest is for the model and its activations.
-RESIDENT_SHARE = 0.25
+RESIDENT_SHARE = 0.6
 # Clips that are read at once while a split becomes resident.
 PIECE = 256
 
@@ -81,13 +81,17 @@ class ResidentFeed(Feed):
     def __init__(self, batches: Batches, device: torch.device, own: Own | None = None) -> None:
         super().__init__(batches, device, own)
         clips, dtype = batches.clips, batches.dtype
+        self.features: dict[str, Tensor] = {}
+        self.mask: dict[str, Tensor] = {}
         try:
-            pieces = [
-                gather(clips, np.arange(start, min(start + PIECE, len(clips))), dtype).to(device)
-                for start in range(0, len(clips), PIECE)
-            ]
-            self.features = {name: torch.cat([piece.features[name] for piece in pieces]) for name in clips.modalities}
-            self.mask = {name: torch.cat([piece.mask[name] for piece in pieces]) for name in clips.modalities}
+            for start in range(0, len(clips), PIECE):
+                positions = np.arange(start, min(start + PIECE, len(clips)))
+                piece = gather(clips, positions, dtype)
+                for kept, read in ((self.features, piece.features), (self.mask, piece.mask)):
+                    for name, tensor in read.items():
+                        if start == 0:
+                            kept[name] = tensor.new_empty((len(clips), *tensor.shape[1:]), device=device)
+                        kept[name][start : start + len(positions)] = tensor
         except Exception as error:
             raise FeedError(
                 f"feed 'resident' could not put {len(clips)} clips on {device}: {error}; take --feed prefetch"
@@ -191,7 +195,7 @@ def open_feed(
     Args:
         batches: what is read.
         device: that trains.
-        kind: "auto" is "resident" on a GPU where a quarter of its free memory holds all clips, else "prefetch".
+        kind: "auto" is "resident" on a GPU where RESIDENT_SHARE of its free memory holds all clips, else "prefetch".
         workers: threads of "prefetch".
         end: the step after the last one that will be asked for; None for no end.
         own: of a number of clips in a batch, those that are wanted, as where ranks share it; None for all.
