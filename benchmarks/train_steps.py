@@ -32,7 +32,7 @@ from unicode_fast.train import Trainer
 
 RATE = 4e-4
 # A step is repeated until this many seconds have passed, and at least so often.
-LONGEST_SECONDS, LEAST_REPEATS = {"cpu": 20.0, "cuda": 3.0}, 3
+LONGEST_SECONDS, LEAST_REPEATS = {"cpu": 10.0, "cuda": 3.0}, 3
 Features = dict[str, Tensor]
 
 
