@@ -1,5 +1,6 @@
 """Options that make a step fast: what they compute, what they leave alone, where they are refused."""
 
+import copy
 import functools
 import json
 from collections.abc import Iterator
@@ -296,6 +297,18 @@ class TestGraph:
         assert float(graphed.optimizer.param_groups[0]["lr"]) == RATE
         for one, other in zip(changed_by(graphed), changed_by(plain), strict=True):
             assert torch.equal(one, other)
+
+    def test_a_restored_trainer_captures_again(self, graphs_on_a_cpu: type[FakeGraph]) -> None:
+        plain = trainer()
+        truth = losses(plain, (6, 6, 6))[-1]
+        graphed = graphs_on_a_cpu.owner = trainer(cuda_graph=True)
+        losses(graphed, (6, 6))
+        content = copy.deepcopy({"model": graphed.model.state_dict(), **graphed.state()})
+        losses(graphed, (6,))
+        graphed.restore(content)
+        result = graphed.train_step(*batch(graphed, 6, True, seed=2), RATE)
+        assert {name: term.item() for name, term in result.terms.items()} == truth
+        assert graphs_on_a_cpu.captures == 2
 
     def test_the_journal_reads_the_rate_of_the_optimiser(
         self, graphs_on_a_cpu: type[FakeGraph], tmp_path: Path
