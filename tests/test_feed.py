@@ -102,7 +102,7 @@ def test_closing_ends_the_threads(batches: Batches) -> None:
 
 
 def test_what_cannot_be_resident_names_the_way_out(batches: Batches, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object) -> None:
+    def full(*_: object, **__: object) -> None:
         raise torch.OutOfMemoryError("no memory left")
 
     monkeypatch.setattr(torch.Tensor, "new_empty", full)
