@@ -84,18 +84,15 @@ class CrossCPC(nn.Module):
         if not self.predicts_steps(semantic):
             return self._contrast(*self._means(semantic, mask), part)
         if mask is None:
-            z, lengths = semantic[self.names[0]], None
-            longest = torch.full((), z.shape[1], device=z.device)
-        else:
-            lengths = torch.stack([mask[name].sum(1) for name in self.names])  # (modalities, B)
-            longest = lengths.amin(0).amax()
-            if part is not None:
-                longest = sharded.largest(longest, part)
+            return self._contrast(*self._steps(semantic, None, position), part)
+        longest = self._lengths(mask).amin(0).amax()
+        if part is not None:
+            longest = sharded.largest(longest, part)
         enough = longest >= self.earliest + 1 + self.steps
         if looking.can_look(enough) and not enough:
             return self._contrast(*self._means(semantic, mask), part)
-        steps = self._contrast(*self._steps(semantic, lengths, longest, position), part)
-        if mask is None or looking.can_look(enough):
+        steps = self._contrast(*self._steps(semantic, mask, position, longest), part)
+        if looking.can_look(enough):
             return steps
         means = self._contrast(*self._means(semantic, mask), part)
         return Contrast(*(torch.where(enough, a, b) for a, b in zip(steps, means, strict=True)))
@@ -121,11 +118,21 @@ class CrossCPC(nn.Module):
             number = sharded.add_up(number, part)
         return Contrast(result.loss, result.hits.sum(-1) / number.clamp(min=1))
 
+    def _lengths(self, mask: Mapping[str, Tensor]) -> Tensor:
+        """Valid steps of each clip, (modalities, B)."""
+        return torch.stack([mask[name].sum(1) for name in self.names])
+
     def _steps(
-        self, semantic: Mapping[str, Tensor], lengths: Tensor | None, longest: Tensor, position: Tensor
+        self,
+        semantic: Mapping[str, Tensor],
+        mask: Mapping[str, Tensor] | None,
+        position: Tensor,
+        longest: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         z = torch.stack([semantic[name] for name in self.names])  # (modalities, B, T, D)
         ahead = torch.arange(1, self.steps + 1, device=z.device)
+        if longest is None:
+            longest = torch.full((), z.shape[2], device=z.device)
         choices = (longest - self.steps - self.earliest).clamp(min=1)
         last = self.earliest + (position * choices).long()
         targets = z.index_select(2, last + ahead).transpose(1, 2)  # (modalities, K, B, D)
@@ -136,7 +143,7 @@ class CrossCPC(nn.Module):
                 read = semantic[name][:, : int(last) + 1] if looking.can_look(last) else semantic[name]
                 context = self.context[name](read)[0].index_select(1, last.view(1))[:, 0]  # (B, D)
                 predictions.append(torch.stack([predict(context) for predict in self._predictors(name)]))
-        valid = None if lengths is None else (last + ahead)[None, :, None] < lengths[:, None]
+        valid = None if mask is None else (last + ahead)[None, :, None] < self._lengths(mask)[:, None]
         return targets, torch.stack(predictions).to(z.dtype), valid
 
     def _means(self, semantic: Mapping[str, Tensor], mask: Mapping[str, Tensor] | None) -> tuple[Tensor, Tensor, None]:

@@ -64,8 +64,8 @@ def cross_info_nce(  # noqa: PLR0913 - three tensors and five independent switch
         temperature: a number greater than 0 or a () tensor on the device of `targets`, with gradient; the value of
             a tensor is not checked.
         group: processes of torch.distributed that each hold a part of the batch, however large; together, one after
-            the other, they are the B clips. All must call, with the same of everything but B. A `Part` of a batch,
-            which says where own clips stand, spares asking the others for it.
+            the other, they are the B clips. All must call, with the same of everything but B. A `sharded.Part`,
+            which says where own clips stand, spares asking the others.
         backend: None takes the fastest that can run on this device. A named backend is used or refused, never
             replaced.
 
