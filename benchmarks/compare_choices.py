@@ -17,6 +17,7 @@ from unicode_fast import preset
 from unicode_fast.checkpoint import write_json
 from unicode_fast.config import Config
 from unicode_fast.data import Store, open_dataset
+from unicode_fast.distributed import Ranks
 from unicode_fast.runs import choose_device, versions
 from unicode_fast.tasks import run_table
 from unicode_fast.tasks.probe import Clips
@@ -63,7 +64,7 @@ def measure(config: Config, folder: Path) -> dict[str, object]:
     store = open_dataset(config.data)
     device = choose_device(config.train.device)
     trainer = Trainer(config, check_store(config, store), device)
-    progress = pretrain(trainer, store, folder, None)
+    progress = pretrain(trainer, store, folder, None, Ranks())
     rows = run_table(trainer.model.eval(), ValidationOnly(store), TASKS, seed=config.train.seed)
     return {
         "steps": trainer.step,

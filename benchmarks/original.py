@@ -1,16 +1,23 @@
-"""Baselines of a quantiser's training step: as the released code computes it, and the same vectorised in float32.
+"""Baselines: the released code's training step of a quantiser, the same vectorised in float32, and its whole step.
 
-Both search, take the commitment terms and their gradients, update by sequential EMA and reset idle codewords; code
-matching is left out, as it is from the step they are compared with.
+The quantisers search, take the commitment terms and their gradients, update by sequential EMA and reset idle codewords;
+code matching is left out, as it is from the step they are compared with. The whole step has it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from itertools import combinations, product
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.utils import clip_grad_norm_
+
+from unicode_fast.config import Config, Modality
+from unicode_fast.modules import UniCode
 
 DECAY, EPSILON, BETA = 0.99, 1e-5, 0.25
+MI_STEPS, MI_RATE = 5, 1e-3
+SELF_WEIGHT, MATCHING_WEIGHT = 0.1, 0.5
 RESET_AFTER, ACTIVE_WITHIN, NOISE = 300, 100, 1 / 1024
 
 
@@ -43,16 +50,23 @@ class OriginalQuantiser:
 
     def step(self, rows: list[Tensor]) -> Tensor:
         """One training step."""
+        index, _, losses = self.forward(rows)
+        torch.stack(losses).sum().backward()
+        return torch.cat(index)
+
+    def forward(self, rows: list[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """Codes, codewords and commitment of each modality; then the codebook has changed."""
         detached = [x.detach() for x in rows]
         index = [self.search(x) for x in detached]
         hot = [F.one_hot(i, len(self.codebook)).to(self.dtype) for i in index]
         quantised = [h @ self.codebook for h in hot]
         partner = BETA / (self.modalities - 1)
-        losses = []
-        for own, x in enumerate(rows):
-            for other, q in enumerate(quantised):
-                losses.append((2 * BETA if own == other else partner) * F.mse_loss(x, q))
-        torch.stack(losses).sum().backward()
+        losses = [
+            torch.stack(
+                [(2 * BETA if own == other else partner) * F.mse_loss(x, q) for other, q in enumerate(quantised)]
+            ).sum()
+            for own, x in enumerate(rows)
+        ]
         for own, h in enumerate(hot):
             self.counts = DECAY * self.counts + (1 - DECAY) * h.sum(0)
             total = self.counts.sum()
@@ -63,7 +77,7 @@ class OriginalQuantiser:
             self.sums = DECAY * self.sums + (1 - DECAY) * mixed
             self.codebook = self.sums / self.counts.unsqueeze(1)
         self.reset(index)
-        return torch.cat(index)
+        return index, quantised, losses
 
     def reset(self, index: list[Tensor]) -> None:
         """Idle codewords become others in use plus noise."""
@@ -94,3 +108,107 @@ class PlainQuantiser(OriginalQuantiser):
         dead = self.idle > RESET_AFTER
         self.codebook = torch.where(dead[:, None], self.codebook[source] + noise, self.codebook)
         self.idle = torch.where(dead, 0, self.idle)
+
+
+class OriginalStep:
+    """A whole training step the released code's way, at the sizes of a configuration with the rules of `official`.
+
+    The layers are those of the package; around them everything is float64, with the quantiser above, five inner steps
+    of three networks with an optimiser each, a contrast for each pair of modalities, and a loop over the clips for code
+    matching. Its three unused classifiers and its printed diagnostics are left out, in its favour.
+
+    Args:
+        config: of preset official.
+        modalities: kind and shape by name.
+        device: where it trains.
+    """
+
+    def __init__(self, config: Config, modalities: Mapping[str, Modality], device: torch.device) -> None:
+        torch.manual_seed(config.train.seed)
+        self.model = UniCode(modalities, config).to(device)
+        self.parts = [*self.model.parts().values()]
+        self.optimizer = torch.optim.Adam([parameter for part in self.parts for parameter in part])
+        self.mi_optimizers = {
+            name: torch.optim.Adam(network.parameters(), MI_RATE) for name, network in self.model.club.items()
+        }
+        self.quantiser = OriginalQuantiser(self.model.codebook.codebook, len(modalities))
+
+    def train_step(self, features: Mapping[str, Tensor], mask: object, rate: float) -> dict[str, Tensor]:
+        """Losses by name; padded words are words, whatever the mask says."""
+        clips, steps = next(iter(features.values())).shape[:2]
+        order = {name: torch.randperm(clips) for name in features}
+        return self.step(features, int(torch.randint(1, steps - 1, ())), order, rate)
+
+    def step(
+        self, features: Mapping[str, Tensor], last: int, order: dict[str, Tensor], rate: float
+    ) -> dict[str, Tensor]:
+        """As `train_step`, with the last step of Cross-CPC's context and the negatives of CLUB given."""
+        model, names = self.model.train(), self.model.names
+        read, z, specific, club = {}, {}, {}, {}
+        for name in names:
+            read[name] = model.encoders[name].read_words(features[name])
+            z[name] = model.encoders[name].encode_semantic(read[name])
+            specific[name], club[name] = model.encoders[name].encode_specific(read[name])
+        codebook = self.quantiser.codebook
+        _, codewords, commitments = self.quantiser.forward([x.flatten(0, 1) for x in z.values()])
+        terms = {f"commitment.{name}": loss for name, loss in zip(names, commitments, strict=True)}
+        quantised = {
+            name: z[name] + (codeword.view_as(z[name]) - z[name]).detach()
+            for name, codeword in zip(names, codewords, strict=True)
+        }
+        for _ in range(MI_STEPS):
+            for name, optimizer in self.mi_optimizers.items():
+                mean, log_variance = model.club[name](quantised[name].detach())
+                errors = -((mean - club[name].detach()) ** 2) / log_variance.exp() - log_variance
+                optimizer.zero_grad()
+                (-(errors / 2).sum(-1).mean()).backward()
+                optimizer.step()
+        for name in names:
+            terms[f"club.{name}"] = self.mutual_information(name, quantised[name], club[name], order[name])
+            decoded = model.decoders[name](quantised[name], specific[name])
+            terms[f"reconstruction.{name}"] = F.mse_loss(decoded, read[name])
+        terms["cpc"] = self.cross_prediction(z, last)
+        shares = {name: torch.softmax(-self.distances(x, codebook), -1).mean(1) for name, x in z.items()}
+        for first, second in combinations(names, 2):
+            terms[f"code_matching.{first}-{second}"] = self.code_matching(shares[first], shares[second])
+        self.optimizer.zero_grad()
+        sum(terms.values()).backward()
+        for part in self.parts:
+            clip_grad_norm_(part, 0.5)
+        self.optimizer.param_groups[0]["lr"] = rate
+        self.optimizer.step()
+        return {name: term.detach() for name, term in terms.items()}
+
+    def mutual_information(self, name: str, x: Tensor, y: Tensor, order: Tensor) -> Tensor:
+        """CLUB as released: over time first, then against one permutation of the clips."""
+        mean, log_variance = self.model.club[name](x)
+        spread = log_variance.mean(1).exp()
+        positive = -((mean - y) ** 2).mean(1) / spread
+        negative = -((mean - y[order]) ** 2).mean(1) / spread
+        return (positive.sum(-1) - negative.sum(-1)).mean() / 2
+
+    def cross_prediction(self, z: Mapping[str, Tensor], last: int) -> Tensor:
+        """Cross-CPC, pair by pair, with the count of clips that were recognised."""
+        cpc, losses = self.model.cpc, []
+        for target, source in product(z, z):
+            context = cpc.context[source](z[source][:, : last + 1])[0][:, -1]
+            scores = z[target][:, last + 1] @ cpc.predictors[source][0](context).T
+            loss = -torch.diag(F.log_softmax(scores, 1)).mean()
+            losses.append((SELF_WEIGHT if target == source else 1.0) * loss)
+            (scores.softmax(1).argmax(0) == torch.arange(len(scores), device=scores.device)).sum()
+        return torch.stack(losses).sum()
+
+    def distances(self, x: Tensor, codebook: Tensor) -> Tensor:
+        """Euclidean distances, expanded: (B, T, D) to (B, T, M)."""
+        rows = x.flatten(0, 1)
+        squares = codebook.square().sum(1) + rows.square().sum(1, keepdim=True)
+        return torch.addmm(squares, rows, codebook.T, alpha=-2).sqrt().view(*x.shape[:2], -1)
+
+    def code_matching(self, first: Tensor, second: Tensor) -> Tensor:
+        """Code matching, clip by clip."""
+        scores = first @ (second + 1e-10).log().T + second @ (first + 1e-10).log().T
+        exponential = (scores - scores.min()).exp()
+        loss = torch.zeros((), dtype=first.dtype, device=first.device)
+        for clip in range(len(first)):
+            loss = loss - (exponential[clip, clip] / (exponential[clip].sum() + EPSILON)).log()
+        return MATCHING_WEIGHT * loss / len(first)

@@ -2,6 +2,8 @@
 
 from typing import NamedTuple
 
+from unicode_fast.config import Modality
+
 
 class Shape(NamedTuple):
     """B clips of T steps in each of the modalities, M codewords of width D."""
@@ -75,4 +77,42 @@ CONTRAST_CASES = {
         ("1024 clips", "bfloat16"),
         ("131072 clips", "bfloat16"),
     ],
+}
+
+
+class TrainShape(NamedTuple):
+    """B clips of T steps, in the sizes of a preset and the three modalities of a data set.
+
+    Attributes:
+        clips: B.
+        steps: T.
+        size: of the preset, "small" or "paper".
+        audio: shape of one time step.
+        video: shape of one time step.
+        text: shape of one word.
+    """
+
+    clips: int
+    steps: int
+    size: str
+    audio: tuple[int, ...]
+    video: tuple[int, ...]
+    text: tuple[int, ...]
+
+    def modalities(self) -> dict[str, Modality]:
+        """Kinds and shapes by name."""
+        return {
+            "audio": Modality("vector", self.audio),
+            "video": Modality("grid", self.video),
+            "text": Modality("words", self.text),
+        }
+
+
+# The whole step: as published (VGGish audio, VGG-19 grids, BERT words), and of the default run on the built-in data. A
+# clip as published costs 77 GFLOP, so that a CPU takes four of them.
+_DEFAULT = TrainShape(80, 10, "small", (128,), (7, 7, 16), (128,))
+_PUBLISHED = TrainShape(80, 10, "paper", (128,), (7, 7, 512), (768,))
+TRAIN_SHAPES = {
+    "cpu": {"default": _DEFAULT, "published, 4 clips": _PUBLISHED._replace(clips=4)},
+    "cuda": {"default": _DEFAULT, "published": _PUBLISHED},
 }

@@ -123,7 +123,7 @@ OTHER = {
     "club_learning_rate": 0.5, "cpc_self_weight": 0.7, "cmcm_pairing": "official", "cmcm_directions": "rows",
     "cmcm_temperature": 3.0, "grid_hidden_width": 5, "grid_specific_width": 7, "grid_club_width": 3,
     "grid_pooling": "sum", "squeeze_width": 3, "residual_skip": "relu", "vector_specific_width": 9, "word_width": 10,
-    "word_target": "lstm",
+    "word_target": "lstm", "precision": "bfloat16", "feed_workers": 5, "channels_last": True,
 }  # fmt: skip
 SWITCHED = [
     (switch, value, name) for switch, values, names in config_module._SWITCHES for value in values for name in names

@@ -12,6 +12,7 @@ from unicode_fast import PRESETS, Config, Modality, NearestCodeword, UniCode, ne
 from unicode_fast.config import FIELDS
 from unicode_fast.journal import StepResult
 from unicode_fast.methods import Draws, UniCodeMethod
+from unicode_fast.modules import looking
 from unicode_fast.modules.codebook import attended
 from unicode_fast.modules.encoders import GridSemanticEncoder, ResidualBlock, WordEncoder
 from unicode_fast.train import Trainer
@@ -290,6 +291,8 @@ class TestNoHostSynchronisation:
         def refuse(*_: object, **__: object) -> None:
             raise AssertionError("the training step read a tensor on the host")
 
+        # A CPU may look; here it stands for a device.
+        monkeypatch.setattr(looking, "can_look", lambda _: False)
         for reader in ("item", "tolist", "numpy"):
             monkeypatch.setattr(torch.Tensor, reader, refuse)
         with CountSynchronisation() as counter:

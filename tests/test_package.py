@@ -24,7 +24,7 @@ LAYERS = [
     {"ops"},
     {"modules", "losses"},
     {"methods", "tasks", "data", "compat", "plots", "pictures", "checkpoint"},
-    {"cli", "runs", "journal"},
+    {"cli", "runs", "journal", "acceleration", "gradient_cache", "distributed"},
     {"train", "evaluate", "convert"},
 ]
 HEIGHT = {part: height for height, layer in enumerate(LAYERS) for part in layer}

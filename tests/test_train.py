@@ -186,6 +186,19 @@ class TestDeterminism:
         ours, theirs = (json.loads((run / "summary.json").read_text())["rows"] for run in (out, finished))
         assert ours == theirs
 
+    @pytest.mark.parametrize("feed", ["direct", "resident"])
+    def test_every_feed_gives_the_same_bits(self, store: Path, finished: Path, tmp_path: Path, feed: str) -> None:
+        main(flags(store, tmp_path / "again", probe_tasks="classification", feed=feed))
+        assert same(final_model(finished), final_model(tmp_path / "again"))
+
+    def test_a_run_in_bfloat16_goes_on_with_the_same_bits(self, store: Path, tmp_path: Path) -> None:
+        options = {"precision": "bfloat16", "channels_last": "true", "probe_tasks": "classification", "steps": 12}
+        whole, parted = tmp_path / "whole", tmp_path / "parted"
+        main(flags(store, whole, **options))
+        main(flags(store, parted, **options))
+        assert main([f"--resume={parted}", f"--resume-step={checkpoint.steps_in(parted)[0]}"]) == 0
+        assert same(final_model(whole), final_model(parted))
+
     def test_a_truncated_checkpoint_is_refused_and_the_one_before_goes_on(
         self, store: Path, finished: Path, tmp_path: Path
     ) -> None:

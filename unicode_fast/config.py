@@ -224,32 +224,56 @@ class TrainConfig:
         epochs: passes over the training split where `steps` is 0.
         batch_size: B, clips per batch.
         keep_last_batch: the smaller last batch of an epoch is used (as released), else dropped.
+        micro_batches: parts of a batch, or of what a rank holds of it, that are in memory one after the other; the
+            losses still compare all clips of the batch, and each clip is encoded twice.
+        activation_checkpointing: what encoders and decoders compute is computed again in the backward pass, not kept.
         learning_rate: of Adam, per step.
         warmup_steps: steps over which the learning rate rises linearly.
         schedule: "constant", "cosine" (to a hundredth), or "multistep" (halved after epochs 10, 20 and 30).
         clip_norm: largest gradient norm of each part of the model.
         dtype: of features and parameters.
+        precision: of the products in encoders, decoders and Cross-CPC's
+            contexts while a float32 model trains: "float32", "tf32" (CUDA
+            only) or "bfloat16"; codebook, losses and statistics stay float32.
+        channels_last: weights of convolutions lie in memory as their inputs do, channels last.
+        compile: encoders and decoders go through torch.compile, once for all batch sizes.
+        cuda_graph: a whole training step is captured once and replayed as one CUDA graph.
         device: "auto" takes a GPU where there is one.
+        feed: how batches reach the device: "resident" (the training split
+            lies there whole), "prefetch" (worker threads read ahead, and copy
+            beside the computation), "direct" (one after the other), or "auto".
+        feed_workers: threads that read ahead.
         seed: of initial weights, order of clips, dropout, draws and probes.
         validations: how often the zero-shot accuracy is measured on the validation split, evenly spread.
         checkpoint_seconds: longest time between two checkpoints.
         probe_tasks: tasks whose table ends the run, separated by commas.
+        rank_timeout_seconds: a rank that is not heard of for so long, or comes no further for so long and for four
+            times what a step takes, ends the run of all ranks; torchrun then kills it after half a minute.
     """
 
     steps: int = 600
     epochs: int = 6
     batch_size: int = 80
     keep_last_batch: bool = False
+    micro_batches: int = 1
+    activation_checkpointing: bool = False
     learning_rate: float = 1e-3
     warmup_steps: int = 20
     schedule: Literal["constant", "cosine", "multistep"] = "cosine"
     clip_norm: float = 0.5
     dtype: Literal["float32", "float64"] = "float32"
+    precision: Literal["float32", "tf32", "bfloat16"] = "float32"
+    channels_last: bool = False
+    compile: bool = False
+    cuda_graph: bool = False
     device: str = "auto"
+    feed: Literal["auto", "resident", "prefetch", "direct"] = "auto"
+    feed_workers: int = 2
     seed: int = 0
     validations: int = 5
     checkpoint_seconds: float = 20.0
     probe_tasks: str = "classification,localisation"
+    rank_timeout_seconds: float = 20.0
 
 
 @dataclass(frozen=True)
@@ -337,6 +361,8 @@ _SWITCHES: tuple[tuple[str, tuple[Any, ...], tuple[str, ...]], ...] = (
     ),
     ("cpc_weight", (0,), ("cpc_self_weight",)),
     ("cmcm_weight", (0,), ("cmcm_pairing", "cmcm_directions", "cmcm_temperature")),
+    ("dtype", ("float64",), ("precision",)),
+    ("feed", ("resident", "direct"), ("feed_workers",)),
 )  # fmt: skip
 # Kinds of modalities of which one must be there, and the fields that are about them.
 _KIND_FIELDS: tuple[tuple[tuple[Kind, ...], tuple[str, ...]], ...] = (
@@ -344,7 +370,7 @@ _KIND_FIELDS: tuple[tuple[tuple[Kind, ...], tuple[str, ...]], ...] = (
         ("grid",),
         (
             "grid_hidden_width", "grid_specific_width", "grid_club_width", "grid_semantic_width", "grid_pooling",
-            "squeeze_width", "residual_skip",
+            "squeeze_width", "residual_skip", "channels_last",
         ),
     ),
     (("vector", "words"), ("vector_specific_width",)),
@@ -362,6 +388,7 @@ RANGES: Mapping[str, tuple[float, float]] = {
             "width", "vector_specific_width", "grid_hidden_width", "grid_specific_width", "grid_club_width",
             "grid_semantic_width", "squeeze_width", "temporal_layers", "temporal_heads", "feedforward_width",
             "cpc_layers", "cpc_steps", "club_hidden_width", "epochs", "train_clips", "val_clips", "test_clips",
+            "feed_workers", "micro_batches", "rank_timeout_seconds",
         ),
         (1, math.inf),
     ),

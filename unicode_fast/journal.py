@@ -40,10 +40,12 @@ class StepResult:
 class _Pending:
     """The numbers of a step on their way to the host; nothing waits for them until they are read."""
 
-    def __init__(self, step: int, rate: float, clips: np.ndarray, result: StepResult) -> None:
+    def __init__(self, step: int, rate: float | Tensor, clips: np.ndarray, result: StepResult) -> None:
         self.step, self.rate, self.clips = step, rate, clips
         self.names = tuple(tuple(part) for part in (result.terms, result.recognised, result.usage))
         numbers = [*result.terms.values(), *result.recognised.values(), *result.usage.values()]
+        if isinstance(rate, Tensor):
+            numbers.append(rate)
         packed = torch.cat([number.detach().flatten().double() for number in numbers])
         self.event = None
         if packed.is_cuda:
@@ -59,6 +61,8 @@ class _Pending:
         if self.event is not None:
             self.event.synchronize()
         values = self.values.numpy()
+        if isinstance(self.rate, Tensor):
+            self.rate, values = float(values[-1]), values[:-1]
         losses, shares, names = self.names
         first, second = len(losses), len(losses) + len(shares)
         return (
@@ -90,8 +94,14 @@ class Journal:
         self.usage: np.ndarray | None = None if usage is None else usage.cpu().numpy()
         self.shown: dict[str, str] = {}
 
-    def record(self, step: int, rate: float, clips: np.ndarray, result: StepResult) -> None:
+    def record(self, step: int, rate: float | Tensor, clips: np.ndarray, result: StepResult) -> None:
         """Notes a step; reads the one READ_DELAY steps before it.
+
+        Args:
+            step: its number.
+            rate: the learning rate, as the optimiser holds it.
+            clips: of the batch.
+            result: its tensors may change after this call.
 
         Raises:
             NonFiniteLoss: that one had a loss that is NaN or infinite.

@@ -18,14 +18,20 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 from tqdm import tqdm
 
-from unicode_fast import checkpoint, pictures
+from unicode_fast import checkpoint, distributed, pictures
+from unicode_fast.acceleration import GraphedStep, accelerate, check_acceleration
 from unicode_fast.checkpoint import CheckpointError, write_json
 from unicode_fast.cli import given_fields, make_parser, resolve, run_main, with_underscores
 from unicode_fast.config import Config, Kind, Modality, modality_names
-from unicode_fast.data import Batch, Batches, Store, StoreError, open_dataset, talking_digits
+from unicode_fast.data import Batches, Feed, Store, StoreError, open_dataset, open_feed, talking_digits
+from unicode_fast.distributed import Ranks
+from unicode_fast.gradient_cache import cached_backward, micro_batches
 from unicode_fast.journal import LOG_EVERY, Journal, NonFiniteLoss, StepResult
 from unicode_fast.methods import UniCodeMethod
 from unicode_fast.modules import ModelOutput, UniCode
+from unicode_fast.modules.precision import float32_products
+from unicode_fast.ops import sharded
+from unicode_fast.ops.sharded import Part
 from unicode_fast.presets import preset
 from unicode_fast.runs import choose_device, git_commit, make_folder, prepare_folder, resume_folder, versions
 from unicode_fast.tasks import Probes, Row, aggregate, check_tasks, format_table, zero_shot_accuracy
@@ -42,37 +48,85 @@ class Trainer:
         config: of the run.
         modalities: kind and shape by name.
         device: where it trains.
+
+    Raises:
+        ValueError: the configuration asks for what this device does not have.
     """
 
     def __init__(self, config: Config, modalities: Mapping[str, Modality], device: torch.device) -> None:
+        check_acceleration(config.train, device)
         torch.manual_seed(config.train.seed)
         self.config = config
         self.model = UniCode(modalities, config).to(device)
+        accelerate(self.model, config.train)
         self.method = UniCodeMethod(self.model)
         self.parts = self.model.parts()
         self.parameters = [parameter for part in self.parts.values() for parameter in part]
-        self.optimizer = torch.optim.Adam(self.parameters, config.train.learning_rate, fused=True)
+        graphed = config.train.cuda_graph
+        rate = torch.tensor(config.train.learning_rate, device=device) if graphed else config.train.learning_rate
+        self.optimizer = torch.optim.Adam(self.parameters, rate, fused=True, capturable=graphed)
         self.club_optimizer = torch.optim.Adam(
-            self.model.club.parameters(), config.method.club_learning_rate, fused=True
+            self.model.club.parameters(), config.method.club_learning_rate, fused=True, capturable=graphed
         )
+        optimizers = (self.optimizer, self.club_optimizer)
+        self.graphed = GraphedStep(self.plain_step, self.model, optimizers) if graphed else None
         self.step = 0
 
-    def train_step(self, features: Mapping[str, Tensor], mask: Mapping[str, Tensor] | None, rate: float) -> StepResult:
-        """One batch: forward, CLUB's inner steps, losses, backward, clipping, Adam, MM-EMA; nothing is read back."""
+    def train_step(
+        self,
+        features: Mapping[str, Tensor],
+        mask: Mapping[str, Tensor] | None,
+        rate: float,
+        part: Part | None = None,
+    ) -> StepResult:
+        """One batch at a learning rate; nothing is read back. With `cuda_graph` the next call overwrites the result.
+
+        Args:
+            features: (B, T, ...) by modality.
+            mask: (B, T) bool by modality, or None.
+            rate: the learning rate.
+            part: which clips of a batch that ranks share these are; None for all of it. Each rank ends with the model
+                that one would have from the whole batch, to rounding and but for dropout.
+        """
         self.model.train()
-        output = self.model(features, mask)
-        self.method.fit_club(output, self.club_optimizer)
-        result = self.method.losses(output)
+        if part is not None:
+            # Of seed, step and rank alone, so that a run goes on with any number of ranks.
+            torch.manual_seed(self._seed_of(self.step, part.group.rank()))
+        group = self.optimizer.param_groups[0]
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
+        with float32_products(self.config.train, self.model.device):
+            result = self.graphed(features, mask) if self.graphed else self.plain_step(features, mask, part)
+        self.step += 1
+        return result
+
+    def plain_step(
+        self, features: Mapping[str, Tensor], mask: Mapping[str, Tensor] | None, part: Part | None = None
+    ) -> StepResult:
+        """Forward, CLUB's inner steps, losses, backward, clipping, Adam, MM-EMA."""
         self.optimizer.zero_grad(set_to_none=True)
-        result.total.backward(inputs=self.parameters)
-        for part in self.parts.values():
-            clip_grad_norm_(part, self.config.train.clip_norm)
-        self.optimizer.param_groups[0]["lr"] = rate
+        if self.config.train.micro_batches == 1:
+            output = self.model(features, mask, part)
+            self.method.fit_club(output, self.club_optimizer)
+            result = self.method.losses(output)
+            result.total.backward(inputs=self.parameters)
+        else:
+            batches = micro_batches(features, mask, self.config.train.micro_batches)
+            output, result = cached_backward(self.method, self.club_optimizer, self.parameters, batches, part)
+        if part is not None:
+            sharded.add_up_gradients(self.parameters, part)
+        for group in self.parts.values():
+            clip_grad_norm_(group, self.config.train.clip_norm)
         self.optimizer.step()
         self.model.update_codebook(output)
-        self.step += 1
         terms = {name: term.detach() for name, term in result.terms.items()}
         return StepResult(terms, result.recognised, usage(output, self.config.model.codewords))
+
+    def _seed_of(self, step: int, rank: int) -> int:
+        sequence = np.random.SeedSequence([self.config.train.seed, step, rank])
+        return int(sequence.generate_state(1, np.uint64)[0])
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds beside the model, to go on bit for bit."""
@@ -91,6 +145,9 @@ class Trainer:
         self.model.load_state_dict(content["model"])
         self.optimizer.load_state_dict(content["optimizer"])
         self.club_optimizer.load_state_dict(content["club_optimizer"])
+        if self.graphed is not None:
+            # The optimisers have other tensors now.
+            self.graphed.captured.clear()
         self.step = content["step"]
         torch.set_rng_state(content["rng"].cpu())
         if "cuda_rng" in content:
@@ -104,6 +161,8 @@ def usage(output: ModelOutput, codewords: int) -> dict[str, Tensor]:
         weight = torch.ones_like(index, dtype=torch.float32) if output.mask is None else output.mask[name].float()
         zeros = torch.zeros(codewords, device=index.device)
         counts[name] = zeros.index_add_(0, index.flatten(), weight.flatten())
+    if output.part is not None:
+        counts = dict(zip(counts, sharded.add_up(torch.stack(list(counts.values())), output.part), strict=True))
     return counts
 
 
@@ -129,11 +188,12 @@ def initialise_codebook(trainer: Trainer, batches: Batches, device: torch.device
     trainer.model.eval()
     while sum(map(len, rows)) < wanted and step < batches.steps_per_epoch:
         batch = batches.batch(step).to(device)
-        with torch.no_grad():
-            output = trainer.model(batch.features, batch.mask)
-        for name, z in output.semantic.items():
-            flat = z.flatten(0, 1).cpu().numpy()
-            rows.append(flat if batch.mask is None else flat[batch.mask[name].flatten().cpu().numpy()])
+        for few in micro_batches(batch.features, batch.mask, trainer.config.train.micro_batches):
+            with torch.no_grad():
+                output = trainer.model(few.features, few.mask)
+            for name, z in output.semantic.items():
+                flat = z.flatten(0, 1).cpu().numpy()
+                rows.append(flat if few.mask is None else flat[few.mask[name].flatten().cpu().numpy()])
         step += 1
     data = np.concatenate(rows)
     generator = np.random.default_rng([trainer.config.train.seed, 7])
@@ -154,17 +214,41 @@ def total_steps(config: Config, batches: Batches) -> int:
     return config.train.steps or config.train.epochs * batches.steps_per_epoch
 
 
-def pretrain(trainer: Trainer, store: Store, folder: Path, content: Mapping[str, Any] | None) -> dict[str, Any]:
+def advance(trainer: Trainer, feed: Feed, ranks: Ranks) -> tuple[np.ndarray, StepResult]:
+    """One step of training, and the numbers of the clips in its batch."""
+    step, config, batches = trainer.step, trainer.config, feed.batches
+    positions = batches.indices(step)
+    ranks.step = step
+    batch = feed.batch(step)
+    rate = learning_rate(config, step, total_steps(config, batches), batches.steps_per_epoch)
+    result = trainer.train_step(batch.features, batch.mask, rate, ranks.part(len(positions)))
+    return batches.clips.index[positions], result
+
+
+def follow(trainer: Trainer, feed: Feed, ranks: Ranks, total: int) -> dict[str, Any]:
+    """What `pretrain` is on ranks after the first."""
+    with feed:
+        while trainer.step < total:
+            advance(trainer, feed, ranks)
+    return {}
+
+
+def pretrain(
+    trainer: Trainer, store: Store, folder: Path, content: Mapping[str, Any] | None, ranks: Ranks
+) -> dict[str, Any]:
     """Trains to the end and leaves checkpoints, metrics and events in the run folder.
+
+    All ranks train; what is written, shown and measured is the work of the first, for which the others wait.
 
     Args:
         trainer: fresh, or restored from `content`.
         store: with splits train and val.
         folder: of the run.
         content: of the checkpoint that is resumed, or None.
+        ranks: that train together.
 
     Returns:
-        Plain facts for the summary: best step, its validation accuracy, seconds.
+        Plain facts for the summary: best step, its validation accuracy, seconds; on the first rank only.
 
     Raises:
         NonFiniteLoss: after the state has been saved as nonfinite-step-N.pt.
@@ -187,7 +271,11 @@ def pretrain(trainer: Trainer, store: Store, folder: Path, content: Mapping[str,
         }
     )
     if content is None:
-        initialise_codebook(trainer, batches, device)
+        ranks.from_first(lambda: initialise_codebook(trainer, batches, device))
+        ranks.copy_from_first(trainer.model)
+    feed = open_feed(batches, device, train.feed, workers=train.feed_workers, end=total, own=ranks.bounds)
+    if not ranks.first:
+        return follow(trainer, feed, ranks, total)
     journal = Journal(
         folder, progress["bytes"], trainer.step if content else None, content["usage"] if content else None
     )
@@ -198,7 +286,9 @@ def pretrain(trainer: Trainer, store: Store, folder: Path, content: Mapping[str,
     def save(name: str | None = None) -> None:
         progress.update(bytes=journal.flush(), seconds=seconds_before + time.monotonic() - started)
         path = folder / checkpoint.FOLDER / name if name else checkpoint.step_path(folder, trainer.step)
-        checkpoint.save(path, trainer.model, {**trainer.state(), "progress": progress, "usage": journal.usage_so_far()})
+        extra = {**trainer.state(), "progress": progress, "usage": journal.usage_so_far()}
+        with ranks.alone():
+            checkpoint.save(path, trainer.model, extra)
         if name is None:
             for step in checkpoint.steps_in(folder)[:-2]:
                 checkpoint.step_path(folder, step).unlink()
@@ -208,20 +298,20 @@ def pretrain(trainer: Trainer, store: Store, folder: Path, content: Mapping[str,
         if content is None:
             save()
         while trainer.step < total:
-            batch: Batch = batches.batch(trainer.step).to(device)
-            rate = learning_rate(config, trainer.step, total, batches.steps_per_epoch)
-            result = trainer.train_step(batch.features, batch.mask, rate)
-            journal.record(trainer.step, trainer.optimizer.param_groups[0]["lr"], batch.clips, result)
+            numbers, result = advance(trainer, feed, ranks)
+            journal.record(trainer.step, trainer.optimizer.param_groups[0]["lr"], numbers, result)
             bar.update()
             if trainer.step % LOG_EVERY == 0:
                 bar.set_postfix(journal.shown)
             if trainer.step in validate_at:
                 journal.flush()
-                accuracy = zero_shot_accuracy(trainer.model, store, seed=train.seed)
-                journal.write({"step": trainer.step, "kind": "validation", **accuracy})
-                if progress["best"] is None or accuracy["mean"] > progress["best"]["accuracy"]:
-                    progress["best"] = {"step": trainer.step, "accuracy": accuracy["mean"]}
-                    checkpoint.save(folder / checkpoint.FOLDER / checkpoint.BEST, trainer.model, {"step": trainer.step})
+                with ranks.alone():
+                    accuracy = zero_shot_accuracy(trainer.model, store, seed=train.seed)
+                    journal.write({"step": trainer.step, "kind": "validation", **accuracy})
+                    if progress["best"] is None or accuracy["mean"] > progress["best"]["accuracy"]:
+                        progress["best"] = {"step": trainer.step, "accuracy": accuracy["mean"]}
+                        best = folder / checkpoint.FOLDER / checkpoint.BEST
+                        checkpoint.save(best, trainer.model, {"step": trainer.step})
                 save()
                 saved_at = time.monotonic()
             elif time.monotonic() - saved_at > train.checkpoint_seconds:
@@ -235,46 +325,81 @@ def pretrain(trainer: Trainer, store: Store, folder: Path, content: Mapping[str,
         save(name)
         raise NonFiniteLoss(f"{error}; the state is saved as {folder / checkpoint.FOLDER / name}") from error
     finally:
+        feed.close()
         bar.close()
         journal.close()
     return progress
 
 
-def run(config: Config, folder: Path, resume_step: int | None = None) -> dict[str, Any]:
+def run(config: Config, folder: Path, resume_step: int | None = None, ranks: Ranks | None = None) -> dict[str, Any]:
     """Pre-trains in a run folder, or goes on with what is there, probes, and writes summary and pictures.
 
     Args:
         config: of the run.
         folder: exists already and holds config.yaml.
         resume_step: checkpoint to go on from; None takes the last, if there is one.
+        ranks: that train together; None for this process alone.
 
     Returns:
         The content of summary.json.
     """
+    ranks = ranks or Ranks()
     started = time.monotonic()
-    device = choose_device(config.train.device)
+    device = ranks.device(choose_device(config.train.device))
     store = open_dataset(config.data)
     modalities = check_store(config, store)
+    check_ranks(config, len(store.split("train")), ranks)
+    ranks.watch(config.train.rank_timeout_seconds)
     trainer = Trainer(config, modalities, device)
-    content = None
-    if resume_step is not None or checkpoint.steps_in(folder):
-        content = checkpoint.read_for_resume(folder, resume_step, device)
+
+    def read() -> dict[str, Any] | None:
+        if resume_step is None and not checkpoint.steps_in(folder):
+            return None
+        # What goes to other ranks goes by way of the CPU.
+        return checkpoint.read_for_resume(folder, resume_step, device if ranks.size == 1 else torch.device("cpu"))
+
+    content = ranks.from_first(read)
+    if content is not None:
         same_data = content["progress"]["data"] == store_digest(store)
         if content["config"] != checkpoint.config_to_dict(config, modalities) or not same_data:
             raise CheckpointError(f"checkpoint in {folder} was trained with another configuration or other data")
         trainer.restore(content)
     begun = time.monotonic()
-    progress = pretrain(trainer, store, folder, content)
+    progress = pretrain(trainer, store, folder, content, ranks)
     pretraining = time.monotonic() - begun
+
+    def conclude() -> dict[str, Any]:
+        seconds = progress["seconds"] + time.monotonic() - started - pretraining
+        return measure(trainer, store, folder, progress, seconds)
+
+    return ranks.from_first(conclude)
+
+
+def measure(
+    trainer: Trainer, store: Store, folder: Path, progress: Mapping[str, Any], seconds: float
+) -> dict[str, Any]:
+    """Probes the best model of a run that has been trained, and writes summary and pictures.
+
+    Args:
+        trainer: at the end of pre-training.
+        store: that it learned from.
+        folder: of the run.
+        progress: what `pretrain` returned.
+        seconds: of the run, without the probes.
+
+    Returns:
+        The content of summary.json.
+    """
+    begun, config = time.monotonic(), trainer.config
     which = "best" if progress["best"] else "last"
-    model = checkpoint.load(folder, which, device)
+    model = checkpoint.load(folder, which, trainer.model.device)
     probes = Probes(model, store, config.train.seed)
     rows = probes.table(config.train.probe_tasks)
     summary = {
         "rows": [row.as_dict() for row in rows],
         "checkpoint": {"used": which, **(progress["best"] or {"step": trainer.step})},
         "steps": trainer.step,
-        "seconds": progress["seconds"] + time.monotonic() - started - pretraining,
+        "seconds": seconds + time.monotonic() - begun,
         "seconds_of_pretraining": progress["seconds"],
         "threads": torch.get_num_threads(),
         "seed": config.train.seed,
@@ -286,7 +411,7 @@ def run(config: Config, folder: Path, resume_step: int | None = None) -> dict[st
     return summary
 
 
-def run_seeds(config: Config, folder: Path, seeds: Sequence[int]) -> dict[str, Any]:
+def run_seeds(config: Config, folder: Path, seeds: Sequence[int], ranks: Ranks) -> dict[str, Any]:
     """One run for each seed in its own subfolder, those that ended left alone; mean and spread on top.
 
     Returns:
@@ -295,13 +420,24 @@ def run_seeds(config: Config, folder: Path, seeds: Sequence[int]) -> dict[str, A
     summaries = []
     for seed in seeds:
         below = folder / f"seed-{seed}"
-        if (below / "summary.json").exists():
-            summaries.append(json.loads((below / "summary.json").read_text()))
-            continue
-        if not below.exists():
-            make_folder(below, config.replace(seed=seed))
-        print(f"seed {seed}: {below}", file=sys.stderr)
-        summaries.append(run(config.replace(seed=seed), below))
+
+        def begin(below: Path = below, seed: int = seed) -> dict[str, Any] | None:
+            if (below / "summary.json").exists():
+                return json.loads((below / "summary.json").read_text())
+            if not below.exists():
+                make_folder(below, config.replace(seed=seed))
+            return None
+
+        summary = ranks.from_first(begin)
+        if summary is None:
+            print(f"seed {seed}: {below}", file=sys.stderr)
+            summary = run(config.replace(seed=seed), below, ranks=ranks)
+        summaries.append(summary)
+    return ranks.from_first(lambda: summarise_seeds(folder, seeds, summaries))
+
+
+def summarise_seeds(folder: Path, seeds: Sequence[int], summaries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Writes the summary.json above the seeds and its picture; returns its content."""
     rows = aggregate([[Row.from_dict(row) for row in summary["rows"]] for summary in summaries])
     summary = {
         "rows": [row.as_dict() for row in rows],
@@ -319,6 +455,12 @@ def run_seeds(config: Config, folder: Path, seeds: Sequence[int]) -> dict[str, A
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; see `python -m unicode_fast.train --help`."""
+    with distributed.join() as ranks:
+        return train(argv, ranks)
+
+
+def train(argv: Sequence[str] | None, ranks: Ranks) -> int:
+    """The command line on one of the ranks that torchrun starts."""
     parser = make_parser("train", "Pre-train Uni-Code, then measure what its codes carry from modality to modality.")
     parser.add_argument("--out", type=str | None, help="new folder of the run [runs/<UTC time>-<preset>-<seed>]")
     parser.add_argument("--resume", type=str | None, metavar="RUN", help="go on with a run that was interrupted")
@@ -331,7 +473,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         given = [*flags, *(name for name in ("out", "config") if arguments[name] is not None)]
         if given or arguments.seeds != 1:
             raise ValueError(f"resume takes the run's own configuration, got {', '.join(given or ['seeds'])} beside it")
-        folder, config, seeds = resume_folder(arguments.resume)
+        folder, config, seeds = ranks.from_first(lambda: resume_folder(arguments.resume))
         if seeds and arguments.resume_step is not None:
             raise ValueError(f"resume_step needs the run of one seed, such as --resume {folder / f'seed-{seeds[0]}'}")
     else:
@@ -342,13 +484,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = resolve(arguments.config, flags)
         check_run(config)
         check_flags(config, flags)
-        modalities = check_store(config, open_dataset(config.data))
+        store = open_dataset(config.data)
+        modalities = check_store(config, store)
         check_flags(config, flags, {modality.kind for modality in modalities.values()})
-        folder = prepare_folder(arguments.out, config, arguments.seeds)
+        check_ranks(config, len(store.split("train")), ranks)
+        folder = ranks.from_first(lambda: prepare_folder(arguments.out, config, arguments.seeds))
         if arguments.seeds > 1:
             seeds = [config.train.seed + n for n in range(arguments.seeds)]
     print(yaml.safe_dump(config.flat(), sort_keys=False), end="")
-    summary = run_seeds(config, folder, seeds) if seeds else run(config, folder, arguments.resume_step)
+    summary = run_seeds(config, folder, seeds, ranks) if seeds else run(config, folder, arguments.resume_step, ranks)
     print(format_table([Row.from_dict(row) for row in summary["rows"]]))
     print(folder)
     return 0
@@ -358,9 +502,9 @@ def check_run(config: Config) -> None:
     """What can be known to fail before anything is made.
 
     Raises:
-        ValueError: the device, a task or the modalities are not there.
+        ValueError: the device, what is asked of it, a task or the modalities are not there.
     """
-    choose_device(config.train.device)
+    check_acceleration(config.train, choose_device(config.train.device))
     check_tasks(config.train.probe_tasks)
     if config.data.data in talking_digits.DATASETS:
         names = modality_names(config.data.modalities, BUILT_IN_MODALITIES)
@@ -416,6 +560,27 @@ def check_store(config: Config, store: Store) -> dict[str, Modality]:
             f"cpc_steps must leave {needed} steps in a clip, got {config.model.cpc_steps} for {min(steps)}"
         )
     return modalities
+
+
+def check_ranks(config: Config, clips: int, ranks: Ranks) -> None:
+    """Every rank needs a clip of each batch, and every micro-batch too; a graph holds the step of one rank.
+
+    Raises:
+        ValueError: a batch has fewer, or there are several ranks and `cuda_graph`.
+    """
+    train, last = config.train, clips % config.train.batch_size
+    if train.batch_size < ranks.size:
+        raise ValueError(f"batch_size must be at least the {ranks.size} ranks, got {train.batch_size}")
+    if train.keep_last_batch and 0 < last < ranks.size:
+        raise ValueError(
+            f"keep_last_batch must leave each of {ranks.size} ranks a clip, got {last} in the last batch of an epoch: "
+            f"{clips} clips in batches of {train.batch_size}"
+        )
+    smallest = train.batch_size // ranks.size
+    if train.micro_batches > smallest:
+        raise ValueError(f"micro_batches must be at most the {smallest} clips of a rank, got {train.micro_batches}")
+    if train.cuda_graph and ranks.size > 1:
+        raise ValueError(f"cuda_graph needs a run of one rank, got {ranks.size}")
 
 
 def store_digest(store: Store) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from unicode_fast.config import DataConfig
 from unicode_fast.data import talking_digits
 from unicode_fast.data.batches import Batch, Batches, iterate
+from unicode_fast.data.feed import Feed, FeedError, open_feed
 from unicode_fast.data.store import ClipSet, DamagedStoreError, Store, StoreError, open_store, write_store
 
 __all__ = [
@@ -12,10 +13,13 @@ __all__ = [
     "Batches",
     "ClipSet",
     "DamagedStoreError",
+    "Feed",
+    "FeedError",
     "Store",
     "StoreError",
     "iterate",
     "open_dataset",
+    "open_feed",
     "open_store",
     "write_store",
 ]

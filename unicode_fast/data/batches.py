@@ -45,6 +45,15 @@ class Batch:
         target = None if self.target is None else self.target.to(device, non_blocking=non_blocking)
         return Batch(moved(self.features), moved(self.mask), moved(self.labels), target, self.clips, self.id)
 
+    def pinned(self) -> Batch:
+        """A copy in memory that a GPU reads by itself, so that `to` need not wait."""
+
+        def copied(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+            return {name: tensor.pin_memory() for name, tensor in tensors.items()}
+
+        target = None if self.target is None else self.target.pin_memory()
+        return Batch(copied(self.features), copied(self.mask), copied(self.labels), target, self.clips, self.id)
+
 
 class Batches:
     """Shuffled batches with random access by global step.
@@ -93,14 +102,16 @@ class Batches:
         if step < 0:
             raise ValueError(f"step must be at least 0, got {step}")
         epoch, place = divmod(step, self.steps_per_epoch)
-        if self._order[0] != epoch:
+        # Threads that read other epochs may replace the attribute meanwhile.
+        order = self._order
+        if order[0] != epoch:
             draws = np.random.Philox(np.random.SeedSequence([self.seed, epoch])).random_raw(len(self.clips))
-            self._order = (epoch, np.argsort(draws, kind="stable"))
-        return self._order[1][place * self.batch_size : (place + 1) * self.batch_size]
+            order = self._order = (epoch, np.argsort(draws, kind="stable"))
+        return order[1][place * self.batch_size : (place + 1) * self.batch_size]
 
-    def batch(self, step: int) -> Batch:
-        """The batch at this global step, counted from 0 over all epochs."""
-        return gather(self.clips, self.indices(step), self.dtype)
+    def batch(self, step: int, own: slice = slice(None)) -> Batch:
+        """The batch at this global step, counted from 0 over all epochs, or only its `own` clips."""
+        return gather(self.clips, self.indices(step)[own], self.dtype)
 
 
 def gather(clips: ClipSet, indices: np.ndarray, dtype: torch.dtype | str = torch.float32) -> Batch:
@@ -138,7 +149,8 @@ def iterate(clips: ClipSet, batch_size: int, dtype: torch.dtype | str = torch.fl
 
 
 def _tensor(array: np.ndarray, dtype: torch.dtype) -> Tensor:
-    return torch.from_numpy(np.array(array)).to(dtype)
+    """The numbers of a selection, which is a copy already, as a tensor."""
+    return torch.from_numpy(np.require(array, requirements=("C", "W"))).to(dtype)
 
 
 def _check_batch_size(batch_size: int) -> None:

@@ -14,7 +14,8 @@ from unicode_fast.config import Config
 from unicode_fast.modules.codebook import mean_of_others
 from unicode_fast.modules.cpc import clip_mean
 from unicode_fast.modules.model import ModelOutput, UniCode
-from unicode_fast.ops import codeword_distribution, commitment_loss
+from unicode_fast.ops import codeword_distribution, commitment_loss, sharded
+from unicode_fast.ops.sharded import Part
 from unicode_fast.reference.counter_random import uniform
 
 # Streams of the counter-based generator; the codebook's revival has its own.
@@ -59,30 +60,79 @@ class UniCodeMethod:
         if method.club_estimator == "none":
             return
         inputs = {name: value.detach() for name, value in self._club_input(output).items()}
+        shares = self._shares(output)
         for _ in range(method.club_inner_steps):
             optimizer.zero_grad(set_to_none=True)
             total = torch.zeros((), dtype=self.model.dtype, device=self.model.device)
             for name, valid in self._masks(output).items():
                 mean, log_variance = self.model.club[name](inputs[name])
-                total = total + losses.club_likelihood(mean, log_variance, output.club[name].detach(), valid)
+                likelihood = losses.club_likelihood(mean, log_variance, output.club[name].detach(), valid)
+                total = total + (likelihood if shares is None else shares[name] * likelihood)
             total.backward()
+            if output.part is not None:
+                sharded.add_up_gradients(self.model.club.parameters(), output.part)
             optimizer.step()
 
     def losses(self, output: ModelOutput, draws: Draws | None = None) -> Losses:
         """All terms for a batch, weighted.
 
+        Where processes share the batch, each gets the terms of the whole batch, with gradients that add up to those of
+        the whole batch.
+
         Args:
             output: of the model in training mode.
             draws: None draws from the seed and the number of codebook updates so far.
         """
+        shares = self._shares(output)
+        terms = self._whole(self.reconstruction(output, shares), output.part)
+        others, recognised = self.alignment(output, draws)
+        terms.update(others)
+        return Losses(torch.stack(list(terms.values())).sum(), terms, recognised)
+
+    def reconstruction(self, output: ModelOutput, shares: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """The terms that compare no clips.
+
+        Args:
+            output: of the clips at hand.
+            shares: of the batch's valid steps that these clips hold, by modality, where they are a part of it; the
+                terms of all parts add up to those of the batch.
+        """
+        terms = {}
+        for name, valid in self._masks(output).items():
+            error = losses.reconstruction(output.decoded[name], output.target[name], valid)
+            weighted = self.config.method.reconstruction_weight * error
+            terms[f"reconstruction.{name}"] = weighted if shares is None else shares[name] * weighted
+        return terms
+
+    def alignment(self, output: ModelOutput, draws: Draws | None = None) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """All other terms, and what Cross-CPC recognises; what is decoded is not read."""
         draws = draws or Draws()
         terms: dict[str, Tensor] = {}
-        self._reconstruction(output, terms)
         self._commitment(output, terms)
         self._club(output, draws, terms)
         recognised = self._cpc(output, draws, terms)
         self._code_matching(output, terms)
-        return Losses(torch.stack(list(terms.values())).sum(), terms, recognised)
+        return terms, recognised
+
+    def valid_steps(self, output: ModelOutput) -> Tensor:
+        """Number of valid steps at hand by modality, (modalities,) in the model's dtype."""
+        if output.mask is None:
+            numbers = [float(output.index[name].numel()) for name in self.model.names]
+            return torch.tensor(numbers, dtype=self.model.dtype, device=self.model.device)
+        return torch.stack([output.mask[name].sum() for name in self.model.names]).to(self.model.dtype)
+
+    def _shares(self, output: ModelOutput) -> dict[str, Tensor] | None:
+        """Which share of the batch's valid steps is at hand, by modality; None where all are."""
+        if output.part is None:
+            return None
+        own = self.valid_steps(output)
+        return dict(zip(self.model.names, own / sharded.total(own, output.part), strict=True))
+
+    def _whole(self, terms: dict[str, Tensor], part: Part | None) -> dict[str, Tensor]:
+        """Terms of the whole batch from those of the processes."""
+        if part is None or not terms:
+            return terms
+        return dict(zip(terms, sharded.add_up(torch.stack(list(terms.values())), part), strict=True))
 
     def _masks(self, output: ModelOutput) -> dict[str, Tensor | None]:
         return {name: None if output.mask is None else output.mask[name] for name in self.model.names}
@@ -90,63 +140,80 @@ class UniCodeMethod:
     def _club_input(self, output: ModelOutput) -> dict[str, Tensor]:
         return output.quantised if self.config.method.club_input == "quantised" else output.semantic
 
-    def _reconstruction(self, output: ModelOutput, terms: dict[str, Tensor]) -> None:
-        for name, valid in self._masks(output).items():
-            error = losses.reconstruction(output.decoded[name], output.target[name], valid)
-            terms[f"reconstruction.{name}"] = self.config.method.reconstruction_weight * error
-
     def _commitment(self, output: ModelOutput, terms: dict[str, Tensor]) -> None:
         method, names, masks = self.config.method, self.model.names, self._masks(output)
         own = method.commitment_weight * method.commitment_own
         partners = method.commitment_weight * method.commitment_partner
+        found: dict[str, Tensor] = {}
         if len({output.codeword[name].shape[1] for name in names}) == 1:
-            weights = torch.full((len(names), len(names)), partners / (len(names) - 1), dtype=torch.float64)
+            size, device = (len(names), len(names)), self.model.device
+            weights = torch.full(size, partners / (len(names) - 1), dtype=torch.float64, device=device)
             weights.fill_diagonal_(own)
-            found = commitment_loss(
+            weights = weights / (self.config.model.width if method.commitment_norm == "mean" else 1)
+            valid = None if output.mask is None else torch.stack([output.mask[name].flatten() for name in names])
+            by_modality = commitment_loss(
                 torch.stack([output.semantic[name].flatten(0, 1) for name in names]),
                 torch.stack([output.index[name].flatten() for name in names]),
                 self.model.codebook.codebook,
-                (weights / (self.config.model.width if method.commitment_norm == "mean" else 1)).to(self.model.device),
-                valid=None if output.mask is None else torch.stack([output.mask[name].flatten() for name in names]),
+                weights if output.part is None else weights * self._pair_shares(output, output.part, valid),
+                valid=valid,
             )
-            terms.update({f"commitment.{name}": found[m] for m, name in enumerate(names)})
-            return
-        for name in names:
-            z, valid = output.semantic[name], masks[name]
+            found = {f"commitment.{name}": by_modality[m] for m, name in enumerate(names)}
+        else:
+            shares = self._shares(output)
+            for name in names:
+                z, valid = output.semantic[name], masks[name]
 
-            def to_partner(other: str, z: Tensor = z, valid: Tensor | None = valid) -> Tensor:
-                mean = clip_mean(output.codeword[other], masks[other]).unsqueeze(1)
-                return losses.commitment(z, mean, valid, norm=method.commitment_norm)
+                def to_partner(other: str, z: Tensor = z, valid: Tensor | None = valid) -> Tensor:
+                    mean = clip_mean(output.codeword[other], masks[other]).unsqueeze(1)
+                    return losses.commitment(z, mean, valid, norm=method.commitment_norm)
 
-            total = own * losses.commitment(z, output.codeword[name], valid, norm=method.commitment_norm)
-            terms[f"commitment.{name}"] = total + partners * mean_of_others(name, names, to_partner)
+                total = own * losses.commitment(z, output.codeword[name], valid, norm=method.commitment_norm)
+                total = total + partners * mean_of_others(name, names, to_partner)
+                found[f"commitment.{name}"] = total if shares is None else shares[name] * total
+        terms.update(self._whole(found, output.part))
+
+    def _pair_shares(self, output: ModelOutput, part: Part, valid: Tensor | None) -> Tensor | float:
+        """Which share of the places that are valid in both modalities is at hand, (modalities, modalities) or one."""
+        if valid is None:
+            return len(output.index[self.model.names[0]]) / part.clips
+        both = valid.double() @ valid.double().T
+        return both / sharded.total(both, part).clamp(min=1)
 
     def _club(self, output: ModelOutput, draws: Draws, terms: dict[str, Tensor]) -> None:
-        method = self.config.method
+        method, part = self.config.method, output.part
         if method.club_estimator == "none" or not method.club_weight:
             return
-        inputs = self._club_input(output)
+        inputs, shares = self._club_input(output), self._shares(output)
+        estimates: dict[str, Tensor] = {}
         for number, (name, valid) in enumerate(self._masks(output).items()):
             mean, log_variance = self.model.club[name](inputs[name])
             specific = output.club[name]
             if method.club_estimator == "closed_form":
-                estimate = losses.club_closed_form(mean, log_variance, specific, valid, reduction=method.club_reduction)
+                estimate = losses.club_closed_form(
+                    mean, log_variance, specific, valid, reduction=method.club_reduction, part=part
+                )
+                share: Tensor | float | None = None if shares is None else shares[name]
             else:
                 if draws.club_permutation is None:
-                    order = self._uniform(CLUB_STREAM + number, (specific.shape[0],)).argsort()
+                    clips = specific.shape[0] if part is None else part.clips
+                    order = self._uniform(CLUB_STREAM + number, (clips,)).argsort()
                 else:
                     order = draws.club_permutation[name]
-                estimate = losses.club_official(mean, log_variance, specific, order, valid)
+                estimate = losses.club_official(mean, log_variance, specific, order, valid, part=part)
                 if method.club_reduction == "mean":
                     estimate = estimate / specific.shape[-1]
+                share = None if part is None else specific.shape[0] / part.clips
+            estimates[f"club.{name}"] = estimate if share is None else share * estimate
+        for name, estimate in self._whole(estimates, part).items():
             if method.club_floor:
                 estimate = estimate.clamp(min=0)
-            terms[f"club.{name}"] = method.club_weight * estimate
+            terms[name] = method.club_weight * estimate
 
     def _cpc(self, output: ModelOutput, draws: Draws, terms: dict[str, Tensor]) -> dict[str, Tensor]:
         names = self.model.names
         position = self._uniform(CPC_STREAM, ()) if draws.cpc_position is None else draws.cpc_position
-        result = self.model.cpc(output.semantic, output.mask, position)
+        result = self.model.cpc(output.semantic, output.mask, position, output.part)
         terms["cpc"] = result.loss
         return {
             f"{source}->{target}": result.recognised[row, column]
@@ -155,10 +222,10 @@ class UniCodeMethod:
         }
 
     def _code_matching(self, output: ModelOutput, terms: dict[str, Tensor]) -> None:
-        method = self.config.method
+        method, part = self.config.method, output.part
         if not method.cmcm_weight:
             return
-        shares = {
+        used = {
             name: codeword_distribution(
                 output.semantic[name],
                 self.model.codebook.codebook,
@@ -167,11 +234,19 @@ class UniCodeMethod:
             )
             for name, valid in self._masks(output).items()
         }
+        by_all = used if part is None else {name: sharded.gather(share, part) for name, share in used.items()}
+        found: dict[str, Tensor] = {}
         for first, second in combinations(self.model.names, 2):
             loss = losses.code_matching(
-                shares[first], shares[second], pairing=method.cmcm_pairing, directions=method.cmcm_directions
+                used[first],
+                used[second],
+                pairing=method.cmcm_pairing,
+                directions=method.cmcm_directions,
+                whole=None if part is None else (by_all[first], by_all[second], part),
             )
-            terms[f"code_matching.{first}-{second}"] = method.cmcm_weight * loss
+            weight = method.cmcm_weight if part is None else method.cmcm_weight * len(used[first]) / part.clips
+            found[f"code_matching.{first}-{second}"] = weight * loss
+        terms.update(self._whole(found, part))
 
     def _uniform(self, stream: int, shape: tuple[int, ...]) -> Tensor:
         return uniform(self.config.train.seed, self.model.codebook.step, stream, shape)

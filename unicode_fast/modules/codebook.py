@@ -81,8 +81,7 @@ class Codebook(nn.Module):
         found = {}
         for (name, z), codes in zip(semantic.items(), index.split([len(x) for x in rows.values()]), strict=True):
             codeword = self.codebook[codes].to(z.dtype).view_as(z)
-            vector = z + (codeword - z).detach()
-            found[name] = Quantised(codes.view(z.shape[:2]), codeword, vector)
+            found[name] = Quantised(codes.view(z.shape[:2]), codeword, straight_through(z, codeword))
         return found
 
     @torch.no_grad()
@@ -152,6 +151,11 @@ class Codebook(nn.Module):
             return attended(query, semantic[other].detach(), None if mask is None else mask[other])
 
         return mean_of_others(name, self.names, from_other)
+
+
+def straight_through(semantic: Tensor, codeword: Tensor) -> Tensor:
+    """The codewords, with the gradient passed on to z."""
+    return semantic + (codeword - semantic).detach()
 
 
 def mean_of_others(name: str, names: tuple[str, ...], value: Callable[[str], Tensor]) -> Tensor:

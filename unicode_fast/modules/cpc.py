@@ -9,8 +9,11 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from unicode_fast.config import MethodConfig, ModelConfig
-from unicode_fast.ops import cross_info_nce
+from unicode_fast.config import MethodConfig, ModelConfig, TrainConfig
+from unicode_fast.modules import looking
+from unicode_fast.modules.precision import products
+from unicode_fast.ops import cross_info_nce, sharded
+from unicode_fast.ops.sharded import Part
 
 
 class Contrast(NamedTuple):
@@ -35,10 +38,12 @@ class CrossCPC(nn.Module):
         names: the modalities.
         config: `width`, `cpc_layers`, `cpc_bias` and `cpc_steps` are read.
         method: the other `cpc_` fields are read.
+        train: `precision` and `dtype` are read, for contexts and predictions; scores and losses have the dtype of z.
     """
 
-    def __init__(self, names: tuple[str, ...], config: ModelConfig, method: MethodConfig) -> None:
+    def __init__(self, names: tuple[str, ...], config: ModelConfig, method: MethodConfig, train: TrainConfig) -> None:
         super().__init__()
+        self.train_config = train
         width = config.width
         self.names = names
         self.steps = config.cpc_steps
@@ -61,54 +66,85 @@ class CrossCPC(nn.Module):
         lengths = {z.shape[1] for z in semantic.values()}
         return len(lengths) == 1 and lengths.pop() >= self.earliest + 1 + self.steps
 
-    def forward(self, semantic: Mapping[str, Tensor], mask: Mapping[str, Tensor] | None, position: Tensor) -> Contrast:
+    def forward(
+        self,
+        semantic: Mapping[str, Tensor],
+        mask: Mapping[str, Tensor] | None,
+        position: Tensor,
+        part: Part | None = None,
+    ) -> Contrast:
         """The weighted contrastive loss of all pairs.
 
         Args:
             semantic: z by modality, (B, T, D).
             mask: (B, T) bool by modality, or None.
             position: float scalar in [0, 1) that chooses the last step of the context.
+            part: which clips of a batch that processes share these are; all of them are contrasted.
         """
         if not self.predicts_steps(semantic):
-            return self._contrast(*self._means(semantic, mask))
-        steps = self._contrast(*self._steps(semantic, mask, position))
+            return self._contrast(*self._means(semantic, mask), part)
         if mask is None:
+            return self._contrast(*self._steps(semantic, None, position), part)
+        longest = self._lengths(mask).amin(0).amax()
+        if part is not None:
+            longest = sharded.largest(longest, part)
+        enough = longest >= self.earliest + 1 + self.steps
+        if looking.can_look(enough) and not enough:
+            return self._contrast(*self._means(semantic, mask), part)
+        steps = self._contrast(*self._steps(semantic, mask, position, longest), part)
+        if looking.can_look(enough):
             return steps
-        means = self._contrast(*self._means(semantic, mask))
-        lengths = torch.stack([mask[name].sum(1) for name in self.names])
-        enough = lengths.amin(0).amax() >= self.earliest + 1 + self.steps
+        means = self._contrast(*self._means(semantic, mask), part)
         return Contrast(*(torch.where(enough, a, b) for a, b in zip(steps, means, strict=True)))
 
-    def _contrast(self, targets: Tensor, predictions: Tensor, valid: Tensor | None) -> Contrast:
+    def _contrast(
+        self, targets: Tensor, predictions: Tensor, valid: Tensor | None, part: Part | None = None
+    ) -> Contrast:
         cross, within = self.weights
         size = (len(self.names), len(self.names))
         weights = torch.full(size, cross, dtype=targets.dtype, device=targets.device).fill_diagonal_(within)
         result = cross_info_nce(
-            targets, predictions, weights, valid=valid, softmax_over=self.softmax_over, temperature=self.temperature
+            targets,
+            predictions,
+            weights,
+            valid=valid,
+            softmax_over=self.softmax_over,
+            temperature=self.temperature,
+            group=part,
         )
         clips = targets.new_ones(targets.shape[:3]) if valid is None else valid.to(targets.dtype)
         number = torch.einsum("tkb,skb->ts", clips, clips)
+        if part is not None:
+            number = sharded.add_up(number, part)
         return Contrast(result.loss, result.hits.sum(-1) / number.clamp(min=1))
 
+    def _lengths(self, mask: Mapping[str, Tensor]) -> Tensor:
+        """Valid steps of each clip, (modalities, B)."""
+        return torch.stack([mask[name].sum(1) for name in self.names])
+
     def _steps(
-        self, semantic: Mapping[str, Tensor], mask: Mapping[str, Tensor] | None, position: Tensor
+        self,
+        semantic: Mapping[str, Tensor],
+        mask: Mapping[str, Tensor] | None,
+        position: Tensor,
+        longest: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         z = torch.stack([semantic[name] for name in self.names])  # (modalities, B, T, D)
         ahead = torch.arange(1, self.steps + 1, device=z.device)
-        if mask is None:
+        if longest is None:
             longest = torch.full((), z.shape[2], device=z.device)
-        else:
-            lengths = torch.stack([mask[name].sum(1) for name in self.names])  # (modalities, B)
-            longest = lengths.amin(0).amax()
         choices = (longest - self.steps - self.earliest).clamp(min=1)
         last = self.earliest + (position * choices).long()
         targets = z.index_select(2, last + ahead).transpose(1, 2)  # (modalities, K, B, D)
         predictions = []
-        for name in self.names:
-            context = self.context[name](semantic[name])[0].index_select(1, last.view(1))[:, 0]  # (B, D)
-            predictions.append(torch.stack([predict(context) for predict in self._predictors(name)]))
-        valid = None if mask is None else (last + ahead)[None, :, None] < lengths[:, None]
-        return targets, torch.stack(predictions), valid
+        with products(self.train_config, z.device):
+            for name in self.names:
+                # The steps after the last one change nothing, but a device would have to be asked which they are.
+                read = semantic[name][:, : int(last) + 1] if looking.can_look(last) else semantic[name]
+                context = self.context[name](read)[0].index_select(1, last.view(1))[:, 0]  # (B, D)
+                predictions.append(torch.stack([predict(context) for predict in self._predictors(name)]))
+        valid = None if mask is None else (last + ahead)[None, :, None] < self._lengths(mask)[:, None]
+        return targets, torch.stack(predictions).to(z.dtype), valid
 
     def _means(self, semantic: Mapping[str, Tensor], mask: Mapping[str, Tensor] | None) -> tuple[Tensor, Tensor, None]:
         means = [clip_mean(semantic[name], None if mask is None else mask[name]) for name in self.names]

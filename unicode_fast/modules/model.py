@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from unicode_fast.config import Config, Modality
+from unicode_fast.modules import looking
 from unicode_fast.modules.club import ClubNetwork
 from unicode_fast.modules.codebook import Codebook
 from unicode_fast.modules.cpc import CrossCPC
 from unicode_fast.modules.decoders import make_decoder
 from unicode_fast.modules.encoders import ModalityEncoder
+from unicode_fast.modules.precision import products
+from unicode_fast.ops import BatchShard
+from unicode_fast.ops.sharded import Part
 
 
 class Encoded(NamedTuple):
@@ -24,6 +29,19 @@ class Encoded(NamedTuple):
     vector: Tensor
 
 
+class Features(NamedTuple):
+    """What the encoders make of one modality.
+
+    semantic z (B, T, D); specific, what the decoder reads beside the codeword; club (B, T, Y), the same as CLUB sees
+    it; target, what the decoder has to give back.
+    """
+
+    semantic: Tensor
+    specific: Tensor
+    club: Tensor
+    target: Tensor
+
+
 @dataclass(frozen=True)
 class ModelOutput:
     """Everything the losses and the codebook update read, by modality.
@@ -31,7 +49,9 @@ class ModelOutput:
     semantic z (B, T, D); club (B, T, Y), the specific features as CLUB sees
     them; index (B, T); codeword (B, T, D) without gradient; quantised (B, T, D)
     with the straight-through gradient; decoded and target in the shape of the
-    input (or of the LSTM output for words); mask (B, T) or None.
+    input (or of the LSTM output for words), all in the model's dtype but
+    decoded, which may have that of its precision; mask (B, T) or None; part
+    says which clips of a batch that processes share these are, None for all of it.
     """
 
     semantic: dict[str, Tensor]
@@ -42,6 +62,7 @@ class ModelOutput:
     decoded: dict[str, Tensor]
     target: dict[str, Tensor]
     mask: dict[str, Tensor] | None
+    part: Part | None = None
 
 
 class UniCode(nn.Module):
@@ -74,7 +95,7 @@ class UniCode(nn.Module):
             {name: make_decoder(kind, sizes, word_target=method.word_target) for name, kind in modalities.items()}
         )
         self.codebook = Codebook(self.names, sizes, method, config.train.seed)
-        self.cpc = CrossCPC(self.names, sizes, method)
+        self.cpc = CrossCPC(self.names, sizes, method, config.train)
         self.club = nn.ModuleDict(
             {
                 name: ClubNetwork(
@@ -113,37 +134,73 @@ class UniCode(nn.Module):
         }
         return {name: parameters for name, parameters in groups.items() if parameters}
 
-    def forward(self, features: Mapping[str, Tensor], mask: Mapping[str, Tensor] | None = None) -> ModelOutput:
+    def forward(
+        self,
+        features: Mapping[str, Tensor],
+        mask: Mapping[str, Tensor] | None = None,
+        part: Part | None = None,
+    ) -> ModelOutput:
         """Encodes, quantises and decodes a batch; no buffer changes.
 
         Args:
             features: (B, T, ...) by modality, in the model's dtype and on its device.
             mask: (B, T) bool by modality, valid steps first; None where every step is valid.
+            part: which clips of a batch that processes share these are, for the losses; None for all of it.
 
         Raises:
             ValueError: a modality is missing or unknown, or a shape does not fit.
             TypeError: a dtype is not the model's.
         """
         self.check(features, mask)
-        output = ModelOutput({}, {}, {}, {}, {}, {}, {}, None if mask is None else dict(mask))
+        output = ModelOutput({}, {}, {}, {}, {}, {}, {}, None if mask is None else dict(mask), part)
         specific: dict[str, Tensor] = {}
         for name in self.names:
-            encoder = self._encoder(name)
-            valid = None if mask is None else mask[name]
-            given = _without_padding(features[name], valid)
-            read = encoder.read_words(given, valid)
-            z = encoder.encode_semantic(read, valid)
-            specific[name], output.club[name] = encoder.encode_specific(read)
-            output.semantic[name] = z
-            output.target[name] = read if self.config.method.word_target == "lstm" else given
+            encoded = self.encode_features(name, features[name], None if mask is None else mask[name])
+            output.semantic[name], specific[name], output.club[name], output.target[name] = encoded
         for name, quantised in self.codebook.quantise(output.semantic).items():
             output.index[name], output.codeword[name], output.quantised[name] = quantised
-            output.decoded[name] = self.decoders[name](quantised.vector, specific[name])
+            output.decoded[name] = self.decode(name, quantised.vector, specific[name])
         return output
+
+    def encode_features(self, name: str, features: Tensor, mask: Tensor | None) -> Features:
+        """What `forward` computes of one modality before the codebook; arguments are not checked."""
+        return self._with_checkpoint(self._encode_features, name, features, mask)
+
+    def decode(self, name: str, vector: Tensor, specific: Tensor) -> Tensor:
+        """Reconstruction of one modality from its quantised vectors, (B, T, D), and specific features."""
+        return self._with_checkpoint(self._decode, name, vector, specific)
+
+    def _encode_features(self, name: str, features: Tensor, mask: Tensor | None) -> Features:
+        encoder = self._encoder(name)
+        if mask is not None and looking.can_look(mask) and mask.all():
+            mask = None
+        given = _without_padding(features, mask)
+        with products(self.config.train, self.device):
+            read = encoder.read_words(given, mask)
+            semantic = encoder.encode_semantic(read, mask)
+            specific, club = encoder.encode_specific(read)
+        target = read if self.config.method.word_target == "lstm" else given
+        return Features(semantic.to(self.dtype), specific, club.to(self.dtype), target.to(self.dtype))
+
+    def _decode(self, name: str, vector: Tensor, specific: Tensor) -> Tensor:
+        with products(self.config.train, self.device):
+            decoded: Tensor = self.decoders[name](vector, specific)
+        return decoded
+
+    def _with_checkpoint(self, function: Callable[..., Any], *inputs: Any) -> Any:
+        """The function's result; its intermediate tensors are computed again in the backward pass where asked for."""
+        if self.config.train.activation_checkpointing and torch.is_grad_enabled():
+            return checkpoint(function, *inputs, use_reentrant=False)
+        return function(*inputs)
 
     def update_codebook(self, output: ModelOutput) -> None:
         """The MM-EMA step for a batch whose output is at hand; once per training step, after the backward pass."""
-        self.codebook.update(output.semantic, output.index, output.mask)
+        shard = None
+        if output.part is not None:
+            steps = [output.semantic[name].shape[1] for name in self.names]
+            first, whole = ([clips * number for number in steps] for clips in output.part[:2])
+            shard = BatchShard(first, whole)
+        self.codebook.update(output.semantic, output.index, output.mask, shard=shard)
 
     @torch.no_grad()
     def encode(self, name: str, features: Tensor, mask: Tensor | None = None, *, check_values: bool = True) -> Encoded:

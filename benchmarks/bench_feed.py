@@ -1,0 +1,143 @@
+"""The feed alone, the step alone, and the loop of both, in clips a second; `pytest benchmarks/bench_feed.py`.
+
+Each feed first has to give the batches that its steps ask for. Rows are printed at the end and kept in
+results/feed-<device>.json. The store is the built-in one; on CUDA also one of published shapes, made for the occasion.
+"""
+
+import datetime
+import json
+import platform
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from shapes import TRAIN_SHAPES
+
+from unicode_fast import preset
+from unicode_fast.config import Config
+from unicode_fast.data import Batches, ClipSet, open_dataset, open_feed
+from unicode_fast.runs import git_commit
+from unicode_fast.train import Trainer
+
+KINDS = ("direct", "prefetch", "resident")
+CLIPS_AS_PUBLISHED = 1600
+STEPS = {"cpu": 25, "cuda": 200}
+FEED_SECONDS = 3.0
+
+
+@pytest.fixture(scope="module")
+def results(request: pytest.FixtureRequest) -> Iterator[list[dict]]:
+    """Rows, written down and printed when the last one is there."""
+    rows: list[dict] = []
+    yield rows
+    if not rows:
+        return
+    folder = Path(request.config.getoption("--results"))
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"feed-{request.config.getoption('--device')}.json"
+    path.write_text(json.dumps(rows, indent=1) + "\n")
+    with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
+        print()
+        for row in rows:
+            print(
+                f"{row['size']:10} {row['feed']:10} feed {row['feed_clips_per_second']:9.4g} clips/s, step "
+                f"{row['step_clips_per_second']:7.4g}, loop {row['loop_clips_per_second']:7.4g}: "
+                f"{100 * row['share_of_the_smaller']:.1f} % of the smaller"
+            )
+
+
+def clips_of(size: str, folder: Path) -> tuple[Config, ClipSet]:
+    """The configuration of a size, and clips to train on."""
+    if size == "default":
+        config = preset("recommended")
+        return config, open_dataset(config.data).split("train")
+    shape = TRAIN_SHAPES["cuda"][size]
+    config = preset("recommended", shape.size).replace(precision="bfloat16", channels_last=True)
+    arrays: dict[str, np.ndarray] = {}
+    generator = np.random.default_rng(0)
+    for name, modality in shape.modalities().items():
+        whole = (CLIPS_AS_PUBLISHED, shape.steps, *modality.shape)
+        array = np.lib.format.open_memmap(folder / f"{name}.npy", "w+", np.float32, whole)
+        for start in range(0, CLIPS_AS_PUBLISHED, 100):
+            array[start : start + 100] = generator.random((100, *whole[1:]), np.float32)
+        arrays[name] = array
+    return config, ClipSet(arrays, shape.modalities(), [], np.arange(CLIPS_AS_PUBLISHED))
+
+
+@pytest.mark.parametrize("size", ["default", "published"])
+@pytest.mark.parametrize("kind", KINDS)
+def bench_feed(request: pytest.FixtureRequest, results: list[dict], tmp_path: Path, kind: str, size: str) -> None:
+    device = torch.device(request.config.getoption("--device"))
+    if size not in TRAIN_SHAPES[device.type]:
+        pytest.skip("for GPUs")
+    config, clips = clips_of(size, tmp_path)
+    batches = Batches(clips, config.train.batch_size)
+    trainer = Trainer(config, clips.modalities, device)
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    with open_feed(batches, device, kind, workers=config.train.feed_workers) as feed:
+        for step in (0, 7):
+            truth, found = batches.batch(step), feed.batch(step).to("cpu")
+            assert all(torch.equal(found.features[name], truth.features[name]) for name in truth.features)
+        fed = feed_rate(feed, wait)
+        fixed = feed.batch(0)
+        step_rate = rate(lambda _: trainer.train_step(fixed.features, fixed.mask, 1e-3), STEPS[device.type], wait)
+        waiting: list[float] = []
+
+        def loop(step: int) -> None:
+            begun = time.perf_counter()
+            batch = feed.batch(step)
+            waiting.append(time.perf_counter() - begun)
+            trainer.train_step(batch.features, batch.mask, 1e-3)
+
+        seconds = time.perf_counter()
+        looped = rate(loop, STEPS[device.type], wait)
+        seconds = time.perf_counter() - seconds
+    clips_each = config.train.batch_size
+    row: dict[str, Any] = {
+        "size": size,
+        "feed": kind,
+        "workers": config.train.feed_workers if kind == "prefetch" else 0,
+        "clips": clips_each,
+        "feed_clips_per_second": fed * clips_each,
+        "step_clips_per_second": step_rate * clips_each,
+        "loop_clips_per_second": looped * clips_each,
+        "share_of_the_smaller": looped / min(fed, step_rate),
+        "share_of_the_loop_in_the_feed": sum(waiting) / seconds,
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else f"{platform.machine()} CPU",
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "commit": git_commit(),
+        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
+    }
+    results.append(row)
+
+
+def feed_rate(feed: Any, wait: Any) -> float:
+    """Batches a second of a feed that nothing else is done beside."""
+    feed.batch(0)
+    wait()
+    step, begun = 0, time.perf_counter()
+    while time.perf_counter() - begun < FEED_SECONDS:
+        step += 1
+        feed.batch(step)
+    wait()
+    return step / (time.perf_counter() - begun)
+
+
+def rate(call: Any, number: int, wait: Any) -> float:
+    """Calls a second, from the median time of ten parts, so that a pause of the machine does not count."""
+    for step in range(3):
+        call(step)
+    wait()
+    times = []
+    for part in range(max(number // 5, 1)):
+        begun = time.perf_counter()
+        for step in range(5):
+            call(3 + 5 * part + step)
+        wait()
+        times.append((time.perf_counter() - begun) / 5)
+    return 1 / float(np.median(times))

@@ -1,0 +1,102 @@
+"""What the options of a training step do to the scores: `python benchmarks/compare_options.py FOLDER [OPTION ...]`.
+
+Each option trains the default run with some seeds in FOLDER; what has ended there is kept. Table and data,
+docs/options.md and results/options.json, set all that is there beside the run of results/default-run.json. Ends with
+status 1 where the mean of several seeds is further from that run's than the spreads of both add up to.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from unicode_fast import preset
+from unicode_fast.checkpoint import write_json
+from unicode_fast.distributed import Ranks
+from unicode_fast.runs import make_folder
+from unicode_fast.train import run_seeds
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+OPTIONS: dict[str, dict[str, object]] = {
+    "bfloat16": {"precision": "bfloat16"},
+    "channels_last": {"channels_last": True},
+    "compile": {"compile": True},
+}
+EXPLANATION = (
+    "The default run with one option of the training step each: zero-shot scores on the test split in per cent, mean "
+    "and standard deviation over seeds. The first line is the run of the README; every direction is in "
+    "benchmarks/results/options.json. Made by benchmarks/compare_options.py, which fails where the mean of several "
+    "seeds is further from the first line's than both standard deviations add up to, in any direction."
+)
+SHOWN = (
+    ("classification", "audio", "video"),
+    ("classification", "video", "audio"),
+    ("classification", "text", "audio"),
+    ("localisation", "audio", "video"),
+    ("localisation", "video", "audio"),
+)
+
+
+def scores(summary: dict) -> dict[tuple[str, str, str], tuple[float, float]]:
+    """Mean and spread by task and direction."""
+    return {(row["task"], row["from"], row["to"]): (row["score"], row.get("std")) for row in summary["rows"]}
+
+
+def beyond_the_spread(summary: dict, plain: dict) -> list[str]:
+    """Where the mean differs by more than the spreads add up to; one seed has no spread to judge it by."""
+    truth = scores(plain)
+    return [
+        f"{task} {source} to {target}: {100 * mean:.1f} against {100 * truth[task, source, target][0]:.1f}"
+        for (task, source, target), (mean, spread) in scores(summary).items()
+        if spread is not None and abs(mean - truth[task, source, target][0]) > spread + truth[task, source, target][1]
+    ]
+
+
+def train(below: Path, name: str, seeds: list[int]) -> None:
+    """Runs an option with seeds that it has not been run with."""
+    config = preset("recommended").replace(**OPTIONS[name])
+    if not below.exists():
+        make_folder(below, config, seeds)
+    summary = run_seeds(config, below, seeds, Ranks())
+    commits = {json.loads((below / f"seed-{seed}" / "summary.json").read_text())["git_commit"] for seed in seeds}
+    write_json(below / "summary.json", {**summary, "git_commit": " ".join(sorted(filter(None, commits)))})
+
+
+def write_table(summaries: dict[str, dict]) -> None:
+    """docs/options.md from what has been trained."""
+    head = [f"{task} {source} → {target}" for task, source, target in SHOWN]
+    lines = ["| option | seeds | " + " | ".join(head) + " | commit |", "|---|---:|" + "---:|" * len(head) + "---|"]
+    for name, summary in summaries.items():
+        cells = []
+        for key in SHOWN:
+            mean, spread = scores(summary)[key]
+            cells.append(f"{100 * mean:.1f}" + ("" if spread is None else f" ± {100 * spread:.1f}"))
+        commit = (summary["git_commit"] or "unknown")[:12]
+        lines.append(f"| {name} | {len(summary['seeds'])} | " + " | ".join(cells) + f" | `{commit}` |")
+    text = f"# Options of a training step\n\n{EXPLANATION}\n\n" + "\n".join(lines) + "\n"
+    (ROOT / "docs" / "options.md").write_text(text)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("options", nargs="*", default=list(OPTIONS), help="all of them where none is named")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    arguments = parser.parse_args()
+    for name in arguments.options:
+        if name not in OPTIONS:
+            parser.error(f"options must be among {', '.join(OPTIONS)}, got {name!r}")
+        train(arguments.folder / name, name, arguments.seeds)
+    plain = json.loads((RESULTS / "default-run.json").read_text())
+    there = [name for name in OPTIONS if (arguments.folder / name / "summary.json").exists()]
+    summaries = {name: json.loads((arguments.folder / name / "summary.json").read_text()) for name in there}
+    write_json(RESULTS / "options.json", summaries)
+    write_table({"float32 (default)": plain, **summaries})
+    differences = [f"{name}: {text}" for name in there for text in beyond_the_spread(summaries[name], plain)]
+    print("\n".join(differences))
+    return 1 if differences else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

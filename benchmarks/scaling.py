@@ -1,0 +1,285 @@
+"""What a training step would cost on many GPUs, by arithmetic: `python benchmarks/scaling.py` prints its tables.
+
+Bytes and floating point operations are counted while the code runs, on the CPU and without weights; what a GPU, a link
+or a disk does with them is published or assumed, and nothing here is a measurement of a GPU. With `--write` the tables
+of docs/scaling.md are replaced.
+"""
+
+import argparse
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch.utils.flop_counter import FlopCounterMode
+
+from unicode_fast import Config, Modality, UniCode, preset
+from unicode_fast.ops.sharded import Part
+from unicode_fast.train import Trainer
+
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "scaling.md"
+# Features of the published experiments: VGGish, VGG-19 maps, BERT words; ten steps a clip.
+MODALITIES = {
+    "audio": Modality("vector", (128,)),
+    "video": Modality("grid", (7, 7, 512)),
+    "text": Modality("words", (768,)),
+}
+STEPS = 10
+CLIPS_PER_GPU = 80
+CLIPS = {"40 K": 40_000, "179 K": 179_000, "10 M": 10_000_000}
+GPUS = (1, 8, 64)
+
+
+@dataclass(frozen=True)
+class Input:
+    """A number that no run of this project has measured, its unit, and where it comes from."""
+
+    value: float
+    unit: str
+    source: str
+
+
+INPUTS = {
+    "tf32": Input(494e12, "FLOP/s", "published peak of an H200, dense"),
+    "bfloat16": Input(989e12, "FLOP/s", "published peak of an H200, dense"),
+    "reached": Input(0.4, "of the peak", "assumed, not measured"),
+    "gpu_memory": Input(141e9, "bytes", "published, of an H200"),
+    "store_share": Input(0.6, "of the GPU's memory for a resident store", "assumed, not measured"),
+    "gpus": Input(8, "GPUs in a machine", "published, HGX H200"),
+    "nvlink": Input(450e9, "bytes/s each way", "published, between GPUs of a machine"),
+    "network": Input(400e9, "bytes/s each way", "published, 400 Gbit/s for each of a machine's GPUs, used together"),
+    "link_reached": Input(0.8, "of a link", "assumed, not measured"),
+    "latency": Input(30e-6, "s for a small collective in a machine", "assumed, not measured"),
+    "network_latency": Input(80e-6, "s for a small collective between machines", "assumed, not measured"),
+    "host_memory": Input(1.5e12, "bytes for cached features in a machine", "assumed, not measured"),
+    "host_feed": Input(40e9, "bytes/s from a machine's memory, gathered and pinned", "assumed, not measured"),
+    "disk_feed": Input(20e9, "bytes/s from the disks of a machine", "assumed, not measured"),
+}
+
+
+def number(name: str) -> float:
+    return INPUTS[name].value
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Of one training step, counted.
+
+    parameters: of the main optimiser; flops_per_clip: forward and backward, convolutions and matrix products;
+    collectives: all-reduces beside that of the gradient; bytes_fixed and bytes_per_clip: what these reduce, for a batch
+    of no clips and more for each clip of the whole batch; clip_bytes: float32 features of a clip.
+    """
+
+    parameters: int
+    flops_per_clip: float
+    collectives: int
+    bytes_fixed: float
+    bytes_per_clip: float
+    clip_bytes: int
+
+
+def published_config(**fields: object) -> Config:
+    return preset("recommended", "paper").replace_all(**fields)
+
+
+def random_batch(owner: UniCode, clips: int, device: str) -> dict[str, torch.Tensor]:
+    return {name: torch.rand(clips, STEPS, *kind.shape, device=device) for name, kind in owner.modalities.items()}
+
+
+def count_arithmetic() -> tuple[int, float]:
+    """Parameters, and operations of a clip forward and backward, of a model without memory for its weights."""
+    with torch.device("meta"):
+        owner = UniCode(MODALITIES, published_config())
+        features = random_batch(owner, 2, "meta")
+    forward = FlopCounterMode(display=False)
+    with forward:
+        for name, values in features.items():
+            found = owner.encode_features(name, values, None)
+            owner.decode(name, found.semantic, found.specific)
+    parameters = sum(parameter.numel() for group in owner.parts().values() for parameter in group)
+    # The gradient in the weights and that in the inputs cost as much each.
+    return parameters, 3 * forward.get_total_flops() / 2
+
+
+def count_collectives(clips: int) -> tuple[int, int]:
+    """All-reduces of a step beside that of the gradient, and their bytes, from a step with thin convolutions."""
+    thin = {"grid_hidden_width": 4, "grid_specific_width": 4}
+    modalities = {**MODALITIES, "video": Modality("grid", (5, 5, 4))}
+    trainer = Trainer(published_config(**thin), modalities, torch.device("cpu"))
+    features = random_batch(trainer.model, clips, "cpu")
+    masks = {name: torch.ones(clips, STEPS, dtype=torch.bool) for name in features}
+    gradients = {
+        sum(p.numel() for p in owned)
+        for owned in (trainer.parameters, list(trainer.model.club.parameters()))  # one collective each
+    }
+    seen: list[torch.Tensor] = []
+    real: Callable[..., object] = dist.all_reduce
+
+    def counted(tensor: torch.Tensor, *arguments: object, **options: object) -> object:
+        seen.append(tensor)
+        return real(tensor, *arguments, **options)
+
+    dist.all_reduce = counted
+    try:
+        trainer.train_step(features, masks, 1e-3, Part(0, clips, dist.group.WORLD))
+    finally:
+        dist.all_reduce = real
+    others = [tensor for tensor in seen if tensor.numel() not in gradients]
+    state = trainer.model.codebook
+    modalities_here, codewords, width = len(MODALITIES), *state.codebook.shape
+    # With one rank the codebook's update reduces nothing: its buffer in float64, and the mask.
+    statistics = 8 * (modalities_here * (1 + codewords) + codewords * width + codewords * (1 + width))
+    mask = modalities_here * clips * STEPS
+    club = 4 * sum(p.numel() for p in trainer.model.club.parameters())
+    return len(others) + 3, sum(t.numel() * t.element_size() for t in others) + statistics + mask + club
+
+
+def count() -> Counts:
+    """Everything, in a process group of one."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        calls, few = count_collectives(8)
+        _, many = count_collectives(16)
+    finally:
+        dist.destroy_process_group()
+    per_clip = (many - few) / 8
+    clip_bytes = 4 * STEPS * sum(torch.Size(kind.shape).numel() for kind in MODALITIES.values())
+    return Counts(*count_arithmetic(), calls, few - 8 * per_clip, per_clip, clip_bytes)
+
+
+def all_reduce_seconds(size: float, gpus: int) -> float:
+    """A ring moves 2 (W - 1) / W of the bytes through the slowest link: between GPUs, or of all of a machine."""
+    link = number("nvlink") if gpus <= number("gpus") else number("network")
+    return 2 * (gpus - 1) / gpus * size / (link * number("link_reached"))
+
+
+@dataclass(frozen=True)
+class Step:
+    """Seconds of a step by what they are spent on; the feed runs beside the rest."""
+
+    arithmetic: float
+    gradient: float
+    others: float
+    feed: float
+
+    @property
+    def total(self) -> float:
+        return max(self.arithmetic + self.gradient + self.others, self.feed)
+
+    @property
+    def limit(self) -> str:
+        if self.feed == self.total:
+            return "feed"
+        return max(("arithmetic", "gradient", "others"), key=lambda name: getattr(self, name)).replace(
+            "others", "gathers and small sums"
+        )
+
+
+def place_of(counts: Counts, clips: int) -> str:
+    """Where a machine keeps the features."""
+    size = clips * counts.clip_bytes
+    if size <= number("store_share") * number("gpu_memory"):
+        return "GPU"
+    return "memory" if size <= number("host_memory") else "disk"
+
+
+def step_of(counts: Counts, gpus: int, clips: int, per_gpu: float, precision: str) -> Step:
+    arithmetic = per_gpu * counts.flops_per_clip / (number(precision) * number("reached"))
+    batch = per_gpu * gpus
+    latency = number("latency") if gpus <= number("gpus") else number("network_latency")
+    others = 0.0
+    if gpus > 1:
+        size = counts.bytes_fixed + counts.bytes_per_clip * batch
+        others = counts.collectives * latency + all_reduce_seconds(size, gpus)
+    place = place_of(counts, clips)
+    rate = {"GPU": float("inf"), "memory": number("host_feed"), "disk": number("disk_feed")}[place]
+    feed = per_gpu * min(gpus, number("gpus")) * counts.clip_bytes / rate
+    gradient = all_reduce_seconds(4 * counts.parameters, gpus) if gpus > 1 else 0.0
+    return Step(arithmetic, gradient, others, feed)
+
+
+def inputs_table(counts: Counts) -> str:
+    lines = ["| what | number | from |", "| --- | ---: | --- |"]
+    counted = {
+        "parameters of the main optimiser": f"{counts.parameters / 1e6:.1f} M",
+        "its gradient, float32": f"{4 * counts.parameters / 1e6:.0f} MB",
+        "forward and backward of a clip, without LSTMs": f"{counts.flops_per_clip / 1e9:.1f} GFLOP",
+        "collectives of a step beside the gradient's": f"{counts.collectives}",
+        "what they reduce, for any batch": f"{counts.bytes_fixed / 1e6:.2f} MB",
+        "and more for each clip of the whole batch": f"{counts.bytes_per_clip / 1e3:.1f} kB",
+        "float32 features of a clip": f"{counts.clip_bytes / 1e6:.2f} MB",
+    }
+    lines += [f"| {what} | {value} | counted |" for what, value in counted.items()]
+    lines += [f"| {name}: {item.unit} | {item.value:.4g} | {item.source} |" for name, item in INPUTS.items()]
+    return "\n".join(lines)
+
+
+def steps_table(counts: Counts, per_gpu: Callable[[int], float]) -> str:
+    lines = [
+        "| GPUs | batch | clips | store | precision | arithmetic | gradient | others | feed | step | limit | epoch |",
+        "| ---: | ---: | ---: | --- | --- | ---: | ---: | ---: | ---: | ---: | --- | ---: |",
+    ]
+    for gpus in GPUS:
+        for name, clips in CLIPS.items():
+            for precision in ("tf32", "bfloat16"):
+                step = step_of(counts, gpus, clips, per_gpu(gpus), precision)
+                batch = per_gpu(gpus) * gpus
+                parts = (step.arithmetic, step.gradient, step.others, step.feed, step.total)
+                times = " | ".join(f"{1e3 * part:.1f} ms" for part in parts)
+                epoch = clips / batch * step.total
+                shown = f"{epoch:.1f} s" if epoch < 600 else f"{epoch / 3600:.1f} h"
+                lines.append(
+                    f"| {gpus} | {batch:.0f} | {name} | {place_of(counts, clips)} | {precision} | {times} | "
+                    f"{step.limit} | {shown} |"
+                )
+    return "\n".join(lines)
+
+
+def limits_table(counts: Counts) -> str:
+    """From where on each limits a step, with so many clips on each GPU, in bfloat16."""
+    arithmetic = counts.flops_per_clip / (number("bfloat16") * number("reached"))
+    lines = ["| what takes as long as the arithmetic | eight GPUs | many machines |", "| --- | ---: | ---: |"]
+    gradient, negatives, feeds = [], [], []
+    for gpus in GPUS[1:]:
+        gradient.append(f"{all_reduce_seconds(4 * counts.parameters, gpus) / arithmetic:.0f} clips on each")
+        batch = CLIPS_PER_GPU * arithmetic / all_reduce_seconds(counts.bytes_per_clip, gpus)
+        negatives.append(f"{batch:.0f} clips in the batch")
+    for name in ("host_feed", "disk_feed"):
+        feeds.append(f"{number('gpus') * counts.clip_bytes / arithmetic / number(name):.2f} of it")
+    lines += [
+        f"| the gradient's all-reduce: at most | {' | '.join(gradient)} |",
+        f"| the gather of the negatives, {CLIPS_PER_GPU} clips on each: from | {' | '.join(negatives)} |",
+        f"| the feed from a machine's memory takes | {feeds[0]} | {feeds[0]} |",
+        f"| the feed from its disks takes | {feeds[1]} | {feeds[1]} |",
+    ]
+    return "\n".join(lines)
+
+
+def tables(counts: Counts) -> dict[str, str]:
+    """By the name of their place in docs/scaling.md."""
+    return {
+        "inputs": inputs_table(counts),
+        "more": steps_table(counts, lambda gpus: CLIPS_PER_GPU),
+        "same": steps_table(counts, lambda gpus: CLIPS_PER_GPU / gpus),
+        "limits": limits_table(counts),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--write", action="store_true", help="into docs/scaling.md")
+    write = parser.parse_args().write
+    text = PAGE.read_text() if write else ""
+    for name, table in tables(count()).items():
+        print(f"{name}\n\n{table}\n")
+        if write:
+            pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
+            text = pattern.sub(lambda found, table=table: f"{found[1]}{table}\n{found[2]}", text)
+    if write:
+        PAGE.write_text(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,291 @@
+"""Whole training steps, and where one goes: `python benchmarks/train_steps.py CONTENDER SIZE` prints a line of JSON.
+
+`bench_train_step.py` calls it, each contender in a process of its own. With `--profile` the line holds the time of
+every part of the step, forward and backward, by torch.profiler.
+"""
+
+import argparse
+import datetime
+import functools
+import json
+import platform
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+from unittest import mock
+
+import numpy as np
+import torch
+from original import OriginalStep
+from shapes import TRAIN_SHAPES, TrainShape
+from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
+from torch.profiler import ProfilerActivity, profile, record_function
+
+from unicode_fast import preset
+from unicode_fast.config import Config
+from unicode_fast.methods import Draws
+from unicode_fast.runs import git_commit
+from unicode_fast.train import Trainer
+
+RATE = 4e-4
+# A step is repeated until this many seconds have passed, and at least so often.
+LONGEST_SECONDS, LEAST_REPEATS = {"cpu": 10.0, "cuda": 3.0}, 3
+Features = dict[str, Tensor]
+
+
+def config_of(shape: TrainShape, rules: str, **fields: object) -> Config:
+    """The configuration of a contender at the sizes of a shape."""
+    return preset(rules, shape.size).replace_all(batch_size=shape.clips, **fields)
+
+
+class Contender(NamedTuple):
+    """What to run.
+
+    Attributes:
+        make: takes shape and device, returns what has a `model` and a `train_step`.
+        devices: where the benchmark measures it; elsewhere it may be asked for by name.
+    """
+
+    make: Callable[[TrainShape, torch.device], Any]
+    devices: tuple[str, ...] = ("cpu", "cuda")
+
+
+def ours(rules: str, *devices: str, **fields: object) -> Contender:
+    """A trainer of this library with these rules and options."""
+    return Contender(
+        lambda shape, device: Trainer(config_of(shape, rules, **fields), shape.modalities(), device),
+        devices or ("cpu", "cuda"),
+    )
+
+
+# Inductor compiles for minutes on a CPU.
+CONTENDERS: dict[str, Contender] = {
+    "the original": Contender(
+        lambda shape, device: OriginalStep(config_of(shape, "official"), shape.modalities(), device)
+    ),
+    "official, float64": ours("official"),
+    "official, float32": ours("official", dtype="float32"),
+    "recommended, float32": ours("recommended"),
+    "recommended, channels last": ours("recommended", channels_last=True),
+    "recommended, tf32": ours("recommended", "cuda", precision="tf32"),
+    "recommended, bfloat16": ours("recommended", precision="bfloat16"),
+    "recommended, bfloat16, channels last": ours("recommended", precision="bfloat16", channels_last=True),
+    "recommended, compiled": ours("recommended", "cuda", compile=True),
+    "recommended, in a CUDA graph": ours("recommended", "cuda", cuda_graph=True),
+    "recommended, bfloat16, channels last, compiled, in a CUDA graph": ours(
+        "recommended", "cuda", precision="bfloat16", channels_last=True, compile=True, cuda_graph=True
+    ),
+}
+# Whose parts are shown.
+PROFILED = ("recommended, float32", "recommended, bfloat16, channels last")
+
+
+def disagreement() -> float:
+    """Largest difference between the losses of the original and of preset official, over three steps of a small model.
+
+    Both start from one seed and have the same draws; float64, without dropout.
+    """
+    shape = TRAIN_SHAPES["cpu"]["default"]._replace(clips=6, steps=5)
+    config = config_of(shape, "official", dropout=0.0)
+    trainer = Trainer(config, shape.modalities(), torch.device("cpu"))
+    original = OriginalStep(config, shape.modalities(), torch.device("cpu"))
+    features, _ = inputs(shape, torch.device("cpu"), torch.float64)
+    order = {name: torch.randperm(shape.clips) for name in features}
+    losses, largest = trainer.method.alignment, 0.0
+    for last in (1, 2, 3):
+        draws = Draws(torch.tensor((last - 0.5) / 3), order)
+        with mock.patch.object(trainer.method, "alignment", lambda output, _, draws=draws: losses(output, draws)):
+            ours_found = trainer.train_step(features, None, RATE).terms
+        theirs = original.step(features, last, order, RATE)
+        largest = max(largest, *(abs(float(term - theirs[name])) for name, term in ours_found.items()))
+    return largest
+
+
+def inputs(shape: TrainShape, device: torch.device, dtype: torch.dtype) -> tuple[Features, Features]:
+    """Random features and masks of a batch; sentences differ in length, as they do in the built-in data."""
+    generator = torch.Generator().manual_seed(0)
+    features, mask = {}, {}
+    for name, modality in shape.modalities().items():
+        features[name] = torch.randn(shape.clips, shape.steps, *modality.shape, generator=generator).to(device, dtype)
+        lengths = torch.full((shape.clips,), shape.steps)
+        if modality.kind == "words":
+            lengths = torch.randint(3, shape.steps + 1, (shape.clips,), generator=generator)
+        mask[name] = (torch.arange(shape.steps) < lengths[:, None]).to(device)
+    return features, mask
+
+
+def make(contender: str, shape: TrainShape, device: torch.device) -> tuple[Any, Callable[[], object]]:
+    """The trainer of a contender, and its step on one batch."""
+    torch.manual_seed(0)
+    trainer = CONTENDERS[contender].make(shape, device)
+    features, mask = inputs(shape, device, trainer.model.dtype)
+    return trainer, lambda: trainer.train_step(features, mask, RATE)
+
+
+def milliseconds(step: Callable[[], object], device: torch.device) -> tuple[list[float], list[float]]:
+    """Times of single steps after a warm-up of two: on the clock, and of the processor's cores together."""
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    step()
+    step()
+    wait()
+    times, busy = [], []
+    started = time.perf_counter()
+    while len(times) < LEAST_REPEATS or (
+        len(times) < 200 and time.perf_counter() - started < LONGEST_SECONDS[device.type]
+    ):
+        begun, cores = time.perf_counter(), time.process_time()
+        step()
+        wait()
+        times.append(1000 * (time.perf_counter() - begun))
+        busy.append(1000 * (time.process_time() - cores))
+    return times, busy
+
+
+# Part of a step: object of the trainer, method. The forward time of a part is that of its methods, the backward time
+# that of the operators that differentiate what they called.
+PARTS: dict[str, tuple[tuple[str, str], ...]] = {
+    "encoders": tuple(("model.encoders.{name}", f) for f in ("read_words", "encode_semantic", "encode_specific")),
+    "decoders": (("model.decoders.{name}", "forward"),),
+    "reconstruction": (("method", "reconstruction"),),
+    "quantiser": (("model.codebook", "quantise"), ("method", "_commitment")),
+    "Cross-CPC": (("method", "_cpc"),),
+    "code matching": (("method", "_code_matching"),),
+    "CLUB estimates": (("method", "_club"),),
+    "CLUB inner steps": (("method", "fit_club"),),
+    "codebook update": (("model", "update_codebook"),),
+    "optimiser": (("optimizer", "step"),),
+}
+
+
+@contextmanager
+def marked(trainer: Trainer) -> Iterator[None]:
+    """Within, the methods of PARTS and the clipping leave spans of their part's name in a profile."""
+
+    def spanning(part: str, function: Callable) -> Callable:
+        @functools.wraps(function)
+        def call(*arguments: Any, **options: Any) -> Any:
+            with record_function(part):
+                return function(*arguments, **options)
+
+        return call
+
+    patches = []
+    for part, methods in PARTS.items():
+        for path, method in methods:
+            for name in trainer.model.names if "{name}" in path else ("",):
+                owner: Any = trainer
+                for attribute in path.format(name=name).split("."):
+                    owner = owner[attribute] if isinstance(owner, torch.nn.ModuleDict) else getattr(owner, attribute)
+                patches.append(mock.patch.object(owner, method, spanning(part, getattr(owner, method))))
+    patches.append(mock.patch("unicode_fast.train.clip_grad_norm_", spanning("optimiser", clip_grad_norm_)))
+    for patch in patches:
+        patch.start()
+    try:
+        yield
+    finally:
+        for patch in patches:
+            patch.stop()
+
+
+def profiled(trainer: Trainer, step: Callable[[], object], device: torch.device, steps: int) -> list[dict[str, Any]]:
+    """Milliseconds of each part in one step, mean over some: forward, backward, calls of torch operators."""
+    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device.type == "cuda")
+    with marked(trainer):
+        step()
+        step()
+        with profile(activities=activities) as recorded:
+            for _ in range(steps):
+                with record_function("step"):
+                    step()
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+    events = list(recorded.events())
+    on_gpu = device.type == "cuda"
+    spans = sorted(
+        (event.time_range.start, event.time_range.end, event.name, event.device_time_total if on_gpu else None)
+        for event in events
+        if event.name in PARTS and event.device_type.name == "CPU"
+    )
+    starts = [start for start, *_ in spans]
+
+    def part_at(time: float) -> str | None:
+        place = int(np.searchsorted(starts, time, side="right")) - 1
+        return spans[place][2] if place >= 0 and time < spans[place][1] else None
+
+    forward, backward, calls = defaultdict(float), defaultdict(float), defaultdict(int)
+    for start, end, part, device_time in spans:
+        forward[part] += end - start if device_time is None else device_time
+    made_in: dict[int, str] = {}
+    cpu = sorted((event for event in events if event.device_type.name == "CPU"), key=lambda e: e.time_range.start)
+    for event in cpu:
+        part = part_at(event.time_range.start)
+        if event.name.startswith("aten::"):
+            calls[part or "other"] += 1
+        if event.name.startswith("autograd::engine::evaluate_function"):
+            # CLUB's inner steps have a backward pass of their own, which their span covers.
+            if part is None:
+                owner = made_in.get(event.sequence_nr, "other")
+                backward[owner] += event.device_time_total if on_gpu else event.time_range.elapsed_us()
+        elif part is not None and event.sequence_nr >= 0 and event.scope != 1:
+            made_in[event.sequence_nr] = part
+    whole = sum(
+        event.device_time_total if on_gpu else event.time_range.elapsed_us() for event in cpu if event.name == "step"
+    )
+    forward["other"] = whole - sum(forward.values()) - sum(backward.values())
+    return [
+        {
+            "part": part,
+            "forward_ms": forward[part] / 1000 / steps,
+            "backward_ms": backward[part] / 1000 / steps,
+            "operator_calls": calls[part] / steps,
+        }
+        for part in (*PARTS, "other")
+    ]
+
+
+def measure(contender: str, size: str, device_name: str, *, profile_it: bool = False) -> dict[str, Any]:
+    """One row of the results."""
+    device, shape = torch.device(device_name), TRAIN_SHAPES[device_name][size]
+    trainer, step = make(contender, shape, device)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    times, busy = milliseconds(step, device)
+    row = {
+        "contender": contender,
+        "size": size,
+        "clips": shape.clips,
+        "steps": shape.steps,
+        "median_ms": float(np.median(times)),
+        "p20_ms": float(np.percentile(times, 20)),
+        "p80_ms": float(np.percentile(times, 80)),
+        "processor_ms": float(np.median(busy)),
+        "repeats": len(times),
+        "clips_per_second": 1000 * shape.clips / float(np.median(times)),
+        "peak_bytes": torch.cuda.max_memory_allocated() if device.type == "cuda" else None,
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else f"{platform.machine()} CPU",
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "commit": git_commit(),
+        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
+    }
+    if profile_it:
+        row["parts"] = profiled(trainer, step, device, 10 if size == "default" else 2)
+    return row
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("contender", choices=CONTENDERS)
+    parser.add_argument("size", choices=sorted({size for sizes in TRAIN_SHAPES.values() for size in sizes}))
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--profile", action="store_true")
+    arguments = parser.parse_args()
+    row = measure(arguments.contender, arguments.size, arguments.device, profile_it=arguments.profile)
+    print(json.dumps(row))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,112 @@
+"""docs/training-step.md from the measurements in results/: `python benchmarks/write_step_page.py`."""
+
+import json
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+DEVICES = ("cpu", "cuda")
+TITLE = """# A training step
+
+Where a step goes, what the options change, and the released code's step beside it. Made by
+benchmarks/write_step_page.py from benchmarks/results/, which `pytest benchmarks/bench_train_step.py` and
+`pytest benchmarks/bench_feed.py` fill; `--device cuda` for a machine with a GPU. *published* has the sizes of the
+paper's audio-video-text pre-training, on a CPU with four clips in place of eighty; *default* is the default run on the
+built-in data. *Processor time* is that of all cores together: on a busy machine it says more than the clock.
+"""
+
+
+def read(name: str) -> list[dict]:
+    """The rows of a file of results; none where it has not been measured."""
+    path = RESULTS / name
+    return json.loads(path.read_text()) if path.exists() else []
+
+
+def machine(row: dict) -> str:
+    """What a row was measured with."""
+    return (
+        f"{row['device']}, {row['threads']} thread(s), torch {row['torch']}, {row['date']}, commit "
+        f"`{(row['commit'] or 'unknown')[:12]}`"
+    )
+
+
+def steps_table(rows: list[dict]) -> list[str]:
+    """Times of whole steps, each with its ratio to the original's."""
+    lines = [
+        "| size | step | time | 20 to 80 % | processor time | clips/s | the original's time by it |",
+        "|---|---|---:|---:|---:|---:|---:|",
+    ]
+    for row in rows:
+        if "missing" in row:
+            lines.append(f"| {row['size']} | {row['contender']} | {row['missing']} | | | | |")
+            continue
+        original = next((r for r in rows if r["contender"] == "the original" and r["size"] == row["size"]), None)
+        key = "processor_ms" if row["peak_bytes"] is None else "median_ms"
+        ratio = "" if original is None or "missing" in original else f"{original[key] / row[key]:.2f}"
+        lines.append(
+            f"| {row['size']}, B {row['clips']} | {row['contender']} | {row['median_ms']:.4g} ms | "
+            f"{row['p20_ms']:.4g} to {row['p80_ms']:.4g} | {row['processor_ms']:.4g} ms | "
+            f"{row['clips_per_second']:.4g} | {ratio} |"
+        )
+    return lines
+
+
+def parts_table(columns: dict[str, dict]) -> list[str]:
+    """Milliseconds of each part, forward and backward, of several profiles side by side."""
+    lines = [
+        "| part | " + " | ".join(f"{name}: forward | backward" for name in columns) + " |",
+        "|---|" + "---:|---:|" * len(columns),
+    ]
+    for number, part in enumerate(next(iter(columns.values()))["parts"]):
+        cells = [
+            f"{row['parts'][number]['forward_ms']:.1f} | {row['parts'][number]['backward_ms']:.1f}"
+            for row in columns.values()
+        ]
+        lines.append(f"| {part['part']} | " + " | ".join(cells) + " |")
+    whole = [
+        (sum(p["forward_ms"] for p in r["parts"]), sum(p["backward_ms"] for p in r["parts"])) for r in columns.values()
+    ]
+    lines.append("| all | " + " | ".join(f"{forward:.1f} | {backward:.1f}" for forward, backward in whole) + " |")
+    return lines
+
+
+def feed_table(rows: list[dict]) -> list[str]:
+    """The feed, the step, and the loop."""
+    lines = [
+        "| size | feed | feed alone | step alone | loop | of the smaller |",
+        "|---|---|---:|---:|---:|---:|",
+    ]
+    lines += [
+        f"| {row['size']}, B {row['clips']} | {row['feed']} | {row['feed_clips_per_second']:.4g} clips/s | "
+        f"{row['step_clips_per_second']:.4g} clips/s | {row['loop_clips_per_second']:.4g} clips/s | "
+        f"{100 * row['share_of_the_smaller']:.1f} % |"
+        for row in rows
+    ]
+    return lines
+
+
+def main() -> None:
+    lines = [TITLE]
+    for device in DEVICES:
+        rows, feeds = read(f"train-step-{device}.json"), read(f"feed-{device}.json")
+        lines.append(f"## On {device}\n")
+        if not rows and not feeds:
+            lines.append("Not run yet.\n")
+            continue
+        if rows:
+            measured = next(row for row in rows if "missing" not in row)
+            lines += [*steps_table(rows), "", f"Medians. {machine(measured)}.", ""]
+            before = {row["size"]: row for row in read(f"train-step-{device}-before.json")}
+            for size in dict.fromkeys(row["size"] for row in rows):
+                columns = {row["contender"]: row for row in rows if row["size"] == size and "parts" in row}
+                if size in before:
+                    columns = {f"before, `{before[size]['commit'][:12]}`": before[size], **columns}
+                if columns:
+                    lines += [f"Milliseconds of each part by torch.profiler, {size}:", "", *parts_table(columns), ""]
+        if feeds:
+            lines += [*feed_table(feeds), "", f"{machine(feeds[0])}.", ""]
+    (ROOT / "docs" / "training-step.md").write_text("\n".join(lines).rstrip() + "\n")
+
+
+if __name__ == "__main__":
+    main()

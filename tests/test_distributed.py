@@ -1,0 +1,373 @@
+"""Ranks that share a batch train the model of one; they end together, and with less memory the step is the same."""
+
+import contextlib
+import copy
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from compare import assert_close
+from tolerances import EXACT, SHARED_RUN, SHARED_STEP, Tolerance
+
+from unicode_fast import Config, UniCode, checkpoint
+from unicode_fast.distributed import Ranks, Watch, _Seen
+from unicode_fast.journal import StepResult
+from unicode_fast.train import Trainer, check_ranks, main
+
+NAMES = ("audio", "video", "text")
+CPU = torch.device("cpu")
+# Clips of the batches; with three ranks neither is shared evenly.
+BATCHES = (8, 8, 5)
+# By preset: are there masks, and steps of modalities that differ from the others.
+CASES: dict[str, tuple[str, bool, dict[str, int]]] = {
+    "recommended": ("recommended", False, {}),
+    "recommended, masks": ("recommended", True, {}),
+    "recommended, unequal lengths": ("recommended", False, {"text": 3}),
+    "official": ("official", False, {}),
+    "official, masks": ("official", True, {}),
+    "paper": ("paper", False, {}),
+    "paper, masks": ("paper", True, {}),
+}
+State = dict[str, torch.Tensor]
+
+
+def config_of(preset: str, **fields: object) -> Config:
+    return tiny.config(preset, **{"dropout": 0.0, "dtype": "float64", "revive_after": 1, **fields})
+
+
+def batch_of(owner: UniCode, case: str, step: int) -> tuple[State, State | None]:
+    """Features and masks of a whole batch."""
+    _, masked, lengths = CASES[case]
+    features = tiny.batch(owner, BATCHES[step], lengths=lengths, seed=step)
+    if not masked:
+        return features, None
+    generator = torch.Generator().manual_seed(step)
+    return features, {
+        name: tiny.mask_of(torch.randint(1, 6, (BATCHES[step],), generator=generator).tolist(), 5) for name in NAMES
+    }
+
+
+def trained(case: str, ranks: Ranks, **fields: object) -> tuple[State, list[StepResult]]:
+    """The model of a rank after a few steps, and their results."""
+    config = config_of(CASES[case][0], **fields)
+    trainer = Trainer(config, {name: tiny.MODALITIES[name] for name in NAMES}, CPU)
+    results = []
+    for step, clips in enumerate(BATCHES):
+        own = ranks.bounds(clips)
+        features, mask = batch_of(trainer.model, case, step)
+        part = {name: values[own] for name, values in features.items()}
+        valid = None if mask is None else {name: values[own] for name, values in mask.items()}
+        results.append(trainer.train_step(part, valid, 1e-3, ranks.part(clips)))
+    return trainer.model.state_dict(), results
+
+
+def compare(
+    found: tuple[State, list[StepResult]], wanted: tuple[State, list[StepResult]], tolerance: Tolerance = SHARED_STEP
+) -> None:
+    for name, value in wanted[0].items():
+        assert_close(found[0][name], value, tolerance if value.is_floating_point() else EXACT, name)
+    for result, truth in zip(found[1], wanted[1], strict=True):
+        for part in ("terms", "recognised", "usage"):
+            ours, theirs = getattr(result, part), getattr(truth, part)
+            assert list(ours) == list(theirs)
+            for name, value in theirs.items():
+                assert_close(ours[name], value, tolerance, f"{part} {name}")
+
+
+class Kept:
+    """A tensor that autograd keeps; the class knows how many numbers are kept now, and were at most."""
+
+    now = most = 0
+
+    def __init__(self, tensor: torch.Tensor, owned: set[int]) -> None:
+        self.tensor, self.size = tensor, 0 if tensor.data_ptr() in owned else tensor.numel()
+        Kept.now += self.size
+        Kept.most = max(Kept.most, Kept.now)
+
+    def __del__(self) -> None:
+        Kept.now -= self.size
+
+
+def meet(rank: int, ranks: int, folder: str) -> Ranks:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", f"file://{folder}/meeting", rank=rank, world_size=ranks)
+    return Ranks(rank, ranks)
+
+
+def check_dropout_after_a_resume(ranks: Ranks) -> None:
+    """Draws depend on the step and the rank, not on what was drawn before."""
+    trainers = [
+        Trainer(config_of("recommended", dropout=0.5), {n: tiny.MODALITIES[n] for n in NAMES}, CPU) for _ in range(2)
+    ]
+    for step, clips in enumerate(BATCHES):
+        features, _ = batch_of(trainers[0].model, "recommended", step)
+        part = {name: values[ranks.bounds(clips)] for name, values in features.items()}
+        trainers[0].train_step(part, None, 1e-3, ranks.part(clips))
+        if step == 0:
+            content = copy.deepcopy({"model": trainers[0].model.state_dict(), **trainers[0].state()})
+            trainers[1].restore({**content, "rng": torch.Generator().manual_seed(9).get_state()})
+        else:
+            trainers[1].train_step(part, None, 1e-3, ranks.part(clips))
+    states = [trainer.model.state_dict() for trainer in trainers]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def check_rank(rank: int, size: int, folder: str, truths: dict[str, tuple[State, list[StepResult]]]) -> None:
+    ranks = meet(rank, size, folder)
+    for case, truth in truths.items():
+        found = trained(case, ranks)
+        compare(found, truth)
+        every: list[State | None] = [None] * size
+        dist.all_gather_object(every, found[0])
+        for other in every:
+            assert other is not None and all(torch.equal(other[name], found[0][name]) for name in other), case
+    compare(
+        trained("official, masks", ranks, micro_batches=2, activation_checkpointing=True), truths["official, masks"]
+    )
+    check_dropout_after_a_resume(ranks)
+    dist.destroy_process_group()
+
+
+@pytest.mark.skipif(not dist.is_gloo_available(), reason="this torch has no gloo")
+@pytest.mark.parametrize("size", [2, 3])
+def test_ranks_train_the_model_of_one(size: int, tmp_path: Path) -> None:
+    truths = {case: trained(case, Ranks()) for case in CASES}
+    revived = [case for case, truth in truths.items() if (truth[0]["codebook.idle"] == 0).sum() > 0]
+    assert revived == list(CASES)
+    mp.start_processes(check_rank, args=(size, str(tmp_path), truths), nprocs=size, start_method="fork")
+
+
+class TestLessMemory:
+    @pytest.mark.parametrize("case", CASES)
+    @pytest.mark.parametrize("number", [2, 3])
+    def test_micro_batches(self, case: str, number: int) -> None:
+        compare(trained(case, Ranks(), micro_batches=number), trained(case, Ranks()))
+
+    @pytest.mark.parametrize("preset", ["recommended", "official", "paper"])
+    def test_activation_checkpointing(self, preset: str) -> None:
+        """Dropout is drawn again as it was."""
+        kept = trained(f"{preset}, masks", Ranks(), dropout=0.1)
+        compare(trained(f"{preset}, masks", Ranks(), dropout=0.1, activation_checkpointing=True), kept)
+
+    def test_dropout_is_replayed(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Both times a micro-batch is encoded, it is encoded alike; the next one is not."""
+        real, seen = UniCode.encode_features, []
+
+        def noted(self: UniCode, name: str, features: torch.Tensor, mask: torch.Tensor | None) -> object:
+            found = real(self, name, features, mask)
+            seen.append((name, torch.is_grad_enabled(), found.semantic.detach()))
+            return found
+
+        monkeypatch.setattr(UniCode, "encode_features", noted)
+        first = trained("recommended, masks", Ranks(), dropout=0.5, micro_batches=2)
+        for step in range(len(BATCHES)):
+            calls = seen[12 * step : 12 * step + 12]
+            assert [graph for _, graph, _ in calls] == [False] * 6 + [True] * 6
+            for (name, _, before), (again, _, after) in zip(calls[:6], calls[6:], strict=True):
+                assert name == again
+                assert_close(after, before, SHARED_STEP, name)
+        compare(trained("recommended, masks", Ranks(), dropout=0.5, micro_batches=2), first, EXACT)
+        other = trained("recommended, masks", Ranks(), dropout=0.0, micro_batches=2)
+        assert not torch.allclose(other[0]["codebook.codebook"], first[0]["codebook.codebook"])
+
+    @pytest.mark.parametrize("fields", [{"micro_batches": 8}, {"activation_checkpointing": True}])
+    def test_fewer_tensors_are_kept(self, fields: dict) -> None:
+        """At the worst moment of a step, of what autograd keeps for the backward pass, parameters left aside."""
+
+        def most_kept(**fields: object) -> int:
+            # Convolutions that outweigh the rest, as at the published sizes.
+            config = config_of("recommended", grid_hidden_width=64, **fields)
+            trainer = Trainer(config, {name: tiny.MODALITIES[name] for name in NAMES}, CPU)
+            features, owned = tiny.batch(trainer.model, 32), {p.data_ptr() for p in trainer.model.parameters()}
+            with torch.autograd.graph.saved_tensors_hooks(lambda tensor: Kept(tensor, owned), lambda kept: kept.tensor):
+                trainer.train_step(features, None, 1e-3)
+            most, Kept.most = Kept.most, 0
+            assert Kept.now == 0
+            return most
+
+        assert most_kept(**fields) < most_kept() / 3
+
+
+FLAGS = {
+    **tiny.SIZES,
+    "steps": 16,
+    "batch_size": 10,
+    "validations": 2,
+    "checkpoint_seconds": 0.0,
+    "dtype": "float64",
+    "dropout": 0.0,
+    "probe_tasks": "classification",
+}
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.write(tmp_path_factory.mktemp("store") / "tiny")
+
+
+class Job:
+    """A run under torchrun."""
+
+    def __init__(self, ranks: int, log: Path, *flags: str, **fields: object) -> None:
+        words = [*flags, *(f"--{name}={value}" for name, value in fields.items())]
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+        self.log = log
+        with log.open("w") as stream:
+            self.process = subprocess.Popen(
+                [*torchrun, "-m", "unicode_fast.train", *words],
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
+                stdout=stream,
+                stderr=stream,
+            )
+
+    def wait(self, seconds: float = 120) -> tuple[int, str]:
+        """Its exit status and what it printed."""
+        try:
+            status = self.process.wait(seconds)
+        finally:
+            self.process.kill()
+        return status, self.log.read_text()
+
+    def wait_for_step(self, run: Path, step: int) -> None:
+        deadline = time.monotonic() + 120
+        while not (steps := checkpoint.steps_in(run)) or steps[-1] < step:
+            assert self.process.poll() is None and time.monotonic() < deadline, self.log.read_text()
+            time.sleep(0.005)
+
+    def signal(self, rank: int, number: signal.Signals) -> None:
+        """To the process of a rank."""
+        for folder in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                parent = re.search(r"PPid:\s+(\d+)", (folder / "status").read_text())
+                variables = (folder / "environ").read_bytes().split(b"\0")
+                if parent and int(parent[1]) == self.process.pid and f"RANK={rank}".encode() in variables:
+                    os.kill(int(folder.name), number)
+                    return
+        raise AssertionError(f"rank {rank} has no process: {self.log.read_text()}")
+
+
+def errors_in(text: str) -> list[str]:
+    return [line for line in text.splitlines() if "error: " in line and not line.startswith("[rank")]
+
+
+@pytest.mark.skipif(
+    not (dist.is_gloo_available() and Path("/proc/self/environ").exists()), reason="needs gloo and /proc"
+)
+class TestTorchrun:
+    def test_a_rank_dies_and_another_number_goes_on(self, store: Path, tmp_path: Path) -> None:
+        """Two ranks, one of them killed, then three: the model that one process trains."""
+        out = tmp_path / "run"
+        job = Job(2, tmp_path / "killed.txt", data=store, out=out, **FLAGS)
+        job.wait_for_step(out, 3)
+        job.signal(1, signal.SIGKILL)
+        begun = time.monotonic()
+        status, printed = job.wait()
+        assert status != 0 and time.monotonic() - begun < 60
+        assert len(errors_in(printed)) <= 1 and "Signal 9 (SIGKILL)" in printed
+        saved = checkpoint.steps_in(out)[-1]
+        assert 3 <= saved < FLAGS["steps"] and checkpoint.read(checkpoint.find(out, "last"))["step"] == saved
+        status, printed = Job(3, tmp_path / "resumed.txt", f"--resume={out}").wait()
+        assert status == 0 and printed.rstrip().endswith(str(out)), printed
+        assert printed.count("classification") == 6 + 1  # rows of the table, and the flag in the configuration
+        assert (
+            main([f"--{name}={value}" for name, value in {**FLAGS, "data": store, "out": tmp_path / "one"}.items()])
+            == 0
+        )
+        found, wanted = (checkpoint.read(checkpoint.find(run, "last"))["model"] for run in (out, tmp_path / "one"))
+        for name, value in wanted.items():
+            assert_close(found[name], value, SHARED_RUN if value.is_floating_point() else EXACT, name)
+
+    def test_a_rank_stalls(self, store: Path, tmp_path: Path) -> None:
+        out = tmp_path / "run"
+        fields = {**FLAGS, "steps": 100000, "rank_timeout_seconds": 4.0}
+        job = Job(2, tmp_path / "log.txt", data=store, out=out, **fields)
+        job.wait_for_step(out, 2)
+        job.signal(1, signal.SIGSTOP)
+        begun = time.monotonic()
+        while not errors_in(job.log.read_text()) and time.monotonic() - begun < 30:
+            time.sleep(0.05)
+        # torchrun kills a process that stands still after thirty seconds more, and ends one that goes on at once.
+        job.signal(1, signal.SIGCONT)
+        status, printed = job.wait()
+        assert status != 0
+        assert errors_in(printed) == [
+            "error: rank 1 has not been heard of for 4 s; what was saved before is there, go on with --resume"
+        ]
+        assert checkpoint.read(checkpoint.find(out, "last"))["step"] >= 2
+
+    def test_a_loss_that_is_not_finite_ends_all_with_one_message(self, store: Path, tmp_path: Path) -> None:
+        out = tmp_path / "run"
+        fields = {**FLAGS, "dtype": "float32", "learning_rate": 1e30}
+        status, printed = Job(2, tmp_path / "log.txt", data=store, out=out, **fields).wait()
+        assert status != 0
+        (message,) = errors_in(printed)
+        assert re.search(r"error: loss term .* became .* at step \d+, in the batch of clips .*saved as", message)
+        assert len(list((out / "checkpoints").glob("nonfinite-*.pt"))) == 1
+
+
+class TestWatch:
+    """What a rank says of the next one, from what that one tells once a second."""
+
+    @staticmethod
+    def look(states: list[tuple[str, str]]) -> list[str | None]:
+        """Of rank 0 at the others' states, rank 1's and that of rank 2 and of the first."""
+        store = dist.HashStore()
+        watch, seen, found = Watch(Ranks(0, 3, store), 10.0), _Seen(), []
+        for beat, (first, second) in enumerate(states):
+            store.set("rank-0", f"{beat} {first}")
+            store.set("rank-1", f"{beat} {second}" if second != "silent" else "7 7 training")
+            store.set("rank-2", f"{beat} {first}")
+            found.append(watch._look(store, seen))
+        return found
+
+    def test_a_rank_that_goes_on(self) -> None:
+        assert set(self.look([(f"{step} training", f"{step} training") for step in range(40)])) == {None}
+
+    def test_a_silent_rank(self) -> None:
+        found = self.look([("9 training", "silent")] * 12)
+        assert found == [None] * 11 + ["rank 1 has not been heard of for 10 s"]
+
+    def test_a_rank_that_comes_no_further(self) -> None:
+        before = [(f"{step} training", f"{step} training") for step in range(6)]
+        found = self.look(before + [("6 training", "5 training")] * 14)
+        assert found == [None] * 19 + ["rank 1 came no further than step 5 for 10 s"]
+
+    def test_long_steps_are_no_stall(self) -> None:
+        steps = [step for step in range(5) for _ in range(20)]
+        assert set(self.look([(f"{step} training", f"{step} training") for step in steps])) == {None}
+
+    @pytest.mark.parametrize("phase", ["alone", "ended"])
+    def test_the_others_wait_for_the_first(self, phase: str) -> None:
+        before = [(f"{step} training", f"{step} training") for step in range(6)]
+        second = "5 training" if phase == "alone" else "5 ended"
+        assert set(self.look(before + [(f"5 {phase}", second)] * 40)) == {None}
+
+
+class TestChecks:
+    @pytest.mark.parametrize(
+        ("fields", "message"),
+        [
+            ({"batch_size": 2}, "batch_size must be at least the 3 ranks, got 2"),
+            ({"batch_size": 29, "keep_last_batch": True}, "must leave each of 3 ranks a clip, got 2 in the last batch"),
+            ({"batch_size": 10, "micro_batches": 4}, "micro_batches must be at most the 3 clips of a rank, got 4"),
+        ],
+    )
+    def test_too_few_clips(self, fields: dict, message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            check_ranks(tiny.config(**fields), 60, Ranks(1, 3))
+        check_ranks(tiny.config(**{**fields, "micro_batches": 1}), 60, Ranks())
+
+    def test_every_clip_has_one_rank(self) -> None:
+        clips = range(80)
+        shares = [clips[Ranks(rank, 3).bounds(80)] for rank in range(3)]
+        assert [len(share) for share in shares] == [26, 27, 27]
+        assert [clip for share in shares for clip in share] == list(clips)

@@ -1,0 +1,273 @@
+"""The processes that `torchrun` starts to train one model together: which clips each holds, and who of them speaks.
+
+What they compute together is in `unicode_fast.ops.sharded`; here is how they meet, agree and end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import io
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+
+from unicode_fast.ops.sharded import Part
+
+T = TypeVar("T")
+
+# Nothing in a run takes as long; `Watch` finds earlier whether a rank stalls, as the first may work alone for a while.
+_LONGEST_WAIT = datetime.timedelta(days=7)
+# The rank that says why a run ends is left this long to do so, in seconds; torchrun ends the others then.
+_LAST_WORDS_SECONDS = 5.0
+# A step that takes this many times the mean of those before it is a stall, where that is longer than the time-out.
+_STEPS_OF_A_STALL = 4
+_FAILED = "failed"
+_RESUME = "what was saved before is there, go on with --resume"
+
+
+class RankLost(RuntimeError):
+    """Another rank ended or lost its connection."""
+
+
+class Ranks:
+    """One rank's view of all of them; a process that torchrun has not started is the only one.
+
+    Attributes:
+        rank: of this process.
+        size: number of ranks.
+    """
+
+    def __init__(self, rank: int = 0, size: int = 1, store: dist.Store | None = None) -> None:
+        self.rank, self.size, self.store = rank, size, store
+        self.step = 0
+        self.phase = "training"
+        self._watch: Watch | None = None
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the rank that writes files, shows progress and measures."""
+        return self.rank == 0
+
+    def bounds(self, clips: int) -> slice:
+        """Which clips of a batch this rank holds: as many as any other, or one more or less."""
+        return slice(clips * self.rank // self.size, clips * (self.rank + 1) // self.size)
+
+    def part(self, clips: int) -> Part | None:
+        """The same for the losses; None where this rank holds all."""
+        group = dist.group.WORLD if self.size > 1 else None
+        return None if group is None else Part(self.bounds(clips).start, clips, group)
+
+    def device(self, device: torch.device) -> torch.device:
+        """The device of this rank, where `device` is that of the run.
+
+        Raises:
+            ValueError: there are more ranks on this machine than GPUs.
+        """
+        if self.size == 1 or device.type != "cuda":
+            return device
+        local, there = int(os.environ.get("LOCAL_RANK", self.rank)), torch.cuda.device_count()
+        if local >= there:
+            raise ValueError(f"nproc-per-node must be at most the {there} GPUs of a machine, got rank {local} there")
+        torch.cuda.set_device(local)
+        return torch.device("cuda", local)
+
+    def from_first(self, make: Callable[[], T]) -> T:
+        """What `make` returns on the first rank, on every rank; it runs there alone while the others wait."""
+        if self.size == 1:
+            return make()
+        made: list[Any] = [None]
+        if self.first:
+            with self.alone():
+                made = [make()]
+        dist.broadcast_object_list(made, src=0, device=torch.device("cpu"))
+        return made[0]
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """While the first rank does what others wait for, however long that takes."""
+        before, self.phase = self.phase, "alone"
+        try:
+            yield
+        finally:
+            self.phase = before
+
+    def copy_from_first(self, model: torch.nn.Module) -> None:
+        """Parameters and buffers of the first rank, on every rank."""
+        if self.size > 1:
+            for tensor in model.state_dict().values():
+                dist.broadcast(tensor, 0)
+
+    def watch(self, timeout_seconds: float) -> None:
+        """From now on a rank that stalls ends the run."""
+        if self.size > 1 and self._watch is None:
+            self._watch = Watch(self, timeout_seconds)
+            self._watch.start()
+
+    def fails_first(self) -> bool:
+        """Whether no other rank has failed before this one, which then says why."""
+        if self.store is None or self.store.add(_FAILED, 1) == 1:
+            if self._watch is not None:
+                self._watch.ended.set()
+            return True
+        return False
+
+    def end(self, store: dist.Store) -> None:
+        """The run is over for this rank."""
+        if self._watch is not None:
+            self._watch.ended.set()
+            self._watch.join()
+        self.phase = "ended"
+        self.publish(store, 0)
+
+    def publish(self, store: dist.Store, beat: int) -> None:
+        """Tells the other ranks how far this one is."""
+        store.set(f"rank-{self.rank}", f"{beat} {self.step} {self.phase}")
+
+
+class Watch(threading.Thread):
+    """Looks whether the next rank lives and goes on, and ends this process where it does not.
+
+    Every rank looks at the next one, so that the work does not grow with their number. A rank has stalled when it has
+    not been heard of for the time-out, or when it has come no further for as long, or for several times as long as a
+    step takes, and the first rank is not at work alone.
+
+    Args:
+        ranks: of this process.
+        timeout_seconds: the time-out.
+    """
+
+    def __init__(self, ranks: Ranks, timeout_seconds: float) -> None:
+        super().__init__(name="watch", daemon=True)
+        self.ranks, self.timeout_seconds = ranks, timeout_seconds
+        self.interval = min(1.0, timeout_seconds / 10)
+        self.next = (ranks.rank + 1) % ranks.size
+        self.ended = threading.Event()
+
+    def run(self) -> None:
+        """Until the process ends."""
+        try:
+            # A store of its own: one that a thread waits for another cannot use.
+            store = _meet()
+            beat, seen = 0, _Seen()
+            while not self.ended.wait(self.interval):
+                beat += 1
+                self.ranks.publish(store, beat)
+                if store.check([_FAILED]):
+                    _leave()
+                message = self._look(store, seen)
+                if message is not None:
+                    self._end(message)
+        except (RuntimeError, ValueError) as error:
+            if not self.ended.is_set():
+                self._end(f"the store of torchrun does not answer ({_first_line(error)})")
+
+    def _look(self, store: dist.Store, seen: _Seen) -> str | None:
+        """What is wrong with the next rank; None where nothing is."""
+        beat, step, phase = store.get(f"rank-{self.next}").decode().split()
+        alone = store.get("rank-0").decode().endswith("alone")
+        seen.note(int(beat), int(step), alone or phase != "training", self.interval)
+        if phase == "ended":
+            return None
+        if seen.silent_seconds > self.timeout_seconds:
+            return f"rank {self.next} has not been heard of for {self.timeout_seconds:g} s"
+        allowed = max(self.timeout_seconds, _STEPS_OF_A_STALL * seen.mean_step_seconds())
+        # A few looks later, as a rank that is not heard of keeps the others from going on too.
+        if seen.still_seconds > allowed + 3 * self.interval:
+            states = [store.get(f"rank-{rank}").decode().split() for rank in range(self.ranks.size)]
+            least = min(int(state[1]) for state in states)
+            behind = ", ".join(str(rank) for rank, state in enumerate(states) if int(state[1]) == least)
+            return f"rank {behind} came no further than step {least} for {allowed:.0f} s"
+        return None
+
+    def _end(self, message: str) -> None:
+        if self.ranks.fails_first():
+            # On a line of its own, below a progress bar.
+            print(f"\nerror: {message}; {_RESUME}", file=sys.__stderr__, flush=True)  # noqa: T201
+            os._exit(1)
+        _leave()
+
+
+class _Seen:
+    """What a watch has seen of another rank, counted in its own looks: a process that was stopped itself sees none."""
+
+    def __init__(self) -> None:
+        self.beat = self.step = -1
+        self.silent_seconds = self.still_seconds = 0.0
+        self.steps, self.seconds = 0, 0.0
+
+    def note(self, beat: int, step: int, excused: bool, seconds: float) -> None:
+        """A look, `seconds` after the one before."""
+        self.silent_seconds = 0.0 if beat != self.beat else self.silent_seconds + seconds
+        if excused:
+            self.still_seconds = 0.0
+        elif step != self.step:
+            # The run of another seed begins at zero again.
+            self.steps += 0 if self.step < 0 else max(0, step - self.step)
+            self.seconds += self.still_seconds + seconds
+            self.still_seconds = 0.0
+        else:
+            self.still_seconds += seconds
+        self.beat, self.step = beat, step
+
+    def mean_step_seconds(self) -> float:
+        """Infinite before the first step, which may compile for minutes."""
+        return self.seconds / self.steps if self.steps > 0 else float("inf")
+
+
+@contextlib.contextmanager
+def join() -> Iterator[Ranks]:
+    """The ranks of the job that torchrun has started, until they part; one rank where it has not.
+
+    The first rank alone prints. Where ranks fail, the first to do so says why, and the others leave without a word.
+
+    Raises:
+        RankLost: the connection to another rank broke.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or "RANK" not in os.environ:
+        yield Ranks()
+        return
+    store = _meet()
+    ranks = Ranks(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), store)
+    ranks.publish(store, 0)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if dist.is_nccl_available() else "gloo", timeout=_LONGEST_WAIT)
+    try:
+        with contextlib.ExitStack() as stack:
+            if not ranks.first:
+                stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
+                stack.enter_context(contextlib.redirect_stderr(io.StringIO()))
+            yield ranks
+            # The others wait here for what the first does last.
+            ranks.from_first(lambda: None)
+    except SystemExit:
+        raise
+    except BaseException as error:
+        if not ranks.fails_first():
+            _leave()
+        if isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error)):
+            raise RankLost(f"another rank ended or lost its connection ({_first_line(error)}); {_RESUME}") from error
+        raise
+    ranks.end(store)
+    dist.destroy_process_group()
+
+
+def _meet() -> dist.Store:
+    """A connection to the store that all ranks share."""
+    store, _, _ = next(dist.rendezvous("env://", timeout=datetime.timedelta(seconds=60)))
+    return dist.PrefixStore("unicode_fast", store)
+
+
+def _leave() -> None:
+    """Ends this process without a word, after another one has had time for the last."""
+    time.sleep(_LAST_WORDS_SECONDS)
+    os._exit(1)
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

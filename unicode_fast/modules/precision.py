@@ -1,0 +1,41 @@
+"""In what precision products are computed, as the field `precision` says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from unicode_fast.config import TrainConfig
+
+
+def products(config: TrainConfig, device: torch.device) -> torch.autocast:
+    """A context whose matrix products, convolutions and LSTMs are in bfloat16 where `precision` is that.
+
+    Their results may be bfloat16 too. A float64 model stays float64.
+    """
+    lower = config.precision == "bfloat16" and config.dtype == "float32"
+    return torch.autocast(device.type, torch.bfloat16, enabled=lower)
+
+
+@contextmanager
+def float32_products(config: TrainConfig, device: torch.device) -> Iterator[None]:
+    """A context whose float32 products on CUDA are in TF32 where `precision` is that, else in float32 proper.
+
+    torch's own default is TF32 in convolutions and LSTMs, float32 elsewhere; it returns afterwards.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    cudnn: Any = torch.backends.cudnn
+    backends: tuple[Any, ...] = (torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn)
+    before = [backend.fp32_precision for backend in backends]
+    for backend in backends:
+        backend.fp32_precision = "tf32" if config.precision == "tf32" else "ieee"
+    try:
+        yield
+    finally:
+        for backend, value in zip(backends, before, strict=True):
+            backend.fp32_precision = value
