@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import sys
@@ -22,7 +21,8 @@ from unicode_fast import checkpoint, pictures
 from unicode_fast.checkpoint import CheckpointError, write_json
 from unicode_fast.cli import given_fields, make_parser, resolve, run_main, with_underscores
 from unicode_fast.config import Config, Kind, Modality, modality_names
-from unicode_fast.data import Batch, Batches, Store, StoreError, open_dataset, talking_digits
+from unicode_fast.data import Batch, Batches, Dataset, StoreError, open_dataset, talking_digits
+from unicode_fast.data.layouts import find_layout
 from unicode_fast.journal import LOG_EVERY, Journal, NonFiniteLoss, StepResult
 from unicode_fast.methods import UniCodeMethod
 from unicode_fast.modules import ModelOutput, UniCode
@@ -32,6 +32,7 @@ from unicode_fast.tasks import Probes, Row, aggregate, check_tasks, format_table
 
 # Vectors that initial codewords are chosen or computed from, for each codeword.
 INIT_ROWS_PER_CODEWORD = 80
+NO_TASKS = "none"
 BUILT_IN_MODALITIES = ("audio", "video", "text")
 
 
@@ -154,12 +155,12 @@ def total_steps(config: Config, batches: Batches) -> int:
     return config.train.steps or config.train.epochs * batches.steps_per_epoch
 
 
-def pretrain(trainer: Trainer, store: Store, folder: Path, content: Mapping[str, Any] | None) -> dict[str, Any]:
+def pretrain(trainer: Trainer, store: Dataset, folder: Path, content: Mapping[str, Any] | None) -> dict[str, Any]:
     """Trains to the end and leaves checkpoints, metrics and events in the run folder.
 
     Args:
         trainer: fresh, or restored from `content`.
-        store: with splits train and val.
+        store: with the split that is trained on, and val where there are validations.
         folder: of the run.
         content: of the checkpoint that is resumed, or None.
 
@@ -170,7 +171,7 @@ def pretrain(trainer: Trainer, store: Store, folder: Path, content: Mapping[str,
         NonFiniteLoss: after the state has been saved as nonfinite-step-N.pt.
     """
     config, device = trainer.config, trainer.model.device
-    clips = store.split("train").restrict(trainer.model.names)
+    clips = store.split(config.data.train_split).restrict(trainer.model.names)
     train = config.train
     batches = Batches(
         clips, train.batch_size, train.seed, drop_last=not train.keep_last_batch, dtype=getattr(torch, train.dtype)
@@ -183,7 +184,7 @@ def pretrain(trainer: Trainer, store: Store, folder: Path, content: Mapping[str,
             "best": None,
             "seconds": 0.0,
             "bytes": 0,
-            "data": store_digest(store),
+            "data": store.digest(),
         }
     )
     if content is None:
@@ -259,7 +260,7 @@ def run(config: Config, folder: Path, resume_step: int | None = None) -> dict[st
     content = None
     if resume_step is not None or checkpoint.steps_in(folder):
         content = checkpoint.read_for_resume(folder, resume_step, device)
-        same_data = content["progress"]["data"] == store_digest(store)
+        same_data = content["progress"]["data"] == store.digest()
         if content["config"] != checkpoint.config_to_dict(config, modalities) or not same_data:
             raise CheckpointError(f"checkpoint in {folder} was trained with another configuration or other data")
         trainer.restore(content)
@@ -269,7 +270,7 @@ def run(config: Config, folder: Path, resume_step: int | None = None) -> dict[st
     which = "best" if progress["best"] else "last"
     model = checkpoint.load(folder, which, device)
     probes = Probes(model, store, config.train.seed)
-    rows = probes.table(config.train.probe_tasks)
+    rows = probes.table(config.train.probe_tasks) if config.train.probe_tasks != NO_TASKS else []
     summary = {
         "rows": [row.as_dict() for row in rows],
         "checkpoint": {"used": which, **(progress["best"] or {"step": trainer.step})},
@@ -281,7 +282,8 @@ def run(config: Config, folder: Path, resume_step: int | None = None) -> dict[st
         "versions": versions(),
         "git_commit": git_commit(),
     }
-    pictures.draw_run(folder, probes, store, rows, config.model.codewords)
+    if config.train.probe_tasks != NO_TASKS:
+        pictures.draw_run(folder, probes, store, rows, config.model.codewords)
     write_json(folder / "summary.json", summary)
     return summary
 
@@ -361,7 +363,8 @@ def check_run(config: Config) -> None:
         ValueError: the device, a task or the modalities are not there.
     """
     choose_device(config.train.device)
-    check_tasks(config.train.probe_tasks)
+    if config.train.probe_tasks != NO_TASKS:
+        check_tasks(config.train.probe_tasks)
     if config.data.data in talking_digits.DATASETS:
         names = modality_names(config.data.modalities, BUILT_IN_MODALITIES)
         if not set(names) <= set(BUILT_IN_MODALITIES):
@@ -388,27 +391,38 @@ def check_flags(config: Config, flags: Mapping[str, Any], kinds: Collection[Kind
         unread = [name for name in ("easy", "train_clips", "val_clips", "test_clips", "data_seed") if name in flags]
         if unread:
             raise ValueError(f"{unread[0]} is about the built-in data only, got it beside data {config.data.data!r}")
+    if find_layout(config.data.data) is None:
+        unread = [name for name in ("text_model", "text_whitelist") if name in flags]
+        if unread:
+            raise ValueError(f"{unread[0]} is about layouts with sentences, got it beside data {config.data.data!r}")
     values, standard = config.flat(), preset(config.preset, config.size).flat()
     for name, reason in config.unread_fields(kinds).items():
         if name in flags or values[name] != standard[name]:
             raise ValueError(f"{name} {reason}, got {name} {values[name]!r} beside it")
 
 
-def check_store(config: Config, store: Store) -> dict[str, Modality]:
+def check_store(config: Config, store: Dataset) -> dict[str, Modality]:
     """The modalities of a run, after a look at whether its data hold what the whole run will need.
 
     Raises:
         ValueError: a modality or a split is missing, or there are fewer clips than a batch, or no classes.
     """
-    missing = [name for name in ("train", "val", "test") if name not in store.splits]
+    probed = config.train.probe_tasks != NO_TASKS
+    needed_splits = ["train", "val", "test"] if probed else ["train", "val"] if config.train.validations else []
+    needed_splits = list(dict.fromkeys([config.data.train_split, *needed_splits]))
+    missing = [name for name in needed_splits if name not in store.splits]
     if missing:
-        raise ValueError(f"data must have splits train, val and test, {store.path} has {', '.join(store.splits)}")
-    clips = store.split("train")
+        raise ValueError(
+            f"data must have splits {', '.join(needed_splits)}, {store.path} has {', '.join(store.splits)}; "
+            f"--validations 0 --probe_tasks {NO_TASKS} needs no split but the one that is trained on"
+        )
+    clips = store.split(config.data.train_split)
     modalities = store.modalities_named(modality_names(config.data.modalities, tuple(clips.modalities)))
     if len(clips) < config.train.batch_size:
         raise ValueError(f"batch_size must be at most the {len(clips)} training clips, got {config.train.batch_size}")
-    for split in store.splits:
-        store.split(split).target  # noqa: B018 - raises where the classes are missing
+    if probed or config.train.validations:
+        for split in needed_splits:
+            store.split(split).target  # noqa: B018 - raises where the classes are missing
     steps = {clips.features[name].shape[1] for name in modalities}
     needed = config.method.cpc_earliest + 1 + config.model.cpc_steps
     if config.model.cpc_steps > 1 and min(steps) < needed:
@@ -416,11 +430,6 @@ def check_store(config: Config, store: Store) -> dict[str, Modality]:
             f"cpc_steps must leave {needed} steps in a clip, got {config.model.cpc_steps} for {min(steps)}"
         )
     return modalities
-
-
-def store_digest(store: Store) -> str:
-    """What tells one dataset from another: the checksum of its manifest, which holds those of all files."""
-    return hashlib.sha256((Path(store.path) / "manifest.json").read_bytes()).hexdigest()
 
 
 if __name__ == "__main__":

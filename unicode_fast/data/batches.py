@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unicode_fast.data.store import ClipSet
+from unicode_fast.data.dataset import ClipSet
 
 
 @dataclass(frozen=True)

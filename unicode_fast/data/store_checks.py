@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from unicode_fast.config import Modality
+from unicode_fast.data.lazy import ClipArray
 
 FEATURE_DTYPES = ("float16", "float32", "float64")
 # Large arrays are checked in pieces of about this many values, so that a memory-mapped one need not fit in memory.
@@ -41,7 +42,7 @@ def _check_name(what: str, name: str, others: str) -> None:
 
 
 def check_split(
-    split: str, arrays: Mapping[str, np.ndarray], modalities: Mapping[str, Modality], classes: Sequence[str]
+    split: str, arrays: Mapping[str, ClipArray], modalities: Mapping[str, Modality], classes: Sequence[str]
 ) -> None:
     """Raise unless keys, dtypes and shapes of one split fit together."""
     _check_name("a split name", split, "_.")
@@ -64,7 +65,7 @@ def check_split(
         _check_companion(split, key, arrays, modalities, classes)
 
 
-def _check_features(where: str, array: np.ndarray, modality: Modality) -> None:
+def _check_features(where: str, array: ClipArray, modality: Modality) -> None:
     if array.dtype.name not in FEATURE_DTYPES:
         raise StoreError(f"{where} must be one of {', '.join(FEATURE_DTYPES)}, got {array.dtype}")
     if array.ndim < 2 or array.shape[2:] != modality.shape or array.shape[1] == 0:
@@ -75,7 +76,7 @@ def _check_features(where: str, array: np.ndarray, modality: Modality) -> None:
 def _check_companion(
     split: str,
     key: str,
-    arrays: Mapping[str, np.ndarray],
+    arrays: Mapping[str, ClipArray],
     modalities: Mapping[str, Modality],
     classes: Sequence[str],
 ) -> None:
@@ -95,7 +96,7 @@ def _check_companion(
 
 
 def check_values(
-    split: str, arrays: Mapping[str, np.ndarray], modalities: Mapping[str, Modality], classes: Sequence[str]
+    split: str, arrays: Mapping[str, ClipArray], modalities: Mapping[str, Modality], classes: Sequence[str]
 ) -> None:
     """Raise unless features are finite, labels in [0, 1], lengths in [1, T] and classes in [0, C)."""
     for key, array in arrays.items():
@@ -119,7 +120,7 @@ def _is_within(piece: np.ndarray, top: int) -> np.ndarray:
     return (piece >= 1) & (piece <= top)
 
 
-def _check_each_clip(where: str, array: np.ndarray, must: str, is_good: Callable[[np.ndarray], np.ndarray]) -> None:
+def _check_each_clip(where: str, array: ClipArray, must: str, is_good: Callable[[np.ndarray], np.ndarray]) -> None:
     """Raise with the number of the first clip that holds a bad value, and that value."""
     step = max(1, _PIECE_VALUES // max(1, int(np.prod(array.shape[1:]))))
     for start in range(0, len(array), step):

@@ -17,9 +17,11 @@ from typing import Any
 import numpy as np
 
 from unicode_fast.config import Modality
+from unicode_fast.data.dataset import ClipSet
 from unicode_fast.data.store_checks import StoreError, check_names, check_split, check_values
 
 FORMAT = 1
+SHARDED_FORMAT = 2
 MANIFEST = "manifest.json"
 _PIECE_BYTES = 1 << 24
 
@@ -101,20 +103,31 @@ def check_contents(
 ) -> None:
     """Raise StoreError unless all splits fit the modalities and one another, by shape, dtype and value."""
     check_names(modalities, classes)
-    if len(splits) == 0:
+    none = np.empty(0, np.int64)
+    check_parts(classes, [(split, ClipSet(arrays, dict(modalities), [], none)) for split, arrays in splits.items()])
+
+
+def check_parts(classes: Sequence[str], parts: Sequence[tuple[str, ClipSet]]) -> None:
+    """Raise StoreError unless the lists of clips, each beside the name of its split, are sound and fit one another."""
+    if len(parts) == 0:
         raise StoreError("splits must name at least one split, got none")
     first: dict[str, tuple[str, Any]] = {}
-    for split, arrays in splits.items():
-        check_split(split, arrays, modalities, classes)
-        for name in modalities:
-            found = (arrays[name].shape[1], arrays[name].dtype)
-            other, wanted = first.setdefault(name, (split, found))
-            if found != wanted:
-                raise StoreError(
-                    f"features of {name!r} must have the same number of time steps and dtype in all splits, "
-                    f"got {wanted[0]} {wanted[1]} in {other!r} and {found[0]} {found[1]} in {split!r}"
-                )
-        check_values(split, arrays, modalities, classes)
+    for split, part in parts:
+        check_split(split, part.arrays, part.modalities, classes)
+        check_alike(first, split, part)
+        check_values(split, part.arrays, part.modalities, classes)
+
+
+def check_alike(first: dict[str, tuple[str, Any]], split: str, part: ClipSet) -> None:
+    """Raise StoreError unless features have the steps and dtype that `first` holds, or is given, by modality."""
+    for name in part.modalities:
+        found = (part.arrays[name].shape[1], part.arrays[name].dtype)
+        other, wanted = first.setdefault(name, (split, found))
+        if found != wanted:
+            raise StoreError(
+                f"features of {name!r} must have the same number of time steps and dtype in all splits, "
+                f"got {wanted[0]} {wanted[1]} in {other!r} and {found[0]} {found[1]} in {split!r}"
+            )
 
 
 def unfinished_prefix(target: Path) -> str:
