@@ -9,6 +9,8 @@ import pytest
 import torch
 from cases import Place
 
+from unicode_fast.data import ClipSet, talking_digits
+
 # The tensors of the tests are small: more threads only wait for each other, and for whatever else the machine does.
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
 
@@ -36,6 +38,14 @@ def poisoned_memory() -> Iterator[None]:
     yield
     torch.utils.deterministic.fill_uninitialized_memory = filled
     torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+
+
+@pytest.fixture(scope="session")
+def spoken(tmp_path_factory: pytest.TempPathFactory) -> ClipSet:
+    """24 clips of talking digits with their frames; made once, and kept where UNICODE_FAST_CACHE says so."""
+    cache = None if os.environ.get("UNICODE_FAST_CACHE") else tmp_path_factory.mktemp("spoken")
+    clips = {"train": 1, "val": 1, "test": 24}
+    return talking_digits.load(cache=cache, easy=True, clips=clips, progress=False).split("test")
 
 
 @pytest.fixture

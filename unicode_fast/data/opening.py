@@ -60,7 +60,7 @@ def list_data(spec: str, request: Request) -> Listing | None:
             raise FileNotFoundError(f"layout of {spec!r} must be one of {', '.join(LAYOUTS)}, got {name!r}")
         return None
     listing = LAYOUTS[found[0]](found[1], request)
-    if not listing.parts or any(not part.sources for parts in listing.parts.values() for part in parts):
+    if not all(parts and all(part.sources for part in parts) for parts in listing.parts.values()):
         wanted = "any" if request.modalities is None else ", ".join(request.modalities)
         raise ValueError(f"modalities must be some that {spec} has clips of, got {wanted}")
     return listing

@@ -33,6 +33,15 @@ class _Encode:
         return text.encode("latin1")
 
 
+class _Bytes:
+    """How Python 3 wrote empty bytes for readers of Python 2."""
+
+    __slots__ = ()
+
+    def __call__(self) -> bytes:
+        return b""
+
+
 class _Dtype:
     """A new dtype for each call: what follows in the pickle may set its byte order, and not that of a shared one."""
 
@@ -66,6 +75,8 @@ _ARRAY_NAMES: Mapping[tuple[str, str], Any] = {
     ("numpy", "ndarray"): np.ndarray,
     ("numpy", "dtype"): _Dtype(),
     ("_codecs", "encode"): _Encode(),
+    ("__builtin__", "bytes"): _Bytes(),
+    ("builtins", "bytes"): _Bytes(),
 }
 
 
