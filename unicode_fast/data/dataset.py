@@ -198,10 +198,10 @@ class Dataset:
         return {name: self.modalities[name] for name in wanted}
 
     def digest(self) -> str:
-        """What tells one data set from another: a checksum of modalities, classes and the clips' names."""
+        """What tells one data set from another: a checksum of modalities, classes, shapes and the clips' names."""
         kinds = {name: [kind.kind, kind.shape] for name, kind in self.modalities.items()}
         lists = {
-            split: [[list(part.modalities), np.asarray(part.id).tolist()] for part in parts]
+            split: [[{k: [v.shape, v.dtype.str] for k, v in part.arrays.items()}, part.id.tolist()] for part in parts]
             for split, parts in self._parts.items()
         }
         described = json.dumps([self.name, kinds, self.classes, lists])
