@@ -42,10 +42,15 @@ def poisoned_memory() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def spoken(tmp_path_factory: pytest.TempPathFactory) -> ClipSet:
-    """24 clips of talking digits with their frames; made once, and kept where UNICODE_FAST_CACHE says so."""
-    cache = None if os.environ.get("UNICODE_FAST_CACHE") else tmp_path_factory.mktemp("spoken")
+    """24 clips of talking digits with their frames, of few voices."""
+    from test_talking_digits import QUICK
+
     clips = {"train": 1, "val": 1, "test": 24}
-    return talking_digits.load(cache=cache, easy=True, clips=clips, progress=False).split("test")
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in QUICK.items():
+            patch.setattr(f"unicode_fast.data.{name}", value)
+        folder = tmp_path_factory.mktemp("spoken")
+        return talking_digits.load(cache=folder, easy=True, clips=clips, progress=False).split("test")
 
 
 @pytest.fixture

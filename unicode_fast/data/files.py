@@ -18,6 +18,14 @@ from unicode_fast.data.store_checks import StoreError
 from unicode_fast.data.zip_pickle import read_zipped_array
 
 
+class MissingFilesError(FileNotFoundError):
+    """Lists, folders or files of a layout are not there; `files` has their names below the root."""
+
+    def __init__(self, message: str, files: Sequence[str]) -> None:
+        super().__init__(message)
+        self.files = list(files)
+
+
 class Files:
     """The files and folders that must be below a root; all that are missing are named together.
 
@@ -45,10 +53,11 @@ class Files:
         return self.root / names[0]
 
     def check(self) -> None:
-        """Raise FileNotFoundError that names everything that was asked for and is not there."""
+        """Raise MissingFilesError that names everything that was asked for and is not there."""
         if self.missing:
-            raise FileNotFoundError(
-                f"{self.layout} must have its files in {str(self.root)!r}, missing are {', '.join(self.missing)}"
+            raise MissingFilesError(
+                f"{self.layout} must have its files in {str(self.root)!r}, missing are {', '.join(self.missing)}",
+                self.missing,
             )
 
 

@@ -73,8 +73,7 @@ def pack(
         raise ValueError(f"dtype must be one of {', '.join(get_args(PackedDtype))}, got {dtype!r}")
     if shard_bytes < 1:
         raise ValueError(f"shard_bytes must be at least 1, got {shard_bytes}")
-    if target.exists():
-        raise FileExistsError(errno.EEXIST, "the folder of a new feature store must not exist yet", str(target))
+    check_new(target)
     _check(dataset)
     folder = target.with_name(f".{target.name}.packing")
     try:
@@ -87,6 +86,12 @@ def pack(
                 (target / name).unlink()
     except OSError as error:
         raise explained(error, target) from error
+
+
+def check_new(path: str | os.PathLike[str]) -> None:
+    """Raise FileExistsError where there is something at the path of a store that is to be made."""
+    if Path(path).exists():
+        raise FileExistsError(errno.EEXIST, "the folder of a new feature store must not exist yet", str(path))
 
 
 def _say(line: str) -> None:

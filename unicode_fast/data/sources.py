@@ -133,7 +133,7 @@ class Part:
 
     def __len__(self) -> int:
         """Number of clips."""
-        return len(next(iter(self.sources.values())))
+        return len(next(iter({**self.arrays, **self.sources}.values())))
 
     def select(self, chosen: np.ndarray) -> Part:
         """Some clips: (clips,) bool, or (n,) int64 in the order given."""
