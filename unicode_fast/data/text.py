@@ -8,6 +8,8 @@ import hashlib
 import io
 import os
 import tempfile
+import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -100,7 +102,7 @@ class WordVectors:
     def _cached(self, sentence: str) -> tuple[np.ndarray, np.ndarray]:
         """Vocabulary ids, -1 for words in pieces, (n,) int64, and vectors (n, E) float32 of all words."""
         file = self.cache / f"{self._key(sentence)}.npz"
-        with contextlib.suppress(OSError, ValueError, KeyError, EOFError):
+        with contextlib.suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
             with np.load(file, allow_pickle=False) as found:
                 return found["ids"], found["vectors"]
         ids, vectors = self._encode(sentence)
