@@ -1,6 +1,6 @@
 """Reading random batches from the published zips and from packed stores; `pytest benchmarks/bench_data.py`.
 
-Clips have the published shapes, video (10, 7, 7, 512) and audio (10, 128) float64, rectified noise as the video features
+Clips have the published shapes, video (10, 7, 7, 512) and audio (10, 128) float64, rectified noise as video features
 are rectified. Every reader's batches are compared before they are timed; all files are in the page cache by then, so
 the times are those of decoding and copying, not of a disk. The readers take turns, so that whatever else the machine
 does meets all of them.

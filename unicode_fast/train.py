@@ -21,7 +21,7 @@ from unicode_fast import checkpoint, pictures
 from unicode_fast.checkpoint import CheckpointError, write_json
 from unicode_fast.cli import given_fields, make_parser, resolve, run_main, with_underscores
 from unicode_fast.config import Config, Kind, Modality, modality_names
-from unicode_fast.data import Batch, Batches, Dataset, StoreError, open_dataset, talking_digits
+from unicode_fast.data import Batch, BatchSource, Dataset, StoreError, open_dataset, talking_digits
 from unicode_fast.data.layouts import find_layout
 from unicode_fast.journal import LOG_EVERY, Journal, NonFiniteLoss, StepResult
 from unicode_fast.methods import UniCodeMethod
@@ -120,7 +120,7 @@ def learning_rate(config: Config, step: int, total: int, epoch_steps: int) -> fl
     return rate
 
 
-def initialise_codebook(trainer: Trainer, batches: Batches, device: torch.device) -> None:
+def initialise_codebook(trainer: Trainer, batches: BatchSource, device: torch.device) -> None:
     """Codewords from the features of the first batches, all modalities mixed, as `codebook_init` says."""
     method, sizes = trainer.config.method, trainer.config.model
     if method.codebook_init == "uniform":
@@ -150,7 +150,7 @@ def initialise_codebook(trainer: Trainer, batches: Batches, device: torch.device
     trainer.model.codebook.initialise(torch.as_tensor(codewords, dtype=trainer.model.dtype, device=device))
 
 
-def total_steps(config: Config, batches: Batches) -> int:
+def total_steps(config: Config, batches: BatchSource) -> int:
     """Batches of pre-training."""
     return config.train.steps or config.train.epochs * batches.steps_per_epoch
 
@@ -171,10 +171,14 @@ def pretrain(trainer: Trainer, store: Dataset, folder: Path, content: Mapping[st
         NonFiniteLoss: after the state has been saved as nonfinite-step-N.pt.
     """
     config, device = trainer.config, trainer.model.device
-    clips = store.split(config.data.train_split).restrict(trainer.model.names)
     train = config.train
-    batches = Batches(
-        clips, train.batch_size, train.seed, drop_last=not train.keep_last_batch, dtype=getattr(torch, train.dtype)
+    batches = store.batches(
+        config.data.train_split,
+        trainer.model.names,
+        train.batch_size,
+        train.seed,
+        drop_last=not train.keep_last_batch,
+        dtype=getattr(torch, train.dtype),
     )
     total = total_steps(config, batches)
     progress: dict[str, Any] = (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from unicode_fast.data.batches import Batch, Batches, iterate
+from unicode_fast.data.batches import Batch, Batches, BatchSource, iterate
 from unicode_fast.data.dataset import ClipSet, Dataset
 from unicode_fast.data.files import MissingPackageError
 from unicode_fast.data.opening import open_data, open_dataset
@@ -10,6 +10,7 @@ from unicode_fast.data.store import DamagedStoreError, Store, StoreError, open_s
 
 __all__ = [
     "Batch",
+    "BatchSource",
     "Batches",
     "ClipSet",
     "DamagedStoreError",

@@ -1,4 +1,4 @@
-"""`python -m unicode_fast.data check DATA` and `python -m unicode_fast.data pack DATA STORE`."""
+"""`python -m unicode_fast.data check DATA`, and `pack DATA STORE` or `shards DATA STORE` to write it for training."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from unicode_fast.data.layouts import LAYOUTS, Request
 from unicode_fast.data.layouts.request import BERT
 from unicode_fast.data.opening import open_data
 from unicode_fast.data.pack import PackedDtype, check_new, pack
+from unicode_fast.data.stream import CLIPS_PER_SHARD, write_shards
 
 _BAD_USAGE = 2
 
@@ -22,7 +23,7 @@ def make_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(
         prog="python -m unicode_fast.data",
-        description="Check a data set, or pack it for training. DATA is a built-in name, a feature store's folder, or "
+        description="Check a data set, or write it for training. DATA is a built-in name, a feature store's folder, or "
         f"LAYOUT:ROOT with a layout of {', '.join(LAYOUTS)}.",
     )
     commands = parser.add_subparsers(dest="command", required=True)
@@ -30,12 +31,15 @@ def make_parser() -> argparse.ArgumentParser:
     checked.add_argument("--json", metavar="FILE", help="write the report there too")
     packed = commands.add_parser("pack", help="write a feature store, going on where an interrupted call stopped")
     packed.add_argument("--dtype", choices=get_args(PackedDtype), default="float32", help="of the features [float32]")
-    for command in (checked, packed):
+    streamed = commands.add_parser("shards", help="write WebDataset tar files, which `--data webdataset:STORE` streams")
+    streamed.add_argument("--clips", type=int, default=CLIPS_PER_SHARD, help=f"of each file [{CLIPS_PER_SHARD}]")
+    for command in (checked, packed, streamed):
         command.add_argument("data", metavar="DATA", help="what to read")
         command.add_argument("--modalities", help="of a layout, separated by commas [all]")
         command.add_argument("--text_model", default=BERT, help=f"BERT for sentences: a name or a folder [{BERT}]")
         command.add_argument("--text_whitelist", default="", help="file with the ids of words to keep, as cnt.pkl")
-    packed.add_argument("store", metavar="STORE", help="folder to make")
+    for command in (packed, streamed):
+        command.add_argument("store", metavar="STORE", help="folder to make")
     return parser
 
 
@@ -44,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = make_parser().parse_args(argv)
     wanted = None if arguments.modalities is None else tuple(name.strip() for name in arguments.modalities.split(","))
     request = Request(wanted, arguments.text_model, arguments.text_whitelist)
-    if arguments.command == "pack":
+    if arguments.command in ("pack", "shards"):
         check_new(arguments.store)
         data = open_data(
             arguments.data,
@@ -52,7 +56,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             text_model=request.text_model,
             text_whitelist=request.text_whitelist,
         )
-        pack(data, arguments.store, arguments.dtype)
+        if arguments.command == "pack":
+            pack(data, arguments.store, arguments.dtype)
+        else:
+            write_shards(data, arguments.store, arguments.clips)
         return 0
     try:
         report = check(arguments.data, request)

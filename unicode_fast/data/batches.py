@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from unicode_fast.data.dataset import ClipSet
+if TYPE_CHECKING:
+    from unicode_fast.data.dataset import ClipSet
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,17 @@ class Batch:
         return Batch(moved(self.features), moved(self.mask), moved(self.labels), target, self.clips, self.id)
 
 
+class BatchSource(Protocol):
+    """Batches by global step; `Batches` has them in any order, a stream best in theirs."""
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Number of batches in one epoch."""
+
+    def batch(self, step: int) -> Batch:
+        """The batch at this global step, counted from 0 over all epochs."""
+
+
 class Batches:
     """Shuffled batches with random access by global step.
 
@@ -73,8 +86,8 @@ class Batches:
         drop_last: bool = True,
         dtype: torch.dtype | str = torch.float32,
     ) -> None:
-        _check_batch_size(batch_size)
-        dtype = _checked_dtype(dtype)
+        check_batch_size(batch_size)
+        dtype = checked_dtype(dtype)
         if seed < 0:
             raise ValueError(f"seed must be at least 0, got {seed}")
         if len(clips) < batch_size:
@@ -105,7 +118,7 @@ class Batches:
 
 def gather(clips: ClipSet, indices: np.ndarray, dtype: torch.dtype | str = torch.float32) -> Batch:
     """The clips at these positions as one batch."""
-    dtype = _checked_dtype(dtype)
+    dtype = checked_dtype(dtype)
     lengths = {name: length[indices] for name, length in clips.lengths.items()}
     features = {name: _tensor(array[indices], dtype) for name, array in clips.features.items()}
     mask = {
@@ -129,8 +142,8 @@ def iterate(clips: ClipSet, batch_size: int, dtype: torch.dtype | str = torch.fl
         ValueError: there are no clips, or the size is below 1.
         TypeError: the dtype is another one.
     """
-    _check_batch_size(batch_size)
-    dtype = _checked_dtype(dtype)
+    check_batch_size(batch_size)
+    dtype = checked_dtype(dtype)
     if len(clips) == 0:
         raise ValueError("clips must be at least one, got none")
     starts = range(0, len(clips), batch_size)
@@ -138,15 +151,18 @@ def iterate(clips: ClipSet, batch_size: int, dtype: torch.dtype | str = torch.fl
 
 
 def _tensor(array: np.ndarray, dtype: torch.dtype) -> Tensor:
-    return torch.from_numpy(np.array(array)).to(dtype)
+    # Chosen clips are a copy already.
+    return torch.from_numpy(np.asarray(array)).to(dtype)
 
 
-def _check_batch_size(batch_size: int) -> None:
+def check_batch_size(batch_size: int) -> None:
+    """Raise ValueError where it is below 1."""
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
 
 
-def _checked_dtype(dtype: torch.dtype | str) -> torch.dtype:
+def checked_dtype(dtype: torch.dtype | str) -> torch.dtype:
+    """float32 or float64 as a torch dtype; another one is a TypeError."""
     known = {"float32": torch.float32, "float64": torch.float64}
     name = str(dtype).removeprefix("torch.")
     if name not in known:

@@ -17,10 +17,10 @@ def to_bits(array: np.ndarray) -> np.ndarray:
     Returns:
         The bits, uint16, of the same shape.
     """
-    rounded = torch.from_numpy(np.ascontiguousarray(array)).to(torch.bfloat16)
+    rounded = torch.from_numpy(np.ascontiguousarray(array, np.float32)).to(torch.bfloat16)
     return rounded.view(torch.int16).numpy().view(np.uint16)
 
 
 def from_bits(bits: np.ndarray) -> np.ndarray:
     """The exact values, float32, of bfloat16 bits, uint16, of the same shape."""
-    return (bits.astype(np.uint32) << 16).view(np.float32)
+    return torch.from_numpy(np.ascontiguousarray(bits).view(np.int16)).view(torch.bfloat16).to(torch.float32).numpy()

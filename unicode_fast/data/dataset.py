@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import torch
 
 from unicode_fast.config import Modality
+from unicode_fast.data.batches import Batches, BatchSource
 from unicode_fast.data.lazy import ClipArray, select_clips
 from unicode_fast.data.store_checks import StoreError
 
@@ -139,7 +141,7 @@ class Dataset:
         classes: Sequence[str],
         parts: Mapping[str, Sequence[ClipSet]],
         extra: Mapping[str, Any] | None = None,
-    ) -> None:  # noqa: PLR0913 - the record of a data set
+    ) -> None:
         self.path, self.name = path, name
         self.modalities = dict(modalities)
         self.classes = list(classes)
@@ -184,6 +186,18 @@ class Dataset:
         if split not in self._parts:
             raise ValueError(f"split must be one of {self.splits}, got {split!r}")
         return self._parts[split]
+
+    def batches(
+        self,
+        split: str,
+        names: Iterable[str],
+        batch_size: int,
+        seed: int = 0,
+        drop_last: bool = True,
+        dtype: torch.dtype | str = torch.float32,
+    ) -> BatchSource:
+        """Shuffled batches of the paired clips of a split, with these modalities; the others are as `Batches` says."""
+        return Batches(self.split(split).restrict(names), batch_size, seed, drop_last, dtype)
 
     def modalities_named(self, names: Iterable[str]) -> dict[str, Modality]:
         """Some of the modalities, in the order given.

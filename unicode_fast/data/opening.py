@@ -6,7 +6,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from unicode_fast.config import DataConfig, modality_names
-from unicode_fast.data import talking_digits
+from unicode_fast.data import stream, talking_digits
 from unicode_fast.data.dataset import Dataset
 from unicode_fast.data.layouts import LAYOUTS, Request, find_layout
 from unicode_fast.data.layouts.request import BERT
@@ -26,7 +26,8 @@ def open_data(
 
     Args:
         spec: the name of a built-in data set, made with its defaults; the folder of a feature store; or `LAYOUT:ROOT`,
-            such as `ave:/data/AVE`, whose features are read from the published files when they are indexed.
+            such as `ave:/data/AVE`, whose features are read from the published files when they are indexed; or
+            `webdataset:FOLDER`, tar files that are read as a stream.
         modalities: of a layout, those that are wanted; it takes the ones it has, and needs the files of no other.
         text_model: what reads the sentences of a layout: a name or a folder that `transformers` knows.
         text_whitelist: a file with the ids of the words that are kept, as the released `cnt.pkl`; "" keeps all.
@@ -41,6 +42,8 @@ def open_data(
     """
     if spec in talking_digits.DATASETS:
         return talking_digits.load(spec, progress=progress)
+    if spec.startswith(stream.SPEC):
+        return stream.open_stream(spec.removeprefix(stream.SPEC))
     listing = list_data(spec, Request(modalities, text_model, text_whitelist))
     return open_store(spec) if listing is None else listing.open()
 
@@ -57,7 +60,8 @@ def list_data(spec: str, request: Request) -> Listing | None:
     if found is None:
         name = spec.partition(":")[0]
         if ":" in spec and not Path(spec).exists():
-            raise FileNotFoundError(f"layout of {spec!r} must be one of {', '.join(LAYOUTS)}, got {name!r}")
+            known = ", ".join([*LAYOUTS, "webdataset"])
+            raise FileNotFoundError(f"layout of {spec!r} must be one of {known}, got {name!r}")
         return None
     listing = LAYOUTS[found[0]](found[1], request)
     if not all(parts and all(part.sources for part in parts) for parts in listing.parts.values()):

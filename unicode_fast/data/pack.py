@@ -174,7 +174,7 @@ class _Packer:
             return part.arrays[key].dtype
         return np.dtype(np.uint16 if self.dtype == bfloat16.NAME else self.dtype)
 
-    def _array(self, prefix: str, split: str, key: str, part: ClipSet, journal: Any, shown: tqdm) -> dict[str, Any]:  # noqa: PLR0913 - one line of the loop above
+    def _array(self, prefix: str, split: str, key: str, part: ClipSet, journal: Any, shown: tqdm) -> dict[str, Any]:
         """One array's files and their entry in the manifest."""
         array, stored = part.arrays[key], self._stored(part, key)
         small = key not in part.modalities and not _is_large(key, array)

@@ -106,7 +106,7 @@ def check_values(
 
 def check_array_values(
     split: str, key: str, array: ClipArray, steps: Mapping[str, int], classes: int, first: int = 0
-) -> None:  # noqa: PLR0913 - a line of a loop, and where it is
+) -> None:
     """Raise unless the values of one array, or of its clips from `first` on, are what `check_values` says.
 
     Args:
