@@ -137,7 +137,7 @@ def test_errors(tmp_path: Path, streamed: StreamedDataset, spoken: ClipSet) -> N
     with pytest.raises(StoreError, match="shards.json must be the index that write_shards makes"):
         open_data(f"webdataset:{tmp_path}")
     write_avvp(tmp_path / "avvp", spoken)
-    with pytest.raises(ValueError, match="'all' of avvp, where audio and video have clips of their own"):
+    with pytest.raises(ValueError, match="'train' of avvp, where audio and video have clips of their own"):
         write_shards(open_data(f"avvp:{tmp_path / 'avvp'}"), tmp_path / "none", progress=False)
     assert not (tmp_path / "none").exists()
 
@@ -156,9 +156,23 @@ def test_a_pickled_array_in_a_tar_is_refused(tmp_path: Path, own: Dataset) -> No
         open_stream(str(tmp_path / "shards")).split("train")
 
 
-def test_shards_by_command(tmp_path: Path, spoken: ClipSet) -> None:
+def test_shards_by_command(tmp_path: Path, spoken: ClipSet, capsys: pytest.CaptureFixture[str]) -> None:
     write_avel(tmp_path / "avel", spoken.select(np.arange(8)))
     spec = f"vggsound-avel24k:{tmp_path / 'avel'}"
     assert main(["shards", spec, str(tmp_path / "shards"), "--clips", "2", "--modalities", "audio,video"]) == 0
     assert len(list((tmp_path / "shards").glob("train-*.tar"))) == 2
-    assert open_data(f"webdataset:{tmp_path / 'shards'}").split("val").features["video"].shape == (2, 10, 7, 7, 16)
+    assert main(["check", f"webdataset:{tmp_path / 'shards'}"]) == 0
+    assert "train: 4 clips of audio, 4 clips of video" in capsys.readouterr().out
+    file = tmp_path / "shards" / "val-000000.tar"
+    data = file.read_bytes()
+    for spoil, message in (
+        (lambda: file.write_bytes(b"x" * 3000), "val-000000.tar must be a whole tar file"),
+        (lambda: file.write_bytes((tmp_path / "shards" / "empty.tar").read_bytes()), "at least one clip, got none"),
+        (file.unlink, "ERROR missing"),
+    ):
+        with tarfile.open(tmp_path / "shards" / "empty.tar", "w"):
+            pass
+        file.write_bytes(data)
+        spoil()
+        assert main(["check", f"webdataset:{tmp_path / 'shards'}"]) == 1
+        assert message in capsys.readouterr().out

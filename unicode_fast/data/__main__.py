@@ -33,6 +33,7 @@ def make_parser() -> argparse.ArgumentParser:
     packed.add_argument("--dtype", choices=get_args(PackedDtype), default="float32", help="of the features [float32]")
     streamed = commands.add_parser("shards", help="write WebDataset tar files, which `--data webdataset:STORE` streams")
     streamed.add_argument("--clips", type=int, default=CLIPS_PER_SHARD, help=f"of each file [{CLIPS_PER_SHARD}]")
+    streamed.add_argument("--splits", help='separated by commas [all of them, but for "all" where others divide it]')
     for command in (checked, packed, streamed):
         command.add_argument("data", metavar="DATA", help="what to read")
         command.add_argument("--modalities", help="of a layout, separated by commas [all]")
@@ -59,7 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.command == "pack":
             pack(data, arguments.store, arguments.dtype)
         else:
-            write_shards(data, arguments.store, arguments.clips)
+            splits = None if arguments.splits is None else arguments.splits.split(",")
+            write_shards(data, arguments.store, arguments.clips, splits)
         return 0
     try:
         report = check(arguments.data, request)

@@ -14,8 +14,11 @@ import torch
 
 from unicode_fast.config import Modality
 from unicode_fast.data.batches import Batches, BatchSource
-from unicode_fast.data.lazy import ClipArray, select_clips
+from unicode_fast.data.lazy import ClipArray, LazyArray, select_clips
 from unicode_fast.data.store_checks import StoreError
+
+# The split that others divide.
+WHOLE = "all"
 
 
 @dataclass(frozen=True)
@@ -127,13 +130,14 @@ class Dataset:
         classes: C class names.
         parts: for each split its clips: one set where all modalities of a clip are paired, else one for each list of
             clips that a modality has.
+        divided: further splits, for each list of the split "all" the numbers of the clips that they take of it.
         extra: what its writer added.
 
     Attributes:
         splits: the names of the splits; the other attributes are as the arguments.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the record of a data set
         self,
         path: Path,
         name: str,
@@ -141,13 +145,18 @@ class Dataset:
         classes: Sequence[str],
         parts: Mapping[str, Sequence[ClipSet]],
         extra: Mapping[str, Any] | None = None,
+        divided: Mapping[str, Sequence[np.ndarray]] | None = None,
     ) -> None:
         self.path, self.name = path, name
         self.modalities = dict(modalities)
         self.classes = list(classes)
         self.extra = dict(extra or {})
-        self.splits = list(parts)
+        self.divided = {split: tuple(numbers) for split, numbers in (divided or {}).items()}
         self._parts = {split: tuple(sets) for split, sets in parts.items()}
+        for split, members in self.divided.items():
+            pairs = zip(self._parts[WHOLE], members, strict=True)
+            self._parts[split] = tuple(_taken(part, numbers) for part, numbers in pairs)
+        self.splits = list(self._parts)
 
     def split(self, name: str) -> ClipSet:
         """The clips of one split, whose modalities are paired.
@@ -225,3 +234,10 @@ class Dataset:
         """Kind, name, folder and number of clips."""
         counts = ", ".join(f"{split}: {'+'.join(str(len(p)) for p in parts)}" for split, parts in self._parts.items())
         return f"{type(self).__name__}({self.name!r}, {str(self.path)!r}, {counts})"
+
+
+def _taken(part: ClipSet, numbers: np.ndarray) -> ClipSet:
+    """Some clips as a list of their own, its features unread."""
+    unread = {name: LazyArray.of(part.arrays[name]) for name in part.modalities}
+    chosen = replace(part, arrays={**part.arrays, **unread}).select(numbers)
+    return replace(chosen, index=np.arange(len(numbers), dtype=np.int64))

@@ -6,7 +6,7 @@ import csv
 import hashlib
 import importlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -170,6 +170,12 @@ def hashed_split(names: Sequence[str]) -> dict[str, np.ndarray]:
     """
     draws = np.array([int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big") for name in names]) / 2**32
     return {"train": draws < 0.7, "val": (draws >= 0.7) & (draws < 0.85), "test": draws >= 0.85}
+
+
+def divide(members: Sequence[Mapping[str, np.ndarray]]) -> dict[str, list[np.ndarray]]:
+    """The same by split, one array for each list of clips; splits without clips in one of the lists are left out."""
+    chosen = {split: [those[split] for those in members] for split in members[0]} if members else {}
+    return {split: those for split, those in chosen.items() if all(clips.any() for clips in those)}
 
 
 class MissingPackageError(RuntimeError):

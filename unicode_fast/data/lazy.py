@@ -35,6 +35,14 @@ class LazyArray:
 
         return cls(shape, dtype, read)
 
+    @classmethod
+    def of(cls, array: ClipArray) -> LazyArray:
+        """The same array; one that is mapped into memory is read when it is indexed."""
+        if isinstance(array, LazyArray):
+            return array
+        mapped = array
+        return cls(mapped.shape, mapped.dtype, lambda numbers: np.asarray(mapped[numbers]))
+
     @property
     def ndim(self) -> int:
         """Number of axes."""

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from unicode_fast.config import Modality
 from unicode_fast.data import bfloat16
 from unicode_fast.data.cache import exclusive
-from unicode_fast.data.dataset import ClipSet, Dataset
+from unicode_fast.data.dataset import WHOLE, ClipSet, Dataset
 from unicode_fast.data.lazy import ClipArray, LazyArray
 from unicode_fast.data.store_checks import StoreError, check_array_values, check_names, check_split
 from unicode_fast.data.store_write import (
@@ -152,6 +152,9 @@ class _Packer:
         with shown, open(self.folder / _JOURNAL, "a") as journal:
             for split in self.dataset.splits:
                 parts = self.dataset.parts(split)
+                if split in self.dataset.divided:
+                    splits[split] = {"of": WHOLE, "parts": self._numbers(split, journal)}
+                    continue
                 for part in parts:
                     prefix = split if len(parts) == 1 else f"{split}-of-{'-'.join(part.modalities)}"
                     arrays = {key: self._array(prefix, split, key, part, journal, shown) for key in part.arrays}
@@ -163,6 +166,7 @@ class _Packer:
         sizes = [
             int(np.prod(array.shape)) * self._stored(part, key).itemsize
             for split in self.dataset.splits
+            if split not in self.dataset.divided
             for part in self.dataset.parts(split)
             for key, array in part.arrays.items()
         ]
@@ -187,15 +191,30 @@ class _Packer:
             name = f"{prefix}-{key}.npy" if len(starts) == 1 else f"{prefix}-{key}-{number:05d}.npy"
             if name not in self.done:
                 pieces = self._pieces(split, key, part, (start, stop))
-                self.done[name] = _write_shard(self.folder / name, (stop - start, *array.shape[1:]), stored, pieces)
-                sync_folder(self.folder)
-                journal.write(json.dumps(self.done[name]) + "\n")
-                journal.flush()
-                os.fsync(journal.fileno())
+                shard = _write_shard(self.folder / name, (stop - start, *array.shape[1:]), stored, pieces)
+                self._note(shard, journal)
             shown.update((stop - start) * clip_bytes)
             shards.append(self.done[name])
         features = key in part.modalities and self.dtype == bfloat16.NAME
         return {"shape": list(array.shape), "dtype": bfloat16.NAME if features else stored.str, "shards": shards}
+
+    def _numbers(self, split: str, journal: Any) -> list[dict[str, Any]]:
+        """For each list of the whole split, the file with the numbers of the clips that this split takes of it."""
+        found = []
+        for place, numbers in enumerate(self.dataset.divided[split]):
+            name = f"{split}-numbers-{place}.npy"
+            if name not in self.done:
+                self._note(_write_shard(self.folder / name, numbers.shape, numbers.dtype, iter([numbers])), journal)
+            found.append(self.done[name])
+        return found
+
+    def _note(self, shard: dict[str, Any], journal: Any) -> None:
+        """Remember a file that is whole."""
+        sync_folder(self.folder)
+        journal.write(json.dumps(shard) + "\n")
+        journal.flush()
+        os.fsync(journal.fileno())
+        self.done[shard["file"]] = shard
 
     def _pieces(self, split: str, key: str, part: ClipSet, clips: tuple[int, int]) -> Iterator[np.ndarray]:
         """The numbers of some clips, checked and converted, a few clips at a time."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Literal
 import numpy as np
 
 from unicode_fast.config import Kind, Modality
-from unicode_fast.data.dataset import ClipSet, Dataset
+from unicode_fast.data.dataset import WHOLE, ClipSet, Dataset
 from unicode_fast.data.lazy import ClipArray, LazyArray, select_clips
 from unicode_fast.data.store_checks import FEATURE_DTYPES, StoreError
 
@@ -165,7 +166,8 @@ class Listing:
         name: of the layout.
         root: its folder.
         classes: C names.
-        parts: for each split one list of paired clips, or one for each modality.
+        lists: for each split one list of paired clips, or one for each modality.
+        divided: further splits, for each list of the split "all" the clips that they take of it, (clips,) bool.
         missing: files beside the features that clips need and that are not there.
         notes: on its lists.
     """
@@ -173,9 +175,19 @@ class Listing:
     name: str
     root: Path
     classes: list[str]
-    parts: Mapping[str, Sequence[Part]]
+    lists: Mapping[str, Sequence[Part]]
+    divided: Mapping[str, Sequence[np.ndarray]] = field(default_factory=dict)
     missing: list[str] = field(default_factory=list)
     notes: list[Note] = field(default_factory=list)
+
+    @functools.cached_property
+    def parts(self) -> dict[str, list[Part]]:
+        """The lists of every split."""
+        chosen = {
+            split: [part.select(clips) for part, clips in zip(self.lists[WHOLE], members, strict=True)]
+            for split, members in self.divided.items()
+        }
+        return {**{split: list(parts) for split, parts in self.lists.items()}, **chosen}
 
     def open(self) -> Dataset:
         """The data set; the first clip of each modality is read for its shape.
@@ -190,8 +202,8 @@ class Listing:
         self._check_files()
         modalities: dict[str, Modality] = {}
         opened: dict[str, list[ClipSet]] = {}
-        for split, parts in self.parts.items():
-            for part in parts:
+        for split, listed in self.lists.items():
+            for part in listed:
                 arrays = dict(part.arrays)
                 for name, source in part.sources.items():
                     if name not in modalities:
@@ -202,11 +214,12 @@ class Listing:
                 own = {name: modalities[name] for name in part.sources}
                 index = np.arange(len(part), dtype=np.int64)
                 opened.setdefault(split, []).append(ClipSet(arrays, own, self.classes, index))
-        return Dataset(self.root, self.name, modalities, self.classes, opened)
+        numbers = {split: [np.flatnonzero(clips) for clips in those] for split, those in self.divided.items()}
+        return Dataset(self.root, self.name, modalities, self.classes, opened, divided=numbers)
 
     def _check_files(self) -> None:
         missing = dict.fromkeys(self.missing)
-        for parts in self.parts.values():
+        for parts in self.lists.values():
             for source in (source for part in parts for source in part.sources.values()):
                 missing.update(dict.fromkeys(source.absent))
         if missing:

@@ -17,7 +17,7 @@ import numpy as np
 
 from unicode_fast.config import Modality
 from unicode_fast.data import bfloat16
-from unicode_fast.data.dataset import ClipSet, Dataset
+from unicode_fast.data.dataset import WHOLE, ClipSet, Dataset
 from unicode_fast.data.lazy import ClipArray, LazyArray
 from unicode_fast.data.store_checks import DamagedStoreError, StoreError
 from unicode_fast.data.store_write import FORMAT, MANIFEST, SHARDED_FORMAT, check_parts, write_store
@@ -40,10 +40,15 @@ class Store(Dataset):
         extra: what the writer added.
     """
 
-    def __init__(self, path: Path, manifest: Mapping[str, Any], parts: Mapping[str, Sequence[ClipSet]]) -> None:
-        super().__init__(
-            path, manifest["name"], _modalities(manifest), manifest["classes"], parts, extra=manifest["extra"]
-        )
+    def __init__(
+        self,
+        path: Path,
+        manifest: Mapping[str, Any],
+        parts: Mapping[str, Sequence[ClipSet]],
+        divided: Mapping[str, Sequence[np.ndarray]],
+    ) -> None:
+        modalities, classes = _modalities(manifest), manifest["classes"]
+        super().__init__(path, manifest["name"], modalities, classes, parts, manifest["extra"], divided)
 
     def digest(self) -> str:
         """The checksum of the manifest, which holds those of all files."""
@@ -71,7 +76,7 @@ def open_store(path: str | os.PathLike[str], *, verify: bool = True) -> Store:
     manifest = _read_manifest(folder)
     modalities = _modalities(manifest)
     parts: dict[str, list[ClipSet]] = {}
-    for split in manifest["splits"]:
+    for split in _listed(manifest):
         for described in _parts(manifest, split):
             arrays = {key: _map_array(folder, entry) for key, entry in described["arrays"].items()}
             own = {name: modalities[name] for name in described["modalities"]}
@@ -82,7 +87,13 @@ def open_store(path: str | os.PathLike[str], *, verify: bool = True) -> Store:
             _check_digest(folder, shard)
         check_parts(manifest["classes"], [(split, part) for split, those in parts.items() for part in those])
         _write_stamp(folder, manifest)
-    return Store(folder, manifest, parts)
+    divided = {
+        split: [np.array(_map_file(folder, entry)) for entry in described["parts"]]
+        for split, described in manifest["splits"].items()
+        if "of" in described
+    }
+    _check_divided(divided, parts)
+    return Store(folder, manifest, parts, divided)
 
 
 def _damaged(file: Path, what: str) -> DamagedStoreError:
@@ -107,7 +118,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         raise StoreError(f"format in {str(file)!r} must be {FORMAT} or {SHARDED_FORMAT}, got {found!r}")
     try:
         modalities = _modalities(manifest)
-        for split in manifest["splits"]:
+        for split in _listed(manifest):
             for described in _parts(manifest, split):
                 _ = described["clips"], [modalities[name] for name in described["modalities"]]
         for shard in _all_shards(manifest):
@@ -134,6 +145,26 @@ def _modalities(manifest: Mapping[str, Any]) -> dict[str, Modality]:
     }
 
 
+def _listed(manifest: Mapping[str, Any]) -> list[str]:
+    """The splits that have files of their own; the others take clips of the split that holds all."""
+    return [split for split, described in manifest["splits"].items() if "of" not in described]
+
+
+def _check_divided(divided: Mapping[str, Sequence[np.ndarray]], parts: Mapping[str, Sequence[ClipSet]]) -> None:
+    """Raise StoreError unless the splits that take clips of the whole one take clips that are there."""
+    for split, members in divided.items():
+        sizes = [len(part) for part in parts.get(WHOLE, ())]
+        if len(sizes) != len(members) or any(
+            numbers.dtype != np.int64 or numbers.ndim != 1 or len(numbers) == 0 or not _within(numbers, size)
+            for numbers, size in zip(members, sizes, strict=True)
+        ):
+            raise StoreError(f"split {split!r} must take (n,) int64 numbers of clips of split {WHOLE!r}, got others")
+
+
+def _within(numbers: np.ndarray, size: int) -> bool:
+    return bool(numbers.min() >= 0 and numbers.max() < size)
+
+
 def _parts(manifest: Mapping[str, Any], split: str) -> list[dict[str, Any]]:
     """The lists of clips of a split, as format 2 writes them."""
     described = manifest["splits"][split]
@@ -146,7 +177,9 @@ def _shards(entry: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _all_shards(manifest: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    for split in manifest["splits"]:
+    for described in manifest["splits"].values():
+        yield from described["parts"] if "of" in described else ()
+    for split in _listed(manifest):
         for described in _parts(manifest, split):
             for entry in described["arrays"].values():
                 yield from _shards(entry)

@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 import random
+import tarfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,9 @@ from tqdm import tqdm
 
 from unicode_fast.config import Modality
 from unicode_fast.data.batches import Batch, check_batch_size, checked_dtype, gather
-from unicode_fast.data.dataset import ClipSet, Dataset
+from unicode_fast.data.dataset import WHOLE, ClipSet, Dataset
 from unicode_fast.data.files import need
-from unicode_fast.data.store_checks import StoreError, check_array_values, check_split
+from unicode_fast.data.store_checks import StoreError, check_array_values, check_split, check_values
 from unicode_fast.data.store_write import make_parent
 
 SPEC = "webdataset:"
@@ -28,13 +29,18 @@ INDEX = "shards.json"
 CLIPS_PER_SHARD = 256
 # Clips that wait in memory to be drawn from.
 SHUFFLE_CLIPS = 256
-# Of the split that is streamed, what is held in memory to look at and to train the quick probes on.
+STREAMED = ("train", WHOLE)
+# Of a split that is streamed, what is held in memory to look at and to train the quick probes on.
 SAMPLE_CLIPS = 1000
 _FORMAT = 1
 
 
 def write_shards(
-    dataset: Dataset, folder: str | os.PathLike[str], clips_per_shard: int = CLIPS_PER_SHARD, progress: bool = True
+    dataset: Dataset,
+    folder: str | os.PathLike[str],
+    clips_per_shard: int = CLIPS_PER_SHARD,
+    splits: Sequence[str] | None = None,
+    progress: bool = True,
 ) -> None:
     """Write the paired clips of a data set as tar files, with an index `shards.json`, which comes last.
 
@@ -44,10 +50,11 @@ def write_shards(
         dataset: whose modalities are paired.
         folder: to make; it must not exist.
         clips_per_shard: of a tar file; ranks take whole files, so there should be many times more files than ranks.
+        splits: which ones; None takes all, but for "all" where others divide it.
         progress: show a progress bar on standard error.
 
     Raises:
-        ValueError: a split has clips of their own in each modality, or the number is below 1.
+        ValueError: a split is unknown, or has clips of their own in each modality, or the number is below 1.
         StoreError: the values are not what they must be; the clip is named.
         FileExistsError: `folder` exists already.
         MissingPackageError: webdataset is not installed.
@@ -55,13 +62,15 @@ def write_shards(
     webdataset = need("webdataset", "stream")
     if clips_per_shard < 1:
         raise ValueError(f"clips_per_shard must be at least 1, got {clips_per_shard}")
-    splits = {split: dataset.split(split) for split in dataset.splits}
+    if splits is None:
+        splits = [split for split in dataset.splits if split != WHOLE or not dataset.divided]
+    chosen = {split: dataset.split(split) for split in splits}
     root = Path(folder)
     make_parent(root.absolute().parent)
     root.mkdir()
     shards: dict[str, dict[str, int]] = {}
-    with tqdm(total=sum(map(len, splits.values())), desc="writing", unit="clip", disable=not progress) as bar:
-        for split, clips in splits.items():
+    with tqdm(total=sum(map(len, chosen.values())), desc="writing", unit="clip", disable=not progress) as bar:
+        for split, clips in chosen.items():
             steps = {name: clips.arrays[name].shape[1] for name in clips.modalities}
             for number, start in enumerate(range(0, len(clips), clips_per_shard)):
                 stop = min(start + clips_per_shard, len(clips))
@@ -98,8 +107,8 @@ def _encoded(split: str, clip: int, clips: ClipSet, steps: dict[str, int]) -> di
 class StreamedDataset(Dataset):
     """A data set in tar files, made by `open_stream`.
 
-    Its split train is streamed by `batches`; `split("train")` is its first thousand clips. Other splits are read whole
-    when they are first asked for.
+    Its splits train and all are streamed by `batches`; `split("train")` is its first thousand clips. Other splits are
+    read whole when they are first asked for.
     """
 
     def __init__(self, root: str, index: dict[str, Any]) -> None:
@@ -113,7 +122,7 @@ class StreamedDataset(Dataset):
         """The clips of a split in memory; of train those of the first files alone."""
         if not super().parts(split):
             urls = shard_urls(self.root, self.index, split)
-            limit = SAMPLE_CLIPS if split == "train" else None
+            limit = SAMPLE_CLIPS if split in STREAMED else None
             self._parts[split] = (_collect(_samples(urls), self, limit, split),)
         return super().parts(split)
 
@@ -135,6 +144,22 @@ class StreamedDataset(Dataset):
             raise ValueError("keep_last_batch must be False for a stream, whose ranks have equal batches, got True")
         rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
         return StreamBatches(self, split, names, batch_size, seed=seed, dtype=dtype, rank=rank, world=world)
+
+    def count(self, split: str) -> int:
+        """Read all clips of a split, a thousand at a time, and count them.
+
+        Raises:
+            StoreError: a clip is not what it must be, or the files hold another number of clips than the index says.
+        """
+        found, clips = 0, _samples(shard_urls(self.root, self.index, split))
+        wanted = sum(self.index["shards"][split].values())
+        while found < wanted:
+            part = _collect(clips, self, min(SAMPLE_CLIPS, wanted - found), split)
+            check_values(split, part.arrays, part.modalities, self.classes)
+            found += len(part)
+        if next(clips, None) is not None:
+            raise StoreError(f"files of split {split!r} must hold the {wanted} clips that the index lists, got more")
+        return found
 
     def digest(self) -> str:
         """A checksum of the index."""
@@ -258,17 +283,26 @@ def open_stream(root: str) -> StreamedDataset:
 
 def _samples(urls: Sequence[str]) -> Iterator[dict[str, np.ndarray]]:
     """The arrays of each clip of some tar files, in order; "__clip__" is its number."""
-    webdataset = need("webdataset", "stream")
-    for sample in webdataset.tariterators.tarfile_samples(iter([{"url": url} for url in urls])):
-        arrays = {"__clip__": np.array(int(sample["__key__"]))}
-        for key, data in sample.items():
-            if key.endswith(".npy"):
-                try:
-                    arrays[key.removesuffix(".npy")] = np.load(io.BytesIO(data), allow_pickle=False)
-                except (ValueError, EOFError) as error:
-                    where = f"{key} of clip {sample['__key__']} in {sample['__url__']}"
-                    raise StoreError(f"{where} must be a .npy file of numbers, but cannot be read: {error}") from error
-        yield arrays
+    samples = need("webdataset", "stream").tariterators.tarfile_samples
+    for url in urls:
+        try:
+            for sample in samples(iter([{"url": url}])):
+                yield _decoded(sample)
+        except tarfile.TarError as error:
+            raise StoreError(f"{url} must be a whole tar file, but cannot be read: {error}") from error
+
+
+def _decoded(sample: dict[str, Any]) -> dict[str, np.ndarray]:
+    """The arrays of one clip."""
+    arrays = {"__clip__": np.array(int(sample["__key__"]))}
+    for key, data in sample.items():
+        if key.endswith(".npy"):
+            try:
+                arrays[key.removesuffix(".npy")] = np.load(io.BytesIO(data), allow_pickle=False)
+            except (ValueError, EOFError) as error:
+                where = f"{key} of clip {sample['__key__']} in {sample['__url__']}"
+                raise StoreError(f"{where} must be a .npy file of numbers, but cannot be read: {error}") from error
+    return arrays
 
 
 def _collect(clips: Iterator[dict[str, np.ndarray]], data: Dataset, count: int | None, split: str) -> ClipSet:

@@ -75,7 +75,7 @@ def list_avsbench(root: Path, request: Request) -> Listing:
             arrays["text.sentence"] = np.array(said)
             sources["text"] = request.words(said)
         parts[split] = [Part(sources, arrays)]
-    return Listing("avsbench-s4", root, classes, parts, missing)
+    return Listing("avsbench-s4", root, classes, parts, missing=missing)
 
 
 def _pictures(groups: Sequence[Sequence[Path]], mask: bool) -> LazyArray:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from unicode_fast.data.files import Files, hashed_split, numbers_of, read_csv, read_lines, zip_source
+from unicode_fast.data.files import Files, divide, hashed_split, numbers_of, read_csv, read_lines, zip_source
 from unicode_fast.data.layouts.ave import feature_files, ordered_part, read_labels, read_order
 from unicode_fast.data.layouts.request import Request
 from unicode_fast.data.layouts.vggsound import STEPS, YOUTUBE_ID, zip_folder
@@ -30,12 +30,7 @@ def list_avvp(root: Path, request: Request) -> Listing:
     files.check()
     classes = read_lines(categories)
     whole = [_annotated(name, lists[name], folders[name], classes) for name in lists]
-    parts = {"all": whole}
-    for split in ("train", "val", "test"):
-        chosen = [part.select(hashed_split(_videos(part))[split]) for part in whole]
-        if all(map(len, chosen)):
-            parts[split] = chosen
-    return Listing("avvp", root, classes, parts)
+    return Listing("avvp", root, classes, {"all": whole}, divide([hashed_split(_videos(part)) for part in whole]))
 
 
 def list_ave_avvp(root: Path, request: Request) -> Listing:
@@ -55,11 +50,10 @@ def list_ave_avvp(root: Path, request: Request) -> Listing:
     label = read_labels(labels, len(classes))
     numbers = read_order(order, len(label))
     trained, notes = ordered_part(features, label, numbers, order)
-    divided = hashed_split([f"ave {number}" for number in numbers])
-    parts = {"all": [trained], "train": [trained.select(~divided["val"])], "val": [trained.select(divided["val"])]}
-    parts = {split: those for split, those in parts.items() if len(those[0])}
-    parts["test"] = [_annotated(name, lists[name], folders[name], classes) for name in lists]
-    return Listing("ave-avvp", root, classes, parts, notes=notes)
+    held_out = hashed_split([f"ave {number}" for number in numbers])["val"]
+    tested = [_annotated(name, lists[name], folders[name], classes) for name in lists]
+    divided = divide([{"train": ~held_out, "val": held_out}])
+    return Listing("ave-avvp", root, classes, {"all": [trained], "test": tested}, divided, notes=notes)
 
 
 def _list_files(files: Files, request: Request, name: str) -> dict[str, Path]:

@@ -60,7 +60,7 @@ def list_clips(root: Path, request: Request) -> Listing:
     parts = {}
     for split in dict.fromkeys(row["split"] for row in rows):
         parts[split] = [joined.select(np.array([row["split"] == split for row in rows]))]
-    return Listing(root.name, root, classes, parts, missing)
+    return Listing(root.name, root, classes, parts, missing=missing)
 
 
 def _kinds(root: Path) -> dict[str, Kind | None]:

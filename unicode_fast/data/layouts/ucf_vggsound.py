@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from unicode_fast.data.files import Files, hashed_split, numbers_of, read_csv, read_lines, zip_source
+from unicode_fast.data.files import Files, divide, hashed_split, numbers_of, read_csv, read_lines, zip_source
 from unicode_fast.data.layouts.request import Request
 from unicode_fast.data.layouts.vggsound import STEPS, YOUTUBE_ID, zip_folder
 from unicode_fast.data.sources import Listing, Part
@@ -43,12 +43,7 @@ def list_ucf_vggsound(root: Path, request: Request) -> Listing:
             f"{len(classes['video'])}"
         )
     whole = [_labelled(name, lists[name], folders[name], classes[name]) for name in wanted]
-    parts = {"all": whole}
-    for split in ("train", "val", "test"):
-        chosen = [part.select(_divided(part)[split]) for part in whole]
-        if all(map(len, chosen)):
-            parts[split] = chosen
-    return Listing("ucf-vggsound", root, classes["audio"], parts)
+    return Listing("ucf-vggsound", root, classes["audio"], {"all": whole}, divide([_divided(part) for part in whole]))
 
 
 def _labelled(modality: str, file: Path, folder: Path, classes: Sequence[str]) -> Part:

@@ -82,8 +82,12 @@ def avel_lister(layout: str, whole: bool) -> Callable[[Path, Request], Listing]:
             sources["text"] = request.words(said)
         joined = Part(sources, arrays)
         chosen = {split: np.array([row["split"] == split for row in rows]) for split in ("train", "val", "test")}
-        parts = {split: [joined.select(members)] for split, members in chosen.items() if members.any()}
-        return Listing(layout, root, classes, {"all": [joined], **parts} if whole else parts, missing, notes)
+        chosen = {split: members for split, members in chosen.items() if members.any()}
+        if whole:
+            divided = {split: [members] for split, members in chosen.items()}
+            return Listing(layout, root, classes, {"all": [joined]}, divided, missing, notes)
+        lists = {split: [joined.select(members)] for split, members in chosen.items()}
+        return Listing(layout, root, classes, lists, missing=missing, notes=notes)
 
     return list_avel
 
@@ -137,9 +141,9 @@ def checked_lister(layout: str) -> Callable[[Path, Request], Listing]:
         names = [name.removesuffix(".mp4") for name in names]
         joined = Part(stream_sources(files, request, names), {"id": np.array(names)})
         chosen = hashed_split([name[:YOUTUBE_ID] for name in names])
-        parts = {split: [joined.select(members)] for split, members in chosen.items() if members.any()}
+        divided = {split: [members] for split, members in chosen.items() if members.any()}
         published = int(layout.removeprefix("vggsound").removesuffix("k")) * 1000
         notes = list_notes(len(names), table, published)
-        return Listing(layout, root, [], {"all": [joined], **parts}, notes=notes)
+        return Listing(layout, root, [], {"all": [joined]}, divided, notes=notes)
 
     return list_checked
