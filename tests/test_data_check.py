@@ -130,6 +130,15 @@ def test_own_data(tmp_path: Path, few: ClipSet) -> None:
     assert found == wanted
 
 
+def test_the_example_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    blocks = (Path(__file__).parents[1] / "README.md").read_text().split("```python\n")
+    (example,) = [block.split("```")[0] for block in blocks if "clips.csv" in block.split("```")[0]]
+    monkeypatch.chdir(tmp_path)
+    exec(compile(example, "README.md", "exec"), {})
+    report = check("clips:mine", progress=False)
+    assert report.findings == [] and report.clips["train"] == {"depth": 100, "radar": 100}
+
+
 def test_bad_usage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", "ave:/no/where"]) == 2
     assert "root of 'ave:/no/where' must be a folder" in capsys.readouterr().err

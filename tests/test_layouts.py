@@ -17,6 +17,7 @@ from published import (
     write_avsbench,
     write_avvp,
     write_checked,
+    write_h5,
     write_own,
     write_rows,
     write_ucf_vggsound,
@@ -24,7 +25,7 @@ from published import (
 )
 
 from unicode_fast.config import Modality
-from unicode_fast.data import Batches, ClipSet, Dataset, StoreError, open_data
+from unicode_fast.data import Batches, ClipSet, Dataset, MissingPackageError, StoreError, open_data
 from unicode_fast.data.files import hashed_split
 
 GRID, BANDS = Modality("grid", (7, 7, 16)), Modality("vector", (128,))
@@ -349,6 +350,31 @@ def test_hashed_splits_stay_what_they_are() -> None:
 
 
 HASHED = {"train": [0, 1, 2, 4, 6, 7, 8, 9, 10], "val": [3, 5, 11], "test": []}
+
+
+def test_without_h5py_the_extra_is_named(tmp_path: Path, few: ClipSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_ave(tmp_path, few)
+
+    def absent(name: str) -> None:
+        raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+    monkeypatch.setattr("importlib.import_module", absent)
+    with pytest.raises(MissingPackageError, match=r"'h5py' must be installed.*pip install 'unicode_fast\[data\]'"):
+        opened("ave", tmp_path)
+
+
+def test_hdf5_files_that_do_not_fit(tmp_path: Path, few: ClipSet) -> None:
+    write_ave(tmp_path, few)
+    for file, key, array, message in (
+        ("val_order.h5", "order", np.array([0, 12]), r"val_order.h5 must hold order of \(n,\) integers in \[0, 12\)"),
+        ("labels.h5", "avadataset", np.zeros((12, 10, 28)), r"labels.h5 must hold avadataset of .* 29\) 0 and 1"),
+        ("audio_feature.h5", "other", np.zeros((12, 10, 128)), "must hold a dataset 'avadataset', got other"),
+    ):
+        kept = (tmp_path / file).read_bytes()
+        write_h5(tmp_path / file, key, array)
+        with pytest.raises(StoreError, match=message):
+            opened("ave", tmp_path)
+        (tmp_path / file).write_bytes(kept)
 
 
 def test_what_names_no_data(tmp_path: Path, few: ClipSet) -> None:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from published import splits_of, write_avel, write_avsbench, write_avvp, write_own, write_zip
 
+from unicode_fast.config import Modality
 from unicode_fast.data import Batches, ClipSet, DamagedStoreError, Dataset, StoreError, bfloat16, open_data, open_store
 from unicode_fast.data.lazy import LazyArray
 from unicode_fast.data.pack import pack
@@ -146,6 +147,33 @@ def test_goes_on_after_a_kill(tmp_path: Path, avel: Dataset, monkeypatch: pytest
     assert len(written) == len(files_of(target)) - 1 - done
     assert files_of(target) == files_of(tmp_path / "whole")
     assert not (tmp_path / ".store.packing").exists()
+
+
+def test_a_piece_is_in_memory_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import unicode_fast.data.pack as module
+
+    asked: list[int] = []
+
+    def read(numbers: np.ndarray) -> np.ndarray:
+        asked.append(len(numbers))
+        return np.repeat(numbers[:, None, None], 5, 2) + np.zeros((len(numbers), 10, 5))
+
+    clips = ClipSet(
+        {"a": LazyArray((200, 10, 5), np.float64, read)}, {"a": Modality("vector", (5,))}, [], np.arange(200)
+    )
+    data = Dataset(tmp_path, "many", clips.modalities, [], {"train": [clips]})
+    monkeypatch.setattr(module, "_PIECE_BYTES", 7 * 10 * 5 * 8)
+    pack(data, tmp_path / "store", shard_bytes=50 * 10 * 5 * 4, progress=False)
+    assert max(asked) == 7 and sum(asked) == 200
+    found = open_store(tmp_path / "store").split("train").features["a"]
+    np.testing.assert_array_equal(found[:][:, 3, 2], np.arange(200))
+
+
+def test_features_that_vanish_are_named(tmp_path: Path, avel: Dataset) -> None:
+    file = avel.path / "feature/video/zip" / f"{avel.split('all').id[7]}.zip"
+    file.unlink()
+    with pytest.raises(StoreError, match=f"'video' of split 'all' must be readable, got.*{file.name}"):
+        pack(avel, tmp_path / "store", progress=False)
 
 
 def test_other_data_do_not_go_on(tmp_path: Path, avel: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:

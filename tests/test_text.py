@@ -131,6 +131,12 @@ def test_layouts_with_sentences(tmp_path: Path, bert: Path, spoken: ClipSet, mon
     assert shown.features["text"].shape == (2, 10, WIDTH) and list(shown.lengths["text"]) == [5, 5]
 
 
+def test_a_model_that_cannot_be_loaded_is_named(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(StoreError, match="text_model must be a BERT that transformers can load, .*got '.*empty'"):
+        WordVectors(str(tmp_path / "empty"), cache=tmp_path).vectors("the digit one")
+
+
 def test_without_transformers_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def absent(name: str) -> None:
         raise ModuleNotFoundError(f"No module named {name!r}", name=name)

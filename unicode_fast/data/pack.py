@@ -78,8 +78,9 @@ def pack(
     folder = target.with_name(f".{target.name}.packing")
     try:
         make_parent(target.parent)
-        folder.mkdir(exist_ok=True)
         with exclusive(target.with_name(f".{target.name}.lock"), _say):
+            check_new(target)
+            folder.mkdir(exist_ok=True)
             _Packer(dataset, folder, dtype, shard_bytes).write(progress)
             publish(folder, target)
             for name in (_JOURNAL, _PLAN):
@@ -222,7 +223,10 @@ class _Packer:
         steps = {name: part.arrays[name].shape[1] for name in part.modalities}
         step = max(1, _PIECE_BYTES // max(1, int(np.prod(array.shape[1:])) * array.dtype.itemsize))
         for start in range(*clips, step):
-            piece = np.asarray(array[start : min(start + step, clips[1])])
+            try:
+                piece = np.asarray(array[start : min(start + step, clips[1])])
+            except OSError as error:
+                raise StoreError(f"features of {key!r} of split {split!r} must be readable, got: {error}") from error
             check_array_values(split, key, piece, steps, len(self.dataset.classes), start)
             if key in part.modalities:
                 piece = self._converted(f"array {key!r} of split {split!r}", piece, start)

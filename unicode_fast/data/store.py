@@ -59,7 +59,7 @@ def open_store(path: str | os.PathLike[str], *, verify: bool = True) -> Store:
     """Open a feature store, its arrays memory-mapped and read-only.
 
     Args:
-        path: the folder that `write_store` made.
+        path: the folder that `write_store` or `pack` made.
         verify: compare every file's checksum and look at every value. What was verified is noted in the folder with
             each file's size and time of change, and not done again until one of them differs; a folder that cannot be
             written is verified each time. With False only sizes and shapes are checked.

@@ -68,9 +68,9 @@ class WordVectors:
         """(n, E) float32 vectors of the first words of a sentence, n in 1..10.
 
         Raises:
-            StoreError: no word is left.
+            StoreError: no word is left, or the model cannot be loaded.
             MissingPackageError: transformers is not installed.
-            OSError: the model cannot be loaded, or the cache folder not be written.
+            OSError: the cache folder cannot be written.
         """
         if sentence not in self._known:
             self._known[sentence] = self._kept(sentence)
@@ -136,8 +136,14 @@ class WordVectors:
     def _bert(self) -> tuple[Any, Any]:
         """The tokeniser and the model, in evaluation mode."""
         transformers = need("transformers", "text")
-        tokenizer = transformers.AutoTokenizer.from_pretrained(self.model)
-        return tokenizer, transformers.AutoModel.from_pretrained(self.model).eval()
+        try:
+            tokenizer = transformers.AutoTokenizer.from_pretrained(self.model)
+            return tokenizer, transformers.AutoModel.from_pretrained(self.model).eval()
+        except (OSError, ValueError) as error:
+            raise StoreError(
+                f"text_model must be a BERT that transformers can load, by name or from a folder, got {self.model!r}: "
+                f"{str(error).strip().splitlines()[0]}"
+            ) from error
 
     def _encode(self, sentence: str) -> tuple[np.ndarray, np.ndarray]:
         import torch
