@@ -143,9 +143,10 @@ def test_bad_usage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", "ave:/no/where"]) == 2
     assert "root of 'ave:/no/where' must be a folder" in capsys.readouterr().err
     assert main(["check", str(tmp_path)]) == 2
-    with pytest.raises(SystemExit) as caught:
-        main(["inspect"])
-    assert caught.value.code == 2
+    for wrong in (["inspect"], ["check", str(tmp_path), "--modalities", "a"], ["check", "ave:/x", "--text_model", "y"]):
+        with pytest.raises(SystemExit) as caught:
+            main(wrong)
+        assert caught.value.code == 2
 
 
 def test_pack_then_check_by_command(tmp_path: Path, few: ClipSet) -> None:

@@ -22,7 +22,7 @@ from unicode_fast.checkpoint import CheckpointError, write_json
 from unicode_fast.cli import given_fields, make_parser, resolve, run_main, with_underscores
 from unicode_fast.config import Config, Kind, Modality, modality_names
 from unicode_fast.data import Batch, BatchSource, Dataset, StoreError, open_dataset, talking_digits
-from unicode_fast.data.layouts import find_layout
+from unicode_fast.data.layouts import has_sentences
 from unicode_fast.journal import LOG_EVERY, Journal, NonFiniteLoss, StepResult
 from unicode_fast.methods import UniCodeMethod
 from unicode_fast.modules import ModelOutput, UniCode
@@ -395,7 +395,7 @@ def check_flags(config: Config, flags: Mapping[str, Any], kinds: Collection[Kind
         unread = [name for name in ("easy", "train_clips", "val_clips", "test_clips", "data_seed") if name in flags]
         if unread:
             raise ValueError(f"{unread[0]} is about the built-in data only, got it beside data {config.data.data!r}")
-    if find_layout(config.data.data) is None:
+    if not has_sentences(config.data.data):
         unread = [name for name in ("text_model", "text_whitelist") if name in flags]
         if unread:
             raise ValueError(f"{unread[0]} is about layouts with sentences, got it beside data {config.data.data!r}")

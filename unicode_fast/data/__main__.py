@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import get_args
 
 from unicode_fast.data.check import check
-from unicode_fast.data.layouts import LAYOUTS, Request
+from unicode_fast.data.layouts import LAYOUTS, Request, has_sentences
 from unicode_fast.data.layouts.request import BERT
 from unicode_fast.data.opening import open_data
 from unicode_fast.data.pack import PackedDtype, check_new, pack
@@ -37,8 +37,8 @@ def make_parser() -> argparse.ArgumentParser:
     for command in (checked, packed, streamed):
         command.add_argument("data", metavar="DATA", help="what to read")
         command.add_argument("--modalities", help="of a layout, separated by commas [all]")
-        command.add_argument("--text_model", default=BERT, help=f"BERT for sentences: a name or a folder [{BERT}]")
-        command.add_argument("--text_whitelist", default="", help="file with the ids of words to keep, as cnt.pkl")
+        command.add_argument("--text_model", help=f"BERT for sentences: a name or a folder [{BERT}]")
+        command.add_argument("--text_whitelist", help="file with the ids of words to keep, as cnt.pkl")
     for command in (packed, streamed):
         command.add_argument("store", metavar="STORE", help="folder to make")
     return parser
@@ -46,9 +46,15 @@ def make_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; see `python -m unicode_fast.data --help`."""
-    arguments = make_parser().parse_args(argv)
+    parser = make_parser()
+    arguments = parser.parse_args(argv)
+    if arguments.modalities is not None and arguments.data.partition(":")[0] not in LAYOUTS:
+        parser.error(f"modalities is about layouts, got it beside {arguments.data!r}")
+    for flag in ("text_model", "text_whitelist"):
+        if getattr(arguments, flag) is not None and not has_sentences(arguments.data):
+            parser.error(f"{flag} is about layouts with sentences, got it beside {arguments.data!r}")
     wanted = None if arguments.modalities is None else tuple(name.strip() for name in arguments.modalities.split(","))
-    request = Request(wanted, arguments.text_model, arguments.text_whitelist)
+    request = Request(wanted, arguments.text_model or BERT, arguments.text_whitelist or "")
     if arguments.command in ("pack", "shards"):
         check_new(arguments.store)
         data = open_data(

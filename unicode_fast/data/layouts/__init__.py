@@ -27,7 +27,15 @@ LAYOUTS: Mapping[str, Callable[[Path, Request], Listing]] = {
     "clips": list_clips,
 }
 
-__all__ = ["LAYOUTS", "Request", "find_layout"]
+# Of these the options on text are read.
+WITH_SENTENCES = ("vggsound-avel24k", "vggsound-avel40k", "avsbench-s4")
+
+__all__ = ["LAYOUTS", "WITH_SENTENCES", "Request", "find_layout", "has_sentences"]
+
+
+def has_sentences(spec: str) -> bool:
+    """Whether a text names a layout with sentences."""
+    return spec.partition(":")[0] in WITH_SENTENCES
 
 
 def find_layout(spec: str) -> tuple[str, Path] | None:
