@@ -120,17 +120,25 @@ def numbers_of(names: Sequence[str], classes: Sequence[str], file: Path) -> np.n
     return np.array([place[name] for name in names], np.int64)
 
 
-def read_prompts(file: Path) -> dict[str, str]:
-    """The sentence of each category: column "label" holds the category, the second column the sentence.
+def read_sentences(file: Path, names: Sequence[str]) -> list[str]:
+    """The sentence of each of some categories.
+
+    Args:
+        file: its column "label" holds categories, its second column their sentences.
+        names: the categories, in the order of the result.
 
     Raises:
-        StoreError: there is no such column.
+        StoreError: there is no such column, or a category has no sentence.
     """
     rows = read_csv(file, ["label"])
     if rows and len(rows[0]) < 2:
         raise StoreError(f"{file} must have the sentences in its second column, got one column")
     second = list(rows[0])[1] if rows else ""
-    return {row["label"].strip(): row[second].strip() for row in rows}
+    sentences = {row["label"].strip(): row[second].strip() for row in rows}
+    lacking = sorted(set(names) - set(sentences))
+    if lacking:
+        raise StoreError(f"{file} must have a sentence for each category, got none for {', '.join(lacking)}")
+    return [sentences[name] for name in names]
 
 
 def zip_source(folder: Path, names: Sequence[str], steps: int, fit: Fit) -> Source:

@@ -194,13 +194,16 @@ def _map_array(folder: Path, entry: Mapping[str, Any]) -> ClipArray:
     if list(shape) != entry["shape"]:
         raise _damaged(folder / MANIFEST, f"shards of {shape} make an array of {entry['shape']}")
     ends = np.cumsum([len(shard) for shard in shards])
+    starts = ends - [len(shard) for shard in shards]
+    # Views that are indexed faster than what maps the files.
+    mapped = [np.asarray(shard) for shard in shards]
 
     def read(numbers: np.ndarray) -> np.ndarray:
-        found = np.empty((len(numbers), *shape[1:]), shards[0].dtype)
+        found = np.empty((len(numbers), *shape[1:]), mapped[0].dtype)
         owner = np.searchsorted(ends, numbers, side="right")
-        for shard in np.unique(owner):
-            here = owner == shard
-            found[here] = shards[shard][numbers[here] - (ends[shard] - len(shards[shard]))]
+        local = numbers - starts[owner]
+        for place, (shard, clip) in enumerate(zip(owner.tolist(), local.tolist(), strict=True)):
+            found[place] = mapped[shard][clip]
         return bfloat16.from_bits(found) if entry["dtype"] == bfloat16.NAME else found
 
     return LazyArray(shape, np.float32 if entry["dtype"] == bfloat16.NAME else shards[0].dtype, read)

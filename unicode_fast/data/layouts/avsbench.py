@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from unicode_fast.data.files import Files, file_source, need, numbers_of, read_csv, read_prompts
+from unicode_fast.data.files import Files, file_source, need, numbers_of, read_csv, read_sentences
 from unicode_fast.data.layouts.request import Request
-from unicode_fast.data.lazy import LazyArray
+from unicode_fast.data.lazy import ClipArray, LazyArray
 from unicode_fast.data.sources import Listing, Part
 from unicode_fast.data.store_checks import StoreError
 from unicode_fast.data.zip_pickle import read_zipped_array
@@ -34,48 +34,50 @@ def list_avsbench(root: Path, request: Request) -> Listing:
     rows = read_csv(table, ["split"])
     if rows and len(rows[0]) < 3:
         raise StoreError(f"{table} must have names in column 1 and categories in column 3, got {len(rows[0])} columns")
-    videos = [list(row.values())[0] for row in rows]
-    categories = [list(row.values())[2] for row in rows]
-    classes = sorted(set(categories))
-    target = numbers_of(categories, classes, table)
-    sentences = read_prompts(prompts) if prompts is not None else {}
+    columns = [list(row.values()) for row in rows]
+    classes = sorted({values[2] for values in columns})
     parts: dict[str, list[Part]] = {}
     missing: list[str] = []
     for split in ("train", "val", "test"):
-        chosen = [number for number, row in enumerate(rows) if row["split"] == split]
-        if not chosen:
-            continue
-        places = [Path(split, categories[number], videos[number]) for number in chosen]
-        arrays: dict[str, np.ndarray | LazyArray] = {
-            "id": np.array([videos[number] for number in chosen]),
-            "class": target[chosen],
-        }
-        for key, folder, pictures in (
-            ("video.frames", "visual_frames", STEPS),
-            ("video.mask", "gt_masks", 1 if split == "train" else STEPS),
-        ):
-            groups = [
-                [root / folder / place / f"{place.name}_{number + 1}.png" for number in range(pictures)]
-                for place in places
-            ]
-            absent = [str(file) for group in groups for file in group if not file.is_file()]
-            missing += absent
-            if not absent:
-                arrays[key] = _pictures(groups, mask=key == "video.mask")
-        sources = {}
-        if request.wants("audio"):
-            zips = [root / "feature/audio" / place.parts[0] / "zip" / Path(*place.parts[1:]) for place in places]
-            files_of_clips = [file.with_name(f"{file.name}.zip") for file in zips]
-            sources["audio"] = file_source(files_of_clips, read_zipped_array, STEPS, "repeat")
-        if prompts is not None:
-            lacking = sorted({categories[number] for number in chosen} - set(sentences))
-            if lacking:
-                raise StoreError(f"{prompts} must have a sentence for each category, got none for {', '.join(lacking)}")
-            said = [sentences[categories[number]] for number in chosen]
-            arrays["text.sentence"] = np.array(said)
-            sources["text"] = request.words(said)
-        parts[split] = [Part(sources, arrays)]
+        chosen = [values for values, row in zip(columns, rows, strict=True) if row["split"] == split]
+        if chosen:
+            places = [Path(split, values[2], values[0]) for values in chosen]
+            part = _part(root, places, classes, request, prompts)
+            parts[split] = [Part(part.sources, {**part.arrays, **_frames_and_masks(root, places, missing)})]
     return Listing("avsbench-s4", root, classes, parts, missing=missing)
+
+
+def _part(root: Path, places: Sequence[Path], classes: Sequence[str], request: Request, prompts: Path | None) -> Part:
+    """The clips at some places, <split>/<category>/<video>, with what asks for them."""
+    categories = [place.parts[1] for place in places]
+    arrays: dict[str, ClipArray] = {
+        "id": np.array([place.name for place in places]),
+        "class": numbers_of(categories, classes, root / _TABLE),
+    }
+    sources = {}
+    if request.wants("audio"):
+        zips = [
+            root / "feature/audio" / place.parts[0] / "zip" / place.parts[1] / f"{place.name}.zip" for place in places
+        ]
+        sources["audio"] = file_source(zips, read_zipped_array, STEPS, "repeat")
+    if prompts is not None:
+        said = read_sentences(prompts, categories)
+        arrays["text.sentence"] = np.array(said)
+        sources["text"] = request.words(said)
+    return Part(sources, arrays)
+
+
+def _frames_and_masks(root: Path, places: Sequence[Path], missing: list[str]) -> dict[str, LazyArray]:
+    """The pictures of some clips; files that are not there are added to `missing`."""
+    found = {}
+    masks = 1 if places[0].parts[0] == "train" else STEPS
+    for key, folder, count in (("video.frames", "visual_frames", STEPS), ("video.mask", "gt_masks", masks)):
+        groups = [[root / folder / p / f"{p.name}_{number + 1}.png" for number in range(count)] for p in places]
+        absent = [str(file) for group in groups for file in group if not file.is_file()]
+        missing += absent
+        if not absent:
+            found[key] = _pictures(groups, mask=key == "video.mask")
+    return found
 
 
 def _pictures(groups: Sequence[Sequence[Path]], mask: bool) -> LazyArray:

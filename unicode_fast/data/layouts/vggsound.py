@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from unicode_fast.data.files import Files, hashed_split, numbers_of, read_csv, read_lines, read_prompts, zip_source
+from unicode_fast.data.files import Files, hashed_split, numbers_of, read_csv, read_lines, read_sentences, zip_source
 from unicode_fast.data.layouts.request import Request
 from unicode_fast.data.lazy import LazyArray
 from unicode_fast.data.sources import Listing, Note, Part, Source
@@ -73,11 +73,7 @@ def avel_lister(layout: str, whole: bool) -> Callable[[Path, Request], Listing]:
             missing = presence.absent
             arrays.update({f"{modality}.label": label for modality in sources})
         if prompts is not None:
-            sentences = read_prompts(prompts)
-            lacking = sorted({classes[number] for number in target} - set(sentences))
-            if lacking:
-                raise StoreError(f"{prompts} must have a sentence for each category, got none for {', '.join(lacking)}")
-            said = [sentences[classes[number]] for number in target]
+            said = read_sentences(prompts, [classes[number] for number in target])
             arrays["text.sentence"] = np.array(said)
             sources["text"] = request.words(said)
         joined = Part(sources, arrays)
