@@ -197,7 +197,8 @@ class DataConfig:
     """What is learned from.
 
     Args:
-        data: name of a built-in dataset, the folder of a feature store, or LAYOUT:ROOT, such as ave:/data/AVE.
+        data: name of a built-in dataset, the folder of a feature store, LAYOUT:ROOT, such as ave:/data/AVE, or
+            webdataset:FOLDER.
         modalities: which of its modalities, separated by commas, or "all"; their order is that of the sequential EMA.
         easy: the built-in dataset without distractors and shifts, for quick looks.
         train_clips: clips of the built-in dataset that are made for training.
