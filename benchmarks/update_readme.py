@@ -124,6 +124,20 @@ def shares() -> str:
     )
 
 
+def reading_sentence() -> str:
+    """What a random batch costs from zips and from stores."""
+    rows = json.loads((ROOT / "benchmarks" / "results" / "data-cpu.json").read_text())
+    times = ", ".join(
+        f"{row['contender']}: {row['median_ms']:.3g} ms ({row['times_slower_than_store_float32']:.2g}x)" for row in rows
+    )
+    one = rows[0]
+    return (
+        f"A random batch of {one['clips']} clips of the published shapes, in the page cache, and its time over that of "
+        f"a float32 store: {times}.\nMedians of {one['repeats']}, {one['device']}, {one['threads']} thread(s), torch "
+        f"{one['torch']}, {one['date']}, commit `{(one['commit'] or 'unknown')[:12]}`."
+    )
+
+
 def put_run(run: Path) -> None:
     """Table and pictures of a finished run."""
     summary = json.loads((run / "summary.json").read_text())
@@ -153,6 +167,7 @@ def main() -> None:
         put_run(run)
     replace_part("speed", speed_table())
     replace_part("shares", shares())
+    replace_part("reading", reading_sentence())
 
 
 if __name__ == "__main__":

@@ -9,6 +9,8 @@ import pytest
 import torch
 from cases import Place
 
+from unicode_fast.data import ClipSet, talking_digits
+
 # The tensors of the tests are small: more threads only wait for each other, and for whatever else the machine does.
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
 
@@ -36,6 +38,19 @@ def poisoned_memory() -> Iterator[None]:
     yield
     torch.utils.deterministic.fill_uninitialized_memory = filled
     torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+
+
+@pytest.fixture(scope="session")
+def spoken(tmp_path_factory: pytest.TempPathFactory) -> ClipSet:
+    """24 clips of talking digits with their frames, of few voices."""
+    from test_talking_digits import QUICK
+
+    clips = {"train": 1, "val": 1, "test": 24}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in QUICK.items():
+            patch.setattr(f"unicode_fast.data.{name}", value)
+        folder = tmp_path_factory.mktemp("spoken")
+        return talking_digits.load(cache=folder, easy=True, clips=clips, progress=False).split("test")
 
 
 @pytest.fixture

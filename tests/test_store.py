@@ -323,7 +323,7 @@ def test_a_manifest_that_does_not_fit_is_named(folder: Path) -> None:
         "val-class.npy.*in place of": lambda manifest: at(manifest).update(shape=[5]),
         "must be a plain file name": lambda manifest: at(manifest).update(file="../secret.npy"),
         "entry is missing": lambda manifest: at(manifest).pop("sha256"),
-        "format .* must be 1, got 2": lambda manifest: manifest.update(format=2),
+        "format .* must be 1 or 2, got 3": lambda manifest: manifest.update(format=3),
         "missing or misshapen": lambda manifest: manifest["modalities"]["line"].update(kind="smell"),
     }
     original = (folder / "manifest.json").read_bytes()

@@ -197,13 +197,17 @@ class DataConfig:
     """What is learned from.
 
     Args:
-        data: name of a built-in dataset, or the folder of a feature store.
+        data: name of a built-in dataset, the folder of a feature store, LAYOUT:ROOT, such as ave:/data/AVE, or
+            webdataset:FOLDER.
         modalities: which of its modalities, separated by commas, or "all"; their order is that of the sequential EMA.
         easy: the built-in dataset without distractors and shifts, for quick looks.
         train_clips: clips of the built-in dataset that are made for training.
         val_clips: for choosing epochs and checkpoints.
         test_clips: for the reported scores.
         data_seed: of the built-in dataset's generator.
+        train_split: the split that is pre-trained on, such as "all" of vggsound-avel40k.
+        text_model: BERT that reads the sentences of a layout: a name or a folder that transformers knows.
+        text_whitelist: file with the ids of the words that are kept of them, the released cnt.pkl; "" keeps all.
     """
 
     data: str = "talking-digits"
@@ -213,6 +217,9 @@ class DataConfig:
     val_clips: int = 500
     test_clips: int = 1000
     data_seed: int = 0
+    train_split: str = "train"
+    text_model: str = "bert-base-uncased"
+    text_whitelist: str = ""
 
 
 @dataclass(frozen=True)
@@ -246,7 +253,7 @@ class TrainConfig:
         seed: of initial weights, order of clips, dropout, draws and probes.
         validations: how often the zero-shot accuracy is measured on the validation split, evenly spread.
         checkpoint_seconds: longest time between two checkpoints.
-        probe_tasks: tasks whose table ends the run, separated by commas.
+        probe_tasks: tasks whose table ends the run, separated by commas; "none" ends it without.
         rank_timeout_seconds: a rank that is not heard of for so long, or comes no further for so long and for four
             times what a step takes, ends the run of all ranks; torchrun then kills it after half a minute.
     """

@@ -11,13 +11,13 @@ import torch
 
 from unicode_fast import plots
 from unicode_fast.checkpoint import atomic_file
-from unicode_fast.data import Store
+from unicode_fast.data import Dataset
 from unicode_fast.tasks import Probes, Row
 
 FOLDER = "plots"
 
 
-def draw_run(folder: Path, probes: Probes, store: Store, rows: Sequence[Row], codewords: int) -> None:
+def draw_run(folder: Path, probes: Probes, store: Dataset, rows: Sequence[Row], codewords: int) -> None:
     """Losses, codebook health, code usage, bars and an event timeline, as PNG files under plots/.
 
     Args:
@@ -62,7 +62,7 @@ def code_counts(probes: Probes, codewords: int) -> dict[str, np.ndarray]:
     return counts
 
 
-def draw_timelines(folder: Path, probes: Probes, store: Store, trained_on: str) -> None:
+def draw_timelines(folder: Path, probes: Probes, store: Dataset, trained_on: str) -> None:
     """Truth and prediction of one test clip in every modality with a time axis, the probe trained on one of them.
 
     The clip is the one whose error is the median of all, neither the best nor the worst.

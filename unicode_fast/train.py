@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import sys
@@ -23,7 +22,8 @@ from unicode_fast.acceleration import GraphedStep, accelerate, check_acceleratio
 from unicode_fast.checkpoint import CheckpointError, write_json
 from unicode_fast.cli import given_fields, make_parser, resolve, run_main, with_underscores
 from unicode_fast.config import Config, Kind, Modality, modality_names
-from unicode_fast.data import Batches, Feed, Store, StoreError, open_dataset, open_feed, talking_digits
+from unicode_fast.data import BatchSource, Dataset, Feed, StoreError, open_dataset, open_feed, talking_digits
+from unicode_fast.data.layouts import has_sentences
 from unicode_fast.distributed import Ranks
 from unicode_fast.gradient_cache import cached_backward, micro_batches
 from unicode_fast.journal import LOG_EVERY, Journal, NonFiniteLoss, StepResult
@@ -38,6 +38,7 @@ from unicode_fast.tasks import Probes, Row, aggregate, check_tasks, format_table
 
 # Vectors that initial codewords are chosen or computed from, for each codeword.
 INIT_ROWS_PER_CODEWORD = 80
+NO_TASKS = "none"
 BUILT_IN_MODALITIES = ("audio", "video", "text")
 
 
@@ -178,7 +179,7 @@ def learning_rate(config: Config, step: int, total: int, epoch_steps: int) -> fl
     return rate
 
 
-def initialise_codebook(trainer: Trainer, batches: Batches, device: torch.device) -> None:
+def initialise_codebook(trainer: Trainer, batches: BatchSource, device: torch.device) -> None:
     """Codewords from the features of the first batches, all modalities mixed, as `codebook_init` says."""
     method, sizes = trainer.config.method, trainer.config.model
     if method.codebook_init == "uniform":
@@ -209,7 +210,7 @@ def initialise_codebook(trainer: Trainer, batches: Batches, device: torch.device
     trainer.model.codebook.initialise(torch.as_tensor(codewords, dtype=trainer.model.dtype, device=device))
 
 
-def total_steps(config: Config, batches: Batches) -> int:
+def total_steps(config: Config, batches: BatchSource) -> int:
     """Batches of pre-training."""
     return config.train.steps or config.train.epochs * batches.steps_per_epoch
 
@@ -217,12 +218,11 @@ def total_steps(config: Config, batches: Batches) -> int:
 def advance(trainer: Trainer, feed: Feed, ranks: Ranks) -> tuple[np.ndarray, StepResult]:
     """One step of training, and the numbers of the clips in its batch."""
     step, config, batches = trainer.step, trainer.config, feed.batches
-    positions = batches.indices(step)
     ranks.step = step
     batch = feed.batch(step)
     rate = learning_rate(config, step, total_steps(config, batches), batches.steps_per_epoch)
-    result = trainer.train_step(batch.features, batch.mask, rate, ranks.part(len(positions)))
-    return batches.clips.index[positions], result
+    result = trainer.train_step(batch.features, batch.mask, rate, ranks.part(batches.size(step)))
+    return batches.numbers(step, batch), result
 
 
 def follow(trainer: Trainer, feed: Feed, ranks: Ranks, total: int) -> dict[str, Any]:
@@ -234,7 +234,7 @@ def follow(trainer: Trainer, feed: Feed, ranks: Ranks, total: int) -> dict[str, 
 
 
 def pretrain(
-    trainer: Trainer, store: Store, folder: Path, content: Mapping[str, Any] | None, ranks: Ranks
+    trainer: Trainer, store: Dataset, folder: Path, content: Mapping[str, Any] | None, ranks: Ranks
 ) -> dict[str, Any]:
     """Trains to the end and leaves checkpoints, metrics and events in the run folder.
 
@@ -242,7 +242,7 @@ def pretrain(
 
     Args:
         trainer: fresh, or restored from `content`.
-        store: with splits train and val.
+        store: with the split that is trained on, and val where there are validations.
         folder: of the run.
         content: of the checkpoint that is resumed, or None.
         ranks: that train together.
@@ -254,10 +254,14 @@ def pretrain(
         NonFiniteLoss: after the state has been saved as nonfinite-step-N.pt.
     """
     config, device = trainer.config, trainer.model.device
-    clips = store.split("train").restrict(trainer.model.names)
     train = config.train
-    batches = Batches(
-        clips, train.batch_size, train.seed, drop_last=not train.keep_last_batch, dtype=getattr(torch, train.dtype)
+    batches = store.batches(
+        config.data.train_split,
+        trainer.model.names,
+        train.batch_size,
+        train.seed,
+        drop_last=not train.keep_last_batch,
+        dtype=getattr(torch, train.dtype),
     )
     total = total_steps(config, batches)
     progress: dict[str, Any] = (
@@ -267,7 +271,7 @@ def pretrain(
             "best": None,
             "seconds": 0.0,
             "bytes": 0,
-            "data": store_digest(store),
+            "data": store.digest(),
         }
     )
     if content is None:
@@ -348,7 +352,7 @@ def run(config: Config, folder: Path, resume_step: int | None = None, ranks: Ran
     device = ranks.device(choose_device(config.train.device))
     store = open_dataset(config.data)
     modalities = check_store(config, store)
-    check_ranks(config, len(store.split("train")), ranks)
+    check_ranks(config, len(store.split(config.data.train_split)), ranks)
     ranks.watch(config.train.rank_timeout_seconds)
     trainer = Trainer(config, modalities, device)
 
@@ -360,7 +364,7 @@ def run(config: Config, folder: Path, resume_step: int | None = None, ranks: Ran
 
     content = ranks.from_first(read)
     if content is not None:
-        same_data = content["progress"]["data"] == store_digest(store)
+        same_data = content["progress"]["data"] == store.digest()
         if content["config"] != checkpoint.config_to_dict(config, modalities) or not same_data:
             raise CheckpointError(f"checkpoint in {folder} was trained with another configuration or other data")
         trainer.restore(content)
@@ -376,7 +380,7 @@ def run(config: Config, folder: Path, resume_step: int | None = None, ranks: Ran
 
 
 def measure(
-    trainer: Trainer, store: Store, folder: Path, progress: Mapping[str, Any], seconds: float
+    trainer: Trainer, store: Dataset, folder: Path, progress: Mapping[str, Any], seconds: float
 ) -> dict[str, Any]:
     """Probes the best model of a run that has been trained, and writes summary and pictures.
 
@@ -394,7 +398,7 @@ def measure(
     which = "best" if progress["best"] else "last"
     model = checkpoint.load(folder, which, trainer.model.device)
     probes = Probes(model, store, config.train.seed)
-    rows = probes.table(config.train.probe_tasks)
+    rows = probes.table(config.train.probe_tasks) if config.train.probe_tasks != NO_TASKS else []
     summary = {
         "rows": [row.as_dict() for row in rows],
         "checkpoint": {"used": which, **(progress["best"] or {"step": trainer.step})},
@@ -406,7 +410,8 @@ def measure(
         "versions": versions(),
         "git_commit": git_commit(),
     }
-    pictures.draw_run(folder, probes, store, rows, config.model.codewords)
+    if config.train.probe_tasks != NO_TASKS:
+        pictures.draw_run(folder, probes, store, rows, config.model.codewords)
     write_json(folder / "summary.json", summary)
     return summary
 
@@ -487,7 +492,7 @@ def train(argv: Sequence[str] | None, ranks: Ranks) -> int:
         store = open_dataset(config.data)
         modalities = check_store(config, store)
         check_flags(config, flags, {modality.kind for modality in modalities.values()})
-        check_ranks(config, len(store.split("train")), ranks)
+        check_ranks(config, len(store.split(config.data.train_split)), ranks)
         folder = ranks.from_first(lambda: prepare_folder(arguments.out, config, arguments.seeds))
         if arguments.seeds > 1:
             seeds = [config.train.seed + n for n in range(arguments.seeds)]
@@ -505,7 +510,8 @@ def check_run(config: Config) -> None:
         ValueError: the device, what is asked of it, a task or the modalities are not there.
     """
     check_acceleration(config.train, choose_device(config.train.device))
-    check_tasks(config.train.probe_tasks)
+    if config.train.probe_tasks != NO_TASKS:
+        check_tasks(config.train.probe_tasks)
     if config.data.data in talking_digits.DATASETS:
         names = modality_names(config.data.modalities, BUILT_IN_MODALITIES)
         if not set(names) <= set(BUILT_IN_MODALITIES):
@@ -532,27 +538,38 @@ def check_flags(config: Config, flags: Mapping[str, Any], kinds: Collection[Kind
         unread = [name for name in ("easy", "train_clips", "val_clips", "test_clips", "data_seed") if name in flags]
         if unread:
             raise ValueError(f"{unread[0]} is about the built-in data only, got it beside data {config.data.data!r}")
+    if not has_sentences(config.data.data):
+        unread = [name for name in ("text_model", "text_whitelist") if name in flags]
+        if unread:
+            raise ValueError(f"{unread[0]} is about layouts with sentences, got it beside data {config.data.data!r}")
     values, standard = config.flat(), preset(config.preset, config.size).flat()
     for name, reason in config.unread_fields(kinds).items():
         if name in flags or values[name] != standard[name]:
             raise ValueError(f"{name} {reason}, got {name} {values[name]!r} beside it")
 
 
-def check_store(config: Config, store: Store) -> dict[str, Modality]:
+def check_store(config: Config, store: Dataset) -> dict[str, Modality]:
     """The modalities of a run, after a look at whether its data hold what the whole run will need.
 
     Raises:
         ValueError: a modality or a split is missing, or there are fewer clips than a batch, or no classes.
     """
-    missing = [name for name in ("train", "val", "test") if name not in store.splits]
+    probed = config.train.probe_tasks != NO_TASKS
+    needed_splits = ["train", "val", "test"] if probed else ["train", "val"] if config.train.validations else []
+    needed_splits = list(dict.fromkeys([config.data.train_split, *needed_splits]))
+    missing = [name for name in needed_splits if name not in store.splits]
     if missing:
-        raise ValueError(f"data must have splits train, val and test, {store.path} has {', '.join(store.splits)}")
-    clips = store.split("train")
+        raise ValueError(
+            f"data must have splits {', '.join(needed_splits)}, {store.path} has {', '.join(store.splits)}; "
+            f"--validations 0 --probe_tasks {NO_TASKS} needs no split but the one that is trained on"
+        )
+    clips = store.split(config.data.train_split)
     modalities = store.modalities_named(modality_names(config.data.modalities, tuple(clips.modalities)))
     if len(clips) < config.train.batch_size:
         raise ValueError(f"batch_size must be at most the {len(clips)} training clips, got {config.train.batch_size}")
-    for split in store.splits:
-        store.split(split).target  # noqa: B018 - raises where the classes are missing
+    if probed or config.train.validations:
+        for split in needed_splits:
+            store.split(split).target  # noqa: B018 - raises where the classes are missing
     steps = {clips.features[name].shape[1] for name in modalities}
     needed = config.method.cpc_earliest + 1 + config.model.cpc_steps
     if config.model.cpc_steps > 1 and min(steps) < needed:
@@ -581,11 +598,6 @@ def check_ranks(config: Config, clips: int, ranks: Ranks) -> None:
         raise ValueError(f"micro_batches must be at most the {smallest} clips of a rank, got {train.micro_batches}")
     if train.cuda_graph and ranks.size > 1:
         raise ValueError(f"cuda_graph needs a run of one rank, got {ranks.size}")
-
-
-def store_digest(store: Store) -> str:
-    """What tells one dataset from another: the checksum of its manifest, which holds those of all files."""
-    return hashlib.sha256((Path(store.path) / "manifest.json").read_bytes()).hexdigest()
 
 
 if __name__ == "__main__":

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from unicode_fast.data.store import ClipSet
+if TYPE_CHECKING:
+    from unicode_fast.data.dataset import ClipSet
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,23 @@ class Batch:
         return Batch(copied(self.features), copied(self.mask), copied(self.labels), target, self.clips, self.id)
 
 
+class BatchSource(Protocol):
+    """Batches by global step; `Batches` has them in any order, a stream best in theirs."""
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Number of batches in one epoch."""
+
+    def size(self, step: int) -> int:
+        """Number of clips in the batch at this global step, those of all ranks."""
+
+    def batch(self, step: int, own: slice = slice(None)) -> Batch:
+        """The batch at this global step, counted from 0 over all epochs, or only the clips that a rank owns."""
+
+    def numbers(self, step: int, batch: Batch) -> np.ndarray:
+        """The clips' numbers in their split, of all ranks where they are known, else those in `batch`."""
+
+
 class Batches:
     """Shuffled batches with random access by global step.
 
@@ -82,8 +101,8 @@ class Batches:
         drop_last: bool = True,
         dtype: torch.dtype | str = torch.float32,
     ) -> None:
-        _check_batch_size(batch_size)
-        dtype = _checked_dtype(dtype)
+        check_batch_size(batch_size)
+        dtype = checked_dtype(dtype)
         if seed < 0:
             raise ValueError(f"seed must be at least 0, got {seed}")
         if len(clips) < batch_size:
@@ -109,6 +128,14 @@ class Batches:
             order = self._order = (epoch, np.argsort(draws, kind="stable"))
         return order[1][place * self.batch_size : (place + 1) * self.batch_size]
 
+    def size(self, step: int) -> int:
+        """Number of clips in the batch at this global step."""
+        return len(self.indices(step))
+
+    def numbers(self, step: int, batch: Batch) -> np.ndarray:
+        """(B,) the clips' numbers in their split; those of the whole batch, whatever part of it was read."""
+        return self.clips.index[self.indices(step)]
+
     def batch(self, step: int, own: slice = slice(None)) -> Batch:
         """The batch at this global step, counted from 0 over all epochs, or only its `own` clips."""
         return gather(self.clips, self.indices(step)[own], self.dtype)
@@ -116,7 +143,7 @@ class Batches:
 
 def gather(clips: ClipSet, indices: np.ndarray, dtype: torch.dtype | str = torch.float32) -> Batch:
     """The clips at these positions as one batch."""
-    dtype = _checked_dtype(dtype)
+    dtype = checked_dtype(dtype)
     lengths = {name: length[indices] for name, length in clips.lengths.items()}
     features = {name: _tensor(array[indices], dtype) for name, array in clips.features.items()}
     mask = {
@@ -140,8 +167,8 @@ def iterate(clips: ClipSet, batch_size: int, dtype: torch.dtype | str = torch.fl
         ValueError: there are no clips, or the size is below 1.
         TypeError: the dtype is another one.
     """
-    _check_batch_size(batch_size)
-    dtype = _checked_dtype(dtype)
+    check_batch_size(batch_size)
+    dtype = checked_dtype(dtype)
     if len(clips) == 0:
         raise ValueError("clips must be at least one, got none")
     starts = range(0, len(clips), batch_size)
@@ -153,12 +180,14 @@ def _tensor(array: np.ndarray, dtype: torch.dtype) -> Tensor:
     return torch.from_numpy(np.require(array, requirements=("C", "W"))).to(dtype)
 
 
-def _check_batch_size(batch_size: int) -> None:
+def check_batch_size(batch_size: int) -> None:
+    """Raise ValueError where it is below 1."""
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
 
 
-def _checked_dtype(dtype: torch.dtype | str) -> torch.dtype:
+def checked_dtype(dtype: torch.dtype | str) -> torch.dtype:
+    """float32 or float64 as a torch dtype; another one is a TypeError."""
     known = {"float32": torch.float32, "float64": torch.float64}
     name = str(dtype).removeprefix("torch.")
     if name not in known:

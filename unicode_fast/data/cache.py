@@ -52,7 +52,7 @@ def open_or_make(folder: Path, make: Callable[[Path], None], say: Callable[[str]
     except (FileNotFoundError, StoreError):
         pass
     _prepare(folder.parent)
-    with _lock(folder.with_name(f".{folder.name}.lock"), say) as held:
+    with exclusive(folder.with_name(f".{folder.name}.lock"), say) as held:
         try:
             return open_store(folder)
         except FileNotFoundError:
@@ -97,7 +97,7 @@ def _remove_unfinished(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def _lock(file: Path, say: Callable[[str], None]) -> Iterator[bool]:
+def exclusive(file: Path, say: Callable[[str], None]) -> Iterator[bool]:
     """Hold an advisory lock that ends with the process; False where the file system has no such locks."""
     with open(file, "a+b") as stream:
         try:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unicode_fast.data.batches import Batch, Batches, gather
+from unicode_fast.data.batches import Batch, Batches, BatchSource, gather
 
 Own = Callable[[int], slice]
 FeedKind = Literal["auto", "resident", "prefetch", "direct"]
@@ -37,7 +37,7 @@ class Feed:
         own: of a number of clips in a batch, those that are wanted; None for all.
     """
 
-    def __init__(self, batches: Batches, device: torch.device, own: Own | None = None) -> None:
+    def __init__(self, batches: BatchSource, device: torch.device, own: Own | None = None) -> None:
         self.batches, self.device = batches, device
         self.own: Own = own or slice
 
@@ -54,7 +54,7 @@ class Feed:
 
     def read(self, step: int) -> Batch:
         """The same on the CPU."""
-        return self.batches.batch(step, self.own(len(self.batches.indices(step))))
+        return self.batches.batch(step, self.own(self.batches.size(step)))
 
     def close(self) -> None:
         """Ends all threads; the feed cannot be used afterwards."""
@@ -80,6 +80,7 @@ class ResidentFeed(Feed):
 
     def __init__(self, batches: Batches, device: torch.device, own: Own | None = None) -> None:
         super().__init__(batches, device, own)
+        self.whole = batches
         clips, dtype = batches.clips, batches.dtype
         self.features: dict[str, Tensor] = {}
         self.mask: dict[str, Tensor] = {}
@@ -99,7 +100,7 @@ class ResidentFeed(Feed):
 
     def batch(self, step: int) -> Batch:
         """The batch of this global step; features and masks only, which is what a training step reads."""
-        indices = self.batches.indices(step)
+        indices = self.whole.indices(step)
         indices = indices[self.own(len(indices))]
         chosen = torch.from_numpy(np.ascontiguousarray(indices))
         if self.device.type == "cuda":
@@ -108,7 +109,7 @@ class ResidentFeed(Feed):
         def selected(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
             return {name: tensor.index_select(0, chosen) for name, tensor in tensors.items()}
 
-        clips = self.batches.clips
+        clips = self.whole.clips
         return Batch(
             selected(self.features), selected(self.mask), {}, None, clips.index[indices], np.asarray(clips.id[indices])
         )
@@ -135,7 +136,13 @@ class PrefetchFeed(Feed):
     """
 
     def __init__(
-        self, batches: Batches, device: torch.device, own: Own | None = None, *, workers: int, end: int | None = None
+        self,
+        batches: BatchSource,
+        device: torch.device,
+        own: Own | None = None,
+        *,
+        workers: int,
+        end: int | None = None,
     ) -> None:
         super().__init__(batches, device, own)
         self.depth, self.end = 2 * workers, end
@@ -182,7 +189,7 @@ class PrefetchFeed(Feed):
 
 
 def open_feed(
-    batches: Batches,
+    batches: BatchSource,
     device: torch.device,
     kind: FeedKind = "auto",
     *,
@@ -195,7 +202,8 @@ def open_feed(
     Args:
         batches: what is read.
         device: that trains.
-        kind: "auto" is "resident" on a GPU where RESIDENT_SHARE of its free memory holds all clips, else "prefetch".
+        kind: "auto" is "resident" on a GPU where RESIDENT_SHARE of its free memory holds all clips, else "prefetch". A
+            stream cannot be resident, and one thread reads it ahead.
         workers: threads of "prefetch".
         end: the step after the last one that will be asked for; None for no end.
         own: of a number of clips in a batch, those that are wanted, as where ranks share it; None for all.
@@ -206,6 +214,12 @@ def open_feed(
     Raises:
         FeedError: the clips cannot be made resident, and that was asked for.
     """
+    if not isinstance(batches, Batches):
+        if kind == "resident":
+            raise FeedError("feed must be auto, prefetch or direct for a stream, got 'resident'")
+        return (
+            Feed(batches, device, own) if kind == "direct" else PrefetchFeed(batches, device, own, workers=1, end=end)
+        )
     if kind == "auto":
         fits = device.type == "cuda" and _bytes(batches) < RESIDENT_SHARE * torch.cuda.mem_get_info(device)[0]
         kind = "resident" if fits else "prefetch"

@@ -1,20 +1,26 @@
-"""Reading feature stores: a folder of plain .npy files and a manifest, opened as memory-mapped arrays."""
+"""Reading feature stores: a folder of plain .npy files and a manifest, opened as memory-mapped arrays.
+
+Format 1 has one file for each array of a split, format 2, which `pack` writes, several for large ones, bfloat16, and
+splits in which each modality has clips of its own.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from unicode_fast.config import Modality
+from unicode_fast.data import bfloat16
+from unicode_fast.data.dataset import WHOLE, ClipSet, Dataset
+from unicode_fast.data.lazy import ClipArray, LazyArray
 from unicode_fast.data.store_checks import DamagedStoreError, StoreError
-from unicode_fast.data.store_write import FORMAT, MANIFEST, check_contents, write_store
+from unicode_fast.data.store_write import FORMAT, MANIFEST, SHARDED_FORMAT, check_parts, write_store
 
 __all__ = ["ClipSet", "DamagedStoreError", "Store", "StoreError", "open_store", "write_store"]
 
@@ -22,103 +28,7 @@ _STAMP = "verified.json"
 _PIECE_BYTES = 1 << 22
 
 
-@dataclass(frozen=True)
-class ClipSet:
-    """Clips of one split, one array per modality.
-
-    Attributes:
-        arrays: everything the store holds for these clips, by key; clips first.
-        modalities: the modalities in use, in order, with the shape of one time step.
-        classes: C class names.
-        index: (clips,) int64, the clips' numbers in their split.
-    """
-
-    arrays: Mapping[str, np.ndarray]
-    modalities: dict[str, Modality]
-    classes: list[str]
-    index: np.ndarray
-
-    def __len__(self) -> int:
-        """Number of clips."""
-        return len(self.index)
-
-    @property
-    def features(self) -> dict[str, np.ndarray]:
-        """Per modality (clips, T, ...) floating point, memory-mapped where no clips were selected."""
-        return {name: self.arrays[name] for name in self.modalities}
-
-    @property
-    def mask(self) -> dict[str, np.ndarray]:
-        """Per modality (clips, T) bool, True at the valid steps; all True where the store has no lengths."""
-        return {name: self._mask(name) for name in self.modalities}
-
-    @property
-    def lengths(self) -> dict[str, np.ndarray]:
-        """Per modality (clips,) int64, the number of valid steps."""
-        return {name: self._lengths(name) for name in self.modalities}
-
-    @property
-    def labels(self) -> dict[str, np.ndarray]:
-        """(clips, T, C+1) uint8 or float32, background last, for each modality that has them."""
-        return {name: self.arrays[f"{name}.label"] for name in self.modalities if f"{name}.label" in self.arrays}
-
-    @property
-    def target(self) -> np.ndarray:
-        """(clips,) int64 class of each clip.
-
-        Raises:
-            StoreError: the store has no clip classes.
-        """
-        if "class" not in self.arrays:
-            raise StoreError(f"clips must have an array 'class' to give targets, got keys {sorted(self.arrays)}")
-        return self.arrays["class"]
-
-    @property
-    def id(self) -> np.ndarray:
-        """(clips,) the clips' own names or numbers; their numbers in the split where the store has none."""
-        return self.arrays.get("id", self.index)
-
-    def select(self, indices: Sequence[int] | np.ndarray) -> ClipSet:
-        """Some of the clips, in the order given.
-
-        Args:
-            indices: (n,) numbers in [0, len), or (len,) bool.
-
-        Returns:
-            A ClipSet whose arrays are copies in memory.
-
-        Raises:
-            IndexError: a number is outside.
-        """
-        chosen = np.asarray(indices)
-        if chosen.dtype != bool:
-            chosen = chosen.astype(np.int64)
-            if len(chosen) and (chosen.min() < 0 or chosen.max() >= len(self)):
-                raise IndexError(f"indices must lie in [0, {len(self)}), got {chosen.min()} to {chosen.max()}")
-        arrays = {key: np.asarray(array[chosen]) for key, array in self.arrays.items()}
-        return replace(self, arrays=arrays, index=self.index[chosen])
-
-    def restrict(self, names: Iterable[str]) -> ClipSet:
-        """The same clips with these modalities only, in this order.
-
-        Raises:
-            ValueError: a modality is unknown.
-        """
-        wanted = list(names)
-        unknown = [name for name in wanted if name not in self.modalities]
-        if unknown:
-            raise ValueError(f"modalities must be among {list(self.modalities)}, got {unknown[0]!r}")
-        return replace(self, modalities={name: self.modalities[name] for name in wanted})
-
-    def _lengths(self, name: str) -> np.ndarray:
-        steps = self.arrays[name].shape[1]
-        return self.arrays.get(f"{name}.length", np.full(len(self), steps, np.int64))
-
-    def _mask(self, name: str) -> np.ndarray:
-        return np.arange(self.arrays[name].shape[1]) < self._lengths(name)[:, None]
-
-
-class Store:
+class Store(Dataset):
     """An opened feature store; made by `open_store`.
 
     Attributes:
@@ -130,46 +40,26 @@ class Store:
         extra: what the writer added.
     """
 
-    def __init__(self, path: Path, manifest: Mapping[str, Any], splits: Mapping[str, Mapping[str, np.ndarray]]) -> None:
-        self.path = path
-        self.name: str = manifest["name"]
-        self.modalities = _modalities(manifest)
-        self.classes: list[str] = list(manifest["classes"])
-        self.extra: dict[str, Any] = dict(manifest["extra"])
-        self.splits = list(splits)
-        self._arrays = splits
+    def __init__(
+        self,
+        path: Path,
+        manifest: Mapping[str, Any],
+        parts: Mapping[str, Sequence[ClipSet]],
+        divided: Mapping[str, Sequence[np.ndarray]],
+    ) -> None:
+        modalities, classes = _modalities(manifest), manifest["classes"]
+        super().__init__(path, manifest["name"], modalities, classes, parts, manifest["extra"], divided)
 
-    def split(self, name: str) -> ClipSet:
-        """The clips of one split.
-
-        Raises:
-            ValueError: there is no such split.
-        """
-        if name not in self._arrays:
-            raise ValueError(f"split must be one of {self.splits}, got {name!r}")
-        arrays = self._arrays[name]
-        clips = len(arrays[next(iter(self.modalities))])
-        return ClipSet(arrays, dict(self.modalities), list(self.classes), np.arange(clips, dtype=np.int64))
-
-    def modalities_named(self, names: Iterable[str]) -> dict[str, Modality]:
-        """Some of the modalities, in the order given.
-
-        Raises:
-            ValueError: a modality is unknown.
-        """
-        return self.split(self.splits[0]).restrict(names).modalities
-
-    def __repr__(self) -> str:
-        """Name, folder and number of clips."""
-        counts = ", ".join(f"{split}: {len(self.split(split))}" for split in self.splits)
-        return f"Store({self.name!r}, {str(self.path)!r}, {counts})"
+    def digest(self) -> str:
+        """The checksum of the manifest, which holds those of all files."""
+        return hashlib.sha256((self.path / MANIFEST).read_bytes()).hexdigest()
 
 
 def open_store(path: str | os.PathLike[str], *, verify: bool = True) -> Store:
     """Open a feature store, its arrays memory-mapped and read-only.
 
     Args:
-        path: the folder that `write_store` made.
+        path: the folder that `write_store` or `pack` made.
         verify: compare every file's checksum and look at every value. What was verified is noted in the folder with
             each file's size and time of change, and not done again until one of them differs; a folder that cannot be
             written is verified each time. With False only sizes and shapes are checked.
@@ -184,17 +74,26 @@ def open_store(path: str | os.PathLike[str], *, verify: bool = True) -> Store:
     """
     folder = Path(path).absolute()
     manifest = _read_manifest(folder)
-    splits = {
-        split: {key: _map_array(folder, entry) for key, entry in described["arrays"].items()}
-        for split, described in manifest["splits"].items()
-    }
+    modalities = _modalities(manifest)
+    parts: dict[str, list[ClipSet]] = {}
+    for split in _listed(manifest):
+        for described in _parts(manifest, split):
+            arrays = {key: _map_array(folder, entry) for key, entry in described["arrays"].items()}
+            own = {name: modalities[name] for name in described["modalities"]}
+            index = np.arange(described["clips"], dtype=np.int64)
+            parts.setdefault(split, []).append(ClipSet(arrays, own, list(manifest["classes"]), index))
     if verify and not _is_stamped(folder, manifest):
-        for described in manifest["splits"].values():
-            for entry in described["arrays"].values():
-                _check_digest(folder, entry)
-        check_contents(_modalities(manifest), manifest["classes"], splits)
+        for shard in _all_shards(manifest):
+            _check_digest(folder, shard)
+        check_parts(manifest["classes"], [(split, part) for split, those in parts.items() for part in those])
         _write_stamp(folder, manifest)
-    return Store(folder, manifest, splits)
+    divided = {
+        split: [np.array(_map_file(folder, entry)) for entry in described["parts"]]
+        for split, described in manifest["splits"].items()
+        if "of" in described
+    }
+    _check_divided(divided, parts)
+    return Store(folder, manifest, parts, divided)
 
 
 def _damaged(file: Path, what: str) -> DamagedStoreError:
@@ -214,14 +113,16 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         ) from error
     except ValueError as error:
         raise _damaged(file, f"it is no JSON: {error}") from error
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+    if not isinstance(manifest, dict) or manifest.get("format") not in (FORMAT, SHARDED_FORMAT):
         found = manifest.get("format") if isinstance(manifest, dict) else type(manifest).__name__
-        raise StoreError(f"format in {str(file)!r} must be {FORMAT}, got {found!r}")
+        raise StoreError(f"format in {str(file)!r} must be {FORMAT} or {SHARDED_FORMAT}, got {found!r}")
     try:
-        _modalities(manifest)
-        for described in manifest["splits"].values():
-            for entry in described["arrays"].values():
-                _check_entry(entry)
+        modalities = _modalities(manifest)
+        for split in _listed(manifest):
+            for described in _parts(manifest, split):
+                _ = described["clips"], [modalities[name] for name in described["modalities"]]
+        for shard in _all_shards(manifest):
+            _check_entry(shard)
         _ = manifest["name"], manifest["classes"], manifest["extra"]
     except StoreError:
         raise
@@ -244,8 +145,72 @@ def _modalities(manifest: Mapping[str, Any]) -> dict[str, Modality]:
     }
 
 
-def _map_array(folder: Path, entry: Mapping[str, Any]) -> np.ndarray:
-    """One array, memory-mapped; its size, dtype and shape compared with the manifest."""
+def _listed(manifest: Mapping[str, Any]) -> list[str]:
+    """The splits that have files of their own; the others take clips of the split that holds all."""
+    return [split for split, described in manifest["splits"].items() if "of" not in described]
+
+
+def _check_divided(divided: Mapping[str, Sequence[np.ndarray]], parts: Mapping[str, Sequence[ClipSet]]) -> None:
+    """Raise StoreError unless the splits that take clips of the whole one take clips that are there."""
+    for split, members in divided.items():
+        sizes = [len(part) for part in parts.get(WHOLE, ())]
+        if len(sizes) != len(members) or any(
+            numbers.dtype != np.int64 or numbers.ndim != 1 or len(numbers) == 0 or not _within(numbers, size)
+            for numbers, size in zip(members, sizes, strict=True)
+        ):
+            raise StoreError(f"split {split!r} must take (n,) int64 numbers of clips of split {WHOLE!r}, got others")
+
+
+def _within(numbers: np.ndarray, size: int) -> bool:
+    return bool(numbers.min() >= 0 and numbers.max() < size)
+
+
+def _parts(manifest: Mapping[str, Any], split: str) -> list[dict[str, Any]]:
+    """The lists of clips of a split, as format 2 writes them."""
+    described = manifest["splits"][split]
+    return described["parts"] if "parts" in described else [{**described, "modalities": list(manifest["modalities"])}]
+
+
+def _shards(entry: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The files of an array; an entry of format 1 describes its only one."""
+    return entry["shards"] if "shards" in entry else [dict(entry)]
+
+
+def _all_shards(manifest: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    for described in manifest["splits"].values():
+        yield from described["parts"] if "of" in described else ()
+    for split in _listed(manifest):
+        for described in _parts(manifest, split):
+            for entry in described["arrays"].values():
+                yield from _shards(entry)
+
+
+def _map_array(folder: Path, entry: Mapping[str, Any]) -> ClipArray:
+    """One array, memory-mapped; lazy where it has several files, or a dtype that NumPy lacks."""
+    shards = [_map_file(folder, shard) for shard in _shards(entry)]
+    if len(shards) == 1 and entry["dtype"] != bfloat16.NAME:
+        return shards[0]
+    shape = (sum(map(len, shards)), *shards[0].shape[1:])
+    if list(shape) != entry["shape"]:
+        raise _damaged(folder / MANIFEST, f"shards of {shape} make an array of {entry['shape']}")
+    ends = np.cumsum([len(shard) for shard in shards])
+    starts = ends - [len(shard) for shard in shards]
+    # Views that are indexed faster than what maps the files.
+    mapped = [np.asarray(shard) for shard in shards]
+
+    def read(numbers: np.ndarray) -> np.ndarray:
+        found = np.empty((len(numbers), *shape[1:]), mapped[0].dtype)
+        owner = np.searchsorted(ends, numbers, side="right")
+        local = numbers - starts[owner]
+        for place, (shard, clip) in enumerate(zip(owner.tolist(), local.tolist(), strict=True)):
+            found[place] = mapped[shard][clip]
+        return bfloat16.from_bits(found) if entry["dtype"] == bfloat16.NAME else found
+
+    return LazyArray(shape, np.float32 if entry["dtype"] == bfloat16.NAME else shards[0].dtype, read)
+
+
+def _map_file(folder: Path, entry: Mapping[str, Any]) -> np.ndarray:
+    """One file, memory-mapped; its size, dtype and shape compared with the manifest."""
     file = folder / entry["file"]
     try:
         size = file.stat().st_size
@@ -274,7 +239,7 @@ def _check_digest(folder: Path, entry: Mapping[str, Any]) -> None:
 
 def _stamp(folder: Path, manifest: Mapping[str, Any]) -> dict[str, list[int]]:
     """Size and time of change of the manifest and of every array file."""
-    files = [entry["file"] for described in manifest["splits"].values() for entry in described["arrays"].values()]
+    files = [shard["file"] for shard in _all_shards(manifest)]
     states = {file: (folder / file).stat() for file in [MANIFEST, *files]}
     return {file: [state.st_size, state.st_mtime_ns] for file, state in states.items()}
 

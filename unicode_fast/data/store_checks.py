@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from unicode_fast.config import Modality
+from unicode_fast.data.lazy import ClipArray
 
 FEATURE_DTYPES = ("float16", "float32", "float64")
 # Large arrays are checked in pieces of about this many values, so that a memory-mapped one need not fit in memory.
@@ -41,7 +42,7 @@ def _check_name(what: str, name: str, others: str) -> None:
 
 
 def check_split(
-    split: str, arrays: Mapping[str, np.ndarray], modalities: Mapping[str, Modality], classes: Sequence[str]
+    split: str, arrays: Mapping[str, ClipArray], modalities: Mapping[str, Modality], classes: Sequence[str]
 ) -> None:
     """Raise unless keys, dtypes and shapes of one split fit together."""
     _check_name("a split name", split, "_.")
@@ -64,7 +65,7 @@ def check_split(
         _check_companion(split, key, arrays, modalities, classes)
 
 
-def _check_features(where: str, array: np.ndarray, modality: Modality) -> None:
+def _check_features(where: str, array: ClipArray, modality: Modality) -> None:
     if array.dtype.name not in FEATURE_DTYPES:
         raise StoreError(f"{where} must be one of {', '.join(FEATURE_DTYPES)}, got {array.dtype}")
     if array.ndim < 2 or array.shape[2:] != modality.shape or array.shape[1] == 0:
@@ -75,7 +76,7 @@ def _check_features(where: str, array: np.ndarray, modality: Modality) -> None:
 def _check_companion(
     split: str,
     key: str,
-    arrays: Mapping[str, np.ndarray],
+    arrays: Mapping[str, ClipArray],
     modalities: Mapping[str, Modality],
     classes: Sequence[str],
 ) -> None:
@@ -95,31 +96,49 @@ def _check_companion(
 
 
 def check_values(
-    split: str, arrays: Mapping[str, np.ndarray], modalities: Mapping[str, Modality], classes: Sequence[str]
+    split: str, arrays: Mapping[str, ClipArray], modalities: Mapping[str, Modality], classes: Sequence[str]
 ) -> None:
     """Raise unless features are finite, labels in [0, 1], lengths in [1, T] and classes in [0, C)."""
+    steps = {name: arrays[name].shape[1] for name in modalities}
     for key, array in arrays.items():
-        where = f"array {key!r} of split {split!r}"
-        owner, _, role = key.rpartition(".")
-        if key in modalities:
-            _check_each_clip(where, array, "hold finite values", np.isfinite)
-        elif key == "class":
-            _check_each_clip(
-                where, array, f"lie in [0, {len(classes)})", lambda piece: (piece >= 0) & (piece < len(classes))
-            )
-        elif role == "label":
-            _check_each_clip(where, array, "lie in [0, 1]", lambda piece: (piece >= 0) & (piece <= 1))
-        elif role == "length":
-            steps = arrays[owner].shape[1]
-            good = functools.partial(_is_within, top=steps)
-            _check_each_clip(where, array, f"lie in [1, {steps}]", good)
+        check_array_values(split, key, array, steps, len(classes))
 
 
-def _is_within(piece: np.ndarray, top: int) -> np.ndarray:
-    return (piece >= 1) & (piece <= top)
+def check_array_values(
+    split: str, key: str, array: ClipArray, steps: Mapping[str, int], classes: int, first: int = 0
+) -> None:
+    """Raise unless the values of one array, or of its clips from `first` on, are what `check_values` says.
+
+    Args:
+        split: for the message.
+        key: of the array.
+        array: clips first.
+        steps: T by modality.
+        classes: C.
+        first: number of the array's first clip in the split.
+    """
+    owner, _, role = key.rpartition(".")
+    must = ""
+    good: Callable[[np.ndarray], np.ndarray] | None = None
+    if key in steps:
+        must, good = "hold finite values", np.isfinite
+    elif key == "class":
+        must, good = f"lie in [0, {classes})", functools.partial(_is_within, low=0, top=classes - 1)
+    elif role == "label":
+        must, good = "lie in [0, 1]", functools.partial(_is_within, low=0, top=1)
+    elif role == "length":
+        must, good = f"lie in [1, {steps[owner]}]", functools.partial(_is_within, low=1, top=steps[owner])
+    if good is not None:
+        _check_each_clip(f"array {key!r} of split {split!r}", array, must, good, first)
 
 
-def _check_each_clip(where: str, array: np.ndarray, must: str, is_good: Callable[[np.ndarray], np.ndarray]) -> None:
+def _is_within(piece: np.ndarray, low: int, top: int) -> np.ndarray:
+    return (piece >= low) & (piece <= top)
+
+
+def _check_each_clip(
+    where: str, array: ClipArray, must: str, is_good: Callable[[np.ndarray], np.ndarray], first: int
+) -> None:
     """Raise with the number of the first clip that holds a bad value, and that value."""
     step = max(1, _PIECE_VALUES // max(1, int(np.prod(array.shape[1:]))))
     for start in range(0, len(array), step):
@@ -127,4 +146,4 @@ def _check_each_clip(where: str, array: np.ndarray, must: str, is_good: Callable
         good = is_good(piece)
         if not good.all():
             place = np.unravel_index(np.argmin(good), good.shape)
-            raise StoreError(f"{where} must {must}, got {piece[place]} in clip {start + int(place[0])}")
+            raise StoreError(f"{where} must {must}, got {piece[place]} in clip {first + start + int(place[0])}")

@@ -17,9 +17,11 @@ from typing import Any
 import numpy as np
 
 from unicode_fast.config import Modality
+from unicode_fast.data.dataset import ClipSet
 from unicode_fast.data.store_checks import StoreError, check_names, check_split, check_values
 
 FORMAT = 1
+SHARDED_FORMAT = 2
 MANIFEST = "manifest.json"
 _PIECE_BYTES = 1 << 24
 
@@ -86,12 +88,10 @@ def write_store(
         for split, arrays in splits.items():
             entries = {key: _write_array(temporary, f"{split}-{key}.npy", array) for key, array in arrays.items()}
             manifest["splits"][split] = {"clips": len(next(iter(arrays.values()))), "arrays": entries}
-        _write_bytes(temporary / MANIFEST, json.dumps(manifest, indent=1).encode())
-        _sync_folder(temporary)
-        _rename(temporary, target)
-        _sync_folder(target.parent)
+        write_bytes(temporary / MANIFEST, json.dumps(manifest, indent=1).encode())
+        publish(temporary, target)
     except OSError as error:
-        raise _explained(error, target) from error
+        raise explained(error, target) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -101,20 +101,31 @@ def check_contents(
 ) -> None:
     """Raise StoreError unless all splits fit the modalities and one another, by shape, dtype and value."""
     check_names(modalities, classes)
-    if len(splits) == 0:
+    none = np.empty(0, np.int64)
+    check_parts(classes, [(split, ClipSet(arrays, dict(modalities), [], none)) for split, arrays in splits.items()])
+
+
+def check_parts(classes: Sequence[str], parts: Sequence[tuple[str, ClipSet]]) -> None:
+    """Raise StoreError unless the lists of clips, each beside the name of its split, are sound and fit one another."""
+    if len(parts) == 0:
         raise StoreError("splits must name at least one split, got none")
     first: dict[str, tuple[str, Any]] = {}
-    for split, arrays in splits.items():
-        check_split(split, arrays, modalities, classes)
-        for name in modalities:
-            found = (arrays[name].shape[1], arrays[name].dtype)
-            other, wanted = first.setdefault(name, (split, found))
-            if found != wanted:
-                raise StoreError(
-                    f"features of {name!r} must have the same number of time steps and dtype in all splits, "
-                    f"got {wanted[0]} {wanted[1]} in {other!r} and {found[0]} {found[1]} in {split!r}"
-                )
-        check_values(split, arrays, modalities, classes)
+    for split, part in parts:
+        check_split(split, part.arrays, part.modalities, classes)
+        check_alike(first, split, part)
+        check_values(split, part.arrays, part.modalities, classes)
+
+
+def check_alike(first: dict[str, tuple[str, Any]], split: str, part: ClipSet) -> None:
+    """Raise StoreError unless features have the steps and dtype that `first` holds, or is given, by modality."""
+    for name in part.modalities:
+        found = (part.arrays[name].shape[1], part.arrays[name].dtype)
+        other, wanted = first.setdefault(name, (split, found))
+        if found != wanted:
+            raise StoreError(
+                f"features of {name!r} must have the same number of time steps and dtype in all splits, "
+                f"got {wanted[0]} {wanted[1]} in {other!r} and {found[0]} {found[1]} in {split!r}"
+            )
 
 
 def unfinished_prefix(target: Path) -> str:
@@ -124,22 +135,23 @@ def unfinished_prefix(target: Path) -> str:
 
 def _make_temporary(target: Path) -> Path:
     try:
-        _make_parent(target.parent)
+        make_parent(target.parent)
         temporary = target.with_name(f"{unfinished_prefix(target)}{uuid.uuid4().hex[:12]}")
         temporary.mkdir()
         return temporary
     except OSError as error:
-        raise _explained(error, target) from error
+        raise explained(error, target) from error
 
 
-def _make_parent(parent: Path) -> None:
+def make_parent(parent: Path) -> None:
+    """Make the folder above a store."""
     try:
         parent.mkdir(parents=True, exist_ok=True)
     except FileExistsError as error:
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(parent)) from error
 
 
-def _explained(error: OSError, target: Path) -> OSError:
+def explained(error: OSError, target: Path) -> OSError:
     """The same error with a message that says what was being done and what helps."""
     if error.errno == errno.EEXIST:
         return error
@@ -155,7 +167,7 @@ def _write_array(folder: Path, file: str, array: np.ndarray) -> dict[str, Any]:
     array = np.ascontiguousarray(array)
     digest = hashlib.sha256()
     with open(folder / file, "xb") as stream:
-        header = _header(array)
+        header = npy_header(array.shape, array.dtype)
         body = array.reshape(-1).view(np.uint8)
         starts = range(0, len(body), _PIECE_BYTES)
         for piece in itertools.chain([header], (body[start : start + _PIECE_BYTES].tobytes() for start in starts)):
@@ -172,21 +184,23 @@ def _write_array(folder: Path, file: str, array: np.ndarray) -> dict[str, Any]:
     }
 
 
-def _header(array: np.ndarray) -> bytes:
-    """The bytes that numpy writes before the values."""
+def npy_header(shape: tuple[int, ...], dtype: np.dtype) -> bytes:
+    """The bytes of a .npy file before its values, which are in C order."""
     buffer = io.BytesIO()
-    np.lib.format.write_array_header_1_0(buffer, np.lib.format.header_data_from_array_1_0(array))
+    described = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(buffer, described)
     return buffer.getvalue()
 
 
-def _write_bytes(file: Path, data: bytes) -> None:
+def write_bytes(file: Path, data: bytes) -> None:
+    """Write a new file that is on the disk afterwards."""
     with open(file, "xb") as stream:
         stream.write(data)
         stream.flush()
         os.fsync(stream.fileno())
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Make the names in a folder durable; Windows has no such call and needs none."""
     if os.name == "nt":
         return
@@ -195,6 +209,17 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def publish(temporary: Path, target: Path) -> None:
+    """Give a finished folder its name, so that it is there after a crash too.
+
+    Raises:
+        FileExistsError: there is one of that name.
+    """
+    sync_folder(temporary)
+    _rename(temporary, target)
+    sync_folder(target.parent)
 
 
 def _rename(temporary: Path, target: Path) -> None:

@@ -1,0 +1,98 @@
+"""Reading random batches from the published zips and from packed stores; `pytest benchmarks/bench_data.py`.
+
+Clips have the published shapes, video (10, 7, 7, 512) and audio (10, 128) float64, rectified noise as video features
+are rectified. Every reader's batches are compared before they are timed; all files are in the page cache by then, so
+the times are those of decoding and copying, not of a disk. The readers take turns, so that whatever else the machine
+does meets all of them.
+"""
+
+import datetime
+import pickle
+import platform
+import time
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from unicode_fast.checkpoint import write_json
+from unicode_fast.data import Batch, Batches, open_data, open_store
+from unicode_fast.data.pack import pack
+from unicode_fast.runs import git_commit
+
+CLIPS, BATCH, REPEATS = 64, 8, 50
+SHAPES = {"audio": (10, 128), "video": (10, 7, 7, 512)}
+# What the store is for: below this the zips would do.
+LEAST_RATIO = 20
+
+
+def write_zips(root: Path, compression: int) -> None:
+    generator = np.random.default_rng(0)
+    names = [f"video-{number:05d}" for number in range(CLIPS)]
+    for modality, shape in SHAPES.items():
+        folder = root / "feature" / modality / "zip"
+        folder.mkdir(parents=True)
+        for name in names:
+            features = np.maximum(generator.normal(size=shape), 0)
+            with zipfile.ZipFile(folder / f"{name}.zip", "w", compression) as archive:
+                archive.writestr(f"{name}.pkl", pickle.dumps(features, 4))
+    rows = "".join(f"{name}.mp4\n" for name in names)
+    (root / "video_name_vggsound81k_checked.csv").write_text("id\n" + rows)
+
+
+def times_ms(readers: dict[str, Callable[[int], Batch]]) -> dict[str, np.ndarray]:
+    """(REPEATS,) of each reader, one batch of each in turn."""
+    found: dict[str, list[float]] = {name: [] for name in readers}
+    for step in range(REPEATS):
+        for name, read in readers.items():
+            begun = time.perf_counter()
+            read(step)
+            found[name].append(1000 * (time.perf_counter() - begun))
+    return {name: np.array(values) for name, values in found.items()}
+
+
+def bench_reading(tmp_path: Path, pytestconfig: pytest.Config) -> None:
+    sources = {}
+    for name, compression in (("zips, deflated", zipfile.ZIP_DEFLATED), ("zips, stored", zipfile.ZIP_STORED)):
+        write_zips(tmp_path / name, compression)
+        sources[name] = open_data(f"vggsound81k:{tmp_path / name}", modalities=tuple(SHAPES))
+    for dtype in ("float32", "float16", "bfloat16"):
+        # In several files, as large sets are.
+        pack(sources["zips, deflated"], tmp_path / dtype, dtype, shard_bytes=1 << 24, progress=False)  # type: ignore[arg-type]
+        sources[f"store, {dtype}"] = open_store(tmp_path / dtype)
+    readers = {name: Batches(data.split("all"), BATCH, seed=0).batch for name, data in sources.items()}
+    exact = readers["zips, deflated"](0)
+    for name, read in readers.items():
+        slack = {"store, float16": 1e-3, "store, bfloat16": 4e-3}.get(name, 0.0)
+        for modality, features in read(0).features.items():
+            torch.testing.assert_close(features, exact.features[modality], rtol=slack, atol=1e-6 if slack else 0.0)
+    found = times_ms(readers)
+    ours = float(np.median(found["store, float32"]))
+    rows = [
+        {
+            "problem": "reading a random batch",
+            "contender": name,
+            "clips": BATCH,
+            "shapes": SHAPES,
+            "median_ms": float(np.median(values)),
+            "p20_ms": float(np.quantile(values, 0.2)),
+            "p80_ms": float(np.quantile(values, 0.8)),
+            "repeats": REPEATS,
+            "times_slower_than_store_float32": float(np.median(values)) / ours,
+            "page_cache": "warm",
+            "device": f"{platform.machine()} CPU",
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+            "commit": git_commit(),
+            "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
+        }
+        for name, values in found.items()
+    ]
+    for row in rows:
+        print(f"{row['contender']}: {row['median_ms']:.2f} ms, {row['times_slower_than_store_float32']:.1f}x")
+    write_json(Path(pytestconfig.getoption("results")) / "data-cpu.json", rows)
+    assert float(np.median(found["zips, deflated"])) >= LEAST_RATIO * ours

@@ -1,0 +1,163 @@
+"""`python -m unicode_fast.data`: what is wrong is counted and named, and the exit status says whether to start."""
+
+import json
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from published import DIGITS, double, write_ave, write_avel, write_avvp, write_own, write_rows, write_zip
+from test_zip_pickle import RAN, Calls, note_run
+
+from unicode_fast.data import ClipSet, open_store
+from unicode_fast.data.__main__ import main
+from unicode_fast.data.check import check
+from unicode_fast.data.layouts import Request
+
+STREAMS = Request(("audio", "video"))
+
+
+@pytest.fixture
+def few(spoken: ClipSet) -> ClipSet:
+    return spoken.select(np.arange(12))
+
+
+def kinds(spec: str) -> dict[str, list[str]]:
+    """What was found, by kind, without the note that these lists are short."""
+    report = check(spec, STREAMS, progress=False)
+    return {finding.kind: finding.clips for finding in report.findings if finding.kind != "rows"}
+
+
+@pytest.mark.parametrize(
+    ("layout", "write"), [("vggsound-avel40k", write_avel), ("ave", write_ave), ("avvp", write_avvp)]
+)
+def test_whole_data_can_start(tmp_path: Path, few: ClipSet, layout: str, write: Callable) -> None:
+    write(tmp_path, few)
+    report = check(f"{layout}:{tmp_path}", STREAMS, progress=False)
+    assert report.can_start and kinds(f"{layout}:{tmp_path}") == {}
+    assert report.clips["train"]["audio"] == report.clips["train"]["video"] > 0
+
+
+PROBLEMS: dict[str, tuple[bool, Callable[[Path, np.ndarray], None]]] = {
+    "missing": (True, lambda file, array: file.unlink()),
+    "unreadable": (True, lambda file, array: file.write_bytes(b"PK broken")),
+    "empty": (True, lambda file, array: write_zip(file, array[:0])),
+    "short": (False, lambda file, array: write_zip(file, array[:7])),
+    "truncated": (False, lambda file, array: write_zip(file, np.concatenate([array, array]))),
+    "non-finite": (True, lambda file, array: write_zip(file, np.where(array == array[3, 3], np.inf, array))),
+    "shape": (True, lambda file, array: write_zip(file, array[:, :64])),
+    "dtype": (False, lambda file, array: write_zip(file, array.astype(np.float32))),
+}
+
+
+@pytest.mark.parametrize("kind", PROBLEMS)
+def test_each_problem_is_named_alone(
+    tmp_path: Path, few: ClipSet, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
+    bad, spoil = PROBLEMS[kind]
+    name = write_avel(tmp_path, few)[5]
+    file = tmp_path / "feature/audio/zip" / f"{name}.zip"
+    spoil(file, double(few.features["audio"][5]))
+    spec = f"vggsound-avel40k:{tmp_path}"
+    found = kinds(spec)
+    assert list(found) == [kind] and len(found[kind]) == 1 and found[kind][0].startswith(str(file))
+    status = main(["check", spec, "--modalities", "audio,video", "--json", str(tmp_path / "report.json")])
+    assert status == int(bad)
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["can_start"] is not bad
+    assert {entry["kind"]: entry["count"] for entry in report["findings"]} == {"rows": 0, kind: 1}
+    shown = capsys.readouterr().out
+    assert str(file) in shown and f"{'ERROR' if bad else 'note'} {kind} (1)" in shown
+    assert shown.rstrip().endswith("training cannot start" if bad else "training can start")
+
+
+def test_short_video_cannot_start(tmp_path: Path, few: ClipSet) -> None:
+    name = write_avel(tmp_path, few)[5]
+    write_zip(tmp_path / "feature/video/zip" / f"{name}.zip", double(few.features["video"][5])[:9])
+    assert list(kinds(f"vggsound-avel40k:{tmp_path}")) == ["steps"]
+
+
+def test_duplicates_and_overlaps(tmp_path: Path, few: ClipSet) -> None:
+    names = write_avel(tmp_path, few)
+    rows = [[DIGITS[few.target[0]], names[number], split] for number, split in ((0, "train"), (0, "train"), (0, "val"))]
+    write_rows(tmp_path / "vggsound-avel40k.csv", ["category", "video_id", "split"], rows)
+    found = kinds(f"vggsound-avel24k:{tmp_path}")
+    assert found == {"duplicate": [f"{names[0]} in train"], "overlap": [f"{names[0]} in train and val"]}
+
+
+def test_the_list_with_half_of_the_rows(tmp_path: Path, few: ClipSet) -> None:
+    names = write_avel(tmp_path, few)
+    rows = [[DIGITS[few.target[n % 12]], names[n % 12], "train"] for n in range(20_000)]
+    write_rows(tmp_path / "vggsound-avel40k.csv", ["category", "video_id", "split"], rows)
+    report = check(f"vggsound-avel40k:{tmp_path}", STREAMS, progress=False)
+    bad = next(finding for finding in report.findings if finding.kind == "bad list")
+    assert bad.bad and "20000 rows" in bad.text and not report.can_start
+
+
+def test_missing_lists_are_a_finding(tmp_path: Path, few: ClipSet) -> None:
+    write_ave(tmp_path, few)
+    (tmp_path / "labels.h5").unlink()
+    (tmp_path / "val_order.h5").write_bytes(b"no hdf5")
+    assert kinds(f"ave:{tmp_path}") == {"missing": ["labels.h5"]}
+    write_ave(tmp_path / "other", few)
+    (tmp_path / "other/val_order.h5").write_bytes(b"no hdf5")
+    report = check(f"ave:{tmp_path / 'other'}", STREAMS, progress=False)
+    assert "val_order.h5 must be a whole HDF5 file" in report.findings[0].text and not report.can_start
+
+
+def test_an_attack_is_a_finding_and_is_not_run(tmp_path: Path, few: ClipSet) -> None:
+    name = write_avel(tmp_path, few)[5]
+    write_zip(tmp_path / "feature/audio/zip" / f"{name}.zip", Calls(note_run, "check"))
+    found = kinds(f"vggsound-avel40k:{tmp_path}")
+    assert list(found) == ["unreadable"] and "names test_zip_pickle.note_run" in found["unreadable"][0] and RAN == []
+
+
+def test_own_data(tmp_path: Path, few: ClipSet) -> None:
+    write_own(tmp_path, few)
+    assert check(f"clips:{tmp_path}", progress=False).findings == []
+    np.save(tmp_path / "sound" / "take-1.npy", np.zeros((0, 128)))
+    (tmp_path / "picture" / "take-2.npy").write_bytes(pickle.dumps("no array"))
+    (tmp_path / "picture" / "take-3.npy").unlink()
+    report = check(f"clips:{tmp_path}", progress=False)
+    found = {
+        finding.kind: [Path(clip.split(" ")[0].rstrip(":")).name for clip in finding.clips]
+        for finding in report.findings
+    }
+    wanted = {"missing": ["take-3.npy"], "unreadable": ["take-2.npy"], "empty": ["take-1.npy"], "dtype": ["take-1.npy"]}
+    assert found == wanted
+
+
+def test_the_example_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    blocks = (Path(__file__).parents[1] / "README.md").read_text().split("```python\n")
+    (example,) = [block.split("```")[0] for block in blocks if "clips.csv" in block.split("```")[0]]
+    monkeypatch.chdir(tmp_path)
+    exec(compile(example, "README.md", "exec"), {})
+    report = check("clips:mine", progress=False)
+    assert report.findings == [] and report.clips["train"] == {"depth": 100, "radar": 100}
+
+
+def test_bad_usage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "ave:/no/where"]) == 2
+    assert "root of 'ave:/no/where' must be a folder" in capsys.readouterr().err
+    assert main(["check", str(tmp_path)]) == 2
+    for wrong in (["inspect"], ["check", str(tmp_path), "--modalities", "a"], ["check", "ave:/x", "--text_model", "y"]):
+        with pytest.raises(SystemExit) as caught:
+            main(wrong)
+        assert caught.value.code == 2
+
+
+def test_pack_then_check_by_command(tmp_path: Path, few: ClipSet) -> None:
+    write_avel(tmp_path / "avel", few)
+    spec, store = f"vggsound-avel24k:{tmp_path / 'avel'}", str(tmp_path / "store")
+    command = [sys.executable, "-m", "unicode_fast.data", "pack", spec, store]
+    done = subprocess.run(
+        [*command, "--dtype", "float16", "--modalities", "audio,video"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert open_store(store).split("train").features["video"].dtype == np.float16
+    assert main(["check", store]) == 0
+    again = subprocess.run(command, capture_output=True, text=True)
+    assert again.returncode == 1 and "must not exist yet" in again.stderr and "Traceback" not in again.stderr

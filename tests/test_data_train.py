@@ -1,0 +1,77 @@
+"""Training on a layout as it lies, on a packed store and on a stream gives a run; what cannot be trained on says so."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+from published import write_ave, write_avel, write_avvp, write_checked
+
+from unicode_fast.data import ClipSet, open_data
+from unicode_fast.data.pack import pack
+from unicode_fast.data.stream import write_shards
+from unicode_fast.train import main
+
+SIZES = [
+    f"--{name}={value}" for name, value in tiny.SIZES.items() if name not in ("word_width", "vector_specific_width")
+]
+NO_PROBES = ["--validations=0", "--probe_tasks=none"]
+STREAMS = ("audio", "video")
+
+
+def train(data: str, out: Path, *more: str, steps: int = 20) -> list[dict]:
+    """A tiny run; returns its lines of training losses."""
+    flags = ["--data", data, "--out", str(out), "--device=cpu", f"--steps={steps}", "--modalities=audio,video"]
+    assert main([*flags, "--batch_size=4", *SIZES, *more]) == 0
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if line["kind"] == "train"]
+
+
+def losses(lines: list[dict]) -> list[dict]:
+    return [line["losses"] for line in lines]
+
+
+def test_a_layout_trains_as_its_packed_store(tmp_path: Path, spoken: ClipSet) -> None:
+    write_checked(tmp_path / "vgg", spoken.select(np.arange(12)), "vggsound81k")
+    spec = f"vggsound81k:{tmp_path / 'vgg'}"
+    direct = train(spec, tmp_path / "direct", "--train_split=all", *NO_PROBES)
+    pack(open_data(spec), tmp_path / "store", shard_bytes=100_000, progress=False)
+    packed = train(str(tmp_path / "store"), tmp_path / "packed", "--train_split=all", *NO_PROBES)
+    assert losses(direct) == losses(packed) and len(direct) > 0
+    assert json.loads((tmp_path / "packed" / "summary.json").read_text())["rows"] == []
+
+
+def test_ave_is_probed(tmp_path: Path, spoken: ClipSet) -> None:
+    write_ave(tmp_path / "ave", spoken)
+    train(f"ave:{tmp_path / 'ave'}", tmp_path / "run", "--validations=1", "--probe_tasks=classification", steps=2)
+    rows = json.loads((tmp_path / "run" / "summary.json").read_text())["rows"]
+    assert [(row["from"], row["to"]) for row in rows] == [("audio", "video"), ("video", "audio")]
+    assert rows[0]["chance"] == pytest.approx(1 / 28)
+
+
+def test_a_stream_trains_and_resumes(tmp_path: Path, spoken: ClipSet) -> None:
+    write_avel(tmp_path / "avel", spoken)
+    data = open_data(f"vggsound-avel24k:{tmp_path / 'avel'}", modalities=STREAMS)
+    write_shards(data, tmp_path / "shards", 3, progress=False)
+    spec = f"webdataset:{tmp_path / 'shards'}"
+    whole = train(spec, tmp_path / "whole", "--checkpoint_seconds=0", *NO_PROBES)
+    first = (tmp_path / "whole" / "metrics.jsonl").read_bytes()
+    assert main(["--resume", str(tmp_path / "whole"), "--resume_step", "19"]) == 0
+    assert (tmp_path / "whole" / "metrics.jsonl").read_bytes() == first and len(whole) > 0
+
+
+def test_what_cannot_be_trained_on(tmp_path: Path, spoken: ClipSet) -> None:
+    write_avvp(tmp_path / "avvp", spoken)
+    with pytest.raises(ValueError, match=r"'all' of avvp, where audio and video have clips of their own"):
+        train(f"avvp:{tmp_path / 'avvp'}", tmp_path / "run", "--train_split=all", *NO_PROBES)
+    write_checked(tmp_path / "vgg", spoken, "vggsound81k")
+    with pytest.raises(ValueError, match="clips must have an array 'class' to give targets"):
+        train(f"vggsound81k:{tmp_path / 'vgg'}", tmp_path / "run")
+    with pytest.raises(ValueError, match="data must have splits tune, .*--validations 0 --probe_tasks none needs"):
+        train(f"vggsound81k:{tmp_path / 'vgg'}", tmp_path / "run", "--train_split=tune")
+    with pytest.raises(
+        ValueError, match="text_model is about layouts with sentences, got it beside data 'talking-digits'"
+    ):
+        main(["--text_model", "x", "--out", str(tmp_path / "run")])
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,389 @@
+"""The published layouts: what is written there is read, by the rules of each; what is missing or wrong is named."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from published import (
+    DIGITS,
+    double,
+    splits_of,
+    video_id,
+    write_ave,
+    write_ave_avvp,
+    write_avel,
+    write_avsbench,
+    write_avvp,
+    write_checked,
+    write_h5,
+    write_own,
+    write_rows,
+    write_ucf_vggsound,
+    write_zip,
+)
+
+from unicode_fast.config import Modality
+from unicode_fast.data import Batches, ClipSet, Dataset, MissingPackageError, StoreError, open_data
+from unicode_fast.data.files import hashed_split
+
+GRID, BANDS = Modality("grid", (7, 7, 16)), Modality("vector", (128,))
+STREAMS = ("audio", "video")
+
+
+@pytest.fixture
+def few(spoken: ClipSet) -> ClipSet:
+    return spoken.select(np.arange(12))
+
+
+def opened(layout: str, root: Path) -> Dataset:
+    return open_data(f"{layout}:{root}", modalities=STREAMS)
+
+
+def assert_clips(found: ClipSet, clips: ClipSet, numbers: np.ndarray | list[int]) -> None:
+    """Features, exactly, of these clips, in this order, whether read at once or one by one."""
+    for name in found.modalities:
+        wanted = double(clips.features[name])[numbers]
+        assert found.features[name].shape == wanted.shape and found.features[name].dtype == np.float64
+        np.testing.assert_array_equal(found.features[name][:], wanted)
+        np.testing.assert_array_equal(found.features[name][np.array([2, 0])], wanted[[2, 0]])
+        np.testing.assert_array_equal(found.features[name][1], wanted[1])
+
+
+def test_vggsound_avel(tmp_path: Path, few: ClipSet) -> None:
+    names = np.array(write_avel(tmp_path, few))
+    found = opened("vggsound-avel40k", tmp_path)
+    assert found.modalities == {"audio": BANDS, "video": GRID} and found.classes == DIGITS
+    assert found.splits == ["all", "train", "val", "test"]
+    places = {split: np.flatnonzero(np.array(splits_of(12)) == split) for split in ("train", "val", "test")}
+    places["all"] = np.concatenate([places["train"], places["test"], places["val"]])
+    for split, numbers in places.items():
+        clips = found.split(split)
+        assert_clips(clips, few, numbers)
+        assert list(clips.id) == list(names[numbers])
+        np.testing.assert_array_equal(clips.target, few.target[numbers])
+        for name in STREAMS:
+            np.testing.assert_array_equal(np.asarray(clips.labels[name]), few.labels["audio"][numbers])
+
+
+def test_the_24k_set_is_the_train_split_alone(tmp_path: Path, few: ClipSet) -> None:
+    write_avel(tmp_path, few)
+    found = opened("vggsound-avel24k", tmp_path)
+    assert found.splits == ["train", "val", "test"]
+    assert list(found.split("train").id) == [f"{video_id(n)}_{n:06d}" for n in range(0, 12, 2)]
+
+
+@pytest.mark.parametrize("layout", ["vggsound81k", "vggsound179k"])
+def test_vggsound_without_categories(tmp_path: Path, few: ClipSet, layout: str) -> None:
+    names = write_checked(tmp_path, few, layout)
+    found = opened(layout, tmp_path)
+    assert_clips(found.split("all"), few, np.arange(12))
+    assert list(found.split("all").id) == names and found.classes == [] and "class" not in found.split("all").arrays
+    rest = [set(found.split(split).id) for split in found.splits[1:]]
+    assert set.union(*rest) == set(names) and sum(map(len, rest)) == 12
+
+
+def test_ave(tmp_path: Path, few: ClipSet) -> None:
+    orders = write_ave(tmp_path, few)
+    found = opened("ave", tmp_path)
+    assert len(found.classes) == 28 and found.classes[2] == "Bark" and found.classes[27] == "Mandolin"
+    for split, order in orders.items():
+        clips = found.split(split)
+        assert_clips(clips, few, order)
+        np.testing.assert_array_equal(clips.id, order)
+        np.testing.assert_array_equal(clips.target, few.target[order])
+        for name in STREAMS:
+            np.testing.assert_array_equal(clips.labels[name][..., :10], few.labels["video"][order][..., :10])
+            np.testing.assert_array_equal(clips.labels[name][..., 28], few.labels["video"][order][..., 10])
+
+
+def test_avvp(tmp_path: Path, spoken: ClipSet) -> None:
+    names = write_avvp(tmp_path, spoken)
+    found = opened("avvp", tmp_path)
+    with pytest.raises(ValueError, match=r"'all' of avvp, where audio and video have clips of their own; clips\('all'"):
+        found.split("all")
+    for name in STREAMS:
+        clips = found.clips("all", name)
+        assert list(clips.modalities) == [name] and list(clips.id) == names
+        assert_clips(clips, spoken, np.arange(24))
+        np.testing.assert_array_equal(clips.labels[name], spoken.labels[name])
+    for split in ("train", "val", "test"):
+        assert list(found.clips(split, "audio").id) == list(found.clips(split, "video").id)
+    ids = [set(found.clips(split, "audio").id) for split in ("train", "val", "test")]
+    assert sum(map(len, ids)) == len(set.union(*ids)) == 24
+
+
+def test_avvp_intervals_are_half_open_and_joined(tmp_path: Path, few: ClipSet) -> None:
+    write_avvp(tmp_path, few)
+    rows = [[f"{video_id(0)}_30_40", "0,2,1,9", "3,5,2,10", "two,two,five,nine"], [f"{video_id(1)}_0_10", 4, 4, "one"]]
+    table = tmp_path / "AVVP_eval_audio_checked_combined.csv"
+    write_rows(table, ["filename", "onset", "offset", "event_labels"], rows, "\t")
+    label = open_data(f"avvp:{tmp_path}", modalities=["audio"]).clips("all", "audio").labels["audio"]
+    wanted = np.zeros((2, 10, 11))
+    wanted[0, 0:5, 2], wanted[0, 1, 5], wanted[0, 9, 9], wanted[0, 5:9, 10], wanted[1, :, 10] = 1, 1, 1, 1, 1
+    np.testing.assert_array_equal(label, wanted)
+
+
+BAD_ROWS = {
+    "onsets and offsets as events, got 2, 1 and 1 for": ["0,1", "2", "one"],
+    "classes of its category file alone, got 'eleven'": ["0", "2", "eleven"],
+    r"seconds in \[0, 10\], got 3 to 11": ["3", "11", "one"],
+    "whole seconds, got digit": ["x", "2", "one"],
+}
+
+
+@pytest.mark.parametrize("message", BAD_ROWS)
+def test_avvp_rows_that_do_not_fit(tmp_path: Path, few: ClipSet, message: str) -> None:
+    write_avvp(tmp_path, few)
+    table = tmp_path / "AVVP_eval_audio_checked_combined.csv"
+    columns = ["filename", "onset", "offset", "event_labels"]
+    write_rows(table, columns, [[f"{video_id(0)}_30_40", *BAD_ROWS[message]]], "\t")
+    with pytest.raises(StoreError, match=f"eval_audio_checked_combined.csv must .*{message}"):
+        opened("avvp", tmp_path)
+
+
+def test_commas_in_place_of_tabs_are_named(tmp_path: Path, few: ClipSet) -> None:
+    write_avvp(tmp_path, few)
+    table = tmp_path / "AVVP_eval_audio_checked_combined.csv"
+    table.write_text(table.read_text().replace("\t", ";"))
+    with pytest.raises(
+        StoreError, match="columns filename, onset, offset, event_labels, separated by tabs, got filename;"
+    ):
+        opened("avvp", tmp_path)
+
+
+def test_ave_avvp(tmp_path: Path, spoken: ClipSet) -> None:
+    order = write_ave_avvp(tmp_path, spoken)
+    found = opened("ave-avvp", tmp_path)
+    assert_clips(found.split("all"), spoken, order)
+    np.testing.assert_array_equal(found.split("all").labels["audio"], spoken.labels["video"][order])
+    trained, validated = set(found.split("train").id), set(found.split("val").id)
+    assert trained | validated == set(order) and not trained & validated and validated
+    for name in STREAMS:
+        assert_clips(found.clips("test", name), spoken, np.arange(24))
+        np.testing.assert_array_equal(found.clips("test", name).labels[name], spoken.labels[name])
+    with pytest.raises(ValueError, match="'test' of ave-avvp"):
+        found.split("test")
+
+
+def test_ucf_vggsound(tmp_path: Path, spoken: ClipSet) -> None:
+    shown, heard = write_ucf_vggsound(tmp_path, spoken)
+    found = opened("ucf-vggsound", tmp_path)
+    assert found.classes == [f"saying {name}" for name in DIGITS]
+    for name, ids in (("video", shown), ("audio", heard)):
+        clips = found.clips("all", name)
+        assert_clips(clips, spoken, np.arange(24))
+        assert list(clips.id) == ids
+        np.testing.assert_array_equal(clips.target, spoken.target)
+        wanted = np.repeat(np.eye(11)[spoken.target][:, None], 10, 1)
+        np.testing.assert_array_equal(clips.labels[name], wanted)
+    groups = {split: {int(i.split("_g")[1][:2]) for i in found.clips(split, "video").id} for split in found.splits[1:]}
+    assert groups["test"] == set(range(1, 8)) and groups["val"] == {8, 9, 10} and min(groups["train"]) == 11
+    with pytest.raises(ValueError, match="'all' of ucf-vggsound"):
+        found.split("all")
+    with pytest.raises(ValueError, match=r"modality must be one of \['video', 'audio'\] in split 'all', got 'text'"):
+        found.clips("all", "text")
+
+
+def test_avsbench(tmp_path: Path, few: ClipSet) -> None:
+    names = write_avsbench(tmp_path, few, few.arrays["video.frames"])
+    found = opened("avsbench-s4", tmp_path)
+    assert found.classes == sorted(DIGITS[c] for c in set(few.target))
+    for split, first in (("train", True), ("val", False), ("test", False)):
+        numbers = np.flatnonzero(np.array(splits_of(12)) == split)
+        clips = found.split(split)
+        assert list(clips.id) == [names[number] for number in numbers]
+        np.testing.assert_array_equal(clips.features["audio"][:], double(few.features["audio"])[numbers, :5])
+        frames = np.asarray(few.arrays["video.frames"])[numbers, :5]
+        np.testing.assert_array_equal(clips.arrays["video.frames"][:], np.stack([frames] * 3, -1))
+        masks = (frames > 127)[:, :1] if first else frames > 127
+        np.testing.assert_array_equal(clips.arrays["video.mask"][:], masks)
+        assert [found.classes[c] for c in clips.target] == [DIGITS[few.target[number]] for number in numbers]
+
+
+def test_own_clips(tmp_path: Path, few: ClipSet) -> None:
+    lengths = np.array(write_own(tmp_path / "mine", few))
+    found = open_data(f"clips:{tmp_path / 'mine'}")
+    assert found.name == "mine" and found.classes == DIGITS and found.splits == ["train", "val", "test"]
+    assert found.modalities == {"picture": GRID, "sound": BANDS}
+    numbers = np.flatnonzero(np.array(splits_of(12)) == "train")
+    clips = found.split("train")
+    np.testing.assert_array_equal(clips.lengths["sound"], lengths[numbers])
+    np.testing.assert_array_equal(clips.target, few.target[numbers])
+    mask = np.arange(10) < lengths[numbers][:, None]
+    np.testing.assert_array_equal(clips.mask["picture"], mask)
+    sound = double(few.features["audio"])[numbers] * mask[..., None]
+    np.testing.assert_array_equal(clips.features["sound"][:], sound)
+    np.testing.assert_array_equal(np.asarray(clips.labels["sound"]), few.labels["audio"][numbers] * mask[..., None])
+    assert set(clips.labels) == {"sound"}
+
+
+def test_own_clips_with_kinds_and_without_classes(tmp_path: Path, few: ClipSet) -> None:
+    write_own(tmp_path, few)
+    write_rows(tmp_path / "clips.csv", ["id", "split"], [["take-0", "train"], ["take-3", "val"]])
+    write_rows(tmp_path / "modalities.csv", ["modality", "kind"], [["sound", "words"]])
+    shutil.rmtree(tmp_path / "sound.labels")
+    found = open_data(f"clips:{tmp_path}")
+    assert found.modalities == {"sound": Modality("words", (128,))} and found.classes == []
+    assert found.split("train").features["sound"].shape == (1, 7, 128)
+
+
+# How audio and video of each layout get ten steps: True where they are repeated or cut.
+RULES: dict[str, tuple[Callable, str, bool, bool]] = {
+    "vggsound-avel24k": (write_avel, "feature/{}/zip", True, False),
+    "avvp": (write_avvp, "feature/{}/zip", True, False),
+    "ucf-vggsound": (write_ucf_vggsound, "*/feature/{}/zip", True, True),
+}
+
+
+@pytest.mark.parametrize("layout", RULES)
+def test_short_and_long_clips(tmp_path: Path, few: ClipSet, layout: str) -> None:
+    write, folder, *fitted = RULES[layout]
+    write(tmp_path, few)
+    for name, fits in zip(STREAMS, fitted, strict=True):
+        features = double(few.features[name][0])
+        split = next(split for split in opened(layout, tmp_path).splits if split in ("all", "train"))
+        place = opened(layout, tmp_path).clips(split, name).id[0]
+        file = sorted(tmp_path.glob(f"{folder.format(name)}/{place[:11]}*"))[0]
+        for count in (1, 7, 10, 12):
+            array = np.concatenate([features, -features])[:count]
+            write_zip(file, array)
+            clips = opened(layout, tmp_path).clips(split, name)
+            if fits or count == 10:
+                wanted = array[np.minimum(np.arange(10), count - 1)]
+                np.testing.assert_array_equal(clips.features[name][0], wanted)
+            else:
+                with pytest.raises(
+                    StoreError, match=rf"{file.name} must have 10 steps, got shape \({count}, 7, 7, 16\)"
+                ):
+                    clips.features[name][0]
+        write_zip(file, features[:0])
+        with pytest.raises(StoreError, match=rf"{file.name} must have at least one step, got shape \(0,"):
+            opened(layout, tmp_path).clips(split, name).features[name][0]
+
+
+def test_audio_of_avsbench_gets_five_steps(tmp_path: Path, few: ClipSet) -> None:
+    names = write_avsbench(tmp_path, few, few.arrays["video.frames"])
+    audio = double(few.features["audio"][0])
+    for count in (3, 8):
+        write_zip(tmp_path / f"feature/audio/train/zip/{DIGITS[few.target[0]]}/{names[0]}.zip", audio[:count])
+        found = opened("avsbench-s4", tmp_path).split("train").features["audio"][0]
+        np.testing.assert_array_equal(found, audio[np.minimum(np.arange(5), count - 1)])
+
+
+WRITERS: dict[str, tuple[Callable, list[str]]] = {
+    "vggsound-avel40k": (write_avel, ["vggsound-avel40k.csv", "VggsoundAVEL40kCategories.txt", "feature/video/zip/"]),
+    "ave": (write_ave, ["audio_feature.h5", "visual_feature.h5", "labels.h5", "val_order.h5"]),
+    "avvp": (
+        write_avvp,
+        ["AVVP_eval_visual_checked_combined.csv", "AVVP_Categories.txt", "feature/audio/zip/"],
+    ),
+    "ave-avvp": (
+        write_ave_avvp,
+        [
+            "AVE/audio_feature.h5",
+            "AVE_AVVP/ave_avvp_labels.h5",
+            "AVE_AVVP/ave_avvp_order.h5",
+            "AVVP/feature/video/zip/",
+        ],
+    ),
+    "ucf-vggsound": (
+        write_ucf_vggsound,
+        ["UCF101sameVGGSound.txt", "vggsound2ucf.csv", "UCF101/feature/video/zip/", "vggsound40k/feature/audio/zip/"],
+    ),
+}
+
+
+@pytest.mark.parametrize("layout", WRITERS)
+def test_all_missing_files_are_named_at_once(tmp_path: Path, few: ClipSet, layout: str) -> None:
+    write, expected = WRITERS[layout]
+    write(tmp_path, few)
+    opened(layout, tmp_path)
+    for name in expected:
+        path = tmp_path / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    with pytest.raises(FileNotFoundError) as caught:
+        opened(layout, tmp_path)
+    assert sorted(str(caught.value).split("missing are ")[1].split(", ")) == sorted(expected)
+
+
+def test_missing_clips_are_named(tmp_path: Path, few: ClipSet) -> None:
+    names = write_avel(tmp_path, few)
+    for name in names[:2]:
+        (tmp_path / "feature/audio/zip" / f"{name}.zip").unlink()
+    (tmp_path / "feature/label/zip" / f"{names[5]}.zip").unlink()
+    with pytest.raises(FileNotFoundError) as caught:
+        opened("vggsound-avel24k", tmp_path)
+    assert f"label/zip/{names[5]}.zip" in str(caught.value) and f"audio/zip/{names[0]}.zip" in str(caught.value)
+
+
+def test_features_of_another_shape_are_named(tmp_path: Path, few: ClipSet) -> None:
+    names = write_avel(tmp_path, few)
+    write_zip(tmp_path / "feature/audio/zip" / f"{names[2]}.zip", np.zeros((10, 64)))
+    clips = opened("vggsound-avel24k", tmp_path).split("train")
+    with pytest.raises(StoreError, match=rf"{names[2]}.zip must have steps of shape \(128,\), got \(64,\)"):
+        clips.features["audio"][:]
+    write_zip(tmp_path / "feature/audio/zip" / f"{names[2]}.zip", np.zeros((10, 128), int))
+    with pytest.raises(StoreError, match=rf"{names[2]}.zip must hold .*float.*int64"):
+        clips.features["audio"][:]
+
+
+def test_batches_of_lazy_clips(tmp_path: Path, few: ClipSet) -> None:
+    write_avel(tmp_path, few)
+    clips = opened("vggsound-avel40k", tmp_path).split("all")
+    batches = Batches(clips, 5, seed=1)
+    batch = batches.batch(1)
+    for name in STREAMS:
+        wanted = np.asarray(clips.features[name])[batches.indices(1)].astype(np.float32)
+        np.testing.assert_array_equal(batch.features[name].numpy(), wanted)
+        assert batch.mask[name].all()
+    some = clips.select([7, 3]).restrict(["audio"])
+    np.testing.assert_array_equal(some.features["audio"][1], clips.features["audio"][3])
+    np.testing.assert_array_equal(some.index, [7, 3])
+
+
+def test_hashed_splits_stay_what_they_are() -> None:
+    """Another rule would move clips that were trained on into a test."""
+    chosen = hashed_split([video_id(number) for number in range(12)])
+    assert {split: np.flatnonzero(members).tolist() for split, members in chosen.items()} == HASHED
+
+
+HASHED = {"train": [0, 1, 2, 4, 6, 7, 8, 9, 10], "val": [3, 5, 11], "test": []}
+
+
+def test_without_h5py_the_extra_is_named(tmp_path: Path, few: ClipSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_ave(tmp_path, few)
+
+    def absent(name: str) -> None:
+        raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+    monkeypatch.setattr("importlib.import_module", absent)
+    with pytest.raises(MissingPackageError, match=r"'h5py' must be installed.*pip install 'unicode_fast\[data\]'"):
+        opened("ave", tmp_path)
+
+
+def test_hdf5_files_that_do_not_fit(tmp_path: Path, few: ClipSet) -> None:
+    write_ave(tmp_path, few)
+    for file, key, array, message in (
+        ("val_order.h5", "order", np.array([0, 12]), r"val_order.h5 must hold order of \(n,\) integers in \[0, 12\)"),
+        ("labels.h5", "avadataset", np.zeros((12, 10, 28)), r"labels.h5 must hold avadataset of .* 29\) 0 and 1"),
+        ("audio_feature.h5", "other", np.zeros((12, 10, 128)), "must hold a dataset 'avadataset', got other"),
+    ):
+        kept = (tmp_path / file).read_bytes()
+        write_h5(tmp_path / file, key, array)
+        with pytest.raises(StoreError, match=message):
+            opened("ave", tmp_path)
+        (tmp_path / file).write_bytes(kept)
+
+
+def test_what_names_no_data(tmp_path: Path, few: ClipSet) -> None:
+    with pytest.raises(FileNotFoundError, match="layout of 'avee:/data' must be one of vggsound-avel24k, .*got 'avee'"):
+        open_data("avee:/data")
+    with pytest.raises(FileNotFoundError, match=r"root of 'ave:/no/where' must be a folder"):
+        open_data("ave:/no/where")
+    with pytest.raises(FileNotFoundError, match="folder of a feature store"):
+        open_data(str(tmp_path))
+    write_avvp(tmp_path, few)
+    with pytest.raises(ValueError, match="modalities must be some that avvp:.* has clips of, got smell"):
+        open_data(f"avvp:{tmp_path}", modalities=["smell"])

@@ -1,0 +1,178 @@
+"""Tar files read as a stream: every rank gets as many batches, each clip at most once an epoch, and resumes exactly."""
+
+import json
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from published import write_avel, write_avvp, write_own
+
+from unicode_fast.data import ClipSet, Dataset, StoreError, open_data
+from unicode_fast.data.__main__ import main
+from unicode_fast.data.stream import StreamBatches, StreamedDataset, open_stream, write_shards
+
+STREAMS = ("audio", "video")
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory: pytest.TempPathFactory, spoken: ClipSet) -> Dataset:
+    root = tmp_path_factory.mktemp("own") / "clips"
+    write_own(root, spoken)
+    return open_data(f"clips:{root}")
+
+
+@pytest.fixture(scope="module")
+def streamed(tmp_path_factory: pytest.TempPathFactory, own: Dataset) -> StreamedDataset:
+    """Twelve training clips in files of 3, 3, 3 and 3; six for validation in two files."""
+    folder = tmp_path_factory.mktemp("stream") / "shards"
+    write_shards(own, folder, 3, progress=False)
+    found = open_data(f"webdataset:{folder}")
+    assert isinstance(found, StreamedDataset)
+    return found
+
+
+def drawn(batches: StreamBatches, epoch: int) -> list[int]:
+    steps = range(epoch * batches.steps_per_epoch, (epoch + 1) * batches.steps_per_epoch)
+    return [int(clip) for step in steps for clip in batches.batch(step).clips]
+
+
+def test_what_is_written_is_read(streamed: StreamedDataset, own: Dataset) -> None:
+    assert streamed.modalities == own.modalities and streamed.classes == own.classes
+    assert streamed.splits == ["train", "val", "test"]
+    for split in streamed.splits:
+        found, wanted = streamed.split(split), own.split(split)
+        assert set(found.arrays) == set(wanted.arrays)
+        for key, array in wanted.arrays.items():
+            values = np.asarray(array)
+            values = values.astype(np.float32) if key in own.modalities else values
+            assert found.arrays[key].dtype == values.dtype
+            np.testing.assert_array_equal(found.arrays[key], values)
+
+
+def test_plain_tar_reads_the_files(streamed: StreamedDataset) -> None:
+    with tarfile.open(Path(streamed.root) / "train-000000.tar") as archive:
+        names = archive.getnames()
+    assert "000000000.sound.npy" in names and "000000002.class.npy" in names
+    index = json.loads((Path(streamed.root) / "shards.json").read_text())
+    assert index["shards"]["train"] == {f"train-{number:06d}.tar": 3 for number in range(4)}
+
+
+@pytest.mark.parametrize(("world", "batch_size", "steps"), [(1, 4, 3), (2, 2, 3), (2, 4, 1), (3, 3, 1), (4, 3, 1)])
+def test_every_rank_gets_equal_batches(streamed: StreamedDataset, world: int, batch_size: int, steps: int) -> None:
+    for epoch in range(3):
+        ranks = [
+            StreamBatches(streamed, "train", ["sound"], batch_size, seed=5, rank=rank, world=world)
+            for rank in range(world)
+        ]
+        assert [batches.steps_per_epoch for batches in ranks] == [steps] * world
+        seen = [clip for batches in ranks for clip in drawn(batches, epoch)]
+        assert len(seen) == len(set(seen)) == world * steps * batch_size
+
+
+def test_files_of_different_sizes_leave_ranks_equal(tmp_path: Path, own: Dataset) -> None:
+    write_shards(own, tmp_path / "shards", 5, progress=False)
+    data = open_stream(str(tmp_path / "shards"))
+    assert list(data.index["shards"]["train"].values()) == [5, 5, 2]
+    for epoch in range(6):
+        for rank in range(3):
+            batches = StreamBatches(data, "train", ["sound"], 2, rank=rank, world=3)
+            assert batches.steps_per_epoch == 1 and len(drawn(batches, epoch)) == 2
+
+
+def test_ranks_come_from_the_environment(streamed: StreamedDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    for rank in range(2):
+        monkeypatch.setenv("RANK", str(rank))
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        batches = streamed.batches("train", ["sound", "picture"], 3, seed=1)
+        assert batches.steps_per_epoch == 2
+        seen += drawn(batches, 0)
+    assert len(set(seen)) == 12
+
+
+def test_order_and_resume(streamed: StreamedDataset) -> None:
+    def batches(seed: int = 1) -> StreamBatches:
+        return StreamBatches(streamed, "train", ["picture", "sound"], 4, seed=seed, shuffle_clips=5)
+
+    whole = [batches().batch(0), *(batches_of.batch(step) for batches_of in [batches()] for step in range(1, 7))]
+    assert sorted(drawn(batches(), 1)) == list(range(12))
+    assert drawn(batches(), 0) != drawn(batches(), 1) and drawn(batches(), 0) != drawn(batches(2), 0)
+    # Another object that starts in the middle, goes on, and goes back.
+    resumed = batches()
+    for step in (4, 5, 6, 2):
+        found = resumed.batch(step)
+        np.testing.assert_array_equal(found.clips, whole[step].clips)
+        for name in ("picture", "sound"):
+            assert torch.equal(found.features[name], whole[step].features[name])
+
+
+def test_a_batch_holds_its_clips(streamed: StreamedDataset, own: Dataset) -> None:
+    batch = StreamBatches(streamed, "train", ["sound"], 4, dtype="float64").batch(0)
+    clips = own.split("train")
+    assert list(batch.features) == ["sound"] and list(batch.labels) == ["sound"]
+    wanted = np.asarray(clips.features["sound"]).astype(np.float32)[batch.clips]
+    np.testing.assert_array_equal(batch.features["sound"].numpy(), wanted)
+    np.testing.assert_array_equal(batch.mask["sound"].numpy(), clips.mask["sound"][batch.clips])
+    assert batch.target is not None
+    np.testing.assert_array_equal(batch.target.numpy(), clips.target[batch.clips])
+    assert list(batch.id) == list(clips.id[batch.clips])
+
+
+def test_errors(tmp_path: Path, streamed: StreamedDataset, spoken: ClipSet) -> None:
+    with pytest.raises(ValueError, match="shards of split 'train' must be at least one for each of 5 ranks, got 4"):
+        StreamBatches(streamed, "train", ["sound"], 1, world=5)
+    with pytest.raises(ValueError, match="at least one batch of 4 for each of 4 ranks, got 3"):
+        StreamBatches(streamed, "train", ["sound"], 4, world=4)
+    with pytest.raises(ValueError, match=r"rank must lie in \[0, 2\), got 2"):
+        StreamBatches(streamed, "train", ["sound"], 4, rank=2, world=2)
+    with pytest.raises(ValueError, match="split must be one of .*'train', 'val', 'test'.*got 'all'"):
+        StreamBatches(streamed, "all", ["sound"], 4)
+    with pytest.raises(ValueError, match="keep_last_batch must be False for a stream"):
+        streamed.batches("train", ["sound"], 4, drop_last=False)
+    with pytest.raises(FileNotFoundError, match="data must be a folder with an index shards.json"):
+        open_data(f"webdataset:{tmp_path}")
+    (tmp_path / "shards.json").write_text("{}")
+    with pytest.raises(StoreError, match="shards.json must be the index that write_shards makes"):
+        open_data(f"webdataset:{tmp_path}")
+    write_avvp(tmp_path / "avvp", spoken)
+    with pytest.raises(ValueError, match="'train' of avvp, where audio and video have clips of their own"):
+        write_shards(open_data(f"avvp:{tmp_path / 'avvp'}"), tmp_path / "none", progress=False)
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_pickled_array_in_a_tar_is_refused(tmp_path: Path, own: Dataset) -> None:
+    write_shards(own, tmp_path / "shards", 30, progress=False)
+    import io
+
+    import webdataset
+
+    stream = io.BytesIO()
+    np.save(stream, np.array([{"a": 1}], object), allow_pickle=True)
+    with webdataset.TarWriter(str(tmp_path / "shards" / "train-000000.tar")) as writer:
+        writer.write({"__key__": "000000000", "sound.npy": stream.getvalue()})
+    with pytest.raises(StoreError, match="sound.npy of clip 000000000 in .*train-000000.tar must be a .npy file"):
+        open_stream(str(tmp_path / "shards")).split("train")
+
+
+def test_shards_by_command(tmp_path: Path, spoken: ClipSet, capsys: pytest.CaptureFixture[str]) -> None:
+    write_avel(tmp_path / "avel", spoken.select(np.arange(8)))
+    spec = f"vggsound-avel24k:{tmp_path / 'avel'}"
+    assert main(["shards", spec, str(tmp_path / "shards"), "--clips", "2", "--modalities", "audio,video"]) == 0
+    assert len(list((tmp_path / "shards").glob("train-*.tar"))) == 2
+    assert main(["check", f"webdataset:{tmp_path / 'shards'}"]) == 0
+    assert "train: 4 clips of audio, 4 clips of video" in capsys.readouterr().out
+    file = tmp_path / "shards" / "val-000000.tar"
+    data = file.read_bytes()
+    for spoil, message in (
+        (lambda: file.write_bytes(b"x" * 3000), "val-000000.tar must be a whole tar file"),
+        (lambda: file.write_bytes((tmp_path / "shards" / "empty.tar").read_bytes()), "at least one clip, got none"),
+        (file.unlink, "ERROR missing"),
+    ):
+        with tarfile.open(tmp_path / "shards" / "empty.tar", "w"):
+            pass
+        file.write_bytes(data)
+        spoil()
+        assert main(["check", f"webdataset:{tmp_path / 'shards'}"]) == 1
+        assert message in capsys.readouterr().out

@@ -1,0 +1,146 @@
+"""Word vectors of sentences by a small random BERT of transformers' own making."""
+
+import os
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from published import DIGITS, write_avel, write_avsbench
+
+from unicode_fast.config import Modality
+from unicode_fast.data import ClipSet, StoreError, open_data, open_store, text
+from unicode_fast.data.pack import pack
+from unicode_fast.data.text import WordVectors
+
+transformers = pytest.importorskip("transformers", reason="the extra text, transformers, is not installed")
+
+WORDS = ["somebody", "says", "the", "digit", "and", "writes", "this", "shows", "a", "one", "two", "three", "four"]
+PIECES = ["hand", "##writ", "##ing", "##s"]
+VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *dict.fromkeys([*WORDS, *DIGITS, *PIECES])]
+WIDTH = 24
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with two layers of random weights and a vocabulary."""
+    folder = tmp_path_factory.mktemp("bert")
+    (folder / "vocab.txt").write_text("\n".join(VOCABULARY) + "\n")
+    config = transformers.BertConfig(
+        vocab_size=len(VOCABULARY),
+        hidden_size=WIDTH,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=32,
+    )
+    torch.manual_seed(0)
+    transformers.BertModel(config).save_pretrained(folder)
+    transformers.BertTokenizer(str(folder / "vocab.txt")).save_pretrained(folder)
+    return folder
+
+
+def by_hand(bert: Path, words: list[str]) -> np.ndarray:
+    """(n, WIDTH) of the vocabulary's own pieces, [CLS] and [SEP] around them."""
+    ids = [VOCABULARY.index(word) for word in ["[CLS]", *words, "[SEP]"]]
+    with torch.no_grad():
+        states = transformers.BertModel.from_pretrained(bert).eval()(torch.tensor([ids])).last_hidden_state
+    return states[0, 1:-1].numpy()
+
+
+def test_vectors_are_of_words_in_their_sentence(tmp_path: Path, bert: Path) -> None:
+    words = WordVectors(str(bert), cache=tmp_path)
+    found = words.vectors("Somebody says the digit")
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, by_hand(bert, ["somebody", "says", "the", "digit"]), atol=1e-6)
+    other = words.vectors("the digit says somebody")
+    assert np.abs(other[0] - found[2]).max() > 1e-3
+
+
+def test_a_word_in_pieces_is_the_mean_of_them(tmp_path: Path, bert: Path) -> None:
+    found = WordVectors(str(bert), cache=tmp_path).vectors("this handwritings shows")
+    pieces = by_hand(bert, ["this", "hand", "##writ", "##ing", "##s", "shows"])
+    np.testing.assert_allclose(found, np.stack([pieces[0], pieces[1:5].mean(0), pieces[5]]), atol=1e-6)
+
+
+def test_the_first_ten_words_are_kept(tmp_path: Path, bert: Path) -> None:
+    many = ["one", "two", "three", "four"] * 10
+    found = WordVectors(str(bert), cache=tmp_path).vectors(" ".join(many))
+    np.testing.assert_allclose(found, by_hand(bert, many[:23])[:10], atol=1e-6)
+
+
+def test_the_whitelist_keeps_words_it_has(tmp_path: Path, bert: Path) -> None:
+    kept = {VOCABULARY.index(word): number for number, word in enumerate(("digit", "this", "hand", "[UNK]"))}
+    (tmp_path / "cnt.pkl").write_bytes(pickle.dumps({0: 9, **kept}))
+    words = WordVectors(str(bert), tmp_path / "cnt.pkl", cache=tmp_path)
+    whole = WordVectors(str(bert), cache=tmp_path).vectors("this handwritings digit unknown the")
+    np.testing.assert_array_equal(words.vectors("this handwritings digit unknown the"), whole[[0, 2]])
+    with pytest.raises(StoreError, match="at least one word that the whitelist keeps, got 'somebody writes'"):
+        words.vectors("somebody writes")
+    with pytest.raises(StoreError, match="must have at least one word, got ' '"):
+        WordVectors(str(bert), cache=tmp_path).vectors(" ")
+
+
+def test_each_sentence_is_encoded_once(tmp_path: Path, bert: Path) -> None:
+    sentences = ["the digit one", "the digit two"] * 5
+    words = WordVectors(str(bert), cache=tmp_path)
+    source = words.source(sentences)
+    array = source.array(Modality("words", (WIDTH,)))
+    first = array[:]
+    assert words.encoded == 2 and first.shape == (10, 10, WIDTH)
+    np.testing.assert_array_equal(np.asarray(source.lengths), np.full(10, 3))
+    assert np.all(first[:, 3:] == 0) and np.array_equal(first[0], first[2]) and not np.array_equal(first[0], first[1])
+    again = WordVectors(str(bert), cache=tmp_path)
+    np.testing.assert_array_equal(again.source(sentences).array(Modality("words", (WIDTH,)))[:], first)
+    assert again.encoded == 0
+
+
+def test_another_model_and_a_damaged_cache_are_encoded_anew(tmp_path: Path, bert: Path) -> None:
+    words = WordVectors(str(bert), cache=tmp_path)
+    found = words.vectors("the digit one")
+    (file,) = (tmp_path / "word-vectors").glob("*.npz")
+    file.write_bytes(file.read_bytes()[:100])
+    again = WordVectors(str(bert), cache=tmp_path)
+    np.testing.assert_array_equal(again.vectors("the digit one"), found)
+    assert again.encoded == 1
+    state = (bert / "config.json").stat()
+    os.utime(bert / "config.json", ns=(state.st_atime_ns, state.st_mtime_ns + 1))
+    other = WordVectors(str(bert), cache=tmp_path)
+    other.vectors("the digit one")
+    assert other.encoded == 1 and len(list((tmp_path / "word-vectors").iterdir())) == 2
+
+
+def test_layouts_with_sentences(tmp_path: Path, bert: Path, spoken: ClipSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("UNICODE_FAST_CACHE", str(tmp_path / "cache"))
+    few = spoken.select(np.arange(8))
+    write_avel(tmp_path / "avel", few)
+    data = open_data(f"vggsound-avel24k:{tmp_path / 'avel'}", text_model=str(bert))
+    assert data.modalities["text"] == Modality("words", (WIDTH,))
+    clips = data.split("train")
+    name = DIGITS[few.target[0]]
+    assert clips.arrays["text.sentence"][0] == f"somebody says the digit {name} and writes {name}"
+    np.testing.assert_array_equal(clips.lengths["text"], np.full(4, 8))
+    np.testing.assert_array_equal(clips.mask["text"].sum(1), np.full(4, 8))
+    pack(data, tmp_path / "store", progress=False)
+    stored = open_store(tmp_path / "store").split("train")
+    np.testing.assert_array_equal(stored.features["text"], np.asarray(clips.features["text"], np.float32))
+    np.testing.assert_array_equal(stored.lengths["text"], np.full(4, 8))
+    write_avsbench(tmp_path / "avs", few, few.arrays["video.frames"])
+    shown = open_data(f"avsbench-s4:{tmp_path / 'avs'}", text_model=str(bert)).split("test")
+    assert shown.features["text"].shape == (2, 10, WIDTH) and list(shown.lengths["text"]) == [5, 5]
+
+
+def test_a_model_that_cannot_be_loaded_is_named(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(StoreError, match="text_model must be a BERT that transformers can load, .*got '.*empty'"):
+        WordVectors(str(tmp_path / "empty"), cache=tmp_path).vectors("the digit one")
+
+
+def test_without_transformers_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(name: str) -> None:
+        raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+    monkeypatch.setattr("importlib.import_module", absent)
+    with pytest.raises(RuntimeError, match=r"'transformers' must be installed.*pip install 'unicode_fast\[text\]'"):
+        text.WordVectors("bert-base-uncased", cache=tmp_path).vectors("the digit one")

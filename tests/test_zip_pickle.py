@@ -1,0 +1,144 @@
+"""Zips of pickled arrays: arrays of every kind are read, and nothing else is, run or not."""
+
+import builtins
+import os
+import pickle
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from published import write_zip
+
+from unicode_fast.data.store_checks import StoreError
+from unicode_fast.data.zip_pickle import PickleError, read_zipped_array, unpickle_array, unpickle_counts
+
+RAN: list[str] = []
+
+
+def note_run(what: str) -> str:
+    RAN.append(what)
+    return what
+
+
+class Calls:
+    """Pickles as a call, as any attack does."""
+
+    def __init__(self, function: object, *arguments: object) -> None:
+        self.call = (function, arguments)
+
+    def __reduce__(self) -> tuple[object, tuple[object, ...]]:
+        return self.call
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+@pytest.mark.parametrize("dtype", ["float64", "float32", ">f4", "int64", "bool", "U5"])
+def test_arrays_are_read(tmp_path: Path, protocol: int, dtype: str) -> None:
+    array = np.arange(24).reshape(4, 6).astype(dtype)
+    for number, kind in enumerate((array, np.asfortranarray(array), array[::2, 1:])):
+        write_zip(tmp_path / f"{number}.zip", kind, protocol=protocol)
+        found = read_zipped_array(tmp_path / f"{number}.zip")
+        assert found.dtype.newbyteorder("=") == array.dtype.newbyteorder("=")
+        np.testing.assert_array_equal(found, kind)
+
+
+def test_arrays_written_by_old_numpy_and_python() -> None:
+    """Python 2 wrote str for bytes, Python 3 with protocol 2 calls a codec; NumPy 1 named another module."""
+    array = np.arange(6.0).reshape(2, 3)
+    data = pickle.dumps(array, 2)
+    assert b"_codecs" in data and b"numpy._core.multiarray" in data
+    old = data.replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
+    np.testing.assert_array_equal(unpickle_array(old, "old"), array)
+
+
+ATTACKS = {
+    "posix.system": Calls(os.system, "touch ran"),
+    "builtins.eval": Calls(builtins.eval, "open('ran', 'w')"),
+    "builtins.exec": Calls(builtins.exec, "open('ran', 'w')"),
+    "test_zip_pickle.note_run": Calls(note_run, "attack"),
+    "builtins.getattr": Calls(getattr, np.ndarray, "tofile"),
+    "numpy.load": Calls(np.load, "ran"),
+}
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+@pytest.mark.parametrize("protocol", [0, 2, 5])
+def test_a_malicious_pickle_does_nothing_and_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, protocol: int
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    attack = ATTACKS[name]
+    for number, content in enumerate((attack, [np.zeros(3), attack], {"features": (attack,)})):
+        file = tmp_path / "audio" / f"{number}.zip"
+        write_zip(file, content, protocol=protocol)
+        with pytest.raises(
+            PickleError, match=rf"{number}.zip \(features.pkl\).*names \S*{name.split('.')[1]}"
+        ) as caught:
+            read_zipped_array(file)
+        assert "was not run" in str(caught.value)
+    assert os.listdir(tmp_path) == ["audio"] and RAN == []
+
+
+def test_the_attacks_work_where_nothing_is_restricted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the test above could not fail."""
+    monkeypatch.chdir(tmp_path)
+    pickle.loads(pickle.dumps(ATTACKS["posix.system"]))
+    assert (tmp_path / "ran").exists()
+    pickle.loads(pickle.dumps(ATTACKS["test_zip_pickle.note_run"]))
+    assert RAN.pop() == "attack"
+
+
+def test_what_a_pickle_may_name_cannot_be_changed() -> None:
+    """BUILD sets attributes of the object before it; here of the codec's stand-in and of the array's maker."""
+    for name in (b"_codecs\nencode", b"numpy.core.numeric\n_frombuffer", b"numpy\ndtype", b"numpy\nndarray"):
+        for state in (b"}S'__call__'\nI1\ns", b"N}S'__doc__'\nS'changed'\ns\x86"):
+            with pytest.raises(PickleError, match="cannot be read|one NumPy array of numbers, got"):
+                unpickle_array(b"\x80\x02c" + name + b"\n" + state + b"b.", "attack")
+    assert np.ndarray.__doc__ != "changed" and np.dtype("f8").byteorder == "="
+
+
+@pytest.mark.parametrize("content", [[1.0], 3.0, "text", np.array([None, "x"], object), None, np.float64(2)])
+def test_other_objects_are_refused(tmp_path: Path, content: object) -> None:
+    write_zip(tmp_path / "clip.zip", content)
+    with pytest.raises(PickleError, match="clip.zip.*must be a pickle of one NumPy array"):
+        read_zipped_array(tmp_path / "clip.zip")
+
+
+def test_zips_that_do_not_fit(tmp_path: Path) -> None:
+    file = tmp_path / "clip.zip"
+    with pytest.raises(FileNotFoundError):
+        read_zipped_array(file)
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("readme.txt", "no features")
+    with pytest.raises(StoreError, match="clip.zip must hold exactly one .pkl member, got none"):
+        read_zipped_array(file)
+    with zipfile.ZipFile(file, "w") as archive:
+        for name in ("a.pkl", "b.pkl.old"):
+            archive.writestr(name, pickle.dumps(np.zeros(3)))
+    with pytest.raises(StoreError, match="exactly one .pkl member, got a.pkl, b.pkl.old"):
+        read_zipped_array(file)
+    file.write_bytes(b"no zip")
+    with pytest.raises(StoreError, match="clip.zip must be a whole zip file"):
+        read_zipped_array(file)
+    write_zip(file, np.random.default_rng(0).normal(size=(10, 128)))
+    data = bytearray(file.read_bytes())
+    data[2000] ^= 255
+    file.write_bytes(data)
+    with pytest.raises(StoreError, match="clip.zip must be a whole zip file"):
+        read_zipped_array(file)
+    write_zip(file, np.zeros(3))
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("a.pkl", pickle.dumps(np.zeros(300))[:400])
+    with pytest.raises(PickleError, match=r"clip.zip \(a.pkl\).*cannot be read"):
+        read_zipped_array(file)
+
+
+def test_counts(tmp_path: Path) -> None:
+    file = tmp_path / "cnt.pkl"
+    file.write_bytes(pickle.dumps({2003: 0, 29108: 1}))
+    assert unpickle_counts(file) == {2003: 0, 29108: 1}
+    for content in ([1], {1: "one"}, {"one": 1}, {1: True}, Calls(note_run, "counts"), {1: np.int64(2)}):
+        file.write_bytes(pickle.dumps(content))
+        with pytest.raises(PickleError, match="cnt.pkl must be a pickle of a dict of integers"):
+            unpickle_counts(file)
+    assert RAN == []

@@ -1,0 +1,90 @@
+"""`python -m unicode_fast.data check DATA`, and `pack DATA STORE` or `shards DATA STORE` to write it for training."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import get_args
+
+from unicode_fast.data.check import check
+from unicode_fast.data.layouts import LAYOUTS, Request, has_sentences
+from unicode_fast.data.layouts.request import BERT
+from unicode_fast.data.opening import open_data
+from unicode_fast.data.pack import PackedDtype, check_new, pack
+from unicode_fast.data.stream import CLIPS_PER_SHARD, write_shards
+
+_BAD_USAGE = 2
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m unicode_fast.data",
+        description="Check a data set, or write it for training. DATA is a built-in name, a feature store's folder, or "
+        f"LAYOUT:ROOT with a layout of {', '.join(LAYOUTS)}.",
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    checked = commands.add_parser("check", help="read everything once; exit status 0 if training can start, 1 if not")
+    checked.add_argument("--json", metavar="FILE", help="write the report there too")
+    packed = commands.add_parser("pack", help="write a feature store, going on where an interrupted call stopped")
+    packed.add_argument("--dtype", choices=get_args(PackedDtype), default="float32", help="of the features [float32]")
+    streamed = commands.add_parser("shards", help="write WebDataset tar files, which `--data webdataset:STORE` streams")
+    streamed.add_argument("--clips", type=int, default=CLIPS_PER_SHARD, help=f"of each file [{CLIPS_PER_SHARD}]")
+    streamed.add_argument("--splits", help='separated by commas [all of them, but for "all" where others divide it]')
+    for command in (checked, packed, streamed):
+        command.add_argument("data", metavar="DATA", help="what to read")
+        command.add_argument("--modalities", help="of a layout, separated by commas [all]")
+        command.add_argument("--text_model", help=f"BERT for sentences: a name or a folder [{BERT}]")
+        command.add_argument("--text_whitelist", help="file with the ids of words to keep, as cnt.pkl")
+    for command in (packed, streamed):
+        command.add_argument("store", metavar="STORE", help="folder to make")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; see `python -m unicode_fast.data --help`."""
+    parser = make_parser()
+    arguments = parser.parse_args(argv)
+    if arguments.modalities is not None and arguments.data.partition(":")[0] not in LAYOUTS:
+        parser.error(f"modalities is about layouts, got it beside {arguments.data!r}")
+    for flag in ("text_model", "text_whitelist"):
+        if getattr(arguments, flag) is not None and not has_sentences(arguments.data):
+            parser.error(f"{flag} is about layouts with sentences, got it beside {arguments.data!r}")
+    wanted = None if arguments.modalities is None else tuple(name.strip() for name in arguments.modalities.split(","))
+    request = Request(wanted, arguments.text_model or BERT, arguments.text_whitelist or "")
+    if arguments.command in ("pack", "shards"):
+        check_new(arguments.store)
+        data = open_data(
+            arguments.data,
+            modalities=request.modalities,
+            text_model=request.text_model,
+            text_whitelist=request.text_whitelist,
+        )
+        if arguments.command == "pack":
+            pack(data, arguments.store, arguments.dtype)
+        else:
+            splits = None if arguments.splits is None else arguments.splits.split(",")
+            write_shards(data, arguments.store, arguments.clips, splits)
+        return 0
+    try:
+        report = check(arguments.data, request)
+    except (FileNotFoundError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return _BAD_USAGE
+    for line in report.lines():
+        print(line)
+    if arguments.json is not None:
+        Path(arguments.json).write_text(json.dumps(report.as_dict(), indent=2) + "\n")
+    return 0 if report.can_start else 1
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except (ValueError, OSError, RuntimeError) as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted")

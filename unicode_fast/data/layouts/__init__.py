@@ -1,0 +1,53 @@
+"""The published layouts of public feature sets, and one for data of one's own; one file for each family."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from unicode_fast.data.layouts.ave import list_ave
+from unicode_fast.data.layouts.avsbench import list_avsbench
+from unicode_fast.data.layouts.avvp import list_ave_avvp, list_avvp
+from unicode_fast.data.layouts.clips import list_clips
+from unicode_fast.data.layouts.request import Request
+from unicode_fast.data.layouts.ucf_vggsound import list_ucf_vggsound
+from unicode_fast.data.layouts.vggsound import avel_lister, checked_lister
+from unicode_fast.data.sources import Listing
+
+LAYOUTS: Mapping[str, Callable[[Path, Request], Listing]] = {
+    "vggsound-avel24k": avel_lister("vggsound-avel24k", whole=False),
+    "vggsound-avel40k": avel_lister("vggsound-avel40k", whole=True),
+    "vggsound81k": checked_lister("vggsound81k"),
+    "vggsound179k": checked_lister("vggsound179k"),
+    "ave": list_ave,
+    "avvp": list_avvp,
+    "ave-avvp": list_ave_avvp,
+    "ucf-vggsound": list_ucf_vggsound,
+    "avsbench-s4": list_avsbench,
+    "clips": list_clips,
+}
+
+# Of these the options on text are read.
+WITH_SENTENCES = ("vggsound-avel24k", "vggsound-avel40k", "avsbench-s4")
+
+__all__ = ["LAYOUTS", "WITH_SENTENCES", "Request", "find_layout", "has_sentences"]
+
+
+def has_sentences(spec: str) -> bool:
+    """Whether a text names a layout with sentences."""
+    return spec.partition(":")[0] in WITH_SENTENCES
+
+
+def find_layout(spec: str) -> tuple[str, Path] | None:
+    """Layout and root folder of a `LAYOUT:ROOT`, or None where the text names no layout.
+
+    Raises:
+        FileNotFoundError: the root is no folder.
+    """
+    name, _, root = spec.partition(":")
+    if name not in LAYOUTS or not root:
+        return None
+    folder = Path(root).expanduser().absolute()
+    if not folder.is_dir():
+        raise FileNotFoundError(f"root of {spec!r} must be a folder, got {str(folder)!r}")
+    return name, folder

@@ -1,0 +1,99 @@
+"""AVVP, the annotated videos of LLP with events of their own in each modality, and what AVE shares with them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from unicode_fast.data.files import Files, divide, hashed_split, numbers_of, read_csv, read_lines, zip_source
+from unicode_fast.data.layouts.ave import feature_files, ordered_part, read_labels, read_order
+from unicode_fast.data.layouts.request import Request
+from unicode_fast.data.layouts.vggsound import STEPS, YOUTUBE_ID, zip_folder
+from unicode_fast.data.sources import Fit, Listing, Part
+from unicode_fast.data.store_checks import StoreError
+
+_STREAMS = {"audio": "audio", "video": "visual"}
+
+
+def list_avvp(root: Path, request: Request) -> Listing:
+    """Split "all", one list of clips for each modality; and a train, val and test of them.
+
+    The released code trains and tests on "all". The other splits go by the hash of the video's id, the same for both
+    modalities, so that no video is in two of them.
+    """
+    files = Files("avvp", root)
+    lists = _list_files(files, request, "AVVP_eval_{}_checked_combined.csv")
+    categories = files.file("AVVP_Categories.txt")
+    folders = {name: zip_folder(files, name) for name in lists}
+    files.check()
+    classes = read_lines(categories)
+    whole = [_annotated(name, lists[name], folders[name], classes) for name in lists]
+    return Listing("avvp", root, classes, {"all": whole}, divide([hashed_split(_videos(part)) for part in whole]))
+
+
+def list_ave_avvp(root: Path, request: Request) -> Listing:
+    """Twelve classes that both sets have: "all", train and val from AVE, test from AVVP, one list for each modality.
+
+    The released code trains on "all", the whole AVE list; train and val divide it by the hash of a clip's number.
+    Below the root lie AVE/, AVVP/ and AVE_AVVP/ with the lists.
+    """
+    files = Files("ave-avvp", root)
+    features = feature_files(files, request, "AVE/")
+    labels, order = files.file("AVE_AVVP/ave_avvp_labels.h5"), files.file("AVE_AVVP/ave_avvp_order.h5")
+    lists = _list_files(files, request, "AVE_AVVP/AVE_AVVP_eval_{}_checked_combined.csv")
+    categories = files.file("AVE_AVVP/AVE_AVVP_Categories.txt")
+    folders = {name: zip_folder(files, name, "AVVP/") for name in lists}
+    files.check()
+    classes = read_lines(categories)
+    label = read_labels(labels, len(classes))
+    numbers = read_order(order, len(label))
+    trained, notes = ordered_part(features, label, numbers, order)
+    held_out = hashed_split([f"ave {number}" for number in numbers])["val"]
+    tested = [_annotated(name, lists[name], folders[name], classes) for name in lists]
+    divided = divide([{"train": ~held_out, "val": held_out}])
+    return Listing("ave-avvp", root, classes, {"all": [trained], "test": tested}, divided, notes=notes)
+
+
+def _list_files(files: Files, request: Request, name: str) -> dict[str, Path]:
+    return {key: files.file(name.format(word)) for key, word in _STREAMS.items() if request.wants(key)}
+
+
+def _videos(part: Part) -> list[str]:
+    return [str(name)[:YOUTUBE_ID] for name in np.asarray(part.arrays["id"])]
+
+
+def _annotated(modality: str, file: Path, folder: Path, classes: Sequence[str]) -> Part:
+    """The clips of one list with the features and labels of one modality."""
+    rows = read_csv(file, ["filename", "onset", "offset", "event_labels"], delimiter="\t")
+    names = [row["filename"] for row in rows]
+    label = np.stack([event_label(row, classes, file) for row in rows]) if rows else np.empty((0, STEPS, 1), np.uint8)
+    fit: Fit = "repeat" if modality == "audio" else "exact"
+    source = zip_source(folder, [name[:YOUTUBE_ID] for name in names], STEPS, fit)
+    return Part({modality: source}, {"id": np.array(names), f"{modality}.label": label})
+
+
+def event_label(row: dict[str, str], classes: Sequence[str], file: Path) -> np.ndarray:
+    """(10, C+1) uint8: each event's class in the seconds [onset, offset), background where there is none.
+
+    Raises:
+        StoreError: the three lists of the row do not fit together, or a second is outside.
+    """
+    try:
+        onset, offset = ([int(value) for value in row[key].split(",")] for key in ("onset", "offset"))
+    except ValueError as error:
+        raise StoreError(f"{file} must have whole seconds, got {row['filename']}: {error}") from error
+    events = numbers_of([name.strip() for name in row["event_labels"].split(",")], classes, file)
+    if not len(onset) == len(offset) == len(events):
+        raise StoreError(
+            f"{file} must list as many onsets and offsets as events, got {len(onset)}, {len(offset)} and {len(events)} "
+            f"for {row['filename']}"
+        )
+    label = np.zeros((STEPS, len(classes) + 1), np.uint8)
+    for start, stop, event in zip(onset, offset, events, strict=True):
+        if not 0 <= start <= stop <= STEPS:
+            raise StoreError(f"{file} must have seconds in [0, {STEPS}], got {start} to {stop} for {row['filename']}")
+        label[start:stop, event] = 1
+    label[:, -1] = label[:, :-1].max(1) == 0
+    return label

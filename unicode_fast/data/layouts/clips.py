@@ -1,0 +1,112 @@
+"""Data of one's own: one .npy file for each clip and modality, and a CSV file of clips."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import cast, get_args
+
+import numpy as np
+
+from unicode_fast.config import Kind
+from unicode_fast.data.files import Files, file_source, numbers_of, read_csv, read_lines
+from unicode_fast.data.layouts.request import Request
+from unicode_fast.data.lazy import LazyArray
+from unicode_fast.data.sources import Listing, Part
+from unicode_fast.data.store_checks import StoreError
+
+_TABLE, _CLASSES, _KINDS = "clips.csv", "classes.txt", "modalities.csv"
+
+
+def list_clips(root: Path, request: Request) -> Listing:
+    """The splits that `clips.csv` names.
+
+    `ROOT/clips.csv` has the columns id and split, and class where clips have classes. Each folder `ROOT/MODALITY` with
+    a file `<id>.npy` for every clip is a modality, its arrays (steps, C) or (steps, H, W, C), with as many steps as a
+    clip has. `ROOT/MODALITY.labels/<id>.npy`, where there is such a folder, is (steps, C + 1) of 0 to 1, background
+    last. `ROOT/classes.txt` gives the order of classes, one a line; without it they are sorted. `ROOT/modalities.csv`,
+    with the columns modality and kind, makes one a sequence of words, or sets the order of the modalities.
+    """
+    files = Files("clips", root)
+    table = files.file(_TABLE)
+    files.check()
+    rows = read_csv(table, ["id", "split"])
+    kinds = _kinds(root)
+    names = [name for name in kinds if request.wants(name)]
+    for name in names:
+        files.folder(name)
+    files.check()
+    bad = sorted({row["id"] for row in rows if not row["id"] or Path(row["id"]).name != row["id"]})
+    if bad:
+        raise StoreError(f"id in {table} must be a file name without folders, got {bad[0]!r}")
+    arrays: dict[str, np.ndarray | LazyArray] = {"id": np.array([row["id"] for row in rows])}
+    classes: list[str] = []
+    if rows and "class" in rows[0]:
+        labels = [row["class"] or "" for row in rows]
+        classes = read_lines(root / _CLASSES) if (root / _CLASSES).is_file() else sorted(set(labels))
+        arrays["class"] = numbers_of(labels, classes, table)
+    sources = {}
+    missing: list[str] = []
+    for name in names:
+        paths = [root / name / f"{row['id']}.npy" for row in rows]
+        lengths = np.array([npy_steps(path) for path in paths], np.int64)
+        steps = int(lengths.max(initial=1))
+        sources[name] = file_source(paths, read_npy, steps, "zeros", kind=kinds[name], lengths=lengths)
+        if (root / f"{name}.labels").is_dir():
+            labels_of_clips = [root / f"{name}.labels" / path.name for path in paths]
+            missing += [str(path) for path in labels_of_clips if not path.is_file()]
+            arrays[f"{name}.label"] = _labels(labels_of_clips, lengths, steps, len(classes) + 1)
+    joined = Part(sources, arrays)
+    parts = {}
+    for split in dict.fromkeys(row["split"] for row in rows):
+        parts[split] = [joined.select(np.array([row["split"] == split for row in rows]))]
+    return Listing(root.name, root, classes, parts, missing=missing)
+
+
+def _kinds(root: Path) -> dict[str, Kind | None]:
+    """The modalities in order, with their kinds where those are given."""
+    if (root / _KINDS).is_file():
+        rows = read_csv(root / _KINDS, ["modality", "kind"])
+        wrong = [row["kind"] for row in rows if row["kind"] not in get_args(Kind)]
+        if wrong:
+            raise StoreError(f"kind in {root / _KINDS} must be one of {', '.join(get_args(Kind))}, got {wrong[0]!r}")
+        return {row["modality"]: cast(Kind, row["kind"]) for row in rows}
+    folders = sorted(path.name for path in root.iterdir() if path.is_dir())
+    return {name: None for name in folders if not name.endswith(".labels") and not name.startswith(".")}
+
+
+def read_npy(file: Path) -> np.ndarray:
+    """The array in a .npy file.
+
+    Raises:
+        StoreError: it is no such file, or holds Python objects, which are not read.
+        FileNotFoundError: there is no file.
+    """
+    try:
+        return np.load(file, allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise StoreError(f"{file} must be a .npy file of numbers, but cannot be read: {error}") from error
+
+
+def npy_steps(file: Path) -> int:
+    """The number of steps that a .npy file's header gives; 0 where there is no such file or header."""
+    try:
+        with open(file, "rb") as stream:
+            version = np.lib.format.read_magic(stream)
+            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            shape = read(stream)[0]
+    except (OSError, ValueError):
+        return 0
+    return int(shape[0]) if shape else 0
+
+
+def _labels(files: Sequence[Path], lengths: np.ndarray, steps: int, columns: int) -> LazyArray:
+    """(clips, T, C+1) float32, zeros after the end of a clip."""
+
+    def read(clip: int) -> np.ndarray:
+        label = read_npy(files[clip])
+        if label.shape != (lengths[clip], columns):
+            raise StoreError(f"{files[clip]} must have shape {(int(lengths[clip]), columns)}, got {label.shape}")
+        return np.concatenate([label, np.zeros((steps - len(label), columns))]).astype(np.float32)
+
+    return LazyArray.by_clip((len(files), steps, columns), np.float32, read)

@@ -1,0 +1,40 @@
+"""What is asked of a layout."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from unicode_fast.data.sources import Source
+
+if TYPE_CHECKING:
+    from unicode_fast.data.text import WordVectors
+
+BERT = "bert-base-uncased"
+
+
+@dataclass(frozen=True)
+class Request:
+    """Which modalities are wanted, and what reads sentences.
+
+    Attributes:
+        modalities: names, of which the layout takes those it has; None wants all.
+        text_model: a name or a folder that `transformers` knows.
+        text_whitelist: the released `cnt.pkl`, or "" to keep all words.
+    """
+
+    modalities: Collection[str] | None = None
+    text_model: str = BERT
+    text_whitelist: str = ""
+
+    def wants(self, name: str) -> bool:
+        """Whether a modality is wanted."""
+        return self.modalities is None or name in self.modalities
+
+    def words(self, sentences: Sequence[str]) -> Source:
+        """Word vectors of sentences."""
+        from unicode_fast.data.text import WordVectors
+
+        vectors: WordVectors = WordVectors(self.text_model, self.text_whitelist or None)
+        return vectors.source(sentences)

@@ -1,0 +1,70 @@
+"""Sixteen classes that UCF-101, which gives video alone, and VGGSound, which gives audio alone, have in common."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from unicode_fast.data.files import Files, divide, hashed_split, numbers_of, read_csv, read_lines, zip_source
+from unicode_fast.data.layouts.request import Request
+from unicode_fast.data.layouts.vggsound import STEPS, YOUTUBE_ID, zip_folder
+from unicode_fast.data.sources import Listing, Part
+from unicode_fast.data.store_checks import StoreError
+
+# For each modality its data set's folder, list and classes; line i of both class files is the same class.
+_SETS = {
+    "video": ("UCF101/", "ucf2vggsound.csv", "UCF101sameVGGSound.txt"),
+    "audio": ("vggsound40k/", "vggsound2ucf.csv", "VGGSoundsameUCF101.txt"),
+}
+# UCF-101's first official split tests on groups 1 to 7.
+_TEST_GROUPS, _VAL_GROUPS = range(1, 8), range(8, 11)
+
+
+def list_ucf_vggsound(root: Path, request: Request) -> Listing:
+    """Split "all", video of UCF-101 and audio of VGGSound; and a train, val and test of each.
+
+    The released code trains on "all" of one and tests on "all" of the other. UCF-101 is divided by groups, whose clips
+    are cut from one video: 1 to 7 test, 8 to 10 val; VGGSound by the hash of the video's id. Classes have VGGSound's
+    names.
+    """
+    files = Files("ucf-vggsound", root)
+    names = {modality: files.file(classes) for modality, (_, _, classes) in _SETS.items()}
+    wanted = {modality: those for modality, those in _SETS.items() if request.wants(modality)}
+    lists = {modality: files.file(table) for modality, (_, table, _) in wanted.items()}
+    folders = {modality: zip_folder(files, modality, base) for modality, (base, _, _) in wanted.items()}
+    files.check()
+    classes = {modality: read_lines(file) for modality, file in names.items()}
+    if len(classes["audio"]) != len(classes["video"]):
+        raise StoreError(
+            f"{names['audio']} and {names['video']} must have as many lines, got {len(classes['audio'])} and "
+            f"{len(classes['video'])}"
+        )
+    whole = [_labelled(name, lists[name], folders[name], classes[name]) for name in wanted]
+    return Listing("ucf-vggsound", root, classes["audio"], {"all": whole}, divide([_divided(part) for part in whole]))
+
+
+def _labelled(modality: str, file: Path, folder: Path, classes: Sequence[str]) -> Part:
+    """The clips of one list: the class in every second, background in none."""
+    rows = read_csv(file, ["category", "video_id"])
+    target = numbers_of([row["category"] for row in rows], classes, file)
+    names = [row["video_id"] for row in rows]
+    label = np.zeros((len(rows), STEPS, len(classes) + 1), np.uint8)
+    label[np.arange(len(rows)), :, target] = 1
+    source = zip_source(folder, names, STEPS, "repeat")
+    return Part({modality: source}, {"id": np.array(names), "class": target, f"{modality}.label": label})
+
+
+def _divided(part: Part) -> dict[str, np.ndarray]:
+    names = [str(name) for name in np.asarray(part.arrays["id"])]
+    if "audio" in part.sources:
+        return hashed_split([name[:YOUTUBE_ID] for name in names])
+    groups = [re.search(r"_g(\d+)_", name) for name in names]
+    unknown = [name for name, group in zip(names, groups, strict=True) if group is None]
+    if unknown:
+        raise StoreError(f"video_id of UCF-101 must be such as v_Basketball_g01_c01, got {unknown[0]!r}")
+    number = np.array([int(group[1]) for group in groups if group is not None])
+    test, val = np.isin(number, _TEST_GROUPS), np.isin(number, _VAL_GROUPS)
+    return {"train": ~test & ~val, "val": val, "test": test}

@@ -1,0 +1,145 @@
+"""VGGSound-AVEL 24K and 40K, and the larger lists of 81K and 179K clips: audio, video, and sentences of categories."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from unicode_fast.data.files import Files, hashed_split, numbers_of, read_csv, read_lines, read_sentences, zip_source
+from unicode_fast.data.layouts.request import Request
+from unicode_fast.data.lazy import LazyArray
+from unicode_fast.data.sources import Listing, Note, Part, Source
+from unicode_fast.data.store_checks import StoreError
+
+STEPS = 10
+YOUTUBE_ID = 11
+_LIST = "vggsound-avel40k.csv"
+_CATEGORIES = "VggsoundAVEL40kCategories.txt"
+_PROMPTS = "vggsoundCategories2Prompts.csv"
+# The order in which the released code joins the splits.
+_OFFICIAL_ORDER = ("train", "test", "val")
+# The list that was uploaded first held about half of the clips.
+_BAD_ROWS = range(17_000, 25_000)
+
+
+def zip_folder(files: Files, modality: str, base: str = "") -> Path:
+    """The folder of a modality's zips below a data set's folder."""
+    return files.folder(f"{base}feature/{modality}/zip", f"{base}{modality}/zip")
+
+
+def stream_sources(files: Files, request: Request, names: Sequence[str]) -> dict[str, Source]:
+    """Audio, its last row repeated where it is short, and video, which must have all its steps."""
+    return {
+        modality: zip_source(zip_folder(files, modality), names, STEPS, "repeat" if modality == "audio" else "exact")
+        for modality in ("audio", "video")
+        if request.wants(modality)
+    }
+
+
+def avel_lister(layout: str, whole: bool) -> Callable[[Path, Request], Listing]:
+    """The reader of a set with categories.
+
+    Its split train is the 24K set. With `whole` there is a split "all" too, train, test and val joined in this order:
+    the 40K set. The released code joins them always.
+    """
+
+    def list_avel(root: Path, request: Request) -> Listing:
+        files = Files(layout, root)
+        table, categories = files.file(_LIST), files.file(_CATEGORIES)
+        prompts = files.file(_PROMPTS) if request.wants("text") else None
+        stream_sources(files, request, [])
+        files.check()
+        classes = read_lines(categories)
+        rows = read_csv(table, ["category", "video_id", "split"])
+        others = sorted({row["split"] for row in rows} - set(_OFFICIAL_ORDER))
+        if others:
+            raise StoreError(f"split in {table} must be train, val or test, got {', '.join(map(repr, others))}")
+        rows = [row for split in _OFFICIAL_ORDER for row in rows if row["split"] == split]
+        names = [row["video_id"] for row in rows]
+        target = numbers_of([row["category"] for row in rows], classes, table)
+        arrays: dict[str, np.ndarray | LazyArray] = {"class": target, "id": np.array(names)}
+        sources = stream_sources(files, request, names)
+        folder = next((root / name for name in ("feature/label/zip", "label/zip") if (root / name).is_dir()), None)
+        missing: list[str] = []
+        notes = list_notes(len(rows), table, 40_000)
+        if folder is None:
+            notes.append(
+                Note("labels", f"{root} has no folder feature/label/zip: clips have classes, steps have none", False)
+            )
+        else:
+            label, presence = _labels(folder, names, target, len(classes))
+            missing = presence.absent
+            arrays.update({f"{modality}.label": label for modality in sources})
+        if prompts is not None:
+            said = read_sentences(prompts, [classes[number] for number in target])
+            arrays["text.sentence"] = np.array(said)
+            sources["text"] = request.words(said)
+        joined = Part(sources, arrays)
+        chosen = {split: np.array([row["split"] == split for row in rows]) for split in ("train", "val", "test")}
+        chosen = {split: members for split, members in chosen.items() if members.any()}
+        if whole:
+            divided = {split: [members] for split, members in chosen.items()}
+            return Listing(layout, root, classes, {"all": [joined]}, divided, missing, notes)
+        lists = {split: [joined.select(members)] for split, members in chosen.items()}
+        return Listing(layout, root, classes, lists, missing=missing, notes=notes)
+
+    return list_avel
+
+
+def list_notes(rows: int, table: Path, published: int) -> list[Note]:
+    """What the number of rows says about a list."""
+    if published == 40_000 and rows in _BAD_ROWS:
+        return [
+            Note(
+                "bad list",
+                f"{table} has {rows} rows of about {published}: it is the upload that held half of the clips, which "
+                "was replaced later; download it again",
+                True,
+            )
+        ]
+    if not 0.9 * published < rows < 1.1 * published:
+        return [Note("rows", f"{table} has {rows} rows, published are about {published}", False)]
+    return []
+
+
+def _labels(folder: Path, names: Sequence[str], target: np.ndarray, classes: int) -> tuple[LazyArray, Source]:
+    """(clips, 10, C+1) uint8: the clip's category where it is present, else background."""
+    presence = zip_source(folder, names, STEPS, "exact")
+
+    def read(clip: int) -> np.ndarray:
+        present = presence.read(clip)
+        if present.shape != (STEPS,) or not np.isin(present, (0, 1)).all():
+            raise StoreError(
+                f"{presence.where[clip]} must hold ({STEPS},) of 0 and 1, got {present.shape} {present.dtype}"
+            )
+        label = np.zeros((STEPS, classes + 1), np.uint8)
+        label[:, target[clip]] = present
+        label[:, classes] = 1 - present
+        return label
+
+    return LazyArray.by_clip((len(names), STEPS, classes + 1), np.uint8, read), presence
+
+
+def checked_lister(layout: str) -> Callable[[Path, Request], Listing]:
+    """The reader of a set without categories: split "all", and a train, val and test by the hash of the video's id."""
+
+    def list_checked(root: Path, request: Request) -> Listing:
+        files = Files(layout, root)
+        table = files.file(f"video_name_{layout}_checked.csv")
+        stream_sources(files, request, [])
+        files.check()
+        names = [row["id"] for row in read_csv(table, ["id"])]
+        wrong = [name for name in names if not name.endswith(".mp4")]
+        if wrong:
+            raise StoreError(f"id in {table} must end in .mp4, got {wrong[0]!r}")
+        names = [name.removesuffix(".mp4") for name in names]
+        joined = Part(stream_sources(files, request, names), {"id": np.array(names)})
+        chosen = hashed_split([name[:YOUTUBE_ID] for name in names])
+        divided = {split: [members] for split, members in chosen.items() if members.any()}
+        published = int(layout.removeprefix("vggsound").removesuffix("k")) * 1000
+        notes = list_notes(len(names), table, published)
+        return Listing(layout, root, [], {"all": [joined]}, divided, notes=notes)
+
+    return list_checked

@@ -1,0 +1,85 @@
+"""Arrays that stay where they are until their clips are asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import numpy as np
+
+
+class LazyArray:
+    """Clips that are read when they are indexed; it stands where a NumPy array of clips stands.
+
+    `array[indices]`, with int64 numbers, bool, a slice, or one number, is an np.ndarray. `np.asarray(array)` reads all.
+
+    Args:
+        shape: (clips, ...).
+        dtype: of what is read.
+        read: from (n,) int64 numbers in [0, clips) to (n, ...) of that dtype.
+    """
+
+    def __init__(self, shape: tuple[int, ...], dtype: Any, read: Callable[[np.ndarray], np.ndarray]) -> None:
+        self.shape, self.dtype = tuple(shape), np.dtype(dtype)
+        self._read = read
+
+    @classmethod
+    def by_clip(cls, shape: tuple[int, ...], dtype: Any, read_clip: Callable[[int], np.ndarray]) -> LazyArray:
+        """An array whose clips are read one by one, each of shape `shape[1:]`."""
+
+        def read(numbers: np.ndarray) -> np.ndarray:
+            found = np.empty((len(numbers), *shape[1:]), dtype)
+            for place, number in enumerate(numbers):
+                found[place] = read_clip(int(number))
+            return found
+
+        return cls(shape, dtype, read)
+
+    @classmethod
+    def of(cls, array: ClipArray) -> LazyArray:
+        """The same array; one that is mapped into memory is read when it is indexed."""
+        if isinstance(array, LazyArray):
+            return array
+        mapped = array
+        return cls(mapped.shape, mapped.dtype, lambda numbers: np.asarray(mapped[numbers]))
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes."""
+        return len(self.shape)
+
+    def __len__(self) -> int:
+        """Number of clips."""
+        return self.shape[0]
+
+    def __getitem__(self, key: Any) -> np.ndarray:
+        """Some clips; one number gives one clip without the axis of clips."""
+        numbers = np.arange(len(self))[key]
+        return self._read(numbers) if numbers.ndim else self._read(numbers[None])[0]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        """All clips, in memory."""
+        if copy is False:
+            raise ValueError("copy must not be False for an array that is read from files, got False")
+        return self[:] if dtype is None else self[:].astype(dtype)
+
+    def select(self, numbers: np.ndarray) -> LazyArray:
+        """Some clips in the order given, still unread."""
+        return LazyArray((len(numbers), *self.shape[1:]), self.dtype, lambda wanted: self._read(numbers[wanted]))
+
+    def __repr__(self) -> str:
+        """Shape and dtype."""
+        return f"LazyArray({self.shape}, {self.dtype})"
+
+
+ClipArray: TypeAlias = np.ndarray | LazyArray
+
+
+def select_clips(array: ClipArray, numbers: np.ndarray) -> ClipArray:
+    """Some clips in the order given: a copy in memory, or a lazy array of them.
+
+    Args:
+        array: clips first.
+        numbers: (n,) int64.
+    """
+    return array.select(numbers) if isinstance(array, LazyArray) else np.asarray(array[numbers])

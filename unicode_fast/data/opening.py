@@ -1,0 +1,92 @@
+"""Opening any data set by one text: a built-in name, a feature store's folder, or LAYOUT:ROOT."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+
+from unicode_fast.config import DataConfig, modality_names
+from unicode_fast.data import stream, talking_digits
+from unicode_fast.data.dataset import Dataset
+from unicode_fast.data.layouts import LAYOUTS, Request, find_layout
+from unicode_fast.data.layouts.request import BERT
+from unicode_fast.data.sources import Listing
+from unicode_fast.data.store import open_store
+
+
+def open_data(
+    spec: str,
+    *,
+    modalities: Collection[str] | None = None,
+    text_model: str = BERT,
+    text_whitelist: str = "",
+    progress: bool = True,
+) -> Dataset:
+    """Open a data set.
+
+    Args:
+        spec: the name of a built-in data set, made with its defaults; the folder of a feature store; or `LAYOUT:ROOT`,
+            such as `ave:/data/AVE`, whose features are read from the published files when they are indexed; or
+            `webdataset:FOLDER`, tar files that are read as a stream.
+        modalities: of a layout, those that are wanted; it takes the ones it has, and needs the files of no other.
+        text_model: what reads the sentences of a layout: a name or a folder that `transformers` knows.
+        text_whitelist: a file with the ids of the words that are kept, as the released `cnt.pkl`; "" keeps all.
+        progress: show a progress bar on standard error while a built-in data set is made.
+
+    Raises:
+        FileNotFoundError: it is none of these, or files are missing; the message names them.
+        StoreError: contents are not what they must be; the file is named.
+        ValueError: the layout has none of the modalities.
+        MissingPackageError: a package that the layout needs is not installed.
+        OSError: the cache folder cannot be written or the disk is full.
+    """
+    if spec in talking_digits.DATASETS:
+        return talking_digits.load(spec, progress=progress)
+    if spec.startswith(stream.SPEC):
+        return stream.open_stream(spec.removeprefix(stream.SPEC))
+    listing = list_data(spec, Request(modalities, text_model, text_whitelist))
+    return open_store(spec) if listing is None else listing.open()
+
+
+def list_data(spec: str, request: Request) -> Listing | None:
+    """What a `LAYOUT:ROOT` lists, its features unread; None where the text is no such.
+
+    Raises:
+        FileNotFoundError: the root or one of its lists is missing, or there is neither such a layout nor a folder.
+        StoreError: a list is not what it must be.
+        ValueError: the layout has none of the modalities.
+    """
+    found = find_layout(spec)
+    if found is None:
+        name = spec.partition(":")[0]
+        if ":" in spec and not Path(spec).exists():
+            known = ", ".join([*LAYOUTS, "webdataset"])
+            raise FileNotFoundError(f"layout of {spec!r} must be one of {known}, got {name!r}")
+        return None
+    listing = LAYOUTS[found[0]](found[1], request)
+    if not all(parts and all(part.sources for part in parts) for parts in listing.parts.values()):
+        wanted = "any" if request.modalities is None else ", ".join(request.modalities)
+        raise ValueError(f"modalities must be some that {spec} has clips of, got {wanted}")
+    return listing
+
+
+def open_dataset(config: DataConfig, progress: bool = True) -> Dataset:
+    """Open the data set that a configuration names.
+
+    Args:
+        config: `data` is what `open_data` takes; the fields on clips, `easy` and `data_seed` are for built-in data
+            sets, those on text for layouts.
+        progress: show a progress bar on standard error while a built-in data set is made.
+
+    Raises:
+        As `open_data`.
+    """
+    if config.data in talking_digits.DATASETS:
+        clips = {"train": config.train_clips, "val": config.val_clips, "test": config.test_clips}
+        return talking_digits.load(config.data, easy=config.easy, clips=clips, seed=config.data_seed, progress=progress)
+    return open_data(
+        config.data,
+        modalities=modality_names(config.modalities) or None,
+        text_model=config.text_model,
+        text_whitelist=config.text_whitelist,
+    )
