@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from compare import assert_close
-from tolerances import EXACT, SHARED_RUN, SHARED_STEP, Tolerance
+from tolerances import EXACT, SHARED_BATCH, Tolerance
 
 from unicode_fast import Config, UniCode, checkpoint
 from unicode_fast.distributed import Ranks, Watch, _Seen
@@ -71,7 +71,7 @@ def trained(case: str, ranks: Ranks, **fields: object) -> tuple[State, list[Step
 
 
 def compare(
-    found: tuple[State, list[StepResult]], wanted: tuple[State, list[StepResult]], tolerance: Tolerance = SHARED_STEP
+    found: tuple[State, list[StepResult]], wanted: tuple[State, list[StepResult]], tolerance: Tolerance = SHARED_BATCH
 ) -> None:
     for name, value in wanted[0].items():
         assert_close(found[0][name], value, tolerance if value.is_floating_point() else EXACT, name)
@@ -174,7 +174,7 @@ class TestLessMemory:
             assert [graph for _, graph, _ in calls] == [False] * 6 + [True] * 6
             for (name, _, before), (again, _, after) in zip(calls[:6], calls[6:], strict=True):
                 assert name == again
-                assert_close(after, before, SHARED_STEP, name)
+                assert_close(after, before, SHARED_BATCH, name)
         compare(trained("recommended, masks", Ranks(), dropout=0.5, micro_batches=2), first, EXACT)
         other = trained("recommended, masks", Ranks(), dropout=0.0, micro_batches=2)
         assert not torch.allclose(other[0]["codebook.codebook"], first[0]["codebook.codebook"])
@@ -284,7 +284,7 @@ class TestTorchrun:
         )
         found, wanted = (checkpoint.read(checkpoint.find(run, "last"))["model"] for run in (out, tmp_path / "one"))
         for name, value in wanted.items():
-            assert_close(found[name], value, SHARED_RUN if value.is_floating_point() else EXACT, name)
+            assert_close(found[name], value, SHARED_BATCH if value.is_floating_point() else EXACT, name)
 
     def test_a_rank_stalls(self, store: Path, tmp_path: Path) -> None:
         out = tmp_path / "run"

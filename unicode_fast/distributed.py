@@ -166,7 +166,7 @@ class Watch(threading.Thread):
                     self._end(message)
         except (RuntimeError, ValueError) as error:
             if not self.ended.is_set():
-                self._end(f"the store of torchrun does not answer ({_first_line(error)})")
+                self._end(f"the store of torchrun does not answer ({_first_sentence(error)})")
 
     def _look(self, store: dist.Store, seen: _Seen) -> str | None:
         """What is wrong with the next rank; None where nothing is."""
@@ -251,7 +251,9 @@ def join() -> Iterator[Ranks]:
         if not ranks.fails_first():
             _leave()
         if isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error)):
-            raise RankLost(f"another rank ended or lost its connection ({_first_line(error)}); {_RESUME}") from error
+            raise RankLost(
+                f"another rank ended or lost its connection ({_first_sentence(error)}); {_RESUME}"
+            ) from error
         raise
     ranks.end(store)
     dist.destroy_process_group()
@@ -269,5 +271,5 @@ def _leave() -> None:
     os._exit(1)
 
 
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+def _first_sentence(error: BaseException) -> str:
+    return str(error).strip().split("\n")[0].split(". ")[0] or type(error).__name__
