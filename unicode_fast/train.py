@@ -28,7 +28,15 @@ from unicode_fast.methods import UniCodeMethod
 from unicode_fast.modules import ModelOutput, UniCode
 from unicode_fast.presets import preset
 from unicode_fast.runs import choose_device, git_commit, make_folder, prepare_folder, resume_folder, versions
-from unicode_fast.tasks import Probes, Row, aggregate, check_tasks, format_table, zero_shot_accuracy
+from unicode_fast.tasks import (
+    Probes,
+    Row,
+    aggregate,
+    check_partners,
+    format_table,
+    open_partners,
+    zero_shot_accuracy,
+)
 
 # Vectors that initial codewords are chosen or computed from, for each codeword.
 INIT_ROWS_PER_CODEWORD = 80
@@ -268,7 +276,8 @@ def run(config: Config, folder: Path, resume_step: int | None = None) -> dict[st
     pretraining = time.monotonic() - begun
     which = "best" if progress["best"] else "last"
     model = checkpoint.load(folder, which, device)
-    probes = Probes(model, store, config.train.seed)
+    partners = open_partners(config.data, config.train.probe_tasks, store)
+    probes = Probes(model, store, config.train.seed, partners=partners)
     rows = probes.table(config.train.probe_tasks)
     summary = {
         "rows": [row.as_dict() for row in rows],
@@ -361,7 +370,7 @@ def check_run(config: Config) -> None:
         ValueError: the device, a task or the modalities are not there.
     """
     choose_device(config.train.device)
-    check_tasks(config.train.probe_tasks)
+    check_partners(config.data, config.train.probe_tasks)
     if config.data.data in talking_digits.DATASETS:
         names = modality_names(config.data.modalities, BUILT_IN_MODALITIES)
         if not set(names) <= set(BUILT_IN_MODALITIES):

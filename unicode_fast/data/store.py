@@ -151,6 +151,16 @@ class Store:
         clips = len(arrays[next(iter(self.modalities))])
         return ClipSet(arrays, dict(self.modalities), list(self.classes), np.arange(clips, dtype=np.int64))
 
+    def clips(self, split: str, modality: str) -> ClipSet:
+        """The clips of one split that have this modality: all of them, as the modalities of a store are paired.
+
+        Raises:
+            ValueError: there is no such split or modality.
+        """
+        if modality not in self.modalities:
+            raise ValueError(f"modality must be one of {', '.join(self.modalities)}, got {modality!r}")
+        return self.split(split)
+
     def modalities_named(self, names: Iterable[str]) -> dict[str, Modality]:
         """Some of the modalities, in the order given.
 
