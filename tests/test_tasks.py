@@ -5,12 +5,12 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pytest
 import tiny
 import torch
+from look_up import CODEWORDS, NAMES, WIDTH, Encoded, LookUp
 from task_tolerances import LAYER, LEARNED
 from tolerances import STANDARD_ERRORS
 from torch import Tensor, nn
@@ -32,33 +32,8 @@ from unicode_fast.tasks.probe import (
     train_probe,
 )
 
-CLASSES, CODEWORDS, WIDTH, STEPS = 4, 25, 16, 6
-NAMES = ("audio", "video", "text")
+CLASSES, STEPS = 4, 6
 COUNTS = {"train": 240, "val": 80, "test": 400}
-
-
-class Encoded(NamedTuple):
-    index: Tensor  # type: ignore[assignment]
-    vector: Tensor
-
-
-class LookUp(nn.Module):
-    """Features are code numbers, and encoding looks them up; training mode replaces some and counts its calls."""
-
-    def __init__(self, scale: float = 1.0, noise: float = 0.2) -> None:
-        super().__init__()
-        self.names, self.dtype, self.device, self.noise = NAMES, torch.float32, torch.device("cpu"), noise
-        generator = torch.Generator().manual_seed(5)
-        self.register_buffer("codebook", scale * torch.randn(CODEWORDS, WIDTH, generator=generator))
-        self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
-        self.part = nn.Dropout()
-
-    def encode(self, name: str, features: Tensor, mask: Tensor | None = None) -> Encoded:
-        index = features[..., 0].long()
-        if self.training:
-            self.calls += 1
-            index = torch.where(torch.rand(index.shape) < self.noise, torch.randint(CODEWORDS, index.shape), index)
-        return Encoded(index, self.codebook[index])
 
 
 @dataclasses.dataclass

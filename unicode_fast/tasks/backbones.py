@@ -21,24 +21,26 @@ class PyramidSettings:
         dilations: of the convolutions that bring a stage to this width.
         batch_size: clips per step.
         learning_rate: of Adam, per step.
-        epochs: passes over the training clips.
-        most_steps: training ends after as many steps; 0 sets no limit.
+        epochs: passes over the training clips, where `steps` is 0.
+        steps: of training, however many passes they are.
         decay: the learning rate falls to zero along half a cosine, else it stays.
+        query_share: initial scale of what a query adds to the maps; AVSBench starts from nothing.
     """
 
     width: int
     dilations: tuple[int, ...]
     batch_size: int
     learning_rate: float
-    epochs: int
-    most_steps: int = 0
+    epochs: int = 0
+    steps: int = 0
     decay: bool = False
+    query_share: float = 0.0
 
 
 # Sizes and rule of the light one are for pictures of some sixteen pixels and minutes on two cores, the other's are
 # AVSBench's.
-LIGHT_SETTINGS = PyramidSettings(24, (1, 2), 12, 3e-3, 2, most_steps=600, decay=True)
-TIMM_SETTINGS = PyramidSettings(256, (3, 6, 12, 18), 4, 1e-4, 15)
+LIGHT_SETTINGS = PyramidSettings(24, (1, 2), 12, 3e-3, steps=600, decay=True, query_share=1.0)
+TIMM_SETTINGS = PyramidSettings(256, (3, 6, 12, 18), 4, 1e-4, epochs=15)
 
 
 @dataclass(frozen=True)

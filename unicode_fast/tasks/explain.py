@@ -190,15 +190,16 @@ def _explain_segmentation(protocol: str) -> str:
             ]
         )
     light, large = (
-        f"{rule.epochs} epochs, batches of {rule.batch_size} clips, learning rate {rule.learning_rate:g}"
+        f"{f'{rule.steps} steps' if rule.steps else f'{rule.epochs} epochs'}, batches of {rule.batch_size} clips, "
+        f"learning rate {rule.learning_rate:g}"
         for rule in (LIGHT_SETTINGS, TIMM_SETTINGS)
     )
     return "\n".join(
         [
             "segmentation, sound protocol.",
             network,
-            f"Loss: binary cross-entropy on all labelled frames. Adam; the light backbone {light}, at most "
-            f"{LIGHT_SETTINGS.most_steps} steps, the rate falling along a half cosine; one of timm {large}.",
+            f"Loss: binary cross-entropy on all labelled frames. Adam; the light backbone {light}, "
+            f"falling along a half cosine; one of timm {large}.",
             "State: the best mIoU on the validation split with queries of the modality it is trained with.",
             "Score: mIoU over all labelled frames of the test split with queries of the other modality.",
             *end,

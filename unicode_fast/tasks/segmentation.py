@@ -120,14 +120,14 @@ class Segmentation:
         domain: the data set and the frozen model, on whose device segmenters are trained too.
         seed: of segmenters, shuffled queries and intervals.
         backbone: the pyramid; None takes the light one.
-        most_steps: of training; None takes the backbone's own rule.
+        steps: of training; None takes the backbone's own rule.
     """
 
     def __init__(
-        self, domain: Domain, seed: int = 0, backbone: BackboneChoice | None = None, most_steps: int | None = None
+        self, domain: Domain, seed: int = 0, backbone: BackboneChoice | None = None, steps: int | None = None
     ) -> None:
         self.domain, self.seed, self.backbone = domain, seed, backbone or BackboneChoice()
-        self.most_steps = most_steps
+        self.steps = steps
         self.device = domain.model.device
         self.queries = query_names(domain)
         self._masks: dict[str, Masks] = {}
@@ -143,10 +143,8 @@ class Segmentation:
         """How segmenters are trained."""
         rule = self.backbone.settings
         if protocol == "official":
-            rule = replace(
-                rule, batch_size=OFFICIAL_BATCH, learning_rate=OFFICIAL_RATE, epochs=1, most_steps=0, decay=False
-            )
-        return rule if self.most_steps is None else replace(rule, most_steps=self.most_steps)
+            rule = replace(rule, batch_size=OFFICIAL_BATCH, learning_rate=OFFICIAL_RATE, epochs=1, steps=0, decay=False)
+        return rule if self.steps is None else replace(rule, steps=self.steps)
 
     def segmenter(self, source: str, chosen_by: str, protocol: str = "sound") -> Segmenter:
         """Trained with queries of one modality.
@@ -169,9 +167,7 @@ class Segmentation:
     def _train(self, source: str, judges: Sequence[str], protocol: str) -> dict[str, Segmenter]:
         rule, masks = self.rule(protocol), self.masks(TRAIN)
         labelled = 1 if protocol == "official" else masks.mask.shape[1]
-        epoch_steps = -(-len(masks) // rule.batch_size)
-        steps = rule.epochs * epoch_steps
-        steps = min(steps, rule.most_steps) if rule.most_steps else steps
+        steps = rule.steps or rule.epochs * -(-len(masks) // rule.batch_size)
         judged_at = {round(steps * (number + 1) / JUDGED) for number in range(JUDGED)} | {steps}
         best: dict[str, tuple[float, Segmenter]] = {}
         generator = torch.Generator().manual_seed(probe_seed(self.seed, NAME, "order", source))

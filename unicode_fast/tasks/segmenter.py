@@ -30,12 +30,13 @@ class QueryBlock(nn.Module):
     Args:
         channels: C of the maps.
         query_width: D of the query.
+        share: initial scale of what the query adds to the maps.
 
     Source:
         Zhou et al., Audio-Visual Segmentation, ECCV 2022, with the query's projection widened to codewords.
     """
 
-    def __init__(self, channels: int, query_width: int) -> None:
+    def __init__(self, channels: int, query_width: int, share: float = 0.0) -> None:
         super().__init__()
         inner = max(1, channels // 2)
         self.align = nn.Linear(query_width, channels)
@@ -43,8 +44,7 @@ class QueryBlock(nn.Module):
         self.g, self.expand = nn.Linear(channels, inner), nn.Linear(inner, channels)
         self.batch_norm = nn.BatchNorm1d(channels)
         self.layer_norm = nn.LayerNorm(channels)
-        # The block begins as the layer norm alone.
-        nn.init.zeros_(self.batch_norm.weight)
+        nn.init.constant_(self.batch_norm.weight, share)
 
     def forward(self, maps: Tensor, query: Tensor) -> Tensor:
         """Maps (B, F, C, h, w) and query (B, F, D) to maps of the same shape."""
@@ -141,7 +141,7 @@ class Segmenter(nn.Module):
         self.backbone = make_pyramid(backbone, channels)
         strides, width = self.backbone.strides, settings.width
         self.reduce = nn.ModuleList(DilatedSum(inputs, width, settings.dilations) for inputs in self.backbone.widths)
-        self.blocks = nn.ModuleList(QueryBlock(width, query_width) for _ in strides)
+        self.blocks = nn.ModuleList(QueryBlock(width, query_width, settings.query_share) for _ in strides)
         # The finest stage is enlarged before and within the last convolutions, twice at most each.
         before = 2 if strides[0] > 1 else 1
         factors = [before, *(coarse // fine for fine, coarse in zip(strides, strides[1:], strict=False))]
