@@ -572,4 +572,7 @@ def clip_content(clips: Clips, name: str, clip: int) -> str | np.ndarray:
     if f"{name}.frames" in arrays:
         return step_pictures(clips, name, clip)
     features = np.asarray(clips.features[name][clip])
-    return features.mean(-1) if features.ndim > 2 else features
+    if features.ndim > 2:
+        return features.mean(-1)
+    # Neighbouring channels together: more than some thirty lines cannot be told apart.
+    return np.stack([part.mean(1) for part in np.array_split(features, min(32, features.shape[1]), axis=1)], 1)

@@ -11,6 +11,7 @@ from torch.nn.functional import cross_entropy
 
 from unicode_fast.data import StoreError
 from unicode_fast.tasks import metrics
+from unicode_fast.tasks.domain import TEST, TRAIN, WHOLE
 from unicode_fast.tasks.intervals import Bootstrap, Estimate
 from unicode_fast.tasks.pooled import pooled_metrics
 from unicode_fast.tasks.probe import Clips, EncodedClips, ProbeHead, ProbeRule
@@ -30,6 +31,7 @@ class Classification:
     name = "classification"
     protocol = "sound"
     across = False
+    tested: tuple[str, ...] = (TEST,)
     metric = "accuracy"
     rule = ProbeRule(epochs=15, batch_size=200, learning_rate=4e-3, least_steps=300)
 
@@ -81,6 +83,7 @@ class OfficialClassification(Classification):
     """Accuracy as the released AVE code defines it."""
 
     protocol = "official"
+    tested: tuple[str, ...] = (WHOLE, TRAIN)
     rule = ProbeRule(epochs=30, batch_size=80, learning_rate=4e-4, halve_at=(10, 20, 30), clip_norm=0.5)
 
     def truth(self, clips: Clips, name: str) -> Tensor:
@@ -102,6 +105,7 @@ class OfficialCrossClassification(OfficialClassification):
 
     name = "cross-classification"
     across = True
+    tested = (WHOLE, TEST)
 
     def truth(self, clips: Clips, name: str) -> Tensor:
         """(clips,) int64."""

@@ -60,9 +60,16 @@ class Domain:
         """Their codes and what a probe should say of them."""
         return Examples(self.codes(split, name), task.truth(self.clips(split, name), name))
 
-    def whole(self, split: str) -> str:
-        """The split "all" where the data set has one, else the given one."""
-        return WHOLE if WHOLE in self.store.splits else split
+    def first_of(self, splits: Sequence[str]) -> str:
+        """The first of these splits that the data set has.
+
+        Raises:
+            ValueError: it has none of them.
+        """
+        for split in splits:
+            if split in self.store.splits:
+                return split
+        raise ValueError(f"data must have split {' or '.join(splits)}, got {', '.join(self.store.splits)}")
 
 
 def check_classes(source: Sequence[str], target: Sequence[str]) -> None:

@@ -57,8 +57,8 @@ Chance: 1 / C.""",
     "cross-localisation": """\
 Loss: binary cross-entropy with logits over all C+1 columns, plus ExpLog as in localisation.
 Score: F1 of precision and recall at probability > 0.5 over all C+1 columns, background included, each averaged over \
-batches by their clips, on all clips of the other domain in the other modality: its split "all", else its test split; \
-the probe was trained on the training split, or "all", of the first.
+batches by their clips, on the test split of the other domain in the other modality; the probe was trained on the \
+training split, or "all", of the first.
 Chance: the best such F1 of a constant prediction.""",
 }
 

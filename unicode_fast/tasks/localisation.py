@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from unicode_fast.tasks import metrics
+from unicode_fast.tasks.domain import TEST, TRAIN, WHOLE
 from unicode_fast.tasks.intervals import Bootstrap, Estimate
 from unicode_fast.tasks.pooled import pooled_metrics
 from unicode_fast.tasks.probe import Clips, EncodedClips, ProbeHead, ProbeRule
@@ -57,6 +58,7 @@ class Localisation:
     name = "localisation"
     protocol = "sound"
     across = False
+    tested: tuple[str, ...] = (TEST,)
     metric = "micro_f1"
     rule = ProbeRule(epochs=30, batch_size=200, learning_rate=4e-3, least_steps=300)
 
@@ -105,6 +107,7 @@ class OfficialLocalisation(Localisation):
     """Precision as the released AVVP code defines it, background included."""
 
     protocol = "official"
+    tested: tuple[str, ...] = (WHOLE, TRAIN)
     metric = "official_precision"
     rule = OFFICIAL_RULE
 
@@ -137,6 +140,7 @@ class OfficialCrossLocalisation(OfficialLocalisation):
 
     name = "cross-localisation"
     across = True
+    tested = (TEST,)
     metric = "official_f1"
 
     def score(self, logits: Tensor, truth: Tensor, mask: Tensor) -> float:

@@ -104,9 +104,7 @@ def clip_target(labels: np.ndarray) -> np.ndarray:
     counts = (classes * (foreground > 0).any(-1, keepdims=True)).sum(1)
     if not counts.any(1).all():
         clip = int(counts.any(1).argmin())
-        raise ValueError(
-            f"labels must mark a foreground class in each clip that is to be classified, none in clip {clip}"
-        )
+        raise ValueError(f"labels must mark a foreground class in each clip to classify, none in clip {clip}")
     return counts.argmax(1)
 
 

@@ -368,6 +368,10 @@ class ProbeTask(Protocol):
         """The probe is tested on another data set, or on another domain of the same one."""
 
     @property
+    def tested(self) -> tuple[str, ...]:
+        """Splits to score on; the first of them that the data set has is taken."""
+
+    @property
     def metric(self) -> str:
         """The name of the score among the further numbers."""
 

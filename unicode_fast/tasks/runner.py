@@ -18,7 +18,7 @@ from unicode_fast.tasks.classification import (
     OfficialClassification,
     OfficialCrossClassification,
 )
-from unicode_fast.tasks.domain import TEST, TRAIN, VALIDATION, Dataset, Domain, check_classes
+from unicode_fast.tasks.domain import TEST, TRAIN, VALIDATION, WHOLE, Dataset, Domain, check_classes
 from unicode_fast.tasks.intervals import Bootstrap, Estimate
 from unicode_fast.tasks.localisation import (
     CrossLocalisation,
@@ -295,10 +295,7 @@ class Probes:
         return kind.further(logits, examples.truth, examples.codes.mask, bootstrap)
 
     def _tested_split(self, kind: ProbeTask) -> str:
-        """Test; the official protocol scores whole lists where there are any, else the clips trained on."""
-        if kind.protocol == "sound":
-            return TEST
-        return self.domain(kind.name).whole(TEST if kind.across else TRAIN)
+        return self.domain(kind.name).first_of(kind.tested)
 
     def _best(self, kind: ProbeTask, source: str, target: str) -> OfficialBest:
         """Official protocol; `source` is trained on at home, unless it is the target itself."""
@@ -306,8 +303,12 @@ class Probes:
         key = kind.name, source, elsewhere
         if key not in self._official:
             split = self._tested_split(kind)
-            names = [target] if elsewhere else [name for name in self.modalities(kind.name)]
-            clips = tested.clips(split, source) if elsewhere else self.home.clips(self.home.whole(TRAIN), source)
+            names = [target] if elsewhere else self.modalities(kind.name)
+            clips = (
+                tested.clips(split, source)
+                if elsewhere
+                else self.home.clips(self.home.first_of((WHOLE, TRAIN)), source)
+            )
             scored = {name: tested.examples(kind, split, name) for name in names}
             self._official[key] = official_probe(kind, self.model, clips, source, scored, self.seed)
         return self._official[key][target]
