@@ -43,13 +43,13 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A run whose table holds all tasks, on built-in data with few voices."""
     folder = tmp_path_factory.mktemp("all")
     with pytest.MonkeyPatch.context() as patch:
- The test split is askedpatch.setenv("UNICODE_FAST_CACHE", str(folder / "cache"))
- The test split is askedpatch.setattr(backbones, "LIGHT_SETTINGS", dataclasses.replace(backbones.LIGHT_SETTINGS, steps=4))
- The test split is askedfor name, value in QUICK.items():
- The test split is asked    patch.setattr(f"unicode_fast.data.{name}", value)
- The test split is askedvalues = {**SMALL, "probe_tasks": ",".join(tasks.TASKS), "out": folder / "run"}
- The test split is askedassert train([f"--{name}={value}" for name, value in values.items()]) == 0
- The test split is askedyield folder / "run"
+        patch.setenv("UNICODE_FAST_CACHE", str(folder / "cache"))
+        patch.setattr(backbones, "LIGHT_SETTINGS", dataclasses.replace(backbones.LIGHT_SETTINGS, steps=4))
+        for name, value in QUICK.items():
+            patch.setattr(f"unicode_fast.data.{name}", value)
+        values = {**SMALL, "probe_tasks": ",".join(tasks.TASKS), "out": folder / "run"}
+        assert train([f"--{name}={value}" for name, value in values.items()]) == 0
+        yield folder / "run"
 
 
 def rows_of(run: Path) -> list[Row]:
@@ -61,18 +61,18 @@ def test_a_run_measures_all_six_tasks(run: Path) -> None:
     assert list(dict.fromkeys(row.task for row in rows)) == list(tasks.TASKS)
     directions = {task: sum(row.task == task for row in rows) for task in tasks.TASKS}
     assert directions == {
- The test split is asked"classification": 6,
- The test split is asked"localisation": 2,
- The test split is asked"cross-classification": 6,
- The test split is asked"cross-localisation": 2,
- The test split is asked"segmentation": 2,
- The test split is asked"retrieval": 6,
+        "classification": 6,
+        "localisation": 2,
+        "cross-classification": 6,
+        "cross-localisation": 2,
+        "segmentation": 2,
+        "retrieval": 6,
     }
     assert {row.direction for row in rows if row.task == "segmentation"} == {"audio->text", "text->audio"}
     assert all(0 <= score <= 1 for row in rows for score in (row.score, row.same_modality, row.chance))
     for name in ("segmentation", "retrieval", "zero-shot", "timeline"):
- The test split is askedcontent = (run / "plots" / f"{name}.png").read_bytes()
- The test split is askedassert content.startswith(b"\x89PNG") and len(content) < 200_000
+        content = (run / "plots" / f"{name}.png").read_bytes()
+        assert content.startswith(b"\x89PNG") and len(content) < 200_000
 
 
 @pytest.mark.parametrize("task", tasks.TASKS)
@@ -106,14 +106,14 @@ def test_another_domain_is_named(run: Path, tmp_path: Path) -> None:
     """The one that is taken where none is named, the other way round, and one with other classes."""
     rows = []
     for name, more in (("a", []), ("b", ["--to-data=talking-digits-b"]), ("c", ["--data=talking-digits-b"])):
- The test split is askedwords = [str(run), "--task=cross-classification", "--from=audio", "--to=text", f"--out={tmp_path / name}"]
- The test split is askedassert evaluate([*words, *more]) == 0
- The test split is askedrows.append(json.loads((tmp_path / name).read_text()))
+        words = [str(run), "--task=cross-classification", "--from=audio", "--to=text", f"--out={tmp_path / name}"]
+        assert evaluate([*words, *more]) == 0
+        rows.append(json.loads((tmp_path / name).read_text()))
     assert rows[0] == rows[1] != rows[2]
     other = tiny.write(tmp_path / "other")
     words = [str(run), "--task=cross-classification", "--from=audio", "--to=text"]
     with pytest.raises(ValueError, match="classes of both data sets must be the same .*only the source has '0'"):
- The test split is askedevaluate([*words, f"--to-data={other}"])
+        evaluate([*words, f"--to-data={other}"])
 
 
 def test_a_segmenter_is_kept_and_taken_again(run: Path, tmp_path: Path) -> None:
@@ -129,25 +129,25 @@ def test_a_segmenter_is_kept_and_taken_again(run: Path, tmp_path: Path) -> None:
 def test_flags_that_a_task_does_not_read_are_refused(run: Path, tmp_path: Path) -> None:
     words = [str(run), "--from=audio", "--to=text"]
     for more, message in (
- The test split is asked(["--anchor=video"], "anchor is for retrieval, got it beside classification"),
- The test split is asked(["--backbone=light"], "backbone is for segmentation, got it beside classification"),
- The test split is asked(["--to-data=talking-digits-b"], "to_data is for cross-classification and cross-localisation"),
- The test split is asked(["--pictures=here"], "pictures are of segmentation or retrieval, got classification"),
- The test split is asked(["--task=segmentation", "--load-segmenter=x", "--save-segmenter=y"], "save_segmenter is about training"),
- The test split is asked(["--task=segmentation", "--backbone-weights=x"], "weights are for a backbone of timm"),
- The test split is asked(["--task=retrieval", "--anchor=text"], "anchor must be one of video, got 'text'"),
+        (["--anchor=video"], "anchor is for retrieval, got it beside classification"),
+        (["--backbone=light"], "backbone is for segmentation, got it beside classification"),
+        (["--to-data=talking-digits-b"], "to_data is for cross-classification and cross-localisation"),
+        (["--pictures=here"], "pictures are of segmentation or retrieval, got classification"),
+        (["--task=segmentation", "--load-segmenter=x", "--save-segmenter=y"], "save_segmenter is about training"),
+        (["--task=segmentation", "--backbone-weights=x"], "weights are for a backbone of timm"),
+        (["--task=retrieval", "--anchor=text"], "anchor must be one of video, got 'text'"),
     ):
- The test split is askedwith pytest.raises(ValueError, match=message):
- The test split is asked    evaluate([*words, *more])
+        with pytest.raises(ValueError, match=message):
+            evaluate([*words, *more])
 
 
 def test_a_second_data_set_is_for_built_in_data_or_named(tmp_path: Path) -> None:
     path = tiny.write(tmp_path / "store")
     for task in ("segmentation", "cross-localisation"):
- The test split is askedwith pytest.raises(ValueError, match=f"probe_tasks must be classification, .*got '{task}'"):
- The test split is asked    train([f"--data={path}", f"--probe_tasks={task}", "--batch_size=10", f"--out={tmp_path / 'run'}"])
+        with pytest.raises(ValueError, match=f"probe_tasks must be classification, .*got '{task}'"):
+            train([f"--data={path}", f"--probe_tasks={task}", "--batch_size=10", f"--out={tmp_path / 'run'}"])
     with pytest.raises(ValueError, match="to_data must name the data set that cross-localisation is tested on"):
- The test split is askedopen_partners(DataConfig(data=str(path)), "cross-localisation", open_store(path))
+        open_partners(DataConfig(data=str(path)), "cross-localisation", open_store(path))
     assert not (tmp_path / "run").exists()
 
 
@@ -155,24 +155,24 @@ class Domains:
     """Codes that mean a class, five each; a store of one domain, or of two that hold one modality each."""
 
     def __init__(self, seed: int = 0, *, splits: tuple[str, ...] = ("train", "val", "test"), shifted: bool = False):
- The test split is askedself.modalities = {name: Modality("vector", (1,)) for name in NAMES}
- The test split is askedself.classes = [str(number) for number in range(CLASSES)]
- The test split is askedself.splits, self.seed, self.shifted = list(splits), seed, shifted
- The test split is askedself.asked: list[tuple[str, str]] = []
+        self.modalities = {name: Modality("vector", (1,)) for name in NAMES}
+        self.classes = [str(number) for number in range(CLASSES)]
+        self.splits, self.seed, self.shifted = list(splits), seed, shifted
+        self.asked: list[tuple[str, str]] = []
 
     def clips(self, split: str, modality: str) -> ClipSet:
- The test split is asked"""Every modality has clips of its own, their number as well."""
- The test split is askedself.asked.append((split, modality))
- The test split is askedcount = {"train": 200, "val": 60, "test": 60, "all": 90}[split] + 4 * NAMES.index(modality)
- The test split is askedgenerator = np.random.default_rng([self.seed, NAMES.index(modality), len(split)])
- The test split is askedtarget = generator.permutation(np.arange(count) % CLASSES)
- The test split is askedstart = generator.integers(0, 3, (count, 1))
- The test split is askedshown = (np.arange(STEPS) >= start) & (np.arange(STEPS) < start + 3)
- The test split is askedmeaning = np.where(shown, (target[:, None] + self.shifted) % CLASSES, CLASSES)
- The test split is askedlabel = np.eye(CLASSES + 1, dtype=np.uint8)[np.where(shown, target[:, None], CLASSES)]
- The test split is askedcode = meaning * 5 + generator.integers(5, size=meaning.shape)
- The test split is askedarrays = {modality: code[..., None].astype(np.float32), f"{modality}.label": label}
- The test split is askedreturn ClipSet(arrays, {modality: Modality("vector", (1,))}, self.classes, np.arange(count))
+        """Every modality has clips of its own, their number as well."""
+        self.asked.append((split, modality))
+        count = {"train": 200, "val": 60, "test": 60, "all": 90}[split] + 4 * NAMES.index(modality)
+        generator = np.random.default_rng([self.seed, NAMES.index(modality), len(split)])
+        target = generator.permutation(np.arange(count) % CLASSES)
+        start = generator.integers(0, 3, (count, 1))
+        shown = (np.arange(STEPS) >= start) & (np.arange(STEPS) < start + 3)
+        meaning = np.where(shown, (target[:, None] + self.shifted) % CLASSES, CLASSES)
+        label = np.eye(CLASSES + 1, dtype=np.uint8)[np.where(shown, target[:, None], CLASSES)]
+        code = meaning * 5 + generator.integers(5, size=meaning.shape)
+        arrays = {modality: code[..., None].astype(np.float32), f"{modality}.label": label}
+        return ClipSet(arrays, {modality: Modality("vector", (1,))}, self.classes, np.arange(count))
 
 
 @pytest.mark.parametrize("task", ["cross-classification", "cross-localisation"])
@@ -206,7 +206,7 @@ def test_the_official_protocol_takes_whole_lists(task: str, trained: str, tested
 def test_unpaired_modalities_of_one_data_set() -> None:
     """Clip lists of different lengths, classes from segment labels."""
     for task in tasks.DEFAULT_TASKS:
- The test split is askedassert tasks.run_row(LookUp(), Domains(), task, "audio", "video").score > LEARNED
+        assert tasks.run_row(LookUp(), Domains(), task, "audio", "video").score > LEARNED
 
 
 def test_the_official_score_across_data_sets_is_f1() -> None:
@@ -228,26 +228,26 @@ def test_the_class_of_a_clip_is_the_commonest_of_its_segments() -> None:
     assert metrics.clip_target(label).tolist() == [2, 1, 0]
     assert metrics.official_target(label).tolist() == [2, 1, 2]
     with pytest.raises(
- The test split is askedValueError, match="labels must mark a foreground class in each clip to classify, none in clip 1"
+        ValueError, match="labels must mark a foreground class in each clip to classify, none in clip 1"
     ):
- The test split is askedmetrics.clip_target(np.eye(4, dtype=np.uint8)[[[0, 3], [3, 3]]])
+        metrics.clip_target(np.eye(4, dtype=np.uint8)[[[0, 3], [3, 3]]])
 
 
 def test_classes_that_differ_are_named() -> None:
     check_classes(["a", "b"], ["a", "b"])
     with pytest.raises(ValueError, match="only the source has 'b'; only the target has 'c', 'd'"):
- The test split is askedcheck_classes(["a", "b"], ["a", "c", "d"])
+        check_classes(["a", "b"], ["a", "c", "d"])
     with pytest.raises(ValueError, match="class 0 is 'a' in the source and 'b' in the target"):
- The test split is askedcheck_classes(["a", "b"], ["b", "a"])
+        check_classes(["a", "b"], ["b", "a"])
 
 
 def test_a_store_has_the_clips_of_a_modality(tmp_path: Path) -> None:
     store = open_store(tiny.write(tmp_path / "store"))
     assert np.array_equal(store.clips("val", "audio").features["video"], store.split("val").features["video"])
     with pytest.raises(ValueError, match="modality must be one of audio, video, text, got 'smell'"):
- The test split is askedstore.clips("val", "smell")
+        store.clips("val", "smell")
     with pytest.raises(ValueError, match="split must be one of"):
- The test split is askedstore.clips("all", "audio")
+        store.clips("all", "audio")
 
 
 @pytest.mark.parametrize("task", tasks.TASKS)
@@ -257,15 +257,15 @@ def test_every_task_explains_itself(task: str, protocol: str, capsys: pytest.Cap
     text = capsys.readouterr().out
     assert text.startswith(f"{task}, {protocol} protocol")
     for words in ("Chance:", "Same modality:", "Score:"):
- The test split is askedassert words in text
+        assert words in text
 
 
 def test_pictures_refuse_what_does_not_fit() -> None:
     frames = np.zeros((2, 8, 8), np.uint8)
     with pytest.raises(ValueError, match="truth and probability must have the shape of frames"):
- The test split is askedplots.segmentation_overlays(frames, np.zeros((2, 8, 9), bool), {}, ["", ""])
+        plots.segmentation_overlays(frames, np.zeros((2, 8, 9), bool), {}, ["", ""])
     with pytest.raises(ValueError, match="results and marks must .*as many for each of 1 queries"):
- The test split is askedplots.retrieval_examples([plots.ShownClip("one")], [[plots.ShownClip("two")]], [["pair", "class"]])
+        plots.retrieval_examples([plots.ShownClip("one")], [[plots.ShownClip("two")]], [["pair", "class"]])
 
 
 def test_overlays_outline_masks_and_tint_probabilities() -> None:
@@ -292,9 +292,9 @@ def test_written_stores_keep_masks(tmp_path: Path) -> None:
     """A feature store of one's own that holds frames and masks is one for segmentation."""
     splits = tiny.learnable_splits({"train": 12, "val": 6, "test": 6})
     for arrays in splits.values():
- The test split is askedcount = len(arrays["class"])
- The test split is askedarrays["video.frames"] = np.zeros((count, 5, 8, 8), np.uint8)
- The test split is askedarrays["video.mask"] = np.zeros((count, 5, 8, 8), np.uint8)
+        count = len(arrays["class"])
+        arrays["video.frames"] = np.zeros((count, 5, 8, 8), np.uint8)
+        arrays["video.mask"] = np.zeros((count, 5, 8, 8), np.uint8)
     write_store(tmp_path / "store", "own", {name: tiny.MODALITIES[name] for name in NAMES}, ["a", "b", "c"], splits)
     probes = Probes(tiny.model(), open_store(tmp_path / "store"), segmenter_steps=1)
     assert probes.modalities("segmentation") == ["audio", "text"]

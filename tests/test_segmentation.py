@@ -1,6 +1,7 @@
 """Masks that depend on what is asked for: the measures by their definitions, the network by its formula, learning."""
 
 import math
+import re
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -291,6 +292,10 @@ def timm_or_skip() -> ModuleType:
     return timm
 
 
+def _original_stage(found: re.Match[str]) -> str:
+    return {"downsample": "patch_embed", "blocks": "block", "norm": "norm"}[found[2]] + str(int(found[1]) + 1)
+
+
 class TestTimm:
     def test_the_published_head_on_a_pyramid_of_timm(self) -> None:
         """The whole path from 224 pixels to a mask of 224, the smallest of its family in place of pvt_v2_b5."""
@@ -326,6 +331,17 @@ class TestTimm:
         pyramid.load_weights(str(tmp_path))  # type: ignore[operator]
         name = "stages.1.blocks.0.attn.q.weight"
         assert torch.equal(pyramid.state_dict()["model." + name.replace("stages.", "stages_")], state[name])
+        # The names that the authors of PVT v2 gave.
+        original = {
+            re.sub(r"^stages\.(\d)\.(downsample|blocks|norm)", _original_stage, key)
+            .replace("patch_embed.", "patch_embed1.")
+            .replace("dwconv", "dwconv.dwconv"): value
+            for key, value in state.items()
+        }
+        torch.save(original, tmp_path / "original.pth")
+        again = make_pyramid("pvt_v2_b0", 3)
+        again.load_weights(str(tmp_path / "original.pth"))  # type: ignore[operator]
+        assert all(torch.equal(value, pyramid.state_dict()[key]) for key, value in again.state_dict().items())
         with pytest.raises(ValueError, match="weights must hold every layer of the backbone"):
             make_pyramid("pvt_v2_b1", 3).load_weights(str(file))  # type: ignore[operator]
 
