@@ -566,12 +566,13 @@ def clip_content(clips: Clips, name: str, clip: int) -> str | np.ndarray:
         name: the modality.
         clip: a position in the split.
     """
-    arrays = getattr(clips, "arrays", {})
+    arrays, chosen = getattr(clips, "arrays", {}), np.array([clip])
     if f"{name}.sentence" in arrays:
-        return str(arrays[f"{name}.sentence"][clip])
+        return str(arrays[f"{name}.sentence"][chosen][0])
     if f"{name}.frames" in arrays:
-        return step_pictures(clips, name, clip)
-    features = np.asarray(clips.features[name][clip])
+        frames = np.asarray(arrays[f"{name}.frames"][chosen])[0]
+        return frames if frames.ndim == 3 else frames.mean(-1)
+    features = np.asarray(clips.features[name][chosen])[0]
     if features.ndim > 2:
         return features.mean(-1)
     # Neighbouring channels together: more than some thirty lines cannot be told apart.

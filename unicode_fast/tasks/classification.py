@@ -14,7 +14,7 @@ from unicode_fast.tasks import metrics
 from unicode_fast.tasks.domain import TEST, TRAIN, WHOLE
 from unicode_fast.tasks.intervals import Bootstrap, Estimate
 from unicode_fast.tasks.pooled import pooled_metrics
-from unicode_fast.tasks.probe import Clips, EncodedClips, ProbeHead, ProbeRule
+from unicode_fast.tasks.probe import Clips, EncodedClips, ProbeHead, ProbeRule, all_clips
 
 
 class CrossEntropy(nn.Module):
@@ -50,7 +50,7 @@ class Classification:
         except StoreError:
             if name not in clips.labels:
                 raise
-        return torch.from_numpy(metrics.clip_target(clips.labels[name]))
+        return torch.from_numpy(metrics.clip_target(all_clips(clips.labels[name])))
 
     def output(self, head: ProbeHead, codes: EncodedClips) -> Tensor:
         """(clips, C)."""
@@ -90,7 +90,7 @@ class OfficialClassification(Classification):
         """(clips,) int64, the largest segment class; the clip's own where the modality has no segment labels."""
         if name not in clips.labels:
             return super().truth(clips, name)
-        return torch.from_numpy(metrics.official_target(clips.labels[name]))
+        return torch.from_numpy(metrics.official_target(all_clips(clips.labels[name])))
 
 
 class CrossClassification(Classification):

@@ -13,7 +13,7 @@ from unicode_fast.tasks import metrics
 from unicode_fast.tasks.domain import TEST, TRAIN, WHOLE
 from unicode_fast.tasks.intervals import Bootstrap, Estimate
 from unicode_fast.tasks.pooled import pooled_metrics
-from unicode_fast.tasks.probe import Clips, EncodedClips, ProbeHead, ProbeRule
+from unicode_fast.tasks.probe import Clips, EncodedClips, ProbeHead, ProbeRule, all_clips
 
 
 class SegmentLoss(nn.Module):
@@ -72,7 +72,7 @@ class Localisation:
 
     def truth(self, clips: Clips, name: str) -> Tensor:
         """(clips, T, C+1) bool."""
-        return torch.from_numpy(np.asarray(clips.labels[name]) > 0)
+        return torch.from_numpy(all_clips(clips.labels[name]) > 0)
 
     def output(self, head: ProbeHead, codes: EncodedClips) -> Tensor:
         """(clips, T, C+1)."""

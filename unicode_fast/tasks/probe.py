@@ -126,6 +126,11 @@ class EncodedClips:
         return EncodedClips(self.index, self.table.to(dtype), self.mask)
 
 
+def all_clips(array: np.ndarray) -> np.ndarray:
+    """The values of all clips of an array that may be read only when it is indexed."""
+    return np.asarray(array[np.arange(len(array))])
+
+
 @torch.no_grad()
 def encode_batch(model: FrozenModel, clips: Clips, name: str, numbers: np.ndarray) -> EncodedClips:
     """Codes of some clips in the mode that the model is in.

@@ -12,7 +12,7 @@ from torch.nn.utils import skip_init
 
 from unicode_fast.tasks.domain import TEST, TRAIN, VALIDATION, Domain
 from unicode_fast.tasks.intervals import Bootstrap, Estimate
-from unicode_fast.tasks.probe import Clips, one_thread, probe_seed
+from unicode_fast.tasks.probe import ENCODE_BATCH, Clips, one_thread, probe_seed
 from unicode_fast.tasks.ranking import DEPTHS, Ranking, cosine, equal_rows, rank_queries
 from unicode_fast.tasks.table import Row
 
@@ -105,8 +105,10 @@ class Retrieval:
     def _of_features(self, split: str, name: str) -> np.ndarray:
         means = []
         for part in (self.domain.clips(split, name), self.domain.clips(TRAIN, name)):
-            features = np.asarray(part.features[name])
-            means.append(_mean_over_steps(features.reshape(*features.shape[:2], -1), part.mask[name]))
+            features, pieces = part.features[name], np.array_split(np.arange(len(part)), -(-len(part) // ENCODE_BATCH))
+            flat = [np.asarray(features[piece]).reshape(len(piece), features.shape[1], -1) for piece in pieces]
+            masks = [np.asarray(part.mask[name])[piece] for piece in pieces]
+            means.append(np.concatenate([_mean_over_steps(*pair) for pair in zip(flat, masks, strict=True)]))
         deviation = means[1].std(0)
         return (means[0] - means[1].mean(0)) / np.where(deviation > 0, deviation, 1)
 

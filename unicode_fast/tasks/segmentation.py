@@ -69,7 +69,7 @@ class Masks:
     @property
     def channels(self) -> int:
         """Of the frames; 1 where they have no such axis."""
-        return self.frames.shape[4] if self.frames.ndim == 5 else 1
+        return self.frames.shape[4] if len(self.frames.shape) == 5 else 1
 
     def pictures(self, clips: np.ndarray, device: torch.device) -> Tensor:
         """(n, F, H, W, channels) uint8 of clips (n,)."""
