@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -81,14 +81,14 @@ class Masks:
         return np.asarray(self.mask[clips]) > 0
 
 
-def shown_modality(arrays: object) -> str:
+def shown_modality(arrays: Mapping[str, Any]) -> str:
     """The modality whose frames have masks.
 
     Raises:
         ValueError: there is none, or several.
     """
-    keys = set(arrays) if hasattr(arrays, "__iter__") else set()
-    found = sorted(key[: -len(".mask")] for key in keys if key.endswith(".mask") and f"{key[:-5]}.frames" in keys)
+    names = [key.removesuffix(".mask") for key in arrays if key.endswith(".mask")]
+    found = sorted(name for name in names if f"{name}.frames" in arrays)
     if len(found) != 1:
         raise ValueError(
             "data for segmentation must hold arrays '<name>.frames' and '<name>.mask' of one modality, got "
@@ -151,7 +151,8 @@ class Segmentation:
 
         Args:
             source: the queries' modality in training.
-            chosen_by: the queries' modality on the validation split, by whose mIoU the best state is kept.
+            chosen_by: the queries' modality on the validation split, by whose mIoU the best state is kept, the
+                later one among equals.
             protocol: sound learns from all labelled frames, official from the first of each clip.
         """
         if (source, chosen_by, protocol) not in self._trained:
@@ -190,7 +191,7 @@ class Segmentation:
                 if step in judged_at:
                     for judge in judges:
                         score = self._judged(segmenter, judge, protocol)
-                        if judge not in best or score > best[judge][0]:
+                        if judge not in best or score >= best[judge][0]:
                             best[judge] = score, self._copy(segmenter)
         return {judge: kept.requires_grad_(False) for judge, (_, kept) in best.items()}
 
