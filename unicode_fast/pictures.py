@@ -20,7 +20,7 @@ from unicode_fast.tasks.segmentation import another_clip
 
 FOLDER = "plots"
 OVERLAYS = 9
-QUERIES, FOUND = 5, 5
+QUERIES, FOUND = 4, 5
 
 
 def draw_run(folder: Path, probes: Probes, store: Store, rows: Sequence[Row], codewords: int) -> None:

@@ -450,9 +450,9 @@ def _show_clip(axis: Axes, clip: ShownClip, colour: str) -> None:
         axis.set_xlim(0, 1)
         axis.set_ylim(0, 1)
     elif clip.content.ndim == 3:
-        axis.imshow(_mosaic(clip.content), cmap="gray", aspect="auto")
+        axis.imshow(_mosaic(clip.content), cmap="gray", aspect="auto", interpolation="nearest")
     else:
-        axis.imshow(clip.content.T, cmap="magma", aspect="auto", origin="lower")
+        axis.imshow(clip.content.T, cmap="magma", aspect="auto", origin="lower", interpolation="nearest")
 
 
 def _mosaic(pictures: np.ndarray) -> np.ndarray:
