@@ -4,14 +4,39 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, Namespace
 
+from unicode_fast import pictures
 from unicode_fast.checkpoint import CheckpointError, load, write_json
-from unicode_fast.cli import run_main
+from unicode_fast.cli import run_main, with_underscores
+from unicode_fast.config import Config
 from unicode_fast.data import StoreError, open_dataset
+from unicode_fast.modules import UniCode
 from unicode_fast.runs import choose_device
-from unicode_fast.tasks import PROTOCOLS, TASKS, check_tasks, explain, format_table, run_row
+from unicode_fast.tasks import (
+    PROTOCOLS,
+    TASKS,
+    BackboneChoice,
+    Probes,
+    Row,
+    check_tasks,
+    explain,
+    format_metrics,
+    format_table,
+    open_partners,
+)
+
+# Flags that one task alone reads.
+_OF_TASK = {
+    "anchor": "retrieval",
+    "backbone": "segmentation",
+    "backbone_weights": "segmentation",
+    "save_segmenter": "segmentation",
+    "load_segmenter": "segmentation",
+    "segmenter_steps": "segmentation",
+}
 
 
 def make_parser() -> ArgumentParser:
@@ -20,15 +45,31 @@ def make_parser() -> ArgumentParser:
         prog="python -m unicode_fast.evaluate", description="Measure one direction of one task on a trained run."
     )
     parser.add_argument("run", type=str, help="run folder that unicode_fast.train has written")
-    parser.add_argument("--task", type=str, default="classification", help=f"{' or '.join(TASKS)}")
+    parser.add_argument("--task", type=str, default="classification", help=f"{', '.join(TASKS[:-1])} or {TASKS[-1]}")
     parser.add_argument("--from", type=str | None, dest="from", help="modality the probe is trained on")
     parser.add_argument("--to", type=str | None, help="modality it is tested on")
     parser.add_argument("--protocol", type=str, default="sound", help=f"{' or '.join(PROTOCOLS)}; see --explain")
     parser.add_argument("--checkpoint", type=str, default="best", help="best, last, or a step")
     parser.add_argument("--data", type=str | None, help="another dataset than the run's: a name or a store's folder")
+    parser.add_argument(
+        "--to_data", type=str | None, help="dataset that a cross- task is tested on [the built-in data's other domain]"
+    )
+    parser.add_argument(
+        "--anchor", type=str | None, help="retrieval: the modality that both are matched with [the dataset's third]"
+    )
+    parser.add_argument(
+        "--backbone", type=str | None, help="segmentation: light, or a model of timm such as pvt_v2_b5 [light]"
+    )
+    parser.add_argument(
+        "--backbone_weights", type=str | None, help="segmentation: file or folder of its pre-trained weights"
+    )
+    parser.add_argument("--segmenter_steps", type=int | None, help="segmentation: training ends after as many steps")
+    parser.add_argument("--save_segmenter", type=str | None, help="segmentation: keep it in this new file")
+    parser.add_argument("--load_segmenter", type=str | None, help="segmentation: take it from this file, do not train")
+    parser.add_argument("--pictures", type=str | None, help="draw examples of segmentation or retrieval in this folder")
     parser.add_argument("--seed", type=int | None, help="of the probe [the run's]")
     parser.add_argument("--device", type=str, default="auto", help="auto, cpu or cuda")
-    parser.add_argument("--out", type=str | None, help="write the row as JSON to this new file")
+    parser.add_argument("--out", type=str | None, help="write the row with all its numbers as JSON to this new file")
     parser.add_argument(
         "--explain", action="store_true", help="print what the task measures under the protocol, and stop"
     )
@@ -37,33 +78,67 @@ def make_parser() -> ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; see `python -m unicode_fast.evaluate --help`."""
-    arguments = make_parser().parse_args(argv)
+    arguments = make_parser().parse_args(with_underscores(argv))
     check_tasks([arguments.task])
     if arguments.explain:
         print(explain(arguments.task, arguments.protocol))
         return 0
+    check_flags(arguments)
     which = int(arguments.checkpoint) if arguments.checkpoint.isdigit() else arguments.checkpoint
-    if arguments.out is not None and Path(arguments.out).exists():
-        raise ValueError(f"out must be a file that does not exist yet, got {arguments.out!r}")
     model = load(arguments.run, which, choose_device(arguments.device))
     for flag in ("from", "to"):
         if arguments[flag] not in model.names:
             raise ValueError(f"{flag} must be one of {', '.join(model.names)}, got {arguments[flag]!r}")
     config = model.config if arguments.data is None else model.config.replace(data=arguments.data)
-    row = run_row(
-        model,
-        open_dataset(config.data),
-        arguments.task,
-        arguments["from"],
-        arguments.to,
-        protocol=arguments.protocol,
-        seed=config.train.seed if arguments.seed is None else arguments.seed,
-    )
+    row = measure(model, config, arguments)
     print(format_table([row]))
+    if row.metrics:
+        print(f"\n{format_metrics(row)}")
     if arguments.out is not None:
         write_json(Path(arguments.out), row.as_dict())
     return 0
 
 
+def check_flags(arguments: Namespace) -> None:
+    """Refuses flags that the task does not read, and files that would be overwritten.
+
+    Raises:
+        ValueError: there is such a flag or file.
+    """
+    for flag, task in _OF_TASK.items():
+        if arguments[flag] is not None and arguments.task != task:
+            raise ValueError(f"{flag} is for {task}, got it beside {arguments.task}")
+    for flag in ("out", "save_segmenter"):
+        if arguments[flag] is not None and Path(arguments[flag]).exists():
+            raise ValueError(f"{flag} must be a file that does not exist yet, got {arguments[flag]!r}")
+    if arguments.load_segmenter is not None:
+        unread = [flag for flag in ("save_segmenter", "backbone_weights") if arguments[flag] is not None]
+        if unread:
+            raise ValueError(f"{unread[0]} is about training, got it beside load_segmenter")
+    if arguments.pictures is not None and arguments.task not in ("segmentation", "retrieval"):
+        raise ValueError(f"pictures are of segmentation or retrieval, got {arguments.task}")
+
+
+def measure(model: UniCode, config: Config, arguments: Namespace) -> Row:
+    """The row that the arguments ask for, with its interval and further numbers; its pictures, its files."""
+    task, source, target = arguments.task, arguments["from"], arguments.to
+    store = open_dataset(config.data)
+    seed = config.train.seed if arguments.seed is None else arguments.seed
+    options: dict[str, Any] = {"partners": open_partners(config.data, task, store, arguments.to_data)}
+    if task == "segmentation":
+        options["backbone"] = BackboneChoice(arguments.backbone or "light", arguments.backbone_weights)
+        options["segmenter_steps"] = arguments.segmenter_steps
+    probes = Probes(model, store, seed, **options)
+    if arguments.load_segmenter is not None:
+        probes.segmentation.load(Path(arguments.load_segmenter), source, target, arguments.protocol)
+    row = probes.row(task, source, target, arguments.protocol, anchor=arguments.anchor, details=True)
+    if arguments.save_segmenter is not None:
+        probes.segmentation.save(Path(arguments.save_segmenter), source, target, arguments.protocol)
+    if arguments.pictures is not None:
+        draw = pictures.draw_segmentation if task == "segmentation" else pictures.draw_retrieval
+        draw(Path(arguments.pictures), probes, row)
+    return row
+
+
 if __name__ == "__main__":
-    run_main(main, (ValueError, OSError, RuntimeError, CheckpointError, StoreError))
+    run_main(main, (ValueError, OSError, RuntimeError, ImportError, CheckpointError, StoreError))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import itertools
+import textwrap
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
@@ -38,6 +40,14 @@ _METRICS = {
     ("classification", "official"): "accuracy",
     ("localisation", "sound"): "micro-F1",
     ("localisation", "official"): "precision",
+    ("cross-classification", "sound"): "accuracy",
+    ("cross-classification", "official"): "accuracy",
+    ("cross-localisation", "sound"): "micro-F1",
+    ("cross-localisation", "official"): "F1",
+    ("segmentation", "sound"): "mIoU",
+    ("segmentation", "official"): "mIoU",
+    ("retrieval", "sound"): "R@10",
+    ("retrieval", "official"): "R@10",
 }
 
 
@@ -413,6 +423,149 @@ def _bars(axis: Axes, rows: Sequence[Row]) -> None:
     _plain(axis)
 
 
+@dataclass(frozen=True)
+class ShownClip:
+    """What a picture shows of a clip in one modality.
+
+    Attributes:
+        content: a sentence; (T, H, W) pictures, one a step; or (T, D) features.
+        caption: above it.
+    """
+
+    content: str | np.ndarray
+    caption: str = ""
+
+
+def segmentation_overlays(
+    frames: np.ndarray,
+    truth: np.ndarray,
+    probability: Mapping[str, np.ndarray],
+    captions: Sequence[str],
+    title: str = "",
+) -> Figure:
+    """Frames with their true masks, and below them what a segmenter says for each of several queries.
+
+    Args:
+        frames: (n, H, W) or (n, H, W, 3) uint8, at least one.
+        truth: (n, H, W) bool.
+        probability: (n, H, W) in [0, 1] by the name of a row.
+        captions: (n,) above the frames.
+        title: of the figure.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    shapes = {"truth": truth.shape, **{name: part.shape for name, part in probability.items()}}
+    wrong = [name for name, shape in shapes.items() if shape != frames.shape[:3]]
+    if wrong or not len(frames) or len(captions) != len(frames):
+        raise ValueError(
+            f"truth and probability must have the shape of frames, {frames.shape[:3]}, and captions one for each, got "
+            f"{shapes} and {len(captions)} captions"
+        )
+    rows = ["frame, truth outlined", *probability]
+    figure = Figure(figsize=(0.95 * len(frames) + 1.5, 1.02 * len(rows) + 0.75), layout="constrained")
+    axes = figure.subplots(len(rows), len(frames), squeeze=False)
+    for column, (frame, mask) in enumerate(zip(frames, truth, strict=True)):
+        axes[0, column].set_title(captions[column], fontsize=9)
+        for line, name in enumerate(rows):
+            axis = axes[line, column]
+            _bare(axis)
+            axis.imshow(frame, cmap="gray", vmin=0, vmax=255)
+            if line:
+                _tint(axis, probability[name][column])
+            _contour(axis, mask)
+            if column == 0:
+                axis.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9)
+    figure.suptitle(title, fontsize=11)
+    return figure
+
+
+def _tint(axis: Axes, probability: np.ndarray) -> None:
+    """A probability as the opacity of blue."""
+    red, green, blue = (int(BLUE[place : place + 2], 16) / 255 for place in (1, 3, 5))
+    layer = np.empty((*probability.shape, 4))
+    layer[...] = red, green, blue, 0
+    layer[..., 3] = 0.85 * np.clip(probability, 0, 1)
+    axis.imshow(layer)
+
+
+def _contour(axis: Axes, mask: np.ndarray) -> None:
+    """A line along the edges between pixels inside and outside."""
+    padded = np.pad(mask.astype(np.int8), 1)
+    across, along = np.nonzero(np.diff(padded, axis=0)), np.nonzero(np.diff(padded, axis=1))
+    lines = [((x - 1.5, x - 0.5), (y - 0.5, y - 0.5)) for y, x in zip(*across, strict=True)]
+    lines += [((x - 0.5, x - 0.5), (y - 1.5, y - 0.5)) for y, x in zip(*along, strict=True)]
+    axis.add_collection(
+        LineCollection([list(zip(xs, ys, strict=True)) for xs, ys in lines], colors=ORANGE, linewidths=1.1)
+    )
+
+
+def retrieval_examples(
+    queries: Sequence[ShownClip],
+    results: Sequence[Sequence[ShownClip]],
+    marks: Sequence[Sequence[str]],
+    title: str = "",
+) -> Figure:
+    """Queries, one a line, and what was found for each, best first.
+
+    Args:
+        queries: at least one.
+        results: for each query the same number of clips.
+        marks: for each result "pair", "class" or "": framed as the paired clip, as another of its class, or not.
+        title: of the figure.
+
+    Raises:
+        ValueError: there are no queries, or their results and marks differ in number.
+    """
+    counts = {len(part) for part in (*results, *marks)}
+    if not queries or len(counts) != 1 or not len(queries) == len(results) == len(marks):
+        raise ValueError(
+            f"results and marks must hold as many for each of {len(queries)} queries, got {sorted(counts)}"
+        )
+    figure = Figure(figsize=(1.75 * (1 + counts.pop()) + 0.3, 1.12 * len(queries) + 0.95), layout="constrained")
+    axes = figure.subplots(len(queries), 1 + len(results[0]), squeeze=False, width_ratios=[1.1, *[1] * len(results[0])])
+    for line, query in enumerate(queries):
+        _show_clip(axes[line, 0], query, BLACK)
+        for axis, result, mark in zip(axes[line, 1:], results[line], marks[line], strict=True):
+            _show_clip(axis, result, {"pair": GREEN, "class": SKY}.get(mark, GREY))
+    handles = [
+        Rectangle((0, 0), 1, 1, fill=False, edgecolor=colour, linewidth=2) for colour in (BLACK, GREEN, SKY, GREY)
+    ]
+    labels = ("query", "the paired clip", "another clip of its class", "a clip of another class")
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
+    figure.suptitle(title, fontsize=11)
+    return figure
+
+
+def _show_clip(axis: Axes, clip: ShownClip, colour: str) -> None:
+    _bare(axis)
+    if clip.caption:
+        axis.set_title(clip.caption, fontsize=8)
+    axis.spines[:].set_visible(True)
+    axis.spines[:].set_color(colour)
+    axis.spines[:].set_linewidth(1 if colour == GREY else 2)
+    if isinstance(clip.content, str):
+        axis.text(0.5, 0.5, textwrap.fill(clip.content, 22), ha="center", va="center", fontsize=7.5)
+        axis.set_xlim(0, 1)
+        axis.set_ylim(0, 1)
+    elif clip.content.ndim == 3:
+        axis.imshow(_mosaic(clip.content), cmap="gray", aspect="auto", interpolation="nearest")
+    else:
+        axis.imshow(clip.content.T, cmap="magma", aspect="auto", origin="lower", interpolation="nearest")
+
+
+def _mosaic(pictures: np.ndarray) -> np.ndarray:
+    """(T, H, W) in two lines, read like text, a white edge between them."""
+    edged = np.pad(pictures, ((0, pictures.shape[0] % 2), (0, 1), (0, 1)), constant_values=pictures.max())
+    return np.concatenate([np.concatenate(list(line), 1) for line in np.split(edged, 2)])[:-1, :-1]
+
+
+def _bare(axis: Axes) -> None:
+    axis.set_xticks([])
+    axis.set_yticks([])
+    axis.spines[:].set_visible(False)
+
+
 class _Colours:
     """One colour a label, the same in every panel; labels in their order get what `fixed` leaves of the palette."""
 
@@ -502,3 +655,24 @@ def step_pictures(clips: Clips, name: str, clip: int) -> np.ndarray:
         return np.asarray(arrays[f"{name}.frames"][clip])
     features = np.asarray(clips.features[name][clip])
     return features.mean(-1) if features.ndim > 2 else features[:, ::-1, None]
+
+
+def clip_content(clips: Clips, name: str, clip: int) -> str | np.ndarray:
+    """What `ShownClip` shows of a clip: its sentence where the store has one, (T, H, W) pictures, or (T, D) features.
+
+    Args:
+        clips: a split.
+        name: the modality.
+        clip: a position in the split.
+    """
+    arrays, chosen = getattr(clips, "arrays", {}), np.array([clip])
+    if f"{name}.sentence" in arrays:
+        return str(arrays[f"{name}.sentence"][chosen][0])
+    if f"{name}.frames" in arrays:
+        frames = np.asarray(arrays[f"{name}.frames"][chosen])[0]
+        return frames if frames.ndim == 3 else frames.mean(-1)
+    features = np.asarray(clips.features[name][chosen])[0]
+    if features.ndim > 2:
+        return features.mean(-1)
+    # Neighbouring channels together: more than some thirty lines cannot be told apart.
+    return np.stack([part.mean(1) for part in np.array_split(features, min(32, features.shape[1]), axis=1)], 1)

@@ -34,7 +34,15 @@ from unicode_fast.ops import sharded
 from unicode_fast.ops.sharded import Part
 from unicode_fast.presets import preset
 from unicode_fast.runs import choose_device, git_commit, make_folder, prepare_folder, resume_folder, versions
-from unicode_fast.tasks import Probes, Row, aggregate, check_tasks, format_table, zero_shot_accuracy
+from unicode_fast.tasks import (
+    Probes,
+    Row,
+    aggregate,
+    check_partners,
+    format_table,
+    open_partners,
+    zero_shot_accuracy,
+)
 
 # Vectors that initial codewords are chosen or computed from, for each codeword.
 INIT_ROWS_PER_CODEWORD = 80
@@ -397,8 +405,10 @@ def measure(
     begun, config = time.monotonic(), trainer.config
     which = "best" if progress["best"] else "last"
     model = checkpoint.load(folder, which, trainer.model.device)
-    probes = Probes(model, store, config.train.seed)
-    rows = probes.table(config.train.probe_tasks) if config.train.probe_tasks != NO_TASKS else []
+    tasks = config.train.probe_tasks
+    partners = open_partners(config.data, tasks, store) if tasks != NO_TASKS else None
+    probes = Probes(model, store, config.train.seed, partners=partners)
+    rows = probes.table(tasks) if tasks != NO_TASKS else []
     summary = {
         "rows": [row.as_dict() for row in rows],
         "checkpoint": {"used": which, **(progress["best"] or {"step": trainer.step})},
@@ -511,7 +521,7 @@ def check_run(config: Config) -> None:
     """
     check_acceleration(config.train, choose_device(config.train.device))
     if config.train.probe_tasks != NO_TASKS:
-        check_tasks(config.train.probe_tasks)
+        check_partners(config.data, config.train.probe_tasks)
     if config.data.data in talking_digits.DATASETS:
         names = modality_names(config.data.modalities, BUILT_IN_MODALITIES)
         if not set(names) <= set(BUILT_IN_MODALITIES):

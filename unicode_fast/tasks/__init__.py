@@ -1,22 +1,50 @@
-"""Downstream tasks on frozen codes: probes trained on one modality and tested on another."""
+"""Downstream tasks on frozen codes: trained on one modality and tested on another."""
 
+from unicode_fast.tasks.backbones import BackboneChoice
+from unicode_fast.tasks.domain import Dataset, Domain
 from unicode_fast.tasks.explain import explain
+from unicode_fast.tasks.intervals import Bootstrap, Estimate
+from unicode_fast.tasks.partners import check_partners, open_partners
 from unicode_fast.tasks.probe import EncodedClips, encode_split
-from unicode_fast.tasks.runner import PROTOCOLS, TASKS, Probes, check_tasks, run_row, run_table, zero_shot_accuracy
-from unicode_fast.tasks.table import Row, aggregate, format_markdown, format_table
+from unicode_fast.tasks.retrieval import Retrieval
+from unicode_fast.tasks.runner import (
+    DEFAULT_TASKS,
+    PROBE_TASKS,
+    PROTOCOLS,
+    TASKS,
+    Probes,
+    check_tasks,
+    run_row,
+    run_table,
+    zero_shot_accuracy,
+)
+from unicode_fast.tasks.segmentation import Segmentation
+from unicode_fast.tasks.table import Row, aggregate, format_markdown, format_metrics, format_table
 
 __all__ = [
+    "DEFAULT_TASKS",
+    "PROBE_TASKS",
     "PROTOCOLS",
     "TASKS",
+    "BackboneChoice",
+    "Bootstrap",
+    "Dataset",
+    "Domain",
     "EncodedClips",
+    "Estimate",
     "Probes",
+    "Retrieval",
     "Row",
+    "Segmentation",
     "aggregate",
+    "check_partners",
     "check_tasks",
     "encode_split",
     "explain",
     "format_markdown",
+    "format_metrics",
     "format_table",
+    "open_partners",
     "run_row",
     "run_table",
     "zero_shot_accuracy",

@@ -9,8 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from unicode_fast.data import StoreError
 from unicode_fast.tasks import metrics
-from unicode_fast.tasks.probe import Clips, EncodedClips, ProbeHead, ProbeRule
+from unicode_fast.tasks.domain import TEST, TRAIN, WHOLE
+from unicode_fast.tasks.intervals import Bootstrap, Estimate
+from unicode_fast.tasks.pooled import pooled_metrics
+from unicode_fast.tasks.probe import Clips, EncodedClips, ProbeHead, ProbeRule, all_clips
 
 
 class CrossEntropy(nn.Module):
@@ -26,6 +30,9 @@ class Classification:
 
     name = "classification"
     protocol = "sound"
+    across = False
+    tested: tuple[str, ...] = (TEST,)
+    metric = "accuracy"
     rule = ProbeRule(epochs=15, batch_size=200, learning_rate=4e-3, least_steps=300)
 
     def modalities(self, clips: Clips, names: Sequence[str]) -> list[str]:
@@ -37,8 +44,13 @@ class Classification:
         return len(clips.classes)
 
     def truth(self, clips: Clips, name: str) -> Tensor:
-        """(clips,) int64."""
-        return torch.from_numpy(np.array(clips.target))
+        """(clips,) int64; the commonest foreground class of its segments where clips have no classes of their own."""
+        try:
+            return torch.from_numpy(np.array(clips.target))
+        except StoreError:
+            if name not in clips.labels:
+                raise
+        return torch.from_numpy(metrics.clip_target(all_clips(clips.labels[name])))
 
     def output(self, head: ProbeHead, codes: EncodedClips) -> Tensor:
         """(clips, C)."""
@@ -56,15 +68,45 @@ class Classification:
         """1 / C."""
         return 1 / len(clips.classes)
 
+    def further(self, logits: Tensor, truth: Tensor, mask: Tensor, bootstrap: Bootstrap) -> dict[str, Estimate]:
+        """Accuracy, and pooled precision, recall, F1 and mAP over classes, the softmax for a score."""
+        columns = logits.shape[1]
+        predicted, target = logits.argmax(1).numpy(), truth.numpy()
+        chosen, wanted = (np.eye(columns, dtype=bool)[classes] for classes in (predicted, target))
+        return {
+            "accuracy": bootstrap.of_mean((predicted == target).astype(float)),
+            **pooled_metrics(chosen, logits.softmax(1).numpy(), wanted, np.arange(len(target)), bootstrap),
+        }
+
 
 class OfficialClassification(Classification):
     """Accuracy as the released AVE code defines it."""
 
     protocol = "official"
+    tested: tuple[str, ...] = (WHOLE, TRAIN)
     rule = ProbeRule(epochs=30, batch_size=80, learning_rate=4e-4, halve_at=(10, 20, 30), clip_norm=0.5)
 
     def truth(self, clips: Clips, name: str) -> Tensor:
         """(clips,) int64, the largest segment class; the clip's own where the modality has no segment labels."""
         if name not in clips.labels:
             return super().truth(clips, name)
-        return torch.from_numpy(metrics.official_target(clips.labels[name]))
+        return torch.from_numpy(metrics.official_target(all_clips(clips.labels[name])))
+
+
+class CrossClassification(Classification):
+    """The same on clips of another data set with the same classes."""
+
+    name = "cross-classification"
+    across = True
+
+
+class OfficialCrossClassification(OfficialClassification):
+    """Accuracy as the released UCF-101 and VGGSound code defines it: the target is the clip's class."""
+
+    name = "cross-classification"
+    across = True
+    tested = (WHOLE, TEST)
+
+    def truth(self, clips: Clips, name: str) -> Tensor:
+        """(clips,) int64."""
+        return Classification.truth(self, clips, name)

@@ -10,7 +10,10 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from unicode_fast.tasks import metrics
-from unicode_fast.tasks.probe import Clips, EncodedClips, ProbeHead, ProbeRule
+from unicode_fast.tasks.domain import TEST, TRAIN, WHOLE
+from unicode_fast.tasks.intervals import Bootstrap, Estimate
+from unicode_fast.tasks.pooled import pooled_metrics
+from unicode_fast.tasks.probe import Clips, EncodedClips, ProbeHead, ProbeRule, all_clips
 
 
 class SegmentLoss(nn.Module):
@@ -46,11 +49,17 @@ class OfficialSegmentLoss(SegmentLoss):
         return super().forward(logits, truth, mask) + exp_log
 
 
+OFFICIAL_RULE = ProbeRule(epochs=50, batch_size=80, learning_rate=4e-4, halve_at=(10, 20, 30), clip_norm=0.5)
+
+
 class Localisation:
     """Pooled micro-F1 over the C foreground classes at threshold 0.5, sound protocol."""
 
     name = "localisation"
     protocol = "sound"
+    across = False
+    tested: tuple[str, ...] = (TEST,)
+    metric = "micro_f1"
     rule = ProbeRule(epochs=30, batch_size=200, learning_rate=4e-3, least_steps=300)
 
     def modalities(self, clips: Clips, names: Sequence[str]) -> list[str]:
@@ -63,7 +72,7 @@ class Localisation:
 
     def truth(self, clips: Clips, name: str) -> Tensor:
         """(clips, T, C+1) bool."""
-        return torch.from_numpy(np.asarray(clips.labels[name]) > 0)
+        return torch.from_numpy(all_clips(clips.labels[name]) > 0)
 
     def output(self, head: ProbeHead, codes: EncodedClips) -> Tensor:
         """(clips, T, C+1)."""
@@ -83,12 +92,24 @@ class Localisation:
             self.truth(clips, name)[torch.from_numpy(np.array(clips.mask[name]))][:, :-1].numpy()
         )
 
+    def further(self, logits: Tensor, truth: Tensor, mask: Tensor, bootstrap: Bootstrap) -> dict[str, Estimate]:
+        """Pooled precision, recall, F1 and mAP over the C foreground classes, then the released code's measures."""
+        chosen, wanted = logits[mask][:, :-1], truth[mask][:, :-1]
+        clip = torch.arange(len(mask)).repeat_interleave(mask.sum(1))
+        official = metrics.official_scores((logits > 0).numpy(), truth.numpy(), mask.numpy(), OFFICIAL_RULE.batch_size)
+        return {
+            **pooled_metrics((chosen > 0).numpy(), chosen.numpy(), wanted.numpy(), clip.numpy(), bootstrap),
+            **{f"official_{name}": Estimate(value) for name, value in official._asdict().items()},
+        }
+
 
 class OfficialLocalisation(Localisation):
     """Precision as the released AVVP code defines it, background included."""
 
     protocol = "official"
-    rule = ProbeRule(epochs=50, batch_size=80, learning_rate=4e-4, halve_at=(10, 20, 30), clip_norm=0.5)
+    tested: tuple[str, ...] = (WHOLE, TRAIN)
+    metric = "official_precision"
+    rule = OFFICIAL_RULE
 
     def make_loss(self, columns: int, dtype: torch.dtype) -> nn.Module:
         """With the ExpLog term and its alphas."""
@@ -103,5 +124,31 @@ class OfficialLocalisation(Localisation):
     def chance(self, clips: Clips, name: str) -> float:
         """The best official precision of a constant prediction."""
         return metrics.official_constant_precision(
+            self.truth(clips, name).numpy(), np.array(clips.mask[name]), self.rule.batch_size
+        )
+
+
+class CrossLocalisation(Localisation):
+    """The same on clips of another data set with the same classes."""
+
+    name = "cross-localisation"
+    across = True
+
+
+class OfficialCrossLocalisation(OfficialLocalisation):
+    """F1 as the released AVE to AVVP code defines it, background included."""
+
+    name = "cross-localisation"
+    across = True
+    tested = (TEST,)
+    metric = "official_f1"
+
+    def score(self, logits: Tensor, truth: Tensor, mask: Tensor) -> float:
+        """F1 of precision and recall averaged over batches; the epoch is chosen by it, and it is what was published."""
+        return metrics.official_scores((logits > 0).numpy(), truth.numpy(), mask.numpy(), self.rule.batch_size).f1
+
+    def chance(self, clips: Clips, name: str) -> float:
+        """The best such F1 of a constant prediction."""
+        return metrics.official_constant_f1(
             self.truth(clips, name).numpy(), np.array(clips.mask[name]), self.rule.batch_size
         )

@@ -87,6 +87,27 @@ def official_target(labels: np.ndarray) -> np.ndarray:
     return np.asarray(labels)[..., :-1].argmax(-1).max(1).astype(np.int64)
 
 
+def clip_target(labels: np.ndarray) -> np.ndarray:
+    """The class that most foreground segments of a clip have.
+
+    Args:
+        labels: (clips, T, C+1), background last; a segment's class is the argmax over its C foreground columns.
+
+    Returns:
+        (clips,) int64, the smallest class among equals.
+
+    Raises:
+        ValueError: a clip has no foreground segment.
+    """
+    foreground = np.asarray(labels)[..., :-1]
+    classes = np.eye(foreground.shape[-1], dtype=np.int64)[foreground.argmax(-1)]  # (clips, T, C)
+    counts = (classes * (foreground > 0).any(-1, keepdims=True)).sum(1)
+    if not counts.any(1).all():
+        clip = int(counts.any(1).argmin())
+        raise ValueError(f"labels must mark a foreground class in each clip to classify, none in clip {clip}")
+    return counts.argmax(1)
+
+
 def official_scores(prediction: np.ndarray, truth: np.ndarray, mask: np.ndarray, batch_size: int) -> OfficialScores:
     """Precision and recall over all columns, background included, averaged over batches and not pooled.
 
@@ -141,6 +162,22 @@ def official_constant_precision(truth: np.ndarray, mask: np.ndarray, batch_size:
     return max(
         official_scores(np.broadcast_to(column, truth.shape), truth, mask, batch_size).precision for column in columns
     )
+
+
+def official_constant_f1(truth: np.ndarray, mask: np.ndarray, batch_size: int) -> float:
+    """The best official F1 of a constant prediction of the k commonest columns, k from 1 to C+1.
+
+    Args:
+        truth: (clips, T, C+1) 0/1.
+        mask: (clips, T) bool.
+        batch_size: clips per batch, as in `official_scores`.
+
+    Raises:
+        ValueError: as `official_scores` says.
+    """
+    commonest = np.argsort(-(np.asarray(truth)[mask] > 0).sum(0), kind="stable")
+    sets = [np.isin(np.arange(truth.shape[-1]), commonest[: size + 1]) for size in range(truth.shape[-1])]
+    return max(official_scores(np.broadcast_to(chosen, truth.shape), truth, mask, batch_size).f1 for chosen in sets)
 
 
 def _check_same_shape(prediction: np.ndarray, truth: np.ndarray, dimensions: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from tqdm import tqdm
 
 from unicode_fast.tasks.probe import (
     Clips,
-    EncodedClips,
+    Examples,
     FrozenModel,
     ProbeHead,
     ProbeTask,
@@ -44,14 +45,21 @@ def seeded_training_mode(model: FrozenModel, seed: int) -> Iterator[None]:
                     buffer.copy_(before)
 
 
-def official_scores(
+class OfficialBest(NamedTuple):
+    """The epoch with the best score, and what the probe said in it, clips first."""
+
+    score: float
+    logits: Tensor
+
+
+def official_probe(
     task: ProbeTask,
     model: FrozenModel,
     clips: Clips,
     source: str,
-    codes: Mapping[str, EncodedClips],
+    scored: Mapping[str, Examples],
     seed: int,
-) -> dict[str, float]:
+) -> dict[str, OfficialBest]:
     """Train on one modality by the released code's rules and score on others after every epoch.
 
     The encoder is in training mode while the probe trains, so every batch is encoded anew with its dropout; scores
@@ -60,33 +68,34 @@ def official_scores(
     Args:
         task: one of the official variants.
         model: the frozen encoder; mode, buffers and the global random numbers are left as they were.
-        clips: the clips to train and to score on.
+        clips: the clips to train on.
         source: the modality the probe is trained on.
-        codes: of `clips` in evaluation mode, by modality to score on.
+        scored: codes from evaluation mode and truth of the clips to score on, by modality.
         seed: of this probe.
 
     Returns:
-        The best score over epochs by modality, chosen on the very clips that are scored.
+        The best epoch by modality, chosen on the very clips that are scored.
     """
     generator = torch.Generator().manual_seed(probe_seed(seed, "official", task.name, source))
-    columns = task.columns(clips)
-    truth = {name: task.truth(clips, name) for name in {source, *codes}}
-    scored = {name: part.to(torch.float64) for name, part in codes.items()}
-    width = next(iter(scored.values())).table.shape[1]
+    columns, truth = task.columns(clips), task.truth(clips, source)
+    held = {name: Examples(part.codes.to(torch.float64), part.truth) for name, part in scored.items()}
+    width = next(iter(held.values())).codes.table.shape[1]
     head = ProbeHead(width, columns, generator, torch.float64)
     loss = task.make_loss(columns, torch.float64)
-    best = dict.fromkeys(codes, 0.0)
+    best: dict[str, OfficialBest] = {}
 
     def loss_of(numbers: Tensor) -> Tensor:
         part = encode_batch(model, clips, source, numbers.numpy()).to(torch.float64)
-        return loss(task.output(head, part), truth[source][numbers], part.mask)
+        return loss(task.output(head, part), truth[numbers], part.mask)
 
     dropout_seed = probe_seed(seed, "official dropout", task.name, source)
     with seeded_training_mode(model, dropout_seed):
         epochs = probe_epochs(head, task.rule, len(clips), generator, loss_of, loss.parameters())
         for _ in tqdm(epochs, f"{task.name} on {source}", task.rule.epochs, leave=False):
-            for name, part in scored.items():
+            for name, (codes, target) in held.items():
                 with torch.no_grad():
-                    logits = task.output(head, part)
-                best[name] = max(best[name], task.score(logits, truth[name], part.mask))
+                    logits = task.output(head, codes)
+                score = task.score(logits, target, codes.mask)
+                if name not in best or score > best[name].score:
+                    best[name] = OfficialBest(score, logits)
     return best

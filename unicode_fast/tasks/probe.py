@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding_bag
 from torch.nn.utils import clip_grad_norm_, skip_init
 
+from unicode_fast.tasks.intervals import Bootstrap, Estimate
+
 ENCODE_BATCH = 250
 
 
@@ -122,6 +124,11 @@ class EncodedClips:
     def to(self, dtype: torch.dtype) -> EncodedClips:
         """The same codes with a table of this dtype."""
         return EncodedClips(self.index, self.table.to(dtype), self.mask)
+
+
+def all_clips(array: np.ndarray) -> np.ndarray:
+    """The values of all clips of an array that may be read only when it is indexed."""
+    return np.asarray(array[np.arange(len(array))])
 
 
 @torch.no_grad()
@@ -237,6 +244,15 @@ def probe_seed(seed: int, *purpose: str) -> int:
     return int.from_bytes(digest, "little") >> 1
 
 
+def center_and_scale(codes: EncodedClips) -> tuple[Tensor, Tensor]:
+    """Mean (D,) of the codewords of all valid steps, and their root mean square around it, 1 where that is 0."""
+    steps = codes.index[codes.mask]
+    share = torch.bincount(steps, minlength=len(codes.table)).to(codes.table.dtype) / len(steps)
+    center = share @ codes.table
+    spread = (share @ (codes.table - center).square()).mean().sqrt()
+    return center, torch.where(spread > 0, spread, 1.0)
+
+
 class ProbeHead(nn.Module):
     """Linear(D, D), then Linear(D, columns), with nothing between them but a maximum over time where a task takes one.
 
@@ -266,11 +282,7 @@ class ProbeHead(nn.Module):
         Args:
             codes: of the clips that the probe is trained on.
         """
-        steps = codes.index[codes.mask]
-        share = torch.bincount(steps, minlength=len(codes.table)).to(codes.table.dtype) / len(steps)
-        self.center = share @ codes.table
-        spread = (share @ (codes.table - self.center).square()).mean().sqrt()
-        self.scale = torch.where(spread > 0, spread, 1.0)
+        self.center, self.scale = center_and_scale(codes)
 
     def projected(self, codes: EncodedClips) -> Tensor:
         """(rows, D), the first linear layer of each codeword."""
@@ -357,6 +369,18 @@ class ProbeTask(Protocol):
         """One of sound and official."""
 
     @property
+    def across(self) -> bool:
+        """The probe is tested on another data set, or on another domain of the same one."""
+
+    @property
+    def tested(self) -> tuple[str, ...]:
+        """Splits to score on; the first of them that the data set has is taken."""
+
+    @property
+    def metric(self) -> str:
+        """The name of the score among the further numbers."""
+
+    @property
     def rule(self) -> ProbeRule:
         """How its probes are trained."""
 
@@ -380,6 +404,9 @@ class ProbeTask(Protocol):
 
     def chance(self, clips: Clips, name: str) -> float:
         """The score without looking at the clips."""
+
+    def further(self, logits: Tensor, truth: Tensor, mask: Tensor, bootstrap: Bootstrap) -> dict[str, Estimate]:
+        """The score and further numbers of the same predictions, by name."""
 
 
 class Examples(NamedTuple):

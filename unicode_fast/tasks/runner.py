@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from unicode_fast.tasks.classification import Classification, OfficialClassification
-from unicode_fast.tasks.localisation import Localisation, OfficialLocalisation
-from unicode_fast.tasks.official import official_scores
+from unicode_fast.tasks.backbones import BackboneChoice
+from unicode_fast.tasks.classification import (
+    Classification,
+    CrossClassification,
+    OfficialClassification,
+    OfficialCrossClassification,
+)
+from unicode_fast.tasks.domain import TEST, TRAIN, VALIDATION, WHOLE, Dataset, Domain, check_classes
+from unicode_fast.tasks.intervals import Bootstrap, Estimate
+from unicode_fast.tasks.localisation import (
+    CrossLocalisation,
+    Localisation,
+    OfficialCrossLocalisation,
+    OfficialLocalisation,
+)
+from unicode_fast.tasks.official import OfficialBest, official_probe
 from unicode_fast.tasks.probe import (
-    Clips,
     EncodedClips,
     Examples,
     FrozenModel,
@@ -26,25 +39,31 @@ from unicode_fast.tasks.probe import (
     probe_seed,
     train_probe,
 )
+from unicode_fast.tasks.retrieval import Retrieval
+from unicode_fast.tasks.segmentation import Segmentation
 from unicode_fast.tasks.table import Row
 
-TASKS = ("classification", "localisation")
+PROBE_TASKS = ("classification", "localisation", "cross-classification", "cross-localisation")
+RETRIEVAL, SEGMENTATION = "retrieval", "segmentation"
+TASKS = (*PROBE_TASKS, SEGMENTATION, RETRIEVAL)
+DEFAULT_TASKS = ("classification", "localisation")
 PROTOCOLS = ("sound", "official")
-TRAIN, VALIDATION, TEST = "train", "val", "test"
 QUICK_CLIPS = 1000
 QUICK_RULE = ProbeRule(epochs=10, batch_size=100, learning_rate=4e-3, least_steps=200)
 
 _KINDS: dict[tuple[str, str], ProbeTask] = {
     (task.name, task.protocol): task
-    for task in (Classification(), OfficialClassification(), Localisation(), OfficialLocalisation())
+    for task in (
+        Classification(),
+        OfficialClassification(),
+        Localisation(),
+        OfficialLocalisation(),
+        CrossClassification(),
+        OfficialCrossClassification(),
+        CrossLocalisation(),
+        OfficialCrossLocalisation(),
+    )
 }
-
-
-class Splits(Protocol):
-    """What the tasks need of a data set; `unicode_fast.data.Store` has it."""
-
-    def split(self, name: str) -> Clips:
-        """The clips of train, val or test."""
 
 
 def check_tasks(tasks: str | Sequence[str]) -> list[str]:
@@ -67,9 +86,14 @@ def probe_task(task: str, protocol: str = "sound") -> ProbeTask:
         ValueError: one of them is unknown.
     """
     check_tasks([task])
+    check_protocol(protocol)
+    return _KINDS[task, protocol]
+
+
+def check_protocol(protocol: str) -> None:
+    """Raises ValueError where the protocol is unknown."""
     if protocol not in PROTOCOLS:
         raise ValueError(f"protocol must be one of {', '.join(PROTOCOLS)}, got {protocol!r}")
-    return _KINDS[task, protocol]
 
 
 class Probes:
@@ -82,40 +106,92 @@ class Probes:
         model: encodes in evaluation mode; its mode, its buffers and the global random numbers stay as they are.
         store: with splits train, val and test.
         seed: of the probes.
+        partners: by task, the data set it is tested on where that is not `store`.
+        backbone: of segmentation; None takes the light one.
+        segmenter_steps: at which training of a segmenter ends; None takes the backbone's own rule.
+
+    Raises:
+        ValueError: a partner of a task across data sets has other classes than `store`.
     """
 
-    def __init__(self, model: FrozenModel, store: Splits, seed: int = 0) -> None:
+    def __init__(
+        self,
+        model: FrozenModel,
+        store: Dataset,
+        seed: int = 0,
+        *,
+        partners: Mapping[str, Dataset] | None = None,
+        backbone: BackboneChoice | None = None,
+        segmenter_steps: int | None = None,
+    ) -> None:
         self.model, self.store, self.seed = model, store, seed
-        self._codes: dict[tuple[str, str], EncodedClips] = {}
-        self._heads: dict[tuple[str, str], ProbeHead] = {}
-        self._official: dict[tuple[str, str], dict[str, float]] = {}
+        self._backbone, self._segmenter_steps = backbone, segmenter_steps
+        self.home = Domain(model, store)
+        self.partners = {task: Domain(model, partner) for task, partner in (partners or {}).items()}
+        self._heads: dict[tuple[str, str, bool], ProbeHead] = {}
+        self._official: dict[tuple[str, str, bool], dict[str, OfficialBest]] = {}
+        for task, partner in self.partners.items():
+            if task in PROBE_TASKS:
+                check_classes(store.classes, partner.store.classes)
+
+    def domain(self, task: str) -> Domain:
+        """The data set that a task is tested on."""
+        return self.partners.get(task, self.home)
+
+    @cached_property
+    def retrieval(self) -> Retrieval:
+        """Retrieval on `store`."""
+        return Retrieval(self.home, self.seed)
+
+    @cached_property
+    def segmentation(self) -> Segmentation:
+        """Segmentation on `store`, or on the task's partner.
+
+        Raises:
+            ValueError: the data set has no frames with masks.
+        """
+        return Segmentation(self.domain(SEGMENTATION), self.seed, self._backbone, self._segmenter_steps)
 
     def codes(self, split: str, name: str) -> EncodedClips:
         """Codes of a modality, all clips of a split."""
-        if (split, name) not in self._codes:
-            self._codes[split, name] = encode_split(self.model, self.store.split(split), [name])[name]
-        return self._codes[split, name]
+        return self.home.codes(split, name)
 
     def modalities(self, task: str) -> list[str]:
-        """The model's modalities that a task can be probed on."""
-        return probe_task(task).modalities(self.store.split(TEST), self.model.names)
+        """The model's modalities that a task can be measured on."""
+        if task == RETRIEVAL:
+            return self.home.names
+        if task == SEGMENTATION:
+            return self.segmentation.queries
+        kind, domain = probe_task(task), self.domain(task)
+        return [name for name in domain.names if kind.modalities(domain.clips(TEST, name), [name])]
 
-    def head(self, task: str, source: str) -> ProbeHead:
-        """The probe that is trained on one modality, sound protocol."""
-        if (task, source) not in self._heads:
-            kind = probe_task(task)
-            self._heads[task, source] = train_probe(
+    def head(self, task: str, source: str, *, at_home: bool = True) -> ProbeHead:
+        """The probe that is trained on one modality, sound protocol.
+
+        Args:
+            task: what it learns.
+            source: the modality.
+            at_home: trained on `store`, else on the data set that the task is tested on.
+        """
+        at_home = at_home or self.domain(task) is self.home
+        if (task, source, at_home) not in self._heads:
+            kind, domain = probe_task(task), self.home if at_home else self.domain(task)
+            self._heads[task, source, at_home] = train_probe(
                 kind,
-                kind.columns(self.store.split(TRAIN)),
-                self._examples(kind, TRAIN, source),
-                self._examples(kind, VALIDATION, source),
+                kind.columns(domain.clips(TRAIN, source)),
+                domain.examples(kind, TRAIN, source),
+                domain.examples(kind, VALIDATION, source),
                 torch.Generator().manual_seed(probe_seed(self.seed, task, source)),
             )
-        return self._heads[task, source]
+        return self._heads[task, source, at_home]
 
     def output(self, task: str, source: str, target: str, split: str = TEST) -> Tensor:
-        """Logits on `target` of the probe that is trained on `source`, all clips of a split, clips first."""
-        head, codes = self.head(task, source), self.codes(split, target).to(torch.float32)
+        """Logits on `target` of the probe that is trained on `source`, all clips of a split, clips first.
+
+        Where both are the same modality the probe is trained on the data set that it is tested on.
+        """
+        codes = self.domain(task).codes(split, target).to(torch.float32)
+        head = self.head(task, source, at_home=source != target)
         with one_thread():
             return probe_task(task).output(head, codes)
 
@@ -123,39 +199,81 @@ class Probes:
         """Of the probe that is trained on `source` and tested on `target`, which may be the same."""
         kind = probe_task(task, protocol)
         if protocol == "official":
-            return self._official_scores(kind, source)[target]
-        examples = self._examples(kind, TEST, target)
+            return self._best(kind, source, target).score
+        examples = self.domain(task).examples(kind, TEST, target)
         return kind.score(self.output(task, source, target), examples.truth, examples.codes.mask)
 
-    def row(self, task: str, source: str, target: str, protocol: str = "sound") -> Row:
+    def row(  # noqa: PLR0913 - the words of one line of the table
+        self,
+        task: str,
+        source: str,
+        target: str,
+        protocol: str = "sound",
+        *,
+        anchor: str | None = None,
+        details: bool = False,
+    ) -> Row:
         """One direction.
+
+        Args:
+            task: what is measured.
+            source: the modality that the probe is trained on.
+            target: the modality that it is tested on.
+            protocol: sound or official.
+            anchor: of retrieval; None takes the data set's third modality.
+            details: with the interval and the further numbers.
 
         Raises:
             ValueError: task, protocol or modality is unknown, the modality has no labels for the task, or source and
                 target are the same.
         """
-        kind, able = probe_task(task, protocol), self.modalities(task)
-        for argument, name in (("source", source), ("target", target)):
-            if name not in self.model.names:
-                raise ValueError(f"{argument} must be one of {', '.join(self.model.names)}, got {name!r}")
-            if name not in able:
-                raise ValueError(
-                    f"{argument} of {task} must have labels at each step, which {', '.join(able) or 'none'} has, "
-                    f"got {name!r}"
-                )
-        if source == target:
-            raise ValueError(f"target must be another modality than source, got {target!r} for both")
+        check_protocol(protocol)
+        self.check_direction(task, source, target)
+        if anchor is not None and task != RETRIEVAL:
+            raise ValueError(f"anchor is for {RETRIEVAL}, got {anchor!r} beside {task}")
+        if task in (RETRIEVAL, SEGMENTATION):
+            if task == RETRIEVAL:
+                row = self.retrieval.row(source, target, protocol, anchor)
+            else:
+                row = self.segmentation.row(source, target, protocol)
+            return row if details else replace(row, interval=None, metrics={})
+        kind = probe_task(task, protocol)
+        further = self._further(kind, source, target) if details else {}
         return Row(
             task=task,
             source=source,
             target=target,
             score=self.score(task, source, target, protocol),
             same_modality=self.score(task, target, target, protocol),
-            chance=kind.chance(self.store.split(TEST if protocol == "sound" else TRAIN), target),
+            chance=kind.chance(self.domain(task).clips(self._tested_split(kind), target), target),
             protocol=protocol,
+            interval=further[kind.metric].interval if further else None,
+            metrics=further,
         )
 
-    def table(self, tasks: str | Sequence[str] = TASKS, *, protocol: str = "sound", progress: bool = True) -> list[Row]:
+    def check_direction(self, task: str, source: str, target: str) -> None:
+        """Raises ValueError where a modality is unknown or unfit for the task, or both are the same."""
+        check_tasks([task])
+        able = self.modalities(task)
+        for argument, name in (("source", source), ("target", target)):
+            if name not in self.model.names:
+                raise ValueError(f"{argument} must be one of {', '.join(self.model.names)}, got {name!r}")
+            if name not in able:
+                needs = "labels at each step" if task.endswith("localisation") else "clips that can be encoded"
+                raise ValueError(
+                    f"{argument} of {task} must have {needs}, which {', '.join(able) or 'none'} has, got {name!r}"
+                )
+        if source == target:
+            raise ValueError(f"target must be another modality than source, got {target!r} for both")
+
+    def table(
+        self,
+        tasks: str | Sequence[str] = DEFAULT_TASKS,
+        *,
+        protocol: str = "sound",
+        details: bool = False,
+        progress: bool = True,
+    ) -> list[Row]:
         """All directions, as `run_table` says."""
         directions = [
             (task, source, target)
@@ -165,27 +283,46 @@ class Probes:
             if source != target
         ]
         shown = tqdm(directions, desc="probes", unit="row", disable=not progress, dynamic_ncols=True)
-        return [self.row(task, source, target, protocol) for task, source, target in shown]
+        return [self.row(task, source, target, protocol, details=details) for task, source, target in shown]
 
-    def _examples(self, kind: ProbeTask, split: str, name: str) -> Examples:
-        return Examples(self.codes(split, name), kind.truth(self.store.split(split), name))
+    def _further(self, kind: ProbeTask, source: str, target: str) -> dict[str, Estimate]:
+        examples = self.domain(kind.name).examples(kind, self._tested_split(kind), target)
+        if kind.protocol == "official":
+            logits = self._best(kind, source, target).logits
+        else:
+            logits = self.output(kind.name, source, target)
+        bootstrap = Bootstrap(len(logits), probe_seed(self.seed, "bootstrap"))
+        return kind.further(logits, examples.truth, examples.codes.mask, bootstrap)
 
-    def _official_scores(self, kind: ProbeTask, source: str) -> dict[str, float]:
-        if (kind.name, source) not in self._official:
-            codes = {name: self.codes(TRAIN, name) for name in self.modalities(kind.name)}
-            self._official[kind.name, source] = official_scores(
-                kind, self.model, self.store.split(TRAIN), source, codes, self.seed
+    def _tested_split(self, kind: ProbeTask) -> str:
+        return self.domain(kind.name).first_of(kind.tested)
+
+    def _best(self, kind: ProbeTask, source: str, target: str) -> OfficialBest:
+        """Official protocol; `source` is trained on at home, unless it is the target itself."""
+        tested, elsewhere = self.domain(kind.name), source == target and kind.across
+        key = kind.name, source, elsewhere
+        if key not in self._official:
+            split = self._tested_split(kind)
+            names = [target] if elsewhere else self.modalities(kind.name)
+            clips = (
+                tested.clips(split, source)
+                if elsewhere
+                else self.home.clips(self.home.first_of((WHOLE, TRAIN)), source)
             )
-        return self._official[kind.name, source]
+            scored = {name: tested.examples(kind, split, name) for name in names}
+            self._official[key] = official_probe(kind, self.model, clips, source, scored, self.seed)
+        return self._official[key][target]
 
 
-def run_table(
+def run_table(  # noqa: PLR0913 - what the table is about, and how it is measured
     model: FrozenModel,
-    store: Splits,
-    tasks: str | Sequence[str] = TASKS,
+    store: Dataset,
+    tasks: str | Sequence[str] = DEFAULT_TASKS,
     *,
     seed: int = 0,
     protocol: str = "sound",
+    partners: Mapping[str, Dataset] | None = None,
+    details: bool = False,
     progress: bool = True,
 ) -> list[Row]:
     """All directions of some tasks.
@@ -198,45 +335,52 @@ def run_table(
         tasks: names, as a list or separated by commas.
         seed: of the probes.
         protocol: sound, or official as `explain` describes it.
+        partners: by task, the data set it is tested on where that is not `store`; the frames of segmentation.
+        details: with intervals and further numbers.
         progress: a bar on the error stream.
 
     Returns:
         Rows by task, then source, then target, in the order of the model's modalities.
 
     Raises:
-        ValueError: a task or the protocol is unknown.
+        ValueError: a task or the protocol is unknown, or as `Probes` says.
     """
-    return Probes(model, store, seed).table(tasks, protocol=protocol, progress=progress)
+    probes = Probes(model, store, seed, partners=partners)
+    return probes.table(tasks, protocol=protocol, details=details, progress=progress)
 
 
 def run_row(  # noqa: PLR0913 - the words of one line of the table
     model: FrozenModel,
-    store: Splits,
+    store: Dataset,
     task: str,
     source: str,
     target: str,
     *,
     protocol: str = "sound",
     seed: int = 0,
+    partners: Mapping[str, Dataset] | None = None,
+    details: bool = False,
 ) -> Row:
     """One row of the table by itself, with the same numbers.
 
     Args:
         model: the frozen encoder; nothing in it changes.
         store: with splits train, val and test.
-        task: classification or localisation.
+        task: one of `TASKS`.
         source: the modality the probe is trained on.
         target: the modality it is tested on.
         protocol: sound or official.
         seed: of the probes.
+        partners: by task, the data set it is tested on where that is not `store`.
+        details: with interval and further numbers.
 
     Raises:
         ValueError: as `Probes.row` says.
     """
-    return Probes(model, store, seed).row(task, source, target, protocol)
+    return Probes(model, store, seed, partners=partners).row(task, source, target, protocol, details=details)
 
 
-def zero_shot_accuracy(model: FrozenModel, store: Splits, *, seed: int = 0) -> dict[str, float]:
+def zero_shot_accuracy(model: FrozenModel, store: Dataset, *, seed: int = 0) -> dict[str, float]:
     """Quick zero-shot classification on the validation split, for choosing a checkpoint during pre-training.
 
     A probe of a few epochs on at most 1000 training clips of each modality is scored on the validation clips of the
@@ -250,20 +394,19 @@ def zero_shot_accuracy(model: FrozenModel, store: Splits, *, seed: int = 0) -> d
     Returns:
         Accuracy by direction, such as "audio->video", and "mean" over directions.
     """
-    kind = probe_task("classification")
-    train, validation = store.split(TRAIN), store.split(VALIDATION)
-    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(probe_seed(seed, "quick clips")))
-    numbers = np.sort(order[:QUICK_CLIPS].numpy())
-    codes = encode_split(model, train, model.names, numbers=numbers)
-    held_out = encode_split(model, validation, model.names)
+    kind, domain = probe_task("classification"), Domain(model, store)
     scores: dict[str, float] = {}
     for source in model.names:
-        examples = Examples(codes[source], kind.truth(train, source)[torch.from_numpy(numbers)])
+        train = domain.clips(TRAIN, source)
+        order = torch.randperm(len(train), generator=torch.Generator().manual_seed(probe_seed(seed, "quick clips")))
+        numbers = np.sort(order[:QUICK_CLIPS].numpy())
+        codes = encode_split(model, train, [source], numbers=numbers)[source]
+        examples = Examples(codes, kind.truth(train, source)[torch.from_numpy(numbers)])
         generator = torch.Generator().manual_seed(probe_seed(seed, "quick", source))
         head = train_probe(kind, kind.columns(train), examples, None, generator, QUICK_RULE)
         for target in model.names:
             if target != source:
-                logits = kind.output(head, held_out[target].to(torch.float32))
-                truth = kind.truth(validation, target)
-                scores[f"{source}->{target}"] = kind.score(logits, truth, held_out[target].mask)
+                held = domain.examples(kind, VALIDATION, target)
+                logits = kind.output(head, held.codes.to(torch.float32))
+                scores[f"{source}->{target}"] = kind.score(logits, held.truth, held.codes.mask)
     return {"mean": float(np.mean(list(scores.values()))), **scores}

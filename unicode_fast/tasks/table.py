@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
+
+from unicode_fast.tasks.intervals import Estimate
 
 _HEADINGS = ("task", "direction", "zero-shot", "same modality", "chance", "ratio")
 
@@ -16,7 +18,7 @@ class Row:
     """One direction of one task; scores are fractions.
 
     Attributes:
-        task: classification or localisation.
+        task: one of `TASKS`.
         source: the modality that the probe was trained on.
         target: the modality that it was tested on.
         score: on the target, without ever seeing it labelled.
@@ -24,6 +26,9 @@ class Row:
         chance: of a prediction that does not look at the clip.
         protocol: sound or official.
         std: sample standard deviation of `score` over seeds; None for a single seed.
+        anchor: the modality that source and target are matched with in retrieval; None elsewhere.
+        interval: 95 % bootstrap interval of `score` over test clips; None where it was not asked for.
+        metrics: further numbers of the same predictions by name.
     """
 
     task: str
@@ -34,6 +39,9 @@ class Row:
     chance: float
     protocol: str = "sound"
     std: float | None = None
+    anchor: str | None = None
+    interval: tuple[float, float] | None = None
+    metrics: Mapping[str, Estimate] = field(default_factory=dict)
 
     @property
     def ratio(self) -> float:
@@ -46,7 +54,7 @@ class Row:
         return f"{self.source}->{self.target}"
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for a summary; "std" only over several seeds, "protocol" only where it is not the sound one."""
+        """Plain values for a summary; what a row does not have is left out, as is the protocol where it is sound."""
         values: dict[str, Any] = {
             "task": self.task,
             "from": self.source,
@@ -59,6 +67,12 @@ class Row:
             values["std"] = self.std
         if self.protocol != "sound":
             values["protocol"] = self.protocol
+        if self.anchor is not None:
+            values["anchor"] = self.anchor
+        if self.interval is not None:
+            values["interval"] = list(self.interval)
+        if self.metrics:
+            values["metrics"] = {name: estimate.as_dict() for name, estimate in self.metrics.items()}
         return values
 
     @classmethod
@@ -70,6 +84,10 @@ class Row:
         """
         renamed = {{"from": "source", "to": "target"}.get(key, key): value for key, value in values.items()}
         try:
+            if "interval" in renamed:
+                renamed["interval"] = tuple(renamed["interval"])
+            if "metrics" in renamed:
+                renamed["metrics"] = {name: Estimate(**value) for name, value in renamed["metrics"].items()}
             return cls(**renamed)
         except TypeError as error:
             raise ValueError(f"a row must have the keys that Row.as_dict gives, got {sorted(values)}") from error
@@ -77,6 +95,8 @@ class Row:
 
 def aggregate(rows_of_seeds: Sequence[Sequence[Row]]) -> list[Row]:
     """Mean scores over seeds, row by row, with the standard deviation of the zero-shot score.
+
+    Further numbers are means too, of those that every seed has; intervals are of one model and are left out.
 
     Args:
         rows_of_seeds: the rows of each seed, the same directions in all of them, in any order.
@@ -99,25 +119,55 @@ def aggregate(rows_of_seeds: Sequence[Sequence[Row]]) -> list[Row]:
 
 
 def _key(row: Row) -> tuple[str, ...]:
-    return row.task, row.source, row.target, row.protocol
+    return row.task, row.source, row.target, row.protocol, row.anchor or ""
 
 
 def _mean(rows: Sequence[Row]) -> Row:
+    if len(rows) == 1:
+        return rows[0]
     scores = [row.score for row in rows]
+    shared = [name for name in rows[0].metrics if all(name in row.metrics for row in rows)]
     return replace(
         rows[0],
         score=statistics.fmean(scores),
         same_modality=statistics.fmean(row.same_modality for row in rows),
         chance=statistics.fmean(row.chance for row in rows),
-        std=statistics.stdev(scores) if len(rows) > 1 else None,
+        std=statistics.stdev(scores),
+        interval=None,
+        metrics={name: Estimate(statistics.fmean(row.metrics[name].value for row in rows)) for name in shared},
     )
 
 
 def format_table(rows: Sequence[Row]) -> str:
-    """Aligned columns for a terminal, in ASCII but for the sign of a standard deviation."""
+    """Aligned columns for a terminal, in ASCII but for the sign of a standard deviation.
+
+    A column of 95 % intervals is added where a row has one.
+    """
     lines = [_HEADINGS, *(_cells(row, "->") for row in rows)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(_HEADINGS))]
-    aligned = [_aligned(line, widths) for line in lines]
+    if any(row.interval for row in rows):
+        intervals = [_interval(*row.interval) if row.interval else "-" for row in rows]
+        lines = [(*line, cell) for line, cell in zip(lines, ["95 % interval", *intervals], strict=True)]
+    return _with_rule(lines)
+
+
+def format_metrics(row: Row) -> str:
+    """The further numbers of a row with their 95 % intervals, aligned; shares in percent, ranks as they are."""
+    lines = [("measure", "value", "95 % interval")]
+    for name, (value, low, high) in row.metrics.items():
+        scale, unit = (1, "") if "rank" in name else (100, " %")
+        interval = "-" if low is None or high is None else _interval(low, high, scale)
+        lines.append((name, f"{scale * value:.1f}{unit}", interval))
+    return _with_rule(lines, left=1)
+
+
+def _interval(low: float, high: float, scale: float = 100) -> str:
+    return f"{scale * low:.1f} .. {scale * high:.1f}"
+
+
+def _with_rule(lines: Sequence[Sequence[str]], left: int = 2) -> str:
+    """Aligned columns, the first `left` of them to the left, with a rule beneath the headings."""
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    aligned = [_aligned(line, widths, left) for line in lines]
     return "\n".join([aligned[0], "  ".join("-" * width for width in widths), *aligned[1:]])
 
 
@@ -127,17 +177,18 @@ def format_markdown(rows: Sequence[Row]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _aligned(line: Sequence[str], widths: Sequence[int]) -> str:
-    """The first two columns to the left, numbers to the right."""
+def _aligned(line: Sequence[str], widths: Sequence[int], left: int) -> str:
+    """The first columns to the left, numbers to the right."""
     cells = [
-        cell.ljust(width) if column < 2 else cell.rjust(width)
+        cell.ljust(width) if column < left else cell.rjust(width)
         for column, (cell, width) in enumerate(zip(line, widths, strict=True))
     ]
     return "  ".join(cells).rstrip()
 
 
 def _cells(row: Row, arrow: str) -> tuple[str, ...]:
-    task = row.task if row.protocol == "sound" else f"{row.task} ({row.protocol})"
+    task = row.task if row.anchor is None else f"{row.task} of {row.anchor}"
+    task = task if row.protocol == "sound" else f"{task} ({row.protocol})"
     score = f"{100 * row.score:.1f} %" if row.std is None else f"{100 * row.score:.1f} ± {100 * row.std:.1f} %"
     ratio = "-" if math.isnan(row.ratio) else f"{row.ratio:.2f}"
     return (

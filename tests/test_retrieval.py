@@ -1,0 +1,173 @@
+"""Ranks with ties by hand and by trying every order; heads that carry to a modality they were not trained on."""
+
+import itertools
+import math
+from collections.abc import Mapping
+
+import numpy as np
+import pytest
+import torch
+from look_up import NAMES, LookUp
+from task_tolerances import LEARNED, RATIO
+
+from unicode_fast.config import Modality
+from unicode_fast.data import ClipSet
+from unicode_fast.tasks import Domain, Retrieval
+from unicode_fast.tasks.ranking import DEPTHS, cosine, equal_rows, rank_queries
+from unicode_fast.tasks.retrieval import RetrievalRule, symmetric_info_nce
+
+CLASSES, STEPS = 5, 6
+COUNTS = {"train": 150, "val": 60, "test": 60}
+RULE = RetrievalRule(steps=60, batch_size=50, judged_every=20)
+
+
+class PairedStore:
+    """Two codes a clip tell it from others, each modality in its own words: code 5 m + k means k in modality m."""
+
+    def __init__(self, names: tuple[str, ...] = NAMES, *, private: bool = False) -> None:
+        self.modalities = {name: Modality("vector", (1,)) for name in names}
+        self.classes = [str(number) for number in range(CLASSES)]
+        self.splits = list(COUNTS)
+        self.private = private
+
+    def clips(self, split: str, modality: str) -> ClipSet:
+        clips, generator = COUNTS[split], np.random.default_rng(self.splits.index(split))
+        parts = generator.integers(CLASSES, size=(clips, 2))
+        steps = generator.integers(1, STEPS, (clips, 1))
+        meaning = np.where(np.arange(STEPS) < steps, parts[:, :1], parts[:, 1:])
+        arrays: dict[str, np.ndarray] = {"class": parts[:, 0]}
+        for number, name in enumerate(self.modalities):
+            own = meaning + CLASSES * number if self.private else meaning
+            arrays[name] = own[..., None].astype(np.float32)
+        return ClipSet(arrays, self.modalities, self.classes, np.arange(clips))
+
+
+def test_ranks_by_hand() -> None:
+    similarity = np.array([[0.9, 0.5, 0.5, 0.1], [0.5, 0.5, 0.5, 0.5], [0.1, 0.2, 0.3, 0.4]])
+    relevant = np.array([[0, 1, 0, 0], [1, 0, 0, 0], [1, 1, 0, 0]]) > 0
+    ranking = rank_queries(similarity, relevant)
+    # One above and one tied: second or third. Four tied: anywhere. The best relevant one is third.
+    assert ranking.rank.tolist() == [2.5, 2.5, 3.0]
+    assert ranking.recall[1].tolist() == [0.0, 0.25, 0.0]
+    assert ranking.recall[5].tolist() == [1.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_ranks_are_means_over_all_orders_of_ties(seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    similarity = generator.integers(3, size=(1, 7)).astype(float)
+    relevant = generator.random((1, 7)) < 0.4
+    relevant[0, generator.integers(7)] = True
+    ranking = rank_queries(similarity, relevant)
+    ranks = []
+    for order in itertools.permutations(range(7)):
+        listed = sorted(order, key=lambda item: -similarity[0, item])
+        ranks.append(1 + next(place for place, item in enumerate(listed) if relevant[0, item]))
+    assert ranking.rank[0] == pytest.approx(np.mean(ranks), rel=RATIO.relative)
+    for depth in DEPTHS:
+        share = np.mean(np.array(ranks) <= depth)
+        assert ranking.recall[depth][0] == pytest.approx(share, rel=RATIO.relative, abs=RATIO.absolute)
+
+
+def test_copies_tie_exactly() -> None:
+    generator = np.random.default_rng(0)
+    distinct = generator.normal(size=(30, 17)).astype(np.float32)
+    rows = distinct[generator.integers(30, size=300)]
+    similarity = cosine(rows, rows)
+    same = (rows[:, None] == rows).all(-1)
+    assert all(len(set(similarity[0, same[number]])) == 1 for number in range(300))
+    found, place = equal_rows(rows)
+    assert np.array_equal(found[place], rows)
+    assert cosine(np.zeros((1, 3)), np.ones((2, 3))).tolist() == [[0.0, 0.0]]
+
+
+def test_info_nce_by_hand() -> None:
+    similarity = torch.tensor([[1.0, 0.0], [0.5, 0.5]])
+    rows = [math.log(math.exp(2) + 1) - 2, math.log(2)]
+    columns = [math.log(math.exp(2) + math.e) - 2, math.log(1 + math.e) - 1]
+    assert float(symmetric_info_nce(similarity, 0.5)) == pytest.approx(sum(rows + columns) / 4)
+
+
+def test_a_head_carries_to_a_modality_it_has_not_seen() -> None:
+    """Pairs tell clips apart by two digits and their times, so that most are first; chance is 10 of 60."""
+    row = Retrieval(Domain(LookUp(), PairedStore()), rule=RULE).row("audio", "video")
+    assert (row.task, row.anchor, row.chance) == ("retrieval", "text", 10 / 60)
+    assert min(row.score, row.same_modality) > LEARNED
+    assert row.score == row.metrics["video->text R@10"].value
+    assert row.interval is not None and row.interval[0] <= row.score <= row.interval[1]
+    for which in ("video->text", "text->video", "video->text of the class", "untrained audio->video"):
+        assert {f"{which} {measure}" for measure in ("R@1", "R@5", "R@10", "median rank")} <= set(row.metrics)
+
+
+def test_codes_of_its_own_carry_nothing() -> None:
+    row = Retrieval(Domain(LookUp(), PairedStore(private=True)), rule=RULE).row("audio", "video")
+    assert row.same_modality > LEARNED
+    assert row.score < 2 * row.chance
+
+
+def test_an_anchor_that_the_model_does_not_encode() -> None:
+    """The published protocol: pre-trained on two modalities, the third is embedded by its features."""
+
+    class TwoModalities(LookUp):
+        def __init__(self) -> None:
+            super().__init__()
+            self.names = ("video", "text")
+
+        def encode(self, name: str, features: torch.Tensor, mask: torch.Tensor | None = None) -> object:
+            assert name in self.names
+            return super().encode(name, features, mask)
+
+    measured = Retrieval(Domain(TwoModalities(), PairedStore()), rule=RULE)
+    row = measured.row("text", "video")
+    assert row.anchor == "audio"
+    # The mean of a clip's code numbers tells less than its codes, but more than nothing.
+    assert row.score > 2 * row.chance
+    assert measured.embedding("train", "audio").mean() == pytest.approx(0, abs=1e-6)
+
+
+def test_without_a_third_modality_embeddings_are_compared_untrained() -> None:
+    measured = Retrieval(Domain(LookUp(), PairedStore(("audio", "video"))), rule=RULE)
+    row = measured.row("audio", "video")
+    assert row.anchor is None and row.score > LEARNED
+    expected = cosine(measured.embedding("test", "audio"), measured.embedding("test", "video"))
+    assert np.array_equal(measured.similarity("audio", "video", None), expected)
+    assert "audio->video R@10" in row.metrics and not any("untrained" in name for name in row.metrics)
+
+
+def test_the_official_reading_has_the_published_measures() -> None:
+    measured = Retrieval(Domain(LookUp(), PairedStore()), rule=RULE)
+    row, sound = measured.row("audio", "video", "official"), measured.row("audio", "video")
+    assert row.protocol == "official" and row.score == sound.score
+    assert {name.rpartition(" ")[2] for name in row.metrics} == {"R@5", "R@10"}
+
+
+def test_rows_repeat_and_leave_random_numbers_alone() -> None:
+    before = torch.get_rng_state(), np.random.get_state()[1].copy(), torch.get_num_threads()
+    rows = [Retrieval(Domain(LookUp(), PairedStore()), seed, RULE).row("text", "audio") for seed in (0, 0, 1)]
+    assert rows[0] == rows[1] and rows[0] != rows[2]
+    assert torch.equal(torch.get_rng_state(), before[0]) and np.array_equal(np.random.get_state()[1], before[1])
+    assert torch.get_num_threads() == before[2]
+
+
+def test_bad_requests_are_refused() -> None:
+    measured = Retrieval(Domain(LookUp(), PairedStore()), rule=RULE)
+    with pytest.raises(ValueError, match="anchor must be one of text, got 'smell'"):
+        measured.row("audio", "video", anchor="smell")
+    with pytest.raises(ValueError, match="relevant must mark an item for each query, none for query 1"):
+        rank_queries(np.zeros((2, 2)), np.array([[True, False], [False, False]]))
+    with pytest.raises(ValueError, match="similarity and relevant must have one shape"):
+        rank_queries(np.zeros((2, 2)), np.zeros((2, 3), bool))
+
+    class Unpaired(PairedStore):
+        def clips(self, split: str, modality: str) -> ClipSet:
+            clips = super().clips(split, modality)
+            return clips.select(np.arange(len(clips) - (modality == "text")))
+
+    with pytest.raises(ValueError, match="clips of 'video' and 'text' must be paired, those of split 'test' are not"):
+        Retrieval(Domain(LookUp(), Unpaired()), rule=RULE).row("audio", "video")
+
+
+def test_stores_are_what_they_say() -> None:
+    store = PairedStore()
+    parts: Mapping[str, np.ndarray] = store.clips("test", "audio").features
+    assert all(np.array_equal(parts["audio"], parts[name]) for name in NAMES)

@@ -1,0 +1,93 @@
+"""A data set as a frozen model sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from unicode_fast.tasks.probe import Clips, EncodedClips, Examples, FrozenModel, ProbeTask, encode_split
+
+TRAIN, VALIDATION, TEST, WHOLE = "train", "val", "test", "all"
+
+
+class Dataset(Protocol):
+    """What the tasks need of a data set; `unicode_fast.data.Store` has it."""
+
+    @property
+    def modalities(self) -> Mapping[str, Any]:
+        """By name."""
+
+    @property
+    def classes(self) -> Sequence[str]:
+        """C names."""
+
+    @property
+    def splits(self) -> Sequence[str]:
+        """Train, val, test, and "all" where the released code takes whole lists."""
+
+    def clips(self, split: str, modality: str) -> Clips:
+        """The clips of a split that have this modality."""
+
+
+class Domain:
+    """One data set and its codes, each split and modality encoded once, when it is first asked for.
+
+    Args:
+        model: encodes in evaluation mode; its mode is restored.
+        store: modalities need not be paired.
+    """
+
+    def __init__(self, model: FrozenModel, store: Dataset) -> None:
+        self.model, self.store = model, store
+        self._codes: dict[tuple[str, str], EncodedClips] = {}
+
+    @property
+    def names(self) -> list[str]:
+        """The model's modalities that the data set has, in the model's order."""
+        return [name for name in self.model.names if name in self.store.modalities]
+
+    def clips(self, split: str, name: str) -> Clips:
+        """The clips of a split that have this modality."""
+        return self.store.clips(split, name)
+
+    def codes(self, split: str, name: str) -> EncodedClips:
+        """Their codes."""
+        if (split, name) not in self._codes:
+            self._codes[split, name] = encode_split(self.model, self.clips(split, name), [name])[name]
+        return self._codes[split, name]
+
+    def examples(self, task: ProbeTask, split: str, name: str) -> Examples:
+        """Their codes and what a probe should say of them."""
+        return Examples(self.codes(split, name), task.truth(self.clips(split, name), name))
+
+    def first_of(self, splits: Sequence[str]) -> str:
+        """The first of these splits that the data set has.
+
+        Raises:
+            ValueError: it has none of them.
+        """
+        for split in splits:
+            if split in self.store.splits:
+                return split
+        raise ValueError(f"data must have split {' or '.join(splits)}, got {', '.join(self.store.splits)}")
+
+
+def check_classes(source: Sequence[str], target: Sequence[str]) -> None:
+    """Two data sets name the same classes in the same order.
+
+    Raises:
+        ValueError: they do not; the message names those that differ.
+    """
+    if list(source) == list(target):
+        return
+    only = [[name for name in one if name not in other] for one, other in ((source, target), (target, source))]
+    if any(only):
+        found = "; ".join(
+            f"only the {which} has {', '.join(map(repr, names))}"
+            for which, names in zip(("source", "target"), only, strict=True)
+            if names
+        )
+    else:
+        place = next(number for number, pair in enumerate(zip(source, target, strict=True)) if pair[0] != pair[1])
+        found = f"class {place} is {source[place]!r} in the source and {target[place]!r} in the target"
+    raise ValueError(f"classes of both data sets must be the same in the same order, but {found}")

@@ -1,0 +1,89 @@
+"""Bootstrap intervals over clips: every statistic is written for weighted clips, and resampling is one matrix."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+RESAMPLES = 1000
+_PERCENTILES = (2.5, 97.5)
+
+Statistic = Callable[[np.ndarray], np.ndarray]
+
+
+class Estimate(NamedTuple):
+    """A number and, where it has one, its 95 % interval."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """Low and high; None where there is none."""
+        return None if self.low is None or self.high is None else (self.low, self.high)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, without the interval where there is none."""
+        return {key: value for key, value in self._asdict().items() if value is not None}
+
+
+class Bootstrap:
+    """Percentile intervals from clips drawn with replacement, the same draws for every statistic.
+
+    Args:
+        clips: number of clips, at least one.
+        seed: of the draws.
+        resamples: number of draws, R.
+
+    Raises:
+        ValueError: a number is below 1.
+    """
+
+    def __init__(self, clips: int, seed: int, resamples: int = RESAMPLES) -> None:
+        if clips < 1 or resamples < 1:
+            raise ValueError(f"clips and resamples must be at least 1, got {clips} and {resamples}")
+        draws = np.random.default_rng(seed).multinomial(clips, np.full(clips, 1 / clips), size=resamples)
+        self.weights = draws.astype(np.float64)  # (R, clips), how often each draw holds each clip
+
+    def estimate(self, value: float, statistic: Statistic) -> Estimate:
+        """A value with the interval of its statistic.
+
+        Args:
+            value: of all clips once.
+            statistic: from weights (n, clips) to (n,); NaN where a draw does not define it, which is left out.
+        """
+        drawn = statistic(self.weights)
+        if np.isnan(drawn).all():
+            return Estimate(value)
+        low, high = np.nanpercentile(drawn, _PERCENTILES)
+        return Estimate(value, float(low), float(high))
+
+    def of_mean(self, values: np.ndarray) -> Estimate:
+        """The mean over clips of one number a clip, (clips,)."""
+        return self.estimate(float(np.mean(values)), weighted_mean(values))
+
+    def of_median(self, values: np.ndarray) -> Estimate:
+        """The median over clips of one number a clip, (clips,)."""
+        return self.estimate(float(np.median(values)), weighted_median(values))
+
+
+def weighted_mean(values: np.ndarray) -> Statistic:
+    """The statistic of weights (n, clips) that is their mean of `values` (clips,)."""
+    return lambda weights: weights @ values / weights.sum(1)
+
+
+def weighted_median(values: np.ndarray) -> Statistic:
+    """The statistic of whole weights (n, clips) that is the median of `values` (clips,), each as often as it weighs."""
+    order = np.argsort(values, kind="stable")
+    ranked = np.asarray(values)[order]
+
+    def median(weights: np.ndarray) -> np.ndarray:
+        reached = weights[:, order].cumsum(1)
+        half = reached[:, -1:] / 2
+        # The two middle values of an even number; the same value twice of an odd one.
+        return (ranked[(reached >= half).argmax(1)] + ranked[(reached > half).argmax(1)]) / 2
+
+    return median

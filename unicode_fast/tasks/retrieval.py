@@ -1,0 +1,260 @@
+"""Which clip of one modality belongs to a clip of another: matched with an anchor, tested on a new modality."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, normalize
+from torch.nn.utils import skip_init
+
+from unicode_fast.tasks.domain import TEST, TRAIN, VALIDATION, Domain
+from unicode_fast.tasks.intervals import Bootstrap, Estimate
+from unicode_fast.tasks.probe import ENCODE_BATCH, Clips, one_thread, probe_seed
+from unicode_fast.tasks.ranking import DEPTHS, Ranking, cosine, equal_rows, rank_queries
+from unicode_fast.tasks.table import Row
+
+NAME = "retrieval"
+# The depth of the score that stands for all of them; R@5 and R@10 are what was published.
+DEPTH = 10
+
+
+@dataclass(frozen=True)
+class RetrievalRule:
+    """How a head is trained.
+
+    Attributes:
+        steps: of Adam.
+        batch_size: pairs that are contrasted with each other.
+        learning_rate: of Adam, per step.
+        temperature: that cosines are divided by.
+        judged_every: steps after which validation chooses among heads.
+    """
+
+    steps: int = 600
+    batch_size: int = 200
+    learning_rate: float = 2e-3
+    temperature: float = 0.07
+    judged_every: int = 50
+
+
+class RetrievalHead(nn.Module):
+    """Two linear projections into one space: of what is searched with, and of the anchor.
+
+    Args:
+        width: of the codewords.
+        anchor_width: of the anchor's embedding.
+        generator: of the initial weights, uniform as torch's own.
+    """
+
+    def __init__(self, width: int, anchor_width: int, generator: torch.Generator) -> None:
+        super().__init__()
+        self.project = skip_init(nn.Linear, width, width)
+        self.project_anchor = skip_init(nn.Linear, anchor_width, width)
+        with torch.no_grad():
+            for layer in (self.project, self.project_anchor):
+                for parameter in layer.parameters():
+                    parameter.uniform_(-(layer.in_features**-0.5), layer.in_features**-0.5, generator=generator)
+
+    def forward(self, clips: Tensor, anchors: Tensor) -> Tensor:
+        """Cosine similarity (clips, anchors) of embeddings (clips, D) and (anchors, A)."""
+        return normalize(self.project(clips)) @ normalize(self.project_anchor(anchors)).T
+
+
+def symmetric_info_nce(similarity: Tensor, temperature: float) -> Tensor:
+    """Mean of both softmax directions of similarities (B, B), the pairs on the diagonal."""
+    logits, pairs = similarity / temperature, torch.arange(len(similarity), device=similarity.device)
+    return (cross_entropy(logits, pairs) + cross_entropy(logits.T, pairs)) / 2
+
+
+class Retrieval:
+    """Retrieval on one data set of paired clips; a head is trained once, when it is first asked for.
+
+    Args:
+        domain: the data set and the frozen model.
+        seed: of heads and intervals.
+        rule: how heads are trained.
+    """
+
+    def __init__(self, domain: Domain, seed: int = 0, rule: RetrievalRule | None = None) -> None:
+        self.domain, self.seed, self.rule = domain, seed, rule or RetrievalRule()
+        self._embedded: dict[tuple[str, str], np.ndarray] = {}
+        self._heads: dict[tuple[str, str], RetrievalHead] = {}
+
+    def anchor_of(self, source: str, target: str) -> str | None:
+        """The one modality of the data set beside these two; None where there is none or a choice."""
+        others = [name for name in self.domain.store.modalities if name not in (source, target)]
+        return others[0] if len(others) == 1 else None
+
+    def embedding(self, split: str, name: str) -> np.ndarray:
+        """(clips, D) float32: the mean over valid steps of a clip's codewords.
+
+        A modality that the model does not encode, as in the published protocol, is embedded by its features: their
+        mean over valid steps, less the mean of the training clips and divided by their deviation.
+        """
+        if (split, name) not in self._embedded:
+            if name in self.domain.names:
+                codes = self.domain.codes(split, name)
+                self._embedded[split, name] = _mean_over_steps(codes.vector.numpy(), codes.mask.numpy())
+            else:
+                self._embedded[split, name] = self._of_features(split, name)
+        return self._embedded[split, name]
+
+    def _of_features(self, split: str, name: str) -> np.ndarray:
+        means = []
+        for part in (self.domain.clips(split, name), self.domain.clips(TRAIN, name)):
+            features, pieces = part.features[name], np.array_split(np.arange(len(part)), -(-len(part) // ENCODE_BATCH))
+            flat = [np.asarray(features[piece]).reshape(len(piece), features.shape[1], -1) for piece in pieces]
+            masks = [np.asarray(part.mask[name])[piece] for piece in pieces]
+            means.append(np.concatenate([_mean_over_steps(*pair) for pair in zip(flat, masks, strict=True)]))
+        deviation = means[1].std(0)
+        return (means[0] - means[1].mean(0)) / np.where(deviation > 0, deviation, 1)
+
+    def head(self, source: str, anchor: str) -> RetrievalHead:
+        """Trained on the pairs of the training split, its step chosen by recall on validation pairs of the same two."""
+        if (source, anchor) not in self._heads:
+            with one_thread():
+                self._heads[source, anchor] = self._trained(source, anchor)
+        return self._heads[source, anchor]
+
+    def _trained(self, source: str, anchor: str) -> RetrievalHead:
+        rule = self.rule
+        generator = torch.Generator().manual_seed(probe_seed(self.seed, NAME, source, anchor))
+        for split in (TRAIN, VALIDATION):
+            self._check_pairs(split, source, anchor)
+        clips, anchors = (torch.from_numpy(self.embedding(TRAIN, name)).float() for name in (source, anchor))
+        head = RetrievalHead(clips.shape[1], anchors.shape[1], generator)
+        optimizer = torch.optim.Adam(head.parameters(), rule.learning_rate, fused=True)
+        best: tuple[float, dict[str, Tensor]] | None = None
+        order = torch.empty(0, dtype=torch.int64)
+        for step in range(1, rule.steps + 1):
+            if len(order) < min(rule.batch_size, len(clips)):
+                order = torch.cat([order, torch.randperm(len(clips), generator=generator)])
+            chosen, order = order[: rule.batch_size], order[rule.batch_size :]
+            optimizer.zero_grad(set_to_none=True)
+            symmetric_info_nce(head(clips[chosen], anchors[chosen]), rule.temperature).backward()
+            optimizer.step()
+            if step % rule.judged_every == 0 or step == rule.steps:
+                rankings = self._searched(head, VALIDATION, source, anchor)
+                score = float(np.mean([ranking.recall[DEPTH].mean() for ranking in rankings.values()]))
+                if best is None or score > best[0]:
+                    best = score, {key: value.clone() for key, value in head.state_dict().items()}
+        if best is not None:
+            head.load_state_dict(best[1])
+        return head.requires_grad_(False)
+
+    def similarity(self, source: str, target: str, anchor: str | None, split: str = TEST) -> np.ndarray:
+        """(clips, clips) similarities on a split.
+
+        Args:
+            source: the modality whose head is used.
+            target: the queries' modality.
+            anchor: the gallery's modality; None compares embeddings of source and target without a head, source first.
+            split: the clips.
+        """
+        if anchor is None:
+            self._check_pairs(split, source, target)
+            return cosine(self.embedding(split, source), self.embedding(split, target))
+        self._check_pairs(split, target, anchor)
+        return self._projected(self.head(source, anchor), split, target, anchor)
+
+    @torch.no_grad()
+    def _projected(self, head: RetrievalHead, split: str, name: str, anchor: str) -> np.ndarray:
+        with one_thread():
+            queries = _of_distinct(head.project, self.embedding(split, name))
+            return cosine(queries, _of_distinct(head.project_anchor, self.embedding(split, anchor)))
+
+    def _searched(self, head: RetrievalHead, split: str, name: str, anchor: str) -> dict[str, Ranking]:
+        return both_ways(self._projected(head, split, name, anchor), f"{name}->{anchor}", f"{anchor}->{name}")
+
+    def row(self, source: str, target: str, protocol: str = "sound", anchor: str | None = None) -> Row:
+        """One direction, with the interval and the further numbers.
+
+        Args:
+            source: the modality that the head is trained on, against the anchor.
+            target: the modality that is tested against the anchor, zero-shot.
+            protocol: sound or official.
+            anchor: None takes the one other modality of the data set; where there is none, embeddings of source and
+                target are compared without any training.
+
+        Raises:
+            ValueError: the anchor is source or target or unknown, or clips are not paired.
+        """
+        anchor = self.anchor_of(source, target) if anchor is None else anchor
+        if anchor is not None and (anchor in (source, target) or anchor not in self.domain.store.modalities):
+            others = [name for name in self.domain.store.modalities if name not in (source, target)]
+            raise ValueError(f"anchor must be one of {', '.join(others) or 'none'}, got {anchor!r}")
+        query, gallery = (target, anchor) if anchor is not None else (source, target)
+        further = self._measured(self.similarity(source, target, anchor), query, gallery)
+        trained = self.similarity(query, query, gallery) if anchor is None else self.similarity(target, target, anchor)
+        ranking = both_ways(trained, "there", "back")["there"]
+        score = further[f"{query}->{gallery} R@{DEPTH}"]
+        clips = len(self.embedding(TEST, target))
+        if protocol == "official":
+            further = {name: value for name, value in further.items() if name.endswith((" R@5", " R@10"))}
+        elif anchor is not None:
+            direct = self._measured(self.similarity(source, target, None), source, target)
+            further |= {f"untrained {name}": value for name, value in direct.items()}
+        return Row(
+            task=NAME,
+            source=source,
+            target=target,
+            score=score.value,
+            same_modality=float(ranking.recall[DEPTH].mean()),
+            chance=min(1.0, DEPTH / clips),
+            protocol=protocol,
+            anchor=anchor,
+            interval=score.interval,
+            metrics=further,
+        )
+
+    def _measured(self, similarity: np.ndarray, query: str, gallery: str) -> dict[str, Estimate]:
+        """Both directions and both kinds of relevance."""
+        bootstrap = Bootstrap(len(similarity), probe_seed(self.seed, "bootstrap"))
+        target = self._classes(query)
+        relevances: dict[str, np.ndarray | None] = {"": None}
+        if target is not None:
+            relevances[" of the class"] = target[:, None] == target
+        measured = {}
+        for which, relevant in relevances.items():
+            rankings = both_ways(similarity, f"{query}->{gallery}", f"{gallery}->{query}", relevant)
+            for direction, ranking in rankings.items():
+                for depth in DEPTHS:
+                    measured[f"{direction}{which} R@{depth}"] = bootstrap.of_mean(ranking.recall[depth])
+                measured[f"{direction}{which} median rank"] = bootstrap.of_median(ranking.rank)
+        return measured
+
+    def _classes(self, name: str) -> np.ndarray | None:
+        clips = self.domain.clips(TEST, name)
+        return np.asarray(clips.target) if "class" in getattr(clips, "arrays", {"class": ()}) else None
+
+    def _check_pairs(self, split: str, first: str, second: str) -> None:
+        one, other = (self.domain.clips(split, name) for name in (first, second))
+        if len(one) != len(other) or not np.array_equal(_ids(one), _ids(other)):
+            raise ValueError(f"clips of {first!r} and {second!r} must be paired, those of split {split!r} are not")
+
+
+def both_ways(similarity: np.ndarray, there: str, back: str, relevant: np.ndarray | None = None) -> dict[str, Ranking]:
+    """Rankings with rows as queries and with columns as queries; relevant is the pair where nothing else is given."""
+    relevant = np.eye(len(similarity), dtype=bool) if relevant is None else relevant
+    return {there: rank_queries(similarity, relevant), back: rank_queries(similarity.T, relevant.T)}
+
+
+def _of_distinct(layer: nn.Linear, rows: np.ndarray) -> np.ndarray:
+    """The layer of each row, the same bits for copies of a row."""
+    distinct, place = equal_rows(rows)
+    return layer(torch.from_numpy(distinct)).numpy()[place]
+
+
+def _mean_over_steps(values: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """(clips, D) from (clips, T, D): the mean over steps where mask (clips, T) is True."""
+    weight = np.asarray(mask, np.float32)
+    weight = weight / weight.sum(1, keepdims=True)
+    return np.einsum("ntd,nt->nd", values, weight).astype(np.float32)
+
+
+def _ids(clips: Clips) -> np.ndarray:
+    """The clips' own names or numbers; their positions where they have none."""
+    return np.asarray(getattr(clips, "id", np.arange(len(clips))))
