@@ -123,7 +123,7 @@ def runs(store: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     train([*flags, "--cmcm_weight=0", f"--out={folder / 'other'}"])
     row = Row("segmentation", "audio", "video", 0.5, 0.6, 0.1)
     (folder / "other" / "evaluations").mkdir()
-    write_json(folder / "other" / "evaluations" / "one.json", {"row": row.as_dict(), "data": "elsewhere"})
+    write_json(folder / "other" / "evaluations" / "one.json", {"row": row.as_dict(), "note": "elsewhere"})
     return [folder / "two", folder / "other"]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from unicode_fast.cli import run_main, with_underscores
 from unicode_fast.config import Config
 from unicode_fast.data import StoreError, open_dataset
 from unicode_fast.modules import UniCode
-from unicode_fast.runs import choose_device
+from unicode_fast.runs import EVALUATIONS, choose_device
 from unicode_fast.tasks import (
     PROTOCOLS,
     TASKS,
@@ -96,7 +97,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"\n{format_metrics(row)}")
     if arguments.out is not None:
         write_json(Path(arguments.out), row.as_dict())
+    if Path(arguments.run).is_dir():
+        keep(Path(arguments.run) / EVALUATIONS, row, arguments)
     return 0
+
+
+def keep(folder: Path, row: Row, arguments: Namespace) -> None:
+    """Leaves a row in the run folder, where `unicode_fast.report` finds it; the same flags give the same file."""
+    usual = {"checkpoint": "best"}
+    flags = ("data", "to_data", "checkpoint", "anchor", "backbone", "segmenter_steps", "seed")
+    note = ", ".join(
+        f"{flag} {arguments[flag]}"
+        for flag in flags
+        if arguments[flag] is not None and arguments[flag] != usual.get(flag)
+    )
+    words = [row.task, row.source, row.target, row.protocol, *([note] if note else [])]
+    name = re.sub(r"[^A-Za-z0-9.]+", "-", "-".join(words))
+    folder.mkdir(exist_ok=True)
+    write_json(folder / f"{name}.json", {"row": row.as_dict(), "note": note})
 
 
 def check_flags(arguments: Namespace) -> None:

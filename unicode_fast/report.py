@@ -35,18 +35,18 @@ _PICTURES = ("timeline", "segmentation", "retrieval", "code-usage")
 
 @dataclass(frozen=True)
 class Column:
-    """Where a number stands: the task, its direction, protocol and data."""
+    """Where a number stands: the task, its direction, its protocol, and what else was asked for."""
 
     task: str
     source: str
     target: str
     protocol: str
-    data: str
+    note: str
 
     @property
     def heading(self) -> str:
-        """As people read it; data and the protocol only where they are not the usual ones."""
-        notes = [self.data, "" if self.protocol == "sound" else self.protocol]
+        """As people read it; the protocol only where it is not the sound one."""
+        notes = [self.note, "" if self.protocol == "sound" else self.protocol]
         note = ", ".join(note for note in notes if note)
         return f"{self.task} {self.source} → {self.target}" + (f" ({note})" if note else "")
 
@@ -118,7 +118,7 @@ def rows_of(folder: Path) -> dict[Column, Row]:
     for file in sorted((folder / EVALUATIONS).glob("*.json")):
         content = json.loads(file.read_text())
         row = Row.from_dict(content["row"])
-        found[Column(row.task, row.source, row.target, row.protocol, content["data"])] = row
+        found[Column(row.task, row.source, row.target, row.protocol, content["note"])] = row
     return found
 
 
@@ -175,11 +175,11 @@ def wide_table(lines: Sequence[Line]) -> list[list[str]]:
 
 def long_table(lines: Sequence[Line]) -> list[list[str]]:
     """One line a number, fractions, the paper's as fractions too; for a spreadsheet."""
-    heading = "run,task,source,target,protocol,data,measure,seeds,score,std,same_modality,chance"
+    heading = "run,task,source,target,protocol,note,measure,seeds,score,std,same_modality,chance"
     cells = [heading.split(",")]
     for line in lines:
         for column, cell in line.cells.items():
-            where = [column.task, column.source, column.target, column.protocol, column.data, ""]
+            where = [column.task, column.source, column.target, column.protocol, column.note, ""]
             numbers = [cell.score, "" if cell.std is None else cell.std, cell.same_modality, cell.chance]
             cells.append([line.label, *where, str(cell.seeds), *map(str, numbers)])
     for pretraining, found in published_lines(column for line in lines for column in line.cells).items():
