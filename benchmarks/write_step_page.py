@@ -52,21 +52,24 @@ def steps_table(rows: list[dict]) -> list[str]:
 
 
 def parts_table(columns: dict[str, dict]) -> list[str]:
-    """Milliseconds of each part, forward and backward, of several profiles side by side."""
+    """The share of each part in a step, forward and backward, of several profiles side by side.
+
+    Shares, as what else a machine does stretches all parts alike.
+    """
     lines = [
         "| part | " + " | ".join(f"{name}: forward | backward" for name in columns) + " |",
         "|---|" + "---:|---:|" * len(columns),
     ]
+    whole = {
+        name: sum(part["forward_ms"] + part["backward_ms"] for part in row["parts"]) for name, row in columns.items()
+    }
     for number, part in enumerate(next(iter(columns.values()))["parts"]):
         cells = [
-            f"{row['parts'][number]['forward_ms']:.1f} | {row['parts'][number]['backward_ms']:.1f}"
-            for row in columns.values()
+            f"{100 * row['parts'][number][way] / whole[name]:.1f} %"
+            for name, row in columns.items()
+            for way in ("forward_ms", "backward_ms")
         ]
         lines.append(f"| {part['part']} | " + " | ".join(cells) + " |")
-    whole = [
-        (sum(p["forward_ms"] for p in r["parts"]), sum(p["backward_ms"] for p in r["parts"])) for r in columns.values()
-    ]
-    lines.append("| all | " + " | ".join(f"{forward:.1f} | {backward:.1f}" for forward, backward in whole) + " |")
     return lines
 
 
@@ -102,7 +105,7 @@ def main() -> None:
                 if size in before:
                     columns = {f"before, `{before[size]['commit'][:12]}`": before[size], **columns}
                 if columns:
-                    lines += [f"Milliseconds of each part by torch.profiler, {size}:", "", *parts_table(columns), ""]
+                    lines += [f"Shares of a step by torch.profiler, {size}:", "", *parts_table(columns), ""]
         if feeds:
             lines += [*feed_table(feeds), "", f"{machine(feeds[0])}.", ""]
     (ROOT / "docs" / "training-step.md").write_text("\n".join(lines).rstrip() + "\n")
