@@ -76,13 +76,13 @@ def parts_table(columns: dict[str, dict]) -> list[str]:
 def feed_table(rows: list[dict]) -> list[str]:
     """The feed, the step, and the loop."""
     lines = [
-        "| size | feed | feed alone | step alone | loop | of the smaller |",
-        "|---|---|---:|---:|---:|---:|",
+        "| size | feed | feed alone | step alone | loop | of the smaller | of the loop's time in the feed |",
+        "|---|---|---:|---:|---:|---:|---:|",
     ]
     lines += [
         f"| {row['size']}, B {row['clips']} | {row['feed']} | {row['feed_clips_per_second']:.4g} clips/s | "
         f"{row['step_clips_per_second']:.4g} clips/s | {row['loop_clips_per_second']:.4g} clips/s | "
-        f"{100 * row['share_of_the_smaller']:.1f} % |"
+        f"{100 * row['share_of_the_smaller']:.1f} % | {100 * row['share_of_the_loop_in_the_feed']:.2f} % |"
         for row in rows
     ]
     return lines
@@ -98,8 +98,9 @@ def main() -> None:
             continue
         if rows:
             measured = next(row for row in rows if "missing" not in row)
-            lines += [*steps_table(rows), "", f"Medians. {machine(measured)}.", ""]
             before = {row["size"]: row for row in read(f"train-step-{device}-before.json")}
+            older = [{**r, "contender": f"{r['contender']}, before, `{r['commit'][:12]}`"} for r in before.values()]
+            lines += [*steps_table([*older, *rows]), "", f"Medians. {machine(measured)}.", ""]
             for size in dict.fromkeys(row["size"] for row in rows):
                 columns = {row["contender"]: row for row in rows if row["size"] == size and "parts" in row}
                 if size in before:
