@@ -52,34 +52,37 @@ def steps_table(rows: list[dict]) -> list[str]:
 
 
 def parts_table(columns: dict[str, dict]) -> list[str]:
-    """Milliseconds of each part, forward and backward, of several profiles side by side."""
+    """The share of each part in a step, forward and backward, of several profiles side by side.
+
+    Shares, as what else a machine does stretches all parts alike.
+    """
     lines = [
         "| part | " + " | ".join(f"{name}: forward | backward" for name in columns) + " |",
         "|---|" + "---:|---:|" * len(columns),
     ]
+    whole = {
+        name: sum(part["forward_ms"] + part["backward_ms"] for part in row["parts"]) for name, row in columns.items()
+    }
     for number, part in enumerate(next(iter(columns.values()))["parts"]):
         cells = [
-            f"{row['parts'][number]['forward_ms']:.1f} | {row['parts'][number]['backward_ms']:.1f}"
-            for row in columns.values()
+            f"{100 * row['parts'][number][way] / whole[name]:.1f} %"
+            for name, row in columns.items()
+            for way in ("forward_ms", "backward_ms")
         ]
         lines.append(f"| {part['part']} | " + " | ".join(cells) + " |")
-    whole = [
-        (sum(p["forward_ms"] for p in r["parts"]), sum(p["backward_ms"] for p in r["parts"])) for r in columns.values()
-    ]
-    lines.append("| all | " + " | ".join(f"{forward:.1f} | {backward:.1f}" for forward, backward in whole) + " |")
     return lines
 
 
 def feed_table(rows: list[dict]) -> list[str]:
     """The feed, the step, and the loop."""
     lines = [
-        "| size | feed | feed alone | step alone | loop | of the smaller |",
-        "|---|---|---:|---:|---:|---:|",
+        "| size | feed | feed alone | step alone | loop | of the smaller | of the loop's time in the feed |",
+        "|---|---|---:|---:|---:|---:|---:|",
     ]
     lines += [
         f"| {row['size']}, B {row['clips']} | {row['feed']} | {row['feed_clips_per_second']:.4g} clips/s | "
         f"{row['step_clips_per_second']:.4g} clips/s | {row['loop_clips_per_second']:.4g} clips/s | "
-        f"{100 * row['share_of_the_smaller']:.1f} % |"
+        f"{100 * row['share_of_the_smaller']:.1f} % | {100 * row['share_of_the_loop_in_the_feed']:.2f} % |"
         for row in rows
     ]
     return lines
@@ -95,14 +98,15 @@ def main() -> None:
             continue
         if rows:
             measured = next(row for row in rows if "missing" not in row)
-            lines += [*steps_table(rows), "", f"Medians. {machine(measured)}.", ""]
             before = {row["size"]: row for row in read(f"train-step-{device}-before.json")}
+            older = [{**r, "contender": f"{r['contender']}, before, `{r['commit'][:12]}`"} for r in before.values()]
+            lines += [*steps_table([*older, *rows]), "", f"Medians. {machine(measured)}.", ""]
             for size in dict.fromkeys(row["size"] for row in rows):
                 columns = {row["contender"]: row for row in rows if row["size"] == size and "parts" in row}
                 if size in before:
                     columns = {f"before, `{before[size]['commit'][:12]}`": before[size], **columns}
                 if columns:
-                    lines += [f"Milliseconds of each part by torch.profiler, {size}:", "", *parts_table(columns), ""]
+                    lines += [f"Shares of a step by torch.profiler, {size}:", "", *parts_table(columns), ""]
         if feeds:
             lines += [*feed_table(feeds), "", f"{machine(feeds[0])}.", ""]
     (ROOT / "docs" / "training-step.md").write_text("\n".join(lines).rstrip() + "\n")

@@ -1,5 +1,6 @@
 """Feeds: the same batches whatever brings them, from any step on; errors surface once; threads end."""
 
+import dataclasses
 import threading
 from pathlib import Path
 
@@ -90,6 +91,25 @@ def test_an_error_of_a_worker_is_one_clear_error(kind: str, batches: Batches, mo
         with pytest.raises(FeedError, match="feed could not read the batch of step 2: OSError: the disk is gone"):
             feed.batch(2)
     assert not feed_threads()
+
+
+def test_what_is_chosen_on_a_cpu(batches: Batches) -> None:
+    """Mapped arrays are selected from at once, others, which have to be read or inflated, ahead."""
+
+    class Lazy:
+        def __init__(self, array: np.ndarray) -> None:
+            self.array, self.shape = array, array.shape
+
+        def __getitem__(self, indices: np.ndarray) -> np.ndarray:
+            return self.array[indices]
+
+    with open_feed(batches, CPU) as feed:
+        assert type(feed) is Feed
+    clips = batches.clips
+    lazy = {**clips.arrays, "video": Lazy(clips.arrays["video"])}
+    with open_feed(Batches(dataclasses.replace(clips, arrays=lazy), 5, seed=1, drop_last=False), CPU) as feed:
+        assert type(feed) is PrefetchFeed
+        assert_same(feed.batch(3), batches.batch(3))
 
 
 def test_closing_ends_the_threads(batches: Batches) -> None:

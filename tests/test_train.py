@@ -186,7 +186,7 @@ class TestDeterminism:
         ours, theirs = (json.loads((run / "summary.json").read_text())["rows"] for run in (out, finished))
         assert ours == theirs
 
-    @pytest.mark.parametrize("feed", ["direct", "resident"])
+    @pytest.mark.parametrize("feed", ["prefetch", "resident"])
     def test_every_feed_gives_the_same_bits(self, store: Path, finished: Path, tmp_path: Path, feed: str) -> None:
         main(flags(store, tmp_path / "again", probe_tasks="classification", feed=feed))
         assert same(final_model(finished), final_model(tmp_path / "again"))

@@ -202,8 +202,9 @@ def open_feed(
     Args:
         batches: what is read.
         device: that trains.
-        kind: "auto" is "resident" on a GPU where RESIDENT_SHARE of its free memory holds all clips, else "prefetch". A
-            stream cannot be resident, and one thread reads it ahead.
+        kind: "auto" is "resident" on a GPU where RESIDENT_SHARE of its free memory holds all clips, "direct" on a CPU
+            where the arrays are mapped ones, else "prefetch". A stream cannot be resident, and one thread reads it
+            ahead.
         workers: threads of "prefetch".
         end: the step after the last one that will be asked for; None for no end.
         own: of a number of clips in a batch, those that are wanted, as where ranks share it; None for all.
@@ -221,11 +222,18 @@ def open_feed(
             Feed(batches, device, own) if kind == "direct" else PrefetchFeed(batches, device, own, workers=1, end=end)
         )
     if kind == "auto":
-        fits = device.type == "cuda" and _bytes(batches) < RESIDENT_SHARE * torch.cuda.mem_get_info(device)[0]
-        kind = "resident" if fits else "prefetch"
+        kind = _chosen(batches, device)
     if kind == "prefetch":
         return PrefetchFeed(batches, device, own, workers=workers, end=end)
     return ResidentFeed(batches, device, own) if kind == "resident" else Feed(batches, device, own)
+
+
+def _chosen(batches: Batches, device: torch.device) -> FeedKind:
+    if device.type == "cuda":
+        return "resident" if _bytes(batches) < RESIDENT_SHARE * torch.cuda.mem_get_info(device)[0] else "prefetch"
+    # Selecting clips of mapped arrays takes some thousandths of a step, for which threads would only compete.
+    mapped = all(isinstance(array, np.ndarray) for array in batches.clips.features.values())
+    return "direct" if mapped else "prefetch"
 
 
 def _bytes(batches: Batches) -> int:
