@@ -86,9 +86,11 @@ def test_ranks_come_from_the_environment(streamed: StreamedDataset, monkeypatch:
     for rank in range(2):
         monkeypatch.setenv("RANK", str(rank))
         monkeypatch.setenv("WORLD_SIZE", "2")
-        batches = streamed.batches("train", ["sound", "picture"], 3, seed=1)
+        batches = streamed.batches("train", ["sound", "picture"], 6, seed=1)
         assert batches.steps_per_epoch == 2
         seen += drawn(batches, 0)
+        with pytest.raises(ValueError, match="batch_size of a stream must be a multiple of its 2 ranks, got 5"):
+            streamed.batches("train", ["sound"], 5)
     assert len(set(seen)) == 12
 
 

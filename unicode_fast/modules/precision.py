@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -11,13 +11,13 @@ import torch
 from unicode_fast.config import TrainConfig
 
 
-def products(config: TrainConfig, device: torch.device) -> torch.autocast:
+def products(config: TrainConfig, device: torch.device) -> AbstractContextManager[object]:
     """A context whose matrix products, convolutions and LSTMs are in bfloat16 where `precision` is that.
 
     Their results may be bfloat16 too. A float64 model stays float64.
     """
     lower = config.precision == "bfloat16" and config.dtype == "float32"
-    return torch.autocast(device.type, torch.bfloat16, enabled=lower)
+    return torch.autocast(device.type, torch.bfloat16) if lower else nullcontext()
 
 
 @contextmanager
