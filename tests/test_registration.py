@@ -75,11 +75,24 @@ def update_inputs(device: str, options: bool = False) -> Update:
     return Update(state, features, index, partners, [valid, ~valid], draws)
 
 
-def statistics_arguments(rule: UpdateRule, device: str, options: bool = False) -> tuple[Any, ...]:
+def statistics_arguments(
+    rule: UpdateRule, device: str, options: bool = False, every_attempt: bool = False
+) -> tuple[Any, ...]:
     """Arguments of the operator codebook_statistics in the schema's order."""
     state, features, index, partners, valid, draws = update_inputs(device, options)
-    shard = ([0, 0], [6, 6], torch.cat(valid) if valid else None)
-    return (state.codebook, state.step, features, index, partners, valid, draws[0], *shard, *astuple(rule))
+    shard = ([0, 0], [6, 6])
+    return (
+        state.codebook,
+        state.step,
+        features,
+        index,
+        partners,
+        valid,
+        draws[0],
+        *shard,
+        every_attempt,
+        *astuple(rule),
+    )
 
 
 def apply_arguments(rule: UpdateRule, device: str, options: bool = False) -> tuple[Any, ...]:
@@ -130,6 +143,10 @@ SAMPLES: dict[str, tuple[str, Arguments]] = {
     "statistics released": ("codebook_statistics", lambda d: statistics_arguments(RULES["released"], d, options=True)),
     "apply released": ("codebook_apply", lambda d: apply_arguments(RULES["released"], d, options=True)),
     "statistics features": ("codebook_statistics", lambda d: statistics_arguments(RULES["features"], d, options=True)),
+    "statistics of every attempt": (
+        "codebook_statistics",
+        lambda d: statistics_arguments(RULES["features"], d, options=True, every_attempt=True),
+    ),
     "apply features": ("codebook_apply", lambda d: apply_arguments(RULES["features"], d, options=True)),
     "distribution": ("codeword_distribution", distribution_arguments),
     "distribution with gradient": (
@@ -293,7 +310,7 @@ def reference_calls() -> dict[str, Callable[[], Any]]:
     for name, rule in RULES.items():
         for options in (False, True):
             state, *lists, _ = update_inputs("cpu", options)
-            batch = CodebookBatch(*lists, all_valid=torch.cat(lists[3]) if options else None)
+            batch = CodebookBatch(*lists)
             calls[f"update {name} {options}"] = lambda s=state, b=batch, r=rule: codebook_update_reference(
                 s, b, r, None
             )
