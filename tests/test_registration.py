@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from unicode_fast.ops import (
     CodebookState,
+    PreparedCodebook,
     UpdateRule,
     codebook_update,
     codeword_distribution,
@@ -102,6 +103,13 @@ def apply_arguments(rule: UpdateRule, device: str, options: bool = False) -> tup
     return (*state, buffer, *draws, *astuple(rule))
 
 
+def made_operands(codebook: Tensor) -> Tensor:
+    """Operands of a codebook, as searches take them."""
+    operands = torch.zeros(2**16, dtype=torch.uint8, device=codebook.device)
+    torch.ops.unicode_fast.codebook_operands(codebook, operands)
+    return operands
+
+
 def distribution_arguments(device: str, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor, float]:
     valid = torch.tensor([[True, False, True, True]] * 2 + [[False] * 4], device=device)
     return normal(3, 4, 5, dtype=dtype).to(device), normal(6, 5, seed=1, dtype=dtype).to(device), valid, 0.7
@@ -138,6 +146,15 @@ SAMPLES: dict[str, tuple[str, Arguments]] = {
     ),
     "nearest half": ("nearest_codeword", lambda d: (normal(9, 5).half().to(d), normal(4, 5, seed=1).to(d))),
     "nearest empty": ("nearest_codeword", lambda d: (normal(0, 5).to(d), normal(4, 5, seed=1).to(d))),
+    "nearest with operands": (
+        "nearest_codeword",
+        lambda d: (normal(9, 5).to(d), normal(4, 5, seed=1).to(d), made_operands(normal(4, 5, seed=1).to(d))),
+    ),
+    "operands": ("codebook_operands", lambda d: (normal(4, 5).to(d), made_operands(normal(4, 5).to(d)))),
+    "operands half": (
+        "codebook_operands",
+        lambda d: (normal(4, 5).half().to(d), made_operands(normal(4, 5).half().to(d))),
+    ),
     "statistics paper": ("codebook_statistics", lambda d: statistics_arguments(RULES["paper"], d)),
     "apply paper": ("codebook_apply", lambda d: apply_arguments(RULES["paper"], d)),
     "statistics released": ("codebook_statistics", lambda d: statistics_arguments(RULES["released"], d, options=True)),
@@ -226,6 +243,10 @@ def loss(device: str, rows: int) -> list[Tensor]:
 # Functions as a model would compile them, with their inputs for a device and a number of rows.
 COMPILED: dict[str, tuple[Callable[..., Any], Callable[[str, int], list[Tensor]]]] = {
     "nearest": (lambda features, codebook: tuple(nearest_codeword(features, codebook)), nearest),
+    "nearest prepared": (
+        lambda features, codebook: tuple(nearest_codeword(features, PreparedCodebook(codebook))),
+        nearest,
+    ),
     "commitment": (lambda x, i, e, w: (commitment_loss(x, i, e, w, valid=x[:, :, 0] < 1),), commitment),
     "distribution": (lambda x, e: (codeword_distribution(x, e, valid=x[:, :, 0] < 1, temperature=0.5),), distribution),
     "loss": (lambda a, b, w: tuple(cross_info_nce(a, b, w, softmax_over="both", temperature=0.7)), loss),

@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from unicode_fast.ops import _checks, _library
+from unicode_fast.ops.nearest_codeword import PreparedCodebook
 from unicode_fast.reference.codebook_update import (
     REVIVAL_ATTEMPTS,
     BatchShard,
@@ -35,6 +36,7 @@ def codebook_update(  # noqa: PLR0913 - state, rows and rule are records already
     draws: RevivalDraws | None = None,
     group: dist.ProcessGroup | None = None,
     shard: BatchShard | None = None,
+    prepared: PreparedCodebook | None = None,
     backend: str | None = None,
 ) -> None:
     """One MM-EMA step: codewords move towards the mean of their rows and partners, idle ones are revived.
@@ -61,13 +63,15 @@ def codebook_update(  # noqa: PLR0913 - state, rows and rule are records already
             rank would have from the whole batch, to rounding, revival included, and all with the same bits.
         shard: where these rows stand in the whole batch; None for all of it. With several ranks it has to be given
             where codewords are revived from features, as the ranks must draw the same rows.
+        prepared: of `state.codebook`; its operands, which the next search needs, are made as part of the update.
         backend: None takes the fastest that can run on this device. A named backend is used or refused, never
             replaced.
 
     Raises:
         TypeError: an argument or a dtype is unsupported.
-        ValueError: shapes, devices or numbers of modalities differ, `shard` is missing or does not hold the rows, or
-            a tensor of `state` wants a gradient. On CUDA also: more than 16 modalities, or 2^31 - 1 rows.
+        ValueError: shapes, devices or numbers of modalities differ, `shard` is missing or does not hold the rows,
+            `prepared` is of another codebook, or a tensor of `state` wants a gradient. On CUDA also: more than 16
+            modalities, or 2^31 - 1 rows.
         BackendUnavailable: `backend` cannot run here; the message says why.
 
     Precision:
@@ -88,6 +92,7 @@ def codebook_update(  # noqa: PLR0913 - state, rows and rule are records already
     _check_rows(state, features, index)
     partners = _checked_partners(features, partners, rule)
     valid = _checked_valid(features, valid)
+    _check_prepared(state, prepared)
     choice, noise = (None, None) if draws is None else _checked_draws(state, draws)
     ranks = dist.get_world_size(group) if dist.is_initialized() else 1
     shard = _checked_shard(features, shard, needed=ranks > 1 and _revives_from_features(rule))
@@ -106,6 +111,8 @@ def codebook_update(  # noqa: PLR0913 - state, rows and rule are records already
     if every_attempt:
         buffer = first_attempts(buffer, state, rule)
     apply(*state, buffer, choice, noise, *settings)
+    if prepared is not None:
+        prepared._refresh_after_update(backend)
 
 
 def _check_state(state: Any) -> None:
@@ -191,6 +198,15 @@ def _checked_draws(state: CodebookState, draws: Any) -> RevivalDraws:
         _checks.check_tensor(f"draws.{name}", value, (torch.float64,))
         _checks.check_like(f"draws.{name}", value, shape, "as the codebook has it", state.codebook, "state.codebook")
     return draws
+
+
+def _check_prepared(state: CodebookState, prepared: Any) -> None:
+    if prepared is None:
+        return
+    if not isinstance(prepared, PreparedCodebook):
+        raise TypeError(f"prepared must be a PreparedCodebook or None, got {type(prepared).__name__}")
+    if prepared.codebook is not state.codebook:
+        raise ValueError("prepared must be of state.codebook, got one of another tensor")
 
 
 def _revives_from_features(rule: UpdateRule) -> bool:
