@@ -116,7 +116,7 @@ def test_the_update_makes_what_the_next_search_needs(makings: Makings) -> None:
 
 def without_prepared(codebook: Tensor) -> None:
     state = new_state()._replace(codebook=codebook)
-    codebook_update(state, [normal(6, 5, seed=3)], [torch.arange(6)], UpdateRule())
+    codebook_update(state, [-3 * normal(7, 5)], [torch.arange(7)], UpdateRule(decay=0.0))
 
 
 def in_inference_mode(codebook: Tensor) -> None:
@@ -136,7 +136,8 @@ CHANGES: dict[str, Callable[[Tensor], Any]] = {
     "update": without_prepared,
     "inference mode": in_inference_mode,
     "compiled update": compiled_update,
-    "other memory": lambda codebook: codebook.set_(normal(7, 5, seed=9)),
+    "set": lambda codebook: codebook.set_(normal(7, 5, seed=9)),
+    "other memory": lambda codebook: setattr(codebook, "data", normal(7, 5, seed=9)),
 }
 
 
@@ -149,10 +150,12 @@ def test_stale_operands_are_not_used(change: str) -> None:
     assert_same_bits(features, prepared)
 
 
-def test_a_backend_does_not_read_what_another_made() -> None:
+def test_a_backend_does_not_read_what_another_made(makings: Makings) -> None:
+    Place("nearest_codeword", "cpu", "cpp").skip_unless_usable()
     prepared, features = PreparedCodebook(normal(7, 5)), normal(30, 5, seed=1)
-    for backend in ("reference", None, "reference", None):
+    for made, backend in enumerate(("reference", "cpp", "reference", "cpp"), start=1):
         assert_same_bits(features, prepared, backend)
+        assert makings.made == made
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, copy.copy, lambda x: pickle.loads(pickle.dumps(x))])
