@@ -12,12 +12,14 @@ using namespace unicode_fast::cpu;
     PreparedCodebook codes;                                                                                        \
     codes.codewords = codewords;                                                                                   \
     codes.width = width;                                                                                           \
+    codes.mean = mean;                                                                                             \
     centre(codes, e);                                                                                              \
-    std::copy(codes.mean.begin(), codes.mean.end(), mean);                                                         \
     *scale = codes.scale;                                                                                          \
     const int64_t panels = (codewords + panel - 1) / panel, depth = (width + pair - 1) / pair;                     \
-    codes.operands.assign(panels * depth * panel, 0);                                                              \
-    codes.norms.assign(panels * panel, 0);                                                                         \
+    std::vector<uint32_t> code_operands(panels * depth * panel);                                                   \
+    std::vector<float> norms(panels * panel);                                                                      \
+    codes.operands = code_operands.data();                                                                         \
+    codes.norms = norms.data();                                                                                    \
     name::prepare(codes, e, 0, panels, codes.largest);                                                             \
     std::vector<uint32_t> operands(group * depth);                                                                 \
     for (int64_t first = 0; first < rows; first += group) {                                                        \
@@ -27,8 +29,8 @@ using namespace unicode_fast::cpu;
                                               reinterpret_cast<name::Operand*>(operands.data() + r * depth));      \
       for (int64_t p = 0; p < panels; ++p) {                                                                       \
         name::Floats found[name::kGroup][name::kVectors];                                                          \
-        name::score(operands.data(), depth, codes.operands.data() + p * depth * panel,                             \
-                    codes.norms.data() + p * panel, depth, found);                                                 \
+        name::score(operands.data(), depth, codes.operands + p * depth * panel,                                    \
+                    codes.norms + p * panel, depth, found);                                                        \
         for (int64_t r = 0; r < group && first + r < rows; ++r)                                                    \
           for (int64_t j = p * panel; j < std::min((p + 1) * panel, codewords); ++j)                               \
             scores[(first + r) * codewords + j] =                                                                  \

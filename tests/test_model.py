@@ -8,7 +8,7 @@ import torch
 from tolerances import FLOAT64
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from unicode_fast import PRESETS, Config, Modality, NearestCodeword, UniCode, nearest_codeword, preset
+from unicode_fast import PRESETS, Config, Modality, NearestCodeword, PreparedCodebook, UniCode, nearest_codeword, preset
 from unicode_fast.config import FIELDS
 from unicode_fast.journal import StepResult
 from unicode_fast.methods import Draws, UniCodeMethod
@@ -261,10 +261,10 @@ class CountSynchronisation(TorchDispatchMode):
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_training_step_searches_once(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The search makes a codebook ready in each call, and every step has a new one."""
+    """All modalities share a search."""
     rows = []
 
-    def search(features: torch.Tensor, codebook: torch.Tensor) -> NearestCodeword:
+    def search(features: torch.Tensor, codebook: PreparedCodebook) -> NearestCodeword:
         rows.append(len(features))
         return nearest_codeword(features, codebook)
 

@@ -1,6 +1,7 @@
 """MM-EMA with a batch split between ranks: the codebook of one rank with the whole batch."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -41,11 +42,27 @@ def bounds(ranks: int, rank: int, even: bool) -> tuple[int, int]:
     return edges[rank], edges[rank + 1]
 
 
+def count_collectives(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the collectives that are called from here on."""
+    called: list[str] = []
+    kinds = ("all_", "barrier", "broadcast", "gather", "reduce", "scatter", "send")
+    for name in dir(dist):
+        if name.startswith(kinds) and callable(function := getattr(dist, name)):
+
+            def count(*arguments: object, name: str = name, function: Any = function, **options: object) -> object:
+                called.append(name)
+                return function(*arguments, **options)
+
+            monkeypatch.setattr(dist, name, count)
+    return called
+
+
 def run_rank(rank: int, ranks: int, folder: str, rule: str, backend: str, options: tuple[bool, bool]) -> None:
     even, masked = options
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=ranks)
     state = new_state()
+    called = count_collectives(pytest.MonkeyPatch())
     first, last = bounds(ranks, rank, even)
     for step in range(STEPS):
         features, index, valid = ([part[first:last] for part in parts] for parts in whole_batch(step))
@@ -54,6 +71,7 @@ def run_rank(rank: int, ranks: int, folder: str, rule: str, backend: str, option
         codebook_update(
             state, features, index, RULES[rule], valid=valid if masked else None, shard=shard, backend=backend
         )
+    assert called == ["all_reduce"] * (STEPS if ranks > 1 else 0)
     torch.save(tuple(state), f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
@@ -68,7 +86,9 @@ def one_rank(rule: str, rows: int, backend: str, masked: bool) -> CodebookState:
 
 @places("codebook_update")
 @pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize(("ranks", "even", "masked"), [(2, True, False), (3, False, True)])
+@pytest.mark.parametrize(
+    ("ranks", "even", "masked"), [(1, True, True), (2, True, False), (2, True, True), (3, False, True)]
+)
 def test_ranks_end_with_the_codebook_of_one(
     place: Place, rule: str, ranks: int, even: bool, masked: bool, tmp_path: Path
 ) -> None:

@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from unicode_fast.ops import (
     CodebookState,
+    PreparedCodebook,
     UpdateRule,
     codebook_update,
     codeword_distribution,
@@ -75,11 +76,24 @@ def update_inputs(device: str, options: bool = False) -> Update:
     return Update(state, features, index, partners, [valid, ~valid], draws)
 
 
-def statistics_arguments(rule: UpdateRule, device: str, options: bool = False) -> tuple[Any, ...]:
+def statistics_arguments(
+    rule: UpdateRule, device: str, options: bool = False, every_attempt: bool = False
+) -> tuple[Any, ...]:
     """Arguments of the operator codebook_statistics in the schema's order."""
     state, features, index, partners, valid, draws = update_inputs(device, options)
-    shard = ([0, 0], [6, 6], torch.cat(valid) if valid else None)
-    return (state.codebook, state.step, features, index, partners, valid, draws[0], *shard, *astuple(rule))
+    shard = ([0, 0], [6, 6])
+    return (
+        state.codebook,
+        state.step,
+        features,
+        index,
+        partners,
+        valid,
+        draws[0],
+        *shard,
+        every_attempt,
+        *astuple(rule),
+    )
 
 
 def apply_arguments(rule: UpdateRule, device: str, options: bool = False) -> tuple[Any, ...]:
@@ -87,6 +101,13 @@ def apply_arguments(rule: UpdateRule, device: str, options: bool = False) -> tup
     state, *_, draws = update_inputs(device, options)
     buffer = torch.ops.unicode_fast.codebook_statistics_reference(*statistics_arguments(rule, device, options))
     return (*state, buffer, *draws, *astuple(rule))
+
+
+def made_operands(codebook: Tensor) -> Tensor:
+    """Operands of a codebook, as searches take them."""
+    operands = torch.zeros(2**16, dtype=torch.uint8, device=codebook.device)
+    torch.ops.unicode_fast.codebook_operands(codebook, operands)
+    return operands
 
 
 def distribution_arguments(device: str, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor, float]:
@@ -134,11 +155,24 @@ SAMPLES: dict[str, tuple[str, Arguments]] = {
     ),
     "nearest half": ("nearest_codeword", lambda d: (normal(9, 5).half().to(d), normal(4, 5, seed=1).to(d))),
     "nearest empty": ("nearest_codeword", lambda d: (normal(0, 5).to(d), normal(4, 5, seed=1).to(d))),
+    "nearest with operands": (
+        "nearest_codeword",
+        lambda d: (normal(9, 5).to(d), normal(4, 5, seed=1).to(d), made_operands(normal(4, 5, seed=1).to(d))),
+    ),
+    "operands": ("codebook_operands", lambda d: (normal(4, 5).to(d), made_operands(normal(4, 5).to(d)))),
+    "operands half": (
+        "codebook_operands",
+        lambda d: (normal(4, 5).half().to(d), made_operands(normal(4, 5).half().to(d))),
+    ),
     "statistics paper": ("codebook_statistics", lambda d: statistics_arguments(RULES["paper"], d)),
     "apply paper": ("codebook_apply", lambda d: apply_arguments(RULES["paper"], d)),
     "statistics released": ("codebook_statistics", lambda d: statistics_arguments(RULES["released"], d, options=True)),
     "apply released": ("codebook_apply", lambda d: apply_arguments(RULES["released"], d, options=True)),
     "statistics features": ("codebook_statistics", lambda d: statistics_arguments(RULES["features"], d, options=True)),
+    "statistics of every attempt": (
+        "codebook_statistics",
+        lambda d: statistics_arguments(RULES["features"], d, options=True, every_attempt=True),
+    ),
     "apply features": ("codebook_apply", lambda d: apply_arguments(RULES["features"], d, options=True)),
     "distribution": ("codeword_distribution", distribution_arguments),
     "distribution with gradient": (
@@ -239,6 +273,10 @@ def masked_loss(targets: Tensor, predictions: Tensor, weights: Tensor, temperatu
 # Functions as a model would compile them, with their inputs for a device and a number of rows.
 COMPILED: dict[str, tuple[Callable[..., Any], Callable[[str, int], list[Tensor]]]] = {
     "nearest": (lambda features, codebook: tuple(nearest_codeword(features, codebook)), nearest),
+    "nearest prepared": (
+        lambda features, codebook: tuple(nearest_codeword(features, PreparedCodebook(codebook))),
+        nearest,
+    ),
     "commitment": (lambda x, i, e, w: (commitment_loss(x, i, e, w, valid=x[:, :, 0] < 1),), commitment),
     "distribution": (lambda x, e: (codeword_distribution(x, e, valid=x[:, :, 0] < 1, temperature=0.5),), distribution),
     "loss": (lambda a, b, w: tuple(cross_info_nce(a, b, w, softmax_over="both", temperature=0.7)), loss),
@@ -346,7 +384,7 @@ def reference_calls() -> dict[str, Callable[[], Any]]:
     for name, rule in RULES.items():
         for options in (False, True):
             state, *lists, _ = update_inputs("cpu", options)
-            batch = CodebookBatch(*lists, all_valid=torch.cat(lists[3]) if options else None)
+            batch = CodebookBatch(*lists)
             calls[f"update {name} {options}"] = lambda s=state, b=batch, r=rule: codebook_update_reference(
                 s, b, r, None
             )

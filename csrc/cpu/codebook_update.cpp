@@ -59,36 +59,35 @@ std::vector<double> doubles(const at::Tensor& tensor) {
   return {given.const_data_ptr<double>(), given.const_data_ptr<double>() + given.numel()};
 }
 
-// For each codeword the first valid one of the global rows drawn for it, if this rank holds it: a flag and the row.
-void find_candidates(const std::vector<at::Tensor>& rows, at::IntArrayRef first_row, at::IntArrayRef total_rows,
-                     const std::optional<at::Tensor>& all_valid, uint64_t key, const std::optional<at::Tensor>& choice,
-                     int64_t codewords, double* flags, double* candidates) {
+// Of the global rows drawn for each codeword those that are valid and held here, with every attempt in a place of its
+// own, or the first valid one, where rows of other ranks count as valid: a flag and the row.
+void find_candidates(const std::vector<at::Tensor>& rows, const std::vector<at::Tensor>& valid,
+                     at::IntArrayRef first_row, at::IntArrayRef total_rows, bool every_attempt, uint64_t key,
+                     const std::optional<at::Tensor>& choice, int64_t codewords, double* flags, double* candidates) {
   int64_t total = 0;
   for (const int64_t number : total_rows) total += number;
   if (total == 0) return;
-  const at::Tensor mask = all_valid ? all_valid->contiguous() : at::Tensor();
-  const bool* usable = all_valid ? mask.const_data_ptr<bool>() : nullptr;
   const std::vector<double> given = choice ? doubles(*choice) : std::vector<double>();
   for (int64_t k = 0; k < codewords; ++k) {
     for (int64_t attempt = 0; attempt < kAttempts; ++attempt) {
       const bool injected = attempt == 0 && choice;
       const int64_t global = injected ? counter_random::place(given[k], total)
                                       : counter_random::integer(key, k * kAttempts + attempt, total);
-      if (usable != nullptr && !usable[global]) continue;
       size_t modality = 0;
       int64_t place = global;
       while (place >= total_rows[modality]) place -= total_rows[modality++];
       const int64_t local = place - first_row[modality];
       if (local >= 0 && local < rows[modality].size(0)) {
-        const int64_t width = rows[modality].size(1);
-        flags[k] = 1;
+        if (!valid.empty() && !valid[modality].const_data_ptr<bool>()[local]) continue;
+        const int64_t width = rows[modality].size(1), written = every_attempt ? attempt * codewords + k : k;
+        flags[written] = 1;
         if (rows[modality].scalar_type() == at::kDouble) {
-          std::copy_n(rows[modality].const_data_ptr<double>() + local * width, width, candidates + k * width);
+          std::copy_n(rows[modality].const_data_ptr<double>() + local * width, width, candidates + written * width);
         } else {
-          std::copy_n(rows[modality].const_data_ptr<float>() + local * width, width, candidates + k * width);
+          std::copy_n(rows[modality].const_data_ptr<float>() + local * width, width, candidates + written * width);
         }
       }
-      break;
+      if (!every_attempt) break;
     }
   }
 }
@@ -96,16 +95,15 @@ void find_candidates(const std::vector<at::Tensor>& rows, at::IntArrayRef first_
 at::Tensor codebook_statistics(const at::Tensor& codebook, const at::Tensor& step, at::TensorList features,
                                at::TensorList index, at::TensorList partners, at::TensorList valid,
                                const std::optional<at::Tensor>& choice, at::IntArrayRef first_row,
-                               at::IntArrayRef total_rows, const std::optional<at::Tensor>& all_valid, double decay,
-                               double /*epsilon*/, double own_weight, string_view update, string_view /*smoothing*/,
-                               int64_t revive_after, string_view /*revive_unless*/, string_view revive_source,
-                               double /*revive_noise*/, int64_t /*revive_active_within*/, bool /*revive_ema*/,
-                               int64_t seed) {
+                               at::IntArrayRef total_rows, bool every_attempt, double decay, double /*epsilon*/,
+                               double own_weight, string_view update, string_view /*smoothing*/, int64_t revive_after,
+                               string_view /*revive_unless*/, string_view revive_source, double /*revive_noise*/,
+                               int64_t /*revive_active_within*/, bool /*revive_ema*/, int64_t seed) {
   const int64_t modalities = features.size(), codewords = codebook.size(0), width = codebook.size(1);
   const bool revives = revive_after > 0 && revive_source == "feature";
+  const int64_t candidates = revives ? codewords * (every_attempt ? kAttempts : 1) : 0;
   const int64_t size = modalities + modalities * codewords + codewords * width;
-  const at::Tensor buffer =
-      at::zeros({size + (revives ? codewords + codewords * width : 0)}, codebook.options().dtype(at::kDouble));
+  const at::Tensor buffer = at::zeros({size + candidates * (1 + width)}, codebook.options().dtype(at::kDouble));
   double* row_count = buffer.mutable_data_ptr<double>();
   double* codeword_count = row_count + modalities;
   double* sums = codeword_count + modalities * codewords;
@@ -138,7 +136,8 @@ at::Tensor codebook_statistics(const at::Tensor& codebook, const at::Tensor& ste
   if (revives) {
     const uint64_t key = counter_random::key(seed, *step.const_data_ptr<int64_t>(), kRowStream);
     double* flags = sums + codewords * width;
-    find_candidates(rows, first_row, total_rows, all_valid, key, choice, codewords, flags, flags + codewords);
+    find_candidates(rows, masks, first_row, total_rows, every_attempt, key, choice, codewords, flags,
+                    flags + candidates);
   }
   return buffer;
 }

@@ -102,7 +102,6 @@ void centre(PreparedCodebook& codes, const double* values) {
   std::vector<double> mean(codes.width, 0.0);
   for (int64_t j = 0; j < codes.codewords; ++j)
     for (int64_t d = 0; d < codes.width; ++d) mean[d] += values[j * codes.width + d];
-  codes.mean.resize(codes.width);
   for (int64_t d = 0; d < codes.width; ++d) {
     codes.finite = codes.finite && std::isfinite(mean[d]);
     const float rounded = static_cast<float>(mean[d] / codes.codewords);

@@ -11,18 +11,23 @@ struct LargestNorms {
   double squared = 0, rounded = 0, residual = 0;
 };
 
-// A codebook made ready for the search of one call; the bound that its numbers enter stands in docs/exactness.md.
-// Centred means minus `mean`, scaled means times `scale`, a power of two that brings the largest element near one.
-struct PreparedCodebook {
-  int64_t codewords = 0, width = 0;
-  std::vector<float> mean;  // (width)
+// What is the same for all codewords. Centred means minus the mean codeword, scaled means times `scale`, a power of two
+// that brings the largest element near one.
+struct CodebookFacts {
   double scale = 1;
   bool finite = true;  // false where a codeword holds NaN or infinity: then every row is compared directly
+  LargestNorms largest;
+};
+
+// A codebook made ready for searches; the bound that its numbers enter stands in docs/exactness.md. Its arrays lie in
+// memory of its owner.
+struct PreparedCodebook : CodebookFacts {
+  int64_t codewords = 0, width = 0;
+  float* mean = nullptr;  // (width)
   // Panels of as many codewords as a kernel scores at once. Operands are rounded, dimension before codeword; norms are
   // squared, of the centred and scaled codewords before rounding. Codewords that only fill a panel have infinite norms.
-  std::vector<uint32_t> operands;
-  std::vector<float> norms;
-  LargestNorms largest;
+  uint32_t* operands = nullptr;
+  float* norms = nullptr;
 };
 
 // Rows in memory: element (i, d) at data[i * stride + d].

@@ -168,7 +168,7 @@ UNICODE_FAST_TARGET void prepare(PreparedCodebook& codes, const double* codebook
     largest.squared = std::max(largest.squared, squared[0]);
     largest.rounded = std::max(largest.rounded, std::sqrt(rounded[0]));
     largest.residual = std::max(largest.residual, std::sqrt(residual[0]));
-    Operand* panel = reinterpret_cast<Operand*>(codes.operands.data() + (j / kPanel) * depth * kPanel + j % kPanel);
+    Operand* panel = reinterpret_cast<Operand*>(codes.operands + (j / kPanel) * depth * kPanel + j % kPanel);
     for (d = 0; d < width; ++d) panel[(d / kPair) * kPanel * kPair + d % kPair] = operands[d];
   }
 }
@@ -176,7 +176,7 @@ UNICODE_FAST_TARGET void prepare(PreparedCodebook& codes, const double* codebook
 // The centred, scaled and rounded operands of a row, times -2, and twice the bound on the error of its scores.
 UNICODE_FAST_TARGET inline float prepare_row(const PreparedCodebook& codes, const float* x, Operand* operands) {
   const int64_t width = codes.width;
-  const float* mean = codes.mean.data();
+  const float* mean = codes.mean;
   const float scale = static_cast<float>(-2 * codes.scale);
   float squared[kLanes] = {}, rounded[kLanes] = {}, residual[kLanes] = {};
   int64_t d = 0;
@@ -274,8 +274,8 @@ UNICODE_FAST_TARGET void search(const PreparedCodebook& codes, const C* codebook
   for (int64_t panel = 0; panel < panels; ++panel) {
     for (int64_t group = 0; group < groups; ++group) {
       Floats scores[kGroup][kVectors];
-      score(operands.data() + group * kGroup * depth, depth, codes.operands.data() + panel * depth * kPanel,
-            codes.norms.data() + panel * kPanel, depth, scores);
+      score(operands.data() + group * kGroup * depth, depth, codes.operands + panel * depth * kPanel,
+            codes.norms + panel * kPanel, depth, scores);
       for (int64_t r = 0; r < kGroup && group * kGroup + r < count; ++r) {
         Candidates& row = candidates[group * kGroup + r];
         Floats low = scores[r][0];

@@ -7,7 +7,10 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
+#include <limits>
 #include <mutex>
+#include <optional>
 #include <tuple>
 
 #include "kernels.h"
@@ -24,31 +27,84 @@ int64_t block_rows(int64_t rows) {
   return std::clamp<int64_t>((even + 5) / 6 * 6, 6, kLargestBlock);
 }
 
-PreparedCodebook prepare(const at::Tensor& codebook) {
-  const KeepSubnormals keep;
-  const at::Tensor given = codebook.to(at::kDouble).contiguous();
-  const double* values = given.const_data_ptr<double>();
+// Half-precision codewords are exact in float32.
+bool is_half(const at::Tensor& codebook) {
+  return codebook.scalar_type() == at::kHalf || codebook.scalar_type() == at::kBFloat16;
+}
+
+// Where the parts of the operands lie, in bytes: facts, mean, norms, operands, and the codewords in float32 where they
+// are in half precision.
+struct OperandsLayout {
+  int64_t mean, norms, operands, values, bytes;
+};
+
+OperandsLayout layout_of(const at::Tensor& codebook) {
+  const Kernels& use = kernels();
+  const int64_t codewords = codebook.size(0), width = codebook.size(1);
+  const int64_t padded = (codewords + use.panel - 1) / use.panel * use.panel;
+  OperandsLayout layout{};
+  int64_t end = 0;
+  const auto place = [&end](int64_t bytes) {
+    const int64_t start = end;
+    end += (bytes + 63) / 64 * 64;
+    return start;
+  };
+  place(sizeof(CodebookFacts));
+  layout.mean = place(width * 4);
+  layout.norms = place(padded * 4);
+  layout.operands = place(padded * ((width + use.pair - 1) / use.pair) * 4);
+  layout.values = place(is_half(codebook) ? codewords * width * 4 : 0);
+  layout.bytes = end;
+  return layout;
+}
+
+void check_operands(const at::Tensor& operands, const at::Tensor& codebook, const OperandsLayout& layout) {
+  TORCH_CHECK_VALUE(operands.scalar_type() == at::kByte && operands.is_contiguous() &&
+                        operands.device() == codebook.device() && operands.numel() >= layout.bytes &&
+                        reinterpret_cast<uintptr_t>(operands.const_data_ptr()) % alignof(CodebookFacts) == 0,
+                    "operands must be at least ", layout.bytes, " aligned bytes beside the codebook, got ",
+                    operands.numel());
+}
+
+// The codebook whose arrays are the parts of `memory`; its facts are those of a codebook not yet prepared.
+PreparedCodebook parts_of(unsigned char* memory, const at::Tensor& codebook, const OperandsLayout& layout) {
   PreparedCodebook codes;
   codes.codewords = codebook.size(0);
   codes.width = codebook.size(1);
+  codes.mean = reinterpret_cast<float*>(memory + layout.mean);
+  codes.norms = reinterpret_cast<float*>(memory + layout.norms);
+  codes.operands = reinterpret_cast<uint32_t*>(memory + layout.operands);
+  return codes;
+}
+
+void codebook_operands(const at::Tensor& codebook, const at::Tensor& operands) {
+  const KeepSubnormals keep;
+  const OperandsLayout layout = layout_of(codebook);
+  check_operands(operands, codebook, layout);
+  unsigned char* memory = operands.mutable_data_ptr<unsigned char>();
+  PreparedCodebook codes = parts_of(memory, codebook, layout);
+  const at::Tensor given = codebook.to(at::kDouble).contiguous();
+  const double* values = given.const_data_ptr<double>();
   centre(codes, values);
-  if (!codes.finite) return codes;
   const Kernels& use = kernels();
   const int64_t panels = (codes.codewords + use.panel - 1) / use.panel;
   const int64_t depth = (codes.width + use.pair - 1) / use.pair;
-  codes.operands.assign(panels * depth * use.panel, 0);
-  codes.norms.assign(panels * use.panel, std::numeric_limits<float>::infinity());
-  std::mutex guard;
-  at::parallel_for(0, panels, 1, [&](int64_t first, int64_t last) {
-    const KeepSubnormals keep_here;
-    LargestNorms mine;
-    use.prepare(codes, values, first, last, mine);
-    const std::lock_guard<std::mutex> lock(guard);
-    codes.largest.squared = std::max(codes.largest.squared, mine.squared);
-    codes.largest.rounded = std::max(codes.largest.rounded, mine.rounded);
-    codes.largest.residual = std::max(codes.largest.residual, mine.residual);
-  });
-  return codes;
+  if (codes.finite) {
+    std::fill_n(codes.operands, panels * depth * use.panel, 0);
+    std::fill_n(codes.norms, panels * use.panel, std::numeric_limits<float>::infinity());
+    std::mutex guard;
+    at::parallel_for(0, panels, 1, [&](int64_t first, int64_t last) {
+      const KeepSubnormals keep_here;
+      LargestNorms mine;
+      use.prepare(codes, values, first, last, mine);
+      const std::lock_guard<std::mutex> lock(guard);
+      codes.largest.squared = std::max(codes.largest.squared, mine.squared);
+      codes.largest.rounded = std::max(codes.largest.rounded, mine.rounded);
+      codes.largest.residual = std::max(codes.largest.residual, mine.residual);
+    });
+  }
+  if (is_half(codebook)) std::copy_n(values, given.numel(), reinterpret_cast<float*>(memory + layout.values));
+  std::memcpy(memory, static_cast<CodebookFacts*>(&codes), sizeof(CodebookFacts));
 }
 
 void direct(const at::Tensor& rows, const at::Tensor& codebook, const at::Tensor& index, const at::Tensor& distance) {
@@ -69,9 +125,8 @@ void direct(const at::Tensor& rows, const at::Tensor& codebook, const at::Tensor
   });
 }
 
-void search(const at::Tensor& features, const at::Tensor& codebook, const at::Tensor& index,
-            const at::Tensor& distance) {
-  const PreparedCodebook codes = prepare(codebook);
+void search(const at::Tensor& features, const at::Tensor& codebook, const PreparedCodebook& codes,
+            const at::Tensor& index, const at::Tensor& distance) {
   const int64_t rows = features.size(0), block = block_rows(rows);
   int64_t* found = index.mutable_data_ptr<int64_t>();
   float* squared = distance.mutable_data_ptr<float>();
@@ -92,22 +147,34 @@ void search(const at::Tensor& features, const at::Tensor& codebook, const at::Te
   });
 }
 
-std::tuple<at::Tensor, at::Tensor> nearest_codeword(const at::Tensor& features, const at::Tensor& codebook) {
+std::tuple<at::Tensor, at::Tensor> nearest_codeword(const at::Tensor& features, const at::Tensor& codebook,
+                                                    const std::optional<at::Tensor>& operands) {
   const bool wide = features.scalar_type() == at::kDouble;
   const at::Tensor index = at::empty({features.size(0)}, features.options().dtype(at::kLong));
   const at::Tensor distance = at::empty({features.size(0)}, features.options().dtype(wide ? at::kDouble : at::kFloat));
-  // Half-precision codewords are exact in float32.
-  const at::Tensor codes = (codebook.scalar_type() == at::kDouble ? codebook : codebook.to(at::kFloat)).contiguous();
   if (wide) {
-    direct(features.contiguous(), codes, index, distance);
-  } else {
-    search(features, codes, index, distance);
+    direct(features.contiguous(), codebook.contiguous(), index, distance);
+    return {index, distance};
   }
+  const OperandsLayout layout = layout_of(codebook);
+  if (operands) check_operands(*operands, codebook, layout);
+  const at::Tensor made = operands ? *operands : at::empty({layout.bytes}, codebook.options().dtype(at::kByte));
+  if (!operands) codebook_operands(codebook, made);
+  unsigned char* memory = const_cast<unsigned char*>(made.const_data_ptr<unsigned char>());
+  PreparedCodebook codes = parts_of(memory, codebook, layout);
+  std::memcpy(static_cast<CodebookFacts*>(&codes), memory, sizeof(CodebookFacts));
+  const at::Tensor values =
+      is_half(codebook) ? at::from_blob(memory + layout.values, codebook.sizes(), codebook.options().dtype(at::kFloat))
+                        : codebook.contiguous();
+  search(features, values, codes, index, distance);
   return {index, distance};
 }
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(unicode_fast, CPU, library) { library.impl("nearest_codeword", &nearest_codeword); }
+TORCH_LIBRARY_IMPL(unicode_fast, CPU, library) {
+  library.impl("codebook_operands", &codebook_operands);
+  library.impl("nearest_codeword", &nearest_codeword);
+}
 
 }  // namespace unicode_fast::cpu

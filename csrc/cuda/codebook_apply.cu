@@ -251,7 +251,8 @@ cudaError_t launch_apply(const ApplyPlan& plan, const State& state, const Rule& 
   update.state = state;
   update.rule = rule;
   update.kept = rule.joint ? rule.decay : std::pow(rule.decay, state.modalities);
-  update.layout = statistics_layout(state.modalities, state.codewords, state.width, revives_from_features(rule));
+  update.layout =
+      statistics_layout(state.modalities, state.codewords, state.width, revives_from_features(rule) ? 1 : 0);
   update.statistics = statistics;
   update.choice = choice;
   update.noise = noise;

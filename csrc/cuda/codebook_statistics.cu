@@ -17,7 +17,7 @@ constexpr int kBlocks = 4;
 constexpr int kRowsPerThread = 8, kChunkRows = kThreads * kRowsPerThread;
 constexpr int64_t kMostComparisons = 1 << 24;  // rows times codewords, for the unsorted sums
 constexpr int64_t kPieceRows = 512, kLeastTileRows = 512, kMostTileCounts = 1 << 23;
-constexpr int64_t kAttempts = 8, kRowStream = 2;
+constexpr int64_t kRowStream = 2;
 
 // The number type of all features and partners, or Any to ask each time.
 struct Any {};
@@ -70,30 +70,32 @@ __device__ __forceinline__ double add_groups(double sum) {
   return total;
 }
 
-// Writes whether this rank holds the first valid one of the rows drawn for codeword k, and this block's columns of it.
+// Writes which of the rows drawn for codeword k are valid and held here, and this block's columns of them.
 template <class T>
-__device__ __forceinline__ void write_candidate(const Batch& batch, const StatisticsLayout& layout, int64_t k,
-                                                int64_t column) {
+__device__ __forceinline__ void write_candidates(const Batch& batch, const StatisticsLayout& layout, int64_t k,
+                                                 int64_t column) {
   int64_t total = 0;
   for (int m = 0; m < batch.modalities; ++m) total += batch.modality[m].total_rows;
-  int64_t chosen = -1;
-  if (total > 0) {
-    const uint64_t key = counter_random::key(batch.seed, *batch.step, kRowStream);
-    for (int64_t attempt = 0; attempt < kAttempts && chosen < 0; ++attempt) {
-      int64_t drawn = counter_random::integer(key, k * kAttempts + attempt, total);
-      if (attempt == 0 && batch.choice != nullptr) drawn = counter_random::place(batch.choice[k], total);
-      if (batch.all_valid == nullptr || batch.all_valid[drawn]) chosen = drawn;
-    }
+  const uint64_t key = counter_random::key(batch.seed, *batch.step, kRowStream);
+  for (int place = 0, attempt = 0; place < batch.candidates; ++place) {
+    int m = 0;
+    int64_t local = 0;
+    bool here = false, found = false;
+    do {
+      int64_t drawn = total > 0 ? counter_random::integer(key, k * kAttempts + attempt, total) : -1;
+      if (total > 0 && attempt == 0 && batch.choice != nullptr) drawn = counter_random::place(batch.choice[k], total);
+      for (m = 0; drawn >= batch.modality[m].total_rows; ++m) drawn -= batch.modality[m].total_rows;
+      local = drawn - batch.modality[m].first_row;
+      here = drawn >= 0 && local >= 0 && local < batch.modality[m].features.rows;
+      found = here && is_valid(batch.modality[m], local);
+      ++attempt;
+    } while (batch.candidates == 1 && here && !found && attempt < kAttempts);
+    const int64_t written = place * batch.codewords + k;
+    if (threadIdx.x == 0 && blockIdx.y == 0) batch.statistics[layout.found + written] = found ? 1.0 : 0.0;
+    if (threadIdx.x < kColumns && column < batch.width)
+      batch.statistics[layout.candidate + written * batch.width + column] =
+          found ? read<T>(batch.modality[m].features, local, column) : 0.0;
   }
-  int m = 0;
-  int64_t place = chosen;
-  while (chosen >= 0 && place >= batch.modality[m].total_rows) place -= batch.modality[m++].total_rows;
-  const int64_t local = place - batch.modality[m].first_row;
-  const bool here = chosen >= 0 && local >= 0 && local < batch.modality[m].features.rows;
-  if (threadIdx.x == 0 && blockIdx.y == 0) batch.statistics[layout.found + k] = here ? 1.0 : 0.0;
-  if (threadIdx.x < kColumns && column < batch.width)
-    batch.statistics[layout.candidate + k * batch.width + column] =
-        here ? read<T>(batch.modality[m].features, local, column) : 0.0;
 }
 
 // The codeword of a row, or -1 where the row does not count.
@@ -145,7 +147,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
   }
   const double total = add_groups(sum);
   if (group == 0 && column < batch.width) batch.statistics[layout.mixed_sum + k * batch.width + column] = total;
-  if (batch.candidates) write_candidate<T>(batch, layout, k, column);
+  write_candidates<T>(batch, layout, k, column);
 }
 
 // The tiles of rows: consecutive rows of one modality each, the modalities one after the other.
@@ -307,7 +309,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
   if (threadIdx.x < kColumns && column < batch.width) sums[piece * batch.width + column] = total;
 }
 
-// Block (k, y) adds up columns y of codeword k's pieces, and finds its candidate.
+// Block (k, y) adds up columns y of codeword k's pieces, and finds its candidates.
 template <class T>
 __global__ void __launch_bounds__(kColumns)
     join_kernel(const __grid_constant__ Batch batch, const __grid_constant__ StatisticsLayout layout,
@@ -319,7 +321,7 @@ __global__ void __launch_bounds__(kColumns)
       sum += sums[piece * batch.width + column];
     batch.statistics[layout.mixed_sum + k * batch.width + column] = sum;
   }
-  if (batch.candidates) write_candidate<T>(batch, layout, k, column);
+  write_candidates<T>(batch, layout, k, column);
 }
 
 template <class T>

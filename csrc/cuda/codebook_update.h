@@ -11,6 +11,8 @@
 namespace unicode_fast::cuda {
 
 constexpr int kMostModalities = 16;
+// Rows tried for a codeword that is revived from features.
+constexpr int kAttempts = 8;
 
 enum class Smoothing : int { kNone, kTransient, kCompounding };
 
@@ -28,18 +30,18 @@ struct Rule {
 
 inline bool revives_from_features(const Rule& rule) { return rule.revive_after > 0 && rule.from_features; }
 
-// Where the parts of the flat buffer of statistics begin; those about candidates are there only with candidates.
+// Where the parts of the flat buffer of statistics begin; those about candidates hold so many for each codeword.
 struct StatisticsLayout {
   int64_t row_count, codeword_count, mixed_sum, found, candidate, size;
 };
 
-inline StatisticsLayout statistics_layout(int64_t modalities, int64_t codewords, int64_t width, bool candidates) {
+inline StatisticsLayout statistics_layout(int64_t modalities, int64_t codewords, int64_t width, int candidates) {
   StatisticsLayout layout{};
   layout.codeword_count = layout.row_count + modalities;
   layout.mixed_sum = layout.codeword_count + modalities * codewords;
   layout.found = layout.mixed_sum + codewords * width;
-  layout.candidate = layout.found + (candidates ? codewords : 0);
-  layout.size = layout.candidate + (candidates ? codewords * width : 0);
+  layout.candidate = layout.found + candidates * codewords;
+  layout.size = layout.candidate + candidates * codewords * width;
   return layout;
 }
 
@@ -60,12 +62,12 @@ struct Batch {
   bool mixes, given_partners;  // whether a row has a part of its partner, and whether that is given
   double own_weight;
   int64_t codewords, width;
-  // Where codewords are revived from features; `choice` and `all_valid` may be null, contiguous where not.
-  bool candidates;
+  // How many candidates of each codeword are kept: kAttempts, 1 for the first that is valid where all rows that are not
+  // held here count as valid, 0 without revival from features. `choice` may be null, contiguous where not.
+  int candidates;
   int64_t seed;
   const int64_t* step;
   const double* choice;
-  const bool* all_valid;
   double* statistics;
 };
 

@@ -70,11 +70,10 @@ at::Tensor workspace_of(size_t bytes, const at::Tensor& like) {
 at::Tensor codebook_statistics_cuda(const at::Tensor& codebook, const at::Tensor& step, at::TensorList features,
                                     at::TensorList index, at::TensorList partners, at::TensorList valid,
                                     const std::optional<at::Tensor>& choice, at::IntArrayRef first_row,
-                                    at::IntArrayRef total_rows, const std::optional<at::Tensor>& all_valid,
-                                    double decay, double epsilon, double own_weight, string_view update,
-                                    string_view smoothing, int64_t revive_after, string_view revive_unless,
-                                    string_view revive_source, double revive_noise, int64_t revive_active_within,
-                                    bool revive_ema, int64_t seed) {
+                                    at::IntArrayRef total_rows, bool every_attempt, double decay, double epsilon,
+                                    double own_weight, string_view update, string_view smoothing, int64_t revive_after,
+                                    string_view revive_unless, string_view revive_source, double revive_noise,
+                                    int64_t revive_active_within, bool revive_ema, int64_t seed) {
   const c10::cuda::CUDAGuard guard(codebook.device());
   const Rule rule = rule_of(decay, epsilon, own_weight, update, smoothing, revive_after, revive_unless, revive_source,
                             revive_noise, revive_active_within, revive_ema, seed);
@@ -96,10 +95,10 @@ at::Tensor codebook_statistics_cuda(const at::Tensor& codebook, const at::Tensor
   batch.own_weight = own_weight;
   batch.codewords = codebook.size(0);
   batch.width = codebook.size(1);
-  batch.candidates = revives_from_features(rule);
+  batch.candidates = !revives_from_features(rule) ? 0 : every_attempt ? kAttempts : 1;
   batch.seed = seed;
   batch.step = step.const_data_ptr<int64_t>();
-  int64_t rows = 0, whole = 0;
+  int64_t rows = 0;
   for (size_t m = 0; m < modalities; ++m) {
     Modality& own = batch.modality[m];
     const int64_t own_rows = features[m].dim() == 2 ? features[m].size(0) : -1;
@@ -125,15 +124,12 @@ at::Tensor codebook_statistics_cuda(const at::Tensor& codebook, const at::Tensor
     TORCH_CHECK_VALUE(own.first_row >= 0 && own.first_row + own_rows <= own.total_rows, "total_rows must hold the ",
                       own_rows, " rows from first_row ", own.first_row, " on, got ", own.total_rows);
     rows += own_rows;
-    whole += own.total_rows;
   }
   TORCH_CHECK_VALUE(rows < INT32_MAX, "features must have fewer than 2^31 - 1 rows, got ", rows);
-  at::Tensor kept_choice, kept_valid;
-  if (batch.candidates) {
+  at::Tensor kept_choice;
+  if (batch.candidates > 0) {
     if (choice) check(*choice, "choice", at::kDouble, {batch.codewords}, codebook);
-    if (all_valid) check(*all_valid, "all_valid", at::kBool, {whole}, codebook);
     batch.choice = contiguous_data<double>(choice, kept_choice);
-    batch.all_valid = contiguous_data<bool>(all_valid, kept_valid);
   }
   const StatisticsLayout layout = statistics_layout(batch.modalities, batch.codewords, batch.width, batch.candidates);
   const at::Tensor statistics = at::empty({layout.size}, codebook.options().dtype(at::kDouble));
@@ -165,7 +161,7 @@ void codebook_apply_cuda(const at::Tensor& codebook, const at::Tensor& ema_count
   check(ema_sum, "ema_sum", codebook.scalar_type(), {codewords, width}, codebook);
   check(idle, "idle", at::kLong, {modalities, codewords}, codebook);
   check(step, "step", at::kLong, {}, codebook);
-  const StatisticsLayout layout = statistics_layout(modalities, codewords, width, revives_from_features(rule));
+  const StatisticsLayout layout = statistics_layout(modalities, codewords, width, revives_from_features(rule) ? 1 : 0);
   check(statistics, "statistics", at::kDouble, {layout.size}, codebook);
   if (choice) check(*choice, "choice", at::kDouble, {codewords}, codebook);
   if (noise) check(*noise, "noise", at::kDouble, {codewords, width}, codebook);

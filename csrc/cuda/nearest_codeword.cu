@@ -322,35 +322,116 @@ cudaError_t find_wgmma(int major, int minor, bool& found) {
   return error;
 }
 
+// The current device.
+struct Gpu {
+  int major = 0, minor = 0, multiprocessors = 0, most_shared_bytes = 0;
+  bool has_wgmma = false;
+};
+
+cudaError_t look_at(Gpu& gpu) {
+  int device = 0;
+  cudaError_t error = cudaGetDevice(&device);
+  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&gpu.major, cudaDevAttrComputeCapabilityMajor, device);
+  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&gpu.minor, cudaDevAttrComputeCapabilityMinor, device);
+  if (error == cudaSuccess)
+    error = cudaDeviceGetAttribute(&gpu.multiprocessors, cudaDevAttrMultiProcessorCount, device);
+  if (error == cudaSuccess)
+    error = cudaDeviceGetAttribute(&gpu.most_shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  if (error == cudaSuccess) error = find_wgmma(gpu.major, gpu.minor, gpu.has_wgmma);
+  return error;
+}
+
+// Whether the half-precision search can serve a codebook, where a tile of rows fits into shared memory.
+bool serves(const Gpu& gpu, const Matrix& codebook) {
+  return gpu.major >= 8 && round_to(codebook.columns, kStepWidth) <= (1 << 20) && codebook.rows < (1LL << 30);
+}
+
 // Whether the tiles of the search with wgmma, larger than the others, are enough to give each multiprocessor two.
 bool enough_tiles(int64_t rows, int64_t codewords, int multiprocessors) {
   const int64_t tiles = (codewords + HopperShape::kColumns - 1) / HopperShape::kColumns;
   return (rows + HopperShape::kRows - 1) / HopperShape::kRows * tiles >= 2 * multiprocessors;
 }
 
+// The next part of an allocation that is `bytes` bytes long so far.
+size_t place(size_t& bytes, int64_t more) {
+  const size_t start = bytes;
+  bytes += static_cast<size_t>(round_to(more, 256));
+  return start;
+}
+
+OperandsPlan lay_out(const Matrix& codebook, bool rows, bool tiles) {
+  OperandsPlan plan;
+  plan.width = static_cast<int>(round_to(codebook.columns, kStepWidth));
+  plan.codewords = round_to(codebook.rows, WideShape::kColumns);
+  static_assert(WideShape::kColumns == kTileCodewords);
+  plan.rows = rows;
+  plan.tiles = tiles;
+  plan.mean = place(plan.bytes, plan.width * sizeof(float));
+  plan.spread = place(plan.bytes, plan.width * sizeof(float));
+  plan.facts = place(plan.bytes, sizeof(CodebookFacts));
+  if (rows) {
+    plan.operands = place(plan.bytes, plan.codewords * plan.width * sizeof(__half));
+    plan.norms = place(plan.bytes, plan.codewords * sizeof(float));
+  }
+  if (tiles) plan.tile_operands = place(plan.bytes, plan.codewords / kTileCodewords * tile_bytes(plan.width));
+  return plan;
+}
+
 }  // namespace
 
+cudaError_t plan_operands(const Matrix& codebook, OperandsPlan& plan) {
+  Gpu gpu;
+  const cudaError_t error = look_at(gpu);
+  if (error != cudaSuccess) return error;
+  plan = OperandsPlan{};
+  if (!serves(gpu, codebook)) return cudaSuccess;
+  const auto width = static_cast<int>(round_to(codebook.columns, kStepWidth));
+  plan = lay_out(codebook, true, gpu.has_wgmma && ring_stages(width) > 0);
+  return cudaSuccess;
+}
+
+OperandsPlan operands_for(const SearchPlan& plan, const Matrix& codebook) {
+  return plan.tile_rows == 0 ? OperandsPlan{} : lay_out(codebook, !plan.wgmma, plan.wgmma);
+}
+
+cudaError_t launch_operands(const OperandsPlan& plan, const Matrix& codebook, void* operands, cudaStream_t stream) {
+  if (plan.bytes == 0) return cudaSuccess;
+  unsigned char* const base = static_cast<unsigned char*>(operands);
+  float* const mean = reinterpret_cast<float*>(base + plan.mean);
+  float* const spread = reinterpret_cast<float*>(base + plan.spread);
+  CodebookFacts* const facts = reinterpret_cast<CodebookFacts*>(base + plan.facts);
+  column_kernel<<<plan.width / kColumnsPerBlock, kColumnThreads, 0, stream>>>(codebook, mean, spread, facts);
+  cudaError_t error = cudaGetLastError();
+  const auto blocks = static_cast<unsigned>(plan.codewords / (kCodewordThreads / 32));
+  // Both layouts find the same facts.
+  if (error == cudaSuccess && plan.rows) {
+    codeword_kernel<RowLayout><<<blocks, kCodewordThreads, 0, stream>>>(
+        codebook, mean, spread, plan.width, reinterpret_cast<__half*>(base + plan.operands),
+        reinterpret_cast<float*>(base + plan.norms), facts);
+    error = cudaGetLastError();
+  }
+  if (error == cudaSuccess && plan.tiles) {
+    codeword_kernel<TileLayout><<<blocks, kCodewordThreads, 0, stream>>>(
+        codebook, mean, spread, plan.width, reinterpret_cast<__half*>(base + plan.tile_operands),
+        reinterpret_cast<float*>(base + plan.tile_operands), facts);
+    error = cudaGetLastError();
+  }
+  return error;
+}
+
 cudaError_t plan_nearest_codeword(const Matrix& features, const Matrix& codebook, MainLoop loop, SearchPlan& plan) {
-  int device = 0, major = 0, minor = 0, multiprocessors = 0, most_shared_bytes = 0;
-  cudaError_t error = cudaGetDevice(&device);
-  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
-  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
-  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
-  if (error == cudaSuccess)
-    error = cudaDeviceGetAttribute(&most_shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
-  bool has_wgmma = false;
-  if (error == cudaSuccess) error = find_wgmma(major, minor, has_wgmma);
-  if (error == cudaSuccess && loop == MainLoop::kWgmma && !has_wgmma) error = cudaErrorNotSupported;
+  Gpu gpu;
+  cudaError_t error = look_at(gpu);
+  if (error == cudaSuccess && loop == MainLoop::kWgmma && !gpu.has_wgmma) error = cudaErrorNotSupported;
   if (error != cudaSuccess) return error;
   plan = SearchPlan{};
-  const int64_t rows = features.rows, width = round_to(features.columns, kStepWidth);
-  if (features.number == Number::kFloat64 || loop == MainLoop::kPlain || major < 8 || width > (1 << 20) ||
-      codebook.rows >= (1LL << 30))
-    return cudaSuccess;
-  plan.width = static_cast<int>(width);
+  if (features.number == Number::kFloat64 || loop == MainLoop::kPlain || !serves(gpu, codebook)) return cudaSuccess;
+  const int64_t rows = features.rows;
+  const int multiprocessors = gpu.multiprocessors, most_shared_bytes = gpu.most_shared_bytes;
+  plan.width = static_cast<int>(round_to(features.columns, kStepWidth));
   // Large tiles reuse more of what they read, small ones keep all multiprocessors busy.
-  const bool many = rows >= static_cast<int64_t>(2 * WideShape::kRows) * multiprocessors && width >= 128;
-  plan.wgmma = has_wgmma && ring_stages(plan.width) > 0 && loop != MainLoop::kMma &&
+  const bool many = rows >= static_cast<int64_t>(2 * WideShape::kRows) * multiprocessors && plan.width >= 128;
+  plan.wgmma = gpu.has_wgmma && ring_stages(plan.width) > 0 && loop != MainLoop::kMma &&
                (loop == MainLoop::kWgmma || enough_tiles(rows, codebook.rows, multiprocessors)) &&
                take<HopperShape>(plan, rows, codebook.rows, multiprocessors, most_shared_bytes - kBarrierBytes);
   const bool taken = plan.wgmma ||
@@ -358,29 +439,14 @@ cudaError_t plan_nearest_codeword(const Matrix& features, const Matrix& codebook
                      take<MiddleShape>(plan, rows, codebook.rows, multiprocessors, most_shared_bytes) ||
                      take<NarrowShape>(plan, rows, codebook.rows, multiprocessors, most_shared_bytes);
   if (!taken) return cudaSuccess;
-  plan.codewords = round_to(codebook.rows, WideShape::kColumns);
-  static_assert(WideShape::kColumns == kTileCodewords);
-  const auto place = [&plan](size_t bytes) {
-    const size_t start = plan.bytes;
-    plan.bytes += static_cast<size_t>(round_to(static_cast<int64_t>(bytes), 256));
-    return start;
-  };
-  plan.mean = place(width * sizeof(float));
-  plan.spread = place(width * sizeof(float));
-  plan.facts = place(sizeof(CodebookFacts));
-  if (plan.wgmma) {
-    plan.operands = plan.norms = place(plan.codewords / kTileCodewords * tile_bytes(plan.width));
-  } else {
-    plan.operands = place(plan.codewords * width * sizeof(__half));
-    plan.norms = place(plan.codewords * sizeof(float));
-  }
-  plan.records = place(rows * plan.splits.count * sizeof(Record));
-  plan.bounds = place(rows * sizeof(float));
+  plan.records = place(plan.bytes, rows * plan.splits.count * sizeof(Record));
+  plan.bounds = place(plan.bytes, rows * sizeof(float));
   return cudaSuccess;
 }
 
-cudaError_t launch_nearest_codeword(const SearchPlan& plan, const Matrix& features, const Matrix& codebook,
-                                    void* workspace, int64_t* index, void* distance, cudaStream_t stream) {
+cudaError_t launch_nearest_codeword(const SearchPlan& plan, const OperandsPlan& made, const Matrix& features,
+                                    const Matrix& codebook, const void* operands, void* workspace, int64_t* index,
+                                    void* distance, cudaStream_t stream) {
   if (plan.tile_rows == 0) {
     const auto blocks = static_cast<unsigned>((features.rows + kDirectRows - 1) / kDirectRows);
     if (features.number == Number::kFloat64) {
@@ -392,26 +458,22 @@ cudaError_t launch_nearest_codeword(const SearchPlan& plan, const Matrix& featur
     }
     return cudaGetLastError();
   }
+  const unsigned char* const codes = static_cast<const unsigned char*>(operands);
   unsigned char* const base = static_cast<unsigned char*>(workspace);
-  float* const mean = reinterpret_cast<float*>(base + plan.mean);
-  float* const spread = reinterpret_cast<float*>(base + plan.spread);
-  CodebookFacts* const facts = reinterpret_cast<CodebookFacts*>(base + plan.facts);
-  __half* const operands = reinterpret_cast<__half*>(base + plan.operands);
-  float* const norms = reinterpret_cast<float*>(base + plan.norms);
   Record* const records = reinterpret_cast<Record*>(base + plan.records);
   float* const bounds = reinterpret_cast<float*>(base + plan.bounds);
-
-  column_kernel<<<plan.width / kColumnsPerBlock, kColumnThreads, 0, stream>>>(codebook, mean, spread, facts);
-  cudaError_t error = cudaGetLastError();
-  if (error != cudaSuccess) return error;
-  const auto codeword_blocks = static_cast<unsigned>(plan.codewords / (kCodewordThreads / 32));
-  const auto write_codewords = plan.wgmma ? codeword_kernel<TileLayout> : codeword_kernel<RowLayout>;
-  write_codewords<<<codeword_blocks, kCodewordThreads, 0, stream>>>(codebook, mean, spread, plan.width, operands, norms,
-                                                                    facts);
-  error = cudaGetLastError();
-  if (error != cudaSuccess) return error;
-
-  const SearchArguments search{features, mean, facts, operands, norms, records, bounds, plan.width, 0, plan.splits};
+  const SearchArguments search{
+      features,
+      reinterpret_cast<const float*>(codes + made.mean),
+      reinterpret_cast<const CodebookFacts*>(codes + made.facts),
+      reinterpret_cast<const __half*>(codes + (plan.wgmma ? made.tile_operands : made.operands)),
+      reinterpret_cast<const float*>(codes + (plan.wgmma ? made.tile_operands : made.norms)),
+      records,
+      bounds,
+      plan.width,
+      0,
+      plan.splits};
+  cudaError_t error = cudaSuccess;
   const auto launch = [&]<class S>(S, void (*kernel)(SearchArguments)) {
     return launch_search<S>(kernel, plan, search, codebook.rows, stream);
   };

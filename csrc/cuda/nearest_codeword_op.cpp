@@ -6,7 +6,9 @@
 #include <c10/cuda/CUDAStream.h>
 #include <torch/library.h>
 
+#include <cstdint>
 #include <cstdlib>
+#include <optional>
 #include <string_view>
 #include <tuple>
 
@@ -26,7 +28,30 @@ MainLoop wanted_loop() {
   return wanted == "plain" ? MainLoop::kPlain : wanted == "mma" ? MainLoop::kMma : MainLoop::kWgmma;
 }
 
-std::tuple<at::Tensor, at::Tensor> nearest_codeword_cuda(const at::Tensor& features, const at::Tensor& codebook) {
+at::Tensor bytes_beside(const at::Tensor& tensor, size_t bytes) {
+  return at::empty({static_cast<int64_t>(bytes)}, tensor.options().dtype(at::kByte));
+}
+
+// The copies of the search with wgmma begin at multiples of 16 bytes.
+void check_operands(const at::Tensor& operands, const at::Tensor& codebook, const OperandsPlan& plan) {
+  TORCH_CHECK_VALUE(
+      operands.scalar_type() == at::kByte && operands.is_contiguous() && operands.device() == codebook.device() &&
+          operands.numel() >= static_cast<int64_t>(plan.bytes) &&
+          reinterpret_cast<uintptr_t>(operands.const_data_ptr()) % 16 == 0,
+      "operands must be at least ", plan.bytes, " aligned bytes beside the codebook, got ", operands.numel());
+}
+
+void codebook_operands_cuda(const at::Tensor& codebook, const at::Tensor& operands) {
+  const c10::cuda::CUDAGuard guard(codebook.device());
+  const Matrix codewords = matrix_of(codebook);
+  OperandsPlan plan;
+  C10_CUDA_CHECK(plan_operands(codewords, plan));
+  check_operands(operands, codebook, plan);
+  C10_CUDA_CHECK(launch_operands(plan, codewords, operands.mutable_data_ptr(), c10::cuda::getCurrentCUDAStream()));
+}
+
+std::tuple<at::Tensor, at::Tensor> nearest_codeword_cuda(const at::Tensor& features, const at::Tensor& codebook,
+                                                         const std::optional<at::Tensor>& operands) {
   const c10::cuda::CUDAGuard guard(features.device());
   const Matrix rows = matrix_of(features), codewords = matrix_of(codebook);
   TORCH_CHECK_VALUE(features.device() == codebook.device(), "codebook must be on the device of features, ",
@@ -43,15 +68,29 @@ std::tuple<at::Tensor, at::Tensor> nearest_codeword_cuda(const at::Tensor& featu
   if (rows.rows == 0) return {index, distance};
   SearchPlan plan;
   C10_CUDA_CHECK(plan_nearest_codeword(rows, codewords, wanted_loop(), plan));
-  const at::Tensor workspace = at::empty({static_cast<int64_t>(plan.bytes)}, features.options().dtype(at::kByte));
-  C10_CUDA_CHECK(launch_nearest_codeword(plan, rows, codewords, workspace.mutable_data_ptr(),
-                                         index.mutable_data_ptr<int64_t>(), distance.mutable_data_ptr(),
-                                         c10::cuda::getCurrentCUDAStream()));
+  const auto stream = c10::cuda::getCurrentCUDAStream();
+  OperandsPlan made = operands_for(plan, codewords);
+  at::Tensor codes;
+  if (operands && plan.tile_rows > 0) {
+    C10_CUDA_CHECK(plan_operands(codewords, made));
+    check_operands(*operands, codebook, made);
+    codes = *operands;
+  } else {
+    codes = bytes_beside(codebook, made.bytes);
+    C10_CUDA_CHECK(launch_operands(made, codewords, codes.mutable_data_ptr(), stream));
+  }
+  const at::Tensor workspace = bytes_beside(features, plan.bytes);
+  C10_CUDA_CHECK(launch_nearest_codeword(plan, made, rows, codewords, codes.const_data_ptr(),
+                                         workspace.mutable_data_ptr(), index.mutable_data_ptr<int64_t>(),
+                                         distance.mutable_data_ptr(), stream));
   return {index, distance};
 }
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(unicode_fast, CUDA, library) { library.impl("nearest_codeword", &nearest_codeword_cuda); }
+TORCH_LIBRARY_IMPL(unicode_fast, CUDA, library) {
+  library.impl("codebook_operands", &codebook_operands_cuda);
+  library.impl("nearest_codeword", &nearest_codeword_cuda);
+}
 
 }  // namespace unicode_fast::cuda

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from unicode_fast.config import MethodConfig, ModelConfig
 from unicode_fast.modules.cpc import clip_mean
-from unicode_fast.ops import BatchShard, CodebookState, RevivalDraws, UpdateRule, codebook_update, nearest_codeword
+from unicode_fast.ops import (
+    BatchShard,
+    CodebookState,
+    PreparedCodebook,
+    RevivalDraws,
+    UpdateRule,
+    codebook_update,
+    nearest_codeword,
+)
 
 # Half width of the uniform initial codewords, whatever the size of the codebook, as released.
 UNIFORM_INIT = 1 / 400
@@ -69,15 +77,23 @@ class Codebook(nn.Module):
         self.register_buffer("ema_sum", codebook * (method.ema_initial_count or 1.0))
         self.register_buffer("idle", torch.full((len(names), config.codewords), -1))
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
+        # No buffer: what it holds depends on the machine, so ranks must not be sent that of another.
+        self._prepared: PreparedCodebook | None = None
 
     def state(self) -> CodebookState:
         """The buffers that an update changes."""
         return CodebookState(self.codebook, self.ema_count, self.ema_sum, self.idle, self.step)
 
+    def prepared(self) -> PreparedCodebook:
+        """The codebook for searches; another one after a move, which gives the module another tensor."""
+        if self._prepared is None or self._prepared.codebook is not self.codebook:
+            self._prepared = PreparedCodebook(self.codebook)
+        return self._prepared
+
     def quantise(self, semantic: Mapping[str, Tensor]) -> dict[str, Quantised]:
         """Nearest codewords of z by modality, (B, T, D), in one search; no buffer changes."""
         rows = {name: z.detach().flatten(0, 1) for name, z in semantic.items()}
-        index = nearest_codeword(torch.cat(list(rows.values())), self.codebook).index
+        index = nearest_codeword(torch.cat(list(rows.values())), self.prepared()).index
         found = {}
         for (name, z), codes in zip(semantic.items(), index.split([len(x) for x in rows.values()]), strict=True):
             codeword = self.codebook[codes].to(z.dtype).view_as(z)
@@ -99,6 +115,12 @@ class Codebook(nn.Module):
         self.codebook.copy_(rows)
         count = self.ema_count.unsqueeze(1)
         self.ema_sum.copy_(rows * torch.where(count > 0, count, 1))
+        self.prepared().refresh()
+
+    def _load_from_state_dict(self, *arguments: Any) -> None:
+        super()._load_from_state_dict(*arguments)
+        # Captured graphs read the operands without looking at the codebook's version.
+        self.prepared().refresh()
 
     @torch.no_grad()
     def update(
@@ -128,6 +150,7 @@ class Codebook(nn.Module):
             valid=None if mask is None else [mask[name].flatten() for name in self.names],
             draws=draws,
             shard=shard,
+            prepared=self.prepared(),
         )
 
     def _partners(self, semantic: Mapping[str, Tensor], mask: Mapping[str, Tensor] | None) -> dict[str, Tensor] | None:

@@ -4,13 +4,14 @@ from unicode_fast.ops.codebook_update import BatchShard, CodebookState, RevivalD
 from unicode_fast.ops.codeword_distribution import codeword_distribution
 from unicode_fast.ops.commitment import commitment_loss
 from unicode_fast.ops.cross_info_nce import CrossInfoNCE, cross_info_nce
-from unicode_fast.ops.nearest_codeword import NearestCodeword, nearest_codeword
+from unicode_fast.ops.nearest_codeword import NearestCodeword, PreparedCodebook, nearest_codeword
 
 __all__ = [
     "BatchShard",
     "CodebookState",
     "CrossInfoNCE",
     "NearestCodeword",
+    "PreparedCodebook",
     "RevivalDraws",
     "UpdateRule",
     "codebook_update",

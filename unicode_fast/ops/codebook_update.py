@@ -9,7 +9,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from unicode_fast.ops import _checks, _library
+from unicode_fast.ops.nearest_codeword import PreparedCodebook
 from unicode_fast.reference.codebook_update import (
+    REVIVAL_ATTEMPTS,
     BatchShard,
     CodebookBatch,
     CodebookState,
@@ -17,6 +19,7 @@ from unicode_fast.reference.codebook_update import (
     UpdateRule,
     codebook_apply_reference,
     codebook_statistics_reference,
+    first_attempts,
 )
 
 _RULE_FIELDS = tuple(field.name for field in fields(UpdateRule))
@@ -33,6 +36,7 @@ def codebook_update(  # noqa: PLR0913 - state, rows and rule are records already
     draws: RevivalDraws | None = None,
     group: dist.ProcessGroup | None = None,
     shard: BatchShard | None = None,
+    prepared: PreparedCodebook | None = None,
     backend: str | None = None,
 ) -> None:
     """One MM-EMA step: codewords move towards the mean of their rows and partners, idle ones are revived.
@@ -59,22 +63,25 @@ def codebook_update(  # noqa: PLR0913 - state, rows and rule are records already
             rank would have from the whole batch, to rounding, revival included, and all with the same bits.
         shard: where these rows stand in the whole batch; None for all of it. With several ranks it has to be given
             where codewords are revived from features, as the ranks must draw the same rows.
+        prepared: of `state.codebook`; its operands, which the next search needs, are made as part of the update.
         backend: None takes the fastest that can run on this device. A named backend is used or refused, never
             replaced.
 
     Raises:
         TypeError: an argument or a dtype is unsupported.
-        ValueError: shapes, devices or numbers of modalities differ, `shard` is missing or does not hold the rows, or
-            a tensor of `state` wants a gradient. On CUDA also: more than 16 modalities, or 2^31 - 1 rows.
+        ValueError: shapes, devices or numbers of modalities differ, `shard` is missing or does not hold the rows,
+            `prepared` is of another codebook, or a tensor of `state` wants a gradient. On CUDA also: more than 16
+            modalities, or 2^31 - 1 rows.
         BackendUnavailable: `backend` cannot run here; the message says why.
 
     Precision:
         Float64, rounded once. A valid row with NaN or infinity spoils its codeword.
 
     Memory:
-        A float64 buffer of (M + modalities) (D + 1) numbers, twice M D where codewords are revived from features, and
-        on the reference float64 copies of the rows. Ranks meet once, to add up that buffer; masks of a split batch are
-        exchanged before, where revival from features needs to know which rows of other ranks are valid.
+        A float64 buffer of (M + modalities) (D + 1) numbers, with M (D + 1) more where codewords are revived from
+        features, and on the reference float64 copies of the rows. Ranks meet once, to add up that buffer. With masks
+        and revival from features none of them knows which rows of the others are valid, so they add up all 8 rows that
+        are drawn for each codeword: 8 M (D + 1) numbers more in place of one.
 
     Source:
         Xia et al., NeurIPS 2023, Eq. 7 and its released code.
@@ -85,6 +92,7 @@ def codebook_update(  # noqa: PLR0913 - state, rows and rule are records already
     _check_rows(state, features, index)
     partners = _checked_partners(features, partners, rule)
     valid = _checked_valid(features, valid)
+    _check_prepared(state, prepared)
     choice, noise = (None, None) if draws is None else _checked_draws(state, draws)
     ranks = dist.get_world_size(group) if dist.is_initialized() else 1
     shard = _checked_shard(features, shard, needed=ranks > 1 and _revives_from_features(rule))
@@ -94,15 +102,17 @@ def codebook_update(  # noqa: PLR0913 - state, rows and rule are records already
     settings = [getattr(rule, name) for name in _RULE_FIELDS]
     rows = [feature.detach() for feature in features]
     others = [partner.detach() for partner in partners]
-    all_valid = None
-    if valid and _revives_from_features(rule):
-        all_valid = _whole_mask(valid, shard, group, ranks)
+    every_attempt = ranks > 1 and len(valid) > 0 and _revives_from_features(rule)
     buffer = statistics(
-        state.codebook, state.step, rows, list(index), others, valid, choice, *shard, all_valid, *settings
+        state.codebook, state.step, rows, list(index), others, valid, choice, *shard, every_attempt, *settings
     )
     if ranks > 1:
         dist.all_reduce(buffer, group=group)
+    if every_attempt:
+        buffer = first_attempts(buffer, state, rule)
     apply(*state, buffer, choice, noise, *settings)
+    if prepared is not None:
+        prepared._refresh_after_update(backend)
 
 
 def _check_state(state: Any) -> None:
@@ -190,6 +200,15 @@ def _checked_draws(state: CodebookState, draws: Any) -> RevivalDraws:
     return draws
 
 
+def _check_prepared(state: CodebookState, prepared: Any) -> None:
+    if prepared is None:
+        return
+    if not isinstance(prepared, PreparedCodebook):
+        raise TypeError(f"prepared must be a PreparedCodebook or None, got {type(prepared).__name__}")
+    if prepared.codebook is not state.codebook:
+        raise ValueError("prepared must be of state.codebook, got one of another tensor")
+
+
 def _revives_from_features(rule: UpdateRule) -> bool:
     return rule.revive_after > 0 and rule.revive_source == "feature"
 
@@ -214,36 +233,23 @@ def _checked_shard(features: Sequence[Tensor], shard: Any, *, needed: bool) -> B
     return BatchShard(first, total)
 
 
-def _whole_mask(valid: list[Tensor], shard: BatchShard, group: dist.ProcessGroup | None, ranks: int) -> Tensor:
-    """The masks of all ranks, one modality after the other."""
-    if ranks == 1:
-        return torch.cat(valid)
-    parts = []
-    for mask, first, total in zip(valid, *shard, strict=True):
-        part = mask.new_zeros(total, dtype=torch.uint8)
-        part[first : first + mask.shape[0]] = mask
-        parts.append(part)
-    whole = torch.cat(parts)
-    dist.all_reduce(whole, group=group)
-    return whole > 0
-
-
 def _statistics(*arguments: Any) -> Tensor:
-    codebook, step, features, index, partners, valid, choice, first_row, total_rows, all_valid, *settings = arguments
+    codebook, step, features, index, partners, valid, choice = arguments[:7]
+    first_row, total_rows, every_attempt, *settings = arguments[7:]
     # The other parts of the state are not read.
     state = CodebookState(codebook, codebook, codebook, step.new_zeros(len(features), codebook.shape[0]), step)
-    batch = CodebookBatch(features, index, partners, valid, BatchShard(first_row, total_rows), all_valid)
+    batch = CodebookBatch(features, index, partners, valid, BatchShard(first_row, total_rows), every_attempt)
     draws = None if choice is None else RevivalDraws(choice, choice)
     return codebook_statistics_reference(state, batch, UpdateRule(*settings), draws)
 
 
 def _fake_statistics(*arguments: Any) -> Tensor:
-    codebook, features, settings = arguments[0], arguments[2], arguments[10:]
+    codebook, features, every_attempt, settings = arguments[0], arguments[2], arguments[9], arguments[10:]
     rule = dict(zip(_RULE_FIELDS, settings, strict=True))
     codewords, width = codebook.shape
     size = len(features) * (1 + codewords) + codewords * width
     if rule["revive_after"] > 0 and rule["revive_source"] == "feature":
-        size += codewords * (1 + width)
+        size += codewords * (1 + width) * (REVIVAL_ATTEMPTS if every_attempt else 1)
     return codebook.new_empty(size, dtype=torch.float64)
 
 
@@ -264,7 +270,7 @@ _RULE = (
 _library.declare(
     "codebook_statistics",
     "(Tensor codebook, Tensor step, Tensor[] features, Tensor[] index, Tensor[] partners, Tensor[] valid, "
-    f"Tensor? choice, int[] first_row, int[] total_rows, Tensor? all_valid, {_RULE}) -> Tensor",
+    f"Tensor? choice, int[] first_row, int[] total_rows, bool every_attempt, {_RULE}) -> Tensor",
     _statistics,
     _fake_statistics,
 )

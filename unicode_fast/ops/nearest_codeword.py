@@ -1,9 +1,10 @@
-"""The operator that finds the nearest codeword of every feature vector."""
+"""The operator that finds the nearest codeword of every feature vector, and what it needs of a codebook."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._ops import OpOverload
 
 from unicode_fast.ops import _checks, _library
 from unicode_fast.reference.nearest_codeword import nearest_codeword_reference
@@ -22,7 +23,98 @@ class NearestCodeword(NamedTuple):
     squared_distance: Tensor
 
 
-def nearest_codeword(features: Tensor, codebook: Tensor, *, backend: str | None = None) -> NearestCodeword:
+class PreparedCodebook:
+    """A codebook with what the fast searches need of it: operands, norms and a cast, made once for each version of it.
+
+    `nearest_codeword` takes it in place of the codebook, with results of the same bits. The operands are made when a
+    search first needs them, and again after any code has changed the codebook, which torch's counter of in-place
+    changes tells; `codebook_update` makes them as part of the update where it is given the prepared codebook.
+
+    Where the counter tells nothing the search makes operands in the call, as for a plain tensor: in a compiled graph,
+    for a codebook made in inference mode, and in a CUDA graph, unless the updates of this codebook are given the
+    prepared one. Then a replayed update leaves operands for the search of the next replay; between replays call
+    `refresh` after any other change. No counter sees what is written through `codebook.data`, or by a replay whose
+    update was not given the prepared codebook: call `refresh` after these too.
+
+    Args:
+        codebook: (M, D), M >= 1, as `nearest_codeword` takes it. It is referred to, not copied.
+
+    Memory:
+        At first need at most (M + 256) (4 D + 264) + 8 D + 2048 bytes, on the CPU twice as much for codebooks in half
+        precision. Copies and pickles hold the codebook alone.
+
+    Raises:
+        TypeError: the codebook is no tensor or its dtype is unsupported.
+        ValueError: its shape is not (M, D), or it is empty.
+    """
+
+    def __init__(self, codebook: Tensor) -> None:
+        _checks.check_tensor("codebook", codebook, _checks.FEATURE_DTYPES)
+        if codebook.dim() != 2 or 0 in codebook.shape:
+            raise ValueError(f"codebook must have shape (M, D), M and D at least 1, got {tuple(codebook.shape)}")
+        self.codebook = codebook
+        self._operands: Tensor | None = None
+        self._made_from: tuple[Any, ...] | None = None
+        self._updated = False
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copies have a codebook of their own, of another address and version."""
+        return PreparedCodebook, (self.codebook,)
+
+    def refresh(self, *, backend: str | None = None) -> None:
+        """Make the operands of the codebook as it is now, in the memory that captured graphs read.
+
+        Args:
+            backend: the one of the searches.
+        """
+        if not self._countable():
+            self._made_from = None
+            return
+        operator = _library.find_operator("nearest_codeword", self.codebook.device, backend, "codebook_operands")
+        if self._operands is None:
+            # A tensor made in inference mode could not be written outside it.
+            with torch.inference_mode(False):
+                self._operands = self.codebook.new_empty(_operand_bytes(self.codebook), dtype=torch.uint8)
+        operator(self.codebook.detach(), self._operands)
+        # What is captured has not run.
+        self._made_from = None if self._captured() else self._source(operator)
+
+    def _refresh_after_update(self, backend: str | None) -> None:
+        self._updated = True
+        self.refresh(backend=backend)
+
+    def _current(self, backend: str | None) -> Tensor | None:
+        """The operands for a search, or None where it has to make its own."""
+        if not self._countable():
+            return None
+        operator = _library.find_operator("nearest_codeword", self.codebook.device, backend, "codebook_operands")
+        fresh = self._made_from == self._source(operator)
+        if self._captured():
+            return self._operands if fresh and self._updated else None
+        if not fresh:
+            self.refresh(backend=backend)
+        return self._operands
+
+    def _countable(self) -> bool:
+        return not torch.compiler.is_compiling() and not self.codebook.is_inference()
+
+    def _captured(self) -> bool:
+        return self.codebook.is_cuda and torch.cuda.is_current_stream_capturing()
+
+    def _source(self, operator: OpOverload) -> tuple[Any, ...]:
+        return operator, self.codebook._version, self.codebook.data_ptr()
+
+
+def _operand_bytes(codebook: Tensor) -> int:
+    """Enough for every layout of every backend, whose multiples of M and D are at most 256 and 64."""
+    codewords, width = (-(-size // unit) * unit for size, unit in zip(codebook.shape, (256, 64), strict=True))
+    cast = codewords * width * 4 if codebook.device.type == "cpu" and codebook.element_size() == 2 else 0
+    return codewords * (4 * width + 8) + 8 * width + 1024 + cast
+
+
+def nearest_codeword(
+    features: Tensor, codebook: Tensor | PreparedCodebook, *, backend: str | None = None
+) -> NearestCodeword:
     """Index of, and squared distance to, the codeword closest to each feature vector.
 
     Closest means smallest squared Euclidean distance between the numbers as given. The distance of the chosen
@@ -32,7 +124,8 @@ def nearest_codeword(features: Tensor, codebook: Tensor, *, backend: str | None 
     Args:
         features: (..., D) float64, float32, float16 or bfloat16; usually (B, T, D).
         codebook: (M, D), M >= 1, float64, float32 or the dtype of `features`, on their device. Half-precision
-            features with a float32 codebook are the normal case under autocast.
+            features with a float32 codebook are the normal case under autocast. Or a `PreparedCodebook`, which spares
+            the search what needs doing only once for each version of the codebook.
         backend: None takes the fastest that can run on this device. A named backend is used or refused, never
             replaced.
 
@@ -54,28 +147,42 @@ def nearest_codeword(features: Tensor, codebook: Tensor, *, backend: str | None 
     Memory:
         Never N M. Reference: float64 copies of both inputs and min(N M, 2^24) distances. C++: a float64 copy of the
         codebook and its operands, and for each thread operands and candidates of up to 192 rows. CUDA: operands and
-        norms of the codebook, and for each row and part of the codebook a record of 32 bytes.
+        norms of the codebook, and for each row and part of the codebook a record of 32 bytes. What is of the codebook
+        is made in the call, unless it is a `PreparedCodebook`.
 
     Source:
         Xia et al., NeurIPS 2023, Eq. 2.
     """
-    _checks.check_features_and_codebook(features, codebook)
+    prepared, codewords = (codebook, codebook.codebook) if isinstance(codebook, PreparedCodebook) else (None, codebook)
+    _checks.check_features_and_codebook(features, codewords)
     operator = _library.find_operator("nearest_codeword", features.device, backend)
     rows = features.detach().reshape(-1, features.shape[-1])
-    index, squared_distance = operator(rows, codebook.detach())
+    # float64 features are compared with the codebook itself.
+    operands = prepared._current(backend) if prepared is not None and features.dtype != torch.float64 else None
+    index, squared_distance = operator(rows, codewords.detach(), operands)
     return NearestCodeword(index.reshape(features.shape[:-1]), squared_distance.reshape(features.shape[:-1]))
 
 
-def _fake(features: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
+def _search(features: Tensor, codebook: Tensor, operands: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """The reference, which needs no operands."""
+    return nearest_codeword_reference(features, codebook)
+
+
+def _fake(features: Tensor, codebook: Tensor, operands: Tensor | None = None) -> tuple[Tensor, Tensor]:
     distance_dtype = torch.promote_types(features.dtype, torch.float32)
     rows = features.shape[0]
     return features.new_empty(rows, dtype=torch.int64), features.new_empty(rows, dtype=distance_dtype)
 
 
+def _write_nothing(codebook: Tensor, operands: Tensor) -> None:
+    return None
+
+
 _library.declare(
     "nearest_codeword",
-    "(Tensor features, Tensor codebook) -> (Tensor index, Tensor squared_distance)",
-    nearest_codeword_reference,
+    "(Tensor features, Tensor codebook, Tensor? operands=None) -> (Tensor index, Tensor squared_distance)",
+    _search,
     _fake,
 )
-_library.declare_without_gradient("nearest_codeword", inputs=2)
+_library.declare_without_gradient("nearest_codeword", inputs=3)
+_library.declare("codebook_operands", "(Tensor codebook, Tensor(a!) operands) -> ()", _write_nothing, _write_nothing)

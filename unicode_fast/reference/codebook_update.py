@@ -61,8 +61,9 @@ class CodebookBatch:
         partners: (N_m, D) each, the mean partner of each row; empty for the rows at the same place.
         valid: (N_m,) bool each; empty where every row is valid.
         shard: which rows of the whole batch these are; None where they are all of it.
-        all_valid: (total rows of all modalities,) bool, `valid` of the whole batch, one modality after the other; None
-            where every row is valid. Read by revival from features only.
+        every_attempt: whether each row drawn for a codeword to revive it from gets a place of its own in the
+            statistics, which a rank needs that knows nothing of the masks of others. Else the first valid one gets the
+            only place, and rows that are not held here count as valid. Read by revival from features only.
     """
 
     features: list[Tensor]
@@ -70,7 +71,7 @@ class CodebookBatch:
     partners: list[Tensor]
     valid: list[Tensor]
     shard: BatchShard | None = None
-    all_valid: Tensor | None = None
+    every_attempt: bool = False
 
 
 class RevivalDraws(NamedTuple):
@@ -221,7 +222,8 @@ def codebook_statistics_reference(
 
     Ranks that hold the shards of a batch add up to the buffer of the whole batch: the rows that idle codewords could
     be revived from are drawn from the whole batch on all ranks alike, the rank that holds a row writes it, the others
-    write zeros.
+    write zeros. Where ranks have masks, none knows which of the rows drawn before its own are valid, so each writes all
+    that it holds, by attempt, and `first_attempts` finds the first valid ones in the sum.
 
     Args:
         state: read for its sizes and its step only.
@@ -231,7 +233,7 @@ def codebook_statistics_reference(
 
     Returns:
         float64: the parts of `CodebookStatistics` one after the other, those about candidates only where the rule
-        revives from features.
+        revives from features, and REVIVAL_ATTEMPTS times with `batch.every_attempt`.
     """
     codewords = state.codebook.shape[0]
     valid = batch.valid or [torch.ones_like(index, dtype=torch.bool) for index in batch.index]
@@ -245,7 +247,7 @@ def codebook_statistics_reference(
     weighted = torch.cat([w * x for w, x in zip(weight, mixed, strict=True)])
     parts = [count.sum(dim=1), count, _sum_by_codeword(weighted, torch.cat(index), codewords)]
     if _revives_from_features(rule):
-        parts += _candidates(rows, batch, state, rule, draws)
+        parts += _candidates(rows, valid, batch, state, rule, draws)
     return torch.cat([part.reshape(-1) for part in parts])
 
 
@@ -257,6 +259,17 @@ def split_statistics(buffer: Tensor, state: CodebookState, rule: UpdateRule) -> 
     shapes = [(modalities,), (modalities, codewords), (codewords, width), (candidates,), (candidates, width)]
     parts = buffer.split([torch.Size(shape).numel() for shape in shapes])
     return CodebookStatistics(*(part.view(shape) for part, shape in zip(parts, shapes, strict=True)))
+
+
+def first_attempts(buffer: Tensor, state: CodebookState, rule: UpdateRule) -> Tensor:
+    """The buffer with one candidate for each codeword, the first that was found, of one with every attempt."""
+    codewords, width = state.codebook.shape
+    flags, rows = codewords * REVIVAL_ATTEMPTS, codewords * REVIVAL_ATTEMPTS * width
+    sums, found, candidate = buffer.split([buffer.numel() - flags - rows, flags, rows])
+    found, candidate = found.view(REVIVAL_ATTEMPTS, -1), candidate.view(REVIVAL_ATTEMPTS, codewords, width)
+    first = found.argmax(dim=0)  # (M,)
+    chosen = candidate[first, torch.arange(codewords, device=buffer.device)]  # (M, D)
+    return torch.cat([sums, found.amax(dim=0), chosen.flatten()])
 
 
 def codebook_apply_reference(
@@ -336,31 +349,40 @@ def _revives_from_features(rule: UpdateRule) -> bool:
 
 
 def _candidates(
-    rows: list[Tensor], batch: CodebookBatch, state: CodebookState, rule: UpdateRule, draws: RevivalDraws | None
+    rows: list[Tensor],
+    valid: list[Tensor],
+    batch: CodebookBatch,
+    state: CodebookState,
+    rule: UpdateRule,
+    draws: RevivalDraws | None,
 ) -> list[Tensor]:
-    """For each codeword whether this rank holds the first valid one of the rows drawn for it, and that row."""
-    codewords = state.codebook.shape[0]
+    """For each codeword, or each attempt and codeword, whether this rank holds the row drawn for it, and that row."""
+    codewords, width = state.codebook.shape
     held = [x.shape[0] for x in rows]
     first_row, total_rows = batch.shard or BatchShard([0] * len(rows), held)
     total = sum(total_rows)
     if sum(held) == 0:
-        return [state.codebook.new_zeros(size, dtype=torch.float64) for size in (codewords, state.codebook.numel())]
+        places = codewords * (REVIVAL_ATTEMPTS if batch.every_attempt else 1)
+        return [state.codebook.new_zeros(size, dtype=torch.float64) for size in (places, places * width)]
     shape = (codewords, REVIVAL_ATTEMPTS)
     drawn = counter_random.integers(total, rule.seed, state.step, ROW_STREAM, shape)
     if draws is not None:
         given = (draws.choice.nan_to_num() * total).to(torch.int64).clamp(0, total - 1)
         drawn = torch.cat([given[:, None], drawn[:, 1:]], dim=1)
-    usable = torch.ones_like(drawn, dtype=torch.bool) if batch.all_valid is None else batch.all_valid[drawn]
-    chosen = drawn.gather(1, usable.to(torch.uint8).argmax(dim=1, keepdim=True))[:, 0]  # (M,) of the whole batch
-    found, place = torch.zeros_like(chosen, dtype=torch.bool), torch.zeros_like(chosen)
+    here, place = torch.zeros_like(drawn, dtype=torch.bool), torch.zeros_like(drawn)
     start, own_start = 0, 0
     for number, first, all_rows in zip(held, first_row, total_rows, strict=True):
-        local = chosen - start - first
-        here = (local >= 0) & (local < number) & (chosen < start + all_rows)
-        found, place = found | here, torch.where(here, local + own_start, place)
+        local = drawn - start - first
+        inside = (local >= 0) & (local < number) & (drawn < start + all_rows)
+        here, place = here | inside, torch.where(inside, local + own_start, place)
         start, own_start = start + all_rows, own_start + number
-    found = found & usable.any(dim=1)
-    return [found.to(torch.float64), torch.where(found[:, None], torch.cat(rows)[place], 0)]
+    found = here & torch.cat(valid)[place]  # (M, attempts)
+    if batch.every_attempt:
+        found, place = found.T, place.T
+    else:
+        attempt = (found | ~here).to(torch.uint8).argmax(dim=1, keepdim=True)
+        found, place = found.gather(1, attempt)[:, 0], place.gather(1, attempt)[:, 0]
+    return [found.to(torch.float64), torch.where(found[..., None], torch.cat(rows)[place], 0)]
 
 
 def _revival(
