@@ -219,7 +219,7 @@ def test_train(
 def test_data_without_a_split_or_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     path = tiny.write(tmp_path / "short", {"train": 60, "test": 24})
-    with pytest.raises(ValueError, match="splits train, val and test, .*short has train, test"):
+    with pytest.raises(ValueError, match="splits train, val, test, .*short has train, test"):
         train([f"--data={path}", "--batch_size=10"])
     assert not (tmp_path / "runs").exists()
 

@@ -19,13 +19,13 @@ PACKAGE = ROOT / "unicode_fast"
 
 # Lowest first: a part imports from its own layer or from one below it, never from one above.
 LAYERS = [
-    {"version", "backend", "config", "presets"},
+    {"version", "backend", "config", "presets", "published"},
     {"reference", "kernels"},
     {"ops"},
     {"modules", "losses"},
     {"methods", "tasks", "data", "compat", "plots", "pictures", "checkpoint"},
     {"cli", "runs", "journal", "acceleration", "gradient_cache", "distributed"},
-    {"train", "evaluate", "convert"},
+    {"train", "evaluate", "convert", "ablate", "report"},
 ]
 HEIGHT = {part: height for height, layer in enumerate(LAYERS) for part in layer}
 

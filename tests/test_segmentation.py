@@ -229,6 +229,20 @@ def test_official_schedule() -> None:
     assert row.protocol == "official"
 
 
+@pytest.mark.parametrize(("protocol", "looks"), [("sound", 5), ("official", 1)])
+def test_the_official_epoch_is_judged_at_its_end(protocol: str, looks: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    judged: list[str] = []
+
+    def score(self: Segmentation, segmenter: Segmenter, judge: str, protocol: str) -> float:
+        judged.append(judge)
+        return 0.0
+
+    monkeypatch.setattr(Segmentation, "_judged", score)
+    own = measured(steps=10)
+    own.segmenter("audio", "audio", protocol)
+    assert judged.count("audio") == looks
+
+
 def test_a_shorter_query_is_repeated_from_its_start() -> None:
     domain = Domain(LookUp(), TwoSquares())
     codes = domain.codes("test", "audio")

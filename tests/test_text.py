@@ -1,18 +1,25 @@
 """Word vectors of sentences by a small random BERT of transformers' own making."""
 
+import dataclasses
+import json
 import os
 import pickle
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny
 import torch
 from published import DIGITS, write_avel, write_avsbench
 
+from unicode_fast import PRESETS, preset
 from unicode_fast.config import Modality
-from unicode_fast.data import ClipSet, StoreError, open_data, open_store, text
+from unicode_fast.data import ClipSet, StoreError, open_data, open_dataset, open_store, text
 from unicode_fast.data.pack import pack
 from unicode_fast.data.text import WordVectors
+from unicode_fast.evaluate import main as evaluate
+from unicode_fast.tasks import backbones
+from unicode_fast.train import main as train
 
 transformers = pytest.importorskip("transformers", reason="the extra text, transformers, is not installed")
 
@@ -129,6 +136,64 @@ def test_layouts_with_sentences(tmp_path: Path, bert: Path, spoken: ClipSet, mon
     write_avsbench(tmp_path / "avs", few, few.arrays["video.frames"])
     shown = open_data(f"avsbench-s4:{tmp_path / 'avs'}", text_model=str(bert)).split("test")
     assert shown.features["text"].shape == (2, 10, WIDTH) and list(shown.lengths["text"]) == [5, 5]
+
+
+def test_the_official_preset_reads_the_zeros_after_the_last_word(
+    tmp_path: Path, bert: Path, spoken: ClipSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The released word encoder sees ten steps of each sentence, and nothing after it is masked."""
+    monkeypatch.setenv("UNICODE_FAST_CACHE", str(tmp_path / "cache"))
+    write_avel(tmp_path / "avel", spoken.select(np.arange(8)))
+    spec = f"vggsound-avel24k:{tmp_path / 'avel'}"
+    found = {}
+    for name in PRESETS:
+        config = preset(name).replace(data=spec, text_model=str(bert)).data
+        found[name] = open_dataset(config).split("train")
+    assert [found[name].mask["text"][0].sum() for name in ("official", "paper", "recommended")] == [10, 8, 8]
+    assert not np.asarray(found["official"].features["text"])[:, 8:].any()
+    pack(open_dataset(preset("official").replace(data=spec, text_model=str(bert)).data), tmp_path / "store")
+    assert open_store(tmp_path / "store").split("train").mask["text"].all()
+
+
+def test_segmentation_of_a_layout_by_queries_of_both_modalities(
+    tmp_path: Path, bert: Path, spoken: ClipSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run was trained on a packed store, so that only evaluation's flags say what reads the sentences."""
+    monkeypatch.setenv("UNICODE_FAST_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(backbones, "LIGHT_SETTINGS", dataclasses.replace(backbones.LIGHT_SETTINGS, steps=3))
+    write_avel(tmp_path / "avel", spoken)
+    write_avsbench(tmp_path / "avs", spoken, spoken.arrays["video.frames"])
+    pack(open_data(f"vggsound-avel24k:{tmp_path / 'avel'}", text_model=str(bert)), tmp_path / "store", progress=False)
+    sizes = [f"--{name}={value}" for name, value in tiny.SIZES.items() if name != "vector_specific_width"]
+    out, flags = tmp_path / "run", ["--steps=2", "--batch_size=4", "--device=cpu", "--validations=0"]
+    data = ["--data", str(tmp_path / "store"), "--modalities=audio,video,text", "--probe_tasks=none"]
+    assert train([*data, f"--out={out}", *flags, *sizes]) == 0
+    flags = [str(out), "--checkpoint=last"]
+    words = [*flags, "--task=segmentation", f"--data=avsbench-s4:{tmp_path / 'avs'}", f"--text_model={bert}"]
+    for source, target, protocol in (("audio", "text", "sound"), ("text", "audio", "official")):
+        file = tmp_path / f"{protocol}.json"
+        assert evaluate([*words, f"--from={source}", f"--to={target}", f"--protocol={protocol}", f"--out={file}"]) == 0
+        assert 0 <= json.loads(file.read_text())["score"] <= 1
+    with pytest.raises(ValueError, match="text_padding is about layouts with sentences, got it beside data '.*store'"):
+        evaluate([*flags, "--from=audio", "--to=text", "--text_padding=read"])
+
+
+def test_retrieval_anchored_in_a_modality_that_the_run_has_not_seen(
+    tmp_path: Path, bert: Path, spoken: ClipSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The published protocol: pre-trained on video and text, matched with audio, which the layout has too."""
+    monkeypatch.setenv("UNICODE_FAST_CACHE", str(tmp_path / "cache"))
+    write_avel(tmp_path / "avel", spoken)
+    sizes = [f"--{name}={value}" for name, value in tiny.SIZES.items() if name != "vector_specific_width"]
+    data = [f"--data=vggsound-avel24k:{tmp_path / 'avel'}", f"--text_model={bert}", "--modalities=video,text"]
+    flags = ["--steps=2", "--batch_size=4", "--device=cpu", "--validations=0", "--probe_tasks=none"]
+    assert train([*data, f"--out={tmp_path / 'run'}", *flags, *sizes]) == 0
+    words = [str(tmp_path / "run"), "--checkpoint=last", "--task=retrieval", "--from=text", "--to=video"]
+    rows = []
+    for number, more in enumerate(([], ["--anchor=audio"])):
+        assert evaluate([*words, *more, f"--out={tmp_path / str(number)}"]) == 0
+        rows.append(json.loads((tmp_path / str(number)).read_text()))
+    assert rows[0]["anchor"] == "audio" and rows[0] == rows[1]
 
 
 def test_a_model_that_cannot_be_loaded_is_named(tmp_path: Path) -> None:

@@ -237,7 +237,11 @@ def table_cells(experiment: str, lines: Sequence[Line]) -> list[list[str]]:
     beside = []
     if experiment in _PUBLISHED:
         table, pretraining = _PUBLISHED[experiment]
-        beside = [number for number in published() if (number.table, number.pretraining) == (table, pretraining)]
+        beside = [
+            number
+            for number in published()
+            if (number.table, number.pretraining) == (table, pretraining) and number.source != number.target
+        ]
     others = list(dict.fromkeys((number.dataset, number.source, number.target) for number in beside))
     first = "codewords" if experiment == "figure3" else "removed"
     cells = [

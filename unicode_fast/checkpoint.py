@@ -172,7 +172,9 @@ def find(run: Path, which: str | int) -> Path:
     if which == "best":
         path = run / FOLDER / BEST
         if not path.exists():
-            raise CheckpointError(f"run {run} has no best checkpoint yet; steps saved: {there}")
+            raise CheckpointError(
+                f"run {run} has no best checkpoint, which validations choose; take last, or a step of {there}"
+            )
         return path
     if which == "last":
         if not steps:

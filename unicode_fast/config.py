@@ -9,6 +9,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 Kind = Literal["vector", "grid", "words"]
+TextPadding = Literal["masked", "read"]
+# What only layouts with sentences read.
+TEXT_FIELDS = ("text_model", "text_whitelist", "text_padding")
 
 # A grid loses two 3x3 convolutions without padding before its map, so each side needs five positions.
 SMALLEST_GRID = 5
@@ -208,6 +211,7 @@ class DataConfig:
         train_split: the split that is pre-trained on, such as "all" of vggsound-avel40k.
         text_model: BERT that reads the sentences of a layout: a name or a folder that transformers knows.
         text_whitelist: file with the ids of the words that are kept of them, the released cnt.pkl; "" keeps all.
+        text_padding: the zeros after their last word are "masked", or "read" as words are (as released).
     """
 
     data: str = "talking-digits"
@@ -220,6 +224,7 @@ class DataConfig:
     train_split: str = "train"
     text_model: str = "bert-base-uncased"
     text_whitelist: str = ""
+    text_padding: TextPadding = "masked"
 
 
 @dataclass(frozen=True)

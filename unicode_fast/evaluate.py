@@ -12,8 +12,9 @@ from jsonargparse import ArgumentParser, Namespace
 from unicode_fast import pictures
 from unicode_fast.checkpoint import CheckpointError, load, write_json
 from unicode_fast.cli import run_main, with_underscores
-from unicode_fast.config import Config
+from unicode_fast.config import TEXT_FIELDS, Config
 from unicode_fast.data import StoreError, open_dataset
+from unicode_fast.data.layouts import has_sentences
 from unicode_fast.modules import UniCode
 from unicode_fast.runs import EVALUATIONS, choose_device
 from unicode_fast.tasks import (
@@ -56,6 +57,13 @@ def make_parser() -> ArgumentParser:
         "--to_data", type=str | None, help="dataset that a cross- task is tested on [the built-in data's other domain]"
     )
     parser.add_argument(
+        "--text_model", type=str | None, help="BERT for sentences of a layout: a name or a folder [the run's]"
+    )
+    parser.add_argument("--text_whitelist", type=str | None, help="file with the ids of words to keep [the run's]")
+    parser.add_argument(
+        "--text_padding", type=str | None, help="masked or read: zeros after a sentence's last word [the run's]"
+    )
+    parser.add_argument(
         "--anchor", type=str | None, help="retrieval: the modality that both are matched with [the dataset's third]"
     )
     parser.add_argument(
@@ -90,7 +98,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     for flag in ("from", "to"):
         if arguments[flag] not in model.names:
             raise ValueError(f"{flag} must be one of {', '.join(model.names)}, got {arguments[flag]!r}")
-    config = model.config if arguments.data is None else model.config.replace(data=arguments.data)
+    given = {name: arguments[name] for name in ("data", *TEXT_FIELDS) if arguments[name] is not None}
+    config = model.config.replace(**given)
+    unread = [name for name in TEXT_FIELDS if name in given]
+    if unread and not any(has_sentences(name) for name in (config.data.data, arguments.to_data or "")):
+        raise ValueError(f"{unread[0]} is about layouts with sentences, got it beside data {config.data.data!r}")
+    if arguments.task == "retrieval":
+        # The anchor may be a modality that the run was not trained on, and that a layout was not asked for.
+        config = config.replace(modalities="all")
     row = measure(model, config, arguments)
     print(format_table([row]))
     if row.metrics:
@@ -105,16 +120,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 def keep(folder: Path, row: Row, arguments: Namespace) -> None:
     """Leaves a row in the run folder, where `unicode_fast.report` finds it; the same flags give the same file."""
     usual = {"checkpoint": "best"}
-    flags = ("data", "to_data", "checkpoint", "anchor", "backbone", "segmenter_steps", "seed")
-    note = ", ".join(
-        f"{flag} {arguments[flag]}"
-        for flag in flags
-        if arguments[flag] is not None and arguments[flag] != usual.get(flag)
-    )
-    words = [row.task, row.source, row.target, row.protocol, *([note] if note else [])]
+    names = ("data", "to_data", "checkpoint", "anchor", "backbone", "segmenter_steps", "seed")
+    flags = {name: arguments[name] for name in names if arguments[name] not in (None, usual.get(name))}
+    words = [row.task, row.source, row.target, row.protocol, *(f"{name} {value}" for name, value in flags.items())]
     name = re.sub(r"[^A-Za-z0-9.]+", "-", "-".join(words))
     folder.mkdir(exist_ok=True)
-    write_json(folder / f"{name}.json", {"row": row.as_dict(), "note": note})
+    write_json(folder / f"{name}.json", {"row": row.as_dict(), "flags": flags})
 
 
 def check_flags(arguments: Namespace) -> None:

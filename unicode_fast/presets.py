@@ -50,6 +50,7 @@ _OFFICIAL: dict[str, Any] = {
     "warmup_steps": 0,
     "clip_norm": 0.5,
     "dtype": "float64",
+    "text_padding": "read",
 }
 
 # The equations as printed; what the paper leaves open is listed in `preset`.
@@ -80,6 +81,7 @@ _PAPER: dict[str, Any] = {
     "cmcm_pairing": "symmetric",
     "schedule": "constant",
     "dtype": "float32",
+    "text_padding": "masked",
 }
 
 _RULES: dict[str, dict[str, Any]] = {"official": _OFFICIAL, "paper": _PAPER, "recommended": {}}

@@ -23,7 +23,7 @@ from unicode_fast.checkpoint import CheckpointError
 from unicode_fast.cli import read_yaml, run_main
 from unicode_fast.config import Config
 from unicode_fast.presets import preset
-from unicode_fast.published import Published, published
+from unicode_fast.published import LAYOUTS, TASKS, Published, published
 from unicode_fast.runs import EVALUATIONS
 from unicode_fast.tasks import Row
 
@@ -41,7 +41,9 @@ class Column:
     source: str
     target: str
     protocol: str
-    note: str
+    note: str = ""
+    # The published data set that it is comparable with: that of its layout, or what the built-in data stand for.
+    dataset: str | None = None
 
     @property
     def heading(self) -> str:
@@ -114,12 +116,28 @@ def rows_of(folder: Path) -> dict[Column, Row]:
     found = {}
     for values in json.loads((folder / "summary.json").read_text())["rows"]:
         row = Row.from_dict(values)
-        found[Column(row.task, row.source, row.target, row.protocol, "")] = row
+        found[Column(row.task, row.source, row.target, row.protocol, dataset=stands_for(row.task))] = row
     for file in sorted((folder / EVALUATIONS).glob("*.json")):
         content = json.loads(file.read_text())
         row = Row.from_dict(content["row"])
-        found[Column(row.task, row.source, row.target, row.protocol, content["note"])] = row
+        flags = {name: short(str(value)) for name, value in content["flags"].items()}
+        note = ", ".join(f"{name} {value}" for name, value in flags.items())
+        dataset = LAYOUTS.get(flags["data"]) if "data" in flags else stands_for(row.task)
+        if dataset is not None and TASKS[dataset][0] != row.task:
+            dataset = None
+        found[Column(row.task, row.source, row.target, row.protocol, note, dataset)] = row
     return found
+
+
+def short(value: str) -> str:
+    """A layout without its folder, a folder without those above it."""
+    layout, colon, _ = value.partition(":")
+    return layout if colon else Path(value).name
+
+
+def stands_for(task: str) -> str | None:
+    """The published data set of a task."""
+    return next((dataset for dataset, (name, _) in TASKS.items() if name == task), None)
 
 
 def collect(folders: Sequence[Path]) -> list[Line]:
@@ -148,14 +166,17 @@ def cell_of(rows: Sequence[Row]) -> Cell:
     )
 
 
-def published_lines(columns: Iterable[Column]) -> dict[str, dict[tuple[str, str, str], Published]]:
+def published_lines(columns: Iterable[Column]) -> dict[str, dict[Column, Published]]:
     """The paper's numbers of Uni-Code for these columns, by what it was pre-trained on."""
-    wanted = {(column.task, column.source, column.target) for column in columns}
-    found: dict[str, dict[tuple[str, str, str], Published]] = {}
+    wanted = list(columns)
+    found: dict[str, dict[Column, Published]] = {}
     for number in published():
-        key = (number.task, number.source, number.target)
-        if number.method == "Uni-Code" and number.table != 2 and key in wanted:
-            found.setdefault(number.pretraining, {})[key] = number
+        for column in wanted:
+            place = (column.dataset, column.source, column.target)
+            first = number.measure == TASKS[number.dataset][1]
+            same = place == (number.dataset, number.source, number.target)
+            if same and first and number.method == "Uni-Code" and number.table != 2:
+                found.setdefault(number.pretraining, {})[column] = number
     return found
 
 
@@ -167,7 +188,7 @@ def wide_table(lines: Sequence[Line]) -> list[list[str]]:
         seeds = max(cell.seeds for cell in line.cells.values())
         cells.append([line.label, str(seeds), *(str(line.cells.get(column, "-")) for column in columns)])
     for pretraining, numbers in published_lines(columns).items():
-        found = [numbers.get((column.task, column.source, column.target)) for column in columns]
+        found = [numbers.get(column) for column in columns]
         shown = [f"{number.score:g} ({number.dataset}, {number.measure})" if number else "-" for number in found]
         cells.append([f"paper, {pretraining}", "-", *shown])
     return cells
@@ -205,8 +226,8 @@ def write_report(lines: Sequence[Line], out: Path) -> None:
     """report.md, report.csv, report.png and the runs' pictures, in a new folder."""
     out.mkdir(parents=True)
     note = (
-        "Zero-shot scores in per cent, mean and standard deviation over seeds. The paper's numbers are of other data "
-        "and other measures: its own, in brackets, some of them taken on training clips."
+        "Zero-shot scores in per cent, mean and standard deviation over seeds. The paper's numbers are of the data set "
+        "and the measure in brackets, some of them taken on training clips."
     )
     text = ["# Report", markdown(wide_table(lines)), note, "![Scores](report.png)"]
     series = figure_series(lines)
@@ -221,19 +242,15 @@ def write_report(lines: Sequence[Line], out: Path) -> None:
 def figure_series(lines: Sequence[Line]) -> Mapping[str, Mapping[tuple[str, str], tuple[float, float | None]]]:
     """Score and spread by series, then by (task, direction): the runs, then the paper's."""
     series: dict[str, dict[tuple[str, str], tuple[float, float | None]]] = {}
+
+    def place(column: Column) -> tuple[str, str]:
+        return column.task, column.heading.removeprefix(f"{column.task} ")
+
     for line in lines:
-        series[line.label] = {
-            (column.heading.split(" ", 1)[0], column.heading.split(" ", 1)[1]): (cell.score, cell.std)
-            for column, cell in line.cells.items()
-        }
-    places = {
-        (column.task, column.source, column.target): (column.task, column.heading.split(" ", 1)[1])
-        for line in lines
-        for column in line.cells
-    }
+        series[line.label] = {place(column): (cell.score, cell.std) for column, cell in line.cells.items()}
     for pretraining, numbers in published_lines(column for line in lines for column in line.cells).items():
-        series[f"paper, {pretraining} (other data)"] = {
-            places[key]: (number.score / 100, None) for key, number in numbers.items()
+        series[f"paper, {pretraining}"] = {
+            place(column): (number.score / 100, None) for column, number in numbers.items()
         }
     return series
 

@@ -21,7 +21,7 @@ from unicode_fast import checkpoint, distributed, pictures
 from unicode_fast.acceleration import GraphedStep, accelerate, check_acceleration
 from unicode_fast.checkpoint import CheckpointError, write_json
 from unicode_fast.cli import given_fields, make_parser, resolve, run_main, with_underscores
-from unicode_fast.config import Config, Kind, Modality, modality_names
+from unicode_fast.config import TEXT_FIELDS, Config, Kind, Modality, modality_names
 from unicode_fast.data import BatchSource, Dataset, Feed, StoreError, open_dataset, open_feed, talking_digits
 from unicode_fast.data.layouts import has_sentences
 from unicode_fast.distributed import Ranks
@@ -549,7 +549,7 @@ def check_flags(config: Config, flags: Mapping[str, Any], kinds: Collection[Kind
         if unread:
             raise ValueError(f"{unread[0]} is about the built-in data only, got it beside data {config.data.data!r}")
     if not has_sentences(config.data.data):
-        unread = [name for name in ("text_model", "text_whitelist") if name in flags]
+        unread = [name for name in TEXT_FIELDS if name in flags]
         if unread:
             raise ValueError(f"{unread[0]} is about layouts with sentences, got it beside data {config.data.data!r}")
     values, standard = config.flat(), preset(config.preset, config.size).flat()

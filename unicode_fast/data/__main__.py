@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
+from unicode_fast.config import TEXT_FIELDS, TextPadding
 from unicode_fast.data.check import check
 from unicode_fast.data.layouts import LAYOUTS, Request, has_sentences
 from unicode_fast.data.layouts.request import BERT
@@ -39,6 +40,9 @@ def make_parser() -> argparse.ArgumentParser:
         command.add_argument("--modalities", help="of a layout, separated by commas [all]")
         command.add_argument("--text_model", help=f"BERT for sentences: a name or a folder [{BERT}]")
         command.add_argument("--text_whitelist", help="file with the ids of words to keep, as cnt.pkl")
+        command.add_argument(
+            "--text_padding", choices=get_args(TextPadding), help="zeros after a sentence's last word [masked]"
+        )
     for command in (packed, streamed):
         command.add_argument("store", metavar="STORE", help="folder to make")
     return parser
@@ -50,11 +54,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     if arguments.modalities is not None and arguments.data.partition(":")[0] not in LAYOUTS:
         parser.error(f"modalities is about layouts, got it beside {arguments.data!r}")
-    for flag in ("text_model", "text_whitelist"):
+    for flag in TEXT_FIELDS:
         if getattr(arguments, flag) is not None and not has_sentences(arguments.data):
             parser.error(f"{flag} is about layouts with sentences, got it beside {arguments.data!r}")
     wanted = None if arguments.modalities is None else tuple(name.strip() for name in arguments.modalities.split(","))
-    request = Request(wanted, arguments.text_model or BERT, arguments.text_whitelist or "")
+    request = Request(
+        wanted, arguments.text_model or BERT, arguments.text_whitelist or "", arguments.text_padding or "masked"
+    )
     if arguments.command in ("pack", "shards"):
         check_new(arguments.store)
         data = open_data(
@@ -62,6 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             modalities=request.modalities,
             text_model=request.text_model,
             text_whitelist=request.text_whitelist,
+            text_padding=request.text_padding,
         )
         if arguments.command == "pack":
             pack(data, arguments.store, arguments.dtype)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from pathlib import Path
 
-from unicode_fast.config import DataConfig, modality_names
+from unicode_fast.config import DataConfig, TextPadding, modality_names
 from unicode_fast.data import stream, talking_digits
 from unicode_fast.data.dataset import Dataset
 from unicode_fast.data.layouts import LAYOUTS, Request, find_layout
@@ -14,12 +14,13 @@ from unicode_fast.data.sources import Listing
 from unicode_fast.data.store import open_store
 
 
-def open_data(
+def open_data(  # noqa: PLR0913 - what a data set is, and what reads its sentences
     spec: str,
     *,
     modalities: Collection[str] | None = None,
     text_model: str = BERT,
     text_whitelist: str = "",
+    text_padding: TextPadding = "masked",
     progress: bool = True,
 ) -> Dataset:
     """Open a data set.
@@ -31,6 +32,7 @@ def open_data(
         modalities: of a layout, those that are wanted; it takes the ones it has, and needs the files of no other.
         text_model: what reads the sentences of a layout: a name or a folder that `transformers` knows.
         text_whitelist: a file with the ids of the words that are kept, as the released `cnt.pkl`; "" keeps all.
+        text_padding: the zeros after a sentence's last word are "masked", or "read" as the released code does.
         progress: show a progress bar on standard error while a built-in data set is made.
 
     Raises:
@@ -44,7 +46,7 @@ def open_data(
         return talking_digits.load(spec, progress=progress)
     if spec.startswith(stream.SPEC):
         return stream.open_stream(spec.removeprefix(stream.SPEC))
-    listing = list_data(spec, Request(modalities, text_model, text_whitelist))
+    listing = list_data(spec, Request(modalities, text_model, text_whitelist, text_padding))
     return open_store(spec) if listing is None else listing.open()
 
 
@@ -89,4 +91,5 @@ def open_dataset(config: DataConfig, progress: bool = True) -> Dataset:
         modalities=modality_names(config.modalities) or None,
         text_model=config.text_model,
         text_whitelist=config.text_whitelist,
+        text_padding=config.text_padding,
     )

@@ -16,7 +16,7 @@ from unicode_fast.data.lazy import ClipArray, LazyArray, select_clips
 from unicode_fast.data.store_checks import FEATURE_DTYPES, StoreError
 
 # How clips get their number of steps: "repeat" cuts them or repeats their last row, "exact" takes no other number,
-# "zeros" fills up with zeros, which lengths tell from features.
+# "zeros" fills up with zeros, which lengths, where there are any, tell from features.
 Fit = Literal["repeat", "exact", "zeros"]
 _SHOWN_FILES = 12
 
@@ -32,7 +32,7 @@ class Source:
         steps: T, what every clip gets.
         fit: how it gets them.
         kind: of the modality; None tells vectors from grids by the number of axes.
-        lengths: (clips,) int64 valid steps, where `fit` is "zeros".
+        lengths: (clips,) int64 valid steps, where `fit` is "zeros"; None where the zeros count as steps.
         missing: (clips,) bool, the clips whose file is not there.
     """
 

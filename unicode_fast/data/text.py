@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from unicode_fast.config import TextPadding
 from unicode_fast.data.cache import cache_folder
 from unicode_fast.data.files import need
 from unicode_fast.data.lazy import LazyArray
@@ -76,8 +77,14 @@ class WordVectors:
             self._known[sentence] = self._kept(sentence)
         return self._known[sentence]
 
-    def source(self, sentences: Sequence[str]) -> Source:
-        """Features (clips, 10, E) of sentences, zeros after the last word, and their lengths; read when indexed."""
+    def source(self, sentences: Sequence[str], padding: TextPadding = "masked") -> Source:
+        """Features (clips, 10, E) of sentences, zeros after the last word; read when indexed.
+
+        Args:
+            sentences: of the clips.
+            padding: "masked" gives their lengths too; "read" gives none, so that all ten steps count, as in the
+                released code, whose word encoder reads the zeros and is not masked.
+        """
         lengths = LazyArray.by_clip(
             (len(sentences),), np.int64, lambda clip: np.int64(len(self.vectors(sentences[clip])))
         )
@@ -88,7 +95,7 @@ class WordVectors:
             steps=WORDS,
             fit="zeros",
             kind="words",
-            lengths=lengths,
+            lengths=lengths if padding == "masked" else None,
         )
 
     def _kept(self, sentence: str) -> np.ndarray:

@@ -113,7 +113,7 @@ def _explain_probe(task: str, protocol: str) -> str:
             "of the pre-training checkpoint).",
             "Epoch: the best one on the clips that are scored.",
             _OFFICIAL[task],
-            "Padded steps count nowhere; the released code has none.",
+            "Masked steps count nowhere; the released code masks none, see the field text_padding.",
             "Same modality: a probe trained and scored on the row's target modality, else alike.",
         ]
     )
@@ -183,7 +183,8 @@ def _explain_segmentation(protocol: str) -> str:
                 f"Loss: binary cross-entropy on the first frame of each clip. Adam, learning rate "
                 f"{segmentation.OFFICIAL_RATE:g}, batches of {segmentation.OFFICIAL_BATCH} clips, 1 epoch as the "
                 "released scripts have it (AVSBench has 15).",
-                "State: the best mIoU on the validation split with queries of the tested modality.",
+                "State: that of the end of the epoch. The released code keeps the best epoch by mIoU on the validation "
+                "split with queries of the tested modality, but has one.",
                 f"Score: mIoU. As released, mIoU is averaged over frames in batches of {segmentation.OFFICIAL_BATCH} "
                 "clips, and F maximised in each batch, and both then averaged over batches.",
                 *end,
@@ -200,7 +201,8 @@ def _explain_segmentation(protocol: str) -> str:
             network,
             f"Loss: binary cross-entropy on all labelled frames. Adam; the light backbone {light}, "
             f"falling along a half cosine; one of timm {large}.",
-            "State: the best mIoU on the validation split with queries of the modality it is trained with.",
+            f"State: of {segmentation.JUDGED} in the course of training, the best mIoU on the validation split with "
+            "queries of the modality it is trained with.",
             "Score: mIoU over all labelled frames of the test split with queries of the other modality.",
             *end,
             "Further numbers: F; both with shuffled queries; official_: the released code's averages over batches of 4 "

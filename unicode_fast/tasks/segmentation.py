@@ -169,7 +169,9 @@ class Segmentation:
         rule, masks = self.rule(protocol), self.masks(TRAIN)
         labelled = 1 if protocol == "official" else masks.mask.shape[1]
         steps = rule.steps or rule.epochs * -(-len(masks) // rule.batch_size)
-        judged_at = {round(steps * (number + 1) / JUDGED) for number in range(JUDGED)} | {steps}
+        # The released code looks at the validation split after its epoch, and it has one.
+        judged = 1 if protocol == "official" else JUDGED
+        judged_at = {round(steps * (number + 1) / judged) for number in range(judged)} | {steps}
         best: dict[str, tuple[float, Segmenter]] = {}
         generator = torch.Generator().manual_seed(probe_seed(self.seed, NAME, "order", source))
         with seeded(self.device, probe_seed(self.seed, NAME, source)):

@@ -6,6 +6,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from unicode_fast.config import TextPadding
 from unicode_fast.data.sources import Source
 
 if TYPE_CHECKING:
@@ -22,11 +23,13 @@ class Request:
         modalities: names, of which the layout takes those it has; None wants all.
         text_model: a name or a folder that `transformers` knows.
         text_whitelist: the released `cnt.pkl`, or "" to keep all words.
+        text_padding: whether the zeros after a sentence's last word are masked, or read as words are.
     """
 
     modalities: Collection[str] | None = None
     text_model: str = BERT
     text_whitelist: str = ""
+    text_padding: TextPadding = "masked"
 
     def wants(self, name: str) -> bool:
         """Whether a modality is wanted."""
@@ -37,4 +40,4 @@ class Request:
         from unicode_fast.data.text import WordVectors
 
         vectors: WordVectors = WordVectors(self.text_model, self.text_whitelist or None)
-        return vectors.source(sentences)
+        return vectors.source(sentences, self.text_padding)

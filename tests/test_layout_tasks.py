@@ -1,0 +1,62 @@
+"""Each probe task on the published layout that it is for, from the command line, under both protocols."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import tiny
+from published import write_ave, write_ave_avvp, write_avvp, write_ucf_vggsound
+
+from unicode_fast.data import ClipSet
+from unicode_fast.evaluate import main as evaluate
+from unicode_fast.tasks import runner
+from unicode_fast.train import main as train
+
+STREAMS = "audio,video"
+# Task, layout, its writer, and which clips the official protocol scores: all of the set's 24, or AVE's training split.
+CASES: dict[str, tuple[str, Callable, int]] = {
+    "classification": ("ave", write_ave, 18),
+    "localisation": ("avvp", write_avvp, 24),
+    "cross-localisation": ("ave-avvp", write_ave_avvp, 24),
+    "cross-classification": ("ucf-vggsound", write_ucf_vggsound, 24),
+}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, spoken: ClipSet) -> Path:
+    """A few steps on AVE, whose features have the shapes of the other layouts."""
+    folder = tmp_path_factory.mktemp("layouts")
+    write_ave(folder / "ave", spoken)
+    unread = ("word_width", "vector_specific_width")
+    sizes = [f"--{name}={value}" for name, value in tiny.SIZES.items() if name not in unread]
+    flags = [f"--data=ave:{folder / 'ave'}", f"--modalities={STREAMS}", f"--out={folder / 'run'}", "--device=cpu"]
+    assert train([*flags, "--steps=4", "--batch_size=6", "--validations=0", "--probe_tasks=none", *sizes]) == 0
+    return folder / "run"
+
+
+@pytest.mark.parametrize("task", CASES)
+def test_both_protocols_and_directions(
+    run: Path, task: str, tmp_path: Path, spoken: ClipSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layout, write, scored = CASES[task]
+    write(tmp_path / layout, spoken)
+    sizes: list[int] = []
+
+    class Counted(runner.Bootstrap):
+        def __init__(self, clips: int, seed: int) -> None:
+            sizes.append(clips)
+            super().__init__(clips, seed)
+
+    monkeypatch.setattr(runner, "Bootstrap", Counted)
+    for protocol in ("sound", "official"):
+        for source, target in (("audio", "video"), ("video", "audio")):
+            out = tmp_path / f"{protocol}-{source}.json"
+            words = [str(run), "--checkpoint=last", f"--task={task}", f"--data={layout}:{tmp_path / layout}"]
+            flags = [f"--protocol={protocol}", f"--from={source}", f"--to={target}", f"--out={out}"]
+            assert evaluate([*words, *flags]) == 0
+            row = json.loads(out.read_text())
+            assert all(0 <= row[name] <= 1 for name in ("score", "same_modality", "chance"))
+    assert sizes[2:] == [scored, scored]
+    # The sound protocol scores a part that no probe was trained on; AVVP's annotated videos are one for AVE's clips.
+    assert all(size == 24 if layout == "ave-avvp" else size < scored for size in sizes[:2])
