@@ -74,7 +74,7 @@ def test_bad_sizes(sizes: str) -> None:
 def test_whole_command_and_again(store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = words(data=store, **SMALL, experiments="figure3", sizes="4,12", seeds=1, jobs=2)
     out = tmp_path / "ablation"
-    assert ablate.main([str(out), *flags]) == 0
+    assert ablate.main([f"--out={out}", *flags]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == str(out)
     content = json.loads((out / "ablation.json").read_text())
     assert [line["label"] for line in content["lines"]] == ["4", "12"]
@@ -88,7 +88,7 @@ def test_whole_command_and_again(store: Path, tmp_path: Path, capsys: pytest.Cap
     # What is finished is not trained again, and an unfinished run goes on.
     changed = (out / "audio-video-text" / "complete" / "seed-0" / "summary.json").stat().st_mtime_ns
     (out / "audio-video-text" / "codewords=4" / "seed-0" / "summary.json").unlink()
-    assert ablate.main([str(out), *flags]) == 0
+    assert ablate.main([f"--out={out}", *flags]) == 0
     assert (out / "audio-video-text" / "complete" / "seed-0" / "summary.json").stat().st_mtime_ns == changed
     assert json.loads((out / "ablation.json").read_text()) == content
 
@@ -96,7 +96,7 @@ def test_whole_command_and_again(store: Path, tmp_path: Path, capsys: pytest.Cap
 def test_a_failed_run_is_named(store: Path, tmp_path: Path) -> None:
     flags = words(data=store, **{**SMALL, "steps": 2}, experiments="figure3", sizes="100000", seeds=1)
     with pytest.raises(RuntimeError, match=r"codewords=100000/seed-0 failed: error: codewords must be at most"):
-        ablate.main([str(tmp_path / "ablation"), *flags])
+        ablate.main([f"--out={tmp_path / 'ablation'}", *flags])
 
 
 class TestPublished:

@@ -12,7 +12,7 @@ import pytest
 from published import DIGITS, double, write_ave, write_avel, write_avvp, write_own, write_rows, write_zip
 from test_zip_pickle import RAN, Calls, note_run
 
-from unicode_fast.data import ClipSet, open_store
+from unicode_fast.data import ClipSet, StoreError, open_data, open_store
 from unicode_fast.data.__main__ import main
 from unicode_fast.data.check import check
 from unicode_fast.data.layouts import Request
@@ -161,3 +161,38 @@ def test_pack_then_check_by_command(tmp_path: Path, few: ClipSet) -> None:
     assert main(["check", store]) == 0
     again = subprocess.run(command, capture_output=True, text=True)
     assert again.returncode == 1 and "must not exist yet" in again.stderr and "Traceback" not in again.stderr
+
+
+BAD_LISTS = {
+    "none": ("id,split,class\n", "must list at least one clip"),
+    "long": ("id,split,class\na,train,x,y\n", "must have 3 fields in each row, row 1 has more"),
+    "short": ("id,split,class\na,train\n", "row 1 is cut short"),
+    "no class": ("id,split,class\na,train,\n", "class in .*clips.csv must be given for every clip, got none for 'a'"),
+    "no split": ("id,split\na,\n", "split in .*clips.csv must be given for every clip, got none for 'a'"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_LISTS)
+def test_bad_lists_of_clips(tmp_path: Path, case: str) -> None:
+    text, message = BAD_LISTS[case]
+    (tmp_path / "clips.csv").write_text(text)
+    (tmp_path / "radar").mkdir()
+    np.save(tmp_path / "radar" / "a.npy", np.zeros((3, 4)))
+    report = check(f"clips:{tmp_path}", progress=False)
+    assert not report.can_start
+    with pytest.raises(StoreError, match=message):
+        open_data(f"clips:{tmp_path}")
+
+
+@pytest.mark.parametrize("command", ["check", "pack"])
+def test_an_unknown_modality_is_refused(tmp_path: Path, command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "clips.csv").write_text("id,split\na,train\n")
+    (tmp_path / "radar").mkdir()
+    np.save(tmp_path / "radar" / "a.npy", np.zeros((3, 4)))
+    words = [command, f"clips:{tmp_path}", *([str(tmp_path / "store")] if command == "pack" else [])]
+    try:
+        assert main([*words, "--modalities", "radar,foo"]) == 2
+        said = capsys.readouterr().err
+    except ValueError as error:
+        said = str(error)
+    assert "has not of 'foo'" in said and not (tmp_path / "store").exists()

@@ -1,4 +1,4 @@
-"""Each component off, and the size of the codebook: `python -m unicode_fast.ablate OUT`.
+"""Each component off, and the size of the codebook: `python -m unicode_fast.ablate --out FOLDER`.
 
 The paper's Tables 2 and 3 and its Figure 3, on the built-in data or any other. Every run is one of `unicode_fast.train`
 in its own folder, so an interrupted ablation goes on where it was.
@@ -47,6 +47,7 @@ COMPONENTS: Mapping[str, Mapping[str, Any]] = {
     "MM-EMA + reset": {**_WITHOUT_MM_EMA, **_WITHOUT_RESET},
 }
 EXPERIMENTS = ("table2", "table3", "figure3")
+SIZES = "16,32,64,128,256,512"
 TITLES = {
     "table2": "Table 2: what is removed, pre-trained on two modalities",
     "table3": "Table 3: what is removed, pre-trained on all modalities",
@@ -338,11 +339,13 @@ def numbers(text: str, argument: str) -> list[int]:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; see `python -m unicode_fast.ablate --help`."""
     parser = make_parser("ablate", "Train with each component off, and with codebooks of several sizes.")
-    parser.add_argument("out", type=str, help="folder of the ablation; what is finished there is kept")
-    parser.add_argument("--experiments", type=str, default=",".join(EXPERIMENTS), help="some of these")
-    parser.add_argument("--sizes", type=str, default="16,32,64,128,256,512", help="numbers of codewords in Figure 3")
-    parser.add_argument("--seeds", type=int, default=3, help="seeds of each line, from --seed on")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, which share the processor's cores")
+    parser.add_argument("--out", type=str, required=True, help="folder of the ablation; what is finished there is kept")
+    parser.add_argument("--experiments", type=str, default=",".join(EXPERIMENTS), help="some of them [%(default)s]")
+    parser.add_argument("--sizes", type=str, default=SIZES, help="numbers of codewords in Figure 3 [%(default)s]")
+    parser.add_argument("--seeds", type=int, default=3, help="seeds of each line, from --seed on [%(default)s]")
+    parser.add_argument(
+        "--jobs", type=int, default=1, help="runs at a time, which share the processor's cores [%(default)s]"
+    )
     arguments = parser.parse_args(with_underscores(argv))
     for name in ("seeds", "jobs"):
         if arguments[name] < 1:

@@ -23,7 +23,6 @@ from unicode_fast.tasks import (
     BackboneChoice,
     Probes,
     Row,
-    check_tasks,
     explain,
     format_metrics,
     format_table,
@@ -88,7 +87,8 @@ def make_parser() -> ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; see `python -m unicode_fast.evaluate --help`."""
     arguments = make_parser().parse_args(with_underscores(argv))
-    check_tasks([arguments.task])
+    if arguments.task not in TASKS:
+        raise ValueError(f"task must be one of {', '.join(TASKS)}, got {arguments.task!r}")
     if arguments.explain:
         print(explain(arguments.task, arguments.protocol))
         return 0
@@ -140,6 +140,10 @@ def check_flags(arguments: Namespace) -> None:
     for flag in ("out", "save_segmenter"):
         if arguments[flag] is not None and Path(arguments[flag]).exists():
             raise ValueError(f"{flag} must be a file that does not exist yet, got {arguments[flag]!r}")
+    if arguments.segmenter_steps is not None and arguments.segmenter_steps < 1:
+        raise ValueError(f"segmenter_steps must be at least 1, got {arguments.segmenter_steps}")
+    if arguments["from"] is not None and arguments["from"] == arguments.to:
+        raise ValueError(f"to must be another modality than from, got {arguments.to!r} for both")
     if arguments.load_segmenter is not None:
         unread = [flag for flag in ("save_segmenter", "backbone_weights") if arguments[flag] is not None]
         if unread:

@@ -590,7 +590,8 @@ def _curves(
 ) -> None:
     """Lines with a legend; a logarithmic axis where all values are positive and far apart."""
     for label, curve in curves.items():
-        axis.plot(steps, curve, color=colours(label), linewidth=1.4, label=label or None)
+        marker = "o" if len(steps) < 20 else None
+        axis.plot(steps, curve, color=colours(label), linewidth=1.4, marker=marker, markersize=3, label=label or None)
     values = np.concatenate([np.asarray(curve, float) for curve in curves.values()])
     if logarithmic and values.min() > 0 and values.max() > 10 * values.min():
         axis.set_yscale("log")

@@ -507,8 +507,16 @@ def train(argv: Sequence[str] | None, ranks: Ranks) -> int:
         if arguments.seeds > 1:
             seeds = [config.train.seed + n for n in range(arguments.seeds)]
     print(yaml.safe_dump(config.flat(), sort_keys=False), end="")
-    summary = run_seeds(config, folder, seeds, ranks) if seeds else run(config, folder, arguments.resume_step, ranks)
-    print(format_table([Row.from_dict(row) for row in summary["rows"]]))
+    try:
+        if seeds:
+            summary = run_seeds(config, folder, seeds, ranks)
+        else:
+            summary = run(config, folder, arguments.resume_step, ranks)
+    except KeyboardInterrupt:
+        print(f"to go on from the last checkpoint: --resume {folder}", file=sys.stderr)
+        raise
+    if summary["rows"]:
+        print(format_table([Row.from_dict(row) for row in summary["rows"]]))
     print(folder)
     return 0
 

@@ -70,6 +70,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             text_whitelist=request.text_whitelist,
             text_padding=request.text_padding,
         )
+        unknown = [name for name in wanted or () if name not in data.modalities]
+        if unknown:
+            raise ValueError(
+                f"modalities must be some that {arguments.data} has clips of, which it has not of {unknown[0]!r}"
+            )
         if arguments.command == "pack":
             pack(data, arguments.store, arguments.dtype)
         else:

@@ -121,6 +121,10 @@ def check(spec: str, request: Request | None = None, progress: bool = True) -> R
     report.clips = {
         split: {name: len(part) for part in parts for name in part.sources} for split, parts in listing.parts.items()
     }
+    there = {name for names in report.clips.values() for name in names}
+    unknown = [name for name in request.modalities or () if name not in there]
+    if unknown:
+        raise ValueError(f"modalities must be some that {spec} has clips of, which it has not of {unknown[0]!r}")
     report.findings += [Finding(note.kind, note.bad, note.text) for note in listing.notes]
     report.findings += _find(listing, progress)
     return report

@@ -70,7 +70,7 @@ def read_csv(file: Path, columns: Sequence[str], delimiter: str = ",") -> list[d
         delimiter: between columns.
 
     Raises:
-        StoreError: a column is missing, or a row is cut short.
+        StoreError: a column is missing, or a row has more or fewer fields than the header.
     """
     with open(file, newline="", encoding="utf-8-sig") as stream:
         reader = csv.DictReader(stream, delimiter=delimiter)
@@ -83,8 +83,10 @@ def read_csv(file: Path, columns: Sequence[str], delimiter: str = ",") -> list[d
             )
         rows = list(reader)
     for number, row in enumerate(rows):
-        if any(row[name] is None for name in columns):
-            raise StoreError(f"{file} must have {', '.join(columns)} in each row, row {number + 1} is cut short")
+        if None in row.values():
+            raise StoreError(f"{file} must have {', '.join(there)} in each row, row {number + 1} is cut short")
+        if None in row:
+            raise StoreError(f"{file} must have {len(there)} fields in each row, row {number + 1} has more: {row}")
     return rows
 
 

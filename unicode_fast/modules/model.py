@@ -74,13 +74,16 @@ class UniCode(nn.Module):
 
     Raises:
         ValueError: fewer than two modalities, or sizes that do not fit together.
+        TypeError: one of them is no Modality.
     """
 
     def __init__(self, modalities: Mapping[str, Modality], config: Config) -> None:
         super().__init__()
         if len(modalities) < 2:
             raise ValueError(f"modalities must name at least two, got {list(modalities)}")
-        for name in modalities:
+        for name, modality in modalities.items():
+            if not isinstance(modality, Modality):
+                raise TypeError(f"modality {name!r} must be a Modality, got {type(modality).__name__}")
             if not name.isidentifier() or hasattr(nn.ModuleDict, name) or name == "training":
                 raise ValueError(
                     f"modalities must have names of letters, digits and underscores that torch does not use itself, "

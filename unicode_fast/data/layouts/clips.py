@@ -31,6 +31,12 @@ def list_clips(root: Path, request: Request) -> Listing:
     table = files.file(_TABLE)
     files.check()
     rows = read_csv(table, ["id", "split"])
+    if not rows:
+        raise StoreError(f"{table} must list at least one clip, got none")
+    for column in rows[0].keys() & {"split", "class"}:
+        blank = [row["id"] for row in rows if not row[column]]
+        if blank:
+            raise StoreError(f"{column} in {table} must be given for every clip, got none for {blank[0]!r}")
     kinds = _kinds(root)
     names = [name for name in kinds if request.wants(name)]
     for name in names:
@@ -41,8 +47,8 @@ def list_clips(root: Path, request: Request) -> Listing:
         raise StoreError(f"id in {table} must be a file name without folders, got {bad[0]!r}")
     arrays: dict[str, np.ndarray | LazyArray] = {"id": np.array([row["id"] for row in rows])}
     classes: list[str] = []
-    if rows and "class" in rows[0]:
-        labels = [row["class"] or "" for row in rows]
+    if "class" in rows[0]:
+        labels = [row["class"] for row in rows]
         classes = read_lines(root / _CLASSES) if (root / _CLASSES).is_file() else sorted(set(labels))
         arrays["class"] = numbers_of(labels, classes, table)
     sources = {}
