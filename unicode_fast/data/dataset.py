@@ -106,11 +106,7 @@ class ClipSet:
         Raises:
             ValueError: a modality is unknown.
         """
-        wanted = list(names)
-        unknown = [name for name in wanted if name not in self.modalities]
-        if unknown:
-            raise ValueError(f"modalities must be among {list(self.modalities)}, got {unknown[0]!r}")
-        return replace(self, modalities={name: self.modalities[name] for name in wanted})
+        return replace(self, modalities=_named(self.modalities, names))
 
     def _lengths(self, name: str) -> np.ndarray:
         steps = self.arrays[name].shape[1]
@@ -214,11 +210,7 @@ class Dataset:
         Raises:
             ValueError: a modality is unknown.
         """
-        wanted = list(names)
-        unknown = [name for name in wanted if name not in self.modalities]
-        if unknown:
-            raise ValueError(f"modalities must be among {list(self.modalities)}, got {unknown[0]!r}")
-        return {name: self.modalities[name] for name in wanted}
+        return _named(self.modalities, names)
 
     def digest(self) -> str:
         """What tells one data set from another: a checksum of modalities, classes, shapes and the clips' names."""
@@ -234,6 +226,15 @@ class Dataset:
         """Kind, name, folder and number of clips."""
         counts = ", ".join(f"{split}: {'+'.join(str(len(p)) for p in parts)}" for split, parts in self._parts.items())
         return f"{type(self).__name__}({self.name!r}, {str(self.path)!r}, {counts})"
+
+
+def _named(modalities: Mapping[str, Modality], names: Iterable[str]) -> dict[str, Modality]:
+    """Some of the modalities, in the order given."""
+    wanted = list(names)
+    unknown = [name for name in wanted if name not in modalities]
+    if unknown:
+        raise ValueError(f"modalities must be among {list(modalities)}, got {unknown[0]!r}")
+    return {name: modalities[name] for name in wanted}
 
 
 def _taken(part: ClipSet, numbers: np.ndarray) -> ClipSet:
