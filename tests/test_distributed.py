@@ -313,6 +313,34 @@ class TestTorchrun:
         assert re.search(r"error: loss term .* became .* at step \d+, in the batch of clips .*saved as", message)
         assert len(list((out / "checkpoints").glob("nonfinite-*.pt"))) == 1
 
+    def test_no_thread_outlives_the_ranks(self, tmp_path: Path) -> None:
+        """One that still runs when the interpreter ends can abort a process whose work is done."""
+        script = tmp_path / "script.py"
+        script.write_text(THREADS_AFTERWARDS)
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
+        printed = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120).stdout
+        assert printed.count("during True, afterwards False") == 2, printed
+
+
+# An optimiser imports more of torch.distributed.
+THREADS_AFTERWARDS = """
+import pathlib
+import sys
+import torch
+from unicode_fast import distributed
+
+def gloo():
+    return any("gloo" in name.read_text() for name in pathlib.Path("/proc/self/task").glob("*/comm"))
+
+with distributed.join() as ranks:
+    parameter = torch.nn.Parameter(torch.ones(1))
+    parameter.grad = torch.ones(1)
+    torch.optim.Adam([parameter]).step()
+    ranks.copy_from_first(torch.nn.Linear(1, 1))
+    during = gloo()
+sys.__stdout__.write(f"during {during}, afterwards {gloo()}\\n")
+"""
+
 
 class TestWatch:
     """What a rank says of the next one, from what that one tells once a second."""
