@@ -61,7 +61,10 @@ for bench in bench_search bench_contrast bench_feed bench_train_step; do
   within 150 $python -m pytest -q -p no:cacheprovider "benchmarks/$bench.py" --device cuda --results "$results" \
     > "$results/$bench.log" 2>&1 || failed=1
 done
-[ "$results" = benchmarks/results ] && $python benchmarks/update_readme.py
+if [ "$results" = benchmarks/results ]; then
+  $python benchmarks/update_readme.py
+  $python benchmarks/scaling.py --write > /dev/null
+fi
 # A line for each contender and size of Cross-CPC, and what follows.
 tail -n 120 "$results/bench_contrast.log"
 tail -n 40 "$results"/bench_{search,feed,train_step}.log

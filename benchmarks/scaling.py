@@ -1,11 +1,12 @@
 """What a training step would cost on many GPUs, by arithmetic: `python benchmarks/scaling.py` prints its tables.
 
-Bytes and floating point operations are counted while the code runs, on the CPU and without weights; what a GPU, a link
-or a disk does with them is published or assumed, and nothing here is a measurement of a GPU. With `--write` the tables
-of docs/scaling.md are replaced.
+Bytes and floating point operations are counted while the code runs, on the CPU and without weights. What one GPU makes
+of them is taken from results/train-step-cuda.json and feed-cuda.json where these have been measured; until then it is
+published or assumed, as are links and disks. With `--write` the tables of docs/scaling.md are replaced.
 """
 
 import argparse
+import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from unicode_fast.ops.sharded import Part
 from unicode_fast.train import Trainer
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "scaling.md"
+RESULTS = Path(__file__).resolve().parent / "results"
 # Features of the published experiments: VGGish, VGG-19 maps, BERT words; ten steps a clip.
 MODALITIES = {
     "audio": Modality("vector", (128,)),
@@ -34,7 +36,7 @@ GPUS = (1, 8, 64)
 
 @dataclass(frozen=True)
 class Input:
-    """A number that no run of this project has measured, its unit, and where it comes from."""
+    """A number, its unit, and where it comes from."""
 
     value: float
     unit: str
@@ -44,7 +46,8 @@ class Input:
 INPUTS = {
     "tf32": Input(494e12, "FLOP/s", "published peak of an H200, dense"),
     "bfloat16": Input(989e12, "FLOP/s", "published peak of an H200, dense"),
-    "reached": Input(0.4, "of the peak", "assumed, not measured"),
+    "tf32_reached": Input(0.4, "of the peak", "assumed, not measured"),
+    "bfloat16_reached": Input(0.4, "of the peak", "assumed, not measured"),
     "gpu_memory": Input(141e9, "bytes", "published, of an H200"),
     "store_share": Input(0.6, "of the GPU's memory for a resident store", "assumed, not measured"),
     "gpus": Input(8, "GPUs in a machine", "published, HGX H200"),
@@ -59,8 +62,44 @@ INPUTS = {
 }
 
 
+# By the name of the input that it replaces: the peak that it is a share of, and the fastest of these contenders.
+MEASURED_STEPS = {
+    "tf32_reached": ("tf32", ("recommended, tf32",)),
+    "bfloat16_reached": (
+        "bfloat16",
+        (
+            "recommended, bfloat16",
+            "recommended, bfloat16, channels last",
+            "recommended, bfloat16, channels last, compiled, in a CUDA graph",
+        ),
+    ),
+}
+
+
 def number(name: str) -> float:
     return INPUTS[name].value
+
+
+def measured(results: Path, flops_per_clip: float, clip_bytes: int) -> dict[str, Input]:
+    """The inputs that have been measured on a GPU at the published sizes; none where nothing has."""
+    found: dict[str, Input] = {}
+    steps, feeds = (_published_rows(results / name) for name in ("train-step-cuda.json", "feed-cuda.json"))
+    for name, (peak, contenders) in MEASURED_STEPS.items():
+        rows = [row for row in steps if row["contender"] in contenders]
+        if rows:
+            row = max(rows, key=lambda row: row["clips_per_second"])
+            value = row["clips_per_second"] * flops_per_clip / number(peak)
+            found[name] = Input(value, INPUTS[name].unit, f"measured, {row['device']}, {row['contender']}")
+    rows = [row for row in feeds if row["feed"] == "prefetch"]
+    if rows:
+        value = rows[0]["feed_clips_per_second"] * clip_bytes
+        found["host_feed"] = Input(value, INPUTS["host_feed"].unit, f"measured, {rows[0]['device']}, one process")
+    return found
+
+
+def _published_rows(path: Path) -> list[dict]:
+    rows = json.loads(path.read_text()) if path.exists() else []
+    return [row for row in rows if row["size"] == "published" and "missing" not in row]
 
 
 @dataclass(frozen=True)
@@ -186,7 +225,7 @@ def place_of(counts: Counts, clips: int) -> str:
 
 
 def step_of(counts: Counts, gpus: int, clips: int, per_gpu: float, precision: str) -> Step:
-    arithmetic = per_gpu * counts.flops_per_clip / (number(precision) * number("reached"))
+    arithmetic = per_gpu * counts.flops_per_clip / (number(precision) * number(f"{precision}_reached"))
     batch = per_gpu * gpus
     latency = number("latency") if gpus <= number("gpus") else number("network_latency")
     others = 0.0
@@ -239,7 +278,7 @@ def steps_table(counts: Counts, per_gpu: Callable[[int], float]) -> str:
 
 def limits_table(counts: Counts) -> str:
     """From where on each limits a step, with so many clips on each GPU, in bfloat16."""
-    arithmetic = counts.flops_per_clip / (number("bfloat16") * number("reached"))
+    arithmetic = counts.flops_per_clip / (number("bfloat16") * number("bfloat16_reached"))
     lines = ["| what takes as long as the arithmetic | eight GPUs | many machines |", "| --- | ---: | ---: |"]
     gradient, negatives, feeds = [], [], []
     for gpus in GPUS[1:]:
@@ -259,6 +298,7 @@ def limits_table(counts: Counts) -> str:
 
 def tables(counts: Counts) -> dict[str, str]:
     """By the name of their place in docs/scaling.md."""
+    INPUTS.update(measured(RESULTS, counts.flops_per_clip, counts.clip_bytes))
     return {
         "inputs": inputs_table(counts),
         "more": steps_table(counts, lambda gpus: CLIPS_PER_GPU),
