@@ -10,6 +10,8 @@ import json
 import sys
 from pathlib import Path
 
+import torch
+
 from unicode_fast import preset
 from unicode_fast.checkpoint import write_json
 from unicode_fast.distributed import Ranks
@@ -22,7 +24,10 @@ OPTIONS: dict[str, dict[str, object]] = {
     "bfloat16": {"precision": "bfloat16"},
     "channels_last": {"channels_last": True},
     "compile": {"compile": True},
+    "tf32": {"precision": "tf32"},
+    "cuda_graph": {"cuda_graph": True},
 }
+CUDA_ONLY = ("tf32", "cuda_graph")
 EXPLANATION = (
     "The default run with one option of the training step each: zero-shot scores on the test split in per cent, mean "
     "and standard deviation over seeds. The first line is the run of the README; every direction is in "
@@ -74,6 +79,11 @@ def write_table(summaries: dict[str, dict]) -> None:
             cells.append(f"{100 * mean:.1f}" + ("" if spread is None else f" ± {100 * spread:.1f}"))
         commit = (summary["git_commit"] or "unknown")[:12]
         lines.append(f"| {name} | {len(summary['seeds'])} | " + " | ".join(cells) + f" | `{commit}` |")
+    lines += [
+        f"| {name} | not run{', needs a GPU' if name in CUDA_ONLY else ''} |" + " |" * len(SHOWN) + " |"
+        for name in OPTIONS
+        if name not in summaries
+    ]
     text = f"# Options of a training step\n\n{EXPLANATION}\n\n" + "\n".join(lines) + "\n"
     (ROOT / "docs" / "options.md").write_text(text)
 
@@ -81,12 +91,13 @@ def write_table(summaries: dict[str, dict]) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("options", nargs="*", default=list(OPTIONS), help="all of them where none is named")
+    parser.add_argument("options", nargs="*", help="all that run here where none is named")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     arguments = parser.parse_args()
-    for name in arguments.options:
-        if name not in OPTIONS:
-            parser.error(f"options must be among {', '.join(OPTIONS)}, got {name!r}")
+    here = [name for name in OPTIONS if torch.cuda.is_available() or name not in CUDA_ONLY]
+    for name in arguments.options or here:
+        if name not in here:
+            parser.error(f"options must be among {', '.join(here)} on this machine, got {name!r}")
         train(arguments.folder / name, name, arguments.seeds)
     plain = json.loads((RESULTS / "default-run.json").read_text())
     there = [name for name in OPTIONS if (arguments.folder / name / "summary.json").exists()]
