@@ -136,6 +136,7 @@ def test_flags_that_a_task_does_not_read_are_refused(run: Path, tmp_path: Path) 
         (["--to-data=talking-digits-b"], "to_data is for cross-classification and cross-localisation"),
         (["--pictures=here"], "pictures are of segmentation or retrieval, got classification"),
         (["--task=segmentation", "--load-segmenter=x", "--save-segmenter=y"], "save_segmenter is about training"),
+        (["--task=segmentation", "--load-segmenter=x"], "load_segmenter must be a file of --save_segmenter, got 'x'"),
         (["--task=segmentation", "--backbone-weights=x"], "weights are for a backbone of timm"),
         (["--task=retrieval", "--anchor=text"], "anchor must be one of video, got 'text'"),
     ):

@@ -97,11 +97,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--checkpoint", default="best", help="best, last or a step [best], for --to-cmg")
     parser.add_argument("--epoch", type=int, default=0, help="written where the run came from no CMG file [0]")
     arguments = parser.parse_args(argv)
+    _refuse_existing(Path(arguments.out))
     if arguments.to_cmg is not None:
         if arguments.checkpoint not in ("best", "last") and not arguments.checkpoint.isdigit():
             raise ValueError(f"checkpoint must be best, last or a step, got {arguments.checkpoint!r}")
+        if not Path(arguments.to_cmg).exists():
+            raise ValueError(f"to-cmg must be a run folder or a checkpoint file, got {arguments.to_cmg!r}")
         write_cmg(arguments.to_cmg, arguments.out, which=arguments.checkpoint, epoch=arguments.epoch)
     else:
+        if not Path(arguments.from_cmg).is_file():
+            raise ValueError(f"from-cmg must be a file of the released pre-training, got {arguments.from_cmg!r}")
         dtype = None if arguments.dtype is None else getattr(torch, arguments.dtype)
         with warnings.catch_warnings(record=True) as notes:
             warnings.simplefilter("always", UserWarning)

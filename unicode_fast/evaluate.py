@@ -148,6 +148,8 @@ def check_flags(arguments: Namespace) -> None:
         unread = [flag for flag in ("save_segmenter", "backbone_weights") if arguments[flag] is not None]
         if unread:
             raise ValueError(f"{unread[0]} is about training, got it beside load_segmenter")
+        if not Path(arguments.load_segmenter).is_file():
+            raise ValueError(f"load_segmenter must be a file of --save_segmenter, got {arguments.load_segmenter!r}")
     if arguments.pictures is not None and arguments.task not in ("segmentation", "retrieval"):
         raise ValueError(f"pictures are of segmentation or retrieval, got {arguments.task}")
 

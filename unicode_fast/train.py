@@ -376,6 +376,8 @@ def run(config: Config, folder: Path, resume_step: int | None = None, ranks: Ran
         if content["config"] != checkpoint.config_to_dict(config, modalities) or not same_data:
             raise CheckpointError(f"checkpoint in {folder} was trained with another configuration or other data")
         trainer.restore(content)
+    if config.train.compile and ranks.first:
+        print("encoders and decoders are compiled in the first step, which takes its time", file=sys.stderr)
     begun = time.monotonic()
     progress = pretrain(trainer, store, folder, content, ranks)
     pretraining = time.monotonic() - begun
@@ -573,6 +575,10 @@ def check_store(config: Config, store: Dataset) -> dict[str, Modality]:
         ValueError: a modality or a split is missing, or there are fewer clips than a batch, or no classes.
     """
     probed = config.train.probe_tasks != NO_TASKS
+    if config.data.train_split not in store.splits:
+        raise ValueError(
+            f"train_split must be one of {', '.join(store.splits)} of {store.path}, got {config.data.train_split!r}"
+        )
     needed_splits = ["train", "val", "test"] if probed else ["train", "val"] if config.train.validations else []
     needed_splits = list(dict.fromkeys([config.data.train_split, *needed_splits]))
     missing = [name for name in needed_splits if name not in store.splits]
