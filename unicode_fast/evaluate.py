@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 from jsonargparse import ArgumentParser, Namespace
 
 from unicode_fast import pictures
-from unicode_fast.checkpoint import CheckpointError, load, write_json
+from unicode_fast.checkpoint import CheckpointError, default_of, load, write_json
 from unicode_fast.cli import run_main, with_underscores
 from unicode_fast.config import TEXT_FIELDS, Config
 from unicode_fast.data import StoreError, open_dataset
@@ -50,7 +51,7 @@ def make_parser() -> ArgumentParser:
     parser.add_argument("--from", type=str | None, dest="from", help="modality the probe is trained on")
     parser.add_argument("--to", type=str | None, help="modality it is tested on")
     parser.add_argument("--protocol", type=str, default="sound", help=f"{' or '.join(PROTOCOLS)}; see --explain")
-    parser.add_argument("--checkpoint", type=str, default="best", help="best, last, or a step")
+    parser.add_argument("--checkpoint", type=str | None, help="best, last, or a step [best, else last]")
     parser.add_argument("--data", type=str | None, help="another dataset than the run's: a name or a store's folder")
     parser.add_argument(
         "--to_data", type=str | None, help="dataset that a cross- task is tested on [the built-in data's other domain]"
@@ -93,8 +94,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(explain(arguments.task, arguments.protocol))
         return 0
     check_flags(arguments)
-    which = int(arguments.checkpoint) if arguments.checkpoint.isdigit() else arguments.checkpoint
-    model = load(arguments.run, which, choose_device(arguments.device))
+    asked = arguments.checkpoint or default_of(Path(arguments.run))
+    model = load(arguments.run, int(asked) if asked.isdigit() else asked, choose_device(arguments.device))
+    if arguments.checkpoint is None and asked == "last" and Path(arguments.run).is_dir():
+        print("note: the run has no best checkpoint, which validations choose; its last is measured", file=sys.stderr)
     for flag in ("from", "to"):
         if arguments[flag] not in model.names:
             raise ValueError(f"{flag} must be one of {', '.join(model.names)}, got {arguments[flag]!r}")
@@ -113,13 +116,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.out is not None:
         write_json(Path(arguments.out), row.as_dict())
     if Path(arguments.run).is_dir():
-        keep(Path(arguments.run) / EVALUATIONS, row, arguments)
+        keep(Path(arguments.run), row, arguments)
     return 0
 
 
-def keep(folder: Path, row: Row, arguments: Namespace) -> None:
+def keep(run: Path, row: Row, arguments: Namespace) -> None:
     """Leaves a row in the run folder, where `unicode_fast.report` finds it; the same flags give the same file."""
-    usual = {"checkpoint": "best"}
+    folder, usual = run / EVALUATIONS, {"checkpoint": default_of(run)}
     names = ("data", "to_data", "checkpoint", "anchor", "backbone", "segmenter_steps", "seed")
     flags = {name: arguments[name] for name in names if arguments[name] not in (None, usual.get(name))}
     words = [row.task, row.source, row.target, row.protocol, *(f"{name} {value}" for name, value in flags.items())]

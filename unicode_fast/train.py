@@ -7,6 +7,7 @@ import math
 import sys
 import time
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -35,6 +36,7 @@ from unicode_fast.ops.sharded import Part
 from unicode_fast.presets import preset
 from unicode_fast.runs import choose_device, git_commit, make_folder, prepare_folder, resume_folder, versions
 from unicode_fast.tasks import (
+    RETRIEVAL,
     Probes,
     Row,
     aggregate,
@@ -358,7 +360,7 @@ def run(config: Config, folder: Path, resume_step: int | None = None, ranks: Ran
     ranks = ranks or Ranks()
     started = time.monotonic()
     device = ranks.device(choose_device(config.train.device))
-    store = open_dataset(config.data)
+    store = open_run_data(config)
     modalities = check_store(config, store)
     check_ranks(config, len(store.split(config.data.train_split)), ranks)
     ranks.watch(config.train.rank_timeout_seconds)
@@ -501,7 +503,7 @@ def train(argv: Sequence[str] | None, ranks: Ranks) -> int:
         config = resolve(arguments.config, flags)
         check_run(config)
         check_flags(config, flags)
-        store = open_dataset(config.data)
+        store = open_run_data(config)
         modalities = check_store(config, store)
         check_flags(config, flags, {modality.kind for modality in modalities.values()})
         check_ranks(config, len(store.split(config.data.train_split)), ranks)
@@ -566,6 +568,12 @@ def check_flags(config: Config, flags: Mapping[str, Any], kinds: Collection[Kind
     for name, reason in config.unread_fields(kinds).items():
         if name in flags or values[name] != standard[name]:
             raise ValueError(f"{name} {reason}, got {name} {values[name]!r} beside it")
+
+
+def open_run_data(config: Config) -> Dataset:
+    """The data of a run; all modalities of a layout where retrieval, as in evaluate, takes one more as its anchor."""
+    anchored = RETRIEVAL in config.train.probe_tasks.split(",")
+    return open_dataset(replace(config.data, modalities="all") if anchored else config.data)
 
 
 def check_store(config: Config, store: Dataset) -> dict[str, Modality]:
