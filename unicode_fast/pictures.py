@@ -15,7 +15,7 @@ from unicode_fast.data import Dataset
 from unicode_fast.tasks import Probes, Row
 from unicode_fast.tasks.domain import TEST
 from unicode_fast.tasks.probe import Clips
-from unicode_fast.tasks.ranking import rank_queries
+from unicode_fast.tasks.ranking import cosine, rank_by_cosine
 from unicode_fast.tasks.segmentation import another_clip
 
 FOLDER = "plots"
@@ -142,15 +142,15 @@ def draw_retrieval(folder: Path, probes: Probes, row: Row) -> None:
         row: of retrieval.
     """
     measured = probes.retrieval
-    similarity = measured.similarity(row.source, row.target, row.anchor)
+    vectors, gallery = measured.vectors(row.source, row.target, row.anchor)
     names = (row.source, row.target) if row.anchor is None else (row.target, row.anchor)
     asked, searched = (probes.home.clips(TEST, name) for name in names)
-    ranks = rank_queries(similarity, np.eye(len(similarity), dtype=bool)).rank
+    ranks = rank_by_cosine(vectors, gallery).rank
     places = np.linspace(0.1, 0.9, QUERIES) * (len(ranks) - 1)
     queries = np.argsort(ranks, kind="stable")[places.round().astype(int)]
     results, marks, captions = [], [], []
-    for query in queries:
-        found = np.argsort(-similarity[query], kind="stable")[:FOUND]
+    for query, similarity in zip(queries, cosine(vectors[queries], gallery), strict=True):
+        found = np.argsort(-similarity, kind="stable")[:FOUND]
         same = [_class_of(asked, query) == _class_of(searched, clip) for clip in found]
         marks.append(["pair" if clip == query else "class" if of else "" for clip, of in zip(found, same, strict=True)])
         results.append([plots.ShownClip(plots.clip_content(searched, names[1], clip)) for clip in found])
