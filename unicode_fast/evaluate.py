@@ -75,7 +75,9 @@ def make_parser() -> ArgumentParser:
     parser.add_argument("--segmenter_steps", type=int | None, help="segmentation: training ends after as many steps")
     parser.add_argument("--save_segmenter", type=str | None, help="segmentation: keep it in this new file")
     parser.add_argument("--load_segmenter", type=str | None, help="segmentation: take it from this file, do not train")
-    parser.add_argument("--pictures", type=str | None, help="draw examples of segmentation or retrieval in this folder")
+    parser.add_argument(
+        "--pictures", type=str | None, help="folder of the examples of segmentation or retrieval [the run's plots]"
+    )
     parser.add_argument("--seed", type=int | None, help="of the probe [the run's]")
     parser.add_argument("--device", type=str, default="auto", help="auto, cpu or cuda")
     parser.add_argument("--out", type=str | None, help="write the row with all its numbers as JSON to this new file")
@@ -109,10 +111,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.task == "retrieval":
         # The anchor may be a modality that the run was not trained on, and that a layout was not asked for.
         config = config.replace(modalities="all")
-    row = measure(model, config, arguments)
+    row, picture = measure(model, config, arguments)
     print(format_table([row]))
     if row.metrics:
         print(f"\n{format_metrics(row)}")
+    if picture is not None:
+        print(f"\nexamples: {picture}")
     if arguments.out is not None:
         write_json(Path(arguments.out), row.as_dict())
     if Path(arguments.run).is_dir():
@@ -122,13 +126,31 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def keep(run: Path, row: Row, arguments: Namespace) -> None:
     """Leaves a row in the run folder, where `unicode_fast.report` finds it; the same flags give the same file."""
-    folder, usual = run / EVALUATIONS, {"checkpoint": default_of(run)}
+    (run / EVALUATIONS).mkdir(exist_ok=True)
+    content = {"row": row.as_dict(), "flags": changed_flags(arguments)}
+    write_json(run / EVALUATIONS / f"{file_stem(row, arguments)}.json", content)
+
+
+def changed_flags(arguments: Namespace) -> dict[str, Any]:
+    """What was asked for beside task, direction and protocol."""
+    usual = {"checkpoint": default_of(Path(arguments.run))}
     names = ("data", "to_data", "checkpoint", "anchor", "backbone", "segmenter_steps", "seed")
-    flags = {name: arguments[name] for name in names if arguments[name] not in (None, usual.get(name))}
-    words = [row.task, row.source, row.target, row.protocol, *(f"{name} {value}" for name, value in flags.items())]
-    name = re.sub(r"[^A-Za-z0-9.]+", "-", "-".join(words))
-    folder.mkdir(exist_ok=True)
-    write_json(folder / f"{name}.json", {"row": row.as_dict(), "flags": flags})
+    return {name: arguments[name] for name in names if arguments[name] not in (None, usual.get(name))}
+
+
+def file_stem(row: Row, arguments: Namespace) -> str:
+    """How a row's files in the run folder are called."""
+    flags = [f"{name} {value}" for name, value in changed_flags(arguments).items()]
+    return re.sub(r"[^A-Za-z0-9.]+", "-", "-".join([row.task, row.source, row.target, row.protocol, *flags]))
+
+
+def picture_file(row: Row, arguments: Namespace) -> Path | None:
+    """Where the examples of a row go: the folder that is asked for, else the run's plots, where a report finds them."""
+    if arguments.pictures is not None:
+        return Path(arguments.pictures) / f"{row.task}.png"
+    if row.task in pictures.DRAWN and Path(arguments.run).is_dir():
+        return Path(arguments.run) / pictures.FOLDER / f"{file_stem(row, arguments)}.png"
+    return None
 
 
 def check_flags(arguments: Namespace) -> None:
@@ -153,12 +175,12 @@ def check_flags(arguments: Namespace) -> None:
             raise ValueError(f"{unread[0]} is about training, got it beside load_segmenter")
         if not Path(arguments.load_segmenter).is_file():
             raise ValueError(f"load_segmenter must be a file of --save_segmenter, got {arguments.load_segmenter!r}")
-    if arguments.pictures is not None and arguments.task not in ("segmentation", "retrieval"):
+    if arguments.pictures is not None and arguments.task not in pictures.DRAWN:
         raise ValueError(f"pictures are of segmentation or retrieval, got {arguments.task}")
 
 
-def measure(model: UniCode, config: Config, arguments: Namespace) -> Row:
-    """The row that the arguments ask for, with its interval and further numbers; its pictures, its files."""
+def measure(model: UniCode, config: Config, arguments: Namespace) -> tuple[Row, Path | None]:
+    """The row that the arguments ask for, with its interval and further numbers, and the file of its examples."""
     task, source, target = arguments.task, arguments["from"], arguments.to
     store = open_dataset(config.data)
     seed = config.train.seed if arguments.seed is None else arguments.seed
@@ -172,10 +194,10 @@ def measure(model: UniCode, config: Config, arguments: Namespace) -> Row:
     row = probes.row(task, source, target, arguments.protocol, anchor=arguments.anchor, details=True)
     if arguments.save_segmenter is not None:
         probes.segmentation.save(Path(arguments.save_segmenter), source, target, arguments.protocol)
-    if arguments.pictures is not None:
-        draw = pictures.draw_segmentation if task == "segmentation" else pictures.draw_retrieval
-        draw(Path(arguments.pictures), probes, row)
-    return row
+    picture = picture_file(row, arguments)
+    if picture is not None:
+        pictures.DRAWN[task](picture, probes, row)
+    return row, picture
 
 
 if __name__ == "__main__":
