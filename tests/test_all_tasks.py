@@ -265,6 +265,7 @@ def test_every_task_explains_itself(task: str, protocol: str, capsys: pytest.Cap
     assert text.startswith(f"{task}, {protocol} protocol")
     for words in ("Chance:", "Same modality:", "Score:"):
         assert words in text
+    assert ("Limits: " in text) is (protocol == "sound" and task in tasks.PROBE_TASKS)
 
 
 def test_pictures_refuse_what_does_not_fit() -> None:
