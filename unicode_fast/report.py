@@ -242,8 +242,8 @@ def write_report(lines: Sequence[Line], out: Path) -> None:
     note = (
         "Zero-shot scores in per cent, mean and standard deviation over seeds: accuracy of classification, micro-F1 of "
         "localisation, mIoU of segmentation, R@10 of retrieval. The paper's numbers are of the data set and the "
-        "measure in brackets, some of them taken on training clips. Its measure of localisation is precision, background "
-        "included; ours by the same formula stands in brackets where `unicode_fast.evaluate` has measured the row."
+        "measure in brackets, some of them taken on training clips. Its measure of localisation is precision, "
+        "background included; ours by the same formula stands in brackets where `evaluate` has measured it."
     )
     text = ["# Report", markdown(wide_table(lines)), note, "![Scores](report.png)"]
     series = figure_series(lines)
