@@ -10,7 +10,7 @@ import yaml
 
 from unicode_fast import ablate, published, report
 from unicode_fast.checkpoint import CheckpointError, write_json
-from unicode_fast.tasks import Row
+from unicode_fast.tasks import Estimate, Row
 from unicode_fast.train import main as train
 
 SMALL = {**tiny.SIZES, "steps": 6, "batch_size": 10, "validations": 0}
@@ -127,6 +127,8 @@ def runs(store: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     write_json(
         folder / "other" / "evaluations" / "one.json", {"row": row.as_dict(), "flags": {"data": "/far/elsewhere"}}
     )
+    row = Row("localisation", "audio", "video", 0.5, 0.6, 0.1, metrics={"official_precision": Estimate(0.41)})
+    write_json(folder / "other" / "evaluations" / "two.json", {"row": row.as_dict(), "flags": {}})
     return [folder / "two", folder / "other"]
 
 
@@ -156,6 +158,9 @@ class TestReport:
         ours = [line for line in lines if line["task"] == "segmentation"]
         assert [(line["score"], line["seeds"], line["std"]) for line in ours] == [("0.5", "1", "")]
         assert any(line["run"] == "paper, AV 24K" and line["score"] == "0.44" for line in lines)
+        assert "| 50.0 (precision 41.0) |" in text and "(AVVP, precision)" in text
+        ours = [line for line in lines if (line["task"], line["measure"]) == ("localisation", "precision")]
+        assert [line["score"] for line in ours if line["seeds"]] == ["0.41"]
         for shown in text.split("](")[1:]:
             assert (tmp_path / "report" / shown.split(")")[0]).is_file()
 

@@ -91,6 +91,8 @@ def test_a_single_row_repeats_with_interval_and_further_numbers(
     assert row.score in [estimate.value for estimate in row.metrics.values()]
     shown = capsys.readouterr().out
     assert "95 % interval" in shown and all(name in shown for name in row.metrics)
+    drawn = run / "plots" / f"{task}-{row.source}-{row.target}-sound.png"
+    assert drawn.exists() == (task in pictures.DRAWN) == (f"examples: {drawn}" in shown)
 
 
 @pytest.mark.parametrize("task", ["cross-localisation", "segmentation", "retrieval"])
@@ -136,6 +138,7 @@ def test_flags_that_a_task_does_not_read_are_refused(run: Path, tmp_path: Path) 
         (["--to-data=talking-digits-b"], "to_data is for cross-classification and cross-localisation"),
         (["--pictures=here"], "pictures are of segmentation or retrieval, got classification"),
         (["--task=segmentation", "--load-segmenter=x", "--save-segmenter=y"], "save_segmenter is about training"),
+        (["--task=segmentation", "--load-segmenter=x"], "load_segmenter must be a file of --save_segmenter, got 'x'"),
         (["--task=segmentation", "--backbone-weights=x"], "weights are for a backbone of timm"),
         (["--task=retrieval", "--anchor=text"], "anchor must be one of video, got 'text'"),
     ):
@@ -262,12 +265,13 @@ def test_every_task_explains_itself(task: str, protocol: str, capsys: pytest.Cap
     assert text.startswith(f"{task}, {protocol} protocol")
     for words in ("Chance:", "Same modality:", "Score:"):
         assert words in text
+    assert ("Limits: " in text) is (protocol == "sound" and task in tasks.PROBE_TASKS)
 
 
 def test_pictures_refuse_what_does_not_fit() -> None:
     frames = np.zeros((2, 8, 8), np.uint8)
     with pytest.raises(ValueError, match="truth and probability must have the shape of frames"):
-        plots.segmentation_overlays(frames, np.zeros((2, 8, 9), bool), {}, ["", ""])
+        plots.segmentation_overlays(frames, np.zeros((2, 8, 9), bool), {}, ["", ""], {})
     with pytest.raises(ValueError, match="results and marks must .*as many for each of 1 queries"):
         plots.retrieval_examples([plots.ShownClip("one")], [[plots.ShownClip("two")]], [["pair", "class"]])
 
@@ -275,12 +279,13 @@ def test_pictures_refuse_what_does_not_fit() -> None:
 def test_overlays_outline_masks_and_tint_probabilities() -> None:
     frames, truth = np.zeros((1, 4, 4), np.uint8), np.zeros((1, 4, 4), bool)
     truth[0, 1, 1:3] = True
-    figure = plots.segmentation_overlays(frames, truth, {"asked": truth.astype(float)}, ["seven"])
+    figure = plots.segmentation_overlays(frames, truth, {"asked": truth.astype(float)}, ["seven"], {"asked": [0.625]})
     top, below = figure.axes
     # Two pixels side by side have six edges.
     assert len(top.collections[0].get_segments()) == len(below.collections[0].get_segments()) == 6
     assert len(top.images) == 1 and (below.images[1].get_array()[..., 3] > 0).sum() == 2
-    assert top.get_title() == "seven"
+    assert (top.get_title(), below.get_title()) == ("seven", "IoU 62 %")
+    assert [text.get_text() for text in figure.legends[0].get_texts()][0] == "outline of the true mask"
 
 
 def test_retrieval_examples_frame_the_pair(tmp_path: Path) -> None:
@@ -333,8 +338,8 @@ def test_own_stores_and_arrays_that_are_read_when_indexed(tmp_path: Path) -> Non
         probes.retrieval.rule = retrieval.RetrievalRule(steps=4)
         assert probes.modalities("segmentation") == ["audio", "text"]
         rows.append([probes.row(task, "audio", "text") for task in ("classification", "segmentation", "retrieval")])
-        pictures.draw_segmentation(tmp_path, probes, rows[-1][1])
-        pictures.draw_retrieval(tmp_path, probes, rows[-1][2])
+        for row in rows[-1][1:]:
+            pictures.DRAWN[row.task](tmp_path / f"{row.task}.png", probes, row)
     assert rows[0] == rows[1]
     localised = [
         tasks.run_row(tiny.model(), data, "localisation", "audio", "video") for data in (store, ReadStore(store))

@@ -16,6 +16,7 @@ from unicode_fast import Modality, UniCode, load
 from unicode_fast.checkpoint import CheckpointError
 from unicode_fast.data import Batches, open_store
 from unicode_fast.evaluate import main as evaluate
+from unicode_fast.messages import message_of
 from unicode_fast.train import main as train
 
 NAN, INF = float("nan"), float("inf")
@@ -184,7 +185,12 @@ RUNS = [
     (["--modalities=audio"], ValueError, "two or more different modalities"),
     (["--modalities=audio,smell"], ValueError, "smell"),
     (["--device=tpu"], ValueError, "device must be auto, cpu or cuda, got 'tpu'"),
-    (["--probe_tasks=singing"], ValueError, "singing"),
+    (["--probe_tasks=singing"], ValueError, "probe_tasks must be among classification, .*, got 'singing'"),
+    (
+        ["--train_split=nope", "--batch_size=10"],
+        ValueError,
+        "train_split must be one of train, val, test of .*, got 'nope'",
+    ),
     (["--batch_size=1000"], ValueError, "1000"),
     (["--width=0"], ValueError, "width"),
     (["--easy=true"], ValueError, "easy is about the built-in data only"),
@@ -198,7 +204,7 @@ RUNS = [
         "no modality is of kind grid, got squeeze_width 4",
     ),
     (["--cpc_steps=40", "--batch_size=10"], ValueError, "cpc_steps must leave 41 steps in a clip, got 40 for 5"),
-    (["--data=nowhere"], OSError, "nowhere"),
+    (["--data=nowhere"], OSError, "^data must be one of talking-digits, .*webdataset:FOLDER, got 'nowhere'$"),
     (["--seeds=0"], ValueError, "seeds must be at least 1"),
     (["--resume=nowhere"], CheckpointError, "nowhere"),
     (["--resume_step=3"], ValueError, "needs --resume"),
@@ -229,6 +235,14 @@ def test_evaluate(tmp_path: Path) -> None:
         evaluate([str(tmp_path / "nowhere"), "--from=audio", "--to=video"])
     with pytest.raises(ValueError, match="singing"):
         evaluate([str(tmp_path), "--task=singing", "--from=audio", "--to=video"])
+
+
+def test_a_message_has_no_number_of_an_error(tmp_path: Path) -> None:
+    missing = str(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError) as caught:
+        open(missing)
+    assert message_of(caught.value) == f"No such file or directory, got {missing!r}"
+    assert message_of(ValueError("as it is")) == "as it is"
 
 
 def test_load_of_an_unreadable_file(tmp_path: Path) -> None:

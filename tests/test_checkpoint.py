@@ -3,6 +3,7 @@
 import errno
 import os
 import pickle
+import warnings
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,13 @@ def test_find(tmp_path: Path) -> None:
     ):
         with pytest.raises(CheckpointError, match=message):
             checkpoint.find(run, which)
+    with pytest.warns(UserWarning, match="has no best checkpoint, its last is taken, step-00000020.pt"):
+        load(run)
+    checkpoint.save(run / checkpoint.FOLDER / checkpoint.BEST, tiny.model(), {"step": 10})
+    assert checkpoint.find(run, None) == checkpoint.find(run, "best")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load(run)
     with pytest.raises(CheckpointError, match="must be 'best', 'last' or a step, got 'worst'"):
         checkpoint.find(run, "worst")
     with pytest.raises(CheckpointError, match="does not exist"):

@@ -15,7 +15,6 @@ from official_tolerances import OFFICIAL
 
 import unicode_fast
 from unicode_fast import Modality, UniCode, convert, preset
-from unicode_fast.checkpoint import CheckpointError
 from unicode_fast.compat import CmgFileError, from_cmg, to_cmg
 from unicode_fast.compat.cmg_names import used_entries
 
@@ -308,5 +307,6 @@ class TestCommand:
             convert.main([str(tmp_path / "run")])
         with pytest.raises(ValueError, match="checkpoint must be best, last or a step, got 'first'"):
             convert.main(["--to-cmg", "run", str(tmp_path / "out"), "--checkpoint", "first"])
-        with pytest.raises(CheckpointError, match="does not exist"):
-            convert.main(["--to-cmg", str(tmp_path / "run"), str(tmp_path / "out")])
+        for way, kind in (("--to-cmg", "a run folder or a checkpoint file"), ("--from-cmg", "a file of the released")):
+            with pytest.raises(ValueError, match=f"{way[2:]} must be {kind}.*, got 'nosuch'"):
+                convert.main([way, "nosuch", str(tmp_path / "out")])

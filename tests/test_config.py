@@ -43,7 +43,7 @@ BAD = [
     ({"ema_decay": 1.5}, ValueError, "ema_decay"),
     ({"learning_rate": float("nan")}, ValueError, "learning_rate"),
     ({"ema_update": "both"}, ValueError, "ema_update must be one of joint, sequential, got 'both'"),
-    ({"easy": 1}, TypeError, "easy must be bool"),
+    ({"easy": 1}, TypeError, "easy must be true or false"),
 ]
 
 
@@ -202,7 +202,7 @@ class TestFlags:
             (["--steps", "1.5"], "steps must be int, got str '1.5'"),
             (["--ema_update", "both"], "ema_update must be one of joint, sequential, got 'both'"),
             (["--learning_rate", "nan"], "learning_rate must be a finite number"),
-            (["--easy", "1"], "easy must be bool"),
+            (["--easy", "1"], "easy must be true or false"),
         ],
     )
     def test_bad_values_have_one_line(self, flags: list[str], message: str) -> None:

@@ -37,7 +37,12 @@ def run(tmp_path_factory: pytest.TempPathFactory, spoken: ClipSet) -> Path:
 
 @pytest.mark.parametrize("task", CASES)
 def test_both_protocols_and_directions(
-    run: Path, task: str, tmp_path: Path, spoken: ClipSet, monkeypatch: pytest.MonkeyPatch
+    run: Path,
+    task: str,
+    tmp_path: Path,
+    spoken: ClipSet,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     layout, write, scored = CASES[task]
     write(tmp_path / layout, spoken)
@@ -52,9 +57,10 @@ def test_both_protocols_and_directions(
     for protocol in ("sound", "official"):
         for source, target in (("audio", "video"), ("video", "audio")):
             out = tmp_path / f"{protocol}-{source}.json"
-            words = [str(run), "--checkpoint=last", f"--task={task}", f"--data={layout}:{tmp_path / layout}"]
+            words = [str(run), f"--task={task}", f"--data={layout}:{tmp_path / layout}"]
             flags = [f"--protocol={protocol}", f"--from={source}", f"--to={target}", f"--out={out}"]
             assert evaluate([*words, *flags]) == 0
+            assert "the run has no best checkpoint" in capsys.readouterr().err
             row = json.loads(out.read_text())
             assert all(0 <= row[name] <= 1 for name in ("score", "same_modality", "chance"))
     assert sizes[2:] == [scored, scored]

@@ -13,19 +13,21 @@ import pytest
 import torch
 
 import unicode_fast
+from unicode_fast.__main__ import COMMANDS
+from unicode_fast.__main__ import main as commands
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "unicode_fast"
 
 # Lowest first: a part imports from its own layer or from one below it, never from one above.
 LAYERS = [
-    {"version", "backend", "config", "presets", "published"},
+    {"version", "messages", "backend", "config", "presets", "published"},
     {"reference", "kernels"},
     {"ops"},
     {"modules", "losses"},
     {"methods", "tasks", "data", "compat", "plots", "pictures", "checkpoint"},
     {"cli", "runs", "journal", "acceleration", "gradient_cache", "distributed"},
-    {"train", "evaluate", "convert", "ablate", "report"},
+    {"train", "evaluate", "convert", "ablate", "report", "__main__"},
 ]
 HEIGHT = {part: height for height, layer in enumerate(LAYERS) for part in layer}
 
@@ -136,6 +138,19 @@ def package_files() -> list[tuple[str, Path]]:
     files += [(("unicode_fast", "kernels", path.name), path) for path in sorted((ROOT / "kernels").glob("*.py"))]
     names = [(".".join(parts).removesuffix(".py").removesuffix(".__init__"), path) for parts, path in files]
     return [(name, path) for name, path in names if name != "unicode_fast"]
+
+
+class TestCommands:
+    def test_all_are_listed(self, capsys: pytest.CaptureFixture[str]) -> None:
+        guarded = [path for path in PACKAGE.glob("*.py") if '\nif __name__ == "__main__":' in path.read_text()]
+        found = {path.stem for path in guarded} - {"__main__"} | {
+            path.parent.name for path in PACKAGE.glob("*/__main__.py")
+        }
+        assert set(COMMANDS) == found
+        assert commands([]) == 0
+        shown = capsys.readouterr().out
+        assert all(f"  {name} " in shown and text in shown for name, text in COMMANDS.items())
+        assert commands(["train"]) == 2 and "got 'train'" in capsys.readouterr().err
 
 
 class TestLayers:

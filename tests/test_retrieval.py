@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import tracemalloc
 from collections.abc import Mapping
 
 import numpy as np
@@ -13,7 +14,7 @@ from task_tolerances import LEARNED, RATIO
 from unicode_fast.config import Modality
 from unicode_fast.data import ClipSet
 from unicode_fast.tasks import Domain, Retrieval
-from unicode_fast.tasks.ranking import DEPTHS, cosine, equal_rows, rank_queries
+from unicode_fast.tasks.ranking import DEPTHS, cosine, equal_rows, rank_by_cosine, rank_queries
 from unicode_fast.tasks.retrieval import RetrievalRule, symmetric_info_nce
 
 CLASSES, STEPS = 5, 6
@@ -81,6 +82,33 @@ def test_copies_tie_exactly() -> None:
     assert cosine(np.zeros((1, 3)), np.ones((2, 3))).tolist() == [[0.0, 0.0]]
 
 
+@pytest.mark.parametrize("rows", [1, 7, 64, None])
+def test_pieces_of_queries_rank_as_all_at_once(rows: int | None) -> None:
+    """With copies on both sides, so that there are ties."""
+    generator = np.random.default_rng(1)
+    queries, gallery = (
+        generator.normal(size=(25, 9)).astype(np.float32)[generator.integers(25, size=90)] for _ in "ab"
+    )
+    labels = generator.integers(4, size=90)
+    for given, relevant in ((None, np.eye(90, dtype=bool)), (labels, labels[:, None] == labels)):
+        whole, pieces = (
+            rank_queries(cosine(queries, gallery), relevant),
+            rank_by_cosine(queries, gallery, given, rows),
+        )
+        assert np.array_equal(whole.rank, pieces.rank)
+        assert all(np.array_equal(whole.recall[depth], pieces.recall[depth]) for depth in DEPTHS)
+
+
+def test_memory_of_pieces() -> None:
+    clips, rows = 2000, 50
+    vectors = np.random.default_rng(0).normal(size=(clips, 4))
+    tracemalloc.start()
+    rank_by_cosine(vectors, vectors, rows=rows)
+    peak_bytes = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert 8 * rows * clips < peak_bytes < 8 * clips * clips / 4
+
+
 def test_info_nce_by_hand() -> None:
     similarity = torch.tensor([[1.0, 0.0], [0.5, 0.5]])
     rows = [math.log(math.exp(2) + 1) - 2, math.log(2)]
@@ -130,7 +158,7 @@ def test_without_a_third_modality_embeddings_are_compared_untrained() -> None:
     row = measured.row("audio", "video")
     assert row.anchor is None and row.score > LEARNED
     expected = cosine(measured.embedding("test", "audio"), measured.embedding("test", "video"))
-    assert np.array_equal(measured.similarity("audio", "video", None), expected)
+    assert np.array_equal(cosine(*measured.vectors("audio", "video", None)), expected)
     assert "audio->video R@10" in row.metrics and not any("untrained" in name for name in row.metrics)
 
 

@@ -178,6 +178,8 @@ BAD_CONTENTS = {
     "label width": (replaced("picture.label", lambda array: array[..., :10]), r"'picture.label'.*\(4, 3, 11\)"),
     "label value": (replaced("picture.label", set_at(2)), r"'picture.label'.*\[0, 1\], got 2 in clip 3"),
     "label owner": (replaced("smell.label", lambda array: array), "'smell.label'.*must belong to one of.*'smell'"),
+    "id twice": (replaced("id", lambda array: array[[0, 1, 2, 1]]), "'id' of split 'val'.*once, got 'clip 1' more"),
+    "padding": (replaced("line", set_at(1)), "'line' of split 'val' must be 0 after .*in clip 3, whose length is 4"),
     "key": (replaced("../id", lambda array: array), "key of split 'val' must be made of.*'../id'"),
     "split name": ({"a/b": arrays(0, 4)}, "split name must be made of.*'a/b'"),
 }
@@ -201,6 +203,8 @@ def test_bad_descriptions_are_refused(tmp_path: Path) -> None:
         write_store(new, "digits", {"line": (8,)}, CLASSES, good)  # type: ignore[dict-item]
     with pytest.raises(StoreError, match="classes must be different strings"):
         write_store(new, "digits", MODALITIES, ["a", "a"], good)
+    with pytest.raises(StoreError, match="classes must be a list of names, got str '0123456789'"):
+        write_store(new, "digits", MODALITIES, "0123456789", good)
     with pytest.raises(StoreError, match="extra must hold what JSON can hold"):
         write_store(new, "digits", MODALITIES, CLASSES, good, {"array": np.zeros(2)})
     assert list(tmp_path.iterdir()) == []

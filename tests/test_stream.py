@@ -165,6 +165,12 @@ def test_shards_by_command(tmp_path: Path, spoken: ClipSet, capsys: pytest.Captu
     assert len(list((tmp_path / "shards").glob("train-*.tar"))) == 2
     assert main(["check", f"webdataset:{tmp_path / 'shards'}"]) == 0
     assert "train: 4 clips of audio, 4 clips of video" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["shards", spec, str(tmp_path / "none"), "--clips", "0"])
+    assert "clips must be at least 1, got 0" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert "webdataset:FOLDER" in capsys.readouterr().out
     file = tmp_path / "shards" / "val-000000.tar"
     data = file.read_bytes()
     for spoil, message in (

@@ -186,14 +186,17 @@ def test_retrieval_anchored_in_a_modality_that_the_run_has_not_seen(
     write_avel(tmp_path / "avel", spoken)
     sizes = [f"--{name}={value}" for name, value in tiny.SIZES.items() if name != "vector_specific_width"]
     data = [f"--data=vggsound-avel24k:{tmp_path / 'avel'}", f"--text_model={bert}", "--modalities=video,text"]
-    flags = ["--steps=2", "--batch_size=4", "--device=cpu", "--validations=0", "--probe_tasks=none"]
+    flags = ["--steps=2", "--batch_size=4", "--device=cpu", "--validations=0", "--probe_tasks=retrieval"]
     assert train([*data, f"--out={tmp_path / 'run'}", *flags, *sizes]) == 0
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())["rows"]
     words = [str(tmp_path / "run"), "--checkpoint=last", "--task=retrieval", "--from=text", "--to=video"]
     rows = []
     for number, more in enumerate(([], ["--anchor=audio"])):
         assert evaluate([*words, *more, f"--out={tmp_path / str(number)}"]) == 0
         rows.append(json.loads((tmp_path / str(number)).read_text()))
     assert rows[0]["anchor"] == "audio" and rows[0] == rows[1]
+    row = next(row for row in summary if row["from"] == "text")
+    assert {name: rows[0][name] for name in row} == row
 
 
 def test_a_model_that_cannot_be_loaded_is_named(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import tiny
 import torch
 import yaml
 
-from unicode_fast import Modality, backend, checkpoint, load, preset, runs
+from unicode_fast import Modality, acceleration, backend, checkpoint, load, preset, runs
 from unicode_fast.train import Journal, NonFiniteLoss, Trainer, learning_rate, main, total_steps
 
 FLAGS = {
@@ -219,6 +219,16 @@ class TestDeterminism:
             main([f"--resume={finished}", "--width=8"])
         with pytest.raises(checkpoint.CheckpointError, match="resume must be a run folder"):
             main([f"--resume={tmp_path}"])
+
+
+def test_a_compilation_is_announced(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(acceleration, "_compile", lambda *arguments: None)
+    for value in ("true", "false"):
+        out = tmp_path / value
+        main(flags(store, out, steps=2, validations=0, probe_tasks="none", compile=value))
+        assert ("encoders and decoders are compiled in the first step" in capsys.readouterr().err) is (value == "true")
 
 
 class TestSeeds:

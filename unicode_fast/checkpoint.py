@@ -7,6 +7,7 @@ import json
 import os
 import re
 import tempfile
+import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -153,12 +154,17 @@ def step_path(run: Path, step: int) -> Path:
     return run / FOLDER / f"step-{step:08d}.pt"
 
 
-def find(run: Path, which: str | int) -> Path:
+def default_of(run: Path) -> str:
+    """What is taken of a run where nothing is asked for: "best" where validations have chosen it, else "last"."""
+    return "best" if (run / FOLDER / BEST).exists() else "last"
+
+
+def find(run: Path, which: str | int | None) -> Path:
     """The checkpoint file of a run.
 
     Args:
         run: the run folder.
-        which: "best" by validation zero-shot accuracy, "last", or a step.
+        which: "best" by validation zero-shot accuracy, "last", or a step; None as `default_of` says.
 
     Raises:
         CheckpointError: there is none; the message lists what there is.
@@ -169,6 +175,7 @@ def find(run: Path, which: str | int) -> Path:
         raise CheckpointError(f"run {run} holds several seeds; take one of them, such as {run / 'seed-0'}")
     steps = steps_in(run)
     there = ", ".join(map(str, steps)) or "none"
+    which = default_of(run) if which is None else which
     if which == "best":
         path = run / FOLDER / BEST
         if not path.exists():
@@ -249,7 +256,7 @@ def _read_export(path: Path) -> dict[str, Any]:
 
 def load(
     run: str | os.PathLike[str],
-    checkpoint: str | int = "best",
+    checkpoint: str | int | None = None,
     device: str | torch.device = "cpu",
 ) -> UniCode:
     """The model of a run, in eval mode, without needing its data.
@@ -257,7 +264,9 @@ def load(
     Args:
         run: a run folder, a checkpoint file, or a file that `export` wrote.
         checkpoint: "best" by validation zero-shot accuracy averaged over
-            directions, "last", or a step; not read when `run` is a file.
+            directions, "last", or a step; not read when `run` is a file. None
+            takes the best, or, with a warning, the last of a run without
+            validations, which has no best.
         device: where the model is put.
 
     Raises:
@@ -267,7 +276,10 @@ def load(
     if path.suffix == EXPORT_SUFFIX:
         content = _read_export(path)
     else:
-        content = read(path if path.is_file() else find(path, checkpoint), torch.device(device))
+        file = path if path.is_file() else find(path, checkpoint)
+        content = read(file, torch.device(device))
+        if path.is_dir() and checkpoint is None and default_of(path) == "last":
+            warnings.warn(f"run {path} has no best checkpoint, its last is taken, {file.name}", stacklevel=2)
     config, modalities = config_from_dict(content["config"])
     model = UniCode(modalities, config).to(device)
     model.load_state_dict(content["model"])

@@ -13,6 +13,7 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace
 
 from unicode_fast.config import _TYPES, FIELDS, PARTS, Config
+from unicode_fast.messages import message_of
 from unicode_fast.presets import PRESETS, SIZES, preset
 
 
@@ -126,7 +127,7 @@ def run_main(main: Callable[[Sequence[str] | None], int], errors: tuple[type[Bas
     try:
         status = main(None)
     except errors as error:
-        print(f"error: {error}", file=sys.stderr)  # noqa: T201
+        print(f"error: {message_of(error)}", file=sys.stderr)  # noqa: T201
         status = 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)  # noqa: T201

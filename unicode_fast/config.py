@@ -435,6 +435,8 @@ def check_value(name: str, value: Any) -> Any:
         return value
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
+    if hint is bool and not isinstance(value, bool):
+        raise TypeError(f"{name} must be true or false, got {type(value).__name__} {value!r}")
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
         raise TypeError(f"{name} must be {hint.__name__}, got {type(value).__name__} {value!r}")
     if name in RANGES:

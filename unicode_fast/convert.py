@@ -54,13 +54,14 @@ def read_cmg(source: str | Path, folder: str | Path, dtype: torch.dtype | None =
     return model
 
 
-def write_cmg(run: str | Path, file: str | Path, *, which: str = "best", epoch: int = 0) -> None:
+def write_cmg(run: str | Path, file: str | Path, *, which: str | None = None, epoch: int = 0) -> None:
     """Writes a run's model as the released pre-training would have saved it.
 
     Args:
         run: run folder, or checkpoint file.
         file: new.
-        which: "best", "last" or a step; not read when `run` is a file.
+        which: "best", "last" or a step; not read when `run` is a file. None takes the best, or the last where there
+            is none.
         epoch: as in `to_cmg`.
 
     Raises:
@@ -70,7 +71,7 @@ def write_cmg(run: str | Path, file: str | Path, *, which: str = "best", epoch: 
     """
     run, file = Path(run), Path(file)
     _refuse_existing(file)
-    name = which if which in ("best", "last") else int(which)
+    name = which if which in (None, "best", "last") else int(which)
     path = run if run.is_file() else checkpoint.find(run, name)
     rest = checkpoint.read(path).get(EXTRA_KEY)
     model = checkpoint.load(path)
@@ -94,14 +95,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     ways.add_argument("--to-cmg", metavar="RUN", help="run folder or checkpoint to be written as CMG checkpoint OUT")
     parser.add_argument("out", metavar="OUT", help="new folder or file")
     parser.add_argument("--dtype", choices=("float32", "float64"), help="of the model [the file's], for --from-cmg")
-    parser.add_argument("--checkpoint", default="best", help="best, last or a step [best], for --to-cmg")
+    parser.add_argument("--checkpoint", help="best, last or a step [best, or last where there is none], for --to-cmg")
     parser.add_argument("--epoch", type=int, default=0, help="written where the run came from no CMG file [0]")
     arguments = parser.parse_args(argv)
+    _refuse_existing(Path(arguments.out))
     if arguments.to_cmg is not None:
-        if arguments.checkpoint not in ("best", "last") and not arguments.checkpoint.isdigit():
+        if arguments.checkpoint not in (None, "best", "last") and not arguments.checkpoint.isdigit():
             raise ValueError(f"checkpoint must be best, last or a step, got {arguments.checkpoint!r}")
+        if not Path(arguments.to_cmg).exists():
+            raise ValueError(f"to-cmg must be a run folder or a checkpoint file, got {arguments.to_cmg!r}")
         write_cmg(arguments.to_cmg, arguments.out, which=arguments.checkpoint, epoch=arguments.epoch)
     else:
+        if not Path(arguments.from_cmg).is_file():
+            raise ValueError(f"from-cmg must be a file of the released pre-training, got {arguments.from_cmg!r}")
         dtype = None if arguments.dtype is None else getattr(torch, arguments.dtype)
         with warnings.catch_warnings(record=True) as notes:
             warnings.simplefilter("always", UserWarning)

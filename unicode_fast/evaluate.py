@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 from jsonargparse import ArgumentParser, Namespace
 
 from unicode_fast import pictures
-from unicode_fast.checkpoint import CheckpointError, load, write_json
+from unicode_fast.checkpoint import CheckpointError, default_of, load, write_json
 from unicode_fast.cli import run_main, with_underscores
 from unicode_fast.config import TEXT_FIELDS, Config
 from unicode_fast.data import StoreError, open_dataset
@@ -50,7 +51,7 @@ def make_parser() -> ArgumentParser:
     parser.add_argument("--from", type=str | None, dest="from", help="modality the probe is trained on")
     parser.add_argument("--to", type=str | None, help="modality it is tested on")
     parser.add_argument("--protocol", type=str, default="sound", help=f"{' or '.join(PROTOCOLS)}; see --explain")
-    parser.add_argument("--checkpoint", type=str, default="best", help="best, last, or a step")
+    parser.add_argument("--checkpoint", type=str | None, help="best, last, or a step [best, else last]")
     parser.add_argument("--data", type=str | None, help="another dataset than the run's: a name or a store's folder")
     parser.add_argument(
         "--to_data", type=str | None, help="dataset that a cross- task is tested on [the built-in data's other domain]"
@@ -74,7 +75,9 @@ def make_parser() -> ArgumentParser:
     parser.add_argument("--segmenter_steps", type=int | None, help="segmentation: training ends after as many steps")
     parser.add_argument("--save_segmenter", type=str | None, help="segmentation: keep it in this new file")
     parser.add_argument("--load_segmenter", type=str | None, help="segmentation: take it from this file, do not train")
-    parser.add_argument("--pictures", type=str | None, help="draw examples of segmentation or retrieval in this folder")
+    parser.add_argument(
+        "--pictures", type=str | None, help="folder of the examples of segmentation or retrieval [the run's plots]"
+    )
     parser.add_argument("--seed", type=int | None, help="of the probe [the run's]")
     parser.add_argument("--device", type=str, default="auto", help="auto, cpu or cuda")
     parser.add_argument("--out", type=str | None, help="write the row with all its numbers as JSON to this new file")
@@ -93,8 +96,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(explain(arguments.task, arguments.protocol))
         return 0
     check_flags(arguments)
-    which = int(arguments.checkpoint) if arguments.checkpoint.isdigit() else arguments.checkpoint
-    model = load(arguments.run, which, choose_device(arguments.device))
+    asked = arguments.checkpoint or default_of(Path(arguments.run))
+    model = load(arguments.run, int(asked) if asked.isdigit() else asked, choose_device(arguments.device))
+    if arguments.checkpoint is None and asked == "last" and Path(arguments.run).is_dir():
+        print("note: the run has no best checkpoint, which validations choose; its last is measured", file=sys.stderr)
     for flag in ("from", "to"):
         if arguments[flag] not in model.names:
             raise ValueError(f"{flag} must be one of {', '.join(model.names)}, got {arguments[flag]!r}")
@@ -106,26 +111,46 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.task == "retrieval":
         # The anchor may be a modality that the run was not trained on, and that a layout was not asked for.
         config = config.replace(modalities="all")
-    row = measure(model, config, arguments)
+    row, picture = measure(model, config, arguments)
     print(format_table([row]))
     if row.metrics:
         print(f"\n{format_metrics(row)}")
+    if picture is not None:
+        print(f"\nexamples: {picture}")
     if arguments.out is not None:
         write_json(Path(arguments.out), row.as_dict())
     if Path(arguments.run).is_dir():
-        keep(Path(arguments.run) / EVALUATIONS, row, arguments)
+        keep(Path(arguments.run), row, arguments)
     return 0
 
 
-def keep(folder: Path, row: Row, arguments: Namespace) -> None:
+def keep(run: Path, row: Row, arguments: Namespace) -> None:
     """Leaves a row in the run folder, where `unicode_fast.report` finds it; the same flags give the same file."""
-    usual = {"checkpoint": "best"}
+    (run / EVALUATIONS).mkdir(exist_ok=True)
+    content = {"row": row.as_dict(), "flags": changed_flags(arguments)}
+    write_json(run / EVALUATIONS / f"{file_stem(row, arguments)}.json", content)
+
+
+def changed_flags(arguments: Namespace) -> dict[str, Any]:
+    """What was asked for beside task, direction and protocol."""
+    usual = {"checkpoint": default_of(Path(arguments.run))}
     names = ("data", "to_data", "checkpoint", "anchor", "backbone", "segmenter_steps", "seed")
-    flags = {name: arguments[name] for name in names if arguments[name] not in (None, usual.get(name))}
-    words = [row.task, row.source, row.target, row.protocol, *(f"{name} {value}" for name, value in flags.items())]
-    name = re.sub(r"[^A-Za-z0-9.]+", "-", "-".join(words))
-    folder.mkdir(exist_ok=True)
-    write_json(folder / f"{name}.json", {"row": row.as_dict(), "flags": flags})
+    return {name: arguments[name] for name in names if arguments[name] not in (None, usual.get(name))}
+
+
+def file_stem(row: Row, arguments: Namespace) -> str:
+    """How a row's files in the run folder are called."""
+    flags = [f"{name} {value}" for name, value in changed_flags(arguments).items()]
+    return re.sub(r"[^A-Za-z0-9.]+", "-", "-".join([row.task, row.source, row.target, row.protocol, *flags]))
+
+
+def picture_file(row: Row, arguments: Namespace) -> Path | None:
+    """Where the examples of a row go: the folder that is asked for, else the run's plots, where a report finds them."""
+    if arguments.pictures is not None:
+        return Path(arguments.pictures) / f"{row.task}.png"
+    if row.task in pictures.DRAWN and Path(arguments.run).is_dir():
+        return Path(arguments.run) / pictures.FOLDER / f"{file_stem(row, arguments)}.png"
+    return None
 
 
 def check_flags(arguments: Namespace) -> None:
@@ -148,12 +173,14 @@ def check_flags(arguments: Namespace) -> None:
         unread = [flag for flag in ("save_segmenter", "backbone_weights") if arguments[flag] is not None]
         if unread:
             raise ValueError(f"{unread[0]} is about training, got it beside load_segmenter")
-    if arguments.pictures is not None and arguments.task not in ("segmentation", "retrieval"):
+        if not Path(arguments.load_segmenter).is_file():
+            raise ValueError(f"load_segmenter must be a file of --save_segmenter, got {arguments.load_segmenter!r}")
+    if arguments.pictures is not None and arguments.task not in pictures.DRAWN:
         raise ValueError(f"pictures are of segmentation or retrieval, got {arguments.task}")
 
 
-def measure(model: UniCode, config: Config, arguments: Namespace) -> Row:
-    """The row that the arguments ask for, with its interval and further numbers; its pictures, its files."""
+def measure(model: UniCode, config: Config, arguments: Namespace) -> tuple[Row, Path | None]:
+    """The row that the arguments ask for, with its interval and further numbers, and the file of its examples."""
     task, source, target = arguments.task, arguments["from"], arguments.to
     store = open_dataset(config.data)
     seed = config.train.seed if arguments.seed is None else arguments.seed
@@ -167,10 +194,10 @@ def measure(model: UniCode, config: Config, arguments: Namespace) -> Row:
     row = probes.row(task, source, target, arguments.protocol, anchor=arguments.anchor, details=True)
     if arguments.save_segmenter is not None:
         probes.segmentation.save(Path(arguments.save_segmenter), source, target, arguments.protocol)
-    if arguments.pictures is not None:
-        draw = pictures.draw_segmentation if task == "segmentation" else pictures.draw_retrieval
-        draw(Path(arguments.pictures), probes, row)
-    return row
+    picture = picture_file(row, arguments)
+    if picture is not None:
+        pictures.DRAWN[task](picture, probes, row)
+    return row, picture
 
 
 if __name__ == "__main__":

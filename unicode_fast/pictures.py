@@ -14,8 +14,9 @@ from unicode_fast.checkpoint import atomic_file
 from unicode_fast.data import Dataset
 from unicode_fast.tasks import Probes, Row
 from unicode_fast.tasks.domain import TEST
+from unicode_fast.tasks.mask_metrics import frame_scores
 from unicode_fast.tasks.probe import Clips
-from unicode_fast.tasks.ranking import rank_queries
+from unicode_fast.tasks.ranking import cosine, rank_by_cosine
 from unicode_fast.tasks.segmentation import another_clip
 
 FOLDER = "plots"
@@ -50,9 +51,9 @@ def draw_run(folder: Path, probes: Probes, store: Dataset, rows: Sequence[Row], 
     timed = probes.modalities("localisation")
     if len(timed) > 1 and any(row.task == "localisation" for row in rows):
         draw_timelines(folder, probes, store, timed[0])
-    for task, draw in (("segmentation", draw_segmentation), ("retrieval", draw_retrieval)):
+    for task, draw in DRAWN.items():
         for row in [row for row in rows if row.task == task][:1]:
-            draw(folder / FOLDER, probes, row)
+            draw(folder / FOLDER / f"{task}.png", probes, row)
 
 
 def draw_bars(folder: Path, rows: Sequence[Row]) -> None:
@@ -94,13 +95,13 @@ def draw_timelines(folder: Path, probes: Probes, store: Dataset, trained_on: str
     plots.save_png(figure, folder / FOLDER / "timeline.png")
 
 
-def draw_segmentation(folder: Path, probes: Probes, row: Row) -> None:
-    """Test frames with their masks, segmented by the queries of a row, as segmentation.png.
+def draw_segmentation(file: Path, probes: Probes, row: Row) -> None:
+    """Test frames with their masks, segmented by the queries of a row.
 
     Frames are of clips that are evenly spaced by their score with the zero-shot query, from the worst to the best.
 
     Args:
-        folder: where the picture goes.
+        file: where the picture goes.
         probes: that the row is of.
         row: of segmentation.
     """
@@ -109,7 +110,8 @@ def draw_segmentation(folder: Path, probes: Probes, row: Row) -> None:
     masks = measured.masks(TEST)
     scores = measured.scores(segmenter, row.target)
     labelled = masks.mask.shape[1]
-    by_clip = np.argsort(scores.iou.reshape(len(masks), labelled).mean(1), kind="stable")
+    clip_iou = scores.iou.reshape(len(masks), labelled).mean(1)
+    by_clip = np.argsort(clip_iou, kind="stable")
     clips = by_clip[np.linspace(0, len(by_clip) - 1, min(OVERLAYS, len(by_clip))).round().astype(int)]
     frame = labelled // 2
     other = another_clip(len(masks), probes.seed)[clips]
@@ -118,43 +120,48 @@ def draw_segmentation(folder: Path, probes: Probes, row: Row) -> None:
         f"{row.target} query\n(zero-shot)": (row.target, None),
         f"{row.target} query\nof another clip": (row.target, other),
     }
+    truth, asked_for = masks.truth(clips)[:, frame], probes.domain("segmentation").clips(TEST, row.target)
+    probability = {
+        name: measured.probabilities(segmenter, query, TEST, clips, asked)[:, frame]
+        for name, (query, asked) in shown.items()
+    }
     figure = plots.segmentation_overlays(
         np.asarray(masks.frames[clips])[:, frame],
-        masks.truth(clips)[:, frame],
-        {
-            name: measured.probabilities(segmenter, query, TEST, clips, asked)[:, frame]
-            for name, (query, asked) in shown.items()
-        },
-        [_class_of(probes.domain("segmentation").clips(TEST, row.target), clip) for clip in clips],
-        title=f"segmentation, frame {frame + 1} of test clips from the worst to the best; above each what is asked for",
+        truth,
+        probability,
+        [f"{_class_of(asked_for, clip)}\nclip {100 * clip_iou[clip]:.0f} %".lstrip() for clip in clips],
+        {name: frame_scores(one, truth, clips).iou.tolist() for name, one in probability.items()},
+        title=f"segmentation, frame {frame + 1} of test clips from the worst to the best; on top what is asked for and "
+        "the zero-shot IoU of all frames",
     )
-    plots.save_png(figure, folder / "segmentation.png")
+    plots.save_png(figure, file)
 
 
-def draw_retrieval(folder: Path, probes: Probes, row: Row) -> None:
-    """Test queries and the five clips that were found first, as retrieval.png.
+def draw_retrieval(file: Path, probes: Probes, row: Row) -> None:
+    """Test queries and the five clips that were found first.
 
     Queries are evenly spaced by the rank of their paired clip, from the tenth to the ninetieth percentile.
 
     Args:
-        folder: where the picture goes.
+        file: where the picture goes.
         probes: that the row is of.
         row: of retrieval.
     """
     measured = probes.retrieval
-    similarity = measured.similarity(row.source, row.target, row.anchor)
+    vectors, gallery = measured.vectors(row.source, row.target, row.anchor)
     names = (row.source, row.target) if row.anchor is None else (row.target, row.anchor)
     asked, searched = (probes.home.clips(TEST, name) for name in names)
-    ranks = rank_queries(similarity, np.eye(len(similarity), dtype=bool)).rank
+    ranks = rank_by_cosine(vectors, gallery).rank
     places = np.linspace(0.1, 0.9, QUERIES) * (len(ranks) - 1)
     queries = np.argsort(ranks, kind="stable")[places.round().astype(int)]
     results, marks, captions = [], [], []
-    for query in queries:
-        found = np.argsort(-similarity[query], kind="stable")[:FOUND]
-        same = [_class_of(asked, query) == _class_of(searched, clip) for clip in found]
+    for query, similarity in zip(queries, cosine(vectors[queries], gallery), strict=True):
+        found = np.argsort(-similarity, kind="stable")[:FOUND]
+        name = _class_of(asked, query)
+        same = [name != "" and name == _class_of(searched, clip) for clip in found]
         marks.append(["pair" if clip == query else "class" if of else "" for clip, of in zip(found, same, strict=True)])
         results.append([plots.ShownClip(plots.clip_content(searched, names[1], clip)) for clip in found])
-        captions.append(f"{_class_of(asked, query)}, pair at rank {ranks[query]:.0f}")
+        captions.append(f"{name}, pair at rank {ranks[query]:.0f}".removeprefix(", "))
     figure = plots.retrieval_examples(
         [
             plots.ShownClip(plots.clip_content(asked, names[0], query), caption)
@@ -165,8 +172,15 @@ def draw_retrieval(folder: Path, probes: Probes, row: Row) -> None:
         title=f"{names[0]} queries among {len(ranks)} {names[1]} clips, the first {FOUND} found"
         + (f"; the head was trained on {row.source} and {row.anchor}" if row.anchor else ""),
     )
-    plots.save_png(figure, folder / "retrieval.png")
+    plots.save_png(figure, file)
+
+
+# What draws a row, by task.
+DRAWN = {"segmentation": draw_segmentation, "retrieval": draw_retrieval}
 
 
 def _class_of(clips: Clips, clip: int) -> str:
+    """The name of a clip's class; "" where clips have none."""
+    if "class" not in getattr(clips, "arrays", ()):
+        return ""
     return clips.classes[int(clips.target[clip])]

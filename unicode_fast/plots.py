@@ -19,6 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
@@ -34,6 +35,8 @@ _PALETTE = (BLUE, RED, GREEN, PINK, ORANGE, SKY)
 _FIGURE_4 = {"video": BLUE, "audio": RED, "shared": GREEN}
 _MARKERS = ("s", "^", "v", "D", "P", "X")
 _DPI = 110
+# Of the tint where a probability is 1.
+_OPACITY = 0.85
 _NOT_SCORES = ("step", "kind", "mean")
 _METRICS = {
     ("classification", "sound"): "accuracy",
@@ -441,6 +444,7 @@ def segmentation_overlays(
     truth: np.ndarray,
     probability: Mapping[str, np.ndarray],
     captions: Sequence[str],
+    iou: Mapping[str, Sequence[float]],
     title: str = "",
 ) -> Figure:
     """Frames with their true masks, and below them what a segmenter says for each of several queries.
@@ -450,6 +454,7 @@ def segmentation_overlays(
         truth: (n, H, W) bool.
         probability: (n, H, W) in [0, 1] by the name of a row.
         captions: (n,) above the frames.
+        iou: (n,) fractions by the name of a row, above its pictures.
         title: of the figure.
 
     Raises:
@@ -463,7 +468,7 @@ def segmentation_overlays(
             f"{shapes} and {len(captions)} captions"
         )
     rows = ["frame, truth outlined", *probability]
-    figure = Figure(figsize=(0.95 * len(frames) + 1.5, 1.02 * len(rows) + 0.75), layout="constrained")
+    figure = Figure(figsize=(0.95 * len(frames) + 1.5, 1.18 * len(rows) + 0.95), layout="constrained")
     axes = figure.subplots(len(rows), len(frames), squeeze=False)
     for column, (frame, mask) in enumerate(zip(frames, truth, strict=True)):
         axes[0, column].set_title(captions[column], fontsize=9)
@@ -473,9 +478,13 @@ def segmentation_overlays(
             axis.imshow(frame, cmap="gray", vmin=0, vmax=255)
             if line:
                 _tint(axis, probability[name][column])
+                axis.set_title(f"IoU {100 * iou[name][column]:.0f} %", fontsize=7, pad=2)
             _contour(axis, mask)
             if column == 0:
                 axis.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9)
+    handles = [Line2D([], [], color=ORANGE), Rectangle((0, 0), 1, 1, color=BLUE, alpha=_OPACITY)]
+    labels = ("outline of the true mask", "predicted, the stronger the more probable; IoU counts what is above 0.5")
+    figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False, fontsize=9)
     figure.suptitle(title, fontsize=11)
     return figure
 
@@ -485,7 +494,7 @@ def _tint(axis: Axes, probability: np.ndarray) -> None:
     red, green, blue = (int(BLUE[place : place + 2], 16) / 255 for place in (1, 3, 5))
     layer = np.empty((*probability.shape, 4))
     layer[...] = red, green, blue, 0
-    layer[..., 3] = 0.85 * np.clip(probability, 0, 1)
+    layer[..., 3] = _OPACITY * np.clip(probability, 0, 1)
     axis.imshow(layer)
 
 

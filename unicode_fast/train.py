@@ -7,6 +7,7 @@ import math
 import sys
 import time
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -35,6 +36,7 @@ from unicode_fast.ops.sharded import Part
 from unicode_fast.presets import preset
 from unicode_fast.runs import choose_device, git_commit, make_folder, prepare_folder, resume_folder, versions
 from unicode_fast.tasks import (
+    RETRIEVAL,
     Probes,
     Row,
     aggregate,
@@ -358,7 +360,7 @@ def run(config: Config, folder: Path, resume_step: int | None = None, ranks: Ran
     ranks = ranks or Ranks()
     started = time.monotonic()
     device = ranks.device(choose_device(config.train.device))
-    store = open_dataset(config.data)
+    store = open_run_data(config)
     modalities = check_store(config, store)
     check_ranks(config, len(store.split(config.data.train_split)), ranks)
     ranks.watch(config.train.rank_timeout_seconds)
@@ -376,6 +378,8 @@ def run(config: Config, folder: Path, resume_step: int | None = None, ranks: Ran
         if content["config"] != checkpoint.config_to_dict(config, modalities) or not same_data:
             raise CheckpointError(f"checkpoint in {folder} was trained with another configuration or other data")
         trainer.restore(content)
+    if config.train.compile and ranks.first:
+        print("encoders and decoders are compiled in the first step, which takes its time", file=sys.stderr)
     begun = time.monotonic()
     progress = pretrain(trainer, store, folder, content, ranks)
     pretraining = time.monotonic() - begun
@@ -499,7 +503,7 @@ def train(argv: Sequence[str] | None, ranks: Ranks) -> int:
         config = resolve(arguments.config, flags)
         check_run(config)
         check_flags(config, flags)
-        store = open_dataset(config.data)
+        store = open_run_data(config)
         modalities = check_store(config, store)
         check_flags(config, flags, {modality.kind for modality in modalities.values()})
         check_ranks(config, len(store.split(config.data.train_split)), ranks)
@@ -566,6 +570,12 @@ def check_flags(config: Config, flags: Mapping[str, Any], kinds: Collection[Kind
             raise ValueError(f"{name} {reason}, got {name} {values[name]!r} beside it")
 
 
+def open_run_data(config: Config) -> Dataset:
+    """The data of a run; all modalities of a layout where retrieval, as in evaluate, takes one more as its anchor."""
+    anchored = RETRIEVAL in config.train.probe_tasks.split(",")
+    return open_dataset(replace(config.data, modalities="all") if anchored else config.data)
+
+
 def check_store(config: Config, store: Dataset) -> dict[str, Modality]:
     """The modalities of a run, after a look at whether its data hold what the whole run will need.
 
@@ -573,6 +583,10 @@ def check_store(config: Config, store: Dataset) -> dict[str, Modality]:
         ValueError: a modality or a split is missing, or there are fewer clips than a batch, or no classes.
     """
     probed = config.train.probe_tasks != NO_TASKS
+    if config.data.train_split not in store.splits:
+        raise ValueError(
+            f"train_split must be one of {', '.join(store.splits)} of {store.path}, got {config.data.train_split!r}"
+        )
     needed_splits = ["train", "val", "test"] if probed else ["train", "val"] if config.train.validations else []
     needed_splits = list(dict.fromkeys([config.data.train_split, *needed_splits]))
     missing = [name for name in needed_splits if name not in store.splits]

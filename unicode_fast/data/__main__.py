@@ -15,7 +15,8 @@ from unicode_fast.data.layouts import LAYOUTS, Request, has_sentences
 from unicode_fast.data.layouts.request import BERT
 from unicode_fast.data.opening import open_data
 from unicode_fast.data.pack import PackedDtype, check_new, pack
-from unicode_fast.data.stream import CLIPS_PER_SHARD, write_shards
+from unicode_fast.data.stream import CLIPS_PER_SHARD, SPEC, write_shards
+from unicode_fast.messages import message_of
 
 _BAD_USAGE = 2
 
@@ -24,8 +25,8 @@ def make_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(
         prog="python -m unicode_fast.data",
-        description="Check a data set, or write it for training. DATA is a built-in name, a feature store's folder, or "
-        f"LAYOUT:ROOT with a layout of {', '.join(LAYOUTS)}.",
+        description="Check a data set, or write it for training. DATA is a built-in name, a feature store's folder, "
+        f"LAYOUT:ROOT with a layout of {', '.join(LAYOUTS)}, or {SPEC}FOLDER with tar files that `shards` wrote.",
     )
     commands = parser.add_subparsers(dest="command", required=True)
     checked = commands.add_parser("check", help="read everything once; exit status 0 if training can start, 1 if not")
@@ -57,6 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for flag in TEXT_FIELDS:
         if getattr(arguments, flag) is not None and not has_sentences(arguments.data):
             parser.error(f"{flag} is about layouts with sentences, got it beside {arguments.data!r}")
+    if arguments.command == "shards" and arguments.clips < 1:
+        parser.error(f"clips must be at least 1, got {arguments.clips}")
     wanted = None if arguments.modalities is None else tuple(name.strip() for name in arguments.modalities.split(","))
     request = Request(
         wanted, arguments.text_model or BERT, arguments.text_whitelist or "", arguments.text_padding or "masked"
@@ -84,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         report = check(arguments.data, request)
     except (FileNotFoundError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {message_of(error)}", file=sys.stderr)
         return _BAD_USAGE
     for line in report.lines():
         print(line)
@@ -97,6 +100,6 @@ if __name__ == "__main__":
     try:
         sys.exit(main())
     except (ValueError, OSError, RuntimeError) as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {message_of(error)}")
     except KeyboardInterrupt:
         sys.exit("interrupted")

@@ -12,6 +12,7 @@ from unicode_fast.data.layouts import LAYOUTS, Request, find_layout
 from unicode_fast.data.layouts.request import BERT
 from unicode_fast.data.sources import Listing
 from unicode_fast.data.store import open_store
+from unicode_fast.data.store_write import MANIFEST
 
 
 def open_data(  # noqa: PLR0913 - what a data set is, and what reads its sentences
@@ -47,7 +48,15 @@ def open_data(  # noqa: PLR0913 - what a data set is, and what reads its sentenc
     if spec.startswith(stream.SPEC):
         return stream.open_stream(spec.removeprefix(stream.SPEC))
     listing = list_data(spec, Request(modalities, text_model, text_whitelist, text_padding))
-    return open_store(spec) if listing is None else listing.open()
+    if listing is not None:
+        return listing.open()
+    if not (Path(spec) / MANIFEST).exists():
+        built_in = ", ".join(talking_digits.DATASETS)
+        raise FileNotFoundError(
+            f"data must be one of {built_in}, the folder of a feature store, which holds a {MANIFEST}, LAYOUT:ROOT or "
+            f"{stream.SPEC}FOLDER, got {spec!r}"
+        )
+    return open_store(spec)
 
 
 def list_data(spec: str, request: Request) -> Listing | None:

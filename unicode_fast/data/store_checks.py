@@ -32,6 +32,8 @@ def check_names(modalities: Mapping[str, Modality], classes: Sequence[str]) -> N
         _check_name("a modality name", name, "_-")
         if not isinstance(modality, Modality):
             raise StoreError(f"modality {name!r} must be a Modality, got {type(modality).__name__}")
+    if isinstance(classes, str):
+        raise StoreError(f"classes must be a list of names, got str {classes!r}")
     if len(set(classes)) != len(classes) or not all(isinstance(name, str) for name in classes):
         raise StoreError(f"classes must be different strings, got {list(classes)}")
 
@@ -102,6 +104,28 @@ def check_values(
     steps = {name: arrays[name].shape[1] for name in modalities}
     for key, array in arrays.items():
         check_array_values(split, key, array, steps, len(classes))
+
+
+def check_written(split: str, arrays: Mapping[str, np.ndarray], modalities: Mapping[str, Modality]) -> None:
+    """Raise unless ids tell clips apart and features are zero after the end of a clip.
+
+    Lists that others have published need not be so; what is written anew must.
+    """
+    if "id" in arrays:
+        names, counts = np.unique(arrays["id"], return_counts=True)
+        if len(names) < len(arrays["id"]):
+            twice = names[counts > 1][0].item()
+            raise StoreError(f"array 'id' of split {split!r} must name each clip once, got {twice!r} more than once")
+    for name in modalities:
+        if f"{name}.length" not in arrays:
+            continue
+        features, lengths = arrays[name], arrays[f"{name}.length"]
+        for clip in np.flatnonzero(lengths < features.shape[1]):
+            if np.any(features[clip, lengths[clip] :]):
+                raise StoreError(
+                    f"array {name!r} of split {split!r} must be 0 after the end of a clip, got other values in clip "
+                    f"{clip}, whose length is {lengths[clip]}"
+                )
 
 
 def check_array_values(

@@ -18,7 +18,7 @@ import numpy as np
 
 from unicode_fast.config import Modality
 from unicode_fast.data.dataset import ClipSet
-from unicode_fast.data.store_checks import StoreError, check_names, check_split, check_values
+from unicode_fast.data.store_checks import StoreError, check_names, check_split, check_values, check_written
 
 FORMAT = 1
 SHARDED_FORMAT = 2
@@ -48,11 +48,13 @@ def write_store(
         splits: for each split its arrays, clips first. A modality's name holds its features (clips, T, ...) of float16,
             float32 or float64, with zeros after the end of shorter clips; "<modality>.length" (clips,) int64 in [1, T]
             where lengths differ; "<modality>.label" (clips, T, C+1) uint8 or float32 in [0, 1], background last;
-            "class" (clips,) int64 in [0, C); "id" (clips,) numbers or strings. Other keys are kept as they are.
+            "class" (clips,) int64 in [0, C); "id" (clips,) numbers or strings, all different. Other keys are kept as
+            they are.
         extra: anything else that JSON can hold.
 
     Raises:
-        StoreError: the arrays do not fit together or hold NaN, infinite or impossible values.
+        StoreError: the arrays do not fit together, hold NaN, infinite or impossible values, name a clip twice, or are
+            not zero after a clip's end.
         FileExistsError: `path` exists already.
         OSError: the folder cannot be written or the disk is full; nothing is left behind.
     """
@@ -103,6 +105,8 @@ def check_contents(
     check_names(modalities, classes)
     none = np.empty(0, np.int64)
     check_parts(classes, [(split, ClipSet(arrays, dict(modalities), [], none)) for split, arrays in splits.items()])
+    for split, arrays in splits.items():
+        check_written(split, arrays, modalities)
 
 
 def check_parts(classes: Sequence[str], parts: Sequence[tuple[str, ClipSet]]) -> None:

@@ -34,6 +34,21 @@ Chance: the best such F1 of a constant prediction, known from the test labels.
     + " official_precision, _recall, _f1: the released code's formulas on the same predictions.",
 }
 
+# What the sound protocol cannot know or promise.
+_FEW_CLIPS = "on tests of few clips the interval of mAP, whose draws can lack a class, can miss mAP itself"
+_LIMITS = {
+    "classification": f"Limits: {_FEW_CLIPS}.",
+    "localisation": f"Limits: {_FEW_CLIPS}.",
+    "cross-classification": f"""\
+Limits: splits keep apart what the probe learns from and is tested on, not what the encoder was pre-trained on: the \
+audio of ucf-vggsound is VGGSound's, and its test clips may have been in the pre-training set of 40K. Moreover \
+{_FEW_CLIPS}.""",
+    "cross-localisation": f"""\
+Limits: the training split of ave-avvp is AVE's in both modalities, so that same modality is trained on AVE as well. \
+Whether a video of AVE is one of AVVP's too cannot be known from the files: AVE's clips have numbers, no names. \
+Moreover {_FEW_CLIPS}.""",
+}
+
 _OFFICIAL = {
     "classification": """\
 Target: each segment's argmax over the C foreground columns, then the largest class index over time; the clip's class \
@@ -100,6 +115,7 @@ def _explain_probe(task: str, protocol: str) -> str:
                 "other modality have no part in any choice: zero-shot means that there are none.",
                 _SOUND[base].format(tested=tested),
                 f"Same modality: a probe trained and tested on the row's target modality, {upper}.",
+                _LIMITS[task],
             ]
         )
     return "\n".join(

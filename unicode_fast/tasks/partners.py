@@ -27,7 +27,7 @@ def check_partners(config: DataConfig, tasks: str | Sequence[str]) -> None:
     Raises:
         ValueError: a task is unknown, or needs a second data set beside one that is not built in.
     """
-    names = check_tasks(tasks)
+    names = check_tasks(tasks, "probe_tasks")
     needy = [task for task in names if task in (*ACROSS, SEGMENTATION)]
     if needy and config.data not in talking_digits.DATASETS:
         raise ValueError(

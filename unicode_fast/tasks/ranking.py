@@ -7,6 +7,8 @@ from typing import NamedTuple
 import numpy as np
 
 DEPTHS = (1, 5, 10)
+# Similarities that are in memory at a time, 32 MiB of them.
+_PIECE_VALUES = 1 << 22
 
 
 class Ranking(NamedTuple):
@@ -54,6 +56,32 @@ def rank_queries(similarity: np.ndarray, relevant: np.ndarray) -> Ranking:
             missed = np.where(taken < depth - above, missed * wrong / left, missed)
         recall[depth] = np.where(above < depth, 1 - missed, 0.0)
     return Ranking(recall, above + (tied + 1) / (right + 1))
+
+
+def rank_by_cosine(
+    queries: np.ndarray, gallery: np.ndarray, labels: np.ndarray | None = None, rows: int | None = None
+) -> Ranking:
+    """What `rank_queries` says of `cosine(queries, gallery)`, computed for some queries at a time.
+
+    Args:
+        queries: (n, D).
+        gallery: (n, D), the item that belongs to each query.
+        labels: (n,); items with the query's label are relevant. None has the query's own item alone.
+        rows: queries at a time, each of which takes n similarities; None takes what fits 32 MiB.
+
+    Memory:
+        (rows, n) float64 and a few masks of that shape.
+    """
+    labels = np.arange(len(queries)) if labels is None else labels
+    rows = max(1, _PIECE_VALUES // len(gallery)) if rows is None else rows
+    distinct, column = equal_rows(gallery)
+    unit = _unit(distinct).T
+    parts = []
+    for start in range(0, len(queries), rows):
+        piece = slice(start, start + rows)
+        parts.append(rank_queries((_unit(queries[piece]) @ unit)[:, column], labels[piece, None] == labels))
+    recall = {depth: np.concatenate([part.recall[depth] for part in parts]) for depth in DEPTHS}
+    return Ranking(recall, np.concatenate([part.rank for part in parts]))
 
 
 def equal_rows(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -13,7 +13,7 @@ from torch.nn.utils import skip_init
 from unicode_fast.tasks.domain import TEST, TRAIN, VALIDATION, Domain
 from unicode_fast.tasks.intervals import Bootstrap, Estimate
 from unicode_fast.tasks.probe import ENCODE_BATCH, Clips, one_thread, probe_seed
-from unicode_fast.tasks.ranking import DEPTHS, Ranking, cosine, equal_rows, rank_queries
+from unicode_fast.tasks.ranking import DEPTHS, Ranking, equal_rows, rank_by_cosine
 from unicode_fast.tasks.table import Row
 
 NAME = "retrieval"
@@ -137,16 +137,16 @@ class Retrieval:
             symmetric_info_nce(head(clips[chosen], anchors[chosen]), rule.temperature).backward()
             optimizer.step()
             if step % rule.judged_every == 0 or step == rule.steps:
-                rankings = self._searched(head, VALIDATION, source, anchor)
-                score = float(np.mean([ranking.recall[DEPTH].mean() for ranking in rankings.values()]))
+                rankings = both_ways(*self._projected(head, VALIDATION, source, anchor))
+                score = float(np.mean([ranking.recall[DEPTH].mean() for ranking in rankings]))
                 if best is None or score > best[0]:
                     best = score, {key: value.clone() for key, value in head.state_dict().items()}
         if best is not None:
             head.load_state_dict(best[1])
         return head.requires_grad_(False)
 
-    def similarity(self, source: str, target: str, anchor: str | None, split: str = TEST) -> np.ndarray:
-        """(clips, clips) similarities on a split.
+    def vectors(self, source: str, target: str, anchor: str | None, split: str = TEST) -> tuple[np.ndarray, np.ndarray]:
+        """(clips, D) queries and (clips, D) gallery of a split, which are compared by their cosine.
 
         Args:
             source: the modality whose head is used.
@@ -156,18 +156,15 @@ class Retrieval:
         """
         if anchor is None:
             self._check_pairs(split, source, target)
-            return cosine(self.embedding(split, source), self.embedding(split, target))
+            return self.embedding(split, source), self.embedding(split, target)
         self._check_pairs(split, target, anchor)
         return self._projected(self.head(source, anchor), split, target, anchor)
 
     @torch.no_grad()
-    def _projected(self, head: RetrievalHead, split: str, name: str, anchor: str) -> np.ndarray:
+    def _projected(self, head: RetrievalHead, split: str, name: str, anchor: str) -> tuple[np.ndarray, np.ndarray]:
         with one_thread():
             queries = _of_distinct(head.project, self.embedding(split, name))
-            return cosine(queries, _of_distinct(head.project_anchor, self.embedding(split, anchor)))
-
-    def _searched(self, head: RetrievalHead, split: str, name: str, anchor: str) -> dict[str, Ranking]:
-        return both_ways(self._projected(head, split, name, anchor), f"{name}->{anchor}", f"{anchor}->{name}")
+            return queries, _of_distinct(head.project_anchor, self.embedding(split, anchor))
 
     def row(self, source: str, target: str, protocol: str = "sound", anchor: str | None = None) -> Row:
         """One direction, with the interval and the further numbers.
@@ -187,15 +184,15 @@ class Retrieval:
             others = [name for name in self.domain.store.modalities if name not in (source, target)]
             raise ValueError(f"anchor must be one of {', '.join(others) or 'none'}, got {anchor!r}")
         query, gallery = (target, anchor) if anchor is not None else (source, target)
-        further = self._measured(self.similarity(source, target, anchor), query, gallery)
-        trained = self.similarity(query, query, gallery) if anchor is None else self.similarity(target, target, anchor)
-        ranking = both_ways(trained, "there", "back")["there"]
+        further = self._measured(*self.vectors(source, target, anchor), query, gallery)
+        trained = self.vectors(query, query, gallery) if anchor is None else self.vectors(target, target, anchor)
+        ranking = rank_by_cosine(*trained)
         score = further[f"{query}->{gallery} R@{DEPTH}"]
         clips = len(self.embedding(TEST, target))
         if protocol == "official":
             further = {name: value for name, value in further.items() if name.endswith((" R@5", " R@10"))}
         elif anchor is not None:
-            direct = self._measured(self.similarity(source, target, None), source, target)
+            direct = self._measured(*self.vectors(source, target, None), source, target)
             further |= {f"untrained {name}": value for name, value in direct.items()}
         return Row(
             task=NAME,
@@ -210,17 +207,15 @@ class Retrieval:
             metrics=further,
         )
 
-    def _measured(self, similarity: np.ndarray, query: str, gallery: str) -> dict[str, Estimate]:
+    def _measured(self, queries: np.ndarray, items: np.ndarray, query: str, gallery: str) -> dict[str, Estimate]:
         """Both directions and both kinds of relevance."""
-        bootstrap = Bootstrap(len(similarity), probe_seed(self.seed, "bootstrap"))
+        bootstrap = Bootstrap(len(queries), probe_seed(self.seed, "bootstrap"))
         target = self._classes(query)
-        relevances: dict[str, np.ndarray | None] = {"": None}
-        if target is not None:
-            relevances[" of the class"] = target[:, None] == target
+        relevances = {"": None} if target is None else {"": None, " of the class": target}
         measured = {}
-        for which, relevant in relevances.items():
-            rankings = both_ways(similarity, f"{query}->{gallery}", f"{gallery}->{query}", relevant)
-            for direction, ranking in rankings.items():
+        for which, labels in relevances.items():
+            directions = (f"{query}->{gallery}", f"{gallery}->{query}")
+            for direction, ranking in zip(directions, both_ways(queries, items, labels), strict=True):
                 for depth in DEPTHS:
                     measured[f"{direction}{which} R@{depth}"] = bootstrap.of_mean(ranking.recall[depth])
                 measured[f"{direction}{which} median rank"] = bootstrap.of_median(ranking.rank)
@@ -236,10 +231,9 @@ class Retrieval:
             raise ValueError(f"clips of {first!r} and {second!r} must be paired, those of split {split!r} are not")
 
 
-def both_ways(similarity: np.ndarray, there: str, back: str, relevant: np.ndarray | None = None) -> dict[str, Ranking]:
-    """Rankings with rows as queries and with columns as queries; relevant is the pair where nothing else is given."""
-    relevant = np.eye(len(similarity), dtype=bool) if relevant is None else relevant
-    return {there: rank_queries(similarity, relevant), back: rank_queries(similarity.T, relevant.T)}
+def both_ways(queries: np.ndarray, gallery: np.ndarray, labels: np.ndarray | None = None) -> tuple[Ranking, Ranking]:
+    """What queries find in the gallery, then what its items find among the queries; as `rank_by_cosine`."""
+    return rank_by_cosine(queries, gallery, labels), rank_by_cosine(gallery, queries, labels)
 
 
 def _of_distinct(layer: nn.Linear, rows: np.ndarray) -> np.ndarray:

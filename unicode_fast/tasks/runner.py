@@ -66,8 +66,8 @@ _KINDS: dict[tuple[str, str], ProbeTask] = {
 }
 
 
-def check_tasks(tasks: str | Sequence[str]) -> list[str]:
-    """Names of tasks, as a list or separated by commas.
+def check_tasks(tasks: str | Sequence[str], argument: str = "tasks") -> list[str]:
+    """Names of tasks, as a list or separated by commas; `argument` is what they came as.
 
     Raises:
         ValueError: there are none, or one is unknown.
@@ -75,7 +75,7 @@ def check_tasks(tasks: str | Sequence[str]) -> list[str]:
     names = [name.strip() for name in (tasks.split(",") if isinstance(tasks, str) else tasks)]
     unknown = [name for name in names if name not in TASKS]
     if unknown or not names:
-        raise ValueError(f"tasks must be among {', '.join(TASKS)}, got {unknown[0] if unknown else 'none'!r}")
+        raise ValueError(f"{argument} must be among {', '.join(TASKS)}, got {unknown[0] if unknown else 'none'!r}")
     return list(dict.fromkeys(names))
 
 
