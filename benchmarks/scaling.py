@@ -11,12 +11,15 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from unittest import mock
 
 import torch
 import torch.distributed as dist
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from unicode_fast import Config, Modality, UniCode, preset
+from unicode_fast.modules import looking
 from unicode_fast.ops.sharded import Part
 from unicode_fast.train import Trainer
 
@@ -48,6 +51,7 @@ INPUTS = {
     "bfloat16": Input(989e12, "FLOP/s", "published peak of an H200, dense"),
     "tf32_reached": Input(0.4, "of the peak", "assumed, not measured"),
     "bfloat16_reached": Input(0.4, "of the peak", "assumed, not measured"),
+    "launch": Input(5e-6, "s of the host for an operation, outside a CUDA graph", "assumed, not measured"),
     "gpu_memory": Input(141e9, "bytes", "published, of an H200"),
     "store_share": Input(0.6, "of the GPU's memory for a resident store", "assumed, not measured"),
     "gpus": Input(8, "GPUs in a machine", "published, HGX H200"),
@@ -107,12 +111,14 @@ class Counts:
     """Of one training step, counted.
 
     parameters: of the main optimiser; flops_per_clip: forward and backward, convolutions and matrix products;
-    collectives: all-reduces beside that of the gradient; bytes_fixed and bytes_per_clip: what these reduce, for a batch
-    of no clips and more for each clip of the whole batch; clip_bytes: float32 features of a clip.
+    operations: those that PyTorch dispatches; collectives: all-reduces beside that of the gradient; bytes_fixed and
+    bytes_per_clip: what these reduce, for a batch of no clips and more for each clip of the whole batch; clip_bytes:
+    float32 features of a clip.
     """
 
     parameters: int
     flops_per_clip: float
+    operations: int
     collectives: int
     bytes_fixed: float
     bytes_per_clip: float
@@ -142,8 +148,23 @@ def count_arithmetic() -> tuple[int, float]:
     return parameters, 3 * forward.get_total_flops() / 2
 
 
-def count_collectives(clips: int) -> tuple[int, int]:
-    """All-reduces of a step beside that of the gradient, and their bytes, from a step with thin convolutions."""
+class _Operations(TorchDispatchMode):
+    """Counts the operations that compute something."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.number = 0
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN204
+        self.number += not operator.is_view
+        return operator(*args, **(kwargs or {}))
+
+
+def count_step(clips: int) -> tuple[int, int, int]:
+    """Operations of a step, all-reduces beside that of the gradient, and their bytes, with thin convolutions.
+
+    As on a GPU, where the host does not look at masks before it goes on.
+    """
     thin = {"grid_hidden_width": 4, "grid_specific_width": 4}
     modalities = {**MODALITIES, "video": Modality("grid", (5, 5, 4))}
     trainer = Trainer(published_config(**thin), modalities, torch.device("cpu"))
@@ -154,17 +175,19 @@ def count_collectives(clips: int) -> tuple[int, int]:
         for owned in (trainer.parameters, list(trainer.model.club.parameters()))  # one collective each
     }
     seen: list[torch.Tensor] = []
+    operations = _Operations()
     real: Callable[..., object] = dist.all_reduce
 
     def counted(tensor: torch.Tensor, *arguments: object, **options: object) -> object:
         seen.append(tensor)
         return real(tensor, *arguments, **options)
 
-    dist.all_reduce = counted
-    try:
+    with (
+        mock.patch.object(dist, "all_reduce", counted),
+        mock.patch.object(looking, "can_look", lambda _: False),
+        operations,
+    ):
         trainer.train_step(features, masks, 1e-3, Part(0, clips, dist.group.WORLD))
-    finally:
-        dist.all_reduce = real
     others = [tensor for tensor in seen if tensor.numel() not in gradients]
     state = trainer.model.codebook
     modalities_here, codewords, width = len(MODALITIES), *state.codebook.shape
@@ -172,20 +195,22 @@ def count_collectives(clips: int) -> tuple[int, int]:
     statistics = 8 * (modalities_here * (1 + codewords) + codewords * width + codewords * (1 + width))
     mask = modalities_here * clips * STEPS
     club = 4 * sum(p.numel() for p in trainer.model.club.parameters())
-    return len(others) + 3, sum(t.numel() * t.element_size() for t in others) + statistics + mask + club
+    size = sum(t.numel() * t.element_size() for t in others) + statistics + mask + club
+    # To hundreds, as versions of PyTorch differ a little.
+    return round(operations.number, -2), len(others) + 3, size
 
 
 def count() -> Counts:
     """Everything, in a process group of one."""
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     try:
-        calls, few = count_collectives(8)
-        _, many = count_collectives(16)
+        operations, calls, few = count_step(8)
+        _, _, many = count_step(16)
     finally:
         dist.destroy_process_group()
     per_clip = (many - few) / 8
     clip_bytes = 4 * STEPS * sum(torch.Size(kind.shape).numel() for kind in MODALITIES.values())
-    return Counts(*count_arithmetic(), calls, few - 8 * per_clip, per_clip, clip_bytes)
+    return Counts(*count_arithmetic(), operations, calls, few - 8 * per_clip, per_clip, clip_bytes)
 
 
 def all_reduce_seconds(size: float, gpus: int) -> float:
@@ -196,24 +221,24 @@ def all_reduce_seconds(size: float, gpus: int) -> float:
 
 @dataclass(frozen=True)
 class Step:
-    """Seconds of a step by what they are spent on; the feed runs beside the rest."""
+    """Seconds of a step by what they are spent on; launches run beside the arithmetic, the feed beside all."""
 
     arithmetic: float
+    launches: float
     gradient: float
     others: float
     feed: float
 
     @property
     def total(self) -> float:
-        return max(self.arithmetic + self.gradient + self.others, self.feed)
+        return max(max(self.arithmetic, self.launches) + self.gradient + self.others, self.feed)
 
     @property
     def limit(self) -> str:
         if self.feed == self.total:
             return "feed"
-        return max(("arithmetic", "gradient", "others"), key=lambda name: getattr(self, name)).replace(
-            "others", "gathers and small sums"
-        )
+        names = ("arithmetic", "launches", "gradient", "others")
+        return max(names, key=lambda name: getattr(self, name)).replace("others", "gathers and small sums")
 
 
 def place_of(counts: Counts, clips: int) -> str:
@@ -236,7 +261,9 @@ def step_of(counts: Counts, gpus: int, clips: int, per_gpu: float, precision: st
     rate = {"GPU": float("inf"), "memory": number("host_feed"), "disk": number("disk_feed")}[place]
     feed = per_gpu * min(gpus, number("gpus")) * counts.clip_bytes / rate
     gradient = all_reduce_seconds(4 * counts.parameters, gpus) if gpus > 1 else 0.0
-    return Step(arithmetic, gradient, others, feed)
+    # One GPU replays a graph; several cannot.
+    launches = counts.operations * number("launch") if gpus > 1 else 0.0
+    return Step(arithmetic, launches, gradient, others, feed)
 
 
 def inputs_table(counts: Counts) -> str:
@@ -245,6 +272,7 @@ def inputs_table(counts: Counts) -> str:
         "parameters of the main optimiser": f"{counts.parameters / 1e6:.1f} M",
         "its gradient, float32": f"{4 * counts.parameters / 1e6:.0f} MB",
         "forward and backward of a clip, without LSTMs": f"{counts.flops_per_clip / 1e9:.1f} GFLOP",
+        "operations of a step": f"{counts.operations}",
         "collectives of a step beside the gradient's": f"{counts.collectives}",
         "what they reduce, for any batch": f"{counts.bytes_fixed / 1e6:.2f} MB",
         "and more for each clip of the whole batch": f"{counts.bytes_per_clip / 1e3:.1f} kB",
@@ -257,15 +285,16 @@ def inputs_table(counts: Counts) -> str:
 
 def steps_table(counts: Counts, per_gpu: Callable[[int], float]) -> str:
     lines = [
-        "| GPUs | batch | clips | store | precision | arithmetic | gradient | others | feed | step | limit | epoch |",
-        "| ---: | ---: | ---: | --- | --- | ---: | ---: | ---: | ---: | ---: | --- | ---: |",
+        "| GPUs | batch | clips | store | precision | arithmetic | launches | gradient | others | feed | step | "
+        "limit | epoch |",
+        "| ---: | ---: | ---: | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | --- | ---: |",
     ]
     for gpus in GPUS:
         for name, clips in CLIPS.items():
             for precision in ("tf32", "bfloat16"):
                 step = step_of(counts, gpus, clips, per_gpu(gpus), precision)
                 batch = per_gpu(gpus) * gpus
-                parts = (step.arithmetic, step.gradient, step.others, step.feed, step.total)
+                parts = (step.arithmetic, step.launches, step.gradient, step.others, step.feed, step.total)
                 times = " | ".join(f"{1e3 * part:.1f} ms" for part in parts)
                 epoch = clips / batch * step.total
                 shown = f"{epoch:.1f} s" if epoch < 600 else f"{epoch / 3600:.1f} h"
