@@ -6,25 +6,30 @@ the times are those of decoding and copying, not of a disk. The readers take tur
 does meets all of them.
 """
 
+import contextlib
 import datetime
+import itertools
 import pickle
 import platform
 import time
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from unicode_fast.checkpoint import write_json
-from unicode_fast.data import Batch, Batches, open_data, open_store
+from unicode_fast.data import Batch, Batches, open_data, open_feed, open_store
 from unicode_fast.data.pack import pack
 from unicode_fast.runs import git_commit
 
 CLIPS, BATCH, REPEATS = 64, 8, 50
 SHAPES = {"audio": (10, 128), "video": (10, 7, 7, 512)}
+WORKERS = 2
 # What the store is for: below this the zips would do.
 LEAST_RATIO = 20
 
@@ -54,6 +59,42 @@ def times_ms(readers: dict[str, Callable[[int], Batch]]) -> dict[str, np.ndarray
     return {name: np.array(values) for name, values in found.items()}
 
 
+class Steps(Dataset):
+    """Batches as the items of a set, which the processes of a DataLoader share out."""
+
+    def __init__(self, batches: Batches) -> None:
+        self.batches = batches
+
+    def __len__(self) -> int:
+        return REPEATS + 1
+
+    def __getitem__(self, step: int) -> dict[str, Tensor]:
+        return self.batches.batch(step).features
+
+
+@contextlib.contextmanager
+def by_threads(batches: Batches) -> Iterator[Iterator[dict[str, Tensor]]]:
+    with open_feed(batches, torch.device("cpu"), "prefetch", workers=WORKERS) as feed:
+        yield (feed.batch(step).features for step in itertools.count())
+
+
+@contextlib.contextmanager
+def by_processes(batches: Batches) -> Iterator[Iterator[dict[str, Tensor]]]:
+    yield iter(DataLoader(Steps(batches), batch_size=None, num_workers=WORKERS))
+
+
+def ahead_ms(open_ahead: Callable[[Batches], contextlib.AbstractContextManager], batches: Batches) -> np.ndarray:
+    """(REPEATS,) time from batch to batch, once the first is there."""
+    with open_ahead(batches) as found:
+        next(found)
+        times = []
+        for _ in range(REPEATS):
+            begun = time.perf_counter()
+            next(found)
+            times.append(1000 * (time.perf_counter() - begun))
+    return np.array(times)
+
+
 def bench_reading(tmp_path: Path, pytestconfig: pytest.Config) -> None:
     sources = {}
     for name, compression in (("zips, deflated", zipfile.ZIP_DEFLATED), ("zips, stored", zipfile.ZIP_STORED)):
@@ -70,6 +111,9 @@ def bench_reading(tmp_path: Path, pytestconfig: pytest.Config) -> None:
         for modality, features in read(0).features.items():
             torch.testing.assert_close(features, exact.features[modality], rtol=slack, atol=1e-6 if slack else 0.0)
     found = times_ms(readers)
+    zips = Batches(sources["zips, deflated"].split("all"), BATCH, seed=0)
+    for name, open_ahead in (("threads", by_threads), ("processes", by_processes)):
+        found[f"zips, deflated, ahead by {WORKERS} {name}"] = ahead_ms(open_ahead, zips)
     ours = float(np.median(found["store, float32"]))
     rows = [
         {

@@ -27,6 +27,8 @@ KINDS = ("direct", "prefetch", "resident")
 CLIPS_AS_PUBLISHED = 1600
 STEPS = {"cpu": 25, "cuda": 200}
 FEED_SECONDS = 3.0
+# Of the smaller of both rates, for the feed that "auto" takes.
+LEAST_SHARE = 0.95
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +116,8 @@ def bench_feed(request: pytest.FixtureRequest, results: list[dict], tmp_path: Pa
         "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
     }
     results.append(row)
+    with open_feed(batches, device, "auto") as taken:
+        assert not isinstance(feed, type(taken)) or row["share_of_the_smaller"] >= LEAST_SHARE
 
 
 def feed_rate(feed: Any, wait: Any) -> float:
