@@ -63,6 +63,7 @@ for bench in bench_search bench_contrast bench_feed bench_train_step; do
 done
 if [ "$results" = benchmarks/results ]; then
   $python benchmarks/update_readme.py
+  $python benchmarks/write_step_page.py
   $python benchmarks/scaling.py --write > /dev/null
 fi
 # A line for each contender and size of Cross-CPC, and what follows.

@@ -12,7 +12,8 @@ Where a step goes, what the options change, and the released code's step beside 
 benchmarks/write_step_page.py from benchmarks/results/, which `pytest benchmarks/bench_train_step.py` and
 `pytest benchmarks/bench_feed.py` fill; `--device cuda` for a machine with a GPU. *published* has the sizes of the
 paper's audio-video-text pre-training, on a CPU with four clips in place of eighty; *default* is the default run on the
-built-in data. *Processor time* is that of all cores together: on a busy machine it says more than the clock.
+built-in data. *Time* is by the clock, as is the ratio to the original's; *processor time* is that of all cores together
+and says more where the machine was busy.
 """
 
 
@@ -41,8 +42,7 @@ def steps_table(rows: list[dict]) -> list[str]:
             lines.append(f"| {row['size']} | {row['contender']} | {row['missing']} | | | | |")
             continue
         original = next((r for r in rows if r["contender"] == "the original" and r["size"] == row["size"]), None)
-        key = "processor_ms" if row["peak_bytes"] is None else "median_ms"
-        ratio = "" if original is None or "missing" in original else f"{original[key] / row[key]:.2f}"
+        ratio = "" if original is None or "missing" in original else f"{original['median_ms'] / row['median_ms']:.2f}"
         lines.append(
             f"| {row['size']}, B {row['clips']} | {row['contender']} | {row['median_ms']:.4g} ms | "
             f"{row['p20_ms']:.4g} to {row['p80_ms']:.4g} | {row['processor_ms']:.4g} ms | "
