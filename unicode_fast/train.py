@@ -197,12 +197,13 @@ def initialise_codebook(trainer: Trainer, batches: BatchSource, device: torch.de
     trainer.model.eval()
     while sum(map(len, rows)) < wanted and step < batches.steps_per_epoch:
         batch = batches.batch(step).to(device)
-        for few in micro_batches(batch.features, batch.mask, trainer.config.train.micro_batches):
-            with torch.no_grad():
-                output = trainer.model(few.features, few.mask)
-            for name, z in output.semantic.items():
-                flat = z.flatten(0, 1).cpu().numpy()
-                rows.append(flat if few.mask is None else flat[few.mask[name].flatten().cpu().numpy()])
+        parts = micro_batches(batch.features, batch.mask, trainer.config.train.micro_batches)
+        with torch.no_grad():
+            semantic = [trainer.model(few.features, few.mask).semantic for few in parts]
+        for name in trainer.model.names:
+            # In the order of the whole batch, so that the same rows are drawn whatever its parts.
+            z = torch.cat([features[name] for features in semantic])  # (B, T, D)
+            rows.append(z[batch.mask[name]].cpu().numpy())
         step += 1
     data = np.concatenate(rows)
     generator = np.random.default_rng([trainer.config.train.seed, 7])
