@@ -249,7 +249,8 @@ class TrainConfig:
             only) or "bfloat16"; codebook, losses and statistics stay float32.
         channels_last: weights of convolutions lie in memory as their inputs do, channels last.
         compile: encoders and decoders go through torch.compile, once for all batch sizes.
-        cuda_graph: a whole training step is captured once and replayed as one CUDA graph.
+        cuda_graph: a whole training step is captured once and replayed as one CUDA graph; needs one rank,
+            `micro_batches` 1 and no `activation_checkpointing`.
         device: "auto" takes a GPU where there is one.
         feed: how batches reach the device: "resident" (the training split
             lies there whole), "prefetch" (worker threads read ahead, and copy
