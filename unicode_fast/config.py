@@ -393,6 +393,12 @@ _KIND_FIELDS: tuple[tuple[tuple[Kind, ...], tuple[str, ...]], ...] = (
 PARTS = {"model": ModelConfig, "method": MethodConfig, "data": DataConfig, "train": TrainConfig}
 FIELDS = {item.name: part for part, kind in PARTS.items() for item in dataclasses.fields(kind)}
 _TYPES = {name: hint for kind in PARTS.values() for name, hint in get_type_hints(kind).items()}
+# How and where a model is computed, not which: with others it is the same to rounding and but for dropout, so a run may
+# go on with others.
+EXECUTION_FIELDS = (
+    "micro_batches", "activation_checkpointing", "compile", "cuda_graph", "device", "feed", "feed_workers",
+    "checkpoint_seconds", "rank_timeout_seconds",
+)  # fmt: skip
 
 # Smallest and largest value, both allowed.
 RANGES: Mapping[str, tuple[float, float]] = {
