@@ -275,7 +275,7 @@ class TestTorchrun:
         assert len(errors_in(printed)) <= 1 and "Signal 9 (SIGKILL)" in printed
         saved = checkpoint.steps_in(out)[-1]
         content = checkpoint.read(checkpoint.find(out, "last"))
-        assert 3 <= saved < FLAGS["steps"] and content["step"] == saved
+        assert 3 <= saved < FLAGS["steps"] and content["step"] == saved and content["progress"]["ranks"] == 2
         status, printed = Job(3, tmp_path / "resumed.txt", f"--resume={out}", micro_batches=3).wait()
         assert status == 0 and printed.rstrip().endswith(str(out)), printed
         assert printed.count("classification") == 6 + 1  # rows of the table, and the flag in the configuration

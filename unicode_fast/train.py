@@ -291,6 +291,7 @@ def pretrain(
         "data": store.digest(),
         "changes": [],
         **(content["progress"] if content else {}),
+        "ranks": ranks.size,
     }
     if content is None:
         ranks.from_first(lambda: initialise_codebook(trainer, batches, device))
@@ -382,7 +383,7 @@ def run(config: Config, folder: Path, resume_step: int | None = None, ranks: Ran
 
     content = ranks.from_first(read)
     if content is not None:
-        go_on(trainer, content, store)
+        go_on(trainer, content, store, ranks)
     begun = time.monotonic()
     progress = pretrain(trainer, store, folder, content, ranks)
     pretraining = time.monotonic() - begun
@@ -394,16 +395,21 @@ def run(config: Config, folder: Path, resume_step: int | None = None, ranks: Ran
     return ranks.from_first(conclude)
 
 
-def go_on(trainer: Trainer, content: Mapping[str, Any], store: Dataset) -> None:
+def go_on(trainer: Trainer, content: Mapping[str, Any], store: Dataset, ranks: Ranks) -> None:
     """Restores what a checkpoint holds, says which fields of the run are no longer as they were, and notes it there.
 
     Raises:
-        CheckpointError: it is of another model, or of other data.
+        CheckpointError: it is of another model, of other data, or of a stream that another number of ranks read.
     """
     progress, step, fields = content["progress"], content["step"], trainer.config.flat()
     before = checkpoint.changed_fields(content, trainer.config, trainer.model.modalities)
     if progress["data"] != store.digest():
         raise CheckpointError(f"data must be what the checkpoint of step {step} was trained on, got {store!r}")
+    if not store.shares_batches and progress.get("ranks") != ranks.size:
+        raise CheckpointError(
+            f"ranks of a stream, each of which reads files of its own, must be as many as before, "
+            f"{progress.get('ranks')}, got {ranks.size}"
+        )
     changes = progress.setdefault("changes", [])
     for name, value in before.items():
         print(f"from step {step} on {name} is {fields[name]}, no longer {value}", file=sys.stderr)
