@@ -63,6 +63,9 @@ class TestVariants:
         (unit.folder / "config.yaml").write_text(yaml.safe_dump({**unit.config.flat(), "steps": 7}))
         with pytest.raises(ValueError, match="was trained with another"):
             ablate.units(tmp_path, found, [0])
+        # How it was computed may differ.
+        (unit.folder / "config.yaml").write_text(yaml.safe_dump({**unit.config.flat(), "micro_batches": 2}))
+        assert ablate.units(tmp_path, found, [0]) == [unit]
 
 
 @pytest.mark.parametrize("sizes", ["", "a", "1", "4,,8"])
@@ -88,7 +91,9 @@ def test_whole_command_and_again(store: Path, tmp_path: Path, capsys: pytest.Cap
     # What is finished is not trained again, and an unfinished run goes on.
     changed = (out / "audio-video-text" / "complete" / "seed-0" / "summary.json").stat().st_mtime_ns
     (out / "audio-video-text" / "codewords=4" / "seed-0" / "summary.json").unlink()
-    assert ablate.main([f"--out={out}", *flags]) == 0
+    assert ablate.main([f"--out={out}", *flags, "--checkpoint_seconds=7"]) == 0
+    again = json.loads((out / "audio-video-text" / "codewords=4" / "seed-0" / "summary.json").read_text())
+    assert [(change["field"], change["after"]) for change in again["changes"]] == [("checkpoint_seconds", 7.0)]
     assert (out / "audio-video-text" / "complete" / "seed-0" / "summary.json").stat().st_mtime_ns == changed
     assert json.loads((out / "ablation.json").read_text()) == content
 

@@ -6,8 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny
+import torch
 from published import write_ave, write_avel, write_avvp, write_checked
 
+from unicode_fast import checkpoint
 from unicode_fast.data import ClipSet, open_data
 from unicode_fast.data.pack import pack
 from unicode_fast.data.stream import write_shards
@@ -59,6 +61,13 @@ def test_a_stream_trains_and_resumes(tmp_path: Path, spoken: ClipSet) -> None:
     first = (tmp_path / "whole" / "metrics.jsonl").read_bytes()
     assert main(["--resume", str(tmp_path / "whole"), "--resume_step", "19"]) == 0
     assert (tmp_path / "whole" / "metrics.jsonl").read_bytes() == first and len(whole) > 0
+    # As if two ranks had written it, whose order is another.
+    path = checkpoint.find(tmp_path / "whole", "last")
+    content = checkpoint.read(path)
+    assert content["progress"]["ranks"] == 1
+    torch.save({**content, "progress": {**content["progress"], "ranks": 2}}, path)
+    with pytest.raises(checkpoint.CheckpointError, match="ranks of a stream, .*, must be as many as before, 2, got 1"):
+        main(["--resume", str(tmp_path / "whole")])
 
 
 def test_what_cannot_be_trained_on(tmp_path: Path, spoken: ClipSet) -> None:

@@ -1,5 +1,6 @@
 """The training loop: it learns, repeats bit for bit, resumes exactly after a kill, stops on a non-finite loss."""
 
+import copy
 import json
 import os
 import signal
@@ -7,12 +8,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
 import tiny
 import torch
 import yaml
+from compare import assert_close
+from tolerances import EXACT, SHARED_BATCH
 
 from unicode_fast import Modality, acceleration, backend, checkpoint, load, preset, runs
 from unicode_fast.train import Journal, NonFiniteLoss, Trainer, learning_rate, main, total_steps
@@ -215,8 +219,10 @@ class TestDeterminism:
         assert same(final_model(finished), final_model(run))
 
     def test_resume_takes_no_other_configuration(self, finished: Path, tmp_path: Path) -> None:
-        with pytest.raises(ValueError, match="own configuration, got width"):
-            main([f"--resume={finished}", "--width=8"])
+        with pytest.raises(ValueError, match="own configuration, got width, precision beside it; only these .*micro"):
+            main([f"--resume={finished}", "--width=8", "--micro_batches=2", "--precision=bfloat16"])
+        with pytest.raises(ValueError, match="own configuration, got seeds beside it"):
+            main([f"--resume={finished}", "--seeds=2"])
         with pytest.raises(checkpoint.CheckpointError, match="resume must be a run folder"):
             main([f"--resume={tmp_path}"])
 
@@ -229,6 +235,75 @@ def test_a_compilation_is_announced(
         out = tmp_path / value
         main(flags(store, out, steps=2, validations=0, probe_tasks="none", compile=value))
         assert ("encoders and decoders are compiled in the first step" in capsys.readouterr().err) is (value == "true")
+
+
+class TestChangedExecution:
+    """A run goes on with other fields that do not change its model, and says so."""
+
+    OPTIONS: ClassVar = {"dtype": "float64", "dropout": 0.0, "probe_tasks": "none", "steps": 12, "micro_batches": 5}
+
+    def test_the_same_model(self, store: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+        whole, parted = tmp_path / "whole", tmp_path / "parted"
+        main(flags(store, whole, **{**self.OPTIONS, "micro_batches": 1}))
+        main(flags(store, parted, **self.OPTIONS))
+        with pytest.raises(ValueError, match="micro_batches must be at most the 10 clips of a rank, got 11"):
+            main([f"--resume={parted}", "--micro_batches=11"])
+        step = checkpoint.steps_in(parted)[0]
+        capsys.readouterr()
+        changed = ["--micro-batches=3", "--activation-checkpointing=true", "--feed=prefetch", "--feed_workers=1"]
+        assert main([f"--resume={parted}", f"--resume-step={step}", *changed]) == 0
+        printed = capsys.readouterr()
+        assert f"from step {step} on micro_batches is 3, no longer 5\n" in printed.err
+        assert "micro_batches: 3\n" in printed.out
+        found, wanted = final_model(parted), final_model(whole)
+        for name, value in wanted.items():
+            assert_close(found[name], value, SHARED_BATCH if value.is_floating_point() else EXACT, name)
+        assert yaml.safe_load((parted / "config.yaml").read_text())["micro_batches"] == 3
+        changes = json.loads((parted / "summary.json").read_text())["changes"]
+        assert {"step": step, "field": "micro_batches", "before": 5, "after": 3} in changes and len(changes) == 4
+        assert json.loads((whole / "summary.json").read_text())["changes"] == []
+        # What has changed stays changed, and is not noted twice.
+        assert main([f"--resume={parted}"]) == 0
+        assert json.loads((parted / "summary.json").read_text())["changes"] == changes
+
+    def test_seeds(self, store: Path, tmp_path: Path) -> None:
+        out = tmp_path / "seeds"
+        main(flags(store, out, steps=4, validations=1, seeds=2, probe_tasks="none"))
+        (out / "seed-1" / "summary.json").unlink()
+        assert main([f"--resume={out}", "--feed=resident"]) == 0
+        feeds = [yaml.safe_load((below / "config.yaml").read_text())["feed"] for below in (out, out / "seed-0")]
+        assert feeds == ["resident", "auto"]
+        assert yaml.safe_load((out / "seed-1" / "config.yaml").read_text())["feed"] == "resident"
+        changes = [json.loads((out / f"seed-{n}" / "summary.json").read_text())["changes"] for n in (0, 1)]
+        assert changes == [[], [{"step": 4, "field": "feed", "before": "auto", "after": "resident"}]]
+
+    def test_another_model_is_refused(self, store: Path, finished: Path, tmp_path: Path) -> None:
+        """A configuration that was edited by hand."""
+        content = checkpoint.read(checkpoint.find(finished, "last"))
+        config, modalities = checkpoint.config_from_dict(content["config"])
+        assert checkpoint.changed_fields(content, config.replace(feed="direct"), modalities) == {"feed": "auto"}
+        with pytest.raises(checkpoint.CheckpointError, match="the run's configuration, got one with other width$"):
+            checkpoint.changed_fields(content, config.replace(width=8, feed="direct"), modalities)
+        with pytest.raises(checkpoint.CheckpointError, match="got one with other modalities and their shapes$"):
+            checkpoint.changed_fields(content, config, {**modalities, "audio": Modality("vector", (7,))})
+
+    def test_the_optimiser_keeps_the_options_of_its_device(self) -> None:
+        """A checkpoint that was written on a GPU, by a step in a graph."""
+        modalities = {name: tiny.MODALITIES[name] for name in ("audio", "video")}
+        trainers = [Trainer(tiny.config(dropout=0.0), modalities, torch.device("cpu")) for _ in range(2)]
+        features = tiny.batch(trainers[0].model)
+        trainers[0].train_step(features, None, 1e-3)
+        content = copy.deepcopy({"model": trainers[0].model.state_dict(), **trainers[0].state()})
+        for name in ("optimizer", "club_optimizer"):
+            content[name]["param_groups"][0].update(capturable=True, lr=torch.tensor(1.0))
+        trainers[1].restore({**content, "cuda_rng": torch.zeros(16, dtype=torch.uint8)})
+        for name in ("optimizer", "club_optimizer"):
+            ours, theirs = (getattr(trainer, name).param_groups[0] for trainer in reversed(trainers))
+            assert (ours["capturable"], type(ours["lr"])) == (False, float)
+            assert name == "optimizer" or ours["lr"] == theirs["lr"]
+        for trainer in trainers:
+            trainer.train_step(features, None, 1e-3)
+        assert same(*(trainer.model.state_dict() for trainer in trainers))
 
 
 class TestSeeds:

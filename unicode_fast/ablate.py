@@ -25,7 +25,7 @@ from tqdm import tqdm
 from unicode_fast import plots
 from unicode_fast.checkpoint import CheckpointError, atomic_file, write_json
 from unicode_fast.cli import given_fields, make_parser, resolve, run_main, with_underscores
-from unicode_fast.config import Config, modality_names
+from unicode_fast.config import EXECUTION_FIELDS, Config, modality_names
 from unicode_fast.data import StoreError, open_dataset
 from unicode_fast.published import published
 from unicode_fast.tasks import Row, aggregate
@@ -140,7 +140,8 @@ def units(out: Path, found: Sequence[Variant], seeds: Sequence[int]) -> list[Uni
         for variant in found:
             unit = Unit(out / variant.folder / f"seed-{seed}", variant.config.replace(seed=seed))
             written = unit.folder / "config.yaml"
-            if written.exists() and yaml.safe_load(written.read_text()) != unit.config.flat():
+            before, now = yaml.safe_load(written.read_text()) if written.exists() else {}, unit.config.flat()
+            if before and before != {**now, **{name: before.get(name) for name in EXECUTION_FIELDS}}:
                 raise ValueError(
                     f"out must hold runs of the same configuration or none, {unit.folder} was trained with another"
                 )
@@ -153,7 +154,8 @@ def start(unit: Unit, threads: int) -> None:
     unit.folder.parent.mkdir(parents=True, exist_ok=True)
     log = unit.folder.with_suffix(".log")
     if unit.folder.exists():
-        how = ["--resume", str(unit.folder)]
+        fields = unit.config.flat()
+        how = ["--resume", str(unit.folder), *(f"--{name}={fields[name]}" for name in EXECUTION_FIELDS)]
     else:
         file = unit.folder.with_suffix(".yaml")
         file.write_text(yaml.safe_dump(unit.config.flat(), sort_keys=False))

@@ -16,7 +16,7 @@ from typing import IO, Any
 import safetensors.torch
 import torch
 
-from unicode_fast.config import FIELDS, Config, Modality
+from unicode_fast.config import EXECUTION_FIELDS, FIELDS, Config, Modality
 from unicode_fast.modules import UniCode
 from unicode_fast.presets import preset
 
@@ -87,6 +87,27 @@ def config_from_dict(saved: Mapping[str, Any]) -> tuple[Config, dict[str, Modali
         raise CheckpointError(f"checkpoint was written by another version: fields {', '.join(odd)} differ")
     modalities = {name: Modality(item["kind"], tuple(item["shape"])) for name, item in saved["modalities"].items()}
     return base.replace_all(**fields), modalities
+
+
+def changed_fields(content: Mapping[str, Any], config: Config, modalities: Mapping[str, Modality]) -> dict[str, Any]:
+    """The fields in which a run that goes on from a checkpoint differs from it, with the checkpoint's values.
+
+    Args:
+        content: of the checkpoint.
+        config: of the run.
+        modalities: of the run.
+
+    Raises:
+        CheckpointError: another model was trained: one of them is not among EXECUTION_FIELDS, or modalities differ.
+    """
+    saved, wanted = content["config"], config_to_dict(config, modalities)
+    fields = {name: value for name, value in saved["fields"].items() if wanted["fields"].get(name) != value}
+    others = sorted({*fields, *(saved["fields"].keys() ^ wanted["fields"].keys())} - {*EXECUTION_FIELDS})
+    if saved["modalities"] != wanted["modalities"]:
+        others.append("modalities and their shapes")
+    if others:
+        raise CheckpointError(f"checkpoint must be of the run's configuration, got one with other {', '.join(others)}")
+    return fields
 
 
 def save(path: Path, model: UniCode, extra: Mapping[str, Any] | None = None) -> None:

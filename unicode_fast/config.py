@@ -249,7 +249,8 @@ class TrainConfig:
             only) or "bfloat16"; codebook, losses and statistics stay float32.
         channels_last: weights of convolutions lie in memory as their inputs do, channels last.
         compile: encoders and decoders go through torch.compile, once for all batch sizes.
-        cuda_graph: a whole training step is captured once and replayed as one CUDA graph.
+        cuda_graph: a whole training step is captured once and replayed as one CUDA graph; needs one rank,
+            `micro_batches` 1 and no `activation_checkpointing`.
         device: "auto" takes a GPU where there is one.
         feed: how batches reach the device: "resident" (the training split
             lies there whole), "prefetch" (worker threads read ahead, and copy
@@ -392,6 +393,12 @@ _KIND_FIELDS: tuple[tuple[tuple[Kind, ...], tuple[str, ...]], ...] = (
 PARTS = {"model": ModelConfig, "method": MethodConfig, "data": DataConfig, "train": TrainConfig}
 FIELDS = {item.name: part for part, kind in PARTS.items() for item in dataclasses.fields(kind)}
 _TYPES = {name: hint for kind in PARTS.values() for name, hint in get_type_hints(kind).items()}
+# How and where a model is computed, not which: with others it is the same to rounding and but for dropout, so a run may
+# go on with others.
+EXECUTION_FIELDS = (
+    "micro_batches", "activation_checkpointing", "compile", "cuda_graph", "device", "feed", "feed_workers",
+    "checkpoint_seconds", "rank_timeout_seconds",
+)  # fmt: skip
 
 # Smallest and largest value, both allowed.
 RANGES: Mapping[str, tuple[float, float]] = {

@@ -21,14 +21,14 @@ from unicode_fast import plots
 from unicode_fast.ablate import markdown, write_text
 from unicode_fast.checkpoint import CheckpointError
 from unicode_fast.cli import read_yaml, run_main
-from unicode_fast.config import Config
+from unicode_fast.config import EXECUTION_FIELDS, Config
 from unicode_fast.presets import preset
 from unicode_fast.published import LAYOUTS, TASKS, Published, published
 from unicode_fast.runs import EVALUATIONS
 from unicode_fast.tasks import Row
 
 # Fields that say nothing about what was trained.
-_NOT_IN_LABELS = ("seed", "device", "validations", "checkpoint_seconds", "probe_tasks")
+_NOT_IN_LABELS = ("seed", "validations", "probe_tasks", *EXECUTION_FIELDS)
 # The number of a row of localisation that is comparable with what was published.
 PRECISION = "official_precision"
 # Pictures of a run that a report shows, where they are there.

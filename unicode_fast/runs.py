@@ -8,13 +8,15 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import yaml
 
-from unicode_fast.checkpoint import CheckpointError, write_json
+from unicode_fast.checkpoint import CheckpointError, atomic_file, write_json
 from unicode_fast.cli import resolve
 from unicode_fast.config import Config
 
@@ -53,11 +55,20 @@ def make_folder(folder: Path, config: Config, seeds: list[int] | None = None) ->
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as made:
         inside = Path(made) / folder.name
         inside.mkdir()
-        with (inside / "config.yaml").open("w") as file:
-            yaml.safe_dump(config.flat(), file, sort_keys=False)
+        write_config(inside, config)
         if seeds is not None:
             write_json(inside / "seeds.json", seeds)
         os.replace(inside, folder)
+
+
+def write_config(folder: Path, config: Config) -> None:
+    """The config.yaml of a run folder, atomically.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    with atomic_file(folder / "config.yaml", "w") as file:
+        yaml.safe_dump(config.flat(), file, sort_keys=False)
 
 
 def versions() -> dict[str, str]:
@@ -83,17 +94,23 @@ def git_commit() -> str | None:
     return found.stdout.strip()
 
 
-def resume_folder(path: str) -> tuple[Path, Config, list[int] | None]:
+def resume_folder(path: str, flags: Mapping[str, Any]) -> tuple[Path, Config, list[int] | None]:
     """A run folder, its configuration, and its seeds if it has several.
+
+    Args:
+        path: of the folder.
+        flags: fields with which the run goes on.
 
     Raises:
         CheckpointError: it is no run folder.
+        ValueError: a flag has a wrong value, or is not read beside the run's configuration.
     """
     folder = Path(path)
     if not (folder / "config.yaml").is_file():
         raise CheckpointError(f"resume must be a run folder with a config.yaml, got {path!r}")
     seeds = folder / "seeds.json"
-    return folder, resolve(str(folder / "config.yaml"), {}), json.loads(seeds.read_text()) if seeds.exists() else None
+    config = resolve(str(folder / "config.yaml"), dict(flags))
+    return folder, config, json.loads(seeds.read_text()) if seeds.exists() else None
 
 
 def choose_device(name: str) -> torch.device:

@@ -22,7 +22,7 @@ from unicode_fast import checkpoint, distributed, pictures
 from unicode_fast.acceleration import GraphedStep, accelerate, check_acceleration
 from unicode_fast.checkpoint import CheckpointError, write_json
 from unicode_fast.cli import given_fields, make_parser, resolve, run_main, with_underscores
-from unicode_fast.config import TEXT_FIELDS, Config, Kind, Modality, modality_names
+from unicode_fast.config import EXECUTION_FIELDS, TEXT_FIELDS, Config, Kind, Modality, modality_names
 from unicode_fast.data import BatchSource, Dataset, Feed, StoreError, open_dataset, open_feed, talking_digits
 from unicode_fast.data.layouts import has_sentences
 from unicode_fast.distributed import Ranks
@@ -34,7 +34,15 @@ from unicode_fast.modules.precision import float32_products
 from unicode_fast.ops import sharded
 from unicode_fast.ops.sharded import Part
 from unicode_fast.presets import preset
-from unicode_fast.runs import choose_device, git_commit, make_folder, prepare_folder, resume_folder, versions
+from unicode_fast.runs import (
+    choose_device,
+    git_commit,
+    make_folder,
+    prepare_folder,
+    resume_folder,
+    versions,
+    write_config,
+)
 from unicode_fast.tasks import (
     RETRIEVAL,
     Probes,
@@ -50,6 +58,7 @@ from unicode_fast.tasks import (
 INIT_ROWS_PER_CODEWORD = 80
 NO_TASKS = "none"
 BUILT_IN_MODALITIES = ("audio", "video", "text")
+RESUME_HELP = f"go on with a run that was interrupted, as it was or with other {', '.join(EXECUTION_FIELDS)}"
 
 
 class Trainer:
@@ -152,16 +161,18 @@ class Trainer:
         return state
 
     def restore(self, content: Mapping[str, Any]) -> None:
-        """Continues from the content of a checkpoint."""
+        """Continues from a checkpoint, which may have been written on another device, by steps in a graph or not."""
         self.model.load_state_dict(content["model"])
-        self.optimizer.load_state_dict(content["optimizer"])
-        self.club_optimizer.load_state_dict(content["club_optimizer"])
+        for name, optimizer in (("optimizer", self.optimizer), ("club_optimizer", self.club_optimizer)):
+            # The options stay those of this trainer: a graph reads the learning rate from a tensor.
+            groups = optimizer.state_dict()["param_groups"]
+            optimizer.load_state_dict({"state": content[name]["state"], "param_groups": groups})
         if self.graphed is not None:
             # The optimisers have other tensors now.
             self.graphed.captured.clear()
         self.step = content["step"]
         torch.set_rng_state(content["rng"].cpu())
-        if "cuda_rng" in content:
+        if "cuda_rng" in content and self.model.device.type == "cuda":
             torch.cuda.set_rng_state(content["cuda_rng"].cpu(), self.model.device)
 
 
@@ -199,12 +210,13 @@ def initialise_codebook(trainer: Trainer, batches: BatchSource, device: torch.de
     trainer.model.eval()
     while sum(map(len, rows)) < wanted and step < batches.steps_per_epoch:
         batch = batches.batch(step).to(device)
-        for few in micro_batches(batch.features, batch.mask, trainer.config.train.micro_batches):
-            with torch.no_grad():
-                output = trainer.model(few.features, few.mask)
-            for name, z in output.semantic.items():
-                flat = z.flatten(0, 1).cpu().numpy()
-                rows.append(flat if few.mask is None else flat[few.mask[name].flatten().cpu().numpy()])
+        parts = micro_batches(batch.features, batch.mask, trainer.config.train.micro_batches)
+        with torch.no_grad():
+            semantic = [trainer.model(few.features, few.mask).semantic for few in parts]
+        for name in trainer.model.names:
+            # In the order of the whole batch, so that the same rows are drawn whatever its parts.
+            z = torch.cat([features[name] for features in semantic])  # (B, T, D)
+            rows.append(z[batch.mask[name]].cpu().numpy())
         step += 1
     data = np.concatenate(rows)
     generator = np.random.default_rng([trainer.config.train.seed, 7])
@@ -274,16 +286,15 @@ def pretrain(
         dtype=getattr(torch, train.dtype),
     )
     total = total_steps(config, batches)
-    progress: dict[str, Any] = (
-        dict(content["progress"])
-        if content
-        else {
-            "best": None,
-            "seconds": 0.0,
-            "bytes": 0,
-            "data": store.digest(),
-        }
-    )
+    progress: dict[str, Any] = {
+        "best": None,
+        "seconds": 0.0,
+        "bytes": 0,
+        "data": store.digest(),
+        "changes": [],
+        **(content["progress"] if content else {}),
+        "ranks": ranks.size,
+    }
     if content is None:
         ranks.from_first(lambda: initialise_codebook(trainer, batches, device))
         ranks.copy_from_first(trainer.model)
@@ -374,10 +385,7 @@ def run(config: Config, folder: Path, resume_step: int | None = None, ranks: Ran
 
     content = ranks.from_first(read)
     if content is not None:
-        same_data = content["progress"]["data"] == store.digest()
-        if content["config"] != checkpoint.config_to_dict(config, modalities) or not same_data:
-            raise CheckpointError(f"checkpoint in {folder} was trained with another configuration or other data")
-        trainer.restore(content)
+        go_on(trainer, content, store, ranks)
     if config.train.compile and ranks.first:
         print("encoders and decoders are compiled in the first step, which takes its time", file=sys.stderr)
     begun = time.monotonic()
@@ -389,6 +397,28 @@ def run(config: Config, folder: Path, resume_step: int | None = None, ranks: Ran
         return measure(trainer, store, folder, progress, seconds)
 
     return ranks.from_first(conclude)
+
+
+def go_on(trainer: Trainer, content: Mapping[str, Any], store: Dataset, ranks: Ranks) -> None:
+    """Restores what a checkpoint holds, says which fields of the run are no longer as they were, and notes it there.
+
+    Raises:
+        CheckpointError: it is of another model, of other data, or of a stream that another number of ranks read.
+    """
+    progress, step, fields = content["progress"], content["step"], trainer.config.flat()
+    before = checkpoint.changed_fields(content, trainer.config, trainer.model.modalities)
+    if progress["data"] != store.digest():
+        raise CheckpointError(f"data must be what the checkpoint of step {step} was trained on, got {store!r}")
+    if not store.shares_batches and progress.get("ranks") != ranks.size:
+        raise CheckpointError(
+            f"ranks of a stream, each of which reads files of its own, must be as many as before, "
+            f"{progress.get('ranks')}, got {ranks.size}"
+        )
+    changes = progress.setdefault("changes", [])
+    for name, value in before.items():
+        print(f"from step {step} on {name} is {fields[name]}, no longer {value}", file=sys.stderr)
+        changes.append({"step": step, "field": name, "before": value, "after": fields[name]})
+    trainer.restore(content)
 
 
 def measure(
@@ -417,6 +447,7 @@ def measure(
         "rows": [row.as_dict() for row in rows],
         "checkpoint": {"used": which, **(progress["best"] or {"step": trainer.step})},
         "steps": trainer.step,
+        "changes": progress["changes"],
         "seconds": seconds + time.monotonic() - begun,
         "seconds_of_pretraining": progress["seconds"],
         "threads": torch.get_num_threads(),
@@ -443,8 +474,7 @@ def run_seeds(config: Config, folder: Path, seeds: Sequence[int], ranks: Ranks) 
         def begin(below: Path = below, seed: int = seed) -> dict[str, Any] | None:
             if (below / "summary.json").exists():
                 return json.loads((below / "summary.json").read_text())
-            if not below.exists():
-                make_folder(below, config.replace(seed=seed))
+            (write_config if below.exists() else make_folder)(below, config.replace(seed=seed))
             return None
 
         summary = ranks.from_first(begin)
@@ -482,19 +512,28 @@ def train(argv: Sequence[str] | None, ranks: Ranks) -> int:
     """The command line on one of the ranks that torchrun starts."""
     parser = make_parser("train", "Pre-train Uni-Code, then measure what its codes carry from modality to modality.")
     parser.add_argument("--out", type=str | None, help="new folder of the run [runs/<UTC time>-<preset>-<seed>]")
-    parser.add_argument("--resume", type=str | None, metavar="RUN", help="go on with a run that was interrupted")
+    parser.add_argument("--resume", type=str | None, metavar="RUN", help=RESUME_HELP)
     parser.add_argument("--resume_step", type=int | None, help="from the checkpoint of this step, not from the last")
     parser.add_argument("--seeds", type=int, default=1, help="train with this many seeds; mean and spread in the table")
     arguments = parser.parse_args(with_underscores(argv))
     flags = given_fields(arguments)
     seeds: list[int] | None = None
     if arguments.resume is not None:
-        given = [*flags, *(name for name in ("out", "config") if arguments[name] is not None)]
-        if given or arguments.seeds != 1:
-            raise ValueError(f"resume takes the run's own configuration, got {', '.join(given or ['seeds'])} beside it")
-        folder, config, seeds = ranks.from_first(lambda: resume_folder(arguments.resume))
+        refused = [name for name in flags if name not in EXECUTION_FIELDS]
+        refused += [name for name in ("out", "config") if arguments[name] is not None]
+        if refused or arguments.seeds != 1:
+            raise ValueError(
+                f"resume takes the run's own configuration, got {', '.join(refused or ['seeds'])} beside it; "
+                f"only these may change: {', '.join(EXECUTION_FIELDS)}"
+            )
+        folder, config, seeds = ranks.from_first(lambda: resume_folder(arguments.resume, flags))
         if seeds and arguments.resume_step is not None:
             raise ValueError(f"resume_step needs the run of one seed, such as --resume {folder / f'seed-{seeds[0]}'}")
+        check_run(config)
+        store = open_dataset(config.data)
+        check_ranks(config, len(store.split(config.data.train_split)), ranks)
+        if flags:
+            ranks.from_first(lambda: write_config(folder, config))
     else:
         if arguments.resume_step is not None:
             raise ValueError("resume_step needs --resume RUN")

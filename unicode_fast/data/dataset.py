@@ -131,7 +131,11 @@ class Dataset:
 
     Attributes:
         splits: the names of the splits; the other attributes are as the arguments.
+        shares_batches: ranks share each batch; where False each reads clips of its own, and the order of all depends on
+            the number of ranks.
     """
+
+    shares_batches = True
 
     def __init__(  # noqa: PLR0913 - the record of a data set
         self,

@@ -111,6 +111,8 @@ class StreamedDataset(Dataset):
     read whole when they are first asked for.
     """
 
+    shares_batches = False
+
     def __init__(self, root: str, index: dict[str, Any]) -> None:
         modalities = {name: Modality(one["kind"], tuple(one["shape"])) for name, one in index["modalities"].items()}
         super().__init__(
