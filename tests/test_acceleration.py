@@ -3,7 +3,7 @@
 import copy
 import functools
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from unittest import mock
@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from functorch.compile import make_boxed_func
 from test_registration import WaitCounter, refuse_to_wait
 from torch import Tensor, nn
+from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.utils import counters
 
 from unicode_fast import PRESETS, Modality, acceleration
@@ -95,12 +97,41 @@ class TestPrecision:
 
     @pytest.mark.parametrize("precision", ["tf32", "float32"])
     def test_the_products_of_a_gpu(self, precision: str) -> None:
-        """The switches are torch's own, on machines without a GPU too, and return to what they were."""
+        """The switches are torch's own, on machines without a GPU too, and return to what they were.
+
+        The older ones, which Inductor reads, say the same; they raise where they contradict the newer.
+        """
         switches = (torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.cudnn.rnn)
-        before = [switch.fp32_precision for switch in switches]
+
+        def older() -> tuple[str, bool, bool]:
+            backends = torch.backends
+            return torch.get_float32_matmul_precision(), backends.cuda.matmul.allow_tf32, backends.cudnn.allow_tf32
+
+        try:
+            for given in ("highest", "high", "medium"):
+                torch.set_float32_matmul_precision(given)
+                before = [switch.fp32_precision for switch in switches], older()
+                with float32_products(TrainConfig(precision=precision), torch.device("cuda")):
+                    assert {switch.fp32_precision for switch in switches} == {"tf32" if precision == "tf32" else "ieee"}
+                    assert older() == (("high", True, True) if precision == "tf32" else ("highest", False, False))
+                assert ([switch.fp32_precision for switch in switches], older()) == before
+        finally:
+            torch.set_float32_matmul_precision("highest")
+
+    @pytest.mark.parametrize("precision", ["tf32", "float32"])
+    def test_a_compiler_reads_them(self, precision: str) -> None:
+        """As Inductor's caches do, and in tracing forward and backward."""
+
+        def backend(module: torch.fx.GraphModule, _: list[Tensor]) -> Callable:
+            read.append((torch.get_float32_matmul_precision(), torch.backends.cuda.matmul.allow_tf32))
+            return make_boxed_func(module.forward)
+
+        read: list[tuple[str, bool]] = []
+        compiled = torch.compile(lambda x: nn.functional.relu(x @ x), backend=aot_autograd(fw_compiler=backend))
+        x = torch.randn(4, 4, requires_grad=True)
         with float32_products(TrainConfig(precision=precision), torch.device("cuda")):
-            assert {switch.fp32_precision for switch in switches} == {"tf32" if precision == "tf32" else "ieee"}
-        assert [switch.fp32_precision for switch in switches] == before
+            compiled(x).sum().backward()
+        assert read == [("high", True) if precision == "tf32" else ("highest", False)] * 2
 
     @pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA is not available")
     def test_tf32_on_a_gpu(self) -> None:
