@@ -151,12 +151,12 @@ def test_ranks_train_the_model_of_one(size: int, tmp_path: Path) -> None:
 def check_rank_on_gpus(rank: int, size: int, folder: str) -> None:
     torch.cuda.set_device(rank)
     device = torch.device("cuda", rank)
+    truths = {case: trained(case, Ranks(), device) for case in CASES}
     dist.init_process_group("cpu:gloo,cuda:nccl", f"file://{folder}/meeting", rank=rank, world_size=size)
-    for case in CASES:
-        compare(trained(case, Ranks(rank, size), device), trained(case, Ranks(), device))
-    case = "official, masks"
-    fields = {"micro_batches": 2, "activation_checkpointing": True}
-    compare(trained(case, Ranks(rank, size), device, **fields), trained(case, Ranks(), device))
+    for case, truth in truths.items():
+        compare(trained(case, Ranks(rank, size), device), truth)
+    found = trained("official, masks", Ranks(rank, size), device, micro_batches=2, activation_checkpointing=True)
+    compare(found, truths["official, masks"])
     dist.destroy_process_group()
 
 
