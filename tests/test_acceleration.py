@@ -3,7 +3,7 @@
 import copy
 import functools
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from unittest import mock
@@ -12,11 +12,13 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from functorch.compile import make_boxed_func
 from test_registration import WaitCounter, refuse_to_wait
 from torch import Tensor, nn
+from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.utils import counters
 
-from unicode_fast import PRESETS, Modality
+from unicode_fast import PRESETS, Modality, acceleration
 from unicode_fast.acceleration import check_acceleration
 from unicode_fast.cli import resolve
 from unicode_fast.config import Config, TrainConfig
@@ -95,12 +97,41 @@ class TestPrecision:
 
     @pytest.mark.parametrize("precision", ["tf32", "float32"])
     def test_the_products_of_a_gpu(self, precision: str) -> None:
-        """The switches are torch's own, on machines without a GPU too, and return to what they were."""
+        """The switches are torch's own, on machines without a GPU too, and return to what they were.
+
+        The older ones, which Inductor reads, say the same; they raise where they contradict the newer.
+        """
         switches = (torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.cudnn.rnn)
-        before = [switch.fp32_precision for switch in switches]
+
+        def older() -> tuple[str, bool, bool]:
+            backends = torch.backends
+            return torch.get_float32_matmul_precision(), backends.cuda.matmul.allow_tf32, backends.cudnn.allow_tf32
+
+        try:
+            for given in ("highest", "high", "medium"):
+                torch.set_float32_matmul_precision(given)
+                before = [switch.fp32_precision for switch in switches], older()
+                with float32_products(TrainConfig(precision=precision), torch.device("cuda")):
+                    assert {switch.fp32_precision for switch in switches} == {"tf32" if precision == "tf32" else "ieee"}
+                    assert older() == (("high", True, True) if precision == "tf32" else ("highest", False, False))
+                assert ([switch.fp32_precision for switch in switches], older()) == before
+        finally:
+            torch.set_float32_matmul_precision("highest")
+
+    @pytest.mark.parametrize("precision", ["tf32", "float32"])
+    def test_a_compiler_reads_them(self, precision: str) -> None:
+        """As Inductor's caches do, and in tracing forward and backward."""
+
+        def backend(module: torch.fx.GraphModule, _: list[Tensor]) -> Callable:
+            read.append((torch.get_float32_matmul_precision(), torch.backends.cuda.matmul.allow_tf32))
+            return make_boxed_func(module.forward)
+
+        read: list[tuple[str, bool]] = []
+        compiled = torch.compile(lambda x: nn.functional.relu(x @ x), backend=aot_autograd(fw_compiler=backend))
+        x = torch.randn(4, 4, requires_grad=True)
         with float32_products(TrainConfig(precision=precision), torch.device("cuda")):
-            assert {switch.fp32_precision for switch in switches} == {"tf32" if precision == "tf32" else "ieee"}
-        assert [switch.fp32_precision for switch in switches] == before
+            compiled(x).sum().backward()
+        assert read == [("high", True) if precision == "tf32" else ("highest", False)] * 2
 
     @pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA is not available")
     def test_tf32_on_a_gpu(self) -> None:
@@ -143,17 +174,46 @@ class TestCompile:
         plain, compiled = Trainer(config, kinds, CPU), Trainer(config.replace(compile=True), kinds, CPU)
         counters.clear()
         first = losses(compiled, (6, 9), masked)
-        compilations = counters["frames"]["total"]
-        # Of each modality both encoders and the decoder; modalities of one shape may share.
-        assert 6 <= compilations <= 9
+        compilations = counters["stats"]["unique_graphs"]
+        # Of each modality both encoders and the decoder.
+        assert compilations == 9
         with torch.no_grad():
             compiled.model.eval()(*batch(compiled, 4, masked))
         second = losses(compiled, (5, 7, 6), masked)
-        assert counters["frames"]["total"] == compilations
-        assert not counters["graph_break"]
+        assert counters["stats"]["unique_graphs"] == compilations
         truth = losses(plain, (6, 9), masked) + losses(plain, (5, 7, 6), masked)
         for one, other in zip(truth, first + second, strict=True):
             assert other == pytest.approx(one, rel=1e-4, abs=1e-5)
+
+    def test_modalities_do_not_use_up_each_others_versions(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Each has its own of passes with and without a graph, with and without a mask, of one clip and of several."""
+        torch._dynamo.reset()
+        monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+        monkeypatch.setattr(acceleration, "VERSIONS", 8)
+        kinds = {"audio": Modality("vector", (6,)), "depth": Modality("vector", (7,))}
+        owner = Trainer(tiny.config(dropout=0.1, micro_batches=2, compile=True), kinds, CPU)
+
+        def train(seed: int) -> int:
+            counters.clear()
+            for masked in (False, True):
+                for clips in (8, 3):
+                    mask = {name: tiny.mask_of([3] * clips, STEPS) for name in kinds} if masked else None
+                    owner.train_step(tiny.batch(owner.model, clips, STEPS, seed=seed), mask, RATE)
+            return counters["stats"]["unique_graphs"]
+
+        # Only temporal encoders read the mask, and decoders always have a graph.
+        assert train(0) == len(kinds) * (8 + 4 + 2)
+        assert train(1) == 0
+
+    def test_more_versions_than_allowed_are_an_error(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Not a step whose first pass is compiled and whose second is not, so that they draw different dropout."""
+        torch._dynamo.reset()
+        monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+        monkeypatch.setattr(acceleration, "VERSIONS", 1)
+        owner = trainer(micro_batches=2, compile=True)
+        message = "compile must need at most 1 versions of ModalityEncoder.encode_semantic, got one more"
+        with pytest.raises(RuntimeError, match=message):
+            owner.train_step(*batch(owner, 6, True), RATE)
 
     def test_names_and_values_stay(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(torch, "compile", lambda function, **_: function)

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -19,9 +20,10 @@ from compare import assert_close
 from tolerances import EXACT, SHARED_BATCH, Tolerance
 
 from unicode_fast import Config, UniCode, checkpoint
+from unicode_fast.data import open_dataset
 from unicode_fast.distributed import Ranks, Watch, _Seen
 from unicode_fast.journal import StepResult
-from unicode_fast.train import Trainer, check_ranks, main
+from unicode_fast.train import Trainer, check_ranks, initialise_codebook, main
 
 NAMES = ("audio", "video", "text")
 CPU = torch.device("cpu")
@@ -56,16 +58,16 @@ def batch_of(owner: UniCode, case: str, step: int) -> tuple[State, State | None]
     }
 
 
-def trained(case: str, ranks: Ranks, **fields: object) -> tuple[State, list[StepResult]]:
+def trained(case: str, ranks: Ranks, device: torch.device = CPU, **fields: object) -> tuple[State, list[StepResult]]:
     """The model of a rank after a few steps, and their results."""
     config = config_of(CASES[case][0], **fields)
-    trainer = Trainer(config, {name: tiny.MODALITIES[name] for name in NAMES}, CPU)
+    trainer = Trainer(config, {name: tiny.MODALITIES[name] for name in NAMES}, device)
     results = []
     for step, clips in enumerate(BATCHES):
         own = ranks.bounds(clips)
         features, mask = batch_of(trainer.model, case, step)
-        part = {name: values[own] for name, values in features.items()}
-        valid = None if mask is None else {name: values[own] for name, values in mask.items()}
+        part = {name: values[own].to(device) for name, values in features.items()}
+        valid = None if mask is None else {name: values[own].to(device) for name, values in mask.items()}
         results.append(trainer.train_step(part, valid, 1e-3, ranks.part(clips)))
     return trainer.model.state_dict(), results
 
@@ -146,6 +148,25 @@ def test_ranks_train_the_model_of_one(size: int, tmp_path: Path) -> None:
     mp.start_processes(check_rank, args=(size, str(tmp_path), truths), nprocs=size, start_method="fork")
 
 
+def check_rank_on_gpus(rank: int, size: int, folder: str) -> None:
+    torch.cuda.set_device(rank)
+    device = torch.device("cuda", rank)
+    truths = {case: trained(case, Ranks(), device) for case in CASES}
+    dist.init_process_group("cpu:gloo,cuda:nccl", f"file://{folder}/meeting", rank=rank, world_size=size)
+    for case, truth in truths.items():
+        compare(trained(case, Ranks(rank, size), device), truth)
+    found = trained("official, masks", Ranks(rank, size), device, micro_batches=2, activation_checkpointing=True)
+    compare(found, truths["official, masks"])
+    dist.destroy_process_group()
+
+
+@pytest.mark.skipif(
+    torch.cuda.device_count() < 2 or not dist.is_nccl_available(), reason="CUDA with two GPUs and NCCL is not available"
+)
+def test_ranks_on_gpus_train_the_model_of_one(tmp_path: Path) -> None:
+    mp.start_processes(check_rank_on_gpus, args=(2, str(tmp_path)), nprocs=2, start_method="spawn")
+
+
 class TestLessMemory:
     @pytest.mark.parametrize("case", CASES)
     @pytest.mark.parametrize("number", [2, 3])
@@ -178,6 +199,29 @@ class TestLessMemory:
         compare(trained("recommended, masks", Ranks(), dropout=0.5, micro_batches=2), first, EXACT)
         other = trained("recommended, masks", Ranks(), dropout=0.0, micro_batches=2)
         assert not torch.allclose(other[0]["codebook.codebook"], first[0]["codebook.codebook"])
+
+    def test_initial_codewords(self, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """One rank encodes a whole batch for all, in pieces as small as theirs, and draws the same rows."""
+        encode, clips, found = UniCode.forward, [], []
+
+        def noted(self: UniCode, features: State, mask: State) -> object:
+            clips.append(len(features["audio"]))
+            return encode(self, features, mask)
+
+        monkeypatch.setattr(UniCode, "forward", noted)
+        for ranks, number in ((1, 1), (3, 1), (2, 2)):
+            clips.clear()
+            trainer = Trainer(
+                config_of("recommended", micro_batches=number), {n: tiny.MODALITIES[n] for n in NAMES}, CPU
+            )
+            batches = open_dataset(tiny.config(data=str(store)).data).batches(
+                "train", NAMES, 10, 0, dtype=torch.float64
+            )
+            initialise_codebook(trainer, batches, CPU, ranks)
+            assert max(clips) == -(-10 // (ranks * number))
+            found.append(trainer.model.codebook.codebook)
+        for codebook in found[1:]:
+            assert_close(codebook, found[0], SHARED_BATCH, "codebook")
 
     @pytest.mark.parametrize("fields", [{"micro_batches": 8}, {"activation_checkpointing": True}])
     def test_fewer_tensors_are_kept(self, fields: dict) -> None:
@@ -215,15 +259,22 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Job:
-    """A run under torchrun."""
+    """A run under torchrun, of the module that trains or of a script in its place."""
 
-    def __init__(self, ranks: int, log: Path, *flags: str, **fields: object) -> None:
+    def __init__(
+        self,
+        ranks: int,
+        log: Path,
+        *flags: str,
+        script: tuple[str, ...] = ("-m", "unicode_fast.train"),
+        **fields: object,
+    ) -> None:
         words = [*flags, *(f"--{name}={value}" for name, value in fields.items())]
         torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
         self.log = log
         with log.open("w") as stream:
             self.process = subprocess.Popen(
-                [*torchrun, "-m", "unicode_fast.train", *words],
+                [*torchrun, *script, *words],
                 env={**os.environ, "OMP_NUM_THREADS": "1"},
                 stdout=stream,
                 stderr=stream,
@@ -305,6 +356,18 @@ class TestTorchrun:
         ]
         assert checkpoint.read(checkpoint.find(out, "last"))["step"] >= 2
 
+    def test_a_rank_whose_feed_hangs(self, store: Path, tmp_path: Path) -> None:
+        """It lives and is heard of; the others wait for it in the step."""
+        script = tmp_path / "script.py"
+        script.write_text(A_FEED_THAT_HANGS)
+        fields = {**FLAGS, "steps": 1000, "validations": 0, "checkpoint_seconds": 1000.0, "rank_timeout_seconds": 2.0}
+        out = tmp_path / "run"
+        job = Job(2, tmp_path / "log.txt", script=(str(script),), data=store, out=out, **fields)
+        status, printed = job.wait()
+        assert status != 0
+        (message,) = errors_in(printed)
+        assert re.match(r"error: rank 1 came no further than step 25 for \d+ s; what was saved", message)
+
     def test_a_loss_that_is_not_finite_ends_all_with_one_message(self, store: Path, tmp_path: Path) -> None:
         out = tmp_path / "run"
         fields = {**FLAGS, "dtype": "float32", "learning_rate": 1e30}
@@ -321,6 +384,24 @@ class TestTorchrun:
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
         printed = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120).stdout
         assert printed.count("during True, afterwards False") == 2, printed
+
+
+A_FEED_THAT_HANGS = """
+import os
+import time
+from unicode_fast.data import Batches
+from unicode_fast.train import main
+
+read = Batches.batch
+
+def batch(self, step, own=slice(None)):
+    if step == 25 and os.environ["RANK"] == "1":
+        time.sleep(1000)
+    return read(self, step, own)
+
+Batches.batch = batch
+main()
+"""
 
 
 # An optimiser imports more of torch.distributed.
@@ -349,8 +430,9 @@ class TestWatch:
     @staticmethod
     def look(states: list[tuple[str, str]]) -> list[str | None]:
         """Of rank 0 at the others' states, rank 1's and that of rank 2 and of the first."""
-        store = dist.HashStore()
-        watch, seen, found = Watch(Ranks(0, 3, store), 10.0), _Seen(), []
+        store, ranks = dist.HashStore(), Ranks(0, 3)
+        ranks.begin(10.0)
+        watch, seen, found = Watch(ranks), _Seen(), []
         for beat, (first, second) in enumerate(states):
             store.set("rank-0", f"{beat} {first}")
             store.set("rank-1", f"{beat} {second}" if second != "silent" else "7 7 training")
@@ -358,27 +440,53 @@ class TestWatch:
             found.append(watch._look(store, seen))
         return found
 
+    @staticmethod
+    def both(steps: Iterable[int]) -> list[tuple[str, str]]:
+        return [(f"{step} training", f"{step} training") for step in steps]
+
     def test_a_rank_that_goes_on(self) -> None:
-        assert set(self.look([(f"{step} training", f"{step} training") for step in range(40)])) == {None}
+        assert set(self.look(self.both(range(40)))) == {None}
 
     def test_a_silent_rank(self) -> None:
         found = self.look([("9 training", "silent")] * 12)
         assert found == [None] * 11 + ["rank 1 has not been heard of for 10 s"]
 
     def test_a_rank_that_comes_no_further(self) -> None:
-        before = [(f"{step} training", f"{step} training") for step in range(6)]
-        found = self.look(before + [("6 training", "5 training")] * 14)
+        found = self.look(self.both(range(6)) + [("6 training", "5 training")] * 14)
         assert found == [None] * 19 + ["rank 1 came no further than step 5 for 10 s"]
 
     def test_long_steps_are_no_stall(self) -> None:
-        steps = [step for step in range(5) for _ in range(20)]
-        assert set(self.look([(f"{step} training", f"{step} training") for step in steps])) == {None}
+        assert set(self.look(self.both(step for step in range(5) for _ in range(20)))) == {None}
 
-    @pytest.mark.parametrize("phase", ["alone", "ended"])
-    def test_the_others_wait_for_the_first(self, phase: str) -> None:
-        before = [(f"{step} training", f"{step} training") for step in range(6)]
-        second = "5 training" if phase == "alone" else "5 ended"
-        assert set(self.look(before + [(f"5 {phase}", second)] * 40)) == {None}
+    def test_an_ended_rank(self) -> None:
+        assert set(self.look(self.both(range(6)) + [("5 ended", "5 ended")] * 40)) == {None}
+
+    @pytest.mark.parametrize(
+        ("first", "second", "seconds", "behind"),
+        [
+            ("0 opening", "0 opening", 3600, "0, 1, 2"),
+            ("1 starting", "0 starting", 900, "1"),
+            ("6 alone", "5 training", 3600, "0"),
+            ("6 measuring", "5 training", 86400, "0"),
+        ],
+    )
+    def test_what_may_take_long_has_an_end(self, first: str, second: str, seconds: int, behind: str) -> None:
+        found = self.look(self.both(range(6)) + [(first, second)] * (seconds + 5))
+        assert set(found[: seconds + 9]) == {None}
+        step = (first if behind.startswith("0") else second).split()[0]
+        assert found[-1] == f"rank {behind} came no further than step {step} for {seconds} s"
+
+    def test_steps_before_a_start_do_not_count(self) -> None:
+        """A run that goes on at step 300 and takes 30 s for its first two; then the run of another seed."""
+        starting = [("0 starting", "0 starting")] * 5 + [("301 starting", "301 starting")] * 30
+        training = self.both([301] + [302] * 30 + [303] * 30 + [304] * 30)
+        assert set(self.look(starting + training)) == {None}
+        found = self.look(self.both(range(300)) + starting + training + self.both([304] * 120))
+        assert found.index("rank 0, 1, 2 came no further than step 304 for 120 s") == 300 + 35 + 61 + 124
+
+    def test_a_second_step_may_take_what_a_start_may(self) -> None:
+        found = self.look([("1 starting", "1 starting")] * 5 + self.both([1] * 910))
+        assert set(found[:909]) == {None} and found[-1] == "rank 0, 1, 2 came no further than step 1 for 900 s"
 
 
 class TestChecks:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import FunctionType, MethodType
 from typing import Any, NamedTuple
 
 import torch
@@ -15,6 +16,9 @@ from unicode_fast.modules import UniCode
 
 # Steps before a capture, so that libraries choose their algorithms and allocate outside of it.
 WARM_UP = 3
+# Compiled versions of a method: eight come from a graph or none, a mask or none, one clip or several; the rest is for
+# what a compiler may tell apart among sizes.
+VERSIONS = 32
 Batch = Mapping[str, Tensor]
 Step = Callable[[Batch, Batch | None], StepResult]
 
@@ -54,10 +58,12 @@ def accelerate(model: UniCode, config: TrainConfig) -> None:
 def _compile(module: nn.Module, method: str) -> None:
     """Puts a version in the place of a method that is compiled for training, with any number of clips.
 
-    All other sizes are those of a modality, and constants to the compiler.
+    All other sizes are those of a modality, and constants to the compiler. Where torch would go on without compiling,
+    at a graph break or after too many versions, that is an error: passes of one step that are compiled and not
+    compiled draw different dropout.
     """
     plain = getattr(module, method)
-    compiled = torch.compile(plain, dynamic=False)
+    compiled = torch.compile(_with_code_of_its_own(plain), dynamic=False, fullgraph=True)
 
     @functools.wraps(plain)
     def call(*tensors: Tensor | None) -> Any:
@@ -66,9 +72,25 @@ def _compile(module: nn.Module, method: str) -> None:
         for tensor in tensors:
             if tensor is not None:
                 torch._dynamo.maybe_mark_dynamic(tensor, 0)
-        return compiled(*tensors)
+        try:
+            with torch._dynamo.config.patch(recompile_limit=VERSIONS):
+                return compiled(*tensors)
+        except torch._dynamo.exc.FailOnRecompileLimitHit as error:
+            raise RuntimeError(
+                f"compile must need at most {VERSIONS} versions of {type(module).__name__}.{method}, got one more; "
+                "TORCH_LOGS=recompiles says why, and --compile false goes without"
+            ) from error
 
     setattr(module, method, call)
+
+
+def _with_code_of_its_own(method: MethodType) -> MethodType:
+    """The method with a copy of its code, as torch counts the versions of all functions that share one together."""
+    shared = method.__func__
+    own = FunctionType(
+        shared.__code__.replace(), shared.__globals__, shared.__name__, shared.__defaults__, shared.__closure__
+    )
+    return MethodType(own, method.__self__)
 
 
 class _Captured(NamedTuple):

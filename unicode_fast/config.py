@@ -261,7 +261,10 @@ class TrainConfig:
         checkpoint_seconds: longest time between two checkpoints.
         probe_tasks: tasks whose table ends the run, separated by commas; "none" ends it without.
         rank_timeout_seconds: a rank that is not heard of for so long, or comes no further for so long and for four
-            times what a step takes, ends the run of all ranks; torchrun then kills it after half a minute.
+            times what a step takes, ends the run of all ranks; torchrun then kills it after half a minute. One that
+            is heard of has an hour to open the data, a quarter of an hour to start and end its first step, an hour
+            for what the first rank does alone (saving, validation), and a day for the tasks at the end. A step that
+            compiles again, as for the first batch with gaps on a CPU, must end within it.
     """
 
     steps: int = 600

@@ -22,16 +22,21 @@ import torch.distributed as dist
 # still run when the interpreter ends, which can abort the process.
 import torch.distributed.nn.functional  # noqa: F401
 
+from unicode_fast.config import TrainConfig
 from unicode_fast.ops.sharded import Part
 
 T = TypeVar("T")
 
-# Nothing in a run takes as long; `Watch` finds earlier whether a rank stalls, as the first may work alone for a while.
+# Nothing in a run takes as long; `Watch` finds earlier whether a rank stalls, and knows what may take long.
 _LONGEST_WAIT = datetime.timedelta(days=7)
 # The rank that says why a run ends is left this long to do so, in seconds; torchrun ends the others then.
 _LAST_WORDS_SECONDS = 5.0
 # A step that takes this many times the mean of those before it is a stall, where that is longer than the time-out.
 _STEPS_OF_A_STALL = 4
+# How long a rank may come no further in what is no step, in seconds: data are read, or made on first use; a model is
+# built and its first step compiles, for minutes on a CPU; the first rank saves or validates; it measures what has been
+# trained, after which nothing is lost.
+_LONGEST_PHASES = {"opening": 3600.0, "starting": 900.0, "alone": 3600.0, "measuring": 86400.0}
 _FAILED = "failed"
 _RESUME = "what was saved before is there, go on with --resume"
 
@@ -46,12 +51,15 @@ class Ranks:
     Attributes:
         rank: of this process.
         size: number of ranks.
+        step: batches that this rank has read, of the run that it is in.
+        phase: "training" from the end of its first step on, "ended", or one of those that may take long.
+        timeout_seconds: after which a rank that stalls ends the run.
     """
 
     def __init__(self, rank: int = 0, size: int = 1, store: dist.Store | None = None) -> None:
         self.rank, self.size, self.store = rank, size, store
-        self.step = 0
-        self.phase = "training"
+        self.step, self.phase = 0, "opening"
+        self.timeout_seconds = TrainConfig.rank_timeout_seconds
         self._watch: Watch | None = None
 
     @property
@@ -82,21 +90,21 @@ class Ranks:
         torch.cuda.set_device(local)
         return torch.device("cuda", local)
 
-    def from_first(self, make: Callable[[], T]) -> T:
+    def from_first(self, make: Callable[[], T], phase: str = "alone") -> T:
         """What `make` returns on the first rank, on every rank; it runs there alone while the others wait."""
         if self.size == 1:
             return make()
         made: list[Any] = [None]
         if self.first:
-            with self.alone():
+            with self.alone(phase):
                 made = [make()]
         dist.broadcast_object_list(made, src=0, device=torch.device("cpu"))
         return made[0]
 
     @contextlib.contextmanager
-    def alone(self) -> Iterator[None]:
-        """While the first rank does what others wait for, however long that takes."""
-        before, self.phase = self.phase, "alone"
+    def alone(self, phase: str = "alone") -> Iterator[None]:
+        """While the first rank does what others wait for."""
+        before, self.phase = self.phase, phase
         try:
             yield
         finally:
@@ -108,11 +116,15 @@ class Ranks:
             for tensor in model.state_dict().values():
                 dist.broadcast(tensor, 0)
 
-    def watch(self, timeout_seconds: float) -> None:
-        """From now on a rank that stalls ends the run."""
-        if self.size > 1 and self._watch is None:
-            self._watch = Watch(self, timeout_seconds)
-            self._watch.start()
+    def watch(self) -> None:
+        """From now on a rank that stalls ends the job."""
+        self._watch = Watch(self)
+        self._watch.start()
+
+    def begin(self, timeout_seconds: float) -> None:
+        """A run begins, maybe not the first."""
+        self.phase, self.timeout_seconds = "opening", timeout_seconds
+        self.step = 0
 
     def fails_first(self) -> bool:
         """Whether no other rank has failed before this one, which then says why."""
@@ -139,20 +151,25 @@ class Watch(threading.Thread):
     """Looks whether the next rank lives and goes on, and ends this process where it does not.
 
     Every rank looks at the next one, so that the work does not grow with their number. A rank has stalled when it has
-    not been heard of for the time-out, or when it has come no further for as long, or for several times as long as a
-    step takes, and the first rank is not at work alone.
+    not been heard of for the time-out, or when it has come no further for as long and for several times as long as a
+    step takes. In the phases that may take long, of that rank or of the first, for which the others wait, it has
+    stalled after the time that `_LONGEST_PHASES` leaves it; so too, after that of "starting", while no step has been
+    seen whole.
 
     Args:
         ranks: of this process.
-        timeout_seconds: the time-out.
     """
 
-    def __init__(self, ranks: Ranks, timeout_seconds: float) -> None:
+    def __init__(self, ranks: Ranks) -> None:
         super().__init__(name="watch", daemon=True)
-        self.ranks, self.timeout_seconds = ranks, timeout_seconds
-        self.interval = min(1.0, timeout_seconds / 10)
+        self.ranks = ranks
         self.next = (ranks.rank + 1) % ranks.size
         self.ended = threading.Event()
+
+    @property
+    def interval(self) -> float:
+        """Seconds between two looks."""
+        return min(1.0, self.ranks.timeout_seconds / 10)
 
     def run(self) -> None:
         """Until the process ends."""
@@ -175,19 +192,23 @@ class Watch(threading.Thread):
     def _look(self, store: dist.Store, seen: _Seen) -> str | None:
         """What is wrong with the next rank; None where nothing is."""
         beat, step, phase = store.get(f"rank-{self.next}").decode().split()
-        alone = store.get("rank-0").decode().endswith("alone")
-        seen.note(int(beat), int(step), alone or phase != "training", self.interval)
+        first = store.get("rank-0").decode().split()[-1]
+        seen.note(int(beat), int(step), max(phase, first, key=_longest), self.interval)
         if phase == "ended":
             return None
-        if seen.silent_seconds > self.timeout_seconds:
-            return f"rank {self.next} has not been heard of for {self.timeout_seconds:g} s"
-        allowed = max(self.timeout_seconds, _STEPS_OF_A_STALL * seen.mean_step_seconds())
+        timeout = self.ranks.timeout_seconds
+        if seen.silent_seconds > timeout:
+            return f"rank {self.next} has not been heard of for {timeout:g} s"
+        allowed = _longest(seen.phase) or max(timeout, _STEPS_OF_A_STALL * seen.mean_step_seconds())
         # A few looks later, as a rank that is not heard of keeps the others from going on too.
         if seen.still_seconds > allowed + 3 * self.interval:
             states = [store.get(f"rank-{rank}").decode().split() for rank in range(self.ranks.size)]
-            least = min(int(state[1]) for state in states)
-            behind = ", ".join(str(rank) for rank, state in enumerate(states) if int(state[1]) == least)
-            return f"rank {behind} came no further than step {least} for {allowed:.0f} s"
+            steps = [int(state[1]) for state in states]
+            behind = [rank for rank, step in enumerate(steps) if step == min(steps)]
+            if first in ("alone", "measuring"):
+                behind = [0]
+            names = ", ".join(map(str, behind))
+            return f"rank {names} came no further than step {steps[behind[0]]} for {allowed:.0f} s"
         return None
 
     def _end(self, message: str) -> None:
@@ -203,26 +224,34 @@ class _Seen:
 
     def __init__(self) -> None:
         self.beat = self.step = -1
+        self.phase = "opening"
         self.silent_seconds = self.still_seconds = 0.0
-        self.steps, self.seconds = 0, 0.0
+        self.steps, self.seconds, self.whole = 0, 0.0, False
 
-    def note(self, beat: int, step: int, excused: bool, seconds: float) -> None:
+    def note(self, beat: int, step: int, phase: str, seconds: float) -> None:
         """A look, `seconds` after the one before."""
         self.silent_seconds = 0.0 if beat != self.beat else self.silent_seconds + seconds
-        if excused:
+        self.still_seconds += seconds
+        if phase in ("opening", "starting"):
+            self.steps, self.seconds = 0, 0.0
+        if (step, phase) != (self.step, self.phase):
+            training = phase == self.phase == "training"
+            if training and self.whole:
+                self.steps += step - self.step
+                self.seconds += self.still_seconds
+            # A step after another phase may have begun long before.
+            self.whole = training
             self.still_seconds = 0.0
-        elif step != self.step:
-            # The run of another seed begins at zero again.
-            self.steps += 0 if self.step < 0 else max(0, step - self.step)
-            self.seconds += self.still_seconds + seconds
-            self.still_seconds = 0.0
-        else:
-            self.still_seconds += seconds
-        self.beat, self.step = beat, step
+        self.beat, self.step, self.phase = beat, step, phase
 
     def mean_step_seconds(self) -> float:
-        """Infinite before the first step, which may compile for minutes."""
-        return self.seconds / self.steps if self.steps > 0 else float("inf")
+        """As long as four of them may take what a start may, where none has been seen from its beginning to its end."""
+        return self.seconds / self.steps if self.steps > 0 else _LONGEST_PHASES["starting"] / _STEPS_OF_A_STALL
+
+
+def _longest(phase: str) -> float:
+    """Seconds that a phase may take; zero where it is that of steps."""
+    return _LONGEST_PHASES.get(phase, 0.0)
 
 
 @contextlib.contextmanager
@@ -241,6 +270,7 @@ def join() -> Iterator[Ranks]:
     ranks = Ranks(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), store)
     ranks.publish(store, 0)
     dist.init_process_group("cpu:gloo,cuda:nccl" if dist.is_nccl_available() else "gloo", timeout=_LONGEST_WAIT)
+    ranks.watch()
     try:
         with contextlib.ExitStack() as stack:
             if not ranks.first:

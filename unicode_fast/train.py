@@ -200,8 +200,15 @@ def learning_rate(config: Config, step: int, total: int, epoch_steps: int) -> fl
     return rate
 
 
-def initialise_codebook(trainer: Trainer, batches: BatchSource, device: torch.device) -> None:
-    """Codewords from the features of the first batches, all modalities mixed, as `codebook_init` says."""
+def initialise_codebook(trainer: Trainer, batches: BatchSource, device: torch.device, ranks: int = 1) -> None:
+    """Codewords from the features of the first batches, all modalities mixed, as `codebook_init` says.
+
+    Args:
+        trainer: whose codebook it is.
+        batches: that it will train on.
+        device: of the model.
+        ranks: how many will share a batch; this one encodes as few clips at once as each of them will.
+    """
     method, sizes = trainer.config.method, trainer.config.model
     if method.codebook_init == "uniform":
         return
@@ -209,14 +216,19 @@ def initialise_codebook(trainer: Trainer, batches: BatchSource, device: torch.de
     wanted, step = INIT_ROWS_PER_CODEWORD * sizes.codewords, 0
     trainer.model.eval()
     while sum(map(len, rows)) < wanted and step < batches.steps_per_epoch:
-        batch = batches.batch(step).to(device)
-        parts = micro_batches(batch.features, batch.mask, trainer.config.train.micro_batches)
-        with torch.no_grad():
-            semantic = [trainer.model(few.features, few.mask).semantic for few in parts]
-        for name in trainer.model.names:
-            # In the order of the whole batch, so that the same rows are drawn whatever its parts.
-            z = torch.cat([features[name] for features in semantic])  # (B, T, D)
-            rows.append(z[batch.mask[name]].cpu().numpy())
+        batch = batches.batch(step)
+        encoded: dict[str, list[Tensor]] = {name: [] for name in trainer.model.names}
+        for few in micro_batches(batch.features, batch.mask, trainer.config.train.micro_batches * ranks):
+            features, mask = (
+                {name: tensor.to(device) for name, tensor in tensors.items()}
+                for tensors in (few.features, few.mask or {})
+            )
+            with torch.no_grad():
+                output = trainer.model(features, mask)
+            for name, z in output.semantic.items():
+                encoded[name].append(z.cpu())
+        # Modality after modality, however many parts there are, so that the same rows are drawn.
+        rows += [torch.cat(encoded[name])[batch.mask[name]].numpy() for name in encoded]
         step += 1
     data = np.concatenate(rows)
     generator = np.random.default_rng([trainer.config.train.seed, 7])
@@ -240,10 +252,12 @@ def total_steps(config: Config, batches: BatchSource) -> int:
 def advance(trainer: Trainer, feed: Feed, ranks: Ranks) -> tuple[np.ndarray, StepResult]:
     """One step of training, and the numbers of the clips in its batch."""
     step, config, batches = trainer.step, trainer.config, feed.batches
-    ranks.step = step
     batch = feed.batch(step)
+    # Not before, so that a rank whose feed hangs is behind the others.
+    ranks.step = step + 1
     rate = learning_rate(config, step, total_steps(config, batches), batches.steps_per_epoch)
     result = trainer.train_step(batch.features, batch.mask, rate, ranks.part(batches.size(step)))
+    ranks.phase = "training"
     return batches.numbers(step, batch), result
 
 
@@ -296,7 +310,7 @@ def pretrain(
         "ranks": ranks.size,
     }
     if content is None:
-        ranks.from_first(lambda: initialise_codebook(trainer, batches, device))
+        ranks.from_first(lambda: initialise_codebook(trainer, batches, device, ranks.size))
         ranks.copy_from_first(trainer.model)
     feed = open_feed(batches, device, train.feed, workers=train.feed_workers, end=total, own=ranks.bounds)
     if not ranks.first:
@@ -369,12 +383,13 @@ def run(config: Config, folder: Path, resume_step: int | None = None, ranks: Ran
         The content of summary.json.
     """
     ranks = ranks or Ranks()
+    ranks.begin(config.train.rank_timeout_seconds)
     started = time.monotonic()
     device = ranks.device(choose_device(config.train.device))
     store = open_run_data(config)
     modalities = check_store(config, store)
     check_ranks(config, len(store.split(config.data.train_split)), ranks)
-    ranks.watch(config.train.rank_timeout_seconds)
+    ranks.phase = "starting"
     trainer = Trainer(config, modalities, device)
 
     def read() -> dict[str, Any] | None:
@@ -386,6 +401,7 @@ def run(config: Config, folder: Path, resume_step: int | None = None, ranks: Ran
     content = ranks.from_first(read)
     if content is not None:
         go_on(trainer, content, store, ranks)
+        ranks.step = trainer.step
     if config.train.compile and ranks.first:
         print("encoders and decoders are compiled in the first step, which takes its time", file=sys.stderr)
     begun = time.monotonic()
@@ -396,7 +412,7 @@ def run(config: Config, folder: Path, resume_step: int | None = None, ranks: Ran
         seconds = progress["seconds"] + time.monotonic() - started - pretraining
         return measure(trainer, store, folder, progress, seconds)
 
-    return ranks.from_first(conclude)
+    return ranks.from_first(conclude, "measuring")
 
 
 def go_on(trainer: Trainer, content: Mapping[str, Any], store: Dataset, ranks: Ranks) -> None:

@@ -117,8 +117,10 @@ class UniCodeMethod:
     def valid_steps(self, output: ModelOutput) -> Tensor:
         """Number of valid steps at hand by modality, (modalities,) in the model's dtype."""
         if output.mask is None:
-            numbers = [float(output.index[name].numel()) for name in self.model.names]
-            return torch.tensor(numbers, dtype=self.model.dtype, device=self.model.device)
+            # Each made on the device, as one made from a list would be copied there.
+            numbers = [output.index[name].numel() for name in self.model.names]
+            dtype, device = self.model.dtype, self.model.device
+            return torch.stack([torch.full((), number, dtype=dtype, device=device) for number in numbers])
         return torch.stack([output.mask[name].sum() for name in self.model.names]).to(self.model.dtype)
 
     def _shares(self, output: ModelOutput) -> dict[str, Tensor] | None:

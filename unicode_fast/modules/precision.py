@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -30,12 +30,24 @@ def float32_products(config: TrainConfig, device: torch.device) -> Iterator[None
         yield
         return
     cudnn: Any = torch.backends.cudnn
-    backends: tuple[Any, ...] = (torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn)
+    onednn: Any = torch.backends.mkldnn
+    backends: tuple[Any, ...] = (torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn, onednn.matmul)
     before = [backend.fp32_precision for backend in backends]
-    for backend in backends:
-        backend.fp32_precision = "tf32" if config.precision == "tf32" else "ieee"
+    _switch(backends, ["tf32" if config.precision == "tf32" else "ieee"] * len(backends))
     try:
         yield
     finally:
-        for backend, value in zip(backends, before, strict=True):
-            backend.fp32_precision = value
+        _switch(backends, before)
+
+
+def _switch(backends: Sequence[Any], values: Sequence[str]) -> None:
+    """Sets the precision of products on CUDA, of convolutions and LSTMs there, and of oneDNN's products.
+
+    By torch's older switches first, which Inductor reads, and which cannot be read where one of these, oneDNN's
+    included, contradicts them.
+    """
+    cuda, convolutions, _, onednn = values
+    torch.set_float32_matmul_precision("highest" if cuda != "tf32" else "medium" if onednn == "bf16" else "high")
+    torch.backends.cudnn.allow_tf32 = convolutions == "tf32"
+    for backend, value in zip(backends, values, strict=True):
+        backend.fp32_precision = value
