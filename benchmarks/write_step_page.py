@@ -42,7 +42,9 @@ def steps_table(rows: list[dict]) -> list[str]:
             lines.append(f"| {row['size']} | {row['contender']} | {row['missing']} | | | | |")
             continue
         original = next((r for r in rows if r["contender"] == "the original" and r["size"] == row["size"]), None)
-        ratio = "" if original is None or "missing" in original else f"{original['median_ms'] / row['median_ms']:.2f}"
+        # Rows of another measurement have met another machine.
+        same = original is not None and "missing" not in original and original["commit"] == row["commit"]
+        ratio = f"{original['median_ms'] / row['median_ms']:.2f}" if same else ""
         lines.append(
             f"| {row['size']}, B {row['clips']} | {row['contender']} | {row['median_ms']:.4g} ms | "
             f"{row['p20_ms']:.4g} to {row['p80_ms']:.4g} | {row['processor_ms']:.4g} ms | "

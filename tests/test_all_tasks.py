@@ -128,6 +128,9 @@ def test_a_segmenter_is_kept_and_taken_again(run: Path, tmp_path: Path) -> None:
     assert evaluate([*words, f"--load-segmenter={kept}", f"--out={second}", f"--pictures={tmp_path / 'drawn'}"]) == 0
     assert first.read_text() == second.read_text()
     assert (tmp_path / "drawn" / "segmentation.png").exists()
+    # One that was trained otherwise does not take the place of the row.
+    found = [file.name for file in (run / "evaluations").glob("segmentation-text-audio-sound*load-segmenter*.json")]
+    assert len(found) == 1
 
 
 def test_flags_that_a_task_does_not_read_are_refused(run: Path, tmp_path: Path) -> None:
@@ -140,6 +143,7 @@ def test_flags_that_a_task_does_not_read_are_refused(run: Path, tmp_path: Path) 
         (["--task=segmentation", "--load-segmenter=x", "--save-segmenter=y"], "save_segmenter is about training"),
         (["--task=segmentation", "--load-segmenter=x"], "load_segmenter must be a file of --save_segmenter, got 'x'"),
         (["--task=segmentation", "--backbone-weights=x"], "weights are for a backbone of timm"),
+        (["--seed=-3"], "seed must be at least 0, got -3"),
         (["--task=retrieval", "--anchor=text"], "anchor must be one of video, got 'text'"),
     ):
         with pytest.raises(ValueError, match=message):

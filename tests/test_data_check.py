@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -196,3 +197,33 @@ def test_an_unknown_modality_is_refused(tmp_path: Path, command: str, capsys: py
     except ValueError as error:
         said = str(error)
     assert "has not of 'foo'" in said and not (tmp_path / "store").exists()
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (np.full((7, 12), 0.5)[:3], "must have shape"),
+        (np.full((7, 12), np.nan), r"must lie in \[0, 1\], got nan"),
+        (np.full((7, 12), 7), r"must lie in \[0, 1\], got 7"),
+        (np.full((7, 12), "one"), "must hold numbers, got <U3"),
+    ],
+)
+def test_labels_that_do_not_fit_are_named(tmp_path: Path, few: ClipSet, value: np.ndarray, message: str) -> None:
+    lengths = write_own(tmp_path, few)
+    file = tmp_path / "sound.labels/take-0.npy"
+    columns = np.load(file).shape[1]
+    np.save(file, np.resize(value, (len(value) if "shape" in message else lengths[0], columns)))
+    (finding,) = check(f"clips:{tmp_path}", progress=False).findings
+    assert finding.kind == "labels" and finding.bad and re.search(f"take-0.npy {message}", finding.clips[0])
+    with pytest.raises(StoreError, match=f"take-0.npy {message}"):
+        np.asarray(open_data(f"clips:{tmp_path}").split("train").labels["sound"])
+
+
+def test_what_training_would_refuse_cannot_start(tmp_path: Path, few: ClipSet) -> None:
+    write_own(tmp_path, few)
+    write_rows(tmp_path / "modalities.csv", ["modality", "kind"], [["sound", "grid"], ["picture", "grid"]])
+    report = check(f"clips:{tmp_path}", progress=False)
+    assert not report.can_start and "shape of a grid modality must be" in report.findings[0].text
+    write_rows(tmp_path / "modalities.csv", ["modality", "kind"], [["sound", "vector"]])
+    (finding,) = check(f"clips:{tmp_path}", progress=False).findings
+    assert finding.bad and finding.text == "training needs two, there is sound"

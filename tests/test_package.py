@@ -15,6 +15,7 @@ import torch
 import unicode_fast
 from unicode_fast.__main__ import COMMANDS
 from unicode_fast.__main__ import main as commands
+from unicode_fast.cli import run_main
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "unicode_fast"
@@ -351,3 +352,11 @@ class TestSetup:
             assert not setup.compiles(command)
         for command in (["bdist_wheel"], ["editable_wheel", "--dist-dir", "x"], ["build_ext", "--inplace"]):
             assert setup.compiles(command)
+
+
+def test_a_hidden_package_is_said_at_once(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """As where Python starts in the folder above a checkout."""
+    monkeypatch.setattr(unicode_fast, "__file__", None)
+    with pytest.raises(SystemExit, match="1"):
+        run_main(lambda _: 0, ())
+    assert "hides the package; go elsewhere" in capsys.readouterr().err

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentParser, Namespace
 
+import unicode_fast
 from unicode_fast.config import _TYPES, FIELDS, PARTS, Config
 from unicode_fast.messages import message_of
 from unicode_fast.presets import PRESETS, SIZES, preset
@@ -124,6 +125,9 @@ def resolve(file: str | None, flags: dict[str, Any]) -> Config:
 
 def run_main(main: Callable[[Sequence[str] | None], int], errors: tuple[type[BaseException], ...]) -> None:
     """Runs a command; an expected error is one line on the error stream and exit status 1, never a traceback."""
+    if unicode_fast.__file__ is None:
+        print(f"error: the folder unicode_fast in {Path.cwd()} hides the package; go elsewhere", file=sys.stderr)  # noqa: T201
+        sys.exit(1)
     try:
         status = main(None)
     except errors as error:

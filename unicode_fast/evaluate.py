@@ -74,7 +74,11 @@ def make_parser() -> ArgumentParser:
     )
     parser.add_argument("--segmenter_steps", type=int | None, help="segmentation: training ends after as many steps")
     parser.add_argument("--save_segmenter", type=str | None, help="segmentation: keep it in this new file")
-    parser.add_argument("--load_segmenter", type=str | None, help="segmentation: take it from this file, do not train")
+    parser.add_argument(
+        "--load_segmenter",
+        type=str | None,
+        help="segmentation: take it from this file, and train that of the same modality alone",
+    )
     parser.add_argument(
         "--pictures", type=str | None, help="folder of the examples of segmentation or retrieval [the run's plots]"
     )
@@ -134,7 +138,7 @@ def keep(run: Path, row: Row, arguments: Namespace) -> None:
 def changed_flags(arguments: Namespace) -> dict[str, Any]:
     """What was asked for beside task, direction and protocol."""
     usual = {"checkpoint": default_of(Path(arguments.run))}
-    names = ("data", "to_data", "checkpoint", "anchor", "backbone", "segmenter_steps", "seed")
+    names = ("data", "to_data", "checkpoint", "anchor", "backbone", "segmenter_steps", "load_segmenter", "seed")
     return {name: arguments[name] for name in names if arguments[name] not in (None, usual.get(name))}
 
 
@@ -167,6 +171,8 @@ def check_flags(arguments: Namespace) -> None:
             raise ValueError(f"{flag} must be a file that does not exist yet, got {arguments[flag]!r}")
     if arguments.segmenter_steps is not None and arguments.segmenter_steps < 1:
         raise ValueError(f"segmenter_steps must be at least 1, got {arguments.segmenter_steps}")
+    if arguments.seed is not None and arguments.seed < 0:
+        raise ValueError(f"seed must be at least 0, got {arguments.seed}")
     if arguments["from"] is not None and arguments["from"] == arguments.to:
         raise ValueError(f"to must be another modality than from, got {arguments.to!r} for both")
     if arguments.load_segmenter is not None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import itertools
+import re
 import textwrap
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -347,11 +348,14 @@ def report_bars(
             values = [score for _, (score, _) in found]
             spread = [std or 0 for _, (_, std) in found]
             axis.bar(places, values, 0.92 * width, **styles[name])
-            if any(spread):
-                axis.errorbar(places, values, spread, fmt="none", ecolor=BLACK, elinewidth=1, capsize=2)
+            bars = [
+                (place, score, std) for place, (_, (score, std)) in zip(places, found, strict=True) if std is not None
+            ]
+            if bars:
+                axis.errorbar(*zip(*bars, strict=True), fmt="none", ecolor=BLACK, elinewidth=1, capsize=2)
             for place, value, std in zip(places, values, spread, strict=True):
                 axis.text(place, value + std + 0.015, f"{100 * value:.0f}", ha="center", va="bottom", fontsize=7)
-        axis.set_xticks(range(len(group)), [key.replace(" → ", "\n→ ") for key in group], fontsize=8)
+        axis.set_xticks(range(len(group)), [re.sub(r" (?=→|\()|(?<=,) ", "\n", key) for key in group], fontsize=8)
         axis.set_xlim(-0.6, columns - 0.4)
         axis.set_ylim(0, 1.12)
         axis.set_yticks([0, 0.5, 1], ["0", "50 %", "100 %"])

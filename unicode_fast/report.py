@@ -192,13 +192,21 @@ def published_lines(columns: Iterable[Column]) -> dict[str, dict[Column, Publish
     return found
 
 
+def shown_of(cell: Cell | None, seeds: int) -> str:
+    """A cell of the table, which says how many seeds it holds where these are not all of its line."""
+    if cell is None:
+        return "-"
+    return f"{cell}" if cell.seeds == seeds else f"{cell} ({cell.seeds} of {seeds} seeds)"
+
+
 def wide_table(lines: Sequence[Line]) -> list[list[str]]:
     """Heading and lines: runs, then the paper's; numbers in per cent."""
     columns = list(dict.fromkeys(column for line in lines for column in line.cells))
     cells = [["run", "seeds", *(column.heading for column in columns)]]
     for line in lines:
         seeds = max(cell.seeds for cell in line.cells.values())
-        cells.append([line.label, str(seeds), *(str(line.cells.get(column, "-")) for column in columns)])
+        shown = [shown_of(line.cells.get(column), seeds) for column in columns]
+        cells.append([line.label, str(seeds), *shown])
     for pretraining, numbers in published_lines(columns).items():
         found = [numbers.get(column) for column in columns]
         shown = [f"{number.score:g} ({number.dataset}, {number.measure})" if number else "-" for number in found]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -13,6 +14,7 @@ from tqdm import tqdm
 from unicode_fast.data.dataset import Dataset
 from unicode_fast.data.files import MissingFilesError, MissingPackageError
 from unicode_fast.data.layouts import Request
+from unicode_fast.data.lazy import LazyArray
 from unicode_fast.data.opening import list_data, open_data
 from unicode_fast.data.sources import Listing, Part, Source
 from unicode_fast.data.store_checks import StoreError
@@ -26,8 +28,8 @@ class Finding:
     """One kind of thing that was found.
 
     Attributes:
-        kind: missing, unreadable, empty, short, truncated, non-finite, shape, dtype, duplicate, or what the layout
-            notes on its lists.
+        kind: missing, unreadable, empty, short, truncated, non-finite, shape, dtype, labels, duplicate, or what the
+            layout notes on its lists.
         bad: training must not start.
         text: what it is and what comes of it.
         clips: what the clips are called.
@@ -87,6 +89,7 @@ _KINDS: Mapping[str, tuple[bool, str]] = {
     "non-finite": (True, "NaN or infinite values"),
     "shape": (True, "steps of another shape than most clips have"),
     "dtype": (False, "another dtype than most clips have; all are read as float64"),
+    "labels": (True, "files of labels that are damaged or do not fit their clips"),
     "duplicate": (False, "listed more than once in a split"),
     "overlap": (False, "listed in more than one of train, val and test"),
 }
@@ -127,6 +130,13 @@ def check(spec: str, request: Request | None = None, progress: bool = True) -> R
         raise ValueError(f"modalities must be some that {spec} has clips of, which it has not of {unknown[0]!r}")
     report.findings += [Finding(note.kind, note.bad, note.text) for note in listing.notes]
     report.findings += _find(listing, progress)
+    if request.modalities is None and len(there) < 2:
+        report.findings.append(Finding("modalities", True, f"training needs two, there is {', '.join(there)}"))
+    elif report.can_start:
+        try:
+            listing.open()
+        except (StoreError, ValueError) as error:
+            report.findings.append(Finding("contents", True, str(error)))
     return report
 
 
@@ -158,6 +168,8 @@ def _find(listing: Listing, progress: bool) -> list[Finding]:
     with tqdm(total=total, desc="checking", unit="file", disable=not progress, dynamic_ncols=True) as bar:
         for clips in unique.values():
             _look(clips, found, bar)
+    for part in itertools.chain.from_iterable(listing.lists.values()):
+        found["labels"] += _bad_labels(part)
     for split, parts in listing.parts.items():
         for part in parts:
             twice = [name for name, count in Counter(_names(part)).items() if count > 1]
@@ -197,6 +209,22 @@ def _look(clips: Mapping[str, tuple[Source, int]], found: dict[str, list[str]], 
             found["non-finite"].append(where)
     for kind, values in (("shape", shapes), ("dtype", dtypes)):
         found[kind] += _unusual(values)
+
+
+def _bad_labels(part: Part) -> Iterator[str]:
+    """Reads what is kept beside the features; files and clips that are not there have been found already."""
+    for key, array in part.arrays.items():
+        source = part.sources.get(key.removesuffix(".label"))
+        lengths = None if source is None else source.lengths
+        for clip in range(len(array) if isinstance(array, LazyArray) else 0):
+            if lengths is not None and lengths[clip] == 0:
+                continue
+            try:
+                array[clip]
+            except FileNotFoundError:
+                continue
+            except (StoreError, OSError) as error:
+                yield str(error)
 
 
 def _unusual(values: Mapping[str, Any]) -> list[str]:

@@ -91,7 +91,7 @@ def read_npy(file: Path) -> np.ndarray:
     try:
         return np.load(file, allow_pickle=False)
     except (ValueError, EOFError) as error:
-        raise StoreError(f"{file} must be a .npy file of numbers, but cannot be read: {error}") from error
+        raise StoreError(f"{file} must be a whole .npy file of numbers, not of objects, got something else") from error
 
 
 def npy_steps(file: Path) -> int:
@@ -113,6 +113,11 @@ def _labels(files: Sequence[Path], lengths: np.ndarray, steps: int, columns: int
         label = read_npy(files[clip])
         if label.shape != (lengths[clip], columns):
             raise StoreError(f"{files[clip]} must have shape {(int(lengths[clip]), columns)}, got {label.shape}")
+        if label.dtype.kind not in "biuf":
+            raise StoreError(f"{files[clip]} must hold numbers, got {label.dtype}")
+        outside = label[~((label >= 0) & (label <= 1))]
+        if len(outside):
+            raise StoreError(f"{files[clip]} must lie in [0, 1], got {outside[0]}")
         return np.concatenate([label, np.zeros((steps - len(label), columns))]).astype(np.float32)
 
     return LazyArray.by_clip((len(files), steps, columns), np.float32, read)
