@@ -185,6 +185,7 @@ class TestCompile:
         for one, other in zip(truth, first + second, strict=True):
             assert other == pytest.approx(one, rel=1e-4, abs=1e-5)
 
+    @pytest.mark.slow
     def test_modalities_do_not_use_up_each_others_versions(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Each has its own of passes with and without a graph, with and without a mask, of one clip and of several."""
         torch._dynamo.reset()

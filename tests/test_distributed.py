@@ -356,6 +356,7 @@ class TestTorchrun:
         ]
         assert checkpoint.read(checkpoint.find(out, "last"))["step"] >= 2
 
+    @pytest.mark.slow
     def test_a_rank_whose_feed_hangs(self, store: Path, tmp_path: Path) -> None:
         """It lives and is heard of; the others wait for it in the step."""
         script = tmp_path / "script.py"
@@ -368,6 +369,7 @@ class TestTorchrun:
         (message,) = errors_in(printed)
         assert re.match(r"error: rank 1 came no further than step 12 for \d+ s; what was saved", message)
 
+    @pytest.mark.slow
     def test_a_loss_that_is_not_finite_ends_all_with_one_message(self, store: Path, tmp_path: Path) -> None:
         out = tmp_path / "run"
         fields = {**FLAGS, "dtype": "float32", "learning_rate": 1e30}

@@ -195,6 +195,7 @@ class TestDeterminism:
         main(flags(store, tmp_path / "again", probe_tasks="classification", feed=feed))
         assert same(final_model(finished), final_model(tmp_path / "again"))
 
+    @pytest.mark.slow
     def test_a_run_in_bfloat16_goes_on_with_the_same_bits(self, store: Path, tmp_path: Path) -> None:
         options = {"precision": "bfloat16", "channels_last": "true", "probe_tasks": "classification", "steps": 12}
         whole, parted = tmp_path / "whole", tmp_path / "parted"
