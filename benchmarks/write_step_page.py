@@ -13,7 +13,8 @@ benchmarks/write_step_page.py from benchmarks/results/, which `pytest benchmarks
 `pytest benchmarks/bench_feed.py` fill; `--device cuda` for a machine with a GPU. *published* has the sizes of the
 paper's audio-video-text pre-training, on a CPU with four clips in place of eighty; *default* is the default run on the
 built-in data. *Time* is by the clock, as is the ratio to the original's; *processor time* is that of all cores together
-and says more where the machine was busy.
+and says more where the machine was busy. Rows named *before* were measured at another time, as it says below the table:
+their shares can be compared with later ones, their clock cannot.
 """
 
 
@@ -103,6 +104,7 @@ def main() -> None:
             before = {row["size"]: row for row in read(f"train-step-{device}-before.json")}
             older = [{**r, "contender": f"{r['contender']}, before, `{r['commit'][:12]}`"} for r in before.values()]
             lines += [*steps_table([*older, *rows]), "", f"Medians. {machine(measured)}.", ""]
+            lines += [f"Before, {size}: {machine(row)}.\n" for size, row in before.items()]
             for size in dict.fromkeys(row["size"] for row in rows):
                 columns = {row["contender"]: row for row in rows if row["size"] == size and "parts" in row}
                 if size in before:

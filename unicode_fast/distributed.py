@@ -18,12 +18,13 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-# Imported by torch's optimisers later on, it would keep the process group as a default argument, and so threads that
-# still run when the interpreter ends, which can abort the process.
-import torch.distributed.nn.functional  # noqa: F401
-
 from unicode_fast.config import TrainConfig
 from unicode_fast.ops.sharded import Part
+
+if dist.is_available():
+    # Imported by torch's optimisers later on, it would keep the process group as a default argument, and so threads
+    # that still run when the interpreter ends, which can abort the process.
+    import torch.distributed.nn.functional  # noqa: F401
 
 T = TypeVar("T")
 

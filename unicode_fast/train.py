@@ -546,7 +546,7 @@ def train(argv: Sequence[str] | None, ranks: Ranks) -> int:
         if seeds and arguments.resume_step is not None:
             raise ValueError(f"resume_step needs the run of one seed, such as --resume {folder / f'seed-{seeds[0]}'}")
         check_run(config)
-        store = open_dataset(config.data)
+        store = open_run_data(config)
         check_ranks(config, len(store.split(config.data.train_split)), ranks)
         if flags:
             ranks.from_first(lambda: write_config(folder, config))
