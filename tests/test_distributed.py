@@ -7,8 +7,9 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
@@ -20,9 +21,11 @@ from compare import assert_close
 from tolerances import EXACT, SHARED_BATCH, Tolerance
 
 from unicode_fast import Config, UniCode, checkpoint
+from unicode_fast.activity import Activity, waiting
 from unicode_fast.data import open_dataset
 from unicode_fast.distributed import Ranks, Watch, _Seen
 from unicode_fast.journal import StepResult
+from unicode_fast.ops import sharded
 from unicode_fast.train import Trainer, check_ranks, initialise_codebook, main
 
 NAMES = ("audio", "video", "text")
@@ -136,6 +139,10 @@ def check_rank(rank: int, size: int, folder: str, truths: dict[str, tuple[State,
         trained("official, masks", ranks, micro_batches=2, activation_checkpointing=True), truths["official, masks"]
     )
     check_dropout_after_a_resume(ranks)
+    begun: list[int] = [0] * size
+    dist.all_gather_object(begun, sharded.begun)
+    # Whoever has begun fewer collectives is the one that others wait for.
+    assert begun == begun[:1] * size and begun[0] > 100
     dist.destroy_process_group()
 
 
@@ -356,18 +363,22 @@ class TestTorchrun:
         ]
         assert checkpoint.read(checkpoint.find(out, "last"))["step"] >= 2
 
-    @pytest.mark.slow
-    def test_a_rank_whose_feed_hangs(self, store: Path, tmp_path: Path) -> None:
-        """It lives and is heard of; the others wait for it in the step."""
+    @pytest.mark.parametrize(
+        "place", [*(pytest.param(it, marks=pytest.mark.slow) for it in ("opening", "feed")), "validation"]
+    )
+    def test_a_rank_hangs(self, place: str, store: Path, tmp_path: Path) -> None:
+        """It lives and is heard of, and the others wait for it, before the first step, in a step, or between steps."""
         script = tmp_path / "script.py"
-        script.write_text(A_FEED_THAT_HANGS)
-        fields = {**FLAGS, "steps": 1000, "validations": 0, "checkpoint_seconds": 1000.0, "rank_timeout_seconds": 2.0}
+        script.write_text(A_RANK_THAT_HANGS)
+        fields = {**FLAGS, "steps": 1000, "validations": 100, "checkpoint_seconds": 1000.0, "rank_timeout_seconds": 2.0}
         out = tmp_path / "run"
-        job = Job(2, tmp_path / "log.txt", script=(str(script),), data=store, out=out, **fields)
-        status, printed = job.wait()
+        job = Job(2, tmp_path / "log.txt", script=(str(script), place), data=store, out=out, **fields)
+        status, printed = job.wait(60)
         assert status != 0
         (message,) = errors_in(printed)
-        assert re.match(r"error: rank 1 came no further than step 12 for \d+ s; what was saved", message)
+        rank, step = {"opening": (1, 0), "feed": (1, 12), "validation": (0, 10)}[place]
+        found = f"error: rank {rank} has done nothing for 2 s, at step {step}; what was saved"
+        assert message.startswith(found), printed
 
     @pytest.mark.slow
     def test_a_loss_that_is_not_finite_ends_all_with_one_message(self, store: Path, tmp_path: Path) -> None:
@@ -388,21 +399,29 @@ class TestTorchrun:
         assert printed.count("during True, afterwards False") == 2, printed
 
 
-A_FEED_THAT_HANGS = """
+A_RANK_THAT_HANGS = """
 import os
+import sys
 import time
+from unicode_fast import train
 from unicode_fast.data import Batches
-from unicode_fast.train import main
 
-read = Batches.batch
+place, rank = sys.argv.pop(1), int(os.environ["RANK"])
 
-def batch(self, step, own=slice(None)):
-    if step == 12 and os.environ["RANK"] == "1":
-        time.sleep(1000)
-    return read(self, step, own)
+def hanging(call, on, where=lambda *_: True):
+    def called(*arguments, **options):
+        if rank == on and where(*arguments):
+            time.sleep(1000)
+        return call(*arguments, **options)
+    return called
 
-Batches.batch = batch
-main()
+if place == "opening":
+    train.open_run_data = hanging(train.open_run_data, 1)
+elif place == "feed":
+    Batches.batch = hanging(Batches.batch, 1, lambda batches, step, *_: step == 12)
+else:
+    train.zero_shot_accuracy = hanging(train.zero_shot_accuracy, 0)
+train.main()
 """
 
 
@@ -426,50 +445,76 @@ sys.__stdout__.write(f"during {during}, afterwards {gloo()}\\n")
 """
 
 
+def state(step: int, phase: str = "training", begun: int | None = None, idle: float = 0.0) -> str:
+    """What a rank tells after its beat; of two collectives a step where their number is not given."""
+    return f"{step} {phase} {2 * step if begun is None else begun} {idle}"
+
+
 class TestWatch:
     """What a rank says of the next one, from what that one tells once a second."""
 
     @staticmethod
-    def look(states: list[tuple[str, str]]) -> list[str | None]:
-        """Of rank 0 at the others' states, rank 1's and that of rank 2 and of the first."""
+    def look(states: Iterable[tuple[str, str]]) -> list[str | None]:
+        """Of rank 0 at the others' states, that of the first and of rank 2, and rank 1's."""
         store, ranks = dist.HashStore(), Ranks(0, 3)
         ranks.begin(10.0)
         watch, seen, found = Watch(ranks), _Seen(), []
         for beat, (first, second) in enumerate(states):
             store.set("rank-0", f"{beat} {first}")
-            store.set("rank-1", f"{beat} {second}" if second != "silent" else "7 7 training")
+            store.set("rank-1", f"{beat} {second}" if second != "silent" else f"7 {state(7)}")
             store.set("rank-2", f"{beat} {first}")
             found.append(watch._look(store, seen))
         return found
 
     @staticmethod
     def both(steps: Iterable[int]) -> list[tuple[str, str]]:
-        return [(f"{step} training", f"{step} training") for step in steps]
+        return [(state(step), state(step)) for step in steps]
 
     def test_a_rank_that_goes_on(self) -> None:
         assert set(self.look(self.both(range(40)))) == {None}
 
     def test_a_silent_rank(self) -> None:
-        found = self.look([("9 training", "silent")] * 12)
+        found = self.look([(state(9), "silent")] * 12)
         assert found == [None] * 11 + ["rank 1 has not been heard of for 10 s"]
 
     def test_a_rank_that_comes_no_further(self) -> None:
-        found = self.look(self.both(range(6)) + [("6 training", "5 training")] * 14)
+        found = self.look(self.both(range(6)) + [(state(6), state(5))] * 14)
         assert found == [None] * 19 + ["rank 1 came no further than step 5 for 10 s"]
+
+    def test_a_rank_that_comes_no_further_within_a_step(self) -> None:
+        """All have read its batch; the others wait in a later collective."""
+        found = self.look(self.both(range(6)) + [(state(6, begun=12), state(6, begun=11))] * 15)
+        assert found == [None] * 20 + ["rank 1 came no further than step 6 for 10 s"]
+
+    @pytest.mark.parametrize("phase", ["opening", "starting", "training", "alone", "measuring"])
+    @pytest.mark.parametrize("hangs", ["first", "second", "all"])
+    def test_a_rank_that_does_nothing(self, phase: str, hangs: str) -> None:
+        """While others wait for it, which do nothing either."""
+        begun = {"first": (6, 7), "second": (7, 6), "all": (6, 6)}[hangs]
+        states = [[state(3, phase, count, float(idle)) for count in begun] for idle in range(15)]
+        found = self.look(self.both(range(3)) + [(first, second) for first, second in states])
+        names = {"first": "0, 2", "second": "1", "all": "0, 1, 2"}[hangs]
+        assert found == [None] * 17 + [f"rank {names} has done nothing for 10 s, at step 3"]
+
+    def test_who_waits_for_busy_ranks_has_not_stalled(self) -> None:
+        """Rank 1 waits while the others compute, for long where that may be."""
+        states = [(state(3, "alone", 6, 0.0), state(3, "training", 7, float(idle))) for idle in range(600)]
+        assert set(self.look(self.both(range(3)) + states)) == {None}
 
     def test_long_steps_are_no_stall(self) -> None:
         assert set(self.look(self.both(step for step in range(5) for _ in range(20)))) == {None}
 
     def test_an_ended_rank(self) -> None:
-        assert set(self.look(self.both(range(6)) + [("5 ended", "5 ended")] * 40)) == {None}
+        ended = state(5, "ended", 11)
+        assert set(self.look(self.both(range(6)) + [(ended, ended)] * 40)) == {None}
 
     @pytest.mark.parametrize(
         ("first", "second", "seconds", "behind"),
         [
-            ("0 opening", "0 opening", 3600, "0, 1, 2"),
-            ("1 starting", "0 starting", 900, "1"),
-            ("6 alone", "5 training", 3600, "0"),
-            ("6 measuring", "5 training", 86400, "0"),
+            (state(0, "opening"), state(0, "opening"), 3600, "0, 1, 2"),
+            (state(1, "starting"), state(0, "starting"), 900, "1"),
+            (state(6, "alone", 12), state(6, "training", 13), 3600, "0, 2"),
+            (state(6, "measuring", 12), state(6, "training", 13), 86400, "0, 2"),
         ],
     )
     def test_what_may_take_long_has_an_end(self, first: str, second: str, seconds: int, behind: str) -> None:
@@ -480,15 +525,63 @@ class TestWatch:
 
     def test_steps_before_a_start_do_not_count(self) -> None:
         """A run that goes on at step 300 and takes 30 s for its first two; then the run of another seed."""
-        starting = [("0 starting", "0 starting")] * 5 + [("301 starting", "301 starting")] * 30
+        starting = [(state(0, "starting"),) * 2] * 5 + [(state(301, "starting"),) * 2] * 30
         training = self.both([301] + [302] * 30 + [303] * 30 + [304] * 30)
         assert set(self.look(starting + training)) == {None}
         found = self.look(self.both(range(300)) + starting + training + self.both([304] * 120))
         assert found.index("rank 0, 1, 2 came no further than step 304 for 120 s") == 300 + 35 + 61 + 124
 
     def test_a_second_step_may_take_what_a_start_may(self) -> None:
-        found = self.look([("1 starting", "1 starting")] * 5 + self.both([1] * 910))
+        found = self.look([(state(1, "starting"),) * 2] * 5 + self.both([1] * 910))
         assert set(found[:909]) == {None} and found[-1] == "rank 0, 1, 2 came no further than step 1 for 900 s"
+
+
+class TestActivity:
+    """What a process does between two looks of a thread."""
+
+    @staticmethod
+    def looks(work: Callable[[threading.Event], object], number: int = 3) -> list[bool]:
+        """At a process whose main thread does this until it is told to end."""
+        ended, found = threading.Event(), []
+
+        def look() -> None:
+            activity = Activity()
+            for _ in range(number + 1):
+                time.sleep(0.2)
+                found.append(activity.look(0.2))
+            ended.set()
+
+        thread = threading.Thread(target=look)
+        thread.start()
+        work(ended)
+        thread.join()
+        # What began before the first look counts there.
+        return found[1:]
+
+    def test_waiting_is_none(self) -> None:
+        assert self.looks(lambda ended: ended.wait()) == [False] * 3
+
+    def test_computing(self) -> None:
+        def compute(ended: threading.Event) -> None:
+            while not ended.is_set():
+                pass
+
+        assert self.looks(compute) == [True] * 3
+
+    def test_a_process_that_was_started_computes(self) -> None:
+        def compute(ended: threading.Event) -> None:
+            with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as process:
+                ended.wait()
+                process.kill()
+
+        assert self.looks(compute) == [True] * 3
+
+    def test_waiting_for_another_job_is_allowed(self) -> None:
+        def wait(ended: threading.Event) -> None:
+            with waiting():
+                ended.wait()
+
+        assert self.looks(wait) == [True] * 3
 
 
 class TestChecks:

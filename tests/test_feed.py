@@ -1,6 +1,10 @@
-"""Feeds: the same batches whatever brings them, from any step on; errors surface once; threads end."""
+"""Feeds: the same batches whatever brings them, from any step on; errors surface once; threads and processes end."""
 
 import dataclasses
+import multiprocessing
+import os
+import signal
+import sys
 import threading
 from pathlib import Path
 
@@ -15,6 +19,9 @@ from unicode_fast.data.feed import Feed, PrefetchFeed, ResidentFeed
 
 CPU = torch.device("cpu")
 KINDS = {"direct": Feed, "prefetch": PrefetchFeed, "resident": ResidentFeed}
+# With the number of workers.
+FEEDS = [("direct", 0), ("prefetch", 0), ("prefetch", 1), ("prefetch", 2), ("resident", 0)]
+forked = pytest.mark.skipif(sys.platform != "linux", reason="worker processes are forked on Linux alone")
 
 
 @pytest.fixture(scope="module")
@@ -27,8 +34,10 @@ def batches(store: Path) -> Batches:
     return Batches(open_store(store).split("train"), 5, seed=1, drop_last=False)
 
 
-def feed_threads() -> list[str]:
-    return [thread.name for thread in threading.enumerate() if thread.name.startswith("feed")]
+def helpers() -> list[str]:
+    """Threads and processes of feeds."""
+    threads = [thread.name for thread in threading.enumerate() if thread.name.startswith("feed")]
+    return [*threads, *(process.name for process in multiprocessing.active_children())]
 
 
 def assert_same(batch: Batch, truth: Batch) -> None:
@@ -39,23 +48,44 @@ def assert_same(batch: Batch, truth: Batch) -> None:
         assert torch.equal(batch.mask[name], truth.mask[name])
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_batches_are_those_of_their_steps(kind: str, batches: Batches) -> None:
+@pytest.mark.parametrize(("kind", "workers"), FEEDS)
+def test_the_batches_are_those_of_their_steps(kind: str, workers: int, batches: Batches) -> None:
     """Over the ends of epochs, from a later step on as after a resume, and back again."""
-    with open_feed(batches, CPU, kind, workers=3) as feed:
+    with open_feed(batches, CPU, kind, workers=workers) as feed:
         assert type(feed) is KINDS[kind]
         for step in (*range(12), 30, 31, 2, 3):
             assert_same(feed.batch(step), batches.batch(step))
+    assert not helpers()
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_rank_gets_its_own_clips(kind: str, batches: Batches) -> None:
-    with open_feed(batches, CPU, kind, own=lambda clips: slice(clips // 2, clips)) as feed:
+@pytest.mark.parametrize(("kind", "workers"), FEEDS)
+def test_a_rank_gets_its_own_clips(kind: str, workers: int, batches: Batches) -> None:
+    with open_feed(batches, CPU, kind, workers=workers, own=lambda clips: slice(clips // 2, clips)) as feed:
         for step in range(batches.steps_per_epoch):
             assert_same(feed.batch(step), batches.batch(step, slice(len(batches.indices(step)) // 2, None)))
 
 
-def test_it_reads_ahead_and_no_further_than_the_end(batches: Batches, monkeypatch: pytest.MonkeyPatch) -> None:
+@forked
+def test_processes_read(batches: Batches, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two of them, in turn; the numbers that a training draws are not touched."""
+    plain = Batches.batch
+
+    def signed(self: Batches, step: int, own: slice) -> Batch:
+        return dataclasses.replace(plain(self, step, own), id=np.array([os.getpid()]))
+
+    monkeypatch.setattr(Batches, "batch", signed)
+    before = torch.get_rng_state()
+    with open_feed(batches, CPU, "prefetch", workers=2) as feed:
+        readers = [int(feed.batch(step).id[0]) for step in range(6)]
+    assert len(set(readers)) == 2 and os.getpid() not in readers
+    assert readers == readers[:2] * 3
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(("steps", "furthest"), [(1, 2), (4, 3)])
+def test_it_reads_ahead_and_no_further_than_the_end(
+    steps: int, furthest: int, batches: Batches, monkeypatch: pytest.MonkeyPatch
+) -> None:
     read: list[int] = []
     plain = Batches.batch
 
@@ -64,19 +94,18 @@ def test_it_reads_ahead_and_no_further_than_the_end(batches: Batches, monkeypatc
         return plain(self, step, own)
 
     monkeypatch.setattr(Batches, "batch", noted)
-    with open_feed(batches, CPU, "prefetch", workers=1, end=4) as feed:
-        feed.batch(0)
-        feed.close()
-        assert 0 in read and max(read) <= 2, "two batches for each worker"
-    read.clear()
-    with open_feed(batches, CPU, "prefetch", workers=2, end=4) as feed:
-        for step in range(4):
+    with open_feed(batches, CPU, "prefetch", workers=0, end=4) as feed:
+        for step in range(steps):
             feed.batch(step)
-    assert sorted(read) == [0, 1, 2, 3]
+        while feed.ahead and not feed.ahead[-1].future.done():
+            pass
+    assert read == list(range(furthest + 1))
 
 
-@pytest.mark.parametrize("kind", ["direct", "prefetch"])
-def test_an_error_of_a_worker_is_one_clear_error(kind: str, batches: Batches, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("kind", "workers"), FEEDS[:-1])
+def test_an_error_of_a_worker_is_one_clear_error(
+    kind: str, workers: int, batches: Batches, monkeypatch: pytest.MonkeyPatch
+) -> None:
     plain = Batches.batch
 
     def broken(self: Batches, step: int, own: slice) -> Batch:
@@ -85,12 +114,32 @@ def test_an_error_of_a_worker_is_one_clear_error(kind: str, batches: Batches, mo
         return plain(self, step, own)
 
     monkeypatch.setattr(Batches, "batch", broken)
-    with open_feed(batches, CPU, kind) as feed:
+    with open_feed(batches, CPU, kind, workers=workers) as feed:
         assert_same(feed.batch(0), plain(batches, 0))
         assert_same(feed.batch(1), plain(batches, 1))
-        with pytest.raises(FeedError, match="feed could not read the batch of step 2: OSError: the disk is gone"):
+        with pytest.raises(FeedError) as raised:
             feed.batch(2)
-    assert not feed_threads()
+        assert str(raised.value) == "feed could not read the batch of step 2: OSError: the disk is gone"
+        assert "the disk is gone" in str(raised.value.__cause__)
+    assert not helpers()
+
+
+@forked
+def test_a_worker_that_is_killed_is_one_clear_error(batches: Batches, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = Batches.batch
+
+    def killed(self: Batches, step: int, own: slice) -> Batch:
+        if step == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return plain(self, step, own)
+
+    monkeypatch.setattr(Batches, "batch", killed)
+    with open_feed(batches, CPU, "prefetch", workers=1) as feed:
+        assert_same(feed.batch(0), plain(batches, 0))
+        with pytest.raises(FeedError, match=r"read the batch of step [12]: .*; with --feed_workers 0 it is read"):
+            for step in (1, 2):
+                feed.batch(step)
+    assert not helpers()
 
 
 def test_what_is_chosen_on_a_cpu(batches: Batches) -> None:
@@ -112,13 +161,13 @@ def test_what_is_chosen_on_a_cpu(batches: Batches) -> None:
         assert_same(feed.batch(3), batches.batch(3))
 
 
-def test_closing_ends_the_threads(batches: Batches) -> None:
+def test_closing_ends_the_helpers(batches: Batches) -> None:
     feed = open_feed(batches, CPU, "prefetch", workers=2)
     feed.batch(0)
-    assert feed_threads()
+    assert helpers()
     feed.close()
     feed.close()
-    assert not feed_threads()
+    assert not helpers()
 
 
 def test_what_cannot_be_resident_names_the_way_out(batches: Batches, monkeypatch: pytest.MonkeyPatch) -> None:

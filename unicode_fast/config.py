@@ -253,18 +253,18 @@ class TrainConfig:
             `micro_batches` 1 and no `activation_checkpointing`.
         device: "auto" takes a GPU where there is one.
         feed: how batches reach the device: "resident" (the training split
-            lies there whole), "prefetch" (worker threads read ahead, and copy
-            beside the computation), "direct" (one after the other), or "auto".
-        feed_workers: threads that read ahead.
+            lies there whole), "prefetch" (worker processes read ahead, and a
+            thread copies beside the computation), "direct" (one after the other), or "auto".
+        feed_workers: processes that read ahead; with 0 a thread of this one does.
         seed: of initial weights, order of clips, dropout, draws and probes.
         validations: how often the zero-shot accuracy is measured on the validation split, evenly spread.
         checkpoint_seconds: longest time between two checkpoints.
         probe_tasks: tasks whose table ends the run, separated by commas; "none" ends it without.
-        rank_timeout_seconds: a rank that is not heard of for so long, or comes no further for so long and for four
-            times what a step takes, ends the run of all ranks; torchrun then kills it after half a minute. One that
-            is heard of has an hour to open the data, a quarter of an hour to start and end its first step, an hour
-            for what the first rank does alone (saving, validation), and a day for the tasks at the end. A step that
-            compiles again, as for the first batch with gaps on a CPU, must end within it.
+        rank_timeout_seconds: a rank that is not heard of for so long, or that others wait for and that does nothing
+            for so long, ends the run of all ranks; torchrun then kills it after half a minute. One that computes or
+            reads without coming further has four times what a step takes, a quarter of an hour to start and end its
+            first step, an hour to open the data, an hour for what the first rank does alone (saving, validation), and a
+            day for the tasks at the end.
     """
 
     steps: int = 600
@@ -410,7 +410,7 @@ RANGES: Mapping[str, tuple[float, float]] = {
             "width", "vector_specific_width", "grid_hidden_width", "grid_specific_width", "grid_club_width",
             "grid_semantic_width", "squeeze_width", "temporal_layers", "temporal_heads", "feedforward_width",
             "cpc_layers", "cpc_steps", "club_hidden_width", "epochs", "train_clips", "val_clips", "test_clips",
-            "feed_workers", "micro_batches", "rank_timeout_seconds",
+            "micro_batches", "rank_timeout_seconds",
         ),
         (1, math.inf),
     ),
@@ -420,7 +420,7 @@ RANGES: Mapping[str, tuple[float, float]] = {
             "ema_initial_count", "ema_epsilon", "revive_after", "revive_noise", "revive_active_within",
             "reconstruction_weight", "commitment_weight", "commitment_own", "commitment_partner", "club_weight",
             "club_inner_steps", "cpc_weight", "cpc_self_weight", "cpc_earliest", "cmcm_weight", "data_seed", "steps",
-            "warmup_steps", "seed", "validations", "checkpoint_seconds",
+            "warmup_steps", "seed", "feed_workers", "validations", "checkpoint_seconds",
         ),
         (0, math.inf),
     ),

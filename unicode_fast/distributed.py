@@ -12,13 +12,15 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.distributed as dist
 
+from unicode_fast.activity import Activity
 from unicode_fast.config import TrainConfig
+from unicode_fast.ops import sharded
 from unicode_fast.ops.sharded import Part
 
 if dist.is_available():
@@ -34,9 +36,9 @@ _LONGEST_WAIT = datetime.timedelta(days=7)
 _LAST_WORDS_SECONDS = 5.0
 # A step that takes this many times the mean of those before it is a stall, where that is longer than the time-out.
 _STEPS_OF_A_STALL = 4
-# How long a rank may come no further in what is no step, in seconds: data are read, or made on first use; a model is
-# built and its first step compiles, for minutes on a CPU; the first rank saves or validates; it measures what has been
-# trained, after which nothing is lost.
+# How long a rank that is busy may come no further in what is no step, in seconds: data are read, or made on first use;
+# a model is built and its first step compiles, for minutes on a CPU; the first rank saves or validates; it measures
+# what has been trained, after which nothing is lost.
 _LONGEST_PHASES = {"opening": 3600.0, "starting": 900.0, "alone": 3600.0, "measuring": 86400.0}
 _FAILED = "failed"
 _RESUME = "what was saved before is there, go on with --resume"
@@ -99,6 +101,7 @@ class Ranks:
         if self.first:
             with self.alone(phase):
                 made = [make()]
+        sharded.begin()
         dist.broadcast_object_list(made, src=0, device=torch.device("cpu"))
         return made[0]
 
@@ -115,6 +118,7 @@ class Ranks:
         """Parameters and buffers of the first rank, on every rank."""
         if self.size > 1:
             for tensor in model.state_dict().values():
+                sharded.begin()
                 dist.broadcast(tensor, 0)
 
     def watch(self) -> None:
@@ -141,21 +145,37 @@ class Ranks:
             self._watch.ended.set()
             self._watch.join()
         self.phase = "ended"
-        self.publish(store, 0)
+        self.publish(store, 0, 0.0)
 
-    def publish(self, store: dist.Store, beat: int) -> None:
+    def publish(self, store: dist.Store, beat: int, idle_seconds: float) -> None:
         """Tells the other ranks how far this one is."""
-        store.set(f"rank-{self.rank}", f"{beat} {self.step} {self.phase}")
+        state = (beat, self.step, self.phase, sharded.begun, idle_seconds)
+        store.set(f"rank-{self.rank}", " ".join(map(str, state)))
+
+
+class _State(NamedTuple):
+    """What a rank tells the others: how often it has, where it is, and since when it does nothing."""
+
+    beat: int
+    step: int
+    phase: str
+    collectives: int
+    idle_seconds: float
+
+    @classmethod
+    def read(cls, told: bytes) -> _State:
+        beat, step, phase, collectives, idle_seconds = told.decode().split()
+        return cls(int(beat), int(step), phase, int(collectives), float(idle_seconds))
 
 
 class Watch(threading.Thread):
     """Looks whether the next rank lives and goes on, and ends this process where it does not.
 
-    Every rank looks at the next one, so that the work does not grow with their number. A rank has stalled when it has
-    not been heard of for the time-out, or when it has come no further for as long and for several times as long as a
-    step takes. In the phases that may take long, of that rank or of the first, for which the others wait, it has
-    stalled after the time that `_LONGEST_PHASES` leaves it; so too, after that of "starting", while no step has been
-    seen whole.
+    Every rank looks at the next one, so that the work does not grow with their number. Ranks call the same collectives
+    in the same order, so those that have begun the fewest are the ones that the others wait for. They have stalled when
+    they are not heard of, or do nothing, for the time-out. Where they are busy but come no further, they have stalled
+    after several times what a step takes, if that is longer, or after what `_LONGEST_PHASES` leaves a phase of theirs
+    or of the first; while no step has been seen whole, after that of "starting".
 
     Args:
         ranks: of this process.
@@ -177,10 +197,11 @@ class Watch(threading.Thread):
         try:
             # A store of its own: one that a thread waits for another cannot use.
             store = _meet()
-            beat, seen = 0, _Seen()
+            beat, idle_seconds, seen, activity = 0, 0.0, _Seen(), Activity()
             while not self.ended.wait(self.interval):
                 beat += 1
-                self.ranks.publish(store, beat)
+                idle_seconds = 0.0 if activity.look(self.interval) else idle_seconds + self.interval
+                self.ranks.publish(store, beat, idle_seconds)
                 if store.check([_FAILED]):
                     _leave()
                 message = self._look(store, seen)
@@ -191,26 +212,32 @@ class Watch(threading.Thread):
                 self._end(f"the store of torchrun does not answer ({_first_sentence(error)})")
 
     def _look(self, store: dist.Store, seen: _Seen) -> str | None:
-        """What is wrong with the next rank; None where nothing is."""
-        beat, step, phase = store.get(f"rank-{self.next}").decode().split()
-        first = store.get("rank-0").decode().split()[-1]
-        seen.note(int(beat), int(step), max(phase, first, key=_longest), self.interval)
-        if phase == "ended":
+        """What is wrong with the next rank, or those that it waits for; None where nothing is."""
+        state, first = self._states(store, [self.next, 0])
+        seen.note(state, max(state.phase, first.phase, key=_longest), self.interval)
+        if state.phase == "ended":
             return None
-        timeout = self.ranks.timeout_seconds
+        timeout, step_seconds = self.ranks.timeout_seconds, seen.mean_step_seconds()
         if seen.silent_seconds > timeout:
             return f"rank {self.next} has not been heard of for {timeout:g} s"
-        allowed = _longest(seen.phase) or max(timeout, _STEPS_OF_A_STALL * seen.mean_step_seconds())
         # A few looks later, as a rank that is not heard of keeps the others from going on too.
-        if seen.still_seconds > allowed + 3 * self.interval:
-            states = [store.get(f"rank-{rank}").decode().split() for rank in range(self.ranks.size)]
-            steps = [int(state[1]) for state in states]
-            behind = [rank for rank, step in enumerate(steps) if step == min(steps)]
-            if first in ("alone", "measuring"):
-                behind = [0]
-            names = ", ".join(map(str, behind))
-            return f"rank {names} came no further than step {steps[behind[0]]} for {allowed:.0f} s"
+        late = 3 * self.interval
+        steps = _LONGEST_PHASES["starting"] if step_seconds is None else _STEPS_OF_A_STALL * step_seconds
+        longest = _longest(seen.phase) or max(timeout, steps)
+        if state.idle_seconds > timeout + late or seen.still_seconds > longest + late:
+            states = self._states(store, range(self.ranks.size))
+            fewest = min(state.collectives for state in states)
+            behind = {rank: state for rank, state in enumerate(states) if state.collectives == fewest}
+            names, step = ", ".join(map(str, behind)), min(state.step for state in behind.values())
+            if all(state.idle_seconds > timeout for state in behind.values()):
+                return f"rank {names} has done nothing for {timeout:g} s, at step {step}"
+            if seen.still_seconds > longest + late:
+                return f"rank {names} came no further than step {step} for {longest:.0f} s"
         return None
+
+    @staticmethod
+    def _states(store: dist.Store, ranks: Iterable[int]) -> list[_State]:
+        return [_State.read(told) for told in store.multi_get([f"rank-{rank}" for rank in ranks])]
 
     def _end(self, message: str) -> None:
         if self.ranks.fails_first():
@@ -229,8 +256,9 @@ class _Seen:
         self.silent_seconds = self.still_seconds = 0.0
         self.steps, self.seconds, self.whole = 0, 0.0, False
 
-    def note(self, beat: int, step: int, phase: str, seconds: float) -> None:
-        """A look, `seconds` after the one before."""
+    def note(self, state: _State, phase: str, seconds: float) -> None:
+        """A look, `seconds` after the one before; `phase` is the rank's or the first's, whichever may take longer."""
+        beat, step = state.beat, state.step
         self.silent_seconds = 0.0 if beat != self.beat else self.silent_seconds + seconds
         self.still_seconds += seconds
         if phase in ("opening", "starting"):
@@ -245,9 +273,9 @@ class _Seen:
             self.still_seconds = 0.0
         self.beat, self.step, self.phase = beat, step, phase
 
-    def mean_step_seconds(self) -> float:
-        """As long as four of them may take what a start may, where none has been seen from its beginning to its end."""
-        return self.seconds / self.steps if self.steps > 0 else _LONGEST_PHASES["starting"] / _STEPS_OF_A_STALL
+    def mean_step_seconds(self) -> float | None:
+        """What a step takes; None before one has been seen from its beginning to its end."""
+        return self.seconds / self.steps if self.steps > 0 else None
 
 
 def _longest(phase: str) -> float:
@@ -269,7 +297,7 @@ def join() -> Iterator[Ranks]:
         return
     store = _meet()
     ranks = Ranks(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), store)
-    ranks.publish(store, 0)
+    ranks.publish(store, 0, 0.0)
     dist.init_process_group("cpu:gloo,cuda:nccl" if dist.is_nccl_available() else "gloo", timeout=_LONGEST_WAIT)
     ranks.watch()
     try:

@@ -546,6 +546,7 @@ def train(argv: Sequence[str] | None, ranks: Ranks) -> int:
         if seeds and arguments.resume_step is not None:
             raise ValueError(f"resume_step needs the run of one seed, such as --resume {folder / f'seed-{seeds[0]}'}")
         check_run(config)
+        ranks.begin(config.train.rank_timeout_seconds)
         store = open_run_data(config)
         check_ranks(config, len(store.split(config.data.train_split)), ranks)
         if flags:
@@ -558,6 +559,7 @@ def train(argv: Sequence[str] | None, ranks: Ranks) -> int:
         config = resolve(arguments.config, flags)
         check_run(config)
         check_flags(config, flags)
+        ranks.begin(config.train.rank_timeout_seconds)
         store = open_run_data(config)
         modalities = check_store(config, store)
         check_flags(config, flags, {modality.kind for modality in modalities.values()})

@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from unicode_fast.activity import waiting
 from unicode_fast.data.store import Store, StoreError, open_store
 from unicode_fast.data.store_write import unfinished_prefix
 
@@ -104,7 +105,8 @@ def exclusive(file: Path, say: Callable[[str], None]) -> Iterator[bool]:
             held = _take(stream.fileno(), wait=False)
         except BlockingIOError:
             say(f"waiting for another process that makes {file.stem[1:]}")
-            held = _take(stream.fileno(), wait=True)
+            with waiting():
+                held = _take(stream.fileno(), wait=True)
         yield held
 
 

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import sys
+import traceback
 from collections import deque
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from types import TracebackType
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from unicode_fast.data.batches import Batch, Batches, BatchSource, gather
 
+T = TypeVar("T")
 Own = Callable[[int], slice]
 FeedKind = Literal["auto", "resident", "prefetch", "direct"]
 # The share of a GPU's free memory that resident clips may take; the rest is for the model and its activations.
 RESIDENT_SHARE = 0.6
+# Batches that are on a GPU, or on their way there, beside the one that was asked for.
+COPIED_AHEAD = 2
 # Clips that are read at once while a split becomes resident.
 PIECE = 256
 
@@ -57,7 +63,7 @@ class Feed:
         return self.batches.batch(step, self.own(self.batches.size(step)))
 
     def close(self) -> None:
-        """Ends all threads; the feed cannot be used afterwards."""
+        """Ends all threads and processes; the feed cannot be used afterwards."""
 
     def __enter__(self) -> Feed:
         return self
@@ -116,22 +122,22 @@ class ResidentFeed(Feed):
 
 
 class _Ahead(NamedTuple):
-    """A batch that a worker reads: its step, and the batch with the event that says when it is on the device."""
+    """A batch on its way: its step, and the batch with the event that says when it is on the device."""
 
     step: int
     future: Future[tuple[Batch, torch.cuda.Event | None]]
 
 
 class PrefetchFeed(Feed):
-    """Batches that worker threads read ahead, into pinned memory and over a stream of their own where there is CUDA.
+    """Batches that worker processes read ahead; a thread copies them into pinned memory, and over a stream of its own.
 
-    Threads, as reading is copying memory, reading files and inflating them, which let other threads run meanwhile.
+    Where there is no CUDA the thread only hands them on.
 
     Args:
-        batches: what is read; its `batch` is called by several threads at once.
+        batches: what is read.
         device: where features and masks go.
         own: as for every feed.
-        workers: threads; twice as many batches are under way.
+        workers: processes, each two batches ahead; with 0, and where processes are not forked, the thread reads.
         end: the step after the last one that will be asked for; None for no end.
     """
 
@@ -145,24 +151,25 @@ class PrefetchFeed(Feed):
         end: int | None = None,
     ) -> None:
         super().__init__(batches, device, own)
-        self.depth, self.end = 2 * workers, end
+        self.workers = workers if sys.platform == "linux" else 0
+        self.end = sys.maxsize if end is None else end
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self.ahead: deque[_Ahead] = deque()
-        self.pool = ThreadPoolExecutor(workers, thread_name_prefix="feed")
+        self.from_workers: Iterator[Batch | _Failed] | None = None
+        self.pool = ThreadPoolExecutor(1, thread_name_prefix="feed")
 
     def batch(self, step: int) -> Batch:
         """The batch of this global step; those after it are read meanwhile."""
         if not self.ahead or self.ahead[0].step != step:
             self._forget()
         start = self.ahead[-1].step + 1 if self.ahead else step
-        stop = step + self.depth + 1 if self.end is None else max(step + 1, min(step + self.depth + 1, self.end))
-        for number in range(start, stop):
-            self.ahead.append(_Ahead(number, self.pool.submit(self._read, number)))
+        for number in range(start, max(step + 1, min(step + COPIED_AHEAD + 1, self.end))):
+            self.ahead.append(_Ahead(number, self.pool.submit(self._move, number)))
         try:
             batch, ready = self.ahead.popleft().future.result()
         except Exception as error:
             self._forget()
-            raise _unreadable(step, error) from error
+            raise error if isinstance(error, FeedError) else _unreadable(step, error) from error
         if ready is not None:
             current = torch.cuda.current_stream(self.device)
             current.wait_event(ready)
@@ -171,21 +178,71 @@ class PrefetchFeed(Feed):
         return batch
 
     def close(self) -> None:
-        """Waits for what the threads are at, and ends them."""
+        """Waits for what the thread is at, and ends it and the processes."""
         self._forget()
         self.pool.shutdown(wait=True, cancel_futures=True)
 
     def _forget(self) -> None:
-        while self.ahead:
-            self.ahead.pop().future.cancel()
+        begun = [ahead.future for ahead in self.ahead if not ahead.future.cancel()]
+        wait(begun)
+        self.ahead.clear()
+        # Without its iterator a loader ends its processes.
+        self.from_workers = None
 
-    def _read(self, step: int) -> tuple[Batch, torch.cuda.Event | None]:
-        batch = self.read(step)
+    def _move(self, step: int) -> tuple[Batch, torch.cuda.Event | None]:
+        batch = self._from_worker(step) if self.workers else self.read(step)
         if self.stream is None:
             return batch.to(self.device), None
         with torch.cuda.stream(self.stream):
             moved = batch.pinned().to(self.device, non_blocking=True)
             return moved, self.stream.record_event()
+
+    def _from_worker(self, step: int) -> Batch:
+        if self.from_workers is None:
+            # Forked, as the open data set is there then. In this thread, or the loader would raise what becomes of its
+            # processes anywhere in the main one. With a generator, or it would draw from that of the training.
+            loader = DataLoader(
+                _Steps(self.read),
+                batch_size=None,
+                sampler=range(step, max(step + 1, self.end)),
+                collate_fn=_unchanged,
+                num_workers=self.workers,
+                multiprocessing_context="fork",
+                generator=torch.Generator(),
+            )
+            self.from_workers = iter(loader)
+        try:
+            found = next(self.from_workers)
+        except Exception as error:
+            message = f"{_unreadable(step, error)}; with --feed_workers 0 it is read without worker processes"
+            raise FeedError(message) from error
+        if isinstance(found, _Failed):
+            raise FeedError(found.message) from RuntimeError(found.trace)
+        return found
+
+
+class _Failed(NamedTuple):
+    """What a worker has instead of a batch: the message, and the traceback, which does not leave a process."""
+
+    message: str
+    trace: str
+
+
+class _Steps(torch.utils.data.Dataset):
+    """Batches as the items of a set, by step."""
+
+    def __init__(self, read: Callable[[int], Batch]) -> None:
+        self.read = read
+
+    def __getitem__(self, step: int) -> Batch | _Failed:
+        try:
+            return self.read(step)
+        except Exception as error:
+            return _Failed(str(_unreadable(step, error)), traceback.format_exc())
+
+
+def _unchanged(batch: T) -> T:
+    return batch
 
 
 def open_feed(
@@ -203,9 +260,9 @@ def open_feed(
         batches: what is read.
         device: that trains.
         kind: "auto" is "resident" on a GPU where RESIDENT_SHARE of its free memory holds all clips, "direct" on a CPU
-            where the arrays are mapped ones, else "prefetch". A stream cannot be resident, and one thread reads it
+            where the arrays are mapped ones, else "prefetch". A stream cannot be resident, and one process reads it
             ahead.
-        workers: threads of "prefetch".
+        workers: processes of "prefetch"; 0 for a thread.
         end: the step after the last one that will be asked for; None for no end.
         own: of a number of clips in a batch, those that are wanted, as where ranks share it; None for all.
 
@@ -218,20 +275,20 @@ def open_feed(
     if not isinstance(batches, Batches):
         if kind == "resident":
             raise FeedError("feed must be auto, prefetch or direct for a stream, got 'resident'")
-        return (
-            Feed(batches, device, own) if kind == "direct" else PrefetchFeed(batches, device, own, workers=1, end=end)
-        )
-    if kind == "auto":
+        kind, workers = "direct" if kind == "direct" else "prefetch", min(workers, 1)
+    elif kind == "auto":
         kind = _chosen(batches, device)
     if kind == "prefetch":
         return PrefetchFeed(batches, device, own, workers=workers, end=end)
-    return ResidentFeed(batches, device, own) if kind == "resident" else Feed(batches, device, own)
+    if kind == "resident" and isinstance(batches, Batches):
+        return ResidentFeed(batches, device, own)
+    return Feed(batches, device, own)
 
 
 def _chosen(batches: Batches, device: torch.device) -> FeedKind:
     if device.type == "cuda":
         return "resident" if _bytes(batches) < RESIDENT_SHARE * torch.cuda.mem_get_info(device)[0] else "prefetch"
-    # Selecting clips of mapped arrays takes some thousandths of a step, for which threads would only compete.
+    # Selecting clips of mapped arrays takes some thousandths of a step, for which workers would only compete.
     mapped = all(isinstance(array, np.ndarray) for array in batches.clips.features.values())
     return "direct" if mapped else "prefetch"
 

@@ -6,7 +6,6 @@ import functools
 from typing import NamedTuple
 
 import numpy as np
-from scipy import ndimage
 
 FRAME_SIDE = 16
 GRID_SIDE, CHANNELS = 7, 16
@@ -78,6 +77,7 @@ def _glyph(face: str, character: str) -> np.ndarray:
     """(64, 64) float32 in [0, 1], the character centred, 48 pixels high."""
     from matplotlib import get_data_path
     from matplotlib.ft2font import FT2Font
+    from scipy import ndimage
 
     font = FT2Font(f"{get_data_path()}/fonts/ttf/{face}.ttf")
     font.set_size(48, 72)
@@ -95,6 +95,8 @@ def _glyph(face: str, character: str) -> np.ndarray:
 
 def _distorted(glyph: np.ndarray, generator: np.random.Generator) -> np.ndarray:
     """(8, 8): the glyph turned by up to 15 degrees, stretched, moved by up to 4 of 64 pixels, and averaged down."""
+    from scipy import ndimage
+
     angle = np.deg2rad(generator.uniform(-15, 15))
     stretch = generator.uniform(0.8, 1.1, 2)
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) / stretch

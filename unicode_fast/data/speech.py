@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple, cast
 
 import numpy as np
-from scipy.signal import resample_poly
 
 SAMPLE_RATE_HZ = 16_000
 _CHILD = Path(__file__).with_name("espeak_child.py")
@@ -103,6 +102,9 @@ def _read_bytes(stream: BinaryIO, count: int) -> bytes:
 
 def _cleaned(samples: np.ndarray, word: SpokenWord) -> np.ndarray:
     """Cut the silence at both ends, resample to 16 kHz, scale to root mean square 1."""
+    # Not needed where the clips are there already, and slow to import.
+    from scipy.signal import resample_poly
+
     loud = np.flatnonzero(np.abs(samples.astype(np.int32)) > 200)
     if len(loud) == 0:
         raise ValueError(f"text must make a sound, got silence for {word.text!r} with voice {word.voice!r}")

@@ -18,6 +18,22 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 
+# Collectives that this process has begun. All call the same ones, so whoever has begun fewer is behind.
+begun = 0
+
+
+def begin() -> None:
+    """Counts a collective; before each one."""
+    global begun
+    begun += 1
+
+
+def all_reduce(tensor: Tensor, group: ProcessGroup | None) -> None:
+    """Each element becomes its sum over the processes."""
+    begin()
+    dist.all_reduce(tensor, group=group)
+
+
 class Part(NamedTuple):
     """Which clips of the batch this process holds: those from `offset` on, of `clips` in all."""
 
@@ -30,7 +46,7 @@ def find_part(clips: int, device: torch.device, group: ProcessGroup) -> Part:
     """Ask all processes how many clips they hold; the host waits for the answer."""
     numbers = torch.zeros(group.size(), dtype=torch.int64, device=device)
     numbers[group.rank()] = clips
-    dist.all_reduce(numbers, group=group)
+    all_reduce(numbers, group)
     before = numbers.tolist()
     return Part(sum(before[: group.rank()]), sum(before), group)
 
@@ -56,6 +72,7 @@ def total(share: Tensor, part: Part) -> Tensor:
 def largest(values: Tensor, part: Part) -> Tensor:
     """Elementwise maximum over the processes, without gradient."""
     found = values.detach().clone()
+    begin()
     dist.all_reduce(found, dist.ReduceOp.MAX, group=part.group)
     return found
 
@@ -67,7 +84,7 @@ def add_up_gradients(parameters: Iterable[nn.Parameter], part: Part) -> None:
     if not gradients:
         return
     whole = torch.cat([gradient.flatten() for gradient in gradients])
-    dist.all_reduce(whole, group=part.group)
+    all_reduce(whole, part.group)
     for gradient, added in zip(gradients, whole.split([gradient.numel() for gradient in gradients]), strict=True):
         gradient.copy_(added.view_as(gradient))
 
@@ -78,14 +95,14 @@ class _Gather(torch.autograd.Function):
         ctx.part, ctx.dim, ctx.own = part, dim, vectors.shape[dim]
         whole = vectors.new_zeros((*vectors.shape[:dim], part.clips, *vectors.shape[dim + 1 :]))
         whole.narrow(dim, part.offset, ctx.own).copy_(vectors)
-        dist.all_reduce(whole, group=part.group)
+        all_reduce(whole, part.group)
         return whole
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         # Half-precision shares are added in float32.
         added = gradient.to(torch.promote_types(gradient.dtype, torch.float32), copy=True)
-        dist.all_reduce(added, group=ctx.part.group)
+        all_reduce(added, ctx.part.group)
         return added.narrow(ctx.dim, ctx.part.offset, ctx.own).to(gradient.dtype), None, None
 
 
@@ -94,12 +111,12 @@ class _Sum(torch.autograd.Function):
     def forward(ctx: Any, share: Tensor, part: Part, of_all: bool) -> Tensor:
         ctx.part, ctx.of_all = part, of_all
         whole = share.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(whole, group=part.group)
+        all_reduce(whole, part.group)
         return whole
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         if ctx.of_all:
             gradient = gradient.clone(memory_format=torch.contiguous_format)
-            dist.all_reduce(gradient, group=ctx.part.group)
+            all_reduce(gradient, ctx.part.group)
         return gradient, None, None
