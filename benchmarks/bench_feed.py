@@ -117,7 +117,7 @@ def bench_feed(request: pytest.FixtureRequest, results: list[dict], tmp_path: Pa
     }
     results.append(row)
     with open_feed(batches, device, "auto") as taken:
-        assert not isinstance(feed, type(taken)) or row["share_of_the_smaller"] >= LEAST_SHARE
+        assert type(feed) is not type(taken) or row["share_of_the_smaller"] >= LEAST_SHARE
 
 
 def feed_rate(feed: Any, wait: Any) -> float:

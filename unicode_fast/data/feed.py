@@ -7,6 +7,7 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import replace
 from types import TracebackType
 from typing import Literal, NamedTuple, TypeVar
 
@@ -236,7 +237,8 @@ class _Steps(torch.utils.data.Dataset):
 
     def __getitem__(self, step: int) -> Batch | _Failed:
         try:
-            return self.read(step)
+            # Features and masks only, which is what a training step reads.
+            return replace(self.read(step), labels={}, target=None)
         except Exception as error:
             return _Failed(str(_unreadable(step, error)), traceback.format_exc())
 
