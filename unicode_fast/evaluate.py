@@ -46,7 +46,9 @@ def make_parser() -> ArgumentParser:
     parser = ArgumentParser(
         prog="python -m unicode_fast.evaluate", description="Measure one direction of one task on a trained run."
     )
-    parser.add_argument("run", type=str, help="run folder that unicode_fast.train has written")
+    parser.add_argument(
+        "run", nargs="?", type=str | None, help="run folder that unicode_fast.train has written; --explain needs none"
+    )
     parser.add_argument("--task", type=str, default="classification", help=f"{', '.join(TASKS[:-1])} or {TASKS[-1]}")
     parser.add_argument("--from", type=str | None, dest="from", help="modality the probe is trained on")
     parser.add_argument("--to", type=str | None, help="modality it is tested on")
@@ -93,12 +95,15 @@ def make_parser() -> ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; see `python -m unicode_fast.evaluate --help`."""
-    arguments = make_parser().parse_args(with_underscores(argv))
+    parser = make_parser()
+    arguments = parser.parse_args(with_underscores(argv))
     if arguments.task not in TASKS:
         raise ValueError(f"task must be one of {', '.join(TASKS)}, got {arguments.task!r}")
     if arguments.explain:
         print(explain(arguments.task, arguments.protocol))
         return 0
+    if arguments.run is None:
+        parser.error("run must be a run folder that unicode_fast.train has written, got none")
     check_flags(arguments)
     asked = arguments.checkpoint or default_of(Path(arguments.run))
     model = load(arguments.run, int(asked) if asked.isdigit() else asked, choose_device(arguments.device))
