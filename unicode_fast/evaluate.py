@@ -39,6 +39,8 @@ _OF_TASK = {
     "load_segmenter": "segmentation",
     "segmenter_steps": "segmentation",
 }
+# The modalities of a direction.
+_ROLES = {"from": "modality the probe is trained on", "to": "modality the probe is tested on"}
 
 
 def make_parser() -> ArgumentParser:
@@ -50,8 +52,8 @@ def make_parser() -> ArgumentParser:
         "run", nargs="?", type=str | None, help="run folder that unicode_fast.train has written; --explain needs none"
     )
     parser.add_argument("--task", type=str, default="classification", help=f"{', '.join(TASKS[:-1])} or {TASKS[-1]}")
-    parser.add_argument("--from", type=str | None, dest="from", help="modality the probe is trained on")
-    parser.add_argument("--to", type=str | None, help="modality it is tested on")
+    parser.add_argument("--from", type=str | None, dest="from", help=_ROLES["from"])
+    parser.add_argument("--to", type=str | None, help=_ROLES["to"])
     parser.add_argument("--protocol", type=str, default="sound", help=f"{' or '.join(PROTOCOLS)}; see --explain")
     parser.add_argument("--checkpoint", type=str | None, help="best, last, or a step [best, else last]")
     parser.add_argument("--data", type=str | None, help="another dataset than the run's: a name or a store's folder")
@@ -111,7 +113,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("note: the run has no best checkpoint, which validations choose; its last is measured", file=sys.stderr)
     for flag in ("from", "to"):
         if arguments[flag] not in model.names:
-            raise ValueError(f"{flag} must be one of {', '.join(model.names)}, got {arguments[flag]!r}")
+            got = "none" if arguments[flag] is None else repr(arguments[flag])
+            raise ValueError(f"--{flag} must name the {_ROLES[flag]}, one of {', '.join(model.names)}, got {got}")
     given = {name: arguments[name] for name in ("data", *TEXT_FIELDS) if arguments[name] is not None}
     config = model.config.replace(**given)
     unread = [name for name in TEXT_FIELDS if name in given]
