@@ -119,6 +119,10 @@ def test_losses_have_a_panel_a_family(tmp_path: Path) -> None:
     mean = figure.axes[-1].lines[2]
     np.testing.assert_allclose(mean.get_ydata(), 0.5)
     png(figure, tmp_path)
+    legends = [axis.get_legend() for axis in figure.axes]
+    assert [legend is not None for legend in legends] == [False, True, True, False, True, True]
+    for legend in filter(None, legends):
+        assert not any(legend.get_window_extent().overlaps(axis.get_window_extent()) for axis in figure.axes)
 
 
 def test_losses_of_one_line_without_validation(tmp_path: Path) -> None:

@@ -100,7 +100,7 @@ def losses(metrics: Sequence[Mapping[str, Any]]) -> Figure:
         families.setdefault(term.split(".")[0], []).append(term)
     steps = [line["step"] for line in lines]
     count = 1 + len(families) + ("recognised" in lines[0]) + bool(validation)
-    figure, axes = _grid(count, columns=min(4, count), panel=(2.7, 2.2))
+    figure, axes = _grid(count, columns=min(4, count), panel=(2.7, 2.35))
     _curves(axes[0], "sum of all terms", steps, {"": [line["loss"] for line in lines]})
     for axis, (family, terms) in zip(axes[1:], families.items(), strict=False):
         curves = {term.partition(".")[2]: [line["losses"][term] for line in lines] for term in terms}
@@ -599,7 +599,7 @@ def _curves(
     *,
     logarithmic: bool = True,
 ) -> None:
-    """Lines with a legend; a logarithmic axis where all values are positive and far apart.
+    """Lines; a logarithmic axis where all values are positive and far apart.
 
     They are labelled with their modalities, "any" for all of them together, or "" for a line by itself.
     """
@@ -610,8 +610,6 @@ def _curves(
     values = np.concatenate([np.asarray(curve, float) for curve in curves.values()])
     if logarithmic and values.min() > 0 and values.max() > 10 * values.min():
         axis.set_yscale("log")
-    if any(curves):
-        axis.legend(fontsize=7, frameon=False)
     _finish(axis, title)
 
 
@@ -625,13 +623,26 @@ def _shares(axis: Axes, title: str, steps: Sequence[int], curves: Mapping[str, S
     axis.plot([], [], color=GREY, linewidth=0.8, label="one direction")
     axis.set_ylim(0, 1.02)
     axis.set_yticks([0, 0.5, 1], ["0", "50 %", "100 %"])
-    axis.legend(fontsize=7, frameon=False)
     _finish(axis, title)
 
 
 def _finish(axis: Axes, title: str) -> None:
+    """Title, axes, and below them a legend of what has a label, where it covers no curve."""
     axis.set_title(title, fontsize=10)
     axis.set_xlabel("step")
+    handles, _ = axis.get_legend_handles_labels()
+    if handles:
+        # So many heights of its letters below the axis, past the ticks and their label.
+        axis.legend(
+            loc="upper center",
+            bbox_to_anchor=(0.5, 0),
+            borderaxespad=4.5,
+            ncols=len(handles) if len(handles) < 5 else 3,
+            fontsize=7,
+            frameon=False,
+            handlelength=1.2,
+            columnspacing=1,
+        )
     axis.xaxis.set_major_locator(MaxNLocator(4, integer=True))
     _plain(axis)
 
