@@ -537,14 +537,9 @@ def train(argv: Sequence[str] | None, ranks: Ranks) -> int:
     flags = given_fields(arguments)
     seeds: list[int] | None = None
     if arguments.resume is not None:
-        refused = [name for name in flags if name not in EXECUTION_FIELDS]
-        refused += [name for name in ("out", "config") if arguments[name] is not None]
-        if refused or arguments.seeds != 1:
-            raise ValueError(
-                f"resume takes the run's own configuration, got {', '.join(refused or ['seeds'])} beside it; "
-                f"only these may change: {', '.join(EXECUTION_FIELDS)}"
-            )
-        folder, config, seeds = ranks.from_first(lambda: resume_folder(arguments.resume, flags))
+        others = [name for name in ("out", "config") if arguments[name] is not None]
+        others += ["seeds"] if arguments.seeds != 1 else []
+        folder, config, seeds = ranks.from_first(lambda: resume_folder(arguments.resume, flags, others))
         if seeds and arguments.resume_step is not None:
             raise ValueError(f"resume_step needs the run of one seed, such as --resume {folder / f'seed-{seeds[0]}'}")
         check_run(config)
