@@ -134,6 +134,9 @@ def runs(store: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     )
     row = Row("localisation", "audio", "video", 0.5, 0.6, 0.1, metrics={"official_precision": Estimate(0.41)})
     write_json(folder / "other" / "evaluations" / "two.json", {"row": row.as_dict(), "flags": {}})
+    row = Row("classification", "audio", "video", 0.7, 0.8, 0.1, protocol="official")
+    for name, flags in (("seed", {"seed": 3}), ("same", {})):
+        write_json(folder / "other" / "evaluations" / f"{name}.json", {"row": row.as_dict(), "flags": flags})
     return [folder / "two", folder / "other"]
 
 
@@ -152,6 +155,20 @@ class TestReport:
         assert first.cells[column].score == pytest.approx(sum(scores) / 2)
         assert first.cells[column].std == pytest.approx(abs(scores[0] - scores[1]) / 2**0.5)
         assert second.cells[report.Column("segmentation", "audio", "video", "sound", "data elsewhere")].score == 0.5
+
+    def test_a_published_number_stands_once_beside_the_official_column(self, runs: list[Path]) -> None:
+        lines = report.collect(report.single_runs(map(str, runs)))
+        heading, *table = report.wide_table(lines)
+        (paper,) = [line for line in table if line[0] == "paper, AV 40K"]
+        shown = {column: number for column, number in zip(heading[2:], paper[2:], strict=True) if number != "-"}
+        assert shown == {
+            "classification audio → video (official)": "52.3 (AVE, accuracy)",
+            "classification video → audio": "47.7 (AVE, accuracy)",
+            "localisation audio → video": "65.6 (AVVP, precision)",
+            "localisation video → audio": "64 (AVVP, precision)",
+        }
+        drawn = report.figure_series(lines)["paper, AV 40K"]
+        assert len(drawn) == 4 and drawn["classification", "audio → video (official)"] == (0.523, None)
 
     def test_files(self, runs: list[Path], tmp_path: Path) -> None:
         assert report.main([*map(str, runs), "--out", str(tmp_path / "report")]) == 0

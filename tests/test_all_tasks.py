@@ -264,12 +264,21 @@ def test_a_store_has_the_clips_of_a_modality(tmp_path: Path) -> None:
 @pytest.mark.parametrize("task", tasks.TASKS)
 @pytest.mark.parametrize("protocol", tasks.PROTOCOLS)
 def test_every_task_explains_itself(task: str, protocol: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert evaluate(["nowhere", f"--task={task}", f"--protocol={protocol}", "--explain"]) == 0
+    assert evaluate([f"--task={task}", f"--protocol={protocol}", "--explain"]) == 0
     text = capsys.readouterr().out
     assert text.startswith(f"{task}, {protocol} protocol")
     for words in ("Chance:", "Same modality:", "Score:"):
         assert words in text
     assert ("Limits: " in text) is (protocol == "sound" and task in tasks.PROBE_TASKS)
+
+
+def test_explanations_alone_need_no_run(capsys: pytest.CaptureFixture[str]) -> None:
+    for run in ([], ["nowhere"]):
+        assert evaluate([*run, "--explain"]) == 0
+        assert capsys.readouterr().out.startswith("classification, sound protocol")
+    with pytest.raises(SystemExit) as stop:
+        evaluate(["--from=audio", "--to=video"])
+    assert stop.value.code == 2 and "run must be a run folder" in capsys.readouterr().err
 
 
 def test_pictures_refuse_what_does_not_fit() -> None:

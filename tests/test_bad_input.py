@@ -12,7 +12,7 @@ import pytest
 import tiny
 import torch
 
-from unicode_fast import Modality, UniCode, load
+from unicode_fast import Modality, UniCode, checkpoint, load
 from unicode_fast.checkpoint import CheckpointError
 from unicode_fast.data import Batches, open_store
 from unicode_fast.evaluate import main as evaluate
@@ -235,6 +235,13 @@ def test_evaluate(tmp_path: Path) -> None:
         evaluate([str(tmp_path / "nowhere"), "--from=audio", "--to=video"])
     with pytest.raises(ValueError, match="singing"):
         evaluate([str(tmp_path), "--task=singing", "--from=audio", "--to=video"])
+    checkpoint.save(checkpoint.step_path(tmp_path, 1), tiny.model())
+    for words, message in (
+        (["--to=video"], "--from must name the modality .* trained on, one of audio, video, text, got none"),
+        (["--from=audio", "--to=smell"], "--to must name the modality .* tested on, one of .*, text, got 'smell'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            evaluate([str(tmp_path), *words])
 
 
 def test_a_message_has_no_number_of_an_error(tmp_path: Path) -> None:

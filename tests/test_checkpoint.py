@@ -11,6 +11,7 @@ import tiny
 import torch
 
 from unicode_fast import CheckpointError, checkpoint, export, load
+from unicode_fast.evaluate import main as evaluate
 
 
 def run_with(path: Path, steps: tuple[int, ...] = (10, 20)) -> Path:
@@ -76,6 +77,21 @@ def test_truncated_is_refused_by_name_and_the_one_before_offered(tmp_path: Path,
     with pytest.raises(CheckpointError, match=r"step-00000020.pt is truncated or damaged.*--resume-step 10"):
         checkpoint.read_for_resume(run, None, torch.device("cpu"))
     assert checkpoint.read_for_resume(run, 10, torch.device("cpu"))["step"] == 10
+
+
+def test_instead_of_a_damaged_checkpoint_the_whole_ones_are_offered(tmp_path: Path) -> None:
+    run = run_with(tmp_path, (10, 20, 30))
+    for step in (10, 30):
+        checkpoint.step_path(run, step).write_bytes(b"damaged")
+    with pytest.raises(CheckpointError, match=r"step-00000030.pt is trunc.*; whole are 20: .*--checkpoint 20, .*=20$"):
+        load(run)
+    checkpoint.save(run / checkpoint.FOLDER / checkpoint.BEST, tiny.model(), {"step": 20})
+    with pytest.raises(CheckpointError, match="whole are best, 20: take one with --checkpoint best, .*='best'$"):
+        evaluate([str(run), "--checkpoint=last", "--from=audio", "--to=video"])
+    for path in (run / checkpoint.FOLDER).iterdir():
+        path.write_bytes(b"damaged")
+    with pytest.raises(CheckpointError, match="best.pt is truncated .*; the run has no other that is whole"):
+        load(run)
 
 
 def test_damaged_inside_is_refused(tmp_path: Path) -> None:

@@ -94,15 +94,19 @@ class TestFiles:
         [
             ("widht: 3", "fields only, got widht"),
             ("- 1", "mapping"),
-            ("a: [", "readable YAML"),
+            ("a: 1\nb: [2\nc", "readable YAML file, got '.*bad.yaml': while .* line 2, expected .* line 3$"),
+            ("a: 1\nb: c: 2", "YAML file, got '.*bad.yaml': mapping values are not allowed here in line 2$"),
+            ("a: 1\n\nb: \0", "YAML file, got '.*bad.yaml': special characters are not allowed in line 3$"),
+            ("a: 1\nb: \udcff", "YAML file, got '.*bad.yaml': invalid start byte in line 2$"),
             ("width: x", "width must be int"),
         ],
     )
     def test_bad_files(self, tmp_path: Path, text: str, message: str) -> None:
         file = tmp_path / "bad.yaml"
-        file.write_text(text)
-        with pytest.raises((ValueError, TypeError), match=message):
+        file.write_text(text, errors="surrogateescape")
+        with pytest.raises((ValueError, TypeError), match=message) as caught:
             resolve(str(file), {})
+        assert "\n" not in str(caught.value)
 
     def test_missing_file(self) -> None:
         with pytest.raises(ValueError, match="readable YAML file, got 'nowhere.yaml'"):

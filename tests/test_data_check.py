@@ -131,6 +131,24 @@ def test_own_data(tmp_path: Path, few: ClipSet) -> None:
     assert found == wanted
 
 
+@pytest.mark.parametrize(("renamed", "bad"), [("some", False), ("all", True)])
+def test_a_misspelt_split_is_noted(
+    tmp_path: Path, few: ClipSet, renamed: str, bad: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Training cannot start by itself where no clip is left in train."""
+    write_own(tmp_path, few)
+    table = tmp_path / "clips.csv"
+    clips = table.read_text().count(",train,")
+    table.write_text(table.read_text().replace(",train,", ",trian,", 1 if renamed == "some" else clips))
+    assert main(["check", f"clips:{tmp_path}"]) == int(bad)
+    shown = capsys.readouterr().out
+    moved = clips if bad else 1
+    assert f"trian: {moved} clips of " in shown
+    assert "note splits (1): not among train, val, test, all: no task reads them" in shown
+    assert f"    trian: {moved} clips, or is train meant?" in shown
+    assert ("ERROR no training clips: no split 'train'; --train_split may name one of trian, " in shown) is bad
+
+
 def test_the_example_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     blocks = (Path(__file__).parents[1] / "README.md").read_text().split("```python\n")
     (example,) = [block.split("```")[0] for block in blocks if "clips.csv" in block.split("```")[0]]

@@ -44,6 +44,17 @@ def test_a_layout_trains_as_its_packed_store(tmp_path: Path, spoken: ClipSet) ->
     assert json.loads((tmp_path / "packed" / "summary.json").read_text())["rows"] == []
 
 
+def test_clips_without_classes_are_searched(tmp_path: Path, spoken: ClipSet) -> None:
+    write_checked(tmp_path / "vgg", spoken, "vggsound81k")
+    flags = ["--validations=0", "--probe_tasks=retrieval", "--train_split=all"]
+    train(f"vggsound81k:{tmp_path / 'vgg'}", tmp_path / "run", *flags, steps=2)
+    rows = json.loads((tmp_path / "run" / "summary.json").read_text())["rows"]
+    assert [(row["task"], row["from"], row["to"]) for row in rows] == [
+        ("retrieval", "audio", "video"),
+        ("retrieval", "video", "audio"),
+    ]
+
+
 def test_ave_is_probed(tmp_path: Path, spoken: ClipSet) -> None:
     write_ave(tmp_path / "ave", spoken)
     train(f"ave:{tmp_path / 'ave'}", tmp_path / "run", "--validations=1", "--probe_tasks=classification", steps=2)
@@ -75,8 +86,13 @@ def test_what_cannot_be_trained_on(tmp_path: Path, spoken: ClipSet) -> None:
     with pytest.raises(ValueError, match=r"'all' of avvp, where audio and video have clips of their own"):
         train(f"avvp:{tmp_path / 'avvp'}", tmp_path / "run", "--train_split=all", *NO_PROBES)
     write_checked(tmp_path / "vgg", spoken, "vggsound81k")
-    with pytest.raises(ValueError, match="clips must have an array 'class' to give targets"):
-        train(f"vggsound81k:{tmp_path / 'vgg'}", tmp_path / "run")
+    for more, message in (
+        ([], "validations and the tasks cl.*n, .* val, test; --validations 0 --probe_tasks none trains without"),
+        (["--probe_tasks=none"], "a class for each clip, .*, .* in train, val; --validations 0 trains without"),
+        (["--validations=0", "--probe_tasks=classification,retrieval"], "test; --probe_tasks retrieval trains without"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            train(f"vggsound81k:{tmp_path / 'vgg'}", tmp_path / "run", *more)
     with pytest.raises(ValueError, match="train_split must be one of all, train, val, test of .*vgg, got 'tune'"):
         train(f"vggsound81k:{tmp_path / 'vgg'}", tmp_path / "run", "--train_split=tune")
     with pytest.raises(

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import itertools
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 import pytest
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
@@ -117,6 +119,10 @@ def test_losses_have_a_panel_a_family(tmp_path: Path) -> None:
     mean = figure.axes[-1].lines[2]
     np.testing.assert_allclose(mean.get_ydata(), 0.5)
     png(figure, tmp_path)
+    legends = [axis.get_legend() for axis in figure.axes]
+    assert [legend is not None for legend in legends] == [False, True, True, False, True, True]
+    for legend in filter(None, legends):
+        assert not any(legend.get_window_extent().overlaps(axis.get_window_extent()) for axis in figure.axes)
 
 
 def test_losses_of_one_line_without_validation(tmp_path: Path) -> None:
@@ -133,6 +139,28 @@ def test_codebook_health(tmp_path: Path) -> None:
     assert used.lines[0].get_color() == perplexity.lines[0].get_color() != used.lines[1].get_color()
     assert used.get_ylim()[0] == 0
     png(figure, tmp_path)
+
+
+def test_a_modality_has_one_colour_in_all_pictures() -> None:
+    """The named ones always the same; others in their order, never that of shared codewords."""
+    for names in (("text", "video", "audio"), ("audio", "depth", "video", "radar"), ("radar", "depth", "lidar")):
+        curves = {name: [1.0, 2.0] for name in names}
+        terms = {f"reconstruction.{name}": 1.0 for name in names}
+        terms |= {f"code_matching.{one}-{other}": 1.0 for one, other in itertools.combinations(names, 2)}
+        line = {"step": 0, "kind": "train", "loss": 3.0, "losses": terms}
+        dots = plots.code_usage(dict(zip(names, np.eye(len(names), dtype=int), strict=True))).figure.axes[0]
+        shown = [
+            {points.get_label(): to_hex(points.get_facecolor()[0]) for points in dots.collections[:-1]},
+            *(
+                {curve.get_label(): to_hex(curve.get_color()) for curve in axis.lines}
+                for axis in (plots.losses([line]).axes[1], *plots.codebook_health([0, 1], curves, curves).axes)
+            ),
+        ]
+        colours = [{name: picture[name] for name in names} for picture in shown]
+        assert all(picture == colours[0] for picture in colours)
+        assert len({*colours[0].values(), shown[0]["shared"]}) == len(names) + 1
+        known = {"audio": plots.RED, "video": plots.BLUE, "text": plots.PINK}
+        assert all(colours[0][name] == known[name].lower() for name in names if name in known)
 
 
 def timeline(**options: Any) -> tuple[Figure, dict[str, np.ndarray], dict[str, np.ndarray]]:

@@ -224,8 +224,9 @@ class TestDeterminism:
             main([f"--resume={finished}", "--width=8", "--micro_batches=2", "--precision=bfloat16"])
         with pytest.raises(ValueError, match="own configuration, got seeds beside it"):
             main([f"--resume={finished}", "--seeds=2"])
-        with pytest.raises(checkpoint.CheckpointError, match="resume must be a run folder"):
-            main([f"--resume={tmp_path}"])
+        for more in ([], ["--steps=5"]):
+            with pytest.raises(checkpoint.CheckpointError, match="resume must be a run folder"):
+                main([f"--resume={tmp_path}", *more])
 
 
 def test_a_compilation_is_announced(

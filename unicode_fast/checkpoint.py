@@ -28,7 +28,7 @@ _NAME = re.compile(r"step-(\d+)\.pt")
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint that is missing, damaged or not ours; the message names it and the one before it."""
+    """A checkpoint that is missing, damaged or not ours; the message names it and what can be taken in its place."""
 
 
 @contextlib.contextmanager
@@ -215,6 +215,42 @@ def find(run: Path, which: str | int | None) -> Path:
     return step_path(run, which)
 
 
+def read_of_run(run: Path, which: str | int | None, map_location: str | torch.device = "cpu") -> dict[str, Any]:
+    """The content of a run's checkpoint; a damaged one is refused and those that are whole are offered.
+
+    Args:
+        run: the run folder.
+        which: as in `find`.
+        map_location: device of the tensors.
+
+    Raises:
+        CheckpointError: there is none, or it is damaged.
+    """
+    path = find(run, which)
+    try:
+        return read(path, map_location)
+    except CheckpointError as error:
+        whole = list(_whole_besides(run, path))
+        offer = (
+            f"whole are {', '.join(map(str, whole))}: take one with --checkpoint {whole[0]}, in Python with "
+            f"checkpoint={whole[0]!r}"
+            if whole
+            else "the run has no other that is whole"
+        )
+        raise CheckpointError(f"{error}; {offer}") from error
+
+
+def _whole_besides(run: Path, damaged: Path) -> Iterator[str | int]:
+    """What `find` takes to get at the other checkpoints of a run that can be read, the best first, then the latest."""
+    best: list[str | int] = ["best"] if (run / FOLDER / BEST).exists() else []
+    for which in (*best, *reversed(steps_in(run))):
+        path = find(run, which)
+        if path != damaged:
+            with contextlib.suppress(CheckpointError):
+                read(path)
+                yield which
+
+
 def read_for_resume(run: Path, step: int | None, map_location: torch.device) -> dict[str, Any]:
     """The checkpoint a run goes on from; a damaged one is refused and the one before it offered.
 
@@ -291,16 +327,19 @@ def load(
         device: where the model is put.
 
     Raises:
-        CheckpointError: the checkpoint is missing, truncated or not ours.
+        CheckpointError: the checkpoint is missing, truncated or not ours; the message names those of the run that can
+            be taken in its place.
     """
     path = Path(run)
     if path.suffix == EXPORT_SUFFIX:
         content = _read_export(path)
+    elif path.is_file():
+        content = read(path, torch.device(device))
     else:
-        file = path if path.is_file() else find(path, checkpoint)
-        content = read(file, torch.device(device))
-        if path.is_dir() and checkpoint is None and default_of(path) == "last":
-            warnings.warn(f"run {path} has no best checkpoint, its last is taken, {file.name}", stacklevel=2)
+        content = read_of_run(path, checkpoint, torch.device(device))
+        if checkpoint is None and default_of(path) == "last":
+            name = find(path, "last").name
+            warnings.warn(f"run {path} has no best checkpoint, its last is taken, {name}", stacklevel=2)
     config, modalities = config_from_dict(content["config"])
     model = UniCode(modalities, config).to(device)
     model.load_state_dict(content["model"])

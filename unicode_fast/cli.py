@@ -88,9 +88,13 @@ def read_yaml(path: str) -> dict[str, Any]:
         ValueError: the file cannot be read, is no flat mapping, or holds an unknown field.
     """
     try:
-        content = yaml.safe_load(Path(path).read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ValueError(f"config must be a readable YAML file, got {path!r}: {error}") from error
+        text = Path(path).read_bytes()
+    except OSError as error:
+        raise ValueError(f"config must be a readable YAML file, got {path!r}: {error.strerror}") from error
+    try:
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"config must be a readable YAML file, got {path!r}: {_fault(text, error)}") from error
     if not isinstance(content, dict):
         raise ValueError(f"config must hold a mapping of fields to values, {path!r} holds {type(content).__name__}")
     known = {"preset", "size", *FIELDS}
@@ -104,6 +108,17 @@ def read_yaml(path: str) -> dict[str, Any]:
             # YAML takes 1e-3, without a point, for text.
             content[name] = from_text(name, value)
     return content
+
+
+def _fault(text: bytes, error: yaml.YAMLError) -> str:
+    """What is no YAML in a text, and in which line."""
+    if isinstance(error, yaml.MarkedYAMLError):
+        told = ((error.context, error.context_mark), (error.problem, error.problem_mark))
+        return ", ".join(f"{what} in line {mark.line + 1}" for what, mark in told if what and mark)
+    if isinstance(error, yaml.reader.ReaderError):
+        line = text.count(b"\n", 0, error.position) + 1
+        return f"{error.reason} in line {line}"
+    return str(error)
 
 
 def resolve(file: str | None, flags: dict[str, Any]) -> Config:

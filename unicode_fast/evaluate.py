@@ -39,6 +39,8 @@ _OF_TASK = {
     "load_segmenter": "segmentation",
     "segmenter_steps": "segmentation",
 }
+# The modalities of a direction.
+_ROLES = {"from": "modality the probe is trained on", "to": "modality the probe is tested on"}
 
 
 def make_parser() -> ArgumentParser:
@@ -46,10 +48,12 @@ def make_parser() -> ArgumentParser:
     parser = ArgumentParser(
         prog="python -m unicode_fast.evaluate", description="Measure one direction of one task on a trained run."
     )
-    parser.add_argument("run", type=str, help="run folder that unicode_fast.train has written")
+    parser.add_argument(
+        "run", nargs="?", type=str | None, help="run folder that unicode_fast.train has written; --explain needs none"
+    )
     parser.add_argument("--task", type=str, default="classification", help=f"{', '.join(TASKS[:-1])} or {TASKS[-1]}")
-    parser.add_argument("--from", type=str | None, dest="from", help="modality the probe is trained on")
-    parser.add_argument("--to", type=str | None, help="modality it is tested on")
+    parser.add_argument("--from", type=str | None, dest="from", help=_ROLES["from"])
+    parser.add_argument("--to", type=str | None, help=_ROLES["to"])
     parser.add_argument("--protocol", type=str, default="sound", help=f"{' or '.join(PROTOCOLS)}; see --explain")
     parser.add_argument("--checkpoint", type=str | None, help="best, last, or a step [best, else last]")
     parser.add_argument("--data", type=str | None, help="another dataset than the run's: a name or a store's folder")
@@ -93,12 +97,15 @@ def make_parser() -> ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; see `python -m unicode_fast.evaluate --help`."""
-    arguments = make_parser().parse_args(with_underscores(argv))
+    parser = make_parser()
+    arguments = parser.parse_args(with_underscores(argv))
     if arguments.task not in TASKS:
         raise ValueError(f"task must be one of {', '.join(TASKS)}, got {arguments.task!r}")
     if arguments.explain:
         print(explain(arguments.task, arguments.protocol))
         return 0
+    if arguments.run is None:
+        parser.error("run must be a run folder that unicode_fast.train has written, got none")
     check_flags(arguments)
     asked = arguments.checkpoint or default_of(Path(arguments.run))
     model = load(arguments.run, int(asked) if asked.isdigit() else asked, choose_device(arguments.device))
@@ -106,7 +113,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("note: the run has no best checkpoint, which validations choose; its last is measured", file=sys.stderr)
     for flag in ("from", "to"):
         if arguments[flag] not in model.names:
-            raise ValueError(f"{flag} must be one of {', '.join(model.names)}, got {arguments[flag]!r}")
+            got = "none" if arguments[flag] is None else repr(arguments[flag])
+            raise ValueError(f"--{flag} must name the {_ROLES[flag]}, one of {', '.join(model.names)}, got {got}")
     given = {name: arguments[name] for name in ("data", *TEXT_FIELDS) if arguments[name] is not None}
     config = model.config.replace(**given)
     unread = [name for name in TEXT_FIELDS if name in given]

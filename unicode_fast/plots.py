@@ -32,8 +32,10 @@ from unicode_fast.tasks.probe import Clips
 BLUE, RED, GREEN, PINK, ORANGE, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"
 BLACK, GREY = "#000000", "#9A9A9A"
 _PALETTE = (BLUE, RED, GREEN, PINK, ORANGE, SKY)
-# Figure 4 of the paper: visual codewords blue, audio red, shared green; other modalities take what is left.
-_FIGURE_4 = {"video": BLUE, "audio": RED, "shared": GREEN}
+# Of a modality in every picture. Video, audio and what modalities share are as in Figure 4 of the paper; others get, in
+# their order, what those beside them leave of the second line.
+_OF_MODALITY, SHARED = {"video": BLUE, "audio": RED, "text": PINK}, GREEN
+_OF_OTHERS = (ORANGE, SKY, BLACK, PINK, RED, BLUE)
 _MARKERS = ("s", "^", "v", "D", "P", "X")
 _DPI = 110
 # Of the tint where a probability is 1.
@@ -97,13 +99,12 @@ def losses(metrics: Sequence[Mapping[str, Any]]) -> Figure:
     for term in lines[0]["losses"]:
         families.setdefault(term.split(".")[0], []).append(term)
     steps = [line["step"] for line in lines]
-    colours = _Colours(label for family in families.values() for term in family if (label := term.partition(".")[2]))
     count = 1 + len(families) + ("recognised" in lines[0]) + bool(validation)
-    figure, axes = _grid(count, columns=min(4, count), panel=(2.7, 2.2))
-    _curves(axes[0], "sum of all terms", steps, {"": [line["loss"] for line in lines]}, colours)
+    figure, axes = _grid(count, columns=min(4, count), panel=(2.7, 2.35))
+    _curves(axes[0], "sum of all terms", steps, {"": [line["loss"] for line in lines]})
     for axis, (family, terms) in zip(axes[1:], families.items(), strict=False):
         curves = {term.partition(".")[2]: [line["losses"][term] for line in lines] for term in terms}
-        _curves(axis, _spaced(family), steps, curves, colours)
+        _curves(axis, _spaced(family), steps, curves)
     if "recognised" in lines[0]:
         directions = {key: [line["recognised"][key] for line in lines] for key in lines[0]["recognised"]}
         _shares(axes[len(families) + 1], "clips that CPC recognises", steps, directions)
@@ -152,14 +153,14 @@ def _usage_csv(names: Sequence[str], table: np.ndarray, group: np.ndarray) -> st
 def _usage_figure(
     names: Sequence[str], total: np.ndarray, share: np.ndarray, group: np.ndarray, shares: Mapping[str, float]
 ) -> Figure:
-    colours = _Colours(names, _FIGURE_4)
+    colours = _modality_colours(names)
     labels = np.array(list(shares))
     order = np.lexsort((-total, (group[:, None] == labels).argmax(1)))  # by group, most used first
     figure = Figure(figsize=(8.4, 4.4), layout="constrained")
     dots, strip = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1.1))
     styles = {
-        "shared": (GREEN, "o"),
-        **{name: (colours(name), marker) for name, marker in zip(names, itertools.cycle(_MARKERS), strict=False)},
+        "shared": (SHARED, "o"),
+        **{name: (colours[name], marker) for name, marker in zip(names, itertools.cycle(_MARKERS), strict=False)},
         "unused": (GREY, "x"),
     }
     for label, (colour, marker) in styles.items():
@@ -175,7 +176,7 @@ def _usage_figure(
     figure.legend(*dots.get_legend_handles_labels(), loc="outside right upper", frameon=False, handletextpad=0.2)
     bottom = np.zeros(len(total))
     for name, values in zip(names, share[:, order], strict=True):
-        strip.bar(np.arange(len(total)), values, 1.0, bottom, color=colours(name))
+        strip.bar(np.arange(len(total)), values, 1.0, bottom, color=colours[name])
         bottom += values
     strip.set_ylim(0, 1)
     strip.set_yticks([0, 0.5, 1], ["0", "50 %", "100 %"])
@@ -198,9 +199,8 @@ def codebook_health(
         perplexity: (n,) exponential of the entropy of the code usage, by modality.
     """
     figure, axes = _grid(2, columns=2, panel=(4.1, 2.8))
-    colours = _Colours(perplexity)
     for axis, title, curves in zip(axes, ("codewords in use", "perplexity"), (used, perplexity), strict=True):
-        _curves(axis, title, steps, curves, colours, logarithmic=False)
+        _curves(axis, title, steps, curves, logarithmic=False)
         axis.set_ylim(bottom=0)
     return figure
 
@@ -333,11 +333,11 @@ def report_bars(
     height = 2.2 * len(tasks) + 0.24 * len(series) + 0.4
     figure = Figure(figsize=(max(6.0, 1.4 * columns + 1), height), layout="constrained")
     axes = figure.subplots(len(tasks), 1, squeeze=False)[:, 0]
-    colours = _Colours(series)
+    colours = _in_order(series)
     styles: dict[str, dict[str, Any]] = {
         name: {"facecolor": "white", "edgecolor": GREY, "hatch": hatch * 3}
         if name in hatched
-        else {"color": colours(name)}
+        else {"color": colours[name]}
         for name, hatch in zip(series, itertools.cycle("/.x-\\"), strict=False)
     }
     width = 0.8 / len(series)
@@ -381,7 +381,7 @@ def codebook_sizes(points: Mapping[int, Sequence[Row]]) -> Figure:
     sizes = sorted(points)
     tasks = list(dict.fromkeys(row.task for size in sizes for row in points[size]))
     figure, axes = _grid(len(tasks), columns=min(3, len(tasks)), panel=(4.6, 3.2))
-    colours = _Colours(f"{row.source} → {row.target}" for rows in points.values() for row in rows)
+    colours = _in_order(f"{row.source} → {row.target}" for rows in points.values() for row in rows)
     for axis, task in zip(axes, tasks, strict=True):
         lines: dict[str, list[tuple[int, Row]]] = {}
         for size in sizes:
@@ -393,7 +393,7 @@ def codebook_sizes(points: Mapping[int, Sequence[Row]]) -> Figure:
                 [size for size, _ in line],
                 [row.score for _, row in line],
                 [row.std or 0 for _, row in line],
-                color=colours(label),
+                color=colours[label],
                 marker=marker,
                 markersize=4,
                 linewidth=1.4,
@@ -579,17 +579,16 @@ def _bare(axis: Axes) -> None:
     axis.spines[:].set_visible(False)
 
 
-class _Colours:
-    """One colour a label, the same in every panel; labels in their order get what `fixed` leaves of the palette."""
+def _in_order(labels: Iterable[str]) -> dict[str, str]:
+    """One colour of the palette a label."""
+    return dict(zip(dict.fromkeys(labels), itertools.cycle(_PALETTE), strict=False))
 
-    def __init__(self, labels: Iterable[str], fixed: Mapping[str, str] | None = None) -> None:
-        fixed = fixed or {}
-        left = [colour for colour in _PALETTE if colour not in fixed.values()]
-        others = dict.fromkeys(label for label in labels if label not in fixed)
-        self._of = {**dict(zip(others, itertools.cycle(left), strict=False)), **fixed}
 
-    def __call__(self, label: str) -> str:
-        return self._of.get(label, BLACK)
+def _modality_colours(names: Iterable[str]) -> dict[str, str]:
+    """One colour a modality, or pair of them, the same wherever the same modalities are."""
+    fixed = {name: _OF_MODALITY.get(name) for name in names}
+    left = itertools.cycle([colour for colour in _OF_OTHERS if colour not in fixed.values()])
+    return {name: colour or next(left) for name, colour in fixed.items()}
 
 
 def _curves(
@@ -597,19 +596,20 @@ def _curves(
     title: str,
     steps: Sequence[int],
     curves: Mapping[str, Sequence[float]],
-    colours: _Colours,
     *,
     logarithmic: bool = True,
 ) -> None:
-    """Lines with a legend; a logarithmic axis where all values are positive and far apart."""
+    """Lines; a logarithmic axis where all values are positive and far apart.
+
+    They are labelled with their modalities, "any" for all of them together, or "" for a line by itself.
+    """
+    colours = {**_modality_colours(curves), "any": GREY, "": BLACK}
     for label, curve in curves.items():
         marker = "o" if len(steps) < 20 else None
-        axis.plot(steps, curve, color=colours(label), linewidth=1.4, marker=marker, markersize=3, label=label or None)
+        axis.plot(steps, curve, color=colours[label], linewidth=1.4, marker=marker, markersize=3, label=label or None)
     values = np.concatenate([np.asarray(curve, float) for curve in curves.values()])
     if logarithmic and values.min() > 0 and values.max() > 10 * values.min():
         axis.set_yscale("log")
-    if any(curves):
-        axis.legend(fontsize=7, frameon=False)
     _finish(axis, title)
 
 
@@ -619,17 +619,30 @@ def _shares(axis: Axes, title: str, steps: Sequence[int], curves: Mapping[str, S
     for values in single:
         axis.plot(steps, values, color=GREY, linewidth=0.8)
     marker = "o" if len(steps) < 20 else None
-    axis.plot(steps, np.mean(single, axis=0), color=BLUE, linewidth=1.8, marker=marker, markersize=3.5, label="mean")
+    axis.plot(steps, np.mean(single, axis=0), color=BLACK, linewidth=1.8, marker=marker, markersize=3.5, label="mean")
     axis.plot([], [], color=GREY, linewidth=0.8, label="one direction")
     axis.set_ylim(0, 1.02)
     axis.set_yticks([0, 0.5, 1], ["0", "50 %", "100 %"])
-    axis.legend(fontsize=7, frameon=False)
     _finish(axis, title)
 
 
 def _finish(axis: Axes, title: str) -> None:
+    """Title, axes, and below them a legend of what has a label, where it covers no curve."""
     axis.set_title(title, fontsize=10)
     axis.set_xlabel("step")
+    handles, _ = axis.get_legend_handles_labels()
+    if handles:
+        # So many heights of its letters below the axis, past the ticks and their label.
+        axis.legend(
+            loc="upper center",
+            bbox_to_anchor=(0.5, 0),
+            borderaxespad=4.5,
+            ncols=len(handles) if len(handles) < 5 else 3,
+            fontsize=7,
+            frameon=False,
+            handlelength=1.2,
+            columnspacing=1,
+        )
     axis.xaxis.set_major_locator(MaxNLocator(4, integer=True))
     _plain(axis)
 

@@ -3,7 +3,7 @@
 Source:
     Xia et al., "Achieving Cross Modal Generalization with Multimodal Unified Representation", NeurIPS 2023, Tables 1 to
     5. The measures differ from task to task, and by their released code some are taken on the training split or on the
-    best test epoch: see `python -m unicode_fast.evaluate RUN --task TASK --protocol official --explain`.
+    best test epoch: see `python -m unicode_fast.evaluate --task TASK --protocol official --explain`.
 """
 
 from __future__ import annotations

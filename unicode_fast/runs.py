@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import yaml
 
 from unicode_fast.checkpoint import CheckpointError, atomic_file, write_json
 from unicode_fast.cli import resolve
-from unicode_fast.config import Config
+from unicode_fast.config import EXECUTION_FIELDS, Config
 
 # Below a run folder: one JSON file for each row that was measured after training.
 EVALUATIONS = "evaluations"
@@ -94,12 +94,15 @@ def git_commit() -> str | None:
     return found.stdout.strip()
 
 
-def resume_folder(path: str, flags: Mapping[str, Any]) -> tuple[Path, Config, list[int] | None]:
+def resume_folder(
+    path: str, flags: Mapping[str, Any], others: Sequence[str] = ()
+) -> tuple[Path, Config, list[int] | None]:
     """A run folder, its configuration, and its seeds if it has several.
 
     Args:
         path: of the folder.
         flags: fields with which the run goes on.
+        others: names of flags beside it that are no fields.
 
     Raises:
         CheckpointError: it is no run folder.
@@ -108,6 +111,12 @@ def resume_folder(path: str, flags: Mapping[str, Any]) -> tuple[Path, Config, li
     folder = Path(path)
     if not (folder / "config.yaml").is_file():
         raise CheckpointError(f"resume must be a run folder with a config.yaml, got {path!r}")
+    refused = [name for name in (*flags, *others) if name not in EXECUTION_FIELDS]
+    if refused:
+        raise ValueError(
+            f"resume takes the run's own configuration, got {', '.join(refused)} beside it; only these may change: "
+            f"{', '.join(EXECUTION_FIELDS)}"
+        )
     seeds = folder / "seeds.json"
     config = resolve(str(folder / "config.yaml"), dict(flags))
     return folder, config, json.loads(seeds.read_text()) if seeds.exists() else None

@@ -44,11 +44,13 @@ from unicode_fast.runs import (
     write_config,
 )
 from unicode_fast.tasks import (
+    PROBE_TASKS,
     RETRIEVAL,
     Probes,
     Row,
     aggregate,
     check_partners,
+    check_tasks,
     format_table,
     open_partners,
     zero_shot_accuracy,
@@ -535,14 +537,9 @@ def train(argv: Sequence[str] | None, ranks: Ranks) -> int:
     flags = given_fields(arguments)
     seeds: list[int] | None = None
     if arguments.resume is not None:
-        refused = [name for name in flags if name not in EXECUTION_FIELDS]
-        refused += [name for name in ("out", "config") if arguments[name] is not None]
-        if refused or arguments.seeds != 1:
-            raise ValueError(
-                f"resume takes the run's own configuration, got {', '.join(refused or ['seeds'])} beside it; "
-                f"only these may change: {', '.join(EXECUTION_FIELDS)}"
-            )
-        folder, config, seeds = ranks.from_first(lambda: resume_folder(arguments.resume, flags))
+        others = [name for name in ("out", "config") if arguments[name] is not None]
+        others += ["seeds"] if arguments.seeds != 1 else []
+        folder, config, seeds = ranks.from_first(lambda: resume_folder(arguments.resume, flags, others))
         if seeds and arguments.resume_step is not None:
             raise ValueError(f"resume_step needs the run of one seed, such as --resume {folder / f'seed-{seeds[0]}'}")
         check_run(config)
@@ -656,9 +653,7 @@ def check_store(config: Config, store: Dataset) -> dict[str, Modality]:
     modalities = store.modalities_named(modality_names(config.data.modalities, tuple(clips.modalities)))
     if len(clips) < config.train.batch_size:
         raise ValueError(f"batch_size must be at most the {len(clips)} training clips, got {config.train.batch_size}")
-    if probed or config.train.validations:
-        for split in needed_splits:
-            store.split(split).target  # noqa: B018 - raises where the classes are missing
+    check_targets(config, store, needed_splits, modalities)
     steps = {clips.features[name].shape[1] for name in modalities}
     needed = config.method.cpc_earliest + 1 + config.model.cpc_steps
     if config.model.cpc_steps > 1 and min(steps) < needed:
@@ -666,6 +661,41 @@ def check_store(config: Config, store: Dataset) -> dict[str, Modality]:
             f"cpc_steps must leave {needed} steps in a clip, got {config.model.cpc_steps} for {min(steps)}"
         )
     return modalities
+
+
+def check_targets(config: Config, store: Dataset, splits: Sequence[str], modalities: Collection[str]) -> None:
+    """Whether clips have the classes that validations and tasks of a run are about.
+
+    Args:
+        config: of the run.
+        store: its data.
+        splits: that the run reads.
+        modalities: of the run.
+
+    Raises:
+        ValueError: they have none; the message names the flags that train without.
+    """
+    tasks = [] if config.train.probe_tasks == NO_TASKS else check_tasks(config.train.probe_tasks)
+    asking = [task for task in tasks if task in PROBE_TASKS]
+    others = [task for task in tasks if task not in asking]
+    reasons, cures = [], []
+    if config.train.validations:
+        reasons.append("the zero-shot accuracy of validations")
+        cures.append("--validations 0")
+    if asking:
+        reasons.append(f"the tasks {', '.join(asking)}")
+        cures.append(f"--probe_tasks {','.join(others) or NO_TASKS}")
+    without = []
+    for split in splits:
+        keys = store.split(split).arrays.keys()
+        if "class" not in keys and not {f"{name}.label" for name in modalities} <= keys:
+            without.append(split)
+    if reasons and without:
+        raise ValueError(
+            f"data must have a class for each clip, or labels at each step of every modality, for "
+            f"{' and '.join(reasons)}, {store.path} has neither in {', '.join(without)}; "
+            f"{' '.join(cures)} trains without"
+        )
 
 
 def check_ranks(config: Config, clips: int, ranks: Ranks) -> None:

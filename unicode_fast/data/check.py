@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import itertools
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,7 +12,8 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from unicode_fast.data.dataset import Dataset
+from unicode_fast.config import DataConfig
+from unicode_fast.data.dataset import WHOLE, Dataset
 from unicode_fast.data.files import MissingFilesError, MissingPackageError
 from unicode_fast.data.layouts import Request
 from unicode_fast.data.lazy import LazyArray
@@ -20,6 +22,9 @@ from unicode_fast.data.sources import Listing, Part, Source
 from unicode_fast.data.store_checks import StoreError
 from unicode_fast.data.stream import SPEC, StreamedDataset
 
+# What training and tasks read where nothing else is asked for, and what published code takes.
+_TRAINED_ON = DataConfig().train_split
+_SPLITS = (_TRAINED_ON, "val", "test", WHOLE)
 _SHOWN = 8
 
 
@@ -28,11 +33,11 @@ class Finding:
     """One kind of thing that was found.
 
     Attributes:
-        kind: missing, unreadable, empty, short, truncated, non-finite, shape, dtype, labels, duplicate, or what the
-            layout notes on its lists.
+        kind: missing, unreadable, empty, short, truncated, non-finite, shape, dtype, labels, duplicate, splits, or what
+            the layout notes on its lists.
         bad: training must not start.
         text: what it is and what comes of it.
-        clips: what the clips are called.
+        clips: what the clips are called, or the splits.
     """
 
     kind: str
@@ -113,7 +118,7 @@ def check(spec: str, request: Request | None = None, progress: bool = True) -> R
         listing = None if spec.startswith(SPEC) else list_data(spec, request)
         if listing is None:
             data = open_data(spec, progress=progress)
-            report.findings += _note_splits(report, data)
+            report.findings += _count(report, data) or _odd_splits(report.clips)
             return report
     except MissingFilesError as error:
         report.findings.append(Finding("missing", True, f"files that must be in {spec}", error.files))
@@ -129,6 +134,7 @@ def check(spec: str, request: Request | None = None, progress: bool = True) -> R
     if unknown:
         raise ValueError(f"modalities must be some that {spec} has clips of, which it has not of {unknown[0]!r}")
     report.findings += [Finding(note.kind, note.bad, note.text) for note in listing.notes]
+    report.findings += _odd_splits(report.clips)
     report.findings += _find(listing, progress)
     if request.modalities is None and len(there) < 2:
         report.findings.append(Finding("modalities", True, f"training needs two, there is {', '.join(there)}"))
@@ -140,7 +146,7 @@ def check(spec: str, request: Request | None = None, progress: bool = True) -> R
     return report
 
 
-def _note_splits(report: Report, data: Dataset) -> list[Finding]:
+def _count(report: Report, data: Dataset) -> list[Finding]:
     """Count the clips of what was checked when it was opened, and read a stream."""
     for split in data.splits:
         if isinstance(data, StreamedDataset):
@@ -153,6 +159,21 @@ def _note_splits(report: Report, data: Dataset) -> list[Finding]:
             continue
         report.clips[split] = {name: len(part) for part in data.parts(split) for name in part.modalities}
     return []
+
+
+def _odd_splits(clips: Mapping[str, Mapping[str, int]]) -> Iterator[Finding]:
+    """Splits that nothing reads unless it is told to, and whether the one is missing that training takes by itself."""
+    odd = []
+    for split, counts in clips.items():
+        if split not in _SPLITS:
+            meant = difflib.get_close_matches(split.lower(), _SPLITS, 1)
+            odd.append(f"{split}: {max(counts.values())} clips" + (f", or is {meant[0]} meant?" if meant else ""))
+    if odd:
+        text = f"not among {', '.join(_SPLITS)}: no task reads them, and training only by --train_split"
+        yield Finding("splits", False, text, odd)
+    if _TRAINED_ON not in clips:
+        there = ", ".join(clips)
+        yield Finding("no training clips", True, f"no split {_TRAINED_ON!r}; --train_split may name one of {there}")
 
 
 def _find(listing: Listing, progress: bool) -> list[Finding]:
