@@ -13,8 +13,8 @@ benchmarks/write_step_page.py from benchmarks/results/, which `pytest benchmarks
 `pytest benchmarks/bench_feed.py` fill; `--device cuda` for a machine with a GPU. *published* has the sizes of the
 paper's audio-video-text pre-training, on a CPU with four clips in place of eighty; *default* is the default run on the
 built-in data. *Time* is by the clock, as is the ratio to the original's; *processor time* is that of all cores together
-and says more where the machine was busy. Rows named *before* were measured at another time, as it says below the table:
-their shares can be compared with later ones, their clock cannot.
+and says more where the machine was busy. Rows named *before* are of an earlier commit; with what each was measured
+stands below the table.
 """
 
 

@@ -22,7 +22,8 @@ from tolerances import EXACT, SHARED_BATCH, Tolerance
 
 from unicode_fast import Config, UniCode, checkpoint
 from unicode_fast.activity import Activity, waiting
-from unicode_fast.data import open_dataset
+from unicode_fast.data import open_dataset, open_store
+from unicode_fast.data.stream import write_shards
 from unicode_fast.distributed import Ranks, Watch, _Seen
 from unicode_fast.journal import StepResult
 from unicode_fast.ops import sharded
@@ -379,6 +380,25 @@ class TestTorchrun:
         rank, step = {"opening": (1, 0), "feed": (1, 12), "validation": (0, 10)}[place]
         found = f"error: rank {rank} has done nothing for 2 s, at step {step}; what was saved"
         assert message.startswith(found), printed
+
+    @pytest.mark.slow
+    def test_a_stream_goes_on_with_as_many_ranks(self, store: Path, tmp_path: Path) -> None:
+        """Each rank reads files of its own, so that another number would read other batches."""
+        write_shards(open_store(store), tmp_path / "shards", 5, progress=False)
+        out = tmp_path / "run"
+        fields = {**FLAGS, "data": f"webdataset:{tmp_path / 'shards'}", "probe_tasks": "none"}
+        status, printed = Job(2, tmp_path / "log.txt", out=out, **fields).wait()
+        assert status == 0, printed
+        wanted = checkpoint.read(checkpoint.find(out, "last"))["model"]
+        first = str(checkpoint.steps_in(out)[0])
+        status, printed = Job(2, tmp_path / "same.txt", f"--resume={out}", "--resume_step", first).wait()
+        assert status == 0, printed
+        found = checkpoint.read(checkpoint.find(out, "last"))["model"]
+        assert all(torch.equal(found[name], value) for name, value in wanted.items())
+        with pytest.raises(
+            checkpoint.CheckpointError, match="ranks of a stream, .*, must be as many as before, 2, got 1"
+        ):
+            main([f"--resume={out}"])
 
     @pytest.mark.slow
     def test_a_loss_that_is_not_finite_ends_all_with_one_message(self, store: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -267,6 +268,19 @@ class TestChangedExecution:
         # What has changed stays changed, and is not noted twice.
         assert main([f"--resume={parted}"]) == 0
         assert json.loads((parted / "summary.json").read_text())["changes"] == changes
+
+    @pytest.mark.slow
+    @pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+    def test_compiled_from_a_step_on(self, store: Path, tmp_path: Path) -> None:
+        out = tmp_path / "run"
+        main(flags(store, out, **{**self.OPTIONS, "micro_batches": 1}))
+        wanted, step = final_model(out), checkpoint.steps_in(out)[0]
+        assert main([f"--resume={out}", f"--resume-step={step}", "--compile=true"]) == 0
+        found = final_model(out)
+        for name, value in wanted.items():
+            assert_close(found[name], value, SHARED_BATCH if value.is_floating_point() else EXACT, name)
+        changes = json.loads((out / "summary.json").read_text())["changes"]
+        assert changes == [{"step": step, "field": "compile", "before": False, "after": True}]
 
     def test_seeds(self, store: Path, tmp_path: Path) -> None:
         out = tmp_path / "seeds"

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unicode_fast.config import Modality, ModelConfig
@@ -50,9 +53,16 @@ class GridDecoder(nn.Module):
 
     def forward(self, codeword: Tensor, specific: Tensor) -> Tensor:
         """(B, T, D) and the map (B, T, h, w, S) to (B, T, h+4, w+4, C)."""
-        tiled = self.code(codeword)[:, :, None, None].expand(*specific.shape[:-1], -1)
-        joined = torch.cat([tiled, specific], -1).flatten(0, 1).permute(0, 3, 1, 2)
-        return self.convolutions(joined).permute(0, 2, 3, 1).unflatten(0, specific.shape[:2])
+        code = self.code(codeword).flatten(0, 1)
+        first, rest = cast(nn.ConvTranspose2d, self.convolutions[0]), self.convolutions[1:]
+        of_code, of_map = first.weight.split([code.shape[1], specific.shape[-1]])
+        # The same codeword at all positions: each weight counts as often as it meets one, which is a matrix of them.
+        ones = code.new_ones(1, 1, *specific.shape[2:4])
+        met = F.conv_transpose2d(ones, of_code.flatten(0, 1)[None])
+        from_code = code @ met.reshape(code.shape[1], -1)
+        from_map = F.conv_transpose2d(specific.flatten(0, 1).permute(0, 3, 1, 2), of_map, first.bias)
+        maps = rest(from_map + from_code.view_as(from_map))
+        return maps.permute(0, 2, 3, 1).unflatten(0, specific.shape[:2])
 
 
 def make_decoder(modality: Modality, config: ModelConfig, *, word_target: str) -> nn.Module:
