@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+import psutil
 import pytest
 import tiny
 import torch
@@ -595,6 +596,14 @@ class TestActivity:
                 process.kill()
 
         assert self.looks(compute) == [True] * 3
+
+    @pytest.mark.parametrize("error", [psutil.AccessDenied(), RuntimeError("/proc/1/io file was empty")])
+    def test_a_system_that_does_not_tell_what_is_read(self, error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+        def refused(_: psutil.Process) -> None:
+            raise error
+
+        monkeypatch.setattr(psutil.Process, "io_counters", refused)
+        assert self.looks(lambda ended: ended.wait(), 1) == [False]
 
     def test_waiting_for_another_job_is_allowed(self) -> None:
         def wait(ended: threading.Event) -> None:

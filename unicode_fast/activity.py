@@ -68,9 +68,11 @@ class Activity:
 
 
 def _bytes(process: psutil.Process) -> int:
-    if not hasattr(process, "io_counters"):
+    """What was read and written; zero where the system does not tell, so that computing alone counts there."""
+    try:
+        counters = process.io_counters()
+    except (AttributeError, OSError, RuntimeError, ValueError, psutil.Error):
         return 0
-    counters = process.io_counters()
     return int(counters.read_bytes + counters.write_bytes)
 
 
