@@ -70,8 +70,8 @@ def test_processes_read(batches: Batches, monkeypatch: pytest.MonkeyPatch) -> No
     """Two of them, in turn; the numbers that a training draws are not touched."""
     plain = Batches.batch
 
-    def signed(self: Batches, step: int, own: slice) -> Batch:
-        return dataclasses.replace(plain(self, step, own), id=np.array([os.getpid()]))
+    def signed(self: Batches, step: int, own: slice, keep_halves: bool) -> Batch:
+        return dataclasses.replace(plain(self, step, own, keep_halves=keep_halves), id=np.array([os.getpid()]))
 
     monkeypatch.setattr(Batches, "batch", signed)
     before = torch.get_rng_state()
@@ -89,9 +89,9 @@ def test_it_reads_ahead_and_no_further_than_the_end(
     read: list[int] = []
     plain = Batches.batch
 
-    def noted(self: Batches, step: int, own: slice) -> Batch:
+    def noted(self: Batches, step: int, own: slice, keep_halves: bool) -> Batch:
         read.append(step)
-        return plain(self, step, own)
+        return plain(self, step, own, keep_halves=keep_halves)
 
     monkeypatch.setattr(Batches, "batch", noted)
     with open_feed(batches, CPU, "prefetch", workers=0, end=4) as feed:
@@ -108,10 +108,10 @@ def test_an_error_of_a_worker_is_one_clear_error(
 ) -> None:
     plain = Batches.batch
 
-    def broken(self: Batches, step: int, own: slice) -> Batch:
+    def broken(self: Batches, step: int, own: slice, keep_halves: bool) -> Batch:
         if step == 2:
             raise OSError("the disk is gone")
-        return plain(self, step, own)
+        return plain(self, step, own, keep_halves=keep_halves)
 
     monkeypatch.setattr(Batches, "batch", broken)
     with open_feed(batches, CPU, kind, workers=workers) as feed:
@@ -128,10 +128,10 @@ def test_an_error_of_a_worker_is_one_clear_error(
 def test_a_worker_that_is_killed_is_one_clear_error(batches: Batches, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = Batches.batch
 
-    def killed(self: Batches, step: int, own: slice) -> Batch:
+    def killed(self: Batches, step: int, own: slice, keep_halves: bool) -> Batch:
         if step == 2:
             os.kill(os.getpid(), signal.SIGKILL)
-        return plain(self, step, own)
+        return plain(self, step, own, keep_halves=keep_halves)
 
     monkeypatch.setattr(Batches, "batch", killed)
     with open_feed(batches, CPU, "prefetch", workers=1) as feed:

@@ -13,7 +13,18 @@ import torch
 from published import splits_of, write_avel, write_avsbench, write_avvp, write_own, write_zip
 
 from unicode_fast.config import Modality
-from unicode_fast.data import Batches, ClipSet, DamagedStoreError, Dataset, StoreError, bfloat16, open_data, open_store
+from unicode_fast.data import (
+    Batches,
+    ClipSet,
+    DamagedStoreError,
+    Dataset,
+    StoreError,
+    bfloat16,
+    open_data,
+    open_feed,
+    open_store,
+)
+from unicode_fast.data.feed import ResidentFeed
 from unicode_fast.data.lazy import LazyArray
 from unicode_fast.data.pack import pack
 
@@ -68,6 +79,23 @@ def test_any_order_without_the_original(tmp_path: Path, avel: Dataset) -> None:
         clips.features["video"][12]
     batch = Batches(clips, 4, seed=3).batch(1)
     np.testing.assert_array_equal(batch.features["video"].numpy(), whole[batch.clips])
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_halves_are_halves_until_they_are_on_the_device(tmp_path: Path, avel: Dataset, dtype: str) -> None:
+    pack(avel, tmp_path / "store", dtype, shard_bytes=SHARD_BYTES, progress=False)
+    batches = Batches(open_store(tmp_path / "store").split("train"), 4, seed=3, dtype="float64")
+    for name, kept in batches.batch(1, keep_halves=True).features.items():
+        assert kept.dtype == getattr(torch, dtype)
+        assert torch.equal(kept.double(), batches.batch(1).features[name])
+    for kind in ("direct", "prefetch", "resident"):
+        with open_feed(batches, torch.device("cpu"), kind) as feed:
+            for step in range(3):
+                for name, found in feed.batch(step).features.items():
+                    assert found.dtype == torch.float64
+                    assert torch.equal(found, batches.batch(step).features[name])
+            if isinstance(feed, ResidentFeed):
+                assert {kept.dtype for kept in feed.features.values()} == {getattr(torch, dtype)}
 
 
 def test_unpaired_clips(tmp_path: Path, spoken: ClipSet) -> None:

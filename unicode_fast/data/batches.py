@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from unicode_fast.data.lazy import ClipArray, LazyArray, as_tensor
+
 if TYPE_CHECKING:
     from unicode_fast.data.dataset import ClipSet
 
@@ -19,7 +21,7 @@ class Batch:
     """B clips as tensors on the CPU.
 
     Attributes:
-        features: per modality (B, T, ...) of the dtype asked for.
+        features: per modality (B, T, ...) of the dtype asked for, or halves where they were kept.
         mask: per modality (B, T) bool, True at the valid steps.
         labels: (B, T, C+1) of that dtype for each modality that has labels.
         target: (B,) int64 clip classes, or None where the clips have none.
@@ -38,14 +40,15 @@ class Batch:
         """Number of clips, B."""
         return len(self.clips)
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
-        """The same batch with its tensors on another device."""
+    def to(self, device: torch.device | str, non_blocking: bool = False, dtype: torch.dtype | None = None) -> Batch:
+        """The same batch with its tensors on another device, where the features get the dtype."""
 
         def moved(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
             return {name: tensor.to(device, non_blocking=non_blocking) for name, tensor in tensors.items()}
 
+        features = {name: tensor.to(dtype or tensor.dtype) for name, tensor in moved(self.features).items()}
         target = None if self.target is None else self.target.to(device, non_blocking=non_blocking)
-        return Batch(moved(self.features), moved(self.mask), moved(self.labels), target, self.clips, self.id)
+        return Batch(features, moved(self.mask), moved(self.labels), target, self.clips, self.id)
 
     def pinned(self) -> Batch:
         """A copy in memory that a GPU reads by itself, so that `to` need not wait."""
@@ -60,6 +63,8 @@ class Batch:
 class BatchSource(Protocol):
     """Batches by global step; `Batches` has them in any order, a stream best in theirs."""
 
+    dtype: torch.dtype
+
     @property
     def steps_per_epoch(self) -> int:
         """Number of batches in one epoch."""
@@ -67,7 +72,7 @@ class BatchSource(Protocol):
     def size(self, step: int) -> int:
         """Number of clips in the batch at this global step, those of all ranks."""
 
-    def batch(self, step: int, own: slice = slice(None)) -> Batch:
+    def batch(self, step: int, own: slice = slice(None), *, keep_halves: bool = False) -> Batch:
         """The batch at this global step, counted from 0 over all epochs, or only the clips that a rank owns."""
 
     def numbers(self, step: int, batch: Batch) -> np.ndarray:
@@ -136,21 +141,33 @@ class Batches:
         """(B,) the clips' numbers in their split; those of the whole batch, whatever part of it was read."""
         return self.clips.index[self.indices(step)]
 
-    def batch(self, step: int, own: slice = slice(None)) -> Batch:
+    def batch(self, step: int, own: slice = slice(None), *, keep_halves: bool = False) -> Batch:
         """The batch at this global step, counted from 0 over all epochs, or only its `own` clips."""
-        return gather(self.clips, self.indices(step)[own], self.dtype)
+        return gather(self.clips, self.indices(step)[own], self.dtype, keep_halves=keep_halves)
 
 
-def gather(clips: ClipSet, indices: np.ndarray, dtype: torch.dtype | str = torch.float32) -> Batch:
-    """The clips at these positions as one batch."""
+def gather(
+    clips: ClipSet, indices: np.ndarray, dtype: torch.dtype | str = torch.float32, *, keep_halves: bool = False
+) -> Batch:
+    """The clips at these positions as one batch.
+
+    Args:
+        clips: of which they are some.
+        indices: (B,) int64.
+        dtype: of features and labels.
+        keep_halves: leave features that are stored as float16 or bfloat16 as they are, half the bytes to move; the
+            change to `dtype` is exact wherever it is made.
+    """
     dtype = checked_dtype(dtype)
     lengths = {name: length[indices] for name, length in clips.lengths.items()}
-    features = {name: _tensor(array[indices], dtype) for name, array in clips.features.items()}
+    kept = (torch.float16, torch.bfloat16) if keep_halves else ()
+    stored = {name: _stored(array, indices) for name, array in clips.features.items()}
+    features = {name: tensor if tensor.dtype in kept else tensor.to(dtype) for name, tensor in stored.items()}
     mask = {
         name: torch.from_numpy(np.arange(features[name].shape[1]) < length[:, None])  # (B, T)
         for name, length in lengths.items()
     }
-    labels = {name: _tensor(array[indices], dtype) for name, array in clips.labels.items()}
+    labels = {name: _stored(array, indices).to(dtype) for name, array in clips.labels.items()}
     target = torch.from_numpy(np.array(clips.target[indices])) if "class" in clips.arrays else None
     return Batch(features, mask, labels, target, clips.index[indices], np.asarray(clips.id[indices]))
 
@@ -175,9 +192,9 @@ def iterate(clips: ClipSet, batch_size: int, dtype: torch.dtype | str = torch.fl
     return (gather(clips, np.arange(start, min(start + batch_size, len(clips))), dtype) for start in starts)
 
 
-def _tensor(array: np.ndarray, dtype: torch.dtype) -> Tensor:
-    """The numbers of a selection, which is a copy already, as a tensor."""
-    return torch.from_numpy(np.require(array, requirements=("C", "W"))).to(dtype)
+def _stored(array: ClipArray, indices: np.ndarray) -> Tensor:
+    """Some clips of an array, a copy."""
+    return array.tensor(indices) if isinstance(array, LazyArray) else as_tensor(array[indices])
 
 
 def check_batch_size(batch_size: int) -> None:

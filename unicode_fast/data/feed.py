@@ -55,13 +55,13 @@ class Feed:
             FeedError: it could not be read.
         """
         try:
-            return self.read(step).to(self.device)
+            return self.read(step).to(self.device, dtype=self.batches.dtype)
         except Exception as error:
             raise _unreadable(step, error) from error
 
     def read(self, step: int) -> Batch:
-        """The same on the CPU."""
-        return self.batches.batch(step, self.own(self.batches.size(step)))
+        """The same on the CPU; features that are stored as halves get their dtype on the device."""
+        return self.batches.batch(step, self.own(self.batches.size(step)), keep_halves=True)
 
     def close(self) -> None:
         """Ends all threads and processes; the feed cannot be used afterwards."""
@@ -74,7 +74,7 @@ class Feed:
 
 
 class ResidentFeed(Feed):
-    """All clips of the split on the device, read once; a batch is a selection there.
+    """All clips of the split on the device, as they are stored, read once; a batch is a selection there.
 
     Args:
         batches: what is read.
@@ -88,13 +88,13 @@ class ResidentFeed(Feed):
     def __init__(self, batches: Batches, device: torch.device, own: Own | None = None) -> None:
         super().__init__(batches, device, own)
         self.whole = batches
-        clips, dtype = batches.clips, batches.dtype
+        clips = batches.clips
         self.features: dict[str, Tensor] = {}
         self.mask: dict[str, Tensor] = {}
         try:
             for start in range(0, len(clips), PIECE):
                 positions = np.arange(start, min(start + PIECE, len(clips)))
-                piece = gather(clips, positions, dtype)
+                piece = gather(clips, positions, batches.dtype, keep_halves=True)
                 for kept, read in ((self.features, piece.features), (self.mask, piece.mask)):
                     for name, tensor in read.items():
                         if start == 0:
@@ -117,9 +117,8 @@ class ResidentFeed(Feed):
             return {name: tensor.index_select(0, chosen) for name, tensor in tensors.items()}
 
         clips = self.whole.clips
-        return Batch(
-            selected(self.features), selected(self.mask), {}, None, clips.index[indices], np.asarray(clips.id[indices])
-        )
+        features = {name: tensor.to(self.whole.dtype) for name, tensor in selected(self.features).items()}
+        return Batch(features, selected(self.mask), {}, None, clips.index[indices], np.asarray(clips.id[indices]))
 
 
 class _Ahead(NamedTuple):
@@ -193,9 +192,9 @@ class PrefetchFeed(Feed):
     def _move(self, step: int) -> tuple[Batch, torch.cuda.Event | None]:
         batch = self._from_worker(step) if self.workers else self.read(step)
         if self.stream is None:
-            return batch.to(self.device), None
+            return batch.to(self.device, dtype=self.batches.dtype), None
         with torch.cuda.stream(self.stream):
-            moved = batch.pinned().to(self.device, non_blocking=True)
+            moved = batch.pinned().to(self.device, non_blocking=True, dtype=self.batches.dtype)
             return moved, self.stream.record_event()
 
     def _from_worker(self, step: int) -> Batch:
@@ -297,7 +296,7 @@ def _chosen(batches: Batches, device: torch.device) -> FeedKind:
 
 def _bytes(batches: Batches) -> int:
     """What the features of all clips take on the device."""
-    one = gather(batches.clips, np.arange(1), batches.dtype)
+    one = gather(batches.clips, np.arange(1), batches.dtype, keep_halves=True)
     return len(batches.clips) * sum(tensor.nbytes for tensor in one.features.values())
 
 

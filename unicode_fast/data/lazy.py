@@ -6,20 +6,24 @@ from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import numpy as np
+import torch
+from torch import Tensor
 
 
 class LazyArray:
     """Clips that are read when they are indexed; it stands where a NumPy array of clips stands.
 
     `array[indices]`, with int64 numbers, bool, a slice, or one number, is an np.ndarray. `np.asarray(array)` reads all.
+    `array.tensor(numbers)` has them as they are stored.
 
     Args:
         shape: (clips, ...).
         dtype: of what is read.
-        read: from (n,) int64 numbers in [0, clips) to (n, ...) of that dtype.
+        read: from (n,) int64 numbers in [0, clips) to (n, ...) of that dtype, or to a bfloat16 tensor where that is
+            float32.
     """
 
-    def __init__(self, shape: tuple[int, ...], dtype: Any, read: Callable[[np.ndarray], np.ndarray]) -> None:
+    def __init__(self, shape: tuple[int, ...], dtype: Any, read: Callable[[np.ndarray], np.ndarray | Tensor]) -> None:
         self.shape, self.dtype = tuple(shape), np.dtype(dtype)
         self._read = read
 
@@ -55,7 +59,19 @@ class LazyArray:
     def __getitem__(self, key: Any) -> np.ndarray:
         """Some clips; one number gives one clip without the axis of clips."""
         numbers = np.arange(len(self))[key]
-        return self._read(numbers) if numbers.ndim else self._read(numbers[None])[0]
+        found = self._read(numbers if numbers.ndim else numbers[None])
+        if isinstance(found, Tensor):
+            found = (found.float() if found.dtype == torch.bfloat16 else found).numpy()
+        return found if numbers.ndim else found[0]
+
+    def tensor(self, numbers: np.ndarray) -> Tensor:
+        """Some clips as they are stored, bfloat16 too.
+
+        Args:
+            numbers: (n,) int64 in [0, clips).
+        """
+        found = self._read(numbers)
+        return found if isinstance(found, Tensor) else as_tensor(found)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         """All clips, in memory."""
@@ -73,6 +89,11 @@ class LazyArray:
 
 
 ClipArray: TypeAlias = np.ndarray | LazyArray
+
+
+def as_tensor(array: np.ndarray) -> Tensor:
+    """An array that can be written to as a tensor that shares its memory, or of a copy."""
+    return torch.from_numpy(np.require(array, requirements=("C", "W")))
 
 
 def select_clips(array: ClipArray, numbers: np.ndarray) -> ClipArray:

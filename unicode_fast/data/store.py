@@ -9,11 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from unicode_fast.config import Modality
 from unicode_fast.data import bfloat16
@@ -195,18 +197,26 @@ def _map_array(folder: Path, entry: Mapping[str, Any]) -> ClipArray:
         raise _damaged(folder / MANIFEST, f"shards of {shape} make an array of {entry['shape']}")
     ends = np.cumsum([len(shard) for shard in shards])
     starts = ends - [len(shard) for shard in shards]
-    # Views that are indexed faster than what maps the files.
-    mapped = [np.asarray(shard) for shard in shards]
+    rounded = entry["dtype"] == bfloat16.NAME
+    # torch copies with all its threads and knows bfloat16, but has no strings.
+    in_torch = rounded or shards[0].dtype.kind == "f"
+    sources = [_unwritable(shard, rounded) if in_torch else np.asarray(shard) for shard in shards]
+    join: Any = torch.cat if in_torch else np.concatenate
 
-    def read(numbers: np.ndarray) -> np.ndarray:
-        found = np.empty((len(numbers), *shape[1:]), mapped[0].dtype)
+    def read(numbers: np.ndarray) -> np.ndarray | torch.Tensor:
         owner = np.searchsorted(ends, numbers, side="right")
-        local = numbers - starts[owner]
-        for place, (shard, clip) in enumerate(zip(owner.tolist(), local.tolist(), strict=True)):
-            found[place] = mapped[shard][clip]
-        return bfloat16.from_bits(found) if entry["dtype"] == bfloat16.NAME else found
+        places = zip(owner.tolist(), (numbers - starts[owner]).tolist(), strict=True)
+        # The first is empty, for where no clips are asked for.
+        return join([sources[0][:0], *(sources[shard][clip : clip + 1] for shard, clip in places)])
 
-    return LazyArray(shape, np.float32 if entry["dtype"] == bfloat16.NAME else shards[0].dtype, read)
+    return LazyArray(shape, np.float32 if rounded else shards[0].dtype, read)
+
+
+def _unwritable(mapped: np.ndarray, rounded: bool) -> torch.Tensor:
+    """A tensor over memory that must not be written to, of which torch warns; of bfloat16 where that was rounded to."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        return torch.from_numpy(mapped.view(np.int16)).view(torch.bfloat16) if rounded else torch.from_numpy(mapped)
 
 
 def _map_file(folder: Path, entry: Mapping[str, Any]) -> np.ndarray:

@@ -235,7 +235,7 @@ class StreamBatches:
         """Those of this rank: the others read theirs by themselves."""
         return batch.clips
 
-    def batch(self, step: int, own: slice = slice(None)) -> Batch:
+    def batch(self, step: int, own: slice = slice(None), *, keep_halves: bool = False) -> Batch:
         """The batch of this rank at this global step, counted from 0 over all epochs; `own` is always all of it."""
         if step < 0:
             raise ValueError(f"step must be at least 0, got {step}")
@@ -246,7 +246,7 @@ class StreamBatches:
                 next(self._clips)
         self._next = step + 1
         found = _collect(self._clips, self.data, self.batch_size, self.split).restrict(self.names)
-        return gather(found, np.arange(self.batch_size), self.dtype)
+        return gather(found, np.arange(self.batch_size), self.dtype, keep_halves=keep_halves)
 
     def _epoch(self, epoch: int) -> Iterator[dict[str, np.ndarray]]:
         """This rank's clips of an epoch."""
