@@ -190,6 +190,13 @@ class TestReport:
         with pytest.raises(ValueError, match="out must be a folder that does not exist yet"):
             report.main([str(runs[1]), "--out", str(tmp_path)])
 
+    def test_a_run_without_scores_is_named_and_nothing_is_left(self, store: Path, tmp_path: Path) -> None:
+        run = tmp_path / "run"
+        train(words(data=store, out=run, **{**PAIR, "validations": 0, "probe_tasks": "none"}))
+        with pytest.raises(CheckpointError, match=f"run must have scores, '{run}' has none"):
+            report.main([str(run), "--out", str(tmp_path / "report")])
+        assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
     def test_no_run(self, tmp_path: Path) -> None:
         with pytest.raises(CheckpointError, match="run must be a run folder"):
             report.main([str(tmp_path), "--out", str(tmp_path / "report")])

@@ -3,6 +3,7 @@
 import json
 import pickle
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -144,9 +145,25 @@ def test_a_misspelt_split_is_noted(
     shown = capsys.readouterr().out
     moved = clips if bad else 1
     assert f"trian: {moved} clips of " in shown
-    assert "note splits (1): not among train, val, test, all: no task reads them" in shown
+    kind = "ERROR" if bad else "note"
+    assert f"{kind} splits (1): not among train, val, test, all: no task reads them" in shown
     assert f"    trian: {moved} clips, or is train meant?" in shown
     assert ("ERROR no training clips: no split 'train'; --train_split may name one of trian, " in shown) is bad
+
+
+def test_what_training_must_be_told(tmp_path: Path, few: ClipSet, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without a split to measure on, or classes; where one is misspelt, training would be refused."""
+    write_own(tmp_path, few)
+    assert main(["check", f"clips:{tmp_path}"]) == 0
+    shown = capsys.readouterr().out
+    assert "train: 5 classes of 1 to 2 clips" in shown and shown.endswith("\ntraining can start\n")
+    table = (tmp_path / "clips.csv").read_text()
+    (tmp_path / "clips.csv").write_text(table.replace(",test,", ",tset,"))
+    assert main(["check", f"clips:{tmp_path}"]) == 1
+    assert "or is test meant?" in capsys.readouterr().out
+    (tmp_path / "clips.csv").write_text(table.replace(",test,", ",train,"))
+    assert main(["check", f"clips:{tmp_path}"]) == 0
+    assert capsys.readouterr().out.endswith("training can start, with --validations 0 --probe_tasks none\n")
 
 
 def test_the_example_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,6 +204,8 @@ BAD_LISTS = {
     "long": ("id,split,class\na,train,x,y\n", "must have 3 fields in each row, row 1 has more"),
     "short": ("id,split,class\na,train\n", "row 1 is cut short"),
     "no class": ("id,split,class\na,train,\n", "class in .*clips.csv must be given for every clip, got none for 'a'"),
+    "two splits": ("id,split\na,train\na,test\n", "must be in one split alone, got 'a' in two"),
+    "split": ("id,split\na,train set\n", "split in .*clips.csv must be made of letters, .*got 'train set'"),
     "no split": ("id,split\na,\n", "split in .*clips.csv must be given for every clip, got none for 'a'"),
 }
 
@@ -201,6 +220,15 @@ def test_bad_lists_of_clips(tmp_path: Path, case: str) -> None:
     assert not report.can_start
     with pytest.raises(StoreError, match=message):
         open_data(f"clips:{tmp_path}")
+
+
+def test_a_list_in_another_encoding_and_a_name_that_no_model_takes(tmp_path: Path) -> None:
+    (tmp_path / "clips.csv").write_bytes("id,split\nübung,train\n".encode("latin-1"))
+    (tmp_path / "my radar").mkdir()
+    for message in ("clips.csv must be in UTF-8, got byte 0xfc at 9", "that begins with no digit, got 'my radar'"):
+        report = check(f"clips:{tmp_path}", progress=False)
+        assert not report.can_start and message in report.findings[0].text
+        (tmp_path / "clips.csv").write_text("id,split\na,train\n")
 
 
 @pytest.mark.parametrize("command", ["check", "pack"])
@@ -242,6 +270,7 @@ def test_what_training_would_refuse_cannot_start(tmp_path: Path, few: ClipSet) -
     write_rows(tmp_path / "modalities.csv", ["modality", "kind"], [["sound", "grid"], ["picture", "grid"]])
     report = check(f"clips:{tmp_path}", progress=False)
     assert not report.can_start and "shape of a grid modality must be" in report.findings[0].text
-    write_rows(tmp_path / "modalities.csv", ["modality", "kind"], [["sound", "vector"]])
+    (tmp_path / "modalities.csv").unlink()
+    shutil.rmtree(tmp_path / "picture")
     (finding,) = check(f"clips:{tmp_path}", progress=False).findings
     assert finding.bad and finding.text == "training needs two, there is sound"

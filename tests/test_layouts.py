@@ -225,7 +225,9 @@ def test_own_clips_with_kinds_and_without_classes(tmp_path: Path, few: ClipSet) 
     write_rows(tmp_path / "modalities.csv", ["modality", "kind"], [["sound", "words"]])
     shutil.rmtree(tmp_path / "sound.labels")
     found = open_data(f"clips:{tmp_path}")
-    assert found.modalities == {"sound": Modality("words", (128,))} and found.classes == []
+    # Those that the list does not name come after it.
+    assert list(found.modalities) == ["sound", "picture"] and found.classes == []
+    assert found.modalities["sound"] == Modality("words", (128,)) and found.modalities["picture"].kind == "grid"
     assert found.split("train").features["sound"].shape == (1, 7, 128)
 
 

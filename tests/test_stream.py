@@ -1,5 +1,6 @@
 """Tar files read as a stream: every rank gets as many batches, each clip at most once an epoch, and resumes exactly."""
 
+import errno
 import json
 import tarfile
 from pathlib import Path
@@ -142,6 +143,17 @@ def test_errors(tmp_path: Path, streamed: StreamedDataset, spoken: ClipSet) -> N
     with pytest.raises(ValueError, match="'train' of avvp, where audio and video have clips of their own"):
         write_shards(open_data(f"avvp:{tmp_path / 'avvp'}"), tmp_path / "none", progress=False)
     assert not (tmp_path / "none").exists()
+
+
+def test_shards_appear_whole_or_not_at_all(tmp_path: Path, own: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: object, **options: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("unicode_fast.data.stream.json.dumps", full)
+    with pytest.raises(OSError, match="could not be written: the disk is full") as caught:
+        write_shards(own, tmp_path / "shards", progress=False)
+    assert caught.value.filename == str(tmp_path / "shards")
+    assert not list(tmp_path.glob("*shards*"))
 
 
 def test_a_pickled_array_in_a_tar_is_refused(tmp_path: Path, own: Dataset) -> None:

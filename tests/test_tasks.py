@@ -332,7 +332,7 @@ def test_bad_requests_are_refused() -> None:
         (("classification", "audio", "audio"), "target must be another modality than source, got 'audio' for both"),
         (
             ("localisation", "audio", "text"),
-            "target of localisation must have labels at each step, which audio, video has, got 'text'",
+            "target of localisation must have labels at each step; of the data those of audio, video have, got",
         ),
     ):
         with pytest.raises(ValueError, match=message):

@@ -20,6 +20,8 @@ from compare import assert_close
 from tolerances import EXACT, SHARED_BATCH
 
 from unicode_fast import Modality, acceleration, backend, checkpoint, load, preset, runs
+from unicode_fast.data.opening import absolute
+from unicode_fast.evaluate import main as evaluate
 from unicode_fast.train import Journal, NonFiniteLoss, Trainer, learning_rate, main, total_steps
 
 FLAGS = {
@@ -85,7 +87,7 @@ class TestRunFolder:
         lines = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
         train = [line for line in lines if line["kind"] == "train"]
         validation = [line for line in lines if line["kind"] == "validation"]
-        assert [line["step"] for line in train] == [20]
+        assert [line["step"] for line in train] == [20, 24]
         assert [line["step"] for line in validation] == [12, 24]
         assert train[0]["learning_rate"] == FLAGS["learning_rate"]
         assert set(train[0]["codes_in_use"]) == {"audio", "video", "text"}
@@ -98,6 +100,14 @@ class TestRunFolder:
             assert not owner.training
             encoded = owner.encode("text", torch.randn(2, 5, 8))
             assert encoded.index.shape == (2, 5)
+
+    def test_data_are_found_from_any_folder(self, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(store.parent)
+        assert main(flags(Path(store.name), tmp_path / "run", steps=1, validations=0, probe_tasks="none")) == 0
+        assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["data"] == str(store)
+        whole = absolute(f"clips:{store.name}"), absolute(f"webdataset:{store.name}")
+        assert whole == (f"clips:{store}", f"webdataset:{store}")
+        assert [absolute(spec) for spec in ("talking-digits", "no/where")] == ["talking-digits", "no/where"]
 
     def test_never_overwritten(self, store: Path, finished: Path) -> None:
         before = (finished / "summary.json").read_bytes()
@@ -355,6 +365,20 @@ class TestNonFinite:
         assert len(saved) == 1
         assert checkpoint.read(saved[0])["step"] >= 8
         assert min(checkpoint.steps_in(tmp_path / "run")) < 8
+
+
+def test_data_that_have_changed_are_not_taken_for_those_of_the_run(tmp_path: Path) -> None:
+    store, run = tiny.write(tmp_path / "store"), tmp_path / "run"
+    assert main(flags(store, run, steps=2, validations=1, probe_tasks="none")) == 0
+    words = [str(run), "--from=audio", "--to=video"]
+    for checkpoint_name in ("best", "last"):
+        assert evaluate([*words, f"--checkpoint={checkpoint_name}"]) == 0
+    shutil.rmtree(store)
+    tiny.write(store, seed=1)
+    for checkpoint_name in ("best", "last"):
+        with pytest.raises(ValueError, match="data of the run must be what it was trained on, .* has changed since"):
+            evaluate([*words, f"--checkpoint={checkpoint_name}"])
+    assert evaluate([*words, f"--data={store}"]) == 0
 
 
 class TestSchedule:

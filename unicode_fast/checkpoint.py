@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import tempfile
 import warnings
 import zipfile
@@ -56,7 +57,8 @@ def atomic_file(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
         if temporary is not None:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
-        if isinstance(error, OSError) and error.filename is None:
+        # Of no file, or of the temporary one, which nobody has heard of.
+        if isinstance(error, OSError) and Path(error.filename or f".{path.name}.").name.startswith(f".{path.name}."):
             raise OSError(error.errno, f"{error.strerror}; nothing that was there before is lost", str(path)) from error
         raise
 
@@ -131,8 +133,12 @@ def save(path: Path, model: UniCode, extra: Mapping[str, Any] | None = None) -> 
         with atomic_file(path) as file:
             torch.save(content, file)
     except RuntimeError as error:
-        # torch reports a failed write of its zip archive so.
-        raise OSError(f"checkpoint {path} could not be written ({error}); an earlier one is untouched") from error
+        # torch reports a failed write of its zip archive so, and does not say why.
+        free = shutil.disk_usage(path.parent).free / 1e6
+        raise OSError(
+            f"checkpoint {path} could not be written, with {free:.0f} MB free there ({error}); nothing that was there "
+            "before is lost"
+        ) from error
 
 
 def read(path: Path, map_location: str | torch.device = "cpu") -> dict[str, Any]:
@@ -345,4 +351,5 @@ def load(
     model.load_state_dict(content["model"])
     if "cmg" in content:
         model.cmg_rest = content["cmg"]
+    model.trained_on = content.get("data") or content.get("progress", {}).get("data")
     return model.eval()

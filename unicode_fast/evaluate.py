@@ -12,9 +12,9 @@ from jsonargparse import ArgumentParser, Namespace
 
 from unicode_fast import pictures
 from unicode_fast.checkpoint import CheckpointError, default_of, load, write_json
-from unicode_fast.cli import run_main, with_underscores
+from unicode_fast.cli import check_writable, run_main, with_underscores
 from unicode_fast.config import TEXT_FIELDS, Config
-from unicode_fast.data import StoreError, open_dataset
+from unicode_fast.data import Dataset, StoreError, open_dataset
 from unicode_fast.data.layouts import has_sentences
 from unicode_fast.modules import UniCode
 from unicode_fast.runs import EVALUATIONS, choose_device
@@ -29,6 +29,7 @@ from unicode_fast.tasks import (
     format_table,
     open_partners,
 )
+from unicode_fast.train import open_run_data
 
 # Flags that one task alone reads.
 _OF_TASK = {
@@ -177,6 +178,8 @@ def check_flags(arguments: Namespace) -> None:
     for flag in ("out", "save_segmenter"):
         if arguments[flag] is not None and Path(arguments[flag]).exists():
             raise ValueError(f"{flag} must be a file that does not exist yet, got {arguments[flag]!r}")
+        if arguments[flag] is not None:
+            check_writable(flag, Path(arguments[flag]))
     if arguments.segmenter_steps is not None and arguments.segmenter_steps < 1:
         raise ValueError(f"segmenter_steps must be at least 1, got {arguments.segmenter_steps}")
     if arguments.seed is not None and arguments.seed < 0:
@@ -193,10 +196,32 @@ def check_flags(arguments: Namespace) -> None:
         raise ValueError(f"pictures are of segmentation or retrieval, got {arguments.task}")
 
 
+def check_data(model: UniCode, store: Dataset, arguments: Namespace) -> None:
+    """Whether data can be measured on, and are the run's where nothing else was asked for.
+
+    Raises:
+        ValueError: they have clips of another shape than the run, or are no longer what it was trained on.
+    """
+    for name in model.names:
+        if name in store.modalities and store.modalities[name].shape != model.modalities[name].shape:
+            raise ValueError(
+                f"data must have {name!r} of shape {model.modalities[name].shape} a step, as the run was trained on, "
+                f"{store.path} has {store.modalities[name].shape}"
+            )
+    if arguments.data is None and model.trained_on is not None and store.digest() != model.trained_on:
+        # Retrieval opens modalities that training may not have opened.
+        if open_run_data(model.config).digest() != model.trained_on:
+            raise ValueError(
+                f"data of the run must be what it was trained on, {store.path} has changed since; with --data "
+                f"{model.config.data.data} it is measured on what is there now"
+            )
+
+
 def measure(model: UniCode, config: Config, arguments: Namespace) -> tuple[Row, Path | None]:
     """The row that the arguments ask for, with its interval and further numbers, and the file of its examples."""
     task, source, target = arguments.task, arguments["from"], arguments.to
     store = open_dataset(config.data)
+    check_data(model, store, arguments)
     seed = config.train.seed if arguments.seed is None else arguments.seed
     options: dict[str, Any] = {"partners": open_partners(config.data, task, store, arguments.to_data)}
     if task == "segmentation":

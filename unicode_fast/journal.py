@@ -80,12 +80,20 @@ class Journal:
         offset: bytes of metrics.jsonl that are kept; what a killed run wrote after its last checkpoint is made again.
         step: of the checkpoint that is resumed, for TensorBoard; None for a new run.
         usage: counts since the last line, from the checkpoint, or None.
+        last: the step that gets a line in any case; None for none.
     """
 
-    def __init__(self, folder: Path, offset: int = 0, step: int | None = None, usage: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        offset: int = 0,
+        step: int | None = None,
+        usage: Tensor | None = None,
+        last: int | None = None,
+    ) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self.path = folder / "metrics.jsonl"
+        self.path, self.last = folder / "metrics.jsonl", last
         with self.path.open("ab") as file:
             file.truncate(offset)
         self.file = self.path.open("a")
@@ -131,7 +139,7 @@ class Journal:
                     f"{_some(pending.clips)}"
                 )
         self.usage = usage if self.usage is None else self.usage + usage
-        if pending.step % LOG_EVERY:
+        if pending.step % LOG_EVERY and pending.step != self.last:
             return
         names = pending.names[2]
         share = self.usage / np.maximum(self.usage.sum(1, keepdims=True), 1)

@@ -9,8 +9,10 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import shutil
 import statistics
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,6 +113,7 @@ def run_config(folder: Path) -> Config:
 def label_of(config: Config) -> str:
     """The preset, its size, and every field that differs from them."""
     usual, values = preset(config.preset, config.size).flat(), config.flat()
+    values["data"] = short(values["data"])
     changed = [
         f"{name} {values[name]}" for name in values if name not in _NOT_IN_LABELS and values[name] != usual[name]
     ]
@@ -154,6 +157,12 @@ def collect(folders: Sequence[Path]) -> list[Line]:
     lines = []
     for label, members in groups.items():
         rows = [rows_of(folder) for folder in members]
+        empty = [folder for folder, found in zip(members, rows, strict=True) if not found]
+        if empty:
+            raise CheckpointError(
+                f"run must have scores, {str(empty[0])!r} has none, as with --probe_tasks none; "
+                "unicode_fast.evaluate measures them"
+            )
         columns = dict.fromkeys(column for one in rows for column in one)
         cells = {column: cell_of([one[column] for one in rows if column in one]) for column in columns}
         lines.append(Line(label, members, cells))
@@ -251,7 +260,15 @@ def copy_pictures(lines: Sequence[Line], out: Path) -> list[str]:
 
 def write_report(lines: Sequence[Line], out: Path) -> None:
     """report.md, report.csv, report.png and the runs' pictures, in a new folder."""
-    out.mkdir(parents=True)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as made:
+        inside = Path(made) / out.name
+        inside.mkdir()
+        _write_files(lines, inside)
+        os.replace(inside, out)
+
+
+def _write_files(lines: Sequence[Line], out: Path) -> None:
     note = (
         "Zero-shot scores in per cent, mean and standard deviation over seeds: accuracy of classification, micro-F1 of "
         "localisation, mIoU of segmentation, R@10 of retrieval. The paper's numbers are of the data set and the "

@@ -51,6 +51,13 @@ def make_folder(folder: Path, config: Config, seeds: list[int] | None = None) ->
     Raises:
         OSError: it cannot be made, or exists and is not empty.
     """
+    try:
+        _make_folder(folder, config, seeds)
+    except OSError as error:
+        raise OSError(error.errno, f"run could not be made: {error.strerror}", str(folder)) from error
+
+
+def _make_folder(folder: Path, config: Config, seeds: list[int] | None) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as made:
         inside = Path(made) / folder.name

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+import threading
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
@@ -25,6 +26,7 @@ from unicode_fast.cli import given_fields, make_parser, resolve, run_main, with_
 from unicode_fast.config import EXECUTION_FIELDS, TEXT_FIELDS, Config, Kind, Modality, modality_names
 from unicode_fast.data import BatchSource, Dataset, Feed, StoreError, open_dataset, open_feed, talking_digits
 from unicode_fast.data.layouts import has_sentences
+from unicode_fast.data.opening import absolute
 from unicode_fast.distributed import Ranks
 from unicode_fast.gradient_cache import cached_backward, micro_batches
 from unicode_fast.journal import LOG_EVERY, Journal, NonFiniteLoss, StepResult
@@ -252,7 +254,7 @@ def total_steps(config: Config, batches: BatchSource) -> int:
 
 
 def advance(trainer: Trainer, feed: Feed, ranks: Ranks) -> tuple[np.ndarray, StepResult]:
-    """One step of training, and the numbers of the clips in its batch."""
+    """One step of training, and what the clips in its batch are called."""
     step, config, batches = trainer.step, trainer.config, feed.batches
     batch = feed.batch(step)
     # Not before, so that a rank whose feed hangs is behind the others.
@@ -260,7 +262,7 @@ def advance(trainer: Trainer, feed: Feed, ranks: Ranks) -> tuple[np.ndarray, Ste
     rate = learning_rate(config, step, total_steps(config, batches), batches.steps_per_epoch)
     result = trainer.train_step(batch.features, batch.mask, rate, ranks.part(batches.size(step)))
     ranks.phase = "training"
-    return batches.numbers(step, batch), result
+    return batches.ids(step, batch), result
 
 
 def follow(trainer: Trainer, feed: Feed, ranks: Ranks, total: int) -> dict[str, Any]:
@@ -269,6 +271,25 @@ def follow(trainer: Trainer, feed: Feed, ranks: Ranks, total: int) -> dict[str, 
         while trainer.step < total:
             advance(trainer, feed, ranks)
     return {}
+
+
+class StepBar(tqdm):
+    """A progress bar of steps; on a terminal its seconds go on while a step takes long, as one that compiles does."""
+
+    def __init__(self, total: int, initial: int) -> None:
+        self.ended = threading.Event()
+        super().__init__(total=total, initial=initial, desc="pre-training", unit="step", dynamic_ncols=True)
+        if sys.stderr.isatty():
+            threading.Thread(target=self._tick, daemon=True).start()
+
+    def close(self) -> None:
+        """Leaves the bar as it is."""
+        self.ended.set()
+        super().close()
+
+    def _tick(self) -> None:
+        while not self.ended.wait(1.0):
+            self.refresh()
 
 
 def pretrain(
@@ -318,7 +339,7 @@ def pretrain(
     if not ranks.first:
         return follow(trainer, feed, ranks, total)
     journal = Journal(
-        folder, progress["bytes"], trainer.step if content else None, content["usage"] if content else None
+        folder, progress["bytes"], trainer.step if content else None, content["usage"] if content else None, total
     )
     checkpoint.remove_unfinished(folder)
     validate_at = {round(total * (n + 1) / train.validations) for n in range(train.validations)}
@@ -334,13 +355,13 @@ def pretrain(
             for step in checkpoint.steps_in(folder)[:-2]:
                 checkpoint.step_path(folder, step).unlink()
 
-    bar = tqdm(total=total, initial=trainer.step, desc="pre-training", unit="step", dynamic_ncols=True)
+    bar = StepBar(total, trainer.step)
     try:
         if content is None:
             save()
         while trainer.step < total:
-            numbers, result = advance(trainer, feed, ranks)
-            journal.record(trainer.step, trainer.optimizer.param_groups[0]["lr"], numbers, result)
+            clips, result = advance(trainer, feed, ranks)
+            journal.record(trainer.step, trainer.optimizer.param_groups[0]["lr"], clips, result)
             bar.update()
             if trainer.step % LOG_EVERY == 0:
                 bar.set_postfix(journal.shown)
@@ -352,7 +373,7 @@ def pretrain(
                     if progress["best"] is None or accuracy["mean"] > progress["best"]["accuracy"]:
                         progress["best"] = {"step": trainer.step, "accuracy": accuracy["mean"]}
                         best = folder / checkpoint.FOLDER / checkpoint.BEST
-                        checkpoint.save(best, trainer.model, {"step": trainer.step})
+                        checkpoint.save(best, trainer.model, {"step": trainer.step, "data": progress["data"]})
                 save()
                 saved_at = time.monotonic()
             elif time.monotonic() - saved_at > train.checkpoint_seconds:
@@ -553,7 +574,7 @@ def train(argv: Sequence[str] | None, ranks: Ranks) -> int:
             raise ValueError("resume_step needs --resume RUN")
         if arguments.seeds < 1:
             raise ValueError(f"seeds must be at least 1, got {arguments.seeds}")
-        config = resolve(arguments.config, flags)
+        config = with_whole_paths(resolve(arguments.config, flags))
         check_run(config)
         check_flags(config, flags)
         ranks.begin(config.train.rank_timeout_seconds)
@@ -577,6 +598,16 @@ def train(argv: Sequence[str] | None, ranks: Ranks) -> int:
         print(format_table([Row.from_dict(row) for row in summary["rows"]]))
     print(folder)
     return 0
+
+
+def with_whole_paths(config: Config) -> Config:
+    """The same configuration from whatever folder the run is gone on with or evaluated."""
+    model, whitelist = (Path(place) for place in (config.data.text_model, config.data.text_whitelist))
+    return config.replace(
+        data=absolute(config.data.data),
+        text_model=str(model.absolute() if model.is_dir() else config.data.text_model),
+        text_whitelist=str(whitelist.absolute() if whitelist.is_file() else config.data.text_whitelist),
+    )
 
 
 def check_run(config: Config) -> None:

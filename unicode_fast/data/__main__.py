@@ -9,12 +9,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
+from unicode_fast.cli import check_writable
 from unicode_fast.config import TEXT_FIELDS, TextPadding
 from unicode_fast.data.check import check
 from unicode_fast.data.layouts import LAYOUTS, Request, has_sentences
 from unicode_fast.data.layouts.request import BERT
 from unicode_fast.data.opening import open_data
-from unicode_fast.data.pack import PackedDtype, check_new, pack
+from unicode_fast.data.pack import PackedDtype, pack
+from unicode_fast.data.store_write import check_new
 from unicode_fast.data.stream import CLIPS_PER_SHARD, SPEC, write_shards
 from unicode_fast.messages import message_of
 
@@ -84,6 +86,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             splits = None if arguments.splits is None else arguments.splits.split(",")
             write_shards(data, arguments.store, arguments.clips, splits)
         return 0
+    if arguments.json is not None:
+        check_writable("json", Path(arguments.json))
     try:
         report = check(arguments.data, request)
     except (FileNotFoundError, ValueError) as error:

@@ -75,8 +75,8 @@ class BatchSource(Protocol):
     def batch(self, step: int, own: slice = slice(None), *, keep_halves: bool = False) -> Batch:
         """The batch at this global step, counted from 0 over all epochs, or only the clips that a rank owns."""
 
-    def numbers(self, step: int, batch: Batch) -> np.ndarray:
-        """The clips' numbers in their split, of all ranks where they are known, else those in `batch`."""
+    def ids(self, step: int, batch: Batch) -> np.ndarray:
+        """The clips' own names or numbers, of all ranks where they are known, else those in `batch`."""
 
 
 class Batches:
@@ -137,9 +137,9 @@ class Batches:
         """Number of clips in the batch at this global step."""
         return len(self.indices(step))
 
-    def numbers(self, step: int, batch: Batch) -> np.ndarray:
-        """(B,) the clips' numbers in their split; those of the whole batch, whatever part of it was read."""
-        return self.clips.index[self.indices(step)]
+    def ids(self, step: int, batch: Batch) -> np.ndarray:
+        """(B,) the clips' own names or numbers; those of the whole batch, whatever part of it was read."""
+        return np.asarray(self.clips.id[self.indices(step)])
 
     def batch(self, step: int, own: slice = slice(None), *, keep_halves: bool = False) -> Batch:
         """The batch at this global step, counted from 0 over all epochs, or only its `own` clips."""

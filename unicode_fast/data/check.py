@@ -53,11 +53,15 @@ class Report:
     Attributes:
         data: what was looked at.
         clips: number of clips by split and modality.
+        classes: number of clips by split and class, where clips have classes.
+        flags: without which training asks for more than there is.
         findings: none where all is well.
     """
 
     data: str
     clips: dict[str, dict[str, int]] = field(default_factory=dict)
+    classes: dict[str, dict[str, int]] = field(default_factory=dict)
+    flags: str = ""
     findings: list[Finding] = field(default_factory=list)
 
     @property
@@ -68,19 +72,29 @@ class Report:
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         findings = [{**asdict(finding), "count": len(finding.clips)} for finding in self.findings]
-        return {"data": self.data, "can_start": self.can_start, "clips": self.clips, "findings": findings}
+        return {
+            "data": self.data,
+            "can_start": self.can_start,
+            "flags": self.flags,
+            "clips": self.clips,
+            "classes": self.classes,
+            "findings": findings,
+        }
 
     def lines(self) -> Iterator[str]:
         """For the screen."""
         for split, counts in self.clips.items():
             yield f"{split}: " + ", ".join(f"{count} clips of {name}" for name, count in counts.items())
+        for split, counts in self.classes.items():
+            yield f"{split}: {len(counts)} classes of {min(counts.values())} to {max(counts.values())} clips"
         for finding in self.findings:
             count = f" ({len(finding.clips)})" if finding.clips else ""
             yield f"{'ERROR' if finding.bad else 'note'} {finding.kind}{count}: {finding.text}"
             yield from (f"    {clip}" for clip in finding.clips[:_SHOWN])
             if len(finding.clips) > _SHOWN:
                 yield f"    and {len(finding.clips) - _SHOWN} more"
-        yield "training can start" if self.can_start else "training cannot start"
+        start = f"training can start, with {self.flags}" if self.flags else "training can start"
+        yield start if self.can_start else "training cannot start"
 
 
 # What is found of single clips: whether it is bad, and what it means.
@@ -119,6 +133,7 @@ def check(spec: str, request: Request | None = None, progress: bool = True) -> R
         if listing is None:
             data = open_data(spec, progress=progress)
             report.findings += _count(report, data) or _odd_splits(report.clips)
+            report.flags = _flags(report.clips, data.classes)
             return report
     except MissingFilesError as error:
         report.findings.append(Finding("missing", True, f"files that must be in {spec}", error.files))
@@ -134,6 +149,10 @@ def check(spec: str, request: Request | None = None, progress: bool = True) -> R
     if unknown:
         raise ValueError(f"modalities must be some that {spec} has clips of, which it has not of {unknown[0]!r}")
     report.findings += [Finding(note.kind, note.bad, note.text) for note in listing.notes]
+    for split, parts in listing.parts.items():
+        if "class" in parts[0].arrays:
+            report.classes[split] = _classes(np.asarray(parts[0].arrays["class"]), listing.classes)
+    report.flags = _flags(report.clips, listing.classes)
     report.findings += _odd_splits(report.clips)
     report.findings += _find(listing, progress)
     if request.modalities is None and len(there) < 2:
@@ -157,20 +176,35 @@ def _count(report: Report, data: Dataset) -> list[Finding]:
             except StoreError as error:
                 return [Finding("contents", True, str(error))]
             continue
-        report.clips[split] = {name: len(part) for part in data.parts(split) for name in part.modalities}
+        parts = data.parts(split)
+        report.clips[split] = {name: len(part) for part in parts for name in part.modalities}
+        if "class" in parts[0].arrays:
+            report.classes[split] = _classes(parts[0].target, data.classes)
     return []
+
+
+def _classes(target: np.ndarray, classes: Sequence[str]) -> dict[str, int]:
+    """How many clips there are of each class that has some."""
+    counts = np.bincount(target, minlength=len(classes))
+    return {name: int(count) for name, count in zip(classes, counts, strict=True) if count}
+
+
+def _flags(clips: Mapping[str, Mapping[str, int]], classes: Sequence[str]) -> str:
+    """What training must be told where there is nothing to validate and to measure on."""
+    return "" if classes and {"val", "test"} <= clips.keys() else "--validations 0 --probe_tasks none"
 
 
 def _odd_splits(clips: Mapping[str, Mapping[str, int]]) -> Iterator[Finding]:
     """Splits that nothing reads unless it is told to, and whether the one is missing that training takes by itself."""
-    odd = []
+    odd, misspelt = [], False
     for split, counts in clips.items():
         if split not in _SPLITS:
             meant = difflib.get_close_matches(split.lower(), _SPLITS, 1)
+            misspelt |= any(name not in clips for name in meant)
             odd.append(f"{split}: {max(counts.values())} clips" + (f", or is {meant[0]} meant?" if meant else ""))
     if odd:
         text = f"not among {', '.join(_SPLITS)}: no task reads them, and training only by --train_split"
-        yield Finding("splits", False, text, odd)
+        yield Finding("splits", misspelt, text, odd)
     if _TRAINED_ON not in clips:
         there = ", ".join(clips)
         yield Finding("no training clips", True, f"no split {_TRAINED_ON!r}; --train_split may name one of {there}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import importlib
+import io
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -70,9 +71,9 @@ def read_csv(file: Path, columns: Sequence[str], delimiter: str = ",") -> list[d
         delimiter: between columns.
 
     Raises:
-        StoreError: a column is missing, or a row has more or fewer fields than the header.
+        StoreError: it is no UTF-8, a column is missing, or a row has more or fewer fields than the header.
     """
-    with open(file, newline="", encoding="utf-8-sig") as stream:
+    with io.StringIO(_text(file), newline="") as stream:
         reader = csv.DictReader(stream, delimiter=delimiter)
         there = reader.fieldnames or []
         lacking = [name for name in columns if name not in there]
@@ -92,8 +93,18 @@ def read_csv(file: Path, columns: Sequence[str], delimiter: str = ",") -> list[d
 
 def read_table(file: Path) -> list[list[str]]:
     """The rows of a CSV file by position, without its header and empty lines."""
-    with open(file, newline="", encoding="utf-8-sig") as stream:
+    with io.StringIO(_text(file), newline="") as stream:
         return [row for row in csv.reader(stream) if row][1:]
+
+
+def _text(file: Path) -> str:
+    """What a file in UTF-8 says, with or without a byte order mark, lines ended as they are."""
+    try:
+        return file.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise StoreError(
+            f"{file} must be in UTF-8, got byte {error.object[error.start]:#x} at {error.start}"
+        ) from error
 
 
 def read_lines(file: Path) -> list[str]:
@@ -102,7 +113,7 @@ def read_lines(file: Path) -> list[str]:
     Raises:
         StoreError: a name is there twice.
     """
-    names = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    names = [line.strip() for line in _text(file).splitlines() if line.strip()]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise StoreError(f"{file} must name each class once, got {twice[0]!r} twice")

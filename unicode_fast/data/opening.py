@@ -59,6 +59,22 @@ def open_data(  # noqa: PLR0913 - what a data set is, and what reads its sentenc
     return open_store(spec)
 
 
+def absolute(spec: str) -> str:
+    """The same data set from whatever folder it is opened: a folder in it that is there, by its whole path.
+
+    Args:
+        spec: what `open_data` takes.
+    """
+    if spec in talking_digits.DATASETS:
+        return spec
+    layout, colon, folder = spec.partition(":")
+    known = colon and (layout in LAYOUTS or spec.startswith(stream.SPEC))
+    path = Path(folder).expanduser() if known else Path(spec)
+    if not path.exists():
+        return spec
+    return f"{layout}:{path.absolute()}" if known else str(path.absolute())
+
+
 def list_data(spec: str, request: Request) -> Listing | None:
     """What a `LAYOUT:ROOT` lists, its features unread; None where the text is no such.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import json
 import os
@@ -25,6 +24,7 @@ from unicode_fast.data.store_write import (
     MANIFEST,
     SHARDED_FORMAT,
     check_alike,
+    check_new,
     explained,
     make_parent,
     npy_header,
@@ -87,12 +87,6 @@ def pack(
                 (target / name).unlink()
     except OSError as error:
         raise explained(error, target) from error
-
-
-def check_new(path: str | os.PathLike[str]) -> None:
-    """Raise FileExistsError where there is something at the path of a store that is to be made."""
-    if Path(path).exists():
-        raise FileExistsError(errno.EEXIST, "the folder of a new feature store must not exist yet", str(path))
 
 
 def _say(line: str) -> None:

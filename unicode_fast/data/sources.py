@@ -82,13 +82,15 @@ class Source:
         """The features of a clip, (T, ...).
 
         Raises:
-            StoreError: there are no steps, or not T where only T will do.
+            StoreError: there are no steps, or not T where only T will do, or values that are not finite.
         """
         array = self.raw(clip)
         if len(array) == 0:
             raise StoreError(f"{self.where[clip]} must have at least one step, got shape {array.shape}")
         if self.fit == "exact" and len(array) != self.steps:
             raise StoreError(f"{self.where[clip]} must have {self.steps} steps, got shape {array.shape}")
+        if not np.isfinite(array).all():
+            raise StoreError(f"{self.where[clip]} must hold finite features, got NaN or infinite ones")
         short = self.steps - len(array)
         if short <= 0:
             return array[: self.steps]
@@ -226,6 +228,4 @@ class Listing:
             shown = ", ".join(list(missing)[:_SHOWN_FILES])
             more = len(missing) - _SHOWN_FILES
             rest = f", and {more} more, which `python -m unicode_fast.data check` lists" if more > 0 else ""
-            raise FileNotFoundError(
-                f"{self.name}:{self.root} must hold a file for each clip, missing are {shown}{rest}"
-            )
+            raise FileNotFoundError(f"{str(self.root)!r} must hold a file for each clip, missing are {shown}{rest}")

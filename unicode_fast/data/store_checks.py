@@ -29,7 +29,7 @@ def check_names(modalities: Mapping[str, Modality], classes: Sequence[str]) -> N
     if len(modalities) == 0:
         raise StoreError("modalities must name at least one modality, got none")
     for name, modality in modalities.items():
-        _check_name("a modality name", name, "_-")
+        check_name("a modality name", name, "_-")
         if not isinstance(modality, Modality):
             raise StoreError(f"modality {name!r} must be a Modality, got {type(modality).__name__}")
     if isinstance(classes, str):
@@ -38,7 +38,8 @@ def check_names(modalities: Mapping[str, Modality], classes: Sequence[str]) -> N
         raise StoreError(f"classes must be different strings, got {list(classes)}")
 
 
-def _check_name(what: str, name: str, others: str) -> None:
+def check_name(what: str, name: str, others: str) -> None:
+    """Raise unless a name is made of ASCII letters, digits and the others."""
     if not isinstance(name, str) or not re.fullmatch(rf"[A-Za-z0-9{re.escape(others)}]+", name):
         raise StoreError(f"{what} must be made of letters, digits and any of {others!r}, got {name!r}")
 
@@ -47,7 +48,7 @@ def check_split(
     split: str, arrays: Mapping[str, ClipArray], modalities: Mapping[str, Modality], classes: Sequence[str]
 ) -> None:
     """Raise unless keys, dtypes and shapes of one split fit together."""
-    _check_name("a split name", split, "_.")
+    check_name("a split name", split, "_.")
     for name in modalities:
         if name not in arrays:
             raise StoreError(f"split {split!r} must hold features of modality {name!r}, got keys {sorted(arrays)}")
@@ -55,7 +56,7 @@ def check_split(
     if clips == 0:
         raise StoreError(f"split {split!r} must hold at least one clip, got none")
     for key, array in arrays.items():
-        _check_name(f"a key of split {split!r}", key, "_-.")
+        check_name(f"a key of split {split!r}", key, "_-.")
         where = f"array {key!r} of split {split!r}"
         if array.dtype.hasobject:
             raise StoreError(f"{where} must have a plain dtype, got {array.dtype}")

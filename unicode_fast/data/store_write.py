@@ -59,8 +59,7 @@ def write_store(
         OSError: the folder cannot be written or the disk is full; nothing is left behind.
     """
     target = Path(path).absolute()
-    if target.exists():
-        raise FileExistsError(errno.EEXIST, "the folder of a new feature store must not exist yet", str(target))
+    check_new(target)
     for split, arrays in splits.items():
         for key, array in arrays.items():
             if not isinstance(array, (np.ndarray, np.generic)):
@@ -147,6 +146,12 @@ def _make_temporary(target: Path) -> Path:
         raise explained(error, target) from error
 
 
+def check_new(path: str | os.PathLike[str]) -> None:
+    """Raise FileExistsError where there is something at the path of a folder that is to be made."""
+    if Path(path).exists():
+        raise FileExistsError(errno.EEXIST, "the folder to write must not exist yet", str(path))
+
+
 def make_parent(parent: Path) -> None:
     """Make the folder above a store."""
     try:
@@ -163,7 +168,7 @@ def explained(error: OSError, target: Path) -> OSError:
         cure = "the disk is full; free some space or choose a folder on another disk"
     else:
         cure = f"{error.strerror or error}; choose a folder that can be written"
-    return type(error)(error.errno, f"feature store could not be written: {cure}", str(target))
+    return type(error)(error.errno, f"the data could not be written: {cure}", str(target))
 
 
 def _write_array(folder: Path, file: str, array: np.ndarray) -> dict[str, Any]:

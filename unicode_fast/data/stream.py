@@ -9,6 +9,7 @@ import json
 import os
 import random
 import tarfile
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from unicode_fast.data.batches import Batch, check_batch_size, checked_dtype, ga
 from unicode_fast.data.dataset import WHOLE, ClipSet, Dataset
 from unicode_fast.data.files import need
 from unicode_fast.data.store_checks import StoreError, check_array_values, check_split, check_values
-from unicode_fast.data.store_write import make_parent
+from unicode_fast.data.store_write import check_new, explained, make_parent, publish
 
 SPEC = "webdataset:"
 INDEX = "shards.json"
@@ -48,7 +49,7 @@ def write_shards(
 
     Args:
         dataset: whose modalities are paired.
-        folder: to make; it must not exist.
+        folder: to make; it must not exist. It appears when all is written.
         clips_per_shard: of a tar file; ranks take whole files, so there should be many times more files than ranks.
         splits: which ones; None takes all, but for "all" where others divide it.
         progress: show a progress bar on standard error.
@@ -57,17 +58,31 @@ def write_shards(
         ValueError: a split is unknown, or has clips of their own in each modality, or the number is below 1.
         StoreError: the values are not what they must be; the clip is named.
         FileExistsError: `folder` exists already.
+        OSError: it cannot be written, or the disk is full.
         MissingPackageError: webdataset is not installed.
     """
-    webdataset = need("webdataset", "stream")
+    need("webdataset", "stream")
     if clips_per_shard < 1:
         raise ValueError(f"clips_per_shard must be at least 1, got {clips_per_shard}")
     if splits is None:
         splits = [split for split in dataset.splits if split != WHOLE or not dataset.divided]
     chosen = {split: dataset.split(split) for split in splits}
-    root = Path(folder)
-    make_parent(root.absolute().parent)
-    root.mkdir()
+    target = Path(folder).absolute()
+    check_new(target)
+    try:
+        make_parent(target.parent)
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as made:
+            root = Path(made) / target.name
+            root.mkdir()
+            _write(dataset, chosen, root, clips_per_shard, progress)
+            publish(root, target)
+    except OSError as error:
+        raise explained(error, target) from error
+
+
+def _write(dataset: Dataset, chosen: dict[str, ClipSet], root: Path, clips_per_shard: int, progress: bool) -> None:
+    """The tar files of some splits and their index."""
+    webdataset = need("webdataset", "stream")
     shards: dict[str, dict[str, int]] = {}
     with tqdm(total=sum(map(len, chosen.values())), desc="writing", unit="clip", disable=not progress) as bar:
         for split, clips in chosen.items():
@@ -231,9 +246,9 @@ class StreamBatches:
         """Number of clips in the batch at this global step, those of all ranks."""
         return self.batch_size * self.world
 
-    def numbers(self, step: int, batch: Batch) -> np.ndarray:
+    def ids(self, step: int, batch: Batch) -> np.ndarray:
         """Those of this rank: the others read theirs by themselves."""
-        return batch.clips
+        return batch.id
 
     def batch(self, step: int, own: slice = slice(None), *, keep_halves: bool = False) -> Batch:
         """The batch of this rank at this global step, counted from 0 over all epochs; `own` is always all of it."""
@@ -302,7 +317,7 @@ def _samples(urls: Sequence[str]) -> Iterator[dict[str, np.ndarray]]:
             for sample in samples(iter([{"url": url}])):
                 yield _decoded(sample)
         except tarfile.TarError as error:
-            raise StoreError(f"{url} must be a whole tar file, but cannot be read: {error}") from error
+            raise StoreError(f"{url} must be a whole tar file, but cannot be read: {error.args[0]}") from error
 
 
 def _decoded(sample: dict[str, Any]) -> dict[str, np.ndarray]:

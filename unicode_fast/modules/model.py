@@ -72,6 +72,9 @@ class UniCode(nn.Module):
         modalities: kind and shape by name; their order is that of the sequential EMA.
         config: a complete configuration, usually from `preset`.
 
+    Attributes:
+        trained_on: digest of the data that a model from a checkpoint was trained on, where that is known.
+
     Raises:
         ValueError: fewer than two modalities, or sizes that do not fit together.
         TypeError: one of them is no Modality.
@@ -92,6 +95,7 @@ class UniCode(nn.Module):
         self.modalities = dict(modalities)
         self.names = tuple(modalities)
         self.config = config
+        self.trained_on: str | None = None
         sizes, method = config.model, config.method
         self.encoders = nn.ModuleDict({name: ModalityEncoder(kind, sizes) for name, kind in modalities.items()})
         self.decoders = nn.ModuleDict(

@@ -258,11 +258,13 @@ class Probes:
         for argument, name in (("source", source), ("target", target)):
             if name not in self.model.names:
                 raise ValueError(f"{argument} must be one of {', '.join(self.model.names)}, got {name!r}")
+            there = list(self.domain(task).store.modalities)
+            if name not in there:
+                raise ValueError(f"{argument} must be a modality of the data, {', '.join(there)}, got {name!r}")
             if name not in able:
                 needs = "labels at each step" if task.endswith("localisation") else "clips that can be encoded"
-                raise ValueError(
-                    f"{argument} of {task} must have {needs}, which {', '.join(able) or 'none'} has, got {name!r}"
-                )
+                those = f"those of {', '.join(able)} have" if able else "those of none have"
+                raise ValueError(f"{argument} of {task} must have {needs}; of the data {those}, got {name!r}")
         if source == target:
             raise ValueError(f"target must be another modality than source, got {target!r} for both")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import cast, get_args
 
@@ -13,7 +13,7 @@ from unicode_fast.data.files import Files, file_source, numbers_of, read_csv, re
 from unicode_fast.data.layouts.request import Request
 from unicode_fast.data.lazy import LazyArray
 from unicode_fast.data.sources import Listing, Part
-from unicode_fast.data.store_checks import StoreError
+from unicode_fast.data.store_checks import StoreError, check_name
 
 _TABLE, _CLASSES, _KINDS = "clips.csv", "classes.txt", "modalities.csv"
 
@@ -25,7 +25,7 @@ def list_clips(root: Path, request: Request) -> Listing:
     a file `<id>.npy` for every clip is a modality, its arrays (steps, C) or (steps, H, W, C), with as many steps as a
     clip has. `ROOT/MODALITY.labels/<id>.npy`, where there is such a folder, is (steps, C + 1) of 0 to 1, background
     last. `ROOT/classes.txt` gives the order of classes, one a line; without it they are sorted. `ROOT/modalities.csv`,
-    with the columns modality and kind, makes one a sequence of words, or sets the order of the modalities.
+    with the columns modality and kind, makes one a sequence of words, or puts some before the others.
     """
     files = Files("clips", root)
     table = files.file(_TABLE)
@@ -37,9 +37,17 @@ def list_clips(root: Path, request: Request) -> Listing:
         blank = [row["id"] for row in rows if not row[column]]
         if blank:
             raise StoreError(f"{column} in {table} must be given for every clip, got none for {blank[0]!r}")
+    for split in dict.fromkeys(row["split"] for row in rows):
+        check_name(f"split in {table}", split, "_.")
+    _check_disjoint(rows, table)
     kinds = _kinds(root)
     names = [name for name in kinds if request.wants(name)]
     for name in names:
+        if not (name.isascii() and name.isidentifier()):
+            raise StoreError(
+                f"the folder of a modality in {root} must have a name of letters a to z, digits and underscores that "
+                f"begins with no digit, got {name!r}"
+            )
         files.folder(name)
     files.check()
     bad = sorted({row["id"] for row in rows if not row["id"] or Path(row["id"]).name != row["id"]})
@@ -70,15 +78,25 @@ def list_clips(root: Path, request: Request) -> Listing:
 
 
 def _kinds(root: Path) -> dict[str, Kind | None]:
-    """The modalities in order, with their kinds where those are given."""
+    """The modalities, those with a given kind first."""
+    given: dict[str, Kind | None] = {}
     if (root / _KINDS).is_file():
         rows = read_csv(root / _KINDS, ["modality", "kind"])
         wrong = [row["kind"] for row in rows if row["kind"] not in get_args(Kind)]
         if wrong:
             raise StoreError(f"kind in {root / _KINDS} must be one of {', '.join(get_args(Kind))}, got {wrong[0]!r}")
-        return {row["modality"]: cast(Kind, row["kind"]) for row in rows}
+        given = {row["modality"]: cast(Kind, row["kind"]) for row in rows}
     folders = sorted(path.name for path in root.iterdir() if path.is_dir())
-    return {name: None for name in folders if not name.endswith(".labels") and not name.startswith(".")}
+    others = [name for name in folders if not name.endswith(".labels") and not name.startswith(".")]
+    return {**given, **{name: None for name in others if name not in given}}
+
+
+def _check_disjoint(rows: Sequence[Mapping[str, str]], table: Path) -> None:
+    """Raise StoreError where a clip is in two splits, for what is learned from must not be tested on."""
+    first: dict[str, str] = {}
+    both = [row["id"] for row in rows if first.setdefault(row["id"], row["split"]) != row["split"]]
+    if both:
+        raise StoreError(f"id in {table} must be in one split alone, got {both[0]!r} in two ({len(both)} such rows)")
 
 
 def read_npy(file: Path) -> np.ndarray:
@@ -91,7 +109,9 @@ def read_npy(file: Path) -> np.ndarray:
     try:
         return np.load(file, allow_pickle=False)
     except (ValueError, EOFError) as error:
-        raise StoreError(f"{file} must be a whole .npy file of numbers, not of objects, got something else") from error
+        raise StoreError(
+            f"{file} must be a whole .npy file of numbers, not of objects, got another: {error}"
+        ) from error
 
 
 def npy_steps(file: Path) -> int:
