@@ -9,6 +9,7 @@ import contextlib
 import datetime
 import io
 import os
+import signal
 import sys
 import threading
 import time
@@ -300,6 +301,7 @@ def join() -> Iterator[Ranks]:
     ranks.publish(store, 0, 0.0)
     dist.init_process_group("cpu:gloo,cuda:nccl" if dist.is_nccl_available() else "gloo", timeout=_LONGEST_WAIT)
     ranks.watch()
+    _explain_termination(ranks)
     try:
         with contextlib.ExitStack() as stack:
             if not ranks.first:
@@ -320,6 +322,27 @@ def join() -> Iterator[Ranks]:
         raise
     ranks.end(store)
     dist.destroy_process_group()
+
+
+def _explain_termination(ranks: Ranks) -> None:
+    """torchrun ends the other ranks, too, where one was killed; the first of them says so before it goes."""
+    process = os.getpid()
+
+    def end(number: int, frame: object) -> None:
+        if os.getpid() != process:
+            # A process that reads batches, forked from this one.
+            os._exit(128 + number)
+        # Where another rank has failed or this one has, that is said, and the watch ends this process.
+        with contextlib.suppress(RuntimeError):
+            if not ranks.fails_first():
+                return
+        message = f"rank {ranks.rank} was ended by SIGTERM, as torchrun does where another rank ended; {_RESUME}"
+        print(f"\nerror: {message}", file=sys.__stderr__, flush=True)  # noqa: T201
+        os._exit(128 + number)
+
+    # Only the main thread may, and only there do commands run.
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, end)
 
 
 def _meet() -> dist.Store:
