@@ -513,6 +513,14 @@ def _contour(axis: Axes, mask: np.ndarray) -> None:
     )
 
 
+# Of what was found: its frame, and what the legend says.
+_MARKS = {
+    "pair": (GREEN, "the paired clip"),
+    "class": (SKY, "another clip of its class"),
+    "": (GREY, "a clip of another class"),
+}
+
+
 def retrieval_examples(
     queries: Sequence[ShownClip],
     results: Sequence[Sequence[ShownClip]],
@@ -540,11 +548,10 @@ def retrieval_examples(
     for line, query in enumerate(queries):
         _show_clip(axes[line, 0], query, BLACK)
         for axis, result, mark in zip(axes[line, 1:], results[line], marks[line], strict=True):
-            _show_clip(axis, result, {"pair": GREEN, "class": SKY}.get(mark, GREY))
-    handles = [
-        Rectangle((0, 0), 1, 1, fill=False, edgecolor=colour, linewidth=2) for colour in (BLACK, GREEN, SKY, GREY)
-    ]
-    labels = ("query", "the paired clip", "another clip of its class", "a clip of another class")
+            _show_clip(axis, result, _MARKS[mark][0])
+    shown = [(BLACK, "query"), *(_MARKS[mark] for mark in _MARKS if any(mark in line for line in marks))]
+    handles = [Rectangle((0, 0), 1, 1, fill=False, edgecolor=colour, linewidth=2) for colour, _ in shown]
+    labels = [label for _, label in shown]
     figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
     figure.suptitle(title, fontsize=11)
     return figure
