@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import sys
 from argparse import HelpFormatter
@@ -137,13 +136,6 @@ def resolve(file: str | None, flags: dict[str, Any]) -> Config:
         return base.replace(**values)
     except TypeError as error:
         raise ValueError(str(error)) from error
-
-
-def check_writable(name: str, file: Path) -> None:
-    """Raise ValueError where a file that a flag names cannot be written, before what it will hold is worked for."""
-    above = next(folder for folder in file.absolute().parents if folder.exists())
-    if not above.is_dir() or not os.access(above, os.W_OK):
-        raise ValueError(f"{name} must be a file in a folder that can be written, got {str(file)!r}")
 
 
 def run_main(main: Callable[[Sequence[str] | None], int], errors: tuple[type[BaseException], ...]) -> None:

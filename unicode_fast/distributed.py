@@ -325,7 +325,7 @@ def join() -> Iterator[Ranks]:
 
 
 def _explain_termination(ranks: Ranks) -> None:
-    """torchrun ends the other ranks, too, where one was killed; the first of them says so before it goes."""
+    """Torchrun ends the other ranks, too, where one was killed; the first of them says so before it goes."""
     process = os.getpid()
 
     def end(number: int, frame: object) -> None:

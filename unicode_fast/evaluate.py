@@ -12,10 +12,11 @@ from jsonargparse import ArgumentParser, Namespace
 
 from unicode_fast import pictures
 from unicode_fast.checkpoint import CheckpointError, default_of, load, write_json
-from unicode_fast.cli import check_writable, run_main, with_underscores
+from unicode_fast.cli import run_main, with_underscores
 from unicode_fast.config import TEXT_FIELDS, Config
 from unicode_fast.data import Dataset, StoreError, open_dataset
 from unicode_fast.data.layouts import has_sentences
+from unicode_fast.messages import check_writable
 from unicode_fast.modules import UniCode
 from unicode_fast.runs import EVALUATIONS, choose_device
 from unicode_fast.tasks import (

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
-from unicode_fast.cli import check_writable
 from unicode_fast.config import TEXT_FIELDS, TextPadding
 from unicode_fast.data.check import check
 from unicode_fast.data.layouts import LAYOUTS, Request, has_sentences
@@ -18,7 +17,7 @@ from unicode_fast.data.opening import open_data
 from unicode_fast.data.pack import PackedDtype, pack
 from unicode_fast.data.store_write import check_new
 from unicode_fast.data.stream import CLIPS_PER_SHARD, SPEC, write_shards
-from unicode_fast.messages import message_of
+from unicode_fast.messages import check_writable, message_of
 
 _BAD_USAGE = 2
 
