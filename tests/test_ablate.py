@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -119,6 +120,8 @@ class TestPublished:
         assert found[2, "AV 24K", "without Cross-CPC", "AVVP", "video"] == 10.9
         assert found[3, "AVT 40K", "Uni-Code", "UCF↔VGG", "audio"] == 60.6
         assert found[4, "AVT 40K", "Uni-Code", "AVS-S4", "audio"] == 78.0
+        assert found[5, "VT 24K", "Uni-Code", "retrieval", "video"] == 21.9
+        assert found[5, "VT 24K", "Uni-Code", "retrieval", "text"] == 16.7
 
 
 @pytest.fixture(scope="module")
@@ -169,6 +172,34 @@ class TestReport:
         }
         drawn = report.figure_series(lines)["paper, AV 40K"]
         assert len(drawn) == 4 and drawn["classification", "audio → video (official)"] == (0.523, None)
+
+    def test_what_the_paper_has_of_every_task(self) -> None:
+        def column(task: str, source: str, target: str, dataset: str) -> report.Column:
+            return report.Column(task, source, target, "official", dataset=dataset)
+
+        columns = [
+            column("segmentation", "audio", "text", "AVS-S4"),
+            column("retrieval", "video", "text", "retrieval"),
+            column("cross-localisation", "audio", "video", "AVE→AVVP"),
+        ]
+        found = report.published_lines(columns)
+        shown = {name: [report.shown_published(line.get(one, [])) for one in columns] for name, line in found.items()}
+        assert shown == {
+            "AVT 40K": ["78 (AVS-S4, mIoU; F-score 87.1)", "-", "52.4 (AVE→AVVP, F1)"],
+            "VT 24K": ["-", "21.9 (retrieval, R@10; R@5 10.3)", "-"],
+        }
+
+    def test_the_other_numbers_of_ours(self) -> None:
+        metrics = {"f_score": Estimate(0.25), "official_f_score": Estimate(0.75), "text->audio R@5": Estimate(0.125)}
+        retrieved = Row("retrieval", "video", "text", 0.5, 0.6, 0.1, anchor="audio", metrics=metrics)
+        masked = Row("segmentation", "audio", "text", 0.5, 0.6, 0.1, metrics=metrics)
+        rows = (retrieved, masked, replace(masked, protocol="official"), replace(masked, metrics={}))
+        assert [str(report.cell_of([row])) for row in rows] == [
+            "50.0 (R@5 12.5)",
+            "50.0 (F-score 25.0)",
+            "50.0 (F-score 75.0)",
+            "50.0",
+        ]
 
     def test_files(self, runs: list[Path], tmp_path: Path) -> None:
         assert report.main([*map(str, runs), "--out", str(tmp_path / "report")]) == 0

@@ -366,6 +366,23 @@ class TestTorchrun:
         ]
         assert checkpoint.read(checkpoint.find(out, "last"))["step"] >= 2
 
+    @pytest.mark.slow
+    def test_the_store_stands_still(self, store: Path, tmp_path: Path) -> None:
+        """As where the first machine does: torchrun, which holds the store, is stopped."""
+        out = tmp_path / "run"
+        fields = {**FLAGS, "steps": 100000, "rank_timeout_seconds": 4.0}
+        job = Job(2, tmp_path / "log.txt", data=store, out=out, **fields)
+        job.wait_for_step(out, 2)
+        job.process.send_signal(signal.SIGSTOP)
+        begun = time.monotonic()
+        while len(errors_in(job.log.read_text())) < 2 and time.monotonic() - begun < 30:
+            time.sleep(0.05)
+        job.process.send_signal(signal.SIGCONT)
+        status, printed = job.wait()
+        assert status != 0 and time.monotonic() - begun < 60
+        for rank, line in enumerate(sorted(errors_in(printed))):
+            assert f"error: the store of torchrun has not answered rank {rank} for 4 s" in line, printed
+
     @pytest.mark.parametrize(
         "place", [*(pytest.param(it, marks=pytest.mark.slow) for it in ("opening", "feed")), "validation"]
     )
@@ -494,6 +511,18 @@ class TestWatch:
 
     def test_a_rank_that_goes_on(self) -> None:
         assert set(self.look(self.both(range(40)))) == {None}
+
+    def test_a_store_that_does_not_answer(
+        self, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        ranks = Ranks(1, 3)
+        ranks.begin(1.0)
+        watch = Watch(ranks)
+        watch.looks = 3
+        monkeypatch.setattr(os, "_exit", sys.exit)
+        with pytest.raises(SystemExit):
+            watch._watch_the_store()
+        assert "error: the store of torchrun has not answered rank 1 for 1 s; what was saved" in capfd.readouterr().err
 
     def test_a_silent_rank(self) -> None:
         found = self.look([(state(9), "silent")] * 12)

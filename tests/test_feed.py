@@ -147,7 +147,7 @@ def test_what_is_chosen_on_a_cpu(batches: Batches) -> None:
 
     class Lazy:
         def __init__(self, array: np.ndarray) -> None:
-            self.array, self.shape = array, array.shape
+            self.array, self.shape, self.mapped = array, array.shape, False
 
         def __getitem__(self, indices: np.ndarray) -> np.ndarray:
             return self.array[indices]

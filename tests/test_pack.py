@@ -24,7 +24,7 @@ from unicode_fast.data import (
     open_feed,
     open_store,
 )
-from unicode_fast.data.feed import ResidentFeed
+from unicode_fast.data.feed import Feed, ResidentFeed
 from unicode_fast.data.lazy import LazyArray
 from unicode_fast.data.pack import pack
 
@@ -88,6 +88,8 @@ def test_halves_are_halves_until_they_are_on_the_device(tmp_path: Path, avel: Da
     for name, kept in batches.batch(1, keep_halves=True).features.items():
         assert kept.dtype == getattr(torch, dtype)
         assert torch.equal(kept.double(), batches.batch(1).features[name])
+    with open_feed(batches, torch.device("cpu")) as feed:
+        assert type(feed) is Feed  # files that are mapped need no reader
     for kind in ("direct", "prefetch", "resident"):
         with open_feed(batches, torch.device("cpu"), kind) as feed:
             for step in range(3):

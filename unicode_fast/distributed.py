@@ -33,6 +33,8 @@ T = TypeVar("T")
 
 # Nothing in a run takes as long; `Watch` finds earlier whether a rank stalls, and knows what may take long.
 _LONGEST_WAIT = datetime.timedelta(days=7)
+# Within which the ranks find the store that they share, in seconds.
+_MEETING_SECONDS = 60.0
 # The rank that says why a run ends is left this long to do so, in seconds; torchrun ends the others then.
 _LAST_WORDS_SECONDS = 5.0
 # A step that takes this many times the mean of those before it is a stall, where that is longer than the time-out.
@@ -187,6 +189,7 @@ class Watch(threading.Thread):
         self.ranks = ranks
         self.next = (ranks.rank + 1) % ranks.size
         self.ended = threading.Event()
+        self.looks = 0
 
     @property
     def interval(self) -> float:
@@ -195,12 +198,14 @@ class Watch(threading.Thread):
 
     def run(self) -> None:
         """Until the process ends."""
+        threading.Thread(target=self._watch_the_store, name="watch of the watch", daemon=True).start()
         try:
             # A store of its own: one that a thread waits for another cannot use.
             store = _meet()
             beat, idle_seconds, seen, activity = 0, 0.0, _Seen(), Activity()
             while not self.ended.wait(self.interval):
                 beat += 1
+                self.looks = beat
                 idle_seconds = 0.0 if activity.look(self.interval) else idle_seconds + self.interval
                 self.ranks.publish(store, beat, idle_seconds)
                 if store.check([_FAILED]):
@@ -211,6 +216,16 @@ class Watch(threading.Thread):
         except (RuntimeError, ValueError) as error:
             if not self.ended.is_set():
                 self._end(f"the store of torchrun does not answer ({_first_sentence(error)})")
+
+    def _watch_the_store(self) -> None:
+        """Ends this process where a look takes too long: a machine that stands still does not close its connections."""
+        looks, seconds = self.looks, 0.0
+        while not self.ended.wait(self.interval):
+            seconds = 0.0 if self.looks != looks else seconds + self.interval
+            looks = self.looks
+            if seconds > max(self.ranks.timeout_seconds, _MEETING_SECONDS if looks == 0 else 0.0):
+                # Each rank for itself, as they cannot agree on who says it.
+                self._leave_with(f"the store of torchrun has not answered rank {self.ranks.rank} for {seconds:.0f} s")
 
     def _look(self, store: dist.Store, seen: _Seen) -> str | None:
         """What is wrong with the next rank, or those that it waits for; None where nothing is."""
@@ -242,10 +257,14 @@ class Watch(threading.Thread):
 
     def _end(self, message: str) -> None:
         if self.ranks.fails_first():
-            # On a line of its own, below a progress bar.
-            print(f"\nerror: {message}; {_RESUME}", file=sys.__stderr__, flush=True)  # noqa: T201
-            os._exit(1)
+            self._leave_with(message)
         _leave()
+
+    @staticmethod
+    def _leave_with(message: str) -> None:
+        # On a line of its own, below a progress bar.
+        print(f"\nerror: {message}; {_RESUME}", file=sys.__stderr__, flush=True)  # noqa: T201
+        os._exit(1)
 
 
 class _Seen:
@@ -347,7 +366,7 @@ def _explain_termination(ranks: Ranks) -> None:
 
 def _meet() -> dist.Store:
     """A connection to the store that all ranks share."""
-    store, _, _ = next(dist.rendezvous("env://", timeout=datetime.timedelta(seconds=60)))
+    store, _, _ = next(dist.rendezvous("env://", timeout=datetime.timedelta(seconds=_MEETING_SECONDS)))
     return dist.PrefixStore("unicode_fast", store)
 
 

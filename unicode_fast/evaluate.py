@@ -148,7 +148,10 @@ def keep(run: Path, row: Row, arguments: Namespace) -> None:
 def changed_flags(arguments: Namespace) -> dict[str, Any]:
     """What was asked for beside task, direction and protocol."""
     usual = {"checkpoint": default_of(Path(arguments.run))}
-    names = ("data", "to_data", "checkpoint", "anchor", "backbone", "segmenter_steps", "load_segmenter", "seed")
+    names = (
+        *("data", "to_data", *TEXT_FIELDS, "checkpoint", "anchor"),
+        *("backbone", "backbone_weights", "segmenter_steps", "load_segmenter", "seed"),
+    )
     return {name: arguments[name] for name in names if arguments[name] not in (None, usual.get(name))}
 
 

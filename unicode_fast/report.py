@@ -31,8 +31,6 @@ from unicode_fast.tasks import Row
 
 # Fields that say nothing about what was trained.
 _NOT_IN_LABELS = ("seed", "validations", "probe_tasks", *EXECUTION_FIELDS)
-# The number of a row of localisation that is comparable with what was published.
-PRECISION = "official_precision"
 # Pictures of a run that a report shows, where they are there.
 _PICTURES = ("timeline", "segmentation", "retrieval", "code-usage")
 
@@ -61,7 +59,7 @@ class Column:
 class Cell:
     """Fractions: the zero-shot score's mean and its sample standard deviation over seeds, what stands beside it.
 
-    precision: of localisation by the published formula, where every seed's row has it.
+    second: of the task's other published measure, where every seed's row has it; measure: which that is.
     """
 
     score: float
@@ -69,11 +67,12 @@ class Cell:
     seeds: int
     same_modality: float
     chance: float
-    precision: float | None = None
+    second: float | None = None
+    measure: str = ""
 
     def __str__(self) -> str:
         mean = f"{100 * self.score:.1f}" + ("" if self.std is None else f" ± {100 * self.std:.1f}")
-        return mean if self.precision is None else f"{mean} (precision {100 * self.precision:.1f})"
+        return mean if self.second is None else f"{mean} ({self.measure} {100 * self.second:.1f})"
 
 
 @dataclass(frozen=True)
@@ -172,33 +171,57 @@ def collect(folders: Sequence[Path]) -> list[Line]:
 def cell_of(rows: Sequence[Row]) -> Cell:
     """One direction of several seeds."""
     scores = [row.score for row in rows]
-    precision = [
-        row.metrics[PRECISION].value
-        for row in rows
-        if (row.task, row.protocol) == ("localisation", "sound") and PRECISION in row.metrics
-    ]
+    measure, key = second_measure(rows[0])
+    second = [row.metrics[key].value for row in rows if key in row.metrics]
     return Cell(
         statistics.fmean(scores),
         statistics.stdev(scores) if len(scores) > 1 else None,
         len(scores),
         statistics.fmean(row.same_modality for row in rows),
         statistics.fmean(row.chance for row in rows),
-        statistics.fmean(precision) if len(precision) == len(rows) else None,
+        statistics.fmean(second) if len(second) == len(rows) else None,
+        measure,
     )
 
 
-def published_lines(columns: Iterable[Column]) -> dict[str, dict[Column, Published]]:
-    """The paper's numbers of Uni-Code, by what it was pre-trained on, each in the one column that is nearest to it."""
+def second_measure(row: Row) -> tuple[str, str]:
+    """What was published beside or instead of the score of a row, and its key among the row's metrics; "" for none.
+
+    Localisation's precision is of the published formula, background included.
+    """
+    if row.task == "localisation" and row.protocol == "sound":
+        return "precision", "official_precision"
+    if row.task == "segmentation":
+        return "F-score", "f_score" if row.protocol == "sound" else "official_f_score"
+    if row.task == "retrieval":
+        query, gallery = (row.source, row.target) if row.anchor is None else (row.target, row.anchor)
+        return "R@5", f"{query}->{gallery} R@5"
+    return "", ""
+
+
+def published_lines(columns: Iterable[Column]) -> dict[str, dict[Column, list[Published]]]:
+    """The paper's numbers of Uni-Code, by what it was pre-trained on, each in the one column that is nearest to it.
+
+    Of a column the measure that its task is known by comes first.
+    """
     nearest: dict[tuple[str | None, str, str], Column] = {}
     for column in sorted(columns, key=_distance):
         nearest.setdefault((column.dataset, column.source, column.target), column)
-    found: dict[str, dict[Column, Published]] = {}
+    found: dict[str, dict[Column, list[Published]]] = {}
     for number in published():
         place = (number.dataset, number.source, number.target)
-        first = number.measure == TASKS[number.dataset][1]
-        if place in nearest and first and number.method == "Uni-Code" and number.table != 2:
-            found.setdefault(number.pretraining, {})[nearest[place]] = number
+        if place in nearest and number.method == "Uni-Code" and number.table != 2:
+            found.setdefault(number.pretraining, {}).setdefault(nearest[place], []).append(number)
     return found
+
+
+def shown_published(numbers: Sequence[Published]) -> str:
+    """The paper's numbers of a column, in per cent."""
+    if not numbers:
+        return "-"
+    first, *others = numbers
+    more = "".join(f"; {number.measure} {number.score:g}" for number in others)
+    return f"{first.score:g} ({first.dataset}, {first.measure}{more})"
 
 
 def _distance(column: Column) -> tuple[bool, bool, int]:
@@ -222,8 +245,7 @@ def wide_table(lines: Sequence[Line]) -> list[list[str]]:
         shown = [shown_of(line.cells.get(column), seeds) for column in columns]
         cells.append([line.label, str(seeds), *shown])
     for pretraining, numbers in published_lines(columns).items():
-        found = [numbers.get(column) for column in columns]
-        shown = [f"{number.score:g} ({number.dataset}, {number.measure})" if number else "-" for number in found]
+        shown = [shown_published(numbers.get(column, [])) for column in columns]
         cells.append([f"paper, {pretraining}", "-", *shown])
     return cells
 
@@ -237,10 +259,10 @@ def long_table(lines: Sequence[Line]) -> list[list[str]]:
             where = [column.task, column.source, column.target, column.protocol, column.note, ""]
             numbers = [cell.score, "" if cell.std is None else cell.std, cell.same_modality, cell.chance]
             cells.append([line.label, *where, str(cell.seeds), *map(str, numbers)])
-            if cell.precision is not None:
-                cells.append([line.label, *where[:-1], "precision", str(cell.seeds), str(cell.precision), "", "", ""])
+            if cell.second is not None:
+                cells.append([line.label, *where[:-1], cell.measure, str(cell.seeds), str(cell.second), "", "", ""])
     for pretraining, found in published_lines(column for line in lines for column in line.cells).items():
-        for number in found.values():
+        for number in (number for several in found.values() for number in several):
             where = [number.task, number.source, number.target, "official", number.dataset, number.measure]
             cells.append([f"paper, {pretraining}", *where, "", f"{number.score / 100:g}", "", "", ""])
     return cells
@@ -273,8 +295,8 @@ def _write_files(lines: Sequence[Line], out: Path) -> None:
         "Zero-shot scores in per cent, mean and standard deviation over seeds: accuracy of classification, micro-F1 of "
         "localisation, mIoU of segmentation, R@10 of retrieval. The paper's numbers are of the data set and the "
         "measure in brackets, some of them taken on training clips; each stands once, beside ours of the official "
-        "protocol where there is one. The paper's measure of localisation is precision, background included; ours by "
-        "the same formula stands in brackets where `evaluate` has measured it."
+        "protocol where there is one. In brackets stand, where `evaluate` has measured them, the other numbers of the "
+        "paper: precision of localisation, background included, by its formula; F-score; R@5."
     )
     text = ["# Report", markdown(wide_table(lines)), note, "![Scores](report.png)"]
     series = figure_series(lines)
@@ -297,7 +319,7 @@ def figure_series(lines: Sequence[Line]) -> Mapping[str, Mapping[tuple[str, str]
         series[line.label] = {place(column): (cell.score, cell.std) for column, cell in line.cells.items()}
     for pretraining, numbers in published_lines(column for line in lines for column in line.cells).items():
         series[f"paper, {pretraining}"] = {
-            place(column): (number.score / 100, None) for column, number in numbers.items()
+            place(column): (several[0].score / 100, None) for column, several in numbers.items()
         }
     return series
 

@@ -290,7 +290,8 @@ def _chosen(batches: Batches, device: torch.device) -> FeedKind:
     if device.type == "cuda":
         return "resident" if _bytes(batches) < RESIDENT_SHARE * torch.cuda.mem_get_info(device)[0] else "prefetch"
     # Selecting clips of mapped arrays takes some thousandths of a step, for which workers would only compete.
-    mapped = all(isinstance(array, np.ndarray) for array in batches.clips.features.values())
+    features = batches.clips.features.values()
+    mapped = all(isinstance(array, np.ndarray) or array.mapped for array in features)
     return "direct" if mapped else "prefetch"
 
 

@@ -21,10 +21,17 @@ class LazyArray:
         dtype: of what is read.
         read: from (n,) int64 numbers in [0, clips) to (n, ...) of that dtype, or to a bfloat16 tensor where that is
             float32.
+        mapped: reading copies from files that are mapped into memory, and decodes nothing.
     """
 
-    def __init__(self, shape: tuple[int, ...], dtype: Any, read: Callable[[np.ndarray], np.ndarray | Tensor]) -> None:
-        self.shape, self.dtype = tuple(shape), np.dtype(dtype)
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        dtype: Any,
+        read: Callable[[np.ndarray], np.ndarray | Tensor],
+        mapped: bool = False,
+    ) -> None:
+        self.shape, self.dtype, self.mapped = tuple(shape), np.dtype(dtype), mapped
         self._read = read
 
     @classmethod
@@ -45,7 +52,7 @@ class LazyArray:
         if isinstance(array, LazyArray):
             return array
         mapped = array
-        return cls(mapped.shape, mapped.dtype, lambda numbers: np.asarray(mapped[numbers]))
+        return cls(mapped.shape, mapped.dtype, lambda numbers: np.asarray(mapped[numbers]), mapped=True)
 
     @property
     def ndim(self) -> int:
@@ -81,7 +88,8 @@ class LazyArray:
 
     def select(self, numbers: np.ndarray) -> LazyArray:
         """Some clips in the order given, still unread."""
-        return LazyArray((len(numbers), *self.shape[1:]), self.dtype, lambda wanted: self._read(numbers[wanted]))
+        shape = (len(numbers), *self.shape[1:])
+        return LazyArray(shape, self.dtype, lambda wanted: self._read(numbers[wanted]), self.mapped)
 
     def __repr__(self) -> str:
         """Shape and dtype."""

@@ -209,7 +209,7 @@ def _map_array(folder: Path, entry: Mapping[str, Any]) -> ClipArray:
         # The first is empty, for where no clips are asked for.
         return join([sources[0][:0], *(sources[shard][clip : clip + 1] for shard, clip in places)])
 
-    return LazyArray(shape, np.float32 if rounded else shards[0].dtype, read)
+    return LazyArray(shape, np.float32 if rounded else shards[0].dtype, read, mapped=True)
 
 
 def _unwritable(mapped: np.ndarray, rounded: bool) -> torch.Tensor:

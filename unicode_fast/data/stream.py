@@ -108,13 +108,14 @@ def _write(dataset: Dataset, chosen: dict[str, ClipSet], root: Path, clips_per_s
 
 
 def _encoded(split: str, clip: int, clips: ClipSet, steps: dict[str, int]) -> dict[str, bytes]:
-    """The bytes of every array of one clip, features in float32."""
+    """The bytes of every array of one clip, features in float32, or float16 where they are."""
     found = {}
     for key, array in clips.arrays.items():
         piece = np.asarray(array[clip : clip + 1])
         check_array_values(split, key, piece, steps, len(clips.classes), clip)
         stream = io.BytesIO()
-        np.save(stream, piece[0].astype(np.float32) if key in clips.modalities else piece[0], allow_pickle=False)
+        wider = key in clips.modalities and piece.dtype != np.float16
+        np.save(stream, piece[0].astype(np.float32) if wider else piece[0], allow_pickle=False)
         found[f"{key}.npy"] = stream.getvalue()
     return found
 
