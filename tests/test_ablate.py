@@ -9,7 +9,7 @@ import pytest
 import tiny
 import yaml
 
-from unicode_fast import ablate, published, report
+from unicode_fast import ablate, preset, published, report
 from unicode_fast.checkpoint import CheckpointError, write_json
 from unicode_fast.tasks import Estimate, Row
 from unicode_fast.train import main as train
@@ -97,6 +97,18 @@ def test_whole_command_and_again(store: Path, tmp_path: Path, capsys: pytest.Cap
     assert [(change["field"], change["after"]) for change in again["changes"]] == [("checkpoint_seconds", 7.0)]
     assert (out / "audio-video-text" / "complete" / "seed-0" / "summary.json").stat().st_mtime_ns == changed
     assert json.loads((out / "ablation.json").read_text()) == content
+
+
+def test_table_3_is_measured_across_data_sets_where_there_are_two() -> None:
+    asked = "classification,localisation,cross-classification,cross-localisation"
+    base = preset("recommended")
+    assert ablate.with_all_columns(base, {}).train.probe_tasks == asked
+    for config, flags in (
+        (base.replace(data="store"), {}),
+        (base, {"probe_tasks": "classification"}),
+        (base.replace(probe_tasks="classification"), {}),
+    ):
+        assert ablate.with_all_columns(config, flags) == config
 
 
 def test_a_failed_run_is_named(store: Path, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from task_tolerances import LEARNED, SEPARATED
 from unicode_fast import pictures, plots, tasks
 from unicode_fast.config import DataConfig, Modality
 from unicode_fast.data import ClipSet, Store, open_store, sound, write_store
+from unicode_fast.evaluate import file_stem, make_parser
 from unicode_fast.evaluate import main as evaluate
 from unicode_fast.tasks import Probes, Row, backbones, metrics, open_partners, retrieval, runner
 from unicode_fast.tasks.domain import check_classes
@@ -148,6 +149,21 @@ def test_flags_that_a_task_does_not_read_are_refused(run: Path, tmp_path: Path) 
     ):
         with pytest.raises(ValueError, match=message):
             evaluate([*words, *more])
+
+
+def test_rows_of_other_flags_have_files_of_their_own(tmp_path: Path) -> None:
+    row = Row("segmentation", "audio", "text", 0.5, 0.6, 0.1)
+    flags = (
+        [],
+        ["--text_whitelist=cnt.pkl"],
+        ["--text_padding=read"],
+        ["--text_model=large"],
+        ["--backbone=pvt_v2_b5"],
+        ["--backbone=pvt_v2_b5", "--backbone_weights=pvt.pth"],
+        ["--seed=3"],
+    )
+    names = {file_stem(row, make_parser().parse_args([str(tmp_path), *more])) for more in flags}
+    assert len(names) == len(flags)
 
 
 def test_a_second_data_set_is_for_built_in_data_or_named(tmp_path: Path) -> None:

@@ -90,6 +90,14 @@ def test_duplicates_and_overlaps(tmp_path: Path, few: ClipSet) -> None:
     assert found == {"duplicate": [f"{names[0]} in train"], "overlap": [f"{names[0]} in train and val"]}
 
 
+def test_copies_under_other_names_are_noted(tmp_path: Path, few: ClipSet) -> None:
+    names = write_avel(tmp_path, few)
+    for name in (names[1], names[3]):
+        write_zip(tmp_path / "feature/audio/zip" / f"{name}.zip", double(few.features["audio"][1]))
+    (copy,) = kinds(f"vggsound-avel40k:{tmp_path}")["copies"]
+    assert sorted(Path(file).stem for file in copy.split(": as ")) == [names[1], names[3]]
+
+
 def test_the_list_with_half_of_the_rows(tmp_path: Path, few: ClipSet) -> None:
     names = write_avel(tmp_path, few)
     rows = [[DIGITS[few.target[n % 12]], names[n % 12], "train"] for n in range(20_000)]

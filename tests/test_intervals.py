@@ -103,6 +103,7 @@ def test_mean_and_median_of_weighted_clips() -> None:
     every = [np.repeat(values, row) for row in weights]
     assert weighted_mean(values)(weights).tolist() == [close(float(row.mean())) for row in every]
     assert weighted_median(values)(weights).tolist() == [float(np.median(row)) for row in every]
+    assert Bootstrap(4, 0).of_median(values).value == 2.25 and Bootstrap(4, 0).of_mean(values).value == 2.375
 
 
 def test_intervals_are_those_of_scipy() -> None:

@@ -1,5 +1,6 @@
 """The published layouts: what is written there is read, by the rules of each; what is missing or wrong is named."""
 
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -27,6 +28,8 @@ from published import (
 from unicode_fast.config import Modality
 from unicode_fast.data import Batches, ClipSet, Dataset, MissingPackageError, StoreError, open_data
 from unicode_fast.data.files import hashed_split
+from unicode_fast.data.layouts import Request
+from unicode_fast.data.opening import list_data
 
 GRID, BANDS = Modality("grid", (7, 7, 16)), Modality("vector", (128,))
 STREAMS = ("audio", "video")
@@ -343,6 +346,35 @@ def test_batches_of_lazy_clips(tmp_path: Path, few: ClipSet) -> None:
     some = clips.select([7, 3]).restrict(["audio"])
     np.testing.assert_array_equal(some.features["audio"][1], clips.features["audio"][3])
     np.testing.assert_array_equal(some.index, [7, 3])
+
+
+@pytest.mark.parametrize(
+    ("layout", "lists"),
+    [
+        ("vggsound81k", "video_name_vggsound81k_checked.csv"),
+        ("avvp", "AVVP_eval_*_checked_combined.csv"),
+        ("ucf-vggsound", "vggsound2ucf.csv"),
+    ],
+)
+def test_clips_of_one_video_share_a_split(tmp_path: Path, few: ClipSet, layout: str, lists: str) -> None:
+    """Names have the video's eleven characters and the clip's place in it."""
+    if layout == "vggsound81k":
+        write_checked(tmp_path, few, layout)
+    else:
+        (write_avvp if layout == "avvp" else write_ucf_vggsound)(tmp_path, few)
+    for table in tmp_path.glob(lists):
+        heading, *rows = table.read_text().splitlines()
+        more = [re.sub(r"(digit-\d{5})(_\d+)+", rf"\1_{place}_{place}", row) for row in rows for place in range(4)]
+        table.write_text("\n".join([heading, *rows, *more]))
+    listing = list_data(f"{layout}:{tmp_path}", Request(["audio"]))
+    assert listing is not None
+    videos: dict[str, set[str]] = {}
+    for split in listing.divided:
+        (part,) = listing.parts[split]
+        for name in part.arrays["id"]:
+            videos.setdefault(str(name)[:11], set()).add(split)
+    assert len(videos) == len(few) and all(len(splits) == 1 for splits in videos.values())
+    assert len({split for splits in videos.values() for split in splits}) > 1
 
 
 def test_hashed_splits_stay_what_they_are() -> None:

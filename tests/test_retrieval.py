@@ -127,6 +127,30 @@ def test_a_head_carries_to_a_modality_it_has_not_seen() -> None:
         assert {f"{which} {measure}" for measure in ("R@1", "R@5", "R@10", "median rank")} <= set(row.metrics)
 
 
+def test_heads_are_trained_on_training_pairs_and_chosen_on_validation_pairs() -> None:
+    """Without test clips there is the same head, without training or validation clips there is none."""
+
+    class Some(PairedStore):
+        hidden = ""
+
+        def clips(self, split: str, modality: str) -> ClipSet:
+            if split == self.hidden:
+                raise LookupError(split)
+            return super().clips(split, modality)
+
+    heads = []
+    for hidden in ("", "test"):
+        store = Some()
+        store.hidden = hidden
+        heads.append(Retrieval(Domain(LookUp(), store), rule=RULE).head("audio", "text").state_dict())
+    assert all(torch.equal(heads[0][name], heads[1][name]) for name in heads[0])
+    for hidden in ("train", "val"):
+        store = Some()
+        store.hidden = hidden
+        with pytest.raises(LookupError, match=hidden):
+            Retrieval(Domain(LookUp(), store), rule=RULE).head("audio", "text")
+
+
 def test_codes_of_its_own_carry_nothing() -> None:
     row = Retrieval(Domain(LookUp(), PairedStore(private=True)), rule=RULE).row("audio", "video")
     assert row.same_modality > LEARNED

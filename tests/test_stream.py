@@ -4,15 +4,21 @@ import errno
 import json
 import tarfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from published import write_avel, write_avvp, write_own
 
-from unicode_fast.data import ClipSet, Dataset, StoreError, open_data
+from unicode_fast import preset
+from unicode_fast.checkpoint import CheckpointError, config_to_dict
+from unicode_fast.data import ClipSet, Dataset, StoreError, open_data, open_feed
 from unicode_fast.data.__main__ import main
+from unicode_fast.data.feed import PrefetchFeed
 from unicode_fast.data.stream import StreamBatches, StreamedDataset, open_stream, write_shards
+from unicode_fast.distributed import Ranks
+from unicode_fast.train import go_on
 
 STREAMS = ("audio", "video")
 
@@ -143,6 +149,17 @@ def test_errors(tmp_path: Path, streamed: StreamedDataset, spoken: ClipSet) -> N
     with pytest.raises(ValueError, match="'train' of avvp, where audio and video have clips of their own"):
         write_shards(open_data(f"avvp:{tmp_path / 'avvp'}"), tmp_path / "none", progress=False)
     assert not (tmp_path / "none").exists()
+
+
+def test_one_process_reads_a_stream_and_as_many_ranks_go_on(streamed: StreamedDataset) -> None:
+    batches = streamed.batches("train", ["sound", "picture"], 4)
+    with open_feed(batches, torch.device("cpu"), "prefetch", workers=3) as feed:
+        assert isinstance(feed, PrefetchFeed) and feed.workers == 1
+    trainer = SimpleNamespace(config=preset("recommended"), model=SimpleNamespace(modalities=streamed.modalities))
+    saved = config_to_dict(trainer.config, streamed.modalities)
+    content = {"step": 3, "config": saved, "progress": {"data": streamed.digest(), "ranks": 2}}
+    with pytest.raises(CheckpointError, match="ranks of a stream, .*, must be as many as before, 2, got 1"):
+        go_on(trainer, content, streamed, Ranks())  # type: ignore[arg-type]
 
 
 def test_shards_appear_whole_or_not_at_all(tmp_path: Path, own: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -209,6 +209,7 @@ class Watch(threading.Thread):
                 idle_seconds = 0.0 if activity.look(self.interval) else idle_seconds + self.interval
                 self.ranks.publish(store, beat, idle_seconds)
                 if store.check([_FAILED]):
+                    self.ended.set()
                     _leave()
                 message = self._look(store, seen)
                 if message is not None:
@@ -258,6 +259,7 @@ class Watch(threading.Thread):
     def _end(self, message: str) -> None:
         if self.ranks.fails_first():
             self._leave_with(message)
+        self.ended.set()
         _leave()
 
     @staticmethod

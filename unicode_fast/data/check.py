@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import itertools
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,8 +34,8 @@ class Finding:
     """One kind of thing that was found.
 
     Attributes:
-        kind: missing, unreadable, empty, short, truncated, non-finite, shape, dtype, labels, duplicate, splits, or what
-            the layout notes on its lists.
+        kind: missing, unreadable, empty, short, truncated, non-finite, shape, dtype, labels, duplicate, copies, splits,
+            or what the layout notes on its lists.
         bad: training must not start.
         text: what it is and what comes of it.
         clips: what the clips are called, or the splits.
@@ -110,6 +111,7 @@ _KINDS: Mapping[str, tuple[bool, str]] = {
     "dtype": (False, "another dtype than most clips have; all are read as float64"),
     "labels": (True, "files of labels that are damaged or do not fit their clips"),
     "duplicate": (False, "listed more than once in a split"),
+    "copies": (False, "hold the same numbers as another clip"),
     "overlap": (False, "listed in more than one of train, val and test"),
 }
 
@@ -239,6 +241,7 @@ def _look(clips: Mapping[str, tuple[Source, int]], found: dict[str, list[str]], 
     """Read every clip of one modality once."""
     shapes: dict[str, tuple[int, ...]] = {}
     dtypes: dict[str, str] = {}
+    contents: dict[bytes, str] = {}
     for where, (source, clip) in clips.items():
         bar.update()
         if source.missing is not None and source.missing[clip]:
@@ -252,6 +255,10 @@ def _look(clips: Mapping[str, tuple[Source, int]], found: dict[str, list[str]], 
             found["unreadable"].append(str(error))
             continue
         shapes[where], dtypes[where] = array.shape[1:], array.dtype.name
+        content = hashlib.blake2b(np.ascontiguousarray(array).data, key=str(array.shape).encode()).digest()
+        first = contents.setdefault(content, where)
+        if first != where and len(array):
+            found["copies"].append(f"{where}: as {first}")
         if len(array) == 0:
             found["empty"].append(where)
         elif source.fit == "exact" and len(array) != source.steps:

@@ -181,8 +181,10 @@ def _explain_segmentation(protocol: str) -> str:
     network = (
         "Network: a pyramid of picture features, sums of dilated convolutions and a query block (TPAVI, dot products) "
         "on every stage, residual fusion from coarse to fine. Queries are the codewords of the frozen encoder in "
-        "evaluation mode, a linear layer along time from their steps to the frames, which is trained and saved with "
-        "the rest (the released code put it before the encoder, untrained, and drew it anew for testing)."
+        "evaluation mode (the released code never leaves training mode, whose dropout changes them), centred and "
+        "divided by one number (as released: as they are), then a linear layer along time from their steps to the "
+        "frames, which starts as their mean and is trained and saved with the rest (the released code put it before "
+        "the encoder, untrained, and drew it anew for testing)."
     )
     end = [
         "mIoU: mean over frames of intersection over union at probability 0.5; of a frame without foreground, the "
