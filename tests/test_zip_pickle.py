@@ -97,6 +97,45 @@ def test_what_a_pickle_may_name_cannot_be_changed() -> None:
     assert np.ndarray.__doc__ != "changed" and np.dtype("f8").byteorder == "="
 
 
+class Built(Calls):
+    """Pickles as a call and the state that its result is given."""
+
+    def __init__(self, function: object, arguments: tuple[object, ...], state: object) -> None:
+        self.call = (function, arguments, state)
+
+
+def of_dtype(dtype: object, shape: tuple[object, ...] = (1,), data: object = b"A" * 8) -> Built:
+    """An array, whatever its dtype, shape and bytes are."""
+    return Built(np.empty(0).__reduce__()[0], (np.ndarray, (0,), b"b"), (1, shape, dtype, False, data))
+
+
+# A dtype whose fields hold a Python object while its flags deny it: NumPy follows the bytes as an address.
+FIELDS = (3, "|", None, ("a",), {"a": (np.dtype("O"), 0)}, 8, 1, 0)
+FORGED = {
+    "fields": of_dtype(Built(np.dtype, ("V8", False, True), FIELDS)),
+    "fields of a number": of_dtype(Built(np.dtype, ("f8", False, True), FIELDS)),
+    "a dtype of an array": of_dtype(Calls(np.dtype, of_dtype(Built(np.dtype, ("V8", False, True), FIELDS)))),
+    "a dtype of an array alone": Calls(np.dtype, of_dtype(Built(np.dtype, ("V8", False, True), FIELDS))),
+    "the class called": Calls(np.ndarray, (1,), np.dtype("f8"), b"A" * 8),
+    "few bytes": of_dtype(np.dtype("f8"), (1000,)),
+    "a negative shape": of_dtype(np.dtype("f8"), (-1, -1)),
+    "a shape of text": of_dtype(np.dtype("f8"), ("1",)),
+    "no bytes": of_dtype(np.dtype("f8"), (1,), [1.0]),
+    "a dtype that is none": of_dtype("f8"),
+    "structured": np.zeros(10, [("a", "f8")]),
+    "void": np.zeros(3, "V8"),
+    "complex": np.zeros(3, complex),
+}
+
+
+@pytest.mark.parametrize("case", FORGED)
+@pytest.mark.parametrize("protocol", [0, 2, 5])
+def test_forged_arrays_are_refused_before_numpy_sees_them(tmp_path: Path, case: str, protocol: int) -> None:
+    write_zip(tmp_path / "clip.zip", FORGED[case], protocol=protocol)
+    with pytest.raises(PickleError, match=r"clip.zip \(features.pkl\) must be a pickle of one NumPy array"):
+        read_zipped_array(tmp_path / "clip.zip")
+
+
 @pytest.mark.parametrize("content", [[1.0], 3.0, "text", np.array([None, "x"], object), None, np.float64(2)])
 def test_other_objects_are_refused(tmp_path: Path, content: object) -> None:
     write_zip(tmp_path / "clip.zip", content)

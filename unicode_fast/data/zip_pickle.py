@@ -1,9 +1,11 @@
-"""Arrays out of pickles, and nothing else: an unpickler that can rebuild NumPy arrays and has no other names."""
+"""Arrays out of pickles, and nothing else: an unpickler that notes what describes an array, and has no other names."""
 
 from __future__ import annotations
 
 import io
+import math
 import pickle
+import re
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -42,42 +44,90 @@ class _Bytes:
         return b""
 
 
-class _Dtype:
-    """A new dtype for each call: what follows in the pickle may set its byte order, and not that of a shared one."""
+class _Description:
+    """What a pickle says of an array or its dtype, in place of the object itself: plain values, looked at afterwards.
 
-    __slots__ = ()
+    NumPy trusts the states that it is given, of fields and flags for example, so none from a file ever reaches it.
+    """
 
-    def __call__(self, name: str, align: bool = False, copy: bool = True) -> np.dtype:
-        return np.dtype(str(name), bool(align), True)
+    __slots__ = ("arguments", "kind", "state")
 
+    def __init__(self, kind: str, arguments: tuple[Any, ...]) -> None:
+        self.kind, self.arguments, self.state = kind, arguments, None
 
-class _FromBuffer:
-    """How NumPy rebuilds arrays of pickle protocol 5."""
-
-    __slots__ = ()
-
-    def __call__(self, *arguments: Any) -> np.ndarray:
-        return _FROM_BUFFER(*arguments)
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
 
 
-_FROM_BUFFER: Any = np.empty(0).__reduce_ex__(5)[0]
-# NumPy moved its core; both names are in the files that are about. They are looked up here, never imported by name.
+class _Describe:
+    """Called by a pickle where NumPy's function would be."""
+
+    __slots__ = ("_kind",)
+    _kind: str
+
+    def __init__(self, kind: str) -> None:
+        # Set here alone: BUILD sets attributes of what a pickle names.
+        object.__setattr__(self, "_kind", kind)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise AttributeError(name)
+
+    def __call__(self, *arguments: Any) -> _Description:
+        return _Description(self._kind, arguments)
+
+
+# NumPy moved its core; both names are in the files that are about. None is ever imported by what a pickle says.
 _ARRAY_NAMES: Mapping[tuple[str, str], Any] = {
-    **{
-        (f"numpy.{core}.{module}", name): value
-        for core in ("core", "_core")
-        for module, name, value in (
-            ("multiarray", "_reconstruct", np.empty(0).__reduce__()[0]),
-            ("multiarray", "scalar", np.float64(0).__reduce__()[0]),
-            ("numeric", "_frombuffer", _FromBuffer()),
-        )
-    },
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): _Dtype(),
+    **{(f"numpy.{core}.multiarray", "_reconstruct"): _Describe("array") for core in ("core", "_core")},
+    **{(f"numpy.{core}.numeric", "_frombuffer"): _Describe("buffer") for core in ("core", "_core")},
+    ("numpy", "ndarray"): _Describe("class"),
+    ("numpy", "dtype"): _Describe("dtype"),
     ("_codecs", "encode"): _Encode(),
     ("__builtin__", "bytes"): _Bytes(),
     ("builtins", "bytes"): _Bytes(),
 }
+# Boolean, signed, unsigned and floating-point numbers, and text.
+_PLAIN = re.compile(r"b1|[iu][1248]|f[248]|U[0-9]{1,6}")
+
+
+def _dtype(described: Any) -> np.dtype:
+    """The dtype that a pickle describes.
+
+    Raises:
+        ValueError: it is none of plain numbers or text.
+    """
+    if not isinstance(described, _Description) or described.kind != "dtype":
+        raise ValueError(f"a dtype is {type(described).__name__}")
+    name, state = str(described.arguments[0]), described.state
+    if not _PLAIN.fullmatch(name):
+        raise ValueError(f"its dtype is {name!r}, which is none of plain numbers")
+    # (version, byte order, then what only structured dtypes have, ...)
+    if state is not None and (state[1] not in ("<", ">", "|", "=") or any(part is not None for part in state[2:5])):
+        raise ValueError(f"its dtype {name!r} has the state {state!r:.80}")
+    return np.dtype(name).newbyteorder("=" if state is None else state[1])
+
+
+def _array(described: _Description) -> np.ndarray:
+    """The array that a pickle describes, a copy.
+
+    Raises:
+        ValueError: shape, dtype and bytes are not those of a plain array.
+    """
+    if described.kind == "buffer":
+        data, dtype, shape, order = described.arguments
+    elif described.kind == "array" and isinstance(described.state, tuple):
+        _, shape, dtype, fortran, data = described.state
+        order = "F" if fortran else "C"
+    else:
+        raise ValueError(f"it holds a {described.kind} alone")
+    plain = _dtype(dtype)
+    # Text is how Python 2 wrote bytes.
+    data = data.encode("latin1") if isinstance(data, str) else data
+    if not isinstance(data, (bytes, bytearray)) or not all(type(size) is int and size >= 0 for size in shape):
+        raise ValueError(f"its bytes are {type(data).__name__}, its shape {shape!r:.80}")
+    if len(data) != math.prod(shape) * plain.itemsize:
+        raise ValueError(f"it has {len(data)} bytes for shape {shape!r:.80} and dtype {plain}")
+    return np.frombuffer(data, plain).reshape(shape, order=order).copy(order="K")
 
 
 class _Unpickler(pickle.Unpickler):
@@ -128,10 +178,12 @@ def unpickle_array(data: bytes, where: str) -> np.ndarray:
         PickleError: it holds anything but one plain NumPy array; the message names what, and nothing was run.
     """
     value = _loads(data, where, _ARRAY_NAMES, "one NumPy array")
-    if type(value) is not np.ndarray or value.dtype.hasobject:
-        found = f"an array of {value.dtype}" if isinstance(value, np.ndarray) else type(value).__name__
-        raise PickleError(f"{where} must be a pickle of one NumPy array of numbers, got {found}")
-    return value
+    if not isinstance(value, _Description):
+        raise PickleError(f"{where} must be a pickle of one NumPy array of numbers, got {type(value).__name__}")
+    try:
+        return _array(value)
+    except (ValueError, TypeError, IndexError, OverflowError) as error:
+        raise PickleError(f"{where} must be a pickle of one NumPy array of numbers, but {error}") from error
 
 
 def unpickle_counts(file: Path) -> dict[int, int]:
