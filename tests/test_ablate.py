@@ -142,6 +142,10 @@ def runs(store: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     flags = words(data=store, **PAIR)
     train([*flags, "--seeds=2", f"--out={folder / 'two'}"])
     train([*flags, "--cmcm_weight=0", f"--out={folder / 'other'}"])
+    for run in (folder / "two" / "seed-0", folder / "two" / "seed-1", folder / "other"):
+        summary = json.loads((run / "summary.json").read_text())
+        assert summary["dataset"] == "tiny"
+        write_json(run / "summary.json", {**summary, "dataset": "talking-digits"})
     row = Row("segmentation", "audio", "video", 0.5, 0.6, 0.1)
     (folder / "other" / "evaluations").mkdir()
     write_json(
@@ -200,6 +204,18 @@ class TestReport:
             "AVT 40K": ["78 (AVS-S4, mIoU; F-score 87.1)", "-", "52.4 (AVE→AVVP, F1)"],
             "VT 24K": ["-", "21.9 (retrieval, R@10; R@5 10.3)", "-"],
         }
+
+    def test_a_number_stands_beside_what_it_is_comparable_with(self) -> None:
+        """By the data's name, which a packed store keeps; the built-in data stand for all of them."""
+        for task, name, dataset in (
+            ("classification", "talking-digits", "AVE"),
+            ("classification", "ave", "AVE"),
+            ("localisation", "ave", None),
+            ("classification", "vggsound-avel40k", None),
+            ("classification", "mine", None),
+            ("cross-localisation", "ave-avvp", "AVE→AVVP"),
+        ):
+            assert report.stands_for(task, name) == dataset
 
     def test_the_other_numbers_of_ours(self) -> None:
         metrics = {"f_score": Estimate(0.25), "official_f_score": Estimate(0.75), "text->audio R@5": Estimate(0.125)}

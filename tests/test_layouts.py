@@ -29,7 +29,9 @@ from unicode_fast.config import Modality
 from unicode_fast.data import Batches, ClipSet, Dataset, MissingPackageError, StoreError, open_data
 from unicode_fast.data.files import hashed_split
 from unicode_fast.data.layouts import Request
+from unicode_fast.data.layouts.vggsound import list_notes
 from unicode_fast.data.opening import list_data
+from unicode_fast.train import note_shared
 
 GRID, BANDS = Modality("grid", (7, 7, 16)), Modality("vector", (128,))
 STREAMS = ("audio", "video")
@@ -375,6 +377,25 @@ def test_clips_of_one_video_share_a_split(tmp_path: Path, few: ClipSet, layout: 
             videos.setdefault(str(name)[:11], set()).add(split)
     assert len(videos) == len(few) and all(len(splits) == 1 for splits in videos.values())
     assert len({split for splits in videos.values() for split in splits}) > 1
+
+
+def test_clips_that_are_trained_and_tested_on_are_named(
+    tmp_path: Path, few: ClipSet, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = write_avel(tmp_path, few)
+    table = tmp_path / "vggsound-avel40k.csv"
+    note_shared(open_data(f"vggsound-avel24k:{tmp_path}", modalities=STREAMS))
+    assert capsys.readouterr().err == ""
+    table.write_text(f"{table.read_text()}{DIGITS[few.target[0]]},{names[0]},test\n")
+    note_shared(open_data(f"vggsound-avel24k:{tmp_path}", modalities=STREAMS))
+    assert f"note: 1 clips of {tmp_path} are in train and in test, such as '{names[0]}'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("rows", "kinds"), [(20_000, ["bad list"]), (24_900, ["bad list"]), (40_000, []), (9, ["rows"])]
+)
+def test_what_the_number_of_rows_says(rows: int, kinds: list[str]) -> None:
+    assert [note.kind for note in list_notes(rows, Path("list.csv"), 40_000)] == kinds
 
 
 def test_hashed_splits_stay_what_they_are() -> None:

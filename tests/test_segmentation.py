@@ -19,10 +19,10 @@ from unicode_fast.checkpoint import CheckpointError
 from unicode_fast.config import Modality
 from unicode_fast.data import ClipSet
 from unicode_fast.tasks import BackboneChoice, Bootstrap, Domain, Segmentation
-from unicode_fast.tasks.backbones import LIGHT_SETTINGS, make_pyramid
+from unicode_fast.tasks.backbones import LIGHT_SETTINGS, TIMM_SETTINGS, make_pyramid
 from unicode_fast.tasks.mask_metrics import MaskScores, frame_scores, joined, measured_masks, official_mask_scores
 from unicode_fast.tasks.segmentation import another_clip, tiled
-from unicode_fast.tasks.segmenter import QueryBlock, Segmenter, load_segmenter
+from unicode_fast.tasks.segmenter import DilatedSum, Fusion, QueryBlock, ResidualUnit, Segmenter, load_segmenter
 
 SIDE, FRAMES = 8, 3
 COUNTS = {"train": 96, "val": 24, "test": 24}
@@ -219,6 +219,29 @@ def test_the_loss_reads_labelled_frames(monkeypatch: pytest.MonkeyPatch, protoco
     measured(TwoSquares(labelled={"train": 2}), steps=1).segmenter("audio", "audio", protocol)
     batch = {"sound": LIGHT_SETTINGS.batch_size, "official": 4}[protocol]
     assert seen == [(batch, frames, SIDE, SIDE)]
+
+
+def test_the_head_is_that_of_avsbench() -> None:
+    """Sums of dilated convolutions with small first weights; units whose first ReLU is in place; corners aligned."""
+    assert TIMM_SETTINGS.dilations == (3, 6, 12, 18) and TIMM_SETTINGS.query_share == 0
+    torch.manual_seed(0)
+    reduce = DilatedSum(16, 8, TIMM_SETTINGS.dilations, TIMM_SETTINGS.dilated_deviation)
+    assert [branch.dilation for branch in reduce.branches] == [(3, 3), (6, 6), (12, 12), (18, 18)]
+    assert float(torch.cat([branch.weight.flatten() for branch in reduce.branches]).std()) == pytest.approx(
+        0.01, rel=0.1
+    )
+    maps = torch.randn(2, 16, 20, 20)
+    assert torch.allclose(reduce(maps), sum(branch(maps) for branch in reduce.branches))
+    fusion, coarse, fine = Fusion(8, 2, first=False), torch.randn(2, 8, 5, 5), torch.randn(2, 8, 5, 5)
+
+    def unit(owner: ResidualUnit, given: torch.Tensor) -> torch.Tensor:
+        relu, kept = torch.nn.ReLU(inplace=True), given.clone()
+        return owner.second(relu(owner.first(relu(kept)))) + kept
+
+    assert fusion.lateral is not None
+    merged = unit(fusion.merge, coarse + unit(fusion.lateral, fine))
+    wanted = torch.nn.functional.interpolate(merged, scale_factor=2, mode="bilinear", align_corners=True)
+    assert torch.allclose(fusion(coarse, fine), wanted, atol=1e-6)
 
 
 def test_official_schedule(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -162,6 +162,15 @@ def test_one_process_reads_a_stream_and_as_many_ranks_go_on(streamed: StreamedDa
         go_on(trainer, content, streamed, Ranks())  # type: ignore[arg-type]
 
 
+def test_files_with_fewer_clips_than_they_should_have_are_named(tmp_path: Path, own: Dataset) -> None:
+    write_shards(own, tmp_path / "shards", 3, progress=False)
+    index = tmp_path / "shards" / "shards.json"
+    index.write_text(index.read_text().replace('"train-000000.tar": 3', '"train-000000.tar": 9'))
+    batches = StreamBatches(open_stream(str(tmp_path / "shards")), "train", ["sound"], 18)
+    with pytest.raises(StoreError, match="files of split 'train' in .* must hold the clips that shards.json lists"):
+        batches.batch(0)
+
+
 def test_shards_appear_whole_or_not_at_all(tmp_path: Path, own: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*arguments: object, **options: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")

@@ -16,7 +16,7 @@ from unicode_fast import PRESETS, preset
 from unicode_fast.config import Modality
 from unicode_fast.data import ClipSet, StoreError, open_data, open_dataset, open_store, text
 from unicode_fast.data.pack import pack
-from unicode_fast.data.text import WordVectors
+from unicode_fast.data.text import WordVectors, _in
 from unicode_fast.evaluate import main as evaluate
 from unicode_fast.tasks import backbones
 from unicode_fast.train import main as train
@@ -87,6 +87,10 @@ def test_the_whitelist_keeps_words_it_has(tmp_path: Path, bert: Path) -> None:
         words.vectors("somebody writes")
     with pytest.raises(StoreError, match="must have at least one word, got ' '"):
         WordVectors(str(bert), cache=tmp_path).vectors(" ")
+
+
+def test_the_id_0_is_no_word() -> None:
+    assert [_in(number, frozenset({0, 3})) for number in (-1, 0, 2, 3)] == [False, False, False, True]
 
 
 def test_each_sentence_is_encoded_once(tmp_path: Path, bert: Path) -> None:

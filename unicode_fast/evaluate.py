@@ -30,7 +30,7 @@ from unicode_fast.tasks import (
     format_table,
     open_partners,
 )
-from unicode_fast.train import open_run_data
+from unicode_fast.train import note_shared, open_run_data
 
 # Flags that one task alone reads.
 _OF_TASK = {
@@ -125,7 +125,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.task == "retrieval":
         # The anchor may be a modality that the run was not trained on, and that a layout was not asked for.
         config = config.replace(modalities="all")
-    row, picture = measure(model, config, arguments)
+    row, picture, dataset = measure(model, config, arguments)
     print(format_table([row]))
     if row.metrics:
         print(f"\n{format_metrics(row)}")
@@ -134,14 +134,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.out is not None:
         write_json(Path(arguments.out), row.as_dict())
     if Path(arguments.run).is_dir():
-        keep(Path(arguments.run), row, arguments)
+        keep(Path(arguments.run), row, dataset, arguments)
     return 0
 
 
-def keep(run: Path, row: Row, arguments: Namespace) -> None:
+def keep(run: Path, row: Row, dataset: str, arguments: Namespace) -> None:
     """Leaves a row in the run folder, where `unicode_fast.report` finds it; the same flags give the same file."""
     (run / EVALUATIONS).mkdir(exist_ok=True)
-    content = {"row": row.as_dict(), "flags": changed_flags(arguments)}
+    content = {"row": row.as_dict(), "dataset": dataset, "flags": changed_flags(arguments)}
     write_json(run / EVALUATIONS / f"{file_stem(row, arguments)}.json", content)
 
 
@@ -221,11 +221,13 @@ def check_data(model: UniCode, store: Dataset, arguments: Namespace) -> None:
             )
 
 
-def measure(model: UniCode, config: Config, arguments: Namespace) -> tuple[Row, Path | None]:
-    """The row that the arguments ask for, with its interval and further numbers, and the file of its examples."""
+def measure(model: UniCode, config: Config, arguments: Namespace) -> tuple[Row, Path | None, str]:
+    """The row that the arguments ask for with all its numbers, the file of its examples, and the name of its data."""
     task, source, target = arguments.task, arguments["from"], arguments.to
     store = open_dataset(config.data)
     check_data(model, store, arguments)
+    if arguments.protocol == "sound":
+        note_shared(store)
     seed = config.train.seed if arguments.seed is None else arguments.seed
     options: dict[str, Any] = {"partners": open_partners(config.data, task, store, arguments.to_data)}
     if task == "segmentation":
@@ -240,7 +242,7 @@ def measure(model: UniCode, config: Config, arguments: Namespace) -> tuple[Row, 
     picture = picture_file(row, arguments)
     if picture is not None:
         pictures.DRAWN[task](picture, probes, row)
-    return row, picture
+    return row, picture, store.name
 
 
 if __name__ == "__main__":

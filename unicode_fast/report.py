@@ -14,7 +14,7 @@ import shutil
 import statistics
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from jsonargparse import ArgumentParser
@@ -24,6 +24,7 @@ from unicode_fast.ablate import markdown, write_text
 from unicode_fast.checkpoint import CheckpointError
 from unicode_fast.cli import read_yaml, run_main
 from unicode_fast.config import EXECUTION_FIELDS, Config
+from unicode_fast.data import talking_digits
 from unicode_fast.presets import preset
 from unicode_fast.published import LAYOUTS, TASKS, Published, published
 from unicode_fast.runs import EVALUATIONS
@@ -122,18 +123,22 @@ def label_of(config: Config) -> str:
 def rows_of(folder: Path) -> dict[Column, Row]:
     """Every number that a run folder holds: those of its summary and those measured later."""
     found = {}
-    for values in json.loads((folder / "summary.json").read_text())["rows"]:
+    summary, data = json.loads((folder / "summary.json").read_text()), run_config(folder).data.data
+    own = summary.get("dataset", short(data))
+    for values in summary["rows"]:
         row = Row.from_dict(values)
-        found[Column(row.task, row.source, row.target, row.protocol, dataset=stands_for(row.task))] = row
+        found[Column(row.task, row.source, row.target, row.protocol, dataset=stands_for(row.task, own))] = row
     for file in sorted((folder / EVALUATIONS).glob("*.json")):
         content = json.loads(file.read_text())
         row = Row.from_dict(content["row"])
         flags = {name: short(str(value)) for name, value in content["flags"].items()}
         note = ", ".join(f"{name} {value}" for name, value in flags.items())
-        dataset = LAYOUTS.get(flags["data"]) if "data" in flags else stands_for(row.task)
-        if dataset is not None and TASKS[dataset][0] != row.task:
-            dataset = None
-        found[Column(row.task, row.source, row.target, row.protocol, note, dataset)] = row
+        dataset = stands_for(row.task, content.get("dataset", flags.get("data", own)))
+        column = Column(row.task, row.source, row.target, row.protocol, note, dataset)
+        if column in found and note:
+            # Folders of the same name.
+            column = replace(column, note=", ".join(f"{name} {value}" for name, value in content["flags"].items()))
+        found[column] = row
     return found
 
 
@@ -143,9 +148,12 @@ def short(value: str) -> str:
     return layout if colon else Path(value).name
 
 
-def stands_for(task: str) -> str | None:
-    """The published data set of a task."""
-    return next((dataset for dataset, (name, _) in TASKS.items() if name == task), None)
+def stands_for(task: str, name: str) -> str | None:
+    """The published data set that a task on a data set of this name is comparable with: the built-in data with each."""
+    those = [dataset for dataset, (measured, _) in TASKS.items() if measured == task]
+    if name not in talking_digits.DATASETS:
+        those = [dataset for dataset in those if dataset == LAYOUTS.get(name)]
+    return those[0] if those else None
 
 
 def collect(folders: Sequence[Path]) -> list[Line]:

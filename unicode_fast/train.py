@@ -484,6 +484,7 @@ def measure(
     rows = probes.table(tasks) if tasks != NO_TASKS else []
     summary = {
         "rows": [row.as_dict() for row in rows],
+        "dataset": store.name,
         "checkpoint": {"used": which, **(progress["best"] or {"step": trainer.step})},
         "steps": trainer.step,
         "changes": progress["changes"],
@@ -494,10 +495,24 @@ def measure(
         "versions": versions(),
         "git_commit": git_commit(),
     }
+    if rows:
+        note_shared(store)
     if config.train.probe_tasks != NO_TASKS:
         pictures.draw_run(folder, probes, store, rows, config.model.codewords)
     write_json(folder / "summary.json", summary)
     return summary
+
+
+def note_shared(store: Dataset) -> None:
+    """Says on the error stream where clips that are learned from are tested on."""
+    for first, second in (("train", "test"), ("val", "test"), ("train", "val")):
+        shared = store.shared(first, second)
+        if shared:
+            print(
+                f"note: {len(shared)} clips of {store.path} are in {first} and in {second}, such as {shared[0]!r}: "
+                "what is scored is no longer unseen",
+                file=sys.stderr,
+            )
 
 
 def run_seeds(config: Config, folder: Path, seeds: Sequence[int], ranks: Ranks) -> dict[str, Any]:

@@ -196,6 +196,15 @@ class Dataset:
             raise ValueError(f"split must be one of {self.splits}, got {split!r}")
         return self._parts[split]
 
+    def shared(self, first: str, second: str) -> list[str]:
+        """The names of clips that two splits have both; none where clips have numbers alone, or a split is missing."""
+        names: list[set[str]] = []
+        for split in (first, second):
+            parts = self.parts(split) if split in self.splits else ()
+            named = [part.id for part in parts if "id" in part.arrays and part.arrays["id"].dtype.kind == "U"]
+            names.append({str(name) for ids in named for name in ids})
+        return sorted(names[0] & names[1])
+
     def batches(
         self,
         split: str,

@@ -262,6 +262,10 @@ class StreamBatches:
                 next(self._clips)
         self._next = step + 1
         found = _collect(self._clips, self.data, self.batch_size, self.split).restrict(self.names)
+        if len(found) < self.batch_size:
+            raise StoreError(
+                f"files of split {self.split!r} in {self.data.root} must hold the clips that {INDEX} lists, got fewer"
+            )
         return gather(found, np.arange(self.batch_size), self.dtype, keep_halves=keep_halves)
 
     def _epoch(self, epoch: int) -> Iterator[dict[str, np.ndarray]]:

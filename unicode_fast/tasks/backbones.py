@@ -25,6 +25,7 @@ class PyramidSettings:
         steps: of training, however many passes they are.
         decay: the learning rate falls to zero along half a cosine, else it stays.
         query_share: initial scale of what a query adds to the maps; AVSBench starts from nothing.
+        dilated_deviation: of the first weights of the dilated convolutions; None for torch's own.
     """
 
     width: int
@@ -35,12 +36,13 @@ class PyramidSettings:
     steps: int = 0
     decay: bool = False
     query_share: float = 0.0
+    dilated_deviation: float | None = None
 
 
 # Sizes and rule of the light one are for pictures of some sixteen pixels and minutes on two cores, the other's are
 # AVSBench's.
 LIGHT_SETTINGS = PyramidSettings(24, (1, 2), 12, 3e-3, steps=600, decay=True, query_share=1.0)
-TIMM_SETTINGS = PyramidSettings(256, (3, 6, 12, 18), 4, 1e-4, epochs=15)
+TIMM_SETTINGS = PyramidSettings(256, (3, 6, 12, 18), 4, 1e-4, epochs=15, dilated_deviation=0.01)
 
 
 @dataclass(frozen=True)

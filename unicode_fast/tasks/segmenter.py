@@ -59,13 +59,16 @@ class QueryBlock(nn.Module):
 
 
 class DilatedSum(nn.Module):
-    """Sum of 3x3 convolutions of several dilations."""
+    """Sum of 3x3 convolutions of several dilations; `deviation` of their first weights, None for torch's own."""
 
-    def __init__(self, inputs: int, outputs: int, dilations: Sequence[int]) -> None:
+    def __init__(self, inputs: int, outputs: int, dilations: Sequence[int], deviation: float | None) -> None:
         super().__init__()
         self.branches = nn.ModuleList(
             nn.Conv2d(inputs, outputs, 3, padding=dilation, dilation=dilation) for dilation in dilations
         )
+        if deviation is not None:
+            for branch in self.branches:
+                nn.init.normal_(branch.get_parameter("weight"), std=deviation)
 
     def forward(self, maps: Tensor) -> Tensor:
         """(N, inputs, h, w) to (N, outputs, h, w)."""
@@ -73,7 +76,7 @@ class DilatedSum(nn.Module):
 
 
 class ResidualUnit(nn.Module):
-    """ReLU, convolution, ReLU, convolution, added to the input."""
+    """ReLU, convolution, ReLU, convolution, added to what came out of the first ReLU, which is in place as released."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -81,7 +84,8 @@ class ResidualUnit(nn.Module):
 
     def forward(self, maps: Tensor) -> Tensor:
         """(N, channels, h, w) to the same shape."""
-        return maps + self.second(F.relu(self.first(F.relu(maps))))
+        maps = F.relu(maps)
+        return maps + self.second(F.relu(self.first(maps)))
 
 
 class Fusion(nn.Module):
@@ -140,7 +144,9 @@ class Segmenter(nn.Module):
         }
         self.backbone = make_pyramid(backbone, channels)
         strides, width = self.backbone.strides, settings.width
-        self.reduce = nn.ModuleList(DilatedSum(inputs, width, settings.dilations) for inputs in self.backbone.widths)
+        self.reduce = nn.ModuleList(
+            DilatedSum(inputs, width, settings.dilations, settings.dilated_deviation) for inputs in self.backbone.widths
+        )
         self.blocks = nn.ModuleList(QueryBlock(width, query_width, settings.query_share) for _ in strides)
         # The finest stage is enlarged before and within the last convolutions, twice at most each.
         before = 2 if strides[0] > 1 else 1
