@@ -1,4 +1,4 @@
-"""How an error is said on one line."""
+"""How an error is said on one line, and one that can be foreseen: of a file that cannot be written."""
 
 from __future__ import annotations
 
