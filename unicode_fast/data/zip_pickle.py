@@ -108,7 +108,7 @@ def _dtype(described: Any) -> np.dtype:
 
 
 def _array(described: _Description) -> np.ndarray:
-    """The array that a pickle describes, a copy.
+    """The array that a pickle describes, over the pickle's own bytes.
 
     Raises:
         ValueError: shape, dtype and bytes are not those of a plain array.
@@ -127,7 +127,7 @@ def _array(described: _Description) -> np.ndarray:
         raise ValueError(f"its bytes are {type(data).__name__}, its shape {shape!r:.80}")
     if len(data) != math.prod(shape) * plain.itemsize:
         raise ValueError(f"it has {len(data)} bytes for shape {shape!r:.80} and dtype {plain}")
-    return np.frombuffer(data, plain).reshape(shape, order=order).copy(order="K")
+    return np.frombuffer(data, plain).reshape(shape, order=order)
 
 
 class _Unpickler(pickle.Unpickler):
@@ -168,7 +168,7 @@ def _loads(data: bytes, where: str, names: Mapping[tuple[str, str], Any], what: 
 
 
 def unpickle_array(data: bytes, where: str) -> np.ndarray:
-    """The array in a pickle.
+    """The array in a pickle; it may be one that cannot be written to.
 
     Args:
         data: the pickle's bytes, of any protocol.
