@@ -181,7 +181,7 @@ def source_files(folder: Path, with_cuda: bool) -> list[str]:
     """
     patterns = ["csrc/extension.cpp", "csrc/cpu/*.cpp"]
     if with_cuda:
-        patterns += ["csrc/cuda/*.cu", "csrc/cuda/*.cpp"]
+        patterns += ["csrc/cuda/**/*.cu", "csrc/cuda/**/*.cpp"]
     files = [path.relative_to(folder) for pattern in patterns for path in sorted(folder.glob(pattern))]
     twice = [stem for stem, count in Counter(path.with_suffix("") for path in files).items() if count > 1]
     if twice:

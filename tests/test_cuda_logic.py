@@ -21,10 +21,10 @@ from unicode_fast.reference import counter_random
 
 CSRC = Path(__file__).resolve().parent.parent / "csrc"
 SOURCE = r"""
-#include "common/candidates.h"
 #include "common/counter_random.h"
-#include "common/hopper_tiles.h"
 #include "common/tiles.h"
+#include "cuda/nearest_codeword/candidates.h"
+#include "cuda/nearest_codeword/hopper_tiles.h"
 
 #include <algorithm>
 
@@ -218,7 +218,7 @@ def test_pieces_have_places_of_their_own(library: ctypes.CDLL, width: int) -> No
 
 
 class HopperTiles(NamedTuple):
-    """Sizes of csrc/common/hopper_tiles.h."""
+    """Sizes of csrc/cuda/nearest_codeword/hopper_tiles.h."""
 
     codewords: int
     rows: int

@@ -336,15 +336,15 @@ class TestSetup:
         assert setup.cxx_flags(setup.cxx_command({"CXX": str(compiler)})) == flags
 
     def test_sources(self, setup: ModuleType, tmp_path: Path) -> None:
-        for name in ("extension.cpp", "cpu/a.cpp", "cuda/a.cu", "cuda/a_op.cpp", "cuda/reduce.cuh"):
+        for name in ("extension.cpp", "cpu/a.cpp", "cuda/a/a.cu", "cuda/a/a_op.cpp", "cuda/reduce.cuh"):
             (tmp_path / "csrc" / name).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / "csrc" / name).touch()
         cpu = ["csrc/extension.cpp", "csrc/cpu/a.cpp"]
         assert setup.source_files(tmp_path, with_cuda=False) == cpu
-        assert setup.source_files(tmp_path, with_cuda=True) == [*cpu, "csrc/cuda/a.cu", "csrc/cuda/a_op.cpp"]
+        assert setup.source_files(tmp_path, with_cuda=True) == [*cpu, "csrc/cuda/a/a.cu", "csrc/cuda/a/a_op.cpp"]
         assert setup.headers(tmp_path) == ["csrc/cuda/reduce.cuh"]
-        (tmp_path / "csrc" / "cuda" / "a.cpp").touch()
-        with pytest.raises(SystemExit, match="differ in more than their suffix, got two of csrc/cuda/a"):
+        (tmp_path / "csrc" / "cuda" / "a" / "a.cpp").touch()
+        with pytest.raises(SystemExit, match="differ in more than their suffix, got two of csrc/cuda/a/a"):
             setup.source_files(tmp_path, with_cuda=True)
 
     def test_metadata_compiles_nothing(self, setup: ModuleType) -> None:

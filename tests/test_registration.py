@@ -159,6 +159,8 @@ SAMPLES: dict[str, tuple[str, Arguments]] = {
         "nearest_codeword",
         lambda d: (normal(9, 5).to(d), normal(4, 5, seed=1).to(d), made_operands(normal(4, 5, seed=1).to(d))),
     ),
+    "compared": ("compared_codewords", lambda d: (normal(9, 5).to(d), normal(4, 5, seed=1).to(d))),
+    "compared half": ("compared_codewords", lambda d: (normal(9, 5).half().to(d), normal(4, 5, seed=1).to(d))),
     "operands": ("codebook_operands", lambda d: (normal(4, 5).to(d), made_operands(normal(4, 5).to(d)))),
     "operands half": (
         "codebook_operands",

@@ -174,6 +174,10 @@ def _fake(features: Tensor, codebook: Tensor, operands: Tensor | None = None) ->
     return features.new_empty(rows, dtype=torch.int64), features.new_empty(rows, dtype=distance_dtype)
 
 
+def _compare_all(features: Tensor, codebook: Tensor, operands: Tensor | None = None) -> Tensor:
+    return features.new_full((features.shape[0],), -1, dtype=torch.int32)
+
+
 def _write_nothing(codebook: Tensor, operands: Tensor) -> None:
     return None
 
@@ -185,4 +189,13 @@ _library.declare(
     _fake,
 )
 _library.declare_without_gradient("nearest_codeword", inputs=3)
+# For tests and measurements of the CUDA search: with how many codewords each row was compared in float64, -1 where it
+# was with all of them as its candidates were not known.
+_library.declare(
+    "compared_codewords",
+    "(Tensor features, Tensor codebook, Tensor? operands=None) -> Tensor",
+    _compare_all,
+    _compare_all,
+)
+_library.declare_without_gradient("compared_codewords", inputs=3)
 _library.declare("codebook_operands", "(Tensor codebook, Tensor(a!) operands) -> ()", _write_nothing, _write_nothing)

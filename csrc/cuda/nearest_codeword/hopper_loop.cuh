@@ -1,7 +1,4 @@
 // The main loop of the search with wgmma: who fetches stages of the ring, who multiplies them, and when each may go on.
-//
-// It names the machine's instructions only by the functions of hopper_search.cuh, which includes it, so that a test can
-// run it on the host with others in their place.
 #pragma once
 
 namespace unicode_fast::cuda {
@@ -35,7 +32,7 @@ __device__ __forceinline__ void score(const SearchArguments& a, uint32_t rows, c
   const int lane = threadIdx.x % 32, warp_row = threadIdx.x % Warpgroup::kThreads / 32 * 16;
   const int chunks = a.width / kStepWidth, stages = ring_stages(a.width);
   const uint64_t row_operand = operand_descriptor(rows), ring_operand = operand_descriptor(shared_address(ring));
-  Sums sums = {};
+  float sums[1][Warpgroup::kTilesN][4] = {};
   int stage = 0, stage_before = 0;
   uint32_t parity = 0;
   for (int tile = first_tile; tile < last_tile; ++tile) {

@@ -17,8 +17,7 @@ struct FinishArguments {
   const Record* records;  // (N, splits)
   const float* bounds;    // (N)
   int splits;
-  int64_t* index;   // (N)
-  float* distance;  // (N)
+  Found found;
 };
 
 // The squared distance of a row and a codeword, by a warp, in float64 and in a fixed order; all threads get it.
@@ -51,9 +50,9 @@ __device__ __forceinline__ bool holds_nan(const FinishArguments& a, int64_t row)
 // whose candidates are unknown is compared with every codeword by the whole block.
 template <class X, class C>
 __global__ void __launch_bounds__(32 * kFinishWarps) finish_kernel(const FinishArguments a) {
-  __shared__ bool unknown[kFinishWarps];
-  __shared__ double distances[kFinishWarps];
-  __shared__ int64_t indices[kFinishWarps];
+  UNICODE_FAST_SHARED(bool, unknown, [kFinishWarps]);
+  UNICODE_FAST_SHARED(double, distances, [kFinishWarps]);
+  UNICODE_FAST_SHARED(int64_t, indices, [kFinishWarps]);
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int64_t first_row = static_cast<int64_t>(blockIdx.x) * kFinishWarps, row = first_row + warp;
   bool compare_all = false;
@@ -71,10 +70,12 @@ __global__ void __launch_bounds__(32 * kFinishWarps) finish_kernel(const FinishA
     unsigned taken = known ? __ballot_sync(~0u, lowest <= limit) : 0u;
     double best_distance = not_a_number();
     int64_t best = INT64_MAX;
+    int compared = 0;
     while (taken != 0) {
       const int split = __ffs(taken) - 1;
       taken &= taken - 1;
       const int candidates = __shfl_sync(~0u, count, split);
+      compared += candidates;
       for (int place = 0; place < candidates; ++place) {
         const int64_t codeword = records[split].index[place];
         const double distance = squared_distance<X, C>(a, row, codeword);
@@ -85,9 +86,10 @@ __global__ void __launch_bounds__(32 * kFinishWarps) finish_kernel(const FinishA
       }
     }
     if (known && lane == 0) {
-      a.index[row] = best;
-      a.distance[row] = static_cast<float>(best_distance);
+      a.found.index[row] = best;
+      static_cast<float*>(a.found.distance)[row] = static_cast<float>(best_distance);
     }
+    if (a.found.compared != nullptr && lane == 0) a.found.compared[row] = known ? compared : kComparedWithAll;
   }
   if (lane == 0) unknown[warp] = compare_all;
   __syncthreads();
@@ -117,8 +119,8 @@ __global__ void __launch_bounds__(32 * kFinishWarps) finish_kernel(const FinishA
           best = indices[part];
         }
       }
-      a.index[hard_row] = best;
-      a.distance[hard_row] = static_cast<float>(best_distance);
+      a.found.index[hard_row] = best;
+      static_cast<float*>(a.found.distance)[hard_row] = static_cast<float>(best_distance);
     }
     __syncthreads();
   }
@@ -183,7 +185,8 @@ __device__ __forceinline__ void write_nearest(int64_t row, int64_t rows, double 
 template <class D>
 __global__ void __launch_bounds__(kDirectThreads)
     direct_kernel(const Matrix features, const Matrix codebook, int64_t* index, D* distance) {
-  __shared__ double x[kDirectDepth][kDirectRows + 1], c[kDirectDepth][kDirectColumns + 1];
+  UNICODE_FAST_SHARED(double, x, [kDirectDepth][kDirectRows + 1]);
+  UNICODE_FAST_SHARED(double, c, [kDirectDepth][kDirectColumns + 1]);
   const int column = threadIdx.x % 16, pair = threadIdx.x / 16;
   const int64_t first_row = static_cast<int64_t>(blockIdx.x) * kDirectRows;
   double best_distance[2] = {not_a_number(), not_a_number()};
@@ -212,7 +215,8 @@ __global__ void __launch_bounds__(kDirectThreads)
 // float64.
 __global__ void __launch_bounds__(kDirectThreads)
     plain_kernel(const Matrix features, const Matrix codebook, int64_t* index, float* distance) {
-  __shared__ float x[kDirectDepth][kDirectRows + 1], c[kDirectDepth][kDirectColumns + 1];
+  UNICODE_FAST_SHARED(float, x, [kDirectDepth][kDirectRows + 1]);
+  UNICODE_FAST_SHARED(float, c, [kDirectDepth][kDirectColumns + 1]);
   const int column = threadIdx.x % 16, pair = threadIdx.x / 16;
   const int64_t first_row = static_cast<int64_t>(blockIdx.x) * kDirectRows;
   float lowest[2] = {INFINITY, INFINITY}, limit[2];
@@ -277,14 +281,14 @@ cudaError_t launch_search(void (*kernel)(SearchArguments), const SearchPlan& pla
   if (error != cudaSuccess) return error;
   const int64_t row_tiles = (arguments.features.rows + S::kRows - 1) / S::kRows;
   const dim3 grid(static_cast<unsigned>(row_tiles), plan.splits.count);
-  kernel<<<grid, S::kThreads, plan.shared_bytes, stream>>>(arguments);
+  UNICODE_FAST_LAUNCH(grid, S::kThreads, plan.shared_bytes, stream, kernel)(arguments);
   return cudaGetLastError();
 }
 
 template <class X, class C>
 cudaError_t launch_finish_for(const FinishArguments& arguments, cudaStream_t stream) {
   const int64_t blocks = (arguments.features.rows + kFinishWarps - 1) / kFinishWarps;
-  finish_kernel<X, C><<<static_cast<unsigned>(blocks), 32 * kFinishWarps, 0, stream>>>(arguments);
+  UNICODE_FAST_LAUNCH(static_cast<unsigned>(blocks), 32 * kFinishWarps, 0, stream, finish_kernel<X, C>)(arguments);
   return cudaGetLastError();
 }
 
@@ -400,18 +404,19 @@ cudaError_t launch_operands(const OperandsPlan& plan, const Matrix& codebook, vo
   float* const mean = reinterpret_cast<float*>(base + plan.mean);
   float* const spread = reinterpret_cast<float*>(base + plan.spread);
   CodebookFacts* const facts = reinterpret_cast<CodebookFacts*>(base + plan.facts);
-  column_kernel<<<plan.width / kColumnsPerBlock, kColumnThreads, 0, stream>>>(codebook, mean, spread, facts);
+  UNICODE_FAST_LAUNCH(plan.width / kColumnsPerBlock, kColumnThreads, 0, stream, column_kernel)(codebook, mean, spread,
+                                                                                               facts);
   cudaError_t error = cudaGetLastError();
   const auto blocks = static_cast<unsigned>(plan.codewords / (kCodewordThreads / 32));
   // Both layouts find the same facts.
   if (error == cudaSuccess && plan.rows) {
-    codeword_kernel<RowLayout><<<blocks, kCodewordThreads, 0, stream>>>(
+    UNICODE_FAST_LAUNCH(blocks, kCodewordThreads, 0, stream, codeword_kernel<RowLayout>)(
         codebook, mean, spread, plan.width, reinterpret_cast<__half*>(base + plan.operands),
         reinterpret_cast<float*>(base + plan.norms), facts);
     error = cudaGetLastError();
   }
   if (error == cudaSuccess && plan.tiles) {
-    codeword_kernel<TileLayout><<<blocks, kCodewordThreads, 0, stream>>>(
+    UNICODE_FAST_LAUNCH(blocks, kCodewordThreads, 0, stream, codeword_kernel<TileLayout>)(
         codebook, mean, spread, plan.width, reinterpret_cast<__half*>(base + plan.tile_operands),
         reinterpret_cast<float*>(base + plan.tile_operands), facts);
     error = cudaGetLastError();
@@ -431,13 +436,17 @@ cudaError_t plan_nearest_codeword(const Matrix& features, const Matrix& codebook
   plan.width = static_cast<int>(round_to(features.columns, kStepWidth));
   // Large tiles reuse more of what they read, small ones keep all multiprocessors busy.
   const bool many = rows >= static_cast<int64_t>(2 * WideShape::kRows) * multiprocessors && plan.width >= 128;
-  plan.wgmma = gpu.has_wgmma && ring_stages(plan.width) > 0 && loop != MainLoop::kMma &&
-               (loop == MainLoop::kWgmma || enough_tiles(rows, codebook.rows, multiprocessors)) &&
-               take<HopperShape>(plan, rows, codebook.rows, multiprocessors, most_shared_bytes - kBarrierBytes);
-  const bool taken = plan.wgmma ||
-                     (many && take<WideShape>(plan, rows, codebook.rows, multiprocessors, most_shared_bytes)) ||
-                     take<MiddleShape>(plan, rows, codebook.rows, multiprocessors, most_shared_bytes) ||
-                     take<NarrowShape>(plan, rows, codebook.rows, multiprocessors, most_shared_bytes);
+  const bool any = loop == MainLoop::kBest || loop == MainLoop::kMma;
+  plan.wgmma =
+      gpu.has_wgmma && ring_stages(plan.width) > 0 &&
+      (loop == MainLoop::kWgmma || (loop == MainLoop::kBest && enough_tiles(rows, codebook.rows, multiprocessors))) &&
+      take<HopperShape>(plan, rows, codebook.rows, multiprocessors, most_shared_bytes - kBarrierBytes);
+  const bool taken =
+      plan.wgmma ||
+      ((loop == MainLoop::kWide || (any && many)) &&
+       take<WideShape>(plan, rows, codebook.rows, multiprocessors, most_shared_bytes)) ||
+      (loop != MainLoop::kNarrow && take<MiddleShape>(plan, rows, codebook.rows, multiprocessors, most_shared_bytes)) ||
+      take<NarrowShape>(plan, rows, codebook.rows, multiprocessors, most_shared_bytes);
   if (!taken) return cudaSuccess;
   plan.records = place(plan.bytes, rows * plan.splits.count * sizeof(Record));
   plan.bounds = place(plan.bytes, rows * sizeof(float));
@@ -445,16 +454,19 @@ cudaError_t plan_nearest_codeword(const Matrix& features, const Matrix& codebook
 }
 
 cudaError_t launch_nearest_codeword(const SearchPlan& plan, const OperandsPlan& made, const Matrix& features,
-                                    const Matrix& codebook, const void* operands, void* workspace, int64_t* index,
-                                    void* distance, cudaStream_t stream) {
+                                    const Matrix& codebook, const void* operands, void* workspace, const Found& found,
+                                    cudaStream_t stream) {
   if (plan.tile_rows == 0) {
     const auto blocks = static_cast<unsigned>((features.rows + kDirectRows - 1) / kDirectRows);
     if (features.number == Number::kFloat64) {
-      direct_kernel<<<blocks, kDirectThreads, 0, stream>>>(features, codebook, index, static_cast<double*>(distance));
+      UNICODE_FAST_LAUNCH(blocks, kDirectThreads, 0, stream, direct_kernel)(features, codebook, found.index,
+                                                                            static_cast<double*>(found.distance));
     } else if (codebook.number == Number::kFloat64) {
-      direct_kernel<<<blocks, kDirectThreads, 0, stream>>>(features, codebook, index, static_cast<float*>(distance));
+      UNICODE_FAST_LAUNCH(blocks, kDirectThreads, 0, stream, direct_kernel)(features, codebook, found.index,
+                                                                            static_cast<float*>(found.distance));
     } else {
-      plain_kernel<<<blocks, kDirectThreads, 0, stream>>>(features, codebook, index, static_cast<float*>(distance));
+      UNICODE_FAST_LAUNCH(blocks, kDirectThreads, 0, stream, plain_kernel)(features, codebook, found.index,
+                                                                           static_cast<float*>(found.distance));
     }
     return cudaGetLastError();
   }
@@ -488,8 +500,7 @@ cudaError_t launch_nearest_codeword(const SearchPlan& plan, const OperandsPlan& 
   }
   if (error != cudaSuccess) return error;
 
-  const FinishArguments finish{
-      features, codebook, records, bounds, plan.splits.count, index, static_cast<float*>(distance)};
+  const FinishArguments finish{features, codebook, records, bounds, plan.splits.count, found};
   switch (features.number) {
     case Number::kFloat32:
       return launch_finish<float>(finish, stream);

@@ -1,9 +1,16 @@
-// From torch's tensors to what the launchers take.
+// From torch's tensors to what the launchers take, and the dispatch key of the operators on such tensors.
 #pragma once
 
 #include <ATen/core/Tensor.h>
 
 #include "matrix.h"
+
+// tests/cuda_on_host runs the kernels on CPU tensors.
+#ifdef UNICODE_FAST_ON_HOST
+#define UNICODE_FAST_KEY CPU
+#else
+#define UNICODE_FAST_KEY CUDA
+#endif
 
 namespace unicode_fast::cuda {
 
@@ -23,8 +30,7 @@ inline Number number_of(const at::Tensor& tensor) {
 }
 
 inline Matrix matrix_of(const at::Tensor& tensor) {
-  TORCH_CHECK(tensor.dim() == 2 && tensor.is_cuda(), "expected a matrix on a CUDA device, got ", tensor.dim(),
-              " dimensions on ", tensor.device());
+  TORCH_CHECK(tensor.dim() == 2, "expected a matrix, got ", tensor.dim(), " dimensions");
   return {tensor.const_data_ptr(), number_of(tensor), tensor.size(0),
           tensor.size(1),          tensor.stride(0),  tensor.stride(1)};
 }

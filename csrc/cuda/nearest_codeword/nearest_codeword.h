@@ -5,21 +5,21 @@
 
 #include <cstddef>
 
-#include "../common/tiles.h"
-#include "matrix.h"
+#include "../../common/tiles.h"
+#include "../matrix.h"
 
 namespace unicode_fast::cuda {
 
-// Which matrix instructions the half-precision search may use: those that suit the GPU and the sizes, mma.sync alone,
-// or wgmma wherever the widths allow, however small the rest.
-enum class MainLoop { kBest, kPlain, kMma, kWgmma };
+// Which search is taken: the one that suits the GPU and the sizes, no half precision, mma.sync in the tiles that suit
+// the sizes, or the tiles of one shape wherever the widths allow, however small the rest; wgmma has a shape of its own.
+enum class MainLoop { kBest, kPlain, kMma, kWide, kMiddle, kNarrow, kWgmma };
 
 // What the half-precision search reads of a codebook, and where it lies in one allocation of `bytes` bytes; none where
 // the GPU has no such search.
 struct OperandsPlan {
   int width = 0;          // padded D
   int64_t codewords = 0;  // padded M
-  // With operands row by row, and in tiles, csrc/common/hopper_tiles.h.
+  // With operands row by row, and in tiles, csrc/cuda/nearest_codeword/hopper_tiles.h.
   bool rows = false, tiles = false;
   // Offsets: mean and largest difference from it of each column, float32; facts about the codebook; its operands in
   // half precision (codewords, width) and their squared norms, float32; both in tiles.
@@ -50,10 +50,19 @@ OperandsPlan operands_for(const SearchPlan& plan, const Matrix& codebook);
 // Two launches, three for both layouts; none where there are no operands.
 cudaError_t launch_operands(const OperandsPlan& plan, const Matrix& codebook, void* operands, cudaStream_t stream);
 
-// Writes `index` (N) and `distance` (N), float64 for float64 features, else float32. At least one row. Two launches,
-// one for direct differences; no synchronisation.
+// What `compared` holds of a row that was compared with every codeword as its candidates were not known.
+constexpr int kComparedWithAll = -1;
+
+// Where the results of N rows go.
+struct Found {
+  int64_t* index;
+  void* distance;  // float64 for float64 features, else float32
+  int* compared;   // how many candidates were compared in float64, or kComparedWithAll; may be null
+};
+
+// At least one row. Two launches, one for direct differences; no synchronisation.
 cudaError_t launch_nearest_codeword(const SearchPlan& plan, const OperandsPlan& made, const Matrix& features,
-                                    const Matrix& codebook, const void* operands, void* workspace, int64_t* index,
-                                    void* distance, cudaStream_t stream);
+                                    const Matrix& codebook, const void* operands, void* workspace, const Found& found,
+                                    cudaStream_t stream);
 
 }  // namespace unicode_fast::cuda

@@ -2,10 +2,11 @@
 
 #include <cstdint>
 
-#include "../common/counter_random.h"
-#include "../common/tiles.h"
+#include "../../common/counter_random.h"
+#include "../../common/tiles.h"
+#include "../launch.cuh"
+#include "../reduce.cuh"
 #include "codebook_update.h"
-#include "reduce.cuh"
 
 namespace unicode_fast::cuda {
 namespace {
@@ -101,7 +102,7 @@ __device__ __forceinline__ int64_t idle_for_rule(const Update& update, int64_t k
 // The sum of all counts before the update; the same for all threads of all blocks.
 template <class T>
 __device__ __forceinline__ double total_count(const State& state) {
-  __shared__ double sums[kPlanThreads / 32];
+  UNICODE_FAST_SHARED(double, sums, [kPlanThreads / 32]);
   double sum = 0;
   for (int64_t k = threadIdx.x; k < state.codewords; k += kPlanThreads) sum += ema_count_at<T>(state, k);
   for (int distance = 16; distance > 0; distance /= 2) sum += __shfl_xor_sync(~0u, sum, distance);
@@ -114,7 +115,7 @@ __device__ __forceinline__ double total_count(const State& state) {
 
 // Lists the active codewords in ascending order; returns how many there are.
 __device__ __forceinline__ int list_active(const Update& update, int* list) {
-  __shared__ int warp_sums[kPlanThreads / 32];
+  UNICODE_FAST_SHARED(int, warp_sums, [kPlanThreads / 32]);
   int number = 0;
   for (int64_t first = 0; first < update.state.codewords; first += kPlanThreads) {
     const int64_t k = first + threadIdx.x;
@@ -212,12 +213,12 @@ __global__ void __launch_bounds__(kApplyThreads) apply_kernel(const __grid_const
 
 template <class T>
 cudaError_t launch_for(const ApplyPlan& plan, const Update& update, cudaStream_t stream) {
-  plan_kernel<T><<<plan.blocks, kPlanThreads, 0, stream>>>(update);
+  UNICODE_FAST_LAUNCH(plan.blocks, kPlanThreads, 0, stream, plan_kernel<T>)(update);
   const cudaError_t error = cudaGetLastError();
   if (error != cudaSuccess) return error;
   const dim3 grid(static_cast<unsigned>(update.state.codewords),
                   static_cast<unsigned>((update.state.width + kApplyThreads - 1) / kApplyThreads));
-  apply_kernel<T><<<grid, kApplyThreads, 0, stream>>>(update);
+  UNICODE_FAST_LAUNCH(grid, kApplyThreads, 0, stream, apply_kernel<T>)(update);
   return cudaGetLastError();
 }
 

@@ -1,10 +1,11 @@
 // The codebook as the half-precision search reads it: centred, scaled, rounded, with what its bound needs to know.
 #pragma once
 
-#include "../common/candidates.h"
-#include "../common/hopper_tiles.h"
-#include "../common/tiles.h"
-#include "numbers.cuh"
+#include "../../common/tiles.h"
+#include "../launch.cuh"
+#include "../numbers.cuh"
+#include "candidates.h"
+#include "hopper_tiles.h"
 
 namespace unicode_fast::cuda {
 
@@ -26,8 +27,10 @@ constexpr int kColumnsPerBlock = 8, kColumnThreads = 1024;
 __global__ void __launch_bounds__(kColumnThreads)
     column_kernel(const Matrix codebook, float* mean, float* spread, CodebookFacts* facts) {
   constexpr int kWarps = kColumnThreads / 32;
-  __shared__ double sums[kWarps][kColumnsPerBlock], lows[kWarps][kColumnsPerBlock], highs[kWarps][kColumnsPerBlock];
-  __shared__ int counts[kWarps][kColumnsPerBlock];
+  UNICODE_FAST_SHARED(double, sums, [kWarps][kColumnsPerBlock]);
+  UNICODE_FAST_SHARED(double, lows, [kWarps][kColumnsPerBlock]);
+  UNICODE_FAST_SHARED(double, highs, [kWarps][kColumnsPerBlock]);
+  UNICODE_FAST_SHARED(int, counts, [kWarps][kColumnsPerBlock]);
   const int part = threadIdx.x % kColumnsPerBlock, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int64_t column = static_cast<int64_t>(blockIdx.x) * kColumnsPerBlock + part;
   if (blockIdx.x == 0 && threadIdx.x == 0) *facts = {0, 0, 0, 0};
@@ -95,8 +98,8 @@ template <class Layout>
 __global__ void __launch_bounds__(kCodewordThreads)
     codeword_kernel(const Matrix codebook, const float* mean, const float* spread, int width, __half* operands,
                     float* norms, CodebookFacts* facts) {
-  __shared__ float largest_of[kCodewordThreads / 32];
-  __shared__ unsigned bits_of[3][kCodewordThreads / 32];
+  UNICODE_FAST_SHARED(float, largest_of, [kCodewordThreads / 32]);
+  UNICODE_FAST_SHARED(unsigned, bits_of, [3][kCodewordThreads / 32]);
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   float largest = 0;
   for (int d = threadIdx.x; d < width; d += kCodewordThreads) largest = fmaxf(largest, spread[d]);

@@ -10,8 +10,8 @@
 #include <optional>
 #include <vector>
 
+#include "../tensors.h"
 #include "codebook_update.h"
-#include "matrix_of.h"
 
 namespace unicode_fast::cuda {
 namespace {
@@ -194,7 +194,7 @@ void codebook_apply_cuda(const at::Tensor& codebook, const at::Tensor& ema_count
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(unicode_fast, CUDA, library) {
+TORCH_LIBRARY_IMPL(unicode_fast, UNICODE_FAST_KEY, library) {
   library.impl("codebook_statistics", &codebook_statistics_cuda);
   library.impl("codebook_apply", &codebook_apply_cuda);
 }

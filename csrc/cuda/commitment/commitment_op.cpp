@@ -9,6 +9,7 @@
 #include <optional>
 #include <tuple>
 
+#include "../tensors.h"
 #include "commitment.h"
 
 namespace unicode_fast::cuda {
@@ -57,6 +58,6 @@ std::tuple<at::Tensor, at::Tensor> commitment_loss(const at::Tensor& features, c
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(unicode_fast, CUDA, library) { library.impl("commitment_loss", &commitment_loss); }
+TORCH_LIBRARY_IMPL(unicode_fast, UNICODE_FAST_KEY, library) { library.impl("commitment_loss", &commitment_loss); }
 
 }  // namespace unicode_fast::cuda

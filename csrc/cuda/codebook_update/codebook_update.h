@@ -6,7 +6,7 @@
 
 #include <cstddef>
 
-#include "matrix.h"
+#include "../matrix.h"
 
 namespace unicode_fast::cuda {
 

@@ -6,7 +6,7 @@
 
 #include <cfloat>
 
-#include "portable.h"
+#include "../../common/portable.h"
 
 namespace unicode_fast {
 

@@ -3,8 +3,10 @@
 // load_rows, keep_candidates and write_records know nothing of how scores are made: hopper_search.cuh calls them too.
 #pragma once
 
-#include "../common/candidates.h"
-#include "../common/tiles.h"
+#include "../../common/tiles.h"
+#include "../instructions.cuh"
+#include "../launch.cuh"
+#include "candidates.h"
 #include "codebook_operands.cuh"
 
 namespace unicode_fast::cuda {
@@ -55,37 +57,6 @@ struct Minima {
   float lowest[2 * S::kTilesM];
   int count[2 * S::kTilesM];
 };
-
-__device__ __forceinline__ uint32_t shared_address(const void* pointer) {
-  return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
-}
-
-__device__ __forceinline__ void copy_16_bytes(uint32_t to, const void* from) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;\n" ::"r"(to), "l"(from) : "memory");
-}
-
-__device__ __forceinline__ void end_copies() { asm volatile("cp.async.commit_group;\n" ::: "memory"); }
-
-template <int kLeft>
-__device__ __forceinline__ void wait_for_copies() {
-  asm volatile("cp.async.wait_group %0;\n" ::"n"(kLeft) : "memory");
-}
-
-__device__ __forceinline__ void load_matrices(uint32_t (&part)[4], uint32_t address) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];\n"
-               : "=r"(part[0]), "=r"(part[1]), "=r"(part[2]), "=r"(part[3])
-               : "r"(address)
-               : "memory");
-}
-
-// sums (16 x 8) += rows (16 x 16) times codewords (8 x 16) transposed.
-__device__ __forceinline__ void multiply(float (&sums)[4], const uint32_t (&rows)[4], uint32_t low, uint32_t high) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-      "{%0, %1, %2, %3};\n"
-      : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
-      : "r"(rows[0]), "r"(rows[1]), "r"(rows[2]), "r"(rows[3]), "r"(low), "r"(high));
-}
 
 // Eight numbers of a row from column `first` on; zeros beyond the last.
 template <class T>
@@ -241,7 +212,7 @@ __device__ __forceinline__ void write_records(const SearchArguments& a, int64_t 
 template <class S>
 __global__ void __launch_bounds__(S::kThreads, S::kBlocks) search_kernel(const SearchArguments a) {
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
-  extern __shared__ __align__(128) unsigned char shared[];
+  UNICODE_FAST_DYNAMIC_SHARED(shared, 128);
   unsigned char* const rows = shared;
   unsigned char* const stages = rows + static_cast<size_t>(S::kRows) * a.width * 2;
   Candidate* const lists = reinterpret_cast<Candidate*>(stages + S::kStages * S::kStageBytes);

@@ -5,8 +5,8 @@
 // contiguous bytes fills a stage: a block of a tile, the last one with the norms.
 #pragma once
 
+#include "../../common/tiles.h"
 #include "candidates.h"
-#include "tiles.h"
 
 namespace unicode_fast {
 

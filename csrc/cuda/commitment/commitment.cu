@@ -3,6 +3,7 @@
 
 #include <cmath>
 
+#include "../launch.cuh"
 #include "commitment.h"
 
 namespace unicode_fast::cuda {
@@ -19,7 +20,7 @@ __device__ __forceinline__ double add_product(double sum, double a, double b) {
 // The sum over the block, in thread 0.
 template <typename T>
 __device__ __forceinline__ T block_sum(T value) {
-  __shared__ T sums[kThreads];
+  UNICODE_FAST_SHARED(T, sums, [kThreads]);
   sums[threadIdx.x] = value;
   for (int half = kThreads / 2; half > 0; half /= 2) {
     __syncthreads();
@@ -42,7 +43,7 @@ __global__ void __launch_bounds__(kThreads) count_kernel(const CommitmentArgumen
 // Block (x, m) takes kCommitmentRows rows of modality m, one a warp; writes their gradient and their share of the loss.
 template <typename T>
 __global__ void __launch_bounds__(kThreads) commit_kernel(const CommitmentArguments<T> a) {
-  __shared__ double sums[kCommitmentRows];
+  UNICODE_FAST_SHARED(double, sums, [kCommitmentRows]);
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, m = blockIdx.y;
   const int64_t row = static_cast<int64_t>(blockIdx.x) * kCommitmentRows + warp;
   double total = 0;
@@ -95,9 +96,10 @@ template <typename T>
 cudaError_t launch(const CommitmentArguments<T>& a, cudaStream_t stream) {
   const int64_t blocks = (a.rows + kCommitmentRows - 1) / kCommitmentRows;
   const unsigned modalities = a.modalities;
-  if (a.valid != nullptr) count_kernel<T><<<dim3(modalities, modalities), kThreads, 0, stream>>>(a);
-  if (blocks > 0) commit_kernel<T><<<dim3(static_cast<unsigned>(blocks), modalities), kThreads, 0, stream>>>(a);
-  finish_kernel<T><<<modalities, kThreads, 0, stream>>>(a, blocks);
+  if (a.valid != nullptr) UNICODE_FAST_LAUNCH(dim3(modalities, modalities), kThreads, 0, stream, count_kernel<T>)(a);
+  if (blocks > 0)
+    UNICODE_FAST_LAUNCH(dim3(static_cast<unsigned>(blocks), modalities), kThreads, 0, stream, commit_kernel<T>)(a);
+  UNICODE_FAST_LAUNCH(modalities, kThreads, 0, stream, finish_kernel<T>)(a, blocks);
   return cudaGetLastError();
 }
 

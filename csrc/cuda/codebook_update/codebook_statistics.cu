@@ -1,11 +1,12 @@
 // What a codebook update needs to know of a batch: per codeword counts, sums of mixed rows, and rows to revive idle
 // codewords from. Every sum has a fixed order, so results repeat bit for bit.
 
-#include "../common/counter_random.h"
-#include "../common/tiles.h"
+#include "../../common/counter_random.h"
+#include "../../common/tiles.h"
+#include "../launch.cuh"
+#include "../numbers.cuh"
+#include "../reduce.cuh"
 #include "codebook_update.h"
-#include "numbers.cuh"
-#include "reduce.cuh"
 
 namespace unicode_fast::cuda {
 namespace {
@@ -61,7 +62,7 @@ __device__ __forceinline__ double mixed(const Batch& batch, int m, int64_t row, 
 
 // Adds up the groups' sums of a column; the threads of the first group get the result.
 __device__ __forceinline__ double add_groups(double sum) {
-  __shared__ double sums[kGroups][kColumns];
+  UNICODE_FAST_SHARED(double, sums, [kGroups][kColumns]);
   sums[threadIdx.x / kColumns][threadIdx.x % kColumns] = sum;
   __syncthreads();
   double total = 0;
@@ -110,8 +111,8 @@ __device__ __forceinline__ int codeword_at(const Batch& batch, const Modality& o
 template <class T>
 __global__ void __launch_bounds__(kThreads, kBlocks)
     scan_kernel(const __grid_constant__ Batch batch, const __grid_constant__ StatisticsLayout layout) {
-  __shared__ int64_t found[kChunkRows];
-  __shared__ int warp_sums[kThreads / 32];
+  UNICODE_FAST_SHARED(int64_t, found, [kChunkRows]);
+  UNICODE_FAST_SHARED(int, warp_sums, [kThreads / 32]);
   const int64_t k = blockIdx.x, column = static_cast<int64_t>(blockIdx.y) * kColumns + threadIdx.x % kColumns;
   const int group = threadIdx.x / kColumns;
   const bool reports = blockIdx.y == 0 && threadIdx.x == 0;
@@ -216,7 +217,7 @@ constexpr int kStartThreads = 1024;
 __global__ void __launch_bounds__(kStartThreads)
     start_kernel(const __grid_constant__ Batch batch, const __grid_constant__ StatisticsLayout layout,
                  const int* totals, int* starts, int* piece_starts) {
-  __shared__ long long warp_sums[kStartThreads / 32];
+  UNICODE_FAST_SHARED(long long, warp_sums, [kStartThreads / 32]);
   const int64_t codewords = batch.codewords;
   long long before = 0;  // rows in the lower half, pieces in the upper
   for (int64_t first = 0; first < codewords; first += kStartThreads) {
@@ -330,7 +331,7 @@ cudaError_t launch_for(const StatisticsPlan& plan, const Batch& batch, void* wor
   const auto column_blocks = static_cast<unsigned>((batch.width + kColumns - 1) / kColumns);
   const dim3 codeword_grid(static_cast<unsigned>(batch.codewords), column_blocks);
   if (!plan.sorted) {
-    scan_kernel<T><<<codeword_grid, kThreads, 0, stream>>>(batch, layout);
+    UNICODE_FAST_LAUNCH(codeword_grid, kThreads, 0, stream, scan_kernel<T>)(batch, layout);
     return cudaGetLastError();
   }
   unsigned char* const base = static_cast<unsigned char*>(workspace);
@@ -342,20 +343,23 @@ cudaError_t launch_for(const StatisticsPlan& plan, const Batch& batch, void* wor
   double* const sums = reinterpret_cast<double*>(base + plan.sums);
   cudaError_t error = cudaMemsetAsync(counts, 0, plan.tiles * batch.codewords * sizeof(int), stream);
   if (error != cudaSuccess) return error;
-  count_kernel<<<static_cast<unsigned>(plan.tiles), kThreads, 0, stream>>>(batch, plan.tile_rows, counts);
+  UNICODE_FAST_LAUNCH(static_cast<unsigned>(plan.tiles), kThreads, 0, stream, count_kernel)(batch, plan.tile_rows,
+                                                                                            counts);
   if ((error = cudaGetLastError()) != cudaSuccess) return error;
   const auto codeword_blocks = static_cast<unsigned>((batch.codewords + kThreads - 1) / kThreads);
-  prefix_kernel<<<codeword_blocks, kThreads, 0, stream>>>(batch, layout, plan.tile_rows, counts, totals);
+  UNICODE_FAST_LAUNCH(codeword_blocks, kThreads, 0, stream, prefix_kernel)(batch, layout, plan.tile_rows, counts,
+                                                                           totals);
   if ((error = cudaGetLastError()) != cudaSuccess) return error;
-  start_kernel<<<1, kStartThreads, 0, stream>>>(batch, layout, totals, starts, piece_starts);
+  UNICODE_FAST_LAUNCH(1, kStartThreads, 0, stream, start_kernel)(batch, layout, totals, starts, piece_starts);
   if ((error = cudaGetLastError()) != cudaSuccess) return error;
   const auto warp_blocks = static_cast<unsigned>((plan.tiles + kThreads / 32 - 1) / (kThreads / 32));
-  sort_kernel<<<warp_blocks, kThreads, 0, stream>>>(batch, plan.tile_rows, plan.tiles, counts, starts, order);
+  UNICODE_FAST_LAUNCH(warp_blocks, kThreads, 0, stream, sort_kernel)(batch, plan.tile_rows, plan.tiles, counts, starts,
+                                                                     order);
   if ((error = cudaGetLastError()) != cudaSuccess) return error;
   const dim3 piece_grid(static_cast<unsigned>(plan.pieces), column_blocks);
-  piece_kernel<T><<<piece_grid, kThreads, 0, stream>>>(batch, starts, piece_starts, order, sums);
+  UNICODE_FAST_LAUNCH(piece_grid, kThreads, 0, stream, piece_kernel<T>)(batch, starts, piece_starts, order, sums);
   if ((error = cudaGetLastError()) != cudaSuccess) return error;
-  join_kernel<T><<<codeword_grid, kColumns, 0, stream>>>(batch, layout, piece_starts, sums);
+  UNICODE_FAST_LAUNCH(codeword_grid, kColumns, 0, stream, join_kernel<T>)(batch, layout, piece_starts, sums);
   return cudaGetLastError();
 }
 

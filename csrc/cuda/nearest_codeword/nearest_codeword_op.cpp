@@ -1,6 +1,7 @@
 // The operator nearest_codeword on CUDA tensors.
 
 #include <ATen/ops/empty.h>
+#include <ATen/ops/full.h>
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
@@ -11,8 +12,9 @@
 #include <optional>
 #include <string_view>
 #include <tuple>
+#include <utility>
 
-#include "matrix_of.h"
+#include "../tensors.h"
 #include "nearest_codeword.h"
 
 namespace unicode_fast::cuda {
@@ -20,12 +22,15 @@ namespace {
 
 // For tests and measurements: UNICODE_FAST_MAIN_LOOP forces one.
 MainLoop wanted_loop() {
+  constexpr std::pair<std::string_view, MainLoop> kLoops[] = {
+      {"", MainLoop::kBest},      {"plain", MainLoop::kPlain},   {"mma", MainLoop::kMma},
+      {"wide", MainLoop::kWide},  {"middle", MainLoop::kMiddle}, {"narrow", MainLoop::kNarrow},
+      {"wgmma", MainLoop::kWgmma}};
   const char* wish = std::getenv("UNICODE_FAST_MAIN_LOOP");
   const std::string_view wanted = wish == nullptr ? "" : wish;
-  TORCH_CHECK_VALUE(wanted.empty() || wanted == "plain" || wanted == "mma" || wanted == "wgmma",
-                    "UNICODE_FAST_MAIN_LOOP must be plain, mma or wgmma, got ", wanted);
-  if (wanted.empty()) return MainLoop::kBest;
-  return wanted == "plain" ? MainLoop::kPlain : wanted == "mma" ? MainLoop::kMma : MainLoop::kWgmma;
+  for (const auto& [name, loop] : kLoops)
+    if (name == wanted) return loop;
+  TORCH_CHECK_VALUE(false, "UNICODE_FAST_MAIN_LOOP must be plain, mma, wide, middle, narrow or wgmma, got ", wanted);
 }
 
 at::Tensor bytes_beside(const at::Tensor& tensor, size_t bytes) {
@@ -50,8 +55,9 @@ void codebook_operands_cuda(const at::Tensor& codebook, const at::Tensor& operan
   C10_CUDA_CHECK(launch_operands(plan, codewords, operands.mutable_data_ptr(), c10::cuda::getCurrentCUDAStream()));
 }
 
-std::tuple<at::Tensor, at::Tensor> nearest_codeword_cuda(const at::Tensor& features, const at::Tensor& codebook,
-                                                         const std::optional<at::Tensor>& operands) {
+// `compared` as in Found, or undefined.
+std::tuple<at::Tensor, at::Tensor> search(const at::Tensor& features, const at::Tensor& codebook,
+                                          const std::optional<at::Tensor>& operands, const at::Tensor& compared) {
   const c10::cuda::CUDAGuard guard(features.device());
   const Matrix rows = matrix_of(features), codewords = matrix_of(codebook);
   TORCH_CHECK_VALUE(features.device() == codebook.device(), "codebook must be on the device of features, ",
@@ -80,17 +86,31 @@ std::tuple<at::Tensor, at::Tensor> nearest_codeword_cuda(const at::Tensor& featu
     C10_CUDA_CHECK(launch_operands(made, codewords, codes.mutable_data_ptr(), stream));
   }
   const at::Tensor workspace = bytes_beside(features, plan.bytes);
+  const Found found{index.mutable_data_ptr<int64_t>(), distance.mutable_data_ptr(),
+                    compared.defined() && plan.tile_rows > 0 ? compared.mutable_data_ptr<int>() : nullptr};
   C10_CUDA_CHECK(launch_nearest_codeword(plan, made, rows, codewords, codes.const_data_ptr(),
-                                         workspace.mutable_data_ptr(), index.mutable_data_ptr<int64_t>(),
-                                         distance.mutable_data_ptr(), stream));
+                                         workspace.mutable_data_ptr(), found, stream));
   return {index, distance};
+}
+
+std::tuple<at::Tensor, at::Tensor> nearest_codeword_cuda(const at::Tensor& features, const at::Tensor& codebook,
+                                                         const std::optional<at::Tensor>& operands) {
+  return search(features, codebook, operands, {});
+}
+
+at::Tensor compared_codewords_cuda(const at::Tensor& features, const at::Tensor& codebook,
+                                   const std::optional<at::Tensor>& operands) {
+  const at::Tensor compared = at::full({features.size(0)}, kComparedWithAll, features.options().dtype(at::kInt));
+  search(features, codebook, operands, compared);
+  return compared;
 }
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(unicode_fast, CUDA, library) {
+TORCH_LIBRARY_IMPL(unicode_fast, UNICODE_FAST_KEY, library) {
   library.impl("codebook_operands", &codebook_operands_cuda);
   library.impl("nearest_codeword", &nearest_codeword_cuda);
+  library.impl("compared_codewords", &compared_codewords_cuda);
 }
 
 }  // namespace unicode_fast::cuda
