@@ -7,11 +7,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from unicode_fast.backend import BackendUnavailable, choose_backend
+from unicode_fast.backend import EXTENSION, BackendUnavailable, choose_backend
+
+# Whether backend "cpp" is csrc/cuda on the emulator, as tests/cuda_on_host/build.py makes it.
+ON_HOST = EXTENSION.decision == "csrc/cuda on the host"
 
 
 class Place(NamedTuple):
-    """A device and a backend, and which main loop of the CUDA search where not the fastest."""
+    """A device and a backend, and UNICODE_FAST_MAIN_LOOP where not the fastest."""
 
     operator: str
     device: str
@@ -26,10 +29,11 @@ class Place(NamedTuple):
             choose_backend(self.operator, torch.device(self.device), self.backend)
         except BackendUnavailable as error:
             pytest.skip(f"extension or backend is not available: {error}")
-        if self.loop in ("mma", "wgmma") and torch.cuda.get_device_capability() != (9, 0):
-            pytest.skip("this GPU has one main loop for tensor cores only")
+        if self.loop == "wgmma" and self.device == "cuda" and torch.cuda.get_device_capability() != (9, 0):
+            pytest.skip("this GPU has no wgmma")
 
 
+_LOOPS = ("plain", "narrow", "middle", "wide", "wgmma")
 # A new backend adds its line here, and every test of the operator runs on it.
 _PLACES: dict[str, list[tuple[str, ...]]] = {
     "nearest_codeword": [
@@ -37,15 +41,16 @@ _PLACES: dict[str, list[tuple[str, ...]]] = {
         ("cpu", "cpp"),
         ("cuda", "reference"),
         ("cuda", "cuda"),
-        ("cuda", "cuda", "plain"),
-        ("cuda", "cuda", "mma"),
-        ("cuda", "cuda", "wgmma"),
+        *(("cuda", "cuda", loop) for loop in _LOOPS),
     ],
     "codebook_update": [("cpu", "reference"), ("cpu", "cpp"), ("cuda", "reference"), ("cuda", "cuda")],
     "codeword_distribution": [("cpu", "reference"), ("cuda", "reference")],
     "commitment_loss": [("cpu", "reference"), ("cpu", "cpp"), ("cuda", "reference"), ("cuda", "cuda")],
     "cross_info_nce": [("cpu", "reference"), ("cuda", "reference"), ("cuda", "triton")],
 }
+if ON_HOST:
+    _PLACES["nearest_codeword"] = [("cpu", "cpp", loop) for loop in _LOOPS]
+    _PLACES["codebook_update"] = _PLACES["commitment_loss"] = [("cpu", "cpp")]
 
 
 def places(operator: str) -> pytest.MarkDecorator:

@@ -459,11 +459,11 @@ cudaError_t launch_nearest_codeword(const SearchPlan& plan, const OperandsPlan& 
   if (plan.tile_rows == 0) {
     const auto blocks = static_cast<unsigned>((features.rows + kDirectRows - 1) / kDirectRows);
     if (features.number == Number::kFloat64) {
-      UNICODE_FAST_LAUNCH(blocks, kDirectThreads, 0, stream, direct_kernel)(features, codebook, found.index,
-                                                                            static_cast<double*>(found.distance));
+      UNICODE_FAST_LAUNCH(blocks, kDirectThreads, 0, stream, direct_kernel<double>)(
+          features, codebook, found.index, static_cast<double*>(found.distance));
     } else if (codebook.number == Number::kFloat64) {
-      UNICODE_FAST_LAUNCH(blocks, kDirectThreads, 0, stream, direct_kernel)(features, codebook, found.index,
-                                                                            static_cast<float*>(found.distance));
+      UNICODE_FAST_LAUNCH(blocks, kDirectThreads, 0, stream, direct_kernel<float>)(features, codebook, found.index,
+                                                                                   static_cast<float*>(found.distance));
     } else {
       UNICODE_FAST_LAUNCH(blocks, kDirectThreads, 0, stream, plain_kernel)(features, codebook, found.index,
                                                                            static_cast<float*>(found.distance));
