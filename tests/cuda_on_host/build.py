@@ -23,7 +23,7 @@ CXX = shlex.split(os.environ.get("CXX") or "c++")
 FLAGS = ["-std=c++20", "-O1", "-g1", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-U_FORTIFY_SOURCE", "-w"]
 FLAGS += ["-DUNICODE_FAST_ON_HOST"]
 INCLUDES = [f"-I{HERE / 'include'}", f"-I{ROOT / 'csrc'}"]
-KERNELS = ["-x", "c++", "-fsanitize=thread", "-include", "device_on_host.h"]
+KERNELS = ["-x", "c++", "-fsanitize=thread", "-fno-threadsafe-statics", "-include", "device_on_host.h"]
 
 
 def compile_all(jobs: Sequence[tuple[Path, Path, Sequence[str]]]) -> None:

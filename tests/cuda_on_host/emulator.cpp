@@ -3,8 +3,8 @@
 // Threads run in a random order that leaves some far behind others. Copies and matrix products that a GPU makes beside
 // the program are made late, and memory holds poison until then. Ordinary accesses are seen through the hooks of
 // -fsanitize=thread: each is checked for bounds, alignment, shared memory that nobody wrote, and for order. Order is
-// what barriers, __syncwarp and mbarriers make, by vector clocks; that one thread happens to run before another is none,
-// and shuffles order no memory. What stops a kernel is the error that cudaGetLastError returns after its launch.
+// what barriers, __syncwarp and mbarriers make, by vector clocks; that one thread happens to run before another is
+// none, and shuffles order no memory. What stops a kernel is the error that cudaGetLastError returns after its launch.
 //
 // UNICODE_FAST_HOST_SEED is the seed of the order, UNICODE_FAST_HOST_MULTIPROCESSORS (132) and
 // UNICODE_FAST_HOST_CAPABILITY (90) are what the kernels take the GPU for.
@@ -30,13 +30,14 @@
 #include "instructions_on_host.h"
 #include "launch_on_host.h"
 
-on_host::Index threadIdx, blockIdx, gridDim, blockDim;
-
 namespace on_host {
+
+Indices indices;
+
 namespace {
 
 constexpr int kMostThreads = 1024, kMostWarps = kMostThreads / 32, kBarriers = 16, kTiles = 32;
-constexpr size_t kStackBytes = 256 << 10, kArenaBytes = 512 << 10;
+constexpr size_t kStackBytes = 256 << 10, kMainStackBytes = 8 << 20, kArenaBytes = 512 << 10;
 // Shared memory lies in the arena: what the launch gives near its start, where a descriptor of an operand can name it.
 constexpr uint32_t kDynamic = 1024, kStatics = 256 << 10, kGap = 128;
 constexpr int kPoison = 0xff, kCopyPoison = 0x5a, kBulkPoison = 0x55;
@@ -53,9 +54,9 @@ struct Fiber {
   ucontext_t context;
   bool started;
   State state;
-  Site site;                  // where it waits
-  uint32_t barrier, parity;   // for
-  std::vector<Copy> begun;    // since end_copies
+  Site site;                 // where it waits
+  uint32_t barrier, parity;  // for
+  std::vector<Copy> begun;   // since end_copies
   std::deque<std::vector<Copy>> copies;
 };
 
@@ -111,7 +112,8 @@ Warp warps[kMostWarps];
 std::vector<int> meetings[kBarriers];
 unsigned char* stacks;
 jmp_buf main_place;
-bool running = false;
+bool running = false, busy = false;
+const char* main_stack;
 int current, threads, live;
 unsigned ready_warps;
 const std::function<void()>* body;
@@ -143,6 +145,13 @@ uint32_t block_number = 0, first_of_launch = 0;
 using Pages = std::unordered_map<uintptr_t, std::unique_ptr<Cell[]>>;
 Pages pages, byte_pages;
 std::unique_ptr<Cell[]> arena_cells, arena_byte_cells;
+
+// While one is there the hooks see nothing: the emulator's own accesses, also in functions of the standard library that
+// the linker took from an object with hooks.
+struct Busy {
+  Busy() { busy = true; }
+  ~Busy() { busy = false; }
+};
 
 int setting(const char* name, int otherwise) {
   const char* value = std::getenv(name);
@@ -285,7 +294,9 @@ void end_thread() {
 
 void fiber_main() {
   for (;;) {
+    busy = false;
     (*body)();
+    busy = true;
     end_thread();
     if (_setjmp(fibers[current].place) == 0) {
       if (live == 0) _longjmp(main_place, 2);
@@ -377,7 +388,8 @@ bool ordered(const Access& before, int thread, bool shared) {
   // Each block has shared memory of its own.
   if (before.block < (shared ? block_number : first_of_launch)) return true;
   if (before.block != block_number || before.way == Way::kInFlight) return false;
-  return before.thread == thread || full[before.thread] >= before.clock || clock_of(thread)[before.thread] >= before.clock;
+  return before.thread == thread || full[before.thread] >= before.clock ||
+         clock_of(thread)[before.thread] >= before.clock;
 }
 
 // Whether an engine sees, or may overwrite, what this ordinary access was about.
@@ -386,7 +398,8 @@ bool passed_on(const Access& before) {
 }
 
 std::string who(const Access& before) {
-  if (before.way == Way::kInFlight) return "a copy that may be under way, begun by thread " + std::to_string(before.thread);
+  if (before.way == Way::kInFlight)
+    return "a copy that may be under way, begun by thread " + std::to_string(before.thread);
   if (before.block != block_number) return "another block of this launch";
   return "thread " + std::to_string(before.thread);
 }
@@ -400,7 +413,8 @@ void check(int thread, const void* pointer, size_t bytes, Kind kind, Way way, co
   const bool shared = place < kArenaBytes;
   if (shared) {
     for (size_t i = 0; i < bytes; ++i)
-      if (place + i >= kArenaBytes || !there[place + i]) stop("an access beyond the block's shared memory", text(where));
+      if (place + i >= kArenaBytes || !there[place + i])
+        stop("an access beyond the block's shared memory", text(where));
   } else if (!allocations.empty()) {
     auto after = allocations.upper_bound(address);
     if (after == allocations.begin() || (--after)->first + after->second < address + bytes)
@@ -414,7 +428,8 @@ void check(int thread, const void* pointer, size_t bytes, Kind kind, Way way, co
     if (kind == Kind::kRead) {
       if (shared && cell.write.block != block_number) stop("a read of shared memory that nobody wrote", text(where));
       if (!ordered(cell.write, thread, shared)) stop("a race: reads what " + who(cell.write) + " writes", text(where));
-      if (engine && !passed_on(cell.write)) stop("an engine reads what needs fence_async after it was written", text(where));
+      if (engine && !passed_on(cell.write))
+        stop("an engine reads what needs fence_async after it was written", text(where));
       if (ordered(cell.read, thread, shared)) {
         cell.read = now;
       } else if (generator() % 2 == 0 || ordered(cell.other_read, thread, shared)) {
@@ -424,8 +439,8 @@ void check(int thread, const void* pointer, size_t bytes, Kind kind, Way way, co
       for (const Access* before : {&cell.write, &cell.read, &cell.other_read}) {
         if (!ordered(*before, thread, shared))
           stop("a race: writes what " + who(*before) + (before == &cell.write ? " writes" : " reads"), text(where));
-        if (engine && shared && way == Way::kInFlight && before->block == block_number && cell.write.way == Way::kEngine &&
-            !passed_on(*before))
+        if (engine && shared && way == Way::kInFlight && before->block == block_number &&
+            cell.write.way == Way::kEngine && !passed_on(*before))
           stop("an engine writes over what needs fence_async after it was read", text(where));
       }
       cell = Cell{now, {}, {}};
@@ -433,11 +448,14 @@ void check(int thread, const void* pointer, size_t bytes, Kind kind, Way way, co
   }
 }
 
-// The hooks' part: accesses to the stack of a fiber are its own.
+// The hooks' part. Accesses to the stack of a fiber are its own; the launcher's stack holds arguments.
 void hook(void* pointer, size_t bytes, Kind kind, bool aligned, const void* code) {
-  if (!running) return;
+  if (!running || busy) return;
   const auto address = reinterpret_cast<uintptr_t>(pointer);
   if (address - reinterpret_cast<uintptr_t>(stacks) < kStackBytes * kMostThreads) return;
+  if (address - reinterpret_cast<uintptr_t>(main_stack) < kMainStackBytes) return;
+  if (address - reinterpret_cast<uintptr_t>(&indices) < sizeof indices) return;
+  const Busy own;
   if (aligned && address % bytes != 0) stop("a misaligned access", text(code));
   check(current, pointer, bytes, kind, Way::kOrdinary, code);
 }
@@ -557,6 +575,7 @@ void finish_products(int number, size_t left, const Site& site) {
 int lane() { return current % 32; }
 
 void collective(unsigned mask, const Site& site, const void* brought, void (*finish)(const Lanes&)) {
+  const Busy own_accesses;
   Warp& warp = warps[current / 32];
   fibers[current].site = site;
   if (mask != kAllLanes) stop("a call that names not all lanes of its warp", text(site));
@@ -576,6 +595,7 @@ void collective(unsigned mask, const Site& site, const void* brought, void (*fin
 }
 
 void sync_warp(unsigned mask, const Site& site) {
+  const Busy own_accesses;
   collective(mask, site, nullptr, [](const Lanes&) {
     static std::vector<int> members(32);
     for (int i = 0; i < 32; ++i) members[i] = current / 32 * 32 + i;
@@ -584,6 +604,7 @@ void sync_warp(unsigned mask, const Site& site) {
 }
 
 void barrier(int number, int wanted, const Site& site) {
+  const Busy own_accesses;
   std::vector<int>& members = meetings[number];
   if (!members.empty()) {
     const Site& other = fibers[members[0]].site;
@@ -596,12 +617,14 @@ void barrier(int number, int wanted, const Site& site) {
 }
 
 uint32_t shared_address(const void* pointer) {
+  const Busy own_accesses;
   const size_t place = static_cast<const unsigned char*>(pointer) - arena;
   if (place >= kArenaBytes) stop("the address of shared memory is asked for other memory", "shared_address");
   return static_cast<uint32_t>(place);
 }
 
 void* static_shared(const void* owner, size_t bytes, size_t alignment) {
+  const Busy own_accesses;
   for (const Array& array : statics)
     if (array.owner == owner) return arena + array.place;
   next_static = static_cast<uint32_t>((next_static + alignment - 1) / alignment * alignment);
@@ -613,12 +636,14 @@ void* static_shared(const void* owner, size_t bytes, size_t alignment) {
 }
 
 unsigned char* dynamic_shared(size_t alignment) {
+  const Busy own_accesses;
   dynamic_place = kDynamic + static_cast<uint32_t>(alignment);  // aligned to this and to no more
   std::fill_n(there + dynamic_place, dynamic_bytes, true);
   return arena + dynamic_place;
 }
 
 void copy_16_bytes(uint32_t to, const void* from, const Site& site) {
+  const Busy own_accesses;
   if (to % 16 != 0 || reinterpret_cast<uintptr_t>(from) % 16 != 0) stop("a misaligned copy", text(site));
   check(current, at(to), 16, Kind::kWrite, Way::kInFlight, site);
   check(current, from, 16, Kind::kRead, Way::kOrdinary, site);
@@ -627,11 +652,13 @@ void copy_16_bytes(uint32_t to, const void* from, const Site& site) {
 }
 
 void end_copies() {
+  const Busy own_accesses;
   fibers[current].copies.push_back(std::move(fibers[current].begun));
   fibers[current].begun.clear();
 }
 
 void wait_for_copies(int left) {
+  const Busy own_accesses;
   auto& groups = fibers[current].copies;
   for (; static_cast<int>(groups.size()) > left; groups.pop_front()) {
     for (const Copy& copy : groups.front()) {
@@ -647,6 +674,7 @@ struct Loading {
 };
 
 void load_matrices(uint32_t* part, uint32_t address, const Site& site) {
+  const Busy own_accesses;
   if (address % 16 != 0) stop("a misaligned ldmatrix", text(site));
   const Loading own{address, part, &site};
   collective(kAllLanes, site, &own, [](const Lanes& lanes) {
@@ -669,6 +697,7 @@ struct Operands {
 };
 
 void multiply(float* sums, const uint32_t* rows, uint32_t low, uint32_t high, const Site& site) {
+  const Busy own_accesses;
   const Operands own{sums, rows, {low, high}};
   // PTX ISA, mma.m16n8k16 with halves: the row of element i of A is lane / 4, plus 8 for i = 2, 3, 6, 7; its column
   // lane % 4 * 2 + i % 2, plus 8 for i >= 4. Of B the row is lane % 4 * 2 + i % 2, plus 8 for i >= 2, the column
@@ -700,12 +729,14 @@ void multiply(float* sums, const uint32_t* rows, uint32_t low, uint32_t high, co
 }
 
 void start_barrier(uint32_t barrier, int arrivals) {
+  const Busy own_accesses;
   if (barrier % 8 != 0) stop("a misaligned mbarrier", "start_barrier");
   check(current, at(barrier), 8, Kind::kWrite, Way::kOrdinary, Site::current());
   phases[barrier] = {arrivals, arrivals, 0, 0, std::vector<uint32_t>(threads), std::vector<uint32_t>(threads)};
 }
 
 void arrive(uint32_t address, int bytes, const Site& site) {
+  const Busy own_accesses;
   Phases& barrier = barrier_at(address, site);
   for (int u = 0; u < threads; ++u) barrier.gathered[u] = std::max(barrier.gathered[u], clock_of(current)[u]);
   ++own_clock(current);
@@ -715,6 +746,7 @@ void arrive(uint32_t address, int bytes, const Site& site) {
 }
 
 void wait_for(uint32_t address, uint32_t parity, const Site& site) {
+  const Busy own_accesses;
   Phases& barrier = barrier_at(address, site);
   while (barrier.phase == parity) {
     fibers[current].barrier = address;
@@ -725,7 +757,9 @@ void wait_for(uint32_t address, uint32_t parity, const Site& site) {
 }
 
 void copy_bulk(uint32_t to, const void* from, int bytes, uint32_t barrier, const Site& site) {
-  if (to % 16 != 0 || reinterpret_cast<uintptr_t>(from) % 16 != 0 || bytes % 16 != 0) stop("a misaligned copy", text(site));
+  const Busy own_accesses;
+  if (to % 16 != 0 || reinterpret_cast<uintptr_t>(from) % 16 != 0 || bytes % 16 != 0)
+    stop("a misaligned copy", text(site));
   barrier_at(barrier, site);
   check(current, at(to), bytes, Kind::kWrite, Way::kInFlight, site);
   check(current, from, bytes, Kind::kRead, Way::kOrdinary, site);
@@ -733,9 +767,13 @@ void copy_bulk(uint32_t to, const void* from, int bytes, uint32_t barrier, const
   bulk_copies.push_back({to, from, bytes, barrier, current, own_clock(current)});
 }
 
-void fence_async() { fenced[current] = own_clock(current)++; }
+void fence_async() {
+  const Busy own_accesses;
+  fenced[current] = own_clock(current)++;
+}
 
 void begin_products(const Site& site) {
+  const Busy own_accesses;
   collective(kAllLanes, site, nullptr, [](const Lanes&) { warps[current / 32].may_multiply = true; });
 }
 
@@ -746,6 +784,7 @@ struct Multiplication {
 };
 
 void multiply_later(float (*sums)[4], uint64_t rows, uint64_t codewords, bool add, const Site& site) {
+  const Busy own_accesses;
   const Multiplication own{sums, {rows, codewords, add}, &site};
   collective(kAllLanes, site, &own, [](const Lanes& lanes) {
     Warp& warp = warps[current / 32];
@@ -767,6 +806,7 @@ void multiply_later(float (*sums)[4], uint64_t rows, uint64_t codewords, bool ad
 }
 
 void end_products(const Site& site) {
+  const Busy own_accesses;
   collective(kAllLanes, site, &site, [](const Lanes& lanes) {
     Warp& warp = warps[current / 32];
     warp.products.push_back(std::move(warp.begun));
@@ -782,6 +822,7 @@ struct Waiting {
 };
 
 void wait_for_products(int left, const Site& site) {
+  const Busy own_accesses;
   const Waiting own{left, &site};
   collective(kAllLanes, site, &own, [](const Lanes& lanes) {
     const auto* one = static_cast<const Waiting*>(lanes.of[0]);
@@ -806,6 +847,8 @@ cudaError_t attributes_of(cudaFuncAttributes& attributes) {
 void run(const char* name, const void* kernel, dim3 grid, dim3 block, size_t shared_bytes,
          const std::function<void()>& thread) {
   if (failed) return;
+  const char here = 0;
+  main_stack = &here;
   const auto refuse = [&](const std::string& reason) {
     failure = std::string(name) + ": " + reason;
     failed = true;
@@ -845,8 +888,10 @@ void run(const char* name, const void* kernel, dim3 grid, dim3 block, size_t sha
   }
 }
 
-void check_read(const void* from, size_t bytes) { check(current, from, bytes, Kind::kRead, Way::kOrdinary, Site::current()); }
-void check_write(void* to, size_t bytes) { check(current, to, bytes, Kind::kWrite, Way::kOrdinary, Site::current()); }
+int mutation() {
+  static const int chosen = setting("UNICODE_FAST_MUTATION", 0);
+  return chosen;
+}
 
 }  // namespace on_host
 
@@ -856,18 +901,20 @@ extern "C" {
 void __tsan_init() {}
 void __tsan_func_entry(void*) {}
 void __tsan_func_exit() {}
-#define UNICODE_FAST_HOOKS(bytes)                                                                         \
-  void __tsan_read##bytes(void* at) {                                                                     \
-    on_host::hook(at, bytes, on_host::Kind::kRead, true, __builtin_return_address(0));                    \
-  }                                                                                                       \
-  void __tsan_write##bytes(void* at) {                                                                    \
-    on_host::hook(at, bytes, on_host::Kind::kWrite, true, __builtin_return_address(0));                   \
-  }                                                                                                       \
-  void __tsan_unaligned_read##bytes(void* at) {                                                           \
-    on_host::hook(at, bytes, on_host::Kind::kRead, false, __builtin_return_address(0));                   \
-  }                                                                                                       \
-  void __tsan_unaligned_write##bytes(void* at) {                                                          \
-    on_host::hook(at, bytes, on_host::Kind::kWrite, false, __builtin_return_address(0));                  \
+void __tsan_vptr_update(void**, void*) {}
+void __tsan_vptr_read(void**) {}
+#define UNICODE_FAST_HOOKS(bytes)                                                        \
+  void __tsan_read##bytes(void* at) {                                                    \
+    on_host::hook(at, bytes, on_host::Kind::kRead, true, __builtin_return_address(0));   \
+  }                                                                                      \
+  void __tsan_write##bytes(void* at) {                                                   \
+    on_host::hook(at, bytes, on_host::Kind::kWrite, true, __builtin_return_address(0));  \
+  }                                                                                      \
+  void __tsan_unaligned_read##bytes(void* at) {                                          \
+    on_host::hook(at, bytes, on_host::Kind::kRead, false, __builtin_return_address(0));  \
+  }                                                                                      \
+  void __tsan_unaligned_write##bytes(void* at) {                                         \
+    on_host::hook(at, bytes, on_host::Kind::kWrite, false, __builtin_return_address(0)); \
   }
 UNICODE_FAST_HOOKS(1)
 UNICODE_FAST_HOOKS(2)

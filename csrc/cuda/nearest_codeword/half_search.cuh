@@ -137,7 +137,8 @@ __device__ __forceinline__ void load_rows(const SearchArguments& a, int64_t firs
 
 // Turns a warp's products with the codewords of a tile into scores and keeps those that could be the smallest. `norms`
 // and `first` belong to the first codeword of the warp's columns, `factors`, `bounds` and `lists` to the first of its
-// rows; lists of neighbouring rows lie `list_stride` candidates apart. All threads of the warp must call it.
+// rows; lists of neighbouring rows lie `list_stride` candidates apart. All threads of the warp must call it, with a
+// barrier between calls: one thread reads what all of a quad wrote.
 template <class S>
 __device__ __forceinline__ void keep_candidates(float (&scores)[S::kTilesM][S::kTilesN][4], const float* norms,
                                                 int first, const float* factors, const float* bounds, Candidate* lists,
@@ -176,7 +177,6 @@ __device__ __forceinline__ void keep_candidates(float (&scores)[S::kTilesM][S::k
     const int more = __shfl_sync(~0u, up_to, 3, 4);
     Candidate* list = lists + row * list_stride;
     if (__any_sync(~0u, minima.count[slot] + more > kCandidates)) {
-      __syncwarp();
       if (quad_lane == 0) minima.count[slot] = make_room(list, minima.count[slot], more, limit);
       minima.count[slot] = __shfl_sync(~0u, minima.count[slot], 0, 4);
       __syncwarp();

@@ -25,6 +25,9 @@ namespace on_host {
 struct Index {
   unsigned x, y, z;
 };
+extern struct Indices {
+  Index thread, block, grid, block_size;
+} indices;
 using Site = std::source_location;
 
 constexpr unsigned kAllLanes = ~0u;
@@ -38,10 +41,8 @@ void collective(unsigned mask, const Site& site, const void* brought, void (*fin
 void barrier(int number, int threads, const Site& site);
 void sync_warp(unsigned mask, const Site& site);
 int lane();
-[[noreturn]] void fail(const char* reason, const Site& site = Site::current());
-// Checks that a thread may read or write there, as the hooks of -fsanitize=thread do for ordinary accesses.
-void check_read(const void* from, size_t bytes);
-void check_write(void* to, size_t bytes);
+// The mistake that mutations.py wants made, from 1 on; UNICODE_FAST_MUTATION.
+int mutation();
 
 template <class T>
 struct Brought {
@@ -68,7 +69,10 @@ struct Vote {
 
 }  // namespace on_host
 
-extern on_host::Index threadIdx, blockIdx, gridDim, blockDim;
+#define threadIdx (::on_host::indices.thread)
+#define blockIdx (::on_host::indices.block)
+#define gridDim (::on_host::indices.grid)
+#define blockDim (::on_host::indices.block_size)
 
 template <class T>
 T __shfl_xor_sync(unsigned mask, T value, int other, int width = 32, on_host::Site site = on_host::Site::current()) {
@@ -76,8 +80,7 @@ T __shfl_xor_sync(unsigned mask, T value, int other, int width = 32, on_host::Si
 }
 
 template <class T>
-T __shfl_up_sync(unsigned mask, T value, int distance, int width = 32,
-                 on_host::Site site = on_host::Site::current()) {
+T __shfl_up_sync(unsigned mask, T value, int distance, int width = 32, on_host::Site site = on_host::Site::current()) {
   const int lane = on_host::lane();
   return on_host::shuffle(mask, value, lane % width >= distance ? lane - distance : lane, site);
 }

@@ -37,10 +37,10 @@ Kernel<P...> launch(const char* name, dim3 grid, dim3 block, size_t shared_bytes
 #define UNICODE_FAST_LAUNCH(grid, block, shared_bytes, stream, ...) \
   (static_cast<void>(stream), ::on_host::launch(#__VA_ARGS__, grid, block, shared_bytes, __VA_ARGS__))
 
-#define UNICODE_FAST_SHARED(type, name, extent)                                                     \
-  static char name##_owner;                                                                         \
-  using name##_type = type extent;                                                                  \
-  name##_type& name = *static_cast<name##_type*>(                                                   \
-      ::on_host::static_shared(&name##_owner, sizeof(name##_type), alignof(name##_type)))
+#define UNICODE_FAST_SHARED(type, name, extent) \
+  static char name##_owner;                     \
+  using name##_type = type extent;              \
+  name##_type& name =                           \
+      *static_cast<name##_type*>(::on_host::static_shared(&name##_owner, sizeof(name##_type), alignof(name##_type)))
 
 #define UNICODE_FAST_DYNAMIC_SHARED(name, alignment) unsigned char* const name = ::on_host::dynamic_shared(alignment)

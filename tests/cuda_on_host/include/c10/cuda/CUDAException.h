@@ -5,8 +5,8 @@
 
 #include "cuda_runtime_api.h"
 
-#define C10_CUDA_CHECK(call)                                                               \
-  do {                                                                                     \
-    const cudaError_t error = (call);                                                      \
+#define C10_CUDA_CHECK(call)                                                                  \
+  do {                                                                                        \
+    const cudaError_t error = (call);                                                         \
     TORCH_CHECK(error == cudaSuccess, "CUDA error on the host: ", cudaGetErrorString(error)); \
   } while (false)

@@ -1,0 +1,264 @@
+"""Mistakes in csrc/cuda that the emulator must find: `python tests/cuda_on_host/mutations.py FOLDER`.
+
+Each mistake is made in a copy of csrc, where a number chooses it at run time, so that one compilation holds all of
+them. The native program benchmarks/gpu/kernels.cu then runs once for each, and must find wrong rows, rows that fell
+back to the exhaustive comparison, or be stopped by the emulator. A mistake that nothing finds ends this with status 1.
+"""
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import build
+
+SECONDS = 60
+SEARCHES = ("search_narrow", "search_middle", "search_wide", "search_wgmma")
+MMA = SEARCHES[:3]
+WGMMA = SEARCHES[3:]
+STATISTICS = ("statistics_scan", "statistics_sorted")
+
+
+class Mutation(NamedTuple):
+    """A mistake.
+
+    Attributes:
+        file: below csrc/cuda.
+        right: an expression or, with its semicolon, a statement.
+        mistaken: what replaces it; "" for a statement that is left out.
+        kernels: of the native program, one of which must show it.
+        after: text of the file; `right` is the first one behind it, and the only one where this is "".
+    """
+
+    file: str
+    right: str
+    mistaken: str
+    kernels: tuple[str, ...]
+    after: str = ""
+
+    @property
+    def name(self) -> str:
+        """What the printed line calls it."""
+        return f"{self.right} -> {self.mistaken or 'left out'}"
+
+
+_HALF, _HOPPER = "nearest_codeword/half_search.cuh", "nearest_codeword/hopper_search.cuh"
+_LOOP, _OPERANDS = "nearest_codeword/hopper_loop.cuh", "nearest_codeword/codebook_operands.cuh"
+_NEAREST, _STATISTICS = "nearest_codeword/nearest_codeword.cu", "codebook_update/codebook_statistics.cu"
+_APPLY, _COMMITMENT = "codebook_update/codebook_apply.cu", "commitment/commitment.cu"
+
+MUTATIONS = (
+    # Fragments.
+    Mutation(
+        _HALF,
+        "multiply(sums[m][n], row_part[m], column_part[0], column_part[1]);",
+        "multiply(sums[m][n], row_part[m], column_part[1], column_part[0]);",
+        MMA,
+    ),
+    Mutation(
+        _HALF,
+        "multiply(sums[m][n + 1], row_part[m], column_part[2], column_part[3]);",
+        "multiply(sums[m][n + 1], row_part[m], column_part[0], column_part[1]);",
+        MMA,
+    ),
+    Mutation(_HALF, "(k * 2 + lane / 16) ^ (lane % 8)", "(k * 2 + lane / 8 % 2) ^ (lane % 8)", MMA),
+    Mutation(_HALF, "(k * 2 + lane / 8 % 2) ^ (lane % 8)", "(k * 2 + lane / 8 % 2)", MMA),
+    # Copies and their waits.
+    Mutation(_HALF, "wait_for_copies<S::kStages - 2>();", "wait_for_copies<S::kStages - 1>();", MMA),
+    Mutation(
+        _HALF, "if (step + S::kStages - 1 < steps) copy_step();", "if (step + S::kStages < steps) copy_step();", MMA
+    ),
+    Mutation(_HALF, "copy_stage + 1 == S::kStages", "copy_stage + 1 == S::kStages - 1", MMA),
+    Mutation(_LOOP, "wait_for_products<1>();", "", WGMMA),
+    Mutation(_LOOP, "wait_for_products<1>();", "wait_for_products<2>();", WGMMA),
+    Mutation(_LOOP, "wait_for_products<0>();", "wait_for_products<1>();", WGMMA),
+    Mutation(_LOOP, "begin_products();", "", WGMMA),
+    Mutation(_LOOP, "wait_for(full + stage * 8, parity);", "", WGMMA),
+    Mutation(_LOOP, "wait_for(empty + stage * 8, parity);", "", WGMMA),
+    Mutation(_LOOP, "wait_for(full + stage * 8, parity);", "wait_for(full + stage * 8, parity ^ 1);", WGMMA),
+    Mutation(_LOOP, "wait_for(empty + stage * 8, parity);", "wait_for(empty + stage * 8, parity ^ 1);", WGMMA),
+    Mutation(_LOOP, "k > 0 || chunk > 0", "true", WGMMA),
+    Mutation(_LOOP, "k * 2", "k * 4", WGMMA, "ring_operand + stage"),
+    Mutation(_LOOP, "chunk * (kGroupRows * 2 * kStepWidth >> 4)", "chunk * (kGroupRows * kStepWidth >> 4)", WGMMA),
+    # Arrivals: one too few, one too many.
+    Mutation(_LOOP, "if (chunk > 0 && lane == 0) arrive(empty + stage_before * 8);", "", WGMMA),
+    Mutation(
+        _LOOP,
+        "if (chunk > 0 && lane == 0) arrive(empty + stage_before * 8);",
+        "if (chunk > 0 && lane < 2) arrive(empty + stage_before * 8);",
+        WGMMA,
+    ),
+    Mutation(
+        _LOOP,
+        "if (lane == 0) arrive(empty + stage_before * 8);",
+        "if (lane < 2) arrive(empty + stage_before * 8);",
+        WGMMA,
+        "__syncwarp",
+    ),
+    Mutation(
+        _HOPPER,
+        "start_barrier(empty + stage * 8, kGroups * Warpgroup::kThreads / 32);",
+        "start_barrier(empty + stage * 8, kGroups * Warpgroup::kThreads / 32 - 1);",
+        WGMMA,
+    ),
+    Mutation(_HOPPER, "fence_async();", "", WGMMA, "load_rows<Warpgroup, __nv_bfloat16>"),
+    # Candidates: the prefix of a quad's hits, room for them, and their places.
+    Mutation(_HALF, "if (quad_lane >= 1) up_to += one_before;", "", SEARCHES),
+    Mutation(_HALF, "if (quad_lane >= 2) up_to += two_before;", "", SEARCHES),
+    Mutation(_HALF, "minima.count[slot] += more;", "minima.count[slot] += hits;", SEARCHES),
+    Mutation(_HALF, "minima.count[slot] + more > kCandidates", "minima.count[slot] + more > kCandidates + 1", SEARCHES),
+    Mutation(_HALF, "first + n * 8 + quad_lane * 2 + side_column", "first + n * 8 + quad_lane * 2", SEARCHES),
+    Mutation(_HALF, "low = fminf(low, __shfl_xor_sync(~0u, low, 2));", "", SEARCHES),
+    # Tails, one too far or one too short.
+    Mutation(_HALF, "row < a.features.rows", "row <= a.features.rows", SEARCHES, "const bool inside = "),
+    Mutation(_HALF, "first + 8 <= features.columns", "first + 8 <= features.columns + 1", SEARCHES),
+    Mutation(_HALF, "first + e < features.columns", "first + e <= features.columns", SEARCHES),
+    Mutation(_HALF, "first_row + r >= a.features.rows", "first_row + r > a.features.rows", SEARCHES),
+    Mutation(_OPERANDS, "j >= codebook.rows", "j > codebook.rows", ("operands",), "bool left_out = "),
+    Mutation(
+        _NEAREST,
+        "first + column + k * 16 < codebook.rows",
+        "first + column + k * 16 <= codebook.rows",
+        ("search_plain",),
+        "const bool there = ",
+    ),
+    Mutation(_NEAREST, "codeword < codebook.rows", "codeword <= codebook.rows", ("search_direct",), "column + k * 16;"),
+    Mutation(_NEAREST, "row < rows", "row <= rows", ("search_plain", "search_direct"), "threadIdx.x % 16 == 0 && "),
+    Mutation(_NEAREST, "row < a.features.rows", "row <= a.features.rows", MMA, "bool compare_all = false;"),
+    Mutation(_STATISTICS, "first + e < rows", "first + e <= rows", ("statistics_scan",)),
+    Mutation(_STATISTICS, "row < tile.last", "row <= tile.last", ("statistics_sorted",), "row = start + lane;"),
+    Mutation(_STATISTICS, "i < number", "i <= number", ("statistics_sorted",), "values[i] = "),
+    Mutation(_APPLY, "d < state.width", "d <= state.width", ("apply",), "update.revived[k] != 0;"),
+    Mutation(_COMMITMENT, "row < a.rows", "row <= a.rows", ("commitment",), "double total = 0;"),
+)
+
+# Every barrier and every wait for a warp or warpgroup, left out.
+_BARRIER = re.compile(r"__syncthreads\(\);|__syncwarp\(\);|wait_for_group\(group\);")
+_KERNELS_OF = {
+    _HALF: SEARCHES,
+    _HOPPER: WGMMA,
+    _LOOP: WGMMA,
+    _OPERANDS: ("operands",),
+    _NEAREST: (*MMA, "search_plain", "search_direct"),
+    _STATISTICS: STATISTICS,
+    _APPLY: ("apply",),
+    _COMMITMENT: ("commitment",),
+    "reduce.cuh": (*STATISTICS, "apply"),
+}
+
+
+class Place(NamedTuple):
+    """Where a mutation lies in its file, and the line's number."""
+
+    mutation: Mutation
+    start: int
+    line: int
+
+
+def places(cuda: Path) -> Iterator[Place]:
+    """Where each mutation goes, barriers included.
+
+    Raises:
+        SystemExit: the text of one does not occur once.
+    """
+    for mutation in MUTATIONS:
+        text = (cuda / mutation.file).read_text()
+        begin = text.find(mutation.after)
+        start = text.find(mutation.right, begin)
+        if begin < 0 or start < 0 or (not mutation.after and text.count(mutation.right) != 1):
+            raise SystemExit(f"tests/cuda_on_host: this mutation does not apply any more: {mutation.name}")
+        yield Place(mutation, start, text.count("\n", 0, start) + 1)
+    for path in sorted([*cuda.rglob("*.cu"), *cuda.rglob("*.cuh")]):
+        name, text = str(path.relative_to(cuda)), path.read_text()
+        for found in _BARRIER.finditer(text):
+            line = text.count("\n", 0, found.start()) + 1
+            yield Place(Mutation(name, found[0], "", _KERNELS_OF[name]), found.start(), line)
+
+
+def mutated(text: str, chosen: dict[int, Place]) -> str:
+    """A file that makes the mistake whose number UNICODE_FAST_MUTATION is."""
+    by_start: dict[int, dict[int, Mutation]] = {}
+    for number, place in chosen.items():
+        by_start.setdefault(place.start, {})[number] = place.mutation
+    for start, mutations in sorted(by_start.items(), reverse=True):
+        right = next(iter(mutations.values())).right
+        new = right
+        for number, mutation in mutations.items():
+            test = f"::on_host::mutation() == {number}"
+            if right.endswith(";"):
+                new = f"if ({test}) {{ {mutation.mistaken} }} else {{ {new} }}"
+            else:
+                new = f"({test} ? ({mutation.mistaken}) : ({new}))"
+        text = text[:start] + new + text[start + len(right) :]
+    return text
+
+
+def build_mutants(folder: Path) -> tuple[Path, list[Place]]:
+    """Compile the native program with all mistakes; returns it with what its numbers, from 1, mean."""
+    copy = folder / "csrc"
+    shutil.rmtree(copy, ignore_errors=True)
+    shutil.copytree(build.ROOT / "csrc", copy)
+    found = list(places(copy / "cuda"))
+    for name in {place.mutation.file for place in found}:
+        path = copy / "cuda" / name
+        chosen = {number: place for number, place in enumerate(found, 1) if place.mutation.file == name}
+        path.write_text(mutated(path.read_text(), chosen))
+    return build.build_program(folder, copy), found
+
+
+def verdict(program: Path, number: int, place: Place) -> tuple[bool, str]:
+    """Whether the mistake shows, and how."""
+    for kernel in place.mutation.kernels:
+        environment = {**os.environ, "UNICODE_FAST_MUTATION": str(number)}
+        try:
+            command = [str(program), "--size", "small", "--only", kernel]
+            run = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, env=environment, check=False)
+        except subprocess.TimeoutExpired:
+            return True, f"{kernel} did not end"
+        if run.returncode != 0:
+            return True, f"{kernel}: {said(run.stdout) or f'status {run.returncode}'}"
+    return False, "NOT FOUND"
+
+
+def said(output: str) -> str:
+    """What the last line of the native program complains of."""
+    lines = [line for line in output.splitlines() if '"ok": false' in line]
+    if not lines:
+        return ""
+    message = re.search(r'"message": "(.*?)"', lines[-1])
+    return message[1] if message and message[1] else lines[-1]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path, help="where to build")
+    folder = parser.parse_args().folder.resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    started = time.monotonic()
+    program, found = build_mutants(folder)
+    print(f"{len(found)} mistakes compiled in {time.monotonic() - started:.0f} s", flush=True)
+    right, how = verdict(
+        program, 0, Place(Mutation("", "", "", tuple(dict.fromkeys(sum(_KERNELS_OF.values(), ())))), 0, 0)
+    )
+    if right:
+        print(f"without a mistake: {how}")
+        return 1
+    missed = 0
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        verdicts = pool.map(lambda pair: verdict(program, *pair), enumerate(found, 1))
+        for place, (is_found, how) in zip(found, verdicts, strict=True):
+            missed += not is_found
+            where = f"{place.mutation.file}:{place.line}"
+            print(f"{'found' if is_found else 'MISSED'} {where} {place.mutation.name}: {how[:160]}", flush=True)
+    print(f"{len(found) - missed} of {len(found)} mistakes found in {time.monotonic() - started:.0f} s")
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
