@@ -5,6 +5,7 @@
 
 import argparse
 import datetime
+import functools
 import json
 import os
 import platform
@@ -148,6 +149,14 @@ def with_gradients(loss: Loss, targets: Tensor, predictions: Tensor) -> tuple[Te
     return (value.detach(), *torch.autograd.grad(value, leaves))
 
 
+@functools.lru_cache(maxsize=1)
+def problem(shape: str, precision: str, device: str) -> tuple[list[Tensor], tuple[Tensor, ...]]:
+    """Targets and predictions, and the loss with its gradients in float64; once for all contenders of a process."""
+    torch.manual_seed(0)
+    vectors = [torch.randn(CONTRAST_SHAPES[shape], device=device).to(PRECISIONS[precision][1]) for _ in range(2)]
+    return vectors, with_gradients(lambda a, b: ours(a, b, "reference"), *(x.double() for x in vectors))
+
+
 def error(found: Tensor, truth: Tensor) -> float:
     """Largest error, relative to the largest number."""
     return float((found.double() - truth).abs().max() / truth.abs().max())
@@ -160,11 +169,8 @@ def measure(contender: str, shape: str, precision: str, device: str) -> dict[str
     missing = obstacle(contender, size, device)
     if missing:
         return {**row, "missing": missing}
-    setting, dtype = PRECISIONS[precision]
-    torch.set_float32_matmul_precision(setting)
-    torch.manual_seed(0)
-    vectors = [torch.randn(size, device=device).to(dtype) for _ in range(2)]
-    truth = with_gradients(lambda a, b: ours(a, b, "reference"), *(x.double() for x in vectors))
+    torch.set_float32_matmul_precision(PRECISIONS[precision][0])
+    vectors, truth = problem(shape, precision, device)
     loss = CONTENDERS[contender].make()
 
     def call() -> tuple[Tensor, ...]:

@@ -59,6 +59,13 @@ def places(operator: str) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("place", chosen, ids=["-".join(names) for names in _PLACES[operator]], indirect=True)
 
 
+def searches_in_half_precision() -> pytest.MarkDecorator:
+    """Run a test once for each kernel of the search that scores in half precision, as the fixture `place`."""
+    where = ("cpu", "cpp") if ON_HOST else ("cuda", "cuda")
+    chosen = [Place("nearest_codeword", *where, loop) for loop in _LOOPS if loop != "plain"]
+    return pytest.mark.parametrize("place", chosen, ids=["-".join(place[1:]) for place in chosen], indirect=True)
+
+
 def generator(seed: int = 0) -> torch.Generator:
     """A CPU generator, so that every device gets the same numbers."""
     return torch.Generator().manual_seed(seed)

@@ -6,15 +6,47 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
+import selection
 import torch
-from cases import Place
+from cases import ON_HOST, Place
 
 from unicode_fast.data import ClipSet, talking_digits
 
 # The tensors of the tests are small: more threads only wait for each other, and for whatever else the machine does.
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
 
-_ABOUT_A_GPU = ("cuda", "triton", "extension")
+# How skips begin that a machine with a GPU must not need. One GPU only, or a torch that CUDA can be compiled for, is no
+# fault.
+FORBIDDEN_SKIPS = (
+    selection.NO_CUDA,
+    "extension or backend is not available",
+    "the C++ extension is not there",
+    "could not import 'triton'",
+)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Options of benchmarks/on_gpu.py."""
+    group = parser.getgroup("unicode_fast")
+    group.addoption("--kernels-on", choices=("cuda", "cpu"), help="only tests that run kernels there")
+    group.addoption("--without", default="", help="with --kernels-on: kernels whose tests are left out, A,B")
+    group.addoption("--shard", default="1/1", help="with --kernels-on: which part of the tests, as 2/6; whole kernels")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what these options leave out, and on the emulator what takes long there."""
+    for item in items:
+        if ON_HOST and selection.is_slow_on_host(item):
+            item.add_marker(pytest.mark.slow)
+    device = config.getoption("--kernels-on")
+    if device is None:
+        return
+    without = [name for name in config.getoption("--without").split(",") if name]
+    groups = [selection.group_of(item, device, without) for item in items]
+    taken = selection.shard_of(groups, *map(int, config.getoption("--shard").split("/")))
+    config.hook.pytest_deselected(items=[item for item, mine in zip(items, taken, strict=True) if not mine])
+    items[:] = [item for item, mine in zip(items, taken, strict=True) if mine]
 
 
 @pytest.fixture(autouse=True)
@@ -77,7 +109,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     report = yield
     if report.skipped and not hasattr(report, "wasxfail") and os.environ.get("UNICODE_FAST_REQUIRE_CUDA") == "1":
         reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
-        if any(word in reason.lower() for word in _ABOUT_A_GPU):
+        if reason.removeprefix("Skipped: ").startswith(FORBIDDEN_SKIPS):
             report.outcome = "failed"
             report.longrepr = f"UNICODE_FAST_REQUIRE_CUDA=1 forbids this skip: {reason}"
     return report

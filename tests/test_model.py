@@ -305,7 +305,7 @@ class TestNoHostSynchronisation:
             torch.ones(3).nonzero()
         assert len(counter.seen) == 2
 
-    @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+    @pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA is not available")
     @pytest.mark.parametrize("name", ["paper", "recommended"])
     def test_training_step_on_a_gpu(self, name: str) -> None:
         device = torch.device("cuda")

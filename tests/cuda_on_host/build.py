@@ -1,8 +1,8 @@
 """Compiles csrc/cuda for the host, on the emulator: `python tests/cuda_on_host/build.py FOLDER`.
 
 FOLDER/package holds the package, by links, with an extension whose operators on CPU tensors (backend "cpp") run the
-CUDA kernels; FOLDER/kernels is benchmarks/gpu/kernels.cu. It takes a C++20 compiler that has -fsanitize=thread, of
-which only the hooks are used, and no CUDA toolkit. What has not changed is not compiled again.
+CUDA kernels; FOLDER/kernels is the program of benchmarks/gpu/kernels. It takes a C++20 compiler that has
+-fsanitize=thread, of which only the hooks are used, and no CUDA toolkit. What has not changed is not compiled again.
 """
 
 import argparse
@@ -10,7 +10,6 @@ import json
 import os
 import shlex
 import subprocess
-import sys
 import sysconfig
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +17,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
+PROGRAM = ROOT / "benchmarks" / "gpu" / "kernels"
 DECISION = "csrc/cuda on the host"
 CXX = shlex.split(os.environ.get("CXX") or "c++")
 FLAGS = ["-std=c++20", "-O1", "-g1", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-U_FORTIFY_SOURCE", "-w"]
@@ -32,7 +32,7 @@ def compile_all(jobs: Sequence[tuple[Path, Path, Sequence[str]]]) -> None:
     Raises:
         SystemExit: one does not compile; the compiler has said why.
     """
-    headers = [path for folder in (ROOT / "csrc", HERE) for path in folder.rglob("*.*h")] + [Path(__file__)]
+    headers = [path for folder in (ROOT / "csrc", PROGRAM, HERE) for path in folder.rglob("*.*h")] + [Path(__file__)]
     newest = max(path.stat().st_mtime for path in headers)
 
     def run(job: tuple[Path, Path, Sequence[str]]) -> int:
@@ -60,10 +60,12 @@ def kernel_sources(csrc: Path) -> list[Path]:
 
 
 def build_program(folder: Path, csrc: Path = ROOT / "csrc", includes: Sequence[str] = ()) -> Path:
-    """Compile benchmarks/gpu/kernels.cu with the kernels below `csrc`; returns the program."""
+    """Compile benchmarks/gpu/kernels with the kernels below `csrc`; returns the program."""
     folder.mkdir(parents=True, exist_ok=True)
-    sources = [*kernel_sources(csrc), ROOT / "benchmarks" / "gpu" / "kernels.cu"]
-    jobs = [(source, folder / f"{source.stem}.o", (*includes, *KERNELS)) for source in sources]
+    # The linker takes the first of equal inline functions: those of the kernels, mistakes included.
+    objects = {source: f"{source.stem}.o" for source in kernel_sources(csrc)}
+    objects |= {source: f"program_{source.stem}.o" for source in sorted(PROGRAM.glob("*.cu"))}
+    jobs = [(source, folder / name, (*includes, *KERNELS)) for source, name in objects.items()]
     jobs.append((HERE / "emulator.cpp", folder / "emulator.o", ("-O2",)))
     compile_all(jobs)
     link(folder / "kernels", [target for _, target, _ in jobs])
@@ -103,9 +105,8 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="where to build; may hold an earlier build")
     folder = parser.parse_args().folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    if (ROOT / "benchmarks" / "gpu" / "kernels.cu").exists():
-        print(f"built {build_program(folder)}")
-    print(f"built {build_package(folder)}", file=sys.stdout)
+    print(f"built {build_program(folder)}")
+    print(f"built {build_package(folder)}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-// The few types and functions of CUDA's runtime that csrc/cuda and benchmarks/gpu/kernels.cu use, on the host.
+// The few types and functions of CUDA's runtime that csrc/cuda and benchmarks/gpu/kernels use, on the host.
 #pragma once
 
 #include <cstddef>

@@ -1,0 +1,259 @@
+"""What the stage scripts share: their command line, rows as lines of JSON, graphs and clocks, and sizes of a dry run.
+
+A dry run is `--device cpu --size tiny`: the same code, where a graph replays by calling and events are the clock's.
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Any, NamedTuple
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+# Modules of the benchmarks, then the tests' tolerances and tiny data.
+sys.path += [str(HERE.parent), str(ROOT / "tests")]
+
+import numpy  # noqa: E402
+import torch  # noqa: E402
+from torch import Tensor  # noqa: E402
+
+KIT = ROOT / "gpu-kit"
+SEARCHES = ("search_wgmma", "search_wide", "search_middle", "search_narrow", "search_plain", "search_direct")
+# Which operators call a kernel, but for the searches of nearest_codeword, which stand in for one another.
+CALLERS = {
+    "operands": ("nearest_codeword",),
+    "statistics_scan": ("codebook_update",),
+    "statistics_sorted": ("codebook_update",),
+    "apply": ("codebook_update",),
+    "commitment": ("commitment_loss",),
+    "cross_info_nce": ("cross_info_nce",),
+}
+# Of the shared benchmarks.
+GRAPH = "ours in a CUDA graph"
+
+
+class Stage(NamedTuple):
+    """How a stage was asked to run.
+
+    Attributes:
+        device: "cuda" or "cpu".
+        tiny: with the sizes of a dry run.
+        without: kernels to leave out.
+        options: the whole command line.
+    """
+
+    device: str
+    tiny: bool
+    without: frozenset[str]
+    options: argparse.Namespace
+
+    @property
+    def compiled(self) -> str:
+        """The backend of the compiled operators."""
+        return "cuda" if self.device == "cuda" else "cpp"
+
+
+class Found(NamedTuple):
+    """What a row says: right, wrong or, None, not run; one line; numbers by name."""
+
+    ok: bool | None
+    text: str
+    numbers: dict[str, Any] = {}
+
+
+def begin(description: str | None, *flags: tuple[str, dict[str, Any]], triton_on_cpu: bool = False) -> Stage:
+    """Reads the command line, leaves out what it names, and keeps standard output for rows.
+
+    Args:
+        description: of the script.
+        flags: beyond those of every stage: name and what argparse is told.
+        triton_on_cpu: in a dry run, Triton's interpreter computes cross_info_nce.
+    """
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--size", choices=("target", "tiny"), default="target")
+    parser.add_argument("--without", default="", help="kernels to leave out, separated by commas")
+    for name, options in flags:
+        parser.add_argument(name, **options)
+    arguments = parser.parse_args()
+    without = frozenset(filter(None, arguments.without.split(",")))
+    unknown = without - {*SEARCHES, *CALLERS}
+    if unknown:
+        parser.error(f"without must be among {', '.join((*SEARCHES, *CALLERS))}, got {', '.join(sorted(unknown))}")
+    stage = Stage(arguments.device, arguments.size == "tiny", without, arguments)
+    _keep_output_for_rows()
+    leave_out(without, stage.device)
+    if stage.tiny:
+        _shrink()
+    if stage.device == "cpu" and triton_on_cpu and _interprets():
+        _interpret_contrast()
+    return stage
+
+
+_rows = sys.stdout
+
+
+def _keep_output_for_rows() -> None:
+    """Whatever else is printed, by libraries too, goes to standard error."""
+    global _rows
+    _rows = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+
+
+def emit(name: str, found: Found) -> None:
+    """Print a row."""
+    numbers = dict(found.numbers)
+    if "commit" in numbers and numbers["commit"] is None:
+        numbers["commit"] = _kit_commit()
+    print(json.dumps({"name": name, "ok": found.ok, "text": found.text, **numbers}), file=_rows, flush=True)
+
+
+def _kit_commit() -> str | None:
+    """The commit that travelled, where there is no repository."""
+    manifest = KIT / "manifest.json"
+    return json.loads(manifest.read_text()).get("commit") if manifest.exists() else None
+
+
+def attempt(stage: Stage, name: str, measure: Callable[..., Found], *arguments: Any, **options: Any) -> bool | None:
+    """The row that `measure` finds of a stage and more; an error is one too, and the end where the device is lost."""
+    try:
+        found = measure(stage, *arguments, **options)
+    except Exception as error:
+        traceback.print_exc(file=sys.stderr)
+        found = Found(False, f"failed: {type(error).__name__}: {error}".splitlines()[0][:200])
+    emit(name, found)
+    if found.ok is False and stage.device == "cuda":
+        try:
+            torch.cuda.synchronize()
+            torch.cuda.empty_cache()
+        except RuntimeError as error:
+            sys.exit(f"the device is lost after {name}: {error}")
+    return found.ok
+
+
+def left_out(stage: Stage, *operators: str, kernels: Collection[str] = ()) -> Found | None:
+    """The row of what needs kernels that failed, or operators that have none left; None where nothing is missing."""
+    from unicode_fast import backend
+
+    gone = {operator for operator in operators if backend.IMPLEMENTATIONS[operator] == ("reference",)}
+    named = {kernel for kernel in stage.without if gone.intersection(CALLERS.get(kernel, ("nearest_codeword",)))}
+    named |= stage.without.intersection(kernels)
+    return Found(None, f"left out: {', '.join(sorted(named))} failed") if named else None
+
+
+def leave_out(without: Collection[str], device: str) -> None:
+    """Calls that name no backend go past these kernels from here on: to another search, or to the reference."""
+    from unicode_fast import backend
+
+    operators = {operator for kernel in without for operator in CALLERS.get(kernel, ())}
+    loop = other_loop(without, hopper=device == "cpu" or torch.cuda.get_device_capability() == (9, 0))
+    if loop is None:
+        operators.add("nearest_codeword")
+    elif loop:
+        os.environ["UNICODE_FAST_MAIN_LOOP"] = loop
+    for operator in operators:
+        backend.IMPLEMENTATIONS[operator] = ("reference",)
+
+
+def other_loop(without: Collection[str], *, hopper: bool) -> str | None:
+    """The main loop that calls none of these searches; "" where the choice may stay free, None where there is none."""
+    tiles = not {"search_wide", "search_middle", "search_narrow"}.intersection(without)
+    if "search_wgmma" not in without and (tiles or hopper):
+        return "" if tiles else "wgmma"
+    if tiles:
+        return "mma"
+    return None if "search_plain" in without else "plain"
+
+
+def whole(stage: Stage) -> str:
+    """What a row of a whole step adds to its text where kernels are left out."""
+    return f" (without {', '.join(sorted(stage.without))})" if stage.without else ""
+
+
+def captured(call: Callable[[], Any], device: str) -> Callable[[], Any]:
+    """The call as a CUDA graph, which reads and writes the memory that the call does; on a CPU the call."""
+    import contrast
+
+    return contrast.captured(call) if device == "cuda" else call
+
+
+def _shrink() -> None:
+    """Sizes, repeats and what needs CUDA in the shared benchmarks, for a dry run."""
+    import contenders
+    import contrast
+    import shapes
+    import tiny
+    import train_steps
+
+    from unicode_fast import preset
+
+    for number, name in enumerate(shapes.SEARCH_SHAPES):
+        shapes.SEARCH_SHAPES[name] = shapes.SearchShape(24 + number, 19 + number, 16)
+    for name in shapes.SHAPES:
+        shapes.SHAPES[name] = shapes.Shape(3, 4, 3, 12, 16)
+    for name, shape in shapes.CONTRAST_SHAPES.items():
+        shapes.CONTRAST_SHAPES[name] = shape._replace(steps=min(shape.steps, 2), clips=6, width=16)
+    small = shapes.TrainShape(4, 4, "small", (12,), (5, 5, 4), (8,))
+    for device in shapes.TRAIN_SHAPES:
+        shapes.TRAIN_SHAPES[device] = {"default": small, "published": small}
+    train_steps.LONGEST_SECONDS["cpu"] = 0.0
+    train_steps.config_of = lambda shape, rules, **fields: preset(rules, shape.size).replace_all(
+        batch_size=shape.clips, **tiny.SIZES, **fields
+    )
+    contenders.milliseconds = contrast.milliseconds = _milliseconds_once
+    train_steps.LEAST_REPEATS = 1
+    contenders.replayed = lambda make, features, codebook: make(contenders.new_state(codebook, len(features)), features)
+    contrast.captured = lambda call: call
+    for known in (contrast.CONTENDERS, *contenders.PROBLEMS.values()):
+        if GRAPH in known:
+            known[GRAPH] = known[GRAPH]._replace(devices=("cpu", "cuda"))
+    # Triton's interpreter has no bfloat16.
+    contrast.PRECISIONS["bfloat16"] = ("highest", torch.float16)
+
+
+def _milliseconds_once(call: Callable[[], Tensor], device: str) -> list[float]:
+    """The time of one call, in place of fifty."""
+    begun = time.perf_counter()
+    call()
+    synchronize(device)
+    return [1000 * (time.perf_counter() - begun)]
+
+
+def _interprets() -> bool:
+    """Whether Triton is told to interpret, and can: interpreters before 3.8 cannot count loops with NumPy 2.4."""
+    if os.environ.get("TRITON_INTERPRET") != "1":
+        return False
+    import triton
+    from torch.torch_version import TorchVersion
+
+    return TorchVersion(triton.__version__) >= (3, 8) or TorchVersion(numpy.__version__) < (2, 4)
+
+
+def _interpret_contrast() -> None:
+    """Triton's kernels, interpreted, as an implementation for CPUs."""
+    from unicode_fast import backend
+    from unicode_fast.ops import _library, cross_info_nce
+
+    module = sys.modules[cross_info_nce.__module__]
+    _library.implement("cross_info_nce", "CPU", module._triton)
+    _library.implement("cross_info_nce_backward", "CPU", module._backward_triton)
+    backend._DEVICES["triton"] = "cpu"
+
+
+def synchronize(device: str) -> None:
+    """Waits for the device."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def largest_error(found: Tensor, truth: Tensor) -> float:
+    """Largest difference, relative to the largest number of the truth."""
+    if truth.numel() == 0:
+        return 0.0
+    scale = float(truth.double().abs().max())
+    return float((found.double() - truth.double()).abs().max()) / (scale or 1.0)

@@ -1,0 +1,60 @@
+"""What a run without a GPU needs: stand-ins for NVIDIA's tools, and no packages that the GPU machine lacks."""
+
+import os
+from pathlib import Path
+
+# Of those that the project can use.
+LACKING = (
+    "espeakng_loader",
+    "faiss",
+    "fastkmeans",
+    "flash_kmeans",
+    "flashlib",
+    "inf_cl",
+    "jsonargparse",
+    "vector_quantize_pytorch",
+    "webdataset",
+)
+BLOCKER = '''"""Hides packages, unless they are among the wheels that travel."""
+
+from importlib.machinery import PathFinder
+from types import MethodType
+
+LACKING, WHEELS = {lacking!r}, {wheels!r}
+find_spec = PathFinder.find_spec
+
+
+def find_what_travels(finder, name, path=None, target=None):
+    top = name.partition(".")[0]
+    if top in LACKING and find_spec(top, [WHEELS]) is None:
+        return None
+    return find_spec(name, path, target)
+
+
+PathFinder.find_spec = MethodType(find_what_travels, PathFinder)
+'''
+STAND_INS = {
+    # Runs what it is given, and finds nothing.
+    "compute-sanitizer": """while [ "${1#--}" != "$1" ]; do shift 2; done
+"$@" && echo "========= ERROR SUMMARY: 0 errors"
+""",
+    "ncu": """echo "==ERROR== ERR_NVGPUCTRPERM - the user may not use the counters of this GPU"
+exit 1
+""",
+}
+
+
+def prepare(folder: Path, wheels: Path) -> dict[str, str]:
+    """Make the stand-ins and the module that hides packages, for PATH and PYTHONPATH; further variables.
+
+    Args:
+        folder: for all of it.
+        wheels: where the wheels that travel are unpacked.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "sitecustomize.py").write_text(BLOCKER.format(lacking=LACKING, wheels=str(wheels)))
+    for name, text in STAND_INS.items():
+        (folder / name).write_text(f"#!/bin/sh\n{text}")
+        (folder / name).chmod(0o755)
+    os.environ["PATH"] = os.pathsep.join([str(folder), os.environ["PATH"]])
+    return {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}

@@ -1,0 +1,151 @@
+#include "search.h"
+
+namespace unicode_fast::checks {
+namespace {
+
+constexpr int kWidth = 64;  // of tied and laddered searches
+
+// Columns of a part in an order that goes from one thread of a quad to the next.
+std::vector<int> quad_order(int part) {
+  std::vector<int> columns;
+  const int tiles = part / 8;
+  for (int i = 0; i < part; ++i) columns.push_back(i / 4 * 3 % tiles * 8 + i % 4 * 2 + (i / 4 / tiles + i) % 2);
+  // Both sides of a column once each: the second round takes those that the first left.
+  std::vector<char> taken(part, 0);
+  for (int& column : columns) {
+    if (taken[column]) column ^= 1;
+    taken[column] = 1;
+  }
+  return columns;
+}
+
+double square_of(const Rows& rows, int64_t row) {
+  double square = 0;
+  for (int64_t d = 0; d < rows.columns; ++d) square += rows.at(row, d) * rows.at(row, d);
+  return square;
+}
+
+// Random rows in one split, with values that can be set.
+Search settable_search(int64_t rows, int64_t codewords) {
+  Search given = random_search(kSingle, rows, codewords, kWidth, 1, false);
+  given.features = kept(given.features);
+  given.codebook = kept(given.codebook);
+  return given;
+}
+
+// Patterns of tied codewords: each number of them in each kind.
+constexpr int kHits[] = {2, 3, 4, 5, 6, 7, 9}, kKinds = 4, kPatterns = 7 * kKinds;
+
+// Kinds: all the same; the nearest first; last; the last two.
+bool is_tied(int kind, int i, int hits) {
+  return kind == 0 || (kind == 1 && i == 0) || (kind == 2 && i == hits - 1) || (kind == 3 && i >= hits - 2);
+}
+
+// The codewords of each pattern, in one part each.
+std::vector<std::vector<int64_t>> tied_places(int part) {
+  const std::vector<int> order = quad_order(part);
+  std::vector<std::vector<int64_t>> places(kPatterns);
+  int64_t start = 0;
+  int used = 0;
+  for (int pattern = 0; pattern < kPatterns; ++pattern) {
+    const int hits = kHits[pattern / kKinds];
+    if (used + hits > part) {
+      start += part;
+      used = 0;
+    }
+    for (int i = 0; i < hits; ++i) places[pattern].push_back(start + order[used++]);
+    std::sort(places[pattern].begin(), places[pattern].end());
+  }
+  return places;
+}
+
+// A candidate: its tile, and its score in units of the bound.
+struct Rung {
+  int tile;
+  double score;
+};
+
+struct Ladder {
+  int compared;
+  std::vector<Rung> rungs;
+};
+
+const Ladder kLadders[] = {
+    {6, {{0, 1.9}, {0, 1.65}, {0, 1.25}, {1, 0.8}, {1, 0.73}, {1, 0.66}, {2, 0.45}, {2, 0.35}, {3, 0}}},
+    {2, {{0, 3.00}, {0, 3.01}, {0, 3.02}, {0, 3.03}, {0, 3.04}, {0, 3.05}, {0, 3.06}, {2, 0.1}, {3, 0}}},
+    {kComparedWithAll, {{0, 0.80}, {0, 0.81}, {0, 0.82}, {0, 0.83}, {0, 0.84}, {0, 0.85}, {0, 0.86}, {2, 0}}},
+    {kComparedWithAll, {{0, 1.30}, {0, 1.31}, {0, 1.32}, {0, 1.33}, {0, 1.34}, {0, 1.35}, {0, 1.36}, {1, 0.5}, {3, 0}}},
+    {5, {{0, 0}, {1, 0.7}, {2, 0.6}, {2, 0.3}, {3, 0.5}, {3, 1.5}}}};
+constexpr int kLadderCount = 5, kLadderTiles = 4, kLongestLadder = 9;
+
+}  // namespace
+
+Search random_search(Number number, int64_t rows, int64_t codewords, int64_t width, int splits, bool random) {
+  const Number codes = number == kDouble ? kDouble : kSingle;
+  return {random_rows(number, rows, width, 1), random_rows(codes, codewords, width, 2), {}, {}, splits, random};
+}
+
+Search spoilt_search(Number number, int64_t rows, int64_t codewords, int64_t width) {
+  Search given = random_search(number, rows, codewords, width, 0, false);
+  given.features = kept(given.features);
+  given.codebook = spoilt_codebook(given.codebook);
+  for (int64_t i = 0; i < rows; ++i) {
+    if (i % 7 == 3) given.features.set(i, i % width, kNaN);
+    if (i % 11 == 5) given.features.set(i, i % width, i % 2 ? kInfinity : -kInfinity);
+  }
+  return given;
+}
+
+Search tied_search(const Geometry& shape) {
+  const std::vector<std::vector<int64_t>> places = tied_places(shape.part);
+  const int64_t rows = std::max(shape.rows + 1, 65);
+  Search given = settable_search(rows, round_to(places.back().back() / shape.part * shape.part + 1, shape.columns));
+  const Rows bases = random_rows(kSingle, kPatterns, kWidth, 3);
+  for (int pattern = 0; pattern < kPatterns; ++pattern) {
+    const int hits = kHits[pattern / kKinds];
+    for (int i = 0; i < hits; ++i) {
+      for (int d = 0; d < kWidth; ++d) {
+        const auto value = static_cast<float>(bases.at(pattern, d));
+        const bool is_apart = !is_tied(pattern % kKinds, i, hits) && d == i * 5 + 1;
+        given.codebook.set(places[pattern][i], d, is_apart ? std::nextafter(value, 9.0f) : value);
+      }
+    }
+  }
+  for (int64_t i = 0; i < rows; ++i) {
+    const int64_t pattern = i * 5 % kPatterns;
+    const int hits = kHits[pattern / kKinds];
+    for (int d = 0; d < kWidth; ++d) given.features.set(i, d, bases.at(pattern, d));
+    given.compared.push_back(hits > kCandidates ? kComparedWithAll : hits);
+  }
+  return given;
+}
+
+Search laddered_search(const Geometry& shape) {
+  const int64_t rows = shape.rows + 1, codewords = static_cast<int64_t>(kLadderTiles) * shape.columns;
+  const int parts = shape.columns / shape.part;
+  Search given = settable_search(rows, codewords);
+  const Rows bases = random_rows(kSingle, kLadderCount, kWidth, 3);
+  const Rows directions = random_rows(kDouble, kLadderCount, kWidth, 4);
+  const std::vector<int> order = quad_order(shape.part);
+  double largest = 0;
+  for (int64_t j = 0; j < codewords; ++j) largest = std::max(largest, square_of(given.codebook, j));
+  for (int ladder = 0; ladder < kLadderCount; ++ladder) {
+    // About twice the bound, as a squared distance: rounding to half precision takes kLost of a norm.
+    constexpr double kLost = 0x1.bp-12;
+    const double unit = 4 * kLost * std::sqrt(square_of(bases, ladder) * largest) / square_of(directions, ladder);
+    int number = ladder / parts * kLongestLadder;
+    for (const Rung rung : kLadders[ladder].rungs) {
+      const int64_t j =
+          static_cast<int64_t>(rung.tile) * shape.columns + ladder % parts * shape.part + order[number++ % shape.part];
+      for (int d = 0; d < kWidth; ++d)
+        given.codebook.set(j, d, bases.at(ladder, d) + std::sqrt(rung.score * unit) * directions.at(ladder, d));
+    }
+  }
+  for (int64_t i = 0; i < rows; ++i) {
+    for (int d = 0; d < kWidth; ++d) given.features.set(i, d, bases.at(i % kLadderCount, d));
+    given.compared.push_back(kLadders[i % kLadderCount].compared);
+  }
+  return given;
+}
+
+}  // namespace unicode_fast::checks

@@ -1,0 +1,280 @@
+#include <deque>
+
+#include "../../../csrc/cuda/codebook_update/codebook_update.h"
+#include "rows.h"
+
+namespace unicode_fast::checks {
+namespace {
+
+constexpr double kOwnWeight = 0.625, kDecay = 0.75;
+constexpr int64_t kSeed = 11, kStep = 5, kSampledCodewords = 16;
+
+struct Problem {
+  std::vector<Number> numbers;  // of each modality
+  int64_t rows, codewords, width;
+  bool sorted = false, masks = false, mixes = false, partners = false, sequential = false;
+  int candidates = 0;
+  bool choice = false, shard = false, strides = false;
+  int64_t popular = 0;  // of 10 rows so many have codeword 1
+
+  int modalities() const { return static_cast<int>(numbers.size()); }
+};
+
+// One modality on the host.
+struct Share {
+  Rows features, partners;
+  std::vector<int64_t> index;
+  std::vector<unsigned char> valid;
+  int64_t first_row, total_rows;
+  double weight;
+};
+
+struct Inputs {
+  std::vector<Share> shares;
+  std::vector<double> choice;  // (M)
+};
+
+// Rows that are masked out hold NaN, and an index out of range.
+void mask_out(Share& share, int64_t row, int64_t codewords) {
+  share.valid[row] = 0;
+  share.index[row] = row % 2 ? -7 : codewords + row;
+  share.features.set(row, row % share.features.columns, kNaN);
+  share.partners.set(row, row % share.features.columns, kNaN);
+}
+
+Share random_share(const Problem& given, int modality) {
+  const int64_t rows = given.rows;
+  Share share{random_rows(given.numbers[modality], rows, given.width, 10 + modality),
+              random_rows(given.numbers[modality], rows, given.width, 30 + modality),
+              {},
+              std::vector<unsigned char>(rows, 1),
+              given.shard ? 5 + modality : 0,
+              rows + (given.shard ? 9 : 0),
+              given.sequential ? std::pow(kDecay, given.modalities() - 1 - modality) : 1.0};
+  if (!target_size) {
+    share.features = kept(share.features);
+    share.partners = kept(share.partners);
+  }
+  const uint64_t key = counter_random::key(kSeed, 1, modality);
+  for (int64_t i = 0; i < rows; ++i) {
+    const bool popular = counter_random::integer(key, rows + i, 10) < given.popular;
+    share.index.push_back(popular ? 1 : counter_random::integer(key, i, given.codewords));
+    if (given.masks && counter_random::integer(key, 2 * rows + i, 4) == 0) mask_out(share, i, given.codewords);
+  }
+  return share;
+}
+
+Inputs random_inputs(const Problem& given) {
+  Inputs inputs;
+  for (int m = 0; m < given.modalities(); ++m) inputs.shares.push_back(random_share(given, m));
+  inputs.choice = {-0.5, 1.5, kNaN};
+  for (int64_t k = 3; k < given.codewords; ++k) inputs.choice.push_back(counter_random::uniform(99, k));
+  return inputs;
+}
+
+// One modality on the device.
+struct DeviceShare {
+  DeviceRows features;
+  std::optional<DeviceRows> partners;
+  Device<int64_t> index;
+  Device<unsigned char> valid;
+
+  DeviceShare(const Problem& given, const Share& share, Layout layout)
+      : features(share.features, layout),
+        index(strided<int64_t>(share.index, layout.column_stride, -1)),
+        valid(strided<unsigned char>(share.valid, layout.column_stride, 0)) {
+    if (given.partners) partners.emplace(share.partners, layout);
+  }
+};
+
+Batch batch_of(const Problem& given, const Inputs& inputs, const std::deque<DeviceShare>& shares, int64_t stride) {
+  Batch batch{};
+  for (int m = 0; m < given.modalities(); ++m) {
+    const DeviceShare& from = shares[m];
+    const auto* valid = given.masks ? reinterpret_cast<const bool*>(from.valid.get()) : nullptr;
+    const Share& share = inputs.shares[m];
+    batch.modality[m] = {from.features.view(),
+                         from.partners ? from.partners->view() : Matrix{},
+                         from.index.get(),
+                         stride,
+                         valid,
+                         stride,
+                         share.first_row,
+                         share.total_rows,
+                         share.weight};
+  }
+  batch.modalities = given.modalities();
+  batch.mixes = given.mixes;
+  batch.given_partners = given.partners;
+  batch.own_weight = kOwnWeight;
+  batch.codewords = given.codewords;
+  batch.width = given.width;
+  batch.candidates = given.candidates;
+  batch.seed = kSeed;
+  return batch;
+}
+
+void expect_counts(Expected& wanted, const Problem& given, const Inputs& inputs, const StatisticsLayout& layout) {
+  for (int m = 0; m < given.modalities(); ++m) {
+    for (int64_t i = 0; i < given.rows; ++i) {
+      if (!inputs.shares[m].valid[i]) continue;
+      ++wanted.values[layout.row_count + m];
+      ++wanted.values[layout.codeword_count + m * given.codewords + inputs.shares[m].index[i]];
+    }
+  }
+}
+
+// A feature mixed with its partner.
+double mixed(const Problem& given, const Inputs& inputs, int m, int64_t i, int64_t d) {
+  const double value = inputs.shares[m].features.at(i, d);
+  if (!given.mixes) return value;
+  if (given.partners) return kOwnWeight * value + (1 - kOwnWeight) * inputs.shares[m].partners.at(i, d);
+  double partner = 0;
+  int number = 0;
+  for (int other = 0; other < given.modalities(); ++other) {
+    if (other == m || !inputs.shares[other].valid[i]) continue;
+    partner += inputs.shares[other].features.at(i, d);
+    ++number;
+  }
+  return number == 0 ? value : kOwnWeight * value + (1 - kOwnWeight) * (partner / number);
+}
+
+void expect_sums(Expected& wanted, const Problem& given, const Inputs& inputs, const StatisticsLayout& layout) {
+  const int64_t every = target_size ? std::max<int64_t>(given.codewords / kSampledCodewords, 1) : 1;
+  for (int64_t i = 0; i < given.codewords * given.width; ++i)
+    if (i / given.width % every != 0) wanted.tolerances[layout.mixed_sum + i] = kUnchecked;
+  in_threads(given.width, [&](int64_t d) {
+    for (int m = 0; m < given.modalities(); ++m) {
+      const Share& share = inputs.shares[m];
+      for (int64_t i = 0; i < given.rows; ++i) {
+        if (!share.valid[i] || share.index[i] % every != 0) continue;
+        const int64_t place = layout.mixed_sum + share.index[i] * given.width + d;
+        const double term = share.weight * mixed(given, inputs, m, i, d);
+        wanted.values[place] += term;
+        wanted.tolerances[place] += std::abs(term) * kSumTolerance;
+      }
+    }
+  });
+}
+
+// The row of the whole batch that an attempt draws for a codeword.
+struct Drawn {
+  const Share* share;
+  int64_t row;  // of those held here
+  bool is_here, is_valid;
+};
+
+Drawn draw_row(const Problem& given, const Inputs& inputs, int64_t codeword, int attempt) {
+  int64_t total = 0;
+  for (const Share& share : inputs.shares) total += share.total_rows;
+  int64_t drawn = attempt == 0 && given.choice ? counter_random::place(inputs.choice[codeword], total)
+                                               : counter_random::integer(counter_random::key(kSeed, kStep, 2),
+                                                                         codeword * kAttempts + attempt, total);
+  const Share* share = inputs.shares.data();
+  for (; drawn >= share->total_rows; ++share) drawn -= share->total_rows;
+  const int64_t row = drawn - share->first_row;
+  const bool is_here = row >= 0 && row < given.rows;
+  return {share, row, is_here, is_here && share->valid[row]};
+}
+
+void expect_candidates(Expected& wanted, const Problem& given, const Inputs& inputs, const StatisticsLayout& layout) {
+  for (int64_t k = 0; k < given.codewords; ++k) {
+    for (int candidate = 0; candidate < given.candidates; ++candidate) {
+      Drawn drawn = draw_row(given, inputs, k, candidate);
+      for (int attempt = 1; attempt < kAttempts && given.candidates == 1; ++attempt) {
+        if (!drawn.is_here || drawn.is_valid) break;
+        drawn = draw_row(given, inputs, k, attempt);
+      }
+      if (!drawn.is_valid) continue;
+      const int64_t place = candidate * given.codewords + k;
+      wanted.values[layout.found + place] = 1;
+      for (int64_t d = 0; d < given.width; ++d)
+        wanted.values[layout.candidate + place * given.width + d] = drawn.share->features.at(drawn.row, d);
+    }
+  }
+}
+
+Result statistics_case(const Problem& given) {
+  const Inputs inputs = random_inputs(given);
+  const StatisticsLayout layout = statistics_layout(given.modalities(), given.codewords, given.width, given.candidates);
+  const Layout lies = given.strides ? Layout{1, 3, 2} : Layout{};
+  std::deque<DeviceShare> shares;
+  for (const Share& share : inputs.shares) shares.emplace_back(given, share, lies);
+  const Device<int64_t> step(std::vector<int64_t>{kStep});
+  const Device<double> statistics(layout.size), choice(inputs.choice);
+  Batch batch = batch_of(given, inputs, shares, lies.column_stride);
+  batch.step = step.get();
+  batch.choice = given.choice ? choice.get() : nullptr;
+  batch.statistics = statistics.get();
+  const StatisticsPlan plan = plan_statistics(batch);
+  const Device<unsigned char> workspace(plan.bytes);
+  const auto launch = [&] { return launch_statistics(plan, batch, workspace.get(), nullptr); };
+  finish_launch(launch(), "launch_statistics");
+  const std::vector<double> got = statistics.host();
+
+  Result result;
+  result.rows = given.rows * given.modalities();
+  result.demand(plan.sorted == given.sorted, "the other kind of sums was planned");
+  Expected wanted(layout.size);
+  expect_counts(wanted, given, inputs, layout);
+  expect_sums(wanted, given, inputs, layout);
+  expect_candidates(wanted, given, inputs, layout);
+  demand_close(result, "row_count", got, wanted, layout.row_count, layout.codeword_count);
+  demand_close(result, "codeword_count", got, wanted, layout.codeword_count, layout.mixed_sum);
+  demand_close(result, "mixed_sum", got, wanted, layout.mixed_sum, layout.found);
+  demand_close(result, "found", got, wanted, layout.found, layout.candidate);
+  demand_close(result, "candidate", got, wanted, layout.candidate, layout.size);
+  result.median_ms = median_ms(launch);
+  return result;
+}
+
+void add(std::vector<Case>& cases, const std::string& text, const Problem& given) {
+  const char* kernel = given.sorted ? "statistics_sorted" : "statistics_scan";
+  cases.push_back({kernel, text, [=] { return statistics_case(given); }});
+}
+
+void add_small(std::vector<Case>& cases) {
+  Problem masked{.numbers = {kSingle, kSingle, kSingle}, .rows = 517, .codewords = 13, .width = 130};
+  masked.masks = masked.mixes = true;
+  masked.candidates = 1;
+  add(cases, "masks, partners at the same place, revival", masked);
+
+  Problem sharded{.numbers = {kHalf, kSingle}, .rows = 301, .codewords = 11, .width = 9};
+  sharded.masks = sharded.mixes = sharded.partners = sharded.sequential = true;
+  sharded.candidates = kAttempts;
+  sharded.choice = sharded.shard = sharded.strides = true;
+  add(cases, "given partners, types, strides, a shard, every attempt", sharded);
+
+  Problem chunks{.numbers = {kDouble}, .rows = 4500, .codewords = 5, .width = 8, .candidates = 1, .choice = true};
+  add(cases, "one modality, several chunks", chunks);
+
+  Problem brain{.numbers = {kBrain, kBrain}, .rows = 70, .codewords = 7, .width = 129};
+  brain.mixes = brain.sequential = brain.strides = true;
+  add(cases, "bfloat16, strides", brain);
+
+  Problem pieces{.numbers = {kSingle}, .rows = 17000, .codewords = 1000, .width = 8, .sorted = true, .popular = 2};
+  add(cases, "one modality, several pieces", pieces);
+
+  Problem sorted{.numbers = {kHalf, kBrain, kSingle}, .rows = 5700, .codewords = 1000, .width = 5, .sorted = true};
+  sorted.masks = sorted.mixes = sorted.sequential = sorted.strides = true;
+  sorted.candidates = sorted.popular = 1;
+  add(cases, "masks, partners at the same place, revival", sorted);
+}
+
+}  // namespace
+
+std::vector<Case> statistics_cases() {
+  std::vector<Case> cases;
+  if (!target_size) {
+    add_small(cases);
+    return cases;
+  }
+  add(cases, "3 x " + size_text({800, 400, 256}),
+      {.numbers = {kSingle, kSingle, kSingle}, .rows = 800, .codewords = 400, .width = 256, .mixes = true});
+  for (const Size size : {kG2, kG3})
+    add(cases, size_text({size.rows, size.codewords, size.width}),
+        {.numbers = {kSingle}, .rows = size.rows, .codewords = size.codewords, .width = size.width, .sorted = true});
+  return cases;
+}
+
+}  // namespace unicode_fast::checks

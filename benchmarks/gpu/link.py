@@ -1,0 +1,138 @@
+"""The extension from objects that were compiled elsewhere.
+
+`python benchmarks/gpu/link.py --kit gpu-kit --package FOLDER` compiles csrc/extension.cpp alone, for this Python.
+FOLDER is that of a package, which gets the extension; or a folder to make, for PYTHONPATH, which gets the package
+`unicode_fast` as links into this checkout, kernels and extension included. Objects of another torch, CUDA or source
+are refused.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Iterable
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+sys.path.insert(0, str(ROOT))
+
+import setup as build  # noqa: E402 - of this checkout
+
+EXTENSION = "_C" + str(sysconfig.get_config_var("EXT_SUFFIX"))
+DECISION = "objects that were compiled on another machine"
+
+
+class LinkError(RuntimeError):
+    """The objects do not fit this machine, or compiler or linker failed; the message says how."""
+
+
+def digest_of(files: Iterable[Path]) -> str:
+    """A checksum of the names and contents of files of the checkout."""
+    digest = hashlib.sha256()
+    for file in sorted(files):
+        digest.update(f"{file.relative_to(ROOT)}\n".encode() + file.read_bytes())
+    return digest.hexdigest()
+
+
+def sources() -> list[Path]:
+    """What the objects are compiled from."""
+    return [path for path in (ROOT / "csrc").rglob("*") if path.is_file()]
+
+
+def make_package(folder: Path) -> Path:
+    """The folder of a package `unicode_fast` in `folder`, of links into this checkout; without an extension."""
+    package = folder / "unicode_fast"
+    package.mkdir(parents=True, exist_ok=True)
+    for old in package.iterdir():
+        shutil.rmtree(old) if old.is_dir() and not old.is_symlink() else old.unlink()
+    for path in (ROOT / "unicode_fast").iterdir():
+        if path.name != "__pycache__" and not path.name.startswith("_C."):
+            (package / path.name).symlink_to(path)
+    (package / "kernels").symlink_to(ROOT / "kernels")
+    return package
+
+
+def link(kit: Path, folder: Path) -> Path:
+    """Compile the module, link it with the objects of a kit, and write the record that the package reads first.
+
+    Args:
+        kit: what benchmarks/prepare_gpu.py made.
+        folder: of a package, or to make one in.
+
+    Returns:
+        The extension's file.
+
+    Raises:
+        LinkError: the objects do not fit the torch, the CUDA or the sources that are here, or a tool failed.
+    """
+    import torch
+
+    made = json.loads((kit / "manifest.json").read_text())["objects"]
+    here = {"torch": torch.__version__, "cuda": torch.version.cuda, "sources": digest_of(sources())}
+    for name, value in here.items():
+        if made[name] != value:
+            raise LinkError(f"objects must be of {name} {value}, got {made[name]}; run benchmarks/prepare_gpu.py again")
+    package = folder if (folder / "__init__.py").exists() else make_package(folder)
+    target = package / EXTENSION
+    libraries = Path(torch.__file__).parent / "lib"
+    record = {"torch": torch.__version__, "cuda": made["cuda"], "architectures": made["architectures"]}
+    defines = {f"UNICODE_FAST_{name.upper()}": json.dumps(value) for name, value in record.items()}
+    defines |= {"TORCH_EXTENSION_NAME": "_C"}
+    names = ("c10", "torch_cpu", "torch_cuda", "c10_cuda", "torch")
+    command = [
+        *build.cxx_command(os.environ),
+        *("-shared", "-fPIC", "-O3", "-g0", "-std=c++20", "-w"),
+        *(f"-D{name}={value}" for name, value in defines.items()),
+        *(f"-I{path}" for path in headers(Path(torch.__file__).parent)),
+        str(ROOT / "csrc" / "extension.cpp"),
+        *(str(kit / "objects" / name) for name in made["files"]),
+        *(f"-L{libraries}", *(f"-l{name}" for name in names), f"-Wl,-rpath,{libraries}"),
+        *(str(cuda_runtime()), "-o", str(target)),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+    if done.returncode != 0:
+        raise LinkError(f"{shlex.join(command)}\n{done.stderr}")
+    Path(f"{target}.json").write_text(json.dumps({**record, "decision": DECISION}, indent=1) + "\n")
+    return target
+
+
+def headers(torch_folder: Path) -> list[str]:
+    """Where Python's, pybind11's and the CUDA runtime's headers are."""
+    toolkit = build.find_toolkit(os.environ)
+    packaged = sorted(torch_folder.parent.glob("nvidia/cu*/include"))
+    cuda = packaged if isinstance(toolkit, str) else [toolkit.home / "include"]
+    pybind11 = [*build.pybind11_headers(), torch_folder / "include"]
+    return [str(path) for path in (sysconfig.get_path("include"), *pybind11, *cuda)]
+
+
+def cuda_runtime() -> Path:
+    """The CUDA runtime that torch has loaded.
+
+    Raises:
+        LinkError: it has loaded none.
+    """
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        path = Path(line.split(maxsplit=5)[-1])
+        if path.name.startswith("libcudart.so"):
+            return path
+    raise LinkError("torch must have loaded libcudart.so, got none")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--kit", type=Path, default=ROOT / "gpu-kit")
+    parser.add_argument("--package", type=Path, required=True)
+    arguments = parser.parse_args()
+    try:
+        print(link(arguments.kit, arguments.package.absolute()))
+    except LinkError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,438 @@
+"""Each operator on the device against its reference in float64, then replayed in a CUDA graph on new inputs.
+
+`python benchmarks/gpu/operators.py --device cuda`; one line of JSON a row.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from functools import partial
+from itertools import product
+from typing import Any, NamedTuple
+from unittest import mock
+
+import common
+import contenders
+import contrast
+import tolerances
+import torch
+from bench_contrast import LARGEST_ERRORS
+from common import Found, Stage
+from shapes import SEARCH_SHAPES
+from torch import Tensor
+
+from unicode_fast import (
+    CodebookState,
+    PreparedCodebook,
+    UpdateRule,
+    backend,
+    codebook_update,
+    codeword_distribution,
+    commitment_loss,
+    cross_info_nce,
+    nearest_codeword,
+    preset,
+)
+from unicode_fast.modules.codebook import Codebook
+
+# Loops of the CUDA search, with the kernel of each; "" takes the one that suits.
+LOOPS = {
+    "": "",
+    **{name: f"search_{name}" for name in ("wgmma", "wide", "middle", "narrow", "plain")},
+}
+CHEAP = ("more codewords", "narrow", "wide")
+# Only the search that is taken by itself, and the one with wgmma, are quick there.
+LARGE = "million"
+MOST_MEAN_CANDIDATES = 1.5
+PRESETS = ("recommended", "paper", "official")
+MODALITIES = 3
+Call = Callable[..., tuple[Tensor, ...]]
+
+
+def main_loop(name: str) -> Any:
+    """Within, the CUDA search computes its scores so; "" leaves the choice as it is."""
+    return mock.patch.dict(os.environ, {"UNICODE_FAST_MAIN_LOOP": name} if name else {})
+
+
+class Sizes(NamedTuple):
+    """Of a training step, and of one whose statistics are sorted."""
+
+    rows: int
+    codewords: int
+    width: int
+    sorted_rows: int
+
+
+def sizes_of(stage: Stage) -> Sizes:
+    return Sizes(24, 12, 16, 0) if stage.tiny else Sizes(800, 400, 256, 30_000)
+
+
+def draw(stage: Stage, *shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Standard normal numbers, drawn on the device."""
+    generator = torch.Generator(stage.device).manual_seed(seed)
+    return torch.randn(*shape, generator=generator, device=stage.device).to(dtype)
+
+
+def counts_candidates(stage: Stage) -> bool:
+    """Whether compared_codewords is more than its stand-in here."""
+    key = "CUDA" if stage.device == "cuda" else "CPU"
+    return torch._C._dispatch_has_kernel_for_dispatch_key("unicode_fast::compared_codewords", key)
+
+
+def searched(stage: Stage, features: Tensor, codebook: Tensor) -> dict[str, Any]:
+    """Rows that are wrong, that fell back to all codewords, and the mean number of candidates of the others."""
+    found = nearest_codeword(features, codebook)
+    wrong, checked = contenders.wrong_rows(found.index, features, codebook)
+    numbers: dict[str, Any] = {"rows": len(features), "wrong": wrong, "checked": checked}
+    if features.dtype == torch.float64 or not counts_candidates(stage):
+        return {**numbers, "fallback": None, "candidates": None}
+    compared = torch.ops.unicode_fast.compared_codewords(features, codebook)
+    known = compared[compared >= 0]
+    mean = float(known.double().mean()) if len(known) else None
+    return {**numbers, "fallback": len(compared) - len(known), "candidates": mean}
+
+
+def search(stage: Stage, loop: str) -> Found:
+    """One loop at all shapes that are cheap, and in half precision."""
+    left_out = common.left_out(stage, "nearest_codeword", kernels=[LOOPS[loop]])
+    if left_out is not None:
+        return left_out
+    cases = [("published", torch.float32), ("published", torch.bfloat16)]
+    if not stage.tiny:
+        cases += [(name, torch.float32) for name in CHEAP] + [("published", torch.float16)]
+        cases += [(LARGE, torch.float32)] if loop in ("", "wgmma") else []
+    results = []
+    with main_loop(loop):
+        for name, dtype in cases:
+            rows, codewords, width = SEARCH_SHAPES[name]
+            features, codebook = draw(stage, rows, width, dtype=dtype), draw(stage, codewords, width, seed=1)
+            kind = str(dtype).removeprefix("torch.")
+            results.append({"shape": name, "dtype": kind, **searched(stage, features, codebook)})
+    return search_row(results, must_know=loop != "plain")
+
+
+def search_row(results: Sequence[dict[str, Any]], *, must_know: bool) -> Found:
+    """The row of several shapes; `must_know` where no row may have been compared with all codewords."""
+    wrong, checked = (sum(case[name] for case in results) for name in ("wrong", "checked"))
+    text, ok = f"{wrong} of {checked} rows wrong", wrong == 0
+    if must_know and all(case["fallback"] is not None for case in results):
+        fallback = sum(case["fallback"] for case in results)
+        mean = max((case["candidates"] or 0.0) for case in results)
+        text += f", {fallback} of {sum(case['rows'] for case in results)} fell back, at most {mean:.3f} candidates"
+        ok = ok and fallback == 0 and mean <= MOST_MEAN_CANDIDATES
+    bad = [f"{case['shape']} {case['dtype']}" for case in results if case["wrong"] or (must_know and case["fallback"])]
+    text += f"; at fault: {', '.join(bad)}" if bad else ""
+    return Found(ok, text, {"cases": list(results)})
+
+
+def search_direct(stage: Stage) -> Found:
+    """Rows in float64, and a codebook in float64."""
+    left_out = common.left_out(stage, "nearest_codeword", kernels=["search_direct"])
+    if left_out is not None:
+        return left_out
+    rows, codewords, width = SEARCH_SHAPES["published"]
+    results = []
+    for dtype, other in (
+        (torch.float64, torch.float64),
+        (torch.float64, torch.float32),
+        (torch.float32, torch.float64),
+    ):
+        features, codebook = draw(stage, rows, width, dtype=dtype), draw(stage, codewords, width, seed=1, dtype=other)
+        kind = f"{dtype} and {other}".replace("torch.", "")
+        results.append({"shape": "published", "dtype": kind, **searched(stage, features, codebook)})
+    return search_row(results, must_know=False)
+
+
+def update_inputs(stage: Stage, rows: int) -> tuple[CodebookState, list[Tensor]]:
+    """A state with codewords that are due to be revived, and features of each modality."""
+    size = sizes_of(stage)
+    codebook = draw(stage, size.codewords, size.width, seed=5)
+    state = contenders.new_state(codebook, MODALITIES)
+    state.idle[:, ::3] = 1000
+    state.step.fill_(1000)
+    return state, [draw(stage, rows, size.width, seed=6 + m) for m in range(MODALITIES)]
+
+
+def rule_of(name: str) -> UpdateRule:
+    """The rule of a preset."""
+    config = preset(name)
+    return Codebook(("audio", "video", "text"), config.model, config.method, 0).rule
+
+
+def prepared(stage: Stage) -> Found:
+    """Searches with a prepared codebook before and after an update have the bits of those without."""
+    left_out = common.left_out(stage, "nearest_codeword", "codebook_update")
+    if left_out is not None:
+        return left_out
+    state, features = update_inputs(stage, sizes_of(stage).rows)
+    made = PreparedCodebook(state.codebook)
+    rows, equal = torch.cat(features), []
+    for change in ("none", "update", "in place"):
+        if change == "update":
+            index = [nearest_codeword(x, made).index for x in features]
+            codebook_update(state, features, index, rule_of("recommended"), prepared=made)
+        elif change == "in place":
+            state.codebook.mul_(-1)
+        pairs = zip(nearest_codeword(rows, made), nearest_codeword(rows, state.codebook.clone()), strict=True)
+        equal.append(all(torch.equal(a, b) for a, b in pairs))
+    text = "same bits as without" if all(equal) else f"other bits than without: new, updated, changed: {equal}"
+    return Found(all(equal), text)
+
+
+def update(stage: Stage, name: str, *, is_sorted: bool) -> Found:
+    """A preset's update against the reference, which computes in float64 and rounds once."""
+    left_out = common.left_out(stage, "codebook_update")
+    if left_out is not None:
+        return left_out
+    size = sizes_of(stage)
+    state, features = update_inputs(stage, size.sorted_rows if is_sorted else size.rows)
+    # Not by the search, so that this row is about the update alone; some codewords go without.
+    index = [torch.arange(len(x), device=x.device) * (m + 7) % (size.codewords - 3) for m, x in enumerate(features)]
+    truth = CodebookState(*(part.clone() for part in state))
+    rule = rule_of(name)
+    for part, kind in ((state, stage.compiled), (truth, "reference")):
+        codebook_update(part, features, index, rule, backend=kind)
+    errors = {
+        field: common.largest_error(getattr(state, field), getattr(truth, field)) for field in CodebookState._fields
+    }
+    bound = tolerances.codebook_update(torch.float32).relative
+    worst = max(errors, key=lambda field: errors[field])
+    exact = errors["idle"] == errors["step"] == 0
+    moved = not torch.equal(state.codebook, update_inputs(stage, 1)[0].codebook)
+    text = f"differs from float64 by at most {errors[worst]:.1e} ({worst}), allowed {bound:.1e}"
+    return Found(errors[worst] <= bound and exact and moved, text, {"errors": errors})
+
+
+def commitment_of(
+    stage: Stage, features: Tensor, codebook: Tensor, valid: Tensor | None, kind: str | None
+) -> list[Tensor]:
+    """Loss and gradient."""
+    rows = features.detach().requires_grad_()
+    size = sizes_of(stage)
+    index = (torch.arange(features.shape[1], device=features.device) * 7 % size.codewords).expand(MODALITIES, -1)
+    weights = torch.full((MODALITIES, MODALITIES), 0.2, device=features.device).fill_diagonal_(0.6)
+    loss = commitment_loss(rows, index.contiguous(), codebook, weights, valid=valid, backend=kind)
+    return [loss.detach(), *torch.autograd.grad(loss.sum(), rows)]
+
+
+def commitment(stage: Stage, dtype: torch.dtype, *, masked: bool) -> Found:
+    """Loss and gradient against the reference in float64."""
+    left_out = common.left_out(stage, "commitment_loss")
+    if left_out is not None:
+        return left_out
+    size = sizes_of(stage)
+    features = draw(stage, MODALITIES, size.rows + 3, size.width, seed=11, dtype=dtype)
+    codebook = draw(stage, size.codewords, size.width, seed=12)
+    valid = draw(stage, MODALITIES, size.rows + 3, seed=13) > -0.5 if masked else None
+    found = commitment_of(stage, features, codebook, valid, stage.compiled)
+    truth = commitment_of(stage, features.double(), codebook.double(), valid, "reference")
+    errors = [common.largest_error(a, b) for a, b in zip(found, truth, strict=True)]
+    bound = tolerances.COMMITMENT[dtype].relative
+    text = f"loss differs by {errors[0]:.1e}, gradient by {errors[1]:.1e}, allowed {bound:.1e}"
+    return Found(max(errors) <= bound, text, {"loss_error": errors[0], "gradient_error": errors[1]})
+
+
+def distribution_of(features: Tensor, codebook: Tensor) -> tuple[Tensor, ...]:
+    """Probabilities and gradients of their squares."""
+    leaves = features.detach().requires_grad_(), codebook.detach().requires_grad_()
+    result = codeword_distribution(*leaves)
+    return (result.detach(), *torch.autograd.grad(result.square().sum(), leaves))
+
+
+def distribution(stage: Stage) -> Found:
+    """The reference on the device in float32 against float64."""
+    size = sizes_of(stage)
+    inputs = draw(stage, 8, size.rows // 8, size.width, seed=14), draw(stage, size.codewords, size.width, seed=15)
+    truth = distribution_of(*(x.double() for x in inputs))
+    errors = [common.largest_error(a, b) for a, b in zip(distribution_of(*inputs), truth, strict=True)]
+    bound = tolerances.codeword_distribution_gradient(size.width, torch.float32).relative
+    text = f"differs from float64 by at most {max(errors):.1e}, allowed {bound:.1e}"
+    return Found(max(errors) <= bound, text, {"errors": errors})
+
+
+def contrast_of(targets: Tensor, predictions: Tensor, kind: str | None) -> tuple[Tensor, ...]:
+    """Loss with the softmax in both directions, and gradients."""
+
+    def loss(a: Tensor, b: Tensor) -> Tensor:
+        weights = contrast.weights(a)
+        return cross_info_nce(a, b, weights, softmax_over="both", temperature=contrast.TEMPERATURE, backend=kind).loss
+
+    return contrast.with_gradients(loss, targets, predictions)
+
+
+@contextmanager
+def products(precision: str) -> Any:
+    """Within, what products of float32 may lose."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(contrast.PRECISIONS[precision][0])
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def contrast_inputs(stage: Stage, clips: int, steps: int, precision: str, seed: int = 21) -> list[Tensor]:
+    """Targets and predictions; Triton's interpreter is slow."""
+    shape = (1, steps, clips, 16) if stage.tiny else (MODALITIES, steps, clips, 256)
+    return [draw(stage, *shape, seed=seed + n, dtype=contrast.PRECISIONS[precision][1]) for n in range(2)]
+
+
+def no_triton(stage: Stage) -> Found | None:
+    """The row of what needs Triton's kernels, where they do not run; None where they do."""
+    left_out = common.left_out(stage, "cross_info_nce")
+    if left_out is None and backend.choose_backend("cross_info_nce", torch.device(stage.device), None) != "triton":
+        return Found(None, "Triton's kernels do not run here")
+    return left_out
+
+
+def contrast_row(stage: Stage, clips: int, steps: int, precision: str) -> Found:
+    """Triton's loss and gradients against the reference in float64."""
+    left_out = no_triton(stage)
+    if left_out is not None:
+        return left_out
+    targets, predictions = contrast_inputs(stage, clips, steps, precision)
+    with products(precision):
+        found = contrast_of(targets, predictions, "triton")
+    truth = contrast_of(targets.double(), predictions.double(), "reference")
+    errors = [common.largest_error(a, b) for a, b in zip(found, truth, strict=True)]
+    bound = LARGEST_ERRORS[precision]
+    text = f"loss differs by {errors[0]:.1e}, gradients by {max(errors[1:]):.1e}, allowed {bound:.0e}"
+    return Found(max(errors) <= bound, text, {"loss_error": errors[0], "gradient_error": max(errors[1:])})
+
+
+def replay(stage: Stage, call: Call, first: Sequence[Tensor], second: Sequence[Tensor]) -> Found:
+    """A graph of a call, captured on the first inputs and replayed on the second, beside the call on these."""
+    held = [x.clone() for x in first]
+    again = common.captured(lambda: call(*held), stage.device)
+    for memory, new in zip(held, second, strict=True):
+        memory.copy_(new)
+    found = [x.clone() for x in again()]
+    expected = call(*(x.clone() for x in second))
+    equal = [torch.equal(a, b) for a, b in zip(found, expected, strict=True)]
+    same = all(equal)
+    return Found(
+        same, "replayed: the bits of the call" if same else f"replayed: other bits than the call, equal: {equal}"
+    )
+
+
+def two(draw_inputs: Callable[[int], Sequence[Tensor]]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+    """Inputs of two seeds."""
+    return draw_inputs(31), draw_inputs(47)
+
+
+def replayed_search(stage: Stage, loop: str) -> Found:
+    left_out = common.left_out(stage, "nearest_codeword", kernels=[LOOPS[loop]])
+    if left_out is not None:
+        return left_out
+    rows, codewords, width = SEARCH_SHAPES["published"]
+    inputs = two(lambda seed: [draw(stage, rows, width, seed=seed), draw(stage, codewords, width, seed=seed + 1)])
+    with main_loop(loop):
+        return replay(stage, lambda x, e: tuple(nearest_codeword(x, e)), *inputs)
+
+
+def replayed_step(stage: Stage, *, is_prepared: bool) -> Found:
+    """Search and update of a training step, all that they change included."""
+    left_out = common.left_out(stage, "nearest_codeword", "codebook_update")
+    if left_out is not None:
+        return left_out
+    rule = rule_of("recommended")
+    prepared_of: dict[int, PreparedCodebook] = {}
+
+    def draw_inputs(seed: int) -> list[Tensor]:
+        state, features = update_inputs(stage, sizes_of(stage).rows)
+        shifted = [x + draw(stage, *x.shape, seed=seed + m) for m, x in enumerate(features)]
+        return [*(part.clone() for part in state), *shifted]
+
+    def step(*tensors: Tensor) -> tuple[Tensor, ...]:
+        state, features = CodebookState(*tensors[:5]), list(tensors[5:])
+        made = prepared_of.setdefault(state.codebook.data_ptr(), PreparedCodebook(state.codebook))
+        codebook = made if is_prepared else state.codebook
+        index = [nearest_codeword(x, codebook).index for x in features]
+        codebook_update(state, features, index, rule, prepared=made if is_prepared else None)
+        return *(part.clone() for part in state), *index
+
+    held, second = two(draw_inputs)
+    held = [x.clone() for x in held]
+    prepared_of[held[0].data_ptr()] = PreparedCodebook(held[0])
+    again = common.captured(lambda: step(*held), stage.device)
+    for memory, new in zip(held, second, strict=True):
+        memory.copy_(new)
+    if is_prepared:
+        prepared_of[held[0].data_ptr()].refresh()
+    copies = [x.clone() for x in second]
+    pairs = []
+    # Twice, so that the second search reads the operands that the first update left.
+    for _ in range(2):
+        found = [x.clone() for x in again()]
+        pairs += list(zip(found, step(*copies), strict=True))
+    equal = all(torch.equal(a, b) for a, b in pairs)
+    return Found(
+        equal, "replayed twice: the bits of the calls" if equal else "replayed twice: other bits than the calls"
+    )
+
+
+def replayed_commitment(stage: Stage) -> Found:
+    left_out = common.left_out(stage, "commitment_loss")
+    if left_out is not None:
+        return left_out
+    size = sizes_of(stage)
+    inputs = two(
+        lambda seed: [
+            draw(stage, MODALITIES, size.rows, size.width, seed=seed),
+            draw(stage, size.codewords, size.width, seed=seed + 1),
+        ]
+    )
+    return replay(stage, lambda x, e: tuple(commitment_of(stage, x, e, None, None)), *inputs)
+
+
+def replayed_distribution(stage: Stage) -> Found:
+    size = sizes_of(stage)
+    inputs = two(
+        lambda seed: [
+            draw(stage, 8, size.rows // 8, size.width, seed=seed),
+            draw(stage, size.codewords, size.width, seed=seed + 1),
+        ]
+    )
+    return replay(stage, distribution_of, *inputs)
+
+
+def replayed_contrast(stage: Stage, clips: int, precision: str) -> Found:
+    left_out = no_triton(stage)
+    if left_out is not None:
+        return left_out
+    inputs = two(lambda seed: contrast_inputs(stage, clips, 1, precision, seed))
+    with products(precision):
+        return replay(stage, lambda a, b: contrast_of(a, b, None), *inputs)
+
+
+def main() -> None:
+    stage = common.begin(__doc__, triton_on_cpu=True)
+    contrasts = [(80, 1), (80, 12), (1000, 1), (1000, 12)]
+    precisions = list(contrast.PRECISIONS)
+    if stage.tiny:
+        contrasts, precisions = [(5, 2), (130, 1)], ["float32"]
+    row = partial(common.attempt, stage)
+    for loop in LOOPS:
+        row(f"nearest_codeword {loop or 'as chosen'}", search, loop)
+    row("nearest_codeword float64", search_direct)
+    row("nearest_codeword prepared", prepared)
+    for name, is_sorted in product(PRESETS, (False, True) if sizes_of(stage).sorted_rows else (False,)):
+        row(f"codebook_update {name}{', sorted' if is_sorted else ''}", update, name, is_sorted=is_sorted)
+    for dtype, masked in product((torch.float32, torch.bfloat16), (False, True)):
+        kind = str(dtype).removeprefix("torch.")
+        row(f"commitment_loss {kind}{', masked' if masked else ''}", commitment, dtype, masked=masked)
+    row("codeword_distribution", distribution)
+    for (clips, steps), precision in product(contrasts, precisions):
+        row(f"cross_info_nce B {clips}, K {steps}, {precision}", contrast_row, clips, steps, precision)
+    for loop in LOOPS:
+        row(f"graph of nearest_codeword {loop or 'as chosen'}", replayed_search, loop)
+    row("graph of search and update", replayed_step, is_prepared=False)
+    row("graph of search and update, prepared", replayed_step, is_prepared=True)
+    row("graph of commitment_loss", replayed_commitment)
+    row("graph of codeword_distribution", replayed_distribution)
+    for clips in dict.fromkeys(clips for clips, _ in contrasts):
+        row(f"graph of cross_info_nce B {clips}", replayed_contrast, clips, precisions[-1])
+
+
+if __name__ == "__main__":
+    main()

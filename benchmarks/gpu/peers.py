@@ -1,0 +1,74 @@
+"""Stage: the contenders beside ours, the most important sizes first, each size's numbers drawn once for all of them.
+
+What takes long to start, compilation, comes after everything else. A row of others that fails says how.
+"""
+
+import common
+
+# isort: split
+# It has told where these are.
+import bench_contrast
+import bench_search
+import contenders
+import contrast
+from common import Found, Stage
+from shapes import CONTRAST_CASES
+
+# Problem and shape.
+SIZES = (
+    ("search", "million, 8192 codewords"),
+    ("update", "million"),
+    ("search", "narrow"),
+    ("update", "narrow"),
+    ("step", "published"),
+    ("search", "published"),
+    ("search", "million"),
+    ("search", "wide"),
+    ("update", "wide"),
+    ("search", "more codewords"),
+    ("step", "default"),
+)
+# Of a dry run.
+TINY = (("search", "published"), ("update", "narrow"), ("step", "published"))
+
+
+def found(row: dict, line: str, wrong: bool) -> Found:
+    """A row of the benchmarks as one of a stage."""
+    return Found(None if "missing" in row else not wrong, " ".join(line.split()), row)
+
+
+def quantise(stage: Stage, problem: str, shape: str, contender: str) -> Found:
+    """One contender on one problem of the quantiser."""
+    missing = bench_search.obstacle(problem, shape, contender, stage.device)
+    row = {"problem": problem, "shape": shape, "contender": contender, "missing": missing}
+    if not missing:
+        row = contenders.measure_or_say_why_not(problem, shape, contender, stage.device)
+    wrong = contender.startswith("ours") and row.get("wrong_rows") != 0
+    return found(row, bench_search.line(row), wrong)
+
+
+def match(stage: Stage, shape: str, precision: str, contender: str) -> Found:
+    """One contender on one size of Cross-CPC; of others, what fails is a line."""
+    try:
+        row = contrast.measure(contender, shape, precision, stage.device)
+    except Exception as error:
+        if contender.startswith("ours"):
+            raise
+        missing = f"failed: {type(error).__name__}: {error}".splitlines()[0][:120]
+        row = {"shape": shape, "precision": precision, "contender": contender, "missing": missing}
+    ours = contender.startswith("ours") and "missing" not in row
+    wrong = ours and row["gradient_error"] > bench_contrast.LARGEST_ERRORS[precision]
+    return found(row, bench_contrast.line(row), wrong)
+
+
+def main() -> None:
+    stage = common.begin(__doc__)
+    sizes, cases = (SIZES, CONTRAST_CASES["cuda"]) if not stage.tiny else (TINY, CONTRAST_CASES["cuda"][:1])
+    rows = [(quantise, *size, name) for size in sizes for name in contenders.PROBLEMS[size[0]]]
+    rows += [(match, *case, name) for case in cases for name in contrast.CONTENDERS]
+    for measure, *row in sorted(rows, key=lambda row: "compiled" in row[-1]):
+        common.attempt(stage, ", ".join(row), measure, *row)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,127 @@
+"""Processes with a time limit, each in a group of its own that is killed whole; their lines as they come."""
+
+import os
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+POLL_SECONDS = 0.02
+
+
+class Job(NamedTuple):
+    """A process to run.
+
+    Attributes:
+        name: of its logs, and of what it is about.
+        command: program and arguments.
+        seconds: its own time limit.
+        environment: variables beyond those of this process.
+    """
+
+    name: str
+    command: Sequence[str]
+    seconds: float
+    environment: Mapping[str, str] = {}
+
+
+class Ending(NamedTuple):
+    """How a process ended.
+
+    Attributes:
+        status: what it exited with, negative for a signal; None where it did not end by itself.
+        text: how it ended, in a few words; "" where it exited with 0.
+        out_of_time: it was stopped for the time limit of all, not for its own.
+    """
+
+    status: int | None
+    text: str
+    out_of_time: bool = False
+
+
+class _Running:
+    """A started process, its logs, and the lines that nobody has read yet."""
+
+    def __init__(self, job: Job, logs: Path, until: float) -> None:
+        self.job, self.until, self.started = job, until, time.monotonic()
+        stem = re.sub(r"\W+", "-", job.name)
+        self.errors = logs / f"{stem}.err"
+        with (logs / f"{stem}.out").open("wb") as out, self.errors.open("wb") as errors:
+            self.process = subprocess.Popen(
+                job.command,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=errors,
+                env={**os.environ, **job.environment},
+                start_new_session=True,
+            )
+        self.out = (logs / f"{stem}.out").open(errors="replace")
+        self.rest = ""
+
+    def lines(self) -> list[str]:
+        """Whole lines since the last call."""
+        *whole, self.rest = (self.rest + self.out.read()).split("\n")
+        return whole
+
+    def ending(self) -> Ending | None:
+        """How it has ended; None while it runs within its limits."""
+        status, now = self.process.poll(), time.monotonic()
+        if status is None and now < min(self.until, self.started + self.job.seconds):
+            return None
+        self.kill()
+        if status is None:
+            late = now < self.started + self.job.seconds
+            passed = f"{now - self.started:.0f} s"
+            return Ending(
+                None, f"stopped after {passed}, no time is left" if late else f"timed out after {passed}", late
+            )
+        if status < 0:
+            return Ending(status, f"killed by {signal.Signals(-status).name}")
+        said = self.errors.read_text(errors="replace").strip().splitlines()
+        return Ending(status, f"exit {status}: {said[-1][:200] if said else 'no message'}" if status else "")
+
+    def kill(self) -> None:
+        """End the whole group, what the process left behind included."""
+        try:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        self.process.wait()
+
+
+def follow(jobs: Sequence[Job], logs: Path, until: float, at_once: int = 1) -> Iterator[tuple[Job, str | Ending]]:
+    """Run jobs in their order and give each line of their standard output as it comes, then how each ended.
+
+    Args:
+        jobs: not started are those whose turn comes after `until`.
+        logs: folder for their whole output.
+        until: time.monotonic() at which all has to have ended.
+        at_once: how many run at one time.
+    """
+    waiting, running = list(jobs), list[_Running]()
+    try:
+        while waiting or running:
+            while waiting and len(running) < at_once:
+                job = waiting.pop(0)
+                if time.monotonic() >= until:
+                    yield job, Ending(None, "not run: no time is left", True)
+                    continue
+                try:
+                    running.append(_Running(job, logs, until))
+                except OSError as error:
+                    yield job, Ending(None, f"cannot be started: {error}")
+            for each in list(running):
+                ending = each.ending()
+                for line in each.lines() + ([each.rest] if ending and each.rest else []):
+                    yield each.job, line
+                if ending:
+                    running.remove(each)
+                    each.out.close()
+                    yield each.job, ending
+            time.sleep(POLL_SECONDS)
+    finally:
+        for each in running:
+            each.kill()

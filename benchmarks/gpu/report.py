@@ -1,0 +1,146 @@
+"""What a run on a GPU found: rows by stage, rewritten whole after each, with the files and the table made from them."""
+
+import json
+import os
+import tarfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+NAME = "on-gpu.json"
+LOGS = "on-gpu-logs.tar.gz"
+TABLE_LINES, LONGEST_LINE = 58, 160
+# Stages whose numbers are in the table; of others it names what is wrong.
+SHOWN = ("targets", "profile", "step", "default_run", "kernels")
+Row = dict[str, Any]
+
+
+class Derived(NamedTuple):
+    """A file that benchmarks/update_readme.py or write_step_page.py reads: one row for each `key`."""
+
+    stem: str
+    key: tuple[str, ...]
+
+
+DERIVED = (
+    Derived("quantiser", ("problem", "shape", "contender")),
+    Derived("contrast", ("shape", "precision", "contender")),
+    Derived("feed", ("size", "feed")),
+    Derived("train-step", ("size", "contender")),
+)
+
+
+def write(path: Path, value: object) -> None:
+    """Write JSON so that a reader finds the old file or the new one."""
+    beside = path.with_name(f".{path.name}")
+    beside.write_text(json.dumps(value, indent=1) + "\n")
+    os.replace(beside, path)
+
+
+class Report:
+    """The stages so far.
+
+    Args:
+        folder: for its files, at most six.
+        device: in the names of the derived files.
+        keep: begin with the stages that the folder has.
+    """
+
+    def __init__(self, folder: Path, device: str, *, keep: bool) -> None:
+        self.folder, self.device = folder, device
+        folder.mkdir(parents=True, exist_ok=True)
+        before = json.loads((folder / NAME).read_text()) if keep and (folder / NAME).exists() else {}
+        self.stages: dict[str, dict[str, Any]] = {stage["stage"]: stage for stage in before.get("stages", [])}
+        self.failed: dict[str, str] = before.get("failed", {})
+
+    def begin(self, stage: str) -> None:
+        """A stage starts; what it found before is forgotten."""
+        self.stages[stage] = {
+            "stage": stage,
+            "verdict": "stopped",
+            "seconds": None,
+            "without": sorted(self.failed),
+            "rows": [],
+        }
+        self.save()
+
+    def add(self, stage: str, row: Row) -> None:
+        """A row of the running stage."""
+        self.stages[stage]["rows"].append(row)
+        self.save()
+
+    def end(self, stage: str, verdict: str, seconds: float) -> None:
+        """A stage has ended."""
+        self.stages[stage] |= {"verdict": verdict, "seconds": round(seconds, 1)}
+        self.save()
+
+    def save(self) -> None:
+        """Write the rows, and the files that are made from them."""
+        write(self.folder / NAME, {"failed": self.failed, "stages": list(self.stages.values())})
+        found: dict[str, dict[tuple, Row]] = {each.stem: {} for each in DERIVED}
+        for stage in self.stages.values():
+            for row in stage["rows"]:
+                kind = next((each for each in DERIVED if set(each.key) <= row.keys()), None)
+                if kind is None:
+                    continue
+                key = tuple(row[field] for field in kind.key)
+                if "missing" not in row or key not in found[kind.stem]:
+                    found[kind.stem][key] = {name: row[name] for name in row if name not in ("name", "ok", "text")}
+        for stem, rows in found.items():
+            if rows:
+                write(self.folder / f"{stem}-{self.device}.json", list(rows.values()))
+
+    def archive(self, logs: Path) -> None:
+        """Put all logs into one file."""
+        with tarfile.open(self.folder / LOGS, "w:gz") as archive:
+            archive.add(logs, arcname="logs")
+
+    def line(self, stage: str) -> str:
+        """A stage in one line."""
+        found = self.stages[stage]
+        rows = found["rows"]
+        counts = {name: sum(row["ok"] is value for row in rows) for name, value in _NAMES.items()}
+        said = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
+        without = f"; left out: {', '.join(found['without'])}" if found["without"] else ""
+        alone = f": {rows[0]['text']}" if len(rows) == 1 and not rows[0]["ok"] else ""
+        return f"{stage:12} {found['verdict']:9} {found['seconds'] or 0:6.1f} s  {said}{without}{alone}"[:LONGEST_LINE]
+
+    def table(self) -> str:
+        """All stages, what is wrong, the kernels that were left out, and the numbers that matter, in few lines."""
+        lines = [self.line(stage) for stage in self.stages]
+        lines += [f"left out after its smoke: {name} ({text})"[:LONGEST_LINE] for name, text in self.failed.items()]
+        said = self.failed.values()
+        wrong = [
+            row_line(stage, row)
+            for stage in self.stages
+            for row in self.rows(stage)
+            if row["ok"] is False and not {row["text"], f"{row['name']}: {row['text']}"} & set(said)
+        ]
+        lines += wrong[:20] + ([f"and {len(wrong) - 20} more that are wrong"] if len(wrong) > 20 else [])
+        numbers = [
+            row_line(stage, row)
+            for stage in SHOWN
+            for row in self.rows(stage)
+            if row["ok"] and (stage != "kernels" or row.get("median_ms"))
+        ]
+        room = TABLE_LINES - len(lines)
+        lines += numbers[:room]
+        return "\n".join(lines)
+
+    def rows(self, stage: str) -> list[Row]:
+        """Of a stage; none where it has not run."""
+        return self.stages.get(stage, {}).get("rows", [])
+
+    @property
+    def clean(self) -> bool:
+        """Whether everything that ran is right, and nothing was cut for lack of time."""
+        return all(stage["verdict"] in ("ok", "refused") for stage in self.stages.values())
+
+
+_NAMES = {"right": True, "WRONG": False, "not run": None}
+
+
+def row_line(stage: str, row: Row) -> str:
+    """A row in one line."""
+    mark = "WRONG " if row["ok"] is False else ""
+    name = "" if row["text"].startswith(row["name"]) else f"{row['name']}: "
+    return f"  {mark}{stage} {name}{row['text']}"[:LONGEST_LINE]

@@ -1,0 +1,476 @@
+"""The stages of a run on a GPU: what each runs, with which limits, and what it makes of the lines that come back.
+
+A stage script prints a JSON object a line with "name", "ok" (null: not run) and "text"; the native program has its own
+format. `on_gpu.py` decides which stages run, when, and for how long.
+"""
+
+import csv
+import json
+import os
+import shutil
+import sys
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import NamedTuple
+
+from gpu.processes import Ending, Job, follow
+from gpu.report import Report, Row
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+HERE = Path(__file__).resolve().parent
+KERNELS = (
+    "operands",
+    "search_wgmma",
+    "search_wide",
+    "search_middle",
+    "search_narrow",
+    "search_plain",
+    "search_direct",
+    "statistics_scan",
+    "statistics_sorted",
+    "apply",
+    "commitment",
+)
+# Known by the operators in torch alone.
+TRITON = "cross_info_nce"
+SANITIZERS = ("memcheck", "racecheck", "synccheck")
+SANITIZER_ERROR = 9
+# Kernels of csrc/cuda that are worth a profile, by the name of the native program that launches them.
+PROFILED = {"search_wgmma": "hopper_search_kernel", "statistics_sorted": "sort_kernel|piece_kernel|join_kernel"}
+METRICS = (
+    "gpu__time_duration.sum",
+    "sm__throughput.avg.pct_of_peak_sustained_elapsed",
+    "sm__inst_executed_pipe_tensor.avg.pct_of_peak_sustained_active",
+    "dram__throughput.avg.pct_of_peak_sustained_elapsed",
+    "lts__throughput.avg.pct_of_peak_sustained_elapsed",
+    "sm__warps_active.avg.pct_of_peak_sustained_active",
+    "launch__registers_per_thread",
+)
+# What a refused tool may cost.
+PROBE_SECONDS = 9.0
+TEST_PROCESSES = 6
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Seconds and sizes; those of a dry run are smaller.
+
+    Attributes:
+        smoke: of a kernel's smoke test.
+        times: of its event times.
+        tool: of one kernel under a sanitizer or profiler.
+        test: of one test.
+        kernels: of the native program that run.
+        sanitized: of these, how many of the last a sanitizer sees.
+        test_processes: in how many processes the tests run.
+        tests: where they are.
+        at_once: how many smoke tests run at one time.
+    """
+
+    smoke: float = 15.0
+    times: float = 15.0
+    tool: float = 25.0
+    test: float = 30.0
+    kernels: tuple[str, ...] = KERNELS
+    sanitized: int = len(KERNELS)
+    test_processes: int = TEST_PROCESSES
+    tests: tuple[str, ...] = ("tests",)
+    at_once: int = 6
+
+
+# The kernels that an emulator runs in seconds.
+TINY = Limits(
+    smoke=10.0,
+    kernels=("operands", "search_narrow", "search_plain", "search_direct", "statistics_scan", "apply", "commitment"),
+    sanitized=2,
+    test_processes=2,
+    tests=("tests/test_commitment.py",),
+    at_once=2,
+)
+
+
+class Refused(Exception):
+    """This machine does not let a tool work."""
+
+
+class NotRun(Exception):
+    """A stage has nothing to work on."""
+
+
+@dataclass
+class Run:
+    """What stages share.
+
+    Attributes:
+        report: takes the rows.
+        device: "cuda", or "cpu" in a dry run.
+        kit: folder that prepare_gpu.py made.
+        work: folder for the package, wheels and logs.
+        host: folder with what tests/cuda_on_host/build.py made, in a dry run.
+        environment: variables of every process.
+        stage: the name of the running one.
+        until: time.monotonic() at which it has to have ended.
+    """
+
+    report: Report
+    device: str
+    kit: Path
+    work: Path
+    host: Path | None
+    environment: dict[str, str]
+    stage: str = ""
+    until: float = 0.0
+
+    @property
+    def limits(self) -> Limits:
+        return TINY if self.host else Limits()
+
+    @property
+    def size(self) -> str:
+        """Of the stage scripts."""
+        return "tiny" if self.host else "target"
+
+    @property
+    def logs(self) -> Path:
+        return self.work / "logs"
+
+    @property
+    def program(self) -> str:
+        """The native program."""
+        return str((self.host or self.kit) / "kernels")
+
+    def working(self, names: Sequence[str]) -> list[str]:
+        """Kernels that have not failed.
+
+        Raises:
+            NotRun: all have.
+        """
+        left = [name for name in names if name not in self.report.failed]
+        if not left:
+            raise NotRun(f"failed before: {', '.join(names)}")
+        return left
+
+    def add(self, name: str, ok: bool | None, text: str, **numbers: object) -> None:
+        """A row of this stage."""
+        self.report.add(self.stage, {"name": name, "ok": ok, "text": text, **numbers})
+
+    def job(self, name: str, command: Sequence[str], seconds: float, **variables: str) -> Job:
+        """A process of this stage."""
+        return Job(f"{self.stage}-{name}", command, seconds, {**self.environment, **variables})
+
+    def follow(self, jobs: Sequence[Job], at_once: int = 1) -> Iterator[tuple[Job, str | Ending]]:
+        """As processes.follow, until this stage has to have ended."""
+        yield from follow(jobs, self.logs, self.until, at_once)
+
+    def collect(self, jobs: Sequence[Job], at_once: int = 1) -> Iterator[tuple[Job, list[str], Ending]]:
+        """Jobs with all their lines, as each ends."""
+        lines: dict[str, list[str]] = {job.name: [] for job in jobs}
+        for job, found in self.follow(jobs, at_once):
+            if isinstance(found, Ending):
+                yield job, lines[job.name], found
+            else:
+                lines[job.name].append(found)
+
+
+def json_row(line: str) -> dict | None:
+    """The object in a line; None where it holds something else."""
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) else None
+
+
+def script(run: Run, name: str, *options: str) -> None:
+    """A stage that is a script of this folder."""
+    without = ["--without", ",".join(sorted(run.report.failed))] if run.report.failed else []
+    command = [sys.executable, str(HERE / f"{name}.py"), "--device", run.device, "--size", run.size, *without, *options]
+    for _, found in run.follow([run.job("script", command, 1e9)]):
+        if isinstance(found, Ending):
+            if found.text:
+                run.add("script", None if found.out_of_time and not found.status else False, found.text)
+        elif (row := json_row(found)) is not None:
+            run.add(row.pop("name", "?"), row.pop("ok", None), row.pop("text", ""), **row)
+
+
+def versions(run: Run) -> None:
+    """GPU, driver, torch, Triton, compilers, and packages that are missing."""
+    script(run, "versions")
+
+
+def install_wheels(kit: Path, folder: Path) -> list[str]:
+    """Unpack the kit's wheels, which hold Python alone; their names."""
+    wheels = sorted((kit / "wheels").glob("*.whl"))
+    for wheel in wheels:
+        with zipfile.ZipFile(wheel) as archive:
+            archive.extractall(folder)
+    return [wheel.name for wheel in wheels]
+
+
+def link_package(source: Path, kernels: Path, package: Path, *, with_extension: bool) -> None:
+    """A package of links to the sources, so that an extension can lie beside them and kernels/ is within."""
+    shutil.rmtree(package, ignore_errors=True)
+    package.mkdir(parents=True)
+    for path in sorted(source.iterdir()):
+        if path.name not in ("kernels", "__pycache__") and (with_extension or not path.name.startswith("_C.")):
+            (package / path.name).symlink_to(path.resolve())
+    (package / "kernels").symlink_to(kernels.resolve())
+
+
+def build(run: Run) -> None:
+    """The wheels, the package, its extension from the kit's objects or else from the sources, and an import of it."""
+    names = install_wheels(run.kit, run.work / "wheels")
+    run.add("wheels", True if names else None, ", ".join(names) or "the kit has none")
+    package = run.work / "package" / "unicode_fast"
+    if run.host:
+        source = run.host / "package" / "unicode_fast"
+        link_package(source, source / "kernels", package, with_extension=True)
+    else:
+        link_package(ROOT / "unicode_fast", ROOT / "kernels", package, with_extension=False)
+        make_extension(run, package)
+    backend = "cpp" if run.host else "cuda"
+    code = (
+        "import sys; from unicode_fast.backend import EXTENSION, available_backends as found, __file__ as here; "
+        "import unicode_fast.train, unicode_fast.kernels; "
+        f"said = found('{run.device}')['nearest_codeword']['{backend}']; print(said, EXTENSION.problem, here); "
+        "sys.exit(said != 'available')"
+    )
+    for _, lines, ending in run.collect([run.job("import", [sys.executable, "-c", code], 60)]):
+        run.add("import", not ending.text, ending.text or "the package and its extension are imported", lines=lines)
+        if ending.text:
+            shutil.rmtree(package)
+
+
+def make_extension(run: Run, package: Path) -> None:
+    """Link the kit's objects; compile everything where that fails."""
+    linking = [sys.executable, str(HERE / "link.py"), "--kit", str(run.kit), "--package", str(package)]
+    # The extension that it makes beside the objects is in the package.
+    compiling = [sys.executable, str(HERE / "compile_objects.py"), str(run.work)]
+    for job in (run.job("link", linking, 60), run.job("compile", compiling, 240)):
+        for _, _, ending in run.collect([job]):
+            name = job.name.removeprefix("build-")
+            run.add(name, None if name == "link" and ending.text else not ending.text, ending.text or "done")
+        if not ending.text:
+            return
+
+
+def native(run: Run, name: str, seconds: float, *options: str, kind: str = "") -> Job:
+    """The native program for one kernel."""
+    return run.job(f"{kind}{name}", [run.program, *options, "--only", name], seconds)
+
+
+def native_row(found: Mapping) -> Row:
+    """A row of the native program as one of ours."""
+    text = [found.get("message") or ""]
+    if found.get("rows"):
+        text.append(f"{found.get('wrong')} of {found['rows']} rows wrong")
+    if found.get("fallback") is not None:
+        text.append(f"{found['fallback']} fell back, {found.get('candidates') or 0:.2f} compared")
+    if found.get("median_ms") is not None:
+        text.insert(0, f"{found['median_ms']:.4g} ms")
+    name = f"{found.get('kernel')} {found.get('case')}"
+    return {**found, "name": name, "ok": found.get("ok"), "text": ", ".join(part for part in text if part)}
+
+
+def kernels(run: Run) -> None:
+    """The smoke of each kernel in a process of its own, then the event times of those that are right."""
+    limits = run.limits
+    for name in limits.kernels:
+        run.report.failed.pop(name, None)
+    small = [native(run, name, limits.smoke, "--size", "small") for name in limits.kernels]
+    run_native(run, small, limits.at_once)
+    size = "small" if run.host else "target"
+    left = run.working(limits.kernels)[-1:] if run.host else run.working(limits.kernels)
+    run_native(run, [native(run, name, limits.times, "--size", size, "--times", kind="times-") for name in left], 1)
+
+
+def run_native(run: Run, jobs: Sequence[Job], at_once: int) -> None:
+    """Run it, and note which kernels fail."""
+    failed = run.report.failed
+    for job, found in run.follow(jobs, at_once):
+        name = job.command[-1]
+        if not isinstance(found, Ending):
+            row = json_row(found)
+            if row is not None and "kernel" in row:
+                row = native_row(row)
+                run.report.add(run.stage, row)
+                if row["ok"] is False:
+                    failed.setdefault(name, f"{row['name']}: {row['text']}")
+        elif found.out_of_time:
+            run.add(name, None, found.text)
+        elif found.text and not (found.status in (1, 2) and name in failed):
+            # A wrong row has been named by its own line.
+            failed.setdefault(name, found.text)
+            run.add(name, False, found.text)
+
+
+def tool(name: str) -> str:
+    """Where a tool of the CUDA toolkit is.
+
+    Raises:
+        Refused: it is nowhere.
+    """
+    homes = [os.environ.get("CUDA_HOME", ""), "/usr/local/cuda"]
+    found = shutil.which(name, path=os.pathsep.join([os.environ["PATH"], *(f"{home}/bin" for home in homes if home)]))
+    if found is None:
+        raise Refused(f"{name} is not installed")
+    return found
+
+
+def sanitizers(run: Run) -> None:
+    """memcheck, racecheck and synccheck of the native program, each kernel by itself."""
+    program = tool("compute-sanitizer")
+    names = run.working(run.limits.kernels)[-run.limits.sanitized :]
+
+    def job(check: str, name: str, seconds: float) -> Job:
+        command = [program, "--tool", check, "--error-exitcode", str(SANITIZER_ERROR), run.program, "--size", "small"]
+        return run.job(f"{check} {name}", [*command, "--only", name], seconds)
+
+    probe = job("memcheck", names[-1], PROBE_SECONDS)
+    for _, lines, ending in run.collect([probe]):
+        if not any("SUMMARY" in line for line in lines):
+            raise Refused(" ".join([*lines[:2], ending.text])[:200])
+        add_sanitized(run, probe, lines, ending)
+    # Those that matter most come first.
+    jobs = [job(check, name, run.limits.tool) for name in names for check in SANITIZERS]
+    jobs = [each for each in jobs if each.name != probe.name]
+    for each, lines, ending in run.collect(jobs, run.limits.at_once):
+        add_sanitized(run, each, lines, ending)
+
+
+def add_sanitized(run: Run, job: Job, lines: Sequence[str], ending: Ending) -> None:
+    """The row of one kernel under one tool; one that takes too long there is not wrong for that."""
+    summary = next((line.strip("= ") for line in lines if "SUMMARY" in line), "")
+    wrong = ending.status is not None and (ending.status != 0 or not summary)
+    first = next((line.strip("= ") for line in lines if line.startswith("========= ") and "at 0x" in line), "")
+    text = ", ".join(part for part in (summary, ending.text, first if wrong else "") if part)
+    name = job.name.removeprefix(f"{run.stage}-")
+    run.add(name, False if wrong else (None if ending.text else True), text)
+
+
+def profile(run: Run) -> None:
+    """A few metrics of the two kernels that take most of the time."""
+    program = tool("ncu")
+    options = ["--clock-control", "none", "--csv", "--metrics", ",".join(METRICS), "--launch-count", "1"]
+    probe = [program, *options, run.program, "--size", "small", "--only", run.working(run.limits.kernels)[-1]]
+    for _, lines, ending in run.collect([run.job("probe", probe, PROBE_SECONDS)]):
+        if ending.text or not profiled(lines):
+            said = [line for line in lines if line.startswith("==ERROR==")]
+            raise Refused((said or [ending.text or "no metrics came back"])[0][:200])
+    size = "small" if run.host else "target"
+    for name in run.working(tuple(PROFILED)):
+        command = [program, *options, "--kernel-name", f"regex:{PROFILED[name]}"]
+        job = run.job(name, [*command, run.program, "--size", size, "--only", name], run.limits.tool)
+        for _, lines, ending in run.collect([job]):
+            for kernel, metrics in profiled(lines).items():
+                run.add(f"{name} {kernel}", True, ", ".join(f"{k} {v}" for k, v in metrics.items()), **metrics)
+            if ending.text:
+                run.add(name, None, ending.text)
+
+
+def profiled(lines: Sequence[str]) -> dict[str, dict[str, str]]:
+    """Metrics with their units, by kernel, from the CSV among ncu's lines."""
+    found: dict[str, dict[str, str]] = {}
+    for row in csv.DictReader(line for line in lines if line.startswith('"')):
+        if row.get("Metric Name"):
+            kernel = row["Kernel Name"].split("(")[0].split("<")[0]
+            metrics = found.setdefault(kernel, {})
+            metrics[row["Metric Name"].split(".")[0]] = f"{row['Metric Value']} {row['Metric Unit']}".strip()
+    return found
+
+
+def operators(run: Run) -> None:
+    """Each operator in torch, which also shows whether the Triton kernels work."""
+    run.report.failed.pop(TRITON, None)
+    script(run, "operators")
+    for row in run.report.rows(run.stage):
+        if row["ok"] is False and TRITON in f"{row['name']} {row.get('kernel')}":
+            run.report.failed.setdefault(TRITON, f"{row['name']}: {row['text']}")
+
+
+def tests(run: Run) -> None:
+    """The tests that run kernels, in processes by kernel; each stops at its first failure."""
+    limits = run.limits
+    where = "cpu" if run.host else "cuda"
+    command = [sys.executable, "-m", "pytest", "-v", "-x", "-p", "no:cacheprovider", *limits.tests]
+    command += ["--kernels-on", where, "--without", ",".join(sorted(run.report.failed))]
+    if find_spec("pytest_timeout"):
+        command += ["-p", "pytest_timeout", f"--timeout={limits.test:.0f}", "--timeout-method=thread"]
+    variables = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "2"}
+    if not run.host:
+        variables["UNICODE_FAST_REQUIRE_CUDA"] = "1"
+    number = limits.test_processes
+    jobs = [
+        run.job(f"process {i}", [*command, f"--shard={i}/{number}"], 1e9, **variables) for i in range(1, number + 1)
+    ]
+    for job, lines, ending in run.collect(jobs, number):
+        ok, text = tests_verdict(lines, ending)
+        run.add(job.name.removeprefix("tests-"), ok, text)
+
+
+def tests_verdict(lines: Sequence[str], ending: Ending) -> tuple[bool | None, str]:
+    """Whether the tests of a process passed, and in a line how many, or which failed first."""
+    closing = next((line.strip("= ") for line in reversed(lines) if line.startswith("==")), "")
+    if not ending.text:
+        return True, closing
+    if ending.status == 5:
+        return None, "no tests are for this process"
+    if ending.out_of_time:
+        return None, ending.text
+    failed = next((line for line in lines if line.startswith(("FAILED ", "ERROR "))), None)
+    # A process that dies has named the test that it was in, and no more.
+    last = next((line for line in reversed(lines) if "::" in line), "before the first test")
+    return False, failed or f"{ending.text}, in {last.split(' ')[0]}"
+
+
+def step(run: Run) -> None:
+    """Whole training steps."""
+    script(run, "step")
+
+
+def default_run(run: Run) -> None:
+    """The default run, its options, and a resume."""
+    script(run, "default_run", "--data", str(run.kit / "store"))
+
+
+def targets(run: Run) -> None:
+    """The figures that have targets."""
+    script(run, "targets")
+
+
+def contenders(run: Run) -> None:
+    """Ours beside the contenders."""
+    script(run, "peers")
+
+
+class Stage(NamedTuple):
+    """A stage: what it does, its time limit, and whether it needs the package.
+
+    Attributes:
+        work: does it, and adds rows.
+        seconds: its limit.
+        imports: it needs the built package.
+    """
+
+    work: Callable[[Run], None]
+    seconds: float
+    imports: bool = True
+
+
+# In the order in which they run.
+STAGES: dict[str, Stage] = {
+    "versions": Stage(versions, 30, False),
+    "build": Stage(build, 240, False),
+    "kernels": Stage(kernels, 75, False),
+    "sanitizers": Stage(sanitizers, 30, False),
+    "operators": Stage(operators, 45),
+    "targets": Stage(targets, 40),
+    "profile": Stage(profile, 25, False),
+    "tests": Stage(tests, 60),
+    "step": Stage(step, 60),
+    "default_run": Stage(default_run, 60),
+    "contenders": Stage(contenders, 60),
+}

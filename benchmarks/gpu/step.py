@@ -1,0 +1,147 @@
+"""Whole training steps and their feed, G7: `python benchmarks/gpu/step.py --device cuda`.
+
+Rows are those of benchmarks/results/train-step-cuda.json and feed-cuda.json, the most important first.
+"""
+
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import common
+
+# isort: split
+# It has put the folder of these on the path.
+import bench_feed
+import torch
+import train_steps
+from common import Found, Stage
+from shapes import TRAIN_SHAPES
+
+from unicode_fast.data import Batches, open_feed
+
+SIZE = "published"
+FASTEST = "recommended, bfloat16, channels last, compiled, in a CUDA graph"
+CONTENDERS = (
+    FASTEST,
+    "recommended, in a CUDA graph",
+    "recommended, bfloat16, channels last",
+    "the original",
+    "recommended, float32",
+    "recommended, tf32",
+)
+# Clips a second of the whole step, its feed included.
+TARGET = 4000.0
+# Enough batches for the order to matter, of a megabyte a clip; bench_feed makes them by the hundred.
+CLIPS = 400
+LOOP_STEPS = 40
+FEEDS = ("resident", "prefetch")
+
+
+def on(stage: Stage, contender: str) -> str:
+    """The contender; in a dry run what is left of it without compiler and graph."""
+    if stage.device == "cuda":
+        return contender
+    plain = contender.replace(", compiled", "").replace(", in a CUDA graph", "")
+    return {"recommended": "recommended, float32", "recommended, tf32": "recommended, float32"}.get(plain, plain)
+
+
+def rate_of_one_call(call: Callable[[int], object], number: int, wait: Callable[[], object]) -> float:
+    """Calls a second, in a dry run."""
+    begun = time.perf_counter()
+    call(0)
+    wait()
+    return 1 / (time.perf_counter() - begun)
+
+
+def measure(stage: Stage, contender: str, trainers: list[Any]) -> Found:
+    """The row of one contender; its trainer is kept in `trainers`."""
+    make = train_steps.make
+
+    def keeping(*arguments: Any) -> tuple[Any, Any]:
+        made = make(*arguments)
+        trainers.append(made[0])
+        return made
+
+    train_steps.make = keeping
+    try:
+        row = train_steps.measure(on(stage, contender), SIZE, stage.device)
+    finally:
+        train_steps.make = make
+    row["contender"] = contender
+    text = (
+        f"{row['median_ms']:.3g} ms ({row['p20_ms']:.3g} to {row['p80_ms']:.3g}), {row['clips_per_second']:.0f} clips/s"
+    )
+    if row["peak_bytes"] is not None:
+        text += f", peak {row['peak_bytes'] / 2**30:.1f} GiB"
+    return Found(True, text + common.whole(stage), row)
+
+
+def with_feed(stage: Stage, trainer: Any, folder: Path) -> Found:
+    """Clips a second of a trainer that is fed as in a run, from clips of the published shapes."""
+    _, clips = bench_feed.clips_of(SIZE, folder)
+    batches = Batches(clips, TRAIN_SHAPES[stage.device][SIZE].clips)
+    wait = torch.cuda.synchronize if stage.device == "cuda" else lambda: None
+    with open_feed(batches, torch.device(stage.device), "auto") as taken:
+
+        def step(number: int) -> None:
+            batch = taken.batch(number)
+            trainer.train_step(batch.features, batch.mask, train_steps.RATE)
+
+        looped = bench_feed.rate(step, 5 if stage.tiny else LOOP_STEPS, wait) * batches.batch_size
+        kind = type(taken).__name__
+    met = None if stage.tiny else looped >= TARGET
+    text = f"G7 {looped:.0f} clips/s, feed included ({kind})"
+    text += "" if met is None else f", target {TARGET:.0f}, {'met' if met else 'MISSED'}"
+    return Found(True, text + common.whole(stage), {"loop_rate": looped, "met": met})
+
+
+def feed(stage: Stage, kind: str, folder: Path) -> Found:
+    """The feed alone, the step alone, and the loop."""
+    options = {"--device": stage.device}
+    request: Any = SimpleNamespace(config=SimpleNamespace(getoption=options.__getitem__))
+    rows: list[dict] = []
+    missed = ""
+    try:
+        bench_feed.bench_feed(request, rows, folder, kind, SIZE)
+    except AssertionError:
+        # With a row it is its last check, of the share that a feed has to reach.
+        if not rows:
+            raise
+        missed = ", too little"
+    row = rows[0]
+    text = (
+        f"feed {row['feed_clips_per_second']:.0f} clips/s, step {row['step_clips_per_second']:.0f}, loop "
+        f"{row['loop_clips_per_second']:.0f}: {100 * row['share_of_the_smaller']:.0f} % of the smaller{missed}"
+    )
+    return Found(True, text, row)
+
+
+def main() -> None:
+    stage = common.begin(__doc__)
+    bench_feed.CLIPS_AS_PUBLISHED = 100 if stage.tiny else CLIPS
+    if stage.tiny:
+        bench_feed.rate = rate_of_one_call
+        bench_feed.preset = lambda rules, _: train_steps.config_of(TRAIN_SHAPES["cpu"][SIZE], rules)
+    bench_feed.STEPS = {"cpu": 5, "cuda": LOOP_STEPS}
+    bench_feed.FEED_SECONDS = 0.1 if stage.tiny else 1.0
+    with tempfile.TemporaryDirectory(prefix="unicode-fast-feed-") as folder:
+        place = Path(folder)
+        for contender in CONTENDERS[: 2 if stage.tiny else None]:
+            trainers: list[Any] = []
+            done = common.attempt(stage, contender, measure, contender, trainers)
+            if contender == FASTEST and done:
+                common.attempt(stage, "G7", with_feed, trainers[0], place)
+            elif contender == FASTEST:
+                common.emit("G7", Found(None, f"not run: {contender} failed"))
+            trainers.clear()
+            if stage.device == "cuda":
+                torch.cuda.empty_cache()
+        for kind in FEEDS[: 1 if stage.tiny else None]:
+            common.attempt(stage, f"feed {kind}", feed, kind, place)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,138 @@
+"""Everything that needs a GPU, in one call: `python benchmarks/on_gpu.py [RESULTS]`; on_gpu.sh calls it.
+
+It runs without network, from the folder that prepare_gpu.py made. Stages follow each other, each in processes of its
+own with a time limit; a kernel that fails its smoke test is left out of later stages. A line is printed for each stage,
+a short table last. RESULTS then holds on-gpu.json, which is rewritten after every row, the rows of it that README and
+docs/training-step.md are made from, and an archive of all logs. The status is 0 where nothing is wrong and all has run.
+"""
+
+import argparse
+import os
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
+
+from gpu import dry_run
+from gpu.processes import Ending, Job, follow
+from gpu.report import Report
+from gpu.stages import STAGES, NotRun, Refused, Run, Stage
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+SECONDS = 300.0
+# A stage is not started with less.
+LEAST_SECONDS = 5.0
+# To write down what there is.
+LAST_SECONDS = 2.0
+
+
+def verdict(rows: list[dict]) -> str:
+    """Of a stage, by its rows."""
+    return "WRONG" if any(row["ok"] is False for row in rows) else "ok"
+
+
+def run_stage(run: Run, name: str, stage: Stage, until: float) -> None:
+    """One stage, whatever happens in it."""
+    began = time.monotonic()
+    run.stage, run.until = name, min(until, began + stage.seconds)
+    run.report.begin(name)
+    try:
+        if until - began < LEAST_SECONDS:
+            raise NotRun("no time is left")
+        if stage.imports and not built(run):
+            raise NotRun("the package was not built")
+        stage.work(run)
+        rows = run.report.rows(name)
+        late = any("no time is left" in row["text"] for row in rows)
+        found = "cut" if late and verdict(rows) == "ok" else verdict(rows)
+    except Refused as refusal:
+        run.add(name, None, str(refusal))
+        found = "refused"
+    except NotRun as reason:
+        run.add(name, None, str(reason))
+        found = "WRONG" if verdict(run.report.rows(name)) == "WRONG" else "not run"
+    except Exception as error:
+        run.add(name, False, f"{type(error).__name__}: {error}")
+        found = "WRONG"
+    run.report.end(name, found, time.monotonic() - began)
+    print(run.report.line(name), flush=True)
+
+
+def built(run: Run) -> bool:
+    """Whether there is a package that can be imported: of this run, or of an earlier one in the same folder."""
+    return any((run.work / "package" / "unicode_fast").glob("_C.*"))
+
+
+def variables(run: Run) -> dict[str, str]:
+    """What all processes have in their environment.
+
+    The checkout is in the working directory, where Python would find its package, without extension and kernels, first.
+    """
+    benchmarks = ROOT / "benchmarks"
+    paths = [run.work / "package", run.work / "wheels", benchmarks, benchmarks / "gpu"]
+    found = {"PYTHONSAFEPATH": "1", "UNICODE_FAST_CACHE": str(run.work / "cache")}
+    if run.host:
+        paths.append(run.work / "stand-ins")
+        found |= dry_run.prepare(paths[-1], run.work / "wheels")
+    return {**found, "PYTHONPATH": os.pathsep.join(map(str, paths))}
+
+
+def update_pages(run: Run, until: float) -> None:
+    """README and pages, from results in their folder."""
+    for script in (["update_readme.py"], ["write_step_page.py"], ["scaling.py", "--write"]):
+        job = Job(script[0], [sys.executable, str(ROOT / "benchmarks" / script[0]), *script[1:]], 60, run.environment)
+        for _, found in follow([job], run.logs, until):
+            if isinstance(found, Ending) and found.text:
+                print(f"{script[0]}: {found.text}")
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("results", type=Path, nargs="?", help="folder for at most six files; benchmarks/results")
+    parser.add_argument("--kit", type=Path, default=ROOT / "gpu-kit", help="what prepare_gpu.py made")
+    parser.add_argument("--only", default="", help=f"some of {','.join(STAGES)}; the rows of the others are kept")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="for all")
+    parser.add_argument("--dry-run", type=Path, metavar="HOST", help="what tests/cuda_on_host/build.py made; no GPU")
+    parser.add_argument("--work", type=Path, help="folder for package and logs; build/on-gpu")
+    arguments = parser.parse_args()
+    arguments.only = [name for name in arguments.only.split(",") if name]
+    for name in arguments.only:
+        if name not in STAGES:
+            parser.error(f"--only must name some of {', '.join(STAGES)}, got {name!r}")
+    arguments.work = (arguments.work or ROOT / "build" / ("dry-run" if arguments.dry_run else "on-gpu")).resolve()
+    # The numbers of a dry run are of no use, and would replace those of this machine's CPU.
+    arguments.results = arguments.results or (arguments.work / "results" if arguments.dry_run else RESULTS)
+    return arguments
+
+
+def main() -> int:
+    began = time.monotonic()
+    arguments = parse()
+    until = began + arguments.seconds - LAST_SECONDS
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    host, work = arguments.dry_run, arguments.work
+    report = Report(arguments.results.resolve(), "cpu" if host else "cuda", keep=bool(arguments.only))
+    run = Run(report, report.device, arguments.kit.resolve(), work, host and host.resolve(), {})
+    shutil.rmtree(run.logs, ignore_errors=True)
+    run.logs.mkdir(parents=True)
+    run.environment |= variables(run)
+    os.chdir(ROOT)
+    wanted = arguments.only or list(STAGES)
+    if any(STAGES[name].imports for name in wanted) and "build" not in wanted and not built(run):
+        wanted.insert(0, "build")
+    try:
+        for name in STAGES:
+            if name in wanted:
+                run_stage(run, name, STAGES[name], until)
+    finally:
+        report.archive(run.logs)
+        print(f"\n{report.table()}", flush=True)
+    if arguments.results.resolve() == RESULTS:
+        update_pages(run, until)
+    return 0 if report.clean else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

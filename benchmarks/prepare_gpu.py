@@ -1,0 +1,188 @@
+"""The folder that `benchmarks/on_gpu.sh` takes to a machine with a GPU and without network.
+
+`python benchmarks/prepare_gpu.py --torch-python PYTHON`, PYTHON of an environment with the torch of that machine and
+CUDA_HOME naming a toolkit of its CUDA, makes gpu-kit/: objects of csrc/, the native program, wheels that the machine
+lacks, a float16 store of the built-in data, and what the default run scores on it on a CPU. Nothing is made again whose
+inputs have not changed, and an interrupted run goes on.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
+sys.path.insert(0, str(HERE / "gpu"))
+
+from default_run import CPU_SEEDS, STEPS, trained  # noqa: E402 - beside the other stages
+from link import digest_of, sources  # noqa: E402
+
+from unicode_fast.checkpoint import write_json  # noqa: E402
+from unicode_fast.config import DataConfig  # noqa: E402
+from unicode_fast.data import open_dataset, open_store  # noqa: E402
+from unicode_fast.data.cache import CACHE_VARIABLE  # noqa: E402
+from unicode_fast.data.pack import pack  # noqa: E402
+from unicode_fast.runs import git_commit  # noqa: E402
+
+# What is made on the way; git ignores it.
+WORK = ROOT / "build" / "gpu-kit"
+MOST_BYTES = 40 * 10**6
+CLIPS = {"train_clips": 640, "val_clips": 120, "test_clips": 240}
+# Of the machine with the GPU.
+PYTHON_VERSION = "3.12"
+PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64", "any")
+# What that machine lacks: commands, streams, then peers of the benchmarks with what they need.
+WHEELS = (
+    "jsonargparse",
+    *("webdataset", "braceexpand"),
+    "flash-kmeans",
+    *("vector-quantize-pytorch", "einx", "frozendict", "loguru", "torch-einops-utils"),
+    "inf-cl",
+)
+
+
+def say(line: str) -> None:
+    print(line, flush=True)
+
+
+def make_objects(out: Path, python: str) -> dict[str, Any]:
+    """Compiles csrc/ under another Python's torch; the manifest's entry."""
+    command = [python, str(HERE / "gpu" / "compile_objects.py"), str(WORK)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode != 0:
+        sys.exit(f"error: {done.stdout[-4000:]}\ncompiling failed")
+    made = json.loads(done.stdout.splitlines()[-1])
+    folder = out / "objects"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    files = []
+    for path in map(Path, made.pop("objects")):
+        files.append("-".join(path.relative_to(WORK / "objects" / "csrc").parts))
+        shutil.copy(path, folder / files[-1])
+    nvcc = made.pop("nvcc")
+    return {**made, "nvcc": nvcc, "files": files, "sources": digest_of(sources())}
+
+
+def make_program(out: Path, objects: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
+    """The native program, linked with the objects of the kernels."""
+    folder, target = HERE / "gpu" / "kernels", out / "kernels"
+    made = {"inputs": digest_of([*folder.iterdir(), *sources()])}
+    if before == made and target.exists():
+        return made
+    major, minor = objects["architectures"].split(".")
+    virtual, real = (f"{kind}_{major}{minor}" for kind in ("compute", "sm"))
+    kernels = [
+        str(out / "objects" / name) for name in objects["files"] if name.startswith("cuda-") and "_op" not in name
+    ]
+    flags = ["-std=c++20", "-O3", "-gencode", f"arch={virtual},code={real}", "-cudart", "static", "-Xcompiler"]
+    command = [
+        objects["nvcc"],
+        *flags,
+        f"-ffile-prefix-map={ROOT}=.,-pthread",
+        *map(str, sorted(folder.glob("*.cu"))),
+        *kernels,
+        "-o",
+        str(target),
+    ]
+    subprocess.run(command, check=True)
+    return made
+
+
+def make_wheels(out: Path) -> None:
+    """Downloads what is not there yet; what cannot be had is said."""
+    folder = out / "wheels"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in WHEELS:
+        if any(wheel.name.lower().startswith(name.replace("-", "_") + "-") for wheel in folder.glob("*.whl")):
+            continue
+        platforms = [word for platform in PLATFORMS for word in ("--platform", platform)]
+        command = [sys.executable, "-m", "pip", "download", "-q", "--disable-pip-version-check", "--no-deps", "--dest"]
+        command += [str(folder), "--only-binary=:all:", "--python-version", PYTHON_VERSION, "--implementation", "cp"]
+        done = subprocess.run([*command, *platforms, name], capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
+            say(f"wheels: {name} cannot be had: {(errors or ['pip said nothing'])[-1][:150]}")
+
+
+def make_store(out: Path) -> Path:
+    """The built-in data, fewer clips of it, in float16."""
+    folder = out / "store"
+    if not folder.exists():
+        os.environ.setdefault(CACHE_VARIABLE, str(WORK / "cache"))
+        data = open_dataset(DataConfig(**CLIPS))  # type: ignore[arg-type]
+        pack(data, folder, "float16")
+        # Verified once, so that the other machine need not; the lock is of this one.
+        open_store(folder)
+        folder.with_name(f".{folder.name}.lock").unlink(missing_ok=True)
+    return folder
+
+
+def make_scores(out: Path, store: Path) -> None:
+    """What the default run scores on a CPU, for each of a few seeds."""
+    target = out / "cpu-scores.json"
+    wanted = {"data": open_store(store).digest(), "steps": STEPS}
+    if target.exists():
+        before = json.loads(target.read_text())
+        if {name: before.get(name) for name in wanted} == wanted:
+            return
+        target.unlink()
+    runs = []
+    for seed in CPU_SEEDS:
+        folder = WORK / f"cpu-run-{STEPS}-{seed}-{wanted['data'][:12]}"
+        runs.append({"seed": seed, **trained(store, folder, "cpu", {"steps": STEPS, "seed": seed})})
+    write_json(target, {**wanted, "commit": git_commit(), "runs": runs})
+
+
+def checksums(out: Path) -> dict[str, dict[str, Any]]:
+    """Size and checksum of each file of the kit."""
+    files = {}
+    for path in sorted(out.rglob("*")):
+        if path.is_file() and path.name != "manifest.json":
+            digest = hashlib.sha256(path.read_bytes()).hexdigest()
+            files[str(path.relative_to(out))] = {"bytes": path.stat().st_size, "sha256": digest}
+    return files
+
+
+def print_table(files: dict[str, dict[str, Any]]) -> int:
+    """Sizes by part; returns their sum."""
+    parts: dict[str, list[int]] = {}
+    for name, file in files.items():
+        parts.setdefault(name.partition("/")[0], []).append(file["bytes"])
+    for part, sizes in parts.items():
+        say(f"{part:16} {len(sizes):3} files {sum(sizes) / 1e6:8.2f} MB")
+    total = sum(map(sum, parts.values()))
+    say(f"{'all':16} {len(files):3} files {total / 1e6:8.2f} MB")
+    return total
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=ROOT / "gpu-kit")
+    parser.add_argument("--torch-python", required=True, help="Python with the torch of the machine with the GPU")
+    parser.add_argument("--skip-scores", action="store_true", help="leave cpu-scores.json as it is")
+    arguments = parser.parse_args()
+    out = arguments.out.resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    manifest = out / "manifest.json"
+    before = json.loads(manifest.read_text()) if manifest.exists() else {}
+    objects = make_objects(out, arguments.torch_python)
+    program = make_program(out, objects, before.get("kernels", {}))
+    del objects["nvcc"]
+    make_wheels(out)
+    store = make_store(out)
+    if not arguments.skip_scores:
+        make_scores(out, store)
+    files = checksums(out)
+    write_json(manifest, {"commit": git_commit(), "objects": objects, "kernels": program, "files": files})
+    if print_table(files) > MOST_BYTES:
+        sys.exit(f"error: the kit must be at most {MOST_BYTES / 1e6:.0f} MB")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,51 @@
+"""The half-precision search by itself: the exact comparison behind it would hide what it gets wrong.
+
+Runs on a GPU, and on the emulator of tests/cuda_on_host.
+"""
+
+import pytest
+import torch
+from cases import ON_HOST, Place, normal, searches_in_half_precision
+from shapes import SEARCH_SHAPES
+from tolerances import MOST_COMPARED
+
+from unicode_fast import nearest_codeword
+
+# The emulator takes about a microsecond for each row and codeword.
+MOST_ROWS = 64 if ON_HOST else 1_000_000
+
+
+@searches_in_half_precision()
+@pytest.mark.parametrize("name", SEARCH_SHAPES)
+def test_random_rows_have_few_candidates(name: str, place: Place) -> None:
+    """No row at a named shape falls back to all codewords, and few rows have a second candidate."""
+    shape = SEARCH_SHAPES[name]
+    rows = min(shape.rows, MOST_ROWS)
+    features, codebook = normal(rows, shape.width).to(place.device), normal(shape.codewords, shape.width, seed=1)
+    compared = torch.ops.unicode_fast.compared_codewords(features, codebook.to(place.device))
+    assert compared.dtype == torch.int32
+    assert compared.shape == (rows,)
+    assert int(compared.min()) >= 1
+    assert float(compared.double().mean()) <= MOST_COMPARED
+
+
+@searches_in_half_precision()
+def test_what_half_precision_cannot_serve_falls_back(place: Place) -> None:
+    """Rows that hold NaN or are too far, and rows with more candidates than a list has places."""
+    codebook = torch.cat([normal(1, 40).expand(9, 40), normal(60, 40, seed=1)]).to(place.device)
+    features = torch.cat([codebook[:1], codebook[9:10], codebook[:1] * torch.nan, codebook[:1] * 1e30])
+    compared = torch.ops.unicode_fast.compared_codewords(features, codebook)
+    assert compared.tolist() == [-1, 1, -1, -1]
+
+
+@pytest.mark.skipif(not ON_HOST, reason="only the emulator can be any GPU")
+@pytest.mark.parametrize("capability", ["80", "86", "90"])
+@pytest.mark.parametrize("multiprocessors", ["1", "20"])
+def test_whatever_the_gpu(monkeypatch: pytest.MonkeyPatch, capability: str, multiprocessors: str) -> None:
+    """The tiles and splits that a GPU's size decides: wgmma, wide or middle tiles on 1 multiprocessor, splits on 20."""
+    monkeypatch.setenv("UNICODE_FAST_HOST_CAPABILITY", capability)
+    monkeypatch.setenv("UNICODE_FAST_HOST_MULTIPROCESSORS", multiprocessors)
+    features, codebook = normal(258, 130), normal(300, 130, seed=1)
+    truth = (features.double()[:, None] - codebook.double()).square().sum(2).argmin(1)
+    assert torch.equal(nearest_codeword(features, codebook, backend="cpp").index, truth)
+    assert int(torch.ops.unicode_fast.compared_codewords(features, codebook).min()) >= 1

@@ -1,0 +1,305 @@
+"""The run on a GPU: its limits and reports with made-up stages, which tests it selects, and a dry run of all of it."""
+
+import json
+import os
+import subprocess
+import sys
+import tarfile
+import time
+from collections.abc import Callable
+from importlib.metadata import distribution
+from pathlib import Path
+from zipfile import ZipFile
+
+import on_gpu
+import pytest
+import selection
+from cases import Place
+from gpu import stages
+from gpu.processes import Ending, Job, follow
+from gpu.report import Report
+from gpu.stages import NotRun, Refused, Run, Stage
+
+ROOT = Path(__file__).resolve().parent.parent
+FAR = 1e9
+SLEEPS = "import subprocess, sys, time; print('up', flush=True); "
+# A process that starts another one, which would outlive it.
+PARENT = (
+    SLEEPS + "p = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)']); print(p.pid, flush=True); "
+)
+
+
+def python(code: str, seconds: float = 30.0, name: str = "one") -> Job:
+    return Job(name, [sys.executable, "-c", code], seconds)
+
+
+def ends(jobs: list[Job], logs: Path, until: float = FAR, at_once: int = 1) -> tuple[list[str], dict[str, Ending]]:
+    lines: list[str] = []
+    endings: dict[str, Ending] = {}
+    for job, found in follow(jobs, logs, until, at_once):
+        if isinstance(found, Ending):
+            endings[job.name] = found
+        else:
+            lines.append(found)
+    return lines, endings
+
+
+def runs(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+WRONG_ROW = json.dumps({"kernel": "apply", "case": "d", "rows": 9, "wrong": 3, "ok": False})
+needs_proc = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
+
+
+class TestProcesses:
+    @needs_proc
+    @pytest.mark.parametrize("rest", ["time.sleep(60)", "pass"])
+    def test_the_whole_group_ends(self, rest: str, tmp_path: Path) -> None:
+        lines, endings = ends([python(PARENT + rest, 2.0)], tmp_path)
+        assert lines[0] == "up"
+        assert endings["one"].text == ("timed out after 2 s" if "sleep" in rest else "")
+        assert not runs(int(lines[1]))
+
+    def test_how_each_ended(self, tmp_path: Path) -> None:
+        jobs = [
+            python("print(1); print(2, end='')", name="fine"),
+            python("import os; os.abort()", name="crash"),
+            python("import sys; sys.exit('broken')", name="error"),
+            Job("absent", ["/nowhere/at/all"], 1.0),
+        ]
+        lines, endings = ends(jobs, tmp_path, at_once=2)
+        assert lines == ["1", "2"]
+        assert {name: ending.text.split(":")[0] for name, ending in endings.items()} == {
+            "fine": "",
+            "crash": "killed by SIGABRT",
+            "error": "exit 1",
+            "absent": "cannot be started",
+        }
+        assert endings["error"].text == "exit 1: broken"
+
+    def test_the_limit_of_all(self, tmp_path: Path) -> None:
+        jobs = [python(SLEEPS + "time.sleep(60)", name=name) for name in ("first", "second")]
+        _, endings = ends(jobs, tmp_path, until=time.monotonic() + 0.5)
+        assert all(ending.out_of_time and "no time is left" in ending.text for ending in endings.values())
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    made = Run(Report(tmp_path / "results", "cpu", keep=False), "cpu", tmp_path, tmp_path, None, {})
+    made.logs.mkdir()
+    return made
+
+
+def saved(run: Run) -> dict[str, dict]:
+    found = json.loads((run.report.folder / "on-gpu.json").read_text())
+    return {stage["stage"]: stage for stage in found["stages"]}
+
+
+def do(run: Run, work: Callable[[Run], None], seconds: float = 30.0, until: float = FAR, name: str = "stage") -> dict:
+    on_gpu.run_stage(run, name, Stage(work, seconds, imports=False), until)
+    return saved(run)[name]
+
+
+class TestStages:
+    def test_partial_results_are_kept(self, run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        """A script that hangs has left its rows, also the ones that README reads."""
+        row = {"name": "a", "ok": True, "text": "", "problem": "search", "shape": "s", "contender": "ours"}
+        (tmp_path / "part.py").write_text(f"import time; print('''{json.dumps(row)}''', flush=True); time.sleep(60)")
+        monkeypatch.setattr(stages, "HERE", tmp_path)
+        found = do(run, lambda run: stages.script(run, "part"), seconds=1.0)
+        assert [row["name"] for row in found["rows"]] == ["a", "script"]
+        assert (found["verdict"], found["rows"][1]["ok"]) == ("cut", None)
+        kept = json.loads((run.report.folder / "quantiser-cpu.json").read_text())
+        assert kept == [{"problem": "search", "shape": "s", "contender": "ours"}]
+
+    @pytest.mark.parametrize(
+        ("error", "verdict", "ok"),
+        [(Refused("not here"), "refused", None), (NotRun("no"), "not run", None), (KeyError("x"), "WRONG", False)],
+    )
+    def test_errors_are_rows(self, run: Run, error: Exception, verdict: str, ok: bool | None) -> None:
+        def work(run: Run) -> None:
+            raise error
+
+        found = do(run, work)
+        assert (found["verdict"], found["rows"][0]["ok"]) == (verdict, ok)
+        assert run.report.clean == (verdict == "refused")
+
+    def test_no_stage_starts_without_time(self, run: Run) -> None:
+        found = do(run, lambda run: pytest.fail("it was started"), until=time.monotonic() + 1)
+        assert (found["verdict"], found["rows"][0]["text"]) == ("not run", "no time is left")
+
+    def test_stages_are_repeated_alone(self, run: Run) -> None:
+        for name in ("first", "second"):
+            do(run, lambda run: run.add("row", False, "before"), name=name)
+        run.report.failed["apply"] = "killed"
+        run.report.save()
+        again = Report(run.report.folder, "cpu", keep=True)
+        run.report = again
+        do(run, lambda run: run.add("row", True, "after"), name="second")
+        assert [saved(run)[name]["rows"][0]["text"] for name in ("first", "second")] == ["before", "after"]
+        assert saved(run)["second"]["without"] == ["apply"]
+        assert not Report(run.report.folder, "cpu", keep=False).stages
+
+    def test_the_table_is_short(self, run: Run) -> None:
+        for name in stages.STAGES:
+            do(run, lambda run: [run.add(str(i), i % 3 != 0, "x" * 300) for i in range(20)], name=name)
+        table = run.report.table()
+        assert len(table.splitlines()) <= 60
+        assert len(table) < 12_000
+
+
+class TestNative:
+    """What the runner makes of the native program and of NVIDIA's tools."""
+
+    @pytest.fixture
+    def program(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> Path:
+        run.kit = run.work
+        monkeypatch.setattr(Run, "limits", stages.Limits(smoke=2.0, times=2.0, kernels=("apply", "commitment")))
+        path = run.work / "kernels"
+        row = {"kernel": "NAME", "case": "c", "rows": 9, "wrong": 0, "fallback": None, "candidates": None, "ok": True}
+        said = json.dumps(row).replace("NAME", "'$name'")
+        # The name is the last argument.
+        lines = ["#!/bin/sh", "for name; do :; done", '[ "$name" = "$SICK" ] && eval "$ILL"', f"echo '{said}'"]
+        path.write_text("\n".join(lines))
+        path.chmod(0o755)
+        return path
+
+    @pytest.mark.parametrize(
+        ("ill", "text"),
+        [
+            ("kill -ABRT $$", "killed by SIGABRT"),
+            ("sleep 60", "timed out after 2 s"),
+            (
+                'echo \'{"kernel": "apply", "case": "d", "rows": 9, "wrong": 3, "ok": false}\'; exit 1',
+                "3 of 9 rows wrong",
+            ),
+            ("exit 2", "exit 2"),
+        ],
+    )
+    def test_a_kernel_that_fails_is_left_out(self, run: Run, program: Path, ill: str, text: str) -> None:
+        run.environment |= {"SICK": "apply", "ILL": ill}
+        found = do(run, stages.kernels, name="kernels")
+        assert found["verdict"] == "WRONG"
+        assert list(run.report.failed) == ["apply"]
+        assert text in run.report.failed["apply"]
+        assert [row["kernel"] for row in found["rows"] if row["ok"]] == ["commitment"] * 2
+        assert f"left out after its smoke: apply ({run.report.failed['apply']})" in run.report.table()
+        seen: list[list[str]] = []
+        do(run, lambda run: seen.append(run.working(("apply", "commitment"))), name="later")
+        assert seen == [["commitment"]]
+
+    def test_sanitizers(self, run: Run, program: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(stages, "tool", lambda name: "/bin/echo")
+        assert do(run, stages.sanitizers)["verdict"] == "refused"
+        sound = Ending(0, "")
+        job = Job("stage-memcheck apply", [], 1.0)
+        for line, ending, ok in [
+            ("========= ERROR SUMMARY: 0 errors", sound, True),
+            ("========= ERROR SUMMARY: 2 errors", Ending(9, "exit 9: no message"), False),
+            ("", Ending(3, "exit 3"), False),
+            ("", Ending(None, "timed out after 9 s"), None),
+        ]:
+            run.report.begin("stage")
+            run.stage = "stage"
+            stages.add_sanitized(run, job, [line], ending)
+            assert run.report.rows("stage")[0]["ok"] is ok
+
+    def test_metrics(self) -> None:
+        lines = [
+            "==PROF== Profiling",
+            '{"kernel": "x"}',
+            '"ID","Kernel Name","Metric Name","Metric Unit","Metric Value"',
+            '"0","sort_kernel<float>(const float *)","gpu__time_duration.sum","us","12.3"',
+            '"0","sort_kernel<float>(const float *)","launch__registers_per_thread","register/thread","40"',
+        ]
+        metrics = {"gpu__time_duration": "12.3 us", "launch__registers_per_thread": "40 register/thread"}
+        assert stages.profiled(lines) == {"sort_kernel": metrics}
+        assert stages.profiled(lines[:2]) == {}
+
+    @pytest.mark.parametrize(
+        ("lines", "ending", "ok", "text"),
+        [
+            (["=== 4 passed in 2 s ==="], Ending(0, ""), True, "4 passed in 2 s"),
+            (["FAILED a::b - E", "=== 1 failed ==="], Ending(1, "exit 1"), False, "FAILED a::b - E"),
+            (["a::b PASSED", "a::c "], Ending(-6, "killed by SIGABRT"), False, "killed by SIGABRT, in a::c"),
+            ([], Ending(5, "exit 5"), None, "no tests are for this process"),
+        ],
+    )
+    def test_verdict_of_tests(self, lines: list[str], ending: Ending, ok: bool | None, text: str) -> None:
+        assert stages.tests_verdict(lines, ending) == (ok, text)
+
+
+class TestSelection:
+    def test_kernels_of_places(self) -> None:
+        assert selection.kernels_of(Place("nearest_codeword", "cuda", "cuda", "wgmma")) == {
+            "operands",
+            "search_direct",
+            "search_wgmma",
+        }
+        assert set(stages.KERNELS) == set().union(
+            *(selection.kernels_of(Place(name, "cuda", "cuda")) for name in ("nearest_codeword", "codebook_update")),
+            selection.kernels_of(Place("commitment_loss", "cuda", "cuda")),
+        )
+        assert selection.kernels_of(Place("cross_info_nce", "cuda", "triton")) == {stages.TRITON}
+
+    def test_each_test_has_one_process(self) -> None:
+        groups = ["a"] * 5 + [None] * 2 + ["b"] * 3 + ["c"] * 3
+        taken = [selection.shard_of(groups, number, 2) for number in (1, 2)]
+        assert [sum(mine) for mine in zip(*taken, strict=True)] == [group is not None for group in groups]
+        assert [sum(mine) for mine in taken] == [5, 6]
+
+
+HOST = os.environ.get("UNICODE_FAST_HOST", "")
+FAULTS = {"search_narrow": "crash", "statistics_scan": "hang", "apply": "wrong"}
+
+
+def dry_run(folder: Path, *options: str, **variables: str) -> tuple[subprocess.CompletedProcess, dict[str, dict]]:
+    """The runner's output and stages; its kit holds one wheel."""
+    needed = distribution("jsonargparse")
+    (folder / "kit" / "wheels").mkdir(parents=True)
+    with ZipFile(folder / "kit" / "wheels" / "jsonargparse-0-py3-none-any.whl", "w") as wheel:
+        for file in needed.files or []:
+            if file.parts[0].startswith("jsonargparse") and file.suffix != ".pyc":
+                wheel.write(str(needed.locate_file(file)), str(file))
+    command = [sys.executable, str(ROOT / "benchmarks" / "on_gpu.py"), str(folder / "results"), "--dry-run", HOST]
+    command += ["--kit", str(folder / "kit"), "--work", str(folder / "work"), *options]
+    found = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **variables}, check=False)
+    rows = json.loads((folder / "results" / "on-gpu.json").read_text())["stages"]
+    return found, {stage["stage"]: stage for stage in rows}
+
+
+@pytest.mark.host
+class TestDryRun:
+    def test_every_stage(self, tmp_path: Path) -> None:
+        found, ran = dry_run(tmp_path)
+        assert found.returncode == 0, found.stdout + found.stderr
+        assert list(ran) == list(stages.STAGES)
+        assert ran.pop("profile")["verdict"] == "refused"
+        assert all(stage["verdict"] == "ok" and stage["rows"] for stage in ran.values())
+        files = {path.name for path in (tmp_path / "results").iterdir()}
+        assert len(files) <= 6
+        assert {"on-gpu.json", "on-gpu-logs.tar.gz", "quantiser-cpu.json", "contrast-cpu.json"} < files
+        with tarfile.open(tmp_path / "results" / "on-gpu-logs.tar.gz") as logs:
+            assert "logs/targets-script.err" in logs.getnames()
+        triton = [row for row in ran["operators"]["rows"] if row["name"].startswith("cross_info_nce")]
+        assert triton
+        assert all(row["ok"] for row in triton), "pip install -U triton: before 3.8 it cannot interpret with NumPy 2.4"
+        missing = next(row["text"] for row in ran["versions"]["rows"] if row["name"] == "packages")
+        assert all(name in missing for name in ("espeakng_loader", "jsonargparse", "webdataset"))
+
+    def test_kernels_that_fail(self, tmp_path: Path) -> None:
+        faults = ",".join(f"{name}:{fault}" for name, fault in FAULTS.items())
+        options = ("--only", "build,kernels,sanitizers,operators,tests")
+        found, ran = dry_run(tmp_path, *options, UNICODE_FAST_FAULT=faults)
+        assert found.returncode == 1
+        table = found.stdout.split("\n\n")[-1]
+        for name, text in {"search_narrow": "SIG", "statistics_scan": "timed out", "apply": "rows wrong"}.items():
+            assert any(name in line and text in line for line in table.splitlines() if "left out after" in line), table
+        for name in ("sanitizers", "operators", "tests"):
+            assert ran[name]["without"] == sorted(FAULTS)
+            assert not any(row["ok"] and row["name"].split()[-1] in FAULTS for row in ran[name]["rows"])
+            assert ran[name]["verdict"] == "ok", table
