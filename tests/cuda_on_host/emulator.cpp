@@ -94,7 +94,7 @@ struct BulkCopy {
 };
 
 // Who wrote or read: which block, which of its threads, at what time by that thread's clock.
-enum class Way : uint8_t { kOrdinary, kEngine, kInFlight };
+enum class Way : uint8_t { kOrdinary, kAtomic, kEngine, kInFlight };
 struct Access {
   uint32_t block = 0, clock = 0;
   uint16_t thread = 0;
@@ -130,7 +130,8 @@ struct Array {
   uint32_t place;
 };
 std::vector<Array> statics;
-uint32_t next_static, dynamic_bytes, dynamic_place;
+uint32_t next_static;
+size_t static_bytes, dynamic_bytes;
 
 std::map<uint32_t, Phases> phases;
 std::vector<BulkCopy> bulk_copies;
@@ -343,7 +344,8 @@ void prepare_block(size_t shared_bytes) {
   std::memset(there, 0, sizeof there);
   statics.clear();
   next_static = kStatics;
-  dynamic_bytes = static_cast<uint32_t>(shared_bytes);
+  static_bytes = 0;
+  dynamic_bytes = shared_bytes;
   phases.clear();
   bulk_copies.clear();
   for (auto& meeting : meetings) meeting.clear();
@@ -394,7 +396,7 @@ bool ordered(const Access& before, int thread, bool shared) {
 
 // Whether an engine sees, or may overwrite, what this ordinary access was about.
 bool passed_on(const Access& before) {
-  return before.block != block_number || before.way != Way::kOrdinary || before.clock <= fenced[before.thread];
+  return before.block != block_number || before.way == Way::kEngine || before.clock <= fenced[before.thread];
 }
 
 std::string who(const Access& before) {
@@ -424,7 +426,7 @@ void check(int thread, const void* pointer, size_t bytes, Kind kind, Way way, co
     Cell& cell = shared ? (unit == 1 ? arena_byte_cells[place + i] : arena_cells[(place + i) / 2])
                         : *cells_at(unit == 1 ? byte_pages : pages, address + i, unit);
     const Access now{block_number, own_clock(thread), static_cast<uint16_t>(thread), way};
-    const bool engine = way != Way::kOrdinary;
+    const bool engine = way == Way::kEngine;
     if (kind == Kind::kRead) {
       if (shared && cell.write.block != block_number) stop("a read of shared memory that nobody wrote", text(where));
       if (!ordered(cell.write, thread, shared)) stop("a race: reads what " + who(cell.write) + " writes", text(where));
@@ -437,11 +439,11 @@ void check(int thread, const void* pointer, size_t bytes, Kind kind, Way way, co
       }
     } else {
       for (const Access* before : {&cell.write, &cell.read, &cell.other_read}) {
-        if (!ordered(*before, thread, shared))
+        const bool both_atomic = way == Way::kAtomic && before->way == Way::kAtomic;
+        if (!both_atomic && !ordered(*before, thread, shared))
           stop("a race: writes what " + who(*before) + (before == &cell.write ? " writes" : " reads"), text(where));
-        if (engine && shared && way == Way::kInFlight && before->block == block_number &&
-            cell.write.way == Way::kEngine && !passed_on(*before))
-          stop("an engine writes over what needs fence_async after it was read", text(where));
+        if (engine && !passed_on(*before))
+          stop("an engine writes over what needs fence_async after it was used", text(where));
       }
       cell = Cell{now, {}, {}};
     }
@@ -462,7 +464,7 @@ void hook(void* pointer, size_t bytes, Kind kind, bool aligned, const void* code
 
 void* at(uint32_t address) { return arena + std::min<size_t>(address, kArenaBytes); }
 
-// Marks what a copy has written.
+// Marks what a copy writes or has written.
 void land(uint32_t to, size_t bytes, int thread, uint32_t clock, Way way) {
   for (size_t i = 0; i < bytes; i += 2)
     arena_cells[(to + i) / 2].write = {block_number, clock, static_cast<uint16_t>(thread), way};
@@ -631,22 +633,25 @@ void* static_shared(const void* owner, size_t bytes, size_t alignment) {
   if (next_static + bytes + kGap > kArenaBytes) stop("too much shared memory", "an array");
   statics.push_back({owner, next_static});
   std::fill_n(there + next_static, bytes, true);
-  next_static += bytes + kGap;
+  next_static += static_cast<uint32_t>(bytes) + kGap;
+  static_bytes += bytes;
   return arena + statics.back().place;
 }
 
 unsigned char* dynamic_shared(size_t alignment) {
   const Busy own_accesses;
-  dynamic_place = kDynamic + static_cast<uint32_t>(alignment);  // aligned to this and to no more
-  std::fill_n(there + dynamic_place, dynamic_bytes, true);
-  return arena + dynamic_place;
+  // Aligned to this and to no more.
+  const size_t place = kDynamic + alignment;
+  std::fill_n(there + place, dynamic_bytes, true);
+  return arena + place;
 }
 
 void copy_16_bytes(uint32_t to, const void* from, const Site& site) {
   const Busy own_accesses;
   if (to % 16 != 0 || reinterpret_cast<uintptr_t>(from) % 16 != 0) stop("a misaligned copy", text(site));
-  check(current, at(to), 16, Kind::kWrite, Way::kInFlight, site);
+  check(current, at(to), 16, Kind::kWrite, Way::kOrdinary, site);
   check(current, from, 16, Kind::kRead, Way::kOrdinary, site);
+  land(to, 16, current, 0, Way::kInFlight);
   std::memset(at(to), kCopyPoison, 16);
   fibers[current].begun.push_back({to, from});
 }
@@ -761,8 +766,9 @@ void copy_bulk(uint32_t to, const void* from, int bytes, uint32_t barrier, const
   if (to % 16 != 0 || reinterpret_cast<uintptr_t>(from) % 16 != 0 || bytes % 16 != 0)
     stop("a misaligned copy", text(site));
   barrier_at(barrier, site);
-  check(current, at(to), bytes, Kind::kWrite, Way::kInFlight, site);
+  check(current, at(to), bytes, Kind::kWrite, Way::kEngine, site);
   check(current, from, bytes, Kind::kRead, Way::kOrdinary, site);
+  land(to, bytes, current, 0, Way::kInFlight);
   std::memset(at(to), kBulkPoison, bytes);
   bulk_copies.push_back({to, from, bytes, barrier, current, own_clock(current)});
 }
@@ -877,7 +883,7 @@ void run(const char* name, const void* kernel, dim3 grid, dim3 block, size_t sha
     prepare_block(shared_bytes);
     if (run_threads() == 1) return make_fibers();
     if (!bulk_copies.empty()) return refuse("a block ends before its copies");
-    if (next_static - kStatics + shared_bytes > static_cast<size_t>(most) + statics.size() * (kGap + 16))
+    if (static_bytes + dynamic_bytes > static_cast<size_t>(most))
       return refuse("more shared memory than a block can have");
   }
   // What earlier launches did is in order with what later ones do.
@@ -886,6 +892,11 @@ void run(const char* name, const void* kernel, dim3 grid, dim3 block, size_t sha
     byte_pages.clear();
     last_cells = nullptr;
   }
+}
+
+void check_atomic(void* at, size_t bytes) {
+  const Busy own_accesses;
+  check(current, at, bytes, Kind::kWrite, Way::kAtomic, Site::current());
 }
 
 int mutation() {

@@ -134,6 +134,19 @@ MUTATIONS = (
     Mutation(_STATISTICS, "first + e < rows", "first + e <= rows", ("statistics_scan",)),
     Mutation(_STATISTICS, "row < tile.last", "row <= tile.last", ("statistics_sorted",), "row = start + lane;"),
     Mutation(_STATISTICS, "i < number", "i <= number", ("statistics_sorted",), "values[i] = "),
+    # Memory that blocks share.
+    Mutation(
+        _STATISTICS,
+        "atomicAdd(&counts[blockIdx.x * batch.codewords + code], 1);",
+        "counts[blockIdx.x * batch.codewords + code] += 1;",
+        ("statistics_sorted",),
+    ),
+    Mutation(
+        _STATISTICS,
+        "cudaMemsetAsync(counts, 0, plan.tiles * batch.codewords * sizeof(int), stream)",
+        "cudaSuccess",
+        ("statistics_sorted",),
+    ),
     Mutation(_APPLY, "d < state.width", "d <= state.width", ("apply",), "update.revived[k] != 0;"),
     Mutation(_COMMITMENT, "row < a.rows", "row <= a.rows", ("commitment",), "double total = 0;"),
 )

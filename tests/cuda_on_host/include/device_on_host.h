@@ -41,6 +41,7 @@ void collective(unsigned mask, const Site& site, const void* brought, void (*fin
 void barrier(int number, int threads, const Site& site);
 void sync_warp(unsigned mask, const Site& site);
 int lane();
+void check_atomic(void* at, size_t bytes);
 // The mistake that mutations.py wants made, from 1 on; UNICODE_FAST_MUTATION.
 int mutation();
 
@@ -144,15 +145,17 @@ T __ldg(const T* from) {
   return *from;
 }
 
-// Atomic operations race with nothing, so these are not checked for races; only their place is.
+// Atomic operations do not race with each other, but with ordinary accesses.
 template <class T>
 __attribute__((no_sanitize("thread"))) T atomicAdd(T* at, T value) {
+  on_host::check_atomic(at, sizeof(T));
   const T before = *at;
   *at += value;
   return before;
 }
 template <class T>
 __attribute__((no_sanitize("thread"))) T atomicMax(T* at, T value) {
+  on_host::check_atomic(at, sizeof(T));
   const T before = *at;
   *at = std::max(before, value);
   return before;
