@@ -15,6 +15,7 @@ import on_gpu
 import pytest
 import selection
 from cases import Place
+from gpu import program as program_of
 from gpu import stages
 from gpu.processes import Ending, Job, follow
 from gpu.report import Report
@@ -80,6 +81,15 @@ class TestProcesses:
             "absent": "cannot be started",
         }
         assert endings["error"].text == "exit 1: broken"
+        assert [name for name, ending in endings.items() if not ending.started] == ["absent"]
+
+    def test_silence(self, tmp_path: Path) -> None:
+        """Only after the first line, as a start may take long; a process that goes on is left alone."""
+        talks = "import time; time.sleep(1); print(1, flush=True)"
+        goes_on = talks + "; [(time.sleep(0.3), print(2, flush=True)) for _ in range(3)]"
+        jobs = [python(code, name=name) for name, code in (("hangs", talks + "; time.sleep(60)"), ("goes on", goes_on))]
+        _, endings = ends([job._replace(quiet=0.7) for job in jobs], tmp_path, at_once=2)
+        assert endings == {"hangs": Ending(None, "hangs: no line for 1 s"), "goes on": Ending(0, "")}
 
     def test_the_limit_of_all(self, tmp_path: Path) -> None:
         jobs = [python(SLEEPS + "time.sleep(60)", name=name) for name in ("first", "second")]
@@ -144,6 +154,42 @@ class TestStages:
         assert saved(run)["second"]["without"] == ["apply"]
         assert not Report(run.report.folder, "cpu", keep=False).stages
 
+    def test_stages_are_repeated_where_results_are_taken_away(self, run: Run, tmp_path: Path) -> None:
+        for number in (1, 2):
+            run.report = Report(tmp_path / f"results {number}", "cpu", keep=True, beside=tmp_path / "work")
+            do(run, lambda run: run.add("row", True, ""), name=f"stage {number}")
+        assert list(saved(run)) == ["stage 1", "stage 2"]
+
+    def test_all_that_is_promised_fits(self) -> None:
+        """A run whose stages all take what they may leaves each its promise, and ends in time."""
+        names = list(stages.STAGES)
+        until = on_gpu.SECONDS - on_gpu.LAST_SECONDS
+        assert sum(stage.promised for stage in stages.STAGES.values()) <= until
+        assert all(stage.promised <= stage.seconds for stage in stages.STAGES.values())
+        now = 0.0
+        for name in names:
+            end = stages.deadline(name, names, now, until)
+            assert end - now >= stages.STAGES[name].promised
+            now = end
+        assert now <= until
+
+    def test_what_is_saved_is_for_later_stages(self) -> None:
+        names = list(stages.STAGES)
+        assert stages.deadline("kernels", names, 20.0, 298.0) == 20.0 + stages.STAGES["kernels"].seconds
+        assert stages.deadline("contenders", ["contenders"], 0.0, 298.0) == stages.STAGES["contenders"].seconds
+        # After a compilation each has its share of what is left.
+        left = [stages.STAGES[name].promised for name in names[2:]]
+        share = 130.0 / sum(left)
+        assert stages.deadline("kernels", names, 168.0, 298.0) == pytest.approx(168.0 + share * left[0])
+
+    def test_some_stages_may_be_cut(self, run: Run) -> None:
+        for may, verdict in ((True, "ok"), (False, "cut")):
+            stage = Stage(
+                lambda run: run.add("a", None, "not run: no time is left"), 30.0, imports=False, may_be_cut=may
+            )
+            on_gpu.run_stage(run, "stage", stage, FAR)
+            assert saved(run)["stage"]["verdict"] == verdict
+
     def test_the_table_is_short(self, run: Run) -> None:
         for name in stages.STAGES:
             do(run, lambda run: [run.add(str(i), i % 3 != 0, "x" * 300) for i in range(20)], name=name)
@@ -192,6 +238,78 @@ class TestNative:
         do(run, lambda run: seen.append(run.working(("apply", "commitment"))), name="later")
         assert seen == [["commitment"]]
 
+    def test_without_a_program_no_kernel_has_failed(self, run: Run, program: Path) -> None:
+        for ruin in (lambda: program.chmod(0o644), lambda: program.write_text("no program"), program.unlink):
+            ruin()
+            found = do(run, stages.kernels, name="kernels")
+            assert (found["verdict"], run.report.failed) == ("not run", {})
+
+    @pytest.fixture
+    def kit(self, run: Run, tmp_path: Path) -> Path:
+        """A kit with a program that starts, which is not executable as a copy may be."""
+        run.kit = tmp_path / "kit"
+        run.kit.mkdir()
+        (run.kit / "kernels").write_text("#!/bin/sh\n")
+        (run.kit / "manifest.json").write_text(json.dumps({"kernels": {"inputs": program_of.inputs()}}))
+        run.environment["CUDA_HOME"] = str(tmp_path / "cuda")
+        run.environment["PATH"] = "/bin:/usr/bin"
+        return run.kit
+
+    def test_the_kit_has_a_program(self, run: Run, kit: Path) -> None:
+        found = do(run, stages.make_program)
+        assert (found["verdict"], found["rows"][0]["text"]) == ("ok", "the kit's")
+        assert os.access(run.program, os.X_OK)
+        assert stages.has_program(run)
+
+    @pytest.mark.parametrize("lacks", ["kernels", "manifest.json", "everything", "sources", "start"])
+    def test_it_is_compiled(self, run: Run, kit: Path, lacks: str) -> None:
+        """With a compiler that writes a program; each source once."""
+        compiler = Path(run.environment["CUDA_HOME"]) / "bin" / "nvcc"
+        compiler.parent.mkdir(parents=True)
+        lines = ["#!/bin/sh", 'echo "$@" >> "$0.log"', "for out; do :; done", 'printf "#!/bin/sh\\n" > "$out"']
+        compiler.write_text("\n".join([*lines, 'chmod +x "$out"']))
+        compiler.chmod(0o755)
+        if lacks == "sources":
+            (kit / "manifest.json").write_text(json.dumps({"kernels": {"inputs": "other"}}))
+        elif lacks == "start":
+            (kit / "kernels").write_text("#!/bin/sh\nexit 127\n")
+        else:
+            for path in kit.iterdir():
+                if lacks in (path.name, "everything"):
+                    path.unlink()
+        found = do(run, stages.make_program)
+        assert found["rows"][0]["text"].startswith("compiled here, as ")
+        assert stages.has_program(run)
+        assert run.program == str(run.work / "kernels")
+        calls = Path(f"{compiler}.log").read_text().splitlines()
+        files = [word for call in calls for word in call.split() if word.endswith(".cu")]
+        assert len(files) == len(set(files)) == len(calls) - 1 > 8
+
+    def test_nor_is_there_a_compiler(self, run: Run, kit: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        (kit / "kernels").unlink()
+        broken = Path(run.environment["CUDA_HOME"]) / "bin" / "nvcc"
+        broken.parent.mkdir(parents=True)
+        broken.write_text("#!/bin/sh\necho 'error: no such kernel' >&2; exit 1\n")
+        broken.chmod(0o755)
+        found = do(run, stages.make_program)
+        assert found["rows"][0]["ok"] is None
+        assert "has no native program; nvcc failed: error: no such kernel" in found["rows"][0]["text"]
+        assert not stages.has_program(run)
+        assert do(run, stages.kernels, name="kernels")["verdict"] == "not run"
+        assert not run.report.failed
+
+    def test_an_extension_that_does_not_load_is_compiled(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+        package = run.work / "package" / "unicode_fast"
+        package.mkdir(parents=True)
+        for name in ("link", "compile_objects"):
+            (run.work / f"{name}.py").write_text(f"open('{package}/_C.so', 'x').write('{name}')")
+        monkeypatch.setattr(stages, "HERE", run.work)
+        for sound, rows in (("link", ["link", "import"]), ("compile_objects", ["link", "import", "compile", "import"])):
+            monkeypatch.setattr(stages, "TRIAL", f"import sys; sys.exit(open('{package}/_C.so').read() != '{sound}')")
+            found = do(run, lambda run: stages.make_extension(run, package) or pytest.fail("it does not load"))
+            assert [row["name"] for row in found["rows"]] == rows
+            assert found["verdict"] == "ok"
+
     def test_sanitizers(self, run: Run, program: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(stages, "tool", lambda name: "/bin/echo")
         assert do(run, stages.sanitizers)["verdict"] == "refused"
@@ -231,6 +349,69 @@ class TestNative:
     )
     def test_verdict_of_tests(self, lines: list[str], ending: Ending, ok: bool | None, text: str) -> None:
         assert stages.tests_verdict(lines, ending) == (ok, text)
+
+
+# A script of operators: rows by what befalls them, where they are neither left out nor done.
+OPERATORS = """
+import json, os, sys, time
+rows, options = json.loads(os.environ["ROWS"]), dict(zip(sys.argv[1::2], sys.argv[2::2]))
+without, skip = options.get("--without", "").split(","), json.loads(options.get("--skip", "[]"))
+for name, kernels, at_fault, ill in rows:
+    if name in skip:
+        continue
+    marks = {"kernels": kernels, "at_fault": at_fault}
+    print(json.dumps({"begins": name, **marks}), flush=True)
+    left_out = set(without) & set(kernels)
+    if not left_out and ill == "dies":
+        os.abort()
+    if not left_out and ill == "hangs":
+        time.sleep(60)
+    ok = None if left_out else ill not in ("wrong", "lost")
+    print(json.dumps({"name": name, "ok": ok, "text": ill, **marks}), flush=True)
+    if not left_out and ill == "lost":
+        sys.exit("the device is lost")
+"""
+
+
+class TestOperators:
+    def test_what_fails_in_torch_is_left_out(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+        (run.work / "operators.py").write_text(OPERATORS)
+        monkeypatch.setattr(stages, "HERE", run.work)
+        monkeypatch.setattr(stages, "QUIET_SECONDS", 1.0)
+        rows = [
+            ("fine", ["operands", "search_narrow"], ["search_narrow"], ""),
+            ("dies", ["operands", "search_wgmma"], ["search_wgmma"], "dies"),
+            ("hangs", ["statistics_scan"], ["statistics_scan"], "hangs"),
+            ("wrong", ["apply", "statistics_sorted"], ["apply"], "wrong"),
+            ("wrong of two", ["operands", "search_direct"], [], "wrong"),
+            ("lost", ["commitment"], ["commitment"], "lost"),
+            ("dies of two", ["operands", "search_middle"], [], "dies"),
+            ("again", ["search_wgmma"], ["search_wgmma"], "dies"),
+            ("no kernel", [], [], "dies"),
+            ("last", [], [], ""),
+        ]
+        run.environment["ROWS"] = json.dumps(rows)
+        run.report.failed |= {"search_plain": "killed", "cross_info_nce": "in torch, before"}
+        found = do(run, stages.operators)
+        assert [(row["name"], row["ok"]) for row in found["rows"]] == [
+            (name, None if name == "again" else name in ("fine", "last")) for name, *_ in rows
+        ]
+        left_out = {"search_plain", "search_wgmma", "statistics_scan", "apply", "commitment", "search_middle"}
+        assert set(run.report.failed) == left_out
+        assert run.report.failed["search_wgmma"] == "in torch, dies: killed by SIGABRT"
+        assert run.report.failed["statistics_scan"] == "in torch, hangs: hangs: no line for 1 s"
+        assert run.report.failed["apply"] == "in torch, wrong: wrong"
+        # Repeated, the stage forgets what it found itself.
+        run.environment["ROWS"] = json.dumps(rows[:1])
+        do(run, stages.operators)
+        assert set(run.report.failed) == {"search_plain"}
+
+    def test_a_script_that_never_begins(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+        (run.work / "operators.py").write_text("import nothing_of_this_name")
+        monkeypatch.setattr(stages, "HERE", run.work)
+        found = do(run, stages.operators)
+        assert [(row["name"], row["ok"]) for row in found["rows"]] == [("script", False)]
+        assert not run.report.failed
 
 
 class TestSelection:
@@ -302,4 +483,5 @@ class TestDryRun:
         for name in ("sanitizers", "operators", "tests"):
             assert ran[name]["without"] == sorted(FAULTS)
             assert not any(row["ok"] and row["name"].split()[-1] in FAULTS for row in ran[name]["rows"])
+            assert not any(row["ok"] and FAULTS.keys() & row.get("at_fault", ()) for row in ran[name]["rows"])
             assert ran[name]["verdict"] == "ok", table

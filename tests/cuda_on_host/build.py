@@ -2,7 +2,8 @@
 
 FOLDER/package holds the package, by links, with an extension whose operators on CPU tensors (backend "cpp") run the
 CUDA kernels; FOLDER/kernels is the program of benchmarks/gpu/kernels. It takes a C++20 compiler that has
--fsanitize=thread, of which only the hooks are used, and no CUDA toolkit. What has not changed is not compiled again.
+-fsanitize=thread,alignment, of which only the hooks are used, and no CUDA toolkit. What has not changed is not compiled
+again.
 """
 
 import argparse
@@ -23,7 +24,7 @@ CXX = shlex.split(os.environ.get("CXX") or "c++")
 FLAGS = ["-std=c++20", "-O1", "-g1", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-U_FORTIFY_SOURCE", "-w"]
 FLAGS += ["-DUNICODE_FAST_ON_HOST"]
 INCLUDES = [f"-I{HERE / 'include'}", f"-I{ROOT / 'csrc'}"]
-KERNELS = ["-x", "c++", "-fsanitize=thread", "-fno-threadsafe-statics", "-include", "device_on_host.h"]
+KERNELS = ["-x", "c++", "-fsanitize=thread,alignment", "-fno-threadsafe-statics", "-include", "device_on_host.h"]
 
 
 def compile_all(jobs: Sequence[tuple[Path, Path, Sequence[str]]]) -> None:

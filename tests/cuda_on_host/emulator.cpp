@@ -766,6 +766,7 @@ void copy_bulk(uint32_t to, const void* from, int bytes, uint32_t barrier, const
   if (to % 16 != 0 || reinterpret_cast<uintptr_t>(from) % 16 != 0 || bytes % 16 != 0)
     stop("a misaligned copy", text(site));
   barrier_at(barrier, site);
+  check(current, at(barrier), 8, Kind::kRead, Way::kEngine, site);
   check(current, at(to), bytes, Kind::kWrite, Way::kEngine, site);
   check(current, from, bytes, Kind::kRead, Way::kOrdinary, site);
   land(to, bytes, current, 0, Way::kInFlight);
@@ -914,6 +915,18 @@ void __tsan_func_entry(void*) {}
 void __tsan_func_exit() {}
 void __tsan_vptr_update(void**, void*) {}
 void __tsan_vptr_read(void**) {}
+// Of -fsanitize=alignment: the place in the source, and the address.
+struct Misaligned {
+  const char* file;
+  uint32_t line, column;
+};
+void __ubsan_handle_type_mismatch_v1(const Misaligned* place, uintptr_t) {
+  if (!on_host::running || on_host::busy) return;
+  const on_host::Busy own_accesses;
+  const char* name = std::strrchr(place->file, '/');
+  on_host::stop("a misaligned access",
+                (name == nullptr ? place->file : name + 1) + (":" + std::to_string(place->line)));
+}
 #define UNICODE_FAST_HOOKS(bytes)                                                        \
   void __tsan_read##bytes(void* at) {                                                    \
     on_host::hook(at, bytes, on_host::Kind::kRead, true, __builtin_return_address(0));   \

@@ -134,6 +134,21 @@ MUTATIONS = (
     Mutation(_STATISTICS, "first + e < rows", "first + e <= rows", ("statistics_scan",)),
     Mutation(_STATISTICS, "row < tile.last", "row <= tile.last", ("statistics_sorted",), "row = start + lane;"),
     Mutation(_STATISTICS, "i < number", "i <= number", ("statistics_sorted",), "values[i] = "),
+    # Addresses, blocks of columns and of codewords, and rows that are drawn.
+    Mutation(_HALF, "reinterpret_cast<uintptr_t>(a.features.data) % 16 == 0", "true", SEARCHES),
+    Mutation(_HALF, "a.features.row_stride * static_cast<int64_t>(sizeof(T)) % 16 == 0", "true", SEARCHES),
+    Mutation(_HOPPER, "fence_async();", "", WGMMA, "start_barrier(empty"),
+    Mutation(_STATISTICS, "blockIdx.y", "0u", ("statistics_sorted",), "piece = blockIdx.x"),
+    Mutation(_STATISTICS, "blockIdx.y", "0u", ("statistics_sorted",), "join_kernel("),
+    Mutation(_STATISTICS, "before += all;", "before = all;", ("statistics_sorted",)),
+    Mutation(
+        _STATISTICS,
+        "drawn >= batch.modality[m].total_rows",
+        "drawn > batch.modality[m].total_rows",
+        ("statistics_scan",),
+    ),
+    Mutation(_STATISTICS, "attempt < kAttempts", "attempt < kAttempts - 1", ("statistics_scan",)),
+    Mutation(_COMMITMENT, "codeword < 0", "false", ("commitment",)),
     # Memory that blocks share.
     Mutation(
         _STATISTICS,

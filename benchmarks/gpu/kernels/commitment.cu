@@ -35,7 +35,8 @@ Inputs random_inputs(const Problem& given, Number number) {
   if (given.out_of_range) {
     const int64_t row = given.spoilt_row();
     inputs.valid[row] = inputs.valid[given.rows + row] = 1;
-    inputs.index[given.rows + row] = given.codewords;
+    inputs.index[row] = 0;
+    inputs.index[given.rows + row] = given.masks ? -1 : given.codewords;
   }
   for (int m = 0; m < given.modalities; ++m) {
     for (int o = 0; o < given.modalities; ++o)
@@ -59,7 +60,7 @@ double add_pair(Outputs& wanted, const Problem& given, const Inputs& inputs, int
   for (int64_t i = 0; i < given.rows && weight != 0; ++i) {
     if (!is_valid(i)) continue;
     const int64_t codeword = inputs.index[other * given.rows + i], row = m * given.rows + i;
-    if (codeword >= given.codewords) {
+    if (codeword < 0 || codeword >= given.codewords) {
       loss = kNaN;
       continue;
     }

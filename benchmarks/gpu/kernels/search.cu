@@ -125,6 +125,8 @@ void add_tiled(std::vector<Case>& cases, const Geometry& shape) {
   add(cases, shape, "", random_search(kSingle, rows - 1, columns - 1, 63));
   add(cases, shape, "", random_search(kSingle, rows, columns, 64));
   add(cases, shape, "unaligned", with_layouts(random_search(kSingle, rows + 1, columns + 1, 65), {1, 2, 1}, {1, 2, 1}));
+  add(cases, shape, "aligned rows that begin between",
+      with_layouts(random_search(kSingle, rows + 1, columns + 7, 63), {1, 1, 1}, {}));
   // 64 wide a tile is one step: the rings have 3 stages, that of wgmma 6.
   const int64_t tiles = shape.loop == MainLoop::kWgmma ? 13 : 7;
   add(cases, shape, "float16, one split", random_search(kHalf, 5, tiles * columns - 9, 64, 1));

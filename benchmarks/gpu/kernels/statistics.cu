@@ -16,6 +16,7 @@ struct Problem {
   int candidates = 0;
   bool choice = false, shard = false, strides = false;
   int64_t popular = 0;  // of 10 rows so many have codeword 1
+  int64_t valid = 12;   // of 16 rows, where there are masks
 
   int modalities() const { return static_cast<int>(numbers.size()); }
 };
@@ -59,7 +60,8 @@ Share random_share(const Problem& given, int modality) {
   for (int64_t i = 0; i < rows; ++i) {
     const bool popular = counter_random::integer(key, rows + i, 10) < given.popular;
     share.index.push_back(popular ? 1 : counter_random::integer(key, i, given.codewords));
-    if (given.masks && counter_random::integer(key, 2 * rows + i, 4) == 0) mask_out(share, i, given.codewords);
+    if (given.masks && counter_random::integer(key, 2 * rows + i, 16) >= given.valid)
+      mask_out(share, i, given.codewords);
   }
   return share;
 }
@@ -67,8 +69,9 @@ Share random_share(const Problem& given, int modality) {
 Inputs random_inputs(const Problem& given) {
   Inputs inputs;
   for (int m = 0; m < given.modalities(); ++m) inputs.shares.push_back(random_share(given, m));
-  inputs.choice = {-0.5, 1.5, kNaN};
-  for (int64_t k = 3; k < given.codewords; ++k) inputs.choice.push_back(counter_random::uniform(99, k));
+  // Outside, none, and the first row of the second of two modalities.
+  inputs.choice = {-0.5, 1.5, kNaN, 0.5};
+  for (int64_t k = 4; k < given.codewords; ++k) inputs.choice.push_back(counter_random::uniform(99, k));
   return inputs;
 }
 
@@ -249,11 +252,20 @@ void add_small(std::vector<Case>& cases) {
   add(cases, "one modality, several chunks", chunks);
 
   Problem brain{.numbers = {kBrain, kBrain}, .rows = 70, .codewords = 7, .width = 129};
-  brain.mixes = brain.sequential = brain.strides = true;
-  add(cases, "bfloat16, strides", brain);
+  brain.mixes = brain.sequential = brain.strides = brain.choice = true;
+  brain.candidates = 1;
+  add(cases, "bfloat16, strides, chosen rows", brain);
+
+  Problem rare{.numbers = {kSingle}, .rows = 200, .codewords = 90, .width = 3, .masks = true};
+  rare.candidates = 1;
+  rare.valid = 2;
+  add(cases, "few valid rows", rare);
 
   Problem pieces{.numbers = {kSingle}, .rows = 17000, .codewords = 1000, .width = 8, .sorted = true, .popular = 2};
   add(cases, "one modality, several pieces", pieces);
+
+  Problem wide{.numbers = {kSingle}, .rows = 11200, .codewords = 1500, .width = 130, .sorted = true};
+  add(cases, "several blocks of columns and codewords", wide);
 
   Problem sorted{.numbers = {kHalf, kBrain, kSingle}, .rows = 5700, .codewords = 1000, .width = 5, .sorted = true};
   sorted.masks = sorted.mixes = sorted.sequential = sorted.strides = true;

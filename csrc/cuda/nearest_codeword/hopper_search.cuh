@@ -60,7 +60,7 @@ __global__ void __launch_bounds__(HopperShape::kThreads, HopperShape::kBlocks)
       start_barrier(full + stage * 8, 1);
       start_barrier(empty + stage * 8, kGroups * Warpgroup::kThreads / 32);
     }
-    publish_barriers();
+    // The copy engine sees them too.
     fence_async();
   }
   __syncthreads();

@@ -47,7 +47,6 @@ inline void multiply(float (&sums)[4], const uint32_t (&rows)[4], uint32_t low, 
   on_host::multiply(sums, rows, low, high, site);
 }
 inline void start_barrier(uint32_t barrier, int arrivals) { on_host::start_barrier(barrier, arrivals); }
-inline void publish_barriers() {}
 inline void arrive(uint32_t barrier, Site site = Site::current()) { on_host::arrive(barrier, 0, site); }
 inline void arrive_expecting(uint32_t barrier, int bytes, Site site = Site::current()) {
   on_host::arrive(barrier, bytes, site);
