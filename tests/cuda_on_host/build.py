@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sysconfig
 from collections.abc import Sequence
@@ -53,6 +54,18 @@ def link(target: Path, objects: Sequence[Path], flags: Sequence[str] = ()) -> No
     partial = target.with_name(f"{target.name}.partial")
     subprocess.run([*CXX, *map(str, objects), "-o", str(partial), "-ldl", "-pthread", *flags], check=True)
     partial.replace(target)
+
+
+def make_folder(folder: Path) -> None:
+    """Make the folder to build in, unless it is there.
+
+    Raises:
+        SystemExit: it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SystemExit(f"error: {folder} must be a folder that can be written to: {error.strerror}") from error
 
 
 def kernel_sources(csrc: Path) -> list[Path]:
@@ -105,7 +118,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path, help="where to build; may hold an earlier build")
     folder = parser.parse_args().folder.resolve()
-    folder.mkdir(parents=True, exist_ok=True)
+    if shutil.which(CXX[0]) is None:
+        parser.error(f"CXX must name a C++ compiler, got {CXX[0]!r}")
+    make_folder(folder)
+    print(f"compiling for {folder}", flush=True)
     print(f"built {build_program(folder)}")
     print(f"built {build_package(folder)}")
 

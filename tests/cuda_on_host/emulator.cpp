@@ -154,9 +154,14 @@ struct Busy {
   ~Busy() { busy = false; }
 };
 
+// A positive number of the environment.
 int setting(const char* name, int otherwise) {
   const char* value = std::getenv(name);
-  return value == nullptr || *value == 0 ? otherwise : std::atoi(value);
+  if (value == nullptr || *value == 0) return otherwise;
+  const int number = std::atoi(value);
+  if (number > 0) return number;
+  std::fprintf(stderr, "%s must be a positive number, got %s\n", name, value);
+  std::exit(64);
 }
 
 uint32_t* clock_of(int thread) { return &clocks[static_cast<size_t>(thread) * threads]; }

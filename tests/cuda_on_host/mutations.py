@@ -264,7 +264,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path, help="where to build")
     folder = parser.parse_args().folder.resolve()
-    folder.mkdir(parents=True, exist_ok=True)
+    build.make_folder(folder)
     started = time.monotonic()
     program, found = build_mutants(folder)
     print(f"{len(found)} mistakes compiled in {time.monotonic() - started:.0f} s", flush=True)

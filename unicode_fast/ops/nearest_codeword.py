@@ -175,7 +175,8 @@ def _fake(features: Tensor, codebook: Tensor, operands: Tensor | None = None) ->
 
 
 def _compare_all(features: Tensor, codebook: Tensor, operands: Tensor | None = None) -> Tensor:
-    return features.new_full((features.shape[0],), -1, dtype=torch.int32)
+    _checks.check_features_and_codebook(features, codebook)
+    return features.new_full(features.shape[:-1], -1, dtype=torch.int32)
 
 
 def _write_nothing(codebook: Tensor, operands: Tensor) -> None:
@@ -189,8 +190,8 @@ _library.declare(
     _fake,
 )
 _library.declare_without_gradient("nearest_codeword", inputs=3)
-# For tests and measurements of the CUDA search: with how many codewords each row was compared in float64, -1 where it
-# was with all of them as its candidates were not known.
+# For tests and measurements of the CUDA search: (N) int32, with how many codewords each of (N, D) rows was compared in
+# float64; -1 where it was compared with all, as its candidates were not known. Other searches do not say: all -1.
 _library.declare(
     "compared_codewords",
     "(Tensor features, Tensor codebook, Tensor? operands=None) -> Tensor",

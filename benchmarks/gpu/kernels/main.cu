@@ -58,6 +58,21 @@ std::vector<Case> all_cases() {
   return all;
 }
 
+// Whether every name is that of a kernel; says which are where one is not.
+bool are_kernels(const std::vector<std::string>& names) {
+  std::vector<std::string> known;
+  for (const Case& each : all_cases())
+    if (!contains(known, each.kernel)) known.push_back(each.kernel);
+  for (const std::string& name : names) {
+    if (contains(known, name)) continue;
+    std::fprintf(stderr, "--only must name some of");
+    for (const std::string& kernel : known) std::fprintf(stderr, " %s", kernel.c_str());
+    std::fprintf(stderr, ", got %s\n", name.c_str());
+    return false;
+  }
+  return true;
+}
+
 int run(const std::vector<std::string>& only) {
   const char* wish = std::getenv("UNICODE_FAST_FAULT");
   const std::vector<std::string> faults = split(wish == nullptr ? "" : wish);
@@ -107,5 +122,5 @@ int main(int count, char** arguments) {
       return 64;
     }
   }
-  return run(only);
+  return are_kernels(only) ? run(only) : 64;
 }
