@@ -17,7 +17,7 @@ from pathlib import Path
 from gpu import dry_run
 from gpu.processes import Ending, Job, follow
 from gpu.report import Report
-from gpu.stages import STAGES, NotRun, Refused, Run, Stage
+from gpu.stages import STAGES, NotRun, Refused, Run, Stage, deadline, has_program
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -26,6 +26,8 @@ SECONDS = 300.0
 LEAST_SECONDS = 5.0
 # To write down what there is.
 LAST_SECONDS = 2.0
+# What a compilation of everything leaves to the stages after the build.
+AFTER_FALLBACK_SECONDS = 130.0
 
 
 def verdict(rows: list[dict]) -> str:
@@ -46,7 +48,7 @@ def run_stage(run: Run, name: str, stage: Stage, until: float) -> None:
         stage.work(run)
         rows = run.report.rows(name)
         late = any("no time is left" in row["text"] for row in rows)
-        found = "cut" if late and verdict(rows) == "ok" else verdict(rows)
+        found = "cut" if late and not stage.may_be_cut and verdict(rows) == "ok" else verdict(rows)
     except Refused as refusal:
         run.add(name, None, str(refusal))
         found = "refused"
@@ -113,19 +115,23 @@ def main() -> int:
     until = began + arguments.seconds - LAST_SECONDS
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     host, work = arguments.dry_run, arguments.work
-    report = Report(arguments.results.resolve(), "cpu" if host else "cuda", keep=bool(arguments.only))
+    keep = bool(arguments.only)
+    report = Report(arguments.results.resolve(), "cpu" if host else "cuda", keep=keep, beside=work)
     run = Run(report, report.device, arguments.kit.resolve(), work, host and host.resolve(), {})
     shutil.rmtree(run.logs, ignore_errors=True)
     run.logs.mkdir(parents=True)
     run.environment |= variables(run)
     os.chdir(ROOT)
     wanted = arguments.only or list(STAGES)
-    if any(STAGES[name].imports for name in wanted) and "build" not in wanted and not built(run):
+    unbuilt = any(STAGES[name].imports for name in wanted) and not built(run)
+    if "build" not in wanted and (unbuilt or (any(STAGES[name].native for name in wanted) and not has_program(run))):
         wanted.insert(0, "build")
+    after = AFTER_FALLBACK_SECONDS if set(wanted) - {"versions", "build"} else 0.0
+    run.fallback_until = until - after
     try:
         for name in STAGES:
             if name in wanted:
-                run_stage(run, name, STAGES[name], until)
+                run_stage(run, name, STAGES[name], deadline(name, wanted, time.monotonic(), until))
     finally:
         report.archive(run.logs)
         print(f"\n{report.table()}", flush=True)

@@ -21,7 +21,7 @@ ROOT = HERE.parent
 sys.path.insert(0, str(HERE / "gpu"))
 
 from default_run import CPU_SEEDS, STEPS, trained  # noqa: E402 - beside the other stages
-from link import digest_of, sources  # noqa: E402
+from program import SOURCES, digest_of, flags, inputs, sources  # noqa: E402
 
 from unicode_fast.checkpoint import write_json  # noqa: E402
 from unicode_fast.config import DataConfig  # noqa: E402
@@ -71,26 +71,15 @@ def make_objects(out: Path, python: str) -> dict[str, Any]:
 
 def make_program(out: Path, objects: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
     """The native program, linked with the objects of the kernels."""
-    folder, target = HERE / "gpu" / "kernels", out / "kernels"
-    made = {"inputs": digest_of([*folder.iterdir(), *sources()])}
+    target = out / "kernels"
+    made = {"inputs": inputs()}
     if before == made and target.exists():
         return made
-    major, minor = objects["architectures"].split(".")
-    virtual, real = (f"{kind}_{major}{minor}" for kind in ("compute", "sm"))
     kernels = [
         str(out / "objects" / name) for name in objects["files"] if name.startswith("cuda-") and "_op" not in name
     ]
-    flags = ["-std=c++20", "-O3", "-gencode", f"arch={virtual},code={real}", "-cudart", "static", "-Xcompiler"]
-    command = [
-        objects["nvcc"],
-        *flags,
-        f"-ffile-prefix-map={ROOT}=.,-pthread",
-        *map(str, sorted(folder.glob("*.cu"))),
-        *kernels,
-        "-o",
-        str(target),
-    ]
-    subprocess.run(command, check=True)
+    files = [*map(str, sorted(SOURCES.glob("*.cu"))), *kernels]
+    subprocess.run([objects["nvcc"], *flags(objects["architectures"]), *files, "-o", str(target)], check=True)
     return made
 
 

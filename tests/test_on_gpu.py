@@ -304,11 +304,16 @@ class TestNative:
         for name in ("link", "compile_objects"):
             (run.work / f"{name}.py").write_text(f"open('{package}/_C.so', 'x').write('{name}')")
         monkeypatch.setattr(stages, "HERE", run.work)
+        trial = f"import sys; sys.exit(3 * (open('{package}/_C.so').read() != 'SOUND'))"
         for sound, rows in (("link", ["link", "import"]), ("compile_objects", ["link", "import", "compile", "import"])):
-            monkeypatch.setattr(stages, "TRIAL", f"import sys; sys.exit(open('{package}/_C.so').read() != '{sound}')")
+            monkeypatch.setattr(stages, "TRIAL", trial.replace("SOUND", sound))
             found = do(run, lambda run: stages.make_extension(run, package) or pytest.fail("it does not load"))
             assert [row["name"] for row in found["rows"]] == rows
             assert found["verdict"] == "ok"
+        # A package that lacks another one is not helped by a compilation.
+        monkeypatch.setattr(stages, "TRIAL", "import nothing_of_this_name")
+        found = do(run, lambda run: stages.make_extension(run, package) and pytest.fail("it does not load"))
+        assert [(row["name"], row["ok"]) for row in found["rows"]] == [("link", True), ("import", False)]
 
     def test_sanitizers(self, run: Run, program: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(stages, "tool", lambda name: "/bin/echo")
@@ -435,7 +440,7 @@ class TestSelection:
 
 
 HOST = os.environ.get("UNICODE_FAST_HOST", "")
-FAULTS = {"search_narrow": "crash", "statistics_scan": "hang", "apply": "wrong"}
+FAULTS = {"search_narrow": "crash", "search_wgmma": "hang", "apply": "wrong"}
 
 
 def dry_run(folder: Path, *options: str, **variables: str) -> tuple[subprocess.CompletedProcess, dict[str, dict]]:
@@ -478,7 +483,7 @@ class TestDryRun:
         found, ran = dry_run(tmp_path, *options, UNICODE_FAST_FAULT=faults)
         assert found.returncode == 1
         table = found.stdout.split("\n\n")[-1]
-        for name, text in {"search_narrow": "SIG", "statistics_scan": "timed out", "apply": "rows wrong"}.items():
+        for name, text in {"search_narrow": "SIG", "search_wgmma": "timed out", "apply": "rows wrong"}.items():
             assert any(name in line and text in line for line in table.splitlines() if "left out after" in line), table
         for name in ("sanitizers", "operators", "tests"):
             assert ran[name]["without"] == sorted(FAULTS)

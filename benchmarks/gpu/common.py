@@ -105,9 +105,14 @@ def _keep_output_for_rows() -> None:
     os.dup2(2, 1)
 
 
-def emit(name: str, found: Found) -> None:
+def announce(name: str, **marks: Any) -> None:
+    """Print that a row begins, and what it is about, for whoever has to know where this process died."""
+    print(json.dumps({"begins": name, **marks}), file=_rows, flush=True)
+
+
+def emit(name: str, found: Found, **marks: Any) -> None:
     """Print a row."""
-    numbers = dict(found.numbers)
+    numbers = {**found.numbers, **marks}
     if "commit" in numbers and numbers["commit"] is None:
         numbers["commit"] = _kit_commit()
     print(json.dumps({"name": name, "ok": found.ok, "text": found.text, **numbers}), file=_rows, flush=True)
@@ -119,14 +124,33 @@ def _kit_commit() -> str | None:
     return json.loads(manifest.read_text()).get("commit") if manifest.exists() else None
 
 
-def attempt(stage: Stage, name: str, measure: Callable[..., Found], *arguments: Any, **options: Any) -> bool | None:
-    """The row that `measure` finds of a stage and more; an error is one too, and the end where the device is lost."""
+def attempt(
+    stage: Stage,
+    name: str,
+    measure: Callable[..., Found],
+    *arguments: Any,
+    marks: dict[str, Any] | None = None,
+    **options: Any,
+) -> bool | None:
+    """The row that `measure` finds of a stage and more; an error is one too, and the end where the device is lost.
+
+    Args:
+        stage: how it was asked to run.
+        name: of the row.
+        measure: takes the stage, `arguments` and `options`.
+        arguments: further ones.
+        marks: what the row says beside what is found.
+        options: further ones, by name.
+
+    Returns:
+        Whether the row is right; None where it did not run.
+    """
     try:
         found = measure(stage, *arguments, **options)
     except Exception as error:
         traceback.print_exc(file=sys.stderr)
         found = Found(False, f"failed: {type(error).__name__}: {error}".splitlines()[0][:200])
-    emit(name, found)
+    emit(name, found, **(marks or {}))
     if found.ok is False and stage.device == "cuda":
         try:
             torch.cuda.synchronize()

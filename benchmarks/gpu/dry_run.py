@@ -26,7 +26,8 @@ find_spec = PathFinder.find_spec
 
 def find_what_travels(finder, name, path=None, target=None):
     top = name.partition(".")[0]
-    if top in LACKING and find_spec(top, [WHEELS]) is None:
+    travels = find_spec(top, [WHEELS]) is not None and (name != top or path is None or WHEELS in path)
+    if top in LACKING and not travels:
         return None
     return find_spec(name, path, target)
 

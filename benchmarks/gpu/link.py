@@ -7,7 +7,6 @@ are refused.
 """
 
 import argparse
-import hashlib
 import json
 import os
 import shlex
@@ -15,11 +14,12 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Iterable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(Path(__file__).resolve().parent)]
+
+from program import digest_of, sources  # noqa: E402 - beside this
 
 import setup as build  # noqa: E402 - of this checkout
 
@@ -29,19 +29,6 @@ DECISION = "objects that were compiled on another machine"
 
 class LinkError(RuntimeError):
     """The objects do not fit this machine, or compiler or linker failed; the message says how."""
-
-
-def digest_of(files: Iterable[Path]) -> str:
-    """A checksum of the names and contents of files of the checkout."""
-    digest = hashlib.sha256()
-    for file in sorted(files):
-        digest.update(f"{file.relative_to(ROOT)}\n".encode() + file.read_bytes())
-    return digest.hexdigest()
-
-
-def sources() -> list[Path]:
-    """What the objects are compiled from."""
-    return [path for path in (ROOT / "csrc").rglob("*") if path.is_file()]
 
 
 def make_package(folder: Path) -> Path:

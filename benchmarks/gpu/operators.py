@@ -1,12 +1,13 @@
 """Each operator on the device against its reference in float64, then replayed in a CUDA graph on new inputs.
 
-`python benchmarks/gpu/operators.py --device cuda`; one line of JSON a row.
+`python benchmarks/gpu/operators.py --device cuda`; one line of JSON a row, and one before it begins. Both hold the
+kernels that the row runs, and those that are at fault where it is wrong.
 """
 
+import json
 import os
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
-from functools import partial
 from itertools import product
 from typing import Any, NamedTuple
 from unittest import mock
@@ -35,10 +36,10 @@ from unicode_fast import (
 )
 from unicode_fast.modules.codebook import Codebook
 
-# Loops of the CUDA search, with the kernel of each; "" takes the one that suits.
+# Loops of the CUDA search, with the kernel of each; "" takes the one that suits, after each has been tried by itself.
 LOOPS = {
-    "": "",
     **{name: f"search_{name}" for name in ("wgmma", "wide", "middle", "narrow", "plain")},
+    "": "",
 }
 CHEAP = ("more codewords", "narrow", "wide")
 # Only the search that is taken by itself, and the one with wgmma, are quick there.
@@ -108,7 +109,9 @@ def search(stage: Stage, loop: str) -> Found:
             features, codebook = draw(stage, rows, width, dtype=dtype), draw(stage, codewords, width, seed=1)
             kind = str(dtype).removeprefix("torch.")
             results.append({"shape": name, "dtype": kind, **searched(stage, features, codebook)})
-    return search_row(results, must_know=loop != "plain")
+    # What was left out may have left the plain loop alone.
+    taken = loop or os.environ.get("UNICODE_FAST_MAIN_LOOP")
+    return search_row(results, must_know=taken != "plain")
 
 
 def search_row(results: Sequence[dict[str, Any]], *, must_know: bool) -> Found:
@@ -405,33 +408,75 @@ def replayed_contrast(stage: Stage, clips: int, precision: str) -> Found:
         return replay(stage, lambda a, b: contrast_of(a, b, None), *inputs)
 
 
+class About(NamedTuple):
+    """What a row runs.
+
+    Attributes:
+        kernels: of the native program's names, and cross_info_nce.
+        at_fault: of these, the ones that a wrong row leaves out; none where it is about more than an operator.
+    """
+
+    kernels: tuple[str, ...]
+    at_fault: tuple[str, ...]
+
+
+def one(*kernels: str, beside: tuple[str, ...] = ()) -> About:
+    """A row about one kernel or operator."""
+    return About((*beside, *kernels), kernels)
+
+
+def searches(loop: str) -> About:
+    """The kernels of a search; which of them the chosen loop is depends on the sizes."""
+    if loop == "plain":
+        return one(LOOPS[loop])
+    if loop:
+        return one(LOOPS[loop], beside=("operands",))
+    return About(("operands", *(LOOPS[each] for each in ("wgmma", "wide", "middle", "narrow"))), ())
+
+
+COMMITMENT, CONTRAST = one("commitment"), one("cross_info_nce")
+SEARCH_AND_UPDATE = About((*searches("").kernels, "statistics_scan", "apply"), ())
+
+
 def main() -> None:
-    stage = common.begin(__doc__, triton_on_cpu=True)
+    skip = ("--skip", {"type": json.loads, "default": [], "help": "a JSON list of rows that are done"})
+    stage = common.begin(__doc__, skip, triton_on_cpu=True)
     contrasts = [(80, 1), (80, 12), (1000, 1), (1000, 12)]
     precisions = list(contrast.PRECISIONS)
     if stage.tiny:
         contrasts, precisions = [(5, 2), (130, 1)], ["float32"]
-    row = partial(common.attempt, stage)
+
+    def row(name: str, about: About, measure: Callable[..., Found], *arguments: Any, **options: Any) -> None:
+        if name in stage.options.skip:
+            return
+        marks = {
+            field: [each for each in names if each not in stage.without] for field, names in about._asdict().items()
+        }
+        common.announce(name, **marks)
+        common.attempt(stage, name, measure, *arguments, marks=marks, **options)
+
     for loop in LOOPS:
-        row(f"nearest_codeword {loop or 'as chosen'}", search, loop)
-    row("nearest_codeword float64", search_direct)
-    row("nearest_codeword prepared", prepared)
+        row(f"nearest_codeword {loop or 'as chosen'}", searches(loop), search, loop)
+    row("nearest_codeword float64", one("search_direct"), search_direct)
+    row("nearest_codeword prepared", SEARCH_AND_UPDATE, prepared)
     for name, is_sorted in product(PRESETS, (False, True) if sizes_of(stage).sorted_rows else (False,)):
-        row(f"codebook_update {name}{', sorted' if is_sorted else ''}", update, name, is_sorted=is_sorted)
+        about = one("statistics_sorted" if is_sorted else "statistics_scan", "apply")
+        row(f"codebook_update {name}{', sorted' if is_sorted else ''}", about, update, name, is_sorted=is_sorted)
     for dtype, masked in product((torch.float32, torch.bfloat16), (False, True)):
         kind = str(dtype).removeprefix("torch.")
-        row(f"commitment_loss {kind}{', masked' if masked else ''}", commitment, dtype, masked=masked)
-    row("codeword_distribution", distribution)
+        row(f"commitment_loss {kind}{', masked' if masked else ''}", COMMITMENT, commitment, dtype, masked=masked)
+    row("codeword_distribution", one(), distribution)
     for (clips, steps), precision in product(contrasts, precisions):
-        row(f"cross_info_nce B {clips}, K {steps}, {precision}", contrast_row, clips, steps, precision)
+        row(f"cross_info_nce B {clips}, K {steps}, {precision}", CONTRAST, contrast_row, clips, steps, precision)
     for loop in LOOPS:
-        row(f"graph of nearest_codeword {loop or 'as chosen'}", replayed_search, loop)
-    row("graph of search and update", replayed_step, is_prepared=False)
-    row("graph of search and update, prepared", replayed_step, is_prepared=True)
-    row("graph of commitment_loss", replayed_commitment)
-    row("graph of codeword_distribution", replayed_distribution)
-    for clips in dict.fromkeys(clips for clips, _ in contrasts):
-        row(f"graph of cross_info_nce B {clips}", replayed_contrast, clips, precisions[-1])
+        row(f"graph of nearest_codeword {loop or 'as chosen'}", searches(loop), replayed_search, loop)
+    row("graph of search and update", SEARCH_AND_UPDATE, replayed_step, is_prepared=False)
+    row("graph of search and update, prepared", SEARCH_AND_UPDATE, replayed_step, is_prepared=True)
+    row("graph of commitment_loss", COMMITMENT, replayed_commitment)
+    row("graph of codeword_distribution", one(), replayed_distribution)
+    # Triton's interpreter takes seconds for the larger.
+    for clips in dict.fromkeys(clips for clips, _ in contrasts[: 1 if stage.tiny else None]):
+        row(f"graph of cross_info_nce B {clips}", CONTRAST, replayed_contrast, clips, precisions[-1])
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Processes with a time limit, each in a group of its own that is killed whole; their lines as they come."""
 
+import math
 import os
 import re
 import signal
@@ -20,12 +21,14 @@ class Job(NamedTuple):
         command: program and arguments.
         seconds: its own time limit.
         environment: variables beyond those of this process.
+        quiet: seconds without a line, after the first, that make it hang.
     """
 
     name: str
     command: Sequence[str]
     seconds: float
     environment: Mapping[str, str] = {}
+    quiet: float = math.inf
 
 
 class Ending(NamedTuple):
@@ -35,11 +38,13 @@ class Ending(NamedTuple):
         status: what it exited with, negative for a signal; None where it did not end by itself.
         text: how it ended, in a few words; "" where it exited with 0.
         out_of_time: it was stopped for the time limit of all, not for its own.
+        started: it ran at all, or its turn never came.
     """
 
     status: int | None
     text: str
     out_of_time: bool = False
+    started: bool = True
 
 
 class _Running:
@@ -60,21 +65,28 @@ class _Running:
             )
         self.out = (logs / f"{stem}.out").open(errors="replace")
         self.rest = ""
+        # When the last line came.
+        self.heard = math.inf
 
     def lines(self) -> list[str]:
         """Whole lines since the last call."""
         *whole, self.rest = (self.rest + self.out.read()).split("\n")
+        if whole:
+            self.heard = time.monotonic()
         return whole
 
     def ending(self) -> Ending | None:
         """How it has ended; None while it runs within its limits."""
         status, now = self.process.poll(), time.monotonic()
-        if status is None and now < min(self.until, self.started + self.job.seconds):
+        quiet = now - self.heard > self.job.quiet
+        if status is None and not quiet and now < min(self.until, self.started + self.job.seconds):
             return None
         self.kill()
         if status is None:
             late = now < self.started + self.job.seconds
             passed = f"{now - self.started:.0f} s"
+            if quiet and now < self.until:
+                return Ending(None, f"hangs: no line for {self.job.quiet:.0f} s")
             return Ending(
                 None, f"stopped after {passed}, no time is left" if late else f"timed out after {passed}", late
             )
@@ -112,7 +124,7 @@ def follow(jobs: Sequence[Job], logs: Path, until: float, at_once: int = 1) -> I
                 try:
                     running.append(_Running(job, logs, until))
                 except OSError as error:
-                    yield job, Ending(None, f"cannot be started: {error}")
+                    yield job, Ending(None, f"cannot be started: {error}", started=False)
             for each in list(running):
                 ending = each.ending()
                 for line in each.lines() + ([each.rest] if ending and each.rest else []):

@@ -16,8 +16,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
+from gpu import program
 from gpu.processes import Ending, Job, follow
-from gpu.report import Report, Row
+from gpu.report import IN_TORCH, Report, Row
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 HERE = Path(__file__).resolve().parent
@@ -38,8 +39,10 @@ KERNELS = (
 TRITON = "cross_info_nce"
 SANITIZERS = ("memcheck", "racecheck", "synccheck")
 SANITIZER_ERROR = 9
-# Kernels of csrc/cuda that are worth a profile, by the name of the native program that launches them.
-PROFILED = {"search_wgmma": "hopper_search_kernel", "statistics_sorted": "sort_kernel|piece_kernel|join_kernel"}
+# What is worth the time of a sanitizer: asynchronous copies and products, and sums of many threads.
+SANITIZED = ("search_wgmma", "search_middle", "statistics_sorted", "apply", "commitment")
+# Kernels of csrc/cuda whose first launch is worth a profile, by the name that the native program has for them.
+PROFILED = {"search_wgmma": "hopper_search_kernel", "statistics_sorted": "piece_kernel"}
 METRICS = (
     "gpu__time_duration.sum",
     "sm__throughput.avg.pct_of_peak_sustained_elapsed",
@@ -52,6 +55,10 @@ METRICS = (
 # What a refused tool may cost.
 PROBE_SECONDS = 9.0
 TEST_PROCESSES = 6
+# Of the build: a check or a compilation of the native program, a link, a compilation of everything.
+PROGRAM_SECONDS, LINK_SECONDS, COMPILE_SECONDS = 60.0, 40.0, 200.0
+# A script of operators hangs that says nothing for so long; Triton compiles within it.
+QUIET_SECONDS = 20.0
 
 
 @dataclass(frozen=True)
@@ -64,7 +71,7 @@ class Limits:
         tool: of one kernel under a sanitizer or profiler.
         test: of one test.
         kernels: of the native program that run.
-        sanitized: of these, how many of the last a sanitizer sees.
+        sanitized: of these, what a sanitizer sees, the most important first.
         test_processes: in how many processes the tests run.
         tests: where they are.
         at_once: how many smoke tests run at one time.
@@ -75,17 +82,16 @@ class Limits:
     tool: float = 25.0
     test: float = 30.0
     kernels: tuple[str, ...] = KERNELS
-    sanitized: int = len(KERNELS)
+    sanitized: tuple[str, ...] = SANITIZED
     test_processes: int = TEST_PROCESSES
     tests: tuple[str, ...] = ("tests",)
     at_once: int = 6
 
 
-# The kernels that an emulator runs in seconds.
+# An emulator takes up to ten seconds for a search.
 TINY = Limits(
-    smoke=10.0,
-    kernels=("operands", "search_narrow", "search_plain", "search_direct", "statistics_scan", "apply", "commitment"),
-    sanitized=2,
+    smoke=20.0,
+    sanitized=("apply", "commitment"),
     test_processes=2,
     tests=("tests/test_commitment.py",),
     at_once=2,
@@ -113,6 +119,7 @@ class Run:
         environment: variables of every process.
         stage: the name of the running one.
         until: time.monotonic() at which it has to have ended.
+        fallback_until: the same of a compilation of everything, in the build.
     """
 
     report: Report
@@ -123,6 +130,7 @@ class Run:
     environment: dict[str, str]
     stage: str = ""
     until: float = 0.0
+    fallback_until: float = 0.0
 
     @property
     def limits(self) -> Limits:
@@ -139,8 +147,15 @@ class Run:
 
     @property
     def program(self) -> str:
-        """The native program."""
-        return str((self.host or self.kit) / "kernels")
+        """The native program.
+
+        Raises:
+            NotRun: the build could not get one.
+        """
+        found = (self.host or self.work) / "kernels"
+        if not found.exists():
+            raise NotRun("there is no native program; the build says why")
+        return str(found)
 
     def working(self, names: Sequence[str]) -> list[str]:
         """Kernels that have not failed.
@@ -184,14 +199,24 @@ def json_row(line: str) -> dict | None:
     return row if isinstance(row, dict) else None
 
 
-def script(run: Run, name: str, *options: str) -> None:
-    """A stage that is a script of this folder."""
+def script_job(run: Run, name: str, *options: str, label: str = "script") -> Job:
+    """A script of this folder."""
     without = ["--without", ",".join(sorted(run.report.failed))] if run.report.failed else []
     command = [sys.executable, str(HERE / f"{name}.py"), "--device", run.device, "--size", run.size, *without, *options]
-    for _, found in run.follow([run.job("script", command, 1e9)]):
+    return run.job(label, command, 1e9)
+
+
+def add_ending(run: Run, ending: Ending) -> None:
+    """The row of a script that did not end well; one that had too little time is not wrong for that."""
+    if ending.text:
+        run.add("script", None if ending.out_of_time and not ending.status else False, ending.text)
+
+
+def script(run: Run, name: str, *options: str) -> None:
+    """A stage that is a script of this folder."""
+    for _, found in run.follow([script_job(run, name, *options)]):
         if isinstance(found, Ending):
-            if found.text:
-                run.add("script", None if found.out_of_time and not found.status else False, found.text)
+            add_ending(run, found)
         elif (row := json_row(found)) is not None:
             run.add(row.pop("name", "?"), row.pop("ok", None), row.pop("text", ""), **row)
 
@@ -221,40 +246,98 @@ def link_package(source: Path, kernels: Path, package: Path, *, with_extension: 
 
 
 def build(run: Run) -> None:
-    """The wheels, the package, its extension from the kit's objects or else from the sources, and an import of it."""
+    """The wheels, the native program, and the package with an extension that is tried before it is taken."""
     names = install_wheels(run.kit, run.work / "wheels")
     run.add("wheels", True if names else None, ", ".join(names) or "the kit has none")
     package = run.work / "package" / "unicode_fast"
     if run.host:
         source = run.host / "package" / "unicode_fast"
         link_package(source, source / "kernels", package, with_extension=True)
+        works = imports(run, last=True)
     else:
         link_package(ROOT / "unicode_fast", ROOT / "kernels", package, with_extension=False)
-        make_extension(run, package)
-    backend = "cpp" if run.host else "cuda"
-    code = (
-        "import sys; from unicode_fast.backend import EXTENSION, available_backends as found, __file__ as here; "
-        "import unicode_fast.train, unicode_fast.kernels; "
-        f"said = found('{run.device}')['nearest_codeword']['{backend}']; print(said, EXTENSION.problem, here); "
-        "sys.exit(said != 'available')"
-    )
-    for _, lines, ending in run.collect([run.job("import", [sys.executable, "-c", code], 60)]):
-        run.add("import", not ending.text, ending.text or "the package and its extension are imported", lines=lines)
-        if ending.text:
-            shutil.rmtree(package)
+        works = make_extension(run, package)
+        make_program(run)
+    if not works:
+        shutil.rmtree(package)
 
 
-def make_extension(run: Run, package: Path) -> None:
-    """Link the kit's objects; compile everything where that fails."""
+def make_program(run: Run) -> None:
+    """The native program: the kit's, or one that is compiled here, which has the time of other stages too."""
+    run.until = max(run.until, run.fallback_until)
+    command = [sys.executable, str(HERE / "program.py"), "--kit", str(run.kit), "--out", str(run.work)]
+    for _, lines, ending in run.collect([run.job("program", command, PROGRAM_SECONDS)]):
+        run.add("program", None if ending.text else True, ending.text or (lines or [""])[-1])
+    if ending.text:
+        # A compilation that was stopped may have left half of it.
+        (run.work / "kernels").unlink(missing_ok=True)
+
+
+def has_program(run: Run) -> bool:
+    """Whether there is a native program of these sources."""
+    return run.host is not None or program.is_current(run.work)
+
+
+# What a process exits with where another extension might help.
+BAD_EXTENSION = 3
+# With device and backend: lists the extension's operators, then imports the package from where the environment says.
+TRIAL = """
+import sys
+import torch
+from unicode_fast.backend import EXTENSION, available_backends, __file__ as here
+device, backend = sys.argv[1:]
+key = "CUDA" if device == "cuda" else "CPU"
+registered = set(torch._C._dispatch_get_registrations_for_dispatch_key(key))
+print(here, sorted(name for name in registered if name.startswith("unicode_fast::")))
+missing = [name for name in {operators} if f"unicode_fast::{{name}}" not in registered]
+if EXTENSION.module is None or missing:
+    print(EXTENSION.problem or f"the extension lacks {{', '.join(missing)}}", file=sys.stderr)
+    sys.exit({bad})
+import unicode_fast.train, unicode_fast.kernels
+found = available_backends(device)["nearest_codeword"][backend]
+if found != "available":
+    sys.exit(found)
+"""
+OPERATORS = (
+    *("nearest_codeword", "compared_codewords", "codebook_operands"),
+    *("codebook_statistics", "codebook_apply", "commitment_loss"),
+)
+
+
+def imports(run: Run, *, last: bool) -> bool | None:
+    """Whether a process has the package and the extension's operators.
+
+    Returns:
+        None where another extension might help, which is no fault unless this one was the `last`.
+    """
+    code = TRIAL.format(operators=OPERATORS, bad=BAD_EXTENSION)
+    command = [sys.executable, "-c", code, run.device, "cpp" if run.host else "cuda"]
+    for _, lines, ending in run.collect([run.job("import", command, 60)]):
+        # One that does not end by itself, or dies, is no better.
+        bad = ending.status is None or ending.status < 0 or ending.status == BAD_EXTENSION
+        ok = not ending.text if last or not bad else None
+        run.add("import", ok, ending.text or "the package and its extension are imported", lines=lines)
+    return ok
+
+
+def make_extension(run: Run, package: Path) -> bool:
+    """Link the kit's objects; compile everything where that fails, or where what was linked does not load."""
     linking = [sys.executable, str(HERE / "link.py"), "--kit", str(run.kit), "--package", str(package)]
     # The extension that it makes beside the objects is in the package.
     compiling = [sys.executable, str(HERE / "compile_objects.py"), str(run.work)]
-    for job in (run.job("link", linking, 60), run.job("compile", compiling, 240)):
+    for job in (run.job("link", linking, LINK_SECONDS), run.job("compile", compiling, COMPILE_SECONDS)):
+        last = "compile" in job.name
+        for old in package.glob("_C.*"):
+            old.unlink()
+        if last:
+            # Without a package nothing of torch can run, so that other stages have to give their time.
+            run.until = max(run.until, run.fallback_until)
         for _, _, ending in run.collect([job]):
-            name = job.name.removeprefix("build-")
-            run.add(name, None if name == "link" and ending.text else not ending.text, ending.text or "done")
-        if not ending.text:
-            return
+            ok = not ending.text or (False if last else None)
+            run.add(job.name.removeprefix(f"{run.stage}-"), ok, ending.text or "done")
+        if not ending.text and (works := imports(run, last=last)) is not None:
+            return works
+    return False
 
 
 def native(run: Run, name: str, seconds: float, *options: str, kind: str = "") -> Job:
@@ -278,9 +361,9 @@ def native_row(found: Mapping) -> Row:
 def kernels(run: Run) -> None:
     """The smoke of each kernel in a process of its own, then the event times of those that are right."""
     limits = run.limits
+    small = [native(run, name, limits.smoke, "--size", "small") for name in limits.kernels]
     for name in limits.kernels:
         run.report.failed.pop(name, None)
-    small = [native(run, name, limits.smoke, "--size", "small") for name in limits.kernels]
     run_native(run, small, limits.at_once)
     size = "small" if run.host else "target"
     left = run.working(limits.kernels)[-1:] if run.host else run.working(limits.kernels)
@@ -299,6 +382,9 @@ def run_native(run: Run, jobs: Sequence[Job], at_once: int) -> None:
                 run.report.add(run.stage, row)
                 if row["ok"] is False:
                     failed.setdefault(name, f"{row['name']}: {row['text']}")
+        elif not found.started:
+            # That is no fault of the kernel.
+            raise NotRun(found.text)
         elif found.out_of_time:
             run.add(name, None, found.text)
         elif found.text and not (found.status in (1, 2) and name in failed):
@@ -323,7 +409,7 @@ def tool(name: str) -> str:
 def sanitizers(run: Run) -> None:
     """memcheck, racecheck and synccheck of the native program, each kernel by itself."""
     program = tool("compute-sanitizer")
-    names = run.working(run.limits.kernels)[-run.limits.sanitized :]
+    names = run.working(run.limits.sanitized)
 
     def job(check: str, name: str, seconds: float) -> Job:
         command = [program, "--tool", check, "--error-exitcode", str(SANITIZER_ERROR), run.program, "--size", "small"]
@@ -334,7 +420,7 @@ def sanitizers(run: Run) -> None:
         if not any("SUMMARY" in line for line in lines):
             raise Refused(" ".join([*lines[:2], ending.text])[:200])
         add_sanitized(run, probe, lines, ending)
-    # Those that matter most come first.
+    # Those that matter most come first; six run at once.
     jobs = [job(check, name, run.limits.tool) for name in names for check in SANITIZERS]
     jobs = [each for each in jobs if each.name != probe.name]
     for each, lines, ending in run.collect(jobs, run.limits.at_once):
@@ -383,12 +469,51 @@ def profiled(lines: Sequence[str]) -> dict[str, dict[str, str]]:
 
 
 def operators(run: Run) -> None:
-    """Each operator in torch, which also shows whether the Triton kernels work."""
-    run.report.failed.pop(TRITON, None)
-    script(run, "operators")
-    for row in run.report.rows(run.stage):
-        if row["ok"] is False and TRITON in f"{row['name']} {row.get('kernel')}":
-            run.report.failed.setdefault(TRITON, f"{row['name']}: {row['text']}")
+    """Each operator in torch, which also shows whether the Triton kernels work.
+
+    The script names a row and its kernels before it begins with it. Where it dies or hangs, these kernels have failed,
+    and it is started again without them, for the rows that are left.
+    """
+    failed, done = run.report.failed, list[str]()
+    for name in [name for name, text in failed.items() if text.startswith(IN_TORCH) or name == TRITON]:
+        del failed[name]
+    while True:
+        skip = ["--skip", json.dumps(done)] if done else []
+        job = script_job(run, "operators", *skip, label=f"script {len(done)}" if done else "script")
+        open_row, ending = follow_rows(run, job._replace(quiet=QUIET_SECONDS), done)
+        if not ending.text or open_row is None or (ending.out_of_time and ending.status is None):
+            add_ending(run, ending)
+            return
+        if open_row["name"] not in done:
+            done.append(open_row["name"])
+            run.add(open_row["name"], False, ending.text, kernels=open_row["kernels"])
+        for kernel in open_row["at_fault"] or [name for name in open_row["kernels"] if name != "operands"]:
+            failed.setdefault(kernel, f"{IN_TORCH}{open_row['name']}: {ending.text}")
+
+
+def follow_rows(run: Run, job: Job, done: list[str]) -> tuple[Row | None, Ending]:
+    """Add the rows of the operators' script and their names to `done`, and blame what wrong rows are about.
+
+    Returns:
+        The row that the script was at, if it did not end well: one that has begun, or the last, if that is wrong, as
+        the device may be lost by it. None where it was at none. And how it ended.
+    """
+    begun: Row | None = None
+    for _, found in run.follow([job]):
+        if isinstance(found, Ending):
+            ending = found
+        elif (row := json_row(found)) is None:
+            continue
+        elif "begins" in row:
+            begun = {"kernels": [], "at_fault": [], **row, "name": row["begins"]}
+        else:
+            row = {"name": "?", "ok": None, "text": "", "kernels": [], "at_fault": [], **row}
+            done.append(row["name"])
+            run.report.add(run.stage, row)
+            begun = row if row["ok"] is False else None
+            for kernel in row["at_fault"] if begun else ():
+                run.report.failed.setdefault(kernel, f"{IN_TORCH}{row['name']}: {row['text']}")
+    return begun, ending
 
 
 def tests(run: Run) -> None:
@@ -452,25 +577,49 @@ class Stage(NamedTuple):
     Attributes:
         work: does it, and adds rows.
         seconds: its limit.
+        promised: seconds that earlier stages leave to it.
         imports: it needs the built package.
+        native: it needs the native program.
+        may_be_cut: it is no fault where time runs out.
     """
 
     work: Callable[[Run], None]
     seconds: float
+    promised: float = 0.0
     imports: bool = True
+    native: bool = False
+    may_be_cut: bool = False
 
 
-# In the order in which they run.
+# In the order in which they run. All that is promised fits into the time of a run, whose build only links; a stage that
+# ends early leaves its time to all later ones.
 STAGES: dict[str, Stage] = {
-    "versions": Stage(versions, 30, False),
-    "build": Stage(build, 240, False),
-    "kernels": Stage(kernels, 75, False),
-    "sanitizers": Stage(sanitizers, 30, False),
-    "operators": Stage(operators, 45),
-    "targets": Stage(targets, 40),
-    "profile": Stage(profile, 25, False),
-    "tests": Stage(tests, 60),
-    "step": Stage(step, 60),
-    "default_run": Stage(default_run, 60),
-    "contenders": Stage(contenders, 60),
+    "versions": Stage(versions, 20, 8, imports=False),
+    "build": Stage(build, 270, 45, imports=False),
+    "kernels": Stage(kernels, 60, 30, imports=False, native=True),
+    "sanitizers": Stage(sanitizers, 30, 12, imports=False, native=True, may_be_cut=True),
+    "operators": Stage(operators, 60, 28),
+    "targets": Stage(targets, 40, 24),
+    "profile": Stage(profile, 20, 6, imports=False, native=True),
+    "tests": Stage(tests, 60, 40),
+    "step": Stage(step, 60, 45),
+    "default_run": Stage(default_run, 60, 45),
+    "contenders": Stage(contenders, 60, 15),
 }
+
+
+def deadline(name: str, wanted: Sequence[str], now: float, until: float) -> float:
+    """When a stage ends at the latest: its own limit, and what is promised to those after it.
+
+    Where less is left than all of them are promised, each gets its share.
+
+    Args:
+        name: the stage.
+        wanted: all that run, before and after it.
+        now: when it begins.
+        until: when all has to have ended.
+    """
+    order = list(STAGES)
+    later = sum(STAGES[each].promised for each in wanted if order.index(each) > order.index(name))
+    share = min(1.0, max(0.0, until - now) / (later + STAGES[name].promised))
+    return min(now + STAGES[name].seconds, until - share * later)

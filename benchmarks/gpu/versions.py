@@ -1,25 +1,37 @@
 """Stage: the GPU, its driver, torch, Triton, the compilers, and which packages are missing."""
 
 import argparse
-import importlib.util
 import json
 import platform
 import shutil
 import subprocess
 import sys
+from importlib.machinery import PathFinder
+from pathlib import Path
 
 from dry_run import LACKING
 
 QUERY = "name,driver_version,memory.total,memory.used,clocks.max.sm,power.limit,mig.mode.current"
+# Of one program; a loaded machine must not end the stage.
+SLOWEST_SECONDS = 4.0
 USED = ("triton", "numpy", "sklearn", "pytest", "pytest_timeout", "tensorboard", "safetensors", "pybind11", "ninja")
 
 
 def said(*command: str) -> str:
-    """The last line that a program prints; "" where it fails or is not there."""
+    """The last line that a program prints; "" where it fails, takes too long or is not there."""
     if shutil.which(command[0]) is None:
         return ""
-    found = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, timeout=SLOWEST_SECONDS, check=False)
+    except (subprocess.TimeoutExpired, OSError):
+        return ""
     return (found.stdout.strip().splitlines() or [""])[-1] if found.returncode == 0 else ""
+
+
+def installed(name: str) -> bool:
+    """Whether a package is there without the wheels, which an earlier run may have unpacked on this path."""
+    own = [path for path in sys.path if Path(path).name != "wheels"]
+    return PathFinder.find_spec(name, own) is not None
 
 
 def add(name: str, ok: bool | None, text: str) -> None:
@@ -36,8 +48,8 @@ def main() -> None:
     add("gpu", bool(gpu) or None, gpu or "nvidia-smi says nothing")
     for name, command in {"nvcc": ("nvcc", "--version"), "c++": ("c++", "-dumpfullversion")}.items():
         add(name, bool(found := said(*command)) or None, found or "not on PATH")
-    missing = [name for name in (*LACKING, *USED) if importlib.util.find_spec(name) is None]
-    add("packages", True, f"missing before the wheels: {', '.join(missing) or 'none'}")
+    missing = [name for name in (*LACKING, *USED) if not installed(name)]
+    add("packages", True, f"missing but for the wheels: {', '.join(missing) or 'none'}")
     import torch
 
     usable = device == "cpu" or torch.cuda.is_available()

@@ -1,0 +1,181 @@
+"""The native program of benchmarks/gpu/kernels: the kit's where it fits, else compiled on this machine.
+
+`python benchmarks/gpu/program.py --kit gpu-kit --out FOLDER` leaves FOLDER/kernels, which has started once, and
+beside it a record of its sources. Where there is no program to be had, it ends with the reasons.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+SOURCES = ROOT / "benchmarks" / "gpu" / "kernels"
+ARCHITECTURES = "9.0a"
+
+
+class ProgramError(RuntimeError):
+    """There is no program; the message says why."""
+
+
+def digest_of(files: Iterable[Path]) -> str:
+    """A checksum of the names and contents of files of the checkout."""
+    digest = hashlib.sha256()
+    for file in sorted(files):
+        digest.update(f"{file.relative_to(ROOT)}\n".encode() + file.read_bytes())
+    return digest.hexdigest()
+
+
+def sources() -> list[Path]:
+    """What the extension is compiled from."""
+    return [path for path in (ROOT / "csrc").rglob("*") if path.is_file()]
+
+
+def inputs() -> str:
+    """The checksum of what the program is compiled from."""
+    return digest_of([*SOURCES.iterdir(), *sources()])
+
+
+def record(folder: Path) -> Path:
+    """Where the checksum of a folder's program is."""
+    return folder / "kernels.json"
+
+
+def is_current(folder: Path) -> bool:
+    """Whether the folder's program is of these sources."""
+    file = record(folder)
+    return (folder / "kernels").exists() and file.exists() and json.loads(file.read_text()) == {"inputs": inputs()}
+
+
+def starts(program: Path) -> None:
+    """Run the program with no kernel.
+
+    Raises:
+        ProgramError: it does not run here.
+    """
+    try:
+        subprocess.run([str(program), "--only", "none"], capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError) as error:
+        raise ProgramError(f"{program} cannot be started: {error}") from error
+
+
+def flags(architectures: str) -> list[str]:
+    """Of nvcc, to compile and to link."""
+    major, minor = architectures.split(".")
+    code = f"arch=compute_{major}{minor},code=sm_{major}{minor}"
+    prefix = f"-ffile-prefix-map={ROOT}=.,-pthread"
+    return ["-std=c++20", "-O3", "-gencode", code, "-cudart", "static", "-Xcompiler", prefix]
+
+
+def take(kit: Path, target: Path) -> None:
+    """Copy the kit's program, and make the copy executable.
+
+    Raises:
+        ProgramError: the kit has none, or one of other sources, or one that does not run here.
+    """
+    manifest = kit / "manifest.json"
+    if not manifest.exists() or not (kit / "kernels").exists():
+        raise ProgramError("the kit has no native program")
+    if json.loads(manifest.read_text()).get("kernels") != {"inputs": inputs()}:
+        raise ProgramError("the kit's native program is of other sources; run benchmarks/prepare_gpu.py again")
+    shutil.copyfile(kit / "kernels", target)
+    target.chmod(0o755)
+    starts(target)
+
+
+def compiler() -> str:
+    """Where nvcc is.
+
+    Raises:
+        ProgramError: it is nowhere.
+    """
+    homes = [home for home in (os.environ.get("CUDA_HOME"), "/usr/local/cuda") if home]
+    path = os.pathsep.join([f"{homes[0]}/bin", os.environ.get("PATH", ""), f"{homes[-1]}/bin"])
+    found = shutil.which("nvcc", path=path)
+    if found is None:
+        raise ProgramError("nvcc is not installed")
+    return found
+
+
+def compile_program(target: Path, nvcc: str) -> None:
+    """Compile all sources at one time, as many as there are cores, and link them.
+
+    Raises:
+        ProgramError: the compiler failed, or what it made does not run here.
+    """
+    objects = target.with_name("kernels-objects")
+    objects.mkdir(parents=True, exist_ok=True)
+    files = sorted(
+        [*SOURCES.glob("*.cu"), *(ROOT / "csrc" / "cuda").rglob("*.cu")], key=lambda file: -file.stat().st_size
+    )
+    made = [objects / f"{file.parent.name}-{file.stem}.o" for file in files]
+    commands = [
+        [nvcc, *flags(ARCHITECTURES), "-c", str(file), "-o", str(each)] for file, each in zip(files, made, strict=True)
+    ]
+    with ThreadPoolExecutor(max(1, os.cpu_count() or 1)) as pool:
+        # An exception comes out when its turn is read; the others end by themselves.
+        list(pool.map(call, commands))
+    call([nvcc, *flags(ARCHITECTURES), *map(str, made), "-o", str(target)])
+    starts(target)
+
+
+def call(command: Sequence[str]) -> None:
+    """Run a compiler.
+
+    Raises:
+        ProgramError: it failed.
+    """
+    try:
+        subprocess.run(command, capture_output=True, text=True, errors="replace", check=True)
+    except subprocess.CalledProcessError as error:
+        said = [line for line in (error.stderr or "").splitlines() if "error" in line] or [f"exit {error.returncode}"]
+        raise ProgramError(f"nvcc failed: {said[0][:150]}") from error
+    except OSError as error:
+        raise ProgramError(f"nvcc cannot be started: {error}") from error
+
+
+def make(kit: Path, folder: Path) -> str:
+    """Leave a program in a folder; how it came there.
+
+    Raises:
+        ProgramError: it can neither be taken nor compiled.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / "kernels"
+    for old in (target, record(folder)):
+        old.unlink(missing_ok=True)
+    try:
+        take(kit, target)
+        how = "the kit's"
+    except ProgramError as reason:
+        target.unlink(missing_ok=True)
+        print(f"{reason}; compiling", flush=True)
+        try:
+            compile_program(target, compiler())
+        except ProgramError as error:
+            target.unlink(missing_ok=True)
+            raise ProgramError(f"{reason}; {error}") from error
+        how = f"compiled here, as {reason}"
+    record(folder).write_text(json.dumps({"inputs": inputs()}))
+    return how
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--kit", type=Path, default=ROOT / "gpu-kit")
+    parser.add_argument("--out", type=Path, required=True)
+    arguments = parser.parse_args()
+    try:
+        print(make(arguments.kit, arguments.out))
+    except ProgramError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()
