@@ -10,7 +10,9 @@ import argparse
 import os
 import shutil
 import signal
+import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -77,7 +79,7 @@ def variables(run: Run) -> dict[str, str]:
     found = {"PYTHONSAFEPATH": "1", "UNICODE_FAST_CACHE": str(run.work / "cache")}
     if run.host:
         paths.append(run.work / "stand-ins")
-        found |= dry_run.prepare(paths[-1], run.work / "wheels")
+        found |= dry_run.prepare(paths[-1], run.work / "wheels", run.kit)
     return {**found, "PYTHONPATH": os.pathsep.join(map(str, paths))}
 
 
@@ -99,14 +101,39 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--dry-run", type=Path, metavar="HOST", help="what tests/cuda_on_host/build.py made; no GPU")
     parser.add_argument("--work", type=Path, help="folder for package and logs; build/on-gpu")
     arguments = parser.parse_args()
-    arguments.only = [name for name in arguments.only.split(",") if name]
+    arguments.only = [name.strip() for name in arguments.only.split(",") if name.strip()]
+    if arguments.seconds <= 0:
+        parser.error(f"--seconds must be positive, got {arguments.seconds:g}")
+    if arguments.dry_run and not (arguments.dry_run / "kernels").is_file():
+        parser.error(f"--dry-run must be a folder of tests/cuda_on_host/build.py, got {arguments.dry_run}")
     for name in arguments.only:
         if name not in STAGES:
             parser.error(f"--only must name some of {', '.join(STAGES)}, got {name!r}")
     arguments.work = (arguments.work or ROOT / "build" / ("dry-run" if arguments.dry_run else "on-gpu")).resolve()
     # The numbers of a dry run are of no use, and would replace those of this machine's CPU.
     arguments.results = arguments.results or (arguments.work / "results" if arguments.dry_run else RESULTS)
+    for folder in (arguments.results, arguments.work):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=folder).close()
+        except OSError as error:
+            parser.error(f"{folder} must be a folder that can be written to: {error.strerror}")
+    if not arguments.dry_run and (obstacle := no_gpu()):
+        parser.error(f"{obstacle}; --dry-run tries the stages without a GPU")
     return arguments
+
+
+def no_gpu() -> str:
+    """Why this Python's torch cannot use a GPU; "" where it can, or where nothing is known."""
+    code = "import torch; print(torch.__version__, torch.version.cuda, torch.cuda.is_available())"
+    try:
+        found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    except subprocess.TimeoutExpired:
+        return ""
+    if found.returncode != 0:
+        return f"{sys.executable} cannot import torch; PYTHON names the interpreter that on_gpu.sh takes"
+    version, cuda, usable = found.stdout.split()
+    return "" if usable == "True" else f"torch {version} (CUDA {cuda}) of {sys.executable} finds no GPU"
 
 
 def main() -> int:

@@ -53,10 +53,15 @@ def say(line: str) -> None:
 
 def make_objects(out: Path, python: str) -> dict[str, Any]:
     """Compiles csrc/ under another Python's torch; the manifest's entry."""
+    if shutil.which(python) is None:
+        sys.exit(f"error: --torch-python must be a Python, got {python}")
+    say(f"compiling csrc/ with {python}")
     command = [python, str(HERE / "gpu" / "compile_objects.py"), str(WORK)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode != 0:
-        sys.exit(f"error: {done.stdout[-4000:]}\ncompiling failed")
+        sys.exit(
+            f"{done.stdout[-4000:]}\nerror: --torch-python must have a torch for CUDA, ninja and pybind11: {python}"
+        )
     made = json.loads(done.stdout.splitlines()[-1])
     folder = out / "objects"
     shutil.rmtree(folder, ignore_errors=True)
@@ -157,6 +162,8 @@ def main() -> None:
     parser.add_argument("--skip-scores", action="store_true", help="leave cpu-scores.json as it is")
     arguments = parser.parse_args()
     out = arguments.out.resolve()
+    if out.exists() and not out.is_dir():
+        parser.error(f"--out must be a folder, got {out}")
     out.mkdir(parents=True, exist_ok=True)
     manifest = out / "manifest.json"
     before = json.loads(manifest.read_text()) if manifest.exists() else {}

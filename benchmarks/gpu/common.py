@@ -10,6 +10,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Collection
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -250,7 +251,7 @@ def _milliseconds_once(call: Callable[[], Tensor], device: str) -> list[float]:
 
 def _interprets() -> bool:
     """Whether Triton is told to interpret, and can: interpreters before 3.8 cannot count loops with NumPy 2.4."""
-    if os.environ.get("TRITON_INTERPRET") != "1":
+    if os.environ.get("TRITON_INTERPRET") != "1" or find_spec("triton") is None:
         return False
     import triton
     from torch.torch_version import TorchVersion

@@ -45,15 +45,18 @@ exit 1
 }
 
 
-def prepare(folder: Path, wheels: Path) -> dict[str, str]:
+def prepare(folder: Path, wheels: Path, kit: Path) -> dict[str, str]:
     """Make the stand-ins and the module that hides packages, for PATH and PYTHONPATH; further variables.
 
     Args:
         folder: for all of it.
         wheels: where the wheels that travel are unpacked.
+        kit: has them. Without the wheel of what the commands need, the installed package stays visible.
     """
+    needed = {"jsonargparse"} if not any(kit.glob("wheels/jsonargparse-*.whl")) else set()
+    lacking = tuple(name for name in LACKING if name not in needed)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "sitecustomize.py").write_text(BLOCKER.format(lacking=LACKING, wheels=str(wheels)))
+    (folder / "sitecustomize.py").write_text(BLOCKER.format(lacking=lacking, wheels=str(wheels)))
     for name, text in STAND_INS.items():
         (folder / name).write_text(f"#!/bin/sh\n{text}")
         (folder / name).chmod(0o755)
