@@ -1,13 +1,16 @@
-// Runs CUDA kernels on the host, one block at a time, a fiber for each thread, and stops at what a GPU may punish.
+// Runs CUDA kernels on the CPU, one block at a time, each CUDA thread a fiber, and stops at what a GPU may punish.
 //
-// Threads run in a random order that leaves some far behind others. Copies and matrix products that a GPU makes beside
-// the program are made late, and memory holds poison until then. Ordinary accesses are seen through the hooks of
-// -fsanitize=thread: each is checked for bounds, alignment, shared memory that nobody wrote, and for order. Order is
-// what barriers, __syncwarp and mbarriers make, by vector clocks; that one thread happens to run before another is
-// none, and shuffles order no memory. What stops a kernel is the error that cudaGetLastError returns after its launch.
+// Threads and blocks run in a random order, and some warps are held back for long. Asynchronous copies and matrix
+// products finish late; until then their targets hold poison, numbers that are never right.
 //
-// UNICODE_FAST_HOST_SEED is the seed of the order, UNICODE_FAST_HOST_MULTIPROCESSORS (132) and
-// UNICODE_FAST_HOST_CAPABILITY (90) are what the kernels take the GPU for.
+// The hooks of -fsanitize=thread,alignment see every ordinary access. Each is checked for bounds, alignment, races, and
+// reads of shared memory that nobody wrote. Vector clocks tell races: barriers, __syncwarp and mbarriers order
+// accesses; shuffles and votes do not, nor does the order in which threads happen to run.
+//
+// An error ends the kernel, and cudaGetLastError returns it after the launch.
+//
+// UNICODE_FAST_HOST_SEED is the seed of the order. UNICODE_FAST_HOST_MULTIPROCESSORS (132) and
+// UNICODE_FAST_HOST_CAPABILITY (90) set the GPU that the kernels find.
 
 #include <dlfcn.h>
 #include <setjmp.h>
@@ -55,7 +58,7 @@ struct Fiber {
   bool started;
   State state;
   Site site;                 // where it waits
-  uint32_t barrier, parity;  // for
+  uint32_t barrier, parity;  // the phase of an mbarrier that it waits for
   std::vector<Copy> begun;   // since end_copies
   std::deque<std::vector<Copy>> copies;
 };
@@ -68,7 +71,7 @@ struct Product {
 struct Warp {
   unsigned ready, arrived;
   Lanes lanes;
-  // Products of the warp's rows: the lanes' sums are poisoned while some are under way, and what they become is here.
+  // Products of the warp's rows. While some are under way the lanes' sums hold poison, and `kept` their real values.
   bool may_multiply;
   std::vector<Product> begun;
   std::deque<std::vector<Product>> products;
@@ -76,7 +79,7 @@ struct Warp {
   float kept[32][kTiles][4];
 };
 
-// An mbarrier. `gathered` and `over` are what its arrivals had seen, of this phase and of the last one.
+// An mbarrier. `gathered` and `over` are the joined clocks of its arrivals, in this phase and in the last one.
 struct Phases {
   int arrivals, pending;
   int64_t bytes;
@@ -93,7 +96,7 @@ struct BulkCopy {
   uint32_t clock;
 };
 
-// Who wrote or read: which block, which of its threads, at what time by that thread's clock.
+// An access: the block and the thread that made it, and when, by that thread's clock.
 enum class Way : uint8_t { kOrdinary, kAtomic, kEngine, kInFlight };
 struct Access {
   uint32_t block = 0, clock = 0;
@@ -101,7 +104,7 @@ struct Access {
   Way way = Way::kOrdinary;
 };
 
-// Of two bytes, or of one where bytes are read and written.
+// The last accesses to two bytes, or to one where single bytes are read and written.
 struct Cell {
   Access write, read, other_read;
 };
@@ -138,8 +141,9 @@ std::vector<BulkCopy> bulk_copies;
 std::unordered_map<const void*, int> shared_limits;
 std::map<uintptr_t, size_t> allocations;
 
-// clocks[t][u]: up to which time by thread u's clock thread t has seen what u did; `full`: the same for all threads, by
-// the last barrier of the whole block; `fenced`: up to when u has ordered its accesses before those of other engines.
+// Times are by the clock of thread u. clocks[t][u]: what u did until then is ordered before what thread t does next.
+// full[u]: the same for all threads, by the last barrier of the block. fenced[u]: the same for the copy engine and the
+// matrix units, by the last fence of u.
 std::vector<uint32_t> clocks;
 uint32_t full[kMostThreads], fenced[kMostThreads];
 uint32_t block_number = 0, first_of_launch = 0;
@@ -147,8 +151,8 @@ using Pages = std::unordered_map<uintptr_t, std::unique_ptr<Cell[]>>;
 Pages pages, byte_pages;
 std::unique_ptr<Cell[]> arena_cells, arena_byte_cells;
 
-// While one is there the hooks see nothing: the emulator's own accesses, also in functions of the standard library that
-// the linker took from an object with hooks.
+// While one exists, the hooks ignore accesses, which are the emulator's own: the linker may have taken functions of the
+// standard library from an object with hooks.
 struct Busy {
   Busy() { busy = true; }
   ~Busy() { busy = false; }
@@ -263,7 +267,7 @@ __attribute__((noinline)) void wait_as(State state, const Site& site) {
   if (_setjmp(fibers[current].place) == 0) go_to(choose());
 }
 
-// After this each of them has seen all that the others did before.
+// Orders what each of them did before what any of them does next.
 void join(const std::vector<int>& members) {
   static std::vector<uint32_t> joined;
   joined.assign(threads, 0);
