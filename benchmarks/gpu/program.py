@@ -18,6 +18,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent.parent
 SOURCES = ROOT / "benchmarks" / "gpu" / "kernels"
 ARCHITECTURES = "9.0a"
+# What the program exits with where its arguments are wrong.
+USAGE_STATUS = 64
 
 
 class ProgramError(RuntimeError):
@@ -54,15 +56,17 @@ def is_current(folder: Path) -> bool:
 
 
 def starts(program: Path) -> None:
-    """Run the program with no kernel.
+    """Run the program with a name that is no kernel's, which it refuses, or a stand-in takes.
 
     Raises:
         ProgramError: it does not run here.
     """
     try:
-        subprocess.run([str(program), "--only", "none"], capture_output=True, text=True, timeout=10, check=True)
+        done = subprocess.run([str(program), "--only", "none"], capture_output=True, timeout=10, check=False)
     except (OSError, subprocess.SubprocessError) as error:
         raise ProgramError(f"{program} cannot be started: {error}") from error
+    if done.returncode not in (0, USAGE_STATUS):
+        raise ProgramError(f"{program} cannot be started: status {done.returncode}")
 
 
 def flags(architectures: str) -> list[str]:
