@@ -241,10 +241,10 @@ def build_mutants(folder: Path) -> tuple[Path, list[Place]]:
 
 
 def verdict(program: Path, number: int, kernels: Sequence[str]) -> str:
-    """How the mistake shows, in the first case that does; "" where none does."""
+    """How a mistake shows, in the first case that does; "" where none does. Number 0 is no mistake."""
     for kernel in kernels:
         command = [str(program), "--size", "small", "--only", kernel]
-        environment = {**os.environ, "UNICODE_FAST_MUTATION": str(number)}
+        environment = {**os.environ, "UNICODE_FAST_MUTATION": str(number or "")}
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as run:
             killer = threading.Timer(SECONDS, run.kill)
             killer.start()
