@@ -14,6 +14,7 @@ import platform
 import time
 from collections.abc import Callable
 from typing import NamedTuple
+from unittest import mock
 
 import numpy as np
 import torch
@@ -93,10 +94,9 @@ def flash_kmeans(features: Tensor, codebook: Tensor) -> Callable[[], Tensor]:
 
 def with_mma(features: Tensor, codebook: Tensor) -> Callable[[], Tensor]:
     def search() -> Tensor:
-        os.environ["UNICODE_FAST_MAIN_LOOP"] = "mma"
-        index = nearest_codeword(features, codebook).index
-        del os.environ["UNICODE_FAST_MAIN_LOOP"]
-        return index
+        # What a caller has chosen, as it leaves out a kernel that failed, holds again afterwards.
+        with mock.patch.dict(os.environ, {"UNICODE_FAST_MAIN_LOOP": "mma"}):
+            return nearest_codeword(features, codebook).index
 
     return search
 
