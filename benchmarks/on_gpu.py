@@ -19,11 +19,13 @@ from pathlib import Path
 from gpu import dry_run
 from gpu.processes import Ending, Job, follow
 from gpu.report import Report
-from gpu.stages import STAGES, NotRun, Refused, Run, Stage, deadline, has_program
+from gpu.stages import STAGES, NotRun, Refused, Run, Stage, deadline, has_program, slower
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 SECONDS = 300.0
+# Of a dry run, whose stages have as many times more.
+DRY_RUN_SECONDS = 900.0
 # A stage is not started with less.
 LEAST_SECONDS = 5.0
 # To write down what there is.
@@ -77,9 +79,9 @@ def variables(run: Run) -> dict[str, str]:
     benchmarks = ROOT / "benchmarks"
     paths = [run.work / "package", run.work / "wheels", benchmarks, benchmarks / "gpu"]
     found = {"PYTHONSAFEPATH": "1", "UNICODE_FAST_CACHE": str(run.work / "cache")}
-    if run.host:
+    if run.dry:
         paths.append(run.work / "stand-ins")
-        found |= dry_run.prepare(paths[-1], run.work / "wheels", run.kit)
+        found |= dry_run.prepare(paths[-1], run.work / "wheels")
     return {**found, "PYTHONPATH": os.pathsep.join(map(str, paths))}
 
 
@@ -95,17 +97,21 @@ def update_pages(run: Run, until: float) -> None:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("results", type=Path, nargs="?", help="folder for at most six files; benchmarks/results")
-    parser.add_argument("--kit", type=Path, default=ROOT / "gpu-kit", help="what prepare_gpu.py made")
+    parser.add_argument("--kit", type=Path, help="what prepare_gpu.py made; gpu-kit, in a dry run build/dry-kit")
     parser.add_argument("--only", default="", help=f"some of {','.join(STAGES)}; the rows of the others are kept")
-    parser.add_argument("--seconds", type=float, default=SECONDS, help="for all")
-    parser.add_argument("--dry-run", type=Path, metavar="HOST", help="what tests/cuda_on_host/build.py made; no GPU")
-    parser.add_argument("--work", type=Path, help="folder for package and logs; build/on-gpu")
+    parser.add_argument("--seconds", type=float, help=f"for all; {SECONDS:.0f}, in a dry run {DRY_RUN_SECONDS:.0f}")
+    parser.add_argument("--dry-run", action="store_true", help="no GPU; with what prepare_gpu.py --host made")
+    parser.add_argument("--work", type=Path, help="folder for package and logs; build/on-gpu, or build/dry-run")
     arguments = parser.parse_args()
     arguments.only = [name.strip() for name in arguments.only.split(",") if name.strip()]
+    if arguments.seconds is None:
+        arguments.seconds = DRY_RUN_SECONDS if arguments.dry_run else SECONDS
     if arguments.seconds <= 0:
         parser.error(f"--seconds must be positive, got {arguments.seconds:g}")
-    if arguments.dry_run and not (arguments.dry_run / "kernels").is_file():
-        parser.error(f"--dry-run must be a folder of tests/cuda_on_host/build.py, got {arguments.dry_run}")
+    arguments.kit = (arguments.kit or (dry_run.KIT if arguments.dry_run else ROOT / "gpu-kit")).resolve()
+    if dry_run.is_kit(arguments.kit) != arguments.dry_run:
+        wanted = "what prepare_gpu.py --host made" if arguments.dry_run else "for a GPU, not for a dry run"
+        parser.error(f"--kit must be {wanted}, got {arguments.kit}")
     for name in arguments.only:
         if name not in STAGES:
             parser.error(f"--only must name some of {', '.join(STAGES)}, got {name!r}")
@@ -141,14 +147,15 @@ def main() -> int:
     arguments = parse()
     until = began + arguments.seconds - LAST_SECONDS
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    host, work = arguments.dry_run, arguments.work
+    dry, work = arguments.dry_run, arguments.work
     keep = bool(arguments.only)
-    report = Report(arguments.results.resolve(), "cpu" if host else "cuda", keep=keep, beside=work)
-    run = Run(report, report.device, arguments.kit.resolve(), work, host and host.resolve(), {})
+    report = Report(arguments.results.resolve(), "cpu" if dry else "cuda", keep=keep, beside=work)
+    run = Run(report, report.device, arguments.kit, work, dry, {})
     shutil.rmtree(run.logs, ignore_errors=True)
     run.logs.mkdir(parents=True)
     run.environment |= variables(run)
     os.chdir(ROOT)
+    stages = slower(arguments.seconds / SECONDS) if dry else STAGES
     wanted = arguments.only or list(STAGES)
     unbuilt = any(STAGES[name].imports for name in wanted) and not built(run)
     if "build" not in wanted and (unbuilt or (any(STAGES[name].native for name in wanted) and not has_program(run))):
@@ -158,7 +165,7 @@ def main() -> int:
     try:
         for name in STAGES:
             if name in wanted:
-                run_stage(run, name, STAGES[name], deadline(name, wanted, time.monotonic(), until))
+                run_stage(run, name, stages[name], deadline(name, wanted, time.monotonic(), until, stages))
     finally:
         report.archive(run.logs)
         print(f"\n{report.table()}", flush=True)

@@ -4,6 +4,8 @@
 CUDA_HOME naming a toolkit of its CUDA, makes gpu-kit/: objects of csrc/, the native program, wheels that the machine
 lacks, a float16 store of the built-in data, and what the default run scores on it on a CPU. Nothing is made again whose
 inputs have not changed, and an interrupted run goes on.
+
+`--host FOLDER`, of tests/cuda_on_host/build.py, makes a small one for a dry run without a GPU in build/dry-kit/.
 """
 
 import argparse
@@ -14,13 +16,16 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
-sys.path.insert(0, str(HERE / "gpu"))
+sys.path[:0] = [str(HERE / "gpu"), str(ROOT / "tests")]
 
-from default_run import CPU_SEEDS, STEPS, trained  # noqa: E402 - beside the other stages
+import tiny  # noqa: E402 - of the tests
+from default_run import STEPS, trained  # noqa: E402 - beside the other stages
+from dry_run import KIT as DRY_KIT  # noqa: E402
+from dry_run import pack_wheel  # noqa: E402
 from program import SOURCES, digest_of, flags, inputs, sources  # noqa: E402
 
 from unicode_fast.checkpoint import write_json  # noqa: E402
@@ -33,7 +38,6 @@ from unicode_fast.runs import git_commit  # noqa: E402
 # What is made on the way; git ignores it.
 WORK = ROOT / "build" / "gpu-kit"
 MOST_BYTES = 40 * 10**6
-CLIPS = {"train_clips": 640, "val_clips": 120, "test_clips": 240}
 # Of the machine with the GPU.
 PYTHON_VERSION = "3.12"
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64", "any")
@@ -45,6 +49,25 @@ WHEELS = (
     *("vector-quantize-pytorch", "einx", "frozendict", "loguru", "torch-einops-utils"),
     "inf-cl",
 )
+
+
+class Size(NamedTuple):
+    """Of the default run.
+
+    Attributes:
+        clips: of the built-in data, as its configuration names them.
+        fields: of the configuration that differ from the default.
+        seeds: that the CPU's scores are of.
+    """
+
+    clips: dict[str, int]
+    fields: dict[str, Any]
+    seeds: tuple[int, ...]
+
+
+WHOLE = Size({"train_clips": 640, "val_clips": 120, "test_clips": 240}, {"steps": STEPS}, (0, 1))
+FEW_STEPS = {"steps": 2, "batch_size": 4, "validations": 1, "probe_tasks": "localisation"}
+TINY = Size({"train_clips": 8, "val_clips": 6, "test_clips": 6}, {**tiny.SIZES, **FEW_STEPS}, (0,))
 
 
 def say(line: str) -> None:
@@ -88,6 +111,19 @@ def make_program(out: Path, objects: dict[str, Any], before: dict[str, Any]) -> 
     return made
 
 
+def take_from(host: Path, out: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Objects and program that run on the host, and the wheel that the commands need; the manifest's entries."""
+    for name in ("objects", "wheels"):
+        shutil.rmtree(out / name, ignore_errors=True)
+        (out / name).mkdir(parents=True)
+    made = json.loads((host / "manifest.json").read_text())
+    for name in made["objects"]["files"]:
+        shutil.copy(host / "objects" / name, out / "objects")
+    shutil.copy(host / "kernels", out / "kernels")
+    pack_wheel("jsonargparse", out / "wheels")
+    return made["objects"], made["kernels"]
+
+
 def make_wheels(out: Path) -> None:
     """Downloads what is not there yet; what cannot be had is said."""
     folder = out / "wheels"
@@ -104,12 +140,12 @@ def make_wheels(out: Path) -> None:
             say(f"wheels: {name} cannot be had: {(errors or ['pip said nothing'])[-1][:150]}")
 
 
-def make_store(out: Path) -> Path:
+def make_store(out: Path, size: Size) -> Path:
     """The built-in data, fewer clips of it, in float16."""
     folder = out / "store"
     if not folder.exists():
         os.environ.setdefault(CACHE_VARIABLE, str(WORK / "cache"))
-        data = open_dataset(DataConfig(**CLIPS))  # type: ignore[arg-type]
+        data = open_dataset(DataConfig(**size.clips))  # type: ignore[arg-type]
         pack(data, folder, "float16")
         # Verified once, so that the other machine need not; the lock is of this one.
         open_store(folder)
@@ -117,19 +153,19 @@ def make_store(out: Path) -> Path:
     return folder
 
 
-def make_scores(out: Path, store: Path) -> None:
+def make_scores(out: Path, store: Path, size: Size) -> None:
     """What the default run scores on a CPU, for each of a few seeds."""
     target = out / "cpu-scores.json"
-    wanted = {"data": open_store(store).digest(), "steps": STEPS}
+    wanted = {"data": open_store(store).digest(), "fields": size.fields}
     if target.exists():
         before = json.loads(target.read_text())
         if {name: before.get(name) for name in wanted} == wanted:
             return
         target.unlink()
     runs = []
-    for seed in CPU_SEEDS:
-        folder = WORK / f"cpu-run-{STEPS}-{seed}-{wanted['data'][:12]}"
-        runs.append({"seed": seed, **trained(store, folder, "cpu", {"steps": STEPS, "seed": seed})})
+    for seed in size.seeds:
+        folder = WORK / f"cpu-run-{size.fields['steps']}-{seed}-{wanted['data'][:12]}"
+        runs.append({"seed": seed, **trained(store, folder, "cpu", {**size.fields, "seed": seed})})
     write_json(target, {**wanted, "commit": git_commit(), "runs": runs})
 
 
@@ -157,23 +193,31 @@ def print_table(files: dict[str, dict[str, Any]]) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=ROOT / "gpu-kit")
-    parser.add_argument("--torch-python", required=True, help="Python with the torch of the machine with the GPU")
+    parser.add_argument("--out", type=Path, help="gpu-kit; with --host build/dry-kit")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--torch-python", help="Python with the torch of the machine with the GPU")
+    source.add_argument("--host", type=Path, help="what tests/cuda_on_host/build.py made, for a dry run")
     parser.add_argument("--skip-scores", action="store_true", help="leave cpu-scores.json as it is")
     arguments = parser.parse_args()
-    out = arguments.out.resolve()
+    if arguments.host and not (arguments.host / "manifest.json").is_file():
+        parser.error(f"--host must be a folder of tests/cuda_on_host/build.py, got {arguments.host}")
+    out = (arguments.out or (DRY_KIT if arguments.host else ROOT / "gpu-kit")).resolve()
     if out.exists() and not out.is_dir():
         parser.error(f"--out must be a folder, got {out}")
     out.mkdir(parents=True, exist_ok=True)
     manifest = out / "manifest.json"
     before = json.loads(manifest.read_text()) if manifest.exists() else {}
-    objects = make_objects(out, arguments.torch_python)
-    program = make_program(out, objects, before.get("kernels", {}))
-    del objects["nvcc"]
-    make_wheels(out)
-    store = make_store(out)
+    if arguments.host:
+        objects, program = take_from(arguments.host, out)
+    else:
+        objects = make_objects(out, arguments.torch_python)
+        program = make_program(out, objects, before.get("kernels", {}))
+        del objects["nvcc"]
+        make_wheels(out)
+    size = TINY if arguments.host else WHOLE
+    store = make_store(out, size)
     if not arguments.skip_scores:
-        make_scores(out, store)
+        make_scores(out, store, size)
     files = checksums(out)
     write_json(manifest, {"commit": git_commit(), "objects": objects, "kernels": program, "files": files})
     if print_table(files) > MOST_BYTES:

@@ -30,10 +30,16 @@ _LARGE = {"training", "many_tiles", "many_tiles_of_one_step", "many_steps", "wid
 _AT_MORE_SIZES = {"test_same_bits_at_all_sizes", "test_many_and_few_rows_share_operands"}
 
 
+def place_of(item: pytest.Item) -> Place | None:
+    """Where a test runs its operator; None where it is not for one place."""
+    spec = getattr(item, "callspec", None)
+    return next((value for value in spec.params.values() if isinstance(value, Place)), None) if spec else None
+
+
 def is_slow_on_host(item: pytest.Item) -> bool:
     """Whether a test takes long on the emulator and repeats what others show there."""
     spec = getattr(item, "callspec", None)
-    place = spec.params.get("place") if spec else None
+    place = place_of(item)
     again = item.path.name == "test_prepared_codebook.py" or (place is not None and place.loop == "plain")
     large = spec is not None and spec.params.get("name") in _LARGE and again
     return large or getattr(item, "originalname", "") in _AT_MORE_SIZES
@@ -47,8 +53,7 @@ def group_of(item: pytest.Item, device: str, without: Iterable[str]) -> str | No
         device: "cuda" takes the tests that need a GPU, "cpu" those of compiled kernels on a CPU.
         without: kernels that do not work; tests without a place can run any.
     """
-    spec = getattr(item, "callspec", None)
-    place = next((value for value in spec.params.values() if isinstance(value, Place)), None) if spec else None
+    place = place_of(item)
     if place is not None:
         taken = place.device == device and (device == "cuda" or place.backend == "cpp")
         left_out = kernels_of(place) & set(without)

@@ -2,14 +2,13 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
 import time
 from collections.abc import Callable
-from importlib.metadata import distribution
 from pathlib import Path
-from zipfile import ZipFile
 
 import on_gpu
 import pytest
@@ -99,7 +98,7 @@ class TestProcesses:
 
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
-    made = Run(Report(tmp_path / "results", "cpu", keep=False), "cpu", tmp_path, tmp_path, None, {})
+    made = Run(Report(tmp_path / "results", "cpu", keep=False), "cpu", tmp_path, tmp_path, False, {})
     made.logs.mkdir()
     return made
 
@@ -396,19 +395,19 @@ class TestOperators:
             ("last", [], [], ""),
         ]
         run.environment["ROWS"] = json.dumps(rows)
-        run.report.failed |= {"search_plain": "killed", "cross_info_nce": "in torch, before"}
-        found = do(run, stages.operators)
+        run.report.failed |= {"search_plain": "killed", "cross_info_nce": "operators, B 80: before"}
+        found = do(run, stages.operators, name="operators")
         assert [(row["name"], row["ok"]) for row in found["rows"]] == [
             (name, None if name == "again" else name in ("fine", "last")) for name, *_ in rows
         ]
         left_out = {"search_plain", "search_wgmma", "statistics_scan", "apply", "commitment", "search_middle"}
         assert set(run.report.failed) == left_out
-        assert run.report.failed["search_wgmma"] == "in torch, dies: killed by SIGABRT"
-        assert run.report.failed["statistics_scan"] == "in torch, hangs: hangs: no line for 1 s"
-        assert run.report.failed["apply"] == "in torch, wrong: wrong"
+        assert run.report.failed["search_wgmma"] == "operators, dies: killed by SIGABRT"
+        assert run.report.failed["statistics_scan"] == "operators, hangs: hangs: no line for 1 s"
+        assert run.report.failed["apply"] == "operators, wrong: wrong"
         # Repeated, the stage forgets what it found itself.
         run.environment["ROWS"] = json.dumps(rows[:1])
-        do(run, stages.operators)
+        do(run, stages.operators, name="operators")
         assert set(run.report.failed) == {"search_plain"}
 
     def test_a_script_that_never_begins(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -430,7 +429,7 @@ class TestSelection:
             *(selection.kernels_of(Place(name, "cuda", "cuda")) for name in ("nearest_codeword", "codebook_update")),
             selection.kernels_of(Place("commitment_loss", "cuda", "cuda")),
         )
-        assert selection.kernels_of(Place("cross_info_nce", "cuda", "triton")) == {stages.TRITON}
+        assert selection.kernels_of(Place("cross_info_nce", "cuda", "triton")) == {"cross_info_nce"}
 
     def test_each_test_has_one_process(self) -> None:
         groups = ["a"] * 5 + [None] * 2 + ["b"] * 3 + ["c"] * 3
@@ -440,28 +439,40 @@ class TestSelection:
 
 
 HOST = os.environ.get("UNICODE_FAST_HOST", "")
-FAULTS = {"search_narrow": "crash", "search_wgmma": "hang", "apply": "wrong"}
+BENCHMARKS = ROOT / "benchmarks"
 
 
-def dry_run(folder: Path, *options: str, **variables: str) -> tuple[subprocess.CompletedProcess, dict[str, dict]]:
-    """The runner's output and stages; its kit holds one wheel."""
-    needed = distribution("jsonargparse")
-    (folder / "kit" / "wheels").mkdir(parents=True)
-    with ZipFile(folder / "kit" / "wheels" / "jsonargparse-0-py3-none-any.whl", "w") as wheel:
-        for file in needed.files or []:
-            if file.parts[0].startswith("jsonargparse") and file.suffix != ".pyc":
-                wheel.write(str(needed.locate_file(file)), str(file))
-    command = [sys.executable, str(ROOT / "benchmarks" / "on_gpu.py"), str(folder / "results"), "--dry-run", HOST]
-    command += ["--kit", str(folder / "kit"), "--work", str(folder / "work"), *options]
+def prepare_kit(folder: Path) -> Path:
+    command = [sys.executable, str(BENCHMARKS / "prepare_gpu.py"), "--host", HOST, "--out", str(folder)]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stdout + found.stderr
+    return folder
+
+
+@pytest.fixture(scope="class")
+def dry_kit(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return prepare_kit(tmp_path_factory.mktemp("kit"))
+
+
+def dry_run(
+    folder: Path, kit: Path, *options: str, **variables: str
+) -> tuple[subprocess.CompletedProcess, dict[str, dict]]:
+    """The runner's output and stages."""
+    command = [sys.executable, str(BENCHMARKS / "on_gpu.py"), str(folder / "results"), "--dry-run", "--kit", str(kit)]
+    command += ["--work", str(folder / "work"), *options]
     found = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **variables}, check=False)
     rows = json.loads((folder / "results" / "on-gpu.json").read_text())["stages"]
     return found, {stage["stage"]: stage for stage in rows}
 
 
+def texts(stage: dict) -> dict[str, str]:
+    return {row["name"]: row["text"] for row in stage["rows"]}
+
+
 @pytest.mark.host
 class TestDryRun:
-    def test_every_stage(self, tmp_path: Path) -> None:
-        found, ran = dry_run(tmp_path)
+    def test_every_stage(self, dry_kit: Path, tmp_path: Path) -> None:
+        found, ran = dry_run(tmp_path, dry_kit)
         assert found.returncode == 0, found.stdout + found.stderr
         assert list(ran) == list(stages.STAGES)
         assert ran.pop("profile")["verdict"] == "refused"
@@ -471,22 +482,72 @@ class TestDryRun:
         assert {"on-gpu.json", "on-gpu-logs.tar.gz", "quantiser-cpu.json", "contrast-cpu.json"} < files
         with tarfile.open(tmp_path / "results" / "on-gpu-logs.tar.gz") as logs:
             assert "logs/targets-script.err" in logs.getnames()
-        triton = [row for row in ran["operators"]["rows"] if row["name"].startswith("cross_info_nce")]
-        assert triton
-        assert all(row["ok"] for row in triton), "pip install -U triton: before 3.8 it cannot interpret with NumPy 2.4"
-        missing = next(row["text"] for row in ran["versions"]["rows"] if row["name"] == "packages")
+        assert "the kit's" in texts(ran["build"])["program"]
+        assert texts(ran["build"])["link"] == "done"
+        missing = texts(ran["versions"])["packages"]
         assert all(name in missing for name in ("espeakng_loader", "jsonargparse", "webdataset"))
+        # What has not run is a library that is not there, or that has no kernel for a CPU.
+        for name, stage in ran.items():
+            idle = [row["text"] for row in stage["rows"] if row["ok"] is None]
+            assert name in ("versions", "contenders") or not idle, idle
+        for kernel in stages.KERNELS:
+            timed = [row["median_ms"] for row in ran["kernels"]["rows"] if row["kernel"] == kernel]
+            assert None in timed
+            assert any(timed)
+        assert {row["kernel"] for row in ran["kernels"]["rows"]} == set(stages.KERNELS)
+        assert "scores differ from the CPU's by" in texts(ran["default_run"])["float32"]
 
-    def test_kernels_that_fail(self, tmp_path: Path) -> None:
-        faults = ",".join(f"{name}:{fault}" for name, fault in FAULTS.items())
-        options = ("--only", "build,kernels,sanitizers,operators,tests")
-        found, ran = dry_run(tmp_path, *options, UNICODE_FAST_FAULT=faults)
+    def test_stages_that_fail(self, dry_kit: Path, tmp_path: Path) -> None:
+        """In the native program, in an operator, at a target, and in the default run, whose other rows are kept."""
+        native = {"search_narrow": "crash", "search_wgmma": "hang", "apply": "wrong"}
+        faults = {**native, "commitment_loss float32": "hang", "G5 K 1": "wrong", "bfloat16": "crash"}
+        left_out = {
+            "search_narrow": "killed by SIGABRT",
+            "search_wgmma": "timed out",
+            "apply": "rows wrong",
+            "commitment": "operators, commitment_loss float32: hangs",
+            "cross_info_nce": "targets, G5 K 1: UNICODE_FAST_FAULT",
+        }
+        run = [name for name in stages.STAGES if name not in ("versions", "profile", "step", "contenders")]
+        joined = ",".join(f"{name}:{fault}" for name, fault in faults.items())
+        found, ran = dry_run(tmp_path, dry_kit, "--only", ",".join(run), UNICODE_FAST_FAULT=joined)
         assert found.returncode == 1
         table = found.stdout.split("\n\n")[-1]
-        for name, text in {"search_narrow": "SIG", "search_wgmma": "timed out", "apply": "rows wrong"}.items():
-            assert any(name in line and text in line for line in table.splitlines() if "left out after" in line), table
-        for name in ("sanitizers", "operators", "tests"):
-            assert ran[name]["without"] == sorted(FAULTS)
-            assert not any(row["ok"] and row["name"].split()[-1] in FAULTS for row in ran[name]["rows"])
-            assert not any(row["ok"] and FAULTS.keys() & row.get("at_fault", ()) for row in ran[name]["rows"])
-            assert ran[name]["verdict"] == "ok", table
+        lines = table.splitlines()
+        for name, text in left_out.items():
+            assert any(f"left out after its smoke: {name} (" in line and text in line for line in lines), table
+        assert any("WRONG default_run bfloat16: killed by SIGABRT" in line for line in lines), table
+        verdicts = {name: stage["verdict"] for name, stage in ran.items()}
+        wrong = {"kernels", "operators", "targets", "default_run"}
+        assert verdicts == {name: "WRONG" if name in wrong else "ok" for name in run}, table
+        known = {"sanitizers": native, "operators": native, "targets": {*native, "commitment"}}
+        for name in run[run.index("sanitizers") :]:
+            assert ran[name]["without"] == sorted(known.get(name, left_out))
+            for row in ran[name]["rows"]:
+                of = {row["name"].split()[-1], *row.get("kernels", ()), *row.get("at_fault", ())}
+                assert not (row["ok"] and of & set(ran[name]["without"])), row
+        assert {row["name"]: row["ok"] for row in ran["default_run"]["rows"]} == {
+            "float32": True,
+            "in a CUDA graph": True,
+            "bfloat16": False,
+            "resume": True,
+        }
+
+    def test_a_kit_of_other_sources(self, dry_kit: Path, tmp_path: Path) -> None:
+        """The extension is compiled as a whole, and the native program where there is a CUDA compiler."""
+        kit = tmp_path / "kit"
+        kit.mkdir()
+        for path in dry_kit.iterdir():
+            (kit / path.name).symlink_to(path)
+        manifest = json.loads((kit / "manifest.json").read_text())
+        manifest["objects"]["sources"] = manifest["kernels"]["inputs"] = "0"
+        (kit / "manifest.json").unlink()
+        (kit / "manifest.json").write_text(json.dumps(manifest))
+        found, ran = dry_run(tmp_path, kit, "--only", "build")
+        assert found.returncode == 0, found.stdout + found.stderr
+        rows = texts(ran["build"])
+        assert "objects must be of sources" in rows["link"]
+        assert rows["compile"] == "done"
+        assert "are imported" in rows["import"]
+        expected = "compiled here, as the kit's native program is of other sources"
+        assert (expected if shutil.which("nvcc") else "nvcc is not installed") in rows["program"]

@@ -1,9 +1,12 @@
 """What the stage scripts share: their command line, rows as lines of JSON, graphs and clocks, and sizes of a dry run.
 
-A dry run is `--device cpu --size tiny`: the same code, where a graph replays by calling and events are the clock's.
+A dry run is `--device cpu --size tiny`: the same code, where a graph replays by calling, events are the clock's, and
+torch.compile stops before the code of a device is generated. UNICODE_FAST_FAULT=ROW:crash|hang|wrong,... makes rows
+fail, to try what reads them.
 """
 
 import argparse
+import functools
 import json
 import os
 import sys
@@ -34,6 +37,8 @@ CALLERS = {
     "commitment": ("commitment_loss",),
     "cross_info_nce": ("cross_info_nce",),
 }
+# What may run where nearest_codeword chooses.
+CHOSEN_SEARCHES = ("operands", "search_wgmma", "search_wide", "search_middle", "search_narrow")
 # Of the shared benchmarks.
 GRAPH = "ours in a CUDA graph"
 
@@ -79,6 +84,7 @@ def begin(description: str | None, *flags: tuple[str, dict[str, Any]], triton_on
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--size", choices=("target", "tiny"), default="target")
     parser.add_argument("--without", default="", help="kernels to leave out, separated by commas")
+    parser.add_argument("--skip", type=json.loads, default=[], help="a JSON list of rows that are done")
     for name, options in flags:
         parser.add_argument(name, **options)
     arguments = parser.parse_args()
@@ -111,6 +117,28 @@ def announce(name: str, **marks: Any) -> None:
     print(json.dumps({"begins": name, **marks}), file=_rows, flush=True)
 
 
+def faulty(name: str) -> Found | None:
+    """What a row finds instead of what it would, or the end of this process, where UNICODE_FAST_FAULT says so."""
+    faults = os.environ.get("UNICODE_FAST_FAULT", "").split(",")
+    if f"{name}:crash" in faults:
+        os.abort()
+    while f"{name}:hang" in faults:
+        time.sleep(3600)
+    return Found(False, "UNICODE_FAST_FAULT") if f"{name}:wrong" in faults else None
+
+
+class About(NamedTuple):
+    """What a row runs.
+
+    Attributes:
+        kernels: of the native program's names, and cross_info_nce; left out later if the row ends its process.
+        at_fault: of these, the ones that a wrong row leaves out; none where it is about more than an operator.
+    """
+
+    kernels: tuple[str, ...] = ()
+    at_fault: tuple[str, ...] = ()
+
+
 def emit(name: str, found: Found, **marks: Any) -> None:
     """Print a row."""
     numbers = {**found.numbers, **marks}
@@ -125,33 +153,43 @@ def _kit_commit() -> str | None:
     return json.loads(manifest.read_text()).get("commit") if manifest.exists() else None
 
 
+NO_KERNEL = About()
+
+
 def attempt(
     stage: Stage,
     name: str,
     measure: Callable[..., Found],
     *arguments: Any,
-    marks: dict[str, Any] | None = None,
+    about: About = NO_KERNEL,
     **options: Any,
 ) -> bool | None:
     """The row that `measure` finds of a stage and more; an error is one too, and the end where the device is lost.
+
+    It is announced first, and nothing where it is among those to skip.
 
     Args:
         stage: how it was asked to run.
         name: of the row.
         measure: takes the stage, `arguments` and `options`.
         arguments: further ones.
-        marks: what the row says beside what is found.
+        about: what it runs; the row names what of this has not failed before.
         options: further ones, by name.
 
     Returns:
         Whether the row is right; None where it did not run.
     """
+    if name in stage.options.skip:
+        return None
+    named = {field: [each for each in names if each not in stage.without] for field, names in about._asdict().items()}
+    marks = {field: names for field, names in named.items() if names}
+    announce(name, **marks)
     try:
-        found = measure(stage, *arguments, **options)
+        found = faulty(name) or measure(stage, *arguments, **options)
     except Exception as error:
         traceback.print_exc(file=sys.stderr)
         found = Found(False, f"failed: {type(error).__name__}: {error}".splitlines()[0][:200])
-    emit(name, found, **(marks or {}))
+    emit(name, found, **marks)
     if found.ok is False and stage.device == "cuda":
         try:
             torch.cuda.synchronize()
@@ -209,13 +247,14 @@ def captured(call: Callable[[], Any], device: str) -> Callable[[], Any]:
 
 def _shrink() -> None:
     """Sizes, repeats and what needs CUDA in the shared benchmarks, for a dry run."""
+    import bench_search
     import contenders
     import contrast
     import shapes
     import tiny
     import train_steps
 
-    from unicode_fast import preset
+    from unicode_fast import Config, preset
 
     for number, name in enumerate(shapes.SEARCH_SHAPES):
         shapes.SEARCH_SHAPES[name] = shapes.SearchShape(24 + number, 19 + number, 16)
@@ -227,16 +266,24 @@ def _shrink() -> None:
     for device in shapes.TRAIN_SHAPES:
         shapes.TRAIN_SHAPES[device] = {"default": small, "published": small}
     train_steps.LONGEST_SECONDS["cpu"] = 0.0
-    train_steps.config_of = lambda shape, rules, **fields: preset(rules, shape.size).replace_all(
-        batch_size=shape.clips, **tiny.SIZES, **fields
-    )
+
+    def config_of(shape: shapes.TrainShape, rules: str, **fields: Any) -> Config:
+        precision = fields.get("precision", "float32")
+        on_cpu = {"cuda_graph": False, "precision": "float32" if precision == "tf32" else precision}
+        return preset(rules, shape.size).replace_all(batch_size=shape.clips, **{**tiny.SIZES, **fields, **on_cpu})
+
+    train_steps.config_of = config_of
     contenders.milliseconds = contrast.milliseconds = _milliseconds_once
     train_steps.LEAST_REPEATS = 1
+    # Inductor takes minutes on a CPU; what it generates there is not what it generates for a GPU.
+    torch.compile = functools.partial(torch.compile, backend="aot_eager")
     contenders.replayed = lambda make, features, codebook: make(contenders.new_state(codebook, len(features)), features)
     contrast.captured = lambda call: call
+    bench_search.CPU_SHAPES = tuple(shapes.SEARCH_SHAPES)
     for known in (contrast.CONTENDERS, *contenders.PROBLEMS.values()):
-        if GRAPH in known:
-            known[GRAPH] = known[GRAPH]._replace(devices=("cpu", "cuda"))
+        for name, contender in known.items():
+            if not contender.module:
+                known[name] = contender._replace(devices=("cpu", "cuda"))
     # Triton's interpreter has no bfloat16.
     contrast.PRECISIONS["bfloat16"] = ("highest", torch.float16)
 

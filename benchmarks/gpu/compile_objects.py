@@ -1,6 +1,7 @@
 """Compiles csrc/ for a GPU of another machine, as setup.py would: `python benchmarks/gpu/compile_objects.py FOLDER`.
 
 It runs under the torch that is to be compiled against. Objects that are up to date are not compiled again.
+UNICODE_FAST_CUDA=0 leaves csrc/cuda out.
 """
 
 import argparse
@@ -27,8 +28,8 @@ def compile_objects(folder: Path) -> dict[str, Any]:
 
     # Neither symbols for debuggers nor the folders of this machine travel.
     places = {ROOT: ".", Path(torch.__file__).parent: "torch"}
+    with_cuda = os.environ.setdefault("UNICODE_FAST_CUDA", "1") != "0"
     os.environ |= {
-        "UNICODE_FAST_CUDA": "1",
         "TORCH_CUDA_ARCH_LIST": ARCHITECTURES,
         "CFLAGS": " ".join(["-g0", *(f"-ffile-prefix-map={here}={there}" for here, there in places.items())]),
     }
@@ -41,16 +42,14 @@ def compile_objects(folder: Path) -> dict[str, Any]:
     command.build_temp, command.build_lib = str(folder / "objects"), str(folder / "package")
     command.ensure_finalized()
     command.run()
-    sources = [Path(source) for source in build.source_files(ROOT, with_cuda=True)]
+    sources = [Path(source) for source in build.source_files(ROOT, with_cuda=with_cuda)]
     objects = [folder / "objects" / source.with_suffix(".o") for source in sources if source.stem != "extension"]
+    made = {"objects": [str(path.resolve()) for path in objects], "torch": str(torch.__version__)}
+    if not with_cuda:
+        return {**made, "cuda": None, "architectures": None}
     toolkit = build.find_toolkit(os.environ)
-    return {
-        "objects": [str(path.resolve()) for path in objects],
-        "torch": str(torch.__version__),
-        "cuda": toolkit.version,
-        "architectures": ARCHITECTURES,
-        "nvcc": str(toolkit.home / "bin" / "nvcc"),
-    }
+    nvcc = str(toolkit.home / "bin" / "nvcc")
+    return {**made, "cuda": toolkit.version, "architectures": ARCHITECTURES, "nvcc": nvcc}
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
 """The default run on a GPU beside a CPU's: `python benchmarks/gpu/default_run.py --data gpu-kit/store`.
 
 It trains with the default configuration, then with a CUDA graph, then in bfloat16, and prints how the scores differ
-from those of gpu-kit/cpu-scores.json, of as many steps; then a run that is interrupted and gone on with.
+from those of cpu-scores.json beside the data, of the same fields; then a run that is interrupted and gone on with.
 """
 
 import contextlib
@@ -23,7 +23,6 @@ from unicode_fast import checkpoint, train
 
 # Half the default's, as three runs have to end within a minute; the learning rate falls over as many.
 STEPS = 300
-CPU_SEEDS = (0, 1)
 # Score points, of 240 test clips: training magnifies rounding. The mean counts more than any single direction.
 LARGEST_MEAN_DIFFERENCE = 3.0
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -144,20 +143,14 @@ def resumed(stage: Stage, folder: Path, base: dict[str, Any]) -> Found:
 
 def main() -> None:
     data = ("--data", {"type": Path, "default": common.KIT / "store", "help": "store that the kit has"})
-    scores = ("--scores", {"type": Path, "default": None, "help": "the CPU's; those beside the store without it"})
-    stage = common.begin(__doc__, data, scores)
+    stage = common.begin(__doc__, data)
     folder = Path(tempfile.mkdtemp(prefix="unicode-fast-default-run-"))
     base: dict[str, Any] = {"steps": STEPS}
     cpu: list[dict[str, float]] = []
-    if stage.tiny:
-        import tiny
-
-        stage.options.data = tiny.write(folder / "store", {"train": 8, "val": 6, "test": 6})
-        base = {**tiny.SIZES, "steps": 2, "batch_size": 4, "validations": 1, "probe_tasks": "localisation"}
-    file = stage.options.scores or stage.options.data.parent / "cpu-scores.json"
-    if not stage.tiny and file.exists():
+    file = stage.options.data.parent / "cpu-scores.json"
+    if file.exists():
         made = json.loads(file.read_text())
-        base["steps"] = made["steps"]
+        base = made["fields"]
         cpu = [run["scores"] for run in made["runs"]]
     try:
         for name in VARIANTS:

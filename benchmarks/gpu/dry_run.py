@@ -1,8 +1,14 @@
 """What a run without a GPU needs: stand-ins for NVIDIA's tools, and no packages that the GPU machine lacks."""
 
+import json
 import os
+from importlib.metadata import distribution
 from pathlib import Path
+from zipfile import ZipFile
 
+ROOT = Path(__file__).resolve().parent.parent.parent
+# What prepare_gpu.py makes for it.
+KIT = ROOT / "build" / "dry-kit"
 # Of those that the project can use.
 LACKING = (
     "espeakng_loader",
@@ -45,20 +51,33 @@ exit 1
 }
 
 
-def prepare(folder: Path, wheels: Path, kit: Path) -> dict[str, str]:
+def is_kit(folder: Path) -> bool:
+    """Whether prepare_gpu.py made this one for a dry run: its kernels run on the host."""
+    manifest = folder / "manifest.json"
+    return manifest.is_file() and "decision" in json.loads(manifest.read_text())["objects"]
+
+
+def pack_wheel(name: str, folder: Path) -> None:
+    """An installed package of Python alone as a wheel."""
+    installed = distribution(name)
+    with ZipFile(folder / f"{name}-{installed.version}-py3-none-any.whl", "w") as wheel:
+        for file in installed.files or []:
+            if file.parts[0].startswith(name) and file.suffix != ".pyc":
+                wheel.write(str(installed.locate_file(file)), str(file))
+
+
+def prepare(folder: Path, wheels: Path) -> dict[str, str]:
     """Make the stand-ins and the module that hides packages, for PATH and PYTHONPATH; further variables.
 
     Args:
         folder: for all of it.
         wheels: where the wheels that travel are unpacked.
-        kit: has them. Without the wheel of what the commands need, the installed package stays visible.
     """
-    needed = {"jsonargparse"} if not any(kit.glob("wheels/jsonargparse-*.whl")) else set()
-    lacking = tuple(name for name in LACKING if name not in needed)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "sitecustomize.py").write_text(BLOCKER.format(lacking=lacking, wheels=str(wheels)))
+    (folder / "sitecustomize.py").write_text(BLOCKER.format(lacking=LACKING, wheels=str(wheels)))
     for name, text in STAND_INS.items():
         (folder / name).write_text(f"#!/bin/sh\n{text}")
         (folder / name).chmod(0o755)
     os.environ["PATH"] = os.pathsep.join([str(folder), os.environ["PATH"]])
-    return {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    # The last is for a compilation of everything.
+    return {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "UNICODE_FAST_CUDA": "0"}

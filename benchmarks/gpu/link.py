@@ -1,16 +1,14 @@
 """The extension from objects that were compiled elsewhere.
 
 `python benchmarks/gpu/link.py --kit gpu-kit --package FOLDER` compiles csrc/extension.cpp alone, for this Python.
-FOLDER is that of a package, which gets the extension; or a folder to make, for PYTHONPATH, which gets the package
-`unicode_fast` as links into this checkout, kernels and extension included. Objects of another torch, CUDA or source
-are refused.
+FOLDER, for PYTHONPATH, gets the package `unicode_fast` as links into this checkout, kernels and extension included.
+Objects of another torch, CUDA or source are refused; those of a torch without CUDA need none of its libraries.
 """
 
 import argparse
 import json
 import os
 import shlex
-import shutil
 import subprocess
 import sys
 import sysconfig
@@ -19,7 +17,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path[:0] = [str(ROOT), str(Path(__file__).resolve().parent)]
 
-from program import digest_of, sources  # noqa: E402 - beside this
+from package import link_package  # noqa: E402 - beside this
+from program import digest_of, sources  # noqa: E402
 
 import setup as build  # noqa: E402 - of this checkout
 
@@ -31,25 +30,12 @@ class LinkError(RuntimeError):
     """The objects do not fit this machine, or compiler or linker failed; the message says how."""
 
 
-def make_package(folder: Path) -> Path:
-    """The folder of a package `unicode_fast` in `folder`, of links into this checkout; without an extension."""
-    package = folder / "unicode_fast"
-    package.mkdir(parents=True, exist_ok=True)
-    for old in package.iterdir():
-        shutil.rmtree(old) if old.is_dir() and not old.is_symlink() else old.unlink()
-    for path in (ROOT / "unicode_fast").iterdir():
-        if path.name != "__pycache__" and not path.name.startswith("_C."):
-            (package / path.name).symlink_to(path)
-    (package / "kernels").symlink_to(ROOT / "kernels")
-    return package
-
-
 def link(kit: Path, folder: Path) -> Path:
     """Compile the module, link it with the objects of a kit, and write the record that the package reads first.
 
     Args:
         kit: what benchmarks/prepare_gpu.py made.
-        folder: of a package, or to make one in.
+        folder: to make the package in.
 
     Returns:
         The extension's file.
@@ -59,37 +45,39 @@ def link(kit: Path, folder: Path) -> Path:
     """
     import torch
 
-    made = json.loads((kit / "manifest.json").read_text())["objects"]
+    manifest = kit / "manifest.json"
+    if not manifest.exists():
+        raise LinkError(f"--kit must hold manifest.json, which benchmarks/prepare_gpu.py writes, got {kit}")
+    made = json.loads(manifest.read_text())["objects"]
     here = {"torch": torch.__version__, "cuda": torch.version.cuda, "sources": digest_of(sources())}
     for name, value in here.items():
         if made[name] != value:
             raise LinkError(f"objects must be of {name} {value}, got {made[name]}; run benchmarks/prepare_gpu.py again")
-    package = folder if (folder / "__init__.py").exists() else make_package(folder)
-    target = package / EXTENSION
+    target = link_package(folder) / EXTENSION
     libraries = Path(torch.__file__).parent / "lib"
-    record = {"torch": torch.__version__, "cuda": made["cuda"], "architectures": made["architectures"]}
-    defines = {f"UNICODE_FAST_{name.upper()}": json.dumps(value) for name, value in record.items()}
-    defines |= {"TORCH_EXTENSION_NAME": "_C"}
-    names = ("c10", "torch_cpu", "torch_cuda", "c10_cuda", "torch")
+    record = {"torch": str(torch.__version__), "cuda": made["cuda"], "architectures": made["architectures"]}
+    names = ["c10", "torch_cpu", *(("torch_cuda", "c10_cuda") if made["cuda"] else ()), "torch"]
     command = [
         *build.cxx_command(os.environ),
         *("-shared", "-fPIC", "-O3", "-g0", "-std=c++20", "-w"),
-        *(f"-D{name}={value}" for name, value in defines.items()),
+        *("-DTORCH_EXTENSION_NAME=_C", *(f"-D{name}={value}" for name, value in build.macros(record))),
         *(f"-I{path}" for path in headers(Path(torch.__file__).parent)),
         str(ROOT / "csrc" / "extension.cpp"),
         *(str(kit / "objects" / name) for name in made["files"]),
         *(f"-L{libraries}", *(f"-l{name}" for name in names), f"-Wl,-rpath,{libraries}"),
-        *(str(cuda_runtime()), "-o", str(target)),
+        *((str(cuda_runtime()),) if made["cuda"] else ()),
+        *("-ldl", "-pthread", "-o", str(target)),
     ]
     done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
     if done.returncode != 0:
         raise LinkError(f"{shlex.join(command)}\n{done.stderr}")
-    Path(f"{target}.json").write_text(json.dumps({**record, "decision": DECISION}, indent=1) + "\n")
+    decision = made.get("decision", DECISION)
+    Path(f"{target}.json").write_text(json.dumps({**record, "decision": decision}, indent=1) + "\n")
     return target
 
 
 def headers(torch_folder: Path) -> list[str]:
-    """Where Python's, pybind11's and the CUDA runtime's headers are."""
+    """Where Python's, pybind11's and the CUDA runtime's headers are, the last where there are any."""
     toolkit = build.find_toolkit(os.environ)
     packaged = sorted(torch_folder.parent.glob("nvidia/cu*/include"))
     cuda = packaged if isinstance(toolkit, str) else [toolkit.home / "include"]
@@ -117,7 +105,7 @@ def main() -> None:
     arguments = parser.parse_args()
     try:
         print(link(arguments.kit, arguments.package.absolute()))
-    except LinkError as error:
+    except (FileExistsError, LinkError) as error:
         sys.exit(f"error: {error}")
 
 

@@ -4,7 +4,6 @@
 kernels that the row runs, and those that are at fault where it is wrong.
 """
 
-import json
 import os
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
@@ -18,7 +17,7 @@ import contrast
 import tolerances
 import torch
 from bench_contrast import LARGEST_ERRORS
-from common import Found, Stage
+from common import CHOSEN_SEARCHES, About, Found, Stage
 from shapes import SEARCH_SHAPES
 from torch import Tensor
 
@@ -56,16 +55,21 @@ def main_loop(name: str) -> Any:
 
 
 class Sizes(NamedTuple):
-    """Of a training step, and of one whose statistics are sorted."""
+    """Rows of each modality, and the codebook."""
 
     rows: int
     codewords: int
     width: int
-    sorted_rows: int
 
 
 def sizes_of(stage: Stage) -> Sizes:
-    return Sizes(24, 12, 16, 0) if stage.tiny else Sizes(800, 400, 256, 30_000)
+    """Of a training step."""
+    return Sizes(24, 12, 16) if stage.tiny else Sizes(800, 400, 256)
+
+
+def sorted_sizes_of(stage: Stage) -> Sizes:
+    """Of one whose statistics are sorted, as rows times codewords are more than 2^24."""
+    return Sizes(700, 8192, 2) if stage.tiny else Sizes(30_000, 400, 256)
 
 
 def draw(stage: Stage, *shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -98,10 +102,8 @@ def search(stage: Stage, loop: str) -> Found:
     left_out = common.left_out(stage, "nearest_codeword", kernels=[LOOPS[loop]])
     if left_out is not None:
         return left_out
-    cases = [("published", torch.float32), ("published", torch.bfloat16)]
-    if not stage.tiny:
-        cases += [(name, torch.float32) for name in CHEAP] + [("published", torch.float16)]
-        cases += [(LARGE, torch.float32)] if loop in ("", "wgmma") else []
+    cases = [("published", dtype) for dtype in (torch.float32, torch.bfloat16, torch.float16)]
+    cases += [(name, torch.float32) for name in (*CHEAP, *((LARGE,) if loop in ("", "wgmma") else ()))]
     results = []
     with main_loop(loop):
         for name, dtype in cases:
@@ -146,14 +148,13 @@ def search_direct(stage: Stage) -> Found:
     return search_row(results, must_know=False)
 
 
-def update_inputs(stage: Stage, rows: int) -> tuple[CodebookState, list[Tensor]]:
+def update_inputs(stage: Stage, size: Sizes) -> tuple[CodebookState, list[Tensor]]:
     """A state with codewords that are due to be revived, and features of each modality."""
-    size = sizes_of(stage)
     codebook = draw(stage, size.codewords, size.width, seed=5)
     state = contenders.new_state(codebook, MODALITIES)
     state.idle[:, ::3] = 1000
     state.step.fill_(1000)
-    return state, [draw(stage, rows, size.width, seed=6 + m) for m in range(MODALITIES)]
+    return state, [draw(stage, size.rows, size.width, seed=6 + m) for m in range(MODALITIES)]
 
 
 def rule_of(name: str) -> UpdateRule:
@@ -167,7 +168,7 @@ def prepared(stage: Stage) -> Found:
     left_out = common.left_out(stage, "nearest_codeword", "codebook_update")
     if left_out is not None:
         return left_out
-    state, features = update_inputs(stage, sizes_of(stage).rows)
+    state, features = update_inputs(stage, sizes_of(stage))
     made = PreparedCodebook(state.codebook)
     rows, equal = torch.cat(features), []
     for change in ("none", "update", "in place"):
@@ -187,8 +188,8 @@ def update(stage: Stage, name: str, *, is_sorted: bool) -> Found:
     left_out = common.left_out(stage, "codebook_update")
     if left_out is not None:
         return left_out
-    size = sizes_of(stage)
-    state, features = update_inputs(stage, size.sorted_rows if is_sorted else size.rows)
+    size = sorted_sizes_of(stage) if is_sorted else sizes_of(stage)
+    state, features = update_inputs(stage, size)
     # Not by the search, so that this row is about the update alone; some codewords go without.
     index = [torch.arange(len(x), device=x.device) * (m + 7) % (size.codewords - 3) for m, x in enumerate(features)]
     truth = CodebookState(*(part.clone() for part in state))
@@ -201,7 +202,7 @@ def update(stage: Stage, name: str, *, is_sorted: bool) -> Found:
     bound = tolerances.codebook_update(torch.float32).relative
     worst = max(errors, key=lambda field: errors[field])
     exact = errors["idle"] == errors["step"] == 0
-    moved = not torch.equal(state.codebook, update_inputs(stage, 1)[0].codebook)
+    moved = not torch.equal(state.codebook, update_inputs(stage, size)[0].codebook)
     text = f"differs from float64 by at most {errors[worst]:.1e} ({worst}), allowed {bound:.1e}"
     return Found(errors[worst] <= bound and exact and moved, text, {"errors": errors})
 
@@ -342,7 +343,7 @@ def replayed_step(stage: Stage, *, is_prepared: bool) -> Found:
     prepared_of: dict[int, PreparedCodebook] = {}
 
     def draw_inputs(seed: int) -> list[Tensor]:
-        state, features = update_inputs(stage, sizes_of(stage).rows)
+        state, features = update_inputs(stage, sizes_of(stage))
         shifted = [x + draw(stage, *x.shape, seed=seed + m) for m, x in enumerate(features)]
         return [*(part.clone() for part in state), *shifted]
 
@@ -408,18 +409,6 @@ def replayed_contrast(stage: Stage, clips: int, precision: str) -> Found:
         return replay(stage, lambda a, b: contrast_of(a, b, None), *inputs)
 
 
-class About(NamedTuple):
-    """What a row runs.
-
-    Attributes:
-        kernels: of the native program's names, and cross_info_nce.
-        at_fault: of these, the ones that a wrong row leaves out; none where it is about more than an operator.
-    """
-
-    kernels: tuple[str, ...]
-    at_fault: tuple[str, ...]
-
-
 def one(*kernels: str, beside: tuple[str, ...] = ()) -> About:
     """A row about one kernel or operator."""
     return About((*beside, *kernels), kernels)
@@ -431,35 +420,27 @@ def searches(loop: str) -> About:
         return one(LOOPS[loop])
     if loop:
         return one(LOOPS[loop], beside=("operands",))
-    return About(("operands", *(LOOPS[each] for each in ("wgmma", "wide", "middle", "narrow"))), ())
+    return About(CHOSEN_SEARCHES)
 
 
 COMMITMENT, CONTRAST = one("commitment"), one("cross_info_nce")
-SEARCH_AND_UPDATE = About((*searches("").kernels, "statistics_scan", "apply"), ())
+SEARCH_AND_UPDATE = About((*CHOSEN_SEARCHES, "statistics_scan", "apply"))
 
 
 def main() -> None:
-    skip = ("--skip", {"type": json.loads, "default": [], "help": "a JSON list of rows that are done"})
-    stage = common.begin(__doc__, skip, triton_on_cpu=True)
-    contrasts = [(80, 1), (80, 12), (1000, 1), (1000, 12)]
+    stage = common.begin(__doc__, triton_on_cpu=True)
+    # Triton's interpreter takes a minute and a half for a thousand clips; 130 are more than a tile too.
+    contrasts = [(80, 1), (80, 2), (130, 1)] if stage.tiny else [(80, 1), (80, 12), (1000, 1), (1000, 12)]
     precisions = list(contrast.PRECISIONS)
-    if stage.tiny:
-        contrasts, precisions = [(5, 2), (130, 1)], ["float32"]
 
     def row(name: str, about: About, measure: Callable[..., Found], *arguments: Any, **options: Any) -> None:
-        if name in stage.options.skip:
-            return
-        marks = {
-            field: [each for each in names if each not in stage.without] for field, names in about._asdict().items()
-        }
-        common.announce(name, **marks)
-        common.attempt(stage, name, measure, *arguments, marks=marks, **options)
+        common.attempt(stage, name, measure, *arguments, about=about, **options)
 
     for loop in LOOPS:
         row(f"nearest_codeword {loop or 'as chosen'}", searches(loop), search, loop)
     row("nearest_codeword float64", one("search_direct"), search_direct)
     row("nearest_codeword prepared", SEARCH_AND_UPDATE, prepared)
-    for name, is_sorted in product(PRESETS, (False, True) if sizes_of(stage).sorted_rows else (False,)):
+    for name, is_sorted in product(PRESETS, (False, True)):
         about = one("statistics_sorted" if is_sorted else "statistics_scan", "apply")
         row(f"codebook_update {name}{', sorted' if is_sorted else ''}", about, update, name, is_sorted=is_sorted)
     for dtype, masked in product((torch.float32, torch.bfloat16), (False, True)):
@@ -474,8 +455,7 @@ def main() -> None:
     row("graph of search and update, prepared", SEARCH_AND_UPDATE, replayed_step, is_prepared=True)
     row("graph of commitment_loss", COMMITMENT, replayed_commitment)
     row("graph of codeword_distribution", one(), replayed_distribution)
-    # Triton's interpreter takes seconds for the larger.
-    for clips in dict.fromkeys(clips for clips, _ in contrasts[: 1 if stage.tiny else None]):
+    for clips in dict.fromkeys(clips for clips, _ in contrasts):
         row(f"graph of cross_info_nce B {clips}", CONTRAST, replayed_contrast, clips, precisions[-1])
 
 

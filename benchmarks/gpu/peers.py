@@ -28,8 +28,6 @@ SIZES = (
     ("search", "more codewords"),
     ("step", "default"),
 )
-# Of a dry run.
-TINY = (("search", "published"), ("update", "narrow"), ("step", "published"))
 
 
 def found(row: dict, line: str, wrong: bool) -> Found:
@@ -63,9 +61,8 @@ def match(stage: Stage, shape: str, precision: str, contender: str) -> Found:
 
 def main() -> None:
     stage = common.begin(__doc__)
-    sizes, cases = (SIZES, CONTRAST_CASES["cuda"]) if not stage.tiny else (TINY, CONTRAST_CASES["cuda"][:1])
-    rows = [(quantise, *size, name) for size in sizes for name in contenders.PROBLEMS[size[0]]]
-    rows += [(match, *case, name) for case in cases for name in contrast.CONTENDERS]
+    rows = [(quantise, *size, name) for size in SIZES for name in contenders.PROBLEMS[size[0]]]
+    rows += [(match, *case, name) for case in CONTRAST_CASES["cuda"] for name in contrast.CONTENDERS]
     for measure, *row in sorted(rows, key=lambda row: "compiled" in row[-1]):
         common.attempt(stage, ", ".join(row), measure, *row)
 

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 NAME = "on-gpu.json"
 LOGS = "on-gpu-logs.tar.gz"
 TABLE_LINES, LONGEST_LINE = 58, 160
-# Begins why a kernel is left out that failed under its operator, not in the native program.
-IN_TORCH = "in torch, "
 # Stages whose numbers are in the table; of others it names what is wrong.
 SHOWN = ("targets", "profile", "step", "default_run", "kernels")
+# Fields of a row that no derived file has.
+OF_THE_RUN = ("name", "ok", "text", "kernels", "at_fault")
 Row = dict[str, Any]
 
 
@@ -56,6 +56,7 @@ class Report:
         known = next((place for place in self.places if keep and place.exists()), None)
         before = json.loads(known.read_text()) if known else {}
         self.stages: dict[str, dict[str, Any]] = {stage["stage"]: stage for stage in before.get("stages", [])}
+        # Why, by kernel: by a line of the native program, or "STAGE, ROW: what was found".
         self.failed: dict[str, str] = before.get("failed", {})
 
     def begin(self, stage: str) -> None:
@@ -91,7 +92,7 @@ class Report:
                     continue
                 key = tuple(row[field] for field in kind.key)
                 if "missing" not in row or key not in found[kind.stem]:
-                    found[kind.stem][key] = {name: row[name] for name in row if name not in ("name", "ok", "text")}
+                    found[kind.stem][key] = {name: row[name] for name in row if name not in OF_THE_RUN}
         for stem, rows in found.items():
             if rows:
                 write(self.folder / f"{stem}-{self.device}.json", list(rows.values()))
@@ -115,12 +116,12 @@ class Report:
         """All stages, what is wrong, the kernels that were left out, and the numbers that matter, in few lines."""
         lines = [self.line(stage) for stage in self.stages]
         lines += [f"left out after its smoke: {name} ({text})"[:LONGEST_LINE] for name, text in self.failed.items()]
-        said = {text.removeprefix(IN_TORCH) for text in self.failed.values()}
+        said = {*self.failed.values(), *(f"{name}: {text}" for name, text in self.failed.items())}
         wrong = [
             row_line(stage, row)
             for stage in self.stages
             for row in self.rows(stage)
-            if row["ok"] is False and not {row["text"], f"{row['name']}: {row['text']}"} & said
+            if row["ok"] is False and not {line := f"{row['name']}: {row['text']}", f"{stage}, {line}"} & said
         ]
         lines += wrong[:20] + ([f"and {len(wrong) - 20} more that are wrong"] if len(wrong) > 20 else [])
         numbers = [

@@ -6,6 +6,7 @@ format. `on_gpu.py` decides which stages run, when, and for how long.
 
 import csv
 import json
+import math
 import os
 import shutil
 import sys
@@ -17,8 +18,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from gpu import program
+from gpu.package import link_package
 from gpu.processes import Ending, Job, follow
-from gpu.report import IN_TORCH, Report, Row
+from gpu.report import Report, Row
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 HERE = Path(__file__).resolve().parent
@@ -35,8 +37,6 @@ KERNELS = (
     "apply",
     "commitment",
 )
-# Known by the operators in torch alone.
-TRITON = "cross_info_nce"
 SANITIZERS = ("memcheck", "racecheck", "synccheck")
 SANITIZER_ERROR = 9
 # What is worth the time of a sanitizer: asynchronous copies and products, and sums of many threads.
@@ -57,7 +57,7 @@ PROBE_SECONDS = 9.0
 TEST_PROCESSES = 6
 # Of the build: a check or a compilation of the native program, a link, a compilation of everything.
 PROGRAM_SECONDS, LINK_SECONDS, COMPILE_SECONDS = 60.0, 40.0, 200.0
-# A script of operators hangs that says nothing for so long; Triton compiles within it.
+# A script of operators or targets hangs that says nothing for so long; Triton compiles within it.
 QUIET_SECONDS = 20.0
 
 
@@ -68,17 +68,19 @@ class Limits:
     Attributes:
         smoke: of a kernel's smoke test.
         times: of its event times.
+        times_at_once: how many kernels are timed at one time.
         tool: of one kernel under a sanitizer or profiler.
         test: of one test.
         kernels: of the native program that run.
         sanitized: of these, what a sanitizer sees, the most important first.
         test_processes: in how many processes the tests run.
-        tests: where they are.
+        tests: where they are, and which.
         at_once: how many smoke tests run at one time.
     """
 
     smoke: float = 15.0
     times: float = 15.0
+    times_at_once: int = 1
     tool: float = 25.0
     test: float = 30.0
     kernels: tuple[str, ...] = KERNELS
@@ -88,12 +90,13 @@ class Limits:
     at_once: int = 6
 
 
-# An emulator takes up to ten seconds for a search.
+# An emulator takes up to ten seconds for a search. All tests are collected, few run, as .ci/kernels-on-host runs them.
 TINY = Limits(
     smoke=20.0,
-    sanitized=("apply", "commitment"),
+    times=40.0,
+    times_at_once=2,
     test_processes=2,
-    tests=("tests/test_commitment.py",),
+    tests=("tests", "-k", "test_commitment or test_compared_codewords"),
     at_once=2,
 )
 
@@ -115,7 +118,7 @@ class Run:
         device: "cuda", or "cpu" in a dry run.
         kit: folder that prepare_gpu.py made.
         work: folder for the package, wheels and logs.
-        host: folder with what tests/cuda_on_host/build.py made, in a dry run.
+        dry: a dry run.
         environment: variables of every process.
         stage: the name of the running one.
         until: time.monotonic() at which it has to have ended.
@@ -126,7 +129,7 @@ class Run:
     device: str
     kit: Path
     work: Path
-    host: Path | None
+    dry: bool
     environment: dict[str, str]
     stage: str = ""
     until: float = 0.0
@@ -134,12 +137,17 @@ class Run:
 
     @property
     def limits(self) -> Limits:
-        return TINY if self.host else Limits()
+        return TINY if self.dry else Limits()
 
     @property
     def size(self) -> str:
         """Of the stage scripts."""
-        return "tiny" if self.host else "target"
+        return "tiny" if self.dry else "target"
+
+    @property
+    def native_size(self) -> str:
+        """Of the native program where it is timed or profiled."""
+        return "small" if self.dry else "target"
 
     @property
     def logs(self) -> Path:
@@ -152,7 +160,7 @@ class Run:
         Raises:
             NotRun: the build could not get one.
         """
-        found = (self.host or self.work) / "kernels"
+        found = self.work / "kernels"
         if not found.exists():
             raise NotRun("there is no native program; the build says why")
         return str(found)
@@ -212,13 +220,65 @@ def add_ending(run: Run, ending: Ending) -> None:
         run.add("script", None if ending.out_of_time and not ending.status else False, ending.text)
 
 
-def script(run: Run, name: str, *options: str) -> None:
-    """A stage that is a script of this folder."""
-    for _, found in run.follow([script_job(run, name, *options)]):
+def script(run: Run, name: str, *options: str, quiet: float = math.inf) -> None:
+    """A stage that is a script of this folder.
+
+    The script names a row and its kernels before it begins with it. Where it dies or hangs, these kernels have failed,
+    and it is started again without them, for the rows that are left.
+
+    Args:
+        run: that the stage is of.
+        name: of the script.
+        options: of its command line.
+        quiet: seconds without a line that make it hang.
+    """
+    failed, done = run.report.failed, list[str]()
+    for kernel in [kernel for kernel, text in failed.items() if text.startswith(f"{run.stage}, ")]:
+        # What this stage found before.
+        del failed[kernel]
+    while True:
+        skip = ["--skip", json.dumps(done)] if done else []
+        job = script_job(run, name, *options, *skip, label=f"script {len(done)}" if done else "script")
+        open_row, ending = follow_rows(run, job._replace(quiet=quiet), done)
+        if not ending.text or open_row is None or (ending.out_of_time and ending.status is None):
+            add_ending(run, ending)
+            return
+        if open_row["name"] not in done:
+            done.append(open_row["name"])
+            run.add(open_row["name"], False, ending.text, kernels=open_row.get("kernels", []))
+        kernels = open_row.get("at_fault") or [name for name in open_row.get("kernels", ()) if name != "operands"]
+        for kernel in kernels:
+            blame(run, kernel, open_row["name"], ending.text)
+
+
+def blame(run: Run, kernel: str, row: str, text: str) -> None:
+    """Note that a kernel has failed in a row of this stage, unless it is known to have failed before."""
+    run.report.failed.setdefault(kernel, f"{run.stage}, {row}: {text}")
+
+
+def follow_rows(run: Run, job: Job, done: list[str]) -> tuple[Row | None, Ending]:
+    """Add the rows of a script and their names to `done`, and blame what wrong rows are about.
+
+    Returns:
+        The row that the script was at, if it did not end well: one that has begun, or the last, if that is wrong, as
+        the device may be lost by it. None where it was at none. And how it ended.
+    """
+    begun: Row | None = None
+    for _, found in run.follow([job]):
         if isinstance(found, Ending):
-            add_ending(run, found)
-        elif (row := json_row(found)) is not None:
-            run.add(row.pop("name", "?"), row.pop("ok", None), row.pop("text", ""), **row)
+            ending = found
+        elif (row := json_row(found)) is None:
+            continue
+        elif "begins" in row:
+            begun = {**row, "name": row["begins"]}
+        else:
+            row = {"name": "?", "ok": None, "text": "", **row}
+            done.append(row["name"])
+            run.report.add(run.stage, row)
+            begun = row if row["ok"] is False else None
+            for kernel in row.get("at_fault", ()) if begun else ():
+                blame(run, kernel, row["name"], row["text"])
+    return begun, ending
 
 
 def versions(run: Run) -> None:
@@ -235,29 +295,13 @@ def install_wheels(kit: Path, folder: Path) -> list[str]:
     return [wheel.name for wheel in wheels]
 
 
-def link_package(source: Path, kernels: Path, package: Path, *, with_extension: bool) -> None:
-    """A package of links to the sources, so that an extension can lie beside them and kernels/ is within."""
-    shutil.rmtree(package, ignore_errors=True)
-    package.mkdir(parents=True)
-    for path in sorted(source.iterdir()):
-        if path.name not in ("kernels", "__pycache__") and (with_extension or not path.name.startswith("_C.")):
-            (package / path.name).symlink_to(path.resolve())
-    (package / "kernels").symlink_to(kernels.resolve())
-
-
 def build(run: Run) -> None:
     """The wheels, the native program, and the package with an extension that is tried before it is taken."""
     names = install_wheels(run.kit, run.work / "wheels")
     run.add("wheels", True if names else None, ", ".join(names) or "the kit has none")
-    package = run.work / "package" / "unicode_fast"
-    if run.host:
-        source = run.host / "package" / "unicode_fast"
-        link_package(source, source / "kernels", package, with_extension=True)
-        works = imports(run, last=True)
-    else:
-        link_package(ROOT / "unicode_fast", ROOT / "kernels", package, with_extension=False)
-        works = make_extension(run, package)
-        make_program(run)
+    package = link_package(run.work / "package")
+    works = make_extension(run, package)
+    make_program(run)
     if not works:
         shutil.rmtree(package)
 
@@ -275,7 +319,7 @@ def make_program(run: Run) -> None:
 
 def has_program(run: Run) -> bool:
     """Whether there is a native program of these sources."""
-    return run.host is not None or program.is_current(run.work)
+    return program.is_current(run.work)
 
 
 # What a process exits with where another extension might help.
@@ -298,10 +342,8 @@ found = available_backends(device)["nearest_codeword"][backend]
 if found != "available":
     sys.exit(found)
 """
-OPERATORS = (
-    *("nearest_codeword", "compared_codewords", "codebook_operands"),
-    *("codebook_statistics", "codebook_apply", "commitment_loss"),
-)
+OPERATORS = ("nearest_codeword", "codebook_statistics", "codebook_apply", "commitment_loss")
+CUDA_OPERATORS = ("compared_codewords", "codebook_operands")
 
 
 def imports(run: Run, *, last: bool) -> bool | None:
@@ -310,8 +352,9 @@ def imports(run: Run, *, last: bool) -> bool | None:
     Returns:
         None where another extension might help, which is no fault unless this one was the `last`.
     """
-    code = TRIAL.format(operators=OPERATORS, bad=BAD_EXTENSION)
-    command = [sys.executable, "-c", code, run.device, "cpp" if run.host else "cuda"]
+    wanted = OPERATORS if run.dry else OPERATORS + CUDA_OPERATORS
+    code = TRIAL.format(operators=wanted, bad=BAD_EXTENSION)
+    command = [sys.executable, "-c", code, run.device, "cpp" if run.dry else "cuda"]
     for _, lines, ending in run.collect([run.job("import", command, 60)]):
         # One that does not end by itself, or dies, is no better.
         bad = ending.status is None or ending.status < 0 or ending.status == BAD_EXTENSION
@@ -322,7 +365,7 @@ def imports(run: Run, *, last: bool) -> bool | None:
 
 def make_extension(run: Run, package: Path) -> bool:
     """Link the kit's objects; compile everything where that fails, or where what was linked does not load."""
-    linking = [sys.executable, str(HERE / "link.py"), "--kit", str(run.kit), "--package", str(package)]
+    linking = [sys.executable, str(HERE / "link.py"), "--kit", str(run.kit), "--package", str(package.parent)]
     # The extension that it makes beside the objects is in the package.
     compiling = [sys.executable, str(HERE / "compile_objects.py"), str(run.work)]
     for job in (run.job("link", linking, LINK_SECONDS), run.job("compile", compiling, COMPILE_SECONDS)):
@@ -365,9 +408,9 @@ def kernels(run: Run) -> None:
     for name in limits.kernels:
         run.report.failed.pop(name, None)
     run_native(run, small, limits.at_once)
-    size = "small" if run.host else "target"
-    left = run.working(limits.kernels)[-1:] if run.host else run.working(limits.kernels)
-    run_native(run, [native(run, name, limits.times, "--size", size, "--times", kind="times-") for name in left], 1)
+    options = ("--size", run.native_size, "--times")
+    left = [native(run, name, limits.times, *options, kind="times-") for name in run.working(limits.kernels)]
+    run_native(run, left, limits.times_at_once)
 
 
 def run_native(run: Run, jobs: Sequence[Job], at_once: int) -> None:
@@ -446,10 +489,9 @@ def profile(run: Run) -> None:
         if ending.text or not profiled(lines):
             said = [line for line in lines if line.startswith("==ERROR==")]
             raise Refused((said or [ending.text or "no metrics came back"])[0][:200])
-    size = "small" if run.host else "target"
     for name in run.working(tuple(PROFILED)):
         command = [program, *options, "--kernel-name", f"regex:{PROFILED[name]}"]
-        job = run.job(name, [*command, run.program, "--size", size, "--only", name], run.limits.tool)
+        job = run.job(name, [*command, run.program, "--size", run.native_size, "--only", name], run.limits.tool)
         for _, lines, ending in run.collect([job]):
             for kernel, metrics in profiled(lines).items():
                 run.add(f"{name} {kernel}", True, ", ".join(f"{k} {v}" for k, v in metrics.items()), **metrics)
@@ -469,63 +511,19 @@ def profiled(lines: Sequence[str]) -> dict[str, dict[str, str]]:
 
 
 def operators(run: Run) -> None:
-    """Each operator in torch, which also shows whether the Triton kernels work.
-
-    The script names a row and its kernels before it begins with it. Where it dies or hangs, these kernels have failed,
-    and it is started again without them, for the rows that are left.
-    """
-    failed, done = run.report.failed, list[str]()
-    for name in [name for name, text in failed.items() if text.startswith(IN_TORCH) or name == TRITON]:
-        del failed[name]
-    while True:
-        skip = ["--skip", json.dumps(done)] if done else []
-        job = script_job(run, "operators", *skip, label=f"script {len(done)}" if done else "script")
-        open_row, ending = follow_rows(run, job._replace(quiet=QUIET_SECONDS), done)
-        if not ending.text or open_row is None or (ending.out_of_time and ending.status is None):
-            add_ending(run, ending)
-            return
-        if open_row["name"] not in done:
-            done.append(open_row["name"])
-            run.add(open_row["name"], False, ending.text, kernels=open_row["kernels"])
-        for kernel in open_row["at_fault"] or [name for name in open_row["kernels"] if name != "operands"]:
-            failed.setdefault(kernel, f"{IN_TORCH}{open_row['name']}: {ending.text}")
-
-
-def follow_rows(run: Run, job: Job, done: list[str]) -> tuple[Row | None, Ending]:
-    """Add the rows of the operators' script and their names to `done`, and blame what wrong rows are about.
-
-    Returns:
-        The row that the script was at, if it did not end well: one that has begun, or the last, if that is wrong, as
-        the device may be lost by it. None where it was at none. And how it ended.
-    """
-    begun: Row | None = None
-    for _, found in run.follow([job]):
-        if isinstance(found, Ending):
-            ending = found
-        elif (row := json_row(found)) is None:
-            continue
-        elif "begins" in row:
-            begun = {"kernels": [], "at_fault": [], **row, "name": row["begins"]}
-        else:
-            row = {"name": "?", "ok": None, "text": "", "kernels": [], "at_fault": [], **row}
-            done.append(row["name"])
-            run.report.add(run.stage, row)
-            begun = row if row["ok"] is False else None
-            for kernel in row["at_fault"] if begun else ():
-                run.report.failed.setdefault(kernel, f"{IN_TORCH}{row['name']}: {row['text']}")
-    return begun, ending
+    """Each operator in torch, which also shows whether the Triton kernels work."""
+    script(run, "operators", quiet=QUIET_SECONDS)
 
 
 def tests(run: Run) -> None:
     """The tests that run kernels, in processes by kernel; each stops at its first failure."""
     limits = run.limits
-    where = "cpu" if run.host else "cuda"
     command = [sys.executable, "-m", "pytest", "-v", "-x", "-p", "no:cacheprovider", *limits.tests]
-    command += ["--kernels-on", where, "--without", ",".join(sorted(run.report.failed))]
+    command += ["--kernels-on", run.device, "--without", ",".join(sorted(run.report.failed))]
     if find_spec("pytest_timeout"):
         command += ["-p", "pytest_timeout", f"--timeout={limits.test:.0f}", "--timeout-method=thread"]
     variables = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "2"}
-    if not run.host:
+    if not run.dry:
         variables["UNICODE_FAST_REQUIRE_CUDA"] = "1"
     number = limits.test_processes
     jobs = [
@@ -563,7 +561,7 @@ def default_run(run: Run) -> None:
 
 def targets(run: Run) -> None:
     """The figures that have targets."""
-    script(run, "targets")
+    script(run, "targets", quiet=QUIET_SECONDS)
 
 
 def contenders(run: Run) -> None:
@@ -608,7 +606,15 @@ STAGES: dict[str, Stage] = {
 }
 
 
-def deadline(name: str, wanted: Sequence[str], now: float, until: float) -> float:
+def slower(factor: float) -> dict[str, Stage]:
+    """The stages with limits and promises that many times as long."""
+    return {
+        name: stage._replace(seconds=factor * stage.seconds, promised=factor * stage.promised)
+        for name, stage in STAGES.items()
+    }
+
+
+def deadline(name: str, wanted: Sequence[str], now: float, until: float, stages: Mapping[str, Stage] = STAGES) -> float:
     """When a stage ends at the latest: its own limit, and what is promised to those after it.
 
     Where less is left than all of them are promised, each gets its share.
@@ -618,8 +624,9 @@ def deadline(name: str, wanted: Sequence[str], now: float, until: float) -> floa
         wanted: all that run, before and after it.
         now: when it begins.
         until: when all has to have ended.
+        stages: all, with their limits.
     """
-    order = list(STAGES)
-    later = sum(STAGES[each].promised for each in wanted if order.index(each) > order.index(name))
-    share = min(1.0, max(0.0, until - now) / (later + STAGES[name].promised))
-    return min(now + STAGES[name].seconds, until - share * later)
+    order = list(stages)
+    later = sum(stages[each].promised for each in wanted if order.index(each) > order.index(name))
+    share = min(1.0, max(0.0, until - now) / (later + stages[name].promised))
+    return min(now + stages[name].seconds, until - share * later)

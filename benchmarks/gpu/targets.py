@@ -11,7 +11,7 @@ import contenders
 import contrast
 import torch
 from bench_contrast import LARGEST_ERRORS
-from common import Found, Stage
+from common import CHOSEN_SEARCHES, About, Found, Stage
 
 from unicode_fast.ops.nearest_codeword import _operand_bytes
 
@@ -74,13 +74,19 @@ TARGETS = (
     Target("1024 clips", "contrast", "1024 clips", "ours", None, "bfloat16"),
     Target("131072 clips", "contrast", "131072 clips", "ours", None, "bfloat16"),
 )
-IN_DRY_RUN = 8
 # Operators of each problem.
 NEEDED = {
     "search": ("nearest_codeword",),
     "update": ("nearest_codeword", "codebook_update"),
     "step": ("nearest_codeword", "codebook_update", "commitment_loss"),
     "contrast": ("cross_info_nce",),
+}
+# What a row runs; a wrong row of the quantiser can be that of any search.
+ABOUT = {
+    "search": About(CHOSEN_SEARCHES),
+    "update": About((*CHOSEN_SEARCHES, "statistics_sorted", "apply")),
+    "step": About((*CHOSEN_SEARCHES, "statistics_scan", "apply", "commitment")),
+    "contrast": About(("cross_info_nce",), ("cross_info_nce",)),
 }
 
 
@@ -174,12 +180,12 @@ def syncs(stage: Stage) -> Found:
 
 def main() -> None:
     stage = common.begin(__doc__, triton_on_cpu=True)
-    for target in TARGETS[: IN_DRY_RUN if stage.tiny else None]:
-        common.attempt(stage, target.name, measure, target)
+    for target in TARGETS:
+        common.attempt(stage, target.name, measure, target, about=ABOUT[target.problem])
         if stage.device == "cuda":
             torch.cuda.empty_cache()
         if target.name == "G4":
-            common.attempt(stage, "G4 syncs", syncs)
+            common.attempt(stage, "G4 syncs", syncs, about=ABOUT["step"])
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
 """Compiles csrc/cuda for the host, on the emulator: `python tests/cuda_on_host/build.py FOLDER`.
 
 FOLDER/package holds the package, by links, with an extension whose operators on CPU tensors (backend "cpp") run the
-CUDA kernels; FOLDER/kernels is the program of benchmarks/gpu/kernels. It takes a C++20 compiler that has
--fsanitize=thread,alignment, of which only the hooks are used, and no CUDA toolkit. What has not changed is not compiled
-again.
+CUDA kernels; FOLDER/kernels is the program of benchmarks/gpu/kernels. Both come from FOLDER/objects, with a manifest as
+that of benchmarks/prepare_gpu.py, from which benchmarks/gpu/link.py makes the extension. It takes a C++20 compiler that
+has -fsanitize=thread,alignment, of which only the hooks are used, and no CUDA toolkit. What has not changed is not
+compiled again.
 """
 
 import argparse
@@ -12,14 +13,19 @@ import os
 import shlex
 import shutil
 import subprocess
-import sysconfig
+import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
-PROGRAM = ROOT / "benchmarks" / "gpu" / "kernels"
+GPU = ROOT / "benchmarks" / "gpu"
+sys.path.insert(0, str(GPU))
+
+import program  # noqa: E402 - of benchmarks/gpu
+
+PROGRAM = GPU / "kernels"
 DECISION = "csrc/cuda on the host"
 CXX = shlex.split(os.environ.get("CXX") or "c++")
 FLAGS = ["-std=c++20", "-O1", "-g1", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-U_FORTIFY_SOURCE", "-w"]
@@ -75,43 +81,39 @@ def kernel_sources(csrc: Path) -> list[Path]:
 
 def build_program(folder: Path, csrc: Path = ROOT / "csrc", includes: Sequence[str] = ()) -> Path:
     """Compile benchmarks/gpu/kernels with the kernels below `csrc`; returns the program."""
-    folder.mkdir(parents=True, exist_ok=True)
+    places = folder / "objects"
+    places.mkdir(parents=True, exist_ok=True)
     # The linker takes the first of equal inline functions: those of the kernels, mistakes included.
     objects = {source: f"{source.stem}.o" for source in kernel_sources(csrc)}
     objects |= {source: f"program_{source.stem}.o" for source in sorted(PROGRAM.glob("*.cu"))}
-    jobs = [(source, folder / name, (*includes, *KERNELS)) for source, name in objects.items()]
-    jobs.append((HERE / "emulator.cpp", folder / "emulator.o", ("-O2",)))
+    jobs = [(source, places / name, (*includes, *KERNELS)) for source, name in objects.items()]
+    jobs.append((HERE / "emulator.cpp", places / "emulator.o", ("-O2",)))
     compile_all(jobs)
     link(folder / "kernels", [target for _, target, _ in jobs])
     return folder / "kernels"
 
 
 def build_package(folder: Path) -> Path:
-    """Make the package with its operators on the emulator; returns the folder for PYTHONPATH."""
+    """Make the package with its operators on the emulator, beside the program; returns the folder for PYTHONPATH."""
     import torch
 
-    torch_folder = Path(torch.__file__).parent
-    includes = [f"-I{torch_folder / 'include'}", f"-I{torch_folder / 'include/torch/csrc/api/include'}"]
-    on_host = (*includes, "-DUNICODE_FAST_ON_HOST")
-    jobs = [(source, folder / f"{source.stem}.o", on_host) for source in (ROOT / "csrc" / "cuda").rglob("*_op.cpp")]
-    python = (*includes, f"-I{sysconfig.get_path('include')}", f'-DUNICODE_FAST_TORCH="{torch.__version__}"')
-    jobs.append((HERE / "extension.cpp", folder / "extension.o", python))
-    kernels = [(source, folder / f"{source.stem}.o", KERNELS) for source in kernel_sources(ROOT / "csrc")]
-    jobs += [*kernels, (HERE / "emulator.cpp", folder / "emulator.o", ("-O2",))]
+    headers = Path(torch.__file__).parent / "include"
+    includes = (f"-I{headers}", f"-I{headers / 'torch/csrc/api/include'}")
+    places = folder / "objects"
+    jobs = [(source, places / f"{source.stem}.o", includes) for source in (ROOT / "csrc" / "cuda").rglob("*_op.cpp")]
+    # Of the CPU's kernels csrc/extension.cpp reports the name alone.
+    jobs.append((ROOT / "csrc" / "cpu" / "kernels.cpp", places / "cpu_kernels.o", includes))
     compile_all(jobs)
-
-    package = folder / "package" / "unicode_fast"
-    package.mkdir(parents=True, exist_ok=True)
-    for source in [*(ROOT / "unicode_fast").iterdir(), ROOT / "kernels"]:
-        place = package / source.name
-        if source.name != "__pycache__" and not source.name.startswith("_C.") and not place.is_symlink():
-            place.symlink_to(source)
-    library = package / f"_C{sysconfig.get_config_var('EXT_SUFFIX')}"
-    libraries = [f"-L{torch_folder / 'lib'}", "-lc10", "-ltorch_cpu", "-ltorch", f"-Wl,-rpath,{torch_folder / 'lib'}"]
-    link(library, [target for _, target, _ in jobs], ["-shared", *libraries])
-    record = {"torch": str(torch.__version__), "cuda": None, "decision": DECISION}
-    Path(f"{library}.json").write_text(json.dumps(record, indent=1) + "\n")
-    return folder / "package"
+    names = [target.name for _, target, _ in jobs]
+    names += ["emulator.o", *(f"{source.stem}.o" for source in kernel_sources(ROOT / "csrc"))]
+    objects = {"torch": str(torch.__version__), "cuda": None, "architectures": None, "decision": DECISION}
+    objects |= {"files": sorted(names), "sources": program.digest_of(program.sources())}
+    manifest = {"objects": objects, "kernels": {"inputs": program.inputs()}}
+    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+    package = folder / "package"
+    command = [sys.executable, str(GPU / "link.py"), "--kit", str(folder), "--package", str(package)]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return package
 
 
 def main() -> None:
