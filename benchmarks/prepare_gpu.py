@@ -25,7 +25,7 @@ sys.path[:0] = [str(HERE / "gpu"), str(ROOT / "tests")]
 import tiny  # noqa: E402 - of the tests
 from default_run import STEPS, trained  # noqa: E402 - beside the other stages
 from dry_run import KIT as DRY_KIT  # noqa: E402
-from dry_run import pack_wheel  # noqa: E402
+from dry_run import is_kit, pack_wheel  # noqa: E402
 from program import SOURCES, digest_of, flags, inputs, sources  # noqa: E402
 
 from unicode_fast.checkpoint import write_json  # noqa: E402
@@ -80,7 +80,8 @@ def make_objects(out: Path, python: str) -> dict[str, Any]:
         sys.exit(f"error: --torch-python must be a Python, got {python}")
     say(f"compiling csrc/ with {python}")
     command = [python, str(HERE / "gpu" / "compile_objects.py"), str(WORK)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    environment = {**os.environ, "UNICODE_FAST_CUDA": "1"}
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment, check=False)
     if done.returncode != 0:
         sys.exit(
             f"{done.stdout[-4000:]}\nerror: --torch-python must have a torch for CUDA, ninja and pybind11: {python}"
@@ -100,7 +101,7 @@ def make_objects(out: Path, python: str) -> dict[str, Any]:
 def make_program(out: Path, objects: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
     """The native program, linked with the objects of the kernels."""
     target = out / "kernels"
-    made = {"inputs": inputs()}
+    made = inputs()
     if before == made and target.exists():
         return made
     kernels = [
@@ -164,9 +165,10 @@ def make_scores(out: Path, store: Path, size: Size) -> None:
         target.unlink()
     runs = []
     for seed in size.seeds:
-        folder = WORK / f"cpu-run-{size.fields['steps']}-{seed}-{wanted['data'][:12]}"
+        inputs_of_run = json.dumps([wanted, seed], sort_keys=True).encode()
+        folder = WORK / f"cpu-run-{hashlib.sha256(inputs_of_run).hexdigest()[:12]}"
         runs.append({"seed": seed, **trained(store, folder, "cpu", {**size.fields, "seed": seed})})
-    write_json(target, {**wanted, "commit": git_commit(), "runs": runs})
+    write_json(target, {**wanted, "runs": runs})
 
 
 def checksums(out: Path) -> dict[str, dict[str, Any]]:
@@ -204,6 +206,10 @@ def main() -> None:
     out = (arguments.out or (DRY_KIT if arguments.host else ROOT / "gpu-kit")).resolve()
     if out.exists() and not out.is_dir():
         parser.error(f"--out must be a folder, got {out}")
+    if arguments.host and out == arguments.host.resolve():
+        parser.error(f"--out must be another folder than --host, got {out} for both")
+    if (out / "manifest.json").exists() and is_kit(out) != bool(arguments.host):
+        parser.error(f"--out must be a new folder, or hold a kit of the same kind, got {out}")
     out.mkdir(parents=True, exist_ok=True)
     manifest = out / "manifest.json"
     before = json.loads(manifest.read_text()) if manifest.exists() else {}

@@ -232,7 +232,7 @@ class TestNative:
         assert list(run.report.failed) == ["apply"]
         assert text in run.report.failed["apply"]
         assert [row["kernel"] for row in found["rows"] if row["ok"]] == ["commitment"] * 2
-        assert f"left out after its smoke: apply ({run.report.failed['apply']})" in run.report.table()
+        assert f"left out: apply ({run.report.failed['apply']})" in run.report.table()
         seen: list[list[str]] = []
         do(run, lambda run: seen.append(run.working(("apply", "commitment"))), name="later")
         assert seen == [["commitment"]]
@@ -249,7 +249,7 @@ class TestNative:
         run.kit = tmp_path / "kit"
         run.kit.mkdir()
         (run.kit / "kernels").write_text("#!/bin/sh\n")
-        (run.kit / "manifest.json").write_text(json.dumps({"kernels": {"inputs": program_of.inputs()}}))
+        (run.kit / "manifest.json").write_text(json.dumps({"kernels": program_of.inputs()}))
         run.environment["CUDA_HOME"] = str(tmp_path / "cuda")
         run.environment["PATH"] = "/bin:/usr/bin"
         return run.kit
@@ -260,7 +260,7 @@ class TestNative:
         assert os.access(run.program, os.X_OK)
         assert stages.has_program(run)
 
-    @pytest.mark.parametrize("lacks", ["kernels", "manifest.json", "everything", "sources", "start"])
+    @pytest.mark.parametrize("lacks", ["kernels", "manifest.json", "everything", "sources", "start", "a GPU"])
     def test_it_is_compiled(self, run: Run, kit: Path, lacks: str) -> None:
         """With a compiler that writes a program; each source once."""
         compiler = Path(run.environment["CUDA_HOME"]) / "bin" / "nvcc"
@@ -270,6 +270,8 @@ class TestNative:
         compiler.chmod(0o755)
         if lacks == "sources":
             (kit / "manifest.json").write_text(json.dumps({"kernels": {"inputs": "other"}}))
+        elif lacks == "a GPU":
+            (kit / "manifest.json").write_text(json.dumps({"kernels": program_of.inputs(on_host=True)}))
         elif lacks == "start":
             (kit / "kernels").write_text("#!/bin/sh\nexit 127\n")
         else:
@@ -389,7 +391,8 @@ class TestOperators:
             ("wrong", ["apply", "statistics_sorted"], ["apply"], "wrong"),
             ("wrong of two", ["operands", "search_direct"], [], "wrong"),
             ("lost", ["commitment"], ["commitment"], "lost"),
-            ("dies of two", ["operands", "search_middle"], [], "dies"),
+            ("dies of three", ["operands", "search_middle", "search_wide"], [], "dies"),
+            ("hangs of two", ["operands", "search_middle"], [], "hangs"),
             ("again", ["search_wgmma"], ["search_wgmma"], "dies"),
             ("no kernel", [], [], "dies"),
             ("last", [], [], ""),
@@ -502,20 +505,20 @@ class TestDryRun:
         native = {"search_narrow": "crash", "search_wgmma": "hang", "apply": "wrong"}
         faults = {**native, "commitment_loss float32": "hang", "G5 K 1": "wrong", "bfloat16": "crash"}
         left_out = {
-            "search_narrow": "killed by SIGABRT",
-            "search_wgmma": "timed out",
+            "search_narrow": "kernels, search_narrow: killed by SIGABRT",
+            "search_wgmma": "kernels, search_wgmma: timed out",
             "apply": "rows wrong",
             "commitment": "operators, commitment_loss float32: hangs",
             "cross_info_nce": "targets, G5 K 1: UNICODE_FAST_FAULT",
         }
-        run = [name for name in stages.STAGES if name not in ("versions", "profile", "step", "contenders")]
+        run = [name for name in stages.STAGES if name not in ("versions", "profile")]
         joined = ",".join(f"{name}:{fault}" for name, fault in faults.items())
         found, ran = dry_run(tmp_path, dry_kit, "--only", ",".join(run), UNICODE_FAST_FAULT=joined)
         assert found.returncode == 1
         table = found.stdout.split("\n\n")[-1]
         lines = table.splitlines()
         for name, text in left_out.items():
-            assert any(f"left out after its smoke: {name} (" in line and text in line for line in lines), table
+            assert any(f"left out: {name} (" in line and text in line for line in lines), table
         assert any("WRONG default_run bfloat16: killed by SIGABRT" in line for line in lines), table
         verdicts = {name: stage["verdict"] for name, stage in ran.items()}
         wrong = {"kernels", "operators", "targets", "default_run"}
@@ -523,9 +526,24 @@ class TestDryRun:
         known = {"sanitizers": native, "operators": native, "targets": {*native, "commitment"}}
         for name in run[run.index("sanitizers") :]:
             assert ran[name]["without"] == sorted(known.get(name, left_out))
-            for row in ran[name]["rows"]:
-                of = {row["name"].split()[-1], *row.get("kernels", ()), *row.get("at_fault", ())}
-                assert not (row["ok"] and of & set(ran[name]["without"])), row
+        assert not [row for row in ran["sanitizers"]["rows"] if row["name"].split()[-1] in native]
+        for stage, row, kernel in (
+            ("operators", "nearest_codeword narrow", "search_narrow"),
+            ("operators", "codebook_update paper", "apply"),
+            ("targets", "G2", "apply"),
+            ("targets", "G4", "apply"),
+            ("contenders", "search, published, ours with mma.sync", "search_narrow"),
+            ("contenders", "update, narrow, ours", "apply"),
+            ("contenders", "published, bfloat16, ours", "cross_info_nce"),
+        ):
+            assert texts(ran[stage])[row].startswith("left out: "), (row, texts(ran[stage])[row])
+            assert kernel in texts(ran[stage])[row]
+        ours = [row for row in ran["step"]["rows"] if row.get("contender", "").startswith("recommended")]
+        assert ours
+        assert all(row["without"] == sorted(left_out) for row in ours)
+        # No table takes them.
+        steps = json.loads((tmp_path / "results" / "train-step-cpu.json").read_text())
+        assert [row["contender"] for row in steps] == ["the original"]
         assert {row["name"]: row["ok"] for row in ran["default_run"]["rows"]} == {
             "float32": True,
             "in a CUDA graph": True,

@@ -12,7 +12,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,7 +26,7 @@ import numpy  # noqa: E402
 import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
-KIT = ROOT / "gpu-kit"
+KIT = Path(os.environ.get("UNICODE_FAST_KIT", ROOT / "gpu-kit"))
 SEARCHES = ("search_wgmma", "search_wide", "search_middle", "search_narrow", "search_plain", "search_direct")
 # Which operators call a kernel, but for the searches of nearest_codeword, which stand in for one another.
 CALLERS = {
@@ -36,6 +36,13 @@ CALLERS = {
     "apply": ("codebook_update",),
     "commitment": ("commitment_loss",),
     "cross_info_nce": ("cross_info_nce",),
+}
+# Operators of each problem of the shared benchmarks.
+NEEDED = {
+    "search": ("nearest_codeword",),
+    "update": ("nearest_codeword", "codebook_update"),
+    "step": ("nearest_codeword", "codebook_update", "commitment_loss"),
+    "contrast": ("cross_info_nce",),
 }
 # What may run where nearest_codeword chooses.
 CHOSEN_SEARCHES = ("operands", "search_wgmma", "search_wide", "search_middle", "search_narrow")
@@ -65,20 +72,27 @@ class Stage(NamedTuple):
 
 
 class Found(NamedTuple):
-    """What a row says: right, wrong or, None, not run; one line; numbers by name."""
+    """What a row says.
+
+    Attributes:
+        ok: right, wrong or, None, not run.
+        text: one line.
+        numbers: by name.
+        blames: if wrong, the kernel computes wrong numbers, and is left out later.
+    """
 
     ok: bool | None
     text: str
     numbers: dict[str, Any] = {}
+    blames: bool = True
 
 
-def begin(description: str | None, *flags: tuple[str, dict[str, Any]], triton_on_cpu: bool = False) -> Stage:
+def begin(description: str | None, *flags: tuple[str, dict[str, Any]]) -> Stage:
     """Reads the command line, leaves out what it names, and keeps standard output for rows.
 
     Args:
         description: of the script.
         flags: beyond those of every stage: name and what argparse is told.
-        triton_on_cpu: in a dry run, Triton's interpreter computes cross_info_nce.
     """
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
@@ -97,7 +111,7 @@ def begin(description: str | None, *flags: tuple[str, dict[str, Any]], triton_on
     leave_out(without, stage.device)
     if stage.tiny:
         _shrink()
-    if stage.device == "cpu" and triton_on_cpu and _interprets():
+    if stage.device == "cpu" and _interprets():
         _interpret_contrast()
     return stage
 
@@ -131,8 +145,9 @@ class About(NamedTuple):
     """What a row runs.
 
     Attributes:
-        kernels: of the native program's names, and cross_info_nce; left out later if the row ends its process.
-        at_fault: of these, the ones that a wrong row leaves out; none where it is about more than an operator.
+        kernels: of the native program's names, and cross_info_nce; left out later if two such rows end their process.
+        at_fault: of these, the ones that a wrong row leaves out, or one that ends its process; none where it is about
+            more than an operator.
     """
 
     kernels: tuple[str, ...] = ()
@@ -188,7 +203,10 @@ def attempt(
         found = faulty(name) or measure(stage, *arguments, **options)
     except Exception as error:
         traceback.print_exc(file=sys.stderr)
-        found = Found(False, f"failed: {type(error).__name__}: {error}".splitlines()[0][:200])
+        text = f"failed: {type(error).__name__}: {error}".splitlines()[0][:200]
+        found = Found(False, text, blames=not isinstance(error, torch.OutOfMemoryError))
+    if found.ok is False and not found.blames:
+        marks.pop("at_fault", None)
     emit(name, found, **marks)
     if found.ok is False and stage.device == "cuda":
         try:
@@ -233,9 +251,18 @@ def other_loop(without: Collection[str], *, hopper: bool) -> str | None:
     return None if "search_plain" in without else "plain"
 
 
-def whole(stage: Stage) -> str:
-    """What a row of a whole step adds to its text where kernels are left out."""
-    return f" (without {', '.join(sorted(stage.without))})" if stage.without else ""
+def qualified(stage: Stage, found: Found, kernels: Iterable[str] | None = None) -> Found:
+    """The row of a measurement, which names those of its kernels that are left out, so that no table takes it.
+
+    Args:
+        stage: how it was asked to run.
+        found: the row.
+        kernels: that it would run; None for any.
+    """
+    gone = sorted(stage.without.intersection(stage.without if kernels is None else kernels))
+    if not gone:
+        return found
+    return found._replace(text=f"{found.text} (without {', '.join(gone)})", numbers={**found.numbers, "without": gone})
 
 
 def captured(call: Callable[[], Any], device: str) -> Callable[[], Any]:

@@ -64,7 +64,7 @@ def trained(
         run_train(*(["--resume", str(folder)] if folder.exists() else new), pictures=pictures)
     summary = json.loads((folder / "summary.json").read_text())
     scores = {f"{row['task']} {row['from']} to {row['to']}": row["score"] for row in summary["rows"]}
-    kept = ("seconds", "seconds_of_pretraining", "threads")
+    kept = ("seconds", "seconds_of_pretraining", "threads", "git_commit")
     return {**{name: summary[name] for name in kept}, "torch": str(torch.__version__), "scores": scores}
 
 
@@ -96,9 +96,10 @@ def compare(stage: Stage, cpu: list[dict[str, float]], folder: Path, name: str, 
     extremes = min(differences["points"].values()), max(differences["points"].values())
     text = (
         f"{spent}; scores differ from the CPU's by {mean:+.2f} points in the mean, {extremes[0]:+.1f} to "
-        f"{extremes[1]:+.1f}, the CPU's seeds by {differences['cpu_spread_points']:.1f}{common.whole(stage)}"
+        f"{extremes[1]:+.1f}, the CPU's seeds by {differences['cpu_spread_points']:.1f}"
     )
-    return Found(mean >= -LARGEST_MEAN_DIFFERENCE, text, {**numbers, **differences, "mean_points": mean})
+    found = Found(mean >= -LARGEST_MEAN_DIFFERENCE, text, {**numbers, **differences, "mean_points": mean})
+    return common.qualified(stage, found)
 
 
 def final_state(folder: Path) -> dict[str, Any]:
@@ -150,7 +151,7 @@ def main() -> None:
     file = stage.options.data.parent / "cpu-scores.json"
     if file.exists():
         made = json.loads(file.read_text())
-        base = made["fields"]
+        base = made.get("fields", base)
         cpu = [run["scores"] for run in made["runs"]]
     try:
         for name in VARIANTS:

@@ -10,10 +10,10 @@ def link_package(folder: Path) -> Path:
     """Make the package `unicode_fast` in `folder`, for PYTHONPATH, without an extension; returns its own folder.
 
     Raises:
-        FileExistsError: there is one whose modules are no links.
+        FileExistsError: there is something else of this name.
     """
     package = folder / "unicode_fast"
-    if any(path.is_file() and not path.is_symlink() for path in package.glob("*.py")):
+    if package.exists() and not (package / "__init__.py").is_symlink():
         raise FileExistsError(f"the folder of a package of links must hold no other unicode_fast, got {folder}")
     shutil.rmtree(package, ignore_errors=True)
     package.mkdir(parents=True)

@@ -11,8 +11,10 @@ import bench_contrast
 import bench_search
 import contenders
 import contrast
-from common import Found, Stage
+from common import NEEDED, Found, Stage
 from shapes import CONTRAST_CASES
+
+MMA = ("search_wide", "search_middle", "search_narrow")
 
 # Problem and shape.
 SIZES = (
@@ -35,18 +37,32 @@ def found(row: dict, line: str, wrong: bool) -> Found:
     return Found(None if "missing" in row else not wrong, " ".join(line.split()), row)
 
 
+def left_out(stage: Stage, problem: str, contender: str) -> Found | None:
+    """The row of ours where kernels failed before that it needs; None where none did, and for others."""
+    if not contender.startswith("ours"):
+        return None
+    return common.left_out(stage, *NEEDED[problem], kernels=MMA if contender == "ours with mma.sync" else ())
+
+
 def quantise(stage: Stage, problem: str, shape: str, contender: str) -> Found:
     """One contender on one problem of the quantiser."""
+    gone = left_out(stage, problem, contender)
+    if gone is not None:
+        return gone
     missing = bench_search.obstacle(problem, shape, contender, stage.device)
     row = {"problem": problem, "shape": shape, "contender": contender, "missing": missing}
     if not missing:
         row = contenders.measure_or_say_why_not(problem, shape, contender, stage.device)
-    wrong = contender.startswith("ours") and row.get("wrong_rows") != 0
-    return found(row, bench_search.line(row), wrong)
+    ours = contender.startswith("ours")
+    result = found(row, bench_search.line(row), ours and row.get("wrong_rows") != 0)
+    return common.qualified(stage, result) if ours else result
 
 
 def match(stage: Stage, shape: str, precision: str, contender: str) -> Found:
     """One contender on one size of Cross-CPC; of others, what fails is a line."""
+    gone = left_out(stage, "contrast", contender)
+    if gone is not None:
+        return gone
     try:
         row = contrast.measure(contender, shape, precision, stage.device)
     except Exception as error:

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 POLL_SECONDS = 0.02
+# In which a killed process is gone.
+KILL_SECONDS = 3.0
 
 
 class Job(NamedTuple):
@@ -101,7 +103,11 @@ class _Running:
             os.killpg(self.process.pid, signal.SIGKILL)
         except ProcessLookupError:
             pass
-        self.process.wait()
+        try:
+            self.process.wait(KILL_SECONDS)
+        except subprocess.TimeoutExpired:
+            # It hangs in a driver, which no signal ends; what comes later need not wait for it.
+            pass
 
 
 def follow(jobs: Sequence[Job], logs: Path, until: float, at_once: int = 1) -> Iterator[tuple[Job, str | Ending]]:

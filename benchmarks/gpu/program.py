@@ -1,7 +1,8 @@
 """The native program of benchmarks/gpu/kernels: the kit's where it fits, else compiled on this machine.
 
 `python benchmarks/gpu/program.py --kit gpu-kit --out FOLDER` leaves FOLDER/kernels, which has started once, and
-beside it a record of its sources. Where there is no program to be had, it ends with the reasons.
+beside it a record of its sources. Where there is no program to be had, it ends with the reasons. `--host` takes one of
+tests/cuda_on_host/build.py from the kit, which is refused else.
 """
 
 import argparse
@@ -39,9 +40,9 @@ def sources() -> list[Path]:
     return [path for path in (ROOT / "csrc").rglob("*") if path.is_file()]
 
 
-def inputs() -> str:
-    """The checksum of what the program is compiled from."""
-    return digest_of([*SOURCES.iterdir(), *sources()])
+def inputs(*, on_host: bool = False) -> dict[str, str]:
+    """What the program is compiled from, by its checksum, and for: the manifest's entry."""
+    return {"inputs": digest_of([*SOURCES.iterdir(), *sources()]), "for": "the host" if on_host else ARCHITECTURES}
 
 
 def record(folder: Path) -> Path:
@@ -49,10 +50,11 @@ def record(folder: Path) -> Path:
     return folder / "kernels.json"
 
 
-def is_current(folder: Path) -> bool:
+def is_current(folder: Path, *, on_host: bool = False) -> bool:
     """Whether the folder's program is of these sources."""
     file = record(folder)
-    return (folder / "kernels").exists() and file.exists() and json.loads(file.read_text()) == {"inputs": inputs()}
+    made = json.loads(file.read_text()) if (folder / "kernels").exists() and file.exists() else None
+    return made == inputs(on_host=on_host)
 
 
 def starts(program: Path) -> None:
@@ -77,16 +79,16 @@ def flags(architectures: str) -> list[str]:
     return ["-std=c++20", "-O3", "-gencode", code, "-cudart", "static", "-Xcompiler", prefix]
 
 
-def take(kit: Path, target: Path) -> None:
+def take(kit: Path, target: Path, *, on_host: bool) -> None:
     """Copy the kit's program, and make the copy executable.
 
     Raises:
-        ProgramError: the kit has none, or one of other sources, or one that does not run here.
+        ProgramError: the kit has none, or one of other sources or for another machine, or one that does not run here.
     """
     manifest = kit / "manifest.json"
     if not manifest.exists() or not (kit / "kernels").exists():
         raise ProgramError("the kit has no native program")
-    if json.loads(manifest.read_text()).get("kernels") != {"inputs": inputs()}:
+    if json.loads(manifest.read_text()).get("kernels") != inputs(on_host=on_host):
         raise ProgramError("the kit's native program is of other sources; run benchmarks/prepare_gpu.py again")
     shutil.copyfile(kit / "kernels", target)
     target.chmod(0o755)
@@ -144,7 +146,7 @@ def call(command: Sequence[str]) -> None:
         raise ProgramError(f"nvcc cannot be started: {error}") from error
 
 
-def make(kit: Path, folder: Path) -> str:
+def make(kit: Path, folder: Path, *, on_host: bool = False) -> str:
     """Leave a program in a folder; how it came there.
 
     Raises:
@@ -155,7 +157,7 @@ def make(kit: Path, folder: Path) -> str:
     for old in (target, record(folder)):
         old.unlink(missing_ok=True)
     try:
-        take(kit, target)
+        take(kit, target, on_host=on_host)
         how = "the kit's"
     except ProgramError as reason:
         target.unlink(missing_ok=True)
@@ -166,7 +168,7 @@ def make(kit: Path, folder: Path) -> str:
             target.unlink(missing_ok=True)
             raise ProgramError(f"{reason}; {error}") from error
         how = f"compiled here, as {reason}"
-    record(folder).write_text(json.dumps({"inputs": inputs()}))
+    record(folder).write_text(json.dumps(inputs(on_host=on_host)))
     return how
 
 
@@ -174,9 +176,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kit", type=Path, default=ROOT / "gpu-kit")
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--host", action="store_true", help="in a dry run")
     arguments = parser.parse_args()
     try:
-        print(make(arguments.kit, arguments.out))
+        print(make(arguments.kit, arguments.out, on_host=arguments.host))
     except ProgramError as error:
         sys.exit(f"error: {error}")
 

@@ -56,7 +56,7 @@ class Report:
         known = next((place for place in self.places if keep and place.exists()), None)
         before = json.loads(known.read_text()) if known else {}
         self.stages: dict[str, dict[str, Any]] = {stage["stage"]: stage for stage in before.get("stages", [])}
-        # Why, by kernel: by a line of the native program, or "STAGE, ROW: what was found".
+        # Why, by kernel: "STAGE, ROW: what was found".
         self.failed: dict[str, str] = before.get("failed", {})
 
     def begin(self, stage: str) -> None:
@@ -88,7 +88,8 @@ class Report:
         for stage in self.stages.values():
             for row in stage["rows"]:
                 kind = next((each for each in DERIVED if set(each.key) <= row.keys()), None)
-                if kind is None:
+                if kind is None or row.get("without"):
+                    # Others than the kernels that a table is about.
                     continue
                 key = tuple(row[field] for field in kind.key)
                 if "missing" not in row or key not in found[kind.stem]:
@@ -115,13 +116,14 @@ class Report:
     def table(self) -> str:
         """All stages, what is wrong, the kernels that were left out, and the numbers that matter, in few lines."""
         lines = [self.line(stage) for stage in self.stages]
-        lines += [f"left out after its smoke: {name} ({text})"[:LONGEST_LINE] for name, text in self.failed.items()]
-        said = {*self.failed.values(), *(f"{name}: {text}" for name, text in self.failed.items())}
+        lines += [f"left out: {name} ({text})"[:LONGEST_LINE] for name, text in self.failed.items()]
+        said = set(self.failed.values())
         wrong = [
             row_line(stage, row)
-            for stage in self.stages
-            for row in self.rows(stage)
-            if row["ok"] is False and not {line := f"{row['name']}: {row['text']}", f"{stage}, {line}"} & said
+            for stage, found in self.stages.items()
+            for row in found["rows"]
+            if (row["ok"] is False and f"{stage}, {row['name']}: {row['text']}" not in said)
+            or (row["ok"] is None and found["verdict"] == "cut")
         ]
         lines += wrong[:20] + ([f"and {len(wrong) - 20} more that are wrong"] if len(wrong) > 20 else [])
         numbers = [

@@ -12,7 +12,7 @@ import shutil
 import sys
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
@@ -123,6 +123,7 @@ class Run:
         stage: the name of the running one.
         until: time.monotonic() at which it has to have ended.
         fallback_until: the same of a compilation of everything, in the build.
+        suspects: kernels of a row that ended its process, and is about several.
     """
 
     report: Report
@@ -134,6 +135,7 @@ class Run:
     stage: str = ""
     until: float = 0.0
     fallback_until: float = 0.0
+    suspects: set[str] = field(default_factory=set)
 
     @property
     def limits(self) -> Limits:
@@ -214,17 +216,19 @@ def script_job(run: Run, name: str, *options: str, label: str = "script") -> Job
     return run.job(label, command, 1e9)
 
 
-def add_ending(run: Run, ending: Ending) -> None:
+def add_ending(run: Run, ending: Ending, row: Row | None) -> None:
     """The row of a script that did not end well; one that had too little time is not wrong for that."""
     if ending.text:
-        run.add("script", None if ending.out_of_time and not ending.status else False, ending.text)
+        text = f"{ending.text}, in {row['name']}" if row else ending.text
+        run.add("script", None if ending.out_of_time and not ending.status else False, text)
 
 
 def script(run: Run, name: str, *options: str, quiet: float = math.inf) -> None:
     """A stage that is a script of this folder.
 
-    The script names a row and its kernels before it begins with it. Where it dies or hangs, these kernels have failed,
-    and it is started again without them, for the rows that are left.
+    The script names a row and its kernels before it begins with it. Where it dies or hangs, it is started again for the
+    rows that are left, without the kernel that the row is about. Of a row about several those are left out that were in
+    such a row before.
 
     Args:
         run: that the stage is of.
@@ -232,23 +236,28 @@ def script(run: Run, name: str, *options: str, quiet: float = math.inf) -> None:
         options: of its command line.
         quiet: seconds without a line that make it hang.
     """
-    failed, done = run.report.failed, list[str]()
-    for kernel in [kernel for kernel, text in failed.items() if text.startswith(f"{run.stage}, ")]:
-        # What this stage found before.
-        del failed[kernel]
+    forget(run)
+    done: list[str] = []
     while True:
         skip = ["--skip", json.dumps(done)] if done else []
         job = script_job(run, name, *options, *skip, label=f"script {len(done)}" if done else "script")
         open_row, ending = follow_rows(run, job._replace(quiet=quiet), done)
         if not ending.text or open_row is None or (ending.out_of_time and ending.status is None):
-            add_ending(run, ending)
+            add_ending(run, ending, open_row)
             return
         if open_row["name"] not in done:
             done.append(open_row["name"])
             run.add(open_row["name"], False, ending.text, kernels=open_row.get("kernels", []))
-        kernels = open_row.get("at_fault") or [name for name in open_row.get("kernels", ()) if name != "operands"]
-        for kernel in kernels:
+        kernels = {name for name in open_row.get("kernels", ()) if name != "operands"}
+        for kernel in open_row.get("at_fault") or sorted(kernels & run.suspects):
             blame(run, kernel, open_row["name"], ending.text)
+        run.suspects |= kernels
+
+
+def forget(run: Run) -> None:
+    """Kernels that failed when this stage ran before are tried again."""
+    for kernel in [kernel for kernel, text in run.report.failed.items() if text.startswith(f"{run.stage}, ")]:
+        del run.report.failed[kernel]
 
 
 def blame(run: Run, kernel: str, row: str, text: str) -> None:
@@ -310,6 +319,7 @@ def make_program(run: Run) -> None:
     """The native program: the kit's, or one that is compiled here, which has the time of other stages too."""
     run.until = max(run.until, run.fallback_until)
     command = [sys.executable, str(HERE / "program.py"), "--kit", str(run.kit), "--out", str(run.work)]
+    command += ["--host"] if run.dry else []
     for _, lines, ending in run.collect([run.job("program", command, PROGRAM_SECONDS)]):
         run.add("program", None if ending.text else True, ending.text or (lines or [""])[-1])
     if ending.text:
@@ -319,7 +329,7 @@ def make_program(run: Run) -> None:
 
 def has_program(run: Run) -> bool:
     """Whether there is a native program of these sources."""
-    return program.is_current(run.work)
+    return program.is_current(run.work, on_host=run.dry)
 
 
 # What a process exits with where another extension might help.
@@ -368,7 +378,8 @@ def make_extension(run: Run, package: Path) -> bool:
     linking = [sys.executable, str(HERE / "link.py"), "--kit", str(run.kit), "--package", str(package.parent)]
     # The extension that it makes beside the objects is in the package.
     compiling = [sys.executable, str(HERE / "compile_objects.py"), str(run.work)]
-    for job in (run.job("link", linking, LINK_SECONDS), run.job("compile", compiling, COMPILE_SECONDS)):
+    everything = run.job("compile", compiling, COMPILE_SECONDS, UNICODE_FAST_CUDA="0" if run.dry else "1")
+    for job in (run.job("link", linking, LINK_SECONDS), everything):
         last = "compile" in job.name
         for old in package.glob("_C.*"):
             old.unlink()
@@ -405,8 +416,8 @@ def kernels(run: Run) -> None:
     """The smoke of each kernel in a process of its own, then the event times of those that are right."""
     limits = run.limits
     small = [native(run, name, limits.smoke, "--size", "small") for name in limits.kernels]
-    for name in limits.kernels:
-        run.report.failed.pop(name, None)
+    forget(run)
+    small = [job for job in small if job.command[-1] not in run.report.failed]
     run_native(run, small, limits.at_once)
     options = ("--size", run.native_size, "--times")
     left = [native(run, name, limits.times, *options, kind="times-") for name in run.working(limits.kernels)]
@@ -417,22 +428,24 @@ def run_native(run: Run, jobs: Sequence[Job], at_once: int) -> None:
     """Run it, and note which kernels fail."""
     failed = run.report.failed
     for job, found in run.follow(jobs, at_once):
-        name = job.command[-1]
+        name, timed = job.command[-1], "--times" in job.command
         if not isinstance(found, Ending):
             row = json_row(found)
             if row is not None and "kernel" in row:
                 row = native_row(row)
                 run.report.add(run.stage, row)
-                if row["ok"] is False:
-                    failed.setdefault(name, f"{row['name']}: {row['text']}")
+                # Rows that fell back are right, but slow.
+                if row["ok"] is False and not (timed and row.get("fallback")):
+                    blame(run, name, row["name"], row["text"])
         elif not found.started:
             # That is no fault of the kernel.
             raise NotRun(found.text)
         elif found.out_of_time:
             run.add(name, None, found.text)
         elif found.text and not (found.status in (1, 2) and name in failed):
-            # A wrong row has been named by its own line.
-            failed.setdefault(name, found.text)
+            # A wrong row has been named by its own line. What is right but takes too long is no fault of the kernel.
+            if not (timed and found.status is None):
+                blame(run, name, name, found.text)
             run.add(name, False, found.text)
 
 
@@ -593,7 +606,7 @@ class Stage(NamedTuple):
 # ends early leaves its time to all later ones.
 STAGES: dict[str, Stage] = {
     "versions": Stage(versions, 20, 8, imports=False),
-    "build": Stage(build, 270, 45, imports=False),
+    "build": Stage(build, 270, 42, imports=False),
     "kernels": Stage(kernels, 60, 30, imports=False, native=True),
     "sanitizers": Stage(sanitizers, 30, 12, imports=False, native=True, may_be_cut=True),
     "operators": Stage(operators, 60, 28),

@@ -11,7 +11,7 @@ import contenders
 import contrast
 import torch
 from bench_contrast import LARGEST_ERRORS
-from common import CHOSEN_SEARCHES, About, Found, Stage
+from common import CHOSEN_SEARCHES, NEEDED, About, Found, Stage
 
 from unicode_fast.ops.nearest_codeword import _operand_bytes
 
@@ -74,13 +74,6 @@ TARGETS = (
     Target("1024 clips", "contrast", "1024 clips", "ours", None, "bfloat16"),
     Target("131072 clips", "contrast", "131072 clips", "ours", None, "bfloat16"),
 )
-# Operators of each problem.
-NEEDED = {
-    "search": ("nearest_codeword",),
-    "update": ("nearest_codeword", "codebook_update"),
-    "step": ("nearest_codeword", "codebook_update", "commitment_loss"),
-    "contrast": ("cross_info_nce",),
-}
 # What a row runs; a wrong row of the quantiser can be that of any search.
 ABOUT = {
     "search": About(CHOSEN_SEARCHES),
@@ -137,7 +130,7 @@ def measure(stage: Stage, target: Target) -> Found:
     judged = target.most_ms if not stage.tiny else None
     met = None if judged is None else row["median_ms"] <= judged
     said = "" if judged is None else f", target {in_time(judged)}, {'met' if met else 'MISSED'}"
-    text = f"{target.name} {time}{said}, {exact}{common.whole(stage)}"
+    text = f"{target.name} {time}{said}, {exact}"
     numbers = {**row, "target_ms": target.most_ms, "met": met}
     if target.memory and row["peak_bytes"] is not None and not stage.tiny:
         memory = search_memory if target.problem == "search" else contrast_memory
@@ -146,7 +139,7 @@ def measure(stage: Stage, target: Target) -> Found:
         text += f"; M1 peak {row['peak_bytes'] / 2**20:.1f} MiB ({named}), unnamed {100 * numbers['excess']:.1f} % of "
         text += f"inputs and outputs, target 10 %, {'met' if fits else 'MISSED'}"
     # A missed target is no fault; a wrong row is.
-    return Found(right, text, numbers)
+    return common.qualified(stage, Found(right, text, numbers), ABOUT[target.problem].kernels)
 
 
 def syncs(stage: Stage) -> Found:
@@ -179,7 +172,7 @@ def syncs(stage: Stage) -> Found:
 
 
 def main() -> None:
-    stage = common.begin(__doc__, triton_on_cpu=True)
+    stage = common.begin(__doc__)
     for target in TARGETS:
         common.attempt(stage, target.name, measure, target, about=ABOUT[target.problem])
         if stage.device == "cuda":

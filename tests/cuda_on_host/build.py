@@ -108,7 +108,7 @@ def build_package(folder: Path) -> Path:
     names += ["emulator.o", *(f"{source.stem}.o" for source in kernel_sources(ROOT / "csrc"))]
     objects = {"torch": str(torch.__version__), "cuda": None, "architectures": None, "decision": DECISION}
     objects |= {"files": sorted(names), "sources": program.digest_of(program.sources())}
-    manifest = {"objects": objects, "kernels": {"inputs": program.inputs()}}
+    manifest = {"objects": objects, "kernels": program.inputs(on_host=True)}
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
     package = folder / "package"
     command = [sys.executable, str(GPU / "link.py"), "--kit", str(folder), "--package", str(package)]
