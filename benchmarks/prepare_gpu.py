@@ -94,8 +94,7 @@ def make_objects(out: Path, python: str) -> dict[str, Any]:
     for path in map(Path, made.pop("objects")):
         files.append("-".join(path.relative_to(WORK / "objects" / "csrc").parts))
         shutil.copy(path, folder / files[-1])
-    nvcc = made.pop("nvcc")
-    return {**made, "nvcc": nvcc, "files": files, "sources": digest_of(sources())}
+    return {**made, "files": files, "sources": digest_of(sources())}
 
 
 def make_program(out: Path, objects: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:

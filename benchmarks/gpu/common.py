@@ -27,7 +27,9 @@ import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 KIT = Path(os.environ.get("UNICODE_FAST_KIT", ROOT / "gpu-kit"))
-SEARCHES = ("search_wgmma", "search_wide", "search_middle", "search_narrow", "search_plain", "search_direct")
+# Searches with mma.sync, by their tile.
+TILES = ("search_wide", "search_middle", "search_narrow")
+SEARCHES = ("search_wgmma", *TILES, "search_plain", "search_direct")
 # Which operators call a kernel, but for the searches of nearest_codeword, which stand in for one another.
 CALLERS = {
     "operands": ("nearest_codeword",),
@@ -45,7 +47,14 @@ NEEDED = {
     "contrast": ("cross_info_nce",),
 }
 # What may run where nearest_codeword chooses.
-CHOSEN_SEARCHES = ("operands", "search_wgmma", "search_wide", "search_middle", "search_narrow")
+CHOSEN_SEARCHES = ("operands", "search_wgmma", *TILES)
+# What may run in each problem, where ours chooses.
+KERNELS = {
+    "search": CHOSEN_SEARCHES,
+    "update": (*CHOSEN_SEARCHES, "statistics_sorted", "apply"),
+    "step": (*CHOSEN_SEARCHES, "statistics_scan", "apply", "commitment"),
+    "contrast": ("cross_info_nce",),
+}
 # Of the shared benchmarks.
 GRAPH = "ours in a CUDA graph"
 
@@ -85,6 +94,22 @@ class Found(NamedTuple):
     text: str
     numbers: dict[str, Any] = {}
     blames: bool = True
+
+
+class About(NamedTuple):
+    """What a row runs.
+
+    Attributes:
+        kernels: of the native program's names, and cross_info_nce; left out later if two such rows end their process.
+        at_fault: of these, the ones that a wrong row leaves out, or one that ends its process; none where it is about
+            more than an operator.
+    """
+
+    kernels: tuple[str, ...] = ()
+    at_fault: tuple[str, ...] = ()
+
+
+NO_KERNEL = About()
 
 
 def begin(description: str | None, *flags: tuple[str, dict[str, Any]]) -> Stage:
@@ -141,19 +166,6 @@ def faulty(name: str) -> Found | None:
     return Found(False, "UNICODE_FAST_FAULT") if f"{name}:wrong" in faults else None
 
 
-class About(NamedTuple):
-    """What a row runs.
-
-    Attributes:
-        kernels: of the native program's names, and cross_info_nce; left out later if two such rows end their process.
-        at_fault: of these, the ones that a wrong row leaves out, or one that ends its process; none where it is about
-            more than an operator.
-    """
-
-    kernels: tuple[str, ...] = ()
-    at_fault: tuple[str, ...] = ()
-
-
 def emit(name: str, found: Found, **marks: Any) -> None:
     """Print a row."""
     numbers = {**found.numbers, **marks}
@@ -166,9 +178,6 @@ def _kit_commit() -> str | None:
     """The commit that travelled, where there is no repository."""
     manifest = KIT / "manifest.json"
     return json.loads(manifest.read_text()).get("commit") if manifest.exists() else None
-
-
-NO_KERNEL = About()
 
 
 def attempt(
@@ -243,7 +252,7 @@ def leave_out(without: Collection[str], device: str) -> None:
 
 def other_loop(without: Collection[str], *, hopper: bool) -> str | None:
     """The main loop that calls none of these searches; "" where the choice may stay free, None where there is none."""
-    tiles = not {"search_wide", "search_middle", "search_narrow"}.intersection(without)
+    tiles = not set(TILES).intersection(without)
     if "search_wgmma" not in without and (tiles or hopper):
         return "" if tiles else "wgmma"
     if tiles:
@@ -263,13 +272,6 @@ def qualified(stage: Stage, found: Found, kernels: Iterable[str] | None = None) 
     if not gone:
         return found
     return found._replace(text=f"{found.text} (without {', '.join(gone)})", numbers={**found.numbers, "without": gone})
-
-
-def captured(call: Callable[[], Any], device: str) -> Callable[[], Any]:
-    """The call as a CUDA graph, which reads and writes the memory that the call does; on a CPU the call."""
-    import contrast
-
-    return contrast.captured(call) if device == "cuda" else call
 
 
 def _shrink() -> None:

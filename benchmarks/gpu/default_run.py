@@ -90,7 +90,7 @@ def compare(stage: Stage, cpu: list[dict[str, float]], folder: Path, name: str, 
     memory = "" if peak is None else f", peak {peak / 2**20:.0f} MiB"
     spent = f"{found['seconds']:.1f} s, {found['seconds_of_pretraining']:.1f} of them steps{memory}"
     if not cpu:
-        return Found(True, f"{spent}; no scores of a CPU to compare with", numbers)
+        return common.qualified(stage, Found(True, f"{spent}; no scores of a CPU to compare with", numbers))
     differences = beside_cpu(found["scores"], cpu)
     mean = float(np.mean(list(differences["points"].values())))
     extremes = min(differences["points"].values()), max(differences["points"].values())

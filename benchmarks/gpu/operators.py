@@ -43,7 +43,6 @@ LOOPS = {
 CHEAP = ("more codewords", "narrow", "wide")
 # Only the search that is taken by itself, and the one with wgmma, are quick there.
 LARGE = "million"
-MOST_MEAN_CANDIDATES = 1.5
 PRESETS = ("recommended", "paper", "official")
 MODALITIES = 3
 Call = Callable[..., tuple[Tensor, ...]]
@@ -124,7 +123,7 @@ def search_row(results: Sequence[dict[str, Any]], *, must_know: bool) -> Found:
         fallback = sum(case["fallback"] for case in results)
         mean = max((case["candidates"] or 0.0) for case in results)
         text += f", {fallback} of {sum(case['rows'] for case in results)} fell back, at most {mean:.3f} candidates"
-        ok = ok and fallback == 0 and mean <= MOST_MEAN_CANDIDATES
+        ok = ok and fallback == 0 and mean <= tolerances.MOST_COMPARED
     bad = [f"{case['shape']} {case['dtype']}" for case in results if case["wrong"] or (must_know and case["fallback"])]
     text += f"; at fault: {', '.join(bad)}" if bad else ""
     # Rows that fell back are right, but slow.
@@ -308,7 +307,7 @@ def contrast_row(stage: Stage, clips: int, steps: int, precision: str) -> Found:
 def replay(stage: Stage, call: Call, first: Sequence[Tensor], second: Sequence[Tensor]) -> Found:
     """A graph of a call, captured on the first inputs and replayed on the second, beside the call on these."""
     held = [x.clone() for x in first]
-    again = common.captured(lambda: call(*held), stage.device)
+    again = contrast.captured(lambda: call(*held))
     for memory, new in zip(held, second, strict=True):
         memory.copy_(new)
     found = [x.clone() for x in again()]
@@ -359,7 +358,7 @@ def replayed_step(stage: Stage, *, is_prepared: bool) -> Found:
     held, second = two(draw_inputs)
     held = [x.clone() for x in held]
     prepared_of[held[0].data_ptr()] = PreparedCodebook(held[0])
-    again = common.captured(lambda: step(*held), stage.device)
+    again = contrast.captured(lambda: step(*held))
     for memory, new in zip(held, second, strict=True):
         memory.copy_(new)
     if is_prepared:

@@ -11,10 +11,8 @@ import bench_contrast
 import bench_search
 import contenders
 import contrast
-from common import NEEDED, Found, Stage
+from common import KERNELS, NEEDED, TILES, Found, Stage
 from shapes import CONTRAST_CASES
-
-MMA = ("search_wide", "search_middle", "search_narrow")
 
 # Problem and shape.
 SIZES = (
@@ -41,7 +39,7 @@ def left_out(stage: Stage, problem: str, contender: str) -> Found | None:
     """The row of ours where kernels failed before that it needs; None where none did, and for others."""
     if not contender.startswith("ours"):
         return None
-    return common.left_out(stage, *NEEDED[problem], kernels=MMA if contender == "ours with mma.sync" else ())
+    return common.left_out(stage, *NEEDED[problem], kernels=TILES if contender == "ours with mma.sync" else ())
 
 
 def quantise(stage: Stage, problem: str, shape: str, contender: str) -> Found:
@@ -55,7 +53,7 @@ def quantise(stage: Stage, problem: str, shape: str, contender: str) -> Found:
         row = contenders.measure_or_say_why_not(problem, shape, contender, stage.device)
     ours = contender.startswith("ours")
     result = found(row, bench_search.line(row), ours and row.get("wrong_rows") != 0)
-    return common.qualified(stage, result) if ours else result
+    return common.qualified(stage, result, KERNELS[problem]) if ours else result
 
 
 def match(stage: Stage, shape: str, precision: str, contender: str) -> Found:

@@ -89,7 +89,7 @@ class Report:
             for row in stage["rows"]:
                 kind = next((each for each in DERIVED if set(each.key) <= row.keys()), None)
                 if kind is None or row.get("without"):
-                    # Others than the kernels that a table is about.
+                    # The row ran without a kernel that the table is about.
                     continue
                 key = tuple(row[field] for field in kind.key)
                 if "missing" not in row or key not in found[kind.stem]:
@@ -123,7 +123,7 @@ class Report:
             for stage, found in self.stages.items()
             for row in found["rows"]
             if (row["ok"] is False and f"{stage}, {row['name']}: {row['text']}" not in said)
-            or (row["ok"] is None and found["verdict"] == "cut")
+            or (found["verdict"] == "cut" and "no time is left" in row["text"])
         ]
         lines += wrong[:20] + ([f"and {len(wrong) - 20} more that are wrong"] if len(wrong) > 20 else [])
         numbers = [

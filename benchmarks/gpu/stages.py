@@ -415,10 +415,9 @@ def native_row(found: Mapping) -> Row:
 def kernels(run: Run) -> None:
     """The smoke of each kernel in a process of its own, then the event times of those that are right."""
     limits = run.limits
-    small = [native(run, name, limits.smoke, "--size", "small") for name in limits.kernels]
+    small = {name: native(run, name, limits.smoke, "--size", "small") for name in limits.kernels}
     forget(run)
-    small = [job for job in small if job.command[-1] not in run.report.failed]
-    run_native(run, small, limits.at_once)
+    run_native(run, [small[name] for name in run.working(limits.kernels)], limits.at_once)
     options = ("--size", run.native_size, "--times")
     left = [native(run, name, limits.times, *options, kind="times-") for name in run.working(limits.kernels)]
     run_native(run, left, limits.times_at_once)

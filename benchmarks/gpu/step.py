@@ -1,6 +1,6 @@
 """Whole training steps and their feed, G7: `python benchmarks/gpu/step.py --device cuda`.
 
-Rows are those of benchmarks/results/train-step-cuda.json and feed-cuda.json, the most important first.
+Rows are those of benchmarks/results/train-step-cuda.json and feed-cuda.json; the compiled step comes last.
 """
 
 import functools

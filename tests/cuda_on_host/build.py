@@ -55,10 +55,10 @@ def compile_all(jobs: Sequence[tuple[Path, Path, Sequence[str]]]) -> None:
             raise SystemExit("tests/cuda_on_host: a source does not compile")
 
 
-def link(target: Path, objects: Sequence[Path], flags: Sequence[str] = ()) -> None:
-    """Link objects into a program or a library."""
+def link(target: Path, objects: Sequence[Path]) -> None:
+    """Link objects into a program."""
     partial = target.with_name(f"{target.name}.partial")
-    subprocess.run([*CXX, *map(str, objects), "-o", str(partial), "-ldl", "-pthread", *flags], check=True)
+    subprocess.run([*CXX, *map(str, objects), "-o", str(partial), "-ldl", "-pthread"], check=True)
     partial.replace(target)
 
 
