@@ -1,41 +1,68 @@
 """What single choices of the recommended preset are worth: `python benchmarks/compare_choices.py FOLDER`.
 
 Each variant changes fields of the configuration, trains on the built-in data, and is probed on the validation split, so
-that the choice never sees the test split. Finished variants in FOLDER are kept, so an interrupted comparison goes on
-where it was, and two processes may share FOLDER where they are given different variants.
+that the choice never sees the test split. What benchmarks/results/choices.json holds is not measured again, so an
+interrupted comparison goes on where it was; FOLDER takes what runs leave behind.
 """
 
 import argparse
+import fcntl
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 
 from unicode_fast import preset
 from unicode_fast.checkpoint import write_json
-from unicode_fast.config import Config
+from unicode_fast.config import ADDED_FIELDS, Config
 from unicode_fast.data import Store, open_dataset
 from unicode_fast.distributed import Ranks
 from unicode_fast.runs import choose_device, versions
-from unicode_fast.tasks import run_table
+from unicode_fast.tasks import Probes, Row
 from unicode_fast.tasks.probe import Clips
 from unicode_fast.train import Trainer, check_store, pretrain
 
 ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results" / "choices.json"
+Fields = Mapping[str, object]
+# The preset before codes were shared: each of the lines that begin with "before" changes one thing of it.
+BEFORE: Fields = {**ADDED_FIELDS, "commitment_partner": 1.0}
 # Where the comparison started: each of the lines that begin with "start" changes one thing of it.
-START: dict[str, object] = {"cpc_scale": "sqrt_width", "club_weight": 1.0}
-VARIANTS: dict[str, dict[str, object]] = {
+START: Fields = {**BEFORE, "cpc_scale": "sqrt_width", "club_weight": 1.0}
+VARIANTS: dict[str, Fields] = {
     "recommended": {},
-    "CLUB weighs 1": {"club_weight": 1.0},
+    "features are not normalised": {"feature_norm": "none"},
+    "the partners' share in commitment is 1": {"commitment_partner": 1.0},
+    "commitment to all partners, words too": {"commitment_partners": "all"},
+    "without assignment by second": {"assignment_weight": 0.0},
+    "without presence in sentences": {"presence_weight": 0.0},
+    "presence in sentences weighs 0.3": {"presence_weight": 0.3},
+    "plain EMA, no partners": {"ema_partner": "none"},
+    "without code matching": {"cmcm_weight": 0.0},
     "without CLUB": {"club_estimator": "none"},
-    "Cross-CPC at temperature 0.5": {"cpc_temperature": 0.5},
-    "Cross-CPC at temperature 0.5, without CLUB": {"cpc_temperature": 0.5, "club_estimator": "none"},
+    "before: commitment to all partners at 1, nothing normalised, no assignment, no presence": BEFORE,
+    "before, features normalised": {**BEFORE, "feature_norm": "batch"},
+    "before, the partners' share in commitment is 10": {**BEFORE, "commitment_partner": 10.0},
+    "before, assignment by second": {**BEFORE, "assignment_weight": 1.0},
+    "before, code matching at temperature 0.3 weighs 2": {**BEFORE, "cmcm_temperature": 0.3, "cmcm_weight": 2.0},
+    "before, codewords stay only while all modalities use them": {**BEFORE, "revive_unless": "all"},
+    "before, CLUB weighs 1": {**BEFORE, "club_weight": 1.0},
+    "before, without CLUB": {**BEFORE, "club_estimator": "none"},
+    "before, Cross-CPC at temperature 0.5": {**BEFORE, "cpc_temperature": 0.5},
+    "before, Cross-CPC at temperature 0.5, without CLUB": {
+        **BEFORE,
+        "cpc_temperature": 0.5,
+        "club_estimator": "none",
+    },
     "start: Cross-CPC scores divided by sqrt(D), CLUB weighs 1": START,
     "start, 5 inner steps of CLUB": {**START, "club_inner_steps": 5},
-    "start, CLUB weighs 0.1": {"cpc_scale": "sqrt_width"},
-    "start, without CLUB": {"cpc_scale": "sqrt_width", "club_estimator": "none"},
+    "start, CLUB weighs 0.1": {**BEFORE, "cpc_scale": "sqrt_width"},
+    "start, without CLUB": {**BEFORE, "cpc_scale": "sqrt_width", "club_estimator": "none"},
     "start, CLUB may go below zero": {**START, "club_floor": False},
     "start, Cross-CPC softmax over predictions only": {**START, "cpc_softmax_over": "predictions"},
     "start, Cross-CPC without self terms": {**START, "cpc_self_weight": 0.0},
@@ -49,14 +76,18 @@ TASKS = ("classification", "localisation")
 
 
 class ValidationOnly:
-    """The splits of a store for the probes, with the validation split in the place of the test split."""
+    """A store for the probes, with the validation split in the place of the test split."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
 
-    def split(self, name: str) -> Clips:
-        """The clips of a split."""
-        return self.store.split("val" if name == "test" else name)
+    def clips(self, split: str, modality: str) -> Clips:
+        """The clips of a split that have a modality."""
+        return self.store.clips("val" if split == "test" else split, modality)
+
+    def __getattr__(self, name: str) -> Any:
+        """Everything else is the store's."""
+        return getattr(self.store, name)
 
 
 def measure(config: Config, folder: Path) -> dict[str, object]:
@@ -65,15 +96,37 @@ def measure(config: Config, folder: Path) -> dict[str, object]:
     device = choose_device(config.train.device)
     trainer = Trainer(config, check_store(config, store), device)
     progress = pretrain(trainer, store, folder, None, Ranks())
-    rows = run_table(trainer.model.eval(), ValidationOnly(store), TASKS, seed=config.train.seed)
+    probes = Probes(trainer.model.eval(), ValidationOnly(store), config.train.seed)
+    rows = probes.table(TASKS)
     return {
         "steps": trainer.step,
         "seed": config.train.seed,
         "seconds_per_step": progress["seconds"] / trainer.step,
         "threads": torch.get_num_threads(),
         "versions": versions(),
-        "scores": {f"{row.task} {row.source}->{row.target}": row.score for row in rows},
+        "scores": {key_of(row): row.score for row in rows},
+        "token": {key_of(row): row.token._asdict() for row in rows if row.token},
+        "content_token": {key_of(row): row.content_token._asdict() for row in rows if row.content_token},
+        "sharing": {words: found.as_dict() for words, found in probes.sharing().items()},
+        "reconstruction": reconstruction(trainer, store),
     }
+
+
+def key_of(row: Row) -> str:
+    """Task and direction."""
+    return f"{row.task} {row.direction}"
+
+
+@torch.no_grad()
+def reconstruction(trainer: Trainer, store: Store) -> dict[str, float]:
+    """Mean squared error by modality on the validation split."""
+    batches = store.batches("val", trainer.model.names, 100, drop_last=False, dtype=trainer.model.dtype)
+    found: dict[str, list[float]] = {}
+    for number in range(batches.steps_per_epoch):
+        batch = batches.batch(number).to(trainer.model.device)
+        for name, error in trainer.method.reconstruction(trainer.model(batch.features, batch.mask)).items():
+            found.setdefault(name.removeprefix("reconstruction."), []).append(float(error))
+    return {name: float(np.mean(errors)) for name, errors in found.items()}
 
 
 def shown(values: Sequence[float]) -> str:
@@ -82,25 +135,66 @@ def shown(values: Sequence[float]) -> str:
     return f"{mean} ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else mean
 
 
-def write_table(folder: Path) -> None:
-    """benchmarks/results/choices.json and docs/choices.md from all that is finished."""
-    rows = []
-    for number, (name, fields) in enumerate(VARIANTS.items()):
-        for path in sorted(folder.glob(f"{number:02d}-*/result.json")):
-            rows.append({"variant": name, "fields": fields, **json.loads(path.read_text())})
-    write_json(ROOT / "benchmarks" / "results" / "choices.json", rows)
-    keys = [f"{task} {way}" for task in TASKS for way in ("audio->video", "video->audio")]
-    lines = ["| variant | seeds | " + " | ".join(keys) + " | s/step |", "|---|---:|" + "---:|" * (len(keys) + 1)]
+@contextmanager
+def results() -> Iterator[list[dict[str, Any]]]:
+    """All rows, of which what is changed is kept; one process at a time."""
+    with Path(__file__).open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        rows = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
+        yield rows
+        rows.sort(key=lambda row: (list(VARIANTS).index(row["variant"]), row["seed"]))
+        write_json(RESULTS, rows)
+
+
+# Heading, where a row has it.
+COLUMNS: dict[str, tuple[str, ...]] = {
+    "classification a→v": ("scores", "classification audio->video"),
+    "v→a": ("scores", "classification video->audio"),
+    "localisation a→v": ("scores", "localisation audio->video"),
+    "v→a ": ("scores", "localisation video->audio"),
+    "tokens: classification a→v": ("token", "classification audio->video", "score"),
+    "v→a  ": ("token", "classification video->audio", "score"),
+    "text→a": ("content_token", "classification text->audio", "score"),
+    "text→v": ("content_token", "classification text->video", "score"),
+    "localisation a→v ": ("token", "localisation audio->video", "score"),
+    "v→a   ": ("token", "localisation video->audio", "score"),
+    "a shared in events": ("sharing", "all words", "shared_event_uses", "audio"),
+    "v shared in events": ("sharing", "all words", "shared_event_uses", "video"),
+}
+
+
+def look_up(row: Mapping[str, Any], keys: Sequence[str]) -> float | None:
+    """A number of a row; None where an older row has none."""
+    found: Any = row
+    for key in keys:
+        found = found.get(key) if found is not None else None
+    return found
+
+
+def write_table() -> None:
+    """docs/choices.md from all that is finished."""
+    rows = json.loads(RESULTS.read_text())
+    heads = ["variant", "seeds", *COLUMNS, "reconstruction", "s/step"]
+    lines = [f"| {' | '.join(heads)} |", "|---|" + "---:|" * (len(heads) - 1)]
     for name in VARIANTS:
         mine = [row for row in rows if row["variant"] == name]
         if mine:
-            cells = [shown([row["scores"][key] for row in mine]) for key in keys]
-            seconds = statistics.mean(row["seconds_per_step"] for row in mine)
-            lines.append(f"| {name} | {len(mine)} | " + " | ".join(cells) + f" | {seconds:.2f} |")
+            cells = [name, str(len(mine))]
+            for keys in COLUMNS.values():
+                values = [value for row in mine if (value := look_up(row, keys)) is not None]
+                cells.append(shown(values) if len(values) == len(mine) else "-")
+            errors = [sum(row["reconstruction"].values()) for row in mine if "reconstruction" in row]
+            cells.append(f"{statistics.mean(errors):.3f}" if errors else "-")
+            cells.append(f"{statistics.mean(row['seconds_per_step'] for row in mine):.2f}")
+            lines.append(f"| {' | '.join(cells)} |")
     steps = ", ".join(map(str, sorted({row["steps"] for row in rows})))
     made = (
         f"Zero-shot scores in per cent on the validation split after {steps} steps on the built-in data, mean and "
-        "standard deviation over seeds. Localisation differs by several points from seed to seed."
+        "standard deviation over seeds; a is audio, v video. Tokens are scores of probes that see only which codes a "
+        "clip uses, text by its content words; shared in events is the share of uses, in seconds with an event, of "
+        "codewords that at least two modalities use ([sharing.md](sharing.md)). Reconstruction is the sum of the mean "
+        "squared errors of the three modalities. Localisation differs by several points from seed to seed. Lines "
+        "without tokens were measured before there were any."
     )
     text = f"# Choices of the recommended preset\n\n{made}\n\n"
     (ROOT / "docs" / "choices.md").write_text(text + "\n".join(lines) + "\n")
@@ -119,11 +213,16 @@ def main() -> None:
     for seed in arguments.seeds:
         for name in arguments.variants:
             folder = arguments.folder / f"{list(VARIANTS).index(name):02d}-{seed}"
-            if not (folder / "result.json").exists():
-                folder.mkdir(parents=True, exist_ok=True)
-                changes = {**VARIANTS[name], "steps": arguments.steps, "seed": seed, "validations": 0}
-                write_json(folder / "result.json", measure(preset("recommended").replace(**changes), folder))
-            write_table(arguments.folder)
+            with results() as rows:
+                done = any((row["variant"], row["seed"]) == (name, seed) for row in rows)
+            if done or folder.exists():
+                continue
+            folder.mkdir(parents=True)
+            changes = {**VARIANTS[name], "steps": arguments.steps, "seed": seed, "validations": 0}
+            found = measure(preset("recommended").replace_all(**changes), folder)
+            with results() as rows:
+                rows.append({"variant": name, "fields": dict(VARIANTS[name]), **found})
+            write_table()
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from shapes import CONTRAST_CASES, CONTRAST_SHAPES, SEARCH_SHAPES, SHAPES, UPDATE_SHAPES
 
-from unicode_fast.tasks import Row, format_markdown
+from unicode_fast.tasks import Row, Sharing, format_markdown, format_sharing
 
 ROOT = Path(__file__).resolve().parent.parent
 PICTURES = ("zero-shot.png", "code-usage.png", "timeline.png")
@@ -148,8 +148,13 @@ def put_run(run: Path) -> None:
         source = run / "plots" / name if (run / "plots" / name).exists() else below / "plots" / name
         shutil.copy(source, ROOT / "docs" / name)
     minutes = summary["seconds"] / len(seeds) / 60
+    codes = "\n\n".join(
+        f"codes on the test split, {words}\n{format_sharing(Sharing(**values))}"
+        for words, values in summary["sharing"].items()
+    )
     text = (
         f"{format_markdown(rows)}\n\n"
+        f"```text\n{codes}\n```\n\n"
         f"Mean and standard deviation of {len(seeds)} seed(s), {minutes:.1f} minutes each on {platform.machine()} with "
         f"{summary['threads']} threads, torch {summary['versions']['torch']}, commit "
         f"`{(summary['git_commit'] or 'unknown')[:12]}`."

@@ -465,7 +465,7 @@ if place == "opening":
 elif place == "feed":
     Batches.batch = hanging(Batches.batch, 1, lambda batches, step, *_: step == 12)
 else:
-    train.zero_shot_accuracy = hanging(train.zero_shot_accuracy, 0)
+    train.validate = hanging(train.validate, 0)
 train.main()
 """
 

@@ -102,7 +102,7 @@ class TestMasks:
             torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
 
     def test_clips_too_short_for_cpc_are_left_out(self) -> None:
-        owner = tiny.model("recommended", dtype="float64", dropout=0.0)
+        owner = tiny.model("recommended", dtype="float64", dropout=0.0, feature_norm="none")
         features = tiny.batch(owner)
         draws = Draws(torch.tensor(0.99, dtype=torch.float64))
         mask = {key: tiny.mask_of([5, 5, 5, 5, 2, 2], 5) for key in owner.names}

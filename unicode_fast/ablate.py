@@ -24,9 +24,9 @@ from tqdm import tqdm
 
 from unicode_fast import plots
 from unicode_fast.checkpoint import CheckpointError, atomic_file, write_json
-from unicode_fast.cli import given_fields, make_parser, resolve, run_main, with_underscores
+from unicode_fast.cli import given_fields, make_parser, resolve, resolve_saved, run_main, with_underscores
 from unicode_fast.config import EXECUTION_FIELDS, Config, modality_names
-from unicode_fast.data import StoreError, open_dataset, talking_digits
+from unicode_fast.data import StoreError, built_in, open_dataset
 from unicode_fast.presets import preset
 from unicode_fast.published import published
 from unicode_fast.tasks import PROBE_TASKS, Row, aggregate
@@ -141,7 +141,7 @@ def units(out: Path, found: Sequence[Variant], seeds: Sequence[int]) -> list[Uni
         for variant in found:
             unit = Unit(out / variant.folder / f"seed-{seed}", variant.config.replace(seed=seed))
             written = unit.folder / "config.yaml"
-            before, now = yaml.safe_load(written.read_text()) if written.exists() else {}, unit.config.flat()
+            before, now = resolve_saved(str(written)).flat() if written.exists() else {}, unit.config.flat()
             if before and before != {**now, **{name: before.get(name) for name in EXECUTION_FIELDS}}:
                 raise ValueError(
                     f"out must hold runs of the same configuration or none, {unit.folder} was trained with another"
@@ -232,7 +232,7 @@ def collect(out: Path, found: Sequence[Variant], seeds: Sequence[int], experimen
 
 def columns(lines: Sequence[Line]) -> list[tuple[str, str, str]]:
     """Task, source and target of every column; rows differ in theirs where a task could not be probed."""
-    return list(dict.fromkeys((row.task, row.source, row.target) for line in lines for row in line.rows))
+    return list(dict.fromkeys(place(row) for line in lines for row in line.rows))
 
 
 def table_cells(experiment: str, lines: Sequence[Line]) -> list[list[str]]:
@@ -257,7 +257,7 @@ def table_cells(experiment: str, lines: Sequence[Line]) -> list[list[str]]:
         ]
     ]
     for line in lines:
-        ours = {(row.task, row.source, row.target): shown(row) for row in line.rows}
+        ours = {place(row): shown(row) for row in line.rows}
         method = "Uni-Code" if line.label == "none" else f"without {line.label}"
         theirs = {
             (number.dataset, number.source, number.target): f"{number.score:g}"
@@ -273,6 +273,32 @@ def table_cells(experiment: str, lines: Sequence[Line]) -> list[list[str]]:
             ]
         )
     return cells
+
+
+def token_cells(experiment: str, lines: Sequence[Line]) -> list[list[str]] | None:
+    """Heading and lines of the scores of tokens, those of content words in brackets; None where no run has any."""
+    heads = [
+        head for head in columns(lines) if any(place(row) == head and row.token for line in lines for row in line.rows)
+    ]
+    if not heads:
+        return None
+
+    def of(row: Row | None) -> str:
+        if row is None or row.token is None:
+            return "-"
+        return f"{row.token}" if row.content_token is None else f"{row.token} ({row.content_token})"
+
+    first = "codewords" if experiment == "figure3" else "removed"
+    cells = [[first, *(f"{task} {source} → {target}" for task, source, target in heads)]]
+    for line in lines:
+        ours = {place(row): row for row in line.rows}
+        cells.append([line.label, *(of(ours.get(head)) for head in heads)])
+    return cells
+
+
+def place(row: Row) -> tuple[str, str, str]:
+    """The column of a row."""
+    return row.task, row.source, row.target
 
 
 def shown(row: Row) -> str:
@@ -300,6 +326,13 @@ def write_results(out: Path, found: Sequence[Variant], seeds: Sequence[int], bas
             continue
         cells = table_cells(experiment, lines)
         text += [f"## {TITLES[experiment]}", markdown(cells)]
+        tokens = token_cells(experiment, lines)
+        if tokens is not None:
+            text += [
+                "The same of probes that see only which codes a clip uses; after a slash trained and tested on the "
+                "target, in brackets with only those words of a sentence that name a class:",
+                markdown(tokens),
+            ]
         table = io.StringIO()
         csv.writer(table, lineterminator="\n").writerows(cells)
         write_text(out / f"{experiment}.csv", table.getvalue())
@@ -347,7 +380,7 @@ def with_all_columns(base: Config, flags: Mapping[str, Any]) -> Config:
         flags: fields that were given; tasks that are named stay as they are.
     """
     named = "probe_tasks" in flags or base.train.probe_tasks != preset(base.preset, base.size).train.probe_tasks
-    if named or base.data.data not in talking_digits.DATASETS:
+    if named or base.data.data not in built_in.WITH_PARTNERS:
         return base
     return base.replace(probe_tasks=",".join(PROBE_TASKS))
 

@@ -17,7 +17,7 @@ from typing import IO, Any
 import safetensors.torch
 import torch
 
-from unicode_fast.config import EXECUTION_FIELDS, FIELDS, Config, Modality
+from unicode_fast.config import EXECUTION_FIELDS, Config, Modality, completed
 from unicode_fast.modules import UniCode
 from unicode_fast.presets import preset
 
@@ -76,19 +76,23 @@ def config_to_dict(config: Config, modalities: Mapping[str, Modality]) -> dict[s
     return {"fields": config.flat(), "modalities": shapes}
 
 
-def config_from_dict(saved: Mapping[str, Any]) -> tuple[Config, dict[str, Modality]]:
-    """The inverse of `config_to_dict`.
+def config_from_dict(saved: Mapping[str, Any], where: str = "checkpoint") -> tuple[Config, dict[str, Modality]]:
+    """The inverse of `config_to_dict`, for what an older version saved too.
+
+    Args:
+        saved: the mapping.
+        where: what holds it, for the message.
 
     Raises:
-        CheckpointError: fields are missing or unknown.
+        CheckpointError: a field is unknown, missing and not of ADDED_FIELDS, or has a value that it cannot have.
     """
-    fields = dict(saved["fields"])
-    base = preset(fields.pop("preset"), fields.pop("size"))
-    if set(fields) != set(FIELDS):
-        odd = sorted(set(fields) ^ set(FIELDS))
-        raise CheckpointError(f"checkpoint was written by another version: fields {', '.join(odd)} differ")
+    try:
+        fields = completed(saved["fields"])
+        config = preset(fields.pop("preset"), fields.pop("size")).replace_all(**fields)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{where} is of another version or damaged: {error}") from error
     modalities = {name: Modality(item["kind"], tuple(item["shape"])) for name, item in saved["modalities"].items()}
-    return base.replace_all(**fields), modalities
+    return config, modalities
 
 
 def changed_fields(content: Mapping[str, Any], config: Config, modalities: Mapping[str, Modality]) -> dict[str, Any]:
@@ -100,11 +104,16 @@ def changed_fields(content: Mapping[str, Any], config: Config, modalities: Mappi
         modalities: of the run.
 
     Raises:
-        CheckpointError: another model was trained: one of them is not among EXECUTION_FIELDS, or modalities differ.
+        CheckpointError: another model was trained: one of them is not among EXECUTION_FIELDS, or modalities differ; or
+            a field of the checkpoint is unknown, or missing and not of ADDED_FIELDS.
     """
     saved, wanted = content["config"], config_to_dict(config, modalities)
-    fields = {name: value for name, value in saved["fields"].items() if wanted["fields"].get(name) != value}
-    others = sorted({*fields, *(saved["fields"].keys() ^ wanted["fields"].keys())} - {*EXECUTION_FIELDS})
+    try:
+        before = completed(saved["fields"])
+    except ValueError as error:
+        raise CheckpointError(f"checkpoint of step {content['step']} is of another version: {error}") from error
+    fields = {name: value for name, value in before.items() if wanted["fields"][name] != value}
+    others = sorted({*fields} - {*EXECUTION_FIELDS})
     if saved["modalities"] != wanted["modalities"]:
         others.append("modalities and their shapes")
     if others:
@@ -334,19 +343,22 @@ def load(
 
     Raises:
         CheckpointError: the checkpoint is missing, truncated or not ours; the message names those of the run that can
-            be taken in its place.
+            be taken in its place. Or it holds a field that this version does not know, or lacks one that is not among
+            `config.ADDED_FIELDS`.
     """
     path = Path(run)
+    where = f"checkpoint {path}"
     if path.suffix == EXPORT_SUFFIX:
         content = _read_export(path)
     elif path.is_file():
         content = read(path, torch.device(device))
     else:
         content = read_of_run(path, checkpoint, torch.device(device))
+        where = f"checkpoint {find(path, checkpoint)}"
         if checkpoint is None and default_of(path) == "last":
             name = find(path, "last").name
             warnings.warn(f"run {path} has no best checkpoint, its last is taken, {name}", stacklevel=2)
-    config, modalities = config_from_dict(content["config"])
+    config, modalities = config_from_dict(content["config"], where)
     model = UniCode(modalities, config).to(device)
     model.load_state_dict(content["model"])
     if "cmg" in content:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from argparse import HelpFormatter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace
 
 import unicode_fast
-from unicode_fast.config import _TYPES, FIELDS, PARTS, Config
+from unicode_fast.config import _TYPES, FIELDS, PARTS, Config, completed, is_whole
 from unicode_fast.messages import message_of
 from unicode_fast.presets import PRESETS, SIZES, preset
 
@@ -124,16 +124,71 @@ def _fault(text: bytes, error: yaml.YAMLError) -> str:
 def resolve(file: str | None, flags: dict[str, Any]) -> Config:
     """Preset, then YAML file, then flags; later ones win.
 
+    A file that holds all fields but added ones is a run's own, of an older version, and read by `resolve_saved`.
+
     Raises:
         ValueError: a preset, field or value is unknown, of the wrong type or out of range.
     """
     content = read_yaml(file) if file is not None else {}
+    if file is not None and _of_older_version(content):
+        return resolve_saved(file, flags)
     values = {**content, **flags}
     if any("epochs" in given and "steps" not in given for given in (flags, values)):
         values["steps"] = 0
     base = preset(values.pop("preset", "recommended"), values.pop("size", "small"))
     try:
         return base.replace(**values)
+    except TypeError as error:
+        raise ValueError(str(error)) from error
+
+
+def standard_values(config: Config, file: str | None) -> dict[str, Any]:
+    """The values that nobody has chosen: those of the preset, or of an older version's run where its file was given.
+
+    Args:
+        config: as `resolve` gives it.
+        file: that it was made from.
+
+    Raises:
+        ValueError: the file cannot be read.
+    """
+    if file is not None and _of_older_version(read_yaml(file)):
+        return resolve_saved(file).flat()
+    return preset(config.preset, config.size).flat()
+
+
+def _of_older_version(content: Mapping[str, Any]) -> bool:
+    """Whether a file's content is a run's own, whole but for fields that were added since."""
+    return is_whole(content) and len(completed(content)) > len(content)
+
+
+def resolve_saved(file: str, flags: Mapping[str, Any] | None = None) -> Config:
+    """The configuration that a run folder keeps, of this version or an older one, then flags.
+
+    Presets change from version to version, so of the file's fields none is refused that others switch off.
+
+    Args:
+        file: a config.yaml; fields that were added since take the values of ADDED_FIELDS.
+        flags: fields that were given beside it.
+
+    Raises:
+        ValueError: the file cannot be read, a field of it is unknown, or missing and not of ADDED_FIELDS; or a value is
+            of the wrong type or out of range.
+    """
+    given = dict(flags or {})
+    if "epochs" in given:
+        given.setdefault("steps", 0)
+    content = read_yaml(file)
+    try:
+        values = completed(content)
+        saved = preset(values.pop("preset"), values.pop("size")).replace_all(**values)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"config {file!r} is of another version or damaged: {error}") from error
+    base = preset(given.pop("preset", saved.preset), given.pop("size", saved.size))
+    kept = {name: value for name, value in values.items() if name not in given}
+    try:
+        # Flags are compared with the preset, as beside any other file.
+        return base.replace_all(**kept).replace(**given)
     except TypeError as error:
         raise ValueError(str(error)) from error
 

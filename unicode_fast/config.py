@@ -104,6 +104,9 @@ class MethodConfig:
     """The rules of Uni-Code; every choice in which presets differ has its field here or in ModelConfig.
 
     Args:
+        feature_norm: z enters the codebook as the encoder gives it ("none"), or
+            normalised per channel by the moments of its modality in the "batch",
+            so that modalities do not lie apart.
         codebook_init: codewords start "uniform" in +-1/400, as random rows of
             "data", or as centroids of "kmeans" over the first batches.
         ema_initial_count: what every codeword's running count starts at.
@@ -133,6 +136,9 @@ class MethodConfig:
         commitment_weight: beta of Eq. 8.
         commitment_own: factor of the distance to the own codeword.
         commitment_partner: factor of the distance to the partners' codewords, which share it.
+        commitment_partners: "all" other modalities, or those with the same time
+            axis ("timed"), which sentences have not: the place of a word says
+            nothing of the second that it is about.
         commitment_norm: squared errors are averaged ("mean") or added ("sum") over D.
         club_estimator: "official" (one permutation, as released),
             "closed_form" (all pairs, Eq. 5, without sampling) or "none".
@@ -153,7 +159,14 @@ class MethodConfig:
         cmcm_pairing: "official" compares the second term untransposed, "symmetric" as published.
         cmcm_directions: softmax along the "rows" only, or "both".
         cmcm_temperature: divides the distances in the soft assignment.
+        assignment_weight: of the loss by which modalities with the same time
+            axis predict, second by second, the codeword that all of them agree
+            on, balanced over codewords.
+        presence_weight: of the loss by which a sentence holds, in any of its
+            words, the codewords that its clip uses.
     """
+
+    feature_norm: Literal["none", "batch"] = "batch"
 
     codebook_init: Literal["uniform", "data", "kmeans"] = "data"
     ema_initial_count: float = 1.0
@@ -174,7 +187,8 @@ class MethodConfig:
     word_target: Literal["lstm", "input"] = "input"
     commitment_weight: float = 0.25
     commitment_own: float = 2.0
-    commitment_partner: float = 1.0
+    commitment_partner: float = 10.0
+    commitment_partners: Literal["all", "timed"] = "timed"
     commitment_norm: Literal["mean", "sum"] = "mean"
     club_estimator: Literal["official", "closed_form", "none"] = "closed_form"
     club_input: Literal["quantised", "semantic"] = "semantic"
@@ -193,6 +207,8 @@ class MethodConfig:
     cmcm_pairing: Literal["official", "symmetric"] = "symmetric"
     cmcm_directions: Literal["rows", "both"] = "both"
     cmcm_temperature: float = 1.0
+    assignment_weight: float = 1.0
+    presence_weight: float = 0.3
 
 
 @dataclass(frozen=True)
@@ -200,10 +216,11 @@ class DataConfig:
     """What is learned from.
 
     Args:
-        data: name of a built-in dataset, the folder of a feature store, LAYOUT:ROOT, such as ave:/data/AVE, or
-            webdataset:FOLDER.
+        data: name of a built-in dataset (talking-digits, talking-digits-b, talking-digits-two or talking-numbers), the
+            folder of a feature store, LAYOUT:ROOT, such as ave:/data/AVE, or webdataset:FOLDER.
         modalities: which of its modalities, separated by commas, or "all"; their order is that of the sequential EMA.
-        easy: the built-in dataset without distractors and shifts, for quick looks.
+        easy: the built-in dataset without distractors and shifts, and talking-numbers with one event a clip, no
+            mismatches and no long tail, for quick looks.
         train_clips: clips of the built-in dataset that are made for training.
         val_clips: for choosing epochs and checkpoints.
         test_clips: for the reported scores.
@@ -368,7 +385,8 @@ _SWITCHES: tuple[tuple[str, tuple[Any, ...], tuple[str, ...]], ...] = (
         (0,),
         ("revive_unless", "revive_source", "revive_noise", "revive_active_within", "revive_ema"),
     ),
-    ("commitment_weight", (0,), ("commitment_own", "commitment_partner", "commitment_norm")),
+    ("commitment_weight", (0,), ("commitment_own", "commitment_partner", "commitment_partners", "commitment_norm")),
+    ("commitment_partner", (0,), ("commitment_partners",)),
     ("club_weight", (0,), ("club_floor", "club_reduction")),
     (
         "club_estimator",
@@ -390,7 +408,7 @@ _KIND_FIELDS: tuple[tuple[tuple[Kind, ...], tuple[str, ...]], ...] = (
         ),
     ),
     (("vector", "words"), ("vector_specific_width",)),
-    (("words",), ("word_width", "word_target")),
+    (("words",), ("word_width", "word_target", "presence_weight")),
 )  # fmt: skip
 
 PARTS = {"model": ModelConfig, "method": MethodConfig, "data": DataConfig, "train": TrainConfig}
@@ -402,6 +420,15 @@ EXECUTION_FIELDS = (
     "micro_batches", "activation_checkpointing", "compile", "cuda_graph", "device", "feed", "feed_workers",
     "checkpoint_seconds", "rank_timeout_seconds",
 )  # fmt: skip
+
+# Fields that files of older versions lack, each with the value that means what those versions did. A new field has its
+# line here, for good; without one, every checkpoint and run from before is refused.
+ADDED_FIELDS: Mapping[str, Any] = {
+    "feature_norm": "none",
+    "commitment_partners": "all",
+    "assignment_weight": 0.0,
+    "presence_weight": 0.0,
+}
 
 # Smallest and largest value, both allowed.
 RANGES: Mapping[str, tuple[float, float]] = {
@@ -419,7 +446,8 @@ RANGES: Mapping[str, tuple[float, float]] = {
         (
             "ema_initial_count", "ema_epsilon", "revive_after", "revive_noise", "revive_active_within",
             "reconstruction_weight", "commitment_weight", "commitment_own", "commitment_partner", "club_weight",
-            "club_inner_steps", "cpc_weight", "cpc_self_weight", "cpc_earliest", "cmcm_weight", "data_seed", "steps",
+            "club_inner_steps", "cpc_weight", "cpc_self_weight", "cpc_earliest", "cmcm_weight", "assignment_weight",
+            "presence_weight", "data_seed", "steps",
             "warmup_steps", "seed", "feed_workers", "validations", "checkpoint_seconds",
         ),
         (0, math.inf),
@@ -429,6 +457,30 @@ RANGES: Mapping[str, tuple[float, float]] = {
         ("club_learning_rate", "cpc_temperature", "cmcm_temperature", "learning_rate", "clip_norm"), (1e-12, math.inf)
     ),
 }  # fmt: skip
+
+
+def is_whole(values: Mapping[str, Any]) -> bool:
+    """Whether a flat mapping holds every field, as a run's own file does; those of ADDED_FIELDS may be missing."""
+    return {"preset", "size", *FIELDS} <= {*ADDED_FIELDS, *values}
+
+
+def completed(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A saved configuration with the fields that were added since, at the values that mean "as before".
+
+    Args:
+        values: flat, as `Config.flat` gives them.
+
+    Raises:
+        ValueError: a field is unknown, or one is missing that is not among ADDED_FIELDS.
+    """
+    known = ("preset", "size", *FIELDS)
+    unknown = sorted(str(name) for name in values if name not in known)
+    if unknown:
+        raise ValueError(f"configuration must hold fields of this version only, got {', '.join(unknown)}")
+    if not is_whole(values):
+        missing = [name for name in known if name not in values and name not in ADDED_FIELDS]
+        raise ValueError(f"configuration must hold every field that was not added later, lacks {', '.join(missing)}")
+    return {**ADDED_FIELDS, **values}
 
 
 def check_value(name: str, value: Any) -> Any:

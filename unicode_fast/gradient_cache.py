@@ -47,9 +47,11 @@ def cached_backward(
 ) -> tuple[ModelOutput, Losses]:
     """CLUB's inner steps, the losses of the whole batch, and their gradient added to that of the parameters.
 
-    Each micro-batch is encoded without a graph first. The terms that compare clips are computed from all features,
-    back to these features, and then each micro-batch is encoded again, with a graph and the same dropout, decoded, and
-    its gradient taken back to the parameters. So the batch is encoded twice, and nothing is approximated.
+    Each micro-batch is encoded without a graph first, and the features of all are normalised together. The terms that
+    compare clips go back to these features. Then each micro-batch is encoded again with a graph: its specific half,
+    which is decoded, whose gradient reaches the normalised features too; and, when these gradients have gone back
+    through the normalisation, its semantic half, with the same dropout. So the batch is encoded twice, and nothing is
+    approximated.
 
     Args:
         method: of the model.
@@ -73,7 +75,7 @@ def cached_backward(
             model.check(batch.features, batch.mask)
             states.append(_random_state(model.device))
             encoded.append(_encode(method, batch))
-    output = _joined(method, encoded, batches, part)
+    output, raw, normalised = _joined(method, encoded, batches, part)
     method.fit_club(output, club_optimizer)
     terms, recognised = method.alignment(output)
     leaves = [*output.semantic.values(), *output.club.values()]
@@ -82,10 +84,17 @@ def cached_backward(
     own = method.valid_steps(output)
     whole = own if part is None else sharded.total(own, part)
     errors: dict[str, Tensor] = {}
+    gradients = [torch.zeros_like(z) if z.grad is None else z.grad for z in output.semantic.values()]
+    for batch in batches:
+        for name, error in _backward_specific(method, batch, output, whole, parameters, gradients).items():
+            errors[name] = errors[name] + error if name in errors else error
+    if model.norms:
+        gradients = list(torch.autograd.grad(normalised, raw, gradients))
     for batch, state in zip(batches, states, strict=True):
         _set_random_state(state, model.device)
-        for name, error in _backward(method, batch, output, whole, parameters).items():
-            errors[name] = errors[name] + error if name in errors else error
+        semantic = [model.encode_semantic(name, batch.features[name], _of(batch.mask, name)) for name in model.names]
+        arriving = [gradient[batch.clips] for gradient in gradients]
+        torch.autograd.backward(semantic, arriving, inputs=list(parameters))
     if part is not None:
         errors = dict(zip(errors, sharded.add_up(torch.stack(list(errors.values())), part), strict=True))
     terms = {**errors, **{name: term.detach() for name, term in terms.items()}}
@@ -96,8 +105,8 @@ def _encode(method: UniCodeMethod, batch: MicroBatch) -> tuple[dict[str, Tensor]
     """Semantic features, and specific ones as CLUB sees them, by modality."""
     semantic, club = {}, {}
     for name in method.model.names:
-        found = method.model.encode_features(name, batch.features[name], _of(batch.mask, name))
-        semantic[name], club[name] = found.semantic, found.club
+        semantic[name], own = method.model.encode_features(name, batch.features[name], _of(batch.mask, name))
+        club[name] = own.club
     return semantic, club
 
 
@@ -106,40 +115,55 @@ def _joined(
     encoded: Sequence[tuple[dict[str, Tensor], dict[str, Tensor]]],
     batches: Sequence[MicroBatch],
     part: Part | None,
-) -> ModelOutput:
-    """The output for all micro-batches, whose features are leaves of the graph."""
-    semantic, club = (
+) -> tuple[ModelOutput, list[Tensor], list[Tensor]]:
+    """The output for all micro-batches, whose features are leaves of the graph; z by modality, and normalised."""
+    raw, club = (
         {name: torch.cat([found[kind][name] for found in encoded]).requires_grad_() for name in method.model.names}
         for kind in (0, 1)
     )
     masks = [batch.mask for batch in batches if batch.mask is not None]
     mask = {name: torch.cat([few[name] for few in masks]) for name in method.model.names} if masks else None
-    output = ModelOutput(semantic, club, {}, {}, {}, {}, {}, mask, part)
-    for name, found in method.model.codebook.quantise(semantic).items():
+    output = ModelOutput({}, club, {}, {}, {}, {}, {}, mask, part)
+    normalised = {name: method.model.normalise(name, z, output) for name, z in raw.items()}
+    output.semantic.update({name: z.detach().requires_grad_() for name, z in normalised.items()})
+    for name, found in method.model.codebook.quantise(output.semantic).items():
         output.index[name], output.codeword[name], output.quantised[name] = found
-    return output
+    return output, list(raw.values()), list(normalised.values())
 
 
-def _backward(
-    method: UniCodeMethod, batch: MicroBatch, whole: ModelOutput, steps: Tensor, parameters: Sequence[nn.Parameter]
+def _backward_specific(  # noqa: PLR0913 - the batch, a part of it, and where its gradient goes
+    method: UniCodeMethod,
+    batch: MicroBatch,
+    whole: ModelOutput,
+    steps: Tensor,
+    parameters: Sequence[nn.Parameter],
+    gradients: Sequence[Tensor],
 ) -> dict[str, Tensor]:
-    """Takes the gradient of a micro-batch to the parameters; returns its share of the reconstruction terms."""
+    """Takes the gradient of a micro-batch to decoders and specific encoders, and adds that of the normalised features.
+
+    Returns its share of the reconstruction terms.
+    """
     model = method.model
     output = ModelOutput({}, {}, {}, {}, {}, {}, {}, batch.mask)
-    tensors, gradients = [], []
+    tensors, arriving = [], []
+    leaves = {name: z.detach()[batch.clips].requires_grad_() for name, z in whole.semantic.items()}
     for name in model.names:
-        found = model.encode_features(name, batch.features[name], _of(batch.mask, name))
-        for feature, leaf in ((found.semantic, whole.semantic[name]), (found.club, whole.club[name])):
-            if leaf.grad is not None:
-                tensors.append(feature)
-                gradients.append(leaf.grad[batch.clips])
+        own = model.encode_specific(name, batch.features[name], _of(batch.mask, name))
+        club = whole.club[name].grad
+        if club is not None:
+            tensors.append(own.club)
+            arriving.append(club[batch.clips])
         output.index[name] = whole.index[name][batch.clips]
-        vector = straight_through(found.semantic, whole.codeword[name][batch.clips])
-        output.decoded[name], output.target[name] = model.decode(name, vector, found.specific), found.target
+        vector = straight_through(leaves[name], whole.codeword[name][batch.clips])
+        output.decoded[name], output.target[name] = model.decode(name, vector, own.specific), own.target
     shares = dict(zip(model.names, method.valid_steps(output) / steps, strict=True))
     terms = method.reconstruction(output, shares)
     total = torch.stack(list(terms.values())).sum()
-    torch.autograd.backward([total, *tensors], [torch.ones_like(total), *gradients], inputs=list(parameters))
+    inputs = [*parameters, *leaves.values()]
+    torch.autograd.backward([total, *tensors], [torch.ones_like(total), *arriving], inputs=inputs)
+    for gradient, leaf in zip(gradients, leaves.values(), strict=True):
+        if leaf.grad is not None:
+            gradient[batch.clips] += leaf.grad
     return {name: term.detach() for name, term in terms.items()}
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -11,6 +13,8 @@ from unicode_fast.ops.sharded import Part
 # Inside the logarithm and in the denominator of the released code matching loss.
 OFFICIAL_LOG_OFFSET = 1e-10
 OFFICIAL_SUM_OFFSET = 1e-5
+# Of soft assignments by squared distance per channel: two codewords that differ by it are e times as probable.
+ASSIGNMENT_TEMPERATURE = 0.05
 
 
 def masked_mean(values: Tensor, mask: Tensor | None) -> Tensor:
@@ -155,6 +159,72 @@ def club_closed_form(  # noqa: PLR0913 - the guess, what is guessed, and which o
     gap = (mean - centre).square() + spread - (specific - mean).square()
     terms = gap * torch.exp(-log_variance) / 2
     return masked_mean(terms.sum(-1) if reduction == "sum" else terms.mean(-1), mask)
+
+
+def assignment_scores(semantic: Tensor, codebook: Tensor) -> Tensor:
+    """Logits of a soft assignment: minus the squared distance, averaged over D, over `ASSIGNMENT_TEMPERATURE`.
+
+    Args:
+        semantic: z, (B, T, D).
+        codebook: (M, D), without gradient.
+
+    Returns:
+        (B, T, M).
+
+    Precision:
+        That of the inputs, under autocast too.
+    """
+    with torch.autocast(semantic.device.type, enabled=False):
+        squared = semantic.square().sum(-1, keepdim=True) - 2 * semantic @ codebook.T + codebook.square().sum(-1)
+        return squared / (-ASSIGNMENT_TEMPERATURE * semantic.shape[-1])
+
+
+@torch.no_grad()
+def balanced_assignment(
+    scores: Tensor, valid: Tensor | None = None, *, sharpness: float = 2.0, rounds: int = 3
+) -> Tensor:
+    """Soft assignment of steps to codewords that uses all codewords about equally, by Sinkhorn and Knopp.
+
+    Args:
+        scores: logits, (N, M).
+        valid: (N,) bool, the steps that count, or None for all; what the result holds for the others is undefined.
+        sharpness: multiplies them.
+        rounds: how often columns and then rows are scaled to equal sums.
+
+    Returns:
+        (N, M) without gradient; rows add up to 1.
+
+    Source:
+        Asano, Rupprecht and Vedaldi, ICLR 2020; Caron et al., "SwAV", NeurIPS 2020.
+    """
+    logits = scores * sharpness
+    for _ in range(rounds):
+        counted = logits if valid is None else logits.masked_fill(~valid.unsqueeze(1), -math.inf)
+        logits = logits - counted.logsumexp(0)
+        logits = logits - logits.logsumexp(1, keepdim=True)
+    return logits.softmax(1)
+
+
+def presence(used: Tensor, scores: Tensor, mask: Tensor | None = None) -> Tensor:
+    """How well a sentence holds the codewords of its clip: minus sum_k P_k log(1 - prod_t (1 - p_tk)), mean over clips.
+
+    A word may stand for any of the codewords, and words without a counterpart may stand for none: all that is asked is
+    that some word has the codeword.
+
+    Args:
+        used: P, (B, M), how the clip's other modalities use the codewords; no gradient flows into it.
+        scores: logits of p, (B, T, M), of the words.
+        mask: (B, T) bool, or None.
+
+    Source:
+        The noisy-or of multiple-instance learning, Maron and Lozano-Perez, NeurIPS 1997.
+    """
+    # Not above 1 - 1e-4, so that the logarithm has a finite slope.
+    missing = torch.log1p(-scores.softmax(-1).clamp(max=1 - 1e-4))
+    if mask is not None:
+        missing = torch.where(mask.unsqueeze(-1), missing, 0)
+    held = -torch.expm1(missing.sum(1))  # (B, M)
+    return -(used.detach() * (held + 1e-6).log()).sum(1).mean()
 
 
 def code_matching(

@@ -40,7 +40,7 @@ _MARKERS = ("s", "^", "v", "D", "P", "X")
 _DPI = 110
 # Of the tint where a probability is 1.
 _OPACITY = 0.85
-_NOT_SCORES = ("step", "kind", "mean")
+_NOT_SCORES = ("step", "kind", "mean", "token", "sharing")
 _METRICS = {
     ("classification", "sound"): "accuracy",
     ("classification", "official"): "accuracy",
@@ -99,7 +99,8 @@ def losses(metrics: Sequence[Mapping[str, Any]]) -> Figure:
     for term in lines[0]["losses"]:
         families.setdefault(term.split(".")[0], []).append(term)
     steps = [line["step"] for line in lines]
-    count = 1 + len(families) + ("recognised" in lines[0]) + bool(validation)
+    tokens = [line for line in validation if "token" in line]
+    count = 1 + len(families) + ("recognised" in lines[0]) + bool(validation) + bool(tokens)
     figure, axes = _grid(count, columns=min(4, count), panel=(2.7, 2.35))
     _curves(axes[0], "sum of all terms", steps, {"": [line["loss"] for line in lines]})
     for axis, (family, terms) in zip(axes[1:], families.items(), strict=False):
@@ -110,7 +111,11 @@ def losses(metrics: Sequence[Mapping[str, Any]]) -> Figure:
         _shares(axes[len(families) + 1], "clips that CPC recognises", steps, directions)
     if validation:
         accuracy = {key: [line[key] for line in validation] for key in validation[0] if key not in _NOT_SCORES}
-        _shares(axes[-1], "zero-shot accuracy, validation", [line["step"] for line in validation], accuracy)
+        axis = axes[-2 if tokens else -1]
+        _shares(axis, "zero-shot accuracy, validation", [line["step"] for line in validation], accuracy)
+    if tokens:
+        accuracy = {key: [line["token"][key] for line in tokens] for key in tokens[0]["token"]}
+        _shares(axes[-1], "the same of tokens", [line["step"] for line in tokens], accuracy)
     return figure
 
 

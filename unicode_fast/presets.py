@@ -11,6 +11,7 @@ SIZES = ("small", "paper")
 
 # The released code's numbers, whatever their reason; float64 throughout.
 _OFFICIAL: dict[str, Any] = {
+    "feature_norm": "none",
     "grid_pooling": "sum",
     "residual_skip": "relu",
     "equal_layers": True,
@@ -30,6 +31,7 @@ _OFFICIAL: dict[str, Any] = {
     "word_target": "lstm",
     "commitment_own": 2.0,
     "commitment_partner": 1.0,
+    "commitment_partners": "all",
     "commitment_norm": "mean",
     "club_estimator": "official",
     "club_input": "quantised",
@@ -44,6 +46,8 @@ _OFFICIAL: dict[str, Any] = {
     "cmcm_weight": 0.5,
     "cmcm_pairing": "official",
     "cmcm_directions": "rows",
+    "assignment_weight": 0.0,
+    "presence_weight": 0.0,
     "keep_last_batch": True,
     "learning_rate": 4e-4,
     "schedule": "multistep",
@@ -135,7 +139,10 @@ def preset(name: str, size: str = "small") -> Config:
     counts at one, one joint EMA step smoothed in the division only, revival
     from features of the batch that lasts, CLUB in closed form averaged over
     channels, never below zero, at a tenth of the weight, Cross-CPC with the
-    softmax in both directions, symmetric code matching.
+    softmax in both directions, symmetric code matching. So that modalities
+    share codes: z normalised by modality, commitment mostly to partners with
+    the same time axis, their agreed assignment predicted by each of them, and
+    sentences that hold the codes of their clip.
 
     Args:
         name: official, paper or recommended.

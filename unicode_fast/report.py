@@ -22,13 +22,14 @@ from jsonargparse import ArgumentParser
 from unicode_fast import plots
 from unicode_fast.ablate import markdown, write_text
 from unicode_fast.checkpoint import CheckpointError
-from unicode_fast.cli import read_yaml, run_main
+from unicode_fast.cli import resolve_saved, run_main
 from unicode_fast.config import EXECUTION_FIELDS, Config
-from unicode_fast.data import talking_digits
+from unicode_fast.data import built_in
 from unicode_fast.presets import preset
 from unicode_fast.published import LAYOUTS, TASKS, Published, published
 from unicode_fast.runs import EVALUATIONS
-from unicode_fast.tasks import Row
+from unicode_fast.tasks import Row, TokenScore
+from unicode_fast.tasks.table import mean_token
 
 # Fields that say nothing about what was trained.
 _NOT_IN_LABELS = ("seed", "validations", "probe_tasks", *EXECUTION_FIELDS)
@@ -61,6 +62,7 @@ class Cell:
     """Fractions: the zero-shot score's mean and its sample standard deviation over seeds, what stands beside it.
 
     second: of the task's other published measure, where every seed's row has it; measure: which that is.
+    token, content_token: as a row has them, where every seed's row does.
     """
 
     score: float
@@ -70,6 +72,8 @@ class Cell:
     chance: float
     second: float | None = None
     measure: str = ""
+    token: TokenScore | None = None
+    content_token: TokenScore | None = None
 
     def __str__(self) -> str:
         mean = f"{100 * self.score:.1f}" + ("" if self.std is None else f" ± {100 * self.std:.1f}")
@@ -106,8 +110,7 @@ def single_runs(paths: Iterable[str]) -> list[Path]:
 
 def run_config(folder: Path) -> Config:
     """What a run was trained with."""
-    values = read_yaml(str(folder / "config.yaml"))
-    return preset(values["preset"], values["size"]).replace_all(**values)
+    return resolve_saved(str(folder / "config.yaml"))
 
 
 def label_of(config: Config) -> str:
@@ -151,7 +154,7 @@ def short(value: str) -> str:
 def stands_for(task: str, name: str) -> str | None:
     """The published data set that a task on a data set of this name is comparable with: the built-in data with each."""
     those = [dataset for dataset, (measured, _) in TASKS.items() if measured == task]
-    if name not in talking_digits.DATASETS:
+    if name not in built_in.DATASETS:
         those = [dataset for dataset in those if dataset == LAYOUTS.get(name)]
     return those[0] if those else None
 
@@ -189,6 +192,8 @@ def cell_of(rows: Sequence[Row]) -> Cell:
         statistics.fmean(row.chance for row in rows),
         statistics.fmean(second) if len(second) == len(rows) else None,
         measure,
+        mean_token([row.token for row in rows]),
+        mean_token([row.content_token for row in rows]),
     )
 
 
@@ -258,6 +263,21 @@ def wide_table(lines: Sequence[Line]) -> list[list[str]]:
     return cells
 
 
+def token_table(lines: Sequence[Line]) -> list[list[str]] | None:
+    """Heading and lines of the scores of tokens, those of content words in brackets; None where no run has any."""
+    columns = list(dict.fromkeys(column for line in lines for column, cell in line.cells.items() if cell.token))
+    if not columns:
+        return None
+
+    def shown(cell: Cell | None) -> str:
+        if cell is None or cell.token is None:
+            return "-"
+        return f"{cell.token}" if cell.content_token is None else f"{cell.token} ({cell.content_token})"
+
+    cells = [["run", *(column.heading for column in columns)]]
+    return cells + [[line.label, *(shown(line.cells.get(column)) for column in columns)] for line in lines]
+
+
 def long_table(lines: Sequence[Line]) -> list[list[str]]:
     """One line a number, fractions, the paper's as fractions too; for a spreadsheet."""
     heading = "run,task,source,target,protocol,note,measure,seeds,score,std,same_modality,chance"
@@ -269,6 +289,11 @@ def long_table(lines: Sequence[Line]) -> list[list[str]]:
             cells.append([line.label, *where, str(cell.seeds), *map(str, numbers)])
             if cell.second is not None:
                 cells.append([line.label, *where[:-1], cell.measure, str(cell.seeds), str(cell.second), "", "", ""])
+            for name, token in (("token", cell.token), ("token of content words", cell.content_token)):
+                if token is not None:
+                    std = "" if token.std is None else str(token.std)
+                    shares = [str(token.score), std, str(token.same_modality), str(cell.chance)]
+                    cells.append([line.label, *where[:-1], name, str(cell.seeds), *shares])
     for pretraining, found in published_lines(column for line in lines for column in line.cells).items():
         for number in (number for several in found.values() for number in several):
             where = [number.task, number.source, number.target, "official", number.dataset, number.measure]
@@ -306,7 +331,15 @@ def _write_files(lines: Sequence[Line], out: Path) -> None:
         "protocol where there is one. In brackets stand, where `evaluate` has measured them, the other numbers of the "
         "paper: precision of localisation, background included, by its formula; F-score; R@5."
     )
-    text = ["# Report", markdown(wide_table(lines)), note, "![Scores](report.png)"]
+    text = ["# Report", markdown(wide_table(lines)), note]
+    tokens = token_table(lines)
+    if tokens is not None:
+        text += [
+            markdown(tokens),
+            "The same of probes that see only which codes a clip uses; after a slash trained and tested on the target, "
+            "in brackets with only those words of a sentence that name what is heard and seen.",
+        ]
+    text.append("![Scores](report.png)")
     series = figure_series(lines)
     theirs = series.keys() - {line.label for line in lines}
     plots.save_png(plots.report_bars(series, hatched=theirs), out / "report.png")

@@ -17,7 +17,7 @@ import torch
 import yaml
 
 from unicode_fast.checkpoint import CheckpointError, atomic_file, write_json
-from unicode_fast.cli import resolve
+from unicode_fast.cli import resolve_saved
 from unicode_fast.config import EXECUTION_FIELDS, Config
 
 # Below a run folder: one JSON file for each row that was measured after training.
@@ -125,7 +125,7 @@ def resume_folder(
             f"{', '.join(EXECUTION_FIELDS)}"
         )
     seeds = folder / "seeds.json"
-    config = resolve(str(folder / "config.yaml"), dict(flags))
+    config = resolve_saved(str(folder / "config.yaml"), flags)
     return folder, config, json.loads(seeds.read_text()) if seeds.exists() else None
 
 

@@ -22,9 +22,9 @@ from tqdm import tqdm
 from unicode_fast import checkpoint, distributed, pictures
 from unicode_fast.acceleration import GraphedStep, accelerate, check_acceleration
 from unicode_fast.checkpoint import CheckpointError, write_json
-from unicode_fast.cli import given_fields, make_parser, resolve, run_main, with_underscores
+from unicode_fast.cli import given_fields, make_parser, resolve, run_main, standard_values, with_underscores
 from unicode_fast.config import EXECUTION_FIELDS, TEXT_FIELDS, Config, Kind, Modality, modality_names
-from unicode_fast.data import BatchSource, Dataset, Feed, StoreError, open_dataset, open_feed, talking_digits
+from unicode_fast.data import BatchSource, Dataset, Feed, StoreError, built_in, open_dataset, open_feed
 from unicode_fast.data.layouts import has_sentences
 from unicode_fast.data.opening import absolute
 from unicode_fast.distributed import Ranks
@@ -35,7 +35,6 @@ from unicode_fast.modules import ModelOutput, UniCode
 from unicode_fast.modules.precision import float32_products
 from unicode_fast.ops import sharded
 from unicode_fast.ops.sharded import Part
-from unicode_fast.presets import preset
 from unicode_fast.runs import (
     choose_device,
     git_commit,
@@ -50,12 +49,15 @@ from unicode_fast.tasks import (
     RETRIEVAL,
     Probes,
     Row,
+    Sharing,
     aggregate,
     check_partners,
     check_tasks,
+    format_sharing,
     format_table,
+    mean_sharing,
     open_partners,
-    zero_shot_accuracy,
+    validate,
 )
 
 # Vectors that initial codewords are chosen or computed from, for each codeword.
@@ -206,6 +208,9 @@ def learning_rate(config: Config, step: int, total: int, epoch_steps: int) -> fl
 
 def initialise_codebook(trainer: Trainer, batches: BatchSource, device: torch.device, ranks: int = 1) -> None:
     """Codewords from the features of the first batches, all modalities mixed, as `codebook_init` says.
+
+    Where features are normalised, these are not yet: codewords that no normalised feature is near are soon revived from
+    features that the encoders have begun to learn, which serves words better than codewords of features that nothing has shaped.
 
     Args:
         trainer: whose codebook it is.
@@ -368,10 +373,10 @@ def pretrain(
             if trainer.step in validate_at:
                 journal.flush()
                 with ranks.alone():
-                    accuracy = zero_shot_accuracy(trainer.model, store, seed=train.seed)
-                    journal.write({"step": trainer.step, "kind": "validation", **accuracy})
-                    if progress["best"] is None or accuracy["mean"] > progress["best"]["accuracy"]:
-                        progress["best"] = {"step": trainer.step, "accuracy": accuracy["mean"]}
+                    found = validate(trainer.model, store, seed=train.seed)
+                    journal.write({"step": trainer.step, "kind": "validation", **found})
+                    if progress["best"] is None or found["mean"] > progress["best"]["accuracy"]:
+                        progress["best"] = {"step": trainer.step, "accuracy": found["mean"]}
                         best = folder / checkpoint.FOLDER / checkpoint.BEST
                         checkpoint.save(best, trainer.model, {"step": trainer.step, "data": progress["data"]})
                 save()
@@ -484,6 +489,7 @@ def measure(
     rows = probes.table(tasks) if tasks != NO_TASKS else []
     summary = {
         "rows": [row.as_dict() for row in rows],
+        **({"sharing": {name: found.as_dict() for name, found in probes.sharing().items()}} if rows else {}),
         "dataset": store.name,
         "checkpoint": {"used": which, **(progress["best"] or {"step": trainer.step})},
         "steps": trainer.step,
@@ -544,6 +550,7 @@ def summarise_seeds(folder: Path, seeds: Sequence[int], summaries: Sequence[Mapp
     rows = aggregate([[Row.from_dict(row) for row in summary["rows"]] for summary in summaries])
     summary = {
         "rows": [row.as_dict() for row in rows],
+        **_mean_sharing(summaries),
         "seed": seeds[0],
         "seeds": list(seeds),
         "seconds": sum(summary["seconds"] for summary in summaries),
@@ -554,6 +561,14 @@ def summarise_seeds(folder: Path, seeds: Sequence[int], summaries: Sequence[Mapp
     pictures.draw_bars(folder, rows)
     write_json(folder / "summary.json", summary)
     return summary
+
+
+def _mean_sharing(summaries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Means over seeds; nothing where one of them was measured by an older version."""
+    found = [summary.get("sharing", {}) for summary in summaries]
+    shared = [name for name in found[0] if all(name in one for one in found)]
+    means = {name: mean_sharing([Sharing(**one[name]) for one in found]).as_dict() for name in shared}
+    return {"sharing": means} if means else {}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -591,11 +606,12 @@ def train(argv: Sequence[str] | None, ranks: Ranks) -> int:
             raise ValueError(f"seeds must be at least 1, got {arguments.seeds}")
         config = with_whole_paths(resolve(arguments.config, flags))
         check_run(config)
-        check_flags(config, flags)
+        standard = standard_values(config, arguments.config)
+        check_flags(config, flags, standard)
         ranks.begin(config.train.rank_timeout_seconds)
         store = open_run_data(config)
         modalities = check_store(config, store)
-        check_flags(config, flags, {modality.kind for modality in modalities.values()})
+        check_flags(config, flags, standard, {modality.kind for modality in modalities.values()})
         check_ranks(config, len(store.split(config.data.train_split)), ranks)
         folder = ranks.from_first(lambda: prepare_folder(arguments.out, config, arguments.seeds))
         if arguments.seeds > 1:
@@ -611,6 +627,8 @@ def train(argv: Sequence[str] | None, ranks: Ranks) -> int:
         raise
     if summary["rows"]:
         print(format_table([Row.from_dict(row) for row in summary["rows"]]))
+        for words, values in summary.get("sharing", {}).items():
+            print(f"\ncodes on the test split, {words}\n{format_sharing(Sharing(**values))}\n")
     print(folder)
     return 0
 
@@ -634,7 +652,7 @@ def check_run(config: Config) -> None:
     check_acceleration(config.train, choose_device(config.train.device))
     if config.train.probe_tasks != NO_TASKS:
         check_partners(config.data, config.train.probe_tasks)
-    if config.data.data in talking_digits.DATASETS:
+    if config.data.data in built_in.DATASETS:
         names = modality_names(config.data.modalities, BUILT_IN_MODALITIES)
         if not set(names) <= set(BUILT_IN_MODALITIES):
             raise ValueError(f"modalities must be among {', '.join(BUILT_IN_MODALITIES)}, got {', '.join(names)}")
@@ -644,19 +662,22 @@ def check_run(config: Config) -> None:
             )
 
 
-def check_flags(config: Config, flags: Mapping[str, Any], kinds: Collection[Kind] = get_args(Kind)) -> None:
-    """Refuses flags, and changes of the preset, that the rest of the configuration leaves without effect.
+def check_flags(
+    config: Config, flags: Mapping[str, Any], standard: Mapping[str, Any], kinds: Collection[Kind] = get_args(Kind)
+) -> None:
+    """Refuses flags, and changes of the standard values, that the rest of the configuration leaves without effect.
 
     Args:
         config: of the run.
         flags: those of its fields that were given one by one.
+        standard: value of every field where nobody has chosen one.
         kinds: of the modalities, as far as they are known.
 
     Raises:
         ValueError: a flag is about the built-in data, and other data are asked for; or a field is switched off
             by another, or is about a kind of modality that is not there.
     """
-    if config.data.data not in talking_digits.DATASETS:
+    if config.data.data not in built_in.DATASETS:
         unread = [name for name in ("easy", "train_clips", "val_clips", "test_clips", "data_seed") if name in flags]
         if unread:
             raise ValueError(f"{unread[0]} is about the built-in data only, got it beside data {config.data.data!r}")
@@ -664,7 +685,7 @@ def check_flags(config: Config, flags: Mapping[str, Any], kinds: Collection[Kind
         unread = [name for name in TEXT_FIELDS if name in flags]
         if unread:
             raise ValueError(f"{unread[0]} is about layouts with sentences, got it beside data {config.data.data!r}")
-    values, standard = config.flat(), preset(config.preset, config.size).flat()
+    values = config.flat()
     for name, reason in config.unread_fields(kinds).items():
         if name in flags or values[name] != standard[name]:
             raise ValueError(f"{name} {reason}, got {name} {values[name]!r} beside it")

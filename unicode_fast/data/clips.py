@@ -12,7 +12,7 @@ from unicode_fast.data import handwriting
 STEPS = 10
 CLASSES = tuple(str(digit) for digit in range(10))
 BACKGROUND = len(CLASSES)
-_SHORTEST, _LONGEST = 4, 9
+SHORTEST, LONGEST = 4, 9
 _LONGEST_DISTRACTOR = 3
 _SPLITS = ("train", "val", "test")
 _SHARES = (0.65, 0.15, 0.2)
@@ -91,6 +91,11 @@ class ClipPlan:
     other_picture: np.ndarray
     side: np.ndarray
 
+    @property
+    def heard(self) -> np.ndarray:
+        """(N, 10) int64, the digit spoken in each second, or -1."""
+        return np.where(self.spoken, self.digit[:, None], self.heard_distractor)
+
     def frames(self, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """Render the pictures.
 
@@ -106,11 +111,7 @@ class ClipPlan:
             large = handwriting.enlarged(self.recipe.pictures.pixels)
             large = np.concatenate([large, np.zeros((1, side, side), np.float32)])
             clean, ink = large[self.picture], np.zeros((clips, STEPS, side, side), bool)
-        contrast = generator.uniform(0.6, 1.0, (clips, STEPS, 1, 1)).astype(np.float32)
-        grey = generator.uniform(0.0, 0.3, (clips, 1, 1, 1)).astype(np.float32)
-        noise = generator.standard_normal((clips, STEPS, side, side), np.float32)
-        noisy = grey + (1 - grey) * contrast * clean + np.float32(_PIXEL_NOISE) * noise
-        return np.round(255 * np.clip(noisy, 0, 1)).astype(np.uint8), ink
+        return with_noise(clean, _PIXEL_NOISE, generator), ink
 
     def _two_digits(self, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         clips, side = len(self.digit), handwriting.FRAME_SIDE
@@ -123,6 +124,25 @@ class ClipPlan:
         )
         chosen = ink[np.arange(len(ink)), np.repeat(self.side, STEPS)]
         return clean.reshape(clips, STEPS, side, side), chosen.reshape(clips, STEPS, side, side)
+
+
+def with_noise(clean: np.ndarray, pixel_noise: float, generator: np.random.Generator) -> np.ndarray:
+    """Pictures of random contrast on a random grey, with noise on each pixel.
+
+    Args:
+        clean: (N, 10, 16, 16) float32 in [0, 1], 1 is ink.
+        pixel_noise: its standard deviation, 1 being full ink.
+        generator: the source of randomness.
+
+    Returns:
+        (N, 10, 16, 16) uint8.
+    """
+    clips = len(clean)
+    contrast = generator.uniform(0.6, 1.0, (clips, STEPS, 1, 1)).astype(np.float32)
+    grey = generator.uniform(0.0, 0.3, (clips, 1, 1, 1)).astype(np.float32)
+    noise = generator.standard_normal(clean.shape, np.float32)
+    noisy = grey + (1 - grey) * contrast * clean + np.float32(pixel_noise) * noise
+    return np.round(255 * np.clip(noisy, 0, 1)).astype(np.uint8)
 
 
 def plan_clips(recipe: Recipe, split: str, voices: np.ndarray) -> ClipPlan:
@@ -141,15 +161,14 @@ def plan_clips(recipe: Recipe, split: str, voices: np.ndarray) -> ClipPlan:
     spoken_run, shown_run = (start, stop), (start, stop)
     if not plain:
         shifted = generator.random(clips) < recipe.shift_share
-        spoken_run = _shifted(start, stop, shifted, generator)
-    time = np.arange(STEPS)
-    spoken = (time >= spoken_run[0][:, None]) & (time < spoken_run[1][:, None])
-    shown = (time >= shown_run[0][:, None]) & (time < shown_run[1][:, None]) | recipe.two
+        spoken_run = shifted_runs(start, stop, shifted, generator)
+    spoken = seconds_of(*spoken_run)
+    shown = seconds_of(*shown_run) | recipe.two
     share = 0.0 if plain else recipe.distractor_share
-    heard = _distractors(digit, spoken, share, generator)
-    seen = _distractors(digit, shown, share, generator)
-    other = (digit + generator.integers(1, 10, clips)) % 10
-    choose = _PictureChooser(recipe, split, generator)
+    heard = distractors(_other_digits(digit, generator), spoken, share, generator)
+    seen = distractors(_other_digits(digit, generator), shown, share, generator)
+    other = _other_digits(digit, generator)
+    choose = PictureChooser(recipe, split, generator)
     return ClipPlan(
         recipe=recipe,
         digit=digit,
@@ -165,36 +184,45 @@ def plan_clips(recipe: Recipe, split: str, voices: np.ndarray) -> ClipPlan:
     )
 
 
+def _other_digits(digit: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    return (digit + generator.integers(1, 10, len(digit))) % 10
+
+
 def _runs(clips: int, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Start and end (exclusive) of runs of 4 to 9 seconds."""
-    length = generator.integers(_SHORTEST, _LONGEST + 1, clips)
+    length = generator.integers(SHORTEST, LONGEST + 1, clips)
     start = generator.integers(0, STEPS - length + 1)
     return start, start + length
 
 
-def _shifted(
+def seconds_of(start: np.ndarray, stop: np.ndarray) -> np.ndarray:
+    """(N, 10) bool, the seconds of runs with these starts and ends (exclusive)."""
+    time = np.arange(STEPS)
+    return (time >= start[:, None]) & (time < stop[:, None])
+
+
+def shifted_runs(
     start: np.ndarray, stop: np.ndarray, shifted: np.ndarray, generator: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
     """Runs that begin and end up to a second earlier or later where `shifted`, still 4 to 9 seconds long."""
     moves = generator.integers(-1, 2, (2, len(start))) * shifted
     early, late = np.maximum(start + moves[0], 0), np.minimum(stop + moves[1], STEPS)
-    allowed = (late - early >= _SHORTEST) & (late - early <= _LONGEST)
+    allowed = (late - early >= SHORTEST) & (late - early <= LONGEST)
     return np.where(allowed, early, start), np.where(allowed, late, stop)
 
 
-def _distractors(digit: np.ndarray, active: np.ndarray, share: float, generator: np.random.Generator) -> np.ndarray:
-    """(N, 10) int64: in a share of the clips another digit for one to three seconds outside the event, else -1."""
-    other = (digit + generator.integers(1, 10, len(digit))) % 10
-    seconds = generator.integers(1, _LONGEST_DISTRACTOR + 1, len(digit))
-    wanted = np.where(generator.random(len(digit)) < share, seconds, 0)
+def distractors(other: np.ndarray, active: np.ndarray, share: float, generator: np.random.Generator) -> np.ndarray:
+    """(N, 10) int64: in a share of the clips the class in `other` for one to three seconds outside events, else -1."""
+    seconds = generator.integers(1, _LONGEST_DISTRACTOR + 1, len(other))
+    wanted = np.where(generator.random(len(other)) < share, seconds, 0)
     # The free seconds with the smallest random keys are taken.
     keys = np.where(active, 2.0, generator.random(active.shape))
     taken = (np.argsort(np.argsort(keys, axis=1), axis=1) < wanted[:, None]) & ~active
     return np.where(taken, other[:, None], -1)
 
 
-class _PictureChooser:
-    """Random pictures of given digits from a split's part, all different within a clip if there are ten."""
+class PictureChooser:
+    """Random pictures of given digits from a split's part, all different within a clip if there are enough."""
 
     def __init__(self, recipe: Recipe, split: str, generator: np.random.Generator) -> None:
         pictures = recipe.pictures
@@ -204,7 +232,7 @@ class _PictureChooser:
         self.generator = generator
 
     def __call__(self, digits: np.ndarray) -> np.ndarray:
-        """(N, 10) picture numbers for (N, 10) digits, -1 where the digit is -1."""
+        """(N, K) picture numbers for (N, K) digits, -1 where the digit is -1."""
         chosen = np.full(digits.shape, -1, np.int64)
         for digit, numbers in enumerate(self.of_digit):
             rows = np.flatnonzero((digits == digit).any(1))

@@ -9,7 +9,7 @@ import numpy as np
 
 FRAME_SIDE = 16
 GRID_SIDE, CHANNELS = 7, 16
-_SMALL_SIDE = 8
+SMALL_SIDE = 8
 _FACES = (
     "DejaVuSans",
     "DejaVuSans-Bold",
@@ -102,13 +102,13 @@ def _distorted(glyph: np.ndarray, generator: np.random.Generator) -> np.ndarray:
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) / stretch
     offset = 31.5 - turn @ (31.5 + generator.uniform(-4, 4, 2))
     moved = ndimage.affine_transform(glyph, turn, offset, order=1)
-    return np.clip(moved.reshape(_SMALL_SIDE, 8, _SMALL_SIDE, 8).mean((1, 3)) * 1.2, 0, 1)
+    return np.clip(moved.reshape(SMALL_SIDE, 8, SMALL_SIDE, 8).mean((1, 3)) * 1.2, 0, 1)
 
 
 def enlarged(pixels: np.ndarray) -> np.ndarray:
     """(P, 8, 8) to (P, 16, 16), bilinear between the centres of the pixels."""
-    position = np.clip((np.arange(FRAME_SIDE) + 0.5) / 2 - 0.5, 0, _SMALL_SIDE - 1)
-    weights = np.maximum(0, 1 - np.abs(position[:, None] - np.arange(_SMALL_SIDE))).astype(np.float32)  # (16, 8)
+    position = np.clip((np.arange(FRAME_SIDE) + 0.5) / 2 - 0.5, 0, SMALL_SIDE - 1)
+    weights = np.maximum(0, 1 - np.abs(position[:, None] - np.arange(SMALL_SIDE))).astype(np.float32)  # (16, 8)
     return weights @ pixels @ weights.T
 
 
@@ -126,7 +126,7 @@ def side_by_side(left: np.ndarray, right: np.ndarray, top: np.ndarray) -> tuple[
     """
     halves = np.zeros((len(left), 2, FRAME_SIDE, FRAME_SIDE), np.float32)
     frame = np.arange(len(left))[:, None]
-    rows = top[:, :, None] + np.arange(_SMALL_SIDE)  # (F, 2, 8)
+    rows = top[:, :, None] + np.arange(SMALL_SIDE)  # (F, 2, 8)
     halves[frame, 0, rows[:, 0], : FRAME_SIDE // 2] = left
     halves[frame, 1, rows[:, 1], FRAME_SIDE // 2 :] = right
     return halves.sum(1), halves > 0.25

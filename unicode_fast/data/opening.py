@@ -6,7 +6,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from unicode_fast.config import DataConfig, TextPadding, modality_names
-from unicode_fast.data import stream, talking_digits
+from unicode_fast.data import built_in, stream
 from unicode_fast.data.dataset import Dataset
 from unicode_fast.data.layouts import LAYOUTS, Request, find_layout
 from unicode_fast.data.layouts.request import BERT
@@ -43,17 +43,17 @@ def open_data(  # noqa: PLR0913 - what a data set is, and what reads its sentenc
         MissingPackageError: a package that the layout needs is not installed.
         OSError: the cache folder cannot be written or the disk is full.
     """
-    if spec in talking_digits.DATASETS:
-        return talking_digits.load(spec, progress=progress)
+    if spec in built_in.DATASETS:
+        return built_in.load(spec, progress=progress)
     if spec.startswith(stream.SPEC):
         return stream.open_stream(spec.removeprefix(stream.SPEC))
     listing = list_data(spec, Request(modalities, text_model, text_whitelist, text_padding))
     if listing is not None:
         return listing.open()
     if not (Path(spec) / MANIFEST).exists():
-        built_in = ", ".join(talking_digits.DATASETS)
+        known = ", ".join(built_in.DATASETS)
         raise FileNotFoundError(
-            f"data must be one of {built_in}, the folder of a feature store, which holds a {MANIFEST}, LAYOUT:ROOT or "
+            f"data must be one of {known}, the folder of a feature store, which holds a {MANIFEST}, LAYOUT:ROOT or "
             f"{stream.SPEC}FOLDER, got {spec!r}"
         )
     return open_store(spec)
@@ -65,7 +65,7 @@ def absolute(spec: str) -> str:
     Args:
         spec: what `open_data` takes.
     """
-    if spec in talking_digits.DATASETS:
+    if spec in built_in.DATASETS:
         return spec
     layout, colon, folder = spec.partition(":")
     known = colon and (layout in LAYOUTS or spec.startswith(stream.SPEC))
@@ -108,9 +108,9 @@ def open_dataset(config: DataConfig, progress: bool = True) -> Dataset:
     Raises:
         As `open_data`.
     """
-    if config.data in talking_digits.DATASETS:
+    if config.data in built_in.DATASETS:
         clips = {"train": config.train_clips, "val": config.val_clips, "test": config.test_clips}
-        return talking_digits.load(config.data, easy=config.easy, clips=clips, seed=config.data_seed, progress=progress)
+        return built_in.load(config.data, easy=config.easy, clips=clips, seed=config.data_seed, progress=progress)
     return open_data(
         config.data,
         modalities=modality_names(config.modalities) or None,

@@ -1,11 +1,14 @@
-"""Written sentences that name a digit, and word vectors from hashed character n-grams."""
+"""Written sentences that name a number, which of their words name it, and word vectors from character n-grams."""
 
 from __future__ import annotations
 
 import functools
 import hashlib
+from collections.abc import Sequence
 
 import numpy as np
+
+from unicode_fast.data.dataset import ClipSet
 
 WORD_WIDTH = 128
 LONGEST = 10
@@ -16,7 +19,9 @@ NAMES = {
     "fr": ("zéro", "un", "deux", "trois", "quatre", "cinq", "six", "sept", "huit", "neuf"),
 }
 _NOUNS = {"en": ("number", "digit", "figure"), "fr": ("numéro", "chiffre", "nombre")}
-# {} is the digit, in one or two words; the other slots hold one word each: 8 to 10 words in all.
+_UNITS = (*NAMES["en"], *"ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen".split())
+_TENS = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
+# {} is the number, in one or two words; the other slots hold one word each: 8 to 10 words in all.
 _TEMPLATES = {
     "en": (
         "{person} reads {} aloud in the {place} again",
@@ -57,32 +62,98 @@ _FILLERS = {
 }
 
 
-def make_sentences(digits: np.ndarray, language: str, generator: np.random.Generator) -> list[list[str]]:
-    """One sentence of 8 to 10 words for each digit.
+def digit_wordings(language: str) -> list[tuple[str, ...]]:
+    """The ways to write each of the digits 0..9."""
+    return [(name, str(digit), _ROMAN[digit]) for digit, name in enumerate(NAMES[language])]
 
-    Template, wording of the digit ("seven", "7", "VII", "number 7", ...) and everything else in the sentence are drawn
-    at random; the digit is the only thing that other modalities know.
+
+def number_names() -> list[str]:
+    """The numbers 0..99 in English words, such as "forty two"."""
+    compounds = [f"{ten} {unit}" if unit != "zero" else ten for ten in _TENS for unit in _UNITS[:10]]
+    return [*_UNITS, *compounds]
+
+
+def number_wordings() -> list[tuple[str, ...]]:
+    """The ways to write each of the numbers 0..99, in one or two words."""
+    return [(name, name.replace(" ", "-"), str(number)) for number, name in enumerate(number_names())]
+
+
+def make_sentences(
+    wordings: Sequence[tuple[str, ...]], language: str, generator: np.random.Generator
+) -> list[list[str]]:
+    """One sentence of 8 to 10 words for each number.
+
+    Template, wording of the number ("seven", "7", "VII", "number 7", ...) and everything else in the sentence are drawn
+    at random; the number is the only thing that other modalities know.
 
     Args:
-        digits: (clips,) in 0..9.
+        wordings: for each clip, the ways to write its number, in one or two words.
         language: "en" or "fr".
         generator: the source of randomness.
 
     Returns:
         The words of each sentence.
     """
-    return [_sentence(int(digit), language, generator) for digit in digits]
+    return [_sentence(ways, language, generator) for ways in wordings]
 
 
-def _sentence(digit: int, language: str, generator: np.random.Generator) -> list[str]:
+def _sentence(ways: tuple[str, ...], language: str, generator: np.random.Generator) -> list[str]:
     def pick(choices: tuple[str, ...]) -> str:
         return choices[generator.integers(len(choices))]
 
-    written = pick((NAMES[language][digit], str(digit), _ROMAN[digit]))
-    if generator.random() < 0.25:
+    written = pick(ways)
+    # A third word would make an eleventh word of some sentences.
+    if generator.random() < 0.25 and " " not in written:
         written = f"{pick(_NOUNS[language])} {written}"
     fillers = {slot: pick(choices) for slot, choices in _FILLERS[language].items()}
     return pick(_TEMPLATES[language]).format(written, **fillers).split()
+
+
+@functools.cache
+def _naming_words(language: str) -> frozenset[str]:
+    """All words that name a number in a sentence of this language."""
+    ways = digit_wordings(language) + (number_wordings() if language == "en" else [])
+    return frozenset(word for way in ways for written in way for word in written.split())
+
+
+@functools.cache
+def _other_words(language: str) -> frozenset[str]:
+    """All other words of its sentences, nouns such as "number" included."""
+    fillers = {word for choices in _FILLERS[language].values() for word in choices}
+    fixed = {word for template in _TEMPLATES[language] for word in template.split() if "{" not in word}
+    return frozenset(fillers | fixed | set(_NOUNS[language]))
+
+
+def _language_of(words: Sequence[str]) -> str:
+    """The language that has more of these words in its sentences."""
+    return max(_TEMPLATES, key=lambda language: sum(word in _other_words(language) for word in words))
+
+
+def content_words(clips: ClipSet) -> np.ndarray:
+    """Which words of each sentence name a number, in the built-in data sets.
+
+    Those are number words of the sentence's language, figures and Roman numerals; "number", "digit" and "figure" are
+    not among them. A mismatched sentence names another number than its clip's class, and that number's words are the
+    content.
+
+    Args:
+        clips: of a built-in data set.
+
+    Returns:
+        (clips, T) bool, False after the last word, with the T of the text features.
+
+    Raises:
+        ValueError: the clips have no sentences.
+    """
+    if "text.sentence" not in clips.arrays:
+        raise ValueError(f"clips must hold the array 'text.sentence', got {', '.join(clips.arrays) or 'none'}")
+    sentences = np.asarray(clips.arrays["text.sentence"])
+    found = np.zeros((len(sentences), clips.arrays["text"].shape[1]), bool)
+    for row, sentence in enumerate(sentences):
+        words = str(sentence).split()
+        naming = _naming_words(_language_of(words))
+        found[row, : len(words)] = [word in naming for word in words]
+    return found
 
 
 def sentence_vectors(sentences: list[list[str]]) -> tuple[np.ndarray, np.ndarray]:

@@ -1,20 +1,19 @@
-"""Sound of clips: which voices there are, spoken digits, coloured noise, and features of the mixture."""
+"""Sound of clips: which voices there are, spoken words, coloured noise, and features of the mixture."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from unicode_fast.data.clips import STEPS, ClipPlan, Recipe
+from unicode_fast.data.clips import STEPS, Recipe
 from unicode_fast.data.sentences import NAMES
-from unicode_fast.data.spectrogram import BANDS, log_mel_statistics
 from unicode_fast.data.speech import SAMPLE_RATE_HZ, SpokenWord, speak
 
 _ENGLISH = (
@@ -47,26 +46,50 @@ _CLIPS_AT_ONCE = 4
 
 
 @dataclass(frozen=True)
+class Vocabulary:
+    """What voices say, and how.
+
+    Attributes:
+        texts: what is said for each class.
+        recordings: of each text by each voice, each at a random rate and pitch.
+        rates: least and greatest (exclusive) number of words per minute.
+        latest_start: samples that a word may lie after the beginning of its second, where it fits.
+    """
+
+    texts: Sequence[str]
+    recordings: int
+    rates: tuple[int, int]
+    latest_start: int = SAMPLE_RATE_HZ
+
+
+@dataclass(frozen=True)
 class Voices:
     """Voices and what they said.
 
     Attributes:
         names: of all voices of the language, the index being a voice's number.
         parts: numbers of the voices of each split.
-        words: for each (voice, digit) several recordings, (samples,) float32 at 16 kHz.
+        words: for each (voice, class) several recordings, (samples,) float32 at 16 kHz.
+        vocabulary: what they were given to say.
     """
 
     names: list[str]
     parts: dict[str, np.ndarray]
     words: dict[tuple[int, int], list[np.ndarray]]
+    vocabulary: Vocabulary
 
     def of_split(self, split: str) -> np.ndarray:
         """Numbers of the voices that this split may use."""
         return self.parts[split]
 
 
-def voices_of(recipe: Recipe) -> Voices:
-    """All voices of a data set, each digit spoken at six random rates and pitches."""
+def digit_vocabulary(language: str) -> Vocabulary:
+    """The ten digits, each spoken at six rates and pitches."""
+    return Vocabulary(NAMES[language], _VARIANTS, _RATES)
+
+
+def voices_of(recipe: Recipe, vocabulary: Vocabulary) -> Voices:
+    """All voices of the splits in a recipe, and what they say."""
     names = _FRENCH if recipe.language == "fr" else _ENGLISH
     parts = recipe.shuffled_parts(len(names), "voices")
     used = {int(voice) for split in recipe.clips for voice in parts[split]}
@@ -74,17 +97,20 @@ def voices_of(recipe: Recipe) -> Voices:
     # that they sound the same in all data sets of a seed.
     divided = dataclasses.replace(recipe, easy=False).shuffled_parts(len(names), "voices")
     in_order = [int(voice) for part in divided.values() for voice in part if voice in used]
-    return Voices(list(names), parts, _spoken_words(recipe.language, recipe.seed, in_order))
+    words = _spoken_words(names, recipe.seed, in_order, vocabulary)
+    return Voices(list(names), parts, words, vocabulary)
 
 
-def _spoken_words(language: str, seed: int, used: list[int]) -> dict[tuple[int, int], list[np.ndarray]]:
-    names = _FRENCH if language == "fr" else _ENGLISH
-    places = [(voice, digit) for voice in used for digit in range(10) for _ in range(_VARIANTS)]
+def _spoken_words(
+    names: Sequence[str], seed: int, used: list[int], vocabulary: Vocabulary
+) -> dict[tuple[int, int], list[np.ndarray]]:
+    texts, recordings = vocabulary.texts, vocabulary.recordings
+    places = [(voice, label) for voice in used for label in range(len(texts)) for _ in range(recordings)]
     words: list[SpokenWord] = []
-    for voice, digit in places:
-        generator = np.random.default_rng([seed, voice, digit, len(words) % _VARIANTS])
-        rate, pitch = int(generator.integers(*_RATES)), int(generator.integers(*_PITCHES))
-        words.append(SpokenWord(NAMES[language][digit], names[voice], rate, pitch))
+    for voice, label in places:
+        generator = np.random.default_rng([seed, voice, label, len(words) % recordings])
+        rate, pitch = int(generator.integers(*vocabulary.rates)), int(generator.integers(*_PITCHES))
+        words.append(SpokenWord(texts[label], names[voice], rate, pitch))
     spoken: dict[tuple[int, int], list[np.ndarray]] = {}
     for place, samples in zip(places, speak(words), strict=True):
         spoken.setdefault(place, []).append(_at_most_a_second(samples))
@@ -110,22 +136,29 @@ def _coloured_noise(generator: np.random.Generator) -> np.ndarray:
 
 
 def render_audio(
-    plan: ClipPlan, voices: Voices, generator: np.random.Generator, progress: Callable[[int], object]
+    heard: np.ndarray,
+    voice: np.ndarray,
+    voices: Voices,
+    generator: np.random.Generator,
+    statistics: Callable[[np.ndarray], np.ndarray],
+    progress: Callable[[int], object],
 ) -> np.ndarray:
     """Mix the sound of each second and take its features.
 
     Everything random is drawn beforehand, so that the result does not depend on how the work is divided.
 
     Args:
-        plan: N clips.
-        voices: what can be heard in them.
+        heard: (N, 10) int64, the class spoken in each second, or -1.
+        voice: (N,) int64, a number into all voices.
+        voices: what can be heard in the clips.
         generator: the source of randomness.
+        statistics: makes (n, D) features of (n, 16000) samples.
         progress: called with the number of clips that are done.
 
     Returns:
-        (N, 10, 128) float32, mean and standard deviation of 64 log-mel bands in each second.
+        (N, 10, D) float32.
     """
-    clips = len(plan.digit)
+    clips = len(heard)
     noise = _coloured_noise(generator)
     draw = _Draws(
         colour=generator.integers(len(noise), size=clips),
@@ -133,23 +166,26 @@ def render_audio(
         level=_log_uniform(generator, _NOISE_LEVELS, clips),
         gain=_log_uniform(generator, _GAINS, clips),
         loudness=_log_uniform(generator, _LOUDNESSES, (clips, STEPS)),
-        variant=generator.integers(_VARIANTS, size=(clips, STEPS)),
+        variant=generator.integers(voices.vocabulary.recordings, size=(clips, STEPS)),
         offset=generator.random((clips, STEPS)),
     )
-    features = np.empty((clips, STEPS, 2 * BANDS), np.float32)
+    features: list[np.ndarray] = []
 
-    def render(first: int) -> int:
+    def render(first: int) -> np.ndarray:
         last = min(first + _CLIPS_AT_ONCE, clips)
         places = [(clip, step) for clip in range(first, last) for step in range(STEPS)]
-        seconds = np.stack([_second(plan, voices, noise, draw, place) for place in places])
-        features[first:last] = log_mel_statistics(seconds).reshape(last - first, STEPS, -1)
-        return last - first
+        said = [(int(voice[clip]), int(heard[clip, step])) for clip, step in places]
+        recordings = [voices.words[key] if key[1] >= 0 else None for key in said]
+        latest = voices.vocabulary.latest_start
+        seconds = [_second(words, latest, noise, draw, at) for words, at in zip(recordings, places, strict=True)]
+        return statistics(np.stack(seconds)).reshape(last - first, STEPS, -1)
 
     # The limit is the whole process's: the first of two data sets that are made at once would lift it for the other.
     with _ONE_BLAS_THREAD, threadpool_limits(1), ThreadPoolExecutor(_workers()) as pool:
-        for done in pool.map(render, range(0, clips, _CLIPS_AT_ONCE)):
-            progress(done)
-    return features
+        for rendered in pool.map(render, range(0, clips, _CLIPS_AT_ONCE)):
+            features.append(rendered)
+            progress(len(rendered))
+    return np.concatenate(features)
 
 
 # A matrix product has other bits on another number of threads.
@@ -169,15 +205,16 @@ class _Draws:
     offset: np.ndarray
 
 
-def _second(plan: ClipPlan, voices: Voices, noise: np.ndarray, draw: _Draws, at: tuple[int, int]) -> np.ndarray:
-    """(16000,) float32 samples of one (clip, second): noise, and the spoken digit if there is one."""
-    clip, step = at
+def _second(
+    recordings: Sequence[np.ndarray] | None, latest_start: int, noise: np.ndarray, draw: _Draws, at: tuple[int, int]
+) -> np.ndarray:
+    """(16000,) float32 samples of one (clip, second): noise, and one of the recordings if there are some."""
+    clip, _ = at
     place = draw.place[at]
     mixture = noise[draw.colour[clip], place : place + SAMPLE_RATE_HZ] * np.float32(draw.level[clip])
-    digit = plan.digit[clip] if plan.spoken[at] else plan.heard_distractor[at]
-    if digit >= 0:
-        word = voices.words[int(plan.voice[clip]), int(digit)][draw.variant[at]]
-        start = int(draw.offset[at] * (SAMPLE_RATE_HZ - len(word)))
+    if recordings is not None:
+        word = recordings[draw.variant[at]]
+        start = int(draw.offset[at] * min(SAMPLE_RATE_HZ - len(word), latest_start))
         mixture[start : start + len(word)] += np.float32(draw.loudness[at]) * word
     return mixture * np.float32(draw.gain[clip])
 

@@ -12,37 +12,39 @@ only while clips are made (see `unicode_fast.data.speech`).
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
-import json
 import os
 import sys
 from collections.abc import Callable, Mapping
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
 from unicode_fast.config import Modality
 from unicode_fast.data import handwriting, sentences
-from unicode_fast.data.cache import cache_folder, open_or_make
-from unicode_fast.data.clips import BACKGROUND, CLASSES, STEPS, ClipPlan, Recipe, plan_clips
-from unicode_fast.data.sound import Voices, render_audio, voices_of
+from unicode_fast.data.clips import BACKGROUND, CLASSES, ClipPlan, Recipe, plan_clips
+from unicode_fast.data.generated import (
+    checked_clips,
+    clip_ids,
+    description,
+    folder_name,
+    open_generated,
+    standardisation,
+    standardised,
+)
+from unicode_fast.data.sound import Voices, digit_vocabulary, render_audio, voices_of
+from unicode_fast.data.spectrogram import log_mel_statistics
 from unicode_fast.data.store import Store
 from unicode_fast.data.store_write import write_store
 
 GENERATOR_VERSION = 4
 DATASETS = ("talking-digits", "talking-digits-b", "talking-digits-two")
-DEFAULT_CLIPS = {"train": 4000, "val": 500, "test": 1000}
 MODALITIES = {
     "audio": Modality("vector", (128,)),
     "video": Modality("grid", (handwriting.GRID_SIDE, handwriting.GRID_SIDE, handwriting.CHANNELS)),
     "text": Modality("words", (sentences.WORD_WIDTH,)),
 }
 _CALIBRATION_CLIPS = 200
-_SMALLEST_DEVIATION = 1e-3
 
 
 def load(
@@ -90,28 +92,12 @@ def load(
     """
     if name not in DATASETS:
         raise ValueError(f"name must be one of {', '.join(DATASETS)}, got {name!r}")
-    if seed < 0:
-        raise ValueError(f"seed must be at least 0, got {seed}")
-    recipe = Recipe(name, seed, easy, _checked_clips(DEFAULT_CLIPS if clips is None else clips))
-    folder = (Path(cache) if cache is not None else cache_folder()) / _folder_name(recipe)
-    return open_or_make(folder, lambda target: _make(recipe, target, progress), _say)
-
-
-def _say(line: str) -> None:
-    tqdm.write(line, file=sys.stderr)
-
-
-def _checked_clips(clips: Mapping[str, int]) -> dict[str, int]:
-    if set(clips) != set(DEFAULT_CLIPS) or any(int(count) < 1 for count in clips.values()):
-        raise ValueError(f"clips must give at least 1 for each of {', '.join(DEFAULT_CLIPS)}, got {dict(clips)}")
-    return {split: int(clips[split]) for split in DEFAULT_CLIPS}
+    recipe = Recipe(name, seed, easy, checked_clips(clips, seed))
+    return open_generated(_folder_name(recipe), cache, lambda folder: _make(recipe, folder, progress))
 
 
 def _folder_name(recipe: Recipe) -> str:
-    """Readable name and a hash of everything that the contents depend on."""
-    described = json.dumps([GENERATOR_VERSION, dataclasses.asdict(recipe)], sort_keys=True)
-    level = "-easy" if recipe.easy else ""
-    return f"{recipe.name}{level}-seed{recipe.seed}-{hashlib.sha256(described.encode()).hexdigest()[:12]}"
+    return folder_name(recipe, GENERATOR_VERSION)
 
 
 def _make(recipe: Recipe, folder: Path, progress: bool) -> None:
@@ -120,22 +106,16 @@ def _make(recipe: Recipe, folder: Path, progress: bool) -> None:
     total = sum(recipe.clips.values()) + _CALIBRATION_CLIPS
     with tqdm(total=total, desc=f"making {recipe.name}", unit="clip", disable=not progress, file=sys.stderr) as bar:
         bar.set_postfix_str("speaking")
-        voices = voices_of(recipe)
+        voices = voices_of(recipe, digit_vocabulary(recipe.language))
         shared = recipe.language == calibration.language and not recipe.easy
-        calibrating_voices = voices if shared else voices_of(calibration)
+        calibrating_voices = voices if shared else voices_of(calibration, digit_vocabulary(calibration.language))
         bar.set_postfix_str("")
-        standard = _standardisation(_raw_split(calibration, "train", calibrating_voices, bar.update))
+        standard = standardisation(_raw_split(calibration, "train", calibrating_voices, bar.update))
         splits = {
-            split: _standardised(_raw_split(recipe, split, voices, bar.update), standard) for split in recipe.clips
+            split: standardised(_raw_split(recipe, split, voices, bar.update), standard) for split in recipe.clips
         }
         bar.set_postfix_str("writing")
-        extra = {
-            "generator": GENERATOR_VERSION,
-            "recipe": dataclasses.asdict(recipe),
-            "voices": voices.names,
-            "standardisation": standard,
-            "versions": {package: version(package) for package in ("espeakng-loader", "numpy", "scikit-learn")},
-        }
+        extra = description(recipe, GENERATOR_VERSION, voices, standard)
         write_store(folder, recipe.name, MODALITIES, CLASSES, splits, extra)
 
 
@@ -143,17 +123,20 @@ def _raw_split(recipe: Recipe, split: str, voices: Voices, progress: Callable[[i
     """All arrays of one split, features not standardised yet."""
     plan = plan_clips(recipe, split, voices.of_split(split))
     generator = recipe.generator(split, "text")
-    sentence_words = sentences.make_sentences(plan.digit, recipe.language, generator)
+    wordings = sentences.digit_wordings(recipe.language)
+    sentence_words = sentences.make_sentences([wordings[digit] for digit in plan.digit], recipe.language, generator)
     vectors, lengths = sentences.sentence_vectors(sentence_words)
     frames, ink = plan.frames(recipe.generator(split, "frames"))
     arrays = {
-        "audio": render_audio(plan, voices, recipe.generator(split, "sound"), progress),
+        "audio": render_audio(
+            plan.heard, plan.voice, voices, recipe.generator(split, "sound"), log_mel_statistics, progress
+        ),
         "video": handwriting.windows(frames),
         "text": vectors,
         "audio.label": _labels(plan, plan.spoken),
         "video.label": _labels(plan, plan.shown),
         "class": plan.digit,
-        "id": np.arange(len(plan.digit)) + 1_000_000 * list(DEFAULT_CLIPS).index(split),
+        "id": clip_ids(split, len(plan.digit)),
         "text.length": lengths,
         "text.sentence": np.array([" ".join(words) for words in sentence_words]),
         "shifted": (plan.spoken != plan.shown).any(1) if not recipe.two else np.zeros(len(plan.digit), bool),
@@ -172,24 +155,3 @@ def _raw_split(recipe: Recipe, split: str, voices: Voices, progress: Callable[[i
 def _labels(plan: ClipPlan, active: np.ndarray) -> np.ndarray:
     """(clips, 10, 11) uint8: the event's digit where it is on, else background."""
     return np.eye(BACKGROUND + 1, dtype=np.uint8)[np.where(active, plan.digit[:, None], BACKGROUND)]
-
-
-def _standardisation(arrays: Mapping[str, np.ndarray]) -> dict[str, dict[str, Any]]:
-    """Mean and standard deviation of each modality's features; of words only the scale, to keep the padding zero."""
-    audio = arrays["audio"].astype(np.float64)
-    video = arrays["video"].astype(np.float64)
-    valid = np.arange(STEPS) < arrays["text.length"][:, None]
-    text = arrays["text"][valid].astype(np.float64)
-    deviation = np.maximum(audio.std((0, 1)), _SMALLEST_DEVIATION)
-    return {
-        "audio": {"mean": audio.mean((0, 1)).tolist(), "deviation": deviation.tolist()},
-        "video": {"mean": float(video.mean()), "deviation": float(video.std())},
-        "text": {"mean": 0.0, "deviation": float(text.std())},
-    }
-
-
-def _standardised(arrays: dict[str, np.ndarray], standard: Mapping[str, Mapping[str, Any]]) -> dict[str, np.ndarray]:
-    for name, numbers in standard.items():
-        mean = np.asarray(numbers["mean"], np.float32)
-        arrays[name] = (arrays[name] - mean) / np.asarray(numbers["deviation"], np.float32)
-    return arrays

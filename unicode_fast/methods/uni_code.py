@@ -11,7 +11,6 @@ from torch import Tensor
 
 from unicode_fast import losses
 from unicode_fast.config import Config
-from unicode_fast.modules.codebook import mean_of_others
 from unicode_fast.modules.cpc import clip_mean
 from unicode_fast.modules.model import ModelOutput, UniCode
 from unicode_fast.ops import codeword_distribution, commitment_loss, sharded
@@ -112,6 +111,7 @@ class UniCodeMethod:
         self._club(output, draws, terms)
         recognised = self._cpc(output, draws, terms)
         self._code_matching(output, terms)
+        self._assignment(output, terms)
         return terms, recognised
 
     def valid_steps(self, output: ModelOutput) -> Tensor:
@@ -149,7 +149,12 @@ class UniCodeMethod:
         found: dict[str, Tensor] = {}
         if len({output.codeword[name].shape[1] for name in names}) == 1:
             size, device = (len(names), len(names)), self.model.device
-            weights = torch.full(size, partners / (len(names) - 1), dtype=torch.float64, device=device)
+            weights = torch.zeros(size, dtype=torch.float64, device=device)
+            for row, name in enumerate(names):
+                others = self._partners(name)
+                for column, other in enumerate(names):
+                    if other in others:
+                        weights[row, column] = partners / len(others)
             weights.fill_diagonal_(own)
             weights = weights / (self.config.model.width if method.commitment_norm == "mean" else 1)
             valid = None if output.mask is None else torch.stack([output.mask[name].flatten() for name in names])
@@ -171,9 +176,23 @@ class UniCodeMethod:
                     return losses.commitment(z, mean, valid, norm=method.commitment_norm)
 
                 total = own * losses.commitment(z, output.codeword[name], valid, norm=method.commitment_norm)
-                total = total + partners * mean_of_others(name, names, to_partner)
+                others = self._partners(name)
+                if others:
+                    total = total + partners * torch.stack([to_partner(other) for other in others]).mean(0)
                 found[f"commitment.{name}"] = total if shares is None else shares[name] * total
         terms.update(self._whole(found, output.part))
+
+    def _timed(self) -> list[str]:
+        """The modalities with a time axis; of a sentence, words have an order only."""
+        return [name for name in self.model.names if self.model.modalities[name].kind != "words"]
+
+    def _partners(self, name: str) -> list[str]:
+        """Whose codewords a modality's features are drawn to beside their own."""
+        others = [other for other in self.model.names if other != name]
+        if self.config.method.commitment_partners == "all":
+            return others
+        timed = self._timed()
+        return [other for other in others if name in timed and other in timed]
 
     def _pair_shares(self, output: ModelOutput, part: Part, valid: Tensor | None) -> Tensor | float:
         """Which share of the places that are valid in both modalities is at hand, (modalities, modalities) or one."""
@@ -249,6 +268,48 @@ class UniCodeMethod:
             weight = method.cmcm_weight if part is None else method.cmcm_weight * len(used[first]) / part.clips
             found[f"code_matching.{first}-{second}"] = weight * loss
         terms.update(self._whole(found, part))
+
+    def _assignment(self, output: ModelOutput, terms: dict[str, Tensor]) -> None:
+        """Codewords that a clip's modalities agree on: by second between those with a time axis, by clip with words."""
+        method, part, timed = self.config.method, output.part, self._timed()
+        steps = {output.semantic[name].shape[1] for name in timed}
+        by_second = bool(method.assignment_weight) and len(timed) > 1 and len(steps) == 1
+        words = [name for name in self.model.names if name not in timed] if method.presence_weight and timed else []
+        if not by_second and not words:
+            return
+        scores = {
+            name: losses.assignment_scores(output.semantic[name], self.model.codebook.codebook)
+            for name in (*timed, *words)
+        }
+        found = self._by_second(output, {name: scores[name] for name in timed}) if by_second else {}
+        for name in words:
+            masks = self._masks(output)
+            used = [clip_mean(scores[other].detach().softmax(-1), masks[other]) for other in timed]
+            errors = torch.stack([losses.presence(one, scores[name], masks[name]) for one in used])
+            share = 1.0 if part is None else len(used[0]) / part.clips
+            found[f"presence.{name}"] = method.presence_weight * share * errors.sum()
+        terms.update(self._whole(found, part))
+
+    def _by_second(self, output: ModelOutput, scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        part = output.part
+        valid = None if output.mask is None else torch.stack([output.mask[name] for name in scores]).all(0)
+        mean = torch.stack([one.detach() for one in scores.values()]).mean(0)  # (B, T, M)
+        everyone, all_valid, share = mean, valid, None
+        if part is not None:
+            everyone = sharded.gather(mean, part)
+            everywhere = mean.new_ones(mean.shape[:2]) if valid is None else valid.to(mean.dtype)
+            weights = sharded.gather(everywhere, part)
+            all_valid, share = weights.bool(), everywhere.sum() / weights.sum().clamp(min=1)
+        target = losses.balanced_assignment(everyone.flatten(0, 1), None if all_valid is None else all_valid.flatten())
+        target = target.view_as(everyone)
+        if part is not None:
+            target = target[part.offset : part.offset + len(mean)]
+        found = {}
+        for name, one in scores.items():
+            error = losses.masked_mean(-(target * one.log_softmax(-1)).sum(-1), valid)
+            weight = self.config.method.assignment_weight
+            found[f"assignment.{name}"] = weight * (error if share is None else share * error)
+        return found
 
     def _uniform(self, stream: int, shape: tuple[int, ...]) -> Tensor:
         return uniform(self.config.train.seed, self.model.codebook.step, stream, shape)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -17,6 +17,7 @@ from unicode_fast.modules.codebook import Codebook
 from unicode_fast.modules.cpc import CrossCPC
 from unicode_fast.modules.decoders import make_decoder
 from unicode_fast.modules.encoders import ModalityEncoder
+from unicode_fast.modules.feature_norm import FeatureNorm, Moments
 from unicode_fast.modules.precision import products
 from unicode_fast.ops import BatchShard
 from unicode_fast.ops.sharded import Part
@@ -29,14 +30,13 @@ class Encoded(NamedTuple):
     vector: Tensor
 
 
-class Features(NamedTuple):
-    """What the encoders make of one modality.
+class Specific(NamedTuple):
+    """What one modality keeps for itself.
 
-    semantic z (B, T, D); specific, what the decoder reads beside the codeword; club (B, T, Y), the same as CLUB sees
-    it; target, what the decoder has to give back.
+    specific, what the decoder reads beside the codeword; club (B, T, Y), the same as CLUB sees it; target, what the
+    decoder has to give back.
     """
 
-    semantic: Tensor
     specific: Tensor
     club: Tensor
     target: Tensor
@@ -51,7 +51,8 @@ class ModelOutput:
     with the straight-through gradient; decoded and target in the shape of the
     input (or of the LSTM output for words), all in the model's dtype but
     decoded, which may have that of its precision; mask (B, T) or None; part
-    says which clips of a batch that processes share these are, None for all of it.
+    says which clips of a batch that processes share these are, None for all of
+    it; moments, of z before its normalisation, where batches are normalised.
     """
 
     semantic: dict[str, Tensor]
@@ -63,6 +64,7 @@ class ModelOutput:
     target: dict[str, Tensor]
     mask: dict[str, Tensor] | None
     part: Part | None = None
+    moments: dict[str, Moments] = field(default_factory=dict)
 
 
 class UniCode(nn.Module):
@@ -101,6 +103,9 @@ class UniCode(nn.Module):
         self.decoders = nn.ModuleDict(
             {name: make_decoder(kind, sizes, word_target=method.word_target) for name, kind in modalities.items()}
         )
+        self.norms = nn.ModuleDict(
+            {name: FeatureNorm(sizes.width) for name in modalities} if method.feature_norm == "batch" else {}
+        )
         self.codebook = Codebook(self.names, sizes, method, config.train.seed)
         self.cpc = CrossCPC(self.names, sizes, method, config.train)
         self.club = nn.ModuleDict(
@@ -127,6 +132,11 @@ class UniCode(nn.Module):
     def device(self) -> torch.device:
         """The device of the parameters."""
         return self.codebook.codebook.device
+
+    @property
+    def codewords(self) -> int:
+        """M, the size of the codebook."""
+        return self.config.model.codewords
 
     def parts(self) -> dict[str, list[nn.Parameter]]:
         """The parameters of the main optimiser, in the groups whose gradients are clipped together."""
@@ -162,32 +172,66 @@ class UniCode(nn.Module):
         output = ModelOutput({}, {}, {}, {}, {}, {}, {}, None if mask is None else dict(mask), part)
         specific: dict[str, Tensor] = {}
         for name in self.names:
-            encoded = self.encode_features(name, features[name], None if mask is None else mask[name])
-            output.semantic[name], specific[name], output.club[name], output.target[name] = encoded
+            z, own = self.encode_features(name, features[name], None if mask is None else mask[name])
+            output.semantic[name] = self.normalise(name, z, output)
+            specific[name], output.club[name], output.target[name] = own
         for name, quantised in self.codebook.quantise(output.semantic).items():
             output.index[name], output.codeword[name], output.quantised[name] = quantised
             output.decoded[name] = self.decode(name, quantised.vector, specific[name])
         return output
 
-    def encode_features(self, name: str, features: Tensor, mask: Tensor | None) -> Features:
-        """What `forward` computes of one modality before the codebook; arguments are not checked."""
+    def encode_features(self, name: str, features: Tensor, mask: Tensor | None) -> tuple[Tensor, Specific]:
+        """What `forward` computes of one modality before z (B, T, D) is normalised; arguments are not checked."""
         return self._with_checkpoint(self._encode_features, name, features, mask)
+
+    def encode_semantic(self, name: str, features: Tensor, mask: Tensor | None) -> Tensor:
+        """The first half of `encode_features`, with the same dropout."""
+        return self._with_checkpoint(self._encode_semantic, name, features, mask)
+
+    def encode_specific(self, name: str, features: Tensor, mask: Tensor | None) -> Specific:
+        """The second half of `encode_features`, which has no dropout."""
+        return self._with_checkpoint(self._encode_specific, name, features, mask)
+
+    def normalise(self, name: str, z: Tensor, output: ModelOutput) -> Tensor:
+        """What the codebook sees of z, (B, T, D): by the moments of the batch while training, which `output` keeps."""
+        if not self.norms:
+            return z
+        norm = self._norm(name)
+        if not self.training:
+            return norm.by_running_moments(z)
+        normalised, output.moments[name] = norm(z, None if output.mask is None else output.mask[name], output.part)
+        return normalised
+
+    def _norm(self, name: str) -> FeatureNorm:
+        return cast(FeatureNorm, self.norms[name])
 
     def decode(self, name: str, vector: Tensor, specific: Tensor) -> Tensor:
         """Reconstruction of one modality from its quantised vectors, (B, T, D), and specific features."""
         return self._with_checkpoint(self._decode, name, vector, specific)
 
-    def _encode_features(self, name: str, features: Tensor, mask: Tensor | None) -> Features:
-        encoder = self._encoder(name)
-        if mask is not None and looking.can_look(mask) and mask.all():
-            mask = None
-        given = _without_padding(features, mask)
+    def _encode_features(self, name: str, features: Tensor, mask: Tensor | None) -> tuple[Tensor, Specific]:
+        given, mask = _as_read(features, mask)
         with products(self.config.train, self.device):
-            read = encoder.read_words(given, mask)
-            semantic = encoder.encode_semantic(read, mask)
-            specific, club = encoder.encode_specific(read)
+            read = self._encoder(name).read_words(given, mask)
+            return self._semantic(name, read, mask), self._specific(name, read, given)
+
+    def _encode_semantic(self, name: str, features: Tensor, mask: Tensor | None) -> Tensor:
+        given, mask = _as_read(features, mask)
+        with products(self.config.train, self.device):
+            return self._semantic(name, self._encoder(name).read_words(given, mask), mask)
+
+    def _encode_specific(self, name: str, features: Tensor, mask: Tensor | None) -> Specific:
+        given, mask = _as_read(features, mask)
+        with products(self.config.train, self.device):
+            return self._specific(name, self._encoder(name).read_words(given, mask), given)
+
+    def _semantic(self, name: str, read: Tensor, mask: Tensor | None) -> Tensor:
+        return self._encoder(name).encode_semantic(read, mask).to(self.dtype)
+
+    def _specific(self, name: str, read: Tensor, given: Tensor) -> Specific:
+        specific, club = self._encoder(name).encode_specific(read)
         target = read if self.config.method.word_target == "lstm" else given
-        return Features(semantic.to(self.dtype), specific, club.to(self.dtype), target.to(self.dtype))
+        return Specific(specific, club.to(self.dtype), target.to(self.dtype))
 
     def _decode(self, name: str, vector: Tensor, specific: Tensor) -> Tensor:
         with products(self.config.train, self.device):
@@ -201,7 +245,12 @@ class UniCode(nn.Module):
         return function(*inputs)
 
     def update_codebook(self, output: ModelOutput) -> None:
-        """The MM-EMA step for a batch whose output is at hand; once per training step, after the backward pass."""
+        """The MM-EMA step for a batch whose output is at hand; once per training step, after the backward pass.
+
+        Running moments of normalised features take their share of the batch's.
+        """
+        for name, moments in output.moments.items():
+            self._norm(name).update(moments)
         shard = None
         if output.part is not None:
             steps = [output.semantic[name].shape[1] for name in self.names]
@@ -235,7 +284,8 @@ class UniCode(nn.Module):
                 check_prefix(name, mask)
         encoder = self._encoder(name)
         read = encoder.read_words(_without_padding(features, mask), mask)
-        quantised = self.codebook.quantise({name: encoder.encode_semantic(read, mask)})[name]
+        z = encoder.encode_semantic(read, mask)
+        quantised = self.codebook.quantise({name: self._norm(name).by_running_moments(z) if self.norms else z})[name]
         return Encoded(quantised.index, quantised.codeword)
 
     def check(self, features: Mapping[str, Tensor], mask: Mapping[str, Tensor] | None) -> None:
@@ -277,6 +327,13 @@ class UniCode(nn.Module):
                 f"mask of {name!r} must have shape {tuple(features.shape[:2])} on {features.device}, "
                 f"got {tuple(mask.shape)} on {mask.device}"
             )
+
+
+def _as_read(features: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Features without what padding holds, and the mask, None where the host can see that every step is valid."""
+    if mask is not None and looking.can_look(mask) and mask.all():
+        mask = None
+    return _without_padding(features, mask), mask
 
 
 def _without_padding(features: Tensor, mask: Tensor | None) -> Tensor:

@@ -17,10 +17,12 @@ from unicode_fast.tasks.runner import (
     check_tasks,
     run_row,
     run_table,
+    validate,
     zero_shot_accuracy,
 )
 from unicode_fast.tasks.segmentation import Segmentation
-from unicode_fast.tasks.table import Row, aggregate, format_markdown, format_metrics, format_table
+from unicode_fast.tasks.sharing import Sharing, format_sharing, mean_sharing, measure_sharing
+from unicode_fast.tasks.table import Row, TokenScore, aggregate, format_markdown, format_metrics, format_table
 
 __all__ = [
     "DEFAULT_TASKS",
@@ -38,6 +40,8 @@ __all__ = [
     "Retrieval",
     "Row",
     "Segmentation",
+    "Sharing",
+    "TokenScore",
     "aggregate",
     "check_partners",
     "check_tasks",
@@ -45,9 +49,13 @@ __all__ = [
     "explain",
     "format_markdown",
     "format_metrics",
+    "format_sharing",
     "format_table",
+    "mean_sharing",
+    "measure_sharing",
     "open_partners",
     "run_row",
     "run_table",
+    "validate",
     "zero_shot_accuracy",
 ]

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, cast
 
+import torch
+from torch import Tensor
+
+from unicode_fast.data import ClipSet, built_in
+from unicode_fast.data.sentences import content_words
 from unicode_fast.tasks.probe import Clips, EncodedClips, Examples, FrozenModel, ProbeTask, encode_split
 
 TRAIN, VALIDATION, TEST, WHOLE = "train", "val", "test", "all"
+# What a probe sees of a code: its codeword; its number alone; the same, of sentences the words that name what the other
+# modalities know too.
+View = Literal["codewords", "tokens", "content"]
 
 
 class Dataset(Protocol):
@@ -39,7 +47,7 @@ class Domain:
 
     def __init__(self, model: FrozenModel, store: Dataset) -> None:
         self.model, self.store = model, store
-        self._codes: dict[tuple[str, str], EncodedClips] = {}
+        self._codes: dict[tuple[str, str, View], EncodedClips] = {}
 
     @property
     def names(self) -> list[str]:
@@ -50,15 +58,38 @@ class Domain:
         """The clips of a split that have this modality."""
         return self.store.clips(split, name)
 
-    def codes(self, split: str, name: str) -> EncodedClips:
-        """Their codes."""
-        if (split, name) not in self._codes:
-            self._codes[split, name] = encode_split(self.model, self.clips(split, name), [name])[name]
-        return self._codes[split, name]
+    def codes(self, split: str, name: str, view: View = "codewords") -> EncodedClips:
+        """Their codes, as a probe sees them."""
+        if (split, name, view) not in self._codes:
+            self._codes[split, name, view] = self._seen(split, name, view)
+        return self._codes[split, name, view]
 
-    def examples(self, task: ProbeTask, split: str, name: str) -> Examples:
+    def _seen(self, split: str, name: str, view: View) -> EncodedClips:
+        if view == "codewords":
+            return encode_split(self.model, self.clips(split, name), [name])[name]
+        if view == "tokens":
+            return self.codes(split, name).tokens(self.model.codewords)
+        tokens = self.codes(split, name, "tokens")
+        return tokens.only(self._content(split, name)) if self.has_content(name) else tokens
+
+    def has_content(self, name: str) -> bool:
+        """Whether the data say which words of a modality name what others know too: the built-in sentences do."""
+        return name == "text" and getattr(self.store, "name", "") in built_in.DATASETS
+
+    def _content(self, split: str, name: str) -> Tensor:
+        """(clips, T) bool."""
+        clips = self.clips(split, name)
+        return torch.from_numpy(content_words(cast(ClipSet, clips)))
+
+    def aligned(self, split: str, one: str, other: str) -> bool:
+        """Whether steps of two modalities are the same seconds; a sentence has no time axis."""
+        kinds = [getattr(self.store.modalities[name], "kind", None) for name in (one, other)]
+        steps = [self.clips(split, name).features[name].shape[1] for name in (one, other)]
+        return "words" not in kinds and steps[0] == steps[1]
+
+    def examples(self, task: ProbeTask, split: str, name: str, view: View = "codewords") -> Examples:
         """Their codes and what a probe should say of them."""
-        return Examples(self.codes(split, name), task.truth(self.clips(split, name), name))
+        return Examples(self.codes(split, name, view), task.truth(self.clips(split, name), name))
 
     def first_of(self, splits: Sequence[str]) -> str:
         """The first of these splits that the data set has.

@@ -78,6 +78,12 @@ Chance: the best such F1 of a constant prediction.""",
 }
 
 
+_TOKENS = (
+    "Tokens: both scores again, all alike but for a one-hot vector in the place of each codeword, so that a probe sees "
+    "which codes a clip uses and nothing of where they lie."
+)
+
+
 def explain(task: str, protocol: str = "sound") -> str:
     """The definition of a task's numbers, some lines to print.
 
@@ -115,6 +121,9 @@ def _explain_probe(task: str, protocol: str) -> str:
                 "other modality have no part in any choice: zero-shot means that there are none.",
                 _SOUND[base].format(tested=tested),
                 f"Same modality: a probe trained and tested on the row's target modality, {upper}.",
+                _TOKENS,
+                "Content words: the same with only those words of a sentence that name a class, where the data say "
+                "which they are, as the built-in data do.",
                 _LIMITS[task],
             ]
         )
@@ -131,6 +140,7 @@ def _explain_probe(task: str, protocol: str) -> str:
             _OFFICIAL[task],
             "Masked steps count nowhere; the released code masks none, see the field text_padding.",
             "Same modality: a probe trained and scored on the row's target modality, else alike.",
+            _TOKENS,
         ]
     )
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import one_hot
 from tqdm import tqdm
 
 from unicode_fast.tasks.probe import (
@@ -43,6 +44,31 @@ def seeded_training_mode(model: FrozenModel, seed: int) -> Iterator[None]:
             with torch.no_grad():
                 for buffer, before in zip(model.buffers(), kept, strict=True):
                     buffer.copy_(before)
+
+
+class TokenModel:
+    """A frozen model whose codewords are one-hot: a probe sees which code it is, and nothing of where it lies.
+
+    Args:
+        model: encodes; everything but its codewords stays as it is.
+    """
+
+    def __init__(self, model: FrozenModel) -> None:
+        self.model = model
+
+    def encode(self, name: str, features: Tensor, mask: Tensor | None = None) -> _Tokens:
+        """Codes of one modality's batch, index (B, T) and one-hot vector (B, T, M)."""
+        index = self.model.encode(name, features, mask).index
+        return _Tokens(index, one_hot(index, self.model.codewords).to(self.model.dtype))
+
+    def __getattr__(self, name: str) -> Any:
+        """Everything else is the model's."""
+        return getattr(self.model, name)
+
+
+class _Tokens(NamedTuple):
+    index: Tensor  # type: ignore[assignment]
+    vector: Tensor
 
 
 class OfficialBest(NamedTuple):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from unicode_fast.config import DataConfig
-from unicode_fast.data import open_dataset, talking_digits
+from unicode_fast.data import built_in, open_dataset
 from unicode_fast.tasks.domain import Dataset
 from unicode_fast.tasks.runner import SEGMENTATION, check_tasks
 
@@ -25,14 +25,25 @@ def check_partners(config: DataConfig, tasks: str | Sequence[str]) -> None:
     """Whether the built-in data have what these tasks need beside the data of a run.
 
     Raises:
-        ValueError: a task is unknown, or needs a second data set beside one that is not built in.
+        ValueError: a task is unknown, or needs a second data set beside one that has none built in.
     """
     names = check_tasks(tasks, "probe_tasks")
     needy = [task for task in names if task in (*ACROSS, SEGMENTATION)]
-    if needy and config.data not in talking_digits.DATASETS:
+    if needy and config.data in built_in.DATASETS:
+        _check_built_in(config, needy[0], "probe_tasks")
+    elif needy:
         raise ValueError(
             f"probe_tasks must be classification, localisation or retrieval beside data {config.data!r}, got "
             f"{needy[0]!r}; python -m unicode_fast.evaluate measures it"
+        )
+
+
+def _check_built_in(config: DataConfig, task: str, argument: str) -> None:
+    """Whether built-in data have a partner for a task that needs one."""
+    if config.data not in built_in.WITH_PARTNERS:
+        raise ValueError(
+            f"{argument} must be classification, localisation or retrieval beside data {config.data!r}, got {task!r}; "
+            f"of the built-in data, {', '.join(built_in.WITH_PARTNERS)} have it"
         )
 
 
@@ -51,21 +62,25 @@ def open_partners(
         to_data: what the tasks across data sets are tested on, or None.
 
     Raises:
-        ValueError: a task across data sets has only one, or `to_data` is given where no task reads it.
+        ValueError: a task across data sets has only one, or `to_data` is given where no task reads it, or a task needs
+            a partner that the built-in data have not.
     """
     names = check_tasks(tasks)
     across = [task for task in names if task in ACROSS]
     if to_data is not None and not across:
         raise ValueError(f"to_data is for {' and '.join(ACROSS)}, got {to_data!r} beside {', '.join(names)}")
     partners: dict[str, Dataset] = {}
-    built_in = config.data in talking_digits.DATASETS
+    built = config.data in built_in.DATASETS
+    needy = [task for task in names if task == SEGMENTATION or (task in ACROSS and to_data is None)]
+    if built and needy:
+        _check_built_in(config, needy[0], "task")
     if across:
-        name = _OTHER_DOMAIN[config.data] if built_in and to_data is None else to_data
+        name = _OTHER_DOMAIN[config.data] if built and to_data is None else to_data
         if name is not None:
             other = open_dataset(replace(config, data=name))
             partners |= dict.fromkeys(across, other)
         elif getattr(store, "name", "") not in TWO_DOMAINS:
             raise ValueError(f"to_data must name the data set that {across[0]} is tested on, {config.data!r} holds one")
-    if SEGMENTATION in names and built_in and config.data != _WITH_MASKS:
+    if SEGMENTATION in names and built and config.data != _WITH_MASKS:
         partners[SEGMENTATION] = open_dataset(replace(config, data=_WITH_MASKS))
     return partners

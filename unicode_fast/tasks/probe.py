@@ -47,6 +47,10 @@ class FrozenModel(Protocol):
     def device(self) -> torch.device:
         """Where it computes."""
 
+    @property
+    def codewords(self) -> int:
+        """M."""
+
     def encode(self, name: str, features: Tensor, mask: Tensor | None = None) -> EncodedLike:
         """Codes of one modality's batch."""
 
@@ -120,6 +124,16 @@ class EncodedClips:
     def select(self, clips: Tensor) -> EncodedClips:
         """The clips of these numbers, (n,) int64, with the same table."""
         return EncodedClips(self.index[clips], self.table, self.mask[clips])
+
+    def tokens(self, codewords: int) -> EncodedClips:
+        """The same codes as one-hot vectors, (codewords, codewords): nothing of where their codewords lie."""
+        return EncodedClips(self.index, torch.eye(codewords, dtype=self.table.dtype), self.mask)
+
+    def only(self, steps: Tensor) -> EncodedClips:
+        """The same clips with some of their steps, (clips, T) bool, at least one valid step of each clip among them."""
+        mask = self.mask & steps
+        first = self.index.gather(1, mask.long().argmax(1, keepdim=True))  # (clips, 1)
+        return EncodedClips(torch.where(mask, self.index, first), self.table, mask)
 
     def to(self, dtype: torch.dtype) -> EncodedClips:
         """The same codes with a table of this dtype."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from unicode_fast.tasks.classification import (
     OfficialClassification,
     OfficialCrossClassification,
 )
-from unicode_fast.tasks.domain import TEST, TRAIN, VALIDATION, WHOLE, Dataset, Domain, check_classes
+from unicode_fast.tasks.domain import TEST, TRAIN, VALIDATION, WHOLE, Dataset, Domain, View, check_classes
 from unicode_fast.tasks.intervals import Bootstrap, Estimate
 from unicode_fast.tasks.localisation import (
     CrossLocalisation,
@@ -26,7 +27,7 @@ from unicode_fast.tasks.localisation import (
     OfficialCrossLocalisation,
     OfficialLocalisation,
 )
-from unicode_fast.tasks.official import OfficialBest, official_probe
+from unicode_fast.tasks.official import OfficialBest, TokenModel, official_probe
 from unicode_fast.tasks.probe import (
     EncodedClips,
     Examples,
@@ -41,7 +42,8 @@ from unicode_fast.tasks.probe import (
 )
 from unicode_fast.tasks.retrieval import Retrieval
 from unicode_fast.tasks.segmentation import Segmentation
-from unicode_fast.tasks.table import Row
+from unicode_fast.tasks.sharing import Sharing, measure_sharing
+from unicode_fast.tasks.table import Row, TokenScore
 
 PROBE_TASKS = ("classification", "localisation", "cross-classification", "cross-localisation")
 RETRIEVAL, SEGMENTATION = "retrieval", "segmentation"
@@ -128,8 +130,8 @@ class Probes:
         self._backbone, self._segmenter_steps = backbone, segmenter_steps
         self.home = Domain(model, store)
         self.partners = {task: Domain(model, partner) for task, partner in (partners or {}).items()}
-        self._heads: dict[tuple[str, str, bool], ProbeHead] = {}
-        self._official: dict[tuple[str, str, bool], dict[str, OfficialBest]] = {}
+        self._heads: dict[tuple[str, str, bool, View], ProbeHead] = {}
+        self._official: dict[tuple[str, str, bool, View], dict[str, OfficialBest]] = {}
         for task, partner in self.partners.items():
             if task in PROBE_TASKS:
                 check_classes(store.classes, partner.store.classes)
@@ -152,6 +154,13 @@ class Probes:
         """
         return Segmentation(self.domain(SEGMENTATION), self.seed, self._backbone, self._segmenter_steps)
 
+    def sharing(self) -> dict[str, Sharing]:
+        """How modalities share the codes of the test split of `store`; by which words of a sentence take part."""
+        found = {"all words": measure_sharing(self.home, TEST)}
+        if any(map(self.home.has_content, self.home.names)):
+            found["content words"] = measure_sharing(self.home, TEST, content=True)
+        return found
+
     def codes(self, split: str, name: str) -> EncodedClips:
         """Codes of a modality, all clips of a split."""
         return self.home.codes(split, name)
@@ -165,43 +174,49 @@ class Probes:
         kind, domain = probe_task(task), self.domain(task)
         return [name for name in domain.names if kind.modalities(domain.clips(TEST, name), [name])]
 
-    def head(self, task: str, source: str, *, at_home: bool = True) -> ProbeHead:
+    def head(self, task: str, source: str, *, at_home: bool = True, view: View = "codewords") -> ProbeHead:
         """The probe that is trained on one modality, sound protocol.
 
         Args:
             task: what it learns.
             source: the modality.
             at_home: trained on `store`, else on the data set that the task is tested on.
+            view: what it sees of a code.
         """
         at_home = at_home or self.domain(task) is self.home
-        if (task, source, at_home) not in self._heads:
-            kind, domain = probe_task(task), self.home if at_home else self.domain(task)
-            self._heads[task, source, at_home] = train_probe(
+        kind, domain = probe_task(task), self.home if at_home else self.domain(task)
+        if view == "content" and not domain.has_content(source):
+            view = "tokens"
+        if (task, source, at_home, view) not in self._heads:
+            self._heads[task, source, at_home, view] = train_probe(
                 kind,
                 kind.columns(domain.clips(TRAIN, source)),
-                domain.examples(kind, TRAIN, source),
-                domain.examples(kind, VALIDATION, source),
+                domain.examples(kind, TRAIN, source, view),
+                domain.examples(kind, VALIDATION, source, view),
                 torch.Generator().manual_seed(probe_seed(self.seed, task, source)),
             )
-        return self._heads[task, source, at_home]
+        return self._heads[task, source, at_home, view]
 
-    def output(self, task: str, source: str, target: str, split: str = TEST) -> Tensor:
+    def output(self, task: str, source: str, target: str, split: str = TEST, view: View = "codewords") -> Tensor:
         """Logits on `target` of the probe that is trained on `source`, all clips of a split, clips first.
 
         Where both are the same modality the probe is trained on the data set that it is tested on.
         """
-        codes = self.domain(task).codes(split, target).to(torch.float32)
-        head = self.head(task, source, at_home=source != target)
+        codes = self.domain(task).codes(split, target, view).to(torch.float32)
+        head = self.head(task, source, at_home=source != target, view=view)
         with one_thread():
             return probe_task(task).output(head, codes)
 
-    def score(self, task: str, source: str, target: str, protocol: str = "sound") -> float:
+    def score(self, task: str, source: str, target: str, protocol: str = "sound", view: View = "codewords") -> float:
         """Of the probe that is trained on `source` and tested on `target`, which may be the same."""
         kind = probe_task(task, protocol)
         if protocol == "official":
-            return self._best(kind, source, target).score
-        examples = self.domain(task).examples(kind, TEST, target)
-        return kind.score(self.output(task, source, target), examples.truth, examples.codes.mask)
+            return self._best(kind, source, target, view).score
+        examples = self.domain(task).examples(kind, TEST, target, view)
+        return kind.score(self.output(task, source, target, view=view), examples.truth, examples.codes.mask)
+
+    def _token_score(self, task: str, source: str, target: str, protocol: str, view: View) -> TokenScore:
+        return TokenScore(*(self.score(task, name, target, protocol, view) for name in (source, target)))
 
     def row(  # noqa: PLR0913 - the words of one line of the table
         self,
@@ -239,6 +254,7 @@ class Probes:
             return row if details else replace(row, interval=None, metrics={})
         kind = probe_task(task, protocol)
         further = self._further(kind, source, target) if details else {}
+        named = protocol == "sound" and any(self.domain(task).has_content(name) for name in (source, target))
         return Row(
             task=task,
             source=source,
@@ -249,6 +265,8 @@ class Probes:
             protocol=protocol,
             interval=further[kind.metric].interval if further else None,
             metrics=further,
+            token=self._token_score(task, source, target, protocol, "tokens"),
+            content_token=self._token_score(task, source, target, protocol, "content") if named else None,
         )
 
     def check_direction(self, task: str, source: str, target: str) -> None:
@@ -299,10 +317,10 @@ class Probes:
     def _tested_split(self, kind: ProbeTask) -> str:
         return self.domain(kind.name).first_of(kind.tested)
 
-    def _best(self, kind: ProbeTask, source: str, target: str) -> OfficialBest:
+    def _best(self, kind: ProbeTask, source: str, target: str, view: View = "codewords") -> OfficialBest:
         """Official protocol; `source` is trained on at home, unless it is the target itself."""
         tested, elsewhere = self.domain(kind.name), source == target and kind.across
-        key = kind.name, source, elsewhere
+        key = kind.name, source, elsewhere, view
         if key not in self._official:
             split = self._tested_split(kind)
             names = [target] if elsewhere else self.modalities(kind.name)
@@ -311,8 +329,9 @@ class Probes:
                 if elsewhere
                 else self.home.clips(self.home.first_of((WHOLE, TRAIN)), source)
             )
-            scored = {name: tested.examples(kind, split, name) for name in names}
-            self._official[key] = official_probe(kind, self.model, clips, source, scored, self.seed)
+            scored = {name: tested.examples(kind, split, name, view) for name in names}
+            model = self.model if view == "codewords" else TokenModel(self.model)
+            self._official[key] = official_probe(kind, model, clips, source, scored, self.seed)
         return self._official[key][target]
 
 
@@ -396,19 +415,46 @@ def zero_shot_accuracy(model: FrozenModel, store: Dataset, *, seed: int = 0) -> 
     Returns:
         Accuracy by direction, such as "audio->video", and "mean" over directions.
     """
-    kind, domain = probe_task("classification"), Domain(model, store)
-    scores: dict[str, float] = {}
+    return _quick_scores(Domain(model, store), seed, ("codewords",))["codewords"]
+
+
+def validate(model: FrozenModel, store: Dataset, *, seed: int = 0) -> dict[str, Any]:
+    """What pre-training logs of the validation split.
+
+    Args:
+        model: any mode, which is restored; nothing in it changes, nor do the global random numbers.
+        store: with splits train and val.
+        seed: of the probes and the choice of clips.
+
+    Returns:
+        `zero_shot_accuracy`; under "token" the same of probes that see only which codes a clip uses; under "sharing"
+        the attributes of `Sharing`.
+    """
+    domain = Domain(model, store)
+    scores = _quick_scores(domain, seed, ("codewords", "tokens"))
+    return {
+        **scores["codewords"],
+        "token": scores["tokens"],
+        "sharing": measure_sharing(domain, VALIDATION).as_dict(),
+    }
+
+
+def _quick_scores(domain: Domain, seed: int, views: Sequence[View]) -> dict[View, dict[str, float]]:
+    kind, model = probe_task("classification"), domain.model
+    scores: dict[View, dict[str, float]] = {view: {} for view in views}
     for source in model.names:
         train = domain.clips(TRAIN, source)
         order = torch.randperm(len(train), generator=torch.Generator().manual_seed(probe_seed(seed, "quick clips")))
         numbers = np.sort(order[:QUICK_CLIPS].numpy())
         codes = encode_split(model, train, [source], numbers=numbers)[source]
-        examples = Examples(codes, kind.truth(train, source)[torch.from_numpy(numbers)])
-        generator = torch.Generator().manual_seed(probe_seed(seed, "quick", source))
-        head = train_probe(kind, kind.columns(train), examples, None, generator, QUICK_RULE)
-        for target in model.names:
-            if target != source:
-                held = domain.examples(kind, VALIDATION, target)
-                logits = kind.output(head, held.codes.to(torch.float32))
-                scores[f"{source}->{target}"] = kind.score(logits, held.truth, held.codes.mask)
-    return {"mean": float(np.mean(list(scores.values()))), **scores}
+        truth = kind.truth(train, source)[torch.from_numpy(numbers)]
+        for view in views:
+            examples = Examples(codes if view == "codewords" else codes.tokens(model.codewords), truth)
+            generator = torch.Generator().manual_seed(probe_seed(seed, "quick", source))
+            head = train_probe(kind, kind.columns(train), examples, None, generator, QUICK_RULE)
+            for target in model.names:
+                if target != source:
+                    held = domain.examples(kind, VALIDATION, target, view)
+                    logits = kind.output(head, held.codes.to(torch.float32))
+                    scores[view][f"{source}->{target}"] = kind.score(logits, held.truth, held.codes.mask)
+    return {view: {"mean": float(np.mean(list(found.values()))), **found} for view, found in scores.items()}

@@ -6,11 +6,32 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from unicode_fast.tasks.intervals import Estimate
 
 _HEADINGS = ("task", "direction", "zero-shot", "same modality", "chance", "ratio")
+_TOKENS = {"token": "tokens / same", "content_token": "content words / same"}
+
+
+class TokenScore(NamedTuple):
+    """What probes reach that see only which codes a clip uses, fractions.
+
+    score: zero-shot; same_modality: trained and tested on the target; std: sample standard deviation of `score` over
+    seeds, None for a single seed.
+    """
+
+    score: float
+    same_modality: float
+    std: float | None = None
+
+    def as_dict(self) -> dict[str, float]:
+        """Plain values for a summary, without `std` where there is none."""
+        return {name: value for name, value in self._asdict().items() if value is not None}
+
+    def __str__(self) -> str:
+        """In per cent, the same-modality score after a slash."""
+        return f"{_percent(self.score, self.std)} / {_percent(self.same_modality)}"
 
 
 @dataclass(frozen=True)
@@ -29,6 +50,9 @@ class Row:
         anchor: the modality that source and target are matched with in retrieval; None elsewhere.
         interval: 95 % bootstrap interval of `score` over test clips; None where it was not asked for.
         metrics: further numbers of the same predictions by name.
+        token: the same protocol with one-hot codes for codewords; None in a task that has none.
+        content_token: the same with only those words of a sentence that name what other modalities know too; None where
+            no sentence takes part or nobody knows which words those are.
     """
 
     task: str
@@ -42,6 +66,8 @@ class Row:
     anchor: str | None = None
     interval: tuple[float, float] | None = None
     metrics: Mapping[str, Estimate] = field(default_factory=dict)
+    token: TokenScore | None = None
+    content_token: TokenScore | None = None
 
     @property
     def ratio(self) -> float:
@@ -73,6 +99,10 @@ class Row:
             values["interval"] = list(self.interval)
         if self.metrics:
             values["metrics"] = {name: estimate.as_dict() for name, estimate in self.metrics.items()}
+        for name in _TOKENS:
+            score: TokenScore | None = getattr(self, name)
+            if score is not None:
+                values[name] = score.as_dict()
         return values
 
     @classmethod
@@ -88,6 +118,7 @@ class Row:
                 renamed["interval"] = tuple(renamed["interval"])
             if "metrics" in renamed:
                 renamed["metrics"] = {name: Estimate(**value) for name, value in renamed["metrics"].items()}
+            renamed |= {name: TokenScore(**renamed[name]) for name in _TOKENS if name in renamed}
             return cls(**renamed)
         except TypeError as error:
             raise ValueError(f"a row must have the keys that Row.as_dict gives, got {sorted(values)}") from error
@@ -135,6 +166,21 @@ def _mean(rows: Sequence[Row]) -> Row:
         std=statistics.stdev(scores),
         interval=None,
         metrics={name: Estimate(statistics.fmean(row.metrics[name].value for row in rows)) for name in shared},
+        token=mean_token([row.token for row in rows]),
+        content_token=mean_token([row.content_token for row in rows]),
+    )
+
+
+def mean_token(scores: Sequence[TokenScore | None]) -> TokenScore | None:
+    """Mean over seeds; None where one of them has none, as a run of an older version."""
+    known = [score for score in scores if score is not None]
+    if len(known) < len(scores):
+        return None
+    values = [score.score for score in known]
+    return TokenScore(
+        statistics.fmean(values),
+        statistics.fmean(score.same_modality for score in known),
+        statistics.stdev(values) if len(values) > 1 else None,
     )
 
 
@@ -143,11 +189,11 @@ def format_table(rows: Sequence[Row]) -> str:
 
     A column of 95 % intervals is added where a row has one.
     """
-    lines = [_HEADINGS, *(_cells(row, "->") for row in rows)]
+    lines = _lines(rows, "->")
     if any(row.interval for row in rows):
         intervals = [_interval(*row.interval) if row.interval else "-" for row in rows]
         lines = [(*line, cell) for line, cell in zip(lines, ["95 % interval", *intervals], strict=True)]
-    return _with_rule(lines)
+    return with_rule(lines)
 
 
 def format_metrics(row: Row) -> str:
@@ -157,14 +203,14 @@ def format_metrics(row: Row) -> str:
         scale, unit = (1, "") if "rank" in name else (100, " %")
         interval = "-" if low is None or high is None else _interval(low, high, scale)
         lines.append((name, f"{scale * value:.1f}{unit}", interval))
-    return _with_rule(lines, left=1)
+    return with_rule(lines, left=1)
 
 
 def _interval(low: float, high: float, scale: float = 100) -> str:
     return f"{scale * low:.1f} .. {scale * high:.1f}"
 
 
-def _with_rule(lines: Sequence[Sequence[str]], left: int = 2) -> str:
+def with_rule(lines: Sequence[Sequence[str]], left: int = 2) -> str:
     """Aligned columns, the first `left` of them to the left, with a rule beneath the headings."""
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     aligned = [_aligned(line, widths, left) for line in lines]
@@ -173,8 +219,27 @@ def _with_rule(lines: Sequence[Sequence[str]], left: int = 2) -> str:
 
 def format_markdown(rows: Sequence[Row]) -> str:
     """The table for a README."""
-    lines = [_HEADINGS, ("---", "---", "---:", "---:", "---:", "---:"), *(_cells(row, "→") for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    heading, *lines = _lines(rows, "→")
+    rule = ["---", "---", *["---:"] * (len(heading) - 2)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in (heading, rule, *lines))
+
+
+def _lines(rows: Sequence[Row], arrow: str) -> list[tuple[str, ...]]:
+    """Heading and rows; columns of token scores where a row has one."""
+    lines = [_HEADINGS, *(_cells(row, arrow) for row in rows)]
+    for name, heading in _TOKENS.items():
+        scores: list[TokenScore | None] = [getattr(row, name) for row in rows]
+        if any(score is not None for score in scores):
+            lines = [(*line, cell) for line, cell in zip(lines, [heading, *map(_token_cell, scores)], strict=True)]
+    return lines
+
+
+def _token_cell(token: TokenScore | None) -> str:
+    return "-" if token is None else f"{token} %"
+
+
+def _percent(score: float, std: float | None = None) -> str:
+    return f"{100 * score:.1f}" if std is None else f"{100 * score:.1f} ± {100 * std:.1f}"
 
 
 def _aligned(line: Sequence[str], widths: Sequence[int], left: int) -> str:
@@ -189,13 +254,12 @@ def _aligned(line: Sequence[str], widths: Sequence[int], left: int) -> str:
 def _cells(row: Row, arrow: str) -> tuple[str, ...]:
     task = row.task if row.anchor is None else f"{row.task} of {row.anchor}"
     task = task if row.protocol == "sound" else f"{task} ({row.protocol})"
-    score = f"{100 * row.score:.1f} %" if row.std is None else f"{100 * row.score:.1f} ± {100 * row.std:.1f} %"
     ratio = "-" if math.isnan(row.ratio) else f"{row.ratio:.2f}"
     return (
         task,
         f"{row.source} {arrow} {row.target}",
-        score,
-        f"{100 * row.same_modality:.1f} %",
-        f"{100 * row.chance:.1f} %",
+        f"{_percent(row.score, row.std)} %",
+        f"{_percent(row.same_modality)} %",
+        f"{_percent(row.chance)} %",
         ratio,
     )

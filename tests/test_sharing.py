@@ -1,0 +1,252 @@
+"""Measures of shared codes, on codes that are written down, against values worked by hand and against scikit-learn."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+from look_up import LookUp
+from sklearn.metrics import accuracy_score, homogeneity_score, mutual_info_score
+
+from unicode_fast import tasks
+from unicode_fast.config import Modality
+from unicode_fast.data import StoreError, open_store
+from unicode_fast.tasks import Domain, Probes, Sharing, TokenScore, measure_sharing
+from unicode_fast.tasks.sharing import mean_sharing, shared_codewords
+
+VECTOR, WORDS = Modality("vector", (1,)), Modality("words", (1,))
+
+
+@dataclasses.dataclass
+class Clips:
+    """Clips whose features are code numbers."""
+
+    features: Mapping[str, np.ndarray]
+    mask: Mapping[str, np.ndarray]
+    labels: Mapping[str, np.ndarray]
+    classes_of: np.ndarray | None = None
+    classes: tuple[str, ...] = ("zero", "one")
+    arrays: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+
+    @property
+    def target(self) -> np.ndarray:
+        if self.classes_of is None:
+            raise StoreError("clips must have classes")
+        return self.classes_of
+
+    def __len__(self) -> int:
+        return len(next(iter(self.features.values())))
+
+
+class Written:
+    """One split of clips with these codes, (clips, T) by modality; negative ones are padding."""
+
+    def __init__(
+        self,
+        codes: Mapping[str, list[list[int]]],
+        classes: list[int] | None = None,
+        events: Mapping[str, list[list[int]]] | None = None,
+        kinds: Mapping[str, Modality] | None = None,
+        paired: bool = True,
+    ) -> None:
+        arrays = {name: np.array(one) for name, one in codes.items()}
+        self.modalities = {name: (kinds or {}).get(name, VECTOR) for name in codes}
+        self.classes, self.splits = ("zero", "one"), ("test",)
+        label = {
+            name: np.stack([np.array(on), 0 * np.array(on), 1 - np.array(on)], 2) for name, on in (events or {}).items()
+        }
+        made = Clips(
+            {name: np.maximum(one, 0)[..., None].astype(np.float32) for name, one in arrays.items()},
+            {name: one >= 0 for name, one in arrays.items()},
+            label,
+            None if classes is None else np.array(classes),
+        )
+        self.parts = {name: made if paired else dataclasses.replace(made) for name in codes}
+
+    def clips(self, split: str, modality: str) -> Clips:
+        return self.parts[modality]
+
+
+def sharing(written: Written, names: str = "audio,video") -> Sharing:
+    model = LookUp()
+    model.names = tuple(names.split(","))
+    return measure_sharing(Domain(model, written), "test")
+
+
+TWO = {"audio": [[0, 0, 1, 2], [3, 3, 3, 2]], "video": [[0, 0, 1, 1], [3, 4, 4, 4]]}
+
+
+def test_two_clips_by_hand() -> None:
+    """Audio uses 0 twice, 1 once, 2 twice, 3 three times; video 0 twice, 1 twice, 3 once, 4 three times."""
+    found = sharing(
+        Written(TWO, [0, 1], {"audio": [[1, 1, 0, 0], [1, 1, 1, 0]], "video": [[0, 1, 0, 0], [0, 1, 0, 0]]})
+    )
+    assert found.clips == {"audio": 2, "video": 2}
+    assert found.codes_in_use == {"audio": 4, "video": 4}
+    audio = np.array([2, 1, 2, 3]) / 8
+    assert found.perplexity["audio"] == pytest.approx(np.exp(-(audio * np.log(audio)).sum()))
+    # 0 and 1 are held by both, and 3 as well: a quarter of its four uses is video's.
+    assert found.shared_codewords == 3
+    assert found.shared_uses == {"audio": 6 / 8, "video": 5 / 8}
+    assert found.shared_event_uses == {"audio": 5 / 5, "video": 1 / 2}
+    assert found.overlap == {"audio-video": (2 + 1 + 1) / 8}
+    assert found.agreement == {"audio-video": 4 / 8}
+    assert found.agreement_by_chance == {"audio-video": (2 * 2 + 1 * 2 + 3 * 1) / 64}
+    assert found.equal_clips == 1 / 2
+    assert found.class_entropy == pytest.approx({"audio": math.log(2), "video": math.log(2)})
+    # Video's codes give the class away; audio's do but for code 2, which both classes have once.
+    assert found.class_information["video"] == pytest.approx(math.log(2))
+    assert found.class_information["audio"] == pytest.approx(math.log(2) * 6 / 8)
+    # Audio knows 0 and 1 as class 0, 3 as class 1, and 4 not at all: three readings that still tell the classes apart.
+    assert found.class_information["audio->video"] == pytest.approx(math.log(2))
+    # Video knows no code 2, which both classes have.
+    assert found.class_information["video->audio"] == pytest.approx(math.log(2) * 6 / 8)
+
+
+def test_information_and_agreement_are_those_of_scikit_learn() -> None:
+    generator = np.random.default_rng(0)
+    classes = generator.integers(2, size=40)
+    codes = {name: 5 * classes[:, None] + generator.integers(7, size=(40, 6)) for name in ("audio", "video")}
+    codes["video"][:, 4:] = np.where(generator.random((40, 1)) < 0.5, codes["video"][:, 4:], -1)
+    found = sharing(Written({name: one.tolist() for name, one in codes.items()}, classes.tolist()))
+    valid = codes["video"] >= 0
+    truth = np.broadcast_to(classes[:, None], valid.shape)
+    assert found.class_information["audio"] == pytest.approx(mutual_info_score(truth.ravel(), codes["audio"].ravel()))
+    assert found.class_information["video"] == pytest.approx(mutual_info_score(truth[valid], codes["video"][valid]))
+    share = found.class_information["video"] / found.class_entropy["video"]
+    assert share == pytest.approx(homogeneity_score(truth[valid], codes["video"][valid]))
+    assert found.agreement["audio-video"] == pytest.approx(accuracy_score(codes["audio"][valid], codes["video"][valid]))
+
+
+def test_private_codes_share_nothing() -> None:
+    """What each modality says of the class is complete, and neither understands the other."""
+    found = sharing(Written({"audio": [[0, 0], [1, 1]], "video": [[2, 2], [3, 3]]}, [0, 1]))
+    assert found.shared_codewords == 0 and found.shared_uses == {"audio": 0, "video": 0}
+    assert found.overlap["audio-video"] == found.agreement["audio-video"] == found.equal_clips == 0
+    assert found.agreement_by_chance["audio-video"] == 0
+    assert found.class_information["audio"] == found.class_information["video"] == pytest.approx(math.log(2))
+    assert found.class_information["audio->video"] == pytest.approx(0, abs=1e-12)
+
+
+def test_words_have_no_seconds_and_unpaired_clips_no_partners() -> None:
+    codes = {"audio": [[0, 1]], "text": [[0, 1]]}
+    spoken = sharing(Written(codes, [0], kinds={"text": WORDS}), "audio,text")
+    assert spoken.agreement == spoken.agreement_by_chance == {}
+    assert spoken.equal_clips == 1
+    apart = sharing(Written(codes, [0], paired=False), "audio,text")
+    assert apart.agreement == {} and apart.equal_clips is None
+    assert apart.overlap == {"audio-text": 1}
+    without = sharing(Written(codes), "audio,text")
+    assert without.class_information == without.class_entropy == {}
+    assert "-" in tasks.format_sharing(without) and "-" in tasks.format_sharing(apart)
+
+
+def test_a_fifth_of_the_uses_is_a_share_in_a_codeword() -> None:
+    counts = np.array([[4, 41, 0, 5, 1], [1, 10, 0, 0, 1], [0, 0, 0, 0, 3]])
+    assert shared_codewords(counts).tolist() == [True, False, False, False, True]
+
+
+def test_means_over_seeds_keep_what_all_have() -> None:
+    first, second = sharing(Written(TWO, [0, 1])), sharing(Written({**TWO, "video": TWO["audio"]}, [0, 1]))
+    mean = mean_sharing([first, second])
+    assert mean.agreement == {"audio-video": (4 / 8 + 1) / 2}
+    assert mean.equal_clips == 3 / 4
+    unpaired = sharing(Written(TWO, [0, 1], paired=False))
+    assert mean_sharing([first, unpaired]).agreement == {} and mean_sharing([first, unpaired]).equal_clips is None
+    assert Sharing(**mean.as_dict()) == mean
+
+
+@pytest.mark.parametrize("protocol", tasks.PROTOCOLS)
+def test_token_scores_do_not_see_where_codewords_lie(protocol: str) -> None:
+    """Codewords of one class in a bundle are understood by a probe on vectors, and by none that sees their numbers."""
+    generator = np.random.default_rng(1)
+    model = LookUp(scale=8.0, noise=0.0)
+    model.names = ("audio", "video")
+    model.codebook[12:24] = model.codebook[:12] + 0.01  # video's own codeword beside each of audio's
+    parts = {}
+    for split, count in {"train": 600, "val": 60, "test": 100}.items():
+        target = generator.integers(2, size=count)
+        code = 6 * target[:, None] + generator.integers(6, size=(count, 4))
+        made = Written({"audio": code.tolist(), "video": (code + 12).tolist()}, target.tolist())
+        parts[split] = made.clips("test", "audio")
+
+    class Splits:
+        modalities, classes, splits = {"audio": VECTOR, "video": VECTOR}, ("zero", "one"), tuple(parts)
+
+        def clips(self, split: str, modality: str) -> Clips:
+            return parts[split]
+
+    row = Probes(model, Splits()).row("classification", "audio", "video", protocol)
+    assert row.score > 0.9 and row.same_modality > 0.9
+    assert row.token is not None and row.token.same_modality > 0.9
+    assert row.token.score < row.score - 0.1
+    assert row.content_token is None
+
+
+def test_sentences_of_the_built_in_data_are_measured_by_their_content_words() -> None:
+    """Codes that say which digit a word names, and are noise for all other words."""
+    generator = np.random.default_rng(2)
+    parts = {}
+    for split, count in {"train": 100, "val": 40, "test": 60}.items():
+        target = np.arange(count) % 2
+        place = generator.integers(4, size=count)
+        text = generator.integers(2, 20, size=(count, 4))
+        text[np.arange(count), place] = target
+        sentences = [["Anna", "reads", "it", "again"] for _ in range(count)]
+        for words, at, number in zip(sentences, place, target, strict=True):
+            words[at] = ("zero", "one")[number]
+        codes = {"audio": np.repeat(target[:, None], 4, 1), "text": text}
+        clips = Written({name: one.tolist() for name, one in codes.items()}, target.tolist()).clips("test", "audio")
+        arrays = {**clips.features, "text.sentence": np.array([" ".join(words) for words in sentences])}
+        parts[split] = dataclasses.replace(clips, arrays=arrays)
+
+    class Digits:
+        name, modalities, classes, splits = "talking-digits", {"audio": VECTOR, "text": WORDS}, ("0", "1"), tuple(parts)
+
+        def clips(self, split: str, modality: str) -> Clips:
+            return parts[split]
+
+    model = LookUp()
+    model.names = ("audio", "text")
+    probes = Probes(model, Digits())
+    row = probes.row("classification", "audio", "text")
+    assert row.content_token is not None and row.token is not None
+    assert row.content_token.score == row.content_token.same_modality == 1
+    assert row.token.score < 1
+    back = probes.row("classification", "text", "audio")
+    assert back.content_token is not None and back.content_token.score == 1
+    found = probes.sharing()
+    assert list(found) == ["all words", "content words"]
+    all_words, content = found["all words"], found["content words"]
+    assert content.class_information["text"] == pytest.approx(math.log(2))
+    assert all_words.class_information["text"] < math.log(2) / 2
+    assert content.shared_uses["text"] == 1
+    assert content.equal_clips == 1 and all_words.equal_clips is not None and all_words.equal_clips < 1
+
+
+def test_rows_of_older_summaries_have_no_tokens() -> None:
+    old = {"task": "classification", "from": "audio", "to": "video", "score": 0.5, "same_modality": 1.0, "chance": 0.1}
+    row = tasks.Row.from_dict(old)
+    assert row.token is None and row.as_dict() == old
+    assert "tokens" not in tasks.format_table([row])
+    new = dataclasses.replace(row, token=TokenScore(0.25, 0.75), content_token=TokenScore(0.5, 0.5, 0.1))
+    assert tasks.Row.from_dict(new.as_dict()) == new
+    table = tasks.format_table([row, new])
+    assert "25.0 / 75.0 %" in table and "50.0 ± 10.0 / 50.0 %" in table
+    assert tasks.aggregate([[new], [row]])[0].token is None
+    other = dataclasses.replace(new, token=TokenScore(0.75, 0.25))
+    mean = tasks.aggregate([[new], [other]])[0].token
+    assert mean is not None and mean == TokenScore(0.5, 0.5, pytest.approx(0.5 / math.sqrt(2)))
+
+
+def test_validation_logs_both_scores_and_what_is_shared(tmp_path: Path) -> None:
+    store = open_store(tiny.write(tmp_path / "store"))
+    model = tiny.model().eval()
+    found = tasks.validate(model, store, seed=1)
+    accuracy = {name: value for name, value in found.items() if name not in ("token", "sharing")}
+    assert accuracy == tasks.zero_shot_accuracy(model, store, seed=1)
+    assert set(found["token"]) == {"mean", *(f"{a}->{b}" for a in model.names for b in model.names if a != b)}
+    assert Sharing(**found["sharing"]).clips == {"audio": 24, "video": 24, "text": 24}

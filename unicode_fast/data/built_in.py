@@ -1,0 +1,32 @@
+"""All built-in data sets by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from unicode_fast.data import talking_digits, talking_numbers
+from unicode_fast.data.store import Store
+
+DATASETS = (*talking_digits.DATASETS, talking_numbers.NAME)
+# Those with a second domain of the same classes, and with one whose frames have masks.
+WITH_PARTNERS = talking_digits.DATASETS
+
+
+def load(
+    name: str, *, easy: bool = False, clips: Mapping[str, int] | None = None, seed: int = 0, progress: bool = True
+) -> Store:
+    """Open a built-in data set in the platform's cache, making it first if it is not there.
+
+    Args:
+        name: one of `DATASETS`.
+        easy: without what makes it hard, for quick looks.
+        clips: number of clips of each split; None takes 4,000 train, 500 val and 1,000 test.
+        seed: of everything random.
+        progress: show a progress bar on standard error while clips are made.
+
+    Raises:
+        As `talking_digits.load`.
+    """
+    if name == talking_numbers.NAME:
+        return talking_numbers.load(easy=easy, clips=clips, seed=seed, progress=progress)
+    return talking_digits.load(name, easy=easy, clips=clips, seed=seed, progress=progress)

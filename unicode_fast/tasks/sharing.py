@@ -1,0 +1,224 @@
+"""How far modalities share codes: the same codeword for the same thing, whatever modality it comes from.
+
+`docs/sharing.md` explains the measures beside the paper's Figure 4 and the released code's equal_num.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations, permutations
+from typing import Any
+
+import numpy as np
+from scipy.stats import entropy
+from sklearn.metrics import accuracy_score, mutual_info_score
+
+from unicode_fast.data import StoreError
+from unicode_fast.tasks.classification import Classification
+from unicode_fast.tasks.domain import Domain, View
+from unicode_fast.tasks.probe import Clips, EncodedClips, all_clips
+from unicode_fast.tasks.table import with_rule
+
+
+@dataclass(frozen=True)
+class Sharing:
+    """The codes of one split, by modality, such as "audio", or by two of them.
+
+    Attributes:
+        clips: of the split, by modality.
+        codes_in_use: codewords that are used at all.
+        perplexity: exponential of the entropy of a modality's uses, the number of codewords that would be as uncertain.
+        shared_codewords: codewords of whose uses at least two modalities hold a fifth or more each.
+        shared_uses: share of a modality's uses that fall on those.
+        shared_event_uses: the same in steps with an event, of the modalities with labels a step.
+        overlap: sum over codewords of the smaller of two modalities' shares of uses, by "audio-video".
+        agreement: share of steps in which two modalities with a common time axis have the same code.
+        agreement_by_chance: the same if each drew its codes independently, as often as it uses them.
+        class_information: mutual information in nats of the class of a clip and a modality's code at a step; by
+            "audio->video" that of the class and what audio says of a code of video, the class that audio uses the code
+            most for.
+        class_entropy: in nats, weighted by the clips' steps, the most that the information can be.
+        equal_clips: share of clips whose most frequent code is the same in all modalities; None where clips are not
+            paired.
+    """
+
+    clips: dict[str, float]
+    codes_in_use: dict[str, float]
+    perplexity: dict[str, float]
+    shared_codewords: float
+    shared_uses: dict[str, float]
+    shared_event_uses: dict[str, float]
+    overlap: dict[str, float]
+    agreement: dict[str, float]
+    agreement_by_chance: dict[str, float]
+    class_information: dict[str, float]
+    class_entropy: dict[str, float]
+    equal_clips: float | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for a summary."""
+        return dataclasses.asdict(self)
+
+
+def mean_sharing(several: Sequence[Sharing]) -> Sharing:
+    """Means over seeds, of what all of them have."""
+
+    def mean(values: Sequence[Any]) -> Any:
+        if isinstance(values[0], dict):
+            return {key: mean([one[key] for one in values]) for key in values[0] if all(key in one for one in values)}
+        return None if None in values else statistics.fmean(values)
+
+    found = [one.as_dict() for one in several]
+    return Sharing(**{name: mean([one[name] for one in found]) for name in found[0]})
+
+
+def shared_codewords(counts: np.ndarray) -> np.ndarray:
+    """Which codewords at least two modalities use, each for a fifth or more of the codeword's uses.
+
+    Args:
+        counts: (modalities, M) integers.
+
+    Returns:
+        (M,) bool.
+    """
+    # Whole numbers are compared: a fifth is no binary fraction.
+    return ((counts * 5 >= counts.sum(0)) & (counts > 0)).sum(0) >= 2
+
+
+def measure_sharing(domain: Domain, split: str, *, content: bool = False) -> Sharing:
+    """What a split's codes say, encoder frozen.
+
+    Args:
+        domain: the model's codes of a data set.
+        split: whose clips are read.
+        content: of words, only those that name what other modalities know too, where the data say which they are.
+    """
+    names, tokens = domain.names, domain.model.codewords
+    view: View = "content" if content else "tokens"
+    codes = {name: domain.codes(split, name, view) for name in names}
+    parts = {name: domain.clips(split, name) for name in names}
+    counts = np.stack([np.bincount(_uses(codes[name]), minlength=tokens) for name in names])  # (modalities, M)
+    share = dict(zip(names, counts / counts.sum(1, keepdims=True), strict=True))
+    shared = shared_codewords(counts)
+    events = {
+        name: _uses(codes[name], np.any(all_clips(part.labels[name])[..., :-1] > 0, axis=-1))
+        for name, part in parts.items()
+        if name in part.labels
+    }
+    pairs = list(combinations(names, 2))
+    paired = [pair for pair in pairs if parts[pair[0]] is parts[pair[1]]]
+    same = {pair: _same_steps(*(codes[name] for name in pair)) for pair in paired if domain.aligned(split, *pair)}
+    information, most = _class_information(codes, {name: _classes(part, name) for name, part in parts.items()}, tokens)
+    return Sharing(
+        clips={name: len(part) for name, part in parts.items()},
+        codes_in_use=dict(zip(names, (counts > 0).sum(1).tolist(), strict=True)),
+        perplexity={name: float(np.exp(entropy(one))) for name, one in share.items()},
+        shared_codewords=int(shared.sum()),
+        shared_uses={name: float(shared[_uses(codes[name])].mean()) for name in names},
+        shared_event_uses={name: float(shared[uses].mean()) for name, uses in events.items() if uses.size},
+        overlap={f"{one}-{other}": float(np.minimum(share[one], share[other]).sum()) for one, other in pairs},
+        agreement={"-".join(pair): float(accuracy_score(*both)) for pair, both in same.items()},
+        agreement_by_chance={"-".join(pair): _by_chance(*both, tokens) for pair, both in same.items()},
+        class_information=information,
+        class_entropy=most,
+        equal_clips=_equal_clips(list(codes.values()), tokens) if paired == pairs else None,
+    )
+
+
+def _uses(codes: EncodedClips, steps: np.ndarray | None = None) -> np.ndarray:
+    """(uses,) int64, the code of every valid step, of those in (clips, T) `steps`."""
+    mask = codes.mask.numpy()
+    return codes.index.numpy()[mask if steps is None else mask & steps]
+
+
+def _same_steps(one: EncodedClips, other: EncodedClips) -> tuple[np.ndarray, np.ndarray]:
+    """(steps,) int64 twice, the codes at the steps that are valid in both."""
+    both = (one.mask & other.mask).numpy()
+    return one.index.numpy()[both], other.index.numpy()[both]
+
+
+def _by_chance(one: np.ndarray, other: np.ndarray, tokens: int) -> float:
+    first, second = (np.bincount(uses, minlength=tokens) / len(uses) for uses in (one, other))
+    return float(first @ second)
+
+
+def _classes(clips: Clips, name: str) -> np.ndarray | None:
+    """(clips,) int64; None where clips have no classes."""
+    try:
+        return Classification().truth(clips, name).numpy()
+    except StoreError:
+        return None
+
+
+def _class_information(
+    codes: Mapping[str, EncodedClips], classes: Mapping[str, np.ndarray | None], tokens: int
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Information about the class by modality and by pair, and the entropy of the class by modality."""
+    read: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    for name, truth in classes.items():
+        if truth is not None:
+            mask = codes[name].mask.numpy()
+            read[name] = _uses(codes[name]), np.broadcast_to(truth[:, None], mask.shape)[mask]
+    information = {name: float(mutual_info_score(truth, uses)) for name, (uses, truth) in read.items()}
+    for source, target in permutations(read, 2):
+        uses, truth = read[source]
+        table = np.zeros((tokens, truth.max() + 1), np.int64)
+        np.add.at(table, (uses, truth), 1)
+        said = np.where(table.any(1), table.argmax(1), -1)  # -1: a code that the source never uses
+        uses, truth = read[target]
+        information[f"{source}->{target}"] = float(mutual_info_score(truth, said[uses]))
+    return information, {name: float(entropy(np.bincount(truth))) for name, (_, truth) in read.items()}
+
+
+def _equal_clips(codes: Sequence[EncodedClips], tokens: int) -> float:
+    """Of equally frequent codes of a clip the one with the smallest number counts."""
+    most = []
+    for one in codes:
+        counts = np.zeros((len(one), tokens), np.int64)
+        clip = np.broadcast_to(np.arange(len(one))[:, None], one.mask.shape)[one.mask.numpy()]
+        np.add.at(counts, (clip, _uses(one)), 1)
+        most.append(counts.argmax(1))
+    return float(np.mean([all(code == codes[0] for code in codes) for codes in zip(*most, strict=True)]))
+
+
+def format_sharing(sharing: Sharing) -> str:
+    """Two tables for a terminal: a line a modality, and a line a pair of them."""
+    percent = "{:.0f} %".format
+    modalities = [("modality", "codes", "perplexity", "shared uses", "with an event", "class information")]
+    for name in sharing.clips:
+        event = sharing.shared_event_uses.get(name)
+        modalities.append(
+            (
+                name,
+                f"{sharing.codes_in_use[name]:.4g}",
+                f"{sharing.perplexity[name]:.1f}",
+                percent(100 * sharing.shared_uses[name]),
+                "-" if event is None else percent(100 * event),
+                _of_entropy(sharing, name, name),
+            )
+        )
+    pairs = [("pair", "overlap of use", "same code", "by chance", "information ->", "information <-")]
+    for name, overlap in sharing.overlap.items():
+        one, other = name.split("-")
+        same = sharing.agreement.get(name)
+        pairs.append(
+            (
+                name,
+                percent(100 * overlap),
+                "-" if same is None else percent(100 * same),
+                "-" if same is None else percent(100 * sharing.agreement_by_chance[name]),
+                _of_entropy(sharing, f"{one}->{other}", other),
+                _of_entropy(sharing, f"{other}->{one}", one),
+            )
+        )
+    return f"{with_rule(modalities, left=1)}\n\n{with_rule(pairs, left=1)}"
+
+
+def _of_entropy(sharing: Sharing, key: str, modality: str) -> str:
+    """Nats, of as many."""
+    if key not in sharing.class_information:
+        return "-"
+    return f"{sharing.class_information[key]:.2f} of {sharing.class_entropy[modality]:.2f}"
