@@ -210,7 +210,7 @@ def initialise_codebook(trainer: Trainer, batches: BatchSource, device: torch.de
     """Codewords from the features of the first batches, all modalities mixed, as `codebook_init` says.
 
     Where features are normalised, these are not yet: codewords that no normalised feature is near are soon revived from
-    features that the encoders have begun to learn, which serves words better than codewords of features that nothing has shaped.
+    features that the encoders have begun to learn, which serves words better.
 
     Args:
         trainer: whose codebook it is.
