@@ -41,7 +41,7 @@ VARIANTS: dict[str, Fields] = {
     "commitment to all partners, words too": {"commitment_partners": "all"},
     "without assignment by second": {"assignment_weight": 0.0},
     "without presence in sentences": {"presence_weight": 0.0},
-    "presence in sentences weighs 0.3": {"presence_weight": 0.3},
+    "presence in sentences weighs 1": {"presence_weight": 1.0},
     "plain EMA, no partners": {"ema_partner": "none"},
     "without code matching": {"cmcm_weight": 0.0},
     "without CLUB": {"club_estimator": "none"},
