@@ -30,6 +30,7 @@ from unicode_fast.data import StoreError, built_in, open_dataset
 from unicode_fast.presets import preset
 from unicode_fast.published import published
 from unicode_fast.tasks import PROBE_TASKS, Row, aggregate
+from unicode_fast.tasks.table import token_cell
 from unicode_fast.train import check_run, check_store
 
 # MM-EMA is off where codewords follow their own modality alone, and features are drawn to their own codewords alone.
@@ -283,16 +284,11 @@ def token_cells(experiment: str, lines: Sequence[Line]) -> list[list[str]] | Non
     if not heads:
         return None
 
-    def of(row: Row | None) -> str:
-        if row is None or row.token is None:
-            return "-"
-        return f"{row.token}" if row.content_token is None else f"{row.token} ({row.content_token})"
-
     first = "codewords" if experiment == "figure3" else "removed"
     cells = [[first, *(f"{task} {source} → {target}" for task, source, target in heads)]]
     for line in lines:
-        ours = {place(row): row for row in line.rows}
-        cells.append([line.label, *(of(ours.get(head)) for head in heads)])
+        ours = {place(row): token_cell(row.token, row.content_token) for row in line.rows}
+        cells.append([line.label, *(ours.get(head, "-") for head in heads)])
     return cells
 
 

@@ -13,7 +13,7 @@ from unicode_fast.ops.sharded import Part
 # Inside the logarithm and in the denominator of the released code matching loss.
 OFFICIAL_LOG_OFFSET = 1e-10
 OFFICIAL_SUM_OFFSET = 1e-5
-# Of soft assignments by squared distance per channel: two codewords that differ by it are e times as probable.
+# Of soft assignments by squared distance per channel: a codeword that is nearer by it is e times as probable.
 ASSIGNMENT_TEMPERATURE = 0.05
 
 

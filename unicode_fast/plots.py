@@ -27,6 +27,7 @@ from matplotlib.ticker import MaxNLocator
 from unicode_fast.checkpoint import atomic_file
 from unicode_fast.tasks import Row
 from unicode_fast.tasks.probe import Clips
+from unicode_fast.tasks.sharing import shared_codewords
 
 # Okabe and Ito's palette, which people with any common colour blindness can tell apart.
 BLUE, RED, GREEN, PINK, ORANGE, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"
@@ -138,9 +139,7 @@ def code_usage(counts: Mapping[str, np.ndarray]) -> CodeUsage:
     table = np.stack([np.asarray(counts[name]) for name in names])  # (modalities, M)
     total = table.sum(0)
     share = table / np.maximum(total, 1)
-    # Whole numbers are compared: a fifth is no binary fraction.
-    holds = table * 5 >= total
-    group = np.where(holds.sum(0) >= 2, len(names), table.argmax(0))
+    group = np.where(shared_codewords(table), len(names), table.argmax(0))
     group = np.array([*names, "shared", "unused"])[np.where(total > 0, group, len(names) + 1)]
     shares = {name: float((group == name).mean()) for name in ("shared", *names, "unused")}
     return CodeUsage(_usage_figure(names, total, share, group, shares), _usage_csv(names, table, group), shares)

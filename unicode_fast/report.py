@@ -29,7 +29,7 @@ from unicode_fast.presets import preset
 from unicode_fast.published import LAYOUTS, TASKS, Published, published
 from unicode_fast.runs import EVALUATIONS
 from unicode_fast.tasks import Row, TokenScore
-from unicode_fast.tasks.table import mean_token
+from unicode_fast.tasks.table import mean_token, token_cell
 
 # Fields that say nothing about what was trained.
 _NOT_IN_LABELS = ("seed", "validations", "probe_tasks", *EXECUTION_FIELDS)
@@ -269,13 +269,11 @@ def token_table(lines: Sequence[Line]) -> list[list[str]] | None:
     if not columns:
         return None
 
-    def shown(cell: Cell | None) -> str:
-        if cell is None or cell.token is None:
-            return "-"
-        return f"{cell.token}" if cell.content_token is None else f"{cell.token} ({cell.content_token})"
-
     cells = [["run", *(column.heading for column in columns)]]
-    return cells + [[line.label, *(shown(line.cells.get(column)) for column in columns)] for line in lines]
+    for line in lines:
+        ours = {column: token_cell(cell.token, cell.content_token) for column, cell in line.cells.items()}
+        cells.append([line.label, *(ours.get(column, "-") for column in columns)])
+    return cells
 
 
 def long_table(lines: Sequence[Line]) -> list[list[str]]:

@@ -282,9 +282,9 @@ class UniCodeMethod:
             for name in (*timed, *words)
         }
         found = self._by_second(output, {name: scores[name] for name in timed}) if by_second else {}
+        masks = self._masks(output)
+        used = [clip_mean(scores[name].detach().softmax(-1), masks[name]) for name in timed] if words else []
         for name in words:
-            masks = self._masks(output)
-            used = [clip_mean(scores[other].detach().softmax(-1), masks[other]) for other in timed]
             errors = torch.stack([losses.presence(one, scores[name], masks[name]) for one in used])
             share = 1.0 if part is None else len(used[0]) / part.clips
             found[f"presence.{name}"] = method.presence_weight * share * errors.sum()

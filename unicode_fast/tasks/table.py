@@ -171,6 +171,13 @@ def _mean(rows: Sequence[Row]) -> Row:
     )
 
 
+def token_cell(token: TokenScore | None, content_token: TokenScore | None) -> str:
+    """Both in one cell of a table, that of content words in brackets; a dash where there is none."""
+    if token is None:
+        return "-"
+    return f"{token}" if content_token is None else f"{token} ({content_token})"
+
+
 def mean_token(scores: Sequence[TokenScore | None]) -> TokenScore | None:
     """Mean over seeds; None where one of them has none, as a run of an older version."""
     known = [score for score in scores if score is not None]
