@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,8 @@ import yaml
 
 from unicode_fast import ablate, preset, published, report
 from unicode_fast.checkpoint import CheckpointError, write_json
-from unicode_fast.tasks import Estimate, Row
+from unicode_fast.config import ADDED_FIELDS
+from unicode_fast.tasks import Estimate, Row, TokenScore
 from unicode_fast.train import main as train
 
 SMALL = {**tiny.SIZES, "steps": 6, "batch_size": 10, "validations": 0}
@@ -75,15 +77,19 @@ def test_bad_sizes(sizes: str) -> None:
         ablate.numbers(sizes, "sizes")
 
 
-def test_whole_command_and_again(store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_whole_command_and_again(
+    store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     flags = words(data=store, **SMALL, experiments="figure3", sizes="4,12", seeds=1, jobs=2)
     out = tmp_path / "ablation"
     assert ablate.main([f"--out={out}", *flags]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == str(out)
-    content = json.loads((out / "ablation.json").read_text())
-    assert [line["label"] for line in content["lines"]] == ["4", "12"]
+    by_fields = {str(run["fields"]): run for run in json.loads((out / "runs.json").read_text())["runs"]}
     complete = json.loads((out / "audio-video-text" / "complete" / "seed-0" / "summary.json").read_text())
-    assert content["lines"][1]["rows"] == complete["rows"]
+    assert len(by_fields) == 2 and by_fields["{'modalities': 'audio,video,text'}"]["rows"] == complete["rows"]
+    assert by_fields["{'codewords': 4, 'modalities': 'audio,video,text'}"]["seed"] == 0
+    page = (out / "ablation.md").read_text()
+    assert "](figure3.png)" in page and "Not run yet" not in page
     assert (out / "figure3.png").stat().st_size > 1000
     table = list(csv.reader((out / "figure3.csv").open()))
     assert [line[:2] for line in table] == [["codewords", "seeds"], ["4", "1"], ["12", "1"]]
@@ -92,11 +98,117 @@ def test_whole_command_and_again(store: Path, tmp_path: Path, capsys: pytest.Cap
     # What is finished is not trained again, and an unfinished run goes on.
     changed = (out / "audio-video-text" / "complete" / "seed-0" / "summary.json").stat().st_mtime_ns
     (out / "audio-video-text" / "codewords=4" / "seed-0" / "summary.json").unlink()
+    (out / "runs.json").unlink()
     assert ablate.main([f"--out={out}", *flags, "--checkpoint_seconds=7"]) == 0
     again = json.loads((out / "audio-video-text" / "codewords=4" / "seed-0" / "summary.json").read_text())
     assert [(change["field"], change["after"]) for change in again["changes"]] == [("checkpoint_seconds", 7.0)]
     assert (out / "audio-video-text" / "complete" / "seed-0" / "summary.json").stat().st_mtime_ns == changed
-    assert json.loads((out / "ablation.json").read_text()) == content
+    for run in json.loads((out / "runs.json").read_text())["runs"]:
+        assert run["rows"] == by_fields[str(run["fields"])]["rows"]
+    # A recorded run needs its folder no more, and one that is not there yet is named.
+    shutil.rmtree(out / "audio-video-text")
+    elsewhere = tmp_path / "elsewhere"
+    asked = [*words(data=store, **SMALL, experiments="figure3", sizes="4,12", record=out / "runs.json")]
+    monkeypatch.setattr(ablate, "run_all", lambda runs, *_: iter(()))
+    assert ablate.main([f"--out={elsewhere}", "--seeds=2", *asked]) == 0
+    other_page = (elsewhere / "ablation.md").read_text()
+    assert "Not run yet: 4 (seed 1); 12 (seed 1)." in other_page
+    assert [line for line in other_page.splitlines() if line.startswith("| 12 |")] == [
+        line for line in page.splitlines() if line.startswith("| 12 |")
+    ]
+
+
+class TestRecord:
+    def test_a_row_for_each_run(self, tmp_path: Path) -> None:
+        base = tiny.config()
+        record = ablate.Record(tmp_path / "runs.json", base)
+        row = Row("classification", "audio", "video", 0.5, 0.75, 0.25)
+        summary = {"rows": [row.as_dict()], "seconds": 1.5, "threads": 1, "git_commit": "0"}
+        changed = base.replace(cmcm_weight=0.0, seed=3)
+        assert record.find(changed) is None
+        for _ in range(2):
+            record.add(changed, summary)
+        read = ablate.Record(tmp_path / "runs.json", base.replace(seed=7, micro_batches=2))
+        assert read.runs == [
+            {"fields": {"cmcm_weight": 0.0}, "seed": 3, "rows": [row.as_dict()], "seconds": 1.5, "threads": 1}
+        ]
+        assert read.find(changed) == [row]
+        assert read.find(changed.replace(seed=4)) is None and read.find(base.replace(seed=3)) is None
+
+    def test_of_another_configuration(self, tmp_path: Path) -> None:
+        base = tiny.config()
+        ablate.Record(tmp_path / "runs.json", base).write()
+        with pytest.raises(
+            ValueError, match=r"record must hold runs of the same configuration.*steps .* instead of 17"
+        ):
+            ablate.Record(tmp_path / "runs.json", base.replace(steps=17))
+
+    def test_before_a_field_was_added(self, tmp_path: Path) -> None:
+        base = tiny.config().replace_all(**ADDED_FIELDS)
+        path = tmp_path / "runs.json"
+        ablate.Record(path, base).write()
+        content = json.loads(path.read_text())
+        path.write_text(
+            json.dumps({**content, "config": {k: v for k, v in content["config"].items() if k not in ADDED_FIELDS}})
+        )
+        assert ablate.Record(path, base).runs == []
+        with pytest.raises(ValueError, match="feature_norm 'none' instead of 'batch'"):
+            ablate.Record(path, base.replace(feature_norm="batch"))
+
+    @pytest.mark.parametrize("content", ["", "[]", '{"lines": []}', '{"config": {}, "runs": []}'])
+    def test_no_such_file(self, tmp_path: Path, content: str) -> None:
+        path = tmp_path / "runs.json"
+        path.write_text(content)
+        with pytest.raises(ValueError, match="record must be a file of finished runs"):
+            ablate.Record(path, tiny.config())
+        assert path.read_text() == content
+
+
+def line(label: str, *scores: tuple[float, float]) -> ablate.Line:
+    """Classification from audio to video and back, of seeds 0, 1, ..."""
+    return ablate.Line(
+        label,
+        {
+            seed: [
+                Row("classification", "audio", "video", there, 1, 0, token=TokenScore(there / 2, 1)),
+                Row("classification", "video", "audio", back, 1, 0, token=TokenScore(back / 2, 1)),
+                Row("classification", "audio", "text", 0.1 * seed, 1, 0),
+            ]
+            for seed, (there, back) in enumerate(scores)
+        },
+    )
+
+
+class TestChanges:
+    def test_points_and_tokens_by_seed_and_the_papers(self) -> None:
+        lines = [line("none", (0.5, 0.7), (0.6, 0.8)), line("CLUB", (0.4, 0.6), (0.6, 0.6), (0, 0))]
+        [change] = ablate.changes("table2", lines)
+        assert change.by_seed == pytest.approx([-10, -10]) and change.tokens == pytest.approx([-5, -5])
+        # Table 2, AVE: 37.2 and 40.3 % without CLUB, 47.7 and 52.3 % with it.
+        assert change.paper == pytest.approx((37.2 + 40.3 - 47.7 - 52.3) / 2)
+
+    def test_nothing_without_the_complete_method(self) -> None:
+        assert ablate.changes("table2", [line("CLUB", (0.4, 0.6))]) == []
+        assert ablate.changes("table2", [line("none", (0.4, 0.6))]) == []
+
+    def test_the_interval_is_students(self) -> None:
+        values = [1.0, 2.0, 4.0]
+        found = ablate.t_interval(values)
+        # t of 0.975 with 2 degrees of freedom is 4.3027; the deviation is sqrt(7/3).
+        assert found == pytest.approx((7 / 3 - 4.30265 * (7 / 9) ** 0.5, 7 / 3 + 4.30265 * (7 / 9) ** 0.5), abs=1e-4)
+        assert ablate.t_interval([1.0]) is None
+
+    @pytest.mark.parametrize(
+        ("by_seed", "paper", "finding"),
+        [
+            ([-10.0], -5.0, "one seed decides nothing"),
+            ([-10.0, -10.5, -11.0], -5.0, "as in the paper"),
+            ([-10.0, -10.5, -11.0], 5.0, "unlike the paper: the other way"),
+            ([-10.0, 3.0, 9.0], -5.0, "unlike the paper: no change beyond the interval"),
+        ],
+    )
+    def test_finding(self, by_seed: list[float], paper: float, finding: str) -> None:
+        assert ablate.Change("CLUB", "classification", by_seed, [], paper).finding == finding
 
 
 def test_table_3_is_measured_across_data_sets_where_there_are_two() -> None:

@@ -1,7 +1,8 @@
 """Each component off, and the size of the codebook: `python -m unicode_fast.ablate --out FOLDER`.
 
 The paper's Tables 2 and 3 and its Figure 3, on the built-in data or any other. Every run is one of `unicode_fast.train`
-in its own folder, so an interrupted ablation goes on where it was.
+in its own folder, so an interrupted ablation goes on where it was; a run that has finished is a row of one file,
+`--record FILE`, and needs its folder no more.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import csv
 import io
 import json
 import os
+import statistics
 import subprocess
 import sys
 import time
@@ -20,15 +22,16 @@ from typing import Any
 
 import torch
 import yaml
+from scipy import stats
 from tqdm import tqdm
 
 from unicode_fast import plots
-from unicode_fast.checkpoint import CheckpointError, atomic_file, write_json
+from unicode_fast.checkpoint import CheckpointError, atomic_file
 from unicode_fast.cli import given_fields, make_parser, resolve, resolve_saved, run_main, with_underscores
-from unicode_fast.config import EXECUTION_FIELDS, Config, modality_names
+from unicode_fast.config import EXECUTION_FIELDS, Config, completed, modality_names
 from unicode_fast.data import StoreError, built_in, open_dataset
 from unicode_fast.presets import preset
-from unicode_fast.published import published
+from unicode_fast.published import TASKS, published
 from unicode_fast.tasks import PROBE_TASKS, Row, aggregate
 from unicode_fast.tasks.table import token_cell
 from unicode_fast.train import check_run, check_store
@@ -90,6 +93,11 @@ class Unit:
         """Whether its summary is there."""
         return (self.folder / "summary.json").exists()
 
+    def summary(self) -> dict[str, Any]:
+        """Its summary, once it has finished."""
+        content: dict[str, Any] = json.loads((self.folder / "summary.json").read_text())
+        return content
+
     def steps_done(self) -> int:
         """Steps of pre-training so far, from what the run has logged."""
         if self.finished:
@@ -129,6 +137,73 @@ def variants(base: Config, names: Sequence[str], experiments: Iterable[str], cod
             folder = f"{modalities.replace(',', '-')}/{','.join(changed) or 'complete'}"
             found.append(Variant(experiment, label, config, folder))
     return found
+
+
+class Record:
+    """The finished runs of an ablation, one row each, in a JSON file.
+
+    Args:
+        path: the file; it may not be there yet.
+        base: what a run is when nothing is removed; a row says how its run differs from it.
+
+    Attributes:
+        runs: rows with `fields` that differ, `seed`, `rows` of scores, `seconds` and `versions`.
+
+    Raises:
+        ValueError: the file is none of an ablation, or of one with another configuration.
+    """
+
+    def __init__(self, path: Path, base: Config) -> None:
+        self.path = path
+        self.config = base
+        self.runs: list[dict[str, Any]] = []
+        if path.exists():
+            try:
+                content = json.loads(path.read_bytes())
+                before, self.runs = completed(content["config"]), list(content["runs"])
+            except (ValueError, KeyError, TypeError) as error:
+                raise ValueError(
+                    f"record must be a file of finished runs, as an ablation writes it, or none yet; {path} is not: "
+                    f"{error!r}"
+                ) from error
+            differing = [
+                f"{name} {before.get(name)!r} instead of {value!r}"
+                for name, value in _identity(base).items()
+                if before.get(name) != value
+            ]
+            if differing:
+                raise ValueError(
+                    f"record must hold runs of the same configuration or none, {path} has {', '.join(differing)}"
+                )
+
+    def find(self, config: Config) -> list[Row] | None:
+        """The scores of a run; None where it has not finished."""
+        fields, seed = self._key(config)
+        rows = [run["rows"] for run in self.runs if (run["fields"], run["seed"]) == (fields, seed)]
+        return [Row.from_dict(row) for row in rows[0]] if rows else None
+
+    def add(self, config: Config, summary: Mapping[str, Any]) -> None:
+        """Takes up a run that has finished, from its summary, and writes the file; twice changes nothing."""
+        fields, seed = self._key(config)
+        if self.find(config) is None:
+            kept = {name: summary[name] for name in ("rows", "seconds", "threads", "versions") if name in summary}
+            self.runs.append({"fields": fields, "seed": seed, **kept})
+            self.write()
+
+    def write(self) -> None:
+        """Writes the file atomically, a line for each run."""
+        lines = ",\n".join(json.dumps(run, ensure_ascii=False) for run in self.runs)
+        write_text(self.path, f'{{"config": {json.dumps(self.config.flat())},\n"runs": [\n{lines}\n]}}\n')
+
+    def _key(self, config: Config) -> tuple[dict[str, Any], int]:
+        base = _identity(self.config)
+        fields = {name: value for name, value in _identity(config).items() if value != base[name]}
+        return fields, config.train.seed
+
+
+def _identity(config: Config) -> dict[str, Any]:
+    """All fields that decide what a run computes, but for the seed."""
+    return {name: value for name, value in config.flat().items() if name not in (*EXECUTION_FIELDS, "seed")}
 
 
 def units(out: Path, found: Sequence[Variant], seeds: Sequence[int]) -> list[Unit]:
@@ -211,24 +286,32 @@ def last_line(log: Path) -> str:
 
 @dataclass(frozen=True)
 class Line:
-    """A line of a table: its label, how many seeds it has, and their rows averaged."""
+    """A line of a table: its label and the scores of each seed that has finished, at least one."""
 
     label: str
-    seeds: int
-    rows: list[Row]
+    by_seed: dict[int, list[Row]]
+
+    @property
+    def rows(self) -> list[Row]:
+        """Means over seeds."""
+        return aggregate(list(self.by_seed.values()))
 
 
-def collect(out: Path, found: Sequence[Variant], seeds: Sequence[int], experiment: str) -> list[Line]:
-    """The lines of an experiment for which at least one seed has finished."""
-    lines = []
+def collect(
+    record: Record, found: Sequence[Variant], seeds: Sequence[int], experiment: str
+) -> tuple[list[Line], list[str]]:
+    """The lines of an experiment for which at least one seed has finished, and the names of runs that have not."""
+    lines, missing = [], []
     for variant in found:
         if variant.experiment == experiment:
-            files = [out / variant.folder / f"seed-{seed}" / "summary.json" for seed in seeds]
-            summaries = [json.loads(file.read_text()) for file in files if file.exists()]
-            if summaries:
-                rows = aggregate([[Row.from_dict(row) for row in summary["rows"]] for summary in summaries])
-                lines.append(Line(variant.label, len(summaries), rows))
-    return lines
+            by_seed = {seed: record.find(variant.config.replace(seed=seed)) for seed in seeds}
+            there = {seed: rows for seed, rows in by_seed.items() if rows is not None}
+            if there:
+                lines.append(Line(variant.label, there))
+            if len(there) < len(seeds):
+                lacking = ", ".join(str(seed) for seed in seeds if seed not in there)
+                missing.append(f"{variant.label} (seed {lacking})")
+    return lines, missing
 
 
 def columns(lines: Sequence[Line]) -> list[tuple[str, str, str]]:
@@ -268,7 +351,7 @@ def table_cells(experiment: str, lines: Sequence[Line]) -> list[list[str]]:
         cells.append(
             [
                 line.label,
-                str(line.seeds),
+                str(len(line.by_seed)),
                 *(ours.get(head, "-") for head in heads),
                 *(theirs.get(head, "-") for head in others),
             ]
@@ -309,19 +392,124 @@ def markdown(cells: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in (cells[0], rule, *cells[1:]))
 
 
-def write_results(out: Path, found: Sequence[Variant], seeds: Sequence[int], base: Config) -> None:
-    """Tables as Markdown and CSV, the figure, and everything as data, from all that has finished."""
+@dataclass(frozen=True)
+class Change:
+    """What removing a component does to one task: per cent points, mean over directions between modalities.
+
+    Attributes:
+        label: what is removed.
+        task: classification or localisation.
+        by_seed: the change of each seed against the complete method with the same seed.
+        tokens: the same of the probes that see only codes; empty where there are none.
+        paper: the published change.
+    """
+
+    label: str
+    task: str
+    by_seed: list[float]
+    tokens: list[float]
+    paper: float
+
+    @property
+    def finding(self) -> str:
+        """How it compares with the paper's, by the 95 % interval over seeds."""
+        interval = t_interval(self.by_seed)
+        if interval is None:
+            return "one seed decides nothing"
+        low, high = interval
+        if low <= 0 <= high:
+            return "unlike the paper: no change beyond the interval"
+        return "as in the paper" if (low > 0) == (self.paper > 0) else "unlike the paper: the other way"
+
+
+def t_interval(values: Sequence[float]) -> tuple[float, float] | None:
+    """Student's 95 % interval of a mean; None below two values."""
+    if len(values) < 2:
+        return None
+    half = float(stats.t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / len(values) ** 0.5
+    mean = statistics.mean(values)
+    return mean - half, mean + half
+
+
+def changes(experiment: str, lines: Sequence[Line]) -> list[Change]:
+    """What each removal does, against the complete method, where both have a seed in common and the paper has both."""
+    table, pretraining = _PUBLISHED[experiment]
+    complete = next((line.by_seed for line in lines if line.label == "none"), {})
+    found = []
+    for line in lines:
+        common = [seed for seed in line.by_seed if seed in complete]
+        if line.label == "none" or not common:
+            continue
+        for dataset, (task, _) in TASKS.items():
+            paper = {
+                method: [
+                    number.score
+                    for number in published()
+                    if (number.table, number.pretraining, number.method, number.dataset)
+                    == (table, pretraining, method, dataset)
+                ]
+                for method in ("Uni-Code", f"without {line.label}")
+            }
+            before, after = ([rows_of(by_seed[seed], task) for seed in common] for by_seed in (complete, line.by_seed))
+            if all(paper.values()) and all(before) and all(after):
+                by_seed, tokens = (
+                    [100 * (number(now) - number(then)) for then, now in zip(before, after, strict=True)]
+                    for number in (_score, _token_score)
+                )
+                published_change = statistics.mean(paper[f"without {line.label}"]) - statistics.mean(paper["Uni-Code"])
+                found.append(Change(line.label, task, by_seed, tokens, published_change))
+    return found
+
+
+def rows_of(rows: Iterable[Row], task: str) -> list[Row]:
+    """Those of a task, between modalities that the paper's tables have: words are not among them."""
+    return [row for row in rows if row.task == task and {row.source, row.target} == {"audio", "video"}]
+
+
+def _score(rows: Sequence[Row]) -> float:
+    return statistics.mean(row.score for row in rows)
+
+
+def _token_score(rows: Sequence[Row]) -> float:
+    return statistics.mean(row.token.score if row.token else float("nan") for row in rows)
+
+
+def change_cells(found: Sequence[Change]) -> list[list[str]]:
+    """Heading and lines of what removals do."""
+    cells = [["removed", "task", "seeds", "change", "95 % interval", "of tokens", "paper", "finding"]]
+    for change in found:
+        interval = t_interval(change.by_seed)
+        tokens = statistics.mean(change.tokens)
+        cells.append(
+            [
+                change.label,
+                change.task,
+                str(len(change.by_seed)),
+                f"{statistics.mean(change.by_seed):+.1f}",
+                "-" if interval is None else f"{interval[0]:+.1f} to {interval[1]:+.1f}",
+                f"{tokens:+.1f}" if tokens == tokens else "-",
+                f"{change.paper:+.1f}",
+                change.finding,
+            ]
+        )
+    return cells
+
+
+def write_results(out: Path, record: Record, found: Sequence[Variant], seeds: Sequence[int], base: Config) -> None:
+    """Tables as Markdown and CSV and the figure, from all that has finished, and what has not."""
     text = [
         f"Zero-shot scores in per cent on {base.data.data}, preset {base.preset}, {base.train.steps} steps; mean and "
         "standard deviation over seeds. The paper's numbers are of other data, VGGSound-AVEL 40K, and other measures."
     ]
-    data = []
     for experiment in dict.fromkeys(variant.experiment for variant in found):
-        lines = collect(out, found, seeds, experiment)
+        lines, missing = collect(record, found, seeds, experiment)
+        text.append(f"## {TITLES[experiment]}")
+        if missing:
+            text.append(f"Not run yet: {'; '.join(missing)}.")
         if not lines:
             continue
         cells = table_cells(experiment, lines)
-        text += [f"## {TITLES[experiment]}", markdown(cells)]
+        text.append(markdown(cells))
         tokens = token_cells(experiment, lines)
         if tokens is not None:
             text += [
@@ -329,25 +517,22 @@ def write_results(out: Path, found: Sequence[Variant], seeds: Sequence[int], bas
                 "target, in brackets with only those words of a sentence that name a class:",
                 markdown(tokens),
             ]
+        compared = changes(experiment, lines) if experiment in _PUBLISHED else []
+        if compared:
+            text += [
+                "What a removal changes between audio and video, in points, mean of both directions, each seed "
+                "against the complete method with the same seed, with Student's interval over seeds; the paper's "
+                "change is that of its columns AVE (classification) and AVVP (localisation):",
+                markdown(change_cells(compared)),
+            ]
         table = io.StringIO()
         csv.writer(table, lineterminator="\n").writerows(cells)
         write_text(out / f"{experiment}.csv", table.getvalue())
         if experiment == "figure3":
             points = {int(line.label): line.rows for line in lines}
             plots.save_png(plots.codebook_sizes(points), out / "figure3.png")
-        data += [
-            {
-                "experiment": experiment,
-                "label": line.label,
-                "seeds": line.seeds,
-                "rows": [row.as_dict() for row in line.rows],
-            }
-            for line in lines
-        ]
+            text.append("![Zero-shot scores over the number of codewords](figure3.png)")
     write_text(out / "ablation.md", "\n\n".join(text) + "\n")
-    write_json(
-        out / "ablation.json", {"preset": base.preset, "data": base.data.data, "steps": base.train.steps, "lines": data}
-    )
 
 
 def write_text(path: Path, text: str) -> None:
@@ -389,6 +574,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--sizes", type=str, default=SIZES, help="numbers of codewords in Figure 3 [%(default)s]")
     parser.add_argument("--seeds", type=int, default=3, help="seeds of each line, from --seed on [%(default)s]")
     parser.add_argument(
+        "--record",
+        type=str,
+        default="",
+        help="JSON file of finished runs, one row each: those in it are not run again [runs.json in the folder]",
+    )
+    parser.add_argument(
         "--jobs", type=int, default=1, help="runs at a time, which share the processor's cores [%(default)s]"
     )
     arguments = parser.parse_args(with_underscores(argv))
@@ -405,9 +596,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     seeds = [base.train.seed + number for number in range(arguments.seeds)]
     out = Path(arguments.out)
     threads = max(1, torch.get_num_threads() // arguments.jobs)
-    for _ in run_all(units(out, found, seeds), arguments.jobs, threads):
-        write_results(out, found, seeds, base)
-    write_results(out, found, seeds, base)
+    record = Record(Path(arguments["record"] or out / "runs.json"), base)
+    runs = units(out, found, seeds)
+    for unit in runs:
+        if unit.finished:
+            record.add(unit.config, unit.summary())
+    out.mkdir(parents=True, exist_ok=True)
+    for unit in run_all([unit for unit in runs if record.find(unit.config) is None], arguments.jobs, threads):
+        record.add(unit.config, unit.summary())
+        write_results(out, record, found, seeds, base)
+    write_results(out, record, found, seeds, base)
     print((out / "ablation.md").read_text(), end="")
     print(out)
     return 0
