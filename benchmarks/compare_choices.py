@@ -40,12 +40,13 @@ VARIANTS: dict[str, Fields] = {
     "the partners' share in commitment is 1": {"commitment_partner": 1.0},
     "commitment to all partners, words too": {"commitment_partners": "all"},
     "without assignment by second": {"assignment_weight": 0.0},
-    "without presence in sentences": {"presence_weight": 0.0},
-    "presence in sentences weighs 1": {"presence_weight": 1.0},
+    "without grounding of words": {"grounding_weight": 0.0},
+    "grounding weighs 0.3": {"grounding_weight": 0.3},
+    "presence in sentences in the place of grounding, 0.3": {"grounding_weight": 0.0, "presence_weight": 0.3},
     "plain EMA, no partners": {"ema_partner": "none"},
     "without code matching": {"cmcm_weight": 0.0},
     "without CLUB": {"club_estimator": "none"},
-    "before: commitment to all partners at 1, nothing normalised, no assignment, no presence": BEFORE,
+    "before: commitment to all partners at 1, nothing normalised, no assignment, no grounding": BEFORE,
     "before, features normalised": {**BEFORE, "feature_norm": "batch"},
     "before, the partners' share in commitment is 10": {**BEFORE, "commitment_partner": 10.0},
     "before, assignment by second": {**BEFORE, "assignment_weight": 1.0},
@@ -136,14 +137,14 @@ def shown(values: Sequence[float]) -> str:
 
 
 @contextmanager
-def results() -> Iterator[list[dict[str, Any]]]:
-    """All rows, of which what is changed is kept; one process at a time."""
+def results(path: Path, variants: Mapping[str, Fields]) -> Iterator[list[dict[str, Any]]]:
+    """All rows of a file, of which what is changed is kept; one process at a time."""
     with Path(__file__).open() as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        rows = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
+        rows = json.loads(path.read_text()) if path.exists() else []
         yield rows
-        rows.sort(key=lambda row: (list(VARIANTS).index(row["variant"]), row["seed"]))
-        write_json(RESULTS, rows)
+        rows.sort(key=lambda row: (list(variants).index(row["variant"]), row["seed"]))
+        write_json(path, rows)
 
 
 # Heading, where a row has it.
@@ -213,14 +214,14 @@ def main() -> None:
     for seed in arguments.seeds:
         for name in arguments.variants:
             folder = arguments.folder / f"{list(VARIANTS).index(name):02d}-{seed}"
-            with results() as rows:
+            with results(RESULTS, VARIANTS) as rows:
                 done = any((row["variant"], row["seed"]) == (name, seed) for row in rows)
             if done or folder.exists():
                 continue
             folder.mkdir(parents=True)
             changes = {**VARIANTS[name], "steps": arguments.steps, "seed": seed, "validations": 0}
             found = measure(preset("recommended").replace_all(**changes), folder)
-            with results() as rows:
+            with results(RESULTS, VARIANTS) as rows:
                 rows.append({"variant": name, "fields": dict(VARIANTS[name]), **found})
             write_table()
 

@@ -12,8 +12,11 @@ from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
+from compare_presets import RESULTS as PRESET_RESULTS
+from compare_presets import table
 from shapes import CONTRAST_CASES, CONTRAST_SHAPES, SEARCH_SHAPES, SHAPES, UPDATE_SHAPES
 
+from unicode_fast.presets import PRESETS
 from unicode_fast.tasks import Row, Sharing, format_markdown, format_sharing
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -173,6 +176,7 @@ def main() -> None:
     replace_part("speed", speed_table())
     replace_part("shares", shares())
     replace_part("reading", reading_sentence())
+    replace_part("presets", table(PRESETS, json.loads(PRESET_RESULTS.read_text())))
 
 
 if __name__ == "__main__":

@@ -57,7 +57,9 @@ def losses(owner: Trainer, sizes: tuple[int, ...] = (6, 6, 9), masked: bool = Tr
 
 class TestPrecision:
     def test_bfloat16_is_close_to_float32_and_not_the_same(self) -> None:
-        plain, lower = losses(trainer(dropout=0.0)), losses(trainer(dropout=0.0, precision="bfloat16"))
+        # Without grounding, which weighs words by how little they have told so far.
+        fixed: dict[str, object] = {"dropout": 0.0, "grounding_weight": 0.0}
+        plain, lower = losses(trainer(**fixed)), losses(trainer(**fixed, precision="bfloat16"))
         assert plain != lower
         for one, other in zip(plain, lower, strict=True):
             assert other == pytest.approx(one, rel=0.05, abs=0.02)

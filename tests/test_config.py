@@ -123,7 +123,7 @@ OTHER = {
     "grid_semantic_width": 9, "ema_epsilon": 0.5, "ema_own_weight": 0.25, "revive_noise": 0.5,
     "revive_active_within": 7, "revive_unless": "all", "revive_source": "codeword", "revive_ema": False,
     "commitment_own": 5.0, "commitment_partner": 3.0, "commitment_norm": "sum", "commitment_partners": "all",
-    "club_floor": False, "presence_weight": 0.5,
+    "club_floor": False, "presence_weight": 0.5, "grounding_weight": 0.5,
     "club_reduction": "sum", "club_input": "quantised", "club_weight": 7.0, "club_inner_steps": 3,
     "club_learning_rate": 0.5, "cpc_self_weight": 0.7, "cmcm_pairing": "official", "cmcm_directions": "rows",
     "cmcm_temperature": 3.0, "grid_hidden_width": 5, "grid_specific_width": 7, "grid_club_width": 3,

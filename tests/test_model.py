@@ -152,7 +152,7 @@ class TestTraits:
         torch.testing.assert_close(encoder(grids), 25 * mean * (1 + scale), rtol=1e-12, atol=0)
 
     def test_attention_pooling_is_a_weighted_mean(self) -> None:
-        encoder = GridSemanticEncoder((5, 5, 4), tiny.config("paper").model)
+        encoder = GridSemanticEncoder((5, 5, 4), tiny.config("paper", grid_pooling="attention").model)
         grids = torch.ones(1, 1, 5, 5, 4)
         scale = torch.sigmoid(encoder.excite(torch.relu(encoder.squeeze(torch.ones(1, 1, 4)))))
         torch.testing.assert_close(encoder(grids), 1 + scale)

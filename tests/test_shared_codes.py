@@ -1,4 +1,4 @@
-"""What makes modalities share codes: normalised features, partners with a time axis, agreed assignments, presence."""
+"""What makes modalities share codes: normalised features, partners with a time axis, agreed assignments, grounding."""
 
 import math
 
@@ -13,6 +13,7 @@ from unicode_fast import losses
 from unicode_fast.methods import UniCodeMethod
 from unicode_fast.modules import UniCode
 from unicode_fast.modules.feature_norm import MOMENTUM, FeatureNorm
+from unicode_fast.modules.lexicon import Lexicon
 
 STEPS = 5
 
@@ -89,6 +90,17 @@ class TestAssignment:
         padded = torch.where(valid.unsqueeze(1), scores, 100)
         assert_close(losses.balanced_assignment(padded, valid)[valid], losses.balanced_assignment(scores[:25]))
 
+    def test_codewords_are_used_as_asked_by_steps_as_they_count(self) -> None:
+        generator = torch.Generator().manual_seed(2)
+        scores = torch.randn(300, 4, generator=generator, dtype=torch.float64)
+        weights = torch.rand(300, generator=generator, dtype=torch.float64)
+        weights[:50] = 0
+        totals = torch.tensor([4.0, 3, 2, 1], dtype=torch.float64)
+        found = losses.balanced_assignment(scores, weights, totals=totals, rounds=60)
+        used = (weights.unsqueeze(1) * found).sum(0)
+        assert_close(used / used.sum(), totals / 10, rtol=1e-6, atol=1e-6)
+        assert_close(found.sum(1), torch.ones(300, dtype=torch.float64))
+
     def test_presence_by_hand(self) -> None:
         """One word surely means codeword 0, another 1 or 2 with equal chance."""
         certain = torch.tensor([[0.0, -1000, -1000], [-1000, 0, 0]], dtype=torch.float64)
@@ -107,6 +119,82 @@ class TestAssignment:
         assert torch.isfinite(scores.grad).all()
 
 
+class TestGrounding:
+    def test_by_hand(self) -> None:
+        """Of three words the first says which of two codewords the clip uses, the second nothing, the third is none."""
+        used = torch.tensor([[1.0, 0.0], [0.0, 1.0]], dtype=torch.float64)
+        sure, unsure = torch.tensor([0.9, 0.1]).log().double(), torch.tensor([0.5, 0.5]).log().double()
+        expected = torch.stack([torch.stack([sure, unsure, sure]), torch.stack([sure.flip(0), unsure, sure])])
+        mask = torch.tensor([[True, True, False], [True, True, True]])
+        found = losses.grounding(expected, used, torch.tensor([0.5, 0.5], dtype=torch.float64), mask)
+        assert_close(found.surprise[0], -torch.tensor([0.9, 0.5, 0.9]).log().double(), rtol=1e-6, atol=0)
+        gain = math.log(0.9) - math.log(0.5 + 1e-6)
+        weight = 1 - math.exp(-losses.GROUNDING_SLOPE * gain)
+        # A word that misleads counts no less than one that says nothing.
+        assert_close(found.weight, torch.tensor([[weight, 0, 0], [weight, 0, 0]]).double(), rtol=1e-6, atol=1e-5)
+        assert_close(found.meaning[0, :2], used[:1].expand(2, 2), rtol=0, atol=1e-8)
+
+    def test_a_word_means_the_codewords_of_its_clip_that_the_lexicon_expects(self) -> None:
+        used = torch.tensor([[0.5, 0.3, 0.2]], dtype=torch.float64)
+        expected = torch.tensor([0.1, 0.1, 0.8], dtype=torch.float64).log()[None, None]
+        found = losses.grounding(expected, used, torch.full((3,), 1 / 3, dtype=torch.float64))
+        product = torch.tensor([0.05, 0.03, 0.16], dtype=torch.float64)
+        assert_close(found.meaning[0, 0], product / product.sum(), rtol=1e-6, atol=1e-8)
+
+    def test_the_lexicon_finds_the_words_that_name_what_others_know(self) -> None:
+        """Sentences of two words, one of which decides the codeword that the clip uses most."""
+        generator = torch.Generator().manual_seed(0)
+        vocabulary = torch.randn(8, 16, generator=generator)
+        name, filler = torch.randint(4, (2, 200), generator=generator)
+        words = torch.stack([vocabulary[4 + filler], vocabulary[name]], 1)
+        used = 0.05 + 0.8 * nn.functional.one_hot(name, 4)
+        lexicon = Lexicon(16, 4)
+        assert_close(lexicon(words), torch.full((200, 2, 4), -math.log(4)))
+        optimizer = torch.optim.Adam(lexicon.parameters(), 1e-3)
+        for _ in range(200):
+            optimizer.zero_grad()
+            found = losses.grounding(lexicon(words), used, used.mean(0))
+            found.surprise.mean().backward()
+            optimizer.step()
+        assert found.weight[:, 1].min() > 0.7 and found.weight[:, 0].max() < 0.25
+        assert torch.equal(found.meaning[:, 1].argmax(-1), name)
+
+    def test_words_come_to_use_codewords_as_the_others_do(self) -> None:
+        """Words that may stand for either of two codewords take one each, three to one as is asked."""
+        scores = 0.1 * torch.randn(400, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        totals = torch.tensor([3.0, 1.0], dtype=torch.float64)
+        for _ in range(2000):
+            scores += 0.1 * (losses.balanced_assignment(scores, totals=totals) - scores.softmax(1))
+        assert scores.softmax(1).max(1).values.min() > 0.9
+        assert (scores.argmax(1) == 0).double().mean() == pytest.approx(0.75, abs=0.05)
+
+    def test_where_no_step_counts_all_stays_finite(self) -> None:
+        scores = features(width=3).flatten(0, 1)
+        found = losses.balanced_assignment(scores, torch.zeros(len(scores)), totals=torch.zeros(3).double())
+        assert torch.isfinite(found).all()
+
+    def test_nothing_is_added_without_words_or_others(self) -> None:
+        for owner in (tiny.model(grounding_weight=0.0), tiny.model(names="audio,video")):
+            assert not list(owner.lexicon.parameters()) and "lexicon" not in owner.parts()
+        owner = tiny.model()
+        assert [tuple(parameter.shape) for parameter in owner.parts()["lexicon"]] == [
+            (12, owner.modalities["text"].shape[-1]),
+            (12,),
+        ]
+
+    def test_what_padding_holds_is_not_read(self) -> None:
+        owner = tiny.model(dtype="float64", dropout=0.0)
+        mask = {name: tiny.mask_of([3] * 4 + [5] * 4, 5) for name in owner.names}
+        batch = tiny.batch(owner, clips=8)
+        spoiled = {name: values.clone() for name, values in batch.items()}
+        spoiled["text"][:4, 3:] = math.nan
+        owner.train()
+        method = UniCodeMethod(owner)
+        plain, other = (method.losses(owner(one, mask)).terms for one in (batch, spoiled))
+        for name in ("lexicon.text", "grounding.text"):
+            assert torch.equal(plain[name], other[name]) and torch.isfinite(other[name])
+
+
 def terms(owner: UniCode, mask: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
     owner.train()
     return UniCodeMethod(owner).losses(owner(tiny.batch(owner), mask)).terms
@@ -114,25 +202,29 @@ def terms(owner: UniCode, mask: dict[str, Tensor] | None = None) -> dict[str, Te
 
 class TestTerms:
     def test_each_weight_switches_its_own(self) -> None:
-        assert {"assignment.audio", "assignment.video", "presence.text"} <= terms(tiny.model()).keys()
-        assert "assignment.text" not in terms(tiny.model())
+        grounded = {"lexicon.text", "grounding.text"}
+        found = terms(tiny.model(presence_weight=0.3))
+        assert {"assignment.audio", "assignment.video", "presence.text", *grounded} <= found.keys()
+        assert "assignment.text" not in found
         without = terms(tiny.model(assignment_weight=0.0))
-        assert "presence.text" in without and "assignment.audio" not in without
-        without = terms(tiny.model(presence_weight=0.0))
-        assert "presence.text" not in without and "assignment.audio" in without
+        assert grounded <= without.keys() and "assignment.audio" not in without and "presence.text" not in without
+        without = terms(tiny.model(grounding_weight=0.0))
+        assert not grounded & without.keys() and "assignment.audio" in without
+        assert not grounded & terms(tiny.model(names="audio,video", grounding_weight=1.0)).keys()
         assert "presence.text" not in terms(tiny.model(names="audio,video", presence_weight=0.3))
 
     def test_modalities_of_other_lengths_are_not_assigned_by_second(self) -> None:
         owner = tiny.model()
         found = UniCodeMethod(owner).losses(owner(tiny.batch(owner, lengths={"audio": 4}))).terms
-        assert "assignment.audio" not in found and "presence.text" in found
+        assert "assignment.audio" not in found and "grounding.text" in found
 
     def test_weights_are_factors(self) -> None:
-        once = terms(tiny.model(dtype="float64", dropout=0.0))
-        twice = terms(tiny.model(dtype="float64", dropout=0.0, assignment_weight=2.0, presence_weight=0.6))
-        for name in ("assignment.audio", "assignment.video", "presence.text"):
-            weight = 2 if name.startswith("assignment") else 0.6 / tiny.config().method.presence_weight
-            assert float(twice[name]) == pytest.approx(weight * float(once[name]), **FLOAT64)
+        fixed: dict[str, object] = {"dtype": "float64", "dropout": 0.0}
+        once = terms(tiny.model(**fixed, presence_weight=0.3))
+        twice = terms(tiny.model(**fixed, assignment_weight=2.0, presence_weight=0.6, grounding_weight=2.0))
+        for name in ("assignment.audio", "assignment.video", "presence.text", "grounding.text"):
+            assert float(twice[name]) == pytest.approx(2 * float(once[name]), **FLOAT64)
+        assert float(twice["lexicon.text"]) == float(once["lexicon.text"])
 
     @pytest.mark.parametrize("lengths", [None, {"text": 4}])
     def test_partners_with_a_time_axis(self, lengths: dict[str, int] | None) -> None:

@@ -164,6 +164,10 @@ class MethodConfig:
             on, balanced over codewords.
         presence_weight: of the loss by which a sentence holds, in any of its
             words, the codewords that its clip uses.
+        grounding_weight: of the losses by which words that are about what the
+            other modalities know share their codewords: a linear lexicon of
+            word vectors, learnt beside, says which words those are and what
+            they may stand for.
     """
 
     feature_norm: Literal["none", "batch"] = "batch"
@@ -208,7 +212,8 @@ class MethodConfig:
     cmcm_directions: Literal["rows", "both"] = "both"
     cmcm_temperature: float = 1.0
     assignment_weight: float = 1.0
-    presence_weight: float = 0.3
+    presence_weight: float = 0.0
+    grounding_weight: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -408,7 +413,7 @@ _KIND_FIELDS: tuple[tuple[tuple[Kind, ...], tuple[str, ...]], ...] = (
         ),
     ),
     (("vector", "words"), ("vector_specific_width",)),
-    (("words",), ("word_width", "word_target", "presence_weight")),
+    (("words",), ("word_width", "word_target", "presence_weight", "grounding_weight")),
 )  # fmt: skip
 
 PARTS = {"model": ModelConfig, "method": MethodConfig, "data": DataConfig, "train": TrainConfig}
@@ -428,6 +433,7 @@ ADDED_FIELDS: Mapping[str, Any] = {
     "commitment_partners": "all",
     "assignment_weight": 0.0,
     "presence_weight": 0.0,
+    "grounding_weight": 0.0,
 }
 
 # Smallest and largest value, both allowed.
@@ -447,7 +453,7 @@ RANGES: Mapping[str, tuple[float, float]] = {
             "ema_initial_count", "ema_epsilon", "revive_after", "revive_noise", "revive_active_within",
             "reconstruction_weight", "commitment_weight", "commitment_own", "commitment_partner", "club_weight",
             "club_inner_steps", "cpc_weight", "cpc_self_weight", "cpc_earliest", "cmcm_weight", "assignment_weight",
-            "presence_weight", "data_seed", "steps",
+            "presence_weight", "grounding_weight", "data_seed", "steps",
             "warmup_steps", "seed", "feed_workers", "validations", "checkpoint_seconds",
         ),
         (0, math.inf),

@@ -79,7 +79,9 @@ def cached_backward(
     method.fit_club(output, club_optimizer)
     terms, recognised = method.alignment(output)
     leaves = [*output.semantic.values(), *output.club.values()]
-    torch.stack(list(terms.values())).sum().backward(inputs=[*leaves, *model.cpc.parameters()])
+    torch.stack(list(terms.values())).sum().backward(
+        inputs=[*leaves, *model.cpc.parameters(), *model.lexicon.parameters()]
+    )
 
     own = method.valid_steps(output)
     whole = own if part is None else sharded.total(own, part)
@@ -124,6 +126,8 @@ def _joined(
     masks = [batch.mask for batch in batches if batch.mask is not None]
     mask = {name: torch.cat([few[name] for few in masks]) for name in method.model.names} if masks else None
     output = ModelOutput({}, club, {}, {}, {}, {}, {}, mask, part)
+    words = [method.model.words(batch.features, batch.mask) for batch in batches]
+    output.words.update({name: torch.cat([few[name] for few in words]) for name in method.model.lexicon})
     normalised = {name: method.model.normalise(name, z, output) for name, z in raw.items()}
     output.semantic.update({name: z.detach().requires_grad_() for name, z in normalised.items()})
     for name, found in method.model.codebook.quantise(output.semantic).items():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,6 +15,8 @@ OFFICIAL_LOG_OFFSET = 1e-10
 OFFICIAL_SUM_OFFSET = 1e-5
 # Of soft assignments by squared distance per channel: a codeword that is nearer by it is e times as probable.
 ASSIGNMENT_TEMPERATURE = 0.05
+# How fast a word counts as grounded, per nat that it tells of the clip's codewords.
+GROUNDING_SLOPE = 2.0
 
 
 def masked_mean(values: Tensor, mask: Tensor | None) -> Tensor:
@@ -181,15 +183,22 @@ def assignment_scores(semantic: Tensor, codebook: Tensor) -> Tensor:
 
 @torch.no_grad()
 def balanced_assignment(
-    scores: Tensor, valid: Tensor | None = None, *, sharpness: float = 2.0, rounds: int = 3
+    scores: Tensor,
+    weights: Tensor | None = None,
+    *,
+    totals: Tensor | None = None,
+    sharpness: float = 2.0,
+    rounds: int = 3,
 ) -> Tensor:
-    """Soft assignment of steps to codewords that uses all codewords about equally, by Sinkhorn and Knopp.
+    """Soft assignment of steps to codewords, each codeword used as much as it should be, by Sinkhorn and Knopp.
 
     Args:
         scores: logits, (N, M).
-        valid: (N,) bool, the steps that count, or None for all; what the result holds for the others is undefined.
-        sharpness: multiplies them.
-        rounds: how often columns and then rows are scaled to equal sums.
+        weights: (N,), how much each step counts, bool or float, or None for all alike; what the result holds for steps
+            that do not count is undefined.
+        totals: (M,), what the codewords' uses are proportional to; None for equal ones.
+        sharpness: multiplies the scores.
+        rounds: how often columns and then rows are scaled to these sums.
 
     Returns:
         (N, M) without gradient; rows add up to 1.
@@ -198,9 +207,11 @@ def balanced_assignment(
         Asano, Rupprecht and Vedaldi, ICLR 2020; Caron et al., "SwAV", NeurIPS 2020.
     """
     logits = scores * sharpness
+    wanted = 0 if totals is None else totals.clamp(min=1e-6).log()
     for _ in range(rounds):
-        counted = logits if valid is None else logits.masked_fill(~valid.unsqueeze(1), -math.inf)
-        logits = logits - counted.logsumexp(0)
+        counted = logits if weights is None else logits + weights.to(logits.dtype).log().unsqueeze(1)
+        # Where no step counts, a column adds up to nothing.
+        logits = logits + (wanted - counted.logsumexp(0).nan_to_num(neginf=0.0))
         logits = logits - logits.logsumexp(1, keepdim=True)
     return logits.softmax(1)
 
@@ -225,6 +236,45 @@ def presence(used: Tensor, scores: Tensor, mask: Tensor | None = None) -> Tensor
         missing = torch.where(mask.unsqueeze(-1), missing, 0)
     held = -torch.expm1(missing.sum(1))  # (B, M)
     return -(used.detach() * (held + 1e-6).log()).sum(1).mean()
+
+
+class Grounding(NamedTuple):
+    """What a lexicon says of the words of a batch.
+
+    surprise (B, T), nats: cross-entropy of the codewords that the clip uses and those that the lexicon expects of the
+    word; weight (B, T) in 0..1, without gradient: how much the word is about what other modalities know; meaning
+    (B, T, M), without gradient: the clip's codewords that the word may stand for, adding up to one.
+    """
+
+    surprise: Tensor
+    weight: Tensor
+    meaning: Tensor
+
+
+def grounding(expected: Tensor, used: Tensor, average: Tensor, mask: Tensor | None = None) -> Grounding:
+    """Which words are about what the other modalities know, and which of their codewords each may stand for.
+
+    A word that lets one guess the clip's codewords better than their average over clips does is about them: with g
+    nats less surprise its weight is 1 - exp(-2 g).
+
+    Args:
+        expected: logarithms of the codewords that a lexicon expects of each word, (B, T, M), adding up to one.
+        used: how the clip's other modalities use the codewords, (B, M), without gradient.
+        average: that of all clips, (M,).
+        mask: (B, T) bool, or None.
+
+    Source:
+        The lexicon is that of Brown, Della Pietra, Della Pietra and Mercer, "The Mathematics of Statistical Machine
+        Translation", 1993, model 1, with codewords for the second language, learnt by gradient.
+    """
+    surprise = -(used.unsqueeze(1) * expected).sum(-1)
+    with torch.no_grad():
+        by_average = -(used * (average + 1e-6).log()).sum(-1, keepdim=True)  # (B, 1)
+        weight = -torch.expm1(-GROUNDING_SLOPE * (by_average - surprise).clamp(min=0))
+        if mask is not None:
+            weight = torch.where(mask, weight, 0)
+        meaning = (used.clamp(min=1e-9).log().unsqueeze(1) + expected).softmax(-1)
+    return Grounding(surprise, weight, meaning)
 
 
 def code_matching(

@@ -48,6 +48,7 @@ _OFFICIAL: dict[str, Any] = {
     "cmcm_directions": "rows",
     "assignment_weight": 0.0,
     "presence_weight": 0.0,
+    "grounding_weight": 0.0,
     "keep_last_batch": True,
     "learning_rate": 4e-4,
     "schedule": "multistep",
@@ -60,30 +61,37 @@ _OFFICIAL: dict[str, Any] = {
 # The equations as printed; what the paper leaves open is listed in `preset`.
 _PAPER: dict[str, Any] = {
     **_OFFICIAL,
-    "grid_pooling": "attention",
+    "grid_pooling": "flatten",
     "residual_skip": "input",
     "equal_layers": False,
     "cpc_layers": 1,
     "cpc_bias": False,
+    "codebook_init": "data",
     "ema_initial_count": 1.0,
     "ema_update": "joint",
     "ema_smoothing": "none",
     "ema_partner": "attended",
     "unequal_lengths": "means",
+    "revive_after": 30,
     "revive_unless": "all",
+    "revive_source": "feature",
     "revive_ema": True,
     "word_target": "input",
     "commitment_own": 1.0,
     "commitment_partner": 0.5,
-    "commitment_norm": "sum",
     "club_estimator": "closed_form",
     "club_input": "semantic",
+    "club_floor": True,
+    "club_reduction": "mean",
+    "club_weight": 0.1,
     "cpc_self_weight": 0.0,
     "cpc_softmax_over": "candidates",
     "cpc_earliest": 0,
     "cmcm_weight": 1.0,
     "cmcm_pairing": "symmetric",
-    "schedule": "constant",
+    "learning_rate": 1e-3,
+    "schedule": "cosine",
+    "warmup_steps": 100,
     "dtype": "float32",
     "text_padding": "masked",
 }
@@ -122,17 +130,19 @@ def preset(name: str, size: str = "small") -> Config:
     weighs 1/2, the others share 1/2.
 
     `paper` takes the equations as printed. Where the paper is silent, these
-    are our choices: the partner r^a = softmax(z^a z^b^T / sqrt(D)) z^b over the
-    valid steps of the same clip, without parameters and detached, since the EMA
-    gives no gradient to train any; with more than two modalities the own
-    feature weighs 1/2 and the partners share 1/2; one linear predictor per
-    step and source; CLUB on z, over all pairs; commitment as squared norm
-    averaged over B·T; K = 1; a codeword is kept when all modalities chose it
-    within N_re = 300 batches, else it becomes a codeword in use plus noise,
-    running count and sum included; counts start at one, codewords uniform in
-    +-1/400; words are reconstructed as their input vectors; reconstruction
-    errors are averaged over elements; code matching looks along rows; inner
-    steps, clipping, noise and the codewords that replace others are as released.
+    are our choices, with which they train: the partner
+    r^a = softmax(z^a z^b^T / sqrt(D)) z^b over the valid steps of the same
+    clip, without parameters and detached, since the EMA gives no gradient to
+    train any; with more than two modalities the own feature weighs 1/2 and the
+    partners share 1/2; one linear predictor per step and source; CLUB on z,
+    over all pairs, averaged over channels, never below zero, at a tenth of the
+    weight; commitment and reconstruction errors averaged over elements; K = 1;
+    a codeword is kept when all modalities chose it within N_re = 30 batches,
+    else it becomes a feature of the batch, running count and sum included;
+    counts start at one, codewords from features; words are reconstructed as
+    their input vectors; code matching looks along rows; positions of a grid are
+    read by one linear layer; Adam at 1e-3 with warm-up and cosine. Inner steps
+    and clipping are as released.
 
     `recommended` is what trained best on the built-in data of all that
     docs/choices.md compares, with CLUB kept on: codewords start from data,
@@ -142,7 +152,7 @@ def preset(name: str, size: str = "small") -> Config:
     softmax in both directions, symmetric code matching. So that modalities
     share codes: z normalised by modality, commitment mostly to partners with
     the same time axis, their agreed assignment predicted by each of them, and
-    sentences that hold the codes of their clip.
+    words that a lexicon finds to name what the clip holds drawn to its codes.
 
     Args:
         name: official, paper or recommended.

@@ -274,7 +274,8 @@ class UniCodeMethod:
         method, part, timed = self.config.method, output.part, self._timed()
         steps = {output.semantic[name].shape[1] for name in timed}
         by_second = bool(method.assignment_weight) and len(timed) > 1 and len(steps) == 1
-        words = [name for name in self.model.names if name not in timed] if method.presence_weight and timed else []
+        asked = timed and (method.presence_weight or method.grounding_weight)
+        words = [name for name in self.model.names if name not in timed] if asked else []
         if not by_second and not words:
             return
         scores = {
@@ -284,11 +285,49 @@ class UniCodeMethod:
         found = self._by_second(output, {name: scores[name] for name in timed}) if by_second else {}
         masks = self._masks(output)
         used = [clip_mean(scores[name].detach().softmax(-1), masks[name]) for name in timed] if words else []
+        share = 1.0 if part is None or not words else len(used[0]) / part.clips
         for name in words:
-            errors = torch.stack([losses.presence(one, scores[name], masks[name]) for one in used])
-            share = 1.0 if part is None else len(used[0]) / part.clips
-            found[f"presence.{name}"] = method.presence_weight * share * errors.sum()
+            if method.presence_weight:
+                errors = torch.stack([losses.presence(one, scores[name], masks[name]) for one in used])
+                found[f"presence.{name}"] = method.presence_weight * share * errors.sum()
+            if method.grounding_weight:
+                surprise, meant, held = self._grounding(output, name, torch.stack(used).mean(0), scores)
+                found[f"lexicon.{name}"] = surprise
+                found[f"grounding.{name}"] = method.grounding_weight * share * (meant + held)
         terms.update(self._whole(found, part))
+
+    def _grounding(
+        self, output: ModelOutput, name: str, used: Tensor, scores: Mapping[str, Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """What a lexicon has to learn, how far words are from their meaning, and sound and pictures from holding it.
+
+        Words that the lexicon finds to be about the clip are assigned to the codewords that they may stand for, so that
+        over the batch they use them as the other modalities do; these in turn hold, in some second, the codewords of
+        such words.
+        """
+        part, mask = output.part, self._masks(output)[name]
+        expected = self.model.lexicon[name](output.words[name])
+        average = used.mean(0) if part is None else sharded.total(used.sum(0), part) / part.clips
+        found = losses.grounding(expected, used, average, mask)
+        with torch.no_grad():
+            totals = (found.weight.unsqueeze(-1) * found.meaning).sum((0, 1))
+            logits, weight = (found.meaning + 1e-6).log() + scores[name], found.weight
+            if part is not None:
+                totals = sharded.total(totals, part)
+                logits, weight = sharded.gather(logits, part), sharded.gather(weight, part)
+            target = losses.balanced_assignment(logits.flatten(0, 1), weight.flatten(), totals=totals).view_as(logits)
+            if part is not None:
+                target = target[part.offset : part.offset + len(used)]
+            # How words that are about the clip use the codewords, (B, M).
+            counted = found.weight.unsqueeze(-1) * scores[name].softmax(-1)
+            means = counted.sum(1) / found.weight.sum(1, keepdim=True).clamp(min=1e-3)
+        meant = -(found.weight * (target * scores[name].log_softmax(-1)).sum(-1)).sum(1).mean()
+        held = torch.stack(
+            [losses.presence(means, scores[other], self._masks(output)[other]) for other in self._timed()]
+        ).sum()
+        surprise = losses.masked_mean(found.surprise, mask)
+        shares = self._shares(output)
+        return surprise if shares is None else shares[name] * surprise, meant, held
 
     def _by_second(self, output: ModelOutput, scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
         part = output.part

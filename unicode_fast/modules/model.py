@@ -18,6 +18,7 @@ from unicode_fast.modules.cpc import CrossCPC
 from unicode_fast.modules.decoders import make_decoder
 from unicode_fast.modules.encoders import ModalityEncoder
 from unicode_fast.modules.feature_norm import FeatureNorm, Moments
+from unicode_fast.modules.lexicon import Lexicon
 from unicode_fast.modules.precision import products
 from unicode_fast.ops import BatchShard
 from unicode_fast.ops.sharded import Part
@@ -52,7 +53,8 @@ class ModelOutput:
     input (or of the LSTM output for words), all in the model's dtype but
     decoded, which may have that of its precision; mask (B, T) or None; part
     says which clips of a batch that processes share these are, None for all of
-    it; moments, of z before its normalisation, where batches are normalised.
+    it; moments, of z before its normalisation, where batches are normalised;
+    words (B, T, E), sentences as they were given, where there is a lexicon.
     """
 
     semantic: dict[str, Tensor]
@@ -65,6 +67,7 @@ class ModelOutput:
     mask: dict[str, Tensor] | None
     part: Part | None = None
     moments: dict[str, Moments] = field(default_factory=dict)
+    words: dict[str, Tensor] = field(default_factory=dict)
 
 
 class UniCode(nn.Module):
@@ -118,6 +121,9 @@ class UniCode(nn.Module):
                 for name, kind in modalities.items()
             }
         )
+        words = [name for name, modality in modalities.items() if modality.kind == "words"]
+        grounded = words if method.grounding_weight and len(words) < len(modalities) else []
+        self.lexicon = nn.ModuleDict({name: Lexicon(modalities[name].shape[-1], sizes.codewords) for name in grounded})
         self.to(getattr(torch, config.train.dtype))
 
     @property
@@ -148,6 +154,7 @@ class UniCode(nn.Module):
             "encoders": others,
             "cpc": list(self.cpc.parameters()),
             "decoders": list(self.decoders.parameters()),
+            "lexicon": list(self.lexicon.parameters()),
         }
         return {name: parameters for name, parameters in groups.items() if parameters}
 
@@ -170,6 +177,7 @@ class UniCode(nn.Module):
         """
         self.check(features, mask)
         output = ModelOutput({}, {}, {}, {}, {}, {}, {}, None if mask is None else dict(mask), part)
+        output.words.update(self.words(features, mask))
         specific: dict[str, Tensor] = {}
         for name in self.names:
             z, own = self.encode_features(name, features[name], None if mask is None else mask[name])
@@ -179,6 +187,10 @@ class UniCode(nn.Module):
             output.index[name], output.codeword[name], output.quantised[name] = quantised
             output.decoded[name] = self.decode(name, quantised.vector, specific[name])
         return output
+
+    def words(self, features: Mapping[str, Tensor], mask: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+        """What the lexicon reads of a batch, by modality."""
+        return {name: _without_padding(features[name], None if mask is None else mask[name]) for name in self.lexicon}
 
     def encode_features(self, name: str, features: Tensor, mask: Tensor | None) -> tuple[Tensor, Specific]:
         """What `forward` computes of one modality before z (B, T, D) is normalised; arguments are not checked."""

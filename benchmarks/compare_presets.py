@@ -1,0 +1,155 @@
+"""What the presets reach, and what single flags change: `python benchmarks/compare_presets.py FOLDER [VARIANT ...]`.
+
+Each variant trains on the built-in data with some seeds, in a folder of its own below FOLDER, and is probed on the test
+split. What benchmarks/results/presets.json holds is not measured again, so an interrupted comparison goes on where it
+was; docs/presets.md is written from it.
+"""
+
+import argparse
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from compare_choices import Fields, results
+
+from unicode_fast import preset
+from unicode_fast.runs import make_folder
+from unicode_fast.train import run
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results" / "presets.json"
+# The part before the comma is the preset.
+VARIANTS: dict[str, Fields] = {
+    "recommended": {},
+    "paper": {},
+    "paper, grid_pooling attention": {"grid_pooling": "attention"},
+    "paper, commitment_norm sum": {"commitment_norm": "sum"},
+    "paper, codebook_init uniform": {"codebook_init": "uniform"},
+    "paper, revive_after 300": {"revive_after": 300},
+    "official": {},
+    "official, codebook_init data": {"codebook_init": "data"},
+    "official, revive_ema true": {"revive_ema": True},
+    "official, codebook_init data, revive_ema true": {"codebook_init": "data", "revive_ema": True},
+}
+EARLY_STEPS = (20, 100, 300, 600)
+DIRECTIONS = (
+    ("classification", "audio", "video"),
+    ("classification", "video", "audio"),
+    ("classification", "text", "audio"),
+    ("localisation", "audio", "video"),
+    ("localisation", "video", "audio"),
+)
+
+EXPLANATION = (
+    "Zero-shot scores of the built-in data's test split in per cent, in brackets those of probes that see only which "
+    "codes a clip uses ([sharing.md](sharing.md)); mean and standard deviation over seeds. Codes in use are those of "
+    "the test split. Made by `python benchmarks/compare_presets.py FOLDER`."
+)
+EARLY = "Codes that a batch uses as training goes on, audio / video / text, seed 0:"
+OFFICIAL = ""
+
+
+def measure(name: str, seed: int, folder: Path) -> dict[str, Any]:
+    """Trains and probes one variant."""
+    config = preset(name.split(",")[0]).replace_all(**VARIANTS[name], seed=seed)
+    make_folder(folder, config)
+    summary = run(config, folder)
+    logged = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    validation = [line for line in logged if line["kind"] == "validation"][-1]
+    return {
+        "steps": config.train.steps,
+        "rows": summary["rows"],
+        "sharing": summary["sharing"],
+        "last_validation": {
+            "codes_in_use": validation["sharing"]["codes_in_use"],
+            "audio->video": validation["audio->video"],
+        },
+        "codes_in_use": {
+            line["step"]: line["codes_in_use"]
+            for line in logged
+            if line["kind"] == "train" and line["step"] in EARLY_STEPS
+        },
+        "seconds": summary["seconds"],
+        "threads": summary["threads"],
+        "versions": summary["versions"],
+    }
+
+
+def shown(values: Sequence[float], digits: int = 1) -> str:
+    """Mean, and spread where there are several."""
+    mean = f"{statistics.mean(values):.{digits}f}"
+    return f"{mean} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else mean
+
+
+def cells_of(name: str, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The line of a variant from its seeds."""
+    by_place = [{(row["task"], row["from"], row["to"]): row for row in one["rows"]} for one in rows]
+    used = [one["sharing"]["all words"]["codes_in_use"] for one in rows]
+    cells = [name, str(len(rows)), str(rows[0]["steps"])]
+    cells.append(" / ".join(shown([one[modality] for one in used], 0) for modality in ("audio", "video", "text")))
+    for place in DIRECTIONS:
+        scores = [100 * one[place]["score"] for one in by_place]
+        tokens = [100 * one[place]["token"]["score"] for one in by_place]
+        cells.append(f"{shown(scores)} ({shown(tokens)})")
+    return cells
+
+
+def table(names: Sequence[str], found: Sequence[Mapping[str, Any]]) -> str:
+    """Lines of those variants that have been measured, as Markdown."""
+    heads = ["preset", "seeds", "steps", "codes in use, audio / video / text"]
+    heads += [f"{task} {source} → {target}" for task, source, target in DIRECTIONS]
+    lines = [f"| {' | '.join(heads)} |", "| --- | ---: | ---: | --- |" + " ---: |" * len(DIRECTIONS)]
+    for name in names:
+        mine = [row for row in found if row["variant"] == name]
+        if mine:
+            lines.append(f"| {' | '.join(cells_of(name, mine))} |")
+    return "\n".join(lines)
+
+
+def early_table(found: Sequence[Mapping[str, Any]]) -> str:
+    """Codes that a batch uses as training goes on, seed 0."""
+    lines = [
+        f"| preset | {' | '.join(f'step {step}' for step in EARLY_STEPS)} |",
+        "| --- |" + " --- |" * len(EARLY_STEPS),
+    ]
+    for row in found:
+        if row["seed"] == 0:
+            codes = [row["codes_in_use"].get(str(step), row["codes_in_use"].get(step)) for step in EARLY_STEPS]
+            cells = ["-" if one is None else " / ".join(str(number) for number in one.values()) for one in codes]
+            lines.append(f"| {' | '.join([row['variant'], *cells])} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("variants", nargs="*", default=list(VARIANTS), help="by name; all of them where none is named")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    arguments = parser.parse_args()
+    for name in arguments.variants:
+        if name not in VARIANTS:
+            parser.error(f"variants must be among {'; '.join(VARIANTS)}, got {name!r}")
+    for name in arguments.variants:
+        for seed in arguments.seeds:
+            folder = arguments.folder / f"{list(VARIANTS).index(name):02d}-{seed}"
+            with results(RESULTS, VARIANTS) as rows:
+                done = any((row["variant"], row["seed"]) == (name, seed) for row in rows)
+            if done or folder.exists():
+                continue
+            found = measure(name, seed, folder)
+            with results(RESULTS, VARIANTS) as rows:
+                rows.append({"variant": name, "fields": dict(VARIANTS[name]), "seed": seed, **found})
+            write_page()
+
+
+def write_page() -> None:
+    """docs/presets.md from all that is finished."""
+    found = json.loads(RESULTS.read_text())
+    text = ["# Presets", EXPLANATION, table(list(VARIANTS), found), EARLY, early_table(found), OFFICIAL]
+    (ROOT / "docs" / "presets.md").write_text("\n\n".join(text) + "\n")
+
+
+if __name__ == "__main__":
+    main()
