@@ -289,7 +289,7 @@ class TrainConfig:
             day for the tasks at the end.
     """
 
-    steps: int = 600
+    steps: int = 1000
     epochs: int = 6
     batch_size: int = 80
     keep_last_batch: bool = False

@@ -50,6 +50,7 @@ _OFFICIAL: dict[str, Any] = {
     "presence_weight": 0.0,
     "grounding_weight": 0.0,
     "keep_last_batch": True,
+    "steps": 600,
     "learning_rate": 4e-4,
     "schedule": "multistep",
     "warmup_steps": 0,
@@ -166,4 +167,4 @@ def preset(name: str, size: str = "small") -> Config:
         raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {name!r}")
     if size not in SIZES:
         raise ValueError(f"size must be one of {', '.join(SIZES)}, got {size!r}")
-    return Config(preset=name, size=size).replace_all(**_SIZES[size], **_RULES[name])
+    return Config(preset=name, size=size).replace_all(**{**_RULES[name], **_SIZES[size]})
