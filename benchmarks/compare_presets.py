@@ -12,9 +12,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from compare_choices import Fields, results
+from compare_choices import BEFORE, Fields, results
 
-from unicode_fast import preset
+from unicode_fast import Config, preset
+from unicode_fast.cli import resolve_saved
 from unicode_fast.runs import make_folder
 from unicode_fast.train import run
 
@@ -23,6 +24,7 @@ RESULTS = ROOT / "benchmarks" / "results" / "presets.json"
 # The part before the comma is the preset.
 VARIANTS: dict[str, Fields] = {
     "recommended": {},
+    "recommended, as it was before codes were shared": BEFORE,
     "paper": {},
     "paper, grid_pooling attention": {"grid_pooling": "attention"},
     "paper, commitment_norm sum": {"commitment_norm": "sum"},
@@ -51,15 +53,19 @@ EARLY = "Codes that a batch uses as training goes on, audio / video / text, seed
 OFFICIAL = ""
 
 
-def measure(name: str, seed: int, folder: Path) -> dict[str, Any]:
-    """Trains and probes one variant."""
-    config = preset(name.split(",")[0]).replace_all(**VARIANTS[name], seed=seed)
-    make_folder(folder, config)
-    summary = run(config, folder)
+def config_of(name: str, seed: int) -> Config:
+    """What a variant trains."""
+    return preset(name.split(",")[0]).replace_all(**VARIANTS[name], seed=seed)
+
+
+def row_of(folder: Path) -> dict[str, Any]:
+    """What a finished run reached."""
+    summary = json.loads((folder / "summary.json").read_text())
     logged = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     validation = [line for line in logged if line["kind"] == "validation"][-1]
     return {
-        "steps": config.train.steps,
+        "seed": summary["seed"],
+        "steps": summary["steps"],
         "rows": summary["rows"],
         "sharing": summary["sharing"],
         "last_validation": {
@@ -127,10 +133,14 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("variants", nargs="*", default=list(VARIANTS), help="by name; all of them where none is named")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--finished", action="store_true", help="FOLDER is that of a run of one variant with --seeds")
     arguments = parser.parse_args()
     for name in arguments.variants:
         if name not in VARIANTS:
             parser.error(f"variants must be among {'; '.join(VARIANTS)}, got {name!r}")
+    if arguments.finished:
+        take(arguments.folder)
+        return
     for name in arguments.variants:
         for seed in arguments.seeds:
             folder = arguments.folder / f"{list(VARIANTS).index(name):02d}-{seed}"
@@ -138,10 +148,29 @@ def main() -> None:
                 done = any((row["variant"], row["seed"]) == (name, seed) for row in rows)
             if done or folder.exists():
                 continue
-            found = measure(name, seed, folder)
-            with results(RESULTS, VARIANTS) as rows:
-                rows.append({"variant": name, "fields": dict(VARIANTS[name]), "seed": seed, **found})
-            write_page()
+            config = config_of(name, seed)
+            make_folder(folder, config)
+            run(config, folder)
+            keep(name, folder)
+
+
+def keep(name: str, folder: Path) -> None:
+    """Takes up a finished run."""
+    with results(RESULTS, VARIANTS) as rows:
+        row = row_of(folder)
+        rows[:] = [one for one in rows if (one["variant"], one["seed"]) != (name, row["seed"])]
+        rows.append({"variant": name, "fields": dict(VARIANTS[name]), **row})
+    write_page()
+
+
+def take(folder: Path) -> None:
+    """Takes up the runs below a folder, which have the configuration of a variant."""
+    for below in sorted(folder.glob("seed-*")):
+        config = resolve_saved(str(below / "config.yaml"))
+        names = [name for name in VARIANTS if config_of(name, config.train.seed).method == config.method]
+        if not names:
+            raise SystemExit(f"{below} must be a run of one of {'; '.join(VARIANTS)}, it is of none")
+        keep(names[0], below)
 
 
 def write_page() -> None:
