@@ -143,7 +143,7 @@ def main() -> None:
         return
     for name in arguments.variants:
         for seed in arguments.seeds:
-            folder = arguments.folder / f"{list(VARIANTS).index(name):02d}-{seed}"
+            folder = arguments.folder / f"{name.replace(', ', '-').replace(' ', '_')}-{seed}"
             with results(RESULTS, VARIANTS) as rows:
                 done = any((row["variant"], row["seed"]) == (name, seed) for row in rows)
             if done or folder.exists():
