@@ -35,6 +35,14 @@ VARIANTS: dict[str, Fields] = {
     "official, revive_ema true": {"revive_ema": True},
     "official, codebook_init data, revive_ema true": {"codebook_init": "data", "revive_ema": True},
 }
+TOKEN_DIRECTIONS = (
+    ("audio", "video"),
+    ("video", "audio"),
+    ("text", "audio"),
+    ("text", "video"),
+    ("audio", "text"),
+    ("video", "text"),
+)
 EARLY_STEPS = (20, 100, 300, 600)
 DIRECTIONS = (
     ("classification", "audio", "video"),
@@ -48,6 +56,10 @@ EXPLANATION = (
     "Zero-shot scores of the built-in data's test split in per cent, in brackets those of probes that see only which "
     "codes a clip uses ([sharing.md](sharing.md)); mean and standard deviation over seeds. Codes in use are those of "
     "the test split. Made by `python benchmarks/compare_presets.py FOLDER`."
+)
+TOKENS = (
+    "Classification by codes only in per cent, first trained and tested on the same modality, then across; in brackets "
+    "with only those words of a sentence that name the digit:"
 )
 EARLY = "Codes that a batch uses as training goes on, audio / video / text, seed 0:"
 OFFICIAL = ""
@@ -114,6 +126,28 @@ def table(names: Sequence[str], found: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def token_table(found: Sequence[Mapping[str, Any]]) -> str:
+    """Classification by tokens in every direction, text by all words and by content words."""
+    heads = ["preset", "audio", "video", "text", *(f"{source} → {target}" for source, target in TOKEN_DIRECTIONS)]
+    lines = [f"| {' | '.join(heads)} |", "| --- |" + " ---: |" * (len(heads) - 1)]
+    for name in VARIANTS:
+        mine = [row for row in found if row["variant"] == name]
+        by_place = [
+            {(row["from"], row["to"]): row for row in one["rows"] if row["task"] == "classification"} for one in mine
+        ]
+        if mine:
+            cells = [name]
+            for source, target in (("video", "audio"), ("audio", "video"), ("audio", "text")):
+                cells.append(shown([100 * one[source, target]["token"]["same_modality"] for one in by_place]))
+            for place in TOKEN_DIRECTIONS:
+                cell = shown([100 * one[place]["token"]["score"] for one in by_place])
+                if "text" in place:
+                    cell += f" ({shown([100 * one[place]['content_token']['score'] for one in by_place])})"
+                cells.append(cell)
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def early_table(found: Sequence[Mapping[str, Any]]) -> str:
     """Codes that a batch uses as training goes on, seed 0."""
     lines = [
@@ -176,7 +210,8 @@ def take(folder: Path) -> None:
 def write_page() -> None:
     """docs/presets.md from all that is finished."""
     found = json.loads(RESULTS.read_text())
-    text = ["# Presets", EXPLANATION, table(list(VARIANTS), found), EARLY, early_table(found), OFFICIAL]
+    text = ["# Presets", EXPLANATION, table(list(VARIANTS), found), TOKENS, token_table(found)]
+    text += [EARLY, early_table(found), OFFICIAL]
     (ROOT / "docs" / "presets.md").write_text("\n\n".join(text) + "\n")
 
 
