@@ -33,7 +33,8 @@ VARIANTS: dict[str, Fields] = {
     "official": {},
     "official, codebook_init data": {"codebook_init": "data"},
     "official, revive_ema true": {"revive_ema": True},
-    "official, codebook_init data, revive_ema true": {"codebook_init": "data", "revive_ema": True},
+    "official, ema_initial_count 1": {"ema_initial_count": 1.0},
+    "official, ema_initial_count 1, revive_ema true": {"ema_initial_count": 1.0, "revive_ema": True},
 }
 TOKEN_DIRECTIONS = (
     ("audio", "video"),
