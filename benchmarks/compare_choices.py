@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "choices.json"
 Fields = Mapping[str, object]
 # The preset before codes were shared: each of the lines that begin with "before" changes one thing of it.
-BEFORE: Fields = {**ADDED_FIELDS, "commitment_partner": 1.0}
+BEFORE: Fields = {**ADDED_FIELDS, "commitment_partner": 1.0, "reconstruction_weight": 1.0}
 # Where the comparison started: each of the lines that begin with "start" changes one thing of it.
 START: Fields = {**BEFORE, "cpc_scale": "sqrt_width", "club_weight": 1.0}
 VARIANTS: dict[str, Fields] = {
@@ -41,7 +41,9 @@ VARIANTS: dict[str, Fields] = {
     "commitment to all partners, words too": {"commitment_partners": "all"},
     "without assignment by second": {"assignment_weight": 0.0},
     "without grounding of words": {"grounding_weight": 0.0},
-    "grounding weighs 0.3": {"grounding_weight": 0.3},
+    "grounding weighs 0.1": {"grounding_weight": 0.1},
+    "grounding weighs 1": {"grounding_weight": 1.0},
+    "reconstruction weighs 1": {"reconstruction_weight": 1.0},
     "presence in sentences in the place of grounding, 0.3": {"grounding_weight": 0.0, "presence_weight": 0.3},
     "plain EMA, no partners": {"ema_partner": "none"},
     "without code matching": {"cmcm_weight": 0.0},
@@ -121,12 +123,13 @@ def key_of(row: Row) -> str:
 @torch.no_grad()
 def reconstruction(trainer: Trainer, store: Store) -> dict[str, float]:
     """Mean squared error by modality on the validation split."""
+    weight = trainer.config.method.reconstruction_weight
     batches = store.batches("val", trainer.model.names, 100, drop_last=False, dtype=trainer.model.dtype)
     found: dict[str, list[float]] = {}
     for number in range(batches.steps_per_epoch):
         batch = batches.batch(number).to(trainer.model.device)
         for name, error in trainer.method.reconstruction(trainer.model(batch.features, batch.mask)).items():
-            found.setdefault(name.removeprefix("reconstruction."), []).append(float(error))
+            found.setdefault(name.removeprefix("reconstruction."), []).append(float(error) / weight)
     return {name: float(np.mean(errors)) for name, errors in found.items()}
 
 

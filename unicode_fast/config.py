@@ -187,7 +187,7 @@ class MethodConfig:
     revive_noise: float = 1 / 1024
     revive_active_within: int = 100
     revive_ema: bool = True
-    reconstruction_weight: float = 1.0
+    reconstruction_weight: float = 1.5
     word_target: Literal["lstm", "input"] = "input"
     commitment_weight: float = 0.25
     commitment_own: float = 2.0
@@ -213,7 +213,7 @@ class MethodConfig:
     cmcm_temperature: float = 1.0
     assignment_weight: float = 1.0
     presence_weight: float = 0.0
-    grounding_weight: float = 1.0
+    grounding_weight: float = 0.5
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ _OFFICIAL: dict[str, Any] = {
     "revive_unless": "any",
     "revive_source": "codeword",
     "revive_ema": False,
+    "reconstruction_weight": 1.0,
     "word_target": "lstm",
     "commitment_own": 2.0,
     "commitment_partner": 1.0,
