@@ -175,9 +175,9 @@ class TestTraits:
         assert tiny.model("recommended").dtype == torch.float32
 
     def test_commitment_weights(self) -> None:
-        """Own 2 beta, partners beta together (official); squared norm, beta and beta/2 (paper)."""
+        """Own 2 beta, partners beta together (official); beta and beta/2 (paper); squared norm or mean."""
         for name, own, partner, norm in (("official", 0.5, 0.25, "mean"), ("paper", 0.25, 0.125, "sum")):
-            owner = tiny.model(name, dtype="float64").eval()
+            owner = tiny.model(name, dtype="float64", commitment_norm=norm).eval()
             output = owner(tiny.batch(owner))
             terms = UniCodeMethod(owner).losses(output).terms
             z, codes = output.semantic, output.codeword
