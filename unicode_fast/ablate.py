@@ -498,6 +498,7 @@ def change_cells(found: Sequence[Change]) -> list[list[str]]:
 def write_results(out: Path, record: Record, found: Sequence[Variant], seeds: Sequence[int], base: Config) -> None:
     """Tables as Markdown and CSV and the figure, from all that has finished, and what has not."""
     text = [
+        "# Ablations",
         f"Zero-shot scores in per cent on {base.data.data}, preset {base.preset}, {base.train.steps} steps; mean and "
         "standard deviation over seeds. The paper's numbers are of other data, VGGSound-AVEL 40K, and other measures."
     ]
