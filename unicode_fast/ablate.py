@@ -500,7 +500,7 @@ def write_results(out: Path, record: Record, found: Sequence[Variant], seeds: Se
     text = [
         "# Ablations",
         f"Zero-shot scores in per cent on {base.data.data}, preset {base.preset}, {base.train.steps} steps; mean and "
-        "standard deviation over seeds. The paper's numbers are of other data, VGGSound-AVEL 40K, and other measures."
+        "standard deviation over seeds. The paper's numbers are of other data, VGGSound-AVEL 40K, and other measures.",
     ]
     for experiment in dict.fromkeys(variant.experiment for variant in found):
         lines, missing = collect(record, found, seeds, experiment)
