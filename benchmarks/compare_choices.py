@@ -2,12 +2,14 @@
 
 Each variant changes fields of the configuration, trains on the built-in data, and is probed on the validation split, so
 that the choice never sees the test split. What benchmarks/results/choices.json holds is not measured again, so an
-interrupted comparison goes on where it was; FOLDER takes what runs leave behind.
+interrupted comparison goes on where it was. FOLDER takes what runs leave behind; a variant whose folder is there is
+another process's, unless that was stopped: then its folder must be removed.
 """
 
 import argparse
 import fcntl
 import json
+import re
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,6 +24,8 @@ from unicode_fast.checkpoint import write_json
 from unicode_fast.config import ADDED_FIELDS, Config
 from unicode_fast.data import Store, open_dataset
 from unicode_fast.distributed import Ranks
+from unicode_fast.methods import UniCodeMethod
+from unicode_fast.modules import UniCode
 from unicode_fast.runs import choose_device, versions
 from unicode_fast.tasks import Probes, Row
 from unicode_fast.tasks.probe import Clips
@@ -46,6 +50,8 @@ VARIANTS: dict[str, Fields] = {
     "reconstruction weighs 1": {"reconstruction_weight": 1.0},
     "presence in sentences in the place of grounding, 0.3": {"grounding_weight": 0.0, "presence_weight": 0.3},
     "plain EMA, no partners": {"ema_partner": "none"},
+    "the own feature weighs 0.2 in MM-EMA": {"ema_own_weight": 0.2},
+    "codewords by k-means": {"codebook_init": "kmeans"},
     "without code matching": {"cmcm_weight": 0.0},
     "without CLUB": {"club_estimator": "none"},
     "before: commitment to all partners at 1, nothing normalised, no assignment, no grounding": BEFORE,
@@ -111,7 +117,7 @@ def measure(config: Config, folder: Path) -> dict[str, object]:
         "token": {key_of(row): row.token._asdict() for row in rows if row.token},
         "content_token": {key_of(row): row.content_token._asdict() for row in rows if row.content_token},
         "sharing": {words: found.as_dict() for words, found in probes.sharing().items()},
-        "reconstruction": reconstruction(trainer, store),
+        "reconstruction": reconstruction(trainer.model, store, "val"),
     }
 
 
@@ -121,16 +127,21 @@ def key_of(row: Row) -> str:
 
 
 @torch.no_grad()
-def reconstruction(trainer: Trainer, store: Store) -> dict[str, float]:
-    """Mean squared error by modality on the validation split."""
-    weight = trainer.config.method.reconstruction_weight
-    batches = store.batches("val", trainer.model.names, 100, drop_last=False, dtype=trainer.model.dtype)
+def reconstruction(model: UniCode, store: Store, split: str) -> dict[str, float]:
+    """Mean squared error by modality on a split."""
+    batches = store.batches(split, model.names, 100, drop_last=False, dtype=model.dtype)
+    method, weight = UniCodeMethod(model.eval()), model.config.method.reconstruction_weight
     found: dict[str, list[float]] = {}
     for number in range(batches.steps_per_epoch):
-        batch = batches.batch(number).to(trainer.model.device)
-        for name, error in trainer.method.reconstruction(trainer.model(batch.features, batch.mask)).items():
+        batch = batches.batch(number).to(model.device)
+        for name, error in method.reconstruction(model(batch.features, batch.mask)).items():
             found.setdefault(name.removeprefix("reconstruction."), []).append(float(error) / weight)
     return {name: float(np.mean(errors)) for name, errors in found.items()}
+
+
+def folder_name(name: str, seed: int) -> str:
+    """Of a variant's run."""
+    return f"{re.sub('[^a-zA-Z0-9.]+', '-', name)}-{seed}"
 
 
 def shown(values: Sequence[float]) -> str:
@@ -216,9 +227,12 @@ def main() -> None:
             parser.error(f"variants must be among {', '.join(VARIANTS)}, got {name!r}")
     for seed in arguments.seeds:
         for name in arguments.variants:
-            folder = arguments.folder / f"{list(VARIANTS).index(name):02d}-{seed}"
+            folder = arguments.folder / folder_name(name, seed)
             with results(RESULTS, VARIANTS) as rows:
-                done = any((row["variant"], row["seed"]) == (name, seed) for row in rows)
+                found = [row["steps"] for row in rows if (row["variant"], row["seed"]) == (name, seed)]
+            done = bool(found)
+            if done and found[0] != arguments.steps:
+                parser.error(f"steps must be {found[0]} as in the row of {name!r}, got {arguments.steps}")
             if done or folder.exists():
                 continue
             folder.mkdir(parents=True)

@@ -2,7 +2,8 @@
 
 Each variant trains on the built-in data with some seeds, in a folder of its own below FOLDER, and is probed on the test
 split. What benchmarks/results/presets.json holds is not measured again, so an interrupted comparison goes on where it
-was; docs/presets.md is written from it.
+was; docs/presets.md is written from it. A variant whose folder is there is another process's, unless that was stopped:
+then its folder must be removed.
 """
 
 import argparse
@@ -12,10 +13,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from compare_choices import BEFORE, Fields, results
+import torch
+from compare_choices import BEFORE, Fields, folder_name, reconstruction, results
 
-from unicode_fast import Config, preset
+from unicode_fast import Config, checkpoint, preset
 from unicode_fast.cli import resolve_saved
+from unicode_fast.config import EXECUTION_FIELDS
+from unicode_fast.data import open_dataset
 from unicode_fast.runs import make_folder
 from unicode_fast.train import run
 
@@ -43,6 +47,17 @@ TOKEN_DIRECTIONS = (
     ("audio", "text"),
     ("video", "text"),
 )
+SHARING_CELLS = (
+    ("all words", "agreement", "audio-video"),
+    ("all words", "agreement_by_chance", "audio-video"),
+    ("all words", "overlap", "audio-video"),
+    ("content words", "overlap", "audio-text"),
+    ("content words", "overlap", "video-text"),
+    ("all words", "shared_event_uses", "audio"),
+    ("all words", "shared_event_uses", "video"),
+    ("all words", "perplexity", "audio"),
+    ("all words", "perplexity", "video"),
+)
 EARLY_STEPS = (20, 100, 300, 600)
 DIRECTIONS = (
     ("classification", "audio", "video"),
@@ -55,29 +70,34 @@ DIRECTIONS = (
 EXPLANATION = (
     "Zero-shot scores of the built-in data's test split in per cent, in brackets those of probes that see only which "
     "codes a clip uses ([sharing.md](sharing.md)); mean and standard deviation over seeds. Codes in use are those of "
-    "the test split. Made by `python benchmarks/compare_presets.py FOLDER`."
+    "the test split; reconstruction is the sum of the three modalities' mean squared errors there. Made by `python "
+    "benchmarks/compare_presets.py FOLDER`."
 )
 TOKENS = (
     "Classification by codes only in per cent, first trained and tested on the same modality, then across; in brackets "
     "with only those words of a sentence that name the digit:"
 )
-EARLY = "Codes that a batch uses as training goes on, audio / video / text, seed 0:"
+EARLY = "Codes used in the twenty batches up to a step, audio / video / text, seed 0:"
+SHARING = (
+    "How audio and video share codes ([sharing.md](sharing.md)): per cent of seconds with the same code, and by "
+    "chance; overlap of use, with text by its content words; uses, in seconds with an event, that fall on shared "
+    "codewords; perplexity:"
+)
 OFFICIAL = """## Why `official` reaches so little
 
-It computes what the released code computes, and three things of that, each mended by one flag, keep codes from use:
+It computes what the released code computes. Three things of that keep codes from use; one flag removes each, but none
+of them alone brings scores far above chance in 600 steps:
 
-* The first step. Codewords start within 1/400 of zero, with counts of zero. A codeword that no feature of the first
-  batch chose becomes its start divided by almost nothing: its length grows from 0.02 to about 6, to where features are
-  not. Of 61 / 43 / 15 codes in the first batch of seed 0, 33 / 24 / 7 are left in the second. `--codebook_init data`
+* The first step. Codewords start within 1/400 of zero, with counts of zero, so the first batch decides alone: a
+  codeword that features chose jumps onto them, one that none chose becomes its start divided by almost nothing, far
+  away from all features. About half of the codes of the first batch are used by the second. `--codebook_init data`
   starts codewords among the features.
-* CLUB. Added over channels, with weight 1, it outweighs the rest and shrinks the features: their standard deviation
-  falls from 0.9 / 0.9 / 0.4 to 0.6 / 0.5 / 0.2 within 60 steps, and codes in use to 4 / 8 / 3 by step 100.
-  `--club_reduction mean` averages it over channels.
+* CLUB. Added over channels, with weight 1, it outweighs the rest and shrinks the features, until few codewords are
+  near: see step 100 above. `--club_reduction mean` averages it over channels.
 * A reset that does not last. After 300 batches without use a codeword is put beside one in use, but its running count
   and sum stay, from which the next update makes what it was before. `--revive_ema true` resets these too.
 
-No one of them alone lifts the scores far above chance in 600 steps. `paper` has all three, a tenth of CLUB's weight and
-a higher learning rate."""
+`paper` has all three, a tenth of CLUB's weight and a higher learning rate, and reads a grid by one linear layer."""
 
 
 def config_of(name: str, seed: int) -> Config:
@@ -89,6 +109,7 @@ def row_of(folder: Path) -> dict[str, Any]:
     """What a finished run reached."""
     summary = json.loads((folder / "summary.json").read_text())
     logged = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    model = checkpoint.load(folder, summary["checkpoint"]["used"], torch.device("cpu"))
     validation = [line for line in logged if line["kind"] == "validation"][-1]
     return {
         "seed": summary["seed"],
@@ -104,6 +125,7 @@ def row_of(folder: Path) -> dict[str, Any]:
             for line in logged
             if line["kind"] == "train" and line["step"] in EARLY_STEPS
         },
+        "reconstruction": reconstruction(model, open_dataset(model.config.data), "test"),
         "seconds": summary["seconds"],
         "threads": summary["threads"],
         "versions": summary["versions"],
@@ -126,6 +148,7 @@ def cells_of(name: str, rows: Sequence[Mapping[str, Any]]) -> list[str]:
         scores = [100 * one[place]["score"] for one in by_place]
         tokens = [100 * one[place]["token"]["score"] for one in by_place]
         cells.append(f"{shown(scores)} ({shown(tokens)})")
+    cells.append(shown([sum(one["reconstruction"].values()) for one in rows], 3))
     return cells
 
 
@@ -133,7 +156,8 @@ def table(names: Sequence[str], found: Sequence[Mapping[str, Any]]) -> str:
     """Lines of those variants that have been measured, as Markdown."""
     heads = ["preset", "seeds", "steps", "codes in use, audio / video / text"]
     heads += [f"{task} {source} → {target}" for task, source, target in DIRECTIONS]
-    lines = [f"| {' | '.join(heads)} |", "| --- | ---: | ---: | --- |" + " ---: |" * len(DIRECTIONS)]
+    heads.append("reconstruction")
+    lines = [f"| {' | '.join(heads)} |", "| --- | ---: | ---: | --- |" + " ---: |" * (len(heads) - 4)]
     for name in names:
         mine = [row for row in found if row["variant"] == name]
         if mine:
@@ -159,6 +183,22 @@ def token_table(found: Sequence[Mapping[str, Any]]) -> str:
                 if "text" in place:
                     cell += f" ({shown([100 * one[place]['content_token']['score'] for one in by_place])})"
                 cells.append(cell)
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def sharing_table(found: Sequence[Mapping[str, Any]]) -> str:
+    """Measures of sharing by variant."""
+    heads = ["preset", "same code", "by chance", "overlap audio-video", "audio-text", "video-text", "audio's events"]
+    heads += ["video's events", "perplexity of audio", "of video"]
+    lines = [f"| {' | '.join(heads)} |", "| --- |" + " ---: |" * (len(heads) - 1)]
+    for name in VARIANTS:
+        mine = [row["sharing"] for row in found if row["variant"] == name]
+        if mine:
+            cells = [name]
+            for words, measure, key in SHARING_CELLS:
+                percent = 1 if measure == "perplexity" else 100
+                cells.append(shown([percent * one[words][measure][key] for one in mine]))
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -192,7 +232,7 @@ def main() -> None:
         return
     for name in arguments.variants:
         for seed in arguments.seeds:
-            folder = arguments.folder / f"{name.replace(', ', '-').replace(' ', '_')}-{seed}"
+            folder = arguments.folder / folder_name(name, seed)
             with results(RESULTS, VARIANTS) as rows:
                 done = any((row["variant"], row["seed"]) == (name, seed) for row in rows)
             if done or folder.exists():
@@ -201,6 +241,7 @@ def main() -> None:
             make_folder(folder, config)
             run(config, folder)
             keep(name, folder)
+            write_page()
 
 
 def keep(name: str, folder: Path) -> None:
@@ -209,23 +250,33 @@ def keep(name: str, folder: Path) -> None:
         row = row_of(folder)
         rows[:] = [one for one in rows if (one["variant"], one["seed"]) != (name, row["seed"])]
         rows.append({"variant": name, "fields": dict(VARIANTS[name]), **row})
-    write_page()
+
+
+def alike(first: Config, second: Config) -> bool:
+    """Whether both train the same, but for the seed and how it is computed."""
+    one, other = (
+        {name: value for name, value in config.flat().items() if name not in (*EXECUTION_FIELDS, "seed")}
+        for config in (first, second)
+    )
+    return one == other
 
 
 def take(folder: Path) -> None:
     """Takes up the runs below a folder, which have the configuration of a variant."""
     for below in sorted(folder.glob("seed-*")):
         config = resolve_saved(str(below / "config.yaml"))
-        names = [name for name in VARIANTS if config_of(name, config.train.seed).method == config.method]
+        names = [name for name in VARIANTS if alike(config_of(name, config.train.seed), config)]
         if not names:
             raise SystemExit(f"{below} must be a run of one of {'; '.join(VARIANTS)}, it is of none")
         keep(names[0], below)
+    write_page()
 
 
 def write_page() -> None:
     """docs/presets.md from all that is finished."""
     found = json.loads(RESULTS.read_text())
     text = ["# Presets", EXPLANATION, table(list(VARIANTS), found), TOKENS, token_table(found)]
+    text += [SHARING, sharing_table(found)]
     text += [EARLY, early_table(found), OFFICIAL]
     (ROOT / "docs" / "presets.md").write_text("\n\n".join(text) + "\n")
 

@@ -84,7 +84,9 @@ def train(config: Config, store: Store, name: str) -> float:
         nn.utils.clip_grad_norm_(model.parameters(), config.train.clip_norm)
         optimizer.step()
         if (step + 1) % max(1, steps // VALIDATIONS) == 0:
-            best = max(best, (accuracy(model, store, "val", name), accuracy(model, store, "test", name)))
+            validated = accuracy(model, store, "val", name)
+            if validated > best[0]:
+                best = (validated, accuracy(model, store, "test", name))
     return best[1]
 
 

@@ -135,6 +135,21 @@ class TestRecord:
         assert read.find(changed) == [row]
         assert read.find(changed.replace(seed=4)) is None and read.find(base.replace(seed=3)) is None
 
+    def test_two_that_add_to_one_file(self, tmp_path: Path) -> None:
+        base = tiny.config()
+        first, second = (ablate.Record(tmp_path / "runs.json", base) for _ in range(2))
+        for seed, record in enumerate((first, second, first)):
+            record.add(base.replace(seed=seed), {"rows": []})
+        assert [run["seed"] for run in ablate.Record(tmp_path / "runs.json", base).runs] == [0, 1, 2]
+
+    def test_a_row_that_lacks_something(self, tmp_path: Path) -> None:
+        base = tiny.config()
+        record = ablate.Record(tmp_path / "runs.json", base)
+        record.runs.append({"fields": {}, "seed": 0})
+        record.write()
+        with pytest.raises(ValueError, match="record must be a file of finished runs"):
+            ablate.Record(tmp_path / "runs.json", base)
+
     def test_of_another_configuration(self, tmp_path: Path) -> None:
         base = tiny.config()
         ablate.Record(tmp_path / "runs.json", base).write()
@@ -204,7 +219,8 @@ class TestChanges:
             ([-10.0], -5.0, "one seed decides nothing"),
             ([-10.0, -10.5, -11.0], -5.0, "as in the paper"),
             ([-10.0, -10.5, -11.0], 5.0, "unlike the paper: the other way"),
-            ([-10.0, 3.0, 9.0], -5.0, "unlike the paper: no change beyond the interval"),
+            ([-10.0, 3.0, 9.0], -5.0, "undecided"),
+            ([-1.0, 0.0, 1.5], -5.0, "unlike the paper: no such change"),
         ],
     )
     def test_finding(self, by_seed: list[float], paper: float, finding: str) -> None:

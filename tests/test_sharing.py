@@ -225,6 +225,9 @@ def test_sentences_of_the_built_in_data_are_measured_by_their_content_words() ->
     assert all_words.class_information["text"] < math.log(2) / 2
     assert content.shared_uses["text"] == 1
     assert content.equal_clips == 1 and all_words.equal_clips is not None and all_words.equal_clips < 1
+    logged = tasks.validate(model, Digits())
+    assert Sharing(**logged["content_sharing"]).class_information["text"] == pytest.approx(math.log(2))
+    assert Sharing(**logged["sharing"]).class_information["text"] < math.log(2) / 2
 
 
 def test_rows_of_older_summaries_have_no_tokens() -> None:

@@ -8,6 +8,7 @@ in its own folder, so an interrupted ablation goes on where it was; a run that h
 from __future__ import annotations
 
 import csv
+import fcntl
 import io
 import json
 import os
@@ -161,6 +162,8 @@ class Record:
             try:
                 content = json.loads(path.read_bytes())
                 before, self.runs = completed(content["config"]), list(content["runs"])
+                for run in self.runs:
+                    _ = run["fields"], run["seed"], [Row.from_dict(row) for row in run["rows"]]
             except (ValueError, KeyError, TypeError) as error:
                 raise ValueError(
                     f"record must be a file of finished runs, as an ablation writes it, or none yet; {path} is not: "
@@ -183,12 +186,22 @@ class Record:
         return [Row.from_dict(row) for row in rows[0]] if rows else None
 
     def add(self, config: Config, summary: Mapping[str, Any]) -> None:
-        """Takes up a run that has finished, from its summary, and writes the file; twice changes nothing."""
+        """Takes up a run that has finished, from its summary, and writes the file; twice changes nothing.
+
+        What another process has added since is kept.
+        """
         fields, seed = self._key(config)
-        if self.find(config) is None:
-            kept = {name: summary[name] for name in ("rows", "seconds", "threads", "versions") if name in summary}
-            self.runs.append({"fields": fields, "seed": seed, **kept})
-            self.write()
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        folder = os.open(self.path.parent, os.O_RDONLY)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX)
+            self.runs = Record(self.path, self.config).runs
+            if self.find(config) is None:
+                kept = {name: summary[name] for name in ("rows", "seconds", "threads", "versions") if name in summary}
+                self.runs.append({"fields": fields, "seed": seed, **kept})
+                self.write()
+        finally:
+            os.close(folder)
 
     def write(self) -> None:
         """Writes the file atomically, a line for each run."""
@@ -400,7 +413,7 @@ class Change:
         label: what is removed.
         task: classification or localisation.
         by_seed: the change of each seed against the complete method with the same seed.
-        tokens: the same of the probes that see only codes; empty where there are none.
+        tokens: the same of the probes that see only codes; NaN where there are none.
         paper: the published change.
     """
 
@@ -412,13 +425,17 @@ class Change:
 
     @property
     def finding(self) -> str:
-        """How it compares with the paper's, by the 95 % interval over seeds."""
+        """How it compares with the paper's, by the 95 % interval over seeds.
+
+        An interval on one side of zero is a change, as in the paper where that has the same sign. One around zero
+        contradicts the paper only where the paper's change lies outside of it.
+        """
         interval = t_interval(self.by_seed)
         if interval is None:
             return "one seed decides nothing"
         low, high = interval
         if low <= 0 <= high:
-            return "unlike the paper: no change beyond the interval"
+            return "undecided" if low <= self.paper <= high else "unlike the paper: no such change"
         return "as in the paper" if (low > 0) == (self.paper > 0) else "unlike the paper: the other way"
 
 

@@ -217,14 +217,14 @@ def balanced_assignment(
 
 
 def presence(used: Tensor, scores: Tensor, mask: Tensor | None = None) -> Tensor:
-    """How well a sentence holds the codewords of its clip: minus sum_k P_k log(1 - prod_t (1 - p_tk)), mean over clips.
+    """How well a clip's steps hold codewords: minus sum_k P_k log(1 - prod_t (1 - p_tk)), mean over clips.
 
-    A word may stand for any of the codewords, and words without a counterpart may stand for none: all that is asked is
-    that some word has the codeword.
+    All that is asked is that some step has the codeword; the others may have any. So a sentence may hold what other
+    modalities of its clip use, and these what the words of the sentence stand for.
 
     Args:
-        used: P, (B, M), how the clip's other modalities use the codewords; no gradient flows into it.
-        scores: logits of p, (B, T, M), of the words.
+        used: P, (B, M), the codewords that are to be held; no gradient flows into it. It may add up to less than one.
+        scores: logits of p, (B, T, M), of the steps.
         mask: (B, T) bool, or None.
 
     Source:

@@ -41,7 +41,7 @@ _MARKERS = ("s", "^", "v", "D", "P", "X")
 _DPI = 110
 # Of the tint where a probability is 1.
 _OPACITY = 0.85
-_NOT_SCORES = ("step", "kind", "mean", "token", "sharing")
+_NOT_SCORES = ("step", "kind", "mean", "token", "sharing", "content_sharing")
 _METRICS = {
     ("classification", "sound"): "accuracy",
     ("classification", "official"): "accuracy",

@@ -428,7 +428,7 @@ def validate(model: FrozenModel, store: Dataset, *, seed: int = 0) -> dict[str, 
 
     Returns:
         `zero_shot_accuracy`; under "token" the same of probes that see only which codes a clip uses; under "sharing"
-        the attributes of `Sharing`.
+        the attributes of `Sharing`, under "content_sharing" those by content words, where these are known.
     """
     domain = Domain(model, store)
     scores = _quick_scores(domain, seed, ("codewords", "tokens"))
@@ -436,6 +436,11 @@ def validate(model: FrozenModel, store: Dataset, *, seed: int = 0) -> dict[str, 
         **scores["codewords"],
         "token": scores["tokens"],
         "sharing": measure_sharing(domain, VALIDATION).as_dict(),
+        **(
+            {"content_sharing": measure_sharing(domain, VALIDATION, content=True).as_dict()}
+            if any(map(domain.has_content, domain.names))
+            else {}
+        ),
     }
 
 
