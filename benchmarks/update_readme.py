@@ -8,6 +8,7 @@ import json
 import platform
 import re
 import shutil
+import statistics
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,7 +19,9 @@ from shapes import CONTRAST_CASES, CONTRAST_SHAPES, SEARCH_SHAPES, SHAPES, UPDAT
 
 from unicode_fast.presets import PRESETS
 from unicode_fast.tasks import Row, Sharing, format_markdown, format_sharing
+from unicode_fast.tasks.table import token_cell
 
+BOUNDS = Path(__file__).resolve().parent / "results" / "upper-bound.json"
 ROOT = Path(__file__).resolve().parent.parent
 PICTURES = ("zero-shot.png", "code-usage.png", "timeline.png")
 DEVICES = ("cpu", "cuda")
@@ -141,6 +144,31 @@ def reading_sentence() -> str:
     )
 
 
+def numbers_table() -> str:
+    """The run on talking-numbers, beside what the same encoders reach with labels."""
+    summary = json.loads((ROOT / "benchmarks" / "results" / "talking-numbers-run.json").read_text())
+    bounds = json.loads(BOUNDS.read_text()).get("talking-numbers", {}).get("accuracy", {}) if BOUNDS.exists() else {}
+    heads = ["task", "direction", "zero-shot", "same modality", "tokens / same", "trained with labels"]
+    lines = [f"| {' | '.join(heads)} |", "| --- | --- | ---: | ---: | ---: | ---: |"]
+    for row in map(Row.from_dict, summary["rows"]):
+        labelled = bounds.get(row.target, []) if row.task == "classification" else []
+        cells = [
+            row.task,
+            f"{row.source} → {row.target}",
+            f"{100 * row.score:.1f} %",
+            f"{100 * row.same_modality:.1f} %",
+        ]
+        cells.append(token_cell(row.token, None))
+        cells.append(f"{100 * statistics.mean(labelled):.1f} %" if labelled else "-")
+        lines.append(f"| {' | '.join(cells)} |")
+    note = (
+        f"One seed, {summary['seconds'] / 60:.1f} minutes on {platform.machine()} with {summary['threads']} threads; "
+        "chance is 1 % in classification. Trained with labels: the encoder of the tested modality with a classifier, end "
+        "to end (`python benchmarks/upper_bound.py`)."
+    )
+    return "\n".join(lines) + "\n\n" + note
+
+
 def put_run(run: Path) -> None:
     """Table and pictures of a finished run."""
     summary = json.loads((run / "summary.json").read_text())
@@ -176,6 +204,7 @@ def main() -> None:
     replace_part("speed", speed_table())
     replace_part("shares", shares())
     replace_part("reading", reading_sentence())
+    replace_part("numbers", numbers_table())
     replace_part("presets", table(PRESETS, json.loads(PRESET_RESULTS.read_text())))
 
 
