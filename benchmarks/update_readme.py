@@ -163,8 +163,8 @@ def numbers_table() -> str:
         lines.append(f"| {' | '.join(cells)} |")
     note = (
         f"One seed, {summary['seconds'] / 60:.1f} minutes on {platform.machine()} with {summary['threads']} threads; "
-        "chance is 1 % in classification. Trained with labels: the encoder of the tested modality with a classifier, end "
-        "to end (`python benchmarks/upper_bound.py`)."
+        "chance is 1 % in classification. Trained with labels: the encoder of the tested modality with a classifier, "
+        "end to end (`python benchmarks/upper_bound.py`)."
     )
     return "\n".join(lines) + "\n\n" + note
 
