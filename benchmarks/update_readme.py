@@ -147,11 +147,11 @@ def reading_sentence() -> str:
 def numbers_table() -> str:
     """The run on talking-numbers, beside what the same encoders reach with labels."""
     summary = json.loads((ROOT / "benchmarks" / "results" / "talking-numbers-run.json").read_text())
-    bounds = json.loads(BOUNDS.read_text()).get("talking-numbers", {}).get("accuracy", {}) if BOUNDS.exists() else {}
+    bounds = json.loads(BOUNDS.read_text())["talking-numbers"]
     heads = ["task", "direction", "zero-shot", "same modality", "tokens / same", "trained with labels"]
     lines = [f"| {' | '.join(heads)} |", "| --- | --- | ---: | ---: | ---: | ---: |"]
     for row in map(Row.from_dict, summary["rows"]):
-        labelled = bounds.get(row.target, []) if row.task == "classification" else []
+        labelled = bounds["accuracy"][row.target] if row.task == "classification" else []
         cells = [
             row.task,
             f"{row.source} → {row.target}",
@@ -164,7 +164,7 @@ def numbers_table() -> str:
     note = (
         f"One seed, {summary['seconds'] / 60:.1f} minutes on {platform.machine()} with {summary['threads']} threads; "
         "chance is 1 % in classification. Trained with labels: the encoder of the tested modality with a classifier, "
-        "end to end (`python benchmarks/upper_bound.py`)."
+        f"end to end, {bounds['steps']} steps (`python benchmarks/upper_bound.py`)."
     )
     return "\n".join(lines) + "\n\n" + note
 
