@@ -216,6 +216,9 @@ def write_table() -> None:
         "without tokens were measured before there were any."
     )
     table = "\n".join(lines)
+    missing = [name for name in VARIANTS if all(row["variant"] != name for row in rows)]
+    if missing:
+        table += f"\n\nNot measured yet with today's preset: {'; '.join(missing)}."
     text = f"# Choices of the recommended preset\n\n{made}\n\n{table}\n\n{UNTRIED}\n"
     (ROOT / "docs" / "choices.md").write_text(text)
 

@@ -220,7 +220,7 @@ class TestChanges:
             ([-10.0, -10.5, -11.0], -5.0, "as in the paper"),
             ([-10.0, -10.5, -11.0], 5.0, "unlike the paper: the other way"),
             ([-10.0, 3.0, 9.0], -5.0, "undecided"),
-            ([-1.0, 0.0, 1.5], -5.0, "unlike the paper: no such change"),
+            ([-1.0, 0.0, 1.5], -5.0, "unlike the paper: less or none"),
         ],
     )
     def test_finding(self, by_seed: list[float], paper: float, finding: str) -> None:

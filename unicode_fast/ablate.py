@@ -171,7 +171,7 @@ class Record:
                 ) from error
             differing = [
                 f"{name} {before.get(name)!r} instead of {value!r}"
-                for name, value in _identity(base).items()
+                for name, value in identity(base).items()
                 if before.get(name) != value
             ]
             if differing:
@@ -209,12 +209,12 @@ class Record:
         write_text(self.path, f'{{"config": {json.dumps(self.config.flat())},\n"runs": [\n{lines}\n]}}\n')
 
     def _key(self, config: Config) -> tuple[dict[str, Any], int]:
-        base = _identity(self.config)
-        fields = {name: value for name, value in _identity(config).items() if value != base[name]}
+        base = identity(self.config)
+        fields = {name: value for name, value in identity(config).items() if value != base[name]}
         return fields, config.train.seed
 
 
-def _identity(config: Config) -> dict[str, Any]:
+def identity(config: Config) -> dict[str, Any]:
     """All fields that decide what a run computes, but for the seed."""
     return {name: value for name, value in config.flat().items() if name not in (*EXECUTION_FIELDS, "seed")}
 
@@ -435,7 +435,7 @@ class Change:
             return "one seed decides nothing"
         low, high = interval
         if low <= 0 <= high:
-            return "undecided" if low <= self.paper <= high else "unlike the paper: no such change"
+            return "undecided" if low <= self.paper <= high else "unlike the paper: less or none"
         return "as in the paper" if (low > 0) == (self.paper > 0) else "unlike the paper: the other way"
 
 

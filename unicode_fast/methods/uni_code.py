@@ -302,8 +302,8 @@ class UniCodeMethod:
         """What a lexicon has to learn, how far words are from their meaning, and sound and pictures from holding it.
 
         Words that the lexicon finds to be about the clip are assigned to the codewords that they may stand for, so that
-        over the batch they use them as the other modalities do; these in turn hold, in some second, the codewords of
-        such words.
+        over the batch each codeword is used as often as their meanings say. In some second the other modalities hold
+        the codewords of such words.
         """
         part, mask = output.part, self._masks(output)[name]
         expected = self.model.lexicon[name](output.words[name])
