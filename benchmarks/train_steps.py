@@ -153,6 +153,7 @@ PARTS: dict[str, tuple[tuple[str, str], ...]] = {
     "quantiser": (("model.codebook", "quantise"), ("method", "_commitment")),
     "Cross-CPC": (("method", "_cpc"),),
     "code matching": (("method", "_code_matching"),),
+    "assignment and grounding": (("method", "_assignment"),),
     "CLUB estimates": (("method", "_club"),),
     "CLUB inner steps": (("method", "fit_club"),),
     "codebook update": (("model", "update_codebook"),),

@@ -66,12 +66,13 @@ def parts_table(columns: dict[str, dict]) -> list[str]:
     whole = {
         name: sum(part["forward_ms"] + part["backward_ms"] for part in row["parts"]) for name, row in columns.items()
     }
-    for number, part in enumerate(next(iter(columns.values()))["parts"]):
-        cells = [
-            f"{100 * row['parts'][number][way] / whole[name]:.1f} %"
-            for name, row in columns.items()
-            for way in ("forward_ms", "backward_ms")
-        ]
+    for part in list(columns.values())[-1]["parts"]:
+        cells = []
+        for name, row in columns.items():
+            # Earlier steps have fewer parts.
+            mine = next((one for one in row["parts"] if one["part"] == part["part"]), None)
+            for way in ("forward_ms", "backward_ms"):
+                cells.append("-" if mine is None else f"{100 * mine[way] / whole[name]:.1f} %")
         lines.append(f"| {part['part']} | " + " | ".join(cells) + " |")
     return lines
 

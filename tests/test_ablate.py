@@ -123,15 +123,17 @@ class TestRecord:
         base = tiny.config()
         record = ablate.Record(tmp_path / "runs.json", base)
         row = Row("classification", "audio", "video", 0.5, 0.75, 0.25)
-        summary = {"rows": [row.as_dict()], "seconds": 1.5, "threads": 1, "git_commit": "0"}
+        summary = {"rows": [row.as_dict()], "seconds": 150.0, "threads": 1, "git_commit": "0"}
+        assert record.times() == ""
         changed = base.replace(cmcm_weight=0.0, seed=3)
         assert record.find(changed) is None
         for _ in range(2):
             record.add(changed, summary)
         read = ablate.Record(tmp_path / "runs.json", base.replace(seed=7, micro_batches=2))
         assert read.runs == [
-            {"fields": {"cmcm_weight": 0.0}, "seed": 3, "rows": [row.as_dict()], "seconds": 1.5, "threads": 1}
+            {"fields": {"cmcm_weight": 0.0}, "seed": 3, "rows": [row.as_dict()], "seconds": 150.0, "threads": 1}
         ]
+        assert "took 2.5 minutes a run (median) with 1 thread(s)" in read.times()
         assert read.find(changed) == [row]
         assert read.find(changed.replace(seed=4)) is None and read.find(base.replace(seed=3)) is None
 

@@ -208,6 +208,17 @@ class Record:
         lines = ",\n".join(json.dumps(run, ensure_ascii=False) for run in self.runs)
         write_text(self.path, f'{{"config": {json.dumps(self.config.flat())},\n"runs": [\n{lines}\n]}}\n')
 
+    def times(self) -> str:
+        """A sentence on how long runs took; nothing where that is not known."""
+        minutes = [run["seconds"] / 60 for run in self.runs if "seconds" in run]
+        threads = sorted({run["threads"] for run in self.runs if "threads" in run})
+        if not minutes or not threads:
+            return ""
+        return (
+            f" Pre-training and probing took {statistics.median(minutes):.1f} minutes a run (median) with "
+            f"{' or '.join(map(str, threads))} thread(s)."
+        )
+
     def _key(self, config: Config) -> tuple[dict[str, Any], int]:
         base = identity(self.config)
         fields = {name: value for name, value in identity(config).items() if value != base[name]}
@@ -517,7 +528,8 @@ def write_results(out: Path, record: Record, found: Sequence[Variant], seeds: Se
     text = [
         "# Ablations",
         f"Zero-shot scores in per cent on {base.data.data}, preset {base.preset}, {base.train.steps} steps; mean and "
-        "standard deviation over seeds. The paper's numbers are of other data, VGGSound-AVEL 40K, and other measures.",
+        "standard deviation over seeds. The paper's numbers are of other data, VGGSound-AVEL 40K, and other measures."
+        + record.times(),
     ]
     for experiment in dict.fromkeys(variant.experiment for variant in found):
         lines, missing = collect(record, found, seeds, experiment)
