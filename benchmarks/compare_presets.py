@@ -38,6 +38,7 @@ VARIANTS: dict[str, Fields] = {
     "official, codebook_init data": {"codebook_init": "data"},
     "official, revive_ema true": {"revive_ema": True},
     "official, club_reduction mean": {"club_reduction": "mean"},
+    "official, all three": {"codebook_init": "data", "club_reduction": "mean", "revive_ema": True},
 }
 TOKEN_DIRECTIONS = (
     ("audio", "video"),

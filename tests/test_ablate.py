@@ -152,6 +152,28 @@ class TestRecord:
         with pytest.raises(ValueError, match="record must be a file of finished runs"):
             ablate.Record(tmp_path / "runs.json", base)
 
+    @pytest.mark.parametrize(
+        ("runs", "fault"),
+        [
+            ([{"fields": {}, "seed": 0, "rows": []}] * 2, "run 1 is there twice"),
+            ([{"fields": "x", "seed": 0, "rows": []}], "ValueError"),
+            ([{"fields": {}, "seed": 0, "rows": [{"score": float("nan")}]}], "run 0 has nan"),
+            ([{"fields": {}, "seed": 0, "rows": [{"score": 9.0}]}], "run 0 has 9.0"),
+            ([{"fields": {}, "seed": 0, "rows": [{"score": "0.5"}]}], "run 0 has '0.5'"),
+        ],
+    )
+    def test_a_damaged_row(self, tmp_path: Path, runs: list, fault: str) -> None:
+        record = ablate.Record(tmp_path / "runs.json", tiny.config())
+        whole = Row("classification", "audio", "video", 0.5, 0.75, 0.25).as_dict()
+        record.runs += [{**run, "rows": [{**whole, **row} for row in run["rows"]]} for run in runs]
+        record.write()
+        with pytest.raises(ValueError, match=f"record must be a file of finished runs.*runs.json is not: .*{fault}"):
+            ablate.Record(tmp_path / "runs.json", tiny.config())
+
+    def test_a_folder(self, tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match="record must be a file of finished runs"):
+            ablate.Record(tmp_path, tiny.config())
+
     def test_of_another_configuration(self, tmp_path: Path) -> None:
         base = tiny.config()
         ablate.Record(tmp_path / "runs.json", base).write()
@@ -219,7 +241,9 @@ class TestChanges:
         ("by_seed", "paper", "finding"),
         [
             ([-10.0], -5.0, "one seed decides nothing"),
-            ([-10.0, -10.5, -11.0], -5.0, "as in the paper"),
+            ([-10.0, -10.5, -11.0], -10.2, "as in the paper"),
+            ([-10.0, -10.5, -11.0], -5.0, "as in the paper, but more"),
+            ([-10.0, -10.5, -11.0], -15.0, "as in the paper, but less"),
             ([-10.0, -10.5, -11.0], 5.0, "unlike the paper: the other way"),
             ([-10.0, 3.0, 9.0], -5.0, "undecided"),
             ([-1.0, 0.0, 1.5], -5.0, "unlike the paper: less or none"),
@@ -385,6 +409,14 @@ class TestReport:
         with pytest.raises(CheckpointError, match=f"run must have scores, '{run}' has none"):
             report.main([str(run), "--out", str(tmp_path / "report")])
         assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+    def test_a_run_counts_once(self, runs: list[Path], tmp_path: Path) -> None:
+        linked, copied = tmp_path / "linked", tmp_path / "copied"
+        linked.symlink_to(runs[0])
+        assert report.single_runs([str(runs[0]), str(linked)]) == report.single_runs([str(runs[0])])
+        shutil.copytree(report.single_runs([str(runs[0])])[0], copied)
+        with pytest.raises(CheckpointError, match="must differ in their seed, .* both have seed"):
+            report.collect(report.single_runs([str(runs[0]), str(copied)]))
 
     def test_no_run(self, tmp_path: Path) -> None:
         with pytest.raises(CheckpointError, match="run must be a run folder"):

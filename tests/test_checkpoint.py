@@ -17,7 +17,8 @@ from unicode_fast.evaluate import main as evaluate
 def run_with(path: Path, steps: tuple[int, ...] = (10, 20)) -> Path:
     owner = tiny.model()
     for step in steps:
-        checkpoint.save(checkpoint.step_path(path, step), owner, {"step": step})
+        parts = dict.fromkeys(("progress", "optimizer", "club_optimizer", "rng"), {})
+        checkpoint.save(checkpoint.step_path(path, step), owner, {"step": step, **parts})
     return path
 
 
@@ -92,6 +93,27 @@ def test_instead_of_a_damaged_checkpoint_the_whole_ones_are_offered(tmp_path: Pa
         path.write_bytes(b"damaged")
     with pytest.raises(CheckpointError, match="best.pt is truncated .*; the run has no other that is whole"):
         load(run)
+
+
+def test_a_part_that_is_missing_or_does_not_fit_is_named(tmp_path: Path) -> None:
+    run = run_with(tmp_path)
+    path = checkpoint.step_path(run, 20)
+    content = checkpoint.read(path)
+
+    def resume(**changes: object) -> None:
+        torch.save({name: value for name, value in {**content, **changes}.items() if value is not None}, path)
+        checkpoint.read_for_resume(run, None, torch.device("cpu"))
+
+    resume()
+    for changes in ({"rng": None}, {"progress": None}, {"model": None}):
+        with pytest.raises(CheckpointError, match=f"20.pt is damaged, lacks {next(iter(changes))}; resume"):
+            resume(**changes)
+    with pytest.raises(CheckpointError, match="step-00000020.pt is damaged, it says that it is of step 3"):
+        resume(step=3)
+    for model in ({**content["model"], "codebook.codebook": torch.zeros(3)}, {}):
+        torch.save({**content, "model": model}, path)
+        with pytest.raises(CheckpointError, match="step-00000020.pt does not fit its configuration: .*codebook"):
+            load(run, "last")
 
 
 def test_damaged_inside_is_refused(tmp_path: Path) -> None:

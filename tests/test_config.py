@@ -123,7 +123,7 @@ OTHER = {
     "grid_semantic_width": 9, "ema_epsilon": 0.5, "ema_own_weight": 0.25, "revive_noise": 0.5,
     "revive_active_within": 7, "revive_unless": "all", "revive_source": "codeword", "revive_ema": False,
     "commitment_own": 5.0, "commitment_partner": 3.0, "commitment_norm": "sum", "commitment_partners": "all",
-    "club_floor": False, "presence_weight": 0.5, "grounding_weight": 0.5,
+    "club_floor": False, "presence_weight": 0.5, "grounding_weight": 0.5, "assignment_weight": 3.0,
     "club_reduction": "sum", "club_input": "quantised", "club_weight": 7.0, "club_inner_steps": 3,
     "club_learning_rate": 0.5, "cpc_self_weight": 0.7, "cmcm_pairing": "official", "cmcm_directions": "rows",
     "cmcm_temperature": 3.0, "grid_hidden_width": 5, "grid_specific_width": 7, "grid_club_width": 3,
@@ -161,14 +161,15 @@ class TestUnreadFields:
     @pytest.mark.parametrize(
         ("names", "kinds", "unread"),
         [
-            ("audio,depth", {"vector"}, ["grid", "words"]),
-            ("video,audio", {"grid", "vector"}, ["words"]),
-            ("audio,text", {"vector", "words"}, ["grid"]),
+            ("audio,depth", ["vector", "vector"], ["grid", "words"]),
+            ("video,audio", ["grid", "vector"], ["words"]),
+            ("audio,text", ["vector", "words"], ["grid", "assignment"]),
         ],
     )
-    def test_kinds(self, names: str, kinds: set, unread: list) -> None:
+    def test_kinds(self, names: str, kinds: list, unread: list) -> None:
         found = set(Config().unread_fields(kinds)) - set(Config().unread_fields())
         wanted = {"grid": config_module._KIND_FIELDS[0][1], "words": config_module._KIND_FIELDS[2][1]}
+        wanted["assignment"] = ("assignment_weight",)
         assert found == {name for kind in unread for name in wanted[kind]} - set(Config().unread_fields())
         changed = {name: OTHER[name] for name in found}
         assert same(trained(names), trained(names, **changed))

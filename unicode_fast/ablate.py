@@ -31,6 +31,7 @@ from unicode_fast.checkpoint import CheckpointError, atomic_file
 from unicode_fast.cli import given_fields, make_parser, resolve, resolve_saved, run_main, with_underscores
 from unicode_fast.config import EXECUTION_FIELDS, Config, completed, modality_names
 from unicode_fast.data import StoreError, built_in, open_dataset
+from unicode_fast.messages import check_writable
 from unicode_fast.presets import preset
 from unicode_fast.published import TASKS, published
 from unicode_fast.tasks import PROBE_TASKS, Row, aggregate
@@ -61,6 +62,11 @@ TITLES = {
 }
 # The published numbers that stand beside each table.
 _PUBLISHED = {"table2": (2, "AV 40K"), "table3": (3, "AVT 40K")}
+FINDINGS = (
+    "An interval around zero leaves a finding undecided where it holds the paper's change too; where it does not, the "
+    "change is less here, or none. An interval on one side of zero is a finding: as in the paper where it holds the "
+    "paper's change, else less, more, or the other way."
+)
 _POLL_SECONDS = 0.5
 
 
@@ -162,12 +168,11 @@ class Record:
             try:
                 content = json.loads(path.read_bytes())
                 before, self.runs = completed(content["config"]), list(content["runs"])
-                for run in self.runs:
-                    _ = run["fields"], run["seed"], [Row.from_dict(row) for row in run["rows"]]
-            except (ValueError, KeyError, TypeError) as error:
+                _check_runs(self.runs)
+            except (OSError, ValueError, KeyError, TypeError) as error:
                 raise ValueError(
                     f"record must be a file of finished runs, as an ablation writes it, or none yet; {path} is not: "
-                    f"{error!r}"
+                    f"{type(error).__name__}: {error}"
                 ) from error
             differing = [
                 f"{name} {before.get(name)!r} instead of {value!r}"
@@ -214,15 +219,31 @@ class Record:
         threads = sorted({run["threads"] for run in self.runs if "threads" in run})
         if not minutes or not threads:
             return ""
+        torch_versions = sorted({run["versions"]["torch"] for run in self.runs if "versions" in run})
         return (
             f" Pre-training and probing took {statistics.median(minutes):.1f} minutes a run (median) with "
-            f"{' or '.join(map(str, threads))} thread(s)."
+            f"{' or '.join(map(str, threads))} thread(s)"
+            + (f", torch {' or '.join(torch_versions)}." if torch_versions else ".")
         )
 
     def _key(self, config: Config) -> tuple[dict[str, Any], int]:
         base = identity(self.config)
         fields = {name: value for name, value in identity(config).items() if value != base[name]}
         return fields, config.train.seed
+
+
+def _check_runs(runs: Sequence[Mapping[str, Any]]) -> None:
+    """Raises ValueError, KeyError or TypeError where the rows of a record are no finished runs, each once."""
+    found = set()
+    for number, run in enumerate(runs):
+        key = json.dumps([dict(run["fields"]), int(run["seed"])], sort_keys=True)
+        if key in found:
+            raise ValueError(f"run {number} is there twice")
+        found.add(key)
+        for row in run["rows"]:
+            score = Row.from_dict(row).score
+            if not isinstance(score, (int, float)) or not 0 <= score <= 1:
+                raise ValueError(f"scores must be numbers from 0 to 1, run {number} has {score!r}")
 
 
 def identity(config: Config) -> dict[str, Any]:
@@ -354,7 +375,12 @@ def table_cells(experiment: str, lines: Sequence[Line]) -> list[list[str]]:
             for number in published()
             if (number.table, number.pretraining) == (table, pretraining) and number.source != number.target
         ]
-    others = list(dict.fromkeys((number.dataset, number.source, number.target) for number in beside))
+    datasets = list(dict.fromkeys(number.dataset for number in beside))
+    # Directions in the order of ours.
+    others = sorted(
+        {(number.dataset, number.source, number.target) for number in beside},
+        key=lambda other: (datasets.index(other[0]), *other[1:]),
+    )
     first = "codewords" if experiment == "figure3" else "removed"
     cells = [
         [
@@ -438,16 +464,20 @@ class Change:
     def finding(self) -> str:
         """How it compares with the paper's, by the 95 % interval over seeds.
 
-        An interval on one side of zero is a change, as in the paper where that has the same sign. One around zero
-        contradicts the paper only where the paper's change lies outside of it.
+        As FINDINGS says.
         """
         interval = t_interval(self.by_seed)
         if interval is None:
             return "one seed decides nothing"
         low, high = interval
+        inside = low <= self.paper <= high
         if low <= 0 <= high:
-            return "undecided" if low <= self.paper <= high else "unlike the paper: less or none"
-        return "as in the paper" if (low > 0) == (self.paper > 0) else "unlike the paper: the other way"
+            return "undecided" if inside else "unlike the paper: less or none"
+        if inside:
+            return "as in the paper"
+        if (low > 0) != (self.paper > 0):
+            return "unlike the paper: the other way"
+        return f"as in the paper, but {'less' if abs(low + high) / 2 < abs(self.paper) else 'more'}"
 
 
 def t_interval(values: Sequence[float]) -> tuple[float, float] | None:
@@ -531,6 +561,10 @@ def write_results(out: Path, record: Record, found: Sequence[Variant], seeds: Se
         "standard deviation over seeds. The paper's numbers are of other data, VGGSound-AVEL 40K, and other measures."
         + record.times(),
     ]
+    if any(variant.experiment in _PUBLISHED for variant in found):
+        parts = {label: fields for label, fields in COMPONENTS.items() if fields and " + " not in label}
+        removed = (f"{label}: {', '.join(f'{k} {v}' for k, v in fields.items())}" for label, fields in parts.items())
+        text.append(f"What is removed, in fields of the configuration: {'; '.join(removed)}. All else stays.")
     for experiment in dict.fromkeys(variant.experiment for variant in found):
         lines, missing = collect(record, found, seeds, experiment)
         text.append(f"## {TITLES[experiment]}")
@@ -554,6 +588,7 @@ def write_results(out: Path, record: Record, found: Sequence[Variant], seeds: Se
                 "against the complete method with the same seed, with Student's interval over seeds; the paper's "
                 "change is that of its columns AVE (classification) and AVVP (localisation):",
                 markdown(change_cells(compared)),
+                FINDINGS,
             ]
         table = io.StringIO()
         csv.writer(table, lineterminator="\n").writerows(cells)
@@ -613,6 +648,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--jobs", type=int, default=1, help="runs at a time, which share the processor's cores [%(default)s]"
     )
     arguments = parser.parse_args(with_underscores(argv))
+    if not arguments.out:
+        raise ValueError("out must be a folder, got ''")
+    check_writable("out", Path(arguments.out) / "ablation.md")
+    if arguments["record"]:
+        check_writable("record", Path(arguments["record"]))
     for name in ("seeds", "jobs"):
         if arguments[name] < 1:
             raise ValueError(f"{name} must be at least 1, got {arguments[name]}")
@@ -622,7 +662,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not base.train.steps:
         raise ValueError("steps must be above 0, so that all lines are trained alike, got 0")
     names = modality_names(base.data.modalities, tuple(check_store(base, open_dataset(base.data))))
-    found = variants(base, names, arguments.experiments.split(","), numbers(arguments.sizes, "sizes"))
+    experiments = list(dict.fromkeys(arguments.experiments.split(",")))
+    found = variants(base, names, experiments, numbers(arguments.sizes, "sizes"))
     seeds = [base.train.seed + number for number in range(arguments.seeds)]
     out = Path(arguments.out)
     threads = max(1, torch.get_num_threads() // arguments.jobs)

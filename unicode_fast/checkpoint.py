@@ -10,7 +10,7 @@ import shutil
 import tempfile
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -113,11 +113,12 @@ def changed_fields(content: Mapping[str, Any], config: Config, modalities: Mappi
     except ValueError as error:
         raise CheckpointError(f"checkpoint of step {content['step']} is of another version: {error}") from error
     fields = {name: value for name, value in before.items() if wanted["fields"][name] != value}
-    others = sorted({*fields} - {*EXECUTION_FIELDS})
+    changed = sorted({*fields} - {*EXECUTION_FIELDS})
+    others = [f"{name} {fields[name]!r} instead of {wanted['fields'][name]!r}" for name in changed]
     if saved["modalities"] != wanted["modalities"]:
-        others.append("modalities and their shapes")
+        others.append("other modalities or shapes")
     if others:
-        raise CheckpointError(f"checkpoint must be of the run's configuration, got one with other {', '.join(others)}")
+        raise CheckpointError(f"checkpoint must be of the run's configuration, got one with {', '.join(others)}")
     return fields
 
 
@@ -169,7 +170,31 @@ def read(path: Path, map_location: str | torch.device = "cpu") -> dict[str, Any]
         raise CheckpointError(f"checkpoint {path} is truncated or damaged ({type(error).__name__})") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise CheckpointError(f"checkpoint {path} must be of format {FORMAT}; it was not written by unicode_fast.train")
+    _check_parts(path, content, ("config", "model"))
     return content
+
+
+def _check_parts(path: Path, content: Mapping[str, Any], parts: Sequence[str]) -> None:
+    lacking = [name for name in parts if name not in content]
+    if lacking:
+        raise CheckpointError(f"checkpoint {path} is damaged, lacks {', '.join(lacking)}")
+
+
+def load_model(model: UniCode, content: Mapping[str, Any], where: str) -> None:
+    """Puts the parameters and buffers of a checkpoint into a model.
+
+    Args:
+        model: of the checkpoint's configuration.
+        content: of the checkpoint.
+        where: what holds it, for the message.
+
+    Raises:
+        CheckpointError: they are not those of the model.
+    """
+    try:
+        model.load_state_dict(content["model"])
+    except RuntimeError as error:
+        raise CheckpointError(f"{where} does not fit its configuration: {' '.join(str(error).split())}") from error
 
 
 def steps_in(run: Path) -> list[int]:
@@ -278,10 +303,14 @@ def read_for_resume(run: Path, step: int | None, map_location: torch.device) -> 
         CheckpointError: there is none, or it is damaged.
     """
     path = find(run, "last" if step is None else step)
+    number = int(_NAME.fullmatch(path.name)[1])  # type: ignore[index]
     try:
-        return read(path, map_location)
+        content = read(path, map_location)
+        _check_parts(path, content, ("step", "progress", "optimizer", "club_optimizer", "rng"))
+        if content["step"] != number:
+            raise CheckpointError(f"checkpoint {path} is damaged, it says that it is of step {content['step']}")
+        return content
     except CheckpointError as error:
-        number = int(_NAME.fullmatch(path.name)[1])  # type: ignore[index]
         before = [other for other in steps_in(run) if other < number]
         offer = (
             f"resume from the one before it with --resume {run} --resume-step {before[-1]}"
@@ -360,7 +389,7 @@ def load(
             warnings.warn(f"run {path} has no best checkpoint, its last is taken, {name}", stacklevel=2)
     config, modalities = config_from_dict(content["config"], where)
     model = UniCode(modalities, config).to(device)
-    model.load_state_dict(content["model"])
+    load_model(model, content, where)
     if "cmg" in content:
         model.cmg_rest = content["cmg"]
     model.trained_on = content.get("data") or content.get("progress", {}).get("data")

@@ -365,7 +365,7 @@ class Config:
         """The fields that have no effect beside the others, and why, as "is not read where ...".
 
         Args:
-            kinds: of the modalities.
+            kinds: of the modalities, one each.
         """
         values, unread = self.flat(), {}
         for switch, off, names in _SWITCHES:
@@ -376,6 +376,8 @@ class Config:
         for needs, names in _KIND_FIELDS:
             if not set(needs) & set(kinds):
                 unread.update(dict.fromkeys(names, f"is not read where no modality is of kind {' or '.join(needs)}"))
+        if sum(kind != "words" for kind in kinds) < 2:
+            unread["assignment_weight"] = "is not read where fewer than two modalities have a time axis"
         return unread
 
 
@@ -454,10 +456,11 @@ RANGES: Mapping[str, tuple[float, float]] = {
             "reconstruction_weight", "commitment_weight", "commitment_own", "commitment_partner", "club_weight",
             "club_inner_steps", "cpc_weight", "cpc_self_weight", "cpc_earliest", "cmcm_weight", "assignment_weight",
             "presence_weight", "grounding_weight", "data_seed", "steps",
-            "warmup_steps", "seed", "feed_workers", "validations", "checkpoint_seconds",
+            "warmup_steps", "feed_workers", "validations", "checkpoint_seconds",
         ),
         (0, math.inf),
     ),
+    "seed": (0, 2**63 - 1),
     **dict.fromkeys(("ema_decay", "ema_own_weight", "dropout"), (0, 1)),
     **dict.fromkeys(
         ("club_learning_rate", "cpc_temperature", "cmcm_temperature", "learning_rate", "clip_norm"), (1e-12, math.inf)

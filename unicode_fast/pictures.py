@@ -22,6 +22,7 @@ from unicode_fast.tasks.segmentation import another_clip
 FOLDER = "plots"
 OVERLAYS = 9
 QUERIES, FOUND = 4, 5
+TIMELINE_CLASSES = 12
 
 
 def draw_run(folder: Path, probes: Probes, store: Dataset, rows: Sequence[Row], codewords: int) -> None:
@@ -75,7 +76,8 @@ def code_counts(probes: Probes, codewords: int) -> dict[str, np.ndarray]:
 def draw_timelines(folder: Path, probes: Probes, store: Dataset, trained_on: str) -> None:
     """Truth and prediction of one test clip in every modality with a time axis, the probe trained on one of them.
 
-    The clip is the one whose error is the median of all, neither the best nor the worst.
+    The clip is the one whose error is the median of all, neither the best nor the worst. At most TIMELINE_CLASSES
+    classes are drawn.
     """
     clips = store.split("test")
     names = probes.modalities("localisation")
@@ -84,10 +86,14 @@ def draw_timelines(folder: Path, probes: Probes, store: Dataset, trained_on: str
     errors = sum(np.abs(outputs[name] - truth[name]).mean((1, 2)) for name in names)
     clip = int(np.argsort(errors)[len(errors) // 2])
     frames = {name: clips.arrays[f"{name}.frames"][clip] for name in names if f"{name}.frames" in clips.arrays}
+    # Of many classes those that are there, and those that the probe finds most probable.
+    largest = np.max([np.maximum(truth[name][clip], outputs[name][clip]).max(0) for name in names], 0)[:-1]
+    shown = np.sort(np.argsort(-largest, kind="stable")[:TIMELINE_CLASSES])
+    rows = [*shown, -1]  # and the background
     figure = plots.event_timeline(
-        {name: truth[name][clip] for name in names},
-        {name: outputs[name][clip] for name in names},
-        clips.classes,
+        {name: truth[name][clip][:, rows] for name in names},
+        {name: outputs[name][clip][:, rows] for name in names},
+        [clips.classes[number] for number in shown],
         trained_on=trained_on,
         frames=frames,
         title=f"test clip {clip}",

@@ -105,7 +105,10 @@ def single_runs(paths: Iterable[str]) -> list[Path]:
             if not (folder / "summary.json").is_file():
                 raise CheckpointError(f"run must have ended, {str(folder)!r} has no summary.json; go on with --resume")
         found += below
-    return list(dict.fromkeys(found))
+    once: dict[Path, Path] = {}
+    for folder in found:
+        once.setdefault(folder.resolve(), folder)
+    return list(once.values())
 
 
 def run_config(folder: Path) -> Config:
@@ -166,6 +169,15 @@ def collect(folders: Sequence[Path]) -> list[Line]:
         groups.setdefault(label_of(run_config(folder)), []).append(folder)
     lines = []
     for label, members in groups.items():
+        by_seed: dict[int, Path] = {}
+        for folder in members:
+            seed = run_config(folder).train.seed
+            if seed in by_seed:
+                raise CheckpointError(
+                    f"runs that differ in nothing else must differ in their seed, {str(by_seed[seed])!r} and "
+                    f"{str(folder)!r} both have seed {seed}"
+                )
+            by_seed[seed] = folder
         rows = [rows_of(folder) for folder in members]
         empty = [folder for folder, found in zip(members, rows, strict=True) if not found]
         if empty:

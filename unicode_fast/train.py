@@ -168,7 +168,7 @@ class Trainer:
 
     def restore(self, content: Mapping[str, Any]) -> None:
         """Continues from a checkpoint, which may have been written on another device, by steps in a graph or not."""
-        self.model.load_state_dict(content["model"])
+        checkpoint.load_model(self.model, content, f"checkpoint of step {content['step']}")
         for name, optimizer in (("optimizer", self.optimizer), ("club_optimizer", self.club_optimizer)):
             # The options stay those of this trainer: a graph reads the learning rate from a tensor.
             groups = optimizer.state_dict()["param_groups"]
@@ -422,6 +422,8 @@ def run(config: Config, folder: Path, resume_step: int | None = None, ranks: Ran
 
     def read() -> dict[str, Any] | None:
         if resume_step is None and not checkpoint.steps_in(folder):
+            if (folder / "summary.json").exists():
+                raise CheckpointError(f"run {folder} has ended, but has no checkpoint any more to go on from")
             return None
         # What goes to other ranks goes by way of the CPU.
         return checkpoint.read_for_resume(folder, resume_step, device if ranks.size == 1 else torch.device("cpu"))
@@ -611,7 +613,7 @@ def train(argv: Sequence[str] | None, ranks: Ranks) -> int:
         ranks.begin(config.train.rank_timeout_seconds)
         store = open_run_data(config)
         modalities = check_store(config, store)
-        check_flags(config, flags, standard, {modality.kind for modality in modalities.values()})
+        check_flags(config, flags, standard, [modality.kind for modality in modalities.values()])
         check_ranks(config, len(store.split(config.data.train_split)), ranks)
         folder = ranks.from_first(lambda: prepare_folder(arguments.out, config, arguments.seeds))
         if arguments.seeds > 1:
@@ -671,7 +673,7 @@ def check_flags(
         config: of the run.
         flags: those of its fields that were given one by one.
         standard: value of every field where nobody has chosen one.
-        kinds: of the modalities, as far as they are known.
+        kinds: of the modalities, one each, as far as they are known.
 
     Raises:
         ValueError: a flag is about the built-in data, and other data are asked for; or a field is switched off

@@ -86,6 +86,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             write_shards(data, arguments.store, arguments.clips, splits)
         return 0
     if arguments.json is not None:
+        if Path(arguments.json).exists():
+            raise ValueError(f"json must be a file that does not exist yet, got {arguments.json!r}")
         check_writable("json", Path(arguments.json))
     try:
         report = check(arguments.data, request)
