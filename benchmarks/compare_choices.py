@@ -212,8 +212,12 @@ def write_table() -> None:
         "standard deviation over seeds; a is audio, v video. Tokens are scores of probes that see only which codes a "
         "clip uses, text by its content words; shared in events is the share of uses, in seconds with an event, of "
         "codewords that at least two modalities use ([sharing.md](sharing.md)). Reconstruction is the sum of the mean "
-        "squared errors of the three modalities. Localisation differs by several points from seed to seed. Lines "
-        "without tokens were measured before there were any."
+        "squared errors of the three modalities; s/step is of one thread, on a machine that computes two lines at a "
+        "time. Localisation differs by several points from seed to seed. Lines without tokens were measured before "
+        "there were any. Lines that begin with before change one thing of the preset as it was before codes were "
+        "shared: features not normalised, commitment to all partners at 1, no assignment, no grounding, reconstruction "
+        "weighs 1. Lines that begin with start change one thing of what that was chosen from, which also divides "
+        "Cross-CPC's scores by sqrt(D) and has CLUB weigh 1."
     )
     table = "\n".join(lines)
     missing = [name for name in VARIANTS if all(row["variant"] != name for row in rows)]

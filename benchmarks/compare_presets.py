@@ -275,6 +275,9 @@ def write_page() -> None:
     found = json.loads(RESULTS.read_text())
     text = ["# Presets", EXPLANATION, table(list(VARIANTS), found), TOKENS, token_table(found)]
     text += [SHARING, sharing_table(found)]
+    missing = [name for name in VARIANTS if all(row["variant"] != name for row in found)]
+    if missing:
+        text.append(f"Not measured: {'; '.join(missing)}.")
     text += [EARLY, early_table(found), OFFICIAL]
     (ROOT / "docs" / "presets.md").write_text("\n\n".join(text) + "\n")
 

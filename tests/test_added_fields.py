@@ -265,12 +265,15 @@ class TestOlderVersion:
             ({"commitment_weight": 0.0}, "commitment_own=3"),
         ],
     )
-    def test_its_configuration_trains_anew(self, tmp_path: Path, fields: dict[str, Any], unread: str) -> None:
+    def test_its_configuration_trains_anew(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str], fields: dict[str, Any], unread: str
+    ) -> None:
         """Its file may hold values of fields that others switch off, unlike the preset of today; a flag may not."""
         written = yaml.safe_load(Path("finished/config.yaml").read_text())
         file = write_yaml(tmp_path / "config.yaml", {**written, **fields})
         flags = [f"--config={file}", "--steps=1", "--validations=0", "--probe_tasks=none"]
         assert train([*flags, f"--out={tmp_path / 'run'}"]) == 0
+        assert "is a run's of an older version, so as before feature_norm none, " in capsys.readouterr().err
         found = resolve_saved(str(tmp_path / "run" / "config.yaml")).flat()
         assert {name: found[name] for name in ADDED_FIELDS} == ADDED_FIELDS
         with pytest.raises(ValueError, match=f"^{unread.split('=')[0]} is not read where"):

@@ -36,10 +36,11 @@ class TestFields:
 
 BAD = [
     ({"widht": 3}, ValueError, "no field 'widht'"),
-    ({"width": 0}, ValueError, r"width must be a finite number in \[1"),
+    ({"width": 0}, ValueError, "width must be a whole number of at least 1, got 0"),
+    ({"seed": 2**63}, ValueError, "seed must be a whole number from 0 to 9223372036854775807, got 9223372036854775808"),
     ({"width": 2.5}, TypeError, "width must be int, got float"),
     ({"width": True}, TypeError, "width must be int, got bool"),
-    ({"codewords": 1}, ValueError, r"codewords must be a finite number in \[2"),
+    ({"codewords": 1}, ValueError, "codewords must be a whole number of at least 2, got 1"),
     ({"ema_decay": 1.5}, ValueError, "ema_decay"),
     ({"learning_rate": float("nan")}, ValueError, "learning_rate"),
     ({"ema_update": "both"}, ValueError, "ema_update must be one of joint, sequential, got 'both'"),

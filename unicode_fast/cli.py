@@ -13,7 +13,7 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace
 
 import unicode_fast
-from unicode_fast.config import _TYPES, FIELDS, PARTS, Config, completed, is_whole
+from unicode_fast.config import _TYPES, ADDED_FIELDS, FIELDS, PARTS, Config, completed, is_whole
 from unicode_fast.messages import message_of
 from unicode_fast.presets import PRESETS, SIZES, preset
 
@@ -155,6 +155,12 @@ def standard_values(config: Config, file: str | None) -> dict[str, Any]:
     if file is not None and _of_older_version(read_yaml(file)):
         return resolve_saved(file).flat()
     return preset(config.preset, config.size).flat()
+
+
+def added_fields(file: str) -> dict[str, Any]:
+    """What a configuration file of an older version does not say, with the values that mean "as before"."""
+    content = read_yaml(file)
+    return {name: value for name, value in ADDED_FIELDS.items() if name not in content} if is_whole(content) else {}
 
 
 def _of_older_version(content: Mapping[str, Any]) -> bool:

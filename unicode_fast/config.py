@@ -513,7 +513,9 @@ def check_value(name: str, value: Any) -> Any:
     if name in RANGES:
         low, high = RANGES[name]
         if not low <= value <= high or not math.isfinite(value):
-            raise ValueError(f"{name} must be a finite number in [{low}, {high}], got {value!r}")
+            kind = "whole number" if hint is int else "finite number"
+            bounds = f"of at least {low}" if high == math.inf else f"from {low} to {high}"
+            raise ValueError(f"{name} must be a {kind} {bounds}, got {value!r}")
     return value
 
 

@@ -96,7 +96,8 @@ def draw_timelines(folder: Path, probes: Probes, store: Dataset, trained_on: str
         [clips.classes[number] for number in shown],
         trained_on=trained_on,
         frames=frames,
-        title=f"test clip {clip}",
+        title=f"test clip {clip}"
+        + (f", {len(shown)} of {len(clips.classes)} classes" if len(shown) < len(clips.classes) else ""),
     )
     plots.save_png(figure, folder / FOLDER / "timeline.png")
 

@@ -22,7 +22,15 @@ from tqdm import tqdm
 from unicode_fast import checkpoint, distributed, pictures
 from unicode_fast.acceleration import GraphedStep, accelerate, check_acceleration
 from unicode_fast.checkpoint import CheckpointError, write_json
-from unicode_fast.cli import given_fields, make_parser, resolve, run_main, standard_values, with_underscores
+from unicode_fast.cli import (
+    added_fields,
+    given_fields,
+    make_parser,
+    resolve,
+    run_main,
+    standard_values,
+    with_underscores,
+)
 from unicode_fast.config import EXECUTION_FIELDS, TEXT_FIELDS, Config, Kind, Modality, modality_names
 from unicode_fast.data import BatchSource, Dataset, Feed, StoreError, built_in, open_dataset, open_feed
 from unicode_fast.data.layouts import has_sentences
@@ -609,6 +617,8 @@ def train(argv: Sequence[str] | None, ranks: Ranks) -> int:
         config = with_whole_paths(resolve(arguments.config, flags))
         check_run(config)
         standard = standard_values(config, arguments.config)
+        if ranks.first:
+            note_added_fields(arguments.config)
         check_flags(config, flags, standard)
         ranks.begin(config.train.rank_timeout_seconds)
         store = open_run_data(config)
@@ -629,10 +639,20 @@ def train(argv: Sequence[str] | None, ranks: Ranks) -> int:
         raise
     if summary["rows"]:
         print(format_table([Row.from_dict(row) for row in summary["rows"]]))
-        for words, values in summary.get("sharing", {}).items():
-            print(f"\ncodes on the test split, {words}\n{format_sharing(Sharing(**values))}\n")
+        sharing = summary.get("sharing", {})
+        for words, values in sharing.items():
+            which = f", {words}" if len(sharing) > 1 else ""
+            print(f"\ncodes on the test split{which}\n{format_sharing(Sharing(**values))}\n")
     print(folder)
     return 0
+
+
+def note_added_fields(file: str | None) -> None:
+    """Says on the error stream which fields a configuration file of an older version lacks."""
+    added = {} if file is None else added_fields(file)
+    if added:
+        values = ", ".join(f"{name} {value}" for name, value in added.items())
+        print(f"note: config {file!r} is a run's of an older version, so as before {values}", file=sys.stderr)
 
 
 def with_whole_paths(config: Config) -> Config:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 import threading
 from collections.abc import Callable, Sequence
@@ -43,6 +44,8 @@ _GAINS, _LOUDNESSES = (0.3, 1.0), (0.7, 1.4)
 _LONGEST_WORD = int(0.95 * SAMPLE_RATE_HZ)
 _FADE = 400
 _CLIPS_AT_ONCE = 4
+# Of spoken words, between two messages.
+_SAY_EVERY = 20
 
 
 @dataclass(frozen=True)
@@ -88,8 +91,8 @@ def digit_vocabulary(language: str) -> Vocabulary:
     return Vocabulary(NAMES[language], _VARIANTS, _RATES)
 
 
-def voices_of(recipe: Recipe, vocabulary: Vocabulary) -> Voices:
-    """All voices of the splits in a recipe, and what they say."""
+def voices_of(recipe: Recipe, vocabulary: Vocabulary, say: Callable[[str], object] = lambda _: None) -> Voices:
+    """All voices of the splits in a recipe, and what they say; `say` is told how far they are."""
     names = _FRENCH if recipe.language == "fr" else _ENGLISH
     parts = recipe.shuffled_parts(len(names), "voices")
     used = {int(voice) for split in recipe.clips for voice in parts[split]}
@@ -97,12 +100,12 @@ def voices_of(recipe: Recipe, vocabulary: Vocabulary) -> Voices:
     # that they sound the same in all data sets of a seed.
     divided = dataclasses.replace(recipe, easy=False).shuffled_parts(len(names), "voices")
     in_order = [int(voice) for part in divided.values() for voice in part if voice in used]
-    words = _spoken_words(names, recipe.seed, in_order, vocabulary)
+    words = _spoken_words(names, recipe.seed, in_order, vocabulary, say)
     return Voices(list(names), parts, words, vocabulary)
 
 
 def _spoken_words(
-    names: Sequence[str], seed: int, used: list[int], vocabulary: Vocabulary
+    names: Sequence[str], seed: int, used: list[int], vocabulary: Vocabulary, say: Callable[[str], object]
 ) -> dict[tuple[int, int], list[np.ndarray]]:
     texts, recordings = vocabulary.texts, vocabulary.recordings
     places = [(voice, label) for voice in used for label in range(len(texts)) for _ in range(recordings)]
@@ -111,8 +114,16 @@ def _spoken_words(
         generator = np.random.default_rng([seed, voice, label, len(words) % recordings])
         rate, pitch = int(generator.integers(*vocabulary.rates)), int(generator.integers(*_PITCHES))
         words.append(SpokenWord(texts[label], names[voice], rate, pitch))
+    done = itertools.count(1)
+
+    def said(_: int) -> None:
+        number = next(done)
+        if number % _SAY_EVERY == 0:
+            say(f"speaking, {number} of {len(words)} words")
+
+    say("speaking")
     spoken: dict[tuple[int, int], list[np.ndarray]] = {}
-    for place, samples in zip(places, speak(words), strict=True):
+    for place, samples in zip(places, speak(words, said), strict=True):
         spoken.setdefault(place, []).append(_at_most_a_second(samples))
     return spoken
 

@@ -105,8 +105,7 @@ def _make(recipe: Recipe, folder: Path, progress: bool) -> None:
     calibration = Recipe("talking-digits", recipe.seed, False, {"train": _CALIBRATION_CLIPS})
     total = sum(recipe.clips.values()) + _CALIBRATION_CLIPS
     with tqdm(total=total, desc=f"making {recipe.name}", unit="clip", disable=not progress, file=sys.stderr) as bar:
-        bar.set_postfix_str("speaking")
-        voices = voices_of(recipe, digit_vocabulary(recipe.language))
+        voices = voices_of(recipe, digit_vocabulary(recipe.language), bar.set_postfix_str)
         shared = recipe.language == calibration.language and not recipe.easy
         calibrating_voices = voices if shared else voices_of(calibration, digit_vocabulary(calibration.language))
         bar.set_postfix_str("")

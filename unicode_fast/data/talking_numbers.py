@@ -104,8 +104,7 @@ def _make(recipe: NumbersRecipe, folder: Path, progress: bool) -> None:
     """Make all clips and write them as a feature store."""
     total = sum(recipe.clips.values())
     with tqdm(total=total, desc=f"making {recipe.name}", unit="clip", disable=not progress, file=sys.stderr) as bar:
-        bar.set_postfix_str("speaking")
-        voices = voices_of(recipe, vocabulary(recipe))
+        voices = voices_of(recipe, vocabulary(recipe), bar.set_postfix_str)
         bar.set_postfix_str("")
         splits = {split: _raw_split(recipe, split, voices, bar.update) for split in recipe.clips}
         standard = standardisation(splits["train"])
