@@ -271,6 +271,15 @@ def test_a_failed_run_is_named(store: Path, tmp_path: Path) -> None:
         ablate.main([f"--out={tmp_path / 'ablation'}", *flags])
 
 
+def test_a_page_of_somebody_else_stays(store: Path, tmp_path: Path) -> None:
+    (tmp_path / "ablation.md").write_text("# Notes")
+    with pytest.raises(ValueError, match=r"out must be a new folder or an ablation's, .*ablation.md is another file"):
+        ablate.main([f"--out={tmp_path}", *words(data=store, **SMALL)])
+    with pytest.raises(ValueError, match="out must be a folder, got ''"):
+        ablate.main(["--out=", *words(data=store, **SMALL)])
+    assert (tmp_path / "ablation.md").read_text() == "# Notes"
+
+
 class TestPublished:
     def test_count(self) -> None:
         by_table = {table: sum(number.table == table for number in published.published()) for table in range(1, 6)}

@@ -62,6 +62,7 @@ TITLES = {
 }
 # The published numbers that stand beside each table.
 _PUBLISHED = {"table2": (2, "AV 40K"), "table3": (3, "AVT 40K")}
+TITLE = "# Ablations"
 FINDINGS = (
     "An interval around zero leaves a finding undecided where it holds the paper's change too; where it does not, the "
     "change is less here, or none. An interval on one side of zero is a finding: as in the paper where it holds the "
@@ -556,7 +557,7 @@ def change_cells(found: Sequence[Change]) -> list[list[str]]:
 def write_results(out: Path, record: Record, found: Sequence[Variant], seeds: Sequence[int], base: Config) -> None:
     """Tables as Markdown and CSV and the figure, from all that has finished, and what has not."""
     text = [
-        "# Ablations",
+        TITLE,
         f"Zero-shot scores in per cent on {base.data.data}, preset {base.preset}, {base.train.steps} steps; mean and "
         "standard deviation over seeds. The paper's numbers are of other data, VGGSound-AVEL 40K, and other measures."
         + record.times(),
@@ -650,7 +651,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(with_underscores(argv))
     if not arguments.out:
         raise ValueError("out must be a folder, got ''")
-    check_writable("out", Path(arguments.out) / "ablation.md")
+    page = Path(arguments.out) / "ablation.md"
+    check_writable("out", page)
+    if page.exists() and not page.read_bytes().startswith(TITLE.encode()):
+        raise ValueError(f"out must be a new folder or an ablation's, {page} is another file")
     if arguments["record"]:
         check_writable("record", Path(arguments["record"]))
     for name in ("seeds", "jobs"):
