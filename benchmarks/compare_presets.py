@@ -87,8 +87,8 @@ SHARING = (
 OFFICIAL = """## Why `official` reaches so little
 
 It computes what the released code computes. Three things of that keep codes from use, and one flag mends each. CLUB's
-matters most: mended alone, it takes some scores far above chance, though modalities still share few codes. Neither of the
-others does so alone in 600 steps.
+matters most: mended alone, it takes some scores far above chance, though modalities still share few codes. Neither of
+the others does so alone in 600 steps.
 
 * CLUB. It is added over channels, with weight 1. By step 100 few codes are in use; with `--club_reduction mean`, which
   averages over channels, several times as many.
