@@ -17,7 +17,9 @@ from compare_presets import RESULTS as PRESET_RESULTS
 from compare_presets import table
 from shapes import CONTRAST_CASES, CONTRAST_SHAPES, SEARCH_SHAPES, SHAPES, UPDATE_SHAPES
 
-from unicode_fast.presets import PRESETS
+from unicode_fast import ablate
+from unicode_fast.config import completed
+from unicode_fast.presets import PRESETS, preset
 from unicode_fast.tasks import Row, Sharing, format_markdown, format_sharing
 from unicode_fast.tasks.table import token_cell
 
@@ -130,6 +132,32 @@ def shares() -> str:
     )
 
 
+def step_sentence() -> str:
+    """What a training step takes on the CPU, and the released code's."""
+    rows = json.loads((ROOT / "benchmarks" / "results" / "train-step-cpu.json").read_text())
+    found = {(row["contender"], row["size"]): row for row in rows if "missing" not in row}
+    seconds = {key: f"{row['median_ms'] / 1000:.2g} s" for key, row in found.items()}
+    ours, quick, theirs = "recommended, float32", "recommended, bfloat16, channels last", "the original"
+    default, published = "default", "published, 4 clips"
+    one = found[ours, default]
+    return (
+        f"A default step takes {seconds[ours, default]}, the released code's {seconds[theirs, default]}; at the "
+        f"published sizes, four clips, {seconds[ours, published]}, with bfloat16 and `channels_last` "
+        f"{seconds[quick, published]}, and the released code's {seconds[theirs, published]} ({one['device']}, "
+        f"{one['threads']} thread(s), torch {one['torch']}, {one['date']}, commit `{one['commit'][:12]}`)."
+    )
+
+
+def making_sentence() -> str:
+    """How long the built-in data take to be made."""
+    made = json.loads((ROOT / "benchmarks" / "results" / "data-made.json").read_text())
+    times = " and ".join(f"`{name}` in {seconds:.0f} s" for name, seconds in made["seconds"].items())
+    return (
+        f"Made and checked: {times} ({made['device']}, {made['cores']} cores; `python benchmarks/make_data.py`); later "
+        "runs open them from the cache."
+    )
+
+
 def reading_sentence() -> str:
     """What a random batch costs from zips and from stores."""
     rows = json.loads((ROOT / "benchmarks" / "results" / "data-cpu.json").read_text())
@@ -169,6 +197,27 @@ def numbers_table() -> str:
     return "\n".join(lines) + "\n\n" + note
 
 
+def ablation_findings() -> str:
+    """Where removing a component does not do what it does in the paper, or nothing is decided, as a table."""
+    content = json.loads((ROOT / "benchmarks" / "results" / "ablation.json").read_text())
+    values = completed(content["config"])
+    base = preset(values.pop("preset"), values.pop("size")).replace_all(**values)
+    record = ablate.Record(ROOT / "benchmarks" / "results" / "ablation.json", base)
+    seeds = sorted({run["seed"] for run in record.runs})
+    lines = ["| pre-trained on | removed | task | change | 95 % interval | paper | finding |"]
+    lines.append("| --- | --- | --- | ---: | ---: | ---: | --- |")
+    variants = ablate.variants(base, ("audio", "video", "text"), ("table2", "table3"), ())
+    for experiment, modalities in {"table2": "two modalities", "table3": "three"}.items():
+        found, missing = ablate.collect(record, variants, seeds, experiment)
+        if missing:
+            raise SystemExit(f"the ablation lacks {'; '.join(missing)}")
+        for change in ablate.changes(experiment, found):
+            if not change.finding.startswith("as in the paper"):
+                label, task, _, points, interval, _, paper, finding = ablate.change_cells([change])[1]
+                lines.append(f"| {modalities} | {label} | {task} | {points} | {interval} | {paper} | {finding} |")
+    return "\n".join(lines)
+
+
 def put_run(run: Path) -> None:
     """Table and pictures of a finished run."""
     summary = json.loads((run / "summary.json").read_text())
@@ -203,8 +252,11 @@ def main() -> None:
         put_run(run)
     replace_part("speed", speed_table())
     replace_part("shares", shares())
+    replace_part("step", step_sentence())
+    replace_part("making", making_sentence())
     replace_part("reading", reading_sentence())
     replace_part("numbers", numbers_table())
+    replace_part("findings", ablation_findings())
     replace_part("presets", table(PRESETS, json.loads(PRESET_RESULTS.read_text())))
 
 

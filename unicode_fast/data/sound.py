@@ -45,7 +45,7 @@ _LONGEST_WORD = int(0.95 * SAMPLE_RATE_HZ)
 _FADE = 400
 _CLIPS_AT_ONCE = 4
 # Of spoken words, between two messages.
-_SAY_EVERY = 20
+_SAY_EVERY = 200
 
 
 @dataclass(frozen=True)
