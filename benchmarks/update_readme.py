@@ -192,7 +192,8 @@ def numbers_table() -> str:
     note = (
         f"One seed, {summary['seconds'] / 60:.1f} minutes on {platform.machine()} with {summary['threads']} threads; "
         "chance is 1 % in classification. Trained with labels: the encoder of the tested modality with a classifier, "
-        f"end to end, {bounds['steps']} steps (`python benchmarks/upper_bound.py`)."
+        f"end to end (`python benchmarks/upper_bound.py talking-numbers --steps {bounds['steps']} --seeds "
+        f"{len(bounds['accuracy']['audio'])}`)."
     )
     return "\n".join(lines) + "\n\n" + note
 
