@@ -8,13 +8,12 @@ then its folder must be removed.
 
 import argparse
 import json
-import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from compare_choices import BEFORE, Fields, folder_name, reconstruction, results
+from compare_choices import BEFORE, Fields, folder_name, reconstruction, results, shown, unmeasured
 
 from unicode_fast import Config, checkpoint, preset
 from unicode_fast.ablate import identity
@@ -38,7 +37,6 @@ VARIANTS: dict[str, Fields] = {
     "official, codebook_init data": {"codebook_init": "data"},
     "official, revive_ema true": {"revive_ema": True},
     "official, club_reduction mean": {"club_reduction": "mean"},
-    "official, all three": {"codebook_init": "data", "club_reduction": "mean", "revive_ema": True},
 }
 TOKEN_DIRECTIONS = (
     ("audio", "video"),
@@ -91,11 +89,11 @@ matters most: mended alone, it takes some scores far above chance, though modali
 the others does so alone in 600 steps.
 
 * CLUB. It is added over channels, with weight 1. By step 100 few codes are in use; with `--club_reduction mean`, which
-  averages over channels, several times as many.
+  averages over channels, two to eight times as many.
 * The first step. Codewords start within 1/400 of zero, with counts of zero, so the first batch decides alone: a
   codeword that features chose jumps onto them, one that none chose becomes its start divided by almost nothing, far
   away from all features. About half of the codes of the first batch are used by the second. `--codebook_init data`
-  starts codewords among the features; by step 100 few are in use all the same, as CLUB stays.
+  starts codewords among the features; by step 100 few are in use all the same.
 * A reset that does not last. After 300 batches without use a codeword is put beside one in use, but its running count
   and sum stay, from which the next update makes what it was before. `--revive_ema true` resets these too.
 
@@ -132,12 +130,6 @@ def row_of(folder: Path) -> dict[str, Any]:
         "threads": summary["threads"],
         "versions": summary["versions"],
     }
-
-
-def shown(values: Sequence[float], digits: int = 1) -> str:
-    """Mean, and spread where there are several."""
-    mean = f"{statistics.mean(values):.{digits}f}"
-    return f"{mean} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else mean
 
 
 def cells_of(name: str, rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -275,7 +267,7 @@ def write_page() -> None:
     found = json.loads(RESULTS.read_text())
     text = ["# Presets", EXPLANATION, table(list(VARIANTS), found), TOKENS, token_table(found)]
     text += [SHARING, sharing_table(found)]
-    missing = [name for name in VARIANTS if all(row["variant"] != name for row in found)]
+    missing = unmeasured(VARIANTS, found)
     if missing:
         text.append(f"Not measured: {'; '.join(missing)}.")
     text += [EARLY, early_table(found), OFFICIAL]

@@ -16,10 +16,10 @@ from pathlib import Path
 from compare_presets import RESULTS as PRESET_RESULTS
 from compare_presets import table
 from shapes import CONTRAST_CASES, CONTRAST_SHAPES, SEARCH_SHAPES, SHAPES, UPDATE_SHAPES
+from write_step_page import machine
 
 from unicode_fast import ablate
-from unicode_fast.config import completed
-from unicode_fast.presets import PRESETS, preset
+from unicode_fast.presets import PRESETS, from_saved
 from unicode_fast.tasks import Row, Sharing, format_markdown, format_sharing
 from unicode_fast.tasks.table import token_cell
 
@@ -127,8 +127,7 @@ def shares() -> str:
     parts = ", ".join(f"`{operator}` {100 * share:.1f} %" for operator, share in total.most_common())
     return (
         f"Of a step of the default run, {measured['step_ms']:.0f} ms, the operators take, forward and backward: "
-        f"{parts} ({measured['device']}, {measured['threads']} thread(s), torch {measured['torch']}, "
-        f"{measured['date']}, commit `{(measured['commit'] or 'unknown')[:12]}`; `python benchmarks/step_shares.py`)."
+        f"{parts} ({machine(measured)}; `python benchmarks/step_shares.py`)."
     )
 
 
@@ -141,10 +140,10 @@ def step_sentence() -> str:
     default, published = "default", "published, 4 clips"
     one = found[ours, default]
     return (
-        f"A default step takes {seconds[ours, default]}, the released code's {seconds[theirs, default]}; at the "
-        f"published sizes, four clips, {seconds[ours, published]}, with bfloat16 and `channels_last` "
-        f"{seconds[quick, published]}, and the released code's {seconds[theirs, published]} ({one['device']}, "
-        f"{one['threads']} thread(s), torch {one['torch']}, {one['date']}, commit `{one['commit'][:12]}`)."
+        f"A default step on random features takes {seconds[ours, default]}, the released code's "
+        f"{seconds[theirs, default]}; at the published sizes, four clips, {seconds[ours, published]}, with bfloat16 "
+        f"and `channels_last` {seconds[quick, published]}, and the released code's {seconds[theirs, published]} "
+        f"({machine(one)})."
     )
 
 
@@ -167,8 +166,7 @@ def reading_sentence() -> str:
     one = rows[0]
     return (
         f"A random batch of {one['clips']} clips of the published shapes, in the page cache, and its time over that of "
-        f"a float32 store: {times}.\nMedians of {one['repeats']}, {one['device']}, {one['threads']} thread(s), torch "
-        f"{one['torch']}, {one['date']}, commit `{(one['commit'] or 'unknown')[:12]}`."
+        f"a float32 store: {times}.\nMedians of {one['repeats']}, {machine(one)}."
     )
 
 
@@ -200,10 +198,10 @@ def numbers_table() -> str:
 
 def ablation_findings() -> str:
     """Where removing a component does not do what it does in the paper, or nothing is decided, as a table."""
-    content = json.loads((ROOT / "benchmarks" / "results" / "ablation.json").read_text())
-    values = completed(content["config"])
-    base = preset(values.pop("preset"), values.pop("size")).replace_all(**values)
-    record = ablate.Record(ROOT / "benchmarks" / "results" / "ablation.json", base)
+    path = ROOT / "benchmarks" / "results" / "ablation.json"
+    content = json.loads(path.read_text())
+    base = from_saved(content["config"])
+    record = ablate.Record(path, base)
     seeds = sorted({run["seed"] for run in record.runs})
     lines = ["| pre-trained on | removed | task | change | 95 % interval | paper | finding |"]
     lines.append("| --- | --- | --- | ---: | ---: | ---: | --- |")

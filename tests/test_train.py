@@ -218,8 +218,6 @@ class TestDeterminism:
     def test_a_truncated_checkpoint_is_refused_and_the_one_before_goes_on(
         self, store: Path, finished: Path, tmp_path: Path
     ) -> None:
-        import shutil
-
         run = tmp_path / "damaged"
         shutil.copytree(finished, run)
         steps = checkpoint.steps_in(run)
@@ -231,8 +229,6 @@ class TestDeterminism:
         assert same(final_model(finished), final_model(run))
 
     def test_what_has_ended_is_not_begun_anew(self, finished: Path, tmp_path: Path) -> None:
-        import shutil
-
         run = tmp_path / "ended"
         shutil.copytree(finished, run)
         shutil.rmtree(run / checkpoint.FOLDER)

@@ -62,11 +62,11 @@ TITLES = {
 }
 # The published numbers that stand beside each table.
 _PUBLISHED = {"table2": (2, "AV 40K"), "table3": (3, "AVT 40K")}
-TITLE = "# Ablations"
+HEADING = "# Ablations"
 FINDINGS = (
-    "An interval around zero leaves a finding undecided where it holds the paper's change too; where it does not, the "
-    "change is less here, or none. An interval on one side of zero is a finding: as in the paper where it holds the "
-    "paper's change, else less, more, or the other way."
+    "An interval around zero is undecided where it holds the paper's change too. Where it does not, the change is "
+    "less here, or none. An interval on one side of zero is as in the paper where it holds the paper's change, else "
+    "less, more, or the other way."
 )
 _POLL_SECONDS = 0.5
 
@@ -463,10 +463,7 @@ class Change:
 
     @property
     def finding(self) -> str:
-        """How it compares with the paper's, by the 95 % interval over seeds.
-
-        As FINDINGS says.
-        """
+        """How it compares with the paper's, by the 95 % interval over seeds, as FINDINGS says."""
         interval = t_interval(self.by_seed)
         if interval is None:
             return "one seed decides nothing"
@@ -557,7 +554,7 @@ def change_cells(found: Sequence[Change]) -> list[list[str]]:
 def write_results(out: Path, record: Record, found: Sequence[Variant], seeds: Sequence[int], base: Config) -> None:
     """Tables as Markdown and CSV and the figure, from all that has finished, and what has not."""
     text = [
-        TITLE,
+        HEADING,
         f"Zero-shot scores in per cent on {base.data.data}, preset {base.preset}, {base.train.steps} steps; mean and "
         "standard deviation over seeds. The paper's numbers are of other data, VGGSound-AVEL 40K, and other measures."
         + record.times(),
@@ -653,7 +650,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise ValueError("out must be a folder, got ''")
     page = Path(arguments.out) / "ablation.md"
     check_writable("out", page)
-    if page.exists() and not page.read_bytes().startswith(TITLE.encode()):
+    if page.exists() and not page.read_bytes().startswith(HEADING.encode()):
         raise ValueError(f"out must be a new folder or an ablation's, {page} is another file")
     if arguments["record"]:
         check_writable("record", Path(arguments["record"]))

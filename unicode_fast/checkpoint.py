@@ -19,7 +19,7 @@ import torch
 
 from unicode_fast.config import EXECUTION_FIELDS, Config, Modality, completed
 from unicode_fast.modules import UniCode
-from unicode_fast.presets import preset
+from unicode_fast.presets import from_saved
 
 FORMAT = 1
 FOLDER = "checkpoints"
@@ -87,8 +87,7 @@ def config_from_dict(saved: Mapping[str, Any], where: str = "checkpoint") -> tup
         CheckpointError: a field is unknown, missing and not of ADDED_FIELDS, or has a value that it cannot have.
     """
     try:
-        fields = completed(saved["fields"])
-        config = preset(fields.pop("preset"), fields.pop("size")).replace_all(**fields)
+        config = from_saved(saved["fields"])
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{where} is of another version or damaged: {error}") from error
     modalities = {name: Modality(item["kind"], tuple(item["shape"])) for name, item in saved["modalities"].items()}

@@ -13,9 +13,9 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace
 
 import unicode_fast
-from unicode_fast.config import _TYPES, ADDED_FIELDS, FIELDS, PARTS, Config, completed, is_whole
+from unicode_fast.config import _TYPES, FIELDS, PARTS, Config, completed, is_whole
 from unicode_fast.messages import message_of
-from unicode_fast.presets import PRESETS, SIZES, preset
+from unicode_fast.presets import PRESETS, SIZES, from_saved, preset
 
 
 def field_help() -> dict[str, str]:
@@ -130,7 +130,7 @@ def resolve(file: str | None, flags: dict[str, Any]) -> Config:
         ValueError: a preset, field or value is unknown, of the wrong type or out of range.
     """
     content = read_yaml(file) if file is not None else {}
-    if file is not None and _of_older_version(content):
+    if file is not None and added_fields(content):
         return resolve_saved(file, flags)
     values = {**content, **flags}
     if any("epochs" in given and "steps" not in given for given in (flags, values)):
@@ -152,20 +152,14 @@ def standard_values(config: Config, file: str | None) -> dict[str, Any]:
     Raises:
         ValueError: the file cannot be read.
     """
-    if file is not None and _of_older_version(read_yaml(file)):
+    if file is not None and added_fields(read_yaml(file)):
         return resolve_saved(file).flat()
     return preset(config.preset, config.size).flat()
 
 
-def added_fields(file: str) -> dict[str, Any]:
-    """What a configuration file of an older version does not say, with the values that mean "as before"."""
-    content = read_yaml(file)
-    return {name: value for name, value in ADDED_FIELDS.items() if name not in content} if is_whole(content) else {}
-
-
-def _of_older_version(content: Mapping[str, Any]) -> bool:
-    """Whether a file's content is a run's own, whole but for fields that were added since."""
-    return is_whole(content) and len(completed(content)) > len(content)
+def added_fields(content: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run's own file of an older version lacks, with the values that mean "as before"; empty for other files."""
+    return {k: value for k, value in completed(content).items() if k not in content} if is_whole(content) else {}
 
 
 def resolve_saved(file: str, flags: Mapping[str, Any] | None = None) -> Config:
@@ -186,12 +180,11 @@ def resolve_saved(file: str, flags: Mapping[str, Any] | None = None) -> Config:
         given.setdefault("steps", 0)
     content = read_yaml(file)
     try:
-        values = completed(content)
-        saved = preset(values.pop("preset"), values.pop("size")).replace_all(**values)
+        saved = from_saved(content)
     except (TypeError, ValueError) as error:
         raise ValueError(f"config {file!r} is of another version or damaged: {error}") from error
     base = preset(given.pop("preset", saved.preset), given.pop("size", saved.size))
-    kept = {name: value for name, value in values.items() if name not in given}
+    kept = {name: value for name, value in saved.flat().items() if name in FIELDS and name not in given}
     try:
         # Flags are compared with the preset, as beside any other file.
         return base.replace_all(**kept).replace(**given)

@@ -16,7 +16,7 @@ from unicode_fast.cli import run_main, with_underscores
 from unicode_fast.config import TEXT_FIELDS, Config
 from unicode_fast.data import Dataset, StoreError, open_dataset
 from unicode_fast.data.layouts import has_sentences
-from unicode_fast.messages import check_writable
+from unicode_fast.messages import check_new_file
 from unicode_fast.modules import UniCode
 from unicode_fast.runs import EVALUATIONS, choose_device
 from unicode_fast.tasks import (
@@ -180,10 +180,8 @@ def check_flags(arguments: Namespace) -> None:
         if arguments[flag] is not None and arguments.task != task:
             raise ValueError(f"{flag} is for {task}, got it beside {arguments.task}")
     for flag in ("out", "save_segmenter"):
-        if arguments[flag] is not None and Path(arguments[flag]).exists():
-            raise ValueError(f"{flag} must be a file that does not exist yet, got {arguments[flag]!r}")
         if arguments[flag] is not None:
-            check_writable(flag, Path(arguments[flag]))
+            check_new_file(flag, Path(arguments[flag]))
     if arguments.segmenter_steps is not None and arguments.segmenter_steps < 1:
         raise ValueError(f"segmenter_steps must be at least 1, got {arguments.segmenter_steps}")
     if arguments.seed is not None and arguments.seed < 0:

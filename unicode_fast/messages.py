@@ -13,6 +13,13 @@ def message_of(error: BaseException) -> str:
     return str(error)
 
 
+def check_new_file(name: str, file: Path) -> None:
+    """Raise ValueError where a file that a flag names is there already, or cannot be written."""
+    if file.exists():
+        raise ValueError(f"{name} must be a file that does not exist yet, got {str(file)!r}")
+    check_writable(name, file)
+
+
 def check_writable(name: str, file: Path) -> None:
     """Raise ValueError where a file that a flag names cannot be written, before what it will hold is worked for."""
     above = next(folder for folder in file.absolute().parents if folder.exists())

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-from unicode_fast.config import Config
+from unicode_fast.config import Config, completed
 
 PRESETS = ("official", "paper", "recommended")
 SIZES = ("small", "paper")
@@ -119,6 +120,17 @@ _PAPER_SIZE: dict[str, Any] = {
 _SIZES: dict[str, dict[str, Any]] = {"small": {}, "paper": _PAPER_SIZE}
 
 
+def from_saved(values: Mapping[str, Any]) -> Config:
+    """The configuration that `Config.flat` gave as these values, in this version or an older one.
+
+    Raises:
+        TypeError: a value is of the wrong type.
+        ValueError: a field is unknown, missing and not of ADDED_FIELDS, or has a value that it cannot have.
+    """
+    values = completed(values)
+    return preset(values.pop("preset"), values.pop("size")).replace_all(**values)
+
+
 def preset(name: str, size: str = "small") -> Config:
     """A complete configuration by name; change single fields with `Config.replace`.
 
@@ -146,8 +158,8 @@ def preset(name: str, size: str = "small") -> Config:
     read by one linear layer; Adam at 1e-3 with warm-up and cosine. Inner steps
     and clipping are as released.
 
-    `recommended` is what trained best on the built-in data of all that
-    docs/choices.md compares, with CLUB kept on: codewords start from data,
+    `recommended` is chosen on the built-in data by what docs/choices.md
+    compares, with CLUB kept on: codewords start from data,
     counts at one, one joint EMA step smoothed in the division only, revival
     from features of the batch that lasts, CLUB in closed form averaged over
     channels, never below zero, at a tenth of the weight, Cross-CPC with the

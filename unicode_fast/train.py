@@ -26,6 +26,7 @@ from unicode_fast.cli import (
     added_fields,
     given_fields,
     make_parser,
+    read_yaml,
     resolve,
     run_main,
     standard_values,
@@ -649,7 +650,7 @@ def train(argv: Sequence[str] | None, ranks: Ranks) -> int:
 
 def note_added_fields(file: str | None) -> None:
     """Says on the error stream which fields a configuration file of an older version lacks."""
-    added = {} if file is None else added_fields(file)
+    added = {} if file is None else added_fields(read_yaml(file))
     if added:
         values = ", ".join(f"{name} {value}" for name, value in added.items())
         print(f"note: config {file!r} is a run's of an older version, so as before {values}", file=sys.stderr)

@@ -17,7 +17,7 @@ from unicode_fast.data.opening import open_data
 from unicode_fast.data.pack import PackedDtype, pack
 from unicode_fast.data.store_write import check_new
 from unicode_fast.data.stream import CLIPS_PER_SHARD, SPEC, write_shards
-from unicode_fast.messages import check_writable, message_of
+from unicode_fast.messages import check_new_file, message_of
 
 _BAD_USAGE = 2
 
@@ -86,9 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             write_shards(data, arguments.store, arguments.clips, splits)
         return 0
     if arguments.json is not None:
-        if Path(arguments.json).exists():
-            raise ValueError(f"json must be a file that does not exist yet, got {arguments.json!r}")
-        check_writable("json", Path(arguments.json))
+        check_new_file("json", Path(arguments.json))
     try:
         report = check(arguments.data, request)
     except (FileNotFoundError, ValueError) as error:
