@@ -20,7 +20,6 @@ import numpy as np
 import torch
 
 from unicode_fast import preset
-from unicode_fast.checkpoint import write_json
 from unicode_fast.config import ADDED_FIELDS, Config
 from unicode_fast.data import Store, open_dataset
 from unicode_fast.distributed import Ranks
@@ -30,6 +29,7 @@ from unicode_fast.runs import choose_device, versions
 from unicode_fast.tasks import Probes, Row
 from unicode_fast.tasks.probe import Clips
 from unicode_fast.train import Trainer, check_store, pretrain
+from unicode_fast.writing import write_json
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "choices.json"

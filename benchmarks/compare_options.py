@@ -13,10 +13,10 @@ from pathlib import Path
 import torch
 
 from unicode_fast import preset
-from unicode_fast.checkpoint import write_json
 from unicode_fast.distributed import Ranks
 from unicode_fast.runs import make_folder
 from unicode_fast.train import run_seeds
+from unicode_fast.writing import write_json
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"

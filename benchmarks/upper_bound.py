@@ -18,12 +18,12 @@ from torch.nn import functional as F
 from tqdm import trange
 
 from unicode_fast import preset
-from unicode_fast.checkpoint import write_json
 from unicode_fast.config import Config, Modality
 from unicode_fast.data import Store, open_dataset
 from unicode_fast.modules.encoders import ModalityEncoder
 from unicode_fast.runs import versions
 from unicode_fast.train import check_store, learning_rate
+from unicode_fast.writing import write_json
 
 RESULTS = Path(__file__).resolve().parent / "results" / "upper-bound.json"
 VALIDATIONS = 10

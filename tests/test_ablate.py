@@ -11,10 +11,11 @@ import tiny
 import yaml
 
 from unicode_fast import ablate, preset, published, report
-from unicode_fast.checkpoint import CheckpointError, write_json
+from unicode_fast.checkpoint import CheckpointError
 from unicode_fast.config import ADDED_FIELDS
 from unicode_fast.tasks import Estimate, Row, TokenScore
 from unicode_fast.train import main as train
+from unicode_fast.writing import write_json
 
 SMALL = {**tiny.SIZES, "steps": 6, "batch_size": 10, "validations": 0}
 PAIR = {name: value for name, value in SMALL.items() if name != "word_width"} | {"modalities": "audio,video"}

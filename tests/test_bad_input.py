@@ -15,8 +15,8 @@ import torch
 from unicode_fast import Modality, UniCode, checkpoint, load
 from unicode_fast.checkpoint import CheckpointError
 from unicode_fast.data import Batches, open_store
+from unicode_fast.errors import message_of
 from unicode_fast.evaluate import main as evaluate
-from unicode_fast.messages import message_of
 from unicode_fast.train import main as train
 
 NAN, INF = float("nan"), float("inf")

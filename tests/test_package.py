@@ -15,14 +15,14 @@ import torch
 import unicode_fast
 from unicode_fast.__main__ import COMMANDS
 from unicode_fast.__main__ import main as commands
-from unicode_fast.cli import run_main
+from unicode_fast.errors import run_main
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "unicode_fast"
 
 # Lowest first: a part imports from its own layer or from one below it, never from one above.
 LAYERS = [
-    {"version", "activity", "messages", "backend", "config", "presets", "published"},
+    {"version", "activity", "errors", "writing", "locks", "untrusted", "backend", "config", "presets", "published"},
     {"reference", "kernels"},
     {"ops"},
     {"modules", "losses"},
@@ -358,5 +358,5 @@ def test_a_hidden_package_is_said_at_once(monkeypatch: pytest.MonkeyPatch, capsy
     """As where Python starts in the folder above a checkout."""
     monkeypatch.setattr(unicode_fast, "__file__", None)
     with pytest.raises(SystemExit, match="1"):
-        run_main(lambda _: 0, ())
+        run_main(lambda _: 0)
     assert "hides the package; go elsewhere" in capsys.readouterr().err

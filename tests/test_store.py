@@ -261,12 +261,13 @@ def test_a_killed_writer_leaves_no_store(tmp_path: Path) -> None:
         import os, signal, sys
         sys.path[:0] = sys.argv[2:]
         import test_store
+        from unicode_fast import writing
         from unicode_fast.data import store_write
 
         def killed(*arguments):
             os.kill(os.getpid(), signal.SIGKILL)
 
-        store_write._rename = killed
+        writing.os.rename = killed
         store_write.write_store(sys.argv[1], "digits", test_store.MODALITIES, test_store.CLASSES, test_store.splits())
     """
     target = tmp_path / "new"

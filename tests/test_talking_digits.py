@@ -1,6 +1,7 @@
 """The built-in data sets: real speech, handwriting and sentences, divided honestly, made once and kept safely."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from unicode_fast import locks
 from unicode_fast.config import DataConfig
 from unicode_fast.data import (
     Store,
@@ -22,7 +24,6 @@ from unicode_fast.data import (
     sentences,
     sound,
     speech,
-    store_write,
     talking_digits,
 )
 from unicode_fast.data.spectrogram import BANDS, log_mel_statistics, mel_filters
@@ -42,7 +43,8 @@ PACKAGE_PARENT = Path(talking_digits.__file__).parents[2]
 NEW_PROCESS = """if True:
     import os, signal, sys
     sys.path.insert(0, sys.argv[2])
-    from unicode_fast.data import cache, sound, store_write, talking_digits
+    from unicode_fast import writing
+    from unicode_fast.data import cache, sound, talking_digits
     sound._VARIANTS, sound._ENGLISH, talking_digits._CALIBRATION_CLIPS = 1, sound._ENGLISH[::3], 20
     {patch}
     print(talking_digits.load(cache=sys.argv[1], clips=dict(train=3, val=1, test=1), progress=False).path)
@@ -422,14 +424,14 @@ def test_damage_is_repaired_with_a_note(few: Store, tmp_path: Path, capsys: pyte
 
 
 def test_killed_while_writing(few: Store, tmp_path: Path) -> None:
-    patch = "store_write._rename = lambda *arguments: os.kill(os.getpid(), signal.SIGKILL)"
+    patch = "writing.os.rename = lambda *arguments: os.kill(os.getpid(), signal.SIGKILL)"
     child = start(tmp_path, patch)
     child.communicate()
     assert child.returncode == -signal.SIGKILL
-    assert any(".writing-" in path.name for path in tmp_path.iterdir())
+    assert any(".unfinished-" in path.name for path in tmp_path.iterdir())
     found = load(cache=tmp_path, clips=FEW, progress=False)
     assert checksums(found) == checksums(few)
-    assert not any(".writing-" in path.name for path in tmp_path.iterdir())
+    assert not any(".unfinished-" in path.name for path in tmp_path.iterdir())
 
 
 def test_two_processes_at_once(few: Store, tmp_path: Path) -> None:
@@ -438,22 +440,22 @@ def test_two_processes_at_once(few: Store, tmp_path: Path) -> None:
     assert [child.returncode for child in children] == [0, 0], said
     assert said[0][0] == said[1][0] != ""
     assert checksums(load(cache=tmp_path, clips=FEW, progress=False)) == checksums(few)
-    assert not any(".writing-" in path.name for path in tmp_path.iterdir())
+    assert not any(".unfinished-" in path.name for path in tmp_path.iterdir())
 
 
 def test_two_at_once_where_there_are_no_locks(few: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cache, "_take", lambda *arguments, **keywords: False)
-    together, rename = threading.Barrier(2, timeout=60), store_write._rename
+    monkeypatch.setattr(locks, "_take", lambda *arguments, **keywords: False)
+    together, rename = threading.Barrier(2, timeout=60), os.rename
 
     def rename_together(*folders: Path) -> None:
         together.wait()
         rename(*folders)
 
-    monkeypatch.setattr(store_write, "_rename", rename_together)
+    monkeypatch.setattr(os, "rename", rename_together)
     with ThreadPoolExecutor(2) as pool:
         found = list(pool.map(lambda _: load(cache=tmp_path, clips=FEW, progress=False), range(2)))
     assert checksums(found[0]) == checksums(found[1]) == checksums(few)
-    assert not any(".writing-" in path.name for path in tmp_path.iterdir())
+    assert not any(".unfinished-" in path.name for path in tmp_path.iterdir())
 
 
 def test_progress_is_shown_on_standard_error(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -471,7 +473,7 @@ def test_a_full_disk(hard: Store, folder: Path, monkeypatch: pytest.MonkeyPatch)
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(store_write.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="disk is full"):
         load(cache=folder, seed=5, clips=FEW, progress=False)
     left = set(folder.iterdir()) - set(before)

@@ -1,5 +1,13 @@
 """Uni-Code: audio, video, text and more in one shared discrete codebook, fast."""
 
+import sys
+
+from unicode_fast.errors import quiet_interrupt
+
+if sys.argv[:1] == ["-m"]:
+    # A command is started; what follows takes seconds.
+    quiet_interrupt()
+
 from unicode_fast.backend import BackendUnavailable, available_backends
 from unicode_fast.checkpoint import CheckpointError, export, load
 from unicode_fast.compat import CmgFileError, from_cmg, to_cmg

@@ -27,16 +27,16 @@ from scipy import stats
 from tqdm import tqdm
 
 from unicode_fast import plots
-from unicode_fast.checkpoint import CheckpointError, atomic_file
-from unicode_fast.cli import given_fields, make_parser, resolve, resolve_saved, run_main, with_underscores
+from unicode_fast.cli import given_fields, make_parser, resolve, resolve_saved, with_underscores
 from unicode_fast.config import EXECUTION_FIELDS, Config, completed, modality_names
-from unicode_fast.data import StoreError, built_in, open_dataset
-from unicode_fast.messages import check_writable
+from unicode_fast.data import built_in, open_dataset
+from unicode_fast.errors import run_main
 from unicode_fast.presets import preset
 from unicode_fast.published import TASKS, published
 from unicode_fast.tasks import PROBE_TASKS, Row, aggregate
 from unicode_fast.tasks.table import token_cell
 from unicode_fast.train import check_run, check_store
+from unicode_fast.writing import check_writable, write_text
 
 # MM-EMA is off where codewords follow their own modality alone, and features are drawn to their own codewords alone.
 _WITHOUT_MM_EMA = {"ema_partner": "none", "commitment_partner": 0.0}
@@ -281,7 +281,7 @@ def start(unit: Unit, threads: int) -> None:
         how = ["--resume", str(unit.folder), *(f"--{name}={fields[name]}" for name in EXECUTION_FIELDS)]
     else:
         file = unit.folder.with_suffix(".yaml")
-        file.write_text(yaml.safe_dump(unit.config.flat(), sort_keys=False))
+        write_text(file, yaml.safe_dump(unit.config.flat(), sort_keys=False))
         how = ["--config", str(file), "--out", str(unit.folder)]
     with log.open("ab") as output:
         unit.process = subprocess.Popen(
@@ -598,12 +598,6 @@ def write_results(out: Path, record: Record, found: Sequence[Variant], seeds: Se
     write_text(out / "ablation.md", "\n\n".join(text) + "\n")
 
 
-def write_text(path: Path, text: str) -> None:
-    """Writes a file atomically."""
-    with atomic_file(path, "w") as file:
-        file.write(text)
-
-
 def numbers(text: str, argument: str) -> list[int]:
     """Whole numbers separated by commas.
 
@@ -684,4 +678,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    run_main(main, (ValueError, OSError, RuntimeError, CheckpointError, StoreError))
+    run_main(main)

@@ -7,12 +7,11 @@ import json
 import os
 import re
 import shutil
-import tempfile
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -20,6 +19,7 @@ import torch
 from unicode_fast.config import EXECUTION_FIELDS, Config, Modality, completed
 from unicode_fast.modules import UniCode
 from unicode_fast.presets import from_saved
+from unicode_fast.writing import atomic_file
 
 FORMAT = 1
 FOLDER = "checkpoints"
@@ -30,44 +30,6 @@ _NAME = re.compile(r"step-(\d+)\.pt")
 
 class CheckpointError(RuntimeError):
     """A checkpoint that is missing, damaged or not ours; the message names it and what can be taken in its place."""
-
-
-@contextlib.contextmanager
-def atomic_file(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
-    """A file that appears whole or not at all, and leaves an older one untouched on failure.
-
-    Args:
-        path: where it appears; written beside it first, flushed to the disk, then renamed.
-        mode: "wb" or "w".
-
-    Raises:
-        OSError: the folder cannot be written, or the disk is full; the message names the path.
-    """
-    temporary = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(handle, mode) as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException as error:
-        if temporary is not None:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
-        # Of no file, or of the temporary one, which nobody has heard of.
-        if isinstance(error, OSError) and Path(error.filename or f".{path.name}.").name.startswith(f".{path.name}."):
-            raise OSError(error.errno, f"{error.strerror}; nothing that was there before is lost", str(path)) from error
-        raise
-
-
-def write_json(path: Path, value: object) -> None:
-    """Indented JSON, atomically."""
-    with atomic_file(path, "w") as file:
-        json.dump(value, file, indent=2)
-        file.write("\n")
 
 
 def config_to_dict(config: Config, modalities: Mapping[str, Modality]) -> dict[str, Any]:

@@ -5,16 +5,14 @@ from __future__ import annotations
 import re
 import sys
 from argparse import HelpFormatter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 from jsonargparse import ArgumentParser, Namespace
 
-import unicode_fast
 from unicode_fast.config import _TYPES, FIELDS, PARTS, Config, completed, is_whole
-from unicode_fast.messages import message_of
 from unicode_fast.presets import PRESETS, SIZES, from_saved, preset
 
 
@@ -190,19 +188,3 @@ def resolve_saved(file: str, flags: Mapping[str, Any] | None = None) -> Config:
         return base.replace_all(**kept).replace(**given)
     except TypeError as error:
         raise ValueError(str(error)) from error
-
-
-def run_main(main: Callable[[Sequence[str] | None], int], errors: tuple[type[BaseException], ...]) -> None:
-    """Runs a command; an expected error is one line on the error stream and exit status 1, never a traceback."""
-    if unicode_fast.__file__ is None:
-        print(f"error: the folder unicode_fast in {Path.cwd()} hides the package; go elsewhere", file=sys.stderr)  # noqa: T201
-        sys.exit(1)
-    try:
-        status = main(None)
-    except errors as error:
-        print(f"error: {message_of(error)}", file=sys.stderr)  # noqa: T201
-        status = 1
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)  # noqa: T201
-        status = 130
-    sys.exit(status)

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import shutil
-import tempfile
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-import yaml
 
 from unicode_fast import checkpoint
-from unicode_fast.checkpoint import CheckpointError
-from unicode_fast.cli import run_main
 from unicode_fast.compat import from_cmg, to_cmg
 from unicode_fast.compat.cmg import REST
+from unicode_fast.errors import run_main
 from unicode_fast.modules import UniCode
+from unicode_fast.runs import write_config
+from unicode_fast.writing import atomic_file, atomic_folder
 
 # Key of a checkpoint that holds what `to_cmg` needs beside the model.
 EXTRA_KEY = "cmg"
@@ -41,16 +39,9 @@ def read_cmg(source: str | Path, folder: str | Path, dtype: torch.dtype | None =
     folder = Path(folder)
     _refuse_existing(folder)
     model = from_cmg(source, dtype)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-    try:
-        temporary.chmod(0o755)
-        (temporary / "config.yaml").write_text(yaml.safe_dump(model.config.flat(), sort_keys=False))
-        checkpoint.save(temporary / checkpoint.FOLDER / checkpoint.BEST, model, {EXTRA_KEY: getattr(model, REST)})
-        temporary.rename(folder)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+    with atomic_folder(folder) as inside:
+        write_config(inside, model.config)
+        checkpoint.save(inside / checkpoint.FOLDER / checkpoint.BEST, model, {EXTRA_KEY: getattr(model, REST)})
     return model
 
 
@@ -78,7 +69,7 @@ def write_cmg(run: str | Path, file: str | Path, *, which: str | None = None, ep
     if rest is not None:
         setattr(model, REST, rest)
     content = to_cmg(model, epoch=epoch)
-    with checkpoint.atomic_file(file) as stream:
+    with atomic_file(file) as stream:
         torch.save(content, stream)
 
 
@@ -121,4 +112,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    run_main(main, (ValueError, TypeError, OSError, CheckpointError))
+    run_main(main)

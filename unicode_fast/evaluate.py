@@ -11,12 +11,12 @@ from typing import Any
 from jsonargparse import ArgumentParser, Namespace
 
 from unicode_fast import pictures
-from unicode_fast.checkpoint import CheckpointError, default_of, load, write_json
-from unicode_fast.cli import run_main, with_underscores
+from unicode_fast.checkpoint import default_of, load
+from unicode_fast.cli import with_underscores
 from unicode_fast.config import TEXT_FIELDS, Config
-from unicode_fast.data import Dataset, StoreError, open_dataset
+from unicode_fast.data import Dataset, open_dataset
 from unicode_fast.data.layouts import has_sentences
-from unicode_fast.messages import check_new_file
+from unicode_fast.errors import run_main
 from unicode_fast.modules import UniCode
 from unicode_fast.runs import EVALUATIONS, choose_device
 from unicode_fast.tasks import (
@@ -31,6 +31,7 @@ from unicode_fast.tasks import (
     open_partners,
 )
 from unicode_fast.train import note_shared, open_run_data
+from unicode_fast.writing import check_new_file, write_json
 
 # Flags that one task alone reads.
 _OF_TASK = {
@@ -244,4 +245,4 @@ def measure(model: UniCode, config: Config, arguments: Namespace) -> tuple[Row, 
 
 
 if __name__ == "__main__":
-    run_main(main, (ValueError, OSError, RuntimeError, ImportError, CheckpointError, StoreError))
+    run_main(main)

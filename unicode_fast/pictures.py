@@ -10,7 +10,6 @@ import numpy as np
 import torch
 
 from unicode_fast import plots
-from unicode_fast.checkpoint import atomic_file
 from unicode_fast.data import Dataset
 from unicode_fast.tasks import Probes, Row
 from unicode_fast.tasks.domain import TEST
@@ -18,6 +17,7 @@ from unicode_fast.tasks.mask_metrics import frame_scores
 from unicode_fast.tasks.probe import Clips
 from unicode_fast.tasks.ranking import cosine, rank_by_cosine
 from unicode_fast.tasks.segmentation import another_clip
+from unicode_fast.writing import write_text
 
 FOLDER = "plots"
 OVERLAYS = 9
@@ -46,8 +46,7 @@ def draw_run(folder: Path, probes: Probes, store: Dataset, rows: Sequence[Row], 
         plots.save_png(health, folder / FOLDER / "codebook-health.png")
     usage = plots.code_usage(code_counts(probes, codewords))
     plots.save_png(usage.figure, folder / FOLDER / "code-usage.png")
-    with atomic_file(folder / FOLDER / "code-usage.csv", "w") as file:
-        file.write(usage.table)
+    write_text(folder / FOLDER / "code-usage.csv", usage.table)
     draw_bars(folder, rows)
     timed = probes.modalities("localisation")
     if len(timed) > 1 and any(row.task == "localisation" for row in rows):

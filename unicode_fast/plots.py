@@ -24,10 +24,10 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
-from unicode_fast.checkpoint import atomic_file
 from unicode_fast.tasks import Row
 from unicode_fast.tasks.probe import Clips
 from unicode_fast.tasks.sharing import shared_codewords
+from unicode_fast.writing import atomic_file
 
 # Okabe and Ito's palette, which people with any common colour blindness can tell apart.
 BLUE, RED, GREEN, PINK, ORANGE, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"

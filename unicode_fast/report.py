@@ -9,10 +9,8 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 import shutil
 import statistics
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,16 +18,18 @@ from pathlib import Path
 from jsonargparse import ArgumentParser
 
 from unicode_fast import plots
-from unicode_fast.ablate import markdown, write_text
+from unicode_fast.ablate import markdown
 from unicode_fast.checkpoint import CheckpointError
-from unicode_fast.cli import resolve_saved, run_main
+from unicode_fast.cli import resolve_saved
 from unicode_fast.config import EXECUTION_FIELDS, Config
 from unicode_fast.data import built_in
+from unicode_fast.errors import run_main
 from unicode_fast.presets import preset
 from unicode_fast.published import LAYOUTS, TASKS, Published, published
 from unicode_fast.runs import EVALUATIONS
 from unicode_fast.tasks import Row, TokenScore
 from unicode_fast.tasks.table import mean_token, token_cell
+from unicode_fast.writing import atomic_folder, write_text
 
 # Fields that say nothing about what was trained.
 _NOT_IN_LABELS = ("seed", "validations", "probe_tasks", *EXECUTION_FIELDS)
@@ -325,12 +325,8 @@ def copy_pictures(lines: Sequence[Line], out: Path) -> list[str]:
 
 def write_report(lines: Sequence[Line], out: Path) -> None:
     """report.md, report.csv, report.png and the runs' pictures, in a new folder."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as made:
-        inside = Path(made) / out.name
-        inside.mkdir()
+    with atomic_folder(out) as inside:
         _write_files(lines, inside)
-        os.replace(inside, out)
 
 
 def _write_files(lines: Sequence[Line], out: Path) -> None:
@@ -392,4 +388,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    run_main(main, (ValueError, OSError, CheckpointError))
+    run_main(main)

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import datetime
 import json
-import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,9 +14,10 @@ import numpy as np
 import torch
 import yaml
 
-from unicode_fast.checkpoint import CheckpointError, atomic_file, write_json
+from unicode_fast.checkpoint import CheckpointError
 from unicode_fast.cli import resolve_saved
 from unicode_fast.config import EXECUTION_FIELDS, Config
+from unicode_fast.writing import atomic_folder, write_json, write_text
 
 # Below a run folder: one JSON file for each row that was measured after training.
 EVALUATIONS = "evaluations"
@@ -58,14 +57,10 @@ def make_folder(folder: Path, config: Config, seeds: list[int] | None = None) ->
 
 
 def _make_folder(folder: Path, config: Config, seeds: list[int] | None) -> None:
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as made:
-        inside = Path(made) / folder.name
-        inside.mkdir()
+    with atomic_folder(folder) as inside:
         write_config(inside, config)
         if seeds is not None:
             write_json(inside / "seeds.json", seeds)
-        os.replace(inside, folder)
 
 
 def write_config(folder: Path, config: Config) -> None:
@@ -74,8 +69,7 @@ def write_config(folder: Path, config: Config) -> None:
     Raises:
         OSError: it cannot be written.
     """
-    with atomic_file(folder / "config.yaml", "w") as file:
-        yaml.safe_dump(config.flat(), file, sort_keys=False)
+    write_text(folder / "config.yaml", yaml.safe_dump(config.flat(), sort_keys=False))
 
 
 def versions() -> dict[str, str]:

@@ -21,22 +21,22 @@ from tqdm import tqdm
 
 from unicode_fast import checkpoint, distributed, pictures
 from unicode_fast.acceleration import GraphedStep, accelerate, check_acceleration
-from unicode_fast.checkpoint import CheckpointError, write_json
+from unicode_fast.checkpoint import CheckpointError
 from unicode_fast.cli import (
     added_fields,
     given_fields,
     make_parser,
     read_yaml,
     resolve,
-    run_main,
     standard_values,
     with_underscores,
 )
 from unicode_fast.config import EXECUTION_FIELDS, TEXT_FIELDS, Config, Kind, Modality, modality_names
-from unicode_fast.data import BatchSource, Dataset, Feed, StoreError, built_in, open_dataset, open_feed
+from unicode_fast.data import BatchSource, Dataset, Feed, built_in, open_dataset, open_feed
 from unicode_fast.data.layouts import has_sentences
 from unicode_fast.data.opening import absolute
 from unicode_fast.distributed import Ranks
+from unicode_fast.errors import run_main
 from unicode_fast.gradient_cache import cached_backward, micro_batches
 from unicode_fast.journal import LOG_EVERY, Journal, NonFiniteLoss, StepResult
 from unicode_fast.methods import UniCodeMethod
@@ -68,6 +68,7 @@ from unicode_fast.tasks import (
     open_partners,
     validate,
 )
+from unicode_fast.writing import write_json
 
 # Vectors that initial codewords are chosen or computed from, for each codeword.
 INIT_ROWS_PER_CODEWORD = 80
@@ -810,4 +811,4 @@ def check_ranks(config: Config, clips: int, ranks: Ranks) -> None:
 
 
 if __name__ == "__main__":
-    run_main(main, (ValueError, OSError, RuntimeError, CheckpointError, NonFiniteLoss, StoreError))
+    run_main(main)

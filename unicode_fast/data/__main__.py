@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +16,8 @@ from unicode_fast.data.opening import open_data
 from unicode_fast.data.pack import PackedDtype, pack
 from unicode_fast.data.store_write import check_new
 from unicode_fast.data.stream import CLIPS_PER_SHARD, SPEC, write_shards
-from unicode_fast.messages import check_new_file, message_of
+from unicode_fast.errors import message_of, run_main
+from unicode_fast.writing import check_new_file, write_json
 
 _BAD_USAGE = 2
 
@@ -95,14 +95,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     for line in report.lines():
         print(line)
     if arguments.json is not None:
-        Path(arguments.json).write_text(json.dumps(report.as_dict(), indent=2) + "\n")
+        write_json(Path(arguments.json), report.as_dict())
     return 0 if report.can_start else 1
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except (ValueError, OSError, RuntimeError) as error:
-        sys.exit(f"error: {message_of(error)}")
-    except KeyboardInterrupt:
-        sys.exit("interrupted")
+    run_main(main)

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
-from unicode_fast.activity import waiting
 from unicode_fast.data.store import Store, StoreError, open_store
-from unicode_fast.data.store_write import unfinished_prefix
+from unicode_fast.locks import exclusive
+from unicode_fast.writing import remove, remove_unfinished
 
 CACHE_VARIABLE = "UNICODE_FAST_CACHE"
 
@@ -60,9 +59,9 @@ def open_or_make(folder: Path, make: Callable[[Path], None], say: Callable[[str]
             pass
         except StoreError as error:
             say(f"making {folder.name} again: {error}")
-        _remove(folder)
+        remove(folder)
         if held:
-            _remove_unfinished(folder)
+            remove_unfinished(folder.parent, folder.name)
         with contextlib.suppress(FileExistsError):
             make(folder)
         return open_store(folder)
@@ -81,59 +80,3 @@ def _prepare(parent: Path) -> None:
             f"set {CACHE_VARIABLE} or pass another folder",
             str(parent),
         ) from error
-
-
-def _remove(folder: Path) -> None:
-    """Remove what is left of an earlier store."""
-    if folder.is_dir():
-        shutil.rmtree(folder)
-    else:
-        folder.unlink(missing_ok=True)
-
-
-def _remove_unfinished(folder: Path) -> None:
-    """Remove the folders that killed processes were writing; only while no other process can be writing one."""
-    for leftover in folder.parent.glob(f"{unfinished_prefix(folder)}*"):
-        shutil.rmtree(leftover)
-
-
-@contextlib.contextmanager
-def exclusive(file: Path, say: Callable[[str], None]) -> Iterator[bool]:
-    """Hold an advisory lock that ends with the process; False where the file system has no such locks."""
-    with open(file, "a+b") as stream:
-        try:
-            held = _take(stream.fileno(), wait=False)
-        except BlockingIOError:
-            say(f"waiting for another process that makes {file.stem[1:]}")
-            with waiting():
-                held = _take(stream.fileno(), wait=True)
-        yield held
-
-
-if sys.platform == "win32":
-    import msvcrt
-    import time
-
-    def _take(descriptor: int, wait: bool) -> bool:
-        while True:
-            try:
-                os.lseek(descriptor, 0, os.SEEK_SET)
-                msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
-                return True
-            except OSError as error:
-                if not wait:
-                    raise BlockingIOError from error
-                time.sleep(0.2)
-
-else:
-    import errno
-    import fcntl
-
-    def _take(descriptor: int, wait: bool) -> bool:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL):
-                raise
-            return False
-        return True

@@ -16,7 +16,6 @@ from tqdm import tqdm
 
 from unicode_fast.config import Modality
 from unicode_fast.data import bfloat16
-from unicode_fast.data.cache import exclusive
 from unicode_fast.data.dataset import WHOLE, ClipSet, Dataset
 from unicode_fast.data.lazy import ClipArray, LazyArray
 from unicode_fast.data.store_checks import StoreError, check_array_values, check_names, check_split
@@ -28,10 +27,10 @@ from unicode_fast.data.store_write import (
     explained,
     make_parent,
     npy_header,
-    publish,
-    sync_folder,
     write_bytes,
 )
+from unicode_fast.locks import exclusive
+from unicode_fast.writing import atomic_file, publish, remove, sync_folder
 
 PackedDtype: TypeAlias = Literal["float32", "float16", "bfloat16", "float64"]
 SHARD_BYTES = 1 << 29
@@ -116,11 +115,9 @@ class _Packer:
         file = self.folder / _PLAN
         if not file.exists():
             for leftover in self.folder.iterdir():
-                leftover.unlink()
-            temporary = self.folder / f"{_PLAN}.new"
-            write_bytes(temporary, plan)
-            os.replace(temporary, file)
-            sync_folder(self.folder)
+                remove(leftover)
+            with atomic_file(file) as stream:
+                stream.write(plan)
         elif file.read_bytes() != plan:
             raise StoreError(
                 f"{self.folder} must hold what was begun with the same data, dtype and shard size, got others; delete "

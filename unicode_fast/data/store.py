@@ -6,6 +6,7 @@ splits in which each modality has clips of its own.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -23,6 +24,7 @@ from unicode_fast.data.dataset import WHOLE, ClipSet, Dataset
 from unicode_fast.data.lazy import ClipArray, LazyArray
 from unicode_fast.data.store_checks import DamagedStoreError, StoreError
 from unicode_fast.data.store_write import FORMAT, MANIFEST, SHARDED_FORMAT, check_parts, write_store
+from unicode_fast.writing import write_text
 
 __all__ = ["ClipSet", "DamagedStoreError", "Store", "StoreError", "open_store", "write_store"]
 
@@ -263,9 +265,5 @@ def _is_stamped(folder: Path, manifest: Mapping[str, Any]) -> bool:
 
 def _write_stamp(folder: Path, manifest: Mapping[str, Any]) -> None:
     """Note what was verified; a folder that cannot be written is verified again next time."""
-    temporary = folder / f"{_STAMP}.{os.getpid()}"
-    try:
-        temporary.write_text(json.dumps(_stamp(folder, manifest)))
-        os.replace(temporary, folder / _STAMP)
-    except OSError:
-        temporary.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        write_text(folder / _STAMP, json.dumps(_stamp(folder, manifest)))

@@ -8,8 +8,6 @@ import io
 import itertools
 import json
 import os
-import shutil
-import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ import numpy as np
 from unicode_fast.config import Modality
 from unicode_fast.data.dataset import ClipSet
 from unicode_fast.data.store_checks import StoreError, check_names, check_split, check_values, check_written
+from unicode_fast.writing import atomic_folder
 
 FORMAT = 1
 SHARDED_FORMAT = 2
@@ -84,17 +83,15 @@ def write_store(
         json.dumps(manifest, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise StoreError(f"extra must hold what JSON can hold, got: {error}") from error
-    temporary = _make_temporary(target)
     try:
-        for split, arrays in splits.items():
-            entries = {key: _write_array(temporary, f"{split}-{key}.npy", array) for key, array in arrays.items()}
-            manifest["splits"][split] = {"clips": len(next(iter(arrays.values()))), "arrays": entries}
-        write_bytes(temporary / MANIFEST, json.dumps(manifest, indent=1).encode())
-        publish(temporary, target)
+        make_parent(target.parent)
+        with atomic_folder(target) as inside:
+            for split, arrays in splits.items():
+                entries = {key: _write_array(inside, f"{split}-{key}.npy", array) for key, array in arrays.items()}
+                manifest["splits"][split] = {"clips": len(next(iter(arrays.values()))), "arrays": entries}
+            write_bytes(inside / MANIFEST, json.dumps(manifest, indent=1).encode())
     except OSError as error:
         raise explained(error, target) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def check_contents(
@@ -129,21 +126,6 @@ def check_alike(first: dict[str, tuple[str, Any]], split: str, part: ClipSet) ->
                 f"features of {name!r} must have the same number of time steps and dtype in all splits, "
                 f"got {wanted[0]} {wanted[1]} in {other!r} and {found[0]} {found[1]} in {split!r}"
             )
-
-
-def unfinished_prefix(target: Path) -> str:
-    """How the names of folders begin in which a store is being written, beside the store's own folder."""
-    return f".{target.name}.writing-"
-
-
-def _make_temporary(target: Path) -> Path:
-    try:
-        make_parent(target.parent)
-        temporary = target.with_name(f"{unfinished_prefix(target)}{uuid.uuid4().hex[:12]}")
-        temporary.mkdir()
-        return temporary
-    except OSError as error:
-        raise explained(error, target) from error
 
 
 def check_new(path: str | os.PathLike[str]) -> None:
@@ -207,35 +189,3 @@ def write_bytes(file: Path, data: bytes) -> None:
         stream.write(data)
         stream.flush()
         os.fsync(stream.fileno())
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable; Windows has no such call and needs none."""
-    if os.name == "nt":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def publish(temporary: Path, target: Path) -> None:
-    """Give a finished folder its name, so that it is there after a crash too.
-
-    Raises:
-        FileExistsError: there is one of that name.
-    """
-    sync_folder(temporary)
-    _rename(temporary, target)
-    sync_folder(target.parent)
-
-
-def _rename(temporary: Path, target: Path) -> None:
-    # A rename replaces an empty folder, and fails on one that holds something.
-    try:
-        os.rename(temporary, target)
-    except OSError as error:
-        if target.exists():
-            raise FileExistsError(errno.EEXIST, "another process made the feature store first", str(target)) from error
-        raise

@@ -9,7 +9,6 @@ import json
 import os
 import random
 import tarfile
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,8 @@ from unicode_fast.data.batches import Batch, check_batch_size, checked_dtype, ga
 from unicode_fast.data.dataset import WHOLE, ClipSet, Dataset
 from unicode_fast.data.files import need
 from unicode_fast.data.store_checks import StoreError, check_array_values, check_split, check_values
-from unicode_fast.data.store_write import check_new, explained, make_parent, publish
+from unicode_fast.data.store_write import check_new, explained, make_parent
+from unicode_fast.writing import atomic_folder, write_text
 
 SPEC = "webdataset:"
 INDEX = "shards.json"
@@ -71,11 +71,8 @@ def write_shards(
     check_new(target)
     try:
         make_parent(target.parent)
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as made:
-            root = Path(made) / target.name
-            root.mkdir()
+        with atomic_folder(target) as root:
             _write(dataset, chosen, root, clips_per_shard, progress)
-            publish(root, target)
     except OSError as error:
         raise explained(error, target) from error
 
@@ -104,7 +101,7 @@ def _write(dataset: Dataset, chosen: dict[str, ClipSet], root: Path, clips_per_s
         "classes": dataset.classes,
         "shards": shards,
     }
-    (root / INDEX).write_text(json.dumps(described, indent=1))
+    write_text(root / INDEX, json.dumps(described, indent=1))
 
 
 def _encoded(split: str, clip: int, clips: ClipSet, steps: dict[str, int]) -> dict[str, bytes]:

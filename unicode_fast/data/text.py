@@ -7,7 +7,6 @@ import functools
 import hashlib
 import io
 import os
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Sequence
@@ -23,6 +22,7 @@ from unicode_fast.data.lazy import LazyArray
 from unicode_fast.data.sources import Source
 from unicode_fast.data.store_checks import StoreError
 from unicode_fast.data.zip_pickle import unpickle_counts
+from unicode_fast.writing import atomic_file
 
 WORDS = 10
 # As the released code's text package cuts sentences, [CLS] and [SEP] included.
@@ -113,17 +113,10 @@ class WordVectors:
             with np.load(file, allow_pickle=False) as found:
                 return found["ids"], found["vectors"]
         ids, vectors = self._encode(sentence)
-        self.cache.mkdir(parents=True, exist_ok=True)
         content = io.BytesIO()
         np.savez(content, ids=ids, vectors=vectors)
-        descriptor, temporary = tempfile.mkstemp(dir=self.cache, prefix=".writing-")
-        try:
-            with os.fdopen(descriptor, "wb") as stream:
-                stream.write(content.getvalue())
-            os.replace(temporary, file)
-        except OSError:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        with atomic_file(file) as stream:
+            stream.write(content.getvalue())
         return ids, vectors
 
     def _key(self, sentence: str) -> str:

@@ -13,8 +13,9 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unicode_fast.checkpoint import CheckpointError, atomic_file
+from unicode_fast.checkpoint import CheckpointError
 from unicode_fast.tasks.backbones import PyramidSettings, make_pyramid
+from unicode_fast.writing import atomic_file
 
 FORMAT = "unicode_fast segmenter 1"
 IMAGENET_MEAN, IMAGENET_DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -1,0 +1,160 @@
+"""How a command ends where something is wrong: one line that says what, and a file with the traceback of a bug."""
+
+from __future__ import annotations
+
+import contextlib
+import linecache
+import os
+import platform
+import signal
+import sys
+import tempfile
+import threading
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import FrameType, TracebackType
+
+import unicode_fast
+from unicode_fast.version import __version__
+
+# Of one line of a message, characters.
+LONGEST = 299
+# Exit statuses, as shells give those of processes that were ended by these signals.
+INTERRUPTED, PIPE_CLOSED, TERMINATED = 130, 141, 143
+_BAD_USAGE = 2
+
+
+class UsageError(ValueError):
+    """A command line that cannot be read."""
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which ends a command as Ctrl-C does."""
+
+
+def escaped(text: str) -> str:
+    """A text on one line: what does not print, which may be part of a file's name, as Python writes it."""
+    return "".join(
+        letter if letter.isprintable() else ascii(letter)[1:-1] if letter != "\n" else " " for letter in text
+    )
+
+
+def one_line(text: str, longest: int = LONGEST) -> str:
+    """A text on one line of so many characters at most; what is left out of its middle is shown as an ellipsis."""
+    line = escaped(text)
+    if len(line) <= longest:
+        return line
+    head = 2 * longest // 3
+    return f"{line[:head]} … {line[head + 3 - longest :]}"
+
+
+def message_of(error: BaseException) -> str:
+    """The text of an error; that of an OSError names its file, without the number of the error."""
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return f"{error.strerror}, got {str(error.filename)!r}"
+    return str(error)
+
+
+def is_foreseen(error: BaseException) -> bool:
+    """Whether the package raised an error itself, or the system named the file that it is about."""
+    if type(error).__module__.partition(".")[0] == "unicode_fast":
+        return True
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return True
+    frames = traceback.extract_tb(error.__traceback__)
+    package = Path(unicode_fast.__file__ or "").parent
+    if not frames or package not in Path(frames[-1].filename).parents:
+        return False
+    line = linecache.getline(frames[-1].filename, frames[-1].lineno or 0).strip()
+    # Without the source nothing tells the two apart.
+    return line.startswith("raise ") or not line
+
+
+def run_main(main: Callable[[Sequence[str] | None], int]) -> None:
+    """Runs a command and ends the process with its status.
+
+    An error is one line on the error stream, never a traceback: that of an error that nobody foresaw goes to a file,
+    which the line names. SIGTERM ends a command as Ctrl-C does, with status 143.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        # Names and sentences of any language on any terminal.
+        with contextlib.suppress(AttributeError):
+            stream.reconfigure(errors="replace")  # type: ignore[union-attr]
+    if unicode_fast.__file__ is None:
+        _end(f"error: the folder unicode_fast in {Path.cwd()} hides the package; go elsewhere", 1)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _terminator(os.getpid()))
+    try:
+        status = main(None)
+        sys.stdout.flush()
+    except Terminated:
+        _end("ended by SIGTERM", TERMINATED)
+    except KeyboardInterrupt:
+        _end("interrupted", INTERRUPTED)
+    except BrokenPipeError:
+        # What reads the output, such as head, has seen enough.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(PIPE_CLOSED)
+    except UsageError as error:
+        _end(one_line(f"error: {error}"), _BAD_USAGE)
+    except Exception as error:
+        _end(_line_of(error), 1)
+    sys.exit(status)
+
+
+def _line_of(error: Exception) -> str:
+    if is_foreseen(error):
+        return one_line(f"error: {message_of(error)}")
+    name = type(error).__name__
+    if isinstance(error, MemoryError) or name == "OutOfMemoryError":
+        where = "the GPU" if name == "OutOfMemoryError" else "this machine"
+        return f"error: memory of {where} is full; a smaller --batch_size or more --micro_batches need less"
+    where = _log(error)
+    room = LONGEST - len(where)
+    return f"{one_line(f'error: not foreseen, {name}: {error}', room)}{where}"
+
+
+def _log(error: Exception) -> str:
+    """Writes the traceback; where it is."""
+    try:
+        handle, name = tempfile.mkstemp(prefix="unicode-fast-", suffix=".log")
+    except OSError:
+        return "; no file could be written for the traceback"
+    with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
+        print(f"unicode_fast {__version__}, Python {platform.python_version()}, {platform.platform()}", file=file)  # noqa: T201
+        print(*sys.argv, file=file)  # noqa: T201
+        traceback.print_exception(type(error), error, error.__traceback__, file=file)
+    return f"; the traceback is in {name}"
+
+
+def _end(line: str, status: int) -> None:
+    # What is still printed is shown first.
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+    print(line, file=sys.stderr)  # noqa: T201
+    sys.exit(status)
+
+
+def _terminator(process: int) -> Callable[[int, FrameType | None], None]:
+    def end(number: int, frame: FrameType | None) -> None:
+        if os.getpid() != process:
+            # One that reads batches, forked from this one.
+            os._exit(TERMINATED)
+        # A second one ends the process at once.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        raise Terminated
+
+    return end
+
+
+def quiet_interrupt() -> None:
+    """Ctrl-C while a command is still being imported prints one line; called before the imports that take long."""
+
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if issubclass(kind, KeyboardInterrupt):
+            print("interrupted", file=sys.stderr)  # noqa: T201
+        else:
+            sys.__excepthook__(kind, error, trace)
+
+    sys.excepthook = hook

@@ -1,0 +1,126 @@
+"""Locks that end with the process that holds them: one waits for its turn, the other is refused."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import errno
+import os
+import platform
+import stat
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from unicode_fast.activity import waiting
+from unicode_fast.writing import remove
+
+# Errors of a file system that has no locks.
+_WITHOUT_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
+
+
+class InUse(RuntimeError):
+    """Another process works in this folder; the message names it."""
+
+
+@contextlib.contextmanager
+def exclusive(file: Path, say: Callable[[str], None]) -> Iterator[bool]:
+    """Wait for a lock and hold it; False where the file system has no such locks.
+
+    Args:
+        file: `.<name>.lock`, made if it is not there. What is there and is no file is replaced, links are not followed.
+        say: told in one line when another process is waited for.
+
+    Raises:
+        OSError: the file cannot be opened.
+    """
+    descriptor = _open(file)
+    try:
+        try:
+            held = _take(descriptor, wait=False)
+        except BlockingIOError:
+            say(f"waiting for another process that makes {file.stem[1:]}")
+            with waiting():
+                held = _take(descriptor, wait=True)
+        yield held
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def alone(file: Path, what: str) -> Iterator[None]:
+    """Hold a lock, or be refused where another process holds it; held by this process alone, not by its children.
+
+    Args:
+        file: made if it is not there; says who holds it.
+        what: is locked, for the message.
+
+    Raises:
+        InUse: another process holds it.
+        OSError: the file cannot be opened.
+    """
+    descriptor = _open(file)
+    try:
+        try:
+            _take(descriptor, wait=False, of_process=True)
+        except BlockingIOError as error:
+            holder = os.pread(descriptor, 200, 0).decode("utf-8", "replace").strip() or "another process"
+            raise InUse(f"{what} is in use by {holder}; wait for its end, or end it") from error
+        now = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC")
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"process {os.getpid()} on {platform.node()} since {now}\n".encode(), 0)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _open(file: Path) -> int:
+    """A descriptor of the lock file itself, never of what a link in its place points to."""
+    flags = os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
+    for last in (False, True):
+        try:
+            descriptor = os.open(file, flags | os.O_RDWR, 0o666)
+        except PermissionError:
+            # Of another user, whose file can be locked all the same.
+            descriptor = os.open(file, flags & ~os.O_CREAT | os.O_RDONLY)
+        except OSError:
+            if last or not (file.is_symlink() or file.is_dir()):
+                raise
+            remove(file)
+            continue
+        if stat.S_ISREG(os.fstat(descriptor).st_mode):
+            return descriptor
+        os.close(descriptor)
+        remove(file)
+    raise OSError(errno.EINVAL, "a lock must be a plain file", str(file))
+
+
+if sys.platform == "win32":
+    import msvcrt
+
+    def _take(descriptor: int, wait: bool, of_process: bool = False) -> bool:
+        while True:
+            try:
+                os.lseek(descriptor, 1 << 30, os.SEEK_SET)
+                msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+                return True
+            except OSError as error:
+                if not wait:
+                    raise BlockingIOError from error
+                time.sleep(0.2)
+
+else:
+    import fcntl
+
+    def _take(descriptor: int, wait: bool, of_process: bool = False) -> bool:
+        lock = fcntl.lockf if of_process else fcntl.flock
+        try:
+            lock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                raise BlockingIOError from error
+            if error.errno not in _WITHOUT_LOCKS:
+                raise
+            return False
+        return True
