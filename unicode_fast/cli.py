@@ -13,6 +13,7 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace
 
 from unicode_fast.config import _TYPES, FIELDS, PARTS, Config, completed, is_whole
+from unicode_fast.errors import OneLineErrors
 from unicode_fast.presets import PRESETS, SIZES, from_saved, preset
 
 
@@ -26,10 +27,14 @@ def field_help() -> dict[str, str]:
     return lines
 
 
-def make_parser(program: str, description: str) -> ArgumentParser:
+class Parser(OneLineErrors, ArgumentParser):
+    """jsonargparse's, with errors of one line."""
+
+
+def make_parser(program: str, description: str) -> Parser:
     """A parser that knows every configuration field, `--preset`, `--size` and `--config`."""
     name = f"python -m unicode_fast.{program}"
-    parser = ArgumentParser(
+    parser = Parser(
         prog=name,
         usage=f"{name} [--FIELD VALUE ...]",
         description=description,

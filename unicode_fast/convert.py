@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ import torch
 from unicode_fast import checkpoint
 from unicode_fast.compat import from_cmg, to_cmg
 from unicode_fast.compat.cmg import REST
-from unicode_fast.errors import run_main
+from unicode_fast.errors import Parser, run_main
 from unicode_fast.modules import UniCode
 from unicode_fast.runs import write_config
 from unicode_fast.writing import atomic_file, atomic_folder
@@ -80,7 +79,7 @@ def _refuse_existing(path: Path) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; see `python -m unicode_fast.convert --help`."""
-    parser = argparse.ArgumentParser(prog="python -m unicode_fast.convert", description=__doc__)
+    parser = Parser(prog="python -m unicode_fast.convert", description=__doc__)
     ways = parser.add_mutually_exclusive_group(required=True)
     ways.add_argument("--from-cmg", metavar="FILE", help="CMG checkpoint to be written as run folder OUT")
     ways.add_argument("--to-cmg", metavar="RUN", help="run folder or checkpoint to be written as CMG checkpoint OUT")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import linecache
 import os
 import platform
+import re
 import signal
 import sys
 import tempfile
@@ -14,6 +16,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType, TracebackType
+from typing import NoReturn
 
 import unicode_fast
 from unicode_fast.version import __version__
@@ -27,6 +30,24 @@ _BAD_USAGE = 2
 
 class UsageError(ValueError):
     """A command line that cannot be read."""
+
+
+class OneLineErrors:
+    """Part of a parser that raises what is wrong with a command line, in place of printing how it is used."""
+
+    prog: str
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Raise UsageError with a message of argparse or jsonargparse on one line."""
+        wrong = re.fullmatch(r'Parser key "(\w+)":\s.*Expected an? <class .(\w+).>\. Got value: (.*?)', message, re.S)
+        if wrong is not None:
+            kind = "a whole number" if wrong[2] == "int" else wrong[2]
+            message = f"{wrong[1]} must be {kind}, got {wrong[3]!r}"
+        raise UsageError(f"{message}; {self.prog} --help says what there is") from ex
+
+
+class Parser(OneLineErrors, argparse.ArgumentParser):
+    """argparse's, with errors of one line."""
 
 
 class Terminated(KeyboardInterrupt):

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import Namespace
 
 from unicode_fast import pictures
 from unicode_fast.checkpoint import default_of, load
-from unicode_fast.cli import with_underscores
+from unicode_fast.cli import Parser, with_underscores
 from unicode_fast.config import TEXT_FIELDS, Config
 from unicode_fast.data import Dataset, open_dataset
 from unicode_fast.data.layouts import has_sentences
@@ -46,9 +46,9 @@ _OF_TASK = {
 _ROLES = {"from": "modality the probe is trained on", "to": "modality the probe is tested on"}
 
 
-def make_parser() -> ArgumentParser:
+def make_parser() -> Parser:
     """The command line."""
-    parser = ArgumentParser(
+    parser = Parser(
         prog="python -m unicode_fast.evaluate", description="Measure one direction of one task on a trained run."
     )
     parser.add_argument(
@@ -79,7 +79,9 @@ def make_parser() -> ArgumentParser:
     parser.add_argument(
         "--backbone_weights", type=str | None, help="segmentation: file or folder of its pre-trained weights"
     )
-    parser.add_argument("--segmenter_steps", type=int | None, help="segmentation: training ends after as many steps")
+    parser.add_argument(
+        "--segmenter_steps", type=int, default=None, help="segmentation: training ends after as many steps"
+    )
     parser.add_argument("--save_segmenter", type=str | None, help="segmentation: keep it in this new file")
     parser.add_argument(
         "--load_segmenter",
@@ -89,7 +91,7 @@ def make_parser() -> ArgumentParser:
     parser.add_argument(
         "--pictures", type=str | None, help="folder of the examples of segmentation or retrieval [the run's plots]"
     )
-    parser.add_argument("--seed", type=int | None, help="of the probe [the run's]")
+    parser.add_argument("--seed", type=int, default=None, help="of the probe [the run's]")
     parser.add_argument("--device", type=str, default="auto", help="auto, cpu or cuda")
     parser.add_argument("--out", type=str | None, help="write the row with all its numbers as JSON to this new file")
     parser.add_argument(

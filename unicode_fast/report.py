@@ -15,12 +15,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from jsonargparse import ArgumentParser
-
 from unicode_fast import plots
 from unicode_fast.ablate import markdown
 from unicode_fast.checkpoint import CheckpointError
-from unicode_fast.cli import resolve_saved
+from unicode_fast.cli import Parser, resolve_saved
 from unicode_fast.config import EXECUTION_FIELDS, Config
 from unicode_fast.data import built_in
 from unicode_fast.errors import run_main
@@ -373,7 +371,7 @@ def figure_series(lines: Sequence[Line]) -> Mapping[str, Mapping[tuple[str, str]
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; see `python -m unicode_fast.report --help`."""
-    parser = ArgumentParser(prog="python -m unicode_fast.report", description="The paper's tables, made from runs.")
+    parser = Parser(prog="python -m unicode_fast.report", description="The paper's tables, made from runs.")
     parser.add_argument("runs", nargs="+", type=str, help="run folders that unicode_fast.train has written")
     parser.add_argument("--out", type=str, required=True, help="new folder of the report")
     arguments = parser.parse_args(argv)

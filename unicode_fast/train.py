@@ -594,7 +594,7 @@ def train(argv: Sequence[str] | None, ranks: Ranks) -> int:
     parser = make_parser("train", "Pre-train Uni-Code, then measure what its codes carry from modality to modality.")
     parser.add_argument("--out", type=str | None, help="new folder of the run [runs/<UTC time>-<preset>-<seed>]")
     parser.add_argument("--resume", type=str | None, metavar="RUN", help=RESUME_HELP)
-    parser.add_argument("--resume_step", type=int | None, help="from the checkpoint of this step, not from the last")
+    parser.add_argument("--resume_step", type=int, default=None, help="from the checkpoint of this step, not the last")
     parser.add_argument("--seeds", type=int, default=1, help="train with this many seeds; mean and spread in the table")
     arguments = parser.parse_args(with_underscores(argv))
     flags = given_fields(arguments)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,15 +15,15 @@ from unicode_fast.data.opening import open_data
 from unicode_fast.data.pack import PackedDtype, pack
 from unicode_fast.data.store_write import check_new
 from unicode_fast.data.stream import CLIPS_PER_SHARD, SPEC, write_shards
-from unicode_fast.errors import message_of, run_main
+from unicode_fast.errors import Parser, message_of, run_main
 from unicode_fast.writing import check_new_file, write_json
 
 _BAD_USAGE = 2
 
 
-def make_parser() -> argparse.ArgumentParser:
+def make_parser() -> Parser:
     """The command line."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m unicode_fast.data",
         description="Check a data set, or write it for training. DATA is a built-in name, a feature store's folder, "
         f"LAYOUT:ROOT with a layout of {', '.join(LAYOUTS)}, or {SPEC}FOLDER with tar files that `shards` wrote.",

@@ -1,0 +1,206 @@
+"""How commands end where something is wrong: one short line that names it, a file for what nobody foresaw, a status."""
+
+import io
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from unicode_fast import ablate, convert, errors, evaluate, report, train
+from unicode_fast.data import __main__ as data
+from unicode_fast.errors import LONGEST, escaped, is_foreseen, one_line, run_main
+
+PACKAGE = Path(errors.__file__).parent
+Main = Callable[[Sequence[str] | None], int]
+
+
+def ended(main: Main, words: Sequence[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
+    """Status and what was said on the error stream."""
+    with pytest.raises(SystemExit) as stop:
+        run_main(lambda _: main(list(words)))
+    assert isinstance(stop.value.code, int)
+    return stop.value.code, capsys.readouterr().err
+
+
+LONG = "x" * 5000
+CASES: list[tuple[Main, list[str], int, str]] = [
+    (train.main, ["--nope", "3"], 2, "unrecognized arguments: --nope 3; .*train --help"),
+    (train.main, ["--steps"], 2, "--steps: expected one argument"),
+    (train.main, ["--seeds", "abc"], 2, "seeds must be a whole number, got 'abc'"),
+    (train.main, ["--resume_step", "last", "--resume", "x"], 2, "resume_step must be a whole number, got 'last'"),
+    (train.main, ["--width", LONG], 1, "width must be int, got str 'xxx.*…"),
+    (train.main, ["--data", f"{LONG}:y"], 1, "File name too long, got"),
+    (train.main, ["--data", "\x1b[31mred"], 1, r"\\x1b\[31mred"),
+    (train.main, ["--resume", "nowhere"], 1, "resume must be a run folder with a config.yaml, got 'nowhere'"),
+    (train.main, ["--config", "/dev/null/x"], 1, "config must be a readable YAML file, got '/dev/null/x'"),
+    (evaluate.main, [], 2, "run must be a run folder"),
+    (evaluate.main, ["nowhere", "--from=audio", "--to=video"], 1, "run folder nowhere does not exist"),
+    (evaluate.main, ["x", "--task", "singing"], 1, "task must be one of .*, got 'singing'"),
+    (report.main, [], 2, "arguments are required: runs, out"),
+    (report.main, ["nowhere", "--out", "y"], 1, "run must be a run folder with a config.yaml, got 'nowhere'"),
+    (convert.main, ["out"], 2, "one of the arguments --from-cmg --to-cmg is required"),
+    (convert.main, ["--from-cmg", "nowhere", "out"], 1, "from-cmg must be a file .*, got 'nowhere'"),
+    (ablate.main, ["--out"], 2, "--out"),
+    (data.main, [], 2, "arguments are required: command"),
+    (data.main, ["sing"], 2, "invalid choice: 'sing'"),
+    (data.main, ["pack", "nowhere", "store"], 1, "data must be one of .*, got 'nowhere'"),
+    (data.main, ["shards", "nowhere", "store", "--clips", "0"], 2, "clips must be at least 1, got 0"),
+]
+
+
+@pytest.mark.parametrize(("main", "words", "status", "said"), CASES, ids=[case[3][:30] for case in CASES])
+def test_one_line_that_names_what_is_wrong(
+    main: Main,
+    words: list[str],
+    status: int,
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, text = ended(main, words, capsys)
+    assert code == status
+    assert re.fullmatch(rf"error: .*({said}).*\n", text), text
+    assert len(text) <= LONGEST + 1 and text[:-1].isprintable()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_nobody_foresaw_is_one_line_and_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(errors.tempfile, "tempdir", str(tmp_path))
+
+    def fails(words: Sequence[str] | None) -> int:
+        return len({}[f"no key {LONG}"])
+
+    code, text = ended(fails, [], capsys)
+    (log,) = tmp_path.iterdir()
+    assert code == 1 and len(text) <= LONGEST + 1
+    assert text.startswith("error: not foreseen, KeyError: 'no key xxx") and text.endswith(f"traceback is in {log}\n")
+    content = log.read_text()
+    assert "Traceback (most recent call last)" in content and f"no key {LONG}" in content and "in fails" in content
+
+
+def test_what_the_package_raises_is_foreseen() -> None:
+    """Not so what it stumbles over, though the type may be the same."""
+
+    def error_of(call: Callable[[], object]) -> BaseException:
+        try:
+            call()
+        except BaseException as error:
+            return error
+        raise AssertionError
+
+    from unicode_fast.config import check_value
+
+    assert is_foreseen(error_of(lambda: check_value("width", "wide")))
+    assert is_foreseen(error_of(lambda: open("/no/where")))
+    assert not is_foreseen(error_of(lambda: int("wide")))
+    assert not is_foreseen(error_of(lambda: check_value("widht", 3)))
+    # Multiplied in the package, where it says nothing of what was given.
+    assert not is_foreseen(error_of(lambda: one_line(3)))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "said"),
+    [
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (errors.Terminated(), 143, "ended by SIGTERM"),
+        (MemoryError(), 1, "memory of this machine is full; a smaller --batch_size"),
+        (OSError(24, "Too many open files", "x"), 1, "Too many open files, got 'x'"),
+    ],
+)
+def test_statuses(error: BaseException, status: int, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    def fails(words: Sequence[str] | None) -> int:
+        raise error
+
+    code, text = ended(fails, [], capsys)
+    assert code == status and said in text and text.count("\n") == 1
+
+
+def test_a_message_on_one_line() -> None:
+    assert escaped("a\nb\x1b[0m\u202eé\x00\ud800") == "a b\\x1b[0m\\u202eé\\x00\\ud800"
+    short = one_line("a" * 400 + "b" * 400, 30)
+    assert len(short) == 30 and short.startswith("a" * 20) and " … " in short and short.endswith("b" * 7)
+    assert one_line("a" * LONGEST) == "a" * LONGEST
+
+
+class TestProcesses:
+    """A command as the shell sees it."""
+
+    # The package without what takes seconds to import.
+    LIGHT = f"""if True:
+        import sys, types
+        package = types.ModuleType("unicode_fast")
+        package.__path__, package.__file__ = [{str(PACKAGE)!r}], {str(PACKAGE / "__init__.py")!r}
+        sys.modules["unicode_fast"] = package
+        from unicode_fast.errors import run_main
+    """
+
+    def start(self, code: str, **variables: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-c", self.LIGHT + code],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **variables},
+        )
+
+    WAITS = """
+        import time
+        def main(words):
+            print("ready", flush=True)
+            time.sleep(60)
+        run_main(main)
+    """
+
+    @pytest.mark.parametrize(
+        ("number", "status", "said"), [(signal.SIGTERM, 143, "SIGTERM"), (signal.SIGINT, 130, "i")]
+    )
+    def test_signals(self, number: int, status: int, said: str) -> None:
+        with self.start(self.WAITS) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+            process.send_signal(number)
+            _, text = process.communicate()
+        assert process.returncode == status and said in text and text.count("\n") == 1
+
+    def test_an_interrupt_while_a_command_is_imported(self) -> None:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "unicode_fast.report"], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        # Imports take seconds; the handler is there after some hundredths.
+        time.sleep(0.6)
+        process.send_signal(signal.SIGINT)
+        _, text = process.communicate()
+        assert text == "interrupted\n"
+        assert process.returncode in (-signal.SIGINT, 130)
+
+    def test_output_that_is_no_longer_read(self) -> None:
+        code = "    run_main(lambda _: print('\\n' * 1_000_000) or 0)"
+        with self.start(code) as process:
+            assert process.stdout is not None and process.stderr is not None
+            process.stdout.readline()
+            process.stdout.close()
+            assert process.stderr.read() == ""
+            assert process.wait() == 141
+
+    def test_letters_that_the_terminal_lacks(self) -> None:
+        code = "    run_main(lambda _: print('→ é') or 0)"
+        with self.start(code, PYTHONIOENCODING="ascii", LC_ALL="C") as process:
+            out, text = process.communicate()
+        assert (process.returncode, out, text) == (0, "? ?\n", "")
+
+
+def test_streams_that_cannot_be_set_up_are_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As those of a notebook."""
+    monkeypatch.setattr(sys, "stdout", io.StringIO())
+    with pytest.raises(SystemExit, match="0"):
+        run_main(lambda _: 0)
