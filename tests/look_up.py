@@ -15,7 +15,7 @@ class Encoded(NamedTuple):
 
 
 class LookUp(nn.Module):
-    """Features are code numbers, and encoding looks them up; training mode replaces some and counts its calls."""
+    """Features are code numbers, and encoding looks them up; dropout replaces some and counts its calls."""
 
     def __init__(self, scale: float = 1.0, noise: float = 0.2) -> None:
         super().__init__()
@@ -26,9 +26,9 @@ class LookUp(nn.Module):
         self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
         self.part = nn.Dropout()
 
-    def encode(self, name: str, features: Tensor, mask: Tensor | None = None) -> Encoded:
+    def encode(self, name: str, features: Tensor, mask: Tensor | None = None, *, dropout: bool = False) -> Encoded:
         index = features[..., 0].long()
-        if self.training:
+        if dropout:
             self.calls += 1
             index = torch.where(torch.rand(index.shape) < self.noise, torch.randint(CODEWORDS, index.shape), index)
         return Encoded(index, self.codebook[index])

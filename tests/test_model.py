@@ -8,7 +8,17 @@ import torch
 from tolerances import FLOAT64
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from unicode_fast import PRESETS, Config, Modality, NearestCodeword, PreparedCodebook, UniCode, nearest_codeword, preset
+from unicode_fast import (
+    PRESETS,
+    Config,
+    Encoded,
+    Modality,
+    NearestCodeword,
+    PreparedCodebook,
+    UniCode,
+    nearest_codeword,
+    preset,
+)
 from unicode_fast.config import FIELDS
 from unicode_fast.journal import StepResult
 from unicode_fast.methods import Draws, UniCodeMethod
@@ -241,6 +251,59 @@ class TestEncode:
             assert encoded.index.shape == (6, 5)
             assert torch.equal(encoded.index, output.index[key])
             assert torch.equal(encoded.vector, output.codeword[key])
+
+    def test_is_in_evaluation_mode_whatever_the_mode(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        owner = tiny.model(dropout=0.5).eval()
+        features = tiny.batch(owner)
+        expected = {key: owner.encode(key, features[key]) for key in owner.names}
+        owner.train()
+        owner.encoders["audio"].temporal.eval()
+        modes, random_numbers = [part.training for part in owner.modules()], torch.get_rng_state()
+        for key in owner.names:
+            assert torch.equal(owner.encode(key, features[key]).index, expected[key].index)
+            assert torch.equal(owner.encode(key, features[key]).vector, expected[key].vector)
+        assert torch.equal(torch.get_rng_state(), random_numbers)
+
+        def fail(*_: object) -> None:
+            raise RuntimeError
+
+        monkeypatch.setattr(owner.encoders["video"], "encode_semantic", fail)
+        with pytest.raises(RuntimeError):
+            owner.encode("video", features["video"])
+        assert [part.training for part in owner.modules()] == modes
+
+    def test_with_dropout(self) -> None:
+        """As `forward` in training mode, drawn from torch's generator; the mode stays."""
+        owner = tiny.model(dropout=0.5, feature_norm="none", names="audio,video").eval()
+        features = tiny.batch(owner)
+        torch.manual_seed(1)
+        first = owner.encode("audio", features["audio"], dropout=True).index
+        assert not any(part.training for part in owner.modules())
+        torch.manual_seed(1)
+        assert torch.equal(owner.train()(features).index["audio"], first)
+        assert not torch.equal(owner.encode("audio", features["audio"]).index, first)
+
+    def test_compiles_to_one_graph(self) -> None:
+        owner = tiny.model().train()
+        features = tiny.batch(owner)
+        with torch._dynamo.config.patch(allow_rnn=True):
+            for key in ("audio", "text"):
+                encode = torch.compile(owner.encode, fullgraph=True, backend="eager")
+                assert_same(encode(key, features[key]), owner.encode(key, features[key]))
+        assert all(part.training for part in owner.modules())
+
+    @pytest.mark.slow
+    def test_compiles_with_inductor(self) -> None:
+        owner = tiny.model().eval()
+        features, mask = tiny.batch(owner), tiny.mask_of([5, 4, 3, 5, 5, 2], 5)
+        encode = torch.compile(owner.encode, fullgraph=True)
+        for key in ("audio", "video"):
+            for given in (None, mask):
+                assert_same(encode(key, features[key], given), owner.encode(key, features[key], given))
+
+
+def assert_same(found: Encoded, expected: Encoded) -> None:
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
 SYNCHRONISING = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero")

@@ -165,7 +165,9 @@ def test_an_anchor_that_the_model_does_not_encode() -> None:
             super().__init__()
             self.names = ("video", "text")
 
-        def encode(self, name: str, features: torch.Tensor, mask: torch.Tensor | None = None) -> object:
+        def encode(
+            self, name: str, features: torch.Tensor, mask: torch.Tensor | None = None, *, dropout: bool = False
+        ) -> object:
             assert name in self.names
             return super().encode(name, features, mask)
 

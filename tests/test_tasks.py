@@ -176,7 +176,7 @@ def test_the_seed_matters(chance_rows: list[Row]) -> None:
 
 @pytest.mark.parametrize("protocol", tasks.PROTOCOLS)
 def test_nothing_around_the_probes_changes(protocol: str) -> None:
-    """Mode, buffers, global random numbers and number of threads, although training mode counts calls and draws."""
+    """Mode, buffers, global random numbers and number of threads, although dropout counts calls and draws."""
     model = LookUp()
     model.train()
     model.part.eval()
@@ -313,7 +313,7 @@ def test_bad_codes_are_refused() -> None:
         encode_split(model, part, ["audio"], 3)
 
     class Ambiguous(LookUp):
-        def encode(self, name: str, features: Tensor, mask: Tensor | None = None) -> Encoded:
+        def encode(self, name: str, features: Tensor, mask: Tensor | None = None, *, dropout: bool = False) -> Encoded:
             index, vector = super().encode(name, features, mask)
             self.calls += 1
             return Encoded(index, vector + torch.arange(len(vector)).view(-1, 1, 1) + self.calls)
@@ -439,13 +439,13 @@ def test_official_training_is_the_released_loop(task: str) -> None:
 
 
 def test_official_codes_are_noisy_and_new_in_every_epoch() -> None:
-    """The probe sees more codes than evaluation mode gives, and never twice the same."""
+    """The probe sees more codes than there are without dropout, and never twice the same."""
     seen: list[Tensor] = []
 
     class Watched(LookUp):
-        def encode(self, name: str, features: Tensor, mask: Tensor | None = None) -> Encoded:
-            result = super().encode(name, features, mask)
-            if self.training:
+        def encode(self, name: str, features: Tensor, mask: Tensor | None = None, *, dropout: bool = False) -> Encoded:
+            result = super().encode(name, features, mask, dropout=dropout)
+            if dropout:
                 seen.append(result.index)
             return result
 
@@ -535,11 +535,10 @@ def test_a_real_model_and_store(tmp_path: Path, protocol: str) -> None:
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-def test_a_batch_is_encoded_in_the_models_mode() -> None:
-    model, part = LookUp(noise=1.0), clips(20, 0)
-    clean = model.eval() and encode_batch(model, part, "audio", np.arange(20))
-    model.train()
-    noisy = encode_batch(model, part, "audio", np.arange(20))
+def test_a_batch_is_encoded_without_dropout_unless_it_is_asked_for() -> None:
+    model, part = LookUp(noise=1.0).train(), clips(20, 0)
+    clean, noisy = (encode_batch(model, part, "audio", np.arange(20), dropout=dropout) for dropout in (False, True))
+    assert torch.equal(clean.index, encode_batch(model.eval(), part, "audio", np.arange(20)).index)
     assert not torch.equal(clean.index, noisy.index)
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, cast
 
@@ -128,8 +129,8 @@ class UniCode(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype of features and parameters."""
-        return next(self.cpc.parameters()).dtype
+        """The dtype of features, parameters and codewords."""
+        return self.codebook.codebook.dtype
 
     def _encoder(self, name: str) -> ModalityEncoder:
         return cast(ModalityEncoder, self.encoders[name])
@@ -271,23 +272,36 @@ class UniCode(nn.Module):
         self.codebook.update(output.semantic, output.index, output.mask, shard=shard)
 
     @torch.no_grad()
-    def encode(self, name: str, features: Tensor, mask: Tensor | None = None, *, check_values: bool = True) -> Encoded:
-        """Codes of one modality, no other present.
+    def encode(
+        self,
+        name: str,
+        features: Tensor,
+        mask: Tensor | None = None,
+        *,
+        check_values: bool = True,
+        dropout: bool = False,
+    ) -> Encoded:
+        """Codes of one modality, no other present, as in evaluation mode whatever mode the model is in.
+
+        torch.compile takes it as one graph; of "words", whose LSTMs torch leaves out by default, with
+        `torch._dynamo.config.allow_rnn = True`.
 
         Args:
             name: a modality of the model.
             features: (B, T, ...) in the model's dtype and on its device.
             mask: (B, T) bool, valid steps first; None where every step is valid.
-            check_values: NaN and Inf are looked for, which waits for the device.
+            check_values: NaN and Inf are looked for, and gaps in the mask, which waits for the device; not in a
+                compiled graph, which cannot raise.
+            dropout: the encoder drops features as it does in training, as the released probes want it.
 
         Raises:
             ValueError: the modality is unknown, a shape does not fit, the batch is empty, or a value is not finite.
             TypeError: the dtype is not the model's.
         """
-        if name not in self.modalities:
+        if name not in self.names:
             raise ValueError(f"name must be one of {', '.join(self.names)}, got {name!r}")
         self._check_one(name, features, mask)
-        if check_values:
+        if check_values and not torch.compiler.is_compiling():
             finite = torch.isfinite(_without_padding(features, mask))
             if not finite.all():
                 clip = int((~finite).flatten(1).any(1).nonzero()[0, 0])
@@ -295,8 +309,9 @@ class UniCode(nn.Module):
             if mask is not None:
                 check_prefix(name, mask)
         encoder = self._encoder(name)
-        read = encoder.read_words(_without_padding(features, mask), mask)
-        z = encoder.encode_semantic(read, mask)
+        with in_mode(encoder, dropout):
+            read = encoder.read_words(_without_padding(features, mask), mask)
+            z = encoder.encode_semantic(read, mask)
         quantised = self.codebook.quantise({name: self._norm(name).by_running_moments(z) if self.norms else z})[name]
         return Encoded(quantised.index, quantised.codeword)
 
@@ -339,6 +354,19 @@ class UniCode(nn.Module):
                 f"mask of {name!r} must have shape {tuple(features.shape[:2])} on {features.device}, "
                 f"got {tuple(mask.shape)} on {mask.device}"
             )
+
+
+@contextmanager
+def in_mode(module: nn.Module, training: bool) -> Iterator[None]:
+    """A module and its parts in training or evaluation mode; afterwards each is in its own again."""
+    others = [part for part in module.modules() if part.training != training]
+    for part in others:
+        part.training = training
+    try:
+        yield
+    finally:
+        for part in others:
+            part.training = not training
 
 
 def _as_read(features: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:

@@ -18,26 +18,21 @@ from unicode_fast.tasks.probe import (
     ProbeHead,
     ProbeTask,
     encode_batch,
-    kept_mode,
     probe_epochs,
     probe_seed,
 )
 
 
 @contextmanager
-def seeded_training_mode(model: FrozenModel, seed: int) -> Iterator[None]:
-    """The model is in training mode, its dropout drawn from `seed`.
-
-    Afterwards every module's mode, every buffer and the global random numbers are what they were.
-    """
+def seeded_dropout(model: FrozenModel, seed: int) -> Iterator[None]:
+    """The model's dropout is drawn from `seed`; afterwards its buffers and the global random numbers are as before."""
     kept = [buffer.clone() for buffer in model.buffers()]
     gpus = [model.device] if model.device.type == "cuda" else []
-    with kept_mode(model), torch.random.fork_rng(devices=gpus):
+    with torch.random.fork_rng(devices=gpus):
         torch.default_generator.manual_seed(seed)
         for gpu in gpus:
             with torch.cuda.device(gpu):
                 torch.cuda.manual_seed(seed)
-        model.train()
         try:
             yield
         finally:
@@ -56,9 +51,9 @@ class TokenModel:
     def __init__(self, model: FrozenModel) -> None:
         self.model = model
 
-    def encode(self, name: str, features: Tensor, mask: Tensor | None = None) -> _Tokens:
+    def encode(self, name: str, features: Tensor, mask: Tensor | None = None, *, dropout: bool = False) -> _Tokens:
         """Codes of one modality's batch, index (B, T) and one-hot vector (B, T, M)."""
-        index = self.model.encode(name, features, mask).index
+        index = self.model.encode(name, features, mask, dropout=dropout).index
         return _Tokens(index, one_hot(index, self.model.codewords).to(self.model.dtype))
 
     def __getattr__(self, name: str) -> Any:
@@ -88,15 +83,15 @@ def official_probe(
 ) -> dict[str, OfficialBest]:
     """Train on one modality by the released code's rules and score on others after every epoch.
 
-    The encoder is in training mode while the probe trains, so every batch is encoded anew with its dropout; scores
-    are taken on codes from evaluation mode. Codes and probe are float64. A bar on the error stream shows the epochs.
+    The encoder's dropout is on while the probe trains, so every batch is encoded anew; scores are taken on codes
+    without it. Codes and probe are float64. A bar on the error stream shows the epochs.
 
     Args:
         task: one of the official variants.
-        model: the frozen encoder; mode, buffers and the global random numbers are left as they were.
+        model: the frozen encoder; its buffers and the global random numbers are left as they were.
         clips: the clips to train on.
         source: the modality the probe is trained on.
-        scored: codes from evaluation mode and truth of the clips to score on, by modality.
+        scored: codes without dropout and truth of the clips to score on, by modality.
         seed: of this probe.
 
     Returns:
@@ -111,11 +106,11 @@ def official_probe(
     best: dict[str, OfficialBest] = {}
 
     def loss_of(numbers: Tensor) -> Tensor:
-        part = encode_batch(model, clips, source, numbers.numpy()).to(torch.float64)
+        part = encode_batch(model, clips, source, numbers.numpy(), dropout=True).to(torch.float64)
         return loss(task.output(head, part), truth[numbers], part.mask)
 
     dropout_seed = probe_seed(seed, "official dropout", task.name, source)
-    with seeded_training_mode(model, dropout_seed):
+    with seeded_dropout(model, dropout_seed):
         epochs = probe_epochs(head, task.rule, len(clips), generator, loss_of, loss.parameters())
         for _ in tqdm(epochs, f"{task.name} on {source}", task.rule.epochs, leave=False):
             for name, (codes, target) in held.items():

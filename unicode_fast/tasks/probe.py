@@ -51,17 +51,8 @@ class FrozenModel(Protocol):
     def codewords(self) -> int:
         """M."""
 
-    def encode(self, name: str, features: Tensor, mask: Tensor | None = None) -> EncodedLike:
-        """Codes of one modality's batch."""
-
-    def train(self, mode: bool = True) -> object:
-        """Switches to training mode."""
-
-    def eval(self) -> object:
-        """Switches to evaluation mode."""
-
-    def modules(self) -> Iterator[nn.Module]:
-        """Itself and all its submodules."""
+    def encode(self, name: str, features: Tensor, mask: Tensor | None = None, *, dropout: bool = False) -> EncodedLike:
+        """Codes of one modality's batch, always the same without `dropout`."""
 
     def buffers(self) -> Iterator[Tensor]:
         """Its buffers."""
@@ -146,14 +137,17 @@ def all_clips(array: np.ndarray) -> np.ndarray:
 
 
 @torch.no_grad()
-def encode_batch(model: FrozenModel, clips: Clips, name: str, numbers: np.ndarray) -> EncodedClips:
-    """Codes of some clips in the mode that the model is in.
+def encode_batch(
+    model: FrozenModel, clips: Clips, name: str, numbers: np.ndarray, *, dropout: bool = False
+) -> EncodedClips:
+    """Codes of some clips.
 
     Args:
         model: encodes in its own dtype on its own device.
         clips: the split.
         name: the modality.
         numbers: (n,) positions in `clips`.
+        dropout: of the encoder, drawn from torch's generator.
 
     Raises:
         ValueError: a clip has no valid step, or steps of the same index have different vectors.
@@ -163,7 +157,7 @@ def encode_batch(model: FrozenModel, clips: Clips, name: str, numbers: np.ndarra
     if not mask.any(1).all():
         clip = int(numbers[int(mask.any(1).long().argmin())])
         raise ValueError(f"mask of {name!r} must mark at least one step of each clip, got none in clip {clip}")
-    encoded = model.encode(name, features, mask.to(model.device))
+    encoded = model.encode(name, features, mask.to(model.device), dropout=dropout)
     return _encoded_clips(name, encoded.index.cpu(), encoded.vector.cpu(), mask)
 
 
@@ -188,10 +182,10 @@ def encode_split(
     batch_size: int = ENCODE_BATCH,
     numbers: np.ndarray | None = None,
 ) -> dict[str, EncodedClips]:
-    """Codes of all clips of a split, encoder frozen and in evaluation mode; its mode is restored.
+    """Codes of all clips of a split, encoder frozen.
 
     Args:
-        model: any mode.
+        model: in any mode.
         clips: at least one clip.
         names: modalities to encode.
         batch_size: clips that are encoded together.
@@ -209,9 +203,7 @@ def encode_split(
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     pieces = [numbers[start : start + batch_size] for start in range(0, len(numbers), batch_size)]
-    with kept_mode(model):
-        model.eval()
-        return {name: _joined(name, [encode_batch(model, clips, name, piece) for piece in pieces]) for name in names}
+    return {name: _joined(name, [encode_batch(model, clips, name, piece) for piece in pieces]) for name in names}
 
 
 def _joined(name: str, parts: Sequence[EncodedClips]) -> EncodedClips:
@@ -224,17 +216,6 @@ def _joined(name: str, parts: Sequence[EncodedClips]) -> EncodedClips:
         _check_codewords(name, torch.equal(table[shared], part.table[shared]))
         table[used], known[used] = part.table[used], True
     return EncodedClips(torch.cat([part.index for part in parts]), table, torch.cat([part.mask for part in parts]))
-
-
-@contextmanager
-def kept_mode(model: FrozenModel) -> Iterator[None]:
-    """Every module's mode is afterwards what it was."""
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 @contextmanager
