@@ -103,6 +103,18 @@ MODEL = [
         ValueError,
         r"mask of 'audio' must have shape \(6, 5\)",
     ),
+    (
+        "features that are no mapping",
+        lambda m: m(torch.zeros(6, 5, 6)),
+        TypeError,
+        "features must be a mapping from modalities to tensors, got Tensor",
+    ),
+    (
+        "encode: a mask as a list",
+        lambda m: m.encode("audio", torch.zeros(3, 5, 6), [True]),
+        TypeError,
+        "bool, got list",
+    ),
     ("a mask missing", lambda m: m(features(), {"audio": ONES}), ValueError, "mask must hold the modalities"),
     (
         "encode: an unknown modality",
@@ -168,6 +180,16 @@ def test_a_codebook_of_one_code() -> None:
 def test_a_name_that_cannot_be_a_module() -> None:
     with pytest.raises(ValueError, match="letters, digits and underscores .*, got 'left.eye'"):
         UniCode({"left.eye": Modality("vector", (3,)), "right": Modality("vector", (3,))}, tiny.config())
+
+
+def test_a_model_of_something_else() -> None:
+    modalities = {"left": Modality("vector", (3,)), "right": Modality("vector", (3,))}
+    with pytest.raises(TypeError, match="config must be a Config, such as preset gives, got NoneType"):
+        UniCode(modalities, None)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="modalities must be a mapping from names to Modality, got list"):
+        UniCode(list(modalities), tiny.config())  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="letters, digits and underscores .*, got 1"):
+        UniCode({1: modalities["left"], "right": modalities["right"]}, tiny.config())  # type: ignore[dict-item]
 
 
 def test_heads_that_do_not_divide_the_width() -> None:

@@ -314,6 +314,7 @@ CASES: dict[str, Case] = {
     ),
     "rule, decay": (lambda: UpdateRule(decay=1.01), ValueError, ["decay must be in [0, 1]", "1.01"]),
     "rule, own weight": (lambda: UpdateRule(own_weight=-0.1), ValueError, ["own_weight must be in [0, 1]", "-0.1"]),
+    "rule, no number": (lambda: UpdateRule(decay="a"), TypeError, ["decay must be a number, got str"]),  # type: ignore[arg-type]
     "rule, epsilon": (
         lambda: UpdateRule(smoothing="transient", epsilon=0.0),
         ValueError,

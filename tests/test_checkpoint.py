@@ -4,14 +4,23 @@ import errno
 import os
 import pickle
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tiny
 import torch
+from torch import nn
 
-from unicode_fast import CheckpointError, checkpoint, export, load
+from unicode_fast import CheckpointError, UniCode, checkpoint, export, load, to_cmg
+from unicode_fast.acceleration import accelerate
+from unicode_fast.compat.cmg import ARCHITECTURE
+from unicode_fast.data import ClipSet
 from unicode_fast.evaluate import main as evaluate
+from unicode_fast.methods import UniCodeMethod
+from unicode_fast.modules.wrapped import unwrapped
+from unicode_fast.tasks import encode_split
 
 
 def run_with(path: Path, steps: tuple[int, ...] = (10, 20)) -> Path:
@@ -44,6 +53,107 @@ def test_export(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(CheckpointError, match="model.safetensors is truncated"):
         load(path)
+
+
+def data_parallel(owner: UniCode) -> nn.Module:
+    return nn.DataParallel(owner)
+
+
+def compiled_twice(owner: UniCode) -> nn.Module:
+    return nn.DataParallel(torch.compile(owner, backend="eager"))  # type: ignore[arg-type]
+
+
+def compiled_parts(owner: UniCode) -> nn.Module:
+    owner.encoders["audio"] = torch.compile(owner.encoders["audio"], backend="eager")  # type: ignore[assignment]
+    owner.decoders.compile(backend="eager")
+    return owner
+
+
+def accelerated(owner: UniCode) -> nn.Module:
+    accelerate(owner, owner.config.train)
+    return owner
+
+
+def averaged(owner: UniCode) -> nn.Module:
+    return torch.optim.swa_utils.AveragedModel(owner)
+
+
+@pytest.mark.parametrize("wrap", [data_parallel, compiled_twice, compiled_parts, accelerated, averaged])
+def test_a_wrapped_model_is_written_as_itself(tmp_path: Path, wrap: Callable[[UniCode], UniCode]) -> None:
+    owner = tiny.model("official", names="audio,text", **ARCHITECTURE, compile=wrap is accelerated)
+    expected, written = owner.state_dict(), to_cmg(owner)
+    features = tiny.batch(owner)["audio"]
+    codes = owner.encode("audio", features)
+    holder = wrap(owner)
+    export(holder, tmp_path / "model.safetensors")
+    checkpoint.save(tmp_path / "model.pt", holder)
+    for name in ("model.safetensors", "model.pt"):
+        back = load(tmp_path / name)
+        assert all(torch.equal(value, back.state_dict()[key]) for key, value in expected.items())
+        assert torch.equal(back.encode("audio", features).index, codes.index)
+    for key, entries in to_cmg(holder).items():
+        for entry, value in entries.items() if isinstance(entries, dict) else ():
+            assert torch.equal(value, written[key][entry]), (key, entry)
+    assert UniCodeMethod(holder).model is unwrapped(holder)
+    clips = ClipSet({"audio": features.numpy()}, {"audio": owner.modalities["audio"]}, [], np.arange(6))
+    assert torch.equal(encode_split(holder, clips, ["audio"])["audio"].index, codes.index)
+
+
+def test_what_cannot_be_read_again_is_not_written(tmp_path: Path) -> None:
+    def exchange(owner: UniCode) -> None:
+        owner.decoders["text"] = nn.DataParallel(owner.decoders["text"])
+
+    def grow(owner: UniCode) -> None:
+        owner.encoders["audio"].specific[0] = nn.Linear(6, 9, dtype=torch.float64)  # type: ignore[index]
+
+    def add(owner: UniCode) -> None:
+        owner.register_buffer("mine", torch.zeros(3))
+
+    for change, message in (
+        (exchange, r"decoders.text.[a-z.]*weight must be a tensor of shape \(.*, got none$"),
+        (grow, r"encoders.audio.specific.0.weight must be a tensor of shape \(8, 6\), got Tensor \(9, 6\)"),
+        (add, r"mine must not be there, got Tensor \(3,\)"),
+    ):
+        owner = tiny.model("official", names="audio,text")
+        change(owner)
+        for write in (
+            lambda model: export(model, tmp_path / "model.safetensors"),
+            lambda model: checkpoint.save(tmp_path / "model.pt", model),
+            to_cmg,
+        ):
+            with pytest.raises(ValueError, match=f"model must have the parts .*: {message}"):
+                write(owner)
+            with pytest.raises(TypeError, match="model must be a UniCode, got Linear"):
+                write(nn.Linear(2, 2))  # type: ignore[arg-type]
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("entry", ["codebook.codebook", "cpc.predictors.audio.0.bias", "norms.video.variance"])
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_numbers_that_are_not_finite_are_refused(tmp_path: Path, entry: str, value: float) -> None:
+    owner = tiny.model()
+    owner.state_dict()[entry].view(-1)[-1] = value
+    inspected = tmp_path / "run" / checkpoint.FOLDER / "nonfinite-step-00000007.pt"
+    checkpoint.save(inspected, owner)
+    checkpoint.save(checkpoint.step_path(tmp_path / "run", 3), owner)
+    export(owner, tmp_path / "model.safetensors")
+    message = f"must hold finite numbers, got NaN or Inf in {entry}"
+    with pytest.raises(CheckpointError, match=f"model.safetensors {message}$"):
+        load(tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match=f"step-00000003.pt {message}$"):
+        load(tmp_path / "run", "last")
+    with pytest.raises(CheckpointError, match=rf"nonfinite-step-00000007.pt {message}; a run saved it for inspection"):
+        load(inspected)
+
+
+def test_arguments_are_named(tmp_path: Path) -> None:
+    for call, error, message in (
+        (lambda: load(None), TypeError, "run must be a path, got NoneType"),
+        (lambda: load(tmp_path, device="xpuz"), ValueError, "device must be cpu or cuda, got 'xpuz'"),
+        (lambda: export(tiny.model(), None), TypeError, "path must be a path, got NoneType"),
+    ):
+        with pytest.raises(error, match=message):
+            call()
 
 
 def test_find(tmp_path: Path) -> None:

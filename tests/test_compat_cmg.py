@@ -1,6 +1,7 @@
 """Checkpoints of CMG: what is read, kept, refused and written back, from Python and from the command line."""
 
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -162,6 +163,10 @@ BAD = {
     "no decoder entry": (drop("Decoder_parameters", "Audio_decoder.audio_rec.bias"), "audio_rec.bias' is missing"),
     "no classifier": (drop("Decoder_parameters", "video_semantic_decoder.linear.bias"), "linear.bias' is missing"),
     "dtype": (put("Encoder_parameters", ENTRY, torch.zeros(16, 6)), "must be torch.float64 like the codebook"),
+    "NaN": (
+        put("Encoder_parameters", "Cross_quantizer.embedding", torch.full((19, 8), float("nan")).double()),
+        "'Cross_quantizer.embedding' in Encoder_parameters must hold finite numbers, got NaN or Inf",
+    ),
     "no tensor": (put("CPC_parameters", "audio_predictors.0.bias", [0.0]), "must be a tensor, got list"),
     "no dictionary": (lambda source: source.update(CPC_parameters=3), "CPC_parameters must be a dictionary of tensors"),
     "half a count": (
@@ -195,8 +200,11 @@ class TestRefusals:
             from_cmg(source)
 
     def test_missing_file(self, tmp_path: Path) -> None:
-        with pytest.raises(FileNotFoundError, match="none.pt"):
-            from_cmg(tmp_path / "none.pt")
+        for path in (tmp_path / "none.pt", tmp_path):
+            with pytest.raises(FileNotFoundError, match=rf"source must be a file .*{re.escape(str(path))}' is none"):
+                from_cmg(path)
+        with pytest.raises(TypeError, match="source must be a path, got NoneType"):
+            from_cmg(None)  # type: ignore[arg-type]
 
     @pytest.mark.parametrize("keep", [0, 100, 0.5])
     def test_truncated_file(self, tmp_path: Path, keep: float) -> None:

@@ -74,6 +74,11 @@ class TestBadValues:
         with pytest.raises(ValueError, match="kind|shape|grid"):
             Modality(kind, shape)
 
+    @pytest.mark.parametrize("shape", [(3.5,), ("a",), 3, None])
+    def test_a_shape_of_something_else(self, shape: object) -> None:
+        with pytest.raises(TypeError, match="shape must be a tuple of whole sizes, got"):
+            Modality("vector", shape)  # type: ignore[arg-type]
+
 
 class TestFiles:
     def test_yaml_then_flags(self, tmp_path: Path) -> None:

@@ -97,6 +97,21 @@ def available_backends(device: torch.device | str = "cpu") -> dict[str, dict[str
     }
 
 
+def find_device(device: torch.device | str) -> torch.device:
+    """A device where tensors can be.
+
+    Raises:
+        ValueError: it is none, or is not there.
+    """
+    try:
+        found = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"device must be cpu or cuda, got {device!r}") from error
+    if found.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device {str(device)!r} is not there: torch finds no GPU")
+    return found
+
+
 def load_extension(folder: Path = _PACKAGE, torch_version: str = torch.__version__) -> Extension:
     """Load the compiled extension from the package's folder, unless it was built with another torch.
 

@@ -37,8 +37,8 @@ class Modality:
     def __post_init__(self) -> None:
         if self.kind not in get_args(Kind):
             raise ValueError(f"kind must be one of {', '.join(get_args(Kind))}, got {self.kind!r}")
-        if not isinstance(self.shape, (tuple, list)):
-            raise TypeError(f"shape must be a tuple of sizes, got {type(self.shape).__name__} {self.shape!r}")
+        if not isinstance(self.shape, (tuple, list)) or not all(hasattr(size, "__index__") for size in self.shape):
+            raise TypeError(f"shape must be a tuple of whole sizes, got {type(self.shape).__name__} {self.shape!r}")
         object.__setattr__(self, "shape", tuple(int(size) for size in self.shape))
         sides = 3 if self.kind == "grid" else 1
         if len(self.shape) != sides or min(self.shape) < 1:

@@ -398,7 +398,7 @@ def pretrain(
         bar.set_postfix(journal.shown)
     except NonFiniteLoss as error:
         journal.pending.clear()
-        name = f"nonfinite-step-{trainer.step:08d}.pt"
+        name = f"{checkpoint.NON_FINITE}step-{trainer.step:08d}.pt"
         save(name)
         raise NonFiniteLoss(f"{error}; the state is saved as {folder / checkpoint.FOLDER / name}") from error
     finally:

@@ -15,6 +15,18 @@ from typing import IO, Any
 _UNFINISHED = ".unfinished-"
 
 
+def path_of(name: str, value: Any) -> Path:
+    """The path that an argument says.
+
+    Raises:
+        TypeError: it says none.
+    """
+    try:
+        return Path(value)
+    except TypeError:
+        raise TypeError(f"{name} must be a path, got {type(value).__name__}") from None
+
+
 @contextlib.contextmanager
 def atomic_file(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
     """A file that appears whole or not at all, and leaves an older one untouched on failure.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,7 +14,9 @@ from unicode_fast.compat import cmg_names
 from unicode_fast.compat.cmg_names import CPC, DECODER, ENCODER, IDLE, WORDS, Shape
 from unicode_fast.config import Config, Modality
 from unicode_fast.modules import UniCode
+from unicode_fast.modules.wrapped import plain_model
 from unicode_fast.presets import preset
+from unicode_fast.writing import path_of
 
 # Attribute of a model that came from a file: that file, with the dtype's name in place of each entry the model uses.
 REST = "cmg_rest"
@@ -62,7 +63,7 @@ def from_cmg(source: str | os.PathLike[str] | Mapping[str, Any], dtype: torch.dt
         OSError: the file cannot be opened.
         CmgFileError: it is damaged or holds more than tensors and plain
             values, or keys or entries are missing, surplus or of a wrong shape.
-        TypeError: `dtype` is another one.
+        TypeError: `source` is no path and no mapping, or `dtype` is another one.
 
     Memory:
         The file, and the model beside it.
@@ -94,7 +95,8 @@ def to_cmg(model: UniCode, *, epoch: int = 0) -> dict[str, Any]:
     nothing uses, and no optimiser states.
 
     Args:
-        model: of the official architecture, with audio and video, audio and text, or all three.
+        model: of the official architecture, with audio and video, audio and text, or all three; torch.compile and
+            DataParallel may hold it.
         epoch: of a model that came from no file; the released evaluation trains its probes for fewer epochs the
             larger it is.
 
@@ -102,13 +104,15 @@ def to_cmg(model: UniCode, *, epoch: int = 0) -> dict[str, Any]:
         For torch.save. Entries the model uses are copies on the CPU; the others are those of the file.
 
     Raises:
-        ValueError: the modalities or the architecture are none of the release's.
+        ValueError: the modalities or the architecture are none of the release's, or a part was exchanged.
+        TypeError: `model` is no UniCode.
     """
+    model, state = plain_model(model)
     rest = getattr(model, REST, None)
     if rest is None:
         _check_architecture(model)
-        rest = _made_up_rest(model, epoch)
-    state, names = model.state_dict(), cmg_names.used_entries(model.modalities)
+        rest = _made_up_rest(model, state, epoch)
+    names = cmg_names.used_entries(model.modalities)
     result: dict[str, Any] = {}
     for key, value in rest.items():
         result[key] = dict(value) if key in cmg_names.PARAMETER_KEYS else value
@@ -123,7 +127,9 @@ def to_cmg(model: UniCode, *, epoch: int = 0) -> dict[str, Any]:
 def _read(source: str | os.PathLike[str] | Mapping[str, Any]) -> Mapping[str, Any]:
     if isinstance(source, Mapping):
         return source
-    path = Path(source)
+    path = path_of("source", source)
+    if not path.is_file():
+        raise FileNotFoundError(f"source must be a file of the released pre-training, {str(path)!r} is none")
     with path.open("rb") as file:
         try:
             content = torch.load(file, map_location="cpu", weights_only=True)
@@ -244,6 +250,7 @@ def _expected_shapes(content: Mapping[str, Any], model: UniCode) -> dict[str, di
 
 def _check_entries(content: Mapping[str, Any], model: UniCode, dtype: torch.dtype) -> None:
     problems: list[str] = []
+    used = cmg_names.used_entries(model.modalities)
     for key, expected in _expected_shapes(content, model).items():
         free: dict[str, int] = {}
         problems += [f"{entry!r} is missing in {key}" for entry in expected if entry not in content[key]]
@@ -255,6 +262,8 @@ def _check_entries(content: Mapping[str, Any], model: UniCode, dtype: torch.dtyp
                 problems.append(f"{entry!r} in {key} must have shape {wanted}, got {tuple(tensor.shape)}")
             elif tensor.dtype != dtype and entry != IDLE:
                 problems.append(f"{entry!r} in {key} must be {dtype} like the codebook, got {tensor.dtype}")
+            elif entry in used.get(key, {}) and not torch.stack(tensor.aminmax()).isfinite().all():
+                problems.append(f"{entry!r} in {key} must hold finite numbers, got NaN or Inf")
     idle = content[ENCODER].get(IDLE)
     if idle is not None and not torch.equal(idle, idle.round()):
         problems.append(f"{IDLE!r} in {ENCODER} must hold whole numbers, got others")
@@ -325,9 +334,9 @@ def _check_architecture(model: UniCode) -> None:
             raise ValueError(f"model must have {field} = {value!r}, as preset official has it, got {fields[field]!r}")
 
 
-def _made_up_rest(model: UniCode, epoch: int) -> Rest:
+def _made_up_rest(model: UniCode, state: Mapping[str, Tensor], epoch: int) -> Rest:
     """A file's frame for a model that came from none."""
-    state, used = model.state_dict(), cmg_names.used_entries(model.modalities)
+    used = cmg_names.used_entries(model.modalities)
     dtype = str(model.dtype).removeprefix("torch.")
     rest: Rest = {key: dict.fromkeys(entries, dtype) for key, entries in used.items()}
     for entry, copy in cmg_names.templates(model.names).items():

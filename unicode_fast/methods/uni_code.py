@@ -13,6 +13,7 @@ from unicode_fast import losses
 from unicode_fast.config import Config
 from unicode_fast.modules.cpc import clip_mean
 from unicode_fast.modules.model import ModelOutput, UniCode
+from unicode_fast.modules.wrapped import unwrapped
 from unicode_fast.ops import codeword_distribution, commitment_loss, sharded
 from unicode_fast.ops.sharded import Part
 from unicode_fast.reference.counter_random import uniform
@@ -50,8 +51,8 @@ class UniCodeMethod:
     """
 
     def __init__(self, model: UniCode) -> None:
-        self.model = model
-        self.config: Config = model.config
+        self.model: UniCode = unwrapped(model)
+        self.config: Config = self.model.config
 
     def fit_club(self, output: ModelOutput, optimizer: torch.optim.Optimizer) -> None:
         """Inner steps: the CLUB networks learn to guess specific features, on detached ones of this batch."""

@@ -83,17 +83,26 @@ class UniCode(nn.Module):
 
     Raises:
         ValueError: fewer than two modalities, or sizes that do not fit together.
-        TypeError: one of them is no Modality.
+        TypeError: one of them is no Modality, or `config` no Config.
     """
 
     def __init__(self, modalities: Mapping[str, Modality], config: Config) -> None:
         super().__init__()
+        if not isinstance(modalities, Mapping):
+            raise TypeError(f"modalities must be a mapping from names to Modality, got {type(modalities).__name__}")
+        if not isinstance(config, Config):
+            raise TypeError(f"config must be a Config, such as preset gives, got {type(config).__name__}")
         if len(modalities) < 2:
             raise ValueError(f"modalities must name at least two, got {list(modalities)}")
         for name, modality in modalities.items():
             if not isinstance(modality, Modality):
                 raise TypeError(f"modality {name!r} must be a Modality, got {type(modality).__name__}")
-            if not name.isidentifier() or hasattr(nn.ModuleDict, name) or name == "training":
+            if (
+                not isinstance(name, str)
+                or not name.isidentifier()
+                or hasattr(nn.ModuleDict, name)
+                or name == "training"
+            ):
                 raise ValueError(
                     f"modalities must have names of letters, digits and underscores that torch does not use itself, "
                     f"got {name!r}"
@@ -126,6 +135,8 @@ class UniCode(nn.Module):
         grounded = words if method.grounding_weight and len(words) < len(modalities) else []
         self.lexicon = nn.ModuleDict({name: Lexicon(modalities[name].shape[-1], sizes.codewords) for name in grounded})
         self.to(getattr(torch, config.train.dtype))
+        # What a file of this configuration holds, whatever is done to the parts later.
+        self.shapes = {name: value.shape for name, value in self.state_dict().items()}
 
     @property
     def dtype(self) -> torch.dtype:
@@ -318,8 +329,14 @@ class UniCode(nn.Module):
     def check(self, features: Mapping[str, Tensor], mask: Mapping[str, Tensor] | None) -> None:
         """Names, shapes, dtypes and devices of a batch; raises as `forward` says. Values are not read."""
         for given, what in ((features, "features"), (mask, "mask")):
-            if given is not None and set(given) != set(self.names):
-                raise ValueError(f"{what} must hold the modalities {', '.join(self.names)}, got {', '.join(given)}")
+            if given is None and what == "mask":
+                continue
+            if not isinstance(given, Mapping):
+                raise TypeError(f"{what} must be a mapping from modalities to tensors, got {type(given).__name__}")
+            if set(given) != set(self.names):
+                raise ValueError(
+                    f"{what} must hold the modalities {', '.join(self.names)}, got {', '.join(map(str, given))}"
+                )
         for name in self.names:
             self._check_one(name, features[name], None if mask is None else mask[name])
         sizes = {name: features[name].shape[0] for name in self.names}
@@ -347,8 +364,8 @@ class UniCode(nn.Module):
             raise ValueError(f"features of {name!r} must be on {self.device} as the model is, got {features.device}")
         if mask is None:
             return
-        if mask.dtype != torch.bool:
-            raise TypeError(f"mask of {name!r} must be bool, got {mask.dtype}")
+        if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+            raise TypeError(f"mask of {name!r} must be bool, got {getattr(mask, 'dtype', type(mask).__name__)}")
         if mask.shape != features.shape[:2] or mask.device != features.device:
             raise ValueError(
                 f"mask of {name!r} must have shape {tuple(features.shape[:2])} on {features.device}, "

@@ -110,7 +110,7 @@ class UpdateRule:
         seed: of the draws; any integer of 64 bits.
 
     Raises:
-        TypeError: a number of batches or the seed is no integer.
+        TypeError: a number of batches or the seed is no integer, or another field no number.
         ValueError: a field is outside its range.
     """
 
@@ -135,6 +135,9 @@ class UpdateRule:
         for name in ("revive_after", "revive_active_within", "seed"):
             if not isinstance(getattr(self, name), int):
                 raise TypeError(f"{name} must be an integer, got {type(getattr(self, name)).__name__}")
+        for name in ("decay", "own_weight", "epsilon", "revive_noise"):
+            if not isinstance(getattr(self, name), (int, float)):
+                raise TypeError(f"{name} must be a number, got {type(getattr(self, name)).__name__}")
         for name in ("decay", "own_weight"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from unicode_fast.data import ClipSet, built_in
 from unicode_fast.data.sentences import content_words
+from unicode_fast.modules.wrapped import unwrapped
 from unicode_fast.tasks.probe import Clips, EncodedClips, Examples, FrozenModel, ProbeTask, encode_split
 
 TRAIN, VALIDATION, TEST, WHOLE = "train", "val", "test", "all"
@@ -46,7 +47,8 @@ class Domain:
     """
 
     def __init__(self, model: FrozenModel, store: Dataset) -> None:
-        self.model, self.store = model, store
+        self.model: FrozenModel = unwrapped(model)
+        self.store = store
         self._codes: dict[tuple[str, str, View], EncodedClips] = {}
 
     @property

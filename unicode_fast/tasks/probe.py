@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding_bag
 from torch.nn.utils import clip_grad_norm_, skip_init
 
+from unicode_fast.modules.wrapped import unwrapped
 from unicode_fast.tasks.intervals import Bootstrap, Estimate
 
 ENCODE_BATCH = 250
@@ -197,6 +198,7 @@ def encode_split(
     Raises:
         ValueError: there are no clips, the batch size is below 1, or as `encode_batch` says.
     """
+    model = unwrapped(model)
     numbers = np.arange(len(clips)) if numbers is None else numbers
     if len(numbers) == 0:
         raise ValueError("clips must be at least one, got none")

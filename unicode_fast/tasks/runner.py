@@ -126,9 +126,10 @@ class Probes:
         backbone: BackboneChoice | None = None,
         segmenter_steps: int | None = None,
     ) -> None:
-        self.model, self.store, self.seed = model, store, seed
+        self.store, self.seed = store, seed
         self._backbone, self._segmenter_steps = backbone, segmenter_steps
         self.home = Domain(model, store)
+        self.model = self.home.model
         self.partners = {task: Domain(model, partner) for task, partner in (partners or {}).items()}
         self._heads: dict[tuple[str, str, bool, View], ProbeHead] = {}
         self._official: dict[tuple[str, str, bool, View], dict[str, OfficialBest]] = {}

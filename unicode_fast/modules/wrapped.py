@@ -1,0 +1,46 @@
+"""A model inside what torch wraps around modules, and the names that its tensors have without that."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from unicode_fast.modules.model import UniCode
+
+# Where torch.compile keeps what it compiles; DataParallel and others keep it as `module`.
+_COMPILED = "_orig_mod"
+
+
+def unwrapped(model: Any) -> Any:
+    """What torch.compile, DataParallel, DistributedDataParallel or AveragedModel hold; anything else as it is."""
+    while isinstance(model, nn.Module) and not isinstance(model, UniCode):
+        inner = getattr(model, _COMPILED, getattr(model, "module", None))
+        if not isinstance(inner, nn.Module):
+            break
+        model = inner
+    return model
+
+
+def plain_model(model: Any) -> tuple[UniCode, dict[str, Tensor]]:
+    """A model without wrappers, and its parameters and buffers by the names that its configuration gives them.
+
+    Raises:
+        TypeError: it is no UniCode.
+        ValueError: a part was exchanged, so that no model of this configuration could read them.
+    """
+    plain = unwrapped(model)
+    if not isinstance(plain, UniCode):
+        raise TypeError(f"model must be a UniCode, got {type(model).__name__}")
+    state: dict[str, Tensor] = plain.state_dict()
+    for name in [name for name in state if _COMPILED in name]:
+        state[name.replace(f"{_COMPILED}.", "")] = state.pop(name)
+    for name in (*plain.shapes, *state):
+        value, shape = state.get(name), plain.shapes.get(name)
+        if type(value) is not Tensor or value.shape != shape:
+            must = "not be there" if shape is None else f"be a tensor of shape {tuple(shape)}"
+            got = "none" if value is None else f"{type(value).__name__} {tuple(value.shape)}"
+            raise ValueError(
+                f"model must have the parts that it was made with to be written: {name} must {must}, got {got}"
+            )
+    return plain, state
