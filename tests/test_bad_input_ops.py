@@ -137,7 +137,7 @@ CASES: dict[str, Case] = {
     "loss, three dimensions": (
         lambda: loss(CLIPS, CLIPS),
         ValueError,
-        ["targets must have shape (modalities, K, B, D)", "(2, 3, 4)"],
+        ["targets must have shape (modalities, K, B, D) or (B, D)", "(2, 3, 4)"],
     ),
     "loss, other shapes": (
         lambda: loss(predictions=VECTORS[:, :, :2]),
@@ -153,6 +153,21 @@ CASES: dict[str, Case] = {
         lambda: loss(predictions=VECTORS.to("meta")),
         ValueError,
         ["predictions must be on the device of targets, cpu", "meta"],
+    ),
+    "loss, weights of one pair": (
+        lambda: cross_info_nce(torch.ones(3, 4), torch.ones(3, 4), torch.ones(1, 1)),
+        ValueError,
+        ["pair_weights must be None for vectors of shape (B, D)"],
+    ),
+    "loss, a mask of two sets": (
+        lambda: cross_info_nce(torch.ones(3, 4), torch.ones(3, 4), valid=torch.ones(4, dtype=torch.bool)),
+        ValueError,
+        ["valid must have shape (3,)", "(B) of targets", "(4,)"],
+    ),
+    "loss, sets of different sizes": (
+        lambda: cross_info_nce(torch.ones(3, 4), torch.ones(5, 4)),
+        ValueError,
+        ["predictions must have shape (3, 4)", "(5, 4)"],
     ),
     "loss, integer weights": (lambda: loss(weights=WEIGHTS.long()), TypeError, ["pair_weights must be", "int64"]),
     "loss, too few weights": (

@@ -13,6 +13,7 @@ from memory import peak_bytes
 from tolerances import EXACT, GRADCHECK
 from torch import Tensor
 
+import unicode_fast
 from unicode_fast.ops import CrossInfoNCE, cross_info_nce
 from unicode_fast.reference import cross_info_nce as reference_module
 from unicode_fast.reference import cross_info_nce_backward_reference, cross_info_nce_reference
@@ -123,6 +124,56 @@ def test_hand_written_mask(place: Place) -> None:
     assert_close(result.pair_loss[:, :, 0], expected, tolerance)
     assert_close(result.loss, np.array(3 * log(3) + 3 * log(2)), tolerance)
     assert result.hits[:, :, 0].tolist() == [[1, 1], [1, 1]]
+
+
+@places("cross_info_nce")
+@pytest.mark.parametrize("softmax_over", SOFTMAXES)
+@pytest.mark.parametrize("masked", [False, True])
+def test_two_sets_of_vectors(softmax_over: str, masked: bool, place: Place) -> None:
+    """(B, D) each: values and gradients are those of torch's own cross entropy in float64."""
+    dtype = torch.float32 if place.backend == "triton" else torch.float64
+    images, texts = normal(7, 5, dtype=dtype), normal(7, 5, seed=1, dtype=dtype)
+    valid = torch.tensor([True, True, False, True, True, False, True]) if masked else None
+    given = [x.to(place.device).requires_grad_() for x in (images, texts)]
+    moved = None if valid is None else valid.to(place.device)
+    options = {"softmax_over": softmax_over, "temperature": 0.07, "backend": place.backend}
+    result = cross_info_nce(*given, valid=moved, **options)
+    result.loss.backward()
+
+    truth = [x.double().requires_grad_() for x in (images, texts)]
+    first, second = truth if valid is None else [x[valid] for x in truth]
+    scores, own = first @ second.T / 0.07, torch.arange(len(first))
+    rows, columns = (torch.nn.functional.cross_entropy(x, own) for x in (scores, scores.T))
+    expected = {"predictions": rows, "candidates": columns, "both": (rows + columns) / 2}[softmax_over]
+    expected.backward()
+    largest = float(scores.detach().abs().max())
+    tolerance = tolerances.cross_info_nce(largest, dtype)
+    assert (result.pair_loss.shape, result.hits.shape) == ((), ())
+    assert_close(result.loss.detach(), expected.detach(), tolerance)
+    assert_close(result.pair_loss, expected.detach(), tolerance)
+    along = scores.argmax(dim=0 if softmax_over == "candidates" else 1)
+    assert result.hits.item() == (along == own).sum().item()
+    for found, true in zip(given, truth, strict=True):
+        assert_close(found.grad, true.grad, tolerances.cross_info_nce_gradient(largest, dtype))
+
+
+def test_the_example_of_the_docstring() -> None:
+    lines = [line.strip() for line in str(cross_info_nce.__doc__).splitlines() if line.startswith(" " * 8)]
+    start = next(number for number, line in enumerate(lines) if line.startswith("images, texts ="))
+    names = {"torch": torch, "unicode_fast": unicode_fast}
+    exec("\n".join(lines[start : start + 2]), names)
+    scores, own = names["images"] @ names["texts"].T / 0.07, torch.arange(8)
+    clip = sum(torch.nn.functional.cross_entropy(x, own) for x in (scores, scores.T)) / 2
+    assert_close(names["loss"], clip, tolerances.cross_info_nce(1 / 0.07, torch.float32))
+
+
+def test_without_weights_every_pair_counts_one() -> None:
+    targets, predictions, _ = random_inputs(3, 2, 5, 4)
+    ones = torch.ones(3, 3, dtype=torch.float64)
+    for found, expected in zip(
+        cross_info_nce(targets, predictions), cross_info_nce(targets, predictions, ones), strict=True
+    ):
+        assert torch.equal(found, expected)
 
 
 SIZES = [(1, 1, 1, 1), (2, 1, 1, 5), (2, 2, 2, 3), (3, 4, 7, 17), (4, 1, 11, 64), (5, 2, 6, 30), (2, 12, 3, 4)]

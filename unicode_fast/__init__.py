@@ -12,7 +12,7 @@ from unicode_fast.backend import BackendUnavailable, available_backends
 from unicode_fast.checkpoint import CheckpointError, export, load
 from unicode_fast.compat import CmgFileError, from_cmg, to_cmg
 from unicode_fast.config import Config, Modality
-from unicode_fast.modules import Encoded, UniCode
+from unicode_fast.modules import Codebook, CodebookOutput, Encoded, UniCode
 from unicode_fast.ops import (
     BatchShard,
     CodebookState,
@@ -36,6 +36,8 @@ __all__ = [
     "BatchShard",
     "CheckpointError",
     "CmgFileError",
+    "Codebook",
+    "CodebookOutput",
     "CodebookState",
     "Config",
     "CrossInfoNCE",

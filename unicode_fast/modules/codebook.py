@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
 
-from unicode_fast.config import MethodConfig, ModelConfig
 from unicode_fast.modules.cpc import clip_mean
 from unicode_fast.ops import (
     BatchShard,
@@ -17,18 +16,22 @@ from unicode_fast.ops import (
     PreparedCodebook,
     RevivalDraws,
     UpdateRule,
+    _checks,
     codebook_update,
+    commitment_loss,
     nearest_codeword,
 )
 
 # Half width of the uniform initial codewords, whatever the size of the codebook, as released.
 UNIFORM_INIT = 1 / 400
 
+Partner = Literal["aligned", "attended"]
+
 
 class Quantised(NamedTuple):
     """Codewords chosen for a batch of one modality.
 
-    index (B, T) int64; codeword (B, T, D) without gradient; vector (B, T, D)
+    index (...) int64, usually (B, T); codeword (..., D) without gradient; vector (..., D)
     equal to the codeword, its gradient passed straight through to the features.
     """
 
@@ -37,14 +40,48 @@ class Quantised(NamedTuple):
     vector: Tensor
 
 
+class CodebookOutput(NamedTuple):
+    """What a codebook makes of a batch, by modality.
+
+    Attributes:
+        vector: (..., D) by modality, the chosen codewords, with the gradient passed straight through to the features.
+        index: (...) int64 by modality, which codewords these are.
+        commitment: () by modality, how far features are from codewords; to be added to a loss with a weight.
+    """
+
+    vector: dict[str, Tensor]
+    index: dict[str, Tensor]  # type: ignore[assignment]
+    commitment: dict[str, Tensor]
+
+
 class Codebook(nn.Module):
-    """M codewords of width D, with running counts and sums, and idle counters per modality.
+    """M codewords of width D that modalities share, moved by MM-EMA, with no gradient of their own.
+
+    Features have any leading dimensions, the first of which counts the clips; what modalities hold at the same place
+    belongs together. Where their dimensions differ, a modality's partner in the update is the mean of each other one
+    over its clip. The codewords start uniform in +-1/400; `initialise` sets others, such as features of a batch::
+
+        codebook = unicode_fast.Codebook(["audio", "video"], codewords=512, width=64)
+        vector, index, commitment = codebook({"audio": torch.randn(8, 10, 64), "video": torch.randn(8, 10, 64)})
+
+    Each forward pass in training mode ends with one update, from all modalities and, with torch.distributed, all ranks;
+    for an update at another time call `quantise` and `update`.
 
     Args:
-        names: the modalities, in the order of the sequential EMA.
-        config: `codewords` and `width` are read.
-        method: the `ema_` and `revive_` fields are read, and `unequal_lengths`.
-        seed: of the draws that revive codewords.
+        names: the modalities, one or more, in the order of the sequential EMA.
+        codewords: M.
+        width: D.
+        rule: of the update; None takes `UpdateRule()`. With its `own_weight` 1 it is the plain EMA.
+        partner: what stands for the other modalities at a place: what they hold there ("aligned"), or what attention
+            finds over all places of the same clip ("attended").
+        initial_count: what every codeword's running count starts at.
+
+    Raises:
+        TypeError: names are no list of texts, a size no integer, or `rule` no UpdateRule.
+        ValueError: names are missing or equal, a size is below 1, `partner` is unknown, or the count negative.
+
+    Source:
+        Xia et al., NeurIPS 2023, Eq. 2, 7 and 8.
     """
 
     codebook: Tensor
@@ -53,29 +90,39 @@ class Codebook(nn.Module):
     idle: Tensor
     step: Tensor
 
-    def __init__(self, names: tuple[str, ...], config: ModelConfig, method: MethodConfig, seed: int) -> None:
+    def __init__(
+        self,
+        names: Sequence[str],
+        codewords: int,
+        width: int,
+        rule: UpdateRule | None = None,
+        *,
+        partner: Partner = "aligned",
+        initial_count: float = 1.0,
+    ) -> None:
         super().__init__()
-        self.names = names
-        self.partner = method.ema_partner
-        self.rule = UpdateRule(
-            decay=method.ema_decay,
-            epsilon=method.ema_epsilon,
-            own_weight=1.0 if method.ema_partner == "none" else method.ema_own_weight,
-            update=method.ema_update,
-            smoothing=method.ema_smoothing,
-            revive_after=method.revive_after,
-            revive_unless=method.revive_unless,
-            revive_source=method.revive_source,
-            revive_noise=method.revive_noise,
-            revive_active_within=method.revive_active_within,
-            revive_ema=method.revive_ema,
-            seed=seed,
-        )
-        codebook = torch.empty(config.codewords, config.width).uniform_(-UNIFORM_INIT, UNIFORM_INIT)
+        if isinstance(names, str) or not isinstance(names, Sequence) or not all(isinstance(one, str) for one in names):
+            raise TypeError(f"names must be a list of modalities, got {names!r}")
+        if not names or len(set(names)) < len(names):
+            raise ValueError(f"names must be one or more different modalities, got {list(names)}")
+        for size, value in (("codewords", codewords), ("width", width)):
+            if not isinstance(value, int):
+                raise TypeError(f"{size} must be an integer, got {type(value).__name__}")
+            if value < 1:
+                raise ValueError(f"{size} must be at least 1, got {value}")
+        if not isinstance(rule, UpdateRule | None):
+            raise TypeError(f"rule must be an UpdateRule or None, got {type(rule).__name__}")
+        _checks.check_choice("partner", partner, get_args(Partner))
+        if not isinstance(initial_count, (int, float)) or not 0 <= initial_count < math.inf:
+            raise ValueError(f"initial_count must be a number of at least 0, got {initial_count!r}")
+        self.names = tuple(names)
+        self.partner = partner
+        self.rule = UpdateRule() if rule is None else rule
+        codebook = torch.empty(codewords, width).uniform_(-UNIFORM_INIT, UNIFORM_INIT)
         self.register_buffer("codebook", codebook)
-        self.register_buffer("ema_count", torch.full((config.codewords,), method.ema_initial_count))
-        self.register_buffer("ema_sum", codebook * (method.ema_initial_count or 1.0))
-        self.register_buffer("idle", torch.full((len(names), config.codewords), -1))
+        self.register_buffer("ema_count", torch.full((codewords,), float(initial_count)))
+        self.register_buffer("ema_sum", codebook * (initial_count or 1.0))
+        self.register_buffer("idle", torch.full((len(self.names), codewords), -1))
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
         # No buffer: what it holds depends on the machine, so ranks must not be sent that of another.
         self._prepared: PreparedCodebook | None = None
@@ -90,14 +137,93 @@ class Codebook(nn.Module):
             self._prepared = PreparedCodebook(self.codebook)
         return self._prepared
 
+    def forward(
+        self, features: Mapping[str, Tensor], mask: Mapping[str, Tensor] | None = None, *, partners: float = 0.5
+    ) -> CodebookOutput:
+        """Quantises the features of modalities and, in training mode, updates the codebook.
+
+        Args:
+            features: (..., D) by modality: all of them in training mode, else any. float64, float32, float16 or
+                bfloat16, on the device of the codebook.
+            mask: (...) bool by modality, which places count; None for all. The others may hold anything, and count as
+                zeros.
+            partners: weight of the commitment to the codewords that the other modalities chose at the same place, which
+                share it, beside 1 for the own ones; 0 also where modalities differ in places or dtype.
+
+        Returns:
+            vector, index and commitment by modality. The commitment is the mean squared difference over places and D.
+
+        Raises:
+            TypeError: features or masks are no mapping of tensors, or of an unsupported dtype.
+            ValueError: a modality is unknown or missing, a width, shape or device does not fit, or modalities hold
+                different numbers of clips while they are each other's partners.
+        """
+        self._check(features, mask)
+        if mask is not None:
+            features = {name: torch.where(mask[name].unsqueeze(-1), z, 0) for name, z in features.items()}
+        found = self.quantise(features)
+        commitment = self._commitment(features, {name: found[name].index for name in features}, mask, partners)
+        output = CodebookOutput(
+            {name: quantised.vector for name, quantised in found.items()},
+            {name: quantised.index for name, quantised in found.items()},
+            commitment,
+        )
+        if self.training:
+            self.update(features, output.index, mask)
+        return output
+
+    def _check(self, features: Mapping[str, Tensor], mask: Mapping[str, Tensor] | None) -> None:
+        for given, what in ((features, "features"), (mask, "mask")):
+            if given is not None and not isinstance(given, Mapping):
+                raise TypeError(f"{what} must be a mapping from modalities to tensors, got {type(given).__name__}")
+        wanted = set(self.names) if self.training else set(features) & set(self.names)
+        if not features or set(features) != wanted:
+            which = "all" if self.training else "any"
+            got = ", ".join(map(str, features)) or "none"
+            raise ValueError(f"features must be of {which} of the modalities {', '.join(self.names)}, got {got}")
+        if mask is not None and set(mask) != set(features):
+            got = ", ".join(map(str, mask)) or "none"
+            raise ValueError(f"mask must be of the modalities {', '.join(features)}, as features are, got {got}")
+        for name, z in features.items():
+            _checks.check_tensor(f"features of {name!r}", z, _checks.FEATURE_DTYPES)
+            shape = (*z.shape[:-1], self.codebook.shape[1])
+            like = (self.codebook, "the codebook")
+            _checks.check_like(f"features of {name!r}", z, shape, "(..., D) with the D of the codebook", *like)
+            if mask is not None:
+                _checks.check_tensor(f"mask of {name!r}", mask[name], (torch.bool,))
+                _checks.check_like(f"mask of {name!r}", mask[name], z.shape[:-1], "that of its features", *like)
+        clips = {name: len(_as_clips(z)) for name, z in features.items()}
+        if self.training and self.rule.own_weight < 1 and len(set(clips.values())) > 1:
+            raise ValueError(f"features must hold the same clips in every modality, got {clips}")
+
+    def _commitment(
+        self,
+        features: Mapping[str, Tensor],
+        index: Mapping[str, Tensor],
+        mask: Mapping[str, Tensor] | None,
+        partners: float,
+    ) -> dict[str, Tensor]:
+        """The commitment of modalities together where they have the same places, else of each by itself."""
+        names = list(features)
+        if len({(_as_clips(z).shape, z.dtype) for z in features.values()}) > 1:
+            return {name: self._commitment({name: features[name]}, index, mask, 0.0)[name] for name in names}
+        rows = torch.stack([features[name].reshape(-1, self.codebook.shape[1]) for name in names])
+        others = partners / max(1, len(names) - 1)
+        weights = torch.full((len(names), len(names)), others, dtype=torch.float64, device=rows.device)
+        weights = weights.fill_diagonal_(1) / self.codebook.shape[1]
+        valid = None if mask is None else torch.stack([mask[name].flatten() for name in names])
+        codes = torch.stack([index[name].flatten() for name in names])
+        loss = commitment_loss(rows, codes, self.codebook, weights, valid=valid)
+        return dict(zip(names, loss, strict=True))
+
     def quantise(self, semantic: Mapping[str, Tensor]) -> dict[str, Quantised]:
-        """Nearest codewords of z by modality, (B, T, D), in one search; no buffer changes."""
-        rows = {name: z.detach().flatten(0, 1) for name, z in semantic.items()}
+        """Nearest codewords of z by modality, (..., D), in one search; no buffer changes."""
+        rows = {name: z.detach().reshape(-1, z.shape[-1]) for name, z in semantic.items()}
         index = nearest_codeword(torch.cat(list(rows.values())), self.prepared()).index
         found = {}
         for (name, z), codes in zip(semantic.items(), index.split([len(x) for x in rows.values()]), strict=True):
             codeword = self.codebook[codes].to(z.dtype).view_as(z)
-            found[name] = Quantised(codes.view(z.shape[:2]), codeword, straight_through(z, codeword))
+            found[name] = Quantised(codes.view(z.shape[:-1]), codeword, straight_through(z, codeword))
         return found
 
     @torch.no_grad()
@@ -134,12 +260,15 @@ class Codebook(nn.Module):
         """One MM-EMA step with the codes of this batch, idle counters and revival included; Eq. 7.
 
         Args:
-            semantic: z by modality, (B, T, D).
-            index: codes by modality, (B, T).
-            mask: (B, T) bool by modality, or None.
+            semantic: z by modality, (..., D), usually (B, T, D).
+            index: codes by modality, (...).
+            mask: (...) bool by modality, or None.
             draws: random numbers of the revival; None draws them from the seed and the step.
             shard: which rows of a batch that is split between ranks these are; None for all of it.
         """
+        semantic = {name: _as_clips(semantic[name]) for name in self.names}
+        if mask is not None:
+            mask = {name: mask[name].reshape(semantic[name].shape[:2]) for name in self.names}
         partners = self._partners(semantic, mask)
         codebook_update(
             self.state(),
@@ -155,7 +284,7 @@ class Codebook(nn.Module):
 
     def _partners(self, semantic: Mapping[str, Tensor], mask: Mapping[str, Tensor] | None) -> dict[str, Tensor] | None:
         """Mean partner vector of every row, (B, T, D) by modality; None where rows are partners by position."""
-        if self.rule.own_weight == 1:
+        if self.rule.own_weight == 1 or len(self.names) == 1:
             return {name: semantic[name].detach() for name in self.names}
         if self.partner == "attended":
             return {name: self._attended_mean(name, semantic, mask) for name in self.names}
@@ -174,6 +303,11 @@ class Codebook(nn.Module):
             return attended(query, semantic[other].detach(), None if mask is None else mask[other])
 
         return mean_of_others(name, self.names, from_other)
+
+
+def _as_clips(z: Tensor) -> Tensor:
+    """(..., D) as (B, T, D): the first dimension counts clips, all between it and the last are places of a clip."""
+    return z.reshape(1, 1, -1) if z.dim() == 1 else z.unsqueeze(1) if z.dim() == 2 else z.flatten(1, -2)
 
 
 def straight_through(semantic: Tensor, codeword: Tensor) -> Tensor:

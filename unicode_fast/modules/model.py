@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from unicode_fast.config import Config, Modality
+from unicode_fast.config import Config, MethodConfig, Modality
 from unicode_fast.modules import looking
 from unicode_fast.modules.club import ClubNetwork
 from unicode_fast.modules.codebook import Codebook
@@ -21,7 +21,7 @@ from unicode_fast.modules.encoders import ModalityEncoder
 from unicode_fast.modules.feature_norm import FeatureNorm, Moments
 from unicode_fast.modules.lexicon import Lexicon
 from unicode_fast.modules.precision import products
-from unicode_fast.ops import BatchShard
+from unicode_fast.ops import BatchShard, UpdateRule
 from unicode_fast.ops.sharded import Part
 
 
@@ -119,7 +119,14 @@ class UniCode(nn.Module):
         self.norms = nn.ModuleDict(
             {name: FeatureNorm(sizes.width) for name in modalities} if method.feature_norm == "batch" else {}
         )
-        self.codebook = Codebook(self.names, sizes, method, config.train.seed)
+        self.codebook = Codebook(
+            self.names,
+            sizes.codewords,
+            sizes.width,
+            _update_rule(method, config.train.seed),
+            partner="attended" if method.ema_partner == "attended" else "aligned",
+            initial_count=method.ema_initial_count,
+        )
         self.cpc = CrossCPC(self.names, sizes, method, config.train)
         self.club = nn.ModuleDict(
             {
@@ -371,6 +378,23 @@ class UniCode(nn.Module):
                 f"mask of {name!r} must have shape {tuple(features.shape[:2])} on {features.device}, "
                 f"got {tuple(mask.shape)} on {mask.device}"
             )
+
+
+def _update_rule(method: MethodConfig, seed: int) -> UpdateRule:
+    return UpdateRule(
+        decay=method.ema_decay,
+        epsilon=method.ema_epsilon,
+        own_weight=1.0 if method.ema_partner == "none" else method.ema_own_weight,
+        update=method.ema_update,
+        smoothing=method.ema_smoothing,
+        revive_after=method.revive_after,
+        revive_unless=method.revive_unless,
+        revive_source=method.revive_source,
+        revive_noise=method.revive_noise,
+        revive_active_within=method.revive_active_within,
+        revive_ema=method.revive_ema,
+        seed=seed,
+    )
 
 
 @contextmanager

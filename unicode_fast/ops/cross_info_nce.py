@@ -27,8 +27,8 @@ class CrossInfoNCE(NamedTuple):
 
     Attributes:
         loss: ().
-        pair_loss: (target, source, K), without gradient.
-        hits: (target, source, K) int64.
+        pair_loss: (target, source, K), without gradient; () of two sets of vectors.
+        hits: int64, in the shape of `pair_loss`.
     """
 
     loss: Tensor
@@ -39,7 +39,7 @@ class CrossInfoNCE(NamedTuple):
 def cross_info_nce(  # noqa: PLR0913 - three tensors and five independent switches; a record would only hide them
     targets: Tensor,
     predictions: Tensor,
-    pair_weights: Tensor,
+    pair_weights: Tensor | None = None,
     *,
     valid: Tensor | None = None,
     softmax_over: str = "predictions",
@@ -53,12 +53,19 @@ def cross_info_nce(  # noqa: PLR0913 - three tensors and five independent switch
     weighted sum over pairs of the mean over steps of the mean over clips of -log softmax at the diagonal. A score
     counts when both of its vectors are valid, a clip when both of its own are, a step when it has such a clip.
 
+    Of two sets of vectors, (B, D) each, row i of one belongs to row i of the other; they are one pair, of weight 1.
+    With both softmaxes and a temperature this is the loss of CLIP::
+
+        images, texts = torch.nn.functional.normalize(torch.randn(2, 8, 64), dim=-1)
+        loss = unicode_fast.cross_info_nce(images, texts, softmax_over="both", temperature=0.07).loss
+
     Args:
-        targets: (modalities, K, B, D) float64, float32, float16 or bfloat16.
+        targets: (modalities, K, B, D) or (B, D), float64, float32, float16 or bfloat16.
         predictions: like `targets`: shape, dtype and device. Under autocast the dtypes may differ.
         pair_weights: (target, source), floating point, on the device of `targets`; without gradient. A pair of
-            weight 0 adds nothing to the loss.
-        valid: (modalities, K, B) bool, or None for all. Vectors that are not valid may hold anything, NaN included.
+            weight 0 adds nothing to the loss. None for 1 each, and for (B, D).
+        valid: (modalities, K, B) bool, or (B) of (B, D), rows that count in both; None for all. Vectors that are not
+            valid may hold anything, NaN included.
         softmax_over: "predictions" for a softmax over the predictions of the batch, "candidates" for one over its
             targets, "both" for the mean of the two losses.
         temperature: a number greater than 0 or a () tensor on the device of `targets`, with gradient; the value of
@@ -70,10 +77,10 @@ def cross_info_nce(  # noqa: PLR0913 - three tensors and five independent switch
             replaced.
 
     Returns:
-        loss: (); pair_loss: (target, source, K) mean over the clips that count, 0 where none does; hits: (target,
-        source, K) int64, the clips whose score with themselves is the first largest along the softmax ("both": along
-        predictions). Floats are float64 for float64 inputs, else float32. Only `loss` has a gradient, once, in
-        `targets`, `predictions` and a tensor `temperature`.
+        loss: (); pair_loss: (target, source, K), of (B, D) (), mean over the clips that count, 0 where none does; hits:
+        int64 in the shape of pair_loss, the clips whose score with themselves is the first largest along the softmax
+        ("both": along predictions). Floats are float64 for float64 inputs, else float32. Only `loss` has a gradient,
+        once, in `targets`, `predictions` and a tensor `temperature`.
 
         With a group all processes get the results of the whole batch, and the gradients of its loss in their own
         vectors; of the gradient in `temperature` each gets its share. So parameters that all processes share have the
@@ -106,10 +113,24 @@ def cross_info_nce(  # noqa: PLR0913 - three tensors and five independent switch
         spares, and torch.compile breaks its graph.
 
     Source:
-        Xia et al., NeurIPS 2023, Eq. 6 ("candidates") and its released code ("predictions").
+        Xia et al., NeurIPS 2023, Eq. 6 ("candidates") and its released code ("predictions"); of two sets of vectors
+        with "both": Radford et al., ICML 2021.
     """
     targets, predictions = _in_one_dtype(targets, predictions)
     _check(targets, predictions, pair_weights, valid)
+    if targets.dim() == 2:
+        result = cross_info_nce(
+            targets[None, None],
+            predictions[None, None],
+            valid=None if valid is None else valid[None, None],
+            softmax_over=softmax_over,
+            temperature=temperature,
+            group=group,
+            backend=backend,
+        )
+        return CrossInfoNCE(result.loss, result.pair_loss.view(()), result.hits.view(()))
+    if pair_weights is None:
+        pair_weights = torch.ones(len(targets), len(targets), device=targets.device)
     _checks.check_choice("softmax_over", softmax_over, SOFTMAX_OVER)
     if isinstance(temperature, Tensor):
         _checks.check_tensor("temperature", temperature, _checks.FEATURE_DTYPES)
@@ -152,17 +173,23 @@ def _in_one_dtype(targets: Any, predictions: Any) -> tuple[Any, Any]:
 def _check(targets: Any, predictions: Any, pair_weights: Any, valid: Any) -> None:
     _checks.check_tensor("targets", targets, _checks.FEATURE_DTYPES)
     _checks.check_tensor("predictions", predictions, (targets.dtype,))
-    _checks.check_tensor("pair_weights", pair_weights, _checks.FEATURE_DTYPES)
-    if targets.dim() != 4:
-        raise ValueError(f"targets must have shape (modalities, K, B, D), got {tuple(targets.shape)}")
-    modalities = targets.shape[0]
+    if targets.dim() not in (2, 4):
+        raise ValueError(f"targets must have shape (modalities, K, B, D) or (B, D), got {tuple(targets.shape)}")
     _checks.check_like("predictions", predictions, targets.shape, "that of targets", targets, "targets")
-    _checks.check_like("pair_weights", pair_weights, (modalities, modalities), "(target, source)", targets, "targets")
-    if pair_weights.requires_grad:
-        raise ValueError("pair_weights must not require a gradient, as the loss has none in them; got one that does")
+    if pair_weights is not None:
+        _checks.check_tensor("pair_weights", pair_weights, _checks.FEATURE_DTYPES)
+        if targets.dim() == 2:
+            raise ValueError("pair_weights must be None for vectors of shape (B, D), which are one pair, got a tensor")
+        shape = (len(targets), len(targets))
+        _checks.check_like("pair_weights", pair_weights, shape, "(target, source)", targets, "targets")
+        if pair_weights.requires_grad:
+            raise ValueError(
+                "pair_weights must not require a gradient, as the loss has none in them; got one that does"
+            )
     if valid is not None:
         _checks.check_tensor("valid", valid, (torch.bool,))
-        _checks.check_like("valid", valid, targets.shape[:3], "(modalities, K, B) of targets", targets, "targets")
+        meaning = "(B) of targets" if targets.dim() == 2 else "(modalities, K, B) of targets"
+        _checks.check_like("valid", valid, targets.shape[:-1], meaning, targets, "targets")
 
 
 def _implementation(*inputs: Any) -> tuple[Tensor, ...]:
