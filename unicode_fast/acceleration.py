@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from unicode_fast.config import TrainConfig
 from unicode_fast.journal import StepResult
 from unicode_fast.modules import UniCode
+from unicode_fast.modules.wrapped import unwrapped
 
 # Steps before a capture, so that libraries choose their algorithms and allocate outside of it.
 WARM_UP = 3
@@ -43,6 +44,7 @@ def check_acceleration(config: TrainConfig, device: torch.device) -> None:
 
 def accelerate(model: UniCode, config: TrainConfig) -> None:
     """Lays out the weights and compiles encoders and decoders as the configuration says; names and values stay."""
+    model = unwrapped(model)
     if config.channels_last:
         for module in model.modules():
             if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
