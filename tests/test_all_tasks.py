@@ -322,7 +322,7 @@ def test_retrieval_examples_frame_the_pair(tmp_path: Path) -> None:
     figure = plots.retrieval_examples([plots.ShownClip("seven", "rank 2")], [results], [["class", "pair", ""]], "title")
     colours = [axis.spines["left"].get_edgecolor() for axis in figure.axes]
     assert len(set(colours)) == 4
-    plots.save_png(figure, tmp_path / "found.png")
+    plots.save_figure(figure, tmp_path / "found.png")
     assert 2_000 < (tmp_path / "found.png").stat().st_size < 200_000
 
 

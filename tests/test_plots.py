@@ -22,7 +22,7 @@ LARGEST_BYTES = 200_000
 
 def png(figure: Figure, folder: Path) -> bytes:
     """The file as it is written, its size and signature checked."""
-    plots.save_png(figure, folder / "plots" / "picture.png")
+    plots.save_figure(figure, folder / "plots" / "picture.png")
     content = (folder / "plots" / "picture.png").read_bytes()
     assert content.startswith(b"\x89PNG\r\n\x1a\n")
     assert 2_000 < len(content) < LARGEST_BYTES

@@ -103,7 +103,7 @@ class Unit:
 
     def summary(self) -> dict[str, Any]:
         """Its summary, once it has finished."""
-        content: dict[str, Any] = json.loads((self.folder / "summary.json").read_text())
+        content: dict[str, Any] = json.loads((self.folder / "summary.json").read_text(encoding="utf-8"))
         return content
 
     def steps_done(self) -> int:
@@ -326,7 +326,7 @@ def run_all(runs: Sequence[Unit], jobs: int, threads: int) -> Iterator[Unit]:
 
 def last_line(log: Path) -> str:
     """The last line that a process wrote."""
-    lines = log.read_text(errors="replace").splitlines()
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
     return lines[-1] if lines else "it wrote nothing"
 
 
@@ -593,7 +593,7 @@ def write_results(out: Path, record: Record, found: Sequence[Variant], seeds: Se
         write_text(out / f"{experiment}.csv", table.getvalue())
         if experiment == "figure3":
             points = {int(line.label): line.rows for line in lines}
-            plots.save_png(plots.codebook_sizes(points), out / "figure3.png")
+            plots.save_figure(plots.codebook_sizes(points), out / "figure3.png")
             text.append("![Zero-shot scores over the number of codewords](figure3.png)")
     write_text(out / "ablation.md", "\n\n".join(text) + "\n")
 
@@ -672,7 +672,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         record.add(unit.config, unit.summary())
         write_results(out, record, found, seeds, base)
     write_results(out, record, found, seeds, base)
-    print((out / "ablation.md").read_text(), end="")
+    print((out / "ablation.md").read_text(encoding="utf-8"), end="")
     print(out)
     return 0
 

@@ -126,7 +126,7 @@ def load_extension(folder: Path = _PACKAGE, torch_version: str = torch.__version
     if spec is None or spec.origin is None or spec.loader is None:
         return Extension(problem="the package was installed without its C++ extension, which takes a C++ compiler")
     try:
-        record = json.loads(Path(f"{spec.origin}.json").read_text())
+        record = json.loads(Path(f"{spec.origin}.json").read_text(encoding="utf-8"))
         built_with, cuda, decision = record["torch"], record.get("cuda"), record.get("decision", "")
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         return Extension(problem=f"nothing says which torch {spec.origin} was built with ({error!r})")

@@ -10,7 +10,7 @@ from typing import Any
 
 from jsonargparse import Namespace
 
-from unicode_fast import pictures
+from unicode_fast import health, pictures, plots
 from unicode_fast.checkpoint import default_of, load
 from unicode_fast.cli import Parser, with_underscores
 from unicode_fast.config import TEXT_FIELDS, Config
@@ -26,6 +26,7 @@ from unicode_fast.tasks import (
     Probes,
     Row,
     explain,
+    format_legend,
     format_metrics,
     format_table,
     open_partners,
@@ -91,6 +92,7 @@ def make_parser() -> Parser:
     parser.add_argument(
         "--pictures", type=str | None, help="folder of the examples of segmentation or retrieval [the run's plots]"
     )
+    parser.add_argument("--format", type=str | None, help=plots.FORMAT_HELP)
     parser.add_argument("--seed", type=int, default=None, help="of the probe [the run's]")
     parser.add_argument("--device", type=str, default="auto", help="auto, cpu or cuda")
     parser.add_argument("--out", type=str | None, help="write the row with all its numbers as JSON to this new file")
@@ -129,9 +131,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The anchor may be a modality that the run was not trained on, and that a layout was not asked for.
         config = config.replace(modalities="all")
     row, picture, dataset = measure(model, config, arguments)
-    print(format_table([row]))
+    print(f"{format_table([row])}\n{format_legend([row])}".rstrip())
     if row.metrics:
         print(f"\n{format_metrics(row)}")
+    for warning in health.at_chance([row]):
+        print(f"\nwarning: {warning}")
     if picture is not None:
         print(f"\nexamples: {picture}")
     if arguments.out is not None:
@@ -166,10 +170,11 @@ def file_stem(row: Row, arguments: Namespace) -> str:
 
 def picture_file(row: Row, arguments: Namespace) -> Path | None:
     """Where the examples of a row go: the folder that is asked for, else the run's plots, where a report finds them."""
+    kind = arguments.format or "png"
     if arguments.pictures is not None:
-        return Path(arguments.pictures) / f"{row.task}.png"
+        return Path(arguments.pictures) / f"{row.task}.{kind}"
     if row.task in pictures.DRAWN and Path(arguments.run).is_dir():
-        return Path(arguments.run) / pictures.FOLDER / f"{file_stem(row, arguments)}.png"
+        return Path(arguments.run) / pictures.FOLDER / f"{file_stem(row, arguments)}.{kind}"
     return None
 
 
@@ -197,8 +202,11 @@ def check_flags(arguments: Namespace) -> None:
             raise ValueError(f"{unread[0]} is about training, got it beside load_segmenter")
         if not Path(arguments.load_segmenter).is_file():
             raise ValueError(f"load_segmenter must be a file of --save_segmenter, got {arguments.load_segmenter!r}")
-    if arguments.pictures is not None and arguments.task not in pictures.DRAWN:
-        raise ValueError(f"pictures are of segmentation or retrieval, got {arguments.task}")
+    for flag in ("pictures", "format"):
+        if arguments[flag] is not None and arguments.task not in pictures.DRAWN:
+            raise ValueError(f"{flag} is about the pictures of segmentation or retrieval, got {arguments.task}")
+    if arguments.format is not None:
+        plots.check_format(arguments.format)
 
 
 def check_data(model: UniCode, store: Dataset, arguments: Namespace) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,6 +14,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
+
+from unicode_fast import health
 
 LOG_EVERY = 20
 # Losses are read this many steps late, so that a device is never waited for.
@@ -96,11 +100,12 @@ class Journal:
         self.path, self.last = folder / "metrics.jsonl", last
         with self.path.open("ab") as file:
             file.truncate(offset)
-        self.file = self.path.open("a")
+        self.file = self.path.open("a", encoding="utf-8")
         self.events = SummaryWriter(str(folder), purge_step=None if step is None else step + 1)
         self.pending: deque[_Pending] = deque()
         self.usage: np.ndarray | None = None if usage is None else usage.cpu().numpy()
         self.shown: dict[str, str] = {}
+        self.warned: set[str] = set()
 
     def record(self, step: int, rate: float | Tensor, clips: np.ndarray, result: StepResult) -> None:
         """Notes a step; reads the one READ_DELAY steps before it.
@@ -145,7 +150,9 @@ class Journal:
         share = self.usage / np.maximum(self.usage.sum(1, keepdims=True), 1)
         perplexity = np.exp(-(share * np.log(np.maximum(share, 1e-12))).sum(1))
         used = self.usage > 0
+        codes, perplexities = (dict(zip(names, values.tolist(), strict=True)) for values in (used.sum(1), perplexity))
         self.usage = None
+        warnings = self._warn(pending.step, health.collapsed(codes, perplexities, used.shape[1]))
         self.write(
             {
                 "step": pending.step,
@@ -154,9 +161,10 @@ class Journal:
                 "loss": sum(losses.values()),
                 "losses": losses,
                 "recognised": recognised,
-                "codes_in_use": dict(zip(names, used.sum(1).tolist(), strict=True)),
+                "codes_in_use": codes,
                 "codes_in_use_by_any": int(used.any(0).sum()),
-                "perplexity": dict(zip(names, perplexity.tolist(), strict=True)),
+                "perplexity": perplexities,
+                **warnings,
             }
         )
         reconstruction = sum(value for name, value in losses.items() if name.startswith("reconstruction."))
@@ -166,6 +174,13 @@ class Journal:
             "cpc": f"{losses['cpc']:.2f}",
             "codes": str(used.any(0).sum()),
         }
+
+    def _warn(self, step: int, found: Mapping[str, str]) -> dict[str, list[str]]:
+        """What a line says of collapsed codes; on the error stream once for each modality."""
+        for name in found.keys() - self.warned:
+            tqdm.write(f"warning: step {step}: {found[name]}", file=sys.stderr)
+        self.warned |= found.keys()
+        return {"warnings": list(found.values())} if found else {}
 
     def write(self, line: dict[str, Any]) -> None:
         """One line of metrics.jsonl, and its numbers as events."""

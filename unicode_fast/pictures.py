@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from unicode_fast import plots
-from unicode_fast.data import Dataset
+from unicode_fast.data import Dataset, built_in
+from unicode_fast.data.layouts import LAYOUTS
 from unicode_fast.tasks import Probes, Row
 from unicode_fast.tasks.domain import TEST
 from unicode_fast.tasks.mask_metrics import frame_scores
@@ -25,8 +26,10 @@ QUERIES, FOUND = 4, 5
 TIMELINE_CLASSES = 12
 
 
-def draw_run(folder: Path, probes: Probes, store: Dataset, rows: Sequence[Row], codewords: int) -> None:
-    """Losses, codebook health, code usage, bars and an event timeline, as PNG files under plots/.
+def draw_run(  # noqa: PLR0913 - what is drawn, and how
+    folder: Path, probes: Probes, store: Dataset, rows: Sequence[Row], codewords: int, kind: str = "png"
+) -> None:
+    """Losses, codebook health, code usage, bars and an event timeline, under plots/.
 
     Args:
         folder: of the run; its metrics.jsonl is read.
@@ -34,32 +37,33 @@ def draw_run(folder: Path, probes: Probes, store: Dataset, rows: Sequence[Row], 
         store: with a test split.
         rows: of the summary.
         codewords: M.
+        kind: of the files, one of `plots.FORMATS`.
     """
-    metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     lines = [line for line in metrics if line["kind"] == "train"]
     if lines:
-        plots.save_png(plots.losses(metrics), folder / FOLDER / "losses.png")
+        plots.save_figure(plots.losses(metrics), folder / FOLDER / f"losses.{kind}")
         used = {name: [line["codes_in_use"][name] for line in lines] for name in lines[0]["codes_in_use"]}
         used["any"] = [line["codes_in_use_by_any"] for line in lines]
         perplexity = {name: [line["perplexity"][name] for line in lines] for name in lines[0]["perplexity"]}
         health = plots.codebook_health([line["step"] for line in lines], used, perplexity)
-        plots.save_png(health, folder / FOLDER / "codebook-health.png")
+        plots.save_figure(health, folder / FOLDER / f"codebook-health.{kind}")
     usage = plots.code_usage(code_counts(probes, codewords))
-    plots.save_png(usage.figure, folder / FOLDER / "code-usage.png")
+    plots.save_figure(usage.figure, folder / FOLDER / f"code-usage.{kind}")
     write_text(folder / FOLDER / "code-usage.csv", usage.table)
-    draw_bars(folder, rows)
+    draw_bars(folder, rows, kind)
     timed = probes.modalities("localisation")
     if len(timed) > 1 and any(row.task == "localisation" for row in rows):
-        draw_timelines(folder, probes, store, timed[0])
+        draw_timelines(folder, probes, store, timed[0], kind)
     for task, draw in DRAWN.items():
         for row in [row for row in rows if row.task == task][:1]:
-            draw(folder / FOLDER / f"{task}.png", probes, row)
+            draw(folder / FOLDER / f"{task}.{kind}", probes, row)
 
 
-def draw_bars(folder: Path, rows: Sequence[Row]) -> None:
+def draw_bars(folder: Path, rows: Sequence[Row], kind: str = "png") -> None:
     """Zero-shot score beside same-modality score and chance."""
     if rows:
-        plots.save_png(plots.zero_shot_bars(rows), folder / FOLDER / "zero-shot.png")
+        plots.save_figure(plots.zero_shot_bars(rows), folder / FOLDER / f"zero-shot.{kind}")
 
 
 def code_counts(probes: Probes, codewords: int) -> dict[str, np.ndarray]:
@@ -72,7 +76,7 @@ def code_counts(probes: Probes, codewords: int) -> dict[str, np.ndarray]:
     return counts
 
 
-def draw_timelines(folder: Path, probes: Probes, store: Dataset, trained_on: str) -> None:
+def draw_timelines(folder: Path, probes: Probes, store: Dataset, trained_on: str, kind: str = "png") -> None:
     """Truth and prediction of one test clip in every modality with a time axis, the probe trained on one of them.
 
     The clip is the one whose error is the median of all, neither the best nor the worst. At most TIMELINE_CLASSES
@@ -84,7 +88,7 @@ def draw_timelines(folder: Path, probes: Probes, store: Dataset, trained_on: str
     truth = {name: np.asarray(clips.labels[name]) for name in names}
     errors = sum(np.abs(outputs[name] - truth[name]).mean((1, 2)) for name in names)
     clip = int(np.argsort(errors)[len(errors) // 2])
-    frames = {name: clips.arrays[f"{name}.frames"][clip] for name in names if f"{name}.frames" in clips.arrays}
+    frames = {name: plots.step_pictures(clips, name, clip) for name in names}
     # Of many classes those that are there, and those that the probe finds most probable.
     largest = np.max([np.maximum(truth[name][clip], outputs[name][clip]).max(0) for name in names], 0)[:-1]
     shown = np.sort(np.argsort(-largest, kind="stable")[:TIMELINE_CLASSES])
@@ -95,10 +99,11 @@ def draw_timelines(folder: Path, probes: Probes, store: Dataset, trained_on: str
         [clips.classes[number] for number in shown],
         trained_on=trained_on,
         frames=frames,
-        title=f"test clip {clip}"
+        second=store.name in built_in.DATASETS or store.name in LAYOUTS.keys() - {"clips"},
+        title=f"test clip {clip}, {_shown_class(clips, clip, truth)}"
         + (f", {len(shown)} of {len(clips.classes)} classes" if len(shown) < len(clips.classes) else ""),
     )
-    plots.save_png(figure, folder / FOLDER / "timeline.png")
+    plots.save_figure(figure, folder / FOLDER / f"timeline.{kind}")
 
 
 def draw_segmentation(file: Path, probes: Probes, row: Row) -> None:
@@ -140,7 +145,7 @@ def draw_segmentation(file: Path, probes: Probes, row: Row) -> None:
         title=f"segmentation, frame {frame + 1} of test clips from the worst to the best; on top what is asked for and "
         "the zero-shot IoU of all frames",
     )
-    plots.save_png(figure, file)
+    plots.save_figure(figure, file)
 
 
 def draw_retrieval(file: Path, probes: Probes, row: Row) -> None:
@@ -178,7 +183,17 @@ def draw_retrieval(file: Path, probes: Probes, row: Row) -> None:
         title=f"{names[0]} queries among {len(ranks)} {names[1]} clips, the first {FOUND} found"
         + (f"; the head was trained on {row.source} and {row.anchor}" if row.anchor else ""),
     )
-    plots.save_png(figure, file)
+    plots.save_figure(figure, file)
+
+
+def _shown_class(clips: Clips, clip: int, truth: Mapping[str, np.ndarray]) -> str:
+    """The class of a clip and, where clips have none, the classes of its events."""
+    name = _class_of(clips, clip)
+    if name:
+        return f"class {name}"
+    there = np.any([one[clip][:, :-1].any(0) for one in truth.values()], 0)
+    events = [clips.classes[number] for number in np.flatnonzero(there).tolist()]
+    return f"events {', '.join(events)}" if events else "no event"
 
 
 # What draws a row, by task.

@@ -16,18 +16,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.collections import LineCollection
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.patches import Rectangle
-from matplotlib.ticker import MaxNLocator
+from PIL import Image
 
+from unicode_fast.headless import any_backend
 from unicode_fast.tasks import Row
 from unicode_fast.tasks.probe import Clips
 from unicode_fast.tasks.sharing import shared_codewords
+from unicode_fast.tasks.table import counted
 from unicode_fast.writing import atomic_file
+
+with any_backend():
+    from matplotlib import rc_context
+    from matplotlib.axes import Axes
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.collections import LineCollection
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Rectangle
+    from matplotlib.ticker import MaxNLocator
 
 # Okabe and Ito's palette, which people with any common colour blindness can tell apart.
 BLUE, RED, GREEN, PINK, ORANGE, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"
@@ -39,6 +45,9 @@ _OF_MODALITY, SHARED = {"video": BLUE, "audio": RED, "text": PINK}, GREEN
 _OF_OTHERS = (ORANGE, SKY, BLACK, PINK, RED, BLUE)
 _MARKERS = ("s", "^", "v", "D", "P", "X")
 _DPI = 110
+_LARGEST_BYTES = 150_000
+FORMATS = ("png", "pdf", "svg")
+FORMAT_HELP = f"of pictures: {', '.join(FORMATS)} [png]"
 # Of the tint where a probability is 1.
 _OPACITY = 0.85
 _NOT_SCORES = ("step", "kind", "mean", "token", "sharing", "content_sharing")
@@ -73,14 +82,38 @@ class CodeUsage:
     shares: dict[str, float]
 
 
-def save_png(figure: Figure, path: Path) -> None:
-    """Writes a figure atomically.
+def save_figure(figure: Figure, path: Path) -> None:
+    """Writes a figure atomically, in the format that its name ends with, one of FORMATS; the same bytes every time.
 
     Raises:
         OSError: the folder cannot be written or the disk is full.
     """
+    kind = path.suffix[1:]
+    no_date = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}.get(kind)
+    # Letters in a PDF are of outline fonts, which journals ask for, and names in an SVG do not change.
+    with rc_context({"pdf.fonttype": 42, "svg.hashsalt": "unicode_fast"}), io.BytesIO() as drawn:
+        FigureCanvasAgg(figure).print_figure(drawn, format=kind, dpi=_DPI, facecolor="white", metadata=no_date)
+        content = _in_few_colours(drawn) if kind == "png" and drawn.tell() > _LARGEST_BYTES else drawn.getvalue()
     with atomic_file(path) as file:
-        FigureCanvasAgg(figure).print_figure(file, format="png", dpi=_DPI, facecolor="white")
+        file.write(content)
+
+
+def _in_few_colours(png: io.BytesIO) -> bytes:
+    """A smaller picture of 256 colours, which lines and letters hardly need more of."""
+    with io.BytesIO() as smaller:
+        Image.open(png).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(smaller, "png", optimize=True)
+        return smaller.getvalue()
+
+
+def check_format(kind: str) -> str:
+    """The format itself.
+
+    Raises:
+        ValueError: it is none of FORMATS.
+    """
+    if kind not in FORMATS:
+        raise ValueError(f"format must be one of {', '.join(FORMATS)}, got {kind!r}")
+    return kind
 
 
 def losses(metrics: Sequence[Mapping[str, Any]]) -> Figure:
@@ -102,21 +135,21 @@ def losses(metrics: Sequence[Mapping[str, Any]]) -> Figure:
     steps = [line["step"] for line in lines]
     tokens = [line for line in validation if "token" in line]
     count = 1 + len(families) + ("recognised" in lines[0]) + bool(validation) + bool(tokens)
-    figure, axes = _grid(count, columns=min(4, count), panel=(2.7, 2.35))
-    _curves(axes[0], "sum of all terms", steps, {"": [line["loss"] for line in lines]})
+    figure, axes = _grid(count, columns=min(4, count), panel=(2.9, 2.7))
+    _curves(axes[0], "sum of all terms", "weighted loss", steps, {"": [line["loss"] for line in lines]})
     for axis, (family, terms) in zip(axes[1:], families.items(), strict=False):
         curves = {term.partition(".")[2]: [line["losses"][term] for line in lines] for term in terms}
-        _curves(axis, _spaced(family), steps, curves)
+        _curves(axis, _spaced(family), "weighted loss", steps, curves)
     if "recognised" in lines[0]:
         directions = {key: [line["recognised"][key] for line in lines] for key in lines[0]["recognised"]}
-        _shares(axes[len(families) + 1], "clips that CPC recognises", steps, directions)
+        _shares(axes[len(families) + 1], "clips that CPC recognises", "share of clips", steps, directions)
     if validation:
         accuracy = {key: [line[key] for line in validation] for key in validation[0] if key not in _NOT_SCORES}
         axis = axes[-2 if tokens else -1]
-        _shares(axis, "zero-shot accuracy, validation", [line["step"] for line in validation], accuracy)
+        _shares(axis, "zero-shot, validation clips", "accuracy", [line["step"] for line in validation], accuracy)
     if tokens:
         accuracy = {key: [line["token"][key] for line in tokens] for key in tokens[0]["token"]}
-        _shares(axes[-1], "the same of tokens", [line["step"] for line in tokens], accuracy)
+        _shares(axes[-1], "the same of tokens", "accuracy", [line["step"] for line in tokens], accuracy)
     return figure
 
 
@@ -173,7 +206,7 @@ def _usage_figure(
         height = np.maximum(total[order][place], 0.5)
         dots.scatter(place, height, s=24, c=colour, marker=marker, linewidths=1, label=label, clip_on=False)
     dots.set_yscale("log")
-    dots.set_ylabel("uses in all modalities")
+    dots.set_ylabel("uses on the test split\n(logarithmic)")
     dots.set_title(
         f"{len(total)} codewords: " + ", ".join(f"{100 * value:.0f} % {label}" for label, value in shares.items())
     )
@@ -203,22 +236,25 @@ def codebook_health(
         perplexity: (n,) exponential of the entropy of the code usage, by modality.
     """
     figure, axes = _grid(2, columns=2, panel=(4.1, 2.8))
-    for axis, title, curves in zip(axes, ("codewords in use", "perplexity"), (used, perplexity), strict=True):
-        _curves(axis, title, steps, curves, logarithmic=False)
+    for axis, title, curves in zip(
+        axes, ("codewords in use", "perplexity of the use"), (used, perplexity), strict=True
+    ):
+        _curves(axis, title, "codewords", steps, curves, logarithmic=False)
         axis.set_ylim(bottom=0)
     return figure
 
 
-def event_timeline(
+def event_timeline(  # noqa: PLR0913 - what is in the picture, and its words
     truth: Mapping[str, np.ndarray],
     probability: Mapping[str, np.ndarray],
     classes: Sequence[str],
     *,
     trained_on: str,
     frames: Mapping[str, np.ndarray] | None = None,
+    second: bool = True,
     title: str = "",
 ) -> Figure:
-    """Predicted probabilities of one clip step by step, the truth outlined, one panel a modality.
+    """Predicted probabilities of one clip over time, the truth outlined, one panel a modality.
 
     Args:
         truth: (T, C+1) 0/1 by modality, background last.
@@ -226,6 +262,7 @@ def event_timeline(
         classes: C names.
         trained_on: the modality the probe was trained on; the others are zero-shot.
         frames: (T, H, W) pictures to show above a modality's panel, one a step, for any of the modalities.
+        second: whether a step of the clip is a second; else the axis counts steps.
         title: of the figure.
 
     Raises:
@@ -244,14 +281,19 @@ def event_timeline(
         axis = column[-1]
         if frames:
             _strip(column[0], frames.get(name))
+            if name == next(iter(truth)):
+                column[0].set_ylabel("input", rotation=0, ha="right", va="center")
         role = "the probe was trained here" if name == trained_on else f"zero-shot, trained on {trained_on}"
         column[0].set_title(f"{name}: {role}")
         image = axis.imshow(np.asarray(probability[name]).T, vmin=0, vmax=1, cmap="Blues", aspect="auto")
         _outline(axis, np.asarray(truth[name]) > 0)
-        axis.set_xticks(range(len(probability[name])), range(1, len(probability[name]) + 1))
+        # Ticks between the steps, from 0 to T.
+        every = -(-len(probability[name]) // 10)
+        axis.set_xticks(np.arange(0, len(probability[name]) + 1, every) - 0.5)
+        axis.set_xticklabels(range(0, len(probability[name]) + 1, every))
         axis.set_yticks(range(rows), [*classes, "background"] if axis is axes[-1, 0] else [""] * rows)
-        axis.set_xlabel("step")
-        axis.tick_params(length=0)
+        axis.set_xlabel("time (s)" if second else "steps of the clip")
+        axis.tick_params(axis="y", length=0)
         axis.spines[:].set_visible(False)
     bar = figure.colorbar(image, ax=axes[:, -1], shrink=0.7, aspect=25)
     bar.set_label("predicted probability (truth outlined)")
@@ -262,7 +304,7 @@ def event_timeline(
 
 def _strip(axis: Axes, frames: np.ndarray | None) -> None:
     """Pictures side by side, each over its step."""
-    axis.axis("off")
+    _bare(axis)
     if frames is None:
         return
     low, high = np.percentile(frames, (1, 99))
@@ -293,7 +335,7 @@ def zero_shot_bars(rows: Sequence[Row]) -> Figure:
     """Zero-shot score beside the same-modality score and chance, for each direction of each task.
 
     Args:
-        rows: at least one; those of several seeds carry their standard deviation.
+        rows: at least one; with the standard deviation over seeds, or the interval over clips, for error bars.
 
     Raises:
         ValueError: there are no rows.
@@ -303,17 +345,40 @@ def zero_shot_bars(rows: Sequence[Row]) -> Figure:
     tasks = list(dict.fromkeys((row.task, row.protocol) for row in rows))
     groups = [[row for row in rows if (row.task, row.protocol) == task] for task in tasks]
     widths = [len(group) + 0.6 for group in groups]
-    figure = Figure(figsize=(max(4.5, 1.05 * sum(widths) + 0.6), 3.3), layout="constrained")
+    figure = Figure(figsize=(max(4.5, 1.05 * sum(widths) + 0.6), 3.5), layout="constrained")
     axes = figure.subplots(1, len(groups), sharey=True, squeeze=False, width_ratios=widths)[0]
     for axis, group, (task, protocol) in zip(axes, groups, tasks, strict=True):
         _bars(axis, group)
         metric = _METRICS.get((task, protocol), "score")
         axis.set_title(f"{task}{'' if protocol == 'sound' else f' ({protocol})'}: {metric}")
     axes[0].set_yticks([0, 0.25, 0.5, 0.75, 1], ["0", "25 %", "50 %", "75 %", "100 %"])
+    axes[0].set_ylabel("score on the test split")
     handles = dict(zip(*reversed(axes[0].get_legend_handles_labels()), strict=True))
-    order = ("zero-shot", "same modality", "chance")
-    figure.legend([handles[key] for key in order], order, loc="outside lower center", ncols=3, frameon=False)
+    order = ["zero-shot", "same modality", "chance"]
+    shown, said = [handles[key] for key in order], error_bars(rows)
+    if said:
+        shown, order = [*shown, Line2D([], [], color=BLACK, marker="_", linestyle="none")], [*order, said]
+    figure.legend(shown, order, loc="outside lower center", ncols=2, frameon=False, fontsize=9)
     return figure
+
+
+def error_bars(rows: Sequence[Row]) -> str:
+    """What the error bars of rows are, and of how many seeds or clips; "" where rows have none."""
+    said = []
+    if any(row.std is not None for row in rows):
+        said.append("standard deviation over " + counted({row.seeds for row in rows if row.std is not None}, "seeds"))
+    if any(row.std is None and row.interval for row in rows):
+        clips = counted({row.clips for row in rows if row.std is None and row.interval}, "test clips")
+        said.append(f"95 % bootstrap interval over {clips}")
+    return "error bars: " + "; ".join(said) if said else ""
+
+
+def _spread(row: Row) -> tuple[float, float] | None:
+    """How far an error bar reaches below and above a score."""
+    if row.std is not None:
+        return row.std, row.std
+    # A percentile interval of few clips need not hold the score itself.
+    return row.interval and (max(0.0, row.score - row.interval[0]), max(0.0, row.interval[1] - row.score))
 
 
 def report_bars(
@@ -323,7 +388,7 @@ def report_bars(
 
     Args:
         series: by name, then by (task, direction): score and its standard deviation, if any.
-        hatched: names of series that are no like for like, such as published numbers of other data.
+        hatched: names of series that are no runs, such as published numbers.
 
     Raises:
         ValueError: there are no scores.
@@ -334,7 +399,7 @@ def report_bars(
     tasks = list(dict.fromkeys(task for task, _ in keys))
     groups = [[direction for task, direction in keys if task == wanted] for wanted in tasks]
     columns = max(len(group) for group in groups)
-    height = 2.2 * len(tasks) + 0.24 * len(series) + 0.4
+    height = 2.2 * len(tasks) + 0.24 * len(series) + 0.6
     figure = Figure(figsize=(max(6.0, 1.4 * columns + 1), height), layout="constrained")
     axes = figure.subplots(len(tasks), 1, squeeze=False)[:, 0]
     colours = _in_order(series)
@@ -364,10 +429,15 @@ def report_bars(
         axis.set_ylim(0, 1.12)
         axis.set_yticks([0, 0.5, 1], ["0", "50 %", "100 %"])
         axis.tick_params(axis="x", length=0)
+        axis.set_ylabel("zero-shot score", fontsize=8)
         axis.set_title(task, fontsize=10, loc="left")
         _plain(axis)
-    handles = [Rectangle((0, 0), 1, 1, **styles[name]) for name in series]
-    figure.legend(handles, list(series), loc="outside lower center", ncols=1, frameon=False, fontsize=8)
+    handles: list[Any] = [Rectangle((0, 0), 1, 1, **styles[name]) for name in series]
+    labels = list(series)
+    if any(std is not None for scores in series.values() for _, std in scores.values()):
+        handles.append(Line2D([], [], color=BLACK, marker="|", linestyle="none"))
+        labels.append("error bars: standard deviation over seeds")
+    figure.legend(handles, labels, loc="outside lower center", ncols=1, frameon=False, fontsize=8)
     return figure
 
 
@@ -412,23 +482,27 @@ def codebook_sizes(points: Mapping[int, Sequence[Row]]) -> Figure:
         axis.set_ylim(0, 1.02)
         axis.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0", "25 %", "50 %", "75 %", "100 %"])
         axis.set_title(f"{task}: {_METRICS.get((task, 'sound'), 'score')}", fontsize=10)
-        axis.set_xlabel("codewords")
+        axis.set_xlabel("codewords in the codebook (logarithmic)")
+        axis.set_ylabel("zero-shot score")
         axis.legend(fontsize=7, frameon=False)
         _plain(axis)
+    figure.supxlabel(error_bars([row for size in sizes for row in points[size] if row.std is not None]), fontsize=8)
     return figure
 
 
 def _bars(axis: Axes, rows: Sequence[Row]) -> None:
     for place, row in enumerate(rows):
         named = ("zero-shot", "same modality", "chance") if place == 0 else ("", "", "")
-        axis.bar(place - 0.2, row.score, 0.38, yerr=row.std, color=BLUE, ecolor=BLACK, capsize=3, label=named[0])
+        axis.bar(place - 0.2, row.score, 0.38, color=BLUE, label=named[0])
+        spread = _spread(row)
+        if spread is not None:
+            axis.errorbar(place - 0.2, row.score, [[spread[0]], [spread[1]]], fmt="none", ecolor=BLACK, capsize=3)
         axis.bar(place + 0.2, row.same_modality, 0.38, color="#C9DDEB", edgecolor=BLUE, label=named[1])
         axis.hlines(row.chance, place - 0.42, place + 0.42, colors=ORANGE, linestyles="--", label=named[2])
-        for offset, value, spread in ((-0.2, row.score, row.std or 0), (0.2, row.same_modality, 0)):
-            axis.text(
-                place + offset, value + spread + 0.015, f"{100 * value:.0f}", ha="center", va="bottom", fontsize=8
-            )
+        for offset, value, above in ((-0.2, row.score, spread[1] if spread else 0), (0.2, row.same_modality, 0)):
+            axis.text(place + offset, value + above + 0.015, f"{100 * value:.0f}", ha="center", va="bottom", fontsize=8)
     axis.set_xticks(range(len(rows)), [f"{row.source}\n→ {row.target}" for row in rows])
+    axis.set_xlabel("probe trained on → tested on", fontsize=9)
     axis.set_ylim(0, 1.1)
     axis.tick_params(axis="x", length=0)
     _plain(axis)
@@ -605,6 +679,7 @@ def _modality_colours(names: Iterable[str]) -> dict[str, str]:
 def _curves(
     axis: Axes,
     title: str,
+    unit: str,
     steps: Sequence[int],
     curves: Mapping[str, Sequence[float]],
     *,
@@ -615,43 +690,55 @@ def _curves(
     They are labelled with their modalities, "any" for all of them together, or "" for a line by itself.
     """
     colours = {**_modality_colours(curves), "any": GREY, "": BLACK}
-    for label, curve in curves.items():
-        marker = "o" if len(steps) < 20 else None
-        axis.plot(steps, curve, color=colours[label], linewidth=1.4, marker=marker, markersize=3, label=label or None)
+    dashes = _dashes([colours[label] for label in curves])
+    for (label, curve), dash in zip(curves.items(), dashes, strict=True):
+        axis.plot(*(steps, curve, dash), color=colours[label], linewidth=1.4, label=label or None, **_dots(steps))
     values = np.concatenate([np.asarray(curve, float) for curve in curves.values()])
     if logarithmic and values.min() > 0 and values.max() > 10 * values.min():
         axis.set_yscale("log")
-    _finish(axis, title)
+        unit = f"{unit} (logarithmic)"
+    _finish(axis, title, unit)
 
 
-def _shares(axis: Axes, title: str, steps: Sequence[int], curves: Mapping[str, Sequence[float]]) -> None:
-    """Fractions by direction, thin, and their mean, bold."""
-    single = [values for key, values in curves.items() if key != "mean"]
-    for values in single:
-        axis.plot(steps, values, color=GREY, linewidth=0.8)
-    marker = "o" if len(steps) < 20 else None
-    axis.plot(steps, np.mean(single, axis=0), color=BLACK, linewidth=1.8, marker=marker, markersize=3.5, label="mean")
-    axis.plot([], [], color=GREY, linewidth=0.8, label="one direction")
+def _shares(axis: Axes, title: str, unit: str, steps: Sequence[int], curves: Mapping[str, Sequence[float]]) -> None:
+    """Fractions, a thin line a direction, and their mean, bold."""
+    single = {key: values for key, values in curves.items() if key != "mean"}
+    colours = _in_order(single)
+    for (key, values), dash in zip(single.items(), _dashes(list(colours.values())), strict=True):
+        axis.plot(*(steps, values, dash), color=colours[key], linewidth=1, label=key.replace("->", " → "))
+    mean = np.mean(list(single.values()), axis=0)
+    axis.plot(steps, mean, color=BLACK, linewidth=1.8, label="mean", **_dots(steps))
     axis.set_ylim(0, 1.02)
     axis.set_yticks([0, 0.5, 1], ["0", "50 %", "100 %"])
-    _finish(axis, title)
+    _finish(axis, title, unit)
 
 
-def _finish(axis: Axes, title: str) -> None:
+def _dashes(colours: Sequence[str]) -> list[str]:
+    """How lines are dashed, so that those of one colour differ."""
+    return [("-", "--", ":", "-.")[list(colours[:place]).count(colour) % 4] for place, colour in enumerate(colours)]
+
+
+def _dots(steps: Sequence[int]) -> dict[str, Any]:
+    """Marks where there are few points."""
+    return {"marker": "o", "markersize": 3} if len(steps) < 20 else {}
+
+
+def _finish(axis: Axes, title: str, unit: str) -> None:
     """Title, axes, and below them a legend of what has a label, where it covers no curve."""
     axis.set_title(title, fontsize=10)
-    axis.set_xlabel("step")
-    handles, _ = axis.get_legend_handles_labels()
+    axis.set_xlabel("training step")
+    axis.set_ylabel(unit, fontsize=8)
+    handles, labels = axis.get_legend_handles_labels()
     if handles:
         # So many heights of its letters below the axis, past the ticks and their label.
         axis.legend(
             loc="upper center",
             bbox_to_anchor=(0.5, 0),
             borderaxespad=4.5,
-            ncols=len(handles) if len(handles) < 5 else 3,
+            ncols=len(handles) if sum(map(len, labels)) < 20 else 2,
             fontsize=7,
             frameon=False,
-            handlelength=1.2,
+            handlelength=1.8,
             columnspacing=1,
         )
     axis.xaxis.set_major_locator(MaxNLocator(4, integer=True))

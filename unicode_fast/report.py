@@ -98,7 +98,11 @@ def single_runs(paths: Iterable[str]) -> list[Path]:
         if not (path / "config.yaml").is_file():
             raise CheckpointError(f"run must be a run folder with a config.yaml, got {str(path)!r}")
         seeds = path / "seeds.json"
-        below = [path / f"seed-{seed}" for seed in json.loads(seeds.read_text())] if seeds.exists() else [path]
+        below = (
+            [path / f"seed-{seed}" for seed in json.loads(seeds.read_text(encoding="utf-8"))]
+            if seeds.exists()
+            else [path]
+        )
         for folder in below:
             if not (folder / "summary.json").is_file():
                 raise CheckpointError(f"run must have ended, {str(folder)!r} has no summary.json; go on with --resume")
@@ -127,13 +131,13 @@ def label_of(config: Config) -> str:
 def rows_of(folder: Path) -> dict[Column, Row]:
     """Every number that a run folder holds: those of its summary and those measured later."""
     found = {}
-    summary, data = json.loads((folder / "summary.json").read_text()), run_config(folder).data.data
+    summary, data = json.loads((folder / "summary.json").read_text(encoding="utf-8")), run_config(folder).data.data
     own = summary.get("dataset", short(data))
     for values in summary["rows"]:
         row = Row.from_dict(values)
         found[Column(row.task, row.source, row.target, row.protocol, dataset=stands_for(row.task, own))] = row
     for file in sorted((folder / EVALUATIONS).glob("*.json")):
-        content = json.loads(file.read_text())
+        content = json.loads(file.read_text(encoding="utf-8"))
         row = Row.from_dict(content["row"])
         flags = {name: short(str(value)) for name, value in content["flags"].items()}
         note = ", ".join(f"{name} {value}" for name, value in flags.items())
@@ -346,7 +350,7 @@ def _write_files(lines: Sequence[Line], out: Path) -> None:
     text.append("![Scores](report.png)")
     series = figure_series(lines)
     theirs = series.keys() - {line.label for line in lines}
-    plots.save_png(plots.report_bars(series, hatched=theirs), out / "report.png")
+    plots.save_figure(plots.report_bars(series, hatched=theirs), out / "report.png")
     table = io.StringIO()
     csv.writer(table, lineterminator="\n").writerows(long_table(lines))
     write_text(out / "report.csv", table.getvalue())
@@ -380,7 +384,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise ValueError(f"out must be a folder that does not exist yet, got {arguments.out!r}")
     lines = collect(single_runs(arguments.runs))
     write_report(lines, out)
-    print((out / "report.md").read_text(), end="")
+    print((out / "report.md").read_text(encoding="utf-8"), end="")
     print(out)
     return 0
 

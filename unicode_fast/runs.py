@@ -120,7 +120,7 @@ def resume_folder(
         )
     seeds = folder / "seeds.json"
     config = resolve_saved(str(folder / "config.yaml"), flags)
-    return folder, config, json.loads(seeds.read_text()) if seeds.exists() else None
+    return folder, config, json.loads(seeds.read_text(encoding="utf-8")) if seeds.exists() else None
 
 
 def choose_device(name: str) -> torch.device:

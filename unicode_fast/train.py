@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 from tqdm import tqdm
 
-from unicode_fast import checkpoint, distributed, pictures
+from unicode_fast import checkpoint, distributed, health, pictures, plots
 from unicode_fast.acceleration import GraphedStep, accelerate, check_acceleration
 from unicode_fast.checkpoint import CheckpointError
 from unicode_fast.cli import (
@@ -62,6 +62,7 @@ from unicode_fast.tasks import (
     aggregate,
     check_partners,
     check_tasks,
+    format_legend,
     format_sharing,
     format_table,
     mean_sharing,
@@ -408,7 +409,9 @@ def pretrain(
     return progress
 
 
-def run(config: Config, folder: Path, resume_step: int | None = None, ranks: Ranks | None = None) -> dict[str, Any]:
+def run(
+    config: Config, folder: Path, resume_step: int | None = None, ranks: Ranks | None = None, kind: str = "png"
+) -> dict[str, Any]:
     """Pre-trains in a run folder, or goes on with what is there, probes, and writes summary and pictures.
 
     Args:
@@ -416,6 +419,7 @@ def run(config: Config, folder: Path, resume_step: int | None = None, ranks: Ran
         folder: exists already and holds config.yaml.
         resume_step: checkpoint to go on from; None takes the last, if there is one.
         ranks: that train together; None for this process alone.
+        kind: of the pictures, one of `plots.FORMATS`.
 
     Returns:
         The content of summary.json.
@@ -450,7 +454,7 @@ def run(config: Config, folder: Path, resume_step: int | None = None, ranks: Ran
 
     def conclude() -> dict[str, Any]:
         seconds = progress["seconds"] + time.monotonic() - started - pretraining
-        return measure(trainer, store, folder, progress, seconds)
+        return measure(trainer, store, folder, progress, seconds, kind)
 
     return ranks.from_first(conclude, "measuring")
 
@@ -477,8 +481,8 @@ def go_on(trainer: Trainer, content: Mapping[str, Any], store: Dataset, ranks: R
     trainer.restore(content)
 
 
-def measure(
-    trainer: Trainer, store: Dataset, folder: Path, progress: Mapping[str, Any], seconds: float
+def measure(  # noqa: PLR0913 - what is measured, and how it is shown
+    trainer: Trainer, store: Dataset, folder: Path, progress: Mapping[str, Any], seconds: float, kind: str = "png"
 ) -> dict[str, Any]:
     """Probes the best model of a run that has been trained, and writes summary and pictures.
 
@@ -488,6 +492,7 @@ def measure(
         folder: of the run.
         progress: what `pretrain` returned.
         seconds: of the run, without the probes.
+        kind: of the pictures.
 
     Returns:
         The content of summary.json.
@@ -499,9 +504,11 @@ def measure(
     partners = open_partners(config.data, tasks, store) if tasks != NO_TASKS else None
     probes = Probes(model, store, config.train.seed, partners=partners)
     rows = probes.table(tasks) if tasks != NO_TASKS else []
+    sharing = probes.sharing() if rows else {}
     summary = {
         "rows": [row.as_dict() for row in rows],
-        **({"sharing": {name: found.as_dict() for name, found in probes.sharing().items()}} if rows else {}),
+        **({"sharing": {name: found.as_dict() for name, found in sharing.items()}} if rows else {}),
+        "warnings": warnings_of(rows, sharing, config.model.codewords) if rows else last_warnings(folder),
         "dataset": store.name,
         "checkpoint": {"used": which, **(progress["best"] or {"step": trainer.step})},
         "steps": trainer.step,
@@ -516,9 +523,22 @@ def measure(
     if rows:
         note_shared(store)
     if config.train.probe_tasks != NO_TASKS:
-        pictures.draw_run(folder, probes, store, rows, config.model.codewords)
+        pictures.draw_run(folder, probes, store, rows, config.model.codewords, kind)
     write_json(folder / "summary.json", summary)
     return summary
+
+
+def warnings_of(rows: Sequence[Row], sharing: Mapping[str, Sharing], codewords: int) -> list[str]:
+    """What a table and the codes of the test split, all words of a sentence among them, give reason to doubt."""
+    codes = next(iter(sharing.values()))
+    return [*health.collapsed(codes.codes_in_use, codes.perplexity, codewords).values(), *health.at_chance(rows)]
+
+
+def last_warnings(folder: Path) -> list[str]:
+    """What the last line of training in a run's metrics warns of."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    last = [line for line in lines if line["kind"] == "train"][-1:]
+    return last[0].get("warnings", []) if last else []
 
 
 def note_shared(store: Dataset) -> None:
@@ -533,7 +553,7 @@ def note_shared(store: Dataset) -> None:
             )
 
 
-def run_seeds(config: Config, folder: Path, seeds: Sequence[int], ranks: Ranks) -> dict[str, Any]:
+def run_seeds(config: Config, folder: Path, seeds: Sequence[int], ranks: Ranks, kind: str) -> dict[str, Any]:
     """One run for each seed in its own subfolder, those that ended left alone; mean and spread on top.
 
     Returns:
@@ -545,24 +565,31 @@ def run_seeds(config: Config, folder: Path, seeds: Sequence[int], ranks: Ranks) 
 
         def begin(below: Path = below, seed: int = seed) -> dict[str, Any] | None:
             if (below / "summary.json").exists():
-                return json.loads((below / "summary.json").read_text())
+                return json.loads((below / "summary.json").read_text(encoding="utf-8"))
             (write_config if below.exists() else make_folder)(below, config.replace(seed=seed))
             return None
 
         summary = ranks.from_first(begin)
         if summary is None:
             print(f"seed {seed}: {below}", file=sys.stderr)
-            summary = run(config.replace(seed=seed), below, ranks=ranks)
+            summary = run(config.replace(seed=seed), below, ranks=ranks, kind=kind)
         summaries.append(summary)
-    return ranks.from_first(lambda: summarise_seeds(folder, seeds, summaries))
+    return ranks.from_first(lambda: summarise_seeds(folder, seeds, summaries, kind))
 
 
-def summarise_seeds(folder: Path, seeds: Sequence[int], summaries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def summarise_seeds(
+    folder: Path, seeds: Sequence[int], summaries: Sequence[Mapping[str, Any]], kind: str = "png"
+) -> dict[str, Any]:
     """Writes the summary.json above the seeds and its picture; returns its content."""
     rows = aggregate([[Row.from_dict(row) for row in summary["rows"]] for summary in summaries])
     summary = {
         "rows": [row.as_dict() for row in rows],
         **_mean_sharing(summaries),
+        "warnings": [
+            f"seed {seed}: {text}"
+            for seed, summary in zip(seeds, summaries, strict=True)
+            for text in summary.get("warnings", [])
+        ],
         "seed": seeds[0],
         "seeds": list(seeds),
         "seconds": sum(summary["seconds"] for summary in summaries),
@@ -570,7 +597,7 @@ def summarise_seeds(folder: Path, seeds: Sequence[int], summaries: Sequence[Mapp
         "versions": versions(),
         "git_commit": git_commit(),
     }
-    pictures.draw_bars(folder, rows)
+    pictures.draw_bars(folder, rows, kind)
     write_json(folder / "summary.json", summary)
     return summary
 
@@ -596,7 +623,9 @@ def train(argv: Sequence[str] | None, ranks: Ranks) -> int:
     parser.add_argument("--resume", type=str | None, metavar="RUN", help=RESUME_HELP)
     parser.add_argument("--resume_step", type=int, default=None, help="from the checkpoint of this step, not the last")
     parser.add_argument("--seeds", type=int, default=1, help="train with this many seeds; mean and spread in the table")
+    parser.add_argument("--format", type=str, default="png", help=plots.FORMAT_HELP)
     arguments = parser.parse_args(with_underscores(argv))
+    plots.check_format(arguments.format)
     flags = given_fields(arguments)
     seeds: list[int] | None = None
     if arguments.resume is not None:
@@ -633,18 +662,21 @@ def train(argv: Sequence[str] | None, ranks: Ranks) -> int:
     print(yaml.safe_dump(config.flat(), sort_keys=False), end="")
     try:
         if seeds:
-            summary = run_seeds(config, folder, seeds, ranks)
+            summary = run_seeds(config, folder, seeds, ranks, arguments.format)
         else:
-            summary = run(config, folder, arguments.resume_step, ranks)
+            summary = run(config, folder, arguments.resume_step, ranks, arguments.format)
     except KeyboardInterrupt:
         print(f"to go on from the last checkpoint: --resume {folder}", file=sys.stderr)
         raise
     if summary["rows"]:
-        print(format_table([Row.from_dict(row) for row in summary["rows"]]))
+        rows = [Row.from_dict(row) for row in summary["rows"]]
+        print(f"{format_table(rows)}\n{format_legend(rows)}".rstrip())
         sharing = summary.get("sharing", {})
         for words, values in sharing.items():
             which = f", {words}" if len(sharing) > 1 else ""
             print(f"\ncodes on the test split{which}\n{format_sharing(Sharing(**values))}\n")
+    for warning in summary.get("warnings", []):
+        print(f"warning: {warning}")
     print(folder)
     return 0
 
@@ -680,10 +712,8 @@ def check_run(config: Config) -> None:
         names = modality_names(config.data.modalities, BUILT_IN_MODALITIES)
         if not set(names) <= set(BUILT_IN_MODALITIES):
             raise ValueError(f"modalities must be among {', '.join(BUILT_IN_MODALITIES)}, got {', '.join(names)}")
-        if config.data.train_clips < config.train.batch_size:
-            raise ValueError(
-                f"batch_size must be at most train_clips ({config.data.train_clips}), got {config.train.batch_size}"
-            )
+        if problem := health.unfilled_batch(config.data.train_clips, config.train.batch_size):
+            raise ValueError(problem)
 
 
 def check_flags(
@@ -742,8 +772,8 @@ def check_store(config: Config, store: Dataset) -> dict[str, Modality]:
         )
     clips = store.split(config.data.train_split)
     modalities = store.modalities_named(modality_names(config.data.modalities, tuple(clips.modalities)))
-    if len(clips) < config.train.batch_size:
-        raise ValueError(f"batch_size must be at most the {len(clips)} training clips, got {config.train.batch_size}")
+    if problem := health.unfilled_batch(len(clips), config.train.batch_size):
+        raise ValueError(problem)
     check_targets(config, store, needed_splits, modalities)
     steps = {clips.features[name].shape[1] for name in modalities}
     needed = config.method.cpc_earliest + 1 + config.model.cpc_steps

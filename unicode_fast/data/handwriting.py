@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from unicode_fast.headless import any_backend
+
 FRAME_SIDE = 16
 GRID_SIDE, CHANNELS = 7, 16
 SMALL_SIDE = 8
@@ -75,8 +77,9 @@ def printed_pictures() -> Pictures:
 
 def _glyph(face: str, character: str) -> np.ndarray:
     """(64, 64) float32 in [0, 1], the character centred, 48 pixels high."""
-    from matplotlib import get_data_path
-    from matplotlib.ft2font import FT2Font
+    with any_backend():
+        from matplotlib import get_data_path
+        from matplotlib.ft2font import FT2Font
     from scipy import ndimage
 
     font = FT2Font(f"{get_data_path()}/fonts/ttf/{face}.ttf")

@@ -125,7 +125,7 @@ class _Packer:
             )
         done = {}
         with contextlib.suppress(FileNotFoundError):
-            for line in (self.folder / _JOURNAL).read_text().splitlines():
+            for line in (self.folder / _JOURNAL).read_text(encoding="utf-8").splitlines():
                 # The last line may be cut short.
                 with contextlib.suppress(ValueError):
                     shard = json.loads(line)
@@ -141,7 +141,7 @@ class _Packer:
         """All files, the manifest last."""
         splits: dict[str, Any] = {}
         shown = tqdm(total=self._total(), desc="packing", unit="B", unit_scale=True, disable=not progress)
-        with shown, open(self.folder / _JOURNAL, "a") as journal:
+        with shown, open(self.folder / _JOURNAL, "a", encoding="utf-8") as journal:
             for split in self.dataset.splits:
                 parts = self.dataset.parts(split)
                 if split in self.dataset.divided:

@@ -22,7 +22,15 @@ from unicode_fast.tasks.runner import (
 )
 from unicode_fast.tasks.segmentation import Segmentation
 from unicode_fast.tasks.sharing import Sharing, format_sharing, mean_sharing, measure_sharing
-from unicode_fast.tasks.table import Row, TokenScore, aggregate, format_markdown, format_metrics, format_table
+from unicode_fast.tasks.table import (
+    Row,
+    TokenScore,
+    aggregate,
+    format_legend,
+    format_markdown,
+    format_metrics,
+    format_table,
+)
 
 __all__ = [
     "DEFAULT_TASKS",
@@ -51,6 +59,7 @@ __all__ = [
     "format_metrics",
     "format_sharing",
     "format_table",
+    "format_legend",
     "mean_sharing",
     "measure_sharing",
     "open_partners",

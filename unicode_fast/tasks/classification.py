@@ -32,7 +32,6 @@ class Classification:
     protocol = "sound"
     across = False
     tested: tuple[str, ...] = (TEST,)
-    metric = "accuracy"
     rule = ProbeRule(epochs=15, batch_size=200, learning_rate=4e-3, least_steps=300)
 
     def modalities(self, clips: Clips, names: Sequence[str]) -> list[str]:
@@ -68,13 +67,17 @@ class Classification:
         """1 / C."""
         return 1 / len(clips.classes)
 
+    def estimate(self, logits: Tensor, truth: Tensor, mask: Tensor, bootstrap: Bootstrap) -> Estimate:
+        """Accuracy with its interval."""
+        return bootstrap.of_mean((logits.argmax(1) == truth).numpy().astype(float))
+
     def further(self, logits: Tensor, truth: Tensor, mask: Tensor, bootstrap: Bootstrap) -> dict[str, Estimate]:
         """Accuracy, and pooled precision, recall, F1 and mAP over classes, the softmax for a score."""
         columns = logits.shape[1]
         predicted, target = logits.argmax(1).numpy(), truth.numpy()
         chosen, wanted = (np.eye(columns, dtype=bool)[classes] for classes in (predicted, target))
         return {
-            "accuracy": bootstrap.of_mean((predicted == target).astype(float)),
+            "accuracy": self.estimate(logits, truth, mask, bootstrap),
             **pooled_metrics(chosen, logits.softmax(1).numpy(), wanted, np.arange(len(target)), bootstrap),
         }
 

@@ -25,6 +25,10 @@ class Estimate(NamedTuple):
         """Low and high; None where there is none."""
         return None if self.low is None or self.high is None else (self.low, self.high)
 
+    def reaches(self, chance: float) -> bool:
+        """Whether the number, or the low end of its interval, is not above `chance`."""
+        return min(self.value, *(self.interval or (self.value,))) <= chance
+
     def as_dict(self) -> dict[str, Any]:
         """Plain values, without the interval where there is none."""
         return {key: value for key, value in self._asdict().items() if value is not None}

@@ -12,7 +12,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from unicode_fast.tasks import metrics
 from unicode_fast.tasks.domain import TEST, TRAIN, WHOLE
 from unicode_fast.tasks.intervals import Bootstrap, Estimate
-from unicode_fast.tasks.pooled import pooled_metrics
+from unicode_fast.tasks.pooled import micro_f1, pooled_metrics
 from unicode_fast.tasks.probe import Clips, EncodedClips, ProbeHead, ProbeRule, all_clips
 
 
@@ -59,7 +59,6 @@ class Localisation:
     protocol = "sound"
     across = False
     tested: tuple[str, ...] = (TEST,)
-    metric = "micro_f1"
     rule = ProbeRule(epochs=30, batch_size=200, learning_rate=4e-3, least_steps=300)
 
     def modalities(self, clips: Clips, names: Sequence[str]) -> list[str]:
@@ -92,15 +91,24 @@ class Localisation:
             self.truth(clips, name)[torch.from_numpy(np.array(clips.mask[name]))][:, :-1].numpy()
         )
 
+    def estimate(self, logits: Tensor, truth: Tensor, mask: Tensor, bootstrap: Bootstrap) -> Estimate:
+        """Micro-F1 with its interval."""
+        chosen, wanted = logits[mask][:, :-1] > 0, truth[mask][:, :-1]
+        return micro_f1(chosen.numpy(), wanted.numpy(), _clip_of_step(mask), bootstrap)
+
     def further(self, logits: Tensor, truth: Tensor, mask: Tensor, bootstrap: Bootstrap) -> dict[str, Estimate]:
         """Pooled precision, recall, F1 and mAP over the C foreground classes, then the released code's measures."""
         chosen, wanted = logits[mask][:, :-1], truth[mask][:, :-1]
-        clip = torch.arange(len(mask)).repeat_interleave(mask.sum(1))
         official = metrics.official_scores((logits > 0).numpy(), truth.numpy(), mask.numpy(), OFFICIAL_RULE.batch_size)
         return {
-            **pooled_metrics((chosen > 0).numpy(), chosen.numpy(), wanted.numpy(), clip.numpy(), bootstrap),
+            **pooled_metrics((chosen > 0).numpy(), chosen.numpy(), wanted.numpy(), _clip_of_step(mask), bootstrap),
             **{f"official_{name}": Estimate(value) for name, value in official._asdict().items()},
         }
+
+
+def _clip_of_step(mask: Tensor) -> np.ndarray:
+    """(steps,) int64, of mask (clips, T): the clip that each valid step belongs to."""
+    return torch.arange(len(mask)).repeat_interleave(mask.sum(1)).numpy()
 
 
 class OfficialLocalisation(Localisation):
@@ -108,12 +116,15 @@ class OfficialLocalisation(Localisation):
 
     protocol = "official"
     tested: tuple[str, ...] = (WHOLE, TRAIN)
-    metric = "official_precision"
     rule = OFFICIAL_RULE
 
     def make_loss(self, columns: int, dtype: torch.dtype) -> nn.Module:
         """With the ExpLog term and its alphas."""
         return OfficialSegmentLoss(columns, dtype)
+
+    def estimate(self, logits: Tensor, truth: Tensor, mask: Tensor, bootstrap: Bootstrap) -> Estimate:
+        """The score alone: an average over batches in their order has no interval over clips."""
+        return Estimate(self.score(logits, truth, mask))
 
     def score(self, logits: Tensor, truth: Tensor, mask: Tensor) -> float:
         """Precision averaged over batches; the released code chooses the epoch by it, and it is what was published."""
@@ -141,7 +152,6 @@ class OfficialCrossLocalisation(OfficialLocalisation):
     name = "cross-localisation"
     across = True
     tested = (TEST,)
-    metric = "official_f1"
 
     def score(self, logits: Tensor, truth: Tensor, mask: Tensor) -> float:
         """F1 of precision and recall averaged over batches; the epoch is chosen by it, and it is what was published."""

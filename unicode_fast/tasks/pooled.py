@@ -9,6 +9,7 @@ import numpy as np
 from scipy.sparse import csr_matrix
 from sklearn.metrics import average_precision_score, precision_recall_fscore_support
 
+from unicode_fast.tasks import metrics
 from unicode_fast.tasks.intervals import Bootstrap, Estimate, Statistic
 
 _MEASURES = ("precision", "recall", "f1")
@@ -45,7 +46,7 @@ def pooled_metrics(
     hits, predicted, labelled = (
         _by_clip(part, clip, clips) for part in (prediction & truth, prediction, truth)
     )  # (clips, C) each
-    metrics = {}
+    found = {}
     for average in ("micro", "macro"):
         # Flattened, micro averages need no list of classes, and one column is no two-class problem.
         given = (truth.ravel(), prediction.ravel()) if average == "micro" else (truth, prediction)
@@ -54,13 +55,20 @@ def pooled_metrics(
         )
         for number, measure in enumerate(_MEASURES):
             statistic = _ratio(average, measure, hits, predicted, labelled)
-            metrics[f"{average}_{measure}"] = bootstrap.estimate(float(values[number]), statistic)
+            found[f"{average}_{measure}"] = bootstrap.estimate(float(values[number]), statistic)
     present = truth.any(0)
     if present.any():
         value = float(average_precision_score(truth[:, present], score[:, present], average="macro"))
         statistic = weighted_map(score[:, present], truth[:, present], clip, clips)
-        metrics["map"] = bootstrap.estimate(value, statistic)
-    return metrics
+        found["map"] = bootstrap.estimate(value, statistic)
+    return found
+
+
+def micro_f1(prediction: np.ndarray, truth: np.ndarray, clip: np.ndarray, bootstrap: Bootstrap) -> Estimate:
+    """The "micro_f1" of `pooled_metrics` by itself, which takes little time; arguments as there."""
+    clips = bootstrap.weights.shape[1]
+    counts = (_by_clip(part, clip, clips) for part in (prediction & truth, prediction, truth))
+    return bootstrap.estimate(metrics.micro_f1(prediction, truth), _ratio("micro", "f1", *counts))
 
 
 def _by_clip(rows: np.ndarray, clip: np.ndarray, clips: int) -> np.ndarray:

@@ -374,10 +374,6 @@ class ProbeTask(Protocol):
         """Splits to score on; the first of them that the data set has is taken."""
 
     @property
-    def metric(self) -> str:
-        """The name of the score among the further numbers."""
-
-    @property
     def rule(self) -> ProbeRule:
         """How its probes are trained."""
 
@@ -401,6 +397,9 @@ class ProbeTask(Protocol):
 
     def chance(self, clips: Clips, name: str) -> float:
         """The score without looking at the clips."""
+
+    def estimate(self, logits: Tensor, truth: Tensor, mask: Tensor, bootstrap: Bootstrap) -> Estimate:
+        """The score with its interval, where it has one."""
 
     def further(self, logits: Tensor, truth: Tensor, mask: Tensor, bootstrap: Bootstrap) -> dict[str, Estimate]:
         """The score and further numbers of the same predictions, by name."""

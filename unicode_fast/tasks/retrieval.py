@@ -186,9 +186,11 @@ class Retrieval:
         query, gallery = (target, anchor) if anchor is not None else (source, target)
         further = self._measured(*self.vectors(source, target, anchor), query, gallery)
         trained = self.vectors(query, query, gallery) if anchor is None else self.vectors(target, target, anchor)
-        ranking = rank_by_cosine(*trained)
+        recall = rank_by_cosine(*trained).recall[DEPTH]
+        same = Bootstrap(len(recall), probe_seed(self.seed, "bootstrap")).of_mean(recall)
         score = further[f"{query}->{gallery} R@{DEPTH}"]
         clips = len(self.embedding(TEST, target))
+        chance = min(1.0, DEPTH / clips)
         if protocol == "official":
             further = {name: value for name, value in further.items() if name.endswith((" R@5", " R@10"))}
         elif anchor is not None:
@@ -199,12 +201,14 @@ class Retrieval:
             source=source,
             target=target,
             score=score.value,
-            same_modality=float(ranking.recall[DEPTH].mean()),
-            chance=min(1.0, DEPTH / clips),
+            same_modality=float(recall.mean()),
+            chance=chance,
             protocol=protocol,
             anchor=anchor,
             interval=score.interval,
             metrics=further,
+            clips=clips,
+            at_chance=same.reaches(chance),
         )
 
     def _measured(self, queries: np.ndarray, items: np.ndarray, query: str, gallery: str) -> dict[str, Estimate]:

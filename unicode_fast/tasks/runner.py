@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from unicode_fast.tasks.classification import (
     OfficialCrossClassification,
 )
 from unicode_fast.tasks.domain import TEST, TRAIN, VALIDATION, WHOLE, Dataset, Domain, View, check_classes
-from unicode_fast.tasks.intervals import Bootstrap, Estimate
+from unicode_fast.tasks.intervals import Bootstrap
 from unicode_fast.tasks.localisation import (
     CrossLocalisation,
     Localisation,
@@ -50,6 +50,7 @@ RETRIEVAL, SEGMENTATION = "retrieval", "segmentation"
 TASKS = (*PROBE_TASKS, SEGMENTATION, RETRIEVAL)
 DEFAULT_TASKS = ("classification", "localisation")
 PROTOCOLS = ("sound", "official")
+_Measured = TypeVar("_Measured")
 QUICK_CLIPS = 1000
 QUICK_RULE = ProbeRule(epochs=10, batch_size=100, learning_rate=4e-3, least_steps=200)
 
@@ -133,6 +134,7 @@ class Probes:
         self.partners = {task: Domain(model, partner) for task, partner in (partners or {}).items()}
         self._heads: dict[tuple[str, str, bool, View], ProbeHead] = {}
         self._official: dict[tuple[str, str, bool, View], dict[str, OfficialBest]] = {}
+        self._bootstraps: dict[int, Bootstrap] = {}
         for task, partner in self.partners.items():
             if task in PROBE_TASKS:
                 check_classes(store.classes, partner.store.classes)
@@ -237,7 +239,7 @@ class Probes:
             target: the modality that it is tested on.
             protocol: sound or official.
             anchor: of retrieval; None takes the data set's third modality.
-            details: with the interval and the further numbers.
+            details: with the further numbers.
 
         Raises:
             ValueError: task, protocol or modality is unknown, the modality has no labels for the task, or source and
@@ -252,9 +254,10 @@ class Probes:
                 row = self.retrieval.row(source, target, protocol, anchor)
             else:
                 row = self.segmentation.row(source, target, protocol)
-            return row if details else replace(row, interval=None, metrics={})
+            return row if details else replace(row, metrics={})
         kind = probe_task(task, protocol)
-        further = self._further(kind, source, target) if details else {}
+        score, same = (self._measured(kind, name, target, kind.estimate) for name in (source, target))
+        chance = kind.chance(self.domain(task).clips(self._tested_split(kind), target), target)
         named = protocol == "sound" and any(self.domain(task).has_content(name) for name in (source, target))
         return Row(
             task=task,
@@ -262,12 +265,14 @@ class Probes:
             target=target,
             score=self.score(task, source, target, protocol),
             same_modality=self.score(task, target, target, protocol),
-            chance=kind.chance(self.domain(task).clips(self._tested_split(kind), target), target),
+            chance=chance,
             protocol=protocol,
-            interval=further[kind.metric].interval if further else None,
-            metrics=further,
+            interval=score.interval,
+            metrics=self._measured(kind, source, target, kind.further) if details else {},
             token=self._token_score(task, source, target, protocol, "tokens"),
             content_token=self._token_score(task, source, target, protocol, "content") if named else None,
+            clips=len(self.domain(task).clips(self._tested_split(kind), target)),
+            at_chance=same.reaches(chance),
         )
 
     def check_direction(self, task: str, source: str, target: str) -> None:
@@ -306,14 +311,16 @@ class Probes:
         shown = tqdm(directions, desc="probes", unit="row", disable=not progress, dynamic_ncols=True)
         return [self.row(task, source, target, protocol, details=details) for task, source, target in shown]
 
-    def _further(self, kind: ProbeTask, source: str, target: str) -> dict[str, Estimate]:
+    def _measured(self, kind: ProbeTask, source: str, target: str, measure: Callable[..., _Measured]) -> _Measured:
+        """What `kind.estimate` or `kind.further` says of a probe on the clips that it is tested on."""
         examples = self.domain(kind.name).examples(kind, self._tested_split(kind), target)
         if kind.protocol == "official":
             logits = self._best(kind, source, target).logits
         else:
             logits = self.output(kind.name, source, target)
-        bootstrap = Bootstrap(len(logits), probe_seed(self.seed, "bootstrap"))
-        return kind.further(logits, examples.truth, examples.codes.mask, bootstrap)
+        if len(logits) not in self._bootstraps:
+            self._bootstraps[len(logits)] = Bootstrap(len(logits), probe_seed(self.seed, "bootstrap"))
+        return measure(logits, examples.truth, examples.codes.mask, self._bootstraps[len(logits)])
 
     def _tested_split(self, kind: ProbeTask) -> str:
         return self.domain(kind.name).first_of(kind.tested)
@@ -358,7 +365,7 @@ def run_table(  # noqa: PLR0913 - what the table is about, and how it is measure
         seed: of the probes.
         protocol: sound, or official as `explain` describes it.
         partners: by task, the data set it is tested on where that is not `store`; the frames of segmentation.
-        details: with intervals and further numbers.
+        details: with further numbers.
         progress: a bar on the error stream.
 
     Returns:
@@ -394,7 +401,7 @@ def run_row(  # noqa: PLR0913 - the words of one line of the table
         protocol: sound or official.
         seed: of the probes.
         partners: by task, the data set it is tested on where that is not `store`.
-        details: with interval and further numbers.
+        details: with further numbers.
 
     Raises:
         ValueError: as `Probes.row` says.

@@ -279,6 +279,8 @@ class Segmentation:
             protocol=protocol,
             interval=further[metric].interval,
             metrics=further,
+            clips=len(self.masks(TEST)),
+            at_chance=upper[metric].reaches(further[f"shuffled_{metric}"].value),
         )
 
     def _measured(self, segmenter: Segmenter, query: str, *, shuffled: bool = False) -> dict[str, Estimate]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -53,6 +53,9 @@ class Row:
         token: the same protocol with one-hot codes for codewords; None in a task that has none.
         content_token: the same with only those words of a sentence that name what other modalities know too; None where
             no sentence takes part or nobody knows which words those are.
+        clips: that `score` was tested on; None where that is not known.
+        seeds: that `score` is the mean of; None for a single seed.
+        at_chance: whether the 95 % interval of `same_modality` reaches down to `chance`.
     """
 
     task: str
@@ -68,11 +71,24 @@ class Row:
     metrics: Mapping[str, Estimate] = field(default_factory=dict)
     token: TokenScore | None = None
     content_token: TokenScore | None = None
+    clips: int | None = None
+    seeds: int | None = None
+    at_chance: bool = False
+
+    @property
+    def learnable(self) -> bool:
+        """Whether a probe that was trained on the target itself is above chance, interval included."""
+        return self.same_modality > self.chance and not self.at_chance
+
+    @property
+    def above_chance(self) -> bool:
+        """Whether the zero-shot score is above chance, its interval included where it has one."""
+        return not Estimate(self.score, *(self.interval or ())).reaches(self.chance)
 
     @property
     def ratio(self) -> float:
-        """Zero-shot over same-modality score; NaN where the latter is 0."""
-        return self.score / self.same_modality if self.same_modality else math.nan
+        """Zero-shot over same-modality score; NaN where the latter is at chance, as a share of nothing."""
+        return self.score / self.same_modality if self.learnable else math.nan
 
     @property
     def direction(self) -> str:
@@ -99,6 +115,9 @@ class Row:
             values["interval"] = list(self.interval)
         if self.metrics:
             values["metrics"] = {name: estimate.as_dict() for name, estimate in self.metrics.items()}
+        values |= {name: getattr(self, name) for name in ("clips", "seeds") if getattr(self, name) is not None}
+        if self.at_chance:
+            values["at_chance"] = True
         for name in _TOKENS:
             score: TokenScore | None = getattr(self, name)
             if score is not None:
@@ -164,6 +183,8 @@ def _mean(rows: Sequence[Row]) -> Row:
         same_modality=statistics.fmean(row.same_modality for row in rows),
         chance=statistics.fmean(row.chance for row in rows),
         std=statistics.stdev(scores),
+        seeds=len(rows),
+        at_chance=all(row.at_chance for row in rows),
         interval=None,
         metrics={name: Estimate(statistics.fmean(row.metrics[name].value for row in rows)) for name in shared},
         token=mean_token([row.token for row in rows]),
@@ -192,15 +213,30 @@ def mean_token(scores: Sequence[TokenScore | None]) -> TokenScore | None:
 
 
 def format_table(rows: Sequence[Row]) -> str:
-    """Aligned columns for a terminal, in ASCII but for the sign of a standard deviation.
+    """Aligned columns for a terminal, in ASCII but for the sign of a standard deviation."""
+    return with_rule(_lines(rows, "->"))
 
-    A column of 95 % intervals is added where a row has one.
-    """
-    lines = _lines(rows, "->")
+
+def counted(numbers: Collection[int | None], things: str) -> str:
+    """So many things, or from so many to so many; without a number where one is not known."""
+    known = sorted({number for number in numbers if number is not None})
+    if not known or None in numbers:
+        return things
+    return f"{known[0]} {things}" if len(known) == 1 else f"{known[0]} to {known[-1]} {things}"
+
+
+def format_legend(rows: Sequence[Row]) -> str:
+    """What stands beside the zero-shot scores of a table, and where a dash stands for a ratio."""
+    said = []
+    if any(row.std is not None for row in rows):
+        spread = counted({row.seeds for row in rows if row.std is not None}, "seeds")
+        said.append(f"zero-shot: mean ± sample standard deviation over {spread}")
     if any(row.interval for row in rows):
-        intervals = [_interval(*row.interval) if row.interval else "-" for row in rows]
-        lines = [(*line, cell) for line, cell in zip(lines, ["95 % interval", *intervals], strict=True)]
-    return with_rule(lines)
+        clips = counted({row.clips for row in rows if row.interval}, "test clips")
+        said.append(f"zero-shot, in brackets: 95 % bootstrap interval over {clips}, the model fixed")
+    if any(not row.learnable for row in rows):
+        said.append("ratio -: the same-modality score is not above chance")
+    return "\n".join(said)
 
 
 def format_metrics(row: Row) -> str:
@@ -214,7 +250,7 @@ def format_metrics(row: Row) -> str:
 
 
 def _interval(low: float, high: float, scale: float = 100) -> str:
-    return f"{scale * low:.1f} .. {scale * high:.1f}"
+    return f"{scale * low:.1f}-{scale * high:.1f}"
 
 
 def with_rule(lines: Sequence[Sequence[str]], left: int = 2) -> str:
@@ -234,6 +270,8 @@ def format_markdown(rows: Sequence[Row]) -> str:
 def _lines(rows: Sequence[Row], arrow: str) -> list[tuple[str, ...]]:
     """Heading and rows; columns of token scores where a row has one."""
     lines = [_HEADINGS, *(_cells(row, arrow) for row in rows)]
+    if any(row.interval for row in rows):
+        lines[0] = (*_HEADINGS[:2], "zero-shot (95 % interval)", *_HEADINGS[3:])
     for name, heading in _TOKENS.items():
         scores: list[TokenScore | None] = [getattr(row, name) for row in rows]
         if any(score is not None for score in scores):
@@ -265,7 +303,7 @@ def _cells(row: Row, arrow: str) -> tuple[str, ...]:
     return (
         task,
         f"{row.source} {arrow} {row.target}",
-        f"{_percent(row.score, row.std)} %",
+        f"{_percent(row.score, row.std)}{'' if row.interval is None else f' ({_interval(*row.interval)})'} %",
         f"{_percent(row.same_modality)} %",
         f"{_percent(row.chance)} %",
         ratio,
