@@ -203,7 +203,7 @@ def ablation_findings() -> str:
     base = from_saved(content["config"])
     record = ablate.Record(path, base)
     seeds = sorted({run["seed"] for run in record.runs})
-    lines = ["| pre-trained on | removed | task | change | 95 % interval | paper | finding |"]
+    lines = ["| pre-trained on | removed | task | change | 95 % interval | published, other data | finding |"]
     lines.append("| --- | --- | --- | ---: | ---: | ---: | --- |")
     variants = ablate.variants(base, ("audio", "video", "text"), ("table2", "table3"), ())
     for experiment, modalities in {"table2": "two modalities", "table3": "three"}.items():

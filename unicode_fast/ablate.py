@@ -32,7 +32,7 @@ from unicode_fast.config import EXECUTION_FIELDS, Config, completed, modality_na
 from unicode_fast.data import built_in, open_dataset
 from unicode_fast.errors import run_main
 from unicode_fast.presets import preset
-from unicode_fast.published import TASKS, published
+from unicode_fast.published import LABEL, TASKS, published
 from unicode_fast.tasks import PROBE_TASKS, Row, aggregate
 from unicode_fast.tasks.table import token_cell
 from unicode_fast.train import check_run, check_store
@@ -366,47 +366,41 @@ def columns(lines: Sequence[Line]) -> list[tuple[str, str, str]]:
 
 
 def table_cells(experiment: str, lines: Sequence[Line]) -> list[list[str]]:
-    """Heading and lines of a table, numbers in per cent, the paper's in the columns after ours."""
+    """Heading and lines of a table, numbers in per cent."""
     heads = columns(lines)
-    beside = []
-    if experiment in _PUBLISHED:
-        table, pretraining = _PUBLISHED[experiment]
-        beside = [
-            number
-            for number in published()
-            if (number.table, number.pretraining) == (table, pretraining) and number.source != number.target
-        ]
-    datasets = list(dict.fromkeys(number.dataset for number in beside))
-    # Directions in the order of ours.
-    others = sorted(
-        {(number.dataset, number.source, number.target) for number in beside},
-        key=lambda other: (datasets.index(other[0]), *other[1:]),
-    )
     first = "codewords" if experiment == "figure3" else "removed"
-    cells = [
-        [
-            first,
-            "seeds",
-            *(f"{task} {source} → {target}" for task, source, target in heads),
-            *(f"paper, {dataset} {source} → {target}" for dataset, source, target in others),
-        ]
-    ]
+    cells = [[first, "seeds", *(f"{task} {source} → {target}" for task, source, target in heads)]]
     for line in lines:
         ours = {place(row): shown(row) for row in line.rows}
+        cells.append([line.label, str(len(line.by_seed)), *(ours.get(head, "-") for head in heads)])
+    return cells
+
+
+def published_cells(experiment: str, lines: Sequence[Line]) -> list[list[str]]:
+    """Heading and the same lines of the paper's numbers, which are of other data; nothing for its figure."""
+    if experiment not in _PUBLISHED:
+        return []
+    table, pretraining = _PUBLISHED[experiment]
+    beside = [
+        number
+        for number in published()
+        if (number.table, number.pretraining) == (table, pretraining) and number.source != number.target
+    ]
+    datasets = list(dict.fromkeys(number.dataset for number in beside))
+    # Directions in the order of ours.
+    heads = sorted(
+        {(number.dataset, number.source, number.target) for number in beside},
+        key=lambda head: (datasets.index(head[0]), *head[1:]),
+    )
+    cells = [["removed", *(f"{LABEL}, {dataset} {source} → {target}" for dataset, source, target in heads)]]
+    for line in lines:
         method = "Uni-Code" if line.label == "none" else f"without {line.label}"
         theirs = {
             (number.dataset, number.source, number.target): f"{number.score:g}"
             for number in beside
             if number.method == method
         }
-        cells.append(
-            [
-                line.label,
-                str(len(line.by_seed)),
-                *(ours.get(head, "-") for head in heads),
-                *(theirs.get(head, "-") for head in others),
-            ]
-        )
+        cells.append([line.label, *(theirs.get(head, "-") for head in heads)])
     return cells
 
 
@@ -441,6 +435,11 @@ def markdown(cells: Sequence[Sequence[str]]) -> str:
     """Cells as a Markdown table, numbers to the right."""
     rule = ["---", *["---:"] * (len(cells[0]) - 1)]
     return "\n".join(f"| {' | '.join(line)} |" for line in (cells[0], rule, *cells[1:]))
+
+
+def linked(text: str, file: str) -> str:
+    """A picture in Markdown; a link to a PDF, which pages do not show."""
+    return f"{'' if file.endswith('.pdf') else '!'}[{text}]({file})"
 
 
 @dataclass(frozen=True)
@@ -532,7 +531,7 @@ def _token_score(rows: Sequence[Row]) -> float:
 
 def change_cells(found: Sequence[Change]) -> list[list[str]]:
     """Heading and lines of what removals do."""
-    cells = [["removed", "task", "seeds", "change", "95 % interval", "of tokens", "paper", "finding"]]
+    cells = [["removed", "task", "seeds", "change", "95 % interval", "of tokens", "published, other data", "finding"]]
     for change in found:
         interval = t_interval(change.by_seed)
         tokens = statistics.mean(change.tokens)
@@ -551,13 +550,14 @@ def change_cells(found: Sequence[Change]) -> list[list[str]]:
     return cells
 
 
-def write_results(out: Path, record: Record, found: Sequence[Variant], seeds: Sequence[int], base: Config) -> None:
+def write_results(  # noqa: PLR0913 - what has run, and how it is shown
+    out: Path, record: Record, found: Sequence[Variant], seeds: Sequence[int], base: Config, kind: str = "png"
+) -> None:
     """Tables as Markdown and CSV and the figure, from all that has finished, and what has not."""
     text = [
         HEADING,
         f"Zero-shot scores in per cent on {base.data.data}, preset {base.preset}, {base.train.steps} steps; mean and "
-        "standard deviation over seeds. The paper's numbers are of other data, VGGSound-AVEL 40K, and other measures."
-        + record.times(),
+        "sample standard deviation over seeds." + record.times(),
     ]
     if any(variant.experiment in _PUBLISHED for variant in found):
         parts = {label: fields for label, fields in COMPONENTS.items() if fields and " + " not in label}
@@ -579,6 +579,13 @@ def write_results(out: Path, record: Record, found: Sequence[Variant], seeds: Se
                 "target, in brackets with only those words of a sentence that name a class:",
                 markdown(tokens),
             ]
+        theirs = published_cells(experiment, lines)
+        if theirs:
+            text += [
+                f"The same in the paper, {LABEL}, of other data and other measures: pre-trained on VGGSound-AVEL 40K, "
+                "tested on the data sets in the headings. They are not comparable with the scores above.",
+                markdown([[cell.removeprefix(f"{LABEL}, ") for cell in line] for line in theirs]),
+            ]
         compared = changes(experiment, lines) if experiment in _PUBLISHED else []
         if compared:
             text += [
@@ -589,12 +596,15 @@ def write_results(out: Path, record: Record, found: Sequence[Variant], seeds: Se
                 FINDINGS,
             ]
         table = io.StringIO()
-        csv.writer(table, lineterminator="\n").writerows(cells)
+        beside = [line[1:] for line in theirs] or [[]] * len(cells)
+        csv.writer(table, lineterminator="\n").writerows(
+            [*one, *other] for one, other in zip(cells, beside, strict=True)
+        )
         write_text(out / f"{experiment}.csv", table.getvalue())
         if experiment == "figure3":
             points = {int(line.label): line.rows for line in lines}
-            plots.save_figure(plots.codebook_sizes(points), out / "figure3.png")
-            text.append("![Zero-shot scores over the number of codewords](figure3.png)")
+            plots.save_figure(plots.codebook_sizes(points), out / f"figure3.{kind}")
+            text.append(linked("Zero-shot scores over the number of codewords", f"figure3.{kind}"))
     write_text(out / "ablation.md", "\n\n".join(text) + "\n")
 
 
@@ -639,7 +649,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--jobs", type=int, default=1, help="runs at a time, which share the processor's cores [%(default)s]"
     )
+    parser.add_argument("--format", type=str, default="png", help=f"of Figure 3: {', '.join(plots.FORMATS)} [png]")
     arguments = parser.parse_args(with_underscores(argv))
+    plots.check_format(arguments.format)
     if not arguments.out:
         raise ValueError("out must be a folder, got ''")
     page = Path(arguments.out) / "ablation.md"
@@ -670,8 +682,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     out.mkdir(parents=True, exist_ok=True)
     for unit in run_all([unit for unit in runs if record.find(unit.config) is None], arguments.jobs, threads):
         record.add(unit.config, unit.summary())
-        write_results(out, record, found, seeds, base)
-    write_results(out, record, found, seeds, base)
+        write_results(out, record, found, seeds, base, arguments.format)
+    write_results(out, record, found, seeds, base, arguments.format)
     print((out / "ablation.md").read_text(encoding="utf-8"), end="")
     print(out)
     return 0

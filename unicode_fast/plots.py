@@ -366,7 +366,9 @@ def error_bars(rows: Sequence[Row]) -> str:
     """What the error bars of rows are, and of how many seeds or clips; "" where rows have none."""
     said = []
     if any(row.std is not None for row in rows):
-        said.append("standard deviation over " + counted({row.seeds for row in rows if row.std is not None}, "seeds"))
+        said.append(
+            "sample standard deviation over " + counted({row.seeds for row in rows if row.std is not None}, "seeds")
+        )
     if any(row.std is None and row.interval for row in rows):
         clips = counted({row.clips for row in rows if row.std is None and row.interval}, "test clips")
         said.append(f"95 % bootstrap interval over {clips}")
@@ -436,7 +438,7 @@ def report_bars(
     labels = list(series)
     if any(std is not None for scores in series.values() for _, std in scores.values()):
         handles.append(Line2D([], [], color=BLACK, marker="|", linestyle="none"))
-        labels.append("error bars: standard deviation over seeds")
+        labels.append("error bars: sample standard deviation over n seeds")
     figure.legend(handles, labels, loc="outside lower center", ncols=1, frameon=False, fontsize=8)
     return figure
 

@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+# How these numbers are called beside ours; "paper" is a preset and a size.
+LABEL = "published (Xia et al., 2023)"
 V2A, A2V = ("video", "audio"), ("audio", "video")
 # Columns of Tables 1 to 3, as (data set of the task, direction).
 AVE_AVVP = (("AVE", V2A), ("AVE", A2V), ("AVVP", V2A), ("AVVP", A2V))

@@ -1,7 +1,8 @@
 """The paper's tables from runs: `python -m unicode_fast.report RUN... --out FOLDER`.
 
-Rows are runs, those that differ in nothing but their seed averaged; columns are tasks and directions; the published
-numbers stand below. Reads what `unicode_fast.train` and `unicode_fast.evaluate` have left in the run folders.
+Rows are runs, those that differ in nothing but their seed averaged; columns are tasks and directions. Published numbers
+stand below where they are of the same data set, else in a table of their own. Reads what `unicode_fast.train` and
+`unicode_fast.evaluate` have left in the run folders.
 """
 
 from __future__ import annotations
@@ -16,14 +17,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from unicode_fast import plots
-from unicode_fast.ablate import markdown
+from unicode_fast.ablate import linked, markdown
 from unicode_fast.checkpoint import CheckpointError
 from unicode_fast.cli import Parser, resolve_saved
 from unicode_fast.config import EXECUTION_FIELDS, Config
-from unicode_fast.data import built_in
 from unicode_fast.errors import run_main
 from unicode_fast.presets import preset
-from unicode_fast.published import LAYOUTS, TASKS, Published, published
+from unicode_fast.published import LABEL, LAYOUTS, TASKS, Published, published
 from unicode_fast.runs import EVALUATIONS
 from unicode_fast.tasks import Row, TokenScore
 from unicode_fast.tasks.table import mean_token, token_cell
@@ -44,7 +44,7 @@ class Column:
     target: str
     protocol: str
     note: str = ""
-    # The published data set that it is comparable with: that of its layout, or what the built-in data stand for.
+    # The published data set that it was measured on, by its layout.
     dataset: str | None = None
 
     @property
@@ -135,13 +135,13 @@ def rows_of(folder: Path) -> dict[Column, Row]:
     own = summary.get("dataset", short(data))
     for values in summary["rows"]:
         row = Row.from_dict(values)
-        found[Column(row.task, row.source, row.target, row.protocol, dataset=stands_for(row.task, own))] = row
+        found[Column(row.task, row.source, row.target, row.protocol, dataset=published_as(row.task, own))] = row
     for file in sorted((folder / EVALUATIONS).glob("*.json")):
         content = json.loads(file.read_text(encoding="utf-8"))
         row = Row.from_dict(content["row"])
         flags = {name: short(str(value)) for name, value in content["flags"].items()}
         note = ", ".join(f"{name} {value}" for name, value in flags.items())
-        dataset = stands_for(row.task, content.get("dataset", flags.get("data", own)))
+        dataset = published_as(row.task, content.get("dataset", flags.get("data", own)))
         column = Column(row.task, row.source, row.target, row.protocol, note, dataset)
         if column in found and note:
             # Folders of the same name.
@@ -156,12 +156,10 @@ def short(value: str) -> str:
     return layout if colon else Path(value).name
 
 
-def stands_for(task: str, name: str) -> str | None:
-    """The published data set that a task on a data set of this name is comparable with: the built-in data with each."""
-    those = [dataset for dataset, (measured, _) in TASKS.items() if measured == task]
-    if name not in built_in.DATASETS:
-        those = [dataset for dataset in those if dataset == LAYOUTS.get(name)]
-    return those[0] if those else None
+def published_as(task: str, name: str) -> str | None:
+    """The published data set that a data set of this name is; None where it is another, as the built-in data are."""
+    dataset = LAYOUTS.get(name)
+    return dataset if dataset is not None and TASKS[dataset][0] == task else None
 
 
 def collect(folders: Sequence[Path]) -> list[Line]:
@@ -251,9 +249,31 @@ def shown_published(numbers: Sequence[Published]) -> str:
     return f"{first.score:g} ({first.dataset}, {first.measure}{more})"
 
 
-def _distance(column: Column) -> tuple[bool, bool, int]:
-    """What sets a column apart from the paper's: another protocol, built-in data for the paper's own, other flags."""
-    return column.protocol != "official", not column.note.startswith("data "), len(column.note)
+def _distance(column: Column) -> tuple[bool, int]:
+    """What sets a column apart from the paper's: another protocol, flags."""
+    return column.protocol != "official", len(column.note)
+
+
+def other_published(columns: Iterable[Column]) -> list[list[str]] | None:
+    """Heading and lines of the paper's numbers of the same tasks on data sets that no column is of; None for none."""
+    columns = list(columns)
+    tasks, datasets = ({getattr(column, name) for column in columns} for name in ("task", "dataset"))
+    found = [
+        number
+        for number in published()
+        if number.method == "Uni-Code" and number.table != 2 and number.task in tasks and number.dataset not in datasets
+    ]
+    if not found:
+        return None
+    heads = list(dict.fromkeys((number.dataset, number.source, number.target) for number in found))
+    cells = [["pre-trained on", *(f"{dataset} {source} → {target}" for dataset, source, target in heads)]]
+    for pretraining in dict.fromkeys(number.pretraining for number in found):
+        shown: dict[tuple[str, str, str], list[str]] = {head: [] for head in heads}
+        for number in found:
+            if number.pretraining == pretraining:
+                shown[number.dataset, number.source, number.target].append(f"{number.measure} {number.score:g}")
+        cells.append([pretraining, *("; ".join(several) or "-" for several in shown.values())])
+    return cells
 
 
 def shown_of(cell: Cell | None, seeds: int) -> str:
@@ -264,7 +284,7 @@ def shown_of(cell: Cell | None, seeds: int) -> str:
 
 
 def wide_table(lines: Sequence[Line]) -> list[list[str]]:
-    """Heading and lines: runs, then the paper's; numbers in per cent."""
+    """Heading and lines: runs, then published numbers of the same data sets; numbers in per cent."""
     columns = list(dict.fromkeys(column for line in lines for column in line.cells))
     cells = [["run", "seeds", *(column.heading for column in columns)]]
     for line in lines:
@@ -273,7 +293,7 @@ def wide_table(lines: Sequence[Line]) -> list[list[str]]:
         cells.append([line.label, str(seeds), *shown])
     for pretraining, numbers in published_lines(columns).items():
         shown = [shown_published(numbers.get(column, [])) for column in columns]
-        cells.append([f"paper, {pretraining}", "-", *shown])
+        cells.append([f"{LABEL}, {pretraining}", "-", *shown])
     return cells
 
 
@@ -291,7 +311,7 @@ def token_table(lines: Sequence[Line]) -> list[list[str]] | None:
 
 
 def long_table(lines: Sequence[Line]) -> list[list[str]]:
-    """One line a number, fractions, the paper's as fractions too; for a spreadsheet."""
+    """One line a number, fractions, published ones of the same data sets too; for a spreadsheet."""
     heading = "run,task,source,target,protocol,note,measure,seeds,score,std,same_modality,chance"
     cells = [heading.split(",")]
     for line in lines:
@@ -309,7 +329,7 @@ def long_table(lines: Sequence[Line]) -> list[list[str]]:
     for pretraining, found in published_lines(column for line in lines for column in line.cells).items():
         for number in (number for several in found.values() for number in several):
             where = [number.task, number.source, number.target, "official", number.dataset, number.measure]
-            cells.append([f"paper, {pretraining}", *where, "", f"{number.score / 100:g}", "", "", ""])
+            cells.append([f"{LABEL}, {pretraining}", *where, "", f"{number.score / 100:g}", "", "", ""])
     return cells
 
 
@@ -318,27 +338,34 @@ def copy_pictures(lines: Sequence[Line], out: Path) -> list[str]:
     shown = []
     for number, line in enumerate(lines):
         for name in _PICTURES:
-            for file in sorted((line.folders[0] / "plots").glob(f"{name}*.png")):
+            files = (line.folders[0] / "plots").glob(f"{name}*.*")
+            for file in sorted(file for file in files if file.suffix[1:] in plots.FORMATS):
                 copy = f"{number}-{file.name}"
                 shutil.copyfile(file, out / copy)
-                shown.append(f"![{name} of {line.label}]({copy})")
+                shown.append(linked(f"{name} of {line.label}", copy))
     return shown
 
 
-def write_report(lines: Sequence[Line], out: Path) -> None:
-    """report.md, report.csv, report.png and the runs' pictures, in a new folder."""
+def write_report(lines: Sequence[Line], out: Path, kind: str = "png") -> None:
+    """report.md, report.csv, the figure, in one of `plots.FORMATS`, and the runs' pictures, in a new folder."""
     with atomic_folder(out) as inside:
-        _write_files(lines, inside)
+        _write_files(lines, inside, kind)
 
 
-def _write_files(lines: Sequence[Line], out: Path) -> None:
+def _write_files(lines: Sequence[Line], out: Path, kind: str) -> None:
     note = (
-        "Zero-shot scores in per cent, mean and standard deviation over seeds: accuracy of classification, micro-F1 of "
-        "localisation, mIoU of segmentation, R@10 of retrieval. The paper's numbers are of the data set and the "
-        "measure in brackets, some of them taken on training clips; each stands once, beside ours of the official "
-        "protocol where there is one. In brackets stand, where `evaluate` has measured them, the other numbers of the "
-        "paper: precision of localisation, background included, by its formula; F-score; R@5."
+        "Zero-shot scores in per cent, mean and sample standard deviation over seeds, one seed without: accuracy of "
+        "classification, micro-F1 of localisation, mIoU of segmentation, R@10 of retrieval. In brackets stand, where "
+        "`evaluate` has measured them, other numbers that the paper has: precision of localisation, background "
+        "included, by its formula; F-score; R@5."
     )
+    columns = [column for line in lines for column in line.cells]
+    if published_lines(columns):
+        note += (
+            f" Lines called {LABEL} are of the data set and the measure in brackets, some of them taken on training "
+            "clips; each number stands once, in a column of the same data set, of the official protocol where there is "
+            "one."
+        )
     text = ["# Report", markdown(wide_table(lines)), note]
     tokens = token_table(lines)
     if tokens is not None:
@@ -347,27 +374,39 @@ def _write_files(lines: Sequence[Line], out: Path) -> None:
             "The same of probes that see only which codes a clip uses; after a slash trained and tested on the target, "
             "in brackets with only those words of a sentence that name what is heard and seen.",
         ]
-    text.append("![Scores](report.png)")
+    text.append(linked("Scores", f"report.{kind}"))
     series = figure_series(lines)
-    theirs = series.keys() - {line.label for line in lines}
-    plots.save_figure(plots.report_bars(series, hatched=theirs), out / "report.png")
+    theirs = [name for name in series if name.startswith(LABEL)]
+    plots.save_figure(plots.report_bars(series, hatched=theirs), out / f"report.{kind}")
     table = io.StringIO()
     csv.writer(table, lineterminator="\n").writerows(long_table(lines))
     write_text(out / "report.csv", table.getvalue())
-    write_text(out / "report.md", "\n\n".join([*text, *copy_pictures(lines, out)]) + "\n")
+    text += copy_pictures(lines, out)
+    others = other_published(columns)
+    if others is not None:
+        text += [
+            "## Published numbers of other data sets",
+            f"These numbers, {LABEL}, are of data sets that none of the scores above was measured on, and not "
+            "comparable with them.",
+            markdown(others),
+        ]
+    write_text(out / "report.md", "\n\n".join(text) + "\n")
 
 
 def figure_series(lines: Sequence[Line]) -> Mapping[str, Mapping[tuple[str, str], tuple[float, float | None]]]:
-    """Score and spread by series, then by (task, direction): the runs, then the paper's."""
+    """Score and spread by series, then by (task, direction): the runs, then published numbers of the same data sets."""
     series: dict[str, dict[tuple[str, str], tuple[float, float | None]]] = {}
 
     def place(column: Column) -> tuple[str, str]:
         return column.task, column.heading.removeprefix(f"{column.task} ")
 
     for line in lines:
-        series[line.label] = {place(column): (cell.score, cell.std) for column, cell in line.cells.items()}
+        seeds = max(cell.seeds for cell in line.cells.values())
+        series[f"{line.label}, n = {seeds}"] = {
+            place(column): (cell.score, cell.std) for column, cell in line.cells.items()
+        }
     for pretraining, numbers in published_lines(column for line in lines for column in line.cells).items():
-        series[f"paper, {pretraining}"] = {
+        series[f"{LABEL}, {pretraining}"] = {
             place(column): (several[0].score / 100, None) for column, several in numbers.items()
         }
     return series
@@ -378,12 +417,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(prog="python -m unicode_fast.report", description="The paper's tables, made from runs.")
     parser.add_argument("runs", nargs="+", type=str, help="run folders that unicode_fast.train has written")
     parser.add_argument("--out", type=str, required=True, help="new folder of the report")
+    parser.add_argument("--format", type=str, default="png", help=plots.FORMAT_HELP)
     arguments = parser.parse_args(argv)
+    plots.check_format(arguments.format)
     out = Path(arguments.out)
     if out.exists():
         raise ValueError(f"out must be a folder that does not exist yet, got {arguments.out!r}")
     lines = collect(single_runs(arguments.runs))
-    write_report(lines, out)
+    write_report(lines, out, arguments.format)
     print((out / "report.md").read_text(encoding="utf-8"), end="")
     print(out)
     return 0
