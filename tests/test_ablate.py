@@ -328,7 +328,7 @@ class TestReport:
         first, second = report.collect(report.single_runs(map(str, runs)))
         assert len(first.folders) == 2 and len(second.folders) == 1
         assert "cmcm_weight 0.0" in second.label and "cmcm_weight" not in first.label
-        column = report.Column("classification", "audio", "video", "sound", dataset="AVE")
+        column = report.Column("classification", "audio", "video", "sound")
         scores = [
             next(row for row in json.loads((folder / "summary.json").read_text())["rows"] if row["to"] == "video")[
                 "score"
@@ -339,19 +339,40 @@ class TestReport:
         assert first.cells[column].std == pytest.approx(abs(scores[0] - scores[1]) / 2**0.5)
         assert second.cells[report.Column("segmentation", "audio", "video", "sound", "data elsewhere")].score == 0.5
 
-    def test_a_published_number_stands_once_beside_the_official_column(self, runs: list[Path]) -> None:
-        lines = report.collect(report.single_runs(map(str, runs)))
-        heading, *table = report.wide_table(lines)
-        (paper,) = [line for line in table if line[0] == "paper, AV 40K"]
-        shown = {column: number for column, number in zip(heading[2:], paper[2:], strict=True) if number != "-"}
+    def test_a_published_number_stands_once_beside_the_official_column_of_its_data(self) -> None:
+        def column(task: str, source: str, target: str, protocol: str = "sound") -> report.Column:
+            return report.Column(task, source, target, protocol, dataset=report.published_as(task, names[task]))
+
+        names = {"classification": "ave", "localisation": "avvp"}
+        columns = [
+            column("classification", "audio", "video"),
+            column("classification", "video", "audio"),
+            column("localisation", "video", "audio"),
+            column("classification", "audio", "video", "official"),
+        ]
+        line = report.Line("ours", [], {column: report.Cell(0.5, None, 1, 0.6, 0.1) for column in columns})
+        heading, *table = report.wide_table([line])
+        (theirs,) = [line for line in table if line[0] == "published (Xia et al., 2023), AV 40K"]
+        shown = {column: number for column, number in zip(heading[2:], theirs[2:], strict=True) if number != "-"}
         assert shown == {
             "classification audio → video (official)": "52.3 (AVE, accuracy)",
             "classification video → audio": "47.7 (AVE, accuracy)",
-            "localisation audio → video": "65.6 (AVVP, precision)",
             "localisation video → audio": "64 (AVVP, precision)",
         }
-        drawn = report.figure_series(lines)["paper, AV 40K"]
-        assert len(drawn) == 4 and drawn["classification", "audio → video (official)"] == (0.523, None)
+        drawn = report.figure_series([line])
+        assert list(drawn)[0] == "ours, n = 1"
+        theirs_drawn = drawn["published (Xia et al., 2023), AV 40K"]
+        assert len(theirs_drawn) == 3 and theirs_drawn["classification", "audio → video (official)"] == (0.523, None)
+        assert report.other_published(columns) is None
+
+    def test_numbers_of_other_data_are_in_no_line_and_no_figure(self, runs: list[Path]) -> None:
+        lines = report.collect(report.single_runs(map(str, runs)))
+        columns = [column for line in lines for column in line.cells]
+        assert [line[0] for line in report.wide_table(lines)[1:]] == [line.label for line in lines]
+        assert all(name.startswith("recommended") for name in report.figure_series(lines))
+        heading, *others = report.other_published(columns) or []
+        place = heading.index("AVE audio → video")
+        assert {line[0]: line[place] for line in others}["AV 40K"] == "accuracy 52.3"
 
     def test_what_the_paper_has_of_every_task(self) -> None:
         def column(task: str, source: str, target: str, dataset: str) -> report.Column:
@@ -369,17 +390,17 @@ class TestReport:
             "VT 24K": ["-", "21.9 (retrieval, R@10; R@5 10.3)", "-"],
         }
 
-    def test_a_number_stands_beside_what_it_is_comparable_with(self) -> None:
-        """By the data's name, which a packed store keeps; the built-in data stand for all of them."""
+    def test_a_number_stands_beside_its_own_data_set_alone(self) -> None:
+        """By the data's name, which a packed store keeps; the built-in data are none of the paper's."""
         for task, name, dataset in (
-            ("classification", "talking-digits", "AVE"),
+            ("classification", "talking-digits", None),
             ("classification", "ave", "AVE"),
             ("localisation", "ave", None),
             ("classification", "vggsound-avel40k", None),
             ("classification", "mine", None),
             ("cross-localisation", "ave-avvp", "AVE→AVVP"),
         ):
-            assert report.stands_for(task, name) == dataset
+            assert report.published_as(task, name) == dataset
 
     def test_the_other_numbers_of_ours(self) -> None:
         metrics = {"f_score": Estimate(0.25), "official_f_score": Estimate(0.75), "text->audio R@5": Estimate(0.125)}
@@ -394,16 +415,19 @@ class TestReport:
         ]
 
     def test_files(self, runs: list[Path], tmp_path: Path) -> None:
-        assert report.main([*map(str, runs), "--out", str(tmp_path / "report")]) == 0
-        text = (tmp_path / "report" / "report.md").read_text()
+        (runs[1] / "plots" / "retrieval.pdf").write_bytes(b"%PDF")
+        assert report.main([*map(str, runs), "--out", str(tmp_path / "report"), "--format=svg"]) == 0
+        text = (tmp_path / "report" / "report.md").read_text(encoding="utf-8")
         assert "segmentation audio → video (data elsewhere)" in text
-        assert "| paper, AV 40K | - |" in text and "52.3 (AVE, accuracy)" in text
-        assert (tmp_path / "report" / "report.png").stat().st_size > 1000
+        ours, theirs = text.split("## Published numbers of other data sets")
+        assert "published" not in ours and "52.3" not in ours and "| AV 40K | accuracy 47.7 |" in theirs
+        assert (tmp_path / "report" / "report.svg").stat().st_size > 1000
+        assert "\n[retrieval of recommended" in ours and "](1-retrieval.pdf)" in ours
         lines = list(csv.DictReader((tmp_path / "report" / "report.csv").open()))
         ours = [line for line in lines if line["task"] == "segmentation"]
         assert [(line["score"], line["seeds"], line["std"]) for line in ours] == [("0.5", "1", "")]
-        assert any(line["run"] == "paper, AV 24K" and line["score"] == "0.44" for line in lines)
-        assert "| 50.0 (precision 41.0) |" in text and "(AVVP, precision)" in text
+        assert not any("published" in line["run"] for line in lines)
+        assert "| 50.0 (precision 41.0) |" in text
         ours = [line for line in lines if (line["task"], line["measure"]) == ("localisation", "precision")]
         assert [line["score"] for line in ours if line["seeds"]] == ["0.41"]
         for shown in text.split("](")[1:]:

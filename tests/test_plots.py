@@ -3,6 +3,7 @@
 import csv
 import io
 import itertools
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from PIL import Image
 
 from unicode_fast import plots
 from unicode_fast.tasks import Row
@@ -108,7 +110,16 @@ def test_losses_have_a_panel_a_family(tmp_path: Path) -> None:
         "CLUB",
         "Cross-CPC",
         "clips that CPC recognises",
-        "zero-shot accuracy, validation",
+        "zero-shot, validation clips",
+    ]
+    assert {axis.get_xlabel() for axis in figure.axes} == {"training step"}
+    assert [axis.get_ylabel() for axis in figure.axes] == [
+        "weighted loss",
+        "weighted loss (logarithmic)",
+        "weighted loss",
+        "weighted loss",
+        "share of clips",
+        "accuracy",
     ]
     reconstruction = figure.axes[1]
     assert [line.get_label() for line in reconstruction.lines] == ["audio", "video", "text"]
@@ -117,6 +128,10 @@ def test_losses_have_a_panel_a_family(tmp_path: Path) -> None:
     expected = [line["losses"]["reconstruction.video"] for line in lines]
     np.testing.assert_array_equal(reconstruction.lines[1].get_ydata(), expected)
     mean = figure.axes[-1].lines[2]
+    assert [line.get_label() for line in figure.axes[-1].lines] == ["audio → video", "video → audio", "mean"]
+    # Nine directions, which can be told apart, and their mean.
+    looks = [(to_hex(line.get_color()), line.get_linestyle()) for line in figure.axes[-2].lines]
+    assert len(set(looks)) == len(looks) == 10
     np.testing.assert_allclose(mean.get_ydata(), 0.5)
     png(figure, tmp_path)
     legends = [axis.get_legend() for axis in figure.axes]
@@ -187,7 +202,12 @@ def test_timeline_says_which_panel_is_zero_shot(tmp_path: Path) -> None:
             framed[first : first + int(patch.get_width()), row] = 1
         np.testing.assert_array_equal(framed, truth[name])
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["a", "b", "c", "background"]
+    assert [axis.get_xlabel() for axis in figure.axes[:2]] == ["time (s)"] * 2
+    ticks = figure.axes[0]
+    assert [label.get_text() for label in ticks.get_xticklabels()] == [str(second) for second in range(9)]
+    assert ticks.get_xticks().tolist() == [second - 0.5 for second in range(9)]
     png(figure, tmp_path)
+    assert timeline(trained_on="audio", second=False)[0].axes[0].get_xlabel() == "steps of the clip"
 
 
 def test_timeline_with_pictures(tmp_path: Path) -> None:
@@ -226,10 +246,51 @@ def test_bars_show_the_rows(tmp_path: Path) -> None:
     assert [bar.get_height() for bar in second.patches] == [0.6, 0.65]
     assert [text.get_text() for text in first.texts] == ["80", "90", "70", "85"]
     assert [label.get_text() for label in first.get_xticklabels()] == ["audio\n→ video", "video\n→ audio"]
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["zero-shot", "same modality", "chance"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [
+        "zero-shot",
+        "same modality",
+        "chance",
+        "error bars: sample standard deviation over seeds",
+    ]
+    assert first.get_xlabel() == "probe trained on → tested on" and first.get_ylabel() == "score on the test split"
     png(figure, tmp_path)
     with pytest.raises(ValueError, match="rows must hold at least one row, got none"):
         plots.zero_shot_bars([])
+
+
+def test_error_bars_say_what_they_are() -> None:
+    row = Row("classification", "audio", "video", 0.8, 0.9, 0.1, interval=(0.75, 0.875), clips=400)
+    assert plots.error_bars([row]) == "error bars: 95 % bootstrap interval over 400 test clips"
+    (bar,) = plots.zero_shot_bars([row]).axes[0].containers[1].lines[2]
+    np.testing.assert_allclose(bar.get_segments()[0][:, 1], [0.75, 0.875])
+    mean = replace(row, interval=None, std=0.1, seeds=3)
+    assert plots.error_bars([mean]) == "error bars: sample standard deviation over 3 seeds"
+    assert plots.error_bars([replace(row, interval=None)]) == ""
+    series = {"run, n = 3": {("classification", "audio → video"): (0.8, 0.1)}}
+    labels = [text.get_text() for text in plots.report_bars(series).legends[0].get_texts()]
+    assert labels == ["run, n = 3", "error bars: sample standard deviation over n seeds"]
+
+
+@pytest.mark.parametrize(("kind", "start"), [("pdf", b"%PDF"), ("svg", b"<?xml"), ("png", b"\x89PNG")])
+def test_formats(kind: str, start: bytes, tmp_path: Path) -> None:
+    """Each is what its name says, and the same bytes every time."""
+    rows, content = [Row("classification", "audio", "video", 0.8, 0.9, 0.1)], set()
+    for number in range(2):
+        plots.save_figure(plots.zero_shot_bars(rows), tmp_path / f"{number}.{plots.check_format(kind)}")
+        content.add((tmp_path / f"{number}.{kind}").read_bytes())
+    assert len(content) == 1 and content.pop().startswith(start)
+    with pytest.raises(ValueError, match="format must be one of png, pdf, svg, got 'gif'"):
+        plots.check_format("gif")
+
+
+def test_a_large_picture_is_kept_in_few_colours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    figure = plots.zero_shot_bars([Row("classification", "audio", "video", 0.8, 0.9, 0.1)])
+    whole = png(figure, tmp_path)
+    monkeypatch.setattr(plots, "_LARGEST_BYTES", 1000)
+    small = png(figure, tmp_path)
+    assert len(small) < len(whole) / 2
+    pixels = [np.asarray(Image.open(io.BytesIO(one)).convert("RGB"), int) for one in (whole, small)]
+    assert pixels[0].shape == pixels[1].shape and np.abs(pixels[0] - pixels[1]).mean() < 1
 
 
 def test_step_pictures() -> None:

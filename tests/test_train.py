@@ -341,13 +341,29 @@ class TestChangedExecution:
 class TestSeeds:
     def test_mean_and_spread(self, store: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
         out = tmp_path / "seeds"
-        main(flags(store, out, steps=6, validations=1, seeds=2, probe_tasks="classification"))
-        assert capsys.readouterr().out.rstrip().splitlines()[-1] == str(out)
+        fields = {"steps": 6, "validations": 1, "probe_tasks": "classification", "codewords": 2}
+        main([*flags(store, out, seeds=2, **fields), "--format=pdf"])
+        shown = capsys.readouterr()
+        assert shown.out.rstrip().splitlines()[-1] == str(out)
+        assert "zero-shot: mean ± sample standard deviation over 2 seeds" in shown.out
         summary = json.loads((out / "summary.json").read_text())
         single = [json.loads((out / f"seed-{n}" / "summary.json").read_text())["rows"] for n in (0, 1)]
         for row, one, two in zip(summary["rows"], *single, strict=True):
             assert row["score"] == pytest.approx((one["score"] + two["score"]) / 2)
             assert row["std"] == pytest.approx(np.std([one["score"], two["score"]], ddof=1))
+            assert row["seeds"] == 2 and one["interval"][0] <= one["interval"][1] and one["clips"] == 24
+        # Two codewords, unevenly used, say less than one bit: in the log, below the table, in every summary.
+        collapsed = "the codebook has collapsed for "
+        for seed in (0, 1):
+            below = out / f"seed-{seed}"
+            found = json.loads((below / "summary.json").read_text())["warnings"]
+            assert found[0].startswith(collapsed)
+            assert all(f"seed {seed}: {text}" in summary["warnings"] for text in found)
+            lines = [json.loads(line) for line in (below / "metrics.jsonl").read_text().splitlines()]
+            assert any(line["warnings"][0].startswith(collapsed) for line in lines if line["kind"] == "train")
+            assert {file.suffix for file in (below / "plots").iterdir()} == {".pdf", ".csv"}
+        assert all(f"\nwarning: {text}\n" in shown.out for text in summary["warnings"])
+        assert shown.err.count(f"warning: step 6: {collapsed}") >= 2
 
 
 class TestNonFinite:

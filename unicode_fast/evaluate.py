@@ -204,7 +204,7 @@ def check_flags(arguments: Namespace) -> None:
             raise ValueError(f"load_segmenter must be a file of --save_segmenter, got {arguments.load_segmenter!r}")
     for flag in ("pictures", "format"):
         if arguments[flag] is not None and arguments.task not in pictures.DRAWN:
-            raise ValueError(f"{flag} is about the pictures of segmentation or retrieval, got {arguments.task}")
+            raise ValueError(f"{flag} is for segmentation and retrieval, got it beside {arguments.task}")
     if arguments.format is not None:
         plots.check_format(arguments.format)
 

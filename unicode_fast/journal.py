@@ -177,8 +177,9 @@ class Journal:
 
     def _warn(self, step: int, found: Mapping[str, str]) -> dict[str, list[str]]:
         """What a line says of collapsed codes; on the error stream once for each modality."""
-        for name in found.keys() - self.warned:
-            tqdm.write(f"warning: step {step}: {found[name]}", file=sys.stderr)
+        for name, text in found.items():
+            if name not in self.warned:
+                tqdm.write(f"warning: step {step}: {text}", file=sys.stderr)
         self.warned |= found.keys()
         return {"warnings": list(found.values())} if found else {}
 

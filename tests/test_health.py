@@ -1,0 +1,56 @@
+"""What a run warns of: collapsed codebooks, scores at chance, labels that are not learned, batches not filled."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from unicode_fast import health
+from unicode_fast.journal import Journal, StepResult
+from unicode_fast.tasks import Row
+
+
+def test_a_codebook_has_collapsed_below_two_codewords() -> None:
+    found = health.collapsed({"audio": 1, "video": 128, "text": 3}, {"audio": 1.0, "video": 2.0, "text": 1.75}, 128)
+    assert list(found) == ["audio", "text"]
+    assert found["text"].startswith(
+        "the codebook has collapsed for text: 3 of 128 codewords in use, perplexity 1.75, below 2"
+    )
+
+
+def test_scores_at_chance_by_task() -> None:
+    learned = Row("classification", "audio", "video", 0.5, 0.6, 0.1, interval=(0.4, 0.55))
+    assert health.at_chance([learned]) == []
+    (carried,) = health.at_chance([learned, Row("classification", "text", "video", 0.2, 0.6, 0.1, interval=(0.1, 0.3))])
+    assert carried.startswith("classification: zero-shot not above chance (text->video 20.0 % against 10.0 %)")
+    (unlearned,) = health.at_chance(
+        [Row("classification", "text", "video", 0.2, 0.12, 0.1, interval=(0.05, 0.3), at_chance=True), learned]
+    )
+    assert "trained and tested on the same modality (video 12.0 % against 10.0 %)" in unlearned
+    assert "look at the labels" in unlearned
+
+
+def test_a_batch_that_is_not_filled_has_a_remedy() -> None:
+    assert health.unfilled_batch(80, 80) is None
+    assert health.unfilled_batch(30, 80) == (
+        "batch_size must be at most the 30 training clips, got 80; take --batch_size 30 or less"
+    )
+
+
+def test_the_log_warns_once_and_every_line_says_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    journal = Journal(tmp_path, last=60)
+    even, one = torch.ones(4), torch.tensor([9.0, 0.0, 0.0, 0.0])
+    for step in range(1, 61):
+        usage = {"audio": even, "video": one if step > 20 else even}
+        terms = {"cpc": torch.zeros(())}
+        journal.record(step, 0.1, np.array([0]), StepResult(terms, {}, usage))
+    journal.flush()
+    journal.close()
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert "warnings" not in lines[0]
+    text = "the codebook has collapsed for video: 1 of 4 codewords in use, perplexity 1.00"
+    assert [len(line["warnings"]) for line in lines[1:]] == [1, 1] and lines[1]["warnings"][0].startswith(text)
+    shown = capsys.readouterr().err
+    assert shown.count("warning: ") == 1 and f"warning: step 40: {text}" in shown
