@@ -70,7 +70,7 @@ def compiled_parts(owner: UniCode) -> nn.Module:
 
 
 def accelerated(owner: UniCode) -> nn.Module:
-    accelerate(owner, owner.config.train)
+    accelerate(nn.DataParallel(owner), owner.config.train)  # type: ignore[arg-type]
     return owner
 
 
