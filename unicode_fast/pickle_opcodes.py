@@ -1,7 +1,8 @@
 """The value of a pickle, walked opcode by opcode: nothing is imported, time and memory are bounded by its size.
 
-Nothing is called but what the caller gives. Python's own unpickler can be kept from calling things, but not from memo numbers that take gigabytes, from tuples that
-are doubled a hundred times, or from a key that is nested so deeply that hashing it overflows the stack.
+Nothing is called but what the caller gives. Python's own unpickler can be kept from calling things, but not from memo
+numbers that take gigabytes, from tuples that are doubled a hundred times, or from a key that is nested so deeply that
+hashing it overflows the stack.
 """
 
 from __future__ import annotations
