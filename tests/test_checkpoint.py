@@ -25,9 +25,10 @@ from unicode_fast.tasks import encode_split
 
 def run_with(path: Path, steps: tuple[int, ...] = (10, 20)) -> Path:
     owner = tiny.model()
+    parts = {"progress": {"data": ""}, "rng": torch.get_rng_state(), "optimizer": {"state": {}}}
     for step in steps:
-        parts = dict.fromkeys(("progress", "optimizer", "club_optimizer", "rng"), {})
-        checkpoint.save(checkpoint.step_path(path, step), owner, {"step": step, **parts})
+        extra = {"step": step, **parts, "club_optimizer": {"state": {}}}
+        checkpoint.save(checkpoint.step_path(path, step), owner, extra)
     return path
 
 
@@ -222,7 +223,9 @@ def test_a_part_that_is_missing_or_does_not_fit_is_named(tmp_path: Path) -> None
         resume(step=3)
     for model in ({**content["model"], "codebook.codebook": torch.zeros(3)}, {}):
         torch.save({**content, "model": model}, path)
-        with pytest.raises(CheckpointError, match="step-00000020.pt does not fit its configuration: .*codebook"):
+        with pytest.raises(
+            CheckpointError, match=r"step-00000020.pt does not fit its configuration: .*(codebook|holds 0)"
+        ):
             load(run, "last")
 
 

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 import shutil
 import warnings
-import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 
+from unicode_fast import checked_state
 from unicode_fast.backend import find_device
+from unicode_fast.checked_torch import read_torch
 from unicode_fast.config import EXECUTION_FIELDS, Config, Modality, completed
+from unicode_fast.errors import few
 from unicode_fast.modules import UniCode
 from unicode_fast.modules.wrapped import plain_model
 from unicode_fast.presets import from_saved
+from unicode_fast.tensor_files import read_tensors, write_tensors
+from unicode_fast.untrusted import BadFile
 from unicode_fast.writing import atomic_file, path_of
 
 FORMAT = 1
@@ -28,6 +30,8 @@ FOLDER = "checkpoints"
 BEST = "best.pt"
 # How the name of a state begins that a run saves when its loss is not finite.
 NON_FINITE = "nonfinite-"
+# Key, beside those of the file, of what messages call the checkpoint that a run goes on from.
+WHERE = "where"
 EXPORT_SUFFIX = ".safetensors"
 _NAME = re.compile(r"step-(\d+)\.pt")
 
@@ -53,11 +57,12 @@ def config_from_dict(saved: Mapping[str, Any], where: str = "checkpoint") -> tup
         CheckpointError: a field is unknown, missing and not of ADDED_FIELDS, or has a value that it cannot have.
     """
     try:
-        config = from_saved(saved["fields"])
+        checked_state.check_config(saved)
+        shapes = saved["modalities"]
+        modalities = {name: Modality(item["kind"], tuple(item["shape"])) for name, item in shapes.items()}
+        return from_saved(saved["fields"]), modalities
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{where} is of another version or damaged: {error}") from error
-    modalities = {name: Modality(item["kind"], tuple(item["shape"])) for name, item in saved["modalities"].items()}
-    return config, modalities
 
 
 def changed_fields(content: Mapping[str, Any], config: Config, modalities: Mapping[str, Modality]) -> dict[str, Any]:
@@ -83,7 +88,7 @@ def changed_fields(content: Mapping[str, Any], config: Config, modalities: Mappi
     if saved["modalities"] != wanted["modalities"]:
         others.append("other modalities or shapes")
     if others:
-        raise CheckpointError(f"checkpoint must be of the run's configuration, got one with {', '.join(others)}")
+        raise CheckpointError(f"checkpoint must be of the run's configuration, got one with {few(others)}")
     return fields
 
 
@@ -125,21 +130,29 @@ def read(path: Path, map_location: str | torch.device = "cpu") -> dict[str, Any]
     Raises:
         CheckpointError: it is missing, truncated, damaged or of another format.
     """
-    if not path.exists():
-        raise CheckpointError(f"checkpoint {path} does not exist")
     try:
-        # torch does not compare the checksums of its own archive.
-        with zipfile.ZipFile(path) as archive:
-            broken = archive.testzip()
-        if broken is not None:
-            raise zipfile.BadZipFile(broken)
-        content = torch.load(path, map_location=map_location, weights_only=True)
-    except Exception as error:
-        raise CheckpointError(f"checkpoint {path} is truncated or damaged ({type(error).__name__})") from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        content = read_torch(path, map_location)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"checkpoint {path} does not exist") from error
+    except (BadFile, OSError) as error:
+        raise CheckpointError(f"checkpoint {path} is truncated or damaged: {error}") from error
+    version = content.get("format") if isinstance(content, dict) else None
+    if type(version) is not int or version != FORMAT:
         raise CheckpointError(f"checkpoint {path} must be of format {FORMAT}; it was not written by unicode_fast.train")
     _check_parts(path, content, ("config", "model"))
+    with _named(f"checkpoint {path} is damaged:"):
+        checked_state.check_config(content["config"])
+        checked_state.check_tensors(content["model"])
     return content
+
+
+@contextlib.contextmanager
+def _named(where: str) -> Iterator[None]:
+    """A fault of a file as an error that names it."""
+    try:
+        yield
+    except BadFile as error:
+        raise CheckpointError(f"{where} {error}") from error
 
 
 def _check_parts(path: Path, content: Mapping[str, Any], parts: Sequence[str]) -> None:
@@ -159,10 +172,54 @@ def load_model(model: UniCode, content: Mapping[str, Any], where: str) -> None:
     Raises:
         CheckpointError: they are not those of the model.
     """
-    try:
-        model.load_state_dict(content["model"])
-    except RuntimeError as error:
-        raise CheckpointError(f"{where} does not fit its configuration: {' '.join(str(error).split())}") from error
+    with _named(where):
+        checked_state.check_state(model, content["model"])
+    model.load_state_dict(content["model"])
+
+
+def check_model(content: Mapping[str, Any], config: Config, modalities: Mapping[str, Modality]) -> None:
+    """Raise CheckpointError where a checkpoint is not of a run's model, before memory is taken for that."""
+    changed_fields(content, config, modalities)
+    with _named(where_of(content)):
+        checked_state.unfilled_model(config, modalities, content["model"])
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, content: Mapping[str, Any], name: str) -> None:
+    """Puts what a checkpoint holds of one of the optimisers into it; the options stay those of the optimiser.
+
+    Args:
+        optimizer: Adam.
+        content: of the checkpoint.
+        name: of the part of it.
+
+    Raises:
+        CheckpointError: it is of other parameters.
+    """
+    groups = optimizer.state_dict()["param_groups"]
+    with _named(f"{where_of(content)} is damaged:"):
+        checked_state.check_optimizer(
+            name, content[name], [one for group in optimizer.param_groups for one in group["params"]]
+        )
+    optimizer.load_state_dict({"state": content[name]["state"], "param_groups": groups})
+
+
+def load_generators(content: Mapping[str, Any], device: torch.device) -> None:
+    """Sets torch's generators to what a checkpoint holds of them, that of a GPU where the run is on one.
+
+    Raises:
+        CheckpointError: there are no states of them.
+    """
+    with _named(f"{where_of(content)} is damaged:"):
+        checked_state.check_generator("rng", content["rng"], torch.device("cpu"))
+        torch.set_rng_state(content["rng"].cpu())
+        if "cuda_rng" in content and device.type == "cuda":
+            checked_state.check_generator("cuda_rng", content["cuda_rng"], device)
+            torch.cuda.set_rng_state(content["cuda_rng"].cpu(), device)
+
+
+def where_of(content: Mapping[str, Any]) -> str:
+    """What messages call the checkpoint that a run goes on from."""
+    return str(content.get(WHERE, f"checkpoint of step {content['step']}"))
 
 
 def steps_in(run: Path) -> list[int]:
@@ -275,9 +332,11 @@ def read_for_resume(run: Path, step: int | None, map_location: torch.device) -> 
     try:
         content = read(path, map_location)
         _check_parts(path, content, ("step", "progress", "optimizer", "club_optimizer", "rng"))
-        if content["step"] != number:
-            raise CheckpointError(f"checkpoint {path} is damaged, it says that it is of step {content['step']}")
-        return content
+        if type(content["step"]) is not int or content["step"] != number:
+            raise CheckpointError(f"checkpoint {path} is damaged, it says that it is of step {content['step']!r:.40}")
+        with _named(f"checkpoint {path} is damaged:"):
+            checked_state.check_resumed(content)
+        return {**content, WHERE: f"checkpoint {path}"}
     except CheckpointError as error:
         before = [other for other in steps_in(run) if other < number]
         offer = (
@@ -289,9 +348,10 @@ def read_for_resume(run: Path, step: int | None, map_location: torch.device) -> 
 
 
 def export(model: UniCode, path: str | os.PathLike[str]) -> None:
-    """Writes a model as one safetensors file, its configuration in the header, which `load` reads.
+    """Writes a model as one safetensors file, its configuration and a checksum in the header, which `load` reads.
 
-    What `from_cmg` keeps for `to_cmg` beside the model is not part of it.
+    `load` refuses a file that is not of its checksum; files of older versions have none and are read without. What
+    `from_cmg` keeps for `to_cmg` beside the model is not part of it.
 
     Args:
         model: whose parameters and buffers are written; torch.compile and DataParallel may hold it.
@@ -306,23 +366,22 @@ def export(model: UniCode, path: str | os.PathLike[str]) -> None:
     target = path_of("path", path)
     if target.suffix != EXPORT_SUFFIX or target.exists():
         raise ValueError(f"path must be a new file that ends with {EXPORT_SUFFIX}, got {str(path)!r}")
-    tensors = {name: value.contiguous().cpu() for name, value in state.items()}
-    header = {"unicode_fast": json.dumps({"format": FORMAT, "config": config_to_dict(model.config, model.modalities)})}
-    with atomic_file(target) as file:
-        file.write(safetensors.torch.save(tensors, header))
+    content = {"format": FORMAT, "config": config_to_dict(model.config, model.modalities)}
+    write_tensors(target, state, content)
 
 
 def _read_export(path: Path) -> dict[str, Any]:
     """The content of an exported file, as `read` gives that of a checkpoint."""
-    if not path.exists():
-        raise CheckpointError(f"file {path} does not exist")
     try:
-        with safetensors.safe_open(path, "pt") as file:
-            content = json.loads((file.metadata() or {})["unicode_fast"])
-            content["model"] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-    except (OSError, KeyError, ValueError, safetensors.SafetensorError) as error:
-        raise CheckpointError(f"file {path} is truncated, damaged or not ours ({type(error).__name__})") from error
-    return content
+        content, tensors = read_tensors(path)
+        if type(content) is not dict or type(content.get("format")) is not int or content["format"] != FORMAT:
+            raise BadFile(f"it is not of format {FORMAT}")
+        checked_state.check_config(content.get("config"))
+    except FileNotFoundError as error:
+        raise CheckpointError(f"file {path} does not exist") from error
+    except (BadFile, OSError) as error:
+        raise CheckpointError(f"file {path} is truncated, damaged or not ours: {error}") from error
+    return {"config": content["config"], "model": tensors}
 
 
 def _check_finite(model: UniCode, path: Path, where: str) -> None:
@@ -369,10 +428,13 @@ def load(
             name = find(path, "last").name
             warnings.warn(f"run {path} has no best checkpoint, its last is taken, {name}", stacklevel=2)
     config, modalities = config_from_dict(content["config"], where)
-    model = UniCode(modalities, config).to(device)
-    load_model(model, content, where)
+    with _named(where):
+        model = checked_state.unfilled_model(config, modalities, content["model"])
+    load_model(model.to_empty(device=device), content, where)
     _check_finite(model, path, where)
     if "cmg" in content:
         model.cmg_rest = content["cmg"]
-    model.trained_on = content.get("data") or content.get("progress", {}).get("data")
+    progress = content.get("progress")
+    data = content.get("data") or (progress.get("data") if isinstance(progress, dict) else None)
+    model.trained_on = data if isinstance(data, str) else None
     return model.eval()

@@ -6,15 +6,66 @@ import re
 import sys
 from argparse import HelpFormatter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import yaml
 from jsonargparse import ArgumentParser, Namespace
 
 from unicode_fast.config import _TYPES, FIELDS, PARTS, Config, completed, is_whole
-from unicode_fast.errors import OneLineErrors
+from unicode_fast.errors import OneLineErrors, few
 from unicode_fast.presets import PRESETS, SIZES, from_saved, preset
+from unicode_fast.untrusted import BadFile, open_file
+
+# Bytes that a configuration file may have, twenty times what one with every field has.
+MOST_YAML = 1 << 16
+# A whole number and another one, as everybody reads them: YAML 1.1 takes 010 for 8, 1:30 for 90 and 1_0 for 10.
+_WHOLE = re.compile(r"[-+]?(0|[1-9][0-9]{0,19})")
+_DECIMAL = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML of one flat mapping: each key once; no tags and no references, which can unfold without end."""
+
+    depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """One part of the text."""
+        event = self.peek_event()
+        if isinstance(event, yaml.AliasEvent) or event.anchor or getattr(event, "tag", None):
+            self.refuse("it has an anchor, an alias or a tag", event.start_mark)
+        if self.depth == 3:
+            self.refuse("it is nested", event.start_mark)
+        self.depth += 1
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        if isinstance(node, yaml.MappingNode):
+            self.check_keys(node)
+        elif isinstance(node, yaml.ScalarNode) and node.tag in _NUMBERS:
+            kind, form = _NUMBERS[node.tag]
+            if not form.fullmatch(node.value):
+                self.refuse(f"{node.value:.40} is no {kind} in decimal digits", node.start_mark)
+        return node
+
+    def check_keys(self, node: yaml.MappingNode) -> None:
+        """Raise an error where a key is no text, or there twice."""
+        seen: dict[str, int] = {}
+        for key, _ in node.value:
+            line = key.start_mark.line + 1
+            if key.tag != "tag:yaml.org,2002:str":
+                self.refuse(f"a key is no text, {key.value!s:.40}", key.start_mark)
+            if key.value in seen:
+                self.refuse(f"{key.value:.40} is there twice, in line {seen[key.value]} and", key.start_mark)
+            seen[key.value] = line
+
+    def refuse(self, problem: str, mark: yaml.Mark | None) -> None:
+        """Raise an error that has its line."""
+        raise yaml.MarkedYAMLError(problem=problem, problem_mark=mark)
+
+
+_NUMBERS = {
+    "tag:yaml.org,2002:int": ("whole number", _WHOLE),
+    "tag:yaml.org,2002:float": ("number", _DECIMAL),
+}
 
 
 def field_help() -> dict[str, str]:
@@ -88,22 +139,30 @@ def read_yaml(path: str) -> dict[str, Any]:
     """The flat mapping of a configuration file.
 
     Raises:
-        ValueError: the file cannot be read, is no flat mapping, or holds an unknown field.
+        ValueError: the file cannot be read, has more than 64 KiB, is no flat mapping of keys that are there once, or
+            holds an unknown field.
     """
     try:
-        text = Path(path).read_bytes()
-    except OSError as error:
-        raise ValueError(f"config must be a readable YAML file, got {path!r}: {error.strerror}") from error
+        with open_file(path) as file:
+            text = file.read(MOST_YAML + 1)
+    except (OSError, BadFile) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ValueError(f"config must be a readable YAML file, got {path!r}: {reason}") from error
+    if len(text) > MOST_YAML:
+        raise ValueError(f"config must be a YAML file of at most {MOST_YAML} bytes, {path!r} has more")
     try:
-        content = yaml.safe_load(text)
+        content = yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
     except yaml.YAMLError as error:
         raise ValueError(f"config must be a readable YAML file, got {path!r}: {_fault(text, error)}") from error
+    # A date that is none.
+    except ValueError as error:
+        raise ValueError(f"config must be a readable YAML file, got {path!r}: {error!s:.100}") from error
     if not isinstance(content, dict):
         raise ValueError(f"config must hold a mapping of fields to values, {path!r} holds {type(content).__name__}")
     known = {"preset", "size", *FIELDS}
     unknown = sorted(str(name) for name in content if name not in known)
     if unknown:
-        raise ValueError(f"config {path!r} must hold configuration fields only, got {', '.join(unknown)}")
+        raise ValueError(f"config {path!r} must hold configuration fields only, got {few(unknown)}")
     for name, value in content.items():
         if name in ("modalities", "probe_tasks") and isinstance(value, list):
             content[name] = ",".join(map(str, value))

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import operator
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from unicode_fast.errors import few
 
 Kind = Literal["vector", "grid", "words"]
 TextPadding = Literal["masked", "read"]
@@ -15,6 +18,13 @@ TEXT_FIELDS = ("text_model", "text_whitelist", "text_padding")
 
 # A grid loses two 3x3 convolutions without padding before its map, so each side needs five positions.
 SMALLEST_GRID = 5
+
+
+def _whole(size: Any) -> int:
+    try:
+        return operator.index(size)
+    except TypeError as error:
+        raise TypeError(f"shape must hold whole numbers, got {type(size).__name__} {size!r}") from error
 
 
 @dataclass(frozen=True)
@@ -37,9 +47,9 @@ class Modality:
     def __post_init__(self) -> None:
         if self.kind not in get_args(Kind):
             raise ValueError(f"kind must be one of {', '.join(get_args(Kind))}, got {self.kind!r}")
-        if not isinstance(self.shape, (tuple, list)) or not all(hasattr(size, "__index__") for size in self.shape):
-            raise TypeError(f"shape must be a tuple of whole sizes, got {type(self.shape).__name__} {self.shape!r}")
-        object.__setattr__(self, "shape", tuple(int(size) for size in self.shape))
+        if not isinstance(self.shape, (tuple, list)):
+            raise TypeError(f"shape must be a tuple of sizes, got {type(self.shape).__name__} {self.shape!r}")
+        object.__setattr__(self, "shape", tuple(map(_whole, self.shape)))
         sides = 3 if self.kind == "grid" else 1
         if len(self.shape) != sides or min(self.shape) < 1:
             raise ValueError(f"shape of a {self.kind} modality must be {sides} positive sizes, got {self.shape}")
@@ -485,10 +495,10 @@ def completed(values: Mapping[str, Any]) -> dict[str, Any]:
     known = ("preset", "size", *FIELDS)
     unknown = sorted(str(name) for name in values if name not in known)
     if unknown:
-        raise ValueError(f"configuration must hold fields of this version only, got {', '.join(unknown)}")
+        raise ValueError(f"configuration must hold fields of this version only, got {few(unknown)}")
     if not is_whole(values):
         missing = [name for name in known if name not in values and name not in ADDED_FIELDS]
-        raise ValueError(f"configuration must hold every field that was not added later, lacks {', '.join(missing)}")
+        raise ValueError(f"configuration must hold every field that was not added later, lacks {few(missing)}")
     return {**ADDED_FIELDS, **values}
 
 
@@ -502,21 +512,31 @@ def check_value(name: str, value: Any) -> Any:
     hint = _TYPES[name]
     if get_origin(hint) is Literal:
         if value not in get_args(hint):
-            raise ValueError(f"{name} must be one of {', '.join(map(str, get_args(hint)))}, got {value!r}")
+            raise ValueError(f"{name} must be one of {', '.join(map(str, get_args(hint)))}, got {_shown(value)}")
         return value
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
+        try:
+            value = float(value)
+        except OverflowError as error:
+            raise ValueError(f"{name} must be a finite number, got {_shown(value)}") from error
     if hint is bool and not isinstance(value, bool):
-        raise TypeError(f"{name} must be true or false, got {type(value).__name__} {value!r}")
+        raise TypeError(f"{name} must be true or false, got {type(value).__name__} {_shown(value)}")
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
-        raise TypeError(f"{name} must be {hint.__name__}, got {type(value).__name__} {value!r}")
+        raise TypeError(f"{name} must be {hint.__name__}, got {type(value).__name__} {_shown(value)}")
     if name in RANGES:
         low, high = RANGES[name]
-        if not low <= value <= high or not math.isfinite(value):
+        if not low <= value <= high or value in (math.inf, -math.inf):
             kind = "whole number" if hint is int else "finite number"
             bounds = f"of at least {low}" if high == math.inf else f"from {low} to {high}"
-            raise ValueError(f"{name} must be a {kind} {bounds}, got {value!r}")
+            raise ValueError(f"{name} must be a {kind} {bounds}, got {_shown(value)}")
     return value
+
+
+def _shown(value: Any) -> str:
+    """How Python writes it, cut short; thousands of digits are written by nobody."""
+    if isinstance(value, int) and abs(value) >= 1 << 128:
+        return f"an integer of {value.bit_length()} bits"
+    return f"{value!r:.100}"
 
 
 def modality_names(modalities: str, there: tuple[str, ...] = ()) -> tuple[str, ...]:

@@ -70,6 +70,17 @@ def one_line(text: str, longest: int = LONGEST) -> str:
     return f"{line[:head]} … {line[head + 3 - longest :]}"
 
 
+def few(texts: Sequence[str], between: str = ", ", room: int = 150) -> str:
+    """The first of many texts, as many as there is room for in characters, and how many more there are."""
+    shown: list[str] = []
+    for text in texts:
+        if shown and len(between.join([*shown, text])) > room:
+            break
+        shown.append(one_line(text, room))
+    more = f" and {len(texts) - len(shown)} more" if len(shown) < len(texts) else ""
+    return between.join(shown) + more
+
+
 def message_of(error: BaseException) -> str:
     """The text of an error; that of an OSError names its file, without the number of the error."""
     if isinstance(error, OSError) and error.strerror and error.filename is not None:

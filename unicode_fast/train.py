@@ -179,18 +179,15 @@ class Trainer:
 
     def restore(self, content: Mapping[str, Any]) -> None:
         """Continues from a checkpoint, which may have been written on another device, by steps in a graph or not."""
-        checkpoint.load_model(self.model, content, f"checkpoint of step {content['step']}")
-        for name, optimizer in (("optimizer", self.optimizer), ("club_optimizer", self.club_optimizer)):
-            # The options stay those of this trainer: a graph reads the learning rate from a tensor.
-            groups = optimizer.state_dict()["param_groups"]
-            optimizer.load_state_dict({"state": content[name]["state"], "param_groups": groups})
+        checkpoint.load_model(self.model, content, checkpoint.where_of(content))
+        # Their options stay those of this trainer: a graph reads the learning rate from a tensor.
+        checkpoint.load_optimizer(self.optimizer, content, "optimizer")
+        checkpoint.load_optimizer(self.club_optimizer, content, "club_optimizer")
         if self.graphed is not None:
             # The optimisers have other tensors now.
             self.graphed.captured.clear()
         self.step = content["step"]
-        torch.set_rng_state(content["rng"].cpu())
-        if "cuda_rng" in content and self.model.device.type == "cuda":
-            torch.cuda.set_rng_state(content["cuda_rng"].cpu(), self.model.device)
+        checkpoint.load_generators(content, self.model.device)
 
 
 def usage(output: ModelOutput, codewords: int) -> dict[str, Tensor]:
@@ -432,7 +429,6 @@ def run(
     modalities = check_store(config, store)
     check_ranks(config, len(store.split(config.data.train_split)), ranks)
     ranks.phase = "starting"
-    trainer = Trainer(config, modalities, device)
 
     def read() -> dict[str, Any] | None:
         if resume_step is None and not checkpoint.steps_in(folder):
@@ -440,9 +436,13 @@ def run(
                 raise CheckpointError(f"run {folder} has ended, but has no checkpoint any more to go on from")
             return None
         # What goes to other ranks goes by way of the CPU.
-        return checkpoint.read_for_resume(folder, resume_step, device if ranks.size == 1 else torch.device("cpu"))
+        place = device if ranks.size == 1 else torch.device("cpu")
+        content = checkpoint.read_for_resume(folder, resume_step, place)
+        checkpoint.check_model(content, config, modalities)
+        return content
 
     content = ranks.from_first(read)
+    trainer = Trainer(config, modalities, device)
     if content is not None:
         go_on(trainer, content, store, ranks)
         ranks.step = trainer.step

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import warnings
 from collections.abc import Mapping
@@ -10,12 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from unicode_fast.checked_torch import read_torch
 from unicode_fast.compat import cmg_names
 from unicode_fast.compat.cmg_names import CPC, DECODER, ENCODER, IDLE, WORDS, Shape
 from unicode_fast.config import Config, Modality
+from unicode_fast.errors import few
 from unicode_fast.modules import UniCode
 from unicode_fast.modules.wrapped import plain_model
 from unicode_fast.presets import preset
+from unicode_fast.untrusted import BadFile
 from unicode_fast.writing import path_of
 
 # Attribute of a model that came from a file: that file, with the dtype's name in place of each entry the model uses.
@@ -31,8 +35,6 @@ ARCHITECTURE: dict[str, Any] = {
     "cpc_steps": 1,
 }
 GRID = (7, 7)
-# Problems that one message lists.
-MOST_PROBLEMS = 8
 _DTYPES = {torch.float64: "float64", torch.float32: "float32"}
 
 Rest = dict[str, Any]
@@ -69,21 +71,39 @@ def from_cmg(source: str | os.PathLike[str] | Mapping[str, Any], dtype: torch.dt
         The file, and the model beside it.
     """
     content = _read(source)
+    try:
+        model, message = _model_of(content, dtype)
+    except CmgFileError as error:
+        if isinstance(source, Mapping):
+            raise
+        raise CmgFileError(f"{source}: {error}") from error
+    if message:
+        warnings.warn(message, stacklevel=2)
+    return model.eval()
+
+
+def _model_of(content: Mapping[str, Any], dtype: torch.dtype | None) -> tuple[UniCode, str]:
+    """The model, and what its file lacks."""
     _check_keys(content)
     file_dtype = _entry(content, ENCODER, "Cross_quantizer.embedding", 2).dtype
     dtype = file_dtype if dtype is None else dtype
     if dtype not in _DTYPES:
         raise TypeError(f"dtype must be torch.float64 or torch.float32, got {dtype}")
-    modalities = _modalities(content)
-    config = _config(content, modalities).replace(dtype=_DTYPES[dtype])
-    model = _unfilled_model(content, modalities, config)
-    _check_entries(content, model, file_dtype)
+    try:
+        modalities = _modalities(content)
+        config = _config(content, modalities).replace(dtype=_DTYPES[dtype])
+        with torch.device("meta"):
+            shapes = UniCode(modalities, config)
+    except CmgFileError:
+        raise
+    # Sizes that nobody has chosen can make any layer raise anything.
+    except Exception as error:
+        raise CmgFileError(f"source has sizes of no model: {type(error).__name__}: {error!s:.100}") from error
+    _check_entries(content, shapes, file_dtype)
+    model = _unfilled_model(content, shapes)
     _fill(model, content)
     setattr(model, REST, _rest(content, modalities))
-    message = _what_is_missing(content, modalities)
-    if message:
-        warnings.warn(message, stacklevel=2)
-    return model.eval()
+    return model, _what_is_missing(content, modalities)
 
 
 def to_cmg(model: UniCode, *, epoch: int = 0) -> dict[str, Any]:
@@ -128,16 +148,17 @@ def _read(source: str | os.PathLike[str] | Mapping[str, Any]) -> Mapping[str, An
     if isinstance(source, Mapping):
         return source
     path = path_of("source", source)
-    if not path.is_file():
-        raise FileNotFoundError(f"source must be a file of the released pre-training, {str(path)!r} is none")
-    with path.open("rb") as file:
-        try:
-            content = torch.load(file, map_location="cpu", weights_only=True)
-        except Exception as error:
-            raise CmgFileError(
-                f"{path} must be a file that torch.load reads with weights_only=True; it is truncated, damaged or "
-                f"holds more than tensors and plain values ({type(error).__name__})"
-            ) from error
+    try:
+        content = read_torch(path)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            errno.ENOENT, "source must be a checkpoint of CMG, there is no file", str(path)
+        ) from error
+    except BadFile as error:
+        raise CmgFileError(
+            f"{path} must be a checkpoint of CMG; it is truncated, damaged or holds more than tensors and plain "
+            f"values: {error}"
+        ) from error
     if not isinstance(content, dict):
         raise CmgFileError(f"{path} must hold a dictionary, got {type(content).__name__}")
     return content
@@ -145,17 +166,19 @@ def _read(source: str | os.PathLike[str] | Mapping[str, Any]) -> Mapping[str, An
 
 def _check_keys(content: Mapping[str, Any]) -> None:
     if ENCODER not in content:
-        raise CmgFileError(f"source must hold the key {ENCODER!r}, got {', '.join(map(str, content)) or 'none'}")
+        raise CmgFileError(f"source must hold the key {ENCODER!r}, got {few([*map(str, content)]) or 'none'}")
     known = (*cmg_names.PARAMETER_KEYS, *cmg_names.OTHER_KEYS)
     surplus = [str(key) for key in content if key not in known]
     if surplus:
-        raise CmgFileError(f"source must hold none but the keys {', '.join(known)}, got {', '.join(surplus)} too")
+        raise CmgFileError(f"source must hold keys of the release only, got {few(surplus)} too")
     for key in cmg_names.PARAMETER_KEYS:
         if key in content and not isinstance(content[key], Mapping):
             raise CmgFileError(f"{key} must be a dictionary of tensors, got {type(content[key]).__name__}")
         for entry, value in content.get(key, {}).items():
             if not isinstance(value, Tensor):
-                raise CmgFileError(f"{entry} of {key} must be a tensor, got {type(value).__name__}")
+                raise CmgFileError(f"{entry!s:.60} of {key} must be a tensor, got {type(value).__name__}")
+            if type(entry) is not str or value.layout is not torch.strided or value.is_meta or not value.numel():
+                raise CmgFileError(f"{entry!r:.60} of {key} must be a name of a dense tensor that is not empty")
 
 
 def _entry(content: Mapping[str, Any], key: str, entry: str, dimensions: int) -> Tensor:
@@ -164,7 +187,7 @@ def _entry(content: Mapping[str, Any], key: str, entry: str, dimensions: int) ->
         raise CmgFileError(f"{key} must hold {entry!r}, which is missing")
     tensor: Tensor = content[key][entry]
     if tensor.dim() != dimensions:
-        raise CmgFileError(f"{entry} of {key} must have {dimensions} dimensions, got shape {tuple(tensor.shape)}")
+        raise CmgFileError(f"{entry} of {key} must have {dimensions} dimensions, got shape {tuple(tensor.shape)!s:.60}")
     return tensor
 
 
@@ -216,17 +239,20 @@ def _config(content: Mapping[str, Any], modalities: Mapping[str, Modality]) -> C
     return preset("official", "paper").replace(**ARCHITECTURE, **sizes, modalities=",".join(modalities))
 
 
-def _unfilled_model(content: Mapping[str, Any], modalities: Mapping[str, Modality], config: Config) -> UniCode:
-    """The model, with random values only where the file does not have all parts: drawing 80 million takes seconds."""
-    if all(key in content for key in cmg_names.used_entries(modalities)):
-        with torch.device("meta"):
-            model = UniCode(modalities, config)
-        model = model.to_empty(device="cpu")
+def _unfilled_model(content: Mapping[str, Any], shapes: UniCode) -> UniCode:
+    """The model, with random values only where the file does not have all parts: drawing 80 million takes seconds.
+
+    Args:
+        content: of the file.
+        shapes: the model on the device meta.
+    """
+    if all(key in content for key in cmg_names.used_entries(shapes.modalities)):
+        model = shapes.to_empty(device="cpu")
         model.codebook.step.zero_()
         return model
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.train.seed)
-        return UniCode(modalities, config)
+        torch.manual_seed(shapes.config.train.seed)
+        return UniCode(shapes.modalities, shapes.config)
 
 
 def _expected_shapes(content: Mapping[str, Any], model: UniCode) -> dict[str, dict[str, Shape]]:
@@ -259,19 +285,16 @@ def _check_entries(content: Mapping[str, Any], model: UniCode, dtype: torch.dtyp
                 problems.append(f"{entry!r} is surplus in {key}")
             elif not _fits(tuple(tensor.shape), expected[entry], free):
                 wanted = tuple(free.get(size, size) if isinstance(size, str) else size for size in expected[entry])
-                problems.append(f"{entry!r} in {key} must have shape {wanted}, got {tuple(tensor.shape)}")
+                problems.append(f"{entry!r} in {key} must have shape {wanted}, got {tuple(tensor.shape)!s:.60}")
             elif tensor.dtype != dtype and entry != IDLE:
                 problems.append(f"{entry!r} in {key} must be {dtype} like the codebook, got {tensor.dtype}")
             elif entry in used.get(key, {}) and not torch.stack(tensor.aminmax()).isfinite().all():
                 problems.append(f"{entry!r} in {key} must hold finite numbers, got NaN or Inf")
     idle = content[ENCODER].get(IDLE)
-    if idle is not None and not torch.equal(idle, idle.round()):
+    if idle is not None and not (idle.isfinite().all() and torch.equal(idle, idle.round())):
         problems.append(f"{IDLE!r} in {ENCODER} must hold whole numbers, got others")
     if problems:
-        more = f"; and {len(problems) - MOST_PROBLEMS} more" if len(problems) > MOST_PROBLEMS else ""
-        raise CmgFileError(
-            f"source must be a CMG checkpoint of {', '.join(model.names)}: {'; '.join(problems[:MOST_PROBLEMS])}{more}"
-        )
+        raise CmgFileError(f"source must be a CMG checkpoint of {', '.join(model.names)}: {few(problems, '; ')}")
 
 
 def _fits(shape: tuple[int, ...], expected: Shape, free: dict[str, int]) -> bool:
