@@ -294,9 +294,9 @@ def test_a_segmenter_is_saved_and_loaded_with_its_time_projection(trained: Segme
     content = (tmp_path / "segmenter.safetensors").read_bytes()
     (tmp_path / "short").write_bytes(content[: len(content) // 2])
     with pytest.raises(CheckpointError, match="short' is damaged or of other sizes"):
-        load_segmenter(tmp_path / "short", LIGHT_SETTINGS)
+        load_segmenter(tmp_path / "short", LIGHT_SETTINGS, {})
     with pytest.raises(FileNotFoundError):
-        load_segmenter(tmp_path / "none", LIGHT_SETTINGS)
+        load_segmenter(tmp_path / "none", LIGHT_SETTINGS, {})
 
 
 def test_bad_data_are_refused() -> None:

@@ -419,7 +419,8 @@ def load(
     where = f"checkpoint {path}"
     if path.suffix == EXPORT_SUFFIX:
         content = _read_export(path)
-    elif path.is_file():
+    # What is neither is refused as no plain file.
+    elif path.exists() and not path.is_dir():
         content = read(path, device)
     else:
         content = read_of_run(path, checkpoint, device)

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentParser, Namespace
 
-from unicode_fast.config import _TYPES, FIELDS, PARTS, Config, completed, is_whole
+from unicode_fast.config import _TYPES, FIELDS, PARTS, Config, check_value, completed, is_whole
 from unicode_fast.errors import OneLineErrors, few
 from unicode_fast.presets import PRESETS, SIZES, from_saved, preset
 from unicode_fast.untrusted import BadFile, open_file
@@ -194,6 +194,11 @@ def resolve(file: str | None, flags: dict[str, Any]) -> Config:
     content = read_yaml(file) if file is not None else {}
     if file is not None and added_fields(content):
         return resolve_saved(file, flags)
+    for name, value in content.items():
+        try:
+            check_value(name, value) if name in FIELDS else None
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"config {file!r} has a value that it cannot have: {error}") from error
     values = {**content, **flags}
     if any("epochs" in given and "steps" not in given for given in (flags, values)):
         values["steps"] = 0

@@ -178,7 +178,7 @@ def preset(name: str, size: str = "small") -> Config:
         ValueError: the name or the size is unknown.
     """
     if name not in PRESETS:
-        raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {name!r}")
+        raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {name!r:.60}")
     if size not in SIZES:
-        raise ValueError(f"size must be one of {', '.join(SIZES)}, got {size!r}")
+        raise ValueError(f"size must be one of {', '.join(SIZES)}, got {size!r:.60}")
     return Config(preset=name, size=size).replace_all(**{**_RULES[name], **_SIZES[size]})

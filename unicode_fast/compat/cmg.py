@@ -36,6 +36,8 @@ ARCHITECTURE: dict[str, Any] = {
 }
 GRID = (7, 7)
 _DTYPES = {torch.float64: "float64", torch.float32: "float32"}
+# Of entries that the model uses; counts can be of any.
+_KEPT = ("float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8")
 
 Rest = dict[str, Any]
 
@@ -87,6 +89,8 @@ def _model_of(content: Mapping[str, Any], dtype: torch.dtype | None) -> tuple[Un
     _check_keys(content)
     file_dtype = _entry(content, ENCODER, "Cross_quantizer.embedding", 2).dtype
     dtype = file_dtype if dtype is None else dtype
+    if file_dtype not in _DTYPES:
+        raise CmgFileError(f"source must be of float64 or float32, got {file_dtype}")
     if dtype not in _DTYPES:
         raise TypeError(f"dtype must be torch.float64 or torch.float32, got {dtype}")
     try:
@@ -124,7 +128,8 @@ def to_cmg(model: UniCode, *, epoch: int = 0) -> dict[str, Any]:
         For torch.save. Entries the model uses are copies on the CPU; the others are those of the file.
 
     Raises:
-        ValueError: the modalities or the architecture are none of the release's, or a part was exchanged.
+        ValueError: the modalities or the architecture are none of the release's, a part was exchanged, or what its
+            checkpoint keeps of its file is damaged.
         TypeError: `model` is no UniCode.
     """
     model, state = plain_model(model)
@@ -133,6 +138,7 @@ def to_cmg(model: UniCode, *, epoch: int = 0) -> dict[str, Any]:
         _check_architecture(model)
         rest = _made_up_rest(model, state, epoch)
     names = cmg_names.used_entries(model.modalities)
+    _check_rest(rest, names)
     result: dict[str, Any] = {}
     for key, value in rest.items():
         result[key] = dict(value) if key in cmg_names.PARAMETER_KEYS else value
@@ -327,6 +333,20 @@ def _rest(content: Mapping[str, Any], modalities: Mapping[str, Modality]) -> Res
                 for entry, tensor in value.items()
             }
     return rest
+
+
+def _check_rest(rest: Any, names: Mapping[str, Mapping[str, str]]) -> None:
+    """Raise CmgFileError where it is none that `_rest` made, for a checkpoint of ours can hold anything."""
+    if not isinstance(rest, Mapping) or not {*rest} <= {*cmg_names.PARAMETER_KEYS, *cmg_names.OTHER_KEYS}:
+        raise CmgFileError("what the model keeps of its CMG file must be a dictionary with the file's keys")
+    for key in cmg_names.PARAMETER_KEYS:
+        entries = rest.get(key, {})
+        if not isinstance(entries, Mapping):
+            raise CmgFileError(f"what the model keeps of {key} must be a dictionary, got {type(entries).__name__}")
+        for entry, kept in entries.items():
+            named = isinstance(kept, str) and kept in _KEPT and entry in names.get(key, {})
+            if not isinstance(kept, Tensor) and not named:
+                raise CmgFileError(f"what the model keeps of {entry!s:.60} in {key} must be a tensor or a dtype's name")
 
 
 def _what_is_missing(content: Mapping[str, Any], modalities: Mapping[str, Modality]) -> str:

@@ -300,11 +300,7 @@ class Segmentation:
             CheckpointError: it is damaged.
             ValueError: it was trained with queries of another modality, for another backbone or other clips.
         """
-        segmenter, content = load_segmenter(path, self.backbone.settings)
-        found, expected = {"source": content.get("source"), **segmenter.description}, self._description()
-        for name, value in {"source": source, **expected}.items():
-            if found[name] != value:
-                raise ValueError(f"{name} of the segmenter in {str(path)!r} must be {value!r}, got {found[name]!r}")
+        segmenter = load_segmenter(path, self.backbone.settings, {"source": source, **self._description()})
         self._trained[source, self._chosen_by(source, target, protocol), protocol] = segmenter.to(self.device)
 
     def _chosen_by(self, source: str, target: str, protocol: str) -> str:

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from unicode_fast.checked_state import check_state
 from unicode_fast.checkpoint import CheckpointError
+from unicode_fast.errors import few
 from unicode_fast.tasks.backbones import PyramidSettings, make_pyramid
-from unicode_fast.writing import atomic_file
+from unicode_fast.tensor_files import read_tensors, write_tensors
+from unicode_fast.untrusted import BadFile
 
 FORMAT = "unicode_fast segmenter 1"
 IMAGENET_MEAN, IMAGENET_DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -201,7 +201,7 @@ class Segmenter(nn.Module):
 
 
 def save_segmenter(segmenter: Segmenter, path: Path, described: dict[str, Any]) -> None:
-    """Writes all parameters and buffers, the time projection among them, as one safetensors file.
+    """Writes all parameters and buffers, the time projection among them, as one safetensors file with a checksum.
 
     Args:
         segmenter: trained.
@@ -214,31 +214,41 @@ def save_segmenter(segmenter: Segmenter, path: Path, described: dict[str, Any]) 
     if path.exists():
         raise FileExistsError(f"segmenter file must not exist yet, got {str(path)!r}")
     content = {"format": FORMAT, "segmenter": segmenter.description, **described}
-    tensors = {name: value.detach().cpu().contiguous() for name, value in segmenter.state_dict().items()}
-    with atomic_file(path) as file:
-        file.write(save(tensors, {"unicode_fast": json.dumps(content)}))
+    write_tensors(path, segmenter.state_dict(), content)
 
 
-def load_segmenter(path: Path, settings: PyramidSettings) -> tuple[Segmenter, dict[str, Any]]:
-    """A segmenter that `save_segmenter` wrote, in evaluation mode on the CPU, and what was kept beside it.
+def load_segmenter(path: Path, settings: PyramidSettings, expected: Mapping[str, Any]) -> Segmenter:
+    """A segmenter that `save_segmenter` wrote, in evaluation mode on the CPU.
 
     Args:
         path: the file.
         settings: of its backbone.
+        expected: what it must say of itself: the segmenter's description, and what was kept beside it.
 
     Raises:
         FileNotFoundError: there is no such file.
         CheckpointError: it holds something else, or is damaged.
+        ValueError: it says other things of itself.
     """
+    where = f"segmenter file {str(path)!r} is damaged or of other sizes:"
     try:
-        with safe_open(path, "pt") as file:
-            content = json.loads((file.metadata() or {}).get("unicode_fast", "{}"))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-        if content.get("format") != FORMAT:
-            raise CheckpointError(f"segmenter file must have format {FORMAT!r}, {str(path)!r} has another")
-        described = dict(content["segmenter"])
+        content, tensors = read_tensors(path)
+    except BadFile as error:
+        raise CheckpointError(f"{where} {error}") from error
+    if type(content) is not dict or content.get("format") != FORMAT or type(content.get("segmenter")) is not dict:
+        raise CheckpointError(f"segmenter file must have format {FORMAT!r}, {str(path)!r} has another")
+    described = content["segmenter"]
+    # Compared before it is built: the file's own sizes and backbone are nobody's choice.
+    found = {**content, **described}
+    for name, value in expected.items():
+        if type(found.get(name)) is not type(value) or found[name] != value:
+            raise ValueError(f"{name} of the segmenter in {str(path)!r} must be {value!r}, got {found.get(name)!r:.60}")
+    if not {*described} <= {*expected}:
+        raise CheckpointError(f"{where} it describes itself by {few([*described])}")
+    try:
         segmenter = Segmenter(**described, settings=settings)
-        segmenter.load_state_dict(tensors)
-    except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
-        raise CheckpointError(f"segmenter file {str(path)!r} is damaged or of other sizes: {error}") from error
-    return segmenter.eval().requires_grad_(False), content
+        check_state(segmenter, tensors)
+    except (BadFile, TypeError) as error:
+        raise CheckpointError(f"{where} it {error}") from error
+    segmenter.load_state_dict(tensors)
+    return segmenter.eval().requires_grad_(False)
