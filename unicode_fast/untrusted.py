@@ -10,6 +10,7 @@ import json
 import math
 import os
 import stat
+import sys
 import zipfile
 from typing import Any, BinaryIO
 
@@ -21,6 +22,10 @@ _UNPACKED = 1 << 30
 # The same of a file of text or JSON, which is read whole.
 TEXT_VARIABLE = "UNICODE_FAST_MAX_TEXT"
 _TEXT = 1 << 25
+# Objects that Python makes of a text take up to some hundred bytes each, so there may be one for this many bytes.
+_BYTES_PER_OBJECT = 32
+# How a member of a zip may be packed: stored, deflate, bzip2. The other method takes memory as its header says.
+_PACKINGS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2)
 
 
 class BadFile(ValueError):
@@ -44,6 +49,13 @@ def check_size(size: int, variable: str = UNPACKED_VARIABLE) -> None:
     most = limit(variable)
     if size > most:
         raise BadFile(f"it holds {size} bytes of at most {most}; {variable} sets another limit")
+
+
+def check_count(count: int, what: str) -> None:
+    """Raise BadFile where a file lists more objects than the limit of text is good for: 1,048,576 by default."""
+    most = limit(TEXT_VARIABLE) // _BYTES_PER_OBJECT
+    if count > most:
+        raise BadFile(f"it holds {count} {what} of at most {most}; {TEXT_VARIABLE}={count * 32} would take them")
 
 
 def open_file(path: str | os.PathLike[str]) -> BinaryIO:
@@ -89,12 +101,39 @@ def parse_json(data: bytes) -> Any:
     """The content of a text in JSON.
 
     Raises:
-        BadFile: it is none, or nested too deeply.
+        BadFile: it is none, nested too deeply, or of more values than a limit.
     """
+    check_count(sum(map(data.count, (b",", b"[", b"{"))), "values")
     try:
         return json.loads(data)
     except (ValueError, RecursionError) as error:
         raise BadFile(f"it is no JSON: {error}") from error
+
+
+def open_archive(file: BinaryIO, variable: str = UNPACKED_VARIABLE) -> zipfile.ZipFile:
+    """A zip whose directory has been looked at, and nothing unpacked yet; `read_member` unpacks.
+
+    Args:
+        file: opened.
+        variable: of the limit.
+
+    Raises:
+        BadFile: it is no zip, its directory is damaged or too large, or as `check_archive`.
+    """
+    size = file.seek(0, os.SEEK_END)
+    try:
+        # What zipfile will take for the directory, of which it makes an object for every 46 bytes.
+        end = zipfile._EndRecData(file)  # type: ignore[attr-defined]
+        if end is not None:
+            check_count(end[5] // 46, "members")
+        archive = zipfile.ZipFile(file)
+    except BadFile:
+        raise
+    # A damaged directory can raise nearly anything.
+    except Exception as error:
+        raise BadFile(f"it is no zip: {error}") from error
+    check_archive(archive, size, variable)
+    return archive
 
 
 def check_archive(archive: zipfile.ZipFile, size: int, variable: str = UNPACKED_VARIABLE) -> None:
@@ -106,7 +145,8 @@ def check_archive(archive: zipfile.ZipFile, size: int, variable: str = UNPACKED_
         variable: of the limit.
 
     Raises:
-        BadFile: its members are encrypted, or together larger than the file, and than the limit.
+        BadFile: its members are encrypted or packed in an unusual way, or together larger than the file, and than the
+            limit.
     """
     members = archive.infolist()
     total = sum(member.file_size for member in members)
@@ -114,6 +154,28 @@ def check_archive(archive: zipfile.ZipFile, size: int, variable: str = UNPACKED_
         check_size(total, variable)
     if any(member.flag_bits & 0x1 for member in members):
         raise BadFile("it is encrypted")
+    unusual = [member.compress_type for member in members if member.compress_type not in _PACKINGS]
+    if unusual:
+        raise BadFile(f"it is packed by method {unusual[0]} of zip, not by deflate")
+
+
+def read_member(archive: zipfile.ZipFile, name: str) -> bytes:
+    """What a member of a zip holds, its checksum compared; no more is unpacked than the directory says.
+
+    Raises:
+        BadFile: there is none, or it is damaged.
+    """
+    try:
+        member = archive.getinfo(name)
+        with archive.open(member) as stream:
+            # Without a number all would be unpacked before it is cut to size.
+            data = stream.read(member.file_size + 1)
+    # A damaged member can raise nearly anything.
+    except Exception as error:
+        raise BadFile(f"member {name!r} cannot be unpacked: {error}") from error
+    if len(data) != member.file_size:
+        raise BadFile(f"member {name!r} is cut short")
+    return data
 
 
 def read_npy(file: BinaryIO, size: int) -> np.ndarray:
@@ -126,25 +188,38 @@ def read_npy(file: BinaryIO, size: int) -> np.ndarray:
     Raises:
         BadFile: it is none, or has not as many bytes as its header says, or holds Python objects.
     """
-    shape, fortran, dtype = npy_header(file)
-    start = file.tell()
-    if start + math.prod(shape) * dtype.itemsize != size:
-        raise BadFile(f"it has {size - start} bytes of values for shape {shape} of {dtype}")
-    data = bytearray(size - start)
+    shape, fortran, dtype = npy_header(file, size)
+    data = bytearray(math.prod(shape) * dtype.itemsize)
     try:
         if file.readinto(data) < len(data):  # type: ignore[attr-defined]
             raise BadFile("it is cut short")
-        return np.frombuffer(data, dtype).reshape(shape, order="F" if fortran else "C")
+        array = np.frombuffer(data, dtype) if data else np.empty(0, dtype)
+        array = array.reshape(shape, order="F" if fortran else "C")
     except ValueError as error:
         raise BadFile(str(error)) from error
+    check_text(array)
+    return array
 
 
-def npy_header(file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype]:
+def check_text(array: np.ndarray) -> None:
+    """Raise BadFile where an array of text holds numbers that are no letters, which fail only when they are looked at."""
+    if array.dtype.kind == "U" and array.size:
+        codes = np.ascontiguousarray(array).reshape(-1).view(np.dtype(np.uint32).newbyteorder(array.dtype.byteorder))
+        if codes.max() > sys.maxunicode:
+            raise BadFile(f"it holds {codes.max():#x} as a letter of a text")
+
+
+def npy_header(file: BinaryIO, size: int | None = None) -> tuple[tuple[int, ...], bool, np.dtype]:
     """Shape, whether columns come first, and dtype, as the header of a .npy file says.
 
+    Args:
+        file: at its beginning.
+        size: bytes from there to its end, which must be as many as the header says; None does not compare.
+
     Raises:
-        BadFile: there is no such header, or it is of Python objects.
+        BadFile: there is no such header, it is of Python objects, or of another number of bytes.
     """
+    start = file.tell()
     try:
         version = np.lib.format.read_magic(file)
         if version not in ((1, 0), (2, 0), (3, 0)):
@@ -161,8 +236,11 @@ def npy_header(file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype]:
     # A damaged header, which is Python's syntax, can raise nearly anything when it is parsed.
     except Exception as error:
         raise BadFile(f"it has no header of a .npy file: {error}") from error
-    if dtype.hasobject or any(type(one) is not int or one < 0 for one in shape):
-        raise BadFile(f"it holds {dtype} of shape {shape}, not plain values")
+    if dtype.hasobject or dtype.itemsize == 0 or not all(type(one) is int and 0 <= one < 1 << 63 for one in shape):
+        raise BadFile(f"it holds {dtype!s:.80} of shape {shape!s:.80}, not plain values")
+    rest = None if size is None else size - (file.tell() - start)
+    if rest is not None and math.prod(shape) * dtype.itemsize != rest:
+        raise BadFile(f"it has {rest} bytes of values for shape {shape!s:.80} of {dtype!s:.80}")
     return shape, bool(fortran), dtype
 
 

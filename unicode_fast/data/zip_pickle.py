@@ -5,18 +5,43 @@ from __future__ import annotations
 import io
 import math
 import pickle
+import pickletools
 import re
-import zipfile
-import zlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from unicode_fast.data.store_checks import StoreError
+from unicode_fast.untrusted import (
+    TEXT_VARIABLE,
+    BadFile,
+    check_count,
+    check_size,
+    check_text,
+    open_archive,
+    open_file,
+    read_bytes,
+    read_member,
+)
 
 _SUFFIX = ".pkl"
+# What pickles are written with: of any, of integers, of a dict, and of an array. None makes one object contain another
+# in a way that grows beyond the file but tuples, which are looked at by type and place alone.
+_REMEMBERED = {"PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"}
+_FRAME = {"PROTO", "FRAME", "MARK", "STOP", *_REMEMBERED}
+_INTEGERS = {"INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1"}
+_COUNTS = _FRAME | _INTEGERS | {"EMPTY_DICT", "DICT", "SETITEM", "SETITEMS"}
+_ARRAY = {
+    *(_FRAME | _INTEGERS),
+    *("GLOBAL", "STACK_GLOBAL", "REDUCE", "BUILD", "NONE", "NEWTRUE", "NEWFALSE", "GET", "BINGET", "LONG_BINGET"),
+    *("EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "EMPTY_LIST", "APPEND", "APPENDS", "LIST"),
+    *("STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE"),
+    *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"),
+}
+# An array takes some forty operations, a dict three for each integer.
+_MOST_OF_ARRAY = 1000
 
 
 class PickleError(StoreError):
@@ -87,6 +112,7 @@ _ARRAY_NAMES: Mapping[tuple[str, str], Any] = {
     ("builtins", "bytes"): _Bytes(),
 }
 # Boolean, signed, unsigned and floating-point numbers, and text.
+_MOST_AXES = 16
 _PLAIN = re.compile(r"b1|[iu][1248]|f[248]|U[0-9]{1,6}")
 
 
@@ -98,13 +124,23 @@ def _dtype(described: Any) -> np.dtype:
     """
     if not isinstance(described, _Description) or described.kind != "dtype":
         raise ValueError(f"a dtype is {type(described).__name__}")
-    name, state = str(described.arguments[0]), described.state
-    if not _PLAIN.fullmatch(name):
-        raise ValueError(f"its dtype is {name!r}, which is none of plain numbers")
+    name, state = described.arguments[0], described.state
+    # Types first: what a tuple holds can be too long to be shown or compared.
+    if type(name) is not str or not _PLAIN.fullmatch(name):
+        raise ValueError(f"its dtype is {_shown(name)}, which is none of plain numbers")
     # (version, byte order, then what only structured dtypes have, ...)
-    if state is not None and (state[1] not in ("<", ">", "|", "=") or any(part is not None for part in state[2:5])):
-        raise ValueError(f"its dtype {name!r} has the state {state!r:.80}")
+    if state is not None and (
+        type(state) is not tuple
+        or type(state[1]) is not str
+        or state[1] not in ("<", ">", "|", "=")
+        or any(part is not None for part in state[2:5])
+    ):
+        raise ValueError(f"its dtype {name!r} has a state that is of no plain numbers")
     return np.dtype(name).newbyteorder("=" if state is None else state[1])
+
+
+def _shown(value: Any) -> str:
+    return repr(value[:80]) if type(value) is str else type(value).__name__
 
 
 def _array(described: _Description) -> np.ndarray:
@@ -115,19 +151,23 @@ def _array(described: _Description) -> np.ndarray:
     """
     if described.kind == "buffer":
         data, dtype, shape, order = described.arguments
-    elif described.kind == "array" and isinstance(described.state, tuple):
+    elif described.kind == "array" and type(described.state) is tuple:
         _, shape, dtype, fortran, data = described.state
         order = "F" if fortran else "C"
     else:
         raise ValueError(f"it holds a {described.kind} alone")
     plain = _dtype(dtype)
     # Text is how Python 2 wrote bytes.
-    data = data.encode("latin1") if isinstance(data, str) else data
-    if not isinstance(data, (bytes, bytearray)) or not all(type(size) is int and size >= 0 for size in shape):
-        raise ValueError(f"its bytes are {type(data).__name__}, its shape {shape!r:.80}")
+    data = data.encode("latin1") if type(data) is str else data
+    if type(data) not in (bytes, bytearray) or type(shape) is not tuple or len(shape) > _MOST_AXES:
+        raise ValueError(f"its bytes are {type(data).__name__}, its shape {type(shape).__name__}")
+    if not all(type(size) is int and size >= 0 for size in shape) or order not in ("C", "F"):
+        raise ValueError("its shape is no tuple of sizes, or its order none of C and F")
     if len(data) != math.prod(shape) * plain.itemsize:
-        raise ValueError(f"it has {len(data)} bytes for shape {shape!r:.80} and dtype {plain}")
-    return np.frombuffer(data, plain).reshape(shape, order=order)
+        raise ValueError(f"it has {len(data)} bytes for shape {shape} and dtype {plain}")
+    array = np.frombuffer(data, plain).reshape(shape, order=order)
+    check_text(array)
+    return array
 
 
 class _Unpickler(pickle.Unpickler):
@@ -146,17 +186,49 @@ class _Unpickler(pickle.Unpickler):
         try:
             return self.names[module, name]
         except KeyError:
-            raise PickleError(
-                f"{self.where} must be a pickle of {self.what} alone, but it names {module}.{name}, which was not run"
-            ) from None
-
-    def persistent_load(self, pid: Any) -> Any:
-        """No array has objects outside the file."""
-        raise PickleError(f"{self.where} must be a pickle of {self.what} alone, but it refers to object {pid!r}")
+            raise _names_another(self.where, self.what, f"{module}.{name}") from None
 
 
-def _loads(data: bytes, where: str, names: Mapping[tuple[str, str], Any], what: str) -> Any:
+def _check_operations(data: bytes, where: str, names: Collection[tuple[str, str]], what: str, most: int) -> None:
+    """Raise PickleError unless a pickle's operations are few, of the kinds that may be there, and in bounds.
+
+    A number in a pickle can ask for any amount of memory, before anything that it makes is looked at.
+    """
+    known = _ARRAY if names else _COUNTS
+    foreign = named = ""
+    texts: list[str] = []
+    for number, (operation, argument, _) in enumerate(pickletools.genops(data)):
+        if number == most:
+            raise PickleError(f"{where} must be a pickle of {what}, got one of more than {most} operations")
+        name = operation.name
+        if name not in known:
+            foreign = foreign or name
+        if name == "GLOBAL" and tuple(argument.split(" ", 1)) not in names:
+            named = named or argument.replace(" ", ".")
+        # Of two texts right before it; the unpickler looks at every name.
+        if name == "STACK_GLOBAL" and len(texts) == 2 and tuple(texts) not in names:
+            named = named or ".".join(texts)
+        if name not in _REMEMBERED:
+            texts = [*texts[-1:], argument] if type(argument) is str and name not in ("GLOBAL", "INST") else []
+        if texts:
+            check_size(len(texts[-1]), TEXT_VARIABLE)
+        if type(argument) is int and ("PUT" in name or "GET" in name) and argument > most:
+            raise PickleError(f"{where} must be a pickle of {what}, got one with {argument} as a place of its memory")
+        if type(argument) is int and not -(1 << 63) <= argument < 1 << 63 and name in _INTEGERS:
+            raise PickleError(f"{where} must be a pickle of {what}, got an integer of more than 64 bits")
+    if named:
+        raise _names_another(where, what, named)
+    if foreign:
+        raise PickleError(f"{where} must be a pickle of {what} alone, got one with operation {foreign}")
+
+
+def _names_another(where: str, what: str, name: str) -> PickleError:
+    return PickleError(f"{where} must be a pickle of {what} alone, but it names {name}, which was not run")
+
+
+def _loads(data: bytes, where: str, names: Mapping[tuple[str, str], Any], what: str, most: int) -> Any:
     try:
+        _check_operations(data, where, names, what, most)
         return _Unpickler(io.BytesIO(data), where, names, what).load()
     except PickleError:
         raise
@@ -177,7 +249,7 @@ def unpickle_array(data: bytes, where: str) -> np.ndarray:
     Raises:
         PickleError: it holds anything but one plain NumPy array; the message names what, and nothing was run.
     """
-    value = _loads(data, where, _ARRAY_NAMES, "one NumPy array")
+    value = _loads(data, where, _ARRAY_NAMES, "one NumPy array", _MOST_OF_ARRAY)
     if not isinstance(value, _Description):
         raise PickleError(f"{where} must be a pickle of one NumPy array of numbers, got {type(value).__name__}")
     try:
@@ -193,9 +265,17 @@ def unpickle_counts(file: Path) -> dict[int, int]:
         PickleError: it holds anything else; nothing was run.
         OSError: the file cannot be read.
     """
-    value = _loads(file.read_bytes(), str(file), {}, "a dict of integers")
+    what = "a dict of integers"
+    try:
+        data = read_bytes(file)
+        # Each integer takes two bytes, and two operations with its key.
+        most = len(data)
+        check_count(most // 4, "integers")
+    except BadFile as error:
+        raise PickleError(f"{file} must be a pickle of {what}, but {error}") from error
+    value = _loads(data, str(file), {}, what, most)
     if type(value) is not dict or not all(type(number) is int for item in value.items() for number in item):
-        raise PickleError(f"{file} must be a pickle of a dict of integers to integers, got {type(value).__name__}")
+        raise PickleError(f"{file} must be a pickle of {what} to integers, got {type(value).__name__}")
     return value
 
 
@@ -204,15 +284,17 @@ def read_zipped_array(file: Path) -> np.ndarray:
 
     Raises:
         PickleError: the member holds anything but an array of numbers.
-        StoreError: the file is no zip, is damaged, or has not exactly one such member.
+        StoreError: the file is no zip, is damaged, unpacks to more than a limit, or has not exactly one such member.
         FileNotFoundError: there is no file.
     """
     try:
-        with zipfile.ZipFile(file) as archive:
+        with open_file(file) as stream, open_archive(stream) as archive:
             members = [name for name in archive.namelist() if _SUFFIX in name]
             if len(members) != 1:
-                raise StoreError(f"{file} must hold exactly one {_SUFFIX} member, got {', '.join(members) or 'none'}")
-            data = archive.read(members[0])
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+                raise StoreError(
+                    f"{file} must hold exactly one {_SUFFIX} member, got {', '.join(members[:9]) or 'none'}"
+                )
+            data = read_member(archive, members[0])
+    except BadFile as error:
         raise StoreError(f"{file} must be a whole zip file, but cannot be read: {error}") from error
     return unpickle_array(data, f"{file} ({members[0]})")
