@@ -18,10 +18,11 @@ import numpy as np
 
 # The environment variable with the bytes that a compressed file may unpack to.
 UNPACKED_VARIABLE = "UNICODE_FAST_MAX_UNPACKED"
-_UNPACKED = 1 << 30
 # The same of a file of text or JSON, which is read whole.
 TEXT_VARIABLE = "UNICODE_FAST_MAX_TEXT"
-_TEXT = 1 << 25
+# The same of a picture, with a byte for each colour of a pixel.
+PICTURE_VARIABLE = "UNICODE_FAST_MAX_PICTURE"
+_DEFAULTS = {UNPACKED_VARIABLE: 1 << 30, TEXT_VARIABLE: 1 << 25, PICTURE_VARIABLE: 1 << 25}
 # Objects that Python makes of a text take up to some hundred bytes each, so there may be one for this many bytes.
 _BYTES_PER_OBJECT = 32
 # How a member of a zip may be packed: stored, deflate, bzip2. The other method takes memory as its header says.
@@ -38,7 +39,7 @@ def limit(variable: str) -> int:
     Raises:
         BadFile: the variable holds no positive whole number.
     """
-    value = os.environ.get(variable) or str(_UNPACKED if variable == UNPACKED_VARIABLE else _TEXT)
+    value = os.environ.get(variable) or str(_DEFAULTS[variable])
     if not value.isdecimal() or int(value) == 0:
         raise BadFile(f"{variable} must be a positive number of bytes, got {value!r}")
     return int(value)
@@ -202,7 +203,7 @@ def read_npy(file: BinaryIO, size: int) -> np.ndarray:
 
 
 def check_text(array: np.ndarray) -> None:
-    """Raise BadFile where an array of text holds numbers that are no letters, which fail only when they are looked at."""
+    """Raise BadFile where an array of text holds numbers that are no letters: only looking at them would fail."""
     if array.dtype.kind == "U" and array.size:
         codes = np.ascontiguousarray(array).reshape(-1).view(np.dtype(np.uint32).newbyteorder(array.dtype.byteorder))
         if codes.max() > sys.maxunicode:

@@ -7,7 +7,9 @@ import hashlib
 import importlib
 import io
 import os
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,6 +19,7 @@ import numpy as np
 from unicode_fast.data.sources import Fit, Source
 from unicode_fast.data.store_checks import StoreError
 from unicode_fast.data.zip_pickle import read_zipped_array
+from unicode_fast.untrusted import TEXT_VARIABLE, BadFile, check_count, limit, read_bytes
 
 
 class MissingFilesError(FileNotFoundError):
@@ -71,36 +74,76 @@ def read_csv(file: Path, columns: Sequence[str], delimiter: str = ",") -> list[d
         delimiter: between columns.
 
     Raises:
-        StoreError: it is no UTF-8, a column is missing, or a row has more or fewer fields than the header.
+        StoreError: it is no UTF-8, a quote is left open, a column is missing or there twice, a row has more or fewer
+            fields than the header, or there are more rows than a limit.
     """
-    with io.StringIO(_text(file), newline="") as stream:
-        reader = csv.DictReader(stream, delimiter=delimiter)
-        there = reader.fieldnames or []
-        lacking = [name for name in columns if name not in there]
-        if lacking:
-            separated = "tabs" if delimiter == "\t" else "commas"
+    lines = _csv_rows(file, delimiter)
+    there = next(lines, [])
+    if any(there.count(name) != 1 for name in columns):
+        separated = "tabs" if delimiter == "\t" else "commas"
+        raise StoreError(
+            f"{file} must have the columns {', '.join(columns)}, separated by {separated}, got {_some(there)}"
+        )
+    rows = []
+    for row in lines:
+        if len(row) < len(there):
+            raise StoreError(f"{file} must have {_some(there)} in each row, row {len(rows) + 1} is cut short")
+        if len(row) > len(there):
             raise StoreError(
-                f"{file} must have the columns {', '.join(columns)}, separated by {separated}, got {', '.join(there)}"
+                f"{file} must have {len(there)} fields in each row, row {len(rows) + 1} has more: {_some(row)}"
             )
-        rows = list(reader)
-    for number, row in enumerate(rows):
-        if None in row.values():
-            raise StoreError(f"{file} must have {', '.join(there)} in each row, row {number + 1} is cut short")
-        if None in row:
-            raise StoreError(f"{file} must have {len(there)} fields in each row, row {number + 1} has more: {row}")
+        rows.append(dict(zip(there, row, strict=True)))
     return rows
 
 
-def read_table(file: Path) -> list[list[str]]:
-    """The rows of a CSV file by position, without its header and empty lines."""
-    with io.StringIO(_text(file), newline="") as stream:
-        return [row for row in csv.reader(stream) if row][1:]
+def _csv_rows(file: Path, delimiter: str) -> Iterator[list[str]]:
+    """The rows of a CSV file but for empty ones; each counts for the memory that it takes."""
+    data = _content(file)
+    most, held = _room(len(data)), 0
+    if b"\0" in data:
+        raise StoreError(f"{file} must be a text, got a NUL at byte {data.index(0)}")
+    number = 0
+    try:
+        with io.TextIOWrapper(io.BytesIO(data), "utf-8-sig", newline="") as stream:
+            for number, row in enumerate(csv.reader(stream, delimiter=delimiter, strict=True)):
+                # A dict and its fields.
+                held += 240 + sum(map(sys.getsizeof, row)) + 8 * len(row)
+                if held > most:
+                    raise StoreError(f"{file} must hold fewer rows, got more than {number}; {_CURE}")
+                if any("\n" in field for field in row):
+                    raise StoreError(f"{file} must have no line break in a field, row {number} has: a quote is open")
+                if row:
+                    yield row
+    except csv.Error as error:
+        raise StoreError(f"{file} must be a CSV file, but after row {number}: {error}") from error
+    except UnicodeDecodeError:
+        _decoded(data, file)
 
 
-def _text(file: Path) -> str:
+_CURE = f"{TEXT_VARIABLE} sets another limit"
+
+
+def _room(size: int) -> int:
+    """Bytes that what is made of a file of a size may take."""
+    return 2 * size + 4 * limit(TEXT_VARIABLE)
+
+
+def _some(names: Sequence[str]) -> str:
+    """The first of some names, for a message."""
+    return ", ".join(name[:40] for name in names[:9]) + (", …" if len(names) > 9 else "")
+
+
+def _content(file: Path) -> bytes:
+    try:
+        return read_bytes(file)
+    except BadFile as error:
+        raise StoreError(f"{file} must be a plain file of text: {error}") from error
+
+
+def _decoded(data: bytes, file: Path) -> str:
     """What a file in UTF-8 says, with or without a byte order mark, lines ended as they are."""
     try:
-        return file.read_bytes().decode("utf-8-sig")
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise StoreError(
             f"{file} must be in UTF-8, got byte {error.object[error.start]:#x} at {error.start}"
@@ -113,11 +156,53 @@ def read_lines(file: Path) -> list[str]:
     Raises:
         StoreError: a name is there twice.
     """
-    names = [line.strip() for line in _text(file).splitlines() if line.strip()]
-    twice = sorted({name for name in names if names.count(name) > 1})
+    data = _content(file)
+    try:
+        check_count(sum(map(data.count, _LINE_ENDS)), "lines")
+    except BadFile as error:
+        raise StoreError(f"{file} must be a list of names: {error}") from error
+    names = [line.strip() for line in _decoded(data, file).splitlines() if line.strip()]
+    twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
-        raise StoreError(f"{file} must name each class once, got {twice[0]!r} twice")
+        raise StoreError(f"{file} must name each class once, got {min(twice)!r} twice")
     return names
+
+
+# Of all that `str.splitlines` takes for one, in UTF-8.
+_LINE_ENDS = [character.encode() for character in "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"]
+
+
+def text_array(values: Sequence[str], file: Path) -> np.ndarray:
+    """(n,) texts, all in as much memory as the longest takes.
+
+    Args:
+        values: the texts.
+        file: that has them.
+
+    Raises:
+        StoreError: they take more than a limit.
+    """
+    longest = max(map(len, values), default=0)
+    if 4 * longest * len(values) > _room(0):
+        raise StoreError(f"{file} must have short texts, got {len(values)}, one of {longest} characters; {_CURE}")
+    return np.array(values)
+
+
+def label_array(rows: int, steps: int, classes: int, file: Path) -> np.ndarray:
+    """(rows, steps, classes + 1) uint8 of zeros.
+
+    Args:
+        rows: of `file`.
+        steps: of each.
+        classes: without the background.
+        file: that has the rows.
+
+    Raises:
+        StoreError: they take more than a limit.
+    """
+    if rows * steps * (classes + 1) > _room(0):
+        raise StoreError(f"{file} must have fewer rows or classes, got {rows} of {classes} classes; {_CURE}")
+    return np.zeros((rows, steps, classes + 1), np.uint8)
 
 
 def numbers_of(names: Sequence[str], classes: Sequence[str], file: Path) -> np.ndarray:
@@ -129,7 +214,9 @@ def numbers_of(names: Sequence[str], classes: Sequence[str], file: Path) -> np.n
     place = {name: number for number, name in enumerate(classes)}
     unknown = sorted({name for name in names if name not in place})
     if unknown:
-        raise StoreError(f"{file} must name classes of its category file alone, got {', '.join(map(repr, unknown))}")
+        raise StoreError(
+            f"{file} must name classes of its category file alone, got {_some([repr(name) for name in unknown])}"
+        )
     return np.array([place[name] for name in names], np.int64)
 
 
@@ -150,7 +237,7 @@ def read_sentences(file: Path, names: Sequence[str]) -> list[str]:
     sentences = {row["label"].strip(): row[second].strip() for row in rows}
     lacking = sorted(set(names) - set(sentences))
     if lacking:
-        raise StoreError(f"{file} must have a sentence for each category, got none for {', '.join(lacking)}")
+        raise StoreError(f"{file} must have a sentence for each category, got none for {_some(lacking)}")
     return [sentences[name] for name in names]
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+import os
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from unicode_fast.data.files import Files, need
 from unicode_fast.data.layouts.request import Request
 from unicode_fast.data.sources import Listing, Note, Part, Source
 from unicode_fast.data.store_checks import StoreError
+from unicode_fast.untrusted import BadFile, check_count, check_size, open_file
 
 CLASSES = [
     "Church bell", "Male speech, man speaking", "Bark", "Fixed-wing aircraft, airplane", "Race car, auto racing",
@@ -20,6 +23,8 @@ CLASSES = [
     "Chainsaw", "Cat", "Horse", "Toilet flush", "Rodents, rats, mice", "Accordion", "Mandolin",
 ]  # fmt: skip
 KEY = "avadataset"
+# Of an HDF5 file: names in a message, bytes of a chunk that may be larger than what it is of, and number of chunks.
+_SHOWN_KEYS, _SMALL_CHUNK, _MOST_CHUNKS = 12, 1 << 26, 1 << 22
 _FEATURES = {"audio": "audio_feature.h5", "video": "visual_feature.h5"}
 
 
@@ -63,50 +68,162 @@ def ordered_part(
 
 def h5_source(file: Path, clips: int) -> Source:
     """Features of all clips of an HDF5 file, read one by one."""
-    data = open_h5(file, KEY)
-    if data.ndim < 3 or len(data) != clips:
+    data = H5Array(file, KEY)
+    if len(data.shape) < 3 or data.shape[0] != clips:
         raise StoreError(f"{file} must hold {KEY} of ({clips}, steps, ...), got {data.shape}")
     where = [f"{file} ({KEY}[{number}])" for number in range(clips)]
-    return Source(where, lambda number: data[number], np.arange(clips), data.shape[1], "exact")
+    return Source(where, data.clip, np.arange(clips), data.shape[1], "exact")
 
 
 def read_labels(file: Path, classes: int) -> np.ndarray:
     """(clips, T, C+1) uint8, background last."""
-    label = open_h5(file, KEY)[:]
-    if label.ndim != 3 or label.shape[2] != classes + 1 or not np.isin(label, (0, 1)).all():
+    data = H5Array(file, KEY)
+    label = data.whole() if len(data.shape) == 3 and data.shape[2] == classes + 1 else np.full(1, 2)
+    if not ((label == 0) | (label == 1)).all():
         raise StoreError(
-            f"{file} must hold {KEY} of (clips, steps, {classes + 1}) 0 and 1, got {label.shape} {label.dtype}"
+            f"{file} must hold {KEY} of (clips, steps, {classes + 1}) 0 and 1, got {data.shape} {data.dtype}"
         )
     return label.astype(np.uint8)
 
 
 def read_order(file: Path, clips: int) -> np.ndarray:
     """(n,) int64 numbers of clips."""
-    order = open_h5(file, "order")[:]
-    whole = order.ndim == 1 and order.dtype.kind in "iu"
+    data = H5Array(file, "order")
+    whole = len(data.shape) == 1 and data.dtype.kind in "iu"
+    order = data.whole() if whole else np.empty(0)
     if not whole or len(order) == 0 or order.min() < 0 or order.max() >= clips:
-        raise StoreError(f"{file} must hold order of (n,) integers in [0, {clips}), got {_described(order)}")
+        ends = f" from {order.min()} to {order.max()}" if order.size else ""
+        raise StoreError(
+            f"{file} must hold order of (n,) integers in [0, {clips}), got {data.shape} {data.dtype}{ends}"
+        )
     return order.astype(np.int64)
 
 
-def _described(order: np.ndarray) -> str:
-    ends = f" from {order.min()} to {order.max()}" if order.size and order.dtype.kind in "iuf" else ""
-    return f"{order.shape} {order.dtype}{ends}"
+class H5Array:
+    """A dataset of numbers in an HDF5 file, which stays open and unread.
 
+    It must lie in the file itself: external files, links and virtual datasets, whose values are those of other files of
+    the machine, are refused, and so are filters that HDF5 would load as a plugin.
 
-def open_h5(file: Path, key: str) -> Any:
-    """A dataset of an HDF5 file, which stays open and unread.
+    Args:
+        file: of the dataset.
+        key: its name in the root group.
+
+    Attributes:
+        shape: of it.
+        dtype: of it.
 
     Raises:
-        StoreError: it is no HDF5 file, or has no such dataset.
+        StoreError: it is no HDF5 file, has no such dataset, or one that is refused.
+        FileNotFoundError: there is no file.
         MissingPackageError: h5py is not installed.
     """
-    h5py = need("h5py", "data")
-    try:
-        opened = h5py.File(file, "r")
-    except OSError as error:
-        raise StoreError(f"{file} must be a whole HDF5 file, but cannot be opened: {error}") from error
-    found: Sequence[str] = list(opened)
-    if key not in found or not isinstance(opened[key], h5py.Dataset):
-        raise StoreError(f"{file} must hold a dataset {key!r}, got {', '.join(found) or 'none'}")
-    return opened[key]
+
+    def __init__(self, file: Path, key: str) -> None:
+        h5py = need("h5py", "data")
+        self.where = f"{file} ({key}"
+        opened = None
+        try:
+            with open_file(file) as stream:
+                self._size = os.fstat(stream.fileno()).st_size
+            opened = h5py.File(file, "r")
+            found = [name for name, _ in zip(opened, range(_SHOWN_KEYS), strict=False)]
+            links = opened.id.links
+            if not links.exists(key.encode()):
+                raise BadFile(f"it has {', '.join(found) or 'none'}")
+            if links.get_info(key.encode()).type != h5py.h5l.TYPE_HARD:
+                raise BadFile(f"{key!r} is a link to another place, which is not read")
+            data = h5py.h5o.open(opened.id, key.encode())
+            if not isinstance(data, h5py.h5d.DatasetID):
+                raise BadFile(f"{key!r} is none")
+            self._properties = data.get_create_plist()
+            self._check_place(h5py)
+            self._data = h5py.Dataset(data)
+            self.shape, self.dtype = self._data.shape or (), self._data.dtype
+            self._check_sizes(h5py)
+        # Damaged files raise nearly anything.
+        except Exception as error:
+            if opened is not None:
+                opened.close()
+            if isinstance(error, FileNotFoundError):
+                raise
+            raise StoreError(f"{file} must be a whole HDF5 file with a dataset {key!r} of numbers: {error}") from error
+
+    def _check_place(self, h5py: Any) -> None:
+        """Raise BadFile where values are not in the file itself, or need code that HDF5 does not have."""
+        if self._properties.get_external_count():
+            raise BadFile("its values are in another file, which is not read")
+        if self._properties.get_layout() == h5py.h5d.VIRTUAL:
+            raise BadFile("it is made of datasets of other files, which are not read")
+        filters = [self._properties.get_filter(number)[0] for number in range(self._properties.get_nfilters())]
+        known = [h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_FLETCHER32]
+        if filters != [code for code in known if code in filters]:
+            raise BadFile(f"it is packed by filters {filters}; only shuffle, gzip and fletcher32 are read")
+        # The bits by which a chunk says that one was left out of it.
+        self._packed, self._summed = (1 << filters.index(code) if code in filters else 0 for code in known[1:])
+        self._filtered = bool(filters)
+
+    def _check_sizes(self, h5py: Any) -> None:
+        if self.dtype.kind not in "biuf" or not self.shape:
+            raise BadFile(f"it holds {self.dtype} of shape {self.shape}, not numbers")
+        check_count(self.shape[0], "clips")
+        size = math.prod(self.shape) * self.dtype.itemsize
+        check_size(size // max(1, self.shape[0]))
+        self._chunk = 0
+        if self._properties.get_layout() == h5py.h5d.CHUNKED:
+            sizes = self._properties.get_chunk()
+            self._chunk = math.prod(sizes) * self.dtype.itemsize
+            if self._chunk > max(size, _SMALL_CHUNK):
+                raise BadFile(f"its chunks are of {self._chunk} bytes, it holds {size}")
+            check_size(self._chunk)
+            if math.prod(-(-whole // part) for whole, part in zip(self.shape, sizes, strict=True)) > _MOST_CHUNKS:
+                raise BadFile(f"it has more than {_MOST_CHUNKS} chunks, of {self._chunk} bytes")
+
+    def whole(self) -> np.ndarray:
+        """All of it.
+
+        Raises:
+            StoreError: it is damaged, or larger than a limit.
+        """
+        try:
+            check_size(math.prod(self.shape) * self.dtype.itemsize)
+        except BadFile as error:
+            raise StoreError(f"{self.where}) must be whole and of a moderate size: {error}") from error
+        return self._read(slice(None), f"{self.where})")
+
+    def clip(self, number: int) -> np.ndarray:
+        """One clip, without the axis of clips.
+
+        Raises:
+            StoreError: it is damaged.
+        """
+        return self._read(number, f"{self.where}[{number}])")
+
+    def _read(self, key: int | slice, where: str) -> np.ndarray:
+        try:
+            if self._filtered:
+                self._check_chunks(slice(key, key + 1) if isinstance(key, int) else key)
+            return self._data[key]
+        # Damaged chunks raise nearly anything.
+        except Exception as error:
+            raise StoreError(f"{where} must be whole, but cannot be read: {error}") from error
+
+    def _check_chunks(self, clips: slice) -> None:
+        """Raise BadFile where a chunk does not unpack to its size: HDF5 unpacks whatever there is."""
+        sizes = self._properties.get_chunk()
+        for place in self._data.iter_chunks((clips, *(slice(None) for _ in sizes[1:]))):
+            corner = tuple(part.start // size * size for part, size in zip(place, sizes, strict=True))
+            info = self._data.id.get_chunk_info_by_coord(corner)
+            if info.byte_offset is None:
+                continue  # never written
+            if info.size > self._size:
+                raise BadFile(f"a chunk has {info.size} bytes, the file {self._size}")
+            left_out, data = self._data.id.read_direct_chunk(corner)
+            data = data[:-4] if self._summed & ~left_out else data
+            whole, length = True, len(data)
+            if self._packed & ~left_out:
+                unpacker = zlib.decompressobj()
+                length = len(unpacker.decompress(data, self._chunk + 1))
+                whole = unpacker.eof
+            if not whole or length != self._chunk:
+                raise BadFile(f"a chunk does not unpack to its {self._chunk} bytes")

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from unicode_fast.data.files import Files, file_source, need, numbers_of, read_csv, read_sentences
+from unicode_fast.data.files import Files, file_source, need, numbers_of, read_csv, read_sentences, text_array
 from unicode_fast.data.layouts.request import Request
 from unicode_fast.data.lazy import ClipArray, LazyArray
 from unicode_fast.data.sources import Listing, Part
 from unicode_fast.data.store_checks import StoreError
 from unicode_fast.data.zip_pickle import read_zipped_array
+from unicode_fast.untrusted import PICTURE_VARIABLE, BadFile, check_size, read_bytes
 
 STEPS = 5
 _TABLE = "s4_meta_data.csv"
 _PROMPTS = "AVSBenchCategories2Prompts.csv"
+_PNG, _JPEG_SCAN, _MOST_SCANS = b"\x89PNG\r\n\x1a\n", b"\xff\xda", 100
 
 
 def list_avsbench(root: Path, request: Request) -> Listing:
@@ -51,7 +54,7 @@ def _part(root: Path, places: Sequence[Path], classes: Sequence[str], request: R
     """The clips at some places, <split>/<category>/<video>, with what asks for them."""
     categories = [place.parts[1] for place in places]
     arrays: dict[str, ClipArray] = {
-        "id": np.array([place.name for place in places]),
+        "id": text_array([place.name for place in places], root / _TABLE),
         "class": numbers_of(categories, classes, root / _TABLE),
     }
     sources = {}
@@ -62,7 +65,7 @@ def _part(root: Path, places: Sequence[Path], classes: Sequence[str], request: R
         sources["audio"] = file_source(zips, read_zipped_array, STEPS, "repeat")
     if prompts is not None:
         said = read_sentences(prompts, categories)
-        arrays["text.sentence"] = np.array(said)
+        arrays["text.sentence"] = text_array(said, prompts)
         sources["text"] = request.words(said)
     return Part(sources, arrays)
 
@@ -98,12 +101,21 @@ def read_picture(file: Path, mask: bool) -> np.ndarray:
     """(H, W, 3) uint8, or (H, W) uint8 of 0 and 1 of a mask.
 
     Raises:
-        StoreError: the file is no picture.
+        StoreError: the file is no PNG or JPEG picture, is damaged, or is larger than a limit.
+        FileNotFoundError: there is no file.
     """
-    image = need("PIL.Image", "data")
+    png, jpeg = need("PIL.PngImagePlugin", "data"), need("PIL.JpegImagePlugin", "data")
     try:
-        with image.open(file) as picture:
+        data = read_bytes(file, PICTURE_VARIABLE)
+        # Every scan of a JPEG goes over the whole picture.
+        if not data.startswith(_PNG) and data.count(_JPEG_SCAN) > _MOST_SCANS:
+            raise BadFile(f"it has more than {_MOST_SCANS} scans")
+        with (png.PngImageFile if data.startswith(_PNG) else jpeg.JpegImageFile)(io.BytesIO(data)) as picture:
+            check_size(3 * picture.width * picture.height, PICTURE_VARIABLE)
             values = np.asarray(picture.convert("L" if mask else "RGB"))
-    except OSError as error:
-        raise StoreError(f"{file} must be a whole picture, but cannot be read: {error}") from error
+    except FileNotFoundError:
+        raise
+    # A damaged picture can raise nearly anything.
+    except Exception as error:
+        raise StoreError(f"{file} must be a whole picture, PNG or JPEG, but cannot be read: {error}") from error
     return (values > 127).astype(np.uint8) if mask else values

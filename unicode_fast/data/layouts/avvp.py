@@ -7,7 +7,17 @@ from pathlib import Path
 
 import numpy as np
 
-from unicode_fast.data.files import Files, divide, hashed_split, numbers_of, read_csv, read_lines, zip_source
+from unicode_fast.data.files import (
+    Files,
+    divide,
+    hashed_split,
+    label_array,
+    numbers_of,
+    read_csv,
+    read_lines,
+    text_array,
+    zip_source,
+)
 from unicode_fast.data.layouts.ave import feature_files, ordered_part, read_labels, read_order
 from unicode_fast.data.layouts.request import Request
 from unicode_fast.data.layouts.vggsound import STEPS, YOUTUBE_ID, zip_folder
@@ -68,10 +78,12 @@ def _annotated(modality: str, file: Path, folder: Path, classes: Sequence[str]) 
     """The clips of one list with the features and labels of one modality."""
     rows = read_csv(file, ["filename", "onset", "offset", "event_labels"], delimiter="\t")
     names = [row["filename"] for row in rows]
-    label = np.stack([event_label(row, classes, file) for row in rows]) if rows else np.empty((0, STEPS, 1), np.uint8)
+    label = label_array(len(rows), STEPS, len(classes), file)
+    for number, row in enumerate(rows):
+        label[number] = event_label(row, classes, file)
     fit: Fit = "repeat" if modality == "audio" else "exact"
     source = zip_source(folder, [name[:YOUTUBE_ID] for name in names], STEPS, fit)
-    return Part({modality: source}, {"id": np.array(names), f"{modality}.label": label})
+    return Part({modality: source}, {"id": text_array(names, file), f"{modality}.label": label})
 
 
 def event_label(row: dict[str, str], classes: Sequence[str], file: Path) -> np.ndarray:

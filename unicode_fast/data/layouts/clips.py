@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import cast, get_args
 
 import numpy as np
 
+from unicode_fast import untrusted
 from unicode_fast.config import Kind
-from unicode_fast.data.files import Files, file_source, numbers_of, read_csv, read_lines
+from unicode_fast.data.files import Files, file_source, numbers_of, read_csv, read_lines, text_array
 from unicode_fast.data.layouts.request import Request
 from unicode_fast.data.lazy import LazyArray
 from unicode_fast.data.sources import Listing, Part
 from unicode_fast.data.store_checks import StoreError, check_name
+from unicode_fast.untrusted import BadFile, npy_header, open_file
 
 _TABLE, _CLASSES, _KINDS = "clips.csv", "classes.txt", "modalities.csv"
 
@@ -53,7 +56,7 @@ def list_clips(root: Path, request: Request) -> Listing:
     bad = sorted({row["id"] for row in rows if not row["id"] or Path(row["id"]).name != row["id"]})
     if bad:
         raise StoreError(f"id in {table} must be a file name without folders, got {bad[0]!r}")
-    arrays: dict[str, np.ndarray | LazyArray] = {"id": np.array([row["id"] for row in rows])}
+    arrays: dict[str, np.ndarray | LazyArray] = {"id": text_array([row["id"] for row in rows], table)}
     classes: list[str] = []
     if "class" in rows[0]:
         labels = [row["class"] for row in rows]
@@ -63,7 +66,7 @@ def list_clips(root: Path, request: Request) -> Listing:
     missing: list[str] = []
     for name in names:
         paths = [root / name / f"{row['id']}.npy" for row in rows]
-        lengths = np.array([npy_steps(path) for path in paths], np.int64)
+        lengths = npy_steps(paths)
         steps = int(lengths.max(initial=1))
         sources[name] = file_source(paths, read_npy, steps, "zeros", kind=kinds[name], lengths=lengths)
         if (root / f"{name}.labels").is_dir():
@@ -107,23 +110,30 @@ def read_npy(file: Path) -> np.ndarray:
         FileNotFoundError: there is no file.
     """
     try:
-        return np.load(file, allow_pickle=False)
-    except (ValueError, EOFError) as error:
+        with open_file(file) as stream:
+            return untrusted.read_npy(stream, os.fstat(stream.fileno()).st_size)
+    except BadFile as error:
         raise StoreError(
             f"{file} must be a whole .npy file of numbers, not of objects, got another: {error}"
         ) from error
 
 
-def npy_steps(file: Path) -> int:
-    """The number of steps that a .npy file's header gives; 0 where there is no such file or header."""
-    try:
-        with open(file, "rb") as stream:
-            version = np.lib.format.read_magic(stream)
-            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-            shape = read(stream)[0]
-    except (OSError, ValueError):
-        return 0
-    return int(shape[0]) if shape else 0
+def npy_steps(files: Sequence[Path]) -> np.ndarray:
+    """(files,) int64 numbers of steps that the headers of .npy files give.
+
+    0 where there is no such file or header, or one whose steps are of another shape than the first file's.
+    """
+    shapes: list[tuple[int, ...]] = []
+    for file in files:
+        try:
+            with open_file(file) as stream:
+                shapes.append(npy_header(stream, os.fstat(stream.fileno()).st_size)[0])
+        except (OSError, BadFile):
+            shapes.append(())
+    first = next((shape for shape in shapes if shape), ())
+    return np.array(
+        [shape[0] if shape and shape[1:] == first[1:] and 0 not in shape else 0 for shape in shapes], np.int64
+    )
 
 
 def _labels(files: Sequence[Path], lengths: np.ndarray, steps: int, columns: int) -> LazyArray:

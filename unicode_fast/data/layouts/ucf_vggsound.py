@@ -8,7 +8,17 @@ from pathlib import Path
 
 import numpy as np
 
-from unicode_fast.data.files import Files, divide, hashed_split, numbers_of, read_csv, read_lines, zip_source
+from unicode_fast.data.files import (
+    Files,
+    divide,
+    hashed_split,
+    label_array,
+    numbers_of,
+    read_csv,
+    read_lines,
+    text_array,
+    zip_source,
+)
 from unicode_fast.data.layouts.request import Request
 from unicode_fast.data.layouts.vggsound import STEPS, YOUTUBE_ID, zip_folder
 from unicode_fast.data.sources import Listing, Part
@@ -51,10 +61,10 @@ def _labelled(modality: str, file: Path, folder: Path, classes: Sequence[str]) -
     rows = read_csv(file, ["category", "video_id"])
     target = numbers_of([row["category"] for row in rows], classes, file)
     names = [row["video_id"] for row in rows]
-    label = np.zeros((len(rows), STEPS, len(classes) + 1), np.uint8)
+    label = label_array(len(rows), STEPS, len(classes), file)
     label[np.arange(len(rows)), :, target] = 1
     source = zip_source(folder, names, STEPS, "repeat")
-    return Part({modality: source}, {"id": np.array(names), "class": target, f"{modality}.label": label})
+    return Part({modality: source}, {"id": text_array(names, file), "class": target, f"{modality}.label": label})
 
 
 def _divided(part: Part) -> dict[str, np.ndarray]:

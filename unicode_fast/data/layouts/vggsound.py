@@ -7,7 +7,16 @@ from pathlib import Path
 
 import numpy as np
 
-from unicode_fast.data.files import Files, hashed_split, numbers_of, read_csv, read_lines, read_sentences, zip_source
+from unicode_fast.data.files import (
+    Files,
+    hashed_split,
+    numbers_of,
+    read_csv,
+    read_lines,
+    read_sentences,
+    text_array,
+    zip_source,
+)
 from unicode_fast.data.layouts.request import Request
 from unicode_fast.data.lazy import LazyArray
 from unicode_fast.data.sources import Listing, Note, Part, Source
@@ -59,7 +68,7 @@ def avel_lister(layout: str, whole: bool) -> Callable[[Path, Request], Listing]:
         rows = [row for split in _OFFICIAL_ORDER for row in rows if row["split"] == split]
         names = [row["video_id"] for row in rows]
         target = numbers_of([row["category"] for row in rows], classes, table)
-        arrays: dict[str, np.ndarray | LazyArray] = {"class": target, "id": np.array(names)}
+        arrays: dict[str, np.ndarray | LazyArray] = {"class": target, "id": text_array(names, table)}
         sources = stream_sources(files, request, names)
         folder = next((root / name for name in ("feature/label/zip", "label/zip") if (root / name).is_dir()), None)
         missing: list[str] = []
@@ -74,7 +83,7 @@ def avel_lister(layout: str, whole: bool) -> Callable[[Path, Request], Listing]:
             arrays.update({f"{modality}.label": label for modality in sources})
         if prompts is not None:
             said = read_sentences(prompts, [classes[number] for number in target])
-            arrays["text.sentence"] = np.array(said)
+            arrays["text.sentence"] = text_array(said, prompts)
             sources["text"] = request.words(said)
         joined = Part(sources, arrays)
         chosen = {split: np.array([row["split"] == split for row in rows]) for split in ("train", "val", "test")}
@@ -135,7 +144,7 @@ def checked_lister(layout: str) -> Callable[[Path, Request], Listing]:
         if wrong:
             raise StoreError(f"id in {table} must end in .mp4, got {wrong[0]!r}")
         names = [name.removesuffix(".mp4") for name in names]
-        joined = Part(stream_sources(files, request, names), {"id": np.array(names)})
+        joined = Part(stream_sources(files, request, names), {"id": text_array(names, table)})
         chosen = hashed_split([name[:YOUTUBE_ID] for name in names])
         divided = {split: [members] for split, members in chosen.items() if members.any()}
         published = int(layout.removeprefix("vggsound").removesuffix("k")) * 1000
