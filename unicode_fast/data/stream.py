@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
+import http.client
 import io
 import itertools
 import json
 import os
 import random
-import tarfile
+import re
+import time
+import urllib.request
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -21,8 +26,25 @@ from unicode_fast.config import Modality
 from unicode_fast.data.batches import Batch, check_batch_size, checked_dtype, gather
 from unicode_fast.data.dataset import WHOLE, ClipSet, Dataset
 from unicode_fast.data.files import need
-from unicode_fast.data.store_checks import StoreError, check_array_values, check_split, check_values
+from unicode_fast.data.store_checks import (
+    StoreError,
+    check_array_values,
+    check_name,
+    check_names,
+    check_split,
+    check_values,
+)
 from unicode_fast.data.store_write import check_new, explained, make_parent
+from unicode_fast.untrusted import (
+    TEXT_VARIABLE,
+    UNPACKED_VARIABLE,
+    BadFile,
+    check_size,
+    limit,
+    open_file,
+    parse_json,
+    read_npy,
+)
 from unicode_fast.writing import atomic_folder, write_text
 
 SPEC = "webdataset:"
@@ -34,6 +56,7 @@ STREAMED = ("train", WHOLE)
 # Of a split that is streamed, what is held in memory to look at and to train the quick probes on.
 SAMPLE_CLIPS = 1000
 _FORMAT = 1
+_PIECE_BYTES = 1 << 20
 
 
 def write_shards(
@@ -288,51 +311,196 @@ def shard_urls(root: str, index: dict[str, Any], split: str) -> list[str]:
 
 
 def open_stream(root: str) -> StreamedDataset:
-    """A folder, or a URL that `webdataset` opens, below which are `shards.json` and the tar files that it lists.
+    """A folder, or a URL of http or https, below which are `shards.json` and the tar files that it lists.
 
     Raises:
         FileNotFoundError: there is no index.
+        ValueError: it is a URL of another kind.
         StoreError: the index is not what it must be.
         MissingPackageError: webdataset is not installed.
+        OSError: it cannot be fetched.
     """
-    webdataset = need("webdataset", "stream")
+    need("webdataset", "stream")
+    _check_root(root)
     place = f"{root.rstrip('/')}/{INDEX}"
     try:
-        with webdataset.gopen(place) as stream:
-            index = json.loads(stream.read())
-        if index["format"] != _FORMAT:
-            raise StoreError(f"format in {place} must be {_FORMAT}, got {index['format']!r}")
+        with _opened(place) as stream:
+            data = _exactly(stream, limit(TEXT_VARIABLE) + 1, short=True)
+        check_size(len(data), TEXT_VARIABLE)
+        index = parse_json(data)
+        _check_index(index)
         return StreamedDataset(root.rstrip("/"), index)
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise FileNotFoundError(error.errno, f"data must be a folder with an index {INDEX}", root) from error
-    except StoreError:
-        raise
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise StoreError(f"{place} must be the index that write_shards makes, got: {error!r}") from error
+        raise StoreError(f"{place} must be the index that write_shards makes: {error!r}") from error
 
 
-def _samples(urls: Sequence[str]) -> Iterator[dict[str, np.ndarray]]:
-    """The arrays of each clip of some tar files, in order; "__clip__" is its number."""
-    samples = need("webdataset", "stream").tariterators.tarfile_samples
-    for url in urls:
+def _check_root(root: str) -> None:
+    """Raise ValueError where what names the files is a URL of another kind, such as pipe:COMMAND."""
+    scheme = re.match(r"[A-Za-z][A-Za-z0-9+.-]+:", root)
+    if scheme and not _is_url(root) and not Path(root).is_dir():
+        raise ValueError(f"{SPEC} must be followed by a folder, http:// or https://, got {scheme[0]!r}")
+
+
+def _is_url(place: str) -> bool:
+    return place.lower().startswith(("http://", "https://"))
+
+
+def _check_index(index: Any) -> None:
+    """Raise unless all in an index is of the type that is read, and its files lie beside it."""
+    if index["format"] != _FORMAT:
+        raise BadFile(f"format must be {_FORMAT}, got {index['format']!r:.80}")
+    check_names({name: Modality(one["kind"], one["shape"]) for name, one in index["modalities"].items()}, [])
+    if type(index["name"]) is not str or type(index["classes"]) is not list:
+        raise BadFile("name must be a text and classes a list")
+    check_names({"any": Modality("vector", (1,))}, index["classes"])
+    for split, files in index["shards"].items():
+        check_name("a split", split, "_.")
+        if type(files) is not dict or not all(type(count) is int and 0 < count < 1 << 40 for count in files.values()):
+            raise BadFile(f"files of split {split!r} must have positive numbers of clips")
+        wrong = [file for file in files if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*\.tar", file)]
+        if wrong:
+            raise BadFile(f"files of split {split!r} must have plain names that end in .tar, got {wrong[0][:80]!r}")
+
+
+@contextlib.contextmanager
+def _opened(place: str) -> Iterator[IO[bytes]]:
+    """A file, or what a URL of http or https gives, to read once; no other program is called."""
+    if not _is_url(place):
+        with open_file(place) as file:
+            yield file
+        return
+    opener = urllib.request.OpenerDirector()
+    # No handler of local files or ftp, to which a server could send one.
+    for handler in _HANDLERS:
+        opener.add_handler(handler())
+    for attempt in range(_ATTEMPTS):
         try:
-            for sample in samples(iter([{"url": url}])):
-                yield _decoded(sample)
-        except tarfile.TarError as error:
-            raise StoreError(f"{url} must be a whole tar file, but cannot be read: {error.args[0]}") from error
+            response = opener.open(place, timeout=_TIMEOUT)
+            break
+        except (OSError, http.client.HTTPException) as error:
+            code = getattr(error, "code", 0)
+            if code == 404:
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), place) from error
+            if attempt + 1 == _ATTEMPTS or 400 <= code < 500:
+                raise OSError(errno.EIO, f"a URL must be one that can be fetched ({error})", place) from error
+            time.sleep(_PAUSE)
+    try:
+        with response:
+            yield response
+    except (OSError, http.client.HTTPException) as error:
+        raise OSError(errno.EIO, f"a URL must be one that can be read to its end ({error})", place) from error
 
 
-def _decoded(sample: dict[str, Any]) -> dict[str, np.ndarray]:
+_HANDLERS = (
+    urllib.request.ProxyHandler,
+    urllib.request.UnknownHandler,
+    urllib.request.HTTPHandler,
+    urllib.request.HTTPSHandler,
+    urllib.request.HTTPDefaultErrorHandler,
+    urllib.request.HTTPRedirectHandler,
+    urllib.request.HTTPErrorProcessor,
+)
+_ATTEMPTS, _PAUSE, _TIMEOUT = 5, 2.0, 60.0
+
+
+def _samples(places: Sequence[str]) -> Iterator[dict[str, np.ndarray]]:
+    """The arrays of each clip of some tar files, in order; "__clip__" is its number."""
+    for place in places:
+        try:
+            with _opened(place) as stream:
+                for key, files in itertools.groupby(_members(stream), lambda member: member[0].partition(".")[0]):
+                    yield _decoded(key, files, place)
+        except BadFile as error:
+            raise StoreError(f"{place} must be a whole tar file, but cannot be read: {error}") from error
+
+
+def _decoded(key: str, files: Iterable[tuple[str, bytes]], place: str) -> dict[str, np.ndarray]:
     """The arrays of one clip."""
-    arrays = {"__clip__": np.array(int(sample["__key__"]))}
-    for key, data in sample.items():
-        if key.endswith(".npy"):
-            try:
-                arrays[key.removesuffix(".npy")] = np.load(io.BytesIO(data), allow_pickle=False)
-            except (ValueError, EOFError) as error:
-                where = f"{key} of clip {sample['__key__']} in {sample['__url__']}"
-                raise StoreError(f"{where} must be a .npy file of numbers, but cannot be read: {error}") from error
+    if not re.fullmatch(r"[0-9]{1,18}", key):
+        raise BadFile(f"its clips must be numbered, got {key[:80]!r}")
+    arrays = {"__clip__": np.array(int(key))}
+    for name, data in files:
+        array = name.partition(".")[2]
+        if not array.endswith(".npy"):
+            continue
+        try:
+            if array.removesuffix(".npy") in arrays:
+                raise BadFile("it is there twice")
+            arrays[array.removesuffix(".npy")] = read_npy(io.BytesIO(data), len(data))
+        except BadFile as error:
+            where = f"{array} of clip {key} in {place}"
+            raise StoreError(f"{where} must be a .npy file of numbers, but cannot be read: {error}") from error
     return arrays
+
+
+def _members(stream: IO[bytes]) -> Iterator[tuple[str, bytes]]:
+    """Name and content of each plain file in a tar, as it is read; nothing is written anywhere.
+
+    Raises:
+        BadFile: it is damaged, or has a member that is a link, a device or packed, or larger than a limit.
+    """
+    longer: dict[str, str] = {}
+    while True:
+        block = _exactly(stream, _BLOCK)
+        if not block.strip(b"\0"):
+            return
+        if _number(block[148:156]) != sum(block[:148]) + 8 * ord(" ") + sum(block[156:]):
+            raise BadFile("the checksum of a header differs")
+        kind, size = block[156:157], _number(block[124:136])
+        if "size" in longer:
+            size = _number(longer["size"].encode(), 10)
+        check_size(size, TEXT_VARIABLE if kind in b"xL" else UNPACKED_VARIABLE)
+        if kind not in _KINDS or any(name.startswith("GNU.sparse") for name in longer):
+            raise BadFile(f"it has a member of type {kind.decode('latin1')!r}, which is no plain file")
+        data = _exactly(stream, size)
+        _exactly(stream, -size % _BLOCK)
+        if kind == b"x":
+            longer = _extended(data)
+        elif kind == b"L":
+            longer = {"path": data.rstrip(b"\0").decode("utf-8", "replace")}
+        else:
+            above = block[345:500].split(b"\0")[0] if block[257:263] == b"ustar\0" else b""
+            name = b"/".join(filter(None, (above, block[:100].split(b"\0")[0]))).decode("utf-8", "replace")
+            name, longer = longer.get("path", name), {}
+            if kind != b"5":
+                yield name, data
+
+
+# Plain files of old and new tars, folders, and what gives the next member a longer name.
+_BLOCK, _KINDS = 512, (b"0", b"\0", b"5", b"x", b"L")
+
+
+def _number(field: bytes, base: int = 8) -> int:
+    text = field.strip(b" \0") or b"0"
+    if not re.fullmatch(rb"[0-7]+" if base == 8 else rb"[0-9]{1,18}", text):
+        raise BadFile("a number in a header is none")
+    return int(text, base)
+
+
+def _extended(data: bytes) -> dict[str, str]:
+    """The records of an extended header, each its own length, a name, "=", a value, and the end of a line."""
+    found, place = {}, 0
+    while place < len(data):
+        record = re.compile(rb"([0-9]{1,8}) ([^=\n]*)=").match(data, place)
+        end = place + int(record[1]) if record else 0
+        if record is None or not record.end() < end <= len(data) or data[end - 1 : end] != b"\n":
+            raise BadFile("an extended header is damaged")
+        found[record[2].decode("utf-8", "replace")] = data[record.end() : end - 1].decode("utf-8", "replace")
+        place = end
+    return found
+
+
+def _exactly(stream: IO[bytes], count: int, short: bool = False) -> bytes:
+    """So many bytes of a stream; fewer only where it may end."""
+    pieces, rest = [], count
+    while rest and (piece := stream.read(min(rest, _PIECE_BYTES))):
+        pieces.append(piece)
+        rest -= len(piece)
+    if rest and not short:
+        raise BadFile("it is cut short")
+    return b"".join(pieces)
 
 
 def _collect(clips: Iterator[dict[str, np.ndarray]], data: Dataset, count: int | None, split: str) -> ClipSet:
