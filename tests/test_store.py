@@ -325,7 +325,8 @@ def test_a_manifest_that_does_not_fit_is_named(folder: Path) -> None:
         return manifest
 
     changes = {
-        "val-class.npy.*in place of": lambda manifest: at(manifest).update(shape=[5]),
+        "clips of split 'val' in .*manifest.json.* must be those": lambda manifest: at(manifest).update(shape=[5]),
+        "val-class.npy.*in place of": lambda manifest: at(manifest).update(dtype="<f8"),
         "must be a plain file name": lambda manifest: at(manifest).update(file="../secret.npy"),
         "entry is missing": lambda manifest: at(manifest).pop("sha256"),
         "format .* must be 1 or 2, got 3": lambda manifest: manifest.update(format=3),

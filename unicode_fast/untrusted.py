@@ -236,7 +236,7 @@ def npy_header(file: BinaryIO, size: int | None = None) -> tuple[tuple[int, ...]
         raise
     # A damaged header, which is Python's syntax, can raise nearly anything when it is parsed.
     except Exception as error:
-        raise BadFile(f"it has no header of a .npy file: {error}") from error
+        raise BadFile(f"it is no .npy file: {error}") from error
     if dtype.hasobject or dtype.itemsize == 0 or not all(type(one) is int and 0 <= one < 1 << 63 for one in shape):
         raise BadFile(f"it holds {dtype!s:.80} of shape {shape!s:.80}, not plain values")
     rest = None if size is None else size - (file.tell() - start)

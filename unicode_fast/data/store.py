@@ -13,7 +13,7 @@ import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -22,8 +22,9 @@ from unicode_fast.config import Modality
 from unicode_fast.data import bfloat16
 from unicode_fast.data.dataset import WHOLE, ClipSet, Dataset
 from unicode_fast.data.lazy import ClipArray, LazyArray
-from unicode_fast.data.store_checks import DamagedStoreError, StoreError
+from unicode_fast.data.store_checks import DamagedStoreError, StoreError, check_names
 from unicode_fast.data.store_write import FORMAT, MANIFEST, SHARDED_FORMAT, check_parts, write_store
+from unicode_fast.untrusted import BadFile, check_text, npy_header, open_file, read_bytes, read_json
 from unicode_fast.writing import write_text
 
 __all__ = ["ClipSet", "DamagedStoreError", "Store", "StoreError", "open_store", "write_store"]
@@ -56,7 +57,7 @@ class Store(Dataset):
 
     def digest(self) -> str:
         """The checksum of the manifest, which holds those of all files."""
-        return hashlib.sha256((self.path / MANIFEST).read_bytes()).hexdigest()
+        return hashlib.sha256(read_bytes(self.path / MANIFEST)).hexdigest()
 
 
 def open_store(path: str | os.PathLike[str], *, verify: bool = True) -> Store:
@@ -110,36 +111,59 @@ def _damaged(file: Path, what: str) -> DamagedStoreError:
 def _read_manifest(folder: Path) -> dict[str, Any]:
     file = folder / MANIFEST
     try:
-        manifest = json.loads(file.read_bytes())
+        manifest = read_json(file)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise FileNotFoundError(
             error.errno, f"path must be the folder of a feature store, which holds a {MANIFEST}", str(folder)
         ) from error
-    except ValueError as error:
-        raise _damaged(file, f"it is no JSON: {error}") from error
+    except BadFile as error:
+        raise _damaged(file, str(error)) from error
     if not isinstance(manifest, dict) or manifest.get("format") not in (FORMAT, SHARDED_FORMAT):
         found = manifest.get("format") if isinstance(manifest, dict) else type(manifest).__name__
         raise StoreError(f"format in {str(file)!r} must be {FORMAT} or {SHARDED_FORMAT}, got {found!r}")
     try:
         modalities = _modalities(manifest)
+        check_names(modalities, manifest["classes"])
         for split in _listed(manifest):
             for described in _parts(manifest, split):
-                _ = described["clips"], [modalities[name] for name in described["modalities"]]
-        for shard in _all_shards(manifest):
-            _check_entry(shard)
-        _ = manifest["name"], manifest["classes"], manifest["extra"]
+                arrays = described["arrays"]
+                for key, entry in arrays.items():
+                    _check_entry(entry, f"array {key!r} of split {split!r}")
+                for name in described["modalities"]:
+                    if 0 in arrays[name]["shape"] or name not in modalities:
+                        raise StoreError(f"array {name!r} of split {split!r} must be features, which are not empty")
+                if not described["modalities"] or {one["shape"][0] for one in arrays.values()} != {described["clips"]}:
+                    raise StoreError(f"clips of split {split!r} in {str(file)!r} must be those of all its arrays")
+        for split, described in manifest["splits"].items():
+            for entry in described["parts"] if "of" in described else ():
+                _check_entry(entry, f"split {split!r}")
+        if type(manifest["name"]) is not str or not isinstance(manifest["extra"], dict):
+            raise TypeError("name must be a text and extra a mapping")
     except StoreError:
         raise
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise _damaged(file, f"an entry is missing or misshapen: {error!r}") from error
     return manifest
 
 
-def _check_entry(entry: Mapping[str, Any]) -> None:
-    """Raise KeyError where a field is missing, StoreError where the file lies outside the store."""
-    _ = entry["shape"], entry["dtype"], entry["bytes"], entry["sha256"]
-    if os.path.basename(entry["file"]) != entry["file"] or "\\" in entry["file"]:
-        raise StoreError(f"file in the manifest must be a plain file name, got {entry['file']!r}")
+def _check_entry(entry: Mapping[str, Any], what: str) -> None:
+    """Raise KeyError, TypeError or StoreError unless an array's files are what is read, and lie in the store."""
+    for one in (entry, *_shards(entry)):
+        shape = one["shape"]
+        if type(shape) is not list or not shape or not all(type(size) is int and size >= 0 for size in shape):
+            raise TypeError(f"shape of {what} must be sizes, got {shape!r:.80}")
+        if type(one["dtype"]) is not str:
+            raise TypeError(f"dtype of {what} must be a text")
+    files = _shards(entry)
+    if [sum(one["shape"][0] for one in files), *files[0]["shape"][1:]] != entry["shape"] or any(
+        one["shape"][1:] != files[0]["shape"][1:] or one["dtype"] != files[0]["dtype"] for one in files
+    ):
+        raise TypeError(f"files of {what} must make up its shape {entry['shape']!r:.80}")
+    for one in files:
+        if type(one["bytes"]) is not int or type(one["sha256"]) is not str:
+            raise TypeError(f"bytes and sha256 of {what} must be a number and a text")
+        if os.path.basename(one["file"]) != one["file"] or "\\" in one["file"]:
+            raise StoreError(f"file in the manifest must be a plain file name, got {one['file']!r}")
 
 
 def _modalities(manifest: Mapping[str, Any]) -> dict[str, Modality]:
@@ -195,8 +219,6 @@ def _map_array(folder: Path, entry: Mapping[str, Any]) -> ClipArray:
     if len(shards) == 1 and entry["dtype"] != bfloat16.NAME:
         return shards[0]
     shape = (sum(map(len, shards)), *shards[0].shape[1:])
-    if list(shape) != entry["shape"]:
-        raise _damaged(folder / MANIFEST, f"shards of {shape} make an array of {entry['shape']}")
     ends = np.cumsum([len(shard) for shard in shards])
     starts = ends - [len(shard) for shard in shards]
     rounded = entry["dtype"] == bfloat16.NAME
@@ -225,24 +247,29 @@ def _map_file(folder: Path, entry: Mapping[str, Any]) -> np.ndarray:
     """One file, memory-mapped; its size, dtype and shape compared with the manifest."""
     file = folder / entry["file"]
     try:
-        size = file.stat().st_size
+        with open_file(file) as stream:
+            size = os.fstat(stream.fileno()).st_size
+            if size != entry["bytes"]:
+                raise BadFile(f"it has {size} bytes in place of {entry['bytes']}")
+            shape, fortran, dtype = npy_header(stream, size)
+            if list(shape) != entry["shape"] or dtype.str != entry["dtype"]:
+                raise BadFile(f"it holds {shape} {dtype.str} in place of {entry['shape']} {entry['dtype']}")
+            order: Literal["F", "C"] = "F" if fortran else "C"
+            if 0 in shape:
+                return np.empty(shape, dtype)
+            array = np.memmap(stream, dtype, "r", stream.tell(), shape, order)
+            check_text(array)
     except FileNotFoundError as error:
         raise _damaged(file, "it is missing") from error
-    if size != entry["bytes"]:
-        raise _damaged(file, f"it has {size} bytes in place of {entry['bytes']}")
-    try:
-        array = np.load(file, mmap_mode="r", allow_pickle=False)
-    except ValueError as error:
-        raise _damaged(file, f"it is no .npy file: {error}") from error
-    if list(array.shape) != entry["shape"] or array.dtype.str != entry["dtype"]:
-        raise _damaged(file, f"it holds {array.shape} {array.dtype.str} in place of {entry['shape']} {entry['dtype']}")
+    except BadFile as error:
+        raise _damaged(file, str(error)) from error
     return array
 
 
 def _check_digest(folder: Path, entry: Mapping[str, Any]) -> None:
     file = folder / entry["file"]
     digest = hashlib.sha256()
-    with open(file, "rb") as stream:
+    with open_file(file) as stream:
         while piece := stream.read(_PIECE_BYTES):
             digest.update(piece)
     if digest.hexdigest() != entry["sha256"]:
@@ -258,7 +285,7 @@ def _stamp(folder: Path, manifest: Mapping[str, Any]) -> dict[str, list[int]]:
 
 def _is_stamped(folder: Path, manifest: Mapping[str, Any]) -> bool:
     try:
-        return json.loads((folder / _STAMP).read_bytes()) == _stamp(folder, manifest)
+        return read_json(folder / _STAMP) == _stamp(folder, manifest)
     except (OSError, ValueError):
         return False
 
