@@ -423,7 +423,12 @@ def test_hdf5_files_that_do_not_fit(tmp_path: Path, few: ClipSet) -> None:
     for file, key, array, message in (
         ("val_order.h5", "order", np.array([0, 12]), r"val_order.h5 must hold order of \(n,\) integers in \[0, 12\)"),
         ("labels.h5", "avadataset", np.zeros((12, 10, 28)), r"labels.h5 must hold avadataset of .* 29\) 0 and 1"),
-        ("audio_feature.h5", "other", np.zeros((12, 10, 128)), "HDF5 file with a dataset 'avadataset' of numbers: it has other"),
+        (
+            "audio_feature.h5",
+            "other",
+            np.zeros((12, 10, 128)),
+            "HDF5 file with a dataset 'avadataset' of numbers: it has other",
+        ),
     ):
         kept = (tmp_path / file).read_bytes()
         write_h5(tmp_path / file, key, array)

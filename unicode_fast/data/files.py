@@ -84,7 +84,7 @@ def read_csv(file: Path, columns: Sequence[str], delimiter: str = ",") -> list[d
         raise StoreError(
             f"{file} must have the columns {', '.join(columns)}, separated by {separated}, got {_some(there)}"
         )
-    rows = []
+    rows: list[dict[str, str]] = []
     for row in lines:
         if len(row) < len(there):
             raise StoreError(f"{file} must have {_some(there)} in each row, row {len(rows) + 1} is cut short")

@@ -7,8 +7,6 @@ import functools
 import hashlib
 import io
 import os
-import zipfile
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +20,16 @@ from unicode_fast.data.lazy import LazyArray
 from unicode_fast.data.sources import Source
 from unicode_fast.data.store_checks import StoreError
 from unicode_fast.data.zip_pickle import unpickle_counts
+from unicode_fast.untrusted import (
+    BadFile,
+    check_count,
+    open_archive,
+    open_file,
+    read_bytes,
+    read_json,
+    read_member,
+    read_npy,
+)
 from unicode_fast.writing import atomic_file
 
 WORDS = 10
@@ -109,9 +117,8 @@ class WordVectors:
     def _cached(self, sentence: str) -> tuple[np.ndarray, np.ndarray]:
         """Vocabulary ids, -1 for words in pieces, (n,) int64, and vectors (n, E) float32 of all words."""
         file = self.cache / f"{self._key(sentence)}.npz"
-        with contextlib.suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
-            with np.load(file, allow_pickle=False) as found:
-                return found["ids"], found["vectors"]
+        with contextlib.suppress(OSError, BadFile):
+            return _read_vectors(file)
         ids, vectors = self._encode(sentence)
         content = io.BytesIO()
         np.savez(content, ids=ids, vectors=vectors)
@@ -137,12 +144,16 @@ class WordVectors:
         """The tokeniser and the model, in evaluation mode."""
         transformers = need("transformers", "text")
         try:
-            tokenizer = transformers.AutoTokenizer.from_pretrained(self.model)
-            return tokenizer, transformers.AutoModel.from_pretrained(self.model).eval()
-        except (OSError, ValueError) as error:
+            if Path(self.model).is_dir():
+                _check_folder(Path(self.model))
+            tokenizer = transformers.AutoTokenizer.from_pretrained(self.model, trust_remote_code=False)
+            model = transformers.AutoModel.from_pretrained(self.model, trust_remote_code=False)
+            return tokenizer, model.eval()
+        # Damaged weights and vocabularies raise nearly anything.
+        except Exception as error:
             raise StoreError(
                 f"text_model must be a BERT that transformers can load, by name or from a folder, got {self.model!r}: "
-                f"{str(error).strip().splitlines()[0]}"
+                f"{[*str(error).strip().splitlines(), type(error).__name__][0]}"
             ) from error
 
     def _encode(self, sentence: str) -> tuple[np.ndarray, np.ndarray]:
@@ -167,6 +178,95 @@ class WordVectors:
                 ids.append(-1 if number == tokenizer.unk_token_id else number)
         vectors = np.array([np.mean(pieces, 0) for pieces in words], np.float32).reshape(len(words), states.shape[1])
         return np.array(ids, np.int64), vectors
+
+
+def _read_vectors(file: Path) -> tuple[np.ndarray, np.ndarray]:
+    """What `_cached` keeps of a sentence.
+
+    Raises:
+        BadFile: the file holds something else, or is damaged.
+        OSError: there is none.
+    """
+    found = []
+    with open_file(file) as stream, open_archive(stream) as archive:
+        for name in ("ids.npy", "vectors.npy"):
+            data = read_member(archive, name)
+            found.append(read_npy(io.BytesIO(data), len(data)))
+    ids, vectors = found
+    if ids.dtype != np.int64 or vectors.dtype != np.float32 or ids.ndim != 1 or vectors.ndim != 2:
+        raise BadFile(f"it holds {ids.shape} {ids.dtype} and {vectors.shape} {vectors.dtype}")
+    if len(ids) != len(vectors):
+        raise BadFile(f"it holds {len(ids)} words and {len(vectors)} vectors")
+    return ids, vectors
+
+
+# What makes transformers import code, read files that lie elsewhere, or load more than one model.
+_ELSEWHERE = ("auto_map", "vocab_file", "tokenizer_file", "transformers_weights", "quantization_config")
+_CODE = ("attn_implementation", "_attn_implementation", "experts_implementation")
+_BERTS = {
+    "bert": "Bert",
+    "camembert": "Camembert",
+    "distilbert": "DistilBert",
+    "electra": "Electra",
+    "mobilebert": "MobileBert",
+    "mpnet": "MPNet",
+    "roberta": "Roberta",
+    "xlm-roberta": "XLMRoberta",
+}
+_TOKENIZERS = {
+    *(f"{name}Tokenizer{fast}" for name in _BERTS.values() for fast in ("", "Fast")),
+    *("PreTrainedTokenizerFast", "TokenizersBackend"),
+}
+_MOST_LAYERS = 200
+
+
+def _check_folder(folder: Path) -> None:
+    """Raise BadFile where a model's folder could make `transformers` do more than read a BERT that lies in it."""
+    total = 0
+    for file in sorted(folder.iterdir()):
+        if file.is_dir():
+            continue
+        with open_file(file) as stream:
+            size = os.fstat(stream.fileno()).st_size
+            if file.suffix in (".safetensors", ".bin"):
+                total += size
+            if file.suffix == ".bin" and stream.read(4) == b"PK\3\4":
+                open_archive(stream).close()
+        if file.name == "adapter_config.json":
+            raise BadFile(f"{file.name} in it names another model, which is not read")
+        if file.suffix == ".json":
+            _check_json(file)
+        if file.suffix == ".txt":
+            check_count(read_bytes(file).count(b"\n"), f"lines in {file.name}")
+    _check_sizes(read_json(folder / "config.json"), total)
+
+
+def _check_json(file: Path) -> None:
+    content = read_json(file)
+    if not isinstance(content, dict):
+        raise BadFile(f"{file.name} in it must be a JSON object, got {type(content).__name__}")
+    refused = [name for name in _ELSEWHERE if content.get(name) is not None]
+    refused += [name for name in _CODE if "/" in str(content.get(name))]
+    if refused:
+        raise BadFile(f"{refused[0]} in its {file.name} would run code or read other files, which is not done")
+    for name, known in (("model_type", _BERTS), ("tokenizer_class", _TOKENIZERS)):
+        value = content.get(name)
+        if value is not None and (type(value) is not str or value not in known):
+            raise BadFile(f"{name} in its {file.name} must be one of {', '.join(sorted(known)[:8])}, got {value!r:.40}")
+    shards = content.get("weight_map", {})
+    if not isinstance(shards, dict) or any(type(one) is not str or Path(one).name != one for one in shards.values()):
+        raise BadFile(f"weight_map in its {file.name} must name files of the folder")
+
+
+def _check_sizes(config: dict[str, Any], total: int) -> None:
+    """Raise BadFile where a model is much larger than the files of its weights."""
+    names = ("num_hidden_layers", "hidden_size", "intermediate_size", "vocab_size", "max_position_embeddings")
+    values = [config.get(name, 0) for name in names]
+    if not all(type(value) is int and 0 <= value < 1 << 40 for value in values) or values[0] > _MOST_LAYERS:
+        raise BadFile(f"{', '.join(names)} in its config.json must be sizes, got {values!s:.80}")
+    layers, width, inner, words, places = values
+    if 4 * width * (layers * (4 * width + 2 * inner) + words + places) > 2 * total + (200 << 20):
+        raise BadFile(f"its config.json is of a model of another size than its {total} bytes of weights")
 
 
 def _in(number: int, allowed: frozenset[int]) -> bool:

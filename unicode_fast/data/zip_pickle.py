@@ -203,8 +203,8 @@ def _check_operations(data: bytes, where: str, names: Collection[tuple[str, str]
         name = operation.name
         if name not in known:
             foreign = foreign or name
-        if name == "GLOBAL" and tuple(argument.split(" ", 1)) not in names:
-            named = named or argument.replace(" ", ".")
+        if name == "GLOBAL" and tuple(str(argument).split(" ", 1)) not in names:
+            named = named or str(argument).replace(" ", ".")
         # Of two texts right before it; the unpickler looks at every name.
         if name == "STACK_GLOBAL" and len(texts) == 2 and tuple(texts) not in names:
             named = named or ".".join(texts)

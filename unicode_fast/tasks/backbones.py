@@ -9,6 +9,8 @@ from types import ModuleType
 import torch
 from torch import Tensor, nn
 
+from unicode_fast.untrusted import BadFile, open_archive, open_file
+
 LIGHT = "light"
 
 
@@ -138,14 +140,25 @@ class TimmPyramid(nn.Module):
 
         Raises:
             FileNotFoundError: there is no such file, or the folder holds none or several.
-            ValueError: the file holds other layers.
+            ValueError: the file holds other layers, or is damaged.
         """
         file = _weights_file(path)
         from timm.models import load_state_dict
         from timm.models.pvt_v2 import checkpoint_filter_fn
 
-        # A .pth file is read by torch's loader for weights alone, which runs no code.
-        state = load_state_dict(str(file), use_ema=False, weights_only=True)
+        try:
+            with open_file(file) as stream:
+                if stream.read(4) == b"PK\3\4":
+                    open_archive(stream).close()
+            # A .pth file is read by torch's loader for weights alone, which runs no code.
+            state = load_state_dict(str(file), use_ema=False, weights_only=True)
+            if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+                raise BadFile("it holds other things than tensors")
+        except FileNotFoundError:
+            raise
+        # Damaged files raise nearly anything.
+        except Exception as error:
+            raise ValueError(f"weights must be a whole file of tensors, {str(file)!r} is not: {error}") from error
         if "patch_embed1.proj.weight" in state:
             # The names that the authors of PVT v2 gave.
             state = checkpoint_filter_fn(state, self.model)

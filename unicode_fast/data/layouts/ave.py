@@ -139,7 +139,8 @@ class H5Array:
             self._properties = data.get_create_plist()
             self._check_place(h5py)
             self._data = h5py.Dataset(data)
-            self.shape, self.dtype = self._data.shape or (), self._data.dtype
+            self.shape: tuple[int, ...] = self._data.shape or ()
+            self.dtype: np.dtype = self._data.dtype
             self._check_sizes(h5py)
         # Damaged files raise nearly anything.
         except Exception as error:
