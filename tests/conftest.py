@@ -57,6 +57,17 @@ def seeds() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def notes_on_stores(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What was verified is noted among the files of the tests, unless a test names a cache folder."""
+    from unicode_fast.data import store
+
+    folder, cache_folder = tmp_path_factory.mktemp("verified"), store.cache_folder
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(store, "cache_folder", lambda: cache_folder() if "UNICODE_FAST_CACHE" in os.environ else folder)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def poisoned_memory() -> Iterator[None]:
     """Fill fresh memory with NaN, or with the largest integer, so that an element nobody wrote shows.

@@ -427,7 +427,7 @@ def test_hdf5_files_that_do_not_fit(tmp_path: Path, few: ClipSet) -> None:
             "audio_feature.h5",
             "other",
             np.zeros((12, 10, 128)),
-            "HDF5 file with a dataset 'avadataset' of numbers: it has other",
+            "with a dataset 'avadataset' of numbers: it has other",
         ),
     ):
         kept = (tmp_path / file).read_bytes()

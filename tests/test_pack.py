@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from published import splits_of, write_avel, write_avsbench, write_avvp, write_own, write_zip
+from test_cache import PLANTS
 
 from unicode_fast.config import Modality
 from unicode_fast.data import (
@@ -220,6 +222,41 @@ def test_other_data_do_not_go_on(tmp_path: Path, avel: Dataset, monkeypatch: pyt
         pack(avel, tmp_path / "store", "bfloat16", shard_bytes=SHARD_BYTES, progress=False)
     pack(avel, tmp_path / "store", shard_bytes=SHARD_BYTES, progress=False)
     open_store(tmp_path / "store")
+
+
+@pytest.mark.parametrize("plant", ["link", "hanging link", "file", "pipe", "folder of something", "pipe inside"])
+def test_what_is_planted_is_not_written_through(tmp_path: Path, avel: Dataset, plant: str) -> None:
+    elsewhere, folder = tmp_path / "elsewhere", tmp_path / "sets" / ".store.packing"
+    elsewhere.mkdir()
+    (elsewhere / "kept").write_text("mine")
+    folder.parent.mkdir()
+    refused = plant in ("folder of something", "pipe inside")
+    if plant == "folder of something":
+        shutil.copytree(elsewhere, folder)
+    elif plant == "pipe inside":
+        folder.mkdir()
+        os.mkfifo(folder / "journal.jsonl")
+    else:
+        PLANTS[plant](folder)
+    if refused:
+        with pytest.raises(StoreError, match="what an interrupted pack left and no more, got '(kept|journal)"):
+            pack(avel, folder.with_name("store"), progress=False)
+        assert len(list(folder.iterdir())) == 1
+    else:
+        pack(avel, folder.with_name("store"), progress=False)
+        assert not os.path.lexists(folder) and open_store(folder.with_name("store")).splits == avel.splits
+    assert [file.read_text() for file in elsewhere.iterdir()] == ["mine"] and not (tmp_path / "nowhere").exists()
+
+
+def test_lines_of_the_journal_that_say_nothing_are_left_out(tmp_path: Path, avel: Dataset) -> None:
+    folder = tmp_path / ".store.packing"
+    folder.mkdir()
+    plan = json.dumps([2, avel.digest(), "float32", SHARD_BYTES])
+    (folder / "plan.json").write_text(plan)
+    lines = ["[1]", "null", '{"file": "all-id.npy"}', '{"file": ["x"], "bytes": 1}', "[" * 100_000]
+    (folder / "journal.jsonl").write_text("\n".join(lines) + "\n")
+    pack(avel, tmp_path / "store", shard_bytes=SHARD_BYTES, progress=False)
+    assert open_store(tmp_path / "store").splits == avel.splits
 
 
 def test_bad_values_are_named(tmp_path: Path, avel: Dataset) -> None:

@@ -361,11 +361,90 @@ def test_what_was_verified_is_not_read_again(folder: Path, monkeypatch: pytest.M
         open_store(folder)
 
 
-def test_a_folder_that_cannot_be_written_is_opened(folder: Path) -> None:
-    (folder / "verified.json").mkdir()
+def stamps(cache: Path) -> list[Path]:
+    return sorted((cache / "verified").iterdir())
+
+
+def flip_unseen(file: Path) -> None:
+    """Another bit, with size and times of change as they were; those of change of the inode as the note has them."""
+    state = file.stat()
+    damage(file)
+    os.utime(file, ns=(state.st_atime_ns, state.st_mtime_ns))
+
+
+def test_bits_that_changed_by_themselves_are_found_when_asked_for(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("UNICODE_FAST_CACHE", str(tmp_path / "cache"))
+    open_store(folder)
+    (note,) = stamps(tmp_path / "cache")
+    flip_unseen(folder / "val-line.npy")
+    # A disk that loses bits does not change the inode.
+    noted = json.loads(note.read_text())
+    noted["files"]["val-line.npy"][2] = (folder / "val-line.npy").stat().st_ctime_ns
+    note.write_text(json.dumps(noted))
+    open_store(folder)
+    with pytest.raises(DamagedStoreError, match=r"val-line.npy.*checksum differs"):
+        open_store(folder, verify="always")
+
+
+def test_a_note_that_comes_with_the_store_is_ignored(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("UNICODE_FAST_CACHE", str(tmp_path / "cache"))
+    damage(folder / "val-line.npy")
+    states = {file.name: [file.stat().st_size, file.stat().st_mtime_ns] for file in folder.iterdir()}
+    (folder / "verified.json").write_text(json.dumps(states))
+    with pytest.raises(DamagedStoreError, match=r"val-line.npy.*checksum differs"):
+        open_store(folder)
+    damage(folder / "val-line.npy")
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+    open_store(folder)
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
+
+
+def test_a_note_that_others_could_have_written_is_ignored(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("UNICODE_FAST_CACHE", str(tmp_path / "cache"))
+    open_store(folder)
+    (note,) = stamps(tmp_path / "cache")
+    os.chmod(note, 0o666)
+    monkeypatch.setattr(store, "_check_digest", lambda *arguments: pytest.fail("verified again"))
+    with pytest.raises(pytest.fail.Exception):
+        open_store(folder)
+    os.chmod(note, 0o644)
+    open_store(folder)
+    # Of another store, in the place of this one.
+    note.write_text(note.read_text().replace("digits", "others"))
+    with pytest.raises(pytest.fail.Exception):
+        open_store(folder)
+
+
+@pytest.mark.parametrize("way", ["a file", "no home", "a link", "a pipe"])
+def test_without_a_cache_folder_a_store_is_verified_each_time(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    cache = tmp_path / "cache"
+    monkeypatch.setenv("UNICODE_FAST_CACHE", "~nobody-of-this-name/cache" if way == "no home" else str(cache))
+    if way == "a file":
+        cache.touch()
+    elif way == "a link":
+        cache.mkdir()
+        (tmp_path / "elsewhere").mkdir()
+        (cache / "verified").symlink_to(tmp_path / "elsewhere")
+    elif way == "a pipe":
+        (cache / "verified").mkdir(parents=True)
+        os.mkfifo(store._stamp_file(folder))
     before = sorted(folder.iterdir())
-    assert len(open_store(folder).split("val")) == 4
+    seen = []
+    check = store._check_digest
+    monkeypatch.setattr(store, "_check_digest", lambda *arguments: seen.append(arguments) or check(*arguments))
+    for times in (1, 2):
+        assert len(open_store(folder).split("val")) == 4
+        assert len(seen) == (14 if way == "a pipe" else 14 * times)
     assert sorted(folder.iterdir()) == before
+    assert not list((tmp_path / "elsewhere").iterdir()) if way == "a link" else True
 
 
 def test_not_a_store(tmp_path: Path) -> None:

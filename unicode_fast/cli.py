@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 from argparse import HelpFormatter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,6 +12,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from unicode_fast.config import _TYPES, FIELDS, PARTS, Config, check_value, completed, is_whole
 from unicode_fast.errors import OneLineErrors, few
+from unicode_fast.paths import expanded, with_homes
 from unicode_fast.presets import PRESETS, SIZES, from_saved, preset
 from unicode_fast.untrusted import BadFile, open_file
 
@@ -67,6 +67,9 @@ _NUMBERS = {
     "tag:yaml.org,2002:float": ("number", _DECIMAL),
 }
 
+# Fields that can be a path, in which `~` is a home folder.
+_PATHS = ("data", "text_model", "text_whitelist")
+
 
 def field_help() -> dict[str, str]:
     """One line for each field, from the `Args` sections of the dataclasses."""
@@ -111,8 +114,12 @@ def make_parser(program: str, description: str) -> Parser:
 
 
 def with_underscores(argv: Sequence[str] | None) -> list[str]:
-    """The arguments, None for the process's own, with `--batch-size` spelt `--batch_size`."""
-    given = sys.argv[1:] if argv is None else argv
+    """The arguments, None for the process's own, with `--batch-size` spelt `--batch_size`, and home folders for `~`.
+
+    Raises:
+        ValueError: nobody knows such a folder.
+    """
+    given = with_homes(argv)
     return [re.sub(r"^--[^=]*", lambda flag: "--" + flag[0][2:].replace("-", "_"), word) for word in given]
 
 
@@ -169,6 +176,8 @@ def read_yaml(path: str) -> dict[str, Any]:
         elif _TYPES.get(name) is float and isinstance(value, str):
             # YAML takes 1e-3, without a point, for text.
             content[name] = from_text(name, value)
+        elif name in _PATHS and isinstance(value, str):
+            content[name] = expanded(value)
     return content
 
 

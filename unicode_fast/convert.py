@@ -13,6 +13,7 @@ from unicode_fast.compat import from_cmg, to_cmg
 from unicode_fast.compat.cmg import REST
 from unicode_fast.errors import Parser, run_main
 from unicode_fast.modules import UniCode
+from unicode_fast.paths import with_homes
 from unicode_fast.runs import write_config
 from unicode_fast.writing import atomic_file, atomic_folder
 
@@ -87,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--dtype", choices=("float32", "float64"), help="of the model [the file's], for --from-cmg")
     parser.add_argument("--checkpoint", help="best, last or a step [best, or last where there is none], for --to-cmg")
     parser.add_argument("--epoch", type=int, default=0, help="written where the run came from no CMG file [0]")
-    arguments = parser.parse_args(argv)
+    arguments = parser.parse_args(with_homes(argv))
     _refuse_existing(Path(arguments.out))
     if arguments.to_cmg is not None:
         if arguments.checkpoint not in (None, "best", "last") and not arguments.checkpoint.isdigit():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import linecache
 import os
 import platform
@@ -26,6 +27,13 @@ LONGEST = 299
 # Exit statuses, as shells give those of processes that were ended by these signals.
 INTERRUPTED, PIPE_CLOSED, TERMINATED = 130, 141, 143
 _BAD_USAGE = 2
+
+
+# What helps against errors of the system that are not about the file that they name.
+CURES = {
+    errno.EMFILE: "this process may open no more files; `ulimit -n 65536` before the command allows more",
+    errno.ENFILE: "this machine may open no more files; end what holds many, or raise the system's fs.file-max",
+}
 
 
 class UsageError(ValueError):
@@ -82,7 +90,9 @@ def few(texts: Sequence[str], between: str = ", ", room: int = 150) -> str:
 
 
 def message_of(error: BaseException) -> str:
-    """The text of an error; that of an OSError names its file, without the number of the error."""
+    """The text of an error; that of an OSError names its file, without the number of the error, or what to set."""
+    if isinstance(error, OSError) and error.errno in CURES:
+        return CURES[error.errno] + (f", got {str(error.filename)!r}" if error.filename is not None else "")
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         return f"{error.strerror}, got {str(error.filename)!r}"
     return str(error)
@@ -92,7 +102,7 @@ def is_foreseen(error: BaseException) -> bool:
     """Whether the package raised an error itself, or the system named the file that it is about."""
     if type(error).__module__.partition(".")[0] == "unicode_fast":
         return True
-    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+    if isinstance(error, OSError) and (error.errno in CURES or (error.strerror and error.filename is not None)):
         return True
     frames = traceback.extract_tb(error.__traceback__)
     package = Path(unicode_fast.__file__ or "").parent

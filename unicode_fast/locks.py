@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from unicode_fast.activity import waiting
-from unicode_fast.writing import remove
 
 # Errors of a file system that has no locks.
 _WITHOUT_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
@@ -29,7 +28,8 @@ def exclusive(file: Path, say: Callable[[str], None]) -> Iterator[bool]:
     """Wait for a lock and hold it; False where the file system has no such locks.
 
     Args:
-        file: `.<name>.lock`, made if it is not there. What is there and is no file is replaced, links are not followed.
+        file: `.<name>.lock`, made if it is not there. What is there and is no file is replaced, but for a
+            folder that holds something; links are not followed.
         say: told in one line when another process is waited for.
 
     Raises:
@@ -68,8 +68,10 @@ def alone(file: Path, what: str) -> Iterator[None]:
             holder = os.pread(descriptor, 200, 0).decode("utf-8", "replace").strip() or "another process"
             raise InUse(f"{what} is in use by {holder}; wait for its end, or end it") from error
         now = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC")
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"process {os.getpid()} on {platform.node()} since {now}\n".encode(), 0)
+        # With another name it may be no lock, and is not written to.
+        if os.fstat(descriptor).st_nlink <= 1:
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"process {os.getpid()} on {platform.node()} since {now}\n".encode(), 0)
         yield
     finally:
         os.close(descriptor)
@@ -87,13 +89,21 @@ def _open(file: Path) -> int:
         except OSError:
             if last or not (file.is_symlink() or file.is_dir()):
                 raise
-            remove(file)
+            _remove(file)
             continue
         if stat.S_ISREG(os.fstat(descriptor).st_mode):
             return descriptor
         os.close(descriptor)
-        remove(file)
+        _remove(file)
     raise OSError(errno.EINVAL, "a lock must be a plain file", str(file))
+
+
+def _remove(file: Path) -> None:
+    """Removes what is no lock from its place; a folder that holds something stays, and is an error."""
+    if file.is_dir() and not file.is_symlink():
+        file.rmdir()
+    else:
+        file.unlink(missing_ok=True)
 
 
 if sys.platform == "win32":

@@ -22,6 +22,7 @@ from unicode_fast.checkpoint import CheckpointError
 from unicode_fast.cli import Parser, resolve_saved
 from unicode_fast.config import EXECUTION_FIELDS, Config
 from unicode_fast.errors import run_main
+from unicode_fast.paths import with_homes
 from unicode_fast.presets import preset
 from unicode_fast.published import LABEL, LAYOUTS, TASKS, Published, published
 from unicode_fast.runs import EVALUATIONS
@@ -418,7 +419,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("runs", nargs="+", type=str, help="run folders that unicode_fast.train has written")
     parser.add_argument("--out", type=str, required=True, help="new folder of the report")
     parser.add_argument("--format", type=str, default="png", help=plots.FORMAT_HELP)
-    arguments = parser.parse_args(argv)
+    arguments = parser.parse_args(with_homes(argv))
     plots.check_format(arguments.format)
     out = Path(arguments.out)
     if out.exists():

@@ -3,41 +3,27 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
-import sys
+import stat
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 from unicode_fast.data.store import Store, StoreError, open_store
+from unicode_fast.errors import CURES, one_line
 from unicode_fast.locks import exclusive
+from unicode_fast.paths import CACHE_VARIABLE, cache_folder
 from unicode_fast.writing import remove, remove_unfinished
 
-CACHE_VARIABLE = "UNICODE_FAST_CACHE"
-
-
-def cache_folder() -> Path:
-    """Where generated data sets are kept.
-
-    UNICODE_FAST_CACHE if set, else `unicode_fast` in the platform's cache folder: XDG_CACHE_HOME or ~/.cache,
-    ~/Library/Caches on macOS, %LOCALAPPDATA% on Windows.
-    """
-    if os.environ.get(CACHE_VARIABLE):
-        return Path(os.environ[CACHE_VARIABLE]).expanduser()
-    if sys.platform == "darwin":
-        base = Path.home() / "Library" / "Caches"
-    elif sys.platform == "win32":
-        base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
-    else:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return base / "unicode_fast"
+__all__ = ["CACHE_VARIABLE", "cache_folder", "check_ours", "open_or_make"]
 
 
 def open_or_make(folder: Path, make: Callable[[Path], None], say: Callable[[str], None]) -> Store:
     """Open the store in this folder; make it first where it is missing, unfinished or damaged.
 
     One process makes it while others wait; where the file system has no locks they all make it, and the first to
-    finish wins.
+    finish wins. Leftovers of killed processes, and what is no store in its place, are replaced, links not followed.
 
     Args:
         folder: the store's folder, which nobody but this function writes.
@@ -46,7 +32,9 @@ def open_or_make(folder: Path, make: Callable[[Path], None], say: Callable[[str]
 
     Raises:
         OSError: the folder above cannot be written, or the disk is full.
+        PermissionError: another user has made it where everybody can write; see `check_ours`.
     """
+    check_ours(folder)
     try:
         return open_store(folder)
     except (FileNotFoundError, StoreError):
@@ -58,13 +46,37 @@ def open_or_make(folder: Path, make: Callable[[Path], None], say: Callable[[str]
         except FileNotFoundError:
             pass
         except StoreError as error:
-            say(f"making {folder.name} again: {error}")
+            say(one_line(f"making {folder.name} again: {error}"))
         remove(folder)
         if held:
-            remove_unfinished(folder.parent, folder.name)
+            # Those of another user may have to stay.
+            with contextlib.suppress(OSError):
+                remove_unfinished(folder.parent, folder.name)
         with contextlib.suppress(FileExistsError):
             make(folder)
         return open_store(folder)
+
+
+def check_ours(folder: Path) -> None:
+    """Refuse what another user but root has put where everybody can write, such as below /tmp.
+
+    Data are read and not run, so a cache that several users share is sound where the one who owns it, and the group
+    that may write it, are whom its user chose to trust. Below a folder that everybody can write nobody was chosen.
+
+    Raises:
+        PermissionError: the folder, or one that it is in, is such; the message names it.
+    """
+    if not hasattr(os, "geteuid"):
+        return
+    for place in (folder.absolute(), *folder.absolute().parents):
+        if not os.path.lexists(place) or not place.parent.stat().st_mode & stat.S_IWOTH:
+            continue
+        if place.lstat().st_uid not in (0, os.geteuid()):
+            raise PermissionError(
+                errno.EPERM,
+                f"another user has made this where everybody can write; set {CACHE_VARIABLE} to a folder of your own",
+                str(place),
+            )
 
 
 def _prepare(parent: Path) -> None:
@@ -74,6 +86,8 @@ def _prepare(parent: Path) -> None:
         with tempfile.NamedTemporaryFile(dir=parent, prefix=".probe-"):
             pass
     except OSError as error:
+        if error.errno in CURES:
+            raise
         raise type(error)(
             error.errno,
             f"cache folder must be one that can be written ({error.strerror}); "

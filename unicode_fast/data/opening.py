@@ -13,6 +13,7 @@ from unicode_fast.data.layouts.request import BERT
 from unicode_fast.data.sources import Listing
 from unicode_fast.data.store import open_store
 from unicode_fast.data.store_write import MANIFEST
+from unicode_fast.paths import expanded
 
 
 def open_data(  # noqa: PLR0913 - what a data set is, and what reads its sentences
@@ -45,6 +46,7 @@ def open_data(  # noqa: PLR0913 - what a data set is, and what reads its sentenc
     """
     if spec in built_in.DATASETS:
         return built_in.load(spec, progress=progress)
+    spec = expanded(spec)
     if spec.startswith(stream.SPEC):
         return stream.open_stream(spec.removeprefix(stream.SPEC))
     listing = list_data(spec, Request(modalities, text_model, text_whitelist, text_padding))
@@ -69,7 +71,7 @@ def absolute(spec: str) -> str:
         return spec
     layout, colon, folder = spec.partition(":")
     known = colon and (layout in LAYOUTS or spec.startswith(stream.SPEC))
-    path = Path(folder).expanduser() if known else Path(spec)
+    path = Path(expanded(folder if known else spec))
     if not path.exists():
         return spec
     return f"{layout}:{path.absolute()}" if known else str(path.absolute())
@@ -83,6 +85,7 @@ def list_data(spec: str, request: Request) -> Listing | None:
         StoreError: a list is not what it must be.
         ValueError: the layout has none of the modalities.
     """
+    spec = expanded(spec)
     found = find_layout(spec)
     if found is None:
         name = spec.partition(":")[0]

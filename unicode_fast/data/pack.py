@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import stat
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -29,8 +30,9 @@ from unicode_fast.data.store_write import (
     npy_header,
     write_bytes,
 )
+from unicode_fast.errors import message_of
 from unicode_fast.locks import exclusive
-from unicode_fast.writing import atomic_file, publish, remove, sync_folder
+from unicode_fast.writing import atomic_file, publish, remove_unfinished, sync_folder
 
 PackedDtype: TypeAlias = Literal["float32", "float16", "bfloat16", "float64"]
 SHARD_BYTES = 1 << 29
@@ -79,7 +81,9 @@ def pack(
         make_parent(target.parent)
         with exclusive(target.with_name(f".{target.name}.lock"), _say):
             check_new(target)
-            folder.mkdir(exist_ok=True)
+            if folder.is_symlink() or not folder.is_dir():
+                folder.unlink(missing_ok=True)
+                folder.mkdir()
             _Packer(dataset, folder, dtype, shard_bytes).write(progress)
             publish(folder, target)
             for name in (_JOURNAL, _PLAN):
@@ -113,9 +117,13 @@ class _Packer:
         """The files that are whole, by name; checks that they are of the same data."""
         plan = json.dumps([SHARDED_FORMAT, self.dataset.digest(), self.dtype, self.shard_bytes]).encode()
         file = self.folder / _PLAN
+        odd = [entry for entry in self.folder.iterdir() if not stat.S_ISREG(entry.lstat().st_mode)]
         if not file.exists():
-            for leftover in self.folder.iterdir():
-                remove(leftover)
+            remove_unfinished(self.folder, _PLAN)
+            odd += self.folder.iterdir()
+        if odd:
+            raise StoreError(f"{self.folder} must hold what an interrupted pack left and no more, got {odd[0].name!r}")
+        if not file.exists():
             with atomic_file(file) as stream:
                 stream.write(plan)
         elif file.read_bytes() != plan:
@@ -127,15 +135,12 @@ class _Packer:
         with contextlib.suppress(FileNotFoundError):
             for line in (self.folder / _JOURNAL).read_text(encoding="utf-8").splitlines():
                 # The last line may be cut short.
-                with contextlib.suppress(ValueError):
+                with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError):
                     shard = json.loads(line)
-                    done[shard["file"]] = shard
+                    done[shard["file"]] = {key: shard[key] for key in ("file", "shape", "dtype", "bytes", "sha256")}
         # A file that was noted is whole, unless the disk lost it.
-        return {
-            name: shard
-            for name, shard in done.items()
-            if (self.folder / name).exists() and (self.folder / name).stat().st_size == shard["bytes"]
-        }
+        sizes = {entry.name: entry.stat().st_size for entry in self.folder.iterdir()}
+        return {name: shard for name, shard in done.items() if sizes.get(name) == shard["bytes"]}
 
     def write(self, progress: bool) -> None:
         """All files, the manifest last."""
@@ -217,7 +222,9 @@ class _Packer:
             try:
                 piece = np.asarray(array[start : min(start + step, clips[1])])
             except OSError as error:
-                raise StoreError(f"features of {key!r} of split {split!r} must be readable, got: {error}") from error
+                raise StoreError(
+                    f"features of {key!r} of split {split!r} must be readable, got: {message_of(error)}"
+                ) from error
             check_array_values(split, key, piece, steps, len(self.dataset.classes), start)
             if key in part.modalities:
                 piece = self._converted(f"array {key!r} of split {split!r}", piece, start)

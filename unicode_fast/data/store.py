@@ -24,12 +24,14 @@ from unicode_fast.data.dataset import WHOLE, ClipSet, Dataset
 from unicode_fast.data.lazy import ClipArray, LazyArray
 from unicode_fast.data.store_checks import DamagedStoreError, StoreError, check_names
 from unicode_fast.data.store_write import FORMAT, MANIFEST, SHARDED_FORMAT, check_parts, write_store
-from unicode_fast.untrusted import BadFile, check_text, npy_header, open_file, read_bytes, read_json
+from unicode_fast.paths import cache_folder
+from unicode_fast.untrusted import BadFile, check_text, npy_header, open_file, parse_json, read_bytes, read_json
 from unicode_fast.writing import write_text
 
 __all__ = ["ClipSet", "DamagedStoreError", "Store", "StoreError", "open_store", "write_store"]
 
-_STAMP = "verified.json"
+# Below the cache folder: a note for each store on what of it was verified.
+_STAMPS = "verified"
 _PIECE_BYTES = 1 << 22
 
 
@@ -60,14 +62,15 @@ class Store(Dataset):
         return hashlib.sha256(read_bytes(self.path / MANIFEST)).hexdigest()
 
 
-def open_store(path: str | os.PathLike[str], *, verify: bool = True) -> Store:
+def open_store(path: str | os.PathLike[str], *, verify: bool | Literal["always"] = True) -> Store:
     """Open a feature store, its arrays memory-mapped and read-only.
 
     Args:
         path: the folder that `write_store` or `pack` made.
-        verify: compare every file's checksum and look at every value. What was verified is noted in the folder with
-            each file's size and time of change, and not done again until one of them differs; a folder that cannot be
-            written is verified each time. With False only sizes and shapes are checked.
+        verify: compare every file's checksum and look at every value. What was verified is noted in the cache folder,
+            with each file's size and times of change, and not done again until one of them differs; where that folder
+            cannot be written it is done each time. "always" does it whatever was noted, so that bits that have changed
+            by themselves are found. With False only sizes and shapes are checked.
 
     Returns:
         The store.
@@ -87,11 +90,13 @@ def open_store(path: str | os.PathLike[str], *, verify: bool = True) -> Store:
             own = {name: modalities[name] for name in described["modalities"]}
             index = np.arange(described["clips"], dtype=np.int64)
             parts.setdefault(split, []).append(ClipSet(arrays, own, list(manifest["classes"]), index))
-    if verify and not _is_stamped(folder, manifest):
+    # Before anything is verified, so that what changes meanwhile is verified again.
+    stamp = _stamp(folder, manifest) if verify else {}
+    if verify == "always" or (verify and not _is_stamped(folder, stamp)):
         for shard in _all_shards(manifest):
             _check_digest(folder, shard)
         check_parts(manifest["classes"], [(split, part) for split, those in parts.items() for part in those])
-        _write_stamp(folder, manifest)
+        _write_stamp(folder, stamp)
     divided = {
         split: [np.array(_map_file(folder, entry)) for entry in described["parts"]]
         for split, described in manifest["splits"].items()
@@ -276,21 +281,51 @@ def _check_digest(folder: Path, entry: Mapping[str, Any]) -> None:
         raise _damaged(file, "its checksum differs")
 
 
-def _stamp(folder: Path, manifest: Mapping[str, Any]) -> dict[str, list[int]]:
-    """Size and time of change of the manifest and of every array file."""
+def damages(path: str | os.PathLike[str]) -> Iterator[tuple[int, str]]:
+    """Read every file of a store: of each its number of bytes, and what is wrong with it, "" where nothing is.
+
+    Raises:
+        As `open_store` of a store whose manifest is missing or not what it must be.
+    """
+    folder = Path(path).absolute()
+    for shard in _all_shards(_read_manifest(folder)):
+        try:
+            _map_file(folder, shard)
+            _check_digest(folder, shard)
+            yield shard["bytes"], ""
+        except (StoreError, OSError) as error:
+            yield shard["bytes"], str(error)
+
+
+def _stamp(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """The store's place, and size and times of change of the manifest and of every array file."""
     files = [shard["file"] for shard in _all_shards(manifest)]
     states = {file: (folder / file).stat() for file in [MANIFEST, *files]}
-    return {file: [state.st_size, state.st_mtime_ns] for file, state in states.items()}
+    listed = {file: [state.st_size, state.st_mtime_ns, state.st_ctime_ns] for file, state in states.items()}
+    return {"store": str(folder), "files": listed}
 
 
-def _is_stamped(folder: Path, manifest: Mapping[str, Any]) -> bool:
+def _stamp_file(folder: Path) -> Path:
+    """Where the note on a store lies: outside it, so that none comes with one that others have made."""
+    digest = hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()
+    name = hashlib.sha256(f"{folder}\n{digest}".encode("utf-8", "surrogateescape")).hexdigest()
+    return cache_folder() / _STAMPS / f"{name[:32]}.json"
+
+
+def _is_stamped(folder: Path, stamp: Mapping[str, Any]) -> bool:
+    """Whether a note that this user or root has written, and nobody else can, says that all was verified."""
     try:
-        return read_json(folder / _STAMP) == _stamp(folder, manifest)
+        with open_file(_stamp_file(folder)) as file:
+            state = os.fstat(file.fileno())
+            ours = not hasattr(os, "geteuid") or (state.st_uid in (0, os.geteuid()) and not state.st_mode & 0o022)
+            return ours and parse_json(file.read()) == stamp
     except (OSError, ValueError):
         return False
 
 
-def _write_stamp(folder: Path, manifest: Mapping[str, Any]) -> None:
-    """Note what was verified; a folder that cannot be written is verified again next time."""
-    with contextlib.suppress(OSError):
-        write_text(folder / _STAMP, json.dumps(_stamp(folder, manifest)))
+def _write_stamp(folder: Path, stamp: Mapping[str, Any]) -> None:
+    """Note what was verified; where the cache folder cannot be written, the store is verified again next time."""
+    with contextlib.suppress(OSError, ValueError):
+        file = _stamp_file(folder)
+        if not file.parent.is_symlink():
+            write_text(file, json.dumps(stamp))

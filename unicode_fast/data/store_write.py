@@ -17,6 +17,7 @@ import numpy as np
 from unicode_fast.config import Modality
 from unicode_fast.data.dataset import ClipSet
 from unicode_fast.data.store_checks import StoreError, check_names, check_split, check_values, check_written
+from unicode_fast.errors import CURES
 from unicode_fast.writing import atomic_folder
 
 FORMAT = 1
@@ -144,7 +145,7 @@ def make_parent(parent: Path) -> None:
 
 def explained(error: OSError, target: Path) -> OSError:
     """The same error with a message that says what was being done and what helps."""
-    if error.errno == errno.EEXIST:
+    if error.errno == errno.EEXIST or error.errno in CURES:
         return error
     if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
         cure = "the disk is full; free some space or choose a folder on another disk"

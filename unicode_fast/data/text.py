@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import hashlib
 import io
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from unicode_fast.config import TextPadding
-from unicode_fast.data.cache import cache_folder
+from unicode_fast.data.cache import cache_folder, check_ours
 from unicode_fast.data.files import need
 from unicode_fast.data.lazy import LazyArray
 from unicode_fast.data.sources import Source
@@ -116,6 +117,9 @@ class WordVectors:
 
     def _cached(self, sentence: str) -> tuple[np.ndarray, np.ndarray]:
         """Vocabulary ids, -1 for words in pieces, (n,) int64, and vectors (n, E) float32 of all words."""
+        check_ours(self.cache)
+        if self.cache.is_symlink() or (os.path.lexists(self.cache) and not self.cache.is_dir()):
+            raise NotADirectoryError(errno.ENOTDIR, "this must be a folder, no link and no file", str(self.cache))
         file = self.cache / f"{self._key(sentence)}.npz"
         with contextlib.suppress(OSError, BadFile):
             return _read_vectors(file)

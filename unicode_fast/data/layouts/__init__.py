@@ -13,6 +13,7 @@ from unicode_fast.data.layouts.request import Request
 from unicode_fast.data.layouts.ucf_vggsound import list_ucf_vggsound
 from unicode_fast.data.layouts.vggsound import avel_lister, checked_lister
 from unicode_fast.data.sources import Listing
+from unicode_fast.paths import expanded
 
 LAYOUTS: Mapping[str, Callable[[Path, Request], Listing]] = {
     "vggsound-avel24k": avel_lister("vggsound-avel24k", whole=False),
@@ -47,7 +48,7 @@ def find_layout(spec: str) -> tuple[str, Path] | None:
     name, _, root = spec.partition(":")
     if name not in LAYOUTS or not root:
         return None
-    folder = Path(root).expanduser().absolute()
+    folder = Path(expanded(root)).absolute()
     if not folder.is_dir():
         raise FileNotFoundError(f"root of {spec!r} must be a folder, got {str(folder)!r}")
     return name, folder

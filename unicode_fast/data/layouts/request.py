@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from unicode_fast.config import TextPadding
 from unicode_fast.data.sources import Source
+from unicode_fast.paths import expanded
 
 if TYPE_CHECKING:
     from unicode_fast.data.text import WordVectors
@@ -39,5 +40,5 @@ class Request:
         """Word vectors of sentences."""
         from unicode_fast.data.text import WordVectors
 
-        vectors: WordVectors = WordVectors(self.text_model, self.text_whitelist or None)
+        vectors: WordVectors = WordVectors(expanded(self.text_model), expanded(self.text_whitelist) or None)
         return vectors.source(sentences, self.text_padding)
