@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
 from unicode_fast.config import TEXT_FIELDS, TextPadding
 from unicode_fast.data.check import check
+from unicode_fast.data.dataset import Dataset
+from unicode_fast.data.findings import flags, train_command
 from unicode_fast.data.layouts import LAYOUTS, Request, has_sentences
 from unicode_fast.data.layouts.request import BERT
 from unicode_fast.data.opening import open_data
 from unicode_fast.data.pack import PackedDtype, pack
 from unicode_fast.data.store_write import check_new
 from unicode_fast.data.stream import CLIPS_PER_SHARD, SPEC, write_shards
-from unicode_fast.errors import Parser, message_of, run_main
+from unicode_fast.errors import Parser, escaped, message_of, one_line, run_main
+from unicode_fast.paths import with_homes
 from unicode_fast.writing import check_new_file, write_json
 
 _BAD_USAGE = 2
@@ -52,7 +58,7 @@ def make_parser() -> Parser:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; see `python -m unicode_fast.data --help`."""
     parser = make_parser()
-    arguments = parser.parse_args(argv)
+    arguments = parser.parse_args(with_homes(argv))
     if arguments.modalities is not None and arguments.data.partition(":")[0] not in LAYOUTS:
         parser.error(f"modalities is about layouts, got it beside {arguments.data!r}")
     for flag in TEXT_FIELDS:
@@ -78,24 +84,46 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise ValueError(
                 f"modalities must be some that {arguments.data} has clips of, which it has not of {unknown[0]!r}"
             )
+        begun = time.monotonic()
         if arguments.command == "pack":
             pack(data, arguments.store, arguments.dtype)
+            written = data.splits
         else:
             splits = None if arguments.splits is None else arguments.splits.split(",")
-            write_shards(data, arguments.store, arguments.clips, splits)
+            written = write_shards(data, arguments.store, arguments.clips, splits)
+        say_written(data, arguments, written, time.monotonic() - begun)
         return 0
     if arguments.json is not None:
         check_new_file("json", Path(arguments.json))
     try:
         report = check(arguments.data, request)
     except (FileNotFoundError, ValueError) as error:
-        print(f"error: {message_of(error)}", file=sys.stderr)
+        print(one_line(f"error: {message_of(error)}"), file=sys.stderr)
         return _BAD_USAGE
     for line in report.lines():
         print(line)
     if arguments.json is not None:
         write_json(Path(arguments.json), report.as_dict())
+    if report.can_start:
+        print(escaped(f"next: {train_command(arguments.data, with_request(report.flags, arguments))}"))
     return 0 if report.can_start else 1
+
+
+def with_request(given: str, arguments: argparse.Namespace) -> str:
+    """Flags of training, and those that say what of a layout is read."""
+    asked = {name: getattr(arguments, name) for name in ("modalities", *TEXT_FIELDS)}
+    return " ".join([*(f"--{name} {shlex.quote(value)}" for name, value in asked.items() if value is not None), given])
+
+
+def say_written(data: Dataset, arguments: argparse.Namespace, splits: Sequence[str], seconds: float) -> None:
+    """What a command has written, and the one that is usually next."""
+    clips = {split: {name: len(part) for part in data.parts(split) for name in part.modalities} for split in splits}
+    counts = ", ".join(f"{split} {max(of.values())}" for split, of in clips.items())
+    sizes = [entry.stat().st_size for entry in os.scandir(arguments.store)]
+    size = f"{sum(sizes):,} bytes in {len(sizes)} files"
+    print(escaped(f"{arguments.store}: clips of {counts}; {size}; {seconds:.1f} s"))
+    spec = arguments.store if arguments.command == "pack" else f"{SPEC}{arguments.store}"
+    print(escaped(f"next: {train_command(spec, flags(clips, data.classes))}"))
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from unicode_fast.data.layouts.request import BERT
 from unicode_fast.data.sources import Listing
 from unicode_fast.data.store import open_store
 from unicode_fast.data.store_write import MANIFEST
+from unicode_fast.errors import UsageError
 from unicode_fast.paths import expanded
 
 
@@ -96,7 +97,7 @@ def list_data(spec: str, request: Request) -> Listing | None:
     listing = LAYOUTS[found[0]](found[1], request)
     if not all(parts and all(part.sources for part in parts) for parts in listing.parts.values()):
         wanted = "any" if request.modalities is None else ", ".join(request.modalities)
-        raise ValueError(f"modalities must be some that {spec} has clips of, got {wanted}")
+        raise UsageError(f"modalities must be some that {spec} has clips of, got {wanted}")
     return listing
 
 

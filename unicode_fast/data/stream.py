@@ -14,7 +14,7 @@ import random
 import re
 import time
 import urllib.request
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -65,7 +65,7 @@ def write_shards(
     clips_per_shard: int = CLIPS_PER_SHARD,
     splits: Sequence[str] | None = None,
     progress: bool = True,
-) -> None:
+) -> list[str]:
     """Write the paired clips of a data set as tar files, with an index `shards.json`, which comes last.
 
     Each clip has a key, and one `KEY.<array>.npy` for every array, such as `KEY.audio.npy` and `KEY.class.npy`.
@@ -76,6 +76,9 @@ def write_shards(
         clips_per_shard: of a tar file; ranks take whole files, so there should be many times more files than ranks.
         splits: which ones; None takes all, but for "all" where others divide it.
         progress: show a progress bar on standard error.
+
+    Returns:
+        The splits that were written.
 
     Raises:
         ValueError: a split is unknown, or has clips of their own in each modality, or the number is below 1.
@@ -98,6 +101,7 @@ def write_shards(
             _write(dataset, chosen, root, clips_per_shard, progress)
     except OSError as error:
         raise explained(error, target) from error
+    return list(chosen)
 
 
 def _write(dataset: Dataset, chosen: dict[str, ClipSet], root: Path, clips_per_shard: int, progress: bool) -> None:
@@ -186,8 +190,12 @@ class StreamedDataset(Dataset):
             raise ValueError(f"batch_size of a stream must be a multiple of its {world} ranks, got {batch_size}")
         return StreamBatches(self, split, names, batch_size // world, seed=seed, dtype=dtype, rank=rank, world=world)
 
-    def count(self, split: str) -> int:
+    def count(self, split: str, look: Callable[[ClipSet], None] | None = None) -> int:
         """Read all clips of a split, a thousand at a time, and count them.
+
+        Args:
+            split: of the data set.
+            look: told each of those thousands.
 
         Raises:
             StoreError: a clip is not what it must be, or the files hold another number of clips than the index says.
@@ -197,6 +205,8 @@ class StreamedDataset(Dataset):
         while found < wanted:
             part = _collect(clips, self, min(SAMPLE_CLIPS, wanted - found), split)
             check_values(split, part.arrays, part.modalities, self.classes)
+            if look is not None:
+                look(part)
             found += len(part)
         if next(clips, None) is not None:
             raise StoreError(f"files of split {split!r} must hold the {wanted} clips that the index lists, got more")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import cast, get_args
 
@@ -14,11 +15,12 @@ from unicode_fast.config import Kind
 from unicode_fast.data.files import Files, file_source, numbers_of, read_csv, read_lines, text_array
 from unicode_fast.data.layouts.request import Request
 from unicode_fast.data.lazy import LazyArray
-from unicode_fast.data.sources import Listing, Part
+from unicode_fast.data.sources import Listing, Note, Part
 from unicode_fast.data.store_checks import StoreError, check_name
 from unicode_fast.untrusted import BadFile, npy_header, open_file
 
 _TABLE, _CLASSES, _KINDS = "clips.csv", "classes.txt", "modalities.csv"
+_COLUMNS = ("id", "split", "class")
 
 
 def list_clips(root: Path, request: Request) -> Listing:
@@ -43,6 +45,8 @@ def list_clips(root: Path, request: Request) -> Listing:
     for split in dict.fromkeys(row["split"] for row in rows):
         check_name(f"split in {table}", split, "_.")
     _check_disjoint(rows, table)
+    if "class" in rows[0]:
+        _check_classes(rows, table)
     kinds = _kinds(root)
     names = [name for name in kinds if request.wants(name)]
     for name in names:
@@ -77,7 +81,7 @@ def list_clips(root: Path, request: Request) -> Listing:
     parts = {}
     for split in dict.fromkeys(row["split"] for row in rows):
         parts[split] = [joined.select(np.array([row["split"] == split for row in rows]))]
-    return Listing(root.name, root, classes, parts, missing=missing)
+    return Listing(root.name, root, classes, parts, missing=missing, notes=list(_notes(rows)))
 
 
 def _kinds(root: Path) -> dict[str, Kind | None]:
@@ -100,6 +104,46 @@ def _check_disjoint(rows: Sequence[Mapping[str, str]], table: Path) -> None:
     both = [row["id"] for row in rows if first.setdefault(row["id"], row["split"]) != row["split"]]
     if both:
         raise StoreError(f"id in {table} must be in one split alone, got {both[0]!r} in two ({len(both)} such rows)")
+
+
+def _check_classes(rows: Sequence[Mapping[str, str]], table: Path) -> None:
+    """Raise StoreError where a clip is of two classes, or two classes have one name but for spaces around it."""
+    first: dict[str, str] = {}
+    names: dict[str, str] = {}
+    for row in rows:
+        name, other = row["class"], first.setdefault(row["id"], row["class"])
+        if other != name:
+            raise StoreError(
+                f"class in {table} must be one for each clip, got {other!r} and {name!r} for {row['id']!r}"
+            )
+        other = names.setdefault(name.strip(), name)
+        if other != name:
+            raise StoreError(f"class in {table} must be written alike wherever it is meant, got {other!r} and {name!r}")
+
+
+def _notes(rows: Sequence[Mapping[str, str]]) -> Iterator[Note]:
+    """What is read otherwise than somebody may have meant it."""
+    unread = [column for column in rows[0] if column not in _COLUMNS]
+    if unread:
+        text = f"not read: {', '.join(unread)}; read are {', '.join(_COLUMNS)} alone"
+        yield Note("columns", text, False)
+    names = sorted({row["class"] for row in rows}) if "class" in rows[0] else []
+    known = set(names)
+    joined = [name for name in names if re.search("[;|]", name) or known.intersection(re.split(", *", name)) - {name}]
+    if joined:
+        text = f"a clip has one class, so each of these is one name; several at once are labels by step: {joined[0]!r}"
+        yield Note("class names", text + _more(joined), False)
+    padded = [name for name in names if name != name.strip()]
+    if padded:
+        yield Note("class names", f"with spaces around them: {padded[0]!r}{_more(padded)}", False)
+    spelt: dict[str, str] = {}
+    twins = [(name, spelt[name.casefold()]) for name in names if spelt.setdefault(name.casefold(), name) != name]
+    if twins:
+        yield Note("class names", f"{twins[0][1]!r} and {twins[0][0]!r} are two classes{_more(twins)}", False)
+
+
+def _more(found: Sequence[object]) -> str:
+    return f", and {len(found) - 1} more" if len(found) > 1 else ""
 
 
 def read_npy(file: Path) -> np.ndarray:
