@@ -1,5 +1,6 @@
 """`python -m unicode_fast.data`: what is wrong is counted and named, and the exit status says whether to start."""
 
+import hashlib
 import json
 import pickle
 import re
@@ -12,13 +13,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 from published import DIGITS, double, write_ave, write_avel, write_avvp, write_own, write_rows, write_zip
+from test_store import flip_unseen
 from test_zip_pickle import RAN, Calls, note_run
 
-from unicode_fast.data import ClipSet, StoreError, open_data, open_store
+from unicode_fast.cli import resolve
+from unicode_fast.config import DataConfig
+from unicode_fast.data import ClipSet, StoreError, open_data, open_dataset, open_store, write_store
 from unicode_fast.data.__main__ import main
 from unicode_fast.data.check import check
 from unicode_fast.data.findings import Finding, Report
 from unicode_fast.data.layouts import Request
+from unicode_fast.data.layouts import clips as clips_layout
+from unicode_fast.data.opening import absolute
 from unicode_fast.errors import UsageError
 
 STREAMS = Request(("audio", "video"))
@@ -297,3 +303,302 @@ def test_what_training_would_refuse_cannot_start(tmp_path: Path, few: ClipSet) -
     shutil.rmtree(tmp_path / "picture")
     (finding,) = others(check(f"clips:{tmp_path}", progress=False))
     assert finding.bad and finding.text == "training needs two, there is sound"
+
+
+def write_small(root: Path, rows: list[str], columns: str = "id,split,class", steps: int = 3) -> str:
+    """Own data of two modalities and as many clips as rows; what `check` takes."""
+    root.mkdir(exist_ok=True)
+    (root / "clips.csv").write_text("\n".join([columns, *rows]))
+    generator = np.random.default_rng(0)
+    for name in ("radar", "sonar"):
+        (root / name).mkdir(exist_ok=True)
+        for number, row in enumerate(rows):
+            values = generator.normal(size=(steps + number % 2, 4)).astype(np.float32)
+            np.save(root / name / f"{row.split(',')[0]}.npy", values)
+    return f"clips:{root}"
+
+
+def clips(*classes: str, split: str = "train", first: int = 0) -> list[str]:
+    return [f"{split}{first + number},{split},{name}" for number, name in enumerate(classes)]
+
+
+WRONG_CLASSES = {
+    "two for a clip": (
+        ["a,train,walk", "b,train,talk", "a,train,talk"],
+        "class in .*clips.csv must be one for each clip, got 'walk' and 'talk' for 'a'",
+    ),
+    "spaces": (
+        clips("walk", "walk ", "talk"),
+        "class in .*clips.csv must be written alike wherever it is meant, got 'walk' and 'walk '",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_CLASSES)
+def test_classes_that_contradict_are_refused(tmp_path: Path, case: str) -> None:
+    rows, message = WRONG_CLASSES[case]
+    spec = write_small(tmp_path, rows)
+    (finding,) = check(spec, progress=False).findings
+    assert finding.bad and re.search(message, finding.text)
+    with pytest.raises(StoreError, match=message):
+        open_data(spec)
+
+
+BOTH = clips("walk", "talk", "walk", "talk")
+NOTES: dict[str, tuple[list[str], str, dict[str, list[str]], str]] = {
+    "several in one": (
+        clips("walk;talk", "walk", "walk;talk", "walk"),
+        "class names: a clip has one class, so each of these is one name; .*: 'walk;talk'$",
+        {"class names": []},
+        "",
+    ),
+    "several with commas": (
+        clips("walk", "walk, talk", "walk", "walk, talk"),
+        "class names: .*each of these is one name.*'walk, talk'$",
+        {"class names": []},
+        "",
+    ),
+    "padded": (
+        clips("walk ", "talk", "walk ", "talk"),
+        "class names: with spaces.*: 'walk '$",
+        {"class names": []},
+        "",
+    ),
+    "capitals": (clips("walk", "Walk", "walk", "Walk"), "'Walk' and 'walk' are two classes$", {"class names": []}, ""),
+    "regression": (
+        clips("0.5", "0.25", "0.5", "1e-3"),
+        "numbers: 3 numbers are the classes of 4 clips of train: .*regression is not learned",
+        {"numbers": []},
+        "--validations 0 --probe_tasks none",
+    ),
+    "single clips": (
+        clips("walk", "talk"),
+        "single clips: each class of train has one clip",
+        {"single clips": []},
+        "--validations 0 --probe_tasks none",
+    ),
+    "one class": (
+        clips("walk", "walk"),
+        "one class: all clips of train are of class 'walk'",
+        {"one class": []},
+        "--validations 0 --probe_tasks none",
+    ),
+    "unseen": (
+        [*BOTH, *clips("walk", "jump", "run", split="test")],
+        r"unseen classes \(2\): classes of test that no clip of train has",
+        {"unseen classes": ["jump", "run"]},
+        "",
+    ),
+    "sound": ([*BOTH, *clips("talk", split="test")], "", {}, ""),
+    "comma in a name": (clips('"a, b"', "c", '"a, b"', "c"), "", {}, ""),
+}
+
+
+@pytest.mark.parametrize("case", NOTES)
+def test_what_cannot_be_learned_is_noted(tmp_path: Path, case: str) -> None:
+    rows, line, found, flags = NOTES[case]
+    rows = [*rows, *([] if any(",test," in row for row in rows) else clips(rows[0].split(",", 2)[2], split="test"))]
+    rows = [row if row.count(",") == 2 or '"' in row else re.sub(",([^,]*, [^,]*)$", r',"\1"', row) for row in rows]
+    spec = write_small(tmp_path, [*rows, *clips(rows[0].split(",", 2)[2], split="val")])
+    report = check(spec, progress=False)
+    assert {finding.kind: finding.clips for finding in report.findings} == found and report.can_start
+    assert not line or any(re.search(f"note {line}" if ":" in line else line, shown) for shown in report.lines())
+    assert report.flags == f"{flags} --batch_size {report.clips['train']['radar']}".strip()
+    open_data(spec)
+
+
+def test_columns_that_are_not_read_are_named(tmp_path: Path) -> None:
+    rows = [f"{row},some words,3" for row in BOTH]
+    (finding,) = check(write_small(tmp_path, rows, "id,split,class,caption,target"), progress=False).findings
+    assert (finding.kind, finding.bad) == ("columns", False) and "not read: caption, target;" in finding.text
+
+
+def test_labels_of_background_alone_are_noted(tmp_path: Path) -> None:
+    spec = write_small(tmp_path, BOTH)
+    (tmp_path / "radar.labels").mkdir()
+    for number, row in enumerate(BOTH):
+        np.save(tmp_path / "radar.labels" / f"{row.split(',')[0]}.npy", np.eye(3)[[2] * (3 + number % 2)])
+    assert {finding.kind: finding.clips for finding in check(spec, progress=False).findings} == {
+        "background": ["radar"]
+    }
+    np.save(tmp_path / "radar.labels" / "train0.npy", np.eye(3)[[2, 0, 2]])
+    assert check(spec, progress=False).findings == []
+
+
+def test_labels_of_steps_that_training_lacks_are_noted(tmp_path: Path, spoken: ClipSet) -> None:
+    arrays = {
+        key: np.asarray(array) for key, array in spoken.arrays.items() if key in ("audio", "video", "audio.label")
+    }
+    digit = np.asarray(spoken.target)
+    splits = {
+        name: {key: array[np.isin(digit, of)] for key, array in arrays.items()}
+        for name, of in (("train", [0, 1, 2, 3]), ("test", [0, 4, 5]))
+    }
+    kinds_of = {name: spoken.modalities[name] for name in ("audio", "video")}
+    write_store(tmp_path / "store", "few", kinds_of, spoken.classes, splits)
+    wanted = [str(number) for number in (4, 5) if number in digit]
+    (finding,) = check(str(tmp_path / "store"), progress=False).findings
+    assert wanted and (finding.kind, finding.clips) == ("unseen classes", wanted)
+
+
+@pytest.mark.parametrize(("count", "size"), [(30, 30), (80, 80), (95, 80)])
+def test_whether_the_usual_batch_fits(tmp_path: Path, count: int, size: int) -> None:
+    report = check(
+        write_small(tmp_path, clips(*["walk", "talk"] * (count // 2), *["walk"] * (count % 2))), progress=False
+    )
+    assert report.as_dict()["batch"] == {"train": {"fits": size == 80, "usual": 80, "batch_size": size}}
+    assert ("--batch_size 30" in report.flags) is (size == 30) and ("batch_size" in report.flags) is (size < 80)
+    line = f"train: {size} clips are fewer than the usual batch of 80; --batch_size {size} fits"
+    assert (line in report.lines()) is (size < 80)
+
+
+@pytest.mark.parametrize("form", ["layout", "float32", "bfloat16", "stream"])
+def test_kind_shape_and_length_of_each_modality(tmp_path: Path, form: str, capsys: pytest.CaptureFixture[str]) -> None:
+    spec = write_small(tmp_path / "own", [*BOTH, *clips("walk", split="val", first=4)])
+    for number in range(4):
+        np.save(tmp_path / "own" / "sonar" / f"train{number}.npy", np.ones((2, 5, 5, 1)) * number)
+    np.save(tmp_path / "own" / "sonar" / "val4.npy", np.ones((2, 5, 5, 1)) * 9)
+    if form in ("float32", "bfloat16"):
+        assert main(["pack", spec, str(tmp_path / "store"), "--dtype", form]) == 0
+        spec = str(tmp_path / "store")
+    elif form == "stream":
+        assert main(["shards", spec, str(tmp_path / "tars"), "--clips", "3"]) == 0
+        spec = f"webdataset:{tmp_path / 'tars'}"
+    capsys.readouterr()
+    assert main(["check", spec, "--json", str(tmp_path / "report.json")]) == 0
+    found = json.loads((tmp_path / "report.json").read_text())["modalities"]
+    radar, sonar = (
+        ("float32", "float64") if form == "layout" else (("bfloat16",) * 2 if form == "bfloat16" else ("float32",) * 2)
+    )
+    vector = {"kind": "vector", "shape": [4], "dtype": radar, "steps": 4}
+    grid = {"kind": "grid", "shape": [5, 5, 1], "dtype": sonar, "steps": 2, "shortest": 2, "longest": 2}
+    assert found == {
+        "train": {"radar": {**vector, "shortest": 3, "longest": 4}, "sonar": grid},
+        "val": {"radar": {**vector, "shortest": 3, "longest": 3}, "sonar": grid},
+    }
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[0] == "train: 4 clips of radar, 4 clips of sonar"
+    assert shown[1:3] == [
+        f"    radar: vector (4,) of {radar}, 4 steps, 3 to 4 of them valid",
+        f"    sonar: grid (5, 5, 1) of {sonar}, 2 steps",
+    ]
+    assert "train: 2 classes of 2 to 2 clips" in shown and "val: 1 classes of 1 to 1 clips" in shown
+
+
+@pytest.mark.parametrize("command", ["pack", "shards"])
+def test_what_was_written_and_the_next_command_come_last(
+    tmp_path: Path, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec = write_small(tmp_path / "own", [*BOTH, *clips("walk", split="val", first=4)])
+    store = tmp_path / "a store"
+    assert main([command, spec, str(store)]) == 0
+    written = [file.stat().st_size for file in store.iterdir()]
+    first, last = capsys.readouterr().out.splitlines()
+    size = f"{sum(written):,} bytes in {len(written)} files"
+    assert re.fullmatch(rf"{re.escape(str(store))}: clips of train 4, val 1; {size}; [0-9.]+ s", first)
+    prefix = "webdataset:" if command == "shards" else ""
+    assert last == (
+        f"next: python -m unicode_fast.train --data '{prefix}{store}' --validations 0 --probe_tasks none --batch_size 4"
+    )
+
+
+def test_every_damaged_clip_is_a_finding_and_names_reach_no_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first clip of a modality among them, and what no reader should raise."""
+    evil = "evil\x1b[2J"
+    rows = [f"{evil},train,walk", *BOTH]
+    spec = write_small(tmp_path, rows)
+    (tmp_path / "radar" / f"{evil}.npy").write_bytes(b"no array")
+    (tmp_path / "radar" / "train1.npy").unlink()
+    (tmp_path / "radar" / "train1.npy").mkdir()
+    read = clips_layout.read_npy
+
+    def failing(file: Path) -> np.ndarray:
+        if file.name == "train2.npy":
+            raise KeyError("unforeseen")
+        return read(file)
+
+    monkeypatch.setattr(clips_layout, "read_npy", failing)
+    assert main(["check", spec, "--json", str(tmp_path / "report.json")]) == 1
+    shown = capsys.readouterr().out
+    (finding,) = (
+        one for one in json.loads((tmp_path / "report.json").read_text())["findings"] if one["kind"] != "copies"
+    )
+    assert finding["kind"] == "unreadable" and finding["count"] == 4
+    for place, name in enumerate((f"radar/{evil}.npy", "radar/train1.npy", "radar/train2.npy", "sonar/train2.npy")):
+        assert str(tmp_path / name) in finding["clips"][place]
+    assert "KeyError: 'unforeseen'" in finding["clips"][2]
+    assert "\x1b" not in shown and r"evil\x1b[2J.npy" in shown and "\x1b" not in (tmp_path / "report.json").read_text()
+
+
+@pytest.mark.parametrize(
+    "content", [b'id,split\n"a,train\n', b"id,split\na,train,more\n", b"\xff\xfe", b"", b"\0" * 50]
+)
+def test_a_damaged_list_is_a_finding(tmp_path: Path, content: bytes, capsys: pytest.CaptureFixture[str]) -> None:
+    spec = write_small(tmp_path, BOTH)
+    (tmp_path / "clips.csv").write_bytes(content)
+    assert main(["check", spec]) == 1
+    said = capsys.readouterr()
+    assert "ERROR contents: " in said.out and "error:" not in said.err and "Traceback" not in said.err
+
+
+def test_check_compares_every_file_of_a_store_and_names_all_that_differ(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["pack", write_small(tmp_path / "own", BOTH), str(tmp_path / "store")]) == 0
+    store = tmp_path / "store"
+    open_store(store)
+    assert main(["check", str(store)]) == 0
+    for name in ("train-radar.npy", "train-class.npy"):
+        flip_unseen(store / name)
+    (store / "train-id.npy").unlink()
+    capsys.readouterr()
+    assert main(["check", str(store)]) == 1
+    shown = capsys.readouterr().out
+    assert "ERROR damaged (3): files that are not as they were written" in shown
+    for name, what in (("radar", "its checksum differs"), ("class", "its checksum differs"), ("id", "it is missing")):
+        assert re.search(rf"train-{name}\.npy' must be as it was written, but {what}", shown)
+
+
+def test_check_looks_at_the_values_of_a_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert main(["pack", write_small(tmp_path / "own", BOTH), str(tmp_path / "store")]) == 0
+    manifest = json.loads((tmp_path / "store" / "manifest.json").read_text())
+    for name in ("radar", "sonar"):
+        file = tmp_path / "store" / f"train-{name}.npy"
+        values = np.load(file)
+        values[2, 0, 1] = np.nan
+        np.save(file, values)
+        (shard,) = manifest["splits"]["train"]["parts"][0]["arrays"][name]["shards"]
+        shard["sha256"] = hashlib.sha256(file.read_bytes()).hexdigest()
+    (tmp_path / "store" / "manifest.json").write_text(json.dumps(manifest))
+    (finding,) = (one for one in check(str(tmp_path / "store"), progress=False).findings if one.bad)
+    assert len(finding.clips) == 2 and all("must hold finite values, got nan in clip 2" in one for one in finding.clips)
+
+
+def test_check_goes_on_with_the_other_files_of_a_stream(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    spec = write_small(tmp_path / "own", clips(*["walk", "talk"] * 4))
+    assert main(["shards", spec, str(tmp_path / "tars"), "--clips", "2"]) == 0
+    (tmp_path / "tars" / "train-000000.tar").write_bytes(b"no tar file at all, of some length" * 40)
+    (tmp_path / "tars" / "train-000002.tar").unlink()
+    capsys.readouterr()
+    assert main(["check", f"webdataset:{tmp_path / 'tars'}"]) == 1
+    shown = capsys.readouterr().out
+    assert "ERROR missing (1)" in shown and "train-000002.tar" in shown
+    assert "ERROR unreadable (1)" in shown and "    train-000000.tar: " in shown
+    assert "train: 2 classes of 2 to 2 clips" in shown and "train: 8 clips of radar, 8 clips of sonar" in shown
+
+
+def test_home_folders_in_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_small(tmp_path / "own", BOTH)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert main(["check", "clips:~/own", "--json=~/report.json"]) == 0
+    assert json.loads((tmp_path / "report.json").read_text())["can_start"]
+    assert main(["pack", "clips:~/own", "~/store"]) == 0
+    assert main(["shards", "~/store", "~/tars"]) == 0
+    (tmp_path / "run.yaml").write_text("data: clips:~/own\ntext_whitelist: ~/cnt.pkl\n")
+    config = resolve(str(tmp_path / "run.yaml"), {})
+    assert (config.data.data, config.data.text_whitelist) == (f"clips:{tmp_path}/own", f"{tmp_path}/cnt.pkl")
+    for spec in ("~/store", "clips:~/own", "webdataset:~/tars"):
+        assert open_data(spec).splits == ["train"] and open_dataset(DataConfig(data=spec)).splits == ["train"]
+        assert absolute(spec).endswith(f"{tmp_path}/{spec.partition('~/')[2]}")

@@ -63,8 +63,9 @@ class Described:
 
     def line(self) -> str:
         """For the screen."""
-        valid = f", {self.shortest} to {self.longest} of them valid" if self.shortest < self.steps else ""
-        return f"{self.kind} ({', '.join(map(str, self.shape))}) of {self.dtype}, {self.steps} steps{valid}"
+        lengths = f"{self.shortest}" if self.shortest == self.longest else f"{self.shortest} to {self.longest}"
+        valid = f", {lengths} of them valid" if self.shortest < self.steps else ""
+        return f"{self.kind} {tuple(self.shape)} of {self.dtype}, {self.steps} steps{valid}"
 
 
 @dataclass
@@ -165,8 +166,9 @@ class Report:
             labelled: by split and modality, (C,) bool, the classes that labels of steps have anywhere.
         """
         self.findings += _odd_splits(self.clips)
+        # Where clips have classes, those of steps are the same.
         by_steps = {split: names for split, names in labelled.items() if split not in self.classes}
-        unlearnable = [*_unlearnable(self.classes), *_unlearnable_steps(classes, by_steps)]
+        unlearnable = [*_unlearnable(self.classes), *_blank(labelled), *_unseen_at_steps(classes, by_steps)]
         self.findings += unlearnable
         for split in (_TRAINED_ON, WHOLE):
             if self.clips.get(split):
@@ -220,12 +222,16 @@ def _unlearnable(classes: Mapping[str, Mapping[str, int]]) -> Iterator[Finding]:
             yield Finding("unseen classes", False, text, lacking)
 
 
-def _unlearnable_steps(classes: Sequence[str], labelled: Mapping[str, Mapping[str, np.ndarray]]) -> Iterator[Finding]:
-    """The same of labels of steps."""
+def _blank(labelled: Mapping[str, Mapping[str, np.ndarray]]) -> Iterator[Finding]:
+    """Labels of steps that name no class."""
     for split, names in labelled.items():
         blank = [name for name, on in names.items() if not on.any()]
         if blank:
             yield Finding("background", False, f"labels of {split} that are background alone, of modality", blank)
+
+
+def _unseen_at_steps(classes: Sequence[str], labelled: Mapping[str, Mapping[str, np.ndarray]]) -> Iterator[Finding]:
+    """Classes that labels of steps have elsewhere and not in training."""
     for split in ("val", "test"):
         for name, on in labelled.get(split, {}).items():
             known = labelled.get(_TRAINED_ON, {}).get(name)
