@@ -108,6 +108,9 @@ class WordVectors:
         )
 
     def _kept(self, sentence: str) -> np.ndarray:
+        check_ours(self.cache)
+        if self.cache.is_symlink() or (os.path.lexists(self.cache) and not self.cache.is_dir()):
+            raise NotADirectoryError(errno.ENOTDIR, "this must be a folder, no link and no file", str(self.cache))
         ids, vectors = self._cached(sentence)
         kept = np.ones(len(ids), bool) if self.allowed is None else np.array([_in(i, self.allowed) for i in ids], bool)
         if not kept.any():
@@ -117,9 +120,6 @@ class WordVectors:
 
     def _cached(self, sentence: str) -> tuple[np.ndarray, np.ndarray]:
         """Vocabulary ids, -1 for words in pieces, (n,) int64, and vectors (n, E) float32 of all words."""
-        check_ours(self.cache)
-        if self.cache.is_symlink() or (os.path.lexists(self.cache) and not self.cache.is_dir()):
-            raise NotADirectoryError(errno.ENOTDIR, "this must be a folder, no link and no file", str(self.cache))
         file = self.cache / f"{self._key(sentence)}.npz"
         with contextlib.suppress(OSError, BadFile):
             return _read_vectors(file)
