@@ -1,6 +1,7 @@
 """The shared cache folder: what others plant there is replaced or refused by name, and never written through."""
 
 import errno
+import importlib
 import os
 import socket
 import threading
@@ -12,6 +13,7 @@ import pytest
 from test_store import CLASSES, MODALITIES, arrays
 
 from unicode_fast import errors
+from unicode_fast.checkpoint import CheckpointError
 from unicode_fast.data import Store, cache, write_store
 from unicode_fast.data.text import WordVectors
 from unicode_fast.locks import alone, exclusive
@@ -159,6 +161,31 @@ def test_home_folders(monkeypatch: pytest.MonkeyPatch) -> None:
         *("/home/me/run", "--out=/home/me/x", "--data=ave:/home/me/y", "--data", "ave:/home/me/z"),
         *("--lr=1e-3", "--note=a=~b", "it's\n~"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("train", ["--config=~/none.yaml"]),
+        ("train", ["--resume", "~/none.yaml"]),
+        ("ablate", ["--out=a", "--config=~/none.yaml"]),
+        ("evaluate", ["~/none.yaml"]),
+        ("report", ["~/none.yaml", "--out=a"]),
+        ("convert", ["--from-cmg=~/none.yaml", "a"]),
+        ("data.__main__", ["check", "clips:~/none.yaml"]),
+    ],
+)
+def test_every_command_knows_home_folders(
+    command: str, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    try:
+        assert importlib.import_module(f"unicode_fast.{command}").main(words) == 2
+        said = capsys.readouterr().err
+    except (OSError, ValueError, CheckpointError) as error:
+        said = errors.message_of(error)
+    assert str(tmp_path / "none.yaml") in said
 
 
 def test_without_a_home_folder_the_message_says_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:

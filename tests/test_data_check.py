@@ -26,6 +26,7 @@ from unicode_fast.data.layouts import Request
 from unicode_fast.data.layouts import clips as clips_layout
 from unicode_fast.data.opening import absolute
 from unicode_fast.errors import UsageError
+from unicode_fast.untrusted import BadFile
 
 STREAMS = Request(("audio", "video"))
 
@@ -517,6 +518,8 @@ def test_every_damaged_clip_is_a_finding_and_names_reach_no_terminal(
     def failing(file: Path) -> np.ndarray:
         if file.name == "train2.npy":
             raise KeyError("unforeseen")
+        if file == tmp_path / "sonar" / "train3.npy":
+            raise BadFile("it is cut short")
         return read(file)
 
     monkeypatch.setattr(clips_layout, "read_npy", failing)
@@ -525,10 +528,14 @@ def test_every_damaged_clip_is_a_finding_and_names_reach_no_terminal(
     (finding,) = (
         one for one in json.loads((tmp_path / "report.json").read_text())["findings"] if one["kind"] != "copies"
     )
-    assert finding["kind"] == "unreadable" and finding["count"] == 4
-    for place, name in enumerate((f"radar/{evil}.npy", "radar/train1.npy", "radar/train2.npy", "sonar/train2.npy")):
+    assert finding["kind"] == "unreadable" and finding["count"] == 5
+    for place, name in enumerate(
+        (f"radar/{evil}.npy", "radar/train1.npy", "radar/train2.npy", "sonar/train2.npy", "sonar/train3.npy")
+    ):
         assert str(tmp_path / name) in finding["clips"][place]
-    assert "KeyError: 'unforeseen'" in finding["clips"][2]
+    assert "KeyError: 'unforeseen'" in finding["clips"][2] and finding["clips"][4].endswith(
+        "train3.npy: it is cut short"
+    )
     assert "\x1b" not in shown and r"evil\x1b[2J.npy" in shown and "\x1b" not in (tmp_path / "report.json").read_text()
 
 

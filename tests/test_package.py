@@ -22,7 +22,19 @@ PACKAGE = ROOT / "unicode_fast"
 
 # Lowest first: a part imports from its own layer or from one below it, never from one above.
 LAYERS = [
-    {"version", "activity", "errors", "writing", "locks", "untrusted", "paths", "backend", "config", "presets", "published"},
+    {
+        "version",
+        "activity",
+        "errors",
+        "writing",
+        "locks",
+        "untrusted",
+        "paths",
+        "backend",
+        "config",
+        "presets",
+        "published",
+    },
     {"reference", "kernels"},
     {"ops"},
     {"modules", "losses"},

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from tqdm import tqdm
 
-from unicode_fast.data import stream
+from unicode_fast.data import built_in, stream
 from unicode_fast.data.dataset import WHOLE, ClipSet, Dataset
 from unicode_fast.data.files import MissingFilesError, MissingPackageError
 from unicode_fast.data.findings import Described, Finding, Report, classes_of
@@ -24,6 +24,7 @@ from unicode_fast.data.store_checks import StoreError, check_array_values, check
 from unicode_fast.data.store_write import MANIFEST, check_alike
 from unicode_fast.errors import UsageError, is_foreseen, message_of
 from unicode_fast.paths import expanded
+from unicode_fast.untrusted import BadFile
 
 _PIECE_VALUES = 1 << 22
 # Of a clip: the shape of a step, the dtype, and the number of steps.
@@ -77,10 +78,11 @@ def check(spec: str, request: Request | None = None, progress: bool = True) -> R
 
 
 def _said(error: Exception, where: str = "") -> str:
-    """What an error says; of one that nobody foresaw its name too, and where it was."""
-    if is_foreseen(error):
+    """What an error says; where it was if it does not say so, and of one that nobody foresaw its name."""
+    if is_foreseen(error) and not isinstance(error, BadFile):
         return message_of(error)
-    return f"{where}{': ' if where else ''}{type(error).__name__}: {error}"
+    said = str(error) if isinstance(error, BadFile) else f"{type(error).__name__}: {error}"
+    return f"{where}: {said}" if where else said
 
 
 def _check(report: Report, spec: str, request: Request, progress: bool) -> None:
@@ -117,8 +119,9 @@ def _open(report: Report, spec: str, progress: bool) -> Dataset | None:
     """What is no layout, the files of a store compared with their checksums; None where one cannot be opened."""
     if spec.startswith(stream.SPEC):
         return open_data(spec, progress=progress)
+    own = spec not in built_in.DATASETS and (Path(spec) / MANIFEST).exists()
     # That of a built-in data set is made where it is missing.
-    folder = Path(spec) if (Path(spec) / MANIFEST).exists() else open_data(spec, progress=progress).path
+    folder = Path(spec) if own else open_data(spec, progress=progress).path
     bad = []
     with tqdm(desc="checking", unit="B", unit_scale=True, disable=not progress, dynamic_ncols=True) as bar:
         for size, wrong in damages(folder):
@@ -128,7 +131,8 @@ def _open(report: Report, spec: str, progress: bool) -> Dataset | None:
         report.findings.append(Finding("damaged", True, "files that are not as they were written", bad))
     try:
         return open_store(folder, verify=False)
-    except StoreError:
+    # Whatever a reader of damaged files raises.
+    except Exception:
         if not bad:
             raise
         return None
@@ -347,8 +351,10 @@ def _labels_of(part: Part, classes: int, bad: list[str]) -> dict[str, np.ndarray
                 if role == "label":
                     on = found.setdefault(owner, np.zeros((len(array), classes), bool))
                     on[clip] = _classes_on(values[None])[0]
-            except (FileNotFoundError, MissingPackageError):
+            except FileNotFoundError:
                 continue
+            except MissingPackageError:
+                raise
             # Whatever a reader of damaged files raises.
             except Exception as error:
                 bad.append(_said(error, f"{key} of clip {clip}"))

@@ -295,6 +295,9 @@ def damages(path: str | os.PathLike[str]) -> Iterator[tuple[int, str]]:
             yield shard["bytes"], ""
         except (StoreError, OSError) as error:
             yield shard["bytes"], str(error)
+        # Whatever a reader of damaged files raises.
+        except Exception as error:
+            yield shard["bytes"], str(_damaged(folder / shard["file"], f"it cannot be read: {error!r}"))
 
 
 def _stamp(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
