@@ -14,7 +14,7 @@ import random
 import re
 import time
 import urllib.request
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -163,9 +163,8 @@ class StreamedDataset(Dataset):
     def parts(self, split: str) -> tuple[ClipSet, ...]:
         """The clips of a split in memory; of train those of the first files alone."""
         if not super().parts(split):
-            urls = shard_urls(self.root, self.index, split)
-            limit = SAMPLE_CLIPS if split in STREAMED else None
-            self._parts[split] = (_collect(_samples(urls), self, limit, split),)
+            most = SAMPLE_CLIPS if split in STREAMED else None
+            self._parts[split] = (_collect(self.clips_of(self.shards(split)), self, most, split),)
         return super().parts(split)
 
     def batches(
@@ -200,7 +199,7 @@ class StreamedDataset(Dataset):
         Raises:
             StoreError: a clip is not what it must be, or the files hold another number of clips than the index says.
         """
-        found, clips = 0, _samples(shard_urls(self.root, self.index, split))
+        found, clips = 0, self.clips_of(self.shards(split))
         wanted = sum(self.index["shards"][split].values())
         while found < wanted:
             part = _collect(clips, self, min(SAMPLE_CLIPS, wanted - found), split)
@@ -208,9 +207,35 @@ class StreamedDataset(Dataset):
             if look is not None:
                 look(part)
             found += len(part)
-        if next(clips, None) is not None:
-            raise StoreError(f"files of split {split!r} must hold the {wanted} clips that the index lists, got more")
+        next(clips, None)  # which sees that the last file ends
         return found
+
+    def shards(self, split: str) -> dict[str, int]:
+        """The tar files of a split, with the number of clips in each.
+
+        Raises:
+            ValueError: there is no such split.
+        """
+        if split not in self.index["shards"]:
+            raise ValueError(f"split must be one of {list(self.index['shards'])}, got {split!r}")
+        return self.index["shards"][split]
+
+    def clips_of(self, shards: Mapping[str, int]) -> Iterator[dict[str, np.ndarray]]:
+        """The arrays of each clip of some tar files, in order; "__clip__" is its number.
+
+        Raises:
+            StoreError: a file is damaged, or holds another number of clips than the index says.
+            OSError: it cannot be opened.
+        """
+        for file, wanted in shards.items():
+            place, found = f"{self.root}/{file}", 0
+            for clip in _samples(place):
+                found += 1
+                if found > wanted:
+                    break
+                yield clip
+            if found != wanted:
+                raise StoreError(f"{place} must hold the {wanted} clips that {INDEX} lists, got {found}")
 
     def digest(self) -> str:
         """A checksum of the index."""
@@ -259,12 +284,12 @@ class StreamBatches:
             raise ValueError(f"rank must lie in [0, {world}), got {rank}")
         self.data, self.names, self.batch_size, self.seed = data, list(names), batch_size, seed
         self.dtype, self.rank, self.world, self.shuffle_clips = checked_dtype(dtype), rank, world, shuffle_clips
-        self.split, self.urls = split, shard_urls(data.root, data.index, split)
-        if len(self.urls) < world:
+        self.split, self.shards = split, data.shards(split)
+        if len(self.shards) < world:
             raise ValueError(
-                f"shards of split {split!r} must be at least one for each of {world} ranks, got {len(self.urls)}"
+                f"shards of split {split!r} must be at least one for each of {world} ranks, got {len(self.shards)}"
             )
-        smallest = sorted(data.index["shards"][split].values())[: len(self.urls) // world]
+        smallest = sorted(self.shards.values())[: len(self.shards) // world]
         self.steps_per_epoch = sum(smallest) // batch_size
         if self.steps_per_epoch == 0:
             raise ValueError(
@@ -292,32 +317,18 @@ class StreamBatches:
                 next(self._clips)
         self._next = step + 1
         found = _collect(self._clips, self.data, self.batch_size, self.split).restrict(self.names)
-        if len(found) < self.batch_size:
-            raise StoreError(
-                f"files of split {self.split!r} in {self.data.root} must hold the clips that {INDEX} lists, got fewer"
-            )
         return gather(found, np.arange(self.batch_size), self.dtype, keep_halves=keep_halves)
 
     def _epoch(self, epoch: int) -> Iterator[dict[str, np.ndarray]]:
         """This rank's clips of an epoch."""
         webdataset = need("webdataset", "stream")
-        draws = np.random.Philox(np.random.SeedSequence([self.seed, epoch])).random_raw(len(self.urls))
-        mine = [self.urls[number] for number in np.argsort(draws, kind="stable")[self.rank :: self.world]]
+        draws = np.random.Philox(np.random.SeedSequence([self.seed, epoch])).random_raw(len(self.shards))
+        files = list(self.shards)
+        mine = [files[number] for number in np.argsort(draws, kind="stable")[self.rank :: self.world]]
         # The smallest files can be dealt to one rank, so all ranks stop at what that one has.
         drawing = random.Random(f"{self.seed} {epoch} {self.rank} {self.world}")
         shuffle = webdataset.shuffle(self.shuffle_clips, initial=self.shuffle_clips, rng=drawing)
-        return iter(shuffle(_samples(mine)))
-
-
-def shard_urls(root: str, index: dict[str, Any], split: str) -> list[str]:
-    """The places of the tar files of a split.
-
-    Raises:
-        ValueError: there is no such split.
-    """
-    if split not in index["shards"]:
-        raise ValueError(f"split must be one of {list(index['shards'])}, got {split!r}")
-    return [f"{root}/{file}" for file in index["shards"][split]]
+        return iter(shuffle(self.data.clips_of({file: self.shards[file] for file in mine})))
 
 
 def open_stream(root: str) -> StreamedDataset:
@@ -415,15 +426,14 @@ _HANDLERS = (
 _ATTEMPTS, _PAUSE, _TIMEOUT = 5, 2.0, 60.0
 
 
-def _samples(places: Sequence[str]) -> Iterator[dict[str, np.ndarray]]:
-    """The arrays of each clip of some tar files, in order; "__clip__" is its number."""
-    for place in places:
-        try:
-            with _opened(place) as stream:
-                for key, files in itertools.groupby(_members(stream), lambda member: member[0].partition(".")[0]):
-                    yield _decoded(key, files, place)
-        except BadFile as error:
-            raise StoreError(f"{place} must be a whole tar file, but cannot be read: {error}") from error
+def _samples(place: str) -> Iterator[dict[str, np.ndarray]]:
+    """The arrays of each clip of a tar file, as `StreamedDataset.clips_of` gives them."""
+    try:
+        with _opened(place) as stream:
+            for key, files in itertools.groupby(_members(stream), lambda member: member[0].partition(".")[0]):
+                yield _decoded(key, files, place)
+    except BadFile as error:
+        raise StoreError(f"{place} must be a whole tar file, but cannot be read: {error}") from error
 
 
 def _decoded(key: str, files: Iterable[tuple[str, bytes]], place: str) -> dict[str, np.ndarray]:
