@@ -105,7 +105,7 @@ def apply_arguments(rule: UpdateRule, device: str, options: bool = False) -> tup
 
 def made_operands(codebook: Tensor) -> Tensor:
     """Operands of a codebook, as searches take them."""
-    operands = torch.zeros(2**16, dtype=torch.uint8, device=codebook.device)
+    operands = torch.zeros(2**17, dtype=torch.uint8, device=codebook.device)
     torch.ops.unicode_fast.codebook_operands(codebook, operands)
     return operands
 

@@ -12,6 +12,7 @@
 #include <string_view>
 #include <vector>
 
+#include "../common/checks.h"
 #include "../common/counter_random.h"
 #include "kernels.h"
 
@@ -25,6 +26,8 @@ constexpr int64_t kChoiceStream = 0, kNoiseStream = 1, kRowStream = 2;
 // Columns that are worth a thread.
 constexpr int64_t kColumns = 32;
 
+const uint8_t* bytes_of(const at::Tensor& mask) { return static_cast<const uint8_t*>(mask.const_data_ptr()); }
+
 template <typename T>
 void add(const at::TensorList& features, const at::TensorList& index, const at::TensorList& partners,
          const at::TensorList& valid, const std::vector<double>& weight, double own_weight, double* sums) {
@@ -35,7 +38,7 @@ void add(const at::TensorList& features, const at::TensorList& index, const at::
   }
   for (const at::Tensor& rows : partners) batch.partners.push_back(rows.const_data_ptr<T>());
   for (const at::Tensor& codes : index) batch.index.push_back(codes.const_data_ptr<int64_t>());
-  for (const at::Tensor& mask : valid) batch.valid.push_back(mask.const_data_ptr<bool>());
+  for (const at::Tensor& mask : valid) batch.valid.push_back(bytes_of(mask));
   batch.weight = weight;
   batch.own_weight = own_weight;
   batch.width = features[0].size(1);
@@ -78,7 +81,7 @@ void find_candidates(const std::vector<at::Tensor>& rows, const std::vector<at::
       while (place >= total_rows[modality]) place -= total_rows[modality++];
       const int64_t local = place - first_row[modality];
       if (local >= 0 && local < rows[modality].size(0)) {
-        if (!valid.empty() && !valid[modality].const_data_ptr<bool>()[local]) continue;
+        if (!valid.empty() && !bytes_of(valid[modality])[local]) continue;
         const int64_t width = rows[modality].size(1), written = every_attempt ? attempt * codewords + k : k;
         flags[written] = 1;
         if (rows[modality].scalar_type() == at::kDouble) {
@@ -95,10 +98,13 @@ void find_candidates(const std::vector<at::Tensor>& rows, const std::vector<at::
 at::Tensor codebook_statistics(const at::Tensor& codebook, const at::Tensor& step, at::TensorList features,
                                at::TensorList index, at::TensorList partners, at::TensorList valid,
                                const std::optional<at::Tensor>& choice, at::IntArrayRef first_row,
-                               at::IntArrayRef total_rows, bool every_attempt, double decay, double /*epsilon*/,
-                               double own_weight, string_view update, string_view /*smoothing*/, int64_t revive_after,
-                               string_view /*revive_unless*/, string_view revive_source, double /*revive_noise*/,
-                               int64_t /*revive_active_within*/, bool /*revive_ema*/, int64_t seed) {
+                               at::IntArrayRef total_rows, bool every_attempt, double decay, double epsilon,
+                               double own_weight, string_view update, string_view smoothing, int64_t revive_after,
+                               string_view revive_unless, string_view revive_source, double revive_noise,
+                               int64_t revive_active_within, bool /*revive_ema*/, int64_t seed) {
+  check_rule(decay, epsilon, own_weight, update, smoothing, revive_after, revive_unless, revive_source, revive_noise,
+             revive_active_within);
+  check_statistics(codebook, step, features, index, partners, valid, choice, first_row, total_rows, own_weight);
   const int64_t modalities = features.size(), codewords = codebook.size(0), width = codebook.size(1);
   const bool revives = revive_after > 0 && revive_source == "feature";
   const int64_t candidates = revives ? codewords * (every_attempt ? kAttempts : 1) : 0;
@@ -119,7 +125,7 @@ at::Tensor codebook_statistics(const at::Tensor& codebook, const at::Tensor& ste
   for (int64_t m = 0; m < modalities; ++m) {
     if (update == "sequential") weight[m] = std::pow(decay, static_cast<double>(modalities - 1 - m));
     const int64_t* chosen = codes[m].const_data_ptr<int64_t>();
-    const bool* mask = masks.empty() ? nullptr : masks[m].const_data_ptr<bool>();
+    const uint8_t* mask = masks.empty() ? nullptr : bytes_of(masks[m]);
     for (int64_t i = 0; i < rows[m].size(0); ++i) {
       if (mask != nullptr && !mask[i]) continue;
       TORCH_CHECK_INDEX(chosen[i] >= 0 && chosen[i] < codewords, "index[", m, "] must be in [0, ", codewords,
@@ -141,6 +147,9 @@ at::Tensor codebook_statistics(const at::Tensor& codebook, const at::Tensor& ste
   }
   return buffer;
 }
+
+// Wraps around, as torch's tensors do.
+int64_t one_more(int64_t number) { return static_cast<int64_t>(static_cast<uint64_t>(number) + 1); }
 
 // What the counts are divided into, and what is kept of them.
 struct Counts {
@@ -194,9 +203,13 @@ void write(const at::Tensor& into, const std::vector<double>& values) {
 void codebook_apply(const at::Tensor& codebook, const at::Tensor& ema_count, const at::Tensor& ema_sum,
                     const at::Tensor& idle, const at::Tensor& step, const at::Tensor& statistics,
                     const std::optional<at::Tensor>& choice, const std::optional<at::Tensor>& noise, double decay,
-                    double epsilon, double /*own_weight*/, string_view update, string_view smoothing,
-                    int64_t revive_after, string_view revive_unless, string_view revive_source, double revive_noise,
+                    double epsilon, double own_weight, string_view update, string_view smoothing, int64_t revive_after,
+                    string_view revive_unless, string_view revive_source, double revive_noise,
                     int64_t revive_active_within, bool revive_ema, int64_t seed) {
+  check_rule(decay, epsilon, own_weight, update, smoothing, revive_after, revive_unless, revive_source, revive_noise,
+             revive_active_within);
+  const bool from_features = revive_source == "feature";
+  check_apply(codebook, ema_count, ema_sum, idle, step, statistics, choice, noise, revive_after > 0 && from_features);
   const int64_t modalities = idle.size(0), codewords = codebook.size(0), width = codebook.size(1);
   const at::Tensor buffer = statistics.contiguous();
   const double* row_count = buffer.const_data_ptr<double>();
@@ -221,7 +234,7 @@ void codebook_apply(const at::Tensor& codebook, const at::Tensor& ema_count, con
 
   const at::Tensor idle_now = idle.contiguous();
   std::vector<int64_t> waited(idle_now.const_data_ptr<int64_t>(), idle_now.const_data_ptr<int64_t>() + idle.numel());
-  for (int64_t n = 0; n < modalities * codewords; ++n) waited[n] = codeword_count[n] > 0 ? 0 : waited[n] + 1;
+  for (int64_t n = 0; n < modalities * codewords; ++n) waited[n] = codeword_count[n] > 0 ? 0 : one_more(waited[n]);
 
   if (revive_after > 0) {
     const bool any = revive_unless == "any";
@@ -233,7 +246,6 @@ void codebook_apply(const at::Tensor& codebook, const at::Tensor& ema_count, con
             any ? std::min(by_rule[k], waited[m * codewords + k]) : std::max(by_rule[k], waited[m * codewords + k]);
       if (by_rule[k] >= 0 && by_rule[k] < revive_active_within) active.push_back(k);
     }
-    const bool from_features = revive_source == "feature";
     const int64_t now = *step.const_data_ptr<int64_t>();
     const uint64_t choice_key = counter_random::key(seed, now, kChoiceStream),
                    noise_key = counter_random::key(seed, now, kNoiseStream);
@@ -242,7 +254,7 @@ void codebook_apply(const at::Tensor& codebook, const at::Tensor& ema_count, con
     // Copies are made of codewords as they were before any revival.
     const std::vector<double> before = from_features ? std::vector<double>() : codes;
     for (int64_t k = 0; k < codewords; ++k) {
-      if (by_rule[k] <= revive_after || (from_features ? found[k] <= 0 : active.empty())) continue;
+      if (by_rule[k] <= revive_after || (from_features ? !(found[k] > 0) : active.empty())) continue;
       const double drawn = choice ? given[k] : counter_random::uniform(choice_key, k);
       const double* source =
           from_features
@@ -265,7 +277,8 @@ void codebook_apply(const at::Tensor& codebook, const at::Tensor& ema_count, con
   write(ema_count, count);
   write(ema_sum, sum);
   idle.copy_(at::from_blob(waited.data(), idle.sizes(), at::kLong));
-  *step.mutable_data_ptr<int64_t>() += 1;
+  int64_t& now = *step.mutable_data_ptr<int64_t>();
+  now = one_more(now);
   mark_changed(idle);
   mark_changed(step);
 }

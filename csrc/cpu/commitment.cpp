@@ -11,6 +11,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "../common/checks.h"
 #include "kernels.h"
 
 namespace unicode_fast::cpu {
@@ -22,13 +23,13 @@ template <typename T>
 void commit_all(const at::Tensor& features, const at::Tensor& index, const std::optional<at::Tensor>& valid,
                 const at::Tensor& codebook, const at::Tensor& weights, double* loss, T* direction) {
   const int64_t modalities = features.size(0), rows = features.size(1), width = features.size(2);
-  const bool* mask = valid ? valid->const_data_ptr<bool>() : nullptr;
+  const uint8_t* mask = valid ? static_cast<const uint8_t*>(valid->const_data_ptr()) : nullptr;
   const double* weight = weights.const_data_ptr<double>();
   const int64_t* codes = index.const_data_ptr<int64_t>();
   for (int64_t n = 0; n < modalities * rows; ++n) {
     if (mask != nullptr && !mask[n]) continue;
     TORCH_CHECK_INDEX(codes[n] >= 0 && codes[n] < codebook.size(0), "index must be in [0, ", codebook.size(0),
-                      ") at valid rows, got ", codes[n]);
+                      ") at valid rows, got ", codes[n], " at row ", n % rows, " of modality ", n / rows);
   }
   const int64_t blocks = (rows + kBlock - 1) / kBlock;
   for (int64_t m = 0; m < modalities; ++m) {
@@ -67,6 +68,7 @@ void commit_all(const at::Tensor& features, const at::Tensor& index, const std::
 std::tuple<at::Tensor, at::Tensor> commitment_loss(const at::Tensor& features, const at::Tensor& index,
                                                    const std::optional<at::Tensor>& valid, const at::Tensor& codebook,
                                                    const at::Tensor& weights) {
+  check_commitment(features, index, valid, codebook, weights);
   const at::ScalarType dtype = features.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
   const at::Tensor rows = features.to(dtype).contiguous(), codes = codebook.to(dtype).contiguous();
   const at::Tensor direction = at::empty(rows.sizes(), rows.options());

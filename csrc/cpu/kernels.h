@@ -14,15 +14,16 @@ struct LargestNorms {
 // What is the same for all codewords. Centred means minus the mean codeword, scaled means times `scale`, a power of two
 // that brings the largest element near one.
 struct CodebookFacts {
+  int64_t codewords = 0, width = 0;
+  int32_t dtype = 0;   // of torch, of the codebook
+  int32_t finite = 1;  // 0 where a codeword holds NaN or infinity: then every row is compared directly
   double scale = 1;
-  bool finite = true;  // false where a codeword holds NaN or infinity: then every row is compared directly
   LargestNorms largest;
 };
 
 // A codebook made ready for searches; the bound that its numbers enter stands in docs/exactness.md. Its arrays lie in
 // memory of its owner.
 struct PreparedCodebook : CodebookFacts {
-  int64_t codewords = 0, width = 0;
   float* mean = nullptr;  // (width)
   // Panels of as many codewords as a kernel scores at once. Operands are rounded, dimension before codeword; norms are
   // squared, of the centred and scaled codewords before rounding. Codewords that only fill a panel have infinite norms.
@@ -37,13 +38,14 @@ struct Rows {
   int64_t stride;
 };
 
-// Sums over the rows of one modality; rows that are not valid are left out.
+// Sums over the rows of one modality; rows that are not valid are left out. Masks are bytes, as a bool that is neither
+// 0 nor 1 may be read as both.
 template <typename T>
 struct RowSums {
   std::vector<const T*> features;     // (rows, width) by modality, contiguous
   std::vector<const T*> partners;     // the same, or empty for the rows of the other modalities at the same place
   std::vector<const int64_t*> index;  // (rows) by modality
-  std::vector<const bool*> valid;     // (rows) by modality, or empty for all
+  std::vector<const uint8_t*> valid;  // (rows) by modality, or empty for all
   std::vector<int64_t> rows;          // by modality
   std::vector<double> weight;         // of each modality's mixed rows
   double own_weight;
@@ -56,8 +58,8 @@ struct Commitment {
   const T* features;                  // (rows, width), contiguous
   const T* codebook;                  // (codewords, width)
   std::vector<const int64_t*> index;  // (rows) by modality
-  const bool* own_valid;              // (rows), or null where every row is
-  std::vector<const bool*> valid;     // the same by modality, or empty
+  const uint8_t* own_valid;           // (rows), or null where every row is
+  std::vector<const uint8_t*> valid;  // the same by modality, or empty
   std::vector<T> scale;               // of each modality's distances
   int64_t width;
 };

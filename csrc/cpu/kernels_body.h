@@ -300,12 +300,13 @@ UNICODE_FAST_TARGET void search(const PreparedCodebook& codes, const C* codebook
     if (codes.finite && row.count >= 0) {
       row.forget();
       for (int32_t n = 0; n < row.count; ++n) {
+        if (row.index[n] >= codes.codewords) continue;  // only where operands are not those of the codebook
         const double found = squared_distance(x, codebook + row.index[n] * width, width);
         if (found < smallest) smallest = found, index[i] = row.index[n];
       }
-    } else {
-      compare_all(x, codebook, codes.codewords, width, index[i], smallest);
     }
+    if (smallest == std::numeric_limits<double>::infinity())
+      compare_all(x, codebook, codes.codewords, width, index[i], smallest);
     distance[i] = static_cast<float>(smallest);
   }
 }

@@ -13,6 +13,7 @@
 #include <optional>
 #include <tuple>
 
+#include "../common/checks.h"
 #include "kernels.h"
 #include "subnormals.h"
 
@@ -58,19 +59,12 @@ OperandsLayout layout_of(const at::Tensor& codebook) {
   return layout;
 }
 
-void check_operands(const at::Tensor& operands, const at::Tensor& codebook, const OperandsLayout& layout) {
-  TORCH_CHECK_VALUE(operands.scalar_type() == at::kByte && operands.is_contiguous() &&
-                        operands.device() == codebook.device() && operands.numel() >= layout.bytes &&
-                        reinterpret_cast<uintptr_t>(operands.const_data_ptr()) % alignof(CodebookFacts) == 0,
-                    "operands must be at least ", layout.bytes, " aligned bytes beside the codebook, got ",
-                    operands.numel());
-}
-
 // The codebook whose arrays are the parts of `memory`; its facts are those of a codebook not yet prepared.
 PreparedCodebook parts_of(unsigned char* memory, const at::Tensor& codebook, const OperandsLayout& layout) {
   PreparedCodebook codes;
   codes.codewords = codebook.size(0);
   codes.width = codebook.size(1);
+  codes.dtype = static_cast<int32_t>(codebook.scalar_type());
   codes.mean = reinterpret_cast<float*>(memory + layout.mean);
   codes.norms = reinterpret_cast<float*>(memory + layout.norms);
   codes.operands = reinterpret_cast<uint32_t*>(memory + layout.operands);
@@ -79,8 +73,10 @@ PreparedCodebook parts_of(unsigned char* memory, const at::Tensor& codebook, con
 
 void codebook_operands(const at::Tensor& codebook, const at::Tensor& operands) {
   const KeepSubnormals keep;
+  check_codebook(codebook, kFeatureDtypes);
   const OperandsLayout layout = layout_of(codebook);
-  check_operands(operands, codebook, layout);
+  check_operands(operands, codebook, layout.bytes, alignof(CodebookFacts));
+  check_apart({{"operands", operands}, {"codebook", codebook}}, 1);
   unsigned char* memory = operands.mutable_data_ptr<unsigned char>();
   PreparedCodebook codes = parts_of(memory, codebook, layout);
   const at::Tensor given = codebook.to(at::kDouble).contiguous();
@@ -149,6 +145,7 @@ void search(const at::Tensor& features, const at::Tensor& codebook, const Prepar
 
 std::tuple<at::Tensor, at::Tensor> nearest_codeword(const at::Tensor& features, const at::Tensor& codebook,
                                                     const std::optional<at::Tensor>& operands) {
+  check_search(features, codebook);
   const bool wide = features.scalar_type() == at::kDouble;
   const at::Tensor index = at::empty({features.size(0)}, features.options().dtype(at::kLong));
   const at::Tensor distance = at::empty({features.size(0)}, features.options().dtype(wide ? at::kDouble : at::kFloat));
@@ -157,12 +154,16 @@ std::tuple<at::Tensor, at::Tensor> nearest_codeword(const at::Tensor& features, 
     return {index, distance};
   }
   const OperandsLayout layout = layout_of(codebook);
-  if (operands) check_operands(*operands, codebook, layout);
+  if (operands) check_operands(*operands, codebook, layout.bytes, alignof(CodebookFacts));
   const at::Tensor made = operands ? *operands : at::empty({layout.bytes}, codebook.options().dtype(at::kByte));
   if (!operands) codebook_operands(codebook, made);
   unsigned char* memory = const_cast<unsigned char*>(made.const_data_ptr<unsigned char>());
   PreparedCodebook codes = parts_of(memory, codebook, layout);
   std::memcpy(static_cast<CodebookFacts*>(&codes), memory, sizeof(CodebookFacts));
+  TORCH_CHECK_VALUE(codes.codewords == codebook.size(0) && codes.width == codebook.size(1) &&
+                        codes.dtype == static_cast<int32_t>(codebook.scalar_type()),
+                    "operands must be what codebook_operands made of a codebook of shape ",
+                    shape_name(codebook.sizes()), " and ", dtype_name(codebook.scalar_type()), ", got others");
   const at::Tensor values =
       is_half(codebook) ? at::from_blob(memory + layout.values, codebook.sizes(), codebook.options().dtype(at::kFloat))
                         : codebook.contiguous();

@@ -1,6 +1,7 @@
 """Checks of shapes, dtypes and devices, each with one message: the argument, what it must be, what it was."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -14,6 +15,8 @@ def check_tensor(name: str, value: Any, dtypes: Sequence[torch.dtype]) -> None:
     """Raise unless `value` is a tensor of one of these dtypes."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
+    if value.layout != torch.strided or value.is_nested:
+        raise TypeError(f"{name} must be a dense tensor, got a sparse, nested or otherwise packed one")
     if value.dtype not in dtypes:
         raise TypeError(f"{name} must be {_one_of(dtypes)}, got {_short(value.dtype)}")
 
@@ -22,8 +25,42 @@ def check_like(name: str, value: Any, shape: Sequence[int], meaning: str, like: 
     """Raise unless the tensor `value` has this shape, described by `meaning`, and lies on the device of `like`."""
     if tuple(value.shape) != tuple(shape):
         raise ValueError(f"{name} must have shape {tuple(shape)}, {meaning}, got {tuple(value.shape)}")
+    check_device(name, value, like, like_name)
+
+
+def check_device(name: str, value: Any, like: Tensor, like_name: str) -> None:
+    """Raise unless the tensor `value` lies on the device of `like`."""
     if value.device != like.device:
         raise ValueError(f"{name} must be on the device of {like_name}, {like.device}, got {value.device}")
+
+
+def check_codebook(name: str, codebook: Any, dtypes: Sequence[torch.dtype]) -> None:
+    """Raise unless the codebook is (M, D), M and D at least 1, of one of these dtypes."""
+    check_tensor(name, codebook, dtypes)
+    if codebook.dim() != 2 or 0 in codebook.shape:
+        raise ValueError(f"{name} must have shape (M, D), M and D at least 1, got {tuple(codebook.shape)}")
+
+
+@contextmanager
+def naming_index(name: str, index: Sequence[Tensor], valid: Sequence[Tensor], codewords: int) -> Iterator[None]:
+    """Say of an error within which index was out of range, where one was; torch raises one of two kinds.
+
+    Args:
+        name: of the list of indices.
+        index: tensors of equal or different shapes.
+        valid: a mask for each of them, or nothing where every row is valid.
+        codewords: the indices must be below.
+    """
+    try:
+        yield
+    except (IndexError, RuntimeError):
+        for m, codes in enumerate(index):
+            wrong = (codes < 0) | (codes >= codewords)
+            found = codes[wrong & valid[m] if len(valid) else wrong]
+            if found.numel():
+                message = f"{name}[{m}] must be in [0, {codewords}) at valid rows, got {found[0].item()}"
+                raise IndexError(message) from None
+        raise
 
 
 def check_features_and_codebook(features: Any, codebook: Any, dimensions: int | None = None) -> None:
@@ -50,7 +87,7 @@ def check_features_and_codebook(features: Any, codebook: Any, dimensions: int | 
 def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
     """Raise unless `value` is one of the choices."""
     if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r:.60}")
 
 
 def check_temperature(temperature: Any) -> None:

@@ -31,24 +31,33 @@ LIBRARY = torch.library.Library(NAMESPACE, "DEF")
 _SUFFIXES = ("", "_reference")
 
 
-def declare(name: str, signature: str, implementation: Callable[..., Any], fake: Callable[..., Any]) -> None:
+def declare(
+    name: str,
+    signature: str,
+    check: Callable[..., None],
+    implementation: Callable[..., Any],
+    fake: Callable[..., Any],
+) -> None:
     """Declare an operator and its reference twin, both implemented by the reference.
 
     Args:
         name: the operator's.
         signature: the schema without the name, as "(Tensor x, float y) -> Tensor".
+        check: takes the schema's arguments; raises where they do not fit together. Nothing else has looked at those of
+            whoever calls the operator itself.
         implementation: takes the schema's arguments in their order.
         fake: the same for tensors without data; gives results of the right shape, dtype and device.
     """
     for suffix in _SUFFIXES:
         LIBRARY.define(f"{name}{suffix}{signature}", tags=(torch.Tag.pt2_compliant_tag,))
-        LIBRARY.impl(f"{name}{suffix}", _without_autocast(implementation), "CompositeExplicitAutograd")
-        torch.library.register_fake(f"{NAMESPACE}::{name}{suffix}", fake, lib=LIBRARY)
+        run = _checked(check, _without_autocast(implementation))
+        LIBRARY.impl(f"{name}{suffix}", run, "CompositeExplicitAutograd")
+        torch.library.register_fake(f"{NAMESPACE}::{name}{suffix}", _checked(check, fake), lib=LIBRARY)
 
 
-def implement(name: str, device: str, implementation: Callable[..., Any]) -> None:
+def implement(name: str, device: str, check: Callable[..., None], implementation: Callable[..., Any]) -> None:
     """Register what a backend in Python runs on a kind of device, as "CUDA", in place of the reference."""
-    LIBRARY.impl(name, _without_autocast(implementation), device)
+    LIBRARY.impl(name, _checked(check, _without_autocast(implementation)), device)
 
 
 def declare_gradient(name: str, backward: Callable[..., Any], setup_context: Callable[..., None]) -> None:
@@ -124,6 +133,15 @@ _choose._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 def _bind(backward: Callable[..., Any], operator: OpOverload) -> Callable[..., Any]:
     return lambda ctx, *gradients: backward(ctx, operator, *gradients)
+
+
+def _checked(check: Callable[..., None], function: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(function)
+    def run(*arguments: Any) -> Any:
+        check(*arguments)
+        return function(*arguments)
+
+    return run
 
 
 def _without_autocast(implementation: Callable[..., Any]) -> Callable[..., Any]:

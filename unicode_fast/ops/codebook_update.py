@@ -90,7 +90,8 @@ def codebook_update(  # noqa: PLR0913 - state, rows and rule are records already
     _check_state(state)
     if not isinstance(rule, UpdateRule):
         raise TypeError(f"rule must be an UpdateRule, got {type(rule).__name__}")
-    _check_rows(state, features, index)
+    _check_list("features", features, state.idle.shape[0], "state.idle")
+    _check_rows(state.codebook, features, index)
     partners = _checked_partners(features, partners, rule)
     valid = _checked_valid(features, valid)
     _check_prepared(state, prepared)
@@ -120,36 +121,36 @@ def _check_state(state: Any) -> None:
     if not isinstance(state, CodebookState):
         raise TypeError(f"state must be a CodebookState, got {type(state).__name__}")
     codebook = state.codebook
-    _checks.check_tensor("state.codebook", codebook, _checks.STATE_DTYPES)
-    if codebook.dim() != 2 or 0 in codebook.shape:
-        raise ValueError(f"state.codebook must have shape (M, D), M and D at least 1, got {tuple(codebook.shape)}")
+    _checks.check_codebook("state.codebook", codebook, _checks.STATE_DTYPES)
     for name, shape in (("ema_count", codebook.shape[:1]), ("ema_sum", codebook.shape)):
         value = getattr(state, name)
         _checks.check_tensor(f"state.{name}", value, (codebook.dtype,))
         _checks.check_like(f"state.{name}", value, shape, "as the codebook has it", codebook, "state.codebook")
-    for name in ("idle", "step"):
-        _checks.check_tensor(f"state.{name}", getattr(state, name), (torch.int64,))
+    _checks.check_tensor("state.idle", state.idle, (torch.int64,))
     if state.idle.dim() != 2 or state.idle.shape[0] < 1:
         raise ValueError(f"state.idle must have shape (modalities, M), modalities >= 1, got {tuple(state.idle.shape)}")
     idle_shape = (state.idle.shape[0], codebook.shape[0])
     _checks.check_like("state.idle", state.idle, idle_shape, "(modalities, M)", codebook, "state.codebook")
-    _checks.check_like("state.step", state.step, (), "without dimensions", codebook, "state.codebook")
+    _check_step(codebook, state.step)
     for name, value in zip(state._fields, state, strict=True):
         if value.requires_grad:
             raise ValueError(f"state.{name} must not require a gradient, as it is changed in place; got one that does")
 
 
-def _check_list(name: str, value: Any, length: int) -> None:
+def _check_step(codebook: Tensor, step: Any) -> None:
+    _checks.check_tensor("state.step", step, (torch.int64,))
+    _checks.check_like("state.step", step, (), "without dimensions", codebook, "state.codebook")
+
+
+def _check_list(name: str, value: Any, length: int, of: str = "features") -> None:
     if isinstance(value, Tensor) or not isinstance(value, Sequence):
         raise TypeError(f"{name} must be a list with one tensor for each modality, got {type(value).__name__}")
     if len(value) != length:
-        raise ValueError(f"{name} must have {length} entries, one for each modality of state.idle, got {len(value)}")
+        raise ValueError(f"{name} must have {length} entries, one for each modality of {of}, got {len(value)}")
 
 
-def _check_rows(state: CodebookState, features: Any, index: Any) -> None:
-    modalities, codebook = state.idle.shape[0], state.codebook
-    _check_list("features", features, modalities)
-    _check_list("index", index, modalities)
+def _check_rows(codebook: Tensor, features: Any, index: Any) -> None:
+    _check_list("index", index, len(features))
     for m, (feature, codes) in enumerate(zip(features, index, strict=True)):
         _checks.check_tensor(f"features[{m}]", feature, _checks.FEATURE_DTYPES)
         shape = (feature.shape[0] if feature.dim() else 1, codebook.shape[1])
@@ -162,7 +163,7 @@ def _checked_partners(features: Sequence[Tensor], partners: Any, rule: UpdateRul
     """The partners as the operator takes them: an empty list for the rows at the same place."""
     if partners is None:
         rows = [feature.shape[0] for feature in features]
-        if rule.own_weight < 1 and len(set(rows)) > 1:
+        if rule.own_weight < 1 and any(number != rows[0] for number in rows):
             raise ValueError(f"features must have equal numbers of rows where partners is None, got {rows}")
         return []
     _check_list("partners", partners, len(features))
@@ -194,11 +195,14 @@ def _checked_valid(features: Sequence[Tensor], valid: Any) -> list[Tensor]:
 def _checked_draws(state: CodebookState, draws: Any) -> RevivalDraws:
     if not isinstance(draws, RevivalDraws):
         raise TypeError(f"draws must be RevivalDraws or None, got {type(draws).__name__}")
-    for name, shape in (("choice", state.codebook.shape[:1]), ("noise", state.codebook.shape)):
-        value = getattr(draws, name)
-        _checks.check_tensor(f"draws.{name}", value, (torch.float64,))
-        _checks.check_like(f"draws.{name}", value, shape, "as the codebook has it", state.codebook, "state.codebook")
+    _check_draw("choice", draws.choice, state.codebook.shape[:1], state.codebook)
+    _check_draw("noise", draws.noise, state.codebook.shape, state.codebook)
     return draws
+
+
+def _check_draw(name: str, value: Any, shape: Sequence[int], codebook: Tensor) -> None:
+    _checks.check_tensor(f"draws.{name}", value, (torch.float64,))
+    _checks.check_like(f"draws.{name}", value, shape, "as the codebook has it", codebook, "state.codebook")
 
 
 def _check_prepared(state: CodebookState, prepared: Any) -> None:
@@ -229,9 +233,59 @@ def _checked_shard(features: Sequence[Tensor], shard: Any, *, needed: bool) -> B
     fits = len(first) == len(total) == len(rows) and all(
         0 <= start <= start + number <= whole for start, number, whole in zip(first, rows, total, strict=True)
     )
+    fits = fits and sum(total) < 2**63
     if not fits:
         raise ValueError(f"shard must hold the {rows} rows of features, got first_row {first}, total_rows {total}")
     return BatchShard(first, total)
+
+
+def _check_statistics(*arguments: Any) -> None:
+    codebook, step, features, index, partners, valid, choice, first_row, total_rows, _, *settings = arguments
+    rule = UpdateRule(*settings)
+    _checks.check_codebook("state.codebook", codebook, _checks.STATE_DTYPES)
+    _check_step(codebook, step)
+    if not features:
+        raise ValueError("features must have at least one entry, got none")
+    _check_rows(codebook, features, index)
+    _checked_partners(features, partners or None, rule)
+    _checked_valid(features, valid or None)
+    _checked_shard(features, BatchShard(first_row, total_rows), needed=False)
+    if choice is not None:
+        _check_draw("choice", choice, codebook.shape[:1], codebook)
+
+
+def _check_apply(*arguments: Any) -> None:
+    state, (statistics, choice, noise, *settings) = CodebookState(*arguments[:5]), arguments[5:]
+    rule = UpdateRule(*settings)
+    _check_state(state)
+    _checks.check_tensor("statistics", statistics, (torch.float64,))
+    size = (_statistics_size(state.codebook, state.idle.shape[0], rule),)
+    _checks.check_like("statistics", statistics, size, "all its parts", state.codebook, "state.codebook")
+    if choice is not None or noise is not None:
+        _checked_draws(state, RevivalDraws(choice, noise))
+
+
+def _check_apart(arguments: list[tuple[str, Tensor]]) -> None:
+    """Raise where a number of the state lies in memory where another number of the arguments does."""
+    for place, (name, tensor) in enumerate(arguments[:-1]):
+        if any(step == 0 and size > 1 for step, size in zip(tensor.stride(), tensor.shape, strict=True)):
+            raise ValueError(f"{name} must have a place in memory for each number, got strides {tensor.stride()}")
+        for other_name, other in arguments[place + 1 :]:
+            if _share_memory(tensor, other):
+                raise ValueError(f"{name} must not share memory with {other_name}, as it is written, got one that does")
+
+
+def _share_memory(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors without gaps lie in the same memory; False where one has gaps."""
+    if not (one.is_contiguous() and other.is_contiguous()):
+        return False
+    return one.data_ptr() < other.data_ptr() + other.nbytes and other.data_ptr() < one.data_ptr() + one.nbytes
+
+
+def _statistics_size(codebook: Tensor, modalities: int, rule: UpdateRule, candidates: int = 1) -> int:
+    codewords, width = codebook.shape
+    found = candidates * codewords * (1 + width) if _revives_from_features(rule) else 0
+    return modalities * (1 + codewords) + codewords * width + found
 
 
 def _statistics(*arguments: Any) -> Tensor:
@@ -241,23 +295,23 @@ def _statistics(*arguments: Any) -> Tensor:
     state = CodebookState(codebook, codebook, codebook, step.new_zeros(len(features), codebook.shape[0]), step)
     batch = CodebookBatch(features, index, partners, valid, BatchShard(first_row, total_rows), every_attempt)
     draws = None if choice is None else RevivalDraws(choice, choice)
-    return codebook_statistics_reference(state, batch, UpdateRule(*settings), draws)
+    with _checks.naming_index("index", index, valid, codebook.shape[0]):
+        return codebook_statistics_reference(state, batch, UpdateRule(*settings), draws)
 
 
 def _fake_statistics(*arguments: Any) -> Tensor:
     codebook, features, every_attempt, settings = arguments[0], arguments[2], arguments[9], arguments[10:]
-    rule = dict(zip(_RULE_FIELDS, settings, strict=True))
-    codewords, width = codebook.shape
-    size = len(features) * (1 + codewords) + codewords * width
-    if rule["revive_after"] > 0 and rule["revive_source"] == "feature":
-        size += codewords * (1 + width) * (REVIVAL_ATTEMPTS if every_attempt else 1)
+    candidates = REVIVAL_ATTEMPTS if every_attempt else 1
+    size = _statistics_size(codebook, len(features), UpdateRule(*settings), candidates)
     return codebook.new_empty(size, dtype=torch.float64)
 
 
 def _apply(*arguments: Any) -> None:
     statistics, choice, noise, *settings = arguments[5:]
     draws = None if choice is None else RevivalDraws(choice, noise)
-    codebook_apply_reference(CodebookState(*arguments[:5]), statistics, UpdateRule(*settings), draws)
+    state = CodebookState(*arguments[:5])
+    _check_apart([*zip(state._fields, state, strict=True), ("statistics", statistics)])
+    codebook_apply_reference(state, statistics, UpdateRule(*settings), draws)
 
 
 def _fake_apply(*arguments: Any) -> None:
@@ -272,6 +326,7 @@ _library.declare(
     "codebook_statistics",
     "(Tensor codebook, Tensor step, Tensor[] features, Tensor[] index, Tensor[] partners, Tensor[] valid, "
     f"Tensor? choice, int[] first_row, int[] total_rows, bool every_attempt, {_RULE}) -> Tensor",
+    _check_statistics,
     _statistics,
     _fake_statistics,
 )
@@ -279,6 +334,7 @@ _library.declare(
     "codebook_apply",
     "(Tensor(a!) codebook, Tensor(b!) ema_count, Tensor(c!) ema_sum, Tensor(d!) idle, Tensor(e!) step, "
     f"Tensor statistics, Tensor? choice, Tensor? noise, {_RULE}) -> ()",
+    _check_apply,
     _apply,
     _fake_apply,
 )

@@ -52,14 +52,24 @@ def codeword_distribution(
     Source:
         Liu et al., ACL 2022; Xia et al., NeurIPS 2023, the code matching loss.
     """
+    _check(features, codebook, valid, temperature)
+    operator = _library.find_operator("codeword_distribution", features.device, backend)
+    result: Tensor = operator(features, codebook, valid, float(temperature))
+    return result
+
+
+def _check(features: Any, codebook: Any, valid: Any, temperature: Any) -> None:
     _checks.check_features_and_codebook(features, codebook, dimensions=3)
     _checks.check_temperature(temperature)
     if valid is not None:
         _checks.check_tensor("valid", valid, (torch.bool,))
         _checks.check_like("valid", valid, features.shape[:2], "(B, T) of features", features, "features")
-    operator = _library.find_operator("codeword_distribution", features.device, backend)
-    result: Tensor = operator(features, codebook, valid, float(temperature))
-    return result
+
+
+def _check_backward(gradient: Any, features: Any, codebook: Any, valid: Any, temperature: Any) -> None:
+    _check(features, codebook, valid, temperature)
+    _checks.check_tensor("gradient", gradient, _checks.FEATURE_DTYPES)
+    _checks.check_like("gradient", gradient, (features.shape[0], codebook.shape[0]), "(B, M)", features, "features")
 
 
 def _fake(features: Tensor, codebook: Tensor, valid: Tensor | None, temperature: float) -> Tensor:
@@ -87,12 +97,14 @@ def _backward(ctx: Any, operator: OpOverload, gradient: Tensor) -> tuple[Tensor 
 _library.declare(
     "codeword_distribution",
     "(Tensor features, Tensor codebook, Tensor? valid, float temperature) -> Tensor",
+    _check,
     codeword_distribution_reference,
     _fake,
 )
 _library.declare(
     "codeword_distribution_backward",
     "(Tensor gradient, Tensor features, Tensor codebook, Tensor? valid, float temperature) -> (Tensor, Tensor)",
+    _check_backward,
     codeword_distribution_backward_reference,
     _fake_backward,
 )

@@ -1,5 +1,6 @@
 """The operator for the commitment of features to codewords, own and partners'; differentiable."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -54,20 +55,49 @@ def commitment_loss(  # noqa: PLR0913 - four tensors, a mask and a backend
     Source:
         Xia et al., NeurIPS 2023, Eq. 8.
     """
-    _checks.check_features_and_codebook(features, codebook, 3)
-    _checks.check_tensor("index", index, (torch.int64,))
-    _checks.check_like("index", index, features.shape[:2], "(modalities, N) of features", features, "features")
-    _checks.check_tensor("weights", weights, _checks.FEATURE_DTYPES)
-    size = (features.shape[0], features.shape[0])
-    _checks.check_like("weights", weights, size, "(modalities, modalities)", features, "features")
+    _check(features, index, valid, codebook, weights, _checks.FEATURE_DTYPES)
     if weights.requires_grad:
         raise ValueError("weights must not require a gradient, as the loss has none in them; got one that does")
-    if valid is not None:
-        _checks.check_tensor("valid", valid, (torch.bool,))
-        _checks.check_like("valid", valid, features.shape[:2], "(modalities, N) of features", features, "features")
     operator = _library.find_operator("commitment_loss", features.device, backend)
     loss: Tensor = operator(features, index, valid, codebook.detach(), weights.to(torch.float64))[0]
     return loss
+
+
+def _check(  # noqa: PLR0913 - the operator's arguments
+    features: Any,
+    index: Any,
+    valid: Any,
+    codebook: Any,
+    weights: Any,
+    weight_dtypes: Sequence[torch.dtype] = (torch.float64,),
+) -> None:
+    _checks.check_features_and_codebook(features, codebook, dimensions=3)
+    if features.shape[0] < 1:
+        raise ValueError(f"features must have at least one modality, got shape {tuple(features.shape)}")
+    _checks.check_tensor("index", index, (torch.int64,))
+    _checks.check_like("index", index, features.shape[:2], "(modalities, N) of features", features, "features")
+    _checks.check_tensor("weights", weights, weight_dtypes)
+    size = (features.shape[0], features.shape[0])
+    _checks.check_like("weights", weights, size, "(modalities, modalities)", features, "features")
+    if valid is not None:
+        _checks.check_tensor("valid", valid, (torch.bool,))
+        _checks.check_like("valid", valid, features.shape[:2], "(modalities, N) of features", features, "features")
+
+
+def _check_backward(gradient: Any, direction: Any, features: Any) -> None:
+    _checks.check_tensor("features", features, _checks.FEATURE_DTYPES)
+    if features.dim() != 3:
+        raise ValueError(f"features must have 3 dimensions, got shape {tuple(features.shape)}")
+    for name, value, shape in (("gradient", gradient, features.shape[:1]), ("direction", direction, features.shape)):
+        _checks.check_tensor(name, value, _checks.FEATURE_DTYPES)
+        _checks.check_like(name, value, shape, "to match features", features, "features")
+
+
+def _implementation(
+    features: Tensor, index: Tensor, valid: Tensor | None, codebook: Tensor, weights: Tensor
+) -> tuple[Tensor, Tensor]:
+    with _checks.naming_index("index", list(index), [] if valid is None else list(valid), codebook.shape[0]):
+        return commitment_reference(features, index, valid, codebook, weights)
 
 
 def _fake(
@@ -94,12 +124,14 @@ _library.declare(
     "commitment_loss",
     "(Tensor features, Tensor index, Tensor? valid, Tensor codebook, Tensor weights) -> "
     "(Tensor loss, Tensor direction)",
-    commitment_reference,
+    _check,
+    _implementation,
     _fake,
 )
 _library.declare(
     "commitment_loss_backward",
     "(Tensor gradient, Tensor direction, Tensor features) -> Tensor",
+    _check_backward,
     commitment_backward_reference,
     _fake_backward,
 )

@@ -192,6 +192,51 @@ def _check(targets: Any, predictions: Any, pair_weights: Any, valid: Any) -> Non
         _checks.check_like("valid", valid, targets.shape[:-1], meaning, targets, "targets")
 
 
+def _check_arguments(*arguments: Any) -> None:
+    """As `_check`, where those that ask may be a part of the clips that the others hold."""
+    inputs = CrossInfoNCEInputs(*arguments)
+    targets, predictions, offset = inputs.targets, inputs.predictions, inputs.offset
+    _checks.check_choice("softmax_over", inputs.softmax_over, SOFTMAX_OVER)
+    for name, vectors in (("targets", targets), ("predictions", predictions)):
+        _checks.check_tensor(name, vectors, _checks.FEATURE_DTYPES if name == "targets" else (targets.dtype,))
+        if vectors.dim() != 4 or vectors.shape[0] < 1:
+            raise ValueError(
+                f"{name} must have shape (modalities, K, B, D), modalities at least 1, got {tuple(vectors.shape)}"
+            )
+    modalities, steps, _, width = targets.shape
+    shape = (modalities, steps, predictions.shape[2], width)
+    _checks.check_like("predictions", predictions, shape, "that of targets but for B", targets, "targets")
+    queries, keys = (vectors.shape[2] for vectors in inputs.queries_and_keys())
+    if not 0 <= offset <= keys - queries or (inputs.softmax_over == "both" and queries != keys):
+        raise ValueError(
+            f"offset must be the place of {queries} clips among {keys}, of equally many with softmax_over 'both', got "
+            f"{offset} with {inputs.softmax_over!r}"
+        )
+    for name, value, dtypes, size in (
+        ("pair_weights", inputs.pair_weights, _checks.FEATURE_DTYPES, (modalities, modalities)),
+        ("temperature", inputs.temperature, _checks.FEATURE_DTYPES, ()),
+        ("valid", inputs.valid, (torch.bool,), (modalities, steps, keys)),
+    ):
+        if value is not None or name != "valid":
+            _checks.check_tensor(name, value, dtypes)
+            _checks.check_like(name, value, size, "to match targets and predictions", targets, "targets")
+
+
+def _check_backward(gradient: Any, log_normaliser: Any, clip_weights: Any, *arguments: Any) -> None:
+    _check_arguments(*arguments)
+    inputs = CrossInfoNCEInputs(*arguments)
+    modalities, steps, number, _ = inputs.queries_and_keys()[0].shape
+    pairs = (modalities, modalities, steps)
+    dtype = torch.promote_types(inputs.targets.dtype, torch.float32)
+    for name, value, dtypes, shape in (
+        ("gradient", gradient, _checks.FEATURE_DTYPES, ()),
+        ("log_normaliser", log_normaliser, (dtype,), (2 if inputs.softmax_over == "both" else 1, *pairs, number)),
+        ("clip_weights", clip_weights, (dtype,), pairs),
+    ):
+        _checks.check_tensor(name, value, dtypes)
+        _checks.check_like(name, value, shape, "as the loss has it", inputs.targets, "targets")
+
+
 def _implementation(*inputs: Any) -> tuple[Tensor, ...]:
     return cross_info_nce_reference(CrossInfoNCEInputs(*inputs))
 
@@ -259,16 +304,18 @@ _INPUTS = (
 _library.declare(
     "cross_info_nce",
     f"({_INPUTS}) -> (Tensor loss, Tensor pair_loss, Tensor hits, Tensor log_normaliser, Tensor clip_weights)",
+    _check_arguments,
     _implementation,
     _fake,
 )
 _library.declare(
     "cross_info_nce_backward",
     f"(Tensor gradient, Tensor log_normaliser, Tensor clip_weights, {_INPUTS}) -> (Tensor, Tensor, Tensor)",
+    _check_backward,
     _backward_implementation,
     _fake_backward,
 )
-_library.implement("cross_info_nce", "CUDA", _triton)
-_library.implement("cross_info_nce_backward", "CUDA", _backward_triton)
+_library.implement("cross_info_nce", "CUDA", _check_arguments, _triton)
+_library.implement("cross_info_nce_backward", "CUDA", _check_backward, _backward_triton)
 _library.declare_gradient("cross_info_nce", _backward, _setup_context)
 _library.refuse_second_gradient("cross_info_nce")

@@ -49,9 +49,7 @@ class PreparedCodebook:
     """
 
     def __init__(self, codebook: Tensor) -> None:
-        _checks.check_tensor("codebook", codebook, _checks.FEATURE_DTYPES)
-        if codebook.dim() != 2 or 0 in codebook.shape:
-            raise ValueError(f"codebook must have shape (M, D), M and D at least 1, got {tuple(codebook.shape)}")
+        _checks.check_codebook("codebook", codebook, _checks.FEATURE_DTYPES)
         self.codebook = codebook
         self._operands: Tensor | None = None
         self._made_from: tuple[Any, ...] | None = None
@@ -163,6 +161,18 @@ def nearest_codeword(
     return NearestCodeword(index.reshape(features.shape[:-1]), squared_distance.reshape(features.shape[:-1]))
 
 
+def _check(features: Any, codebook: Any, operands: Any = None) -> None:
+    _checks.check_features_and_codebook(features, codebook, dimensions=2)
+    if operands is not None:
+        _check_operands(codebook, operands)
+
+
+def _check_operands(codebook: Any, operands: Any) -> None:
+    _checks.check_codebook("codebook", codebook, _checks.FEATURE_DTYPES)
+    _checks.check_tensor("operands", operands, (torch.uint8,))
+    _checks.check_device("operands", operands, codebook, "codebook")
+
+
 def _search(features: Tensor, codebook: Tensor, operands: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """The reference, which needs no operands."""
     return nearest_codeword_reference(features, codebook)
@@ -175,7 +185,6 @@ def _fake(features: Tensor, codebook: Tensor, operands: Tensor | None = None) ->
 
 
 def _compare_all(features: Tensor, codebook: Tensor, operands: Tensor | None = None) -> Tensor:
-    _checks.check_features_and_codebook(features, codebook)
     return features.new_full(features.shape[:-1], -1, dtype=torch.int32)
 
 
@@ -186,6 +195,7 @@ def _write_nothing(codebook: Tensor, operands: Tensor) -> None:
 _library.declare(
     "nearest_codeword",
     "(Tensor features, Tensor codebook, Tensor? operands=None) -> (Tensor index, Tensor squared_distance)",
+    _check,
     _search,
     _fake,
 )
@@ -195,8 +205,15 @@ _library.declare_without_gradient("nearest_codeword", inputs=3)
 _library.declare(
     "compared_codewords",
     "(Tensor features, Tensor codebook, Tensor? operands=None) -> Tensor",
+    _check,
     _compare_all,
     _compare_all,
 )
 _library.declare_without_gradient("compared_codewords", inputs=3)
-_library.declare("codebook_operands", "(Tensor codebook, Tensor(a!) operands) -> ()", _write_nothing, _write_nothing)
+_library.declare(
+    "codebook_operands",
+    "(Tensor codebook, Tensor(a!) operands) -> ()",
+    _check_operands,
+    _write_nothing,
+    _write_nothing,
+)

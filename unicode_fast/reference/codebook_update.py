@@ -131,7 +131,9 @@ class UpdateRule:
         """Refuse values outside their range."""
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
-                raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {getattr(self, name)!r}")
+                raise ValueError(
+                    f"{name} must be one of {', '.join(map(repr, choices))}, got {getattr(self, name)!r:.60}"
+                )
         for name in ("revive_after", "revive_active_within", "seed"):
             if not isinstance(getattr(self, name), int):
                 raise TypeError(f"{name} must be an integer, got {type(getattr(self, name)).__name__}")
@@ -370,7 +372,7 @@ def _candidates(
     shape = (codewords, REVIVAL_ATTEMPTS)
     drawn = counter_random.integers(total, rule.seed, state.step, ROW_STREAM, shape)
     if draws is not None:
-        given = (draws.choice.nan_to_num() * total).to(torch.int64).clamp(0, total - 1)
+        given = (draws.choice.nan_to_num() * total).clamp(0, total - 1).to(torch.int64).clamp(0, total - 1)
         drawn = torch.cat([given[:, None], drawn[:, 1:]], dim=1)
     here, place = torch.zeros_like(drawn, dtype=torch.bool), torch.zeros_like(drawn)
     start, own_start = 0, 0
@@ -408,7 +410,7 @@ def _revival(
         choice, noise = draws
     active = (idle_for_rule >= 0) & (idle_for_rule < rule.revive_active_within)
     rank = active.cumsum(dim=0)  # an active codeword's own place, from 1
-    place = (choice.nan_to_num() * rank[-1]).to(torch.int64).clamp(min=0).minimum(rank[-1] - 1)
+    place = (choice.nan_to_num() * rank[-1]).clamp(min=0).minimum(rank[-1] - 1).to(torch.int64)
     # The first codeword whose rank exceeds the place; M, out of range, where none is active.
     source = torch.searchsorted(rank, place, right=True).clamp(max=rank.shape[0] - 1)
     return dead & (rank[-1] > 0), codebook[source] + rule.revive_noise * noise

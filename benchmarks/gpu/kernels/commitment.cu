@@ -101,7 +101,7 @@ Result commitment_case(const Problem& given) {
   const Device<T> direction(given.all_rows() * given.width), loss(given.modalities);
   const CommitmentArguments<T> arguments{static_cast<const T*>(features.data()),
                                          index.get(),
-                                         given.masks ? reinterpret_cast<const bool*>(valid.get()) : nullptr,
+                                         given.masks ? valid.get() : nullptr,
                                          static_cast<const T*>(codebook.data()),
                                          weights.get(),
                                          direction.get(),

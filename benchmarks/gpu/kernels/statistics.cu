@@ -94,7 +94,7 @@ Batch batch_of(const Problem& given, const Inputs& inputs, const std::deque<Devi
   Batch batch{};
   for (int m = 0; m < given.modalities(); ++m) {
     const DeviceShare& from = shares[m];
-    const auto* valid = given.masks ? reinterpret_cast<const bool*>(from.valid.get()) : nullptr;
+    const auto* valid = given.masks ? from.valid.get() : nullptr;
     const Share& share = inputs.shares[m];
     batch.modality[m] = {from.features.view(),
                          from.partners ? from.partners->view() : Matrix{},

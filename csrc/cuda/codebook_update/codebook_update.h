@@ -50,7 +50,7 @@ struct Modality {
   Matrix features, partners;  // partners without data where none are given
   const int64_t* index;
   int64_t index_stride;
-  const bool* valid;  // null where all are
+  const uint8_t* valid;  // bytes, as bools need not be 0 or 1; null where all rows are valid
   int64_t valid_stride;
   int64_t first_row, total_rows;  // of the whole batch
   double weight;                  // of its mixed rows

@@ -10,6 +10,7 @@
 #include <optional>
 #include <vector>
 
+#include "../../common/checks.h"
 #include "../tensors.h"
 #include "codebook_update.h"
 
@@ -18,41 +19,28 @@ namespace {
 
 using c10::string_view;
 
-bool is_one_of(string_view name, string_view value, string_view yes, string_view no) {
-  TORCH_CHECK_VALUE(value == yes || value == no, name, " must be '", yes, "' or '", no, "', got '", value, "'");
-  return value == yes;
-}
-
 Smoothing smoothing_named(string_view value) {
   if (value == "transient") return Smoothing::kTransient;
-  if (value == "compounding") return Smoothing::kCompounding;
-  TORCH_CHECK_VALUE(value == "none", "smoothing must be 'none', 'transient' or 'compounding', got '", value, "'");
-  return Smoothing::kNone;
+  return value == "compounding" ? Smoothing::kCompounding : Smoothing::kNone;
 }
 
 Rule rule_of(double decay, double epsilon, double own_weight, string_view update, string_view smoothing,
              int64_t revive_after, string_view revive_unless, string_view revive_source, double revive_noise,
              int64_t revive_active_within, bool revive_ema, int64_t seed) {
+  check_rule(decay, epsilon, own_weight, update, smoothing, revive_after, revive_unless, revive_source, revive_noise,
+             revive_active_within);
   return {decay,
           epsilon,
           own_weight,
-          is_one_of("update", update, "joint", "sequential"),
+          update == "joint",
           smoothing_named(smoothing),
           revive_after,
-          is_one_of("revive_unless", revive_unless, "any", "all"),
-          is_one_of("revive_source", revive_source, "feature", "codeword"),
+          revive_unless == "any",
+          revive_source == "feature",
           revive_noise,
           revive_active_within,
           revive_ema,
           seed};
-}
-
-// Checks what protects memory; messages for users come from Python.
-void check(const at::Tensor& tensor, const char* name, at::ScalarType dtype, at::IntArrayRef shape,
-           const at::Tensor& like) {
-  TORCH_CHECK(tensor.scalar_type() == dtype && tensor.sizes() == shape && tensor.device() == like.device(), name,
-              " must be ", dtype, " of shape ", shape, " on ", like.device(), ", got ", tensor.scalar_type(), " ",
-              tensor.sizes(), " on ", tensor.device());
 }
 
 // A contiguous tensor's numbers; `keep` holds a copy where one is needed. Null for no tensor.
@@ -74,19 +62,13 @@ at::Tensor codebook_statistics_cuda(const at::Tensor& codebook, const at::Tensor
                                     double own_weight, string_view update, string_view smoothing, int64_t revive_after,
                                     string_view revive_unless, string_view revive_source, double revive_noise,
                                     int64_t revive_active_within, bool revive_ema, int64_t seed) {
-  const c10::cuda::CUDAGuard guard(codebook.device());
   const Rule rule = rule_of(decay, epsilon, own_weight, update, smoothing, revive_after, revive_unless, revive_source,
                             revive_noise, revive_active_within, revive_ema, seed);
+  check_statistics(codebook, step, features, index, partners, valid, choice, first_row, total_rows, own_weight);
+  const c10::cuda::CUDAGuard guard(codebook.device());
   const size_t modalities = features.size();
-  TORCH_CHECK_VALUE(modalities >= 1 && modalities <= kMostModalities, "features must have 1 to ", kMostModalities,
+  TORCH_CHECK_VALUE(modalities <= kMostModalities, "features must have 1 to ", kMostModalities,
                     " entries on CUDA, got ", modalities);
-  TORCH_CHECK_VALUE(
-      index.size() == modalities && first_row.size() == modalities && total_rows.size() == modalities &&
-          (partners.empty() || partners.size() == modalities) && (valid.empty() || valid.size() == modalities),
-      "index, partners, valid, first_row and total_rows must have one entry for each of ", modalities, " modalities");
-  TORCH_CHECK(codebook.dim() == 2 && codebook.numel() > 0, "codebook must have shape (M, D), M and D at least 1, got ",
-              codebook.sizes());
-  check(step, "step", at::kLong, {}, codebook);
 
   Batch batch{};
   batch.modalities = static_cast<int>(modalities);
@@ -101,36 +83,22 @@ at::Tensor codebook_statistics_cuda(const at::Tensor& codebook, const at::Tensor
   int64_t rows = 0;
   for (size_t m = 0; m < modalities; ++m) {
     Modality& own = batch.modality[m];
-    const int64_t own_rows = features[m].dim() == 2 ? features[m].size(0) : -1;
-    check(features[m], "features", features[m].scalar_type(), {own_rows, batch.width}, codebook);
-    check(index[m], "index", at::kLong, {own_rows}, codebook);
     own.features = matrix_of(features[m]);
     own.index = index[m].const_data_ptr<int64_t>();
     own.index_stride = index[m].stride(0);
-    if (!partners.empty()) {
-      check(partners[m], "partners", partners[m].scalar_type(), {own_rows, batch.width}, codebook);
-      own.partners = matrix_of(partners[m]);
-    }
+    if (!partners.empty()) own.partners = matrix_of(partners[m]);
     if (!valid.empty()) {
-      check(valid[m], "valid", at::kBool, {own_rows}, codebook);
-      own.valid = valid[m].const_data_ptr<bool>();
+      own.valid = static_cast<const uint8_t*>(valid[m].const_data_ptr());
       own.valid_stride = valid[m].stride(0);
     }
     own.first_row = first_row[m];
     own.total_rows = total_rows[m];
     own.weight = rule.joint ? 1.0 : std::pow(decay, static_cast<double>(modalities - 1 - m));
-    TORCH_CHECK_VALUE(!batch.mixes || batch.given_partners || own_rows == batch.modality[0].features.rows,
-                      "features must have equal numbers of rows where partners are not given");
-    TORCH_CHECK_VALUE(own.first_row >= 0 && own.first_row + own_rows <= own.total_rows, "total_rows must hold the ",
-                      own_rows, " rows from first_row ", own.first_row, " on, got ", own.total_rows);
-    rows += own_rows;
+    rows += own.features.rows;
   }
   TORCH_CHECK_VALUE(rows < INT32_MAX, "features must have fewer than 2^31 - 1 rows, got ", rows);
   at::Tensor kept_choice;
-  if (batch.candidates > 0) {
-    if (choice) check(*choice, "choice", at::kDouble, {batch.codewords}, codebook);
-    batch.choice = contiguous_data<double>(choice, kept_choice);
-  }
+  if (batch.candidates > 0) batch.choice = contiguous_data<double>(choice, kept_choice);
   const StatisticsLayout layout = statistics_layout(batch.modalities, batch.codewords, batch.width, batch.candidates);
   const at::Tensor statistics = at::empty({layout.size}, codebook.options().dtype(at::kDouble));
   batch.statistics = statistics.mutable_data_ptr<double>();
@@ -146,25 +114,13 @@ void codebook_apply_cuda(const at::Tensor& codebook, const at::Tensor& ema_count
                          double epsilon, double own_weight, string_view update, string_view smoothing,
                          int64_t revive_after, string_view revive_unless, string_view revive_source,
                          double revive_noise, int64_t revive_active_within, bool revive_ema, int64_t seed) {
-  const c10::cuda::CUDAGuard guard(codebook.device());
   const Rule rule = rule_of(decay, epsilon, own_weight, update, smoothing, revive_after, revive_unless, revive_source,
                             revive_noise, revive_active_within, revive_ema, seed);
-  TORCH_CHECK(codebook.dim() == 2 && codebook.numel() > 0 && idle.dim() == 2,
-              "codebook and idle must be matrices, got ", codebook.sizes(), " and ", idle.sizes());
+  check_apply(codebook, ema_count, ema_sum, idle, step, statistics, choice, noise, revives_from_features(rule));
+  const c10::cuda::CUDAGuard guard(codebook.device());
   const int64_t modalities = idle.size(0), codewords = codebook.size(0), width = codebook.size(1);
-  TORCH_CHECK_VALUE(modalities >= 1 && modalities <= kMostModalities, "idle must have 1 to ", kMostModalities,
-                    " rows on CUDA, got ", modalities);
-  TORCH_CHECK_TYPE(codebook.scalar_type() == at::kDouble || codebook.scalar_type() == at::kFloat,
-                   "codebook must be float64 or float32, got ", codebook.scalar_type());
-  TORCH_CHECK_VALUE(codewords < INT32_MAX, "codebook must have fewer than 2^31 - 1 codewords, got ", codewords);
-  check(ema_count, "ema_count", codebook.scalar_type(), {codewords}, codebook);
-  check(ema_sum, "ema_sum", codebook.scalar_type(), {codewords, width}, codebook);
-  check(idle, "idle", at::kLong, {modalities, codewords}, codebook);
-  check(step, "step", at::kLong, {}, codebook);
-  const StatisticsLayout layout = statistics_layout(modalities, codewords, width, revives_from_features(rule) ? 1 : 0);
-  check(statistics, "statistics", at::kDouble, {layout.size}, codebook);
-  if (choice) check(*choice, "choice", at::kDouble, {codewords}, codebook);
-  if (noise) check(*noise, "noise", at::kDouble, {codewords, width}, codebook);
+  TORCH_CHECK_VALUE(modalities <= kMostModalities, "idle must have 1 to ", kMostModalities, " rows on CUDA, got ",
+                    modalities);
 
   const State state{number_of(codebook),
                     codebook.mutable_data_ptr(),

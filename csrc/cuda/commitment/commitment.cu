@@ -32,8 +32,8 @@ __device__ __forceinline__ T block_sum(T value) {
 // Block (m, o) counts the rows that are valid in both.
 template <typename T>
 __global__ void __launch_bounds__(kThreads) count_kernel(const CommitmentArguments<T> a) {
-  const bool* own = a.valid + blockIdx.x * a.rows;
-  const bool* other = a.valid + blockIdx.y * a.rows;
+  const uint8_t* own = a.valid + blockIdx.x * a.rows;
+  const uint8_t* other = a.valid + blockIdx.y * a.rows;
   int64_t number = 0;
   for (int64_t row = threadIdx.x; row < a.rows; row += kThreads) number += own[row] && other[row];
   number = block_sum(number);

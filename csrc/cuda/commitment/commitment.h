@@ -15,7 +15,7 @@ template <typename T>
 struct CommitmentArguments {
   const T* features;
   const int64_t* index;  // (modalities, rows)
-  const bool* valid;     // (modalities, rows), or null where every row is
+  const uint8_t* valid;  // (modalities, rows), bytes as bools need not be 0 or 1, or null where every row is valid
   const T* codebook;
   const double* weights;  // (modalities, modalities)
   T* direction;           // like the features

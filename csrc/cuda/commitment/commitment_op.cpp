@@ -9,6 +9,7 @@
 #include <optional>
 #include <tuple>
 
+#include "../../common/checks.h"
 #include "../tensors.h"
 #include "commitment.h"
 
@@ -28,7 +29,7 @@ std::tuple<at::Tensor, at::Tensor> commit(const at::Tensor& features, const at::
   CommitmentArguments<T> arguments;
   arguments.features = features.const_data_ptr<T>();
   arguments.index = index.const_data_ptr<int64_t>();
-  arguments.valid = valid ? valid->const_data_ptr<bool>() : nullptr;
+  arguments.valid = valid ? static_cast<const uint8_t*>(valid->const_data_ptr()) : nullptr;
   arguments.codebook = codebook.const_data_ptr<T>();
   arguments.weights = weights.const_data_ptr<double>();
   arguments.direction = direction.mutable_data_ptr<T>();
@@ -46,6 +47,11 @@ std::tuple<at::Tensor, at::Tensor> commit(const at::Tensor& features, const at::
 std::tuple<at::Tensor, at::Tensor> commitment_loss(const at::Tensor& features, const at::Tensor& index,
                                                    const std::optional<at::Tensor>& valid, const at::Tensor& codebook,
                                                    const at::Tensor& weights) {
+  check_commitment(features, index, valid, codebook, weights);
+  // Modalities are the second dimension of a grid.
+  TORCH_CHECK_VALUE(features.size(0) < 65536 && features.size(1) < INT32_MAX,
+                    "features must have fewer than 2^16 modalities and 2^31 - 1 rows on CUDA, got ",
+                    shape_name(features.sizes()));
   const c10::cuda::CUDAGuard guard(features.device());
   const at::ScalarType dtype = features.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
   const at::Tensor rows = features.to(dtype).contiguous(), codes = codebook.to(dtype).contiguous();

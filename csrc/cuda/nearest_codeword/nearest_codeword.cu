@@ -78,6 +78,7 @@ __global__ void __launch_bounds__(32 * kFinishWarps) finish_kernel(const FinishA
       compared += candidates;
       for (int place = 0; place < candidates; ++place) {
         const int64_t codeword = records[split].index[place];
+        if (codeword >= a.codebook.rows) continue;  // only where operands are not those of the codebook
         const double distance = squared_distance<X, C>(a, row, codeword);
         if (nearer(distance, codeword, best_distance, best)) {
           best_distance = distance;
@@ -86,7 +87,7 @@ __global__ void __launch_bounds__(32 * kFinishWarps) finish_kernel(const FinishA
       }
     }
     if (known && lane == 0) {
-      a.found.index[row] = best;
+      a.found.index[row] = best < a.codebook.rows ? best : 0;
       static_cast<float*>(a.found.distance)[row] = static_cast<float>(best_distance);
     }
     if (a.found.compared != nullptr && lane == 0) a.found.compared[row] = known ? compared : kComparedWithAll;

@@ -14,6 +14,7 @@
 #include <tuple>
 #include <utility>
 
+#include "../../common/checks.h"
 #include "../tensors.h"
 #include "nearest_codeword.h"
 
@@ -38,36 +39,25 @@ at::Tensor bytes_beside(const at::Tensor& tensor, size_t bytes) {
 }
 
 // The copies of the search with wgmma begin at multiples of 16 bytes.
-void check_operands(const at::Tensor& operands, const at::Tensor& codebook, const OperandsPlan& plan) {
-  TORCH_CHECK_VALUE(
-      operands.scalar_type() == at::kByte && operands.is_contiguous() && operands.device() == codebook.device() &&
-          operands.numel() >= static_cast<int64_t>(plan.bytes) &&
-          reinterpret_cast<uintptr_t>(operands.const_data_ptr()) % 16 == 0,
-      "operands must be at least ", plan.bytes, " aligned bytes beside the codebook, got ", operands.numel());
-}
+constexpr size_t kOperandsAlignment = 16;
 
 void codebook_operands_cuda(const at::Tensor& codebook, const at::Tensor& operands) {
+  check_codebook(codebook, kFeatureDtypes);
   const c10::cuda::CUDAGuard guard(codebook.device());
   const Matrix codewords = matrix_of(codebook);
   OperandsPlan plan;
   C10_CUDA_CHECK(plan_operands(codewords, plan));
-  check_operands(operands, codebook, plan);
+  check_operands(operands, codebook, static_cast<int64_t>(plan.bytes), kOperandsAlignment);
+  check_apart({{"operands", operands}, {"codebook", codebook}}, 1);
   C10_CUDA_CHECK(launch_operands(plan, codewords, operands.mutable_data_ptr(), c10::cuda::getCurrentCUDAStream()));
 }
 
 // `compared` as in Found, or undefined.
 std::tuple<at::Tensor, at::Tensor> search(const at::Tensor& features, const at::Tensor& codebook,
                                           const std::optional<at::Tensor>& operands, const at::Tensor& compared) {
+  check_search(features, codebook);
   const c10::cuda::CUDAGuard guard(features.device());
   const Matrix rows = matrix_of(features), codewords = matrix_of(codebook);
-  TORCH_CHECK_VALUE(features.device() == codebook.device(), "codebook must be on the device of features, ",
-                    features.device(), ", got ", codebook.device());
-  TORCH_CHECK_VALUE(codewords.columns == rows.columns && codewords.rows > 0 && rows.columns > 0,
-                    "codebook must have shape (M, ", rows.columns, "), M at least 1, got (", codewords.rows, ", ",
-                    codewords.columns, ")");
-  TORCH_CHECK_TYPE(
-      codewords.number == rows.number || codewords.number == Number::kFloat32 || codewords.number == Number::kFloat64,
-      "codebook must be float64, float32 or of the dtype of features, got ", codebook.scalar_type());
   const bool wide = rows.number == Number::kFloat64;
   const at::Tensor index = at::empty({rows.rows}, features.options().dtype(at::kLong));
   const at::Tensor distance = at::empty({rows.rows}, features.options().dtype(wide ? at::kDouble : at::kFloat));
@@ -79,7 +69,7 @@ std::tuple<at::Tensor, at::Tensor> search(const at::Tensor& features, const at::
   at::Tensor codes;
   if (operands && plan.tile_rows > 0) {
     C10_CUDA_CHECK(plan_operands(codewords, made));
-    check_operands(*operands, codebook, made);
+    check_operands(*operands, codebook, static_cast<int64_t>(made.bytes), kOperandsAlignment);
     codes = *operands;
   } else {
     codes = bytes_beside(codebook, made.bytes);
@@ -100,6 +90,7 @@ std::tuple<at::Tensor, at::Tensor> nearest_codeword_cuda(const at::Tensor& featu
 
 at::Tensor compared_codewords_cuda(const at::Tensor& features, const at::Tensor& codebook,
                                    const std::optional<at::Tensor>& operands) {
+  check_search(features, codebook);
   const at::Tensor compared = at::full({features.size(0)}, kComparedWithAll, features.options().dtype(at::kInt));
   search(features, codebook, operands, compared);
   return compared;
