@@ -196,6 +196,9 @@ def of_memory() -> Iterator[Call]:
         ("of another shape", made_operands(normal(3, 5))),
         ("of another dtype", made_operands(codebook.double())),
         ("of other numbers", made_operands(codebook * 3)),
+        # All codewords alike, those that fill a panel included.
+        ("of other numbers, all zero", torch.cat([operands[:64], torch.zeros_like(operands[64:])])),
+        ("of other numbers, all NaN", torch.cat([operands[:64], torch.full_like(operands[64:], 255)])),
         ("not aligned", operands[1:]),
         ("with gaps", torch.cat([operands, operands])[::2]),
     ):
