@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import re
 import shutil
@@ -16,14 +17,15 @@ import torch
 from unicode_fast import checked_state
 from unicode_fast.backend import find_device
 from unicode_fast.checked_torch import read_torch
-from unicode_fast.config import EXECUTION_FIELDS, Config, Modality, completed
+from unicode_fast.config import EXECUTION_FIELDS, PLACE_FIELDS, Config, Modality, completed
 from unicode_fast.errors import few
+from unicode_fast.journal import METRICS
 from unicode_fast.modules import UniCode
 from unicode_fast.modules.wrapped import plain_model
 from unicode_fast.presets import from_saved
 from unicode_fast.tensor_files import read_tensors, write_tensors
 from unicode_fast.untrusted import BadFile
-from unicode_fast.writing import atomic_file, path_of
+from unicode_fast.writing import atomic_file, path_of, sync_folder
 
 FORMAT = 1
 FOLDER = "checkpoints"
@@ -32,6 +34,9 @@ BEST = "best.pt"
 NON_FINITE = "nonfinite-"
 # Key, beside those of the file, of what messages call the checkpoint that a run goes on from.
 WHERE = "where"
+# How folders are called that hold what came after a step that a run went on from.
+ASIDE = "aside"
+SUMMARY = "summary.json"
 EXPORT_SUFFIX = ".safetensors"
 _NAME = re.compile(r"step-(\d+)\.pt")
 
@@ -74,8 +79,8 @@ def changed_fields(content: Mapping[str, Any], config: Config, modalities: Mappi
         modalities: of the run.
 
     Raises:
-        CheckpointError: another model was trained: one of them is not among EXECUTION_FIELDS, or modalities differ; or
-            a field of the checkpoint is unknown, or missing and not of ADDED_FIELDS.
+        CheckpointError: another model was trained: one of them is not among EXECUTION_FIELDS and PLACE_FIELDS, or
+            modalities differ; or a field of the checkpoint is unknown, or missing and not of ADDED_FIELDS.
     """
     saved, wanted = content["config"], config_to_dict(config, modalities)
     try:
@@ -83,7 +88,7 @@ def changed_fields(content: Mapping[str, Any], config: Config, modalities: Mappi
     except ValueError as error:
         raise CheckpointError(f"checkpoint of step {content['step']} is of another version: {error}") from error
     fields = {name: value for name, value in before.items() if wanted["fields"][name] != value}
-    changed = sorted({*fields} - {*EXECUTION_FIELDS})
+    changed = sorted({*fields} - {*EXECUTION_FIELDS, *PLACE_FIELDS})
     others = [f"{name} {fields[name]!r} instead of {wanted['fields'][name]!r}" for name in changed]
     if saved["modalities"] != wanted["modalities"]:
         others.append("other modalities or shapes")
@@ -229,10 +234,51 @@ def steps_in(run: Path) -> list[int]:
     return sorted(int(match[1]) for match in names if match)
 
 
-def remove_unfinished(run: Path) -> None:
-    """Deletes what a killed process had not finished writing; only while no other writes there."""
-    for leftover in (run / FOLDER).glob(".*.pt.*"):
-        leftover.unlink()
+def set_aside(run: Path, step: int, offset: int) -> Path | None:
+    """Moves what a run did after a step out of the way of what it will do again; nothing of it is deleted.
+
+    Where this is broken off, the run can be gone on with all the same.
+
+    Args:
+        run: the run folder.
+        step: that it will go on from.
+        offset: bytes of its metrics.jsonl at that step.
+
+    Returns:
+        The folder with later checkpoints, lines of metrics.jsonl and the summary; None where there is nothing later.
+
+    Raises:
+        OSError: it cannot be made, or the disk is full.
+    """
+    folder = run / FOLDER
+    moved = [run / SUMMARY, *(step_path(run, later) for later in reversed(steps_in(run)) if later > step)]
+    if (best := step_of_best(run)) is None or best > step:
+        moved.append(folder / BEST)
+    moved = [path for path in moved if path.exists()]
+    journal = run / METRICS
+    lines = journal.read_bytes()[offset:] if journal.exists() else b""
+    if not moved and not lines:
+        return None
+    aside = next(path for n in itertools.count(1) if not (path := folder / f"{ASIDE}-{n}").exists())
+    aside.mkdir()
+    if lines:
+        with atomic_file(aside / METRICS) as file:
+            file.write(lines)
+    for path in moved:
+        os.rename(path, aside / path.name)
+    for changed in (aside, folder, run):
+        sync_folder(changed)
+    return aside
+
+
+def step_of_best(run: Path) -> int | None:
+    """The step of the best checkpoint; None where there is none, or it cannot be read."""
+    path = run / FOLDER / BEST
+    try:
+        step = read(path)["step"] if path.exists() else None
+    except (CheckpointError, KeyError):
+        return None
+    return step if isinstance(step, int) else None
 
 
 def step_path(run: Path, step: int) -> Path:

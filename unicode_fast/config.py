@@ -438,6 +438,9 @@ EXECUTION_FIELDS = (
     "checkpoint_seconds", "rank_timeout_seconds",
 )  # fmt: skip
 
+# Where data lie, not which they are: a run may go on with others where the checksum of what is there agrees.
+PLACE_FIELDS = ("data", "text_model", "text_whitelist")
+
 # Fields that files of older versions lack, each with the value that means what those versions did. A new field has its
 # line here, for good; without one, every checkpoint and run from before is refused.
 ADDED_FIELDS: Mapping[str, Any] = {

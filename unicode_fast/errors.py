@@ -13,8 +13,9 @@ import signal
 import sys
 import tempfile
 import threading
+import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import NoReturn
@@ -60,6 +61,57 @@ class Parser(OneLineErrors, argparse.ArgumentParser):
 
 class Terminated(KeyboardInterrupt):
     """SIGTERM, which ends a command as Ctrl-C does."""
+
+
+class Ending:
+    """What has asked a command to end: Terminated, KeyboardInterrupt, or None while nothing has."""
+
+    asked: type[KeyboardInterrupt] | None = None
+
+    def within(self, seconds: float) -> bool:
+        """Whether something asks before so many seconds have passed."""
+        deadline = time.monotonic() + seconds
+        while self.asked is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        return self.asked is not None
+
+
+@contextlib.contextmanager
+def postponed(say: str) -> Iterator[Ending]:
+    """SIGTERM and Ctrl-C wait until the end of the block, which looks whether it is to end soon, and are raised there.
+
+    A second one ends the process at once. Where this is not the main thread, nothing is postponed.
+
+    Args:
+        say: what is done before the end, told on the error stream.
+    """
+    ending, process = Ending(), os.getpid()
+    if threading.current_thread() is not threading.main_thread():
+        yield ending
+        return
+
+    def note(number: int, frame: FrameType | None) -> None:
+        status = TERMINATED if number == signal.SIGTERM else INTERRUPTED
+        if os.getpid() != process:
+            # One that reads batches, forked from this one; Ctrl-C reaches it too, and its batches are still wanted.
+            if number == signal.SIGTERM:
+                os._exit(status)
+        elif ending.asked is not None:
+            os._exit(status)
+        else:
+            ending.asked = Terminated if number == signal.SIGTERM else KeyboardInterrupt
+            # Unlike `print` it may be called whatever was interrupted.
+            with contextlib.suppress(OSError):
+                os.write(2, f"\n{say}; a second signal ends it at once\n".encode())
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield ending
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+    if ending.asked is not None:
+        raise ending.asked
 
 
 def escaped(text: str) -> str:

@@ -18,7 +18,7 @@ from unicode_fast.data import Dataset, open_dataset
 from unicode_fast.data.layouts import has_sentences
 from unicode_fast.errors import run_main
 from unicode_fast.modules import UniCode
-from unicode_fast.runs import EVALUATIONS, choose_device
+from unicode_fast.runs import EVALUATIONS, choose_device, places
 from unicode_fast.tasks import (
     PROTOCOLS,
     TASKS,
@@ -123,6 +123,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             got = "none" if arguments[flag] is None else repr(arguments[flag])
             raise ValueError(f"--{flag} must name the {_ROLES[flag]}, one of {', '.join(model.names)}, got {got}")
     given = {name: arguments[name] for name in ("data", *TEXT_FIELDS) if arguments[name] is not None}
+    # The data may have been moved since the checkpoint was written.
+    model.config = model.config.replace_all(**places(Path(arguments.run)))
     config = model.config.replace(**given)
     unread = [name for name in TEXT_FIELDS if name in given]
     if unread and not any(has_sentences(name) for name in (config.data.data, arguments.to_data or "")):

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+import os
+import platform
 import sys
+import time
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,7 +21,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from unicode_fast import health
+from unicode_fast.writing import naming
 
+METRICS = "metrics.jsonl"
 LOG_EVERY = 20
 # Losses are read this many steps late, so that a device is never waited for.
 READ_DELAY = 8
@@ -82,9 +88,13 @@ class Journal:
     Args:
         folder: of the run.
         offset: bytes of metrics.jsonl that are kept; what a killed run wrote after its last checkpoint is made again.
+            Of a shorter file all are kept, and what it lacks is said on the error stream.
         step: of the checkpoint that is resumed, for TensorBoard; None for a new run.
         usage: counts since the last line, from the checkpoint, or None.
         last: the step that gets a line in any case; None for none.
+
+    Raises:
+        OSError: a file cannot be written, or the disk is full, here and wherever it writes.
     """
 
     def __init__(
@@ -95,13 +105,11 @@ class Journal:
         usage: Tensor | None = None,
         last: int | None = None,
     ) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        self.path, self.last = folder / "metrics.jsonl", last
-        with self.path.open("ab") as file:
-            file.truncate(offset)
-        self.file = self.path.open("a", encoding="utf-8")
-        self.events = SummaryWriter(str(folder), purge_step=None if step is None else step + 1)
+        self.path, self.last = folder / METRICS, last
+        with naming(self.path):
+            _keep(self.path, offset)
+            self.file = self.path.open("a", encoding="utf-8", newline="")
+        self.events = _Events(folder, step)
         self.pending: deque[_Pending] = deque()
         self.usage: np.ndarray | None = None if usage is None else usage.cpu().numpy()
         self.shown: dict[str, str] = {}
@@ -124,10 +132,13 @@ class Journal:
             self._read()
 
     def flush(self) -> int:
-        """Reads all that is pending; returns the size of metrics.jsonl in bytes."""
+        """Reads all that is pending; returns the size of metrics.jsonl in bytes, which are on the disk then."""
         while self.pending:
             self._read()
-        self.file.flush()
+        with naming(self.path):
+            self.file.flush()
+            os.fsync(self.file.fileno())
+        self.events.flush()
         return self.path.stat().st_size
 
     def usage_so_far(self) -> Tensor | None:
@@ -185,15 +196,92 @@ class Journal:
 
     def write(self, line: dict[str, Any]) -> None:
         """One line of metrics.jsonl, and its numbers as events."""
-        self.file.write(json.dumps(line) + "\n")
-        for name, value in _scalars("", line):
-            if name != "step":
-                self.events.add_scalar(f"{line['kind']}/{name}", value, line["step"])
+        with naming(self.path):
+            self.file.write(json.dumps(line) + "\n")
+        self.events.write(line)
 
     def close(self) -> None:
-        """Everything is on the disk afterwards."""
-        self.file.close()
-        self.events.close()
+        """What has not been flushed is of no checkpoint, and is made again."""
+        for file in (self.file, self.events.file):
+            with contextlib.suppress(OSError):
+                file.close()
+
+
+def _keep(path: Path, offset: int) -> None:
+    """So many bytes of a journal; never makes it longer but by the end of a line that was cut."""
+    with path.open("a+b") as file:
+        size = file.seek(0, os.SEEK_END)
+        if size > offset:
+            file.truncate(offset)
+        elif size < offset:
+            print(f"note: {path} has lost lines, it holds {size} of {offset} bytes; the run goes on", file=sys.stderr)  # noqa: T201
+        end = min(size, offset)
+        file.seek(max(end - 1, 0))
+        if file.read(1) not in (b"", b"\n"):
+            file.write(b"\n")
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """The lines of a run's metrics.jsonl; those that cannot be read are left out, and counted on the error stream.
+
+    Raises:
+        OSError: there is no such file, or it cannot be read.
+    """
+    found, unreadable = [], []
+    for number, line in enumerate((folder / METRICS).read_bytes().split(b"\n"), 1):
+        try:
+            content = json.loads(line) if line else None
+        except (ValueError, RecursionError):
+            content = {}
+        if isinstance(content, dict) and {"step", "kind"} <= content.keys():
+            found.append(content)
+        elif line:
+            unreadable.append(number)
+    if unreadable:
+        lines = f"{len(unreadable)} lines of {folder / METRICS} cannot be read, the first is {unreadable[0]}"
+        print(f"note: {lines}; they are left out", file=sys.stderr)  # noqa: T201
+    return found
+
+
+class _Events:
+    """Numbers for TensorBoard, written in this thread, so that a full disk is an error here.
+
+    Args:
+        folder: of the run.
+        step: of the checkpoint that is resumed: what another file says of later ones is not shown; None for a new run.
+    """
+
+    def __init__(self, folder: Path, step: int | None) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+        from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        self._event, self._summary = Event, Summary
+        name = f"events.out.tfevents.{time.time_ns() // 10**9}.{platform.node()}.{os.getpid()}"
+        number = sum(1 for _ in folder.glob(f"{name}.*"))
+        self.path = folder / f"{name}.{number}"
+        with naming(self.path):
+            self.file = self.path.open("xb")
+        self._records = RecordWriter(self.file)
+        self._add(file_version="brain.Event:2")
+        if step is not None:
+            self._add(step=step + 1, session_log=SessionLog(status=SessionLog.START))
+
+    def write(self, line: Mapping[str, Any]) -> None:
+        """The numbers of a line of metrics.jsonl."""
+        for name, value in _scalars("", line):
+            if name != "step":
+                shown = self._summary.Value(tag=f"{line['kind']}/{name}", simple_value=value)
+                self._add(step=line["step"], summary=self._summary(value=[shown]))
+
+    def flush(self) -> None:
+        """So that TensorBoard sees them."""
+        with naming(self.path):
+            self.file.flush()
+
+    def _add(self, **fields: Any) -> None:
+        with naming(self.path):
+            self._records.write(self._event(wall_time=time.time(), **fields).SerializeToString())
 
 
 def _scalars(prefix: str, values: Mapping[str, Any]) -> list[tuple[str, float]]:

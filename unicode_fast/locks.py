@@ -14,9 +14,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from unicode_fast.activity import waiting
+from unicode_fast.writing import naming
 
 # Errors of a file system that has no locks.
 _WITHOUT_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
+
+
+# Files that this process holds: to open one again and close it would let go of its lock.
+_held: set[tuple[int, int]] = set()
 
 
 class InUse(RuntimeError):
@@ -60,30 +65,43 @@ def alone(file: Path, what: str) -> Iterator[None]:
         InUse: another process holds it.
         OSError: the file cannot be opened.
     """
-    descriptor = _open(file)
+    with contextlib.suppress(OSError):
+        if _identity(os.stat(file)) in _held:
+            raise InUse(f"{what} is in use by this process")
+    descriptor = _open(file, of_others=False)
+    held = _identity(os.fstat(descriptor))
     try:
         try:
             _take(descriptor, wait=False, of_process=True)
         except BlockingIOError as error:
             holder = os.pread(descriptor, 200, 0).decode("utf-8", "replace").strip() or "another process"
             raise InUse(f"{what} is in use by {holder}; wait for its end, or end it") from error
+        _held.add(held)
         now = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC")
         # With another name it may be no lock, and is not written to.
         if os.fstat(descriptor).st_nlink <= 1:
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, f"process {os.getpid()} on {platform.node()} since {now}\n".encode(), 0)
+            with naming(file):
+                os.ftruncate(descriptor, 0)
+                os.pwrite(descriptor, f"process {os.getpid()} on {platform.node()} since {now}\n".encode(), 0)
         yield
     finally:
+        _held.discard(held)
         os.close(descriptor)
 
 
-def _open(file: Path) -> int:
+def _identity(found: os.stat_result) -> tuple[int, int]:
+    return found.st_dev, found.st_ino
+
+
+def _open(file: Path, of_others: bool = True) -> int:
     """A descriptor of the lock file itself, never of what a link in its place points to."""
     flags = os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
     for last in (False, True):
         try:
             descriptor = os.open(file, flags | os.O_RDWR, 0o666)
         except PermissionError:
+            if not of_others:
+                raise
             # Of another user, whose file can be locked all the same.
             descriptor = os.open(file, flags & ~os.O_CREAT | os.O_RDONLY)
         except OSError:

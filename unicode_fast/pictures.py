@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import torch
 from unicode_fast import plots
 from unicode_fast.data import Dataset, built_in
 from unicode_fast.data.layouts import LAYOUTS
+from unicode_fast.journal import read_metrics
 from unicode_fast.tasks import Probes, Row
 from unicode_fast.tasks.domain import TEST
 from unicode_fast.tasks.mask_metrics import frame_scores
@@ -39,7 +39,7 @@ def draw_run(  # noqa: PLR0913 - what is drawn, and how
         codewords: M.
         kind: of the files, one of `plots.FORMATS`.
     """
-    metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    metrics = read_metrics(folder)
     lines = [line for line in metrics if line["kind"] == "train"]
     if lines:
         plots.save_figure(plots.losses(metrics), folder / FOLDER / f"losses.{kind}")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
-import json
+import errno
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -14,11 +15,16 @@ import numpy as np
 import torch
 import yaml
 
-from unicode_fast.checkpoint import CheckpointError
+from unicode_fast import untrusted
+from unicode_fast.checkpoint import SUMMARY, CheckpointError
 from unicode_fast.cli import resolve_saved
-from unicode_fast.config import EXECUTION_FIELDS, Config
+from unicode_fast.config import EXECUTION_FIELDS, PLACE_FIELDS, Config
 from unicode_fast.writing import atomic_folder, write_json, write_text
 
+# Runs that begin in the same second.
+_MOST_AT_ONCE = 1000
+# In a run folder: locked by the process that works on the run.
+LOCK = ".lock"
 # Below a run folder: one JSON file for each row that was measured after training.
 EVALUATIONS = "evaluations"
 
@@ -30,18 +36,22 @@ def prepare_folder(out: str | None, config: Config, seeds: int) -> Path:
         ValueError: it exists already.
         OSError: it cannot be made.
     """
-    if out is None:
-        now = datetime.datetime.now(datetime.timezone.utc).strftime("%Y%m%dT%H%M%SZ")
-        base = Path("runs") / f"{now}-{config.preset}-{config.train.seed}"
-        folder = next(
-            path for n in range(1000) if not (path := base.with_name(f"{base.name}-{n}") if n else base).exists()
-        )
-    else:
+    listed = [config.train.seed + n for n in range(seeds)] if seeds > 1 else None
+    if out is not None:
         folder = Path(out)
         if folder.exists():
             raise ValueError(f"out must be a folder that does not exist yet, got {out!r}; runs are never overwritten")
-    make_folder(folder, config, [config.train.seed + n for n in range(seeds)] if seeds > 1 else None)
-    return folder
+        make_folder(folder, config, listed)
+        return folder
+    now = datetime.datetime.now(datetime.timezone.utc).strftime("%Y%m%dT%H%M%SZ")
+    base = Path("runs") / f"{now}-{config.preset}-{config.train.seed}"
+    for number in range(_MOST_AT_ONCE):
+        folder = base.with_name(f"{base.name}-{number}") if number else base
+        # One that another run makes at the same time has its name when both are ready.
+        with contextlib.suppress(FileExistsError):
+            make_folder(folder, config, listed)
+            return folder
+    raise FileExistsError(errno.EEXIST, f"run could not be made: there are {_MOST_AT_ONCE} of that name", str(base))
 
 
 def make_folder(folder: Path, config: Config, seeds: list[int] | None = None) -> None:
@@ -112,15 +122,53 @@ def resume_folder(
     folder = Path(path)
     if not (folder / "config.yaml").is_file():
         raise CheckpointError(f"resume must be a run folder with a config.yaml, got {path!r}")
-    refused = [name for name in (*flags, *others) if name not in EXECUTION_FIELDS]
+    refused = [name for name in (*flags, *others) if name not in (*EXECUTION_FIELDS, *PLACE_FIELDS)]
     if refused:
         raise ValueError(
             f"resume takes the run's own configuration, got {', '.join(refused)} beside it; only these may change: "
-            f"{', '.join(EXECUTION_FIELDS)}"
+            f"{', '.join((*EXECUTION_FIELDS, *PLACE_FIELDS))}"
         )
-    seeds = folder / "seeds.json"
-    config = resolve_saved(str(folder / "config.yaml"), flags)
-    return folder, config, json.loads(seeds.read_text(encoding="utf-8")) if seeds.exists() else None
+    seeds = _read_json(folder / "seeds.json") if (folder / "seeds.json").exists() else None
+    return folder, resolve_saved(str(folder / "config.yaml"), flags), seeds
+
+
+def single_folders(folder: Path, seeds: Sequence[int] | None) -> list[Path]:
+    """The folders of a run's single seeds that are there; the run's own where it has one."""
+    below = [folder] if seeds is None else [folder / f"seed-{seed}" for seed in seeds]
+    return [path for path in below if (path / "config.yaml").exists()]
+
+
+def has_ended(folder: Path, seeds: Sequence[int] | None) -> bool:
+    """Whether a run has its summary, and each of its seeds."""
+    below = [folder / f"seed-{seed}" for seed in seeds or ()]
+    return all((path / SUMMARY).exists() for path in (folder, *below))
+
+
+def read_summary(folder: Path) -> dict[str, Any]:
+    """The summary.json of a run that has ended.
+
+    Raises:
+        CheckpointError: it is none.
+        OSError: it cannot be read.
+    """
+    found = _read_json(folder / SUMMARY)
+    if not isinstance(found, dict) or not isinstance(found.get("rows"), list):
+        raise CheckpointError(f"summary {folder / SUMMARY} is damaged; without it --resume measures the run again")
+    return found
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return untrusted.read_json(path)
+    except untrusted.BadFile as error:
+        raise CheckpointError(f"file {path} is damaged: {error}") from error
+
+
+def places(folder: Path) -> dict[str, str]:
+    """Where the data of a run lie now, which its checkpoints may have been written before; empty for no run folder."""
+    file = folder / "config.yaml"
+    fields = resolve_saved(str(file)).flat() if file.is_file() else {}
+    return {name: fields[name] for name in PLACE_FIELDS if fields}
 
 
 def choose_device(name: str) -> torch.device:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 import math
+import shlex
 import sys
 import threading
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import torch
-import yaml
+from jsonargparse import Namespace
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 from tqdm import tqdm
@@ -28,28 +29,43 @@ from unicode_fast.cli import (
     make_parser,
     read_yaml,
     resolve,
+    resolve_saved,
     standard_values,
     with_underscores,
 )
-from unicode_fast.config import EXECUTION_FIELDS, TEXT_FIELDS, Config, Kind, Modality, modality_names
-from unicode_fast.data import BatchSource, Dataset, Feed, built_in, open_dataset, open_feed
+from unicode_fast.config import (
+    EXECUTION_FIELDS,
+    PLACE_FIELDS,
+    TEXT_FIELDS,
+    Config,
+    Kind,
+    Modality,
+    modality_names,
+)
+from unicode_fast.data import BatchSource, Dataset, Feed, FeedError, built_in, open_dataset, open_feed
 from unicode_fast.data.layouts import has_sentences
 from unicode_fast.data.opening import absolute
 from unicode_fast.distributed import Ranks
-from unicode_fast.errors import run_main
+from unicode_fast.errors import Ending, one_line, postponed, run_main
 from unicode_fast.gradient_cache import cached_backward, micro_batches
-from unicode_fast.journal import LOG_EVERY, Journal, NonFiniteLoss, StepResult
+from unicode_fast.journal import LOG_EVERY, Journal, NonFiniteLoss, StepResult, read_metrics
+from unicode_fast.locks import alone
 from unicode_fast.methods import UniCodeMethod
 from unicode_fast.modules import ModelOutput, UniCode
 from unicode_fast.modules.precision import float32_products
 from unicode_fast.ops import sharded
 from unicode_fast.ops.sharded import Part
+from unicode_fast.presets import preset
 from unicode_fast.runs import (
+    LOCK,
     choose_device,
     git_commit,
+    has_ended,
     make_folder,
     prepare_folder,
+    read_summary,
     resume_folder,
+    single_folders,
     versions,
     write_config,
 )
@@ -69,13 +85,18 @@ from unicode_fast.tasks import (
     open_partners,
     validate,
 )
-from unicode_fast.writing import write_json
+from unicode_fast.writing import remove_unfinished, write_json
 
 # Vectors that initial codewords are chosen or computed from, for each codeword.
 INIT_ROWS_PER_CODEWORD = 80
 NO_TASKS = "none"
 BUILT_IN_MODALITIES = ("audio", "video", "text")
-RESUME_HELP = f"go on with a run that was interrupted, as it was or with other {', '.join(EXECUTION_FIELDS)}"
+RESUME_HELP = (
+    f"go on with a run that was interrupted, as it was or with other {', '.join(EXECUTION_FIELDS)}; "
+    f"{', '.join(PLACE_FIELDS)} say where the same data lie now"
+)
+# A job that is ended may lose the processes that read batches before this one hears of it.
+_SIGNAL_SECONDS = 0.5
 
 
 class Trainer:
@@ -278,6 +299,26 @@ def advance(trainer: Trainer, feed: Feed, ranks: Ranks) -> tuple[np.ndarray, Ste
     return batches.ids(step, batch), result
 
 
+def advance_unless(ending: Ending, trainer: Trainer, feed: Feed, ranks: Ranks) -> tuple[np.ndarray, StepResult] | None:
+    """The same; None where the batch is lost as what ends this process has ended those that read for it."""
+    try:
+        return advance(trainer, feed, ranks)
+    except FeedError:
+        if ranks.size == 1 and ending.within(_SIGNAL_SECONDS):
+            return None
+        raise
+
+
+def choose_best(trainer: Trainer, store: Dataset, folder: Path, progress: dict[str, Any]) -> dict[str, Any]:
+    """Validates, and keeps the model where it is the best so far; the line for metrics.jsonl."""
+    step, found = trainer.step, validate(trainer.model, store, seed=trainer.config.train.seed)
+    if progress["best"] is None or found["mean"] > progress["best"]["accuracy"]:
+        progress["best"] = {"step": step, "accuracy": found["mean"]}
+        best = folder / checkpoint.FOLDER / checkpoint.BEST
+        checkpoint.save(best, trainer.model, {"step": step, "data": progress["data"]})
+    return {"step": step, "kind": "validation", **found}
+
+
 def follow(trainer: Trainer, feed: Feed, ranks: Ranks, total: int) -> dict[str, Any]:
     """What `pretrain` is on ranks after the first."""
     with feed:
@@ -354,46 +395,51 @@ def pretrain(
     journal = Journal(
         folder, progress["bytes"], trainer.step if content else None, content["usage"] if content else None, total
     )
-    checkpoint.remove_unfinished(folder)
     validate_at = {round(total * (n + 1) / train.validations) for n in range(train.validations)}
     started, seconds_before, saved_at = time.monotonic(), progress["seconds"], time.monotonic()
 
     def save(name: str | None = None) -> None:
+        nonlocal saved
         progress.update(bytes=journal.flush(), seconds=seconds_before + time.monotonic() - started)
         path = folder / checkpoint.FOLDER / name if name else checkpoint.step_path(folder, trainer.step)
         extra = {**trainer.state(), "progress": progress, "usage": journal.usage_so_far()}
         with ranks.alone():
             checkpoint.save(path, trainer.model, extra)
         if name is None:
+            saved = trainer.step
+            # Those of later steps have been set aside, so that the highest are the newest.
             for step in checkpoint.steps_in(folder)[:-2]:
                 checkpoint.step_path(folder, step).unlink()
 
-    bar = StepBar(total, trainer.step)
+    bar, saved = StepBar(total, trainer.step), trainer.step if content else None
     try:
-        if content is None:
-            save()
-        while trainer.step < total:
-            clips, result = advance(trainer, feed, ranks)
-            journal.record(trainer.step, trainer.optimizer.param_groups[0]["lr"], clips, result)
-            bar.update()
-            if trainer.step % LOG_EVERY == 0:
-                bar.set_postfix(journal.shown)
-            if trainer.step in validate_at:
-                journal.flush()
-                with ranks.alone():
-                    found = validate(trainer.model, store, seed=train.seed)
-                    journal.write({"step": trainer.step, "kind": "validation", **found})
-                    if progress["best"] is None or found["mean"] > progress["best"]["accuracy"]:
-                        progress["best"] = {"step": trainer.step, "accuracy": found["mean"]}
-                        best = folder / checkpoint.FOLDER / checkpoint.BEST
-                        checkpoint.save(best, trainer.model, {"step": trainer.step, "data": progress["data"]})
+        # Ranks that torchrun ends do so together, at once.
+        with (
+            postponed("this step is ended and saved") if ranks.size == 1 else contextlib.nullcontext(Ending()) as ending
+        ):
+            if content is None:
                 save()
-                saved_at = time.monotonic()
-            elif time.monotonic() - saved_at > train.checkpoint_seconds:
+            while trainer.step < total and not ending.asked:
+                taken = advance_unless(ending, trainer, feed, ranks)
+                if taken is None:
+                    break
+                clips, result = taken
+                journal.record(trainer.step, trainer.optimizer.param_groups[0]["lr"], clips, result)
+                bar.update()
+                if trainer.step % LOG_EVERY == 0:
+                    bar.set_postfix(journal.shown)
+                if trainer.step in validate_at:
+                    journal.flush()
+                    with ranks.alone():
+                        journal.write(choose_best(trainer, store, folder, progress))
+                    save()
+                    saved_at = time.monotonic()
+                elif time.monotonic() - saved_at > train.checkpoint_seconds:
+                    save()
+                    saved_at = time.monotonic()
+            if trainer.step != saved:
                 save()
-                saved_at = time.monotonic()
-        save()
-        bar.set_postfix(journal.shown)
+            bar.set_postfix(journal.shown)
     except NonFiniteLoss as error:
         journal.pending.clear()
         name = f"{checkpoint.NON_FINITE}step-{trainer.step:08d}.pt"
@@ -446,6 +492,8 @@ def run(
     if content is not None:
         go_on(trainer, content, store, ranks)
         ranks.step = trainer.step
+    if ranks.first:
+        clear(folder, content, resume_step)
     if config.train.compile and ranks.first:
         print("encoders and decoders are compiled in the first step, which takes its time", file=sys.stderr)
     begun = time.monotonic()
@@ -459,6 +507,28 @@ def run(
     return ranks.from_first(conclude, "measuring")
 
 
+def clear(folder: Path, content: Mapping[str, Any] | None, resume_step: int | None) -> None:
+    """Readies a run folder to be written: removes what killed processes left half done, sets later work aside.
+
+    Args:
+        folder: of the run, in which no other process works.
+        content: of the checkpoint that the run goes on from; None for a run from its beginning.
+        resume_step: the step that was asked for; None for the last.
+    """
+    for below in (folder, folder / checkpoint.FOLDER, folder / pictures.FOLDER):
+        remove_unfinished(below)
+    if content is None:
+        return
+    step, progress = content["step"], content["progress"]
+    if resume_step is not None:
+        aside = checkpoint.set_aside(folder, step, progress["bytes"])
+        if aside is not None:
+            print(f"what the run did after step {step} is kept in {aside}", file=sys.stderr)
+    if progress["best"] and progress["best"]["step"] != checkpoint.step_of_best(folder):
+        # It was replaced by a later one; validations up to that are made again, and choose it or a better one.
+        progress["best"] = None
+
+
 def go_on(trainer: Trainer, content: Mapping[str, Any], store: Dataset, ranks: Ranks) -> None:
     """Restores what a checkpoint holds, says which fields of the run are no longer as they were, and notes it there.
 
@@ -467,8 +537,7 @@ def go_on(trainer: Trainer, content: Mapping[str, Any], store: Dataset, ranks: R
     """
     progress, step, fields = content["progress"], content["step"], trainer.config.flat()
     before = checkpoint.changed_fields(content, trainer.config, trainer.model.modalities)
-    if progress["data"] != store.digest():
-        raise CheckpointError(f"data must be what the checkpoint of step {step} was trained on, got {store!r}")
+    check_digest(content, store)
     if not store.shares_batches and progress.get("ranks") != ranks.size:
         raise CheckpointError(
             f"ranks of a stream, each of which reads files of its own, must be as many as before, "
@@ -479,6 +548,14 @@ def go_on(trainer: Trainer, content: Mapping[str, Any], store: Dataset, ranks: R
         print(f"from step {step} on {name} is {fields[name]}, no longer {value}", file=sys.stderr)
         changes.append({"step": step, "field": name, "before": value, "after": fields[name]})
     trainer.restore(content)
+
+
+def check_digest(content: Mapping[str, Any], store: Dataset) -> None:
+    """Raise CheckpointError where data are not those that the run of a checkpoint was trained on."""
+    if content["progress"]["data"] != store.digest():
+        raise CheckpointError(
+            f"data must be what the checkpoint of step {content['step']} was trained on, got {store!r}"
+        )
 
 
 def measure(  # noqa: PLR0913 - what is measured, and how it is shown
@@ -524,7 +601,7 @@ def measure(  # noqa: PLR0913 - what is measured, and how it is shown
         note_shared(store)
     if config.train.probe_tasks != NO_TASKS:
         pictures.draw_run(folder, probes, store, rows, config.model.codewords, kind)
-    write_json(folder / "summary.json", summary)
+    write_json(folder / checkpoint.SUMMARY, summary)
     return summary
 
 
@@ -536,7 +613,7 @@ def warnings_of(rows: Sequence[Row], sharing: Mapping[str, Sharing], codewords: 
 
 def last_warnings(folder: Path) -> list[str]:
     """What the last line of training in a run's metrics warns of."""
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    lines = read_metrics(folder)
     last = [line for line in lines if line["kind"] == "train"][-1:]
     return last[0].get("warnings", []) if last else []
 
@@ -562,17 +639,21 @@ def run_seeds(config: Config, folder: Path, seeds: Sequence[int], ranks: Ranks, 
     summaries = []
     for seed in seeds:
         below = folder / f"seed-{seed}"
+        with contextlib.ExitStack() as stack:
 
-        def begin(below: Path = below, seed: int = seed) -> dict[str, Any] | None:
-            if (below / "summary.json").exists():
-                return json.loads((below / "summary.json").read_text(encoding="utf-8"))
-            (write_config if below.exists() else make_folder)(below, config.replace(seed=seed))
-            return None
+            def begin(below: Path = below, seed: int = seed, stack: contextlib.ExitStack = stack) -> Any:
+                if (below / checkpoint.SUMMARY).exists():
+                    return read_summary(below)
+                if not below.exists():
+                    make_folder(below, config.replace(seed=seed))
+                stack.enter_context(alone(below / LOCK, f"run {below}"))
+                write_config(below, config.replace(seed=seed))
+                return None
 
-        summary = ranks.from_first(begin)
-        if summary is None:
-            print(f"seed {seed}: {below}", file=sys.stderr)
-            summary = run(config.replace(seed=seed), below, ranks=ranks, kind=kind)
+            summary = ranks.from_first(begin)
+            if summary is None:
+                print(f"seed {seed}: {below}", file=sys.stderr)
+                summary = run(config.replace(seed=seed), below, ranks=ranks, kind=kind)
         summaries.append(summary)
     return ranks.from_first(lambda: summarise_seeds(folder, seeds, summaries, kind))
 
@@ -598,7 +679,7 @@ def summarise_seeds(
         "git_commit": git_commit(),
     }
     pictures.draw_bars(folder, rows, kind)
-    write_json(folder / "summary.json", summary)
+    write_json(folder / checkpoint.SUMMARY, summary)
     return summary
 
 
@@ -627,47 +708,30 @@ def train(argv: Sequence[str] | None, ranks: Ranks) -> int:
     arguments = parser.parse_args(with_underscores(argv))
     plots.check_format(arguments.format)
     flags = given_fields(arguments)
-    seeds: list[int] | None = None
-    if arguments.resume is not None:
-        others = [name for name in ("out", "config") if arguments[name] is not None]
-        others += ["seeds"] if arguments.seeds != 1 else []
-        folder, config, seeds = ranks.from_first(lambda: resume_folder(arguments.resume, flags, others))
-        if seeds and arguments.resume_step is not None:
-            raise ValueError(f"resume_step needs the run of one seed, such as --resume {folder / f'seed-{seeds[0]}'}")
-        check_run(config)
-        ranks.begin(config.train.rank_timeout_seconds)
-        store = open_run_data(config)
-        check_ranks(config, len(store.split(config.data.train_split)), ranks)
-        if flags:
-            ranks.from_first(lambda: write_config(folder, config))
-    else:
-        if arguments.resume_step is not None:
-            raise ValueError("resume_step needs --resume RUN")
-        if arguments.seeds < 1:
-            raise ValueError(f"seeds must be at least 1, got {arguments.seeds}")
-        config = with_whole_paths(resolve(arguments.config, flags))
-        check_run(config)
-        standard = standard_values(config, arguments.config)
-        if ranks.first:
-            note_added_fields(arguments.config)
-        check_flags(config, flags, standard)
-        ranks.begin(config.train.rank_timeout_seconds)
-        store = open_run_data(config)
-        modalities = check_store(config, store)
-        check_flags(config, flags, standard, [modality.kind for modality in modalities.values()])
-        check_ranks(config, len(store.split(config.data.train_split)), ranks)
-        folder = ranks.from_first(lambda: prepare_folder(arguments.out, config, arguments.seeds))
-        if arguments.seeds > 1:
-            seeds = [config.train.seed + n for n in range(arguments.seeds)]
-    print(yaml.safe_dump(config.flat(), sort_keys=False), end="")
-    try:
-        if seeds:
-            summary = run_seeds(config, folder, seeds, ranks, arguments.format)
+    with contextlib.ExitStack() as held:
+
+        def hold(folder: Path) -> None:
+            ranks.from_first(lambda: held.enter_context(alone(folder / LOCK, f"run {folder}")))
+
+        if arguments.resume is None:
+            found = begin(arguments, flags, ranks)
+            hold(found.folder)
         else:
-            summary = run(config, folder, arguments.resume_step, ranks, arguments.format)
-    except KeyboardInterrupt:
-        print(f"to go on from the last checkpoint: --resume {folder}", file=sys.stderr)
-        raise
+            found = resume(arguments, flags, ranks, hold)
+        if found.store is None:
+            summary = ranks.from_first(lambda: read_summary(found.folder))
+            print(f"run {found.folder} has ended, nothing is left to do", file=sys.stderr)
+        else:
+            describe(found, ranks)
+            try:
+                if found.seeds:
+                    summary = run_seeds(found.config, found.folder, found.seeds, ranks, arguments.format)
+                else:
+                    summary = run(found.config, found.folder, arguments.resume_step, ranks, arguments.format)
+            except KeyboardInterrupt:
+                saved = [f"step {step} is saved; " for step in checkpoint.steps_in(found.folder)[-1:]]
+                print(f"{''.join(saved)}to go on: --resume {shlex.quote(str(found.folder))}", file=sys.stderr)
+                raise
     if summary["rows"]:
         rows = [Row.from_dict(row) for row in summary["rows"]]
         print(f"{format_table(rows)}\n{format_legend(rows)}".rstrip())
@@ -677,8 +741,117 @@ def train(argv: Sequence[str] | None, ranks: Ranks) -> int:
             print(f"\ncodes on the test split{which}\n{format_sharing(Sharing(**values))}\n")
     for warning in summary.get("warnings", []):
         print(f"warning: {warning}")
-    print(folder)
+    print(f"next: {next_command(found, bool(summary['rows']))}")
     return 0
+
+
+class Found(NamedTuple):
+    """A run that is begun or gone on with; `store` is None where nothing of it is left to do."""
+
+    folder: Path
+    config: Config
+    seeds: list[int] | None
+    store: Dataset | None
+
+
+def begin(arguments: Namespace, flags: Mapping[str, Any], ranks: Ranks) -> Found:
+    """Makes the folder of a new run, after a look at all that can be known to fail later."""
+    if arguments.resume_step is not None:
+        raise ValueError("resume_step needs --resume RUN")
+    if arguments.seeds < 1:
+        raise ValueError(f"seeds must be at least 1, got {arguments.seeds}")
+    config = with_whole_paths(resolve(arguments.config, dict(flags)))
+    check_run(config)
+    standard = standard_values(config, arguments.config)
+    if ranks.first:
+        note_added_fields(arguments.config)
+    check_flags(config, flags, standard)
+    ranks.begin(config.train.rank_timeout_seconds)
+    store = open_run_data(config)
+    modalities = check_store(config, store)
+    check_flags(config, flags, standard, [modality.kind for modality in modalities.values()])
+    check_ranks(config, len(store.split(config.data.train_split)), ranks)
+    folder = ranks.from_first(lambda: prepare_folder(arguments.out, config, arguments.seeds))
+    seeds = [config.train.seed + n for n in range(arguments.seeds)] if arguments.seeds > 1 else None
+    return Found(folder, config, seeds, store)
+
+
+def resume(arguments: Namespace, flags: Mapping[str, Any], ranks: Ranks, hold: Callable[[Path], None]) -> Found:
+    """Finds a run that is there, and notes with which other fields it goes on.
+
+    Raises:
+        CheckpointError: it is none, or data that are named are not those it was trained on.
+        InUse: another process works on it.
+        ValueError: a flag has a wrong value, or cannot change.
+    """
+    others = [name for name in ("out", "config") if arguments[name] is not None]
+    others += ["seeds"] if arguments.seeds != 1 else []
+    folder, config, seeds = ranks.from_first(lambda: resume_folder(arguments.resume, flags, others))
+    if seeds and arguments.resume_step is not None:
+        raise ValueError(f"resume_step needs the run of one seed, such as --resume {folder / f'seed-{seeds[0]}'}")
+    moved = [name for name in PLACE_FIELDS if name in flags]
+    if moved:
+        config = with_whole_paths(config)
+        unread = [name for name in moved if name in TEXT_FIELDS and not has_sentences(config.data.data)]
+        if unread:
+            raise ValueError(f"{unread[0]} is about layouts with sentences, got it beside data {config.data.data!r}")
+    ended = arguments.resume_step is None and ranks.from_first(lambda: has_ended(folder, seeds))
+    if ended and not moved:
+        if flags:
+            print(f"note: the run has ended, {', '.join(flags)} stay as they were", file=sys.stderr)
+        return Found(folder, config, seeds, None)
+    hold(folder)
+    if not ended:
+        check_run(config)
+    ranks.begin(config.train.rank_timeout_seconds)
+    store = open_run_data(config)
+    if not ended:
+        check_ranks(config, len(store.split(config.data.train_split)), ranks)
+
+    def rewrite() -> None:
+        places = {name: config.flat()[name] for name in moved}
+        singles = single_folders(folder, seeds) if moved else []
+        for below in singles:
+            if checkpoint.steps_in(below):
+                check_digest(checkpoint.read_for_resume(below, arguments.resume_step, torch.device("cpu")), store)
+        for below in (*singles, folder):
+            write_config(below, resolve_saved(str(below / "config.yaml"), places))
+        if not ended:
+            write_config(folder, config)
+
+    if flags:
+        ranks.from_first(rewrite)
+    return Found(folder, config, seeds, None if ended else store)
+
+
+def describe(found: Found, ranks: Ranks) -> None:
+    """Five lines on what begins, the run folder first."""
+    config, store = found.config, found.store
+    if store is None or not ranks.first:
+        return
+    values, standard = config.flat(), preset(config.preset, config.size).flat()
+    changed = [f"{name} {value}" for name, value in values.items() if value != standard[name] and name != "data"]
+    kinds = store.modalities_named(modality_names(config.data.modalities, tuple(store.modalities)))
+    shapes = ", ".join(f"{name} ({kind.kind} {'x'.join(map(str, kind.shape))})" for name, kind in kinds.items())
+    length = f"{config.train.steps} steps" if config.train.steps else f"{config.train.epochs} epochs"
+    seeds = f"seeds {', '.join(map(str, found.seeds))}" if found.seeds else f"seed {config.train.seed}"
+    for line in (
+        f"run {found.folder}",
+        f"data {store!r}; {shapes}",
+        f"model of preset {config.preset}, size {config.size}" + (f", but {', '.join(changed)}" if changed else ""),
+        f"training {length} of {config.train.batch_size} clips on {choose_device(config.train.device)}, {seeds}",
+        f"configuration {found.folder / 'config.yaml'}",
+    ):
+        print(one_line(line), flush=True)
+
+
+def next_command(found: Found, measured: bool) -> str:
+    """What can be done with a run that has ended."""
+    folder = found.folder if measured or not found.seeds else found.folder / f"seed-{found.seeds[0]}"
+    run = shlex.quote(str(folder))
+    if measured:
+        return f"python -m unicode_fast.report {run} --out {shlex.quote(f'{folder}-report')}"
+    return f"python -m unicode_fast.evaluate {run} --task TASK --from MODALITY --to MODALITY"
 
 
 def note_added_fields(file: str | None) -> None:

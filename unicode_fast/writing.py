@@ -6,6 +6,7 @@ import contextlib
 import errno
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -13,6 +14,8 @@ from pathlib import Path
 from typing import IO, Any
 
 _UNFINISHED = ".unfinished-"
+# What earlier versions called those of a run.
+_OLDER = re.compile(r"\..+\.(pt|png|csv|json|yaml)\.[a-z0-9_]{8}")
 
 
 def path_of(name: str, value: Any) -> Path:
@@ -72,9 +75,21 @@ def remove_unfinished(folder: Path, name: str = "") -> None:
         folder: that they wrote in; there may be none.
         name: of the file or folder that they wrote; any where it is empty.
     """
-    for leftover in folder.glob(f".*{_UNFINISHED}*"):
-        if leftover.name.startswith(f".{name}{_UNFINISHED}" if name else "."):
+    for leftover in folder.glob(f".{name}*"):
+        ours = leftover.name.startswith(f".{name}{_UNFINISHED}") if name else _UNFINISHED in leftover.name
+        if ours or (not name and _OLDER.fullmatch(leftover.name)):
             remove(leftover)
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Errors of the system inside are about this file, which those of an open file do not say."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        raise OSError(error.errno, f"{error.strerror}; nothing that was saved is lost", str(path)) from error
 
 
 def remove(path: Path) -> None:
