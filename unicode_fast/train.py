@@ -397,6 +397,8 @@ def pretrain(
     )
     validate_at = {round(total * (n + 1) / train.validations) for n in range(train.validations)}
     started, seconds_before, saved_at = time.monotonic(), progress["seconds"], time.monotonic()
+    # The step of the newest checkpoint.
+    saved: int | None = trainer.step if content else None
 
     def save(name: str | None = None) -> None:
         nonlocal saved
@@ -411,7 +413,7 @@ def pretrain(
             for step in checkpoint.steps_in(folder)[:-2]:
                 checkpoint.step_path(folder, step).unlink()
 
-    bar, saved = StepBar(total, trainer.step), trainer.step if content else None
+    bar = StepBar(total, trainer.step)
     try:
         # Ranks that torchrun ends do so together, at once.
         with (
@@ -420,11 +422,9 @@ def pretrain(
             if content is None:
                 save()
             while trainer.step < total and not ending.asked:
-                taken = advance_unless(ending, trainer, feed, ranks)
-                if taken is None:
+                if (taken := advance_unless(ending, trainer, feed, ranks)) is None:
                     break
-                clips, result = taken
-                journal.record(trainer.step, trainer.optimizer.param_groups[0]["lr"], clips, result)
+                journal.record(trainer.step, trainer.optimizer.param_groups[0]["lr"], *taken)
                 bar.update()
                 if trainer.step % LOG_EVERY == 0:
                     bar.set_postfix(journal.shown)
