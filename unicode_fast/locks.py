@@ -20,8 +20,8 @@ from unicode_fast.writing import naming
 _WITHOUT_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 
 
-# Files that this process holds: to open one again and close it would let go of its lock.
-_held: set[tuple[int, int]] = set()
+# Files and which process holds them: to open one again there and close it would let go of its lock.
+_held: set[tuple[int, int, int]] = set()
 
 
 class InUse(RuntimeError):
@@ -89,8 +89,8 @@ def alone(file: Path, what: str) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _identity(found: os.stat_result) -> tuple[int, int]:
-    return found.st_dev, found.st_ino
+def _identity(found: os.stat_result) -> tuple[int, int, int]:
+    return os.getpid(), found.st_dev, found.st_ino
 
 
 def _open(file: Path, of_others: bool = True) -> int:
