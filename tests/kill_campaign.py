@@ -131,10 +131,11 @@ class Campaign:
 
     Args:
         folder: for all files of it.
+        fields: of its runs, beside FLAGS.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, **fields: Any) -> None:
+        self.folder, self.fields = folder, fields
         self.store = tiny.write(folder / "store", {"train": 40, "val": 12, "test": 12}, "audio,depth", steps=3)
         self.whole = folder / "whole"
         self.seconds = time.monotonic()
@@ -147,8 +148,8 @@ class Campaign:
 
     def new(self, out: Path, **fields: Any) -> list[str]:
         """The words that begin a run."""
-        values = {**{name: value for name, value in FLAGS.items() if name not in UNREAD}, "checkpoint_seconds": 0.0}
-        return [f"--{name}={value}" for name, value in {**values, "data": self.store, "out": out, **fields}.items()]
+        values = {**FLAGS, "checkpoint_seconds": 0.0, **self.fields, "data": self.store, "out": out, **fields}
+        return [f"--{name}={value}" for name, value in values.items() if name not in UNREAD]
 
     def trial(self, number: int) -> str:
         """Makes a trial; its mode.
@@ -159,7 +160,7 @@ class Campaign:
         chosen = random.Random(number)
         mode = MODES[number % len(MODES)]
         run = Run(self, number, chosen)
-        getattr(run, mode)()
+        getattr(run, f"by_{mode}")()
         run.end()
         return mode
 
@@ -211,19 +212,19 @@ class Run:
         found = (self.out / checkpoint.FOLDER).rglob("step-*.pt") if self.out.exists() else iter(())
         return sorted({int(path.stem.removeprefix("step-")) for path in found})
 
-    def kill(self) -> None:
+    def by_kill(self) -> None:
         """Kill -9 at random moments."""
         for _ in range(self.random.randint(1, 3)):
             self.killed_at_a_moment()
 
-    def event(self) -> None:
+    def by_event(self) -> None:
         """Kill -9 before or after a call that changes files."""
         for _ in range(self.random.randint(1, 2)):
             name = self.random.choice([name for name, calls in self.campaign.calls.items() if calls])
             call = self.random.randint(1, self.campaign.calls[name])
             wait(self.start(prepare=before_or_after(name, call, self.random.random() < 0.5, kill_itself)))
 
-    def step(self) -> None:
+    def by_step(self) -> None:
         """Going on from an earlier checkpoint, then kill -9: nothing that was saved is lost."""
         self.killed_at_a_moment() if self.random.random() < 0.7 else wait(self.start())
         steps = checkpoint.steps_in(self.out)
@@ -246,7 +247,7 @@ class Run:
         if b"\0" in self.journal() or not journal.startswith(self.journal()[: min(len(journal), 1)]):
             raise Differs("the journal is damaged")
 
-    def two(self) -> None:
+    def by_two(self) -> None:
         """Two that go on at once: one works, the other is refused or finds that the run has ended."""
         self.killed_at_a_moment()
         if not self.out.exists():
@@ -260,11 +261,11 @@ class Run:
         if statuses != ([0, 1] if refused else [0, 0]) or (not refused and "nothing is left to do" not in text):
             raise Differs(f"two at once ended with {statuses}")
 
-    def term(self) -> None:
+    def by_term(self) -> None:
         """SIGTERM."""
         self._signal(signal.SIGTERM, errors.TERMINATED)
 
-    def int(self) -> None:
+    def by_int(self) -> None:
         """Ctrl-C."""
         self._signal(signal.SIGINT, errors.INTERRUPTED)
 
@@ -281,7 +282,7 @@ class Run:
             if "this step is ended and saved" in text and not (steps and f"step {steps[-1]} is saved" in text):
                 raise Differs(f"did not save its step, but {steps}")
 
-    def full(self) -> None:
+    def by_full(self) -> None:
         """A full disk, by a limit on the size of files or an error of fsync."""
         largest = self.random.choice((300, 3000, 30000, 60000, 100000, 200000))
         call = self.random.randint(1, self.campaign.calls["fsync"])
@@ -321,7 +322,7 @@ def differences(whole: Path, run: Path) -> list[str]:
     if (whole / METRICS).read_bytes() != (run / METRICS).read_bytes():
         found.append(METRICS)
     ours, theirs = (json.loads((folder / checkpoint.SUMMARY).read_text()) for folder in (run, whole))
-    found += [name for name in ("rows", "sharing", "checkpoint", "steps") if ours[name] != theirs[name]]
+    found += [name for name in ("rows", "sharing", "checkpoint", "steps") if ours.get(name) != theirs.get(name)]
     for which in ("last", "best"):
         ours, theirs = (checkpoint.read(checkpoint.find(folder, which)) for folder in (run, whole))
         for name in ("model", "optimizer", "club_optimizer", "rng", "usage", "step"):
@@ -331,8 +332,8 @@ def differences(whole: Path, run: Path) -> list[str]:
         found.append("number of checkpoints")
     left = [str(path.relative_to(run)) for path in run.rglob(".*") if path.name != ".lock"]
     found += [f"leftover {name}" for name in left]
-    pictures = sorted(path.name for path in (whole / "plots").iterdir())
-    if pictures != sorted(path.name for path in (run / "plots").iterdir()):
+    pictures, wanted = (sorted(path.name for path in folder.glob("plots/*")) for folder in (run, whole))
+    if pictures != wanted:
         found.append("pictures")
     return found
 

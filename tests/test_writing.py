@@ -1,4 +1,4 @@
-"""Files and folders appear whole or not at all; what a killed process leaves is found again; a full disk is one line."""
+"""Files and folders appear whole or not at all; what a killed process leaves is removed; a full disk is one line."""
 
 import errno
 import json
