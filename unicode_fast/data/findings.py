@@ -13,7 +13,7 @@ import numpy as np
 
 from unicode_fast.config import DataConfig, TrainConfig
 from unicode_fast.data.dataset import WHOLE, ClipSet
-from unicode_fast.errors import escaped
+from unicode_fast.errors import one_line
 
 # What training and tasks read where nothing else is asked for, and what published code takes.
 _TRAINED_ON = DataConfig().train_split
@@ -116,8 +116,8 @@ class Report:
         }
 
     def lines(self) -> Iterator[str]:
-        """For the screen: what files are called is there as Python writes it, where it does not print."""
-        return map(escaped, self._lines())
+        """For the screen: long ones are cut, and what does not print in a file's name is as Python writes it."""
+        return map(one_line, self._lines())
 
     def _lines(self) -> Iterator[str]:
         for split, counts in self.clips.items():
