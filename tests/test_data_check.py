@@ -1,7 +1,9 @@
 """`python -m unicode_fast.data`: what is wrong is counted and named, and the exit status says whether to start."""
 
+import errno
 import hashlib
 import json
+import os
 import pickle
 import re
 import shutil
@@ -25,7 +27,7 @@ from unicode_fast.data.findings import Finding, Report
 from unicode_fast.data.layouts import Request
 from unicode_fast.data.layouts import clips as clips_layout
 from unicode_fast.data.opening import absolute
-from unicode_fast.errors import UsageError
+from unicode_fast.errors import TooManyFiles, UsageError
 from unicode_fast.untrusted import BadFile
 
 STREAMS = Request(("audio", "video"))
@@ -609,3 +611,21 @@ def test_home_folders_in_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     for spec in ("~/store", "clips:~/own", "webdataset:~/tars"):
         assert open_data(spec).splits == ["train"] and open_dataset(DataConfig(data=spec)).splits == ["train"]
         assert absolute(spec).endswith(f"{tmp_path}/{spec.partition('~/')[2]}")
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE])
+def test_too_many_open_files_are_no_damage(tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = write_small(tmp_path / "own", BOTH)
+    assert main(["pack", spec, str(tmp_path / "store")]) == 0
+    opened = os.open
+
+    def full(path: str, *more: object, **keywords: object) -> int:
+        if str(path).endswith(("radar.npy", "train1.npy")):
+            raise OSError(number, os.strerror(number), str(path))
+        return opened(path, *more, **keywords)
+
+    monkeypatch.setattr(os, "open", full)
+    for call in (lambda of: check(of, progress=False), open_data):
+        for data in (spec, str(tmp_path / "store")):
+            with pytest.raises(TooManyFiles, match=r"may open no more files; .*(ulimit -n|fs.file-max).*, got '/"):
+                call(data)

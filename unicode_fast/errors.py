@@ -37,6 +37,10 @@ CURES = {
 }
 
 
+class TooManyFiles(RuntimeError):
+    """No more files can be opened, which is no fault of the one that was to be; the message says what to set."""
+
+
 class UsageError(ValueError):
     """A command line that cannot be read."""
 

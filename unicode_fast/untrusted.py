@@ -16,6 +16,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from unicode_fast.errors import CURES, TooManyFiles, message_of
+
 # The environment variable with the bytes that a compressed file may unpack to.
 UNPACKED_VARIABLE = "UNICODE_FAST_MAX_UNPACKED"
 # The same of a file of text or JSON, which is read whole.
@@ -64,9 +66,15 @@ def open_file(path: str | os.PathLike[str]) -> BinaryIO:
 
     Raises:
         BadFile: it is none.
+        TooManyFiles: this process or this machine may open no more.
         OSError: there is none, or it cannot be opened.
     """
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    try:
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    except OSError as error:
+        if error.errno in CURES:
+            raise TooManyFiles(message_of(error)) from error
+        raise
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise BadFile("it is no plain file")

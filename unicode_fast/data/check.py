@@ -22,11 +22,13 @@ from unicode_fast.data.sources import Listing, Part, Source
 from unicode_fast.data.store import damages, open_store
 from unicode_fast.data.store_checks import StoreError, check_array_values, check_split
 from unicode_fast.data.store_write import MANIFEST, check_alike
-from unicode_fast.errors import UsageError, is_foreseen, message_of
+from unicode_fast.errors import TooManyFiles, UsageError, is_foreseen, message_of
 from unicode_fast.paths import expanded
 from unicode_fast.untrusted import BadFile
 
 _PIECE_VALUES = 1 << 22
+# Errors that are about no file of the data.
+_OF_THIS_MACHINE = (MissingPackageError, TooManyFiles)
 # Of a clip: the shape of a step, the dtype, and the number of steps.
 _Facts: TypeAlias = tuple[tuple[int, ...], str, int]
 
@@ -63,13 +65,14 @@ def check(spec: str, request: Request | None = None, progress: bool = True) -> R
         FileNotFoundError: `spec` names neither a layout with a folder nor a feature store.
         ValueError: the layout has none of the modalities.
         MissingPackageError: a package that the layout needs is not installed.
+        TooManyFiles: no more files can be opened.
     """
     report, spec = Report(spec), expanded(spec)
     try:
         _check(report, spec, request or Request(), progress)
     except MissingFilesError as error:
         report.findings.append(Finding("missing", True, f"files that must be in {spec}", error.files))
-    except (UsageError, FileNotFoundError, MissingPackageError):
+    except (UsageError, FileNotFoundError, *_OF_THIS_MACHINE):
         raise
     # Whatever a reader of damaged files raises.
     except Exception as error:
@@ -158,7 +161,7 @@ def _check_stream(report: Report, data: stream.StreamedDataset, progress: bool) 
                     alone.count(split, look)
                 except FileNotFoundError as error:
                     found["missing"].append(str(error.filename or file))
-                except MissingPackageError:
+                except _OF_THIS_MACHINE:
                     raise
                 # Whatever a reader of damaged files raises.
                 except Exception as error:
@@ -274,7 +277,7 @@ def _look(clips: Mapping[str, tuple[Source, int]], found: dict[str, list[str]], 
             array = source.raw(clip)
             content = hashlib.blake2b(np.ascontiguousarray(array).data, key=str(array.shape).encode()).digest()
             finite = np.isfinite(array).all()
-        except MissingPackageError:
+        except _OF_THIS_MACHINE:
             raise
         # Whatever a reader of damaged files raises.
         except Exception as error:
@@ -353,7 +356,7 @@ def _labels_of(part: Part, classes: int, bad: list[str]) -> dict[str, np.ndarray
                     on[clip] = _classes_on(values[None])[0]
             except FileNotFoundError:
                 continue
-            except MissingPackageError:
+            except _OF_THIS_MACHINE:
                 raise
             # Whatever a reader of damaged files raises.
             except Exception as error:

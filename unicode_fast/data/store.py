@@ -24,6 +24,7 @@ from unicode_fast.data.dataset import WHOLE, ClipSet, Dataset
 from unicode_fast.data.lazy import ClipArray, LazyArray
 from unicode_fast.data.store_checks import DamagedStoreError, StoreError, check_names
 from unicode_fast.data.store_write import FORMAT, MANIFEST, SHARDED_FORMAT, check_parts, write_store
+from unicode_fast.errors import TooManyFiles
 from unicode_fast.paths import cache_folder
 from unicode_fast.untrusted import BadFile, check_text, npy_header, open_file, parse_json, read_bytes, read_json
 from unicode_fast.writing import write_text
@@ -295,6 +296,8 @@ def damages(path: str | os.PathLike[str]) -> Iterator[tuple[int, str]]:
             yield shard["bytes"], ""
         except (StoreError, OSError) as error:
             yield shard["bytes"], str(error)
+        except TooManyFiles:
+            raise
         # Whatever a reader of damaged files raises.
         except Exception as error:
             yield shard["bytes"], str(_damaged(folder / shard["file"], f"it cannot be read: {error!r}"))
