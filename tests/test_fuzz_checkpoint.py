@@ -1,9 +1,12 @@
 """Checkpoints, exports, CMG files and YAML that are damaged or meant to harm: refused by name, or read as they were."""
 
 import json
+import math
 import os
+import random
 import subprocess
 import sys
+import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -109,6 +112,56 @@ def test_mutants(name: str, seconds: float, tmp_path: Path, capsys: pytest.Captu
     found = mutants.fuzz(path, read, error, seconds=seconds, may_be=may_be)
     with capsys.disabled():
         print(f"\n{name}: {found}")  # noqa: T201
+
+
+# What takes the place of a part of a checkpoint.
+OTHERS: tuple[Any, ...] = (
+    None, True, -1, 0, 3, 1 << 62, 1.5, float("nan"), float("inf"), "", "audio", "float64", [], [1], (), {}, {"a": 1},
+    torch.tensor(1), torch.ones(2), torch.ones(0), torch.ones(3, 3), torch.full((16, 16), 7), torch.tensor(math.inf),
+)  # fmt: skip
+
+
+def with_one_other_part(content: Any, draw: random.Random) -> Any:
+    """A copy with a part, at any depth, replaced, removed or added."""
+    if not isinstance(content, dict) or not content or draw.random() < 0.1:
+        return draw.choice(OTHERS)
+    changed, name = dict(content), draw.choice(list(content))
+    how = draw.random()
+    if how < 0.1:
+        del changed[name]
+    elif how < 0.15:
+        changed[draw.choice(("a", 7, f"{name}x"))] = changed[name]
+    elif isinstance(changed[name], torch.Tensor) and how < 0.6:
+        tensor = changed[name]
+        changed[name] = draw.choice(
+            (tensor.double(), tensor.flatten(), tensor[None], tensor.flatten()[:1], tensor.long())
+        )
+    else:
+        changed[name] = with_one_other_part(changed[name], draw)
+    return changed
+
+
+@pytest.mark.parametrize(
+    "seconds", [pytest.param(0.5, id="short"), pytest.param(20, id="long", marks=pytest.mark.slow)]
+)
+@pytest.mark.parametrize("name", ["load", "resume", "CMG"])
+@pytest.mark.filterwarnings("ignore:the file has no")
+def test_other_parts(name: str, seconds: float, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """Files that are whole, and say something else."""
+    make, error, _ = FILES[name]
+    path, read = make(tmp_path)
+    content, draw, refused, taken = read_torch(path), random.Random(0), 0, 0
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        torch.save(with_one_other_part(content, draw), path)
+        try:
+            read()
+            taken += 1
+        except error as found:
+            refused += 1
+            assert path.name in str(found) and len(str(found).replace(str(tmp_path), "")) < 300, found
+    with capsys.disabled():
+        print(f"\n{name}: {path.name}: {refused + taken} with other parts, {refused} refused, {taken} taken")  # noqa: T201
 
 
 # What is wrong in the state of one parameter, and what the message says.
