@@ -193,6 +193,32 @@ class TestRefusals:
         with pytest.raises(CmgFileError, match=message):
             from_cmg(source)
 
+    def test_a_file_that_is_not_there(self, tmp_path: Path) -> None:
+        with pytest.raises(
+            FileNotFoundError, match="source must be a checkpoint of CMG, there is no file: '.*none.pt'"
+        ):
+            from_cmg(tmp_path / "none.pt")
+
+    def test_a_file_that_fits_is_tested_for_changed_bits(self, tmp_path: Path) -> None:
+        path = tmp_path / "changed.pt"
+        torch.save(tensors("AT"), path)
+        data = bytearray(path.read_bytes())
+        data[data.index(tensors("AT")["Encoder_parameters"]["Cross_quantizer.embedding"].numpy().tobytes()) + 3] ^= 1
+        path.write_bytes(data)
+        with pytest.raises(CmgFileError, match="changed.pt must be a checkpoint of CMG; .*checksum"):
+            from_cmg(path)
+
+    @pytest.mark.parametrize(
+        "rest",
+        [[], {"other": 1}, {"Encoder_parameters": 3}, {"Encoder_parameters": {"x": "float32"}},
+         {"CPC_parameters": {"audio_predictors.0.weight": "load"}}],
+    )  # fmt: skip
+    def test_what_a_checkpoint_of_ours_keeps_is_looked_at(self, rest: Any) -> None:
+        model = from_cmg(tensors("AT"))
+        model.cmg_rest = rest
+        with pytest.raises(CmgFileError, match="what the model keeps of"):
+            to_cmg(model)
+
     def test_long_lists_are_cut(self) -> None:
         source = tensors("AV")
         source["CPC_parameters"] = {f"x{n}": torch.zeros(1).double() for n in range(20)}

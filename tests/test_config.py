@@ -105,7 +105,28 @@ class TestFiles:
             ("a: 1\nb: c: 2", "YAML file, got '.*bad.yaml': mapping values are not allowed here in line 2$"),
             ("a: 1\n\nb: \0", "YAML file, got '.*bad.yaml': special characters are not allowed in line 3$"),
             ("a: 1\nb: \udcff", "YAML file, got '.*bad.yaml': invalid start byte in line 2$"),
-            ("width: x", "width must be int"),
+            ("width: x", "bad.yaml' has a value that it cannot have: width must be int"),
+            ("width: 3\nsize: small\nwidth: 4", "width is there twice, in line 1 and in line 3$"),
+            ("a: &x [1]\nb: *x", "an anchor, an alias or a tag in line 1$"),
+            ("width: !!int 3", "an anchor, an alias or a tag in line 1$"),
+            ("size: small\n<<: {width: 3}", "a key is no text, << in line 2$"),
+            ("? [a]\n: 3", "a key is no text"),
+            ("[" * 60000, "it is nested in line 1$"),
+            ("{a: " * 15000, "it is nested in line 1$"),
+            ("a: " + "x" * (1 << 16), "at most 65536 bytes, '.*bad.yaml' has more"),
+            ("width: 010", "010 is no whole number in decimal digits in line 1$"),
+            ("steps: 1:30", "1:30 is no whole number in decimal digits in line 1$"),
+            ("width: 0x10", "0x10 is no whole number in decimal digits"),
+            ("width: 1_0", "1_0 is no whole number in decimal digits"),
+            ("width: " + "9" * 5000, "9 is no whole number in decimal digits in line 1$"),
+            ("learning_rate: 1:30.5", "1:30.5 is no number in decimal digits"),
+            ("learning_rate: 1e999", "learning_rate must be a finite number of at least 1e-12, got inf"),
+            ("learning_rate: .nan", "learning_rate must be a finite number of at least 1e-12, got nan"),
+            ("learning_rate: 2020-13-45", "readable YAML file, got '.*bad.yaml': month must be in 1..12"),
+            ("width: 2020-01-01", "width must be int, got date"),
+            ("width: {a: 1}", "width must be int, got dict"),
+            ("preset: " + "x" * 9000, "preset must be one of"),
+            ("".join(f"k{n}: 1\n" for n in range(500)), "fields only, got k0, k1, .* and [0-9]+ more$"),
         ],
     )
     def test_bad_files(self, tmp_path: Path, text: str, message: str) -> None:
@@ -114,6 +135,16 @@ class TestFiles:
         with pytest.raises((ValueError, TypeError), match=message) as caught:
             resolve(str(file), {})
         assert "\n" not in str(caught.value)
+        assert len(str(caught.value).replace(str(tmp_path), "")) < 300
+
+    def test_numbers_that_a_file_may_hold(self, tmp_path: Path) -> None:
+        file = tmp_path / "good.yaml"
+        file.write_text("width: +64\nseed: 0\nlearning_rate: 1e-3\nclip_norm: .5\nema_decay: 1\ncpc_weight: 1.5e+0\n")
+        found = resolve(str(file), {}).flat()
+        wanted = {"width": 64, "seed": 0, "learning_rate": 1e-3, "clip_norm": 0.5, "ema_decay": 1.0, "cpc_weight": 1.5}
+        assert {name: found[name] for name in wanted} == wanted
+        file.write_text("modalities: [audio, video]\n")
+        assert resolve(str(file), {}).data.modalities == "audio,video"
 
     def test_missing_file(self) -> None:
         with pytest.raises(ValueError, match="readable YAML file, got 'nowhere.yaml'"):
