@@ -50,6 +50,9 @@ def read_torch(path: str | os.PathLike[str], map_location: str | torch.device = 
         file.seek(0)
         try:
             return torch.load(file, map_location=map_location, weights_only=True)
+        # A GPU that is full is no fault of the file.
+        except torch.cuda.OutOfMemoryError:
+            raise
         except Exception as error:
             raise BadFile(f"torch cannot read it: {type(error).__name__}: {error!s:.100}") from error
 
