@@ -350,8 +350,8 @@ class TestTorchrun:
         content = checkpoint.read(checkpoint.find(out, "last"))
         assert 3 <= saved < FLAGS["steps"] and content["step"] == saved and content["progress"]["ranks"] == 2
         status, printed = Job(3, tmp_path / "resumed.txt", f"--resume={out}", micro_batches=3).wait()
-        assert status == 0 and printed.rstrip().endswith(str(out)), printed
-        assert printed.count("classification") == 6 + 1  # rows of the table, and the flag in the configuration
+        assert status == 0 and f"next: python -m unicode_fast.report {out} --out {out}-report\n" in printed, printed
+        assert printed.count("\nclassification ") == 6 and printed.count(f"run {out}\n") == 1
         assert (
             main([f"--{name}={value}" for name, value in {**FLAGS, "data": store, "out": tmp_path / "one"}.items()])
             == 0

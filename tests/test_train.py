@@ -220,6 +220,7 @@ class TestDeterminism:
     ) -> None:
         run = tmp_path / "damaged"
         shutil.copytree(finished, run)
+        (run / "summary.json").unlink()
         steps = checkpoint.steps_in(run)
         path = checkpoint.step_path(run, steps[-1])
         path.write_bytes(path.read_bytes()[:1000])
@@ -232,8 +233,9 @@ class TestDeterminism:
         run = tmp_path / "ended"
         shutil.copytree(finished, run)
         shutil.rmtree(run / checkpoint.FOLDER)
-        with pytest.raises(checkpoint.CheckpointError, match="run .*ended has ended, but has no checkpoint any more"):
-            main([f"--resume={run}"])
+        assert main([f"--resume={run}"]) == 0
+        with pytest.raises(checkpoint.CheckpointError, match="run .*ended has no checkpoint of step 24"):
+            main([f"--resume={run}", "--resume_step=24"])
         assert (run / "metrics.jsonl").read_bytes() == (finished / "metrics.jsonl").read_bytes()
 
     def test_resume_takes_no_other_configuration(self, finished: Path, tmp_path: Path) -> None:
@@ -265,15 +267,14 @@ class TestChangedExecution:
         whole, parted = tmp_path / "whole", tmp_path / "parted"
         main(flags(store, whole, **{**self.OPTIONS, "micro_batches": 1}))
         main(flags(store, parted, **self.OPTIONS))
-        with pytest.raises(ValueError, match="micro_batches must be at most the 10 clips of a rank, got 11"):
-            main([f"--resume={parted}", "--micro_batches=11"])
         step = checkpoint.steps_in(parted)[0]
+        with pytest.raises(ValueError, match="micro_batches must be at most the 10 clips of a rank, got 11"):
+            main([f"--resume={parted}", f"--resume-step={step}", "--micro_batches=11"])
         capsys.readouterr()
         changed = ["--micro-batches=3", "--activation-checkpointing=true", "--feed=prefetch", "--feed_workers=1"]
         assert main([f"--resume={parted}", f"--resume-step={step}", *changed]) == 0
         printed = capsys.readouterr()
         assert f"from step {step} on micro_batches is 3, no longer 5\n" in printed.err
-        assert "micro_batches: 3\n" in printed.out
         found, wanted = final_model(parted), final_model(whole)
         for name, value in wanted.items():
             assert_close(found[name], value, SHARED_BATCH if value.is_floating_point() else EXACT, name)
@@ -344,7 +345,9 @@ class TestSeeds:
         fields = {"steps": 6, "validations": 1, "probe_tasks": "classification", "codewords": 2}
         main([*flags(store, out, seeds=2, **fields), "--format=pdf"])
         shown = capsys.readouterr()
-        assert shown.out.rstrip().splitlines()[-1] == str(out)
+        lines = shown.out.splitlines()
+        assert lines[0] == f"run {out}" and lines[3].endswith("on cpu, seeds 0, 1")
+        assert lines[-1] == f"next: python -m unicode_fast.report {out} --out {out}-report"
         assert "zero-shot: mean ± sample standard deviation over 2 seeds" in shown.out
         summary = json.loads((out / "summary.json").read_text())
         single = [json.loads((out / f"seed-{n}" / "summary.json").read_text())["rows"] for n in (0, 1)]

@@ -515,7 +515,8 @@ def clear(folder: Path, content: Mapping[str, Any] | None, resume_step: int | No
         content: of the checkpoint that the run goes on from; None for a run from its beginning.
         resume_step: the step that was asked for; None for the last.
     """
-    for below in (folder, folder / checkpoint.FOLDER, folder / pictures.FOLDER):
+    checkpoints = folder / checkpoint.FOLDER
+    for below in (folder, folder / pictures.FOLDER, checkpoints, *checkpoints.glob(f"{checkpoint.ASIDE}-*")):
         remove_unfinished(below)
     if content is None:
         return
