@@ -1,10 +1,10 @@
 """Decides what of csrc/ to compile, and maps kernels/ into the package. Everything else is in pyproject.toml.
 
 Environment variables:
-    UNICODE_FAST_CUDA: auto (the default) compiles csrc/cuda where a CUDA toolkit and a CUDA build of torch are found,
-        1 fails where they are not, 0 leaves it out. Whether there is a GPU is never asked.
+    UNICODE_FAST_CUDA: auto (the default) compiles csrc/cuda where a CUDA toolkit, a CUDA build of torch and a visible
+        GPU are found; 1 needs no GPU, and fails where toolkit or torch is not found; 0 leaves it out.
     CUDA_HOME, CUDA_PATH: the toolkit; without them the one that nvcc belongs to, then the conventional folder.
-    TORCH_CUDA_ARCH_LIST: the GPU architectures; ARCHITECTURES without it.
+    TORCH_CUDA_ARCH_LIST: the GPU architectures; without it auto takes those of the visible GPUs, 1 all ARCHITECTURES.
     CXX, CC, MAX_JOBS: as torch's cpp_extension and setuptools read them.
 """
 
@@ -35,6 +35,14 @@ CUDA_CHOICES = ("auto", "1", "0")
 # PTX of 8.9 serves every later GPU; that of 9.0a would serve none, as architecture-specific code is not carried on.
 ARCHITECTURES = "8.0;8.6;8.9+PTX;9.0a"
 CONVENTIONAL_TOOLKIT = Path("/usr/local/cuda")
+# Of each visible GPU its compute capability, and the architectures that this torch has code for, such as "sm_90".
+ASK_TORCH = """
+import json, sys
+sys.path[:] = json.loads(sys.argv[1])
+import torch
+gpus = [torch.cuda.get_device_capability(number) for number in range(torch.cuda.device_count())]
+print(json.dumps([gpus, torch.cuda.get_arch_list()]))
+"""
 # setup.py runs for these before torch is installed; they compile nothing.
 METADATA_COMMANDS = {"egg_info", "dist_info", "sdist", "clean", "--version", "--help"}
 
@@ -141,6 +149,36 @@ def cuda_obstacle(torch_version: str, torch_cuda: str | None, toolkit: Toolkit |
     return None
 
 
+def visible_architectures() -> tuple[str, str]:
+    """The architectures of the GPUs that torch sees, as TORCH_CUDA_ARCH_LIST names them, and why there are none.
+
+    torch is asked in a process of its own: this one would hold memory of the GPUs for as long as it compiles, and a
+    broken driver may end the process that asks.
+    """
+    command = [sys.executable, "-c", ASK_TORCH, json.dumps(sys.path)]
+    answer = subprocess.run(command, capture_output=True, text=True, errors="replace")
+    if answer.returncode == 0:
+        return architectures_of(*json.loads(answer.stdout.splitlines()[-1])), "torch sees no GPU that it can use"
+    said = answer.stderr.strip().splitlines() or [f"status {answer.returncode}"]
+    return "", f"torch cannot look for a GPU ({said[-1]})"
+
+
+def architectures_of(capabilities: Iterable[Sequence[int]], known: Iterable[str]) -> str:
+    """The architectures of these GPUs, as TORCH_CUDA_ARCH_LIST names them; empty where torch can use none.
+
+    Those that are newer than torch get what torch knows last, with its PTX; torch has no use for older ones.
+
+    Args:
+        capabilities: of the GPUs, as (8, 6).
+        known: what torch has code for, as "sm_86".
+    """
+    versions = [divmod(int(number), 10) for name in known for number in re.findall(r"^sm_(\d+)", name)]
+    found = sorted({min(tuple(one), max(versions)) for one in capabilities if versions and tuple(one) >= min(versions)})
+    names = ["9.0a" if version == (9, 0) else "{}.{}".format(*version) for version in found]
+    # PTX for later GPUs; see ARCHITECTURES.
+    return ";".join(names) + ("+PTX" if names and names[-1] != "9.0a" else "")
+
+
 def cxx_command(environment: Mapping[str, str]) -> list[str]:
     """The C++ compiler that torch takes, as a command."""
     return shlex.split(environment.get("CXX") or "c++")
@@ -223,37 +261,45 @@ def extension_options(environment: Mapping[str, str]) -> dict[str, Any]:
     obstacle = cuda_obstacle(torch.__version__, torch.version.cuda, toolkit)
     if choice == "1" and obstacle is not None:
         raise SystemExit(f"unicode_fast: UNICODE_FAST_CUDA=1 cannot be obeyed: {obstacle}")
+    architectures, hint = ARCHITECTURES, ""
+    if choice == "auto" and obstacle is None:
+        architectures, why = visible_architectures()
+        if not architectures:
+            obstacle, hint = why, "; UNICODE_FAST_CUDA=1 compiles csrc/cuda for all architectures"
     use = toolkit if choice != "0" and obstacle is None and isinstance(toolkit, Toolkit) else None
     reason = f": {obstacle}" if choice == "auto" and obstacle is not None else ""
-    return compile_options(use, f"UNICODE_FAST_CUDA={choice}{reason}")
+    chosen = environment.get("TORCH_CUDA_ARCH_LIST") or architectures
+    return compile_options(use, chosen, f"UNICODE_FAST_CUDA={choice}{reason}", hint)
 
 
-def compile_options(toolkit: Toolkit | None, reason: str) -> dict[str, Any]:
+def compile_options(toolkit: Toolkit | None, architectures: str, reason: str, hint: str = "") -> dict[str, Any]:
     """The extension and the command that compiles it against the torch that can be imported here.
 
     Args:
         toolkit: compile csrc/cuda with it; None leaves csrc/cuda out.
+        architectures: to compile csrc/cuda for, as TORCH_CUDA_ARCH_LIST names them.
         reason: why it is this toolkit or None, for the log and for whoever asks for the missing backend later.
+        hint: what else the log says where csrc/cuda is left out.
     """
     if toolkit is not None:
         # torch reads both when it is asked for CUDA_HOME and for the architectures.
         os.environ["CUDA_HOME"] = str(toolkit.home)
-        os.environ.setdefault("TORCH_CUDA_ARCH_LIST", ARCHITECTURES)
+        os.environ["TORCH_CUDA_ARCH_LIST"] = architectures
     import torch
     from torch.utils import cpp_extension
 
     sources = source_files(ROOT, with_cuda=toolkit is not None)
     record: dict[str, str | None] = {"torch": str(torch.__version__), "cuda": None, "decision": reason}
     if toolkit is None:
-        say(f"compiling for CPUs only, with torch {torch.__version__} ({reason})")
+        say(f"compiling for CPUs only, with torch {torch.__version__} ({reason}){hint}")
         make = cpp_extension.CppExtension
     else:
         cpp_extension.CUDA_HOME = str(toolkit.home)
-        record |= {"cuda": toolkit.version, "architectures": os.environ["TORCH_CUDA_ARCH_LIST"]}
+        record |= {"cuda": toolkit.version, "architectures": architectures}
         found = sum(name.endswith(".cu") for name in sources)
         say(
             f"compiling for CPUs and CUDA {toolkit.version} ({reason}; {found} CUDA sources), with torch "
-            f"{torch.__version__}, {toolkit.home} ({toolkit.origin}), architectures {record['architectures']}"
+            f"{torch.__version__}, {toolkit.home} ({toolkit.origin}), architectures {architectures}"
         )
         make = cpp_extension.CUDAExtension
     extension = make(

@@ -50,7 +50,7 @@ class TestChoose:
         [
             ("nearest_codeword", CUDA, "cpp", "it runs on cpu tensors, these are on cuda"),
             ("nearest_codeword", CPU, "cuda", "it runs on cuda tensors, these are on cpu"),
-            ("nearest_codeword", CUDA, "cuda", r"\(UNICODE_FAST_CUDA=0\); reinstall with: UNICODE_FAST_CUDA=1 .*pip"),
+            ("nearest_codeword", CUDA, "cuda", r"\(UNICODE_FAST_CUDA=0\); build it .* with: UNICODE_FAST_CUDA=1 .*pip"),
             ("nearest_codeword", CUDA, "cuda", "torch finds no CUDA device here"),
             ("nearest_codeword", CUDA, "triton", "this version has no Triton implementation of nearest_codeword"),
             ("cross_info_nce", CUDA, "triton", "torch finds no CUDA device here"),

@@ -210,7 +210,7 @@ class TestBuildBackend:
         (tmp_path / "sitecustomize.py").write_text("import sys; sys.path[:] = [sys.path[0]]; print('noise')")
         paths = build_backend.target_paths()
         assert str(tmp_path) not in paths
-        assert build_backend.usable_torch(paths) == torch.__version__
+        assert build_backend.usable_torch(paths) == importlib.metadata.version("torch")
 
     def test_has_every_hook(self, build_backend: ModuleType) -> None:
         from setuptools import build_meta
@@ -321,6 +321,78 @@ class TestSetup:
             assert f"compiling for CPUs only, with torch {torch.__version__} (UNICODE_FAST_CUDA={choice}" in line
         with pytest.raises(SystemExit, match="UNICODE_FAST_CUDA=1 cannot be obeyed: .* is a build without CUDA"):
             setup.extension_options({"UNICODE_FAST_CUDA": "1"})
+
+    @pytest.mark.skipif(os.name == "nt", reason="nothing is compiled there")
+    @pytest.mark.parametrize(
+        ("choice", "gpus", "given", "expected"),
+        [
+            ("auto", "[]", "", "torch sees no GPU that it can use"),
+            ("auto", "[]", "8.6", "torch sees no GPU that it can use"),
+            ("auto", "[[8, 6]]", "", "8.6+PTX"),
+            ("auto", "[[8, 6]]", "8.0;9.0a", "8.0;9.0a"),
+            ("auto", "broken", "", "torch cannot look for a GPU (NameError: name 'broken' is not defined)"),
+            ("1", "broken", "", "8.0;8.6;8.9+PTX;9.0a"),
+            ("1", "broken", "8.6", "8.6"),
+            ("0", "[[8, 6]]", "", ""),
+        ],
+    )
+    def test_cuda_is_for_the_visible_gpus(
+        self,
+        setup: ModuleType,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+        choice: str,
+        gpus: str,
+        given: str,
+        expected: str,
+    ) -> None:
+        (tmp_path / "torch.py").write_text(
+            f"""
+class cuda:
+    device_count = lambda: len({gpus})
+    get_device_capability = lambda number: {gpus}[number]
+    get_arch_list = lambda: ["sm_80", "sm_90", "compute_90"]
+print("noise")
+"""
+        )
+        monkeypatch.syspath_prepend(tmp_path)
+        monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", given)
+        monkeypatch.setattr(torch.version, "cuda", "13.0")
+        monkeypatch.setattr(setup, "compiler_obstacle", lambda command: None)
+        seen = {}
+        monkeypatch.setattr(setup, "recording", lambda build_ext, record: seen.update(record))
+        toolkit = make_toolkit(tmp_path / "toolkit")
+        monkeypatch.setenv("CUDA_HOME", str(toolkit))
+        setup.extension_options({"UNICODE_FAST_CUDA": choice, "CUDA_HOME": str(toolkit), "TORCH_CUDA_ARCH_LIST": given})
+        line = capsys.readouterr().out
+        assert line.count("\n") == 1
+        if seen["cuda"]:
+            assert seen["architectures"] == os.environ["TORCH_CUDA_ARCH_LIST"] == expected
+            assert line.endswith(f"architectures {expected}\n")
+        elif choice == "auto":
+            assert seen["decision"] == f"UNICODE_FAST_CUDA=auto: {expected}"
+            assert line.endswith("; UNICODE_FAST_CUDA=1 compiles csrc/cuda for all architectures\n")
+        else:
+            assert (seen["decision"], expected) == ("UNICODE_FAST_CUDA=0", "")
+
+    @pytest.mark.parametrize(
+        ("gpus", "expected"),
+        [
+            ([(8, 6), (8, 0), (8, 6)], "8.0;8.6+PTX"),
+            ([(9, 0)], "9.0a"),
+            ([(9, 0), (12, 0)], "9.0a;12.0+PTX"),
+            ([(12, 1), (13, 0)], "12.0+PTX"),
+            ([(7, 0)], ""),
+            ([(7, 0), (7, 5)], "7.5+PTX"),
+        ],
+    )
+    def test_architectures_that_torch_can_use(
+        self, setup: ModuleType, gpus: list[tuple[int, int]], expected: str
+    ) -> None:
+        known = ["sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120", "compute_120"]
+        assert setup.architectures_of(gpus, known) == expected
+        assert setup.architectures_of(gpus, []) == ""
 
     def test_no_compiler(self, setup: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
         if os.name == "nt":

@@ -220,7 +220,7 @@ def _cure(backend: str) -> str:
         return f"{EXTENSION.problem}; build it with: {rebuild_command()}"
     return (
         f"the package was installed without the CUDA extension ({EXTENSION.decision}); "
-        f"reinstall with: UNICODE_FAST_CUDA=1 {rebuild_command()}"
+        f"build it for all architectures with: UNICODE_FAST_CUDA=1 {rebuild_command()}"
     )
 
 
