@@ -147,6 +147,20 @@ def step_sentence() -> str:
     )
 
 
+def install_sentence() -> str:
+    """How long the first command takes, and what it needs of the disk."""
+    found = json.loads((ROOT / "benchmarks" / "results" / "install.json").read_text())
+    minutes = {name: f"{seconds / 60:.1f}" for name, seconds in found["seconds"].items()}
+    sizes = found["gigabytes"]
+    return (
+        f"From a fresh clone the first command installs in {minutes['downloading']} minutes, with the download of "
+        f"{sizes['download']:.1f} GB, or in {minutes['downloaded']} from files on the disk, and takes "
+        f"{sizes['disk']:.1f} GB of the disk; it then makes the data, trains and probes in {minutes['run']} minutes "
+        f"({found['device']}, {found['cores']} cores, Python {found['python']}, torch {found['torch']}, "
+        f"{found['date']}, commit `{(found['commit'] or 'unknown')[:12]}`; `python benchmarks/install_time.py`)."
+    )
+
+
 def making_sentence() -> str:
     """How long the built-in data take to be made."""
     made = json.loads((ROOT / "benchmarks" / "results" / "data-made.json").read_text())
@@ -252,6 +266,7 @@ def main() -> None:
     replace_part("speed", speed_table())
     replace_part("shares", shares())
     replace_part("step", step_sentence())
+    replace_part("install", install_sentence())
     replace_part("making", making_sentence())
     replace_part("reading", reading_sentence())
     replace_part("numbers", numbers_table())

@@ -202,6 +202,12 @@ class TestBuildBackend:
     def test_the_requirement_is_that_of_the_package(self, build_backend: ModuleType) -> None:
         assert f'"{build_backend.TORCH_REQUIREMENT}",\n' in (ROOT / "pyproject.toml").read_text()
 
+    def test_the_commands_of_the_readme_install_torch_once(self, build_backend: ModuleType) -> None:
+        first = f"python3 -m venv .venv && .venv/bin/pip install '{build_backend.TORCH_REQUIREMENT}' && "
+        readme = (ROOT / "README.md").read_text()
+        for name in ("run", "test"):
+            assert f"<!-- {name}-command -->\n```bash\n{first}.venv/bin/pip install -e " in readme
+
     def test_sees_through_isolation(
         self, build_backend: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
