@@ -3,6 +3,7 @@
 import math
 import re
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
 
@@ -318,7 +319,17 @@ def test_bad_data_are_refused() -> None:
 
 def test_timm_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(ModuleNotFoundError, match="needs the extra 'segmentation'"):
+    wanted = re.escape(f"pip install 'unicode_fast[segmentation]' torch=={version('torch')}")
+    with pytest.raises(ModuleNotFoundError, match=f"needs the extra 'segmentation'.*{wanted}"):
+        make_pyramid("pvt_v2_b5", 3)
+
+
+def test_a_torchvision_of_another_torch_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "timm.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "timm", raising=False)
+    wanted = re.escape(f"torchvision that was built for torch {torch.__version__}")
+    with pytest.raises(ImportError, match=f"{wanted}.*operator torchvision::nms does not exist"):
         make_pyramid("pvt_v2_b5", 3)
 
 

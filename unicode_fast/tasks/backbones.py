@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
 
@@ -178,11 +179,14 @@ def _import_timm() -> ModuleType:
         import timm
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            f"a backbone of timm needs the extra 'segmentation' ({error}): pip install 'unicode_fast[segmentation]'"
+            f"a backbone of timm needs the extra 'segmentation' ({error}), and pip must keep torch: "
+            f"pip install 'unicode_fast[segmentation]' torch=={version('torch')}"
         ) from error
     except RuntimeError as error:
         # torchvision built for another torch fails on import with a RuntimeError.
-        raise ImportError(f"timm cannot be imported beside torch {torch.__version__}: {error}") from error
+        raise ImportError(
+            f"timm needs a torchvision that was built for torch {torch.__version__}, of the same index: {error}"
+        ) from error
     return timm
 
 
