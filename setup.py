@@ -158,7 +158,7 @@ def visible_architectures() -> tuple[str, str]:
     command = [sys.executable, "-c", ASK_TORCH, json.dumps(sys.path)]
     answer = subprocess.run(command, capture_output=True, text=True, errors="replace")
     if answer.returncode == 0:
-        return architectures_of(*json.loads(answer.stdout.splitlines()[-1])), "torch sees no GPU that it can use"
+        return architectures_of(*json.loads(answer.stdout.splitlines()[-1])), "no GPU that torch can use"
     said = answer.stderr.strip().splitlines() or [f"status {answer.returncode}"]
     return "", f"torch cannot look for a GPU ({said[-1]})"
 

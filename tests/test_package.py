@@ -332,8 +332,8 @@ class TestSetup:
     @pytest.mark.parametrize(
         ("choice", "gpus", "given", "expected"),
         [
-            ("auto", "[]", "", "torch sees no GPU that it can use"),
-            ("auto", "[]", "8.6", "torch sees no GPU that it can use"),
+            ("auto", "[]", "", "no GPU that torch can use"),
+            ("auto", "[]", "8.6", "no GPU that torch can use"),
             ("auto", "[[8, 6]]", "", "8.6+PTX"),
             ("auto", "[[8, 6]]", "8.0;9.0a", "8.0;9.0a"),
             ("auto", "broken", "", "torch cannot look for a GPU (NameError: name 'broken' is not defined)"),

@@ -219,7 +219,7 @@ def _cure(backend: str) -> str:
     if EXTENSION.problem:
         return f"{EXTENSION.problem}; build it with: {rebuild_command()}"
     return (
-        f"the package was installed without the CUDA extension ({EXTENSION.decision}); "
+        f"the package has no CUDA extension ({EXTENSION.decision}); "
         f"build it for all architectures with: UNICODE_FAST_CUDA=1 {rebuild_command()}"
     )
 
