@@ -631,7 +631,7 @@ def note_shared(store: Dataset) -> None:
             )
 
 
-def run_seeds(config: Config, folder: Path, seeds: Sequence[int], ranks: Ranks, kind: str) -> dict[str, Any]:
+def run_seeds(config: Config, folder: Path, seeds: Sequence[int], ranks: Ranks, kind: str = "png") -> dict[str, Any]:
     """One run for each seed in its own subfolder, those that ended left alone; mean and spread on top.
 
     Returns:
