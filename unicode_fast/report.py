@@ -402,7 +402,8 @@ def figure_series(lines: Sequence[Line]) -> Mapping[str, Mapping[tuple[str, str]
         return column.task, column.heading.removeprefix(f"{column.task} ")
 
     for line in lines:
-        seeds = max(cell.seeds for cell in line.cells.values())
+        every = sorted({cell.seeds for cell in line.cells.values()})
+        seeds = " to ".join(map(str, dict.fromkeys((every[0], every[-1]))))
         series[f"{line.label}, n = {seeds}"] = {
             place(column): (cell.score, cell.std) for column, cell in line.cells.items()
         }
