@@ -26,8 +26,8 @@ NAN, INF = float("nan"), float("inf")
 DTYPES = (torch.int32, torch.int64, torch.uint8, torch.bool, torch.float16, torch.float64, torch.complex64)
 # What a call may do.
 ERROR, RESULT, EITHER = "an error", "a result", "either"
-# Operands of another codebook than the one that is searched, which only their sizes tell from those of this one,
-# on CPUs, and what the reference does not count.
+# Operands of another codebook than the one that is searched, which on CPUs their sizes tell and nothing else; and what
+# the reference does not count.
 UNLIKE = re.compile(r"operands of other numbers|compared" + (r"|operands of another" if ON_HOST else ""))
 # What torch says where it is asked for more memory than there is.
 NO_MEMORY = ("Storage size calculation overflowed", "can't allocate memory")
