@@ -369,12 +369,8 @@ class TestReport:
         lines = report.collect(report.single_runs(map(str, runs)))
         columns = [column for line in lines for column in line.cells]
         assert [line[0] for line in report.wide_table(lines)[1:]] == [line.label for line in lines]
-        assert [
-            name.removeprefix(line.label) for name, line in zip(report.figure_series(lines), lines, strict=True)
-        ] == [
-            ", n = 2",
-            ", n = 1",
-        ]
+        drawn = zip(report.figure_series(lines), lines, strict=True)
+        assert [name.removeprefix(line.label) for name, line in drawn] == [", n = 2", ", n = 1"]
         cells = {column: replace(cell, seeds=1 + place) for place, (column, cell) in enumerate(lines[0].cells.items())}
         (name,) = report.figure_series([replace(lines[0], cells=cells)])
         assert name.endswith(f", n = 1 to {len(cells)}")
