@@ -48,7 +48,7 @@ def seconds_of(command: str, checkout: Path) -> float:
 def download(checkout: Path, folder: Path) -> None:
     """Put what an installation consists of, and was built with, into a folder."""
     pip = [checkout / ".venv" / "bin" / "pip"]
-    installed = subprocess.check_output([*pip, "freeze", "--exclude-editable"], text=True).split("\n")[:-1]
+    installed = subprocess.check_output([*pip, "freeze", "--all", "--exclude-editable"], text=True).split("\n")[:-1]
     build = re.search(r"^requires = (\[.*\])", (checkout / "pyproject.toml").read_text(), re.MULTILINE)
     assert build is not None
     for packages in ([*installed, "--no-deps"], json.loads(build[1])):

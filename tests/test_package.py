@@ -359,6 +359,7 @@ print("noise")
         monkeypatch.setattr(setup, "recording", lambda build_ext, record: seen.update(record))
         toolkit = make_toolkit(tmp_path / "toolkit")
         monkeypatch.setenv("CUDA_HOME", str(toolkit))
+        monkeypatch.setattr("torch.utils.cpp_extension.CUDA_HOME", None)
         setup.extension_options({"UNICODE_FAST_CUDA": choice, "CUDA_HOME": str(toolkit), "TORCH_CUDA_ARCH_LIST": given})
         line = capsys.readouterr().out
         assert line.count("\n") == 1
