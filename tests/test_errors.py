@@ -88,20 +88,27 @@ class TestPostponed:
             assert ending.within(5.0)
             done.append(ending.asked)
         assert done == [kind] and caught.type is kind
-        assert capfd.readouterr().err == "\nwork is saved; a second signal ends it at once\n"
+        assert capfd.readouterr().err == "\nwork is saved; another signal ends it at once\n"
         assert [signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT)] == before
 
-    def test_a_second_one_ends_it_at_once(self, tmp_path: Path) -> None:
+    def test_a_second_one_ends_it_at_once(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(errors, "_SAME_SECONDS", 0.0)
+
         def act() -> None:
             with errors.postponed("work is saved") as ending:
                 os.kill(os.getpid(), signal.SIGTERM)
                 ending.within(5.0)
                 os.kill(os.getpid(), signal.SIGINT)
-                ending.asked = None
-                ending.within(5.0)
+                raise AssertionError
 
         status, text = ends(act, tmp_path)
-        assert (status, text) == (130, "\nwork is saved; a second signal ends it at once\n")
+        assert (status, text) == (130, "\nwork is saved; another signal ends it at once\n")
+
+    def test_those_of_the_same_moment_are_one(self) -> None:
+        with pytest.raises(KeyboardInterrupt), errors.postponed("") as ending:
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGTERM):
+                os.kill(os.getpid(), number)
+            assert ending.within(5.0) and ending.asked is KeyboardInterrupt
 
     def test_children_read_on_after_ctrl_c_and_end_at_sigterm(self) -> None:
         with errors.postponed("") as ending:

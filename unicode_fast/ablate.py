@@ -7,6 +7,7 @@ in its own folder, so an interrupted ablation goes on where it was; a run that h
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import fcntl
 import io
@@ -31,6 +32,7 @@ from unicode_fast.cli import given_fields, make_parser, resolve, resolve_saved, 
 from unicode_fast.config import EXECUTION_FIELDS, Config, completed, modality_names
 from unicode_fast.data import built_in, open_dataset
 from unicode_fast.errors import run_main
+from unicode_fast.journal import METRICS
 from unicode_fast.presets import preset
 from unicode_fast.published import LABEL, TASKS, published
 from unicode_fast.tasks import PROBE_TASKS, Row, aggregate
@@ -110,11 +112,12 @@ class Unit:
         """Steps of pre-training so far, from what the run has logged."""
         if self.finished:
             return self.config.train.steps
-        try:
-            last = (self.folder / "metrics.jsonl").read_bytes().rstrip().rsplit(b"\n", 1)[-1]
-            return int(json.loads(last)["step"])
-        except (OSError, ValueError):
-            return 0
+        path = self.folder / METRICS
+        for line in reversed(path.read_bytes().splitlines() if path.exists() else []):
+            # One that is being written, or is damaged, is none.
+            with contextlib.suppress(ValueError, KeyError, TypeError):
+                return int(json.loads(line)["step"])
+        return 0
 
 
 def variants(base: Config, names: Sequence[str], experiments: Iterable[str], codewords: Sequence[int]) -> list[Variant]:

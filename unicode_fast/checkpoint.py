@@ -234,6 +234,12 @@ def steps_in(run: Path) -> list[int]:
     return sorted(int(match[1]) for match in names if match)
 
 
+def keep_newest(run: Path) -> None:
+    """Deletes all checkpoints of steps but two; those of the highest steps are the newest, as `set_aside` sees to."""
+    for step in steps_in(run)[:-2]:
+        step_path(run, step).unlink()
+
+
 def set_aside(run: Path, step: int, offset: int) -> Path | None:
     """Moves what a run did after a step out of the way of what it will do again; nothing of it is deleted.
 

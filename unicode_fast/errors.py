@@ -28,6 +28,8 @@ LONGEST = 299
 # Exit statuses, as shells give those of processes that were ended by these signals.
 INTERRUPTED, PIPE_CLOSED, TERMINATED = 130, 141, 143
 _BAD_USAGE = 2
+# Signals that come within are taken for one.
+_SAME_SECONDS = 1.0
 
 
 # What helps against errors of the system that are not about the file that they name.
@@ -84,12 +86,13 @@ class Ending:
 def postponed(say: str) -> Iterator[Ending]:
     """SIGTERM and Ctrl-C wait until the end of the block, which looks whether it is to end soon, and are raised there.
 
-    A second one ends the process at once. Where this is not the main thread, nothing is postponed.
+    A later one ends the process at once; those of the first second are the same, as Ctrl-C on a terminal and SIGTERM of
+    the command that has started this one. Where this is not the main thread, nothing is postponed.
 
     Args:
         say: what is done before the end, told on the error stream.
     """
-    ending, process = Ending(), os.getpid()
+    ending, process, since = Ending(), os.getpid(), [0.0]
     if threading.current_thread() is not threading.main_thread():
         yield ending
         return
@@ -101,12 +104,14 @@ def postponed(say: str) -> Iterator[Ending]:
             if number == signal.SIGTERM:
                 os._exit(status)
         elif ending.asked is not None:
-            os._exit(status)
+            if time.monotonic() - since[0] > _SAME_SECONDS:
+                os._exit(status)
         else:
+            since[0] = time.monotonic()
             ending.asked = Terminated if number == signal.SIGTERM else KeyboardInterrupt
             # Unlike `print` it may be called whatever was interrupted.
             with contextlib.suppress(OSError):
-                os.write(2, f"\n{say}; a second signal ends it at once\n".encode())
+                os.write(2, f"\n{say}; another signal ends it at once\n".encode())
 
     before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
     try:

@@ -21,7 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from unicode_fast import health
-from unicode_fast.writing import naming
+from unicode_fast.writing import naming, sync_folder
 
 METRICS = "metrics.jsonl"
 LOG_EVERY = 20
@@ -110,6 +110,7 @@ class Journal:
             _keep(self.path, offset)
             self.file = self.path.open("a", encoding="utf-8", newline="")
         self.events = _Events(folder, step)
+        sync_folder(folder)
         self.pending: deque[_Pending] = deque()
         self.usage: np.ndarray | None = None if usage is None else usage.cpu().numpy()
         self.shown: dict[str, str] = {}

@@ -409,9 +409,7 @@ def pretrain(
             checkpoint.save(path, trainer.model, extra)
         if name is None:
             saved = trainer.step
-            # Those of later steps have been set aside, so that the highest are the newest.
-            for step in checkpoint.steps_in(folder)[:-2]:
-                checkpoint.step_path(folder, step).unlink()
+            checkpoint.keep_newest(folder)
 
     bar = StepBar(total, trainer.step)
     try:
@@ -525,6 +523,7 @@ def clear(folder: Path, content: Mapping[str, Any] | None, resume_step: int | No
         aside = checkpoint.set_aside(folder, step, progress["bytes"])
         if aside is not None:
             print(f"what the run did after step {step} is kept in {aside}", file=sys.stderr)
+    checkpoint.keep_newest(folder)
     if progress["best"] and progress["best"]["step"] != checkpoint.step_of_best(folder):
         # It was replaced by a later one; validations up to that are made again, and choose it or a better one.
         progress["best"] = None
@@ -802,6 +801,10 @@ def resume(arguments: Namespace, flags: Mapping[str, Any], ranks: Ranks, hold: C
             print(f"note: the run has ended, {', '.join(flags)} stay as they were", file=sys.stderr)
         return Found(folder, config, seeds, None)
     hold(folder)
+    # It may have ended since.
+    ended = arguments.resume_step is None and ranks.from_first(lambda: has_ended(folder, seeds))
+    if ended and not moved:
+        return Found(folder, config, seeds, None)
     if not ended:
         check_run(config)
     ranks.begin(config.train.rank_timeout_seconds)
