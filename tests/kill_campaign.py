@@ -362,7 +362,10 @@ def main() -> int:
     parser.add_argument("--trials", type=int, default=100)
     parser.add_argument("--first", type=int, default=0, help="number of the first trial")
     parser.add_argument("--folder", type=Path, help="for all files, which are kept [a temporary one]")
+    parser.add_argument("--mode", choices=MODES, help="only trials of this mode [all]")
     arguments = parser.parse_args()
+    numbers = range(arguments.first, arguments.first + arguments.trials)
+    chosen = [number for number in numbers if arguments.mode in (None, MODES[number % len(MODES)])]
     torch.set_num_threads(1)
     failed: dict[int, str] = {}
     counts: Counter[str] = Counter()
@@ -371,7 +374,7 @@ def main() -> int:
         folder.mkdir(parents=True, exist_ok=True)
         campaign, begun = Campaign(folder), time.monotonic()
         say(f"the whole run took {campaign.seconds:.1f} s; calls {campaign.calls}")
-        for number in range(arguments.first, arguments.first + arguments.trials):
+        for done, number in enumerate(chosen, 1):
             mode = MODES[number % len(MODES)]
             try:
                 campaign.trial(number)
@@ -383,12 +386,11 @@ def main() -> int:
                 log = folder / f"trial-{number}.log"
                 if log.exists():
                     say("\n".join(f"    {line}" for line in log.read_text().split("\n")[-12:]))
-            if (number + 1 - arguments.first) % 10 == 0:
-                spent = time.monotonic() - begun
-                say(f"{number + 1 - arguments.first} trials, {len(failed)} differ, {spent:.0f} s")
+            if done % 10 == 0:
+                say(f"{done} trials, {len(failed)} differ, {time.monotonic() - begun:.0f} s")
     say(", ".join(f"{name} {count}" for name, count in sorted(counts.items())))
     differing = f"; trials {', '.join(map(str, failed))} differ" if failed else ""
-    say(f"{arguments.trials - len(failed)} of {arguments.trials} equal{differing}")
+    say(f"{len(chosen) - len(failed)} of {len(chosen)} equal{differing}")
     return 1 if failed else 0
 
 

@@ -257,16 +257,19 @@ def set_aside(run: Path, step: int, offset: int) -> Path | None:
         OSError: it cannot be made, or the disk is full.
     """
     folder = run / FOLDER
-    moved = [run / SUMMARY, *(step_path(run, later) for later in reversed(steps_in(run)) if later > step)]
+    moved = [step_path(run, later) for later in reversed(steps_in(run)) if later > step]
     if (best := step_of_best(run)) is None or best > step:
         moved.append(folder / BEST)
     moved = [path for path in moved if path.exists()]
     journal = run / METRICS
     lines = journal.read_bytes()[offset:] if journal.exists() else b""
-    if not moved and not lines:
+    if not moved and not lines and not (run / SUMMARY).exists():
         return None
-    aside = next(path for n in itertools.count(1) if not (path := folder / f"{ASIDE}-{n}").exists())
-    aside.mkdir()
+    aside = next(path for n in itertools.count(1) if not any((path := folder / f"{ASIDE}-{n}").glob("*")))
+    aside.mkdir(exist_ok=True)
+    if (run / SUMMARY).exists():
+        # First, as with it the run would have ended.
+        os.rename(run / SUMMARY, aside / SUMMARY)
     if lines:
         with atomic_file(aside / METRICS) as file:
             file.write(lines)
