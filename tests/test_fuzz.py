@@ -25,12 +25,16 @@ from unicode_fast.data.store_checks import DamagedStoreError
 from unicode_fast.data.stream import open_stream, write_shards
 from unicode_fast.data.text import _read_vectors
 from unicode_fast.data.zip_pickle import read_zipped_array, unpickle_array, unpickle_counts
+from unicode_fast.runs import read_summary
+from unicode_fast.tasks import Row
 from unicode_fast.tasks.backbones import LIGHT_SETTINGS
+from unicode_fast.tasks.intervals import Estimate
 from unicode_fast.tasks.segmenter import Segmenter, load_segmenter, save_segmenter
 from unicode_fast.untrusted import BadFile
+from unicode_fast.writing import write_json
 
 # Seconds for each reader, and a longer run.
-QUICK, LONG = 0.2, 20.0
+QUICK, LONG = 0.15, 20.0
 
 
 class Reader(NamedTuple):
@@ -236,13 +240,20 @@ def store_npy(folder: Path, verify: bool) -> Reader:
 
 def segmenter(folder: Path) -> Reader:
     file, sizes = folder / "segmenter.safetensors", {"channels": 1, "frames": 2, "query_steps": 3, "query_width": 4}
-    save_segmenter(Segmenter("light", **sizes, settings=LIGHT_SETTINGS), file, {"source": "audio"})
+    written = Segmenter("light", **sizes, settings=LIGHT_SETTINGS)
+    save_segmenter(written, file, {"source": "audio"})
 
     def read() -> Any:
-        found, described = load_segmenter(file, LIGHT_SETTINGS)
-        return {**found.state_dict(), "described": sorted(described)}
+        expected = {**written.description, "source": "audio"}
+        return dict(load_segmenter(file, LIGHT_SETTINGS, expected).state_dict())
 
-    return Reader(file, read, (CheckpointError,), may_be=same_type)
+    return Reader(file, read, (CheckpointError, ValueError))
+
+
+def run_summary(folder: Path) -> Reader:
+    row = Row("localisation", "audio", "video", 0.4, 0.6, 0.1, interval=(0.3, 0.5), metrics={"map": Estimate(0.3, 0.2)})
+    write_json(folder / "summary.json", {"rows": [row.as_dict()] * 3, "seconds": 1.0, "versions": {"torch": "2"}})
+    return Reader(folder / "summary.json", lambda: read_summary(folder), (CheckpointError,), may_be=same_type)
 
 
 READERS: dict[str, Callable[[Path], Reader]] = {
@@ -269,6 +280,7 @@ READERS: dict[str, Callable[[Path], Reader]] = {
     "store npy": lambda folder: store_npy(folder, verify=True),
     "store npy unverified": lambda folder: store_npy(folder, verify=False),
     "segmenter": segmenter,
+    "summary.json": run_summary,
 }
 
 

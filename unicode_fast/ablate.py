@@ -35,9 +35,11 @@ from unicode_fast.errors import run_main
 from unicode_fast.journal import METRICS
 from unicode_fast.presets import preset
 from unicode_fast.published import LABEL, TASKS, published
+from unicode_fast.runs import read_summary
 from unicode_fast.tasks import PROBE_TASKS, Row, aggregate
 from unicode_fast.tasks.table import token_cell
 from unicode_fast.train import check_run, check_store
+from unicode_fast.untrusted import read_json
 from unicode_fast.writing import check_writable, write_text
 
 # MM-EMA is off where codewords follow their own modality alone, and features are drawn to their own codewords alone.
@@ -105,8 +107,7 @@ class Unit:
 
     def summary(self) -> dict[str, Any]:
         """Its summary, once it has finished."""
-        content: dict[str, Any] = json.loads((self.folder / "summary.json").read_text(encoding="utf-8"))
-        return content
+        return read_summary(self.folder)
 
     def steps_done(self) -> int:
         """Steps of pre-training so far, from what the run has logged."""
@@ -170,10 +171,10 @@ class Record:
         self.runs: list[dict[str, Any]] = []
         if path.exists():
             try:
-                content = json.loads(path.read_bytes())
+                content = read_json(path)
                 before, self.runs = completed(content["config"]), list(content["runs"])
                 _check_runs(self.runs)
-            except (OSError, ValueError, KeyError, TypeError) as error:
+            except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
                 raise ValueError(
                     f"record must be a file of finished runs, as an ablation writes it, or none yet; {path} is not: "
                     f"{type(error).__name__}: {error}"

@@ -21,6 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from unicode_fast import health
+from unicode_fast.untrusted import UNPACKED_VARIABLE, read_bytes
 from unicode_fast.writing import naming, sync_folder
 
 METRICS = "metrics.jsonl"
@@ -229,7 +230,7 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
         OSError: there is no such file, or it cannot be read.
     """
     found, unreadable = [], []
-    for number, line in enumerate((folder / METRICS).read_bytes().split(b"\n"), 1):
+    for number, line in enumerate(read_bytes(folder / METRICS, UNPACKED_VARIABLE).split(b"\n"), 1):
         try:
             content = json.loads(line) if line else None
         except (ValueError, RecursionError):

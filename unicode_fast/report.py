@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import shutil
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -25,7 +24,7 @@ from unicode_fast.errors import run_main
 from unicode_fast.paths import with_homes
 from unicode_fast.presets import preset
 from unicode_fast.published import LABEL, LAYOUTS, TASKS, Published, published
-from unicode_fast.runs import EVALUATIONS
+from unicode_fast.runs import EVALUATIONS, read_seeds, run_file
 from unicode_fast.tasks import Row, TokenScore
 from unicode_fast.tasks.table import mean_token, token_cell
 from unicode_fast.writing import atomic_folder, write_text
@@ -99,11 +98,7 @@ def single_runs(paths: Iterable[str]) -> list[Path]:
         if not (path / "config.yaml").is_file():
             raise CheckpointError(f"run must be a run folder with a config.yaml, got {str(path)!r}")
         seeds = path / "seeds.json"
-        below = (
-            [path / f"seed-{seed}" for seed in json.loads(seeds.read_text(encoding="utf-8"))]
-            if seeds.exists()
-            else [path]
-        )
+        below = [path / f"seed-{seed}" for seed in read_seeds(seeds)] if seeds.exists() else [path]
         for folder in below:
             if not (folder / "summary.json").is_file():
                 raise CheckpointError(f"run must have ended, {str(folder)!r} has no summary.json; go on with --resume")
@@ -132,17 +127,18 @@ def label_of(config: Config) -> str:
 def rows_of(folder: Path) -> dict[Column, Row]:
     """Every number that a run folder holds: those of its summary and those measured later."""
     found = {}
-    summary, data = json.loads((folder / "summary.json").read_text(encoding="utf-8")), run_config(folder).data.data
-    own = summary.get("dataset", short(data))
-    for values in summary["rows"]:
-        row = Row.from_dict(values)
-        found[Column(row.task, row.source, row.target, row.protocol, dataset=published_as(row.task, own))] = row
+    data = run_config(folder).data.data
+    with run_file(folder / "summary.json") as summary:
+        own = summary.get("dataset", short(data))
+        for values in summary["rows"]:
+            row = Row.from_dict(values)
+            found[Column(row.task, row.source, row.target, row.protocol, dataset=published_as(row.task, own))] = row
     for file in sorted((folder / EVALUATIONS).glob("*.json")):
-        content = json.loads(file.read_text(encoding="utf-8"))
-        row = Row.from_dict(content["row"])
-        flags = {name: short(str(value)) for name, value in content["flags"].items()}
-        note = ", ".join(f"{name} {value}" for name, value in flags.items())
-        dataset = published_as(row.task, content.get("dataset", flags.get("data", own)))
+        with run_file(file) as content:
+            row = Row.from_dict(content["row"])
+            flags = {name: short(str(value)) for name, value in content["flags"].items()}
+            note = ", ".join(f"{name} {value}" for name, value in flags.items())
+            dataset = published_as(row.task, content.get("dataset", flags.get("data", own)))
         column = Column(row.task, row.source, row.target, row.protocol, note, dataset)
         if column in found and note:
             # Folders of the same name.

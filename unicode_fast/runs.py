@@ -7,7 +7,7 @@ import datetime
 import errno
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from unicode_fast import untrusted
 from unicode_fast.checkpoint import SUMMARY, CheckpointError
 from unicode_fast.cli import resolve_saved
 from unicode_fast.config import EXECUTION_FIELDS, PLACE_FIELDS, Config
+from unicode_fast.tasks.table import Row
 from unicode_fast.writing import atomic_folder, write_json, write_text
 
 # Runs that begin in the same second.
@@ -128,7 +129,7 @@ def resume_folder(
             f"resume takes the run's own configuration, got {', '.join(refused)} beside it; only these may change: "
             f"{', '.join((*EXECUTION_FIELDS, *PLACE_FIELDS))}"
         )
-    seeds = _read_json(folder / "seeds.json") if (folder / "seeds.json").exists() else None
+    seeds = read_seeds(folder / "seeds.json") if (folder / "seeds.json").exists() else None
     return folder, resolve_saved(str(folder / "config.yaml"), flags), seeds
 
 
@@ -151,17 +152,36 @@ def read_summary(folder: Path) -> dict[str, Any]:
         CheckpointError: it is none.
         OSError: it cannot be read.
     """
-    found = _read_json(folder / SUMMARY)
-    if not isinstance(found, dict) or not isinstance(found.get("rows"), list):
-        raise CheckpointError(f"summary {folder / SUMMARY} is damaged; without it --resume measures the run again")
-    return found
+    with run_file(folder / SUMMARY, "; without it --resume measures the run again") as summary:
+        _ = [Row.from_dict(row) for row in summary["rows"]], float(summary["seconds"])
+        return summary
 
 
-def _read_json(path: Path) -> Any:
+def read_seeds(file: Path) -> list[int]:
+    """The seeds of a run of several.
+
+    Raises:
+        As `run_file`.
+    """
+    with run_file(file) as seeds:
+        if type(seeds) is not list or not all(type(seed) is int for seed in seeds):
+            raise ValueError("seeds must be a list of whole numbers")
+        return seeds
+
+
+@contextlib.contextmanager
+def run_file(file: Path, cure: str = "") -> Iterator[Any]:
+    """The content of a JSON file of a run; what its reader finds wrong with it becomes an error that names it.
+
+    Raises:
+        CheckpointError: it holds something else than a run or an evaluation writes.
+        OSError: it cannot be read.
+    """
     try:
-        return untrusted.read_json(path)
-    except untrusted.BadFile as error:
-        raise CheckpointError(f"file {path} is damaged: {error}") from error
+        yield untrusted.read_json(file)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        what = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+        raise CheckpointError(f"{file} is damaged{cure}: {what[:150]}") from error
 
 
 def places(folder: Path) -> dict[str, str]:

@@ -129,8 +129,10 @@ class Row:
         """The inverse of `as_dict`.
 
         Raises:
-            ValueError: a key is missing or unknown.
+            ValueError: a key is missing or unknown, or a value of another type.
         """
+        if not isinstance(values, Mapping):
+            raise ValueError(f"a row must be a mapping, got {type(values).__name__}")
         renamed = {{"from": "source", "to": "target"}.get(key, key): value for key, value in values.items()}
         try:
             if "interval" in renamed:
@@ -138,9 +140,18 @@ class Row:
             if "metrics" in renamed:
                 renamed["metrics"] = {name: Estimate(**value) for name, value in renamed["metrics"].items()}
             renamed |= {name: TokenScore(**renamed[name]) for name in _TOKENS if name in renamed}
-            return cls(**renamed)
-        except TypeError as error:
+            row = cls(**renamed)
+            numbers: list[Any] = [row.score, row.same_modality, row.chance, row.std, row.clips, row.seeds]
+            several = (row.interval or (), *row.metrics.values(), row.token or (), row.content_token or ())
+            numbers += [number for those in several for number in those]
+        except (TypeError, AttributeError) as error:
             raise ValueError(f"a row must have the keys that Row.as_dict gives, got {sorted(values)}") from error
+        wrong = [number for number in numbers if type(number) not in (int, float, type(None))]
+        wrong += [text for text in (row.task, row.source, row.target, row.protocol) if type(text) is not str]
+        wrong += [one for one in (row.anchor,) if type(one) not in (str, type(None))]
+        if wrong or None in numbers[:3] or len(row.interval or (0, 0)) != 2:
+            raise ValueError(f"a row must have values of the types that Row.as_dict gives, got {wrong!s:.80}")
+        return row
 
 
 def aggregate(rows_of_seeds: Sequence[Sequence[Row]]) -> list[Row]:
