@@ -160,7 +160,7 @@ class TestRecord:
             ([{"fields": "x", "seed": 0, "rows": []}], "ValueError"),
             ([{"fields": {}, "seed": 0, "rows": [{"score": float("nan")}]}], "run 0 has nan"),
             ([{"fields": {}, "seed": 0, "rows": [{"score": 9.0}]}], "run 0 has 9.0"),
-            ([{"fields": {}, "seed": 0, "rows": [{"score": "0.5"}]}], "run 0 has '0.5'"),
+            ([{"fields": {}, "seed": 0, "rows": [{"score": "0.5"}]}], r"of the types .* got \['0.5'\]"),
         ],
     )
     def test_a_damaged_row(self, tmp_path: Path, runs: list, fault: str) -> None:

@@ -92,7 +92,7 @@ def test_what_a_pickle_may_name_cannot_be_changed() -> None:
     """BUILD sets attributes of the object before it; here of the codec's stand-in and of the array's maker."""
     for name in (b"_codecs\nencode", b"numpy.core.numeric\n_frombuffer", b"numpy\ndtype", b"numpy\nndarray"):
         for state in (b"}S'__call__'\nI1\ns", b"N}S'__doc__'\nS'changed'\ns\x86"):
-            with pytest.raises(PickleError, match="cannot be read|of numbers, got|got one with operation EMPTY_DICT"):
+            with pytest.raises(PickleError, match="cannot be read|one NumPy array of numbers, got"):
                 unpickle_array(b"\x80\x02c" + name + b"\n" + state + b"b.", "attack")
     assert np.ndarray.__doc__ != "changed" and np.dtype("f8").byteorder == "="
 

@@ -13,7 +13,7 @@ import pickletools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from unicode_fast.untrusted import BadFile
+from unicode_fast.untrusted import TEXT_VARIABLE, BadFile, check_size
 
 # All that is read of one pickle; what takes memory beside the bytes is containers, calls and memo entries.
 MOST_OPCODES = 1 << 21
@@ -108,6 +108,9 @@ class _Walk:
             if name in _VALUES:
                 if isinstance(argument, int) and not -_INTEGER < argument < _INTEGER:
                     raise BadFile("its pickle holds an integer of more than 64 bits")
+                if type(argument) is str:
+                    # Four bytes a letter, where one of them is no Latin one.
+                    check_size(len(argument), TEXT_VARIABLE)
                 self.stack.append(argument)
             else:
                 self.do(name, argument)
