@@ -1,8 +1,13 @@
 """Tar files read as a stream: every rank gets as many batches, each clip at most once an epoch, and resumes exactly."""
 
 import errno
+import functools
+import http.server
 import json
+import shutil
 import tarfile
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -225,3 +230,55 @@ def test_shards_by_command(tmp_path: Path, spoken: ClipSet, capsys: pytest.Captu
         spoil()
         assert main(["check", f"webdataset:{tmp_path / 'shards'}"]) == 1
         assert message in capsys.readouterr().out
+
+
+@pytest.fixture
+def served(streamed: StreamedDataset) -> Iterator[str]:
+    """The address of a server that has the shards, and sends some visitors elsewhere."""
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *arguments: object) -> None:
+            """Says nothing."""
+
+        def do_GET(self) -> None:
+            for name, place in (("/file/", f"file://{streamed.root}/shards.json"), ("/ftp/", "ftp://127.0.0.1/x")):
+                if self.path.startswith(name):
+                    self.send_response(302)
+                    self.send_header("Location", place)
+                    self.end_headers()
+                    return
+            super().do_GET()
+
+    handler = functools.partial(Handler, directory=streamed.root)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_shards_are_fetched_from_a_server(
+    streamed: StreamedDataset, served: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("subprocess.Popen", lambda *arguments, **options: pytest.fail("a program is called"))
+    monkeypatch.setattr("unicode_fast.data.stream._PAUSE", 0.0)
+    data = open_data(f"webdataset:{served}")
+    assert isinstance(data, StreamedDataset) and data.digest() == streamed.digest()
+    for split in streamed.splits:
+        for key, array in streamed.split(split).arrays.items():
+            np.testing.assert_array_equal(data.split(split).arrays[key], array)
+    assert drawn(data.batches("train", ["sound"], 4), 1) == drawn(streamed.batches("train", ["sound"], 4), 1)
+    with pytest.raises(FileNotFoundError, match="data must be a folder with an index shards.json"):
+        open_data(f"webdataset:{served}/nowhere")
+    for elsewhere in ("file", "ftp"):
+        with pytest.raises(OSError, match="must be one that can be fetched .*(not allowed|unknown url type)"):
+            open_data(f"webdataset:{served}/{elsewhere}")
+
+
+def test_a_folder_with_a_colon_is_a_folder(
+    tmp_path: Path, streamed: StreamedDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("my:shards", "pipe:touch ran"):
+        shutil.copytree(streamed.root, name)
+        assert len(open_data(f"webdataset:{name}").split("val")) == len(streamed.split("val"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["my:shards", "pipe:touch ran"]

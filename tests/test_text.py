@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import pickle
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -207,6 +208,42 @@ def test_a_model_that_cannot_be_loaded_is_named(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(StoreError, match="text_model must be a BERT that transformers can load, .*got '.*empty'"):
         WordVectors(str(tmp_path / "empty"), cache=tmp_path).vectors("the digit one")
+
+
+def test_code_of_a_model_is_neither_asked_about_nor_run(
+    tmp_path: Path, bert: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("builtins.input", lambda *arguments: pytest.fail("asked"))
+    for name, key in (("config.json", "AutoModel"), ("tokenizer_config.json", "AutoTokenizer")):
+        folder = shutil.copytree(bert, tmp_path / key)
+        (folder / "code.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Model: pass\n")
+        content = json.loads((folder / name).read_text())
+        content["auto_map"] = {key: "code.Model" if key == "AutoModel" else ["code.Model", None]}
+        (folder / name).write_text(json.dumps(content))
+        with pytest.raises(StoreError, match=f"auto_map in its {name} would run code.*not done") as caught:
+            WordVectors(str(folder), cache=tmp_path).vectors("the digit one")
+        assert "\n" not in str(caught.value)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_pickled_weights_that_are_none_are_refused(tmp_path: Path, bert: Path) -> None:
+    """Those of old folders, pytorch_model.bin, are still read."""
+    folder = shutil.copytree(bert, tmp_path / "bert")
+    model = transformers.BertModel.from_pretrained(bert)
+    (folder / "model.safetensors").unlink()
+    torch.save(model.state_dict(), folder / "pytorch_model.bin")
+    found = WordVectors(str(folder), cache=tmp_path / "one").vectors("the digit one")
+    np.testing.assert_array_equal(found, WordVectors(str(bert), cache=tmp_path / "two").vectors("the digit one"))
+    (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Called()))
+    with pytest.raises(StoreError, match="text_model must be a BERT that transformers can load"):
+        WordVectors(str(folder), cache=tmp_path / "three").vectors("the digit one")
+
+
+class Called:
+    """Fails the test where it is unpickled."""
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return pytest.fail, ("run",)
 
 
 def test_without_transformers_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
