@@ -227,12 +227,23 @@ class StreamedDataset(Dataset):
             StoreError: a file is damaged, or holds another number of clips than the index says.
             OSError: it cannot be opened.
         """
+        first: tuple[str, dict[str, Any]] | None = None
         for file, wanted in shards.items():
             place, found = f"{self.root}/{file}", 0
             for clip in _samples(place):
                 found += 1
                 if found > wanted:
                     break
+                # Texts are as long as they are.
+                forms = {key: (one.shape, one.dtype.kind if one.dtype.kind in "US" else one.dtype)
+                         for key, one in clip.items()}  # fmt: skip
+                first = first or (place, forms)
+                if forms != first[1]:
+                    key = next(key for key in {**forms, **first[1]} if forms.get(key) != first[1].get(key))
+                    raise StoreError(
+                        f"{place} must hold clips of the arrays and shapes of those in {first[0]}, clip "
+                        f"{clip['__clip__']} has another {key!r}"
+                    )
                 yield clip
             if found != wanted:
                 raise StoreError(f"{place} must hold the {wanted} clips that {INDEX} lists, got {found}")
@@ -528,10 +539,7 @@ def _collect(clips: Iterator[dict[str, np.ndarray]], data: Dataset, count: int |
     found = list(itertools.islice(clips, count))
     if not found:
         raise StoreError(f"split {split!r} must hold at least one clip, got none")
-    try:
-        arrays = {key: np.stack([clip[key] for clip in found]) for key in found[0]}
-    except (KeyError, ValueError) as error:
-        raise StoreError(f"clips of split {split!r} must have the same arrays and shapes: {error!r}") from error
+    arrays = {key: np.stack([clip[key] for clip in found]) for key in found[0]}
     index = arrays.pop("__clip__").astype(np.int64)
     check_split(split, arrays, data.modalities, data.classes)
     return ClipSet(arrays, data.modalities, data.classes, index)

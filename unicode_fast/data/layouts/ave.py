@@ -171,6 +171,9 @@ class H5Array:
         size = math.prod(self.shape) * self.dtype.itemsize
         check_size(size // max(1, self.shape[0]))
         self._chunk = 0
+        # Of values that are in one piece the file has the shape, and the number of bytes.
+        if self._properties.get_layout() != h5py.h5d.CHUNKED and self._data.id.get_storage_size() not in (0, size):
+            raise BadFile(f"it has {self._data.id.get_storage_size()} bytes for shape {self.shape} of {self.dtype}")
         if self._properties.get_layout() == h5py.h5d.CHUNKED:
             sizes = self._properties.get_chunk()
             self._chunk = math.prod(sizes) * self.dtype.itemsize
