@@ -125,7 +125,7 @@ _CURE = f"{TEXT_VARIABLE} sets another limit"
 
 def _room(size: int) -> int:
     """Bytes that what is made of a file of a size may take."""
-    return 2 * size + 4 * limit(TEXT_VARIABLE)
+    return 2 * size + 3 * limit(TEXT_VARIABLE)
 
 
 def _some(names: Sequence[str]) -> str:
