@@ -224,7 +224,7 @@ def load_generators(content: Mapping[str, Any], device: torch.device) -> None:
 
 def where_of(content: Mapping[str, Any]) -> str:
     """What messages call the checkpoint that a run goes on from."""
-    return str(content.get(WHERE, f"checkpoint of step {content['step']}"))
+    return str(content.get(WHERE, f"checkpoint of step {content.get('step')}"))
 
 
 def steps_in(run: Path) -> list[int]:
@@ -491,6 +491,6 @@ def load(
     if "cmg" in content:
         model.cmg_rest = content["cmg"]
     progress = content.get("progress")
-    data = content.get("data") or (progress.get("data") if isinstance(progress, dict) else None)
-    model.trained_on = data if isinstance(data, str) else None
+    digests = (content.get("data"), progress.get("data") if isinstance(progress, dict) else None)
+    model.trained_on = next((digest for digest in digests if isinstance(digest, str) and digest), None)
     return model.eval()
