@@ -291,6 +291,12 @@ class TestExports:
             with pytest.raises(CheckpointError, match="model.safetensors .*its checksum is another"):
                 load(path)
 
+    def test_a_checksum_under_a_damaged_name_is_not_passed_over(self, tmp_path: Path) -> None:
+        path, _ = exported_file(tmp_path)
+        path.write_bytes(path.read_bytes().replace(b'"sha256"', b'"sha257"'))
+        with pytest.raises(CheckpointError, match="model.safetensors .*metadata that is neither"):
+            load(path)
+
     def test_a_file_without_a_checksum_is_read(self, tmp_path: Path) -> None:
         path, read = exported_file(tmp_path)
         wanted = read()

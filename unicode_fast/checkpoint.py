@@ -86,14 +86,14 @@ def changed_fields(content: Mapping[str, Any], config: Config, modalities: Mappi
     try:
         before = completed(saved["fields"])
     except ValueError as error:
-        raise CheckpointError(f"checkpoint of step {content['step']} is of another version: {error}") from error
+        raise CheckpointError(f"{where_of(content)} is of another version: {error}") from error
     fields = {name: value for name, value in before.items() if wanted["fields"][name] != value}
     changed = sorted({*fields} - {*EXECUTION_FIELDS, *PLACE_FIELDS})
     others = [f"{name} {fields[name]!r} instead of {wanted['fields'][name]!r}" for name in changed]
     if saved["modalities"] != wanted["modalities"]:
         others.append("other modalities or shapes")
     if others:
-        raise CheckpointError(f"checkpoint must be of the run's configuration, got one with {few(others)}")
+        raise CheckpointError(f"{where_of(content)} must be of the run's configuration, got one with {few(others)}")
     return fields
 
 

@@ -57,6 +57,9 @@ def read_tensors(path: str | os.PathLike[str]) -> tuple[Any, dict[str, Tensor]]:
         metadata = header.pop("__metadata__", {})
         if type(metadata) is not dict or type(metadata.get(CONTENT)) is not str:
             raise BadFile(f"its header has no {CONTENT!r}")
+        # A checksum under a damaged name would not be compared.
+        if not {*metadata} <= {CONTENT, CHECKSUM}:
+            raise BadFile(f"its header has metadata that is neither {CONTENT!r} nor {CHECKSUM!r}")
         facts, checksum = metadata[CONTENT], metadata.get(CHECKSUM)
         content = _json(facts.encode("utf-8", "surrogatepass"))
         tensors = {name: _read(file, start, item) for name, item in header.items()}
