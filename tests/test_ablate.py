@@ -2,7 +2,9 @@
 
 import csv
 import json
+import os
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -436,6 +438,20 @@ class TestReport:
         assert [line["score"] for line in ours if line["seeds"]] == ["0.41"]
         for shown in text.split("](")[1:]:
             assert (tmp_path / "report" / shown.split(")")[0]).is_file()
+
+    @pytest.mark.parametrize("make", [lambda path, secret: path.symlink_to(secret), lambda path, _: os.mkfifo(path)])
+    def test_a_picture_that_is_none_of_the_run(
+        self, make: Callable[[Path, Path], None], runs: list[Path], tmp_path: Path
+    ) -> None:
+        (tmp_path / "secret").write_text("of this machine")
+        picture = runs[1] / "plots" / "timeline-of-others.png"
+        make(picture, tmp_path / "secret")
+        try:
+            with pytest.raises(CheckpointError, match="timeline-of-others.png must be a file of the run itself"):
+                report.main([*map(str, runs), "--out", str(tmp_path / "report")])
+        finally:
+            picture.unlink()
+        assert not (tmp_path / "report").exists()
 
     def test_nothing_is_overwritten(self, runs: list[Path], tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="out must be a folder that does not exist yet"):

@@ -107,23 +107,6 @@ def test_what_the_package_raises_is_foreseen() -> None:
     assert not is_foreseen(error_of(lambda: one_line(3)))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(
-    ("error", "status", "said"),
-    [
-        (KeyboardInterrupt(), 130, "interrupted"),
-        (errors.Terminated(), 143, "ended by SIGTERM"),
-        (MemoryError(), 1, "memory of this machine is full; a smaller --batch_size"),
-        (OSError(24, "Too many open files", "x"), 1, "Too many open files, got 'x'"),
-    ],
-)
-def test_statuses(error: BaseException, status: int, said: str, capsys: pytest.CaptureFixture[str]) -> None:
-    def fails(words: Sequence[str] | None) -> int:
-        raise error
-
-    code, text = ended(fails, [], capsys)
-    assert code == status and said in text and text.count("\n") == 1
-
-
 def test_a_message_on_one_line() -> None:
     assert escaped("a\nb\x1b[0m\u202eé\x00\ud800") == "a b\\x1b[0m\\u202eé\\x00\\ud800"
     short = one_line("a" * 400 + "b" * 400, 30)
@@ -151,25 +134,6 @@ class TestProcesses:
             text=True,
             env={**os.environ, **variables},
         )
-
-    WAITS = """
-        import time
-        def main(words):
-            print("ready", flush=True)
-            time.sleep(60)
-        run_main(main)
-    """
-
-    @pytest.mark.parametrize(
-        ("number", "status", "said"), [(signal.SIGTERM, 143, "SIGTERM"), (signal.SIGINT, 130, "i")]
-    )
-    def test_signals(self, number: int, status: int, said: str) -> None:
-        with self.start(self.WAITS) as process:
-            assert process.stdout is not None
-            assert process.stdout.readline() == "ready\n"
-            process.send_signal(number)
-            _, text = process.communicate()
-        assert process.returncode == status and said in text and text.count("\n") == 1
 
     def test_an_interrupt_while_a_command_is_imported(self, tmp_path: Path) -> None:
         """Which takes seconds, here as long as it takes to be interrupted."""

@@ -331,13 +331,19 @@ def long_table(lines: Sequence[Line]) -> list[list[str]]:
 
 
 def copy_pictures(lines: Sequence[Line], out: Path) -> list[str]:
-    """Pictures of the first run of each line, copied into the report; the Markdown that shows them."""
+    """Pictures of the first run of each line, copied into the report; the Markdown that shows them.
+
+    Raises:
+        CheckpointError: one is a link, which could show any file of this machine, or no file.
+    """
     shown = []
     for number, line in enumerate(lines):
         for name in _PICTURES:
             files = (line.folders[0] / "plots").glob(f"{name}*.*")
             for file in sorted(file for file in files if file.suffix[1:] in plots.FORMATS):
                 copy = f"{number}-{file.name}"
+                if file.is_symlink() or not file.is_file():
+                    raise CheckpointError(f"picture {file} must be a file of the run itself, got a link or no file")
                 shutil.copyfile(file, out / copy)
                 shown.append(linked(f"{name} of {line.label}", copy))
     return shown
