@@ -39,7 +39,7 @@ from unicode_fast.runs import read_summary
 from unicode_fast.tasks import PROBE_TASKS, Row, aggregate
 from unicode_fast.tasks.table import token_cell
 from unicode_fast.train import check_run, check_store
-from unicode_fast.untrusted import read_json
+from unicode_fast.untrusted import UNPACKED_VARIABLE, read_bytes, read_json
 from unicode_fast.writing import check_writable, write_text
 
 # MM-EMA is off where codewords follow their own modality alone, and features are drawn to their own codewords alone.
@@ -114,7 +114,7 @@ class Unit:
         if self.finished:
             return self.config.train.steps
         path = self.folder / METRICS
-        for line in reversed(path.read_bytes().splitlines() if path.exists() else []):
+        for line in reversed(read_bytes(path, UNPACKED_VARIABLE).splitlines() if path.is_file() else []):
             # One that is being written, or is damaged, is none.
             with contextlib.suppress(ValueError, KeyError, TypeError):
                 return int(json.loads(line)["step"])
