@@ -5,8 +5,10 @@ Readers of checkpoints, runs and configurations are in test_fuzz_checkpoint.py.
 
 from __future__ import annotations
 
+import json
 import pickle
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +17,7 @@ import pytest
 from mutants import alike, equal, fuzz
 from published import write_rows, write_zip
 
+from unicode_fast import preset
 from unicode_fast.checkpoint import CheckpointError
 from unicode_fast.data import Dataset, StoreError, open_data, open_store
 from unicode_fast.data.files import read_csv, read_lines
@@ -25,7 +28,9 @@ from unicode_fast.data.store_checks import DamagedStoreError
 from unicode_fast.data.stream import open_stream, write_shards
 from unicode_fast.data.text import _read_vectors
 from unicode_fast.data.zip_pickle import read_zipped_array, unpickle_array, unpickle_counts
-from unicode_fast.runs import read_summary
+from unicode_fast.journal import read_metrics
+from unicode_fast.report import rows_of
+from unicode_fast.runs import read_seeds, read_summary, write_config
 from unicode_fast.tasks import Row
 from unicode_fast.tasks.backbones import LIGHT_SETTINGS
 from unicode_fast.tasks.intervals import Estimate
@@ -256,6 +261,30 @@ def run_summary(folder: Path) -> Reader:
     return Reader(folder / "summary.json", lambda: read_summary(folder), (CheckpointError,), may_be=same_type)
 
 
+def run_seeds(folder: Path) -> Reader:
+    write_json(folder / "seeds.json", [0, 1, 2, 17])
+    return Reader(folder / "seeds.json", lambda: read_seeds(folder / "seeds.json"), (CheckpointError,), same_type)
+
+
+def evaluation(folder: Path) -> Reader:
+    """A row that was measured later, as a report reads it beside the run's own."""
+    row = Row("retrieval", "audio", "video", 0.4, 0.6, 0.1, anchor="text", metrics={"R@1": Estimate(0.3, 0.2, 0.4)})
+    write_config(folder, preset("recommended"))
+    write_json(folder / "summary.json", {"rows": [replace(row, task="classification").as_dict()]})
+    file = folder / "evaluations" / "retrieval.json"
+    write_json(file, {"row": row.as_dict(), "dataset": "talking-digits", "flags": {"seed": 3}})
+    return Reader(file, lambda: rows_of(folder), (CheckpointError,), same_type)
+
+
+def metrics(folder: Path) -> Reader:
+    """Lines that cannot be read are left out."""
+    file = folder / "metrics.jsonl"
+    file.write_text(
+        "".join(json.dumps({"step": n, "kind": "train", "losses": {"cpc": n / 7}}) + "\n" for n in range(9))
+    )
+    return Reader(file, lambda: read_metrics(folder), (CheckpointError,), same_type)
+
+
 READERS: dict[str, Callable[[Path], Reader]] = {
     "npy": npy,
     "labels npy": labels_npy,
@@ -281,6 +310,9 @@ READERS: dict[str, Callable[[Path], Reader]] = {
     "store npy unverified": lambda folder: store_npy(folder, verify=False),
     "segmenter": segmenter,
     "summary.json": run_summary,
+    "seeds.json": run_seeds,
+    "evaluation": evaluation,
+    "metrics.jsonl": metrics,
 }
 
 

@@ -1,6 +1,7 @@
 """Word vectors of sentences by a small random BERT of transformers' own making."""
 
 import dataclasses
+import itertools
 import json
 import os
 import pickle
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from mutants import fuzz
 from published import DIGITS, write_avel, write_avsbench
 
 from unicode_fast import PRESETS, preset
@@ -244,6 +246,30 @@ class Called:
 
     def __reduce__(self) -> tuple[object, tuple[str]]:
         return pytest.fail, ("run",)
+
+
+@pytest.mark.parametrize("seconds", [0.5, pytest.param(20.0, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"])
+def test_damaged_folders_are_refused_by_name(
+    name: str, seconds: float, bert: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = shutil.copytree(bert, tmp_path / "bert")
+    number = itertools.count()
+
+    def read() -> np.ndarray:
+        try:
+            return WordVectors(str(folder), cache=tmp_path / f"cache-{next(number)}").vectors("somebody says one")
+        except StoreError as error:
+            assert str(folder) in str(error)
+            # Of the folder's files transformers does not always say which it is.
+            raise StoreError(f"{name}: {error}") from error
+
+    def vectors(one: np.ndarray, other: np.ndarray) -> bool:
+        return one.dtype == other.dtype and one.shape[1:] == other.shape[1:]
+
+    found = fuzz(folder / name, read, StoreError, seconds=seconds, may_be=vectors)
+    with capsys.disabled():
+        print(f"\n{found}", end="")  # noqa: T201 - for the log
 
 
 def test_without_transformers_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
