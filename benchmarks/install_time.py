@@ -16,7 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from unicode_fast.checkpoint import write_json
+from unicode_fast.writing import write_json
 from unicode_fast.runs import git_commit
 
 ROOT = Path(__file__).resolve().parent.parent
