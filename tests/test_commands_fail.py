@@ -33,7 +33,7 @@ CASES: list[tuple[Main, list[str], int, str]] = [
     (train.main, ["--steps"], 2, "--steps: expected one argument"),
     (train.main, ["--seeds", "abc"], 2, "seeds must be a whole number, got 'abc'"),
     (train.main, ["--resume_step", "last", "--resume", "x"], 2, "resume_step must be a whole number, got 'last'"),
-    (train.main, ["--width", LONG], 1, "width must be int, got str 'xxx.*…"),
+    (train.main, ["--width", LONG], 1, "width must be int, got str 'xxx"),
     (train.main, ["--data", f"{LONG}:y"], 1, "File name too long, got"),
     (train.main, ["--data", "\x1b[31mred"], 1, r"\\x1b\[31mred"),
     (train.main, ["--resume", "nowhere"], 1, "resume must be a run folder with a config.yaml, got 'nowhere'"),

@@ -226,9 +226,10 @@ class TestRefusals:
             from_cmg(source)
 
     def test_missing_file(self, tmp_path: Path) -> None:
-        for path in (tmp_path / "none.pt", tmp_path):
-            with pytest.raises(FileNotFoundError, match=rf"source must be a file .*{re.escape(str(path))}' is none"):
-                from_cmg(path)
+        with pytest.raises(FileNotFoundError, match=r"source must be a checkpoint of CMG, there is no file: .*none\.pt"):
+            from_cmg(tmp_path / "none.pt")
+        with pytest.raises(CmgFileError, match=f"{re.escape(str(tmp_path))} must be .*no plain file"):
+            from_cmg(tmp_path)
         with pytest.raises(TypeError, match="source must be a path, got NoneType"):
             from_cmg(None)  # type: ignore[arg-type]
 

@@ -78,7 +78,7 @@ def test_a_stream_trains_and_resumes(tmp_path: Path, spoken: ClipSet) -> None:
     assert content["progress"]["ranks"] == 1
     torch.save({**content, "progress": {**content["progress"], "ranks": 2}}, path)
     with pytest.raises(checkpoint.CheckpointError, match="ranks of a stream, .*, must be as many as before, 2, got 1"):
-        main(["--resume", str(tmp_path / "whole")])
+        main(["--resume", str(tmp_path / "whole"), "--resume_step", str(content["step"])])
 
 
 def test_what_cannot_be_trained_on(tmp_path: Path, spoken: ClipSet) -> None:
