@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import time
 import traceback
@@ -12,6 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
+# Seconds that a reader is tried for: in the tests, where the variable sets others, and at length.
+QUICK, LONG = float(os.environ.get("UNICODE_FAST_FUZZ_SECONDS", "0.15")), 20.0
 # Bytes at either end of a file that are damaged as often as all others: its header and its directory.
 END = 400
 

@@ -226,7 +226,9 @@ class TestRefusals:
             from_cmg(source)
 
     def test_missing_file(self, tmp_path: Path) -> None:
-        with pytest.raises(FileNotFoundError, match=r"source must be a checkpoint of CMG, there is no file: .*none\.pt"):
+        with pytest.raises(
+            FileNotFoundError, match=r"source must be a checkpoint of CMG, there is no file: .*none\.pt"
+        ):
             from_cmg(tmp_path / "none.pt")
         with pytest.raises(CmgFileError, match=f"{re.escape(str(tmp_path))} must be .*no plain file"):
             from_cmg(tmp_path)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-from mutants import alike, equal, fuzz
+from mutants import LONG, QUICK, alike, equal, fuzz
 from published import write_rows, write_zip
 
 from unicode_fast import preset
@@ -37,9 +37,6 @@ from unicode_fast.tasks.intervals import Estimate
 from unicode_fast.tasks.segmenter import Segmenter, load_segmenter, save_segmenter
 from unicode_fast.untrusted import BadFile
 from unicode_fast.writing import write_json
-
-# Seconds for each reader, and a longer run.
-QUICK, LONG = 0.15, 20.0
 
 
 class Reader(NamedTuple):

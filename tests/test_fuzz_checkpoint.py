@@ -103,7 +103,7 @@ FILES: dict[
 
 
 @pytest.mark.parametrize(
-    "seconds", [pytest.param(0.5, id="short"), pytest.param(20, id="long", marks=pytest.mark.slow)]
+    "seconds", [pytest.param(mutants.QUICK, id="short"), pytest.param(mutants.LONG, id="long", marks=pytest.mark.slow)]
 )
 @pytest.mark.parametrize("name", FILES)
 def test_mutants(name: str, seconds: float, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -142,7 +142,7 @@ def with_one_other_part(content: Any, draw: random.Random) -> Any:
 
 
 @pytest.mark.parametrize(
-    "seconds", [pytest.param(0.2, id="short"), pytest.param(20, id="long", marks=pytest.mark.slow)]
+    "seconds", [pytest.param(mutants.QUICK, id="short"), pytest.param(mutants.LONG, id="long", marks=pytest.mark.slow)]
 )
 @pytest.mark.parametrize("name", ["load", "resume", "CMG"])
 @pytest.mark.filterwarnings("ignore:the file has no")

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from mutants import fuzz
+from mutants import LONG, QUICK, fuzz
 from published import DIGITS, write_avel, write_avsbench
 
 from unicode_fast import PRESETS, preset
@@ -248,7 +248,7 @@ class Called:
         return pytest.fail, ("run",)
 
 
-@pytest.mark.parametrize("seconds", [0.5, pytest.param(20.0, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("seconds", [QUICK, pytest.param(LONG, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"])
 def test_damaged_folders_are_refused_by_name(
     name: str, seconds: float, bert: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

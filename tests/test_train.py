@@ -177,6 +177,8 @@ class TestDeterminism:
         assert same(final_model(finished), final_model(tmp_path / "again"))
         assert not same(final_model(finished), final_model(tmp_path / "other"))
 
+    # test_runs.py has a campaign of such kills in one process.
+    @pytest.mark.slow
     def test_resume_after_kill_gives_the_same_bits(self, store: Path, finished: Path, tmp_path: Path) -> None:
         out = tmp_path / "killed"
         command = [sys.executable, "-m", "unicode_fast.train"]
