@@ -13,7 +13,17 @@ import pytest
 from sklearn.datasets import load_digits
 
 from unicode_fast.config import Modality
-from unicode_fast.data import DamagedStoreError, StoreError, open_store, store, store_write, write_store
+from unicode_fast.data import (
+    DamagedStoreError,
+    Dataset,
+    StoreError,
+    open_store,
+    store,
+    store_write,
+    verify,
+    write_store,
+)
+from unicode_fast.train import main as train
 
 CLASSES = [str(digit) for digit in range(10)]
 MODALITIES = {"picture": Modality("grid", (8, 8, 1)), "line": Modality("vector", (8,))}
@@ -386,6 +396,15 @@ def test_bits_that_changed_by_themselves_are_found_when_asked_for(
     open_store(folder)
     with pytest.raises(DamagedStoreError, match=r"val-line.npy.*checksum differs"):
         open_store(folder, verify="always")
+    with pytest.raises(DamagedStoreError, match=r"val-line.npy.*checksum differs"):
+        verify(open_store(folder))
+    with pytest.raises(DamagedStoreError, match=r"val-line.npy.*checksum differs"):
+        train([f"--data={folder}", f"--out={tmp_path / 'run'}", "--verify"])
+    assert not (tmp_path / "run").exists()
+    flip_unseen(folder / "val-line.npy")
+    verify(open_store(folder))
+    with pytest.raises(ValueError, match="verify is about feature stores, .*, got it beside 'digits'"):
+        verify(Dataset(folder, "digits", MODALITIES, CLASSES, {}))
 
 
 def test_a_note_that_comes_with_the_store_is_ignored(

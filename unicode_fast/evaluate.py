@@ -14,7 +14,7 @@ from unicode_fast import health, pictures, plots
 from unicode_fast.checkpoint import default_of, load
 from unicode_fast.cli import Parser, with_underscores
 from unicode_fast.config import TEXT_FIELDS, Config
-from unicode_fast.data import Dataset, open_dataset
+from unicode_fast.data import Dataset, open_dataset, verify
 from unicode_fast.data.layouts import has_sentences
 from unicode_fast.errors import run_main
 from unicode_fast.modules import UniCode
@@ -31,7 +31,7 @@ from unicode_fast.tasks import (
     format_table,
     open_partners,
 )
-from unicode_fast.train import note_shared, open_run_data
+from unicode_fast.train import VERIFY_HELP, note_shared, open_run_data
 from unicode_fast.writing import check_new_file, write_json
 
 # Flags that one task alone reads.
@@ -95,6 +95,7 @@ def make_parser() -> Parser:
     parser.add_argument("--format", type=str | None, help=plots.FORMAT_HELP)
     parser.add_argument("--seed", type=int, default=None, help="of the probe [the run's]")
     parser.add_argument("--device", type=str, default="auto", help="auto, cpu or cuda")
+    parser.add_argument("--verify", action="store_true", help=VERIFY_HELP)
     parser.add_argument("--out", type=str | None, help="write the row with all its numbers as JSON to this new file")
     parser.add_argument(
         "--explain", action="store_true", help="print what the task measures under the protocol, and stop"
@@ -236,6 +237,8 @@ def measure(model: UniCode, config: Config, arguments: Namespace) -> tuple[Row, 
     """The row that the arguments ask for with all its numbers, the file of its examples, and the name of its data."""
     task, source, target = arguments.task, arguments["from"], arguments.to
     store = open_dataset(config.data)
+    if arguments.verify:
+        verify(store)
     check_data(model, store, arguments)
     if arguments.protocol == "sound":
         note_shared(store)

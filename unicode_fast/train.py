@@ -42,7 +42,7 @@ from unicode_fast.config import (
     Modality,
     modality_names,
 )
-from unicode_fast.data import BatchSource, Dataset, Feed, FeedError, built_in, open_dataset, open_feed
+from unicode_fast.data import BatchSource, Dataset, Feed, FeedError, built_in, open_dataset, open_feed, verify
 from unicode_fast.data.layouts import has_sentences
 from unicode_fast.data.opening import absolute
 from unicode_fast.distributed import Ranks
@@ -91,6 +91,7 @@ from unicode_fast.writing import remove_unfinished, write_json
 INIT_ROWS_PER_CODEWORD = 80
 NO_TASKS = "none"
 BUILT_IN_MODALITIES = ("audio", "video", "text")
+VERIFY_HELP = "compare the checksums of a feature store again, as is done when it is opened for the first time"
 RESUME_HELP = (
     f"go on with a run that was interrupted, as it was or with other {', '.join(EXECUTION_FIELDS)}; "
     f"{', '.join(PLACE_FIELDS)} say where the same data lie now"
@@ -704,6 +705,7 @@ def train(argv: Sequence[str] | None, ranks: Ranks) -> int:
     parser.add_argument("--resume", type=str | None, metavar="RUN", help=RESUME_HELP)
     parser.add_argument("--resume_step", type=int, default=None, help="from the checkpoint of this step, not the last")
     parser.add_argument("--seeds", type=int, default=1, help="train with this many seeds; mean and spread in the table")
+    parser.add_argument("--verify", action="store_true", help=VERIFY_HELP)
     parser.add_argument("--format", type=str, default="png", help=plots.FORMAT_HELP)
     arguments = parser.parse_args(with_underscores(argv))
     plots.check_format(arguments.format)
@@ -768,6 +770,8 @@ def begin(arguments: Namespace, flags: Mapping[str, Any], ranks: Ranks) -> Found
     check_flags(config, flags, standard)
     ranks.begin(config.train.rank_timeout_seconds)
     store = open_run_data(config)
+    if arguments.verify:
+        ranks.from_first(lambda: verify(store))
     modalities = check_store(config, store)
     check_flags(config, flags, standard, [modality.kind for modality in modalities.values()])
     check_ranks(config, len(store.split(config.data.train_split)), ranks)
@@ -809,6 +813,8 @@ def resume(arguments: Namespace, flags: Mapping[str, Any], ranks: Ranks, hold: C
         check_run(config)
     ranks.begin(config.train.rank_timeout_seconds)
     store = open_run_data(config)
+    if arguments.verify:
+        ranks.from_first(lambda: verify(store))
     if not ended:
         check_ranks(config, len(store.split(config.data.train_split)), ranks)
 

@@ -6,7 +6,7 @@ from unicode_fast.data.batches import Batch, Batches, BatchSource, iterate
 from unicode_fast.data.dataset import ClipSet, Dataset
 from unicode_fast.data.feed import Feed, FeedError, open_feed
 from unicode_fast.data.files import MissingPackageError
-from unicode_fast.data.opening import open_data, open_dataset
+from unicode_fast.data.opening import open_data, open_dataset, verify
 from unicode_fast.data.store import DamagedStoreError, Store, StoreError, open_store, write_store
 
 __all__ = [
@@ -26,5 +26,6 @@ __all__ = [
     "open_dataset",
     "open_feed",
     "open_store",
+    "verify",
     "write_store",
 ]

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Collection
 from pathlib import Path
 
+from tqdm import tqdm
+
 from unicode_fast.config import DataConfig, TextPadding, modality_names
 from unicode_fast.data import built_in, stream
 from unicode_fast.data.dataset import Dataset
 from unicode_fast.data.layouts import LAYOUTS, Request, find_layout
 from unicode_fast.data.layouts.request import BERT
 from unicode_fast.data.sources import Listing
-from unicode_fast.data.store import open_store
+from unicode_fast.data.store import DamagedStoreError, Store, damages, open_store
 from unicode_fast.data.store_write import MANIFEST
 from unicode_fast.errors import UsageError
 from unicode_fast.paths import expanded
@@ -60,6 +62,25 @@ def open_data(  # noqa: PLR0913 - what a data set is, and what reads its sentenc
             f"{stream.SPEC}FOLDER, got {spec!r}"
         )
     return open_store(spec)
+
+
+def verify(data: Dataset) -> None:
+    """Compare the checksums of all files of a feature store, whatever was verified before, with a progress bar.
+
+    Args:
+        data: that is open.
+
+    Raises:
+        ValueError: it is no feature store.
+        DamagedStoreError: a file is missing, cut short or changed.
+    """
+    if not isinstance(data, Store):
+        raise ValueError(f"verify is about feature stores, which have checksums, got it beside {data.name!r}")
+    with tqdm(desc="verifying", unit="B", unit_scale=True, dynamic_ncols=True) as bar:
+        for size, wrong in damages(data.path):
+            if wrong:
+                raise DamagedStoreError(wrong)
+            bar.update(size)
 
 
 def absolute(spec: str) -> str:
