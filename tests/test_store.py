@@ -302,9 +302,9 @@ def test_a_changed_file_is_named(folder: Path, verified: bool) -> None:
 def test_a_truncated_file_is_named_even_without_verification(folder: Path) -> None:
     file = folder / "train-picture.npy"
     os.truncate(file, file.stat().st_size - 100)
-    for verify in (True, False):
+    for looked_at in (True, False):
         with pytest.raises(DamagedStoreError, match="train-picture.npy.*bytes in place of"):
-            open_store(folder, verify=verify)
+            open_store(folder, verify=looked_at)
 
 
 def test_a_missing_file_is_named(folder: Path) -> None:
