@@ -189,7 +189,7 @@ def picture(folder: Path, name: str) -> Reader:
     def colours(one: Any, other: Any) -> bool:
         return one.ndim == 3 and one.shape[2] == 3 and one.dtype == np.uint8
 
-    return Reader(file, lambda: read_picture(file, mask=False), may_be=colours if name == "jpeg" else alike)
+    return Reader(file, lambda: read_picture(file, mask=False), may_be=colours if name == "jpeg" else equal)
 
 
 def shard(folder: Path) -> Reader:

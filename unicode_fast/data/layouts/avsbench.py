@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -107,8 +108,10 @@ def read_picture(file: Path, mask: bool) -> np.ndarray:
     png, jpeg = need("PIL.PngImagePlugin", "data"), need("PIL.JpegImagePlugin", "data")
     try:
         data = read_bytes(file, PICTURE_VARIABLE)
+        if data.startswith(_PNG):
+            _check_chunks(memoryview(data))
         # Every scan of a JPEG goes over the whole picture.
-        if not data.startswith(_PNG) and data.count(_JPEG_SCAN) > _MOST_SCANS:
+        elif data.count(_JPEG_SCAN) > _MOST_SCANS:
             raise BadFile(f"it has more than {_MOST_SCANS} scans")
         with (png.PngImageFile if data.startswith(_PNG) else jpeg.JpegImageFile)(io.BytesIO(data)) as picture:
             check_size(3 * picture.width * picture.height, PICTURE_VARIABLE)
@@ -119,3 +122,16 @@ def read_picture(file: Path, mask: bool) -> np.ndarray:
     except Exception as error:
         raise StoreError(f"{file} must be a whole picture, PNG or JPEG, but cannot be read: {error}") from error
     return (values > 127).astype(np.uint8) if mask else values
+
+
+def _check_chunks(png: memoryview) -> None:
+    """Raise BadFile where a chunk of a PNG differs from its checksum, which Pillow compares of some alone."""
+    kind, place = b"", len(_PNG)
+    while kind != b"IEND":
+        size, kind = int.from_bytes(png[place : place + 4], "big"), bytes(png[place + 4 : place + 8])
+        end = place + 8 + size
+        if end + 4 > len(png):
+            raise BadFile("it is cut short")
+        if zlib.crc32(png[place + 4 : end]) != int.from_bytes(png[end : end + 4], "big"):
+            raise BadFile(f"the checksum of its chunk {kind!r} differs")
+        place = end + 4
