@@ -453,6 +453,22 @@ class TestReport:
             picture.unlink()
         assert not (tmp_path / "report").exists()
 
+    def test_scores_that_say_little_are_named(
+        self, runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture
+    ) -> None:
+        file = runs[1] / "summary.json"
+        kept = file.read_text()
+        summary = json.loads(kept)
+        chance = {**summary["rows"][0], "score": 0.1, "same_modality": 0.1, "chance": 0.5}
+        file.write_text(json.dumps({**summary, "rows": [chance], "warnings": ["the codebook \x1b[31mhas collapsed"]}))
+        try:
+            assert report.main([str(runs[1]), "--out", str(tmp_path / "report")]) == 0
+        finally:
+            file.write_text(kept)
+        said = capsys.readouterr().out
+        assert "Scores that say little:\n\n- " in said and "the codebook \\x1b[31mhas collapsed" in said
+        assert "not above chance even where trained and tested on the same modality" in said
+
     def test_nothing_is_overwritten(self, runs: list[Path], tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="out must be a folder that does not exist yet"):
             report.main([str(runs[1]), "--out", str(tmp_path)])

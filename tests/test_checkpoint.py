@@ -32,6 +32,12 @@ def run_with(path: Path, steps: tuple[int, ...] = (10, 20)) -> Path:
     return path
 
 
+def test_a_home_folder_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(CheckpointError, match=f"run folder {tmp_path}/run does not exist"):
+        load("~/run")
+
+
 def test_round_trip(tmp_path: Path) -> None:
     owner = tiny.model("paper", names="video,text")
     checkpoint.save(tmp_path / "model.pt", owner)

@@ -74,6 +74,11 @@ class TestBadValues:
         with pytest.raises(ValueError, match="kind|shape|grid"):
             Modality(kind, shape)
 
+    @pytest.mark.parametrize("field", ["temporal_layers", "cpc_layers"])
+    def test_layers_that_would_be_built_without_end(self, field: str) -> None:
+        with pytest.raises(ValueError, match=f"{field} must be a whole number from 1 to 1000, got 1000000"):
+            Config().replace(**{field: 1_000_000})
+
     @pytest.mark.parametrize("shape", [(3.5,), ("a",), 3, None])
     def test_a_shape_of_something_else(self, shape: object) -> None:
         with pytest.raises(TypeError, match="shape must (be a tuple of sizes|hold whole numbers), got"):

@@ -210,6 +210,14 @@ def test_the_example_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert report.findings == [] and report.clips["train"] == {"depth": 100, "radar": 100}
 
 
+def test_a_folder_of_a_layout_without_its_name(tmp_path: Path) -> None:
+    (tmp_path / "clips.csv").touch()
+    with pytest.raises(FileNotFoundError, match=f"data in layout clips must be named clips:{tmp_path}, got"):
+        open_data(str(tmp_path))
+    with pytest.raises(FileNotFoundError, match="data must be there, got '.*/none', where there is nothing"):
+        open_data(str(tmp_path / "none"))
+
+
 def test_bad_usage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", "ave:/no/where"]) == 2
     assert "root of 'ave:/no/where' must be a folder" in capsys.readouterr().err

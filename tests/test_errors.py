@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from test_locks import forked, status_of
 
 from unicode_fast import errors
@@ -71,6 +72,17 @@ def test_the_traceback_of_what_nobody_foresaw_is_in_a_file(tmp_path: Path) -> No
     assert status == 1 and found is not None
     assert "KeyError: 'secret'" in Path(found[1]).read_text()
     Path(found[1]).unlink()
+
+
+def test_memory_that_torch_did_not_get(tmp_path: Path) -> None:
+    line = "error: memory of this machine is full; a smaller --batch_size, --width or --codewords, or more "
+    assert ends(lambda: torch.empty(1 << 50), tmp_path) == (1, f"{line}--micro_batches, need less\n")
+
+
+def test_what_is_said_has_no_escapes_of_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    errors.say("one\x1b[31m red\ntwo")
+    errors.say("three\r", sys.stderr)
+    assert capsys.readouterr() == ("one\\x1b[31m red\ntwo\n", "three\\r\n")
 
 
 class TestPostponed:

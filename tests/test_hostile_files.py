@@ -190,6 +190,10 @@ def hdf5_files(folder: Path, zeros: bytes) -> dict[str, tuple[str, Callable[[], 
         "filter": ("packed by filters", lambda o: o.create_dataset("x", (10,), "f8", compression="lzf")),
         "chunk": ("does not unpack to its 80 bytes", chunk),
         "chunks": ("chunks", pieces),
+        "chunks at once": (
+            "it is cut into 10000 chunks",
+            lambda o: o.create_dataset("x", (1, 10_000), "u1", chunks=(1, 1)),
+        ),
         "large chunk": (
             "chunks are of",
             lambda o: o.create_dataset("x", (1,), "f8", maxshape=(None,), chunks=(1 << 25,)),

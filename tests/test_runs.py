@@ -18,6 +18,7 @@ import yaml
 from unicode_fast import checkpoint, errors, journal, plots, preset, runs, train
 from unicode_fast.checkpoint import CheckpointError
 from unicode_fast.evaluate import main as evaluate
+from unicode_fast.journal import read_metrics
 from unicode_fast.locks import InUse, alone
 from unicode_fast.tasks.probe import ProbeRule
 from unicode_fast.train import main
@@ -264,13 +265,33 @@ class TestMovedData:
             torch.save(content, path)
         runs.write_config(run, checkpoint.config_from_dict(content["config"])[0])
         words = [str(run), "--from=audio", "--to=depth"]
-        with pytest.raises(FileNotFoundError, match="gone"):
+        with pytest.raises(CheckpointError, match="data of the run are gone, --data says where they lie now: .*gone'"):
             evaluate(words)
         before = contents(run)
         assert main([f"--resume={run}", f"--data={store}"]) == 0
         after = contents(run)
         assert {name for name in after if before.get(name) != after[name]} <= {"config.yaml", ".lock"}
         assert evaluate(words) == 0
+
+
+def test_metrics_of_others_take_no_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "kind": "train", "a": {}}\n' * 100)
+    assert len(read_metrics(tmp_path)) == 100
+    monkeypatch.setenv("UNICODE_FAST_MAX_TEXT", "5000")
+    assert read_metrics(tmp_path) == []
+    monkeypatch.setenv("UNICODE_FAST_MAX_TEXT", "3000")
+    assert read_metrics(tmp_path) == []
+    first, second = capsys.readouterr().err.splitlines()
+    assert "metrics.jsonl is left out: it holds 400 values of at most 156; UNICODE_FAST_MAX_TEXT=12800" in first
+    assert "metrics.jsonl is left out: it holds 3800 bytes of at most 3000" in second
+
+
+def test_sizes_that_do_not_fit_leave_no_folder(store: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="width must be a multiple of temporal_heads"):
+        main([f"--data={store}", f"--out={tmp_path / 'run'}", "--width=7", "--batch_size=4", "--probe_tasks=none"])
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_ended_run_stays_as_it_is(

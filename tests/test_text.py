@@ -248,6 +248,26 @@ class Called:
         return pytest.fail, ("run",)
 
 
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"num_labels": 3_000_000}, "num_labels in its config.json must be at most 1024, got 3000000"),
+        ({"type_vocab_size": 20_000_000}, "type_vocab_size in its config.json must be at most 1048576"),
+        ({"type_vocab_size": 1_000_000}, "config.json is of a larger model than its .* bytes of weights"),
+        ({"num_hidden_layers": 3}, r"its weights lack encoder\.layer\.2"),
+    ],
+)
+def test_weights_that_are_not_all_of_the_model(
+    changed: dict[str, int], message: str, bert: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(bert, tmp_path / "bert")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **changed}))
+    with pytest.raises(StoreError, match=message):
+        WordVectors(str(folder), cache=tmp_path / "cache").vectors("one")
+    assert not list((tmp_path / "cache").rglob("*.npz"))
+
+
 @pytest.mark.parametrize("seconds", [QUICK, pytest.param(LONG, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"])
 def test_damaged_folders_are_refused_by_name(

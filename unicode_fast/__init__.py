@@ -1,11 +1,9 @@
 """Uni-Code: audio, video, text and more in one shared discrete codebook, fast."""
 
-import sys
+from unicode_fast.errors import is_starting, quiet_interrupt
 
-from unicode_fast.errors import quiet_interrupt
-
-if sys.argv[:1] == ["-m"]:
-    # A command is started; what follows takes seconds.
+if is_starting():
+    # What follows takes seconds.
     quiet_interrupt()
 
 from unicode_fast.backend import BackendUnavailable, available_backends

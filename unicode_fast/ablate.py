@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import fcntl
 import io
 import json
 import os
@@ -27,12 +26,13 @@ import yaml
 from scipy import stats
 from tqdm import tqdm
 
-from unicode_fast import plots
+from unicode_fast import health, plots
 from unicode_fast.cli import given_fields, make_parser, resolve, resolve_saved, with_underscores
 from unicode_fast.config import EXECUTION_FIELDS, Config, completed, modality_names
 from unicode_fast.data import built_in, open_dataset
-from unicode_fast.errors import run_main
+from unicode_fast.errors import run_main, say
 from unicode_fast.journal import METRICS
+from unicode_fast.locks import exclusive
 from unicode_fast.presets import preset
 from unicode_fast.published import LABEL, TASKS, published
 from unicode_fast.runs import read_summary
@@ -202,16 +202,12 @@ class Record:
         """
         fields, seed = self._key(config)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        folder = os.open(self.path.parent, os.O_RDONLY)
-        try:
-            fcntl.flock(folder, fcntl.LOCK_EX)
+        with exclusive(self.path.with_name(f".{self.path.name}.lock"), lambda line: say(line, sys.stderr)):
             self.runs = Record(self.path, self.config).runs
             if self.find(config) is None:
                 kept = {name: summary[name] for name in ("rows", "seconds", "threads", "versions") if name in summary}
                 self.runs.append({"fields": fields, "seed": seed, **kept})
                 self.write()
-        finally:
-            os.close(folder)
 
     def write(self) -> None:
         """Writes the file atomically, a line for each run."""
@@ -609,6 +605,9 @@ def write_results(  # noqa: PLR0913 - what has run, and how it is shown
             points = {int(line.label): line.rows for line in lines}
             plots.save_figure(plots.codebook_sizes(points), out / f"figure3.{kind}")
             text.append(linked("Zero-shot scores over the number of codewords", f"figure3.{kind}"))
+        doubts = [f"- {line.label}: {said}" for line in lines for said in health.at_chance(line.rows)]
+        if doubts:
+            text += ["Scores that say little:", "\n".join(doubts)]
     write_text(out / "ablation.md", "\n\n".join(text) + "\n")
 
 
@@ -688,8 +687,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         record.add(unit.config, unit.summary())
         write_results(out, record, found, seeds, base, arguments.format)
     write_results(out, record, found, seeds, base, arguments.format)
-    print((out / "ablation.md").read_text(encoding="utf-8"), end="")
-    print(out)
+    say((out / "ablation.md").read_text(encoding="utf-8").rstrip())
+    say(out)
     return 0
 
 

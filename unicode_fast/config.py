@@ -456,8 +456,8 @@ RANGES: Mapping[str, tuple[float, float]] = {
     **dict.fromkeys(
         (
             "width", "vector_specific_width", "grid_hidden_width", "grid_specific_width", "grid_club_width",
-            "grid_semantic_width", "squeeze_width", "temporal_layers", "temporal_heads", "feedforward_width",
-            "cpc_layers", "cpc_steps", "club_hidden_width", "epochs", "train_clips", "val_clips", "test_clips",
+            "grid_semantic_width", "squeeze_width", "temporal_heads", "feedforward_width",
+            "cpc_steps", "club_hidden_width", "epochs", "train_clips", "val_clips", "test_clips",
             "micro_batches", "rank_timeout_seconds",
         ),
         (1, math.inf),
@@ -473,6 +473,7 @@ RANGES: Mapping[str, tuple[float, float]] = {
         ),
         (0, math.inf),
     ),
+    **dict.fromkeys(("temporal_layers", "cpc_layers"), (1, 1000)),
     "seed": (0, 2**63 - 1),
     **dict.fromkeys(("ema_decay", "ema_own_weight", "dropout"), (0, 1)),
     **dict.fromkeys(

@@ -11,7 +11,7 @@ import torch
 from unicode_fast import checkpoint
 from unicode_fast.compat import from_cmg, to_cmg
 from unicode_fast.compat.cmg import REST
-from unicode_fast.errors import Parser, run_main
+from unicode_fast.errors import Parser, run_main, say
 from unicode_fast.modules import UniCode
 from unicode_fast.paths import with_homes
 from unicode_fast.runs import write_config
@@ -104,10 +104,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             warnings.simplefilter("always", UserWarning)
             model = read_cmg(arguments.from_cmg, arguments.out, dtype)
         for note in notes:
-            print(f"note: {note.message}")  # noqa: T201
+            say(f"note: {note.message}")
         for name, modality in model.modalities.items():
-            print(f"{name}: {modality.kind}, (B, T, {', '.join(map(str, modality.shape))})")  # noqa: T201
-    print(arguments.out)  # noqa: T201
+            say(f"{name}: {modality.kind}, (B, T, {', '.join(map(str, modality.shape))})")
+    say(arguments.out)
     return 0
 
 

@@ -17,8 +17,8 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from types import FrameType, TracebackType
-from typing import NoReturn
+from types import FrameType
+from typing import NoReturn, TextIO
 
 import unicode_fast
 from unicode_fast.version import __version__
@@ -130,6 +130,11 @@ def escaped(text: str) -> str:
     )
 
 
+def say(text: object = "", file: TextIO | None = None) -> None:
+    """Print a text, standard output being the default; what does not print in its lines, as Python writes it."""
+    print("\n".join(map(escaped, str(text).split("\n"))), file=file or sys.stdout, flush=True)  # noqa: T201
+
+
 def one_line(text: str, longest: int = LONGEST) -> str:
     """A text on one line of so many characters at most; what is left out of its middle is shown as an ellipsis."""
     line = escaped(text)
@@ -188,6 +193,8 @@ def run_main(main: Callable[[Sequence[str] | None], int]) -> None:
         _end(f"error: the folder unicode_fast in {Path.cwd()} hides the package; go elsewhere", 1)
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _terminator(os.getpid()))
+        if signal.getsignal(signal.SIGINT) is _leave:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         status = main(None)
         sys.stdout.flush()
@@ -210,9 +217,12 @@ def _line_of(error: Exception) -> str:
     if is_foreseen(error):
         return one_line(f"error: {message_of(error)}")
     name = type(error).__name__
-    if isinstance(error, MemoryError) or name == "OutOfMemoryError":
+    # Of torch's allocator on CPUs, which has no type of its own.
+    full = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    if full or isinstance(error, MemoryError) or name == "OutOfMemoryError":
         where = "the GPU" if name == "OutOfMemoryError" else "this machine"
-        return f"error: memory of {where} is full; a smaller --batch_size or more --micro_batches need less"
+        cure = "a smaller --batch_size, --width or --codewords, or more --micro_batches, need less"
+        return f"error: memory of {where} is full; {cure}"
     where = _log(error)
     room = LONGEST - len(where)
     return f"{one_line(f'error: not foreseen, {name}: {error}', room)}{where}"
@@ -251,13 +261,21 @@ def _terminator(process: int) -> Callable[[int, FrameType | None], None]:
     return end
 
 
+def is_starting() -> bool:
+    """Whether Python is importing this package to run one of its commands."""
+    given = sys.orig_argv
+    module = given[given.index("-m") + 1 :][:1] if "-m" in given else []
+    return sys.argv[:1] == ["-m"] and module != [] and module[0].partition(".")[0] == "unicode_fast"
+
+
 def quiet_interrupt() -> None:
-    """Ctrl-C while a command is still being imported prints one line; called before the imports that take long."""
+    """Until `run_main` begins, Ctrl-C ends this process at once with one line.
 
-    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        if issubclass(kind, KeyboardInterrupt):
-            print("interrupted", file=sys.stderr)  # noqa: T201
-        else:
-            sys.__excepthook__(kind, error, trace)
+    As an exception it would come in the middle of an import, of which others trip over what is left.
+    """
+    signal.signal(signal.SIGINT, _leave)
 
-    sys.excepthook = hook
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    os.write(2, b"interrupted\n")
+    os._exit(INTERRUPTED)

@@ -11,12 +11,12 @@ from typing import Any
 from jsonargparse import Namespace
 
 from unicode_fast import health, pictures, plots
-from unicode_fast.checkpoint import default_of, load
+from unicode_fast.checkpoint import CheckpointError, default_of, load
 from unicode_fast.cli import Parser, with_underscores
 from unicode_fast.config import TEXT_FIELDS, Config
 from unicode_fast.data import Dataset, open_dataset, verify
 from unicode_fast.data.layouts import has_sentences
-from unicode_fast.errors import run_main
+from unicode_fast.errors import run_main, say
 from unicode_fast.modules import UniCode
 from unicode_fast.runs import EVALUATIONS, choose_device, places
 from unicode_fast.tasks import (
@@ -31,7 +31,7 @@ from unicode_fast.tasks import (
     format_table,
     open_partners,
 )
-from unicode_fast.train import VERIFY_HELP, note_shared, open_run_data
+from unicode_fast.train import MOVED, VERIFY_HELP, note_shared, open_run_data
 from unicode_fast.writing import check_new_file, write_json
 
 # Flags that one task alone reads.
@@ -110,7 +110,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.task not in TASKS:
         raise ValueError(f"task must be one of {', '.join(TASKS)}, got {arguments.task!r}")
     if arguments.explain:
-        print(explain(arguments.task, arguments.protocol))
+        say(explain(arguments.task, arguments.protocol))
         return 0
     if arguments.run is None:
         parser.error("run must be a run folder that unicode_fast.train has written, got none")
@@ -118,7 +118,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     asked = arguments.checkpoint or default_of(Path(arguments.run))
     model = load(arguments.run, int(asked) if asked.isdigit() else asked, choose_device(arguments.device))
     if arguments.checkpoint is None and asked == "last" and Path(arguments.run).is_dir():
-        print("note: the run has no best checkpoint, which validations choose; its last is measured", file=sys.stderr)
+        say("note: the run has no best checkpoint, which validations choose; its last is measured", file=sys.stderr)
     for flag in ("from", "to"):
         if arguments[flag] not in model.names:
             got = "none" if arguments[flag] is None else repr(arguments[flag])
@@ -134,13 +134,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The anchor may be a modality that the run was not trained on, and that a layout was not asked for.
         config = config.replace(modalities="all")
     row, picture, dataset = measure(model, config, arguments)
-    print(f"{format_table([row])}\n{format_legend([row])}".rstrip())
+    say(f"{format_table([row])}\n{format_legend([row])}".rstrip())
     if row.metrics:
-        print(f"\n{format_metrics(row)}")
+        say(f"\n{format_metrics(row)}")
     for warning in health.at_chance([row]):
-        print(f"\nwarning: {warning}")
+        say(f"\nwarning: {warning}")
     if picture is not None:
-        print(f"\nexamples: {picture}")
+        say(f"\nexamples: {picture}")
     if arguments.out is not None:
         write_json(Path(arguments.out), row.as_dict())
     if Path(arguments.run).is_dir():
@@ -236,7 +236,12 @@ def check_data(model: UniCode, store: Dataset, arguments: Namespace) -> None:
 def measure(model: UniCode, config: Config, arguments: Namespace) -> tuple[Row, Path | None, str]:
     """The row that the arguments ask for with all its numbers, the file of its examples, and the name of its data."""
     task, source, target = arguments.task, arguments["from"], arguments.to
-    store = open_dataset(config.data)
+    try:
+        store = open_dataset(config.data)
+    except FileNotFoundError as error:
+        if arguments.data is not None:
+            raise
+        raise CheckpointError(f"data of the run are gone, {MOVED}: {error}") from error
     if arguments.verify:
         verify(store)
     check_data(model, store, arguments)

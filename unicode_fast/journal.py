@@ -21,7 +21,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from unicode_fast import health
-from unicode_fast.untrusted import UNPACKED_VARIABLE, read_bytes
+from unicode_fast.errors import say
+from unicode_fast.untrusted import BadFile, check_count, read_bytes
 from unicode_fast.writing import naming, sync_folder
 
 METRICS = "metrics.jsonl"
@@ -216,7 +217,7 @@ def _keep(path: Path, offset: int) -> None:
         if size > offset:
             file.truncate(offset)
         elif size < offset:
-            print(f"note: {path} has lost lines, it holds {size} of {offset} bytes; the run goes on", file=sys.stderr)  # noqa: T201
+            say(f"note: {path} has lost lines, it holds {size} of {offset} bytes; the run goes on", sys.stderr)
         end = min(size, offset)
         file.seek(max(end - 1, 0))
         if file.read(1) not in (b"", b"\n"):
@@ -229,8 +230,14 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     Raises:
         OSError: there is no such file, or it cannot be read.
     """
+    try:
+        data = read_bytes(folder / METRICS)
+        check_count(sum(map(data.count, (b",", b"[", b"{"))), "values")
+    except BadFile as error:
+        say(f"note: {folder / METRICS} is left out: {error}", sys.stderr)
+        return []
     found, unreadable = [], []
-    for number, line in enumerate(read_bytes(folder / METRICS, UNPACKED_VARIABLE).split(b"\n"), 1):
+    for number, line in enumerate(data.split(b"\n"), 1):
         try:
             content = json.loads(line) if line else None
         except (ValueError, RecursionError):
@@ -241,7 +248,7 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
             unreadable.append(number)
     if unreadable:
         lines = f"{len(unreadable)} lines of {folder / METRICS} cannot be read, the first is {unreadable[0]}"
-        print(f"note: {lines}; they are left out", file=sys.stderr)  # noqa: T201
+        say(f"note: {lines}; they are left out", sys.stderr)
     return found
 
 

@@ -15,12 +15,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from unicode_fast import plots
+from unicode_fast import health, plots
 from unicode_fast.ablate import linked, markdown
 from unicode_fast.checkpoint import CheckpointError
 from unicode_fast.cli import Parser, resolve_saved
 from unicode_fast.config import EXECUTION_FIELDS, Config
-from unicode_fast.errors import run_main
+from unicode_fast.errors import run_main, say
 from unicode_fast.paths import with_homes
 from unicode_fast.presets import preset
 from unicode_fast.published import LABEL, LAYOUTS, TASKS, Published, published
@@ -330,6 +330,16 @@ def long_table(lines: Sequence[Line]) -> list[list[str]]:
     return cells
 
 
+def doubts_of(line: Line) -> list[str]:
+    """What the scores of runs give reason to doubt, each sentence once."""
+    said = []
+    for folder in line.folders:
+        with run_file(folder / "summary.json") as summary:
+            said += [str(warning) for warning in summary.get("warnings", [])]
+        said += health.at_chance(list(rows_of(folder).values()))
+    return list(dict.fromkeys(said))
+
+
 def copy_pictures(lines: Sequence[Line], out: Path) -> list[str]:
     """Pictures of the first run of each line, copied into the report; the Markdown that shows them.
 
@@ -377,6 +387,9 @@ def _write_files(lines: Sequence[Line], out: Path, kind: str) -> None:
             "The same of probes that see only which codes a clip uses; after a slash trained and tested on the target, "
             "in brackets with only those words of a sentence that name what is heard and seen.",
         ]
+    doubts = [f"- {line.label}: {said}" for line in lines for said in doubts_of(line)]
+    if doubts:
+        text += ["Scores that say little:", "\n".join(doubts)]
     text.append(linked("Scores", f"report.{kind}"))
     series = figure_series(lines)
     theirs = [name for name in series if name.startswith(LABEL)]
@@ -429,8 +442,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise ValueError(f"out must be a folder that does not exist yet, got {arguments.out!r}")
     lines = collect(single_runs(arguments.runs))
     write_report(lines, out, arguments.format)
-    print((out / "report.md").read_text(encoding="utf-8"), end="")
-    print(out)
+    say((out / "report.md").read_text(encoding="utf-8").rstrip())
+    say(out)
     return 0
 
 

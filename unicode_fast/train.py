@@ -46,7 +46,7 @@ from unicode_fast.data import BatchSource, Dataset, Feed, FeedError, built_in, o
 from unicode_fast.data.layouts import has_sentences
 from unicode_fast.data.opening import absolute
 from unicode_fast.distributed import Ranks
-from unicode_fast.errors import Ending, one_line, postponed, run_main
+from unicode_fast.errors import Ending, one_line, postponed, run_main, say
 from unicode_fast.gradient_cache import cached_backward, micro_batches
 from unicode_fast.journal import LOG_EVERY, Journal, NonFiniteLoss, StepResult, read_metrics
 from unicode_fast.locks import alone
@@ -91,6 +91,7 @@ from unicode_fast.writing import remove_unfinished, write_json
 INIT_ROWS_PER_CODEWORD = 80
 NO_TASKS = "none"
 BUILT_IN_MODALITIES = ("audio", "video", "text")
+MOVED = "--data says where they lie now"
 VERIFY_HELP = "compare the checksums of a feature store again, as is done when it is opened for the first time"
 RESUME_HELP = (
     f"go on with a run that was interrupted, as it was or with other {', '.join(EXECUTION_FIELDS)}; "
@@ -494,7 +495,7 @@ def run(
     if ranks.first:
         clear(folder, content, resume_step)
     if config.train.compile and ranks.first:
-        print("encoders and decoders are compiled in the first step, which takes its time", file=sys.stderr)
+        say("encoders and decoders are compiled in the first step, which takes its time", file=sys.stderr)
     begun = time.monotonic()
     progress = pretrain(trainer, store, folder, content, ranks)
     pretraining = time.monotonic() - begun
@@ -523,7 +524,7 @@ def clear(folder: Path, content: Mapping[str, Any] | None, resume_step: int | No
     if resume_step is not None:
         aside = checkpoint.set_aside(folder, step, progress["bytes"])
         if aside is not None:
-            print(f"what the run did after step {step} is kept in {aside}", file=sys.stderr)
+            say(f"what the run did after step {step} is kept in {aside}", file=sys.stderr)
     checkpoint.keep_newest(folder)
     if progress["best"] and progress["best"]["step"] != checkpoint.step_of_best(folder):
         # It was replaced by a later one; validations up to that are made again, and choose it or a better one.
@@ -546,7 +547,7 @@ def go_on(trainer: Trainer, content: Mapping[str, Any], store: Dataset, ranks: R
         )
     changes = progress.setdefault("changes", [])
     for name, value in before.items():
-        print(f"from step {step} on {name} is {fields[name]}, no longer {value}", file=sys.stderr)
+        say(f"from step {step} on {name} is {fields[name]}, no longer {value}", file=sys.stderr)
         changes.append({"step": step, "field": name, "before": value, "after": fields[name]})
     trainer.restore(content)
 
@@ -582,6 +583,8 @@ def measure(  # noqa: PLR0913 - what is measured, and how it is shown
     partners = open_partners(config.data, tasks, store) if tasks != NO_TASKS else None
     probes = Probes(model, store, config.train.seed, partners=partners)
     rows = probes.table(tasks) if tasks != NO_TASKS else []
+    for task in [] if tasks == NO_TASKS else {*check_tasks(tasks)} - {row.task for row in rows}:
+        say(f"note: {task} is left out, the data have not what it needs in two modalities; see --explain", sys.stderr)
     sharing = probes.sharing() if rows else {}
     summary = {
         "rows": [row.as_dict() for row in rows],
@@ -624,7 +627,7 @@ def note_shared(store: Dataset) -> None:
     for first, second in (("train", "test"), ("val", "test"), ("train", "val")):
         shared = store.shared(first, second)
         if shared:
-            print(
+            say(
                 f"note: {len(shared)} clips of {store.path} are in {first} and in {second}, such as {shared[0]!r}: "
                 "what is scored is no longer unseen",
                 file=sys.stderr,
@@ -653,7 +656,7 @@ def run_seeds(config: Config, folder: Path, seeds: Sequence[int], ranks: Ranks, 
 
             summary = ranks.from_first(begin)
             if summary is None:
-                print(f"seed {seed}: {below}", file=sys.stderr)
+                say(f"seed {seed}: {below}", file=sys.stderr)
                 summary = run(config.replace(seed=seed), below, ranks=ranks, kind=kind)
         summaries.append(summary)
     return ranks.from_first(lambda: summarise_seeds(folder, seeds, summaries, kind))
@@ -722,7 +725,7 @@ def train(argv: Sequence[str] | None, ranks: Ranks) -> int:
             found = resume(arguments, flags, ranks, hold)
         if found.store is None:
             summary = ranks.from_first(lambda: read_summary(found.folder))
-            print(f"run {found.folder} has ended, nothing is left to do", file=sys.stderr)
+            say(f"run {found.folder} has ended, nothing is left to do", file=sys.stderr)
         else:
             describe(found, ranks)
             try:
@@ -732,18 +735,18 @@ def train(argv: Sequence[str] | None, ranks: Ranks) -> int:
                     summary = run(found.config, found.folder, arguments.resume_step, ranks, arguments.format)
             except KeyboardInterrupt:
                 saved = [f"step {step} is saved; " for step in checkpoint.steps_in(found.folder)[-1:]]
-                print(f"{''.join(saved)}to go on: --resume {shlex.quote(str(found.folder))}", file=sys.stderr)
+                say(f"{''.join(saved)}to go on: --resume {shlex.quote(str(found.folder))}", file=sys.stderr)
                 raise
     if summary["rows"]:
         rows = [Row.from_dict(row) for row in summary["rows"]]
-        print(f"{format_table(rows)}\n{format_legend(rows)}".rstrip())
+        say(f"{format_table(rows)}\n{format_legend(rows)}".rstrip())
         sharing = summary.get("sharing", {})
         for words, values in sharing.items():
             which = f", {words}" if len(sharing) > 1 else ""
-            print(f"\ncodes on the test split{which}\n{format_sharing(Sharing(**values))}\n")
+            say(f"\ncodes on the test split{which}\n{format_sharing(Sharing(**values))}\n")
     for warning in summary.get("warnings", []):
-        print(f"warning: {warning}")
-    print(f"next: {next_command(found, bool(summary['rows']))}")
+        say(f"warning: {warning}")
+    say(f"next: {next_command(found, bool(summary['rows']))}")
     return 0
 
 
@@ -775,6 +778,9 @@ def begin(arguments: Namespace, flags: Mapping[str, Any], ranks: Ranks) -> Found
     modalities = check_store(config, store)
     check_flags(config, flags, standard, [modality.kind for modality in modalities.values()])
     check_ranks(config, len(store.split(config.data.train_split)), ranks)
+    with torch.device("meta"):
+        # Sizes that do not fit are refused before there is a folder.
+        UniCode(modalities, config)
     folder = ranks.from_first(lambda: prepare_folder(arguments.out, config, arguments.seeds))
     seeds = [config.train.seed + n for n in range(arguments.seeds)] if arguments.seeds > 1 else None
     return Found(folder, config, seeds, store)
@@ -802,7 +808,7 @@ def resume(arguments: Namespace, flags: Mapping[str, Any], ranks: Ranks, hold: C
     ended = arguments.resume_step is None and ranks.from_first(lambda: has_ended(folder, seeds))
     if ended and not moved:
         if flags:
-            print(f"note: the run has ended, {', '.join(flags)} stay as they were", file=sys.stderr)
+            say(f"note: the run has ended, {', '.join(flags)} stay as they were", file=sys.stderr)
         return Found(folder, config, seeds, None)
     hold(folder)
     # It may have ended since.
@@ -812,7 +818,10 @@ def resume(arguments: Namespace, flags: Mapping[str, Any], ranks: Ranks, hold: C
     if not ended:
         check_run(config)
     ranks.begin(config.train.rank_timeout_seconds)
-    store = open_run_data(config)
+    try:
+        store = open_run_data(config)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"data of run {folder} are gone, {MOVED}: {error}") from error
     if arguments.verify:
         ranks.from_first(lambda: verify(store))
     if not ended:
@@ -852,7 +861,7 @@ def describe(found: Found, ranks: Ranks) -> None:
         f"training {length} of {config.train.batch_size} clips on {choose_device(config.train.device)}, {seeds}",
         f"configuration {found.folder / 'config.yaml'}",
     ):
-        print(one_line(line), flush=True)
+        say(one_line(line))
 
 
 def next_command(found: Found, measured: bool) -> str:
@@ -869,7 +878,7 @@ def note_added_fields(file: str | None) -> None:
     added = {} if file is None else added_fields(read_yaml(file))
     if added:
         values = ", ".join(f"{name} {value}" for name, value in added.items())
-        print(f"note: config {file!r} is a run's of an older version, so as before {values}", file=sys.stderr)
+        say(f"note: config {file!r} is a run's of an older version, so as before {values}", file=sys.stderr)
 
 
 def with_whole_paths(config: Config) -> Config:

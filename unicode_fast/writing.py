@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from unicode_fast.paths import expanded
+
 _UNFINISHED = ".unfinished-"
 # What earlier versions called those of a run.
 _OLDER = re.compile(r"\..+\.(pt|png|csv|json|yaml)\.[a-z0-9_]{8}")
@@ -25,7 +27,7 @@ def path_of(name: str, value: Any) -> Path:
         TypeError: it says none.
     """
     try:
-        return Path(value)
+        return Path(expanded(os.fspath(value)))
     except TypeError:
         raise TypeError(f"{name} must be a path, got {type(value).__name__}") from None
 
@@ -89,7 +91,7 @@ def naming(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.filename is not None:
             raise
-        raise OSError(error.errno, f"{error.strerror}; nothing that was saved is lost", str(path)) from error
+        raise OSError(error.errno, f"{error.strerror or error}; nothing that was saved is lost", str(path)) from error
 
 
 def remove(path: Path) -> None:

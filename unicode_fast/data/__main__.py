@@ -21,7 +21,7 @@ from unicode_fast.data.opening import open_data
 from unicode_fast.data.pack import PackedDtype, pack
 from unicode_fast.data.store_write import check_new
 from unicode_fast.data.stream import CLIPS_PER_SHARD, SPEC, write_shards
-from unicode_fast.errors import Parser, escaped, message_of, one_line, run_main
+from unicode_fast.errors import Parser, escaped, is_foreseen, message_of, one_line, run_main
 from unicode_fast.paths import with_homes
 from unicode_fast.writing import check_new_file, write_json
 
@@ -99,6 +99,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         report = check(arguments.data, request)
     except (FileNotFoundError, ValueError) as error:
+        if not is_foreseen(error):
+            raise
         print(one_line(f"error: {message_of(error)}"), file=sys.stderr)
         return _BAD_USAGE
     for line in report.lines():

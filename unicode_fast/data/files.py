@@ -102,6 +102,8 @@ def _csv_rows(file: Path, delimiter: str) -> Iterator[list[str]]:
     most, held = _room(len(data)), 0
     if b"\0" in data:
         raise StoreError(f"{file} must be a text, got a NUL at byte {data.index(0)}")
+    if max(map(len, io.BytesIO(data)), default=0) > _LONGEST_ROW:
+        raise StoreError(f"{file} must have rows of at most {_LONGEST_ROW} bytes, got a longer one")
     number = 0
     try:
         with io.TextIOWrapper(io.BytesIO(data), "utf-8-sig", newline="") as stream:
@@ -120,6 +122,7 @@ def _csv_rows(file: Path, delimiter: str) -> Iterator[list[str]]:
         _decoded(data, file)
 
 
+_LONGEST_ROW = 1 << 20
 _CURE = f"{TEXT_VARIABLE} sets another limit"
 
 

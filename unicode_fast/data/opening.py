@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection
 from pathlib import Path
 
@@ -57,6 +58,10 @@ def open_data(  # noqa: PLR0913 - what a data set is, and what reads its sentenc
         return listing.open()
     if not (Path(spec) / MANIFEST).exists():
         known = ", ".join(built_in.DATASETS)
+        if (Path(spec) / "clips.csv").exists():
+            raise FileNotFoundError(f"data in layout clips must be named clips:{spec}, got {spec!r}")
+        if not Path(spec).exists() and os.sep in spec:
+            raise FileNotFoundError(f"data must be there, got {spec!r}, where there is nothing")
         raise FileNotFoundError(
             f"data must be one of {known}, the folder of a feature store, which holds a {MANIFEST}, LAYOUT:ROOT or "
             f"{stream.SPEC}FOLDER, got {spec!r}"

@@ -255,6 +255,8 @@ class _Packer:
         }
         (self.folder / MANIFEST).unlink(missing_ok=True)
         write_bytes(self.folder / MANIFEST, json.dumps(manifest, indent=1).encode())
+        remove_unfinished(self.folder)
+        # As older versions called them.
         for leftover in self.folder.glob("*.part"):
             leftover.unlink()
 
@@ -271,14 +273,10 @@ def _is_large(key: str, array: ClipArray) -> bool:
 def _write_shard(file: Path, shape: tuple[int, ...], dtype: np.dtype, pieces: Iterator[np.ndarray]) -> dict[str, Any]:
     """Write one .npy file piece by piece, returning its entry; the checksum is of the whole file."""
     digest, size = hashlib.sha256(), 0
-    temporary = file.with_suffix(".part")
-    with open(temporary, "wb") as stream:
+    with atomic_file(file) as stream:
         for data in _bytes(shape, dtype, pieces):
             digest.update(data)
             size += stream.write(data)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(temporary, file)
     return {
         "file": file.name,
         "shape": list(shape),

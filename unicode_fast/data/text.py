@@ -8,6 +8,7 @@ import functools
 import hashlib
 import io
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from unicode_fast.data.lazy import LazyArray
 from unicode_fast.data.sources import Source
 from unicode_fast.data.store_checks import StoreError
 from unicode_fast.data.zip_pickle import unpickle_counts
+from unicode_fast.errors import few
 from unicode_fast.untrusted import (
     BadFile,
     check_count,
@@ -151,7 +153,13 @@ class WordVectors:
             if Path(self.model).is_dir():
                 _check_folder(Path(self.model))
             tokenizer = transformers.AutoTokenizer.from_pretrained(self.model, trust_remote_code=False)
-            model = transformers.AutoModel.from_pretrained(self.model, trust_remote_code=False)
+            model, found = transformers.AutoModel.from_pretrained(
+                self.model, trust_remote_code=False, output_loading_info=True
+            )
+            # What a sentence's last layer does not depend on may be left out of the weights.
+            lacking = sorted(name for name in found["missing_keys"] if not re.search("pooler|position_ids", name))
+            if lacking:
+                raise BadFile(f"its weights lack {few(lacking, room=80)}")
             return tokenizer, model.eval()
         # Damaged weights and vocabularies raise nearly anything.
         except Exception as error:
@@ -243,6 +251,7 @@ def _check_folder(folder: Path) -> None:
         if file.suffix == ".txt":
             check_count(read_bytes(file).count(b"\n"), f"lines in {file.name}")
     _check_sizes(read_json(folder / "config.json"), total)
+    _check_model(folder, total)
 
 
 def _check_json(file: Path) -> None:
@@ -268,9 +277,26 @@ def _check_sizes(config: dict[str, Any], total: int) -> None:
     values = [config.get(name, 0) for name in names]
     if not all(type(value) is int and 0 <= value < 1 << 40 for value in values) or values[0] > _MOST_LAYERS:
         raise BadFile(f"{', '.join(names)} in its config.json must be sizes, got {values!s:.80}")
+    # Models of other kinds have other names for them.
+    for name, value in config.items():
+        most = _MOST_LAYERS if "layer" in name else 1 << 10 if name.startswith(("num_", "n_")) else 1 << 20
+        if type(value) is int and value > most and "position" not in name and value != config.get("vocab_size"):
+            raise BadFile(f"{name} in its config.json must be at most {most}, got {value!s:.40}")
     layers, width, inner, words, places = values
     if 4 * width * (layers * (4 * width + 2 * inner) + words + places) > 2 * total + (200 << 20):
         raise BadFile(f"its config.json is of a model of another size than its {total} bytes of weights")
+
+
+def _check_model(folder: Path, total: int) -> None:
+    """Raise BadFile where the model of a configuration is much larger than its weights; none of it is allocated."""
+    import torch
+
+    transformers = need("transformers", "text")
+    with torch.device("meta"):
+        config = transformers.AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
+        model = transformers.AutoModel.from_config(config, trust_remote_code=False)
+    if 4 * sum(tensor.numel() for tensor in model.state_dict().values()) > 2 * total + (50 << 20):
+        raise BadFile(f"its config.json is of a larger model than its {total} bytes of weights")
 
 
 def _in(number: int, allowed: frozenset[int]) -> bool:

@@ -24,7 +24,9 @@ CLASSES = [
 ]  # fmt: skip
 KEY = "avadataset"
 # Of an HDF5 file: names in a message, bytes of a chunk that may be larger than what it is of, and number of chunks.
-_SHOWN_KEYS, _SMALL_CHUNK, _MOST_CHUNKS = 12, 1 << 26, 1 << 22
+_SHOWN_KEYS, _SMALL_CHUNK = 12, 1 << 26
+# Chunks of a dataset, and of them those that one read touches, for each of which HDF5 takes some kilobytes.
+_MOST_CHUNKS, _MOST_AT_ONCE = 1 << 22, 1 << 13
 _FEATURES = {"audio": "audio_feature.h5", "video": "visual_feature.h5"}
 
 
@@ -205,6 +207,13 @@ class H5Array:
 
     def _read(self, key: int | slice, where: str) -> np.ndarray:
         try:
+            if self._chunk:
+                parts = [
+                    -(-whole // part) for whole, part in zip(self.shape, self._properties.get_chunk(), strict=True)
+                ]
+                touched = math.prod(parts[1:] if isinstance(key, int) else parts)
+                if touched > _MOST_AT_ONCE:
+                    raise BadFile(f"it is cut into {touched} chunks, of at most {_MOST_AT_ONCE} that are read at once")
             if self._filtered:
                 self._check_chunks(slice(key, key + 1) if isinstance(key, int) else key)
             return self._data[key]
