@@ -528,5 +528,7 @@ def test_open_dataset(hard: Store, folder: Path, monkeypatch: pytest.MonkeyPatch
     named = DataConfig(train_clips=60, val_clips=20, test_clips=20)
     assert open_dataset(named, progress=False).path == hard.path
     assert open_dataset(DataConfig(data=str(hard.path))).path == hard.path
-    with pytest.raises(FileNotFoundError, match="folder of a feature store"):
+    with pytest.raises(FileNotFoundError, match="data must be there, got '.*/no/such/folder', where there is nothing"):
         open_dataset(DataConfig(data=str(folder / "no" / "such" / "folder")))
+    with pytest.raises(FileNotFoundError, match="folder of a feature store"):
+        open_dataset(DataConfig(data=str(folder)))

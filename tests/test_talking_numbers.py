@@ -391,7 +391,9 @@ def test_voices_and_pictures_are_divided_as_those_of_talking_digits() -> None:
 # That there is something to learn
 
 
-@pytest.mark.parametrize(("name", "place"), [("audio", 10), ("video", 10), ("video", 1)])
+@pytest.mark.parametrize(
+    ("name", "place"), [("audio", 10), pytest.param("video", 10, marks=pytest.mark.slow), ("video", 1)]
+)
 def test_unseen_voices_and_pictures_can_be_told_apart(hard: Store, name: str, place: int) -> None:
     """Of tens and units chance is 0.1; this small set gives 0.5 to 0.9."""
     from sklearn.linear_model import LogisticRegression

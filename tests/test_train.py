@@ -169,12 +169,8 @@ def test_backends_agree_over_the_first_steps(monkeypatch: pytest.MonkeyPatch) ->
 
 
 class TestDeterminism:
-    def test_same_seed_same_bits_and_another_seed_another_model(
-        self, store: Path, finished: Path, tmp_path: Path
-    ) -> None:
-        main(flags(store, tmp_path / "again", probe_tasks="classification"))
+    def test_another_seed_gives_another_model(self, store: Path, finished: Path, tmp_path: Path) -> None:
         main(flags(store, tmp_path / "other", probe_tasks="classification", seed=1))
-        assert same(final_model(finished), final_model(tmp_path / "again"))
         assert not same(final_model(finished), final_model(tmp_path / "other"))
 
     # test_runs.py has a campaign of such kills in one process.
