@@ -15,6 +15,8 @@ from pathlib import Path
 import contrast
 import pytest
 
+from unicode_fast.writing import write_text
+
 HERE = Path(__file__).resolve().parent
 # What a gradient may err by, relative to its largest number: roundings of scores and, in bfloat16, of slopes and of the
 # gradient itself.
@@ -36,7 +38,7 @@ def keep(request: pytest.FixtureRequest) -> Callable[[dict], None]:
 
     def add(row: dict) -> None:
         rows.append(row)
-        target.write_text(json.dumps(rows, indent=1) + "\n")
+        write_text(target, json.dumps(rows, indent=1) + "\n")
         with manager.global_and_fixture_disabled():
             print(line(row), flush=True)
 

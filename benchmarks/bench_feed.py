@@ -22,6 +22,7 @@ from unicode_fast.config import Config
 from unicode_fast.data import Batches, ClipSet, open_dataset, open_feed
 from unicode_fast.runs import git_commit
 from unicode_fast.train import Trainer
+from unicode_fast.writing import write_text
 
 KINDS = ("direct", "prefetch", "resident")
 CLIPS_AS_PUBLISHED = 1600
@@ -41,7 +42,7 @@ def results(request: pytest.FixtureRequest) -> Iterator[list[dict]]:
     folder = Path(request.config.getoption("--results"))
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"feed-{request.config.getoption('--device')}.json"
-    path.write_text(json.dumps(rows, indent=1) + "\n")
+    write_text(path, json.dumps(rows, indent=1) + "\n")
     with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
         print()
         for row in rows:

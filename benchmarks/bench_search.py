@@ -14,6 +14,8 @@ import contenders
 import pytest
 from shapes import CPU_SHAPES
 
+from unicode_fast.writing import write_text
+
 HERE = Path(__file__).resolve().parent
 CASES = [(problem, shape) for problem in contenders.PROBLEMS for shape in contenders.shape_names(problem)]
 
@@ -28,7 +30,7 @@ def results(request: pytest.FixtureRequest) -> Iterator[list[dict]]:
     device = request.config.getoption("--device")
     folder = Path(request.config.getoption("--results"))
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"quantiser-{device}.json").write_text(json.dumps(rows, indent=1) + "\n")
+    write_text(folder / f"quantiser-{device}.json", json.dumps(rows, indent=1) + "\n")
     with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
         print()
         for row in rows:

@@ -14,6 +14,8 @@ import pytest
 import train_steps
 from shapes import TRAIN_SHAPES
 
+from unicode_fast.writing import write_text
+
 HERE = Path(__file__).resolve().parent
 SIZES = sorted({size for sizes in TRAIN_SHAPES.values() for size in sizes})
 AGREEMENT = 1e-10
@@ -37,7 +39,7 @@ def keep(request: pytest.FixtureRequest, rows: list[dict]) -> None:
     folder = Path(request.config.getoption("--results"))
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"train-step-{request.config.getoption('--device')}.json"
-    path.write_text(json.dumps(rows, indent=1) + "\n")
+    write_text(path, json.dumps(rows, indent=1) + "\n")
 
 
 def line(row: dict) -> str:

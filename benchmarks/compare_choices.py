@@ -7,7 +7,6 @@ another process's, unless that was stopped: then its folder must be removed.
 """
 
 import argparse
-import fcntl
 import json
 import re
 import statistics
@@ -23,13 +22,14 @@ from unicode_fast import preset
 from unicode_fast.config import ADDED_FIELDS, Config
 from unicode_fast.data import Store, open_dataset
 from unicode_fast.distributed import Ranks
+from unicode_fast.locks import exclusive
 from unicode_fast.methods import UniCodeMethod
 from unicode_fast.modules import UniCode
 from unicode_fast.runs import choose_device, versions
 from unicode_fast.tasks import Probes, Row
 from unicode_fast.tasks.probe import Clips
 from unicode_fast.train import Trainer, check_store, pretrain
-from unicode_fast.writing import write_json
+from unicode_fast.writing import write_json, write_text
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "choices.json"
@@ -162,8 +162,7 @@ def unmeasured(variants: Mapping[str, Fields], rows: Sequence[Mapping[str, Any]]
 @contextmanager
 def results(path: Path, variants: Mapping[str, Fields]) -> Iterator[list[dict[str, Any]]]:
     """All rows of a file, of which what is changed is kept; one process at a time."""
-    with Path(__file__).open() as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with exclusive(path.with_name(f".{path.name}.lock"), print):
         rows = json.loads(path.read_text()) if path.exists() else []
         yield rows
         rows.sort(key=lambda row: (list(variants).index(row["variant"]), row["seed"]))
@@ -230,7 +229,7 @@ def write_table() -> None:
     if missing:
         table += f"\n\nNot measured yet with today's preset: {'; '.join(missing)}."
     text = f"# Choices of the recommended preset\n\n{made}\n\n{table}\n\n{UNTRIED}\n"
-    (ROOT / "docs" / "choices.md").write_text(text)
+    write_text(ROOT / "docs" / "choices.md", text)
 
 
 def main() -> None:

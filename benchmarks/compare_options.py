@@ -16,7 +16,7 @@ from unicode_fast import preset
 from unicode_fast.distributed import Ranks
 from unicode_fast.runs import make_folder
 from unicode_fast.train import run_seeds
-from unicode_fast.writing import write_json
+from unicode_fast.writing import write_json, write_text
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -87,7 +87,7 @@ def write_table(summaries: dict[str, dict]) -> None:
         if name not in summaries
     ]
     text = f"# Options of a training step\n\n{EXPLANATION}\n\n" + "\n".join(lines) + "\n"
-    (ROOT / "docs" / "options.md").write_text(text)
+    write_text(ROOT / "docs" / "options.md", text)
 
 
 def main() -> int:

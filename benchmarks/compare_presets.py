@@ -21,6 +21,7 @@ from unicode_fast.cli import resolve_saved
 from unicode_fast.data import open_dataset
 from unicode_fast.runs import make_folder
 from unicode_fast.train import run
+from unicode_fast.writing import write_text
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "presets.json"
@@ -271,7 +272,7 @@ def write_page() -> None:
     if missing:
         text.append(f"Not measured: {'; '.join(missing)}.")
     text += [EARLY, early_table(found), OFFICIAL]
-    (ROOT / "docs" / "presets.md").write_text("\n\n".join(text) + "\n")
+    write_text(ROOT / "docs" / "presets.md", "\n\n".join(text) + "\n")
 
 
 if __name__ == "__main__":

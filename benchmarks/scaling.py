@@ -22,6 +22,7 @@ from unicode_fast import Config, Modality, UniCode, preset
 from unicode_fast.modules import looking
 from unicode_fast.ops.sharded import Part
 from unicode_fast.train import Trainer
+from unicode_fast.writing import write_text
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "scaling.md"
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -347,7 +348,7 @@ def main() -> None:
             pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
             text = pattern.sub(lambda found, table=table: f"{found[1]}{table}\n{found[2]}", text)
     if write:
-        PAGE.write_text(text)
+        write_text(PAGE, text)
 
 
 if __name__ == "__main__":

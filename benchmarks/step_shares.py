@@ -17,6 +17,7 @@ from unicode_fast.config import Config
 from unicode_fast.data import Batches, open_dataset
 from unicode_fast.runs import git_commit
 from unicode_fast.train import Trainer, check_store
+from unicode_fast.writing import write_text
 
 WARM_UP_STEPS, STEPS = 5, 20
 NAMESPACE = "unicode_fast::"
@@ -60,7 +61,7 @@ def main() -> None:
         "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
     }
     target = Path(__file__).resolve().parent / "results" / "step-shares-cpu.json"
-    target.write_text(json.dumps(result, indent=1) + "\n")
+    write_text(target, json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

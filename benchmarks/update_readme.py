@@ -22,6 +22,7 @@ from unicode_fast import ablate
 from unicode_fast.presets import PRESETS, from_saved
 from unicode_fast.tasks import Row, Sharing, format_markdown, format_sharing
 from unicode_fast.tasks.table import token_cell
+from unicode_fast.writing import write_text
 
 BOUNDS = Path(__file__).resolve().parent / "results" / "upper-bound.json"
 ROOT = Path(__file__).resolve().parent.parent
@@ -56,7 +57,7 @@ def replace_part(name: str, text: str) -> None:
     """Put text between the README's markers of this name."""
     readme = ROOT / "README.md"
     pattern = re.compile(rf"(<!-- {name} -->\n).*(<!-- /{name} -->)", re.DOTALL)
-    readme.write_text(pattern.sub(lambda found: f"{found[1]}{text}\n{found[2]}", readme.read_text()))
+    write_text(readme, pattern.sub(lambda found: f"{found[1]}{text}\n{found[2]}", readme.read_text()))
 
 
 def size_of(row: dict) -> str:
@@ -254,7 +255,7 @@ def put_run(run: Path) -> None:
     )
     replace_part("results", text)
     stored = ROOT / "benchmarks" / "results" / "default-run.json"
-    stored.write_text(json.dumps(summary, indent=2) + "\n")
+    write_text(stored, json.dumps(summary, indent=2) + "\n")
 
 
 def main() -> None:

@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+from unicode_fast.writing import write_text
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 DEVICES = ("cpu", "cuda")
@@ -114,7 +116,7 @@ def main() -> None:
                     lines += [f"Shares of a step by torch.profiler, {size}:", "", *parts_table(columns), ""]
         if feeds:
             lines += [*feed_table(feeds), "", f"{machine(feeds[0])}.", ""]
-    (ROOT / "docs" / "training-step.md").write_text("\n".join(lines).rstrip() + "\n")
+    write_text(ROOT / "docs" / "training-step.md", "\n".join(lines).rstrip() + "\n")
 
 
 if __name__ == "__main__":
