@@ -341,8 +341,8 @@ def _interpret_contrast() -> None:
     from unicode_fast.ops import _library, cross_info_nce
 
     module = sys.modules[cross_info_nce.__module__]
-    _library.implement("cross_info_nce", "CPU", module._triton)
-    _library.implement("cross_info_nce_backward", "CPU", module._backward_triton)
+    _library.implement("cross_info_nce", "CPU", module._check_arguments, module._triton)
+    _library.implement("cross_info_nce_backward", "CPU", module._check_backward, module._backward_triton)
     backend._DEVICES["triton"] = "cpu"
 
 
