@@ -33,7 +33,7 @@ from unicode_fast import (
     nearest_codeword,
     preset,
 )
-from unicode_fast.modules.codebook import Codebook
+from unicode_fast.modules.model import update_rule
 
 # Loops of the CUDA search, with the kernel of each; "" takes the one that suits, after each has been tried by itself.
 LOOPS = {
@@ -159,8 +159,7 @@ def update_inputs(stage: Stage, size: Sizes) -> tuple[CodebookState, list[Tensor
 
 def rule_of(name: str) -> UpdateRule:
     """The rule of a preset."""
-    config = preset(name)
-    return Codebook(("audio", "video", "text"), config.model, config.method, 0).rule
+    return update_rule(preset(name).method, seed=0)
 
 
 def prepared(stage: Stage) -> Found:

@@ -123,7 +123,7 @@ class UniCode(nn.Module):
             self.names,
             sizes.codewords,
             sizes.width,
-            _update_rule(method, config.train.seed),
+            update_rule(method, config.train.seed),
             partner="attended" if method.ema_partner == "attended" else "aligned",
             initial_count=method.ema_initial_count,
         )
@@ -380,7 +380,8 @@ class UniCode(nn.Module):
             )
 
 
-def _update_rule(method: MethodConfig, seed: int) -> UpdateRule:
+def update_rule(method: MethodConfig, seed: int) -> UpdateRule:
+    """The codebook's rule that a configuration asks for."""
     return UpdateRule(
         decay=method.ema_decay,
         epsilon=method.ema_epsilon,
