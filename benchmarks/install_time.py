@@ -58,7 +58,9 @@ def download(checkout: Path, folder: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("python", nargs="?", default="python3", help="in place of the command's python3")
-    python = parser.parse_args().python
+    parser.add_argument("--note", default="", help="what else the machine did meanwhile")
+    arguments = parser.parse_args()
+    python = arguments.python
     readme = subprocess.check_output([ROOT / ".ci" / "readme-command", "run-command"], text=True)
     install, run = parts_of(readme.replace("python3 -m venv", f"{python} -m venv"))
     os.environ.pop("PYTHONPATH", None)
@@ -76,7 +78,7 @@ def main() -> None:
     found = {"seconds": seconds, "gigabytes": sizes, "python": version, "torch": torch}
     device = {"device": f"{platform.machine()} CPU", "cores": os.cpu_count()}
     date = {"date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(), "commit": git_commit()}
-    write_json(RESULTS, {**found, **device, **date})
+    write_json(RESULTS, {**found, **device, **date, "note": arguments.note})
 
 
 if __name__ == "__main__":

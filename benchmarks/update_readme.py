@@ -151,6 +151,7 @@ def step_sentence() -> str:
 def install_sentence() -> str:
     """How long the first command takes, and what it needs of the disk."""
     found = json.loads((ROOT / "benchmarks" / "results" / "install.json").read_text())
+    note = f", {found['note']}" if found["note"] else ""
     minutes = {name: f"{seconds / 60:.1f}" for name, seconds in found["seconds"].items()}
     sizes = found["gigabytes"]
     return (
@@ -158,7 +159,8 @@ def install_sentence() -> str:
         f"{sizes['download']:.1f} GB, or in {minutes['downloaded']} from files on the disk, and takes "
         f"{sizes['disk']:.1f} GB of the disk; it then makes the data, trains and probes in {minutes['run']} minutes "
         f"({found['device']}, {found['cores']} cores, Python {found['python']}, torch {found['torch']}, "
-        f"{found['date']}, commit `{(found['commit'] or 'unknown')[:12]}`; `python benchmarks/install_time.py`)."
+        f"{found['date']}, commit `{(found['commit'] or 'unknown')[:12]}`{note}; "
+        "`python benchmarks/install_time.py`)."
     )
 
 
