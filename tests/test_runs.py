@@ -288,6 +288,14 @@ def test_metrics_of_others_take_no_memory(
     assert "metrics.jsonl is left out: it holds 3800 bytes of at most 3000" in second
 
 
+def test_a_journal_that_is_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "metrics.jsonl")
+    with pytest.raises(CheckpointError, match="metrics.jsonl must be a journal: it is no plain file"):
+        checkpoint.set_aside(tmp_path, 3, 0)
+    (tmp_path / "metrics.jsonl").unlink()
+    assert checkpoint.set_aside(tmp_path, 3, 0) is None
+
+
 def test_sizes_that_do_not_fit_leave_no_folder(store: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="width must be a multiple of temporal_heads"):
         main([f"--data={store}", f"--out={tmp_path / 'run'}", "--width=7", "--batch_size=4", "--probe_tasks=none"])

@@ -24,7 +24,7 @@ from unicode_fast.modules import UniCode
 from unicode_fast.modules.wrapped import plain_model
 from unicode_fast.presets import from_saved
 from unicode_fast.tensor_files import read_tensors, write_tensors
-from unicode_fast.untrusted import BadFile
+from unicode_fast.untrusted import BadFile, open_file
 from unicode_fast.writing import atomic_file, path_of, sync_folder
 
 FORMAT = 1
@@ -255,14 +255,18 @@ def set_aside(run: Path, step: int, offset: int) -> Path | None:
 
     Raises:
         OSError: it cannot be made, or the disk is full.
+        CheckpointError: its metrics.jsonl is no plain file.
     """
     folder = run / FOLDER
     moved = [step_path(run, later) for later in reversed(steps_in(run)) if later > step]
     if (best := step_of_best(run)) is None or best > step:
         moved.append(folder / BEST)
     moved = [path for path in moved if path.exists()]
-    journal = run / METRICS
-    lines = journal.read_bytes()[offset:] if journal.exists() else b""
+    lines = b""
+    with contextlib.suppress(FileNotFoundError), _named(f"file {run / METRICS} must be a journal:"):
+        with open_file(run / METRICS) as journal:
+            journal.seek(offset)
+            lines = journal.read()
     if not moved and not lines and not (run / SUMMARY).exists():
         return None
     aside = next(path for n in itertools.count(1) if not any((path := folder / f"{ASIDE}-{n}").glob("*")))

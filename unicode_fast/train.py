@@ -583,7 +583,8 @@ def measure(  # noqa: PLR0913 - what is measured, and how it is shown
     partners = open_partners(config.data, tasks, store) if tasks != NO_TASKS else None
     probes = Probes(model, store, config.train.seed, partners=partners)
     rows = probes.table(tasks) if tasks != NO_TASKS else []
-    for task in [] if tasks == NO_TASKS else {*check_tasks(tasks)} - {row.task for row in rows}:
+    measured = {row.task for row in rows}
+    for task in [] if tasks == NO_TASKS else [task for task in check_tasks(tasks) if task not in measured]:
         say(f"note: {task} is left out, the data have not what it needs in two modalities; see --explain", sys.stderr)
     sharing = probes.sharing() if rows else {}
     summary = {
