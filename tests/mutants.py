@@ -87,12 +87,16 @@ def _compared(one: Any, other: Any, values: bool) -> bool:
         same = one.shape == other.shape and one.dtype == other.dtype
         if not same or not values:
             return same
-        one, other = (np.asarray(array.view(torch.uint8) if torch.is_tensor(array) and array.ndim else array)
-                      for array in (one, other))  # fmt: skip
+        one, other = (_bytes(array) if torch.is_tensor(array) else array for array in (one, other))
         return one.tobytes() == other.tobytes()
     if isinstance(one, Sequence) and not isinstance(one, (str, bytes)):
         return len(one) == len(other) and all(_compared(a, b, values) for a, b in zip(one, other, strict=True))
     return bool(one == other) if values else True
+
+
+def _bytes(tensor: torch.Tensor) -> np.ndarray:
+    """Of any dtype, which NumPy may not have."""
+    return tensor.reshape(-1).contiguous().view(torch.uint8).numpy()
 
 
 def fuzz(  # noqa: PLR0913 - what is damaged, how it is read, what may come of it, and for how long

@@ -14,15 +14,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+import torch
 from mutants import LONG, QUICK, alike, equal, fuzz
 from published import write_rows, write_zip
+from safetensors.torch import save_file
 
 from unicode_fast import preset
 from unicode_fast.checkpoint import CheckpointError
+from unicode_fast.config import Modality
 from unicode_fast.data import Dataset, StoreError, open_data, open_store
 from unicode_fast.data.files import read_csv, read_lines
 from unicode_fast.data.layouts.ave import h5_source, read_labels, read_order
-from unicode_fast.data.layouts.avsbench import read_picture
+from unicode_fast.data.layouts.avsbench import _pictures
 from unicode_fast.data.pack import pack
 from unicode_fast.data.store_checks import DamagedStoreError
 from unicode_fast.data.stream import open_stream, write_shards
@@ -32,7 +35,7 @@ from unicode_fast.journal import read_metrics
 from unicode_fast.report import rows_of
 from unicode_fast.runs import read_seeds, read_summary, write_config
 from unicode_fast.tasks import Row
-from unicode_fast.tasks.backbones import LIGHT_SETTINGS
+from unicode_fast.tasks.backbones import LIGHT_SETTINGS, fill, read_weights
 from unicode_fast.tasks.intervals import Estimate
 from unicode_fast.tasks.segmenter import Segmenter, load_segmenter, save_segmenter
 from unicode_fast.untrusted import BadFile
@@ -58,9 +61,19 @@ def content(data: Dataset) -> dict[str, Any]:
     }
 
 
-def same_type(one: Any, other: Any) -> bool:
-    """Of texts that say what names and numbers there are: others of the same kind."""
-    return type(one) is type(other)
+def same_kinds(one: Any, other: Any) -> bool:
+    """Of texts in which names and numbers of items stand like values: each item of a kind that the valid file has."""
+    return type(one) is type(other) and kinds(one) <= kinds(other)
+
+
+def kinds(value: Any) -> set[str]:
+    """Types of what a result consists of, of arrays dtype and shape but for the number of rows."""
+    if isinstance(value, np.ndarray):
+        return {f"{value.dtype.kind}{'' if value.dtype.kind == 'U' else value.dtype.itemsize} {value.shape[1:]}"}
+    items = list(value.values()) if isinstance(value, dict) else value
+    if isinstance(items, (list, tuple)):
+        return {kind for item in items for kind in kinds(item)}
+    return {"number" if isinstance(value, (int, float)) else type(value).__name__}
 
 
 def own_clips(folder: Path) -> Path:
@@ -90,14 +103,9 @@ def clips_csv(folder: Path) -> Reader:
     """The list of clips, all that it names read; damage can name other splits, and files that are not there."""
     root = own_clips(folder)
 
-    def read() -> dict[str, Any]:
-        try:
-            return content(open_data(f"clips:{root}"))
-        except (StoreError, FileNotFoundError) as error:
-            # The files that it names, or no longer does, are compared with it, and named.
-            raise StoreError(f"clips.csv: {error}") from error
-
-    return Reader(root / "clips.csv", read, may_be=same_type)
+    return Reader(
+        root / "clips.csv", lambda: content(open_data(f"clips:{root}")), (StoreError, FileNotFoundError), same_kinds
+    )
 
 
 def rows_csv(folder: Path) -> Reader:
@@ -115,7 +123,7 @@ def rows_csv(folder: Path) -> Reader:
 def names_list(folder: Path) -> Reader:
     file = folder / "classes.txt"
     file.write_text("\n".join(f"class number {number} ä" for number in range(40)))
-    return Reader(file, lambda: read_lines(file), may_be=same_type)
+    return Reader(file, lambda: read_lines(file), may_be=same_kinds)
 
 
 def zipped_pickle(folder: Path) -> Reader:
@@ -158,18 +166,14 @@ def word_vectors(folder: Path) -> Reader:
     return Reader(file, read)
 
 
-def hdf5(folder: Path, packed: bool) -> Reader:
+def hdf5(folder: Path, packing: str | None) -> Reader:
     h5py = pytest.importorskip("h5py")
-    file, array = folder / "audio_feature.h5", np.random.default_rng(0).normal(size=(5, 10, 8))
-    more = {"chunks": (2, 10, 8), "compression": "gzip", "shuffle": True, "fletcher32": True} if packed else {}
+    file, array = folder / "audio_feature.h5", np.random.default_rng(0).normal(size=(5, 10, 8)).round(1)
+    more = {"chunks": (2, 10, 8), "compression": packing, "shuffle": True, "fletcher32": True} if packing else {}
     with h5py.File(file, "w") as opened:
         opened.create_dataset("avadataset", data=array, **more)
 
-    def read() -> list[np.ndarray]:
-        source = h5_source(file, 5)
-        return [source.raw(clip) for clip in range(5)]
-
-    return Reader(file, read, may_be=alike)
+    return Reader(file, lambda: h5_source(file, 5).array(Modality("vector", (8,)))[:], may_be=alike)
 
 
 def hdf5_numbers(folder: Path, labels: bool) -> Reader:
@@ -181,15 +185,13 @@ def hdf5_numbers(folder: Path, labels: bool) -> Reader:
 
 
 def picture(folder: Path, name: str) -> Reader:
+    """One of two frames; a JPEG has no checksum, but must be as large as the others."""
     image = pytest.importorskip("PIL.Image")
-    file = folder / f"frame.{name}"
+    first, file = folder / "first.png", folder / f"frame.{name}"
     pixels = np.random.default_rng(0).integers(0, 256, (16, 24, 3), np.uint8)
+    image.fromarray(pixels).save(first)
     image.fromarray(pixels).save(file, format=name)
-
-    def colours(one: Any, other: Any) -> bool:
-        return one.ndim == 3 and one.shape[2] == 3 and one.dtype == np.uint8
-
-    return Reader(file, lambda: read_picture(file, mask=False), may_be=colours if name == "jpeg" else equal)
+    return Reader(file, lambda: _pictures([[first, file]], mask=False)[:], may_be=alike if name == "jpeg" else equal)
 
 
 def shard(folder: Path) -> Reader:
@@ -201,15 +203,7 @@ def shard(folder: Path) -> Reader:
 
 def shards_json(folder: Path) -> Reader:
     file = shard(folder).file.with_name("shards.json")
-
-    def read() -> Any:
-        data = open_stream(str(file.parent))
-        try:
-            return content(data)
-        except (StoreError, FileNotFoundError) as error:
-            raise StoreError(f"{file}: {error}") from error
-
-    return Reader(file, read, (StoreError, FileNotFoundError), may_be=same_type)
+    return Reader(file, lambda: content(open_stream(str(file.parent))), (StoreError, FileNotFoundError), same_kinds)
 
 
 def packed_store(folder: Path) -> Path:
@@ -219,15 +213,7 @@ def packed_store(folder: Path) -> Path:
 
 def manifest(folder: Path) -> Reader:
     root = packed_store(folder)
-
-    def read() -> Any:
-        try:
-            return content(open_store(root))
-        except (StoreError, FileNotFoundError) as error:
-            # What the manifest says of other files is compared with them, and they are named.
-            raise StoreError(f"manifest.json: {error}") from error
-
-    return Reader(root / "manifest.json", read, may_be=same_type)
+    return Reader(root / "manifest.json", lambda: content(open_store(root)), may_be=same_kinds)
 
 
 def store_npy(folder: Path, verify: bool) -> Reader:
@@ -252,15 +238,30 @@ def segmenter(folder: Path) -> Reader:
     return Reader(file, read, (CheckpointError, ValueError))
 
 
+def backbone(folder: Path, suffix: str, zipped: bool = True) -> Reader:
+    """Weights of a backbone of timm; changed numbers cannot be told but where a zip has checksums."""
+    file, model = folder / f"pvt.{suffix}", torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4))
+    if suffix == "safetensors":
+        save_file(model.state_dict(), file, {"format": "pt"})
+    else:
+        torch.save({"state_dict": model.state_dict()}, file, _use_new_zipfile_serialization=zipped)
+
+    def read() -> dict[str, torch.Tensor]:
+        fill(model, read_weights(file), file)
+        return {name: value.clone() for name, value in model.state_dict().items()}
+
+    return Reader(file, read, (ValueError,), equal if suffix == "pth" and zipped else alike)
+
+
 def run_summary(folder: Path) -> Reader:
     row = Row("localisation", "audio", "video", 0.4, 0.6, 0.1, interval=(0.3, 0.5), metrics={"map": Estimate(0.3, 0.2)})
     write_json(folder / "summary.json", {"rows": [row.as_dict()] * 3, "seconds": 1.0, "versions": {"torch": "2"}})
-    return Reader(folder / "summary.json", lambda: read_summary(folder), (CheckpointError,), may_be=same_type)
+    return Reader(folder / "summary.json", lambda: read_summary(folder), (CheckpointError,), may_be=same_kinds)
 
 
 def run_seeds(folder: Path) -> Reader:
     write_json(folder / "seeds.json", [0, 1, 2, 17])
-    return Reader(folder / "seeds.json", lambda: read_seeds(folder / "seeds.json"), (CheckpointError,), same_type)
+    return Reader(folder / "seeds.json", lambda: read_seeds(folder / "seeds.json"), (CheckpointError,), same_kinds)
 
 
 def evaluation(folder: Path) -> Reader:
@@ -270,7 +271,7 @@ def evaluation(folder: Path) -> Reader:
     write_json(folder / "summary.json", {"rows": [replace(row, task="classification").as_dict()]})
     file = folder / "evaluations" / "retrieval.json"
     write_json(file, {"row": row.as_dict(), "dataset": "talking-digits", "flags": {"seed": 3}})
-    return Reader(file, lambda: rows_of(folder), (CheckpointError,), same_type)
+    return Reader(file, lambda: rows_of(folder), (CheckpointError,), same_kinds)
 
 
 def metrics(folder: Path) -> Reader:
@@ -279,7 +280,7 @@ def metrics(folder: Path) -> Reader:
     file.write_text(
         "".join(json.dumps({"step": n, "kind": "train", "losses": {"cpc": n / 7}}) + "\n" for n in range(9))
     )
-    return Reader(file, lambda: read_metrics(folder), (CheckpointError,), same_type)
+    return Reader(file, lambda: read_metrics(folder), (CheckpointError,), same_kinds)
 
 
 READERS: dict[str, Callable[[Path], Reader]] = {
@@ -294,8 +295,8 @@ READERS: dict[str, Callable[[Path], Reader]] = {
     "pickle 5": lambda folder: bare_pickle(folder, 5),
     "cnt.pkl": word_counts,
     "word vectors": word_vectors,
-    "hdf5": lambda folder: hdf5(folder, packed=False),
-    "hdf5 packed": lambda folder: hdf5(folder, packed=True),
+    "hdf5": lambda folder: hdf5(folder, None),
+    **{f"hdf5 {packing}": lambda folder, packing=packing: hdf5(folder, packing) for packing in ("gzip", "lzf", "szip")},
     "hdf5 labels": lambda folder: hdf5_numbers(folder, labels=True),
     "hdf5 order": lambda folder: hdf5_numbers(folder, labels=False),
     "png": lambda folder: picture(folder, "png"),
@@ -306,6 +307,9 @@ READERS: dict[str, Callable[[Path], Reader]] = {
     "store npy": lambda folder: store_npy(folder, verify=True),
     "store npy unverified": lambda folder: store_npy(folder, verify=False),
     "segmenter": segmenter,
+    "backbone safetensors": lambda folder: backbone(folder, "safetensors"),
+    "backbone pth": lambda folder: backbone(folder, "pth"),
+    "backbone pth of before 1.6": lambda folder: backbone(folder, "pth", zipped=False),
     "summary.json": run_summary,
     "seeds.json": run_seeds,
     "evaluation": evaluation,

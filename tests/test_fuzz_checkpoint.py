@@ -21,7 +21,7 @@ from official_checkpoint import TIED, map_arrays
 from official_checkpoint import checkpoint as cmg_content
 
 from unicode_fast import CheckpointError, UniCode, checkpoint, export, load
-from unicode_fast.checked_torch import read_torch
+from unicode_fast.checked_torch import _OLD, read_torch
 from unicode_fast.cli import resolve_saved
 from unicode_fast.compat import CmgFileError, from_cmg, to_cmg
 from unicode_fast.tensor_files import read_tensors, write_tensors
@@ -78,10 +78,16 @@ def exported_file(folder: Path) -> tuple[Path, Callable[[], Any]]:
     return path, lambda: described(load(path))
 
 
-def cmg_file(folder: Path) -> tuple[Path, Callable[[], Any]]:
+def cmg_file(folder: Path, zipped: bool = True) -> tuple[Path, Callable[[], Any]]:
     path = folder / "DCID-model-5.pt"
-    torch.save(map_arrays(cmg_content("AT", 11, widths=TIED), torch.from_numpy), path)
+    content = map_arrays(cmg_content("AT", 11, widths=TIED), torch.from_numpy)
+    torch.save(content, path, _use_new_zipfile_serialization=zipped)
     return path, lambda: to_cmg(from_cmg(path))
+
+
+def old_cmg_file(folder: Path) -> tuple[Path, Callable[[], Any]]:
+    """As torch wrote them before 1.6."""
+    return cmg_file(folder, zipped=False)
 
 
 def yaml_file(folder: Path) -> tuple[Path, Callable[[], Any]]:
@@ -98,6 +104,7 @@ FILES: dict[
     "export": (exported_file, CheckpointError, mutants.equal),
     "CMG": (cmg_file, CmgFileError, mutants.equal),
     # Without a checksum.
+    "old CMG": (old_cmg_file, CmgFileError, mutants.alike),
     "YAML": (yaml_file, ValueError, mutants.alike),
 }
 
@@ -347,10 +354,43 @@ class TestTorchFiles:
         with pytest.raises(BadFile, match=message):
             read_torch(tmp_path / "file.pt")
 
-    def test_older_formats_are_refused_by_name(self, tmp_path: Path) -> None:
-        torch.save({"value": 1}, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
-        with pytest.raises(CheckpointError, match="old.pt .* no zip as torch.save writes since 1.6"):
-            load(tmp_path / "old.pt")
+    def test_files_of_before_torch_1_6(self, tmp_path: Path) -> None:
+        """Pickles one after another, then the numbers of each storage."""
+        path, shared = tmp_path / "old.pt", torch.arange(6.0)
+        value = {"step": 3, "name": "a", "all": shared, "part": shared[2:5], "long": torch.arange(4)}
+        torch.save(value, path, _use_new_zipfile_serialization=False)
+        assert mutants.equal(read_torch(path), value)
+        data = path.read_bytes()
+        count = (6).to_bytes(8, "little")
+        for changed, message in (
+            (data[:-1], "cut short, or goes on"),
+            (data + b"x", "cut short, or goes on"),
+            (data.replace(count, (7).to_bytes(8, "little")), "storage '.*' must be 6 of torch.float32"),
+            (data.replace(b"K\x06", b"J\0\0\0\x40", 1), "storage '.*' must be 6 of torch.float32 in all places"),
+            (data.replace(b"FloatStorage", b"FloatStoragX"), "FloatStorag.*, which was not run"),
+            (data.replace(b"K\x06N", b"K\x06K\1"), "persistent id is not that of a whole storage"),
+            (data[:40], "damaged pickle|cut short"),
+        ):
+            assert changed != data
+            path.write_bytes(changed)
+            with pytest.raises(BadFile, match=message):
+                read_torch(path)
+        for pickled, message in (
+            (b"(S'a'\nR.", "not of protocol 2"),
+            (b"\x80\x02cos\nsystem\n.", "os.system.*not run"),
+        ):
+            path.write_bytes(_OLD + pickled + data[len(_OLD) :])
+            with pytest.raises(BadFile, match=message):
+                read_torch(path)
+
+    def test_a_member_that_is_said_to_be_a_folder(self, tmp_path: Path) -> None:
+        """torch reads nothing of it, and gives memory as it is."""
+        path, member = tmp_path / "file.pt", b"file/data/0"
+        torch.save({"value": torch.ones(3)}, path)
+        head, name, end = path.read_bytes().rpartition(member)
+        path.write_bytes(head[:-8] + b"\x10" + head[-7:] + name + end)
+        with pytest.raises(BadFile, match="member 'data/0' is said to be a folder"):
+            read_torch(path)
 
     @pytest.mark.filterwarnings("ignore:Duplicate name")
     def test_zips_that_torch_does_not_write(self, tmp_path: Path) -> None:
@@ -374,7 +414,7 @@ class TestTorchFiles:
                 read_torch(path)
         for changed in (b"x" + data, data + b"x", data[:-1] + b"\1" + b"x"):
             path.write_bytes(changed)
-            with pytest.raises(BadFile, match="no zip as|not at its end"):
+            with pytest.raises(BadFile, match="no file of torch.save|not at its end"):
                 read_torch(path)
 
 
@@ -384,6 +424,7 @@ from pathlib import Path
 import torch, tiny
 import test_fuzz_checkpoint as fuzz
 from unicode_fast import CheckpointError, checkpoint, load
+from unicode_fast.checked_torch import _OLD
 from unicode_fast.cli import read_yaml
 from unicode_fast.compat import CmgFileError, from_cmg
 from unicode_fast.tensor_files import write_tensors
@@ -425,6 +466,9 @@ for number, data in enumerate(fuzz.BOMBS):
             archive.writestr("archive/version", "3\\n")
             archive.writestr("archive/data/0", b"1234")
         refused(path, *readers[name])
+    path = folder / f"bomb-{number}-old.pt"
+    path.write_bytes(_OLD + b"\\x80\\x02N." + data + b"\\x80\\x02].")
+    refused(path)
 for layers in ({"codewords": 3 * 10**8}, {"temporal_layers": 10**6}, {"width": 10**9}):
     content = checkpoint.read(good)
     content["config"]["fields"].update(layers)

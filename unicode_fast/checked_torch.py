@@ -16,16 +16,20 @@ from typing import Any, BinaryIO, NamedTuple
 
 import torch
 
-from unicode_fast.pickle_opcodes import unpickle
-from unicode_fast.untrusted import TEXT_VARIABLE, BadFile, check_size, open_file
+from unicode_fast.pickle_opcodes import split_pickles, unpickle
+from unicode_fast.untrusted import TEXT_VARIABLE, BadFile, check_size, limit, open_file
 
 # Of a zip's directory in bytes, which is some 40000 tensors.
 MOST_DIRECTORY = 1 << 22
 # Bytes by which tensors that share memory may together be larger than the file.
 MOST_SHARED = 1 << 26
+# How files of before torch 1.6 begin: a number, and the version of the format, each pickled.
+_OLD = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.\x80\x02M\xe9\x03."
+_PROTOCOL, _OTHER_PROTOCOL = b"\x80\x02", "its pickle is not of protocol 2, torch.save's own"
 _END = struct.Struct("<4s4H2LH")
 _LOCATOR = struct.Struct("<4sLQL")
 _END64 = struct.Struct("<4sQ2H2L4Q")
+_FOLDER = 0x10
 _MEMBER = re.compile(r"[^/\\\x00]+/[\w./-]+")
 _STORAGES = {
     "FloatStorage": torch.float32, "DoubleStorage": torch.float64, "HalfStorage": torch.float16,
@@ -42,7 +46,7 @@ def read_torch(path: str | os.PathLike[str], map_location: str | torch.device = 
         map_location: device of the tensors.
 
     Raises:
-        BadFile: it is damaged, of torch's format before 1.6, or holds something else.
+        BadFile: it is damaged, of torch's format before 0.1.10, or holds something else.
         OSError: there is none, or it cannot be read.
     """
     with open_file(path) as file:
@@ -67,10 +71,12 @@ def check_torch(file: BinaryIO, size: int) -> None:
     Raises:
         BadFile: as `read_torch` says.
     """
-    if file.read(4) != b"PK\3\4":
-        raise BadFile(
-            "it is no zip as torch.save writes since 1.6; older files can be loaded and saved again with torch"
-        )
+    head = file.read(len(_OLD))
+    if head == _OLD:
+        _check_old(file, size)
+        return
+    if head[:4] != b"PK\3\4":
+        raise BadFile("it is no file of torch.save")
     _check_directory(file, size)
     try:
         with zipfile.ZipFile(file) as archive:
@@ -85,10 +91,38 @@ def check_torch(file: BinaryIO, size: int) -> None:
     # A damaged zip makes the module raise nearly anything.
     except Exception as error:
         raise BadFile(f"it is a damaged zip: {type(error).__name__}: {error!s:.100}") from error
-    if data[:2] != b"\x80\x02":
-        raise BadFile("its pickle is not of protocol 2, torch.save's own")
-    tensors = _Tensors({name: member.file_size for name, member in members.items()})
+    if data[:2] != _PROTOCOL:
+        raise BadFile(_OTHER_PROTOCOL)
+    tensors = _Tensors(size, {name: member.file_size for name, member in members.items()})
     unpickle(data, tensors.names, tensors.storage)
+
+
+def _check_old(file: BinaryIO, size: int) -> None:
+    """Look through a file of before torch 1.6: pickles of the machine, the content and its storages' keys, then these.
+
+    Args:
+        file: after `_OLD`.
+        size: in bytes.
+    """
+    pickles, end = split_pickles(file.read(limit(TEXT_VARIABLE)), 3)
+    if any(data[:2] != _PROTOCOL for data in pickles):
+        raise BadFile(_OTHER_PROTOCOL)
+    machine, content, listed = pickles
+    tensors = _Tensors(size)
+    unpickle(machine, {})
+    unpickle(content, tensors.names, tensors.old_storage)
+    keys = unpickle(listed, {})
+    if type(keys) is not list or not all(type(key) is str for key in keys) or sorted(tensors.storages) != sorted(keys):
+        raise BadFile("its storages are not those of its tensors")
+    place = len(_OLD) + end
+    for key in keys:
+        dtype, numel = tensors.storages[key]
+        file.seek(place)
+        if int.from_bytes(file.read(8), "little") != numel:
+            raise BadFile(f"storage {key!r:.40} must be {numel} of {dtype}")
+        place += 8 + numel * dtype.itemsize
+    if place != size:
+        raise BadFile(f"it has {size} bytes of the {place} that its storages take: it is cut short, or goes on")
 
 
 def _check_directory(file: BinaryIO, size: int) -> None:
@@ -130,6 +164,9 @@ def _members(archive: zipfile.ZipFile, size: int) -> dict[str, zipfile.ZipInfo]:
             raise BadFile(f"member {name!r:.60} is there twice")
         if member.compress_type or member.compress_size != member.file_size or member.flag_bits & 0x1:
             raise BadFile(f"member {name!r:.60} is compressed or encrypted, which torch.save does not do")
+        # Of one that is said to be a folder, torch leaves the numbers as its memory happens to be.
+        if member.external_attr & _FOLDER:
+            raise BadFile(f"member {name!r:.60} is said to be a folder")
         members[name.lower()] = member
     if len(folders) != 1 or "data.pkl" not in members:
         raise BadFile("it holds no data.pkl in one folder, as torch.save writes")
@@ -168,11 +205,12 @@ class _Tensors:
     """Stands in for what torch.save names.
 
     Args:
-        sizes: of the file's members in bytes.
+        size: of the file in bytes.
+        sizes: of its members.
     """
 
-    def __init__(self, sizes: Mapping[str, int]) -> None:
-        self.sizes, self.storages, self.left = sizes, dict[str, _Storage](), sum(sizes.values()) + MOST_SHARED
+    def __init__(self, size: int, sizes: Mapping[str, int] | None = None) -> None:
+        self.sizes, self.storages, self.left = sizes or {}, dict[str, _Storage](), size + MOST_SHARED
         self.names: Mapping[tuple[str, str], Any] = {
             ("collections", "OrderedDict"): self.dictionary,
             ("torch._utils", "_rebuild_tensor"): self.tensor,
@@ -187,8 +225,24 @@ class _Tensors:
             raise BadFile("an OrderedDict is made of something")
         return _Dictionary()
 
+    def old_storage(self, identity: Any) -> _Storage:
+        """What a persistent id of before torch 1.6 says, which may be a part of a storage."""
+        if type(identity) is not tuple or len(identity) != 6 or identity[-1] is not None:
+            raise BadFile("a persistent id is not that of a whole storage")
+        return self.named(identity[:-1])
+
     def storage(self, identity: Any) -> _Storage:
         """What a persistent id says, compared with the member that holds it."""
+        found = self.named(identity)
+        held = self.sizes.get(f"data/{identity[2]}")
+        if held != found.numel * found.dtype.itemsize:
+            raise BadFile(
+                f"storage {identity[2]!r:.40} must be {found.numel} of {found.dtype}, its member has {held} bytes"
+            )
+        return found
+
+    def named(self, identity: Any) -> _Storage:
+        """What a persistent id says, the same in all places."""
         if type(identity) is not tuple or len(identity) != 5 or identity[0] != "storage":
             raise BadFile(f"a persistent id is {type(identity).__name__}, not that of a storage")
         _, kind, key, location, numel = identity
@@ -202,11 +256,8 @@ class _Tensors:
         if location == "meta":
             raise BadFile("a storage lies on the device meta, without numbers")
         found = self.storages.setdefault(key, _Storage(kind.dtype, numel))
-        held = self.sizes.get(f"data/{key}")
-        if found != (kind.dtype, numel) or held != numel * kind.dtype.itemsize:
-            raise BadFile(
-                f"storage {key!r:.40} must be {numel} of {kind.dtype} in all places, its member has {held} bytes"
-            )
+        if found != (kind.dtype, numel) or numel < 0:
+            raise BadFile(f"storage {key!r:.40} must be {numel} of {kind.dtype} in all places")
         return found
 
     def tensor(self, storage: Any, offset: Any, shape: Any, stride: Any, *more: Any) -> _Tensor:

@@ -11,7 +11,7 @@ import codecs
 import io
 import pickletools
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, BinaryIO
 
 from unicode_fast.untrusted import TEXT_VARIABLE, BadFile, check_size
 
@@ -63,11 +63,33 @@ def unpickle(
         raise BadFile(f"it is a damaged pickle: {type(error).__name__}: {error!s:.100}") from error
 
 
-def _opcodes(data: bytes) -> Iterator[tuple[str, Any]]:
+def split_pickles(data: bytes, count: int) -> tuple[list[bytes], int]:
+    """The first pickles of bytes that begin with several, and the place after them.
+
+    Raises:
+        BadFile: they are damaged, or cut short.
+    """
+    stream, found = io.BytesIO(data), []
+    for _ in range(count):
+        start = stream.tell()
+        try:
+            for _ in _opcodes(stream):
+                pass
+        except BadFile:
+            raise
+        except Exception as error:
+            raise BadFile(f"it holds a damaged pickle: {type(error).__name__}: {error!s:.100}") from error
+        found.append(data[start : stream.tell()])
+    return found, stream.tell()
+
+
+def _opcodes(stream: BinaryIO) -> Iterator[tuple[str, Any]]:
     """Names and arguments; as `pickletools.genops`, but for Python 2's text that is not ASCII."""
-    stream = io.BytesIO(data)
-    name = ""
+    name, count = "", 0
     while name != "STOP":
+        count += 1
+        if count > MOST_OPCODES:
+            raise BadFile(f"its pickle has more than {MOST_OPCODES} opcodes")
         code = stream.read(1)
         opcode = _CODES.get(code.decode("latin1"))
         if opcode is None:
@@ -102,9 +124,7 @@ class _Walk:
 
     def value(self, data: bytes) -> Any:
         """What is left at the end."""
-        for count, (name, argument) in enumerate(_opcodes(data)):
-            if count > MOST_OPCODES:
-                raise BadFile(f"its pickle has more than {MOST_OPCODES} opcodes")
+        for name, argument in _opcodes(io.BytesIO(data)):
             if name in _VALUES:
                 if isinstance(argument, int) and not -_INTEGER < argument < _INTEGER:
                     raise BadFile("its pickle holds an integer of more than 64 bits")

@@ -23,7 +23,7 @@ CONTENT, CHECKSUM = "unicode_fast", "sha256"
 MOST_HEADER = 1 << 22
 _DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
-    "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8,
+    "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
 }  # fmt: skip
 
 
@@ -66,6 +66,19 @@ def read_tensors(path: str | os.PathLike[str]) -> tuple[Any, dict[str, Tensor]]:
     if checksum is not None and checksum != _checksum(facts, tensors):
         raise BadFile("its checksum is another than its header says")
     return content, tensors
+
+
+def read_foreign_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """The tensors of a safetensors file that another package wrote, whose metadata are not looked at.
+
+    Raises:
+        BadFile: it is no safetensors file, or damaged.
+        OSError: there is none, or it cannot be read.
+    """
+    with open_file(path) as file:
+        header, start = _header(file, os.fstat(file.fileno()).st_size)
+        header.pop("__metadata__", None)
+        return {name: _read(file, start, item) for name, item in header.items()}
 
 
 def _checksum(facts: str, tensors: Mapping[str, Tensor]) -> str:

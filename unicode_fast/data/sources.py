@@ -172,6 +172,7 @@ class Listing:
         divided: further splits, for each list of the split "all" the clips that they take of it, (clips,) bool.
         missing: files beside the features that clips need and that are not there.
         notes: on its lists.
+        table: file that lists the clips, for messages.
     """
 
     name: str
@@ -181,6 +182,7 @@ class Listing:
     divided: Mapping[str, Sequence[np.ndarray]] = field(default_factory=dict)
     missing: list[str] = field(default_factory=list)
     notes: list[Note] = field(default_factory=list)
+    table: str = "its lists"
 
     @functools.cached_property
     def parts(self) -> dict[str, list[Part]]:
@@ -228,4 +230,6 @@ class Listing:
             shown = ", ".join(list(missing)[:_SHOWN_FILES])
             more = len(missing) - _SHOWN_FILES
             rest = f", and {more} more, which `python -m unicode_fast.data check` lists" if more > 0 else ""
-            raise FileNotFoundError(f"{str(self.root)!r} must hold a file for each clip, missing are {shown}{rest}")
+            raise FileNotFoundError(
+                f"{str(self.root)!r} must hold a file for each clip of {self.table}, missing are {shown}{rest}"
+            )

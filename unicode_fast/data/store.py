@@ -96,14 +96,16 @@ def open_store(path: str | os.PathLike[str], *, verify: bool | Literal["always"]
     if verify == "always" or (verify and not _is_stamped(folder, stamp)):
         for shard in _all_shards(manifest):
             _check_digest(folder, shard)
-        check_parts(manifest["classes"], [(split, part) for split, those in parts.items() for part in those])
+        with _of(folder):
+            check_parts(manifest["classes"], [(split, part) for split, those in parts.items() for part in those])
         _write_stamp(folder, stamp)
     divided = {
         split: [np.array(_map_file(folder, entry)) for entry in described["parts"]]
         for split, described in manifest["splits"].items()
         if "of" in described
     }
-    _check_divided(divided, parts)
+    with _of(folder):
+        _check_divided(divided, parts)
     return Store(folder, manifest, parts, divided)
 
 
@@ -128,28 +130,43 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         found = manifest.get("format") if isinstance(manifest, dict) else type(manifest).__name__
         raise StoreError(f"format in {str(file)!r} must be {FORMAT} or {SHARDED_FORMAT}, got {found!r}")
     try:
-        modalities = _modalities(manifest)
-        check_names(modalities, manifest["classes"])
-        for split in _listed(manifest):
-            for described in _parts(manifest, split):
-                arrays = described["arrays"]
-                for key, entry in arrays.items():
-                    _check_entry(entry, f"array {key!r} of split {split!r}")
-                for name in described["modalities"]:
-                    if 0 in arrays[name]["shape"] or name not in modalities:
-                        raise StoreError(f"array {name!r} of split {split!r} must be features, which are not empty")
-                if not described["modalities"] or {one["shape"][0] for one in arrays.values()} != {described["clips"]}:
-                    raise StoreError(f"clips of split {split!r} in {str(file)!r} must be those of all its arrays")
-        for split, described in manifest["splits"].items():
-            for entry in described["parts"] if "of" in described else ():
-                _check_entry(entry, f"split {split!r}")
-        if type(manifest["name"]) is not str or not isinstance(manifest["extra"], dict):
-            raise TypeError("name must be a text and extra a mapping")
+        with _of(folder):
+            _check_manifest(manifest)
     except StoreError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise _damaged(file, f"an entry is missing or misshapen: {error!r}") from error
     return manifest
+
+
+@contextlib.contextmanager
+def _of(folder: Path) -> Iterator[None]:
+    """Says which store it is that is not what it must be."""
+    try:
+        yield
+    except StoreError as error:
+        raise StoreError(f"{error}; its manifest is {str(folder / MANIFEST)!r}") from error
+
+
+def _check_manifest(manifest: Mapping[str, Any]) -> None:
+    """Raise StoreError, or what misshapen values raise, unless the entries fit together."""
+    modalities = _modalities(manifest)
+    check_names(modalities, manifest["classes"])
+    for split in _listed(manifest):
+        for described in _parts(manifest, split):
+            arrays = described["arrays"]
+            for key, entry in arrays.items():
+                _check_entry(entry, f"array {key!r} of split {split!r}")
+            for name in described["modalities"]:
+                if 0 in arrays[name]["shape"] or name not in modalities:
+                    raise StoreError(f"array {name!r} of split {split!r} must be features, which are not empty")
+            if not described["modalities"] or {one["shape"][0] for one in arrays.values()} != {described["clips"]}:
+                raise StoreError(f"clips of split {split!r} must be those of all its arrays")
+    for split, described in manifest["splits"].items():
+        for entry in described["parts"] if "of" in described else ():
+            _check_entry(entry, f"split {split!r}")
+    if type(manifest["name"]) is not str or not isinstance(manifest["extra"], dict):
+        raise TypeError("name must be a text and extra a mapping")
 
 
 def _check_entry(entry: Mapping[str, Any], what: str) -> None:
@@ -266,9 +283,9 @@ def _map_file(folder: Path, entry: Mapping[str, Any]) -> np.ndarray:
             array = np.memmap(stream, dtype, "r", stream.tell(), shape, order)
             check_text(array)
     except FileNotFoundError as error:
-        raise _damaged(file, "it is missing") from error
+        raise _damaged(file, f"it is missing, which {MANIFEST} lists") from error
     except BadFile as error:
-        raise _damaged(file, str(error)) from error
+        raise _damaged(file, f"{error}, against {MANIFEST}") from error
     return array
 
 
@@ -279,7 +296,7 @@ def _check_digest(folder: Path, entry: Mapping[str, Any]) -> None:
         while piece := stream.read(_PIECE_BYTES):
             digest.update(piece)
     if digest.hexdigest() != entry["sha256"]:
-        raise _damaged(file, "its checksum differs")
+        raise _damaged(file, f"its checksum differs from that in {MANIFEST}")
 
 
 def damages(path: str | os.PathLike[str]) -> Iterator[tuple[int, str]]:

@@ -164,7 +164,8 @@ class StreamedDataset(Dataset):
         """The clips of a split in memory; of train those of the first files alone."""
         if not super().parts(split):
             most = SAMPLE_CLIPS if split in STREAMED else None
-            self._parts[split] = (_collect(self.clips_of(self.shards(split)), self, most, split),)
+            with self._indexed():
+                self._parts[split] = (_collect(self.clips_of(self.shards(split)), self, most, split),)
         return super().parts(split)
 
     def batches(
@@ -202,8 +203,9 @@ class StreamedDataset(Dataset):
         found, clips = 0, self.clips_of(self.shards(split))
         wanted = sum(self.index["shards"][split].values())
         while found < wanted:
-            part = _collect(clips, self, min(SAMPLE_CLIPS, wanted - found), split)
-            check_values(split, part.arrays, part.modalities, self.classes)
+            with self._indexed():
+                part = _collect(clips, self, min(SAMPLE_CLIPS, wanted - found), split)
+                check_values(split, part.arrays, part.modalities, self.classes)
             if look is not None:
                 look(part)
             found += len(part)
@@ -247,6 +249,19 @@ class StreamedDataset(Dataset):
                 yield clip
             if found != wanted:
                 raise StoreError(f"{place} must hold the {wanted} clips that {INDEX} lists, got {found}")
+
+    @contextlib.contextmanager
+    def _indexed(self) -> Iterator[None]:
+        """Says which index it is that clips do not fit, or that names a file that is not there."""
+        where = f"{self.root}/{INDEX}"
+        try:
+            yield
+        except FileNotFoundError as error:
+            raise FileNotFoundError(
+                errno.ENOENT, f"{where} must list files that are there, missing is", error.filename
+            ) from error
+        except StoreError as error:
+            raise StoreError(f"{error}; its index is {where}") from error
 
     def digest(self) -> str:
         """A checksum of the index."""
@@ -511,14 +526,16 @@ def _number(field: bytes, base: int = 8) -> int:
 
 
 def _extended(data: bytes) -> dict[str, str]:
-    """The records of an extended header, each its own length, a name, "=", a value, and the end of a line."""
+    """What is used of an extended header, whose records are their own length, a name, "=", a value, an end of line."""
     found, place = {}, 0
     while place < len(data):
         record = re.compile(rb"([0-9]{1,8}) ([^=\n]*)=").match(data, place)
         end = place + int(record[1]) if record else 0
         if record is None or not record.end() < end <= len(data) or data[end - 1 : end] != b"\n":
             raise BadFile("an extended header is damaged")
-        found[record[2].decode("utf-8", "replace")] = data[record.end() : end - 1].decode("utf-8", "replace")
+        name = record[2].decode("utf-8", "replace")
+        if name in ("path", "size") or name.startswith("GNU.sparse"):
+            found[name] = data[record.end() : end - 1].decode("utf-8", "replace")
         place = end
     return found
 

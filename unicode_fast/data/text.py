@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from unicode_fast.checked_torch import check_torch
 from unicode_fast.config import TextPadding
 from unicode_fast.data.cache import cache_folder, check_ours
 from unicode_fast.data.files import need
@@ -163,33 +164,44 @@ class WordVectors:
             return tokenizer, model.eval()
         # Damaged weights and vocabularies raise nearly anything.
         except Exception as error:
-            raise StoreError(
-                f"text_model must be a BERT that transformers can load, by name or from a folder, got {self.model!r}: "
-                f"{[*str(error).strip().splitlines(), type(error).__name__][0]}"
-            ) from error
+            raise self._unusable("can load, by name or from a folder", error) from error
+
+    def _unusable(self, what: str, error: Exception) -> StoreError:
+        """For the first line of what transformers says, where it says anything."""
+        why = [*str(error).strip().splitlines(), type(error).__name__][0]
+        return StoreError(f"text_model must be a BERT that transformers {what}, got {self.model!r}: {why}")
 
     def _encode(self, sentence: str) -> tuple[np.ndarray, np.ndarray]:
-        import torch
-
         tokenizer, model = self._bert
         self.encoded += 1
-        given = tokenizer(sentence, truncation=True, max_length=_LONGEST, return_tensors="pt")
-        with torch.no_grad():
-            states = model(**given).last_hidden_state[0].to(torch.float32).numpy()  # (pieces, E)
-        special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
-        ids: list[int] = []
-        words: list[list[np.ndarray]] = []
-        for number, state in zip(given["input_ids"][0].tolist(), states, strict=True):
-            if number in special:
-                continue
-            if tokenizer.convert_ids_to_tokens(number).startswith(_PIECE) and words:
-                words[-1].append(state)
-                ids[-1] = -1
-            else:
-                words.append([state])
-                ids.append(-1 if number == tokenizer.unk_token_id else number)
-        vectors = np.array([np.mean(pieces, 0) for pieces in words], np.float32).reshape(len(words), states.shape[1])
-        return np.array(ids, np.int64), vectors
+        try:
+            return _pieces_to_words(tokenizer, model, sentence)
+        # A vocabulary that does not fit the weights makes them raise nearly anything.
+        except Exception as error:
+            raise self._unusable(f"can encode {sentence!r:.60} with", error) from error
+
+
+def _pieces_to_words(tokenizer: Any, model: Any, sentence: str) -> tuple[np.ndarray, np.ndarray]:
+    """As `WordVectors._cached`."""
+    import torch
+
+    given = tokenizer(sentence, truncation=True, max_length=_LONGEST, return_tensors="pt")
+    with torch.no_grad():
+        states = model(**given).last_hidden_state[0].to(torch.float32).numpy()  # (pieces, E)
+    special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
+    ids: list[int] = []
+    words: list[list[np.ndarray]] = []
+    for number, state in zip(given["input_ids"][0].tolist(), states, strict=True):
+        if number in special:
+            continue
+        if tokenizer.convert_ids_to_tokens(number).startswith(_PIECE) and words:
+            words[-1].append(state)
+            ids[-1] = -1
+        else:
+            words.append([state])
+            ids.append(-1 if number == tokenizer.unk_token_id else number)
+    vectors = np.array([np.mean(pieces, 0) for pieces in words], np.float32).reshape(len(words), states.shape[1])
+    return np.array(ids, np.int64), vectors
 
 
 def _read_vectors(file: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -214,17 +226,19 @@ def _read_vectors(file: Path) -> tuple[np.ndarray, np.ndarray]:
 
 # What makes transformers import code, read files that lie elsewhere, or load more than one model.
 _ELSEWHERE = ("auto_map", "vocab_file", "tokenizer_file", "transformers_weights", "quantization_config")
-_CODE = ("attn_implementation", "_attn_implementation", "experts_implementation")
+# What may be a kernel that is fetched from a hub, and what is none.
+_KERNELS, _OWN_KERNELS = ("attn_implementation", "_attn_implementation", "experts_implementation"), ("eager", "sdpa")
+# BERT and its relatives, by what their tokenizers' names begin with: encoders that come with transformers, of one model
+# that has no code of its own.
 _BERTS = {
-    "bert": "Bert",
-    "camembert": "Camembert",
-    "distilbert": "DistilBert",
-    "electra": "Electra",
-    "mobilebert": "MobileBert",
-    "mpnet": "MPNet",
-    "roberta": "Roberta",
-    "xlm-roberta": "XLMRoberta",
-}
+    "albert": "Albert", "bert": "Bert", "big_bird": "BigBird", "camembert": "Camembert", "convbert": "ConvBert",
+    "data2vec-text": "Roberta", "deberta": "Deberta", "deberta-v2": "DebertaV2", "distilbert": "DistilBert",
+    "electra": "Electra", "ernie": "Bert", "flaubert": "Flaubert", "fnet": "FNet", "ibert": "Roberta",
+    "longformer": "Longformer", "megatron-bert": "Bert", "mobilebert": "MobileBert", "modernbert": "Bert",
+    "mpnet": "MPNet", "nomic_bert": "Bert", "nystromformer": "Albert", "rembert": "RemBert", "roberta": "Roberta",
+    "roberta-prelayernorm": "Roberta", "roformer": "RoFormer", "squeezebert": "SqueezeBert", "xlm": "XLM",
+    "xlm-roberta": "XLMRoberta", "xlm-roberta-xl": "XLMRoberta",
+}  # fmt: skip
 _TOKENIZERS = {
     *(f"{name}Tokenizer{fast}" for name in _BERTS.values() for fast in ("", "Fast")),
     *("PreTrainedTokenizerFast", "TokenizersBackend"),
@@ -242,8 +256,8 @@ def _check_folder(folder: Path) -> None:
             size = os.fstat(stream.fileno()).st_size
             if file.suffix in (".safetensors", ".bin"):
                 total += size
-            if file.suffix == ".bin" and stream.read(4) == b"PK\3\4":
-                open_archive(stream).close()
+            if file.suffix == ".bin":
+                check_torch(stream, size)
         if file.name == "adapter_config.json":
             raise BadFile(f"{file.name} in it names another model, which is not read")
         if file.suffix == ".json":
@@ -259,13 +273,15 @@ def _check_json(file: Path) -> None:
     if not isinstance(content, dict):
         raise BadFile(f"{file.name} in it must be a JSON object, got {type(content).__name__}")
     refused = [name for name in _ELSEWHERE if content.get(name) is not None]
-    refused += [name for name in _CODE if "/" in str(content.get(name))]
+    refused += [name for name in _KERNELS if content.get(name) not in (None, *_OWN_KERNELS)]
     if refused:
         raise BadFile(f"{refused[0]} in its {file.name} would run code or read other files, which is not done")
     for name, known in (("model_type", _BERTS), ("tokenizer_class", _TOKENIZERS)):
         value = content.get(name)
         if value is not None and (type(value) is not str or value not in known):
-            raise BadFile(f"{name} in its {file.name} must be one of {', '.join(sorted(known)[:8])}, got {value!r:.40}")
+            raise BadFile(
+                f"{name} in its {file.name} must be that of BERT or a relative, such as roberta, got {value!r:.40}"
+            )
     shards = content.get("weight_map", {})
     if not isinstance(shards, dict) or any(type(one) is not str or Path(one).name != one for one in shards.values()):
         raise BadFile(f"weight_map in its {file.name} must name files of the folder")

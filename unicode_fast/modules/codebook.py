@@ -245,8 +245,9 @@ class Codebook(nn.Module):
 
     def _load_from_state_dict(self, *arguments: Any) -> None:
         super()._load_from_state_dict(*arguments)
-        # Captured graphs read the operands without looking at the codebook's version.
-        self.prepared().refresh()
+        # Captured graphs read the operands without looking at the codebook's version; else the next search makes them.
+        if self._prepared is not None:
+            self.prepared().refresh()
 
     @torch.no_grad()
     def update(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -10,7 +11,9 @@ from types import ModuleType
 import torch
 from torch import Tensor, nn
 
-from unicode_fast.untrusted import BadFile, open_archive, open_file
+from unicode_fast.checked_torch import read_torch
+from unicode_fast.tensor_files import read_foreign_tensors
+from unicode_fast.untrusted import BadFile
 
 LIGHT = "light"
 
@@ -143,35 +146,51 @@ class TimmPyramid(nn.Module):
             FileNotFoundError: there is no such file, or the folder holds none or several.
             ValueError: the file holds other layers, or is damaged.
         """
-        file = _weights_file(path)
-        from timm.models import load_state_dict
         from timm.models.pvt_v2 import checkpoint_filter_fn
 
-        try:
-            with open_file(file) as stream:
-                if stream.read(4) == b"PK\3\4":
-                    open_archive(stream).close()
-            # A .pth file is read by torch's loader for weights alone, which runs no code.
-            state = load_state_dict(str(file), use_ema=False, weights_only=True)
-            if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-                raise BadFile("it holds other things than tensors")
-        except FileNotFoundError:
-            raise
-        # Damaged files raise nearly anything.
-        except Exception as error:
-            raise ValueError(f"weights must be a whole file of tensors, {str(file)!r} is not: {error}") from error
+        file = _weights_file(path)
+        state = read_weights(file)
         if "patch_embed1.proj.weight" in state:
             # The names that the authors of PVT v2 gave.
             state = checkpoint_filter_fn(state, self.model)
         # timm's stages are a list in the whole model and separate modules in its pyramid.
         state = {name.replace("stages.", "stages_"): value for name, value in state.items()}
-        own = self.model.state_dict()
-        unfit = [name for name in own if name not in state or own[name].shape != state[name].shape]
-        if unfit:
-            raise ValueError(
-                f"weights must hold every layer of the backbone, {str(file)!r} has no fitting {unfit[0]!r}"
-            )
-        self.model.load_state_dict({name: state[name] for name in own})
+        fill(self.model, state, file)
+
+
+def fill(model: nn.Module, state: Mapping[str, Tensor], file: Path) -> None:
+    """Give a model what a file holds of its layers.
+
+    Raises:
+        ValueError: the file lacks a layer, or has it in another shape.
+    """
+    own = model.state_dict()
+    unfit = [name for name in own if name not in state or own[name].shape != state[name].shape]
+    if unfit:
+        raise ValueError(f"weights must hold every layer of the backbone, {str(file)!r} has no fitting {unfit[0]!r}")
+    model.load_state_dict({name: state[name] for name in own})
+
+
+def read_weights(file: Path) -> dict[str, Tensor]:
+    """The tensors of a file that was saved for a model of torch, by name.
+
+    Args:
+        file: .safetensors, or of torch.save: tensors by name, or such a dictionary under "state_dict" or "model".
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is damaged, or holds other things.
+    """
+    try:
+        content = read_foreign_tensors(file) if file.suffix == ".safetensors" else read_torch(file)
+        kept = [content[key] for key in ("state_dict", "model") if key in content] if type(content) is dict else []
+        state = kept[0] if kept else content
+        if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+            raise BadFile("it holds other things than tensors")
+    except BadFile as error:
+        raise ValueError(f"weights must be a whole file of tensors, {str(file)!r} is not: {error}") from error
+    # As wrappers of several devices and of torch.compile name them.
+    return {str(name).removeprefix("module.").removeprefix("_orig_mod."): value for name, value in state.items()}
 
 
 def _import_timm() -> ModuleType:

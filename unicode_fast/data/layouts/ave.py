@@ -27,6 +27,8 @@ KEY = "avadataset"
 _SHOWN_KEYS, _SMALL_CHUNK = 12, 1 << 26
 # Chunks of a dataset, and of them those that one read touches, for each of which HDF5 takes some kilobytes.
 _MOST_CHUNKS, _MOST_AT_ONCE = 1 << 22, 1 << 13
+# Names and links on the way to a dataset.
+_MOST_PARTS = 100
 _FEATURES = {"audio": "audio_feature.h5", "video": "visual_feature.h5"}
 
 
@@ -104,8 +106,8 @@ def read_order(file: Path, clips: int) -> np.ndarray:
 class H5Array:
     """A dataset of numbers in an HDF5 file, which stays open and unread.
 
-    It must lie in the file itself: external files, links and virtual datasets, whose values are those of other files of
-    the machine, are refused, and so are filters that HDF5 would load as a plugin.
+    It must lie in the file itself: external storage, external links and virtual datasets, whose values are those of
+    other files of the machine, are refused, and so are filters that HDF5 would load as a plugin.
 
     Args:
         file: of the dataset.
@@ -130,12 +132,9 @@ class H5Array:
                 self._size = os.fstat(stream.fileno()).st_size
             opened = h5py.File(file, "r")
             found = [name for name, _ in zip(opened, range(_SHOWN_KEYS), strict=False)]
-            links = opened.id.links
-            if not links.exists(key.encode()):
+            if not opened.id.links.exists(key.encode()):
                 raise BadFile(f"it has {', '.join(found) or 'none'}")
-            if links.get_info(key.encode()).type != h5py.h5l.TYPE_HARD:
-                raise BadFile(f"{key!r} is a link to another place, which is not read")
-            data = h5py.h5o.open(opened.id, key.encode())
+            data = h5py.h5o.open(opened.id, _without_links(h5py, opened.id, key.encode()))
             if not isinstance(data, h5py.h5d.DatasetID):
                 raise BadFile(f"{key!r} is none")
             self._properties = data.get_create_plist()
@@ -159,11 +158,22 @@ class H5Array:
         if self._properties.get_layout() == h5py.h5d.VIRTUAL:
             raise BadFile("it is made of datasets of other files, which are not read")
         filters = [self._properties.get_filter(number)[0] for number in range(self._properties.get_nfilters())]
-        known = [h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_FLETCHER32]
-        if filters != [code for code in known if code in filters]:
-            raise BadFile(f"it is packed by filters {filters}; only shuffle, gzip and fletcher32 are read")
+        packings = {
+            h5py.h5z.FILTER_DEFLATE: _gzip_size,
+            h5py.h5z.FILTER_LZF: _lzf_size,
+            h5py.h5z.FILTER_SZIP: _szip_size,
+        }
+        order = [h5py.h5z.FILTER_SHUFFLE, *packings, h5py.h5z.FILTER_FLETCHER32]
+        packed = [code for code in filters if code in packings]
+        if filters != [code for code in order if code in filters] or len(packed) > 1:
+            raise BadFile(
+                f"it is packed by filters {filters}; shuffle, one of gzip, lzf, szip, and fletcher32 are read"
+            )
         # The bits by which a chunk says that one was left out of it.
-        self._packed, self._summed = (1 << filters.index(code) if code in filters else 0 for code in known[1:])
+        self._packed, self._summed = (
+            sum(1 << filters.index(code) for code in those if code in filters) for those in (packed, order[-1:])
+        )
+        self._unpacked_size = packings[packed[0]] if packed else None
         self._filtered = bool(filters)
 
     def _check_sizes(self, h5py: Any) -> None:
@@ -233,10 +243,59 @@ class H5Array:
                 raise BadFile(f"a chunk has {info.size} bytes, the file {self._size}")
             left_out, data = self._data.id.read_direct_chunk(corner)
             data = data[:-4] if self._summed & ~left_out else data
-            whole, length = True, len(data)
-            if self._packed & ~left_out:
-                unpacker = zlib.decompressobj()
-                length = len(unpacker.decompress(data, self._chunk + 1))
-                whole = unpacker.eof
-            if not whole or length != self._chunk:
+            packed = self._unpacked_size is not None and self._packed & ~left_out
+            if (self._unpacked_size(data, self._chunk) if packed else len(data)) != self._chunk:  # type: ignore[misc]
                 raise BadFile(f"a chunk does not unpack to its {self._chunk} bytes")
+
+
+def _without_links(h5py: Any, root: Any, key: bytes) -> bytes:
+    """The path of an object from the root of its file, soft links followed.
+
+    Raises:
+        BadFile: a link leads to another file, or is one of many.
+    """
+    place, rest = b"/", key.split(b"/")
+    for _ in range(_MOST_PARTS):
+        while rest and rest[0] in (b"", b"."):
+            del rest[0]
+        if not rest:
+            return place
+        part, *rest = rest
+        # It closes as soon as nothing refers to it.
+        group = h5py.h5o.open(root, place)
+        kind = group.links.get_info(part).type
+        if kind == h5py.h5l.TYPE_HARD:
+            place = place.rstrip(b"/") + b"/" + part
+        elif kind == h5py.h5l.TYPE_SOFT:
+            target = group.links.get_val(part)
+            place, rest = b"/" if target.startswith(b"/") else place, [*target.split(b"/"), *rest]
+        else:
+            raise BadFile(f"{key.decode()!r} is a link to another place, which is not read")
+    raise BadFile(f"{key.decode()!r} is a link through more than {_MOST_PARTS} places")
+
+
+def _gzip_size(data: bytes, most: int) -> int:
+    """Bytes that a chunk unpacks to, or another number than `most`."""
+    unpacker = zlib.decompressobj()
+    length = len(unpacker.decompress(data, most + 1))
+    return length if unpacker.eof else most + 1
+
+
+def _lzf_size(data: bytes, most: int) -> int:
+    """The same of LZF: runs of bytes as they are, and of those that came before."""
+    place = length = 0
+    while place < len(data):
+        control = data[place]
+        if control < 32:
+            place += control + 2
+            length += control + 1
+        else:
+            long = control >> 5 == 7
+            length += (control >> 5) + 2 + (data[place + 1] if long else 0)
+            place += 3 if long else 2
+    return length if place == len(data) else most + 1
+
+
+def _szip_size(data: bytes, most: int) -> int:
+    """The same of szip, whose chunks begin with it; no more than that is unpacked."""
+    return int.from_bytes(data[:4], "little")

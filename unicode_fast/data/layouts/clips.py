@@ -81,7 +81,7 @@ def list_clips(root: Path, request: Request) -> Listing:
     parts = {}
     for split in dict.fromkeys(row["split"] for row in rows):
         parts[split] = [joined.select(np.array([row["split"] == split for row in rows]))]
-    return Listing(root.name, root, classes, parts, missing=missing, notes=list(_notes(rows)))
+    return Listing(root.name, root, classes, parts, missing=missing, notes=list(_notes(rows)), table=table.name)
 
 
 def _kinds(root: Path) -> dict[str, Kind | None]:
@@ -186,7 +186,8 @@ def _labels(files: Sequence[Path], lengths: np.ndarray, steps: int, columns: int
     def read(clip: int) -> np.ndarray:
         label = read_npy(files[clip])
         if label.shape != (lengths[clip], columns):
-            raise StoreError(f"{files[clip]} must have shape {(int(lengths[clip]), columns)}, got {label.shape}")
+            wanted = f"{(int(lengths[clip]), columns)}, a column more than the {columns - 1} classes of {_TABLE}"
+            raise StoreError(f"{files[clip]} must have shape {wanted}, got {label.shape}")
         if label.dtype.kind not in "biuf":
             raise StoreError(f"{files[clip]} must hold numbers, got {label.dtype}")
         outside = label[~((label >= 0) & (label <= 1))]
