@@ -27,8 +27,9 @@ from published import (
 
 from unicode_fast.config import Modality
 from unicode_fast.data import Batches, ClipSet, Dataset, MissingPackageError, StoreError, open_data
-from unicode_fast.data.files import hashed_split
+from unicode_fast.data.files import hashed_split, read_csv
 from unicode_fast.data.layouts import Request
+from unicode_fast.data.layouts.ave import H5Array
 from unicode_fast.data.layouts.vggsound import list_notes
 from unicode_fast.data.opening import list_data
 from unicode_fast.train import note_shared
@@ -416,6 +417,29 @@ def test_without_h5py_the_extra_is_named(tmp_path: Path, few: ClipSet, monkeypat
     monkeypatch.setattr("importlib.import_module", absent)
     with pytest.raises(MissingPackageError, match=r"'h5py' must be installed.*pip install 'unicode_fast\[data\]'"):
         opened("ave", tmp_path)
+
+
+def test_fields_of_several_lines(tmp_path: Path) -> None:
+    file = tmp_path / "list.csv"
+    file.write_text('id,said\n"a\nb","one, ""two""\r\nthree"\n\nc,d\n', newline="")
+    assert read_csv(file, ["id"]) == [{"id": "a\nb", "said": 'one, "two"\r\nthree'}, {"id": "c", "said": "d"}]
+
+
+@pytest.mark.parametrize("packing", [{}, *({"compression": name} for name in ("gzip", "lzf", "szip"))])
+@pytest.mark.parametrize("more", [{}, {"shuffle": True, "fletcher32": True, "chunks": (5, 10, 50)}])
+def test_hdf5_of_every_packing_and_through_links(packing: dict, more: dict, tmp_path: Path) -> None:
+    h5py = pytest.importorskip("h5py")
+    file = tmp_path / "audio_feature.h5"
+    random = np.random.default_rng(0)
+    # Half of it packs well, and szip, gzip and lzf leave out chunks that do not.
+    array = np.concatenate([random.normal(size=(6, 10, 128)), np.ones((6, 10, 128))])
+    with h5py.File(file, "w") as opened:
+        opened.create_dataset("data/features", data=array, **packing, **more)
+        opened["data/same"] = h5py.SoftLink("features")
+        opened["avadataset"] = h5py.SoftLink("/data/./same")
+    data = H5Array(file, "avadataset")
+    np.testing.assert_array_equal(data.whole(), array)
+    np.testing.assert_array_equal([data.clip(number) for number in range(12)], array)
 
 
 def test_hdf5_files_that_do_not_fit(tmp_path: Path, few: ClipSet) -> None:

@@ -80,6 +80,22 @@ def test_the_first_ten_words_are_kept(tmp_path: Path, bert: Path) -> None:
     np.testing.assert_allclose(found, by_hand(bert, many[:23])[:10], atol=1e-6)
 
 
+@pytest.mark.parametrize("kind", text._BERTS)
+def test_every_kind_of_bert(kind: str, tmp_path: Path, bert: Path) -> None:
+    sizes = {"hidden_size": WIDTH, "intermediate_size": 32, "embedding_size": WIDTH, "vocab_size": len(VOCABULARY)}
+    layers = {"num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 40, "pad_token_id": 0}
+    torch.manual_seed(0)
+    model = transformers.AutoModel.from_config(transformers.AutoConfig.for_model(kind, **sizes, **layers)).eval()
+    model.save_pretrained(tmp_path)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(bert / name, tmp_path)
+    ids = torch.tensor([[VOCABULARY.index(word) for word in ("[CLS]", "hand", "##writ", "says", "[SEP]")]])
+    with torch.no_grad():
+        states = model(ids).last_hidden_state[0].numpy()
+    found = WordVectors(str(tmp_path), cache=tmp_path / "cache").vectors("handwrit says")
+    np.testing.assert_allclose(found, np.stack([states[1:3].mean(0), states[3]]), atol=1e-6)
+
+
 def test_the_whitelist_keeps_words_it_has(tmp_path: Path, bert: Path) -> None:
     kept = {VOCABULARY.index(word): number for number, word in enumerate(("digit", "this", "hand", "[UNK]"))}
     (tmp_path / "cnt.pkl").write_bytes(pickle.dumps({0: 9, **kept}))
@@ -290,6 +306,17 @@ def test_damaged_folders_are_refused_by_name(
     found = fuzz(folder / name, read, StoreError, seconds=seconds, may_be=vectors)
     with capsys.disabled():
         print(f"\n{found}", end="")  # noqa: T201 - for the log
+
+
+def test_a_vocabulary_that_does_not_fit_the_weights(bert: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(bert, tmp_path / "bert")
+    tokens = json.loads((folder / "tokenizer.json").read_text())
+    tokens["model"]["vocab"]["one"] = len(VOCABULARY) + 3
+    (folder / "tokenizer.json").write_text(json.dumps(tokens))
+    with pytest.raises(
+        StoreError, match="text_model must be .* can encode 'one' with, got .*bert': index out of range"
+    ):
+        WordVectors(str(folder), cache=tmp_path).vectors("one")
 
 
 def test_without_transformers_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
