@@ -395,9 +395,8 @@ class TestTorchrun:
         for rank, line in enumerate(sorted(errors_in(printed))):
             assert f"error: the store of torchrun has not answered rank {rank} for 4 s" in line, printed
 
-    @pytest.mark.parametrize(
-        "place", [*(pytest.param(it, marks=pytest.mark.slow) for it in ("opening", "feed")), "validation"]
-    )
+    @pytest.mark.slow
+    @pytest.mark.parametrize("place", ["opening", "feed", "validation"])
     def test_a_rank_hangs(self, place: str, store: Path, tmp_path: Path) -> None:
         """It lives and is heard of, and the others wait for it, before the first step, in a step, or between steps."""
         script = tmp_path / "script.py"
