@@ -33,6 +33,8 @@ __all__ = ["ClipSet", "DamagedStoreError", "Store", "StoreError", "open_store", 
 
 # Below the cache folder: a note for each store on what of it was verified.
 _STAMPS = "verified"
+# Bytes by which the numbers of clips may take more than twice their content.
+_INDEX_ROOM = 100 << 20
 _PIECE_BYTES = 1 << 22
 
 
@@ -165,6 +167,10 @@ def _check_manifest(manifest: Mapping[str, Any]) -> None:
     for split, described in manifest["splits"].items():
         for entry in described["parts"] if "of" in described else ():
             _check_entry(entry, f"split {split!r}")
+    clips = sum(described["clips"] for split in _listed(manifest) for described in _parts(manifest, split))
+    size = sum(one["bytes"] for one in _all_shards(manifest))
+    if 8 * clips > 2 * size + _INDEX_ROOM:
+        raise StoreError(f"{clips} clips in {size} bytes are too many: their numbers take eight bytes each")
     if type(manifest["name"]) is not str or not isinstance(manifest["extra"], dict):
         raise TypeError("name must be a text and extra a mapping")
 
