@@ -198,7 +198,8 @@ def test_what_training_must_be_told(tmp_path: Path, few: ClipSet, capsys: pytest
     (tmp_path / "clips.csv").write_text(table.replace(",test,", ",train,"))
     assert main(["check", f"clips:{tmp_path}"]) == 0
     flags = "--validations 0 --probe_tasks none --batch_size 9"
-    assert capsys.readouterr().out.endswith(f"\ntraining can start, with {flags}\n{command} {flags}\n")
+    why = "there is no split test: training is not validated, and no task is measured"
+    assert capsys.readouterr().out.endswith(f"\n{why}\ntraining can start, with {flags}\n{command} {flags}\n")
 
 
 def test_the_example_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,13 +1,16 @@
 """Training on a layout as it lies, on a packed store and on a stream gives a run; what cannot be trained on says so."""
 
+import csv
 import json
+import re
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tiny
 import torch
-from published import write_ave, write_avel, write_avvp, write_checked
+from published import write_ave, write_avel, write_avvp, write_checked, write_own, write_rows
 
 from unicode_fast import checkpoint
 from unicode_fast.data import ClipSet, open_data
@@ -61,6 +64,28 @@ def test_ave_is_probed(tmp_path: Path, spoken: ClipSet) -> None:
     rows = json.loads((tmp_path / "run" / "summary.json").read_text())["rows"]
     assert [(row["from"], row["to"]) for row in rows] == [("audio", "video"), ("video", "audio")]
     assert rows[0]["chance"] == pytest.approx(1 / 28)
+
+
+def test_classes_that_cannot_be_learned_are_noted(
+    tmp_path: Path, spoken: ClipSet, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "own"
+    write_own(root, spoken)
+    shutil.rmtree(root / "sound.labels")
+    (root / "classes.txt").unlink()
+    for before, after in (("sound", "audio"), ("picture", "video")):
+        (root / before).rename(root / after)
+    table, data = root / "clips.csv", f"clips:{root}"
+    with table.open() as file:
+        rows = list(csv.DictReader(file))
+    write_rows(table, rows[0], [[*{**row, "class": f"{n}.5"}.values()] for n, row in enumerate(rows)])
+    flags = ["--validations=1", "--probe_tasks=none"]
+    train(data, tmp_path / "run", *flags, steps=2)
+    said = capsys.readouterr().err
+    assert re.search(r"note: \d+ numbers are the classes of \d+ clips of train: each is a class of its own", said)
+    assert re.search(r"note: classes of val that no clip of train has: .* cannot be recognised \(\d+\.5, ", said)
+    train(data, tmp_path / "unmeasured", *NO_PROBES, steps=2)
+    assert "note: " not in capsys.readouterr().err
 
 
 def test_a_stream_trains_and_resumes(tmp_path: Path, spoken: ClipSet) -> None:

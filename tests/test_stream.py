@@ -54,6 +54,8 @@ def drawn(batches: StreamBatches, epoch: int) -> list[int]:
 def test_what_is_written_is_read(streamed: StreamedDataset, own: Dataset) -> None:
     assert streamed.modalities == own.modalities and streamed.classes == own.classes
     assert streamed.splits == ["train", "val", "test"]
+    counts = ", ".join(f"{split}: {len(own.split(split))}" for split in own.splits if split != "all")
+    assert repr(open_stream(streamed.root)).endswith(f", {counts})")
     for split in streamed.splits:
         found, wanted = streamed.split(split), own.split(split)
         assert set(found.arrays) == set(wanted.arrays)

@@ -30,7 +30,7 @@ def collapsed(used: Mapping[str, float], perplexity: Mapping[str, float], codewo
     return {
         name: f"the codebook has collapsed for {name}: {used[name]:.4g} of {codewords} codewords in use, perplexity "
         f"{perplexity[name]:.2f}, below {LEAST_PERPLEXITY:g}, so that a code says less than one bit; look at the range "
-        f"and variety of {name}'s features, then at learning_rate, codebook_init and revive_after"
+        f"and variety of {name}'s features, then at learning_rate, codewords, codebook_init and revive_after"
         for name in used
         if perplexity[name] < LEAST_PERPLEXITY
     }

@@ -43,10 +43,11 @@ from unicode_fast.config import (
     modality_names,
 )
 from unicode_fast.data import BatchSource, Dataset, Feed, FeedError, built_in, open_dataset, open_feed, verify
+from unicode_fast.data.findings import classes_of, unlearnable
 from unicode_fast.data.layouts import has_sentences
 from unicode_fast.data.opening import absolute
 from unicode_fast.distributed import Ranks
-from unicode_fast.errors import Ending, one_line, postponed, run_main, say
+from unicode_fast.errors import Ending, few, one_line, postponed, run_main, say
 from unicode_fast.gradient_cache import cached_backward, micro_batches
 from unicode_fast.journal import LOG_EVERY, Journal, NonFiniteLoss, StepResult, read_metrics
 from unicode_fast.locks import alone
@@ -258,10 +259,10 @@ def initialise_codebook(trainer: Trainer, batches: BatchSource, device: torch.de
     while sum(map(len, rows)) < wanted and step < batches.steps_per_epoch:
         batch = batches.batch(step)
         encoded: dict[str, list[Tensor]] = {name: [] for name in trainer.model.names}
-        for few in micro_batches(batch.features, batch.mask, trainer.config.train.micro_batches * ranks):
+        for micro in micro_batches(batch.features, batch.mask, trainer.config.train.micro_batches * ranks):
             features, mask = (
                 {name: tensor.to(device) for name, tensor in tensors.items()}
-                for tensors in (few.features, few.mask or {})
+                for tensors in (micro.features, micro.mask or {})
             )
             with torch.no_grad():
                 output = trainer.model(features, mask)
@@ -635,6 +636,20 @@ def note_shared(store: Dataset) -> None:
             )
 
 
+def note_labels(config: Config, store: Dataset) -> None:
+    """Says on the error stream where classes of clips are none that can be learned, before hours are spent on them."""
+    read = splits_of(config)
+    if len(read) == 1:
+        return
+    clips = [(name, store.split(name)) for name in ("train", "val", "test") if name in read]
+    counts: dict[str, dict[str, int]] = {
+        name: classes_of(part.target, part.classes) for name, part in clips if "class" in part.arrays
+    }
+    for finding in unlearnable(counts):
+        named = f" ({few(finding.clips, room=80)})" if finding.clips else ""
+        say(f"note: {finding.text}{named}", file=sys.stderr)
+
+
 def run_seeds(config: Config, folder: Path, seeds: Sequence[int], ranks: Ranks, kind: str = "png") -> dict[str, Any]:
     """One run for each seed in its own subfolder, those that ended left alone; mean and spread on top.
 
@@ -779,6 +794,8 @@ def begin(arguments: Namespace, flags: Mapping[str, Any], ranks: Ranks) -> Found
     modalities = check_store(config, store)
     check_flags(config, flags, standard, [modality.kind for modality in modalities.values()])
     check_ranks(config, len(store.split(config.data.train_split)), ranks)
+    if ranks.rank == 0:
+        note_labels(config, store)
     with torch.device("meta"):
         # Sizes that do not fit are refused before there is a folder.
         UniCode(modalities, config)
@@ -950,13 +967,11 @@ def check_store(config: Config, store: Dataset) -> dict[str, Modality]:
     Raises:
         ValueError: a modality or a split is missing, or there are fewer clips than a batch, or no classes.
     """
-    probed = config.train.probe_tasks != NO_TASKS
     if config.data.train_split not in store.splits:
         raise ValueError(
             f"train_split must be one of {', '.join(store.splits)} of {store.path}, got {config.data.train_split!r}"
         )
-    needed_splits = ["train", "val", "test"] if probed else ["train", "val"] if config.train.validations else []
-    needed_splits = list(dict.fromkeys([config.data.train_split, *needed_splits]))
+    needed_splits = splits_of(config)
     missing = [name for name in needed_splits if name not in store.splits]
     if missing:
         raise ValueError(
@@ -975,6 +990,13 @@ def check_store(config: Config, store: Dataset) -> dict[str, Modality]:
             f"cpc_steps must leave {needed} steps in a clip, got {config.model.cpc_steps} for {min(steps)}"
         )
     return modalities
+
+
+def splits_of(config: Config) -> list[str]:
+    """The splits that a run reads, first the one that it trains on."""
+    probed = config.train.probe_tasks != NO_TASKS
+    measured = ["train", "val", "test"] if probed else ["train", "val"] if config.train.validations else []
+    return list(dict.fromkeys([config.data.train_split, *measured]))
 
 
 def check_targets(config: Config, store: Dataset, splits: Sequence[str], modalities: Collection[str]) -> None:

@@ -79,6 +79,7 @@ class Report:
         modalities: what features look like, by split and modality.
         batch: of each split that is trained on, the largest `batch_size` up to the usual one that it has clips for.
         flags: without which training asks for more than there is.
+        unmeasured: why there is nothing to validate and to measure on; empty where there is.
         findings: none where all is well.
     """
 
@@ -88,6 +89,7 @@ class Report:
     modalities: dict[str, dict[str, Described]] = field(default_factory=dict)
     batch: dict[str, int] = field(default_factory=dict)
     flags: str = ""
+    unmeasured: str = ""
     findings: list[Finding] = field(default_factory=list)
 
     @property
@@ -134,6 +136,8 @@ class Report:
             yield from (f"    {clip}" for clip in finding.clips[:_SHOWN])
             if len(finding.clips) > _SHOWN:
                 yield f"    and {len(finding.clips) - _SHOWN} more"
+        if self.can_start and self.unmeasured:
+            yield f"{self.unmeasured}: training is not validated, and no task is measured"
         start = f"training can start, with {self.flags}" if self.flags else "training can start"
         yield start if self.can_start else "training cannot start"
 
@@ -168,13 +172,14 @@ class Report:
         self.findings += _odd_splits(self.clips)
         # Where clips have classes, those of steps are the same.
         by_steps = {split: names for split, names in labelled.items() if split not in self.classes}
-        unlearnable = [*_unlearnable(self.classes), *_blank(labelled), *_unseen_at_steps(classes, by_steps)]
-        self.findings += unlearnable
+        doubtful = [*unlearnable(self.classes), *_blank(labelled), *_unseen_at_steps(classes, by_steps)]
+        self.findings += doubtful
         for split in (_TRAINED_ON, WHOLE):
             if self.clips.get(split):
                 self.batch[split] = min(_BATCH, *self.clips[split].values())
         self.flags = flags(self.clips, classes)
-        if any(finding.kind != "unseen classes" for finding in unlearnable) and _UNMEASURED not in self.flags:
+        self.unmeasured = unmeasured(self.clips, classes)
+        if any(finding.kind != "unseen classes" for finding in doubtful) and _UNMEASURED not in self.flags:
             self.flags = f"{_UNMEASURED} {self.flags}".strip()
 
 
@@ -185,9 +190,17 @@ def flags(clips: Mapping[str, Mapping[str, int]], classes: Sequence[str]) -> str
         clips: number of clips by split and modality.
         classes: C names.
     """
-    needed = [] if classes and {"val", "test"} <= clips.keys() else [_UNMEASURED]
+    needed = [_UNMEASURED] if unmeasured(clips, classes) else []
     fewest = min(clips.get(_TRAINED_ON, {}).values(), default=_BATCH)
     return " ".join([*needed, f"--batch_size {fewest}"] if 0 < fewest < _BATCH else needed)
+
+
+def unmeasured(clips: Mapping[str, Mapping[str, int]], classes: Sequence[str]) -> str:
+    """Why there is nothing to validate and to measure on, of clips by split and modality; empty where there is."""
+    lacking = [split for split in ("val", "test") if split not in clips]
+    if lacking:
+        return f"there is no split {' and no split '.join(lacking)}"
+    return "" if classes else "clips have no classes"
 
 
 def train_command(data: str, given: str = "") -> str:
@@ -201,7 +214,7 @@ def classes_of(target: np.ndarray, classes: Sequence[str]) -> dict[str, int]:
     return {name: int(count) for name, count in zip(classes, counts, strict=True) if count}
 
 
-def _unlearnable(classes: Mapping[str, Mapping[str, int]]) -> Iterator[Finding]:
+def unlearnable(classes: Mapping[str, Mapping[str, int]]) -> Iterator[Finding]:
     """Classes of clips that nothing can be learned of, or that training does not show."""
     train = classes.get(_TRAINED_ON)
     if not train:

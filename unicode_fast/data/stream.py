@@ -263,6 +263,11 @@ class StreamedDataset(Dataset):
         except StoreError as error:
             raise StoreError(f"{error}; its index is {where}") from error
 
+    def __repr__(self) -> str:
+        """Kind, name, folder and number of clips."""
+        counts = ", ".join(f"{split}: {sum(shards.values())}" for split, shards in self.index["shards"].items())
+        return f"{type(self).__name__}({self.name!r}, {self.root!r}, {counts})"
+
     def digest(self) -> str:
         """A checksum of the index."""
         return hashlib.sha256(json.dumps(self.index, sort_keys=True).encode()).hexdigest()
