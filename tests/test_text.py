@@ -244,12 +244,13 @@ def test_code_of_a_model_is_neither_asked_about_nor_run(
     assert not (tmp_path / "ran").exists()
 
 
-def test_pickled_weights_that_are_none_are_refused(tmp_path: Path, bert: Path) -> None:
+@pytest.mark.parametrize("zipped", [True, False])
+def test_pickled_weights_that_are_none_are_refused(zipped: bool, tmp_path: Path, bert: Path) -> None:
     """Those of old folders, pytorch_model.bin, are still read."""
     folder = shutil.copytree(bert, tmp_path / "bert")
     model = transformers.BertModel.from_pretrained(bert)
     (folder / "model.safetensors").unlink()
-    torch.save(model.state_dict(), folder / "pytorch_model.bin")
+    torch.save(model.state_dict(), folder / "pytorch_model.bin", _use_new_zipfile_serialization=zipped)
     found = WordVectors(str(folder), cache=tmp_path / "one").vectors("the digit one")
     np.testing.assert_array_equal(found, WordVectors(str(bert), cache=tmp_path / "two").vectors("the digit one"))
     (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Called()))
