@@ -96,6 +96,30 @@ def spoken(tmp_path_factory: pytest.TempPathFactory) -> ClipSet:
         return talking_digits.load(cache=folder, easy=True, clips=clips, progress=False).split("test")
 
 
+@pytest.fixture(scope="module")
+def short_probes() -> Iterator[Callable]:
+    """Probes make one pass over the clips an epoch, not as many as few clips need to learn anything from them.
+
+    It gives the method that says how many these are, for tests whose probes must learn.
+    """
+    from unicode_fast.tasks.probe import ProbeRule
+
+    before = ProbeRule.passes
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ProbeRule, "passes", lambda *_: 1)
+        yield before
+
+
+@pytest.fixture(scope="module")
+def no_pictures() -> Iterator[None]:
+    """Files of pictures hold a word; test_plots.py draws them."""
+    from unicode_fast import plots
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plots.FigureCanvasAgg, "print_figure", lambda _, file, **options: file.write(b"picture"))
+        yield
+
+
 @pytest.fixture
 def set_threads() -> Iterator[Callable[[int], None]]:
     """Sets the number of threads; the tests' own is back afterwards."""

@@ -19,6 +19,8 @@ from unicode_fast.tasks import Estimate, Row, TokenScore
 from unicode_fast.train import main as train
 from unicode_fast.writing import write_json
 
+pytestmark = pytest.mark.usefixtures("short_probes")
+
 SMALL = {**tiny.SIZES, "steps": 6, "batch_size": 10, "validations": 0}
 PAIR = {name: value for name, value in SMALL.items() if name != "word_width"} | {"modalities": "audio,video"}
 

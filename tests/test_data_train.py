@@ -18,6 +18,8 @@ from unicode_fast.data.pack import pack
 from unicode_fast.data.stream import write_shards
 from unicode_fast.train import main
 
+pytestmark = pytest.mark.usefixtures("short_probes", "no_pictures")
+
 SIZES = [
     f"--{name}={value}" for name, value in tiny.SIZES.items() if name not in ("word_width", "vector_specific_width")
 ]

@@ -360,6 +360,7 @@ class TestTorchrun:
         for name, value in wanted.items():
             assert_close(found[name], value, SHARED_BATCH if value.is_floating_point() else EXACT, name)
 
+    @pytest.mark.slow
     def test_a_rank_stalls(self, store: Path, tmp_path: Path) -> None:
         out = tmp_path / "run"
         fields = {**FLAGS, "steps": 100000, "rank_timeout_seconds": 4.0}

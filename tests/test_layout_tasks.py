@@ -13,6 +13,8 @@ from unicode_fast.evaluate import main as evaluate
 from unicode_fast.tasks import runner
 from unicode_fast.train import main as train
 
+pytestmark = pytest.mark.usefixtures("short_probes", "no_pictures")
+
 STREAMS = "audio,video"
 # Task, layout, its writer, and which clips the official protocol scores: all of the set's 24, or AVE's training split.
 CASES: dict[str, tuple[str, Callable, int]] = {

@@ -15,24 +15,18 @@ import tiny
 import torch
 import yaml
 
-from unicode_fast import checkpoint, errors, journal, plots, preset, runs, train
+from unicode_fast import checkpoint, errors, journal, preset, runs, train
 from unicode_fast.checkpoint import CheckpointError
 from unicode_fast.evaluate import main as evaluate
 from unicode_fast.journal import read_metrics
 from unicode_fast.locks import InUse, alone
-from unicode_fast.tasks.probe import ProbeRule
 from unicode_fast.train import main
 from unicode_fast.writing import remove
 
 STEPS = 6
 
 
-@pytest.fixture(scope="module", autouse=True)
-def light() -> Any:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ProbeRule, "passes", lambda *_: 1)
-        patch.setattr(plots.FigureCanvasAgg, "print_figure", lambda _, file, **options: file.write(b"picture"))
-        yield
+pytestmark = pytest.mark.usefixtures("short_probes", "no_pictures")
 
 
 @pytest.fixture(scope="module")

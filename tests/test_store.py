@@ -295,7 +295,7 @@ def test_a_changed_file_is_named(folder: Path, verified: bool) -> None:
     if verified:
         open_store(folder)
     damage(folder / "val-line.npy")
-    with pytest.raises(DamagedStoreError, match="val-line.npy.*checksum differs.*Copy the feature store again"):
+    with pytest.raises(DamagedStoreError, match="val-line.npy.*checksum differs.*Copy the store again"):
         open_store(folder)
 
 

@@ -113,8 +113,8 @@ def open_store(path: str | os.PathLike[str], *, verify: bool | Literal["always"]
 
 def _damaged(file: Path, what: str) -> DamagedStoreError:
     return DamagedStoreError(
-        f"file {str(file)!r} must be as it was written, but {what}. Copy the feature store again or delete its folder "
-        "and make it anew"
+        f"file {str(file)!r} must be as it was written, but {what}. Copy the store again or delete its folder and make "
+        "it anew"
     )
 
 
@@ -302,7 +302,7 @@ def _check_digest(folder: Path, entry: Mapping[str, Any]) -> None:
         while piece := stream.read(_PIECE_BYTES):
             digest.update(piece)
     if digest.hexdigest() != entry["sha256"]:
-        raise _damaged(file, f"its checksum differs from that in {MANIFEST}")
+        raise _damaged(file, f"its checksum differs from {MANIFEST}'s")
 
 
 def damages(path: str | os.PathLike[str]) -> Iterator[tuple[int, str]]:
