@@ -296,7 +296,7 @@ READERS: dict[str, Callable[[Path], Reader]] = {
     "cnt.pkl": word_counts,
     "word vectors": word_vectors,
     "hdf5": lambda folder: hdf5(folder, None),
-    **{f"hdf5 {packing}": lambda folder, packing=packing: hdf5(folder, packing) for packing in ("gzip", "lzf", "szip")},
+    **{f"hdf5 {packing}": lambda folder, packing=packing: hdf5(folder, packing) for packing in ("gzip", "lzf")},
     "hdf5 labels": lambda folder: hdf5_numbers(folder, labels=True),
     "hdf5 order": lambda folder: hdf5_numbers(folder, labels=False),
     "png": lambda folder: picture(folder, "png"),

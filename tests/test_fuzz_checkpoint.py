@@ -20,10 +20,11 @@ import yaml
 from official_checkpoint import TIED, map_arrays
 from official_checkpoint import checkpoint as cmg_content
 
-from unicode_fast import CheckpointError, UniCode, checkpoint, export, load
+from unicode_fast import CheckpointError, UniCode, checked_torch, checkpoint, export, load
 from unicode_fast.checked_torch import _OLD, read_torch
 from unicode_fast.cli import resolve_saved
 from unicode_fast.compat import CmgFileError, from_cmg, to_cmg
+from unicode_fast.pickle_opcodes import unpickle
 from unicode_fast.tensor_files import read_tensors, write_tensors
 from unicode_fast.train import Trainer
 from unicode_fast.untrusted import BadFile
@@ -383,6 +384,26 @@ class TestTorchFiles:
             with pytest.raises(BadFile, match=message):
                 read_torch(path)
 
+    def test_files_of_before_torch_1_6_are_never_tried_as_tars(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Which takes minutes where a header says so."""
+        torch.save({"value": torch.ones(3)}, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+        monkeypatch.setattr("tarfile.open", lambda *_, **__: pytest.fail("tried"))
+        assert read_torch(tmp_path / "old.pt")["value"].tolist() == [1, 1, 1]
+
+    def test_names_that_unpicklers_read_in_two_ways(self) -> None:
+        identity = ("storage", checked_torch._StorageType(torch.float32), "\u00e9", "cpu", 1)
+        with pytest.raises(BadFile, match="a storage is called"):
+            checked_torch._Tensors(100).named(identity)
+
+    def test_what_many_calls_are_given(self) -> None:
+        """Each looks at all of it."""
+        first, more = b"cm\nf\n(" + 1000 * b"N" + b"tq\0R", 1000 * b"cm\nf\nh\0R"
+        with pytest.raises(BadFile, match="repeats parts of itself into more than 16 times its size"):
+            unpickle(b"\x80\x02](" + first + more + b"e.", {("m", "f"): lambda *_: object()})
+        assert len(unpickle(b"\x80\x02](" + 1001 * b"cm\nf\n)R" + b"e.", {("m", "f"): lambda *_: object()})) == 1001
+
     def test_a_member_that_is_said_to_be_a_folder(self, tmp_path: Path) -> None:
         """torch reads nothing of it, and gives memory as it is."""
         path, member = tmp_path / "file.pt", b"file/data/0"
@@ -405,6 +426,8 @@ class TestTorchFiles:
             ([("file/DATA.PKL", b"")], zipfile.ZIP_STORED, "is there twice"),
             ([("other/data", b"")], zipfile.ZIP_STORED, "one folder"),
             ([("file/a\\b", b"")], zipfile.ZIP_STORED, "has a name that torch.save does not give"),
+            ([("file/data/0/", b"")], zipfile.ZIP_STORED, "has a name that torch.save does not give"),
+            ([("file/data/\u00e9", b"")], zipfile.ZIP_STORED, "has a name that torch.save does not give"),
             ([("/etc/x", b"")], zipfile.ZIP_STORED, "has a name that torch.save does not give"),
         ):
             with zipfile.ZipFile(path, "w", compression) as archive:
@@ -515,6 +538,7 @@ BOMBS = (
     _tensor(b"J\0\0\0\x40\x85", b"K\0\x85"),
     _tensor(b"J\0\0\0\x40\x85", b"K\1\x85"),
     _tensor(b"K\1\x85", b"J\0\0\0\x40\x85"),
+    _tensor(b"(" + 100 * b"K\1" + b"t", b"(" + 100 * b"K\1" + b"t"),
 )
 
 

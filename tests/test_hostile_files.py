@@ -193,8 +193,9 @@ def hdf5_files(folder: Path, zeros: bytes) -> dict[str, tuple[str, Callable[[], 
     def away(opened: Any) -> None:
         opened["y"], opened["x"] = h5py.ExternalLink(str(secret), "/"), h5py.SoftLink("/y/x")
 
-    def pieces(opened: Any) -> None:
-        opened.create_dataset("x", (1 << 20, 1 << 3), "u1", chunks=(1, 1))
+    def written(opened: Any, shape: tuple[int, ...], dtype: str, **options: Any) -> None:
+        """With a value in the first chunk alone."""
+        opened.create_dataset("x", shape, dtype, **options)[(0,) * len(shape)] = 1
 
     made: dict[str, tuple[str, Callable[[Any], Any]]] = {
         "external storage": ("in another file, which is not read", other_file),
@@ -202,20 +203,23 @@ def hdf5_files(folder: Path, zeros: bytes) -> dict[str, tuple[str, Callable[[], 
         "external link": ("link to another place", lambda o: o.__setitem__("x", h5py.ExternalLink(str(secret), "x"))),
         "soft link to an external one": ("link to another place", away),
         "soft link to itself": ("more than 100 places", lambda o: o.__setitem__("x", h5py.SoftLink("/x"))),
+        "szip": ("packed by filters", lambda o: o.create_dataset("x", (10,), "f8", compression="szip")),
+        "no values": ("it has 0 bytes for shape", lambda o: o.create_dataset("x", (10,), "f8")),
+        "no chunks": ("it has 0 bytes for shape", lambda o: o.create_dataset("x", (10,), "f8", chunks=(2,))),
         "filter": ("packed by filters", lambda o: o.create_dataset("x", (10,), "i8", scaleoffset=4)),
         "chunk": ("does not unpack to its 80 bytes", chunk),
         "chunk of LZF": ("does not unpack to its 80 bytes", lambda o: lzf(o, b"\0a" + b"\xe0\xff\0" * 100_000)),
         "chunk of LZF cut short": ("does not unpack to its 80 bytes|out of range", lambda o: lzf(o, b"\x1fabc")),
-        "chunks": ("chunks", pieces),
+        "chunks": ("chunks", lambda o: written(o, (1 << 20, 1 << 3), "u1", chunks=(1, 1))),
         "chunks at once": (
             "it is cut into 10000 chunks",
-            lambda o: o.create_dataset("x", (1, 10_000), "u1", chunks=(1, 1)),
+            lambda o: written(o, (1, 10_000), "u1", chunks=(1, 1)),
         ),
         "large chunk": (
             "chunks are of",
-            lambda o: o.create_dataset("x", (1,), "f8", maxshape=(None,), chunks=(1 << 25,)),
+            lambda o: written(o, (1,), "f8", maxshape=(None,), chunks=(1 << 25,), compression="gzip"),
         ),
-        "large": ("UNICODE_FAST_MAX_UNPACKED", lambda o: o.create_dataset("x", (1 << 19, 1 << 12), "u1", chunks=True)),
+        "large": ("UNICODE_FAST_MAX_UNPACKED", lambda o: written(o, (1 << 19, 1 << 12), "u1", chunks=True)),
     }
     found = {}
     for name, (message, make) in made.items():

@@ -1,5 +1,6 @@
 """Word vectors of sentences by a small random BERT of transformers' own making."""
 
+import base64
 import dataclasses
 import itertools
 import json
@@ -7,6 +8,7 @@ import os
 import pickle
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -272,6 +274,23 @@ class Called:
         ({"type_vocab_size": 20_000_000}, "type_vocab_size in its config.json must be at most 1048576"),
         ({"type_vocab_size": 1_000_000}, "config.json is of a larger model than its .* bytes of weights"),
         ({"num_hidden_layers": 3}, r"its weights lack encoder\.layer\.2"),
+        ({"max_position_embeddings": 6_000_000}, "max_position_embeddings in its config.json must be at most 32768"),
+        ({"dtype": "float64"}, "dtype in its config.json would .* take memory, which is not done"),
+        ({"_attn_implementation": "flash_attention_2"}, "_attn_implementation in its config.json would run code"),
+        ({"fast_tokenizer_files": ["/etc/tokenizer.4.0.json"]}, "fast_tokenizer_files in its .* read other files"),
+        (
+            {"model_type": "mobilebert", "num_feedforward_networks": 1024, "num_hidden_layers": 200},
+            "config.json is of a larger model than its",
+        ),
+        (
+            {
+                "model_type": "distilbert",
+                "sinusoidal_pos_embds": True,
+                "max_position_embeddings": 30_000,
+                "hidden_size": 768,
+            },
+            "numbers of its places of at most",
+        ),
     ],
 )
 def test_weights_that_are_not_all_of_the_model(
@@ -307,6 +326,42 @@ def test_damaged_folders_are_refused_by_name(
     found = fuzz(folder / name, read, StoreError, seconds=seconds, may_be=vectors)
     with capsys.disabled():
         print(f"\n{found}", end="")  # noqa: T201 - for the log
+
+
+REPLACE = {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 20}
+CHARSMAP = base64.b64encode(b"\0\0\0\0" + 100 * b"a" + b"\0").decode()
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"normalizer": {"type": "Sequence", "normalizers": 3 * [REPLACE]}}, "normalizer in its tokenizer.json would"),
+        ({"normalizer": {"type": "Precompiled", "precompiled_charsmap": CHARSMAP}}, "normalizer in its .* 1024 times"),
+        (
+            {
+                "post_processor": {
+                    "type": "TemplateProcessing",
+                    "single": [
+                        {"SpecialToken": {"id": "[CLS]", "type_id": 0}},
+                        {"Sequence": {"id": "A", "type_id": 0}},
+                    ],
+                    "pair": [{"Sequence": {"id": "A", "type_id": 0}}],
+                    "special_tokens": {"[CLS]": {"id": "[CLS]", "ids": 100 * [2], "tokens": 100 * ["[CLS]"]}},
+                }
+            },
+            "its tokenizer makes .* pieces of it, not 25",
+        ),
+    ],
+)
+def test_tokenizers_that_make_much_of_little(changed: dict[str, Any], message: str, bert: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(bert, tmp_path / "bert")
+    content = json.loads((folder / "tokenizer.json").read_text())
+    (folder / "tokenizer.json").write_text(json.dumps({**content, **changed}))
+    (folder / "tokenizer_config.json").write_text(
+        '{"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "[UNK]"}'
+    )
+    with pytest.raises(StoreError, match=message):
+        WordVectors(str(folder), cache=tmp_path / "cache").vectors("a digit")
 
 
 def test_a_vocabulary_that_does_not_fit_the_weights(bert: Path, tmp_path: Path) -> None:

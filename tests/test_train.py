@@ -24,7 +24,7 @@ from unicode_fast import Modality, acceleration, backend, checkpoint, load, pres
 from unicode_fast.data.opening import absolute
 from unicode_fast.evaluate import main as evaluate
 from unicode_fast.tasks.probe import ProbeRule
-from unicode_fast.train import Journal, NonFiniteLoss, Trainer, learning_rate, main, total_steps
+from unicode_fast.train import Journal, NonFiniteLoss, StepBar, Trainer, learning_rate, main, total_steps
 
 pytestmark = pytest.mark.usefixtures("short_probes", "no_pictures")
 
@@ -173,6 +173,12 @@ def test_backends_agree_over_the_first_steps(monkeypatch: pytest.MonkeyPatch) ->
     for (codes, terms), (other_codes, other_terms) in zip(*runs, strict=True):
         assert all(torch.equal(codes[name], other_codes[name]) for name in codes)
         assert terms == pytest.approx(other_terms, rel=1e-4, abs=1e-6)
+
+
+def test_a_bar_that_ctrl_c_has_stopped_the_making_of(capsys: pytest.CaptureFixture[str]) -> None:
+    bar = StepBar.__new__(StepBar)
+    del bar
+    assert capsys.readouterr().err == ""
 
 
 class TestDeterminism:

@@ -6,6 +6,7 @@ zips by another parser than Python does.
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import re
@@ -29,8 +30,9 @@ _PROTOCOL, _OTHER_PROTOCOL = b"\x80\x02", "its pickle is not of protocol 2, torc
 _END = struct.Struct("<4s4H2LH")
 _LOCATOR = struct.Struct("<4sLQL")
 _END64 = struct.Struct("<4sQ2H2L4Q")
-_FOLDER = 0x10
-_MEMBER = re.compile(r"[^/\\\x00]+/[\w./-]+")
+_FOLDER, _MOST_DIMENSIONS = 0x10, 64
+# Neither parser may take it for a folder, or for another in other letters.
+_MEMBER = re.compile(r"[^/\\\x00]+/[\w./-]*[\w.-]", re.ASCII)
 _STORAGES = {
     "FloatStorage": torch.float32, "DoubleStorage": torch.float64, "HalfStorage": torch.float16,
     "BFloat16Storage": torch.bfloat16, "LongStorage": torch.int64, "IntStorage": torch.int32,
@@ -52,8 +54,12 @@ def read_torch(path: str | os.PathLike[str], map_location: str | torch.device = 
     with open_file(path) as file:
         check_torch(file, os.fstat(file.fileno()).st_size)
         file.seek(0)
+        old = file.read(len(_OLD)) == _OLD
+        file.seek(0)
         try:
-            return torch.load(file, map_location=map_location, weights_only=True)
+            # One of before 1.6 would be tried as a tar first, by a parser that can take minutes for it.
+            source = io.BytesIO(file.read()) if old else file
+            return torch.load(source, map_location=map_location, weights_only=True)
         # A GPU that is full is no fault of the file.
         except torch.cuda.OutOfMemoryError:
             raise
@@ -61,8 +67,8 @@ def read_torch(path: str | os.PathLike[str], map_location: str | torch.device = 
             raise BadFile(f"torch cannot read it: {type(error).__name__}: {error!s:.100}") from error
 
 
-def check_torch(file: BinaryIO, size: int) -> None:
-    """Look through a file of torch.save before it is read.
+def check_torch(file: BinaryIO, size: int) -> int:
+    """Look through a file of torch.save before it is read; the number of values of all tensors in it.
 
     Args:
         file: opened.
@@ -73,8 +79,7 @@ def check_torch(file: BinaryIO, size: int) -> None:
     """
     head = file.read(len(_OLD))
     if head == _OLD:
-        _check_old(file, size)
-        return
+        return _check_old(file, size).values
     if head[:4] != b"PK\3\4":
         raise BadFile("it is no file of torch.save")
     _check_directory(file, size)
@@ -95,9 +100,10 @@ def check_torch(file: BinaryIO, size: int) -> None:
         raise BadFile(_OTHER_PROTOCOL)
     tensors = _Tensors(size, {name: member.file_size for name, member in members.items()})
     unpickle(data, tensors.names, tensors.storage)
+    return tensors.values
 
 
-def _check_old(file: BinaryIO, size: int) -> None:
+def _check_old(file: BinaryIO, size: int) -> _Tensors:
     """Look through a file of before torch 1.6: pickles of the machine, the content and its storages' keys, then these.
 
     Args:
@@ -123,6 +129,7 @@ def _check_old(file: BinaryIO, size: int) -> None:
         place += 8 + numel * dtype.itemsize
     if place != size:
         raise BadFile(f"it has {size} bytes of the {place} that its storages take: it is cut short, or goes on")
+    return tensors
 
 
 def _check_directory(file: BinaryIO, size: int) -> None:
@@ -219,6 +226,11 @@ class _Tensors:
             **{("torch", name): _StorageType(dtype) for name, dtype in _STORAGES.items()},
         }
 
+    @property
+    def values(self) -> int:
+        """Of all storages."""
+        return sum(one.numel for one in self.storages.values())
+
     def dictionary(self, *items: Any) -> _Dictionary:
         """An empty OrderedDict, which is filled afterwards."""
         if items:
@@ -253,6 +265,9 @@ class _Tensors:
             or type(numel) is not int
         ):
             raise BadFile("a storage is of types that torch.save does not write")
+        # Beyond ASCII the two unpicklers may read other letters.
+        if not key.isascii():
+            raise BadFile(f"a storage is called {key!r:.40}")
         if location == "meta":
             raise BadFile("a storage lies on the device meta, without numbers")
         found = self.storages.setdefault(key, _Storage(kind.dtype, numel))
@@ -262,6 +277,8 @@ class _Tensors:
 
     def tensor(self, storage: Any, offset: Any, shape: Any, stride: Any, *more: Any) -> _Tensor:
         """A dense tensor inside its storage."""
+        if type(shape) is not tuple or type(stride) is not tuple or len(shape) + len(stride) > 2 * _MOST_DIMENSIONS:
+            raise BadFile("a tensor has a shape that torch.save does not write")
         sizes = (offset, *shape, *stride)
         if type(storage) is not _Storage or not all(type(size) is int and 0 <= size < 1 << 62 for size in sizes):
             raise BadFile("a tensor is of types that torch.save does not write")

@@ -117,6 +117,8 @@ class _Walk:
         self.marks: list[int] = []
         self.memo: dict[int, Any] = {}
         self.objects = 0
+        # Of what all calls are given, which look at it each.
+        self.given = 0
         # Depth and size of containers by id; a number is reused only by a later object, which notes its own.
         self.measures: dict[int, tuple[int, int]] = {}
         # Ids of what lies in other containers, or was read from the memo: no longer filled, so nothing holds itself.
@@ -180,6 +182,7 @@ class _Walk:
             self.call(*self.popped(2))
         elif name == "BUILD":
             (state,) = self.popped(1)
+            self.give(state)
             self.open(object).__setstate__(state)
             self.grow((state,))
         elif name in ("BINPERSID", "PERSID") and self.persistent is not None:
@@ -273,4 +276,11 @@ class _Walk:
         """What a stand-in makes of its arguments."""
         if type(arguments) is not tuple or not any(function is known for known in self.names.values()):
             raise BadFile(f"its pickle calls a {type(function).__name__}")
+        self.give(arguments)
         self.push(function(*arguments), arguments)
+
+    def give(self, value: Any) -> None:
+        """What a call or a state takes time for."""
+        self.given += self.measure(value)[1]
+        if self.given > self.largest:
+            raise BadFile(f"its pickle repeats parts of itself into more than {MOST_SHARED} times its size")

@@ -81,6 +81,17 @@ def read_foreign_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         return {name: _read(file, start, item) for name, item in header.items()}
 
 
+def count_values(path: str | os.PathLike[str]) -> int:
+    """How many values all tensors of a safetensors file have.
+
+    Raises:
+        As `read_foreign_tensors`.
+    """
+    with open_file(path) as file:
+        header, _ = _header(file, os.fstat(file.fileno()).st_size)
+        return sum(math.prod(item["shape"]) for name, item in header.items() if name != "__metadata__")
+
+
 def _checksum(facts: str, tensors: Mapping[str, Tensor]) -> str:
     """Of facts, names, dtypes, shapes and bytes."""
     found = hashlib.sha256(facts.encode("utf-8", "surrogatepass"))

@@ -339,6 +339,11 @@ class StepBar(tqdm):
         if sys.stderr.isatty():
             threading.Thread(target=self._tick, daemon=True).start()
 
+    def __del__(self) -> None:
+        """As that of tqdm, where Ctrl-C has not come before all of it was made."""
+        with contextlib.suppress(AttributeError):
+            super().__del__()
+
     def close(self) -> None:
         """Leaves the bar as it is."""
         self.ended.set()

@@ -168,7 +168,8 @@ def _check_manifest(manifest: Mapping[str, Any]) -> None:
         for entry in described["parts"] if "of" in described else ():
             _check_entry(entry, f"split {split!r}")
     clips = sum(described["clips"] for split in _listed(manifest) for described in _parts(manifest, split))
-    size = sum(one["bytes"] for one in _all_shards(manifest))
+    # A file may be that of several splits.
+    size = sum({one["file"]: one["bytes"] for one in _all_shards(manifest)}.values())
     if 8 * clips > 2 * size + _INDEX_ROOM:
         raise StoreError(f"{clips} clips in {size} bytes are too many: their numbers take eight bytes each")
     if type(manifest["name"]) is not str or not isinstance(manifest["extra"], dict):

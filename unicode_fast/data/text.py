@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import errno
 import functools
 import hashlib
 import io
+import itertools
+import math
 import os
 import re
 from collections.abc import Sequence
@@ -24,6 +27,7 @@ from unicode_fast.data.sources import Source
 from unicode_fast.data.store_checks import StoreError
 from unicode_fast.data.zip_pickle import unpickle_counts
 from unicode_fast.errors import few
+from unicode_fast.tensor_files import count_values
 from unicode_fast.untrusted import (
     BadFile,
     check_count,
@@ -186,6 +190,8 @@ def _pieces_to_words(tokenizer: Any, model: Any, sentence: str) -> tuple[np.ndar
     import torch
 
     given = tokenizer(sentence, truncation=True, max_length=_LONGEST, return_tensors="pt")
+    if given["input_ids"].shape[1] > _LONGEST:
+        raise BadFile(f"its tokenizer makes {given['input_ids'].shape[1]} pieces of it, not {_LONGEST}")
     with torch.no_grad():
         states = model(**given).last_hidden_state[0].to(torch.float32).numpy()  # (pieces, E)
     special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
@@ -225,47 +231,56 @@ def _read_vectors(file: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 # What makes transformers import code, read files that lie elsewhere, or load more than one model.
-_ELSEWHERE = ("auto_map", "vocab_file", "tokenizer_file", "transformers_weights", "quantization_config")
-# What may be a kernel that is fetched from a hub, and what is none.
-_KERNELS, _OWN_KERNELS = ("attn_implementation", "_attn_implementation", "experts_implementation"), ("eager", "sdpa")
+_ELSEWHERE = (
+    "auto_map", "vocab_file", "tokenizer_file", "fast_tokenizer_files", "configuration_files", "transformers_weights",
+    "quantization_config",
+)  # fmt: skip
+# What else a field may hold: no kernel of a hub, no numbers larger than those of the file.
+_ALLOWED = {
+    **dict.fromkeys(("attn_implementation", "_attn_implementation", "experts_implementation"), ("eager", "sdpa")),
+    **dict.fromkeys(("dtype", "torch_dtype"), ("auto", "float32", "float16", "bfloat16")),
+}
 # BERT and its relatives, by what their tokenizers' names begin with: encoders that come with transformers, of one model
-# that has no code of its own.
+# that has no code of its own, and no tables or windows that its weights do not tell the size of.
 _BERTS = {
     "albert": "Albert", "bert": "Bert", "big_bird": "BigBird", "camembert": "Camembert", "convbert": "ConvBert",
     "data2vec-text": "Roberta", "deberta": "Deberta", "deberta-v2": "DebertaV2", "distilbert": "DistilBert",
-    "electra": "Electra", "ernie": "Bert", "flaubert": "Flaubert", "fnet": "FNet", "ibert": "Roberta",
-    "longformer": "Longformer", "megatron-bert": "Bert", "mobilebert": "MobileBert", "modernbert": "Bert",
-    "mpnet": "MPNet", "nomic_bert": "Bert", "nystromformer": "Albert", "rembert": "RemBert", "roberta": "Roberta",
-    "roberta-prelayernorm": "Roberta", "roformer": "RoFormer", "squeezebert": "SqueezeBert", "xlm": "XLM",
-    "xlm-roberta": "XLMRoberta", "xlm-roberta-xl": "XLMRoberta",
+    "electra": "Electra", "ernie": "Bert", "ibert": "Roberta", "megatron-bert": "Bert", "mobilebert": "MobileBert",
+    "modernbert": "Bert", "mpnet": "MPNet", "nomic_bert": "Bert", "nystromformer": "Albert", "rembert": "RemBert",
+    "roberta": "Roberta", "roberta-prelayernorm": "Roberta", "squeezebert": "SqueezeBert", "xlm-roberta": "XLMRoberta",
+    "xlm-roberta-xl": "XLMRoberta",
 }  # fmt: skip
 _TOKENIZERS = {
     *(f"{name}Tokenizer{fast}" for name in _BERTS.values() for fast in ("", "Fast")),
     *("PreTrainedTokenizerFast", "TokenizersBackend"),
 }
-_MOST_LAYERS = 200
+_MOST_LAYERS, _MOST_MODULES, _MOST_PLACES = 200, 10_000, 1 << 15
+# How much longer the normalizers of a tokenizer may make a text; a precompiled one, of shorter texts, counts as 64.
+_MOST_GROWTH, _PRECOMPILED = 1024, 64
+# Values that a model may have and the file has not, as its pooler, and bytes by which another dtype may take more.
+_MORE_VALUES, _MORE_BYTES = 12 << 20, 100 << 20
 
 
 def _check_folder(folder: Path) -> None:
     """Raise BadFile where a model's folder could make `transformers` do more than read a BERT that lies in it."""
-    total = 0
+    total = values = 0
     for file in sorted(folder.iterdir()):
         if file.is_dir():
             continue
         with open_file(file) as stream:
             size = os.fstat(stream.fileno()).st_size
-            if file.suffix in (".safetensors", ".bin"):
-                total += size
             if file.suffix == ".bin":
-                check_torch(stream, size)
+                total, values = total + size, values + check_torch(stream, size)
+        if file.suffix == ".safetensors":
+            total, values = total + size, values + count_values(file)
         if file.name == "adapter_config.json":
             raise BadFile(f"{file.name} in it names another model, which is not read")
         if file.suffix == ".json":
             _check_json(file)
         if file.suffix == ".txt":
             check_count(read_bytes(file).count(b"\n"), f"lines in {file.name}")
-    _check_sizes(read_json(folder / "config.json"), total)
-    _check_model(folder, total)
+    _check_numbers(read_json(folder / "config.json"))
+    _check_model(folder, total, values)
 
 
 def _check_json(file: Path) -> None:
@@ -273,9 +288,11 @@ def _check_json(file: Path) -> None:
     if not isinstance(content, dict):
         raise BadFile(f"{file.name} in it must be a JSON object, got {type(content).__name__}")
     refused = [name for name in _ELSEWHERE if content.get(name) is not None]
-    refused += [name for name in _KERNELS if content.get(name) not in (None, *_OWN_KERNELS)]
+    refused += [name for name, allowed in _ALLOWED.items() if content.get(name) not in (None, *allowed)]
     if refused:
-        raise BadFile(f"{refused[0]} in its {file.name} would run code or read other files, which is not done")
+        raise BadFile(
+            f"{refused[0]} in its {file.name} would run code, read other files or take memory, which is not done"
+        )
     for name, known in (("model_type", _BERTS), ("tokenizer_class", _TOKENIZERS)):
         value = content.get(name)
         if value is not None and (type(value) is not str or value not in known):
@@ -285,34 +302,71 @@ def _check_json(file: Path) -> None:
     shards = content.get("weight_map", {})
     if not isinstance(shards, dict) or any(type(one) is not str or Path(one).name != one for one in shards.values()):
         raise BadFile(f"weight_map in its {file.name} must name files of the folder")
+    if _growth(content.get("normalizer")) > _MOST_GROWTH:
+        raise BadFile(f"normalizer in its {file.name} would make texts more than {_MOST_GROWTH} times as long")
 
 
-def _check_sizes(config: dict[str, Any], total: int) -> None:
-    """Raise BadFile where a model is much larger than the files of its weights."""
-    names = ("num_hidden_layers", "hidden_size", "intermediate_size", "vocab_size", "max_position_embeddings")
-    values = [config.get(name, 0) for name in names]
-    if not all(type(value) is int and 0 <= value < 1 << 40 for value in values) or values[0] > _MOST_LAYERS:
-        raise BadFile(f"{', '.join(names)} in its config.json must be sizes, got {values!s:.80}")
-    # Models of other kinds have other names for them.
+def _growth(normalizer: Any) -> int:
+    """By how much a normalizer of a tokenizer may make a text longer, at most."""
+    if not isinstance(normalizer, dict):
+        return 1
+    parts = normalizer.get("normalizers")
+    if isinstance(parts, list):
+        return math.prod(min(_growth(part), 2 * _MOST_GROWTH) for part in parts[:100]) if len(parts) <= 100 else 1 << 62
+    added = [normalizer.get(name) for name in ("content", "prepend")]
+    charsmap = normalizer.get("precompiled_charsmap")
+    if isinstance(charsmap, str):
+        data = base64.b64decode(charsmap)
+        # A trie, and texts that end with a NUL.
+        longest = max(map(len, data[4 + int.from_bytes(data[:4], "little") :].split(b"\0")))
+        return _PRECOMPILED if longest <= _PRECOMPILED else 1 << 62
+    return 1 + sum(len(text.encode()) for text in added if isinstance(text, str))
+
+
+def _check_numbers(config: dict[str, Any]) -> None:
+    """Raise BadFile where a number of a configuration is not one that a model has."""
     for name, value in config.items():
         most = _MOST_LAYERS if "layer" in name else 1 << 10 if name.startswith(("num_", "n_")) else 1 << 20
-        if type(value) is int and value > most and "position" not in name and value != config.get("vocab_size"):
-            raise BadFile(f"{name} in its config.json must be at most {most}, got {value!s:.40}")
-    layers, width, inner, words, places = values
-    if 4 * width * (layers * (4 * width + 2 * inner) + words + places) > 2 * total + (200 << 20):
-        raise BadFile(f"its config.json is of a model of another size than its {total} bytes of weights")
+        most = _MOST_PLACES if "position" in name else most
+        for number in value if isinstance(value, list) else [value]:
+            if type(number) is int and abs(number) > most and name != "vocab_size":
+                raise BadFile(f"{name} in its config.json must be at most {most}, got {number!s:.40}")
 
 
-def _check_model(folder: Path, total: int) -> None:
-    """Raise BadFile where the model of a configuration is much larger than its weights; none of it is allocated."""
+def _check_model(folder: Path, total: int, values: int) -> None:
+    """Raise BadFile where the model of a configuration is much larger than its weights; none of it is allocated.
+
+    Args:
+        folder: whose configuration's numbers have been looked at.
+        total: bytes of its weights.
+        values: of its weights.
+    """
     import torch
+    from torch.nn.modules.module import register_module_module_registration_hook
 
     transformers = need("transformers", "text")
-    with torch.device("meta"):
-        config = transformers.AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
-        model = transformers.AutoModel.from_config(config, trust_remote_code=False)
-    if 4 * sum(tensor.numel() for tensor in model.state_dict().values()) > 2 * total + (50 << 20):
-        raise BadFile(f"its config.json is of a larger model than its {total} bytes of weights")
+    config = transformers.AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
+    problem = BadFile(f"its config.json is of a larger model than its {total} bytes of weights")
+    if getattr(config, "sinusoidal_pos_embds", False):
+        # A table that is made of Python's numbers.
+        check_count(config.hidden_size * config.max_position_embeddings, "numbers of its places")
+    modules = itertools.count()
+
+    def count(*_: Any) -> None:
+        if next(modules) > _MOST_MODULES:
+            raise problem
+
+    hook = register_module_module_registration_hook(count)
+    try:
+        with torch.device("meta"):
+            model = transformers.AutoModel.from_config(config, trust_remote_code=False)
+    finally:
+        hook.remove()
+    wanted = sum(tensor.numel() for tensor in model.state_dict().values())
+    dtype = getattr(config, "dtype", None)
+    size = dtype.itemsize if isinstance(dtype, torch.dtype) else 0
+    if wanted > values + _MORE_VALUES or wanted * size > total + _MORE_BYTES:
+        raise problem
 
 
 def _in(number: int, allowed: frozenset[int]) -> bool:

@@ -27,6 +27,8 @@ KEY = "avadataset"
 _SHOWN_KEYS, _SMALL_CHUNK = 12, 1 << 26
 # Chunks of a dataset, and of them those that one read touches, for each of which HDF5 takes some kilobytes.
 _MOST_CHUNKS, _MOST_AT_ONCE = 1 << 22, 1 << 13
+# Of HDF5's cache of unpacked chunks, its own numbers.
+_CACHE_SLOTS, _CACHE = 521, 1 << 20
 # Names and links on the way to a dataset.
 _MOST_PARTS = 100
 _FEATURES = {"audio": "audio_feature.h5", "video": "visual_feature.h5"}
@@ -83,11 +85,12 @@ def read_labels(file: Path, classes: int) -> np.ndarray:
     """(clips, T, C+1) uint8, background last."""
     data = H5Array(file, KEY)
     label = data.whole() if len(data.shape) == 3 and data.shape[2] == classes + 1 else np.full(1, 2)
-    if not ((label == 0) | (label == 1)).all():
+    # Clip by clip, as masks of all would be as large again.
+    if not all(((clip == 0) | (clip == 1)).all() for clip in label):
         raise StoreError(
             f"{file} must hold {KEY} of (clips, steps, {classes + 1}) 0 and 1, got {data.shape} {data.dtype}"
         )
-    return label.astype(np.uint8)
+    return label.astype(np.uint8, copy=False)
 
 
 def read_order(file: Path, clips: int) -> np.ndarray:
@@ -134,7 +137,8 @@ class H5Array:
             found = [name for name, _ in zip(opened, range(_SHOWN_KEYS), strict=False)]
             if not opened.id.links.exists(key.encode()):
                 raise BadFile(f"it has {', '.join(found) or 'none'}")
-            data = h5py.h5o.open(opened.id, _without_links(h5py, opened.id, key.encode()))
+            place = _without_links(h5py, opened.id, key.encode())
+            data = h5py.h5o.open(opened.id, place)
             if not isinstance(data, h5py.h5d.DatasetID):
                 raise BadFile(f"{key!r} is none")
             self._properties = data.get_create_plist()
@@ -143,6 +147,13 @@ class H5Array:
             self.shape: tuple[int, ...] = self._data.shape or ()
             self.dtype: np.dtype = self._data.dtype
             self._check_sizes(h5py)
+            # Open as it is, it would keep its cache, which large chunks do not fit in.
+            del data, self._data
+            # A chunk of many clips is unpacked once where they are read in their order, and looked at once.
+            access = h5py.h5p.create(h5py.h5p.DATASET_ACCESS)
+            access.set_chunk_cache(_CACHE_SLOTS, max(_CACHE, self._chunk), 0.75)
+            self._data = h5py.Dataset(h5py.h5d.open(opened.id, place, access))
+            self._sound: set[tuple[int, ...]] = set()
         # Damaged files raise nearly anything.
         except Exception as error:
             if opened is not None:
@@ -158,17 +169,12 @@ class H5Array:
         if self._properties.get_layout() == h5py.h5d.VIRTUAL:
             raise BadFile("it is made of datasets of other files, which are not read")
         filters = [self._properties.get_filter(number)[0] for number in range(self._properties.get_nfilters())]
-        packings = {
-            h5py.h5z.FILTER_DEFLATE: _gzip_size,
-            h5py.h5z.FILTER_LZF: _lzf_size,
-            h5py.h5z.FILTER_SZIP: _szip_size,
-        }
+        # None of szip: its decoder writes anywhere where the file gives it other parameters.
+        packings = {h5py.h5z.FILTER_DEFLATE: _gzip_size, h5py.h5z.FILTER_LZF: _lzf_size}
         order = [h5py.h5z.FILTER_SHUFFLE, *packings, h5py.h5z.FILTER_FLETCHER32]
         packed = [code for code in filters if code in packings]
         if filters != [code for code in order if code in filters] or len(packed) > 1:
-            raise BadFile(
-                f"it is packed by filters {filters}; shuffle, one of gzip, lzf, szip, and fletcher32 are read"
-            )
+            raise BadFile(f"it is packed by filters {filters}; shuffle, gzip or lzf, and fletcher32 are read")
         # The bits by which a chunk says that one was left out of it.
         self._packed, self._summed = (
             sum(1 << filters.index(code) for code in those if code in filters) for those in (packed, order[-1:])
@@ -183,9 +189,10 @@ class H5Array:
         size = math.prod(self.shape) * self.dtype.itemsize
         check_size(size // max(1, self.shape[0]))
         self._chunk = 0
+        stored = self._data.id.get_storage_size()
         # Of values that are in one piece the file has the shape, and the number of bytes.
-        if self._properties.get_layout() != h5py.h5d.CHUNKED and self._data.id.get_storage_size() not in (0, size):
-            raise BadFile(f"it has {self._data.id.get_storage_size()} bytes for shape {self.shape} of {self.dtype}")
+        if stored != size and (self._properties.get_layout() != h5py.h5d.CHUNKED or not stored):
+            raise BadFile(f"it has {stored} bytes for shape {self.shape} of {self.dtype}")
         if self._properties.get_layout() == h5py.h5d.CHUNKED:
             sizes = self._properties.get_chunk()
             self._chunk = math.prod(sizes) * self.dtype.itemsize
@@ -236,9 +243,9 @@ class H5Array:
         sizes = self._properties.get_chunk()
         for place in self._data.iter_chunks((clips, *(slice(None) for _ in sizes[1:]))):
             corner = tuple(part.start // size * size for part, size in zip(place, sizes, strict=True))
-            info = self._data.id.get_chunk_info_by_coord(corner)
-            if info.byte_offset is None:
-                continue  # never written
+            info = None if corner in self._sound else self._data.id.get_chunk_info_by_coord(corner)
+            if info is None or info.byte_offset is None:
+                continue  # looked at, or never written
             if info.size > self._size:
                 raise BadFile(f"a chunk has {info.size} bytes, the file {self._size}")
             left_out, data = self._data.id.read_direct_chunk(corner)
@@ -246,6 +253,7 @@ class H5Array:
             packed = self._unpacked_size is not None and self._packed & ~left_out
             if (self._unpacked_size(data, self._chunk) if packed else len(data)) != self._chunk:  # type: ignore[misc]
                 raise BadFile(f"a chunk does not unpack to its {self._chunk} bytes")
+            self._sound.add(corner)
 
 
 def _without_links(h5py: Any, root: Any, key: bytes) -> bytes:
@@ -294,8 +302,3 @@ def _lzf_size(data: bytes, most: int) -> int:
             length += (control >> 5) + 2 + (data[place + 1] if long else 0)
             place += 3 if long else 2
     return length if place == len(data) else most + 1
-
-
-def _szip_size(data: bytes, most: int) -> int:
-    """The same of szip, whose chunks begin with it; no more than that is unpacked."""
-    return int.from_bytes(data[:4], "little")
