@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import difflib
 import errno
 import linecache
 import os
@@ -51,6 +52,7 @@ class OneLineErrors:
     """Part of a parser that raises what is wrong with a command line, in place of printing how it is used."""
 
     prog: str
+    _option_string_actions: dict[str, argparse.Action]
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise UsageError with a message of argparse or jsonargparse on one line."""
@@ -58,6 +60,10 @@ class OneLineErrors:
         if wrong is not None:
             kind = "a whole number" if wrong[2] == "int" else wrong[2]
             message = f"{wrong[1]} must be {kind}, got {wrong[3]!r}"
+        unknown = re.match(r"unrecognized arguments: (--[^\s=]+)", message)
+        if unknown is not None:
+            near = difflib.get_close_matches(unknown[1], self._option_string_actions, 1, 0.75)
+            message += f", is {near[0]} meant?" if near else ""
         raise UsageError(f"{message}; {self.prog} --help says what there is") from ex
 
 
