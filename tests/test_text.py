@@ -246,6 +246,20 @@ def test_code_of_a_model_is_neither_asked_about_nor_run(
     assert not (tmp_path / "ran").exists()
 
 
+def test_files_of_other_programs_are_let_be(tmp_path: Path, bert: Path) -> None:
+    """As those of what has trained a model, or wraps it."""
+    folder = shutil.copytree(bert, tmp_path / "bert")
+    torch.save({"arguments": {1, 2}}, folder / "training_args.bin")
+    (folder / "modules.json").write_text('[{"idx": 0, "type": "Transformer"}]')
+    (folder / "vocab.json").write_text('{"dtype": 3, "auto_map": 4}')
+    found = WordVectors(str(folder), cache=tmp_path / "one").vectors("the digit one")
+    np.testing.assert_array_equal(found, WordVectors(str(bert), cache=tmp_path / "two").vectors("the digit one"))
+    index = {"metadata": {}, "weight_map": {"embeddings": "training_args.bin"}}
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    with pytest.raises(StoreError, match="set, which was not run"):
+        WordVectors(str(folder), cache=tmp_path / "three").vectors("the digit one")
+
+
 @pytest.mark.parametrize("zipped", [True, False])
 def test_pickled_weights_that_are_none_are_refused(zipped: bool, tmp_path: Path, bert: Path) -> None:
     """Those of old folders, pytorch_model.bin, are still read."""
@@ -272,6 +286,7 @@ class Called:
     [
         ({"num_labels": 3_000_000}, "num_labels in its config.json must be at most 1024, got 3000000"),
         ({"type_vocab_size": 20_000_000}, "type_vocab_size in its config.json must be at most 1048576"),
+        ({"vocab_size": 10**9}, "config.json is of a larger model than its .* bytes of weights"),
         ({"type_vocab_size": 1_000_000}, "config.json is of a larger model than its .* bytes of weights"),
         ({"num_hidden_layers": 3}, r"its weights lack encoder\.layer\.2"),
         ({"max_position_embeddings": 6_000_000}, "max_position_embeddings in its config.json must be at most 32768"),

@@ -230,6 +230,10 @@ def _read_vectors(file: Path) -> tuple[np.ndarray, np.ndarray]:
     return ids, vectors
 
 
+# What says how a model and its tokenizer are read; others, as vocab.json, hold words, or are of other programs.
+_CONFIGURATIONS = (
+    "config.json", "generation_config.json", "special_tokens_map.json", "tokenizer.json", "tokenizer_config.json",
+)  # fmt: skip
 # What makes transformers import code, read files that lie elsewhere, or load more than one model.
 _ELSEWHERE = (
     "auto_map", "vocab_file", "tokenizer_file", "fast_tokenizer_files", "configuration_files", "transformers_weights",
@@ -263,27 +267,34 @@ _MORE_VALUES, _MORE_BYTES = 12 << 20, 100 << 20
 
 def _check_folder(folder: Path) -> None:
     """Raise BadFile where a model's folder could make `transformers` do more than read a BERT that lies in it."""
-    total = values = 0
-    for file in sorted(folder.iterdir()):
-        if file.is_dir():
-            continue
-        with open_file(file) as stream:
-            size = os.fstat(stream.fileno()).st_size
-            if file.suffix == ".bin":
-                total, values = total + size, values + check_torch(stream, size)
-        if file.suffix == ".safetensors":
-            total, values = total + size, values + count_values(file)
+    files = [file for file in sorted(folder.iterdir()) if not file.is_dir()]
+    shards: set[str] = set()
+    for file in files:
+        # None of them may block, whoever looks into it.
+        open_file(file).close()
         if file.name == "adapter_config.json":
             raise BadFile(f"{file.name} in it names another model, which is not read")
-        if file.suffix == ".json":
-            _check_json(file)
+        if file.name in _CONFIGURATIONS or file.name.endswith(".index.json"):
+            shards |= _check_json(file)
+        elif file.suffix == ".json":
+            read_json(file)
         if file.suffix == ".txt":
             check_count(read_bytes(file).count(b"\n"), f"lines in {file.name}")
+    total = values = 0
+    for file in files:
+        if file.name.startswith(("model", "pytorch_model")) or file.name in shards:
+            size = file.stat().st_size
+            if file.suffix == ".safetensors":
+                total, values = total + size, values + count_values(file)
+            elif file.suffix == ".bin":
+                with open_file(file) as stream:
+                    total, values = total + size, values + check_torch(stream, size)
     _check_numbers(read_json(folder / "config.json"))
     _check_model(folder, total, values)
 
 
-def _check_json(file: Path) -> None:
+def _check_json(file: Path) -> set[str]:
+    """Look at what is said in a file of how a model and its tokenizer are read; the names of files of its weights."""
     content = read_json(file)
     if not isinstance(content, dict):
         raise BadFile(f"{file.name} in it must be a JSON object, got {type(content).__name__}")
@@ -304,6 +315,7 @@ def _check_json(file: Path) -> None:
         raise BadFile(f"weight_map in its {file.name} must name files of the folder")
     if _growth(content.get("normalizer")) > _MOST_GROWTH:
         raise BadFile(f"normalizer in its {file.name} would make texts more than {_MOST_GROWTH} times as long")
+    return set(shards.values())
 
 
 def _growth(normalizer: Any) -> int:

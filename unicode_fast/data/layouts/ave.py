@@ -253,7 +253,8 @@ class H5Array:
             packed = self._unpacked_size is not None and self._packed & ~left_out
             if (self._unpacked_size(data, self._chunk) if packed else len(data)) != self._chunk:  # type: ignore[misc]
                 raise BadFile(f"a chunk does not unpack to its {self._chunk} bytes")
-            self._sound.add(corner)
+            if sizes[0] > 1 and len(self._sound) < _MOST_AT_ONCE:
+                self._sound.add(corner)
 
 
 def _without_links(h5py: Any, root: Any, key: bytes) -> bytes:
