@@ -26,6 +26,8 @@ def ends(act: Callable[[], object], tmp_path: Path) -> tuple[int, str]:
         os.dup2(descriptor, 2)
         sys.stdout, sys.stderr = (open(stream, "w", closefd=False) for stream in (1, 2))  # noqa: SIM115
         os.environ["TMPDIR"] = str(tmp_path)
+        # A shell has what it runs in the background ignore it.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         status = 0
         try:
             errors.run_main(lambda _: act() or 0)  # type: ignore[func-returns-value, return-value]
