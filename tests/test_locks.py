@@ -1,5 +1,6 @@
 """Locks of a process: one works, the others are told who does; nothing is left of a holder that was killed."""
 
+import itertools
 import os
 import signal
 import time
@@ -46,6 +47,21 @@ def test_the_second_is_refused_and_told_who_holds_it(tmp_path: Path) -> None:
         assert status_of(forked(refused)) == 0
     with alone(file, "run A"):
         assert file.read_bytes().startswith(f"process {os.getpid()} on ".encode())
+
+
+def test_who_has_just_taken_it_is_waited_for_to_say_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, looks, read = tmp_path / ".lock", itertools.count(), os.pread
+
+    def refused() -> None:
+        with pytest.raises(InUse, match=f"is in use by process {os.getppid()} on"), alone(file, "run A"):
+            pass
+
+    with alone(file, "run A"):
+        monkeypatch.setattr(os, "pread", lambda *arguments: read(*arguments) if next(looks) > 3 else b"")
+        assert status_of(forked(refused)) == 0
+    with pytest.raises(ValueError, match="ends"), alone(file, "run A"):
+        raise ValueError("ends")
+    assert file.read_bytes() == b""
 
 
 def test_one_process_holds_it_once_and_keeps_it(tmp_path: Path) -> None:

@@ -53,6 +53,17 @@ def exclusive(file: Path, say: Callable[[str], None]) -> Iterator[bool]:
         os.close(descriptor)
 
 
+def _holder(descriptor: int) -> str:
+    """Who holds a lock, which that process says a moment after it has taken it."""
+    deadline = time.monotonic() + 1
+    while time.monotonic() < deadline:
+        said = os.pread(descriptor, 200, 0).decode("utf-8", "replace").strip()
+        if said:
+            return said
+        time.sleep(0.01)
+    return "another process"
+
+
 @contextlib.contextmanager
 def alone(file: Path, what: str) -> Iterator[None]:
     """Hold a lock, or be refused where another process holds it; held by this process alone, not by its children.
@@ -74,8 +85,7 @@ def alone(file: Path, what: str) -> Iterator[None]:
         try:
             _take(descriptor, wait=False, of_process=True)
         except BlockingIOError as error:
-            holder = os.pread(descriptor, 200, 0).decode("utf-8", "replace").strip() or "another process"
-            raise InUse(f"{what} is in use by {holder}; wait for its end, or end it") from error
+            raise InUse(f"{what} is in use by {_holder(descriptor)}; wait for its end, or end it") from error
         _held.add(held)
         now = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC")
         # With another name it may be no lock, and is not written to.
@@ -85,6 +95,10 @@ def alone(file: Path, what: str) -> Iterator[None]:
                 os.pwrite(descriptor, f"process {os.getpid()} on {platform.node()} since {now}\n".encode(), 0)
         yield
     finally:
+        if held in _held and os.fstat(descriptor).st_nlink <= 1:
+            # So that whom the next one refuses does not read of this one.
+            with contextlib.suppress(OSError):
+                os.ftruncate(descriptor, 0)
         _held.discard(held)
         os.close(descriptor)
 
