@@ -111,13 +111,14 @@ def short_probes() -> Iterator[Callable]:
 
 
 @pytest.fixture(scope="module")
-def no_pictures() -> Iterator[None]:
-    """Files of pictures hold a word; test_plots.py draws them."""
+def no_pictures() -> Iterator[Callable]:
+    """Files of pictures hold a word, but where a test draws them with the method that this gives."""
     from unicode_fast import plots
 
+    before = plots.FigureCanvasAgg.print_figure
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(plots.FigureCanvasAgg, "print_figure", lambda _, file, **options: file.write(b"picture"))
-        yield
+        yield before
 
 
 @pytest.fixture

@@ -254,10 +254,12 @@ def test_files_of_other_programs_are_let_be(tmp_path: Path, bert: Path) -> None:
     (folder / "vocab.json").write_text('{"dtype": 3, "auto_map": 4}')
     found = WordVectors(str(folder), cache=tmp_path / "one").vectors("the digit one")
     np.testing.assert_array_equal(found, WordVectors(str(bert), cache=tmp_path / "two").vectors("the digit one"))
-    index = {"metadata": {}, "weight_map": {"embeddings": "training_args.bin"}}
-    (folder / "pytorch_model.bin.index.json").write_text(json.dumps(index))
-    with pytest.raises(StoreError, match="set, which was not run"):
-        WordVectors(str(folder), cache=tmp_path / "three").vectors("the digit one")
+    shutil.copy(folder / "training_args.bin", folder / "other.dat")
+    for shard in ("training_args.bin", "other.dat"):
+        index = {"metadata": {}, "weight_map": {"embeddings": shard}}
+        (folder / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+        with pytest.raises(StoreError, match="set, which was not run"):
+            WordVectors(str(folder), cache=tmp_path / "three").vectors("the digit one")
 
 
 @pytest.mark.parametrize("zipped", [True, False])

@@ -20,7 +20,7 @@ import yaml
 from compare import assert_close
 from tolerances import EXACT, SHARED_BATCH
 
-from unicode_fast import Modality, acceleration, backend, checkpoint, load, preset, runs
+from unicode_fast import Modality, acceleration, backend, checkpoint, load, plots, preset, runs
 from unicode_fast.data.opening import absolute
 from unicode_fast.evaluate import main as evaluate
 from unicode_fast.tasks.probe import ProbeRule
@@ -52,9 +52,12 @@ def flags(store: Path, out: Path, **fields: object) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def finished(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished(store: Path, tmp_path_factory: pytest.TempPathFactory, no_pictures: Callable) -> Path:
+    """A run with its pictures."""
     out = tmp_path_factory.mktemp("runs") / "whole"
-    assert main(flags(store, out)) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plots.FigureCanvasAgg, "print_figure", no_pictures)
+        assert main(flags(store, out)) == 0
     return out
 
 
@@ -84,7 +87,7 @@ class TestRunFolder:
         assert any(name.startswith("events.out.tfevents") for name in names)
         pictures = list((finished / "plots").glob("*.png"))
         assert len(pictures) >= 4
-        assert all(path.stat().st_size > 0 for path in pictures)
+        assert all(path.stat().st_size > 1000 for path in pictures)
         assert yaml.safe_load((finished / "config.yaml").read_text())["batch_size"] == 10
 
     def test_metrics(self, finished: Path) -> None:
@@ -175,10 +178,8 @@ def test_backends_agree_over_the_first_steps(monkeypatch: pytest.MonkeyPatch) ->
         assert terms == pytest.approx(other_terms, rel=1e-4, abs=1e-6)
 
 
-def test_a_bar_that_ctrl_c_has_stopped_the_making_of(capsys: pytest.CaptureFixture[str]) -> None:
-    bar = StepBar.__new__(StepBar)
-    del bar
-    assert capsys.readouterr().err == ""
+def test_a_bar_that_ctrl_c_has_stopped_the_making_of() -> None:
+    StepBar.__new__(StepBar).__del__()
 
 
 class TestDeterminism:

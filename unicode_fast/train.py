@@ -799,7 +799,7 @@ def begin(arguments: Namespace, flags: Mapping[str, Any], ranks: Ranks) -> Found
     modalities = check_store(config, store)
     check_flags(config, flags, standard, [modality.kind for modality in modalities.values()])
     check_ranks(config, len(store.split(config.data.train_split)), ranks)
-    if ranks.rank == 0:
+    if ranks.first:
         note_labels(config, store)
     with torch.device("meta"):
         # Sizes that do not fit are refused before there is a folder.

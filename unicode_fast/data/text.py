@@ -9,7 +9,6 @@ import functools
 import hashlib
 import io
 import itertools
-import math
 import os
 import re
 from collections.abc import Sequence
@@ -286,7 +285,7 @@ def _check_folder(folder: Path) -> None:
             size = file.stat().st_size
             if file.suffix == ".safetensors":
                 total, values = total + size, values + count_values(file)
-            elif file.suffix == ".bin":
+            elif file.suffix == ".bin" or file.name in shards:
                 with open_file(file) as stream:
                     total, values = total + size, values + check_torch(stream, size)
     _check_numbers(read_json(folder / "config.json"))
@@ -322,16 +321,18 @@ def _growth(normalizer: Any) -> int:
     """By how much a normalizer of a tokenizer may make a text longer, at most."""
     if not isinstance(normalizer, dict):
         return 1
+    most = 2 * _MOST_GROWTH
     parts = normalizer.get("normalizers")
     if isinstance(parts, list):
-        return math.prod(min(_growth(part), 2 * _MOST_GROWTH) for part in parts[:100]) if len(parts) <= 100 else 1 << 62
+        # No larger on the way, where there are thousands of parts.
+        return functools.reduce(lambda growth, part: min(growth * _growth(part), most), parts, 1)
     added = [normalizer.get(name) for name in ("content", "prepend")]
     charsmap = normalizer.get("precompiled_charsmap")
     if isinstance(charsmap, str):
         data = base64.b64decode(charsmap)
         # A trie, and texts that end with a NUL.
         longest = max(map(len, data[4 + int.from_bytes(data[:4], "little") :].split(b"\0")))
-        return _PRECOMPILED if longest <= _PRECOMPILED else 1 << 62
+        return _PRECOMPILED if longest <= _PRECOMPILED else most
     return 1 + sum(len(text.encode()) for text in added if isinstance(text, str))
 
 

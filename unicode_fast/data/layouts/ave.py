@@ -179,7 +179,7 @@ class H5Array:
         self._packed, self._summed = (
             sum(1 << filters.index(code) for code in those if code in filters) for those in (packed, order[-1:])
         )
-        self._unpacked_size = packings[packed[0]] if packed else None
+        self._unpacked_size = packings[packed[0]] if packed else lambda data, most: len(data)
         self._filtered = bool(filters)
 
     def _check_sizes(self, h5py: Any) -> None:
@@ -250,8 +250,8 @@ class H5Array:
                 raise BadFile(f"a chunk has {info.size} bytes, the file {self._size}")
             left_out, data = self._data.id.read_direct_chunk(corner)
             data = data[:-4] if self._summed & ~left_out else data
-            packed = self._unpacked_size is not None and self._packed & ~left_out
-            if (self._unpacked_size(data, self._chunk) if packed else len(data)) != self._chunk:  # type: ignore[misc]
+            size = self._unpacked_size(data, self._chunk) if self._packed & ~left_out else len(data)
+            if size != self._chunk:
                 raise BadFile(f"a chunk does not unpack to its {self._chunk} bytes")
             if sizes[0] > 1 and len(self._sound) < _MOST_AT_ONCE:
                 self._sound.add(corner)
