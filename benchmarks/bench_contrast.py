@@ -15,7 +15,7 @@ from pathlib import Path
 import contrast
 import pytest
 
-from unicode_fast.writing import write_text
+from unicode_fast.files.writing import write_text
 
 HERE = Path(__file__).resolve().parent
 # What a gradient may err by, relative to its largest number: roundings of scores and, in bfloat16, of slopes and of the

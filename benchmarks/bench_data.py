@@ -20,9 +20,9 @@ import pytest
 import torch
 
 from unicode_fast.data import Batch, Batches, open_data, open_feed, open_store
-from unicode_fast.data.pack import pack
-from unicode_fast.runs import git_commit
-from unicode_fast.writing import write_json
+from unicode_fast.data.store.pack import pack
+from unicode_fast.files.writing import write_json
+from unicode_fast.training.runs import git_commit
 
 CLIPS, BATCH, REPEATS = 64, 8, 50
 SHAPES = {"audio": (10, 128), "video": (10, 7, 7, 512)}

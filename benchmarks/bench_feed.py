@@ -20,9 +20,9 @@ from shapes import TRAIN_SHAPES
 from unicode_fast import preset
 from unicode_fast.config import Config
 from unicode_fast.data import Batches, ClipSet, open_dataset, open_feed
-from unicode_fast.runs import git_commit
+from unicode_fast.files.writing import write_text
 from unicode_fast.train import Trainer
-from unicode_fast.writing import write_text
+from unicode_fast.training.runs import git_commit
 
 KINDS = ("direct", "prefetch", "resident")
 CLIPS_AS_PUBLISHED = 1600

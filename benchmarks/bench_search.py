@@ -14,7 +14,7 @@ import contenders
 import pytest
 from shapes import CPU_SHAPES
 
-from unicode_fast.writing import write_text
+from unicode_fast.files.writing import write_text
 
 HERE = Path(__file__).resolve().parent
 CASES = [(problem, shape) for problem in contenders.PROBLEMS for shape in contenders.shape_names(problem)]

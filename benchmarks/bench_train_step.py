@@ -14,7 +14,7 @@ import pytest
 import train_steps
 from shapes import TRAIN_SHAPES
 
-from unicode_fast.writing import write_text
+from unicode_fast.files.writing import write_text
 
 HERE = Path(__file__).resolve().parent
 SIZES = sorted({size for sizes in TRAIN_SHAPES.values() for size in sizes})

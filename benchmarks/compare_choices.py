@@ -21,15 +21,15 @@ import torch
 from unicode_fast import preset
 from unicode_fast.config import ADDED_FIELDS, Config
 from unicode_fast.data import Store, open_dataset
-from unicode_fast.distributed import Ranks
-from unicode_fast.locks import exclusive
+from unicode_fast.files.locks import exclusive
+from unicode_fast.files.writing import write_json, write_text
 from unicode_fast.methods import UniCodeMethod
 from unicode_fast.modules import UniCode
-from unicode_fast.runs import choose_device, versions
 from unicode_fast.tasks import Probes, Row
 from unicode_fast.tasks.probe import Clips
 from unicode_fast.train import Trainer, check_store, pretrain
-from unicode_fast.writing import write_json, write_text
+from unicode_fast.training.distributed import Ranks
+from unicode_fast.training.runs import choose_device, versions
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "choices.json"

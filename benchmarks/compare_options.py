@@ -13,10 +13,10 @@ from pathlib import Path
 import torch
 
 from unicode_fast import preset
-from unicode_fast.distributed import Ranks
-from unicode_fast.runs import make_folder
+from unicode_fast.files.writing import write_json, write_text
 from unicode_fast.train import run_seeds
-from unicode_fast.writing import write_json, write_text
+from unicode_fast.training.distributed import Ranks
+from unicode_fast.training.runs import make_folder
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"

@@ -19,9 +19,9 @@ from unicode_fast import Config, checkpoint, preset
 from unicode_fast.ablate import identity
 from unicode_fast.cli import resolve_saved
 from unicode_fast.data import open_dataset
-from unicode_fast.runs import make_folder
+from unicode_fast.files.writing import write_text
 from unicode_fast.train import run
-from unicode_fast.writing import write_text
+from unicode_fast.training.runs import make_folder
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "presets.json"

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from unicode_fast import CodebookState, UpdateRule, codebook_update, commitment_loss, nearest_codeword
 from unicode_fast.reference import nearest_codeword_reference
-from unicode_fast.runs import git_commit
+from unicode_fast.training.runs import git_commit
 
 # Differences of pairs of coordinates that the check against float64 may take.
 CHECKED = 4_000_000_000

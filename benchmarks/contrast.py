@@ -19,7 +19,7 @@ from shapes import CONTRAST_CASES, CONTRAST_SHAPES, ContrastShape
 from torch import Tensor
 
 from unicode_fast import cross_info_nce
-from unicode_fast.runs import git_commit
+from unicode_fast.training.runs import git_commit
 
 # What products of float32 may lose, and the dtype of the vectors.
 PRECISIONS = {

@@ -11,8 +11,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from unicode_fast.runs import git_commit
-from unicode_fast.writing import write_json
+from unicode_fast.files.writing import write_json
+from unicode_fast.training.runs import git_commit
 
 RESULTS = Path(__file__).resolve().parent / "results" / "data-made.json"
 DATASETS = ("talking-digits", "talking-numbers")

@@ -19,10 +19,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from unicode_fast import Config, Modality, UniCode, preset
+from unicode_fast.files.writing import write_text
 from unicode_fast.modules import looking
 from unicode_fast.ops.sharded import Part
 from unicode_fast.train import Trainer
-from unicode_fast.writing import write_text
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "scaling.md"
 RESULTS = Path(__file__).resolve().parent / "results"

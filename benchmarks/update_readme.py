@@ -19,10 +19,10 @@ from shapes import CONTRAST_CASES, CONTRAST_SHAPES, SEARCH_SHAPES, SHAPES, UPDAT
 from write_step_page import machine
 
 from unicode_fast import ablate
+from unicode_fast.files.writing import write_text
 from unicode_fast.presets import PRESETS, from_saved
 from unicode_fast.tasks import Row, Sharing, format_markdown, format_sharing
 from unicode_fast.tasks.table import token_cell
-from unicode_fast.writing import write_text
 
 BOUNDS = Path(__file__).resolve().parent / "results" / "upper-bound.json"
 ROOT = Path(__file__).resolve().parent.parent

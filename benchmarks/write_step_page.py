@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from unicode_fast.writing import write_text
+from unicode_fast.files.writing import write_text
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"

@@ -10,7 +10,8 @@ import selection
 import torch
 from cases import ON_HOST, Place
 
-from unicode_fast.data import ClipSet, talking_digits
+from unicode_fast.data import ClipSet
+from unicode_fast.data.talking_digits import digits as talking_digits
 
 # The tensors of the tests are small: more threads only wait for each other, and for whatever else the machine does.
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
@@ -60,7 +61,7 @@ def seeds() -> None:
 @pytest.fixture(autouse=True, scope="session")
 def notes_on_stores(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """What was verified is noted among the files of the tests, unless a test names a cache folder."""
-    from unicode_fast.data import store
+    from unicode_fast.data.store import read as store
 
     folder, cache_folder = tmp_path_factory.mktemp("verified"), store.cache_folder
     with pytest.MonkeyPatch.context() as patch:
@@ -113,7 +114,7 @@ def short_probes() -> Iterator[Callable]:
 @pytest.fixture(scope="module")
 def no_pictures() -> Iterator[Callable]:
     """Files of pictures hold a word, but where a test draws them with the method that this gives."""
-    from unicode_fast import plots
+    from unicode_fast.report import plots
 
     before = plots.FigureCanvasAgg.print_figure
     with pytest.MonkeyPatch.context() as patch:

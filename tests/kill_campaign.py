@@ -29,9 +29,10 @@ import tiny
 import torch
 import torch._dynamo
 
-from unicode_fast import checkpoint, errors, plots, train
-from unicode_fast.journal import METRICS
+from unicode_fast import checkpoint, errors, train
+from unicode_fast.report import plots
 from unicode_fast.tasks.probe import ProbeRule
+from unicode_fast.training.metrics_logger import METRICS
 
 STEPS = 12
 FLAGS = {

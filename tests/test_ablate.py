@@ -12,12 +12,14 @@ import pytest
 import tiny
 import yaml
 
-from unicode_fast import ablate, preset, published, report
+from unicode_fast import ablate, preset
 from unicode_fast.checkpoint import CheckpointError
 from unicode_fast.config import ADDED_FIELDS
+from unicode_fast.files.writing import write_json
+from unicode_fast.report import published
+from unicode_fast.report import tables as report
 from unicode_fast.tasks import Estimate, Row, TokenScore
 from unicode_fast.train import main as train
-from unicode_fast.writing import write_json
 
 pytestmark = pytest.mark.usefixtures("short_probes")
 

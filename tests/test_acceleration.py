@@ -18,14 +18,15 @@ from torch import Tensor, nn
 from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.utils import counters
 
-from unicode_fast import PRESETS, Modality, acceleration
-from unicode_fast.acceleration import check_acceleration
+from unicode_fast import PRESETS, Modality
 from unicode_fast.cli import resolve
 from unicode_fast.config import Config, TrainConfig
-from unicode_fast.journal import Journal, StepResult
 from unicode_fast.modules import looking
 from unicode_fast.modules.precision import float32_products, products
 from unicode_fast.train import Trainer, check_run
+from unicode_fast.training import acceleration
+from unicode_fast.training.acceleration import check_acceleration
+from unicode_fast.training.metrics_logger import Journal, StepResult
 
 CPU = torch.device("cpu")
 NAMES = ("audio", "video", "text")

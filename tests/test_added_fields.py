@@ -14,14 +14,15 @@ import yaml
 from compare import assert_close
 from tolerances import CONTINUED_RUN
 
-from unicode_fast import CheckpointError, Config, ablate, checkpoint, load, preset, report
+from unicode_fast import CheckpointError, Config, ablate, checkpoint, load, preset
 from unicode_fast import config as config_module
 from unicode_fast.cli import resolve, resolve_saved
 from unicode_fast.config import ADDED_FIELDS, FIELDS, check_value, completed
 from unicode_fast.data import open_data
 from unicode_fast.evaluate import main as evaluate
-from unicode_fast.runs import resume_folder
+from unicode_fast.report import tables as report
 from unicode_fast.train import main as train
+from unicode_fast.training.runs import resume_folder
 
 # A store, a finished and an interrupted run over it, and an export; tests/data/README.md says how they were made.
 ARCHIVE = Path(__file__).parent / "data" / "6207b0c.zip"

@@ -13,15 +13,19 @@ import torch
 from look_up import NAMES, LookUp
 from task_tolerances import LEARNED, SEPARATED
 
-from unicode_fast import pictures, plots, tasks
+from unicode_fast import tasks
 from unicode_fast.config import DataConfig, Modality
-from unicode_fast.data import ClipSet, Store, open_store, sound, write_store
+from unicode_fast.data import ClipSet, Store, open_store, write_store
+from unicode_fast.data.talking_digits import sound
 from unicode_fast.errors import UsageError
 from unicode_fast.evaluate import file_stem, make_parser
 from unicode_fast.evaluate import main as evaluate
-from unicode_fast.tasks import Probes, Row, backbones, metrics, open_partners, retrieval, runner
+from unicode_fast.report import pictures, plots
+from unicode_fast.tasks import Probes, Row, open_partners, retrieval, runner
 from unicode_fast.tasks.domain import check_classes
+from unicode_fast.tasks.metrics import scores as metrics
 from unicode_fast.tasks.probe import ProbeRule
+from unicode_fast.tasks.segmentation import backbones
 from unicode_fast.train import main as train
 
 pytestmark = pytest.mark.usefixtures("short_probes")

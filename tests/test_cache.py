@@ -16,8 +16,8 @@ from unicode_fast import errors
 from unicode_fast.checkpoint import CheckpointError
 from unicode_fast.data import Store, cache, write_store
 from unicode_fast.data.text import WordVectors
-from unicode_fast.locks import alone, exclusive
-from unicode_fast.paths import expanded, with_homes
+from unicode_fast.files.locks import alone, exclusive
+from unicode_fast.files.paths import expanded, with_homes
 
 
 def make(folder: Path) -> None:

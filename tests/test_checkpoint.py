@@ -14,13 +14,13 @@ import torch
 from torch import nn
 
 from unicode_fast import CheckpointError, UniCode, checkpoint, export, load, to_cmg
-from unicode_fast.acceleration import accelerate
 from unicode_fast.compat.cmg import ARCHITECTURE
 from unicode_fast.data import ClipSet
 from unicode_fast.evaluate import main as evaluate
 from unicode_fast.methods import UniCodeMethod
 from unicode_fast.modules.wrapped import unwrapped
 from unicode_fast.tasks import encode_split
+from unicode_fast.training.acceleration import accelerate
 
 
 def run_with(path: Path, steps: tuple[int, ...] = (10, 20)) -> Path:

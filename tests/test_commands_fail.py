@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from unicode_fast import ablate, convert, errors, evaluate, report, train
+from unicode_fast import ablate, errors, evaluate, train
+from unicode_fast.compat import convert
 from unicode_fast.data import __main__ as data
 from unicode_fast.errors import LONGEST, escaped, is_foreseen, one_line, run_main
+from unicode_fast.report import tables as report
 
 PACKAGE = Path(errors.__file__).parent
 Main = Callable[[Sequence[str] | None], int]

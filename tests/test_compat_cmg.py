@@ -15,8 +15,8 @@ from official_checkpoint import MODALITIES, TIED, checkpoint, features, map_arra
 from official_tolerances import OFFICIAL
 
 import unicode_fast
-from unicode_fast import Modality, UniCode, convert, preset
-from unicode_fast.compat import CmgFileError, from_cmg, to_cmg
+from unicode_fast import Modality, UniCode, preset
+from unicode_fast.compat import CmgFileError, convert, from_cmg, to_cmg
 from unicode_fast.compat.cmg_names import used_entries
 from unicode_fast.errors import UsageError
 

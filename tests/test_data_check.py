@@ -28,7 +28,7 @@ from unicode_fast.data.layouts import Request
 from unicode_fast.data.layouts import clips as clips_layout
 from unicode_fast.data.opening import absolute
 from unicode_fast.errors import TooManyFiles, UsageError
-from unicode_fast.untrusted import BadFile
+from unicode_fast.files.untrusted import BadFile
 
 STREAMS = Request(("audio", "video"))
 

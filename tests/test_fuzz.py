@@ -23,23 +23,23 @@ from unicode_fast import preset
 from unicode_fast.checkpoint import CheckpointError
 from unicode_fast.config import Modality
 from unicode_fast.data import Dataset, StoreError, open_data, open_store
-from unicode_fast.data.files import read_csv, read_lines
 from unicode_fast.data.layouts.ave import h5_source, read_labels, read_order
 from unicode_fast.data.layouts.avsbench import _pictures
-from unicode_fast.data.pack import pack
-from unicode_fast.data.store_checks import DamagedStoreError
+from unicode_fast.data.layouts.files import read_csv, read_lines
+from unicode_fast.data.layouts.zip_pickle import read_zipped_array, unpickle_array, unpickle_counts
+from unicode_fast.data.store.checks import DamagedStoreError
+from unicode_fast.data.store.pack import pack
 from unicode_fast.data.stream import open_stream, write_shards
 from unicode_fast.data.text import _read_vectors
-from unicode_fast.data.zip_pickle import read_zipped_array, unpickle_array, unpickle_counts
-from unicode_fast.journal import read_metrics
-from unicode_fast.report import rows_of
-from unicode_fast.runs import read_seeds, read_summary, write_config
+from unicode_fast.files.untrusted import BadFile
+from unicode_fast.files.writing import write_json
+from unicode_fast.report.tables import rows_of
 from unicode_fast.tasks import Row
-from unicode_fast.tasks.backbones import LIGHT_SETTINGS, fill, read_weights
-from unicode_fast.tasks.intervals import Estimate
-from unicode_fast.tasks.segmenter import Segmenter, load_segmenter, save_segmenter
-from unicode_fast.untrusted import BadFile
-from unicode_fast.writing import write_json
+from unicode_fast.tasks.metrics.intervals import Estimate
+from unicode_fast.tasks.segmentation.backbones import LIGHT_SETTINGS, fill, read_weights
+from unicode_fast.tasks.segmentation.segmenter import Segmenter, load_segmenter, save_segmenter
+from unicode_fast.training.metrics_logger import read_metrics
+from unicode_fast.training.runs import read_seeds, read_summary, write_config
 
 
 class Reader(NamedTuple):

@@ -20,14 +20,15 @@ import yaml
 from official_checkpoint import TIED, map_arrays
 from official_checkpoint import checkpoint as cmg_content
 
-from unicode_fast import CheckpointError, UniCode, checked_torch, checkpoint, export, load
-from unicode_fast.checked_torch import _OLD, read_torch
+from unicode_fast import CheckpointError, UniCode, checkpoint, export, load
 from unicode_fast.cli import resolve_saved
 from unicode_fast.compat import CmgFileError, from_cmg, to_cmg
-from unicode_fast.pickle_opcodes import unpickle
-from unicode_fast.tensor_files import read_tensors, write_tensors
+from unicode_fast.files import checked_torch
+from unicode_fast.files.checked_torch import _OLD, read_torch
+from unicode_fast.files.pickle_opcodes import unpickle
+from unicode_fast.files.tensor_files import read_tensors, write_tensors
+from unicode_fast.files.untrusted import BadFile
 from unicode_fast.train import Trainer
-from unicode_fast.untrusted import BadFile
 
 NAMES = ("audio", "text")
 HERE = Path(__file__).parent

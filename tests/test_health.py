@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from unicode_fast import health
-from unicode_fast.journal import Journal, StepResult
 from unicode_fast.tasks import Row
+from unicode_fast.training.metrics_logger import Journal, StepResult
 
 
 def test_a_codebook_has_collapsed_below_two_codewords() -> None:

@@ -25,16 +25,23 @@ from test_fuzz import own_clips, packed_store, shard
 from unicode_fast import preset
 from unicode_fast.checkpoint import CheckpointError
 from unicode_fast.data import StoreError, open_data, open_store
-from unicode_fast.data.files import read_csv, read_lines
 from unicode_fast.data.layouts.ave import H5Array
 from unicode_fast.data.layouts.avsbench import read_picture
 from unicode_fast.data.layouts.clips import npy_steps, read_npy
+from unicode_fast.data.layouts.files import read_csv, read_lines
+from unicode_fast.data.layouts.zip_pickle import read_zipped_array, unpickle_array, unpickle_counts
 from unicode_fast.data.stream import open_stream
 from unicode_fast.data.text import _check_folder, _read_vectors
-from unicode_fast.data.zip_pickle import read_zipped_array, unpickle_array, unpickle_counts
-from unicode_fast.report import rows_of, single_runs
-from unicode_fast.runs import read_seeds, read_summary
-from unicode_fast.untrusted import BadFile, check_size, limit, open_file, parse_json, read_bytes
+from unicode_fast.files.untrusted import (
+    BadFile,
+    check_size,
+    limit,
+    open_file,
+    parse_json,
+    read_bytes,
+)
+from unicode_fast.report.tables import rows_of, single_runs
+from unicode_fast.training.runs import read_seeds, read_summary
 
 # Bytes that all cases together may take besides what is loaded, and seconds that each may take of a processor, and of
 # a machine that does other things too.

@@ -8,9 +8,9 @@ from scipy import stats
 from sklearn.metrics import average_precision_score, precision_recall_fscore_support
 from task_tolerances import INTERVAL, RATIO
 
-from unicode_fast.tasks import metrics
-from unicode_fast.tasks.intervals import Bootstrap, Estimate, weighted_mean, weighted_median
-from unicode_fast.tasks.pooled import pooled_metrics, weighted_map
+from unicode_fast.tasks.metrics import scores as metrics
+from unicode_fast.tasks.metrics.intervals import Bootstrap, Estimate, weighted_mean, weighted_median
+from unicode_fast.tasks.metrics.pooled import pooled_metrics, weighted_map
 
 CLIPS, STEPS, CLASSES = 40, 5, 4
 MEASURES = ("precision", "recall", "f1")

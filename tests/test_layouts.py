@@ -27,9 +27,9 @@ from published import (
 
 from unicode_fast.config import Modality
 from unicode_fast.data import Batches, ClipSet, Dataset, MissingPackageError, StoreError, open_data
-from unicode_fast.data.files import hashed_split, read_csv
 from unicode_fast.data.layouts import Request, ave
 from unicode_fast.data.layouts.ave import H5Array
+from unicode_fast.data.layouts.files import hashed_split, read_csv
 from unicode_fast.data.layouts.vggsound import list_notes
 from unicode_fast.data.opening import list_data
 from unicode_fast.train import note_shared

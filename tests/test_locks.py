@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from unicode_fast.locks import InUse, alone, exclusive
+from unicode_fast.files.locks import InUse, alone, exclusive
 
 
 def forked(act: Callable[[], object]) -> int:

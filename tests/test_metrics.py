@@ -8,8 +8,8 @@ import torch
 from sklearn.metrics import accuracy_score, f1_score
 from task_tolerances import LOSS, RATIO
 
-from unicode_fast.tasks import metrics
 from unicode_fast.tasks.localisation import OfficialSegmentLoss, SegmentLoss
+from unicode_fast.tasks.metrics import scores as metrics
 
 
 def close(value: float) -> object:

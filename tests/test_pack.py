@@ -28,7 +28,7 @@ from unicode_fast.data import (
 )
 from unicode_fast.data.feed import Feed, ResidentFeed
 from unicode_fast.data.lazy import LazyArray
-from unicode_fast.data.pack import pack
+from unicode_fast.data.store.pack import pack
 
 STREAMS = ("audio", "video")
 # Shards of three clips of video in float32.
@@ -171,7 +171,7 @@ def test_goes_on_after_a_kill(tmp_path: Path, avel: Dataset, monkeypatch: pytest
     with open(tmp_path / ".store.packing" / "journal.jsonl", "a") as journal:
         journal.write('{"file": "all-vid')
     written: list[str] = []
-    import unicode_fast.data.pack as module
+    import unicode_fast.data.store.pack as module
 
     write = module._write_shard
     monkeypatch.setattr(module, "_write_shard", lambda file, *more: written.append(file.name) or write(file, *more))
@@ -182,7 +182,7 @@ def test_goes_on_after_a_kill(tmp_path: Path, avel: Dataset, monkeypatch: pytest
 
 
 def test_a_piece_is_in_memory_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import unicode_fast.data.pack as module
+    import unicode_fast.data.store.pack as module
 
     asked: list[int] = []
 
@@ -209,7 +209,7 @@ def test_features_that_vanish_are_named(tmp_path: Path, avel: Dataset) -> None:
 
 
 def test_other_data_do_not_go_on(tmp_path: Path, avel: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    import unicode_fast.data.pack as module
+    import unicode_fast.data.store.pack as module
 
     def full(*arguments: object) -> None:
         raise OSError(28, "No space left on device")

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
 
-from unicode_fast import plots
+from unicode_fast.report import plots
 from unicode_fast.tasks import Row
 
 LARGEST_BYTES = 200_000

@@ -14,7 +14,7 @@ from task_tolerances import LEARNED, RATIO
 from unicode_fast.config import Modality
 from unicode_fast.data import ClipSet
 from unicode_fast.tasks import Domain, Retrieval
-from unicode_fast.tasks.ranking import DEPTHS, cosine, equal_rows, rank_by_cosine, rank_queries
+from unicode_fast.tasks.metrics.ranking import DEPTHS, cosine, equal_rows, rank_by_cosine, rank_queries
 from unicode_fast.tasks.retrieval import RetrievalRule, symmetric_info_nce
 
 CLASSES, STEPS = 5, 6

@@ -15,13 +15,15 @@ import tiny
 import torch
 import yaml
 
-from unicode_fast import checkpoint, errors, journal, preset, runs, train
+from unicode_fast import checkpoint, errors, preset, train
 from unicode_fast.checkpoint import CheckpointError
 from unicode_fast.evaluate import main as evaluate
-from unicode_fast.journal import read_metrics
-from unicode_fast.locks import InUse, alone
+from unicode_fast.files.locks import InUse, alone
+from unicode_fast.files.writing import remove
 from unicode_fast.train import main
-from unicode_fast.writing import remove
+from unicode_fast.training import metrics_logger as journal
+from unicode_fast.training import runs
+from unicode_fast.training.metrics_logger import read_metrics
 
 STEPS = 6
 

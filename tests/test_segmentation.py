@@ -20,10 +20,23 @@ from unicode_fast.checkpoint import CheckpointError
 from unicode_fast.config import Modality
 from unicode_fast.data import ClipSet
 from unicode_fast.tasks import BackboneChoice, Bootstrap, Domain, Segmentation
-from unicode_fast.tasks.backbones import LIGHT_SETTINGS, TIMM_SETTINGS, make_pyramid
-from unicode_fast.tasks.mask_metrics import MaskScores, frame_scores, joined, measured_masks, official_mask_scores
-from unicode_fast.tasks.segmentation import another_clip, tiled
-from unicode_fast.tasks.segmenter import DilatedSum, Fusion, QueryBlock, ResidualUnit, Segmenter, load_segmenter
+from unicode_fast.tasks.metrics.masks import (
+    MaskScores,
+    frame_scores,
+    joined,
+    measured_masks,
+    official_mask_scores,
+)
+from unicode_fast.tasks.segmentation.backbones import LIGHT_SETTINGS, TIMM_SETTINGS, make_pyramid
+from unicode_fast.tasks.segmentation.segmenter import (
+    DilatedSum,
+    Fusion,
+    QueryBlock,
+    ResidualUnit,
+    Segmenter,
+    load_segmenter,
+)
+from unicode_fast.tasks.segmentation.task import another_clip, tiled
 
 SIDE, FRAMES = 8, 3
 COUNTS = {"train": 96, "val": 24, "test": 24}
@@ -216,7 +229,7 @@ def test_the_loss_reads_labelled_frames(monkeypatch: pytest.MonkeyPatch, protoco
         seen.append(tuple(truth.shape))
         return binary_cross_entropy_with_logits(logits, truth)
 
-    monkeypatch.setattr("unicode_fast.tasks.segmentation.binary_cross_entropy_with_logits", loss)
+    monkeypatch.setattr("unicode_fast.tasks.segmentation.task.binary_cross_entropy_with_logits", loss)
     measured(TwoSquares(labelled={"train": 2}), steps=1).segmenter("audio", "audio", protocol)
     batch = {"sound": LIGHT_SETTINGS.batch_size, "official": 4}[protocol]
     assert seen == [(batch, frames, SIDE, SIDE)]
@@ -246,7 +259,7 @@ def test_the_head_is_that_of_avsbench() -> None:
 
 
 def test_official_schedule(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("unicode_fast.tasks.segmentation._half_cosine", None)  # its rate is constant
+    monkeypatch.setattr("unicode_fast.tasks.segmentation.task._half_cosine", None)  # its rate is constant
     rule = Segmentation(Domain(LookUp(), TwoSquares())).rule("official")
     assert (rule.batch_size, rule.learning_rate, rule.epochs, rule.steps, rule.decay) == (4, 1e-4, 1, 0, False)
     row = measured(steps=2).row("audio", "text", "official")

@@ -15,7 +15,7 @@ from unicode_fast import tasks
 from unicode_fast.config import Modality
 from unicode_fast.data import StoreError, open_store
 from unicode_fast.tasks import Domain, Probes, Sharing, TokenScore, measure_sharing
-from unicode_fast.tasks.sharing import mean_sharing, shared_codewords
+from unicode_fast.tasks.metrics.sharing import mean_sharing, shared_codewords
 
 VECTOR, WORDS = Modality("vector", (1,)), Modality("words", (1,))
 

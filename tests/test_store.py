@@ -18,11 +18,11 @@ from unicode_fast.data import (
     Dataset,
     StoreError,
     open_store,
-    store,
-    store_write,
     verify,
     write_store,
 )
+from unicode_fast.data.store import read as store
+from unicode_fast.data.store import write as store_write
 from unicode_fast.train import main as train
 
 CLASSES = [str(digit) for digit in range(10)]

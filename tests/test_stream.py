@@ -22,9 +22,9 @@ from unicode_fast.data import ClipSet, Dataset, StoreError, open_data, open_feed
 from unicode_fast.data.__main__ import main
 from unicode_fast.data.feed import PrefetchFeed
 from unicode_fast.data.stream import StreamBatches, StreamedDataset, open_stream, write_shards
-from unicode_fast.distributed import Ranks
 from unicode_fast.errors import UsageError
 from unicode_fast.train import go_on
+from unicode_fast.training.distributed import Ranks
 
 STREAMS = ("audio", "video")
 

@@ -13,21 +13,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from unicode_fast import locks
 from unicode_fast.config import DataConfig
-from unicode_fast.data import (
-    Store,
-    cache,
-    clips,
-    handwriting,
-    open_dataset,
-    sentences,
-    sound,
-    speech,
-    talking_digits,
-)
-from unicode_fast.data.spectrogram import BANDS, log_mel_statistics, mel_filters
-from unicode_fast.data.talking_digits import load
+from unicode_fast.data import Store, cache, open_dataset
+from unicode_fast.data.talking_digits import clips, handwriting, sentences, sound, speech
+from unicode_fast.data.talking_digits import digits as talking_digits
+from unicode_fast.data.talking_digits.digits import load
+from unicode_fast.data.talking_digits.spectrogram import BANDS, log_mel_statistics, mel_filters
+from unicode_fast.files import locks
 
 CLIPS = {"train": 60, "val": 20, "test": 20}
 FEW = {"train": 3, "val": 1, "test": 1}

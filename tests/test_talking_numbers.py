@@ -10,24 +10,19 @@ import pytest
 
 from unicode_fast import ablate, tasks
 from unicode_fast.config import DataConfig
-from unicode_fast.data import (
-    ClipSet,
-    Store,
-    built_in,
-    clips,
-    generated,
-    handwriting,
-    number_clips,
-    open_data,
-    open_dataset,
-    sentences,
-    sound,
-    talking_numbers,
-)
+from unicode_fast.data import ClipSet, Store, built_in, open_data, open_dataset
 from unicode_fast.data.check import check
-from unicode_fast.data.number_clips import BACKGROUND, NumbersRecipe, class_counts, plan_numbers
-from unicode_fast.data.spectrogram import BANDS, QUARTERS, log_mel_quarters, log_mel_statistics, mel_filters
-from unicode_fast.data.talking_numbers import load
+from unicode_fast.data.talking_digits import clips, generated, handwriting, number_clips, sentences, sound
+from unicode_fast.data.talking_digits import numbers as talking_numbers
+from unicode_fast.data.talking_digits.number_clips import BACKGROUND, NumbersRecipe, class_counts, plan_numbers
+from unicode_fast.data.talking_digits.numbers import load
+from unicode_fast.data.talking_digits.spectrogram import (
+    BANDS,
+    QUARTERS,
+    log_mel_quarters,
+    log_mel_statistics,
+    mel_filters,
+)
 from unicode_fast.presets import preset
 
 CLIPS = {"train": 400, "val": 100, "test": 100}

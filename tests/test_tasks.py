@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from unicode_fast import tasks
 from unicode_fast.data import open_store
-from unicode_fast.tasks import Probes, Row, metrics, runner
+from unicode_fast.tasks import Probes, Row, runner
+from unicode_fast.tasks.metrics import scores as metrics
 from unicode_fast.tasks.official import official_probe
 from unicode_fast.tasks.probe import (
     EncodedClips,

@@ -20,11 +20,13 @@ import yaml
 from compare import assert_close
 from tolerances import EXACT, SHARED_BATCH
 
-from unicode_fast import Modality, acceleration, backend, checkpoint, load, plots, preset, runs
+from unicode_fast import Modality, backend, checkpoint, load, preset
 from unicode_fast.data.opening import absolute
 from unicode_fast.evaluate import main as evaluate
+from unicode_fast.report import plots
 from unicode_fast.tasks.probe import ProbeRule
 from unicode_fast.train import Journal, NonFiniteLoss, StepBar, Trainer, learning_rate, main, total_steps
+from unicode_fast.training import acceleration, runs
 
 pytestmark = pytest.mark.usefixtures("short_probes", "no_pictures")
 

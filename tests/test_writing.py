@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from test_locks import forked, status_of
 
-from unicode_fast import writing
+from unicode_fast.files import writing
 
 
 def names(folder: Path) -> list[str]:

@@ -10,8 +10,13 @@ import numpy as np
 import pytest
 from published import write_zip
 
-from unicode_fast.data.store_checks import StoreError
-from unicode_fast.data.zip_pickle import PickleError, read_zipped_array, unpickle_array, unpickle_counts
+from unicode_fast.data.layouts.zip_pickle import (
+    PickleError,
+    read_zipped_array,
+    unpickle_array,
+    unpickle_counts,
+)
+from unicode_fast.data.store.checks import StoreError
 
 RAN: list[str] = []
 

@@ -26,21 +26,22 @@ import yaml
 from scipy import stats
 from tqdm import tqdm
 
-from unicode_fast import health, plots
+from unicode_fast import health
 from unicode_fast.cli import given_fields, make_parser, resolve, resolve_saved, with_underscores
 from unicode_fast.config import EXECUTION_FIELDS, Config, completed, modality_names
 from unicode_fast.data import built_in, open_dataset
 from unicode_fast.errors import run_main, say
-from unicode_fast.journal import METRICS
-from unicode_fast.locks import exclusive
+from unicode_fast.files.locks import exclusive
+from unicode_fast.files.untrusted import UNPACKED_VARIABLE, read_bytes, read_json
+from unicode_fast.files.writing import check_writable, write_text
 from unicode_fast.presets import preset
-from unicode_fast.published import LABEL, TASKS, published
-from unicode_fast.runs import read_summary
+from unicode_fast.report import plots
+from unicode_fast.report.published import LABEL, TASKS, published
 from unicode_fast.tasks import PROBE_TASKS, Row, aggregate
 from unicode_fast.tasks.table import token_cell
 from unicode_fast.train import check_run, check_store
-from unicode_fast.untrusted import UNPACKED_VARIABLE, read_bytes, read_json
-from unicode_fast.writing import check_writable, write_text
+from unicode_fast.training.metrics_logger import METRICS
+from unicode_fast.training.runs import read_summary
 
 # MM-EMA is off where codewords follow their own modality alone, and features are drawn to their own codewords alone.
 _WITHOUT_MM_EMA = {"ema_partner": "none", "commitment_partner": 0.0}

@@ -14,18 +14,18 @@ from typing import Any
 
 import torch
 
-from unicode_fast import checked_state
 from unicode_fast.backend import find_device
-from unicode_fast.checked_torch import read_torch
 from unicode_fast.config import EXECUTION_FIELDS, PLACE_FIELDS, Config, Modality, completed
 from unicode_fast.errors import few
-from unicode_fast.journal import METRICS
+from unicode_fast.files import checked_state
+from unicode_fast.files.checked_torch import read_torch
+from unicode_fast.files.tensor_files import read_tensors, write_tensors
+from unicode_fast.files.untrusted import BadFile, open_file
+from unicode_fast.files.writing import atomic_file, path_of, sync_folder
 from unicode_fast.modules import UniCode
 from unicode_fast.modules.wrapped import plain_model
 from unicode_fast.presets import from_saved
-from unicode_fast.tensor_files import read_tensors, write_tensors
-from unicode_fast.untrusted import BadFile, open_file
-from unicode_fast.writing import atomic_file, path_of, sync_folder
+from unicode_fast.training.metrics_logger import METRICS
 
 FORMAT = 1
 FOLDER = "checkpoints"

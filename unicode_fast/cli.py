@@ -12,9 +12,9 @@ from jsonargparse import ArgumentParser, Namespace
 
 from unicode_fast.config import _TYPES, FIELDS, PARTS, Config, check_value, completed, is_whole
 from unicode_fast.errors import OneLineErrors, few
-from unicode_fast.paths import expanded, with_homes
+from unicode_fast.files.paths import expanded, with_homes
+from unicode_fast.files.untrusted import BadFile, open_file
 from unicode_fast.presets import PRESETS, SIZES, from_saved, preset
-from unicode_fast.untrusted import BadFile, open_file
 
 # Bytes that a configuration file may have, twenty times what one with every field has.
 MOST_YAML = 1 << 16

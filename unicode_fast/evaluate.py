@@ -10,15 +10,16 @@ from typing import Any
 
 from jsonargparse import Namespace
 
-from unicode_fast import health, pictures, plots
+from unicode_fast import health
 from unicode_fast.checkpoint import CheckpointError, default_of, load
 from unicode_fast.cli import Parser, with_underscores
 from unicode_fast.config import TEXT_FIELDS, Config
 from unicode_fast.data import Dataset, open_dataset, verify
 from unicode_fast.data.layouts import has_sentences
 from unicode_fast.errors import run_main, say
+from unicode_fast.files.writing import check_new_file, write_json
 from unicode_fast.modules import UniCode
-from unicode_fast.runs import EVALUATIONS, choose_device, places
+from unicode_fast.report import pictures, plots
 from unicode_fast.tasks import (
     PROTOCOLS,
     TASKS,
@@ -32,7 +33,7 @@ from unicode_fast.tasks import (
     open_partners,
 )
 from unicode_fast.train import MOVED, VERIFY_HELP, note_shared, open_run_data
-from unicode_fast.writing import check_new_file, write_json
+from unicode_fast.training.runs import EVALUATIONS, choose_device, places
 
 # Flags that one task alone reads.
 _OF_TASK = {

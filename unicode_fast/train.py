@@ -20,8 +20,7 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 from tqdm import tqdm
 
-from unicode_fast import checkpoint, distributed, health, pictures, plots
-from unicode_fast.acceleration import GraphedStep, accelerate, check_acceleration
+from unicode_fast import checkpoint, health
 from unicode_fast.checkpoint import CheckpointError
 from unicode_fast.cli import (
     added_fields,
@@ -46,30 +45,16 @@ from unicode_fast.data import BatchSource, Dataset, Feed, FeedError, built_in, o
 from unicode_fast.data.findings import classes_of, unlearnable
 from unicode_fast.data.layouts import has_sentences
 from unicode_fast.data.opening import absolute
-from unicode_fast.distributed import Ranks
 from unicode_fast.errors import Ending, few, one_line, postponed, run_main, say
-from unicode_fast.gradient_cache import cached_backward, micro_batches
-from unicode_fast.journal import LOG_EVERY, Journal, NonFiniteLoss, StepResult, read_metrics
-from unicode_fast.locks import alone
+from unicode_fast.files.locks import alone
+from unicode_fast.files.writing import remove_unfinished, write_json
 from unicode_fast.methods import UniCodeMethod
 from unicode_fast.modules import ModelOutput, UniCode
 from unicode_fast.modules.precision import float32_products
 from unicode_fast.ops import sharded
 from unicode_fast.ops.sharded import Part
 from unicode_fast.presets import preset
-from unicode_fast.runs import (
-    LOCK,
-    choose_device,
-    git_commit,
-    has_ended,
-    make_folder,
-    prepare_folder,
-    read_summary,
-    resume_folder,
-    single_folders,
-    versions,
-    write_config,
-)
+from unicode_fast.report import pictures, plots
 from unicode_fast.tasks import (
     PROBE_TASKS,
     RETRIEVAL,
@@ -86,7 +71,24 @@ from unicode_fast.tasks import (
     open_partners,
     validate,
 )
-from unicode_fast.writing import remove_unfinished, write_json
+from unicode_fast.training import distributed
+from unicode_fast.training.acceleration import GraphedStep, accelerate, check_acceleration
+from unicode_fast.training.distributed import Ranks
+from unicode_fast.training.gradient_cache import cached_backward, micro_batches
+from unicode_fast.training.metrics_logger import LOG_EVERY, Journal, NonFiniteLoss, StepResult, read_metrics
+from unicode_fast.training.runs import (
+    LOCK,
+    choose_device,
+    git_commit,
+    has_ended,
+    make_folder,
+    prepare_folder,
+    read_summary,
+    resume_folder,
+    single_folders,
+    versions,
+    write_config,
+)
 
 # Vectors that initial codewords are chosen or computed from, for each codeword.
 INIT_ROWS_PER_CODEWORD = 80

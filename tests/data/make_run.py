@@ -13,7 +13,7 @@ import tiny
 
 import unicode_fast
 from unicode_fast import export, load, train
-from unicode_fast.runs import prepare_folder
+from unicode_fast.training.runs import prepare_folder
 
 SIZES = {
     "width": 4, "codewords": 8, "vector_specific_width": 4, "word_width": 4, "grid_hidden_width": 2,

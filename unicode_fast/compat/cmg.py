@@ -11,16 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unicode_fast.checked_torch import read_torch
 from unicode_fast.compat import cmg_names
 from unicode_fast.compat.cmg_names import CPC, DECODER, ENCODER, IDLE, WORDS, Shape
 from unicode_fast.config import Config, Modality
 from unicode_fast.errors import few
+from unicode_fast.files.checked_torch import read_torch
+from unicode_fast.files.untrusted import BadFile
+from unicode_fast.files.writing import path_of
 from unicode_fast.modules import UniCode
 from unicode_fast.modules.wrapped import plain_model
 from unicode_fast.presets import preset
-from unicode_fast.untrusted import BadFile
-from unicode_fast.writing import path_of
 
 # Attribute of a model that came from a file: that file, with the dtype's name in place of each entry the model uses.
 REST = "cmg_rest"

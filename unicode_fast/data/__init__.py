@@ -5,9 +5,15 @@ from __future__ import annotations
 from unicode_fast.data.batches import Batch, Batches, BatchSource, iterate
 from unicode_fast.data.dataset import ClipSet, Dataset
 from unicode_fast.data.feed import Feed, FeedError, open_feed
-from unicode_fast.data.files import MissingPackageError
+from unicode_fast.data.layouts.files import MissingPackageError
 from unicode_fast.data.opening import open_data, open_dataset, verify
-from unicode_fast.data.store import DamagedStoreError, Store, StoreError, open_store, write_store
+from unicode_fast.data.store.read import (
+    DamagedStoreError,
+    Store,
+    StoreError,
+    open_store,
+    write_store,
+)
 
 __all__ = [
     "Batch",

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from unicode_fast.data import talking_digits, talking_numbers
-from unicode_fast.data.store import Store
+from unicode_fast.data.store.read import Store
+from unicode_fast.data.talking_digits import digits as talking_digits
+from unicode_fast.data.talking_digits import numbers as talking_numbers
 
 DATASETS = (*talking_digits.DATASETS, talking_numbers.NAME)
 # Those with a second domain of the same classes, and with one whose frames have masks.

@@ -10,11 +10,11 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from unicode_fast.data.store import Store, StoreError, open_store
+from unicode_fast.data.store.read import Store, StoreError, open_store
 from unicode_fast.errors import CURES, one_line
-from unicode_fast.locks import exclusive
-from unicode_fast.paths import CACHE_VARIABLE, cache_folder
-from unicode_fast.writing import remove, remove_unfinished
+from unicode_fast.files.locks import exclusive
+from unicode_fast.files.paths import CACHE_VARIABLE, cache_folder
+from unicode_fast.files.writing import remove, remove_unfinished
 
 __all__ = ["CACHE_VARIABLE", "cache_folder", "check_ours", "open_or_make"]
 

@@ -13,18 +13,18 @@ from tqdm import tqdm
 
 from unicode_fast.data import built_in, stream
 from unicode_fast.data.dataset import WHOLE, ClipSet, Dataset
-from unicode_fast.data.files import MissingFilesError, MissingPackageError
 from unicode_fast.data.findings import Described, Finding, Report, classes_of
 from unicode_fast.data.layouts import Request
+from unicode_fast.data.layouts.files import MissingFilesError, MissingPackageError
+from unicode_fast.data.layouts.sources import Listing, Part, Source
 from unicode_fast.data.lazy import ClipArray, LazyArray
 from unicode_fast.data.opening import list_data, open_data
-from unicode_fast.data.sources import Listing, Part, Source
-from unicode_fast.data.store import damages, open_store
-from unicode_fast.data.store_checks import StoreError, check_array_values, check_split
-from unicode_fast.data.store_write import MANIFEST, check_alike
+from unicode_fast.data.store.checks import StoreError, check_array_values, check_split
+from unicode_fast.data.store.read import damages, open_store
+from unicode_fast.data.store.write import MANIFEST, check_alike
 from unicode_fast.errors import TooManyFiles, UsageError, is_foreseen, message_of
-from unicode_fast.paths import expanded
-from unicode_fast.untrusted import BadFile
+from unicode_fast.files.paths import expanded
+from unicode_fast.files.untrusted import BadFile
 
 _PIECE_VALUES = 1 << 22
 # Errors that are about no file of the data.

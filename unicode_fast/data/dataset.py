@@ -15,7 +15,7 @@ import torch
 from unicode_fast.config import Modality
 from unicode_fast.data.batches import Batches, BatchSource
 from unicode_fast.data.lazy import ClipArray, LazyArray, select_clips
-from unicode_fast.data.store_checks import StoreError
+from unicode_fast.data.store.checks import StoreError
 
 # The split that others divide.
 WHOLE = "all"

@@ -13,11 +13,11 @@ from unicode_fast.data import built_in, stream
 from unicode_fast.data.dataset import Dataset
 from unicode_fast.data.layouts import LAYOUTS, Request, find_layout
 from unicode_fast.data.layouts.request import BERT
-from unicode_fast.data.sources import Listing
-from unicode_fast.data.store import DamagedStoreError, Store, damages, open_store
-from unicode_fast.data.store_write import MANIFEST
+from unicode_fast.data.layouts.sources import Listing
+from unicode_fast.data.store.read import DamagedStoreError, Store, damages, open_store
+from unicode_fast.data.store.write import MANIFEST
 from unicode_fast.errors import UsageError
-from unicode_fast.paths import expanded
+from unicode_fast.files.paths import expanded
 
 
 def open_data(  # noqa: PLR0913 - what a data set is, and what reads its sentences

@@ -25,8 +25,8 @@ from tqdm import tqdm
 from unicode_fast.config import Modality
 from unicode_fast.data.batches import Batch, check_batch_size, checked_dtype, gather
 from unicode_fast.data.dataset import WHOLE, ClipSet, Dataset
-from unicode_fast.data.files import need
-from unicode_fast.data.store_checks import (
+from unicode_fast.data.layouts.files import need
+from unicode_fast.data.store.checks import (
     StoreError,
     check_array_values,
     check_name,
@@ -34,8 +34,8 @@ from unicode_fast.data.store_checks import (
     check_split,
     check_values,
 )
-from unicode_fast.data.store_write import check_new, explained, make_parent
-from unicode_fast.untrusted import (
+from unicode_fast.data.store.write import check_new, explained, make_parent
+from unicode_fast.files.untrusted import (
     TEXT_VARIABLE,
     UNPACKED_VARIABLE,
     BadFile,
@@ -45,7 +45,7 @@ from unicode_fast.untrusted import (
     parse_json,
     read_npy,
 )
-from unicode_fast.writing import atomic_folder, write_text
+from unicode_fast.files.writing import atomic_folder, write_text
 
 SPEC = "webdataset:"
 INDEX = "shards.json"

@@ -17,17 +17,17 @@ from typing import Any
 
 import numpy as np
 
-from unicode_fast.checked_torch import check_torch
 from unicode_fast.config import TextPadding
 from unicode_fast.data.cache import cache_folder, check_ours
-from unicode_fast.data.files import need
+from unicode_fast.data.layouts.files import need
+from unicode_fast.data.layouts.sources import Source
+from unicode_fast.data.layouts.zip_pickle import unpickle_counts
 from unicode_fast.data.lazy import LazyArray
-from unicode_fast.data.sources import Source
-from unicode_fast.data.store_checks import StoreError
-from unicode_fast.data.zip_pickle import unpickle_counts
+from unicode_fast.data.store.checks import StoreError
 from unicode_fast.errors import few
-from unicode_fast.tensor_files import count_values
-from unicode_fast.untrusted import (
+from unicode_fast.files.checked_torch import check_torch
+from unicode_fast.files.tensor_files import count_values
+from unicode_fast.files.untrusted import (
     BadFile,
     check_count,
     open_archive,
@@ -37,7 +37,7 @@ from unicode_fast.untrusted import (
     read_member,
     read_npy,
 )
-from unicode_fast.writing import atomic_file
+from unicode_fast.files.writing import atomic_file
 
 WORDS = 10
 # As the released code's text package cuts sentences, [CLS] and [SEP] included.

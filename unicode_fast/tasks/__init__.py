@@ -1,9 +1,9 @@
 """Downstream tasks on frozen codes: trained on one modality and tested on another."""
 
-from unicode_fast.tasks.backbones import BackboneChoice
 from unicode_fast.tasks.domain import Dataset, Domain
 from unicode_fast.tasks.explain import explain
-from unicode_fast.tasks.intervals import Bootstrap, Estimate
+from unicode_fast.tasks.metrics.intervals import Bootstrap, Estimate
+from unicode_fast.tasks.metrics.sharing import Sharing, format_sharing, mean_sharing, measure_sharing
 from unicode_fast.tasks.partners import check_partners, open_partners
 from unicode_fast.tasks.probe import EncodedClips, encode_split
 from unicode_fast.tasks.retrieval import Retrieval
@@ -20,8 +20,8 @@ from unicode_fast.tasks.runner import (
     validate,
     zero_shot_accuracy,
 )
-from unicode_fast.tasks.segmentation import Segmentation
-from unicode_fast.tasks.sharing import Sharing, format_sharing, mean_sharing, measure_sharing
+from unicode_fast.tasks.segmentation.backbones import BackboneChoice
+from unicode_fast.tasks.segmentation.task import Segmentation
 from unicode_fast.tasks.table import (
     Row,
     TokenScore,

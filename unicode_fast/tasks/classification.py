@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from unicode_fast.data import StoreError
-from unicode_fast.tasks import metrics
 from unicode_fast.tasks.domain import TEST, TRAIN, WHOLE
-from unicode_fast.tasks.intervals import Bootstrap, Estimate
-from unicode_fast.tasks.pooled import pooled_metrics
+from unicode_fast.tasks.metrics import scores as metrics
+from unicode_fast.tasks.metrics.intervals import Bootstrap, Estimate
+from unicode_fast.tasks.metrics.pooled import pooled_metrics
 from unicode_fast.tasks.probe import Clips, EncodedClips, ProbeHead, ProbeRule, all_clips
 
 

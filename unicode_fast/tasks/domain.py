@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from unicode_fast.data import ClipSet, built_in
-from unicode_fast.data.sentences import content_words
+from unicode_fast.data.talking_digits.sentences import content_words
 from unicode_fast.modules.wrapped import unwrapped
 from unicode_fast.tasks.probe import Clips, EncodedClips, Examples, FrozenModel, ProbeTask, encode_split
 

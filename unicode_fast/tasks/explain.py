@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from unicode_fast.tasks import retrieval, segmentation
-from unicode_fast.tasks.backbones import LIGHT_SETTINGS, TIMM_SETTINGS
+from unicode_fast.tasks import retrieval
 from unicode_fast.tasks.runner import RETRIEVAL, SEGMENTATION, check_protocol, check_tasks, probe_task
+from unicode_fast.tasks.segmentation import task as segmentation
+from unicode_fast.tasks.segmentation.backbones import LIGHT_SETTINGS, TIMM_SETTINGS
 
 _HEADS = {
     "classification": "Linear(D, D), maximum over time, Linear(D, C)",

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from unicode_fast.tasks import metrics
 from unicode_fast.tasks.domain import TEST, TRAIN, WHOLE
-from unicode_fast.tasks.intervals import Bootstrap, Estimate
-from unicode_fast.tasks.pooled import micro_f1, pooled_metrics
+from unicode_fast.tasks.metrics import scores as metrics
+from unicode_fast.tasks.metrics.intervals import Bootstrap, Estimate
+from unicode_fast.tasks.metrics.pooled import micro_f1, pooled_metrics
 from unicode_fast.tasks.probe import Clips, EncodedClips, ProbeHead, ProbeRule, all_clips
 
 

@@ -16,7 +16,7 @@ from torch.nn.functional import embedding_bag
 from torch.nn.utils import clip_grad_norm_, skip_init
 
 from unicode_fast.modules.wrapped import unwrapped
-from unicode_fast.tasks.intervals import Bootstrap, Estimate
+from unicode_fast.tasks.metrics.intervals import Bootstrap, Estimate
 
 ENCODE_BATCH = 250
 

@@ -11,9 +11,9 @@ from torch.nn.functional import cross_entropy, normalize
 from torch.nn.utils import skip_init
 
 from unicode_fast.tasks.domain import TEST, TRAIN, VALIDATION, Domain
-from unicode_fast.tasks.intervals import Bootstrap, Estimate
+from unicode_fast.tasks.metrics.intervals import Bootstrap, Estimate
+from unicode_fast.tasks.metrics.ranking import DEPTHS, Ranking, equal_rows, rank_by_cosine
 from unicode_fast.tasks.probe import ENCODE_BATCH, Clips, one_thread, probe_seed
-from unicode_fast.tasks.ranking import DEPTHS, Ranking, equal_rows, rank_by_cosine
 from unicode_fast.tasks.table import Row
 
 NAME = "retrieval"

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from unicode_fast.tasks.backbones import BackboneChoice
 from unicode_fast.tasks.classification import (
     Classification,
     CrossClassification,
@@ -20,13 +19,14 @@ from unicode_fast.tasks.classification import (
     OfficialCrossClassification,
 )
 from unicode_fast.tasks.domain import TEST, TRAIN, VALIDATION, WHOLE, Dataset, Domain, View, check_classes
-from unicode_fast.tasks.intervals import Bootstrap
 from unicode_fast.tasks.localisation import (
     CrossLocalisation,
     Localisation,
     OfficialCrossLocalisation,
     OfficialLocalisation,
 )
+from unicode_fast.tasks.metrics.intervals import Bootstrap
+from unicode_fast.tasks.metrics.sharing import Sharing, measure_sharing
 from unicode_fast.tasks.official import OfficialBest, TokenModel, official_probe
 from unicode_fast.tasks.probe import (
     EncodedClips,
@@ -41,8 +41,8 @@ from unicode_fast.tasks.probe import (
     train_probe,
 )
 from unicode_fast.tasks.retrieval import Retrieval
-from unicode_fast.tasks.segmentation import Segmentation
-from unicode_fast.tasks.sharing import Sharing, measure_sharing
+from unicode_fast.tasks.segmentation.backbones import BackboneChoice
+from unicode_fast.tasks.segmentation.task import Segmentation
 from unicode_fast.tasks.table import Row, TokenScore
 
 PROBE_TASKS = ("classification", "localisation", "cross-classification", "cross-localisation")

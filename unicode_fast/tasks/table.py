@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
-from unicode_fast.tasks.intervals import Estimate
+from unicode_fast.tasks.metrics.intervals import Estimate
 
 _HEADINGS = ("task", "direction", "zero-shot", "same modality", "chance", "ratio")
 _TOKENS = {"token": "tokens / same", "content_token": "content words / same"}

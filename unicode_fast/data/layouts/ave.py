@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from unicode_fast.data.files import Files, need
+from unicode_fast.data.layouts.files import Files, need
 from unicode_fast.data.layouts.request import Request
-from unicode_fast.data.sources import Listing, Note, Part, Source
-from unicode_fast.data.store_checks import StoreError
-from unicode_fast.untrusted import BadFile, check_count, check_size, open_file
+from unicode_fast.data.layouts.sources import Listing, Note, Part, Source
+from unicode_fast.data.store.checks import StoreError
+from unicode_fast.files.untrusted import BadFile, check_count, check_size, open_file
 
 CLASSES = [
     "Church bell", "Male speech, man speaking", "Bark", "Fixed-wing aircraft, airplane", "Race car, auto racing",

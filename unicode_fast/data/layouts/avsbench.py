@@ -9,13 +9,21 @@ from pathlib import Path
 
 import numpy as np
 
-from unicode_fast.data.files import Files, file_source, need, numbers_of, read_csv, read_sentences, text_array
+from unicode_fast.data.layouts.files import (
+    Files,
+    file_source,
+    need,
+    numbers_of,
+    read_csv,
+    read_sentences,
+    text_array,
+)
 from unicode_fast.data.layouts.request import Request
+from unicode_fast.data.layouts.sources import Listing, Part
+from unicode_fast.data.layouts.zip_pickle import read_zipped_array
 from unicode_fast.data.lazy import ClipArray, LazyArray
-from unicode_fast.data.sources import Listing, Part
-from unicode_fast.data.store_checks import StoreError
-from unicode_fast.data.zip_pickle import read_zipped_array
-from unicode_fast.untrusted import PICTURE_VARIABLE, BadFile, check_size, read_bytes
+from unicode_fast.data.store.checks import StoreError
+from unicode_fast.files.untrusted import PICTURE_VARIABLE, BadFile, check_size, read_bytes
 
 STEPS = 5
 _TABLE = "s4_meta_data.csv"

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from unicode_fast.data.files import (
+from unicode_fast.data.layouts.ave import feature_files, ordered_part, read_labels, read_order
+from unicode_fast.data.layouts.files import (
     Files,
     divide,
     hashed_split,
@@ -18,11 +19,10 @@ from unicode_fast.data.files import (
     text_array,
     zip_source,
 )
-from unicode_fast.data.layouts.ave import feature_files, ordered_part, read_labels, read_order
 from unicode_fast.data.layouts.request import Request
+from unicode_fast.data.layouts.sources import Fit, Listing, Part
 from unicode_fast.data.layouts.vggsound import STEPS, YOUTUBE_ID, zip_folder
-from unicode_fast.data.sources import Fit, Listing, Part
-from unicode_fast.data.store_checks import StoreError
+from unicode_fast.data.store.checks import StoreError
 
 _STREAMS = {"audio": "audio", "video": "visual"}
 

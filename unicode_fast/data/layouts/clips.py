@@ -10,14 +10,21 @@ from typing import cast, get_args
 
 import numpy as np
 
-from unicode_fast import untrusted
 from unicode_fast.config import Kind
-from unicode_fast.data.files import Files, file_source, numbers_of, read_csv, read_lines, text_array
+from unicode_fast.data.layouts.files import (
+    Files,
+    file_source,
+    numbers_of,
+    read_csv,
+    read_lines,
+    text_array,
+)
 from unicode_fast.data.layouts.request import Request
+from unicode_fast.data.layouts.sources import Listing, Note, Part
 from unicode_fast.data.lazy import LazyArray
-from unicode_fast.data.sources import Listing, Note, Part
-from unicode_fast.data.store_checks import StoreError, check_name
-from unicode_fast.untrusted import BadFile, npy_header, open_file
+from unicode_fast.data.store.checks import StoreError, check_name
+from unicode_fast.files import untrusted
+from unicode_fast.files.untrusted import BadFile, npy_header, open_file
 
 _TABLE, _CLASSES, _KINDS = "clips.csv", "classes.txt", "modalities.csv"
 _COLUMNS = ("id", "split", "class")

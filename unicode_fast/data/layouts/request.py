@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from unicode_fast.config import TextPadding
-from unicode_fast.data.sources import Source
-from unicode_fast.paths import expanded
+from unicode_fast.data.layouts.sources import Source
+from unicode_fast.files.paths import expanded
 
 if TYPE_CHECKING:
     from unicode_fast.data.text import WordVectors

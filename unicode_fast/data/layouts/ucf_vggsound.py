@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from unicode_fast.data.files import (
+from unicode_fast.data.layouts.files import (
     Files,
     divide,
     hashed_split,
@@ -20,9 +20,9 @@ from unicode_fast.data.files import (
     zip_source,
 )
 from unicode_fast.data.layouts.request import Request
+from unicode_fast.data.layouts.sources import Listing, Part
 from unicode_fast.data.layouts.vggsound import STEPS, YOUTUBE_ID, zip_folder
-from unicode_fast.data.sources import Listing, Part
-from unicode_fast.data.store_checks import StoreError
+from unicode_fast.data.store.checks import StoreError
 
 # For each modality its data set's folder, list and classes; line i of both class files is the same class.
 _SETS = {

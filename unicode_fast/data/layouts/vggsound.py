@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from unicode_fast.data.files import (
+from unicode_fast.data.layouts.files import (
     Files,
     hashed_split,
     numbers_of,
@@ -18,9 +18,9 @@ from unicode_fast.data.files import (
     zip_source,
 )
 from unicode_fast.data.layouts.request import Request
+from unicode_fast.data.layouts.sources import Listing, Note, Part, Source
 from unicode_fast.data.lazy import LazyArray
-from unicode_fast.data.sources import Listing, Note, Part, Source
-from unicode_fast.data.store_checks import StoreError
+from unicode_fast.data.store.checks import StoreError
 
 STEPS = 10
 YOUTUBE_ID = 11

@@ -1,0 +1,307 @@
+"""Finding the files that a layout consists of, and reading its lists."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import importlib
+import io
+import os
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from unicode_fast.data.layouts.sources import Fit, Source
+from unicode_fast.data.layouts.zip_pickle import read_zipped_array
+from unicode_fast.data.store.checks import StoreError
+from unicode_fast.files.untrusted import TEXT_VARIABLE, BadFile, check_count, limit, read_bytes
+
+
+class MissingFilesError(FileNotFoundError):
+    """Lists, folders or files of a layout are not there; `files` has their names below the root."""
+
+    def __init__(self, message: str, files: Sequence[str]) -> None:
+        super().__init__(message)
+        self.files = list(files)
+
+
+class Files:
+    """The files and folders that must be below a root; all that are missing are named together.
+
+    Args:
+        layout: its name, for the message.
+        root: the folder of the data set.
+    """
+
+    def __init__(self, layout: str, root: Path) -> None:
+        self.layout, self.root = layout, root
+        self.missing: list[str] = []
+
+    def file(self, name: str) -> Path:
+        """The path of a file that must be there."""
+        if not (self.root / name).is_file():
+            self.missing.append(name)
+        return self.root / name
+
+    def folder(self, *names: str) -> Path:
+        """The first of these folders that is there; the first is the one that is asked for where none is."""
+        for name in names:
+            if (self.root / name).is_dir():
+                return self.root / name
+        self.missing.append(f"{names[0]}/")
+        return self.root / names[0]
+
+    def check(self) -> None:
+        """Raise MissingFilesError that names everything that was asked for and is not there."""
+        if self.missing:
+            raise MissingFilesError(
+                f"{self.layout} must have its files in {str(self.root)!r}, missing are {', '.join(self.missing)}",
+                self.missing,
+            )
+
+
+def read_csv(file: Path, columns: Sequence[str], delimiter: str = ",") -> list[dict[str, str]]:
+    """The rows of a CSV file with a header.
+
+    Args:
+        file: UTF-8, with or without a byte order mark.
+        columns: that must be there.
+        delimiter: between columns.
+
+    Raises:
+        StoreError: it is no UTF-8, a quote is left open, a column is missing or there twice, a row has more or fewer
+            fields than the header, or there are more rows than a limit.
+    """
+    lines = _csv_rows(file, delimiter)
+    there = next(lines, [])
+    if any(there.count(name) != 1 for name in columns):
+        separated = "tabs" if delimiter == "\t" else "commas"
+        raise StoreError(
+            f"{file} must have the columns {', '.join(columns)}, separated by {separated}, got {_some(there)}"
+        )
+    rows: list[dict[str, str]] = []
+    for row in lines:
+        if len(row) < len(there):
+            raise StoreError(f"{file} must have {_some(there)} in each row, row {len(rows) + 1} is cut short")
+        if len(row) > len(there):
+            raise StoreError(
+                f"{file} must have {len(there)} fields in each row, row {len(rows) + 1} has more: {_some(row)}"
+            )
+        rows.append(dict(zip(there, row, strict=True)))
+    return rows
+
+
+def _csv_rows(file: Path, delimiter: str) -> Iterator[list[str]]:
+    """The rows of a CSV file but for empty ones; each counts for the memory that it takes."""
+    data = _content(file)
+    most, held = _room(len(data)), 0
+    if b"\0" in data:
+        raise StoreError(f"{file} must be a text, got a NUL at byte {data.index(0)}")
+    if max(map(len, io.BytesIO(data)), default=0) > _LONGEST_ROW:
+        raise StoreError(f"{file} must have rows of at most {_LONGEST_ROW} bytes, got a longer one")
+    number = 0
+    try:
+        with io.TextIOWrapper(io.BytesIO(data), "utf-8-sig", newline="") as stream:
+            for number, row in enumerate(csv.reader(stream, delimiter=delimiter, strict=True)):
+                # A dict and its fields.
+                held += 240 + sum(map(sys.getsizeof, row)) + 8 * len(row)
+                if held > most:
+                    raise StoreError(f"{file} must hold fewer rows, got more than {number}; {_CURE}")
+                if row:
+                    yield row
+    except csv.Error as error:
+        # What csv says of a quote that nothing closes.
+        why = "a quote is left open" if "end of data" in str(error) else error
+        raise StoreError(f"{file} must be a CSV file, but after row {number}: {why}") from error
+    except UnicodeDecodeError:
+        _decoded(data, file)
+
+
+_LONGEST_ROW = 1 << 20
+_CURE = f"{TEXT_VARIABLE} sets another limit"
+
+
+def _room(size: int) -> int:
+    """Bytes that what is made of a file of a size may take."""
+    return 2 * size + 3 * limit(TEXT_VARIABLE)
+
+
+def _some(names: Sequence[str]) -> str:
+    """The first of some names, for a message."""
+    return ", ".join(name[:40] for name in names[:9]) + (", …" if len(names) > 9 else "")
+
+
+def _content(file: Path) -> bytes:
+    try:
+        return read_bytes(file)
+    except BadFile as error:
+        raise StoreError(f"{file} must be a plain file of text: {error}") from error
+
+
+def _decoded(data: bytes, file: Path) -> str:
+    """What a file in UTF-8 says, with or without a byte order mark, lines ended as they are."""
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise StoreError(
+            f"{file} must be in UTF-8, got byte {error.object[error.start]:#x} at {error.start}"
+        ) from error
+
+
+def read_lines(file: Path) -> list[str]:
+    """The lines of a list, one name each.
+
+    Raises:
+        StoreError: a name is there twice.
+    """
+    data = _content(file)
+    try:
+        check_count(sum(map(data.count, _LINE_ENDS)), "lines")
+    except BadFile as error:
+        raise StoreError(f"{file} must be a list of names: {error}") from error
+    names = [line.strip() for line in _decoded(data, file).splitlines() if line.strip()]
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise StoreError(f"{file} must name each class once, got {min(twice)!r} twice")
+    return names
+
+
+# Of all that `str.splitlines` takes for one, in UTF-8.
+_LINE_ENDS = [character.encode() for character in "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"]
+
+
+def text_array(values: Sequence[str], file: Path) -> np.ndarray:
+    """(n,) texts, all in as much memory as the longest takes.
+
+    Args:
+        values: the texts.
+        file: that has them.
+
+    Raises:
+        StoreError: they take more than a limit.
+    """
+    longest = max(map(len, values), default=0)
+    if 4 * longest * len(values) > _room(0):
+        raise StoreError(f"{file} must have short texts, got {len(values)}, one of {longest} characters; {_CURE}")
+    return np.array(values)
+
+
+def label_array(rows: int, steps: int, classes: int, file: Path) -> np.ndarray:
+    """(rows, steps, classes + 1) uint8 of zeros.
+
+    Args:
+        rows: of `file`.
+        steps: of each.
+        classes: without the background.
+        file: that has the rows.
+
+    Raises:
+        StoreError: they take more than a limit.
+    """
+    if rows * steps * (classes + 1) > _room(0):
+        raise StoreError(f"{file} must have fewer rows or classes, got {rows} of {classes} classes; {_CURE}")
+    return np.zeros((rows, steps, classes + 1), np.uint8)
+
+
+def numbers_of(names: Sequence[str], classes: Sequence[str], file: Path) -> np.ndarray:
+    """(n,) int64, the place of each name among the classes.
+
+    Raises:
+        StoreError: a name is not among them.
+    """
+    place = {name: number for number, name in enumerate(classes)}
+    unknown = sorted({name for name in names if name not in place})
+    if unknown:
+        raise StoreError(
+            f"{file} must name classes of its category file alone, got {_some([repr(name) for name in unknown])}"
+        )
+    return np.array([place[name] for name in names], np.int64)
+
+
+def read_sentences(file: Path, names: Sequence[str]) -> list[str]:
+    """The sentence of each of some categories.
+
+    Args:
+        file: its column "label" holds categories, its second column their sentences.
+        names: the categories, in the order of the result.
+
+    Raises:
+        StoreError: there is no such column, or a category has no sentence.
+    """
+    rows = read_csv(file, ["label"])
+    if rows and len(rows[0]) < 2:
+        raise StoreError(f"{file} must have the sentences in its second column, got one column")
+    second = list(rows[0])[1] if rows else ""
+    sentences = {row["label"].strip(): row[second].strip() for row in rows}
+    lacking = sorted(set(names) - set(sentences))
+    if lacking:
+        raise StoreError(f"{file} must have a sentence for each category, got none for {_some(lacking)}")
+    return [sentences[name] for name in names]
+
+
+def zip_source(folder: Path, names: Sequence[str], steps: int, fit: Fit) -> Source:
+    """Features in one zip of a pickled array for each name."""
+    return file_source([folder / f"{name}.zip" for name in names], read_zipped_array, steps, fit)
+
+
+def file_source(files: Sequence[Path], read: Callable[[Path], np.ndarray], steps: int, fit: Fit, **more: Any) -> Source:
+    """Features in one file for each clip; each folder is listed once to see what is there."""
+    there = {folder: _names_in(folder) for folder in {file.parent for file in files}}
+    return Source(
+        where=[str(file) for file in files],
+        read=lambda number: read(files[number]),
+        numbers=np.arange(len(files)),
+        steps=steps,
+        fit=fit,
+        missing=np.array([file.name not in there[file.parent] for file in files], bool),
+        **more,
+    )
+
+
+def _names_in(folder: Path) -> set[str]:
+    try:
+        return set(os.listdir(folder))
+    except (FileNotFoundError, NotADirectoryError):
+        return set()
+
+
+def hashed_split(names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Disjoint splits that depend on the names alone: about 70 % train, 15 % val, 15 % test.
+
+    Args:
+        names: (clips,); clips of the same name share a split.
+
+    Returns:
+        (clips,) bool by split.
+    """
+    draws = np.array([int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big") for name in names]) / 2**32
+    return {"train": draws < 0.7, "val": (draws >= 0.7) & (draws < 0.85), "test": draws >= 0.85}
+
+
+def divide(members: Sequence[Mapping[str, np.ndarray]]) -> dict[str, list[np.ndarray]]:
+    """The same by split, one array for each list of clips; splits without clips in one of the lists are left out."""
+    chosen = {split: [those[split] for those in members] for split in members[0]} if members else {}
+    return {split: those for split, those in chosen.items() if all(clips.any() for clips in those)}
+
+
+class MissingPackageError(RuntimeError):
+    """A package that these data need is not installed."""
+
+
+def need(package: str, extra: str) -> ModuleType:
+    """An optional package.
+
+    Raises:
+        MissingPackageError: it is not installed; the message names the extra that has it.
+    """
+    try:
+        return importlib.import_module(package)
+    except ModuleNotFoundError as error:
+        raise MissingPackageError(
+            f"package {package!r} must be installed to read these data: pip install 'unicode_fast[{extra}]'"
+        ) from error

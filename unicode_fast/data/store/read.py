@@ -1,0 +1,369 @@
+"""Reading feature stores: a folder of plain .npy files and a manifest, opened as memory-mapped arrays.
+
+Format 1 has one file for each array of a split, format 2, which `pack` writes, several for large ones, bfloat16, and
+splits in which each modality has clips of its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from unicode_fast.config import Modality
+from unicode_fast.data import bfloat16
+from unicode_fast.data.dataset import WHOLE, ClipSet, Dataset
+from unicode_fast.data.lazy import ClipArray, LazyArray
+from unicode_fast.data.store.checks import DamagedStoreError, StoreError, check_names
+from unicode_fast.data.store.write import FORMAT, MANIFEST, SHARDED_FORMAT, check_parts, write_store
+from unicode_fast.errors import TooManyFiles
+from unicode_fast.files.paths import cache_folder
+from unicode_fast.files.untrusted import (
+    BadFile,
+    check_text,
+    npy_header,
+    open_file,
+    parse_json,
+    read_bytes,
+    read_json,
+)
+from unicode_fast.files.writing import write_text
+
+__all__ = ["ClipSet", "DamagedStoreError", "Store", "StoreError", "open_store", "write_store"]
+
+# Below the cache folder: a note for each store on what of it was verified.
+_STAMPS = "verified"
+# Bytes by which the numbers of clips may take more than twice their content.
+_INDEX_ROOM = 100 << 20
+_PIECE_BYTES = 1 << 22
+
+
+class Store(Dataset):
+    """An opened feature store; made by `open_store`.
+
+    Attributes:
+        path: its folder.
+        name: what people call the data set.
+        modalities: kind and shape of one time step of each modality.
+        classes: C class names.
+        splits: the names of the splits.
+        extra: what the writer added.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        manifest: Mapping[str, Any],
+        parts: Mapping[str, Sequence[ClipSet]],
+        divided: Mapping[str, Sequence[np.ndarray]],
+    ) -> None:
+        modalities, classes = _modalities(manifest), manifest["classes"]
+        super().__init__(path, manifest["name"], modalities, classes, parts, manifest["extra"], divided)
+
+    def digest(self) -> str:
+        """The checksum of the manifest, which holds those of all files."""
+        return hashlib.sha256(read_bytes(self.path / MANIFEST)).hexdigest()
+
+
+def open_store(path: str | os.PathLike[str], *, verify: bool | Literal["always"] = True) -> Store:
+    """Open a feature store, its arrays memory-mapped and read-only.
+
+    Args:
+        path: the folder that `write_store` or `pack` made.
+        verify: compare every file's checksum and look at every value. What was verified is noted in the cache folder,
+            with each file's size and times of change, and not done again until one of them differs; where that folder
+            cannot be written it is done each time. "always" does it whatever was noted, so that bits that have changed
+            by themselves are found. With False only sizes and shapes are checked.
+
+    Returns:
+        The store.
+
+    Raises:
+        FileNotFoundError: `path` is not a feature store.
+        DamagedStoreError: a file is missing, cut short or changed; the message names it and what helps.
+        StoreError: the contents are not what they must be, such as NaN features; split, key and clip are named.
+    """
+    folder = Path(path).absolute()
+    manifest = _read_manifest(folder)
+    modalities = _modalities(manifest)
+    parts: dict[str, list[ClipSet]] = {}
+    for split in _listed(manifest):
+        for described in _parts(manifest, split):
+            arrays = {key: _map_array(folder, entry) for key, entry in described["arrays"].items()}
+            own = {name: modalities[name] for name in described["modalities"]}
+            index = np.arange(described["clips"], dtype=np.int64)
+            parts.setdefault(split, []).append(ClipSet(arrays, own, list(manifest["classes"]), index))
+    # Before anything is verified, so that what changes meanwhile is verified again.
+    stamp = _stamp(folder, manifest) if verify else {}
+    if verify == "always" or (verify and not _is_stamped(folder, stamp)):
+        for shard in _all_shards(manifest):
+            _check_digest(folder, shard)
+        with _of(folder):
+            check_parts(manifest["classes"], [(split, part) for split, those in parts.items() for part in those])
+        _write_stamp(folder, stamp)
+    divided = {
+        split: [np.array(_map_file(folder, entry)) for entry in described["parts"]]
+        for split, described in manifest["splits"].items()
+        if "of" in described
+    }
+    with _of(folder):
+        _check_divided(divided, parts)
+    return Store(folder, manifest, parts, divided)
+
+
+def _damaged(file: Path, what: str) -> DamagedStoreError:
+    return DamagedStoreError(
+        f"file {str(file)!r} must be as it was written, but {what}. Copy the store again or delete its folder and make "
+        "it anew"
+    )
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    file = folder / MANIFEST
+    try:
+        manifest = read_json(file)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise FileNotFoundError(
+            error.errno, f"path must be the folder of a feature store, which holds a {MANIFEST}", str(folder)
+        ) from error
+    except BadFile as error:
+        raise _damaged(file, str(error)) from error
+    if not isinstance(manifest, dict) or manifest.get("format") not in (FORMAT, SHARDED_FORMAT):
+        found = manifest.get("format") if isinstance(manifest, dict) else type(manifest).__name__
+        raise StoreError(f"format in {str(file)!r} must be {FORMAT} or {SHARDED_FORMAT}, got {found!r}")
+    try:
+        with _of(folder):
+            _check_manifest(manifest)
+    except StoreError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise _damaged(file, f"an entry is missing or misshapen: {error!r}") from error
+    return manifest
+
+
+@contextlib.contextmanager
+def _of(folder: Path) -> Iterator[None]:
+    """Says which store it is that is not what it must be."""
+    try:
+        yield
+    except StoreError as error:
+        raise StoreError(f"{error}; its manifest is {str(folder / MANIFEST)!r}") from error
+
+
+def _check_manifest(manifest: Mapping[str, Any]) -> None:
+    """Raise StoreError, or what misshapen values raise, unless the entries fit together."""
+    modalities = _modalities(manifest)
+    check_names(modalities, manifest["classes"])
+    for split in _listed(manifest):
+        for described in _parts(manifest, split):
+            arrays = described["arrays"]
+            for key, entry in arrays.items():
+                _check_entry(entry, f"array {key!r} of split {split!r}")
+            for name in described["modalities"]:
+                if 0 in arrays[name]["shape"] or name not in modalities:
+                    raise StoreError(f"array {name!r} of split {split!r} must be features, which are not empty")
+            if not described["modalities"] or {one["shape"][0] for one in arrays.values()} != {described["clips"]}:
+                raise StoreError(f"clips of split {split!r} must be those of all its arrays")
+    for split, described in manifest["splits"].items():
+        for entry in described["parts"] if "of" in described else ():
+            _check_entry(entry, f"split {split!r}")
+    clips = sum(described["clips"] for split in _listed(manifest) for described in _parts(manifest, split))
+    # A file may be that of several splits.
+    size = sum({one["file"]: one["bytes"] for one in _all_shards(manifest)}.values())
+    if 8 * clips > 2 * size + _INDEX_ROOM:
+        raise StoreError(f"{clips} clips in {size} bytes are too many: their numbers take eight bytes each")
+    if type(manifest["name"]) is not str or not isinstance(manifest["extra"], dict):
+        raise TypeError("name must be a text and extra a mapping")
+
+
+def _check_entry(entry: Mapping[str, Any], what: str) -> None:
+    """Raise KeyError, TypeError or StoreError unless an array's files are what is read, and lie in the store."""
+    for one in (entry, *_shards(entry)):
+        shape = one["shape"]
+        if type(shape) is not list or not shape or not all(type(size) is int and size >= 0 for size in shape):
+            raise TypeError(f"shape of {what} must be sizes, got {shape!r:.80}")
+        if type(one["dtype"]) is not str:
+            raise TypeError(f"dtype of {what} must be a text")
+    files = _shards(entry)
+    if [sum(one["shape"][0] for one in files), *files[0]["shape"][1:]] != entry["shape"] or any(
+        one["shape"][1:] != files[0]["shape"][1:] or one["dtype"] != files[0]["dtype"] for one in files
+    ):
+        raise TypeError(f"files of {what} must make up its shape {entry['shape']!r:.80}")
+    for one in files:
+        if type(one["bytes"]) is not int or type(one["sha256"]) is not str:
+            raise TypeError(f"bytes and sha256 of {what} must be a number and a text")
+        if os.path.basename(one["file"]) != one["file"] or "\\" in one["file"]:
+            raise StoreError(f"file in the manifest must be a plain file name, got {one['file']!r}")
+
+
+def _modalities(manifest: Mapping[str, Any]) -> dict[str, Modality]:
+    return {
+        name: Modality(kind=described["kind"], shape=tuple(described["shape"]))
+        for name, described in manifest["modalities"].items()
+    }
+
+
+def _listed(manifest: Mapping[str, Any]) -> list[str]:
+    """The splits that have files of their own; the others take clips of the split that holds all."""
+    return [split for split, described in manifest["splits"].items() if "of" not in described]
+
+
+def _check_divided(divided: Mapping[str, Sequence[np.ndarray]], parts: Mapping[str, Sequence[ClipSet]]) -> None:
+    """Raise StoreError unless the splits that take clips of the whole one take clips that are there."""
+    for split, members in divided.items():
+        sizes = [len(part) for part in parts.get(WHOLE, ())]
+        if len(sizes) != len(members) or any(
+            numbers.dtype != np.int64 or numbers.ndim != 1 or len(numbers) == 0 or not _within(numbers, size)
+            for numbers, size in zip(members, sizes, strict=True)
+        ):
+            raise StoreError(f"split {split!r} must take (n,) int64 numbers of clips of split {WHOLE!r}, got others")
+
+
+def _within(numbers: np.ndarray, size: int) -> bool:
+    return bool(numbers.min() >= 0 and numbers.max() < size)
+
+
+def _parts(manifest: Mapping[str, Any], split: str) -> list[dict[str, Any]]:
+    """The lists of clips of a split, as format 2 writes them."""
+    described = manifest["splits"][split]
+    return described["parts"] if "parts" in described else [{**described, "modalities": list(manifest["modalities"])}]
+
+
+def _shards(entry: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The files of an array; an entry of format 1 describes its only one."""
+    return entry["shards"] if "shards" in entry else [dict(entry)]
+
+
+def _all_shards(manifest: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    for described in manifest["splits"].values():
+        yield from described["parts"] if "of" in described else ()
+    for split in _listed(manifest):
+        for described in _parts(manifest, split):
+            for entry in described["arrays"].values():
+                yield from _shards(entry)
+
+
+def _map_array(folder: Path, entry: Mapping[str, Any]) -> ClipArray:
+    """One array, memory-mapped; lazy where it has several files, or a dtype that NumPy lacks."""
+    shards = [_map_file(folder, shard) for shard in _shards(entry)]
+    if len(shards) == 1 and entry["dtype"] != bfloat16.NAME:
+        return shards[0]
+    shape = (sum(map(len, shards)), *shards[0].shape[1:])
+    ends = np.cumsum([len(shard) for shard in shards])
+    starts = ends - [len(shard) for shard in shards]
+    rounded = entry["dtype"] == bfloat16.NAME
+    # torch copies with all its threads and knows bfloat16, but has no strings.
+    in_torch = rounded or shards[0].dtype.kind == "f"
+    sources = [_unwritable(shard, rounded) if in_torch else np.asarray(shard) for shard in shards]
+    join: Any = torch.cat if in_torch else np.concatenate
+
+    def read(numbers: np.ndarray) -> np.ndarray | torch.Tensor:
+        owner = np.searchsorted(ends, numbers, side="right")
+        places = zip(owner.tolist(), (numbers - starts[owner]).tolist(), strict=True)
+        # The first is empty, for where no clips are asked for.
+        return join([sources[0][:0], *(sources[shard][clip : clip + 1] for shard, clip in places)])
+
+    return LazyArray(shape, np.float32 if rounded else shards[0].dtype, read, mapped=True)
+
+
+def _unwritable(mapped: np.ndarray, rounded: bool) -> torch.Tensor:
+    """A tensor over memory that must not be written to, of which torch warns; of bfloat16 where that was rounded to."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        return torch.from_numpy(mapped.view(np.int16)).view(torch.bfloat16) if rounded else torch.from_numpy(mapped)
+
+
+def _map_file(folder: Path, entry: Mapping[str, Any]) -> np.ndarray:
+    """One file, memory-mapped; its size, dtype and shape compared with the manifest."""
+    file = folder / entry["file"]
+    try:
+        with open_file(file) as stream:
+            size = os.fstat(stream.fileno()).st_size
+            if size != entry["bytes"]:
+                raise BadFile(f"it has {size} bytes in place of {entry['bytes']}")
+            shape, fortran, dtype = npy_header(stream, size)
+            if list(shape) != entry["shape"] or dtype.str != entry["dtype"]:
+                raise BadFile(f"it holds {shape} {dtype.str} in place of {entry['shape']} {entry['dtype']}")
+            order: Literal["F", "C"] = "F" if fortran else "C"
+            if 0 in shape:
+                return np.empty(shape, dtype)
+            array = np.memmap(stream, dtype, "r", stream.tell(), shape, order)
+            check_text(array)
+    except FileNotFoundError as error:
+        raise _damaged(file, f"it is missing, which {MANIFEST} lists") from error
+    except BadFile as error:
+        raise _damaged(file, f"{error}, against {MANIFEST}") from error
+    return array
+
+
+def _check_digest(folder: Path, entry: Mapping[str, Any]) -> None:
+    file = folder / entry["file"]
+    digest = hashlib.sha256()
+    with open_file(file) as stream:
+        while piece := stream.read(_PIECE_BYTES):
+            digest.update(piece)
+    if digest.hexdigest() != entry["sha256"]:
+        raise _damaged(file, f"its checksum differs from {MANIFEST}'s")
+
+
+def damages(path: str | os.PathLike[str]) -> Iterator[tuple[int, str]]:
+    """Read every file of a store: of each its number of bytes, and what is wrong with it, "" where nothing is.
+
+    Raises:
+        As `open_store` of a store whose manifest is missing or not what it must be.
+    """
+    folder = Path(path).absolute()
+    for shard in _all_shards(_read_manifest(folder)):
+        try:
+            _map_file(folder, shard)
+            _check_digest(folder, shard)
+            yield shard["bytes"], ""
+        except (StoreError, OSError) as error:
+            yield shard["bytes"], str(error)
+        except TooManyFiles:
+            raise
+        # Whatever a reader of damaged files raises.
+        except Exception as error:
+            yield shard["bytes"], str(_damaged(folder / shard["file"], f"it cannot be read: {error!r}"))
+
+
+def _stamp(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """The store's place, and size and times of change of the manifest and of every array file."""
+    files = [shard["file"] for shard in _all_shards(manifest)]
+    states = {file: (folder / file).stat() for file in [MANIFEST, *files]}
+    listed = {file: [state.st_size, state.st_mtime_ns, state.st_ctime_ns] for file, state in states.items()}
+    return {"store": str(folder), "files": listed}
+
+
+def _stamp_file(folder: Path) -> Path:
+    """Where the note on a store lies: outside it, so that none comes with one that others have made."""
+    digest = hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()
+    name = hashlib.sha256(f"{folder}\n{digest}".encode("utf-8", "surrogateescape")).hexdigest()
+    return cache_folder() / _STAMPS / f"{name[:32]}.json"
+
+
+def _is_stamped(folder: Path, stamp: Mapping[str, Any]) -> bool:
+    """Whether a note that this user or root has written, and nobody else can, says that all was verified."""
+    try:
+        with open_file(_stamp_file(folder)) as file:
+            state = os.fstat(file.fileno())
+            ours = not hasattr(os, "geteuid") or (state.st_uid in (0, os.geteuid()) and not state.st_mode & 0o022)
+            return ours and parse_json(file.read()) == stamp
+    except (OSError, ValueError):
+        return False
+
+
+def _write_stamp(folder: Path, stamp: Mapping[str, Any]) -> None:
+    """Note what was verified; where the cache folder cannot be written, the store is verified again next time."""
+    with contextlib.suppress(OSError, ValueError):
+        file = _stamp_file(folder)
+        if not file.parent.is_symlink():
+            write_text(file, json.dumps(stamp))

@@ -1,0 +1,1 @@
+"""The built-in data sets: how spoken, handwritten and written numbers are drawn, rendered and kept."""

@@ -1,0 +1,314 @@
+"""Files of torch.save, looked through before torch reads them: what they take is known from their directory and pickle.
+
+`torch.load` with weights_only runs no code, but believes what a file says of sizes, compares no checksums, and reads
+zips by another parser than Python does.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+import re
+import struct
+import zipfile
+from collections.abc import Mapping
+from typing import Any, BinaryIO, NamedTuple
+
+import torch
+
+from unicode_fast.files.pickle_opcodes import split_pickles, unpickle
+from unicode_fast.files.untrusted import TEXT_VARIABLE, BadFile, check_size, limit, open_file
+
+# Of a zip's directory in bytes, which is some 40000 tensors.
+MOST_DIRECTORY = 1 << 22
+# Bytes by which tensors that share memory may together be larger than the file.
+MOST_SHARED = 1 << 26
+# How files of before torch 1.6 begin: a number, and the version of the format, each pickled.
+_OLD = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.\x80\x02M\xe9\x03."
+_PROTOCOL, _OTHER_PROTOCOL = b"\x80\x02", "its pickle is not of protocol 2, torch.save's own"
+_END = struct.Struct("<4s4H2LH")
+_LOCATOR = struct.Struct("<4sLQL")
+_END64 = struct.Struct("<4sQ2H2L4Q")
+_FOLDER, _MOST_DIMENSIONS = 0x10, 64
+# Neither parser may take it for a folder, or for another in other letters.
+_MEMBER = re.compile(r"[^/\\\x00]+/[\w./-]*[\w.-]", re.ASCII)
+_STORAGES = {
+    "FloatStorage": torch.float32, "DoubleStorage": torch.float64, "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16, "LongStorage": torch.int64, "IntStorage": torch.int32,
+    "ShortStorage": torch.int16, "CharStorage": torch.int8, "ByteStorage": torch.uint8, "BoolStorage": torch.bool,
+}  # fmt: skip
+
+
+def read_torch(path: str | os.PathLike[str], map_location: str | torch.device = "cpu") -> Any:
+    """The content of a file of torch.save: plain values, and dense tensors whose bytes are all there.
+
+    Args:
+        path: of a plain file.
+        map_location: device of the tensors.
+
+    Raises:
+        BadFile: it is damaged, of torch's format before 0.1.10, or holds something else.
+        OSError: there is none, or it cannot be read.
+    """
+    with open_file(path) as file:
+        check_torch(file, os.fstat(file.fileno()).st_size)
+        file.seek(0)
+        old = file.read(len(_OLD)) == _OLD
+        file.seek(0)
+        try:
+            # One of before 1.6 would be tried as a tar first, by a parser that can take minutes for it.
+            source = io.BytesIO(file.read()) if old else file
+            return torch.load(source, map_location=map_location, weights_only=True)
+        # A GPU that is full is no fault of the file.
+        except torch.cuda.OutOfMemoryError:
+            raise
+        except Exception as error:
+            raise BadFile(f"torch cannot read it: {type(error).__name__}: {error!s:.100}") from error
+
+
+def check_torch(file: BinaryIO, size: int) -> int:
+    """Look through a file of torch.save before it is read; the number of values of all tensors in it.
+
+    Args:
+        file: opened.
+        size: in bytes.
+
+    Raises:
+        BadFile: as `read_torch` says.
+    """
+    head = file.read(len(_OLD))
+    if head == _OLD:
+        return _check_old(file, size).values
+    if head[:4] != b"PK\3\4":
+        raise BadFile("it is no file of torch.save")
+    _check_directory(file, size)
+    try:
+        with zipfile.ZipFile(file) as archive:
+            members = _members(archive, size)
+            broken = archive.testzip()
+            if broken is not None:
+                raise BadFile(f"checksum of {broken!r:.60} is wrong")
+            check_size(members["data.pkl"].file_size, TEXT_VARIABLE)
+            data = archive.read(members["data.pkl"])
+    except BadFile:
+        raise
+    # A damaged zip makes the module raise nearly anything.
+    except Exception as error:
+        raise BadFile(f"it is a damaged zip: {type(error).__name__}: {error!s:.100}") from error
+    if data[:2] != _PROTOCOL:
+        raise BadFile(_OTHER_PROTOCOL)
+    tensors = _Tensors(size, {name: member.file_size for name, member in members.items()})
+    unpickle(data, tensors.names, tensors.storage)
+    return tensors.values
+
+
+def _check_old(file: BinaryIO, size: int) -> _Tensors:
+    """Look through a file of before torch 1.6: pickles of the machine, the content and its storages' keys, then these.
+
+    Args:
+        file: after `_OLD`.
+        size: in bytes.
+    """
+    pickles, end = split_pickles(file.read(limit(TEXT_VARIABLE)), 3)
+    if any(data[:2] != _PROTOCOL for data in pickles):
+        raise BadFile(_OTHER_PROTOCOL)
+    machine, content, listed = pickles
+    tensors = _Tensors(size)
+    unpickle(machine, {})
+    unpickle(content, tensors.names, tensors.old_storage)
+    keys = unpickle(listed, {})
+    if type(keys) is not list or not all(type(key) is str for key in keys) or sorted(tensors.storages) != sorted(keys):
+        raise BadFile("its storages are not those of its tensors")
+    place = len(_OLD) + end
+    for key in keys:
+        dtype, numel = tensors.storages[key]
+        file.seek(place)
+        if int.from_bytes(file.read(8), "little") != numel:
+            raise BadFile(f"storage {key!r:.40} must be {numel} of {dtype}")
+        place += 8 + numel * dtype.itemsize
+    if place != size:
+        raise BadFile(f"it has {size} bytes of the {place} that its storages take: it is cut short, or goes on")
+    return tensors
+
+
+def _check_directory(file: BinaryIO, size: int) -> None:
+    """One directory, at the end of the file and not large, so that every parser finds the same."""
+    start = max(0, size - _END.size - _LOCATOR.size - _END64.size)
+    file.seek(start)
+    tail = file.read(size - start)
+    problem = BadFile("it is cut short, or its directory is not at its end")
+    if len(tail) < _END.size:
+        raise problem
+    mark, disk, _, _, _, length, offset, comment = _END.unpack(tail[-_END.size :])
+    end = size - _END.size
+    if mark != b"PK\5\6" or comment:
+        raise problem
+    locator = tail[-_END.size - _LOCATOR.size : -_END.size]
+    if locator[:4] == b"PK\6\7" and len(tail) == size - start == _END.size + _LOCATOR.size + _END64.size:
+        end = start
+        record = _END64.unpack(tail[: _END64.size])
+        if _LOCATOR.unpack(locator)[2] != end or record[:2] != (b"PK\6\6", _END64.size - 12):
+            raise problem
+        length, offset = record[8], record[9]
+    if offset + length != end or disk:
+        raise problem
+    if length > MOST_DIRECTORY:
+        raise BadFile(f"its directory has {length} bytes of at most {MOST_DIRECTORY}")
+
+
+def _members(archive: zipfile.ZipFile, size: int) -> dict[str, zipfile.ZipInfo]:
+    """The members of torch.save's folder by their names in it."""
+    members: dict[str, zipfile.ZipInfo] = {}
+    folders = set()
+    for member in archive.infolist():
+        if not _MEMBER.fullmatch(member.orig_filename) or member.filename != member.orig_filename:
+            raise BadFile(f"member {member.orig_filename!r:.60} has a name that torch.save does not give")
+        folder, name = member.filename.split("/", 1)
+        folders.add(folder)
+        # torch finds members whatever the case of their letters.
+        if name.lower() in members:
+            raise BadFile(f"member {name!r:.60} is there twice")
+        if member.compress_type or member.compress_size != member.file_size or member.flag_bits & 0x1:
+            raise BadFile(f"member {name!r:.60} is compressed or encrypted, which torch.save does not do")
+        # Of one that is said to be a folder, torch leaves the numbers as its memory happens to be.
+        if member.external_attr & _FOLDER:
+            raise BadFile(f"member {name!r:.60} is said to be a folder")
+        members[name.lower()] = member
+    if len(folders) != 1 or "data.pkl" not in members:
+        raise BadFile("it holds no data.pkl in one folder, as torch.save writes")
+    if sum(member.file_size for member in members.values()) > size:
+        raise BadFile("its members share bytes")
+    return members
+
+
+class _Storage(NamedTuple):
+    """The memory of tensors: numbers of one dtype."""
+
+    dtype: torch.dtype
+    numel: int
+
+
+class _Dictionary(dict[Any, Any]):
+    """An OrderedDict; its state is the versions of modules that Module.state_dict notes."""
+
+    def __setstate__(self, state: Any) -> None:
+        if type(state) is not dict or not {*state} <= {"_metadata"}:
+            raise BadFile("an OrderedDict has attributes")
+        versions = state.get("_metadata", _Dictionary())
+        if type(versions) is not _Dictionary or not all(map(_is_version, versions.values())):
+            raise BadFile("the versions of modules are none")
+
+
+def _is_version(value: Any) -> bool:
+    return type(value) is dict and {*value} <= {"version"} and all(type(number) is int for number in value.values())
+
+
+class _Tensor:
+    """What a tensor is, without its numbers."""
+
+
+class _Tensors:
+    """Stands in for what torch.save names.
+
+    Args:
+        size: of the file in bytes.
+        sizes: of its members.
+    """
+
+    def __init__(self, size: int, sizes: Mapping[str, int] | None = None) -> None:
+        self.sizes, self.storages, self.left = sizes or {}, dict[str, _Storage](), size + MOST_SHARED
+        self.names: Mapping[tuple[str, str], Any] = {
+            ("collections", "OrderedDict"): self.dictionary,
+            ("torch._utils", "_rebuild_tensor"): self.tensor,
+            ("torch._utils", "_rebuild_tensor_v2"): self.tensor,
+            ("torch._utils", "_rebuild_parameter"): self.parameter,
+            **{("torch", name): _StorageType(dtype) for name, dtype in _STORAGES.items()},
+        }
+
+    @property
+    def values(self) -> int:
+        """Of all storages."""
+        return sum(one.numel for one in self.storages.values())
+
+    def dictionary(self, *items: Any) -> _Dictionary:
+        """An empty OrderedDict, which is filled afterwards."""
+        if items:
+            raise BadFile("an OrderedDict is made of something")
+        return _Dictionary()
+
+    def old_storage(self, identity: Any) -> _Storage:
+        """What a persistent id of before torch 1.6 says, which may be a part of a storage."""
+        if type(identity) is not tuple or len(identity) != 6 or identity[-1] is not None:
+            raise BadFile("a persistent id is not that of a whole storage")
+        return self.named(identity[:-1])
+
+    def storage(self, identity: Any) -> _Storage:
+        """What a persistent id says, compared with the member that holds it."""
+        found = self.named(identity)
+        held = self.sizes.get(f"data/{identity[2]}")
+        if held != found.numel * found.dtype.itemsize:
+            raise BadFile(
+                f"storage {identity[2]!r:.40} must be {found.numel} of {found.dtype}, its member has {held} bytes"
+            )
+        return found
+
+    def named(self, identity: Any) -> _Storage:
+        """What a persistent id says, the same in all places."""
+        if type(identity) is not tuple or len(identity) != 5 or identity[0] != "storage":
+            raise BadFile(f"a persistent id is {type(identity).__name__}, not that of a storage")
+        _, kind, key, location, numel = identity
+        if (
+            type(kind) is not _StorageType
+            or type(key) is not str
+            or type(location) is not str
+            or type(numel) is not int
+        ):
+            raise BadFile("a storage is of types that torch.save does not write")
+        # Beyond ASCII the two unpicklers may read other letters.
+        if not key.isascii():
+            raise BadFile(f"a storage is called {key!r:.40}")
+        if location == "meta":
+            raise BadFile("a storage lies on the device meta, without numbers")
+        found = self.storages.setdefault(key, _Storage(kind.dtype, numel))
+        if found != (kind.dtype, numel) or numel < 0:
+            raise BadFile(f"storage {key!r:.40} must be {numel} of {kind.dtype} in all places")
+        return found
+
+    def tensor(self, storage: Any, offset: Any, shape: Any, stride: Any, *more: Any) -> _Tensor:
+        """A dense tensor inside its storage."""
+        if type(shape) is not tuple or type(stride) is not tuple or len(shape) + len(stride) > 2 * _MOST_DIMENSIONS:
+            raise BadFile("a tensor has a shape that torch.save does not write")
+        sizes = (offset, *shape, *stride)
+        if type(storage) is not _Storage or not all(type(size) is int and 0 <= size < 1 << 62 for size in sizes):
+            raise BadFile("a tensor is of types that torch.save does not write")
+        grad, hooks, *rest = more or (False, _Dictionary())
+        if len(shape) != len(stride) or type(grad) is not bool or type(hooks) is not _Dictionary or hooks or any(rest):
+            raise BadFile("a tensor has hooks or metadata, or strides that are not those of its shape")
+        count = math.prod(shape)
+        last = offset + sum((size - 1) * step for size, step in zip(shape, stride, strict=True)) if count else 0
+        if count > storage.numel or last >= max(storage.numel, 1):
+            raise BadFile(
+                f"a tensor of shape {tuple(shape)!s:.60} does not lie in its storage of {storage.numel} numbers"
+            )
+        self.left -= count * storage.dtype.itemsize
+        if self.left < 0:
+            raise BadFile("its tensors share memory, and would take more than the file")
+        return _Tensor()
+
+    def parameter(self, tensor: Any, grad: Any, hooks: Any) -> _Tensor:
+        """A tensor that is learned."""
+        if type(tensor) is not _Tensor or type(grad) is not bool or type(hooks) is not _Dictionary or hooks:
+            raise BadFile("a parameter is none of a plain tensor")
+        return _Tensor()
+
+
+class _StorageType:
+    """The name of a storage's dtype."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+
+    def __call__(self, *arguments: Any) -> Any:
+        """Nothing that torch.save writes calls it."""
+        raise BadFile("a storage is made by its name")

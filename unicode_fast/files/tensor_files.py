@@ -1,0 +1,167 @@
+"""Safetensors files with a checksum: tensors, and plain facts as JSON in the header."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from unicode_fast.files.untrusted import BadFile, open_file
+from unicode_fast.files.writing import atomic_file
+
+# Keys of the header's metadata.
+CONTENT, CHECKSUM = "unicode_fast", "sha256"
+# Of a header in bytes, which is some 40000 tensors.
+MOST_HEADER = 1 << 22
+_DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
+    "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+}  # fmt: skip
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], content: Mapping[str, Any]) -> None:
+    """Writes tensors and plain facts, with the SHA-256 of all of it, atomically.
+
+    Args:
+        path: of the file.
+        tensors: by name.
+        content: for JSON.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    written = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    facts = json.dumps(content)
+    header = {CONTENT: facts, CHECKSUM: _checksum(facts, written)}
+    with atomic_file(path) as file:
+        file.write(safetensors.torch.save(written, header))
+
+
+def read_tensors(path: str | os.PathLike[str]) -> tuple[Any, dict[str, Tensor]]:
+    """The facts and the tensors of a file; one of an older version has no checksum to compare.
+
+    Raises:
+        BadFile: it is no safetensors file of the package, is damaged, or has another checksum than it says.
+        OSError: there is none, or it cannot be read.
+    """
+    with open_file(path) as file:
+        header, start = _header(file, os.fstat(file.fileno()).st_size)
+        metadata = header.pop("__metadata__", {})
+        if type(metadata) is not dict or type(metadata.get(CONTENT)) is not str:
+            raise BadFile(f"its header has no {CONTENT!r}")
+        # A checksum under a damaged name would not be compared.
+        if not {*metadata} <= {CONTENT, CHECKSUM}:
+            raise BadFile(f"its header has metadata that is neither {CONTENT!r} nor {CHECKSUM!r}")
+        facts, checksum = metadata[CONTENT], metadata.get(CHECKSUM)
+        content = _json(facts.encode("utf-8", "surrogatepass"))
+        tensors = {name: _read(file, start, item) for name, item in header.items()}
+    if checksum is not None and checksum != _checksum(facts, tensors):
+        raise BadFile("its checksum is another than its header says")
+    return content, tensors
+
+
+def read_foreign_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """The tensors of a safetensors file that another package wrote, whose metadata are not looked at.
+
+    Raises:
+        BadFile: it is no safetensors file, or damaged.
+        OSError: there is none, or it cannot be read.
+    """
+    with open_file(path) as file:
+        header, start = _header(file, os.fstat(file.fileno()).st_size)
+        header.pop("__metadata__", None)
+        return {name: _read(file, start, item) for name, item in header.items()}
+
+
+def count_values(path: str | os.PathLike[str]) -> int:
+    """How many values all tensors of a safetensors file have.
+
+    Raises:
+        As `read_foreign_tensors`.
+    """
+    with open_file(path) as file:
+        header, _ = _header(file, os.fstat(file.fileno()).st_size)
+        return sum(math.prod(item["shape"]) for name, item in header.items() if name != "__metadata__")
+
+
+def _checksum(facts: str, tensors: Mapping[str, Tensor]) -> str:
+    """Of facts, names, dtypes, shapes and bytes."""
+    found = hashlib.sha256(facts.encode("utf-8", "surrogatepass"))
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        found.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode("utf-8", "surrogatepass"))
+        found.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
+def _header(file: BinaryIO, size: int) -> tuple[dict[str, Any], int]:
+    """The header, whose tensors fill the file without gaps, and where it ends."""
+    length = int.from_bytes(file.read(8), "little")
+    if not 2 <= length <= min(size - 8, MOST_HEADER):
+        raise BadFile(f"its header must have at most {MOST_HEADER} bytes of the file's {size}, it says {length}")
+    header = _json(file.read(length))
+    if type(header) is not dict:
+        raise BadFile("its header is no object")
+    end = 0
+    for name, item in sorted(((name, item) for name, item in header.items() if name != "__metadata__"), key=_bounds):
+        if item["data_offsets"][0] != end:
+            raise BadFile(f"tensor {name!r:.60} does not begin where the one before it ends")
+        end = item["data_offsets"][1]
+    if 8 + length + end != size:
+        raise BadFile(f"its tensors end at byte {8 + length + end} of {size}")
+    return header, 8 + length
+
+
+def _bounds(named: tuple[str, Any]) -> tuple[int, int]:
+    """Where a tensor begins and ends, after a look at what the header says of it."""
+    name, item = named
+    if type(item) is not dict or {*item} != {"dtype", "shape", "data_offsets"}:
+        raise BadFile(f"tensor {name!r:.60} must have dtype, shape and data_offsets in the header")
+    shape, offsets = item["shape"], item["data_offsets"]
+    if type(shape) is not list or type(offsets) is not list or len(offsets) != 2:
+        raise BadFile(f"tensor {name!r:.60} must have lists as shape and data_offsets in the header")
+    if any(type(number) is not int or not 0 <= number < 1 << 48 for number in (*shape, *offsets)):
+        raise BadFile(f"tensor {name!r:.60} must have whole numbers as shape and data_offsets in the header")
+    dtype = _DTYPES.get(item["dtype"]) if type(item["dtype"]) is str else None
+    if dtype is None or len(shape) > 8 or offsets[1] - offsets[0] != math.prod(shape) * dtype.itemsize:
+        raise BadFile(f"tensor {name!r:.60} has {offsets[1] - offsets[0]} bytes, not those of its dtype and shape")
+    return offsets[0], offsets[1]
+
+
+def _read(file: BinaryIO, start: int, described: Mapping[str, Any]) -> Tensor:
+    dtype, shape = _DTYPES[described["dtype"]], described["shape"]
+    data = bytearray(math.prod(shape) * dtype.itemsize)
+    if not data:
+        try:
+            return torch.empty(shape, dtype=dtype)
+        except RuntimeError as error:
+            raise BadFile(f"a tensor cannot have shape {shape!s:.60}") from error
+    file.seek(start + described["data_offsets"][0])
+    if file.readinto(data) < len(data):  # type: ignore[attr-defined]
+        raise BadFile("it is cut short")
+    return torch.frombuffer(data, dtype=dtype).reshape(shape)
+
+
+def _json(data: bytes) -> Any:
+    try:
+        return json.loads(data, object_pairs_hook=_once)
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, BadFile):
+            raise
+        raise BadFile(f"its header is no JSON: {error!s:.100}") from error
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object whose keys are there once each."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise BadFile("its header has a key twice")
+    return found

@@ -1,0 +1,448 @@
+"""The paper's tables from runs: `python -m unicode_fast.report RUN... --out FOLDER`.
+
+Rows are runs, those that differ in nothing but their seed averaged; columns are tasks and directions. Published numbers
+stand below where they are of the same data set, else in a table of their own. Reads what `unicode_fast.train` and
+`unicode_fast.evaluate` have left in the run folders.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import shutil
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from unicode_fast import health
+from unicode_fast.ablate import linked, markdown
+from unicode_fast.checkpoint import CheckpointError
+from unicode_fast.cli import Parser, resolve_saved
+from unicode_fast.config import EXECUTION_FIELDS, Config
+from unicode_fast.errors import say
+from unicode_fast.files.paths import with_homes
+from unicode_fast.files.writing import atomic_folder, write_text
+from unicode_fast.presets import preset
+from unicode_fast.report import plots
+from unicode_fast.report.published import LABEL, LAYOUTS, TASKS, Published, published
+from unicode_fast.tasks import Row, TokenScore
+from unicode_fast.tasks.table import mean_token, token_cell
+from unicode_fast.training.runs import EVALUATIONS, read_seeds, run_file
+
+# Fields that say nothing about what was trained.
+_NOT_IN_LABELS = ("seed", "validations", "probe_tasks", *EXECUTION_FIELDS)
+# Pictures of a run that a report shows, where they are there.
+_PICTURES = ("timeline", "segmentation", "retrieval", "code-usage")
+
+
+@dataclass(frozen=True)
+class Column:
+    """Where a number stands: the task, its direction, its protocol, and what else was asked for."""
+
+    task: str
+    source: str
+    target: str
+    protocol: str
+    note: str = ""
+    # The published data set that it was measured on, by its layout.
+    dataset: str | None = None
+
+    @property
+    def heading(self) -> str:
+        """As people read it; the protocol only where it is not the sound one."""
+        notes = [self.note, "" if self.protocol == "sound" else self.protocol]
+        note = ", ".join(note for note in notes if note)
+        return f"{self.task} {self.source} → {self.target}" + (f" ({note})" if note else "")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Fractions: the zero-shot score's mean and its sample standard deviation over seeds, what stands beside it.
+
+    second: of the task's other published measure, where every seed's row has it; measure: which that is.
+    token, content_token: as a row has them, where every seed's row does.
+    """
+
+    score: float
+    std: float | None
+    seeds: int
+    same_modality: float
+    chance: float
+    second: float | None = None
+    measure: str = ""
+    token: TokenScore | None = None
+    content_token: TokenScore | None = None
+
+    def __str__(self) -> str:
+        mean = f"{100 * self.score:.1f}" + ("" if self.std is None else f" ± {100 * self.std:.1f}")
+        return mean if self.second is None else f"{mean} ({self.measure} {100 * self.second:.1f})"
+
+
+@dataclass(frozen=True)
+class Line:
+    """Runs that differ in their seeds alone."""
+
+    label: str
+    folders: list[Path]
+    cells: dict[Column, Cell]
+
+
+def single_runs(paths: Iterable[str]) -> list[Path]:
+    """The folders of single runs; one of several seeds stands for all of them.
+
+    Raises:
+        CheckpointError: a folder is no finished run.
+    """
+    found: list[Path] = []
+    for path in map(Path, paths):
+        if not (path / "config.yaml").is_file():
+            raise CheckpointError(f"run must be a run folder with a config.yaml, got {str(path)!r}")
+        seeds = path / "seeds.json"
+        below = [path / f"seed-{seed}" for seed in read_seeds(seeds)] if seeds.exists() else [path]
+        for folder in below:
+            if not (folder / "summary.json").is_file():
+                raise CheckpointError(f"run must have ended, {str(folder)!r} has no summary.json; go on with --resume")
+        found += below
+    once: dict[Path, Path] = {}
+    for folder in found:
+        once.setdefault(folder.resolve(), folder)
+    return list(once.values())
+
+
+def run_config(folder: Path) -> Config:
+    """What a run was trained with."""
+    return resolve_saved(str(folder / "config.yaml"))
+
+
+def label_of(config: Config) -> str:
+    """The preset, its size, and every field that differs from them."""
+    usual, values = preset(config.preset, config.size).flat(), config.flat()
+    values["data"] = short(values["data"])
+    changed = [
+        f"{name} {values[name]}" for name in values if name not in _NOT_IN_LABELS and values[name] != usual[name]
+    ]
+    return ", ".join([config.preset if config.size == "small" else f"{config.preset} ({config.size} size)", *changed])
+
+
+def rows_of(folder: Path) -> dict[Column, Row]:
+    """Every number that a run folder holds: those of its summary and those measured later."""
+    found = {}
+    data = run_config(folder).data.data
+    with run_file(folder / "summary.json") as summary:
+        own = summary.get("dataset", short(data))
+        for values in summary["rows"]:
+            row = Row.from_dict(values)
+            found[Column(row.task, row.source, row.target, row.protocol, dataset=published_as(row.task, own))] = row
+    for file in sorted((folder / EVALUATIONS).glob("*.json")):
+        with run_file(file) as content:
+            row = Row.from_dict(content["row"])
+            flags = {name: short(str(value)) for name, value in content["flags"].items()}
+            note = ", ".join(f"{name} {value}" for name, value in flags.items())
+            dataset = published_as(row.task, content.get("dataset", flags.get("data", own)))
+        column = Column(row.task, row.source, row.target, row.protocol, note, dataset)
+        if column in found and note:
+            # Folders of the same name.
+            column = replace(column, note=", ".join(f"{name} {value}" for name, value in content["flags"].items()))
+        found[column] = row
+    return found
+
+
+def short(value: str) -> str:
+    """A layout without its folder, a folder without those above it."""
+    layout, colon, _ = value.partition(":")
+    return layout if colon else Path(value).name
+
+
+def published_as(task: str, name: str) -> str | None:
+    """The published data set that a data set of this name is; None where it is another, as the built-in data are."""
+    dataset = LAYOUTS.get(name)
+    return dataset if dataset is not None and TASKS[dataset][0] == task else None
+
+
+def collect(folders: Sequence[Path]) -> list[Line]:
+    """One line for runs that differ in nothing but their seed, in the order given."""
+    groups: dict[str, list[Path]] = {}
+    for folder in folders:
+        groups.setdefault(label_of(run_config(folder)), []).append(folder)
+    lines = []
+    for label, members in groups.items():
+        by_seed: dict[int, Path] = {}
+        for folder in members:
+            seed = run_config(folder).train.seed
+            if seed in by_seed:
+                raise CheckpointError(
+                    f"runs that differ in nothing else must differ in their seed, {str(by_seed[seed])!r} and "
+                    f"{str(folder)!r} both have seed {seed}"
+                )
+            by_seed[seed] = folder
+        rows = [rows_of(folder) for folder in members]
+        empty = [folder for folder, found in zip(members, rows, strict=True) if not found]
+        if empty:
+            raise CheckpointError(
+                f"run must have scores, {str(empty[0])!r} has none, as with --probe_tasks none; "
+                "unicode_fast.evaluate measures them"
+            )
+        columns = dict.fromkeys(column for one in rows for column in one)
+        cells = {column: cell_of([one[column] for one in rows if column in one]) for column in columns}
+        lines.append(Line(label, members, cells))
+    return lines
+
+
+def cell_of(rows: Sequence[Row]) -> Cell:
+    """One direction of several seeds."""
+    scores = [row.score for row in rows]
+    measure, key = second_measure(rows[0])
+    second = [row.metrics[key].value for row in rows if key in row.metrics]
+    return Cell(
+        statistics.fmean(scores),
+        statistics.stdev(scores) if len(scores) > 1 else None,
+        len(scores),
+        statistics.fmean(row.same_modality for row in rows),
+        statistics.fmean(row.chance for row in rows),
+        statistics.fmean(second) if len(second) == len(rows) else None,
+        measure,
+        mean_token([row.token for row in rows]),
+        mean_token([row.content_token for row in rows]),
+    )
+
+
+def second_measure(row: Row) -> tuple[str, str]:
+    """What was published beside or instead of the score of a row, and its key among the row's metrics; "" for none.
+
+    Localisation's precision is of the published formula, background included.
+    """
+    if row.task == "localisation" and row.protocol == "sound":
+        return "precision", "official_precision"
+    if row.task == "segmentation":
+        return "F-score", "f_score" if row.protocol == "sound" else "official_f_score"
+    if row.task == "retrieval":
+        query, gallery = (row.source, row.target) if row.anchor is None else (row.target, row.anchor)
+        return "R@5", f"{query}->{gallery} R@5"
+    return "", ""
+
+
+def published_lines(columns: Iterable[Column]) -> dict[str, dict[Column, list[Published]]]:
+    """The paper's numbers of Uni-Code, by what it was pre-trained on, each in the one column that is nearest to it.
+
+    Of a column the measure that its task is known by comes first.
+    """
+    nearest: dict[tuple[str | None, str, str], Column] = {}
+    for column in sorted(columns, key=_distance):
+        nearest.setdefault((column.dataset, column.source, column.target), column)
+    found: dict[str, dict[Column, list[Published]]] = {}
+    for number in published():
+        place = (number.dataset, number.source, number.target)
+        if place in nearest and number.method == "Uni-Code" and number.table != 2:
+            found.setdefault(number.pretraining, {}).setdefault(nearest[place], []).append(number)
+    return found
+
+
+def shown_published(numbers: Sequence[Published]) -> str:
+    """The paper's numbers of a column, in per cent."""
+    if not numbers:
+        return "-"
+    first, *others = numbers
+    more = "".join(f"; {number.measure} {number.score:g}" for number in others)
+    return f"{first.score:g} ({first.dataset}, {first.measure}{more})"
+
+
+def _distance(column: Column) -> tuple[bool, int]:
+    """What sets a column apart from the paper's: another protocol, flags."""
+    return column.protocol != "official", len(column.note)
+
+
+def other_published(columns: Iterable[Column]) -> list[list[str]] | None:
+    """Heading and lines of the paper's numbers of the same tasks on data sets that no column is of; None for none."""
+    columns = list(columns)
+    tasks, datasets = ({getattr(column, name) for column in columns} for name in ("task", "dataset"))
+    found = [
+        number
+        for number in published()
+        if number.method == "Uni-Code" and number.table != 2 and number.task in tasks and number.dataset not in datasets
+    ]
+    if not found:
+        return None
+    heads = list(dict.fromkeys((number.dataset, number.source, number.target) for number in found))
+    cells = [["pre-trained on", *(f"{dataset} {source} → {target}" for dataset, source, target in heads)]]
+    for pretraining in dict.fromkeys(number.pretraining for number in found):
+        shown: dict[tuple[str, str, str], list[str]] = {head: [] for head in heads}
+        for number in found:
+            if number.pretraining == pretraining:
+                shown[number.dataset, number.source, number.target].append(f"{number.measure} {number.score:g}")
+        cells.append([pretraining, *("; ".join(several) or "-" for several in shown.values())])
+    return cells
+
+
+def shown_of(cell: Cell | None, seeds: int) -> str:
+    """A cell of the table, which says how many seeds it holds where these are not all of its line."""
+    if cell is None:
+        return "-"
+    return f"{cell}" if cell.seeds == seeds else f"{cell} ({cell.seeds} of {seeds} seeds)"
+
+
+def wide_table(lines: Sequence[Line]) -> list[list[str]]:
+    """Heading and lines: runs, then published numbers of the same data sets; numbers in per cent."""
+    columns = list(dict.fromkeys(column for line in lines for column in line.cells))
+    cells = [["run", "seeds", *(column.heading for column in columns)]]
+    for line in lines:
+        seeds = max(cell.seeds for cell in line.cells.values())
+        shown = [shown_of(line.cells.get(column), seeds) for column in columns]
+        cells.append([line.label, str(seeds), *shown])
+    for pretraining, numbers in published_lines(columns).items():
+        shown = [shown_published(numbers.get(column, [])) for column in columns]
+        cells.append([f"{LABEL}, {pretraining}", "-", *shown])
+    return cells
+
+
+def token_table(lines: Sequence[Line]) -> list[list[str]] | None:
+    """Heading and lines of the scores of tokens, those of content words in brackets; None where no run has any."""
+    columns = list(dict.fromkeys(column for line in lines for column, cell in line.cells.items() if cell.token))
+    if not columns:
+        return None
+
+    cells = [["run", *(column.heading for column in columns)]]
+    for line in lines:
+        ours = {column: token_cell(cell.token, cell.content_token) for column, cell in line.cells.items()}
+        cells.append([line.label, *(ours.get(column, "-") for column in columns)])
+    return cells
+
+
+def long_table(lines: Sequence[Line]) -> list[list[str]]:
+    """One line a number, fractions, published ones of the same data sets too; for a spreadsheet."""
+    heading = "run,task,source,target,protocol,note,measure,seeds,score,std,same_modality,chance"
+    cells = [heading.split(",")]
+    for line in lines:
+        for column, cell in line.cells.items():
+            where = [column.task, column.source, column.target, column.protocol, column.note, ""]
+            numbers = [cell.score, "" if cell.std is None else cell.std, cell.same_modality, cell.chance]
+            cells.append([line.label, *where, str(cell.seeds), *map(str, numbers)])
+            if cell.second is not None:
+                cells.append([line.label, *where[:-1], cell.measure, str(cell.seeds), str(cell.second), "", "", ""])
+            for name, token in (("token", cell.token), ("token of content words", cell.content_token)):
+                if token is not None:
+                    std = "" if token.std is None else str(token.std)
+                    shares = [str(token.score), std, str(token.same_modality), str(cell.chance)]
+                    cells.append([line.label, *where[:-1], name, str(cell.seeds), *shares])
+    for pretraining, found in published_lines(column for line in lines for column in line.cells).items():
+        for number in (number for several in found.values() for number in several):
+            where = [number.task, number.source, number.target, "official", number.dataset, number.measure]
+            cells.append([f"{LABEL}, {pretraining}", *where, "", f"{number.score / 100:g}", "", "", ""])
+    return cells
+
+
+def doubts_of(line: Line) -> list[str]:
+    """What the scores of runs give reason to doubt, each sentence once."""
+    said = []
+    for folder in line.folders:
+        with run_file(folder / "summary.json") as summary:
+            said += [str(warning) for warning in summary.get("warnings", [])]
+        said += health.at_chance(list(rows_of(folder).values()))
+    return list(dict.fromkeys(said))
+
+
+def copy_pictures(lines: Sequence[Line], out: Path) -> list[str]:
+    """Pictures of the first run of each line, copied into the report; the Markdown that shows them.
+
+    Raises:
+        CheckpointError: one is a link, which could show any file of this machine, or no file.
+    """
+    shown = []
+    for number, line in enumerate(lines):
+        for name in _PICTURES:
+            files = (line.folders[0] / "plots").glob(f"{name}*.*")
+            for file in sorted(file for file in files if file.suffix[1:] in plots.FORMATS):
+                copy = f"{number}-{file.name}"
+                if file.is_symlink() or not file.is_file():
+                    raise CheckpointError(f"picture {file} must be a file of the run itself, got a link or no file")
+                shutil.copyfile(file, out / copy)
+                shown.append(linked(f"{name} of {line.label}", copy))
+    return shown
+
+
+def write_report(lines: Sequence[Line], out: Path, kind: str = "png") -> None:
+    """report.md, report.csv, the figure, in one of `plots.FORMATS`, and the runs' pictures, in a new folder."""
+    with atomic_folder(out) as inside:
+        _write_files(lines, inside, kind)
+
+
+def _write_files(lines: Sequence[Line], out: Path, kind: str) -> None:
+    note = (
+        "Zero-shot scores in per cent, mean and sample standard deviation over seeds, one seed without: accuracy of "
+        "classification, micro-F1 of localisation, mIoU of segmentation, R@10 of retrieval. In brackets stand, where "
+        "`evaluate` has measured them, other numbers that the paper has: precision of localisation, background "
+        "included, by its formula; F-score; R@5."
+    )
+    columns = [column for line in lines for column in line.cells]
+    if published_lines(columns):
+        note += (
+            f" Lines called {LABEL} are of the data set and the measure in brackets, some of them taken on training "
+            "clips; each number stands once, in a column of the same data set, of the official protocol where there is "
+            "one."
+        )
+    text = ["# Report", markdown(wide_table(lines)), note]
+    tokens = token_table(lines)
+    if tokens is not None:
+        text += [
+            markdown(tokens),
+            "The same of probes that see only which codes a clip uses; after a slash trained and tested on the target, "
+            "in brackets with only those words of a sentence that name what is heard and seen.",
+        ]
+    doubts = [f"- {line.label}: {said}" for line in lines for said in doubts_of(line)]
+    if doubts:
+        text += ["Scores that say little:", "\n".join(doubts)]
+    text.append(linked("Scores", f"report.{kind}"))
+    series = figure_series(lines)
+    theirs = [name for name in series if name.startswith(LABEL)]
+    plots.save_figure(plots.report_bars(series, hatched=theirs), out / f"report.{kind}")
+    table = io.StringIO()
+    csv.writer(table, lineterminator="\n").writerows(long_table(lines))
+    write_text(out / "report.csv", table.getvalue())
+    text += copy_pictures(lines, out)
+    others = other_published(columns)
+    if others is not None:
+        text += [
+            "## Published numbers of other data sets",
+            f"These numbers, {LABEL}, are of data sets that none of the scores above was measured on, and not "
+            "comparable with them.",
+            markdown(others),
+        ]
+    write_text(out / "report.md", "\n\n".join(text) + "\n")
+
+
+def figure_series(lines: Sequence[Line]) -> Mapping[str, Mapping[tuple[str, str], tuple[float, float | None]]]:
+    """Score and spread by series, then by (task, direction): the runs, then published numbers of the same data sets."""
+    series: dict[str, dict[tuple[str, str], tuple[float, float | None]]] = {}
+
+    def place(column: Column) -> tuple[str, str]:
+        return column.task, column.heading.removeprefix(f"{column.task} ")
+
+    for line in lines:
+        every = sorted({cell.seeds for cell in line.cells.values()})
+        seeds = " to ".join(map(str, dict.fromkeys((every[0], every[-1]))))
+        series[f"{line.label}, n = {seeds}"] = {
+            place(column): (cell.score, cell.std) for column, cell in line.cells.items()
+        }
+    for pretraining, numbers in published_lines(column for line in lines for column in line.cells).items():
+        series[f"{LABEL}, {pretraining}"] = {
+            place(column): (several[0].score / 100, None) for column, several in numbers.items()
+        }
+    return series
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; see `python -m unicode_fast.report --help`."""
+    parser = Parser(prog="python -m unicode_fast.report", description="The paper's tables, made from runs.")
+    parser.add_argument("runs", nargs="+", type=str, help="run folders that unicode_fast.train has written")
+    parser.add_argument("--out", type=str, required=True, help="new folder of the report")
+    parser.add_argument("--format", type=str, default="png", help=plots.FORMAT_HELP)
+    arguments = parser.parse_args(with_homes(argv))
+    plots.check_format(arguments.format)
+    out = Path(arguments.out)
+    if out.exists():
+        raise ValueError(f"out must be a folder that does not exist yet, got {arguments.out!r}")
+    lines = collect(single_runs(arguments.runs))
+    write_report(lines, out, arguments.format)
+    say((out / "report.md").read_text(encoding="utf-8").rstrip())
+    say(out)
+    return 0

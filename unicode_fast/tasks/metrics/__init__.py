@@ -1,0 +1,1 @@
+"""Scores, their bootstrap intervals, and measures of how far modalities share codes."""

@@ -1,0 +1,232 @@
+"""Pyramids of picture features: a light one, and those of timm with weights from a file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from types import ModuleType
+
+import torch
+from torch import Tensor, nn
+
+from unicode_fast.files.checked_torch import read_torch
+from unicode_fast.files.tensor_files import read_foreign_tensors
+from unicode_fast.files.untrusted import BadFile
+
+LIGHT = "light"
+
+
+@dataclass(frozen=True)
+class PyramidSettings:
+    """What a segmenter is built and trained with.
+
+    Attributes:
+        width: channels of every stage in the head.
+        dilations: of the convolutions that bring a stage to this width.
+        batch_size: clips per step.
+        learning_rate: of Adam, per step.
+        epochs: passes over the training clips, where `steps` is 0.
+        steps: of training, however many passes they are.
+        decay: the learning rate falls to zero along half a cosine, else it stays.
+        query_share: initial scale of what a query adds to the maps; AVSBench starts from nothing.
+        dilated_deviation: of the first weights of the dilated convolutions; None for torch's own.
+    """
+
+    width: int
+    dilations: tuple[int, ...]
+    batch_size: int
+    learning_rate: float
+    epochs: int = 0
+    steps: int = 0
+    decay: bool = False
+    query_share: float = 0.0
+    dilated_deviation: float | None = None
+
+
+# Sizes and rule of the light one are for pictures of some sixteen pixels and minutes on two cores, the other's are
+# AVSBench's.
+LIGHT_SETTINGS = PyramidSettings(24, (1, 2), 12, 3e-3, steps=600, decay=True, query_share=1.0)
+TIMM_SETTINGS = PyramidSettings(256, (3, 6, 12, 18), 4, 1e-4, epochs=15, dilated_deviation=0.01)
+
+
+@dataclass(frozen=True)
+class BackboneChoice:
+    """Which pyramid.
+
+    Attributes:
+        name: "light", or a model of timm that gives features of several stages, such as pvt_v2_b5.
+        weights: file, or folder that holds one file, of pre-trained weights for a model of timm; None starts from
+            random ones. Nothing is downloaded.
+    """
+
+    name: str = LIGHT
+    weights: str | None = None
+    settings: PyramidSettings = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "settings", LIGHT_SETTINGS if self.name == LIGHT else TIMM_SETTINGS)
+        if self.name == LIGHT and self.weights is not None:
+            raise ValueError(f"weights are for a backbone of timm, got {self.weights!r} beside 'light'")
+
+
+class LightPyramid(nn.Module):
+    """Three stages of two 3x3 convolutions each, at 1, 1/2 and 1/4 of the picture's sides.
+
+    Args:
+        channels: of the pictures.
+    """
+
+    widths = (16, 32, 64)
+    strides = (1, 2, 4)
+    multiple = 4
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        inputs = (channels, *self.widths)
+        self.stages = nn.ModuleList(
+            nn.Sequential(
+                _convolution(inputs[number], width, stride=1 if number == 0 else 2), _convolution(width, width)
+            )
+            for number, width in enumerate(self.widths)
+        )
+
+    def forward(self, pictures: Tensor) -> list[Tensor]:
+        """(N, channels, H, W) to a map a stage, the finest first."""
+        maps = []
+        for stage in self.stages:
+            pictures = stage(pictures)
+            maps.append(pictures)
+        return maps
+
+
+def _convolution(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)
+    )
+
+
+class TimmPyramid(nn.Module):
+    """The stages of a model of timm.
+
+    Args:
+        name: of the model.
+        channels: of the pictures, 3.
+
+    Raises:
+        ValueError: the model is unknown or gives no stages, or pictures do not have 3 channels.
+        ModuleNotFoundError: timm is not installed.
+        ImportError: timm or torchvision does not work with this torch.
+    """
+
+    def __init__(self, name: str, channels: int) -> None:
+        super().__init__()
+        timm = _import_timm()
+        if channels != 3:
+            raise ValueError(f"frames must have 3 channels for the backbone {name!r}, got {channels}")
+        if not timm.is_model(name):
+            raise ValueError(f"backbone must be {LIGHT!r} or the name of a model of timm, got {name!r}")
+        self.model = timm.create_model(name, pretrained=False, features_only=True)
+        self.widths = tuple(self.model.feature_info.channels())
+        self.strides = tuple(self.model.feature_info.reduction())
+        self.multiple = self.strides[-1]
+
+    def forward(self, pictures: Tensor) -> list[Tensor]:
+        """(N, 3, H, W) to a map a stage, the finest first."""
+        return self.model(pictures)
+
+    def load_weights(self, path: str) -> None:
+        """Pre-trained weights from a file; layers of the classifier are left out, all others must be there.
+
+        Args:
+            path: a .safetensors, .pth or .bin file, or a folder that holds exactly one.
+
+        Raises:
+            FileNotFoundError: there is no such file, or the folder holds none or several.
+            ValueError: the file holds other layers, or is damaged.
+        """
+        from timm.models.pvt_v2 import checkpoint_filter_fn
+
+        file = _weights_file(path)
+        state = read_weights(file)
+        if "patch_embed1.proj.weight" in state:
+            # The names that the authors of PVT v2 gave.
+            state = checkpoint_filter_fn(state, self.model)
+        # timm's stages are a list in the whole model and separate modules in its pyramid.
+        state = {name.replace("stages.", "stages_"): value for name, value in state.items()}
+        fill(self.model, state, file)
+
+
+def fill(model: nn.Module, state: Mapping[str, Tensor], file: Path) -> None:
+    """Give a model what a file holds of its layers.
+
+    Raises:
+        ValueError: the file lacks a layer, or has it in another shape.
+    """
+    own = model.state_dict()
+    unfit = [name for name in own if name not in state or own[name].shape != state[name].shape]
+    if unfit:
+        raise ValueError(f"weights must hold every layer of the backbone, {str(file)!r} has no fitting {unfit[0]!r}")
+    model.load_state_dict({name: state[name] for name in own})
+
+
+def read_weights(file: Path) -> dict[str, Tensor]:
+    """The tensors of a file that was saved for a model of torch, by name.
+
+    Args:
+        file: .safetensors, or of torch.save: tensors by name, or such a dictionary under "state_dict" or "model".
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is damaged, or holds other things.
+    """
+    try:
+        content = read_foreign_tensors(file) if file.suffix == ".safetensors" else read_torch(file)
+        kept = [content[key] for key in ("state_dict", "model") if key in content] if type(content) is dict else []
+        state = kept[0] if kept else content
+        if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+            raise BadFile("it holds other things than tensors")
+    except BadFile as error:
+        raise ValueError(f"weights must be a whole file of tensors, {str(file)!r} is not: {error}") from error
+    # As wrappers of several devices and of torch.compile name them.
+    return {str(name).removeprefix("module.").removeprefix("_orig_mod."): value for name, value in state.items()}
+
+
+def _import_timm() -> ModuleType:
+    try:
+        import timm
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"a backbone of timm needs the extra 'segmentation' ({error}), and pip must keep torch: "
+            f"pip install 'unicode_fast[segmentation]' torch=={version('torch')}"
+        ) from error
+    except RuntimeError as error:
+        # torchvision built for another torch fails on import with a RuntimeError.
+        raise ImportError(
+            f"timm needs a torchvision that was built for torch {torch.__version__}, of the same index: {error}"
+        ) from error
+    return timm
+
+
+def _weights_file(path: str) -> Path:
+    given = Path(path)
+    if given.is_file():
+        return given
+    found = sorted(file for file in given.glob("*") if file.suffix in (".safetensors", ".pth", ".bin", ".pt"))
+    if len(found) != 1:
+        raise FileNotFoundError(
+            f"backbone weights must be a file, or a folder with one .safetensors, .pth, .pt or .bin file, got {path!r}"
+            + (f" with {len(found)}" if found else "")
+        )
+    return found[0]
+
+
+def make_pyramid(name: str, channels: int) -> LightPyramid | TimmPyramid:
+    """The pyramid of this name, random weights.
+
+    Args:
+        name: "light" or a model of timm.
+        channels: of the pictures.
+    """
+    return LightPyramid(channels) if name == LIGHT else TimmPyramid(name, channels)

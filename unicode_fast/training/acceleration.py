@@ -1,0 +1,163 @@
+"""What makes a training step fast without changing what it computes: layout, compiled parts, one CUDA graph."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import FunctionType, MethodType
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from unicode_fast.config import TrainConfig
+from unicode_fast.modules import UniCode
+from unicode_fast.modules.wrapped import unwrapped
+from unicode_fast.training.metrics_logger import StepResult
+
+# Steps before a capture, so that libraries choose their algorithms and allocate outside of it.
+WARM_UP = 3
+# Compiled versions of a method: eight come from a graph or none, a mask or none, one clip or several; the rest is for
+# what a compiler may tell apart among sizes.
+VERSIONS = 32
+Batch = Mapping[str, Tensor]
+Step = Callable[[Batch, Batch | None], StepResult]
+
+
+def check_acceleration(config: TrainConfig, device: torch.device) -> None:
+    """Refuses what needs a GPU where there is none, and what cannot be captured.
+
+    Raises:
+        ValueError: `precision` is tf32 or `cuda_graph` is set, and the device is not CUDA; or `cuda_graph` stands
+            beside micro-batches or activation checkpointing, which look at the state of the generator.
+    """
+    for name, off in (("micro_batches", 1), ("activation_checkpointing", False)):
+        if config.cuda_graph and getattr(config, name) != off:
+            raise ValueError(f"cuda_graph needs {name} {off}, got {getattr(config, name)}")
+    if device.type == "cuda":
+        return
+    if config.precision == "tf32":
+        raise ValueError(f"precision 'tf32' needs device cuda, got it on {device}; take bfloat16 or float32 there")
+    if config.cuda_graph:
+        raise ValueError(f"cuda_graph needs device cuda, got it on {device}")
+
+
+def accelerate(model: UniCode, config: TrainConfig) -> None:
+    """Lays out the weights and compiles encoders and decoders as the configuration says; names and values stay."""
+    model = unwrapped(model)
+    if config.channels_last:
+        for module in model.modules():
+            if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
+                module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
+    if config.compile:
+        for encoder in model.encoders.values():
+            _compile(encoder, "encode_semantic")
+            _compile(encoder, "encode_specific")
+        for decoder in model.decoders.values():
+            _compile(decoder, "forward")
+
+
+def _compile(module: nn.Module, method: str) -> None:
+    """Puts a version in the place of a method that is compiled for training, with any number of clips.
+
+    All other sizes are those of a modality, and constants to the compiler. Where torch would go on without compiling,
+    at a graph break or after too many versions, that is an error: passes of one step that are compiled and not
+    compiled draw different dropout.
+    """
+    plain = getattr(module, method)
+    compiled = torch.compile(_with_code_of_its_own(plain), dynamic=False, fullgraph=True)
+
+    @functools.wraps(plain)
+    def call(*tensors: Tensor | None) -> Any:
+        if not module.training:
+            return plain(*tensors)
+        for tensor in tensors:
+            if tensor is not None:
+                torch._dynamo.maybe_mark_dynamic(tensor, 0)
+        try:
+            with torch._dynamo.config.patch(recompile_limit=VERSIONS):
+                return compiled(*tensors)
+        except torch._dynamo.exc.FailOnRecompileLimitHit as error:
+            raise RuntimeError(
+                f"compile must need at most {VERSIONS} versions of {type(module).__name__}.{method}, got one more; "
+                "TORCH_LOGS=recompiles says why, and --compile false goes without"
+            ) from error
+
+    setattr(module, method, call)
+
+
+def _with_code_of_its_own(method: MethodType) -> MethodType:
+    """The method with a copy of its code, as torch counts the versions of all functions that share one together."""
+    shared = method.__func__
+    own = FunctionType(
+        shared.__code__.replace(), shared.__globals__, shared.__name__, shared.__defaults__, shared.__closure__
+    )
+    return MethodType(own, method.__self__)
+
+
+class _Captured(NamedTuple):
+    """A graph, the tensors that it reads, and those that it writes."""
+
+    graph: torch.cuda.CUDAGraph
+    inputs: list[Tensor]
+    result: StepResult
+
+
+class GraphedStep:
+    """A training step that is captured as a CUDA graph for each shape of batch, and replayed.
+
+    What the step changes is as if it had run once for each call: the steps that warm up before a capture leave no
+    trace, in the generator of the device neither. The tensors of a result are overwritten by the next call.
+
+    Args:
+        step: the step; it may not wait for the device, and draws from torch's generator or by counters.
+        model: its parameters and buffers are changed by the step.
+        optimizers: theirs too; capturable, their moments starting at zero.
+    """
+
+    def __init__(self, step: Step, model: UniCode, optimizers: Sequence[torch.optim.Optimizer]) -> None:
+        self.step, self.model, self.optimizers = step, model, optimizers
+        self.captured: dict[Any, _Captured] = {}
+
+    def __call__(self, features: Batch, mask: Batch | None) -> StepResult:
+        """The result of the step on this batch."""
+        given = [*features.values(), *(mask or {}).values()]
+        key = (mask is None, *((tensor.shape, tensor.dtype) for tensor in given))
+        if key not in self.captured:
+            self.captured[key] = self._capture(features, mask)
+        graph, inputs, result = self.captured[key]
+        for kept, tensor in zip(inputs, given, strict=True):
+            kept.copy_(tensor, non_blocking=True)
+        graph.replay()
+        return result
+
+    def _capture(self, features: Batch, mask: Batch | None) -> _Captured:
+        kept = {name: tensor.clone() for name, tensor in features.items()}
+        kept_mask = None if mask is None else {name: tensor.clone() for name, tensor in mask.items()}
+        device = self.model.device
+        draws = torch.cuda.get_rng_state(device)
+        before = {tensor: tensor.detach().clone() for tensor in self._state()}
+        stream = torch.cuda.Stream(device)
+        stream.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(stream):
+            for _ in range(WARM_UP):
+                self.step(kept, kept_mask)
+        torch.cuda.current_stream(device).wait_stream(stream)
+        with torch.no_grad():
+            for tensor in self._state():
+                tensor.copy_(before[tensor]) if tensor in before else tensor.zero_()
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            result = self.step(kept, kept_mask)
+        torch.cuda.set_rng_state(draws, device)
+        return _Captured(graph, [*kept.values(), *(kept_mask or {}).values()], result)
+
+    def _state(self) -> Iterator[Tensor]:
+        """All tensors that a step changes, as far as they exist yet."""
+        yield from self.model.parameters()
+        yield from self.model.buffers()
+        for optimizer in self.optimizers:
+            for moments in optimizer.state.values():
+                yield from (value for value in moments.values() if isinstance(value, Tensor))

@@ -1,0 +1,210 @@
+"""Run folders: made new, written once, found again."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import errno
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+
+from unicode_fast.checkpoint import SUMMARY, CheckpointError
+from unicode_fast.cli import resolve_saved
+from unicode_fast.config import EXECUTION_FIELDS, PLACE_FIELDS, Config
+from unicode_fast.files import untrusted
+from unicode_fast.files.writing import atomic_folder, write_json, write_text
+from unicode_fast.tasks.table import Row
+
+# Runs that begin in the same second.
+_MOST_AT_ONCE = 1000
+# In a run folder: locked by the process that works on the run.
+LOCK = ".lock"
+# Below a run folder: one JSON file for each row that was measured after training.
+EVALUATIONS = "evaluations"
+
+
+def prepare_folder(out: str | None, config: Config, seeds: int) -> Path:
+    """A new run folder with its resolved configuration.
+
+    Raises:
+        ValueError: it exists already.
+        OSError: it cannot be made.
+    """
+    listed = [config.train.seed + n for n in range(seeds)] if seeds > 1 else None
+    if out is not None:
+        folder = Path(out)
+        if folder.exists():
+            raise ValueError(f"out must be a folder that does not exist yet, got {out!r}; runs are never overwritten")
+        make_folder(folder, config, listed)
+        return folder
+    now = datetime.datetime.now(datetime.timezone.utc).strftime("%Y%m%dT%H%M%SZ")
+    base = Path("runs") / f"{now}-{config.preset}-{config.train.seed}"
+    for number in range(_MOST_AT_ONCE):
+        folder = base.with_name(f"{base.name}-{number}") if number else base
+        # One that another run makes at the same time has its name when both are ready.
+        with contextlib.suppress(FileExistsError):
+            make_folder(folder, config, listed)
+            return folder
+    raise FileExistsError(errno.EEXIST, f"run could not be made: there are {_MOST_AT_ONCE} of that name", str(base))
+
+
+def make_folder(folder: Path, config: Config, seeds: list[int] | None = None) -> None:
+    """A run folder with its resolved configuration, which `--config` reads; it appears whole or not at all.
+
+    Raises:
+        OSError: it cannot be made, or exists and is not empty.
+    """
+    try:
+        _make_folder(folder, config, seeds)
+    except OSError as error:
+        raise OSError(error.errno, f"run could not be made: {error.strerror}", str(folder)) from error
+
+
+def _make_folder(folder: Path, config: Config, seeds: list[int] | None) -> None:
+    with atomic_folder(folder) as inside:
+        write_config(inside, config)
+        if seeds is not None:
+            write_json(inside / "seeds.json", seeds)
+
+
+def write_config(folder: Path, config: Config) -> None:
+    """The config.yaml of a run folder, atomically.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    write_text(folder / "config.yaml", yaml.safe_dump(config.flat(), sort_keys=False))
+
+
+def versions() -> dict[str, str]:
+    """What the numbers were made with."""
+    from unicode_fast import __version__
+
+    return {
+        "unicode_fast": __version__,
+        "python": sys.version.split()[0],
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+    }
+
+
+def git_commit() -> str | None:
+    """The commit of the package's checkout; None outside one."""
+    try:
+        found = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return found.stdout.strip()
+
+
+def resume_folder(
+    path: str, flags: Mapping[str, Any], others: Sequence[str] = ()
+) -> tuple[Path, Config, list[int] | None]:
+    """A run folder, its configuration, and its seeds if it has several.
+
+    Args:
+        path: of the folder.
+        flags: fields with which the run goes on.
+        others: names of flags beside it that are no fields.
+
+    Raises:
+        CheckpointError: it is no run folder.
+        ValueError: a flag has a wrong value, or is not read beside the run's configuration.
+    """
+    folder = Path(path)
+    if not (folder / "config.yaml").is_file():
+        raise CheckpointError(f"resume must be a run folder with a config.yaml, got {path!r}")
+    refused = [name for name in (*flags, *others) if name not in (*EXECUTION_FIELDS, *PLACE_FIELDS)]
+    if refused:
+        raise ValueError(
+            f"resume takes the run's own configuration, got {', '.join(refused)} beside it; only these may change: "
+            f"{', '.join((*EXECUTION_FIELDS, *PLACE_FIELDS))}"
+        )
+    seeds = read_seeds(folder / "seeds.json") if (folder / "seeds.json").exists() else None
+    return folder, resolve_saved(str(folder / "config.yaml"), flags), seeds
+
+
+def single_folders(folder: Path, seeds: Sequence[int] | None) -> list[Path]:
+    """The folders of a run's single seeds that are there; the run's own where it has one."""
+    below = [folder] if seeds is None else [folder / f"seed-{seed}" for seed in seeds]
+    return [path for path in below if (path / "config.yaml").exists()]
+
+
+def has_ended(folder: Path, seeds: Sequence[int] | None) -> bool:
+    """Whether a run has its summary, and each of its seeds."""
+    below = [folder / f"seed-{seed}" for seed in seeds or ()]
+    return all((path / SUMMARY).exists() for path in (folder, *below))
+
+
+def read_summary(folder: Path) -> dict[str, Any]:
+    """The summary.json of a run that has ended.
+
+    Raises:
+        CheckpointError: it is none.
+        OSError: it cannot be read.
+    """
+    with run_file(folder / SUMMARY, "; without it --resume measures the run again") as summary:
+        _ = [Row.from_dict(row) for row in summary["rows"]], float(summary["seconds"])
+        return summary
+
+
+def read_seeds(file: Path) -> list[int]:
+    """The seeds of a run of several.
+
+    Raises:
+        As `run_file`.
+    """
+    with run_file(file) as seeds:
+        if type(seeds) is not list or not all(type(seed) is int for seed in seeds):
+            raise ValueError("seeds must be a list of whole numbers")
+        return seeds
+
+
+@contextlib.contextmanager
+def run_file(file: Path, cure: str = "") -> Iterator[Any]:
+    """The content of a JSON file of a run; what its reader finds wrong with it becomes an error that names it.
+
+    Raises:
+        CheckpointError: it holds something else than a run or an evaluation writes.
+        OSError: it cannot be read.
+    """
+    try:
+        yield untrusted.read_json(file)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        what = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+        raise CheckpointError(f"{file} is damaged{cure}: {what[:150]}") from error
+
+
+def places(folder: Path) -> dict[str, str]:
+    """Where the data of a run lie now, which its checkpoints may have been written before; empty for no run folder."""
+    file = folder / "config.yaml"
+    fields = resolve_saved(str(file)).flat() if file.is_file() else {}
+    return {name: fields[name] for name in PLACE_FIELDS if fields}
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of a run; "auto" takes a GPU where there is one.
+
+    Raises:
+        ValueError: the name is no device, or the device is not there.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"device must be auto, cpu or cuda, got {name!r}") from error
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"device must be auto, cpu or cuda, got {name!r}")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device {name!r} is not there: torch sees no GPU; take --device cpu")
+    return device
