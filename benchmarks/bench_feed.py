@@ -21,8 +21,8 @@ from unicode_fast import preset
 from unicode_fast.config import Config
 from unicode_fast.data import Batches, ClipSet, open_dataset, open_feed
 from unicode_fast.files.writing import write_text
-from unicode_fast.train import Trainer
 from unicode_fast.training.runs import git_commit
+from unicode_fast.training.trainer import Trainer
 
 KINDS = ("direct", "prefetch", "resident")
 CLIPS_AS_PUBLISHED = 1600

@@ -18,8 +18,9 @@ import torch
 from unicode_fast import backend, preset
 from unicode_fast.data import Batches, open_dataset
 from unicode_fast.files.writing import write_json
-from unicode_fast.train import Trainer, check_store, initialise_codebook, learning_rate, total_steps
+from unicode_fast.train import check_store, total_steps
 from unicode_fast.training.runs import choose_device, git_commit, versions
+from unicode_fast.training.trainer import Trainer, initialise_codebook, learning_rate
 
 RESULTS = Path(__file__).resolve().parent / "results"
 

@@ -27,9 +27,10 @@ from unicode_fast.methods import UniCodeMethod
 from unicode_fast.modules import UniCode
 from unicode_fast.tasks import Probes, Row
 from unicode_fast.tasks.probe import Clips
-from unicode_fast.train import Trainer, check_store, pretrain
+from unicode_fast.train import check_store, pretrain
 from unicode_fast.training.distributed import Ranks
 from unicode_fast.training.runs import choose_device, versions
+from unicode_fast.training.trainer import Trainer
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "choices.json"

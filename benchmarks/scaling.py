@@ -22,7 +22,7 @@ from unicode_fast import Config, Modality, UniCode, preset
 from unicode_fast.files.writing import write_text
 from unicode_fast.modules import looking
 from unicode_fast.ops.sharded import Part
-from unicode_fast.train import Trainer
+from unicode_fast.training.trainer import Trainer
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "scaling.md"
 RESULTS = Path(__file__).resolve().parent / "results"

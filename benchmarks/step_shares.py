@@ -16,8 +16,9 @@ from torch.profiler import ProfilerActivity, profile
 from unicode_fast.config import Config
 from unicode_fast.data import Batches, open_dataset
 from unicode_fast.files.writing import write_text
-from unicode_fast.train import Trainer, check_store
+from unicode_fast.train import check_store
 from unicode_fast.training.runs import git_commit
+from unicode_fast.training.trainer import Trainer
 
 WARM_UP_STEPS, STEPS = 5, 20
 NAMESPACE = "unicode_fast::"

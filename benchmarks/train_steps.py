@@ -27,8 +27,8 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from unicode_fast import preset
 from unicode_fast.config import Config
 from unicode_fast.methods import Draws
-from unicode_fast.train import Trainer
 from unicode_fast.training.runs import git_commit
+from unicode_fast.training.trainer import Trainer
 
 RATE = 4e-4
 # A step is repeated until this many seconds have passed, and at least so often.

@@ -22,8 +22,9 @@ from unicode_fast.config import Config, Modality
 from unicode_fast.data import Store, open_dataset
 from unicode_fast.files.writing import write_json
 from unicode_fast.modules.encoders import ModalityEncoder
-from unicode_fast.train import check_store, learning_rate
+from unicode_fast.train import check_store
 from unicode_fast.training.runs import versions
+from unicode_fast.training.trainer import learning_rate
 
 RESULTS = Path(__file__).resolve().parent / "results" / "upper-bound.json"
 VALIDATIONS = 10

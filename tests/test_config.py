@@ -11,7 +11,7 @@ from unicode_fast import config as config_module
 from unicode_fast.cli import field_help, given_fields, make_parser, read_yaml, resolve, with_underscores
 from unicode_fast.config import FIELDS, PARTS, RANGES, modality_names
 from unicode_fast.errors import UsageError
-from unicode_fast.train import Trainer
+from unicode_fast.training.trainer import Trainer
 
 
 class TestFields:

@@ -28,7 +28,7 @@ from unicode_fast.files.checked_torch import _OLD, read_torch
 from unicode_fast.files.pickle_opcodes import unpickle
 from unicode_fast.files.tensor_files import read_tensors, write_tensors
 from unicode_fast.files.untrusted import BadFile
-from unicode_fast.train import Trainer
+from unicode_fast.training.trainer import Trainer
 
 NAMES = ("audio", "text")
 HERE = Path(__file__).parent

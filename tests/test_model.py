@@ -24,8 +24,8 @@ from unicode_fast.methods import Draws, UniCodeMethod
 from unicode_fast.modules import looking
 from unicode_fast.modules.codebook import attended
 from unicode_fast.modules.encoders import GridSemanticEncoder, ResidualBlock, WordEncoder
-from unicode_fast.train import Trainer
 from unicode_fast.training.metrics_logger import StepResult
+from unicode_fast.training.trainer import Trainer
 
 SETS = ["audio,video", "audio,text", "video,text", "audio,video,text", "audio,video,text,depth"]
 

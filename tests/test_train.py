@@ -25,8 +25,10 @@ from unicode_fast.data.opening import absolute
 from unicode_fast.evaluate import main as evaluate
 from unicode_fast.report import plots
 from unicode_fast.tasks.probe import ProbeRule
-from unicode_fast.train import Journal, NonFiniteLoss, StepBar, Trainer, learning_rate, main, total_steps
+from unicode_fast.train import StepBar, main, total_steps
 from unicode_fast.training import acceleration, runs
+from unicode_fast.training.metrics_logger import Journal, NonFiniteLoss
+from unicode_fast.training.trainer import Trainer, learning_rate
 
 pytestmark = pytest.mark.usefixtures("short_probes", "no_pictures")
 
