@@ -30,9 +30,9 @@ import torch
 import torch._dynamo
 
 from unicode_fast import checkpoint, errors, train
+from unicode_fast.checkpoint import METRICS
 from unicode_fast.report import plots
 from unicode_fast.tasks.probe import ProbeRule
-from unicode_fast.training.metrics_logger import METRICS
 
 STEPS = 12
 FLAGS = {

@@ -22,11 +22,11 @@ from compare import assert_close
 from tolerances import EXACT, SHARED_BATCH, Tolerance
 
 from unicode_fast import Config, UniCode, checkpoint
+from unicode_fast.activity import Activity, waiting
 from unicode_fast.data import open_dataset, open_store
 from unicode_fast.data.stream import write_shards
 from unicode_fast.ops import sharded
 from unicode_fast.train import check_ranks, main
-from unicode_fast.training.activity import Activity, waiting
 from unicode_fast.training.distributed import Ranks, Watch, _Seen
 from unicode_fast.training.metrics_logger import StepResult
 from unicode_fast.training.trainer import Trainer, initialise_codebook

@@ -20,7 +20,7 @@ from published import write_rows, write_zip
 from safetensors.torch import save_file
 
 from unicode_fast import preset
-from unicode_fast.checkpoint import CheckpointError
+from unicode_fast.checkpoint import CheckpointError, write_config
 from unicode_fast.config import Modality
 from unicode_fast.data import Dataset, StoreError, open_data, open_store
 from unicode_fast.data.layouts.ave import h5_source, read_labels, read_order
@@ -39,7 +39,7 @@ from unicode_fast.tasks.metrics.intervals import Estimate
 from unicode_fast.tasks.segmentation.backbones import LIGHT_SETTINGS, fill, read_weights
 from unicode_fast.tasks.segmentation.segmenter import Segmenter, load_segmenter, save_segmenter
 from unicode_fast.training.metrics_logger import read_metrics
-from unicode_fast.training.runs import read_seeds, read_summary, write_config
+from unicode_fast.training.runs import read_seeds, read_summary
 
 
 class Reader(NamedTuple):

@@ -22,14 +22,12 @@ PACKAGE = ROOT / "unicode_fast"
 
 # Lowest first: a part imports from its own layer or from one below it, never from one above.
 LAYERS = [
-    {"version", "activity", "errors", "writing", "locks", "untrusted", "paths", "pickle_opcodes", "checked_torch"}
-    | {"tensor_files", "headless", "backend", "config", "presets", "published"},
+    {"version", "activity", "errors", "files", "headless", "backend", "config", "presets"},
     {"reference", "kernels"},
     {"ops"},
     {"modules", "losses"},
-    {"methods", "tasks", "data", "compat", "plots", "pictures", "checkpoint", "checked_state", "journal", "health"},
-    {"cli", "runs", "acceleration", "gradient_cache", "distributed"},
-    {"train", "evaluate", "convert", "ablate", "report", "__main__"},
+    {"methods", "tasks", "data", "compat", "checkpoint", "checked_state", "health"},
+    {"cli", "report", "training", "train", "evaluate", "convert", "ablate", "__main__"},
 ]
 HEIGHT = {part: height for height, layer in enumerate(LAYERS) for part in layer}
 

@@ -27,6 +27,7 @@ from scipy import stats
 from tqdm import tqdm
 
 from unicode_fast import health
+from unicode_fast.checkpoint import METRICS
 from unicode_fast.cli import given_fields, make_parser, resolve, resolve_saved, with_underscores
 from unicode_fast.config import EXECUTION_FIELDS, Config, completed, modality_names
 from unicode_fast.data import built_in, open_dataset
@@ -40,7 +41,6 @@ from unicode_fast.report.published import LABEL, TASKS, published
 from unicode_fast.tasks import PROBE_TASKS, Row, aggregate
 from unicode_fast.tasks.table import token_cell
 from unicode_fast.train import check_run, check_store
-from unicode_fast.training.metrics_logger import METRICS
 from unicode_fast.training.runs import read_summary
 
 # MM-EMA is off where codewords follow their own modality alone, and features are drawn to their own codewords alone.

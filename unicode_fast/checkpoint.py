@@ -13,19 +13,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
+from unicode_fast import checked_state
 from unicode_fast.backend import find_device
 from unicode_fast.config import EXECUTION_FIELDS, PLACE_FIELDS, Config, Modality, completed
 from unicode_fast.errors import few
-from unicode_fast.files import checked_state
 from unicode_fast.files.checked_torch import read_torch
 from unicode_fast.files.tensor_files import read_tensors, write_tensors
 from unicode_fast.files.untrusted import BadFile, open_file
-from unicode_fast.files.writing import atomic_file, path_of, sync_folder
+from unicode_fast.files.writing import atomic_file, path_of, sync_folder, write_text
 from unicode_fast.modules import UniCode
 from unicode_fast.modules.wrapped import plain_model
 from unicode_fast.presets import from_saved
-from unicode_fast.training.metrics_logger import METRICS
 
 FORMAT = 1
 FOLDER = "checkpoints"
@@ -37,12 +37,22 @@ WHERE = "where"
 # How folders are called that hold what came after a step that a run went on from.
 ASIDE = "aside"
 SUMMARY = "summary.json"
+METRICS = "metrics.jsonl"
 EXPORT_SUFFIX = ".safetensors"
 _NAME = re.compile(r"step-(\d+)\.pt")
 
 
 class CheckpointError(RuntimeError):
     """A checkpoint that is missing, damaged or not ours; the message names it and what can be taken in its place."""
+
+
+def write_config(folder: Path, config: Config) -> None:
+    """The config.yaml of a run folder, atomically.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    write_text(folder / "config.yaml", yaml.safe_dump(config.flat(), sort_keys=False))
 
 
 def config_to_dict(config: Config, modalities: Mapping[str, Modality]) -> dict[str, Any]:

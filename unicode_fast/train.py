@@ -18,7 +18,7 @@ from jsonargparse import Namespace
 from tqdm import tqdm
 
 from unicode_fast import checkpoint, health
-from unicode_fast.checkpoint import CheckpointError
+from unicode_fast.checkpoint import CheckpointError, write_config
 from unicode_fast.cli import (
     added_fields,
     given_fields,
@@ -79,7 +79,6 @@ from unicode_fast.training.runs import (
     resume_folder,
     single_folders,
     versions,
-    write_config,
 )
 from unicode_fast.training.trainer import Trainer, initialise_codebook, learning_rate
 

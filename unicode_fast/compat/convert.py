@@ -9,13 +9,13 @@ from pathlib import Path
 import torch
 
 from unicode_fast import checkpoint
+from unicode_fast.checkpoint import write_config
 from unicode_fast.compat import from_cmg, to_cmg
 from unicode_fast.compat.cmg import REST
 from unicode_fast.errors import Parser, say
 from unicode_fast.files.paths import with_homes
 from unicode_fast.files.writing import atomic_file, atomic_folder
 from unicode_fast.modules import UniCode
-from unicode_fast.training.runs import write_config
 
 # Key of a checkpoint that holds what `to_cmg` needs beside the model.
 EXTRA_KEY = "cmg"

@@ -13,8 +13,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from unicode_fast.activity import waiting
 from unicode_fast.files.writing import naming
-from unicode_fast.training.activity import waiting
 
 # Errors of a file system that has no locks.
 _WITHOUT_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)

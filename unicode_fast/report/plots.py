@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from unicode_fast.files.writing import atomic_file
-from unicode_fast.report.headless import any_backend
+from unicode_fast.headless import any_backend
 from unicode_fast.tasks import Row
 from unicode_fast.tasks.metrics.sharing import shared_codewords
 from unicode_fast.tasks.probe import Clips

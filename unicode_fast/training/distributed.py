@@ -19,10 +19,10 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 import torch.distributed as dist
 
+from unicode_fast.activity import Activity
 from unicode_fast.config import TrainConfig
 from unicode_fast.ops import sharded
 from unicode_fast.ops.sharded import Part
-from unicode_fast.training.activity import Activity
 
 if dist.is_available():
     # Imported by torch's optimisers later on, it would keep the process group as a default argument, and so threads

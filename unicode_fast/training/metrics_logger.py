@@ -21,11 +21,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from unicode_fast import health
+from unicode_fast.checkpoint import METRICS
 from unicode_fast.errors import say
 from unicode_fast.files.untrusted import BadFile, check_count, read_bytes
 from unicode_fast.files.writing import naming, sync_folder
 
-METRICS = "metrics.jsonl"
 LOG_EVERY = 20
 # Losses are read this many steps late, so that a device is never waited for.
 READ_DELAY = 8

@@ -13,13 +13,12 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 
-from unicode_fast.checkpoint import SUMMARY, CheckpointError
+from unicode_fast.checkpoint import SUMMARY, CheckpointError, write_config
 from unicode_fast.cli import resolve_saved
 from unicode_fast.config import EXECUTION_FIELDS, PLACE_FIELDS, Config
 from unicode_fast.files import untrusted
-from unicode_fast.files.writing import atomic_folder, write_json, write_text
+from unicode_fast.files.writing import atomic_folder, write_json
 from unicode_fast.tasks.table import Row
 
 # Runs that begin in the same second.
@@ -72,15 +71,6 @@ def _make_folder(folder: Path, config: Config, seeds: list[int] | None) -> None:
         write_config(inside, config)
         if seeds is not None:
             write_json(inside / "seeds.json", seeds)
-
-
-def write_config(folder: Path, config: Config) -> None:
-    """The config.yaml of a run folder, atomically.
-
-    Raises:
-        OSError: it cannot be written.
-    """
-    write_text(folder / "config.yaml", yaml.safe_dump(config.flat(), sort_keys=False))
 
 
 def versions() -> dict[str, str]:

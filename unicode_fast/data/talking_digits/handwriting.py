@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from unicode_fast.report.headless import any_backend
+from unicode_fast.headless import any_backend
 
 FRAME_SIDE = 16
 GRID_SIDE, CHANNELS = 7, 16

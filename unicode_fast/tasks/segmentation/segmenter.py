@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from unicode_fast.checked_state import check_state
 from unicode_fast.checkpoint import CheckpointError
 from unicode_fast.errors import few
-from unicode_fast.files.checked_state import check_state
 from unicode_fast.files.tensor_files import read_tensors, write_tensors
 from unicode_fast.files.untrusted import BadFile
 from unicode_fast.tasks.segmentation.backbones import PyramidSettings, make_pyramid
