@@ -332,7 +332,7 @@ def graphs_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> type[FakeGraph]:
             tensor.copy_(value) if not tensor.requires_grad else tensor.data.copy_(value)
 
     stream = mock.MagicMock()
-    monkeypatch.setattr("unicode_fast.train.check_acceleration", lambda *_: None)
+    monkeypatch.setattr("unicode_fast.training.trainer.check_acceleration", lambda *_: None)
     for name, value in {
         "CUDAGraph": Graph,
         "graph": capture,

@@ -7,9 +7,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from unicode_fast.ops import sharded
-from unicode_fast.ops.sharded import Part
-
 # Inside the logarithm and in the denominator of the released code matching loss.
 OFFICIAL_LOG_OFFSET = 1e-10
 OFFICIAL_SUM_OFFSET = 1e-5
@@ -75,14 +72,8 @@ def club_likelihood(mean: Tensor, log_variance: Tensor, specific: Tensor, mask: 
     return masked_mean(terms.sum(-1), mask)
 
 
-def club_official(  # noqa: PLR0913 - the guess, what is guessed, and which of it counts
-    mean: Tensor,
-    log_variance: Tensor,
-    specific: Tensor,
-    permutation: Tensor,
-    mask: Tensor | None = None,
-    *,
-    part: Part | None = None,
+def club_official(
+    mean: Tensor, log_variance: Tensor, specific: Tensor, permutation: Tensor, mask: Tensor | None = None
 ) -> Tensor:
     """The mutual information estimate of the released code.
 
@@ -96,8 +87,6 @@ def club_official(  # noqa: PLR0913 - the guess, what is guessed, and which of i
         specific: y, (B, T, C).
         permutation: (B,) int64, the clip that serves as negative.
         mask: (B, T) bool, or None; a negative counts where both clips are valid.
-        part: which clips of a batch that processes share these are. Then `permutation` is of the whole batch, and the
-            result the mean over own clips.
     """
 
     def over_time(values: Tensor, valid: Tensor | None) -> Tensor:
@@ -106,26 +95,15 @@ def club_official(  # noqa: PLR0913 - the guess, what is guessed, and which of i
         weight = valid.unsqueeze(-1).to(values.dtype)
         return (values * weight).sum(1) / weight.sum(1).clamp(min=1)
 
-    others, their_mask = specific, mask
-    if part is not None:
-        permutation = permutation[part.offset : part.offset + len(mean)]
-        others = sharded.gather(specific, part)
-        their_mask = None if mask is None else sharded.gather(mask.to(torch.uint8), part).bool()
     spread = torch.exp(over_time(log_variance, mask))  # (B, C)
-    both = None if mask is None or their_mask is None else mask & their_mask[permutation]
+    both = None if mask is None else mask & mask[permutation]
     positive = -over_time((mean - specific).square(), mask) / spread
-    negative = -over_time((mean - others[permutation]).square(), both) / spread
+    negative = -over_time((mean - specific[permutation]).square(), both) / spread
     return (positive - negative).sum(-1).mean() / 2
 
 
-def club_closed_form(  # noqa: PLR0913 - the guess, what is guessed, and which of it counts
-    mean: Tensor,
-    log_variance: Tensor,
-    specific: Tensor,
-    mask: Tensor | None = None,
-    *,
-    reduction: str = "sum",
-    part: Part | None = None,
+def club_closed_form(
+    mean: Tensor, log_variance: Tensor, specific: Tensor, mask: Tensor | None = None, *, reduction: str = "sum"
 ) -> Tensor:
     """The CLUB bound over all pairs of clips, without forming the pairs; Eq. 5.
 
@@ -139,18 +117,11 @@ def club_closed_form(  # noqa: PLR0913 - the guess, what is guessed, and which o
         specific: y, (B, T, C).
         mask: (B, T) bool, or None; moments and means are over valid steps.
         reduction: channels are added ("sum") or averaged ("mean").
-        part: which clips of a batch that processes share these are. The negatives are those of the whole batch, the
-            result is the mean over own steps.
 
     Returns:
         The mean over valid steps of log q(y_i | x_i) - mean_j log q(y_j | x_i).
     """
-    if part is not None:
-        weight = (mean.new_ones(mean.shape[:2]) if mask is None else mask.to(mean.dtype)).unsqueeze(-1)
-        count = sharded.total(weight.sum(0), part).clamp(min=1)  # (T, 1)
-        centre = sharded.total((specific * weight).sum(0), part) / count
-        spread = sharded.total(((specific - centre).square() * weight).sum(0), part) / count
-    elif mask is None:
+    if mask is None:
         centre = specific.mean(0)  # (T, C)
         spread = (specific - centre).square().mean(0)
     else:
@@ -277,14 +248,7 @@ def grounding(expected: Tensor, used: Tensor, average: Tensor, mask: Tensor | No
     return Grounding(surprise, weight, meaning)
 
 
-def code_matching(
-    first: Tensor,
-    second: Tensor,
-    *,
-    pairing: str = "symmetric",
-    directions: str = "both",
-    whole: tuple[Tensor, Tensor, Part] | None = None,
-) -> Tensor:
+def code_matching(first: Tensor, second: Tensor, *, pairing: str = "symmetric", directions: str = "both") -> Tensor:
     """Clips recognise their partner by the codewords both use: L_cmcm.
 
     With P the distributions over codewords, the score of clips i and j is
@@ -298,59 +262,20 @@ def code_matching(
             as the second term and adds 1e-5 to the sum of exponentials, as released.
         directions: softmax over the partners of a row only ("rows"), or the
             mean of that and of the columns ("both").
-        whole: (B, M) twice, of a batch that processes share, and which of its clips `first` and `second` are. They
-            are compared with all, and the result is the mean over own clips.
 
     Precision:
         That of the inputs, under autocast too.
     """
     with torch.autocast(first.device.type, enabled=False):
-        return (
-            _code_matching(first, second, pairing, directions)
-            if whole is None
-            else _code_matching_of_part((first, second), whole, pairing, directions)
-        )
-
-
-def _code_matching(first: Tensor, second: Tensor, pairing: str, directions: str) -> Tensor:
-    log_first, log_second = _logarithms(first, second)
-    forward = first @ log_second.T  # (B, B)
-    if pairing == "official":
-        scores = forward + second @ log_first.T
-        scores = scores - scores.min()
-        offset = scores.new_full((), OFFICIAL_SUM_OFFSET).log()
-        rows = torch.logaddexp(scores.logsumexp(1), offset) - scores.diagonal()
-        columns = torch.logaddexp(scores.logsumexp(0), offset) - scores.diagonal()
-    else:
-        scores = forward + log_first @ second.T
-        rows = scores.logsumexp(1) - scores.diagonal()
-        columns = scores.logsumexp(0) - scores.diagonal()
-    return rows.mean() if directions == "rows" else (rows.mean() + columns.mean()) / 2
-
-
-def _code_matching_of_part(
-    owned: tuple[Tensor, Tensor], whole: tuple[Tensor, Tensor, Part], pairing: str, directions: str
-) -> Tensor:
-    own_first, own_second, own_log_first, own_log_second = *owned, *_logarithms(*owned)
-    first, second, part = whole
-    log_first, log_second = _logarithms(first, second)
-    own = torch.arange(len(own_first), device=first.device)
-    if pairing == "official":
-        rows = own_first @ log_second.T + own_second @ log_first.T  # (own clips, B)
-        columns = own_log_second @ first.T + own_log_first @ second.T
-        # The smallest score of all has a gradient too.
-        smallest = sharded.gather(rows.min().view(1), part._replace(offset=part.group.rank(), clips=part.group.size()))
-        offset = rows.new_full((), OFFICIAL_SUM_OFFSET).log()
-        rows, columns = rows - smallest.min(), columns - smallest.min()
-        row_sums, column_sums = (torch.logaddexp(scores.logsumexp(1), offset) for scores in (rows, columns))
-    else:
-        rows = own_first @ log_second.T + own_log_first @ second.T
-        columns = own_log_second @ first.T + own_second @ log_first.T
-        row_sums, column_sums = rows.logsumexp(1), columns.logsumexp(1)
-    matched = rows[own, own + part.offset]
-    by_row, by_column = (row_sums - matched).mean(), (column_sums - matched).mean()
-    return by_row if directions == "rows" else (by_row + by_column) / 2
-
-
-def _logarithms(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-    return (first + OFFICIAL_LOG_OFFSET).log(), (second + OFFICIAL_LOG_OFFSET).log()
+        log_first, log_second = ((used + OFFICIAL_LOG_OFFSET).log() for used in (first, second))
+        forward = first @ log_second.T  # (B, B)
+        if pairing == "official":
+            scores = forward + second @ log_first.T
+            scores = scores - scores.min()
+            offset = scores.new_full((), OFFICIAL_SUM_OFFSET).log()
+            rows, columns = (torch.logaddexp(scores.logsumexp(dim), offset) for dim in (1, 0))
+        else:
+            scores = forward + log_first @ second.T
+            rows, columns = scores.logsumexp(1), scores.logsumexp(0)
+        by_row, by_column = ((sums - scores.diagonal()).mean() for sums in (rows, columns))
+        return by_row if directions == "rows" else (by_row + by_column) / 2

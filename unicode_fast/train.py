@@ -106,7 +106,7 @@ def advance(trainer: Trainer, feed: Feed, ranks: Ranks) -> tuple[np.ndarray, Ste
     # Not before, so that a rank whose feed hangs is behind the others.
     ranks.step = step + 1
     rate = learning_rate(config, step, total_steps(config, batches), batches.steps_per_epoch)
-    result = trainer.train_step(batch.features, batch.mask, rate, ranks.part(batches.size(step)))
+    result = trainer.train_step(batch.features, batch.mask, rate, ranks.shard(batches.size(step)))
     ranks.phase = "training"
     return batches.ids(step, batch), result
 

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from unicode_fast import losses
 from unicode_fast.config import Config
 from unicode_fast.modules.cpc import clip_mean
 from unicode_fast.modules.model import ModelOutput, UniCode
 from unicode_fast.modules.wrapped import unwrapped
-from unicode_fast.ops import codeword_distribution, commitment_loss, sharded
-from unicode_fast.ops.sharded import Part
+from unicode_fast.ops import codeword_distribution, commitment_loss
 from unicode_fast.reference.counter_random import uniform
 
 # Streams of the counter-based generator; the codebook's revival has its own.
@@ -54,37 +53,42 @@ class UniCodeMethod:
         self.model: UniCode = unwrapped(model)
         self.config: Config = self.model.config
 
-    def fit_club(self, output: ModelOutput, optimizer: torch.optim.Optimizer) -> None:
-        """Inner steps: the CLUB networks learn to guess specific features, on detached ones of this batch."""
+    def fit_club(
+        self,
+        output: ModelOutput,
+        optimizer: torch.optim.Optimizer,
+        average: Callable[[Sequence[nn.Parameter]], None] | None = None,
+    ) -> None:
+        """Inner steps: the CLUB networks learn to guess specific features, on detached ones of this batch.
+
+        Args:
+            output: of the whole batch.
+            optimizer: of the CLUB networks.
+            average: called before each step with the parameters, to keep the gradients of ranks alike.
+        """
         method = self.config.method
         if method.club_estimator == "none":
             return
         inputs = {name: value.detach() for name, value in self._club_input(output).items()}
-        shares = self._shares(output)
         for _ in range(method.club_inner_steps):
             optimizer.zero_grad(set_to_none=True)
             total = torch.zeros((), dtype=self.model.dtype, device=self.model.device)
             for name, valid in self._masks(output).items():
                 mean, log_variance = self.model.club[name](inputs[name])
-                likelihood = losses.club_likelihood(mean, log_variance, output.club[name].detach(), valid)
-                total = total + (likelihood if shares is None else shares[name] * likelihood)
+                total = total + losses.club_likelihood(mean, log_variance, output.club[name].detach(), valid)
             total.backward()
-            if output.part is not None:
-                sharded.add_up_gradients(self.model.club.parameters(), output.part)
+            if average is not None:
+                average(list(self.model.club.parameters()))
             optimizer.step()
 
     def losses(self, output: ModelOutput, draws: Draws | None = None) -> Losses:
         """All terms for a batch, weighted.
 
-        Where processes share the batch, each gets the terms of the whole batch, with gradients that add up to those of
-        the whole batch.
-
         Args:
             output: of the model in training mode.
             draws: None draws from the seed and the number of codebook updates so far.
         """
-        shares = self._shares(output)
-        terms = self._whole(self.reconstruction(output, shares), output.part)
+        terms = self.reconstruction(output)
         others, recognised = self.alignment(output, draws)
         terms.update(others)
         return Losses(torch.stack(list(terms.values())).sum(), terms, recognised)
@@ -94,8 +98,8 @@ class UniCodeMethod:
 
         Args:
             output: of the clips at hand.
-            shares: of the batch's valid steps that these clips hold, by modality, where they are a part of it; the
-                terms of all parts add up to those of the batch.
+            shares: of the batch's valid steps that these clips hold, by modality, where they are a piece of it; the
+                terms of all pieces add up to those of the batch.
         """
         terms = {}
         for name, valid in self._masks(output).items():
@@ -124,19 +128,6 @@ class UniCodeMethod:
             return torch.stack([torch.full((), number, dtype=dtype, device=device) for number in numbers])
         return torch.stack([output.mask[name].sum() for name in self.model.names]).to(self.model.dtype)
 
-    def _shares(self, output: ModelOutput) -> dict[str, Tensor] | None:
-        """Which share of the batch's valid steps is at hand, by modality; None where all are."""
-        if output.part is None:
-            return None
-        own = self.valid_steps(output)
-        return dict(zip(self.model.names, own / sharded.total(own, output.part), strict=True))
-
-    def _whole(self, terms: dict[str, Tensor], part: Part | None) -> dict[str, Tensor]:
-        """Terms of the whole batch from those of the processes."""
-        if part is None or not terms:
-            return terms
-        return dict(zip(terms, sharded.add_up(torch.stack(list(terms.values())), part), strict=True))
-
     def _masks(self, output: ModelOutput) -> dict[str, Tensor | None]:
         return {name: None if output.mask is None else output.mask[name] for name in self.model.names}
 
@@ -147,7 +138,6 @@ class UniCodeMethod:
         method, names, masks = self.config.method, self.model.names, self._masks(output)
         own = method.commitment_weight * method.commitment_own
         partners = method.commitment_weight * method.commitment_partner
-        found: dict[str, Tensor] = {}
         if len({output.codeword[name].shape[1] for name in names}) == 1:
             size, device = (len(names), len(names)), self.model.device
             weights = torch.zeros(size, dtype=torch.float64, device=device)
@@ -163,12 +153,11 @@ class UniCodeMethod:
                 torch.stack([output.semantic[name].flatten(0, 1) for name in names]),
                 torch.stack([output.index[name].flatten() for name in names]),
                 self.model.codebook.codebook,
-                weights if output.part is None else weights * self._pair_shares(output, output.part, valid),
+                weights,
                 valid=valid,
             )
-            found = {f"commitment.{name}": by_modality[m] for m, name in enumerate(names)}
+            terms.update({f"commitment.{name}": by_modality[m] for m, name in enumerate(names)})
         else:
-            shares = self._shares(output)
             for name in names:
                 z, valid = output.semantic[name], masks[name]
 
@@ -180,8 +169,7 @@ class UniCodeMethod:
                 others = self._partners(name)
                 if others:
                     total = total + partners * torch.stack([to_partner(other) for other in others]).mean(0)
-                found[f"commitment.{name}"] = total if shares is None else shares[name] * total
-        terms.update(self._whole(found, output.part))
+                terms[f"commitment.{name}"] = total
 
     def _timed(self) -> list[str]:
         """The modalities with a time axis; of a sentence, words have an order only."""
@@ -195,47 +183,32 @@ class UniCodeMethod:
         timed = self._timed()
         return [other for other in others if name in timed and other in timed]
 
-    def _pair_shares(self, output: ModelOutput, part: Part, valid: Tensor | None) -> Tensor | float:
-        """Which share of the places that are valid in both modalities is at hand, (modalities, modalities) or one."""
-        if valid is None:
-            return len(output.index[self.model.names[0]]) / part.clips
-        both = valid.double() @ valid.double().T
-        return both / sharded.total(both, part).clamp(min=1)
-
     def _club(self, output: ModelOutput, draws: Draws, terms: dict[str, Tensor]) -> None:
-        method, part = self.config.method, output.part
+        method = self.config.method
         if method.club_estimator == "none" or not method.club_weight:
             return
-        inputs, shares = self._club_input(output), self._shares(output)
-        estimates: dict[str, Tensor] = {}
+        inputs = self._club_input(output)
         for number, (name, valid) in enumerate(self._masks(output).items()):
             mean, log_variance = self.model.club[name](inputs[name])
             specific = output.club[name]
             if method.club_estimator == "closed_form":
-                estimate = losses.club_closed_form(
-                    mean, log_variance, specific, valid, reduction=method.club_reduction, part=part
-                )
-                share: Tensor | float | None = None if shares is None else shares[name]
+                estimate = losses.club_closed_form(mean, log_variance, specific, valid, reduction=method.club_reduction)
             else:
                 if draws.club_permutation is None:
-                    clips = specific.shape[0] if part is None else part.clips
-                    order = self._uniform(CLUB_STREAM + number, (clips,)).argsort()
+                    order = self._uniform(CLUB_STREAM + number, (len(specific),)).argsort()
                 else:
                     order = draws.club_permutation[name]
-                estimate = losses.club_official(mean, log_variance, specific, order, valid, part=part)
+                estimate = losses.club_official(mean, log_variance, specific, order, valid)
                 if method.club_reduction == "mean":
                     estimate = estimate / specific.shape[-1]
-                share = None if part is None else specific.shape[0] / part.clips
-            estimates[f"club.{name}"] = estimate if share is None else share * estimate
-        for name, estimate in self._whole(estimates, part).items():
             if method.club_floor:
                 estimate = estimate.clamp(min=0)
-            terms[name] = method.club_weight * estimate
+            terms[f"club.{name}"] = method.club_weight * estimate
 
     def _cpc(self, output: ModelOutput, draws: Draws, terms: dict[str, Tensor]) -> dict[str, Tensor]:
         names = self.model.names
         position = self._uniform(CPC_STREAM, ()) if draws.cpc_position is None else draws.cpc_position
-        result = self.model.cpc(output.semantic, output.mask, position, output.part)
+        result = self.model.cpc(output.semantic, output.mask, position)
         terms["cpc"] = result.loss
         return {
             f"{source}->{target}": result.recognised[row, column]
@@ -244,7 +217,7 @@ class UniCodeMethod:
         }
 
     def _code_matching(self, output: ModelOutput, terms: dict[str, Tensor]) -> None:
-        method, part = self.config.method, output.part
+        method = self.config.method
         if not method.cmcm_weight:
             return
         used = {
@@ -256,23 +229,15 @@ class UniCodeMethod:
             )
             for name, valid in self._masks(output).items()
         }
-        by_all = used if part is None else {name: sharded.gather(share, part) for name, share in used.items()}
-        found: dict[str, Tensor] = {}
         for first, second in combinations(self.model.names, 2):
             loss = losses.code_matching(
-                used[first],
-                used[second],
-                pairing=method.cmcm_pairing,
-                directions=method.cmcm_directions,
-                whole=None if part is None else (by_all[first], by_all[second], part),
+                used[first], used[second], pairing=method.cmcm_pairing, directions=method.cmcm_directions
             )
-            weight = method.cmcm_weight if part is None else method.cmcm_weight * len(used[first]) / part.clips
-            found[f"code_matching.{first}-{second}"] = weight * loss
-        terms.update(self._whole(found, part))
+            terms[f"code_matching.{first}-{second}"] = method.cmcm_weight * loss
 
     def _assignment(self, output: ModelOutput, terms: dict[str, Tensor]) -> None:
         """Codewords that a clip's modalities agree on: by second between those with a time axis, by clip with words."""
-        method, part, timed = self.config.method, output.part, self._timed()
+        method, timed, masks = self.config.method, self._timed(), self._masks(output)
         steps = {output.semantic[name].shape[1] for name in timed}
         by_second = bool(method.assignment_weight) and len(timed) > 1 and len(steps) == 1
         asked = timed and (method.presence_weight or method.grounding_weight)
@@ -283,73 +248,49 @@ class UniCodeMethod:
             name: losses.assignment_scores(output.semantic[name], self.model.codebook.codebook)
             for name in (*timed, *words)
         }
-        found = self._by_second(output, {name: scores[name] for name in timed}) if by_second else {}
-        masks = self._masks(output)
+        if by_second:
+            self._by_second(output, {name: scores[name] for name in timed}, terms)
         used = [clip_mean(scores[name].detach().softmax(-1), masks[name]) for name in timed] if words else []
-        share = 1.0 if part is None or not words else len(used[0]) / part.clips
         for name in words:
             if method.presence_weight:
                 errors = torch.stack([losses.presence(one, scores[name], masks[name]) for one in used])
-                found[f"presence.{name}"] = method.presence_weight * share * errors.sum()
+                terms[f"presence.{name}"] = method.presence_weight * errors.sum()
             if method.grounding_weight:
-                surprise, meant, held = self._grounding(output, name, torch.stack(used).mean(0), scores)
-                found[f"lexicon.{name}"] = surprise
-                found[f"grounding.{name}"] = method.grounding_weight * share * (meant + held)
-        terms.update(self._whole(found, part))
+                surprise, grounding = self._grounding(output, name, torch.stack(used).mean(0), scores)
+                terms[f"lexicon.{name}"] = surprise
+                terms[f"grounding.{name}"] = method.grounding_weight * grounding
 
     def _grounding(
         self, output: ModelOutput, name: str, used: Tensor, scores: Mapping[str, Tensor]
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """What a lexicon has to learn, how far words are from their meaning, and sound and pictures from holding it.
+    ) -> tuple[Tensor, Tensor]:
+        """What a lexicon has to learn, and how far words are from their meaning, sound and pictures from holding it.
 
         Words that the lexicon finds to be about the clip are assigned to the codewords that they may stand for, so that
         over the batch each codeword is used as often as their meanings say. In some second the other modalities hold
         the codewords of such words.
         """
-        part, mask = output.part, self._masks(output)[name]
+        masks = self._masks(output)
         expected = self.model.lexicon[name](output.words[name])
-        average = used.mean(0) if part is None else sharded.total(used.sum(0), part) / part.clips
-        found = losses.grounding(expected, used, average, mask)
+        found = losses.grounding(expected, used, used.mean(0), masks[name])
         with torch.no_grad():
             totals = (found.weight.unsqueeze(-1) * found.meaning).sum((0, 1))
-            logits, weight = (found.meaning + 1e-6).log() + scores[name], found.weight
-            if part is not None:
-                totals = sharded.total(totals, part)
-                logits, weight = sharded.gather(logits, part), sharded.gather(weight, part)
-            target = losses.balanced_assignment(logits.flatten(0, 1), weight.flatten(), totals=totals).view_as(logits)
-            if part is not None:
-                target = target[part.offset : part.offset + len(used)]
+            logits = (found.meaning + 1e-6).log() + scores[name]
+            target = losses.balanced_assignment(logits.flatten(0, 1), found.weight.flatten(), totals=totals)
             # How words that are about the clip use the codewords, (B, M).
             counted = found.weight.unsqueeze(-1) * scores[name].softmax(-1)
             means = counted.sum(1) / found.weight.sum(1, keepdim=True).clamp(min=1e-3)
-        meant = -(found.weight * (target * scores[name].log_softmax(-1)).sum(-1)).sum(1).mean()
-        held = torch.stack(
-            [losses.presence(means, scores[other], self._masks(output)[other]) for other in self._timed()]
-        ).sum()
-        surprise = losses.masked_mean(found.surprise, mask)
-        shares = self._shares(output)
-        return surprise if shares is None else shares[name] * surprise, meant, held
+        agreement = (target.view_as(logits) * scores[name].log_softmax(-1)).sum(-1)
+        meant = -(found.weight * agreement).sum(1).mean()
+        held = torch.stack([losses.presence(means, scores[other], masks[other]) for other in self._timed()]).sum()
+        return losses.masked_mean(found.surprise, masks[name]), meant + held
 
-    def _by_second(self, output: ModelOutput, scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        part = output.part
+    def _by_second(self, output: ModelOutput, scores: Mapping[str, Tensor], terms: dict[str, Tensor]) -> None:
         valid = None if output.mask is None else torch.stack([output.mask[name] for name in scores]).all(0)
         mean = torch.stack([one.detach() for one in scores.values()]).mean(0)  # (B, T, M)
-        everyone, all_valid, share = mean, valid, None
-        if part is not None:
-            everyone = sharded.gather(mean, part)
-            everywhere = mean.new_ones(mean.shape[:2]) if valid is None else valid.to(mean.dtype)
-            weights = sharded.gather(everywhere, part)
-            all_valid, share = weights.bool(), everywhere.sum() / weights.sum().clamp(min=1)
-        target = losses.balanced_assignment(everyone.flatten(0, 1), None if all_valid is None else all_valid.flatten())
-        target = target.view_as(everyone)
-        if part is not None:
-            target = target[part.offset : part.offset + len(mean)]
-        found = {}
+        target = losses.balanced_assignment(mean.flatten(0, 1), None if valid is None else valid.flatten())
         for name, one in scores.items():
-            error = losses.masked_mean(-(target * one.log_softmax(-1)).sum(-1), valid)
-            weight = self.config.method.assignment_weight
-            found[f"assignment.{name}"] = weight * (error if share is None else share * error)
-        return found
+            error = losses.masked_mean(-(target.view_as(mean) * one.log_softmax(-1)).sum(-1), valid)
+            terms[f"assignment.{name}"] = self.config.method.assignment_weight * error
 
     def _uniform(self, stream: int, shape: tuple[int, ...]) -> Tensor:
         return uniform(self.config.train.seed, self.model.codebook.step, stream, shape)

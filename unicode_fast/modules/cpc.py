@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from unicode_fast.config import MethodConfig, ModelConfig, TrainConfig
 from unicode_fast.modules import looking
 from unicode_fast.modules.precision import products
-from unicode_fast.ops import cross_info_nce, sharded
-from unicode_fast.ops.sharded import Part
+from unicode_fast.ops import cross_info_nce
 
 
 class Contrast(NamedTuple):
@@ -66,40 +65,29 @@ class CrossCPC(nn.Module):
         lengths = {z.shape[1] for z in semantic.values()}
         return len(lengths) == 1 and lengths.pop() >= self.earliest + 1 + self.steps
 
-    def forward(
-        self,
-        semantic: Mapping[str, Tensor],
-        mask: Mapping[str, Tensor] | None,
-        position: Tensor,
-        part: Part | None = None,
-    ) -> Contrast:
+    def forward(self, semantic: Mapping[str, Tensor], mask: Mapping[str, Tensor] | None, position: Tensor) -> Contrast:
         """The weighted contrastive loss of all pairs.
 
         Args:
             semantic: z by modality, (B, T, D).
             mask: (B, T) bool by modality, or None.
             position: float scalar in [0, 1) that chooses the last step of the context.
-            part: which clips of a batch that processes share these are; all of them are contrasted.
         """
         if not self.predicts_steps(semantic):
-            return self._contrast(*self._means(semantic, mask), part)
+            return self._contrast(*self._means(semantic, mask))
         if mask is None:
-            return self._contrast(*self._steps(semantic, None, position), part)
+            return self._contrast(*self._steps(semantic, None, position))
         longest = self._lengths(mask).amin(0).amax()
-        if part is not None:
-            longest = sharded.largest(longest, part)
         enough = longest >= self.earliest + 1 + self.steps
         if looking.can_look(enough) and not enough:
-            return self._contrast(*self._means(semantic, mask), part)
-        steps = self._contrast(*self._steps(semantic, mask, position, longest), part)
+            return self._contrast(*self._means(semantic, mask))
+        steps = self._contrast(*self._steps(semantic, mask, position, longest))
         if looking.can_look(enough):
             return steps
-        means = self._contrast(*self._means(semantic, mask), part)
+        means = self._contrast(*self._means(semantic, mask))
         return Contrast(*(torch.where(enough, a, b) for a, b in zip(steps, means, strict=True)))
 
-    def _contrast(
-        self, targets: Tensor, predictions: Tensor, valid: Tensor | None, part: Part | None = None
-    ) -> Contrast:
+    def _contrast(self, targets: Tensor, predictions: Tensor, valid: Tensor | None) -> Contrast:
         cross, within = self.weights
         size = (len(self.names), len(self.names))
         weights = torch.full(size, cross, dtype=targets.dtype, device=targets.device).fill_diagonal_(within)
@@ -110,12 +98,9 @@ class CrossCPC(nn.Module):
             valid=valid,
             softmax_over=self.softmax_over,
             temperature=self.temperature,
-            group=part,
         )
         clips = targets.new_ones(targets.shape[:3]) if valid is None else valid.to(targets.dtype)
         number = torch.einsum("tkb,skb->ts", clips, clips)
-        if part is not None:
-            number = sharded.add_up(number, part)
         return Contrast(result.loss, result.hits.sum(-1) / number.clamp(min=1))
 
     def _lengths(self, mask: Mapping[str, Tensor]) -> Tensor:

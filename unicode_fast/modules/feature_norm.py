@@ -7,9 +7,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from unicode_fast.ops import sharded
-from unicode_fast.ops.sharded import Part
-
 # Share of a batch's moments in the running ones.
 MOMENTUM = 0.05
 _SMALLEST_VARIANCE = 1e-5
@@ -45,23 +42,17 @@ class FeatureNorm(nn.Module):
         self.register_buffer("mean", torch.zeros(width))
         self.register_buffer("variance", torch.ones(width))
 
-    def forward(self, z: Tensor, mask: Tensor | None = None, part: Part | None = None) -> tuple[Tensor, Moments]:
+    def forward(self, z: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Moments]:
         """Features normalised by the batch's own moments, and these, detached; no buffer changes.
 
         Args:
             z: (B, T, D).
             mask: (B, T) bool, or None where every step is valid.
-            part: which clips of a batch that processes share these are; the moments are those of the whole batch.
         """
         weight = z.new_ones(*z.shape[:2], 1) if mask is None else mask.unsqueeze(-1).to(z.dtype)
-        count = weight.sum((0, 1))
-        total = (z * weight).sum((0, 1))
-        if part is not None:
-            count, total = sharded.total(count, part), sharded.total(total, part)
-        count = count.clamp(min=1)
-        mean = total / count
-        squared = ((z - mean).square() * weight).sum((0, 1))
-        variance = (squared if part is None else sharded.total(squared, part)) / count
+        count = weight.sum((0, 1)).clamp(min=1)
+        mean = (z * weight).sum((0, 1)) / count
+        variance = ((z - mean).square() * weight).sum((0, 1)) / count
         return _normalised(z, Moments(mean, variance)), Moments(mean.detach(), variance.detach())
 
     def by_running_moments(self, z: Tensor) -> Tensor:

@@ -22,7 +22,6 @@ from unicode_fast.modules.feature_norm import FeatureNorm, Moments
 from unicode_fast.modules.lexicon import Lexicon
 from unicode_fast.modules.precision import products
 from unicode_fast.ops import BatchShard, UpdateRule
-from unicode_fast.ops.sharded import Part
 
 
 class Encoded(NamedTuple):
@@ -48,25 +47,27 @@ class Specific(NamedTuple):
 class ModelOutput:
     """Everything the losses and the codebook update read, by modality.
 
-    semantic z (B, T, D); club (B, T, Y), the specific features as CLUB sees
-    them; index (B, T); codeword (B, T, D) without gradient; quantised (B, T, D)
-    with the straight-through gradient; decoded and target in the shape of the
-    input (or of the LSTM output for words), all in the model's dtype but
-    decoded, which may have that of its precision; mask (B, T) or None; part
-    says which clips of a batch that processes share these are, None for all of
-    it; moments, of z before its normalisation, where batches are normalised;
-    words (B, T, E), sentences as they were given, where there is a lexicon.
+    Attributes:
+        mask: (B, T) bool, or None where every step is valid.
+        semantic: z, (B, T, D).
+        club: the specific features as CLUB sees them, (B, T, Y).
+        index: (B, T).
+        codeword: (B, T, D), without gradient.
+        quantised: (B, T, D), with the straight-through gradient.
+        decoded: in the shape of the input, or of the LSTM output for words; its dtype may be that of `precision`.
+        target: of the reconstruction, in the shape of `decoded`.
+        moments: of z before its normalisation, where batches are normalised.
+        words: sentences as they were given, (B, T, E), where there is a lexicon.
     """
 
-    semantic: dict[str, Tensor]
-    club: dict[str, Tensor]
-    index: dict[str, Tensor]
-    codeword: dict[str, Tensor]
-    quantised: dict[str, Tensor]
-    decoded: dict[str, Tensor]
-    target: dict[str, Tensor]
     mask: dict[str, Tensor] | None
-    part: Part | None = None
+    semantic: dict[str, Tensor] = field(default_factory=dict)
+    club: dict[str, Tensor] = field(default_factory=dict)
+    index: dict[str, Tensor] = field(default_factory=dict)
+    codeword: dict[str, Tensor] = field(default_factory=dict)
+    quantised: dict[str, Tensor] = field(default_factory=dict)
+    decoded: dict[str, Tensor] = field(default_factory=dict)
+    target: dict[str, Tensor] = field(default_factory=dict)
     moments: dict[str, Moments] = field(default_factory=dict)
     words: dict[str, Tensor] = field(default_factory=dict)
 
@@ -177,35 +178,33 @@ class UniCode(nn.Module):
         }
         return {name: parameters for name, parameters in groups.items() if parameters}
 
-    def forward(
-        self,
-        features: Mapping[str, Tensor],
-        mask: Mapping[str, Tensor] | None = None,
-        part: Part | None = None,
-    ) -> ModelOutput:
+    def forward(self, features: Mapping[str, Tensor], mask: Mapping[str, Tensor] | None = None) -> ModelOutput:
         """Encodes, quantises and decodes a batch; no buffer changes.
 
         Args:
             features: (B, T, ...) by modality, in the model's dtype and on its device.
             mask: (B, T) bool by modality, valid steps first; None where every step is valid.
-            part: which clips of a batch that processes share these are, for the losses; None for all of it.
 
         Raises:
             ValueError: a modality is missing or unknown, or a shape does not fit.
             TypeError: a dtype is not the model's.
         """
         self.check(features, mask)
-        output = ModelOutput({}, {}, {}, {}, {}, {}, {}, None if mask is None else dict(mask), part)
-        output.words.update(self.words(features, mask))
+        output = ModelOutput(None if mask is None else dict(mask), words=self.words(features, mask))
         specific: dict[str, Tensor] = {}
         for name in self.names:
             z, own = self.encode_features(name, features[name], None if mask is None else mask[name])
             output.semantic[name] = self.normalise(name, z, output)
             specific[name], output.club[name], output.target[name] = own
-        for name, quantised in self.codebook.quantise(output.semantic).items():
-            output.index[name], output.codeword[name], output.quantised[name] = quantised
-            output.decoded[name] = self.decode(name, quantised.vector, specific[name])
+        self.quantise(output)
+        for name, vector in output.quantised.items():
+            output.decoded[name] = self.decode(name, vector, specific[name])
         return output
+
+    def quantise(self, output: ModelOutput) -> None:
+        """Adds the nearest codewords of its semantic features to an output."""
+        for name, found in self.codebook.quantise(output.semantic).items():
+            output.index[name], output.codeword[name], output.quantised[name] = found
 
     def words(self, features: Mapping[str, Tensor], mask: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
         """What the lexicon reads of a batch, by modality."""
@@ -230,7 +229,7 @@ class UniCode(nn.Module):
         norm = self._norm(name)
         if not self.training:
             return norm.by_running_moments(z)
-        normalised, output.moments[name] = norm(z, None if output.mask is None else output.mask[name], output.part)
+        normalised, output.moments[name] = norm(z, None if output.mask is None else output.mask[name])
         return normalised
 
     def _norm(self, name: str) -> FeatureNorm:
@@ -275,19 +274,24 @@ class UniCode(nn.Module):
             return checkpoint(function, *inputs, use_reentrant=False)
         return function(*inputs)
 
-    def update_codebook(self, output: ModelOutput) -> None:
+    def update_codebook(self, output: ModelOutput, own: slice | None = None) -> None:
         """The MM-EMA step for a batch whose output is at hand; once per training step, after the backward pass.
 
         Running moments of normalised features take their share of the batch's.
+
+        Args:
+            output: of the whole batch.
+            own: the clips whose codes this rank counts, where ranks share the batch and count the others'.
         """
         for name, moments in output.moments.items():
             self._norm(name).update(moments)
-        shard = None
-        if output.part is not None:
-            steps = [output.semantic[name].shape[1] for name in self.names]
-            first, whole = ([clips * number for number in steps] for clips in output.part[:2])
-            shard = BatchShard(first, whole)
-        self.codebook.update(output.semantic, output.index, output.mask, shard=shard)
+        semantic, index, mask, shard = output.semantic, output.index, output.mask, None
+        if own is not None:
+            clips, steps = len(semantic[self.names[0]]), [semantic[name].shape[1] for name in self.names]
+            shard = BatchShard([own.start * number for number in steps], [clips * number for number in steps])
+            semantic, index = ({name: x[own] for name, x in values.items()} for values in (semantic, index))
+            mask = None if mask is None else {name: valid[own] for name, valid in mask.items()}
+        self.codebook.update(semantic, index, mask, shard=shard)
 
     @torch.no_grad()
     def encode(

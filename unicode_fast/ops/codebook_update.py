@@ -10,7 +10,6 @@ from torch import Tensor
 
 from unicode_fast.ops import _checks, _library
 from unicode_fast.ops.nearest_codeword import PreparedCodebook
-from unicode_fast.ops.sharded import all_reduce
 from unicode_fast.reference.codebook_update import (
     REVIVAL_ATTEMPTS,
     BatchShard,
@@ -109,7 +108,7 @@ def codebook_update(  # noqa: PLR0913 - state, rows and rule are records already
         state.codebook, state.step, rows, list(index), others, valid, choice, *shard, every_attempt, *settings
     )
     if ranks > 1:
-        all_reduce(buffer, group)
+        dist.all_reduce(buffer, group=group)
     if every_attempt:
         buffer = first_attempts(buffer, state, rule)
     apply(*state, buffer, choice, noise, *settings)

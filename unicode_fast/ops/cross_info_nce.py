@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverload
 
-from unicode_fast.ops import _checks, _library, sharded
-from unicode_fast.ops.sharded import Part
+from unicode_fast.ops import _checks, _library, _sharded
 from unicode_fast.reference.cross_info_nce import (
     CrossInfoNCEInputs,
     cross_info_nce_backward_reference,
@@ -44,7 +43,7 @@ def cross_info_nce(  # noqa: PLR0913 - three tensors and five independent switch
     valid: Tensor | None = None,
     softmax_over: str = "predictions",
     temperature: float | Tensor = 1.0,
-    group: ProcessGroup | Part | None = None,
+    group: ProcessGroup | None = None,
     backend: str | None = None,
 ) -> CrossInfoNCE:
     """Contrastive loss of every pair of modalities at every prediction step, with the batch's clips as negatives.
@@ -71,8 +70,7 @@ def cross_info_nce(  # noqa: PLR0913 - three tensors and five independent switch
         temperature: a number greater than 0 or a () tensor on the device of `targets`, with gradient; the value of
             a tensor is not checked.
         group: processes of torch.distributed that each hold a part of the batch, however large; together, one after
-            the other, they are the B clips. All must call, with the same of everything but B. A `sharded.Part`,
-            which says where own clips stand, spares asking the others.
+            the other, they are the B clips. All must call, with the same of everything but B.
         backend: None takes the fastest that can run on this device. A named backend is used or refused, never
             replaced.
 
@@ -109,8 +107,8 @@ def cross_info_nce(  # noqa: PLR0913 - three tensors and five independent switch
     Backends:
         Triton computes float32 and half precision on NVIDIA GPUs of compute capability 8.0 and newer: up to 128 clips
         in one kernel, after a fill of one number, and the gradient in another, before a sum for the temperature. It
-        leaves anything else to the reference. With a group the host waits for the sizes of the parts, which a `Part`
-        spares, and torch.compile breaks its graph.
+        leaves anything else to the reference. With a group the host waits for the sizes of the parts, and torch.compile
+        breaks its graph.
 
     Source:
         Xia et al., NeurIPS 2023, Eq. 6 ("candidates") and its released code ("predictions"); of two sets of vectors
@@ -143,20 +141,20 @@ def cross_info_nce(  # noqa: PLR0913 - three tensors and five independent switch
     if group is None:
         result = operator(targets, predictions, pair_weights, valid, temperature, softmax_over, 0)
         return CrossInfoNCE(*result[:3])
-    part = group if isinstance(group, Part) else sharded.find_part(targets.shape[2], targets.device, group)
+    part = _sharded.find_part(targets.shape[2], targets.device, group)
     if valid is not None:
-        valid = sharded.gather(valid.to(torch.uint8), part, 2).bool()
+        valid = _sharded.gather(valid.to(torch.uint8), part, 2).bool()
     shares = []
     for direction in ("predictions", "candidates") if softmax_over == "both" else (softmax_over,):
         # Own clips ask those of the whole batch.
         if direction == "predictions":
-            sides = targets, sharded.gather(predictions, part, 2)
+            sides = targets, _sharded.gather(predictions, part, 2)
         else:
-            sides = sharded.gather(targets, part, 2), predictions
+            sides = _sharded.gather(targets, part, 2), predictions
         shares.append(operator(*sides, pair_weights, valid, temperature, direction, part.offset))
     losses, pair_losses, hits, *_ = zip(*shares, strict=True)
     loss, pair_loss = torch.stack(losses).mean(0), torch.stack(pair_losses).mean(0)
-    return CrossInfoNCE(*(sharded.add_up(share, part) for share in (loss, pair_loss, hits[0])))
+    return CrossInfoNCE(*(_sharded.add_up(share, part) for share in (loss, pair_loss, hits[0])))
 
 
 def _in_one_dtype(targets: Any, predictions: Any) -> tuple[Any, Any]:

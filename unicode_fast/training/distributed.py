@@ -21,8 +21,7 @@ import torch.distributed as dist
 
 from unicode_fast.activity import Activity
 from unicode_fast.config import TrainConfig
-from unicode_fast.ops import sharded
-from unicode_fast.ops.sharded import Part
+from unicode_fast.training.shard import Shard, own_clips
 
 if dist.is_available():
     # Imported by torch's optimisers later on, it would keep the process group as a default argument, and so threads
@@ -75,12 +74,12 @@ class Ranks:
 
     def bounds(self, clips: int) -> slice:
         """Which clips of a batch this rank holds: as many as any other, or one more or less."""
-        return slice(clips * self.rank // self.size, clips * (self.rank + 1) // self.size)
+        return own_clips(clips, self.rank, self.size)
 
-    def part(self, clips: int) -> Part | None:
-        """The same for the losses; None where this rank holds all."""
+    def shard(self, clips: int) -> Shard | None:
+        """The same for a training step; None where this rank holds all."""
         group = dist.group.WORLD if self.size > 1 else None
-        return None if group is None else Part(self.bounds(clips).start, clips, group)
+        return None if group is None else Shard(clips, group)
 
     def device(self, device: torch.device) -> torch.device:
         """The device of this rank, where `device` is that of the run.
@@ -104,7 +103,7 @@ class Ranks:
         if self.first:
             with self.alone(phase):
                 made = [make()]
-        sharded.begin()
+
         dist.broadcast_object_list(made, src=0, device=torch.device("cpu"))
         return made[0]
 
@@ -121,7 +120,6 @@ class Ranks:
         """Parameters and buffers of the first rank, on every rank."""
         if self.size > 1:
             for tensor in model.state_dict().values():
-                sharded.begin()
                 dist.broadcast(tensor, 0)
 
     def watch(self) -> None:
@@ -152,7 +150,7 @@ class Ranks:
 
     def publish(self, store: dist.Store, beat: int, idle_seconds: float) -> None:
         """Tells the other ranks how far this one is."""
-        state = (beat, self.step, self.phase, sharded.begun, idle_seconds)
+        state = (beat, self.step, self.phase, 0, idle_seconds)
         store.set(f"rank-{self.rank}", " ".join(map(str, state)))
 
 

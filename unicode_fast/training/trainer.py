@@ -17,11 +17,10 @@ from unicode_fast.data import BatchSource
 from unicode_fast.methods import UniCodeMethod
 from unicode_fast.modules import ModelOutput, UniCode
 from unicode_fast.modules.precision import float32_products
-from unicode_fast.ops import sharded
-from unicode_fast.ops.sharded import Part
 from unicode_fast.training.acceleration import GraphedStep, accelerate, check_acceleration
-from unicode_fast.training.gradient_cache import cached_backward, micro_batches
 from unicode_fast.training.metrics_logger import StepResult
+from unicode_fast.training.shard import Shard
+from unicode_fast.training.step import backward, micro_batches
 
 # Vectors that initial codewords are chosen or computed from, for each codeword.
 INIT_ROWS_PER_CODEWORD = 80
@@ -63,7 +62,7 @@ class Trainer:
         features: Mapping[str, Tensor],
         mask: Mapping[str, Tensor] | None,
         rate: float,
-        part: Part | None = None,
+        shard: Shard | None = None,
     ) -> StepResult:
         """One batch at a learning rate; nothing is read back. With `cuda_graph` the next call overwrites the result.
 
@@ -71,44 +70,35 @@ class Trainer:
             features: (B, T, ...) by modality.
             mask: (B, T) bool by modality, or None.
             rate: the learning rate.
-            part: which clips of a batch that ranks share these are; None for all of it. Each rank ends with the model
+            shard: which clips of a batch that ranks share these are; None for all of it. Each rank ends with the model
                 that one would have from the whole batch, to rounding and but for dropout.
         """
         self.model.train()
-        if part is not None:
+        if shard is not None:
             # Of seed, step and rank alone, so that a run goes on with any number of ranks.
-            torch.manual_seed(self._seed_of(self.step, part.group.rank()))
+            torch.manual_seed(self._seed_of(self.step, shard.group.rank()))
         group = self.optimizer.param_groups[0]
         if isinstance(group["lr"], Tensor):
             group["lr"].fill_(rate)
         else:
             group["lr"] = rate
         with float32_products(self.config.train, self.model.device):
-            result = self.graphed(features, mask) if self.graphed else self.plain_step(features, mask, part)
+            result = self.graphed(features, mask) if self.graphed else self.plain_step(features, mask, shard)
         self.step += 1
         return result
 
     def plain_step(
-        self, features: Mapping[str, Tensor], mask: Mapping[str, Tensor] | None, part: Part | None = None
+        self, features: Mapping[str, Tensor], mask: Mapping[str, Tensor] | None, shard: Shard | None = None
     ) -> StepResult:
         """Forward, CLUB's inner steps, losses, backward, clipping, Adam, MM-EMA."""
         self.optimizer.zero_grad(set_to_none=True)
-        if self.config.train.micro_batches == 1:
-            output = self.model(features, mask, part)
-            self.method.fit_club(output, self.club_optimizer)
-            result = self.method.losses(output)
-            result.total.backward(inputs=self.parameters)
-        else:
-            batches = micro_batches(features, mask, self.config.train.micro_batches)
-            output, result = cached_backward(self.method, self.club_optimizer, self.parameters, batches, part)
-        if part is not None:
-            sharded.add_up_gradients(self.parameters, part)
+        pieces = micro_batches(features, mask, self.config.train.micro_batches)
+        output, result = backward(self.method, self.club_optimizer, pieces, shard)
         for group in self.parts.values():
             clip_grad_norm_(group, self.config.train.clip_norm)
         self.optimizer.step()
-        self.model.update_codebook(output)
-        terms = {name: term.detach() for name, term in result.terms.items()}
-        return StepResult(terms, result.recognised, usage(output, self.config.model.codewords))
+        self.model.update_codebook(output, None if shard is None else shard.own)
+        return StepResult(result.terms, result.recognised, usage(output, self.config.model.codewords))
 
     def _seed_of(self, step: int, rank: int) -> int:
         sequence = np.random.SeedSequence([self.config.train.seed, step, rank])
@@ -146,8 +136,6 @@ def usage(output: ModelOutput, codewords: int) -> dict[str, Tensor]:
         weight = torch.ones_like(index, dtype=torch.float32) if output.mask is None else output.mask[name].float()
         zeros = torch.zeros(codewords, device=index.device)
         counts[name] = zeros.index_add_(0, index.flatten(), weight.flatten())
-    if output.part is not None:
-        counts = dict(zip(counts, sharded.add_up(torch.stack(list(counts.values())), output.part), strict=True))
     return counts
 
 
