@@ -27,12 +27,12 @@ def batch(clips: int, masked: bool) -> tuple[Tensor, Tensor, Tensor, Tensor | No
 
 
 def compute(
-    inputs: tuple[Tensor, Tensor, Tensor, Tensor | None], softmax_over: str, group: dist.ProcessGroup | None = None
+    inputs: tuple[Tensor, Tensor, Tensor, Tensor | None], softmax_over: str, **whose: object
 ) -> tuple[CrossInfoNCE, list[Tensor]]:
     targets, predictions, weights, valid = inputs
     leaves = [targets.clone().requires_grad_(), predictions.clone().requires_grad_()]
     temperature = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
-    options = {"valid": valid, "softmax_over": softmax_over, "temperature": temperature, "group": group}
+    options = {"valid": valid, "softmax_over": softmax_over, "temperature": temperature, **whose}
     result = cross_info_nce(*leaves, weights, **options)  # type: ignore[arg-type]
     return result, list(torch.autograd.grad(3 * result.loss, [*leaves, temperature]))
 
@@ -54,7 +54,7 @@ def check_on_rank(rank: int, ranks: int, folder: str) -> None:
                     weights,
                     None if valid is None else valid[:, :, own],
                 )
-                found, gradients = compute(part, softmax_over, dist.group.WORLD)
+                found, gradients = compute(part, softmax_over, group=dist.group.WORLD)
                 assert_close(found.loss, expected.loss, tolerance, "loss")
                 assert_close(found.pair_loss, expected.pair_loss, tolerance, "pair_loss")
                 assert_close(found.hits, expected.hits, EXACT, "hits")
@@ -69,3 +69,25 @@ def check_on_rank(rank: int, ranks: int, folder: str) -> None:
 @pytest.mark.parametrize("ranks", SPLITS)
 def test_parts_are_as_the_whole(ranks: int, tmp_path: Path) -> None:
     torch.multiprocessing.spawn(check_on_rank, (ranks, str(tmp_path)), nprocs=ranks)
+
+
+@pytest.mark.parametrize("softmax_over", SOFTMAXES)
+@pytest.mark.parametrize("masked", [False, True])
+def test_shares_of_rows_add_up(softmax_over: str, masked: bool) -> None:
+    """One process that has all vectors, and computes the scores of some clips at a time."""
+    inputs = batch(9, masked)
+    tolerance = tolerances.cross_info_nce_gradient(50, torch.float64)
+    expected, truths = compute(inputs, softmax_over)
+    shares = [compute(inputs, softmax_over, rows=rows) for rows in (slice(0, 5), slice(5, 5), slice(5, 9))]
+    for name in CrossInfoNCE._fields:
+        found = torch.stack([getattr(share, name) for share, _ in shares]).sum(0)
+        assert_close(found, getattr(expected, name), EXACT if name == "hits" else tolerance, name)
+    for truth, *found in zip(truths, *(gradients for _, gradients in shares), strict=True):
+        assert_close(torch.stack(found).sum(0), truth, tolerance, "gradient")
+
+
+@pytest.mark.parametrize("rows", [slice(0, 4, 2), slice(None, None, -1), 3])
+def test_rows_follow_each_other(rows: object) -> None:
+    vectors = torch.randn(9, WIDTH)
+    with pytest.raises(ValueError, match="rows must be a slice of step 1, of all clips beside a group, got"):
+        cross_info_nce(vectors, vectors, rows=rows)  # type: ignore[arg-type]

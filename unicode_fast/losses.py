@@ -248,7 +248,14 @@ def grounding(expected: Tensor, used: Tensor, average: Tensor, mask: Tensor | No
     return Grounding(surprise, weight, meaning)
 
 
-def code_matching(first: Tensor, second: Tensor, *, pairing: str = "symmetric", directions: str = "both") -> Tensor:
+def code_matching(
+    first: Tensor,
+    second: Tensor,
+    *,
+    pairing: str = "symmetric",
+    directions: str = "both",
+    rows: slice = slice(None),
+) -> Tensor:
     """Clips recognise their partner by the codewords both use: L_cmcm.
 
     With P the distributions over codewords, the score of clips i and j is
@@ -262,20 +269,23 @@ def code_matching(first: Tensor, second: Tensor, *, pairing: str = "symmetric", 
             as the second term and adds 1e-5 to the sum of exponentials, as released.
         directions: softmax over the partners of a row only ("rows"), or the
             mean of that and of the columns ("both").
+        rows: the clips that the result is the share of, each compared with all.
 
     Precision:
         That of the inputs, under autocast too.
     """
     with torch.autocast(first.device.type, enabled=False):
         log_first, log_second = ((used + OFFICIAL_LOG_OFFSET).log() for used in (first, second))
-        forward = first @ log_second.T  # (B, B)
         if pairing == "official":
-            scores = forward + second @ log_first.T
+            scores = first @ log_second.T + second @ log_first.T  # (B, B)
             scores = scores - scores.min()
             offset = scores.new_full((), OFFICIAL_SUM_OFFSET).log()
-            rows, columns = (torch.logaddexp(scores.logsumexp(dim), offset) for dim in (1, 0))
+            matched = scores.diagonal()[rows]
+            sums = [torch.logaddexp(every.logsumexp(1), offset) for every in (scores[rows], scores.T[rows])]
         else:
-            scores = forward + log_first @ second.T
-            rows, columns = scores.logsumexp(1), scores.logsumexp(0)
-        by_row, by_column = ((sums - scores.diagonal()).mean() for sums in (rows, columns))
-        return by_row if directions == "rows" else (by_row + by_column) / 2
+            by_row = first[rows] @ log_second.T + log_first[rows] @ second.T  # (rows, B)
+            by_column = second[rows] @ log_first.T + log_second[rows] @ first.T
+            matched = by_row.diagonal(rows.start or 0)
+            sums = [every.logsumexp(1) for every in (by_row, by_column)]
+        along, across = ((each - matched).sum() / len(first) for each in sums)
+        return along if directions == "rows" else (along + across) / 2

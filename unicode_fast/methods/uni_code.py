@@ -108,16 +108,32 @@ class UniCodeMethod:
             terms[f"reconstruction.{name}"] = weighted if shares is None else shares[name] * weighted
         return terms
 
-    def alignment(self, output: ModelOutput, draws: Draws | None = None) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """All other terms, and what Cross-CPC recognises; what is decoded is not read."""
+    def alignment(
+        self, output: ModelOutput, draws: Draws | None = None, rows: slice = slice(None)
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """All other terms, and what Cross-CPC recognises; what is decoded is not read.
+
+        Args:
+            output: of the batch.
+            draws: None draws from the seed and the number of codebook updates so far.
+            rows: the clips that all results are the share of. Losses of all pairs of clips compute their pairs with all
+                clips, other losses the whole batch.
+        """
         draws = draws or Draws()
         terms: dict[str, Tensor] = {}
         self._commitment(output, terms)
         self._club(output, draws, terms)
-        recognised = self._cpc(output, draws, terms)
-        self._code_matching(output, terms)
         self._assignment(output, terms)
+        share = self.share(output, rows)
+        terms = {name: term if share == 1 else share * term for name, term in terms.items()}
+        recognised = self._cpc(output, draws, rows, terms)
+        self._code_matching(output, rows, terms)
         return terms, recognised
+
+    def share(self, output: ModelOutput, rows: slice) -> float:
+        """The share that some clips are of the batch."""
+        clips = len(output.index[self.model.names[0]])
+        return len(range(clips)[rows]) / clips
 
     def valid_steps(self, output: ModelOutput) -> Tensor:
         """Number of valid steps at hand by modality, (modalities,) in the model's dtype."""
@@ -205,10 +221,10 @@ class UniCodeMethod:
                 estimate = estimate.clamp(min=0)
             terms[f"club.{name}"] = method.club_weight * estimate
 
-    def _cpc(self, output: ModelOutput, draws: Draws, terms: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _cpc(self, output: ModelOutput, draws: Draws, rows: slice, terms: dict[str, Tensor]) -> dict[str, Tensor]:
         names = self.model.names
         position = self._uniform(CPC_STREAM, ()) if draws.cpc_position is None else draws.cpc_position
-        result = self.model.cpc(output.semantic, output.mask, position)
+        result = self.model.cpc(output.semantic, output.mask, position, rows)
         terms["cpc"] = result.loss
         return {
             f"{source}->{target}": result.recognised[row, column]
@@ -216,7 +232,7 @@ class UniCodeMethod:
             for column, source in enumerate(names)
         }
 
-    def _code_matching(self, output: ModelOutput, terms: dict[str, Tensor]) -> None:
+    def _code_matching(self, output: ModelOutput, rows: slice, terms: dict[str, Tensor]) -> None:
         method = self.config.method
         if not method.cmcm_weight:
             return
@@ -231,7 +247,7 @@ class UniCodeMethod:
         }
         for first, second in combinations(self.model.names, 2):
             loss = losses.code_matching(
-                used[first], used[second], pairing=method.cmcm_pairing, directions=method.cmcm_directions
+                used[first], used[second], pairing=method.cmcm_pairing, directions=method.cmcm_directions, rows=rows
             )
             terms[f"code_matching.{first}-{second}"] = method.cmcm_weight * loss
 

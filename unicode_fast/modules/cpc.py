@@ -65,29 +65,36 @@ class CrossCPC(nn.Module):
         lengths = {z.shape[1] for z in semantic.values()}
         return len(lengths) == 1 and lengths.pop() >= self.earliest + 1 + self.steps
 
-    def forward(self, semantic: Mapping[str, Tensor], mask: Mapping[str, Tensor] | None, position: Tensor) -> Contrast:
+    def forward(
+        self,
+        semantic: Mapping[str, Tensor],
+        mask: Mapping[str, Tensor] | None,
+        position: Tensor,
+        rows: slice = slice(None),
+    ) -> Contrast:
         """The weighted contrastive loss of all pairs.
 
         Args:
             semantic: z by modality, (B, T, D).
             mask: (B, T) bool by modality, or None.
             position: float scalar in [0, 1) that chooses the last step of the context.
+            rows: the clips that the result is the share of, each contrasted with all.
         """
         if not self.predicts_steps(semantic):
-            return self._contrast(*self._means(semantic, mask))
+            return self._contrast(*self._means(semantic, mask), rows)
         if mask is None:
-            return self._contrast(*self._steps(semantic, None, position))
+            return self._contrast(*self._steps(semantic, None, position), rows)
         longest = self._lengths(mask).amin(0).amax()
         enough = longest >= self.earliest + 1 + self.steps
         if looking.can_look(enough) and not enough:
-            return self._contrast(*self._means(semantic, mask))
-        steps = self._contrast(*self._steps(semantic, mask, position, longest))
+            return self._contrast(*self._means(semantic, mask), rows)
+        steps = self._contrast(*self._steps(semantic, mask, position, longest), rows)
         if looking.can_look(enough):
             return steps
-        means = self._contrast(*self._means(semantic, mask))
+        means = self._contrast(*self._means(semantic, mask), rows)
         return Contrast(*(torch.where(enough, a, b) for a, b in zip(steps, means, strict=True)))
 
-    def _contrast(self, targets: Tensor, predictions: Tensor, valid: Tensor | None) -> Contrast:
+    def _contrast(self, targets: Tensor, predictions: Tensor, valid: Tensor | None, rows: slice) -> Contrast:
         cross, within = self.weights
         size = (len(self.names), len(self.names))
         weights = torch.full(size, cross, dtype=targets.dtype, device=targets.device).fill_diagonal_(within)
@@ -98,6 +105,7 @@ class CrossCPC(nn.Module):
             valid=valid,
             softmax_over=self.softmax_over,
             temperature=self.temperature,
+            rows=rows,
         )
         clips = targets.new_ones(targets.shape[:3]) if valid is None else valid.to(targets.dtype)
         number = torch.einsum("tkb,skb->ts", clips, clips)

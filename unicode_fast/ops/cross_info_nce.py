@@ -44,6 +44,7 @@ def cross_info_nce(  # noqa: PLR0913 - three tensors and five independent switch
     softmax_over: str = "predictions",
     temperature: float | Tensor = 1.0,
     group: ProcessGroup | None = None,
+    rows: slice = slice(None),
     backend: str | None = None,
 ) -> CrossInfoNCE:
     """Contrastive loss of every pair of modalities at every prediction step, with the batch's clips as negatives.
@@ -71,6 +72,8 @@ def cross_info_nce(  # noqa: PLR0913 - three tensors and five independent switch
             a tensor is not checked.
         group: processes of torch.distributed that each hold a part of the batch, however large; together, one after
             the other, they are the B clips. All must call, with the same of everything but B.
+        rows: the clips that this call is about, one after the other, each contrasted with all B. Results are their
+            shares, which add up over calls whose rows make up the batch. Not beside `group`.
         backend: None takes the fastest that can run on this device. A named backend is used or refused, never
             replaced.
 
@@ -87,8 +90,8 @@ def cross_info_nce(  # noqa: PLR0913 - three tensors and five independent switch
 
     Raises:
         TypeError: a dtype is unsupported, or targets and predictions differ in it outside autocast.
-        ValueError: shapes or devices differ, `softmax_over` is unknown, the temperature is out of range, or
-            `pair_weights` wants a gradient.
+        ValueError: shapes or devices differ, `softmax_over` is unknown, the temperature is out of range,
+            `pair_weights` wants a gradient, or `rows` are no clips of the batch.
         BackendUnavailable: `backend` cannot run here; the message says why.
 
     Precision:
@@ -124,12 +127,16 @@ def cross_info_nce(  # noqa: PLR0913 - three tensors and five independent switch
             softmax_over=softmax_over,
             temperature=temperature,
             group=group,
+            rows=rows,
             backend=backend,
         )
         return CrossInfoNCE(result.loss, result.pair_loss.view(()), result.hits.view(()))
     if pair_weights is None:
         pair_weights = torch.ones(len(targets), len(targets), device=targets.device)
     _checks.check_choice("softmax_over", softmax_over, SOFTMAX_OVER)
+    clips = range(targets.shape[2])
+    if not isinstance(rows, slice) or clips[rows].step != 1 or (group is not None and len(clips[rows]) < len(clips)):
+        raise ValueError(f"rows must be a slice of step 1, of all clips beside a group, got {rows!r}")
     if isinstance(temperature, Tensor):
         _checks.check_tensor("temperature", temperature, _checks.FEATURE_DTYPES)
         _checks.check_like("temperature", temperature, (), "without dimensions", targets, "targets")
@@ -138,23 +145,59 @@ def cross_info_nce(  # noqa: PLR0913 - three tensors and five independent switch
         dtype = torch.promote_types(targets.dtype, torch.float32)
         temperature = torch.full((), temperature, dtype=dtype, device=targets.device)
     operator = _library.find_operator("cross_info_nce", targets.device, backend)
-    if group is None:
-        result = operator(targets, predictions, pair_weights, valid, temperature, softmax_over, 0)
-        return CrossInfoNCE(*result[:3])
-    part = _sharded.find_part(targets.shape[2], targets.device, group)
-    if valid is not None:
-        valid = _sharded.gather(valid.to(torch.uint8), part, 2).bool()
+    settings = (pair_weights, valid, temperature, softmax_over)
+    if group is not None:
+        return _of_group(operator, targets, predictions, settings, group)
+    if len(clips[rows]) == len(clips):
+        return CrossInfoNCE(*operator(targets, predictions, *settings, 0)[:3])
+    return _share(
+        operator, (targets[:, :, rows], targets), (predictions[:, :, rows], predictions), settings, rows.start
+    )
+
+
+def _share(
+    operator: Any,
+    targets: tuple[Tensor, Tensor],
+    predictions: tuple[Tensor, Tensor],
+    settings: tuple[Tensor, Tensor | None, Tensor, str],
+    offset: int,
+) -> CrossInfoNCE:
+    """The share of own clips, from the vectors of these and of all."""
+    *tensors, softmax_over = settings
     shares = []
     for direction in ("predictions", "candidates") if softmax_over == "both" else (softmax_over,):
         # Own clips ask those of the whole batch.
-        if direction == "predictions":
-            sides = targets, _sharded.gather(predictions, part, 2)
-        else:
-            sides = _sharded.gather(targets, part, 2), predictions
-        shares.append(operator(*sides, pair_weights, valid, temperature, direction, part.offset))
+        own, every = (0, 1) if direction == "predictions" else (1, 0)
+        shares.append(operator(targets[own], predictions[every], *tensors, direction, offset))
     losses, pair_losses, hits, *_ = zip(*shares, strict=True)
-    loss, pair_loss = torch.stack(losses).mean(0), torch.stack(pair_losses).mean(0)
-    return CrossInfoNCE(*(_sharded.add_up(share, part) for share in (loss, pair_loss, hits[0])))
+    return CrossInfoNCE(torch.stack(losses).mean(0), torch.stack(pair_losses).mean(0), hits[0])
+
+
+def _of_group(
+    operator: Any,
+    targets: Tensor,
+    predictions: Tensor,
+    settings: tuple[Tensor, Tensor | None, Tensor, str],
+    group: ProcessGroup,
+) -> CrossInfoNCE:
+    """The results of the whole batch, of which this process computes its share."""
+    weights, valid, temperature, softmax_over = settings
+    part = _sharded.find_part(targets.shape[2], targets.device, group)
+    if valid is not None:
+        valid = _sharded.gather(valid.to(torch.uint8), part, 2).bool()
+    every = {
+        direction: _sharded.gather(vectors, part, 2)
+        for direction, vectors in (("predictions", predictions), ("candidates", targets))
+        if softmax_over in (direction, "both")
+    }
+    share = _share(
+        operator,
+        (targets, every.get("candidates", targets)),
+        (predictions, every.get("predictions", predictions)),
+        (weights, valid, temperature, softmax_over),
+        part.offset,
+    )
+    return CrossInfoNCE(*(_sharded.add_up(value, part) for value in share))
 
 
 def _in_one_dtype(targets: Any, predictions: Any) -> tuple[Any, Any]:

@@ -53,23 +53,16 @@ class Shard:
         ]
 
     @torch.no_grad()
-    def add_gradients(self, parameters: Sequence[nn.Parameter], equal: Sequence[nn.Parameter], share: Tensor) -> None:
-        """Gradients, and a share of the loss, become their sums over the ranks, in one collective.
-
-        Args:
-            parameters: those with a gradient take part.
-            equal: those of them whose gradient every rank has whole; theirs become the mean.
-            share: is overwritten too.
-        """
-        for parameter in equal:
-            if parameter.grad is not None:
-                parameter.grad /= len(self.every)
-        summed = [parameter.grad for parameter in parameters if parameter.grad is not None] + [share]
-        flat = torch.cat([tensor.flatten() for tensor in summed])
+    def all_reduce_sum(self, tensors: Sequence[Tensor]) -> None:
+        """Each tensor becomes its sum over the ranks, in one collective."""
+        flat = torch.cat([tensor.flatten() for tensor in tensors])
         dist.all_reduce(flat, group=self.group)
-        for tensor, total in zip(summed, flat.split([tensor.numel() for tensor in summed]), strict=True):
+        for tensor, total in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
             tensor.copy_(total.view_as(tensor))
 
     def average_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
         """Gradients that every rank has computed alike stay alike to the last bit."""
-        self.add_gradients(parameters, parameters, parameters[0].new_zeros(()))
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        for gradient in gradients:
+            gradient /= len(self.every)
+        self.all_reduce_sum(gradients)

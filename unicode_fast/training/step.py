@@ -1,8 +1,8 @@
 """The gradient of a batch: its clips are encoded in pieces and compared as a whole, and each piece takes its part back.
 
 Pieces are the micro-batches of each rank; a plain step has one, whose graph is kept. The features of all pieces are
-gathered, so every rank computes the same losses of the whole batch. Each piece goes on with the gradient of its own
-clips, and with its own reconstruction. Nothing is approximated.
+gathered, so every rank computes the losses of the whole batch. Each piece goes on with the gradient of its own clips,
+and with its own reconstruction. Nothing is approximated.
 
 Source:
     Gao, Zhang, Han and Callan, "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup",
@@ -77,40 +77,39 @@ class Piece:
         return [*self.semantic, *self.club, *words.values(), *masks]
 
     def reconstruct(
-        self, method: UniCodeMethod, whole: ModelOutput, clips: slice, steps: Tensor
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Decodes, and goes back to the specific encoders and decoders.
+        self, method: UniCodeMethod, whole: ModelOutput, clips: slice, steps: Tensor, club: Sequence[Tensor | None]
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Decodes, and goes back to decoders and specific encoders.
 
         Args:
             method: of the model.
-            whole: the batch, with the gradient of its other losses.
+            whole: the batch.
             clips: where those of this piece stand in it.
             steps: valid ones of the batch by modality.
+            club: gradient in the batch's features as CLUB sees them, by modality; None where there is none.
 
         Returns:
             Share of the reconstruction terms, (modalities,), and their gradient in z after its normalisation.
         """
         output = ModelOutput(self.batch.mask)
-        vectors, passed = {}, []
+        vectors, passed = [], []
         for number, name in enumerate(self.model.names):
             own = self.specific[number] if self.kept else self.model.encode_specific(name, *self._input(name))
-            vectors[name] = whole.semantic[name][clips].detach().requires_grad_()
-            leaves = [tensor.detach().requires_grad_(tensor.requires_grad) for tensor in (own.specific, own.target)]
-            passed += [*zip((own.specific, own.target), leaves, strict=True)]
-            if (club := whole.club[name].grad) is not None:
-                self.waiting.append((own.club, club[clips]))
+            specific, target = (_leaf(tensor) for tensor in (own.specific, own.target))
+            passed += [(own.specific, specific), (own.target, target)]
+            if (gradient := club[number]) is not None:
+                self.waiting.append((own.club, gradient[clips]))
+            vectors.append(whole.semantic[name][clips].detach().requires_grad_())
+            quantised = straight_through(vectors[-1], whole.codeword[name][clips])
             output.index[name] = whole.index[name][clips]
-            quantised = straight_through(vectors[name], whole.codeword[name][clips])
-            output.decoded[name], output.target[name] = self.model.decode(name, quantised, leaves[0]), leaves[1]
+            output.decoded[name], output.target[name] = self.model.decode(name, quantised, specific), target
         shares = dict(zip(self.model.names, method.valid_steps(output) / steps, strict=True))
         terms = torch.stack(list(method.reconstruction(output, shares).values()))
         terms.sum().backward()
         self.waiting += [(tensor, leaf.grad) for tensor, leaf in passed if leaf.grad is not None]
         if not self.kept:
             self._go_back()
-        zeros = {name: torch.zeros_like(vector) for name, vector in vectors.items()}
-        found = {name: zeros[name] if vector.grad is None else vector.grad for name, vector in vectors.items()}
-        return terms.detach(), found
+        return terms.detach(), [_gradient(vector) for vector in vectors]
 
     def backward(self, gradients: Sequence[Tensor]) -> None:
         """Goes back to the semantic encoders from the gradient in z before its normalisation."""
@@ -152,37 +151,39 @@ def backward(
     pieces = [Piece(model, batch, kept=len(batches) == 1) for batch in batches]
     joined = [torch.cat(parts).detach() for parts in zip(*(piece.tensors() for piece in pieces), strict=True)]
     whole, raw, normalised = _whole(model, joined if shard is None else shard.gather(joined), pieces[0])
-    method.fit_club(whole, club_optimizer, None if shard is None else shard.average_gradients)
-    terms, recognised = method.alignment(whole)
-    compared = [*model.cpc.parameters(), *model.lexicon.parameters()]
-    torch.stack(list(terms.values())).sum().backward(inputs=[*whole.semantic.values(), *whole.club.values(), *compared])
 
-    first, steps = 0 if shard is None else shard.own.start, method.valid_steps(whole)
-    errors, shares = [], []
-    for piece in pieces:
-        clips = slice(first + piece.batch.clips.start, first + piece.batch.clips.stop)
-        error, share = piece.reconstruct(method, whole, clips, steps)
+    method.fit_club(whole, club_optimizer, None if shard is None else shard.average_gradients)
+    own = slice(None) if shard is None else shard.own
+    found, recognised = method.alignment(whole, rows=own)
+    torch.stack(list(found.values())).sum().backward(
+        inputs=[*whole.semantic.values(), *whole.club.values(), *model.cpc.parameters(), *model.lexicon.parameters()]
+    )
+
+    gradients = [_gradient(z) for z in whole.semantic.values()]
+    # Every rank has the same share of the gradient in all of these.
+    club = [None if y.grad is None else y.grad / method.share(whole, own) for y in whole.club.values()]
+    errors, steps, first = [], method.valid_steps(whole), own.start or 0
+    places = [slice(first + batch.clips.start, first + batch.clips.stop) for batch in batches]
+    for piece, clips in zip(pieces, places, strict=True):
+        error, more = piece.reconstruct(method, whole, clips, steps, club)
         errors.append(error)
-        shares.append(share)
-    own = [torch.cat([share[name] for share in shares]) for name in model.names]
-    gradients = [torch.zeros_like(z) if z.grad is None else z.grad for z in whole.semantic.values()]
+        for gradient, added in zip(gradients, more, strict=True):
+            gradient[clips] += added
+    if shard is not None:
+        shard.all_reduce_sum(gradients)
     if model.norms:
         # By way of the moments each clip has a gradient in all others.
-        everyone = own if shard is None else shard.gather(own)
-        total = [gradient + more for gradient, more in zip(gradients, everyone, strict=True)]
-        gradients = list(torch.autograd.grad(normalised, raw, total))
-        own = [torch.zeros_like(gradient) for gradient in own]
-    here = slice(None) if shard is None else shard.own
-    own = [gradient[here] + more for gradient, more in zip(gradients, own, strict=True)]
-    for piece in pieces:
-        piece.backward([gradient[piece.batch.clips] for gradient in own])
+        gradients = list(torch.autograd.grad(normalised, raw, gradients))
+    for piece, clips in zip(pieces, places, strict=True):
+        piece.backward([gradient[clips] for gradient in gradients])
 
-    error = torch.stack(errors).sum(0)
+    names = [f"reconstruction.{name}" for name in model.names]
+    found = {**dict(zip(names, torch.stack(errors).sum(0), strict=True)), **found}
+    found = {name: term.detach() for name, term in found.items()}
     if shard is not None:
-        encoded = [parameter for group in model.parts().values() for parameter in group]
-        shard.add_gradients(encoded, compared, error)
-    found = {f"reconstruction.{name}": one for name, one in zip(model.names, error, strict=True)}
-    found.update({name: term.detach() for name, term in terms.items()})
+        parameters = [parameter for group in model.parts().values() for parameter in group]
+        summed = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        shard.all_reduce_sum([*summed, *found.values(), *recognised.values()])
     return whole, Losses(torch.stack(list(found.values())).sum(), found, recognised)
 
 
@@ -197,6 +198,14 @@ def _whole(model: UniCode, tensors: Sequence[Tensor], like: Piece) -> tuple[Mode
     output.semantic.update({name: z.detach().requires_grad_() for name, z in normalised.items()})
     model.quantise(output)
     return output, list(raw.values()), list(normalised.values())
+
+
+def _leaf(tensor: Tensor) -> Tensor:
+    return tensor.detach().requires_grad_(tensor.requires_grad)
+
+
+def _gradient(leaf: Tensor) -> Tensor:
+    return torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
 
 
 def _random_state(device: torch.device) -> list[Tensor]:
