@@ -6,6 +6,7 @@ published or assumed, as are links and disks. With `--write` the tables of docs/
 """
 
 import argparse
+import contextlib
 import json
 import re
 from collections.abc import Callable
@@ -21,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from unicode_fast import Config, Modality, UniCode, preset
 from unicode_fast.files.writing import write_text
 from unicode_fast.modules import looking
-from unicode_fast.ops.sharded import Part
+from unicode_fast.training.shard import Shard
 from unicode_fast.training.trainer import Trainer
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "scaling.md"
@@ -50,8 +51,10 @@ class Input:
 INPUTS = {
     "tf32": Input(494e12, "FLOP/s", "published peak of an H200, dense"),
     "bfloat16": Input(989e12, "FLOP/s", "published peak of an H200, dense"),
+    "float32": Input(67e12, "FLOP/s", "published peak of an H200, without tensor cores"),
     "tf32_reached": Input(0.4, "of the peak", "assumed, not measured"),
     "bfloat16_reached": Input(0.4, "of the peak", "assumed, not measured"),
+    "float32_reached": Input(0.4, "of the peak", "assumed, not measured"),
     "launch": Input(5e-6, "s of the host for an operation, outside a CUDA graph", "assumed, not measured"),
     "gpu_memory": Input(141e9, "bytes", "published, of an H200"),
     "store_share": Input(0.6, "of the GPU's memory for a resident store", "assumed, not measured"),
@@ -111,14 +114,16 @@ def _published_rows(path: Path) -> list[dict]:
 class Counts:
     """Of one training step, counted.
 
-    parameters: of the main optimiser; flops_per_clip: forward and backward, convolutions and matrix products;
-    operations: those that PyTorch dispatches; collectives: all-reduces beside that of the gradient; bytes_fixed and
-    bytes_per_clip: what these reduce, for a batch of no clips and more for each clip of the whole batch; clip_bytes:
-    float32 features of a clip.
+    parameters: of the main optimiser; flops_per_clip: forward and backward of encoders and decoders, convolutions and
+    matrix products; losses: by loss, operations that each rank does for each clip of the whole batch, and for each pair
+    of one of these and one of its own; operations: those that PyTorch dispatches; collectives: those beside that of the
+    gradient; bytes_fixed and bytes_per_clip: what these move through a link, for a batch of no clips and more for each
+    clip of the whole batch; clip_bytes: float32 features of a clip.
     """
 
     parameters: int
     flops_per_clip: float
+    losses: dict[str, tuple[float, float]]
     operations: int
     collectives: int
     bytes_fixed: float
@@ -149,6 +154,39 @@ def count_arithmetic() -> tuple[int, float]:
     return parameters, 3 * forward.get_total_flops() / 2
 
 
+def count_losses() -> dict[str, tuple[float, float]]:
+    """Operations of matrix products by loss: for each clip of the batch, and for each pair of it and an own clip.
+
+    The gradient in the weights and that in the inputs cost as much as the product each; contrastive scores are computed
+    once more for their gradient.
+    """
+    with torch.device("meta"):
+        owner = UniCode(MODALITIES, published_config())
+        z = {name: torch.rand(1, STEPS, owner.config.model.width) for name in owner.names}
+        word = torch.rand(1, STEPS, *MODALITIES["text"].shape)
+        position = torch.zeros(())
+    sizes, method, names = owner.config.model, owner.config.method, len(MODALITIES)
+
+    def products(call: Callable[[], object]) -> int:
+        with FlopCounterMode(display=False) as counter:
+            call()
+        return counter.get_total_flops()
+
+    contexts = 3 * products(lambda: owner.cpc._steps(z, None, position))
+    networks = products(lambda: [owner.club[name](z[name]) for name in owner.names])
+    distances = 2 * names * STEPS * sizes.codewords * sizes.width
+    pairs = names * (names - 1) / 2
+    softmaxes = 2 if method.cpc_softmax_over == "both" else 1
+    return {
+        "Cross-CPC": (contexts, 4 * softmaxes * names**2 * sizes.cpc_steps * 2 * sizes.width),
+        "CLUB": (networks * (2 * method.club_inner_steps + 3), 0.0),
+        # A product and its gradient in the features alone, as codewords have none.
+        "code matching": (2 * distances, 3 * 4 * pairs * 2 * sizes.codewords),
+        "assignment": (2 * distances + 3 * products(lambda: owner.lexicon["text"](word)), 0.0),
+        "search": (distances, 0.0),
+    }
+
+
 class _Operations(TorchDispatchMode):
     """Counts the operations that compute something."""
 
@@ -161,44 +199,41 @@ class _Operations(TorchDispatchMode):
         return operator(*args, **(kwargs or {}))
 
 
-def count_step(clips: int) -> tuple[int, int, int]:
-    """Operations of a step, all-reduces beside that of the gradient, and their bytes, with thin convolutions.
+def count_step(clips: int) -> tuple[int, int, float]:
+    """Operations of a step, its collectives beside that of the gradient, and bytes of these, with thin convolutions.
 
-    As on a GPU, where the host does not look at masks before it goes on.
+    As on a GPU, where the host does not look at masks before it goes on. Bytes are those of an all-reduce that takes as
+    long: a gather moves half as many.
     """
     thin = {"grid_hidden_width": 4, "grid_specific_width": 4}
     modalities = {**MODALITIES, "video": Modality("grid", (5, 5, 4))}
     trainer = Trainer(published_config(**thin), modalities, torch.device("cpu"))
     features = random_batch(trainer.model, clips, "cpu")
     masks = {name: torch.ones(clips, STEPS, dtype=torch.bool) for name in features}
-    gradients = {
-        sum(p.numel() for p in owned)
-        for owned in (trainer.parameters, list(trainer.model.club.parameters()))  # one collective each
-    }
-    seen: list[torch.Tensor] = []
+    seen: list[float] = []
     operations = _Operations()
-    real: Callable[..., object] = dist.all_reduce
 
-    def counted(tensor: torch.Tensor, *arguments: object, **options: object) -> object:
-        seen.append(tensor)
-        return real(tensor, *arguments, **options)
+    def counted(name: str, moved: Callable[..., float]) -> contextlib.AbstractContextManager[object]:
+        real: Callable[..., object] = getattr(dist, name)
+
+        def call(*arguments: torch.Tensor, **options: object) -> object:
+            seen.append(moved(*arguments))
+            return real(*arguments, **options)
+
+        return mock.patch.object(dist, name, call)
 
     with (
-        mock.patch.object(dist, "all_reduce", counted),
+        counted("all_reduce", lambda tensor: tensor.nbytes),
+        counted("all_gather_into_tensor", lambda whole, _: whole.nbytes / 2),
         mock.patch.object(looking, "can_look", lambda _: False),
         operations,
     ):
-        trainer.train_step(features, masks, 1e-3, Part(0, clips, dist.group.WORLD))
-    others = [tensor for tensor in seen if tensor.numel() not in gradients]
-    state = trainer.model.codebook
-    modalities_here, codewords, width = len(MODALITIES), *state.codebook.shape
-    # With one rank the codebook's update reduces nothing: its buffer in float64, and the mask.
+        trainer.train_step(features, masks, 1e-3, Shard(clips, dist.group.WORLD))
+    # The last is the gradient's; with one rank the codebook's update reduces nothing: its buffer in float64.
+    modalities_here, codewords, width = len(MODALITIES), *trainer.model.codebook.codebook.shape
     statistics = 8 * (modalities_here * (1 + codewords) + codewords * width + codewords * (1 + width))
-    mask = modalities_here * clips * STEPS
-    club = 4 * sum(p.numel() for p in trainer.model.club.parameters())
-    size = sum(t.numel() * t.element_size() for t in others) + statistics + mask + club
     # To hundreds, as versions of PyTorch differ a little.
-    return round(operations.number, -2), len(others) + 3, size
+    return round(operations.number, -2), len(seen), sum(seen[:-1]) + statistics
 
 
 def count() -> Counts:
@@ -211,7 +246,7 @@ def count() -> Counts:
         dist.destroy_process_group()
     per_clip = (many - few) / 8
     clip_bytes = 4 * STEPS * sum(torch.Size(kind.shape).numel() for kind in MODALITIES.values())
-    return Counts(*count_arithmetic(), operations, calls, few - 8 * per_clip, per_clip, clip_bytes)
+    return Counts(*count_arithmetic(), count_losses(), operations, calls, few - 8 * per_clip, per_clip, clip_bytes)
 
 
 def all_reduce_seconds(size: float, gpus: int) -> float:
@@ -222,9 +257,10 @@ def all_reduce_seconds(size: float, gpus: int) -> float:
 
 @dataclass(frozen=True)
 class Step:
-    """Seconds of a step by what they are spent on; launches run beside the arithmetic, the feed beside all."""
+    """Seconds of a step by what they are spent on; launches run beside arithmetic and losses, the feed beside all."""
 
     arithmetic: float
+    losses: float
     launches: float
     gradient: float
     others: float
@@ -232,13 +268,13 @@ class Step:
 
     @property
     def total(self) -> float:
-        return max(max(self.arithmetic, self.launches) + self.gradient + self.others, self.feed)
+        return max(max(self.arithmetic + self.losses, self.launches) + self.gradient + self.others, self.feed)
 
     @property
     def limit(self) -> str:
         if self.feed == self.total:
             return "feed"
-        names = ("arithmetic", "launches", "gradient", "others")
+        names = ("arithmetic", "losses", "launches", "gradient", "others")
         return max(names, key=lambda name: getattr(self, name)).replace("others", "gathers and small sums")
 
 
@@ -248,6 +284,15 @@ def place_of(counts: Counts, clips: int) -> str:
     if size <= number("store_share") * number("gpu_memory"):
         return "GPU"
     return "memory" if size <= number("host_memory") else "disk"
+
+
+def loss_seconds(counts: Counts, name: str, gpus: int, per_gpu: float, precision: str) -> float:
+    """A loss on each rank; in bfloat16 all but Cross-CPC's contexts are in float32 proper."""
+    a_clip, a_pair = counts.losses[name]
+    rest = "tf32" if precision == "tf32" else "float32"
+    rates = {rate: number(rate) * number(f"{rate}_reached") for rate in (precision, rest)}
+    clips = gpus * per_gpu
+    return clips * a_clip / rates[precision if name == "Cross-CPC" else rest] + clips * per_gpu * a_pair / rates[rest]
 
 
 def step_of(counts: Counts, gpus: int, clips: int, per_gpu: float, precision: str) -> Step:
@@ -264,7 +309,8 @@ def step_of(counts: Counts, gpus: int, clips: int, per_gpu: float, precision: st
     gradient = all_reduce_seconds(4 * counts.parameters, gpus) if gpus > 1 else 0.0
     # One GPU replays a graph; several cannot.
     launches = counts.operations * number("launch") if gpus > 1 else 0.0
-    return Step(arithmetic, launches, gradient, others, feed)
+    losses = sum(loss_seconds(counts, name, gpus, per_gpu, precision) for name in counts.losses)
+    return Step(arithmetic, losses, launches, gradient, others, feed)
 
 
 def inputs_table(counts: Counts) -> str:
@@ -272,10 +318,10 @@ def inputs_table(counts: Counts) -> str:
     counted = {
         "parameters of the main optimiser": f"{counts.parameters / 1e6:.1f} M",
         "its gradient, float32": f"{4 * counts.parameters / 1e6:.0f} MB",
-        "forward and backward of a clip, without LSTMs": f"{counts.flops_per_clip / 1e9:.1f} GFLOP",
+        "forward and backward of a clip, encoders and decoders": f"{counts.flops_per_clip / 1e9:.1f} GFLOP",
         "operations of a step": f"{counts.operations}",
         "collectives of a step beside the gradient's": f"{counts.collectives}",
-        "what they reduce, for any batch": f"{counts.bytes_fixed / 1e6:.2f} MB",
+        "what they move, for any batch": f"{counts.bytes_fixed / 1e6:.2f} MB",
         "and more for each clip of the whole batch": f"{counts.bytes_per_clip / 1e3:.1f} kB",
         "float32 features of a clip": f"{counts.clip_bytes / 1e6:.2f} MB",
     }
@@ -286,16 +332,16 @@ def inputs_table(counts: Counts) -> str:
 
 def steps_table(counts: Counts, per_gpu: Callable[[int], float]) -> str:
     lines = [
-        "| GPUs | batch | clips | store | precision | arithmetic | launches | gradient | others | feed | step | "
-        "limit | epoch |",
-        "| ---: | ---: | ---: | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | --- | ---: |",
+        "| GPUs | batch | clips | store | precision | arithmetic | losses | launches | gradient | others | feed | "
+        "step | limit | epoch |",
+        "| ---: | ---: | ---: | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- | ---: |",
     ]
     for gpus in GPUS:
         for name, clips in CLIPS.items():
             for precision in ("tf32", "bfloat16"):
                 step = step_of(counts, gpus, clips, per_gpu(gpus), precision)
                 batch = per_gpu(gpus) * gpus
-                parts = (step.arithmetic, step.launches, step.gradient, step.others, step.feed, step.total)
+                parts = (step.arithmetic, step.losses, step.launches, step.gradient, step.others, step.feed, step.total)
                 times = " | ".join(f"{1e3 * part:.1f} ms" for part in parts)
                 epoch = clips / batch * step.total
                 shown = f"{epoch:.1f} s" if epoch < 600 else f"{epoch / 3600:.1f} h"
@@ -303,6 +349,25 @@ def steps_table(counts: Counts, per_gpu: Callable[[int], float]) -> str:
                     f"| {gpus} | {batch:.0f} | {name} | {place_of(counts, clips)} | {precision} | {times} | "
                     f"{step.limit} | {shown} |"
                 )
+    return "\n".join(lines)
+
+
+def losses_table(counts: Counts) -> str:
+    """Each loss on every one of 64 GPUs with 80 clips each, and what its pairs would take in the form of one rank."""
+    gpus, lines = GPUS[-1], ["| loss | precision | a rank | share of the step | with all pairs on every rank |"]
+    lines.append("| --- | --- | ---: | ---: | ---: |")
+    for name, (_, a_pair) in counts.losses.items():
+        for precision in ("tf32", "bfloat16"):
+            step = step_of(counts, gpus, CLIPS["40 K"], CLIPS_PER_GPU, precision)
+            seconds = loss_seconds(counts, name, gpus, CLIPS_PER_GPU, precision)
+            rate = "tf32" if precision == "tf32" else "float32"
+            speed = number(rate) * number(f"{rate}_reached")
+            # Both softmaxes are of the same scores there.
+            more = gpus * CLIPS_PER_GPU**2 * a_pair * (gpus / 2 - 1) / speed
+            lines.append(
+                f"| {name} | {precision} | {1e3 * seconds:.2f} ms | {100 * seconds / step.total:.1f} % | "
+                + (f"{1e3 * (seconds + more):.2f} ms |" if a_pair else "the same |")
+            )
     return "\n".join(lines)
 
 
@@ -319,7 +384,7 @@ def limits_table(counts: Counts) -> str:
         feeds.append(f"{number('gpus') * counts.clip_bytes / arithmetic / number(name):.2f} of it")
     lines += [
         f"| the gradient's all-reduce: at most | {' | '.join(gradient)} |",
-        f"| the gather of the negatives, {CLIPS_PER_GPU} clips on each: from | {' | '.join(negatives)} |",
+        f"| the gather of features and their gradient, {CLIPS_PER_GPU} clips on each: from | {' | '.join(negatives)} |",
         f"| the feed from a machine's memory takes | {feeds[0]} | {feeds[0]} |",
         f"| the feed from its disks takes | {feeds[1]} | {feeds[1]} |",
     ]
@@ -333,6 +398,7 @@ def tables(counts: Counts) -> dict[str, str]:
         "inputs": inputs_table(counts),
         "more": steps_table(counts, lambda gpus: CLIPS_PER_GPU),
         "same": steps_table(counts, lambda gpus: CLIPS_PER_GPU / gpus),
+        "losses": losses_table(counts),
         "limits": limits_table(counts),
     }
 
