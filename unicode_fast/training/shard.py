@@ -43,9 +43,9 @@ class Shard:
         rows = torch.cat([tensor.flatten(1).to(dtype) for tensor in tensors], 1)
         most = max(clips.stop - clips.start for clips in self.every)
         every = rows.new_empty(len(self.every) * most, rows.shape[1])
-        dist.all_gather_into_tensor(every, pad(rows, (0, 0, 0, most - len(rows))), group=self.group)
-        blocks = zip(every.split(most), self.every, strict=True)
-        whole = torch.cat([block[: clips.stop - clips.start] for block, clips in blocks])
+        blocks = list(every.split(most))
+        dist.all_gather(blocks, pad(rows, (0, 0, 0, most - len(rows))), group=self.group)
+        whole = torch.cat([block[: clips.stop - clips.start] for block, clips in zip(blocks, self.every, strict=True)])
         columns = whole.split([tensor[:1].numel() for tensor in tensors], 1)
         return [
             column.to(tensor.dtype).reshape(-1, *tensor.shape[1:])
