@@ -41,9 +41,8 @@ MOST_BYTES = 40 * 10**6
 # Of the machine with the GPU.
 PYTHON_VERSION = "3.12"
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64", "any")
-# What that machine lacks: commands, streams, then peers of the benchmarks with what they need.
+# What that machine lacks: streams, then peers of the benchmarks with what they need.
 WHEELS = (
-    "jsonargparse",
     *("webdataset", "braceexpand"),
     "flash-kmeans",
     *("vector-quantize-pytorch", "einx", "frozendict", "loguru", "torch-einops-utils"),
@@ -112,7 +111,7 @@ def make_program(out: Path, objects: dict[str, Any], before: dict[str, Any]) -> 
 
 
 def take_from(host: Path, out: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Objects and program that run on the host, and the wheel that the commands need; the manifest's entries."""
+    """Objects and program that run on the host, and a wheel of what streams need; the manifest's entries."""
     for name in ("objects", "wheels"):
         shutil.rmtree(out / name, ignore_errors=True)
         (out / name).mkdir(parents=True)
@@ -120,7 +119,7 @@ def take_from(host: Path, out: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     for name in made["objects"]["files"]:
         shutil.copy(host / "objects" / name, out / "objects")
     shutil.copy(host / "kernels", out / "kernels")
-    pack_wheel("jsonargparse", out / "wheels")
+    pack_wheel("webdataset", out / "wheels")
     return made["objects"], made["kernels"]
 
 

@@ -640,33 +640,34 @@ def with_all_columns(base: Config, flags: Mapping[str, Any]) -> Config:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; see `python -m unicode_fast.ablate --help`."""
     parser = make_parser("ablate", "Train with each component off, and with codebooks of several sizes.")
-    parser.add_argument("--out", type=str, required=True, help="folder of the ablation; what is finished there is kept")
-    parser.add_argument("--experiments", type=str, default=",".join(EXPERIMENTS), help="some of them [%(default)s]")
-    parser.add_argument("--sizes", type=str, default=SIZES, help="numbers of codewords in Figure 3 [%(default)s]")
+    parser.add_argument("--out", help="folder of the ablation; what is finished there is kept")
+    parser.add_argument("--experiments", default=",".join(EXPERIMENTS), help="some of them [%(default)s]")
+    parser.add_argument("--sizes", default=SIZES, help="numbers of codewords in Figure 3 [%(default)s]")
     parser.add_argument("--seeds", type=int, default=3, help="seeds of each line, from --seed on [%(default)s]")
     parser.add_argument(
         "--record",
-        type=str,
         default="",
         help="JSON file of finished runs, one row each: those in it are not run again [runs.json in the folder]",
     )
     parser.add_argument(
         "--jobs", type=int, default=1, help="runs at a time, which share the processor's cores [%(default)s]"
     )
-    parser.add_argument("--format", type=str, default="png", help=f"of Figure 3: {', '.join(plots.FORMATS)} [png]")
+    parser.add_argument("--format", default="png", help=f"of Figure 3: {', '.join(plots.FORMATS)} [png]")
     arguments = parser.parse_args(with_underscores(argv))
     plots.check_format(arguments.format)
+    if arguments.out is None:
+        parser.error("the following arguments are required: --out")
     if not arguments.out:
         raise ValueError("out must be a folder, got ''")
     page = Path(arguments.out) / "ablation.md"
     check_writable("out", page)
     if page.exists() and not page.read_bytes().startswith(HEADING.encode()):
         raise ValueError(f"out must be a new folder or an ablation's, {page} is another file")
-    if arguments["record"]:
-        check_writable("record", Path(arguments["record"]))
+    if arguments.record:
+        check_writable("record", Path(arguments.record))
     for name in ("seeds", "jobs"):
-        if arguments[name] < 1:
-            raise ValueError(f"{name} must be at least 1, got {arguments[name]}")
+        if getattr(arguments, name) < 1:
+            raise ValueError(f"{name} must be at least 1, got {getattr(arguments, name)}")
     flags = given_fields(arguments)
     base = with_all_columns(resolve(arguments.config, flags), flags)
     check_run(base)
@@ -678,7 +679,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     seeds = [base.train.seed + number for number in range(arguments.seeds)]
     out = Path(arguments.out)
     threads = max(1, torch.get_num_threads() // arguments.jobs)
-    record = Record(Path(arguments["record"] or out / "runs.json"), base)
+    record = Record(Path(arguments.record or out / "runs.json"), base)
     runs = units(out, found, seeds)
     for unit in runs:
         if unit.finished:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import re
-from argparse import HelpFormatter
+from argparse import Namespace
 from collections.abc import Mapping, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, Literal, get_args, get_origin
 
 import yaml
-from jsonargparse import ArgumentParser, Namespace
 
 from unicode_fast.config import _TYPES, FIELDS, PARTS, Config, check_value, completed, is_whole
-from unicode_fast.errors import OneLineErrors, few
+from unicode_fast.errors import Parser, few
 from unicode_fast.files.paths import expanded, with_homes
 from unicode_fast.files.untrusted import BadFile, open_file
 from unicode_fast.presets import PRESETS, SIZES, from_saved, preset
@@ -81,22 +81,13 @@ def field_help() -> dict[str, str]:
     return lines
 
 
-class Parser(OneLineErrors, ArgumentParser):
-    """jsonargparse's, with errors of one line."""
-
-
 def make_parser(program: str, description: str) -> Parser:
     """A parser that knows every configuration field, `--preset`, `--size` and `--config`."""
     name = f"python -m unicode_fast.{program}"
-    parser = Parser(
-        prog=name,
-        usage=f"{name} [--FIELD VALUE ...]",
-        description=description,
-        formatter_class=HelpFormatter,
-    )
-    parser.add_argument("--config", type=str | None, metavar="FILE", help="YAML file that sets any of the fields below")
-    parser.add_argument("--preset", type=str | None, help=f"rules: {', '.join(PRESETS)} (default recommended)")
-    parser.add_argument("--size", type=str | None, help=f"sizes: {', '.join(SIZES)} (default small)")
+    parser = Parser(prog=name, usage=f"{name} [--FIELD VALUE ...]", description=description)
+    parser.add_argument("--config", metavar="FILE", help="YAML file that sets any of the fields below")
+    parser.add_argument("--preset", help=f"rules: {', '.join(PRESETS)} (default recommended)")
+    parser.add_argument("--size", help=f"sizes: {', '.join(SIZES)} (default small)")
     defaults = {name: preset(name).flat() for name in PRESETS}
     texts = field_help()
     for part in PARTS:
@@ -109,8 +100,20 @@ def make_parser(program: str, description: str) -> Parser:
                     if len(set(values)) == 1
                     else "; ".join(f"{rules} {value}" for rules, value in zip(PRESETS, values, strict=True))
                 )
-                group.add_argument(f"--{name}", type=str | None, help=f"{texts[name]} [{shown}]")
+                group.add_argument(
+                    f"--{name}",
+                    type=partial(from_text, name),
+                    metavar=_shown_type(name),
+                    help=f"{texts[name]} [{shown}]",
+                )
     return parser
+
+
+def _shown_type(name: str) -> str:
+    """What a field's flag takes, as its help shows it."""
+    kind = _TYPES[name]
+    choices = get_args(kind) if get_origin(kind) is Literal else ("true", "false") if kind is bool else ()
+    return f"{{{','.join(choices)}}}" if choices else kind.__name__.upper()
 
 
 def with_underscores(argv: Sequence[str] | None) -> list[str]:
@@ -125,8 +128,8 @@ def with_underscores(argv: Sequence[str] | None) -> list[str]:
 
 def given_fields(arguments: Namespace) -> dict[str, Any]:
     """The configuration fields that flags have set."""
-    given = {name: arguments[name] for name in ("preset", "size", *FIELDS) if arguments[name] is not None}
-    return {name: from_text(name, value) for name, value in given.items()}
+    given = {name: getattr(arguments, name) for name in ("preset", "size", *FIELDS)}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def from_text(name: str, text: str) -> Any:

@@ -48,27 +48,17 @@ class UsageError(ValueError):
     """A command line that cannot be read."""
 
 
-class OneLineErrors:
-    """Part of a parser that raises what is wrong with a command line, in place of printing how it is used."""
+class Parser(argparse.ArgumentParser):
+    """argparse's, which raises what is wrong with a command line, in place of printing how it is used."""
 
-    prog: str
-    _option_string_actions: dict[str, argparse.Action]
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Raise UsageError with a message of argparse or jsonargparse on one line."""
-        wrong = re.fullmatch(r'Parser key "(\w+)":\s.*Expected an? <class .(\w+).>\. Got value: (.*?)', message, re.S)
-        if wrong is not None:
-            kind = "a whole number" if wrong[2] == "int" else wrong[2]
-            message = f"{wrong[1]} must be {kind}, got {wrong[3]!r}"
+    def error(self, message: str) -> NoReturn:
+        """Raise UsageError with a message of argparse on one line."""
+        message = re.sub(r"^argument --(\w+): invalid int value: ", r"\1 must be a whole number, got ", message)
         unknown = re.match(r"unrecognized arguments: (--[^\s=]+)", message)
         if unknown is not None:
             near = difflib.get_close_matches(unknown[1], self._option_string_actions, 1, 0.75)
             message += f", is {near[0]} meant?" if near else ""
-        raise UsageError(f"{message}; {self.prog} --help says what there is") from ex
-
-
-class Parser(OneLineErrors, argparse.ArgumentParser):
-    """argparse's, with errors of one line."""
+        raise UsageError(f"{message}; {self.prog} --help says what there is")
 
 
 class Terminated(KeyboardInterrupt):

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import re
 import sys
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import Namespace
-
 from unicode_fast import health
 from unicode_fast.checkpoint import CheckpointError, default_of, load
-from unicode_fast.cli import Parser, with_underscores
+from unicode_fast.cli import with_underscores
 from unicode_fast.config import TEXT_FIELDS, Config
 from unicode_fast.data import Dataset, open_dataset, verify
 from unicode_fast.data.layouts import has_sentences
-from unicode_fast.errors import run_main, say
+from unicode_fast.errors import Parser, run_main, say
 from unicode_fast.files.writing import check_new_file, write_json
 from unicode_fast.modules import UniCode
 from unicode_fast.report import pictures, plots
@@ -53,51 +52,32 @@ def make_parser() -> Parser:
     parser = Parser(
         prog="python -m unicode_fast.evaluate", description="Measure one direction of one task on a trained run."
     )
-    parser.add_argument(
-        "run", nargs="?", type=str | None, help="run folder that unicode_fast.train has written; --explain needs none"
-    )
-    parser.add_argument("--task", type=str, default="classification", help=f"{', '.join(TASKS[:-1])} or {TASKS[-1]}")
-    parser.add_argument("--from", type=str | None, dest="from", help=_ROLES["from"])
-    parser.add_argument("--to", type=str | None, help=_ROLES["to"])
-    parser.add_argument("--protocol", type=str, default="sound", help=f"{' or '.join(PROTOCOLS)}; see --explain")
-    parser.add_argument("--checkpoint", type=str | None, help="best, last, or a step [best, else last]")
-    parser.add_argument("--data", type=str | None, help="another dataset than the run's: a name or a store's folder")
-    parser.add_argument(
-        "--to_data", type=str | None, help="dataset that a cross- task is tested on [the built-in data's other domain]"
-    )
-    parser.add_argument(
-        "--text_model", type=str | None, help="BERT for sentences of a layout: a name or a folder [the run's]"
-    )
-    parser.add_argument("--text_whitelist", type=str | None, help="file with the ids of words to keep [the run's]")
-    parser.add_argument(
-        "--text_padding", type=str | None, help="masked or read: zeros after a sentence's last word [the run's]"
-    )
-    parser.add_argument(
-        "--anchor", type=str | None, help="retrieval: the modality that both are matched with [the dataset's third]"
-    )
-    parser.add_argument(
-        "--backbone", type=str | None, help="segmentation: light, or a model of timm such as pvt_v2_b5 [light]"
-    )
-    parser.add_argument(
-        "--backbone_weights", type=str | None, help="segmentation: file or folder of its pre-trained weights"
-    )
-    parser.add_argument(
-        "--segmenter_steps", type=int, default=None, help="segmentation: training ends after as many steps"
-    )
-    parser.add_argument("--save_segmenter", type=str | None, help="segmentation: keep it in this new file")
+    parser.add_argument("run", nargs="?", help="run folder that unicode_fast.train has written; --explain needs none")
+    parser.add_argument("--task", default="classification", help=f"{', '.join(TASKS[:-1])} or {TASKS[-1]}")
+    parser.add_argument("--from", dest="from", help=_ROLES["from"])
+    parser.add_argument("--to", help=_ROLES["to"])
+    parser.add_argument("--protocol", default="sound", help=f"{' or '.join(PROTOCOLS)}; see --explain")
+    parser.add_argument("--checkpoint", help="best, last, or a step [best, else last]")
+    parser.add_argument("--data", help="another dataset than the run's: a name or a store's folder")
+    parser.add_argument("--to_data", help="dataset that a cross- task is tested on [the built-in data's other domain]")
+    parser.add_argument("--text_model", help="BERT for sentences of a layout: a name or a folder [the run's]")
+    parser.add_argument("--text_whitelist", help="file with the ids of words to keep [the run's]")
+    parser.add_argument("--text_padding", help="masked or read: zeros after a sentence's last word [the run's]")
+    parser.add_argument("--anchor", help="retrieval: the modality that both are matched with [the dataset's third]")
+    parser.add_argument("--backbone", help="segmentation: light, or a model of timm such as pvt_v2_b5 [light]")
+    parser.add_argument("--backbone_weights", help="segmentation: file or folder of its pre-trained weights")
+    parser.add_argument("--segmenter_steps", type=int, help="segmentation: training ends after as many steps")
+    parser.add_argument("--save_segmenter", help="segmentation: keep it in this new file")
     parser.add_argument(
         "--load_segmenter",
-        type=str | None,
         help="segmentation: take it from this file, and train that of the same modality alone",
     )
-    parser.add_argument(
-        "--pictures", type=str | None, help="folder of the examples of segmentation or retrieval [the run's plots]"
-    )
-    parser.add_argument("--format", type=str | None, help=plots.FORMAT_HELP)
-    parser.add_argument("--seed", type=int, default=None, help="of the probe [the run's]")
-    parser.add_argument("--device", type=str, default="auto", help="auto, cpu or cuda")
+    parser.add_argument("--pictures", help="folder of the examples of segmentation or retrieval [the run's plots]")
+    parser.add_argument("--format", help=plots.FORMAT_HELP)
+    parser.add_argument("--seed", type=int, help="of the probe [the run's]")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--verify", action="store_true", help=VERIFY_HELP)
-    parser.add_argument("--out", type=str | None, help="write the row with all its numbers as JSON to this new file")
+    parser.add_argument("--out", help="write the row with all its numbers as JSON to this new file")
     parser.add_argument(
         "--explain", action="store_true", help="print what the task measures under the protocol, and stop"
     )
@@ -121,10 +101,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.checkpoint is None and asked == "last" and Path(arguments.run).is_dir():
         say("note: the run has no best checkpoint, which validations choose; its last is measured", file=sys.stderr)
     for flag in ("from", "to"):
-        if arguments[flag] not in model.names:
-            got = "none" if arguments[flag] is None else repr(arguments[flag])
+        if getattr(arguments, flag) not in model.names:
+            got = "none" if getattr(arguments, flag) is None else repr(getattr(arguments, flag))
             raise ValueError(f"--{flag} must name the {_ROLES[flag]}, one of {', '.join(model.names)}, got {got}")
-    given = {name: arguments[name] for name in ("data", *TEXT_FIELDS) if arguments[name] is not None}
+    given = {name: getattr(arguments, name) for name in ("data", *TEXT_FIELDS) if getattr(arguments, name) is not None}
     # The data may have been moved since the checkpoint was written.
     model.config = model.config.replace_all(**places(Path(arguments.run)))
     config = model.config.replace(**given)
@@ -163,7 +143,7 @@ def changed_flags(arguments: Namespace) -> dict[str, Any]:
         *("data", "to_data", *TEXT_FIELDS, "checkpoint", "anchor"),
         *("backbone", "backbone_weights", "segmenter_steps", "load_segmenter", "seed"),
     )
-    return {name: arguments[name] for name in names if arguments[name] not in (None, usual.get(name))}
+    return {name: getattr(arguments, name) for name in names if getattr(arguments, name) not in (None, usual.get(name))}
 
 
 def file_stem(row: Row, arguments: Namespace) -> str:
@@ -189,25 +169,25 @@ def check_flags(arguments: Namespace) -> None:
         ValueError: there is such a flag or file.
     """
     for flag, task in _OF_TASK.items():
-        if arguments[flag] is not None and arguments.task != task:
+        if getattr(arguments, flag) is not None and arguments.task != task:
             raise ValueError(f"{flag} is for {task}, got it beside {arguments.task}")
     for flag in ("out", "save_segmenter"):
-        if arguments[flag] is not None:
-            check_new_file(flag, Path(arguments[flag]))
+        if getattr(arguments, flag) is not None:
+            check_new_file(flag, Path(getattr(arguments, flag)))
     if arguments.segmenter_steps is not None and arguments.segmenter_steps < 1:
         raise ValueError(f"segmenter_steps must be at least 1, got {arguments.segmenter_steps}")
     if arguments.seed is not None and arguments.seed < 0:
         raise ValueError(f"seed must be at least 0, got {arguments.seed}")
-    if arguments["from"] is not None and arguments["from"] == arguments.to:
+    if getattr(arguments, "from") is not None and getattr(arguments, "from") == arguments.to:
         raise ValueError(f"to must be another modality than from, got {arguments.to!r} for both")
     if arguments.load_segmenter is not None:
-        unread = [flag for flag in ("save_segmenter", "backbone_weights") if arguments[flag] is not None]
+        unread = [flag for flag in ("save_segmenter", "backbone_weights") if getattr(arguments, flag) is not None]
         if unread:
             raise ValueError(f"{unread[0]} is about training, got it beside load_segmenter")
         if not Path(arguments.load_segmenter).is_file():
             raise ValueError(f"load_segmenter must be a file of --save_segmenter, got {arguments.load_segmenter!r}")
     for flag in ("pictures", "format"):
-        if arguments[flag] is not None and arguments.task not in pictures.DRAWN:
+        if getattr(arguments, flag) is not None and arguments.task not in pictures.DRAWN:
             raise ValueError(f"{flag} is for segmentation and retrieval, got it beside {arguments.task}")
     if arguments.format is not None:
         plots.check_format(arguments.format)
@@ -236,7 +216,7 @@ def check_data(model: UniCode, store: Dataset, arguments: Namespace) -> None:
 
 def measure(model: UniCode, config: Config, arguments: Namespace) -> tuple[Row, Path | None, str]:
     """The row that the arguments ask for with all its numbers, the file of its examples, and the name of its data."""
-    task, source, target = arguments.task, arguments["from"], arguments.to
+    task, source, target = arguments.task, getattr(arguments, "from"), arguments.to
     try:
         store = open_dataset(config.data)
     except FileNotFoundError as error:

@@ -7,6 +7,7 @@ import shlex
 import sys
 import threading
 import time
+from argparse import Namespace
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,6 @@ from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import torch
-from jsonargparse import Namespace
 from tqdm import tqdm
 
 from unicode_fast import checkpoint, health
@@ -534,12 +534,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 def train(argv: Sequence[str] | None, ranks: Ranks) -> int:
     """The command line on one of the ranks that torchrun starts."""
     parser = make_parser("train", "Pre-train Uni-Code, then measure what its codes carry from modality to modality.")
-    parser.add_argument("--out", type=str | None, help="new folder of the run [runs/<UTC time>-<preset>-<seed>]")
-    parser.add_argument("--resume", type=str | None, metavar="RUN", help=RESUME_HELP)
-    parser.add_argument("--resume_step", type=int, default=None, help="from the checkpoint of this step, not the last")
+    parser.add_argument("--out", help="new folder of the run [runs/<UTC time>-<preset>-<seed>]")
+    parser.add_argument("--resume", metavar="RUN", help=RESUME_HELP)
+    parser.add_argument("--resume_step", type=int, help="from the checkpoint of this step, not the last")
     parser.add_argument("--seeds", type=int, default=1, help="train with this many seeds; mean and spread in the table")
     parser.add_argument("--verify", action="store_true", help=VERIFY_HELP)
-    parser.add_argument("--format", type=str, default="png", help=plots.FORMAT_HELP)
+    parser.add_argument("--format", default="png", help=plots.FORMAT_HELP)
     arguments = parser.parse_args(with_underscores(argv))
     plots.check_format(arguments.format)
     flags = given_fields(arguments)
@@ -626,7 +626,7 @@ def resume(arguments: Namespace, flags: Mapping[str, Any], ranks: Ranks, hold: C
         InUse: another process works on it.
         ValueError: a flag has a wrong value, or cannot change.
     """
-    others = [name for name in ("out", "config") if arguments[name] is not None]
+    others = [name for name in ("out", "config") if getattr(arguments, name) is not None]
     others += ["seeds"] if arguments.seeds != 1 else []
     folder, config, seeds = ranks.from_first(lambda: resume_folder(arguments.resume, flags, others))
     if seeds and arguments.resume_step is not None:

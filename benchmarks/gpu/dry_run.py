@@ -17,7 +17,6 @@ LACKING = (
     "flash_kmeans",
     "flashlib",
     "inf_cl",
-    "jsonargparse",
     "vector_quantize_pytorch",
     "webdataset",
 )
