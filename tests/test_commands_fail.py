@@ -140,11 +140,17 @@ class TestProcesses:
             env={**os.environ, **variables},
         )
 
-    def test_an_interrupt_while_a_command_is_imported(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize(
+        "words", [["-m", "unicode_fast.report"], ["-m", "unicode_fast", "report"], ["unicode-fast", "report"]]
+    )
+    def test_an_interrupt_while_a_command_is_imported(self, words: list[str], tmp_path: Path) -> None:
         """Which takes seconds, here as long as it takes to be interrupted."""
+        # As pip writes it.
+        (tmp_path / "unicode-fast").write_text("from unicode_fast.__main__ import run\nrun()\n")
         (tmp_path / "torch.py").write_text("import time\nprint('importing', flush=True)\ntime.sleep(60)\n")
         process = subprocess.Popen(
-            [sys.executable, "-m", "unicode_fast.report"],
+            [sys.executable, *words],
+            cwd=tmp_path,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

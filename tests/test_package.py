@@ -15,7 +15,8 @@ import torch
 import unicode_fast
 from unicode_fast.__main__ import COMMANDS
 from unicode_fast.__main__ import main as commands
-from unicode_fast.errors import run_main
+from unicode_fast.__main__ import run as run_command
+from unicode_fast.errors import SCRIPT, UsageError, run_main
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "unicode_fast"
@@ -150,7 +151,43 @@ class TestCommands:
         assert commands([]) == 0
         shown = capsys.readouterr().out
         assert all(f"  {name} " in shown and text in shown for name, text in COMMANDS.items())
-        assert commands(["train"]) == 2 and "got 'train'" in capsys.readouterr().err
+
+    def test_a_misspelt_one_is_answered_with_the_near_one(self) -> None:
+        with pytest.raises(UsageError, match=r"'trian' .*, is train meant\?; .*unicode_fast --help says"):
+            commands(["trian"])
+
+    @pytest.mark.parametrize(
+        ("called", "name"),
+        [
+            ("/usr/bin/unicode-fast", "unicode-fast report"),
+            (PACKAGE / "__main__.py", "python -m unicode_fast report"),
+            (PACKAGE / "report" / "__main__.py", "python -m unicode_fast.report"),
+            ("pytest", "python -m unicode_fast.report"),
+        ],
+    )
+    def test_usage_names_how_it_was_called(
+        self, called: str | Path, name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.setattr(sys, "argv", [str(called)])
+        with pytest.raises(SystemExit, match="0"):
+            commands(["report", "--help"])
+        assert capsys.readouterr().out.startswith(f"usage: {name} [-h]")
+
+    def test_version_says_what_can_run_and_imports_no_command(self, tmp_path: Path) -> None:
+        code = """
+import sys
+from unicode_fast.__main__ import main
+main(["--version"])
+assert not {"unicode_fast.train", "unicode_fast.evaluate", "matplotlib"} & set(sys.modules)
+"""
+        lines = run(code, tmp_path).stdout.splitlines()
+        assert lines[:2] == [f"unicode_fast {unicode_fast.__version__}", f"torch {torch.__version__}"]
+        assert [line.partition(": ")[0] for line in lines[2:]] == ["cpp", "cuda", "triton"]
+        assert lines[2].partition(": ")[2] == unicode_fast.available_backends()["nearest_codeword"]["cpp"]
+
+    def test_the_installed_command_is_that_of_the_package(self) -> None:
+        wanted = f'\n{SCRIPT} = "{run_command.__module__}:{run_command.__name__}"\n'
+        assert wanted in (ROOT / "pyproject.toml").read_text()
 
 
 class TestLayers:

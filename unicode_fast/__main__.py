@@ -1,9 +1,17 @@
-"""What there is to run: `python -m unicode_fast`."""
+"""The command `unicode-fast`, which is `python -m unicode_fast` too."""
 
 from __future__ import annotations
 
 import sys
+from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
+from importlib import import_module
+
+import torch
+
+from unicode_fast.backend import available_backends
+from unicode_fast.errors import Parser, program, run_main, say
+from unicode_fast.version import __version__
 
 COMMANDS = {
     "train": "pre-train on paired clips, then measure what codes carry from modality to modality",
@@ -13,19 +21,44 @@ COMMANDS = {
     "convert": "read or write checkpoints of the released code",
     "data": "check a data set, or write it for training",
 }
+# Of each compiled back end, an operator that it implements and the device that it needs.
+_BACKENDS = {
+    "cpp": ("nearest_codeword", "cpu"),
+    "cuda": ("nearest_codeword", "cuda"),
+    "triton": ("cross_info_nce", "cuda"),
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Prints the commands; each is a module of its own."""
-    given = sys.argv[1:] if argv is None else argv
-    print("usage: python -m unicode_fast.COMMAND [--help] ...\n")
-    for name, text in COMMANDS.items():
-        print(f"  {name:10}{text}")
-    if not given or given[0] in ("-h", "--help"):
-        return 0
-    print(f"\nerror: a command follows a dot, as in python -m unicode_fast.train, got {given[0]!r}", file=sys.stderr)
-    return 2
+    """Runs a command, of which it imports no other; or prints the commands, or the version."""
+    parser = Parser(
+        prog=program(),
+        usage=f"{program()} COMMAND [--help] ...",
+        epilog="commands:\n" + "\n".join(f"  {name:10}{text}" for name, text in COMMANDS.items()),
+        formatter_class=RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("command", metavar="COMMAND", nargs="?", choices=COMMANDS, help="one of those below")
+    parser.add_argument("--version", action="store_true", help="print versions and the back ends that can run here")
+    given = sys.argv[1:] if argv is None else list(argv)
+    arguments = parser.parse_args(given[:1])
+    if arguments.version:
+        say(f"unicode_fast {__version__}\ntorch {torch.__version__}")
+        for name, (operator, device) in _BACKENDS.items():
+            say(f"{name}: {available_backends(device)[operator][name]}")
+    elif arguments.command is None:
+        say(parser.format_help().rstrip())
+    else:
+        module = import_module(f"unicode_fast.{arguments.command}")
+        if not hasattr(module, "main"):
+            module = import_module(f"{module.__name__}.__main__")
+        return int(module.main(given[1:]))
+    return 0
+
+
+def run() -> None:
+    """What the command `unicode-fast` calls."""
+    run_main(main)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run()

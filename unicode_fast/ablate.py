@@ -640,7 +640,7 @@ def with_all_columns(base: Config, flags: Mapping[str, Any]) -> Config:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; see `python -m unicode_fast.ablate --help`."""
     parser = make_parser("ablate", "Train with each component off, and with codebooks of several sizes.")
-    parser.add_argument("--out", help="folder of the ablation; what is finished there is kept")
+    parser.add_argument("--out", help="folder of the ablation (required); what is finished there is kept")
     parser.add_argument("--experiments", default=",".join(EXPERIMENTS), help="some of them [%(default)s]")
     parser.add_argument("--sizes", default=SIZES, help="numbers of codewords in Figure 3 [%(default)s]")
     parser.add_argument("--seeds", type=int, default=3, help="seeds of each line, from --seed on [%(default)s]")

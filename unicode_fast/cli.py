@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args, get_origin
 import yaml
 
 from unicode_fast.config import _TYPES, FIELDS, PARTS, Config, check_value, completed, is_whole
-from unicode_fast.errors import Parser, few
+from unicode_fast.errors import Parser, few, program
 from unicode_fast.files.paths import expanded, with_homes
 from unicode_fast.files.untrusted import BadFile, open_file
 from unicode_fast.presets import PRESETS, SIZES, from_saved, preset
@@ -81,9 +81,9 @@ def field_help() -> dict[str, str]:
     return lines
 
 
-def make_parser(program: str, description: str) -> Parser:
+def make_parser(command: str, description: str) -> Parser:
     """A parser that knows every configuration field, `--preset`, `--size` and `--config`."""
-    name = f"python -m unicode_fast.{program}"
+    name = program(command)
     parser = Parser(prog=name, usage=f"{name} [--FIELD VALUE ...]", description=description)
     parser.add_argument("--config", metavar="FILE", help="YAML file that sets any of the fields below")
     parser.add_argument("--preset", help=f"rules: {', '.join(PRESETS)} (default recommended)")

@@ -29,6 +29,8 @@ LONGEST = 299
 # Exit statuses, as shells give those of processes that were ended by these signals.
 INTERRUPTED, PIPE_CLOSED, TERMINATED = 130, 141, 143
 _BAD_USAGE = 2
+# The command that pyproject.toml names.
+SCRIPT = "unicode-fast"
 # Signals that come within are taken for one.
 _SAME_SECONDS = 1.0
 
@@ -54,11 +56,24 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raise UsageError with a message of argparse on one line."""
         message = re.sub(r"^argument --(\w+): invalid int value: ", r"\1 must be a whole number, got ", message)
-        unknown = re.match(r"unrecognized arguments: (--[^\s=]+)", message)
+        unknown = re.search(r"unrecognized arguments: (--[^\s=]+)|invalid choice: '(.*)' \(choose from (.*)\)", message)
         if unknown is not None:
-            near = difflib.get_close_matches(unknown[1], self._option_string_actions, 1, 0.75)
+            known = self._option_string_actions if unknown[1] else re.findall(r"[\w-]+", unknown[3])
+            near = difflib.get_close_matches(unknown[1] or unknown[2], known, 1, 0.75)
             message += f", is {near[0]} meant?" if near else ""
         raise UsageError(f"{message}; {self.prog} --help says what there is")
+
+
+def program(command: str = "") -> str:
+    """What this process was called as: `unicode-fast`, `python -m unicode_fast`, or the module of a command.
+
+    Args:
+        command: that it runs; empty for the one that has them all.
+    """
+    called = Path(sys.argv[0])
+    base = SCRIPT if called.name == SCRIPT else "python -m unicode_fast"
+    whole = base == SCRIPT or called == Path(unicode_fast.__file__ or "").with_name("__main__.py")
+    return f"{base}{' ' if whole else '.'}{command}" if command else base
 
 
 class Terminated(KeyboardInterrupt):
@@ -261,7 +276,8 @@ def is_starting() -> bool:
     """Whether Python is importing this package to run one of its commands."""
     given = sys.orig_argv
     module = given[given.index("-m") + 1 :][:1] if "-m" in given else []
-    return sys.argv[:1] == ["-m"] and module != [] and module[0].partition(".")[0] == "unicode_fast"
+    as_module = sys.argv[:1] == ["-m"] and module != [] and module[0].partition(".")[0] == "unicode_fast"
+    return as_module or Path(*sys.argv[:1]).name == SCRIPT
 
 
 def quiet_interrupt() -> None:

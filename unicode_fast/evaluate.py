@@ -15,7 +15,7 @@ from unicode_fast.cli import with_underscores
 from unicode_fast.config import TEXT_FIELDS, Config
 from unicode_fast.data import Dataset, open_dataset, verify
 from unicode_fast.data.layouts import has_sentences
-from unicode_fast.errors import Parser, run_main, say
+from unicode_fast.errors import Parser, program, run_main, say
 from unicode_fast.files.writing import check_new_file, write_json
 from unicode_fast.modules import UniCode
 from unicode_fast.report import pictures, plots
@@ -49,9 +49,7 @@ _ROLES = {"from": "modality the probe is trained on", "to": "modality the probe 
 
 def make_parser() -> Parser:
     """The command line."""
-    parser = Parser(
-        prog="python -m unicode_fast.evaluate", description="Measure one direction of one task on a trained run."
-    )
+    parser = Parser(prog=program("evaluate"), description="Measure one direction of one task on a trained run.")
     parser.add_argument("run", nargs="?", help="run folder that unicode_fast.train has written; --explain needs none")
     parser.add_argument("--task", default="classification", help=f"{', '.join(TASKS[:-1])} or {TASKS[-1]}")
     parser.add_argument("--from", dest="from", help=_ROLES["from"])

@@ -12,7 +12,7 @@ from unicode_fast import checkpoint
 from unicode_fast.checkpoint import write_config
 from unicode_fast.compat import from_cmg, to_cmg
 from unicode_fast.compat.cmg import REST
-from unicode_fast.errors import Parser, say
+from unicode_fast.errors import Parser, program, say
 from unicode_fast.files.paths import with_homes
 from unicode_fast.files.writing import atomic_file, atomic_folder
 from unicode_fast.modules import UniCode
@@ -80,7 +80,7 @@ def _refuse_existing(path: Path) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; see `python -m unicode_fast.convert --help`."""
-    parser = Parser(prog="python -m unicode_fast.convert", description=__doc__)
+    parser = Parser(prog=program("convert"), description=__doc__)
     ways = parser.add_mutually_exclusive_group(required=True)
     ways.add_argument("--from-cmg", metavar="FILE", help="CMG checkpoint to be written as run folder OUT")
     ways.add_argument("--to-cmg", metavar="RUN", help="run folder or checkpoint to be written as CMG checkpoint OUT")

@@ -21,7 +21,7 @@ from unicode_fast.data.opening import open_data
 from unicode_fast.data.store.pack import PackedDtype, pack
 from unicode_fast.data.store.write import check_new
 from unicode_fast.data.stream import CLIPS_PER_SHARD, SPEC, write_shards
-from unicode_fast.errors import Parser, escaped, is_foreseen, message_of, one_line, run_main
+from unicode_fast.errors import Parser, escaped, is_foreseen, message_of, one_line, program, run_main
 from unicode_fast.files.paths import with_homes
 from unicode_fast.files.writing import check_new_file, write_json
 
@@ -31,7 +31,7 @@ _BAD_USAGE = 2
 def make_parser() -> Parser:
     """The command line."""
     parser = Parser(
-        prog="python -m unicode_fast.data",
+        prog=program("data"),
         description="Check a data set, or write it for training. DATA is a built-in name, a feature store's folder, "
         f"LAYOUT:ROOT with a layout of {', '.join(LAYOUTS)}, or {SPEC}FOLDER with tar files that `shards` wrote.",
     )

@@ -20,7 +20,7 @@ from unicode_fast.ablate import linked, markdown
 from unicode_fast.checkpoint import CheckpointError
 from unicode_fast.cli import resolve_saved
 from unicode_fast.config import EXECUTION_FIELDS, Config
-from unicode_fast.errors import Parser, say
+from unicode_fast.errors import Parser, program, say
 from unicode_fast.files.paths import with_homes
 from unicode_fast.files.writing import atomic_folder, write_text
 from unicode_fast.presets import preset
@@ -432,9 +432,9 @@ def figure_series(lines: Sequence[Line]) -> Mapping[str, Mapping[tuple[str, str]
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; see `python -m unicode_fast.report --help`."""
-    parser = Parser(prog="python -m unicode_fast.report", description="The paper's tables, made from runs.")
+    parser = Parser(prog=program("report"), description="The paper's tables, made from runs.")
     parser.add_argument("runs", nargs="+", help="run folders that unicode_fast.train has written")
-    parser.add_argument("--out", help="new folder of the report")
+    parser.add_argument("--out", help="new folder of the report (required)")
     parser.add_argument("--format", default="png", help=plots.FORMAT_HELP)
     arguments = parser.parse_args(with_homes(argv))
     plots.check_format(arguments.format)
