@@ -334,7 +334,7 @@ class TestReport:
         first, second = report.collect(report.single_runs(map(str, runs)))
         assert len(first.folders) == 2 and len(second.folders) == 1
         assert "cmcm_weight 0.0" in second.label and "cmcm_weight" not in first.label
-        column = report.Column("classification", "audio", "video", "sound")
+        column = report.Column("classification", "audio", "video", "held_out")
         scores = [
             next(row for row in json.loads((folder / "summary.json").read_text())["rows"] if row["to"] == "video")[
                 "score"
@@ -343,10 +343,10 @@ class TestReport:
         ]
         assert first.cells[column].score == pytest.approx(sum(scores) / 2)
         assert first.cells[column].std == pytest.approx(abs(scores[0] - scores[1]) / 2**0.5)
-        assert second.cells[report.Column("segmentation", "audio", "video", "sound", "data elsewhere")].score == 0.5
+        assert second.cells[report.Column("segmentation", "audio", "video", "held_out", "data elsewhere")].score == 0.5
 
     def test_a_published_number_stands_once_beside_the_official_column_of_its_data(self) -> None:
-        def column(task: str, source: str, target: str, protocol: str = "sound") -> report.Column:
+        def column(task: str, source: str, target: str, protocol: str = "held_out") -> report.Column:
             return report.Column(task, source, target, protocol, dataset=report.published_as(task, names[task]))
 
         names = {"classification": "ave", "localisation": "avvp"}

@@ -101,8 +101,19 @@ def test_a_single_row_repeats_with_interval_and_further_numbers(
     assert row.score in [estimate.value for estimate in row.metrics.values()]
     shown = capsys.readouterr().out
     assert f"bootstrap interval over {row.clips} test clips" in shown and all(name in shown for name in row.metrics)
-    drawn = run / "plots" / f"{task}-{row.source}-{row.target}-sound.png"
+    drawn = run / "plots" / f"{task}-{row.source}-{row.target}-held-out.png"
     assert drawn.exists() == (task in pictures.DRAWN) == (f"examples: {drawn}" in shown)
+
+
+def test_a_row_takes_the_place_of_the_one_under_the_old_name_of_its_protocol(run: Path) -> None:
+    words = [str(run), "--task=classification", "--from=audio", "--to=text"]
+    assert evaluate([*words, "--protocol=sound"]) == 0
+    new, old = (run / "evaluations" / f"classification-audio-text-{name}.json" for name in ("held-out", "sound"))
+    content = new.read_text()
+    old.write_text(content)
+    official = new.with_name("classification-audio-text-official.json")
+    assert evaluate([*words, "--protocol=official"]) == 0 and old.exists() and official.exists()
+    assert evaluate(words) == 0 and new.read_text() == content and not old.exists() and official.exists()
 
 
 @pytest.mark.parametrize("task", ["cross-localisation", "segmentation", "retrieval"])
@@ -139,7 +150,7 @@ def test_a_segmenter_is_kept_and_taken_again(run: Path, tmp_path: Path) -> None:
     assert first.read_text() == second.read_text()
     assert (tmp_path / "drawn" / "segmentation.png").exists()
     # One that was trained otherwise does not take the place of the row.
-    found = [file.name for file in (run / "evaluations").glob("segmentation-text-audio-sound*load-segmenter*.json")]
+    found = [file.name for file in (run / "evaluations").glob("segmentation-text-audio-held-out*load-segmenter*.json")]
     assert len(found) == 1
 
 
@@ -300,13 +311,13 @@ def test_every_task_explains_itself(task: str, protocol: str, capsys: pytest.Cap
     assert text.startswith(f"{task}, {protocol} protocol")
     for words in ("Chance:", "Same modality:", "Score:"):
         assert words in text
-    assert ("Limits: " in text) is (protocol == "sound" and task in tasks.PROBE_TASKS)
+    assert ("Limits: " in text) is (protocol == "held_out" and task in tasks.PROBE_TASKS)
 
 
 def test_explanations_alone_need_no_run(capsys: pytest.CaptureFixture[str]) -> None:
     for run in ([], ["nowhere"]):
         assert evaluate([*run, "--explain"]) == 0
-        assert capsys.readouterr().out.startswith("classification, sound protocol")
+        assert capsys.readouterr().out.startswith("classification, held_out protocol")
     with pytest.raises(UsageError, match="run must be a run folder"):
         evaluate(["--from=audio", "--to=video"])
 

@@ -56,7 +56,7 @@ def test_both_protocols_and_directions(
             super().__init__(clips, seed)
 
     monkeypatch.setattr(runner, "Bootstrap", Counted)
-    for protocol in ("sound", "official"):
+    for protocol in ("held_out", "official"):
         for source, target in (("audio", "video"), ("video", "audio")):
             out = tmp_path / f"{protocol}-{source}.json"
             words = [str(run), f"--task={task}", f"--data={layout}:{tmp_path / layout}"]
@@ -66,5 +66,5 @@ def test_both_protocols_and_directions(
             row = json.loads(out.read_text())
             assert all(0 <= row[name] <= 1 for name in ("score", "same_modality", "chance"))
     assert sizes[2:] == [scored, scored]
-    # The sound protocol scores a part that no probe was trained on; AVVP's annotated videos are one for AVE's clips.
+    # The held_out protocol scores a part that no probe was trained on; AVVP's annotated videos are one for AVE's clips.
     assert all(size == 24 if layout == "ave-avvp" else size < scored for size in sizes[:2])

@@ -214,14 +214,14 @@ def test_the_state_is_chosen_by_queries_of_the_modality_it_learns_from() -> None
             return super().scores(segmenter, query, split, shuffled=shuffled)
 
     watched = Watched(Domain(LookUp(), TwoSquares()), steps=2)
-    watched.segmenter("audio", "audio")
+    assert watched.segmenter("audio", "audio") is watched.segmenter("audio", "audio", "sound")
     assert set(judged) == {("val", "audio")}
     judged.clear()
     watched.segmenter("audio", "text", "official")
     assert set(judged) == {("val", "audio"), ("val", "text")}
 
 
-@pytest.mark.parametrize(("protocol", "frames"), [("sound", 2), ("official", 1)])
+@pytest.mark.parametrize(("protocol", "frames"), [("held_out", 2), ("official", 1)])
 def test_the_loss_reads_labelled_frames(monkeypatch: pytest.MonkeyPatch, protocol: str, frames: int) -> None:
     seen: list[tuple[int, ...]] = []
 
@@ -231,7 +231,7 @@ def test_the_loss_reads_labelled_frames(monkeypatch: pytest.MonkeyPatch, protoco
 
     monkeypatch.setattr("unicode_fast.tasks.segmentation.task.binary_cross_entropy_with_logits", loss)
     measured(TwoSquares(labelled={"train": 2}), steps=1).segmenter("audio", "audio", protocol)
-    batch = {"sound": LIGHT_SETTINGS.batch_size, "official": 4}[protocol]
+    batch = {"held_out": LIGHT_SETTINGS.batch_size, "official": 4}[protocol]
     assert seen == [(batch, frames, SIDE, SIDE)]
 
 
@@ -267,7 +267,7 @@ def test_official_schedule(monkeypatch: pytest.MonkeyPatch) -> None:
     assert row.protocol == "official"
 
 
-@pytest.mark.parametrize(("protocol", "looks"), [("sound", 5), ("official", 1)])
+@pytest.mark.parametrize(("protocol", "looks"), [("held_out", 5), ("official", 1)])
 def test_the_official_epoch_is_judged_at_its_end(protocol: str, looks: int, monkeypatch: pytest.MonkeyPatch) -> None:
     judged: list[str] = []
 

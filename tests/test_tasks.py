@@ -125,7 +125,7 @@ def test_a_probe_learns_what_the_codes_say_and_carries_it_to_every_modality(lear
     ]
     for row in learnable_rows:
         assert min(row.score, row.same_modality) > LEARNED
-        assert row.protocol == "sound"
+        assert row.protocol == "held_out"
 
 
 def test_codes_without_meaning_give_chance(chance_rows: list[Row]) -> None:
@@ -190,6 +190,18 @@ def test_nothing_around_the_probes_changes(protocol: str) -> None:
     assert torch.equal(torch.get_rng_state(), before[0])
     assert np.array_equal(np.random.get_state()[1], before[1])
     assert torch.get_num_threads() == before[2]
+
+
+def test_the_old_name_of_a_protocol_is_taken() -> None:
+    """As older versions wrote it in rows."""
+    probes = Probes(LookUp(), store(learnable=False), 1)
+    row = probes.row("classification", "audio", "video")
+    assert row == probes.row("classification", "audio", "video", "sound")
+    assert row.score == probes.score("classification", "audio", "video", "sound")
+    assert row == Row.from_dict({**row.as_dict(), "protocol": "sound"}) and row.protocol == "held_out"
+    assert tasks.explain("retrieval", "sound") == tasks.explain("retrieval", "held_out")
+    with pytest.raises(ValueError, match="protocol must be one of held_out, official, got 'other'"):
+        Row.from_dict({**row.as_dict(), "protocol": "other"})
 
 
 @pytest.mark.parametrize("filler", [0, 24])
@@ -338,7 +350,7 @@ def test_bad_requests_are_refused() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             tasks.run_row(model, data, *arguments)
-    with pytest.raises(ValueError, match="protocol must be one of sound, official, got 'kind'"):
+    with pytest.raises(ValueError, match="protocol must be one of held_out, official, got 'kind'"):
         tasks.run_row(model, data, "classification", "audio", "video", protocol="kind")
     with pytest.raises(ValueError, match="tasks must be among"):
         tasks.check_tasks("")
@@ -460,8 +472,8 @@ def test_official_codes_are_noisy_and_new_in_every_epoch() -> None:
 
 @pytest.mark.parametrize("task", tasks.DEFAULT_TASKS)
 def test_explanations_name_their_numbers(task: str) -> None:
-    sound, official = (tasks.explain(task, protocol) for protocol in tasks.PROTOCOLS)
-    assert "sound protocol" in sound and "validation split" in sound and "test split" in sound
+    held_out, official = (tasks.explain(task, protocol) for protocol in tasks.PROTOCOLS)
+    assert "held_out protocol" in held_out and "validation split" in held_out and "test split" in held_out
     for words in ("official protocol", "0.0004", "batches of 80", "10, 20, 30", "0.5", "training split"):
         assert words in official
     with pytest.raises(ValueError, match="protocol must be one of"):

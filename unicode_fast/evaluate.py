@@ -6,6 +6,7 @@ import re
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from unicode_fast.tasks import (
     BackboneChoice,
     Probes,
     Row,
+    check_protocol,
     explain,
     format_legend,
     format_metrics,
@@ -54,7 +56,7 @@ def make_parser() -> Parser:
     parser.add_argument("--task", default="classification", help=f"{', '.join(TASKS[:-1])} or {TASKS[-1]}")
     parser.add_argument("--from", dest="from", help=_ROLES["from"])
     parser.add_argument("--to", help=_ROLES["to"])
-    parser.add_argument("--protocol", default="sound", help=f"{' or '.join(PROTOCOLS)}; see --explain")
+    parser.add_argument("--protocol", default="held_out", help=f"{' or '.join(PROTOCOLS)}; see --explain")
     parser.add_argument("--checkpoint", help="best, last, or a step [best, else last]")
     parser.add_argument("--data", help="another dataset than the run's: a name or a store's folder")
     parser.add_argument("--to_data", help="dataset that a cross- task is tested on [the built-in data's other domain]")
@@ -88,6 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(with_underscores(argv))
     if arguments.task not in TASKS:
         raise ValueError(f"task must be one of {', '.join(TASKS)}, got {arguments.task!r}")
+    arguments.protocol = check_protocol(arguments.protocol)
     if arguments.explain:
         say(explain(arguments.task, arguments.protocol))
         return 0
@@ -132,6 +135,10 @@ def keep(run: Path, row: Row, dataset: str, arguments: Namespace) -> None:
     (run / EVALUATIONS).mkdir(exist_ok=True)
     content = {"row": row.as_dict(), "dataset": dataset, "flags": changed_flags(arguments)}
     write_json(run / EVALUATIONS / f"{file_stem(row, arguments)}.json", content)
+    if row.protocol == "held_out":
+        # The same row under the protocol's old name, which a report would read too.
+        old = file_stem(replace(row, protocol="sound"), arguments)
+        (run / EVALUATIONS / f"{old}.json").unlink(missing_ok=True)
 
 
 def changed_flags(arguments: Namespace) -> dict[str, Any]:
@@ -224,7 +231,7 @@ def measure(model: UniCode, config: Config, arguments: Namespace) -> tuple[Row, 
     if arguments.verify:
         verify(store)
     check_data(model, store, arguments)
-    if arguments.protocol == "sound":
+    if arguments.protocol == "held_out":
         note_shared(store)
     seed = config.train.seed if arguments.seed is None else arguments.seed
     options: dict[str, Any] = {"partners": open_partners(config.data, task, store, arguments.to_data)}

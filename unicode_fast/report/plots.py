@@ -52,17 +52,17 @@ FORMAT_HELP = f"of pictures: {', '.join(FORMATS)} [png]"
 _OPACITY = 0.85
 _NOT_SCORES = ("step", "kind", "mean", "token", "sharing", "content_sharing")
 _METRICS = {
-    ("classification", "sound"): "accuracy",
+    ("classification", "held_out"): "accuracy",
     ("classification", "official"): "accuracy",
-    ("localisation", "sound"): "micro-F1",
+    ("localisation", "held_out"): "micro-F1",
     ("localisation", "official"): "precision",
-    ("cross-classification", "sound"): "accuracy",
+    ("cross-classification", "held_out"): "accuracy",
     ("cross-classification", "official"): "accuracy",
-    ("cross-localisation", "sound"): "micro-F1",
+    ("cross-localisation", "held_out"): "micro-F1",
     ("cross-localisation", "official"): "F1",
-    ("segmentation", "sound"): "mIoU",
+    ("segmentation", "held_out"): "mIoU",
     ("segmentation", "official"): "mIoU",
-    ("retrieval", "sound"): "R@10",
+    ("retrieval", "held_out"): "R@10",
     ("retrieval", "official"): "R@10",
 }
 
@@ -350,7 +350,7 @@ def zero_shot_bars(rows: Sequence[Row]) -> Figure:
     for axis, group, (task, protocol) in zip(axes, groups, tasks, strict=True):
         _bars(axis, group)
         metric = _METRICS.get((task, protocol), "score")
-        axis.set_title(f"{task}{'' if protocol == 'sound' else f' ({protocol})'}: {metric}")
+        axis.set_title(f"{task}{'' if protocol == 'held_out' else f' ({protocol})'}: {metric}")
     axes[0].set_yticks([0, 0.25, 0.5, 0.75, 1], ["0", "25 %", "50 %", "75 %", "100 %"])
     axes[0].set_ylabel("score on the test split")
     handles = dict(zip(*reversed(axes[0].get_legend_handles_labels()), strict=True))
@@ -483,7 +483,7 @@ def codebook_sizes(points: Mapping[int, Sequence[Row]]) -> Figure:
         axis.minorticks_off()
         axis.set_ylim(0, 1.02)
         axis.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0", "25 %", "50 %", "75 %", "100 %"])
-        axis.set_title(f"{task}: {_METRICS.get((task, 'sound'), 'score')}", fontsize=10)
+        axis.set_title(f"{task}: {_METRICS.get((task, 'held_out'), 'score')}", fontsize=10)
         axis.set_xlabel("codewords in the codebook (logarithmic)")
         axis.set_ylabel("zero-shot score")
         axis.legend(fontsize=7, frameon=False)

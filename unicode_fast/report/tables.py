@@ -50,8 +50,8 @@ class Column:
 
     @property
     def heading(self) -> str:
-        """As people read it; the protocol only where it is not the sound one."""
-        notes = [self.note, "" if self.protocol == "sound" else self.protocol]
+        """As people read it; the protocol only where it is not held_out."""
+        notes = [self.note, "" if self.protocol == "held_out" else self.protocol]
         note = ", ".join(note for note in notes if note)
         return f"{self.task} {self.source} → {self.target}" + (f" ({note})" if note else "")
 
@@ -212,10 +212,10 @@ def second_measure(row: Row) -> tuple[str, str]:
 
     Localisation's precision is of the published formula, background included.
     """
-    if row.task == "localisation" and row.protocol == "sound":
+    if row.task == "localisation" and row.protocol == "held_out":
         return "precision", "official_precision"
     if row.task == "segmentation":
-        return "F-score", "f_score" if row.protocol == "sound" else "official_f_score"
+        return "F-score", "f_score" if row.protocol == "held_out" else "official_f_score"
     if row.task == "retrieval":
         query, gallery = (row.source, row.target) if row.anchor is None else (row.target, row.anchor)
         return "R@5", f"{query}->{gallery} R@5"

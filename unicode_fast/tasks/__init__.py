@@ -10,7 +10,6 @@ from unicode_fast.tasks.retrieval import Retrieval
 from unicode_fast.tasks.runner import (
     DEFAULT_TASKS,
     PROBE_TASKS,
-    PROTOCOLS,
     RETRIEVAL,
     TASKS,
     Probes,
@@ -23,9 +22,11 @@ from unicode_fast.tasks.runner import (
 from unicode_fast.tasks.segmentation.backbones import BackboneChoice
 from unicode_fast.tasks.segmentation.task import Segmentation
 from unicode_fast.tasks.table import (
+    PROTOCOLS,
     Row,
     TokenScore,
     aggregate,
+    check_protocol,
     format_legend,
     format_markdown,
     format_metrics,
@@ -52,6 +53,7 @@ __all__ = [
     "TokenScore",
     "aggregate",
     "check_partners",
+    "check_protocol",
     "check_tasks",
     "encode_split",
     "explain",

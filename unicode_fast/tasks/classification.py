@@ -26,10 +26,10 @@ class CrossEntropy(nn.Module):
 
 
 class Classification:
-    """Accuracy on clips, sound protocol."""
+    """Accuracy on clips, held_out protocol."""
 
     name = "classification"
-    protocol = "sound"
+    protocol = "held_out"
     across = False
     tested: tuple[str, ...] = (TEST,)
     rule = ProbeRule(epochs=15, batch_size=200, learning_rate=4e-3, least_steps=300)

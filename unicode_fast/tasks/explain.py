@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from unicode_fast.tasks import retrieval
-from unicode_fast.tasks.runner import RETRIEVAL, SEGMENTATION, check_protocol, check_tasks, probe_task
+from unicode_fast.tasks.runner import RETRIEVAL, SEGMENTATION, check_tasks, probe_task
 from unicode_fast.tasks.segmentation import task as segmentation
 from unicode_fast.tasks.segmentation.backbones import LIGHT_SETTINGS, TIMM_SETTINGS
+from unicode_fast.tasks.table import check_protocol
 
 _HEADS = {
     "classification": "Linear(D, D), maximum over time, Linear(D, C)",
@@ -16,7 +17,7 @@ _FURTHER = """\
 Further numbers: micro and macro precision, recall and F1 and mean average precision (scikit-learn's), pooled over \
 {rows} and C classes; 95 % percentile intervals from 1000 draws of test clips with replacement."""
 
-_SOUND = {
+_HELD_OUT = {
     "classification": """\
 Target: the clip's class; the commonest foreground class of its segments where clips have none.
 Loss: cross-entropy.
@@ -35,7 +36,7 @@ Chance: the best such F1 of a constant prediction, known from the test labels.
     + " official_precision, _recall, _f1: the released code's formulas on the same predictions.",
 }
 
-# What the sound protocol cannot know or promise.
+# What the held_out protocol cannot know or promise.
 _FEW_CLIPS = "on tests of few clips the interval of mAP, whose draws can lack a class, can miss mAP itself"
 _LIMITS = {
     "classification": f"Limits: {_FEW_CLIPS}.",
@@ -85,18 +86,18 @@ _TOKENS = (
 )
 
 
-def explain(task: str, protocol: str = "sound") -> str:
+def explain(task: str, protocol: str = "held_out") -> str:
     """The definition of a task's numbers, some lines to print.
 
     Args:
         task: one of `TASKS`.
-        protocol: sound or official.
+        protocol: held_out or official.
 
     Raises:
         ValueError: one of them is unknown.
     """
     check_tasks([task])
-    check_protocol(protocol)
+    protocol = check_protocol(protocol)
     if task == RETRIEVAL:
         return _explain_retrieval(protocol)
     if task == SEGMENTATION:
@@ -108,19 +109,19 @@ def _explain_probe(task: str, protocol: str) -> str:
     kind = probe_task(task, protocol)
     rule, base = kind.rule, task.removeprefix("cross-")
     numbers = f"Adam, {rule.epochs} epochs, batches of {rule.batch_size} clips, learning rate {rule.learning_rate:g}"
-    if protocol == "sound":
+    if protocol == "held_out":
         tested = "the test split of the other data set" if kind.across else "the test split"
         upper = "on the training split of the data set that it is tested on" if kind.across else "else alike"
         return "\n".join(
             [
-                f"{task}, sound protocol.",
+                f"{task}, held_out protocol.",
                 "Encoder: frozen, evaluation mode. A probe is trained on the codewords of one modality of the training "
                 f"split and tested, unchanged, on another modality of {tested}.",
                 f"Probe: {_HEADS[base]}; codewords centred and divided by one number first.",
                 f"Training: {numbers}; several passes an epoch where clips are too few for {rule.least_steps} steps.",
                 "Epoch: the best one on the validation split in the modality the probe is trained on. Labels of the "
                 "other modality have no part in any choice: zero-shot means that there are none.",
-                _SOUND[base].format(tested=tested),
+                _HELD_OUT[base].format(tested=tested),
                 f"Same modality: a probe trained and tested on the row's target modality, {upper}.",
                 _TOKENS,
                 "Content words: the same with only those words of a sentence that name a class, where the data say "
@@ -130,7 +131,7 @@ def _explain_probe(task: str, protocol: str) -> str:
         )
     return "\n".join(
         [
-            f"{task}, official protocol: the released code's definitions. Not comparable with the sound protocol.",
+            f"{task}, official protocol: the released code's definitions. Not comparable with the held_out protocol.",
             "Encoder: weights frozen, but in training mode while the probe trains, so that its dropout changes the "
             "codes in every epoch; evaluation mode for scores. No codebook update.",
             f"Probe: {_HEADS[base]}, float64.",
@@ -171,14 +172,14 @@ def _explain_retrieval(protocol: str) -> str:
         return "\n".join(
             [
                 "retrieval, official protocol: our reading of the paper's protocol, whose code is lost. Measures are "
-                "the paper's, R@5 and R@10 in both directions; splits and training are those of the sound protocol.",
+                "the paper's, R@5 and R@10 in both directions; splits and training are those of the held_out protocol.",
                 *head,
                 *tail,
             ]
         )
     return "\n".join(
         [
-            "retrieval, sound protocol.",
+            "retrieval, held_out protocol.",
             *head,
             *tail,
             "Further numbers: R@1, R@5, R@10 and median rank in both directions; the same where every clip of the "
@@ -226,7 +227,7 @@ def _explain_segmentation(protocol: str) -> str:
     )
     return "\n".join(
         [
-            "segmentation, sound protocol.",
+            "segmentation, held_out protocol.",
             network,
             f"Loss: binary cross-entropy on all labelled frames. Adam; the light backbone {light}, "
             f"falling along a half cosine; one of timm {large}.",

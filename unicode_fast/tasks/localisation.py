@@ -53,10 +53,10 @@ OFFICIAL_RULE = ProbeRule(epochs=50, batch_size=80, learning_rate=4e-4, halve_at
 
 
 class Localisation:
-    """Pooled micro-F1 over the C foreground classes at threshold 0.5, sound protocol."""
+    """Pooled micro-F1 over the C foreground classes at threshold 0.5, held_out protocol."""
 
     name = "localisation"
-    protocol = "sound"
+    protocol = "held_out"
     across = False
     tested: tuple[str, ...] = (TEST,)
     rule = ProbeRule(epochs=30, batch_size=200, learning_rate=4e-3, least_steps=300)

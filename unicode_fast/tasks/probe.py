@@ -363,7 +363,7 @@ class ProbeTask(Protocol):
 
     @property
     def protocol(self) -> str:
-        """One of sound and official."""
+        """One of held_out and official."""
 
     @property
     def across(self) -> bool:

@@ -14,7 +14,7 @@ from unicode_fast.tasks.domain import TEST, TRAIN, VALIDATION, Domain
 from unicode_fast.tasks.metrics.intervals import Bootstrap, Estimate
 from unicode_fast.tasks.metrics.ranking import DEPTHS, Ranking, equal_rows, rank_by_cosine
 from unicode_fast.tasks.probe import ENCODE_BATCH, Clips, one_thread, probe_seed
-from unicode_fast.tasks.table import Row
+from unicode_fast.tasks.table import Row, check_protocol
 
 NAME = "retrieval"
 # The depth of the score that stands for all of them; R@5 and R@10 are what was published.
@@ -166,19 +166,20 @@ class Retrieval:
             queries = _of_distinct(head.project, self.embedding(split, name))
             return queries, _of_distinct(head.project_anchor, self.embedding(split, anchor))
 
-    def row(self, source: str, target: str, protocol: str = "sound", anchor: str | None = None) -> Row:
+    def row(self, source: str, target: str, protocol: str = "held_out", anchor: str | None = None) -> Row:
         """One direction, with the interval and the further numbers.
 
         Args:
             source: the modality that the head is trained on, against the anchor.
             target: the modality that is tested against the anchor, zero-shot.
-            protocol: sound or official.
+            protocol: held_out or official.
             anchor: None takes the one other modality of the data set; where there is none, embeddings of source and
                 target are compared without any training.
 
         Raises:
             ValueError: the anchor is source or target or unknown, or clips are not paired.
         """
+        protocol = check_protocol(protocol)
         anchor = self.anchor_of(source, target) if anchor is None else anchor
         if anchor is not None and (anchor in (source, target) or anchor not in self.domain.store.modalities):
             others = [name for name in self.domain.store.modalities if name not in (source, target)]

@@ -43,13 +43,12 @@ from unicode_fast.tasks.probe import (
 from unicode_fast.tasks.retrieval import Retrieval
 from unicode_fast.tasks.segmentation.backbones import BackboneChoice
 from unicode_fast.tasks.segmentation.task import Segmentation
-from unicode_fast.tasks.table import Row, TokenScore
+from unicode_fast.tasks.table import Row, TokenScore, check_protocol
 
 PROBE_TASKS = ("classification", "localisation", "cross-classification", "cross-localisation")
 RETRIEVAL, SEGMENTATION = "retrieval", "segmentation"
 TASKS = (*PROBE_TASKS, SEGMENTATION, RETRIEVAL)
 DEFAULT_TASKS = ("classification", "localisation")
-PROTOCOLS = ("sound", "official")
 _Measured = TypeVar("_Measured")
 QUICK_CLIPS = 1000
 QUICK_RULE = ProbeRule(epochs=10, batch_size=100, learning_rate=4e-3, least_steps=200)
@@ -82,21 +81,14 @@ def check_tasks(tasks: str | Sequence[str], argument: str = "tasks") -> list[str
     return list(dict.fromkeys(names))
 
 
-def probe_task(task: str, protocol: str = "sound") -> ProbeTask:
+def probe_task(task: str, protocol: str = "held_out") -> ProbeTask:
     """The definition of a task under a protocol.
 
     Raises:
         ValueError: one of them is unknown.
     """
     check_tasks([task])
-    check_protocol(protocol)
-    return _KINDS[task, protocol]
-
-
-def check_protocol(protocol: str) -> None:
-    """Raises ValueError where the protocol is unknown."""
-    if protocol not in PROTOCOLS:
-        raise ValueError(f"protocol must be one of {', '.join(PROTOCOLS)}, got {protocol!r}")
+    return _KINDS[task, check_protocol(protocol)]
 
 
 class Probes:
@@ -178,7 +170,7 @@ class Probes:
         return [name for name in domain.names if kind.modalities(domain.clips(TEST, name), [name])]
 
     def head(self, task: str, source: str, *, at_home: bool = True, view: View = "codewords") -> ProbeHead:
-        """The probe that is trained on one modality, sound protocol.
+        """The probe that is trained on one modality, held_out protocol.
 
         Args:
             task: what it learns.
@@ -210,7 +202,7 @@ class Probes:
         with one_thread():
             return probe_task(task).output(head, codes)
 
-    def score(self, task: str, source: str, target: str, protocol: str = "sound", view: View = "codewords") -> float:
+    def score(self, task: str, source: str, target: str, protocol: str = "held_out", view: View = "codewords") -> float:
         """Of the probe that is trained on `source` and tested on `target`, which may be the same."""
         kind = probe_task(task, protocol)
         if protocol == "official":
@@ -226,7 +218,7 @@ class Probes:
         task: str,
         source: str,
         target: str,
-        protocol: str = "sound",
+        protocol: str = "held_out",
         *,
         anchor: str | None = None,
         details: bool = False,
@@ -237,7 +229,7 @@ class Probes:
             task: what is measured.
             source: the modality that the probe is trained on.
             target: the modality that it is tested on.
-            protocol: sound or official.
+            protocol: held_out or official.
             anchor: of retrieval; None takes the data set's third modality.
             details: with the further numbers.
 
@@ -245,7 +237,7 @@ class Probes:
             ValueError: task, protocol or modality is unknown, the modality has no labels for the task, or source and
                 target are the same.
         """
-        check_protocol(protocol)
+        protocol = check_protocol(protocol)
         self.check_direction(task, source, target)
         if anchor is not None and task != RETRIEVAL:
             raise ValueError(f"anchor is for {RETRIEVAL}, got {anchor!r} beside {task}")
@@ -258,7 +250,7 @@ class Probes:
         kind = probe_task(task, protocol)
         score, same = (self._measured(kind, name, target, kind.estimate) for name in (source, target))
         chance = kind.chance(self.domain(task).clips(self._tested_split(kind), target), target)
-        named = protocol == "sound" and any(self.domain(task).has_content(name) for name in (source, target))
+        named = protocol == "held_out" and any(self.domain(task).has_content(name) for name in (source, target))
         return Row(
             task=task,
             source=source,
@@ -296,7 +288,7 @@ class Probes:
         self,
         tasks: str | Sequence[str] = DEFAULT_TASKS,
         *,
-        protocol: str = "sound",
+        protocol: str = "held_out",
         details: bool = False,
         progress: bool = True,
     ) -> list[Row]:
@@ -349,7 +341,7 @@ def run_table(  # noqa: PLR0913 - what the table is about, and how it is measure
     tasks: str | Sequence[str] = DEFAULT_TASKS,
     *,
     seed: int = 0,
-    protocol: str = "sound",
+    protocol: str = "held_out",
     partners: Mapping[str, Dataset] | None = None,
     details: bool = False,
     progress: bool = True,
@@ -363,7 +355,7 @@ def run_table(  # noqa: PLR0913 - what the table is about, and how it is measure
         store: with splits train, val and test.
         tasks: names, as a list or separated by commas.
         seed: of the probes.
-        protocol: sound, or official as `explain` describes it.
+        protocol: held_out, or official as `explain` describes it.
         partners: by task, the data set it is tested on where that is not `store`; the frames of segmentation.
         details: with further numbers.
         progress: a bar on the error stream.
@@ -385,7 +377,7 @@ def run_row(  # noqa: PLR0913 - the words of one line of the table
     source: str,
     target: str,
     *,
-    protocol: str = "sound",
+    protocol: str = "held_out",
     seed: int = 0,
     partners: Mapping[str, Dataset] | None = None,
     details: bool = False,
@@ -398,7 +390,7 @@ def run_row(  # noqa: PLR0913 - the words of one line of the table
         task: one of `TASKS`.
         source: the modality the probe is trained on.
         target: the modality it is tested on.
-        protocol: sound or official.
+        protocol: held_out or official.
         seed: of the probes.
         partners: by task, the data set it is tested on where that is not `store`.
         details: with further numbers.

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from unicode_fast.tasks.metrics.intervals import Estimate
 
+PROTOCOLS = ("held_out", "official")
 _HEADINGS = ("task", "direction", "zero-shot", "same modality", "chance", "ratio")
 _TOKENS = {"token": "tokens / same", "content_token": "content words / same"}
 
@@ -34,6 +35,18 @@ class TokenScore(NamedTuple):
         return f"{_percent(self.score, self.std)} / {_percent(self.same_modality)}"
 
 
+def check_protocol(protocol: str) -> str:
+    """The name of a protocol; "sound" is what versions before called held_out.
+
+    Raises:
+        ValueError: it is unknown.
+    """
+    name = "held_out" if protocol == "sound" else protocol
+    if name not in PROTOCOLS:
+        raise ValueError(f"protocol must be one of {', '.join(PROTOCOLS)}, got {protocol!r}")
+    return name
+
+
 @dataclass(frozen=True)
 class Row:
     """One direction of one task; scores are fractions.
@@ -45,7 +58,7 @@ class Row:
         score: on the target, without ever seeing it labelled.
         same_modality: of a probe that was trained and tested on the target.
         chance: of a prediction that does not look at the clip.
-        protocol: sound or official.
+        protocol: held_out or official.
         std: sample standard deviation of `score` over seeds; None for a single seed.
         anchor: the modality that source and target are matched with in retrieval; None elsewhere.
         interval: 95 % bootstrap interval of `score` over test clips; None where it was not asked for.
@@ -64,7 +77,7 @@ class Row:
     score: float
     same_modality: float
     chance: float
-    protocol: str = "sound"
+    protocol: str = "held_out"
     std: float | None = None
     anchor: str | None = None
     interval: tuple[float, float] | None = None
@@ -96,7 +109,7 @@ class Row:
         return f"{self.source}->{self.target}"
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for a summary; what a row does not have is left out, as is the protocol where it is sound."""
+        """Plain values for a summary; what a row does not have is left out, as is the protocol where it is held_out."""
         values: dict[str, Any] = {
             "task": self.task,
             "from": self.source,
@@ -107,7 +120,7 @@ class Row:
         }
         if self.std is not None:
             values["std"] = self.std
-        if self.protocol != "sound":
+        if self.protocol != "held_out":
             values["protocol"] = self.protocol
         if self.anchor is not None:
             values["anchor"] = self.anchor
@@ -134,6 +147,8 @@ class Row:
         if not isinstance(values, Mapping):
             raise ValueError(f"a row must be a mapping, got {type(values).__name__}")
         renamed = {{"from": "source", "to": "target"}.get(key, key): value for key, value in values.items()}
+        if "protocol" in renamed:
+            renamed["protocol"] = check_protocol(renamed["protocol"])
         try:
             if "interval" in renamed:
                 renamed["interval"] = tuple(renamed["interval"])
@@ -309,7 +324,7 @@ def _aligned(line: Sequence[str], widths: Sequence[int], left: int) -> str:
 
 def _cells(row: Row, arrow: str) -> tuple[str, ...]:
     task = row.task if row.anchor is None else f"{row.task} of {row.anchor}"
-    task = task if row.protocol == "sound" else f"{task} ({row.protocol})"
+    task = task if row.protocol == "held_out" else f"{task} ({row.protocol})"
     ratio = "-" if math.isnan(row.ratio) else f"{row.ratio:.2f}"
     return (
         task,

@@ -27,7 +27,7 @@ from unicode_fast.tasks.metrics.masks import (
 from unicode_fast.tasks.probe import EncodedClips, center_and_scale, probe_seed
 from unicode_fast.tasks.segmentation.backbones import BackboneChoice, PyramidSettings, TimmPyramid
 from unicode_fast.tasks.segmentation.segmenter import Segmenter, load_segmenter, save_segmenter
-from unicode_fast.tasks.table import Row
+from unicode_fast.tasks.table import Row, check_protocol
 
 NAME = "segmentation"
 # The released scripts: one epoch, four clips a batch.
@@ -152,22 +152,23 @@ class Segmentation:
             rule = replace(rule, batch_size=OFFICIAL_BATCH, learning_rate=OFFICIAL_RATE, epochs=1, steps=0, decay=False)
         return rule if self.steps is None else replace(rule, steps=self.steps)
 
-    def segmenter(self, source: str, chosen_by: str, protocol: str = "sound") -> Segmenter:
+    def segmenter(self, source: str, chosen_by: str, protocol: str = "held_out") -> Segmenter:
         """Trained with queries of one modality.
 
         Args:
             source: the queries' modality in training.
             chosen_by: the queries' modality on the validation split, by whose mIoU the best state is kept, the
                 later one among equals.
-            protocol: sound learns from all labelled frames, official from the first of each clip.
+            protocol: held_out learns from all labelled frames, official from the first of each clip.
         """
+        protocol = check_protocol(protocol)
         if (source, chosen_by, protocol) not in self._trained:
             judges = self.queries if protocol == "official" else [source]
             for judge, segmenter in self._train(source, judges, protocol).items():
                 self._trained[source, judge, protocol] = segmenter
         return self._trained[source, chosen_by, protocol]
 
-    def segmenter_of(self, source: str, target: str, protocol: str = "sound") -> Segmenter:
+    def segmenter_of(self, source: str, target: str, protocol: str = "held_out") -> Segmenter:
         """The segmenter of a direction."""
         return self.segmenter(source, self._chosen_by(source, target, protocol), protocol)
 
@@ -219,7 +220,7 @@ class Segmentation:
 
     def _judged(self, segmenter: Segmenter, judge: str, protocol: str) -> float:
         scores = self.scores(segmenter, judge, VALIDATION)
-        return scores.miou if protocol == "sound" else official_mask_scores(scores, OFFICIAL_BATCH)[0]
+        return scores.miou if protocol == "held_out" else official_mask_scores(scores, OFFICIAL_BATCH)[0]
 
     def _logits(
         self, segmenter: Segmenter, masks: Masks, query: str, clips: np.ndarray, asked: np.ndarray | None = None
@@ -262,14 +263,15 @@ class Segmentation:
             )
         return joined(parts)
 
-    def row(self, source: str, target: str, protocol: str = "sound") -> Row:
+    def row(self, source: str, target: str, protocol: str = "held_out") -> Row:
         """One direction, with the interval and the further numbers.
 
         Args:
             source: the queries' modality in training.
             target: the queries' modality in testing.
-            protocol: sound or official.
+            protocol: held_out or official.
         """
+        protocol = check_protocol(protocol)
         own = self.segmenter_of(source, target, protocol)
         further = self._measured(own, target)
         further |= {f"shuffled_{name}": value for name, value in self._measured(own, target, shuffled=True).items()}
@@ -294,11 +296,11 @@ class Segmentation:
         bootstrap = Bootstrap(len(self.masks(TEST)), probe_seed(self.seed, "bootstrap"))
         return measured_masks(scores, bootstrap, OFFICIAL_BATCH)
 
-    def save(self, path: Path, source: str, target: str, protocol: str = "sound") -> None:
+    def save(self, path: Path, source: str, target: str, protocol: str = "held_out") -> None:
         """Writes the segmenter of a direction; as `save_segmenter` says."""
         save_segmenter(self.segmenter_of(source, target, protocol), path, {"source": source})
 
-    def load(self, path: Path, source: str, target: str, protocol: str = "sound") -> None:
+    def load(self, path: Path, source: str, target: str, protocol: str = "held_out") -> None:
         """Takes a saved segmenter for a direction, which is then not trained.
 
         Raises:
@@ -307,6 +309,7 @@ class Segmentation:
             ValueError: it was trained with queries of another modality, for another backbone or other clips.
         """
         segmenter = load_segmenter(path, self.backbone.settings, {"source": source, **self._description()})
+        protocol = check_protocol(protocol)
         self._trained[source, self._chosen_by(source, target, protocol), protocol] = segmenter.to(self.device)
 
     def _chosen_by(self, source: str, target: str, protocol: str) -> str:
