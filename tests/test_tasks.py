@@ -3,8 +3,10 @@
 import dataclasses
 import itertools
 import math
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +21,8 @@ from unicode_fast import tasks
 from unicode_fast.data import open_store
 from unicode_fast.tasks import Probes, Row, runner
 from unicode_fast.tasks.metrics import scores as metrics
+from unicode_fast.tasks.metrics.intervals import RESAMPLES
+from unicode_fast.tasks.metrics.masks import BETA_SQUARED, THRESHOLDS
 from unicode_fast.tasks.official import official_probe
 from unicode_fast.tasks.probe import (
     EncodedClips,
@@ -32,6 +36,9 @@ from unicode_fast.tasks.probe import (
     probe_seed,
     train_probe,
 )
+from unicode_fast.tasks.retrieval import DEPTH, RetrievalRule
+from unicode_fast.tasks.segmentation.backbones import LIGHT_SETTINGS, TIMM_SETTINGS
+from unicode_fast.tasks.segmentation.task import JUDGED, OFFICIAL_BATCH, OFFICIAL_RATE
 
 CLASSES, STEPS = 4, 6
 COUNTS = {"train": 240, "val": 80, "test": 400}
@@ -470,14 +477,46 @@ def test_official_codes_are_noisy_and_new_in_every_epoch() -> None:
     assert len({tuple(index.sum(1).sort().values.tolist()) for index in seen}) == len(seen)
 
 
-@pytest.mark.parametrize("task", tasks.DEFAULT_TASKS)
-def test_explanations_name_their_numbers(task: str) -> None:
-    held_out, official = (tasks.explain(task, protocol) for protocol in tasks.PROTOCOLS)
-    assert "held_out protocol" in held_out and "validation split" in held_out and "test split" in held_out
-    for words in ("official protocol", "0.0004", "batches of 80", "10, 20, 30", "0.5", "training split"):
-        assert words in official
+def rule_words(task: str, protocol: str) -> list[str]:
+    """What a page has to hold of the rules in code."""
+
+    def rate(rule: Any, unit: str = "clips") -> str:
+        return f"batches of {rule.batch_size} {unit}, learning rate {rule.learning_rate:g}"
+
+    held_out = protocol == "held_out"
+    words = [f"intervals from {RESAMPLES} draws of "] if held_out else []
+    if task == "retrieval":
+        rule = RetrievalRule()
+        trained = f"Adam, {rule.steps} steps, {rate(rule, 'pairs')}, temperature {rule.temperature:g}."
+        return [*words, trained, f"R@{DEPTH} of target", f"Chance: {DEPTH} / test clips"]
+    if task == "segmentation":
+        light, large = LIGHT_SETTINGS, TIMM_SETTINGS
+        words += [f"beta squared is {BETA_SQUARED:g}.", f"at {THRESHOLDS} thresholds"]
+        trained = [f"{light.steps} steps, {rate(light)}", f"{large.epochs} epochs, {rate(large)}", f"of {JUDGED} in"]
+        official = [f"learning rate {OFFICIAL_RATE:g}, batches of {OFFICIAL_BATCH} clips"]
+        return words + (trained if held_out else official)
+    rule = runner.probe_task(task, protocol).rule
+    halved = f"halved at epochs {', '.join(map(str, rule.halve_at))}."
+    official = [halved, f"clipped at {rule.clip_norm}.", f"All {rule.epochs} epochs"]
+    more = [f"for {rule.least_steps} steps", "validation split"] if held_out else official
+    return [*words, f"Adam, {rule.epochs} epochs, {rate(rule)}", *more]
+
+
+@pytest.mark.parametrize("protocol", tasks.PROTOCOLS)
+@pytest.mark.parametrize("task", tasks.TASKS)
+def test_pages_have_the_numbers_of_the_rules(task: str, protocol: str) -> None:
+    text = " ".join(tasks.explain(task, protocol).split())
+    for words in rule_words(task, protocol):
+        assert words in text
     with pytest.raises(ValueError, match="protocol must be one of"):
         tasks.explain(task, "other")
+
+
+def test_the_documentation_has_the_pages_of_all_tasks() -> None:
+    package = Path(tasks.__file__).parent
+    assert {page.stem for page in (package / "protocols").iterdir()} == set(tasks.TASKS)
+    page = (package.parent.parent / "docs" / "protocols.md").read_text()
+    assert re.findall(r'^--8<-- "unicode_fast/tasks/protocols/(.*)\.md"$', page, re.MULTILINE) == list(tasks.TASKS)
 
 
 def test_rows_become_plain_values_and_back() -> None:
