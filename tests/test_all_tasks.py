@@ -41,10 +41,10 @@ SMALL = {
     "test_clips": 15,
 }
 QUICK = {
-    "sound._VARIANTS": 1,
-    "sound._ENGLISH": sound._ENGLISH[::3],
-    "sound._FRENCH": sound._FRENCH[::2],
-    "talking_digits._CALIBRATION_CLIPS": 20,
+    "talking_digits.sound._VARIANTS": 1,
+    "talking_digits.sound._ENGLISH": sound._ENGLISH[::3],
+    "talking_digits.sound._FRENCH": sound._FRENCH[::2],
+    "talking_digits.digits._CALIBRATION_CLIPS": 20,
 }
 
 
