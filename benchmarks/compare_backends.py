@@ -18,7 +18,8 @@ import torch
 from unicode_fast import backend, preset
 from unicode_fast.data import Batches, open_dataset
 from unicode_fast.files.writing import write_json
-from unicode_fast.train import check_store, total_steps
+from unicode_fast.train import total_steps
+from unicode_fast.training.checks import check_store
 from unicode_fast.training.runs import choose_device, git_commit, versions
 from unicode_fast.training.trainer import Trainer, initialise_codebook, learning_rate
 

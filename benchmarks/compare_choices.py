@@ -27,7 +27,8 @@ from unicode_fast.methods import UniCodeMethod
 from unicode_fast.modules import UniCode
 from unicode_fast.tasks import Probes, Row
 from unicode_fast.tasks.probe import Clips
-from unicode_fast.train import check_store, pretrain
+from unicode_fast.train import pretrain
+from unicode_fast.training.checks import check_store
 from unicode_fast.training.distributed import Ranks
 from unicode_fast.training.runs import choose_device, versions
 from unicode_fast.training.trainer import Trainer

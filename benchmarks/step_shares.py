@@ -16,7 +16,7 @@ from torch.profiler import ProfilerActivity, profile
 from unicode_fast.config import Config
 from unicode_fast.data import Batches, open_dataset
 from unicode_fast.files.writing import write_text
-from unicode_fast.train import check_store
+from unicode_fast.training.checks import check_store
 from unicode_fast.training.runs import git_commit
 from unicode_fast.training.trainer import Trainer
 

@@ -181,7 +181,7 @@ def marked(trainer: Trainer) -> Iterator[None]:
                 for attribute in path.format(name=name).split("."):
                     owner = owner[attribute] if isinstance(owner, torch.nn.ModuleDict) else getattr(owner, attribute)
                 patches.append(mock.patch.object(owner, method, spanning(part, getattr(owner, method))))
-    patches.append(mock.patch("unicode_fast.train.clip_grad_norm_", spanning("optimiser", clip_grad_norm_)))
+    patches.append(mock.patch("unicode_fast.training.trainer.clip_grad_norm_", spanning("optimiser", clip_grad_norm_)))
     for patch in patches:
         patch.start()
     try:

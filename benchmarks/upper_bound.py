@@ -22,7 +22,7 @@ from unicode_fast.config import Config, Modality
 from unicode_fast.data import Store, open_dataset
 from unicode_fast.files.writing import write_json
 from unicode_fast.modules.encoders import ModalityEncoder
-from unicode_fast.train import check_store
+from unicode_fast.training.checks import check_store
 from unicode_fast.training.runs import versions
 from unicode_fast.training.trainer import learning_rate
 

@@ -23,9 +23,9 @@ from unicode_fast.cli import resolve
 from unicode_fast.config import Config, TrainConfig
 from unicode_fast.modules import looking
 from unicode_fast.modules.precision import float32_products, products
-from unicode_fast.train import check_run
 from unicode_fast.training import acceleration
 from unicode_fast.training.acceleration import check_acceleration
+from unicode_fast.training.checks import check_run
 from unicode_fast.training.metrics_logger import Journal, StepResult
 from unicode_fast.training.trainer import Trainer
 

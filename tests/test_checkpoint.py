@@ -199,8 +199,8 @@ def test_truncated_is_refused_by_name_and_the_one_before_offered(tmp_path: Path,
     content = path.read_bytes()
     path.write_bytes(content[: int(keep * len(content)) if keep == 0.5 else int(keep)])
     with pytest.raises(CheckpointError, match=r"step-00000020.pt is truncated or damaged.*--resume-step 10"):
-        checkpoint.read_for_resume(run, None, torch.device("cpu"))
-    assert checkpoint.read_for_resume(run, 10, torch.device("cpu"))["step"] == 10
+        checkpoint.read_for_resume(run, None)
+    assert checkpoint.read_for_resume(run, 10)["step"] == 10
 
 
 def test_instead_of_a_damaged_checkpoint_the_whole_ones_are_offered(tmp_path: Path) -> None:
@@ -225,7 +225,7 @@ def test_a_part_that_is_missing_or_does_not_fit_is_named(tmp_path: Path) -> None
 
     def resume(**changes: object) -> None:
         torch.save({name: value for name, value in {**content, **changes}.items() if value is not None}, path)
-        checkpoint.read_for_resume(run, None, torch.device("cpu"))
+        checkpoint.read_for_resume(run, None)
 
     resume()
     for changes in ({"rng": None}, {"progress": None}, {"model": None}):

@@ -26,7 +26,8 @@ from unicode_fast import Config, UniCode, checkpoint
 from unicode_fast.activity import Activity, waiting
 from unicode_fast.data import open_dataset, open_store
 from unicode_fast.data.stream import write_shards
-from unicode_fast.train import check_ranks, main
+from unicode_fast.train import main
+from unicode_fast.training.checks import check_ranks
 from unicode_fast.training.distributed import Ranks, Watch, _Seen
 from unicode_fast.training.metrics_logger import StepResult
 from unicode_fast.training.trainer import Trainer, initialise_codebook
@@ -464,6 +465,7 @@ import sys
 import time
 from unicode_fast import train
 from unicode_fast.data import Batches
+from unicode_fast.training import checks, run_log
 
 place, rank = sys.argv.pop(1), int(os.environ["RANK"])
 
@@ -475,11 +477,11 @@ def hanging(call, on, where=lambda *_: True):
     return called
 
 if place == "opening":
-    train.open_run_data = hanging(train.open_run_data, 1)
+    checks.open_run_data = hanging(checks.open_run_data, 1)
 elif place == "feed":
     Batches.batch = hanging(Batches.batch, 1, lambda batches, step, *_: step == 12)
 else:
-    train.validate = hanging(train.validate, 0)
+    run_log.validate = hanging(run_log.validate, 0)
 train.main()
 """
 
@@ -489,7 +491,7 @@ THREADS_AFTERWARDS = """
 import pathlib
 import sys
 import torch
-from unicode_fast import distributed
+from unicode_fast.training import distributed
 
 def gloo():
     return any("gloo" in name.read_text() for name in pathlib.Path("/proc/self/task").glob("*/comm"))

@@ -55,7 +55,7 @@ def described(model: UniCode) -> dict[str, Any]:
 
 
 def resumed(trainer: Trainer, run: Path) -> dict[str, Any]:
-    content = checkpoint.read_for_resume(run, None, torch.device("cpu"))
+    content = checkpoint.read_for_resume(run, None)
     checkpoint.check_model(content, trainer.config, trainer.model.modalities)
     trainer.restore(content)
     state = trainer.state()
@@ -197,7 +197,7 @@ def test_optimiser_states_are_those_of_their_parameters(name: str, whole: tuple[
     spoil, message = BAD_STATE[name]
     trainer, path = whole
     for optimizer in ("optimizer", "club_optimizer"):
-        content = checkpoint.read_for_resume(path.parent.parent, None, torch.device("cpu"))
+        content = checkpoint.read_for_resume(path.parent.parent, None)
         spoil(content[optimizer]["state"][0])
         with pytest.raises(CheckpointError, match=message) as caught:
             trainer.restore(content)

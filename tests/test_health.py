@@ -9,6 +9,7 @@ import torch
 
 from unicode_fast import health
 from unicode_fast.tasks import Row
+from unicode_fast.training.checks import check_batch_size
 from unicode_fast.training.metrics_logger import Journal, StepResult
 
 
@@ -33,10 +34,9 @@ def test_scores_at_chance_by_task() -> None:
 
 
 def test_a_batch_that_is_not_filled_has_a_remedy() -> None:
-    assert health.unfilled_batch(80, 80) is None
-    assert health.unfilled_batch(30, 80) == (
-        "batch_size must be at most the 30 training clips, got 80; take --batch_size 30 or less"
-    )
+    check_batch_size(80, 80)
+    with pytest.raises(ValueError, match="at most the 30 training clips, got 80; take --batch_size 30 or less$"):
+        check_batch_size(80, 30)
 
 
 def test_the_log_warns_once_and_every_line_says_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -32,7 +32,7 @@ from unicode_fast.data.layouts.ave import H5Array
 from unicode_fast.data.layouts.files import hashed_split, read_csv
 from unicode_fast.data.layouts.vggsound import list_notes
 from unicode_fast.data.opening import list_data
-from unicode_fast.train import note_shared
+from unicode_fast.training.checks import note_shared
 
 GRID, BANDS = Modality("grid", (7, 7, 16)), Modality("vector", (128,))
 STREAMS = ("audio", "video")

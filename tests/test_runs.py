@@ -21,8 +21,8 @@ from unicode_fast.evaluate import main as evaluate
 from unicode_fast.files.locks import InUse, alone
 from unicode_fast.files.writing import remove
 from unicode_fast.train import main
+from unicode_fast.training import checks, runs
 from unicode_fast.training import metrics_logger as journal
-from unicode_fast.training import runs
 from unicode_fast.training.metrics_logger import read_metrics
 
 STEPS = 6
@@ -67,14 +67,21 @@ def run(finished: Path, tmp_path: Path) -> Path:
 
 def before_step(monkeypatch: pytest.MonkeyPatch, number: int, act: Callable[[], object]) -> None:
     """Has something happen when a step is about to begin."""
-    real = train.advance
+    real = train.open_feed
 
-    def advance(trainer: train.Trainer, *others: Any) -> Any:
-        if trainer.step + 1 == number:
-            act()
-        return real(trainer, *others)
+    def open_feed(*arguments: Any, **options: Any) -> Any:
+        feed = real(*arguments, **options)
+        batch = feed.batch
 
-    monkeypatch.setattr(train, "advance", advance)
+        def read(step: int) -> Any:
+            if step + 1 == number:
+                act()
+            return batch(step)
+
+        monkeypatch.setattr(feed, "batch", read)
+        return feed
+
+    monkeypatch.setattr(train, "open_feed", open_feed)
 
 
 def dies() -> None:
@@ -227,7 +234,7 @@ def test_runs_of_the_same_second_have_names_of_their_own(tmp_path: Path, monkeyp
     now = SimpleNamespace(strftime=lambda _: "20260101T000000Z")
     clock = SimpleNamespace(datetime=SimpleNamespace(now=lambda _: now), timezone=SimpleNamespace(utc=None))
     monkeypatch.setattr(runs, "datetime", clock)
-    made = [runs.prepare_folder(None, preset("recommended"), 1) for _ in range(3)]
+    made = [runs.prepare_folder(None, preset("recommended")) for _ in range(3)]
     assert [path.name.removeprefix("20260101T000000Z-recommended-0") for path in made] == ["", "-1", "-2"]
     assert all((path / "config.yaml").exists() for path in made)
 
@@ -304,7 +311,7 @@ def test_an_ended_run_stays_as_it_is(
     summary = json.loads((run / "summary.json").read_text())
     row = {"task": "classification", "from": "audio", "to": "depth", "score": 0.5, "same_modality": 1.0, "chance": 0.3}
     (run / "summary.json").write_text(json.dumps({**summary, "rows": [row]}))
-    monkeypatch.setattr(train, "open_run_data", lambda _: pytest.fail("data must not be needed"))
+    monkeypatch.setattr(checks, "open_run_data", lambda _: pytest.fail("data must not be needed"))
     before = contents(run)
     assert main([f"--resume={run}", "--feed=prefetch"]) == 0
     printed = capsys.readouterr()

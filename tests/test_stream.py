@@ -9,22 +9,20 @@ import tarfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from published import write_avel, write_avvp, write_own
 
-from unicode_fast import preset
-from unicode_fast.checkpoint import CheckpointError, config_to_dict
+from unicode_fast.checkpoint import CheckpointError
 from unicode_fast.data import ClipSet, Dataset, StoreError, open_data, open_feed
 from unicode_fast.data.__main__ import main
 from unicode_fast.data.feed import PrefetchFeed
 from unicode_fast.data.stream import StreamBatches, StreamedDataset, open_stream, write_shards
 from unicode_fast.errors import UsageError
-from unicode_fast.train import go_on
 from unicode_fast.training.distributed import Ranks
+from unicode_fast.training.start import check_ranks_of_stream
 
 STREAMS = ("audio", "video")
 
@@ -163,11 +161,9 @@ def test_one_process_reads_a_stream_and_as_many_ranks_go_on(streamed: StreamedDa
     batches = streamed.batches("train", ["sound", "picture"], 4)
     with open_feed(batches, torch.device("cpu"), "prefetch", workers=3) as feed:
         assert isinstance(feed, PrefetchFeed) and feed.workers == 1
-    trainer = SimpleNamespace(config=preset("recommended"), model=SimpleNamespace(modalities=streamed.modalities))
-    saved = config_to_dict(trainer.config, streamed.modalities)
-    content = {"step": 3, "config": saved, "progress": {"data": streamed.digest(), "ranks": 2}}
     with pytest.raises(CheckpointError, match="ranks of a stream, .*, must be as many as before, 2, got 1"):
-        go_on(trainer, content, streamed, Ranks())  # type: ignore[arg-type]
+        check_ranks_of_stream({"ranks": 2}, streamed, Ranks())
+    check_ranks_of_stream({"ranks": 1}, streamed, Ranks())
 
 
 def test_files_with_fewer_clips_than_they_should_have_are_named(tmp_path: Path, own: Dataset) -> None:

@@ -25,7 +25,7 @@ from unicode_fast.data.opening import absolute
 from unicode_fast.evaluate import main as evaluate
 from unicode_fast.report import plots
 from unicode_fast.tasks.probe import ProbeRule
-from unicode_fast.train import StepBar, main, total_steps
+from unicode_fast.train import main, total_steps
 from unicode_fast.training import acceleration, runs
 from unicode_fast.training.metrics_logger import Journal, NonFiniteLoss
 from unicode_fast.training.trainer import Trainer, learning_rate
@@ -134,7 +134,7 @@ class TestRunFolder:
 
         monkeypatch.setattr(runs, "write_json", stop)
         with pytest.raises(KeyboardInterrupt):
-            runs.prepare_folder(str(tmp_path / "run"), preset("recommended"), seeds=2)
+            runs.prepare_folder(str(tmp_path / "run"), preset("recommended"), [0, 1])
         assert list(tmp_path.iterdir()) == []
 
 
@@ -180,10 +180,6 @@ def test_backends_agree_over_the_first_steps(monkeypatch: pytest.MonkeyPatch) ->
     for (codes, terms), (other_codes, other_terms) in zip(*runs, strict=True):
         assert all(torch.equal(codes[name], other_codes[name]) for name in codes)
         assert terms == pytest.approx(other_terms, rel=1e-4, abs=1e-6)
-
-
-def test_a_bar_that_ctrl_c_has_stopped_the_making_of() -> None:
-    StepBar.__new__(StepBar).__del__()
 
 
 class TestDeterminism:

@@ -40,7 +40,7 @@ from unicode_fast.report import plots
 from unicode_fast.report.published import LABEL, TASKS, published
 from unicode_fast.tasks import PROBE_TASKS, Row, aggregate
 from unicode_fast.tasks.table import token_cell
-from unicode_fast.train import check_run, check_store
+from unicode_fast.training.checks import check_run, check_store
 from unicode_fast.training.runs import read_summary
 
 # MM-EMA is off where codewords follow their own modality alone, and features are drawn to their own codewords alone.

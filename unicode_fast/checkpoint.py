@@ -192,11 +192,16 @@ def load_model(model: UniCode, content: Mapping[str, Any], where: str) -> None:
     model.load_state_dict(content["model"])
 
 
-def check_model(content: Mapping[str, Any], config: Config, modalities: Mapping[str, Modality]) -> None:
-    """Raise CheckpointError where a checkpoint is not of a run's model, before memory is taken for that."""
-    changed_fields(content, config, modalities)
+def check_model(content: Mapping[str, Any], config: Config, modalities: Mapping[str, Modality]) -> dict[str, Any]:
+    """Raise CheckpointError where a checkpoint is not of a run's model, before memory is taken for that.
+
+    Returns:
+        As `changed_fields`.
+    """
+    changed = changed_fields(content, config, modalities)
     with _named(where_of(content)):
         checked_state.unfilled_model(config, modalities, content["model"])
+    return changed
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, content: Mapping[str, Any], name: str) -> None:
@@ -385,13 +390,12 @@ def _whole_besides(run: Path, damaged: Path) -> Iterator[str | int]:
                 yield which
 
 
-def read_for_resume(run: Path, step: int | None, map_location: torch.device) -> dict[str, Any]:
-    """The checkpoint a run goes on from; a damaged one is refused and the one before it offered.
+def read_for_resume(run: Path, step: int | None) -> dict[str, Any]:
+    """The checkpoint a run goes on from, on the CPU; a damaged one is refused and the one before it offered.
 
     Args:
         run: the run folder.
         step: None takes the last.
-        map_location: device of the tensors.
 
     Raises:
         CheckpointError: there is none, or it is damaged.
@@ -399,7 +403,7 @@ def read_for_resume(run: Path, step: int | None, map_location: torch.device) -> 
     path = find(run, "last" if step is None else step)
     number = int(_NAME.fullmatch(path.name)[1])  # type: ignore[index]
     try:
-        content = read(path, map_location)
+        content = read(path)
         _check_parts(path, content, ("step", "progress", "optimizer", "club_optimizer", "rng"))
         if type(content["step"]) is not int or content["step"] != number:
             raise CheckpointError(f"checkpoint {path} is damaged, it says that it is of step {content['step']!r:.40}")

@@ -221,21 +221,6 @@ def resolve(file: str | None, flags: dict[str, Any]) -> Config:
         raise ValueError(str(error)) from error
 
 
-def standard_values(config: Config, file: str | None) -> dict[str, Any]:
-    """The values that nobody has chosen: those of the preset, or of an older version's run where its file was given.
-
-    Args:
-        config: as `resolve` gives it.
-        file: that it was made from.
-
-    Raises:
-        ValueError: the file cannot be read.
-    """
-    if file is not None and added_fields(read_yaml(file)):
-        return resolve_saved(file).flat()
-    return preset(config.preset, config.size).flat()
-
-
 def added_fields(content: Mapping[str, Any]) -> dict[str, Any]:
     """What a run's own file of an older version lacks, with the values that mean "as before"; empty for other files."""
     return {k: value for k, value in completed(content).items() if k not in content} if is_whole(content) else {}

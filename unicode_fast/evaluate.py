@@ -33,7 +33,7 @@ from unicode_fast.tasks import (
     format_table,
     open_partners,
 )
-from unicode_fast.train import MOVED, VERIFY_HELP, note_shared, open_run_data
+from unicode_fast.training.checks import MOVED, VERIFY_HELP, note_shared, open_run_data
 from unicode_fast.training.runs import EVALUATIONS, choose_device, places
 
 # Flags that one task alone reads.

@@ -65,15 +65,3 @@ def at_chance(rows: Sequence[Row]) -> list[str]:
 
 def _beside_chance(score: float, row: Row) -> str:
     return f"{100 * score:.1f} % against {100 * row.chance:.1f} %"
-
-
-def unfilled_batch(clips: int, batch_size: int) -> str | None:
-    """Why training cannot make a batch, with the remedy; None where it can.
-
-    Args:
-        clips: of the training split.
-        batch_size: clips in a batch.
-    """
-    if batch_size <= clips:
-        return None
-    return f"batch_size must be at most the {clips} training clips, got {batch_size}; take --batch_size {clips} or less"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import errno
+import re
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,56 +21,48 @@ from unicode_fast.files import untrusted
 from unicode_fast.files.writing import atomic_folder, write_json
 from unicode_fast.tasks.table import Row
 
-# Runs that begin in the same second.
-_MOST_AT_ONCE = 1000
 # In a run folder: locked by the process that works on the run.
 LOCK = ".lock"
 # Below a run folder: one JSON file for each row that was measured after training.
 EVALUATIONS = "evaluations"
 
 
-def prepare_folder(out: str | None, config: Config, seeds: int) -> Path:
-    """A new run folder with its resolved configuration.
+def prepare_folder(out: str | None, config: Config, seeds: Sequence[int] | None = None) -> Path:
+    """A new run folder with its resolved configuration, and its seeds if it has several.
 
     Raises:
         ValueError: it exists already.
         OSError: it cannot be made.
     """
-    listed = [config.train.seed + n for n in range(seeds)] if seeds > 1 else None
     if out is not None:
-        folder = Path(out)
-        if folder.exists():
+        if Path(out).exists():
             raise ValueError(f"out must be a folder that does not exist yet, got {out!r}; runs are never overwritten")
-        make_folder(folder, config, listed)
-        return folder
+        make_folder(Path(out), config, seeds)
+        return Path(out)
     now = datetime.datetime.now(datetime.timezone.utc).strftime("%Y%m%dT%H%M%SZ")
-    base = Path("runs") / f"{now}-{config.preset}-{config.train.seed}"
-    for number in range(_MOST_AT_ONCE):
-        folder = base.with_name(f"{base.name}-{number}") if number else base
+    name, number = f"{now}-{config.preset}-{config.train.seed}", 0
+    while True:
+        folder = Path("runs", f"{name}-{number}" if number else name)
         # One that another run makes at the same time has its name when both are ready.
         with contextlib.suppress(FileExistsError):
-            make_folder(folder, config, listed)
+            make_folder(folder, config, seeds)
             return folder
-    raise FileExistsError(errno.EEXIST, f"run could not be made: there are {_MOST_AT_ONCE} of that name", str(base))
+        number += 1
 
 
-def make_folder(folder: Path, config: Config, seeds: list[int] | None = None) -> None:
+def make_folder(folder: Path, config: Config, seeds: Sequence[int] | None = None) -> None:
     """A run folder with its resolved configuration, which `--config` reads; it appears whole or not at all.
 
     Raises:
         OSError: it cannot be made, or exists and is not empty.
     """
     try:
-        _make_folder(folder, config, seeds)
+        with atomic_folder(folder) as inside:
+            write_config(inside, config)
+            if seeds is not None:
+                write_json(inside / "seeds.json", list(seeds))
     except OSError as error:
         raise OSError(error.errno, f"run could not be made: {error.strerror}", str(folder)) from error
-
-
-def _make_folder(folder: Path, config: Config, seeds: list[int] | None) -> None:
-    with atomic_folder(folder) as inside:
-        write_config(inside, config)
-        if seeds is not None:
-            write_json(inside / "seeds.json", seeds)
 
 
 def versions() -> dict[str, str]:
@@ -94,6 +86,11 @@ def git_commit() -> str | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     return found.stdout.strip()
+
+
+def provenance() -> dict[str, Any]:
+    """The part of a summary on how its numbers were made."""
+    return {"threads": torch.get_num_threads(), "versions": versions(), "git_commit": git_commit()}
 
 
 def resume_folder(
@@ -121,18 +118,6 @@ def resume_folder(
         )
     seeds = read_seeds(folder / "seeds.json") if (folder / "seeds.json").exists() else None
     return folder, resolve_saved(str(folder / "config.yaml"), flags), seeds
-
-
-def single_folders(folder: Path, seeds: Sequence[int] | None) -> list[Path]:
-    """The folders of a run's single seeds that are there; the run's own where it has one."""
-    below = [folder] if seeds is None else [folder / f"seed-{seed}" for seed in seeds]
-    return [path for path in below if (path / "config.yaml").exists()]
-
-
-def has_ended(folder: Path, seeds: Sequence[int] | None) -> bool:
-    """Whether a run has its summary, and each of its seeds."""
-    below = [folder / f"seed-{seed}" for seed in seeds or ()]
-    return all((path / SUMMARY).exists() for path in (folder, *below))
 
 
 def read_summary(folder: Path) -> dict[str, Any]:
@@ -189,12 +174,8 @@ def choose_device(name: str) -> torch.device:
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ValueError(f"device must be auto, cpu or cuda, got {name!r}") from error
-    if device.type not in ("cpu", "cuda"):
+    if not re.fullmatch("(cpu|cuda)(:[0-9])?", name):
         raise ValueError(f"device must be auto, cpu or cuda, got {name!r}")
-    if device.type == "cuda" and not torch.cuda.is_available():
+    if name.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(f"device {name!r} is not there: torch sees no GPU; take --device cpu")
-    return device
+    return torch.device(name)

@@ -1,0 +1,136 @@
+"""What ends a run: its table of zero-shot scores, summary, warnings and pictures."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from unicode_fast import checkpoint, health
+from unicode_fast.data import Dataset
+from unicode_fast.errors import say
+from unicode_fast.files.writing import write_json
+from unicode_fast.report import pictures
+from unicode_fast.tasks import (
+    Probes,
+    Row,
+    Sharing,
+    aggregate,
+    format_legend,
+    format_sharing,
+    format_table,
+    mean_sharing,
+    open_partners,
+)
+from unicode_fast.training.checks import note_shared, tasks_of
+from unicode_fast.training.metrics_logger import read_metrics
+from unicode_fast.training.runs import provenance
+from unicode_fast.training.trainer import Trainer
+
+
+def measure(
+    trainer: Trainer, store: Dataset, folder: Path, progress: Mapping[str, Any], seconds: float, kind: str
+) -> dict[str, Any]:
+    """Probes the best model of a run that has been trained, and writes summary and pictures.
+
+    Args:
+        trainer: at the end of pre-training.
+        store: that it learned from.
+        folder: of the run.
+        progress: what `pretrain` returned.
+        seconds: of the run beside those of pre-training and of this call.
+        kind: of the pictures, one of `plots.FORMATS`.
+
+    Returns:
+        The content of summary.json.
+    """
+    begun, config, tasks = time.monotonic(), trainer.config, tasks_of(trainer.config)
+    used = "best" if progress["best"] else "last"
+    model = checkpoint.load(folder, used, trainer.model.device)
+    partners = open_partners(config.data, tasks, store) if tasks else None
+    probes = Probes(model, store, config.train.seed, partners=partners)
+    rows = probes.table(tasks) if tasks else []
+    for task in tasks:
+        if all(row.task != task for row in rows):
+            say(
+                f"note: {task} is left out, the data have not what it needs in two modalities; see --explain",
+                sys.stderr,
+            )
+    summary: dict[str, Any] = {"rows": [row.as_dict() for row in rows]}
+    if rows:
+        sharing = probes.sharing()
+        # The first is of all words of a sentence, content words among them.
+        codes = next(iter(sharing.values()))
+        collapsed = health.collapsed(codes.codes_in_use, codes.perplexity, config.model.codewords)
+        summary["sharing"] = {name: found.as_dict() for name, found in sharing.items()}
+        warnings = [*collapsed.values(), *health.at_chance(rows)]
+        note_shared(store)
+    else:
+        logged = [line for line in read_metrics(folder) if line["kind"] == "train"]
+        warnings = logged[-1].get("warnings", []) if logged else []
+    summary |= {
+        "warnings": warnings,
+        "dataset": store.name,
+        "checkpoint": {"used": used, **(progress["best"] or {"step": trainer.step})},
+        "steps": trainer.step,
+        "changes": progress["changes"],
+        "seconds": progress["seconds"] + seconds + time.monotonic() - begun,
+        "seconds_of_pretraining": progress["seconds"],
+        "seed": config.train.seed,
+        **provenance(),
+    }
+    if tasks:
+        pictures.draw_run(folder, probes, store, rows, config.model.codewords, kind)
+    write_json(folder / checkpoint.SUMMARY, summary)
+    return summary
+
+
+def summarise_seeds(
+    folder: Path, seeds: Sequence[int], summaries: Sequence[Mapping[str, Any]], kind: str
+) -> dict[str, Any]:
+    """Writes the summary.json above the seeds, with means over them, and its picture; returns its content."""
+    rows = aggregate([[Row.from_dict(row) for row in summary["rows"]] for summary in summaries])
+    # A seed that an older version has measured has none.
+    found = [summary.get("sharing", {}) for summary in summaries]
+    sharing = {
+        name: mean_sharing([Sharing(**one[name]) for one in found]).as_dict()
+        for name in found[0]
+        if all(name in one for one in found)
+    }
+    summary = {
+        "rows": [row.as_dict() for row in rows],
+        **({"sharing": sharing} if sharing else {}),
+        "warnings": [
+            f"seed {seed}: {text}"
+            for seed, summary in zip(seeds, summaries, strict=True)
+            for text in summary.get("warnings", [])
+        ],
+        "seed": seeds[0],
+        "seeds": list(seeds),
+        "seconds": sum(summary["seconds"] for summary in summaries),
+        **provenance(),
+    }
+    pictures.draw_bars(folder, rows, kind)
+    write_json(folder / checkpoint.SUMMARY, summary)
+    return summary
+
+
+def show_summary(summary: Mapping[str, Any], folder: Path, seeds: Sequence[int] | None) -> None:
+    """Prints the table of a run, what its codes share, warnings, and the command that may come next."""
+    next_command = f"report {shlex.quote(str(folder))} --out {shlex.quote(f'{folder}-report')}"
+    if summary["rows"]:
+        rows = [Row.from_dict(row) for row in summary["rows"]]
+        say(f"{format_table(rows)}\n{format_legend(rows)}".rstrip())
+        sharing = summary.get("sharing", {})
+        for words, values in sharing.items():
+            which = f", {words}" if len(sharing) > 1 else ""
+            say(f"\ncodes on the test split{which}\n{format_sharing(Sharing(**values))}\n")
+    else:
+        one = folder / f"seed-{seeds[0]}" if seeds else folder
+        next_command = f"evaluate {shlex.quote(str(one))} --task TASK --from MODALITY --to MODALITY"
+    for warning in summary.get("warnings", []):
+        say(f"warning: {warning}")
+    say(f"next: python -m unicode_fast.{next_command}")

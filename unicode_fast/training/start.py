@@ -1,0 +1,251 @@
+"""The start of a run: a new folder, or the folder and checkpoint of a run that resumes."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from argparse import Namespace
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from unicode_fast import checkpoint
+from unicode_fast.checkpoint import CheckpointError, write_config
+from unicode_fast.cli import added_fields, read_yaml, resolve, resolve_saved
+from unicode_fast.config import PLACE_FIELDS, Config, Modality, modality_names
+from unicode_fast.data import Dataset, verify
+from unicode_fast.errors import one_line, say
+from unicode_fast.files.locks import alone
+from unicode_fast.files.writing import remove_unfinished
+from unicode_fast.modules import UniCode
+from unicode_fast.presets import preset
+from unicode_fast.report import pictures
+from unicode_fast.training import checks
+from unicode_fast.training.distributed import Ranks
+from unicode_fast.training.runs import LOCK, choose_device, prepare_folder, resume_folder
+
+
+class Run(NamedTuple):
+    """A run that begins or resumes; `store` is None where nothing of it is left to do."""
+
+    folder: Path
+    config: Config
+    seeds: list[int] | None
+    store: Dataset | None
+
+
+@contextlib.contextmanager
+def held(folder: Path, ranks: Ranks) -> Iterator[None]:
+    """Locks a run folder for this run.
+
+    Raises:
+        InUse: another process works in it.
+    """
+    with contextlib.ExitStack() as stack:
+        ranks.from_first(lambda: stack.enter_context(alone(folder / LOCK, f"run {folder}")))
+        yield
+
+
+@contextlib.contextmanager
+def new_run(arguments: Namespace, flags: Mapping[str, Any], ranks: Ranks) -> Iterator[Run]:
+    """A new run folder, made and locked once all checks are passed.
+
+    Raises:
+        ValueError: a flag or field is wrong, does not fit the data, or has no effect.
+    """
+    if arguments.resume_step is not None:
+        raise ValueError("resume_step needs --resume RUN")
+    if arguments.seeds < 1:
+        raise ValueError(f"seeds must be at least 1, got {arguments.seeds}")
+    config = checks.with_whole_paths(resolve(arguments.config, dict(flags)))
+    checks.check_run(config)
+    added = added_fields(read_yaml(arguments.config)) if arguments.config is not None else {}
+    standard = (resolve_saved(arguments.config) if added else preset(config.preset, config.size)).flat()
+    if added and ranks.first:
+        values = ", ".join(f"{name} {value}" for name, value in added.items())
+        say(f"note: config {arguments.config!r} is a run's of an older version, so as before {values}", sys.stderr)
+    checks.check_flags(config, flags, standard)
+    ranks.begin(config.train.rank_timeout_seconds)
+    store = checks.open_run_data(config)
+    if arguments.verify:
+        ranks.from_first(lambda: verify(store))
+    modalities = checks.check_store(config, store)
+    checks.check_flags(config, flags, standard, [modality.kind for modality in modalities.values()])
+    checks.check_ranks(config, len(store.split(config.data.train_split)), ranks)
+    if ranks.first:
+        checks.note_labels(config, store)
+    with torch.device("meta"):
+        # Sizes that do not fit are refused before there is a folder.
+        UniCode(modalities, config)
+    seeds = [config.train.seed + n for n in range(arguments.seeds)] if arguments.seeds > 1 else None
+    folder = ranks.from_first(lambda: prepare_folder(arguments.out, config, seeds))
+    with held(folder, ranks):
+        yield Run(folder, config, seeds, store)
+
+
+@contextlib.contextmanager
+def resumed_run(arguments: Namespace, flags: Mapping[str, Any], ranks: Ranks) -> Iterator[Run]:
+    """The folder of a run that resumes, locked, its config.yaml with the fields that changed.
+
+    Raises:
+        CheckpointError: it is no run folder, or the data that are named are not those it was trained on.
+        InUse: another process works on it.
+        ValueError: a flag has a wrong value, or cannot change.
+    """
+    others = [name for name in ("out", "config") if getattr(arguments, name) is not None]
+    others += ["seeds"] if arguments.seeds != 1 else []
+    folder, config, seeds = ranks.from_first(lambda: resume_folder(arguments.resume, flags, others))
+    if seeds and arguments.resume_step is not None:
+        raise ValueError(f"resume_step needs the run of one seed, such as --resume {folder / f'seed-{seeds[0]}'}")
+    moved = [name for name in PLACE_FIELDS if name in flags]
+    if moved:
+        config = checks.with_whole_paths(config)
+        checks.check_text_fields(moved, config.data.data)
+
+    def ended() -> bool:
+        summaries = [path / checkpoint.SUMMARY for path in (folder, *(folder / f"seed-{seed}" for seed in seeds or ()))]
+        return arguments.resume_step is None and ranks.from_first(lambda: all(path.exists() for path in summaries))
+
+    with contextlib.ExitStack() as stack:
+        if moved or not ended():
+            stack.enter_context(held(folder, ranks))
+        # It may have ended while this process waited for the lock.
+        finished = ended()
+        if finished and not moved:
+            if flags:
+                say(f"note: the run has ended, {', '.join(flags)} stay as they were", file=sys.stderr)
+            yield Run(folder, config, seeds, None)
+            return
+        if not finished:
+            checks.check_run(config)
+        ranks.begin(config.train.rank_timeout_seconds)
+        try:
+            store = checks.open_run_data(config)
+        except FileNotFoundError as error:
+            raise CheckpointError(f"data of run {folder} are gone, {checks.MOVED}: {error}") from error
+        if arguments.verify:
+            ranks.from_first(lambda: verify(store))
+        if not finished:
+            checks.check_ranks(config, len(store.split(config.data.train_split)), ranks)
+        if moved:
+            places = {name: config.flat()[name] for name in moved}
+            ranks.from_first(lambda: move_data(folder, seeds, places, store, arguments.resume_step))
+        if flags and not finished:
+            ranks.from_first(lambda: write_config(folder, config))
+        yield Run(folder, config, seeds, None if finished else store)
+
+
+def describe(folder: Path, config: Config, seeds: Sequence[int] | None, store: Dataset) -> None:
+    """Prints five lines on a run that begins, its folder first."""
+    values, standard = config.flat(), preset(config.preset, config.size).flat()
+    changed = [f"{name} {value}" for name, value in values.items() if value != standard[name] and name != "data"]
+    kinds = store.modalities_named(modality_names(config.data.modalities, tuple(store.modalities)))
+    shapes = ", ".join(f"{name} ({kind.kind} {'x'.join(map(str, kind.shape))})" for name, kind in kinds.items())
+    length = f"{config.train.steps} steps" if config.train.steps else f"{config.train.epochs} epochs"
+    seeded = f"seeds {', '.join(map(str, seeds))}" if seeds else f"seed {config.train.seed}"
+    for line in (
+        f"run {folder}",
+        f"data {store!r}; {shapes}",
+        f"model of preset {config.preset}, size {config.size}" + (f", but {', '.join(changed)}" if changed else ""),
+        f"training {length} of {config.train.batch_size} clips on {choose_device(config.train.device)}, {seeded}",
+        f"configuration {folder / 'config.yaml'}",
+    ):
+        say(one_line(line))
+
+
+def read_content(
+    folder: Path, step: int | None, config: Config, modalities: Mapping[str, Modality], store: Dataset, ranks: Ranks
+) -> dict[str, Any] | None:
+    """The content of the checkpoint that a run goes on from, its changed fields noted; None for a run that begins.
+
+    Args:
+        folder: of the run.
+        step: of the checkpoint; None takes the last, if there is one.
+        config: of the run.
+        modalities: of the run.
+        store: its data.
+        ranks: that train together.
+
+    Raises:
+        CheckpointError: there is none of that step, or the run has ended and has none; or it is damaged, of another
+            model, of other data, or of a stream that another number of ranks read.
+    """
+    if step is None and not checkpoint.steps_in(folder):
+        if (folder / checkpoint.SUMMARY).exists():
+            raise CheckpointError(f"run {folder} has ended, but has no checkpoint any more to go on from")
+        return None
+    content = checkpoint.read_for_resume(folder, step)
+    before, fields = checkpoint.check_model(content, config, modalities), config.flat()
+    check_digest(content, store)
+    progress = content["progress"]
+    check_ranks_of_stream(progress, store, ranks)
+    changes = progress.setdefault("changes", [])
+    for name, value in before.items():
+        say(f"from step {content['step']} on {name} is {fields[name]}, no longer {value}", file=sys.stderr)
+        changes.append({"step": content["step"], "field": name, "before": value, "after": fields[name]})
+    return content
+
+
+def check_digest(content: Mapping[str, Any], store: Dataset) -> None:
+    """Raise CheckpointError where data are not those that the run of a checkpoint was trained on."""
+    if content["progress"]["data"] != store.digest():
+        raise CheckpointError(
+            f"data must be what the checkpoint of step {content['step']} was trained on, got {store!r}"
+        )
+
+
+def check_ranks_of_stream(progress: Mapping[str, Any], store: Dataset, ranks: Ranks) -> None:
+    """Raise CheckpointError where the ranks of a stream are not as many as those of the checkpoint."""
+    if not store.shares_batches and progress.get("ranks") != ranks.size:
+        raise CheckpointError(
+            f"ranks of a stream, each of which reads files of its own, must be as many as before, "
+            f"{progress.get('ranks')}, got {ranks.size}"
+        )
+
+
+def move_data(
+    folder: Path, seeds: Sequence[int] | None, places: Mapping[str, str], store: Dataset, step: int | None
+) -> None:
+    """Writes where the data of a run lie now into its config.yaml and those of its seeds.
+
+    Args:
+        folder: of the run.
+        seeds: of a run of several.
+        places: fields of PLACE_FIELDS.
+        store: the data that lie there.
+        step: of the checkpoint that the run goes on from; None for the last.
+
+    Raises:
+        CheckpointError: the run was trained on other data.
+    """
+    below = [folder] if seeds is None else [folder / f"seed-{seed}" for seed in seeds]
+    runs = [path for path in below if (path / "config.yaml").exists()]
+    for run in runs:
+        if checkpoint.steps_in(run):
+            check_digest(checkpoint.read_for_resume(run, step), store)
+    for run in dict.fromkeys((*runs, folder)):
+        write_config(run, resolve_saved(str(run / "config.yaml"), places))
+
+
+def clear(folder: Path, content: Mapping[str, Any] | None, resume_step: int | None) -> None:
+    """Prepares a run folder for writing: removes what killed processes left half done, sets later work aside.
+
+    Args:
+        folder: of the run, in which no other process works.
+        content: of the checkpoint that the run goes on from; None for a run from its beginning.
+        resume_step: the step that `--resume_step` names; None for the last.
+    """
+    checkpoints = folder / checkpoint.FOLDER
+    for below in (folder, folder / pictures.FOLDER, checkpoints, *checkpoints.glob(f"{checkpoint.ASIDE}-*")):
+        remove_unfinished(below)
+    if content is None:
+        return
+    step, progress = content["step"], content["progress"]
+    if resume_step is not None and (aside := checkpoint.set_aside(folder, step, progress["bytes"])) is not None:
+        say(f"what the run did after step {step} is kept in {aside}", file=sys.stderr)
+    checkpoint.keep_newest(folder)
+    if progress["best"] and progress["best"]["step"] != checkpoint.step_of_best(folder):
+        # It was replaced by a later one; validations up to that are made again, and choose it or a better one.
+        progress["best"] = None
