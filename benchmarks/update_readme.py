@@ -21,6 +21,7 @@ from write_step_page import machine
 from unicode_fast import ablate
 from unicode_fast.files.writing import write_text
 from unicode_fast.presets import PRESETS, from_saved
+from unicode_fast.report import ablation
 from unicode_fast.tasks import Row, Sharing, format_markdown, format_sharing
 from unicode_fast.tasks.table import token_cell
 
@@ -227,9 +228,9 @@ def ablation_findings() -> str:
         found, missing = ablate.collect(record, variants, seeds, experiment)
         if missing:
             raise SystemExit(f"the ablation lacks {'; '.join(missing)}")
-        for change in ablate.changes(experiment, found):
+        for change in ablation.changes(experiment, found):
             if not change.finding.startswith("as in the paper"):
-                label, task, _, points, interval, _, paper, finding = ablate.change_cells([change])[1]
+                label, task, _, points, interval, _, paper, finding = ablation.change_cells([change])[1]
                 lines.append(f"| {modalities} | {label} | {task} | {points} | {interval} | {paper} | {finding} |")
     return "\n".join(lines)
 

@@ -16,7 +16,7 @@ from unicode_fast import ablate, preset
 from unicode_fast.checkpoint import CheckpointError
 from unicode_fast.config import ADDED_FIELDS
 from unicode_fast.files.writing import write_json
-from unicode_fast.report import published
+from unicode_fast.report import ablation, published
 from unicode_fast.report import tables as report
 from unicode_fast.tasks import Estimate, Row, TokenScore
 from unicode_fast.train import main as train
@@ -210,9 +210,9 @@ class TestRecord:
         assert path.read_text() == content
 
 
-def line(label: str, *scores: tuple[float, float]) -> ablate.Line:
+def line(label: str, *scores: tuple[float, float]) -> ablation.Line:
     """Classification from audio to video and back, of seeds 0, 1, ..."""
-    return ablate.Line(
+    return ablation.Line(
         label,
         {
             seed: [
@@ -228,21 +228,21 @@ def line(label: str, *scores: tuple[float, float]) -> ablate.Line:
 class TestChanges:
     def test_points_and_tokens_by_seed_and_the_papers(self) -> None:
         lines = [line("none", (0.5, 0.7), (0.6, 0.8)), line("CLUB", (0.4, 0.6), (0.6, 0.6), (0, 0))]
-        [change] = ablate.changes("table2", lines)
+        [change] = ablation.changes("table2", lines)
         assert change.by_seed == pytest.approx([-10, -10]) and change.tokens == pytest.approx([-5, -5])
         # Table 2, AVE: 37.2 and 40.3 % without CLUB, 47.7 and 52.3 % with it.
         assert change.paper == pytest.approx((37.2 + 40.3 - 47.7 - 52.3) / 2)
 
     def test_nothing_without_the_complete_method(self) -> None:
-        assert ablate.changes("table2", [line("CLUB", (0.4, 0.6))]) == []
-        assert ablate.changes("table2", [line("none", (0.4, 0.6))]) == []
+        assert ablation.changes("table2", [line("CLUB", (0.4, 0.6))]) == []
+        assert ablation.changes("table2", [line("none", (0.4, 0.6))]) == []
 
     def test_the_interval_is_students(self) -> None:
         values = [1.0, 2.0, 4.0]
-        found = ablate.t_interval(values)
+        found = ablation.t_interval(values)
         # t of 0.975 with 2 degrees of freedom is 4.3027; the deviation is sqrt(7/3).
         assert found == pytest.approx((7 / 3 - 4.30265 * (7 / 9) ** 0.5, 7 / 3 + 4.30265 * (7 / 9) ** 0.5), abs=1e-4)
-        assert ablate.t_interval([1.0]) is None
+        assert ablation.t_interval([1.0]) is None
 
     @pytest.mark.parametrize(
         ("by_seed", "paper", "finding"),
@@ -257,7 +257,7 @@ class TestChanges:
         ],
     )
     def test_finding(self, by_seed: list[float], paper: float, finding: str) -> None:
-        assert ablate.Change("CLUB", "classification", by_seed, [], paper).finding == finding
+        assert ablation.Change("CLUB", "classification", by_seed, [], paper).finding == finding
 
 
 def test_table_3_is_measured_across_data_sets_where_there_are_two() -> None:

@@ -8,8 +8,6 @@ in its own folder, so an interrupted ablation goes on where it was; a run that h
 from __future__ import annotations
 
 import contextlib
-import csv
-import io
 import json
 import os
 import statistics
@@ -19,15 +17,13 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import yaml
-from scipy import stats
 from tqdm import tqdm
 
-from unicode_fast import health
-from unicode_fast.checkpoint import METRICS
+from unicode_fast.checkpoint import METRICS, SUMMARY
 from unicode_fast.cli import given_fields, make_parser, resolve, resolve_saved, with_underscores
 from unicode_fast.config import EXECUTION_FIELDS, Config, completed, modality_names
 from unicode_fast.data import built_in, open_dataset
@@ -37,9 +33,8 @@ from unicode_fast.files.untrusted import UNPACKED_VARIABLE, read_bytes, read_jso
 from unicode_fast.files.writing import check_writable, write_text
 from unicode_fast.presets import preset
 from unicode_fast.report import plots
-from unicode_fast.report.published import LABEL, TASKS, published
-from unicode_fast.tasks import PROBE_TASKS, Row, aggregate
-from unicode_fast.tasks.table import token_cell
+from unicode_fast.report.ablation import PUBLISHED, TITLES, Line, write_experiment
+from unicode_fast.tasks import PROBE_TASKS, Row
 from unicode_fast.training.checks import check_run, check_store
 from unicode_fast.training.runs import read_summary
 
@@ -58,21 +53,9 @@ COMPONENTS: Mapping[str, Mapping[str, Any]] = {
     "code matching": {"cmcm_weight": 0.0},
     "MM-EMA + reset": {**_WITHOUT_MM_EMA, **_WITHOUT_RESET},
 }
-EXPERIMENTS = ("table2", "table3", "figure3")
+EXPERIMENTS = tuple(TITLES)
 SIZES = "16,32,64,128,256,512"
-TITLES = {
-    "table2": "Table 2: what is removed, pre-trained on two modalities",
-    "table3": "Table 3: what is removed, pre-trained on all modalities",
-    "figure3": "Figure 3: number of codewords",
-}
-# The published numbers that stand beside each table.
-_PUBLISHED = {"table2": (2, "AV 40K"), "table3": (3, "AVT 40K")}
 HEADING = "# Ablations"
-FINDINGS = (
-    "An interval around zero is undecided where it holds the paper's change too. Where it does not, the change is "
-    "less here, or none. An interval on one side of zero is as in the paper where it holds the paper's change, else "
-    "less, more, or the other way."
-)
 _POLL_SECONDS = 0.5
 
 
@@ -93,22 +76,21 @@ class Variant:
     folder: str
 
 
-@dataclass
-class Unit:
-    """One run: its folder, its configuration, and its process once it has one."""
+class Unit(NamedTuple):
+    """One run: its folder and its configuration."""
 
     folder: Path
     config: Config
-    process: subprocess.Popen[bytes] | None = None
 
     @property
     def finished(self) -> bool:
         """Whether its summary is there."""
-        return (self.folder / "summary.json").exists()
+        return (self.folder / SUMMARY).exists()
 
-    def summary(self) -> dict[str, Any]:
-        """Its summary, once it has finished."""
-        return read_summary(self.folder)
+    @property
+    def log(self) -> Path:
+        """What its process prints."""
+        return self.folder.with_suffix(".log")
 
     def steps_done(self) -> int:
         """Steps of pre-training so far, from what the run has logged."""
@@ -273,24 +255,20 @@ def units(out: Path, found: Sequence[Variant], seeds: Sequence[int]) -> list[Uni
     return list(runs.values())
 
 
-def start(unit: Unit, threads: int) -> None:
+def start(unit: Unit, threads: int) -> subprocess.Popen[bytes]:
     """Begins or continues a run in a process of its own, whose output goes to a log beside its folder."""
     unit.folder.parent.mkdir(parents=True, exist_ok=True)
-    log = unit.folder.with_suffix(".log")
+    fields = unit.config.flat()
     if unit.folder.exists():
-        fields = unit.config.flat()
         how = ["--resume", str(unit.folder), *(f"--{name}={fields[name]}" for name in EXECUTION_FIELDS)]
     else:
         file = unit.folder.with_suffix(".yaml")
-        write_text(file, yaml.safe_dump(unit.config.flat(), sort_keys=False))
+        write_text(file, yaml.safe_dump(fields, sort_keys=False))
         how = ["--config", str(file), "--out", str(unit.folder)]
-    with log.open("ab") as output:
-        unit.process = subprocess.Popen(
-            [sys.executable, "-m", "unicode_fast.train", *how],
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, "OMP_NUM_THREADS": str(threads)},
-        )
+    command = [sys.executable, "-m", "unicode_fast.train", *how]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    with unit.log.open("ab") as output:
+        return subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
 
 
 def run_all(runs: Sequence[Unit], jobs: int, threads: int) -> Iterator[Unit]:
@@ -300,48 +278,28 @@ def run_all(runs: Sequence[Unit], jobs: int, threads: int) -> Iterator[Unit]:
         RuntimeError: a run failed; the others are stopped, and nothing that was saved is lost.
     """
     waiting = [unit for unit in runs if not unit.finished]
-    running: list[Unit] = []
+    running: dict[subprocess.Popen[bytes], Unit] = {}
     steps = sum(unit.config.train.steps for unit in runs)
     bar = tqdm(total=steps, initial=sum(unit.steps_done() for unit in runs), desc="ablation", unit="step")
     try:
         while waiting or running:
             while waiting and len(running) < jobs:
-                running.append(waiting.pop(0))
-                start(running[-1], threads)
+                unit = waiting.pop(0)
+                running[start(unit, threads)] = unit
             time.sleep(_POLL_SECONDS)
-            for unit in [unit for unit in running if unit.process and unit.process.poll() is not None]:
-                running.remove(unit)
+            for process in [process for process in running if process.poll() is not None]:
+                unit = running.pop(process)
                 if not unit.finished:
-                    log = unit.folder.with_suffix(".log")
-                    raise RuntimeError(f"the run in {unit.folder} failed: {last_line(log)}; all of it is in {log}")
+                    said = unit.log.read_text(encoding="utf-8", errors="replace").splitlines() or ["it wrote nothing"]
+                    raise RuntimeError(f"the run in {unit.folder} failed: {said[-1]}; all of it is in {unit.log}")
                 yield unit
             bar.set_postfix(runs=f"{sum(unit.finished for unit in runs)}/{len(runs)}", refresh=False)
             bar.update(sum(unit.steps_done() for unit in runs) - bar.n)
     finally:
         bar.close()
-        for unit in running:
-            if unit.process:
-                unit.process.terminate()
-                unit.process.wait()
-
-
-def last_line(log: Path) -> str:
-    """The last line that a process wrote."""
-    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-    return lines[-1] if lines else "it wrote nothing"
-
-
-@dataclass(frozen=True)
-class Line:
-    """A line of a table: its label and the scores of each seed that has finished, at least one."""
-
-    label: str
-    by_seed: dict[int, list[Row]]
-
-    @property
-    def rows(self) -> list[Row]:
-        """Means over seeds."""
-        return aggregate(list(self.by_seed.values()))
+        for process in running:
+            process.terminate()
+            process.wait()
 
 
 def collect(
@@ -361,196 +319,6 @@ def collect(
     return lines, missing
 
 
-def columns(lines: Sequence[Line]) -> list[tuple[str, str, str]]:
-    """Task, source and target of every column; rows differ in theirs where a task could not be probed."""
-    return list(dict.fromkeys(place(row) for line in lines for row in line.rows))
-
-
-def table_cells(experiment: str, lines: Sequence[Line]) -> list[list[str]]:
-    """Heading and lines of a table, numbers in per cent."""
-    heads = columns(lines)
-    first = "codewords" if experiment == "figure3" else "removed"
-    cells = [[first, "seeds", *(f"{task} {source} → {target}" for task, source, target in heads)]]
-    for line in lines:
-        ours = {place(row): shown(row) for row in line.rows}
-        cells.append([line.label, str(len(line.by_seed)), *(ours.get(head, "-") for head in heads)])
-    return cells
-
-
-def published_cells(experiment: str, lines: Sequence[Line]) -> list[list[str]]:
-    """Heading and the same lines of the paper's numbers, which are of other data; nothing for its figure."""
-    if experiment not in _PUBLISHED:
-        return []
-    table, pretraining = _PUBLISHED[experiment]
-    beside = [
-        number
-        for number in published()
-        if (number.table, number.pretraining) == (table, pretraining) and number.source != number.target
-    ]
-    datasets = list(dict.fromkeys(number.dataset for number in beside))
-    # Directions in the order of ours.
-    heads = sorted(
-        {(number.dataset, number.source, number.target) for number in beside},
-        key=lambda head: (datasets.index(head[0]), *head[1:]),
-    )
-    cells = [["removed", *(f"{LABEL}, {dataset} {source} → {target}" for dataset, source, target in heads)]]
-    for line in lines:
-        method = "Uni-Code" if line.label == "none" else f"without {line.label}"
-        theirs = {
-            (number.dataset, number.source, number.target): f"{number.score:g}"
-            for number in beside
-            if number.method == method
-        }
-        cells.append([line.label, *(theirs.get(head, "-") for head in heads)])
-    return cells
-
-
-def token_cells(experiment: str, lines: Sequence[Line]) -> list[list[str]] | None:
-    """Heading and lines of the scores of tokens, those of content words in brackets; None where no run has any."""
-    heads = [
-        head for head in columns(lines) if any(place(row) == head and row.token for line in lines for row in line.rows)
-    ]
-    if not heads:
-        return None
-
-    first = "codewords" if experiment == "figure3" else "removed"
-    cells = [[first, *(f"{task} {source} → {target}" for task, source, target in heads)]]
-    for line in lines:
-        ours = {place(row): token_cell(row.token, row.content_token) for row in line.rows}
-        cells.append([line.label, *(ours.get(head, "-") for head in heads)])
-    return cells
-
-
-def place(row: Row) -> tuple[str, str, str]:
-    """The column of a row."""
-    return row.task, row.source, row.target
-
-
-def shown(row: Row) -> str:
-    """Mean in per cent, with the spread over seeds where there are several."""
-    mean = f"{100 * row.score:.1f}"
-    return mean if row.std is None else f"{mean} ± {100 * row.std:.1f}"
-
-
-def markdown(cells: Sequence[Sequence[str]]) -> str:
-    """Cells as a Markdown table, numbers to the right."""
-    rule = ["---", *["---:"] * (len(cells[0]) - 1)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in (cells[0], rule, *cells[1:]))
-
-
-def linked(text: str, file: str) -> str:
-    """A picture in Markdown; a link to a PDF, which pages do not show."""
-    return f"{'' if file.endswith('.pdf') else '!'}[{text}]({file})"
-
-
-@dataclass(frozen=True)
-class Change:
-    """What removing a component does to one task: per cent points, mean over directions between modalities.
-
-    Attributes:
-        label: what is removed.
-        task: classification or localisation.
-        by_seed: the change of each seed against the complete method with the same seed.
-        tokens: the same of the probes that see only codes; NaN where there are none.
-        paper: the published change.
-    """
-
-    label: str
-    task: str
-    by_seed: list[float]
-    tokens: list[float]
-    paper: float
-
-    @property
-    def finding(self) -> str:
-        """How it compares with the paper's, by the 95 % interval over seeds, as FINDINGS says."""
-        interval = t_interval(self.by_seed)
-        if interval is None:
-            return "one seed decides nothing"
-        low, high = interval
-        inside = low <= self.paper <= high
-        if low <= 0 <= high:
-            return "undecided" if inside else "unlike the paper: less or none"
-        if inside:
-            return "as in the paper"
-        if (low > 0) != (self.paper > 0):
-            return "unlike the paper: the other way"
-        return f"as in the paper, but {'less' if abs(low + high) / 2 < abs(self.paper) else 'more'}"
-
-
-def t_interval(values: Sequence[float]) -> tuple[float, float] | None:
-    """Student's 95 % interval of a mean; None below two values."""
-    if len(values) < 2:
-        return None
-    half = float(stats.t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / len(values) ** 0.5
-    mean = statistics.mean(values)
-    return mean - half, mean + half
-
-
-def changes(experiment: str, lines: Sequence[Line]) -> list[Change]:
-    """What each removal does, against the complete method, where both have a seed in common and the paper has both."""
-    table, pretraining = _PUBLISHED[experiment]
-    complete = next((line.by_seed for line in lines if line.label == "none"), {})
-    found = []
-    for line in lines:
-        common = [seed for seed in line.by_seed if seed in complete]
-        if line.label == "none" or not common:
-            continue
-        for dataset, (task, _) in TASKS.items():
-            paper = {
-                method: [
-                    number.score
-                    for number in published()
-                    if (number.table, number.pretraining, number.method, number.dataset)
-                    == (table, pretraining, method, dataset)
-                ]
-                for method in ("Uni-Code", f"without {line.label}")
-            }
-            before, after = ([rows_of(by_seed[seed], task) for seed in common] for by_seed in (complete, line.by_seed))
-            if all(paper.values()) and all(before) and all(after):
-                by_seed, tokens = (
-                    [100 * (number(now) - number(then)) for then, now in zip(before, after, strict=True)]
-                    for number in (_score, _token_score)
-                )
-                published_change = statistics.mean(paper[f"without {line.label}"]) - statistics.mean(paper["Uni-Code"])
-                found.append(Change(line.label, task, by_seed, tokens, published_change))
-    return found
-
-
-def rows_of(rows: Iterable[Row], task: str) -> list[Row]:
-    """Those of a task, between modalities that the paper's tables have: words are not among them."""
-    return [row for row in rows if row.task == task and {row.source, row.target} == {"audio", "video"}]
-
-
-def _score(rows: Sequence[Row]) -> float:
-    return statistics.mean(row.score for row in rows)
-
-
-def _token_score(rows: Sequence[Row]) -> float:
-    return statistics.mean(row.token.score if row.token else float("nan") for row in rows)
-
-
-def change_cells(found: Sequence[Change]) -> list[list[str]]:
-    """Heading and lines of what removals do."""
-    cells = [["removed", "task", "seeds", "change", "95 % interval", "of tokens", "published, other data", "finding"]]
-    for change in found:
-        interval = t_interval(change.by_seed)
-        tokens = statistics.mean(change.tokens)
-        cells.append(
-            [
-                change.label,
-                change.task,
-                str(len(change.by_seed)),
-                f"{statistics.mean(change.by_seed):+.1f}",
-                "-" if interval is None else f"{interval[0]:+.1f} to {interval[1]:+.1f}",
-                f"{tokens:+.1f}" if tokens == tokens else "-",
-                f"{change.paper:+.1f}",
-                change.finding,
-            ]
-        )
-    return cells
-
-
 def write_results(  # noqa: PLR0913 - what has run, and how it is shown
     out: Path, record: Record, found: Sequence[Variant], seeds: Sequence[int], base: Config, kind: str = "png"
 ) -> None:
@@ -560,7 +328,7 @@ def write_results(  # noqa: PLR0913 - what has run, and how it is shown
         f"Zero-shot scores in per cent on {base.data.data}, preset {base.preset}, {base.train.steps} steps; mean and "
         "sample standard deviation over seeds." + record.times(),
     ]
-    if any(variant.experiment in _PUBLISHED for variant in found):
+    if any(variant.experiment in PUBLISHED for variant in found):
         parts = {label: fields for label, fields in COMPONENTS.items() if fields and " + " not in label}
         removed = (f"{label}: {', '.join(f'{k} {v}' for k, v in fields.items())}" for label, fields in parts.items())
         text.append(f"What is removed, in fields of the configuration: {'; '.join(removed)}. All else stays.")
@@ -569,46 +337,8 @@ def write_results(  # noqa: PLR0913 - what has run, and how it is shown
         text.append(f"## {TITLES[experiment]}")
         if missing:
             text.append(f"Not run yet: {'; '.join(missing)}.")
-        if not lines:
-            continue
-        cells = table_cells(experiment, lines)
-        text.append(markdown(cells))
-        tokens = token_cells(experiment, lines)
-        if tokens is not None:
-            text += [
-                "The same of probes that see only which codes a clip uses; after a slash trained and tested on the "
-                "target, in brackets with only those words of a sentence that name a class:",
-                markdown(tokens),
-            ]
-        theirs = published_cells(experiment, lines)
-        if theirs:
-            text += [
-                f"The same in the paper, {LABEL}, of other data and other measures: pre-trained on VGGSound-AVEL 40K, "
-                "tested on the data sets in the headings. They are not comparable with the scores above.",
-                markdown([[cell.removeprefix(f"{LABEL}, ") for cell in line] for line in theirs]),
-            ]
-        compared = changes(experiment, lines) if experiment in _PUBLISHED else []
-        if compared:
-            text += [
-                "What a removal changes between audio and video, in points, mean of both directions, each seed "
-                "against the complete method with the same seed, with Student's interval over seeds; the paper's "
-                "change is that of its columns AVE (classification) and AVVP (localisation):",
-                markdown(change_cells(compared)),
-                FINDINGS,
-            ]
-        table = io.StringIO()
-        beside = [line[1:] for line in theirs] or [[]] * len(cells)
-        csv.writer(table, lineterminator="\n").writerows(
-            [*one, *other] for one, other in zip(cells, beside, strict=True)
-        )
-        write_text(out / f"{experiment}.csv", table.getvalue())
-        if experiment == "figure3":
-            points = {int(line.label): line.rows for line in lines}
-            plots.save_figure(plots.codebook_sizes(points), out / f"figure3.{kind}")
-            text.append(linked("Zero-shot scores over the number of codewords", f"figure3.{kind}"))
-        doubts = [f"- {line.label}: {said}" for line in lines for said in health.at_chance(line.rows)]
-        if doubts:
-            text += ["Scores that say little:", "\n".join(doubts)]
+        if lines:
+            text += write_experiment(experiment, lines, out, kind)
     write_text(out / "ablation.md", "\n\n".join(text) + "\n")
 
 
@@ -683,10 +413,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     runs = units(out, found, seeds)
     for unit in runs:
         if unit.finished:
-            record.add(unit.config, unit.summary())
+            record.add(unit.config, read_summary(unit.folder))
     out.mkdir(parents=True, exist_ok=True)
     for unit in run_all([unit for unit in runs if record.find(unit.config) is None], arguments.jobs, threads):
-        record.add(unit.config, unit.summary())
+        record.add(unit.config, read_summary(unit.folder))
         write_results(out, record, found, seeds, base, arguments.format)
     write_results(out, record, found, seeds, base, arguments.format)
     say((out / "ablation.md").read_text(encoding="utf-8").rstrip())

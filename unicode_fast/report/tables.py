@@ -16,7 +16,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from unicode_fast import health
-from unicode_fast.ablate import linked, markdown
 from unicode_fast.checkpoint import CheckpointError
 from unicode_fast.cli import resolve_saved
 from unicode_fast.config import EXECUTION_FIELDS, Config
@@ -25,6 +24,7 @@ from unicode_fast.files.paths import with_homes
 from unicode_fast.files.writing import atomic_folder, write_text
 from unicode_fast.presets import preset
 from unicode_fast.report import plots
+from unicode_fast.report.markdown import linked, markdown
 from unicode_fast.report.published import LABEL, LAYOUTS, TASKS, Published, published
 from unicode_fast.tasks import Row, TokenScore
 from unicode_fast.tasks.table import mean_token, token_cell
