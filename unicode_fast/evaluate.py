@@ -15,7 +15,6 @@ from unicode_fast.checkpoint import CheckpointError, default_of, load
 from unicode_fast.cli import with_underscores
 from unicode_fast.config import TEXT_FIELDS, Config
 from unicode_fast.data import Dataset, open_dataset, verify
-from unicode_fast.data.layouts import has_sentences
 from unicode_fast.errors import Parser, program, run_main, say
 from unicode_fast.files.writing import check_new_file, write_json
 from unicode_fast.modules import UniCode
@@ -33,7 +32,7 @@ from unicode_fast.tasks import (
     format_table,
     open_partners,
 )
-from unicode_fast.training.checks import MOVED, VERIFY_HELP, note_shared, open_run_data
+from unicode_fast.training.checks import MOVED, VERIFY_HELP, check_text_fields, note_shared, open_run_data
 from unicode_fast.training.runs import EVALUATIONS, choose_device, places
 
 # Flags that one task alone reads.
@@ -109,9 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # The data may have been moved since the checkpoint was written.
     model.config = model.config.replace_all(**places(Path(arguments.run)))
     config = model.config.replace(**given)
-    unread = [name for name in TEXT_FIELDS if name in given]
-    if unread and not any(has_sentences(name) for name in (config.data.data, arguments.to_data or "")):
-        raise ValueError(f"{unread[0]} is about layouts with sentences, got it beside data {config.data.data!r}")
+    check_text_fields(given, config.data.data, arguments.to_data or "")
     if arguments.task == "retrieval":
         # The anchor may be a modality that the run was not trained on, and that a layout was not asked for.
         config = config.replace(modalities="all")

@@ -53,19 +53,11 @@ _Measured = TypeVar("_Measured")
 QUICK_CLIPS = 1000
 QUICK_RULE = ProbeRule(epochs=10, batch_size=100, learning_rate=4e-3, least_steps=200)
 
-_KINDS: dict[tuple[str, str], ProbeTask] = {
-    (task.name, task.protocol): task
-    for task in (
-        Classification(),
-        OfficialClassification(),
-        Localisation(),
-        OfficialLocalisation(),
-        CrossClassification(),
-        OfficialCrossClassification(),
-        CrossLocalisation(),
-        OfficialCrossLocalisation(),
-    )
-}
+_PROBED = (
+    *(Classification(), Localisation(), CrossClassification(), CrossLocalisation()),
+    *(OfficialClassification(), OfficialLocalisation(), OfficialCrossClassification(), OfficialCrossLocalisation()),
+)
+_KINDS: dict[tuple[str, str], ProbeTask] = {(task.name, task.protocol): task for task in _PROBED}
 
 
 def check_tasks(tasks: str | Sequence[str], argument: str = "tasks") -> list[str]:

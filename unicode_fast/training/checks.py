@@ -197,11 +197,10 @@ def note_shared(store: Dataset) -> None:
 
 def note_labels(config: Config, store: Dataset) -> None:
     """Notes on the error stream which classes of clips cannot be learned, before hours are spent on them."""
-    read = splits_of(config)
-    if len(read) == 1:
+    parts = {name: store.split(name) for name in splits_of(config)}
+    if len(parts) == 1:
         return
-    clips = {name: store.split(name) for name in read if name in ("train", "val", "test")}
-    classes = {name: classes_of(part.target, part.classes) for name, part in clips.items() if "class" in part.arrays}
+    classes = {name: classes_of(part.target, part.classes) for name, part in parts.items() if "class" in part.arrays}
     for finding in unlearnable(classes):
         named = f" ({few(finding.clips, room=80)})" if finding.clips else ""
         say(f"note: {finding.text}{named}", file=sys.stderr)

@@ -79,13 +79,10 @@ def versions() -> dict[str, str]:
 
 def git_commit() -> str | None:
     """The commit of the package's checkout; None outside one."""
-    try:
-        found = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=True
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return found.stdout.strip()
+    command, folder = ["git", "rev-parse", "HEAD"], Path(__file__).parent
+    with contextlib.suppress(OSError, subprocess.CalledProcessError):
+        return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
+    return None
 
 
 def provenance() -> dict[str, Any]:

@@ -145,14 +145,14 @@ def describe(folder: Path, config: Config, seeds: Sequence[int] | None, store: D
     shapes = ", ".join(f"{name} ({kind.kind} {'x'.join(map(str, kind.shape))})" for name, kind in kinds.items())
     length = f"{config.train.steps} steps" if config.train.steps else f"{config.train.epochs} epochs"
     seeded = f"seeds {', '.join(map(str, seeds))}" if seeds else f"seed {config.train.seed}"
-    for line in (
+    lines = (
         f"run {folder}",
         f"data {store!r}; {shapes}",
         f"model of preset {config.preset}, size {config.size}" + (f", but {', '.join(changed)}" if changed else ""),
         f"training {length} of {config.train.batch_size} clips on {choose_device(config.train.device)}, {seeded}",
         f"configuration {folder / 'config.yaml'}",
-    ):
-        say(one_line(line))
+    )
+    say("\n".join(map(one_line, lines)))
 
 
 def read_content(
