@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from typing import TypeVar
+
+Column = TypeVar("Column", bound=Hashable)
 
 
 def grid(
-    corner: Sequence[str], heads: Iterable[str], lines: Iterable[tuple[Sequence[str], Mapping[str, str]]]
+    corner: Sequence[str], heads: Iterable[Column], lines: Iterable[tuple[Sequence[str], Mapping[Column, str]]]
 ) -> list[list[str]]:
     """Heading and lines of a table, with a dash where a line has nothing in a column.
 
     Args:
         corner: headings of the first columns.
-        heads: headings of the others; one that is there twice is one column.
-        lines: first cells and the others, by heading, of each line.
+        heads: the other columns, whose text is their heading; one that is there twice is one column.
+        lines: first cells and the others, by column, of each line.
     """
     columns = list(dict.fromkeys(heads))
-    return [[*corner, *columns], *([*first, *(cells.get(head, "-") for head in columns)] for first, cells in lines)]
+    shown = ([*first, *(cells.get(column, "-") for column in columns)] for first, cells in lines)
+    return [[*corner, *map(str, columns)], *shown]
 
 
 def markdown(cells: Sequence[Sequence[str]]) -> str:

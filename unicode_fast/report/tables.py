@@ -24,7 +24,7 @@ from unicode_fast.files.paths import with_homes
 from unicode_fast.files.writing import atomic_folder, write_text
 from unicode_fast.presets import preset
 from unicode_fast.report import plots
-from unicode_fast.report.markdown import linked, markdown
+from unicode_fast.report.markdown import grid, linked, markdown
 from unicode_fast.report.published import LABEL, LAYOUTS, TASKS, Published, published
 from unicode_fast.tasks import Row, TokenScore
 from unicode_fast.tasks.table import mean_token, token_cell
@@ -48,9 +48,7 @@ class Column:
     # The published data set that it was measured on, by its layout.
     dataset: str | None = None
 
-    @property
-    def heading(self) -> str:
-        """As people read it; the protocol only where it is not held_out."""
+    def __str__(self) -> str:
         notes = [self.note, "" if self.protocol == "held_out" else self.protocol]
         note = ", ".join(note for note in notes if note)
         return f"{self.task} {self.source} → {self.target}" + (f" ({note})" if note else "")
@@ -240,8 +238,6 @@ def published_lines(columns: Iterable[Column]) -> dict[str, dict[Column, list[Pu
 
 def shown_published(numbers: Sequence[Published]) -> str:
     """The paper's numbers of a column, in per cent."""
-    if not numbers:
-        return "-"
     first, *others = numbers
     more = "".join(f"; {number.measure} {number.score:g}" for number in others)
     return f"{first.score:g} ({first.dataset}, {first.measure}{more})"
@@ -263,49 +259,40 @@ def other_published(columns: Iterable[Column]) -> list[list[str]] | None:
     ]
     if not found:
         return None
-    heads = list(dict.fromkeys((number.dataset, number.source, number.target) for number in found))
-    cells = [["pre-trained on", *(f"{dataset} {source} → {target}" for dataset, source, target in heads)]]
-    for pretraining in dict.fromkeys(number.pretraining for number in found):
-        shown: dict[tuple[str, str, str], list[str]] = {head: [] for head in heads}
-        for number in found:
-            if number.pretraining == pretraining:
-                shown[number.dataset, number.source, number.target].append(f"{number.measure} {number.score:g}")
-        cells.append([pretraining, *("; ".join(several) or "-" for several in shown.values())])
-    return cells
+    heads = [f"{number.dataset} {number.source} → {number.target}" for number in found]
+    shown: dict[str, dict[str, str]] = {number.pretraining: {} for number in found}
+    for head, number in zip(heads, found, strict=True):
+        said, before = f"{number.measure} {number.score:g}", shown[number.pretraining].get(head)
+        shown[number.pretraining][head] = said if before is None else f"{before}; {said}"
+    return grid(["pre-trained on"], heads, (([pretraining], cells) for pretraining, cells in shown.items()))
 
 
-def shown_of(cell: Cell | None, seeds: int) -> str:
+def shown_of(cell: Cell, seeds: int) -> str:
     """A cell of the table, which says how many seeds it holds where these are not all of its line."""
-    if cell is None:
-        return "-"
     return f"{cell}" if cell.seeds == seeds else f"{cell} ({cell.seeds} of {seeds} seeds)"
 
 
 def wide_table(lines: Sequence[Line]) -> list[list[str]]:
     """Heading and lines: runs, then published numbers of the same data sets; numbers in per cent."""
-    columns = list(dict.fromkeys(column for line in lines for column in line.cells))
-    cells = [["run", "seeds", *(column.heading for column in columns)]]
+    shown = []
     for line in lines:
         seeds = max(cell.seeds for cell in line.cells.values())
-        shown = [shown_of(line.cells.get(column), seeds) for column in columns]
-        cells.append([line.label, str(seeds), *shown])
+        shown.append(([line.label, str(seeds)], {column: shown_of(cell, seeds) for column, cell in line.cells.items()}))
+    columns = [column for line in lines for column in line.cells]
     for pretraining, numbers in published_lines(columns).items():
-        shown = [shown_published(numbers.get(column, [])) for column in columns]
-        cells.append([f"{LABEL}, {pretraining}", "-", *shown])
-    return cells
+        theirs = {column: shown_published(several) for column, several in numbers.items()}
+        shown.append(([f"{LABEL}, {pretraining}", "-"], theirs))
+    return grid(["run", "seeds"], columns, shown)
 
 
 def token_table(lines: Sequence[Line]) -> list[list[str]] | None:
     """Heading and lines of the scores of tokens, those of content words in brackets; None where no run has any."""
-    columns = list(dict.fromkeys(column for line in lines for column, cell in line.cells.items() if cell.token))
-    if not columns:
-        return None
-
-    cells = [["run", *(column.heading for column in columns)]]
+    shown = []
     for line in lines:
-        ours = {column: token_cell(cell.token, cell.content_token) for column, cell in line.cells.items()}
-        cells.append([line.label, *(ours.get(column, "-") for column in columns)])
-    return cells
+        cells = {at: token_cell(cell.token, cell.content_token) for at, cell in line.cells.items() if cell.token}
+        shown.append(([line.label], cells))
+    columns = [column for _, cells in shown for column in cells]
+    return grid(["run"], columns, shown) if columns else None
 
 
 def long_table(lines: Sequence[Line]) -> list[list[str]]:
@@ -415,7 +402,7 @@ def figure_series(lines: Sequence[Line]) -> Mapping[str, Mapping[tuple[str, str]
     series: dict[str, dict[tuple[str, str], tuple[float, float | None]]] = {}
 
     def place(column: Column) -> tuple[str, str]:
-        return column.task, column.heading.removeprefix(f"{column.task} ")
+        return column.task, str(column).removeprefix(f"{column.task} ")
 
     for line in lines:
         every = sorted({cell.seeds for cell in line.cells.values()})
