@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from unicode_fast import health
+from unicode_fast import health, tasks
 from unicode_fast.checkpoint import CheckpointError, default_of, load
 from unicode_fast.cli import with_underscores
 from unicode_fast.config import TEXT_FIELDS, Config
@@ -19,31 +19,12 @@ from unicode_fast.errors import Parser, program, run_main, say
 from unicode_fast.files.writing import check_new_file, write_json
 from unicode_fast.modules import UniCode
 from unicode_fast.report import pictures, plots
-from unicode_fast.tasks import (
-    PROTOCOLS,
-    TASKS,
-    BackboneChoice,
-    Probes,
-    Row,
-    check_protocol,
-    explain,
-    format_legend,
-    format_metrics,
-    format_table,
-    open_partners,
-)
 from unicode_fast.training.checks import MOVED, VERIFY_HELP, check_text_fields, note_shared, open_run_data
 from unicode_fast.training.runs import EVALUATIONS, choose_device, places
 
 # Flags that one task alone reads.
-_OF_TASK = {
-    "anchor": "retrieval",
-    "backbone": "segmentation",
-    "backbone_weights": "segmentation",
-    "save_segmenter": "segmentation",
-    "load_segmenter": "segmentation",
-    "segmenter_steps": "segmentation",
-}
+_OF_SEGMENTATION = ("backbone", "backbone_weights", "save_segmenter", "load_segmenter", "segmenter_steps")
+_OF_TASK = {"anchor": "retrieval", **dict.fromkeys(_OF_SEGMENTATION, "segmentation")}
 # The modalities of a direction.
 _ROLES = {"from": "modality the probe is trained on", "to": "modality the probe is tested on"}
 
@@ -52,10 +33,10 @@ def make_parser() -> Parser:
     """The command line."""
     parser = Parser(prog=program("evaluate"), description="Measure one direction of one task on a trained run.")
     parser.add_argument("run", nargs="?", help="run folder that unicode_fast.train has written; --explain needs none")
-    parser.add_argument("--task", default="classification", help=f"{', '.join(TASKS[:-1])} or {TASKS[-1]}")
+    parser.add_argument("--task", default="classification", help=f"{', '.join(tasks.TASKS[:-1])} or {tasks.TASKS[-1]}")
     parser.add_argument("--from", dest="from", help=_ROLES["from"])
     parser.add_argument("--to", help=_ROLES["to"])
-    parser.add_argument("--protocol", default="held_out", help=f"{' or '.join(PROTOCOLS)}; see --explain")
+    parser.add_argument("--protocol", default="held_out", help=f"{' or '.join(tasks.PROTOCOLS)}; see --explain")
     parser.add_argument("--checkpoint", help="best, last, or a step [best, else last]")
     parser.add_argument("--data", help="another dataset than the run's: a name or a store's folder")
     parser.add_argument("--to_data", help="dataset that a cross- task is tested on [the built-in data's other domain]")
@@ -87,11 +68,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command line; see `python -m unicode_fast.evaluate --help`."""
     parser = make_parser()
     arguments = parser.parse_args(with_underscores(argv))
-    if arguments.task not in TASKS:
-        raise ValueError(f"task must be one of {', '.join(TASKS)}, got {arguments.task!r}")
-    arguments.protocol = check_protocol(arguments.protocol)
+    if arguments.task not in tasks.TASKS:
+        raise ValueError(f"task must be one of {', '.join(tasks.TASKS)}, got {arguments.task!r}")
+    arguments.protocol = tasks.check_protocol(arguments.protocol)
     if arguments.explain:
-        say(explain(arguments.task, arguments.protocol))
+        say(tasks.explain(arguments.task, arguments.protocol))
         return 0
     if arguments.run is None:
         parser.error("run must be a run folder that unicode_fast.train has written, got none")
@@ -113,9 +94,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The anchor may be a modality that the run was not trained on, and that a layout was not asked for.
         config = config.replace(modalities="all")
     row, picture, dataset = measure(model, config, arguments)
-    say(f"{format_table([row])}\n{format_legend([row])}".rstrip())
+    say(f"{tasks.format_table([row])}\n{tasks.format_legend([row])}".rstrip())
     if row.metrics:
-        say(f"\n{format_metrics(row)}")
+        say(f"\n{tasks.format_metrics(row)}")
     for warning in health.at_chance([row]):
         say(f"\nwarning: {warning}")
     if picture is not None:
@@ -127,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def keep(run: Path, row: Row, dataset: str, arguments: Namespace) -> None:
+def keep(run: Path, row: tasks.Row, dataset: str, arguments: Namespace) -> None:
     """Leaves a row in the run folder, where `unicode_fast.report` finds it; the same flags give the same file."""
     (run / EVALUATIONS).mkdir(exist_ok=True)
     content = {"row": row.as_dict(), "dataset": dataset, "flags": changed_flags(arguments)}
@@ -148,13 +129,13 @@ def changed_flags(arguments: Namespace) -> dict[str, Any]:
     return {name: getattr(arguments, name) for name in names if getattr(arguments, name) not in (None, usual.get(name))}
 
 
-def file_stem(row: Row, arguments: Namespace) -> str:
+def file_stem(row: tasks.Row, arguments: Namespace) -> str:
     """How a row's files in the run folder are called."""
     flags = [f"{name} {value}" for name, value in changed_flags(arguments).items()]
     return re.sub(r"[^A-Za-z0-9.]+", "-", "-".join([row.task, row.source, row.target, row.protocol, *flags]))
 
 
-def picture_file(row: Row, arguments: Namespace) -> Path | None:
+def picture_file(row: tasks.Row, arguments: Namespace) -> Path | None:
     """Where the examples of a row go: the folder that is asked for, else the run's plots, where a report finds them."""
     kind = arguments.format or "png"
     if arguments.pictures is not None:
@@ -170,28 +151,28 @@ def check_flags(arguments: Namespace) -> None:
     Raises:
         ValueError: there is such a flag or file.
     """
+    given = {flag: value for flag, value in vars(arguments).items() if value is not None}
     for flag, task in _OF_TASK.items():
-        if getattr(arguments, flag) is not None and arguments.task != task:
+        if flag in given and arguments.task != task:
             raise ValueError(f"{flag} is for {task}, got it beside {arguments.task}")
     for flag in ("out", "save_segmenter"):
-        if getattr(arguments, flag) is not None:
-            check_new_file(flag, Path(getattr(arguments, flag)))
-    if arguments.segmenter_steps is not None and arguments.segmenter_steps < 1:
-        raise ValueError(f"segmenter_steps must be at least 1, got {arguments.segmenter_steps}")
-    if arguments.seed is not None and arguments.seed < 0:
-        raise ValueError(f"seed must be at least 0, got {arguments.seed}")
-    if getattr(arguments, "from") is not None and getattr(arguments, "from") == arguments.to:
+        if flag in given:
+            check_new_file(flag, Path(given[flag]))
+    for flag, least in (("segmenter_steps", 1), ("seed", 0)):
+        if given.get(flag, least) < least:
+            raise ValueError(f"{flag} must be at least {least}, got {given[flag]}")
+    if "from" in given and given["from"] == arguments.to:
         raise ValueError(f"to must be another modality than from, got {arguments.to!r} for both")
-    if arguments.load_segmenter is not None:
-        unread = [flag for flag in ("save_segmenter", "backbone_weights") if getattr(arguments, flag) is not None]
+    if "load_segmenter" in given:
+        unread = [flag for flag in ("save_segmenter", "backbone_weights") if flag in given]
         if unread:
             raise ValueError(f"{unread[0]} is about training, got it beside load_segmenter")
         if not Path(arguments.load_segmenter).is_file():
             raise ValueError(f"load_segmenter must be a file of --save_segmenter, got {arguments.load_segmenter!r}")
     for flag in ("pictures", "format"):
-        if getattr(arguments, flag) is not None and arguments.task not in pictures.DRAWN:
+        if flag in given and arguments.task not in pictures.DRAWN:
             raise ValueError(f"{flag} is for segmentation and retrieval, got it beside {arguments.task}")
-    if arguments.format is not None:
+    if "format" in given:
         plots.check_format(arguments.format)
 
 
@@ -216,7 +197,7 @@ def check_data(model: UniCode, store: Dataset, arguments: Namespace) -> None:
             )
 
 
-def measure(model: UniCode, config: Config, arguments: Namespace) -> tuple[Row, Path | None, str]:
+def measure(model: UniCode, config: Config, arguments: Namespace) -> tuple[tasks.Row, Path | None, str]:
     """The row that the arguments ask for with all its numbers, the file of its examples, and the name of its data."""
     task, source, target = arguments.task, getattr(arguments, "from"), arguments.to
     try:
@@ -231,11 +212,10 @@ def measure(model: UniCode, config: Config, arguments: Namespace) -> tuple[Row, 
     if arguments.protocol == "held_out":
         note_shared(store)
     seed = config.train.seed if arguments.seed is None else arguments.seed
-    options: dict[str, Any] = {"partners": open_partners(config.data, task, store, arguments.to_data)}
-    if task == "segmentation":
-        options["backbone"] = BackboneChoice(arguments.backbone or "light", arguments.backbone_weights)
-        options["segmenter_steps"] = arguments.segmenter_steps
-    probes = Probes(model, store, seed, **options)
+    partners = tasks.open_partners(config.data, task, store, arguments.to_data)
+    backbone = tasks.BackboneChoice(arguments.backbone or "light", arguments.backbone_weights)
+    steps = arguments.segmenter_steps
+    probes = tasks.Probes(model, store, seed, partners=partners, backbone=backbone, segmenter_steps=steps)
     if arguments.load_segmenter is not None:
         probes.segmentation.load(Path(arguments.load_segmenter), source, target, arguments.protocol)
     row = probes.row(task, source, target, arguments.protocol, anchor=arguments.anchor, details=True)

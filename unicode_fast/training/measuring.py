@@ -9,22 +9,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from unicode_fast import checkpoint, health
+from unicode_fast import checkpoint, health, tasks
 from unicode_fast.data import Dataset
 from unicode_fast.errors import say
 from unicode_fast.files.writing import write_json
 from unicode_fast.report import pictures
-from unicode_fast.tasks import (
-    Probes,
-    Row,
-    Sharing,
-    aggregate,
-    format_legend,
-    format_sharing,
-    format_table,
-    mean_sharing,
-    open_partners,
-)
 from unicode_fast.training.checks import note_shared, tasks_of
 from unicode_fast.training.metrics_logger import read_metrics
 from unicode_fast.training.runs import provenance
@@ -47,13 +36,13 @@ def measure(
     Returns:
         The content of summary.json.
     """
-    begun, config, tasks = time.monotonic(), trainer.config, tasks_of(trainer.config)
+    begun, config, wanted = time.monotonic(), trainer.config, tasks_of(trainer.config)
     used = "best" if progress["best"] else "last"
     model = checkpoint.load(folder, used, trainer.model.device)
-    partners = open_partners(config.data, tasks, store) if tasks else None
-    probes = Probes(model, store, config.train.seed, partners=partners)
-    rows = probes.table(tasks) if tasks else []
-    for task in tasks:
+    partners = tasks.open_partners(config.data, wanted, store) if wanted else None
+    probes = tasks.Probes(model, store, config.train.seed, partners=partners)
+    rows = probes.table(wanted) if wanted else []
+    for task in wanted:
         if all(row.task != task for row in rows):
             say(
                 f"note: {task} is left out, the data have not what it needs in two modalities; see --explain",
@@ -82,7 +71,7 @@ def measure(
         "seed": config.train.seed,
         **provenance(),
     }
-    if tasks:
+    if wanted:
         pictures.draw_run(folder, probes, store, rows, config.model.codewords, kind)
     write_json(folder / checkpoint.SUMMARY, summary)
     return summary
@@ -92,11 +81,11 @@ def summarise_seeds(
     folder: Path, seeds: Sequence[int], summaries: Sequence[Mapping[str, Any]], kind: str
 ) -> dict[str, Any]:
     """Writes the summary.json above the seeds, with means over them, and its picture; returns its content."""
-    rows = aggregate([[Row.from_dict(row) for row in summary["rows"]] for summary in summaries])
+    rows = tasks.aggregate([[tasks.Row.from_dict(row) for row in summary["rows"]] for summary in summaries])
     # A seed that an older version has measured has none.
     found = [summary.get("sharing", {}) for summary in summaries]
     sharing = {
-        name: mean_sharing([Sharing(**one[name]) for one in found]).as_dict()
+        name: tasks.mean_sharing([tasks.Sharing(**one[name]) for one in found]).as_dict()
         for name in found[0]
         if all(name in one for one in found)
     }
@@ -122,12 +111,12 @@ def show_summary(summary: Mapping[str, Any], folder: Path, seeds: Sequence[int] 
     """Prints the table of a run, what its codes share, warnings, and the command that may come next."""
     next_command = f"report {shlex.quote(str(folder))} --out {shlex.quote(f'{folder}-report')}"
     if summary["rows"]:
-        rows = [Row.from_dict(row) for row in summary["rows"]]
-        say(f"{format_table(rows)}\n{format_legend(rows)}".rstrip())
+        rows = [tasks.Row.from_dict(row) for row in summary["rows"]]
+        say(f"{tasks.format_table(rows)}\n{tasks.format_legend(rows)}".rstrip())
         sharing = summary.get("sharing", {})
         for words, values in sharing.items():
             which = f", {words}" if len(sharing) > 1 else ""
-            say(f"\ncodes on the test split{which}\n{format_sharing(Sharing(**values))}\n")
+            say(f"\ncodes on the test split{which}\n{tasks.format_sharing(tasks.Sharing(**values))}\n")
     else:
         one = folder / f"seed-{seeds[0]}" if seeds else folder
         next_command = f"evaluate {shlex.quote(str(one))} --task TASK --from MODALITY --to MODALITY"
