@@ -70,7 +70,7 @@ def code_counts(probes: Probes, codewords: int) -> dict[str, np.ndarray]:
     """How often each modality uses each codeword on the test split: (M,) by modality."""
     counts = {}
     for name in probes.model.names:
-        codes = probes.codes("test", name)
+        codes = probes.home.codes(TEST, name)
         used = codes.index[codes.mask].numpy()
         counts[name] = np.bincount(used, minlength=codewords)
     return counts

@@ -29,7 +29,6 @@ from unicode_fast.tasks.metrics.intervals import Bootstrap
 from unicode_fast.tasks.metrics.sharing import Sharing, measure_sharing
 from unicode_fast.tasks.official import OfficialBest, TokenModel, official_probe
 from unicode_fast.tasks.probe import (
-    EncodedClips,
     Examples,
     FrozenModel,
     ProbeHead,
@@ -148,10 +147,6 @@ class Probes:
             found["content words"] = measure_sharing(self.home, TEST, content=True)
         return found
 
-    def codes(self, split: str, name: str) -> EncodedClips:
-        """Codes of a modality, all clips of a split."""
-        return self.home.codes(split, name)
-
     def modalities(self, task: str) -> list[str]:
         """The model's modalities that a task can be measured on."""
         if task == RETRIEVAL:
@@ -184,12 +179,12 @@ class Probes:
             )
         return self._heads[task, source, at_home, view]
 
-    def output(self, task: str, source: str, target: str, split: str = TEST, view: View = "codewords") -> Tensor:
-        """Logits on `target` of the probe that is trained on `source`, all clips of a split, clips first.
+    def output(self, task: str, source: str, target: str, view: View = "codewords") -> Tensor:
+        """Logits on `target` of the probe that is trained on `source`, all clips of the test split, clips first.
 
         Where both are the same modality the probe is trained on the data set that it is tested on.
         """
-        codes = self.domain(task).codes(split, target, view).to(torch.float32)
+        codes = self.domain(task).codes(TEST, target, view).to(torch.float32)
         head = self.head(task, source, at_home=source != target, view=view)
         with one_thread():
             return probe_task(task).output(head, codes)
@@ -200,7 +195,7 @@ class Probes:
         if protocol == "official":
             return self._best(kind, source, target, view).score
         examples = self.domain(task).examples(kind, TEST, target, view)
-        return kind.score(self.output(task, source, target, view=view), examples.truth, examples.codes.mask)
+        return kind.score(self.output(task, source, target, view), examples.truth, examples.codes.mask)
 
     def _token_score(self, task: str, source: str, target: str, protocol: str, view: View) -> TokenScore:
         return TokenScore(*(self.score(task, name, target, protocol, view) for name in (source, target)))
