@@ -42,12 +42,8 @@ def measure(
     partners = tasks.open_partners(config.data, wanted, store) if wanted else None
     probes = tasks.Probes(model, store, config.train.seed, partners=partners)
     rows = probes.table(wanted) if wanted else []
-    for task in wanted:
-        if all(row.task != task for row in rows):
-            say(
-                f"note: {task} is left out, the data have not what it needs in two modalities; see --explain",
-                sys.stderr,
-            )
+    for task in [task for task in wanted if all(row.task != task for row in rows)]:
+        say(f"note: {task} is left out, the data have not what it needs in two modalities; see --explain", sys.stderr)
     summary: dict[str, Any] = {"rows": [row.as_dict() for row in rows]}
     if rows:
         sharing = probes.sharing()

@@ -38,13 +38,7 @@ class RunLog:
     """
 
     def __init__(
-        self,
-        trainer: Trainer,
-        store: Dataset,
-        folder: Path,
-        content: dict[str, Any] | None,
-        ranks: Ranks,
-        total: int,
+        self, trainer: Trainer, store: Dataset, folder: Path, content: dict[str, Any] | None, ranks: Ranks, total: int
     ) -> None:
         self.trainer, self.store, self.folder, self.ranks = trainer, store, folder, ranks
         before = content or {"progress": {}, "usage": None}
