@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 import selection
+import tiny
 import torch
 from cases import ON_HOST, Place
 
@@ -87,12 +88,8 @@ def poisoned_memory() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def spoken(tmp_path_factory: pytest.TempPathFactory) -> ClipSet:
     """24 clips of talking digits with their frames, of few voices."""
-    from test_talking_digits import QUICK
-
     clips = {"train": 1, "val": 1, "test": 24}
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in QUICK.items():
-            patch.setattr(f"unicode_fast.data.{name}", value)
+    with tiny.quick_speech():
         folder = tmp_path_factory.mktemp("spoken")
         return talking_digits.load(cache=folder, easy=True, clips=clips, progress=False).split("test")
 

@@ -16,7 +16,6 @@ from task_tolerances import LEARNED, SEPARATED
 from unicode_fast import tasks
 from unicode_fast.config import DataConfig, Modality
 from unicode_fast.data import ClipSet, Store, open_store, write_store
-from unicode_fast.data.talking_digits import sound
 from unicode_fast.errors import UsageError
 from unicode_fast.evaluate import file_stem, make_parser
 from unicode_fast.evaluate import main as evaluate
@@ -40,24 +39,16 @@ SMALL = {
     "val_clips": 15,
     "test_clips": 15,
 }
-QUICK = {
-    "talking_digits.sound._VARIANTS": 1,
-    "talking_digits.sound._ENGLISH": sound._ENGLISH[::3],
-    "talking_digits.sound._FRENCH": sound._FRENCH[::2],
-    "talking_digits.digits._CALIBRATION_CLIPS": 20,
-}
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A run whose table holds all tasks, on built-in data with few voices."""
     folder = tmp_path_factory.mktemp("all")
-    with pytest.MonkeyPatch.context() as patch:
+    with tiny.quick_speech() as patch:
         patch.setenv("UNICODE_FAST_CACHE", str(folder / "cache"))
         patch.setattr(backbones, "LIGHT_SETTINGS", dataclasses.replace(backbones.LIGHT_SETTINGS, steps=4))
         patch.setattr(retrieval, "RetrievalRule", partial(retrieval.RetrievalRule, steps=20, judged_every=10))
-        for name, value in QUICK.items():
-            patch.setattr(f"unicode_fast.data.{name}", value)
         values = {**SMALL, "probe_tasks": ",".join(tasks.TASKS), "out": folder / "run"}
         assert train([f"--{name}={value}" for name, value in values.items()]) == 0
         yield folder / "run"

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny
 
 from unicode_fast.config import DataConfig
 from unicode_fast.data import Store, cache, open_dataset
@@ -23,31 +24,23 @@ from unicode_fast.files import locks
 
 CLIPS = {"train": 60, "val": 20, "test": 20}
 FEW = {"train": 3, "val": 1, "test": 1}
-# Fewer voices, one recording of each word, and few clips for the standardisation: speaking takes most of the time.
 ALL_VOICES = {"en": sound._ENGLISH, "fr": sound._FRENCH}
-QUICK = {
-    "sound._VARIANTS": 1,
-    "sound._ENGLISH": sound._ENGLISH[::3],
-    "sound._FRENCH": sound._FRENCH[::2],
-    "talking_digits._CALIBRATION_CLIPS": 20,
-}
-PACKAGE_PARENT = Path(talking_digits.__file__).parents[2]
+PACKAGE_PARENT = Path(talking_digits.__file__).parents[3]
 NEW_PROCESS = """if True:
     import os, signal, sys
     sys.path.insert(0, sys.argv[2])
-    from unicode_fast import writing
-    from unicode_fast.data import cache, sound, talking_digits
-    sound._VARIANTS, sound._ENGLISH, talking_digits._CALIBRATION_CLIPS = 1, sound._ENGLISH[::3], 20
+    from unicode_fast.files import writing
+    from unicode_fast.data import cache
+    from unicode_fast.data.talking_digits import digits, sound
+    sound._VARIANTS, sound._ENGLISH, digits._CALIBRATION_CLIPS = 1, sound._ENGLISH[::3], 20
     {patch}
-    print(talking_digits.load(cache=sys.argv[1], clips=dict(train=3, val=1, test=1), progress=False).path)
+    print(digits.load(cache=sys.argv[1], clips=dict(train=3, val=1, test=1), progress=False).path)
 """
 
 
 @pytest.fixture(scope="module", autouse=True)
 def quick() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in QUICK.items():
-            patch.setattr(f"unicode_fast.data.{name}", value)
+    with tiny.quick_speech():
         yield
 
 

@@ -31,17 +31,13 @@ STREAMS = ("audio", "video")
 ENGLISH = sound._ENGLISH
 # Speaking takes most of the time: six voices, one recording of each number.
 quick_recipe = functools.partial(NumbersRecipe, "talking-numbers", recordings=1)
-QUICK = {
-    "talking_numbers.NumbersRecipe": functools.partial(NumbersRecipe, recordings=1),
-    "sound._ENGLISH": ENGLISH[::9],
-}
 
 
 @pytest.fixture(scope="module", autouse=True)
 def quick() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in QUICK.items():
-            patch.setattr(f"unicode_fast.data.{name}", value)
+        patch.setattr(talking_numbers, "NumbersRecipe", functools.partial(NumbersRecipe, recordings=1))
+        patch.setattr(sound, "_ENGLISH", ENGLISH[::9])
         yield
 
 

@@ -1,11 +1,16 @@
-"""A model, a batch and a store small enough for tests."""
+"""A model, a batch, a store and a voice small enough for tests."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 from unicode_fast import Config, Modality, UniCode, preset
+from unicode_fast.data import write_store
+from unicode_fast.data.talking_digits import digits, sound
 
 MODALITIES = {
     "audio": Modality("vector", (6,)),
@@ -78,8 +83,17 @@ def learnable_splits(clips: dict[str, int], names: str = "audio,video,text", ste
 
 def write(path: Path, clips: dict[str, int] | None = None, names: str = "audio,video,text", **options: int) -> Path:
     """A store of `learnable_splits` on the disk."""
-    from unicode_fast.data import write_store
-
     splits = learnable_splits(clips or {"train": 60, "val": 24, "test": 24}, names, **options)
     write_store(path, "tiny", {key: MODALITIES[key] for key in names.split(",")}, ["zero", "one", "two"], splits)
     return path
+
+
+@contextmanager
+def quick_speech() -> Iterator[pytest.MonkeyPatch]:
+    """Fewer voices, one recording of each word, few clips for the standardisation: speaking takes most of the time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sound, "_VARIANTS", 1)
+        patch.setattr(sound, "_ENGLISH", sound._ENGLISH[::3])
+        patch.setattr(sound, "_FRENCH", sound._FRENCH[::2])
+        patch.setattr(digits, "_CALIBRATION_CLIPS", 20)
+        yield patch
