@@ -20,7 +20,7 @@ import pytest
 import torch
 
 from unicode_fast.data import Batch, Batches, open_data, open_feed, open_store
-from unicode_fast.data.store.pack import pack
+from unicode_fast.data.store.write import pack
 from unicode_fast.files.writing import write_json
 from unicode_fast.training.runs import git_commit
 

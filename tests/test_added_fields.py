@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import tiny
 import torch
@@ -18,7 +19,7 @@ from unicode_fast import CheckpointError, Config, ablate, checkpoint, load, pres
 from unicode_fast import config as config_module
 from unicode_fast.cli import resolve, resolve_saved
 from unicode_fast.config import ADDED_FIELDS, FIELDS, check_value, completed
-from unicode_fast.data import open_data
+from unicode_fast.data import open_data, open_store, write_store
 from unicode_fast.evaluate import main as evaluate
 from unicode_fast.report import tables as report
 from unicode_fast.train import main as train
@@ -243,10 +244,28 @@ class TestOlderVersion:
         features = tiny.batch(model)
         assert set(model(features).index) == set(model.names) == {"audio", "video", "text"}
 
-    def test_store(self) -> None:
+    def test_store(self, tmp_path: Path) -> None:
         store = open_data("store")
-        assert store.digest() == checkpoint.read(Path("interrupted/checkpoints/step-00000004.pt"))["progress"]["data"]
-        assert [len(store.split(name)) for name in ("train", "val", "test")] == [12, 6, 9]
+        digest = checkpoint.read(Path("interrupted/checkpoints/step-00000004.pt"))["progress"]["data"]
+        assert store.digest() == digest and store.classes == ["zero", "one", "two"]
+        assert store.modalities == {name: tiny.MODALITIES[name] for name in ("audio", "video", "text")}
+        splits = {name: dict(store.split(name).arrays) for name in store.splits}
+        keys = ["audio", "audio.label", "class", "text", "video", "video.label"]
+        assert {name: (len(arrays["class"]), sorted(arrays)) for name, arrays in splits.items()} == {
+            "train": (12, keys), "val": (6, keys), "test": (9, keys)
+        }  # fmt: skip
+        # Made anew, as a built-in data set that was lost, it is what the run was trained on.
+        write_store(tmp_path / "again", store.name, store.modalities, store.classes, splits)
+        again = open_store(tmp_path / "again")
+        assert again.digest() != digest and again.has_digest(digest)
+        for name, arrays in splits.items():
+            for key, array in arrays.items():
+                written = np.load(f"store/{name}-{key}.npy")
+                np.testing.assert_array_equal(array, written)
+                np.testing.assert_array_equal(again.split(name).arrays[key], written)
+        splits["val"]["audio"] = splits["val"]["audio"] + 1
+        write_store(tmp_path / "other", store.name, store.modalities, store.classes, splits)
+        assert not open_store(tmp_path / "other").has_digest(digest)
 
     def test_the_interrupted_run_ends_as_the_finished_one(self) -> None:
         model, whole = load("resumed", "last"), load("model.safetensors").state_dict()

@@ -14,7 +14,7 @@ from published import write_ave, write_avel, write_avvp, write_checked, write_ow
 
 from unicode_fast import checkpoint
 from unicode_fast.data import ClipSet, open_data
-from unicode_fast.data.store.pack import pack
+from unicode_fast.data.store.write import pack
 from unicode_fast.data.stream import write_shards
 from unicode_fast.train import main
 

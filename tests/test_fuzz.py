@@ -28,7 +28,7 @@ from unicode_fast.data.layouts.avsbench import _pictures
 from unicode_fast.data.layouts.files import read_csv, read_lines
 from unicode_fast.data.layouts.zip_pickle import read_zipped_array, unpickle_array, unpickle_counts
 from unicode_fast.data.store.checks import DamagedStoreError
-from unicode_fast.data.store.pack import pack
+from unicode_fast.data.store.write import pack
 from unicode_fast.data.stream import open_stream, write_shards
 from unicode_fast.data.text import _read_vectors
 from unicode_fast.files.untrusted import BadFile

@@ -28,7 +28,7 @@ from unicode_fast.data import (
 )
 from unicode_fast.data.feed import Feed, ResidentFeed
 from unicode_fast.data.lazy import LazyArray
-from unicode_fast.data.store.pack import pack
+from unicode_fast.data.store.write import pack
 
 STREAMS = ("audio", "video")
 # Shards of three clips of video in float32.
@@ -139,9 +139,10 @@ def files_of(folder: Path) -> dict[str, bytes]:
 
 KILLED = """if True:
     import os, signal, sys
-    from unicode_fast.data import open_data, pack
+    from unicode_fast.data import open_data
+    from unicode_fast.data.store import write
 
-    begun, bytes_of = [], pack._bytes
+    begun, bytes_of = [], write._bytes
 
     def dying(*arguments):
         begun.append(arguments)
@@ -150,9 +151,9 @@ KILLED = """if True:
             if len(begun) == 4:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-    pack._bytes = dying
+    write._bytes = dying
     data = open_data(sys.argv[1], modalities=("audio", "video"))
-    pack.pack(data, sys.argv[2], "float32", shard_bytes=int(sys.argv[3]), progress=False)
+    write.pack(data, sys.argv[2], "float32", shard_bytes=int(sys.argv[3]), progress=False)
 """
 
 
@@ -171,10 +172,10 @@ def test_goes_on_after_a_kill(tmp_path: Path, avel: Dataset, monkeypatch: pytest
     with open(tmp_path / ".store.packing" / "journal.jsonl", "a") as journal:
         journal.write('{"file": "all-vid')
     written: list[str] = []
-    import unicode_fast.data.store.pack as module
+    import unicode_fast.data.store.write as module
 
-    write = module._write_shard
-    monkeypatch.setattr(module, "_write_shard", lambda file, *more: written.append(file.name) or write(file, *more))
+    write = module.atomic_file
+    monkeypatch.setattr(module, "atomic_file", lambda file: written.append(file.name) or write(file))
     pack(avel, target, shard_bytes=SHARD_BYTES, progress=False)
     assert len(written) == len(files_of(target)) - 1 - done
     assert files_of(target) == files_of(tmp_path / "whole")
@@ -182,7 +183,7 @@ def test_goes_on_after_a_kill(tmp_path: Path, avel: Dataset, monkeypatch: pytest
 
 
 def test_a_piece_is_in_memory_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import unicode_fast.data.store.pack as module
+    import unicode_fast.data.store.write as module
 
     asked: list[int] = []
 
@@ -209,7 +210,7 @@ def test_features_that_vanish_are_named(tmp_path: Path, avel: Dataset) -> None:
 
 
 def test_other_data_do_not_go_on(tmp_path: Path, avel: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    import unicode_fast.data.store.pack as module
+    import unicode_fast.data.store.write as module
 
     def full(*arguments: object) -> None:
         raise OSError(28, "No space left on device")

@@ -1,6 +1,7 @@
 """The feature store: what is written is read; what is wrong is refused; what is damaged is named."""
 
 import errno
+import hashlib
 import json
 import os
 import signal
@@ -22,13 +23,12 @@ from unicode_fast.data import (
     write_store,
 )
 from unicode_fast.data.store import read as store
-from unicode_fast.data.store import write as store_write
 from unicode_fast.train import main as train
 
 CLASSES = [str(digit) for digit in range(10)]
 MODALITIES = {"picture": Modality("grid", (8, 8, 1)), "line": Modality("vector", (8,))}
 STEPS, LINES = 3, 5
-PACKAGE_PARENT = Path(store.__file__).parents[2]
+PACKAGE_PARENT = Path(store.__file__).parents[3]
 
 
 def arrays(first: int, clips: int, dtype: type = np.float32) -> dict[str, np.ndarray]:
@@ -271,14 +271,14 @@ def test_a_killed_writer_leaves_no_store(tmp_path: Path) -> None:
         import os, signal, sys
         sys.path[:0] = sys.argv[2:]
         import test_store
-        from unicode_fast import writing
-        from unicode_fast.data import store_write
+        from unicode_fast.files import writing
+        from unicode_fast.data import write_store
 
         def killed(*arguments):
             os.kill(os.getpid(), signal.SIGKILL)
 
         writing.os.rename = killed
-        store_write.write_store(sys.argv[1], "digits", test_store.MODALITIES, test_store.CLASSES, test_store.splits())
+        write_store(sys.argv[1], "digits", test_store.MODALITIES, test_store.CLASSES, test_store.splits())
     """
     target = tmp_path / "new"
     command = [sys.executable, "-c", script, str(target), str(PACKAGE_PARENT), str(Path(__file__).parent)]
@@ -327,36 +327,32 @@ def edit_manifest(folder: Path, change) -> None:
 
 
 def test_a_manifest_that_does_not_fit_is_named(folder: Path) -> None:
-    entry = ("splits", "val", "arrays", "class")
-
     def at(manifest: dict) -> dict:
-        for key in entry:
-            manifest = manifest[key]
-        return manifest
+        return manifest["splits"]["val"]["parts"][0]["arrays"]["class"]["shards"][0]
 
-    def many(manifest: dict) -> None:
-        val = manifest["splits"]["val"]
-        val["clips"] = 10**9
-        for one in val["arrays"].values():
-            one["shape"][0] = 10**9
+    def resized(manifest: dict, shape: list[int]) -> None:
+        at(manifest).update(shape=shape)
+        manifest["splits"]["val"]["parts"][0]["arrays"]["class"].update(shape=shape)
+
+    def many(manifest: dict, clips: int = 10**9) -> None:
+        val = manifest["splits"]["val"]["parts"][0]
+        val["clips"] = clips
+        for array in val["arrays"].values():
+            for one in (array, *array["shards"]):
+                one["shape"][0] = clips
 
     def again(manifest: dict) -> None:
         """The same files as clips of many splits, which take memory each."""
-        one = manifest["splits"]["val"]
-        many(manifest)
-        for number in range(60):
-            manifest["splits"][f"val{number}"] = {**one, "clips": 10**6}
-            arrays = one["arrays"].items()
-            shaped = {key: {**entry, "shape": [10**6, *entry["shape"][1:]]} for key, entry in arrays}
-            manifest["splits"][f"val{number}"]["arrays"] = shaped
-        manifest["splits"]["val"] = manifest["splits"]["val0"]
+        many(manifest, 10**6)
+        manifest["splits"].update({f"val{number}": manifest["splits"]["val"] for number in range(60)})
 
     changes = {
         r"6\d{7} clips in \d+ bytes are too many": again,
         r"1\d{9} clips in \d+ bytes are too many.*manifest.json": many,
-        "clips of split 'val' must be those .*manifest.json": lambda manifest: at(manifest).update(shape=[5]),
+        "clips of split 'val' must be those .*manifest.json": lambda manifest: resized(manifest, [5]),
         "val-class.npy.*in place of": lambda manifest: at(manifest).update(dtype="<f8"),
         "must be a plain file name": lambda manifest: at(manifest).update(file="../secret.npy"),
+        "files of array 'class' of split 'val' must make up its shape": lambda manifest: at(manifest).update(shape=[5]),
         "entry is missing": lambda manifest: at(manifest).pop("sha256"),
         "format .* must be 1 or 2, got 3": lambda manifest: manifest.update(format=3),
         "missing or misshapen": lambda manifest: manifest["modalities"]["line"].update(kind="smell"),
@@ -372,13 +368,18 @@ def test_a_manifest_that_does_not_fit_is_named(folder: Path) -> None:
         open_store(folder)
 
 
-def test_nan_in_a_store_made_elsewhere_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store_write, "check_contents", lambda *arguments: None)
-    write_store(tmp_path / "new", "digits", MODALITIES, CLASSES, replaced("picture", with_value(np.nan)))
-    monkeypatch.undo()
+def test_nan_in_a_store_made_elsewhere_is_named(folder: Path) -> None:
+    file = folder / "val-picture.npy"
+    np.save(file, with_value(np.nan)(np.load(file)))
+
+    def signed(manifest: dict) -> None:
+        shard = manifest["splits"]["val"]["parts"][0]["arrays"]["picture"]["shards"][0]
+        shard["sha256"] = hashlib.sha256(file.read_bytes()).hexdigest()
+
+    edit_manifest(folder, signed)
     for _ in range(2):
         with pytest.raises(StoreError, match="'picture' of split 'val' must hold finite values, got nan in clip 2"):
-            open_store(tmp_path / "new")
+            open_store(folder)
 
 
 def test_what_was_verified_is_not_read_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -81,9 +81,8 @@ def few(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 def checksums(store: Store) -> dict[str, str]:
     manifest = json.loads((store.path / "manifest.json").read_bytes())
-    return {
-        entry["file"]: entry["sha256"] for split in manifest["splits"].values() for entry in split["arrays"].values()
-    }
+    arrays = [one for split in manifest["splits"].values() for one in split["parts"][0]["arrays"].values()]
+    return {shard["file"]: shard["sha256"] for one in arrays for shard in one["shards"]}
 
 
 def start(target: Path, patch: str = "pass") -> subprocess.Popen[str]:

@@ -20,7 +20,7 @@ from published import DIGITS, write_avel, write_avsbench
 from unicode_fast import PRESETS, preset
 from unicode_fast.config import Modality
 from unicode_fast.data import ClipSet, StoreError, open_data, open_dataset, open_store, text
-from unicode_fast.data.store.pack import pack
+from unicode_fast.data.store.write import pack
 from unicode_fast.data.text import WordVectors, _in
 from unicode_fast.evaluate import main as evaluate
 from unicode_fast.tasks.segmentation import backbones

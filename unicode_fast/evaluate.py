@@ -188,9 +188,9 @@ def check_data(model: UniCode, store: Dataset, arguments: Namespace) -> None:
                 f"data must have {name!r} of shape {model.modalities[name].shape} a step, as the run was trained on, "
                 f"{store.path} has {store.modalities[name].shape}"
             )
-    if arguments.data is None and model.trained_on is not None and store.digest() != model.trained_on:
+    if arguments.data is None and model.trained_on is not None and not store.has_digest(model.trained_on):
         # Retrieval opens modalities that training may not have opened.
-        if open_run_data(model.config).digest() != model.trained_on:
+        if not open_run_data(model.config).has_digest(model.trained_on):
             raise ValueError(
                 f"data of the run must be what it was trained on, {store.path} has changed since; with --data "
                 f"{model.config.data.data} it is measured on what is there now"

@@ -7,13 +7,9 @@ from unicode_fast.data.dataset import ClipSet, Dataset
 from unicode_fast.data.feed import Feed, FeedError, open_feed
 from unicode_fast.data.layouts.files import MissingPackageError
 from unicode_fast.data.opening import open_data, open_dataset, verify
-from unicode_fast.data.store.read import (
-    DamagedStoreError,
-    Store,
-    StoreError,
-    open_store,
-    write_store,
-)
+from unicode_fast.data.store.checks import DamagedStoreError, StoreError
+from unicode_fast.data.store.read import Store, open_store
+from unicode_fast.data.store.write import write_store
 
 __all__ = [
     "Batch",

@@ -18,8 +18,7 @@ from unicode_fast.data.findings import flags, train_command
 from unicode_fast.data.layouts import LAYOUTS, Request, has_sentences
 from unicode_fast.data.layouts.request import BERT
 from unicode_fast.data.opening import open_data
-from unicode_fast.data.store.pack import PackedDtype, pack
-from unicode_fast.data.store.write import check_new
+from unicode_fast.data.store.write import PackedDtype, check_new, pack
 from unicode_fast.data.stream import CLIPS_PER_SHARD, SPEC, write_shards
 from unicode_fast.errors import Parser, escaped, is_foreseen, message_of, one_line, program, run_main
 from unicode_fast.files.paths import with_homes

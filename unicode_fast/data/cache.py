@@ -10,7 +10,8 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from unicode_fast.data.store.read import Store, StoreError, open_store
+from unicode_fast.data.store.checks import StoreError
+from unicode_fast.data.store.read import Store, open_store
 from unicode_fast.errors import CURES, one_line
 from unicode_fast.files.locks import exclusive
 from unicode_fast.files.paths import CACHE_VARIABLE, cache_folder

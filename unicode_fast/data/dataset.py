@@ -235,6 +235,10 @@ class Dataset:
         described = json.dumps([self.name, kinds, self.classes, lists])
         return hashlib.sha256(described.encode()).hexdigest()
 
+    def has_digest(self, digest: str) -> bool:
+        """Whether this is the digest of the data set."""
+        return digest == self.digest()
+
     def __repr__(self) -> str:
         """Kind, name, folder and number of clips."""
         counts = ", ".join(f"{split}: {'+'.join(str(len(p)) for p in parts)}" for split, parts in self._parts.items())

@@ -14,7 +14,8 @@ from unicode_fast.data.dataset import Dataset
 from unicode_fast.data.layouts import LAYOUTS, Request, find_layout
 from unicode_fast.data.layouts.request import BERT
 from unicode_fast.data.layouts.sources import Listing
-from unicode_fast.data.store.read import DamagedStoreError, Store, damages, open_store
+from unicode_fast.data.store.checks import DamagedStoreError
+from unicode_fast.data.store.read import Store, damages, open_store
 from unicode_fast.data.store.write import MANIFEST
 from unicode_fast.errors import UsageError
 from unicode_fast.files.paths import expanded

@@ -1,7 +1,7 @@
 """Reading feature stores: a folder of plain .npy files and a manifest, opened as memory-mapped arrays.
 
-Format 1 has one file for each array of a split, format 2, which `pack` writes, several for large ones, bfloat16, and
-splits in which each modality has clips of its own.
+Format 2 has several files for large arrays, bfloat16, and splits in which each modality has clips of its own. Format 1,
+which older versions wrote of arrays in memory, has one file for each array of a split.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from unicode_fast.data import bfloat16
 from unicode_fast.data.dataset import WHOLE, ClipSet, Dataset
 from unicode_fast.data.lazy import ClipArray, LazyArray
 from unicode_fast.data.store.checks import DamagedStoreError, StoreError, check_names
-from unicode_fast.data.store.write import FORMAT, MANIFEST, SHARDED_FORMAT, check_parts, write_store
+from unicode_fast.data.store.write import FORMAT, MANIFEST, check_parts
 from unicode_fast.errors import TooManyFiles
 from unicode_fast.files.paths import cache_folder
 from unicode_fast.files.untrusted import (
@@ -37,8 +37,7 @@ from unicode_fast.files.untrusted import (
 )
 from unicode_fast.files.writing import write_text
 
-__all__ = ["ClipSet", "DamagedStoreError", "Store", "StoreError", "open_store", "write_store"]
-
+_OLDER_FORMAT = 1
 # Below the cache folder: a note for each store on what of it was verified.
 _STAMPS = "verified"
 # Bytes by which the numbers of clips may take more than twice their content.
@@ -72,6 +71,17 @@ class Store(Dataset):
         """The checksum of the manifest, which holds those of all files."""
         return hashlib.sha256(read_bytes(self.path / MANIFEST)).hexdigest()
 
+    def has_digest(self, digest: str) -> bool:
+        """Whether this is its digest, or that of the same files with a manifest of the older format."""
+        manifest = _read_manifest(self.path)
+        splits = {}
+        for split in _listed(manifest):
+            part = manifest["splits"][split]["parts"][0]
+            arrays = {key: entry["shards"][0] for key, entry in part["arrays"].items()}
+            splits[split] = {"clips": part["clips"], "arrays": arrays}
+        older = json.dumps({**manifest, "format": _OLDER_FORMAT, "splits": splits}, indent=1)
+        return digest in (self.digest(), hashlib.sha256(older.encode()).hexdigest())
+
 
 def open_store(path: str | os.PathLike[str], *, verify: bool | Literal["always"] = True) -> Store:
     """Open a feature store, its arrays memory-mapped and read-only.
@@ -96,7 +106,7 @@ def open_store(path: str | os.PathLike[str], *, verify: bool | Literal["always"]
     modalities = _modalities(manifest)
     parts: dict[str, list[ClipSet]] = {}
     for split in _listed(manifest):
-        for described in _parts(manifest, split):
+        for described in manifest["splits"][split]["parts"]:
             arrays = {key: _map_array(folder, entry) for key, entry in described["arrays"].items()}
             own = {name: modalities[name] for name in described["modalities"]}
             index = np.arange(described["clips"], dtype=np.int64)
@@ -107,7 +117,7 @@ def open_store(path: str | os.PathLike[str], *, verify: bool | Literal["always"]
         for shard in _all_shards(manifest):
             _check_digest(folder, shard)
         with _of(folder):
-            check_parts(manifest["classes"], [(split, part) for split, those in parts.items() for part in those])
+            check_parts(manifest["classes"], parts, values=True)
         _write_stamp(folder, stamp)
     divided = {
         split: [np.array(_map_file(folder, entry)) for entry in described["parts"]]
@@ -136,17 +146,29 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         ) from error
     except BadFile as error:
         raise _damaged(file, str(error)) from error
-    if not isinstance(manifest, dict) or manifest.get("format") not in (FORMAT, SHARDED_FORMAT):
+    if not isinstance(manifest, dict) or manifest.get("format") not in (_OLDER_FORMAT, FORMAT):
         found = manifest.get("format") if isinstance(manifest, dict) else type(manifest).__name__
-        raise StoreError(f"format in {str(file)!r} must be {FORMAT} or {SHARDED_FORMAT}, got {found!r}")
+        raise StoreError(f"format in {str(file)!r} must be {_OLDER_FORMAT} or {FORMAT}, got {found!r}")
     try:
         with _of(folder):
+            if manifest["format"] == _OLDER_FORMAT:
+                manifest["splits"] = _newer(manifest)
             _check_manifest(manifest)
     except StoreError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise _damaged(file, f"an entry is missing or misshapen: {error!r}") from error
     return manifest
+
+
+def _newer(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """The splits of a manifest of the older format as this one describes them."""
+    newer = {}
+    for split, described in manifest["splits"].items():
+        arrays = {key: {**entry, "shards": [entry]} for key, entry in described["arrays"].items()}
+        part = {"modalities": list(manifest["modalities"]), "clips": described["clips"], "arrays": arrays}
+        newer[split] = {"parts": [part]}
+    return newer
 
 
 @contextlib.contextmanager
@@ -163,10 +185,10 @@ def _check_manifest(manifest: Mapping[str, Any]) -> None:
     modalities = _modalities(manifest)
     check_names(modalities, manifest["classes"])
     for split in _listed(manifest):
-        for described in _parts(manifest, split):
+        for described in manifest["splits"][split]["parts"]:
             arrays = described["arrays"]
             for key, entry in arrays.items():
-                _check_entry(entry, f"array {key!r} of split {split!r}")
+                _check_entry(entry, entry["shards"], f"array {key!r} of split {split!r}")
             for name in described["modalities"]:
                 if 0 in arrays[name]["shape"] or name not in modalities:
                     raise StoreError(f"array {name!r} of split {split!r} must be features, which are not empty")
@@ -174,8 +196,8 @@ def _check_manifest(manifest: Mapping[str, Any]) -> None:
                 raise StoreError(f"clips of split {split!r} must be those of all its arrays")
     for split, described in manifest["splits"].items():
         for entry in described["parts"] if "of" in described else ():
-            _check_entry(entry, f"split {split!r}")
-    clips = sum(described["clips"] for split in _listed(manifest) for described in _parts(manifest, split))
+            _check_entry(entry, [entry], f"split {split!r}")
+    clips = sum(part["clips"] for split in _listed(manifest) for part in manifest["splits"][split]["parts"])
     # A file may be that of several splits.
     size = sum({one["file"]: one["bytes"] for one in _all_shards(manifest)}.values())
     if 8 * clips > 2 * size + _INDEX_ROOM:
@@ -184,15 +206,14 @@ def _check_manifest(manifest: Mapping[str, Any]) -> None:
         raise TypeError("name must be a text and extra a mapping")
 
 
-def _check_entry(entry: Mapping[str, Any], what: str) -> None:
+def _check_entry(entry: Mapping[str, Any], files: Sequence[Mapping[str, Any]], what: str) -> None:
     """Raise KeyError, TypeError or StoreError unless an array's files are what is read, and lie in the store."""
-    for one in (entry, *_shards(entry)):
+    for one in (entry, *files):
         shape = one["shape"]
         if type(shape) is not list or not shape or not all(type(size) is int and size >= 0 for size in shape):
             raise TypeError(f"shape of {what} must be sizes, got {shape!r:.80}")
         if type(one["dtype"]) is not str:
             raise TypeError(f"dtype of {what} must be a text")
-    files = _shards(entry)
     if [sum(one["shape"][0] for one in files), *files[0]["shape"][1:]] != entry["shape"] or any(
         one["shape"][1:] != files[0]["shape"][1:] or one["dtype"] != files[0]["dtype"] for one in files
     ):
@@ -231,29 +252,19 @@ def _within(numbers: np.ndarray, size: int) -> bool:
     return bool(numbers.min() >= 0 and numbers.max() < size)
 
 
-def _parts(manifest: Mapping[str, Any], split: str) -> list[dict[str, Any]]:
-    """The lists of clips of a split, as format 2 writes them."""
-    described = manifest["splits"][split]
-    return described["parts"] if "parts" in described else [{**described, "modalities": list(manifest["modalities"])}]
-
-
-def _shards(entry: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The files of an array; an entry of format 1 describes its only one."""
-    return entry["shards"] if "shards" in entry else [dict(entry)]
-
-
 def _all_shards(manifest: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     for described in manifest["splits"].values():
-        yield from described["parts"] if "of" in described else ()
-    for split in _listed(manifest):
-        for described in _parts(manifest, split):
-            for entry in described["arrays"].values():
-                yield from _shards(entry)
+        if "of" in described:
+            yield from described["parts"]
+        else:
+            yield from (
+                shard for part in described["parts"] for one in part["arrays"].values() for shard in one["shards"]
+            )
 
 
 def _map_array(folder: Path, entry: Mapping[str, Any]) -> ClipArray:
     """One array, memory-mapped; lazy where it has several files, or a dtype that NumPy lacks."""
-    shards = [_map_file(folder, shard) for shard in _shards(entry)]
+    shards = [_map_file(folder, shard) for shard in entry["shards"]]
     if len(shards) == 1 and entry["dtype"] != bfloat16.NAME:
         return shards[0]
     shape = (sum(map(len, shards)), *shards[0].shape[1:])

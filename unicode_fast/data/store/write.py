@@ -1,35 +1,44 @@
-"""Writing a feature store so that a reader sees all of it or nothing."""
+"""Writing feature stores, shard by shard, so that a reader sees all of one or nothing."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import io
-import itertools
 import json
 import os
-from collections.abc import Mapping, Sequence
+import stat
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
+from tqdm import tqdm
 
 from unicode_fast.config import Modality
-from unicode_fast.data.dataset import ClipSet
+from unicode_fast.data import bfloat16
+from unicode_fast.data.dataset import WHOLE, ClipSet, Dataset
+from unicode_fast.data.lazy import LazyArray
 from unicode_fast.data.store.checks import (
     StoreError,
+    check_array_values,
     check_names,
     check_split,
     check_values,
     check_written,
 )
-from unicode_fast.errors import CURES
-from unicode_fast.files.writing import atomic_folder
+from unicode_fast.errors import CURES, message_of
+from unicode_fast.files.locks import exclusive
+from unicode_fast.files.writing import atomic_file, atomic_folder, publish, remove_unfinished, write_text
 
-FORMAT = 1
-SHARDED_FORMAT = 2
+PackedDtype: TypeAlias = Literal["float32", "float16", "bfloat16", "float64"]
+FORMAT = 2
 MANIFEST = "manifest.json"
+SHARD_BYTES = 1 << 29
 _PIECE_BYTES = 1 << 24
+_JOURNAL, _PLAN = "journal.jsonl", "plan.json"
 
 
 def write_store(
@@ -70,57 +79,280 @@ def write_store(
         for key, array in arrays.items():
             if not isinstance(array, (np.ndarray, np.generic)):
                 raise StoreError(f"splits[{split!r}][{key!r}] must be a NumPy array, got {type(array).__name__}")
-    check_contents(modalities, classes, splits)
-    manifest: dict[str, Any] = {
-        "format": FORMAT,
-        "name": name,
-        "modalities": {
-            key: {
-                "kind": modality.kind,
-                "shape": list(modality.shape),
-                "dtype": next(iter(splits.values()))[key].dtype.name,
-            }
-            for key, modality in modalities.items()
-        },
-        "classes": list(classes),
-        "splits": {},
-        "extra": dict(extra or {}),
-    }
+    check_names(modalities, classes)
+    none = np.empty(0, np.int64)
+    parts = {split: [ClipSet(arrays, dict(modalities), list(classes), none)] for split, arrays in splits.items()}
+    dataset = Dataset(target, name, modalities, classes, parts, extra)
+    check_parts(classes, parts)
     try:
-        json.dumps(manifest, allow_nan=False)
+        json.dumps(dataset.extra, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise StoreError(f"extra must hold what JSON can hold, got: {error}") from error
+    dtypes = {key: next(iter(splits.values()))[key].dtype.name for key in modalities}
     try:
         make_parent(target.parent)
-        with atomic_folder(target) as inside:
+        with atomic_folder(target) as folder:
+            _Writer(dataset, folder, dtypes, SHARD_BYTES, {}).write(False)
             for split, arrays in splits.items():
-                entries = {key: _write_array(inside, f"{split}-{key}.npy", array) for key, array in arrays.items()}
-                manifest["splits"][split] = {"clips": len(next(iter(arrays.values()))), "arrays": entries}
-            write_bytes(inside / MANIFEST, json.dumps(manifest, indent=1).encode())
+                check_written(split, arrays, modalities)
     except OSError as error:
         raise explained(error, target) from error
 
 
-def check_contents(
-    modalities: Mapping[str, Modality], classes: Sequence[str], splits: Mapping[str, Mapping[str, np.ndarray]]
+def pack(
+    dataset: Dataset,
+    path: str | os.PathLike[str],
+    dtype: PackedDtype = "float32",
+    *,
+    shard_bytes: int = SHARD_BYTES,
+    progress: bool = True,
 ) -> None:
-    """Raise StoreError unless all splits fit the modalities and one another, by shape, dtype and value."""
-    check_names(modalities, classes)
-    none = np.empty(0, np.int64)
-    check_parts(classes, [(split, ClipSet(arrays, dict(modalities), [], none)) for split, arrays in splits.items()])
-    for split, arrays in splits.items():
-        check_written(split, arrays, modalities)
+    """Write a data set as a feature store.
+
+    Files go to the folder `.<name>.packing` beside `path`, each flushed to the disk before a journal notes it, and the
+    folder gets its name when all are there. After an interruption the same call goes on behind the last file that was
+    noted, and the result is the same, byte for byte. Only a piece of one file is in memory at a time, beside labels,
+    classes and ids.
+
+    Args:
+        dataset: what `open_data` returns.
+        path: the folder to make; it must not exist.
+        dtype: of the features; values are rounded to nearest, for float16 and bfloat16 by way of float32.
+        shard_bytes: about the largest size of a file of features.
+        progress: show a progress bar on standard error.
+
+    Raises:
+        ValueError: the dtype is unknown, or the size not positive.
+        StoreError: features are not finite, or not in the range of the dtype, or do not fit together; the clip is
+            named. Or another data set, or another dtype, is half packed there.
+        FileExistsError: `path` exists already.
+        OSError: the folder cannot be written, or the disk is full; what was written is kept for the next call.
+    """
+    target = Path(path).absolute()
+    if dtype not in get_args(PackedDtype):
+        raise ValueError(f"dtype must be one of {', '.join(get_args(PackedDtype))}, got {dtype!r}")
+    if shard_bytes < 1:
+        raise ValueError(f"shard_bytes must be at least 1, got {shard_bytes}")
+    check_new(target)
+    check_names(dataset.modalities, dataset.classes)
+    check_parts(dataset.classes, {split: dataset.parts(split) for split in dataset.splits})
+    folder = target.with_name(f".{target.name}.packing")
+    try:
+        make_parent(target.parent)
+        with exclusive(target.with_name(f".{target.name}.lock"), _say):
+            check_new(target)
+            if folder.is_symlink() or not folder.is_dir():
+                folder.unlink(missing_ok=True)
+                folder.mkdir()
+            done = _read_journal(folder, json.dumps([FORMAT, dataset.digest(), dtype, shard_bytes]))
+            with open(folder / _JOURNAL, "a", encoding="utf-8") as journal:
+
+                def note(shard: dict[str, Any]) -> None:
+                    journal.write(json.dumps(shard) + "\n")
+                    journal.flush()
+                    os.fsync(journal.fileno())
+
+                _Writer(dataset, folder, dict.fromkeys(dataset.modalities, dtype), shard_bytes, done, note).write(
+                    progress
+                )
+            remove_unfinished(folder)
+            # As older versions called them.
+            for leftover in folder.glob("*.part"):
+                leftover.unlink()
+            publish(folder, target)
+            for name in (_JOURNAL, _PLAN):
+                (target / name).unlink()
+    except OSError as error:
+        raise explained(error, target) from error
 
 
-def check_parts(classes: Sequence[str], parts: Sequence[tuple[str, ClipSet]]) -> None:
-    """Raise StoreError unless the lists of clips, each beside the name of its split, are sound and fit one another."""
+def _say(line: str) -> None:
+    tqdm.write(line, file=sys.stderr)
+
+
+def _read_journal(folder: Path, plan: str) -> dict[str, dict[str, Any]]:
+    """The files that are whole, by name; checks that they are of the same data."""
+    file = folder / _PLAN
+    odd = [entry for entry in folder.iterdir() if not stat.S_ISREG(entry.lstat().st_mode)]
+    if not file.exists():
+        remove_unfinished(folder, _PLAN)
+        odd += folder.iterdir()
+    if odd:
+        raise StoreError(f"{folder} must hold what an interrupted pack left and no more, got {odd[0].name!r}")
+    if not file.exists():
+        write_text(file, plan)
+    elif file.read_bytes() != plan.encode():
+        raise StoreError(
+            f"{folder} must hold what was begun with the same data, dtype and shard size, got others; delete "
+            "the folder to begin anew"
+        )
+    done = {}
+    with contextlib.suppress(FileNotFoundError):
+        for line in (folder / _JOURNAL).read_text(encoding="utf-8").splitlines():
+            # The last line may be cut short.
+            with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError):
+                shard = json.loads(line)
+                done[shard["file"]] = {key: shard[key] for key in ("file", "shape", "dtype", "bytes", "sha256")}
+    # A file that was noted is whole, unless the disk lost it.
+    sizes = {entry.name: entry.stat().st_size for entry in folder.iterdir()}
+    return {name: shard for name, shard in done.items() if sizes.get(name) == shard["bytes"]}
+
+
+class _Writer:
+    """Writes the files of a store into a folder.
+
+    Args:
+        dataset: whose names, shapes and dtypes have been checked.
+        folder: to write in.
+        dtypes: of the features in the files, by modality.
+        shard_bytes: about the largest size of a file of features.
+        done: the entries of files that are there already, by name.
+        note: told the entry of each further file.
+    """
+
+    def __init__(  # noqa: PLR0913 - what is written, where, how, and what is there
+        self,
+        dataset: Dataset,
+        folder: Path,
+        dtypes: Mapping[str, str],
+        shard_bytes: int,
+        done: dict[str, dict[str, Any]],
+        note: Callable[[dict[str, Any]], None] = lambda shard: None,
+    ) -> None:
+        self.dataset, self.folder, self.dtypes, self.shard_bytes = dataset, folder, dtypes, shard_bytes
+        self.done, self.note = done, note
+
+    def write(self, progress: bool) -> None:
+        """All files, the manifest last."""
+        data = self.dataset
+        splits: dict[str, Any] = {}
+        with tqdm(total=self._total(), desc="packing", unit="B", unit_scale=True, disable=not progress) as shown:
+            for split in data.splits:
+                if split in data.divided:
+                    members = enumerate(data.divided[split])
+                    numbers = [self._file(f"{split}-numbers-{place}.npy", one.shape, one.dtype, [one])
+                               for place, one in members]  # fmt: skip
+                    splits[split] = {"of": WHOLE, "parts": numbers}
+                    continue
+                parts = data.parts(split)
+                splits[split] = {"parts": []}
+                for part in parts:
+                    prefix = split if len(parts) == 1 else f"{split}-of-{'-'.join(part.modalities)}"
+                    arrays = {key: self._array(prefix, split, key, part, shown) for key in part.arrays}
+                    clips = next(iter(arrays.values()))["shape"][0]
+                    splits[split]["parts"].append(
+                        {"modalities": list(part.modalities), "clips": clips, "arrays": arrays}
+                    )
+        modalities = {
+            name: {"kind": kind.kind, "shape": list(kind.shape), "dtype": self.dtypes[name]}
+            for name, kind in data.modalities.items()
+        }
+        manifest = {
+            "format": FORMAT,
+            "name": data.name,
+            "modalities": modalities,
+            "classes": data.classes,
+            "splits": splits,
+            "extra": data.extra,
+        }
+        write_text(self.folder / MANIFEST, json.dumps(manifest, indent=1))
+
+    def _total(self) -> int:
+        return sum(
+            int(np.prod(array.shape)) * self._stored(part, key).itemsize
+            for split in self.dataset.splits
+            if split not in self.dataset.divided
+            for part in self.dataset.parts(split)
+            for key, array in part.arrays.items()
+        )
+
+    def _stored(self, part: ClipSet, key: str) -> np.dtype:
+        """The dtype of the numbers in the files."""
+        if key not in part.modalities:
+            return part.arrays[key].dtype
+        return np.dtype(np.uint16 if self.dtypes[key] == bfloat16.NAME else self.dtypes[key])
+
+    def _array(self, prefix: str, split: str, key: str, part: ClipSet, shown: tqdm) -> dict[str, Any]:
+        """One array's files and their entry in the manifest."""
+        array, stored = part.arrays[key], self._stored(part, key)
+        # Pictures and masks are large; labels and lengths are read whole.
+        large = isinstance(array, LazyArray) and key.rpartition(".")[2] not in ("label", "length")
+        clip_bytes = max(1, int(np.prod(array.shape[1:])) * stored.itemsize)
+        step = max(1, self.shard_bytes // clip_bytes) if key in part.modalities or large else len(array)
+        shards = []
+        starts = range(0, len(array), step)
+        for number, start in enumerate(starts):
+            stop = min(start + step, len(array))
+            name = f"{prefix}-{key}.npy" if len(starts) == 1 else f"{prefix}-{key}-{number:05d}.npy"
+            pieces = self._pieces(split, key, part, (start, stop))
+            shards.append(self._file(name, (stop - start, *array.shape[1:]), stored, pieces))
+            shown.update((stop - start) * clip_bytes)
+        rounded = key in part.modalities and self.dtypes[key] == bfloat16.NAME
+        return {"shape": list(array.shape), "dtype": bfloat16.NAME if rounded else stored.str, "shards": shards}
+
+    def _file(self, name: str, shape: tuple[int, ...], dtype: np.dtype, pieces: Iterable[np.ndarray]) -> dict[str, Any]:
+        """The entry of one .npy file, written piece by piece where it is not there; the checksum is of all of it."""
+        if name not in self.done:
+            digest, size = hashlib.sha256(), 0
+            with atomic_file(self.folder / name) as stream:
+                for data in _bytes(shape, dtype, pieces):
+                    digest.update(data)
+                    size += stream.write(data)
+            entry = {"file": name, "shape": list(shape), "dtype": dtype.str, "bytes": size}
+            self.done[name] = {**entry, "sha256": digest.hexdigest()}
+            self.note(self.done[name])
+        return self.done[name]
+
+    def _pieces(self, split: str, key: str, part: ClipSet, clips: tuple[int, int]) -> Iterator[np.ndarray]:
+        """The numbers of some clips, checked and converted, a few clips at a time."""
+        array = part.arrays[key]
+        steps = {name: part.arrays[name].shape[1] for name in part.modalities}
+        step = max(1, _PIECE_BYTES // max(1, int(np.prod(array.shape[1:])) * array.dtype.itemsize))
+        for start in range(*clips, step):
+            try:
+                piece = np.asarray(array[start : min(start + step, clips[1])])
+            except OSError as error:
+                raise StoreError(
+                    f"features of {key!r} of split {split!r} must be readable, got: {message_of(error)}"
+                ) from error
+            check_array_values(split, key, piece, steps, len(self.dataset.classes), start)
+            if key in part.modalities:
+                piece = _converted(f"array {key!r} of split {split!r}", piece, self.dtypes[key], start)
+            yield piece
+
+
+def _converted(where: str, piece: np.ndarray, dtype: str, start: int) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        if dtype in ("float16", bfloat16.NAME):
+            piece = piece.astype(np.float32)
+        bits = bfloat16.to_bits(piece) if dtype == bfloat16.NAME else piece.astype(dtype)
+    values = bfloat16.from_bits(bits) if dtype == bfloat16.NAME else bits
+    finite = np.isfinite(values).reshape(len(values), -1).all(1)
+    if not finite.all():
+        clip = start + int(finite.argmin())
+        raise StoreError(f"{where} must be in the range of {dtype}, got larger values in clip {clip}")
+    return bits
+
+
+def _bytes(shape: tuple[int, ...], dtype: np.dtype, pieces: Iterable[np.ndarray]) -> Iterator[bytes]:
+    header = io.BytesIO()
+    described = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(header, described)
+    yield header.getvalue()
+    for piece in pieces:
+        yield np.ascontiguousarray(piece, dtype).tobytes()
+
+
+def check_parts(classes: Sequence[str], parts: Mapping[str, Sequence[ClipSet]], values: bool = False) -> None:
+    """Raise StoreError unless shapes and dtypes of all splits fit together, and `values` are what they must be."""
     if len(parts) == 0:
         raise StoreError("splits must name at least one split, got none")
     first: dict[str, tuple[str, Any]] = {}
-    for split, part in parts:
+    for split, part in ((split, part) for split, those in parts.items() for part in those):
         check_split(split, part.arrays, part.modalities, classes)
         check_alike(first, split, part)
-        check_values(split, part.arrays, part.modalities, classes)
+        if values:
+            check_values(split, part.arrays, part.modalities, classes)
 
 
 def check_alike(first: dict[str, tuple[str, Any]], split: str, part: ClipSet) -> None:
@@ -158,41 +390,3 @@ def explained(error: OSError, target: Path) -> OSError:
     else:
         cure = f"{error.strerror or error}; choose a folder that can be written"
     return type(error)(error.errno, f"the data could not be written: {cure}", str(target))
-
-
-def _write_array(folder: Path, file: str, array: np.ndarray) -> dict[str, Any]:
-    """Write one .npy file, returning its manifest entry; the checksum is of the whole file."""
-    array = np.ascontiguousarray(array)
-    digest = hashlib.sha256()
-    with open(folder / file, "xb") as stream:
-        header = npy_header(array.shape, array.dtype)
-        body = array.reshape(-1).view(np.uint8)
-        starts = range(0, len(body), _PIECE_BYTES)
-        for piece in itertools.chain([header], (body[start : start + _PIECE_BYTES].tobytes() for start in starts)):
-            digest.update(piece)
-            stream.write(piece)
-        stream.flush()
-        os.fsync(stream.fileno())
-    return {
-        "file": file,
-        "shape": list(array.shape),
-        "dtype": array.dtype.str,
-        "bytes": len(header) + len(body),
-        "sha256": digest.hexdigest(),
-    }
-
-
-def npy_header(shape: tuple[int, ...], dtype: np.dtype) -> bytes:
-    """The bytes of a .npy file before its values, which are in C order."""
-    buffer = io.BytesIO()
-    described = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
-    np.lib.format.write_array_header_1_0(buffer, described)
-    return buffer.getvalue()
-
-
-def write_bytes(file: Path, data: bytes) -> None:
-    """Write a new file that is on the disk afterwards."""
-    with open(file, "xb") as stream:
-        stream.write(data)
-        stream.flush()
-        os.fsync(stream.fileno())
