@@ -14,7 +14,7 @@ import tiny
 import torch
 
 from unicode_fast.data import Batches, FeedError, open_feed, open_store
-from unicode_fast.data.batches import Batch
+from unicode_fast.data.dataset import Batch
 from unicode_fast.data.feed import Feed, PrefetchFeed, ResidentFeed
 
 CPU = torch.device("cpu")

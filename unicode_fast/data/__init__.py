@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from unicode_fast.data.batches import Batch, Batches, BatchSource, iterate
-from unicode_fast.data.dataset import ClipSet, Dataset
+from unicode_fast.data.dataset import Batch, Batches, BatchSource, ClipSet, Dataset, iterate
 from unicode_fast.data.feed import Feed, FeedError, open_feed
 from unicode_fast.data.layouts.files import MissingPackageError
 from unicode_fast.data.opening import open_data, open_dataset, verify

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from unicode_fast.data.batches import Batch, Batches, BatchSource, gather
+from unicode_fast.data.dataset import Batch, Batches, BatchSource, gather
 
 T = TypeVar("T")
 Own = Callable[[int], slice]

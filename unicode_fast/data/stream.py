@@ -23,8 +23,7 @@ import torch
 from tqdm import tqdm
 
 from unicode_fast.config import Modality
-from unicode_fast.data.batches import Batch, check_batch_size, checked_dtype, gather
-from unicode_fast.data.dataset import WHOLE, ClipSet, Dataset
+from unicode_fast.data.dataset import WHOLE, Batch, ClipSet, Dataset, check_batch_size, checked_dtype, gather
 from unicode_fast.data.layouts.files import need
 from unicode_fast.data.store.checks import (
     StoreError,
