@@ -20,13 +20,12 @@ import torch
 
 from unicode_fast import preset
 from unicode_fast.config import ADDED_FIELDS, Config
-from unicode_fast.data import Store, open_dataset
+from unicode_fast.data import ClipSet, Store, open_dataset
 from unicode_fast.files.locks import exclusive
 from unicode_fast.files.writing import write_json, write_text
 from unicode_fast.methods import UniCodeMethod
 from unicode_fast.modules import UniCode
 from unicode_fast.tasks import Probes, Row
-from unicode_fast.tasks.probe import Clips
 from unicode_fast.train import pretrain
 from unicode_fast.training.checks import check_store
 from unicode_fast.training.distributed import Ranks
@@ -96,7 +95,7 @@ class ValidationOnly:
     def __init__(self, store: Store) -> None:
         self.store = store
 
-    def clips(self, split: str, modality: str) -> Clips:
+    def clips(self, split: str, modality: str) -> ClipSet:
         """The clips of a split that have a modality."""
         return self.store.clips("val" if split == "test" else split, modality)
 

@@ -1,9 +1,15 @@
-"""A model whose features are code numbers, for tests of what is done with codes."""
+"""A model whose features are code numbers, and clips of such, for tests of what is done with codes."""
 
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+
+from unicode_fast.config import Modality
+from unicode_fast.data import ClipSet, Dataset
 
 CODEWORDS, WIDTH = 25, 16
 NAMES = ("audio", "video", "text")
@@ -32,3 +38,15 @@ class LookUp(nn.Module):
             self.calls += 1
             index = torch.where(torch.rand(index.shape) < self.noise, torch.randint(CODEWORDS, index.shape), index)
         return Encoded(index, self.codebook[index])
+
+
+def coded(codes: Mapping[str, np.ndarray], classes: Sequence[str], arrays: Mapping[str, np.ndarray]) -> ClipSet:
+    """Clips with these codes, (clips, T) by modality; a word has no seconds."""
+    kinds = {name: Modality("words" if name == "text" else "vector", (1,)) for name in codes}
+    features = {name: one[..., None].astype(np.float32) for name, one in codes.items()}
+    return ClipSet({**features, **arrays}, kinds, list(classes), np.arange(len(next(iter(codes.values())))))
+
+
+def dataset(parts: Mapping[str, ClipSet], name: str = "codes") -> Dataset:
+    first = next(iter(parts.values()))
+    return Dataset(Path(), name, first.modalities, first.classes, {split: [part] for split, part in parts.items()})

@@ -27,7 +27,7 @@ class PairedStore:
 
     def __init__(self, names: tuple[str, ...] = NAMES, *, private: bool = False) -> None:
         self.modalities = {name: Modality("vector", (1,)) for name in names}
-        self.classes = [str(number) for number in range(CLASSES)]
+        self.name, self.classes = "paired", [str(number) for number in range(CLASSES)]
         self.splits = list(COUNTS)
         self.private = private
 

@@ -4,73 +4,41 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import tiny
-from look_up import LookUp
+from look_up import LookUp, coded, dataset
 from sklearn.metrics import accuracy_score, homogeneity_score, mutual_info_score
 
 from unicode_fast import tasks
-from unicode_fast.config import Modality
-from unicode_fast.data import StoreError, open_store
+from unicode_fast.data import Dataset, open_store
 from unicode_fast.tasks import Domain, Probes, Sharing, TokenScore, measure_sharing
 from unicode_fast.tasks.metrics.sharing import mean_sharing, shared_codewords
 
-VECTOR, WORDS = Modality("vector", (1,)), Modality("words", (1,))
+CLASSES = ("zero", "one")
 
 
-@dataclasses.dataclass
-class Clips:
-    """Clips whose features are code numbers."""
-
-    features: Mapping[str, np.ndarray]
-    mask: Mapping[str, np.ndarray]
-    labels: Mapping[str, np.ndarray]
-    classes_of: np.ndarray | None = None
-    classes: tuple[str, ...] = ("zero", "one")
-    arrays: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
-
-    @property
-    def target(self) -> np.ndarray:
-        if self.classes_of is None:
-            raise StoreError("clips must have classes")
-        return self.classes_of
-
-    def __len__(self) -> int:
-        return len(next(iter(self.features.values())))
-
-
-class Written:
+def written(
+    codes: Mapping[str, Any],
+    classes: Any = None,
+    events: Mapping[str, list[list[int]]] | None = None,
+    paired: bool = True,
+) -> Dataset:
     """One split of clips with these codes, (clips, T) by modality; negative ones are padding."""
-
-    def __init__(
-        self,
-        codes: Mapping[str, list[list[int]]],
-        classes: list[int] | None = None,
-        events: Mapping[str, list[list[int]]] | None = None,
-        kinds: Mapping[str, Modality] | None = None,
-        paired: bool = True,
-    ) -> None:
-        arrays = {name: np.array(one) for name, one in codes.items()}
-        self.modalities = {name: (kinds or {}).get(name, VECTOR) for name in codes}
-        self.classes, self.splits = ("zero", "one"), ("test",)
-        label = {
-            name: np.stack([np.array(on), 0 * np.array(on), 1 - np.array(on)], 2) for name, on in (events or {}).items()
-        }
-        made = Clips(
-            {name: np.maximum(one, 0)[..., None].astype(np.float32) for name, one in arrays.items()},
-            {name: one >= 0 for name, one in arrays.items()},
-            label,
-            None if classes is None else np.array(classes),
-        )
-        self.parts = {name: made if paired else dataclasses.replace(made) for name in codes}
-
-    def clips(self, split: str, modality: str) -> Clips:
-        return self.parts[modality]
+    arrays = {} if classes is None else {"class": np.array(classes)}
+    for name, one in codes.items():
+        arrays[f"{name}.length"] = (np.array(one) >= 0).sum(1)
+    for name, one in (events or {}).items():
+        on = np.array(one)
+        arrays[f"{name}.label"] = np.stack([on, 0 * on, 1 - on], 2)
+    made = coded({name: np.maximum(one, 0) for name, one in codes.items()}, CLASSES, arrays)
+    parts = [made] if paired else [made.restrict([name]) for name in codes]
+    return Dataset(Path(), "codes", made.modalities, CLASSES, {"test": parts})
 
 
-def sharing(written: Written, names: str = "audio,video") -> Sharing:
+def sharing(written: Dataset, names: str = "audio,video") -> Sharing:
     model = LookUp()
     model.names = tuple(names.split(","))
     return measure_sharing(Domain(model, written), "test")
@@ -82,7 +50,7 @@ TWO = {"audio": [[0, 0, 1, 2], [3, 3, 3, 2]], "video": [[0, 0, 1, 1], [3, 4, 4, 
 def test_two_clips_by_hand() -> None:
     """Audio uses 0 twice, 1 once, 2 twice, 3 three times; video 0 twice, 1 twice, 3 once, 4 three times."""
     found = sharing(
-        Written(TWO, [0, 1], {"audio": [[1, 1, 0, 0], [1, 1, 1, 0]], "video": [[0, 1, 0, 0], [0, 1, 0, 0]]})
+        written(TWO, [0, 1], {"audio": [[1, 1, 0, 0], [1, 1, 1, 0]], "video": [[0, 1, 0, 0], [0, 1, 0, 0]]})
     )
     assert found.clips == {"audio": 2, "video": 2}
     assert found.codes_in_use == {"audio": 4, "video": 4}
@@ -111,7 +79,7 @@ def test_information_and_agreement_are_those_of_scikit_learn() -> None:
     classes = generator.integers(2, size=40)
     codes = {name: 5 * classes[:, None] + generator.integers(7, size=(40, 6)) for name in ("audio", "video")}
     codes["video"][:, 4:] = np.where(generator.random((40, 1)) < 0.5, codes["video"][:, 4:], -1)
-    found = sharing(Written({name: one.tolist() for name, one in codes.items()}, classes.tolist()))
+    found = sharing(written({name: one.tolist() for name, one in codes.items()}, classes.tolist()))
     valid = codes["video"] >= 0
     truth = np.broadcast_to(classes[:, None], valid.shape)
     assert found.class_information["audio"] == pytest.approx(mutual_info_score(truth.ravel(), codes["audio"].ravel()))
@@ -123,7 +91,7 @@ def test_information_and_agreement_are_those_of_scikit_learn() -> None:
 
 def test_private_codes_share_nothing() -> None:
     """What each modality says of the class is complete, and neither understands the other."""
-    found = sharing(Written({"audio": [[0, 0], [1, 1]], "video": [[2, 2], [3, 3]]}, [0, 1]))
+    found = sharing(written({"audio": [[0, 0], [1, 1]], "video": [[2, 2], [3, 3]]}, [0, 1]))
     assert found.shared_codewords == 0 and found.shared_uses == {"audio": 0, "video": 0}
     assert found.overlap["audio-video"] == found.agreement["audio-video"] == found.equal_clips == 0
     assert found.agreement_by_chance["audio-video"] == 0
@@ -133,13 +101,13 @@ def test_private_codes_share_nothing() -> None:
 
 def test_words_have_no_seconds_and_unpaired_clips_no_partners() -> None:
     codes = {"audio": [[0, 1]], "text": [[0, 1]]}
-    spoken = sharing(Written(codes, [0], kinds={"text": WORDS}), "audio,text")
+    spoken = sharing(written(codes, [0]), "audio,text")
     assert spoken.agreement == spoken.agreement_by_chance == {}
     assert spoken.equal_clips == 1
-    apart = sharing(Written(codes, [0], paired=False), "audio,text")
+    apart = sharing(written(codes, [0], paired=False), "audio,text")
     assert apart.agreement == {} and apart.equal_clips is None
     assert apart.overlap == {"audio-text": 1}
-    without = sharing(Written(codes), "audio,text")
+    without = sharing(written(codes), "audio,text")
     assert without.class_information == without.class_entropy == {}
     assert "-" in tasks.format_sharing(without) and "-" in tasks.format_sharing(apart)
 
@@ -150,11 +118,11 @@ def test_a_fifth_of_the_uses_is_a_share_in_a_codeword() -> None:
 
 
 def test_means_over_seeds_keep_what_all_have() -> None:
-    first, second = sharing(Written(TWO, [0, 1])), sharing(Written({**TWO, "video": TWO["audio"]}, [0, 1]))
+    first, second = sharing(written(TWO, [0, 1])), sharing(written({**TWO, "video": TWO["audio"]}, [0, 1]))
     mean = mean_sharing([first, second])
     assert mean.agreement == {"audio-video": (4 / 8 + 1) / 2}
     assert mean.equal_clips == 3 / 4
-    unpaired = sharing(Written(TWO, [0, 1], paired=False))
+    unpaired = sharing(written(TWO, [0, 1], paired=False))
     assert mean_sharing([first, unpaired]).agreement == {} and mean_sharing([first, unpaired]).equal_clips is None
     assert Sharing(**mean.as_dict()) == mean
 
@@ -170,16 +138,8 @@ def test_token_scores_do_not_see_where_codewords_lie(protocol: str) -> None:
     for split, count in {"train": 600, "val": 60, "test": 100}.items():
         target = generator.integers(2, size=count)
         code = 6 * target[:, None] + generator.integers(6, size=(count, 4))
-        made = Written({"audio": code.tolist(), "video": (code + 12).tolist()}, target.tolist())
-        parts[split] = made.clips("test", "audio")
-
-    class Splits:
-        modalities, classes, splits = {"audio": VECTOR, "video": VECTOR}, ("zero", "one"), tuple(parts)
-
-        def clips(self, split: str, modality: str) -> Clips:
-            return parts[split]
-
-    row = Probes(model, Splits()).row("classification", "audio", "video", protocol)
+        parts[split] = coded({"audio": code, "video": code + 12}, CLASSES, {"class": target})
+    row = Probes(model, dataset(parts)).row("classification", "audio", "video", protocol)
     assert row.score > 0.9 and row.same_modality > 0.9
     assert row.token is not None and row.token.same_modality > 0.9
     assert row.token.score < row.score - 0.1
@@ -198,20 +158,12 @@ def test_sentences_of_the_built_in_data_are_measured_by_their_content_words() ->
         sentences = [["Anna", "reads", "it", "again"] for _ in range(count)]
         for words, at, number in zip(sentences, place, target, strict=True):
             words[at] = ("zero", "one")[number]
-        codes = {"audio": np.repeat(target[:, None], 4, 1), "text": text}
-        clips = Written({name: one.tolist() for name, one in codes.items()}, target.tolist()).clips("test", "audio")
-        arrays = {**clips.features, "text.sentence": np.array([" ".join(words) for words in sentences])}
-        parts[split] = dataclasses.replace(clips, arrays=arrays)
-
-    class Digits:
-        name, modalities, classes, splits = "talking-digits", {"audio": VECTOR, "text": WORDS}, ("0", "1"), tuple(parts)
-
-        def clips(self, split: str, modality: str) -> Clips:
-            return parts[split]
-
+        arrays = {"class": target, "text.sentence": np.array([" ".join(words) for words in sentences])}
+        parts[split] = coded({"audio": np.repeat(target[:, None], 4, 1), "text": text}, CLASSES, arrays)
+    digits = dataset(parts, "talking-digits")
     model = LookUp()
     model.names = ("audio", "text")
-    probes = Probes(model, Digits())
+    probes = Probes(model, digits)
     row = probes.row("classification", "audio", "text")
     assert row.content_token is not None and row.token is not None
     assert row.content_token.score == row.content_token.same_modality == 1
@@ -225,7 +177,7 @@ def test_sentences_of_the_built_in_data_are_measured_by_their_content_words() ->
     assert all_words.class_information["text"] < math.log(2) / 2
     assert content.shared_uses["text"] == 1
     assert content.equal_clips == 1 and all_words.equal_clips is not None and all_words.equal_clips < 1
-    logged = tasks.validate(model, Digits())
+    logged = tasks.validate(model, digits)
     assert Sharing(**logged["content_sharing"]).class_information["text"] == pytest.approx(math.log(2))
     assert Sharing(**logged["sharing"]).class_information["text"] < math.log(2) / 2
 

@@ -4,7 +4,7 @@ import dataclasses
 import itertools
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from look_up import CODEWORDS, NAMES, WIDTH, Encoded, LookUp
+from look_up import CODEWORDS, NAMES, WIDTH, Encoded, LookUp, coded, dataset
 from task_tolerances import LAYER, LEARNED
 from tolerances import STANDARD_ERRORS
 from torch import Tensor, nn
 
 from unicode_fast import tasks
-from unicode_fast.data import open_store
+from unicode_fast.data import ClipSet, Dataset, open_store
+from unicode_fast.data.lazy import LazyArray
 from unicode_fast.tasks import Probes, Row, runner
 from unicode_fast.tasks.metrics import scores as metrics
 from unicode_fast.tasks.metrics.intervals import RESAMPLES
@@ -44,33 +45,8 @@ CLASSES, STEPS = 4, 6
 COUNTS = {"train": 240, "val": 80, "test": 400}
 
 
-@dataclasses.dataclass
-class FakeClips:
-    features: Mapping[str, np.ndarray]
-    mask: Mapping[str, np.ndarray]
-    labels: Mapping[str, np.ndarray]
-    target: np.ndarray
-    classes: list[str] = dataclasses.field(default_factory=lambda: [str(number) for number in range(CLASSES)])
-
-    def __len__(self) -> int:
-        return len(self.target)
-
-
-class FakeStore:
-    def __init__(self, splits: Mapping[str, FakeClips]) -> None:
-        self.splits = splits
-        self.modalities = dict.fromkeys(NAMES)
-        self.classes = next(iter(splits.values())).classes
-
-    def split(self, name: str) -> FakeClips:
-        return self.splits[name]
-
-    def clips(self, split: str, modality: str) -> FakeClips:
-        return self.splits[split]
-
-
 def official_scores(
-    kind: ProbeTask, model: LookUp, part: FakeClips, source: str, names: list[str], seed: int
+    kind: ProbeTask, model: LookUp, part: ClipSet, source: str, names: list[str], seed: int
 ) -> dict[str, float]:
     """Of a probe that is trained and scored on the same clips."""
     codes = encode_split(model, part, names)
@@ -78,7 +54,7 @@ def official_scores(
     return {name: best.score for name, best in official_probe(kind, model, part, source, scored, seed).items()}
 
 
-def clips(count: int, seed: int, *, learnable: bool = True, private: bool = False) -> FakeClips:
+def clips(count: int, seed: int, *, learnable: bool = True, private: bool = False) -> ClipSet:
     """Five codewords stand for each class and for the background; `private` gives every modality its own of them."""
     generator = np.random.default_rng(seed)
     target = generator.permutation(np.arange(count) % CLASSES)
@@ -86,32 +62,27 @@ def clips(count: int, seed: int, *, learnable: bool = True, private: bool = Fals
     shown = (np.arange(STEPS) >= start) & (np.arange(STEPS) < start + length)
     meaning = np.where(shown, target[:, None], CLASSES)
     label = np.eye(CLASSES + 1, dtype=np.uint8)[meaning]
-    features, mask = {}, {}
+    codes = {}
     for number, name in enumerate(NAMES):
         variant = np.full(meaning.shape, number) if private else generator.integers(5, size=meaning.shape)
-        code = meaning * 5 + variant if learnable else generator.integers(CODEWORDS, size=meaning.shape)
-        features[name] = code[..., None].astype(np.float32)
-        mask[name] = np.ones(meaning.shape, bool)
-    labels = {name: label for name in NAMES if name != "text"}
-    return FakeClips(features, mask, labels, target)
+        codes[name] = meaning * 5 + variant if learnable else generator.integers(CODEWORDS, size=meaning.shape)
+    arrays = {"audio.label": label, "video.label": label, "class": target}
+    return coded(codes, [str(number) for number in range(CLASSES)], arrays)
 
 
-def store(**options: bool) -> FakeStore:
-    return FakeStore({split: clips(count, seed, **options) for seed, (split, count) in enumerate(COUNTS.items())})
+def store(**options: bool) -> Dataset:
+    return dataset({split: clips(count, seed, **options) for seed, (split, count) in enumerate(COUNTS.items())})
 
 
-def padded(original: FakeStore, extra: int, filler: int) -> FakeStore:
+def padded(part: ClipSet, extra: int, filler: int) -> ClipSet:
     """The same clips with padded steps that hold a code which means class 0, labels included."""
-    splits = {}
-    for split, part in original.splits.items():
-        width = ((0, 0), (0, extra))
-        splits[split] = FakeClips(
-            {name: np.pad(value, (*width, (0, 0)), constant_values=filler) for name, value in part.features.items()},
-            {name: np.pad(value, width) for name, value in part.mask.items()},
-            {name: np.pad(value, (*width, (0, 0)), constant_values=1) for name, value in part.labels.items()},
-            part.target,
-        )
-    return FakeStore(splits)
+    width = ((0, 0), (0, extra), (0, 0))
+    arrays = {"class": part.target}
+    for name, value in part.features.items():
+        arrays[name] = np.pad(value, width, constant_values=filler)
+        arrays[f"{name}.length"] = part.lengths[name]
+    arrays |= {f"{name}.label": np.pad(value, width, constant_values=1) for name, value in part.labels.items()}
+    return dataclasses.replace(part, arrays=arrays)
 
 
 @pytest.fixture(scope="module")
@@ -214,7 +185,8 @@ def test_the_old_name_of_a_protocol_is_taken() -> None:
 @pytest.mark.parametrize("filler", [0, 24])
 def test_padding_changes_nothing(filler: int, chance_rows: list[Row]) -> None:
     """Codes without meaning, so that every single decision of the probes would show."""
-    probes = Probes(LookUp(), padded(store(learnable=False), 3, filler), 1)
+    data = store(learnable=False)
+    probes = Probes(LookUp(), dataset({split: padded(data.split(split), 3, filler) for split in COUNTS}), 1)
     assert probes.row("localisation", "audio", "video") == chance_rows[-2]
     assert probes.score("classification", "audio", "video") == chance_rows[0].score
 
@@ -223,26 +195,23 @@ def test_official_padding_changes_nothing() -> None:
     model, part = LookUp(noise=0.0), clips(100, 0, learnable=False)
     kind = runner.probe_task("localisation", "official")
 
-    def scores(given: FakeClips) -> dict[str, float]:
+    def scores(given: ClipSet) -> dict[str, float]:
         return official_scores(kind, model, given, "audio", ["audio", "video"], seed=0)
 
-    assert scores(padded(FakeStore({"only": part}), 3, 0).split("only")) == scores(part)
+    assert scores(padded(part, 3, 0)) == scores(part)
 
 
 def test_the_target_modality_has_no_part_in_the_choice_of_the_epoch() -> None:
     """Neither its features nor its labels are read outside the test split."""
 
-    class Guarded(dict):
-        def __getitem__(self, name: str) -> np.ndarray:
-            assert name == "audio"
-            return super().__getitem__(name)
+    def read(numbers: np.ndarray) -> np.ndarray:
+        raise AssertionError
 
     data = store()
     for split in ("train", "val"):
-        part = data.splits[split]
-        data.splits[split] = FakeClips(  # type: ignore[index]
-            Guarded(part.features), Guarded(part.mask), Guarded(part.labels), part.target
-        )
+        arrays = data.split(split).arrays
+        for key in ("video", "video.label", "text"):
+            arrays[key] = LazyArray(arrays[key].shape, arrays[key].dtype, read)  # type: ignore[index]
     probes = Probes(LookUp(), data)
     for task in tasks.DEFAULT_TASKS:
         assert probes.score(task, "audio", "video") > LEARNED
@@ -291,8 +260,8 @@ def test_encode_split_gives_the_codewords_whatever_the_batch() -> None:
 
 def test_the_head_reads_the_table_as_it_would_read_every_step() -> None:
     """One projection a codeword instead of one a step, and padding that repeats a valid code."""
-    part = padded(FakeStore({"only": clips(30, 0)}), 2, 0).split("only")
-    part.mask["audio"][::2, 3:] = False  # type: ignore[index]
+    part = padded(clips(30, 0), 2, 0)
+    part.arrays["audio.length"][::2] = 3  # type: ignore[index]
     codes = encode_split(LookUp(), part, ["audio"])["audio"]
     head = ProbeHead(WIDTH, CLASSES, torch.Generator().manual_seed(0), torch.float32)
     head.standardise(codes)
@@ -326,7 +295,7 @@ def test_bad_codes_are_refused() -> None:
         encode_split(model, part, ["audio"], numbers=np.array([], int))
     with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
         encode_split(model, part, ["audio"], 0)
-    part.mask["audio"][5] = False  # type: ignore[index]
+    part.arrays["audio.length"] = np.where(np.arange(8) == 5, 0, STEPS)  # type: ignore[index]
     with pytest.raises(
         ValueError, match="mask of 'audio' must mark at least one step of each clip, got none in clip 5"
     ):
@@ -366,8 +335,8 @@ def test_bad_requests_are_refused() -> None:
 
 def test_a_task_without_labels_has_no_rows() -> None:
     data = store()
-    for part in data.splits.values():
-        del part.labels["video"]  # type: ignore[attr-defined]
+    for split in data.splits:
+        del data.split(split).arrays["video.label"]  # type: ignore[attr-defined]
     assert tasks.run_table(LookUp(), data, "localisation", progress=False) == []
 
 
@@ -379,7 +348,7 @@ def test_quick_accuracy_by_direction() -> None:
     assert quick["mean"] == np.mean([quick[direction] for direction in directions])
     assert min(quick.values()) > LEARNED
     assert quick == tasks.zero_shot_accuracy(model, store(), seed=1)
-    without_test = FakeStore({split: store().split(split) for split in ("train", "val")})
+    without_test = dataset({split: store().split(split) for split in ("train", "val")})
     assert tasks.zero_shot_accuracy(model, without_test, seed=1) == quick
 
 

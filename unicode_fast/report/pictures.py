@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from unicode_fast.data import Dataset, built_in
+from unicode_fast.data import ClipSet, Dataset, built_in
 from unicode_fast.data.layouts import LAYOUTS
 from unicode_fast.files.writing import write_text
 from unicode_fast.report import plots
@@ -16,7 +16,6 @@ from unicode_fast.tasks import Probes, Row
 from unicode_fast.tasks.domain import TEST
 from unicode_fast.tasks.metrics.masks import frame_scores
 from unicode_fast.tasks.metrics.ranking import cosine, rank_by_cosine
-from unicode_fast.tasks.probe import Clips
 from unicode_fast.tasks.segmentation.task import another_clip
 from unicode_fast.training.metrics_logger import read_metrics
 
@@ -186,7 +185,7 @@ def draw_retrieval(file: Path, probes: Probes, row: Row) -> None:
     plots.save_figure(figure, file)
 
 
-def _shown_class(clips: Clips, clip: int, truth: Mapping[str, np.ndarray]) -> str:
+def _shown_class(clips: ClipSet, clip: int, truth: Mapping[str, np.ndarray]) -> str:
     """The class of a clip and, where clips have none, the classes of its events."""
     name = _class_of(clips, clip)
     if name:
@@ -200,8 +199,6 @@ def _shown_class(clips: Clips, clip: int, truth: Mapping[str, np.ndarray]) -> st
 DRAWN = {"segmentation": draw_segmentation, "retrieval": draw_retrieval}
 
 
-def _class_of(clips: Clips, clip: int) -> str:
+def _class_of(clips: ClipSet, clip: int) -> str:
     """The name of a clip's class; "" where clips have none."""
-    if "class" not in getattr(clips, "arrays", ()):
-        return ""
-    return clips.classes[int(clips.target[clip])]
+    return clips.classes[int(clips.target[clip])] if "class" in clips.arrays else ""

@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from unicode_fast.data import ClipSet
 from unicode_fast.files.writing import atomic_file
 from unicode_fast.headless import any_backend
 from unicode_fast.tasks import Row
 from unicode_fast.tasks.metrics.sharing import shared_codewords
-from unicode_fast.tasks.probe import Clips
 from unicode_fast.tasks.table import counted
 
 with any_backend():
@@ -765,7 +765,7 @@ def _spaced(name: str) -> str:
     return {"cpc": "Cross-CPC", "club": "CLUB"}.get(name, name.replace("_", " "))
 
 
-def step_pictures(clips: Clips, name: str, clip: int) -> np.ndarray:
+def step_pictures(clips: ClipSet, name: str, clip: int) -> np.ndarray:
     """One picture a step of a clip, for `event_timeline`.
 
     Args:
@@ -777,14 +777,13 @@ def step_pictures(clips: Clips, name: str, clip: int) -> np.ndarray:
         (T, H, W): the store's array "<name>.frames" where it has one, else the features: the channel mean of a grid,
         or a vector as a column whose first channel is at the bottom.
     """
-    arrays = getattr(clips, "arrays", {})
-    if f"{name}.frames" in arrays:
-        return np.asarray(arrays[f"{name}.frames"][clip])
+    if f"{name}.frames" in clips.arrays:
+        return np.asarray(clips.arrays[f"{name}.frames"][clip])
     features = np.asarray(clips.features[name][clip])
     return features.mean(-1) if features.ndim > 2 else features[:, ::-1, None]
 
 
-def clip_content(clips: Clips, name: str, clip: int) -> str | np.ndarray:
+def clip_content(clips: ClipSet, name: str, clip: int) -> str | np.ndarray:
     """What `ShownClip` shows of a clip: its sentence where the store has one, (T, H, W) pictures, or (T, D) features.
 
     Args:
@@ -792,7 +791,7 @@ def clip_content(clips: Clips, name: str, clip: int) -> str | np.ndarray:
         name: the modality.
         clip: a position in the split.
     """
-    arrays, chosen = getattr(clips, "arrays", {}), np.array([clip])
+    arrays, chosen = clips.arrays, np.array([clip])
     if f"{name}.sentence" in arrays:
         return str(arrays[f"{name}.sentence"][chosen][0])
     if f"{name}.frames" in arrays:

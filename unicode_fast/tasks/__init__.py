@@ -1,6 +1,7 @@
 """Downstream tasks on frozen codes: trained on one modality and tested on another."""
 
-from unicode_fast.tasks.domain import Dataset, Domain
+from unicode_fast.data import Dataset
+from unicode_fast.tasks.domain import Domain
 from unicode_fast.tasks.explain import explain
 from unicode_fast.tasks.metrics.intervals import Bootstrap, Estimate
 from unicode_fast.tasks.metrics.sharing import Sharing, format_sharing, mean_sharing, measure_sharing

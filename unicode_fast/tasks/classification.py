@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from unicode_fast.data import StoreError
+from unicode_fast.data import ClipSet, StoreError
 from unicode_fast.tasks.domain import TEST, TRAIN, WHOLE
 from unicode_fast.tasks.metrics import scores as metrics
 from unicode_fast.tasks.metrics.intervals import Bootstrap, Estimate
 from unicode_fast.tasks.metrics.pooled import pooled_metrics
-from unicode_fast.tasks.probe import Clips, EncodedClips, ProbeHead, ProbeRule, all_clips
+from unicode_fast.tasks.probe import EncodedClips, ProbeHead, ProbeRule, all_clips
 
 
 class CrossEntropy(nn.Module):
@@ -34,15 +34,15 @@ class Classification:
     tested: tuple[str, ...] = (TEST,)
     rule = ProbeRule(epochs=15, batch_size=200, learning_rate=4e-3, least_steps=300)
 
-    def modalities(self, clips: Clips, names: Sequence[str]) -> list[str]:
+    def modalities(self, clips: ClipSet, names: Sequence[str]) -> list[str]:
         """All of them."""
         return list(names)
 
-    def columns(self, clips: Clips) -> int:
+    def columns(self, clips: ClipSet) -> int:
         """C."""
         return len(clips.classes)
 
-    def truth(self, clips: Clips, name: str) -> Tensor:
+    def truth(self, clips: ClipSet, name: str) -> Tensor:
         """(clips,) int64; the commonest foreground class of its segments where clips have no classes of their own."""
         try:
             return torch.from_numpy(np.array(clips.target))
@@ -63,7 +63,7 @@ class Classification:
         """Share of clips whose class has the largest logit."""
         return metrics.accuracy(logits.argmax(1).numpy(), truth.numpy())
 
-    def chance(self, clips: Clips, name: str) -> float:
+    def chance(self, clips: ClipSet, name: str) -> float:
         """1 / C."""
         return 1 / len(clips.classes)
 
@@ -89,7 +89,7 @@ class OfficialClassification(Classification):
     tested: tuple[str, ...] = (WHOLE, TRAIN)
     rule = ProbeRule(epochs=30, batch_size=80, learning_rate=4e-4, halve_at=(10, 20, 30), clip_norm=0.5)
 
-    def truth(self, clips: Clips, name: str) -> Tensor:
+    def truth(self, clips: ClipSet, name: str) -> Tensor:
         """(clips,) int64, the largest segment class; the clip's own where the modality has no segment labels."""
         if name not in clips.labels:
             return super().truth(clips, name)
@@ -110,6 +110,6 @@ class OfficialCrossClassification(OfficialClassification):
     across = True
     tested = (WHOLE, TEST)
 
-    def truth(self, clips: Clips, name: str) -> Tensor:
+    def truth(self, clips: ClipSet, name: str) -> Tensor:
         """(clips,) int64."""
         return Classification.truth(self, clips, name)

@@ -2,40 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal, Protocol, cast
+from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from unicode_fast.data import ClipSet, built_in
+from unicode_fast.data import ClipSet, Dataset, built_in
 from unicode_fast.data.talking_digits.sentences import content_words
+from unicode_fast.modules.model import UniCode
 from unicode_fast.modules.wrapped import unwrapped
-from unicode_fast.tasks.probe import Clips, EncodedClips, Examples, FrozenModel, ProbeTask, encode_split
+from unicode_fast.tasks.probe import EncodedClips, Examples, ProbeTask, encode_split
 
 TRAIN, VALIDATION, TEST, WHOLE = "train", "val", "test", "all"
 # What a probe sees of a code: its codeword; its number alone; the same, of sentences the words that name what the other
 # modalities know too.
 View = Literal["codewords", "tokens", "content"]
-
-
-class Dataset(Protocol):
-    """What the tasks need of a data set; `unicode_fast.data.Store` has it."""
-
-    @property
-    def modalities(self) -> Mapping[str, Any]:
-        """By name."""
-
-    @property
-    def classes(self) -> Sequence[str]:
-        """C names."""
-
-    @property
-    def splits(self) -> Sequence[str]:
-        """Train, val, test, and "all" where the released code takes whole lists."""
-
-    def clips(self, split: str, modality: str) -> Clips:
-        """The clips of a split that have this modality."""
 
 
 class Domain:
@@ -46,8 +28,8 @@ class Domain:
         store: modalities need not be paired.
     """
 
-    def __init__(self, model: FrozenModel, store: Dataset) -> None:
-        self.model: FrozenModel = unwrapped(model)
+    def __init__(self, model: UniCode, store: Dataset) -> None:
+        self.model: UniCode = unwrapped(model)
         self.store = store
         self._codes: dict[tuple[str, str, View], EncodedClips] = {}
 
@@ -56,7 +38,7 @@ class Domain:
         """The model's modalities that the data set has, in the model's order."""
         return [name for name in self.model.names if name in self.store.modalities]
 
-    def clips(self, split: str, name: str) -> Clips:
+    def clips(self, split: str, name: str) -> ClipSet:
         """The clips of a split that have this modality."""
         return self.store.clips(split, name)
 
@@ -76,16 +58,16 @@ class Domain:
 
     def has_content(self, name: str) -> bool:
         """Whether the data say which words of a modality name what others know too: the built-in sentences do."""
-        return name == "text" and getattr(self.store, "name", "") in built_in.DATASETS
+        return name == "text" and self.store.name in built_in.DATASETS
 
     def _content(self, split: str, name: str) -> Tensor:
         """(clips, T) bool."""
         clips = self.clips(split, name)
-        return torch.from_numpy(content_words(cast(ClipSet, clips)))
+        return torch.from_numpy(content_words(clips))
 
     def aligned(self, split: str, one: str, other: str) -> bool:
         """Whether steps of two modalities are the same seconds; a sentence has no time axis."""
-        kinds = [getattr(self.store.modalities[name], "kind", None) for name in (one, other)]
+        kinds = [self.store.modalities[name].kind for name in (one, other)]
         steps = [self.clips(split, name).features[name].shape[1] for name in (one, other)]
         return "words" not in kinds and steps[0] == steps[1]
 

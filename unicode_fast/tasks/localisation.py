@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from unicode_fast.data import ClipSet
 from unicode_fast.tasks.domain import TEST, TRAIN, WHOLE
 from unicode_fast.tasks.metrics import scores as metrics
 from unicode_fast.tasks.metrics.intervals import Bootstrap, Estimate
 from unicode_fast.tasks.metrics.pooled import micro_f1, pooled_metrics
-from unicode_fast.tasks.probe import Clips, EncodedClips, ProbeHead, ProbeRule, all_clips
+from unicode_fast.tasks.probe import EncodedClips, ProbeHead, ProbeRule, all_clips
 
 
 class SegmentLoss(nn.Module):
@@ -61,15 +62,15 @@ class Localisation:
     tested: tuple[str, ...] = (TEST,)
     rule = ProbeRule(epochs=30, batch_size=200, learning_rate=4e-3, least_steps=300)
 
-    def modalities(self, clips: Clips, names: Sequence[str]) -> list[str]:
+    def modalities(self, clips: ClipSet, names: Sequence[str]) -> list[str]:
         """Those with labels a segment; a sentence has no time axis."""
         return [name for name in names if name in clips.labels]
 
-    def columns(self, clips: Clips) -> int:
+    def columns(self, clips: ClipSet) -> int:
         """C+1."""
         return len(clips.classes) + 1
 
-    def truth(self, clips: Clips, name: str) -> Tensor:
+    def truth(self, clips: ClipSet, name: str) -> Tensor:
         """(clips, T, C+1) bool."""
         return torch.from_numpy(all_clips(clips.labels[name]) > 0)
 
@@ -85,7 +86,7 @@ class Localisation:
         """Micro-F1 of probability > 0.5, background left out."""
         return metrics.micro_f1((logits[mask][:, :-1] > 0).numpy(), truth[mask][:, :-1].numpy())
 
-    def chance(self, clips: Clips, name: str) -> float:
+    def chance(self, clips: ClipSet, name: str) -> float:
         """The best F1 of a constant prediction."""
         return metrics.constant_f1(
             self.truth(clips, name)[torch.from_numpy(np.array(clips.mask[name]))][:, :-1].numpy()
@@ -132,7 +133,7 @@ class OfficialLocalisation(Localisation):
             (logits > 0).numpy(), truth.numpy(), mask.numpy(), self.rule.batch_size
         ).precision
 
-    def chance(self, clips: Clips, name: str) -> float:
+    def chance(self, clips: ClipSet, name: str) -> float:
         """The best official precision of a constant prediction."""
         return metrics.official_constant_precision(
             self.truth(clips, name).numpy(), np.array(clips.mask[name]), self.rule.batch_size
@@ -157,7 +158,7 @@ class OfficialCrossLocalisation(OfficialLocalisation):
         """F1 of precision and recall averaged over batches; the epoch is chosen by it, and it is what was published."""
         return metrics.official_scores((logits > 0).numpy(), truth.numpy(), mask.numpy(), self.rule.batch_size).f1
 
-    def chance(self, clips: Clips, name: str) -> float:
+    def chance(self, clips: ClipSet, name: str) -> float:
         """The best such F1 of a constant prediction."""
         return metrics.official_constant_f1(
             self.truth(clips, name).numpy(), np.array(clips.mask[name]), self.rule.batch_size

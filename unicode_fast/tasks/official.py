@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import one_hot
 from tqdm import tqdm
 
+from unicode_fast.data import ClipSet
+from unicode_fast.modules.model import UniCode
 from unicode_fast.tasks.probe import (
-    Clips,
     Examples,
-    FrozenModel,
     ProbeHead,
     ProbeTask,
     encode_batch,
@@ -24,7 +23,7 @@ from unicode_fast.tasks.probe import (
 
 
 @contextmanager
-def seeded_dropout(model: FrozenModel, seed: int) -> Iterator[None]:
+def seeded_dropout(model: UniCode, seed: int) -> Iterator[None]:
     """The model's dropout is drawn from `seed`; afterwards its buffers and the global random numbers are as before."""
     kept = [buffer.clone() for buffer in model.buffers()]
     gpus = [model.device] if model.device.type == "cuda" else []
@@ -41,31 +40,6 @@ def seeded_dropout(model: FrozenModel, seed: int) -> Iterator[None]:
                     buffer.copy_(before)
 
 
-class TokenModel:
-    """A frozen model whose codewords are one-hot: a probe sees which code it is, and nothing of where it lies.
-
-    Args:
-        model: encodes; everything but its codewords stays as it is.
-    """
-
-    def __init__(self, model: FrozenModel) -> None:
-        self.model = model
-
-    def encode(self, name: str, features: Tensor, mask: Tensor | None = None, *, dropout: bool = False) -> _Tokens:
-        """Codes of one modality's batch, index (B, T) and one-hot vector (B, T, M)."""
-        index = self.model.encode(name, features, mask, dropout=dropout).index
-        return _Tokens(index, one_hot(index, self.model.codewords).to(self.model.dtype))
-
-    def __getattr__(self, name: str) -> Any:
-        """Everything else is the model's."""
-        return getattr(self.model, name)
-
-
-class _Tokens(NamedTuple):
-    index: Tensor  # type: ignore[assignment]
-    vector: Tensor
-
-
 class OfficialBest(NamedTuple):
     """The epoch with the best score, and what the probe said in it, clips first."""
 
@@ -73,13 +47,15 @@ class OfficialBest(NamedTuple):
     logits: Tensor
 
 
-def official_probe(
+def official_probe(  # noqa: PLR0913 - what is learnt from what, and how it is scored
     task: ProbeTask,
-    model: FrozenModel,
-    clips: Clips,
+    model: UniCode,
+    clips: ClipSet,
     source: str,
     scored: Mapping[str, Examples],
     seed: int,
+    *,
+    tokens: bool = False,
 ) -> dict[str, OfficialBest]:
     """Train on one modality by the released code's rules and score on others after every epoch.
 
@@ -93,6 +69,7 @@ def official_probe(
         source: the modality the probe is trained on.
         scored: codes without dropout and truth of the clips to score on, by modality.
         seed: of this probe.
+        tokens: it learns from the codes as one-hot vectors, nothing of where their codewords lie.
 
     Returns:
         The best epoch by modality, chosen on the very clips that are scored.
@@ -107,6 +84,7 @@ def official_probe(
 
     def loss_of(numbers: Tensor) -> Tensor:
         part = encode_batch(model, clips, source, numbers.numpy(), dropout=True).to(torch.float64)
+        part = part.tokens(model.codewords) if tokens else part
         return loss(task.output(head, part), truth[numbers], part.mask)
 
     dropout_seed = probe_seed(seed, "official dropout", task.name, source)

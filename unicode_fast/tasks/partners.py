@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from unicode_fast.config import DataConfig
-from unicode_fast.data import built_in, open_dataset
-from unicode_fast.tasks.domain import Dataset
+from unicode_fast.data import Dataset, built_in, open_dataset
 from unicode_fast.tasks.runner import SEGMENTATION, check_tasks
 
 ACROSS = ("cross-classification", "cross-localisation")
@@ -79,7 +78,7 @@ def open_partners(
         if name is not None:
             other = open_dataset(replace(config, data=name))
             partners |= dict.fromkeys(across, other)
-        elif getattr(store, "name", "") not in TWO_DOMAINS:
+        elif store.name not in TWO_DOMAINS:
             raise ValueError(f"to_data must name the data set that {across[0]} is tested on, {config.data!r} holds one")
     if SEGMENTATION in names and built and config.data != _WITH_MASKS:
         partners[SEGMENTATION] = open_dataset(replace(config, data=_WITH_MASKS))

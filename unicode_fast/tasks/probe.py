@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
@@ -15,75 +15,12 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding_bag
 from torch.nn.utils import clip_grad_norm_, skip_init
 
+from unicode_fast.data import ClipSet
+from unicode_fast.modules.model import UniCode
 from unicode_fast.modules.wrapped import unwrapped
 from unicode_fast.tasks.metrics.intervals import Bootstrap, Estimate
 
 ENCODE_BATCH = 250
-
-
-class EncodedLike(Protocol):
-    """Codes of one batch: index (B, T) int64 and the codewords, vector (B, T, D)."""
-
-    @property
-    def index(self) -> Tensor:
-        """(B, T) int64."""
-
-    @property
-    def vector(self) -> Tensor:
-        """(B, T, D)."""
-
-
-class FrozenModel(Protocol):
-    """What the tasks need of a model; `unicode_fast.UniCode` has it."""
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Its modalities, in order."""
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of the features it reads."""
-
-    @property
-    def device(self) -> torch.device:
-        """Where it computes."""
-
-    @property
-    def codewords(self) -> int:
-        """M."""
-
-    def encode(self, name: str, features: Tensor, mask: Tensor | None = None, *, dropout: bool = False) -> EncodedLike:
-        """Codes of one modality's batch, always the same without `dropout`."""
-
-    def buffers(self) -> Iterator[Tensor]:
-        """Its buffers."""
-
-
-class Clips(Protocol):
-    """What the tasks need of a split; `unicode_fast.data.ClipSet` has it."""
-
-    @property
-    def features(self) -> Mapping[str, np.ndarray]:
-        """(clips, T, ...) by modality."""
-
-    @property
-    def mask(self) -> Mapping[str, np.ndarray]:
-        """(clips, T) bool by modality."""
-
-    @property
-    def labels(self) -> Mapping[str, np.ndarray]:
-        """(clips, T, C+1), background last, of the modalities that have a time axis."""
-
-    @property
-    def target(self) -> np.ndarray:
-        """(clips,) int64 clip classes."""
-
-    @property
-    def classes(self) -> Sequence[str]:
-        """C names."""
-
-    def __len__(self) -> int:
-        """Number of clips."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +76,7 @@ def all_clips(array: np.ndarray) -> np.ndarray:
 
 @torch.no_grad()
 def encode_batch(
-    model: FrozenModel, clips: Clips, name: str, numbers: np.ndarray, *, dropout: bool = False
+    model: UniCode, clips: ClipSet, name: str, numbers: np.ndarray, *, dropout: bool = False
 ) -> EncodedClips:
     """Codes of some clips.
 
@@ -177,8 +114,8 @@ def _check_codewords(name: str, equal: bool) -> None:
 
 
 def encode_split(
-    model: FrozenModel,
-    clips: Clips,
+    model: UniCode,
+    clips: ClipSet,
     names: Iterable[str],
     batch_size: int = ENCODE_BATCH,
     numbers: np.ndarray | None = None,
@@ -377,13 +314,13 @@ class ProbeTask(Protocol):
     def rule(self) -> ProbeRule:
         """How its probes are trained."""
 
-    def modalities(self, clips: Clips, names: Sequence[str]) -> list[str]:
+    def modalities(self, clips: ClipSet, names: Sequence[str]) -> list[str]:
         """Those that have what the task needs."""
 
-    def columns(self, clips: Clips) -> int:
+    def columns(self, clips: ClipSet) -> int:
         """Columns of the output."""
 
-    def truth(self, clips: Clips, name: str) -> Tensor:
+    def truth(self, clips: ClipSet, name: str) -> Tensor:
         """What the probe should say of each clip, clips first."""
 
     def output(self, head: ProbeHead, codes: EncodedClips) -> Tensor:
@@ -395,7 +332,7 @@ class ProbeTask(Protocol):
     def score(self, logits: Tensor, truth: Tensor, mask: Tensor) -> float:
         """In [0, 1], more is better."""
 
-    def chance(self, clips: Clips, name: str) -> float:
+    def chance(self, clips: ClipSet, name: str) -> float:
         """The score without looking at the clips."""
 
     def estimate(self, logits: Tensor, truth: Tensor, mask: Tensor, bootstrap: Bootstrap) -> Estimate:

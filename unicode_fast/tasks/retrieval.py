@@ -13,7 +13,7 @@ from torch.nn.utils import skip_init
 from unicode_fast.tasks.domain import TEST, TRAIN, VALIDATION, Domain
 from unicode_fast.tasks.metrics.intervals import Bootstrap, Estimate
 from unicode_fast.tasks.metrics.ranking import DEPTHS, Ranking, equal_rows, rank_by_cosine
-from unicode_fast.tasks.probe import ENCODE_BATCH, Clips, one_thread, probe_seed
+from unicode_fast.tasks.probe import ENCODE_BATCH, one_thread, probe_seed
 from unicode_fast.tasks.table import Row, check_protocol
 
 NAME = "retrieval"
@@ -228,11 +228,11 @@ class Retrieval:
 
     def _classes(self, name: str) -> np.ndarray | None:
         clips = self.domain.clips(TEST, name)
-        return np.asarray(clips.target) if "class" in getattr(clips, "arrays", {"class": ()}) else None
+        return clips.target if "class" in clips.arrays else None
 
     def _check_pairs(self, split: str, first: str, second: str) -> None:
         one, other = (self.domain.clips(split, name) for name in (first, second))
-        if len(one) != len(other) or not np.array_equal(_ids(one), _ids(other)):
+        if len(one) != len(other) or not np.array_equal(one.id, other.id):
             raise ValueError(f"clips of {first!r} and {second!r} must be paired, those of split {split!r} are not")
 
 
@@ -252,8 +252,3 @@ def _mean_over_steps(values: np.ndarray, mask: np.ndarray) -> np.ndarray:
     weight = np.asarray(mask, np.float32)
     weight = weight / weight.sum(1, keepdims=True)
     return np.einsum("ntd,nt->nd", values, weight).astype(np.float32)
-
-
-def _ids(clips: Clips) -> np.ndarray:
-    """The clips' own names or numbers; their positions where they have none."""
-    return np.asarray(getattr(clips, "id", np.arange(len(clips))))

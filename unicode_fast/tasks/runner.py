@@ -12,13 +12,15 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from unicode_fast.data import Dataset
+from unicode_fast.modules.model import UniCode
 from unicode_fast.tasks.classification import (
     Classification,
     CrossClassification,
     OfficialClassification,
     OfficialCrossClassification,
 )
-from unicode_fast.tasks.domain import TEST, TRAIN, VALIDATION, WHOLE, Dataset, Domain, View, check_classes
+from unicode_fast.tasks.domain import TEST, TRAIN, VALIDATION, WHOLE, Domain, View, check_classes
 from unicode_fast.tasks.localisation import (
     CrossLocalisation,
     Localisation,
@@ -27,10 +29,9 @@ from unicode_fast.tasks.localisation import (
 )
 from unicode_fast.tasks.metrics.intervals import Bootstrap
 from unicode_fast.tasks.metrics.sharing import Sharing, measure_sharing
-from unicode_fast.tasks.official import OfficialBest, TokenModel, official_probe
+from unicode_fast.tasks.official import OfficialBest, official_probe
 from unicode_fast.tasks.probe import (
     Examples,
-    FrozenModel,
     ProbeHead,
     ProbeRule,
     ProbeTask,
@@ -102,7 +103,7 @@ class Probes:
 
     def __init__(
         self,
-        model: FrozenModel,
+        model: UniCode,
         store: Dataset,
         seed: int = 0,
         *,
@@ -317,13 +318,13 @@ class Probes:
                 else self.home.clips(self.home.first_of((WHOLE, TRAIN)), source)
             )
             scored = {name: tested.examples(kind, split, name, view) for name in names}
-            model = self.model if view == "codewords" else TokenModel(self.model)
-            self._official[key] = official_probe(kind, model, clips, source, scored, self.seed)
+            tokens = view != "codewords"
+            self._official[key] = official_probe(kind, self.model, clips, source, scored, self.seed, tokens=tokens)
         return self._official[key][target]
 
 
 def run_table(  # noqa: PLR0913 - what the table is about, and how it is measured
-    model: FrozenModel,
+    model: UniCode,
     store: Dataset,
     tasks: str | Sequence[str] = DEFAULT_TASKS,
     *,
@@ -358,7 +359,7 @@ def run_table(  # noqa: PLR0913 - what the table is about, and how it is measure
 
 
 def run_row(  # noqa: PLR0913 - the words of one line of the table
-    model: FrozenModel,
+    model: UniCode,
     store: Dataset,
     task: str,
     source: str,
@@ -388,7 +389,7 @@ def run_row(  # noqa: PLR0913 - the words of one line of the table
     return Probes(model, store, seed, partners=partners).row(task, source, target, protocol, details=details)
 
 
-def zero_shot_accuracy(model: FrozenModel, store: Dataset, *, seed: int = 0) -> dict[str, float]:
+def zero_shot_accuracy(model: UniCode, store: Dataset, *, seed: int = 0) -> dict[str, float]:
     """Quick zero-shot classification on the validation split, for choosing a checkpoint during pre-training.
 
     A probe of a few epochs on at most 1000 training clips of each modality is scored on the validation clips of the
@@ -405,7 +406,7 @@ def zero_shot_accuracy(model: FrozenModel, store: Dataset, *, seed: int = 0) -> 
     return _quick_scores(Domain(model, store), seed, ("codewords",))["codewords"]
 
 
-def validate(model: FrozenModel, store: Dataset, *, seed: int = 0) -> dict[str, Any]:
+def validate(model: UniCode, store: Dataset, *, seed: int = 0) -> dict[str, Any]:
     """What pre-training logs of the validation split.
 
     Args:

@@ -16,10 +16,10 @@ import numpy as np
 from scipy.stats import entropy
 from sklearn.metrics import accuracy_score, mutual_info_score
 
-from unicode_fast.data import StoreError
+from unicode_fast.data import ClipSet, StoreError
 from unicode_fast.tasks.classification import Classification
 from unicode_fast.tasks.domain import Domain, View
-from unicode_fast.tasks.probe import Clips, EncodedClips, all_clips
+from unicode_fast.tasks.probe import EncodedClips, all_clips
 from unicode_fast.tasks.table import with_rule
 
 
@@ -145,7 +145,7 @@ def _by_chance(one: np.ndarray, other: np.ndarray, tokens: int) -> float:
     return float(first @ second)
 
 
-def _classes(clips: Clips, name: str) -> np.ndarray | None:
+def _classes(clips: ClipSet, name: str) -> np.ndarray | None:
     """(clips,) int64; None where clips have no classes."""
     try:
         return Classification().truth(clips, name).numpy()

@@ -54,7 +54,7 @@ class Masks:
     def __init__(self, domain: Domain, split: str, queries: Sequence[str]) -> None:
         frames, masks, self.codes = [], [], {}
         for name in queries:
-            arrays = getattr(domain.clips(split, name), "arrays", {})
+            arrays = domain.clips(split, name).arrays
             shown = shown_modality(arrays)
             frames.append(arrays[f"{shown}.frames"])
             masks.append(arrays[f"{shown}.mask"])
@@ -109,7 +109,7 @@ def query_names(domain: Domain) -> list[str]:
     Raises:
         ValueError: the data set has no frames with masks.
     """
-    arrays = getattr(domain.clips(TEST, domain.names[0]), "arrays", {})
+    arrays = domain.clips(TEST, domain.names[0]).arrays
     return [name for name in domain.names if name != shown_modality(arrays)]
 
 
