@@ -15,7 +15,8 @@ from task_tolerances import LEARNED, SEPARATED
 
 from unicode_fast import tasks
 from unicode_fast.config import DataConfig, Modality
-from unicode_fast.data import ClipSet, Store, open_store, write_store
+from unicode_fast.data import ClipSet, Dataset, Store, open_store, write_store
+from unicode_fast.data.lazy import LazyArray
 from unicode_fast.errors import UsageError
 from unicode_fast.evaluate import file_stem, make_parser
 from unicode_fast.evaluate import main as evaluate
@@ -194,7 +195,7 @@ class Domains:
 
     def __init__(self, seed: int = 0, *, splits: tuple[str, ...] = ("train", "val", "test"), shifted: bool = False):
         self.modalities = {name: Modality("vector", (1,)) for name in NAMES}
-        self.classes = [str(number) for number in range(CLASSES)]
+        self.name, self.classes = "domains", [str(number) for number in range(CLASSES)]
         self.splits, self.seed, self.shifted = list(splits), seed, shifted
         self.asked: list[tuple[str, str]] = []
 
@@ -220,11 +221,11 @@ def test_a_probe_is_tested_on_the_other_data_set(
     """The second domain's codes mean the next class: a probe from the first fails there, one of its own does not."""
     monkeypatch.setattr(ProbeRule, "passes", short_probes)
     source, target = Domains(), Domains(1, shifted=True)
-    row = tasks.run_row(LookUp(), source, task, "audio", "video", partners={task: target})
+    row = Probes(LookUp(), source, partners={task: target}).row(task, "audio", "video")
     assert row.score < 1 - SEPARATED < SEPARATED < row.same_modality
     assert ("test", "video") in target.asked and ("test", "video") not in source.asked
     assert {("train", "audio"), ("val", "audio")} <= set(source.asked)
-    assert tasks.run_row(LookUp(), source, task, "audio", "video", partners={task: Domains(1)}).score > SEPARATED
+    assert Probes(LookUp(), source, partners={task: Domains(1)}).row(task, "audio", "video").score > SEPARATED
 
 
 @pytest.mark.parametrize(
@@ -240,7 +241,7 @@ def test_the_official_protocol_takes_whole_lists(task: str, trained: str, tested
     assert {split for split, _ in store.asked} == {"test", trained, tested}
     labels = store.clips(tested, "video")
     assert row.chance == kind.chance(labels, "video")
-    without = tasks.run_row(LookUp(), Domains(), task, "audio", "video", protocol="official")
+    without = Probes(LookUp(), Domains()).row(task, "audio", "video", "official")
     assert without.score != row.score
 
 
@@ -248,7 +249,7 @@ def test_unpaired_modalities_of_one_data_set(short_probes: Callable, monkeypatch
     """Clip lists of different lengths, classes from segment labels."""
     monkeypatch.setattr(ProbeRule, "passes", short_probes)
     for task in tasks.DEFAULT_TASKS:
-        assert tasks.run_row(LookUp(), Domains(), task, "audio", "video").score > LEARNED
+        assert Probes(LookUp(), Domains()).row(task, "audio", "video").score > LEARNED
 
 
 def test_the_official_score_across_data_sets_is_f1() -> None:
@@ -342,30 +343,14 @@ def test_retrieval_examples_frame_the_pair(tmp_path: Path) -> None:
     assert 2_000 < (tmp_path / "found.png").stat().st_size < 200_000
 
 
-class ReadArray:
-    """An array that is read where it is indexed, as those of published layouts are."""
-
-    def __init__(self, array: np.ndarray) -> None:
-        self._array, self.shape, self.dtype = array, array.shape, array.dtype
-
-    def __len__(self) -> int:
-        return len(self._array)
-
-    def __getitem__(self, clips: np.ndarray) -> np.ndarray:
-        assert isinstance(clips, np.ndarray)
-        return self._array[clips]
-
-
-class ReadStore:
-    """A store whose arrays are all read like that, but for classes and lengths."""
-
-    def __init__(self, store: Store) -> None:
-        self.store, self.modalities, self.classes, self.splits = store, store.modalities, store.classes, store.splits
-
-    def clips(self, split: str, modality: str) -> ClipSet:
-        clips = self.store.clips(split, modality)
-        read = {key: array if key == "class" else ReadArray(array) for key, array in clips.arrays.items()}
-        return dataclasses.replace(clips, arrays=read)  # type: ignore[arg-type]
+def read_when_indexed(store: Store) -> Dataset:
+    """The same with arrays that are all read so, but for classes and lengths."""
+    parts = {}
+    for split in store.splits:
+        clips = store.split(split)
+        read = {key: array if key == "class" else LazyArray.of(array) for key, array in clips.arrays.items()}
+        parts[split] = [dataclasses.replace(clips, arrays=read)]
+    return Dataset(store.path, store.name, store.modalities, store.classes, parts)
 
 
 def test_own_stores_and_arrays_that_are_read_when_indexed(tmp_path: Path) -> None:
@@ -378,7 +363,7 @@ def test_own_stores_and_arrays_that_are_read_when_indexed(tmp_path: Path) -> Non
         arrays["video.mask"] = generator.integers(0, 2, (count, 5, 8, 8)).astype(np.uint8)
     write_store(tmp_path / "store", "own", {name: tiny.MODALITIES[name] for name in NAMES}, ["a", "b", "c"], splits)
     store, rows = open_store(tmp_path / "store"), []
-    for data in (store, ReadStore(store)):
+    for data in (store, read_when_indexed(store)):
         probes = Probes(tiny.model(names="audio,text"), data, segmenter_steps=1)
         probes.retrieval.rule = retrieval.RetrievalRule(steps=4)
         assert probes.modalities("segmentation") == ["audio", "text"]
@@ -386,7 +371,7 @@ def test_own_stores_and_arrays_that_are_read_when_indexed(tmp_path: Path) -> Non
         for row in rows[-1][1:]:
             pictures.DRAWN[row.task](tmp_path / f"{row.task}.png", probes, row)
     assert rows[0] == rows[1]
-    localised = [
-        tasks.run_row(tiny.model(), data, "localisation", "audio", "video") for data in (store, ReadStore(store))
-    ]
-    assert localised[0] == localised[1]
+    one, other = (
+        Probes(tiny.model(), data).row("localisation", "audio", "video") for data in (store, read_when_indexed(store))
+    )
+    assert one == other

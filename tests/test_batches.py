@@ -7,7 +7,7 @@ import pytest
 import torch
 from test_store import CLASSES, LINES, MODALITIES, STEPS, arrays
 
-from unicode_fast.data import Batches, ClipSet, iterate, open_store, write_store
+from unicode_fast.data import Batches, ClipSet, open_store, write_store
 
 
 @pytest.fixture
@@ -78,13 +78,6 @@ def test_chosen_and_restricted_clips_keep_their_numbers(clips: ClipSet) -> None:
     assert list(batch.features) == ["line"] and batch.features["line"].dtype == torch.float32
 
 
-def test_iterate_keeps_order_and_rest(clips: ClipSet) -> None:
-    found = list(iterate(clips, 10, "float64"))
-    assert [len(batch) for batch in found] == [10, 10, 3]
-    np.testing.assert_array_equal(np.concatenate([batch.clips for batch in found]), np.arange(23))
-    assert found[0].features["picture"].dtype == torch.float64
-
-
 def test_clips_without_classes(clips: ClipSet) -> None:
     bare = ClipSet({"line": clips.arrays["line"]}, {"line": MODALITIES["line"]}, [], clips.index)
     batch = Batches(bare, 4).batch(0)
@@ -102,9 +95,5 @@ def test_errors(clips: ClipSet) -> None:
         Batches(clips, 4, dtype=torch.float16)
     with pytest.raises(ValueError, match="step must be at least 0, got -1"):
         Batches(clips, 4).batch(-1)
-    with pytest.raises(ValueError, match="clips must be at least one, got none"):
-        iterate(clips.select([]), 4)
-    with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
-        iterate(clips, 0)
     with pytest.raises(TypeError, match="dtype must be float32 or float64, got int64"):
-        iterate(clips, 4, "int64")
+        Batches(clips, 4, dtype="int64")

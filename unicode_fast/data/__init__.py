@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from unicode_fast.data.dataset import Batch, Batches, BatchSource, ClipSet, Dataset, iterate
+from unicode_fast.data.dataset import Batch, Batches, BatchSource, ClipSet, Dataset
 from unicode_fast.data.feed import Feed, FeedError, open_feed
 from unicode_fast.data.layouts.files import MissingPackageError
 from unicode_fast.data.opening import open_data, open_dataset, verify
@@ -22,7 +22,6 @@ __all__ = [
     "MissingPackageError",
     "Store",
     "StoreError",
-    "iterate",
     "open_data",
     "open_dataset",
     "open_feed",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -266,26 +266,6 @@ def gather(
     labels = {name: _stored(array, indices).to(dtype) for name, array in clips.labels.items()}
     target = torch.from_numpy(np.array(clips.target[indices])) if "class" in clips.arrays else None
     return Batch(features, mask, labels, target, clips.index[indices], np.asarray(clips.id[indices]))
-
-
-def iterate(clips: ClipSet, batch_size: int, dtype: torch.dtype | str = torch.float32) -> Iterator[Batch]:
-    """All clips in their order, the last batch as large as what is left.
-
-    Args:
-        clips: at least one.
-        batch_size: B.
-        dtype: of features and labels: float32 or float64, as torch dtype or by name.
-
-    Raises:
-        ValueError: there are no clips, or the size is below 1.
-        TypeError: the dtype is another one.
-    """
-    check_batch_size(batch_size)
-    dtype = checked_dtype(dtype)
-    if len(clips) == 0:
-        raise ValueError("clips must be at least one, got none")
-    starts = range(0, len(clips), batch_size)
-    return (gather(clips, np.arange(start, min(start + batch_size, len(clips))), dtype) for start in starts)
 
 
 def _stored(array: ClipArray, indices: np.ndarray) -> Tensor:

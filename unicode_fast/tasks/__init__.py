@@ -15,10 +15,7 @@ from unicode_fast.tasks.runner import (
     TASKS,
     Probes,
     check_tasks,
-    run_row,
-    run_table,
     validate,
-    zero_shot_accuracy,
 )
 from unicode_fast.tasks.segmentation.backbones import BackboneChoice
 from unicode_fast.tasks.segmentation.task import Segmentation
@@ -66,8 +63,5 @@ __all__ = [
     "mean_sharing",
     "measure_sharing",
     "open_partners",
-    "run_row",
-    "run_table",
     "validate",
-    "zero_shot_accuracy",
 ]

@@ -280,7 +280,20 @@ class Probes:
         details: bool = False,
         progress: bool = True,
     ) -> list[Row]:
-        """All directions, as `run_table` says."""
+        """All directions of some tasks; one that fewer than two modalities have labels for gives no rows.
+
+        Args:
+            tasks: names, as a list or separated by commas.
+            protocol: held_out or official.
+            details: with the further numbers.
+            progress: a bar on the error stream.
+
+        Returns:
+            Rows by task, then source, then target, in the order of the model's modalities.
+
+        Raises:
+            ValueError: a task or the protocol is unknown.
+        """
         directions = [
             (task, source, target)
             for task in check_tasks(tasks)
@@ -323,103 +336,24 @@ class Probes:
         return self._official[key][target]
 
 
-def run_table(  # noqa: PLR0913 - what the table is about, and how it is measured
-    model: UniCode,
-    store: Dataset,
-    tasks: str | Sequence[str] = DEFAULT_TASKS,
-    *,
-    seed: int = 0,
-    protocol: str = "held_out",
-    partners: Mapping[str, Dataset] | None = None,
-    details: bool = False,
-    progress: bool = True,
-) -> list[Row]:
-    """All directions of some tasks.
-
-    A task that fewer than two modalities have labels for gives no rows.
-
-    Args:
-        model: the frozen encoder; nothing in it changes.
-        store: with splits train, val and test.
-        tasks: names, as a list or separated by commas.
-        seed: of the probes.
-        protocol: held_out, or official as `explain` describes it.
-        partners: by task, the data set it is tested on where that is not `store`; the frames of segmentation.
-        details: with further numbers.
-        progress: a bar on the error stream.
-
-    Returns:
-        Rows by task, then source, then target, in the order of the model's modalities.
-
-    Raises:
-        ValueError: a task or the protocol is unknown, or as `Probes` says.
-    """
-    probes = Probes(model, store, seed, partners=partners)
-    return probes.table(tasks, protocol=protocol, details=details, progress=progress)
-
-
-def run_row(  # noqa: PLR0913 - the words of one line of the table
-    model: UniCode,
-    store: Dataset,
-    task: str,
-    source: str,
-    target: str,
-    *,
-    protocol: str = "held_out",
-    seed: int = 0,
-    partners: Mapping[str, Dataset] | None = None,
-    details: bool = False,
-) -> Row:
-    """One row of the table by itself, with the same numbers.
-
-    Args:
-        model: the frozen encoder; nothing in it changes.
-        store: with splits train, val and test.
-        task: one of `TASKS`.
-        source: the modality the probe is trained on.
-        target: the modality it is tested on.
-        protocol: held_out or official.
-        seed: of the probes.
-        partners: by task, the data set it is tested on where that is not `store`.
-        details: with further numbers.
-
-    Raises:
-        ValueError: as `Probes.row` says.
-    """
-    return Probes(model, store, seed, partners=partners).row(task, source, target, protocol, details=details)
-
-
-def zero_shot_accuracy(model: UniCode, store: Dataset, *, seed: int = 0) -> dict[str, float]:
-    """Quick zero-shot classification on the validation split, for choosing a checkpoint during pre-training.
-
-    A probe of a few epochs on at most 1000 training clips of each modality is scored on the validation clips of the
-    others. The numbers are a little below those of the table.
-
-    Args:
-        model: any mode, which is restored; nothing in it changes, nor do the global random numbers.
-        store: with splits train and val.
-        seed: of the probes and the choice of clips.
-
-    Returns:
-        Accuracy by direction, such as "audio->video", and "mean" over directions.
-    """
-    return _quick_scores(Domain(model, store), seed, ("codewords",))["codewords"]
-
-
 def validate(model: UniCode, store: Dataset, *, seed: int = 0) -> dict[str, Any]:
     """What pre-training logs of the validation split.
 
+    For quick zero-shot classification, a probe of a few epochs on at most 1000 training clips of each modality is
+    scored on the validation clips of the others. The numbers are a little below those of the table.
+
     Args:
         model: any mode, which is restored; nothing in it changes, nor do the global random numbers.
         store: with splits train and val.
         seed: of the probes and the choice of clips.
 
     Returns:
-        `zero_shot_accuracy`; under "token" the same of probes that see only which codes a clip uses; under "sharing"
-        the attributes of `Sharing`, under "content_sharing" those by content words, where these are known.
+        Accuracy by direction, such as "audio->video", and "mean" over directions; under "token" the same of probes that
+        see only which codes a clip uses; under "sharing" the attributes of `Sharing`, under "content_sharing" those by
+        content words, where these are known.
     """
     domain = Domain(model, store)
-    scores = _quick_scores(domain, seed, ("codewords", "tokens"))
+    scores = _quick_scores(domain, seed)
     return {
         **scores["codewords"],
         "token": scores["tokens"],
@@ -432,16 +366,16 @@ def validate(model: UniCode, store: Dataset, *, seed: int = 0) -> dict[str, Any]
     }
 
 
-def _quick_scores(domain: Domain, seed: int, views: Sequence[View]) -> dict[View, dict[str, float]]:
+def _quick_scores(domain: Domain, seed: int) -> dict[View, dict[str, float]]:
     kind, model = probe_task("classification"), domain.model
-    scores: dict[View, dict[str, float]] = {view: {} for view in views}
+    scores: dict[View, dict[str, float]] = {"codewords": {}, "tokens": {}}
     for source in model.names:
         train = domain.clips(TRAIN, source)
         order = torch.randperm(len(train), generator=torch.Generator().manual_seed(probe_seed(seed, "quick clips")))
         numbers = np.sort(order[:QUICK_CLIPS].numpy())
         codes = encode_split(model, train, [source], numbers=numbers)[source]
         truth = kind.truth(train, source)[torch.from_numpy(numbers)]
-        for view in views:
+        for view in scores:
             examples = Examples(codes if view == "codewords" else codes.tokens(model.codewords), truth)
             generator = torch.Generator().manual_seed(probe_seed(seed, "quick", source))
             head = train_probe(kind, kind.columns(train), examples, None, generator, QUICK_RULE)
