@@ -15,8 +15,7 @@ from pathlib import Path
 import contrast
 import pytest
 
-from unicode_fast.files.writing import write_text
-
+ROWS = "contrast"
 HERE = Path(__file__).resolve().parent
 # What a gradient may err by, relative to its largest number: roundings of scores and, in bfloat16, of slopes and of the
 # gradient itself.
@@ -25,24 +24,6 @@ LARGEST_ERRORS = {"float32": 1e-4, "tf32": 1e-2, "bfloat16": 2e-2}
 LARGEST_EXCESS = 0.1
 # With fewer clips the allocator's rounding of small tensors is a large part.
 LEAST_CLIPS = 1024
-
-
-@pytest.fixture(scope="module")
-def keep(request: pytest.FixtureRequest) -> Callable[[dict], None]:
-    """Writes down and prints what is known so far, so that a limit of time loses only what comes after it."""
-    folder = Path(request.config.getoption("--results"))
-    folder.mkdir(parents=True, exist_ok=True)
-    target = folder / f"contrast-{request.config.getoption('--device')}.json"
-    manager = request.config.pluginmanager.getplugin("capturemanager")
-    rows: list[dict] = []
-
-    def add(row: dict) -> None:
-        rows.append(row)
-        write_text(target, json.dumps(rows, indent=1) + "\n")
-        with manager.global_and_fixture_disabled():
-            print(line(row), flush=True)
-
-    return add
 
 
 def line(row: dict) -> str:

@@ -1,14 +1,13 @@
 """The feed alone, the step alone, and the loop of both, in clips a second; `pytest benchmarks/bench_feed.py`.
 
-Each feed first has to give the batches that its steps ask for. Rows are printed at the end and kept in
+Each feed first has to give the batches that its steps ask for. Rows are printed and kept in
 results/feed-<device>.json. The store is the built-in one; on CUDA also one of published shapes, made for the occasion.
 """
 
 import datetime
-import json
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +19,10 @@ from shapes import TRAIN_SHAPES
 from unicode_fast import preset
 from unicode_fast.config import Config
 from unicode_fast.data import Batches, ClipSet, open_dataset, open_feed
-from unicode_fast.files.writing import write_text
 from unicode_fast.training.runs import git_commit
 from unicode_fast.training.trainer import Trainer
 
+ROWS = "feed"
 KINDS = ("direct", "prefetch", "resident")
 CLIPS_AS_PUBLISHED = 1600
 STEPS = {"cpu": 25, "cuda": 200}
@@ -32,25 +31,13 @@ FEED_SECONDS = 3.0
 LEAST_SHARE = 0.95
 
 
-@pytest.fixture(scope="module")
-def results(request: pytest.FixtureRequest) -> Iterator[list[dict]]:
-    """Rows, written down and printed when the last one is there."""
-    rows: list[dict] = []
-    yield rows
-    if not rows:
-        return
-    folder = Path(request.config.getoption("--results"))
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"feed-{request.config.getoption('--device')}.json"
-    write_text(path, json.dumps(rows, indent=1) + "\n")
-    with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
-        print()
-        for row in rows:
-            print(
-                f"{row['size']:10} {row['feed']:10} feed {row['feed_clips_per_second']:9.4g} clips/s, step "
-                f"{row['step_clips_per_second']:7.4g}, loop {row['loop_clips_per_second']:7.4g}: "
-                f"{100 * row['share_of_the_smaller']:.1f} % of the smaller"
-            )
+def line(row: dict) -> str:
+    """One line of the printed table."""
+    return (
+        f"{row['size']:10} {row['feed']:10} feed {row['feed_clips_per_second']:9.4g} clips/s, step "
+        f"{row['step_clips_per_second']:7.4g}, loop {row['loop_clips_per_second']:7.4g}: "
+        f"{100 * row['share_of_the_smaller']:.1f} % of the smaller"
+    )
 
 
 def clips_of(size: str, folder: Path) -> tuple[Config, ClipSet]:
@@ -73,7 +60,9 @@ def clips_of(size: str, folder: Path) -> tuple[Config, ClipSet]:
 
 @pytest.mark.parametrize("size", ["default", "published"])
 @pytest.mark.parametrize("kind", KINDS)
-def bench_feed(request: pytest.FixtureRequest, results: list[dict], tmp_path: Path, kind: str, size: str) -> None:
+def bench_feed(
+    request: pytest.FixtureRequest, keep: Callable[[dict], None], tmp_path: Path, kind: str, size: str
+) -> None:
     device = torch.device(request.config.getoption("--device"))
     if size not in TRAIN_SHAPES[device.type]:
         pytest.skip("for GPUs")
@@ -116,7 +105,7 @@ def bench_feed(request: pytest.FixtureRequest, results: list[dict], tmp_path: Pa
         "commit": git_commit(),
         "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
     }
-    results.append(row)
+    keep(row)
     with open_feed(batches, device, "auto") as taken:
         assert type(feed) is not type(taken) or row["share_of_the_smaller"] >= LEAST_SHARE
 

@@ -1,40 +1,22 @@
 """The search, search and update, and the quantiser's training step, ours beside others; `pytest benchmarks/`.
 
-A line per shape and contender is printed at the end and kept in results/quantiser-<device>.json; what has not run is
+A line per shape and contender is printed and kept in results/quantiser-<device>.json; what has not run is
 named with the reason. `pytest benchmarks/bench_search.py --device cuda` is for a machine with a GPU.
 """
 
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import contenders
 import pytest
 from shapes import CPU_SHAPES
 
-from unicode_fast.files.writing import write_text
-
+ROWS = "quantiser"
 HERE = Path(__file__).resolve().parent
 CASES = [(problem, shape) for problem in contenders.PROBLEMS for shape in contenders.shape_names(problem)]
-
-
-@pytest.fixture(scope="module")
-def results(request: pytest.FixtureRequest) -> Iterator[list[dict]]:
-    """Rows of finished contenders; written down and printed when the last one has ended, or the run is stopped."""
-    rows: list[dict] = []
-    yield rows
-    if not rows:
-        return
-    device = request.config.getoption("--device")
-    folder = Path(request.config.getoption("--results"))
-    folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / f"quantiser-{device}.json", json.dumps(rows, indent=1) + "\n")
-    with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
-        print()
-        for row in rows:
-            print(line(row))
 
 
 def line(row: dict) -> str:
@@ -61,13 +43,13 @@ def obstacle(problem: str, shape: str, contender: str, device: str) -> str:
 
 
 @pytest.mark.parametrize(("problem", "shape"), CASES)
-def bench_contenders(request: pytest.FixtureRequest, results: list[dict], problem: str, shape: str) -> None:
+def bench_contenders(request: pytest.FixtureRequest, keep: Callable[[dict], None], problem: str, shape: str) -> None:
     device = request.config.getoption("--device")
     able = []
     for contender in contenders.PROBLEMS[problem]:
         missing = obstacle(problem, shape, contender, device)
         if missing:
-            results.append({"problem": problem, "shape": shape, "contender": contender, "missing": missing})
+            keep({"problem": problem, "shape": shape, "contender": contender, "missing": missing})
         else:
             able.append(contender)
     if not able:
@@ -76,7 +58,8 @@ def bench_contenders(request: pytest.FixtureRequest, results: list[dict], proble
         command = [sys.executable, str(HERE / "contenders.py"), problem, shape, *together, "--device", device]
         found = subprocess.run(command, capture_output=True, text=True, check=False)
         rows = [json.loads(text) for text in found.stdout.splitlines() if text.startswith("{")]
-        results.extend(rows)
+        for row in rows:
+            keep(row)
         assert found.returncode == 0, found.stderr
         for row in rows:
             assert not row["contender"].startswith("ours") or row["wrong_rows"] == 0, line(row)

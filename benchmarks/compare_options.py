@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import torch
+from compare_presets import DIRECTIONS
 
 from unicode_fast import preset
 from unicode_fast.data import open_dataset
@@ -34,13 +35,6 @@ EXPLANATION = (
     "and standard deviation over seeds. The first line is the run of the README at the time, every direction is in "
     "benchmarks/results/options.json. Made by benchmarks/compare_options.py, which fails where a mean is below "
     "the first line's by more than twice the standard deviation of that line's seeds, in any direction."
-)
-SHOWN = (
-    ("classification", "audio", "video"),
-    ("classification", "video", "audio"),
-    ("classification", "text", "audio"),
-    ("localisation", "audio", "video"),
-    ("localisation", "video", "audio"),
 )
 
 
@@ -73,17 +67,17 @@ def train(below: Path, name: str, seeds: list[int]) -> None:
 
 def write_table(summaries: dict[str, dict]) -> None:
     """docs/options.md from what has been trained."""
-    head = [f"{task} {source} → {target}" for task, source, target in SHOWN]
+    head = [f"{task} {source} → {target}" for task, source, target in DIRECTIONS]
     lines = ["| option | seeds | " + " | ".join(head) + " | commit |", "|---|---:|" + "---:|" * len(head) + "---|"]
     for name, summary in summaries.items():
         cells = []
-        for key in SHOWN:
+        for key in DIRECTIONS:
             mean, spread = scores(summary)[key]
             cells.append(f"{100 * mean:.1f}" + ("" if spread is None else f" ± {100 * spread:.1f}"))
         commit = (summary["git_commit"] or "unknown")[:12]
         lines.append(f"| {name} | {len(summary['seeds'])} | " + " | ".join(cells) + f" | `{commit}` |")
     lines += [
-        f"| {name} | not run{', needs a GPU' if name in CUDA_ONLY else ''} |" + " |" * len(SHOWN) + " |"
+        f"| {name} | not run{', needs a GPU' if name in CUDA_ONLY else ''} |" + " |" * len(DIRECTIONS) + " |"
         for name in OPTIONS
         if name not in summaries
     ]

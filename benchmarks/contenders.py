@@ -13,7 +13,7 @@ import os
 import platform
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 from unittest import mock
 
 import numpy as np
@@ -28,6 +28,7 @@ from unicode_fast.training.runs import git_commit
 
 # Differences of pairs of coordinates that the check against float64 may take.
 CHECKED = 4_000_000_000
+Output = TypeVar("Output")
 LEAST_REPEATS = 50
 LONGEST_SECONDS = {"cpu": 8.0, "cuda": 1.0}
 
@@ -163,22 +164,27 @@ def replayed(
     """Such a step as a CUDA graph."""
     state = new_state(codebook, len(features))
     start = [part.clone() for part in state]
-    step = make(state, features)
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            step()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        index = step()
+    replay = captured(make(state, features))
     for part, value in zip(state, start, strict=True):
         part.copy_(value)
+    return replay
 
-    def replay() -> Tensor:
+
+def captured(call: Callable[[], Output]) -> Callable[[], Output]:
+    """The call as a CUDA graph: what is left is the time of the GPU."""
+    aside = torch.cuda.Stream()
+    aside.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(aside):
+        for _ in range(3):
+            call()
+    torch.cuda.current_stream().wait_stream(aside)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = call()
+
+    def replay() -> Output:
         graph.replay()
-        return index
+        return found
 
     return replay
 

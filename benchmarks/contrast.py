@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from contenders import Contender, milliseconds
+from contenders import Contender, captured, milliseconds
 from memory import peak_bytes
 from shapes import CONTRAST_CASES, CONTRAST_SHAPES, ContrastShape
 from torch import Tensor
@@ -121,25 +121,6 @@ def workspace_bytes(shape: ContrastShape) -> dict[str, int]:
     """What our kernels take beside inputs and gradients, by name; for more clips than one program takes."""
     scores = shape.modalities**2 * shape.steps * shape.clips
     return {"normalisers": 4 * scores, "own scores": 4 * scores, "hits": scores}
-
-
-def captured(call: Callable[[], tuple[Tensor, ...]]) -> Callable[[], tuple[Tensor, ...]]:
-    """The call as a CUDA graph: what is left is the time of the GPU."""
-    aside = torch.cuda.Stream()
-    aside.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(aside):
-        for _ in range(3):
-            call()
-    torch.cuda.current_stream().wait_stream(aside)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        found = call()
-
-    def replay() -> tuple[Tensor, ...]:
-        graph.replay()
-        return found
-
-    return replay
 
 
 def with_gradients(loss: Loss, targets: Tensor, predictions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
