@@ -30,8 +30,8 @@ from program import SOURCES, digest_of, flags, inputs, sources  # noqa: E402
 
 from unicode_fast.config import DataConfig  # noqa: E402
 from unicode_fast.data import open_dataset, open_store  # noqa: E402
-from unicode_fast.data.cache import CACHE_VARIABLE  # noqa: E402
 from unicode_fast.data.store.write import pack  # noqa: E402
+from unicode_fast.files.paths import CACHE_VARIABLE  # noqa: E402
 from unicode_fast.files.writing import write_json  # noqa: E402
 from unicode_fast.training.runs import git_commit  # noqa: E402
 

@@ -17,7 +17,7 @@ from unicode_fast.checkpoint import CheckpointError
 from unicode_fast.data import Store, cache, write_store
 from unicode_fast.data.text import WordVectors
 from unicode_fast.files.locks import alone, exclusive
-from unicode_fast.files.paths import expanded, with_homes
+from unicode_fast.files.paths import cache_folder, expanded, with_homes
 
 
 def make(folder: Path) -> None:
@@ -196,7 +196,7 @@ def test_without_a_home_folder_the_message_says_what_to_set(monkeypatch: pytest.
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(Path, "home", unknown)
     with pytest.raises(ValueError, match="set HOME, or UNICODE_FAST_CACHE to a folder"):
-        cache.cache_folder()
+        cache_folder()
     with pytest.raises(ValueError, match="home folder that is known, got '~no-such-user/x'; set HOME"):
         expanded("~no-such-user/x")
 

@@ -14,10 +14,8 @@ from unicode_fast.data.store.checks import StoreError
 from unicode_fast.data.store.read import Store, open_store
 from unicode_fast.errors import CURES, one_line
 from unicode_fast.files.locks import exclusive
-from unicode_fast.files.paths import CACHE_VARIABLE, cache_folder
+from unicode_fast.files.paths import CACHE_VARIABLE
 from unicode_fast.files.writing import remove, remove_unfinished
-
-__all__ = ["CACHE_VARIABLE", "cache_folder", "check_ours", "open_or_make"]
 
 
 def open_or_make(folder: Path, make: Callable[[Path], None], say: Callable[[str], None]) -> Store:

@@ -29,7 +29,6 @@ from unicode_fast.data.talking_digits.generated import (
     checked_clips,
     clip_ids,
     description,
-    folder_name,
     open_generated,
     standardisation,
     standardised,
@@ -93,11 +92,7 @@ def load(
     if name not in DATASETS:
         raise ValueError(f"name must be one of {', '.join(DATASETS)}, got {name!r}")
     recipe = Recipe(name, seed, easy, checked_clips(clips, seed))
-    return open_generated(_folder_name(recipe), cache, lambda folder: _make(recipe, folder, progress))
-
-
-def _folder_name(recipe: Recipe) -> str:
-    return folder_name(recipe, GENERATOR_VERSION)
+    return open_generated(recipe, GENERATOR_VERSION, cache, lambda folder: _make(recipe, folder, progress))
 
 
 def _make(recipe: Recipe, folder: Path, progress: bool) -> None:

@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from unicode_fast.data.cache import cache_folder, open_or_make
+from unicode_fast.data.cache import open_or_make
 from unicode_fast.data.store.read import Store
 from unicode_fast.data.talking_digits.clips import STEPS, Recipe
 from unicode_fast.data.talking_digits.sound import Voices
+from unicode_fast.files.paths import cache_folder
 
 DEFAULT_CLIPS = {"train": 4000, "val": 500, "test": 1000}
 _SMALLEST_DEVIATION = 1e-3
@@ -38,9 +39,11 @@ def checked_clips(clips: Mapping[str, int] | None, seed: int) -> dict[str, int]:
     return {split: int(clips[split]) for split in DEFAULT_CLIPS}
 
 
-def open_generated(folder_name: str, cache: str | os.PathLike[str] | None, make: Callable[[Path], None]) -> Store:
-    """Open the store of this name in a cache folder, None being the platform's; make it first if it is not there."""
-    folder = (Path(cache) if cache is not None else cache_folder()) / folder_name
+def open_generated(
+    recipe: Recipe, generator_version: int, cache: str | os.PathLike[str] | None, make: Callable[[Path], None]
+) -> Store:
+    """Open a recipe's store in a cache folder, None being the platform's; make it first if it is not there."""
+    folder = (Path(cache) if cache is not None else cache_folder()) / folder_name(recipe, generator_version)
     return open_or_make(folder, make, _say)
 
 

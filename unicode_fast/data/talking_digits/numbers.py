@@ -28,7 +28,6 @@ from unicode_fast.data.talking_digits.generated import (
     checked_clips,
     clip_ids,
     description,
-    folder_name,
     open_generated,
     standardisation,
     standardised,
@@ -87,17 +86,13 @@ def load(
         RuntimeError: espeak-ng failed; the message holds what it said.
     """
     recipe = NumbersRecipe(NAME, seed, easy, checked_clips(clips, seed))
-    return open_generated(_folder_name(recipe), cache, lambda folder: _make(recipe, folder, progress))
+    return open_generated(recipe, GENERATOR_VERSION, cache, lambda folder: _make(recipe, folder, progress))
 
 
 def vocabulary(recipe: NumbersRecipe) -> Vocabulary:
     """The numbers 0..99 in English words."""
     latest_start = round(recipe.latest_start_seconds * SAMPLE_RATE_HZ)
     return Vocabulary(sentences.number_names(), recipe.recordings, recipe.words_per_minute, latest_start)
-
-
-def _folder_name(recipe: NumbersRecipe) -> str:
-    return folder_name(recipe, GENERATOR_VERSION)
 
 
 def _make(recipe: NumbersRecipe, folder: Path, progress: bool) -> None:
