@@ -3,7 +3,7 @@
 import json
 import shutil
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from unicode_fast import CheckpointError, Config, ablate, checkpoint, load, pres
 from unicode_fast import config as config_module
 from unicode_fast.cli import resolve, resolve_saved
 from unicode_fast.config import ADDED_FIELDS, FIELDS, check_value, completed
-from unicode_fast.data import open_data, open_store, write_store
+from unicode_fast.data import StoreError, open_data, open_store, write_store
 from unicode_fast.evaluate import main as evaluate
 from unicode_fast.report import tables as report
 from unicode_fast.train import main as train
@@ -266,6 +266,24 @@ class TestOlderVersion:
         splits["val"]["audio"] = splits["val"]["audio"] + 1
         write_store(tmp_path / "other", store.name, store.modalities, store.classes, splits)
         assert not open_store(tmp_path / "other").has_digest(digest)
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            (lambda split: split.pop("clips"), "an entry is missing or misshapen: KeyError"),
+            (lambda split: split.update(clips=7), "clips of split 'val' must be those of all its arrays"),
+            (lambda split: split["arrays"].update(text=[]), "an entry is missing or misshapen: TypeError"),
+            (lambda split: split["arrays"]["text"].update(file="../text.npy"), "must be a plain file name"),
+            (lambda split: split["arrays"]["text"].update(sha256=""), "val-text.npy.*checksum differs"),
+        ],
+    )
+    def test_a_store_that_is_damaged(self, tmp_path: Path, change: Callable[[dict], object], message: str) -> None:
+        shutil.copytree("store", tmp_path / "store")
+        manifest = json.loads((tmp_path / "store" / "manifest.json").read_text())
+        change(manifest["splits"]["val"])
+        (tmp_path / "store" / "manifest.json").write_text(json.dumps(manifest))
+        with pytest.raises(StoreError, match=message):
+            open_store(tmp_path / "store")
 
     def test_the_interrupted_run_ends_as_the_finished_one(self) -> None:
         model, whole = load("resumed", "last"), load("model.safetensors").state_dict()

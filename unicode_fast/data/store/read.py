@@ -74,11 +74,14 @@ class Store(Dataset):
     def has_digest(self, digest: str) -> bool:
         """Whether this is its digest, or that of the same files with a manifest of the older format."""
         manifest = _read_manifest(self.path)
-        splits = {}
-        for split in _listed(manifest):
-            part = manifest["splits"][split]["parts"][0]
-            arrays = {key: entry["shards"][0] for key, entry in part["arrays"].items()}
-            splits[split] = {"clips": part["clips"], "arrays": arrays}
+        splits = {
+            split: {
+                "clips": part["clips"],
+                "arrays": {key: entry["shards"][0] for key, entry in part["arrays"].items()},
+            }
+            for split in _listed(manifest)
+            for part in manifest["splits"][split]["parts"][:1]
+        }
         older = json.dumps({**manifest, "format": _OLDER_FORMAT, "splits": splits}, indent=1)
         return digest in (self.digest(), hashlib.sha256(older.encode()).hexdigest())
 
@@ -242,14 +245,14 @@ def _check_divided(divided: Mapping[str, Sequence[np.ndarray]], parts: Mapping[s
     for split, members in divided.items():
         sizes = [len(part) for part in parts.get(WHOLE, ())]
         if len(sizes) != len(members) or any(
-            numbers.dtype != np.int64 or numbers.ndim != 1 or len(numbers) == 0 or not _within(numbers, size)
+            numbers.dtype != np.int64
+            or numbers.ndim != 1
+            or len(numbers) == 0
+            or numbers.min() < 0
+            or numbers.max() >= size
             for numbers, size in zip(members, sizes, strict=True)
         ):
             raise StoreError(f"split {split!r} must take (n,) int64 numbers of clips of split {WHOLE!r}, got others")
-
-
-def _within(numbers: np.ndarray, size: int) -> bool:
-    return bool(numbers.min() >= 0 and numbers.max() < size)
 
 
 def _all_shards(manifest: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
