@@ -103,7 +103,7 @@ def test_a_wrapped_model_is_written_as_itself(tmp_path: Path, wrap: Callable[[Un
             assert torch.equal(value, written[key][entry]), (key, entry)
     assert UniCodeMethod(holder).model is unwrapped(holder)
     clips = ClipSet({"audio": features.numpy()}, {"audio": owner.modalities["audio"]}, [], np.arange(6))
-    assert torch.equal(encode_split(holder, clips, ["audio"])["audio"].index, codes.index)
+    assert torch.equal(encode_split(holder, clips, "audio").index, codes.index)
 
 
 def test_what_cannot_be_read_again_is_not_written(tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ def official_scores(
     kind: ProbeTask, model: LookUp, part: ClipSet, source: str, names: list[str], seed: int
 ) -> dict[str, float]:
     """Of a probe that is trained and scored on the same clips."""
-    codes = encode_split(model, part, names)
+    codes = {name: encode_split(model, part, name) for name in names}
     scored = {name: Examples(codes[name], kind.truth(part, name)) for name in names}
     return {name: best.score for name, best in official_probe(kind, model, part, source, scored, seed).items()}
 
@@ -220,7 +220,7 @@ def test_the_target_modality_has_no_part_in_the_choice_of_the_epoch() -> None:
 def test_the_epoch_with_the_best_validation_score_is_kept() -> None:
     """Scores are scripted: the second of four epochs is best, and equal scores are decided by the loss."""
     part = clips(60, 0)
-    codes = encode_split(LookUp(), part, ["audio"])["audio"]
+    codes = encode_split(LookUp(), part, "audio")
 
     class Scripted(type(runner.probe_task("classification"))):  # type: ignore[misc]
         def __init__(self, scores: list[float]) -> None:
@@ -246,23 +246,22 @@ def test_the_epoch_with_the_best_validation_score_is_kept() -> None:
 def test_encode_split_gives_the_codewords_whatever_the_batch() -> None:
     model, part = LookUp(), clips(50, 0)
     model.train()
-    first, second = (encode_split(model, part, NAMES, batch_size) for batch_size in (7, 50))
     for name in NAMES:
-        codes = first[name]
+        codes, second = (encode_split(model, part, name, batch_size) for batch_size in (7, 50))
         assert len(codes) == 50
         assert torch.equal(codes.index, torch.from_numpy(part.features[name][..., 0]).long())
         assert torch.equal(codes.vector, model.codebook[codes.index])
-        assert torch.equal(codes.index, second[name].index) and torch.equal(codes.table, second[name].table)
+        assert torch.equal(codes.index, second.index) and torch.equal(codes.table, second.table)
         assert codes.mask.all()
-    chosen = encode_split(model, part, ["text"], numbers=np.array([3, 8]))["text"]
-    assert torch.equal(chosen.vector, first["text"].vector[[3, 8]])
+    chosen = encode_split(model, part, "text", numbers=np.array([3, 8]))
+    assert torch.equal(chosen.vector, encode_split(model, part, "text").vector[[3, 8]])
 
 
 def test_the_head_reads_the_table_as_it_would_read_every_step() -> None:
     """One projection a codeword instead of one a step, and padding that repeats a valid code."""
     part = padded(clips(30, 0), 2, 0)
     part.arrays["audio.length"][::2] = 3  # type: ignore[index]
-    codes = encode_split(LookUp(), part, ["audio"])["audio"]
+    codes = encode_split(LookUp(), part, "audio")
     head = ProbeHead(WIDTH, CLASSES, torch.Generator().manual_seed(0), torch.float32)
     head.standardise(codes)
     hidden = head.project((LookUp().codebook[codes.index] - head.center) / head.scale)
@@ -278,7 +277,7 @@ def test_the_head_reads_the_table_as_it_would_read_every_step() -> None:
 
 
 def test_standardised_codewords_have_mean_zero_and_spread_one() -> None:
-    codes = encode_split(LookUp(300.0), clips(30, 0), ["audio"])["audio"]
+    codes = encode_split(LookUp(300.0), clips(30, 0), "audio")
     head = ProbeHead(WIDTH, CLASSES, torch.Generator(), torch.float32)
     head.standardise(codes)
     vectors = (codes.vector - head.center) / head.scale
@@ -292,14 +291,14 @@ def test_standardised_codewords_have_mean_zero_and_spread_one() -> None:
 def test_bad_codes_are_refused() -> None:
     model, part = LookUp(), clips(8, 0)
     with pytest.raises(ValueError, match="clips must be at least one, got none"):
-        encode_split(model, part, ["audio"], numbers=np.array([], int))
+        encode_split(model, part, "audio", numbers=np.array([], int))
     with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
-        encode_split(model, part, ["audio"], 0)
+        encode_split(model, part, "audio", 0)
     part.arrays["audio.length"] = np.where(np.arange(8) == 5, 0, STEPS)  # type: ignore[index]
     with pytest.raises(
         ValueError, match="mask of 'audio' must mark at least one step of each clip, got none in clip 5"
     ):
-        encode_split(model, part, ["audio"], 3)
+        encode_split(model, part, "audio", 3)
 
     class Ambiguous(LookUp):
         def encode(self, name: str, features: Tensor, mask: Tensor | None = None, *, dropout: bool = False) -> Encoded:
@@ -309,7 +308,7 @@ def test_bad_codes_are_refused() -> None:
 
     for batch_size in (1, 8):
         with pytest.raises(ValueError, match="vector of 'video' must be the same wherever index is"):
-            encode_split(Ambiguous(), clips(8, 0), ["video"], batch_size)
+            encode_split(Ambiguous(), clips(8, 0), "video", batch_size)
 
 
 def test_bad_requests_are_refused() -> None:

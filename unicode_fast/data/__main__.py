@@ -72,13 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     if arguments.command in ("pack", "shards"):
         check_new(arguments.store)
-        data = open_data(
-            arguments.data,
-            modalities=request.modalities,
-            text_model=request.text_model,
-            text_whitelist=request.text_whitelist,
-            text_padding=request.text_padding,
-        )
+        data = open_data(arguments.data, **vars(request))
         unknown = [name for name in wanted or () if name not in data.modalities]
         if unknown:
             raise ValueError(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -34,9 +32,9 @@ class Classification:
     tested: tuple[str, ...] = (TEST,)
     rule = ProbeRule(epochs=15, batch_size=200, learning_rate=4e-3, least_steps=300)
 
-    def modalities(self, clips: ClipSet, names: Sequence[str]) -> list[str]:
-        """All of them."""
-        return list(names)
+    def fits(self, clips: ClipSet, name: str) -> bool:
+        """Each does."""
+        return True
 
     def columns(self, clips: ClipSet) -> int:
         """C."""

@@ -50,7 +50,7 @@ class Domain:
 
     def _seen(self, split: str, name: str, view: View) -> EncodedClips:
         if view == "codewords":
-            return encode_split(self.model, self.clips(split, name), [name])[name]
+            return encode_split(self.model, self.clips(split, name), name)
         if view == "tokens":
             return self.codes(split, name).tokens(self.model.codewords)
         tokens = self.codes(split, name, "tokens")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -62,9 +60,9 @@ class Localisation:
     tested: tuple[str, ...] = (TEST,)
     rule = ProbeRule(epochs=30, batch_size=200, learning_rate=4e-3, least_steps=300)
 
-    def modalities(self, clips: ClipSet, names: Sequence[str]) -> list[str]:
-        """Those with labels a segment; a sentence has no time axis."""
-        return [name for name in names if name in clips.labels]
+    def fits(self, clips: ClipSet, name: str) -> bool:
+        """Those with labels a segment do; a sentence has no time axis."""
+        return name in clips.labels
 
     def columns(self, clips: ClipSet) -> int:
         """C+1."""

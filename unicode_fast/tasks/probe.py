@@ -114,23 +114,16 @@ def _check_codewords(name: str, equal: bool) -> None:
 
 
 def encode_split(
-    model: UniCode,
-    clips: ClipSet,
-    names: Iterable[str],
-    batch_size: int = ENCODE_BATCH,
-    numbers: np.ndarray | None = None,
-) -> dict[str, EncodedClips]:
+    model: UniCode, clips: ClipSet, name: str, batch_size: int = ENCODE_BATCH, numbers: np.ndarray | None = None
+) -> EncodedClips:
     """Codes of all clips of a split, encoder frozen.
 
     Args:
         model: in any mode.
         clips: at least one clip.
-        names: modalities to encode.
+        name: the modality.
         batch_size: clips that are encoded together.
         numbers: (n,) positions of the clips to take, None takes all.
-
-    Returns:
-        Codes by modality.
 
     Raises:
         ValueError: there are no clips, the batch size is below 1, or as `encode_batch` says.
@@ -142,7 +135,7 @@ def encode_split(
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     pieces = [numbers[start : start + batch_size] for start in range(0, len(numbers), batch_size)]
-    return {name: _joined(name, [encode_batch(model, clips, name, piece) for piece in pieces]) for name in names}
+    return _joined(name, [encode_batch(model, clips, name, piece) for piece in pieces])
 
 
 def _joined(name: str, parts: Sequence[EncodedClips]) -> EncodedClips:
@@ -314,8 +307,8 @@ class ProbeTask(Protocol):
     def rule(self) -> ProbeRule:
         """How its probes are trained."""
 
-    def modalities(self, clips: ClipSet, names: Sequence[str]) -> list[str]:
-        """Those that have what the task needs."""
+    def fits(self, clips: ClipSet, name: str) -> bool:
+        """Whether a modality has what the task needs."""
 
     def columns(self, clips: ClipSet) -> int:
         """Columns of the output."""

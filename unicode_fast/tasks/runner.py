@@ -155,7 +155,7 @@ class Probes:
         if task == SEGMENTATION:
             return self.segmentation.queries
         kind, domain = probe_task(task), self.domain(task)
-        return [name for name in domain.names if kind.modalities(domain.clips(TEST, name), [name])]
+        return [name for name in domain.names if kind.fits(domain.clips(TEST, name), name)]
 
     def head(self, task: str, source: str, *, at_home: bool = True, view: View = "codewords") -> ProbeHead:
         """The probe that is trained on one modality, held_out protocol.
@@ -373,7 +373,7 @@ def _quick_scores(domain: Domain, seed: int) -> dict[View, dict[str, float]]:
         train = domain.clips(TRAIN, source)
         order = torch.randperm(len(train), generator=torch.Generator().manual_seed(probe_seed(seed, "quick clips")))
         numbers = np.sort(order[:QUICK_CLIPS].numpy())
-        codes = encode_split(model, train, [source], numbers=numbers)[source]
+        codes = encode_split(model, train, source, numbers=numbers)
         truth = kind.truth(train, source)[torch.from_numpy(numbers)]
         for view in scores:
             examples = Examples(codes if view == "codewords" else codes.tokens(model.codewords), truth)
