@@ -19,6 +19,7 @@ from unicode_fast.tasks.probe import (
     encode_batch,
     probe_epochs,
     probe_seed,
+    seeded,
 )
 
 
@@ -26,12 +27,7 @@ from unicode_fast.tasks.probe import (
 def seeded_dropout(model: UniCode, seed: int) -> Iterator[None]:
     """The model's dropout is drawn from `seed`; afterwards its buffers and the global random numbers are as before."""
     kept = [buffer.clone() for buffer in model.buffers()]
-    gpus = [model.device] if model.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=gpus):
-        torch.default_generator.manual_seed(seed)
-        for gpu in gpus:
-            with torch.cuda.device(gpu):
-                torch.cuda.manual_seed(seed)
+    with seeded(model.device, seed):
         try:
             yield
         finally:

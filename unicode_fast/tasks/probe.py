@@ -165,6 +165,18 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
+@contextmanager
+def seeded(device: torch.device, seed: int) -> Iterator[None]:
+    """Global random numbers start from `seed`; afterwards they are what they were."""
+    gpus = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=gpus):
+        torch.default_generator.manual_seed(seed)
+        for gpu in gpus:
+            with torch.cuda.device(gpu):
+                torch.cuda.manual_seed(seed)
+        yield
+
+
 def probe_seed(seed: int, *purpose: str) -> int:
     """A seed in [0, 2^63) that depends on these alone, the same on every machine."""
     digest = hashlib.blake2b("/".join((str(seed), *purpose)).encode(), digest_size=8).digest()

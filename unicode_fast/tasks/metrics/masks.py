@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from unicode_fast.tasks.metrics.intervals import Bootstrap, Estimate
+from unicode_fast.tasks.metrics.pooled import by_clip
 
 THRESHOLDS = 255
 BETA_SQUARED = 0.3
@@ -121,14 +122,8 @@ def measured_masks(scores: MaskScores, bootstrap: Bootstrap, batch_size: int) ->
         batch_size: clips per batch of the released averages.
     """
     clips = bootstrap.weights.shape[1]
-
-    def by_clip(values: np.ndarray) -> np.ndarray:
-        sums = np.zeros((clips, *values.shape[1:]))
-        np.add.at(sums, scores.clip, values)
-        return sums
-
-    iou, frames = by_clip(scores.iou), by_clip(np.ones(len(scores.iou)))
-    curve, full = by_clip(scores.f * ~scores.empty[:, None]), by_clip((~scores.empty).astype(float))
+    of_frames = (scores.iou, np.ones(len(scores.iou)), scores.f * ~scores.empty[:, None], ~scores.empty)
+    iou, frames, curve, full = (by_clip(values, scores.clip, clips) for values in of_frames)
 
     def mean_iou(weights: np.ndarray) -> np.ndarray:
         return weights @ iou / (weights @ frames)

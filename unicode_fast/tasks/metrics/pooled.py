@@ -44,7 +44,7 @@ def pooled_metrics(
         )
     clips = bootstrap.weights.shape[1]
     hits, predicted, labelled = (
-        _by_clip(part, clip, clips) for part in (prediction & truth, prediction, truth)
+        by_clip(part, clip, clips) for part in (prediction & truth, prediction, truth)
     )  # (clips, C) each
     found = {}
     for average in ("micro", "macro"):
@@ -67,13 +67,13 @@ def pooled_metrics(
 def micro_f1(prediction: np.ndarray, truth: np.ndarray, clip: np.ndarray, bootstrap: Bootstrap) -> Estimate:
     """The "micro_f1" of `pooled_metrics` by itself, which takes little time; arguments as there."""
     clips = bootstrap.weights.shape[1]
-    counts = (_by_clip(part, clip, clips) for part in (prediction & truth, prediction, truth))
+    counts = (by_clip(part, clip, clips) for part in (prediction & truth, prediction, truth))
     return bootstrap.estimate(metrics.micro_f1(prediction, truth), _ratio("micro", "f1", *counts))
 
 
-def _by_clip(rows: np.ndarray, clip: np.ndarray, clips: int) -> np.ndarray:
-    """(rows, C) bool summed to (clips, C)."""
-    sums = np.zeros((clips, rows.shape[1]))
+def by_clip(rows: np.ndarray, clip: np.ndarray, clips: int) -> np.ndarray:
+    """(rows, ...) summed to (clips, ...), of the numbers of the clips, (rows,)."""
+    sums = np.zeros((clips, *rows.shape[1:]))
     np.add.at(sums, clip, rows)
     return sums
 

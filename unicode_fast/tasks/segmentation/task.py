@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from unicode_fast.tasks.metrics.masks import (
     measured_masks,
     official_mask_scores,
 )
-from unicode_fast.tasks.probe import EncodedClips, center_and_scale, probe_seed
+from unicode_fast.tasks.probe import EncodedClips, center_and_scale, probe_seed, seeded
 from unicode_fast.tasks.segmentation.backbones import BackboneChoice, PyramidSettings, TimmPyramid
 from unicode_fast.tasks.segmentation.segmenter import Segmenter, load_segmenter, save_segmenter
 from unicode_fast.tasks.table import Row, check_protocol
@@ -337,15 +336,3 @@ def another_clip(clips: int, seed: int) -> np.ndarray:
     other = np.empty(clips, np.int64)
     other[order] = np.roll(order, 1)
     return other
-
-
-@contextmanager
-def seeded(device: torch.device, seed: int) -> Iterator[None]:
-    """Global random numbers start from `seed`; afterwards they are what they were."""
-    gpus = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=gpus):
-        torch.default_generator.manual_seed(seed)
-        for gpu in gpus:
-            with torch.cuda.device(gpu):
-                torch.cuda.manual_seed(seed)
-        yield
