@@ -4,9 +4,6 @@ import errno
 import hashlib
 import json
 import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +25,6 @@ from unicode_fast.train import main as train
 CLASSES = [str(digit) for digit in range(10)]
 MODALITIES = {"picture": Modality("grid", (8, 8, 1)), "line": Modality("vector", (8,))}
 STEPS, LINES = 3, 5
-PACKAGE_PARENT = Path(store.__file__).parents[3]
 
 
 def arrays(first: int, clips: int, dtype: type = np.float32) -> dict[str, np.ndarray]:
@@ -264,30 +260,6 @@ def test_a_file_in_the_way_of_the_folder(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="could not be written.*choose a folder that can be written"):
         write_store(tmp_path / "file" / "new", "digits", MODALITIES, CLASSES, splits())
     assert (tmp_path / "file").read_text() == "something else"
-
-
-def test_a_killed_writer_leaves_no_store(tmp_path: Path) -> None:
-    script = """if True:
-        import os, signal, sys
-        sys.path[:0] = sys.argv[2:]
-        import test_store
-        from unicode_fast.files import writing
-        from unicode_fast.data import write_store
-
-        def killed(*arguments):
-            os.kill(os.getpid(), signal.SIGKILL)
-
-        writing.os.rename = killed
-        write_store(sys.argv[1], "digits", test_store.MODALITIES, test_store.CLASSES, test_store.splits())
-    """
-    target = tmp_path / "new"
-    command = [sys.executable, "-c", script, str(target), str(PACKAGE_PARENT), str(Path(__file__).parent)]
-    assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
-    assert len(list(tmp_path.iterdir())) == 1 and not target.exists()
-    with pytest.raises(FileNotFoundError, match="path must be the folder of a feature store"):
-        open_store(target)
-    write_store(target, "digits", MODALITIES, CLASSES, splits())
-    open_store(target)
 
 
 @pytest.mark.parametrize("verified", [False, True])
