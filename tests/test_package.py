@@ -23,7 +23,7 @@ PACKAGE = ROOT / "unicode_fast"
 
 # Lowest first: a part imports from its own layer or from one below it, never from one above.
 LAYERS = [
-    {"version", "activity", "errors", "files", "headless", "backend", "config", "presets"},
+    {"version", "errors", "files", "headless", "backend", "config", "presets"},
     {"reference", "kernels"},
     {"ops"},
     {"modules", "losses"},

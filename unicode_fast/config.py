@@ -292,11 +292,9 @@ class TrainConfig:
         validations: how often the zero-shot accuracy is measured on the validation split, evenly spread.
         checkpoint_seconds: longest time between two checkpoints.
         probe_tasks: tasks whose table ends the run, separated by commas; "none" ends it without.
-        rank_timeout_seconds: a rank that is not heard of for so long, or that others wait for and that does nothing
-            for so long, ends the run of all ranks; torchrun then kills it after half a minute. One that computes or
-            reads without coming further has four times what a step takes, a quarter of an hour to start and end its
-            first step, an hour to open the data, an hour for what the first rank does alone (saving, validation), and a
-            day for the tasks at the end.
+        rank_timeout_seconds: how long a rank waits for another one in a step, or four times what the second step took
+            if that is longer, before the run of all ranks ends. Outside steps, and in the first two, a rank waits for
+            as many seconds as the variable UNICODE_FAST_WAIT_SECONDS says (3600); for the tasks at the end, 24 times.
     """
 
     steps: int = 1000
@@ -321,7 +319,7 @@ class TrainConfig:
     validations: int = 5
     checkpoint_seconds: float = 20.0
     probe_tasks: str = "classification,localisation"
-    rank_timeout_seconds: float = 20.0
+    rank_timeout_seconds: float = 45.0
 
 
 @dataclass(frozen=True)

@@ -78,24 +78,22 @@ def pretrain(
     ):
         while trainer.step < total and not ending.asked:
             step = trainer.step
-            try:
-                batch = feed.batch(step)  # (B, T, ...) by modality
-            except FeedError:
-                if ending.within(_SIGNAL_SECONDS):
-                    break
-                raise
-            # After the batch, so that a rank whose feed hangs is seen to be behind the others.
-            ranks.step = step + 1
-            rate = learning_rate(config, step, total, batches.steps_per_epoch)
-            result = trainer.train_step(batch.features, batch.mask, rate, ranks.shard(batches.size(step)))
-            ranks.phase = "training"
-            if log is None:
-                continue
-            log.record(batches.ids(step, batch), result)
+            with ranks.step(step + 1, device):
+                try:
+                    batch = feed.batch(step)  # (B, T, ...) by modality
+                except FeedError:
+                    if ending.within(_SIGNAL_SECONDS):
+                        break
+                    raise
+                save = ranks.agree(log is not None and log.save_is_due)
+                rate = learning_rate(config, step, total, batches.steps_per_epoch)
+                result = trainer.train_step(batch.features, batch.mask, rate, ranks.shard(batches.size(step)))
+            if log is not None:
+                log.record(batches.ids(step, batch), result)
             if trainer.step in validate_at:
-                log.validate()
-            if trainer.step in validate_at or log.save_is_due:
-                log.save()
+                ranks.from_first(log.validate if log else None, f"validating after step {trainer.step}")
+            elif save:
+                ranks.from_first(log.save if log else None, f"saving after step {trainer.step}")
     return log.progress if log else {}
 
 
@@ -122,14 +120,12 @@ def run(
     """
     started = time.monotonic()
     ranks.begin(config.train.rank_timeout_seconds)
-    ranks.phase = "starting"
     device = ranks.device(choose_device(config.train.device))
     modalities = check_store(config, store)
     content = ranks.from_first(lambda: read_content(folder, resume_step, config, modalities, store, ranks))
     trainer = Trainer(config, modalities, device)
     if content is not None:
         trainer.restore(content)
-        ranks.step = trainer.step
     if ranks.first:
         clear(folder, content, resume_step)
     if config.train.compile:

@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from unicode_fast.activity import waiting
 from unicode_fast.files.writing import naming
 
 # Errors of a file system that has no locks.
@@ -46,8 +45,7 @@ def exclusive(file: Path, say: Callable[[str], None]) -> Iterator[bool]:
             held = _take(descriptor, wait=False)
         except BlockingIOError:
             say(f"waiting for another process that makes {file.stem[1:]}")
-            with waiting():
-                held = _take(descriptor, wait=True)
+            held = _take(descriptor, wait=True)
         yield held
     finally:
         os.close(descriptor)

@@ -1,6 +1,6 @@
 """The processes that `torchrun` starts to train one model together: which clips each holds, and who of them speaks.
 
-What they compute together is in `unicode_fast.ops.sharded`; here is how they meet, agree and end.
+What they compute together is in `unicode_fast.training.shard`; here is how they meet, agree and end.
 """
 
 from __future__ import annotations
@@ -9,17 +9,17 @@ import contextlib
 import datetime
 import io
 import os
+import re
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Callable, Iterator
+from typing import Any, NoReturn, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 
-from unicode_fast.activity import Activity
 from unicode_fast.config import TrainConfig
 from unicode_fast.training.shard import Shard, own_clips
 
@@ -30,24 +30,22 @@ if dist.is_available():
 
 T = TypeVar("T")
 
-# Nothing in a run takes as long; `Watch` finds earlier whether a rank stalls, and knows what may take long.
-_LONGEST_WAIT = datetime.timedelta(days=7)
+# Variable of the environment: seconds that a rank waits for another one outside the training loop.
+WAIT_VARIABLE = "UNICODE_FAST_WAIT_SECONDS"
+_WAIT_SECONDS = 3600.0
+# The tasks at the end may take longer than all else, and nothing is lost then.
+_TIMES_LONGER = {"measuring": 24}
 # Within which the ranks find the store that they share, in seconds.
 _MEETING_SECONDS = 60.0
-# The rank that says why a run ends is left this long to do so, in seconds; torchrun ends the others then.
-_LAST_WORDS_SECONDS = 5.0
-# A step that takes this many times the mean of those before it is a stall, where that is longer than the time-out.
+# A step may take this many times what the second one took.
 _STEPS_OF_A_STALL = 4
-# How long a rank that is busy may come no further in what is no step, in seconds: data are read, or made on first use;
-# a model is built and its first step compiles, for minutes on a CPU; the first rank saves or validates; it measures
-# what has been trained, after which nothing is lost.
-_LONGEST_PHASES = {"opening": 3600.0, "starting": 900.0, "alone": 3600.0, "measuring": 86400.0}
-_FAILED = "failed"
+# Nothing is waited for longer, in seconds.
+_LONGEST_SECONDS = 10_000_000
+# A collective of a step ends so much later than the meeting of hosts, which has a message where NCCL has none.
+_LATER_SECONDS = 2.0
+# Within which all ranks that are alive have failed, too, and how long the others leave the first one to say why.
+_NAMING_SECONDS, _LAST_WORDS_SECONDS = 4.0, 8.0
 _RESUME = "what was saved before is there, go on with --resume"
-
-
-class RankLost(RuntimeError):
-    """Another rank ended or lost its connection."""
 
 
 class Ranks:
@@ -56,16 +54,18 @@ class Ranks:
     Attributes:
         rank: of this process.
         size: number of ranks.
-        step: batches that this rank has read, of the run that it is in.
-        phase: "training" from the end of its first step on, "ended", or one of those that may take long.
-        timeout_seconds: after which a rank that stalls ends the run.
+        phase: what the run is at, for the message that ends it.
+        failing: whether this rank has failed.
     """
 
-    def __init__(self, rank: int = 0, size: int = 1, store: dist.Store | None = None) -> None:
-        self.rank, self.size, self.store = rank, size, store
-        self.step, self.phase = 0, "opening"
-        self.timeout_seconds = TrainConfig.rank_timeout_seconds
-        self._watch: Watch | None = None
+    def __init__(self, rank: int = 0, size: int = 1, wait_seconds: float = _WAIT_SECONDS) -> None:
+        self.rank, self.size, self.phase, self.failing = rank, size, "opening data", False
+        self.wait_seconds, self.limit = wait_seconds, datetime.timedelta(seconds=wait_seconds)
+        self.timeout_seconds, self.steps = TrainConfig.rank_timeout_seconds, 0
+        # The store of torchrun, and a group of the hosts beside the one that trains.
+        self.store: dist.Store | None = None
+        self.hosts: dist.ProcessGroup | None = None
+        self._speaks = False
 
     @property
     def first(self) -> bool:
@@ -95,26 +95,23 @@ class Ranks:
         torch.cuda.set_device(local)
         return torch.device("cuda", local)
 
-    def from_first(self, make: Callable[[], T], phase: str = "alone") -> T:
-        """What `make` returns on the first rank, on every rank; it runs there alone while the others wait."""
-        if self.size == 1:
-            return make()
-        made: list[Any] = [None]
-        if self.first:
-            with self.alone(phase):
-                made = [make()]
+    def from_first(self, make: Callable[[], T] | None, phase: str | None = None) -> T:
+        """What `make` returns on the first rank, on every rank; it runs there alone while the others wait.
 
-        dist.broadcast_object_list(made, src=0, device=torch.device("cpu"))
+        Args:
+            make: may be None on the others.
+            phase: what the first rank does, for the message of a rank that waits in vain.
+        """
+        if self.hosts is None:
+            return cast(Callable[[], T], make)()
+        before, self.phase = self.phase, phase or self.phase
+        made: list[Any] = [make() if self.first and make else None]
+        # Those that the first rank has let wait are there.
+        long = datetime.timedelta(seconds=self.wait_seconds * _TIMES_LONGER.get(self.phase, 1))
+        self.hosts.set_timeout(self.limit if self.first else long)
+        dist.broadcast_object_list(made, src=0, group=self.hosts, device=torch.device("cpu"))
+        self.phase = before
         return made[0]
-
-    @contextlib.contextmanager
-    def alone(self, phase: str = "alone") -> Iterator[None]:
-        """While the first rank does what others wait for."""
-        before, self.phase = self.phase, phase
-        try:
-            yield
-        finally:
-            self.phase = before
 
     def copy_from_first(self, model: torch.nn.Module) -> None:
         """Parameters and buffers of the first rank, on every rank."""
@@ -122,205 +119,114 @@ class Ranks:
             for tensor in model.state_dict().values():
                 dist.broadcast(tensor, 0)
 
-    def watch(self) -> None:
-        """From now on a rank that stalls ends the job."""
-        self._watch = Watch(self)
-        self._watch.start()
-
     def begin(self, timeout_seconds: float) -> None:
-        """A run begins, maybe not the first."""
-        self.phase, self.timeout_seconds = "opening", timeout_seconds
-        self.step = 0
+        """A run begins, maybe not the first; its first two steps may compile, and have the time-out outside steps."""
+        self.phase, self.steps, self.timeout_seconds = "opening data", 0, timeout_seconds
+        self._limit(self.wait_seconds)
+
+    @contextlib.contextmanager
+    def step(self, number: int, device: torch.device) -> Iterator[None]:
+        """A training step, with the reading of its batch; what the second one takes may lengthen the time-out."""
+        self.phase, begun = f"training at step {number}", time.monotonic()
+        yield
+        self.steps += 1
+        if self.hosts is not None and self.steps == 2:
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            self._limit(max(self.timeout_seconds, _STEPS_OF_A_STALL * (time.monotonic() - begun)))
+
+    def agree(self, wish: bool) -> bool:
+        """What the first rank wishes, on every rank; hosts meet here before each step, within the time-out."""
+        if self.hosts is None:
+            return wish
+        flag = torch.tensor(int(wish and self.first))
+        dist.all_reduce(flag, dist.ReduceOp.MAX, group=self.hosts, async_op=True).wait(self.limit)
+        return bool(flag)
+
+    def _limit(self, seconds: float) -> None:
+        """From now on a step waits so long for other ranks."""
+        self.limit = datetime.timedelta(seconds=min(seconds, _LONGEST_SECONDS))
+        if dist.group.WORLD is not None and self.hosts is not None:
+            dist.group.WORLD.set_timeout(self.limit + datetime.timedelta(seconds=_LATER_SECONDS))
 
     def fails_first(self) -> bool:
         """Whether no other rank has failed before this one, which then says why."""
-        if self.store is None or self.store.add(_FAILED, 1) == 1:
-            if self._watch is not None:
-                self._watch.ended.set()
-            return True
-        return False
+        if not self.failing:
+            self.failing = True
+            self._speaks = self._answer(self._note_failure, True)
+        return self._speaks
 
-    def end(self, store: dist.Store) -> None:
-        """The run is over for this rank."""
-        if self._watch is not None:
-            self._watch.ended.set()
-            self._watch.join()
-        self.phase = "ended"
-        self.publish(store, 0, 0.0)
+    def lose(self, error: BaseException) -> NoReturn:
+        """Ends this process as another one ended or hangs; the first rank to notice says which."""
+        if not self.fails_first():
+            _leave()
+        missing = self._answer(self._missing, list[int]())
+        who = f"rank {', '.join(map(str, missing))}" if missing else "another rank"
+        self._end(f"{who} ended or hangs, {self.phase} ({_first_sentence(error)})", 1)
 
-    def publish(self, store: dist.Store, beat: int, idle_seconds: float) -> None:
-        """Tells the other ranks how far this one is."""
-        state = (beat, self.step, self.phase, 0, idle_seconds)
-        store.set(f"rank-{self.rank}", " ".join(map(str, state)))
+    def end_by_signal(self, number: int) -> None:
+        """Torchrun ends the other ranks, too, where one was killed; the first of them says so before it goes."""
+        if self.failing:
+            # What this rank is about to say ends it.
+            return
+        if self.fails_first():
+            self._end(f"rank {self.rank} got SIGTERM, as where another rank ended, {self.phase}", 128 + number)
+        os._exit(128 + number)
 
-
-class _State(NamedTuple):
-    """What a rank tells the others: how often it has, where it is, and since when it does nothing."""
-
-    beat: int
-    step: int
-    phase: str
-    collectives: int
-    idle_seconds: float
-
-    @classmethod
-    def read(cls, told: bytes) -> _State:
-        beat, step, phase, collectives, idle_seconds = told.decode().split()
-        return cls(int(beat), int(step), phase, int(collectives), float(idle_seconds))
-
-
-class Watch(threading.Thread):
-    """Looks whether the next rank lives and goes on, and ends this process where it does not.
-
-    Every rank looks at the next one, so that the work does not grow with their number. Ranks call the same collectives
-    in the same order, so those that have begun the fewest are the ones that the others wait for. They have stalled when
-    they are not heard of, or do nothing, for the time-out. Where they are busy but come no further, they have stalled
-    after several times what a step takes, if that is longer, or after what `_LONGEST_PHASES` leaves a phase of theirs
-    or of the first; while no step has been seen whole, after that of "starting".
-
-    Args:
-        ranks: of this process.
-    """
-
-    def __init__(self, ranks: Ranks) -> None:
-        super().__init__(name="watch", daemon=True)
-        self.ranks = ranks
-        self.next = (ranks.rank + 1) % ranks.size
-        self.ended = threading.Event()
-        self.looks = 0
-
-    @property
-    def interval(self) -> float:
-        """Seconds between two looks."""
-        return min(1.0, self.ranks.timeout_seconds / 10)
-
-    def run(self) -> None:
-        """Until the process ends."""
-        threading.Thread(target=self._watch_the_store, name="watch of the watch", daemon=True).start()
-        try:
-            # A store of its own: one that a thread waits for another cannot use.
-            store = _meet()
-            beat, idle_seconds, seen, activity = 0, 0.0, _Seen(), Activity()
-            while not self.ended.wait(self.interval):
-                beat += 1
-                self.looks = beat
-                idle_seconds = 0.0 if activity.look(self.interval) else idle_seconds + self.interval
-                self.ranks.publish(store, beat, idle_seconds)
-                if store.check([_FAILED]):
-                    self.ended.set()
-                    _leave()
-                message = self._look(store, seen)
-                if message is not None:
-                    self._end(message)
-        except (RuntimeError, ValueError) as error:
-            if not self.ended.is_set():
-                self._end(f"the store of torchrun does not answer ({_first_sentence(error)})")
-
-    def _watch_the_store(self) -> None:
-        """Ends this process where a look takes too long: a machine that stands still does not close its connections."""
-        looks, seconds = self.looks, 0.0
-        while not self.ended.wait(self.interval):
-            seconds = 0.0 if self.looks != looks else seconds + self.interval
-            looks = self.looks
-            if seconds > max(self.ranks.timeout_seconds, _MEETING_SECONDS if looks == 0 else 0.0):
-                # Each rank for itself, as they cannot agree on who says it.
-                self._leave_with(f"the store of torchrun has not answered rank {self.ranks.rank} for {seconds:.0f} s")
-
-    def _look(self, store: dist.Store, seen: _Seen) -> str | None:
-        """What is wrong with the next rank, or those that it waits for; None where nothing is."""
-        state, first = self._states(store, [self.next, 0])
-        seen.note(state, max(state.phase, first.phase, key=_longest), self.interval)
-        if state.phase == "ended":
-            return None
-        timeout, step_seconds = self.ranks.timeout_seconds, seen.mean_step_seconds()
-        if seen.silent_seconds > timeout:
-            return f"rank {self.next} has not been heard of for {timeout:g} s"
-        # A few looks later, as a rank that is not heard of keeps the others from going on too.
-        late = 3 * self.interval
-        steps = _LONGEST_PHASES["starting"] if step_seconds is None else _STEPS_OF_A_STALL * step_seconds
-        longest = _longest(seen.phase) or max(timeout, steps)
-        if state.idle_seconds > timeout + late or seen.still_seconds > longest + late:
-            states = self._states(store, range(self.ranks.size))
-            fewest = min(state.collectives for state in states)
-            behind = {rank: state for rank, state in enumerate(states) if state.collectives == fewest}
-            names, step = ", ".join(map(str, behind)), min(state.step for state in behind.values())
-            if all(state.idle_seconds > timeout for state in behind.values()):
-                return f"rank {names} has done nothing for {timeout:g} s, at step {step}"
-            if seen.still_seconds > longest + late:
-                return f"rank {names} came no further than step {step} for {longest:.0f} s"
-        return None
-
-    @staticmethod
-    def _states(store: dist.Store, ranks: Iterable[int]) -> list[_State]:
-        return [_State.read(told) for told in store.multi_get([f"rank-{rank}" for rank in ranks])]
-
-    def _end(self, message: str) -> None:
-        if self.ranks.fails_first():
-            self._leave_with(message)
-        self.ended.set()
-        _leave()
-
-    @staticmethod
-    def _leave_with(message: str) -> None:
-        # On a line of its own, below a progress bar.
+    def _end(self, message: str, status: int) -> NoReturn:
+        # On a line of its own, below a progress bar. Nothing is left to do that may wait for another rank.
         print(f"\nerror: {message}; {_RESUME}", file=sys.__stderr__, flush=True)  # noqa: T201
-        os._exit(1)
+        os._exit(status)
 
+    def _answer(self, question: Callable[[dist.Store], T], otherwise: T) -> T:
+        """What the store answers; where it stands still, as where its machine does, each rank is on its own."""
+        found = [otherwise]
 
-class _Seen:
-    """What a watch has seen of another rank, counted in its own looks: a process that was stopped itself sees none."""
+        def ask(store: dist.Store) -> None:
+            with contextlib.suppress(RuntimeError):
+                found[0] = question(store)
 
-    def __init__(self) -> None:
-        self.beat = self.step = -1
-        self.phase = "opening"
-        self.silent_seconds = self.still_seconds = 0.0
-        self.steps, self.seconds, self.whole = 0, 0.0, False
+        if self.store is not None:
+            thread = threading.Thread(target=ask, args=(self.store,), daemon=True)
+            thread.start()
+            thread.join(2 * _NAMING_SECONDS)
+            self.store = None if thread.is_alive() else self.store
+        return found[0]
 
-    def note(self, state: _State, phase: str, seconds: float) -> None:
-        """A look, `seconds` after the one before; `phase` is the rank's or the first's, whichever may take longer."""
-        beat, step = state.beat, state.step
-        self.silent_seconds = 0.0 if beat != self.beat else self.silent_seconds + seconds
-        self.still_seconds += seconds
-        if phase in ("opening", "starting"):
-            self.steps, self.seconds = 0, 0.0
-        if (step, phase) != (self.step, self.phase):
-            training = phase == self.phase == "training"
-            if training and self.whole:
-                self.steps += step - self.step
-                self.seconds += self.still_seconds
-            # A step after another phase may have begun long before.
-            self.whole = training
-            self.still_seconds = 0.0
-        self.beat, self.step, self.phase = beat, step, phase
+    def _note_failure(self, store: dist.Store) -> bool:
+        store.set(f"failed-{self.rank}", "")
+        return store.add("failures", 1) == 1
 
-    def mean_step_seconds(self) -> float | None:
-        """What a step takes; None before one has been seen from its beginning to its end."""
-        return self.seconds / self.steps if self.steps > 0 else None
-
-
-def _longest(phase: str) -> float:
-    """Seconds that a phase may take; zero where it is that of steps."""
-    return _LONGEST_PHASES.get(phase, 0.0)
+    def _missing(self, store: dist.Store) -> list[int]:
+        """Ranks that have not failed when those that wait for them have."""
+        deadline = time.monotonic() + _NAMING_SECONDS
+        while True:
+            missing = [rank for rank in range(self.size) if not store.check([f"failed-{rank}"])]
+            if not missing or time.monotonic() > deadline:
+                return missing
+            time.sleep(0.1)
 
 
 @contextlib.contextmanager
 def join() -> Iterator[Ranks]:
     """The ranks of the job that torchrun has started, until they part; one rank where it has not.
 
-    The first rank alone prints. Where ranks fail, the first to do so says why, and the others leave without a word.
+    The first rank alone prints. Where ranks fail, the first to do so says why, and the others leave without a word; a
+    rank whose connection to another one breaks or times out ends its process.
 
     Raises:
-        RankLost: the connection to another rank broke.
+        ValueError: the variable WAIT_VARIABLE holds no number of seconds.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or "RANK" not in os.environ:
         yield Ranks()
         return
-    store = _meet()
-    ranks = Ranks(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), store)
-    ranks.publish(store, 0, 0.0)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if dist.is_nccl_available() else "gloo", timeout=_LONGEST_WAIT)
-    ranks.watch()
-    _explain_termination(ranks)
+    wait_seconds = _wait_seconds()
+    store, rank, size = next(dist.rendezvous("env://", timeout=datetime.timedelta(seconds=_MEETING_SECONDS)))
+    ranks = Ranks(rank, size, wait_seconds)
+    backend = "cpu:gloo,cuda:nccl" if dist.is_nccl_available() else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=ranks.limit)
+    ranks.store, ranks.hosts = dist.PrefixStore("unicode_fast", store), dist.new_group(backend="gloo")
+    _listen(ranks)
     try:
         with contextlib.ExitStack() as stack:
             if not ranks.first:
@@ -328,53 +234,52 @@ def join() -> Iterator[Ranks]:
                 stack.enter_context(contextlib.redirect_stderr(io.StringIO()))
             yield ranks
             # The others wait here for what the first does last.
-            ranks.from_first(lambda: None)
+            ranks.from_first(lambda: None, "ending")
     except SystemExit:
         raise
     except BaseException as error:
+        # Errors of gloo have no class of their own.
+        if isinstance(error, dist.DistError) or (
+            type(error) is RuntimeError and re.search("gloo|timed out", str(error))
+        ):
+            ranks.lose(error)
         if not ranks.fails_first():
             _leave()
-        if isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error)):
-            raise RankLost(
-                f"another rank ended or lost its connection ({_first_sentence(error)}); {_RESUME}"
-            ) from error
         raise
-    ranks.end(store)
+    ranks.hosts = None
     dist.destroy_process_group()
 
 
-def _explain_termination(ranks: Ranks) -> None:
-    """Torchrun ends the other ranks, too, where one was killed; the first of them says so before it goes."""
+def _wait_seconds() -> float:
+    text = os.environ.get(WAIT_VARIABLE, str(_WAIT_SECONDS))
+    with contextlib.suppress(ValueError):
+        if 1 <= float(text) <= _LONGEST_SECONDS:
+            return float(text)
+    raise ValueError(f"{WAIT_VARIABLE} must be between 1 and {_LONGEST_SECONDS} seconds, got {text!r}")
+
+
+def _listen(ranks: Ranks) -> None:
+    """Has SIGTERM end this rank with a message."""
     process = os.getpid()
 
     def end(number: int, frame: object) -> None:
         if os.getpid() != process:
             # A process that reads batches, forked from this one.
             os._exit(128 + number)
-        # Where another rank has failed or this one has, that is said, and the watch ends this process.
-        with contextlib.suppress(RuntimeError):
-            if not ranks.fails_first():
-                return
-        message = f"rank {ranks.rank} was ended by SIGTERM, as torchrun does where another rank ended; {_RESUME}"
-        print(f"\nerror: {message}", file=sys.__stderr__, flush=True)  # noqa: T201
-        os._exit(128 + number)
+        ranks.end_by_signal(number)
 
     # Only the main thread may, and only there do commands run.
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, end)
 
 
-def _meet() -> dist.Store:
-    """A connection to the store that all ranks share."""
-    store, _, _ = next(dist.rendezvous("env://", timeout=datetime.timedelta(seconds=_MEETING_SECONDS)))
-    return dist.PrefixStore("unicode_fast", store)
-
-
-def _leave() -> None:
+def _leave() -> NoReturn:
     """Ends this process without a word, after another one has had time for the last."""
     time.sleep(_LAST_WORDS_SECONDS)
     os._exit(1)
 
 
 def _first_sentence(error: BaseException) -> str:
-    return str(error).strip().split("\n")[0].split(". ")[0] or type(error).__name__
+    # Without the file of gloo that it is from.
+    text = re.sub(r"^\[\S*:\d+\] ", "", str(error).strip())
+    return text.split("\n")[0].split(". ")[0] or type(error).__name__

@@ -29,7 +29,7 @@ class RunLog:
         store: the data, with val where there are validations.
         folder: of the run.
         content: of the checkpoint that is resumed, or None.
-        ranks: that train together; the others wait for validations and checkpoints.
+        ranks: that train together.
         total: steps of the run.
 
     Attributes:
@@ -40,7 +40,7 @@ class RunLog:
     def __init__(
         self, trainer: Trainer, store: Dataset, folder: Path, content: dict[str, Any] | None, ranks: Ranks, total: int
     ) -> None:
-        self.trainer, self.store, self.folder, self.ranks = trainer, store, folder, ranks
+        self.trainer, self.store, self.folder = trainer, store, folder
         before = content or {"progress": {}, "usage": None}
         new: dict[str, Any] = {"best": None, "seconds": 0.0, "bytes": 0, "data": store.digest(), "changes": []}
         self.progress = {**new, **before["progress"], "ranks": ranks.size}
@@ -78,16 +78,16 @@ class RunLog:
             self.bar.set_postfix(self.metrics.shown)
 
     def validate(self) -> None:
-        """Scores the model on the validation split, and keeps it where it is the best so far."""
+        """Scores the model on the validation split, keeps it where it is the best so far, and saves a checkpoint."""
         self.metrics.flush()
-        with self.ranks.alone():
-            step, model = self.trainer.step, self.trainer.model
-            found = validate(model, self.store, seed=self.trainer.config.train.seed)
-            if self.progress["best"] is None or found["mean"] > self.progress["best"]["accuracy"]:
-                self.progress["best"] = {"step": step, "accuracy": found["mean"]}
-                path = self.folder / checkpoint.FOLDER / checkpoint.BEST
-                checkpoint.save(path, model, {"step": step, "data": self.progress["data"]})
-            self.metrics.write({"step": step, "kind": "validation", **found})
+        step, model = self.trainer.step, self.trainer.model
+        found = validate(model, self.store, seed=self.trainer.config.train.seed)
+        if self.progress["best"] is None or found["mean"] > self.progress["best"]["accuracy"]:
+            self.progress["best"] = {"step": step, "accuracy": found["mean"]}
+            path = self.folder / checkpoint.FOLDER / checkpoint.BEST
+            checkpoint.save(path, model, {"step": step, "data": self.progress["data"]})
+        self.metrics.write({"step": step, "kind": "validation", **found})
+        self.save()
 
     @property
     def save_is_due(self) -> bool:
@@ -110,8 +110,7 @@ class RunLog:
     def _write(self, path: Path) -> Path:
         self.progress.update(bytes=self.metrics.flush(), seconds=time.monotonic() - self.started)
         extra = {**self.trainer.state(), "progress": self.progress, "usage": self.metrics.usage_so_far()}
-        with self.ranks.alone():
-            checkpoint.save(path, self.trainer.model, extra)
+        checkpoint.save(path, self.trainer.model, extra)
         return path
 
 
@@ -134,6 +133,8 @@ def run_log(
         log.save()
         log.bar.set_postfix(log.metrics.shown)
     except NonFiniteLoss as error:
+        # Before the others miss this rank.
+        ranks.fails_first()
         raise NonFiniteLoss(f"{error}; the state is saved as {log.save_non_finite()}") from error
     finally:
         log.close()
