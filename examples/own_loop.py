@@ -1,0 +1,60 @@
+"""Pre-train in a loop of your own, on batches of your own: `python examples/own_loop.py --steps 150`."""
+
+import argparse
+from pathlib import Path
+
+import torch
+from torch.nn.utils import clip_grad_norm_
+from torch.utils.data import DataLoader, TensorDataset
+
+import unicode_fast as uf
+from unicode_fast.methods import UniCodeMethod
+
+parser = argparse.ArgumentParser(description=__doc__)
+parser.add_argument("--steps", type=int, default=150)
+parser.add_argument("--clips", type=int, default=400)
+parser.add_argument("--out", type=Path, default=Path("own-loop.safetensors"), help="a new file")
+arguments = parser.parse_args()
+
+# Two modalities of five steps. In each step one of six events happens, which each modality shows in its own way.
+torch.manual_seed(0)
+events = torch.randint(6, (arguments.clips, 5))
+radar = torch.randn(6, 40)[events] + 0.5 * torch.randn(arguments.clips, 5, 40)  # (clips, T, C)
+depth = torch.randn(6, 9, 9, 3)[events] + 0.5 * torch.randn(arguments.clips, 5, 9, 9, 3)  # (clips, T, H, W, C)
+loader = DataLoader(TensorDataset(radar, depth), batch_size=80, shuffle=True, drop_last=True)
+
+config = uf.preset("recommended").replace(width=64, codewords=32)
+model = uf.UniCode({"radar": uf.Modality("vector", (40,)), "depth": uf.Modality("grid", (9, 9, 3))}, config)
+method = UniCodeMethod(model)
+parameters = [parameter for part in model.parts().values() for parameter in part]
+optimizer = torch.optim.Adam(parameters, lr=1e-3)
+club_optimizer = torch.optim.Adam(model.club.parameters(), lr=1e-3)
+
+# The first codewords are features of the first batch.
+with torch.no_grad():
+    first = model({"radar": radar[:80], "depth": depth[:80]})
+    rows = torch.cat([z.flatten(0, 1) for z in first.semantic.values()])
+    model.codebook.initialise(rows[torch.randperm(len(rows))[: model.codewords]])
+
+step = 0
+while step < arguments.steps:
+    for one, other in loader:
+        output = model({"radar": one, "depth": other})
+        method.fit_club(output, club_optimizer)
+        losses = method.losses(output)
+        optimizer.zero_grad()
+        losses.total.backward(inputs=parameters)
+        for part in model.parts().values():
+            clip_grad_norm_(part, config.train.clip_norm)
+        optimizer.step()
+        model.update_codebook(output)  # the MM-EMA step: codewords have no gradient
+        if step % 50 == 0:
+            print(f"step {step}: loss {losses.total.item():.3f}")
+        step += 1
+        if step == arguments.steps:
+            break
+
+uf.export(model, arguments.out)
+model = uf.load(arguments.out)
+same = (model.encode("radar", radar).index == model.encode("depth", depth).index).float().mean()
+print(f"same code in both modalities: {100 * same:.0f} % of steps")

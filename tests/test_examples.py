@@ -1,0 +1,60 @@
+"""The scripts in examples/, each as a user starts it, at a tiny size."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from unicode_fast import load
+
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+
+
+def run(name: str, *arguments: object, cache: Path) -> str:
+    """What a script prints."""
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLES / f"{name}.py"), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "UNICODE_FAST_CACHE": str(cache), "OMP_NUM_THREADS": "1"},
+        cwd=cache,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def mine(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The folder of own_data.py, and what it printed."""
+    folder = tmp_path_factory.mktemp("examples")
+    return folder, run("own_data", "mine", "--clips", 48, "--steps", 2, cache=folder)
+
+
+def test_own_data_becomes_scores(mine: tuple[Path, str]) -> None:
+    folder, printed = mine
+    assert load(folder / "mine" / "run").names == ("depth", "radar")
+    # The row of the table after training, and that of evaluate, which is the same.
+    rows = re.findall(r"^classification  radar -> depth +(\S+)", printed, re.MULTILINE)
+    assert len(rows) == 2 and rows[0] == rows[1]
+
+
+def test_search_finds_clips(mine: tuple[Path, str]) -> None:
+    folder, _ = mine
+    printed = run("search", "mine/run", "--from", "radar", "--to", "depth", "--first", 3, cache=folder)
+    assert re.search(r"^clip take3: the first by depth are take\d+, take\d+, take\d+$", printed, re.MULTILINE)
+    assert re.search(r"^of the first 3, \d+ % have the query's class; by chance 25 %$", printed, re.MULTILINE)
+
+
+def test_own_loop_trains_and_keeps_a_model(tmp_path: Path) -> None:
+    printed = run("own_loop", "--steps", 2, "--clips", 80, "--out", "mine.safetensors", cache=tmp_path)
+    assert re.search(r"^step 0: loss \d+\.\d+\nsame code in both modalities: \d+ % of steps$", printed, re.MULTILINE)
+    assert load(tmp_path / "mine.safetensors").names == ("radar", "depth")
+
+
+def test_the_codebook_alone_becomes_shared(tmp_path: Path) -> None:
+    printed = run("codebook_only", "--steps", 300, cache=tmp_path)
+    (same,) = re.findall(r"^same code in both modalities: (\d+) % of steps$", printed, re.MULTILINE)
+    assert int(same) >= 90
