@@ -1,6 +1,6 @@
-"""Puts measured numbers into the README: `python benchmarks/update_readme.py [RUN]`.
+"""Puts measured numbers into README and docs, between their markers: `python benchmarks/update_readme.py [RUN]`.
 
-The speed table is made from benchmarks/results/; with RUN, the table of results and the pictures from that run.
+All of them come from benchmarks/results/. With RUN, that run becomes the default run there, and its pictures are taken.
 """
 
 import argparse
@@ -12,6 +12,7 @@ import statistics
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from compare_presets import RESULTS as PRESET_RESULTS
 from compare_presets import table
@@ -36,9 +37,17 @@ PROBLEMS = {
     "contrast": "Cross-CPC",
 }
 # Operators of the dispatcher that one public operator consists of.
-PARTS = {"codebook_apply": "codebook_update", "codebook_statistics": "codebook_update"}
+OPERATORS = {"codebook_apply": "codebook_update", "codebook_statistics": "codebook_update"}
 # Of the speed table: problem, shape and precision.
 Line = tuple[str, str, str]
+# Those in the README.
+SHORT: tuple[Line, ...] = (
+    ("search", "published", ""),
+    ("search", "wide", ""),
+    ("update", "wide", ""),
+    ("step", "published", ""),
+    ("contrast", "published", "float32"),
+)
 
 
 def expected_lines(device: str) -> dict[str, dict[Line, Mapping[str, int]]]:
@@ -55,10 +64,18 @@ def expected_lines(device: str) -> dict[str, dict[Line, Mapping[str, int]]]:
 
 
 def replace_part(name: str, text: str) -> None:
-    """Put text between the README's markers of this name."""
-    readme = ROOT / "README.md"
+    """Put text between the markers of this name in README or a page of docs/, whichever has them."""
     pattern = re.compile(rf"(<!-- {name} -->\n).*(<!-- /{name} -->)", re.DOTALL)
-    write_text(readme, pattern.sub(lambda found: f"{found[1]}{text}\n{found[2]}", readme.read_text()))
+    pages = [page for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")) if pattern.search(page.read_text())]
+    if len(pages) != 1:
+        raise SystemExit(f"one page must have the markers of {name!r}, got {', '.join(map(str, pages)) or 'none'}")
+    write_text(pages[0], pattern.sub(lambda found: f"{found[1]}{text}\n{found[2]}", pages[0].read_text()))
+
+
+def read_results(name: str) -> Any:
+    """A file of results; an empty list where it has not been measured."""
+    path = ROOT / "benchmarks" / "results" / name
+    return json.loads(path.read_text()) if path.exists() else []
 
 
 def size_of(row: dict) -> str:
@@ -70,20 +87,27 @@ def size_of(row: dict) -> str:
     return f"{row['modalities']} x {row['clips'] * row['steps']} rows, M {row['codewords']}, D {row['width']}"
 
 
+def speed_rows(device: str, stem: str) -> dict[Line, tuple[str, list[dict]]]:
+    """The size of each problem to measure on a device, and the rows that were measured or given up."""
+    rows = [{"problem": stem, **row} for row in read_results(f"{stem}-{device}.json")]
+    return {
+        key: (
+            size_of({"problem": key[0], "precision": key[2], **sizes}),
+            [row for row in rows if (row["problem"], row["shape"], row.get("precision", "")) == key],
+        )
+        for key, sizes in expected_lines(device)[stem].items()
+    }
+
+
 def speed_table() -> str:
     """One line for each device, problem and shape: our time and that of each contender with the ratio to ours."""
     lines = ["| where | problem | size | ours | others |", "| --- | --- | --- | ---: | --- |"]
     notes = []
     for device in DEVICES:
-        for stem, expected in expected_lines(device).items():
-            path = ROOT / "benchmarks" / "results" / f"{stem}-{device}.json"
-            rows = [{"problem": stem, **row} for row in json.loads(path.read_text())] if path.exists() else []
-            for (problem, name, precision), sizes in expected.items():
-                key = (problem, name, precision)
-                group = [row for row in rows if (row["problem"], row["shape"], row.get("precision", "")) == key]
-                size = size_of({"problem": problem, "precision": precision, **sizes})
-                lines.append(speed_line(device, problem, size, group))
-            measured = [row for row in rows if "missing" not in row]
+        for stem in expected_lines(device):
+            found = speed_rows(device, stem)
+            lines += [speed_line(device, problem, size, group) for (problem, *_), (size, group) in found.items()]
+            measured = [row for _, group in found.values() for row in group if "missing" not in row]
             if measured:
                 one, ours = measured[0], [row for row in measured if row["contender"].startswith("ours")]
                 notes.append(
@@ -91,6 +115,21 @@ def speed_table() -> str:
                     f"`{(one['commit'] or 'unknown')[:12]}`; {errors_of(ours)}."
                 )
     return "\n".join(lines) + "\n\n" + " ".join(["Medians, float32 where not named.", *notes])
+
+
+def short_speed_table() -> str:
+    """The lines of the README, each beside the fastest of the others, and a whole step beside the released code's."""
+    found = {**speed_rows("cpu", "quantiser"), **speed_rows("cpu", "contrast")}
+    lines = ["| problem | size | ours | fastest other |", "| --- | --- | ---: | ---: |"]
+    for key in SHORT:
+        size, group = found[key]
+        ours = next(row for row in group if row["contender"] == "ours")
+        best = min((row for row in group if "median_ms" in row and row is not ours), key=lambda row: row["median_ms"])
+        lines.append(f"| {PROBLEMS[key[0]]} | {size} | {ours['median_ms']:.3g} ms | {other(best, ours)} |")
+    steps = {row["contender"]: row for row in read_results("train-step-cpu.json") if row["size"] == "default"}
+    ours, theirs = steps["recommended, float32"], {**steps["the original"], "contender": "the released code"}
+    lines.append(f"| training step | B {ours['clips']}, default | {ours['median_ms']:.3g} ms | {other(theirs, ours)} |")
+    return "\n".join(lines) + f"\n\n{ours['device']}, {ours['threads']} threads, torch {ours['torch']}."
 
 
 def errors_of(ours: list[dict]) -> str:
@@ -121,11 +160,11 @@ def other(row: dict, ours: dict) -> str:
 
 def shares() -> str:
     """What each operator takes of a training step, in one sentence."""
-    measured = json.loads((ROOT / "benchmarks" / "results" / "step-shares-cpu.json").read_text())
+    measured = read_results("step-shares-cpu.json")
     total: Counter[str] = Counter()
     for name, row in measured["operators"].items():
         operator = name.removesuffix("_reference").removesuffix("_backward")
-        total[PARTS.get(operator, operator)] += row["share"]
+        total[OPERATORS.get(operator, operator)] += row["share"]
     parts = ", ".join(f"`{operator}` {100 * share:.1f} %" for operator, share in total.most_common())
     return (
         f"Of a step of the default run, {measured['step_ms']:.0f} ms, the operators take, forward and backward: "
@@ -135,7 +174,7 @@ def shares() -> str:
 
 def step_sentence() -> str:
     """What a training step takes on the CPU, and the released code's."""
-    rows = json.loads((ROOT / "benchmarks" / "results" / "train-step-cpu.json").read_text())
+    rows = read_results("train-step-cpu.json")
     found = {(row["contender"], row["size"]): row for row in rows if "missing" not in row}
     seconds = {key: f"{row['median_ms'] / 1000:.2g} s" for key, row in found.items()}
     ours, quick, theirs = "recommended, float32", "recommended, bfloat16, channels last", "the original"
@@ -151,7 +190,7 @@ def step_sentence() -> str:
 
 def install_sentence() -> str:
     """How long the first command takes, and what it needs of the disk."""
-    found = json.loads((ROOT / "benchmarks" / "results" / "install.json").read_text())
+    found = read_results("install.json")
     note = f", {found['note']}" if found["note"] else ""
     minutes = {name: f"{seconds / 60:.1f}" for name, seconds in found["seconds"].items()}
     sizes = found["gigabytes"]
@@ -167,7 +206,7 @@ def install_sentence() -> str:
 
 def making_sentence() -> str:
     """How long the built-in data take to be made."""
-    made = json.loads((ROOT / "benchmarks" / "results" / "data-made.json").read_text())
+    made = read_results("data-made.json")
     times = " and ".join(f"`{name}` in {seconds:.0f} s" for name, seconds in made["seconds"].items())
     return (
         f"Made and checked: {times} ({made['device']}, {made['cores']} cores; `python benchmarks/make_data.py`); later "
@@ -177,7 +216,7 @@ def making_sentence() -> str:
 
 def reading_sentence() -> str:
     """What a random batch costs from zips and from stores."""
-    rows = json.loads((ROOT / "benchmarks" / "results" / "data-cpu.json").read_text())
+    rows = read_results("data-cpu.json")
     times = ", ".join(
         f"{row['contender']}: {row['median_ms']:.3g} ms ({row['times_slower_than_store_float32']:.2g}x)" for row in rows
     )
@@ -190,7 +229,7 @@ def reading_sentence() -> str:
 
 def numbers_table() -> str:
     """The run on talking-numbers, beside what the same encoders reach with labels."""
-    summary = json.loads((ROOT / "benchmarks" / "results" / "talking-numbers-run.json").read_text())
+    summary = read_results("talking-numbers-run.json")
     bounds = json.loads(BOUNDS.read_text())["talking-numbers"]
     heads = ["task", "direction", "zero-shot", "same modality", "tokens / same", "trained with labels"]
     lines = [f"| {' | '.join(heads)} |", "| --- | --- | ---: | ---: | ---: | ---: |"]
@@ -236,29 +275,35 @@ def ablation_findings() -> str:
 
 
 def put_run(run: Path) -> None:
-    """Table and pictures of a finished run."""
+    """A finished run becomes the default run, whose pictures the pages show."""
     summary = json.loads((run / "summary.json").read_text())
-    rows = [Row.from_dict(row) for row in summary["rows"]]
     seeds = summary.get("seeds", [summary.get("seed")])
     below = run / f"seed-{seeds[0]}" if len(seeds) > 1 else run
     for name in PICTURES:
         source = run / "plots" / name if (run / "plots" / name).exists() else below / "plots" / name
         shutil.copy(source, ROOT / "docs" / name)
+    write_text(ROOT / "benchmarks" / "results" / "default-run.json", json.dumps(summary, indent=2) + "\n")
+
+
+def default_run() -> tuple[str, str]:
+    """The table of the default run in short, and with codes and origin."""
+    summary = read_results("default-run.json")
+    rows = [Row.from_dict(row) for row in summary["rows"]]
+    seeds = summary.get("seeds", [summary.get("seed")])
     minutes = summary["seconds"] / len(seeds) / 60
     codes = "\n\n".join(
         f"codes on the test split, {words}\n{format_sharing(Sharing(**values))}"
         for words, values in summary["sharing"].items()
     )
-    text = (
-        f"{format_markdown(rows)}\n\n"
-        f"```text\n{codes}\n```\n\n"
+    whole = format_markdown(rows)
+    origin = (
         f"Mean and standard deviation of {len(seeds)} seed(s), {minutes:.1f} minutes each on {platform.machine()} with "
         f"{summary['threads']} threads, torch {summary['versions']['torch']}, commit "
         f"`{(summary['git_commit'] or 'unknown')[:12]}`."
     )
-    replace_part("results", text)
-    stored = ROOT / "benchmarks" / "results" / "default-run.json"
-    write_text(stored, json.dumps(summary, indent=2) + "\n")
+    # Task, direction, zero-shot, same modality and chance.
+    short = "\n".join("|".join(line.split("|")[:6]) + "|" for line in whole.splitlines())
+    return f"{short}\n\n{origin}", f"{whole}\n\n```text\n{codes}\n```\n\n{origin}"
 
 
 def main() -> None:
@@ -267,15 +312,27 @@ def main() -> None:
     run = parser.parse_args().run
     if run is not None:
         put_run(run)
-    replace_part("speed", speed_table())
-    replace_part("shares", shares())
-    replace_part("step", step_sentence())
-    replace_part("install", install_sentence())
-    replace_part("making", making_sentence())
-    replace_part("reading", reading_sentence())
-    replace_part("numbers", numbers_table())
-    replace_part("findings", ablation_findings())
-    replace_part("presets", table(PRESETS, json.loads(PRESET_RESULTS.read_text())))
+    for name, text in parts().items():
+        replace_part(name, text)
+
+
+def parts() -> dict[str, str]:
+    """The text between each pair of markers."""
+    short, results = default_run()
+    return {
+        "results-in-short": short,
+        "results": results,
+        "speed-in-short": short_speed_table(),
+        "speed": speed_table(),
+        "shares": shares(),
+        "step": step_sentence(),
+        "install": install_sentence(),
+        "making": making_sentence(),
+        "reading": reading_sentence(),
+        "numbers": numbers_table(),
+        "findings": ablation_findings(),
+        "presets": table(PRESETS, json.loads(PRESET_RESULTS.read_text())),
+    }
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """The codebook as a module of its own: any modalities, codewords and width, features with any leading dimensions."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import tiny
@@ -198,14 +197,6 @@ def test_the_example_of_the_docstring() -> None:
         "audio": (8, 10, 64),
         "video": (8, 10, 64),
     }
-
-
-def test_the_example_of_the_readme() -> None:
-    blocks = (Path(__file__).parents[1] / "README.md").read_text().split("```python\n")
-    (example,) = [block.split("```")[0] for block in blocks if "uf.Codebook(" in block.split("```")[0]]
-    names = {"torch": torch, "uf": unicode_fast}
-    exec(compile(example, "README.md", "exec"), names)
-    assert names["index"]["video"].shape == (8, 10) and names["loss"].shape == ()
 
 
 ONES = torch.ones(5, 3, dtype=torch.bool)

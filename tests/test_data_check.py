@@ -202,15 +202,6 @@ def test_what_training_must_be_told(tmp_path: Path, few: ClipSet, capsys: pytest
     assert capsys.readouterr().out.endswith(f"\n{why}\ntraining can start, with {flags}\n{command} {flags}\n")
 
 
-def test_the_example_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    blocks = (Path(__file__).parents[1] / "README.md").read_text().split("```python\n")
-    (example,) = [block.split("```")[0] for block in blocks if "clips.csv" in block.split("```")[0]]
-    monkeypatch.chdir(tmp_path)
-    exec(compile(example, "README.md", "exec"), {})
-    report = check("clips:mine", progress=False)
-    assert report.findings == [] and report.clips["train"] == {"depth": 100, "radar": 100}
-
-
 def test_a_folder_of_a_layout_without_its_name(tmp_path: Path) -> None:
     (tmp_path / "clips.csv").touch()
     with pytest.raises(FileNotFoundError, match=f"data in layout clips must be named clips:{tmp_path}, got"):

@@ -137,7 +137,7 @@ def open_dataset(config: DataConfig, progress: bool = True) -> Dataset:
         progress: show a progress bar on standard error while a built-in data set is made.
 
     Raises:
-        As `open_data`.
+        FileNotFoundError: as `open_data` says, whose other errors it raises too.
     """
     if config.data in built_in.DATASETS:
         clips = {"train": config.train_clips, "val": config.val_clips, "test": config.test_clips}
