@@ -213,17 +213,20 @@ def write_table() -> None:
             lines.append(f"| {' | '.join(cells)} |")
     steps = ", ".join(map(str, sorted({row["steps"] for row in rows})))
     made = (
-        f"Zero-shot scores in per cent on the validation split after {steps} steps on the built-in data, mean and "
-        "standard deviation over seeds; a is audio, v video. Tokens are scores of probes that see only which codes a "
-        "clip uses, text by its content words; shared in events is the share of uses, in seconds with an event, of "
-        "codewords that at least two modalities use ([sharing.md](sharing.md)). Reconstruction is the sum of the mean "
-        "squared errors of the three modalities; s/step is of one thread, on a machine that computes two lines at a "
-        "time. Localisation differs by several points from seed to seed. Lines without tokens were measured before "
-        "there were any. Lines that begin with before change one thing of the preset as it was before codes were "
-        "shared: features not normalised, commitment to all partners at 1, no assignment, no grounding, reconstruction "
-        "weighs 1. Lines that begin with start change one thing of what that was chosen from, which also divides "
-        "Cross-CPC's scores by sqrt(D) and has CLUB weigh 1. The preset trains 1000 steps; after 600, some lines are "
-        "above its own, most of all in text."
+        f"Zero-shot scores in per cent on the validation split after {steps} steps on the built-in data; mean and "
+        "standard deviation over seeds; a is audio, v video.\n\n"
+        "- **Tokens**: scores of probes that see only which codes a clip uses, text by its content words.\n"
+        "- **Shared in events**: the share of uses, in seconds with an event, on codewords that at least two "
+        "modalities use ([Sharing](sharing.md)).\n"
+        "- **Reconstruction**: the sum of the mean squared errors of the three modalities.\n"
+        "- **s/step**: seconds a step on one thread, on a machine that computes two lines at a time.\n\n"
+        "Localisation differs by several points from seed to seed. Lines without tokens were measured before there "
+        "were token scores. The preset trains 1000 steps; after 600, some lines exceed its own, most of all in "
+        "text.\n\n"
+        "Lines that begin with *before* change one rule of the preset as it was before codes were shared: features not "
+        "normalised, commitment to all partners at 1, no assignment, no grounding, reconstruction with weight 1. Lines "
+        "that begin with *start* change one rule of an earlier configuration, from which that preset was chosen. It "
+        "also divides Cross-CPC's scores by sqrt(D) and gives CLUB the weight 1."
     )
     table = "\n".join(lines)
     missing = unmeasured(VARIANTS, rows)

@@ -32,9 +32,9 @@ OPTIONS: dict[str, dict[str, object]] = {
 CUDA_ONLY = ("tf32", "cuda_graph")
 EXPLANATION = (
     "The default run with one option of the training step each: zero-shot scores on the test split in per cent, mean "
-    "and standard deviation over seeds. The first line is the run of the README at the time, every direction is in "
-    "benchmarks/results/options.json. Made by benchmarks/compare_options.py, which fails where a mean is below "
-    "the first line's by more than twice the standard deviation of that line's seeds, in any direction."
+    "and standard deviation over seeds. The first line is the default run of its time. The file "
+    "`benchmarks/results/options.json` has every direction. `benchmarks/compare_options.py` makes the table, and fails "
+    "where a mean is below the first line's by more than twice the standard deviation of that line's seeds."
 )
 
 

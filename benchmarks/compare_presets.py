@@ -69,35 +69,35 @@ DIRECTIONS = (
 )
 
 EXPLANATION = (
-    "Zero-shot scores of the built-in data's test split in per cent, in brackets those of probes that see only which "
-    "codes a clip uses ([sharing.md](sharing.md)); mean and standard deviation over seeds. Codes in use are those of "
-    "the test split; reconstruction is the sum of the three modalities' mean squared errors there. Made by `python "
+    "Zero-shot scores of the built-in data's test split in per cent; mean and standard deviation over seeds. Brackets "
+    "hold scores of probes that see only which codes a clip uses ([Sharing](sharing.md)). Codes in use are those of "
+    "the test split. Reconstruction is the sum of the three modalities' mean squared errors there. Made by `python "
     "benchmarks/compare_presets.py FOLDER`."
 )
 TOKENS = (
-    "Classification by codes only in per cent, first trained and tested on the same modality, then across; in brackets "
-    "with only those words of a sentence that name the digit:"
+    "Classification by codes only, in per cent: first trained and tested on the same modality, then across. Brackets "
+    "hold scores with only those words of a sentence that name the digit:"
 )
 EARLY = "Codes used in the twenty batches up to a step, audio / video / text, seed 0:"
 SHARING = (
-    "How audio and video share codes ([sharing.md](sharing.md)): per cent of seconds with the same code, and by "
-    "chance; overlap of use, with text by its content words; uses, in seconds with an event, that fall on shared "
-    "codewords; perplexity:"
+    "How audio and video share codes ([Sharing](sharing.md)), in per cent: seconds with the same code, and by chance; "
+    "overlap of use, with text by its content words; uses on shared codewords, in seconds with an event. The last "
+    "columns are perplexities:"
 )
 OFFICIAL = """## Why `official` reaches so little
 
-It computes what the released code computes. Three things of that keep codes from use, and one flag mends each. CLUB's
-matters most: mended alone, it takes some scores far above chance, though modalities still share few codes. Neither of
-the others does so alone in 600 steps.
+It computes what the released code computes. Three of its rules keep codes from use, and one flag changes each. CLUB's
+rule matters most. Changed alone, it takes some scores far above chance, though modalities still share few codes.
+Neither of the others does so alone in 600 steps.
 
-* CLUB. It is added over channels, with weight 1. By step 100 few codes are in use; with `--club_reduction mean`, which
-  averages over channels, two to eight times as many.
-* The first step. Codewords start within 1/400 of zero, with counts of zero, so the first batch decides alone: a
-  codeword that features chose jumps onto them, one that none chose becomes its start divided by almost nothing, far
-  away from all features. About half of the codes of the first batch are used by the second. `--codebook_init data`
-  starts codewords among the features; by step 100 few are in use all the same.
-* A reset that does not last. After 300 batches without use a codeword is put beside one in use, but its running count
-  and sum stay, from which the next update makes what it was before. `--revive_ema true` resets these too.
+* **CLUB.** It is added over channels, with weight 1. By step 100 few codes are in use. `--club_reduction mean` averages
+  over channels; two to eight times as many codes are then in use.
+* **The first step.** Codewords start within 1/400 of zero, with counts of zero, so the first batch decides alone. A
+  chosen codeword jumps onto its features. An unchosen codeword becomes its start divided by almost nothing, far away
+  from all features. About half of the codes of the first batch are used by the second. `--codebook_init data` starts
+  codewords among the features; by step 100 few are in use all the same.
+* **A reset that does not last.** After 300 batches without use a codeword is put beside one in use. Its running count
+  and sum stay, and the next update restores the old codeword from them. `--revive_ema true` resets these too.
 
 `paper` has all three, a tenth of CLUB's weight and a higher learning rate, and reads a grid by one linear layer."""
 

@@ -10,13 +10,15 @@ RESULTS = ROOT / "benchmarks" / "results"
 DEVICES = ("cpu", "cuda")
 TITLE = """# A training step
 
-Where a step goes, what the options change, and the released code's step beside it. Made by
-benchmarks/write_step_page.py from benchmarks/results/, which `pytest benchmarks/bench_train_step.py` and
-`pytest benchmarks/bench_feed.py` fill; `--device cuda` for a machine with a GPU. *published* has the sizes of the
-paper's audio-video-text pre-training, on a CPU with four clips in place of eighty; *default* is the default run on the
-built-in data. *Time* is by the clock, as is the ratio to the original's; *processor time* is that of all cores together
-and says more where the machine was busy. Rows named *before* are of an earlier commit; with what each was measured
-stands below the table.
+This page shows the time of each part of a step, the effect of the options, and the released code's step.
+`benchmarks/write_step_page.py` makes it from `benchmarks/results/`. `pytest benchmarks/bench_train_step.py` and
+`pytest benchmarks/bench_feed.py` fill these, with `--device cuda` on a machine with a GPU.
+
+- *published* has the sizes of the paper's audio-video-text pre-training, on a CPU with four clips in place of eighty.
+- *default* is the default run on the built-in data.
+- *Time* is by the clock, as is the ratio to the original's. *Processor time* is that of all cores together; it is the
+  better measure where the machine was busy.
+- Rows named *before* are of an earlier commit. The text below the table names the machine and commit of each.
 """
 
 
