@@ -12,12 +12,10 @@ import statistics
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from compare_presets import RESULTS as PRESET_RESULTS
 from compare_presets import table
 from shapes import CONTRAST_CASES, CONTRAST_SHAPES, SEARCH_SHAPES, SHAPES, UPDATE_SHAPES
-from write_step_page import machine
+from write_step_page import RESULTS, ROOT, machine, read
 
 from unicode_fast import ablate
 from unicode_fast.files.writing import write_text
@@ -26,8 +24,6 @@ from unicode_fast.report import ablation
 from unicode_fast.tasks import Row, Sharing, format_markdown, format_sharing
 from unicode_fast.tasks.table import token_cell
 
-BOUNDS = Path(__file__).resolve().parent / "results" / "upper-bound.json"
-ROOT = Path(__file__).resolve().parent.parent
 PICTURES = ("zero-shot.png", "code-usage.png", "timeline.png")
 DEVICES = ("cpu", "cuda")
 PROBLEMS = {
@@ -72,12 +68,6 @@ def replace_part(name: str, text: str) -> None:
     write_text(pages[0], pattern.sub(lambda found: f"{found[1]}{text}\n{found[2]}", pages[0].read_text()))
 
 
-def read_results(name: str) -> Any:
-    """A file of results; an empty list where it has not been measured."""
-    path = ROOT / "benchmarks" / "results" / name
-    return json.loads(path.read_text()) if path.exists() else []
-
-
 def size_of(row: dict) -> str:
     """The sizes of a row's problem."""
     if row["problem"] == "contrast":
@@ -89,7 +79,7 @@ def size_of(row: dict) -> str:
 
 def speed_rows(device: str, stem: str) -> dict[Line, tuple[str, list[dict]]]:
     """The size of each problem to measure on a device, and the rows that were measured or given up."""
-    rows = [{"problem": stem, **row} for row in read_results(f"{stem}-{device}.json")]
+    rows = [{"problem": stem, **row} for row in read(f"{stem}-{device}.json")]
     return {
         key: (
             size_of({"problem": key[0], "precision": key[2], **sizes}),
@@ -126,7 +116,7 @@ def short_speed_table() -> str:
         ours = next(row for row in group if row["contender"] == "ours")
         best = min((row for row in group if "median_ms" in row and row is not ours), key=lambda row: row["median_ms"])
         lines.append(f"| {PROBLEMS[key[0]]} | {size} | {ours['median_ms']:.3g} ms | {other(best, ours)} |")
-    steps = {row["contender"]: row for row in read_results("train-step-cpu.json") if row["size"] == "default"}
+    steps = {row["contender"]: row for row in read("train-step-cpu.json") if row["size"] == "default"}
     ours, theirs = steps["recommended, float32"], {**steps["the original"], "contender": "the released code"}
     lines.append(f"| training step | B {ours['clips']}, default | {ours['median_ms']:.3g} ms | {other(theirs, ours)} |")
     return "\n".join(lines) + f"\n\n{ours['device']}, {ours['threads']} threads, torch {ours['torch']}."
@@ -160,7 +150,7 @@ def other(row: dict, ours: dict) -> str:
 
 def shares() -> str:
     """What each operator takes of a training step, in one sentence."""
-    measured = read_results("step-shares-cpu.json")
+    measured = read("step-shares-cpu.json")
     total: Counter[str] = Counter()
     for name, row in measured["operators"].items():
         operator = name.removesuffix("_reference").removesuffix("_backward")
@@ -174,7 +164,7 @@ def shares() -> str:
 
 def step_sentence() -> str:
     """What a training step takes on the CPU, and the released code's."""
-    rows = read_results("train-step-cpu.json")
+    rows = read("train-step-cpu.json")
     found = {(row["contender"], row["size"]): row for row in rows if "missing" not in row}
     seconds = {key: f"{row['median_ms'] / 1000:.2g} s" for key, row in found.items()}
     ours, quick, theirs = "recommended, float32", "recommended, bfloat16, channels last", "the original"
@@ -190,7 +180,7 @@ def step_sentence() -> str:
 
 def install_sentence() -> str:
     """How long the first command takes, and what it needs of the disk."""
-    found = read_results("install.json")
+    found = read("install.json")
     note = f", {found['note']}" if found["note"] else ""
     minutes = {name: f"{seconds / 60:.1f}" for name, seconds in found["seconds"].items()}
     sizes = found["gigabytes"]
@@ -206,7 +196,7 @@ def install_sentence() -> str:
 
 def making_sentence() -> str:
     """How long the built-in data take to be made."""
-    made = read_results("data-made.json")
+    made = read("data-made.json")
     times = " and ".join(f"`{name}` in {seconds:.0f} s" for name, seconds in made["seconds"].items())
     return (
         f"Made and checked: {times} ({made['device']}, {made['cores']} cores; `python benchmarks/make_data.py`); later "
@@ -216,7 +206,7 @@ def making_sentence() -> str:
 
 def reading_sentence() -> str:
     """What a random batch costs from zips and from stores."""
-    rows = read_results("data-cpu.json")
+    rows = read("data-cpu.json")
     times = ", ".join(
         f"{row['contender']}: {row['median_ms']:.3g} ms ({row['times_slower_than_store_float32']:.2g}x)" for row in rows
     )
@@ -229,8 +219,8 @@ def reading_sentence() -> str:
 
 def numbers_table() -> str:
     """The run on talking-numbers, beside what the same encoders reach with labels."""
-    summary = read_results("talking-numbers-run.json")
-    bounds = json.loads(BOUNDS.read_text())["talking-numbers"]
+    summary = read("talking-numbers-run.json")
+    bounds = read("upper-bound.json")["talking-numbers"]
     heads = ["task", "direction", "zero-shot", "same modality", "tokens / same", "trained with labels"]
     lines = [f"| {' | '.join(heads)} |", "| --- | --- | ---: | ---: | ---: | ---: |"]
     for row in map(Row.from_dict, summary["rows"]):
@@ -255,7 +245,7 @@ def numbers_table() -> str:
 
 def ablation_findings() -> str:
     """Where removing a component does not do what it does in the paper, or nothing is decided, as a table."""
-    path = ROOT / "benchmarks" / "results" / "ablation.json"
+    path = RESULTS / "ablation.json"
     content = json.loads(path.read_text())
     base = from_saved(content["config"])
     record = ablate.Record(path, base)
@@ -282,12 +272,12 @@ def put_run(run: Path) -> None:
     for name in PICTURES:
         source = run / "plots" / name if (run / "plots" / name).exists() else below / "plots" / name
         shutil.copy(source, ROOT / "docs" / name)
-    write_text(ROOT / "benchmarks" / "results" / "default-run.json", json.dumps(summary, indent=2) + "\n")
+    write_text(RESULTS / "default-run.json", json.dumps(summary, indent=2) + "\n")
 
 
 def default_run() -> tuple[str, str]:
     """The table of the default run in short, and with codes and origin."""
-    summary = read_results("default-run.json")
+    summary = read("default-run.json")
     rows = [Row.from_dict(row) for row in summary["rows"]]
     seeds = summary.get("seeds", [summary.get("seed")])
     minutes = summary["seconds"] / len(seeds) / 60
@@ -331,7 +321,7 @@ def parts() -> dict[str, str]:
         "reading": reading_sentence(),
         "numbers": numbers_table(),
         "findings": ablation_findings(),
-        "presets": table(PRESETS, json.loads(PRESET_RESULTS.read_text())),
+        "presets": table(PRESETS, read("presets.json")),
     }
 
 

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 from unicode_fast.files.writing import write_text
 
@@ -22,8 +23,8 @@ This page shows the time of each part of a step, the effect of the options, and 
 """
 
 
-def read(name: str) -> list[dict]:
-    """The rows of a file of results; none where it has not been measured."""
+def read(name: str) -> Any:
+    """A file of results; an empty list where there is none."""
     path = RESULTS / name
     return json.loads(path.read_text()) if path.exists() else []
 
