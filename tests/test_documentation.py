@@ -60,9 +60,11 @@ def test_the_page_on_getting_started() -> None:
     assert torch.isfinite(run(example)["losses"].total)  # type: ignore
 
 
-def test_the_codebook_of_the_page_on_python() -> None:
-    (example,) = [block for block in blocks("docs/python.md") if "uf.Codebook(" in block]
-    names = run(example)
+def test_the_page_on_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its blocks after the first, which takes a run and a checkpoint, with data and model of the README."""
+    monkeypatch.chdir(tmp_path)
+    names = run("\n".join([*blocks("README.md"), *blocks("docs/python.md")[1:]]))
+    assert names["rebuilt"].shape == (40, 8, 9, 9, 3) and names["error"] > 0  # type: ignore
     assert names["index"]["video"].shape == (8, 10) and names["loss"].shape == ()  # type: ignore
 
 
