@@ -394,10 +394,13 @@ class TestReport:
             column("cross-localisation", "audio", "video", "AVE→AVVP"),
         ]
         found = report.published_lines(columns)
-        shown = {name: [report.shown_published(line.get(one, [])) for one in columns] for name, line in found.items()}
+        shown = {
+            name: {one.task: report.shown_published(several) for one, several in line.items()}
+            for name, line in found.items()
+        }
         assert shown == {
-            "AVT 40K": ["78 (AVS-S4, mIoU; F-score 87.1)", "-", "52.4 (AVE→AVVP, F1)"],
-            "VT 24K": ["-", "21.9 (retrieval, R@10; R@5 10.3)", "-"],
+            "AVT 40K": {"segmentation": "78 (AVS-S4, mIoU; F-score 87.1)", "cross-localisation": "52.4 (AVE→AVVP, F1)"},
+            "VT 24K": {"retrieval": "21.9 (retrieval, R@10; R@5 10.3)"},
         }
 
     def test_a_number_stands_beside_its_own_data_set_alone(self) -> None:
