@@ -171,7 +171,7 @@ def choose_device(name: str) -> torch.device:
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if not re.fullmatch("(cpu|cuda)(:[0-9])?", name):
+    if not re.fullmatch(r"cpu|cuda(:[0-9]{1,3})?", name):
         raise ValueError(f"device must be auto, cpu or cuda, got {name!r}")
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(f"device {name!r} is not there: torch sees no GPU; take --device cpu")
