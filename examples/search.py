@@ -7,7 +7,8 @@ from torch import Tensor
 from torch.nn.functional import normalize, one_hot
 
 import unicode_fast as uf
-from unicode_fast.data import iterate, open_dataset
+from unicode_fast.data import open_dataset
+from unicode_fast.tasks import encode_split
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("run", help="a folder that unicode_fast.train has written")
@@ -24,11 +25,9 @@ clips = test.select(range(min(arguments.clips, len(test))))
 
 def embed(name: str) -> Tensor:
     """One row a clip, (clips, M): how often it uses each codeword. Rows of all modalities are comparable."""
-    rows = []
-    for batch in iterate(clips, 256):
-        index = model.encode(name, batch.features[name], batch.mask[name]).index  # (B, T)
-        rows.append((one_hot(index, model.codewords) * batch.mask[name].unsqueeze(-1)).sum(1).float())
-    return normalize(torch.cat(rows), dim=-1)
+    codes = encode_split(model, clips, name)
+    uses = one_hot(codes.index, model.codewords) * codes.mask.unsqueeze(-1)  # (clips, T, M)
+    return normalize(uses.sum(1).float(), dim=-1)
 
 
 found = (embed(arguments.source) @ embed(arguments.target).T).topk(min(arguments.first, len(clips))).indices
