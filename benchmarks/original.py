@@ -126,7 +126,7 @@ class OriginalStep:
     def __init__(self, config: Config, modalities: Mapping[str, Modality], device: torch.device) -> None:
         torch.manual_seed(config.train.seed)
         self.model = UniCode(modalities, config).to(device)
-        self.parts = [*self.model.parts().values()]
+        self.parts = [*self.model.parameter_groups().values()]
         self.optimizer = torch.optim.Adam([parameter for part in self.parts for parameter in part])
         self.mi_optimizers = {
             name: torch.optim.Adam(network.parameters(), MI_RATE) for name, network in self.model.club.items()

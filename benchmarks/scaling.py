@@ -149,7 +149,7 @@ def count_arithmetic() -> tuple[int, float]:
         for name, values in features.items():
             z, own = owner.encode_features(name, values, None)
             owner.decode(name, z, own.specific)
-    parameters = sum(parameter.numel() for group in owner.parts().values() for parameter in group)
+    parameters = sum(parameter.numel() for group in owner.parameter_groups().values() for parameter in group)
     # The gradient in the weights and that in the inputs cost as much each.
     return parameters, 3 * forward.get_total_flops() / 2
 

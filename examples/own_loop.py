@@ -26,7 +26,7 @@ loader = DataLoader(TensorDataset(radar, depth), batch_size=80, shuffle=True, dr
 config = uf.preset("recommended").replace(width=64, codewords=32)
 model = uf.UniCode({"radar": uf.Modality("vector", (40,)), "depth": uf.Modality("grid", (9, 9, 3))}, config)
 method = UniCodeMethod(model)
-parameters = [parameter for part in model.parts().values() for parameter in part]
+parameters = [parameter for group in model.parameter_groups().values() for parameter in group]
 optimizer = torch.optim.Adam(parameters, lr=1e-3)
 club_optimizer = torch.optim.Adam(model.club.parameters(), lr=1e-3)
 
@@ -44,8 +44,8 @@ while step < arguments.steps:
         losses = method.losses(output)
         optimizer.zero_grad()
         losses.total.backward(inputs=parameters)
-        for part in model.parts().values():
-            clip_grad_norm_(part, config.train.clip_norm)
+        for group in model.parameter_groups().values():
+            clip_grad_norm_(group, config.train.clip_norm)
         optimizer.step()
         model.update_codebook(output)  # the MM-EMA step: codewords have no gradient
         if step % 50 == 0:

@@ -83,8 +83,8 @@ MODEL = [
         ValueError,
         "must be on cpu as the model is, got meta",
     ),
-    ("an empty batch", lambda m: m(features(audio=torch.zeros(0, 5, 6))), ValueError, "at least one clip and step"),
-    ("no steps", lambda m: m(features(audio=torch.zeros(6, 0, 6))), ValueError, "at least one clip and step"),
+    ("an empty batch", lambda m: m(features(audio=torch.zeros(0, 5, 6))), ValueError, "B and T of at least 1"),
+    ("no steps", lambda m: m(features(audio=torch.zeros(6, 0, 6))), ValueError, "B and T of at least 1"),
     (
         "different clips",
         lambda m: m(features(audio=torch.zeros(5, 5, 6))),
@@ -144,13 +144,13 @@ MODEL = [
         "encode: a mask with a hole",
         lambda m: m.encode("audio", torch.zeros(3, 5, 6), HOLE),
         ValueError,
-        "valid steps first",
+        "valid positions first",
     ),
     (
         "encode: a clip without a step",
         lambda m: m.encode("audio", torch.zeros(3, 5, 6), ~ONES[:3]),
         ValueError,
-        "at least one step of each clip",
+        "at least one position of each clip",
     ),
 ]
 

@@ -128,7 +128,7 @@ def test_what_cannot_be_read_again_is_not_written(tmp_path: Path) -> None:
             lambda model: checkpoint.save(tmp_path / "model.pt", model),
             to_cmg,
         ):
-            with pytest.raises(ValueError, match=f"model must have the parts .*: {message}"):
+            with pytest.raises(ValueError, match=f"model must have its original .*: {message}"):
                 write(owner)
             with pytest.raises(TypeError, match="model must be a UniCode, got Linear"):
                 write(nn.Linear(2, 2))  # type: ignore[arg-type]

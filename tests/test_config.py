@@ -9,14 +9,14 @@ import torch
 from unicode_fast import PRESETS, Config, Modality, preset
 from unicode_fast import config as config_module
 from unicode_fast.cli import field_help, given_fields, make_parser, read_yaml, resolve, with_underscores
-from unicode_fast.config import FIELDS, PARTS, RANGES, modality_names
+from unicode_fast.config import FIELDS, RANGES, SECTIONS, modality_names
 from unicode_fast.errors import UsageError
 from unicode_fast.training.trainer import Trainer
 
 
 class TestFields:
     def test_names_are_unique_and_documented(self) -> None:
-        assert len(FIELDS) == sum(len(kind.__dataclass_fields__) for kind in PARTS.values())
+        assert len(FIELDS) == sum(len(kind.__dataclass_fields__) for kind in SECTIONS.values())
         assert set(field_help()) == set(FIELDS)
 
     def test_every_range_is_of_a_field(self) -> None:

@@ -71,7 +71,7 @@ class TestSets:
 
     def test_official_refuses_unequal_lengths(self) -> None:
         owner = tiny.model("official")
-        with pytest.raises(ValueError, match="same number of steps.*official.*'text': 3"):
+        with pytest.raises(ValueError, match="same T.*official.*'text': 3"):
             owner(tiny.batch(owner, lengths={"text": 3}))
 
     @pytest.mark.parametrize("name", ["words", "sound_2"])
@@ -79,7 +79,7 @@ class TestSets:
         kinds = {name: Modality("vector", (3,)), "text": Modality("words", (4,))}
         owner = UniCode(kinds, tiny.config())
         lstm = sum(parameter.numel() for parameter in owner.encoders["text"].words.parameters())
-        assert sum(parameter.numel() for parameter in owner.parts()["words"]) == lstm
+        assert sum(parameter.numel() for parameter in owner.parameter_groups()["words"]) == lstm
 
     @pytest.mark.parametrize("name", ["train", "keys", "training", "a-b"])
     def test_names_that_torch_uses_are_refused(self, name: str) -> None:

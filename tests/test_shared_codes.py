@@ -175,9 +175,9 @@ class TestGrounding:
 
     def test_nothing_is_added_without_words_or_others(self) -> None:
         for owner in (tiny.model(grounding_weight=0.0), tiny.model(names="audio,video")):
-            assert not list(owner.lexicon.parameters()) and "lexicon" not in owner.parts()
+            assert not list(owner.lexicon.parameters()) and "lexicon" not in owner.parameter_groups()
         owner = tiny.model()
-        assert [tuple(parameter.shape) for parameter in owner.parts()["lexicon"]] == [
+        assert [tuple(parameter.shape) for parameter in owner.parameter_groups()["lexicon"]] == [
             (12, owner.modalities["text"].shape[-1]),
             (12,),
         ]

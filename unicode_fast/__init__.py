@@ -1,9 +1,9 @@
-"""Uni-Code: audio, video, text and more in one shared discrete codebook, fast."""
+"""Uni-Code: a shared discrete codebook of audio, video, text and other modalities, with fast operators."""
 
 from unicode_fast.errors import is_starting, quiet_interrupt
 
 if is_starting():
-    # What follows takes seconds.
+    # The imports take seconds.
     quiet_interrupt()
 
 from unicode_fast.backend import BackendUnavailable, available_backends

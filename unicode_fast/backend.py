@@ -1,8 +1,8 @@
-"""Which backend can run an operator on a device, and why another cannot; nothing else asks for CUDA, Triton or _C.
+"""Choice of the backend of an operator on a device, and why another cannot run; no other module checks for them.
 
-Importing it loads the compiled extension where there is one for the imported torch. That registers the extension's
-operators; it touches no GPU, compiles nothing and says nothing. UNICODE_FAST_BACKEND=reference makes every operator use
-its reference, unless a call names another backend.
+The import loads the compiled extension if there is one for the imported torch. That registers the extension's
+operators; it initialises no GPU, compiles and prints nothing. With UNICODE_FAST_BACKEND=reference every operator
+uses its reference, unless a call names another backend.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import torch
 Backend = Literal["reference", "cpp", "cuda", "triton"]
 BACKENDS: tuple[str, ...] = get_args(Backend)
 
-# Which operator has which implementations, fastest first. Whoever adds one adds its name here.
+# The implementations of each operator, fastest first. A new implementation adds its name here.
 IMPLEMENTATIONS: dict[str, tuple[Backend, ...]] = {
     "nearest_codeword": ("cuda", "cpp", "reference"),
     "codebook_update": ("cuda", "cpp", "reference"),
@@ -33,7 +33,7 @@ IMPLEMENTATIONS: dict[str, tuple[Backend, ...]] = {
     "cross_info_nce": ("triton", "reference"),
 }
 
-# The kind of device that a backend needs; the reference takes any.
+# The kind of device of each backend; the reference runs on any.
 _DEVICES = {"cpp": "cpu", "cuda": "cuda", "triton": "cuda"}
 _LANGUAGES = {"cpp": "C++", "cuda": "CUDA", "triton": "Triton"}
 _EXTENSION = "unicode_fast._C"
@@ -41,17 +41,17 @@ _PACKAGE = Path(__file__).parent
 
 
 class BackendUnavailable(RuntimeError):
-    """A backend was asked for by name and cannot be used; the message says why, and what would change that."""
+    """A call names a backend that cannot run; the message has the reason and the remedy."""
 
 
 class Extension(NamedTuple):
     """The compiled extension, or why it is not loaded.
 
     Attributes:
-        module: None where it is not loaded.
-        cuda: version of the CUDA toolkit that it was compiled with; None for CPUs only.
-        decision: what setup.py wrote about having or not having CUDA.
-        problem: why it is not loaded; empty where it is.
+        module: None if it is not loaded.
+        cuda: version of the CUDA toolkit that compiled it; None for an extension without CUDA.
+        decision: why setup.py built it with or without CUDA.
+        problem: why it is not loaded; empty if it is.
     """
 
     module: ModuleType | None = None
@@ -61,16 +61,16 @@ class Extension(NamedTuple):
 
 
 def choose_backend(operator: str, device: torch.device, backend: str | None) -> str:
-    """The backend that a call of this operator with tensors on this device goes to.
+    """The backend of an operator for tensors on a device.
 
     Args:
-        operator: its name, as "nearest_codeword".
-        device: where the tensors are.
-        backend: None takes the fastest that can run there. A named backend is obeyed or refused, never replaced.
+        operator: its name, such as "nearest_codeword".
+        device: of the tensors.
+        backend: None takes the fastest that can run there. A named backend is used or refused, never replaced.
 
     Raises:
         ValueError: there is no such operator or backend.
-        BackendUnavailable: the named backend cannot run this operator there; the message says why.
+        BackendUnavailable: the named backend cannot run this operator there; the message has the reason.
     """
     if backend is None:
         return _fastest(operator, device.type)
@@ -85,10 +85,10 @@ def choose_backend(operator: str, device: torch.device, backend: str | None) -> 
 
 
 def available_backends(device: torch.device | str = "cpu") -> dict[str, dict[str, str]]:
-    """What can run where: for each operator each backend with "available", or with the reason why it cannot.
+    """The backends of each operator on a device, each "available" or with the reason why it cannot run.
 
     Args:
-        device: where the tensors would be.
+        device: of the tensors.
     """
     kind = torch.device(device).type
     return {
@@ -98,38 +98,38 @@ def available_backends(device: torch.device | str = "cpu") -> dict[str, dict[str
 
 
 def find_device(device: torch.device | str) -> torch.device:
-    """A device where tensors can be.
+    """A device by its name.
 
     Raises:
-        ValueError: it is none, or is not there.
+        ValueError: it is no device, or torch does not find it.
     """
     try:
         found = torch.device(device)
     except (RuntimeError, TypeError) as error:
         raise ValueError(f"device must be cpu or cuda, got {device!r}") from error
     if found.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device {str(device)!r} is not there: torch finds no GPU")
+        raise ValueError(f"device must be cpu where torch finds no GPU, got {str(device)!r}")
     return found
 
 
 def load_extension(folder: Path = _PACKAGE, torch_version: str = torch.__version__) -> Extension:
     """Load the compiled extension from the package's folder, unless it was built with another torch.
 
-    What it was built with is read from the record that setup.py left beside it: an extension of another torch must not
-    even be opened, as its symbols may be missing or mean something else.
+    A record of setup.py beside the extension has the version of torch that built it. An extension of another torch must
+    not even be opened: its symbols may be missing or differ.
 
     Args:
-        folder: where to look for it.
-        torch_version: version of the imported torch, as "2.13.0+cpu".
+        folder: of the extension.
+        torch_version: version of the imported torch, such as "2.13.0+cpu".
     """
     spec = PathFinder.find_spec(_EXTENSION, [str(folder)])
     if spec is None or spec.origin is None or spec.loader is None:
-        return Extension(problem="the package was installed without its C++ extension, which takes a C++ compiler")
+        return Extension(problem="the package was installed without its C++ extension, which needs a C++ compiler")
     try:
         record = json.loads(Path(f"{spec.origin}.json").read_text(encoding="utf-8"))
         built_with, cuda, decision = record["torch"], record.get("cuda"), record.get("decision", "")
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        return Extension(problem=f"nothing says which torch {spec.origin} was built with ({error!r})")
+        return Extension(problem=f"{spec.origin} has no record of the torch that it was built with ({error!r})")
     if built_with != torch_version:
         return Extension(
             problem=f"the C++ extension was built with torch {built_with} and torch {torch_version} is imported"
@@ -144,7 +144,7 @@ def load_extension(folder: Path = _PACKAGE, torch_version: str = torch.__version
 
 
 def rebuild_command() -> str:
-    """The shell command that compiles the extension again, against the torch of this environment."""
+    """The shell command that rebuilds the extension with the torch of this environment."""
     pip = [sys.executable, "-m", "pip", "install", "--no-deps"]
     checkout = _PACKAGE.resolve().parent
     if (checkout / "build_backend.py").is_file():
@@ -153,7 +153,7 @@ def rebuild_command() -> str:
 
 
 def _installed_from() -> str:
-    """What pip would have to be given to install the package from where it came from."""
+    """The requirement with which pip installs the package from its origin."""
     try:
         origin = json.loads(distribution("unicode_fast").read_text("direct_url.json") or "{}")
     except PackageNotFoundError:
@@ -171,9 +171,9 @@ def _implementations(operator: str) -> tuple[Backend, ...]:
 
 
 def _fastest(operator: str, kind: str) -> str:
-    # torch.compile follows calls in here, so this looks nothing up but names.
+    # torch.compile traces this function, so it only looks up names.
     implementations = _implementations(operator)
-    if _WANTED:
+    if _FORCED:
         return "reference"
     for backend in implementations:
         if backend != "reference" and kind == _DEVICES[backend] and _installed(backend):
@@ -182,14 +182,14 @@ def _fastest(operator: str, kind: str) -> str:
 
 
 def _installed(backend: str) -> bool:
-    """Whether the software is there that this backend, other than the reference, consists of."""
+    """Whether the software of a backend other than the reference is installed."""
     if backend == "triton":
         return _TRITON_INSTALLED
     return EXTENSION.module is not None if backend == "cpp" else EXTENSION.cuda is not None
 
 
 def _all_obstacles(operator: str, backend: str, kind: str) -> list[str]:
-    """What stands between this operator and this backend on this kind of device, what the version lacks included."""
+    """Why a backend cannot run an operator on a kind of device, a missing implementation included."""
     missing = [] if backend in _implementations(operator) else [_no_implementation(backend, operator)]
     return missing + _obstacles(backend, kind)
 
@@ -199,7 +199,7 @@ def _no_implementation(backend: str, operator: str) -> str:
 
 
 def _obstacles(backend: str, kind: str) -> list[str]:
-    """What stands between this backend and this kind of device, whatever the operator; empty where nothing does."""
+    """Why a backend cannot run on a kind of device, whatever the operator; empty if it can."""
     if backend == "reference":
         return []
     obstacles = []
@@ -213,7 +213,7 @@ def _obstacles(backend: str, kind: str) -> list[str]:
 
 
 def _cure(backend: str) -> str:
-    """What is not installed, and the command that installs it."""
+    """The missing software, and the command that installs it."""
     if backend == "triton":
         return "Triton is not installed; install it with: pip install triton"
     if EXTENSION.problem:
@@ -224,18 +224,18 @@ def _cure(backend: str) -> str:
     )
 
 
-def wanted_backend(environment: Mapping[str, str]) -> str:
-    """The value of UNICODE_FAST_BACKEND: "reference", or nothing for the fastest that is there.
+def forced_backend(environment: Mapping[str, str]) -> str:
+    """The value of UNICODE_FAST_BACKEND: "reference", or empty for the fastest backend.
 
     Raises:
-        ValueError: it is something else.
+        ValueError: it is another value.
     """
-    wanted = environment.get("UNICODE_FAST_BACKEND", "")
-    if wanted not in ("", "reference"):
-        raise ValueError(f"UNICODE_FAST_BACKEND must be reference or empty, got {wanted!r}")
-    return wanted
+    forced = environment.get("UNICODE_FAST_BACKEND", "")
+    if forced not in ("", "reference"):
+        raise ValueError(f"UNICODE_FAST_BACKEND must be reference or empty, got {forced!r}")
+    return forced
 
 
 EXTENSION = load_extension()
-_WANTED = wanted_backend(os.environ)
+_FORCED = forced_backend(os.environ)
 _TRITON_INSTALLED = importlib.util.find_spec("triton") is not None

@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args, get_origin
 
 import yaml
 
-from unicode_fast.config import _TYPES, FIELDS, PARTS, Config, check_value, completed, is_whole
+from unicode_fast.config import _TYPES, FIELDS, SECTIONS, Config, check_value, completed, is_whole
 from unicode_fast.errors import Parser, few, program
 from unicode_fast.files.paths import expanded, with_homes
 from unicode_fast.files.untrusted import BadFile, open_file
@@ -74,7 +74,7 @@ _PATHS = ("data", "text_model", "text_whitelist")
 def field_help() -> dict[str, str]:
     """One line for each field, from the `Args` sections of the dataclasses."""
     lines: dict[str, str] = {}
-    for kind in PARTS.values():
+    for kind in SECTIONS.values():
         arguments = (kind.__doc__ or "").split("Args:")[1]
         for name, text in re.findall(r"^ {8}(\w+): (.*(?:\n {12}.*)*)", arguments, re.MULTILINE):
             lines[name] = " ".join(text.split())
@@ -90,10 +90,10 @@ def make_parser(command: str, description: str) -> Parser:
     parser.add_argument("--size", help=f"sizes: {', '.join(SIZES)} (default small)")
     defaults = {name: preset(name).flat() for name in PRESETS}
     texts = field_help()
-    for part in PARTS:
-        group = parser.add_argument_group(f"{part} fields")
+    for section in SECTIONS:
+        group = parser.add_argument_group(f"{section} fields")
         for name, owner in FIELDS.items():
-            if owner == part:
+            if owner == section:
                 values = [defaults[rules][name] for rules in PRESETS]
                 shown = (
                     f"{values[0]}"

@@ -13,10 +13,10 @@ from unicode_fast.errors import few
 
 Kind = Literal["vector", "grid", "words"]
 TextPadding = Literal["masked", "read"]
-# What only layouts with sentences read.
+# Fields that only layouts with sentences read.
 TEXT_FIELDS = ("text_model", "text_whitelist", "text_padding")
 
-# A grid loses two 3x3 convolutions without padding before its map, so each side needs five positions.
+# Two 3x3 convolutions without padding precede the map of a grid, so each side needs five positions.
 SMALLEST_GRID = 5
 
 
@@ -29,13 +29,13 @@ def _whole(size: Any) -> int:
 
 @dataclass(frozen=True)
 class Modality:
-    """What one time step of a modality looks like.
+    """Kind and shape of a modality's features at one position of a clip.
 
     Args:
         kind: "vector" for (C,) features, "grid" for (H, W, C) channels-last
-            maps, "words" for (C,) word vectors that a bidirectional LSTM reads
-            first.
-        shape: the shape of one time step, (C,) or (H, W, C).
+            maps, "words" for (C,) word vectors; a bidirectional LSTM encodes
+            words first.
+        shape: of the features at one position, (C,) or (H, W, C).
 
     Raises:
         ValueError: the kind is unknown or the shape does not fit it.
@@ -59,7 +59,7 @@ class Modality:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Sizes and shape of the network.
+    """Sizes and architecture of the network.
 
     Args:
         width: D, the shared width of semantic features and codewords.
@@ -68,22 +68,22 @@ class ModelConfig:
         word_width: output of the bidirectional LSTM over words, both directions together.
         grid_hidden_width: channels after the first convolution over grids, and inside their decoder.
         grid_specific_width: channels of the specific map of grids.
-        grid_club_width: width of the vector that CLUB sees of that map.
+        grid_club_width: width of the vector computed from that map as input of CLUB.
         grid_semantic_width: output of the semantic encoder of grids where `grid_pooling` is "flatten".
         squeeze_width: bottleneck of the channel re-weighting of grids.
-        grid_pooling: how positions become one vector: "sum" adds them (as
-            released), "attention" weighs them by a softmax over positions,
-            "flatten" reads all of them by one linear layer.
-        residual_skip: what the residual block adds: its input, or the "relu"
+        grid_pooling: pooling of a grid's cells into one vector: their "sum" (as
+            released), "attention" with a softmax over cells, or "flatten", one
+            linear layer over all cells.
+        residual_skip: the skip of the residual block: its "input", or the "relu"
             of it (as released, where the activation works in place).
         temporal_layers: transformer layers per modality.
         temporal_heads: attention heads.
         feedforward_width: hidden width of a transformer layer.
-        equal_layers: transformer layers start as copies of each other (as released).
-        dropout: in the transformer layers.
+        equal_layers: transformer layers start as copies of the first one (as released).
+        dropout: probability of dropout in the transformer layers.
         cpc_layers: LSTM layers of the Cross-CPC context.
-        cpc_bias: Cross-CPC predictors are affine (as released), else linear.
-        cpc_steps: K, future steps that are predicted.
+        cpc_bias: the predictors of Cross-CPC have a bias (as released).
+        cpc_steps: K, prediction steps of Cross-CPC.
         club_hidden_width: hidden width of the CLUB networks.
     """
 
@@ -111,73 +111,73 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class MethodConfig:
-    """The rules of Uni-Code; every choice in which presets differ has its field here or in ModelConfig.
+    """Losses and codebook update of Uni-Code; with ModelConfig, these fields define the method.
 
     Args:
-        feature_norm: z enters the codebook as the encoder gives it ("none"), or
-            normalised per channel by the moments of its modality in the "batch",
-            so that modalities do not lie apart.
-        codebook_init: codewords start "uniform" in +-1/400, as random rows of
-            "data", or as centroids of "kmeans" over the first batches.
-        ema_initial_count: what every codeword's running count starts at.
+        feature_norm: normalisation of z before the codebook: "none", or per channel by
+            the moments of its modality in the "batch", which removes the offset
+            between modalities.
+        codebook_init: codewords start "uniform" in +-1/400, as random features of
+            the "data", or as centroids of "kmeans" over the first batches.
+        ema_initial_count: initial running count of every codeword.
         ema_decay: gamma of Eq. 7.
-        ema_epsilon: Laplace smoothing of the counts.
+        ema_epsilon: constant of the counts' Laplace smoothing.
         ema_update: "sequential" decays once per modality (as released),
             "joint" once per batch (Eq. 7).
         ema_smoothing: "none", "transient" (only in the division) or
             "compounding" (written back to the counts, as released).
-        ema_partner: the vector that stands for the other modalities in Eq. 7:
-            "aligned" (same clip, same step), "attended" (softmax attention
-            over the steps of the same clip) or "none" (plain EMA).
+        ema_partner: vector of the other modalities in Eq. 7: "aligned" (same
+            clip, same position), "attended" (softmax attention over the
+            positions of the same clip) or "none" (plain EMA).
         ema_own_weight: weight of the own feature; the partners share the rest.
-        unequal_lengths: modalities whose tensors have different numbers of
-            steps, padding included, are an error ("refuse"), or stand to each
-            other by their "means" over time; masks may differ either way.
-        revive_after: N_re, batches without use before a codeword is replaced; 0 never replaces.
+        unequal_lengths: modalities with different T, padding included, are an
+            error ("refuse") or are compared by their "means" over time; masks
+            may differ either way.
+        revive_after: N_re, batches without use before a codeword is reset; 0 never resets.
         revive_unless: a codeword stays if "any" or "all" modalities used it within N_re.
-        revive_source: replacements are other codewords in use plus noise, or features of the batch.
+        revive_source: a codeword is reset to another "codeword" in use plus noise, or to a "feature" of the batch.
         revive_noise: half width of that uniform noise.
-        revive_active_within: a codeword counts as in use when any or all
-            modalities, as `revive_unless` says, chose it this recently, in batches.
-        revive_ema: a replacement resets the running count and sum too, so that it lasts.
-        reconstruction_weight: of the mean squared reconstruction errors.
-        word_target: words are reconstructed as the "lstm" output that entered
-            the encoder (as released, with gradient) or as the "input" vectors.
+        revive_active_within: a codeword is in use if modalities (any or all, as in
+            `revive_unless`) chose it within this many batches.
+        revive_ema: a reset also resets the running count and sum, so that the next update keeps the new codeword.
+        reconstruction_weight: weight of the mean squared reconstruction errors.
+        word_target: target of the word decoder: the "lstm" output that enters
+            the encoder (as released, with gradient) or the "input" vectors.
         commitment_weight: beta of Eq. 8.
         commitment_own: factor of the distance to the own codeword.
-        commitment_partner: factor of the distance to the partners' codewords, which share it.
+        commitment_partner: factor of the mean distance to the partners' codewords.
         commitment_partners: "all" other modalities, or those with the same time
-            axis ("timed"), which sentences have not: the place of a word says
-            nothing of the second that it is about.
+            axis ("timed"). Sentences have none: the position of a word is not a
+            time in the clip.
         commitment_norm: squared errors are averaged ("mean") or added ("sum") over D.
         club_estimator: "official" (one permutation, as released),
             "closed_form" (all pairs, Eq. 5, without sampling) or "none".
-        club_input: CLUB reads the "quantised" (as released) or the "semantic" features.
-        club_floor: an estimate below zero, which no mutual information has,
-            counts as zero; without it features run away from a CLUB network that lags behind.
+        club_input: x of CLUB: the "quantised" (as released) or the "semantic" features.
+        club_floor: negative estimates count as zero, because mutual information is
+            not negative; otherwise features diverge while the CLUB network lags behind.
         club_reduction: the estimate is added ("sum") or averaged ("mean") over channels.
-        club_weight: of the CLUB estimates.
+        club_weight: weight of the CLUB estimates.
         club_inner_steps: updates of the CLUB networks per batch.
-        club_learning_rate: of their optimiser, per update.
-        cpc_weight: of the cross-modal terms of Cross-CPC.
-        cpc_self_weight: of the terms within a modality, relative to the cross-modal ones.
+        club_learning_rate: learning rate of the CLUB networks, per update.
+        cpc_weight: weight of the cross-modal terms of Cross-CPC.
+        cpc_self_weight: weight of the terms within a modality, relative to the cross-modal ones.
         cpc_softmax_over: "predictions" (as released), "candidates" (Eq. 6) or "both".
         cpc_scale: scores are divided by "sqrt_width", sqrt(D), or by "one".
-        cpc_temperature: divides the scores further.
-        cpc_earliest: smallest 0-based step whose context is drawn.
-        cmcm_weight: of the code matching loss.
-        cmcm_pairing: "official" compares the second term untransposed, "symmetric" as published.
+        cpc_temperature: additional divisor of the scores.
+        cpc_earliest: smallest 0-based position at which a context may end.
+        cmcm_weight: weight of the code matching loss.
+        cmcm_pairing: "official" leaves the second term untransposed, "symmetric" follows the paper.
         cmcm_directions: softmax along the "rows" only, or "both".
-        cmcm_temperature: divides the distances in the soft assignment.
-        assignment_weight: of the loss by which modalities with the same time
-            axis predict, second by second, the codeword that all of them agree
-            on, balanced over codewords.
-        presence_weight: of the loss by which a sentence holds, in any of its
-            words, the codewords that its clip uses.
-        grounding_weight: of the losses by which words that are about what the
-            other modalities know share their codewords: a linear lexicon of
-            word vectors, learnt beside, says which words those are and what
-            they may stand for.
+        cmcm_temperature: divisor of the distances in the soft assignment.
+        assignment_weight: weight of the assignment loss. Modalities with the same
+            time axis predict, at each position, their common codeword, balanced
+            over codewords.
+        presence_weight: weight of the presence loss: some word of a sentence should have
+            each codeword that its clip uses.
+        grounding_weight: weight of the grounding losses. Words that predict the
+            codewords of the other modalities share them. A linear lexicon of
+            word vectors, trained at the same time, finds these words and their
+            codewords.
     """
 
     feature_norm: Literal["none", "batch"] = "batch"
@@ -228,22 +228,22 @@ class MethodConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """What is learned from.
+    """Data set, its modalities and splits, and the text model.
 
     Args:
         data: name of a built-in dataset (talking-digits, talking-digits-b, talking-digits-two or talking-numbers), the
             folder of a feature store, LAYOUT:ROOT, such as ave:/data/AVE, or webdataset:FOLDER.
-        modalities: which of its modalities, separated by commas, or "all"; their order is that of the sequential EMA.
-        easy: the built-in dataset without distractors and shifts, and talking-numbers with one event a clip, no
-            mismatches and no long tail, for quick looks.
-        train_clips: clips of the built-in dataset that are made for training.
-        val_clips: for choosing epochs and checkpoints.
-        test_clips: for the reported scores.
-        data_seed: of the built-in dataset's generator.
-        train_split: the split that is pre-trained on, such as "all" of vggsound-avel40k.
-        text_model: BERT that reads the sentences of a layout: a name or a folder that transformers knows.
-        text_whitelist: file with the ids of the words that are kept of them, the released cnt.pkl; "" keeps all.
-        text_padding: the zeros after their last word are "masked", or "read" as words are (as released).
+        modalities: names separated by commas, or "all"; their order is that of the sequential EMA.
+        easy: an easier built-in dataset for quick tests: no distractors, no shifts; talking-numbers also has one event
+            per clip, no mismatches and no long tail.
+        train_clips: training clips of the built-in dataset.
+        val_clips: its validation clips, for choosing epochs and checkpoints.
+        test_clips: its test clips, for the reported scores.
+        data_seed: seed of the built-in dataset's generator.
+        train_split: split for pre-training, such as "all" of vggsound-avel40k.
+        text_model: BERT that encodes the sentences of a layout: a name or a folder, as transformers takes it.
+        text_whitelist: file with the ids of the words to keep (the released cnt.pkl); "" keeps all.
+        text_padding: the zeros after the last word of a sentence are "masked", or "read" like words (as released).
     """
 
     data: str = "talking-digits"
@@ -261,40 +261,40 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How long, how fast and where.
+    """Optimisation, precision, device, input of batches and checkpoints.
 
     Args:
-        steps: batches of pre-training; 0 counts `epochs` instead, and a given `epochs` sets it to 0.
+        steps: training steps, one batch each; 0 trains for `epochs`, and a given `epochs` sets it to 0.
         epochs: passes over the training split where `steps` is 0.
         batch_size: B, clips per batch.
         keep_last_batch: the smaller last batch of an epoch is used (as released), else dropped.
-        micro_batches: parts of a batch, or of what a rank holds of it, that are in memory one after the other; the
-            losses still compare all clips of the batch, and each clip is encoded twice.
-        activation_checkpointing: what encoders and decoders compute is computed again in the backward pass, not kept.
+        micro_batches: pieces of a batch, or of a rank's shard, that are in memory one after the other; the losses still
+            compare all clips of the batch, and each clip is encoded twice.
+        activation_checkpointing: the backward pass recomputes the activations of encoders and decoders to save memory.
         learning_rate: of Adam, per step.
         warmup_steps: steps over which the learning rate rises linearly.
         schedule: "constant", "cosine" (to a hundredth), or "multistep" (halved after epochs 10, 20 and 30).
-        clip_norm: largest gradient norm of each part of the model.
+        clip_norm: largest gradient norm of each parameter group (encoders, word LSTM, Cross-CPC, decoders, lexicon).
         dtype: of features and parameters.
         precision: of the products in encoders, decoders and Cross-CPC's
             contexts while a float32 model trains: "float32", "tf32" (CUDA
             only) or "bfloat16"; codebook, losses and statistics stay float32.
-        channels_last: weights of convolutions lie in memory as their inputs do, channels last.
-        compile: encoders and decoders go through torch.compile, once for all batch sizes.
+        channels_last: convolution weights have the memory format of their inputs, channels last.
+        compile: torch.compile compiles encoders and decoders, once for all batch sizes.
         cuda_graph: a whole training step is captured once and replayed as one CUDA graph; needs one rank,
             `micro_batches` 1 and no `activation_checkpointing`.
-        device: "auto" takes a GPU where there is one.
-        feed: how batches reach the device: "resident" (the training split
-            lies there whole), "prefetch" (worker processes read ahead, and a
-            thread copies beside the computation), "direct" (one after the other), or "auto".
-        feed_workers: processes that read ahead; with 0 a thread of this one does.
+        device: "auto" takes a GPU if there is one.
+        feed: how batches reach the device: "resident" (it holds the whole
+            training split), "prefetch" (worker processes read ahead, and a
+            thread copies during the computation), "direct" (no overlap), or "auto".
+        feed_workers: processes that read ahead; 0 reads ahead in a thread of this process.
         seed: of initial weights, order of clips, dropout, draws and probes.
-        validations: how often the zero-shot accuracy is measured on the validation split, evenly spread.
+        validations: number of measurements of the zero-shot accuracy on the validation split, evenly spread.
         checkpoint_seconds: longest time between two checkpoints.
-        probe_tasks: tasks whose table ends the run, separated by commas; "none" ends it without.
-        rank_timeout_seconds: how long a rank waits for another one in a step, or four times what the second step took
-            if that is longer, before the run of all ranks ends. Outside steps, and in the first two, a rank waits for
-            as many seconds as the variable UNICODE_FAST_WAIT_SECONDS says (3600); for the tasks at the end, 24 times.
+        probe_tasks: tasks scored at the end of the run, separated by commas, or "none".
+        rank_timeout_seconds: longest wait for another rank in a step, or four times the second step's duration if that
+            is longer; then the run of all ranks ends. Elsewhere, and in the first two steps, the limit is the
+            environment variable UNICODE_FAST_WAIT_SECONDS (3600), and 24 times that for the tasks at the end.
     """
 
     steps: int = 1000
@@ -324,7 +324,7 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class Config:
-    """All of a run: what `resolved` writes and a checkpoint holds."""
+    """The complete configuration of a run, as its folder and its checkpoints hold it."""
 
     preset: str = "recommended"
     size: str = "small"
@@ -334,18 +334,18 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
 
     def flat(self) -> dict[str, Any]:
-        """Every field by its own name, as a YAML file holds them."""
+        """All fields in one mapping, as in a YAML file."""
         values: dict[str, Any] = {"preset": self.preset, "size": self.size}
-        for part in PARTS:
-            values.update(dataclasses.asdict(getattr(self, part)))
+        for section in SECTIONS:
+            values.update(dataclasses.asdict(getattr(self, section)))
         return values
 
     def replace(self, **values: Any) -> Config:
-        """A copy with fields of any part changed.
+        """A copy with fields of any section changed.
 
         Raises:
-            ValueError: a name is no field, a value is outside its range, or a changed field is one that the other
-                fields of the copy switch off.
+            ValueError: a name is no field, a value is outside its range, or other fields of the copy switch a changed
+                field off.
             TypeError: a value has the wrong type.
         """
         copy = self.replace_all(**values)
@@ -356,24 +356,24 @@ class Config:
         return copy
 
     def replace_all(self, **values: Any) -> Config:
-        """As `replace`, for a complete set of fields, among which may be some that others switch off."""
-        parts = {part: {} for part in PARTS}  # type: dict[str, dict[str, Any]]
+        """As `replace`, but fields that others switch off may change too; for a complete set of fields."""
+        sections = {section: {} for section in SECTIONS}  # type: dict[str, dict[str, Any]]
         own: dict[str, Any] = {}
         for name, value in values.items():
             if name in ("preset", "size"):
                 own[name] = value
             elif name in FIELDS:
-                parts[FIELDS[name]][name] = check_value(name, value)
+                sections[FIELDS[name]][name] = check_value(name, value)
             else:
                 raise ValueError(f"configuration has no field {name!r}; fields are {', '.join(sorted(FIELDS))}")
-        changed = {part: dataclasses.replace(getattr(self, part), **new) for part, new in parts.items() if new}
+        changed = {name: dataclasses.replace(getattr(self, name), **new) for name, new in sections.items() if new}
         return dataclasses.replace(self, **own, **changed)
 
     def unread_fields(self, kinds: Collection[Kind] = get_args(Kind)) -> dict[str, str]:
-        """The fields that have no effect beside the others, and why, as "is not read where ...".
+        """The fields that others switch off, each with the reason: "is not read where ...".
 
         Args:
-            kinds: of the modalities, one each.
+            kinds: one for each modality.
         """
         values, unread = self.flat(), {}
         for switch, off, names in _SWITCHES:
@@ -389,7 +389,7 @@ class Config:
         return unread
 
 
-# A field, its values that switch others off, and those.
+# A field, those of its values that switch other fields off, and these fields.
 _SWITCHES: tuple[tuple[str, tuple[Any, ...], tuple[str, ...]], ...] = (
     ("grid_pooling", ("sum", "attention"), ("grid_semantic_width",)),
     ("ema_smoothing", ("none",), ("ema_epsilon",)),
@@ -413,7 +413,7 @@ _SWITCHES: tuple[tuple[str, tuple[Any, ...], tuple[str, ...]], ...] = (
     ("dtype", ("float64",), ("precision",)),
     ("feed", ("resident", "direct"), ("feed_workers",)),
 )  # fmt: skip
-# Kinds of modalities of which one must be there, and the fields that are about them.
+# Kinds of modalities, and the fields that have an effect only with one of these kinds.
 _KIND_FIELDS: tuple[tuple[tuple[Kind, ...], tuple[str, ...]], ...] = (
     (
         ("grid",),
@@ -426,21 +426,21 @@ _KIND_FIELDS: tuple[tuple[tuple[Kind, ...], tuple[str, ...]], ...] = (
     (("words",), ("word_width", "word_target", "presence_weight", "grounding_weight")),
 )  # fmt: skip
 
-PARTS = {"model": ModelConfig, "method": MethodConfig, "data": DataConfig, "train": TrainConfig}
-FIELDS = {item.name: part for part, kind in PARTS.items() for item in dataclasses.fields(kind)}
-_TYPES = {name: hint for kind in PARTS.values() for name, hint in get_type_hints(kind).items()}
-# How and where a model is computed, not which: with others it is the same to rounding and but for dropout, so a run may
-# go on with others.
+SECTIONS = {"model": ModelConfig, "method": MethodConfig, "data": DataConfig, "train": TrainConfig}
+FIELDS = {item.name: section for section, kind in SECTIONS.items() for item in dataclasses.fields(kind)}
+_TYPES = {name: hint for kind in SECTIONS.values() for name, hint in get_type_hints(kind).items()}
+# How and where a model is computed. They change results only by rounding and by the draws of dropout, so a run may
+# resume with other values.
 EXECUTION_FIELDS = (
     "micro_batches", "activation_checkpointing", "compile", "cuda_graph", "device", "feed", "feed_workers",
     "checkpoint_seconds", "rank_timeout_seconds",
 )  # fmt: skip
 
-# Where data lie, not which they are: a run may go on with others where the checksum of what is there agrees.
+# Where the data are. A run may resume with other values if the checksum of the data agrees.
 PLACE_FIELDS = ("data", "text_model", "text_whitelist")
 
-# Fields that files of older versions lack, each with the value that means what those versions did. A new field has its
-# line here, for good; without one, every checkpoint and run from before is refused.
+# Fields that files of older versions lack, each with the value that reproduces those versions. A new field has its line
+# here for good. Without it, every older checkpoint and run would be refused.
 ADDED_FIELDS: Mapping[str, Any] = {
     "feature_norm": "none",
     "commitment_partners": "all",
@@ -481,18 +481,18 @@ RANGES: Mapping[str, tuple[float, float]] = {
 
 
 def is_whole(values: Mapping[str, Any]) -> bool:
-    """Whether a flat mapping holds every field, as a run's own file does; those of ADDED_FIELDS may be missing."""
+    """Whether a flat mapping holds every field, but for those of ADDED_FIELDS, as the file of a run does."""
     return {"preset", "size", *FIELDS} <= {*ADDED_FIELDS, *values}
 
 
 def completed(values: Mapping[str, Any]) -> dict[str, Any]:
-    """A saved configuration with the fields that were added since, at the values that mean "as before".
+    """A saved configuration with the fields of ADDED_FIELDS that it lacks.
 
     Args:
-        values: flat, as `Config.flat` gives them.
+        values: flat, as from `Config.flat`.
 
     Raises:
-        ValueError: a field is unknown, or one is missing that is not among ADDED_FIELDS.
+        ValueError: a field is unknown, or a field that is not in ADDED_FIELDS is missing.
     """
     known = ("preset", "size", *FIELDS)
     unknown = sorted(str(name) for name in values if name not in known)
@@ -505,7 +505,7 @@ def completed(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_value(name: str, value: Any) -> Any:
-    """The value of a field, integers widened to float where the field is one.
+    """The value of a field; integers become float where the field is one.
 
     Raises:
         TypeError: the type does not fit the field.
@@ -535,7 +535,7 @@ def check_value(name: str, value: Any) -> Any:
 
 
 def _shown(value: Any) -> str:
-    """How Python writes it, cut short; thousands of digits are written by nobody."""
+    """A value as Python writes it, cut short; of a huge integer only its size."""
     if isinstance(value, int) and abs(value) >= 1 << 128:
         return f"an integer of {value.bit_length()} bits"
     return f"{value!r:.100}"
@@ -546,7 +546,7 @@ def modality_names(modalities: str, there: tuple[str, ...] = ()) -> tuple[str, .
 
     Args:
         modalities: the list, or "all".
-        there: what "all" stands for.
+        there: all names.
 
     Raises:
         ValueError: fewer than two names, or one of them twice.

@@ -1,4 +1,4 @@
-"""Pure functions from tensors to scalars; weights are configuration and live elsewhere."""
+"""Loss terms as pure functions of tensors; their weights are fields of the configuration."""
 
 from __future__ import annotations
 
@@ -10,30 +10,30 @@ from torch import Tensor
 # Inside the logarithm and in the denominator of the released code matching loss.
 OFFICIAL_LOG_OFFSET = 1e-10
 OFFICIAL_SUM_OFFSET = 1e-5
-# Of soft assignments by squared distance per channel: a codeword that is nearer by it is e times as probable.
+# Temperature of soft assignments: of two codewords the one nearer by it, in mean squared error, is e times as likely.
 ASSIGNMENT_TEMPERATURE = 0.05
-# How fast a word counts as grounded, per nat that it tells of the clip's codewords.
+# Slope of a word's grounding weight, per nat of information about the clip's codewords.
 GROUNDING_SLOPE = 2.0
 
 
 def masked_mean(values: Tensor, mask: Tensor | None) -> Tensor:
-    """Mean over the valid steps and all trailing elements.
+    """Mean over the valid positions and all trailing elements.
 
     Args:
         values: (B, T, ...).
-        mask: (B, T) bool, or None where every step is valid.
+        mask: (B, T) bool, or None where every position is valid.
 
     Returns:
-        A scalar; 0 where no step is valid.
+        A scalar; 0 where no position is valid.
     """
     if mask is None:
         return values.mean()
-    steps = values.flatten(2).mean(2) if values.dim() > 2 else values
-    return torch.where(mask, steps, 0).sum() / mask.sum().clamp(min=1)
+    means = values.flatten(2).mean(2) if values.dim() > 2 else values
+    return torch.where(mask, means, 0).sum() / mask.sum().clamp(min=1)
 
 
 def reconstruction(decoded: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Mean squared error over the elements of valid steps; paper section 3.2.
+    """Mean squared error over the elements of valid positions; paper section 3.2.
 
     Args:
         decoded: (B, T, ...).
@@ -44,11 +44,11 @@ def reconstruction(decoded: Tensor, target: Tensor, mask: Tensor | None = None) 
 
 
 def commitment(semantic: Tensor, codeword: Tensor, mask: Tensor | None = None, *, norm: str = "mean") -> Tensor:
-    """Squared distance of features to codewords held fixed, over valid steps; one term of Eq. 8.
+    """Squared distance of features to fixed codewords, over valid positions; one term of Eq. 8.
 
     Args:
         semantic: z, (B, T, D).
-        codeword: (B, T, D), the own or a partner's codewords; no gradient flows into it.
+        codeword: (B, T, D), the own or a partner's codewords; gets no gradient.
         mask: (B, T) bool, or None.
         norm: "mean" averages the squared differences over D, "sum" adds them.
     """
@@ -57,7 +57,7 @@ def commitment(semantic: Tensor, codeword: Tensor, mask: Tensor | None = None, *
 
 
 def club_likelihood(mean: Tensor, log_variance: Tensor, specific: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Negative log likelihood, up to a constant, that a CLUB network minimises.
+    """Negative log likelihood of a CLUB network, up to a constant.
 
     Args:
         mean: of q(y | x), (B, T, C).
@@ -66,7 +66,7 @@ def club_likelihood(mean: Tensor, log_variance: Tensor, specific: Tensor, mask: 
         mask: (B, T) bool, or None.
 
     Returns:
-        The mean over valid steps of the sum over channels.
+        The mean over valid positions of the sum over channels.
     """
     terms = ((mean - specific).square() * torch.exp(-log_variance) + log_variance) / 2
     return masked_mean(terms.sum(-1), mask)
@@ -77,15 +77,15 @@ def club_official(
 ) -> Tensor:
     """The mutual information estimate of the released code.
 
-    It averages the squared error and the log variance over time first, divides
-    one by the exponential of the other, and takes one permutation of the batch
-    as negatives, fixed points included.
+    It averages squared error and log variance over time, and divides the one by
+    the exponential of the other. The negatives are one permutation of the
+    batch, fixed points included.
 
     Args:
         mean: (B, T, C).
         log_variance: (B, T, C).
         specific: y, (B, T, C).
-        permutation: (B,) int64, the clip that serves as negative.
+        permutation: (B,) int64, the negative of each clip.
         mask: (B, T) bool, or None; a negative counts where both clips are valid.
     """
 
@@ -107,19 +107,19 @@ def club_closed_form(
 ) -> Tensor:
     """The CLUB bound over all pairs of clips, without forming the pairs; Eq. 5.
 
-    At each time step, mean_j (y_j - mu_i)^2 = (mu_i - ybar)^2 + Var(y), so the
-    average over negatives needs the first two moments of y alone. The centred
-    form keeps its digits in float32.
+    At each position, mean_j (y_j - mu_i)^2 = (mu_i - ybar)^2 + Var(y), so the
+    average over negatives needs only the first two moments of y. The centred
+    form keeps its precision in float32.
 
     Args:
         mean: mu(x), (B, T, C).
         log_variance: (B, T, C).
         specific: y, (B, T, C).
-        mask: (B, T) bool, or None; moments and means are over valid steps.
+        mask: (B, T) bool, or None; moments and means are over valid positions.
         reduction: channels are added ("sum") or averaged ("mean").
 
     Returns:
-        The mean over valid steps of log q(y_i | x_i) - mean_j log q(y_j | x_i).
+        The mean over valid positions of log q(y_i | x_i) - mean_j log q(y_j | x_i).
     """
     if mask is None:
         centre = specific.mean(0)  # (T, C)
@@ -135,7 +135,7 @@ def club_closed_form(
 
 
 def assignment_scores(semantic: Tensor, codebook: Tensor) -> Tensor:
-    """Logits of a soft assignment: minus the squared distance, averaged over D, over `ASSIGNMENT_TEMPERATURE`.
+    """Logits of a soft assignment: minus the mean squared difference over D, divided by `ASSIGNMENT_TEMPERATURE`.
 
     Args:
         semantic: z, (B, T, D).
@@ -161,15 +161,15 @@ def balanced_assignment(
     sharpness: float = 2.0,
     rounds: int = 3,
 ) -> Tensor:
-    """Soft assignment of steps to codewords, each codeword used as much as it should be, by Sinkhorn and Knopp.
+    """Soft assignment of rows to codewords with given totals per codeword, by Sinkhorn and Knopp.
 
     Args:
         scores: logits, (N, M).
-        weights: (N,), how much each step counts, bool or float, or None for all alike; what the result holds for steps
-            that do not count is undefined.
-        totals: (M,), what the codewords' uses are proportional to; None for equal ones.
-        sharpness: multiplies the scores.
-        rounds: how often columns and then rows are scaled to these sums.
+        weights: (N,), weight of each row, bool or float, or None for equal weights; the result is undefined for rows of
+            weight 0.
+        totals: (M,), the codewords' uses, up to a factor; None for equal ones.
+        sharpness: factor of the scores.
+        rounds: number of times that columns and then rows are scaled to these sums.
 
     Returns:
         (N, M) without gradient; rows add up to 1.
@@ -178,30 +178,30 @@ def balanced_assignment(
         Asano, Rupprecht and Vedaldi, ICLR 2020; Caron et al., "SwAV", NeurIPS 2020.
     """
     logits = scores * sharpness
-    wanted = 0 if totals is None else totals.clamp(min=1e-6).log()
+    log_totals = 0 if totals is None else totals.clamp(min=1e-6).log()
     for _ in range(rounds):
         counted = logits if weights is None else logits + weights.to(logits.dtype).log().unsqueeze(1)
-        # Where no step counts, a column adds up to nothing.
-        logits = logits + (wanted - counted.logsumexp(0).nan_to_num(neginf=0.0))
+        # If all weights are 0, a column adds up to 0.
+        logits = logits + (log_totals - counted.logsumexp(0).nan_to_num(neginf=0.0))
         logits = logits - logits.logsumexp(1, keepdim=True)
     return logits.softmax(1)
 
 
 def presence(used: Tensor, scores: Tensor, mask: Tensor | None = None) -> Tensor:
-    """How well a clip's steps hold codewords: minus sum_k P_k log(1 - prod_t (1 - p_tk)), mean over clips.
+    """Loss for codewords to occur in a clip: minus sum_k P_k log(1 - prod_t (1 - p_tk)), mean over clips.
 
-    All that is asked is that some step has the codeword; the others may have any. So a sentence may hold what other
-    modalities of its clip use, and these what the words of the sentence stand for.
+    One position with a codeword suffices; the others may have any. So words of a sentence get codewords of its clip's
+    other modalities, and these get the codewords of words.
 
     Args:
-        used: P, (B, M), the codewords that are to be held; no gradient flows into it. It may add up to less than one.
-        scores: logits of p, (B, T, M), of the steps.
+        used: P, (B, M), the codewords that should occur; gets no gradient. Its sum may be below one.
+        scores: logits of p, (B, T, M).
         mask: (B, T) bool, or None.
 
     Source:
         The noisy-or of multiple-instance learning, Maron and Lozano-Perez, NeurIPS 1997.
     """
-    # Not above 1 - 1e-4, so that the logarithm has a finite slope.
+    # The clamp keeps the slope of the logarithm finite.
     missing = torch.log1p(-scores.softmax(-1).clamp(max=1 - 1e-4))
     if mask is not None:
         missing = torch.where(mask.unsqueeze(-1), missing, 0)
@@ -210,11 +210,11 @@ def presence(used: Tensor, scores: Tensor, mask: Tensor | None = None) -> Tensor
 
 
 class Grounding(NamedTuple):
-    """What a lexicon says of the words of a batch.
+    """Results of a lexicon for the words of a batch.
 
-    surprise (B, T), nats: cross-entropy of the codewords that the clip uses and those that the lexicon expects of the
-    word; weight (B, T) in 0..1, without gradient: how much the word is about what other modalities know; meaning
-    (B, T, M), without gradient: the clip's codewords that the word may stand for, adding up to one.
+    surprise (B, T), nats: cross-entropy between the codewords of the clip and the lexicon's prediction from the word.
+    weight (B, T) in 0..1, without gradient: how well the word predicts the other modalities' codewords.
+    meaning (B, T, M), without gradient: distribution of the word over codewords of the clip.
     """
 
     surprise: Tensor
@@ -223,20 +223,20 @@ class Grounding(NamedTuple):
 
 
 def grounding(expected: Tensor, used: Tensor, average: Tensor, mask: Tensor | None = None) -> Grounding:
-    """Which words are about what the other modalities know, and which of their codewords each may stand for.
+    """Grounding of words: how well each predicts the codewords of the other modalities, and which of them it means.
 
-    A word that lets one guess the clip's codewords better than their average over clips does is about them: with g
-    nats less surprise its weight is 1 - exp(-2 g).
+    A grounded word predicts the clip's codewords better than their average over clips does. With g nats less surprise
+    than the average its weight is 1 - exp(-2 g).
 
     Args:
-        expected: logarithms of the codewords that a lexicon expects of each word, (B, T, M), adding up to one.
-        used: how the clip's other modalities use the codewords, (B, M), without gradient.
-        average: that of all clips, (M,).
+        expected: log probabilities of the codewords, predicted by a lexicon from each word, (B, T, M).
+        used: distribution of the clip's other modalities over the codewords, (B, M), without gradient.
+        average: mean of `used` over clips, (M,).
         mask: (B, T) bool, or None.
 
     Source:
-        The lexicon is that of Brown, Della Pietra, Della Pietra and Mercer, "The Mathematics of Statistical Machine
-        Translation", 1993, model 1, with codewords for the second language, learnt by gradient.
+        Model 1 of Brown, Della Pietra, Della Pietra and Mercer, "The Mathematics of Statistical Machine Translation",
+        1993, with codewords as the second language, trained by gradient descent.
     """
     surprise = -(used.unsqueeze(1) * expected).sum(-1)
     with torch.no_grad():
@@ -256,7 +256,7 @@ def code_matching(
     directions: str = "both",
     rows: slice = slice(None),
 ) -> Tensor:
-    """Clips recognise their partner by the codewords both use: L_cmcm.
+    """The code matching loss: each clip identifies its partner among the batch by their codewords.
 
     With P the distributions over codewords, the score of clips i and j is
     S_ij = sum_k P1_ik log P2_jk + sum_k P2_jk log P1_ik, and the loss is the
@@ -267,9 +267,9 @@ def code_matching(
         second: (B, M), the same clips in another modality.
         pairing: "symmetric" as above; "official" takes sum_k P2_ik log P1_jk
             as the second term and adds 1e-5 to the sum of exponentials, as released.
-        directions: softmax over the partners of a row only ("rows"), or the
-            mean of that and of the columns ("both").
-        rows: the clips that the result is the share of, each compared with all.
+        directions: softmax along "rows" only, or the mean of rows and columns
+            ("both").
+        rows: clips whose share of the loss is computed, each compared with all.
 
     Precision:
         That of the inputs, under autocast too.

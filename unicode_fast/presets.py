@@ -1,4 +1,4 @@
-"""The named configurations: `official`, `paper` and `recommended`, each at a `small` or the `paper`'s size."""
+"""The presets `official`, `paper` and `recommended`, each with `small` sizes or those of the `paper`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from unicode_fast.config import Config, completed
 PRESETS = ("official", "paper", "recommended")
 SIZES = ("small", "paper")
 
-# The released code's numbers, whatever their reason; float64 throughout.
+# The values of the released code; float64 throughout.
 _OFFICIAL: dict[str, Any] = {
     "feature_norm": "none",
     "grid_pooling": "sum",
@@ -61,7 +61,7 @@ _OFFICIAL: dict[str, Any] = {
     "text_padding": "read",
 }
 
-# The equations as printed; what the paper leaves open is listed in `preset`.
+# The equations as printed. The docstring of `preset` lists what the paper leaves open.
 _PAPER: dict[str, Any] = {
     **_OFFICIAL,
     "grid_pooling": "flatten",
@@ -101,7 +101,7 @@ _PAPER: dict[str, Any] = {
 
 _RULES: dict[str, dict[str, Any]] = {"official": _OFFICIAL, "paper": _PAPER, "recommended": {}}
 
-# Sizes of the published experiments (VGG-19 grids of 512 channels, VGGish, BERT words); epochs instead of steps.
+# Sizes of the paper's experiments (VGG-19 grids of 512 channels, VGGish, BERT words); epochs instead of steps.
 _PAPER_SIZE: dict[str, Any] = {
     "width": 256,
     "codewords": 400,
@@ -121,11 +121,11 @@ _SIZES: dict[str, dict[str, Any]] = {"small": {}, "paper": _PAPER_SIZE}
 
 
 def from_saved(values: Mapping[str, Any]) -> Config:
-    """The configuration that `Config.flat` gave as these values, in this version or an older one.
+    """The configuration from saved values, which `Config.flat` of this version or an older one gave.
 
     Raises:
-        TypeError: a value is of the wrong type.
-        ValueError: a field is unknown, missing and not of ADDED_FIELDS, or has a value that it cannot have.
+        TypeError: a value has the wrong type.
+        ValueError: a field is unknown, a field that is not in ADDED_FIELDS is missing, or a value is not allowed.
     """
     values = completed(values)
     return preset(values.pop("preset"), values.pop("size")).replace_all(**values)
@@ -134,45 +134,51 @@ def from_saved(values: Mapping[str, Any]) -> Config:
 def preset(name: str, size: str = "small") -> Config:
     """A complete configuration by name; change single fields with `Config.replace`.
 
-    `official` computes what the released code computes, traits and all, in
-    float64: sum pooling over grid positions, a residual block whose skip is
-    rectified, sequential EMA with smoothing each time, partners at the same
-    position, CLUB by one permutation on quantised features, Cross-CPC softmax
-    over predictions with self terms, L_cmcm with its second term untransposed,
-    a reset that leaves the EMA state alone. For sets of modalities other than
-    audio-video-text it follows the audio-video-text rules: the own feature
-    weighs 1/2, the others share 1/2.
+    `official` reproduces the released code, in float64:
 
-    `paper` takes the equations as printed. Where the paper is silent, these
-    are our choices, with which they train: the partner
-    r^a = softmax(z^a z^b^T / sqrt(D)) z^b over the valid steps of the same
-    clip, without parameters and detached, since the EMA gives no gradient to
-    train any; with more than two modalities the own feature weighs 1/2 and the
-    partners share 1/2; one linear predictor per step and source; CLUB on z,
-    over all pairs, averaged over channels, never below zero, at a tenth of the
-    weight; commitment and reconstruction errors averaged over elements; K = 1;
-    a codeword is kept when all modalities chose it within N_re = 30 batches,
-    else it becomes a feature of the batch, running count and sum included;
-    counts start at one, codewords from features; words are reconstructed as
-    their input vectors; code matching looks along rows; positions of a grid are
-    read by one linear layer; Adam at 1e-3 with warm-up and cosine. Inner steps
-    and clipping are as released.
+    * sum pooling over grid cells; a residual block with a rectified skip;
+    * sequential EMA, smoothed at each update, with partners at the same
+      position; a reset that leaves count and sum of the EMA unchanged;
+    * CLUB with one permutation on quantised features;
+    * Cross-CPC with the softmax over predictions and with self terms;
+    * code matching with its second term untransposed.
 
-    `recommended` is chosen on the built-in data by what docs/choices.md
-    compares, with CLUB kept on: codewords start from data,
-    counts at one, one joint EMA step smoothed in the division only, revival
-    from features of the batch that lasts, CLUB in closed form averaged over
-    channels, never below zero, at a tenth of the weight, Cross-CPC with the
-    softmax in both directions, symmetric code matching. So that modalities
-    share codes: z normalised by modality, commitment mostly to partners with
-    the same time axis, their agreed assignment predicted by each of them, and
-    words that a lexicon finds to name what the clip holds drawn to its codes;
-    reconstruction weighs 1.5 against these.
+    For any set of modalities the own feature weighs 1/2 and the others share
+    1/2, as the released code does for audio, video and text.
+
+    `paper` follows the equations as printed. Where the paper leaves a choice
+    open, ours is:
+
+    * The partner is r^a = softmax(z^a z^b^T / sqrt(D)) z^b over the valid
+      positions of the same clip. It has no parameters and is detached, because
+      the EMA has no gradient. The own feature weighs 1/2, the partners share 1/2.
+    * Cross-CPC has K = 1 and one linear predictor per prediction step and source.
+    * CLUB on z, over all pairs, averaged over channels, at least zero, weight 0.1.
+    * Commitment and reconstruction errors are averaged over elements; the
+      target of words is their input vectors.
+    * A codeword stays if all modalities chose it within N_re = 30 batches. Else
+      it is reset to a feature of the batch, with its count and sum.
+    * Counts start at one, codewords at features.
+    * Code matching along rows; one linear layer over the cells of a grid.
+    * Adam at 1e-3 with warm-up and cosine; inner steps and clipping as released.
+
+    `recommended` was chosen on the built-in data by the comparison in
+    docs/choices.md, with CLUB on:
+
+    * Codewords start at features, counts at one; one joint EMA update per
+      batch, smoothed in the division only; a reset to features of the batch
+      includes count and sum.
+    * CLUB in closed form, averaged over channels, at least zero, weight 0.1.
+    * Cross-CPC with the softmax in both directions; symmetric code matching.
+    * For shared codes: z is normalised per modality. Commitment is mostly to
+      partners with the same time axis, and each of them predicts their common
+      assignment. Words that a lexicon grounds get codewords of their clip.
+      Reconstruction weighs 1.5.
 
     Args:
         name: official, paper or recommended.
-        size: "small" suits the built-in data and a laptop, "paper" has the
-            sizes and epochs of the published experiments.
+        size: "small" for the built-in data on a laptop, "paper" for the sizes
+            and epochs of the paper's experiments.
 
     Raises:
         ValueError: the name or the size is unknown.

@@ -1,3 +1,3 @@
-"""The version, and nothing else: setuptools reads it without importing the package."""
+"""The version alone, because setuptools reads this file without importing the package."""
 
 __version__ = "0.1.0"

@@ -1,4 +1,4 @@
-"""Alignment objectives."""
+"""Training objectives."""
 
 from unicode_fast.methods.uni_code import Draws, Losses, UniCodeMethod
 

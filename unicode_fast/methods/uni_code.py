@@ -1,9 +1,10 @@
-"""The objective of Uni-Code: what is minimised, and the inner steps of CLUB."""
+"""The objective of Uni-Code: its loss terms, and the inner steps of CLUB."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import combinations
 
 import torch
@@ -17,7 +18,7 @@ from unicode_fast.modules.wrapped import unwrapped
 from unicode_fast.ops import codeword_distribution, commitment_loss
 from unicode_fast.reference.counter_random import uniform
 
-# Streams of the counter-based generator; the codebook's revival has its own.
+# Streams of the counter-based generator; resets of codewords have their own.
 CPC_STREAM, CLUB_STREAM = 101, 102
 
 
@@ -25,7 +26,7 @@ CPC_STREAM, CLUB_STREAM = 101, 102
 class Draws:
     """Random numbers of one step, for tests that inject them.
 
-    cpc_position: scalar in [0, 1) that chooses the time step of Cross-CPC.
+    cpc_position: scalar in [0, 1) that chooses the last position of the context of Cross-CPC.
     club_permutation: (B,) int64 by modality, the negatives of the released CLUB estimate.
     """
 
@@ -35,7 +36,7 @@ class Draws:
 
 @dataclass(frozen=True)
 class Losses:
-    """The total, its weighted terms by name, and the share of clips that Cross-CPC recognises by direction."""
+    """The total, its weighted terms by name, and the share of clips that Cross-CPC recognises, by direction."""
 
     total: Tensor
     terms: dict[str, Tensor]
@@ -46,7 +47,7 @@ class UniCodeMethod:
     """Losses of a model and the training of its CLUB networks; equations 3 to 8.
 
     Args:
-        model: the model that is trained; its configuration decides the rules.
+        model: the model to train; its configuration has the weights and variants of the losses.
     """
 
     def __init__(self, model: UniCode) -> None:
@@ -59,12 +60,12 @@ class UniCodeMethod:
         optimizer: torch.optim.Optimizer,
         average: Callable[[Sequence[nn.Parameter]], None] | None = None,
     ) -> None:
-        """Inner steps: the CLUB networks learn to guess specific features, on detached ones of this batch.
+        """Inner steps: the CLUB networks learn to predict specific features, from detached features of this batch.
 
         Args:
             output: of the whole batch.
             optimizer: of the CLUB networks.
-            average: called before each step with the parameters, to keep the gradients of ranks alike.
+            average: called before each step with the parameters, to average the gradients of ranks.
         """
         method = self.config.method
         if method.club_estimator == "none":
@@ -82,11 +83,11 @@ class UniCodeMethod:
             optimizer.step()
 
     def losses(self, output: ModelOutput, draws: Draws | None = None) -> Losses:
-        """All terms for a batch, weighted.
+        """All weighted terms of a batch.
 
         Args:
             output: of the model in training mode.
-            draws: None draws from the seed and the number of codebook updates so far.
+            draws: None draws by the seed and the number of codebook updates.
         """
         terms = self.reconstruction(output)
         others, recognised = self.alignment(output, draws)
@@ -97,9 +98,9 @@ class UniCodeMethod:
         """The terms that compare no clips.
 
         Args:
-            output: of the clips at hand.
-            shares: of the batch's valid steps that these clips hold, by modality, where they are a piece of it; the
-                terms of all pieces add up to those of the batch.
+            output: of a batch or of a piece of it.
+            shares: the piece's share of the valid positions, by modality; None for a whole batch. The terms of all
+                pieces add up to those of the batch.
         """
         terms = {}
         for name, valid in self._masks(output).items():
@@ -111,13 +112,13 @@ class UniCodeMethod:
     def alignment(
         self, output: ModelOutput, draws: Draws | None = None, rows: slice = slice(None)
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """All other terms, and what Cross-CPC recognises; what is decoded is not read.
+        """All other terms, and the clips that Cross-CPC recognises; needs no decoded features.
 
         Args:
             output: of the batch.
-            draws: None draws from the seed and the number of codebook updates so far.
-            rows: the clips that all results are the share of. Losses of all pairs of clips compute their pairs with all
-                clips, other losses the whole batch.
+            draws: None draws by the seed and the number of codebook updates.
+            rows: clips whose share of each term is computed. Losses over pairs of clips compute the pairs of these
+                clips with all clips. Other losses compute the whole batch and scale it.
         """
         draws = draws or Draws()
         terms: dict[str, Tensor] = {}
@@ -131,14 +132,14 @@ class UniCodeMethod:
         return terms, recognised
 
     def share(self, output: ModelOutput, rows: slice) -> float:
-        """The share that some clips are of the batch."""
+        """The share of `rows` in the clips of the batch."""
         clips = len(output.index[self.model.names[0]])
         return len(range(clips)[rows]) / clips
 
     def valid_steps(self, output: ModelOutput) -> Tensor:
-        """Number of valid steps at hand by modality, (modalities,) in the model's dtype."""
+        """Number of valid positions by modality, (modalities,) in the model's dtype."""
         if output.mask is None:
-            # Each made on the device, as one made from a list would be copied there.
+            # torch.full fills on the device; a tensor from a list would be copied there.
             numbers = [output.index[name].numel() for name in self.model.names]
             dtype, device = self.model.dtype, self.model.device
             return torch.stack([torch.full((), number, dtype=dtype, device=device) for number in numbers])
@@ -159,9 +160,8 @@ class UniCodeMethod:
             weights = torch.zeros(size, dtype=torch.float64, device=device)
             for row, name in enumerate(names):
                 others = self._partners(name)
-                for column, other in enumerate(names):
-                    if other in others:
-                        weights[row, column] = partners / len(others)
+                for other in others:
+                    weights[row, names.index(other)] = partners / len(others)
             weights.fill_diagonal_(own)
             weights = weights / (self.config.model.width if method.commitment_norm == "mean" else 1)
             valid = None if output.mask is None else torch.stack([output.mask[name].flatten() for name in names])
@@ -174,25 +174,22 @@ class UniCodeMethod:
             )
             terms.update({f"commitment.{name}": by_modality[m] for m, name in enumerate(names)})
         else:
+            loss = partial(losses.commitment, norm=method.commitment_norm)
+            means = {name: clip_mean(output.codeword[name], masks[name]).unsqueeze(1) for name in names}
             for name in names:
                 z, valid = output.semantic[name], masks[name]
-
-                def to_partner(other: str, z: Tensor = z, valid: Tensor | None = valid) -> Tensor:
-                    mean = clip_mean(output.codeword[other], masks[other]).unsqueeze(1)
-                    return losses.commitment(z, mean, valid, norm=method.commitment_norm)
-
-                total = own * losses.commitment(z, output.codeword[name], valid, norm=method.commitment_norm)
-                others = self._partners(name)
-                if others:
-                    total = total + partners * torch.stack([to_partner(other) for other in others]).mean(0)
+                total = own * loss(z, output.codeword[name], valid)
+                distances = [loss(z, means[other], valid) for other in self._partners(name)]
+                if distances:
+                    total = total + partners * torch.stack(distances).mean(0)
                 terms[f"commitment.{name}"] = total
 
     def _timed(self) -> list[str]:
-        """The modalities with a time axis; of a sentence, words have an order only."""
+        """The modalities with a time axis; words of a sentence have only an order."""
         return [name for name in self.model.names if self.model.modalities[name].kind != "words"]
 
     def _partners(self, name: str) -> list[str]:
-        """Whose codewords a modality's features are drawn to beside their own."""
+        """The modalities whose codewords are targets of a modality's commitment, beside its own."""
         others = [other for other in self.model.names if other != name]
         if self.config.method.commitment_partners == "all":
             return others
@@ -252,20 +249,20 @@ class UniCodeMethod:
             terms[f"code_matching.{first}-{second}"] = method.cmcm_weight * loss
 
     def _assignment(self, output: ModelOutput, terms: dict[str, Tensor]) -> None:
-        """Codewords that a clip's modalities agree on: by second between those with a time axis, by clip with words."""
+        """Common codewords of a clip's modalities: by position if they have a time axis, by clip for words."""
         method, timed, masks = self.config.method, self._timed(), self._masks(output)
-        steps = {output.semantic[name].shape[1] for name in timed}
-        by_second = bool(method.assignment_weight) and len(timed) > 1 and len(steps) == 1
-        asked = timed and (method.presence_weight or method.grounding_weight)
-        words = [name for name in self.model.names if name not in timed] if asked else []
-        if not by_second and not words:
+        lengths = {output.semantic[name].shape[1] for name in timed}
+        by_position = bool(method.assignment_weight) and len(timed) > 1 and len(lengths) == 1
+        with_words = timed and (method.presence_weight or method.grounding_weight)
+        words = [name for name in self.model.names if name not in timed] if with_words else []
+        if not by_position and not words:
             return
         scores = {
             name: losses.assignment_scores(output.semantic[name], self.model.codebook.codebook)
             for name in (*timed, *words)
         }
-        if by_second:
-            self._by_second(output, {name: scores[name] for name in timed}, terms)
+        if by_position:
+            self._by_position(output, {name: scores[name] for name in timed}, terms)
         used = [clip_mean(scores[name].detach().softmax(-1), masks[name]) for name in timed] if words else []
         for name in words:
             if method.presence_weight:
@@ -279,11 +276,11 @@ class UniCodeMethod:
     def _grounding(
         self, output: ModelOutput, name: str, used: Tensor, scores: Mapping[str, Tensor]
     ) -> tuple[Tensor, Tensor]:
-        """What a lexicon has to learn, and how far words are from their meaning, sound and pictures from holding it.
+        """The loss of a lexicon, and the grounding loss of words and of the other modalities.
 
-        Words that the lexicon finds to be about the clip are assigned to the codewords that they may stand for, so that
-        over the batch each codeword is used as often as their meanings say. In some second the other modalities hold
-        the codewords of such words.
+        Balanced assignment gives each grounded word a target among the codewords of its meaning, each codeword used in
+        proportion to the meanings of the batch. The other modalities should have these words' codewords at some
+        position.
         """
         masks = self._masks(output)
         expected = self.model.lexicon[name](output.words[name])
@@ -292,15 +289,14 @@ class UniCodeMethod:
             totals = (found.weight.unsqueeze(-1) * found.meaning).sum((0, 1))
             logits = (found.meaning + 1e-6).log() + scores[name]
             target = losses.balanced_assignment(logits.flatten(0, 1), found.weight.flatten(), totals=totals)
-            # How words that are about the clip use the codewords, (B, M).
             counted = found.weight.unsqueeze(-1) * scores[name].softmax(-1)
-            means = counted.sum(1) / found.weight.sum(1, keepdim=True).clamp(min=1e-3)
+            means = counted.sum(1) / found.weight.sum(1, keepdim=True).clamp(min=1e-3)  # (B, M), of grounded words
         agreement = (target.view_as(logits) * scores[name].log_softmax(-1)).sum(-1)
         meant = -(found.weight * agreement).sum(1).mean()
         held = torch.stack([losses.presence(means, scores[other], masks[other]) for other in self._timed()]).sum()
         return losses.masked_mean(found.surprise, masks[name]), meant + held
 
-    def _by_second(self, output: ModelOutput, scores: Mapping[str, Tensor], terms: dict[str, Tensor]) -> None:
+    def _by_position(self, output: ModelOutput, scores: Mapping[str, Tensor], terms: dict[str, Tensor]) -> None:
         valid = None if output.mask is None else torch.stack([output.mask[name] for name in scores]).all(0)
         mean = torch.stack([one.detach() for one in scores.values()]).mean(0)  # (B, T, M)
         target = losses.balanced_assignment(mean.flatten(0, 1), None if valid is None else valid.flatten())

@@ -1,4 +1,4 @@
-"""torch.nn.Module classes; no kernel launch and no file path below here."""
+"""torch.nn.Module classes; they launch no kernels and read no files."""
 
 from unicode_fast.modules.codebook import Codebook, CodebookOutput, Quantised
 from unicode_fast.modules.model import Encoded, ModelOutput, UniCode

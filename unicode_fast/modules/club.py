@@ -1,4 +1,4 @@
-"""CLUB network: a Gaussian guess of the specific features from the semantic ones."""
+"""CLUB network: a Gaussian prediction of the specific features from the semantic ones."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def _perceptron(width: int, hidden: int, output: int) -> nn.Sequential:
 
 
 class ClubNetwork(nn.Module):
-    """q(y | x) as a diagonal Gaussian, mean and log variance by four-layer perceptrons; Eq. 4.
+    """q(y | x) as a diagonal Gaussian; four-layer perceptrons give mean and log variance; Eq. 4.
 
     Args:
         width: of x, D.

@@ -1,4 +1,4 @@
-"""The codebook that all modalities share, and its MM-EMA update."""
+"""The shared codebook of all modalities, and its MM-EMA update."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from unicode_fast.ops import (
     nearest_codeword,
 )
 
-# Half width of the uniform initial codewords, whatever the size of the codebook, as released.
+# Half width of the uniform initial codewords for any size of the codebook, as released.
 UNIFORM_INIT = 1 / 400
 
 Partner = Literal["aligned", "attended"]
@@ -41,12 +41,12 @@ class Quantised(NamedTuple):
 
 
 class CodebookOutput(NamedTuple):
-    """What a codebook makes of a batch, by modality.
+    """Codes and commitment loss of a batch, by modality.
 
     Attributes:
         vector: (..., D) by modality, the chosen codewords, with the gradient passed straight through to the features.
-        index: (...) int64 by modality, which codewords these are.
-        commitment: () by modality, how far features are from codewords; to be added to a loss with a weight.
+        index: (...) int64 by modality, the indices of these codewords.
+        commitment: () by modality, the commitment loss, to be weighted.
     """
 
     vector: dict[str, Tensor]
@@ -55,30 +55,30 @@ class CodebookOutput(NamedTuple):
 
 
 class Codebook(nn.Module):
-    """M codewords of width D that modalities share, moved by MM-EMA, with no gradient of their own.
+    """M codewords of width D, shared by modalities and updated by MM-EMA; they have no gradient.
 
-    Features have any leading dimensions, the first of which counts the clips; what modalities hold at the same place
-    belongs together. Where their dimensions differ, a modality's partner in the update is the mean of each other one
-    over its clip. The codewords start uniform in +-1/400; `initialise` sets others, such as features of a batch::
+    Features have any leading dimensions; the first one counts the clips. Features of modalities at the same position
+    are partners. If the dimensions differ, the partner in the update is the mean of each other modality over the clip.
+    The codewords start uniform in +-1/400; `initialise` sets others, such as features of a batch::
 
         codebook = unicode_fast.Codebook(["audio", "video"], codewords=512, width=64)
         vector, index, commitment = codebook({"audio": torch.randn(8, 10, 64), "video": torch.randn(8, 10, 64)})
 
-    Each forward pass in training mode ends with one update, from all modalities and, with torch.distributed, all ranks;
-    for an update at another time call `quantise` and `update`.
+    Each forward pass in training mode ends with one update, from all modalities and, with torch.distributed, all ranks.
+    To update at another time call `quantise` and `update`.
 
     Args:
         names: the modalities, one or more, in the order of the sequential EMA.
         codewords: M.
         width: D.
         rule: of the update; None takes `UpdateRule()`. With its `own_weight` 1 it is the plain EMA.
-        partner: what stands for the other modalities at a place: what they hold there ("aligned"), or what attention
-            finds over all places of the same clip ("attended").
-        initial_count: what every codeword's running count starts at.
+        partner: vector of the other modalities at a position: their features there ("aligned"), or attention over all
+            their positions in the same clip ("attended").
+        initial_count: initial running count of every codeword.
 
     Raises:
         TypeError: names are no list of texts, a size no integer, or `rule` no UpdateRule.
-        ValueError: names are missing or equal, a size is below 1, `partner` is unknown, or the count negative.
+        ValueError: names are missing or equal, a size is below 1, `partner` is unknown, or the count is negative.
 
     Source:
         Xia et al., NeurIPS 2023, Eq. 2, 7 and 8.
@@ -124,7 +124,7 @@ class Codebook(nn.Module):
         self.register_buffer("ema_sum", codebook * (initial_count or 1.0))
         self.register_buffer("idle", torch.full((len(self.names), codewords), -1))
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
-        # No buffer: what it holds depends on the machine, so ranks must not be sent that of another.
+        # No buffer: its content depends on the machine, so ranks must not receive another rank's.
         self._prepared: PreparedCodebook | None = None
 
     def state(self) -> CodebookState:
@@ -132,7 +132,7 @@ class Codebook(nn.Module):
         return CodebookState(self.codebook, self.ema_count, self.ema_sum, self.idle, self.step)
 
     def prepared(self) -> PreparedCodebook:
-        """The codebook for searches; another one after a move, which gives the module another tensor."""
+        """The prepared codebook for searches; a new one if the module has a new tensor, as after a move."""
         if self._prepared is None or self._prepared.codebook is not self.codebook:
             self._prepared = PreparedCodebook(self.codebook)
         return self._prepared
@@ -143,20 +143,21 @@ class Codebook(nn.Module):
         """Quantises the features of modalities and, in training mode, updates the codebook.
 
         Args:
-            features: (..., D) by modality: all of them in training mode, else any. float64, float32, float16 or
-                bfloat16, on the device of the codebook.
-            mask: (...) bool by modality, which places count; None for all. The others may hold anything, and count as
+            features: (..., D) by modality: all modalities in training mode, else any of them. float64, float32, float16
+                or bfloat16, on the device of the codebook.
+            mask: (...) bool by modality, the valid positions; None for all. The others may hold anything, and count as
                 zeros.
-            partners: weight of the commitment to the codewords that the other modalities chose at the same place, which
-                share it, beside 1 for the own ones; 0 also where modalities differ in places or dtype.
+            partners: weight of the mean commitment to the codewords of the other modalities at the same position; own
+                codewords have weight 1. It is 0 if modalities differ in leading dimensions or dtype.
 
         Returns:
-            vector, index and commitment by modality. The commitment is the mean squared difference over places and D.
+            vector, index and commitment by modality. The commitment is the mean squared difference over positions and
+            D.
 
         Raises:
             TypeError: features or masks are no mapping of tensors, or of an unsupported dtype.
-            ValueError: a modality is unknown or missing, a width, shape or device does not fit, or modalities hold
-                different numbers of clips while they are each other's partners.
+            ValueError: a modality is unknown or missing, a width, shape or device does not fit, or modalities that are
+                partners differ in the number of clips.
         """
         self._check(features, mask)
         if mask is not None:
@@ -203,7 +204,7 @@ class Codebook(nn.Module):
         mask: Mapping[str, Tensor] | None,
         partners: float,
     ) -> dict[str, Tensor]:
-        """The commitment of modalities together where they have the same places, else of each by itself."""
+        """Commitment with partners if all modalities have the same positions, else of each modality alone."""
         names = list(features)
         if len({(_as_clips(z).shape, z.dtype) for z in features.values()}) > 1:
             return {name: self._commitment({name: features[name]}, index, mask, 0.0)[name] for name in names}
@@ -228,13 +229,13 @@ class Codebook(nn.Module):
 
     @torch.no_grad()
     def initialise(self, rows: Tensor) -> None:
-        """Sets the codewords; counts keep their start, sums become codeword times count (the codeword for count 0).
+        """Sets the codewords; counts stay, sums become codeword times count (the codeword for count 0).
 
         Args:
             rows: (M, D).
 
         Raises:
-            ValueError: the shape is another one.
+            ValueError: the shape is not (M, D).
         """
         if rows.shape != self.codebook.shape:
             raise ValueError(f"rows must have shape {tuple(self.codebook.shape)}, got {tuple(rows.shape)}")
@@ -245,7 +246,7 @@ class Codebook(nn.Module):
 
     def _load_from_state_dict(self, *arguments: Any) -> None:
         super()._load_from_state_dict(*arguments)
-        # Captured graphs read the operands without looking at the codebook's version; else the next search makes them.
+        # Captured graphs read the operands without a check of the codebook's version.
         if self._prepared is not None:
             self.prepared().refresh()
 
@@ -258,14 +259,14 @@ class Codebook(nn.Module):
         draws: RevivalDraws | None = None,
         shard: BatchShard | None = None,
     ) -> None:
-        """One MM-EMA step with the codes of this batch, idle counters and revival included; Eq. 7.
+        """One MM-EMA update with the codes of a batch, idle counters and resets included; Eq. 7.
 
         Args:
             semantic: z by modality, (..., D), usually (B, T, D).
             index: codes by modality, (...).
             mask: (...) bool by modality, or None.
-            draws: random numbers of the revival; None draws them from the seed and the step.
-            shard: which rows of a batch that is split between ranks these are; None for all of it.
+            draws: random numbers of the resets; None draws them by the seed and the number of updates.
+            shard: position of these rows in a batch that ranks share; None for a whole batch.
         """
         semantic = {name: _as_clips(semantic[name]) for name in self.names}
         if mask is not None:
@@ -284,7 +285,7 @@ class Codebook(nn.Module):
         )
 
     def _partners(self, semantic: Mapping[str, Tensor], mask: Mapping[str, Tensor] | None) -> dict[str, Tensor] | None:
-        """Mean partner vector of every row, (B, T, D) by modality; None where rows are partners by position."""
+        """Mean partner vector of every row, (B, T, D) by modality; None if rows at the same position are partners."""
         if self.rule.own_weight == 1 or len(self.names) == 1:
             return {name: semantic[name].detach() for name in self.names}
         if self.partner == "attended":
@@ -307,7 +308,7 @@ class Codebook(nn.Module):
 
 
 def _as_clips(z: Tensor) -> Tensor:
-    """(..., D) as (B, T, D): the first dimension counts clips, all between it and the last are places of a clip."""
+    """(..., D) as (B, T, D): the first dimension counts clips, those between it and D positions of a clip."""
     return z.reshape(1, 1, -1) if z.dim() == 1 else z.unsqueeze(1) if z.dim() == 2 else z.flatten(1, -2)
 
 
@@ -323,11 +324,11 @@ def mean_of_others(name: str, names: tuple[str, ...], value: Callable[[str], Ten
 
 
 def attended(query: Tensor, keys: Tensor, mask: Tensor | None) -> Tensor:
-    """softmax(q k^T / sqrt(D)) k over the valid steps of the same clip, without parameters.
+    """softmax(q k^T / sqrt(D)) k over the valid positions of the same clip, without parameters.
 
     Args:
         query: (B, T, D).
-        keys: (B, S, D), which are the values too.
+        keys: (B, S, D), also the values.
         mask: (B, S) bool, or None.
 
     Returns:

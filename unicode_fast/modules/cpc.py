@@ -16,10 +16,10 @@ from unicode_fast.ops import cross_info_nce
 
 
 class Contrast(NamedTuple):
-    """What Cross-CPC says of a batch.
+    """Results of Cross-CPC for a batch.
 
-    loss () is the weighted loss of all pairs; recognised (target, source) the share of
-    clips whose prediction scores highest with their own target, over all steps predicted.
+    loss (): weighted loss of all pairs; recognised (target, source): share of clips whose prediction scores highest
+    with their own target, over all prediction steps.
     """
 
     loss: Tensor
@@ -29,15 +29,15 @@ class Contrast(NamedTuple):
 class CrossCPC(nn.Module):
     """LSTM contexts and predictors per modality; Eq. 6.
 
-    A clip that is too short for the time step that was drawn takes no part.
-    Where no clip of a batch is long enough, and where modalities have different
-    numbers of steps, clips are contrasted by their means over time instead.
+    A clip that is too short for the drawn context is left out. If all clips of a
+    batch are too short, or T differs between modalities, the loss contrasts the
+    clips' means over time instead.
 
     Args:
         names: the modalities.
         config: `width`, `cpc_layers`, `cpc_bias` and `cpc_steps` are read.
         method: the other `cpc_` fields are read.
-        train: `precision` and `dtype` are read, for contexts and predictions; scores and losses have the dtype of z.
+        train: `precision` and `dtype` are read, for contexts and predictions; scores and losses keep the dtype of z.
     """
 
     def __init__(self, names: tuple[str, ...], config: ModelConfig, method: MethodConfig, train: TrainConfig) -> None:
@@ -61,7 +61,7 @@ class CrossCPC(nn.Module):
         )
 
     def predicts_steps(self, semantic: Mapping[str, Tensor]) -> bool:
-        """Whether the clips are long enough, and equally long, to predict steps rather than contrast means."""
+        """Whether T is equal in all modalities and long enough for a context and its prediction steps."""
         lengths = {z.shape[1] for z in semantic.values()}
         return len(lengths) == 1 and lengths.pop() >= self.earliest + 1 + self.steps
 
@@ -77,8 +77,8 @@ class CrossCPC(nn.Module):
         Args:
             semantic: z by modality, (B, T, D).
             mask: (B, T) bool by modality, or None.
-            position: float scalar in [0, 1) that chooses the last step of the context.
-            rows: the clips that the result is the share of, each contrasted with all.
+            position: float scalar in [0, 1) that chooses the last position of the context.
+            rows: clips whose share of the loss is computed, each contrasted with all.
         """
         if not self.predicts_steps(semantic):
             return self._contrast(*self._means(semantic, mask), rows)
@@ -112,7 +112,7 @@ class CrossCPC(nn.Module):
         return Contrast(result.loss, result.hits.sum(-1) / number.clamp(min=1))
 
     def _lengths(self, mask: Mapping[str, Tensor]) -> Tensor:
-        """Valid steps of each clip, (modalities, B)."""
+        """Number of valid positions of each clip, (modalities, B)."""
         return torch.stack([mask[name].sum(1) for name in self.names])
 
     def _steps(
@@ -132,7 +132,7 @@ class CrossCPC(nn.Module):
         predictions = []
         with products(self.train_config, z.device):
             for name in self.names:
-                # The steps after the last one change nothing, but a device would have to be asked which they are.
+                # Later positions have no effect; on a GPU, cutting them off would need a synchronisation.
                 read = semantic[name][:, : int(last) + 1] if looking.can_look(last) else semantic[name]
                 context = self.context[name](read)[0].index_select(1, last.view(1))[:, 0]  # (B, D)
                 predictions.append(torch.stack([predict(context) for predict in self._predictors(name)]))
@@ -149,7 +149,7 @@ class CrossCPC(nn.Module):
 
 
 def clip_mean(sequence: Tensor, mask: Tensor | None) -> Tensor:
-    """Mean over the valid steps: (B, T, D) and (B, T) to (B, D)."""
+    """Mean over the valid positions: (B, T, D) and (B, T) to (B, D)."""
     if mask is None:
         return sequence.mean(1)
     weight = mask.unsqueeze(-1).to(sequence.dtype)

@@ -13,11 +13,11 @@ from unicode_fast.modules.encoders import ResidualBlock
 
 
 class VectorDecoder(nn.Module):
-    """One linear layer over the mapped codeword and the specific features.
+    """One linear layer over the projected codeword and the specific features.
 
     Args:
         specific_width: of the specific features.
-        output_width: of what is reconstructed.
+        output_width: of the reconstruction.
         width: D.
     """
 
@@ -32,10 +32,10 @@ class VectorDecoder(nn.Module):
 
 
 class GridDecoder(nn.Module):
-    """Transposed convolutions from the specific map, the codeword at every position of it.
+    """Transposed convolutions over the specific map with the codeword in each of its cells.
 
     Args:
-        channels: of the grid that is reconstructed.
+        channels: of the reconstructed grid.
         config: `width`, `grid_hidden_width`, `grid_specific_width` and `residual_skip` are read.
     """
 
@@ -56,10 +56,10 @@ class GridDecoder(nn.Module):
         code = self.code(codeword).flatten(0, 1)
         first, rest = cast(nn.ConvTranspose2d, self.convolutions[0]), self.convolutions[1:]
         of_code, of_map = first.weight.split([code.shape[1], specific.shape[-1]])
-        # The same codeword at all positions: each weight counts as often as it meets one, which is a matrix of them.
+        # All cells have the same codeword, so its convolution is a product with the weights summed at each cell.
         ones = code.new_ones(1, 1, *specific.shape[2:4])
-        met = F.conv_transpose2d(ones, of_code.flatten(0, 1)[None])
-        from_code = code @ met.reshape(code.shape[1], -1)
+        summed = F.conv_transpose2d(ones, of_code.flatten(0, 1)[None])
+        from_code = code @ summed.reshape(code.shape[1], -1)
         from_map = F.conv_transpose2d(specific.flatten(0, 1).permute(0, 3, 1, 2), of_map, first.bias)
         maps = rest(from_map + from_code.view_as(from_map))
         return maps.permute(0, 2, 3, 1).unflatten(0, specific.shape[:2])

@@ -14,12 +14,12 @@ from unicode_fast.config import Modality, ModelConfig
 class WordEncoder(nn.Module):
     """Two-layer bidirectional LSTM over word vectors.
 
-    The backward direction starts at the last valid word of each clip, so that
-    padding changes nothing; without a mask it starts at the last position.
+    The backward direction starts at the last valid word of each clip, so padding
+    has no effect; without a mask it starts at the last position.
 
     Args:
         input_width: width of a word vector.
-        output_width: both directions together; an even number.
+        output_width: of both directions together; even.
     """
 
     def __init__(self, input_width: int, output_width: int, layers: int = 2) -> None:
@@ -32,12 +32,12 @@ class WordEncoder(nn.Module):
 
     def forward(self, words: Tensor, mask: Tensor | None = None) -> Tensor:
         """(B, T, E) words and a (B, T) mask to (B, T, output_width)."""
-        steps = torch.arange(words.shape[1], device=words.device)
+        positions = torch.arange(words.shape[1], device=words.device)
         if mask is None:
-            reverse = steps.flip(0).expand(words.shape[:2])
+            reverse = positions.flip(0).expand(words.shape[:2])
         else:
             last = mask.sum(1, keepdim=True) - 1  # (B, 1)
-            reverse = torch.where(steps <= last, last - steps, steps)
+            reverse = torch.where(positions <= last, last - positions, positions)
         output = words
         for ahead, back in zip(self.forward_layers, self.backward_layers, strict=True):
             backward = _reorder(back(_reorder(output, reverse))[0], reverse)
@@ -59,8 +59,8 @@ class VectorSpecificEncoder(nn.Sequential):
 class ResidualBlock(nn.Module):
     """ReLU, 3x3 convolution, ReLU, 1x1 convolution, added to a skip; then ReLU.
 
-    The released block rectifies in place, so that its skip carries relu(x);
-    `skip="relu"` reproduces that, `skip="input"` adds x itself.
+    The released block rectifies in place, so its skip is relu(x): `skip="relu"`.
+    With `skip="input"` it is x.
     """
 
     def __init__(self, channels: int, skip: str) -> None:
@@ -76,7 +76,7 @@ class ResidualBlock(nn.Module):
 
 
 class GridSpecificEncoder(nn.Module):
-    """Convolutions over a grid: a specific map, and the vector of it that CLUB sees.
+    """Convolutions over a grid: a specific map, and a vector of it for CLUB.
 
     Args:
         channels: of the input grid.
@@ -105,10 +105,10 @@ class GridSpecificEncoder(nn.Module):
 
 
 class GridSemanticEncoder(nn.Module):
-    """Channel re-weighting of a grid, then one vector for its positions.
+    """Channel re-weighting of a grid, then pooling of its cells into one vector.
 
-    The released attention normalises over an axis of size one, which makes it
-    a sum; `grid_pooling` says which of sum, attention and flatten is used.
+    The released attention normalises over an axis of size one, so it is a sum;
+    `grid_pooling` chooses sum, attention or flatten.
 
     Args:
         shape: (H, W, C) of the grid.
@@ -138,14 +138,14 @@ class GridSemanticEncoder(nn.Module):
             return weighted.sum((2, 3))
         if self.pooling == "flatten":
             return F.relu(self.read(weighted.flatten(2)))
-        positions = weighted.flatten(2, 3)  # (B, T, H·W, C)
-        query = F.relu(self.query(positions.mean(2, keepdim=True)))
-        weights = torch.tanh(self.score(query * F.relu(self.key(positions)))).softmax(2)
-        return (weights * positions).sum(2)
+        cells = weighted.flatten(2, 3)  # (B, T, H·W, C)
+        query = F.relu(self.query(cells.mean(2, keepdim=True)))
+        weights = torch.tanh(self.score(query * F.relu(self.key(cells)))).softmax(2)
+        return (weights * cells).sum(2)
 
 
 class TemporalRelation(nn.Module):
-    """Linear to the shared width, then transformer layers over the steps of a clip.
+    """Linear layer to the shared width, then transformer layers over the positions of a clip.
 
     Post-norm, no positional encoding, no final norm (paper section 3.2), so the
     result has the scale of a layer norm.
@@ -185,7 +185,7 @@ class ModalityEncoder(nn.Module):
     """All encoders of one modality: words, semantic, specific.
 
     Args:
-        modality: kind and shape of a time step.
+        modality: kind and shape.
         config: sizes.
     """
 
@@ -206,15 +206,15 @@ class ModalityEncoder(nn.Module):
         self.temporal = TemporalRelation(width, config)
 
     def read_words(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
-        """The input of both branches: the LSTM output of words, anything else unchanged."""
+        """Input of both branches: LSTM output for words, else the features unchanged."""
         return self.words(features, mask) if self.kind == "words" else features
 
     def encode_semantic(self, read: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Z (B, T, D) from the output of `read_words`."""
+        """Z, (B, T, D), from the output of `read_words`."""
         return self.temporal(self.semantic(read) if self.kind == "grid" else read, mask)
 
     def encode_specific(self, read: Tensor) -> tuple[Tensor, Tensor]:
-        """What the decoder gets beside the codeword, and the (B, T, Y) vector that CLUB sees."""
+        """Specific features for the decoder, and their form for CLUB, (B, T, Y)."""
         if self.kind == "grid":
             maps, vectors = self.specific(read)
             return maps, vectors

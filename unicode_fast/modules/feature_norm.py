@@ -1,4 +1,4 @@
-"""Features of all modalities around the same centre with the same spread, before the codebook sees them."""
+"""Normalisation of features to the same mean and variance in all modalities, before the codebook."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ _SMALLEST_VARIANCE = 1e-5
 
 
 class Moments(NamedTuple):
-    """Of one modality's features over the valid steps of a batch, mean and variance (D,) each."""
+    """Mean and variance, (D,) each, of one modality's features over the valid positions of a batch."""
 
     mean: Tensor
     variance: Tensor
 
 
 class FeatureNorm(nn.Module):
-    """Batch normalisation over valid steps, without scale and shift, of one modality's z.
+    """Batch normalisation of one modality's z over valid positions, without scale and shift.
 
-    Modalities end up in regions of their own, whose distance says nothing of what the features are about; with their
-    first two moments alike the same codewords can be nearest for all of them. While training the moments are those of
-    the batch, with gradient, however ranks or micro-batches divide it; single modalities are encoded with running ones.
+    Without it modalities occupy separate regions of the feature space, whatever their content. With equal first two
+    moments the same codewords can be nearest for all modalities. Training uses the moments of the whole batch over all
+    ranks and micro-batches, with gradient. `encode` uses running moments.
 
     Args:
         width: D.
@@ -43,11 +43,11 @@ class FeatureNorm(nn.Module):
         self.register_buffer("variance", torch.ones(width))
 
     def forward(self, z: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Moments]:
-        """Features normalised by the batch's own moments, and these, detached; no buffer changes.
+        """Features normalised by the moments of the batch, and these moments, detached; no buffer changes.
 
         Args:
             z: (B, T, D).
-            mask: (B, T) bool, or None where every step is valid.
+            mask: (B, T) bool, or None where every position is valid.
         """
         weight = z.new_ones(*z.shape[:2], 1) if mask is None else mask.unsqueeze(-1).to(z.dtype)
         count = weight.sum((0, 1)).clamp(min=1)
@@ -61,7 +61,7 @@ class FeatureNorm(nn.Module):
 
     @torch.no_grad()
     def update(self, moments: Moments) -> None:
-        """Takes a share of a batch's moments into the running ones."""
+        """Moves the running moments towards those of a batch."""
         self.mean.lerp_(moments.mean, MOMENTUM)
         self.variance.lerp_(moments.variance, MOMENTUM)
 

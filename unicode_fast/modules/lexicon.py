@@ -1,18 +1,18 @@
-"""Which codewords a word lets one expect, learnt beside the encoders."""
+"""Prediction of codewords from single words, trained together with the encoders."""
 
 from __future__ import annotations
 
 from torch import Tensor, nn
 
-# Adam moves every weight by about the learning rate; times this the lexicon learns faster than the encoders it guides.
+# Adam changes each weight by about the learning rate; the factor trains the lexicon faster than the encoders.
 SCALE = 10.0
 
 
 class Lexicon(nn.Linear):
-    """Logarithms of the codewords that a word vector, on its own, lets one expect; all alike at first.
+    """Log probabilities of the codewords given one word vector; uniform at first.
 
     Args:
-        input_width: E, of a word vector.
+        input_width: E, width of a word vector.
         codewords: M.
     """
 
@@ -22,5 +22,5 @@ class Lexicon(nn.Linear):
         nn.init.zeros_(self.bias)
 
     def forward(self, words: Tensor) -> Tensor:
-        """(B, T, E) to (B, T, M), whose exponentials add up to one."""
+        """(B, T, E) to log probabilities (B, T, M)."""
         return (SCALE * super().forward(words)).log_softmax(-1)

@@ -1,4 +1,4 @@
-"""When a number of a tensor may decide what is computed."""
+"""When the host may read a value of a tensor to choose what to compute."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ from torch import Tensor
 
 
 def can_look(tensor: Tensor) -> bool:
-    """Whether its numbers can be read without waiting for a device, to leave out what they make superfluous."""
+    """True on a CPU, where reading a value needs no device synchronisation."""
     return tensor.device.type == "cpu"

@@ -1,4 +1,4 @@
-"""The Uni-Code model: dictionaries of modalities in, codes and reconstructions out."""
+"""The Uni-Code model: from features by modality to codes and reconstructions by modality."""
 
 from __future__ import annotations
 
@@ -25,17 +25,16 @@ from unicode_fast.ops import BatchShard, UpdateRule
 
 
 class Encoded(NamedTuple):
-    """What a frozen model says of one modality: index (B, T) int64 and vector (B, T, D), the codewords."""
+    """The codes of one modality: index (B, T) int64 and vector (B, T, D), the codewords."""
 
     index: Tensor  # type: ignore[assignment]
     vector: Tensor
 
 
 class Specific(NamedTuple):
-    """What one modality keeps for itself.
+    """The modality-specific features of one modality.
 
-    specific, what the decoder reads beside the codeword; club (B, T, Y), the same as CLUB sees it; target, what the
-    decoder has to give back.
+    specific: input of the decoder, with the codeword; club: (B, T, Y), their form for CLUB; target: of the decoder.
     """
 
     specific: Tensor
@@ -45,19 +44,19 @@ class Specific(NamedTuple):
 
 @dataclass(frozen=True)
 class ModelOutput:
-    """Everything the losses and the codebook update read, by modality.
+    """Inputs of the losses and of the codebook update, by modality.
 
     Attributes:
-        mask: (B, T) bool, or None where every step is valid.
+        mask: (B, T) bool, or None where every position is valid.
         semantic: z, (B, T, D).
-        club: the specific features as CLUB sees them, (B, T, Y).
+        club: the specific features for CLUB, (B, T, Y).
         index: (B, T).
         codeword: (B, T, D), without gradient.
         quantised: (B, T, D), with the straight-through gradient.
         decoded: in the shape of the input, or of the LSTM output for words; its dtype may be that of `precision`.
         target: of the reconstruction, in the shape of `decoded`.
-        moments: of z before its normalisation, where batches are normalised.
-        words: sentences as they were given, (B, T, E), where there is a lexicon.
+        moments: of z before its normalisation, with `feature_norm` "batch".
+        words: input word vectors of sentences, (B, T, E), where there is a lexicon.
     """
 
     mask: dict[str, Tensor] | None
@@ -80,11 +79,11 @@ class UniCode(nn.Module):
         config: a complete configuration, usually from `preset`.
 
     Attributes:
-        trained_on: digest of the data that a model from a checkpoint was trained on, where that is known.
+        trained_on: digest of the training data of a model from a checkpoint, if known.
 
     Raises:
         ValueError: fewer than two modalities, or sizes that do not fit together.
-        TypeError: one of them is no Modality, or `config` no Config.
+        TypeError: a modality is no Modality, or `config` no Config.
     """
 
     def __init__(self, modalities: Mapping[str, Modality], config: Config) -> None:
@@ -143,7 +142,7 @@ class UniCode(nn.Module):
         grounded = words if method.grounding_weight and len(words) < len(modalities) else []
         self.lexicon = nn.ModuleDict({name: Lexicon(modalities[name].shape[-1], sizes.codewords) for name in grounded})
         self.to(getattr(torch, config.train.dtype))
-        # What a file of this configuration holds, whatever is done to the parts later.
+        # The tensors in a file of this configuration; modules may be exchanged later.
         self.shapes = {name: value.shape for name, value in self.state_dict().items()}
 
     @property
@@ -164,14 +163,12 @@ class UniCode(nn.Module):
         """M, the size of the codebook."""
         return self.config.model.codewords
 
-    def parts(self) -> dict[str, list[nn.Parameter]]:
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """The parameters of the main optimiser, in the groups whose gradients are clipped together."""
         named = [(name.split(".")[1], parameter) for name, parameter in self.encoders.named_parameters()]
-        words = [parameter for part, parameter in named if part == "words"]
-        others = [parameter for part, parameter in named if part != "words"]
         groups = {
-            "words": words,
-            "encoders": others,
+            "words": [parameter for module, parameter in named if module == "words"],
+            "encoders": [parameter for module, parameter in named if module != "words"],
             "cpc": list(self.cpc.parameters()),
             "decoders": list(self.decoders.parameters()),
             "lexicon": list(self.lexicon.parameters()),
@@ -183,7 +180,7 @@ class UniCode(nn.Module):
 
         Args:
             features: (B, T, ...) by modality, in the model's dtype and on its device.
-            mask: (B, T) bool by modality, valid steps first; None where every step is valid.
+            mask: (B, T) bool by modality, valid positions first; None where every position is valid.
 
         Raises:
             ValueError: a modality is missing or unknown, or a shape does not fit.
@@ -202,28 +199,28 @@ class UniCode(nn.Module):
         return output
 
     def quantise(self, output: ModelOutput) -> None:
-        """Adds the nearest codewords of its semantic features to an output."""
+        """Adds the nearest codewords of the semantic features to `output`."""
         for name, found in self.codebook.quantise(output.semantic).items():
             output.index[name], output.codeword[name], output.quantised[name] = found
 
     def words(self, features: Mapping[str, Tensor], mask: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
-        """What the lexicon reads of a batch, by modality."""
+        """Input of the lexicons, by modality."""
         return {name: _without_padding(features[name], None if mask is None else mask[name]) for name in self.lexicon}
 
     def encode_features(self, name: str, features: Tensor, mask: Tensor | None) -> tuple[Tensor, Specific]:
-        """What `forward` computes of one modality before z (B, T, D) is normalised; arguments are not checked."""
-        return self._with_checkpoint(self._encode_features, name, features, mask)
+        """Semantic features before their normalisation, (B, T, D), and specific ones; arguments are not checked."""
+        return self._with_checkpoint(self._encode, name, features, mask)
 
     def encode_semantic(self, name: str, features: Tensor, mask: Tensor | None) -> Tensor:
-        """The first half of `encode_features`, with the same dropout."""
-        return self._with_checkpoint(self._encode_semantic, name, features, mask)
+        """The first result of `encode_features`, with the same dropout."""
+        return self._with_checkpoint(self._encode, name, features, mask, True, False)[0]
 
     def encode_specific(self, name: str, features: Tensor, mask: Tensor | None) -> Specific:
-        """The second half of `encode_features`, which has no dropout."""
-        return self._with_checkpoint(self._encode_specific, name, features, mask)
+        """The second result of `encode_features`, which has no dropout."""
+        return self._with_checkpoint(self._encode, name, features, mask, False, True)[1]
 
     def normalise(self, name: str, z: Tensor, output: ModelOutput) -> Tensor:
-        """What the codebook sees of z, (B, T, D): by the moments of the batch while training, which `output` keeps."""
+        """Features for the codebook, (B, T, D): z, in training normalised by its moments, which `output` keeps."""
         if not self.norms:
             return z
         norm = self._norm(name)
@@ -239,29 +236,21 @@ class UniCode(nn.Module):
         """Reconstruction of one modality from its quantised vectors, (B, T, D), and specific features."""
         return self._with_checkpoint(self._decode, name, vector, specific)
 
-    def _encode_features(self, name: str, features: Tensor, mask: Tensor | None) -> tuple[Tensor, Specific]:
+    def _encode(
+        self, name: str, features: Tensor, mask: Tensor | None, semantic: bool = True, specific: bool = True
+    ) -> tuple[Tensor | None, Specific | None]:
+        """Semantic and specific features of one modality, or one of the two."""
         given, mask = _as_read(features, mask)
+        encoder, z, own = self._encoder(name), None, None
         with products(self.config.train, self.device):
-            read = self._encoder(name).read_words(given, mask)
-            return self._semantic(name, read, mask), self._specific(name, read, given)
-
-    def _encode_semantic(self, name: str, features: Tensor, mask: Tensor | None) -> Tensor:
-        given, mask = _as_read(features, mask)
-        with products(self.config.train, self.device):
-            return self._semantic(name, self._encoder(name).read_words(given, mask), mask)
-
-    def _encode_specific(self, name: str, features: Tensor, mask: Tensor | None) -> Specific:
-        given, mask = _as_read(features, mask)
-        with products(self.config.train, self.device):
-            return self._specific(name, self._encoder(name).read_words(given, mask), given)
-
-    def _semantic(self, name: str, read: Tensor, mask: Tensor | None) -> Tensor:
-        return self._encoder(name).encode_semantic(read, mask).to(self.dtype)
-
-    def _specific(self, name: str, read: Tensor, given: Tensor) -> Specific:
-        specific, club = self._encoder(name).encode_specific(read)
-        target = read if self.config.method.word_target == "lstm" else given
-        return Specific(specific, club.to(self.dtype), target.to(self.dtype))
+            read = encoder.read_words(given, mask)
+            if semantic:
+                z = encoder.encode_semantic(read, mask).to(self.dtype)
+            if specific:
+                decoder_input, club = encoder.encode_specific(read)
+                target = read if self.config.method.word_target == "lstm" else given
+                own = Specific(decoder_input, club.to(self.dtype), target.to(self.dtype))
+        return z, own
 
     def _decode(self, name: str, vector: Tensor, specific: Tensor) -> Tensor:
         with products(self.config.train, self.device):
@@ -269,26 +258,26 @@ class UniCode(nn.Module):
         return decoded
 
     def _with_checkpoint(self, function: Callable[..., Any], *inputs: Any) -> Any:
-        """The function's result; its intermediate tensors are computed again in the backward pass where asked for."""
+        """The function's result; with `activation_checkpointing` the backward pass recomputes its activations."""
         if self.config.train.activation_checkpointing and torch.is_grad_enabled():
             return checkpoint(function, *inputs, use_reentrant=False)
         return function(*inputs)
 
     def update_codebook(self, output: ModelOutput, own: slice | None = None) -> None:
-        """The MM-EMA step for a batch whose output is at hand; once per training step, after the backward pass.
+        """The MM-EMA update with the output of a batch; once per training step, after the backward pass.
 
-        Running moments of normalised features take their share of the batch's.
+        It also updates the running moments of the feature normalisation.
 
         Args:
             output: of the whole batch.
-            own: the clips whose codes this rank counts, where ranks share the batch and count the others'.
+            own: the clips of this rank, where ranks share the batch; each rank counts its own codes.
         """
         for name, moments in output.moments.items():
             self._norm(name).update(moments)
         semantic, index, mask, shard = output.semantic, output.index, output.mask, None
         if own is not None:
-            clips, steps = len(semantic[self.names[0]]), [semantic[name].shape[1] for name in self.names]
-            shard = BatchShard([own.start * number for number in steps], [clips * number for number in steps])
+            clips, lengths = len(semantic[self.names[0]]), [semantic[name].shape[1] for name in self.names]
+            shard = BatchShard([own.start * length for length in lengths], [clips * length for length in lengths])
             semantic, index = ({name: x[own] for name, x in values.items()} for values in (semantic, index))
             mask = None if mask is None else {name: valid[own] for name, valid in mask.items()}
         self.codebook.update(semantic, index, mask, shard=shard)
@@ -303,18 +292,18 @@ class UniCode(nn.Module):
         check_values: bool = True,
         dropout: bool = False,
     ) -> Encoded:
-        """Codes of one modality, no other present, as in evaluation mode whatever mode the model is in.
+        """Codes of one modality alone, as in evaluation mode, whatever mode the model is in.
 
-        torch.compile takes it as one graph; of "words", whose LSTMs torch leaves out by default, with
+        torch.compile compiles it into one graph; for "words", which have LSTMs, only with
         `torch._dynamo.config.allow_rnn = True`.
 
         Args:
             name: a modality of the model.
             features: (B, T, ...) in the model's dtype and on its device.
-            mask: (B, T) bool, valid steps first; None where every step is valid.
-            check_values: NaN and Inf are looked for, and gaps in the mask, which waits for the device; not in a
-                compiled graph, which cannot raise.
-            dropout: the encoder drops features as it does in training, as the released probes want it.
+            mask: (B, T) bool, valid positions first; None where every position is valid.
+            check_values: NaN, Inf and gaps in the mask raise an error; the check waits for the device. A compiled
+                graph has no check, because it cannot raise.
+            dropout: dropout in the encoder, as in training; the released probes have it.
 
         Raises:
             ValueError: the modality is unknown, a shape does not fit, the batch is empty, or a value is not finite.
@@ -338,7 +327,7 @@ class UniCode(nn.Module):
         return Encoded(quantised.index, quantised.codeword)
 
     def check(self, features: Mapping[str, Tensor], mask: Mapping[str, Tensor] | None) -> None:
-        """Names, shapes, dtypes and devices of a batch; raises as `forward` says. Values are not read."""
+        """Raises the errors of `forward` about names, shapes, dtypes and devices of a batch; reads no values."""
         for given, what in ((features, "features"), (mask, "mask")):
             if given is None and what == "mask":
                 continue
@@ -356,7 +345,7 @@ class UniCode(nn.Module):
         lengths = {name: features[name].shape[1] for name in self.names}
         if self.config.method.unequal_lengths == "refuse" and len(set(lengths.values())) > 1:
             raise ValueError(
-                "features must have the same number of steps in every modality under unequal_lengths='refuse' "
+                "features must have the same T in every modality under unequal_lengths='refuse' "
                 f"(preset official), got {lengths}"
             )
 
@@ -368,7 +357,7 @@ class UniCode(nn.Module):
             wanted = ", ".join(map(str, ("B", "T", *shape)))
             raise ValueError(f"features of {name!r} must have shape ({wanted}), got {tuple(features.shape)}")
         if 0 in features.shape[:2]:
-            raise ValueError(f"features of {name!r} must hold at least one clip and step, got {tuple(features.shape)}")
+            raise ValueError(f"features of {name!r} must have B and T of at least 1, got {tuple(features.shape)}")
         if features.dtype != self.dtype:
             raise TypeError(f"features of {name!r} must be {self.dtype} as the model is, got {features.dtype}")
         if features.device != self.device:
@@ -385,7 +374,7 @@ class UniCode(nn.Module):
 
 
 def update_rule(method: MethodConfig, seed: int) -> UpdateRule:
-    """The codebook's rule that a configuration asks for."""
+    """The update rule of the codebook from a configuration."""
     return UpdateRule(
         decay=method.ema_decay,
         epsilon=method.ema_epsilon,
@@ -404,36 +393,36 @@ def update_rule(method: MethodConfig, seed: int) -> UpdateRule:
 
 @contextmanager
 def in_mode(module: nn.Module, training: bool) -> Iterator[None]:
-    """A module and its parts in training or evaluation mode; afterwards each is in its own again."""
-    others = [part for part in module.modules() if part.training != training]
-    for part in others:
-        part.training = training
+    """Puts a module and its submodules into training or evaluation mode, and restores the mode of each."""
+    others = [child for child in module.modules() if child.training != training]
+    for child in others:
+        child.training = training
     try:
         yield
     finally:
-        for part in others:
-            part.training = not training
+        for child in others:
+            child.training = not training
 
 
 def _as_read(features: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Features without what padding holds, and the mask, None where the host can see that every step is valid."""
+    """Features with zeros as padding, and the mask; on a CPU None where every position is valid."""
     if mask is not None and looking.can_look(mask) and mask.all():
         mask = None
     return _without_padding(features, mask), mask
 
 
 def _without_padding(features: Tensor, mask: Tensor | None) -> Tensor:
-    """Padded steps as zeros, whatever they held."""
+    """Features with zeros at padded positions."""
     if mask is None:
         return features
     return torch.where(mask.view(*mask.shape, *[1] * (features.dim() - 2)), features, 0)
 
 
 def check_prefix(name: str, mask: Tensor) -> None:
-    """Every clip has a valid step, and its valid steps come first.
+    """Checks that each clip has a valid position, and no padding before it.
 
     Raises:
-        ValueError: a clip has none, or a gap.
+        ValueError: a clip has no valid position, or a gap.
     """
     if not bool(mask[:, 0].all()) or bool((mask[:, 1:] & ~mask[:, :-1]).any()):
-        raise ValueError(f"mask of {name!r} must mark at least one step of each clip, valid steps first")
+        raise ValueError(f"mask of {name!r} must mark at least one position of each clip, valid positions first")

@@ -1,4 +1,4 @@
-"""In what precision products are computed, as the field `precision` says."""
+"""Precision of products, by the field `precision`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from unicode_fast.config import TrainConfig
 
 
 def products(config: TrainConfig, device: torch.device) -> AbstractContextManager[object]:
-    """A context whose matrix products, convolutions and LSTMs are in bfloat16 where `precision` is that.
+    """A context with matrix products, convolutions and LSTMs in bfloat16 if `precision` is "bfloat16".
 
     Their results may be bfloat16 too. A float64 model stays float64.
     """
@@ -22,9 +22,9 @@ def products(config: TrainConfig, device: torch.device) -> AbstractContextManage
 
 @contextmanager
 def float32_products(config: TrainConfig, device: torch.device) -> Iterator[None]:
-    """A context whose float32 products on CUDA are in TF32 where `precision` is that, else in float32 proper.
+    """A context with float32 products on CUDA in TF32 if `precision` is "tf32", else in full float32.
 
-    torch's own default is TF32 in convolutions and LSTMs, float32 elsewhere; it returns afterwards.
+    torch's default is TF32 in convolutions and LSTMs, float32 elsewhere; the context restores it.
     """
     if device.type != "cuda":
         yield
@@ -41,10 +41,10 @@ def float32_products(config: TrainConfig, device: torch.device) -> Iterator[None
 
 
 def _switch(backends: Sequence[Any], values: Sequence[str]) -> None:
-    """Sets the precision of products on CUDA, of convolutions and LSTMs there, and of oneDNN's products.
+    """Sets the precision of products, convolutions and LSTMs on CUDA, and of oneDNN's products.
 
-    By torch's older switches first, which Inductor reads, and which cannot be read where one of these, oneDNN's
-    included, contradicts them.
+    torch's older switches come first. Inductor reads them, and reading them fails if one of the newer switches,
+    oneDNN's included, contradicts them.
     """
     cuda, convolutions, _, onednn = values
     torch.set_float32_matmul_precision("highest" if cuda != "tf32" else "medium" if onednn == "bf16" else "high")

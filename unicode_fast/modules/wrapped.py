@@ -1,4 +1,4 @@
-"""A model inside what torch wraps around modules, and the names that its tensors have without that."""
+"""A model without torch's wrappers, and its tensors by their names without these."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from torch import Tensor, nn
 
 from unicode_fast.modules.model import UniCode
 
-# Where torch.compile keeps what it compiles; DataParallel and others keep it as `module`.
+# torch.compile holds the module under this name; DataParallel and others hold it as `module`.
 _COMPILED = "_orig_mod"
 
 
 def unwrapped(model: Any) -> Any:
-    """What torch.compile, DataParallel, DistributedDataParallel or AveragedModel hold; anything else as it is."""
+    """The module inside torch.compile, DataParallel, DistributedDataParallel or AveragedModel; others unchanged."""
     while isinstance(model, nn.Module) and not isinstance(model, UniCode):
         inner = getattr(model, _COMPILED, getattr(model, "module", None))
         if not isinstance(inner, nn.Module):
@@ -23,11 +23,11 @@ def unwrapped(model: Any) -> Any:
 
 
 def plain_model(model: Any) -> tuple[UniCode, dict[str, Tensor]]:
-    """A model without wrappers, and its parameters and buffers by the names that its configuration gives them.
+    """A model without wrappers, and its parameters and buffers by the names of its configuration.
 
     Raises:
         TypeError: it is no UniCode.
-        ValueError: a part was exchanged, so that no model of this configuration could read them.
+        ValueError: a module was exchanged, so no model of this configuration could load them.
     """
     plain = unwrapped(model)
     if not isinstance(plain, UniCode):
@@ -41,6 +41,6 @@ def plain_model(model: Any) -> tuple[UniCode, dict[str, Tensor]]:
             must = "not be there" if shape is None else f"be a tensor of shape {tuple(shape)}"
             got = "none" if value is None else f"{type(value).__name__} {tuple(value.shape)}"
             raise ValueError(
-                f"model must have the parts that it was made with to be written: {name} must {must}, got {got}"
+                f"model must have its original parameters and buffers to be written: {name} must {must}, got {got}"
             )
     return plain, state

@@ -181,7 +181,7 @@ def backward(
     found = {**dict(zip(names, torch.stack(errors).sum(0), strict=True)), **found}
     found = {name: term.detach() for name, term in found.items()}
     if shard is not None:
-        parameters = [parameter for group in model.parts().values() for parameter in group]
+        parameters = [parameter for group in model.parameter_groups().values() for parameter in group]
         summed = [parameter.grad for parameter in parameters if parameter.grad is not None]
         shard.all_reduce_sum([*summed, *found.values(), *recognised.values()])
     return whole, Losses(torch.stack(list(found.values())).sum(), found, recognised)

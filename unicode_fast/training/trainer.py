@@ -45,7 +45,7 @@ class Trainer:
         self.model = UniCode(modalities, config).to(device)
         accelerate(self.model, config.train)
         self.method = UniCodeMethod(self.model)
-        self.parts = self.model.parts()
+        self.parts = self.model.parameter_groups()
         self.parameters = [parameter for part in self.parts.values() for parameter in part]
         graphed = config.train.cuda_graph
         rate = torch.tensor(config.train.learning_rate, device=device) if graphed else config.train.learning_rate
