@@ -1,4 +1,4 @@
-"""Checks of shapes, dtypes and devices, each with one message: the argument, what it must be, what it was."""
+"""Checks of shapes, dtypes and devices; each error has the argument, what it must be and what it was."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -43,13 +43,13 @@ def check_codebook(name: str, codebook: Any, dtypes: Sequence[torch.dtype]) -> N
 
 @contextmanager
 def naming_index(name: str, index: Sequence[Tensor], valid: Sequence[Tensor], codewords: int) -> Iterator[None]:
-    """Say of an error within which index was out of range, where one was; torch raises one of two kinds.
+    """Turn torch's error about an index out of range, of two possible types, into one that names the index.
 
     Args:
         name: of the list of indices.
         index: tensors of equal or different shapes.
-        valid: a mask for each of them, or nothing where every row is valid.
-        codewords: the indices must be below.
+        valid: a mask for each of them, or empty where every row is valid.
+        codewords: M, upper bound of the indices.
     """
     try:
         yield
@@ -64,7 +64,7 @@ def naming_index(name: str, index: Sequence[Tensor], valid: Sequence[Tensor], co
 
 
 def check_features_and_codebook(features: Any, codebook: Any, dimensions: int | None = None) -> None:
-    """Raise unless features (..., D) and codebook (M, D) fit together; `dimensions` counts those of the features."""
+    """Raise unless features (..., D), with this number of dimensions, and codebook (M, D) fit together."""
     check_tensor("features", features, FEATURE_DTYPES)
     check_tensor("codebook", codebook, tuple(dict.fromkeys((*STATE_DTYPES, features.dtype))))
     if dimensions is None and features.dim() < 1:

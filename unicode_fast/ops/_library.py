@@ -1,19 +1,19 @@
-"""How operators are declared to torch, and how a call finds the implementation that it asked for.
+"""Declaration of operators to torch, and choice of the implementation of a call.
 
 Every operator X is declared twice, with one schema, one fake and one gradient formula:
 
-* `torch.ops.unicode_fast.X` is what a faster backend implements. The reference is registered for it under the key
-  CompositeExplicitAutograd, which torch takes for every device that has no implementation of its own. A backend adds
-  its own under "CPU" or "CUDA", from C++ (`TORCH_LIBRARY_IMPL`) or from Python (`torch.library.impl`), before or after
-  this module is imported; nothing here changes and nothing is overwritten.
-* `torch.ops.unicode_fast.X_reference` is the reference on every device, also where X has something faster.
+* `torch.ops.unicode_fast.X` has the faster backends. The reference is registered for it under the key
+  CompositeExplicitAutograd, which torch uses on each device without an implementation of its own. A backend registers
+  its implementation under "CPU" or "CUDA", from C++ (`TORCH_LIBRARY_IMPL`) or from Python (`torch.library.impl`),
+  before or after the import of this module; nothing is overwritten.
+* `torch.ops.unicode_fast.X_reference` is the reference on every device, even if X has a faster implementation.
 
-A public function checks its arguments, asks `choose_backend` and calls X_reference for "reference" and X for any other
-name. As both are operators, gradients, torch.compile, autocast and error messages are the same on every backend.
+A public function checks its arguments, calls `choose_backend`, and then X_reference for "reference" or X for any other
+name. Both are operators, so gradients, torch.compile, autocast and error messages are the same on every backend.
 
-Implementations run with autocast switched off: they get their inputs in the dtypes that the caller chose and decide
-for themselves in what dtype they compute. An operator that is differentiated needs a second one, X_backward, declared
-in the same way; differentiating that one raises.
+Implementations run without autocast: inputs keep the dtypes of the call, and the implementation chooses the dtype of
+its computation. A differentiable operator needs a second one, X_backward, declared in the same way; differentiating
+that one raises.
 """
 
 from collections.abc import Callable, Sequence
@@ -41,12 +41,12 @@ def declare(
     """Declare an operator and its reference twin, both implemented by the reference.
 
     Args:
-        name: the operator's.
-        signature: the schema without the name, as "(Tensor x, float y) -> Tensor".
-        check: takes the schema's arguments; raises where they do not fit together. Nothing else has looked at those of
-            whoever calls the operator itself.
+        name: of the operator.
+        signature: the schema without the name, such as "(Tensor x, float y) -> Tensor".
+        check: takes the schema's arguments; raises where they do not fit together. It is the only check of a direct
+            call of the operator.
         implementation: takes the schema's arguments in their order.
-        fake: the same for tensors without data; gives results of the right shape, dtype and device.
+        fake: the same for tensors without data; returns tensors of the right shape, dtype and device.
     """
     for suffix in _SUFFIXES:
         LIBRARY.define(f"{name}{suffix}{signature}", tags=(torch.Tag.pt2_compliant_tag,))
@@ -56,7 +56,7 @@ def declare(
 
 
 def implement(name: str, device: str, check: Callable[..., None], implementation: Callable[..., Any]) -> None:
-    """Register what a backend in Python runs on a kind of device, as "CUDA", in place of the reference."""
+    """Register a backend's implementation in Python for a kind of device, such as "CUDA"."""
     LIBRARY.impl(name, _checked(check, _without_autocast(implementation)), device)
 
 
@@ -64,10 +64,10 @@ def declare_gradient(name: str, backward: Callable[..., Any], setup_context: Cal
     """Register the gradient formula of an operator and of its twin.
 
     Args:
-        name: the operator's.
-        backward: takes the context, the backward operator of the same twin and the arriving gradients; returns one
+        name: of the operator.
+        backward: takes the context, the backward operator of the same twin and the output gradients; returns one
             gradient or None for each input.
-        setup_context: takes the context, the inputs and the output, and keeps what `backward` needs.
+        setup_context: takes the context, the inputs and the output, and saves the tensors for `backward`.
     """
     for suffix in _SUFFIXES:
         backward_operator = getattr(torch.ops.unicode_fast, f"{name}_backward{suffix}").default
@@ -92,7 +92,7 @@ def declare_without_gradient(name: str, inputs: int) -> None:
 
 
 def refuse_second_gradient(name: str) -> None:
-    """Make differentiating the backward operator of `name`, and of its twin, an error that says what is missing."""
+    """Make differentiating the backward operator of `name`, and of its twin, a clear error."""
 
     def backward(ctx: Any, *gradients: Tensor) -> None:
         raise RuntimeError(
@@ -104,30 +104,30 @@ def refuse_second_gradient(name: str) -> None:
         torch.library.register_autograd(f"{NAMESPACE}::{name}_backward{suffix}", backward, lib=LIBRARY)
 
 
-def find_operator(name: str, device: torch.device, backend: str | None, part: str | None = None) -> OpOverload:
-    """The operator, or its reference twin, that a call on this device with this backend goes to.
+def find_operator(name: str, device: torch.device, backend: str | None, called: str | None = None) -> OpOverload:
+    """The operator, or its reference twin, for a device and a backend.
 
     Args:
-        name: the public function's.
-        device: where the tensors are.
-        backend: that was asked for.
-        part: name of the operator, where the public function calls more than the one that has its name.
+        name: of the public function.
+        device: of the tensors.
+        backend: of the call, or None.
+        called: name of the operator, if it differs from that of the public function.
 
     Raises:
-        BackendUnavailable: `backend` cannot run this operator here; the message says why.
+        BackendUnavailable: `backend` cannot run this operator here; the message has the reason.
         ValueError: there is no backend of this name.
     """
     suffix = "_reference" if _choose(name, device, backend) == "reference" else ""
-    operator: OpOverload = getattr(torch.ops.unicode_fast, (part or name) + suffix).default
+    operator: OpOverload = getattr(torch.ops.unicode_fast, (called or name) + suffix).default
     return operator
 
 
 def _choose(name: str, device: torch.device, backend: str | None) -> str:
-    """The choice, as one constant for torch.compile, which could not follow how it is made."""
+    """The choice, as a constant for torch.compile, which cannot trace it."""
     return choose_backend(name, device, backend)
 
 
-# What torch.compiler.assume_constant_result does, which may import the compiler first, and Triton with it.
+# As torch.compiler.assume_constant_result, which may import the compiler, and with it Triton.
 _choose._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 

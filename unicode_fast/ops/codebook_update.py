@@ -1,4 +1,4 @@
-"""The operator that moves a codebook towards the rows of a batch and revives idle codewords, in place."""
+"""The operator that updates a codebook with the rows of a batch and resets idle codewords, in place."""
 
 from collections.abc import Sequence
 from dataclasses import fields
@@ -39,10 +39,10 @@ def codebook_update(  # noqa: PLR0913 - state, rows and rule are records already
     prepared: PreparedCodebook | None = None,
     backend: str | None = None,
 ) -> None:
-    """One MM-EMA step: codewords move towards the mean of their rows and partners, idle ones are revived.
+    """One MM-EMA update: codewords move towards the mean of their rows and partners, idle ones are reset.
 
-    The formulas stand in the reference, `unicode_fast.reference.codebook_update`; what a rule can say, in
-    `UpdateRule`. All tensors of `state` are changed in place, and nothing is returned.
+    `unicode_fast.reference.codebook_update` has the formulas, `UpdateRule` the variants. All tensors of `state` are
+    changed in place, and nothing is returned.
 
     Args:
         state: the codebook with its counts, sums, idle counters and step; without gradient.
@@ -52,36 +52,36 @@ def codebook_update(  # noqa: PLR0913 - state, rows and rule are records already
             valid rows.
         rule: which update.
         partners: one (N_m, D) for each modality, the mean of the partner vectors of each row. None takes, for each
-            row, the mean of the valid features of the other modalities at the same place (a row without any keeps
-            its own feature alone); then all N_m must be equal, unless the rule uses no partners.
+            row, the mean of the valid features in the same row of the other modalities (a row without any uses only
+            its own feature); then all N_m must be equal, unless the rule uses no partners.
         valid: for each modality (N_m,) bool, the rows that count, or None for all; None for all modalities. The
-            other rows may hold anything, NaN included. Of several ranks either all give masks or none does.
-        draws: random numbers for the revival, for tests. None draws from the counter-based generator by
-            `rule.seed` and `state.step`. The rule "feature" takes only the first of its attempts from `draws`.
-        group: the ranks that a batch is split between; None takes all of them where torch.distributed is
-            initialised. With the same `state`, `rule` and `draws` on every rank, each ends with the codebook that one
-            rank would have from the whole batch, to rounding, revival included, and all with the same bits.
-        shard: where these rows stand in the whole batch; None for all of it. With several ranks it has to be given
-            where codewords are revived from features, as the ranks must draw the same rows.
-        prepared: of `state.codebook`; its operands, which the next search needs, are made as part of the update.
+            other rows may hold anything, NaN included. Either all ranks give masks or none does.
+        draws: random numbers for the resets, for tests. None draws from the counter-based generator by
+            `rule.seed` and `state.step`. With the source "feature" only the first attempt uses `draws`.
+        group: the ranks that share a batch; None takes all ranks where torch.distributed is initialised. With the
+            same `state`, `rule` and `draws` on every rank, all ranks end with the same bits: the codebook that one rank
+            computes from the whole batch, to rounding, resets included.
+        shard: position of these rows in the whole batch; None for a whole batch. Several ranks need it for resets to
+            features, because all ranks must draw the same rows.
+        prepared: of `state.codebook`; the update also computes its operands for the next search.
         backend: None takes the fastest that can run on this device. A named backend is used or refused, never
             replaced.
 
     Raises:
         TypeError: an argument or a dtype is unsupported.
         ValueError: shapes, devices or numbers of modalities differ, `shard` is missing or does not hold the rows,
-            `prepared` is of another codebook, or a tensor of `state` wants a gradient. On CUDA also: more than 16
+            `prepared` is of another codebook, or a tensor of `state` requires a gradient. On CUDA also: more than 16
             modalities, or 2^31 - 1 rows.
-        BackendUnavailable: `backend` cannot run here; the message says why.
+        BackendUnavailable: `backend` cannot run here; the message has the reason.
 
     Precision:
-        Float64, rounded once. A valid row with NaN or infinity spoils its codeword.
+        Float64, rounded once. A valid row with NaN or infinity makes its codeword not finite.
 
     Memory:
-        A float64 buffer of (M + modalities) (D + 1) numbers, with M (D + 1) more where codewords are revived from
-        features, and on the reference float64 copies of the rows. Ranks meet once, to add up that buffer. With masks
-        and revival from features none of them knows which rows of the others are valid, so they add up all 8 rows that
-        are drawn for each codeword: 8 M (D + 1) numbers more in place of one.
+        A float64 buffer of (M + modalities) (D + 1) numbers, with M (D + 1) more for resets to features; the reference
+        also needs float64 copies of the rows. Ranks synchronise once, in an all-reduce of the buffer. With masks and
+        resets to features no rank has the masks of others, so the buffer holds all 8 rows drawn for each codeword:
+        8 M (D + 1) numbers more instead of M (D + 1).
 
     Source:
         Xia et al., NeurIPS 2023, Eq. 7 and its released code.
@@ -159,7 +159,7 @@ def _check_rows(codebook: Tensor, features: Any, index: Any) -> None:
 
 
 def _checked_partners(features: Sequence[Tensor], partners: Any, rule: UpdateRule) -> list[Tensor]:
-    """The partners as the operator takes them: an empty list for the rows at the same place."""
+    """The partners for the operator; empty where the same rows of other modalities are partners."""
     if partners is None:
         rows = [feature.shape[0] for feature in features]
         if rule.own_weight < 1 and any(number != rows[0] for number in rows):
@@ -174,7 +174,7 @@ def _checked_partners(features: Sequence[Tensor], partners: Any, rule: UpdateRul
 
 
 def _checked_valid(features: Sequence[Tensor], valid: Any) -> list[Tensor]:
-    """The masks as the operator takes them: an empty list where every row is valid."""
+    """The masks for the operator; empty where every row is valid."""
     if valid is None:
         return []
     _check_list("valid", valid, len(features))
@@ -222,8 +222,8 @@ def _checked_shard(features: Sequence[Tensor], shard: Any, *, needed: bool) -> B
     if shard is None:
         if needed:
             raise ValueError(
-                "shard must say which rows of the whole batch this rank holds, as several ranks revive codewords from "
-                "its features; got None"
+                "shard must be the rows of this rank in the whole batch, because several ranks reset codewords to "
+                "features of it; got None"
             )
         return BatchShard([0] * len(rows), rows)
     if not isinstance(shard, BatchShard):
@@ -259,23 +259,23 @@ def _check_apply(*arguments: Any) -> None:
     _check_state(state)
     _checks.check_tensor("statistics", statistics, (torch.float64,))
     size = (_statistics_size(state.codebook, state.idle.shape[0], rule),)
-    _checks.check_like("statistics", statistics, size, "all its parts", state.codebook, "state.codebook")
+    _checks.check_like("statistics", statistics, size, "that of all statistics", state.codebook, "state.codebook")
     if choice is not None or noise is not None:
         _checked_draws(state, RevivalDraws(choice, noise))
 
 
 def _check_apart(arguments: list[tuple[str, Tensor]]) -> None:
-    """Raise where a number of the state lies in memory where another number of the arguments does."""
-    for place, (name, tensor) in enumerate(arguments[:-1]):
-        if any(step == 0 and size > 1 for step, size in zip(tensor.stride(), tensor.shape, strict=True)):
+    """Raise where an element of the state shares its memory with another element of the arguments."""
+    for number, (name, tensor) in enumerate(arguments[:-1]):
+        if any(stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True)):
             raise ValueError(f"{name} must have a place in memory for each number, got strides {tensor.stride()}")
-        for other_name, other in arguments[place + 1 :]:
+        for other_name, other in arguments[number + 1 :]:
             if _share_memory(tensor, other):
                 raise ValueError(f"{name} must not share memory with {other_name}, as it is written, got one that does")
 
 
 def _share_memory(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors without gaps lie in the same memory; False where one has gaps."""
+    """Whether two contiguous tensors overlap in memory; False if one is not contiguous."""
     if not (one.is_contiguous() and other.is_contiguous()):
         return False
     return one.data_ptr() < other.data_ptr() + other.nbytes and other.data_ptr() < one.data_ptr() + one.nbytes
@@ -290,7 +290,7 @@ def _statistics_size(codebook: Tensor, modalities: int, rule: UpdateRule, candid
 def _statistics(*arguments: Any) -> Tensor:
     codebook, step, features, index, partners, valid, choice = arguments[:7]
     first_row, total_rows, every_attempt, *settings = arguments[7:]
-    # The other parts of the state are not read.
+    # The other fields of the state are not read.
     state = CodebookState(codebook, codebook, codebook, step.new_zeros(len(features), codebook.shape[0]), step)
     batch = CodebookBatch(features, index, partners, valid, BatchShard(first_row, total_rows), every_attempt)
     draws = None if choice is None else RevivalDraws(choice, choice)

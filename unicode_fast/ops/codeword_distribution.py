@@ -1,4 +1,4 @@
-"""The operator that turns the steps of a clip into one soft assignment to the codewords; differentiable."""
+"""The operator for the mean soft assignment of a clip's positions to codewords; differentiable."""
 
 from typing import Any
 
@@ -21,33 +21,33 @@ def codeword_distribution(
     temperature: float = 1.0,
     backend: str | None = None,
 ) -> Tensor:
-    """Mean over a clip's valid steps of the softmax over codewords of the negative Euclidean distance.
+    """Mean over a clip's valid positions of the softmax over codewords of the negative Euclidean distance.
 
     Args:
         features: (B, T, D) float64, float32, float16 or bfloat16.
         codebook: (M, D), M >= 1, float64, float32 or the dtype of `features`, on their device.
-        valid: (B, T) bool, the steps that count, or None for all. The others may hold anything, NaN included.
-        temperature: divides the distances; greater than 0. A number, without gradient.
+        valid: (B, T) bool, the positions that count, or None for all. The others may hold anything, NaN included.
+        temperature: divisor of the distances; greater than 0. A number, without gradient.
         backend: None takes the fastest that can run on this device. A named backend is used or refused, never
             replaced.
 
     Returns:
         (B, M) probabilities in the wider dtype of the two inputs, float32 at least. They add up to 1; a clip without
-        a valid step has zeros. Differentiable once in `features` and `codebook`. A valid step with NaN makes its
-        clip's row NaN, a codeword with NaN all rows.
+        a valid position has zeros. Differentiable once in `features` and `codebook`. A valid position with NaN makes
+        its clip's row NaN, a codeword with NaN all rows.
 
     Raises:
         TypeError: a dtype, or the pair of dtypes, is unsupported.
         ValueError: shapes or devices differ, the codebook is empty, or the temperature is out of range.
-        BackendUnavailable: `backend` cannot run here; the message says why.
+        BackendUnavailable: `backend` cannot run here; the message has the reason.
 
     Precision:
-        Computed in the result's dtype, under autocast too. Squared distances are not below 1e-12, and there the
-        gradient is 0, so that a feature on its codeword has a finite one.
+        Computed in the result's dtype, under autocast too. Squared distances are clamped at 1e-12, where the gradient
+        is 0, so a feature equal to its codeword has a finite gradient.
 
     Memory:
-        The reference holds a few times max(2^22, T M) assignments, whatever B, and a copy of the features of as many
-        steps.
+        The reference holds a few times max(2^22, T M) assignments, for any B, and a copy of the features of as many
+        positions.
 
     Source:
         Liu et al., ACL 2022; Xia et al., NeurIPS 2023, the code matching loss.

@@ -1,4 +1,4 @@
-"""The operator for the commitment of features to codewords, own and partners'; differentiable."""
+"""The operator for the commitment of features to their own and their partners' codewords; differentiable."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -23,12 +23,12 @@ def commitment_loss(  # noqa: PLR0913 - four tensors, a mask and a backend
     """Mean squared distances of all modalities' features to their own and their partners' codewords.
 
     loss_m = sum_o weights_mo times the mean, over the rows valid in both m and o, of |x_m - e_o|^2, with e_o the
-    codeword that modality o chose at the same place.
+    codeword of modality o in the same row.
 
     Args:
         features: (modalities, N, D) float64, float32, float16 or bfloat16.
         index: (modalities, N) int64, from `nearest_codeword`; in [0, M) at valid rows.
-        codebook: (M, D) float64, float32 or the dtype of `features`; held fixed, no gradient flows into it.
+        codebook: (M, D) float64, float32 or the dtype of `features`; without gradient.
         weights: (modalities, modalities) floating point, own codewords on the diagonal; without gradient. A weight of
             zero adds nothing, whatever the features hold.
         valid: (modalities, N) bool, the rows that count, or None for all. The others may hold anything, NaN included.
@@ -40,17 +40,17 @@ def commitment_loss(  # noqa: PLR0913 - four tensors, a mask and a backend
 
     Raises:
         TypeError: a dtype is unsupported.
-        ValueError: shapes or devices differ, or `weights` wants a gradient.
-        IndexError: an index at a valid row is no codeword; on CUDA, where that cannot be said without waiting, the
+        ValueError: shapes or devices differ, or `weights` requires a gradient.
+        IndexError: an index at a valid row is no codeword; on CUDA, where the check would need a synchronisation, the
             loss is NaN instead.
-        BackendUnavailable: `backend` cannot run here; the message says why.
+        BackendUnavailable: `backend` cannot run here; the message has the reason.
 
     Precision:
-        Sums of squares in float64 on the C++ backend, in the dtype of the result on the reference; autocast changes
-        nothing.
+        Sums of squares in float64 on the C++ backend, in the dtype of the result on the reference; autocast has no
+        effect.
 
     Memory:
-        The gradient, of the size of the features, is computed with the loss and kept.
+        The forward pass also computes the gradient and keeps it; it has the size of the features.
 
     Source:
         Xia et al., NeurIPS 2023, Eq. 8.

@@ -22,11 +22,11 @@ SOFTMAX_OVER = ("predictions", "candidates", "both")
 
 
 class CrossInfoNCE(NamedTuple):
-    """What `cross_info_nce` returns.
+    """Results of `cross_info_nce`.
 
     Attributes:
         loss: ().
-        pair_loss: (target, source, K), without gradient; () of two sets of vectors.
+        pair_loss: (target, source, K), without gradient; () for two sets of vectors.
         hits: int64, in the shape of `pair_loss`.
     """
 
@@ -51,70 +51,70 @@ def cross_info_nce(  # noqa: PLR0913 - three tensors and five independent switch
 
     The score of target t, source s and step k is targets[t, k] @ predictions[s, k]^T / temperature; the loss is the
     weighted sum over pairs of the mean over steps of the mean over clips of -log softmax at the diagonal. A score
-    counts when both of its vectors are valid, a clip when both of its own are, a step when it has such a clip.
+    counts if both of its vectors are valid, a clip if both of its own vectors are, a step if it has such a clip.
 
-    Of two sets of vectors, (B, D) each, row i of one belongs to row i of the other; they are one pair, of weight 1.
-    With both softmaxes and a temperature this is the loss of CLIP::
+    In two sets of vectors, (B, D) each, rows i belong together; the sets are one pair, of weight 1. With both softmaxes
+    and a temperature this is the loss of CLIP::
 
         images, texts = torch.nn.functional.normalize(torch.randn(2, 8, 64), dim=-1)
         loss = unicode_fast.cross_info_nce(images, texts, softmax_over="both", temperature=0.07).loss
 
     Args:
         targets: (modalities, K, B, D) or (B, D), float64, float32, float16 or bfloat16.
-        predictions: like `targets`: shape, dtype and device. Under autocast the dtypes may differ.
+        predictions: in the shape and dtype of `targets`, on its device. Under autocast the dtypes may differ.
         pair_weights: (target, source), floating point, on the device of `targets`; without gradient. A pair of
-            weight 0 adds nothing to the loss. None for 1 each, and for (B, D).
-        valid: (modalities, K, B) bool, or (B) of (B, D), rows that count in both; None for all. Vectors that are not
-            valid may hold anything, NaN included.
+            weight 0 adds nothing to the loss. None for weights of 1, and for (B, D).
+        valid: (modalities, K, B) bool, or (B) for (B, D), the rows that count in both; None for all. Vectors that are
+            not valid may hold anything, NaN included.
         softmax_over: "predictions" for a softmax over the predictions of the batch, "candidates" for one over its
             targets, "both" for the mean of the two losses.
         temperature: a number greater than 0 or a () tensor on the device of `targets`, with gradient; the value of
             a tensor is not checked.
-        group: processes of torch.distributed that each hold a part of the batch, however large; together, one after
-            the other, they are the B clips. All must call, with the same of everything but B.
-        rows: the clips that this call is about, one after the other, each contrasted with all B. Results are their
-            shares, which add up over calls whose rows make up the batch. Not beside `group`.
+        group: processes of torch.distributed with one shard of the batch each, of any size, in order. All must call,
+            with the same arguments but for B.
+        rows: consecutive clips whose share is computed, each contrasted with all B. Results of calls add up to those of
+            the batch if their rows make up the batch. Not with `group`.
         backend: None takes the fastest that can run on this device. A named backend is used or refused, never
             replaced.
 
     Returns:
-        loss: (); pair_loss: (target, source, K), of (B, D) (), mean over the clips that count, 0 where none does; hits:
-        int64 in the shape of pair_loss, the clips whose score with themselves is the first largest along the softmax
-        ("both": along predictions). Floats are float64 for float64 inputs, else float32. Only `loss` has a gradient,
-        once, in `targets`, `predictions` and a tensor `temperature`.
+        loss: (); pair_loss: (target, source, K), () for (B, D), mean over the clips that count, 0 where none does;
+        hits: int64 in the shape of pair_loss, the clips whose score with themselves is the first largest along the
+        softmax ("both": along predictions). Floats are float64 for float64 inputs, else float32. Only `loss` is
+        differentiable, once, in `targets`, `predictions` and a tensor `temperature`.
 
-        With a group all processes get the results of the whole batch, and the gradients of its loss in their own
-        vectors; of the gradient in `temperature` each gets its share. So parameters that all processes share have the
-        gradient of the whole batch in the sum over processes. Where they are averaged, as by
-        DistributedDataParallel, multiply the loss by the number of processes.
+        With a group all processes get the results of the whole batch, the gradients of its loss in their own vectors,
+        and their share of the gradient in `temperature`. So the gradients of shared parameters add up over processes to
+        that of the whole batch. Where they are averaged, as in DistributedDataParallel, multiply the loss by the number
+        of processes.
 
     Raises:
-        TypeError: a dtype is unsupported, or targets and predictions differ in it outside autocast.
+        TypeError: a dtype is unsupported, or the dtypes of targets and predictions differ outside autocast.
         ValueError: shapes or devices differ, `softmax_over` is unknown, the temperature is out of range,
-            `pair_weights` wants a gradient, or `rows` are no clips of the batch.
-        BackendUnavailable: `backend` cannot run here; the message says why.
+            `pair_weights` requires a gradient, or `rows` are no clips of the batch.
+        BackendUnavailable: `backend` cannot run here; the message has the reason.
 
     Precision:
         Float64 for float64 inputs, else float32; products of float32 follow torch.set_float32_matmul_precision().
-        Autocast does what it does for torch's own losses: vectors of two dtypes are computed in the wider one, float32
-        at least, and nothing else changes. Triton rounds what half-precision vectors are multiplied with in the
-        gradient to their dtype, once; all sums are in float32, and in the same order every time.
+        Autocast works as for torch's own losses: vectors of two dtypes are computed in the wider one, float32 at least,
+        and nothing else changes. In the gradient Triton rounds the factors of half-precision vectors to their dtype,
+        once; all sums are in float32, in a fixed order.
 
     Memory:
-        Never a B x B matrix. The reference holds a few times max(2^22, modalities^2 K B) scores, whatever the batch,
-        and copies of the inputs, one for each modality in the backward pass. Triton holds one float32 number for each
-        softmax, pair, step and clip. Beyond 128 clips it takes one more and a byte while it computes, and with "both"
-        up to 512 more. A mask, a D that is no multiple of 128, and inputs with gaps cost it a copy of the inputs.
+        Never a B x B matrix. The reference holds a few times max(2^22, modalities^2 K B) scores, for any batch, and
+        copies of the inputs, one for each modality in the backward pass. Triton holds one float32 number for each
+        softmax, pair, step and clip. Beyond 128 clips it needs one more and a byte during the computation, and with
+        "both" up to 512 more. A mask, a D that is no multiple of 128, and strided inputs cost a copy of the inputs.
         A group adds the vectors of the whole batch, on each process.
 
     Backends:
         Triton computes float32 and half precision on NVIDIA GPUs of compute capability 8.0 and newer: up to 128 clips
-        in one kernel, after a fill of one number, and the gradient in another, before a sum for the temperature. It
-        leaves anything else to the reference. With a group the host waits for the sizes of the parts, and torch.compile
+        in one kernel, after a fill of one number, and the gradient in another, before a sum for the temperature. The
+        reference computes anything else. With a group the host waits for the sizes of the shards, and torch.compile
         breaks its graph.
 
     Source:
-        Xia et al., NeurIPS 2023, Eq. 6 ("candidates") and its released code ("predictions"); of two sets of vectors
+        Xia et al., NeurIPS 2023, Eq. 6 ("candidates") and its released code ("predictions"); for two sets of vectors
         with "both": Radford et al., ICML 2021.
     """
     targets, predictions = _in_one_dtype(targets, predictions)
@@ -136,7 +136,7 @@ def cross_info_nce(  # noqa: PLR0913 - three tensors and five independent switch
     _checks.check_choice("softmax_over", softmax_over, SOFTMAX_OVER)
     clips = range(targets.shape[2])
     if not isinstance(rows, slice) or clips[rows].step != 1 or (group is not None and len(clips[rows]) < len(clips)):
-        raise ValueError(f"rows must be a slice of step 1, of all clips beside a group, got {rows!r}")
+        raise ValueError(f"rows must be a slice of step 1, with a group of all clips, got {rows!r}")
     if isinstance(temperature, Tensor):
         _checks.check_tensor("temperature", temperature, _checks.FEATURE_DTYPES)
         _checks.check_like("temperature", temperature, (), "without dimensions", targets, "targets")
@@ -162,11 +162,11 @@ def _share(
     settings: tuple[Tensor, Tensor | None, Tensor, str],
     offset: int,
 ) -> CrossInfoNCE:
-    """The share of own clips, from the vectors of these and of all."""
+    """The results' share of some clips, from their vectors and those of all clips."""
     *tensors, softmax_over = settings
     shares = []
     for direction in ("predictions", "candidates") if softmax_over == "both" else (softmax_over,):
-        # Own clips ask those of the whole batch.
+        # Queries are own clips, keys those of the whole batch.
         own, every = (0, 1) if direction == "predictions" else (1, 0)
         shares.append(operator(targets[own], predictions[every], *tensors, direction, offset))
     losses, pair_losses, hits, *_ = zip(*shares, strict=True)
@@ -180,13 +180,13 @@ def _of_group(
     settings: tuple[Tensor, Tensor | None, Tensor, str],
     group: ProcessGroup,
 ) -> CrossInfoNCE:
-    """The results of the whole batch, of which this process computes its share."""
+    """The results of the whole batch; this process computes its share."""
     weights, valid, temperature, softmax_over = settings
-    part = _sharded.find_part(targets.shape[2], targets.device, group)
+    shard = _sharded.find_shard(targets.shape[2], targets.device, group)
     if valid is not None:
-        valid = _sharded.gather(valid.to(torch.uint8), part, 2).bool()
+        valid = _sharded.gather(valid.to(torch.uint8), shard, 2).bool()
     every = {
-        direction: _sharded.gather(vectors, part, 2)
+        direction: _sharded.gather(vectors, shard, 2)
         for direction, vectors in (("predictions", predictions), ("candidates", targets))
         if softmax_over in (direction, "both")
     }
@@ -195,13 +195,13 @@ def _of_group(
         (targets, every.get("candidates", targets)),
         (predictions, every.get("predictions", predictions)),
         (weights, valid, temperature, softmax_over),
-        part.offset,
+        shard.offset,
     )
-    return CrossInfoNCE(*(_sharded.add_up(value, part) for value in share))
+    return CrossInfoNCE(*(_sharded.add_up(value, shard) for value in share))
 
 
 def _in_one_dtype(targets: Any, predictions: Any) -> tuple[Any, Any]:
-    """Under autocast two dtypes become the wider one, as for torch's own losses."""
+    """Targets and predictions; under autocast in the wider of their dtypes, as in torch's own losses."""
     vectors = targets, predictions
     if not all(isinstance(x, Tensor) and x.dtype in _checks.FEATURE_DTYPES for x in vectors):
         return vectors
@@ -234,7 +234,7 @@ def _check(targets: Any, predictions: Any, pair_weights: Any, valid: Any) -> Non
 
 
 def _check_arguments(*arguments: Any) -> None:
-    """As `_check`, where those that ask may be a part of the clips that the others hold."""
+    """As `_check`, for queries that may be some of the clips of the keys."""
     inputs = CrossInfoNCEInputs(*arguments)
     targets, predictions, offset = inputs.targets, inputs.predictions, inputs.offset
     _checks.check_choice("softmax_over", inputs.softmax_over, SOFTMAX_OVER)
@@ -250,7 +250,7 @@ def _check_arguments(*arguments: Any) -> None:
     queries, keys = (vectors.shape[2] for vectors in inputs.queries_and_keys())
     if not 0 <= offset <= keys - queries or (inputs.softmax_over == "both" and queries != keys):
         raise ValueError(
-            f"offset must be the place of {queries} clips among {keys}, of equally many with softmax_over 'both', got "
+            f"offset must be the position of {queries} clips among {keys}, of all with softmax_over 'both', got "
             f"{offset} with {inputs.softmax_over!r}"
         )
     for name, value, dtypes, size in (
@@ -275,7 +275,7 @@ def _check_backward(gradient: Any, log_normaliser: Any, clip_weights: Any, *argu
         ("clip_weights", clip_weights, (dtype,), pairs),
     ):
         _checks.check_tensor(name, value, dtypes)
-        _checks.check_like(name, value, shape, "as the loss has it", inputs.targets, "targets")
+        _checks.check_like(name, value, shape, "as in the loss", inputs.targets, "targets")
 
 
 def _implementation(*inputs: Any) -> tuple[Tensor, ...]:
@@ -289,7 +289,7 @@ def _backward_implementation(
 
 
 def _triton(*inputs: Any) -> tuple[Tensor, ...]:
-    # Not before the first call: this imports Triton.
+    # Imported in the first call, because it imports Triton.
     from unicode_fast.kernels.cross_info_nce import cross_info_nce_triton
 
     return cross_info_nce_triton(CrossInfoNCEInputs(*inputs))

@@ -1,4 +1,4 @@
-"""The operator that finds the nearest codeword of every feature vector, and what it needs of a codebook."""
+"""The operator for the nearest codeword of each feature vector, and the prepared codebook."""
 
 from typing import Any, NamedTuple
 
@@ -11,37 +11,37 @@ from unicode_fast.reference.nearest_codeword import nearest_codeword_reference
 
 
 class NearestCodeword(NamedTuple):
-    """What `nearest_codeword` returns.
+    """Results of `nearest_codeword`.
 
     Attributes:
         index: (...) int64 in [0, M).
         squared_distance: (...) float64 for float64 features, else float32.
     """
 
-    # The field hides the method of the same name of tuples, which nothing needs here.
+    # The field hides tuple.index, which nothing uses here.
     index: Tensor  # type: ignore[assignment]
     squared_distance: Tensor
 
 
 class PreparedCodebook:
-    """A codebook with what the fast searches need of it: operands, norms and a cast, made once for each version of it.
+    """A codebook with the operands of the fast searches (norms, a cast), computed once for each version of it.
 
-    `nearest_codeword` takes it in place of the codebook, with results of the same bits. The operands are made when a
-    search first needs them, and again after any code has changed the codebook, which torch's counter of in-place
-    changes tells; `codebook_update` makes them as part of the update where it is given the prepared codebook.
+    `nearest_codeword` takes it in place of the codebook; the results have the same bits. The first search computes the
+    operands. A search computes them again if torch's counter of in-place changes shows that the codebook changed.
+    `codebook_update` with the prepared codebook computes them in the update.
 
-    Where the counter tells nothing the search makes operands in the call, as for a plain tensor: in a compiled graph,
-    for a codebook made in inference mode, and in a CUDA graph, unless the updates of this codebook are given the
-    prepared one. Then a replayed update leaves operands for the search of the next replay; between replays call
-    `refresh` after any other change. No counter sees what is written through `codebook.data`, or by a replay whose
-    update was not given the prepared codebook: call `refresh` after these too.
+    Where the counter is of no use, the search computes operands in each call, as for a plain tensor: in compiled
+    graphs, for a codebook made in inference mode, and in a CUDA graph unless `codebook_update` has the prepared
+    codebook. Then a replayed update leaves operands for the search of the next replay; between replays call `refresh`
+    after any other change. The counter misses writes through `codebook.data`, and replays of updates without the
+    prepared codebook: call `refresh` after these too.
 
     Args:
-        codebook: (M, D), M >= 1, as `nearest_codeword` takes it. It is referred to, not copied.
+        codebook: (M, D), M >= 1, as for `nearest_codeword`. The object keeps a reference to it, no copy.
 
     Memory:
-        At first need at most (M + 256) (4 D + 264) + 8 D + 2048 bytes, on the CPU twice as much for codebooks in half
-        precision. Copies and pickles hold the codebook alone.
+        From the first search on at most (M + 256) (4 D + 264) + 8 D + 2048 bytes, on the CPU twice as much for
+        codebooks in half precision. Copies and pickles hold only the codebook.
 
     Raises:
         TypeError: the codebook is no tensor or its dtype is unsupported.
@@ -56,25 +56,25 @@ class PreparedCodebook:
         self._updated = False
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Copies have a codebook of their own, of another address and version."""
+        """Copies hold only the codebook, because its copy has another address and version."""
         return PreparedCodebook, (self.codebook,)
 
     def refresh(self, *, backend: str | None = None) -> None:
-        """Make the operands of the codebook as it is now, in the memory that captured graphs read.
+        """Compute the operands of the current codebook, in the memory that captured graphs read.
 
         Args:
-            backend: the one of the searches.
+            backend: of the searches.
         """
         if not self._countable():
             self._made_from = None
             return
         operator = _library.find_operator("nearest_codeword", self.codebook.device, backend, "codebook_operands")
         if self._operands is None:
-            # A tensor made in inference mode could not be written outside it.
+            # A tensor made in inference mode is read-only outside it.
             with torch.inference_mode(False):
                 self._operands = self.codebook.new_empty(_operand_bytes(self.codebook), dtype=torch.uint8)
         operator(self.codebook.detach(), self._operands)
-        # What is captured has not run.
+        # A capture does not run the operator.
         self._made_from = None if self._captured() else self._source(operator)
 
     def _refresh_after_update(self, backend: str | None) -> None:
@@ -82,7 +82,7 @@ class PreparedCodebook:
         self.refresh(backend=backend)
 
     def _current(self, backend: str | None) -> Tensor | None:
-        """The operands for a search, or None where it has to make its own."""
+        """The operands for a search, or None if the search must compute its own."""
         if not self._countable():
             return None
         operator = _library.find_operator("nearest_codeword", self.codebook.device, backend, "codebook_operands")
@@ -104,7 +104,7 @@ class PreparedCodebook:
 
 
 def _operand_bytes(codebook: Tensor) -> int:
-    """Enough for every layout of every backend, whose multiples of M and D are at most 256 and 64."""
+    """An upper bound for all layouts of all backends; they pad M and D to multiples of at most 256 and 64."""
     codewords, width = (-(-size // unit) * unit for size, unit in zip(codebook.shape, (256, 64), strict=True))
     cast = codewords * width * 4 if codebook.device.type == "cpu" and codebook.element_size() == 2 else 0
     return codewords * (4 * width + 8) + 8 * width + 1024 + cast
@@ -122,31 +122,31 @@ def nearest_codeword(
     Args:
         features: (..., D) float64, float32, float16 or bfloat16; usually (B, T, D).
         codebook: (M, D), M >= 1, float64, float32 or the dtype of `features`, on their device. Half-precision
-            features with a float32 codebook are the normal case under autocast. Or a `PreparedCodebook`, which spares
-            the search what needs doing only once for each version of the codebook.
+            features with a float32 codebook are the normal case under autocast. Or a `PreparedCodebook`, which saves
+            the work that is needed only once for each version of the codebook.
         backend: None takes the fastest that can run on this device. A named backend is used or refused, never
             replaced.
 
     Returns:
         index: (...) int64 in [0, M); squared_distance: (...) float64 for float64 features, else float32, infinite
-        where that cannot hold it. On the device of `features`, without gradient. A row that holds NaN gets index 0
+        on overflow. On the device of `features`, without gradient. A row that holds NaN gets index 0
         and distance NaN; a codeword that holds NaN is chosen only where all others hold NaN too.
 
     Raises:
         TypeError: a dtype, or the pair of dtypes, is unsupported.
         ValueError: widths or devices differ, or the codebook is empty.
-        BackendUnavailable: `backend` cannot run here; the message says why.
+        BackendUnavailable: `backend` cannot run here; the message has the reason.
 
     Precision:
         The reference compares float64 sums of squared differences. C++ and CUDA score all codewords in bfloat16,
-        float16 or float32, and compare those that the bound of docs/exactness.md leaves open by such sums. A squared
-        distance that float64 cannot hold, from float64 inputs above 1e154, counts as the largest number.
+        float16 or float32, and compare those within the bound of docs/exactness.md by such sums. A squared distance
+        that overflows float64, from float64 inputs above 1e154, counts as the largest number.
 
     Memory:
         Never N M. Reference: float64 copies of both inputs and min(N M, 2^24) distances. C++: a float64 copy of the
         codebook and its operands, and for each thread operands and candidates of up to 192 rows. CUDA: operands and
-        norms of the codebook, and for each row and part of the codebook a record of 32 bytes. What is of the codebook
-        is made in the call, unless it is a `PreparedCodebook`.
+        norms of the codebook, and for each row and section of the codebook a record of 32 bytes. The operands of the
+        codebook are computed in the call, unless it is a `PreparedCodebook`.
 
     Source:
         Xia et al., NeurIPS 2023, Eq. 2.
@@ -155,7 +155,7 @@ def nearest_codeword(
     _checks.check_features_and_codebook(features, codewords)
     operator = _library.find_operator("nearest_codeword", features.device, backend)
     rows = features.detach().reshape(-1, features.shape[-1])
-    # float64 features are compared with the codebook itself.
+    # The search of float64 features needs no operands.
     operands = prepared._current(backend) if prepared is not None and features.dtype != torch.float64 else None
     index, squared_distance = operator(rows, codewords.detach(), operands)
     return NearestCodeword(index.reshape(features.shape[:-1]), squared_distance.reshape(features.shape[:-1]))
@@ -174,7 +174,7 @@ def _check_operands(codebook: Any, operands: Any) -> None:
 
 
 def _search(features: Tensor, codebook: Tensor, operands: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """The reference, which needs no operands."""
+    """The reference, which uses no operands."""
     return nearest_codeword_reference(features, codebook)
 
 
@@ -200,8 +200,8 @@ _library.declare(
     _fake,
 )
 _library.declare_without_gradient("nearest_codeword", inputs=3)
-# For tests and measurements of the CUDA search: (N) int32, with how many codewords each of (N, D) rows was compared in
-# float64; -1 where it was compared with all, as its candidates were not known. Other searches do not say: all -1.
+# For tests and measurements of the CUDA search: (N) int32, the number of codewords compared in float64 with each of
+# (N, D) rows; -1 where it was compared with all, for lack of candidates. Other searches return -1 for all rows.
 _library.declare(
     "compared_codewords",
     "(Tensor features, Tensor codebook, Tensor? operands=None) -> Tensor",

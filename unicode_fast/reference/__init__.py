@@ -1,7 +1,7 @@
-"""Every operator in plain PyTorch: the specification that the faster backends are measured against.
+"""Every operator in plain PyTorch: the specification of the faster backends.
 
-The functions take arguments that have been checked, work on any device, never wait for it, and never depend on
-autocast's or autograd's state; `unicode_fast.ops` adds all of that.
+The functions take checked arguments, run on any device without synchronisation, and do not depend on the state of
+autocast or autograd; `unicode_fast.ops` handles these.
 """
 
 from unicode_fast.reference.codebook_update import (

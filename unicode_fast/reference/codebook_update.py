@@ -1,4 +1,4 @@
-"""One MM-EMA step of the shared codebook in plain PyTorch: statistics of the batch, then their application."""
+"""One MM-EMA update of the shared codebook in plain PyTorch: statistics of the batch, then their application."""
 
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from unicode_fast.reference import counter_random
 
-# Rows tried for one idle codeword before it has to wait for the next batch.
+# Rows drawn for the reset of one idle codeword; if none is valid, the next batch draws again.
 REVIVAL_ATTEMPTS = 8
 # One stream of the counter-based generator for each purpose.
 CHOICE_STREAM, NOISE_STREAM, ROW_STREAM = 0, 1, 2
@@ -22,14 +22,14 @@ _CHOICES = {
 
 
 class CodebookState(NamedTuple):
-    """What the update of a codebook reads and changes.
+    """The tensors that an update of a codebook reads and changes.
 
     Attributes:
         codebook: (M, D) float32 or float64, the codewords.
         ema_count: (M,), dtype of `codebook`, the decayed number of rows of each codeword.
         ema_sum: (M, D), dtype of `codebook`, the decayed sum of the mixed rows of each codeword.
         idle: (modalities, M) int64, batches since a modality last chose a codeword.
-        step: () int64, batches seen; numbers the random draws.
+        step: () int64, number of updates so far; a counter of the random draws.
     """
 
     codebook: Tensor
@@ -40,10 +40,10 @@ class CodebookState(NamedTuple):
 
 
 class BatchShard(NamedTuple):
-    """Which rows of a batch that is split between ranks a rank holds: consecutive ones of each modality.
+    """The rows of one rank in a batch that ranks share: consecutive rows of each modality.
 
     Attributes:
-        first_row: for each modality the number, in the whole batch, of the first row held here.
+        first_row: for each modality the index, in the whole batch, of the first row of this rank.
         total_rows: for each modality the rows of the whole batch.
     """
 
@@ -58,12 +58,12 @@ class CodebookBatch:
     Attributes:
         features: (N_m, D) each.
         index: (N_m,) int64 each, the codeword of each row.
-        partners: (N_m, D) each, the mean partner of each row; empty for the rows at the same place.
+        partners: (N_m, D) each, the mean partner of each row; empty if the same rows of other modalities are partners.
         valid: (N_m,) bool each; empty where every row is valid.
-        shard: which rows of the whole batch these are; None where they are all of it.
-        every_attempt: whether each row drawn for a codeword to revive it from gets a place of its own in the
-            statistics, which a rank needs that knows nothing of the masks of others. Else the first valid one gets the
-            only place, and rows that are not held here count as valid. Read by revival from features only.
+        shard: position of these rows in the whole batch; None for a whole batch.
+        every_attempt: whether the statistics hold every row drawn for the reset of a codeword. Ranks need that if they
+            have masks, because no rank has the masks of others. Else they hold the first valid row, where rows of other
+            ranks count as valid. Only resets to features read it.
     """
 
     features: list[Tensor]
@@ -75,12 +75,12 @@ class CodebookBatch:
 
 
 class RevivalDraws(NamedTuple):
-    """Random numbers for the revival of codewords, given instead of drawn.
+    """Given random numbers for the resets of codewords.
 
     Attributes:
-        choice: (M,) float64 in [0, 1), picks the active codeword or the row that codeword k is revived from; a number
+        choice: (M,) float64 in [0, 1), picks the active codeword or the row to which codeword k is reset; a number
             outside picks the first or the last.
-        noise: (M, D) float64 in [-1, 1), is added to it after scaling with `UpdateRule.revive_noise`.
+        noise: (M, D) float64 in [-1, 1), added to a copied codeword after scaling with `UpdateRule.revive_noise`.
     """
 
     choice: Tensor
@@ -89,24 +89,24 @@ class RevivalDraws(NamedTuple):
 
 @dataclass(frozen=True)
 class UpdateRule:
-    """Which update a codebook gets. The order of the fields is that of the operator's schema.
+    """Settings of a codebook update. The order of the fields is that of the operator's schema.
 
     Attributes:
-        decay: what stays of counts and sums from one update to the next, in [0, 1].
-        epsilon: added to each count by smoothing; greater than 0 where there is smoothing.
-        own_weight: of a row's own feature, in [0, 1]; its partner has the rest. 1 is the plain EMA.
-        update: one update from all modalities together, or one after the other in their order.
-        smoothing: of the counts towards each other (Laplace). "transient" smooths them for the division,
-            "compounding" keeps the smoothed counts.
-        revive_after: a codeword is revived once it was idle for more batches than this; 0 for never.
-        revive_unless: whether a codeword stays if "any" modality chose it within `revive_after` batches, or if "all"
-            did.
-        revive_source: a revived codeword becomes another, active "codeword" with noise, or a "feature" of the batch.
-        revive_noise: half the width of the uniform noise that is added to a codeword's copy.
-        revive_active_within: a codeword is active if any or all modalities, as `revive_unless` says, chose it less than
+        decay: factor of counts and sums from one update to the next, in [0, 1].
+        epsilon: constant of the smoothing, added to each count; greater than 0 with smoothing.
+        own_weight: weight of a row's own feature, in [0, 1]; its partner has the rest. 1 is the plain EMA.
+        update: "joint", one update from all modalities, or "sequential", one after the other in their order.
+        smoothing: Laplace smoothing of the counts. "transient" smooths them for the division, "compounding" keeps the
+            smoothed counts.
+        revive_after: a codeword is reset if it was idle for more batches than this; 0 never resets.
+        revive_unless: a codeword stays if "any" modality, or if "all" modalities, chose it within `revive_after`
+            batches.
+        revive_source: a codeword is reset to another, active "codeword" plus noise, or to a "feature" of the batch.
+        revive_noise: half width of the uniform noise on a copied codeword.
+        revive_active_within: a codeword is active if modalities (any or all, as in `revive_unless`) chose it less than
             this many batches ago.
-        revive_ema: whether a revived codeword's count becomes 1 and its sum its vector. If not, the next update
-            brings its old vector back unless the codeword is chosen at once.
+        revive_ema: a reset sets the count to 1 and the sum to the new vector. Without it the next update restores the
+            old vector, unless that batch chooses the codeword.
         seed: of the draws; any integer of 64 bits.
 
     Raises:
@@ -153,13 +153,13 @@ class UpdateRule:
 
 
 class CodebookStatistics(NamedTuple):
-    """Views of the flat buffer of `codebook_statistics_reference`; every part is a sum over rows, so ranks add theirs.
+    """Views of the flat buffer of `codebook_statistics_reference`; all are sums over rows, so ranks add them up.
 
     Attributes:
         row_count: (modalities,), valid rows.
         codeword_count: (modalities, M), valid rows of each codeword.
-        mixed_sum: (M, D), the mixed rows of each codeword, each modality weighted as the rule demands.
-        candidate_found: (M,), 1 where a row was found to revive codeword k from.
+        mixed_sum: (M, D), the mixed rows of each codeword, each modality with its weight in the update.
+        candidate_found: (M,), 1 where there is a row for the reset of codeword k.
         candidate: (M, D), that row, or zeros.
     """
 
@@ -173,7 +173,7 @@ class CodebookStatistics(NamedTuple):
 def codebook_update_reference(
     state: CodebookState, batch: CodebookBatch, rule: UpdateRule, draws: RevivalDraws | None
 ) -> None:
-    """Move every codeword towards the mean of its rows and revive those that stay idle, in place.
+    """Move every codeword towards the mean of its rows, and reset idle codewords, in place.
 
     With n^m_k the rows of modality m whose codeword is k, R_m its valid rows, x a row, p its partner, w the own
     weight, g the decay and::
@@ -185,18 +185,18 @@ def codebook_update_reference(
         N <- g N + (1 - g) n^m,  t <- g t + (1 - g) R_m,  O <- g O + (1 - g) D^m,  E = O / N'
 
     with N' = N, or with smoothing N' = (N + eps) t / (t + M eps); "compounding" also writes N' to N. Smoothing keeps
-    the total, so t follows from numbers of rows alone. The joint update is one such step with the sums over all
-    modalities in place of n, R and D; there a codeword with N' = 0 keeps its vector.
+    the total, so t depends on numbers of rows alone. The joint update is one such update with the sums over all
+    modalities as n, R and D; there a codeword with N' = 0 keeps its vector.
 
-    Without given partners p is the mean of the valid features of the other modalities at the same place; a row for
-    which there is none enters D with x alone.
+    Without given partners p is the mean of the valid features in the same row of the other modalities; a row without
+    any enters D as x alone.
 
-    The sequential update takes one step for each of the n modalities with the codewords of all rows fixed, so only
-    the last E counts, and the sums are affine in the D^m: unrolling the recurrence gives::
+    The sequential update is one such update for each of the n modalities, with the codewords of all rows fixed. So only
+    the last E counts, and the sums are affine in the D^m. Unrolling the recurrence gives::
 
         O <- g^n O + (1 - g) sum_m g^(n - m) D^m
 
-    One pass over the rows, weighted with g^(n - m), therefore serves all modalities. Unrolled likewise, with
+    So one pass over the rows, weighted with g^(n - m), suffices for all modalities. Unrolled likewise, with
     s_m = t_m / (t_m + M eps), the compounding counts are::
 
         N <- g^n (prod_l s_l) N + sum_m g^(n - m) (prod_(l >= m) s_l) [(1 - g) n^m + eps]
@@ -204,8 +204,8 @@ def codebook_update_reference(
     Args:
         state: changed in place.
         batch: the rows and their codewords, found with the codebook before the update.
-        rule: which update.
-        draws: random numbers for the revival, or None for the counter-based generator.
+        rule: settings of the update.
+        draws: random numbers for the resets, or None for the counter-based generator.
 
     Precision:
         Statistics and update are computed in float64 and rounded once, to the dtype of the state.
@@ -214,7 +214,7 @@ def codebook_update_reference(
         A float64 copy of the rows and the flat buffer of `codebook_statistics_reference`.
 
     Source:
-        Xia et al., NeurIPS 2023, Eq. 7; the sequential form and revival from codewords are those of its released code.
+        Xia et al., NeurIPS 2023, Eq. 7; the sequential form and resets to codewords are those of its released code.
     """
     buffer = codebook_statistics_reference(state, batch, rule, draws)
     codebook_apply_reference(state, buffer, rule, draws)
@@ -223,22 +223,21 @@ def codebook_update_reference(
 def codebook_statistics_reference(
     state: CodebookState, batch: CodebookBatch, rule: UpdateRule, draws: RevivalDraws | None
 ) -> Tensor:
-    """What an update needs to know of a batch, as one flat buffer that ranks can add up.
+    """The statistics of a batch for an update, as one flat buffer that ranks can add up.
 
-    Ranks that hold the shards of a batch add up to the buffer of the whole batch: the rows that idle codewords could
-    be revived from are drawn from the whole batch on all ranks alike, the rank that holds a row writes it, the others
-    write zeros. Where ranks have masks, none knows which of the rows drawn before its own are valid, so each writes all
-    that it holds, by attempt, and `first_attempts` finds the first valid ones in the sum.
+    The buffers of ranks add up to that of the whole batch. All ranks draw the same rows of the whole batch for resets;
+    the rank that holds a row writes it, the others write zeros. If ranks have masks, no rank has those of others, so
+    each writes all drawn rows that it holds, by attempt. `first_attempts` finds the first valid ones in the sum.
 
     Args:
-        state: read for its sizes and its step only.
+        state: only its sizes and its step are read.
         batch: the rows and their codewords.
-        rule: which update.
-        draws: random numbers for the revival, or None for the counter-based generator.
+        rule: settings of the update.
+        draws: random numbers for the resets, or None for the counter-based generator.
 
     Returns:
-        float64: the parts of `CodebookStatistics` one after the other, those about candidates only where the rule
-        revives from features, and REVIVAL_ATTEMPTS times with `batch.every_attempt`.
+        float64: the fields of `CodebookStatistics` one after the other, candidates only where the rule resets to
+        features, and REVIVAL_ATTEMPTS times with `batch.every_attempt`.
     """
     codewords = state.codebook.shape[0]
     valid = batch.valid or [torch.ones_like(index, dtype=torch.bool) for index in batch.index]
@@ -250,24 +249,24 @@ def codebook_statistics_reference(
     last = len(rows) - 1
     weight = [rule.decay ** (last - m) if rule.update == "sequential" else 1.0 for m in range(len(rows))]
     weighted = torch.cat([w * x for w, x in zip(weight, mixed, strict=True)])
-    parts = [count.sum(dim=1), count, _sum_by_codeword(weighted, torch.cat(index), codewords)]
+    fields = [count.sum(dim=1), count, _sum_by_codeword(weighted, torch.cat(index), codewords)]
     if _revives_from_features(rule):
-        parts += _candidates(rows, valid, batch, state, rule, draws)
-    return torch.cat([part.reshape(-1) for part in parts])
+        fields += _candidates(rows, valid, batch, state, rule, draws)
+    return torch.cat([values.reshape(-1) for values in fields])
 
 
 def split_statistics(buffer: Tensor, state: CodebookState, rule: UpdateRule) -> CodebookStatistics:
-    """The parts of a flat buffer as views; the two about candidates are empty where the rule does not use them."""
+    """Views of a flat buffer; those of candidates are empty where the rule does not use them."""
     modalities = state.idle.shape[0]
     codewords, width = state.codebook.shape
     candidates = codewords if _revives_from_features(rule) else 0
     shapes = [(modalities,), (modalities, codewords), (codewords, width), (candidates,), (candidates, width)]
-    parts = buffer.split([torch.Size(shape).numel() for shape in shapes])
-    return CodebookStatistics(*(part.view(shape) for part, shape in zip(parts, shapes, strict=True)))
+    fields = buffer.split([torch.Size(shape).numel() for shape in shapes])
+    return CodebookStatistics(*(values.view(shape) for values, shape in zip(fields, shapes, strict=True)))
 
 
 def first_attempts(buffer: Tensor, state: CodebookState, rule: UpdateRule) -> Tensor:
-    """The buffer with one candidate for each codeword, the first that was found, of one with every attempt."""
+    """A buffer with the first valid candidate of each codeword, from one with every attempt."""
     codewords, width = state.codebook.shape
     flags, rows = codewords * REVIVAL_ATTEMPTS, codewords * REVIVAL_ATTEMPTS * width
     sums, found, candidate = buffer.split([buffer.numel() - flags - rows, flags, rows])
@@ -280,13 +279,13 @@ def first_attempts(buffer: Tensor, state: CodebookState, rule: UpdateRule) -> Te
 def codebook_apply_reference(
     state: CodebookState, buffer: Tensor, rule: UpdateRule, draws: RevivalDraws | None
 ) -> None:
-    """Update a codebook from the statistics of a batch, in place; the same buffer gives the same codebook on all ranks.
+    """Update a codebook from the statistics of a batch, in place; equal buffers give equal codebooks on all ranks.
 
     Args:
         state: changed in place.
         buffer: from `codebook_statistics_reference`, added up over ranks.
-        rule: the one that the statistics were made with.
-        draws: random numbers for the revival, or None for the counter-based generator.
+        rule: the one of the statistics.
+        draws: random numbers for the resets, or None for the counter-based generator.
     """
     statistics = split_statistics(buffer, state, rule)
     count, divisor, ema_sum = _decayed(state, statistics, rule)
@@ -309,7 +308,7 @@ def codebook_apply_reference(
 
 
 def _decayed(state: CodebookState, statistics: CodebookStatistics, rule: UpdateRule) -> tuple[Tensor, Tensor, Tensor]:
-    """New counts, what the sums are divided by, and new sums, in float64."""
+    """New counts, divisors of the sums, and new sums, in float64."""
     step_counts, step_totals = statistics.codeword_count, statistics.row_count
     if rule.update == "joint":
         step_counts, step_totals = step_counts.sum(dim=0, keepdim=True), step_totals.sum(dim=0, keepdim=True)
@@ -361,7 +360,7 @@ def _candidates(
     rule: UpdateRule,
     draws: RevivalDraws | None,
 ) -> list[Tensor]:
-    """For each codeword, or each attempt and codeword, whether this rank holds the row drawn for it, and that row."""
+    """Whether this rank holds the row drawn for each codeword, or each attempt and codeword, and that row."""
     codewords, width = state.codebook.shape
     held = [x.shape[0] for x in rows]
     first_row, total_rows = batch.shard or BatchShard([0] * len(rows), held)
@@ -398,7 +397,7 @@ def _revival(
     rule: UpdateRule,
     draws: RevivalDraws | None,
 ) -> tuple[Tensor, Tensor]:
-    """Which codewords are revived, (M,) bool, and the vector that each of them would get, (M, D)."""
+    """The codewords to reset, (M,) bool, and the new vector of each, (M, D)."""
     idle_for_rule = idle.amin(dim=0) if rule.revive_unless == "any" else idle.amax(dim=0)
     dead = idle_for_rule > rule.revive_after
     if rule.revive_source == "feature":
@@ -409,7 +408,7 @@ def _revival(
     else:
         choice, noise = draws
     active = (idle_for_rule >= 0) & (idle_for_rule < rule.revive_active_within)
-    rank = active.cumsum(dim=0)  # an active codeword's own place, from 1
+    rank = active.cumsum(dim=0)  # of an active codeword among the active ones, from 1
     place = (choice.nan_to_num() * rank[-1]).clamp(min=0).minimum(rank[-1] - 1).to(torch.int64)
     # The first codeword whose rank exceeds the place; M, out of range, where none is active.
     source = torch.searchsorted(rank, place, right=True).clamp(max=rank.shape[0] - 1)

@@ -1,43 +1,43 @@
-"""The mean soft assignment of a clip's steps to the codewords, and its gradient, in plain PyTorch."""
+"""The mean soft assignment of a clip's positions to codewords, and its gradient, in plain PyTorch."""
 
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-# Assignments held at once. 2^22 float32 numbers are 16 MiB; the paper's batch of 80 needs one chunk.
+# Number of assignments in memory at a time. 2^22 float32 numbers are 16 MiB; the paper's batch of 80 needs one chunk.
 CHUNK_ELEMENTS = 2**22
-# Below this squared distance the square root's slope is taken as 0; at distance 0 it would be infinite.
+# Below this squared distance the slope of the square root counts as 0; at distance 0 it would be infinite.
 SMALLEST_SQUARED_DISTANCE = 1e-12
 
 
 def codeword_distribution_reference(
     features: Tensor, codebook: Tensor, valid: Tensor | None, temperature: float
 ) -> Tensor:
-    """Mean over a clip's valid steps of the softmax over codewords of the negative Euclidean distance.
+    """Mean over a clip's valid positions of the softmax over codewords of the negative Euclidean distance.
 
     ::
 
         P_bk = 1/|V_b| sum_(t in V_b) softmax_k(-||z_bt - e_k||_2 / temperature)
 
-    The squared distance is expanded, |z|^2 - 2 z.e + |e|^2, about the codebook's mean and not below 1e-12.
+    The squared distance is expanded, |z|^2 - 2 z.e + |e|^2, about the codebook's mean, and at least 1e-12.
 
     Args:
         features: (B, T, D) float64, float32, float16 or bfloat16.
         codebook: (M, D), M >= 1, float64, float32 or the dtype of `features`.
-        valid: (B, T) bool, or None where every step is valid.
+        valid: (B, T) bool, or None where every position is valid.
         temperature: greater than 0.
 
     Returns:
-        (B, M) in the wider dtype of the two inputs, float32 at least. Zeros for a clip without a valid step.
+        (B, M) in the wider dtype of the two inputs, float32 at least. Zeros for a clip without a valid position.
 
     Memory:
-        A few times max(2^22, T M) assignments, whatever B, and a copy of the features of as many steps.
+        A few times max(2^22, T M) assignments, for any B, and a copy of the features of as many positions.
 
     Source:
         Liu et al., ACL 2022, Eq. 5; Xia et al., NeurIPS 2023, the code matching loss.
     """
-    share = _share_of_step(features, codebook, valid)  # (B, T)
+    share = _share_of_position(features, codebook, valid)  # (B, T)
     result = share.new_zeros((features.shape[0], codebook.shape[0]))
     for block in _blocks(features, codebook):
         rows, codewords = _centred(features[block], codebook, share[block])
@@ -51,8 +51,8 @@ def codeword_distribution_backward_reference(
 ) -> tuple[Tensor, Tensor]:
     """Gradients of `codeword_distribution_reference` in both of its inputs.
 
-    With p the softmax at one step, d the distance, g the gradient that arrives at P and s = 1/|V_b| at valid steps
-    and 0 elsewhere::
+    With p the softmax at one position, d the distance, g the gradient in P and s = 1/|V_b| at valid positions and 0
+    elsewhere::
 
         q_k = -s p_k (g_k - sum_l p_l g_l) / (2 temperature d_k)      the gradient in the squared distance
         grad z = 2 sum_k q_k (z - e_k),  grad e_k = -2 sum_(b, t) q_k (z - e_k)
@@ -68,9 +68,9 @@ def codeword_distribution_backward_reference(
         Gradients in the shapes and dtypes of `features` and `codebook`.
 
     Memory:
-        A few times max(2^22, T M) assignments, whatever B, and a copy of the features of as many steps.
+        A few times max(2^22, T M) assignments, for any B, and a copy of the features of as many positions.
     """
-    share = _share_of_step(features, codebook, valid)  # (B, T)
+    share = _share_of_position(features, codebook, valid)  # (B, T)
     # Contiguous like the fakes of the operator's results, whatever the strides of the inputs.
     in_features = features.new_zeros(features.shape)
     in_codewords = share.new_zeros(codebook.shape)
@@ -89,14 +89,14 @@ def codeword_distribution_backward_reference(
 
 
 def _blocks(features: Tensor, codebook: Tensor) -> Iterator[slice]:
-    """Clips whose assignments are held at the same time."""
-    clips, steps = features.shape[:2]
-    size = max(1, CHUNK_ELEMENTS // max(1, steps * codebook.shape[0]))
+    """Blocks of clips whose assignments are in memory at the same time."""
+    clips, positions = features.shape[:2]
+    size = max(1, CHUNK_ELEMENTS // max(1, positions * codebook.shape[0]))
     return (slice(start, start + size) for start in range(0, clips, size))
 
 
-def _share_of_step(features: Tensor, codebook: Tensor, valid: Tensor | None) -> Tensor:
-    """The weight of each step in its clip's mean, in the dtype of the computation: (B, T)."""
+def _share_of_position(features: Tensor, codebook: Tensor, valid: Tensor | None) -> Tensor:
+    """The weight of each position in its clip's mean, in the dtype of the computation: (B, T)."""
     dtype = torch.promote_types(torch.promote_types(features.dtype, codebook.dtype), torch.float32)
     if valid is None:
         return torch.full(features.shape[:2], 1 / max(features.shape[1], 1), dtype=dtype, device=features.device)
@@ -104,9 +104,9 @@ def _share_of_step(features: Tensor, codebook: Tensor, valid: Tensor | None) -> 
 
 
 def _centred(features: Tensor, codebook: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
-    """Both inputs relative to the mean codeword; the rows of invalid steps, whatever they hold, become zeros.
+    """Both inputs relative to the mean codeword; rows of invalid positions become zeros.
 
-    Distances stay the same, and a large common offset no longer costs digits in the expanded form.
+    Distances stay the same, and a large common offset costs no precision in the expanded form.
     """
     codewords = codebook.to(share.dtype)
     centre = codewords.mean(dim=0)

@@ -1,4 +1,4 @@
-"""Squared distances of features to their own and their partners' codewords, in plain PyTorch; one part of Eq. 8."""
+"""Squared distances of features to their own and their partners' codewords, in plain PyTorch; one term of Eq. 8."""
 
 import torch
 from torch import Tensor
@@ -7,7 +7,7 @@ from torch import Tensor
 def commitment_reference(
     features: Tensor, index: Tensor, valid: Tensor | None, codebook: Tensor, weights: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Weighted mean squared distances and their gradient, in one go.
+    """Weighted mean squared distances and their gradient, in one pass.
 
     With e the codeword of a row, R_mo the rows that are valid in modalities m and o, and n_mo their number::
 
@@ -49,5 +49,5 @@ def commitment_reference(
 
 
 def commitment_backward_reference(gradient: Tensor, direction: Tensor, features: Tensor) -> Tensor:
-    """Gradient in the features, which themselves only tell autograd what it depends on: (modalities, N, D)."""
+    """Gradient in the features, (modalities, N, D); autograd needs `features` only as a dependency."""
     return (gradient[:, None, None] * direction).to(direction.dtype)

@@ -1,7 +1,7 @@
 """Random numbers as a pure function of (seed, step, stream, position), the same on every device and backend.
 
-Nothing is stored and nothing is drawn from a generator, so a step can be replayed, split over ranks or captured
-in a CUDA graph without changing its numbers.
+There is no generator with a state, so a step can be replayed, split over ranks or captured in a CUDA graph with the
+same numbers.
 """
 
 from collections.abc import Sequence
@@ -42,8 +42,8 @@ def random_bits(seed: int, step: Tensor, stream: int, shape: Sequence[int]) -> T
 
     Args:
         seed: any Python integer; its lowest 64 bits count.
-        step: () int64, the number of the batch; its device is the result's.
-        stream: separates draws for different purposes within one step.
+        step: () int64, the number of the batch; its device is that of the result.
+        stream: a number for each purpose of draws within one step.
         shape: of the result.
 
     Returns:
@@ -67,8 +67,8 @@ def uniform(seed: int, step: Tensor, stream: int, shape: Sequence[int]) -> Tenso
 
     Args:
         seed: any Python integer; its lowest 64 bits count.
-        step: () int64, the number of the batch; its device is the result's.
-        stream: separates draws for different purposes within one step.
+        step: () int64, the number of the batch; its device is that of the result.
+        stream: a number for each purpose of draws within one step.
         shape: of the result.
 
     Returns:
@@ -83,8 +83,8 @@ def integers(bound: int, seed: int, step: Tensor, stream: int, shape: Sequence[i
     Args:
         bound: one more than the largest result; at least 1.
         seed: any Python integer; its lowest 64 bits count.
-        step: () int64, the number of the batch; its device is the result's.
-        stream: separates draws for different purposes within one step.
+        step: () int64, the number of the batch; its device is that of the result.
+        stream: a number for each purpose of draws within one step.
         shape: of the result.
 
     Returns:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-# Distances held at once. 2^24 float64 numbers are 128 MiB; the training sizes need one chunk.
+# Number of distances in memory at a time. 2^24 float64 numbers are 128 MiB; the training sizes need one chunk.
 CHUNK_ELEMENTS = 2**24
 
 
@@ -14,13 +14,13 @@ def nearest_codeword_reference(features: Tensor, codebook: Tensor) -> tuple[Tens
 
         index_i = argmin_j sum_d (x_id - e_jd)^2
 
-    Each distance is a float64 sum of squares of float64 differences. Against the expanded form
-    |x|^2 - 2 x.e + |e|^2, whose rounding error grows with the norms, the error here is relative to the distance
-    itself: at most D 2^-53 for given differences. Square roots are compared, which adds at most 2^-51 for D >= 2 and
-    nothing for D = 1, so the chosen distance is within the factor 1 + 4 D 2^-53 of the smallest.
+    Each distance is a float64 sum of squares of float64 differences. Its error is relative to the distance itself, at
+    most D 2^-53 for given differences; that of the expanded form |x|^2 - 2 x.e + |e|^2 grows with the norms. The
+    comparison is of square roots, which adds at most 2^-51 for D >= 2 and nothing for D = 1. So the chosen distance is
+    within the factor 1 + 4 D 2^-53 of the smallest.
 
-    A matrix product with a shortlist is up to twelve times as fast, but there is always a codebook with more
-    near-ties than a shortlist of fixed length holds, and a list of data-dependent length stops the host.
+    A matrix product with a shortlist is up to twelve times as fast. But some codebooks have more near-ties than a
+    shortlist of fixed length, and a list of data-dependent length needs a synchronisation.
 
     Args:
         features: (N, D) float64, float32, float16 or bfloat16.
@@ -28,7 +28,7 @@ def nearest_codeword_reference(features: Tensor, codebook: Tensor) -> tuple[Tens
 
     Returns:
         index: (N,) int64, the lowest of equally near codewords; squared_distance: (N,) float64 for float64 features,
-        else float32. Distances that are NaN lose against all others, those that overflow win against NaN alone.
+        else float32. NaN counts as larger than any distance; a distance that overflows is smaller only than NaN.
 
     Memory:
         A float64 copy of both inputs and min(N M, 2^24) distances.
@@ -38,7 +38,7 @@ def nearest_codeword_reference(features: Tensor, codebook: Tensor) -> tuple[Tens
     """
     rows, codewords = features.to(torch.float64), codebook.to(torch.float64)
     chunk = max(1, CHUNK_ELEMENTS // codewords.shape[0])
-    index = torch.cat([_nearest(part, codewords) for part in rows.split(chunk)])
+    index = torch.cat([_nearest(block, codewords) for block in rows.split(chunk)])
     squared_distance = (rows - codewords[index]).square().sum(dim=1)
     return index, squared_distance.to(torch.promote_types(features.dtype, torch.float32))
 
