@@ -1,15 +1,15 @@
-"""Cross-CPC InfoNCE in Triton: scores live in tiles of registers, whatever the batch; nothing is added in random order.
+"""Cross-CPC InfoNCE in Triton: scores stay in tiles of registers for any batch; all sums have a fixed order.
 
-Four words are used throughout. *Queries* ask, along the softmax, which *key* is their own: targets ask predictions or,
-for "candidates", the other way round. A *slab* is one modality at one step, (rows, D). A *pair* is a query modality, a
-key modality and a step; a clip *counts* for it where both modalities have it.
+Each *query* has a softmax over *keys*: queries are targets and keys predictions, or the reverse for "candidates". A
+*slab* is one modality at one prediction step, (rows, D). A *pair* is a query modality, a key modality and a step. A
+clip *counts* for it if it is valid in both modalities.
 
-Up to `SMALL_BATCH` clips a pair fits one program, which knows both softmaxes exactly; the last one to finish adds up
-the loss. Beyond that a program takes rows of queries and goes along the keys with a running log-sum-exp. The gradient
-is one kernel for every batch: a program owns rows of one gradient and computes the scores that it needs anew.
+Up to `SMALL_BATCH` clips one program computes both softmaxes of a pair; the last program adds up the loss. Beyond that
+a program takes rows of queries and runs along the keys with a running log-sum-exp. The gradient is one kernel for any
+batch: a program computes rows of one gradient and recomputes the scores for them.
 """
 
-# What Triton compiles is annotated with nothing but tl.constexpr:
+# Triton functions have no annotations but tl.constexpr:
 # mypy: allow-untyped-defs, allow-incomplete-defs
 
 from typing import NamedTuple
@@ -27,14 +27,14 @@ from unicode_fast.reference.cross_info_nce import (
 )
 
 SMALL_BATCH = 128
-# Rows of partial column normalisers that "both" keeps for each pair: as much memory as one input of width 256 in
-# float32 takes up twice.
+# Rows of partial column normalisers for each pair with "both": twice the memory of one input of width 256 in
+# float32.
 MOST_GROUPS = 512
-# Along all but the first dimension of a grid.
+# Limit of all but the first dimension of a grid.
 MOST_PROGRAMS = 65535
-# Slopes are at most 2 when they meet float16, whose numbers end at 65504 above and lose bits below 6e-5.
+# Slopes are at most 2 before their product in float16, whose range ends at 65504; it loses bits below 6e-5.
 SLOPE_SCALE = tl.constexpr(4096.0)
-# In tiles of this many pairs and steps the last program reads what the others found.
+# The last program reads the results of the others in tiles of this many pairs and steps.
 PAIR_TILE = tl.constexpr(32)
 STEP_TILE = tl.constexpr(16)
 
@@ -50,7 +50,7 @@ def _exists(valid_ptr, slab, clip, clips, masked):
 
 @triton.jit
 def _tile(slab_ptr, first, rows, start, width, BLOCK_ROWS: tl.constexpr, BLOCK_WIDTH: tl.constexpr):
-    """Rows `first` and on of a slab, zeros beyond its end; of their columns BLOCK_WIDTH, from `start` on."""
+    """BLOCK_ROWS rows of a slab from `first` on, zeros beyond its end; BLOCK_WIDTH columns from `start` on."""
     row = first + tl.arange(0, BLOCK_ROWS)
     pointer = (slab_ptr + row.to(tl.int64) * width)[:, None] + (start + tl.arange(0, BLOCK_WIDTH))[None, :]
     return tl.load(pointer, mask=(row < rows)[:, None], other=0.0)
@@ -73,7 +73,7 @@ def _scores(
     WHOLE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Products of rows of two slabs, whose tiles are at hand where WHOLE says that they hold the whole width."""
+    """Products of rows of two slabs; with WHOLE from the given tiles, which hold the whole width."""
     scores = tl.zeros((BLOCK_ROWS, BLOCK_COLUMNS), tl.float32)
     if WHOLE:
         scores = tl.dot(rows_tile, tl.trans(columns_tile), scores, input_precision=PRECISION)
@@ -87,7 +87,7 @@ def _scores(
 
 @triton.jit
 def _log_sum_exp(scores, axis: tl.constexpr):
-    """Largest score and log of the sum of exponentials relative to it, along an axis; -inf where all scores are."""
+    """Largest score and log of the sum of exponentials relative to it, along an axis; -inf if all scores are."""
     largest = tl.max(scores, axis)
     base = tl.where(largest == -float("inf"), 0.0, largest)
     return base, tl.log(tl.sum(tl.exp(scores - tl.expand_dims(base, axis)), axis))
@@ -95,7 +95,7 @@ def _log_sum_exp(scores, axis: tl.constexpr):
 
 @triton.jit
 def _probability(gap):
-    """Exponential of a score less its normaliser; at most 1, though huge scores may come out larger than they were."""
+    """Exponential of a score less its normaliser; at most 1, even if a huge recomputed score is larger."""
     return tl.exp(tl.minimum(gap, 0.0, propagate_nan=tl.PropagateNan.ALL))
 
 
@@ -179,7 +179,7 @@ def small_forward_kernel(
     tl.store(hits_ptr + pair, hits)
     tl.store(number_ptr + pair, number)
 
-    # All threads have written before one of them says so; whoever says it last sees what all programs wrote.
+    # All threads write before one counts the program as done; the last one then reads the results of all programs.
     tl.debug_barrier()
     arrived = tl.atomic_add(arrived_ptr, 1, sem="acq_rel", scope="gpu")
     tl.debug_barrier()
@@ -189,7 +189,7 @@ def small_forward_kernel(
 
 @triton.jit
 def _finish(loss_ptr, pair_loss_ptr, clip_weights_ptr, number_ptr, pair_weights_ptr, pairs, steps):
-    """The loss, and the weight of each clip in it, from what is known of all pairs."""
+    """The loss, and the weight of each clip in it, from the results of all pairs."""
     loss = 0.0
     for first in range(0, pairs, PAIR_TILE):
         pair = first + tl.arange(0, PAIR_TILE)
@@ -241,7 +241,7 @@ def forward_kernel(
 ):
     """Tiles of rows of one pair's queries in each program, one after the other, each along all keys.
 
-    A program adds the exponentials of each column, over its own rows, into its own row of `partial`.
+    A program adds the exponentials of each column, over its own rows, to its own row of `partial`.
     """
     group = tl.program_id(0)
     step = tl.program_id(1) % steps
@@ -307,7 +307,7 @@ def forward_kernel(
         tl.store(normaliser_ptr + place, tl.where(counted, largest + tl.log(total), 0.0), mask=row < rows)
         tl.store(own_ptr + place, tl.where(counted, own, 0.0), mask=row < rows)
         tl.store(hit_ptr + place, hit, mask=row < rows)
-        # What this program wrote of the columns is read again by other threads of it.
+        # Other threads of this program read the columns again.
         tl.debug_barrier()
 
 
@@ -342,7 +342,7 @@ def backward_kernel(
 ):
     """Some rows and columns of the gradient of one slab in each program, first the slabs of queries, then of keys.
 
-    Rows of the tiles of scores are the slab's own, columns those of the other side, one modality after the other.
+    Rows of the tiles of scores are those of the slab, columns those of the other side, one modality after the other.
     """
     slabs = modalities * steps
     of_queries = tl.program_id(1) < slabs
@@ -357,15 +357,15 @@ def backward_kernel(
     own_offset, other_offset = tl.where(of_queries, offset, 0), tl.where(of_queries, 0, offset)
     own_stride = tl.where(of_queries, query_stride, key_stride)
     other_stride = tl.where(of_queries, key_stride, query_stride)
-    # Normalisers of the softmaxes along a row and along a column of a tile of scores. Without BOTH only the queries'
-    # side has one; that of the other side is read as 0.
+    # Normalisers of the softmaxes along a row and along a column of a tile of scores. Without BOTH only the side of the
+    # queries has one; the other side reads 0.
     row_normaliser_ptr, column_normaliser_ptr = normaliser_ptr, normaliser_ptr
-    asking_rows, asking_columns = tl.where(of_queries, rows, 0), tl.where(of_queries, 0, rows)
+    normalised_rows, normalised_columns = tl.where(of_queries, rows, 0), tl.where(of_queries, 0, rows)
     if BOTH:
         softmax_size = (modalities * slabs).to(tl.int64) * rows
         row_normaliser_ptr += tl.where(of_queries, 0, softmax_size)
         column_normaliser_ptr += tl.where(of_queries, softmax_size, 0)
-        asking_rows, asking_columns = rows, rows
+        normalised_rows, normalised_columns = rows, rows
 
     first = tl.program_id(0) * BLOCK_ROWS
     row = first + tl.arange(0, BLOCK_ROWS)
@@ -390,8 +390,8 @@ def backward_kernel(
         weight = tl.load(weight_ptr + other * other_stride) * weight_scale
         other_slab_ptr = other_ptr + other_slab.to(tl.int64) * other_rows * width
         row_counted = row_exists & _exists(valid_ptr, other_slab, row_clip, clips, masked)
-        row_normaliser = tl.load(row_normaliser_ptr + pair * rows + row, mask=row < asking_rows, other=0.0)
-        # A pair that weighs nothing is left out, whatever its scores are.
+        row_normaliser = tl.load(row_normaliser_ptr + pair * rows + row, mask=row < normalised_rows, other=0.0)
+        # A pair of weight 0 is skipped, whatever its scores are.
         for start in range(0, tl.where(weight != 0, other_rows, 0), BLOCK_COLUMNS):
             column = start + tl.arange(0, BLOCK_COLUMNS)
             clip = other_offset + column
@@ -415,18 +415,18 @@ def backward_kernel(
             column_exists = _exists(valid_ptr, other_slab, clip, clips, masked) & (column < other_rows)
             column_counted = column_exists & _exists(valid_ptr, own_slab, clip, clips, masked)
             place = column_normaliser_ptr + pair * rows + column
-            column_normaliser = tl.load(place, mask=column < asking_columns, other=0.0)
+            column_normaliser = tl.load(place, mask=column < normalised_columns, other=0.0)
             identity = (row_clip[:, None] == clip[None, :]).to(tl.float32)
             if BOTH:
                 gap = scores * scale - row_normaliser[:, None]
                 slope = tl.where(row_counted[:, None] & column_exists[None, :], _probability(gap) - identity, 0.0)
                 in_temperature += weight * tl.sum(slope * gap, 1)
                 gap = scores * scale - column_normaliser[None, :]
-                part = tl.where(row_exists[:, None] & column_counted[None, :], _probability(gap) - identity, 0.0)
-                in_temperature += weight * tl.sum(part * gap, 1)
-                slope += part
+                added = tl.where(row_exists[:, None] & column_counted[None, :], _probability(gap) - identity, 0.0)
+                in_temperature += weight * tl.sum(added * gap, 1)
+                slope += added
             else:
-                # One of the two normalisers is that of the softmax, the other one 0.
+                # One of the two normalisers belongs to the softmax, the other is 0.
                 gap = scores * scale - row_normaliser[:, None] - column_normaliser[None, :]
                 here_row = tl.where(of_queries, row_counted, row_exists)
                 here_column = tl.where(of_queries, column_exists, column_counted)
@@ -445,17 +445,17 @@ def backward_kernel(
 
 
 class Configuration(NamedTuple):
-    """How a kernel is cut into programs, and how each is compiled.
+    """Tile sizes and compiler options of a kernel.
 
     Attributes:
         rows: of a tile of scores.
         columns: of a tile of scores.
         warps: of a program.
         stages: of the pipeline that loads tiles ahead.
-        chunk: columns of the vectors that scores are computed from at a time, where not all at once.
+        chunk: columns of the vectors in one step of the product for scores, unless `whole`.
         width: columns of the vectors that a program holds.
-        whole: whether these are all that they have; then scores are computed at once.
-        precision: of products of float32, as Triton names it.
+        whole: whether `width` is the whole width; then scores are one product.
+        precision: of products of float32, by Triton's name.
     """
 
     rows: int
@@ -480,13 +480,13 @@ class Configuration(NamedTuple):
 
     @property
     def options(self) -> dict[str, int | bool]:
-        """What the compiler is told. Left alone it aims at more programs at a time, and spills a register or two."""
+        """Options of the compiler. By default it aims at more concurrent programs, and spills a register or two."""
         return {"num_warps": self.warps, "num_stages": self.stages, "maxnreg": 255, "enable_fp_fusion": True}
 
 
-# Vectors are padded to a multiple of this, so that no tile ends in the middle of one.
+# Vectors are padded to a multiple of this, so tiles hold whole columns.
 TILE_WIDTH = 128
-# The largest tiles that were found to compile for sm_80, sm_86 and sm_90 without a register in memory.
+# The largest tiles found that compile for sm_80, sm_86 and sm_90 without register spills.
 _CHUNKED = {
     ("small_forward", "half"): Configuration(SMALL_BATCH, SMALL_BATCH, 8, 2, 64),
     ("small_forward", "tf32"): Configuration(SMALL_BATCH, SMALL_BATCH, 8, 2, 32),
@@ -498,7 +498,7 @@ _CHUNKED = {
     ("backward", "tf32"): Configuration(128, 32, 8, 2, 32),
     ("backward", "ieee"): Configuration(32, 32, 4, 1, 16),
 }
-# For widths of 129 to 256: a tile of vectors is loaded once, for the scores and for the gradient.
+# For widths of 129 to 256: one load of a tile of vectors serves the scores and the gradient.
 _WHOLE_WIDTH = 2 * TILE_WIDTH
 _WHOLE = {
     ("forward", "half"): Configuration(64, 64, 8, 2, 64),
@@ -515,14 +515,14 @@ _WHOLE_LARGE = {
 def configuration(
     kernel: str, dtype: torch.dtype, width: int, capability: tuple[int, int], precision: str
 ) -> Configuration:
-    """The one place that chooses how a kernel is compiled.
+    """The configuration of a kernel for a dtype, width, GPU and precision.
 
     Args:
         kernel: "small_forward", "forward" or "backward".
         dtype: of targets and predictions; not float64.
         width: of the vectors, padded.
         capability: of the GPU, (8, 0) at least.
-        precision: as of torch.get_float32_matmul_precision(). For torch's own products on GPUs, "medium" is "high".
+        precision: as from torch.get_float32_matmul_precision(). In torch's own products on GPUs "medium" is "high".
     """
     kind = "half" if dtype != torch.float32 else "ieee" if precision == "highest" else "tf32"
     products = "tf32" if kind == "tf32" else "ieee"
@@ -533,11 +533,11 @@ def configuration(
 
 
 class _Ready(NamedTuple):
-    """Inputs as the kernels take them, and what all kernels are told of them."""
+    """Inputs in the layout of the kernels, and their sizes."""
 
     queries: Tensor  # (modalities, K, Q, width), zeros where not valid and beyond D
     keys: Tensor  # (modalities, K, B, width), likewise
-    valid: Tensor  # (modalities, K, B); not read where all are
+    valid: Tensor  # (modalities, K, B); not read if all are valid
     temperature: Tensor  # () float32
     sizes: tuple[int, ...]  # modalities to masked, in the kernels' order
 
@@ -547,7 +547,7 @@ class _Ready(NamedTuple):
 
 
 def cross_info_nce_triton(inputs: CrossInfoNCEInputs) -> tuple[Tensor, ...]:
-    """As `cross_info_nce_reference`, which computes the rest: float64, nothing, thousands of steps, older GPUs."""
+    """As `cross_info_nce_reference`, which computes float64, empty inputs, thousands of steps, and on older GPUs."""
     if not _kernels_take(inputs):
         return cross_info_nce_reference(inputs)
     with torch.cuda.device_of(inputs.targets):
@@ -559,7 +559,7 @@ def cross_info_nce_triton(inputs: CrossInfoNCEInputs) -> tuple[Tensor, ...]:
 def cross_info_nce_backward_triton(
     gradient: Tensor, log_normaliser: Tensor, clip_weights: Tensor, inputs: CrossInfoNCEInputs
 ) -> tuple[Tensor, ...]:
-    """As `cross_info_nce_backward_reference`, which computes what the kernels do not."""
+    """As `cross_info_nce_backward_reference`, which computes all cases without a kernel."""
     if not _kernels_take(inputs):
         return cross_info_nce_backward_reference(gradient, log_normaliser, clip_weights, inputs)
     with torch.cuda.device_of(inputs.targets):
@@ -591,9 +591,9 @@ def _choose(kernel: str, ready: _Ready) -> Configuration:
 
 
 def _float32_precision() -> str:
-    """As for torch's own products on a GPU, set by torch.set_float32_matmul_precision() or for CUDA alone.
+    """As in torch's own products on a GPU, set by torch.set_float32_matmul_precision() or for CUDA alone.
 
-    torch.get_float32_matmul_precision() knows the first alone: after the second it raises, or is out of date.
+    torch.get_float32_matmul_precision() reflects only the first: after the second it raises, or is out of date.
     """
     return "high" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "highest"
 
@@ -608,8 +608,8 @@ def _ready(inputs: CrossInfoNCEInputs) -> _Ready:
         valid = keys.new_empty((), dtype=torch.bool)
     else:
         valid = valid.contiguous()
-        asking = valid[:, :, inputs.offset : inputs.offset + rows]
-        queries, keys = torch.where(asking[..., None], queries, 0), torch.where(valid[..., None], keys, 0)
+        query_valid = valid[:, :, inputs.offset : inputs.offset + rows]
+        queries, keys = torch.where(query_valid[..., None], queries, 0), torch.where(valid[..., None], keys, 0)
     queries, keys = _aligned(queries), _aligned(keys)
     by_target, by_source = modalities * steps, steps
     strides = (by_source, by_target) if inputs.softmax_over == "candidates" else (by_target, by_source)
@@ -618,7 +618,7 @@ def _ready(inputs: CrossInfoNCEInputs) -> _Ready:
 
 
 def _aligned(vectors: Tensor) -> Tensor:
-    """Contiguous vectors in whole tiles, each at an address that all its bytes can be loaded from together."""
+    """Contiguous vectors in whole tiles, at addresses aligned for vector loads."""
     missing = -vectors.shape[3] % TILE_WIDTH
     vectors = torch.nn.functional.pad(vectors, (0, missing)) if missing else vectors.contiguous()
     return vectors if vectors.data_ptr() % 16 == 0 else vectors.clone()

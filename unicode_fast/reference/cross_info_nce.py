@@ -6,15 +6,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-# Scores held at once. 2^22 float32 numbers are 16 MiB; the paper's batch of 80 needs one chunk.
+# Number of scores in memory at a time. 2^22 float32 numbers are 16 MiB; the paper's batch of 80 needs one chunk.
 CHUNK_ELEMENTS = 2**22
 
 
 class CrossInfoNCEInputs(NamedTuple):
-    """What the loss and its gradient read.
+    """Inputs of the loss and of its gradient.
 
-    Each clip asks, along its softmax, which of the vectors that it is compared with is its own. Those that ask, its
-    queries, may be a part of the batch: clips offset, offset + 1, ... of the B clips that the others, the keys, hold.
+    Each query is scored against all keys, of which one belongs to its own clip; the softmax is over the keys. The
+    queries may be some clips of the batch: clips offset, offset + 1, ... of the B clips of the keys.
 
     Attributes:
         targets: (modalities, K, B, D) float64, float32, float16 or bfloat16; the queries of "predictions".
@@ -22,8 +22,8 @@ class CrossInfoNCEInputs(NamedTuple):
         pair_weights: (target, source) floating point.
         valid: (modalities, K, B) bool, or None where every vector is valid.
         temperature: () floating point.
-        softmax_over: "predictions", "candidates" or "both"; "both" takes the whole batch on either side.
-        offset: the place in the batch of the first query.
+        softmax_over: "predictions", "candidates" or "both"; with "both" the queries are the whole batch.
+        offset: index in the batch of the first query.
     """
 
     targets: Tensor
@@ -35,17 +35,17 @@ class CrossInfoNCEInputs(NamedTuple):
     offset: int = 0
 
     def queries_and_keys(self) -> tuple[Tensor, Tensor]:
-        """Who asks and who is asked, in the first softmax."""
+        """Queries and keys of the first softmax."""
         if self.softmax_over == "candidates":
             return self.predictions, self.targets
         return self.targets, self.predictions
 
 
 class _Prepared(NamedTuple):
-    """Inputs in the dtype of the computation, and the two directions in which a row can be read."""
+    """Inputs in the dtype of the computation, and the directions of the softmaxes."""
 
-    queries: Tensor  # (modalities, K, Q, D), zeros where not valid; who asks in the first softmax
-    keys: Tensor  # (modalities, K, B, D), zeros where not valid; who is asked there
+    queries: Tensor  # (modalities, K, Q, D), zeros where not valid; of the first softmax
+    keys: Tensor  # (modalities, K, B, D), zeros where not valid; of the first softmax
     valid: Tensor  # (modalities, K, B)
     counted: Tensor  # (target, source, K, Q), queries valid on both sides
     temperature: Tensor  # ()
@@ -54,7 +54,7 @@ class _Prepared(NamedTuple):
 
 
 def cross_info_nce_reference(inputs: CrossInfoNCEInputs) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Loss, loss of each pair and step, hits, the softmax's normalisers, and the weight of a clip in the loss.
+    """Loss, loss of each pair and step, hits, log normalisers, and the weight of a clip in the loss.
 
     For target modality t, source modality s and prediction step k, with V the clips valid in both, w the pair
     weights and::
@@ -72,8 +72,8 @@ def cross_info_nce_reference(inputs: CrossInfoNCEInputs) -> tuple[Tensor, Tensor
         pair_loss[t, s, k] = 1/|V| sum_(i in V) l_i, 0 where V is empty
         loss = sum_(t, s) w[t, s] mean over the k with V not empty of pair_loss[t, s, k]
 
-    A pair of weight 0 adds nothing to the loss, even where its own loss is not finite. Where the queries are a part of
-    the batch, sums over V leave out the others; V itself does not. So results of parts add up to that of the batch.
+    A pair of weight 0 adds nothing to the loss, even if its own loss is not finite. If the queries are some clips of
+    the batch, sums over V are over these clips, but |V| is that of the batch. So results add up to that of the batch.
 
     Args:
         inputs: see `CrossInfoNCEInputs`. Vectors that are not valid may hold anything.
@@ -82,7 +82,7 @@ def cross_info_nce_reference(inputs: CrossInfoNCEInputs) -> tuple[Tensor, Tensor
         loss: (); pair_loss: (target, source, K); hits: (target, source, K) int64, the number of i in V whose score
         with themselves is the first largest one of their softmax (of "both": of the one over predictions);
         log_normaliser: (softmaxes, target, source, K, Q), the log sum of exponentials of each l_i, 0 outside V;
-        clip_weights: (target, source, K), what the loss multiplies each l_i with.
+        clip_weights: (target, source, K), the factor of each l_i in the loss.
         Floating point results are float32 for half-precision inputs, else in the dtype of `targets`.
 
     Memory:
@@ -104,9 +104,9 @@ def cross_info_nce_reference(inputs: CrossInfoNCEInputs) -> tuple[Tensor, Tensor
 def cross_info_nce_backward_reference(
     gradient: Tensor, log_normaliser: Tensor, clip_weights: Tensor, inputs: CrossInfoNCEInputs
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of the loss in targets, predictions and temperature; the scores are computed anew.
+    """Gradients of the loss in targets, predictions and temperature; the scores are recomputed.
 
-    With g the gradient that arrives at the loss, c_i = g w[t, s] / (|V| number of steps k with V not empty) for the
+    With g the gradient in the loss, c_i = g w[t, s] / (|V| number of steps k with V not empty) for the
     clips i in V and 0 elsewhere, and p the softmax over predictions::
 
         G_ij = c_i (p_ij - [i = j])                       the gradient in S_ij, which sums to 0 over j
@@ -157,7 +157,7 @@ def cross_info_nce_backward_reference(
 
 
 def numbers_and_weights(inputs: CrossInfoNCEInputs) -> tuple[Tensor, Tensor]:
-    """How many clips of the batch count, and the weight of each in the loss: (target, source, K)."""
+    """Number of clips of the batch that count, and the weight of each in the loss: (target, source, K)."""
     targets, valid = inputs.targets, inputs.valid
     dtype = torch.promote_types(targets.dtype, torch.float32)
     modalities, steps = targets.shape[:2]
@@ -177,12 +177,12 @@ def _prepare(inputs: CrossInfoNCEInputs) -> _Prepared:
     valid = inputs.valid
     if valid is None:
         valid = torch.ones(keys.shape[:3], dtype=torch.bool, device=keys.device)
-    asking = valid[:, :, inputs.offset : inputs.offset + queries.shape[2]]
+    query_valid = valid[:, :, inputs.offset : inputs.offset + queries.shape[2]]
     # where() and not a product: vectors that are not valid may hold NaN.
-    queries = torch.where(asking[..., None], queries.to(dtype), 0)
+    queries = torch.where(query_valid[..., None], queries.to(dtype), 0)
     keys = torch.where(valid[..., None], keys.to(dtype), 0)
     over_candidates = {"predictions": [False], "candidates": [True], "both": [False, True]}[inputs.softmax_over]
-    counted = asking[:, None] & asking[None]
+    counted = query_valid[:, None] & query_valid[None]
     return _Prepared(queries, keys, valid, counted, inputs.temperature.to(dtype), over_candidates, inputs.offset)
 
 
