@@ -311,7 +311,7 @@ class TestOlderVersion:
         file = write_yaml(tmp_path / "config.yaml", {**written, **fields})
         flags = [f"--config={file}", "--steps=1", "--validations=0", "--probe_tasks=none"]
         assert train([*flags, f"--out={tmp_path / 'run'}"]) == 0
-        assert "is a run's of an older version, so as before feature_norm none, " in capsys.readouterr().err
+        assert "is of an older version; added fields: feature_norm none, " in capsys.readouterr().err
         found = resolve_saved(str(tmp_path / "run" / "config.yaml")).flat()
         assert {name: found[name] for name in ADDED_FIELDS} == ADDED_FIELDS
         with pytest.raises(ValueError, match=f"^{unread.split('=')[0]} is not read where"):

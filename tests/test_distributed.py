@@ -442,7 +442,7 @@ class TestTorchrun:
         found = checkpoint.read(checkpoint.find(out, "last"))["model"]
         assert all(torch.equal(found[name], value) for name, value in wanted.items())
         with pytest.raises(
-            checkpoint.CheckpointError, match="ranks of a stream, .*, must be as many as before, 2, got 1"
+            checkpoint.CheckpointError, match="number of ranks must be 2 as before, because .* of a stream, got 1"
         ):
             main([f"--resume={out}", "--resume_step", str(checkpoint.steps_in(out)[0])])
 
@@ -545,7 +545,7 @@ class TestChecks:
         ("fields", "message"),
         [
             ({"batch_size": 2}, "batch_size must be at least the 3 ranks, got 2"),
-            ({"batch_size": 29, "keep_last_batch": True}, "must leave each of 3 ranks a clip, got 2 in the last batch"),
+            ({"batch_size": 29, "keep_last_batch": True}, "needs 3 clips in the last batch, one a rank, got 2"),
             ({"batch_size": 10, "micro_batches": 4}, "micro_batches must be at most the 3 clips of a rank, got 4"),
         ],
     )

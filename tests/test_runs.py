@@ -149,7 +149,7 @@ class TestResumeStep:
             with pytest.raises(RuntimeError, match="killed"):
                 main(words)
         aside = run / "checkpoints" / "aside-1"
-        assert f"what the run did after step {first} is kept in {aside}\n" in capsys.readouterr().err
+        assert f"files of the run after step {first} are moved to {aside}\n" in capsys.readouterr().err
         best = json.loads((finished / "summary.json").read_text())["checkpoint"]["step"]
         kept = {"metrics.jsonl", "summary.json", f"step-{last:08d}.pt", *(["best.pt"] if best > first else [])}
         assert {path.name for path in aside.iterdir()} == kept
@@ -188,7 +188,7 @@ class TestJournal:
         assert written.flush() == path.stat().st_size
         written.close()
         assert path.read_text() == '{"step": 1, "kind": "train"}\n{"st\n{"step": 2, "kind": "train"}\n'
-        assert f"note: {path} has lost lines, it holds 33 of 1000 bytes" in capsys.readouterr().err
+        assert f"note: {path} has lost lines, 33 of 1000 bytes are left" in capsys.readouterr().err
 
     def test_unreadable_lines_are_left_out_with_a_note(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -204,7 +204,7 @@ class TestJournal:
         (tmp_path / "metrics.jsonl").write_bytes(b"\n".join(lines))
         assert journal.read_metrics(tmp_path) == [{"step": 1, "kind": "train"}]
         path = tmp_path / "metrics.jsonl"
-        assert capsys.readouterr().err == f"note: 4 lines of {path} cannot be read, the first is 2; they are left out\n"
+        assert capsys.readouterr().err == f"note: 4 unreadable lines of {path} are skipped, the first is line 2\n"
 
     def test_tensorboard_reads_its_events(self, tmp_path: Path) -> None:
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -249,7 +249,7 @@ class TestMovedData:
         before = (run / "config.yaml").read_bytes()
         with pytest.raises(CheckpointError, match=f"^data must be what the checkpoint of step 6 .*{other}"):
             main([f"--resume={run}", f"--data={other}"])
-        with pytest.raises(ValueError, match="text_model is about layouts with sentences"):
+        with pytest.raises(ValueError, match="text_model needs data of a layout with sentences"):
             main([f"--resume={run}", "--text_model=bert"])
         assert (run / "config.yaml").read_bytes() == before
         monkeypatch.chdir(tmp_path)
@@ -268,7 +268,7 @@ class TestMovedData:
             torch.save(content, path)
         runs.write_config(run, checkpoint.config_from_dict(content["config"])[0])
         words = [str(run), "--from=audio", "--to=depth"]
-        with pytest.raises(CheckpointError, match="data of the run are gone, --data says where they lie now: .*gone'"):
+        with pytest.raises(CheckpointError, match="data of the run are gone, --data sets their new place: .*gone'"):
             evaluate(words)
         before = contents(run)
         assert main([f"--resume={run}", f"--data={store}"]) == 0
@@ -287,8 +287,8 @@ def test_metrics_of_others_take_no_memory(
     monkeypatch.setenv("UNICODE_FAST_MAX_TEXT", "3000")
     assert read_metrics(tmp_path) == []
     first, second = capsys.readouterr().err.splitlines()
-    assert "metrics.jsonl is left out: it holds 400 values of at most 156; UNICODE_FAST_MAX_TEXT=12800" in first
-    assert "metrics.jsonl is left out: it holds 3800 bytes of at most 3000" in second
+    assert "metrics.jsonl is skipped: it holds 400 values of at most 156; UNICODE_FAST_MAX_TEXT=12800" in first
+    assert "metrics.jsonl is skipped: it holds 3800 bytes of at most 3000" in second
 
 
 def test_a_journal_that_is_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
@@ -315,7 +315,7 @@ def test_an_ended_run_stays_as_it_is(
     before = contents(run)
     assert main([f"--resume={run}", "--feed=prefetch"]) == 0
     printed = capsys.readouterr()
-    assert f"run {run} has ended, nothing is left to do\n" in printed.err and "feed stay as they were" in printed.err
+    assert f"run {run} has finished already\n" in printed.err and "feed did not change" in printed.err
     assert "classification  audio -> depth     50.0 %" in printed.out
     assert printed.out.splitlines()[-1] == f"next: python -m unicode_fast.report {run} --out {run}-report"
     assert contents(run) == before

@@ -199,7 +199,7 @@ def test_segmentation_of_a_layout_by_queries_of_both_modalities(
         file = tmp_path / f"{protocol}.json"
         assert evaluate([*words, f"--from={source}", f"--to={target}", f"--protocol={protocol}", f"--out={file}"]) == 0
         assert 0 <= json.loads(file.read_text())["score"] <= 1
-    with pytest.raises(ValueError, match="text_padding is about layouts with sentences, got it beside data '.*store'"):
+    with pytest.raises(ValueError, match="text_padding needs data of a layout with sentences, got data '.*store'"):
         evaluate([*flags, "--from=audio", "--to=text", "--text_padding=read"])
 
 

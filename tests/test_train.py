@@ -267,7 +267,7 @@ def test_a_compilation_is_announced(
     for value in ("true", "false"):
         out = tmp_path / value
         main(flags(store, out, steps=2, validations=0, probe_tasks="none", compile=value))
-        assert ("encoders and decoders are compiled in the first step" in capsys.readouterr().err) is (value == "true")
+        assert ("the first step compiles encoders and decoders" in capsys.readouterr().err) is (value == "true")
 
 
 class TestChangedExecution:

@@ -93,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.task == "retrieval":
         # The anchor may be a modality that the run was not trained on, and that a layout was not asked for.
         config = config.replace(modalities="all")
-    row, picture, dataset = measure(model, config, arguments)
+    row, picture, dataset_name = measure(model, config, arguments)
     say(f"{tasks.format_table([row])}\n{tasks.format_legend([row])}".rstrip())
     if row.metrics:
         say(f"\n{tasks.format_metrics(row)}")
@@ -104,14 +104,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.out is not None:
         write_json(Path(arguments.out), row.as_dict())
     if Path(arguments.run).is_dir():
-        keep(Path(arguments.run), row, dataset, arguments)
+        keep(Path(arguments.run), row, dataset_name, arguments)
     return 0
 
 
-def keep(run: Path, row: tasks.Row, dataset: str, arguments: Namespace) -> None:
+def keep(run: Path, row: tasks.Row, dataset_name: str, arguments: Namespace) -> None:
     """Leaves a row in the run folder, where `unicode_fast.report` finds it; the same flags give the same file."""
     (run / EVALUATIONS).mkdir(exist_ok=True)
-    content = {"row": row.as_dict(), "dataset": dataset, "flags": changed_flags(arguments)}
+    content = {"row": row.as_dict(), "dataset": dataset_name, "flags": changed_flags(arguments)}
     write_json(run / EVALUATIONS / f"{file_stem(row, arguments)}.json", content)
     if row.protocol == "held_out":
         # The same row under the protocol's old name, which a report would read too.
@@ -176,23 +176,23 @@ def check_flags(arguments: Namespace) -> None:
         plots.check_format(arguments.format)
 
 
-def check_data(model: UniCode, store: Dataset, arguments: Namespace) -> None:
+def check_data(model: UniCode, dataset: Dataset, arguments: Namespace) -> None:
     """Whether data can be measured on, and are the run's where nothing else was asked for.
 
     Raises:
         ValueError: they have clips of another shape than the run, or are no longer what it was trained on.
     """
     for name in model.names:
-        if name in store.modalities and store.modalities[name].shape != model.modalities[name].shape:
+        if name in dataset.modalities and dataset.modalities[name].shape != model.modalities[name].shape:
             raise ValueError(
                 f"data must have {name!r} of shape {model.modalities[name].shape} a step, as the run was trained on, "
-                f"{store.path} has {store.modalities[name].shape}"
+                f"{dataset.path} has {dataset.modalities[name].shape}"
             )
-    if arguments.data is None and model.trained_on is not None and not store.has_digest(model.trained_on):
+    if arguments.data is None and model.trained_on is not None and not dataset.has_digest(model.trained_on):
         # Retrieval opens modalities that training may not have opened.
         if not open_run_data(model.config).has_digest(model.trained_on):
             raise ValueError(
-                f"data of the run must be what it was trained on, {store.path} has changed since; with --data "
+                f"data of the run must be what it was trained on, {dataset.path} has changed since; with --data "
                 f"{model.config.data.data} it is measured on what is there now"
             )
 
@@ -201,21 +201,21 @@ def measure(model: UniCode, config: Config, arguments: Namespace) -> tuple[tasks
     """The row that the arguments ask for with all its numbers, the file of its examples, and the name of its data."""
     task, source, target = arguments.task, getattr(arguments, "from"), arguments.to
     try:
-        store = open_dataset(config.data)
+        dataset = open_dataset(config.data)
     except FileNotFoundError as error:
         if arguments.data is not None:
             raise
         raise CheckpointError(f"data of the run are gone, {MOVED}: {error}") from error
     if arguments.verify:
-        verify(store)
-    check_data(model, store, arguments)
+        verify(dataset)
+    check_data(model, dataset, arguments)
     if arguments.protocol == "held_out":
-        note_shared(store)
+        note_shared(dataset)
     seed = config.train.seed if arguments.seed is None else arguments.seed
-    partners = tasks.open_partners(config.data, task, store, arguments.to_data)
+    partners = tasks.open_partners(config.data, task, dataset, arguments.to_data)
     backbone = tasks.BackboneChoice(arguments.backbone or "light", arguments.backbone_weights)
     steps = arguments.segmenter_steps
-    probes = tasks.Probes(model, store, seed, partners=partners, backbone=backbone, segmenter_steps=steps)
+    probes = tasks.Probes(model, dataset, seed, partners=partners, backbone=backbone, segmenter_steps=steps)
     if arguments.load_segmenter is not None:
         probes.segmentation.load(Path(arguments.load_segmenter), source, target, arguments.protocol)
     row = probes.row(task, source, target, arguments.protocol, anchor=arguments.anchor, details=True)
@@ -224,7 +224,7 @@ def measure(model: UniCode, config: Config, arguments: Namespace) -> tuple[tasks
     picture = picture_file(row, arguments)
     if picture is not None:
         pictures.DRAWN[task](picture, probes, row)
-    return row, picture, store.name
+    return row, picture, dataset.name
 
 
 if __name__ == "__main__":

@@ -28,36 +28,36 @@ from unicode_fast.training.runs import choose_device, make_folder, read_summary
 from unicode_fast.training.start import clear, describe, held, new_run, read_content, resumed_run
 from unicode_fast.training.trainer import Trainer, initialise_codebook, learning_rate
 
-# A signal may end the processes that read batches before this process receives it.
+# A signal may end the workers that read batches before this process receives it.
 _SIGNAL_SECONDS = 0.5
 RESUME_HELP = (
-    f"go on with a run that was interrupted, as it was or with other {', '.join(EXECUTION_FIELDS)}; "
-    f"{', '.join(PLACE_FIELDS)} say where the same data lie now"
+    f"resume an interrupted run, unchanged or with other {', '.join(EXECUTION_FIELDS)}; "
+    f"{', '.join(PLACE_FIELDS)} give the new place of the same data"
 )
 
 
 def pretrain(
-    trainer: Trainer, store: Dataset, folder: Path, content: dict[str, Any] | None, ranks: Ranks
+    trainer: Trainer, dataset: Dataset, folder: Path, content: dict[str, Any] | None, ranks: Ranks
 ) -> dict[str, Any]:
-    """Trains to the end and leaves checkpoints, metrics and events in the run folder.
+    """Trains to the end and writes checkpoints, metrics and events to the run folder.
 
-    All ranks train; the first logs, validates and saves, while the others wait.
+    All ranks train. The first rank also logs, validates and saves, while the others wait.
 
     Args:
-        trainer: fresh, or restored from `content`.
-        store: with the split that is trained on, and val where there are validations.
-        folder: of the run.
-        content: of the checkpoint that is resumed, or None.
-        ranks: that train together.
+        trainer: new, or restored from `content`.
+        dataset: has the training split, and val if the run has validations.
+        folder: the run folder.
+        content: the checkpoint that is resumed, or None.
+        ranks: the ranks that train together.
 
     Returns:
-        `RunLog.progress` on the first rank: best step, its validation accuracy, seconds and more.
+        `RunLog.progress` on the first rank, {} on the others.
 
     Raises:
         NonFiniteLoss: after the state has been saved as nonfinite-step-N.pt.
     """
     config, train, device = trainer.config, trainer.config.train, trainer.model.device
-    batches = store.batches(
+    batches = dataset.batches(
         config.data.train_split,
         trainer.model.names,
         train.batch_size,
@@ -72,9 +72,9 @@ def pretrain(
         ranks.copy_from_first(trainer.model)
     with (
         open_feed(batches, device, train.feed, workers=train.feed_workers, end=total, own=ranks.bounds) as feed,
-        # A signal to one rank ends all of them, at once.
+        # With several ranks, a signal to one rank ends all of them at once.
         postponed("this step is ended and saved") if ranks.size == 1 else contextlib.nullcontext(Ending()) as ending,
-        run_log(trainer, store, folder, content, ranks, total) as log,
+        run_log(trainer, dataset, folder, content, ranks, total) as log,
     ):
         while trainer.step < total and not ending.asked:
             step = trainer.step
@@ -98,22 +98,22 @@ def pretrain(
 
 
 def total_steps(config: Config, batches: BatchSource) -> int:
-    """Batches of pre-training."""
+    """Number of training steps of a run."""
     return config.train.steps or config.train.epochs * batches.steps_per_epoch
 
 
 def run(
-    config: Config, store: Dataset, folder: Path, ranks: Ranks, resume_step: int | None = None, kind: str = "png"
+    config: Config, dataset: Dataset, folder: Path, ranks: Ranks, resume_step: int | None = None, kind: str = "png"
 ) -> dict[str, Any]:
-    """Pre-trains in a run folder, or goes on with what is there, probes, and writes summary and pictures.
+    """Pre-trains in a run folder, new or resumed, measures the tasks, and writes summary and pictures.
 
     Args:
         config: of the run.
-        store: its data, as `open_run_data` opens them.
-        folder: exists already and holds config.yaml.
-        ranks: that train together.
-        resume_step: checkpoint to go on from; None takes the last, if there is one.
-        kind: of the pictures, one of `plots.FORMATS`.
+        dataset: from `open_run_data`.
+        folder: an existing run folder with config.yaml.
+        ranks: the ranks that train together.
+        resume_step: step of the checkpoint that is resumed; None takes the last, if there is one.
+        kind: format of the pictures, one of `plots.FORMATS`.
 
     Returns:
         The content of summary.json.
@@ -121,34 +121,34 @@ def run(
     started = time.monotonic()
     ranks.begin(config.train.rank_timeout_seconds)
     device = ranks.device(choose_device(config.train.device))
-    modalities = check_store(config, store)
-    content = ranks.from_first(lambda: read_content(folder, resume_step, config, modalities, store, ranks))
+    modalities = check_store(config, dataset)
+    content = ranks.from_first(lambda: read_content(folder, resume_step, config, modalities, dataset, ranks))
     trainer = Trainer(config, modalities, device)
     if content is not None:
         trainer.restore(content)
     if ranks.first:
         clear(folder, content, resume_step)
     if config.train.compile:
-        say("encoders and decoders are compiled in the first step, which takes its time", file=sys.stderr)
+        say("the first step compiles encoders and decoders and takes longer", file=sys.stderr)
     seconds = time.monotonic() - started
-    progress = pretrain(trainer, store, folder, content, ranks)
-    return ranks.from_first(lambda: measure(trainer, store, folder, progress, seconds, kind), "measuring")
+    progress = pretrain(trainer, dataset, folder, content, ranks)
+    return ranks.from_first(lambda: measure(trainer, dataset, folder, progress, seconds, kind), "measuring")
 
 
 def run_seeds(
-    config: Config, store: Dataset, folder: Path, seeds: Sequence[int], ranks: Ranks, kind: str = "png"
+    config: Config, dataset: Dataset, folder: Path, seeds: Sequence[int], ranks: Ranks, kind: str = "png"
 ) -> dict[str, Any]:
-    """One run for each seed in its own subfolder, those that ended left alone; mean and spread on top.
+    """One run for each seed in its own subfolder, except those that have finished; mean and spread above them.
 
     Returns:
         The content of the summary.json above the seeds.
     """
-    summaries = [run_seed(config.replace(seed=seed), store, folder / f"seed-{seed}", ranks, kind) for seed in seeds]
+    summaries = [run_seed(config.replace(seed=seed), dataset, folder / f"seed-{seed}", ranks, kind) for seed in seeds]
     return ranks.from_first(lambda: summarise_seeds(folder, seeds, summaries, kind))
 
 
-def run_seed(config: Config, store: Dataset, folder: Path, ranks: Ranks, kind: str) -> dict[str, Any]:
-    """The summary of one seed of several, trained now unless it has ended."""
+def run_seed(config: Config, dataset: Dataset, folder: Path, ranks: Ranks, kind: str) -> dict[str, Any]:
+    """The summary of one seed of several, which is trained now unless it has finished."""
     if ranks.from_first((folder / checkpoint.SUMMARY).exists):
         return ranks.from_first(lambda: read_summary(folder))
     say(f"seed {config.train.seed}: {folder}", file=sys.stderr)
@@ -156,7 +156,7 @@ def run_seed(config: Config, store: Dataset, folder: Path, ranks: Ranks, kind: s
         ranks.from_first(lambda: make_folder(folder, config))
     with held(folder, ranks):
         ranks.from_first(lambda: write_config(folder, config))
-        return run(config, store, folder, ranks, kind=kind)
+        return run(config, dataset, folder, ranks, kind=kind)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -166,28 +166,28 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def train(argv: Sequence[str] | None, ranks: Ranks) -> int:
-    """The command line on one of the ranks that torchrun starts."""
-    parser = make_parser("train", "Pre-train Uni-Code, then measure what its codes carry from modality to modality.")
+    """The command line on one rank."""
+    parser = make_parser("train", "Pre-train Uni-Code, then measure how its codes transfer between modalities.")
     parser.add_argument("--out", help="new folder of the run [runs/<UTC time>-<preset>-<seed>]")
     parser.add_argument("--resume", metavar="RUN", help=RESUME_HELP)
-    parser.add_argument("--resume_step", type=int, help="from the checkpoint of this step, not the last")
+    parser.add_argument("--resume_step", type=int, help="step of the checkpoint to resume from [the last]")
     parser.add_argument("--seeds", type=int, default=1, help="train with this many seeds; mean and spread in the table")
     parser.add_argument("--verify", action="store_true", help=VERIFY_HELP)
     parser.add_argument("--format", default="png", help=plots.FORMAT_HELP)
     arguments = parser.parse_args(with_underscores(argv))
     plots.check_format(arguments.format)
     begin = new_run if arguments.resume is None else resumed_run
-    with begin(arguments, given_fields(arguments), ranks) as (folder, config, seeds, store):
-        if store is None:
+    with begin(arguments, given_fields(arguments), ranks) as (folder, config, seeds, dataset):
+        if dataset is None:
             summary = ranks.from_first(lambda: read_summary(folder))
-            say(f"run {folder} has ended, nothing is left to do", file=sys.stderr)
+            say(f"run {folder} has finished already", file=sys.stderr)
         else:
-            describe(folder, config, seeds, store)
+            describe(folder, config, seeds, dataset)
             try:
                 if seeds:
-                    summary = run_seeds(config, store, folder, seeds, ranks, arguments.format)
+                    summary = run_seeds(config, dataset, folder, seeds, ranks, arguments.format)
                 else:
-                    summary = run(config, store, folder, ranks, arguments.resume_step, arguments.format)
+                    summary = run(config, dataset, folder, ranks, arguments.resume_step, arguments.format)
             except KeyboardInterrupt:
                 saved = [f"step {step} is saved; " for step in checkpoint.steps_in(folder)[-1:]]
                 say(f"{''.join(saved)}to go on: --resume {shlex.quote(str(folder))}", file=sys.stderr)

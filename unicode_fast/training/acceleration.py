@@ -1,4 +1,4 @@
-"""What makes a training step fast without changing what it computes: layout, compiled parts, one CUDA graph."""
+"""Acceleration of a training step with the same results: memory layout, compiled layers, a CUDA graph."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from unicode_fast.modules import UniCode
 from unicode_fast.modules.wrapped import unwrapped
 from unicode_fast.training.metrics_logger import StepResult
 
-# Steps before a capture, so that libraries choose their algorithms and allocate outside of it.
+# Steps before a capture, in which libraries choose their algorithms and allocate memory.
 WARM_UP = 3
-# Compiled versions of a method: eight come from a graph or none, a mask or none, one clip or several; the rest is for
-# what a compiler may tell apart among sizes.
+# Most compiled versions of a method. With or without graph, with or without mask, one clip or several make eight; the
+# others are for sizes that a compiler may distinguish.
 VERSIONS = 32
 Batch = Mapping[str, Tensor]
 Step = Callable[[Batch, Batch | None], StepResult]
 
 
 def check_acceleration(config: TrainConfig, device: torch.device) -> None:
-    """Refuses what needs a GPU where there is none, and what cannot be captured.
+    """Checks that the device supports the configuration, and that a CUDA graph can capture the step.
 
     Raises:
-        ValueError: `precision` is tf32 or `cuda_graph` is set, and the device is not CUDA; or `cuda_graph` stands
-            beside micro-batches or activation checkpointing, which look at the state of the generator.
+        ValueError: `precision` is tf32 or `cuda_graph` is set, and the device is not CUDA; or `cuda_graph` is combined
+            with micro-batches or activation checkpointing, which read the state of the generator.
     """
     for name, off in (("micro_batches", 1), ("activation_checkpointing", False)):
         if config.cuda_graph and getattr(config, name) != off:
@@ -37,13 +37,13 @@ def check_acceleration(config: TrainConfig, device: torch.device) -> None:
     if device.type == "cuda":
         return
     if config.precision == "tf32":
-        raise ValueError(f"precision 'tf32' needs device cuda, got it on {device}; take bfloat16 or float32 there")
+        raise ValueError(f"precision 'tf32' needs device cuda, got {device}; {device} supports bfloat16 and float32")
     if config.cuda_graph:
-        raise ValueError(f"cuda_graph needs device cuda, got it on {device}")
+        raise ValueError(f"cuda_graph needs device cuda, got {device}")
 
 
 def accelerate(model: UniCode, config: TrainConfig) -> None:
-    """Lays out the weights and compiles encoders and decoders as the configuration says; names and values stay."""
+    """Sets the memory layout of weights and compiles encoders and decoders by the configuration; no value changes."""
     model = unwrapped(model)
     if config.channels_last:
         for module in model.modules():
@@ -58,14 +58,13 @@ def accelerate(model: UniCode, config: TrainConfig) -> None:
 
 
 def _compile(module: nn.Module, method: str) -> None:
-    """Puts a version in the place of a method that is compiled for training, with any number of clips.
+    """Replaces a method by one that is compiled in training mode, with a dynamic number of clips.
 
-    All other sizes are those of a modality, and constants to the compiler. Where torch would go on without compiling,
-    at a graph break or after too many versions, that is an error: passes of one step that are compiled and not
-    compiled draw different dropout.
+    All other sizes are static. A graph break or too many versions raise an error, where torch would continue without
+    compiling: compiled and eager passes of one step would draw different dropout.
     """
     plain = getattr(module, method)
-    compiled = torch.compile(_with_code_of_its_own(plain), dynamic=False, fullgraph=True)
+    compiled = torch.compile(_with_own_code(plain), dynamic=False, fullgraph=True)
 
     @functools.wraps(plain)
     def call(*tensors: Tensor | None) -> Any:
@@ -79,15 +78,15 @@ def _compile(module: nn.Module, method: str) -> None:
                 return compiled(*tensors)
         except torch._dynamo.exc.FailOnRecompileLimitHit as error:
             raise RuntimeError(
-                f"compile must need at most {VERSIONS} versions of {type(module).__name__}.{method}, got one more; "
-                "TORCH_LOGS=recompiles says why, and --compile false goes without"
+                f"compile needs more than {VERSIONS} versions of {type(module).__name__}.{method}; "
+                "TORCH_LOGS=recompiles prints the reasons, --compile false turns it off"
             ) from error
 
     setattr(module, method, call)
 
 
-def _with_code_of_its_own(method: MethodType) -> MethodType:
-    """The method with a copy of its code, as torch counts the versions of all functions that share one together."""
+def _with_own_code(method: MethodType) -> MethodType:
+    """The method with a copy of its code object, because torch counts compiled versions by code object."""
     shared = method.__func__
     own = FunctionType(
         shared.__code__.replace(), shared.__globals__, shared.__name__, shared.__defaults__, shared.__closure__
@@ -96,7 +95,7 @@ def _with_code_of_its_own(method: MethodType) -> MethodType:
 
 
 class _Captured(NamedTuple):
-    """A graph, the tensors that it reads, and those that it writes."""
+    """A CUDA graph, its input tensors, and its results."""
 
     graph: torch.cuda.CUDAGraph
     inputs: list[Tensor]
@@ -106,13 +105,13 @@ class _Captured(NamedTuple):
 class GraphedStep:
     """A training step that is captured as a CUDA graph for each shape of batch, and replayed.
 
-    What the step changes is as if it had run once for each call: the steps that warm up before a capture leave no
-    trace, in the generator of the device neither. The tensors of a result are overwritten by the next call.
+    Warm-up steps are undone: parameters, buffers, optimiser state and the CUDA generator are restored. The next call
+    overwrites the tensors of a result.
 
     Args:
-        step: the step; it may not wait for the device, and draws from torch's generator or by counters.
-        model: its parameters and buffers are changed by the step.
-        optimizers: theirs too; capturable, their moments starting at zero.
+        step: the step. It must not synchronise with the device, and draws from torch's generator or by counters.
+        model: the step changes its parameters and buffers.
+        optimizers: the step changes their state. They are capturable, and their moments start at zero.
     """
 
     def __init__(self, step: Step, model: UniCode, optimizers: Sequence[torch.optim.Optimizer]) -> None:
@@ -155,7 +154,7 @@ class GraphedStep:
         return _Captured(graph, [*kept.values(), *(kept_mask or {}).values()], result)
 
     def _state(self) -> Iterator[Tensor]:
-        """All tensors that a step changes, as far as they exist yet."""
+        """All tensors that a step changes; the first step creates those of the optimisers."""
         yield from self.model.parameters()
         yield from self.model.buffers()
         for optimizer in self.optimizers:

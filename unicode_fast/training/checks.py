@@ -1,4 +1,4 @@
-"""Checks of a run before it starts: its flags, device, data and ranks, and notes on what is legal but doubtful."""
+"""Checks of a run before it starts: its flags, device, data and ranks; notes on valid but doubtful data."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ from unicode_fast.training.runs import choose_device
 NO_TASKS = "none"
 BUILT_IN_MODALITIES = ("audio", "video", "text")
 _BUILT_IN_FIELDS = ("easy", "train_clips", "val_clips", "test_clips", "data_seed")
-MOVED = "--data says where they lie now"
-VERIFY_HELP = "compare the checksums of a feature store again, as is done when it is opened for the first time"
+MOVED = "--data sets their new place"
+VERIFY_HELP = "compare the checksums of a feature store again; its first opening compares them too"
 
 
 def tasks_of(config: Config) -> list[str]:
     """The tasks that are measured after pre-training.
 
     Raises:
-        ValueError: one of them is unknown.
+        ValueError: a task is unknown.
     """
     return [] if config.train.probe_tasks == NO_TASKS else check_tasks(config.train.probe_tasks, "probe_tasks")
 
 
 def splits_of(config: Config) -> list[str]:
-    """The splits that a run reads, first the one that it trains on."""
+    """The splits that a run reads, the training split first."""
     measured = ["train", "val", "test"] if tasks_of(config) else ["train", "val"] if config.train.validations else []
     return list(dict.fromkeys([config.data.train_split, *measured]))
 
@@ -52,7 +52,7 @@ def with_whole_paths(config: Config) -> Config:
 
 
 def open_run_data(config: Config) -> Dataset:
-    """The data of a run; all modalities of a layout where retrieval, as in evaluate, takes one more as its anchor."""
+    """The data of a run; for retrieval all modalities of a layout, because its anchor is another modality."""
     anchored = RETRIEVAL in tasks_of(config)
     return open_dataset(replace(config.data, modalities="all") if anchored else config.data)
 
@@ -61,7 +61,7 @@ def check_run(config: Config) -> None:
     """Checks that need no data.
 
     Raises:
-        ValueError: the device lacks what the configuration needs, or built-in data lack a task, a modality or clips.
+        ValueError: the device does not support the configuration, or built-in data lack a task, a modality or clips.
     """
     check_acceleration(config.train, choose_device(config.train.device))
     if tasks := tasks_of(config):
@@ -74,45 +74,45 @@ def check_run(config: Config) -> None:
 
 
 def check_batch_size(batch_size: int, clips: int) -> None:
-    """Raise ValueError where the training split has fewer clips than a batch."""
+    """Raise ValueError if the training split has fewer clips than a batch."""
     if batch_size > clips:
         cure = f"take --batch_size {clips} or less"
         raise ValueError(f"batch_size must be at most the {clips} training clips, got {batch_size}; {cure}")
 
 
 def check_text_fields(given: Collection[str], *data: str) -> None:
-    """Refuses fields about sentences beside data without sentences.
+    """Refuses fields about sentences if no data have sentences.
 
     Args:
         given: names of fields.
-        data: of the run first.
+        data: the data of the run, then others.
 
     Raises:
-        ValueError: one of the fields is of TEXT_FIELDS, and none of the data has sentences.
+        ValueError: a field is in TEXT_FIELDS, and no data have sentences.
     """
     unread = [name for name in TEXT_FIELDS if name in given]
     if unread and not any(map(has_sentences, data)):
-        raise ValueError(f"{unread[0]} is about layouts with sentences, got it beside data {data[0]!r}")
+        raise ValueError(f"{unread[0]} needs data of a layout with sentences, got data {data[0]!r}")
 
 
 def check_flags(
     config: Config, flags: Collection[str], standard: Mapping[str, Any], kinds: Collection[Kind] = get_args(Kind)
 ) -> None:
-    """Refuses flags, and changes of the standard values, that have no effect beside the rest of the configuration.
+    """Refuses flags, and changes of the standard values, that have no effect in this configuration.
 
     Args:
         config: of the run.
-        flags: fields that were given one by one.
-        standard: value of every field where nobody has chosen one.
-        kinds: of the modalities, one each, as far as they are known.
+        flags: names of the fields that flags have set.
+        standard: standard value of every field.
+        kinds: kinds of the modalities; all kinds if they are unknown.
 
     Raises:
         ValueError: a flag is about the built-in data, and other data are named; or another field switches a field off,
-            or no modality has the kind that it is about.
+            or no modality has the kind that a field is about.
     """
     unread = [name for name in _BUILT_IN_FIELDS if name in flags and config.data.data not in built_in.DATASETS]
     if unread:
-        raise ValueError(f"{unread[0]} is about the built-in data only, got it beside data {config.data.data!r}")
+        raise ValueError(f"{unread[0]} needs built-in data, got data {config.data.data!r}")
     check_text_fields(flags, config.data.data)
     values = config.flat()
     for name, reason in config.unread_fields(kinds).items():
@@ -120,87 +120,90 @@ def check_flags(
             raise ValueError(f"{name} {reason}, got {name} {values[name]!r} beside it")
 
 
-def check_store(config: Config, store: Dataset) -> dict[str, Modality]:
-    """The modalities of a run, once its data are known to hold what the whole run needs.
+def check_store(config: Config, dataset: Dataset) -> dict[str, Modality]:
+    """The modalities of a run, after a check that its data have all that the run needs.
 
     Raises:
         ValueError: a modality or a split is missing, or clips are fewer than a batch, too short, or without classes.
     """
     train_split, needed = config.data.train_split, splits_of(config)
-    if train_split not in store.splits:
-        raise ValueError(f"train_split must be one of {', '.join(store.splits)} of {store.path}, got {train_split!r}")
-    if not set(needed) <= set(store.splits):
+    if train_split not in dataset.splits:
+        there = ", ".join(dataset.splits)
+        raise ValueError(f"train_split must be one of {there} of {dataset.path}, got {train_split!r}")
+    if not set(needed) <= set(dataset.splits):
         raise ValueError(
-            f"data must have splits {', '.join(needed)}, {store.path} has {', '.join(store.splits)}; "
-            f"--validations 0 --probe_tasks {NO_TASKS} needs no split but the one that is trained on"
+            f"data must have splits {', '.join(needed)}, {dataset.path} has {', '.join(dataset.splits)}; "
+            f"with --validations 0 --probe_tasks {NO_TASKS} only the training split is needed"
         )
-    clips = store.split(train_split)
-    modalities = store.modalities_named(modality_names(config.data.modalities, tuple(clips.modalities)))
+    clips = dataset.split(train_split)
+    modalities = dataset.modalities_named(modality_names(config.data.modalities, tuple(clips.modalities)))
     check_batch_size(config.train.batch_size, len(clips))
-    _check_targets(config, store, modalities)
+    _check_targets(config, dataset, modalities)
     shortest = min(clips.features[name].shape[1] for name in modalities)
     least = config.method.cpc_earliest + 1 + config.model.cpc_steps
     if config.model.cpc_steps > 1 and shortest < least:
-        raise ValueError(f"cpc_steps must leave {least} steps in a clip, got {config.model.cpc_steps} for {shortest}")
+        raise ValueError(
+            f"cpc_steps {config.model.cpc_steps} needs clips of at least {least} positions, got one of {shortest}"
+        )
     return modalities
 
 
-def _check_targets(config: Config, store: Dataset, modalities: Collection[str]) -> None:
+def _check_targets(config: Config, dataset: Dataset, modalities: Collection[str]) -> None:
     tasks = tasks_of(config)
     probed, others = ([task for task in tasks if (task in PROBE_TASKS) == wanted] for wanted in (True, False))
-    # What needs classes, and the flag that does without.
+    # What needs classes, and the flag that turns it off.
     needs = {"the zero-shot accuracy of validations": "--validations 0"} if config.train.validations else {}
     if probed:
         needs[f"the tasks {', '.join(probed)}"] = f"--probe_tasks {','.join(others) or NO_TASKS}"
-    keys = {split: store.split(split).arrays.keys() for split in splits_of(config)}
+    keys = {split: dataset.split(split).arrays.keys() for split in splits_of(config)}
     labels = {f"{name}.label" for name in modalities}
-    without = [split for split, there in keys.items() if "class" not in there and not labels <= there]
+    without = [split for split, found in keys.items() if "class" not in found and not labels <= found]
     if needs and without:
         raise ValueError(
-            f"data must have a class for each clip, or labels at each step of every modality, for "
-            f"{' and '.join(needs)}, {store.path} has neither in {', '.join(without)}; "
+            f"data must have a class for each clip, or a label for each position of every modality, for "
+            f"{' and '.join(needs)}, {dataset.path} has neither in {', '.join(without)}; "
             f"{' '.join(needs.values())} trains without"
         )
 
 
 def check_ranks(config: Config, clips: int, ranks: Ranks) -> None:
-    """Every rank needs a clip of each batch, and every micro-batch too; a graph holds the step of one rank.
+    """Checks that each rank and each micro-batch gets a clip of every batch, and that `cuda_graph` has one rank.
 
     Raises:
-        ValueError: a batch has fewer, or there are several ranks and `cuda_graph`.
+        ValueError: a batch has fewer clips, or there are several ranks and `cuda_graph`.
     """
     train, last = config.train, clips % config.train.batch_size
     if train.batch_size < ranks.size:
         raise ValueError(f"batch_size must be at least the {ranks.size} ranks, got {train.batch_size}")
     if train.keep_last_batch and 0 < last < ranks.size:
         raise ValueError(
-            f"keep_last_batch must leave each of {ranks.size} ranks a clip, got {last} in the last batch of an epoch: "
+            f"keep_last_batch needs {ranks.size} clips in the last batch, one a rank, got {last}: "
             f"{clips} clips in batches of {train.batch_size}"
         )
     smallest = train.batch_size // ranks.size
     if train.micro_batches > smallest:
         raise ValueError(f"micro_batches must be at most the {smallest} clips of a rank, got {train.micro_batches}")
     if train.cuda_graph and ranks.size > 1:
-        raise ValueError(f"cuda_graph needs a run of one rank, got {ranks.size}")
+        raise ValueError(f"cuda_graph needs one rank, got {ranks.size}")
 
 
-def note_shared(store: Dataset) -> None:
-    """Notes on the error stream which clips are in a split that is learned from and in one that is tested on."""
+def note_shared(dataset: Dataset) -> None:
+    """Notes on the error stream which clips are in two splits, one for training or choices, one for scores."""
     for first, second in (("train", "test"), ("val", "test"), ("train", "val")):
-        if shared := store.shared(first, second):
+        if shared := dataset.shared(first, second):
             say(
-                f"note: {len(shared)} clips of {store.path} are in {first} and in {second}, such as {shared[0]!r}: "
-                "what is scored is no longer unseen",
+                f"note: {len(shared)} clips of {dataset.path} are in {first} and in {second}, such as {shared[0]!r}: "
+                "scores are not of unseen clips",
                 file=sys.stderr,
             )
 
 
-def note_labels(config: Config, store: Dataset) -> None:
-    """Notes on the error stream which classes of clips cannot be learned, before hours are spent on them."""
-    parts = {name: store.split(name) for name in splits_of(config)}
-    if len(parts) == 1:
+def note_labels(config: Config, dataset: Dataset) -> None:
+    """Notes on the error stream which classes of clips cannot be learned, before a run spends hours on them."""
+    splits = {name: dataset.split(name) for name in splits_of(config)}
+    if len(splits) == 1:
         return
-    classes = {name: classes_of(part.target, part.classes) for name, part in parts.items() if "class" in part.arrays}
+    classes = {name: classes_of(one.target, one.classes) for name, one in splits.items() if "class" in one.arrays}
     for finding in unlearnable(classes):
         named = f" ({few(finding.clips, room=80)})" if finding.clips else ""
         say(f"note: {finding.text}{named}", file=sys.stderr)

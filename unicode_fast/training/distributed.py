@@ -1,6 +1,6 @@
-"""The processes that `torchrun` starts to train one model together: which clips each holds, and who of them speaks.
+"""Ranks, the processes that `torchrun` starts to train one model: their start, their agreement and their end.
 
-What they compute together is in `unicode_fast.training.shard`; here is how they meet, agree and end.
+`unicode_fast.training.shard` has the collectives of a training step.
 """
 
 from __future__ import annotations
@@ -24,48 +24,47 @@ from unicode_fast.config import TrainConfig
 from unicode_fast.training.shard import Shard, own_clips
 
 if dist.is_available():
-    # Imported by torch's optimisers later on, it would keep the process group as a default argument, and so threads
-    # that still run when the interpreter ends, which can abort the process.
+    # torch's optimisers import this module. Imported after `init_process_group`, its default arguments keep the group
+    # and its threads alive until the interpreter ends, which can abort the process.
     import torch.distributed.nn.functional  # noqa: F401
 
 T = TypeVar("T")
 
-# Variable of the environment: seconds that a rank waits for another one outside the training loop.
+# Environment variable: the seconds that a rank waits for another rank outside the training loop.
 WAIT_VARIABLE = "UNICODE_FAST_WAIT_SECONDS"
 _WAIT_SECONDS = 3600.0
-# The tasks at the end may take longer than all else, and nothing is lost then.
-_TIMES_LONGER = {"measuring": 24}
-# Within which the ranks find the store that they share, in seconds.
-_MEETING_SECONDS = 60.0
-# A step may take this many times what the second one took.
-_STEPS_OF_A_STALL = 4
-# Nothing is waited for longer, in seconds.
+# The tasks after training may take many times longer; the model is saved before them.
+_WAIT_FACTORS = {"measuring": 24}
+# Limit for the connection of all ranks to the key-value store of torchrun.
+_RENDEZVOUS_SECONDS = 60.0
+# A training step may take this many times as long as the second step of the run.
+_STALL_FACTOR = 4
 _LONGEST_SECONDS = 10_000_000
-# A collective of a step ends so much later than the meeting of hosts, which has a message where NCCL has none.
+# The gloo group times out this much earlier than NCCL's, because gloo gives a message and NCCL none.
 _LATER_SECONDS = 2.0
-# Within which all ranks that are alive have failed, too, and how long the others leave the first one to say why.
-_NAMING_SECONDS, _LAST_WORDS_SECONDS = 4.0, 8.0
-_RESUME = "what was saved before is there, go on with --resume"
+# Once one rank has failed: seconds until the other live ranks have failed too, and until they leave without a message.
+_NAMING_SECONDS, _LEAVE_SECONDS = 4.0, 8.0
+_RESUME = "checkpoints are kept, go on with --resume"
 
 
 class Ranks:
-    """One rank's view of all of them; a process that torchrun has not started is the only one.
+    """A rank and its connection to all ranks of a run; a process without torchrun is the only rank.
 
     Attributes:
-        rank: of this process.
+        rank: number of this process.
         size: number of ranks.
-        phase: what the run is at, for the message that ends it.
+        phase: current phase of the run, for error messages.
         failing: whether this rank has failed.
+        hosts: gloo group of all ranks, beside the group that trains; None before `join`.
     """
 
     def __init__(self, rank: int = 0, size: int = 1, wait_seconds: float = _WAIT_SECONDS) -> None:
         self.rank, self.size, self.phase, self.failing = rank, size, "opening data", False
         self.wait_seconds, self.limit = wait_seconds, datetime.timedelta(seconds=wait_seconds)
         self.timeout_seconds, self.steps = TrainConfig.rank_timeout_seconds, 0
-        # The store of torchrun, and a group of the hosts beside the one that trains.
-        self.store: dist.Store | None = None
+        self.key_value_store: dist.Store | None = None
         self.hosts: dist.ProcessGroup | None = None
-        self._speaks = False
+        self._reports = False
 
     @property
     def first(self) -> bool:
@@ -73,16 +72,16 @@ class Ranks:
         return self.rank == 0
 
     def bounds(self, clips: int) -> slice:
-        """Which clips of a batch this rank holds: as many as any other, or one more or less."""
+        """The clips of a batch that this rank holds; ranks hold equally many, or one more or less."""
         return own_clips(clips, self.rank, self.size)
 
     def shard(self, clips: int) -> Shard | None:
-        """The same for a training step; None where this rank holds all."""
+        """The clips of this rank for a training step; None where it holds all."""
         group = dist.group.WORLD if self.size > 1 else None
         return None if group is None else Shard(clips, group)
 
     def device(self, device: torch.device) -> torch.device:
-        """The device of this rank, where `device` is that of the run.
+        """The device of this rank, from the device of the run.
 
         Raises:
             ValueError: there are more ranks on this machine than GPUs.
@@ -96,47 +95,47 @@ class Ranks:
         return torch.device("cuda", local)
 
     def from_first(self, make: Callable[[], T] | None, phase: str | None = None) -> T:
-        """What `make` returns on the first rank, on every rank; it runs there alone while the others wait.
+        """Runs `make` on the first rank while the others wait, and returns its result on every rank.
 
         Args:
-            make: may be None on the others.
-            phase: what the first rank does, for the message of a rank that waits in vain.
+            make: the function; may be None on the other ranks.
+            phase: name of what the first rank does, for the error message of a time-out.
         """
         if self.hosts is None:
             return cast(Callable[[], T], make)()
         before, self.phase = self.phase, phase or self.phase
         made: list[Any] = [make() if self.first and make else None]
-        # Those that the first rank has let wait are there.
-        long = datetime.timedelta(seconds=self.wait_seconds * _TIMES_LONGER.get(self.phase, 1))
+        # The other ranks also wait for `make`, the first rank for the broadcast alone.
+        long = datetime.timedelta(seconds=self.wait_seconds * _WAIT_FACTORS.get(self.phase, 1))
         self.hosts.set_timeout(self.limit if self.first else long)
         dist.broadcast_object_list(made, src=0, group=self.hosts, device=torch.device("cpu"))
         self.phase = before
         return made[0]
 
     def copy_from_first(self, model: torch.nn.Module) -> None:
-        """Parameters and buffers of the first rank, on every rank."""
+        """Broadcasts the parameters and buffers of the first rank to all ranks."""
         if self.size > 1:
             for tensor in model.state_dict().values():
                 dist.broadcast(tensor, 0)
 
     def begin(self, timeout_seconds: float) -> None:
-        """A run begins, maybe not the first; its first two steps may compile, and have the time-out outside steps."""
+        """Resets the time-outs for a run. Its first two steps may compile, so the time-out outside steps holds."""
         self.phase, self.steps, self.timeout_seconds = "opening data", 0, timeout_seconds
         self._limit(self.wait_seconds)
 
     @contextlib.contextmanager
     def step(self, number: int, device: torch.device) -> Iterator[None]:
-        """A training step, with the reading of its batch; what the second one takes may lengthen the time-out."""
+        """Context of a training step and the reading of its batch; the duration of step 2 may lengthen the time-out."""
         self.phase, begun = f"training at step {number}", time.monotonic()
         yield
         self.steps += 1
         if self.hosts is not None and self.steps == 2:
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
-            self._limit(max(self.timeout_seconds, _STEPS_OF_A_STALL * (time.monotonic() - begun)))
+            self._limit(max(self.timeout_seconds, _STALL_FACTOR * (time.monotonic() - begun)))
 
     def agree(self, wish: bool) -> bool:
-        """What the first rank wishes, on every rank; hosts meet here before each step, within the time-out."""
+        """The flag of the first rank, on every rank; before each step it synchronises the ranks within the time-out."""
         if self.hosts is None:
             return wish
         flag = torch.tensor(int(wish and self.first))
@@ -144,53 +143,53 @@ class Ranks:
         return bool(flag)
 
     def _limit(self, seconds: float) -> None:
-        """From now on a step waits so long for other ranks."""
+        """Sets the time-out of the following steps."""
         self.limit = datetime.timedelta(seconds=min(seconds, _LONGEST_SECONDS))
         if dist.group.WORLD is not None and self.hosts is not None:
             dist.group.WORLD.set_timeout(self.limit + datetime.timedelta(seconds=_LATER_SECONDS))
 
     def fails_first(self) -> bool:
-        """Whether no other rank has failed before this one, which then says why."""
+        """Marks this rank as failed; True if no other rank failed before it, so that it prints the error."""
         if not self.failing:
             self.failing = True
-            self._speaks = self._answer(self._note_failure, True)
-        return self._speaks
+            self._reports = self._call_store(self._note_failure, True)
+        return self._reports
 
     def lose(self, error: BaseException) -> NoReturn:
-        """Ends this process as another one ended or hangs; the first rank to notice says which."""
+        """Ends this process because another rank ended or hangs; the first rank to fail names that rank."""
         if not self.fails_first():
             _leave()
-        missing = self._answer(self._missing, list[int]())
+        missing = self._call_store(self._missing, list[int]())
         who = f"rank {', '.join(map(str, missing))}" if missing else "another rank"
         self._end(f"{who} ended or hangs, {self.phase} ({_first_sentence(error)})", 1)
 
     def end_by_signal(self, number: int) -> None:
-        """Torchrun ends the other ranks, too, where one was killed; the first of them says so before it goes."""
+        """Ends this process after SIGTERM, which torchrun sends when one rank has ended; one rank prints the error."""
         if self.failing:
-            # What this rank is about to say ends it.
+            # This rank prints its error and ends by itself.
             return
         if self.fails_first():
             self._end(f"rank {self.rank} got SIGTERM, as where another rank ended, {self.phase}", 128 + number)
         os._exit(128 + number)
 
     def _end(self, message: str, status: int) -> NoReturn:
-        # On a line of its own, below a progress bar. Nothing is left to do that may wait for another rank.
+        # A new line ends that of a progress bar. `os._exit` runs no clean-up, which could wait for another rank.
         print(f"\nerror: {message}; {_RESUME}", file=sys.__stderr__, flush=True)  # noqa: T201
         os._exit(status)
 
-    def _answer(self, question: Callable[[dist.Store], T], otherwise: T) -> T:
-        """What the store answers; where it stands still, as where its machine does, each rank is on its own."""
-        found = [otherwise]
+    def _call_store(self, function: Callable[[dist.Store], T], default: T) -> T:
+        """Calls a function of the key-value store; the default if the store, or the machine that holds it, hangs."""
+        found = [default]
 
-        def ask(store: dist.Store) -> None:
+        def call(store: dist.Store) -> None:
             with contextlib.suppress(RuntimeError):
-                found[0] = question(store)
+                found[0] = function(store)
 
-        if self.store is not None:
-            thread = threading.Thread(target=ask, args=(self.store,), daemon=True)
+        if self.key_value_store is not None:
+            thread = threading.Thread(target=call, args=(self.key_value_store,), daemon=True)
             thread.start()
             thread.join(2 * _NAMING_SECONDS)
-            self.store = None if thread.is_alive() else self.store
+            self.key_value_store = None if thread.is_alive() else self.key_value_store
         return found[0]
 
     def _note_failure(self, store: dist.Store) -> bool:
@@ -198,7 +197,7 @@ class Ranks:
         return store.add("failures", 1) == 1
 
     def _missing(self, store: dist.Store) -> list[int]:
-        """Ranks that have not failed when those that wait for them have."""
+        """The ranks that have not reported a failure once all waiting ranks have."""
         deadline = time.monotonic() + _NAMING_SECONDS
         while True:
             missing = [rank for rank in range(self.size) if not store.check([f"failed-{rank}"])]
@@ -209,36 +208,36 @@ class Ranks:
 
 @contextlib.contextmanager
 def join() -> Iterator[Ranks]:
-    """The ranks of the job that torchrun has started, until they part; one rank where it has not.
+    """Context of the ranks that torchrun has started; without torchrun, one rank.
 
-    The first rank alone prints. Where ranks fail, the first to do so says why, and the others leave without a word; a
-    rank whose connection to another one breaks or times out ends its process.
+    Rank 0 alone prints. If ranks fail, the first of them prints its error and the others end without a message. A rank
+    whose connection to another rank breaks or times out ends its process.
 
     Raises:
-        ValueError: the variable WAIT_VARIABLE holds no number of seconds.
+        ValueError: the environment variable WAIT_VARIABLE is not a number of seconds.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or "RANK" not in os.environ:
         yield Ranks()
         return
     wait_seconds = _wait_seconds()
-    store, rank, size = next(dist.rendezvous("env://", timeout=datetime.timedelta(seconds=_MEETING_SECONDS)))
+    store, rank, size = next(dist.rendezvous("env://", timeout=datetime.timedelta(seconds=_RENDEZVOUS_SECONDS)))
     ranks = Ranks(rank, size, wait_seconds)
     backend = "cpu:gloo,cuda:nccl" if dist.is_nccl_available() else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=ranks.limit)
-    ranks.store, ranks.hosts = dist.PrefixStore("unicode_fast", store), dist.new_group(backend="gloo")
-    _listen(ranks)
+    ranks.key_value_store, ranks.hosts = dist.PrefixStore("unicode_fast", store), dist.new_group(backend="gloo")
+    _handle_sigterm(ranks)
     try:
         with contextlib.ExitStack() as stack:
             if not ranks.first:
                 stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
                 stack.enter_context(contextlib.redirect_stderr(io.StringIO()))
             yield ranks
-            # The others wait here for what the first does last.
+            # The other ranks wait here until the first has finished.
             ranks.from_first(lambda: None, "ending")
     except SystemExit:
         raise
     except BaseException as error:
-        # Errors of gloo have no class of their own.
+        # gloo raises plain RuntimeErrors.
         if isinstance(error, dist.DistError) or (
             type(error) is RuntimeError and re.search("gloo|timed out", str(error))
         ):
@@ -258,28 +257,27 @@ def _wait_seconds() -> float:
     raise ValueError(f"{WAIT_VARIABLE} must be between 1 and {_LONGEST_SECONDS} seconds, got {text!r}")
 
 
-def _listen(ranks: Ranks) -> None:
-    """Has SIGTERM end this rank with a message."""
+def _handle_sigterm(ranks: Ranks) -> None:
     process = os.getpid()
 
     def end(number: int, frame: object) -> None:
         if os.getpid() != process:
-            # A process that reads batches, forked from this one.
+            # A worker that reads batches, forked from this process.
             os._exit(128 + number)
         ranks.end_by_signal(number)
 
-    # Only the main thread may, and only there do commands run.
+    # Python allows signal handlers in the main thread only, where commands run.
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, end)
 
 
 def _leave() -> NoReturn:
-    """Ends this process without a word, after another one has had time for the last."""
-    time.sleep(_LAST_WORDS_SECONDS)
+    """Ends this process without a message, after the failing rank has had time to print its own."""
+    time.sleep(_LEAVE_SECONDS)
     os._exit(1)
 
 
 def _first_sentence(error: BaseException) -> str:
-    # Without the file of gloo that it is from.
+    # gloo puts its source file and line first.
     text = re.sub(r"^\[\S*:\d+\] ", "", str(error).strip())
     return text.split("\n")[0].split(". ")[0] or type(error).__name__

@@ -1,4 +1,4 @@
-"""What ends a run: its table of zero-shot scores, summary, warnings and pictures."""
+"""The end of a run: its table of zero-shot scores, summary, warnings and pictures."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from unicode_fast.training.trainer import Trainer
 
 
 def measure(
-    trainer: Trainer, store: Dataset, folder: Path, progress: Mapping[str, Any], seconds: float, kind: str
+    trainer: Trainer, dataset: Dataset, folder: Path, progress: Mapping[str, Any], seconds: float, kind: str
 ) -> dict[str, Any]:
-    """Probes the best model of a run that has been trained, and writes summary and pictures.
+    """Measures the tasks on the best model of a trained run, and writes summary and pictures.
 
     Args:
         trainer: at the end of pre-training.
-        store: that it learned from.
+        dataset: of the run.
         folder: of the run.
-        progress: what `pretrain` returned.
-        seconds: of the run beside those of pre-training and of this call.
-        kind: of the pictures, one of `plots.FORMATS`.
+        progress: from `pretrain`.
+        seconds: duration of the run without pre-training and this call.
+        kind: format of the pictures, one of `plots.FORMATS`.
 
     Returns:
         The content of summary.json.
@@ -39,26 +39,26 @@ def measure(
     begun, config, wanted = time.monotonic(), trainer.config, tasks_of(trainer.config)
     used = "best" if progress["best"] else "last"
     model = checkpoint.load(folder, used, trainer.model.device)
-    partners = tasks.open_partners(config.data, wanted, store) if wanted else None
-    probes = tasks.Probes(model, store, config.train.seed, partners=partners)
+    partners = tasks.open_partners(config.data, wanted, dataset) if wanted else None
+    probes = tasks.Probes(model, dataset, config.train.seed, partners=partners)
     rows = probes.table(wanted) if wanted else []
     for task in [task for task in wanted if all(row.task != task for row in rows)]:
-        say(f"note: {task} is left out, the data have not what it needs in two modalities; see --explain", sys.stderr)
+        say(f"note: {task} is skipped, two modalities must have what it reads; see evaluate --explain", sys.stderr)
     summary: dict[str, Any] = {"rows": [row.as_dict() for row in rows]}
     if rows:
         sharing = probes.sharing()
-        # The first is of all words of a sentence, content words among them.
+        # The first entry covers all words of a sentence, the second content words alone.
         codes = next(iter(sharing.values()))
         collapsed = health.collapsed(codes.codes_in_use, codes.perplexity, config.model.codewords)
         summary["sharing"] = {name: found.as_dict() for name, found in sharing.items()}
         warnings = [*collapsed.values(), *health.at_chance(rows)]
-        note_shared(store)
+        note_shared(dataset)
     else:
         logged = [line for line in read_metrics(folder) if line["kind"] == "train"]
         warnings = logged[-1].get("warnings", []) if logged else []
     summary |= {
         "warnings": warnings,
-        "dataset": store.name,
+        "dataset": dataset.name,
         "checkpoint": {"used": used, **(progress["best"] or {"step": trainer.step})},
         "steps": trainer.step,
         "changes": progress["changes"],
@@ -68,7 +68,7 @@ def measure(
         **provenance(),
     }
     if wanted:
-        pictures.draw_run(folder, probes, store, rows, config.model.codewords, kind)
+        pictures.draw_run(folder, probes, dataset, rows, config.model.codewords, kind)
     write_json(folder / checkpoint.SUMMARY, summary)
     return summary
 
@@ -78,7 +78,7 @@ def summarise_seeds(
 ) -> dict[str, Any]:
     """Writes the summary.json above the seeds, with means over them, and its picture; returns its content."""
     rows = tasks.aggregate([[tasks.Row.from_dict(row) for row in summary["rows"]] for summary in summaries])
-    # A seed that an older version has measured has none.
+    # Summaries of older versions have no sharing.
     found = [summary.get("sharing", {}) for summary in summaries]
     sharing = {
         name: tasks.mean_sharing([tasks.Sharing(**one[name]) for one in found]).as_dict()
@@ -104,7 +104,7 @@ def summarise_seeds(
 
 
 def show_summary(summary: Mapping[str, Any], folder: Path, seeds: Sequence[int] | None) -> None:
-    """Prints the table of a run, what its codes share, warnings, and the command that may come next."""
+    """Prints the table of a run, the sharing of its codes, warnings, and a next command."""
     next_command = f"report {shlex.quote(str(folder))} --out {shlex.quote(f'{folder}-report')}"
     if summary["rows"]:
         rows = [tasks.Row.from_dict(row) for row in summary["rows"]]

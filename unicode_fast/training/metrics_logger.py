@@ -1,4 +1,4 @@
-"""What a run writes while it trains: JSON lines, TensorBoard events, and the check for non-finite losses."""
+"""Metrics of a run in training: JSON lines, TensorBoard events, and the check for non-finite losses."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from unicode_fast.files.untrusted import BadFile, check_count, read_bytes
 from unicode_fast.files.writing import naming, sync_folder
 
 LOG_EVERY = 20
-# Losses are read this many steps late, so that a device is never waited for.
+# Losses are read this many steps late, which avoids device synchronisation.
 READ_DELAY = 8
 
 
@@ -37,7 +37,7 @@ class NonFiniteLoss(RuntimeError):
 
 @dataclass(frozen=True)
 class StepResult:
-    """Tensors of one training step, none of them read yet.
+    """Tensors of one training step, on the device.
 
     terms: weighted losses by name; recognised: share of clips that Cross-CPC
     recognises, by direction; usage: how often each modality chose each
@@ -50,11 +50,11 @@ class StepResult:
 
 
 class _Pending:
-    """The numbers of a step on their way to the host; nothing waits for them until they are read."""
+    """The numbers of a step, copied to the host asynchronously; `read` waits for the copy."""
 
     def __init__(self, step: int, rate: float | Tensor, clips: np.ndarray, result: StepResult) -> None:
         self.step, self.rate, self.clips = step, rate, clips
-        self.names = tuple(tuple(part) for part in (result.terms, result.recognised, result.usage))
+        self.names = tuple(tuple(group) for group in (result.terms, result.recognised, result.usage))
         numbers = [*result.terms.values(), *result.recognised.values(), *result.usage.values()]
         if isinstance(rate, Tensor):
             numbers.append(rate)
@@ -85,18 +85,18 @@ class _Pending:
 
 
 class Journal:
-    """Writes what happens in a run and watches its losses.
+    """Writes the metrics of a run and checks its losses.
 
     Args:
         folder: of the run.
-        offset: bytes of metrics.jsonl that are kept; what a killed run wrote after its last checkpoint is made again.
-            Of a shorter file all are kept, and what it lacks is said on the error stream.
+        offset: bytes of metrics.jsonl to keep; a resumed run writes later lines again. A shorter file is kept whole,
+            with a note on the error stream.
         step: of the checkpoint that is resumed, for TensorBoard; None for a new run.
         usage: counts since the last line, from the checkpoint, or None.
-        last: the step that gets a line in any case; None for none.
+        last: the last step, which always gets a line; None for none.
 
     Raises:
-        OSError: a file cannot be written, or the disk is full, here and wherever it writes.
+        OSError: a file cannot be written, or the disk is full; also from every method that writes.
     """
 
     def __init__(
@@ -119,23 +119,23 @@ class Journal:
         self.warned: set[str] = set()
 
     def record(self, step: int, rate: float | Tensor, clips: np.ndarray, result: StepResult) -> None:
-        """Notes a step; reads the one READ_DELAY steps before it.
+        """Records a step; reads the numbers of the step READ_DELAY steps before it.
 
         Args:
             step: its number.
-            rate: the learning rate, as the optimiser holds it.
+            rate: the learning rate of the optimiser.
             clips: of the batch.
             result: its tensors may change after this call.
 
         Raises:
-            NonFiniteLoss: that one had a loss that is NaN or infinite.
+            NonFiniteLoss: a loss of the earlier step is NaN or infinite.
         """
         self.pending.append(_Pending(step, rate, clips, result))
         if len(self.pending) > READ_DELAY:
             self._read()
 
     def flush(self) -> int:
-        """Reads all that is pending; returns the size of metrics.jsonl in bytes, which are on the disk then."""
+        """Reads all pending steps and writes metrics.jsonl to the disk; returns its size in bytes."""
         while self.pending:
             self._read()
         with naming(self.path):
@@ -190,7 +190,7 @@ class Journal:
         }
 
     def _warn(self, step: int, found: Mapping[str, str]) -> dict[str, list[str]]:
-        """What a line says of collapsed codes; on the error stream once for each modality."""
+        """Warnings of collapsed codes for a line; the error stream shows the first of each modality."""
         for name, text in found.items():
             if name not in self.warned:
                 tqdm.write(f"warning: step {step}: {text}", file=sys.stderr)
@@ -204,20 +204,20 @@ class Journal:
         self.events.write(line)
 
     def close(self) -> None:
-        """What has not been flushed is of no checkpoint, and is made again."""
+        """Closes the files without flush: a resumed run writes lines after the last checkpoint again."""
         for file in (self.file, self.events.file):
             with contextlib.suppress(OSError):
                 file.close()
 
 
 def _keep(path: Path, offset: int) -> None:
-    """So many bytes of a journal; never makes it longer but by the end of a line that was cut."""
+    """Truncates metrics.jsonl to `offset` bytes, and ends its last line if that was cut."""
     with path.open("a+b") as file:
         size = file.seek(0, os.SEEK_END)
         if size > offset:
             file.truncate(offset)
         elif size < offset:
-            say(f"note: {path} has lost lines, it holds {size} of {offset} bytes; the run goes on", sys.stderr)
+            say(f"note: {path} has lost lines, {size} of {offset} bytes are left; the run goes on", sys.stderr)
         end = min(size, offset)
         file.seek(max(end - 1, 0))
         if file.read(1) not in (b"", b"\n"):
@@ -225,16 +225,16 @@ def _keep(path: Path, offset: int) -> None:
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The lines of a run's metrics.jsonl; those that cannot be read are left out, and counted on the error stream.
+    """The lines of a run's metrics.jsonl, without unreadable ones, which a note on the error stream counts.
 
     Raises:
-        OSError: there is no such file, or it cannot be read.
+        OSError: the file does not exist or cannot be read.
     """
     try:
         data = read_bytes(folder / METRICS)
         check_count(sum(map(data.count, (b",", b"[", b"{"))), "values")
     except BadFile as error:
-        say(f"note: {folder / METRICS} is left out: {error}", sys.stderr)
+        say(f"note: {folder / METRICS} is skipped: {error}", sys.stderr)
         return []
     found, unreadable = [], []
     for number, line in enumerate(data.split(b"\n"), 1):
@@ -247,17 +247,18 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
         elif line:
             unreadable.append(number)
     if unreadable:
-        lines = f"{len(unreadable)} lines of {folder / METRICS} cannot be read, the first is {unreadable[0]}"
-        say(f"note: {lines}; they are left out", sys.stderr)
+        lines = f"{len(unreadable)} unreadable lines of {folder / METRICS} are skipped"
+        say(f"note: {lines}, the first is line {unreadable[0]}", sys.stderr)
     return found
 
 
 class _Events:
-    """Numbers for TensorBoard, written in this thread, so that a full disk is an error here.
+    """Writer of TensorBoard events. It writes in this thread, so that a full disk raises an error here.
 
     Args:
         folder: of the run.
-        step: of the checkpoint that is resumed: what another file says of later ones is not shown; None for a new run.
+        step: of the checkpoint that is resumed, after which TensorBoard drops events of other files; None for a new
+            run.
     """
 
     def __init__(self, folder: Path, step: int | None) -> None:
@@ -277,14 +278,14 @@ class _Events:
             self._add(step=step + 1, session_log=SessionLog(status=SessionLog.START))
 
     def write(self, line: Mapping[str, Any]) -> None:
-        """The numbers of a line of metrics.jsonl."""
+        """Writes the numbers of a line of metrics.jsonl."""
         for name, value in _scalars("", line):
             if name != "step":
                 shown = self._summary.Value(tag=f"{line['kind']}/{name}", simple_value=value)
                 self._add(step=line["step"], summary=self._summary(value=[shown]))
 
     def flush(self) -> None:
-        """So that TensorBoard sees them."""
+        """Writes buffered events to the file."""
         with naming(self.path):
             self.file.flush()
 

@@ -1,4 +1,4 @@
-"""What the first rank writes and shows while a run trains: metrics, progress bar, validations and checkpoints."""
+"""The log of a run in training, on the first rank: metrics, progress bar, validations and checkpoints."""
 
 from __future__ import annotations
 
@@ -22,27 +22,27 @@ from unicode_fast.training.trainer import Trainer
 
 
 class RunLog:
-    """Metrics, progress bar, validations and checkpoints of a run that trains.
+    """Metrics, progress bar, validations and checkpoints of a run in training.
 
     Args:
-        trainer: fresh, or restored from `content`.
-        store: the data, with val where there are validations.
+        trainer: new, or restored from `content`.
+        dataset: has val if the run has validations.
         folder: of the run.
         content: of the checkpoint that is resumed, or None.
-        ranks: that train together.
-        total: steps of the run.
+        ranks: the ranks that train together.
+        total: number of training steps.
 
     Attributes:
-        progress: plain facts that each checkpoint holds: best step with its validation accuracy, seconds, bytes of
-            metrics.jsonl, digest of the data, fields that changed, number of ranks.
+        progress: entry of each checkpoint: best step with its validation accuracy, seconds, bytes of metrics.jsonl,
+            digest of the data, changed fields, number of ranks.
     """
 
     def __init__(
-        self, trainer: Trainer, store: Dataset, folder: Path, content: dict[str, Any] | None, ranks: Ranks, total: int
+        self, trainer: Trainer, dataset: Dataset, folder: Path, content: dict[str, Any] | None, ranks: Ranks, total: int
     ) -> None:
-        self.trainer, self.store, self.folder = trainer, store, folder
+        self.trainer, self.dataset, self.folder = trainer, dataset, folder
         before = content or {"progress": {}, "usage": None}
-        new: dict[str, Any] = {"best": None, "seconds": 0.0, "bytes": 0, "data": store.digest(), "changes": []}
+        new: dict[str, Any] = {"best": None, "seconds": 0.0, "bytes": 0, "data": dataset.digest(), "changes": []}
         self.progress = {**new, **before["progress"], "ranks": ranks.size}
         # The step of the newest checkpoint.
         self.saved = trainer.step if content else None
@@ -55,21 +55,21 @@ class RunLog:
         self.started = self.saved_at - self.progress["seconds"]
 
     def _tick(self) -> None:
-        # The clock of the bar goes on during a step that takes long, as one that compiles.
+        # Updates the clock of the bar during long steps, such as those that compile.
         while not self.closed.wait(1.0):
             self.bar.refresh()
 
     def close(self) -> None:
-        """Closes files and leaves the bar as it is."""
+        """Closes files and the progress bar, which stays visible."""
         self.closed.set()
         self.bar.close()
         self.metrics.close()
 
     def record(self, clips: np.ndarray, result: StepResult) -> None:
-        """Logs a step on a batch of these clips.
+        """Logs a step and the clips of its batch.
 
         Raises:
-            NonFiniteLoss: a loss of a step before was NaN or infinite.
+            NonFiniteLoss: a loss of an earlier step is NaN or infinite.
         """
         step = self.trainer.step
         self.metrics.record(step, self.trainer.optimizer.param_groups[0]["lr"], clips, result)
@@ -78,10 +78,10 @@ class RunLog:
             self.bar.set_postfix(self.metrics.shown)
 
     def validate(self) -> None:
-        """Scores the model on the validation split, keeps it where it is the best so far, and saves a checkpoint."""
+        """Scores the model on the validation split, saves it as best if it is, and saves a checkpoint."""
         self.metrics.flush()
         step, model = self.trainer.step, self.trainer.model
-        found = validate(model, self.store, seed=self.trainer.config.train.seed)
+        found = validate(model, self.dataset, seed=self.trainer.config.train.seed)
         if self.progress["best"] is None or found["mean"] > self.progress["best"]["accuracy"]:
             self.progress["best"] = {"step": step, "accuracy": found["mean"]}
             path = self.folder / checkpoint.FOLDER / checkpoint.BEST
@@ -95,14 +95,14 @@ class RunLog:
         return time.monotonic() - self.saved_at > self.trainer.config.train.checkpoint_seconds
 
     def save(self) -> None:
-        """Writes the checkpoint of this step, if it is not there."""
+        """Writes the checkpoint of this step unless it exists."""
         if self.saved != self.trainer.step:
             self._write(checkpoint.step_path(self.folder, self.trainer.step))
             self.saved, self.saved_at = self.trainer.step, time.monotonic()
             checkpoint.keep_newest(self.folder)
 
     def save_non_finite(self) -> Path:
-        """Writes the state after a loss that is not finite, for inspection; the file."""
+        """Writes the state after a non-finite loss, for inspection; returns the file."""
         self.metrics.pending.clear()
         name = f"{checkpoint.NON_FINITE}step-{self.trainer.step:08d}.pt"
         return self._write(self.folder / checkpoint.FOLDER / name)
@@ -116,9 +116,9 @@ class RunLog:
 
 @contextlib.contextmanager
 def run_log(
-    trainer: Trainer, store: Dataset, folder: Path, content: dict[str, Any] | None, ranks: Ranks, total: int
+    trainer: Trainer, dataset: Dataset, folder: Path, content: dict[str, Any] | None, ranks: Ranks, total: int
 ) -> Iterator[RunLog | None]:
-    """The `RunLog` of a run, which saves its first and its last step; None on ranks after the first.
+    """Context of the `RunLog` of a run, which saves its first and its last step; None on ranks after the first.
 
     Raises:
         NonFiniteLoss: after the state has been saved as nonfinite-step-N.pt.
@@ -126,14 +126,14 @@ def run_log(
     if not ranks.first:
         yield None
         return
-    log = RunLog(trainer, store, folder, content, ranks, total)
+    log = RunLog(trainer, dataset, folder, content, ranks, total)
     try:
         log.save()
         yield log
         log.save()
         log.bar.set_postfix(log.metrics.shown)
     except NonFiniteLoss as error:
-        # Before the others miss this rank.
+        # Before the other ranks time out, so that this rank prints the error.
         ranks.fails_first()
         raise NonFiniteLoss(f"{error}; the state is saved as {log.save_non_finite()}") from error
     finally:

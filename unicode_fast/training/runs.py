@@ -1,4 +1,4 @@
-"""Run folders: made new, written once, found again."""
+"""Run folders: creation, resume, and the files in them."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from unicode_fast.files import untrusted
 from unicode_fast.files.writing import atomic_folder, write_json
 from unicode_fast.tasks.table import Row
 
-# In a run folder: locked by the process that works on the run.
+# File of a run folder that the process of the run locks.
 LOCK = ".lock"
-# Below a run folder: one JSON file for each row that was measured after training.
+# Folder of a run folder with one JSON file for each row that `evaluate` has measured.
 EVALUATIONS = "evaluations"
 
 
@@ -32,7 +32,7 @@ def prepare_folder(out: str | None, config: Config, seeds: Sequence[int] | None 
 
     Raises:
         ValueError: it exists already.
-        OSError: it cannot be made.
+        OSError: it cannot be created.
     """
     if out is not None:
         if Path(out).exists():
@@ -43,7 +43,7 @@ def prepare_folder(out: str | None, config: Config, seeds: Sequence[int] | None 
     name, number = f"{now}-{config.preset}-{config.train.seed}", 0
     while True:
         folder = Path("runs", f"{name}-{number}" if number else name)
-        # One that another run makes at the same time has its name when both are ready.
+        # Another run may have created this folder at the same time.
         with contextlib.suppress(FileExistsError):
             make_folder(folder, config, seeds)
             return folder
@@ -51,10 +51,10 @@ def prepare_folder(out: str | None, config: Config, seeds: Sequence[int] | None 
 
 
 def make_folder(folder: Path, config: Config, seeds: Sequence[int] | None = None) -> None:
-    """A run folder with its resolved configuration, which `--config` reads; it appears whole or not at all.
+    """Creates a run folder with its resolved configuration atomically.
 
     Raises:
-        OSError: it cannot be made, or exists and is not empty.
+        OSError: it cannot be created, or exists and is not empty.
     """
     try:
         with atomic_folder(folder) as inside:
@@ -62,11 +62,11 @@ def make_folder(folder: Path, config: Config, seeds: Sequence[int] | None = None
             if seeds is not None:
                 write_json(inside / "seeds.json", list(seeds))
     except OSError as error:
-        raise OSError(error.errno, f"run could not be made: {error.strerror}", str(folder)) from error
+        raise OSError(error.errno, f"run folder cannot be created: {error.strerror}", str(folder)) from error
 
 
 def versions() -> dict[str, str]:
-    """What the numbers were made with."""
+    """Versions of this package, Python, torch and NumPy."""
     from unicode_fast import __version__
 
     return {
@@ -86,7 +86,7 @@ def git_commit() -> str | None:
 
 
 def provenance() -> dict[str, Any]:
-    """The part of a summary on how its numbers were made."""
+    """Threads, versions and commit behind the numbers of a summary."""
     return {"threads": torch.get_num_threads(), "versions": versions(), "git_commit": git_commit()}
 
 
@@ -97,12 +97,12 @@ def resume_folder(
 
     Args:
         path: of the folder.
-        flags: fields with which the run goes on.
-        others: names of flags beside it that are no fields.
+        flags: fields that change.
+        others: names of the other flags that were given.
 
     Raises:
-        CheckpointError: it is no run folder.
-        ValueError: a flag has a wrong value, or is not read beside the run's configuration.
+        CheckpointError: the folder is not a run folder.
+        ValueError: a flag has a wrong value, or a resumed run does not take it.
     """
     folder = Path(path)
     if not (folder / "config.yaml").is_file():
@@ -110,7 +110,7 @@ def resume_folder(
     refused = [name for name in (*flags, *others) if name not in (*EXECUTION_FIELDS, *PLACE_FIELDS)]
     if refused:
         raise ValueError(
-            f"resume takes the run's own configuration, got {', '.join(refused)} beside it; only these may change: "
+            f"resume keeps the configuration of the run, got {', '.join(refused)}; only these may change: "
             f"{', '.join((*EXECUTION_FIELDS, *PLACE_FIELDS))}"
         )
     seeds = read_seeds(folder / "seeds.json") if (folder / "seeds.json").exists() else None
@@ -118,10 +118,10 @@ def resume_folder(
 
 
 def read_summary(folder: Path) -> dict[str, Any]:
-    """The summary.json of a run that has ended.
+    """The summary.json of a finished run.
 
     Raises:
-        CheckpointError: it is none.
+        CheckpointError: it is damaged.
         OSError: it cannot be read.
     """
     with run_file(folder / SUMMARY, "; without it --resume measures the run again") as summary:
@@ -143,10 +143,10 @@ def read_seeds(file: Path) -> list[int]:
 
 @contextlib.contextmanager
 def run_file(file: Path, cure: str = "") -> Iterator[Any]:
-    """The content of a JSON file of a run; what its reader finds wrong with it becomes an error that names it.
+    """Context with the content of a JSON file of a run; errors of its reader become a CheckpointError with its name.
 
     Raises:
-        CheckpointError: it holds something else than a run or an evaluation writes.
+        CheckpointError: its content is not that of a run or an evaluation.
         OSError: it cannot be read.
     """
     try:
@@ -157,7 +157,7 @@ def run_file(file: Path, cure: str = "") -> Iterator[Any]:
 
 
 def places(folder: Path) -> dict[str, str]:
-    """Where the data of a run lie now, which its checkpoints may have been written before; empty for no run folder."""
+    """The present places of a run's data, from its config.yaml; checkpoints may hold earlier ones. {} without a run."""
     file = folder / "config.yaml"
     fields = resolve_saved(str(file)).flat() if file.is_file() else {}
     return {name: fields[name] for name in PLACE_FIELDS if fields}
@@ -167,12 +167,12 @@ def choose_device(name: str) -> torch.device:
     """The device of a run; "auto" takes a GPU where there is one.
 
     Raises:
-        ValueError: the name is no device, or the device is not there.
+        ValueError: the device is unknown or not available.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if not re.fullmatch(r"cpu|cuda(:[0-9]{1,3})?", name):
         raise ValueError(f"device must be auto, cpu or cuda, got {name!r}")
     if name.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"device {name!r} is not there: torch sees no GPU; take --device cpu")
+        raise ValueError(f"device {name!r} is not available: torch finds no GPU; take --device cpu")
     return torch.device(name)

@@ -1,4 +1,4 @@
-"""The start of a run: a new folder, or the folder and checkpoint of a run that resumes."""
+"""The start of a run: a new folder, or the folder and checkpoint of a resumed run."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ from unicode_fast.training.runs import LOCK, choose_device, prepare_folder, resu
 
 
 class Run(NamedTuple):
-    """A run that begins or resumes; `store` is None where nothing of it is left to do."""
+    """A new or resumed run; `dataset` is None if it has finished."""
 
     folder: Path
     config: Config
     seeds: list[int] | None
-    store: Dataset | None
+    dataset: Dataset | None
 
 
 @contextlib.contextmanager
@@ -41,7 +41,7 @@ def held(folder: Path, ranks: Ranks) -> Iterator[None]:
     """Locks a run folder for this run.
 
     Raises:
-        InUse: another process works in it.
+        InUse: another process uses it.
     """
     with contextlib.ExitStack() as stack:
         ranks.from_first(lambda: stack.enter_context(alone(folder / LOCK, f"run {folder}")))
@@ -50,7 +50,7 @@ def held(folder: Path, ranks: Ranks) -> Iterator[None]:
 
 @contextlib.contextmanager
 def new_run(arguments: Namespace, flags: Mapping[str, Any], ranks: Ranks) -> Iterator[Run]:
-    """A new run folder, made and locked once all checks are passed.
+    """A new run folder, created and locked after all checks.
 
     Raises:
         ValueError: a flag or field is wrong, does not fit the data, or has no effect.
@@ -65,33 +65,33 @@ def new_run(arguments: Namespace, flags: Mapping[str, Any], ranks: Ranks) -> Ite
     standard = (resolve_saved(arguments.config) if added else preset(config.preset, config.size)).flat()
     if added and ranks.first:
         values = ", ".join(f"{name} {value}" for name, value in added.items())
-        say(f"note: config {arguments.config!r} is a run's of an older version, so as before {values}", sys.stderr)
+        say(f"note: config {arguments.config!r} is of an older version; added fields: {values}", sys.stderr)
     checks.check_flags(config, flags, standard)
     ranks.begin(config.train.rank_timeout_seconds)
-    store = checks.open_run_data(config)
+    dataset = checks.open_run_data(config)
     if arguments.verify:
-        ranks.from_first(lambda: verify(store))
-    modalities = checks.check_store(config, store)
+        ranks.from_first(lambda: verify(dataset))
+    modalities = checks.check_store(config, dataset)
     checks.check_flags(config, flags, standard, [modality.kind for modality in modalities.values()])
-    checks.check_ranks(config, len(store.split(config.data.train_split)), ranks)
+    checks.check_ranks(config, len(dataset.split(config.data.train_split)), ranks)
     if ranks.first:
-        checks.note_labels(config, store)
+        checks.note_labels(config, dataset)
     with torch.device("meta"):
-        # Sizes that do not fit are refused before there is a folder.
+        # Raises for sizes that do not fit, before the folder is created.
         UniCode(modalities, config)
     seeds = [config.train.seed + n for n in range(arguments.seeds)] if arguments.seeds > 1 else None
     folder = ranks.from_first(lambda: prepare_folder(arguments.out, config, seeds))
     with held(folder, ranks):
-        yield Run(folder, config, seeds, store)
+        yield Run(folder, config, seeds, dataset)
 
 
 @contextlib.contextmanager
 def resumed_run(arguments: Namespace, flags: Mapping[str, Any], ranks: Ranks) -> Iterator[Run]:
-    """The folder of a run that resumes, locked, its config.yaml with the fields that changed.
+    """The locked folder of a resumed run; changed fields are written to its config.yaml.
 
     Raises:
-        CheckpointError: it is no run folder, or the data that are named are not those it was trained on.
-        InUse: another process works on it.
+        CheckpointError: the folder is not a run folder, or the data are not those of the run.
+        InUse: another process uses it.
         ValueError: a flag has a wrong value, or cannot change.
     """
     others = [name for name in ("out", "config") if getattr(arguments, name) is not None]
@@ -111,43 +111,43 @@ def resumed_run(arguments: Namespace, flags: Mapping[str, Any], ranks: Ranks) ->
     with contextlib.ExitStack() as stack:
         if moved or not ended():
             stack.enter_context(held(folder, ranks))
-        # It may have ended while this process waited for the lock.
+        # The run may have finished while this process waited for the lock.
         finished = ended()
         if finished and not moved:
             if flags:
-                say(f"note: the run has ended, {', '.join(flags)} stay as they were", file=sys.stderr)
+                say(f"note: the run has finished, {', '.join(flags)} did not change", file=sys.stderr)
             yield Run(folder, config, seeds, None)
             return
         if not finished:
             checks.check_run(config)
         ranks.begin(config.train.rank_timeout_seconds)
         try:
-            store = checks.open_run_data(config)
+            dataset = checks.open_run_data(config)
         except FileNotFoundError as error:
             raise CheckpointError(f"data of run {folder} are gone, {checks.MOVED}: {error}") from error
         if arguments.verify:
-            ranks.from_first(lambda: verify(store))
+            ranks.from_first(lambda: verify(dataset))
         if not finished:
-            checks.check_ranks(config, len(store.split(config.data.train_split)), ranks)
+            checks.check_ranks(config, len(dataset.split(config.data.train_split)), ranks)
         if moved:
             places = {name: config.flat()[name] for name in moved}
-            ranks.from_first(lambda: move_data(folder, seeds, places, store, arguments.resume_step))
+            ranks.from_first(lambda: move_data(folder, seeds, places, dataset, arguments.resume_step))
         if flags and not finished:
             ranks.from_first(lambda: write_config(folder, config))
-        yield Run(folder, config, seeds, None if finished else store)
+        yield Run(folder, config, seeds, None if finished else dataset)
 
 
-def describe(folder: Path, config: Config, seeds: Sequence[int] | None, store: Dataset) -> None:
-    """Prints five lines on a run that begins, its folder first."""
+def describe(folder: Path, config: Config, seeds: Sequence[int] | None, dataset: Dataset) -> None:
+    """Prints five lines about a run at its start, its folder first."""
     values, standard = config.flat(), preset(config.preset, config.size).flat()
     changed = [f"{name} {value}" for name, value in values.items() if value != standard[name] and name != "data"]
-    kinds = store.modalities_named(modality_names(config.data.modalities, tuple(store.modalities)))
+    kinds = dataset.modalities_named(modality_names(config.data.modalities, tuple(dataset.modalities)))
     shapes = ", ".join(f"{name} ({kind.kind} {'x'.join(map(str, kind.shape))})" for name, kind in kinds.items())
     length = f"{config.train.steps} steps" if config.train.steps else f"{config.train.epochs} epochs"
     seeded = f"seeds {', '.join(map(str, seeds))}" if seeds else f"seed {config.train.seed}"
     lines = (
         f"run {folder}",
-        f"data {store!r}; {shapes}",
+        f"data {dataset!r}; {shapes}",
         f"model of preset {config.preset}, size {config.size}" + (f", but {', '.join(changed)}" if changed else ""),
         f"training {length} of {config.train.batch_size} clips on {choose_device(config.train.device)}, {seeded}",
         f"configuration {folder / 'config.yaml'}",
@@ -156,31 +156,31 @@ def describe(folder: Path, config: Config, seeds: Sequence[int] | None, store: D
 
 
 def read_content(
-    folder: Path, step: int | None, config: Config, modalities: Mapping[str, Modality], store: Dataset, ranks: Ranks
+    folder: Path, step: int | None, config: Config, modalities: Mapping[str, Modality], dataset: Dataset, ranks: Ranks
 ) -> dict[str, Any] | None:
-    """The content of the checkpoint that a run goes on from, its changed fields noted; None for a run that begins.
+    """The content of the checkpoint that is resumed, with changed fields in its progress; None for a new run.
 
     Args:
         folder: of the run.
         step: of the checkpoint; None takes the last, if there is one.
         config: of the run.
         modalities: of the run.
-        store: its data.
-        ranks: that train together.
+        dataset: of the run.
+        ranks: the ranks that train together.
 
     Raises:
-        CheckpointError: there is none of that step, or the run has ended and has none; or it is damaged, of another
-            model, of other data, or of a stream that another number of ranks read.
+        CheckpointError: the checkpoint does not exist, is damaged, or is of another model, other data, or a stream
+            with another number of ranks; or the run has finished and has no checkpoint.
     """
     if step is None and not checkpoint.steps_in(folder):
         if (folder / checkpoint.SUMMARY).exists():
-            raise CheckpointError(f"run {folder} has ended, but has no checkpoint any more to go on from")
+            raise CheckpointError(f"run {folder} has finished and has no checkpoint left to resume from")
         return None
     content = checkpoint.read_for_resume(folder, step)
     before, fields = checkpoint.check_model(content, config, modalities), config.flat()
-    check_digest(content, store)
+    check_digest(content, dataset)
     progress = content["progress"]
-    check_ranks_of_stream(progress, store, ranks)
+    check_ranks_of_stream(progress, dataset, ranks)
     changes = progress.setdefault("changes", [])
     for name, value in before.items():
         say(f"from step {content['step']} on {name} is {fields[name]}, no longer {value}", file=sys.stderr)
@@ -188,34 +188,34 @@ def read_content(
     return content
 
 
-def check_digest(content: Mapping[str, Any], store: Dataset) -> None:
-    """Raise CheckpointError where data are not those that the run of a checkpoint was trained on."""
-    if not store.has_digest(content["progress"]["data"]):
+def check_digest(content: Mapping[str, Any], dataset: Dataset) -> None:
+    """Raise CheckpointError if the data are not those of the checkpoint's run."""
+    if not dataset.has_digest(content["progress"]["data"]):
         raise CheckpointError(
-            f"data must be what the checkpoint of step {content['step']} was trained on, got {store!r}"
+            f"data must be what the checkpoint of step {content['step']} was trained on, got {dataset!r}"
         )
 
 
-def check_ranks_of_stream(progress: Mapping[str, Any], store: Dataset, ranks: Ranks) -> None:
-    """Raise CheckpointError where the ranks of a stream are not as many as those of the checkpoint."""
-    if not store.shares_batches and progress.get("ranks") != ranks.size:
+def check_ranks_of_stream(progress: Mapping[str, Any], dataset: Dataset, ranks: Ranks) -> None:
+    """Raise CheckpointError if a run on a stream does not resume with the checkpoint's number of ranks."""
+    if not dataset.shares_batches and progress.get("ranks") != ranks.size:
         raise CheckpointError(
-            f"ranks of a stream, each of which reads files of its own, must be as many as before, "
-            f"{progress.get('ranks')}, got {ranks.size}"
+            f"number of ranks must be {progress.get('ranks')} as before, because each rank reads its own files of a "
+            f"stream, got {ranks.size}"
         )
 
 
 def move_data(
-    folder: Path, seeds: Sequence[int] | None, places: Mapping[str, str], store: Dataset, step: int | None
+    folder: Path, seeds: Sequence[int] | None, places: Mapping[str, str], dataset: Dataset, step: int | None
 ) -> None:
-    """Writes where the data of a run lie now into its config.yaml and those of its seeds.
+    """Writes the new places of a run's data into its config.yaml and those of its seeds.
 
     Args:
         folder: of the run.
-        seeds: of a run of several.
+        seeds: of the run, if it has several.
         places: fields of PLACE_FIELDS.
-        store: the data that lie there.
-        step: of the checkpoint that the run goes on from; None for the last.
+        dataset: the data at these places.
+        step: of the checkpoint that is resumed; None for the last.
 
     Raises:
         CheckpointError: the run was trained on other data.
@@ -224,18 +224,18 @@ def move_data(
     runs = [path for path in below if (path / "config.yaml").exists()]
     for run in runs:
         if checkpoint.steps_in(run):
-            check_digest(checkpoint.read_for_resume(run, step), store)
+            check_digest(checkpoint.read_for_resume(run, step), dataset)
     for run in dict.fromkeys((*runs, folder)):
         write_config(run, resolve_saved(str(run / "config.yaml"), places))
 
 
 def clear(folder: Path, content: Mapping[str, Any] | None, resume_step: int | None) -> None:
-    """Prepares a run folder for writing: removes what killed processes left half done, sets later work aside.
+    """Prepares a run folder for writing: removes unfinished files of killed processes, moves later work aside.
 
     Args:
-        folder: of the run, in which no other process works.
-        content: of the checkpoint that the run goes on from; None for a run from its beginning.
-        resume_step: the step that `--resume_step` names; None for the last.
+        folder: of the run, locked by this process.
+        content: of the checkpoint that is resumed; None for a new run.
+        resume_step: value of `--resume_step`; None for the last.
     """
     checkpoints = folder / checkpoint.FOLDER
     for below in (folder, folder / pictures.FOLDER, checkpoints, *checkpoints.glob(f"{checkpoint.ASIDE}-*")):
@@ -244,8 +244,8 @@ def clear(folder: Path, content: Mapping[str, Any] | None, resume_step: int | No
         return
     step, progress = content["step"], content["progress"]
     if resume_step is not None and (aside := checkpoint.set_aside(folder, step, progress["bytes"])) is not None:
-        say(f"what the run did after step {step} is kept in {aside}", file=sys.stderr)
+        say(f"files of the run after step {step} are moved to {aside}", file=sys.stderr)
     checkpoint.keep_newest(folder)
     if progress["best"] and progress["best"]["step"] != checkpoint.step_of_best(folder):
-        # It was replaced by a later one; validations up to that are made again, and choose it or a better one.
+        # A later checkpoint has replaced the best one; the same validations run again and choose it or a better one.
         progress["best"] = None

@@ -1,8 +1,14 @@
-"""The gradient of a batch: its clips are encoded in pieces and compared as a whole, and each piece takes its part back.
+"""Losses and gradients of a batch that is encoded in micro-batches, on one rank or several: gradient caching.
 
-Pieces are the micro-batches of each rank; a plain step has one, whose graph is kept. The features of all pieces are
-gathered, so every rank computes the losses of the whole batch. Each piece goes on with the gradient of its own clips,
-and with its own reconstruction. Nothing is approximated.
+Contrastive losses compare all clips of a batch, but memory may not hold the graph of all clips. A training step
+
+1. encodes each micro-batch, without a graph if there are several;
+2. gathers the features of all micro-batches and all ranks;
+3. computes the losses of the whole batch and their gradients in these features;
+4. decodes each micro-batch and adds the gradient of its reconstruction;
+5. encodes each micro-batch again with a graph, and continues the backward pass from the gradients of its features.
+
+With one micro-batch, 1 keeps the graph and 5 reuses it. All of it is exact.
 
 Source:
     Gao, Zhang, Han and Callan, "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup",
@@ -24,7 +30,7 @@ from unicode_fast.training.shard import Shard
 
 
 class MicroBatch(NamedTuple):
-    """Some clips of a batch, one after the other."""
+    """Consecutive clips of a batch."""
 
     clips: slice
     features: dict[str, Tensor]
@@ -32,7 +38,7 @@ class MicroBatch(NamedTuple):
 
 
 def micro_batches(features: Mapping[str, Tensor], mask: Mapping[str, Tensor] | None, number: int) -> list[MicroBatch]:
-    """A batch in so many pieces, equal but for one clip; in fewer where it has not that many clips."""
+    """Splits a batch into micro-batches whose sizes differ by at most one clip; never more of them than clips."""
     clips = len(next(iter(features.values())))
     number = min(number, clips)
     edges = [clips * n // number for n in range(number + 1)]
@@ -46,84 +52,84 @@ def micro_batches(features: Mapping[str, Tensor], mask: Mapping[str, Tensor] | N
     ]
 
 
-class Piece:
-    """A micro-batch and its features.
-
-    A piece whose graph is kept goes back through it once, in the end. Another one is encoded again with a graph, with
-    the same dropout: its specific half for the reconstruction, its semantic half in the end.
+class EncodedMicroBatch:
+    """A micro-batch and its features, with the backward passes of its decoders and encoders.
 
     Args:
-        model: that encodes.
+        model: encodes and decodes.
         batch: the clips.
-        kept: whether the graph is kept.
+        keep_graph: True keeps the graph of the encoders for one backward pass at the end. False encodes again for each
+            backward pass, with the same dropout: the specific half after decoding, the semantic half at the end.
     """
 
-    def __init__(self, model: UniCode, batch: MicroBatch, kept: bool) -> None:
+    def __init__(self, model: UniCode, batch: MicroBatch, keep_graph: bool) -> None:
         model.check(batch.features, batch.mask)
-        self.model, self.batch, self.kept = model, batch, kept
-        self.random = None if kept else _random_state(model.device)
-        with torch.set_grad_enabled(kept):
+        self.model, self.batch, self.keep_graph = model, batch, keep_graph
+        self.random = [] if keep_graph else [generator.get_state() for generator in _generators(model.device)]
+        with torch.set_grad_enabled(keep_graph):
             encoded = [model.encode_features(name, *self._input(name)) for name in model.names]
         self.semantic = [z for z, _ in encoded]
         self.club = [own.club for _, own in encoded]
-        self.specific = [own for _, own in encoded] if kept else []
-        self.waiting: list[tuple[Tensor, Tensor]] = []
+        self.specific = [own for _, own in encoded] if keep_graph else []
+        # Outputs of the encoders with their gradients, for the next backward pass.
+        self.pending: list[tuple[Tensor, Tensor]] = []
 
     def tensors(self) -> list[Tensor]:
-        """What the whole batch is made of: z, features as CLUB sees them, words for the lexicon, masks."""
+        """What the losses of the whole batch read: z, features as CLUB sees them, words for the lexicon, masks."""
         features, mask = self.batch.features, self.batch.mask
         words = self.model.words(features, mask)
         masks = [] if mask is None else [mask[name] for name in self.model.names]
         return [*self.semantic, *self.club, *words.values(), *masks]
 
     def reconstruct(
-        self, method: UniCodeMethod, whole: ModelOutput, clips: slice, steps: Tensor, club: Sequence[Tensor | None]
+        self, method: UniCodeMethod, whole: ModelOutput, clips: slice, positions: Tensor, club: Sequence[Tensor | None]
     ) -> tuple[Tensor, list[Tensor]]:
-        """Decodes, and goes back to decoders and specific encoders.
+        """Decodes, and runs the backward pass of the decoders and, unless the graph is kept, the specific encoders.
 
         Args:
             method: of the model.
-            whole: the batch.
-            clips: where those of this piece stand in it.
-            steps: valid ones of the batch by modality.
-            club: gradient in the batch's features as CLUB sees them, by modality; None where there is none.
+            whole: the whole batch.
+            clips: the clips of this micro-batch in it.
+            positions: number of valid positions of the whole batch, (modalities,).
+            club: gradient in the features as CLUB sees them, (B, T, Y) by modality; None where there is none.
 
         Returns:
-            Share of the reconstruction terms, (modalities,), and their gradient in z after its normalisation.
+            The reconstruction terms of these clips, (modalities,), and their gradients in the normalised z.
         """
         output = ModelOutput(self.batch.mask)
-        vectors, passed = [], []
+        vectors, leaves = [], []
         for number, name in enumerate(self.model.names):
-            own = self.specific[number] if self.kept else self.model.encode_specific(name, *self._input(name))
+            own = self.specific[number] if self.keep_graph else self.model.encode_specific(name, *self._input(name))
             specific, target = (_leaf(tensor) for tensor in (own.specific, own.target))
-            passed += [(own.specific, specific), (own.target, target)]
+            leaves += [(own.specific, specific), (own.target, target)]
             if (gradient := club[number]) is not None:
-                self.waiting.append((own.club, gradient[clips]))
+                self.pending.append((own.club, gradient[clips]))
             vectors.append(whole.semantic[name][clips].detach().requires_grad_())
             quantised = straight_through(vectors[-1], whole.codeword[name][clips])
             output.index[name] = whole.index[name][clips]
             output.decoded[name], output.target[name] = self.model.decode(name, quantised, specific), target
-        shares = dict(zip(self.model.names, method.valid_steps(output) / steps, strict=True))
+        shares = dict(zip(self.model.names, method.valid_steps(output) / positions, strict=True))
         terms = torch.stack(list(method.reconstruction(output, shares).values()))
         terms.sum().backward()
-        self.waiting += [(tensor, leaf.grad) for tensor, leaf in passed if leaf.grad is not None]
-        if not self.kept:
-            self._go_back()
+        self.pending += [(tensor, leaf.grad) for tensor, leaf in leaves if leaf.grad is not None]
+        if not self.keep_graph:
+            self._backward_pending()
         return terms.detach(), [_gradient(vector) for vector in vectors]
 
     def backward(self, gradients: Sequence[Tensor]) -> None:
-        """Goes back to the semantic encoders from the gradient in z before its normalisation."""
+        """Runs the backward pass of the encoders from the gradients in z before its normalisation, (b, T, D) each."""
         semantic = self.semantic
-        if self.random is not None:
-            _set_random_state(self.random, self.model.device)
+        if not self.keep_graph:
+            for generator, state in zip(_generators(self.model.device), self.random, strict=True):
+                generator.set_state(state)
             semantic = [self.model.encode_semantic(name, *self._input(name)) for name in self.model.names]
-        self.waiting += zip(semantic, gradients, strict=True)
-        self._go_back()
+        self.pending += zip(semantic, gradients, strict=True)
+        self._backward_pending()
 
-    def _go_back(self) -> None:
-        outputs, gradients = zip(*self.waiting, strict=True)
+    def _backward_pending(self) -> None:
+        outputs, gradients = zip(*self.pending, strict=True)
         torch.autograd.backward(outputs, gradients)
-        self.waiting = []
+        self.pending = []
 
     def _input(self, name: str) -> tuple[Tensor, Tensor | None]:
         mask = self.batch.mask
@@ -136,64 +142,71 @@ def backward(
     batches: Sequence[MicroBatch],
     shard: Shard | None = None,
 ) -> tuple[ModelOutput, Losses]:
-    """CLUB's inner steps, the losses of the whole batch, and their gradient in the parameters of the main optimiser.
+    """CLUB's inner steps, then the losses of the whole batch and the gradients of the main optimiser's parameters.
 
     Args:
         method: of the model.
         club_optimizer: of its CLUB networks.
-        batches: of `micro_batches`, the clips of this rank.
-        shard: which clips of the batch these are, where ranks share it.
+        batches: `micro_batches` of the clips of this rank.
+        shard: the clips of this rank in the batch; None where one rank holds the whole batch.
 
     Returns:
-        The output for the whole batch, nothing of it decoded, and its losses, without gradient.
+        The output for the whole batch, without `decoded` and `target`, and its losses, without gradient.
     """
     model = method.model
-    pieces = [Piece(model, batch, kept=len(batches) == 1) for batch in batches]
-    joined = [torch.cat(parts).detach() for parts in zip(*(piece.tensors() for piece in pieces), strict=True)]
-    whole, raw, normalised = _whole(model, joined if shard is None else shard.gather(joined), pieces[0])
-
-    method.fit_club(whole, club_optimizer, None if shard is None else shard.average_gradients)
     own = slice(None) if shard is None else shard.own
-    found, recognised = method.alignment(whole, rows=own)
-    torch.stack(list(found.values())).sum().backward(
+    # 1. and 2. Features of the whole batch.
+    encoded = [EncodedMicroBatch(model, batch, keep_graph=len(batches) == 1) for batch in batches]
+    features = [torch.cat(tensors).detach() for tensors in zip(*(micro.tensors() for micro in encoded), strict=True)]
+    masked = batches[0].mask is not None
+    whole, raw, normalised = _whole_batch(model, features if shard is None else shard.gather(features), masked)
+
+    # 3. Losses of the whole batch: each rank computes the terms of its own clips.
+    method.fit_club(whole, club_optimizer, None if shard is None else shard.average_gradients)
+    terms, recognised = method.alignment(whole, rows=own)
+    torch.stack(list(terms.values())).sum().backward(
         inputs=[*whole.semantic.values(), *whole.club.values(), *model.cpc.parameters(), *model.lexicon.parameters()]
     )
-
     gradients = [_gradient(z) for z in whole.semantic.values()]
-    # Every rank has the same share of the gradient in all of these.
+    # The CLUB term covers the whole batch on every rank, scaled by the rank's share of it.
     club = [None if y.grad is None else y.grad / method.share(whole, own) for y in whole.club.values()]
-    errors, steps, first = [], method.valid_steps(whole), own.start or 0
-    places = [slice(first + batch.clips.start, first + batch.clips.stop) for batch in batches]
-    for piece, clips in zip(pieces, places, strict=True):
-        error, more = piece.reconstruct(method, whole, clips, steps, club)
+
+    # 4. Reconstruction.
+    errors, positions, first = [], method.valid_steps(whole), own.start or 0
+    slices = [slice(first + batch.clips.start, first + batch.clips.stop) for batch in batches]
+    for micro, clips in zip(encoded, slices, strict=True):
+        error, added = micro.reconstruct(method, whole, clips, positions, club)
         errors.append(error)
-        for gradient, added in zip(gradients, more, strict=True):
-            gradient[clips] += added
+        for gradient, more in zip(gradients, added, strict=True):
+            gradient[clips] += more
+
+    # 5. Encoders.
     if shard is not None:
         shard.all_reduce_sum(gradients)
     if model.norms:
-        # By way of the moments each clip has a gradient in all others.
+        # The moments of the batch connect every clip with all others.
         gradients = list(torch.autograd.grad(normalised, raw, gradients))
-    for piece, clips in zip(pieces, places, strict=True):
-        piece.backward([gradient[clips] for gradient in gradients])
+    for micro, clips in zip(encoded, slices, strict=True):
+        micro.backward([gradient[clips] for gradient in gradients])
 
     names = [f"reconstruction.{name}" for name in model.names]
-    found = {**dict(zip(names, torch.stack(errors).sum(0), strict=True)), **found}
-    found = {name: term.detach() for name, term in found.items()}
+    terms = {**dict(zip(names, torch.stack(errors).sum(0), strict=True)), **terms}
+    terms = {name: term.detach() for name, term in terms.items()}
     if shard is not None:
         parameters = [parameter for group in model.parameter_groups().values() for parameter in group]
         summed = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        shard.all_reduce_sum([*summed, *found.values(), *recognised.values()])
-    return whole, Losses(torch.stack(list(found.values())).sum(), found, recognised)
+        shard.all_reduce_sum([*summed, *terms.values(), *recognised.values()])
+    return whole, Losses(torch.stack(list(terms.values())).sum(), terms, recognised)
 
 
-def _whole(model: UniCode, tensors: Sequence[Tensor], like: Piece) -> tuple[ModelOutput, list[Tensor], list[Tensor]]:
-    """The output for all clips, whose features are leaves of the graph; z before its normalisation, and after it."""
+def _whole_batch(
+    model: UniCode, tensors: Sequence[Tensor], masked: bool
+) -> tuple[ModelOutput, list[Tensor], list[Tensor]]:
+    """The output for all clips, with features as leaves of the graph; z before and after its normalisation."""
     given = iter(tensors)
     raw, club = ({name: next(given).requires_grad_() for name in model.names} for _ in range(2))
     words = {name: next(given) for name in model.lexicon}
-    mask = None if like.batch.mask is None else {name: next(given) for name in model.names}
-    output = ModelOutput(mask, club=club, words=words)
+    output = ModelOutput({name: next(given) for name in model.names} if masked else None, club=club, words=words)
     normalised = {name: model.normalise(name, z, output) for name, z in raw.items()}
     output.semantic.update({name: z.detach().requires_grad_() for name, z in normalised.items()})
     model.quantise(output)
@@ -208,15 +221,6 @@ def _gradient(leaf: Tensor) -> Tensor:
     return torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
 
 
-def _random_state(device: torch.device) -> list[Tensor]:
-    """Of the generators that dropout draws from."""
-    states = [torch.get_rng_state()]
-    if device.type == "cuda":
-        states.append(torch.cuda.get_rng_state(device))
-    return states
-
-
-def _set_random_state(states: list[Tensor], device: torch.device) -> None:
-    torch.set_rng_state(states[0])
-    if device.type == "cuda":
-        torch.cuda.set_rng_state(states[1], device)
+def _generators(device: torch.device) -> list[torch.Generator]:
+    """The generators that dropout draws from."""
+    return [torch.default_generator, *([torch.cuda.default_generators[device.index]] if device.type == "cuda" else [])]

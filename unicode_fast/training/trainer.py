@@ -22,20 +22,20 @@ from unicode_fast.training.metrics_logger import StepResult
 from unicode_fast.training.shard import Shard
 from unicode_fast.training.step import backward, micro_batches
 
-# Vectors that initial codewords are chosen or computed from, for each codeword.
+# Number of feature vectors for each initial codeword, which is one of them or a mean of them.
 INIT_ROWS_PER_CODEWORD = 80
 
 
 class Trainer:
-    """A model with its optimisers, and the step that changes them.
+    """A model with its optimisers, and its training step.
 
     Args:
         config: of the run.
         modalities: kind and shape by name.
-        device: where it trains.
+        device: of the model.
 
     Raises:
-        ValueError: the configuration asks for what this device does not have.
+        ValueError: the device does not support the configuration.
     """
 
     def __init__(self, config: Config, modalities: Mapping[str, Modality], device: torch.device) -> None:
@@ -64,18 +64,18 @@ class Trainer:
         rate: float,
         shard: Shard | None = None,
     ) -> StepResult:
-        """One batch at a learning rate; nothing is read back. With `cuda_graph` the next call overwrites the result.
+        """One training step, without device synchronisation. With `cuda_graph` the next call overwrites the result.
 
         Args:
             features: (B, T, ...) by modality.
             mask: (B, T) bool by modality, or None.
             rate: the learning rate.
-            shard: which clips of a batch that ranks share these are; None for all of it. Each rank ends with the model
-                that one would have from the whole batch, to rounding and but for dropout.
+            shard: the clips of this rank in a batch that ranks share; None for a whole batch. Except for rounding and
+                dropout, each rank gets the model that one rank would train on the whole batch.
         """
         self.model.train()
         if shard is not None:
-            # Of seed, step and rank alone, so that a run goes on with any number of ranks.
+            # The seed depends on the run's seed, step and rank alone, so that a run resumes with any number of ranks.
             torch.manual_seed(self._seed_of(self.step, shard.group.rank()))
         group = self.optimizer.param_groups[0]
         if isinstance(group["lr"], Tensor):
@@ -92,8 +92,8 @@ class Trainer:
     ) -> StepResult:
         """Forward, CLUB's inner steps, losses, backward, clipping, Adam, MM-EMA."""
         self.optimizer.zero_grad(set_to_none=True)
-        pieces = micro_batches(features, mask, self.config.train.micro_batches)
-        output, result = backward(self.method, self.club_optimizer, pieces, shard)
+        batches = micro_batches(features, mask, self.config.train.micro_batches)
+        output, result = backward(self.method, self.club_optimizer, batches, shard)
         for group in self.parts.values():
             clip_grad_norm_(group, self.config.train.clip_norm)
         self.optimizer.step()
@@ -105,7 +105,7 @@ class Trainer:
         return int(sequence.generate_state(1, np.uint64)[0])
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint holds beside the model, to go on bit for bit."""
+        """The state beside the model that a checkpoint needs to resume bit for bit."""
         state: dict[str, Any] = {
             "step": self.step,
             "optimizer": self.optimizer.state_dict(),
@@ -117,13 +117,13 @@ class Trainer:
         return state
 
     def restore(self, content: Mapping[str, Any]) -> None:
-        """Continues from a checkpoint, which may have been written on another device, by steps in a graph or not."""
+        """Restores a checkpoint, also one of another device or with another `cuda_graph`."""
         checkpoint.load_model(self.model, content, checkpoint.where_of(content))
-        # Their options stay those of this trainer: a graph reads the learning rate from a tensor.
+        # The optimisers keep their options: a CUDA graph reads the learning rate from a tensor.
         checkpoint.load_optimizer(self.optimizer, content, "optimizer")
         checkpoint.load_optimizer(self.club_optimizer, content, "club_optimizer")
         if self.graphed is not None:
-            # The optimisers have other tensors now.
+            # The captured graphs hold the former tensors of the optimisers.
             self.graphed.captured.clear()
         self.step = content["step"]
         checkpoint.load_generators(content, self.model.device)
@@ -152,16 +152,16 @@ def learning_rate(config: Config, step: int, total: int, epoch_steps: int) -> fl
 
 
 def initialise_codebook(trainer: Trainer, batches: BatchSource, device: torch.device, ranks: int = 1) -> None:
-    """Codewords from the features of the first batches, all modalities mixed, as `codebook_init` says.
+    """Initialises the codebook from features of the first batches, all modalities mixed, by `codebook_init`.
 
-    Where features are normalised, these are not yet: codewords that no normalised feature is near are soon revived from
-    features that the encoders have begun to learn, which serves words better.
+    These features are not normalised, even if `feature_norm` is on. Codewords far from all normalised features are soon
+    reset to features of partly trained encoders, which suits words better.
 
     Args:
-        trainer: whose codebook it is.
-        batches: that it will train on.
+        trainer: of the codebook.
+        batches: of the training split.
         device: of the model.
-        ranks: how many will share a batch; this one encodes as few clips at once as each of them will.
+        ranks: number of ranks that share a batch; this rank encodes as few clips at once as each of them.
     """
     method, sizes = trainer.config.method, trainer.config.model
     if method.codebook_init == "uniform":
@@ -181,7 +181,7 @@ def initialise_codebook(trainer: Trainer, batches: BatchSource, device: torch.de
                 output = trainer.model(features, mask)
             for name, z in output.semantic.items():
                 encoded[name].append(z.cpu())
-        # Modality after modality, however many parts there are, so that the same rows are drawn.
+        # In the order of modalities, whatever the number of micro-batches, so that the same rows are drawn.
         rows += [torch.cat(encoded[name])[batch.mask[name]].numpy() for name in encoded]
         step += 1
     data = np.concatenate(rows)
