@@ -297,7 +297,7 @@ class Run:
         status = wait(self.start(prepare=limit if limited else before_or_after("fsync", call, False, no_space)))
         text = self.log.read_bytes()[begun:].decode()
         lines = [line for line in text.splitlines() if line.startswith("error: ")]
-        if status not in (0, 1) or "Traceback" in text or "not foreseen" in text or (status == 1 and len(lines) != 1):
+        if status not in (0, 1) or "Traceback" in text or "unexpected" in text or (status == 1 and len(lines) != 1):
             raise Differs(f"a full disk ended it with status {status}")
 
     def journal(self) -> bytes:

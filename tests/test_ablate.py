@@ -156,13 +156,13 @@ class TestRecord:
         record = ablate.Record(tmp_path / "runs.json", base)
         record.runs.append({"fields": {}, "seed": 0})
         record.write()
-        with pytest.raises(ValueError, match="record must be a file of finished runs"):
+        with pytest.raises(ValueError, match="record must be a new file or one of an ablation"):
             ablate.Record(tmp_path / "runs.json", base)
 
     @pytest.mark.parametrize(
         ("runs", "fault"),
         [
-            ([{"fields": {}, "seed": 0, "rows": []}] * 2, "run 1 is there twice"),
+            ([{"fields": {}, "seed": 0, "rows": []}] * 2, "run 1 is a duplicate"),
             ([{"fields": "x", "seed": 0, "rows": []}], "ValueError"),
             ([{"fields": {}, "seed": 0, "rows": [{"score": float("nan")}]}], "run 0 has nan"),
             ([{"fields": {}, "seed": 0, "rows": [{"score": 9.0}]}], "run 0 has 9.0"),
@@ -174,18 +174,18 @@ class TestRecord:
         whole = Row("classification", "audio", "video", 0.5, 0.75, 0.25).as_dict()
         record.runs += [{**run, "rows": [{**whole, **row} for row in run["rows"]]} for run in runs]
         record.write()
-        with pytest.raises(ValueError, match=f"record must be a file of finished runs.*runs.json is not: .*{fault}"):
+        with pytest.raises(ValueError, match=f"record must be a new file or .*, got .*runs.json': .*{fault}"):
             ablate.Record(tmp_path / "runs.json", tiny.config())
 
     def test_a_folder(self, tmp_path: Path) -> None:
-        with pytest.raises(ValueError, match="record must be a file of finished runs"):
+        with pytest.raises(ValueError, match="record must be a new file or one of an ablation"):
             ablate.Record(tmp_path, tiny.config())
 
     def test_of_another_configuration(self, tmp_path: Path) -> None:
         base = tiny.config()
         ablate.Record(tmp_path / "runs.json", base).write()
         with pytest.raises(
-            ValueError, match=r"record must hold runs of the same configuration.*steps .* instead of 17"
+            ValueError, match=r"record must be new or of the same configuration.*steps .* instead of 17"
         ):
             ablate.Record(tmp_path / "runs.json", base.replace(steps=17))
 
@@ -205,7 +205,7 @@ class TestRecord:
     def test_no_such_file(self, tmp_path: Path, content: str) -> None:
         path = tmp_path / "runs.json"
         path.write_text(content)
-        with pytest.raises(ValueError, match="record must be a file of finished runs"):
+        with pytest.raises(ValueError, match="record must be a new file or one of an ablation"):
             ablate.Record(path, tiny.config())
         assert path.read_text() == content
 
@@ -280,7 +280,7 @@ def test_a_failed_run_is_named(store: Path, tmp_path: Path) -> None:
 
 def test_a_page_of_somebody_else_stays(store: Path, tmp_path: Path) -> None:
     (tmp_path / "ablation.md").write_text("# Notes")
-    with pytest.raises(ValueError, match=r"out must be a new folder or an ablation's, .*ablation.md is another file"):
+    with pytest.raises(ValueError, match=r"out must be a new folder or .*, .*ablation.md is another file"):
         ablate.main([f"--out={tmp_path}", *words(data=store, **SMALL)])
     with pytest.raises(ValueError, match="out must be a folder, got ''"):
         ablate.main(["--out=", *words(data=store, **SMALL)])
@@ -474,7 +474,7 @@ class TestReport:
             file.write_text(kept)
         said = capsys.readouterr().out
         assert "Scores that say little:\n\n- " in said and "the codebook \\x1b[31mhas collapsed" in said
-        assert "not above chance even where trained and tested on the same modality" in said
+        assert "not above chance even if trained and tested on the same modality" in said
 
     def test_nothing_is_overwritten(self, runs: list[Path], tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="out must be a folder that does not exist yet"):

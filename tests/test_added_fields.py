@@ -191,7 +191,7 @@ class TestFiles:
     @pytest.mark.parametrize(
         ("changes", "removed", "message"),
         [
-            ({"widht": 3}, (), "must hold configuration fields only, got widht$"),
+            ({"widht": 3}, (), "must have configuration fields only, got widht$"),
             ({}, ("width",), "lacks width$"),
             ({"ema_update": "both"}, (), "ema_update must be one of joint, sequential, got 'both'$"),
         ],

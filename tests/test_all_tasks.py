@@ -149,13 +149,13 @@ def test_a_segmenter_is_kept_and_taken_again(run: Path, tmp_path: Path) -> None:
 def test_flags_that_a_task_does_not_read_are_refused(run: Path, tmp_path: Path) -> None:
     words = [str(run), "--from=audio", "--to=text"]
     for more, message in (
-        (["--anchor=video"], "anchor is for retrieval, got it beside classification"),
-        (["--backbone=light"], "backbone is for segmentation, got it beside classification"),
+        (["--anchor=video"], "anchor needs task retrieval, got classification"),
+        (["--backbone=light"], "backbone needs task segmentation, got classification"),
         (["--to-data=talking-digits-b"], "to_data is for cross-classification and cross-localisation"),
-        (["--pictures=here"], "pictures is for segmentation and retrieval, got it beside classification"),
-        (["--format=pdf"], "format is for segmentation and retrieval, got it beside classification"),
+        (["--pictures=here"], "pictures needs task segmentation or retrieval, got classification"),
+        (["--format=pdf"], "format needs task segmentation or retrieval, got classification"),
         (["--task=retrieval", "--format=gif"], "format must be one of png, pdf, svg, got 'gif'"),
-        (["--task=segmentation", "--load-segmenter=x", "--save-segmenter=y"], "save_segmenter is about training"),
+        (["--task=segmentation", "--load-segmenter=x", "--save-segmenter=y"], "save_segmenter needs training"),
         (["--task=segmentation", "--load-segmenter=x"], "load_segmenter must be a file of --save_segmenter, got 'x'"),
         (["--task=segmentation", "--backbone-weights=x"], "weights are for a backbone of timm"),
         (["--seed=-3"], "seed must be at least 0, got -3"),

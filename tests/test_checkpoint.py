@@ -179,7 +179,7 @@ def test_find(tmp_path: Path) -> None:
     ):
         with pytest.raises(CheckpointError, match=message):
             checkpoint.find(run, which)
-    with pytest.warns(UserWarning, match="has no best checkpoint, its last is taken, step-00000020.pt"):
+    with pytest.warns(UserWarning, match="has no best checkpoint; loading its last, step-00000020.pt"):
         load(run)
     checkpoint.save(run / checkpoint.FOLDER / checkpoint.BEST, tiny.model(), {"step": 10})
     assert checkpoint.find(run, None) == checkpoint.find(run, "best")
@@ -207,14 +207,14 @@ def test_instead_of_a_damaged_checkpoint_the_whole_ones_are_offered(tmp_path: Pa
     run = run_with(tmp_path, (10, 20, 30))
     for step in (10, 30):
         checkpoint.step_path(run, step).write_bytes(b"damaged")
-    with pytest.raises(CheckpointError, match=r"step-00000030.pt is trunc.*; whole are 20: .*--checkpoint 20, .*=20$"):
+    with pytest.raises(CheckpointError, match=r"30.pt is trunc.*; undamaged are 20: .*--checkpoint 20, .*=20$"):
         load(run)
     checkpoint.save(run / checkpoint.FOLDER / checkpoint.BEST, tiny.model(), {"step": 20})
-    with pytest.raises(CheckpointError, match="whole are best, 20: take one with --checkpoint best, .*='best'$"):
+    with pytest.raises(CheckpointError, match="undamaged are best, 20: take one with --checkpoint best, .*='best'$"):
         evaluate([str(run), "--checkpoint=last", "--from=audio", "--to=video"])
     for path in (run / checkpoint.FOLDER).iterdir():
         path.write_bytes(b"damaged")
-    with pytest.raises(CheckpointError, match="best.pt is truncated .*; the run has no other that is whole"):
+    with pytest.raises(CheckpointError, match="best.pt is truncated .*; the run has no undamaged one"):
         load(run)
 
 
@@ -231,12 +231,12 @@ def test_a_part_that_is_missing_or_does_not_fit_is_named(tmp_path: Path) -> None
     for changes in ({"rng": None}, {"progress": None}, {"model": None}):
         with pytest.raises(CheckpointError, match=f"20.pt is damaged, lacks {next(iter(changes))}; resume"):
             resume(**changes)
-    with pytest.raises(CheckpointError, match="step-00000020.pt is damaged, it says that it is of step 3"):
+    with pytest.raises(CheckpointError, match="step-00000020.pt is damaged, its step is 3"):
         resume(step=3)
     for model in ({**content["model"], "codebook.codebook": torch.zeros(3)}, {}):
         torch.save({**content, "model": model}, path)
         with pytest.raises(
-            CheckpointError, match=r"step-00000020.pt does not fit its configuration: .*(codebook|holds 0)"
+            CheckpointError, match=r"step-00000020.pt does not fit its configuration: .*(codebook|got 0)"
         ):
             load(run, "last")
 

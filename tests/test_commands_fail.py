@@ -87,7 +87,7 @@ def test_what_nobody_foresaw_is_one_line_and_a_file(
     code, text = ended(fails, [], capsys)
     (log,) = tmp_path.iterdir()
     assert code == 1 and len(text) <= LONGEST + 1
-    assert text.startswith("error: not foreseen, KeyError: 'no key xxx") and text.endswith(f"traceback is in {log}\n")
+    assert text.startswith("error: unexpected KeyError: 'no key xxx") and text.endswith(f"traceback is in {log}\n")
     content = log.read_text()
     assert "Traceback (most recent call last)" in content and f"no key {LONG}" in content and "in fails" in content
 

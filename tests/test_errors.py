@@ -70,7 +70,7 @@ def test_status_and_line(act: Callable[[], object], status: int, line: str, tmp_
 
 def test_the_traceback_of_what_nobody_foresaw_is_in_a_file(tmp_path: Path) -> None:
     status, line = ends(lambda: {}["secret"], tmp_path)
-    found = re.fullmatch(r"error: not foreseen, KeyError: 'secret'; the traceback is in (.*)\n", line)
+    found = re.fullmatch(r"error: unexpected KeyError: 'secret'; the traceback is in (.*)\n", line)
     assert status == 1 and found is not None
     assert "KeyError: 'secret'" in Path(found[1]).read_text()
     Path(found[1]).unlink()

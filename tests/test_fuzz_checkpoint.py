@@ -207,7 +207,7 @@ def test_optimiser_states_are_those_of_their_parameters(name: str, whole: tuple[
 
 # Parts of a checkpoint that are of another kind, and what the message says.
 BAD_PARTS: dict[str, tuple[dict[str, Any], str]] = {
-    "step": ({"step": "2"}, "says that it is of step '2'"),
+    "step": ({"step": "2"}, "its step is '2'"),
     "progress": ({"progress": []}, "progress must be a dictionary"),
     "seconds": ({"progress": {"data": "digest", "seconds": float("nan")}}, "seconds of progress .* got nan"),
     "bytes": ({"progress": {"data": "digest", "bytes": -1}}, "bytes of progress .* got -1"),
@@ -215,10 +215,10 @@ BAD_PARTS: dict[str, tuple[dict[str, Any], str]] = {
     "best": ({"progress": {"data": "digest", "best": {"step": 1}}}, "best of progress must be"),
     "changes": ({"progress": {"data": "digest", "changes": [1]}}, "changes of progress must be"),
     "usage": ({"usage": torch.ones(2, 5)}, r"usage must be \(2, 12\) float64.* got \(2, 5\) float32"),
-    "rng": ({"rng": torch.zeros(7, dtype=torch.uint8)}, "rng is no state of a generator"),
+    "rng": ({"rng": torch.zeros(7, dtype=torch.uint8)}, "rng must be the state of a generator"),
     "rng of floats": ({"rng": torch.zeros(5056)}, "rng must be the bytes"),
     "optimizer": ({"optimizer": 3}, "optimizer must be a dictionary with state, got 3"),
-    "index": ({"optimizer": {"state": {999: {}}}}, "optimizer has a state of parameter 999, of"),
+    "index": ({"optimizer": {"state": {999: {}}}}, "optimizer must have states of .* parameters, got one of 999"),
     "model": ({"model": [1]}, "model must be a dictionary of tensors, got list"),
     "entry": ({"model": {"codebook": 1}}, "entry 'codebook' of its model must be a tensor, got int"),
     "config": ({"config": 1}, "config must be a dictionary with fields, modalities, got 1"),
@@ -254,9 +254,9 @@ class TestSizesThatAFileOnlySays:
                 r"codebook.codebook must be \(300000000, 16\) float32, got \(12, 16\) float32",
             ),
             ({"width": 1_000_000_000}, "does not fit its configuration"),
-            ({"temporal_layers": 900}, "layers of more than 1804 tensors"),
-            ({"cpc_layers": 900}, "layers of more than"),
-            ({"temporal_heads": 7}, "no model of it can be built"),
+            ({"temporal_layers": 900}, "layers need more than 1804 tensors"),
+            ({"cpc_layers": 900}, "layers need more than"),
+            ({"temporal_heads": 7}, "the model cannot be built"),
             ({"dtype": "float64"}, "must be .* float64, got .* float32"),
         ],
     )
@@ -448,7 +448,7 @@ from pathlib import Path
 import torch, tiny
 import test_fuzz_checkpoint as fuzz
 from unicode_fast import CheckpointError, checkpoint, load
-from unicode_fast.checked_torch import _OLD
+from unicode_fast.files.checked_torch import _OLD
 from unicode_fast.cli import read_yaml
 from unicode_fast.compat import CmgFileError, from_cmg
 from unicode_fast.tensor_files import write_tensors

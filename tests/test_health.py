@@ -30,7 +30,7 @@ def test_scores_at_chance_by_task() -> None:
         [Row("classification", "text", "video", 0.2, 0.12, 0.1, interval=(0.05, 0.3), at_chance=True), learned]
     )
     assert "trained and tested on the same modality (video 12.0 % against 10.0 %)" in unlearned
-    assert "look at the labels" in unlearned
+    assert "check the labels" in unlearned
 
 
 def test_a_batch_that_is_not_filled_has_a_remedy() -> None:

@@ -474,4 +474,4 @@ def test_a_hidden_package_is_said_at_once(monkeypatch: pytest.MonkeyPatch, capsy
     monkeypatch.setattr(unicode_fast, "__file__", None)
     with pytest.raises(SystemExit, match="1"):
         run_main(lambda _: 0)
-    assert "hides the package; go elsewhere" in capsys.readouterr().err
+    assert "hides the package; change to another folder" in capsys.readouterr().err

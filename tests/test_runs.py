@@ -355,7 +355,7 @@ def test_a_damaged_journal_of_an_older_version_does_not_keep_a_run_from_its_end(
     torch.save(saved, last)
     assert main([f"--resume={run}"]) == 0
     assert (run / "plots" / "code-usage.png").exists()
-    assert f"note: 1 lines of {path} cannot be read" in capsys.readouterr().err
+    assert f"note: 1 unreadable lines of {path} are skipped" in capsys.readouterr().err
 
 
 def test_the_start_is_five_lines(store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

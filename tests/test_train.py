@@ -413,7 +413,7 @@ def test_data_that_have_changed_are_not_taken_for_those_of_the_run(tmp_path: Pat
     shutil.rmtree(store)
     tiny.write(store, seed=1)
     for checkpoint_name in ("best", "last"):
-        with pytest.raises(ValueError, match="data of the run must be what it was trained on, .* has changed since"):
+        with pytest.raises(ValueError, match="data of the run must be those of its training, .* has changed since"):
             evaluate([*words, f"--checkpoint={checkpoint_name}"])
     assert evaluate([*words, f"--data={store}"]) == 0
 

@@ -1,4 +1,4 @@
-"""The command `unicode-fast`, which is `python -m unicode_fast` too."""
+"""The command `unicode-fast`, also `python -m unicode_fast`."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from unicode_fast.errors import Parser, program, run_main, say
 from unicode_fast.version import __version__
 
 COMMANDS = {
-    "train": "pre-train on paired clips, then measure what codes carry from modality to modality",
+    "train": "pre-train on paired clips, then measure how codes transfer between modalities",
     "evaluate": "measure one direction of one task on a trained run",
     "report": "make the paper's tables and the figure from runs",
     "ablate": "train with each component off, and with codebooks of several sizes",
     "convert": "read or write checkpoints of the released code",
-    "data": "check a data set, or write it for training",
+    "data": "check a data set, or pack it for training",
 }
-# Of each compiled back end, an operator that it implements and the device that it needs.
+# An operator of each compiled back end, and its device.
 _BACKENDS = {
     "cpp": ("nearest_codeword", "cpu"),
     "cuda": ("nearest_codeword", "cuda"),
@@ -30,15 +30,15 @@ _BACKENDS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command, of which it imports no other; or prints the commands, or the version."""
+    """Imports and runs one command, or prints the commands or the version."""
     parser = Parser(
         prog=program(),
         usage=f"{program()} COMMAND [--help] ...",
         epilog="commands:\n" + "\n".join(f"  {name:10}{text}" for name, text in COMMANDS.items()),
         formatter_class=RawDescriptionHelpFormatter,
     )
-    parser.add_argument("command", metavar="COMMAND", nargs="?", choices=COMMANDS, help="one of those below")
-    parser.add_argument("--version", action="store_true", help="print versions and the back ends that can run here")
+    parser.add_argument("command", metavar="COMMAND", nargs="?", choices=COMMANDS, help="one of the commands below")
+    parser.add_argument("--version", action="store_true", help="print versions and available back ends")
     given = sys.argv[1:] if argv is None else list(argv)
     arguments = parser.parse_args(given[:1])
     if arguments.version:
@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run() -> None:
-    """What the command `unicode-fast` calls."""
+    """Entry point of the command `unicode-fast`."""
     run_main(main)
 
 

@@ -1,8 +1,8 @@
-"""Each component off, and the size of the codebook: `python -m unicode_fast.ablate --out FOLDER`.
+"""Ablation of components and codebook sizes: `python -m unicode_fast.ablate --out FOLDER`.
 
 The paper's Tables 2 and 3 and its Figure 3, on the built-in data or any other. Every run is one of `unicode_fast.train`
-in its own folder, so an interrupted ablation goes on where it was; a run that has finished is a row of one file,
-`--record FILE`, and needs its folder no more.
+in its own folder, so an interrupted ablation resumes. A finished run is a row of one file, `--record FILE`, and its
+folder can be deleted.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from unicode_fast.tasks import PROBE_TASKS, Row
 from unicode_fast.training.checks import check_run, check_store
 from unicode_fast.training.runs import read_summary
 
-# MM-EMA is off where codewords follow their own modality alone, and features are drawn to their own codewords alone.
+# Without MM-EMA, neither the EMA nor the commitment loss reads another modality.
 _WITHOUT_MM_EMA = {"ema_partner": "none", "commitment_partner": 0.0}
 _WITHOUT_RESET = {"revive_after": 0}
 _WITHOUT_CLUB = {"club_estimator": "none"}
@@ -65,9 +65,9 @@ class Variant:
 
     Attributes:
         experiment: one of EXPERIMENTS.
-        label: what is removed, or the number of codewords.
-        config: of its runs, but for the seed.
-        folder: of its runs below the ablation's, the same for equal configurations.
+        label: the removed component, or the number of codewords.
+        config: of its runs, except for the seed.
+        folder: of its runs below that of the ablation, the same for equal configurations.
     """
 
     experiment: str
@@ -84,21 +84,21 @@ class Unit(NamedTuple):
 
     @property
     def finished(self) -> bool:
-        """Whether its summary is there."""
+        """Whether its summary exists."""
         return (self.folder / SUMMARY).exists()
 
     @property
     def log(self) -> Path:
-        """What its process prints."""
+        """File with the output of its process."""
         return self.folder.with_suffix(".log")
 
     def steps_done(self) -> int:
-        """Steps of pre-training so far, from what the run has logged."""
+        """Number of training steps so far, from metrics.jsonl."""
         if self.finished:
             return self.config.train.steps
         path = self.folder / METRICS
         for line in reversed(read_bytes(path, UNPACKED_VARIABLE).splitlines() if path.is_file() else []):
-            # One that is being written, or is damaged, is none.
+            # Skips an incomplete or damaged line.
             with contextlib.suppress(ValueError, KeyError, TypeError):
                 return int(json.loads(line)["step"])
         return 0
@@ -108,7 +108,7 @@ def variants(base: Config, names: Sequence[str], experiments: Iterable[str], cod
     """All lines and points of some experiments.
 
     Args:
-        base: what a run is when nothing is removed.
+        base: configuration of the complete model.
         names: the modalities of the data; Table 2 takes the first two of them.
         experiments: some of EXPERIMENTS.
         codewords: the points of Figure 3.
@@ -138,14 +138,14 @@ class Record:
     """The finished runs of an ablation, one row each, in a JSON file.
 
     Args:
-        path: the file; it may not be there yet.
-        base: what a run is when nothing is removed; a row says how its run differs from it.
+        path: the file; it is created if it does not exist.
+        base: configuration of the complete model; rows hold the fields that differ.
 
     Attributes:
         runs: rows with `fields` that differ, `seed`, `rows` of scores, `seconds` and `versions`.
 
     Raises:
-        ValueError: the file is none of an ablation, or of one with another configuration.
+        ValueError: the file is not of an ablation, or of one with another configuration.
     """
 
     def __init__(self, path: Path, base: Config) -> None:
@@ -159,7 +159,7 @@ class Record:
                 _check_runs(self.runs)
             except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
                 raise ValueError(
-                    f"record must be a file of finished runs, as an ablation writes it, or none yet; {path} is not: "
+                    f"record must be a new file or one of an ablation, got {str(path)!r}: "
                     f"{type(error).__name__}: {error}"
                 ) from error
             differing = [
@@ -168,20 +168,18 @@ class Record:
                 if before.get(name) != value
             ]
             if differing:
-                raise ValueError(
-                    f"record must hold runs of the same configuration or none, {path} has {', '.join(differing)}"
-                )
+                raise ValueError(f"record must be new or of the same configuration, {path} has {', '.join(differing)}")
 
     def find(self, config: Config) -> list[Row] | None:
-        """The scores of a run; None where it has not finished."""
+        """The scores of a run; None if it has not finished."""
         fields, seed = self._key(config)
         rows = [run["rows"] for run in self.runs if (run["fields"], run["seed"]) == (fields, seed)]
         return [Row.from_dict(row) for row in rows[0]] if rows else None
 
     def add(self, config: Config, summary: Mapping[str, Any]) -> None:
-        """Takes up a run that has finished, from its summary, and writes the file; twice changes nothing.
+        """Adds a finished run, from its summary, and writes the file; a second call changes nothing.
 
-        What another process has added since is kept.
+        Runs that other processes have added meanwhile are kept.
         """
         fields, seed = self._key(config)
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -198,7 +196,7 @@ class Record:
         write_text(self.path, f'{{"config": {json.dumps(self.config.flat())},\n"runs": [\n{lines}\n]}}\n')
 
     def times(self) -> str:
-        """A sentence on how long runs took; nothing where that is not known."""
+        """A sentence on the duration of runs; empty if it is unknown."""
         minutes = [run["seconds"] / 60 for run in self.runs if "seconds" in run]
         threads = sorted({run["threads"] for run in self.runs if "threads" in run})
         if not minutes or not threads:
@@ -217,12 +215,12 @@ class Record:
 
 
 def _check_runs(runs: Sequence[Mapping[str, Any]]) -> None:
-    """Raises ValueError, KeyError or TypeError where the rows of a record are no finished runs, each once."""
+    """Raises ValueError, KeyError or TypeError if the rows of a record are not finished runs, each once."""
     found = set()
     for number, run in enumerate(runs):
         key = json.dumps([dict(run["fields"]), int(run["seed"])], sort_keys=True)
         if key in found:
-            raise ValueError(f"run {number} is there twice")
+            raise ValueError(f"run {number} is a duplicate")
         found.add(key)
         for row in run["rows"]:
             score = Row.from_dict(row).score
@@ -231,15 +229,15 @@ def _check_runs(runs: Sequence[Mapping[str, Any]]) -> None:
 
 
 def identity(config: Config) -> dict[str, Any]:
-    """All fields that decide what a run computes, but for the seed."""
+    """All fields that decide what a run computes, except the seed."""
     return {name: value for name, value in config.flat().items() if name not in (*EXECUTION_FIELDS, "seed")}
 
 
 def units(out: Path, found: Sequence[Variant], seeds: Sequence[int]) -> list[Unit]:
-    """The runs, all variants of a seed before those of the next, so that a stop leaves whole tables.
+    """The runs, all variants of a seed before those of the next, so that an interruption leaves whole tables.
 
     Raises:
-        ValueError: a folder is there whose run has another configuration.
+        ValueError: a folder exists whose run has another configuration.
     """
     runs = {}
     for seed in seeds:
@@ -249,14 +247,14 @@ def units(out: Path, found: Sequence[Variant], seeds: Sequence[int]) -> list[Uni
             before, now = resolve_saved(str(written)).flat() if written.exists() else {}, unit.config.flat()
             if before and before != {**now, **{name: before.get(name) for name in EXECUTION_FIELDS}}:
                 raise ValueError(
-                    f"out must hold runs of the same configuration or none, {unit.folder} was trained with another"
+                    f"out must be new or of the same configuration, {unit.folder} was trained with another"
                 )
             runs[unit.folder] = unit
     return list(runs.values())
 
 
 def start(unit: Unit, threads: int) -> subprocess.Popen[bytes]:
-    """Begins or continues a run in a process of its own, whose output goes to a log beside its folder."""
+    """Starts or resumes a run in its own process, with a log beside its folder."""
     unit.folder.parent.mkdir(parents=True, exist_ok=True)
     fields = unit.config.flat()
     if unit.folder.exists():
@@ -272,10 +270,10 @@ def start(unit: Unit, threads: int) -> subprocess.Popen[bytes]:
 
 
 def run_all(runs: Sequence[Unit], jobs: int, threads: int) -> Iterator[Unit]:
-    """Runs what is not finished, some at a time, with one progress bar; yields each run as it ends.
+    """Runs what is not finished, `jobs` at a time, with one progress bar; yields each run when it has finished.
 
     Raises:
-        RuntimeError: a run failed; the others are stopped, and nothing that was saved is lost.
+        RuntimeError: a run failed; the others are stopped, and their checkpoints are kept.
     """
     waiting = [unit for unit in runs if not unit.finished]
     running: dict[subprocess.Popen[bytes], Unit] = {}
@@ -290,8 +288,8 @@ def run_all(runs: Sequence[Unit], jobs: int, threads: int) -> Iterator[Unit]:
             for process in [process for process in running if process.poll() is not None]:
                 unit = running.pop(process)
                 if not unit.finished:
-                    said = unit.log.read_text(encoding="utf-8", errors="replace").splitlines() or ["it wrote nothing"]
-                    raise RuntimeError(f"the run in {unit.folder} failed: {said[-1]}; all of it is in {unit.log}")
+                    log = unit.log.read_text(encoding="utf-8", errors="replace").splitlines() or ["its log is empty"]
+                    raise RuntimeError(f"the run in {unit.folder} failed: {log[-1]}; its log is {unit.log}")
                 yield unit
             bar.set_postfix(runs=f"{sum(unit.finished for unit in runs)}/{len(runs)}", refresh=False)
             bar.update(sum(unit.steps_done() for unit in runs) - bar.n)
@@ -305,7 +303,7 @@ def run_all(runs: Sequence[Unit], jobs: int, threads: int) -> Iterator[Unit]:
 def collect(
     record: Record, found: Sequence[Variant], seeds: Sequence[int], experiment: str
 ) -> tuple[list[Line], list[str]]:
-    """The lines of an experiment for which at least one seed has finished, and the names of runs that have not."""
+    """The lines of an experiment with at least one finished seed, and the names of unfinished runs."""
     lines, missing = [], []
     for variant in found:
         if variant.experiment == experiment:
@@ -322,15 +320,15 @@ def collect(
 def write_results(  # noqa: PLR0913 - what has run, and how it is shown
     out: Path, record: Record, found: Sequence[Variant], seeds: Sequence[int], base: Config, kind: str = "png"
 ) -> None:
-    """Tables as Markdown and CSV and the figure, from all that has finished, and what has not."""
+    """Writes tables as Markdown and CSV and the figure of all finished runs, and the names of the others."""
     text = [
         HEADING,
         f"Zero-shot scores in per cent on {base.data.data}, preset {base.preset}, {base.train.steps} steps; mean and "
         "sample standard deviation over seeds." + record.times(),
     ]
     if any(variant.experiment in PUBLISHED for variant in found):
-        parts = {label: fields for label, fields in COMPONENTS.items() if fields and " + " not in label}
-        removed = (f"{label}: {', '.join(f'{k} {v}' for k, v in fields.items())}" for label, fields in parts.items())
+        single = {label: fields for label, fields in COMPONENTS.items() if fields and " + " not in label}
+        removed = (f"{label}: {', '.join(f'{k} {v}' for k, v in fields.items())}" for label, fields in single.items())
         text.append(f"What is removed, in fields of the configuration: {'; '.join(removed)}. All else stays.")
     for experiment in dict.fromkeys(variant.experiment for variant in found):
         lines, missing = collect(record, found, seeds, experiment)
@@ -346,7 +344,7 @@ def numbers(text: str, argument: str) -> list[int]:
     """Whole numbers separated by commas.
 
     Raises:
-        ValueError: one of them is none, or is below 2.
+        ValueError: one is not a whole number, or is below 2.
     """
     words = [word.strip() for word in text.split(",")]
     if not all(word.isdigit() and int(word) >= 2 for word in words):
@@ -355,11 +353,11 @@ def numbers(text: str, argument: str) -> list[int]:
 
 
 def with_all_columns(base: Config, flags: Mapping[str, Any]) -> Config:
-    """The same, measured across data sets too, as in Table 3, where the built-in data have a second domain for it.
+    """The configuration with the tasks across data sets of Table 3, if the built-in data have a second domain.
 
     Args:
         base: of the runs.
-        flags: fields that were given; tasks that are named stay as they are.
+        flags: fields that were given; named tasks do not change.
     """
     named = "probe_tasks" in flags or base.train.probe_tasks != preset(base.preset, base.size).train.probe_tasks
     if named or base.data.data not in built_in.WITH_PARTNERS:
@@ -370,19 +368,19 @@ def with_all_columns(base: Config, flags: Mapping[str, Any]) -> Config:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; see `python -m unicode_fast.ablate --help`."""
     parser = make_parser("ablate", "Train with each component off, and with codebooks of several sizes.")
-    parser.add_argument("--out", help="folder of the ablation (required); what is finished there is kept")
-    parser.add_argument("--experiments", default=",".join(EXPERIMENTS), help="some of them [%(default)s]")
+    parser.add_argument("--out", help="folder of the ablation (required); finished runs in it are kept")
+    parser.add_argument("--experiments", default=",".join(EXPERIMENTS), help="which of them [%(default)s]")
     parser.add_argument("--sizes", default=SIZES, help="numbers of codewords in Figure 3 [%(default)s]")
     parser.add_argument("--seeds", type=int, default=3, help="seeds of each line, from --seed on [%(default)s]")
     parser.add_argument(
         "--record",
         default="",
-        help="JSON file of finished runs, one row each: those in it are not run again [runs.json in the folder]",
+        help="JSON file of finished runs, which are not run again [runs.json in the folder]",
     )
     parser.add_argument(
-        "--jobs", type=int, default=1, help="runs at a time, which share the processor's cores [%(default)s]"
+        "--jobs", type=int, default=1, help="parallel runs, which share the processor's cores [%(default)s]"
     )
-    parser.add_argument("--format", default="png", help=f"of Figure 3: {', '.join(plots.FORMATS)} [png]")
+    parser.add_argument("--format", default="png", help=f"format of Figure 3: {', '.join(plots.FORMATS)} [png]")
     arguments = parser.parse_args(with_underscores(argv))
     plots.check_format(arguments.format)
     if arguments.out is None:
@@ -392,7 +390,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     page = Path(arguments.out) / "ablation.md"
     check_writable("out", page)
     if page.exists() and not page.read_bytes().startswith(HEADING.encode()):
-        raise ValueError(f"out must be a new folder or an ablation's, {page} is another file")
+        raise ValueError(f"out must be a new folder or one of an ablation, {page} is another file")
     if arguments.record:
         check_writable("record", Path(arguments.record))
     for name in ("seeds", "jobs"):
@@ -402,7 +400,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     base = with_all_columns(resolve(arguments.config, flags), flags)
     check_run(base)
     if not base.train.steps:
-        raise ValueError("steps must be above 0, so that all lines are trained alike, got 0")
+        raise ValueError("steps must be above 0, so that all runs have the same number, got 0")
     names = modality_names(base.data.modalities, tuple(check_store(base, open_dataset(base.data))))
     experiments = list(dict.fromkeys(arguments.experiments.split(",")))
     found = variants(base, names, experiments, numbers(arguments.sizes, "sizes"))

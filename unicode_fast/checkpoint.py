@@ -1,4 +1,4 @@
-"""Checkpoints: written atomically, read without unpickling code, refused by name when damaged."""
+"""Checkpoints: atomic writes, reads without unpickling code, and errors that name a damaged file."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ from unicode_fast.presets import from_saved
 FORMAT = 1
 FOLDER = "checkpoints"
 BEST = "best.pt"
-# How the name of a state begins that a run saves when its loss is not finite.
+# Prefix of the state that a run saves after a non-finite loss.
 NON_FINITE = "nonfinite-"
-# Key, beside those of the file, of what messages call the checkpoint that a run goes on from.
+# Key of the checkpoint's name for messages, beside the keys of the file.
 WHERE = "where"
-# How folders are called that hold what came after a step that a run went on from.
+# Prefix of folders with the later files of a run that has resumed from an earlier step.
 ASIDE = "aside"
 SUMMARY = "summary.json"
 METRICS = "metrics.jsonl"
@@ -43,11 +43,11 @@ _NAME = re.compile(r"step-(\d+)\.pt")
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint that is missing, damaged or not ours; the message names it and what can be taken in its place."""
+    """A checkpoint is missing, damaged or of another program; the message names it and a checkpoint to use instead."""
 
 
 def write_config(folder: Path, config: Config) -> None:
-    """The config.yaml of a run folder, atomically.
+    """Writes the config.yaml of a run folder atomically.
 
     Raises:
         OSError: it cannot be written.
@@ -56,20 +56,20 @@ def write_config(folder: Path, config: Config) -> None:
 
 
 def config_to_dict(config: Config, modalities: Mapping[str, Modality]) -> dict[str, Any]:
-    """What a model needs to be built again, in plain types."""
+    """The configuration and modalities of a model, in plain types."""
     shapes = {name: {"kind": kind.kind, "shape": list(kind.shape)} for name, kind in modalities.items()}
     return {"fields": config.flat(), "modalities": shapes}
 
 
 def config_from_dict(saved: Mapping[str, Any], where: str = "checkpoint") -> tuple[Config, dict[str, Modality]]:
-    """The inverse of `config_to_dict`, for what an older version saved too.
+    """The inverse of `config_to_dict`, also for mappings of older versions.
 
     Args:
         saved: the mapping.
-        where: what holds it, for the message.
+        where: name of its file, for the message.
 
     Raises:
-        CheckpointError: a field is unknown, missing and not of ADDED_FIELDS, or has a value that it cannot have.
+        CheckpointError: a field is unknown, missing and not in ADDED_FIELDS, or has an invalid value.
     """
     try:
         checked_state.check_config(saved)
@@ -81,7 +81,7 @@ def config_from_dict(saved: Mapping[str, Any], where: str = "checkpoint") -> tup
 
 
 def changed_fields(content: Mapping[str, Any], config: Config, modalities: Mapping[str, Modality]) -> dict[str, Any]:
-    """The fields in which a run that goes on from a checkpoint differs from it, with the checkpoint's values.
+    """The fields in which a resumed run differs from its checkpoint, with the values of the checkpoint.
 
     Args:
         content: of the checkpoint.
@@ -89,8 +89,8 @@ def changed_fields(content: Mapping[str, Any], config: Config, modalities: Mappi
         modalities: of the run.
 
     Raises:
-        CheckpointError: another model was trained: one of them is not among EXECUTION_FIELDS and PLACE_FIELDS, or
-            modalities differ; or a field of the checkpoint is unknown, or missing and not of ADDED_FIELDS.
+        CheckpointError: the model differs: a changed field is not in EXECUTION_FIELDS or PLACE_FIELDS, or modalities
+            differ; or a field of the checkpoint is unknown, or missing and not in ADDED_FIELDS.
     """
     saved, wanted = content["config"], config_to_dict(config, modalities)
     try:
@@ -108,16 +108,16 @@ def changed_fields(content: Mapping[str, Any], config: Config, modalities: Mappi
 
 
 def save(path: Path, model: UniCode, extra: Mapping[str, Any] | None = None) -> None:
-    """Writes a model, its configuration and whatever else a run needs, atomically.
+    """Writes a model, its configuration and further entries atomically.
 
     Args:
         path: of the file.
-        model: whose parameters and buffers are written; torch.compile and DataParallel may hold it.
-        extra: tensors and plain types only.
+        model: a UniCode, or torch.compile's or DataParallel's wrapper of one.
+        extra: further entries, tensors and plain types only.
 
     Raises:
-        TypeError: `model` is no UniCode.
-        ValueError: a part of it was exchanged.
+        TypeError: `model` is not a UniCode.
+        ValueError: a layer of the model was replaced.
         OSError: the folder cannot be written or the disk is full; an older file stays.
     """
     model, state = plain_model(model)
@@ -131,11 +131,10 @@ def save(path: Path, model: UniCode, extra: Mapping[str, Any] | None = None) -> 
         with atomic_file(path) as file:
             torch.save(content, file)
     except RuntimeError as error:
-        # torch reports a failed write of its zip archive so, and does not say why.
+        # torch reports a failed write of its zip archive without the reason.
         free = shutil.disk_usage(path.parent).free / 1e6
         raise OSError(
-            f"checkpoint {path} could not be written, with {free:.0f} MB free there ({error}); nothing that was there "
-            "before is lost"
+            f"checkpoint {path} cannot be written, with {free:.0f} MB free on the disk ({error}); older files are kept"
         ) from error
 
 
@@ -153,8 +152,8 @@ def read(path: Path, map_location: str | torch.device = "cpu") -> dict[str, Any]
         raise CheckpointError(f"checkpoint {path} is truncated or damaged: {error}") from error
     version = content.get("format") if isinstance(content, dict) else None
     if type(version) is not int or version != FORMAT:
-        raise CheckpointError(f"checkpoint {path} must be of format {FORMAT}; it was not written by unicode_fast.train")
-    _check_parts(path, content, ("config", "model"))
+        raise CheckpointError(f"checkpoint {path} must be of format {FORMAT}, as unicode_fast.train writes it")
+    _check_entries(path, content, ("config", "model"))
     with _named(f"checkpoint {path} is damaged:"):
         checked_state.check_config(content["config"])
         checked_state.check_tensors(content["model"])
@@ -163,29 +162,29 @@ def read(path: Path, map_location: str | torch.device = "cpu") -> dict[str, Any]
 
 @contextlib.contextmanager
 def _named(where: str) -> Iterator[None]:
-    """A fault of a file as an error that names it."""
+    """Turns a BadFile into a CheckpointError that names the file."""
     try:
         yield
     except BadFile as error:
         raise CheckpointError(f"{where} {error}") from error
 
 
-def _check_parts(path: Path, content: Mapping[str, Any], parts: Sequence[str]) -> None:
-    lacking = [name for name in parts if name not in content]
+def _check_entries(path: Path, content: Mapping[str, Any], names: Sequence[str]) -> None:
+    lacking = [name for name in names if name not in content]
     if lacking:
         raise CheckpointError(f"checkpoint {path} is damaged, lacks {', '.join(lacking)}")
 
 
 def load_model(model: UniCode, content: Mapping[str, Any], where: str) -> None:
-    """Puts the parameters and buffers of a checkpoint into a model.
+    """Loads the parameters and buffers of a checkpoint into a model.
 
     Args:
         model: of the checkpoint's configuration.
         content: of the checkpoint.
-        where: what holds it, for the message.
+        where: name of its file, for the message.
 
     Raises:
-        CheckpointError: they are not those of the model.
+        CheckpointError: they do not fit the model.
     """
     with _named(where):
         checked_state.check_state(model, content["model"])
@@ -193,7 +192,7 @@ def load_model(model: UniCode, content: Mapping[str, Any], where: str) -> None:
 
 
 def check_model(content: Mapping[str, Any], config: Config, modalities: Mapping[str, Modality]) -> dict[str, Any]:
-    """Raise CheckpointError where a checkpoint is not of a run's model, before memory is taken for that.
+    """Raise CheckpointError if a checkpoint does not fit the model of a run, before that model is allocated.
 
     Returns:
         As `changed_fields`.
@@ -205,15 +204,15 @@ def check_model(content: Mapping[str, Any], config: Config, modalities: Mapping[
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, content: Mapping[str, Any], name: str) -> None:
-    """Puts what a checkpoint holds of one of the optimisers into it; the options stay those of the optimiser.
+    """Loads the state of an optimiser from a checkpoint; the optimiser keeps its options.
 
     Args:
         optimizer: Adam.
         content: of the checkpoint.
-        name: of the part of it.
+        name: key of the optimiser in `content`.
 
     Raises:
-        CheckpointError: it is of other parameters.
+        CheckpointError: the state is of other parameters.
     """
     groups = optimizer.state_dict()["param_groups"]
     with _named(f"{where_of(content)} is damaged:"):
@@ -224,10 +223,10 @@ def load_optimizer(optimizer: torch.optim.Optimizer, content: Mapping[str, Any],
 
 
 def load_generators(content: Mapping[str, Any], device: torch.device) -> None:
-    """Sets torch's generators to what a checkpoint holds of them, that of a GPU where the run is on one.
+    """Restores torch's generators from a checkpoint, that of a GPU for a run on one.
 
     Raises:
-        CheckpointError: there are no states of them.
+        CheckpointError: an entry is not the state of a generator.
     """
     with _named(f"{where_of(content)} is damaged:"):
         checked_state.check_generator("rng", content["rng"], torch.device("cpu"))
@@ -238,39 +237,39 @@ def load_generators(content: Mapping[str, Any], device: torch.device) -> None:
 
 
 def where_of(content: Mapping[str, Any]) -> str:
-    """What messages call the checkpoint that a run goes on from."""
+    """The name of a checkpoint in messages."""
     return str(content.get(WHERE, f"checkpoint of step {content.get('step')}"))
 
 
 def steps_in(run: Path) -> list[int]:
-    """The steps whose checkpoints a run folder holds, ascending."""
+    """The steps of the checkpoints in a run folder, ascending."""
     folder = run / FOLDER
     names = (_NAME.fullmatch(path.name) for path in folder.iterdir()) if folder.is_dir() else iter(())
     return sorted(int(match[1]) for match in names if match)
 
 
 def keep_newest(run: Path) -> None:
-    """Deletes all checkpoints of steps but two; those of the highest steps are the newest, as `set_aside` sees to."""
+    """Deletes all step checkpoints but the two of the highest steps, which are the newest after `set_aside`."""
     for step in steps_in(run)[:-2]:
         step_path(run, step).unlink()
 
 
 def set_aside(run: Path, step: int, offset: int) -> Path | None:
-    """Moves what a run did after a step out of the way of what it will do again; nothing of it is deleted.
+    """Moves the files of a run after a step to a new folder, and deletes none; the run will repeat these steps.
 
-    Where this is broken off, the run can be gone on with all the same.
+    The run can resume after an interruption of this call.
 
     Args:
         run: the run folder.
-        step: that it will go on from.
+        step: the step to resume from.
         offset: bytes of its metrics.jsonl at that step.
 
     Returns:
-        The folder with later checkpoints, lines of metrics.jsonl and the summary; None where there is nothing later.
+        The folder with later checkpoints, lines of metrics.jsonl and the summary; None if there is nothing later.
 
     Raises:
-        OSError: it cannot be made, or the disk is full.
-        CheckpointError: its metrics.jsonl is no plain file.
+        OSError: the folder cannot be created, or the disk is full.
+        CheckpointError: metrics.jsonl is not a regular file.
     """
     folder = run / FOLDER
     moved = [step_path(run, later) for later in reversed(steps_in(run)) if later > step]
@@ -287,7 +286,7 @@ def set_aside(run: Path, step: int, offset: int) -> Path | None:
     aside = next(path for n in itertools.count(1) if not any((path := folder / f"{ASIDE}-{n}").glob("*")))
     aside.mkdir(exist_ok=True)
     if (run / SUMMARY).exists():
-        # First, as with it the run would have ended.
+        # First, because a run with a summary has finished.
         os.rename(run / SUMMARY, aside / SUMMARY)
     if lines:
         with atomic_file(aside / METRICS) as file:
@@ -300,7 +299,7 @@ def set_aside(run: Path, step: int, offset: int) -> Path | None:
 
 
 def step_of_best(run: Path) -> int | None:
-    """The step of the best checkpoint; None where there is none, or it cannot be read."""
+    """The step of the best checkpoint; None if it does not exist or cannot be read."""
     path = run / FOLDER / BEST
     try:
         step = read(path)["step"] if path.exists() else None
@@ -310,12 +309,12 @@ def step_of_best(run: Path) -> int | None:
 
 
 def step_path(run: Path, step: int) -> Path:
-    """Where the checkpoint of a step lives."""
+    """The file of the checkpoint of a step."""
     return run / FOLDER / f"step-{step:08d}.pt"
 
 
 def default_of(run: Path) -> str:
-    """What is taken of a run where nothing is asked for: "best" where validations have chosen it, else "last"."""
+    """The default checkpoint of a run: "best" if validations have chosen one, else "last"."""
     return "best" if (run / FOLDER / BEST).exists() else "last"
 
 
@@ -324,10 +323,10 @@ def find(run: Path, which: str | int | None) -> Path:
 
     Args:
         run: the run folder.
-        which: "best" by validation zero-shot accuracy, "last", or a step; None as `default_of` says.
+        which: "best" by validation zero-shot accuracy, "last", or a step; None for `default_of`.
 
     Raises:
-        CheckpointError: there is none; the message lists what there is.
+        CheckpointError: it does not exist; the message lists those that do.
     """
     if not run.is_dir():
         raise CheckpointError(f"run folder {run} does not exist")
@@ -355,7 +354,7 @@ def find(run: Path, which: str | int | None) -> Path:
 
 
 def read_of_run(run: Path, which: str | int | None, map_location: str | torch.device = "cpu") -> dict[str, Any]:
-    """The content of a run's checkpoint; a damaged one is refused and those that are whole are offered.
+    """The content of a run's checkpoint; the error for a damaged one lists the undamaged ones.
 
     Args:
         run: the run folder.
@@ -363,7 +362,7 @@ def read_of_run(run: Path, which: str | int | None, map_location: str | torch.de
         map_location: device of the tensors.
 
     Raises:
-        CheckpointError: there is none, or it is damaged.
+        CheckpointError: it does not exist or is damaged.
     """
     path = find(run, which)
     try:
@@ -371,16 +370,16 @@ def read_of_run(run: Path, which: str | int | None, map_location: str | torch.de
     except CheckpointError as error:
         whole = list(_whole_besides(run, path))
         offer = (
-            f"whole are {', '.join(map(str, whole))}: take one with --checkpoint {whole[0]}, in Python with "
+            f"undamaged are {', '.join(map(str, whole))}: take one with --checkpoint {whole[0]}, in Python with "
             f"checkpoint={whole[0]!r}"
             if whole
-            else "the run has no other that is whole"
+            else "the run has no undamaged one"
         )
         raise CheckpointError(f"{error}; {offer}") from error
 
 
 def _whole_besides(run: Path, damaged: Path) -> Iterator[str | int]:
-    """What `find` takes to get at the other checkpoints of a run that can be read, the best first, then the latest."""
+    """Arguments of `find` for the other readable checkpoints of a run, the best first, then the latest."""
     best: list[str | int] = ["best"] if (run / FOLDER / BEST).exists() else []
     for which in (*best, *reversed(steps_in(run))):
         path = find(run, which)
@@ -391,22 +390,22 @@ def _whole_besides(run: Path, damaged: Path) -> Iterator[str | int]:
 
 
 def read_for_resume(run: Path, step: int | None) -> dict[str, Any]:
-    """The checkpoint a run goes on from, on the CPU; a damaged one is refused and the one before it offered.
+    """The content of the checkpoint to resume from, on the CPU; the error for a damaged one names the one before it.
 
     Args:
         run: the run folder.
         step: None takes the last.
 
     Raises:
-        CheckpointError: there is none, or it is damaged.
+        CheckpointError: it does not exist or is damaged.
     """
     path = find(run, "last" if step is None else step)
     number = int(_NAME.fullmatch(path.name)[1])  # type: ignore[index]
     try:
         content = read(path)
-        _check_parts(path, content, ("step", "progress", "optimizer", "club_optimizer", "rng"))
+        _check_entries(path, content, ("step", "progress", "optimizer", "club_optimizer", "rng"))
         if type(content["step"]) is not int or content["step"] != number:
-            raise CheckpointError(f"checkpoint {path} is damaged, it says that it is of step {content['step']!r:.40}")
+            raise CheckpointError(f"checkpoint {path} is damaged, its step is {content['step']!r:.40}")
         with _named(f"checkpoint {path} is damaged:"):
             checked_state.check_resumed(content)
         return {**content, WHERE: f"checkpoint {path}"}
@@ -421,18 +420,18 @@ def read_for_resume(run: Path, step: int | None) -> dict[str, Any]:
 
 
 def export(model: UniCode, path: str | os.PathLike[str]) -> None:
-    """Writes a model as one safetensors file, its configuration and a checksum in the header, which `load` reads.
+    """Writes a model for `load` as one safetensors file, with its configuration and a checksum in the header.
 
-    `load` refuses a file that is not of its checksum; files of older versions have none and are read without. What
-    `from_cmg` keeps for `to_cmg` beside the model is not part of it.
+    `load` refuses a file with a wrong checksum; files of older versions have none. The file leaves out the entries
+    that `from_cmg` keeps for `to_cmg`.
 
     Args:
-        model: whose parameters and buffers are written; torch.compile and DataParallel may hold it.
-        path: new; ends with .safetensors.
+        model: a UniCode, or torch.compile's or DataParallel's wrapper of one.
+        path: a new file that ends with .safetensors.
 
     Raises:
-        TypeError: `model` is no UniCode, or `path` no path.
-        ValueError: the path exists or ends otherwise, or a part of the model was exchanged.
+        TypeError: `model` is not a UniCode, or `path` is not a path.
+        ValueError: the path exists or ends otherwise, or a layer of the model was replaced.
         OSError: it cannot be written.
     """
     model, state = plain_model(model)
@@ -444,7 +443,7 @@ def export(model: UniCode, path: str | os.PathLike[str]) -> None:
 
 
 def _read_export(path: Path) -> dict[str, Any]:
-    """The content of an exported file, as `read` gives that of a checkpoint."""
+    """The content of an exported file, in the form that `read` returns."""
     try:
         content, tensors = read_tensors(path)
         if type(content) is not dict or type(content.get("format")) is not int or content["format"] != FORMAT:
@@ -453,16 +452,16 @@ def _read_export(path: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise CheckpointError(f"file {path} does not exist") from error
     except (BadFile, OSError) as error:
-        raise CheckpointError(f"file {path} is truncated, damaged or not ours: {error}") from error
+        raise CheckpointError(f"file {path} is truncated, damaged or not an export: {error}") from error
     return {"config": content["config"], "model": tensors}
 
 
 def _check_finite(model: UniCode, path: Path, where: str) -> None:
-    """Refuses a model whose codes would mean nothing."""
+    """Raise CheckpointError if a parameter or buffer is not finite."""
     for name, value in model.state_dict().items():
-        # A NaN is both, and this takes a twentieth of the time of isfinite on all numbers.
+        # aminmax returns NaN for NaN, and takes a twentieth of the time of isfinite on all numbers.
         if not torch.stack(value.aminmax()).isfinite().all():
-            saved = "; a run saved it for inspection as its loss was not finite" * path.name.startswith(NON_FINITE)
+            saved = "; a run saved it for inspection after a non-finite loss" * path.name.startswith(NON_FINITE)
             raise CheckpointError(f"{where} must hold finite numbers, got NaN or Inf in {name}{saved}")
 
 
@@ -471,28 +470,28 @@ def load(
     checkpoint: str | int | None = None,
     device: str | torch.device = "cpu",
 ) -> UniCode:
-    """The model of a run, in eval mode, without needing its data.
+    """The model of a run, in eval mode. It needs no data.
 
     Args:
-        run: a run folder, a checkpoint file, or a file that `export` wrote.
+        run: a run folder, a checkpoint file, or a file of `export`.
         checkpoint: "best" by validation zero-shot accuracy averaged over
-            directions, "last", or a step; not read when `run` is a file. None
+            directions, "last", or a step; ignored if `run` is a file. None
             takes the best, or, with a warning, the last of a run without
             validations, which has no best.
-        device: where the model is put.
+        device: of the model.
 
     Raises:
-        TypeError: `run` is no path.
-        ValueError: `device` is none, or is not there.
-        CheckpointError: the checkpoint is missing, truncated or not ours; the message names those of the run that can
-            be taken in its place. Or it holds NaN or infinity, or a field that this version does not know, or lacks
-            one that is not among `config.ADDED_FIELDS`.
+        TypeError: `run` is not a path.
+        ValueError: `device` is unknown or not available.
+        CheckpointError: the checkpoint is missing, truncated or of another program; the message names the checkpoints
+            of the run to use instead. Or it contains NaN or infinity, or an unknown field, or lacks a field that is not
+            in `config.ADDED_FIELDS`.
     """
     path, device = path_of("run", run), find_device(device)
     where = f"checkpoint {path}"
     if path.suffix == EXPORT_SUFFIX:
         content = _read_export(path)
-    # What is neither is refused as no plain file.
+    # `read` refuses what is neither a folder nor a regular file.
     elif path.exists() and not path.is_dir():
         content = read(path, device)
     else:
@@ -500,7 +499,7 @@ def load(
         where = f"checkpoint {find(path, checkpoint)}"
         if checkpoint is None and default_of(path) == "last":
             name = find(path, "last").name
-            warnings.warn(f"run {path} has no best checkpoint, its last is taken, {name}", stacklevel=2)
+            warnings.warn(f"run {path} has no best checkpoint; loading its last, {name}", stacklevel=2)
     config, modalities = config_from_dict(content["config"], where)
     with _named(where):
         model = checked_state.unfilled_model(config, modalities, content["model"])

@@ -1,4 +1,4 @@
-"""Command lines made from the configuration: one flag a field, a YAML file for any of them, presets beneath."""
+"""Command lines from the configuration: a flag for each field, a YAML file for any fields, and presets."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from unicode_fast.files.paths import expanded, with_homes
 from unicode_fast.files.untrusted import BadFile, open_file
 from unicode_fast.presets import PRESETS, SIZES, from_saved, preset
 
-# Bytes that a configuration file may have, twenty times what one with every field has.
+# Most bytes of a configuration file, twenty times the size of one with every field.
 MOST_YAML = 1 << 16
-# A whole number and another one, as everybody reads them: YAML 1.1 takes 010 for 8, 1:30 for 90 and 1_0 for 10.
+# Decimal numbers only: YAML 1.1 also reads 010 as 8, 1:30 as 90 and 1_0 as 10.
 _WHOLE = re.compile(r"[-+]?(0|[1-9][0-9]{0,19})")
 _DECIMAL = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML of one flat mapping: each key once; no tags and no references, which can unfold without end."""
+    """Loader of one flat YAML mapping: each key once, no tags, and no references, which can expand without end."""
 
     depth = 0
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        """One part of the text."""
+        """Composes one node of the text."""
         event = self.peek_event()
         if isinstance(event, yaml.AliasEvent) or event.anchor or getattr(event, "tag", None):
             self.refuse("it has an anchor, an alias or a tag", event.start_mark)
@@ -43,22 +43,22 @@ class _Loader(yaml.SafeLoader):
         elif isinstance(node, yaml.ScalarNode) and node.tag in _NUMBERS:
             kind, form = _NUMBERS[node.tag]
             if not form.fullmatch(node.value):
-                self.refuse(f"{node.value:.40} is no {kind} in decimal digits", node.start_mark)
+                self.refuse(f"{node.value:.40} is not a {kind} in decimal digits", node.start_mark)
         return node
 
     def check_keys(self, node: yaml.MappingNode) -> None:
-        """Raise an error where a key is no text, or there twice."""
+        """Raise an error if a key is not text, or a duplicate."""
         seen: dict[str, int] = {}
         for key, _ in node.value:
             line = key.start_mark.line + 1
             if key.tag != "tag:yaml.org,2002:str":
-                self.refuse(f"a key is no text, {key.value!s:.40}", key.start_mark)
+                self.refuse(f"a key is not text, {key.value!s:.40}", key.start_mark)
             if key.value in seen:
                 self.refuse(f"{key.value:.40} is there twice, in line {seen[key.value]} and", key.start_mark)
             seen[key.value] = line
 
     def refuse(self, problem: str, mark: yaml.Mark | None) -> None:
-        """Raise an error that has its line."""
+        """Raise an error with its line."""
         raise yaml.MarkedYAMLError(problem=problem, problem_mark=mark)
 
 
@@ -67,7 +67,7 @@ _NUMBERS = {
     "tag:yaml.org,2002:float": ("number", _DECIMAL),
 }
 
-# Fields that can be a path, in which `~` is a home folder.
+# Fields that can be a path, with `~` for a home folder.
 _PATHS = ("data", "text_model", "text_whitelist")
 
 
@@ -82,12 +82,12 @@ def field_help() -> dict[str, str]:
 
 
 def make_parser(command: str, description: str) -> Parser:
-    """A parser that knows every configuration field, `--preset`, `--size` and `--config`."""
+    """A parser with a flag for every configuration field, `--preset`, `--size` and `--config`."""
     name = program(command)
     parser = Parser(prog=name, usage=f"{name} [--FIELD VALUE ...]", description=description)
     parser.add_argument("--config", metavar="FILE", help="YAML file that sets any of the fields below")
-    parser.add_argument("--preset", help=f"rules: {', '.join(PRESETS)} (default recommended)")
-    parser.add_argument("--size", help=f"sizes: {', '.join(SIZES)} (default small)")
+    parser.add_argument("--preset", help=f"rules: {', '.join(PRESETS)} [recommended]")
+    parser.add_argument("--size", help=f"sizes: {', '.join(SIZES)} [small]")
     defaults = {name: preset(name).flat() for name in PRESETS}
     texts = field_help()
     for section in SECTIONS:
@@ -110,17 +110,17 @@ def make_parser(command: str, description: str) -> Parser:
 
 
 def _shown_type(name: str) -> str:
-    """What a field's flag takes, as its help shows it."""
+    """The values of a field's flag, for its help."""
     kind = _TYPES[name]
     choices = get_args(kind) if get_origin(kind) is Literal else ("true", "false") if kind is bool else ()
     return f"{{{','.join(choices)}}}" if choices else kind.__name__.upper()
 
 
 def with_underscores(argv: Sequence[str] | None) -> list[str]:
-    """The arguments, None for the process's own, with `--batch-size` spelt `--batch_size`, and home folders for `~`.
+    """The arguments with `--batch_size` for `--batch-size` and home folders for `~`; None takes those of the process.
 
     Raises:
-        ValueError: nobody knows such a folder.
+        ValueError: a home folder is unknown.
     """
     given = with_homes(argv)
     return [re.sub(r"^--[^=]*", lambda flag: "--" + flag[0][2:].replace("-", "_"), word) for word in given]
@@ -133,7 +133,7 @@ def given_fields(arguments: Namespace) -> dict[str, Any]:
 
 
 def from_text(name: str, text: str) -> Any:
-    """The value that a flag spells, or the text itself where it spells none; `check_value` judges it."""
+    """The value of a flag in the type of its field, or the text if it has another type, for `check_value`."""
     hint = _TYPES.get(name, str)
     if hint is bool:
         return {"true": True, "false": False}.get(text.lower(), text)
@@ -149,8 +149,8 @@ def read_yaml(path: str) -> dict[str, Any]:
     """The flat mapping of a configuration file.
 
     Raises:
-        ValueError: the file cannot be read, has more than 64 KiB, is no flat mapping of keys that are there once, or
-            holds an unknown field.
+        ValueError: the file cannot be read, has more than 64 KiB, is not a flat mapping without duplicate keys, or has
+            an unknown field.
     """
     try:
         with open_file(path) as file:
@@ -164,20 +164,20 @@ def read_yaml(path: str) -> dict[str, Any]:
         content = yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
     except yaml.YAMLError as error:
         raise ValueError(f"config must be a readable YAML file, got {path!r}: {_fault(text, error)}") from error
-    # A date that is none.
+    # An invalid date.
     except ValueError as error:
         raise ValueError(f"config must be a readable YAML file, got {path!r}: {error!s:.100}") from error
     if not isinstance(content, dict):
-        raise ValueError(f"config must hold a mapping of fields to values, {path!r} holds {type(content).__name__}")
+        raise ValueError(f"config must be a mapping of fields to values, {path!r} is a {type(content).__name__}")
     known = {"preset", "size", *FIELDS}
     unknown = sorted(str(name) for name in content if name not in known)
     if unknown:
-        raise ValueError(f"config {path!r} must hold configuration fields only, got {few(unknown)}")
+        raise ValueError(f"config {path!r} must have configuration fields only, got {few(unknown)}")
     for name, value in content.items():
         if name in ("modalities", "probe_tasks") and isinstance(value, list):
             content[name] = ",".join(map(str, value))
         elif _TYPES.get(name) is float and isinstance(value, str):
-            # YAML takes 1e-3, without a point, for text.
+            # YAML 1.1 reads 1e-3, without a point, as text.
             content[name] = from_text(name, value)
         elif name in _PATHS and isinstance(value, str):
             content[name] = expanded(value)
@@ -185,10 +185,10 @@ def read_yaml(path: str) -> dict[str, Any]:
 
 
 def _fault(text: bytes, error: yaml.YAMLError) -> str:
-    """What is no YAML in a text, and in which line."""
+    """The YAML errors of a text with their lines."""
     if isinstance(error, yaml.MarkedYAMLError):
-        told = ((error.context, error.context_mark), (error.problem, error.problem_mark))
-        return ", ".join(f"{what} in line {mark.line + 1}" for what, mark in told if what and mark)
+        faults = ((error.context, error.context_mark), (error.problem, error.problem_mark))
+        return ", ".join(f"{what} in line {mark.line + 1}" for what, mark in faults if what and mark)
     if isinstance(error, yaml.reader.ReaderError):
         line = text.count(b"\n", 0, error.position) + 1
         return f"{error.reason} in line {line}"
@@ -196,9 +196,9 @@ def _fault(text: bytes, error: yaml.YAMLError) -> str:
 
 
 def resolve(file: str | None, flags: dict[str, Any]) -> Config:
-    """Preset, then YAML file, then flags; later ones win.
+    """The configuration of preset, YAML file and flags; later ones override earlier ones.
 
-    A file that holds all fields but added ones is a run's own, of an older version, and read by `resolve_saved`.
+    A file with all fields except added ones is that of a run of an older version, and `resolve_saved` reads it.
 
     Raises:
         ValueError: a preset, field or value is unknown, of the wrong type or out of range.
@@ -210,7 +210,7 @@ def resolve(file: str | None, flags: dict[str, Any]) -> Config:
         try:
             check_value(name, value) if name in FIELDS else None
         except (TypeError, ValueError) as error:
-            raise ValueError(f"config {file!r} has a value that it cannot have: {error}") from error
+            raise ValueError(f"config {file!r} has an invalid value: {error}") from error
     values = {**content, **flags}
     if any("epochs" in given and "steps" not in given for given in (flags, values)):
         values["steps"] = 0
@@ -222,22 +222,22 @@ def resolve(file: str | None, flags: dict[str, Any]) -> Config:
 
 
 def added_fields(content: Mapping[str, Any]) -> dict[str, Any]:
-    """What a run's own file of an older version lacks, with the values that mean "as before"; empty for other files."""
+    """The fields that a run's file of an older version lacks, with their former behaviour; {} for other files."""
     return {k: value for k, value in completed(content).items() if k not in content} if is_whole(content) else {}
 
 
 def resolve_saved(file: str, flags: Mapping[str, Any] | None = None) -> Config:
-    """The configuration that a run folder keeps, of this version or an older one, then flags.
+    """The configuration of a run folder, of this version or an older one, with flags.
 
-    Presets change from version to version, so of the file's fields none is refused that others switch off.
+    Presets change between versions, so fields of the file that others switch off are accepted.
 
     Args:
-        file: a config.yaml; fields that were added since take the values of ADDED_FIELDS.
-        flags: fields that were given beside it.
+        file: a config.yaml; missing fields take the values of ADDED_FIELDS.
+        flags: fields that override those of the file.
 
     Raises:
-        ValueError: the file cannot be read, a field of it is unknown, or missing and not of ADDED_FIELDS; or a value is
-            of the wrong type or out of range.
+        ValueError: the file cannot be read, a field is unknown, or missing and not in ADDED_FIELDS; or a value has the
+            wrong type or is out of range.
     """
     given = dict(flags or {})
     if "epochs" in given:
@@ -250,7 +250,7 @@ def resolve_saved(file: str, flags: Mapping[str, Any] | None = None) -> Config:
     base = preset(given.pop("preset", saved.preset), given.pop("size", saved.size))
     kept = {name: value for name, value in saved.flat().items() if name in FIELDS and name not in given}
     try:
-        # Flags are compared with the preset, as beside any other file.
+        # `replace` compares flags with the preset, as for any other file.
         return base.replace_all(**kept).replace(**given)
     except TypeError as error:
         raise ValueError(str(error)) from error

@@ -1,4 +1,4 @@
-"""How a command ends where something is wrong: one line that says what, and a file with the traceback of a bug."""
+"""Error messages of commands: one line for an error, and a file with the traceback for a bug."""
 
 from __future__ import annotations
 
@@ -24,51 +24,51 @@ from typing import NoReturn, TextIO
 import unicode_fast
 from unicode_fast.version import __version__
 
-# Of one line of a message, characters.
+# Most characters of a message on one line.
 LONGEST = 299
-# Exit statuses, as shells give those of processes that were ended by these signals.
+# Exit statuses that shells give processes after these signals.
 INTERRUPTED, PIPE_CLOSED, TERMINATED = 130, 141, 143
 _BAD_USAGE = 2
-# The command that pyproject.toml names.
+# The command in pyproject.toml.
 SCRIPT = "unicode-fast"
-# Signals that come within are taken for one.
+# Signals within this time count as one.
 _SAME_SECONDS = 1.0
 
 
-# What helps against errors of the system that are not about the file that they name.
+# Messages with a remedy for system errors whose cause is not the file that they name.
 CURES = {
     errno.EMFILE: "this process may open no more files; `ulimit -n 65536` before the command allows more",
-    errno.ENFILE: "this machine may open no more files; end what holds many, or raise the system's fs.file-max",
+    errno.ENFILE: "this machine may open no more files; end processes with many files, or raise fs.file-max",
 }
 
 
 class TooManyFiles(RuntimeError):
-    """No more files can be opened, which is no fault of the one that was to be; the message says what to set."""
+    """The limit of open files is reached; the message has the remedy."""
 
 
 class UsageError(ValueError):
-    """A command line that cannot be read."""
+    """A command line is invalid."""
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse's, which raises what is wrong with a command line, in place of printing how it is used."""
+    """An ArgumentParser that raises an error for an invalid command line, and prints no usage."""
 
     def error(self, message: str) -> NoReturn:
-        """Raise UsageError with a message of argparse on one line."""
+        """Raise UsageError with argparse's message on one line."""
         message = re.sub(r"^argument --(\w+): invalid int value: ", r"\1 must be a whole number, got ", message)
         unknown = re.search(r"unrecognized arguments: (--[^\s=]+)|invalid choice: '(.*)' \(choose from (.*)\)", message)
         if unknown is not None:
             known = self._option_string_actions if unknown[1] else re.findall(r"[\w-]+", unknown[3])
             near = difflib.get_close_matches(unknown[1] or unknown[2], known, 1, 0.75)
             message += f", is {near[0]} meant?" if near else ""
-        raise UsageError(f"{message}; {self.prog} --help says what there is")
+        raise UsageError(f"{message}; see {self.prog} --help")
 
 
 def program(command: str = "") -> str:
-    """What this process was called as: `unicode-fast`, `python -m unicode_fast`, or the module of a command.
+    """The command of this process: `unicode-fast`, `python -m unicode_fast`, or the module of a command.
 
     Args:
-        command: that it runs; empty for the one that has them all.
+        command: the subcommand; empty for the command itself.
     """
     called = Path(sys.argv[0])
     base = SCRIPT if called.name == SCRIPT else "python -m unicode_fast"
@@ -81,12 +81,12 @@ class Terminated(KeyboardInterrupt):
 
 
 class Ending:
-    """What has asked a command to end: Terminated, KeyboardInterrupt, or None while nothing has."""
+    """The signal to end a command, as an exception class: Terminated, KeyboardInterrupt, or None without a signal."""
 
     asked: type[KeyboardInterrupt] | None = None
 
     def within(self, seconds: float) -> bool:
-        """Whether something asks before so many seconds have passed."""
+        """Waits for a signal, at most so many seconds; whether there is one."""
         deadline = time.monotonic() + seconds
         while self.asked is None and time.monotonic() < deadline:
             time.sleep(0.01)
@@ -95,13 +95,13 @@ class Ending:
 
 @contextlib.contextmanager
 def postponed(say: str) -> Iterator[Ending]:
-    """SIGTERM and Ctrl-C wait until the end of the block, which looks whether it is to end soon, and are raised there.
+    """Context that postpones SIGTERM and Ctrl-C to its end; the block checks `Ending` to end early.
 
-    A later one ends the process at once; those of the first second are the same, as Ctrl-C on a terminal and SIGTERM of
-    the command that has started this one. Where this is not the main thread, nothing is postponed.
+    A second signal ends the process at once. Signals within one second count as one, such as Ctrl-C on a terminal and
+    SIGTERM of the parent command. Outside the main thread nothing is postponed.
 
     Args:
-        say: what is done before the end, told on the error stream.
+        say: message on the error stream: what the command finishes before its end.
     """
     ending, process, since = Ending(), os.getpid(), [0.0]
     if threading.current_thread() is not threading.main_thread():
@@ -111,7 +111,7 @@ def postponed(say: str) -> Iterator[Ending]:
     def note(number: int, frame: FrameType | None) -> None:
         status = TERMINATED if number == signal.SIGTERM else INTERRUPTED
         if os.getpid() != process:
-            # One that reads batches, forked from this one; Ctrl-C reaches it too, and its batches are still wanted.
+            # A worker that reads batches, forked from this process. It ignores Ctrl-C: the step needs its batch.
             if number == signal.SIGTERM:
                 os._exit(status)
         elif ending.asked is not None:
@@ -120,7 +120,7 @@ def postponed(say: str) -> Iterator[Ending]:
         else:
             since[0] = time.monotonic()
             ending.asked = Terminated if number == signal.SIGTERM else KeyboardInterrupt
-            # Unlike `print` it may be called whatever was interrupted.
+            # Unlike `print`, `os.write` is safe in a signal handler.
             with contextlib.suppress(OSError):
                 os.write(2, f"\n{say}; another signal ends it at once\n".encode())
 
@@ -135,19 +135,19 @@ def postponed(say: str) -> Iterator[Ending]:
 
 
 def escaped(text: str) -> str:
-    """A text on one line: what does not print, which may be part of a file's name, as Python writes it."""
+    """A text on one line, with unprintable characters, such as those of a file name, as Python escapes."""
     return "".join(
         letter if letter.isprintable() else ascii(letter)[1:-1] if letter != "\n" else " " for letter in text
     )
 
 
 def say(text: object = "", file: TextIO | None = None) -> None:
-    """Print a text, standard output being the default; what does not print in its lines, as Python writes it."""
+    """Prints a text to a stream, standard output by default, with unprintable characters as Python escapes."""
     print("\n".join(map(escaped, str(text).split("\n"))), file=file or sys.stdout, flush=True)  # noqa: T201
 
 
 def one_line(text: str, longest: int = LONGEST) -> str:
-    """A text on one line of so many characters at most; what is left out of its middle is shown as an ellipsis."""
+    """A text on one line of at most `longest` characters, with an ellipsis in its middle if it is longer."""
     line = escaped(text)
     if len(line) <= longest:
         return line
@@ -156,7 +156,7 @@ def one_line(text: str, longest: int = LONGEST) -> str:
 
 
 def few(texts: Sequence[str], between: str = ", ", room: int = 150) -> str:
-    """The first of many texts, as many as there is room for in characters, and how many more there are."""
+    """The first texts, as many as fit into `room` characters, and the number of the others."""
     shown: list[str] = []
     for text in texts:
         if shown and len(between.join([*shown, text])) > room:
@@ -167,7 +167,7 @@ def few(texts: Sequence[str], between: str = ", ", room: int = 150) -> str:
 
 
 def message_of(error: BaseException) -> str:
-    """The text of an error; that of an OSError names its file, without the number of the error, or what to set."""
+    """The text of an error; for an OSError the reason and its file, or the remedy of CURES."""
     if isinstance(error, OSError) and error.errno in CURES:
         return CURES[error.errno] + (f", got {str(error.filename)!r}" if error.filename is not None else "")
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
@@ -176,7 +176,7 @@ def message_of(error: BaseException) -> str:
 
 
 def is_foreseen(error: BaseException) -> bool:
-    """Whether the package raised an error itself, or the system named the file that it is about."""
+    """Whether the package raised the error itself, or it is a system error that names its file."""
     if type(error).__module__.partition(".")[0] == "unicode_fast":
         return True
     if isinstance(error, OSError) and (error.errno in CURES or (error.strerror and error.filename is not None)):
@@ -186,22 +186,22 @@ def is_foreseen(error: BaseException) -> bool:
     if not frames or package not in Path(frames[-1].filename).parents:
         return False
     line = linecache.getline(frames[-1].filename, frames[-1].lineno or 0).strip()
-    # Without the source nothing tells the two apart.
+    # Without the source the two cases look the same.
     return line.startswith("raise ") or not line
 
 
 def run_main(main: Callable[[Sequence[str] | None], int]) -> None:
     """Runs a command and ends the process with its status.
 
-    An error is one line on the error stream, never a traceback: that of an error that nobody foresaw goes to a file,
-    which the line names. SIGTERM ends a command as Ctrl-C does, with status 143.
+    An error is one line on the error stream. For an unexpected error the line names a file with the traceback. SIGTERM
+    ends a command as Ctrl-C does, with status 143.
     """
     for stream in (sys.stdout, sys.stderr):
-        # Names and sentences of any language on any terminal.
+        # Terminals may not support the characters of all languages.
         with contextlib.suppress(AttributeError):
             stream.reconfigure(errors="replace")  # type: ignore[union-attr]
     if unicode_fast.__file__ is None:
-        _end(f"error: the folder unicode_fast in {Path.cwd()} hides the package; go elsewhere", 1)
+        _end(f"error: the folder unicode_fast in {Path.cwd()} hides the package; change to another folder", 1)
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _terminator(os.getpid()))
         if signal.getsignal(signal.SIGINT) is _leave:
@@ -214,7 +214,7 @@ def run_main(main: Callable[[Sequence[str] | None], int]) -> None:
     except KeyboardInterrupt:
         _end("interrupted", INTERRUPTED)
     except BrokenPipeError:
-        # What reads the output, such as head, has seen enough.
+        # The reader of the output, such as head, has closed it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(PIPE_CLOSED)
     except UsageError as error:
@@ -228,7 +228,7 @@ def _line_of(error: Exception) -> str:
     if is_foreseen(error):
         return one_line(f"error: {message_of(error)}")
     name = type(error).__name__
-    # Of torch's allocator on CPUs, which has no type of its own.
+    # torch's CPU allocator raises a plain RuntimeError.
     full = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
     if full or isinstance(error, MemoryError) or name == "OutOfMemoryError":
         where = "the GPU" if name == "OutOfMemoryError" else "this machine"
@@ -236,15 +236,15 @@ def _line_of(error: Exception) -> str:
         return f"error: memory of {where} is full; {cure}"
     where = _log(error)
     room = LONGEST - len(where)
-    return f"{one_line(f'error: not foreseen, {name}: {error}', room)}{where}"
+    return f"{one_line(f'error: unexpected {name}: {error}', room)}{where}"
 
 
 def _log(error: Exception) -> str:
-    """Writes the traceback; where it is."""
+    """Writes the traceback to a file; returns the clause that names it."""
     try:
         handle, name = tempfile.mkstemp(prefix="unicode-fast-", suffix=".log")
     except OSError:
-        return "; no file could be written for the traceback"
+        return "; the traceback cannot be written to a file"
     with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
         print(f"unicode_fast {__version__}, Python {platform.python_version()}, {platform.platform()}", file=file)  # noqa: T201
         print(*sys.argv, file=file)  # noqa: T201
@@ -253,7 +253,7 @@ def _log(error: Exception) -> str:
 
 
 def _end(line: str, status: int) -> None:
-    # What is still printed is shown first.
+    # Standard output comes before the error.
     with contextlib.suppress(OSError):
         sys.stdout.flush()
     print(line, file=sys.stderr)  # noqa: T201
@@ -263,9 +263,9 @@ def _end(line: str, status: int) -> None:
 def _terminator(process: int) -> Callable[[int, FrameType | None], None]:
     def end(number: int, frame: FrameType | None) -> None:
         if os.getpid() != process:
-            # One that reads batches, forked from this one.
+            # A worker that reads batches, forked from this process.
             os._exit(TERMINATED)
-        # A second one ends the process at once.
+        # A second signal ends the process at once.
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         raise Terminated
 
@@ -281,9 +281,9 @@ def is_starting() -> bool:
 
 
 def quiet_interrupt() -> None:
-    """Until `run_main` begins, Ctrl-C ends this process at once with one line.
+    """Until `run_main` starts, Ctrl-C ends this process at once with one line.
 
-    As an exception it would come in the middle of an import, of which others trip over what is left.
+    An exception would interrupt an import, and the half-imported module would cause further errors.
     """
     signal.signal(signal.SIGINT, _leave)
 

@@ -22,7 +22,7 @@ from unicode_fast.report import pictures, plots
 from unicode_fast.training.checks import MOVED, VERIFY_HELP, check_text_fields, note_shared, open_run_data
 from unicode_fast.training.runs import EVALUATIONS, choose_device, places
 
-# Flags that one task alone reads.
+# Flags of a single task.
 _OF_SEGMENTATION = ("backbone", "backbone_weights", "save_segmenter", "load_segmenter", "segmenter_steps")
 _OF_TASK = {"anchor": "retrieval", **dict.fromkeys(_OF_SEGMENTATION, "segmentation")}
 # The modalities of a direction.
@@ -32,32 +32,32 @@ _ROLES = {"from": "modality the probe is trained on", "to": "modality the probe 
 def make_parser() -> Parser:
     """The command line."""
     parser = Parser(prog=program("evaluate"), description="Measure one direction of one task on a trained run.")
-    parser.add_argument("run", nargs="?", help="run folder that unicode_fast.train has written; --explain needs none")
+    parser.add_argument("run", nargs="?", help="run folder of unicode_fast.train; --explain needs none")
     parser.add_argument("--task", default="classification", help=f"{', '.join(tasks.TASKS[:-1])} or {tasks.TASKS[-1]}")
     parser.add_argument("--from", dest="from", help=_ROLES["from"])
     parser.add_argument("--to", help=_ROLES["to"])
     parser.add_argument("--protocol", default="held_out", help=f"{' or '.join(tasks.PROTOCOLS)}; see --explain")
     parser.add_argument("--checkpoint", help="best, last, or a step [best, else last]")
-    parser.add_argument("--data", help="another dataset than the run's: a name or a store's folder")
-    parser.add_argument("--to_data", help="dataset that a cross- task is tested on [the built-in data's other domain]")
+    parser.add_argument("--data", help="name or folder of another dataset [the run's]")
+    parser.add_argument("--to_data", help="test dataset of a cross- task [the built-in data's other domain]")
     parser.add_argument("--text_model", help="BERT for sentences of a layout: a name or a folder [the run's]")
     parser.add_argument("--text_whitelist", help="file with the ids of words to keep [the run's]")
     parser.add_argument("--text_padding", help="masked or read: zeros after a sentence's last word [the run's]")
     parser.add_argument("--anchor", help="retrieval: the modality that both are matched with [the dataset's third]")
     parser.add_argument("--backbone", help="segmentation: light, or a model of timm such as pvt_v2_b5 [light]")
     parser.add_argument("--backbone_weights", help="segmentation: file or folder of its pre-trained weights")
-    parser.add_argument("--segmenter_steps", type=int, help="segmentation: training ends after as many steps")
-    parser.add_argument("--save_segmenter", help="segmentation: keep it in this new file")
+    parser.add_argument("--segmenter_steps", type=int, help="segmentation: most training steps")
+    parser.add_argument("--save_segmenter", help="segmentation: write the trained segmenter to this new file")
     parser.add_argument(
         "--load_segmenter",
-        help="segmentation: take it from this file, and train that of the same modality alone",
+        help="segmentation: read it from this file, and train only that of the same modality",
     )
-    parser.add_argument("--pictures", help="folder of the examples of segmentation or retrieval [the run's plots]")
+    parser.add_argument("--pictures", help="folder for examples of segmentation or retrieval [the run's plots]")
     parser.add_argument("--format", help=plots.FORMAT_HELP)
     parser.add_argument("--seed", type=int, help="of the probe [the run's]")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--verify", action="store_true", help=VERIFY_HELP)
-    parser.add_argument("--out", help="write the row with all its numbers as JSON to this new file")
+    parser.add_argument("--out", help="write the row and all its numbers as JSON to this new file")
     parser.add_argument(
         "--explain", action="store_true", help="print what the task measures under the protocol, and stop"
     )
@@ -75,11 +75,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         say(tasks.explain(arguments.task, arguments.protocol))
         return 0
     if arguments.run is None:
-        parser.error("run must be a run folder that unicode_fast.train has written, got none")
+        parser.error("run must be a run folder of unicode_fast.train, got none")
     check_flags(arguments)
-    asked = arguments.checkpoint or default_of(Path(arguments.run))
-    model = load(arguments.run, int(asked) if asked.isdigit() else asked, choose_device(arguments.device))
-    if arguments.checkpoint is None and asked == "last" and Path(arguments.run).is_dir():
+    which = arguments.checkpoint or default_of(Path(arguments.run))
+    model = load(arguments.run, int(which) if which.isdigit() else which, choose_device(arguments.device))
+    if arguments.checkpoint is None and which == "last" and Path(arguments.run).is_dir():
         say("note: the run has no best checkpoint, which validations choose; its last is measured", file=sys.stderr)
     for flag in ("from", "to"):
         if getattr(arguments, flag) not in model.names:
@@ -91,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     config = model.config.replace(**given)
     check_text_fields(given, config.data.data, arguments.to_data or "")
     if arguments.task == "retrieval":
-        # The anchor may be a modality that the run was not trained on, and that a layout was not asked for.
+        # The anchor may be a modality that the run did not train on.
         config = config.replace(modalities="all")
     row, picture, dataset_name = measure(model, config, arguments)
     say(f"{tasks.format_table([row])}\n{tasks.format_legend([row])}".rstrip())
@@ -109,18 +109,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def keep(run: Path, row: tasks.Row, dataset_name: str, arguments: Namespace) -> None:
-    """Leaves a row in the run folder, where `unicode_fast.report` finds it; the same flags give the same file."""
+    """Writes a row to the run folder, for `unicode_fast.report`; the same flags give the same file."""
     (run / EVALUATIONS).mkdir(exist_ok=True)
     content = {"row": row.as_dict(), "dataset": dataset_name, "flags": changed_flags(arguments)}
     write_json(run / EVALUATIONS / f"{file_stem(row, arguments)}.json", content)
     if row.protocol == "held_out":
-        # The same row under the protocol's old name, which a report would read too.
+        # A report would also read the same row with the protocol's old name.
         old = file_stem(replace(row, protocol="sound"), arguments)
         (run / EVALUATIONS / f"{old}.json").unlink(missing_ok=True)
 
 
 def changed_flags(arguments: Namespace) -> dict[str, Any]:
-    """What was asked for beside task, direction and protocol."""
+    """The given flags that change a row beside task, direction and protocol."""
     usual = {"checkpoint": default_of(Path(arguments.run))}
     names = (
         *("data", "to_data", *TEXT_FIELDS, "checkpoint", "anchor"),
@@ -130,13 +130,13 @@ def changed_flags(arguments: Namespace) -> dict[str, Any]:
 
 
 def file_stem(row: tasks.Row, arguments: Namespace) -> str:
-    """How a row's files in the run folder are called."""
+    """The name, without suffix, of a row's files in the run folder."""
     flags = [f"{name} {value}" for name, value in changed_flags(arguments).items()]
     return re.sub(r"[^A-Za-z0-9.]+", "-", "-".join([row.task, row.source, row.target, row.protocol, *flags]))
 
 
 def picture_file(row: tasks.Row, arguments: Namespace) -> Path | None:
-    """Where the examples of a row go: the folder that is asked for, else the run's plots, where a report finds them."""
+    """The file for the examples of a row: in the given folder, else in the run's plots, which a report shows."""
     kind = arguments.format or "png"
     if arguments.pictures is not None:
         return Path(arguments.pictures) / f"{row.task}.{kind}"
@@ -146,15 +146,15 @@ def picture_file(row: tasks.Row, arguments: Namespace) -> Path | None:
 
 
 def check_flags(arguments: Namespace) -> None:
-    """Refuses flags that the task does not read, and files that would be overwritten.
+    """Checks flags before anything is read.
 
     Raises:
-        ValueError: there is such a flag or file.
+        ValueError: the task does not read a flag, a value is invalid, or a file to write exists.
     """
     given = {flag: value for flag, value in vars(arguments).items() if value is not None}
     for flag, task in _OF_TASK.items():
         if flag in given and arguments.task != task:
-            raise ValueError(f"{flag} is for {task}, got it beside {arguments.task}")
+            raise ValueError(f"{flag} needs task {task}, got {arguments.task}")
     for flag in ("out", "save_segmenter"):
         if flag in given:
             check_new_file(flag, Path(given[flag]))
@@ -166,39 +166,39 @@ def check_flags(arguments: Namespace) -> None:
     if "load_segmenter" in given:
         unread = [flag for flag in ("save_segmenter", "backbone_weights") if flag in given]
         if unread:
-            raise ValueError(f"{unread[0]} is about training, got it beside load_segmenter")
+            raise ValueError(f"{unread[0]} needs training, got load_segmenter")
         if not Path(arguments.load_segmenter).is_file():
             raise ValueError(f"load_segmenter must be a file of --save_segmenter, got {arguments.load_segmenter!r}")
     for flag in ("pictures", "format"):
         if flag in given and arguments.task not in pictures.DRAWN:
-            raise ValueError(f"{flag} is for segmentation and retrieval, got it beside {arguments.task}")
+            raise ValueError(f"{flag} needs task segmentation or retrieval, got {arguments.task}")
     if "format" in given:
         plots.check_format(arguments.format)
 
 
 def check_data(model: UniCode, dataset: Dataset, arguments: Namespace) -> None:
-    """Whether data can be measured on, and are the run's where nothing else was asked for.
+    """Checks that a model can read the data, and that they are those of the run unless others are named.
 
     Raises:
-        ValueError: they have clips of another shape than the run, or are no longer what it was trained on.
+        ValueError: clips have another shape than those of the run, or the data of the run have changed.
     """
     for name in model.names:
         if name in dataset.modalities and dataset.modalities[name].shape != model.modalities[name].shape:
             raise ValueError(
-                f"data must have {name!r} of shape {model.modalities[name].shape} a step, as the run was trained on, "
+                f"data must have {name!r} of shape {model.modalities[name].shape} at each position, as in training, "
                 f"{dataset.path} has {dataset.modalities[name].shape}"
             )
     if arguments.data is None and model.trained_on is not None and not dataset.has_digest(model.trained_on):
-        # Retrieval opens modalities that training may not have opened.
+        # Retrieval opens more modalities than training, which changes the digest.
         if not open_run_data(model.config).has_digest(model.trained_on):
             raise ValueError(
-                f"data of the run must be what it was trained on, {dataset.path} has changed since; with --data "
-                f"{model.config.data.data} it is measured on what is there now"
+                f"data of the run must be those of its training, {dataset.path} has changed since; "
+                f"--data {model.config.data.data} measures on the changed data"
             )
 
 
 def measure(model: UniCode, config: Config, arguments: Namespace) -> tuple[tasks.Row, Path | None, str]:
-    """The row that the arguments ask for with all its numbers, the file of its examples, and the name of its data."""
+    """The row of the arguments with all its numbers, the file of its examples, and the name of its data."""
     task, source, target = arguments.task, getattr(arguments, "from"), arguments.to
     try:
         dataset = open_dataset(config.data)

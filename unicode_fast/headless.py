@@ -1,7 +1,7 @@
-"""matplotlib without the backend that the environment names.
+"""Import of matplotlib without the backend of the environment.
 
-A notebook passes its MPLBACKEND on to every command that it starts, where that backend may not be there, and matplotlib
-then cannot be imported. Pictures are drawn on canvases of their own and need none.
+A notebook passes its MPLBACKEND to every command that it starts. If that backend is not installed, matplotlib cannot be
+imported. This package draws on its own canvases and needs no backend.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def any_backend() -> Iterator[None]:
-    """Imports of matplotlib inside succeed whatever MPLBACKEND holds; a backend that is there stays chosen."""
+    """Context in which matplotlib can be imported whatever MPLBACKEND is; an installed backend stays chosen."""
     name = None if "matplotlib" in sys.modules else os.environ.pop("MPLBACKEND", None)
     try:
         yield
