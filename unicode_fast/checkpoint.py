@@ -92,15 +92,15 @@ def changed_fields(content: Mapping[str, Any], config: Config, modalities: Mappi
         CheckpointError: the model differs: a changed field is not in EXECUTION_FIELDS or PLACE_FIELDS, or modalities
             differ; or a field of the checkpoint is unknown, or missing and not in ADDED_FIELDS.
     """
-    saved, wanted = content["config"], config_to_dict(config, modalities)
+    saved, own = content["config"], config_to_dict(config, modalities)
     try:
         before = completed(saved["fields"])
     except ValueError as error:
         raise CheckpointError(f"{where_of(content)} is of another version: {error}") from error
-    fields = {name: value for name, value in before.items() if wanted["fields"][name] != value}
+    fields = {name: value for name, value in before.items() if own["fields"][name] != value}
     changed = sorted({*fields} - {*EXECUTION_FIELDS, *PLACE_FIELDS})
-    others = [f"{name} {fields[name]!r} instead of {wanted['fields'][name]!r}" for name in changed]
-    if saved["modalities"] != wanted["modalities"]:
+    others = [f"{name} {fields[name]!r} instead of {own['fields'][name]!r}" for name in changed]
+    if saved["modalities"] != own["modalities"]:
         others.append("other modalities or shapes")
     if others:
         raise CheckpointError(f"{where_of(content)} must be of the run's configuration, got one with {few(others)}")

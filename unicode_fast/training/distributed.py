@@ -90,7 +90,7 @@ class Ranks:
             return device
         local, there = int(os.environ.get("LOCAL_RANK", self.rank)), torch.cuda.device_count()
         if local >= there:
-            raise ValueError(f"nproc-per-node must be at most the {there} GPUs of a machine, got rank {local} there")
+            raise ValueError(f"nproc-per-node must be at most the {there} GPUs of this machine, got local rank {local}")
         torch.cuda.set_device(local)
         return torch.device("cuda", local)
 
@@ -169,7 +169,7 @@ class Ranks:
             # This rank prints its error and ends by itself.
             return
         if self.fails_first():
-            self._end(f"rank {self.rank} got SIGTERM, as where another rank ended, {self.phase}", 128 + number)
+            self._end(f"rank {self.rank} got SIGTERM, as when another rank ended, {self.phase}", 128 + number)
         os._exit(128 + number)
 
     def _end(self, message: str, status: int) -> NoReturn:

@@ -36,13 +36,13 @@ def measure(
     Returns:
         The content of summary.json.
     """
-    begun, config, wanted = time.monotonic(), trainer.config, tasks_of(trainer.config)
+    begun, config, measured = time.monotonic(), trainer.config, tasks_of(trainer.config)
     used = "best" if progress["best"] else "last"
     model = checkpoint.load(folder, used, trainer.model.device)
-    partners = tasks.open_partners(config.data, wanted, dataset) if wanted else None
+    partners = tasks.open_partners(config.data, measured, dataset) if measured else None
     probes = tasks.Probes(model, dataset, config.train.seed, partners=partners)
-    rows = probes.table(wanted) if wanted else []
-    for task in [task for task in wanted if all(row.task != task for row in rows)]:
+    rows = probes.table(measured) if measured else []
+    for task in [task for task in measured if all(row.task != task for row in rows)]:
         say(f"note: {task} is skipped, two modalities must have what it reads; see evaluate --explain", sys.stderr)
     summary: dict[str, Any] = {"rows": [row.as_dict() for row in rows]}
     if rows:
@@ -67,7 +67,7 @@ def measure(
         "seed": config.train.seed,
         **provenance(),
     }
-    if wanted:
+    if measured:
         pictures.draw_run(folder, probes, dataset, rows, config.model.codewords, kind)
     write_json(folder / checkpoint.SUMMARY, summary)
     return summary

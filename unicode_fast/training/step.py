@@ -8,7 +8,7 @@ Contrastive losses compare all clips of a batch, but memory may not hold the gra
 4. decodes each micro-batch and adds the gradient of its reconstruction;
 5. encodes each micro-batch again with a graph, and continues the backward pass from the gradients of its features.
 
-With one micro-batch, 1 keeps the graph and 5 reuses it. All of it is exact.
+With one micro-batch, 1 keeps the graph and 5 reuses it. The gradients are those of one graph, to rounding.
 
 Source:
     Gao, Zhang, Han and Callan, "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup",
@@ -58,8 +58,8 @@ class EncodedMicroBatch:
     Args:
         model: encodes and decodes.
         batch: the clips.
-        keep_graph: True keeps the graph of the encoders for one backward pass at the end. False encodes again for each
-            backward pass, with the same dropout: the specific half after decoding, the semantic half at the end.
+        keep_graph: True keeps the graph of the encoders for one backward pass at the end. False encodes again with a
+            graph and the same dropout: the specific half to decode, the semantic half at the end.
     """
 
     def __init__(self, model: UniCode, batch: MicroBatch, keep_graph: bool) -> None:
@@ -161,14 +161,14 @@ def backward(
     masked = batches[0].mask is not None
     whole, raw, normalised = _whole_batch(model, features if shard is None else shard.gather(features), masked)
 
-    # 3. Losses of the whole batch: each rank computes the terms of its own clips.
+    # 3. Losses of the whole batch. The terms of all ranks add up to them.
     method.fit_club(whole, club_optimizer, None if shard is None else shard.average_gradients)
     terms, recognised = method.alignment(whole, rows=own)
     torch.stack(list(terms.values())).sum().backward(
         inputs=[*whole.semantic.values(), *whole.club.values(), *model.cpc.parameters(), *model.lexicon.parameters()]
     )
     gradients = [_gradient(z) for z in whole.semantic.values()]
-    # The CLUB term covers the whole batch on every rank, scaled by the rank's share of it.
+    # Every rank computes the CLUB terms of the whole batch, scaled by its share of the clips.
     club = [None if y.grad is None else y.grad / method.share(whole, own) for y in whole.club.values()]
 
     # 4. Reconstruction.
@@ -180,7 +180,7 @@ def backward(
         for gradient, more in zip(gradients, added, strict=True):
             gradient[clips] += more
 
-    # 5. Encoders.
+    # 5. Encoders. The terms of a rank have gradients in the clips of all ranks.
     if shard is not None:
         shard.all_reduce_sum(gradients)
     if model.norms:

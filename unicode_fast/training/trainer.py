@@ -45,8 +45,8 @@ class Trainer:
         self.model = UniCode(modalities, config).to(device)
         accelerate(self.model, config.train)
         self.method = UniCodeMethod(self.model)
-        self.parts = self.model.parameter_groups()
-        self.parameters = [parameter for part in self.parts.values() for parameter in part]
+        self.groups = self.model.parameter_groups()
+        self.parameters = [parameter for group in self.groups.values() for parameter in group]
         graphed = config.train.cuda_graph
         rate = torch.tensor(config.train.learning_rate, device=device) if graphed else config.train.learning_rate
         self.optimizer = torch.optim.Adam(self.parameters, rate, fused=True, capturable=graphed)
@@ -94,7 +94,7 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         batches = micro_batches(features, mask, self.config.train.micro_batches)
         output, result = backward(self.method, self.club_optimizer, batches, shard)
-        for group in self.parts.values():
+        for group in self.groups.values():
             clip_grad_norm_(group, self.config.train.clip_norm)
         self.optimizer.step()
         self.model.update_codebook(output, None if shard is None else shard.own)
@@ -167,9 +167,9 @@ def initialise_codebook(trainer: Trainer, batches: BatchSource, device: torch.de
     if method.codebook_init == "uniform":
         return
     rows: list[np.ndarray] = []
-    wanted, step = INIT_ROWS_PER_CODEWORD * sizes.codewords, 0
+    enough, step = INIT_ROWS_PER_CODEWORD * sizes.codewords, 0
     trainer.model.eval()
-    while sum(map(len, rows)) < wanted and step < batches.steps_per_epoch:
+    while sum(map(len, rows)) < enough and step < batches.steps_per_epoch:
         batch = batches.batch(step)
         encoded: dict[str, list[Tensor]] = {name: [] for name in trainer.model.names}
         for micro in micro_batches(batch.features, batch.mask, trainer.config.train.micro_batches * ranks):
