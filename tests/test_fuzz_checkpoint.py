@@ -451,7 +451,7 @@ from unicode_fast import CheckpointError, checkpoint, load
 from unicode_fast.files.checked_torch import _OLD
 from unicode_fast.cli import read_yaml
 from unicode_fast.compat import CmgFileError, from_cmg
-from unicode_fast.tensor_files import write_tensors
+from unicode_fast.files.tensor_files import write_tensors
 
 folder = Path(sys.argv[1])
 trainer, good = fuzz.saved(folder)

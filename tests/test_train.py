@@ -251,7 +251,7 @@ class TestDeterminism:
         assert (run / "metrics.jsonl").read_bytes() == (finished / "metrics.jsonl").read_bytes()
 
     def test_resume_takes_no_other_configuration(self, finished: Path, tmp_path: Path) -> None:
-        with pytest.raises(ValueError, match="own configuration, got width, precision beside it; only these .*micro"):
+        with pytest.raises(ValueError, match="configuration of the run, got width, precision; only these .*micro"):
             main([f"--resume={finished}", "--width=8", "--micro_batches=2", "--precision=bfloat16"])
         with pytest.raises(ValueError, match="own configuration, got seeds beside it"):
             main([f"--resume={finished}", "--seeds=2"])
