@@ -206,7 +206,7 @@ def test_a_folder_of_a_layout_without_its_name(tmp_path: Path) -> None:
     (tmp_path / "clips.csv").touch()
     with pytest.raises(FileNotFoundError, match=f"data in layout clips must be named clips:{tmp_path}, got"):
         open_data(str(tmp_path))
-    with pytest.raises(FileNotFoundError, match="data must be there, got '.*/none', where there is nothing"):
+    with pytest.raises(FileNotFoundError, match="data must be an existing folder, got '.*/none'"):
         open_data(str(tmp_path / "none"))
 
 
@@ -276,7 +276,7 @@ def test_an_unknown_modality_is_refused(tmp_path: Path, command: str, capsys: py
         said = capsys.readouterr().err
     except ValueError as error:
         said = str(error)
-    assert "has not of 'foo'" in said and not (tmp_path / "store").exists()
+    assert ", got 'foo'" in said and not (tmp_path / "store").exists()
 
 
 @pytest.mark.parametrize(
@@ -334,7 +334,7 @@ WRONG_CLASSES = {
     ),
     "spaces": (
         clips("walk", "walk ", "talk"),
-        "class in .*clips.csv must be written alike wherever it is meant, got 'walk' and 'walk '",
+        "class in .*clips.csv must always be written the same way, got 'walk' and 'walk '",
     ),
 }
 
@@ -372,7 +372,7 @@ NOTES: dict[str, tuple[list[str], str, dict[str, list[str]], str]] = {
     "capitals": (clips("walk", "Walk", "walk", "Walk"), "'Walk' and 'walk' are two classes$", {"class names": []}, ""),
     "regression": (
         clips("0.5", "0.25", "0.5", "1e-3"),
-        "numbers: 3 numbers are the classes of 4 clips of train: .*regression is not learned",
+        "numbers: 3 numbers are the classes of 4 clips of train: .*regression is not supported",
         {"numbers": []},
         "--validations 0 --probe_tasks none",
     ),
@@ -484,8 +484,8 @@ def test_kind_shape_and_length_of_each_modality(tmp_path: Path, form: str, capsy
     shown = capsys.readouterr().out.splitlines()
     assert shown[0] == "train: 4 clips of radar, 4 clips of sonar"
     assert shown[1:3] == [
-        f"    radar: vector (4,) of {radar}, 4 steps, 3 to 4 of them valid",
-        f"    sonar: grid (5, 5, 1) of {sonar}, 2 steps",
+        f"    radar: vector (4,) of {radar}, 4 positions, 3 to 4 valid",
+        f"    sonar: grid (5, 5, 1) of {sonar}, 2 positions",
     ]
     assert "train: 2 classes of 2 to 2 clips" in shown and "val: 1 classes of 1 to 1 clips" in shown
 
@@ -567,7 +567,7 @@ def test_check_compares_every_file_of_a_store_and_names_all_that_differ(
     capsys.readouterr()
     assert main(["check", str(store)]) == 1
     shown = capsys.readouterr().out
-    assert "ERROR damaged (3): files that are not as they were written" in shown
+    assert "ERROR damaged (3): files that changed since they were written" in shown
     for name, what in (("radar", "its checksum differs"), ("class", "its checksum differs"), ("id", "it is missing")):
         assert re.search(rf"train-{name}\.npy' must be as it was written, but {what}", shown)
 

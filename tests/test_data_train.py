@@ -85,7 +85,7 @@ def test_classes_that_cannot_be_learned_are_noted(
     train(data, tmp_path / "run", *flags, steps=2)
     said = capsys.readouterr().err
     assert re.search(r"note: \d+ numbers are the classes of \d+ clips of train: each is a class of its own", said)
-    assert re.search(r"note: classes of val that no clip of train has: .* cannot be recognised \(\d+\.5, ", said)
+    assert re.search(r"note: classes of val without a clip in train: .* cannot be recognised \(\d+\.5, ", said)
     train(data, tmp_path / "unmeasured", *NO_PROBES, steps=2)
     assert "note: " not in capsys.readouterr().err
 
@@ -110,7 +110,7 @@ def test_a_stream_trains_and_resumes(tmp_path: Path, spoken: ClipSet) -> None:
 
 def test_what_cannot_be_trained_on(tmp_path: Path, spoken: ClipSet) -> None:
     write_avvp(tmp_path / "avvp", spoken)
-    with pytest.raises(ValueError, match=r"'all' of avvp, where audio and video have clips of their own"):
+    with pytest.raises(ValueError, match=r"'all' of avvp, where audio and video have separate clips"):
         train(f"avvp:{tmp_path / 'avvp'}", tmp_path / "run", "--train_split=all", *NO_PROBES)
     write_checked(tmp_path / "vgg", spoken, "vggsound81k")
     for more, message in (

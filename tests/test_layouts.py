@@ -107,7 +107,7 @@ def test_ave(tmp_path: Path, few: ClipSet) -> None:
 def test_avvp(tmp_path: Path, spoken: ClipSet) -> None:
     names = write_avvp(tmp_path, spoken)
     found = opened("avvp", tmp_path)
-    with pytest.raises(ValueError, match=r"'all' of avvp, where audio and video have clips of their own; clips\('all'"):
+    with pytest.raises(ValueError, match=r"'all' of avvp, where audio and video have separate clips; use clips\('all'"):
         found.split("all")
     for name in STREAMS:
         clips = found.clips("all", name)
@@ -133,7 +133,7 @@ def test_avvp_intervals_are_half_open_and_joined(tmp_path: Path, few: ClipSet) -
 
 BAD_ROWS = {
     "onsets and offsets as events, got 2, 1 and 1 for": ["0,1", "2", "one"],
-    "classes of its category file alone, got 'eleven'": ["0", "2", "eleven"],
+    "only classes of its category file, got 'eleven'": ["0", "2", "eleven"],
     r"seconds in \[0, 10\], got 3 to 11": ["3", "11", "one"],
     "whole seconds, got digit": ["x", "2", "one"],
 }
@@ -263,11 +263,11 @@ def test_short_and_long_clips(tmp_path: Path, few: ClipSet, layout: str) -> None
                 np.testing.assert_array_equal(clips.features[name][0], wanted)
             else:
                 with pytest.raises(
-                    StoreError, match=rf"{file.name} must have 10 steps, got shape \({count}, 7, 7, 16\)"
+                    StoreError, match=rf"{file.name} must have 10 positions, got shape \({count}, 7, 7, 16\)"
                 ):
                     clips.features[name][0]
         write_zip(file, features[:0])
-        with pytest.raises(StoreError, match=rf"{file.name} must have at least one step, got shape \(0,"):
+        with pytest.raises(StoreError, match=rf"{file.name} must have at least one position, got shape \(0,"):
             opened(layout, tmp_path).clips(split, name).features[name][0]
 
 
@@ -330,7 +330,7 @@ def test_features_of_another_shape_are_named(tmp_path: Path, few: ClipSet) -> No
     names = write_avel(tmp_path, few)
     write_zip(tmp_path / "feature/audio/zip" / f"{names[2]}.zip", np.zeros((10, 64)))
     clips = opened("vggsound-avel24k", tmp_path).split("train")
-    with pytest.raises(StoreError, match=rf"{names[2]}.zip must have steps of shape \(128,\), got \(64,\)"):
+    with pytest.raises(StoreError, match=rf"{names[2]}.zip must have shape \(T, \*\(128,\)\), got \(\d+, 64\)"):
         clips.features["audio"][:]
     write_zip(tmp_path / "feature/audio/zip" / f"{names[2]}.zip", np.zeros((10, 128), int))
     with pytest.raises(StoreError, match=rf"{names[2]}.zip must hold .*float.*int64"):
@@ -373,8 +373,8 @@ def test_clips_of_one_video_share_a_split(tmp_path: Path, few: ClipSet, layout: 
     assert listing is not None
     videos: dict[str, set[str]] = {}
     for split in listing.divided:
-        (part,) = listing.parts[split]
-        for name in part.arrays["id"]:
+        (clips,) = listing.tables[split]
+        for name in clips.arrays["id"]:
             videos.setdefault(str(name)[:11], set()).add(split)
     assert len(videos) == len(few) and all(len(splits) == 1 for splits in videos.values())
     assert len({split for splits in videos.values() for split in splits}) > 1

@@ -113,7 +113,7 @@ def test_unpaired_clips(tmp_path: Path, spoken: ClipSet) -> None:
         assert list(clips.modalities) == [name] and list(clips.id) == list(wanted.id)
         np.testing.assert_array_equal(clips.labels[name], wanted.labels[name])
         np.testing.assert_array_equal(clips.features[name], np.asarray(wanted.features[name], np.float32))
-    with pytest.raises(ValueError, match="'all' of avvp, where audio and video have clips of their own"):
+    with pytest.raises(ValueError, match="'all' of avvp, where audio and video have separate clips"):
         found.split("all")
 
 

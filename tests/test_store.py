@@ -167,8 +167,8 @@ BAD_CONTENTS = {
     "infinite": (replaced("line", with_value(-np.inf)), "'line' of split 'val' must hold finite.*-inf in clip 2"),
     "no modality": (without("line"), "split 'val' must hold features of modality 'line'"),
     "integers": (replaced("line", lambda array: array.astype(np.int64)), "'line'.*float16, float32, float64.*int64"),
-    "other dtype": (replaced("line", lambda array: array.astype(np.float64)), "same number of time steps and dtype"),
-    "other steps": (replaced("line", lambda array: array[:, :2]), "same number of time steps and dtype"),
+    "other dtype": (replaced("line", lambda array: array.astype(np.float64)), "same number of positions and dtype"),
+    "other steps": (replaced("line", lambda array: array[:, :2]), "same number of positions and dtype"),
     "width": (replaced("line", lambda array: array[..., :7]), r"'line'.*must have shape \(clips, T >= 1, 8\)"),
     "no steps": (replaced("picture", lambda array: array[:, :0]), r"\(clips, T >= 1, 8, 8, 1\)"),
     "fewer clips": (replaced("line", lambda array: array[:3]), "'line'.*must have 4 clips first"),
@@ -395,7 +395,7 @@ def test_bits_that_changed_by_themselves_are_found_when_asked_for(
     assert not (tmp_path / "run").exists()
     flip_unseen(folder / "val-line.npy")
     verify(open_store(folder))
-    with pytest.raises(ValueError, match="verify is about feature stores, .*, got it beside 'digits'"):
+    with pytest.raises(ValueError, match="data must be a feature store, .*, got 'digits'"):
         verify(Dataset(folder, "digits", MODALITIES, CLASSES, {}))
 
 

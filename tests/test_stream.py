@@ -152,7 +152,7 @@ def test_errors(tmp_path: Path, streamed: StreamedDataset, spoken: ClipSet) -> N
     with pytest.raises(StoreError, match="shards.json must be the index that write_shards makes"):
         open_data(f"webdataset:{tmp_path}")
     write_avvp(tmp_path / "avvp", spoken)
-    with pytest.raises(ValueError, match="'train' of avvp, where audio and video have clips of their own"):
+    with pytest.raises(ValueError, match="'train' of avvp, where audio and video have separate clips"):
         write_shards(open_data(f"avvp:{tmp_path / 'avvp'}"), tmp_path / "none", progress=False)
     assert not (tmp_path / "none").exists()
 

@@ -468,7 +468,7 @@ def test_a_full_disk(hard: Store, folder: Path, monkeypatch: pytest.MonkeyPatch)
 def test_a_folder_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setattr(talking_digits, "_make", lambda *arguments: pytest.fail("worked in vain"))
-    with pytest.raises(OSError, match="cache folder must be one that can be written.*set UNICODE_FAST_CACHE"):
+    with pytest.raises(OSError, match="cache folder must be writable.*set UNICODE_FAST_CACHE"):
         load(cache=tmp_path / "file" / "deeper", clips=CLIPS, progress=False)
 
     def refused(*arguments: object, **keywords: object) -> None:
@@ -512,7 +512,7 @@ def test_open_dataset(hard: Store, folder: Path, monkeypatch: pytest.MonkeyPatch
     named = DataConfig(train_clips=60, val_clips=20, test_clips=20)
     assert open_dataset(named, progress=False).path == hard.path
     assert open_dataset(DataConfig(data=str(hard.path))).path == hard.path
-    with pytest.raises(FileNotFoundError, match="data must be there, got '.*/no/such/folder', where there is nothing"):
+    with pytest.raises(FileNotFoundError, match="data must be an existing folder, got '.*/no/such/folder'"):
         open_dataset(DataConfig(data=str(folder / "no" / "such" / "folder")))
     with pytest.raises(FileNotFoundError, match="folder of a feature store"):
         open_dataset(DataConfig(data=str(folder)))

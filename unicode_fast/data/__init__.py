@@ -1,4 +1,4 @@
-"""Data sets in published and own layouts, feature stores, batches, and the built-in data sets."""
+"""Data sets: public layouts, own files, feature stores, streams and built-in data; and their batches."""
 
 from __future__ import annotations
 

@@ -36,22 +36,22 @@ def make_parser() -> Parser:
     )
     commands = parser.add_subparsers(dest="command", required=True)
     checked = commands.add_parser("check", help="read everything once; exit status 0 if training can start, 1 if not")
-    checked.add_argument("--json", metavar="FILE", help="write the report there too")
-    packed = commands.add_parser("pack", help="write a feature store, going on where an interrupted call stopped")
-    packed.add_argument("--dtype", choices=get_args(PackedDtype), default="float32", help="of the features [float32]")
+    checked.add_argument("--json", metavar="FILE", help="also write the report to this file")
+    packed = commands.add_parser("pack", help="write a feature store; a second call resumes an interrupted one")
+    packed.add_argument("--dtype", choices=get_args(PackedDtype), default="float32", help="dtype of features [float32]")
     streamed = commands.add_parser("shards", help="write WebDataset tar files, which `--data webdataset:STORE` streams")
-    streamed.add_argument("--clips", type=int, default=CLIPS_PER_SHARD, help=f"of each file [{CLIPS_PER_SHARD}]")
-    streamed.add_argument("--splits", help='separated by commas [all of them, but for "all" where others divide it]')
+    streamed.add_argument("--clips", type=int, default=CLIPS_PER_SHARD, help=f"clips per file [{CLIPS_PER_SHARD}]")
+    streamed.add_argument("--splits", help='separated by commas [every split, but "all" only if no other divides it]')
     for command in (checked, packed, streamed):
-        command.add_argument("data", metavar="DATA", help="what to read")
-        command.add_argument("--modalities", help="of a layout, separated by commas [all]")
+        command.add_argument("data", metavar="DATA", help="data set to read")
+        command.add_argument("--modalities", help="modalities of a layout, separated by commas [all]")
         command.add_argument("--text_model", help=f"BERT for sentences: a name or a folder [{BERT}]")
-        command.add_argument("--text_whitelist", help="file with the ids of words to keep, as cnt.pkl")
+        command.add_argument("--text_whitelist", help="file with the ids of the words to keep, such as cnt.pkl")
         command.add_argument(
             "--text_padding", choices=get_args(TextPadding), help="zeros after a sentence's last word [masked]"
         )
     for command in (packed, streamed):
-        command.add_argument("store", metavar="STORE", help="folder to make")
+        command.add_argument("store", metavar="STORE", help="new folder")
     return parser
 
 
@@ -60,10 +60,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = make_parser()
     arguments = parser.parse_args(with_homes(argv))
     if arguments.modalities is not None and arguments.data.partition(":")[0] not in LAYOUTS:
-        parser.error(f"modalities is about layouts, got it beside {arguments.data!r}")
+        parser.error(f"modalities applies to layouts only, got data {arguments.data!r}")
     for flag in TEXT_FIELDS:
         if getattr(arguments, flag) is not None and not has_sentences(arguments.data):
-            parser.error(f"{flag} is about layouts with sentences, got it beside {arguments.data!r}")
+            parser.error(f"{flag} applies to layouts with sentences only, got data {arguments.data!r}")
     if arguments.command == "shards" and arguments.clips < 1:
         parser.error(f"clips must be at least 1, got {arguments.clips}")
     wanted = None if arguments.modalities is None else tuple(name.strip() for name in arguments.modalities.split(","))
@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         unknown = [name for name in wanted or () if name not in data.modalities]
         if unknown:
             raise ValueError(
-                f"modalities must be some that {arguments.data} has clips of, which it has not of {unknown[0]!r}"
+                f"modalities must be among {', '.join(data.modalities)} for {arguments.data}, got {unknown[0]!r}"
             )
         begun = time.monotonic()
         if arguments.command == "pack":
@@ -106,13 +106,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def with_request(given: str, arguments: argparse.Namespace) -> str:
-    """Flags of training, and those that say what of a layout is read."""
+    """Training flags, after those for modalities and text."""
     asked = {name: getattr(arguments, name) for name in ("modalities", *TEXT_FIELDS)}
     return " ".join([*(f"--{name} {shlex.quote(value)}" for name, value in asked.items() if value is not None), given])
 
 
 def say_written(data: Dataset, arguments: argparse.Namespace, splits: Sequence[str], seconds: float) -> None:
-    """What a command has written, and the one that is usually next."""
+    """Print what was written, and the usual next command."""
     clips = {split: {name: len(part) for part in data.parts(split) for name in part.modalities} for split in splits}
     counts = ", ".join(f"{split} {max(of.values())}" for split, of in clips.items())
     sizes = [entry.stat().st_size for entry in os.scandir(arguments.store)]

@@ -1,4 +1,4 @@
-"""The upper half of a float32, for NumPy, which has no such dtype: rounded when written, exact when read."""
+"""bfloat16 for NumPy, which has no such dtype: values are rounded when written and exact when read."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ NAME = "bfloat16"
 
 
 def to_bits(array: np.ndarray) -> np.ndarray:
-    """Round to bfloat16, to the nearest and halves to even.
+    """Round to bfloat16: to nearest, ties to even.
 
     Args:
-        array: float64 or float32, or what float32 holds.
+        array: float64, float32, or a dtype that float32 represents exactly.
 
     Returns:
         The bits, uint16, of the same shape.

@@ -9,20 +9,20 @@ from unicode_fast.data.talking_digits import digits as talking_digits
 from unicode_fast.data.talking_digits import numbers as talking_numbers
 
 DATASETS = (*talking_digits.DATASETS, talking_numbers.NAME)
-# Those with a second domain of the same classes, and with one whose frames have masks.
+# Data sets with a second domain of the same classes, and with a domain whose frames have masks.
 WITH_PARTNERS = talking_digits.DATASETS
 
 
 def load(
     name: str, *, easy: bool = False, clips: Mapping[str, int] | None = None, seed: int = 0, progress: bool = True
 ) -> Store:
-    """Open a built-in data set in the platform's cache, making it first if it is not there.
+    """Open a built-in data set in the platform's cache; generate it if it is missing.
 
     Args:
         name: one of `DATASETS`.
-        easy: without what makes it hard, for quick looks.
+        easy: generate the easy variant, for quick tests.
         clips: number of clips of each split; None takes 4,000 train, 500 val and 1,000 test.
-        seed: of everything random.
+        seed: seed of all random numbers.
         progress: show a progress bar on standard error while clips are made.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The folder that generated data sets are kept in, and how one is made exactly once."""
+"""The cache folder of generated data sets; each data set is generated once."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from unicode_fast.files.writing import remove, remove_unfinished
 def open_or_make(folder: Path, make: Callable[[Path], None], say: Callable[[str], None]) -> Store:
     """Open the store in this folder; make it first where it is missing, unfinished or damaged.
 
-    One process makes it while others wait; where the file system has no locks they all make it, and the first to
-    finish wins. Leftovers of killed processes, and what is no store in its place, are replaced, links not followed.
+    One process makes the store while others wait. Without file locks every process makes it, and the first to finish
+    wins. Leftovers of killed processes, and anything else at this path, are replaced; links are not followed.
 
     Args:
-        folder: the store's folder, which nobody but this function writes.
+        folder: the store's folder; only this function writes it.
         make: writes the store into a folder that does not exist yet.
-        say: told in one line when a damaged store is made again or when another process is waited for.
+        say: called with one line when a damaged store is made again, or while another process makes it.
 
     Raises:
-        OSError: the folder above cannot be written, or the disk is full.
-        PermissionError: another user has made it where everybody can write; see `check_ours`.
+        OSError: the parent folder cannot be written, or the disk is full.
+        PermissionError: another user made the folder in a world-writable place; see `check_ours`.
     """
     check_ours(folder)
     try:
@@ -48,7 +48,7 @@ def open_or_make(folder: Path, make: Callable[[Path], None], say: Callable[[str]
             say(one_line(f"making {folder.name} again: {error}"))
         remove(folder)
         if held:
-            # Those of another user may have to stay.
+            # Another user's leftovers may not be removable.
             with contextlib.suppress(OSError):
                 remove_unfinished(folder.parent, folder.name)
         with contextlib.suppress(FileExistsError):
@@ -57,13 +57,13 @@ def open_or_make(folder: Path, make: Callable[[Path], None], say: Callable[[str]
 
 
 def check_ours(folder: Path) -> None:
-    """Refuse what another user but root has put where everybody can write, such as below /tmp.
+    """Refuse a folder that another user, not root, made in a world-writable place such as /tmp.
 
-    Data are read and not run, so a cache that several users share is sound where the one who owns it, and the group
-    that may write it, are whom its user chose to trust. Below a folder that everybody can write nobody was chosen.
+    Data are read and never run, so users may share a cache if they trust its owner and the group that can write it.
+    In a world-writable place the owner can be anybody.
 
     Raises:
-        PermissionError: the folder, or one that it is in, is such; the message names it.
+        PermissionError: the folder or one of its parents is such a folder; the message names it.
     """
     if not hasattr(os, "geteuid"):
         return
@@ -73,13 +73,13 @@ def check_ours(folder: Path) -> None:
         if place.lstat().st_uid not in (0, os.geteuid()):
             raise PermissionError(
                 errno.EPERM,
-                f"another user has made this where everybody can write; set {CACHE_VARIABLE} to a folder of your own",
+                f"cache folder must be your own in a world-writable place, got another user's; set {CACHE_VARIABLE}",
                 str(place),
             )
 
 
 def _prepare(parent: Path) -> None:
-    """Make the folder above, and find out now rather than after the work whether it can be written."""
+    """Make the parent folder; check that it is writable before the work begins."""
     try:
         parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=parent, prefix=".probe-"):
@@ -89,7 +89,6 @@ def _prepare(parent: Path) -> None:
             raise
         raise type(error)(
             error.errno,
-            f"cache folder must be one that can be written ({error.strerror}); "
-            f"set {CACHE_VARIABLE} or pass another folder",
+            f"cache folder must be writable ({error.strerror}); set {CACHE_VARIABLE} or pass another folder",
             str(parent),
         ) from error

@@ -1,8 +1,9 @@
-"""Looking at a data set before it is trained on: every clip is read once, and what is wrong is counted and named."""
+"""Check a data set before training: every clip is read once, and problems are counted and named."""
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from unicode_fast.data.dataset import WHOLE, ClipSet, Dataset
 from unicode_fast.data.findings import Described, Finding, Report, classes_of
 from unicode_fast.data.layouts import Request
 from unicode_fast.data.layouts.files import MissingFilesError, MissingPackageError
-from unicode_fast.data.layouts.sources import Listing, Part, Source
+from unicode_fast.data.layouts.sources import ClipTable, Listing, Source
 from unicode_fast.data.lazy import ClipArray, LazyArray
 from unicode_fast.data.opening import list_data, open_data
 from unicode_fast.data.store.checks import StoreError, check_array_values, check_split
@@ -27,38 +28,38 @@ from unicode_fast.files.paths import expanded
 from unicode_fast.files.untrusted import BadFile
 
 _PIECE_VALUES = 1 << 22
-# Errors that are about no file of the data.
+# Errors of this machine, not of a data file.
 _OF_THIS_MACHINE = (MissingPackageError, TooManyFiles)
-# Of a clip: the shape of a step, the dtype, and the number of steps.
+# Of a clip: the shape of a position, the dtype, and the number of positions.
 _Facts: TypeAlias = tuple[tuple[int, ...], str, int]
 
-# What is found of single clips: whether it is bad, and what it means.
+# Problems of single clips: whether training must not start, and the description.
 _KINDS: Mapping[str, tuple[bool, str]] = {
-    "missing": (True, "files that are not there"),
-    "unreadable": (True, "files that are damaged or hold something else"),
-    "empty": (True, "no step at all"),
-    "steps": (True, "another number of steps than the layout has, which cuts and repeats none here"),
-    "short": (False, "fewer steps than the layout has; the last is repeated"),
-    "truncated": (False, "more steps than the layout has; the rest is cut off"),
+    "missing": (True, "missing files"),
+    "unreadable": (True, "damaged files, or files with other content"),
+    "empty": (True, "no positions"),
+    "steps": (True, "number of positions differs from the layout, which neither cuts nor repeats here"),
+    "short": (False, "fewer positions than the layout has; the last is repeated"),
+    "truncated": (False, "more positions than the layout has; the rest is cut off"),
     "non-finite": (True, "NaN or infinite values"),
-    "shape": (True, "steps of another shape than most clips have"),
-    "dtype": (False, "another dtype than most clips have; all are read as float64"),
-    "labels": (True, "files of labels that are damaged or do not fit their clips"),
+    "shape": (True, "shape of a position differs from most clips"),
+    "dtype": (False, "dtype differs from most clips; all are read as float64"),
+    "labels": (True, "label files that are damaged or do not fit their clips"),
     "duplicate": (False, "listed more than once in a split"),
     "two classes": (False, "listed more than once in a split, with different classes"),
-    "copies": (False, "hold the same numbers as another clip"),
+    "copies": (False, "same features as another clip"),
     "overlap": (False, "listed in more than one of train, val and test"),
 }
 
 
 def check(spec: str, request: Request | None = None, progress: bool = True) -> Report:
-    """Read all features of a data set once and report; of a store every checksum is compared, whatever was noted.
+    """Read all features of a data set once and report; for a store, compare every checksum, even if verified before.
 
-    What is damaged, whatever it is, is a finding, and the others are looked at all the same.
+    Damaged files are findings; the check continues with the other files.
 
     Args:
-        spec: what `open_data` takes.
-        request: which modalities, and what reads sentences.
+        spec: as for `open_data`.
+        request: modalities, and options for sentences.
         progress: show a progress bar on standard error.
 
     Raises:
@@ -74,14 +75,14 @@ def check(spec: str, request: Request | None = None, progress: bool = True) -> R
         report.findings.append(Finding("missing", True, f"files that must be in {spec}", error.files))
     except (UsageError, FileNotFoundError, *_OF_THIS_MACHINE):
         raise
-    # Whatever a reader of damaged files raises.
+    # Readers of damaged files raise any exception.
     except Exception as error:
         report.findings.append(Finding("contents", True, _said(error)))
     return report
 
 
 def _said(error: Exception, where: str = "") -> str:
-    """What an error says; where it was if it does not say so, and of one that nobody foresaw its name."""
+    """The message of an error, with its location; for an unexpected error also its type."""
     if is_foreseen(error) and not isinstance(error, BadFile):
         return message_of(error)
     said = str(error) if isinstance(error, BadFile) else f"{type(error).__name__}: {error}"
@@ -98,32 +99,33 @@ def _check(report: Report, spec: str, request: Request, progress: bool) -> None:
             _check_store(report, data)
         return
     report.clips = {
-        split: {name: len(part) for part in parts for name in part.sources} for split, parts in listing.parts.items()
+        split: {name: len(table) for table in tables for name in table.sources}
+        for split, tables in listing.tables.items()
     }
     there = {name for names in report.clips.values() for name in names}
     unknown = [name for name in request.modalities or () if name not in there]
     if unknown:
-        raise UsageError(f"modalities must be some that {spec} has clips of, which it has not of {unknown[0]!r}")
+        raise UsageError(f"modalities must be among {', '.join(sorted(there))} for {spec}, got {unknown[0]!r}")
     report.findings += [Finding(note.kind, note.bad, note.text) for note in listing.notes]
-    for split, parts in listing.parts.items():
-        if "class" in parts[0].arrays:
-            report.classes[split] = classes_of(np.asarray(parts[0].arrays["class"]), listing.classes)
+    for split, tables in listing.tables.items():
+        if "class" in tables[0].arrays:
+            report.classes[split] = classes_of(np.asarray(tables[0].arrays["class"]), listing.classes)
     found, labelled = _find(report, listing, progress)
     report.conclude(listing.classes, labelled)
     report.findings += found
     if request.modalities is None and len(there) < 2:
         report.findings.append(Finding("modalities", True, f"training needs two, there is {', '.join(there)}"))
     elif report.can_start:
-        # The rest of what training would refuse.
+        # Raises the other errors that training would raise.
         listing.open()
 
 
 def _open(report: Report, spec: str, progress: bool) -> Dataset | None:
-    """What is no layout, the files of a store compared with their checksums; None where one cannot be opened."""
+    """Open a stream or a store, after its checksums are compared; None if a damaged store cannot be opened."""
     if spec.startswith(stream.SPEC):
         return open_data(spec, progress=progress)
     own = spec not in built_in.DATASETS and (Path(spec) / MANIFEST).exists()
-    # That of a built-in data set is made where it is missing.
+    # A built-in data set is generated if it is missing.
     folder = Path(spec) if own else open_data(spec, progress=progress).path
     bad = []
     with tqdm(desc="checking", unit="B", unit_scale=True, disable=not progress, dynamic_ncols=True) as bar:
@@ -131,10 +133,10 @@ def _open(report: Report, spec: str, progress: bool) -> Dataset | None:
             bar.update(size)
             bad += [wrong] if wrong else []
     if bad:
-        report.findings.append(Finding("damaged", True, "files that are not as they were written", bad))
+        report.findings.append(Finding("damaged", True, "files that changed since they were written", bad))
     try:
         return open_store(folder, verify=False)
-    # Whatever a reader of damaged files raises.
+    # Readers of damaged files raise any exception.
     except Exception:
         if not bad:
             raise
@@ -142,7 +144,7 @@ def _open(report: Report, spec: str, progress: bool) -> Dataset | None:
 
 
 def _check_stream(report: Report, data: stream.StreamedDataset, progress: bool) -> None:
-    """Read every tar file, each by itself, so that one that is damaged hides no other."""
+    """Read every tar file separately, so that a damaged one hides no other."""
     found: dict[str, list[str]] = {"missing": [], "unreadable": []}
     labelled: dict[str, dict[str, np.ndarray]] = {}
 
@@ -163,7 +165,7 @@ def _check_stream(report: Report, data: stream.StreamedDataset, progress: bool) 
                     found["missing"].append(str(error.filename or file))
                 except _OF_THIS_MACHINE:
                     raise
-                # Whatever a reader of damaged files raises.
+                # Readers of damaged files raise any exception.
                 except Exception as error:
                     found["unreadable"].append(f"{file}: {_said(error)}")
                 bar.update()
@@ -172,14 +174,14 @@ def _check_stream(report: Report, data: stream.StreamedDataset, progress: bool) 
 
 
 def _check_store(report: Report, data: Dataset) -> None:
-    """Look at every value of a store whose files have been compared with their checksums."""
+    """Check every value of a store whose checksums were compared."""
     first: dict[str, tuple[str, Any]] = {}
     labelled: dict[str, dict[str, np.ndarray]] = {}
     bad: list[str] = []
     for split in data.splits:
         report.clips[split] = {name: len(part) for part in data.parts(split) for name in part.modalities}
         for number, part in enumerate(data.parts(split)):
-            # The others are clips of the split that they divide.
+            # Divided splits only select clips of another split.
             wrong = [] if split in data.divided else list(_wrong(split, part, first))
             bad += wrong
             if wrong:
@@ -190,55 +192,54 @@ def _check_store(report: Report, data: Dataset) -> None:
             _add_labels(labelled.setdefault(split, {}), part)
     report.conclude(data.classes, labelled)
     if bad:
-        report.findings.append(Finding("contents", True, "arrays that do not hold what they must", bad))
+        report.findings.append(Finding("contents", True, "arrays with invalid contents", bad))
 
 
 def _wrong(split: str, part: ClipSet, first: dict[str, tuple[str, Any]]) -> Iterator[str]:
-    """What is wrong with the arrays of one list of clips; `first` holds steps and dtype of each modality."""
+    """Problems of the arrays of one ClipSet; `first` holds positions and dtype of each modality."""
     try:
         check_split(split, part.arrays, part.modalities, part.classes)
         check_alike(first, split, part)
     except StoreError as error:
         yield str(error)
         return
-    steps = {name: part.arrays[name].shape[1] for name in part.modalities}
+    positions = {name: part.arrays[name].shape[1] for name in part.modalities}
     for key, array in part.arrays.items():
         try:
-            check_array_values(split, key, array, steps, len(part.classes))
+            check_array_values(split, key, array, positions, len(part.classes))
         except (StoreError, OSError) as error:
             yield message_of(error)
 
 
 def _stored(array: ClipArray) -> str:
-    """The dtype that features have in their files."""
+    """The dtype of features in their files."""
     if isinstance(array, LazyArray):
         return str(array.tensor(np.zeros(1, np.int64)).dtype).removeprefix("torch.")
     return array.dtype.name
 
 
 def _add_labels(seen: dict[str, np.ndarray], part: ClipSet) -> None:
-    """Note for each modality which classes its labels have anywhere in some clips."""
+    """Add the classes in the labels of some clips, by modality."""
     for name, array in part.labels.items():
-        step = max(1, _PIECE_VALUES // max(1, int(np.prod(array.shape[1:]))))
-        for start in range(0, len(array), step):
-            on = np.asarray(_classes_on(np.asarray(array[start : start + step])).any(0))
+        count = max(1, _PIECE_VALUES // max(1, int(np.prod(array.shape[1:]))))
+        for start in range(0, len(array), count):
+            on = np.asarray(_classes_on(np.asarray(array[start : start + count])).any(0))
             seen[name] = on | seen[name] if name in seen else on
 
 
 def _classes_on(labels: np.ndarray) -> np.ndarray:
-    """(clips, C) bool, the classes that labels (clips, T, C+1) have at any step."""
+    """(clips, C) bool, the classes of labels (clips, T, C+1) at any position."""
     return np.asarray((labels[..., :-1] > 0).any(1))
 
 
 def _find(report: Report, listing: Listing, progress: bool) -> tuple[list[Finding], dict[str, dict[str, np.ndarray]]]:
-    """What is wrong with single clips; and by split and modality (C,) bool, the classes that labels have."""
+    """Problems of single clips; and by split and modality (C,) bool, the classes in labels."""
     found: dict[str, list[str]] = {kind: [] for kind in _KINDS}
     found["missing"] += listing.missing
     unique: dict[str, dict[str, tuple[Source, int]]] = {}
-    for parts in listing.parts.values():
-        for part in parts:
-            for name, source in part.sources.items():
-                unique.setdefault(name, {}).update({where: (source, clip) for clip, where in enumerate(source.where)})
+    for table in itertools.chain.from_iterable(listing.tables.values()):
+        for name, source in table.sources.items():
+            unique.setdefault(name, {}).update({where: (source, clip) for clip, where in enumerate(source.where)})
     total = sum(map(len, unique.values()))
     seen: dict[str, dict[str, _Facts]] = {}
     with tqdm(total=total, desc="checking", unit="file", disable=not progress, dynamic_ncols=True) as bar:
@@ -246,26 +247,26 @@ def _find(report: Report, listing: Listing, progress: bool) -> tuple[list[Findin
             seen[name] = _look(clips, found, bar)
     report.modalities = _described(listing, seen)
     labelled = _read_labels(listing, found["labels"])
-    for split, parts in listing.parts.items():
-        for part in parts:
-            names = _names(part)
+    for split, tables in listing.tables.items():
+        for table in tables:
+            names = _names(table)
             twice = [name for name, count in Counter(names).items() if count > 1]
             found["duplicate"] += [f"{name} in {split}" for name in twice]
             pairs = (
-                set(zip(names, np.asarray(part.arrays["class"]).tolist(), strict=True))
-                if "class" in part.arrays
+                set(zip(names, np.asarray(table.arrays["class"]).tolist(), strict=True))
+                if "class" in table.arrays
                 else ()
             )
             several = [name for name, count in Counter(name for name, _ in pairs).items() if count > 1]
             found["two classes"] += [f"{name} in {split}" for name in several]
     found["overlap"] = _overlaps(listing)
-    empty = [split for split, parts in listing.parts.items() if any(len(part) == 0 for part in parts)]
+    empty = [split for split, tables in listing.tables.items() if any(len(table) == 0 for table in tables)]
     findings = [Finding("no clips", True, f"split {split!r} has none") for split in empty]
     return findings + [Finding(kind, *_KINDS[kind], clips) for kind, clips in found.items() if clips], labelled
 
 
 def _look(clips: Mapping[str, tuple[Source, int]], found: dict[str, list[str]], bar: tqdm) -> dict[str, _Facts]:
-    """Read every clip of one modality once; shape of a step, dtype and number of steps of those that can be read."""
+    """Read every clip of one modality once; return shape of a position, dtype and positions of readable clips."""
     seen: dict[str, _Facts] = {}
     contents: dict[bytes, str] = {}
     for where, (source, clip) in clips.items():
@@ -279,7 +280,7 @@ def _look(clips: Mapping[str, tuple[Source, int]], found: dict[str, list[str]], 
             finite = np.isfinite(array).all()
         except _OF_THIS_MACHINE:
             raise
-        # Whatever a reader of damaged files raises.
+        # Readers of damaged files raise any exception.
         except Exception as error:
             found["unreadable"].append(_said(error, where))
             continue
@@ -303,10 +304,10 @@ def _look(clips: Mapping[str, tuple[Source, int]], found: dict[str, list[str]], 
 
 
 def _described(listing: Listing, seen: Mapping[str, Mapping[str, _Facts]]) -> dict[str, dict[str, Described]]:
-    """What the features look like that could be read, by split and modality."""
+    """Description of the readable features, by split and modality."""
     found: dict[str, dict[str, Described]] = {}
-    for split, parts in listing.parts.items():
-        for name, source in ((name, source) for part in parts for name, source in part.sources.items()):
+    for split, tables in listing.tables.items():
+        for name, source in ((name, source) for table in tables for name, source in table.sources.items()):
             facts = [seen[name][where] for where in source.where if where in seen[name]]
             if not facts:
                 continue
@@ -324,9 +325,10 @@ def _described(listing: Listing, seen: Mapping[str, Mapping[str, _Facts]]) -> di
 
 
 def _read_labels(listing: Listing, bad: list[str]) -> dict[str, dict[str, np.ndarray]]:
-    """Reads what is kept beside the features, adding what is wrong to a list; classes that labels have, by split."""
+    """Read the arrays beside the features and add problems to `bad`; return the classes in labels, by split."""
     read = {
-        split: [_labels_of(part, len(listing.classes), bad) for part in parts] for split, parts in listing.lists.items()
+        split: [_labels_of(table, len(listing.classes), bad) for table in tables]
+        for split, tables in listing.lists.items()
     }
     for split, members in listing.divided.items():
         pairs = zip(read[WHOLE], members, strict=True)
@@ -337,12 +339,12 @@ def _read_labels(listing: Listing, bad: list[str]) -> dict[str, dict[str, np.nda
     }
 
 
-def _labels_of(part: Part, classes: int, bad: list[str]) -> dict[str, np.ndarray]:
-    """(clips, C) bool by modality, the classes that labels have; missing files and clips have been found already."""
+def _labels_of(table: ClipTable, classes: int, bad: list[str]) -> dict[str, np.ndarray]:
+    """(clips, C) bool by modality, the classes in labels; missing files and clips are skipped, as already found."""
     found: dict[str, np.ndarray] = {}
-    for key, array in part.arrays.items():
+    for key, array in table.arrays.items():
         owner, _, role = key.rpartition(".")
-        source = part.sources.get(owner)
+        source = table.sources.get(owner)
         lengths = None if source is None else source.lengths
         if role == "label" and not isinstance(array, LazyArray):
             found[owner] = _classes_on(array)
@@ -358,28 +360,28 @@ def _labels_of(part: Part, classes: int, bad: list[str]) -> dict[str, np.ndarray
                 continue
             except _OF_THIS_MACHINE:
                 raise
-            # Whatever a reader of damaged files raises.
+            # Readers of damaged files raise any exception.
             except Exception as error:
                 bad.append(_said(error, f"{key} of clip {clip}"))
     return found
 
 
 def _unusual(values: Mapping[str, Any]) -> list[str]:
-    """The clips whose value is not the most frequent one, and both."""
+    """The clips whose value is not the most frequent one, with both values."""
     if not values:
         return []
     usual = Counter(values.values()).most_common(1)[0][0]
     return [f"{where}: {value}, most have {usual}" for where, value in values.items() if value != usual]
 
 
-def _names(part: Part) -> Sequence[Any]:
-    return np.asarray(part.arrays["id"]).tolist() if "id" in part.arrays else []
+def _names(table: ClipTable) -> Sequence[Any]:
+    return np.asarray(table.arrays["id"]).tolist() if "id" in table.arrays else []
 
 
 def _overlaps(listing: Listing) -> list[str]:
     splits: dict[tuple[tuple[str, ...], Any], list[str]] = {}
     for split in ("train", "val", "test"):
-        for part in listing.parts.get(split, ()):
-            for name in set(_names(part)):
-                splits.setdefault((tuple(part.sources), name), []).append(split)
+        for table in listing.tables.get(split, ()):
+            for name in set(_names(table)):
+                splits.setdefault((tuple(table.sources), name), []).append(split)
     return [f"{name} in {' and '.join(there)}" for (_, name), there in splits.items() if len(there) > 1]

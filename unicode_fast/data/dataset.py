@@ -1,6 +1,6 @@
-"""What the rest of the package sees of any data set: its splits, the clips of a modality, and batches of clips.
+"""The interface of every data set: splits, clips of a modality, and batches of clips.
 
-The order of batches depends on the seed and the step alone.
+The order of batches depends on seed and training step alone.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from unicode_fast.config import Modality
 from unicode_fast.data.lazy import ClipArray, LazyArray, as_tensor, select_clips
 from unicode_fast.data.store.checks import StoreError
 
-# The split that others divide.
+# The split that other splits divide.
 WHOLE = "all"
 
 
@@ -29,9 +29,9 @@ class ClipSet:
     """Clips of one split, one array per modality.
 
     Attributes:
-        arrays: everything there is for these clips, by key; clips first. Features may be a `LazyArray`, which reads
-            the clips it is indexed with.
-        modalities: the modalities in use, in order, with the shape of one time step.
+        arrays: all arrays of these clips, by key; clips first. Features may be a `LazyArray`, which reads clips when
+            it is indexed.
+        modalities: the modalities in use, in order, with the shape of one position.
         classes: C class names.
         index: (clips,) int64, the clips' numbers in their split.
     """
@@ -47,24 +47,24 @@ class ClipSet:
 
     @property
     def features(self) -> dict[str, np.ndarray]:
-        """Per modality (clips, T, ...) floating point; memory-mapped or a LazyArray, which is indexed the same way."""
+        """Per modality (clips, T, ...) floating point: memory-mapped, or a LazyArray with the same indexing."""
         return {name: cast(np.ndarray, self.arrays[name]) for name in self.modalities}
 
     @property
     def mask(self) -> dict[str, np.ndarray]:
-        """Per modality (clips, T) bool, True at the valid steps; all True where there are no lengths."""
+        """Per modality (clips, T) bool, True at valid positions; all True without lengths."""
         lengths = self.lengths.items()
         return {name: np.arange(self.arrays[name].shape[1]) < length[:, None] for name, length in lengths}
 
     @property
     def lengths(self) -> dict[str, np.ndarray]:
-        """Per modality (clips,) int64, the number of valid steps."""
+        """Per modality (clips,) int64, the number of valid positions."""
         full = {name: np.full(len(self), self.arrays[name].shape[1], np.int64) for name in self.modalities}
-        return {name: np.asarray(self.arrays.get(f"{name}.length", steps)) for name, steps in full.items()}
+        return {name: np.asarray(self.arrays.get(f"{name}.length", positions)) for name, positions in full.items()}
 
     @property
     def labels(self) -> dict[str, np.ndarray]:
-        """(clips, T, C+1) uint8 or float32, background last, for each modality that has them."""
+        """(clips, T, C+1) uint8 or float32, background last, for each labelled modality."""
         owners = [name for name in self.modalities if f"{name}.label" in self.arrays]
         return {name: cast(np.ndarray, self.arrays[f"{name}.label"]) for name in owners}
 
@@ -73,15 +73,15 @@ class ClipSet:
         """(clips,) int64 class of each clip.
 
         Raises:
-            StoreError: there are no clip classes.
+            StoreError: clips have no classes.
         """
         if "class" not in self.arrays:
-            raise StoreError(f"clips must have an array 'class' to give targets, got keys {sorted(self.arrays)}")
+            raise StoreError(f"arrays of clips must include 'class' for targets, got {sorted(self.arrays)}")
         return np.asarray(self.arrays["class"])
 
     @property
     def id(self) -> np.ndarray:
-        """(clips,) the clips' own names or numbers; their numbers in the split where they have none."""
+        """(clips,) the clips' own names or numbers; by default their numbers in the split."""
         return np.asarray(self.arrays.get("id", self.index))
 
     def select(self, indices: Sequence[int] | np.ndarray) -> ClipSet:
@@ -91,10 +91,10 @@ class ClipSet:
             indices: (n,) numbers in [0, len), or (len,) bool.
 
         Returns:
-            A ClipSet whose arrays are copies in memory, or lazy arrays where they were lazy.
+            A ClipSet with copies in memory; lazy arrays stay lazy.
 
         Raises:
-            IndexError: a number is outside.
+            IndexError: a number is out of range.
         """
         chosen = np.asarray(indices)
         if chosen.dtype != bool:
@@ -119,10 +119,10 @@ class Batch:
     """B clips as tensors on the CPU.
 
     Attributes:
-        features: per modality (B, T, ...) of the dtype asked for, or halves where they were kept.
-        mask: per modality (B, T) bool, True at the valid steps.
-        labels: (B, T, C+1) of that dtype for each modality that has labels.
-        target: (B,) int64 clip classes, or None where the clips have none.
+        features: per modality (B, T, ...) of the requested dtype, or stored half precision.
+        mask: per modality (B, T) bool, True at valid positions.
+        labels: (B, T, C+1) of that dtype for each labelled modality.
+        target: (B,) int64 clip classes, or None without classes.
         clips: (B,) int64 clip numbers in their split.
         id: (B,) the clips' own names or numbers.
     """
@@ -139,13 +139,13 @@ class Batch:
         return len(self.clips)
 
     def to(self, device: torch.device | str, non_blocking: bool = False, dtype: torch.dtype | None = None) -> Batch:
-        """The same batch with its tensors on another device, where the features get the dtype."""
+        """The same batch with its tensors on another device; features are cast there."""
         moved = self._changed(lambda tensor: tensor.to(device, non_blocking=non_blocking))
         features = {name: tensor.to(dtype or tensor.dtype) for name, tensor in moved.features.items()}
         return replace(moved, features=features)
 
     def pinned(self) -> Batch:
-        """A copy in memory that a GPU reads by itself, so that `to` need not wait."""
+        """A copy in pinned memory, so that `to` can be asynchronous."""
         return self._changed(Tensor.pin_memory)
 
     def _changed(self, change: Callable[[Tensor], Tensor]) -> Batch:
@@ -157,7 +157,7 @@ class Batch:
 
 
 class BatchSource(Protocol):
-    """Batches by global step; `Batches` has them in any order, a stream best in theirs."""
+    """Batches by global step; `Batches` has random access, a stream is fastest in order."""
 
     dtype: torch.dtype
 
@@ -166,32 +166,31 @@ class BatchSource(Protocol):
         """Number of batches in one epoch."""
 
     def size(self, step: int) -> int:
-        """Number of clips in the batch at this global step, those of all ranks."""
+        """Number of clips of all ranks in the batch at this global step."""
 
     def batch(self, step: int, own: slice = slice(None), *, keep_halves: bool = False) -> Batch:
-        """The batch at this global step, counted from 0 over all epochs, or only the clips that a rank owns."""
+        """The batch at this global step, counted from 0 over all epochs, or only the rank's `own` clips."""
 
     def ids(self, step: int, batch: Batch) -> np.ndarray:
-        """The clips' own names or numbers, of all ranks where they are known, else those in `batch`."""
+        """The clips' own names or numbers: of all ranks if known, else those in `batch`."""
 
 
 class Batches:
     """Shuffled batches with random access by global step.
 
-    Every epoch visits each clip once, in an order that depends on (seed, epoch) alone, so a run that resumes at step s
-    needs nothing but s. The order comes from raw 64-bit draws of Philox and a stable sort; both are the same on every
-    machine.
+    Every epoch visits each clip once, in an order that depends on (seed, epoch) alone, so a run can resume at any step.
+    The order comes from raw 64-bit draws of Philox and a stable sort; both are the same on every machine.
 
     Args:
-        clips: what to draw from.
+        clips: clips to draw from.
         batch_size: B.
         seed: any integer >= 0.
-        drop_last: leave out the last, smaller batch of an epoch.
+        drop_last: omit the last, smaller batch of an epoch.
         dtype: of features and labels: float32 or float64, as torch dtype or by name.
 
     Raises:
         ValueError: there are fewer clips than one batch, or a size or seed is out of range.
-        TypeError: the dtype is another one.
+        TypeError: another dtype.
     """
 
     def __init__(
@@ -222,7 +221,7 @@ class Batches:
         if step < 0:
             raise ValueError(f"step must be at least 0, got {step}")
         epoch, place = divmod(step, self.steps_per_epoch)
-        # Threads that read other epochs may replace the attribute meanwhile.
+        # Another thread may replace the attribute with its own epoch.
         order = self._order
         if order[0] != epoch:
             draws = np.random.Philox(np.random.SeedSequence([self.seed, epoch])).random_raw(len(self.clips))
@@ -234,7 +233,7 @@ class Batches:
         return len(self.indices(step))
 
     def ids(self, step: int, batch: Batch) -> np.ndarray:
-        """(B,) the clips' own names or numbers; those of the whole batch, whatever part of it was read."""
+        """(B,) the clips' own names or numbers, of the whole batch."""
         return np.asarray(self.clips.id[self.indices(step)])
 
     def batch(self, step: int, own: slice = slice(None), *, keep_halves: bool = False) -> Batch:
@@ -248,11 +247,11 @@ def gather(
     """The clips at these positions as one batch.
 
     Args:
-        clips: of which they are some.
+        clips: clips to select from.
         indices: (B,) int64.
         dtype: of features and labels.
-        keep_halves: leave features that are stored as float16 or bfloat16 as they are, half the bytes to move; the
-            change to `dtype` is exact wherever it is made.
+        keep_halves: keep features that are stored as float16 or bfloat16, to move half the bytes; the later cast to
+            `dtype` is exact.
     """
     dtype = checked_dtype(dtype)
     lengths = {name: length[indices] for name, length in clips.lengths.items()}
@@ -269,12 +268,12 @@ def gather(
 
 
 def _stored(array: ClipArray, indices: np.ndarray) -> Tensor:
-    """Some clips of an array, a copy."""
+    """A copy of some clips."""
     return array.tensor(indices) if isinstance(array, LazyArray) else as_tensor(array[indices])
 
 
 def check_batch_size(batch_size: int) -> None:
-    """Raise ValueError where it is below 1."""
+    """Raise ValueError below 1."""
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
 
@@ -292,24 +291,23 @@ class Dataset:
     """An opened data set.
 
     Args:
-        path: where it lies.
-        name: what people call it.
-        modalities: kind and shape of one time step of each modality.
+        path: its folder.
+        name: its name.
+        modalities: kind and shape of one position of each modality.
         classes: C class names.
-        parts: for each split its clips: one set where all modalities of a clip are paired, else one for each list of
-            clips that a modality has.
-        divided: further splits, for each list of the split "all" the numbers of the clips that they take of it.
-        extra: what its writer added.
+        parts: the clips of each split: one ClipSet if modalities are paired, else one ClipSet per modality.
+        divided: further splits: for each ClipSet of the split "all", the numbers of its clips in that split.
+        extra: additional entries of its writer.
 
     Attributes:
         splits: the names of the splits; the other attributes are as the arguments.
-        shares_batches: ranks share each batch; where False each reads clips of its own, and the order of all depends on
-            the number of ranks.
+        shares_batches: ranks share each batch. If False, each rank reads its own clips, and their order depends on the
+            number of ranks.
     """
 
     shares_batches = True
 
-    def __init__(  # noqa: PLR0913 - the record of a data set
+    def __init__(  # noqa: PLR0913 - the fields of a data set
         self,
         path: Path,
         name: str,
@@ -331,25 +329,25 @@ class Dataset:
         self.splits = list(self._parts)
 
     def split(self, name: str) -> ClipSet:
-        """The clips of one split, whose modalities are paired.
+        """The clips of one split with paired modalities.
 
         Raises:
-            ValueError: there is no such split, or each modality has clips of its own in it.
+            ValueError: the split is unknown, or its modalities are not paired.
         """
         parts = self.parts(name)
         if len(parts) > 1:
             owners = " and ".join(", ".join(part.modalities) for part in parts)
             raise ValueError(
-                f"split must be one whose clips have all modalities, got {name!r} of {self.name}, where {owners} have "
-                f"clips of their own; clips({name!r}, modality) gives those"
+                f"split must have paired modalities, got {name!r} of {self.name}, where {owners} have separate clips; "
+                f"use clips({name!r}, modality)"
             )
         return parts[0]
 
     def clips(self, split: str, modality: str) -> ClipSet:
-        """The clips of a split that have a modality.
+        """The clips of a split with this modality.
 
         Raises:
-            ValueError: there is no such split, or no clip in it has the modality.
+            ValueError: the split is unknown, or has no clip with the modality.
         """
         parts = self.parts(split)
         for part in parts:
@@ -359,17 +357,17 @@ class Dataset:
         raise ValueError(f"modality must be one of {there} in split {split!r}, got {modality!r}")
 
     def parts(self, split: str) -> tuple[ClipSet, ...]:
-        """The lists of clips of a split, one where the modalities are paired.
+        """The ClipSets of a split; one if its modalities are paired.
 
         Raises:
-            ValueError: there is no such split.
+            ValueError: the split is unknown.
         """
         if split not in self._parts:
             raise ValueError(f"split must be one of {self.splits}, got {split!r}")
         return self._parts[split]
 
     def shared(self, first: str, second: str) -> list[str]:
-        """The names of clips that two splits have both; none where clips have numbers alone, or a split is missing."""
+        """The names of clips in both splits; none if clips have only numbers, or a split is missing."""
         names: list[set[str]] = []
         for split in (first, second):
             parts = self.parts(split) if split in self.splits else ()
@@ -386,7 +384,7 @@ class Dataset:
         drop_last: bool = True,
         dtype: torch.dtype | str = torch.float32,
     ) -> BatchSource:
-        """Shuffled batches of the paired clips of a split, with these modalities; the others are as `Batches` says."""
+        """Shuffled batches of the paired clips of a split, with these modalities; other arguments as `Batches`."""
         return Batches(self.split(split).restrict(names), batch_size, seed, drop_last, dtype)
 
     def modalities_named(self, names: Iterable[str]) -> dict[str, Modality]:
@@ -398,7 +396,7 @@ class Dataset:
         return _named(self.modalities, names)
 
     def digest(self) -> str:
-        """What tells one data set from another: a checksum of modalities, classes, shapes and the clips' names."""
+        """Identifies the data set: a checksum of modalities, classes, shapes and the clips' names."""
         kinds = {name: [kind.kind, kind.shape] for name, kind in self.modalities.items()}
         lists = {
             split: [[{k: [v.shape, v.dtype.str] for k, v in part.arrays.items()}, part.id.tolist()] for part in parts]
@@ -427,7 +425,7 @@ def _named(modalities: Mapping[str, Modality], names: Iterable[str]) -> dict[str
 
 
 def _taken(part: ClipSet, numbers: np.ndarray) -> ClipSet:
-    """Some clips as a list of their own, its features unread."""
+    """Some clips as a new ClipSet, features unread."""
     unread = {name: LazyArray.of(part.arrays[name]) for name in part.modalities}
     chosen = replace(part, arrays={**part.arrays, **unread}).select(numbers)
     return replace(chosen, index=np.arange(len(numbers), dtype=np.int64))

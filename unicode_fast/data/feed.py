@@ -1,4 +1,4 @@
-"""How batches get from a store to the device that trains: one after the other, read ahead, or resident there."""
+"""Batches from a data set to the training device: read on demand, prefetched, or resident."""
 
 from __future__ import annotations
 
@@ -23,25 +23,25 @@ Own = Callable[[int], slice]
 FeedKind = Literal["auto", "resident", "prefetch", "direct"]
 # The share of a GPU's free memory that resident clips may take; the rest is for the model and its activations.
 RESIDENT_SHARE = 0.6
-# Batches that are on a GPU, or on their way there, beside the one that was asked for.
+# Batches on a GPU, or being copied to it, beside the current one.
 COPIED_AHEAD = 2
-# Clips that are read at once while a split becomes resident.
+# Clips per read when a split is made resident.
 PIECE = 256
 
 
 class FeedError(RuntimeError):
-    """A batch could not be read; the message names the step, and the cause is chained."""
+    """A batch could not be read; the message names the training step, and the cause is chained."""
 
 
 class Feed:
-    """Batches by global step, read and copied when they are asked for.
+    """Batches by global step, read and copied on demand.
 
-    The other feeds give the same batches in the same order: what a batch holds depends on its step alone.
+    All feeds give the same batches in the same order: the content of a batch depends on its step alone.
 
     Args:
-        batches: what is read.
-        device: where features and masks go.
-        own: of a number of clips in a batch, those that are wanted; None for all.
+        batches: the source of batches.
+        device: device of features and masks.
+        own: from the number of clips in a batch to the slice of this rank; None for all.
     """
 
     def __init__(self, batches: BatchSource, device: torch.device, own: Own | None = None) -> None:
@@ -52,7 +52,7 @@ class Feed:
         """The batch of this global step, on the device.
 
         Raises:
-            FeedError: it could not be read.
+            FeedError: the batch could not be read.
         """
         try:
             return self.read(step).to(self.device, dtype=self.batches.dtype)
@@ -60,11 +60,11 @@ class Feed:
             raise _unreadable(step, error) from error
 
     def read(self, step: int) -> Batch:
-        """The same on the CPU; features that are stored as halves get their dtype on the device."""
+        """The same on the CPU; features in half precision are cast on the device."""
         return self.batches.batch(step, self.own(self.batches.size(step)), keep_halves=True)
 
     def close(self) -> None:
-        """Ends all threads and processes; the feed cannot be used afterwards."""
+        """End all threads and processes; the feed cannot be used afterwards."""
 
     def __enter__(self) -> Feed:
         return self
@@ -74,12 +74,12 @@ class Feed:
 
 
 class ResidentFeed(Feed):
-    """All clips of the split on the device, as they are stored, read once; a batch is a selection there.
+    """All clips of the split on the device, in their stored dtype, read once; a batch is an index selection.
 
     Args:
-        batches: what is read.
-        device: where the clips stay.
-        own: as for every feed; all clips are resident nevertheless, as each may be wanted some time.
+        batches: the source of batches.
+        device: device of the clips.
+        own: as for `Feed`; all clips are resident, because each rank gets each clip in some epoch.
 
     Raises:
         FeedError: clips could not be read, or the device has too little memory.
@@ -102,11 +102,11 @@ class ResidentFeed(Feed):
                         kept[name][start : start + len(positions)] = tensor
         except Exception as error:
             raise FeedError(
-                f"feed 'resident' could not put {len(clips)} clips on {device}: {error}; take --feed prefetch"
+                f"feed 'resident' could not put {len(clips)} clips on {device}: {error}; use --feed prefetch"
             ) from error
 
     def batch(self, step: int) -> Batch:
-        """The batch of this global step; features and masks only, which is what a training step reads."""
+        """The batch of this global step; features and masks only."""
         indices = self.whole.indices(step)
         indices = indices[self.own(len(indices))]
         chosen = torch.from_numpy(np.ascontiguousarray(indices))
@@ -122,23 +122,23 @@ class ResidentFeed(Feed):
 
 
 class _Ahead(NamedTuple):
-    """A batch on its way: its step, and the batch with the event that says when it is on the device."""
+    """A prefetched batch: its step, and the batch with the CUDA event of its copy."""
 
     step: int
     future: Future[tuple[Batch, torch.cuda.Event | None]]
 
 
 class PrefetchFeed(Feed):
-    """Batches that worker processes read ahead; a thread copies them into pinned memory, and over a stream of its own.
+    """Worker processes prefetch batches; a thread copies them to pinned memory, then to the device on its own stream.
 
-    Where there is no CUDA the thread only hands them on.
+    Without CUDA the thread only passes them on.
 
     Args:
-        batches: what is read.
-        device: where features and masks go.
-        own: as for every feed.
-        workers: processes, each two batches ahead; with 0, and where processes are not forked, the thread reads.
-        end: the step after the last one that will be asked for; None for no end.
+        batches: the source of batches.
+        device: device of features and masks.
+        own: as for `Feed`.
+        workers: processes, each two batches ahead; with 0, and on systems other than Linux, the thread reads.
+        end: the step after the last one of the run; None for no end.
     """
 
     def __init__(
@@ -159,7 +159,7 @@ class PrefetchFeed(Feed):
         self.pool = ThreadPoolExecutor(1, thread_name_prefix="feed")
 
     def batch(self, step: int) -> Batch:
-        """The batch of this global step; those after it are read meanwhile."""
+        """The batch of this global step; the next ones are prefetched."""
         if not self.ahead or self.ahead[0].step != step:
             self._forget()
         start = self.ahead[-1].step + 1 if self.ahead else step
@@ -178,7 +178,7 @@ class PrefetchFeed(Feed):
         return batch
 
     def close(self) -> None:
-        """Waits for what the thread is at, and ends it and the processes."""
+        """Wait for the current read, then end the thread and the processes."""
         self._forget()
         self.pool.shutdown(wait=True, cancel_futures=True)
 
@@ -186,7 +186,7 @@ class PrefetchFeed(Feed):
         begun = [ahead.future for ahead in self.ahead if not ahead.future.cancel()]
         wait(begun)
         self.ahead.clear()
-        # Without its iterator a loader ends its processes.
+        # A loader ends its processes with its iterator.
         self.from_workers = None
 
     def _move(self, step: int) -> tuple[Batch, torch.cuda.Event | None]:
@@ -199,10 +199,10 @@ class PrefetchFeed(Feed):
 
     def _from_worker(self, step: int) -> Batch:
         if self.from_workers is None:
-            # Forked, as the open data set is there then. In this thread, or the loader would raise what becomes of its
-            # processes anywhere in the main one. With a generator, or it would draw from that of the training.
+            # Forked processes inherit the open data set. Created in the main thread, a loader would install a SIGCHLD
+            # handler, which raises there at any line. Without its own generator it would draw from the training's.
             loader = DataLoader(
-                _Steps(self.read),
+                _BatchesByStep(self.read),
                 batch_size=None,
                 sampler=range(step, max(step + 1, self.end)),
                 collate_fn=_unchanged,
@@ -214,7 +214,7 @@ class PrefetchFeed(Feed):
         try:
             found = next(self.from_workers)
         except Exception as error:
-            message = f"{_unreadable(step, error)}; with --feed_workers 0 it is read without worker processes"
+            message = f"{_unreadable(step, error)}; --feed_workers 0 reads it without worker processes"
             raise FeedError(message) from error
         if isinstance(found, _Failed):
             raise FeedError(found.message) from RuntimeError(found.trace)
@@ -222,21 +222,21 @@ class PrefetchFeed(Feed):
 
 
 class _Failed(NamedTuple):
-    """What a worker has instead of a batch: the message, and the traceback, which does not leave a process."""
+    """The result of a worker that failed: message and traceback, because tracebacks cannot be pickled."""
 
     message: str
     trace: str
 
 
-class _Steps(torch.utils.data.Dataset):
-    """Batches as the items of a set, by step."""
+class _BatchesByStep(torch.utils.data.Dataset):
+    """Batches as items of a PyTorch data set, by training step."""
 
     def __init__(self, read: Callable[[int], Batch]) -> None:
         self.read = read
 
     def __getitem__(self, step: int) -> Batch | _Failed:
         try:
-            # Features and masks only, which is what a training step reads.
+            # A training step reads only features and masks.
             return replace(self.read(step), labels={}, target=None)
         except Exception as error:
             return _Failed(str(_unreadable(step, error)), traceback.format_exc())
@@ -258,20 +258,19 @@ def open_feed(
     """The feed of a run.
 
     Args:
-        batches: what is read.
-        device: that trains.
-        kind: "auto" is "resident" on a GPU where RESIDENT_SHARE of its free memory holds all clips, "direct" on a CPU
-            where the arrays are mapped ones, else "prefetch". A stream cannot be resident, and one process reads it
-            ahead.
+        batches: the source of batches.
+        device: the training device.
+        kind: "auto" is "resident" on a GPU if all clips fit in RESIDENT_SHARE of its free memory, "direct" on a CPU
+            with memory-mapped arrays, else "prefetch". A stream cannot be resident; one process prefetches it.
         workers: processes of "prefetch"; 0 for a thread.
-        end: the step after the last one that will be asked for; None for no end.
-        own: of a number of clips in a batch, those that are wanted, as where ranks share it; None for all.
+        end: the step after the last one of the run; None for no end.
+        own: from the number of clips in a batch to the slice of this rank; None for all.
 
     Returns:
         A context that closes the feed.
 
     Raises:
-        FeedError: the clips cannot be made resident, and that was asked for.
+        FeedError: `kind` is "resident", and the clips cannot be made resident.
     """
     if not isinstance(batches, Batches):
         if kind == "resident":
@@ -289,14 +288,14 @@ def open_feed(
 def _chosen(batches: Batches, device: torch.device) -> FeedKind:
     if device.type == "cuda":
         return "resident" if _bytes(batches) < RESIDENT_SHARE * torch.cuda.mem_get_info(device)[0] else "prefetch"
-    # Selecting clips of mapped arrays takes some thousandths of a step, for which workers would only compete.
+    # Selecting clips of mapped arrays takes thousandths of a training step; workers would compete for the CPU.
     features = batches.clips.features.values()
     mapped = all(isinstance(array, np.ndarray) or array.mapped for array in features)
     return "direct" if mapped else "prefetch"
 
 
 def _bytes(batches: Batches) -> int:
-    """What the features of all clips take on the device."""
+    """Bytes of the features of all clips on the device."""
     one = gather(batches.clips, np.arange(1), batches.dtype, keep_halves=True)
     return len(batches.clips) * sum(tensor.nbytes for tensor in one.features.values())
 

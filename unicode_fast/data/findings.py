@@ -1,4 +1,4 @@
-"""What `python -m unicode_fast.data check` says of a data set: findings, counts, shapes, and whether to train."""
+"""The report of `python -m unicode_fast.data check`: findings, counts, shapes, and whether training can start."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from unicode_fast.config import DataConfig, TrainConfig
 from unicode_fast.data.dataset import WHOLE, ClipSet
 from unicode_fast.errors import one_line
 
-# What training and tasks read where nothing else is asked for, and what published code takes.
+# The default splits and batch size of training and tasks.
 _TRAINED_ON = DataConfig().train_split
 _SPLITS = (_TRAINED_ON, "val", "test", WHOLE)
 _BATCH = TrainConfig().batch_size
@@ -25,14 +25,14 @@ _SHOWN = 8
 
 @dataclass
 class Finding:
-    """One kind of thing that was found.
+    """One kind of problem, with the clips that have it.
 
     Attributes:
         kind: missing, unreadable, damaged, empty, short, truncated, non-finite, shape, dtype, labels, duplicate,
-            copies, splits, or another of this module, or what the layout notes on its lists.
+            copies, splits, another kind of this module, or the kind of a layout's note.
         bad: training must not start.
-        text: what it is and what comes of it.
-        clips: what the clips are called, or the splits, classes or files.
+        text: the problem and its consequence.
+        clips: names of the clips, splits, classes or files.
     """
 
     kind: str
@@ -47,11 +47,11 @@ class Described:
 
     Attributes:
         kind: vector, grid or words.
-        shape: of one step, as most clips have it.
-        dtype: as it is stored; several are joined by "and".
-        steps: T, what every clip gets.
-        shortest: valid steps of the shortest clip.
-        longest: and of the longest.
+        shape: of one position, in most clips.
+        dtype: the stored dtype; several are joined by "and".
+        steps: T, the number of positions of every clip.
+        shortest: valid positions of the shortest clip.
+        longest: valid positions of the longest clip.
     """
 
     kind: str
@@ -62,25 +62,25 @@ class Described:
     longest: int
 
     def line(self) -> str:
-        """For the screen."""
+        """The description as text."""
         lengths = f"{self.shortest}" if self.shortest == self.longest else f"{self.shortest} to {self.longest}"
-        valid = f", {lengths} of them valid" if self.shortest < self.steps else ""
-        return f"{self.kind} {tuple(self.shape)} of {self.dtype}, {self.steps} steps{valid}"
+        valid = f", {lengths} valid" if self.shortest < self.steps else ""
+        return f"{self.kind} {tuple(self.shape)} of {self.dtype}, {self.steps} positions{valid}"
 
 
 @dataclass
 class Report:
-    """What was found.
+    """The result of a check.
 
     Attributes:
-        data: what was looked at.
+        data: the data set that was checked.
         clips: number of clips by split and modality.
         classes: number of clips by split and class, where clips have classes.
-        modalities: what features look like, by split and modality.
-        batch: of each split that is trained on, the largest `batch_size` up to the usual one that it has clips for.
-        flags: without which training asks for more than there is.
-        unmeasured: why there is nothing to validate and to measure on; empty where there is.
-        findings: none where all is well.
+        modalities: description of the features, by split and modality.
+        batch: for each training split, the largest `batch_size`, at most the default one, that its clips allow.
+        flags: flags that training needs with these data.
+        unmeasured: why nothing can be validated and measured; empty if it can.
+        findings: empty if there is no problem.
     """
 
     data: str
@@ -98,7 +98,7 @@ class Report:
         return not any(finding.bad for finding in self.findings)
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """The report for JSON."""
         findings = [{**asdict(finding), "count": len(finding.clips)} for finding in self.findings]
         described = {
             split: {name: asdict(one) for name, one in names.items()} for split, names in self.modalities.items()
@@ -118,7 +118,7 @@ class Report:
         }
 
     def lines(self) -> Iterator[str]:
-        """For the screen: long ones are cut, and what does not print in a file's name is as Python writes it."""
+        """The lines of the text report; long lines are cut, and unprintable characters are escaped."""
         return map(one_line, self._lines())
 
     def _lines(self) -> Iterator[str]:
@@ -142,16 +142,16 @@ class Report:
         yield start if self.can_start else "training cannot start"
 
     def look(self, split: str, part: ClipSet, dtypes: Mapping[str, str]) -> None:
-        """Add some clips of a split, which have been read and are sound."""
+        """Add some clips of a split that were read and are valid."""
         known = self.modalities.setdefault(split, {})
         for name, kind in part.modalities.items():
-            lengths, steps = part.lengths[name], part.arrays[name].shape[1]
+            lengths, positions = part.lengths[name], part.arrays[name].shape[1]
             before = known.get(name)
             known[name] = Described(
                 kind.kind,
                 list(kind.shape),
                 dtypes[name],
-                steps,
+                positions,
                 min([int(lengths.min()), *([before.shortest] if before else [])]),
                 max([int(lengths.max()), *([before.longest] if before else [])]),
             )
@@ -163,16 +163,16 @@ class Report:
             self.classes[split] = dict(counts + Counter(classes_of(part.target, part.classes)))
 
     def conclude(self, classes: Sequence[str], labelled: Mapping[str, Mapping[str, np.ndarray]]) -> None:
-        """What follows from the clips and their classes once all have been counted.
+        """Add the findings on splits and classes after all clips are counted.
 
         Args:
             classes: C names.
-            labelled: by split and modality, (C,) bool, the classes that labels of steps have anywhere.
+            labelled: by split and modality, (C,) bool, the classes in labels of positions.
         """
         self.findings += _odd_splits(self.clips)
-        # Where clips have classes, those of steps are the same.
-        by_steps = {split: names for split, names in labelled.items() if split not in self.classes}
-        doubtful = [*unlearnable(self.classes), *_blank(labelled), *_unseen_at_steps(classes, by_steps)]
+        # If clips have classes, labels of positions have the same ones.
+        by_position = {split: names for split, names in labelled.items() if split not in self.classes}
+        doubtful = [*unlearnable(self.classes), *_blank(labelled), *_unseen_at_positions(classes, by_position)]
         self.findings += doubtful
         for split in (_TRAINED_ON, WHOLE):
             if self.clips.get(split):
@@ -184,7 +184,7 @@ class Report:
 
 
 def flags(clips: Mapping[str, Mapping[str, int]], classes: Sequence[str]) -> str:
-    """What training must be told where there is nothing to validate and to measure on, or less than a usual batch.
+    """Flags that training needs if nothing can be validated and measured, or clips are fewer than a default batch.
 
     Args:
         clips: number of clips by split and modality.
@@ -196,7 +196,7 @@ def flags(clips: Mapping[str, Mapping[str, int]], classes: Sequence[str]) -> str
 
 
 def unmeasured(clips: Mapping[str, Mapping[str, int]], classes: Sequence[str]) -> str:
-    """Why there is nothing to validate and to measure on, of clips by split and modality; empty where there is."""
+    """Why nothing can be validated and measured, from clips by split and modality; empty if it can."""
     lacking = [split for split in ("val", "test") if split not in clips]
     if lacking:
         return f"there is no split {' and no split '.join(lacking)}"
@@ -204,53 +204,53 @@ def unmeasured(clips: Mapping[str, Mapping[str, int]], classes: Sequence[str]) -
 
 
 def train_command(data: str, given: str = "") -> str:
-    """How to train on some data, with the flags that are given."""
+    """The command that trains on these data with these flags."""
     return f"python -m unicode_fast.train --data {shlex.quote(data)} {given}".strip()
 
 
 def classes_of(target: np.ndarray, classes: Sequence[str]) -> dict[str, int]:
-    """How many clips there are of each class that has some."""
+    """Number of clips of each class that has clips."""
     counts = np.bincount(target, minlength=len(classes))
     return {name: int(count) for name, count in zip(classes, counts, strict=True) if count}
 
 
 def unlearnable(classes: Mapping[str, Mapping[str, int]]) -> Iterator[Finding]:
-    """Classes of clips that nothing can be learned of, or that training does not show."""
+    """Classes of clips that cannot be learned, or do not occur in training."""
     train = classes.get(_TRAINED_ON)
     if not train:
         return
     numbers = all(_is_number(name) for name in train) and not all(name.isdecimal() for name in train)
     if numbers and len(train) > sum(train.values()) / 2:
         text = f"{len(train)} numbers are the classes of {sum(train.values())} clips of {_TRAINED_ON}"
-        yield Finding("numbers", False, f"{text}: each is a class of its own, and regression is not learned")
+        yield Finding("numbers", False, f"{text}: each number is a separate class, and regression is not supported")
     elif len(train) == 1:
         yield Finding("one class", False, f"all clips of {_TRAINED_ON} are of class {next(iter(train))!r}")
     elif max(train.values()) == 1:
-        text = f"each class of {_TRAINED_ON} has one clip, so that none can be recognised in others"
+        text = f"each class of {_TRAINED_ON} has one clip, so no class can be recognised in other clips"
         yield Finding("single clips", False, text)
     for split in ("val", "test"):
         lacking = [name for name in classes.get(split, {}) if name not in train]
         if lacking:
-            text = f"classes of {split} that no clip of {_TRAINED_ON} has: their clips cannot be recognised"
+            text = f"classes of {split} without a clip in {_TRAINED_ON}: their clips cannot be recognised"
             yield Finding("unseen classes", False, text, lacking)
 
 
 def _blank(labelled: Mapping[str, Mapping[str, np.ndarray]]) -> Iterator[Finding]:
-    """Labels of steps that name no class."""
+    """Labels of positions without any class."""
     for split, names in labelled.items():
         blank = [name for name, on in names.items() if not on.any()]
         if blank:
-            yield Finding("background", False, f"labels of {split} that are background alone, of modality", blank)
+            yield Finding("background", False, f"labels of {split} are background only, of modality", blank)
 
 
-def _unseen_at_steps(classes: Sequence[str], labelled: Mapping[str, Mapping[str, np.ndarray]]) -> Iterator[Finding]:
-    """Classes that labels of steps have elsewhere and not in training."""
+def _unseen_at_positions(classes: Sequence[str], labelled: Mapping[str, Mapping[str, np.ndarray]]) -> Iterator[Finding]:
+    """Classes in labels of positions that do not occur in training."""
     for split in ("val", "test"):
         for name, on in labelled.get(split, {}).items():
             known = labelled.get(_TRAINED_ON, {}).get(name)
             lacking = [] if known is None else [classes[int(number)] for number in np.flatnonzero(on & ~known)]
             if lacking:
-                text = f"classes that labels of {name} have in {split} and nowhere in {_TRAINED_ON}"
+                text = f"classes in labels of {name} of {split} that do not occur in {_TRAINED_ON}"
                 yield Finding("unseen classes", False, text, lacking)
 
 
@@ -263,7 +263,7 @@ def _is_number(text: str) -> bool:
 
 
 def _odd_splits(clips: Mapping[str, Mapping[str, int]]) -> Iterator[Finding]:
-    """Splits that nothing reads unless it is told to, and whether the one is missing that training takes by itself."""
+    """Splits with other names than the defaults, and a missing training split."""
     odd, misspelt = [], False
     for split, counts in clips.items():
         if split not in _SPLITS:
@@ -271,7 +271,7 @@ def _odd_splits(clips: Mapping[str, Mapping[str, int]]) -> Iterator[Finding]:
             misspelt |= any(name not in clips for name in meant)
             odd.append(f"{split}: {max(counts.values())} clips" + (f", or is {meant[0]} meant?" if meant else ""))
     if odd:
-        text = f"not among {', '.join(_SPLITS)}: no task reads them, and training only by --train_split"
+        text = f"not among {', '.join(_SPLITS)}: no task reads them, and training only with --train_split"
         yield Finding("splits", misspelt, text, odd)
     if _TRAINED_ON not in clips:
         there = ", ".join(clips)

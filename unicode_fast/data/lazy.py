@@ -1,4 +1,4 @@
-"""Arrays that stay where they are until their clips are asked for."""
+"""Arrays whose clips are read from disk when they are indexed."""
 
 from __future__ import annotations
 
@@ -11,17 +11,16 @@ from torch import Tensor
 
 
 class LazyArray:
-    """Clips that are read when they are indexed; it stands where a NumPy array of clips stands.
+    """Clips that are read when they are indexed; replaces a NumPy array of clips.
 
     `array[indices]`, with int64 numbers, bool, a slice, or one number, is an np.ndarray. `np.asarray(array)` reads all.
-    `array.tensor(numbers)` has them as they are stored.
+    `array.tensor(numbers)` returns clips in their stored dtype.
 
     Args:
         shape: (clips, ...).
-        dtype: of what is read.
-        read: from (n,) int64 numbers in [0, clips) to (n, ...) of that dtype, or to a bfloat16 tensor where that is
-            float32.
-        mapped: reading copies from files that are mapped into memory, and decodes nothing.
+        dtype: dtype of the result.
+        read: from (n,) int64 numbers in [0, clips) to (n, ...) of that dtype; for float32 also a bfloat16 tensor.
+        mapped: reading copies from memory-mapped files and decodes nothing.
     """
 
     def __init__(
@@ -48,7 +47,7 @@ class LazyArray:
 
     @classmethod
     def of(cls, array: ClipArray) -> LazyArray:
-        """The same array; one that is mapped into memory is read when it is indexed."""
+        """The same array; a memory-mapped array is read when it is indexed."""
         if isinstance(array, LazyArray):
             return array
         mapped = array
@@ -72,7 +71,7 @@ class LazyArray:
         return found if numbers.ndim else found[0]
 
     def tensor(self, numbers: np.ndarray) -> Tensor:
-        """Some clips as they are stored, bfloat16 too.
+        """Some clips in their stored dtype, including bfloat16.
 
         Args:
             numbers: (n,) int64 in [0, clips).
@@ -83,7 +82,7 @@ class LazyArray:
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         """All clips, in memory."""
         if copy is False:
-            raise ValueError("copy must not be False for an array that is read from files, got False")
+            raise ValueError("copy must be True or None for an array that is read from files, got False")
         return self[:] if dtype is None else self[:].astype(dtype)
 
     def select(self, numbers: np.ndarray) -> LazyArray:
@@ -100,7 +99,7 @@ ClipArray: TypeAlias = np.ndarray | LazyArray
 
 
 def as_tensor(array: np.ndarray) -> Tensor:
-    """An array that can be written to as a tensor that shares its memory, or of a copy."""
+    """The array as a tensor: shared memory if the array is writable and contiguous, else a copy."""
     return torch.from_numpy(np.require(array, requirements=("C", "W")))
 
 

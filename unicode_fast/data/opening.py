@@ -1,4 +1,4 @@
-"""Opening any data set by one text: a built-in name, a feature store's folder, or LAYOUT:ROOT."""
+"""Open any data set by one string: a built-in name, a feature store's folder, or LAYOUT:ROOT."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from unicode_fast.errors import UsageError
 from unicode_fast.files.paths import expanded
 
 
-def open_data(  # noqa: PLR0913 - what a data set is, and what reads its sentences
+def open_data(  # noqa: PLR0913 - options of data sets and of their sentences
     spec: str,
     *,
     modalities: Collection[str] | None = None,
@@ -34,17 +34,17 @@ def open_data(  # noqa: PLR0913 - what a data set is, and what reads its sentenc
 
     Args:
         spec: the name of a built-in data set, made with its defaults; the folder of a feature store; or `LAYOUT:ROOT`,
-            such as `ave:/data/AVE`, whose features are read from the published files when they are indexed; or
+            such as `ave:/data/AVE`, whose features are read from the original files when they are indexed; or
             `webdataset:FOLDER`, tar files that are read as a stream.
-        modalities: of a layout, those that are wanted; it takes the ones it has, and needs the files of no other.
-        text_model: what reads the sentences of a layout: a name or a folder that `transformers` knows.
-        text_whitelist: a file with the ids of the words that are kept, as the released `cnt.pkl`; "" keeps all.
-        text_padding: the zeros after a sentence's last word are "masked", or "read" as the released code does.
+        modalities: modalities of a layout; names that the layout lacks are ignored, and files of others not needed.
+        text_model: encoder of a layout's sentences: a `transformers` model name or folder.
+        text_whitelist: file with the ids of the words to keep, such as the released `cnt.pkl`; "" keeps all.
+        text_padding: the zeros after a sentence's last word are "masked", or "read" as in the released code.
         progress: show a progress bar on standard error while a built-in data set is made.
 
     Raises:
-        FileNotFoundError: it is none of these, or files are missing; the message names them.
-        StoreError: contents are not what they must be; the file is named.
+        FileNotFoundError: `spec` is none of these, or files are missing; the message names them.
+        StoreError: a file has invalid contents; the message names it.
         ValueError: the layout has none of the modalities.
         MissingPackageError: a package that the layout needs is not installed.
         OSError: the cache folder cannot be written or the disk is full.
@@ -62,26 +62,26 @@ def open_data(  # noqa: PLR0913 - what a data set is, and what reads its sentenc
         if (Path(spec) / "clips.csv").exists():
             raise FileNotFoundError(f"data in layout clips must be named clips:{spec}, got {spec!r}")
         if not Path(spec).exists() and os.sep in spec:
-            raise FileNotFoundError(f"data must be there, got {spec!r}, where there is nothing")
+            raise FileNotFoundError(f"data must be an existing folder, got {spec!r}")
         raise FileNotFoundError(
-            f"data must be one of {known}, the folder of a feature store, which holds a {MANIFEST}, LAYOUT:ROOT or "
+            f"data must be one of {known}, a feature store's folder with its {MANIFEST}, LAYOUT:ROOT or "
             f"{stream.SPEC}FOLDER, got {spec!r}"
         )
     return open_store(spec)
 
 
 def verify(data: Dataset) -> None:
-    """Compare the checksums of all files of a feature store, whatever was verified before, with a progress bar.
+    """Compare the checksums of all files of a feature store, even if verified before; show a progress bar.
 
     Args:
-        data: that is open.
+        data: an open data set.
 
     Raises:
-        ValueError: it is no feature store.
+        ValueError: `data` is no feature store.
         DamagedStoreError: a file is missing, cut short or changed.
     """
     if not isinstance(data, Store):
-        raise ValueError(f"verify is about feature stores, which have checksums, got it beside {data.name!r}")
+        raise ValueError(f"data must be a feature store, which has checksums, got {data.name!r}")
     with tqdm(desc="verifying", unit="B", unit_scale=True, dynamic_ncols=True) as bar:
         for size, wrong in damages(data.path):
             if wrong:
@@ -90,7 +90,7 @@ def verify(data: Dataset) -> None:
 
 
 def absolute(spec: str) -> str:
-    """The same data set from whatever folder it is opened: a folder in it that is there, by its whole path.
+    """The same data set with an absolute path, if its folder exists.
 
     Args:
         spec: what `open_data` takes.
@@ -106,11 +106,11 @@ def absolute(spec: str) -> str:
 
 
 def list_data(spec: str, request: Request) -> Listing | None:
-    """What a `LAYOUT:ROOT` lists, its features unread; None where the text is no such.
+    """The clips of a `LAYOUT:ROOT`, features unread; None if `spec` names no layout.
 
     Raises:
-        FileNotFoundError: the root or one of its lists is missing, or there is neither such a layout nor a folder.
-        StoreError: a list is not what it must be.
+        FileNotFoundError: the root or one of its lists is missing, or `spec` is neither a layout nor a folder.
+        StoreError: a list has invalid contents.
         ValueError: the layout has none of the modalities.
     """
     spec = expanded(spec)
@@ -122,22 +122,22 @@ def list_data(spec: str, request: Request) -> Listing | None:
             raise FileNotFoundError(f"layout of {spec!r} must be one of {known}, got {name!r}")
         return None
     listing = LAYOUTS[found[0]](found[1], request)
-    if not all(parts and all(part.sources for part in parts) for parts in listing.parts.values()):
+    if not all(tables and all(table.sources for table in tables) for tables in listing.tables.values()):
         wanted = "any" if request.modalities is None else ", ".join(request.modalities)
-        raise UsageError(f"modalities must be some that {spec} has clips of, got {wanted}")
+        raise UsageError(f"modalities must be among those that {spec} has clips of, got {wanted}")
     return listing
 
 
 def open_dataset(config: DataConfig, progress: bool = True) -> Dataset:
-    """Open the data set that a configuration names.
+    """Open the data set of a configuration.
 
     Args:
-        config: `data` is what `open_data` takes; the fields on clips, `easy` and `data_seed` are for built-in data
-            sets, those on text for layouts.
+        config: `data` is the `spec` of `open_data`; fields on clips, `easy` and `data_seed` apply to built-in data
+            sets, those on text to layouts.
         progress: show a progress bar on standard error while a built-in data set is made.
 
     Raises:
-        FileNotFoundError: as `open_data` says, whose other errors it raises too.
+        As `open_data`.
     """
     if config.data in built_in.DATASETS:
         clips = {"train": config.train_clips, "val": config.val_clips, "test": config.test_clips}

@@ -1,4 +1,4 @@
-"""The published layouts of public feature sets, and one for data of one's own; one file for each family."""
+"""The layouts of public feature sets, and one for own data; one file per family."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ LAYOUTS: Mapping[str, Callable[[Path, Request], Listing]] = {
     "clips": list_clips,
 }
 
-# Of these the options on text are read.
+# Layouts with options on text.
 WITH_SENTENCES = ("vggsound-avel24k", "vggsound-avel40k", "avsbench-s4")
 
 __all__ = ["LAYOUTS", "WITH_SENTENCES", "Request", "find_layout", "has_sentences"]
 
 
 def has_sentences(spec: str) -> bool:
-    """Whether a text names a layout with sentences."""
+    """Whether `spec` names a layout with sentences."""
     return spec.partition(":")[0] in WITH_SENTENCES
 
 
 def find_layout(spec: str) -> tuple[str, Path] | None:
-    """Layout and root folder of a `LAYOUT:ROOT`, or None where the text names no layout.
+    """Layout and root folder of a `LAYOUT:ROOT`, or None if `spec` names no layout.
 
     Raises:
-        FileNotFoundError: the root is no folder.
+        FileNotFoundError: the root is not a folder.
     """
     name, _, root = spec.partition(":")
     if name not in LAYOUTS or not root:

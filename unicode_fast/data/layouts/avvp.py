@@ -1,4 +1,4 @@
-"""AVVP, the annotated videos of LLP with events of their own in each modality, and what AVE shares with them."""
+"""AVVP, the annotated videos of LLP with separate events in each modality; and its common classes with AVE."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from unicode_fast.data.layouts.ave import feature_files, ordered_part, read_labels, read_order
+from unicode_fast.data.layouts.ave import feature_files, ordered_table, read_labels, read_order
 from unicode_fast.data.layouts.files import (
     Files,
     divide,
@@ -20,7 +20,7 @@ from unicode_fast.data.layouts.files import (
     zip_source,
 )
 from unicode_fast.data.layouts.request import Request
-from unicode_fast.data.layouts.sources import Fit, Listing, Part
+from unicode_fast.data.layouts.sources import ClipTable, Fit, Listing
 from unicode_fast.data.layouts.vggsound import STEPS, YOUTUBE_ID, zip_folder
 from unicode_fast.data.store.checks import StoreError
 
@@ -28,10 +28,10 @@ _STREAMS = {"audio": "audio", "video": "visual"}
 
 
 def list_avvp(root: Path, request: Request) -> Listing:
-    """Split "all", one list of clips for each modality; and a train, val and test of them.
+    """Split "all", one list of clips per modality; and train, val and test splits of them.
 
-    The released code trains and tests on "all". The other splits go by the hash of the video's id, the same for both
-    modalities, so that no video is in two of them.
+    The released code trains and tests on "all". The other splits depend on the hash of the video's id alone, so no
+    video is in two of them.
     """
     files = Files("avvp", root)
     lists = _list_files(files, request, "AVVP_eval_{}_checked_combined.csv")
@@ -40,14 +40,14 @@ def list_avvp(root: Path, request: Request) -> Listing:
     files.check()
     classes = read_lines(categories)
     whole = [_annotated(name, lists[name], folders[name], classes) for name in lists]
-    return Listing("avvp", root, classes, {"all": whole}, divide([hashed_split(_videos(part)) for part in whole]))
+    return Listing("avvp", root, classes, {"all": whole}, divide([hashed_split(_videos(table)) for table in whole]))
 
 
 def list_ave_avvp(root: Path, request: Request) -> Listing:
-    """Twelve classes that both sets have: "all", train and val from AVE, test from AVVP, one list for each modality.
+    """The twelve common classes: "all", train and val from AVE; test from AVVP, one list per modality.
 
     The released code trains on "all", the whole AVE list; train and val divide it by the hash of a clip's number.
-    Below the root lie AVE/, AVVP/ and AVE_AVVP/ with the lists.
+    The root holds AVE/, AVVP/ and AVE_AVVP/ with the lists.
     """
     files = Files("ave-avvp", root)
     features = feature_files(files, request, "AVE/")
@@ -59,7 +59,7 @@ def list_ave_avvp(root: Path, request: Request) -> Listing:
     classes = read_lines(categories)
     label = read_labels(labels, len(classes))
     numbers = read_order(order, len(label))
-    trained, notes = ordered_part(features, label, numbers, order)
+    trained, notes = ordered_table(features, label, numbers, order)
     held_out = hashed_split([f"ave {number}" for number in numbers])["val"]
     tested = [_annotated(name, lists[name], folders[name], classes) for name in lists]
     divided = divide([{"train": ~held_out, "val": held_out}])
@@ -70,11 +70,11 @@ def _list_files(files: Files, request: Request, name: str) -> dict[str, Path]:
     return {key: files.file(name.format(word)) for key, word in _STREAMS.items() if request.wants(key)}
 
 
-def _videos(part: Part) -> list[str]:
-    return [str(name)[:YOUTUBE_ID] for name in np.asarray(part.arrays["id"])]
+def _videos(table: ClipTable) -> list[str]:
+    return [str(name)[:YOUTUBE_ID] for name in np.asarray(table.arrays["id"])]
 
 
-def _annotated(modality: str, file: Path, folder: Path, classes: Sequence[str]) -> Part:
+def _annotated(modality: str, file: Path, folder: Path, classes: Sequence[str]) -> ClipTable:
     """The clips of one list with the features and labels of one modality."""
     rows = read_csv(file, ["filename", "onset", "offset", "event_labels"], delimiter="\t")
     names = [row["filename"] for row in rows]
@@ -83,14 +83,14 @@ def _annotated(modality: str, file: Path, folder: Path, classes: Sequence[str]) 
         label[number] = event_label(row, classes, file)
     fit: Fit = "repeat" if modality == "audio" else "exact"
     source = zip_source(folder, [name[:YOUTUBE_ID] for name in names], STEPS, fit)
-    return Part({modality: source}, {"id": text_array(names, file), f"{modality}.label": label})
+    return ClipTable({modality: source}, {"id": text_array(names, file), f"{modality}.label": label})
 
 
 def event_label(row: dict[str, str], classes: Sequence[str], file: Path) -> np.ndarray:
-    """(10, C+1) uint8: each event's class in the seconds [onset, offset), background where there is none.
+    """(10, C+1) uint8: each event's class in the seconds [onset, offset), background in other seconds.
 
     Raises:
-        StoreError: the three lists of the row do not fit together, or a second is outside.
+        StoreError: the three lists of the row differ in length, or a second is out of range.
     """
     try:
         onset, offset = ([int(value) for value in row[key].split(",")] for key in ("onset", "offset"))

@@ -1,4 +1,4 @@
-"""Data of one's own: one .npy file for each clip and modality, and a CSV file of clips."""
+"""Own data: one .npy file per clip and modality, and a CSV file of clips."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from unicode_fast.data.layouts.files import (
     text_array,
 )
 from unicode_fast.data.layouts.request import Request
-from unicode_fast.data.layouts.sources import Listing, Note, Part
+from unicode_fast.data.layouts.sources import ClipTable, Listing, Note
 from unicode_fast.data.lazy import LazyArray
 from unicode_fast.data.store.checks import StoreError, check_name
 from unicode_fast.files import untrusted
@@ -31,13 +31,13 @@ _COLUMNS = ("id", "split", "class")
 
 
 def list_clips(root: Path, request: Request) -> Listing:
-    """The splits that `clips.csv` names.
+    """The splits of `clips.csv`.
 
-    `ROOT/clips.csv` has the columns id and split, and class where clips have classes. Each folder `ROOT/MODALITY` with
-    a file `<id>.npy` for every clip is a modality, its arrays (steps, C) or (steps, H, W, C), with as many steps as a
-    clip has. `ROOT/MODALITY.labels/<id>.npy`, where there is such a folder, is (steps, C + 1) of 0 to 1, background
-    last. `ROOT/classes.txt` gives the order of classes, one a line; without it they are sorted. `ROOT/modalities.csv`,
-    with the columns modality and kind, makes one a sequence of words, or puts some before the others.
+    `ROOT/clips.csv` has the columns id and split, and class if clips have classes. Each folder `ROOT/MODALITY` with a
+    file `<id>.npy` for every clip is a modality. Its arrays are (positions, C) or (positions, H, W, C), of any length.
+    In an optional folder, `ROOT/MODALITY.labels/<id>.npy` is (positions, C + 1) of 0 to 1, background last.
+    `ROOT/classes.txt` lists the classes in order, one per line; without it they are sorted. `ROOT/modalities.csv`, with
+    the columns modality and kind, makes a modality a sequence of words, or sets the order of modalities.
     """
     files = Files("clips", root)
     table = files.file(_TABLE)
@@ -59,7 +59,7 @@ def list_clips(root: Path, request: Request) -> Listing:
     for name in names:
         if not (name.isascii() and name.isidentifier()):
             raise StoreError(
-                f"the folder of a modality in {root} must have a name of letters a to z, digits and underscores that "
+                f"a modality folder in {root} must have a name of ASCII letters, digits and underscores that "
                 f"begins with no digit, got {name!r}"
             )
         files.folder(name)
@@ -78,17 +78,17 @@ def list_clips(root: Path, request: Request) -> Listing:
     for name in names:
         paths = [root / name / f"{row['id']}.npy" for row in rows]
         lengths = npy_steps(paths)
-        steps = int(lengths.max(initial=1))
-        sources[name] = file_source(paths, read_npy, steps, "zeros", kind=kinds[name], lengths=lengths)
+        positions = int(lengths.max(initial=1))
+        sources[name] = file_source(paths, read_npy, positions, "zeros", kind=kinds[name], lengths=lengths)
         if (root / f"{name}.labels").is_dir():
             labels_of_clips = [root / f"{name}.labels" / path.name for path in paths]
             missing += [str(path) for path in labels_of_clips if not path.is_file()]
-            arrays[f"{name}.label"] = _labels(labels_of_clips, lengths, steps, len(classes) + 1)
-    joined = Part(sources, arrays)
-    parts = {}
+            arrays[f"{name}.label"] = _labels(labels_of_clips, lengths, positions, len(classes) + 1)
+    joined = ClipTable(sources, arrays)
+    tables = {}
     for split in dict.fromkeys(row["split"] for row in rows):
-        parts[split] = [joined.select(np.array([row["split"] == split for row in rows]))]
-    return Listing(root.name, root, classes, parts, missing=missing, notes=list(_notes(rows)), table=table.name)
+        tables[split] = [joined.select(np.array([row["split"] == split for row in rows]))]
+    return Listing(root.name, root, classes, tables, missing=missing, notes=list(_notes(rows)), list_file=table.name)
 
 
 def _kinds(root: Path) -> dict[str, Kind | None]:
@@ -106,7 +106,7 @@ def _kinds(root: Path) -> dict[str, Kind | None]:
 
 
 def _check_disjoint(rows: Sequence[Mapping[str, str]], table: Path) -> None:
-    """Raise StoreError where a clip is in two splits, for what is learned from must not be tested on."""
+    """Raise StoreError if a clip is in two splits, because training clips must not be tested on."""
     first: dict[str, str] = {}
     both = [row["id"] for row in rows if first.setdefault(row["id"], row["split"]) != row["split"]]
     if both:
@@ -114,7 +114,7 @@ def _check_disjoint(rows: Sequence[Mapping[str, str]], table: Path) -> None:
 
 
 def _check_classes(rows: Sequence[Mapping[str, str]], table: Path) -> None:
-    """Raise StoreError where a clip is of two classes, or two classes have one name but for spaces around it."""
+    """Raise StoreError if a clip has two classes, or two class names differ only in surrounding spaces."""
     first: dict[str, str] = {}
     names: dict[str, str] = {}
     for row in rows:
@@ -125,20 +125,20 @@ def _check_classes(rows: Sequence[Mapping[str, str]], table: Path) -> None:
             )
         other = names.setdefault(name.strip(), name)
         if other != name:
-            raise StoreError(f"class in {table} must be written alike wherever it is meant, got {other!r} and {name!r}")
+            raise StoreError(f"class in {table} must always be written the same way, got {other!r} and {name!r}")
 
 
 def _notes(rows: Sequence[Mapping[str, str]]) -> Iterator[Note]:
-    """What is read otherwise than somebody may have meant it."""
+    """Remarks on columns and class names that may be mistakes."""
     unread = [column for column in rows[0] if column not in _COLUMNS]
     if unread:
-        text = f"not read: {', '.join(unread)}; read are {', '.join(_COLUMNS)} alone"
+        text = f"not read: {', '.join(unread)}; only {', '.join(_COLUMNS)} are read"
         yield Note("columns", text, False)
     names = sorted({row["class"] for row in rows}) if "class" in rows[0] else []
     known = set(names)
     joined = [name for name in names if re.search("[;|]", name) or known.intersection(re.split(", *", name)) - {name}]
     if joined:
-        text = f"a clip has one class, so each of these is one name; several at once are labels by step: {joined[0]!r}"
+        text = f"a clip has one class, so each of these is one name; use labels for several classes: {joined[0]!r}"
         yield Note("class names", text + _more(joined), False)
     padded = [name for name in names if name != name.strip()]
     if padded:
@@ -157,22 +157,20 @@ def read_npy(file: Path) -> np.ndarray:
     """The array in a .npy file.
 
     Raises:
-        StoreError: it is no such file, or holds Python objects, which are not read.
+        StoreError: the file is no .npy file, or holds Python objects.
         FileNotFoundError: there is no file.
     """
     try:
         with open_file(file) as stream:
             return untrusted.read_npy(stream, os.fstat(stream.fileno()).st_size)
     except BadFile as error:
-        raise StoreError(
-            f"{file} must be a whole .npy file of numbers, not of objects, got another: {error}"
-        ) from error
+        raise StoreError(f"{file} must be a whole .npy file of numbers, not of objects: {error}") from error
 
 
 def npy_steps(files: Sequence[Path]) -> np.ndarray:
-    """(files,) int64 numbers of steps that the headers of .npy files give.
+    """(files,) int64 numbers of positions, from the headers of .npy files.
 
-    0 where there is no such file or header, or one whose steps are of another shape than the first file's.
+    0 for a missing or damaged file, and if the shape of a position differs from the first file's.
     """
     shapes: list[tuple[int, ...]] = []
     for file in files:
@@ -187,19 +185,19 @@ def npy_steps(files: Sequence[Path]) -> np.ndarray:
     )
 
 
-def _labels(files: Sequence[Path], lengths: np.ndarray, steps: int, columns: int) -> LazyArray:
+def _labels(files: Sequence[Path], lengths: np.ndarray, positions: int, columns: int) -> LazyArray:
     """(clips, T, C+1) float32, zeros after the end of a clip."""
 
     def read(clip: int) -> np.ndarray:
         label = read_npy(files[clip])
         if label.shape != (lengths[clip], columns):
-            wanted = f"{(int(lengths[clip]), columns)}, a column more than the {columns - 1} classes of {_TABLE}"
+            wanted = f"{(int(lengths[clip]), columns)}, one column more than the {columns - 1} classes of {_TABLE}"
             raise StoreError(f"{files[clip]} must have shape {wanted}, got {label.shape}")
         if label.dtype.kind not in "biuf":
             raise StoreError(f"{files[clip]} must hold numbers, got {label.dtype}")
         outside = label[~((label >= 0) & (label <= 1))]
         if len(outside):
             raise StoreError(f"{files[clip]} must lie in [0, 1], got {outside[0]}")
-        return np.concatenate([label, np.zeros((steps - len(label), columns))]).astype(np.float32)
+        return np.concatenate([label, np.zeros((positions - len(label), columns))]).astype(np.float32)
 
-    return LazyArray.by_clip((len(files), steps, columns), np.float32, read)
+    return LazyArray.by_clip((len(files), positions, columns), np.float32, read)

@@ -1,4 +1,4 @@
-"""Finding the files that a layout consists of, and reading its lists."""
+"""Find the files of a layout, and read its lists."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from unicode_fast.files.untrusted import TEXT_VARIABLE, BadFile, check_count, li
 
 
 class MissingFilesError(FileNotFoundError):
-    """Lists, folders or files of a layout are not there; `files` has their names below the root."""
+    """Lists, folders or files of a layout are missing; `files` has their names below the root."""
 
     def __init__(self, message: str, files: Sequence[str]) -> None:
         super().__init__(message)
@@ -31,10 +31,10 @@ class MissingFilesError(FileNotFoundError):
 
 
 class Files:
-    """The files and folders that must be below a root; all that are missing are named together.
+    """The required files and folders below a root; one error names all missing ones.
 
     Args:
-        layout: its name, for the message.
+        layout: its name, for the error.
         root: the folder of the data set.
     """
 
@@ -43,13 +43,13 @@ class Files:
         self.missing: list[str] = []
 
     def file(self, name: str) -> Path:
-        """The path of a file that must be there."""
+        """The path of a required file."""
         if not (self.root / name).is_file():
             self.missing.append(name)
         return self.root / name
 
     def folder(self, *names: str) -> Path:
-        """The first of these folders that is there; the first is the one that is asked for where none is."""
+        """The first of these folders that exists; if none exists, the first name is reported as missing."""
         for name in names:
             if (self.root / name).is_dir():
                 return self.root / name
@@ -57,7 +57,7 @@ class Files:
         return self.root / names[0]
 
     def check(self) -> None:
-        """Raise MissingFilesError that names everything that was asked for and is not there."""
+        """Raise MissingFilesError with the names of all missing files and folders."""
         if self.missing:
             raise MissingFilesError(
                 f"{self.layout} must have its files in {str(self.root)!r}, missing are {', '.join(self.missing)}",
@@ -70,12 +70,12 @@ def read_csv(file: Path, columns: Sequence[str], delimiter: str = ",") -> list[d
 
     Args:
         file: UTF-8, with or without a byte order mark.
-        columns: that must be there.
-        delimiter: between columns.
+        columns: required columns.
+        delimiter: separator of columns.
 
     Raises:
-        StoreError: it is no UTF-8, a quote is left open, a column is missing or there twice, a row has more or fewer
-            fields than the header, or there are more rows than a limit.
+        StoreError: the file is no UTF-8, a quote is not closed, a column is missing or duplicate, a row has more or
+            fewer fields than the header, or the rows exceed a limit.
     """
     lines = _csv_rows(file, delimiter)
     there = next(lines, [])
@@ -97,7 +97,7 @@ def read_csv(file: Path, columns: Sequence[str], delimiter: str = ",") -> list[d
 
 
 def _csv_rows(file: Path, delimiter: str) -> Iterator[list[str]]:
-    """The rows of a CSV file but for empty ones; each counts for the memory that it takes."""
+    """The non-empty rows of a CSV file, limited by their memory."""
     data = _content(file)
     most, held = _room(len(data)), 0
     if b"\0" in data:
@@ -115,8 +115,8 @@ def _csv_rows(file: Path, delimiter: str) -> Iterator[list[str]]:
                 if row:
                     yield row
     except csv.Error as error:
-        # What csv says of a quote that nothing closes.
-        why = "a quote is left open" if "end of data" in str(error) else error
+        # The csv module's message for a quote that is not closed.
+        why = "a quote is not closed" if "end of data" in str(error) else error
         raise StoreError(f"{file} must be a CSV file, but after row {number}: {why}") from error
     except UnicodeDecodeError:
         _decoded(data, file)
@@ -127,12 +127,12 @@ _CURE = f"{TEXT_VARIABLE} sets another limit"
 
 
 def _room(size: int) -> int:
-    """Bytes that what is made of a file of a size may take."""
+    """Bytes that the content of a file of this size may take in memory."""
     return 2 * size + 3 * limit(TEXT_VARIABLE)
 
 
 def _some(names: Sequence[str]) -> str:
-    """The first of some names, for a message."""
+    """The first names, for a message."""
     return ", ".join(name[:40] for name in names[:9]) + (", …" if len(names) > 9 else "")
 
 
@@ -144,7 +144,7 @@ def _content(file: Path) -> bytes:
 
 
 def _decoded(data: bytes, file: Path) -> str:
-    """What a file in UTF-8 says, with or without a byte order mark, lines ended as they are."""
+    """The text of a UTF-8 file, without byte order mark, line ends unchanged."""
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -157,7 +157,7 @@ def read_lines(file: Path) -> list[str]:
     """The lines of a list, one name each.
 
     Raises:
-        StoreError: a name is there twice.
+        StoreError: a name occurs twice.
     """
     data = _content(file)
     try:
@@ -171,19 +171,19 @@ def read_lines(file: Path) -> list[str]:
     return names
 
 
-# Of all that `str.splitlines` takes for one, in UTF-8.
+# All line ends of `str.splitlines`, in UTF-8.
 _LINE_ENDS = [character.encode() for character in "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"]
 
 
 def text_array(values: Sequence[str], file: Path) -> np.ndarray:
-    """(n,) texts, all in as much memory as the longest takes.
+    """(n,) strings, each as wide as the longest.
 
     Args:
-        values: the texts.
-        file: that has them.
+        values: the strings.
+        file: their file, for the error.
 
     Raises:
-        StoreError: they take more than a limit.
+        StoreError: they exceed a memory limit.
     """
     longest = max(map(len, values), default=0)
     if 4 * longest * len(values) > _room(0):
@@ -195,13 +195,13 @@ def label_array(rows: int, steps: int, classes: int, file: Path) -> np.ndarray:
     """(rows, steps, classes + 1) uint8 of zeros.
 
     Args:
-        rows: of `file`.
-        steps: of each.
-        classes: without the background.
-        file: that has the rows.
+        rows: number of rows of `file`.
+        steps: T, positions per row.
+        classes: C, without the background.
+        file: the list, for the error.
 
     Raises:
-        StoreError: they take more than a limit.
+        StoreError: the array exceeds a memory limit.
     """
     if rows * steps * (classes + 1) > _room(0):
         raise StoreError(f"{file} must have fewer rows or classes, got {rows} of {classes} classes; {_CURE}")
@@ -209,33 +209,33 @@ def label_array(rows: int, steps: int, classes: int, file: Path) -> np.ndarray:
 
 
 def numbers_of(names: Sequence[str], classes: Sequence[str], file: Path) -> np.ndarray:
-    """(n,) int64, the place of each name among the classes.
+    """(n,) int64, the class number of each name.
 
     Raises:
-        StoreError: a name is not among them.
+        StoreError: a name is not a class.
     """
     place = {name: number for number, name in enumerate(classes)}
     unknown = sorted({name for name in names if name not in place})
     if unknown:
         raise StoreError(
-            f"{file} must name classes of its category file alone, got {_some([repr(name) for name in unknown])}"
+            f"{file} must name only classes of its category file, got {_some([repr(name) for name in unknown])}"
         )
     return np.array([place[name] for name in names], np.int64)
 
 
 def read_sentences(file: Path, names: Sequence[str]) -> list[str]:
-    """The sentence of each of some categories.
+    """The sentences of some categories.
 
     Args:
-        file: its column "label" holds categories, its second column their sentences.
+        file: categories in column "label", their sentences in the second column.
         names: the categories, in the order of the result.
 
     Raises:
-        StoreError: there is no such column, or a category has no sentence.
+        StoreError: a column is missing, or a category has no sentence.
     """
     rows = read_csv(file, ["label"])
     if rows and len(rows[0]) < 2:
-        raise StoreError(f"{file} must have the sentences in its second column, got one column")
+        raise StoreError(f"{file} must have sentences in its second column, got one column")
     second = list(rows[0])[1] if rows else ""
     sentences = {row["label"].strip(): row[second].strip() for row in rows}
     lacking = sorted(set(names) - set(sentences))
@@ -245,12 +245,12 @@ def read_sentences(file: Path, names: Sequence[str]) -> list[str]:
 
 
 def zip_source(folder: Path, names: Sequence[str], steps: int, fit: Fit) -> Source:
-    """Features in one zip of a pickled array for each name."""
+    """Features in one zip with a pickled array per name."""
     return file_source([folder / f"{name}.zip" for name in names], read_zipped_array, steps, fit)
 
 
 def file_source(files: Sequence[Path], read: Callable[[Path], np.ndarray], steps: int, fit: Fit, **more: Any) -> Source:
-    """Features in one file for each clip; each folder is listed once to see what is there."""
+    """Features in one file per clip; each folder is listed once to find missing files."""
     there = {folder: _names_in(folder) for folder in {file.parent for file in files}}
     return Source(
         where=[str(file) for file in files],
@@ -284,20 +284,20 @@ def hashed_split(names: Sequence[str]) -> dict[str, np.ndarray]:
 
 
 def divide(members: Sequence[Mapping[str, np.ndarray]]) -> dict[str, list[np.ndarray]]:
-    """The same by split, one array for each list of clips; splits without clips in one of the lists are left out."""
+    """The members by split, one array per list of clips; splits that are empty in a list are omitted."""
     chosen = {split: [those[split] for those in members] for split in members[0]} if members else {}
     return {split: those for split, those in chosen.items() if all(clips.any() for clips in those)}
 
 
 class MissingPackageError(RuntimeError):
-    """A package that these data need is not installed."""
+    """A package for these data is not installed."""
 
 
 def need(package: str, extra: str) -> ModuleType:
-    """An optional package.
+    """Import an optional package.
 
     Raises:
-        MissingPackageError: it is not installed; the message names the extra that has it.
+        MissingPackageError: it is not installed; the message names its extra.
     """
     try:
         return importlib.import_module(package)

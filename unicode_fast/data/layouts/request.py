@@ -1,4 +1,4 @@
-"""What is asked of a layout."""
+"""The options of a layout."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ BERT = "bert-base-uncased"
 
 @dataclass(frozen=True)
 class Request:
-    """Which modalities are wanted, and what reads sentences.
+    """Modalities to read, and options for sentences.
 
     Attributes:
-        modalities: names, of which the layout takes those it has; None wants all.
-        text_model: a name or a folder that `transformers` knows.
+        modalities: names; those that the layout lacks are ignored. None takes all.
+        text_model: a `transformers` model name or folder.
         text_whitelist: the released `cnt.pkl`, or "" to keep all words.
-        text_padding: whether the zeros after a sentence's last word are masked, or read as words are.
+        text_padding: "masked" masks the zeros after a sentence's last word, "read" treats them as words.
     """
 
     modalities: Collection[str] | None = None
@@ -33,7 +33,7 @@ class Request:
     text_padding: TextPadding = "masked"
 
     def wants(self, name: str) -> bool:
-        """Whether a modality is wanted."""
+        """Whether a modality is to be read."""
         return self.modalities is None or name in self.modalities
 
     def words(self, sentences: Sequence[str]) -> Source:

@@ -1,4 +1,4 @@
-"""Sixteen classes that UCF-101, which gives video alone, and VGGSound, which gives audio alone, have in common."""
+"""The sixteen common classes of UCF-101, used for video only, and VGGSound, used for audio only."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ from unicode_fast.data.layouts.files import (
     zip_source,
 )
 from unicode_fast.data.layouts.request import Request
-from unicode_fast.data.layouts.sources import Listing, Part
+from unicode_fast.data.layouts.sources import ClipTable, Listing
 from unicode_fast.data.layouts.vggsound import STEPS, YOUTUBE_ID, zip_folder
 from unicode_fast.data.store.checks import StoreError
 
-# For each modality its data set's folder, list and classes; line i of both class files is the same class.
+# Folder, list and classes of each modality's data set; line i of both class files is the same class.
 _SETS = {
     "video": ("UCF101/", "ucf2vggsound.csv", "UCF101sameVGGSound.txt"),
     "audio": ("vggsound40k/", "vggsound2ucf.csv", "VGGSoundsameUCF101.txt"),
 }
-# UCF-101's first official split tests on groups 1 to 7.
+# In UCF-101's first official split, groups 1 to 7 are the test split.
 _TEST_GROUPS, _VAL_GROUPS = range(1, 8), range(8, 11)
 
 
 def list_ucf_vggsound(root: Path, request: Request) -> Listing:
-    """Split "all", video of UCF-101 and audio of VGGSound; and a train, val and test of each.
+    """Split "all", video of UCF-101 and audio of VGGSound; and train, val and test splits of each.
 
-    The released code trains on "all" of one and tests on "all" of the other. UCF-101 is divided by groups, whose clips
-    are cut from one video: 1 to 7 test, 8 to 10 val; VGGSound by the hash of the video's id. Classes have VGGSound's
-    names.
+    The released code trains on "all" of one and tests on "all" of the other. UCF-101 is divided by group, all
+    clips of one video: 1 to 7 are test, 8 to 10 val. VGGSound is divided by the hash of the video's id. Classes have
+    VGGSound's names.
     """
     files = Files("ucf-vggsound", root)
     names = {modality: files.file(classes) for modality, (_, _, classes) in _SETS.items()}
@@ -49,32 +49,32 @@ def list_ucf_vggsound(root: Path, request: Request) -> Listing:
     classes = {modality: read_lines(file) for modality, file in names.items()}
     if len(classes["audio"]) != len(classes["video"]):
         raise StoreError(
-            f"{names['audio']} and {names['video']} must have as many lines, got {len(classes['audio'])} and "
+            f"{names['audio']} and {names['video']} must have equally many lines, got {len(classes['audio'])} and "
             f"{len(classes['video'])}"
         )
     whole = [_labelled(name, lists[name], folders[name], classes[name]) for name in wanted]
-    return Listing("ucf-vggsound", root, classes["audio"], {"all": whole}, divide([_divided(part) for part in whole]))
+    return Listing("ucf-vggsound", root, classes["audio"], {"all": whole}, divide([_divided(table) for table in whole]))
 
 
-def _labelled(modality: str, file: Path, folder: Path, classes: Sequence[str]) -> Part:
-    """The clips of one list: the class in every second, background in none."""
+def _labelled(modality: str, file: Path, folder: Path, classes: Sequence[str]) -> ClipTable:
+    """The clips of one list: their class in every second, no background."""
     rows = read_csv(file, ["category", "video_id"])
     target = numbers_of([row["category"] for row in rows], classes, file)
     names = [row["video_id"] for row in rows]
     label = label_array(len(rows), STEPS, len(classes), file)
     label[np.arange(len(rows)), :, target] = 1
     source = zip_source(folder, names, STEPS, "repeat")
-    return Part({modality: source}, {"id": text_array(names, file), "class": target, f"{modality}.label": label})
+    return ClipTable({modality: source}, {"id": text_array(names, file), "class": target, f"{modality}.label": label})
 
 
-def _divided(part: Part) -> dict[str, np.ndarray]:
-    names = [str(name) for name in np.asarray(part.arrays["id"])]
-    if "audio" in part.sources:
+def _divided(table: ClipTable) -> dict[str, np.ndarray]:
+    names = [str(name) for name in np.asarray(table.arrays["id"])]
+    if "audio" in table.sources:
         return hashed_split([name[:YOUTUBE_ID] for name in names])
     groups = [re.search(r"_g(\d+)_", name) for name in names]
     unknown = [name for name, group in zip(names, groups, strict=True) if group is None]
     if unknown:
-        raise StoreError(f"video_id of UCF-101 must be such as v_Basketball_g01_c01, got {unknown[0]!r}")
+        raise StoreError(f"video_id of UCF-101 must have the form v_Basketball_g01_c01, got {unknown[0]!r}")
     number = np.array([int(group[1]) for group in groups if group is not None])
     test, val = np.isin(number, _TEST_GROUPS), np.isin(number, _VAL_GROUPS)
     return {"train": ~test & ~val, "val": val, "test": test}

@@ -1,4 +1,4 @@
-"""VGGSound-AVEL 24K and 40K, and the larger lists of 81K and 179K clips: audio, video, and sentences of categories."""
+"""VGGSound-AVEL 24K and 40K with sentences of categories, and the larger lists of 81K and 179K clips."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from unicode_fast.data.layouts.files import (
     zip_source,
 )
 from unicode_fast.data.layouts.request import Request
-from unicode_fast.data.layouts.sources import Listing, Note, Part, Source
+from unicode_fast.data.layouts.sources import ClipTable, Listing, Note, Source
 from unicode_fast.data.lazy import LazyArray
 from unicode_fast.data.store.checks import StoreError
 
@@ -27,19 +27,19 @@ YOUTUBE_ID = 11
 _LIST = "vggsound-avel40k.csv"
 _CATEGORIES = "VggsoundAVEL40kCategories.txt"
 _PROMPTS = "vggsoundCategories2Prompts.csv"
-# The order in which the released code joins the splits.
+# Order of the splits in the released code.
 _OFFICIAL_ORDER = ("train", "test", "val")
-# The list that was uploaded first held about half of the clips.
+# The first upload of the list held about half of the clips.
 _BAD_ROWS = range(17_000, 25_000)
 
 
 def zip_folder(files: Files, modality: str, base: str = "") -> Path:
-    """The folder of a modality's zips below a data set's folder."""
+    """The folder of a modality's zips."""
     return files.folder(f"{base}feature/{modality}/zip", f"{base}{modality}/zip")
 
 
 def stream_sources(files: Files, request: Request, names: Sequence[str]) -> dict[str, Source]:
-    """Audio, its last row repeated where it is short, and video, which must have all its steps."""
+    """Audio, short clips padded with their last row, and video, which must have all positions."""
     return {
         modality: zip_source(zip_folder(files, modality), names, STEPS, "repeat" if modality == "audio" else "exact")
         for modality in ("audio", "video")
@@ -48,10 +48,10 @@ def stream_sources(files: Files, request: Request, names: Sequence[str]) -> dict
 
 
 def avel_lister(layout: str, whole: bool) -> Callable[[Path, Request], Listing]:
-    """The reader of a set with categories.
+    """The reader of a data set with categories.
 
-    Its split train is the 24K set. With `whole` there is a split "all" too, train, test and val joined in this order:
-    the 40K set. The released code joins them always.
+    Its split train is the 24K set. `whole` adds the split "all", the 40K set: train, test and val joined in this order.
+    The released code always joins them.
     """
 
     def list_avel(root: Path, request: Request) -> Listing:
@@ -74,18 +74,16 @@ def avel_lister(layout: str, whole: bool) -> Callable[[Path, Request], Listing]:
         missing: list[str] = []
         notes = list_notes(len(rows), table, 40_000)
         if folder is None:
-            notes.append(
-                Note("labels", f"{root} has no folder feature/label/zip: clips have classes, steps have none", False)
-            )
+            notes.append(Note("labels", f"{root} has no folder feature/label/zip: only clips have classes", False))
         else:
             label, presence = _labels(folder, names, target, len(classes))
             missing = presence.absent
             arrays.update({f"{modality}.label": label for modality in sources})
         if prompts is not None:
-            said = read_sentences(prompts, [classes[number] for number in target])
-            arrays["text.sentence"] = text_array(said, prompts)
-            sources["text"] = request.words(said)
-        joined = Part(sources, arrays)
+            sentences = read_sentences(prompts, [classes[number] for number in target])
+            arrays["text.sentence"] = text_array(sentences, prompts)
+            sources["text"] = request.words(sentences)
+        joined = ClipTable(sources, arrays)
         chosen = {split: np.array([row["split"] == split for row in rows]) for split in ("train", "val", "test")}
         chosen = {split: members for split, members in chosen.items() if members.any()}
         if whole:
@@ -98,23 +96,23 @@ def avel_lister(layout: str, whole: bool) -> Callable[[Path, Request], Listing]:
 
 
 def list_notes(rows: int, table: Path, published: int) -> list[Note]:
-    """What the number of rows says about a list."""
+    """Notes on a list with an unexpected number of rows."""
     if published == 40_000 and rows in _BAD_ROWS:
         return [
             Note(
                 "bad list",
-                f"{table} has {rows} rows of about {published}: it is the upload that held half of the clips, which "
-                "was replaced later; download it again",
+                f"{table} has {rows} rows of about {published}: it is the first upload, with half of the clips; "
+                "download the current file",
                 True,
             )
         ]
     if not 0.9 * published < rows < 1.1 * published:
-        return [Note("rows", f"{table} has {rows} rows, published are about {published}", False)]
+        return [Note("rows", f"{table} has {rows} rows, expected about {published}", False)]
     return []
 
 
 def _labels(folder: Path, names: Sequence[str], target: np.ndarray, classes: int) -> tuple[LazyArray, Source]:
-    """(clips, 10, C+1) uint8: the clip's category where it is present, else background."""
+    """(clips, 10, C+1) uint8: the clip's category in positions where it occurs, else background."""
     presence = zip_source(folder, names, STEPS, "exact")
 
     def read(clip: int) -> np.ndarray:
@@ -132,7 +130,7 @@ def _labels(folder: Path, names: Sequence[str], target: np.ndarray, classes: int
 
 
 def checked_lister(layout: str) -> Callable[[Path, Request], Listing]:
-    """The reader of a set without categories: split "all", and a train, val and test by the hash of the video's id."""
+    """The reader of a data set without categories: "all", and train, val and test by the hash of the video's id."""
 
     def list_checked(root: Path, request: Request) -> Listing:
         files = Files(layout, root)
@@ -144,7 +142,7 @@ def checked_lister(layout: str) -> Callable[[Path, Request], Listing]:
         if wrong:
             raise StoreError(f"id in {table} must end in .mp4, got {wrong[0]!r}")
         names = [name.removesuffix(".mp4") for name in names]
-        joined = Part(stream_sources(files, request, names), {"id": text_array(names, table)})
+        joined = ClipTable(stream_sources(files, request, names), {"id": text_array(names, table)})
         chosen = hashed_split([name[:YOUTUBE_ID] for name in names])
         divided = {split: [members] for split, members in chosen.items() if members.any()}
         published = int(layout.removeprefix("vggsound").removesuffix("k")) * 1000

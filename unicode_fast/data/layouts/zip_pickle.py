@@ -1,4 +1,4 @@
-"""Arrays out of pickles, and nothing else: what describes an array is noted, and there are no other names."""
+"""Read arrays from pickles and nothing else: only the names that describe an array are accepted."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ _SUFFIX = ".pkl"
 
 
 class PickleError(StoreError):
-    """A pickle holds something else than it may; nothing of it was run."""
+    """A pickle holds other content than allowed; none of it was run."""
 
 
 def _encode(text: Any, encoding: Any = "latin1") -> bytes:
-    """How Python 3 wrote bytes for readers of Python 2: text that is encoded on reading."""
+    """Python 3 writes bytes for Python 2 as text that is encoded on reading."""
     if type(text) is not str or encoding != "latin1":
-        raise BadFile("its pickle encodes something else than text as latin1")
+        raise BadFile("its pickle must encode text as latin1 only")
     return text.encode("latin1")
 
 
 class _Description:
-    """What a pickle says of an array or its dtype, in place of the object itself: plain values, looked at afterwards.
+    """The plain values that describe an array or dtype in a pickle, checked afterwards.
 
-    NumPy trusts the states that it is given, of fields and flags for example, so none from a file ever reaches it.
+    A crafted state can corrupt NumPy's memory. We read shape, dtype and bytes, and build the array ourselves.
     """
 
     __slots__ = ("arguments", "kind", "state")
@@ -52,46 +52,46 @@ class _Description:
 
 
 def _describe(kind: str) -> Callable[..., _Description]:
-    """Called by a pickle where NumPy's function would be."""
+    """The replacement of one NumPy function in a pickle."""
     return lambda *arguments: _Description(kind, arguments)
 
 
-# NumPy moved its core; both names are in the files that are about. None is ever imported by what a pickle says.
+# NumPy renamed its core package; files use both names. Nothing is imported by a name in a pickle.
 _ARRAY_NAMES: Mapping[tuple[str, str], Callable[..., Any]] = {
     **{(f"numpy.{core}.multiarray", "_reconstruct"): _describe("array") for core in ("core", "_core")},
     **{(f"numpy.{core}.numeric", "_frombuffer"): _describe("buffer") for core in ("core", "_core")},
     ("numpy", "ndarray"): _describe("class"),
     ("numpy", "dtype"): _describe("dtype"),
     ("_codecs", "encode"): _encode,
-    # How Python 3 wrote empty bytes for readers of Python 2.
+    # Python 3 writes empty bytes for Python 2 like this.
     ("__builtin__", "bytes"): lambda: b"",
     ("builtins", "bytes"): lambda: b"",
 }
-# Boolean, signed, unsigned and floating-point numbers, and text.
 _MOST_AXES = 16
+# Boolean, signed, unsigned and floating-point numbers, and text.
 _PLAIN = re.compile(r"b1|[iu][1248]|f[248]|U[0-9]{1,6}")
 
 
 def _dtype(described: Any) -> np.dtype:
-    """The dtype that a pickle describes.
+    """The dtype in a pickle.
 
     Raises:
-        ValueError: it is none of plain numbers or text.
+        ValueError: it is not of plain numbers or text.
     """
     if not isinstance(described, _Description) or described.kind != "dtype":
         raise ValueError(f"a dtype is {type(described).__name__}")
     name, state = described.arguments[0], described.state
-    # Types first: what a tuple holds can be too long to be shown or compared.
+    # Types first: the content of a tuple can be too large to show or compare.
     if type(name) is not str or not _PLAIN.fullmatch(name):
-        raise ValueError(f"its dtype is {_shown(name)}, which is none of plain numbers")
-    # (version, byte order, then what only structured dtypes have, ...)
+        raise ValueError(f"its dtype must be of plain numbers, got {_shown(name)}")
+    # (version, byte order, then fields of structured dtypes, ...)
     if state is not None and (
         type(state) is not tuple
         or type(state[1]) is not str
         or state[1] not in ("<", ">", "|", "=")
-        or any(part is not None for part in state[2:5])
+        or any(field is not None for field in state[2:5])
     ):
-        raise ValueError(f"its dtype {name!r} has a state that is of no plain numbers")
+        raise ValueError(f"its dtype {name!r} must have the state of plain numbers")
     return np.dtype(name).newbyteorder("=" if state is None else state[1])
 
 
@@ -100,10 +100,10 @@ def _shown(value: Any) -> str:
 
 
 def _array(described: _Description) -> np.ndarray:
-    """The array that a pickle describes, over the pickle's own bytes.
+    """The array in a pickle, sharing the pickle's bytes.
 
     Raises:
-        ValueError: shape, dtype and bytes are not those of a plain array.
+        ValueError: shape, dtype and bytes do not form a plain array.
     """
     if described.kind == "buffer":
         data, dtype, shape, order = described.arguments
@@ -113,12 +113,12 @@ def _array(described: _Description) -> np.ndarray:
     else:
         raise ValueError(f"it holds a {described.kind} alone")
     plain = _dtype(dtype)
-    # Text is how Python 2 wrote bytes.
+    # Python 2 writes bytes as text.
     data = data.encode("latin1") if type(data) is str else data
     if type(data) not in (bytes, bytearray) or type(shape) is not tuple or len(shape) > _MOST_AXES:
         raise ValueError(f"its bytes are {type(data).__name__}, its shape {type(shape).__name__}")
     if not all(type(size) is int and size >= 0 for size in shape) or order not in ("C", "F"):
-        raise ValueError("its shape is no tuple of sizes, or its order none of C and F")
+        raise ValueError("its shape must be a tuple of sizes, and its order C or F")
     if len(data) != math.prod(shape) * plain.itemsize:
         raise ValueError(f"it has {len(data)} bytes for shape {shape} and dtype {plain}")
     array = np.frombuffer(data, plain).reshape(shape, order=order)
@@ -130,18 +130,18 @@ def _loads(data: bytes, where: str, names: Mapping[tuple[str, str], Callable[...
     try:
         return unpickle(data, names)
     except BadFile as error:
-        raise PickleError(f"{where} must be a pickle of {what} alone, but cannot be read: {error}") from error
+        raise PickleError(f"{where} must be a pickle of {what} only, but cannot be read: {error}") from error
 
 
 def unpickle_array(data: bytes, where: str) -> np.ndarray:
-    """The array in a pickle; it may be one that cannot be written to.
+    """The array in a pickle, possibly read-only.
 
     Args:
         data: the pickle's bytes, of any protocol.
-        where: what messages call it.
+        where: name of the pickle for messages.
 
     Raises:
-        PickleError: it holds anything but one plain NumPy array; the message names what, and nothing was run.
+        PickleError: it holds anything but one plain NumPy array; the message names it, and nothing was run.
     """
     value = _loads(data, where, _ARRAY_NAMES, "one NumPy array")
     if not isinstance(value, _Description):
@@ -162,7 +162,7 @@ def unpickle_counts(file: Path) -> dict[int, int]:
     what = "a dict of integers"
     try:
         data = read_bytes(file)
-        # An integer takes two bytes at least.
+        # An integer takes at least two bytes.
         check_count(len(data) // 4, "integers")
     except BadFile as error:
         raise PickleError(f"{file} must be a pickle of {what}, but {error}") from error
@@ -177,8 +177,8 @@ def read_zipped_array(file: Path) -> np.ndarray:
 
     Raises:
         PickleError: the member holds anything but an array of numbers.
-        StoreError: the file is no zip, is damaged, unpacks to more than a limit, or has not exactly one such member.
-        FileNotFoundError: there is no file.
+        StoreError: the file is no zip, is damaged, unpacks to more than a limit, or lacks exactly one such member.
+        FileNotFoundError: the file is missing.
     """
     try:
         with open_file(file) as stream, open_archive(stream) as archive:
