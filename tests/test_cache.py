@@ -114,7 +114,7 @@ def test_a_store_of_another_user_is_refused_where_everybody_can_write(
     given_to_another(owned, monkeypatch)
     assert len(opened(root).split("train")) == 12  # nobody but those who were chosen can write
     os.chmod(above, 0o777)
-    with pytest.raises(PermissionError, match="everybody can write; set UNICODE_FAST_CACHE") as caught:
+    with pytest.raises(PermissionError, match="got another user's; set UNICODE_FAST_CACHE") as caught:
         cache.open_or_make(root / "digits", make, lambda line: None)
     assert caught.value.filename == str(owned)
 
@@ -124,7 +124,7 @@ def test_what_stands_for_the_word_vectors_is_refused(root: Path, plant: str) -> 
     PLANTS[plant](root / "word-vectors")
     vectors = WordVectors("bert", cache=root)
     vectors._encode = lambda sentence: (np.array([7]), np.ones((1, 4), np.float32))  # type: ignore[method-assign]
-    with pytest.raises(OSError, match="must be a folder, no link and no file") as caught:
+    with pytest.raises(OSError, match="must be a folder, not a link or file") as caught:
         vectors.vectors("one")
     assert caught.value.filename == str(root / "word-vectors") and untouched(root)
 
@@ -197,7 +197,7 @@ def test_without_a_home_folder_the_message_says_what_to_set(monkeypatch: pytest.
     monkeypatch.setattr(Path, "home", unknown)
     with pytest.raises(ValueError, match="set HOME, or UNICODE_FAST_CACHE to a folder"):
         cache_folder()
-    with pytest.raises(ValueError, match="home folder that is known, got '~no-such-user/x'; set HOME"):
+    with pytest.raises(ValueError, match="known home folder, got '~no-such-user/x'; set HOME"):
         expanded("~no-such-user/x")
 
 

@@ -390,7 +390,7 @@ NOTES: dict[str, tuple[list[str], str, dict[str, list[str]], str]] = {
     ),
     "unseen": (
         [*BOTH, *clips("walk", "jump", "run", split="test")],
-        r"unseen classes \(2\): classes of test that no clip of train has",
+        r"unseen classes \(2\): classes of test without a clip in train",
         {"unseen classes": ["jump", "run"]},
         "",
     ),

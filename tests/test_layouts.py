@@ -480,7 +480,7 @@ def test_what_names_no_data(tmp_path: Path, few: ClipSet) -> None:
         open_data("avee:/data")
     with pytest.raises(FileNotFoundError, match=r"root of 'ave:/no/where' must be a folder"):
         open_data("ave:/no/where")
-    with pytest.raises(FileNotFoundError, match="folder of a feature store"):
+    with pytest.raises(FileNotFoundError, match="a feature store's folder"):
         open_data(str(tmp_path))
     write_avvp(tmp_path, few)
     with pytest.raises(ValueError, match="modalities must be some that avvp:.* has clips of, got smell"):

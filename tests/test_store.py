@@ -127,7 +127,7 @@ def test_unknown_split_and_missing_classes(tmp_path: Path) -> None:
     found = open_store(tmp_path / "new")
     with pytest.raises(ValueError, match=r"split must be one of \['train', 'val'\], got 'test'"):
         found.split("test")
-    with pytest.raises(StoreError, match="array 'class'"):
+    with pytest.raises(StoreError, match="must include 'class'"):
         _ = found.split("val").target
     np.testing.assert_array_equal(found.split("val").id, np.arange(4))
 
@@ -211,7 +211,7 @@ def test_bad_descriptions_are_refused(tmp_path: Path) -> None:
         write_store(new, "digits", MODALITIES, ["a", "a"], good)
     with pytest.raises(StoreError, match="classes must be a list of names, got str '0123456789'"):
         write_store(new, "digits", MODALITIES, "0123456789", good)
-    with pytest.raises(StoreError, match="extra must hold what JSON can hold"):
+    with pytest.raises(StoreError, match="extra must be JSON-serialisable"):
         write_store(new, "digits", MODALITIES, CLASSES, good, {"array": np.zeros(2)})
     assert list(tmp_path.iterdir()) == []
 
@@ -257,7 +257,7 @@ def test_a_full_disk(folder: Path, monkeypatch: pytest.MonkeyPatch, call: str) -
 
 def test_a_file_in_the_way_of_the_folder(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("something else")
-    with pytest.raises(OSError, match="could not be written.*choose a folder that can be written"):
+    with pytest.raises(OSError, match="could not be written.*choose a writable folder"):
         write_store(tmp_path / "file" / "new", "digits", MODALITIES, CLASSES, splits())
     assert (tmp_path / "file").read_text() == "something else"
 
@@ -319,15 +319,15 @@ def test_a_manifest_that_does_not_fit_is_named(folder: Path) -> None:
         manifest["splits"].update({f"val{number}": manifest["splits"]["val"] for number in range(60)})
 
     changes = {
-        r"6\d{7} clips in \d+ bytes are too many": again,
-        r"1\d{9} clips in \d+ bytes are too many.*manifest.json": many,
-        "clips of split 'val' must be those .*manifest.json": lambda manifest: resized(manifest, [5]),
+        r"clips must be few enough for \d+ bytes of files, got 6\d{7}": again,
+        r"clips must be few enough .*, got 1\d{9}.*manifest.json": many,
+        "clips of split 'val' must be as many .*manifest.json": lambda manifest: resized(manifest, [5]),
         "val-class.npy.*in place of": lambda manifest: at(manifest).update(dtype="<f8"),
         "must be a plain file name": lambda manifest: at(manifest).update(file="../secret.npy"),
         "files of array 'class' of split 'val' must make up its shape": lambda manifest: at(manifest).update(shape=[5]),
         "entry is missing": lambda manifest: at(manifest).pop("sha256"),
         "format .* must be 1 or 2, got 3": lambda manifest: manifest.update(format=3),
-        "missing or misshapen": lambda manifest: manifest["modalities"]["line"].update(kind="smell"),
+        "missing or malformed": lambda manifest: manifest["modalities"]["line"].update(kind="smell"),
     }
     original = (folder / "manifest.json").read_bytes()
     for message, change in changes.items():

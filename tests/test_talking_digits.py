@@ -349,7 +349,7 @@ def test_all_voices_exist() -> None:
 
 
 def test_speech_errors(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="voice must be one that espeak-ng knows, got 'martian'"):
+    with pytest.raises(ValueError, match="voice must be one of espeak-ng's, got 'martian'"):
         speech.speak([speech.SpokenWord("six", "martian", 160, 50)])
     with pytest.raises(ValueError, match="text must make a sound, got silence for ' '"):
         speech.speak([speech.SpokenWord(" ", "en-us", 160, 50)])
@@ -514,5 +514,5 @@ def test_open_dataset(hard: Store, folder: Path, monkeypatch: pytest.MonkeyPatch
     assert open_dataset(DataConfig(data=str(hard.path))).path == hard.path
     with pytest.raises(FileNotFoundError, match="data must be an existing folder, got '.*/no/such/folder'"):
         open_dataset(DataConfig(data=str(folder / "no" / "such" / "folder")))
-    with pytest.raises(FileNotFoundError, match="folder of a feature store"):
+    with pytest.raises(FileNotFoundError, match="a feature store's folder"):
         open_dataset(DataConfig(data=str(folder)))

@@ -1,4 +1,4 @@
-"""Clips in tar files that are read as a stream, for sets that no disk at hand holds: WebDataset shards."""
+"""Clips streamed from tar files, for data sets larger than the local disk: WebDataset shards."""
 
 from __future__ import annotations
 
@@ -49,10 +49,10 @@ from unicode_fast.files.writing import atomic_folder, write_text
 SPEC = "webdataset:"
 INDEX = "shards.json"
 CLIPS_PER_SHARD = 256
-# Clips that wait in memory to be drawn from.
+# Clips in the shuffle buffer.
 SHUFFLE_CLIPS = 256
 STREAMED = ("train", WHOLE)
-# Of a split that is streamed, what is held in memory to look at and to train the quick probes on.
+# Clips of a streamed split that are held in memory, for quick probes and checks.
 SAMPLE_CLIPS = 1000
 _FORMAT = 1
 _PIECE_BYTES = 1 << 20
@@ -65,25 +65,25 @@ def write_shards(
     splits: Sequence[str] | None = None,
     progress: bool = True,
 ) -> list[str]:
-    """Write the paired clips of a data set as tar files, with an index `shards.json`, which comes last.
+    """Write the paired clips of a data set as tar files, and last an index `shards.json`.
 
     Each clip has a key, and one `KEY.<array>.npy` for every array, such as `KEY.audio.npy` and `KEY.class.npy`.
 
     Args:
-        dataset: whose modalities are paired.
-        folder: to make; it must not exist. It appears when all is written.
-        clips_per_shard: of a tar file; ranks take whole files, so there should be many times more files than ranks.
-        splits: which ones; None takes all, but for "all" where others divide it.
+        dataset: a data set with paired modalities.
+        folder: the folder to make; it must not exist. It appears when all files are written.
+        clips_per_shard: clips per tar file; ranks read whole files, so write many more files than ranks.
+        splits: splits to write; None takes every split, but "all" only if no other divides it.
         progress: show a progress bar on standard error.
 
     Returns:
-        The splits that were written.
+        The written splits.
 
     Raises:
-        ValueError: a split is unknown, or has clips of their own in each modality, or the number is below 1.
-        StoreError: the values are not what they must be; the clip is named.
+        ValueError: a split is unknown or not paired, or `clips_per_shard` is below 1.
+        StoreError: values are invalid; the message names the clip.
         FileExistsError: `folder` exists already.
-        OSError: it cannot be written, or the disk is full.
+        OSError: the folder cannot be written, or the disk is full.
         MissingPackageError: webdataset is not installed.
     """
     need("webdataset", "stream")
@@ -104,18 +104,18 @@ def write_shards(
 
 
 def _write(dataset: Dataset, chosen: dict[str, ClipSet], root: Path, clips_per_shard: int, progress: bool) -> None:
-    """The tar files of some splits and their index."""
+    """Write the tar files of some splits and their index."""
     webdataset = need("webdataset", "stream")
     shards: dict[str, dict[str, int]] = {}
     with tqdm(total=sum(map(len, chosen.values())), desc="writing", unit="clip", disable=not progress) as bar:
         for split, clips in chosen.items():
-            steps = {name: clips.arrays[name].shape[1] for name in clips.modalities}
+            positions = {name: clips.arrays[name].shape[1] for name in clips.modalities}
             for number, start in enumerate(range(0, len(clips), clips_per_shard)):
                 stop = min(start + clips_per_shard, len(clips))
                 file = f"{split}-{number:06d}.tar"
                 with webdataset.TarWriter(str(root / file), mtime=0.0) as writer:
                     for clip in range(start, stop):
-                        writer.write({"__key__": f"{clip:09d}", **_encoded(split, clip, clips, steps)})
+                        writer.write({"__key__": f"{clip:09d}", **_encoded(split, clip, clips, positions)})
                         bar.update()
                 shards.setdefault(split, {})[file] = stop - start
     described = {
@@ -130,12 +130,12 @@ def _write(dataset: Dataset, chosen: dict[str, ClipSet], root: Path, clips_per_s
     write_text(root / INDEX, json.dumps(described, indent=1))
 
 
-def _encoded(split: str, clip: int, clips: ClipSet, steps: dict[str, int]) -> dict[str, bytes]:
-    """The bytes of every array of one clip, features in float32, or float16 where they are."""
+def _encoded(split: str, clip: int, clips: ClipSet, positions: dict[str, int]) -> dict[str, bytes]:
+    """The bytes of every array of one clip; float16 features stay float16, others become float32."""
     found = {}
     for key, array in clips.arrays.items():
         piece = np.asarray(array[clip : clip + 1])
-        check_array_values(split, key, piece, steps, len(clips.classes), clip)
+        check_array_values(split, key, piece, positions, len(clips.classes), clip)
         stream = io.BytesIO()
         wider = key in clips.modalities and piece.dtype != np.float16
         np.save(stream, piece[0].astype(np.float32) if wider else piece[0], allow_pickle=False)
@@ -146,8 +146,8 @@ def _encoded(split: str, clip: int, clips: ClipSet, steps: dict[str, int]) -> di
 class StreamedDataset(Dataset):
     """A data set in tar files, made by `open_stream`.
 
-    Its splits train and all are streamed by `batches`; `split("train")` is its first thousand clips. Other splits are
-    read whole when they are first asked for.
+    `batches` streams the splits "train" and "all"; `split("train")` is its first thousand clips. Other splits are read
+    into memory at first use.
     """
 
     shares_batches = False
@@ -160,7 +160,7 @@ class StreamedDataset(Dataset):
         self.root, self.index = root, index
 
     def parts(self, split: str) -> tuple[ClipSet, ...]:
-        """The clips of a split in memory; of train those of the first files alone."""
+        """The clips of a split in memory; for a streamed split only its first thousand."""
         if not super().parts(split):
             most = SAMPLE_CLIPS if split in STREAMED else None
             with self._indexed():
@@ -176,10 +176,10 @@ class StreamedDataset(Dataset):
         drop_last: bool = True,
         dtype: torch.dtype | str = torch.float32,
     ) -> StreamBatches:
-        """Shuffled batches of this rank, RANK of WORLD_SIZE in the environment, its share of `batch_size` clips.
+        """Shuffled batches of this rank, RANK of WORLD_SIZE in the environment: its shard of `batch_size` clips.
 
         Raises:
-            ValueError: `drop_last` is False: ranks would differ; `batch_size` is no multiple of the number of ranks;
+            ValueError: `drop_last` is False, so ranks would differ; `batch_size` is no multiple of the number of ranks;
                 or as `StreamBatches`.
         """
         if not drop_last:
@@ -193,11 +193,11 @@ class StreamedDataset(Dataset):
         """Read all clips of a split, a thousand at a time, and count them.
 
         Args:
-            split: of the data set.
-            look: told each of those thousands.
+            split: name of the split.
+            look: called with each of those pieces.
 
         Raises:
-            StoreError: a clip is not what it must be, or the files hold another number of clips than the index says.
+            StoreError: a clip is invalid, or the number of clips differs from the index.
         """
         found, clips = 0, self.clips_of(self.shards(split))
         wanted = sum(self.index["shards"][split].values())
@@ -208,14 +208,14 @@ class StreamedDataset(Dataset):
             if look is not None:
                 look(part)
             found += len(part)
-        next(clips, None)  # which sees that the last file ends
+        next(clips, None)  # which checks the end of the last file
         return found
 
     def shards(self, split: str) -> dict[str, int]:
         """The tar files of a split, with the number of clips in each.
 
         Raises:
-            ValueError: there is no such split.
+            ValueError: the split is unknown.
         """
         if split not in self.index["shards"]:
             raise ValueError(f"split must be one of {list(self.index['shards'])}, got {split!r}")
@@ -225,8 +225,8 @@ class StreamedDataset(Dataset):
         """The arrays of each clip of some tar files, in order; "__clip__" is its number.
 
         Raises:
-            StoreError: a file is damaged, or holds another number of clips than the index says.
-            OSError: it cannot be opened.
+            StoreError: a file is damaged, or its number of clips differs from the index.
+            OSError: a file cannot be opened.
         """
         first: tuple[str, dict[str, Any]] | None = None
         for file, wanted in shards.items():
@@ -235,29 +235,29 @@ class StreamedDataset(Dataset):
                 found += 1
                 if found > wanted:
                     break
-                # Texts are as long as they are.
+                # Strings may differ in length.
                 forms = {key: (one.shape, one.dtype.kind if one.dtype.kind in "US" else one.dtype)
                          for key, one in clip.items()}  # fmt: skip
                 first = first or (place, forms)
                 if forms != first[1]:
                     key = next(key for key in {**forms, **first[1]} if forms.get(key) != first[1].get(key))
                     raise StoreError(
-                        f"{place} must hold clips of the arrays and shapes of those in {first[0]}, clip "
-                        f"{clip['__clip__']} has another {key!r}"
+                        f"{place} must hold clips with the arrays and shapes of {first[0]}, got another {key!r} in "
+                        f"clip {clip['__clip__']}"
                     )
                 yield clip
             if found != wanted:
-                raise StoreError(f"{place} must hold the {wanted} clips that {INDEX} lists, got {found}")
+                raise StoreError(f"{place} must hold the {wanted} clips in {INDEX}, got {found}")
 
     @contextlib.contextmanager
     def _indexed(self) -> Iterator[None]:
-        """Says which index it is that clips do not fit, or that names a file that is not there."""
+        """Add the index's path to errors of clips and missing files."""
         where = f"{self.root}/{INDEX}"
         try:
             yield
         except FileNotFoundError as error:
             raise FileNotFoundError(
-                errno.ENOENT, f"{where} must list files that are there, missing is", error.filename
+                errno.ENOENT, f"{where} must list existing files, missing is", error.filename
             ) from error
         except StoreError as error:
             raise StoreError(f"{error}; its index is {where}") from error
@@ -275,26 +275,26 @@ class StreamedDataset(Dataset):
 class StreamBatches:
     """Batches from tar files in an order that depends on (seed, epoch, rank, world) alone.
 
-    The files of an epoch are shuffled and dealt out to the ranks; the clips of a rank pass through a buffer from which
-    they are drawn. Every rank has the same number of batches in every epoch: as many as the smallest files that a rank
-    can get are good for. Batches are meant to be asked for in order; another step reads its epoch from the start.
+    The files of an epoch are shuffled and divided among the ranks; the clips of a rank are shuffled in a buffer. Every
+    rank has the same number of batches in every epoch: as many as the smallest files of a rank allow. Batches should be
+    read in order; another step reads its epoch from the start.
 
     Args:
-        data: what `open_stream` returns.
-        split: of it.
+        data: a data set from `open_stream`.
+        split: its split.
         names: modalities in order.
         batch_size: B of this rank.
         seed: any integer >= 0.
-        dtype: of features and labels.
-        rank: of this process.
+        dtype: dtype of features and labels.
+        rank: rank of this process.
         world: number of ranks.
-        shuffle_clips: size of the buffer.
+        shuffle_clips: size of the shuffle buffer.
 
     Raises:
-        ValueError: there are fewer files than ranks, or fewer clips than a batch; or a number is out of range.
+        ValueError: files are fewer than ranks, or clips fewer than a batch; or a number is out of range.
     """
 
-    def __init__(  # noqa: PLR0913 - as `Batches`, and the rank
+    def __init__(  # noqa: PLR0913 - the arguments of `Batches`, and the rank
         self,
         data: StreamedDataset,
         split: str,
@@ -329,11 +329,11 @@ class StreamBatches:
         self._clips: Iterator[dict[str, np.ndarray]] = iter(())
 
     def size(self, step: int) -> int:
-        """Number of clips in the batch at this global step, those of all ranks."""
+        """Number of clips of all ranks in the batch at this global step."""
         return self.batch_size * self.world
 
     def ids(self, step: int, batch: Batch) -> np.ndarray:
-        """Those of this rank: the others read theirs by themselves."""
+        """The clips' own names or numbers, of this rank alone."""
         return batch.id
 
     def batch(self, step: int, own: slice = slice(None), *, keep_halves: bool = False) -> Batch:
@@ -355,21 +355,21 @@ class StreamBatches:
         draws = np.random.Philox(np.random.SeedSequence([self.seed, epoch])).random_raw(len(self.shards))
         files = list(self.shards)
         mine = [files[number] for number in np.argsort(draws, kind="stable")[self.rank :: self.world]]
-        # The smallest files can be dealt to one rank, so all ranks stop at what that one has.
+        # One rank may get all the smallest files, so every rank stops after as many batches.
         drawing = random.Random(f"{self.seed} {epoch} {self.rank} {self.world}")
         shuffle = webdataset.shuffle(self.shuffle_clips, initial=self.shuffle_clips, rng=drawing)
         return iter(shuffle(self.data.clips_of({file: self.shards[file] for file in mine})))
 
 
 def open_stream(root: str) -> StreamedDataset:
-    """A folder, or a URL of http or https, below which are `shards.json` and the tar files that it lists.
+    """Open a folder, or a URL of http or https, with `shards.json` and its tar files.
 
     Raises:
-        FileNotFoundError: there is no index.
-        ValueError: it is a URL of another kind.
-        StoreError: the index is not what it must be.
+        FileNotFoundError: the index is missing.
+        ValueError: `root` is another kind of URL.
+        StoreError: the index is invalid.
         MissingPackageError: webdataset is not installed.
-        OSError: it cannot be fetched.
+        OSError: the index cannot be fetched.
     """
     need("webdataset", "stream")
     _check_root(root)
@@ -384,11 +384,11 @@ def open_stream(root: str) -> StreamedDataset:
     except (FileNotFoundError, NotADirectoryError) as error:
         raise FileNotFoundError(error.errno, f"data must be a folder with an index {INDEX}", root) from error
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise StoreError(f"{place} must be the index that write_shards makes: {error!r}") from error
+        raise StoreError(f"{place} must be an index of write_shards: {error!r}") from error
 
 
 def _check_root(root: str) -> None:
-    """Raise ValueError where what names the files is a URL of another kind, such as pipe:COMMAND."""
+    """Raise ValueError if the root is another kind of URL, such as pipe:COMMAND."""
     scheme = re.match(r"[A-Za-z][A-Za-z0-9+.-]+:", root)
     if scheme and not _is_url(root) and not Path(root).is_dir():
         raise ValueError(f"{SPEC} must be followed by a folder, http:// or https://, got {scheme[0]!r}")
@@ -399,12 +399,12 @@ def _is_url(place: str) -> bool:
 
 
 def _check_index(index: Any) -> None:
-    """Raise unless all in an index is of the type that is read, and its files lie beside it."""
+    """Raise unless every entry of an index has a valid type, and its files are in the same folder."""
     if index["format"] != _FORMAT:
         raise BadFile(f"format must be {_FORMAT}, got {index['format']!r:.80}")
     check_names({name: Modality(one["kind"], one["shape"]) for name, one in index["modalities"].items()}, [])
     if type(index["name"]) is not str or type(index["classes"]) is not list:
-        raise BadFile("name must be a text and classes a list")
+        raise BadFile("name must be a string and classes a list")
     check_names({"any": Modality("vector", (1,))}, index["classes"])
     for split, files in index["shards"].items():
         check_name("a split", split, "_.")
@@ -417,13 +417,13 @@ def _check_index(index: Any) -> None:
 
 @contextlib.contextmanager
 def _opened(place: str) -> Iterator[IO[bytes]]:
-    """A file, or what a URL of http or https gives, to read once; no other program is called."""
+    """A file or a URL of http or https, open for one read; no other program is called."""
     if not _is_url(place):
         with open_file(place) as file:
             yield file
         return
     opener = urllib.request.OpenerDirector()
-    # No handler of local files or ftp, to which a server could send one.
+    # No handlers for local files or ftp, because a server could redirect to them.
     for handler in _HANDLERS:
         opener.add_handler(handler())
     for attempt in range(_ATTEMPTS):
@@ -435,13 +435,13 @@ def _opened(place: str) -> Iterator[IO[bytes]]:
             if code == 404:
                 raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), place) from error
             if attempt + 1 == _ATTEMPTS or 400 <= code < 500:
-                raise OSError(errno.EIO, f"a URL must be one that can be fetched ({error})", place) from error
+                raise OSError(errno.EIO, f"the URL must be available ({error})", place) from error
             time.sleep(_PAUSE)
     try:
         with response:
             yield response
     except (OSError, http.client.HTTPException) as error:
-        raise OSError(errno.EIO, f"a URL must be one that can be read to its end ({error})", place) from error
+        raise OSError(errno.EIO, f"the URL must be readable to its end ({error})", place) from error
 
 
 _HANDLERS = (
@@ -457,7 +457,7 @@ _ATTEMPTS, _PAUSE, _TIMEOUT = 5, 2.0, 60.0
 
 
 def _samples(place: str) -> Iterator[dict[str, np.ndarray]]:
-    """The arrays of each clip of a tar file, as `StreamedDataset.clips_of` gives them."""
+    """The arrays of each clip of a tar file, as in `StreamedDataset.clips_of`."""
     try:
         with _opened(place) as stream:
             for key, files in itertools.groupby(_members(stream), lambda member: member[0].partition(".")[0]):
@@ -469,7 +469,7 @@ def _samples(place: str) -> Iterator[dict[str, np.ndarray]]:
 def _decoded(key: str, files: Iterable[tuple[str, bytes]], place: str) -> dict[str, np.ndarray]:
     """The arrays of one clip."""
     if not re.fullmatch(r"[0-9]{1,18}", key):
-        raise BadFile(f"its clips must be numbered, got {key[:80]!r}")
+        raise BadFile(f"its clips must have numbers as keys, got {key[:80]!r}")
     arrays = {"__clip__": np.array(int(key))}
     for name, data in files:
         array = name.partition(".")[2]
@@ -477,7 +477,7 @@ def _decoded(key: str, files: Iterable[tuple[str, bytes]], place: str) -> dict[s
             continue
         try:
             if array.removesuffix(".npy") in arrays:
-                raise BadFile("it is there twice")
+                raise BadFile("it occurs twice")
             arrays[array.removesuffix(".npy")] = read_npy(io.BytesIO(data), len(data))
         except BadFile as error:
             where = f"{array} of clip {key} in {place}"
@@ -486,10 +486,10 @@ def _decoded(key: str, files: Iterable[tuple[str, bytes]], place: str) -> dict[s
 
 
 def _members(stream: IO[bytes]) -> Iterator[tuple[str, bytes]]:
-    """Name and content of each plain file in a tar, as it is read; nothing is written anywhere.
+    """Name and content of each plain file in a tar; nothing is extracted to disk.
 
     Raises:
-        BadFile: it is damaged, or has a member that is a link, a device or packed, or larger than a limit.
+        BadFile: the tar is damaged, or has a member that is a link, a device, sparse, or larger than a limit.
     """
     longer: dict[str, str] = {}
     while True:
@@ -518,19 +518,19 @@ def _members(stream: IO[bytes]) -> Iterator[tuple[str, bytes]]:
                 yield name, data
 
 
-# Plain files of old and new tars, folders, and what gives the next member a longer name.
+# Plain files of old and new tars, folders, and headers with a longer name for the next member.
 _BLOCK, _KINDS = 512, (b"0", b"\0", b"5", b"x", b"L")
 
 
 def _number(field: bytes, base: int = 8) -> int:
     text = field.strip(b" \0") or b"0"
     if not re.fullmatch(rb"[0-7]+" if base == 8 else rb"[0-9]{1,18}", text):
-        raise BadFile("a number in a header is none")
+        raise BadFile("a number in a header is not valid")
     return int(text, base)
 
 
 def _extended(data: bytes) -> dict[str, str]:
-    """What is used of an extended header, whose records are their own length, a name, "=", a value, an end of line."""
+    """The used records of an extended header; a record is its length, a name, "=", a value and a line end."""
     found, place = {}, 0
     while place < len(data):
         record = re.compile(rb"([0-9]{1,8}) ([^=\n]*)=").match(data, place)
@@ -545,7 +545,7 @@ def _extended(data: bytes) -> dict[str, str]:
 
 
 def _exactly(stream: IO[bytes], count: int, short: bool = False) -> bytes:
-    """So many bytes of a stream; fewer only where it may end."""
+    """Exactly `count` bytes of a stream; fewer only with `short`."""
     pieces, rest = [], count
     while rest and (piece := stream.read(min(rest, _PIECE_BYTES))):
         pieces.append(piece)
@@ -556,7 +556,7 @@ def _exactly(stream: IO[bytes], count: int, short: bool = False) -> bytes:
 
 
 def _collect(clips: Iterator[dict[str, np.ndarray]], data: Dataset, count: int | None, split: str) -> ClipSet:
-    """The next clips in memory, all where `count` is None."""
+    """The next clips in memory, or all if `count` is None."""
     found = list(itertools.islice(clips, count))
     if not found:
         raise StoreError(f"split {split!r} must hold at least one clip, got none")

@@ -1,4 +1,4 @@
-"""Word vectors of sentences by a frozen BERT, each sentence encoded once and kept in the cache folder."""
+"""Word vectors of sentences from a frozen BERT; each sentence is encoded once and cached."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ from unicode_fast.files.untrusted import (
 from unicode_fast.files.writing import atomic_file
 
 WORDS = 10
-# As the released code's text package cuts sentences, [CLS] and [SEP] included.
+# Length of sentences in the released code's text package, including [CLS] and [SEP].
 _LONGEST = 25
 _PIECE = "##"
 _VERSION = 1
@@ -49,23 +49,22 @@ _WEIGHTS = ("*.safetensors", "*.bin", "config.json", "vocab.txt", "tokenizer.jso
 
 
 class WordVectors:
-    """Contextual vectors of the words of a sentence, as the `bert-embedding` package gives them by default.
+    """Contextual vectors of the words of a sentence, the same as the `bert-embedding` package's defaults.
 
-    The last layer's vector of each word; a word that BERT's vocabulary has only in pieces gets the mean of its pieces.
-    Sentences are cut after 25 pieces, [CLS] and [SEP] among them, which have no vectors of their own. The first ten
-    words are kept.
+    Each word has the last layer's vector; a word of several word pieces has the mean of its pieces. Sentences are cut
+    after 25 pieces, including [CLS] and [SEP], whose vectors are dropped. The first ten words are kept.
 
-    With a whitelist, words are kept only where their id in the vocabulary is one of its keys, as the released code
-    does; a word in pieces has no id and is dropped. That code's vocabulary has the ids of `bert-base-uncased`, but for
+    With a whitelist, a word is kept only if its vocabulary id is a key of it, as in the released code; a word of
+    several pieces has no id and is dropped. That code's vocabulary has the ids of `bert-base-uncased`, except for
     special tokens.
 
     Args:
-        model: a name or a folder that `transformers` loads a BERT and its vocabulary from.
-        whitelist: a pickled dict whose keys are vocabulary ids, the released `cnt.pkl`; None keeps every word.
-        cache: folder to keep vectors in; None takes the package's cache folder.
+        model: `transformers` name or folder of a BERT and its vocabulary.
+        whitelist: a pickled dict with vocabulary ids as keys, the released `cnt.pkl`; None keeps every word.
+        cache: folder for vectors; None takes the package's cache folder.
 
     Raises:
-        PickleError: the whitelist is another pickle.
+        PickleError: the whitelist is no such pickle.
         OSError: the whitelist cannot be read.
     """
 
@@ -85,7 +84,7 @@ class WordVectors:
         """(n, E) float32 vectors of the first words of a sentence, n in 1..10.
 
         Raises:
-            StoreError: no word is left, or the model cannot be loaded.
+            StoreError: no word remains, or the model cannot be loaded.
             MissingPackageError: transformers is not installed.
             OSError: the cache folder cannot be written.
         """
@@ -97,9 +96,9 @@ class WordVectors:
         """Features (clips, 10, E) of sentences, zeros after the last word; read when indexed.
 
         Args:
-            sentences: of the clips.
-            padding: "masked" gives their lengths too; "read" gives none, so that all ten steps count, as in the
-                released code, whose word encoder reads the zeros and is not masked.
+            sentences: one per clip.
+            padding: "masked" adds lengths; "read" adds none, so all ten positions are valid, as in the released code,
+                whose word encoder reads the zeros without a mask.
         """
         lengths = LazyArray.by_clip(
             (len(sentences),), np.int64, lambda clip: np.int64(len(self.vectors(sentences[clip])))
@@ -117,16 +116,16 @@ class WordVectors:
     def _kept(self, sentence: str) -> np.ndarray:
         check_ours(self.cache)
         if self.cache.is_symlink() or (os.path.lexists(self.cache) and not self.cache.is_dir()):
-            raise NotADirectoryError(errno.ENOTDIR, "this must be a folder, no link and no file", str(self.cache))
+            raise NotADirectoryError(errno.ENOTDIR, "cache must be a folder, not a link or file", str(self.cache))
         ids, vectors = self._cached(sentence)
         kept = np.ones(len(ids), bool) if self.allowed is None else np.array([_in(i, self.allowed) for i in ids], bool)
         if not kept.any():
-            why = "" if self.allowed is None else " that the whitelist keeps"
+            why = "" if self.allowed is None else " of the whitelist"
             raise StoreError(f"a sentence must have at least one word{why}, got {sentence!r}")
         return vectors[kept][:WORDS]
 
     def _cached(self, sentence: str) -> tuple[np.ndarray, np.ndarray]:
-        """Vocabulary ids, -1 for words in pieces, (n,) int64, and vectors (n, E) float32 of all words."""
+        """Vocabulary ids (n,) int64, -1 for words of several pieces, and vectors (n, E) float32 of all words."""
         file = self.cache / f"{self._key(sentence)}.npz"
         with contextlib.suppress(OSError, BadFile):
             return _read_vectors(file)
@@ -142,7 +141,7 @@ class WordVectors:
 
     @functools.cached_property
     def _model_key(self) -> str:
-        """Tells one model from another: its name, and for a folder the size and time of change of its files."""
+        """Identifies the model: its name, and for a folder the size and time of change of its files."""
         folder = Path(self.model)
         if not folder.is_dir():
             return self.model
@@ -161,17 +160,17 @@ class WordVectors:
             model, found = transformers.AutoModel.from_pretrained(
                 self.model, trust_remote_code=False, output_loading_info=True
             )
-            # What a sentence's last layer does not depend on may be left out of the weights.
+            # The weights may lack parameters that the last layer does not depend on.
             lacking = sorted(name for name in found["missing_keys"] if not re.search("pooler|position_ids", name))
             if lacking:
                 raise BadFile(f"its weights lack {few(lacking, room=80)}")
             return tokenizer, model.eval()
-        # Damaged weights and vocabularies raise nearly anything.
+        # Damaged weights and vocabularies raise any exception.
         except Exception as error:
             raise self._unusable("can load, by name or from a folder", error) from error
 
     def _unusable(self, what: str, error: Exception) -> StoreError:
-        """For the first line of what transformers says, where it says anything."""
+        """The StoreError for an error of transformers, with its first line."""
         why = [*str(error).strip().splitlines(), type(error).__name__][0]
         return StoreError(f"text_model must be a BERT that transformers {what}, got {self.model!r}: {why}")
 
@@ -180,7 +179,7 @@ class WordVectors:
         self.encoded += 1
         try:
             return _pieces_to_words(tokenizer, model, sentence)
-        # A vocabulary that does not fit the weights makes them raise nearly anything.
+        # A vocabulary that does not fit the weights raises any exception.
         except Exception as error:
             raise self._unusable(f"can encode {sentence!r:.60} with", error) from error
 
@@ -191,7 +190,7 @@ def _pieces_to_words(tokenizer: Any, model: Any, sentence: str) -> tuple[np.ndar
 
     given = tokenizer(sentence, truncation=True, max_length=_LONGEST, return_tensors="pt")
     if given["input_ids"].shape[1] > _LONGEST:
-        raise BadFile(f"its tokenizer makes {given['input_ids'].shape[1]} pieces of it, not {_LONGEST}")
+        raise BadFile(f"its tokenizer must make at most {_LONGEST} pieces of it, got {given['input_ids'].shape[1]}")
     with torch.no_grad():
         states = model(**given).last_hidden_state[0].to(torch.float32).numpy()  # (pieces, E)
     special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
@@ -211,11 +210,11 @@ def _pieces_to_words(tokenizer: Any, model: Any, sentence: str) -> tuple[np.ndar
 
 
 def _read_vectors(file: Path) -> tuple[np.ndarray, np.ndarray]:
-    """What `_cached` keeps of a sentence.
+    """The cached ids and vectors of a sentence.
 
     Raises:
-        BadFile: the file holds something else, or is damaged.
-        OSError: there is none.
+        BadFile: the file holds other content, or is damaged.
+        OSError: the file is missing.
     """
     found = []
     with open_file(file) as stream, open_archive(stream) as archive:
@@ -230,22 +229,22 @@ def _read_vectors(file: Path) -> tuple[np.ndarray, np.ndarray]:
     return ids, vectors
 
 
-# What says how a model and its tokenizer are read; others, as vocab.json, hold words, or are of other programs.
+# Configuration files of a model and its tokenizer; other files hold words, as vocab.json, or are not read.
 _CONFIGURATIONS = (
     "config.json", "generation_config.json", "special_tokens_map.json", "tokenizer.json", "tokenizer_config.json",
 )  # fmt: skip
-# What makes transformers import code, read files that lie elsewhere, or load more than one model.
+# Fields with which transformers imports code, reads other files, or loads a second model.
 _ELSEWHERE = (
     "auto_map", "vocab_file", "tokenizer_file", "fast_tokenizer_files", "configuration_files", "transformers_weights",
     "quantization_config",
 )  # fmt: skip
-# What else a field may hold: no kernel of a hub, no numbers larger than those of the file.
+# Allowed values of other fields: no kernels from a hub, no dtype larger than the file's.
 _ALLOWED = {
     **dict.fromkeys(("attn_implementation", "_attn_implementation", "experts_implementation"), ("eager", "sdpa")),
     **dict.fromkeys(("dtype", "torch_dtype"), ("auto", "float32", "float16", "bfloat16")),
 }
-# BERT and its relatives, by what their tokenizers' names begin with: encoders that come with transformers, of one model
-# that has no code of its own, and no tables or windows that its weights do not tell the size of.
+# BERT and its variants, with the prefix of their tokenizers' names: encoders of transformers that are one model, run no
+# code from the folder, and allocate nothing whose size differs from their weights.
 _BERTS = {
     "albert": "Albert", "bert": "Bert", "big_bird": "BigBird", "camembert": "Camembert", "convbert": "ConvBert",
     "data2vec-text": "Roberta", "deberta": "Deberta", "deberta-v2": "DebertaV2", "distilbert": "DistilBert",
@@ -259,21 +258,21 @@ _TOKENIZERS = {
     *("PreTrainedTokenizerFast", "TokenizersBackend"),
 }
 _MOST_LAYERS, _MOST_MODULES, _MOST_PLACES = 200, 10_000, 1 << 15
-# How much longer the normalizers of a tokenizer may make a text; a precompiled one, of shorter texts, counts as 64.
+# Factor by which a tokenizer's normalizers may lengthen a text; a precompiled normalizer counts as 64.
 _MOST_GROWTH, _PRECOMPILED = 1024, 64
-# Values that a model may have and the file has not, as its pooler, and bytes by which another dtype may take more.
+# Values of a model that its file may lack, such as a pooler's, and additional bytes for another dtype.
 _MORE_VALUES, _MORE_BYTES = 12 << 20, 100 << 20
 
 
 def _check_folder(folder: Path) -> None:
-    """Raise BadFile where a model's folder could make `transformers` do more than read a BERT that lies in it."""
+    """Raise BadFile if a model's folder could make `transformers` do more than load the BERT in it."""
     files = [file for file in sorted(folder.iterdir()) if not file.is_dir()]
     shards: set[str] = set()
     for file in files:
-        # None of them may block, whoever looks into it.
+        # No file may block its reader.
         open_file(file).close()
         if file.name == "adapter_config.json":
-            raise BadFile(f"{file.name} in it names another model, which is not read")
+            raise BadFile(f"it must be one model, got {file.name}, which names another")
         if file.name in _CONFIGURATIONS or file.name.endswith(".index.json"):
             shards |= _check_json(file)
         elif file.suffix == ".json":
@@ -294,7 +293,7 @@ def _check_folder(folder: Path) -> None:
 
 
 def _check_json(file: Path) -> set[str]:
-    """Look at what is said in a file of how a model and its tokenizer are read; the names of files of its weights."""
+    """Check a configuration file of a model or tokenizer; return the names of its weight files."""
     content = read_json(file)
     if not isinstance(content, dict):
         raise BadFile(f"{file.name} in it must be a JSON object, got {type(content).__name__}")
@@ -302,43 +301,43 @@ def _check_json(file: Path) -> set[str]:
     refused += [name for name, allowed in _ALLOWED.items() if content.get(name) not in (None, *allowed)]
     if refused:
         raise BadFile(
-            f"{refused[0]} in its {file.name} would run code, read other files or take memory, which is not done"
+            f"{refused[0]} in its {file.name} must not be set: it would run code, read other files or take memory"
         )
     for name, known in (("model_type", _BERTS), ("tokenizer_class", _TOKENIZERS)):
         value = content.get(name)
         if value is not None and (type(value) is not str or value not in known):
             raise BadFile(
-                f"{name} in its {file.name} must be that of BERT or a relative, such as roberta, got {value!r:.40}"
+                f"{name} in its {file.name} must be that of BERT or a variant, such as roberta, got {value!r:.40}"
             )
     shards = content.get("weight_map", {})
     if not isinstance(shards, dict) or any(type(one) is not str or Path(one).name != one for one in shards.values()):
         raise BadFile(f"weight_map in its {file.name} must name files of the folder")
     if _growth(content.get("normalizer")) > _MOST_GROWTH:
-        raise BadFile(f"normalizer in its {file.name} would make texts more than {_MOST_GROWTH} times as long")
+        raise BadFile(f"normalizer in its {file.name} must lengthen texts by a factor of at most {_MOST_GROWTH}")
     return set(shards.values())
 
 
 def _growth(normalizer: Any) -> int:
-    """By how much a normalizer of a tokenizer may make a text longer, at most."""
+    """Upper bound of the factor by which a tokenizer's normalizer lengthens a text."""
     if not isinstance(normalizer, dict):
         return 1
     most = 2 * _MOST_GROWTH
-    parts = normalizer.get("normalizers")
-    if isinstance(parts, list):
-        # No larger on the way, where there are thousands of parts.
-        return functools.reduce(lambda growth, part: min(growth * _growth(part), most), parts, 1)
+    several = normalizer.get("normalizers")
+    if isinstance(several, list):
+        # Bounded at each normalizer, because a list can have thousands.
+        return functools.reduce(lambda growth, one: min(growth * _growth(one), most), several, 1)
     added = [normalizer.get(name) for name in ("content", "prepend")]
     charsmap = normalizer.get("precompiled_charsmap")
     if isinstance(charsmap, str):
         data = base64.b64decode(charsmap)
-        # A trie, and texts that end with a NUL.
+        # A trie, and NUL-terminated texts.
         longest = max(map(len, data[4 + int.from_bytes(data[:4], "little") :].split(b"\0")))
         return _PRECOMPILED if longest <= _PRECOMPILED else most
     return 1 + sum(len(text.encode()) for text in added if isinstance(text, str))
 
 
 def _check_numbers(config: dict[str, Any]) -> None:
-    """Raise BadFile where a number of a configuration is not one that a model has."""
+    """Raise BadFile if a number of a configuration is too large for a model."""
     for name, value in config.items():
         most = _MOST_LAYERS if "layer" in name else 1 << 10 if name.startswith(("num_", "n_")) else 1 << 20
         most = _MOST_PLACES if "position" in name else most
@@ -348,22 +347,22 @@ def _check_numbers(config: dict[str, Any]) -> None:
 
 
 def _check_model(folder: Path, total: int, values: int) -> None:
-    """Raise BadFile where the model of a configuration is much larger than its weights; none of it is allocated.
+    """Raise BadFile if a configuration's model is much larger than its weights; nothing is allocated.
 
     Args:
-        folder: whose configuration's numbers have been looked at.
+        folder: the model's folder, with a checked configuration.
         total: bytes of its weights.
-        values: of its weights.
+        values: number of values of its weights.
     """
     import torch
     from torch.nn.modules.module import register_module_module_registration_hook
 
     transformers = need("transformers", "text")
     config = transformers.AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
-    problem = BadFile(f"its config.json is of a larger model than its {total} bytes of weights")
+    problem = BadFile(f"its config.json must be of a model of {total} bytes of weights, got a larger one")
     if getattr(config, "sinusoidal_pos_embds", False):
-        # A table that is made of Python's numbers.
-        check_count(config.hidden_size * config.max_position_embeddings, "numbers of its places")
+        # transformers builds this table from Python numbers.
+        check_count(config.hidden_size * config.max_position_embeddings, "values of its position table")
     modules = itertools.count()
 
     def count(*_: Any) -> None:

@@ -1,1 +1,1 @@
-"""Files of every kind: written whole or not at all, locked, and read without trust in what they hold."""
+"""Files: atomic writing, locks, and reading of untrusted content."""

@@ -1,7 +1,7 @@
-"""Files of torch.save, looked through before torch reads them: what they take is known from their directory and pickle.
+"""Check files of torch.save before torch reads them, from their zip directory and pickle.
 
-`torch.load` with weights_only runs no code, but believes what a file says of sizes, compares no checksums, and reads
-zips by another parser than Python does.
+`torch.load` with weights_only runs no code, but it trusts the sizes in a file, compares no checksums, and uses another
+zip parser than Python's.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ import torch
 from unicode_fast.files.pickle_opcodes import split_pickles, unpickle
 from unicode_fast.files.untrusted import TEXT_VARIABLE, BadFile, check_size, limit, open_file
 
-# Of a zip's directory in bytes, which is some 40000 tensors.
+# Bytes of a zip's directory, enough for some 40000 tensors.
 MOST_DIRECTORY = 1 << 22
-# Bytes by which tensors that share memory may together be larger than the file.
+# Bytes by which tensors that share memory may exceed the file's size in total.
 MOST_SHARED = 1 << 26
-# How files of before torch 1.6 begin: a number, and the version of the format, each pickled.
+# First bytes of files from before torch 1.6: a magic number and the format's version, both pickled.
 _OLD = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.\x80\x02M\xe9\x03."
 _PROTOCOL, _OTHER_PROTOCOL = b"\x80\x02", "its pickle is not of protocol 2, torch.save's own"
 _END = struct.Struct("<4s4H2LH")
 _LOCATOR = struct.Struct("<4sLQL")
 _END64 = struct.Struct("<4sQ2H2L4Q")
 _FOLDER, _MOST_DIMENSIONS = 0x10, 64
-# Neither parser may take it for a folder, or for another in other letters.
+# No name that a parser could read as a folder, or as another member's name.
 _MEMBER = re.compile(r"[^/\\\x00]+/[\w./-]*[\w.-]", re.ASCII)
 _STORAGES = {
     "FloatStorage": torch.float32, "DoubleStorage": torch.float64, "HalfStorage": torch.float16,
@@ -41,15 +41,15 @@ _STORAGES = {
 
 
 def read_torch(path: str | os.PathLike[str], map_location: str | torch.device = "cpu") -> Any:
-    """The content of a file of torch.save: plain values, and dense tensors whose bytes are all there.
+    """The content of a file of torch.save: plain values, and dense tensors with all their bytes.
 
     Args:
-        path: of a plain file.
+        path: path of a plain file.
         map_location: device of the tensors.
 
     Raises:
-        BadFile: it is damaged, of torch's format before 0.1.10, or holds something else.
-        OSError: there is none, or it cannot be read.
+        BadFile: the file is damaged, of torch's format before 0.1.10, or has other content.
+        OSError: the file is missing, or cannot be read.
     """
     with open_file(path) as file:
         check_torch(file, os.fstat(file.fileno()).st_size)
@@ -57,10 +57,10 @@ def read_torch(path: str | os.PathLike[str], map_location: str | torch.device = 
         old = file.read(len(_OLD)) == _OLD
         file.seek(0)
         try:
-            # One of before 1.6 would be tried as a tar first, by a parser that can take minutes for it.
+            # torch would first try a file from before 1.6 as a tar, with a parser that can take minutes.
             source = io.BytesIO(file.read()) if old else file
             return torch.load(source, map_location=map_location, weights_only=True)
-        # A GPU that is full is no fault of the file.
+        # A full GPU is no damage of the file.
         except torch.cuda.OutOfMemoryError:
             raise
         except Exception as error:
@@ -68,14 +68,14 @@ def read_torch(path: str | os.PathLike[str], map_location: str | torch.device = 
 
 
 def check_torch(file: BinaryIO, size: int) -> int:
-    """Look through a file of torch.save before it is read; the number of values of all tensors in it.
+    """Check a file of torch.save before it is read; return the number of values of all its tensors.
 
     Args:
-        file: opened.
-        size: in bytes.
+        file: the open file.
+        size: its size in bytes.
 
     Raises:
-        BadFile: as `read_torch` says.
+        BadFile: as `read_torch`.
     """
     head = file.read(len(_OLD))
     if head == _OLD:
@@ -93,7 +93,7 @@ def check_torch(file: BinaryIO, size: int) -> int:
             data = archive.read(members["data.pkl"])
     except BadFile:
         raise
-    # A damaged zip makes the module raise nearly anything.
+    # The module raises any exception for a damaged zip.
     except Exception as error:
         raise BadFile(f"it is a damaged zip: {type(error).__name__}: {error!s:.100}") from error
     if data[:2] != _PROTOCOL:
@@ -104,11 +104,11 @@ def check_torch(file: BinaryIO, size: int) -> int:
 
 
 def _check_old(file: BinaryIO, size: int) -> _Tensors:
-    """Look through a file of before torch 1.6: pickles of the machine, the content and its storages' keys, then these.
+    """Check a file from before torch 1.6: pickles of the machine, the content and the storages' keys, then storages.
 
     Args:
-        file: after `_OLD`.
-        size: in bytes.
+        file: the open file, after `_OLD`.
+        size: its size in bytes.
     """
     pickles, end = split_pickles(file.read(limit(TEXT_VARIABLE)), 3)
     if any(data[:2] != _PROTOCOL for data in pickles):
@@ -119,7 +119,7 @@ def _check_old(file: BinaryIO, size: int) -> _Tensors:
     unpickle(content, tensors.names, tensors.old_storage)
     keys = unpickle(listed, {})
     if type(keys) is not list or not all(type(key) is str for key in keys) or sorted(tensors.storages) != sorted(keys):
-        raise BadFile("its storages are not those of its tensors")
+        raise BadFile("its storages differ from those of its tensors")
     place = len(_OLD) + end
     for key in keys:
         dtype, numel = tensors.storages[key]
@@ -133,7 +133,7 @@ def _check_old(file: BinaryIO, size: int) -> _Tensors:
 
 
 def _check_directory(file: BinaryIO, size: int) -> None:
-    """One directory, at the end of the file and not large, so that every parser finds the same."""
+    """Raise BadFile unless there is one small directory at the end of the file, the same for every parser."""
     start = max(0, size - _END.size - _LOCATOR.size - _END64.size)
     file.seek(start)
     tail = file.read(size - start)
@@ -163,17 +163,17 @@ def _members(archive: zipfile.ZipFile, size: int) -> dict[str, zipfile.ZipInfo]:
     folders = set()
     for member in archive.infolist():
         if not _MEMBER.fullmatch(member.orig_filename) or member.filename != member.orig_filename:
-            raise BadFile(f"member {member.orig_filename!r:.60} has a name that torch.save does not give")
+            raise BadFile(f"member {member.orig_filename!r:.60} has a name that torch.save does not write")
         folder, name = member.filename.split("/", 1)
         folders.add(folder)
-        # torch finds members whatever the case of their letters.
+        # torch ignores the case of member names.
         if name.lower() in members:
             raise BadFile(f"member {name!r:.60} is there twice")
         if member.compress_type or member.compress_size != member.file_size or member.flag_bits & 0x1:
             raise BadFile(f"member {name!r:.60} is compressed or encrypted, which torch.save does not do")
-        # Of one that is said to be a folder, torch leaves the numbers as its memory happens to be.
+        # torch leaves the memory of a member that is marked as a folder uninitialised.
         if member.external_attr & _FOLDER:
-            raise BadFile(f"member {name!r:.60} is said to be a folder")
+            raise BadFile(f"member {name!r:.60} is marked as a folder")
         members[name.lower()] = member
     if len(folders) != 1 or "data.pkl" not in members:
         raise BadFile("it holds no data.pkl in one folder, as torch.save writes")
@@ -183,21 +183,21 @@ def _members(archive: zipfile.ZipFile, size: int) -> dict[str, zipfile.ZipInfo]:
 
 
 class _Storage(NamedTuple):
-    """The memory of tensors: numbers of one dtype."""
+    """The memory of tensors: values of one dtype."""
 
     dtype: torch.dtype
     numel: int
 
 
 class _Dictionary(dict[Any, Any]):
-    """An OrderedDict; its state is the versions of modules that Module.state_dict notes."""
+    """An OrderedDict; its state is the modules' versions from Module.state_dict."""
 
     def __setstate__(self, state: Any) -> None:
         if type(state) is not dict or not {*state} <= {"_metadata"}:
             raise BadFile("an OrderedDict has attributes")
         versions = state.get("_metadata", _Dictionary())
         if type(versions) is not _Dictionary or not all(map(_is_version, versions.values())):
-            raise BadFile("the versions of modules are none")
+            raise BadFile("the versions of modules are not integers")
 
 
 def _is_version(value: Any) -> bool:
@@ -205,15 +205,15 @@ def _is_version(value: Any) -> bool:
 
 
 class _Tensor:
-    """What a tensor is, without its numbers."""
+    """A tensor without its values."""
 
 
 class _Tensors:
-    """Stands in for what torch.save names.
+    """Replacements of the names in a pickle of torch.save.
 
     Args:
-        size: of the file in bytes.
-        sizes: of its members.
+        size: size of the file in bytes.
+        sizes: sizes of its members.
     """
 
     def __init__(self, size: int, sizes: Mapping[str, int] | None = None) -> None:
@@ -228,23 +228,23 @@ class _Tensors:
 
     @property
     def values(self) -> int:
-        """Of all storages."""
+        """Number of values of all storages."""
         return sum(one.numel for one in self.storages.values())
 
     def dictionary(self, *items: Any) -> _Dictionary:
-        """An empty OrderedDict, which is filled afterwards."""
+        """An empty OrderedDict, filled later."""
         if items:
-            raise BadFile("an OrderedDict is made of something")
+            raise BadFile("an OrderedDict is not created empty")
         return _Dictionary()
 
     def old_storage(self, identity: Any) -> _Storage:
-        """What a persistent id of before torch 1.6 says, which may be a part of a storage."""
+        """The storage of a persistent id from before torch 1.6, which could be a view."""
         if type(identity) is not tuple or len(identity) != 6 or identity[-1] is not None:
             raise BadFile("a persistent id is not that of a whole storage")
         return self.named(identity[:-1])
 
     def storage(self, identity: Any) -> _Storage:
-        """What a persistent id says, compared with the member that holds it."""
+        """The storage of a persistent id, after its size is compared with its member."""
         found = self.named(identity)
         held = self.sizes.get(f"data/{identity[2]}")
         if held != found.numel * found.dtype.itemsize:
@@ -254,7 +254,7 @@ class _Tensors:
         return found
 
     def named(self, identity: Any) -> _Storage:
-        """What a persistent id says, the same in all places."""
+        """The storage of a persistent id, with the same size and dtype at every use."""
         if type(identity) is not tuple or len(identity) != 5 or identity[0] != "storage":
             raise BadFile(f"a persistent id is {type(identity).__name__}, not that of a storage")
         _, kind, key, location, numel = identity
@@ -264,12 +264,12 @@ class _Tensors:
             or type(location) is not str
             or type(numel) is not int
         ):
-            raise BadFile("a storage is of types that torch.save does not write")
-        # Beyond ASCII the two unpicklers may read other letters.
+            raise BadFile("a storage has types that torch.save does not write")
+        # The two unpicklers may decode other characters than ASCII differently.
         if not key.isascii():
-            raise BadFile(f"a storage is called {key!r:.40}")
+            raise BadFile(f"a storage must have an ASCII key, got {key!r:.40}")
         if location == "meta":
-            raise BadFile("a storage lies on the device meta, without numbers")
+            raise BadFile("a storage is on the device meta, without values")
         found = self.storages.setdefault(key, _Storage(kind.dtype, numel))
         if found != (kind.dtype, numel) or numel < 0:
             raise BadFile(f"storage {key!r:.40} must be {numel} of {kind.dtype} in all places")
@@ -281,25 +281,25 @@ class _Tensors:
             raise BadFile("a tensor has a shape that torch.save does not write")
         sizes = (offset, *shape, *stride)
         if type(storage) is not _Storage or not all(type(size) is int and 0 <= size < 1 << 62 for size in sizes):
-            raise BadFile("a tensor is of types that torch.save does not write")
+            raise BadFile("a tensor has types that torch.save does not write")
         grad, hooks, *rest = more or (False, _Dictionary())
         if len(shape) != len(stride) or type(grad) is not bool or type(hooks) is not _Dictionary or hooks or any(rest):
-            raise BadFile("a tensor has hooks or metadata, or strides that are not those of its shape")
+            raise BadFile("a tensor has hooks or metadata, or another number of strides than sizes")
         count = math.prod(shape)
-        last = offset + sum((size - 1) * step for size, step in zip(shape, stride, strict=True)) if count else 0
+        last = offset + sum((size - 1) * one for size, one in zip(shape, stride, strict=True)) if count else 0
         if count > storage.numel or last >= max(storage.numel, 1):
             raise BadFile(
-                f"a tensor of shape {tuple(shape)!s:.60} does not lie in its storage of {storage.numel} numbers"
+                f"a tensor of shape {tuple(shape)!s:.60} does not lie in its storage of {storage.numel} values"
             )
         self.left -= count * storage.dtype.itemsize
         if self.left < 0:
-            raise BadFile("its tensors share memory, and would take more than the file")
+            raise BadFile("its tensors share memory, and would exceed the file's size")
         return _Tensor()
 
     def parameter(self, tensor: Any, grad: Any, hooks: Any) -> _Tensor:
-        """A tensor that is learned."""
+        """A parameter."""
         if type(tensor) is not _Tensor or type(grad) is not bool or type(hooks) is not _Dictionary or hooks:
-            raise BadFile("a parameter is none of a plain tensor")
+            raise BadFile("a parameter is not a plain tensor")
         return _Tensor()
 
 
@@ -310,5 +310,5 @@ class _StorageType:
         self.dtype = dtype
 
     def __call__(self, *arguments: Any) -> Any:
-        """Nothing that torch.save writes calls it."""
-        raise BadFile("a storage is made by its name")
+        """Never called by a file of torch.save."""
+        raise BadFile("a storage's type is called")

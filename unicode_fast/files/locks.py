@@ -1,4 +1,4 @@
-"""Locks that end with the process that holds them: one waits for its turn, the other is refused."""
+"""Locks that end with their process: `exclusive` waits for the lock, `alone` raises an error."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from pathlib import Path
 
 from unicode_fast.files.writing import naming
 
-# Errors of a file system that has no locks.
+# Errors of a file system without locks.
 _WITHOUT_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 
 
-# Files and which process holds them: to open one again there and close it would let go of its lock.
+# Locked files by process: opening and closing such a file again would release its lock.
 _held: set[tuple[int, int, int]] = set()
 
 
 class InUse(RuntimeError):
-    """Another process works in this folder; the message names it."""
+    """Another process uses this folder; the message names it."""
 
 
 @contextlib.contextmanager
 def exclusive(file: Path, say: Callable[[str], None]) -> Iterator[bool]:
-    """Wait for a lock and hold it; False where the file system has no such locks.
+    """Wait for a lock and hold it; yield False if the file system has no locks.
 
     Args:
-        file: `.<name>.lock`, made if it is not there. What is there and is no file is replaced, but for a
-            folder that holds something; links are not followed.
-        say: told in one line when another process is waited for.
+        file: `.<name>.lock`, created if missing. Anything at this path that is no file is replaced, except a non-empty
+            folder; links are not followed.
+        say: called with one line if another process holds the lock.
 
     Raises:
         OSError: the file cannot be opened.
@@ -52,26 +52,26 @@ def exclusive(file: Path, say: Callable[[str], None]) -> Iterator[bool]:
 
 
 def _holder(descriptor: int) -> str:
-    """Who holds a lock, which that process says a moment after it has taken it."""
+    """The holder of a lock, which writes its name a moment after it takes the lock."""
     deadline = time.monotonic() + 1
     while time.monotonic() < deadline:
-        said = os.pread(descriptor, 200, 0).decode("utf-8", "replace").strip()
-        if said:
-            return said
+        holder = os.pread(descriptor, 200, 0).decode("utf-8", "replace").strip()
+        if holder:
+            return holder
         time.sleep(0.01)
     return "another process"
 
 
 @contextlib.contextmanager
 def alone(file: Path, what: str) -> Iterator[None]:
-    """Hold a lock, or be refused where another process holds it; held by this process alone, not by its children.
+    """Hold a lock for this process, not for its children; raise an error if another process holds it.
 
     Args:
-        file: made if it is not there; says who holds it.
-        what: is locked, for the message.
+        file: created if missing; names the holder.
+        what: the locked object, for the error.
 
     Raises:
-        InUse: another process holds it.
+        InUse: another process holds the lock.
         OSError: the file cannot be opened.
     """
     with contextlib.suppress(OSError):
@@ -86,7 +86,7 @@ def alone(file: Path, what: str) -> Iterator[None]:
             raise InUse(f"{what} is in use by {_holder(descriptor)}; wait for its end, or end it") from error
         _held.add(held)
         now = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC")
-        # With another name it may be no lock, and is not written to.
+        # A file with a second name may be another file, and is not written to.
         if os.fstat(descriptor).st_nlink <= 1:
             with naming(file):
                 os.ftruncate(descriptor, 0)
@@ -94,7 +94,7 @@ def alone(file: Path, what: str) -> Iterator[None]:
         yield
     finally:
         if held in _held and os.fstat(descriptor).st_nlink <= 1:
-            # So that whom the next one refuses does not read of this one.
+            # Otherwise a process that the next holder refuses could read this holder's name.
             with contextlib.suppress(OSError):
                 os.ftruncate(descriptor, 0)
         _held.discard(held)
@@ -106,7 +106,7 @@ def _identity(found: os.stat_result) -> tuple[int, int, int]:
 
 
 def _open(file: Path, of_others: bool = True) -> int:
-    """A descriptor of the lock file itself, never of what a link in its place points to."""
+    """A descriptor of the lock file; links are not followed."""
     flags = os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
     for last in (False, True):
         try:
@@ -114,7 +114,7 @@ def _open(file: Path, of_others: bool = True) -> int:
         except PermissionError:
             if not of_others:
                 raise
-            # Of another user, whose file can be locked all the same.
+            # Another user's file can be locked, too.
             descriptor = os.open(file, flags & ~os.O_CREAT | os.O_RDONLY)
         except OSError:
             if last or not (file.is_symlink() or file.is_dir()):
@@ -129,7 +129,7 @@ def _open(file: Path, of_others: bool = True) -> int:
 
 
 def _remove(file: Path) -> None:
-    """Removes what is no lock from its place; a folder that holds something stays, and is an error."""
+    """Remove anything else than a lock from its path; a non-empty folder is an error."""
     if file.is_dir() and not file.is_symlink():
         file.rmdir()
     else:

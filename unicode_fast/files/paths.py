@@ -1,4 +1,4 @@
-"""Where files of the user lie: `~` in what a flag or a YAML file names, and the cache folder."""
+"""Paths of the user: `~` in flags and YAML files, and the cache folder."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ CACHE_VARIABLE = "UNICODE_FAST_CACHE"
 
 
 def expanded(text: str) -> str:
-    """A path, or a `LAYOUT:PATH`, with the home folder that a `~` at the path's beginning stands for.
+    """A path, or a `LAYOUT:PATH`, with a leading `~` of the path replaced by the home folder.
 
     Raises:
-        ValueError: nobody knows that home folder.
+        ValueError: the home folder is unknown.
     """
     found = re.match(r"((?:[a-z][\w-]*:)?)(~.*)", text, re.DOTALL)
     if found is None:
@@ -24,29 +24,29 @@ def expanded(text: str) -> str:
         return found[1] + str(Path(found[2]).expanduser())
     except RuntimeError as error:
         raise ValueError(
-            f"path must begin with a home folder that is known, got {text!r}; set HOME or write the whole path"
+            f"path must begin with a known home folder, got {text!r}; set HOME or write the whole path"
         ) from error
 
 
 def with_homes(argv: Sequence[str] | None) -> list[str]:
-    """The arguments, None for the process's own, with home folders where shells leave a `~`, as in `--out=~/runs`.
+    """The arguments, None for the process's own, with each `~` replaced by the home folder, as in `--out=~/runs`.
 
     Raises:
-        ValueError: nobody knows such a folder.
+        ValueError: a home folder is unknown.
     """
     given = sys.argv[1:] if argv is None else argv
-    parts = [re.match(r"(--[^=]+=|)(.*)", word, re.DOTALL) for word in given]
-    return [part[1] + expanded(part[2]) for part in parts if part is not None]
+    found = [re.match(r"(--[^=]+=|)(.*)", word, re.DOTALL) for word in given]
+    return [one[1] + expanded(one[2]) for one in found if one is not None]
 
 
 def cache_folder() -> Path:
-    """Where generated data sets, word vectors and notes on verified stores are kept.
+    """The folder of generated data sets, word vectors and records of verified stores.
 
     UNICODE_FAST_CACHE if set, else `unicode_fast` in the platform's cache folder: XDG_CACHE_HOME or ~/.cache,
     ~/Library/Caches on macOS, %LOCALAPPDATA% on Windows.
 
     Raises:
-        ValueError: it lies in a home folder that nobody knows.
+        ValueError: the home folder is unknown.
     """
     if os.environ.get(CACHE_VARIABLE):
         return Path(expanded(os.environ[CACHE_VARIABLE]))
@@ -59,6 +59,6 @@ def cache_folder() -> Path:
             base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     except RuntimeError as error:
         raise ValueError(
-            f"cache folder must lie in a home folder, and this user has none; set HOME, or {CACHE_VARIABLE} to a folder"
+            f"cache folder must be in a home folder, got a user without one; set HOME, or {CACHE_VARIABLE} to a folder"
         ) from error
     return base / "unicode_fast"

@@ -1,8 +1,8 @@
-"""The value of a pickle, walked opcode by opcode: nothing is imported, time and memory are bounded by its size.
+"""The value of a pickle, read opcode by opcode: nothing is imported, and its size bounds time and memory.
 
-Nothing is called but what the caller gives. Python's own unpickler can be kept from calling things, but not from memo
-numbers that take gigabytes, from tuples that are doubled a hundred times, or from a key that is nested so deeply that
-hashing it overflows the stack.
+Only functions from the caller are called. Python's own unpickler can be restricted in its calls, but not in memo
+numbers that take gigabytes, in tuples that are doubled a hundred times, or in nested keys whose hash overflows the
+stack.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from typing import Any, BinaryIO
 
 from unicode_fast.files.untrusted import TEXT_VARIABLE, BadFile, check_size
 
-# All that is read of one pickle; what takes memory beside the bytes is containers, calls and memo entries.
+# Limits per pickle; objects are containers, calls and memo entries, which take memory beside the bytes.
 MOST_OPCODES = 1 << 21
 MOST_OBJECTS = 1 << 18
 DEEPEST = 64
-# How much larger than the pickle its value may be where the same part stands in several places.
+# Size of the value relative to the pickle, if the same object occurs several times.
 MOST_SHARED = 16
 _INTEGER = 1 << 64
 _KEY = 1 << 31
@@ -40,34 +40,34 @@ def unpickle(
     names: Mapping[tuple[str, str], Callable[..., Any]],
     persistent: Callable[[Any], Any] | None = None,
 ) -> Any:
-    """The value in a pickle of any protocol: None, numbers, text, bytes, tuples, lists, dicts, and what `names` make.
+    """The value in a pickle of any protocol: None, numbers, text, bytes, tuples, lists, dicts, and results of `names`.
 
-    Keys are text or whole numbers. Python 2's text is read as latin1. Repr, comparison and hash of the value take no
-    longer than its size allows.
+    Keys are text or integers. Python 2's text is read as latin1. The value's size bounds the time of its repr,
+    comparison and hash.
 
     Args:
         data: the pickle.
-        names: what stands in for (module, name); called with arguments of the pickle, they look at types themselves. A
-            state goes to the `__setstate__` of what they make.
-        persistent: makes an object of a persistent id; None refuses those.
+        names: replacement of each allowed (module, name), called with unchecked arguments of the pickle. A state goes
+            to the `__setstate__` of its result.
+        persistent: from a persistent id to an object; None refuses persistent ids.
 
     Raises:
-        BadFile: it is no pickle, cut short, holds or names something else, or is larger or deeper than a limit.
+        BadFile: the data are no pickle, cut short, use other opcodes or names, or exceed a limit of size or depth.
     """
     try:
         return _Walk(names, persistent, len(data)).value(data)
     except BadFile:
         raise
-    # Damaged, it can raise nearly anything; with these opcodes and names none of it does more than raise.
+    # A damaged pickle can raise any exception, but with these opcodes and names nothing worse.
     except Exception as error:
         raise BadFile(f"it is a damaged pickle: {type(error).__name__}: {error!s:.100}") from error
 
 
 def split_pickles(data: bytes, count: int) -> tuple[list[bytes], int]:
-    """The first pickles of bytes that begin with several, and the place after them.
+    """The first `count` pickles of the data, and the offset after them.
 
     Raises:
-        BadFile: they are damaged, or cut short.
+        BadFile: a pickle is damaged, or cut short.
     """
     stream, found = io.BytesIO(data), []
     for _ in range(count):
@@ -84,7 +84,7 @@ def split_pickles(data: bytes, count: int) -> tuple[list[bytes], int]:
 
 
 def _opcodes(stream: BinaryIO) -> Iterator[tuple[str, Any]]:
-    """Names and arguments; as `pickletools.genops`, but for Python 2's text that is not ASCII."""
+    """Names and arguments of opcodes, as `pickletools.genops`, but also with Python 2's text beyond ASCII."""
     name, count = "", 0
     while name != "STOP":
         count += 1
@@ -117,21 +117,21 @@ class _Walk:
         self.marks: list[int] = []
         self.memo: dict[int, Any] = {}
         self.objects = 0
-        # Of what all calls are given, which look at it each.
+        # Total size of the arguments of all calls, which bounds their time.
         self.given = 0
-        # Depth and size of containers by id; a number is reused only by a later object, which notes its own.
+        # Depth and size of containers by id; a later object with the same id overwrites them.
         self.measures: dict[int, tuple[int, int]] = {}
-        # Ids of what lies in other containers, or was read from the memo: no longer filled, so nothing holds itself.
+        # Ids of objects in a container or from the memo: no longer filled, so no object contains itself.
         self.closed: set[int] = set()
 
     def value(self, data: bytes) -> Any:
-        """What is left at the end."""
+        """The last value on the stack."""
         for name, argument in _opcodes(io.BytesIO(data)):
             if name in _VALUES:
                 if isinstance(argument, int) and not -_INTEGER < argument < _INTEGER:
                     raise BadFile("its pickle holds an integer of more than 64 bits")
                 if type(argument) is str:
-                    # Four bytes a letter, where one of them is no Latin one.
+                    # Text takes up to four bytes per character.
                     check_size(len(argument), TEXT_VARIABLE)
                 self.stack.append(argument)
             else:
@@ -141,7 +141,7 @@ class _Walk:
         return self.stack[0]
 
     def do(self, name: str, argument: Any) -> None:
-        """One opcode that has to do with other values."""
+        """Execute one opcode on the stack."""
         stack = self.stack
         if name in ("PROTO", "FRAME", "STOP"):
             pass
@@ -189,22 +189,22 @@ class _Walk:
             items = self.popped(1) if name == "BINPERSID" else [argument]
             self.push(self.persistent(items[0]), items)
         else:
-            raise BadFile(f"its pickle has opcode {name}, which no plain content needs")
+            raise BadFile(f"its pickle has opcode {name}, which is not allowed")
 
     def count(self) -> None:
-        """One more object."""
+        """Count one more object."""
         self.objects += 1
         if self.objects > MOST_OBJECTS:
             raise BadFile(f"its pickle has more than {MOST_OBJECTS} objects")
 
     def top(self) -> Any:
-        """The value that the next opcode is about."""
+        """The value on top of the stack."""
         if len(self.stack) <= (self.marks[-1] if self.marks else 0):
             raise BadFile("its pickle takes a value where there is none")
         return self.stack[-1]
 
     def popped(self, number: int) -> list[Any]:
-        """The last values."""
+        """Remove and return the last values."""
         if len(self.stack) - number < (self.marks[-1] if self.marks else 0):
             raise BadFile("its pickle takes a value where there is none")
         items = self.stack[-number:]
@@ -212,21 +212,21 @@ class _Walk:
         return items
 
     def marked(self) -> list[Any]:
-        """The values after the last mark."""
+        """Remove and return the values after the last mark."""
         start = self.marks.pop()
         items = self.stack[start:]
         del self.stack[start:]
         return items
 
     def open(self, kind: type) -> Any:
-        """The value on top, which is still being filled."""
+        """The value on top, which can still be filled."""
         target = self.top()
         if not isinstance(target, kind) or id(target) not in self.measures or id(target) in self.closed:
-            raise BadFile(f"its pickle fills a {type(target).__name__} that it cannot fill")
+            raise BadFile(f"its pickle fills a {type(target).__name__}, which is not allowed")
         return target
 
     def push(self, value: Any, items: Any) -> None:
-        """A new container of these items."""
+        """Push a new container of these items."""
         self.count()
         self.closed.discard(id(value))
         self.measures[id(value)] = (1, 1)
@@ -234,18 +234,18 @@ class _Walk:
         self.grow(items)
 
     def close(self, value: Any) -> None:
-        """Nothing comes into it any more."""
+        """Mark a container as complete."""
         if not isinstance(value, _PLAIN):
             self.closed.add(id(value))
 
     def measure(self, value: Any) -> tuple[int, int]:
-        """Depth and size."""
+        """Depth and size of a value."""
         if isinstance(value, _PLAIN):
             return 0, 1 + (len(value) if isinstance(value, (str, bytes, bytearray)) else 0)
         return self.measures.get(id(value), (0, 1))
 
     def grow(self, items: Any) -> None:
-        """Notes what has come into the container on top."""
+        """Add the items' depth and size to the container on top."""
         depth, size = self.measures[id(self.stack[-1])]
         for item in items:
             below, inside = self.measure(item)
@@ -254,33 +254,33 @@ class _Walk:
         if depth > DEEPEST:
             raise BadFile(f"its pickle is nested more than {DEEPEST} deep")
         if size > self.largest:
-            raise BadFile(f"its pickle repeats parts of itself into more than {MOST_SHARED} times its size")
+            raise BadFile(f"its pickle expands to more than {MOST_SHARED} times its size")
         self.measures[id(self.stack[-1])] = (depth, size)
 
     def set_items(self, items: list[Any]) -> None:
-        """Keys and values in turn."""
+        """Set alternating keys and values."""
         target = self.open(dict)
         for key, value in zip(items[::2], items[1::2], strict=True):
             if type(key) is not str and not (type(key) is int and 0 <= key < _KEY):
-                raise BadFile(f"its pickle has a key of type {type(key).__name__}, not text or a small whole number")
+                raise BadFile(f"its pickle has a key of type {type(key).__name__}, not text or a small integer")
             target[key] = value
         self.grow(items)
 
     def name(self, module: Any, name: Any) -> None:
-        """What stands in for a name."""
+        """Push the replacement of a name."""
         if type(module) is not str or type(name) is not str or (module, name) not in self.names:
             raise BadFile(f"its pickle names {module!s:.60}.{name!s:.60}, which was not run")
         self.stack.append(self.names[module, name])
 
     def call(self, function: Any, arguments: Any) -> None:
-        """What a stand-in makes of its arguments."""
+        """Call a replacement with its arguments."""
         if type(arguments) is not tuple or not any(function is known for known in self.names.values()):
-            raise BadFile(f"its pickle calls a {type(function).__name__}")
+            raise BadFile(f"its pickle calls a {type(function).__name__}, which is not allowed")
         self.give(arguments)
         self.push(function(*arguments), arguments)
 
     def give(self, value: Any) -> None:
-        """What a call or a state takes time for."""
+        """Count the size of a call's arguments or a state, which bounds its time."""
         self.given += self.measure(value)[1]
         if self.given > self.largest:
-            raise BadFile(f"its pickle repeats parts of itself into more than {MOST_SHARED} times its size")
+            raise BadFile(f"its pickle expands to more than {MOST_SHARED} times its size")

@@ -1,4 +1,4 @@
-"""Safetensors files with a checksum: tensors, and plain facts as JSON in the header."""
+"""Safetensors files with a checksum: tensors, and JSON content in the header."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from unicode_fast.files.writing import atomic_file
 
 # Keys of the header's metadata.
 CONTENT, CHECKSUM = "unicode_fast", "sha256"
-# Of a header in bytes, which is some 40000 tensors.
+# Bytes of a header, enough for some 40000 tensors.
 MOST_HEADER = 1 << 22
 _DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
@@ -28,15 +28,15 @@ _DTYPES = {
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], content: Mapping[str, Any]) -> None:
-    """Writes tensors and plain facts, with the SHA-256 of all of it, atomically.
+    """Write tensors and JSON content, with a SHA-256 of both, atomically.
 
     Args:
-        path: of the file.
-        tensors: by name.
-        content: for JSON.
+        path: path of the file.
+        tensors: tensors by name.
+        content: JSON-serialisable content.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the file cannot be written.
     """
     written = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     facts = json.dumps(content)
@@ -46,34 +46,34 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], content: Mapping[st
 
 
 def read_tensors(path: str | os.PathLike[str]) -> tuple[Any, dict[str, Tensor]]:
-    """The facts and the tensors of a file; one of an older version has no checksum to compare.
+    """The content and the tensors of a file; files of older versions have no checksum.
 
     Raises:
-        BadFile: it is no safetensors file of the package, is damaged, or has another checksum than it says.
-        OSError: there is none, or it cannot be read.
+        BadFile: the file is no safetensors file of the package, is damaged, or does not match its checksum.
+        OSError: the file is missing, or cannot be read.
     """
     with open_file(path) as file:
         header, start = _header(file, os.fstat(file.fileno()).st_size)
         metadata = header.pop("__metadata__", {})
         if type(metadata) is not dict or type(metadata.get(CONTENT)) is not str:
             raise BadFile(f"its header has no {CONTENT!r}")
-        # A checksum under a damaged name would not be compared.
+        # A checksum under a damaged key would not be compared.
         if not {*metadata} <= {CONTENT, CHECKSUM}:
             raise BadFile(f"its header has metadata that is neither {CONTENT!r} nor {CHECKSUM!r}")
         facts, checksum = metadata[CONTENT], metadata.get(CHECKSUM)
         content = _json(facts.encode("utf-8", "surrogatepass"))
         tensors = {name: _read(file, start, item) for name, item in header.items()}
     if checksum is not None and checksum != _checksum(facts, tensors):
-        raise BadFile("its checksum is another than its header says")
+        raise BadFile("its checksum differs from its header")
     return content, tensors
 
 
 def read_foreign_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """The tensors of a safetensors file that another package wrote, whose metadata are not looked at.
+    """The tensors of another package's safetensors file; its metadata are ignored.
 
     Raises:
-        BadFile: it is no safetensors file, or damaged.
-        OSError: there is none, or it cannot be read.
+        BadFile: the file is no safetensors file, or damaged.
+        OSError: the file is missing, or cannot be read.
     """
     with open_file(path) as file:
         header, start = _header(file, os.fstat(file.fileno()).st_size)
@@ -82,7 +82,7 @@ def read_foreign_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
 
 
 def count_values(path: str | os.PathLike[str]) -> int:
-    """How many values all tensors of a safetensors file have.
+    """Number of values of all tensors of a safetensors file.
 
     Raises:
         As `read_foreign_tensors`.
@@ -93,7 +93,7 @@ def count_values(path: str | os.PathLike[str]) -> int:
 
 
 def _checksum(facts: str, tensors: Mapping[str, Tensor]) -> str:
-    """Of facts, names, dtypes, shapes and bytes."""
+    """SHA-256 of content, names, dtypes, shapes and bytes."""
     found = hashlib.sha256(facts.encode("utf-8", "surrogatepass"))
     for name in sorted(tensors):
         tensor = tensors[name]
@@ -103,13 +103,13 @@ def _checksum(facts: str, tensors: Mapping[str, Tensor]) -> str:
 
 
 def _header(file: BinaryIO, size: int) -> tuple[dict[str, Any], int]:
-    """The header, whose tensors fill the file without gaps, and where it ends."""
+    """The header, and its end; raise BadFile unless its tensors fill the file without gaps."""
     length = int.from_bytes(file.read(8), "little")
     if not 2 <= length <= min(size - 8, MOST_HEADER):
-        raise BadFile(f"its header must have at most {MOST_HEADER} bytes of the file's {size}, it says {length}")
+        raise BadFile(f"its header must have at most {MOST_HEADER} bytes of the file's {size}, got {length}")
     header = _json(file.read(length))
     if type(header) is not dict:
-        raise BadFile("its header is no object")
+        raise BadFile("its header is no JSON object")
     end = 0
     for name, item in sorted(((name, item) for name, item in header.items() if name != "__metadata__"), key=_bounds):
         if item["data_offsets"][0] != end:
@@ -121,7 +121,7 @@ def _header(file: BinaryIO, size: int) -> tuple[dict[str, Any], int]:
 
 
 def _bounds(named: tuple[str, Any]) -> tuple[int, int]:
-    """Where a tensor begins and ends, after a look at what the header says of it."""
+    """Offsets of a tensor, after a check of its entry in the header."""
     name, item = named
     if type(item) is not dict or {*item} != {"dtype", "shape", "data_offsets"}:
         raise BadFile(f"tensor {name!r:.60} must have dtype, shape and data_offsets in the header")
@@ -129,7 +129,7 @@ def _bounds(named: tuple[str, Any]) -> tuple[int, int]:
     if type(shape) is not list or type(offsets) is not list or len(offsets) != 2:
         raise BadFile(f"tensor {name!r:.60} must have lists as shape and data_offsets in the header")
     if any(type(number) is not int or not 0 <= number < 1 << 48 for number in (*shape, *offsets)):
-        raise BadFile(f"tensor {name!r:.60} must have whole numbers as shape and data_offsets in the header")
+        raise BadFile(f"tensor {name!r:.60} must have integers as shape and data_offsets in the header")
     dtype = _DTYPES.get(item["dtype"]) if type(item["dtype"]) is str else None
     if dtype is None or len(shape) > 8 or offsets[1] - offsets[0] != math.prod(shape) * dtype.itemsize:
         raise BadFile(f"tensor {name!r:.60} has {offsets[1] - offsets[0]} bytes, not those of its dtype and shape")
@@ -160,8 +160,8 @@ def _json(data: bytes) -> Any:
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object whose keys are there once each."""
+    """A JSON object without duplicate keys."""
     found = dict(pairs)
     if len(found) < len(pairs):
-        raise BadFile("its header has a key twice")
+        raise BadFile("its header has a duplicate key")
     return found

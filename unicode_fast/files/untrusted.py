@@ -1,6 +1,6 @@
-"""Reading files that somebody else has made: nothing is run, nothing blocks, and memory is bounded beforehand.
+"""Read untrusted files: nothing is run, nothing blocks, and memory is bounded beforehand.
 
-Readers of a format turn `BadFile` into their own error, which names the file.
+Readers of a format convert `BadFile` to their own error, which names the file.
 """
 
 from __future__ import annotations
@@ -18,28 +18,28 @@ import numpy as np
 
 from unicode_fast.errors import CURES, TooManyFiles, message_of
 
-# The environment variable with the bytes that a compressed file may unpack to.
+# Environment variables of limits in bytes: of an unpacked file,
 UNPACKED_VARIABLE = "UNICODE_FAST_MAX_UNPACKED"
-# The same of a file of text or JSON, which is read whole.
+# of a file of text or JSON, which is read as a whole,
 TEXT_VARIABLE = "UNICODE_FAST_MAX_TEXT"
-# The same of a picture, with a byte for each colour of a pixel.
+# and of a picture, with a byte per colour and pixel.
 PICTURE_VARIABLE = "UNICODE_FAST_MAX_PICTURE"
 _DEFAULTS = {UNPACKED_VARIABLE: 1 << 30, TEXT_VARIABLE: 1 << 25, PICTURE_VARIABLE: 1 << 25}
-# Objects that Python makes of a text take up to some hundred bytes each, so there may be one for this many bytes.
+# Python objects from a text take up to some hundred bytes each; a file may list one per this many bytes of the limit.
 _BYTES_PER_OBJECT = 32
-# How a member of a zip may be packed: stored, deflate, bzip2. The other method takes memory as its header says.
+# Allowed compression of a zip's member. For the other method, LZMA, the header sets the memory.
 _PACKINGS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2)
 
 
 class BadFile(ValueError):
-    """A file is not what it must be; the message says in what, and does not name it."""
+    """A file is invalid; the message gives the reason, but does not name the file."""
 
 
 def limit(variable: str) -> int:
     """A limit in bytes, the environment variable's or the default.
 
     Raises:
-        BadFile: the variable holds no positive whole number.
+        BadFile: the variable is no positive integer.
     """
     value = os.environ.get(variable) or str(_DEFAULTS[variable])
     if not value.isdecimal() or int(value) == 0:
@@ -48,26 +48,26 @@ def limit(variable: str) -> int:
 
 
 def check_size(size: int, variable: str = UNPACKED_VARIABLE) -> None:
-    """Raise BadFile where so many bytes are more than a limit."""
+    """Raise BadFile if a size in bytes exceeds a limit."""
     most = limit(variable)
     if size > most:
         raise BadFile(f"it holds {size} bytes of at most {most}; {variable} sets another limit")
 
 
 def check_count(count: int, what: str) -> None:
-    """Raise BadFile where a file lists more objects than the limit of text is good for: 1,048,576 by default."""
+    """Raise BadFile if a file lists more objects than the limit of text allows: 1,048,576 by default."""
     most = limit(TEXT_VARIABLE) // _BYTES_PER_OBJECT
     if count > most:
-        raise BadFile(f"it holds {count} {what} of at most {most}; {TEXT_VARIABLE}={count * 32} would take them")
+        raise BadFile(f"it holds {count} {what} of at most {most}; {TEXT_VARIABLE}={count * 32} would allow them")
 
 
 def open_file(path: str | os.PathLike[str]) -> BinaryIO:
-    """A plain file to read; a pipe or a device, which could block or never end, is refused.
+    """Open a plain file to read; a pipe or a device, which could block or never end, is refused.
 
     Raises:
-        BadFile: it is none.
-        TooManyFiles: this process or this machine may open no more.
-        OSError: there is none, or it cannot be opened.
+        BadFile: the path is no plain file.
+        TooManyFiles: the limit of open files of the process or the machine is reached.
+        OSError: the file is missing, or cannot be opened.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
@@ -85,11 +85,11 @@ def open_file(path: str | os.PathLike[str]) -> BinaryIO:
 
 
 def read_bytes(path: str | os.PathLike[str], variable: str = TEXT_VARIABLE) -> bytes:
-    """All of a plain file that is not above a limit.
+    """The content of a plain file within a limit.
 
     Raises:
-        BadFile: it is no plain file, or larger.
-        OSError: there is none, or it cannot be read.
+        BadFile: the path is no plain file, or the file is larger.
+        OSError: the file is missing, or cannot be read.
     """
     with open_file(path) as file:
         check_size(os.fstat(file.fileno()).st_size, variable)
@@ -100,8 +100,8 @@ def read_json(path: str | os.PathLike[str]) -> Any:
     """The content of a JSON file.
 
     Raises:
-        BadFile: it is no plain file, larger than a limit, no JSON, or nested too deeply.
-        OSError: there is none, or it cannot be read.
+        BadFile: the file is no plain file, larger than a limit, no JSON, or nested too deeply.
+        OSError: the file is missing, or cannot be read.
     """
     return parse_json(read_bytes(path))
 
@@ -110,7 +110,7 @@ def parse_json(data: bytes) -> Any:
     """The content of a text in JSON.
 
     Raises:
-        BadFile: it is none, nested too deeply, or of more values than a limit.
+        BadFile: the text is no JSON, nested too deeply, or has more values than a limit.
     """
     check_count(sum(map(data.count, (b",", b"[", b"{"))), "values")
     try:
@@ -120,25 +120,25 @@ def parse_json(data: bytes) -> Any:
 
 
 def open_archive(file: BinaryIO, variable: str = UNPACKED_VARIABLE) -> zipfile.ZipFile:
-    """A zip whose directory has been looked at, and nothing unpacked yet; `read_member` unpacks.
+    """Open a zip after a check of its directory; nothing is unpacked. `read_member` unpacks.
 
     Args:
-        file: opened.
-        variable: of the limit.
+        file: the open file.
+        variable: environment variable of the limit.
 
     Raises:
-        BadFile: it is no zip, its directory is damaged or too large, or as `check_archive`.
+        BadFile: the file is no zip, its directory is damaged or too large, or as `check_archive`.
     """
     size = file.seek(0, os.SEEK_END)
     try:
-        # What zipfile will take for the directory, of which it makes an object for every 46 bytes.
+        # The directory that zipfile will read, with one object for every 46 bytes.
         end = zipfile._EndRecData(file)  # type: ignore[attr-defined]
         if end is not None:
             check_count(end[5] // 46, "members")
         archive = zipfile.ZipFile(file)
     except BadFile:
         raise
-    # A damaged directory can raise nearly anything.
+    # A damaged directory can raise any exception.
     except Exception as error:
         raise BadFile(f"it is no zip: {error}") from error
     check_archive(archive, size, variable)
@@ -146,16 +146,16 @@ def open_archive(file: BinaryIO, variable: str = UNPACKED_VARIABLE) -> zipfile.Z
 
 
 def check_archive(archive: zipfile.ZipFile, size: int, variable: str = UNPACKED_VARIABLE) -> None:
-    """Look at a zip's directory before anything is unpacked.
+    """Check a zip's directory before anything is unpacked.
 
     Args:
-        archive: opened.
-        size: of its file in bytes.
-        variable: of the limit.
+        archive: the open zip.
+        size: size of its file in bytes.
+        variable: environment variable of the limit.
 
     Raises:
-        BadFile: its members are encrypted or packed in an unusual way, or together larger than the file, and than the
-            limit.
+        BadFile: members are encrypted, have an unusual compression, or exceed both the file's size and the limit in
+            total.
     """
     members = archive.infolist()
     total = sum(member.file_size for member in members)
@@ -165,21 +165,21 @@ def check_archive(archive: zipfile.ZipFile, size: int, variable: str = UNPACKED_
         raise BadFile("it is encrypted")
     unusual = [member.compress_type for member in members if member.compress_type not in _PACKINGS]
     if unusual:
-        raise BadFile(f"it is packed by method {unusual[0]} of zip, not by deflate")
+        raise BadFile(f"it must be compressed by deflate or bzip2, got zip method {unusual[0]}")
 
 
 def read_member(archive: zipfile.ZipFile, name: str) -> bytes:
-    """What a member of a zip holds, its checksum compared; no more is unpacked than the directory says.
+    """The content of a zip's member, after a check of its checksum; its size in the directory bounds the memory.
 
     Raises:
-        BadFile: there is none, or it is damaged.
+        BadFile: the member is missing, or damaged.
     """
     try:
         member = archive.getinfo(name)
         with archive.open(member) as stream:
-            # Without a number all would be unpacked before it is cut to size.
+            # Without a size, zipfile would unpack everything before it cuts the result.
             data = stream.read(member.file_size + 1)
-    # A damaged member can raise nearly anything.
+    # A damaged member can raise any exception.
     except Exception as error:
         raise BadFile(f"member {name!r} cannot be unpacked: {error}") from error
     if len(data) != member.file_size:
@@ -188,14 +188,14 @@ def read_member(archive: zipfile.ZipFile, name: str) -> bytes:
 
 
 def read_npy(file: BinaryIO, size: int) -> np.ndarray:
-    """The array of a .npy file, of plain values alone.
+    """The array of a .npy file of plain values.
 
     Args:
-        file: at its beginning.
-        size: bytes from there to its end.
+        file: the open file, at its beginning.
+        size: bytes to its end.
 
     Raises:
-        BadFile: it is none, or has not as many bytes as its header says, or holds Python objects.
+        BadFile: the file is no .npy file, its size differs from its header, or it holds Python objects.
     """
     shape, fortran, dtype = npy_header(file, size)
     data = bytearray(math.prod(shape) * dtype.itemsize)
@@ -211,7 +211,7 @@ def read_npy(file: BinaryIO, size: int) -> np.ndarray:
 
 
 def check_text(array: np.ndarray) -> None:
-    """Raise BadFile where an array of text holds numbers that are no letters: only looking at them would fail."""
+    """Raise BadFile if an array of text has invalid characters, which fail when they are read."""
     if array.dtype.kind == "U" and array.size:
         codes = np.ascontiguousarray(array).reshape(-1).view(np.dtype(np.uint32).newbyteorder(array.dtype.byteorder))
         if codes.max() > sys.maxunicode:
@@ -219,34 +219,34 @@ def check_text(array: np.ndarray) -> None:
 
 
 def npy_header(file: BinaryIO, size: int | None = None) -> tuple[tuple[int, ...], bool, np.dtype]:
-    """Shape, whether columns come first, and dtype, as the header of a .npy file says.
+    """Shape, Fortran order, and dtype, from the header of a .npy file.
 
     Args:
-        file: at its beginning.
-        size: bytes from there to its end, which must be as many as the header says; None does not compare.
+        file: the open file, at its beginning.
+        size: bytes to its end, which must match the header; None does not compare.
 
     Raises:
-        BadFile: there is no such header, it is of Python objects, or of another number of bytes.
+        BadFile: the header is invalid, of Python objects, or of another size.
     """
     start = file.tell()
     try:
         version = np.lib.format.read_magic(file)
         if version not in ((1, 0), (2, 0), (3, 0)):
-            raise BadFile(f"it is of version {version} of the .npy format")
+            raise BadFile(f"its .npy version must be 1.0, 2.0 or 3.0, got {version}")
         length = int.from_bytes(_exactly(file, 2 if version == (1, 0) else 4), "little")
         if length > 1 << 16:
             raise BadFile(f"its header has {length} bytes")
         header = _exactly(file, length)
-        # Versions differ in the width of the length alone, as far as headers of ASCII go.
+        # For ASCII headers, versions differ only in the width of the length.
         again = io.BytesIO(length.to_bytes(2, "little") + header if length < 1 << 16 else b"")
         shape, fortran, dtype = np.lib.format.read_array_header_1_0(again)
     except BadFile:
         raise
-    # A damaged header, which is Python's syntax, can raise nearly anything when it is parsed.
+    # A damaged header, in Python's syntax, can raise any exception when it is parsed.
     except Exception as error:
         raise BadFile(f"it is no .npy file: {error}") from error
     if dtype.hasobject or dtype.itemsize == 0 or not all(type(one) is int and 0 <= one < 1 << 63 for one in shape):
-        raise BadFile(f"it holds {dtype!s:.80} of shape {shape!s:.80}, not plain values")
+        raise BadFile(f"it must hold plain values, got {dtype!s:.80} of shape {shape!s:.80}")
     rest = None if size is None else size - (file.tell() - start)
     if rest is not None and math.prod(shape) * dtype.itemsize != rest:
         raise BadFile(f"it has {rest} bytes of values for shape {shape!s:.80} of {dtype!s:.80}")

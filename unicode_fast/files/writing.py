@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all, and stay after a crash."""
+"""Atomic and durable writing of files and folders."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from typing import IO, Any
 from unicode_fast.files.paths import expanded
 
 _UNFINISHED = ".unfinished-"
-# What earlier versions called those of a run.
+# Temporary files of a run by earlier versions.
 _OLDER = re.compile(r"\..+\.(pt|png|csv|json|yaml)\.[a-z0-9_]{8}")
 
 
 def path_of(name: str, value: Any) -> Path:
-    """The path that an argument says.
+    """An argument as a path.
 
     Raises:
-        TypeError: it says none.
+        TypeError: the argument is no path.
     """
     try:
         return Path(expanded(os.fspath(value)))
@@ -34,11 +34,11 @@ def path_of(name: str, value: Any) -> Path:
 
 @contextlib.contextmanager
 def atomic_file(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
-    """A file that appears whole or not at all, and leaves an older one untouched on failure.
+    """A file that appears complete or not at all; a failure leaves an existing file unchanged.
 
     Args:
-        path: where it appears; written beside it first, flushed to the disk, then renamed.
-        mode: "wb", or "w" for text in UTF-8 with lines that end as they are written.
+        path: path of the file; a temporary file beside it is written, flushed to the disk, then renamed.
+        mode: "wb", or "w" for text in UTF-8 with unchanged line ends.
 
     Raises:
         OSError: the folder cannot be written, or the disk is full; the message names the path.
@@ -59,23 +59,23 @@ def atomic_file(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
         if temporary is not None:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
-        # Of no file, or of the temporary one, which nobody has heard of.
+        # The error names no file, or the temporary one, which the user does not know.
         if isinstance(error, OSError) and Path(error.filename or unfinished(path)).name.startswith(unfinished(path)):
             raise OSError(error.errno, f"{error.strerror}; nothing that was there before is lost", str(path)) from error
         raise
 
 
 def unfinished(path: Path) -> str:
-    """How the names of what is being written begin, beside the file or folder itself."""
+    """Prefix of temporary names beside a file or folder."""
     return f".{path.name}{_UNFINISHED}"
 
 
 def remove_unfinished(folder: Path, name: str = "") -> None:
-    """Removes what killed processes had not finished writing; only while no other process writes there.
+    """Remove temporary files of killed processes; no other process may write there.
 
     Args:
-        folder: that they wrote in; there may be none.
-        name: of the file or folder that they wrote; any where it is empty.
+        folder: their folder, which may be missing.
+        name: name of the file or folder that they wrote; "" for any.
     """
     for leftover in folder.glob(f".{name}*"):
         ours = leftover.name.startswith(f".{name}{_UNFINISHED}") if name else _UNFINISHED in leftover.name
@@ -85,7 +85,7 @@ def remove_unfinished(folder: Path, name: str = "") -> None:
 
 @contextlib.contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Errors of the system inside are about this file, which those of an open file do not say."""
+    """Add this path to system errors without one, such as errors of an open file."""
     try:
         yield
     except OSError as error:
@@ -95,7 +95,7 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def remove(path: Path) -> None:
-    """Removes a file, a link, or a folder with all that is in it, where there is one."""
+    """Remove a file, a link, or a folder with its content, if it exists."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -103,26 +103,26 @@ def remove(path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """A text in UTF-8, atomically."""
+    """Write a text in UTF-8, atomically."""
     with atomic_file(path, "w") as file:
         file.write(text)
 
 
 def write_json(path: Path, value: object) -> None:
-    """Indented JSON, atomically."""
+    """Write indented JSON, atomically."""
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 
 @contextlib.contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """A folder to fill, which gets its name when all is there; on failure it is removed.
+    """A temporary folder that is renamed to `path` at the end; a failure removes it.
 
     Args:
-        path: of the folder; there must be nothing, or an empty folder.
+        path: path of the folder, which must be missing or empty.
 
     Raises:
-        FileExistsError: there is something of that name, or another process has made it meanwhile.
-        OSError: it cannot be written, or the disk is full.
+        FileExistsError: the path exists, or another process made it meanwhile.
+        OSError: the folder cannot be written, or the disk is full.
     """
     path = path.absolute()
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -134,13 +134,13 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 def publish(temporary: Path, target: Path) -> None:
-    """Give a finished folder its name, so that it is there after a crash too.
+    """Rename a finished folder durably.
 
     Raises:
-        FileExistsError: there is one of that name.
+        FileExistsError: the target exists.
     """
     sync_folder(temporary)
-    # A rename replaces an empty folder, and fails on one that holds something.
+    # A rename replaces an empty folder, and fails on a non-empty one.
     try:
         os.rename(temporary, target)
     except OSError as error:
@@ -151,7 +151,7 @@ def publish(temporary: Path, target: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable; Windows has no such call and needs none."""
+    """Flush a folder's names to the disk; Windows needs no such call."""
     if os.name == "nt":
         return
     descriptor = os.open(folder, os.O_RDONLY)
@@ -162,14 +162,14 @@ def sync_folder(folder: Path) -> None:
 
 
 def check_new_file(name: str, file: Path) -> None:
-    """Raise ValueError where a file that a flag names is there already, or cannot be written."""
+    """Raise ValueError if a flag's output file exists, or cannot be written."""
     if os.path.lexists(file):
         raise ValueError(f"{name} must be a file that does not exist yet, got {str(file)!r}")
     check_writable(name, file)
 
 
 def check_writable(name: str, file: Path) -> None:
-    """Raise ValueError where a file that a flag names cannot be written, before what it will hold is worked for."""
+    """Raise ValueError if a flag's output file cannot be written, before its content is computed."""
     above = next(folder for folder in file.absolute().parents if folder.exists())
     if not above.is_dir() or not os.access(above, os.W_OK):
-        raise ValueError(f"{name} must be a file in a folder that can be written, got {str(file)!r}")
+        raise ValueError(f"{name} must be a file in a writable folder, got {str(file)!r}")

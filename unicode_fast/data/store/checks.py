@@ -1,4 +1,4 @@
-"""What the arrays of a feature store must look like; every function raises `StoreError` or returns nothing."""
+"""Checks of the arrays of a feature store; every function raises `StoreError` or returns nothing."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from unicode_fast.config import Modality
 from unicode_fast.data.lazy import ClipArray
 
 FEATURE_DTYPES = ("float16", "float32", "float64")
-# Large arrays are checked in pieces of about this many values, so that a memory-mapped one need not fit in memory.
+# Arrays are checked in pieces of about this many values, so a memory-mapped array may exceed the memory.
 _PIECE_VALUES = 1 << 22
 
 
 class StoreError(ValueError):
-    """The contents of a feature store are not what they must be."""
+    """The contents of a feature store are invalid."""
 
 
 class DamagedStoreError(StoreError):
@@ -25,7 +25,7 @@ class DamagedStoreError(StoreError):
 
 
 def check_names(modalities: Mapping[str, Modality], classes: Sequence[str]) -> None:
-    """Raise unless there are modalities and all names can be used."""
+    """Raise unless there are modalities and all names are valid."""
     if len(modalities) == 0:
         raise StoreError("modalities must name at least one modality, got none")
     for name, modality in modalities.items():
@@ -39,7 +39,7 @@ def check_names(modalities: Mapping[str, Modality], classes: Sequence[str]) -> N
 
 
 def check_name(what: str, name: str, others: str) -> None:
-    """Raise unless a name is made of ASCII letters, digits and the others."""
+    """Raise unless a name consists of ASCII letters, digits and the characters in `others`."""
     if not isinstance(name, str) or not re.fullmatch(rf"[A-Za-z0-9{re.escape(others)}]+", name):
         raise StoreError(f"{what} must be made of letters, digits and any of {others!r}, got {name!r}")
 
@@ -47,7 +47,7 @@ def check_name(what: str, name: str, others: str) -> None:
 def check_split(
     split: str, arrays: Mapping[str, ClipArray], modalities: Mapping[str, Modality], classes: Sequence[str]
 ) -> None:
-    """Raise unless keys, dtypes and shapes of one split fit together."""
+    """Raise unless keys, dtypes and shapes of one split are consistent."""
     check_name("a split name", split, "_.")
     for name in modalities:
         if name not in arrays:
@@ -102,15 +102,15 @@ def check_values(
     split: str, arrays: Mapping[str, ClipArray], modalities: Mapping[str, Modality], classes: Sequence[str]
 ) -> None:
     """Raise unless features are finite, labels in [0, 1], lengths in [1, T] and classes in [0, C)."""
-    steps = {name: arrays[name].shape[1] for name in modalities}
+    positions = {name: arrays[name].shape[1] for name in modalities}
     for key, array in arrays.items():
-        check_array_values(split, key, array, steps, len(classes))
+        check_array_values(split, key, array, positions, len(classes))
 
 
 def check_written(split: str, arrays: Mapping[str, np.ndarray], modalities: Mapping[str, Modality]) -> None:
-    """Raise unless ids tell clips apart and features are zero after the end of a clip.
+    """Raise unless ids are unique and features are zero after the end of a clip.
 
-    Lists that others have published need not be so; what is written anew must.
+    Public data sets may violate this; stores from arrays must not.
     """
     if "id" in arrays:
         names, counts = np.unique(arrays["id"], return_counts=True)
@@ -132,11 +132,11 @@ def check_written(split: str, arrays: Mapping[str, np.ndarray], modalities: Mapp
 def check_array_values(
     split: str, key: str, array: ClipArray, steps: Mapping[str, int], classes: int, first: int = 0
 ) -> None:
-    """Raise unless the values of one array, or of its clips from `first` on, are what `check_values` says.
+    """Raise unless the values of one array, or of a piece of it, satisfy `check_values`.
 
     Args:
-        split: for the message.
-        key: of the array.
+        split: name of the split, for the error.
+        key: key of the array.
         array: clips first.
         steps: T by modality.
         classes: C.
@@ -164,10 +164,10 @@ def _is_within(piece: np.ndarray, low: int, top: int) -> np.ndarray:
 def _check_each_clip(
     where: str, array: ClipArray, must: str, is_good: Callable[[np.ndarray], np.ndarray], first: int
 ) -> None:
-    """Raise with the number of the first clip that holds a bad value, and that value."""
-    step = max(1, _PIECE_VALUES // max(1, int(np.prod(array.shape[1:]))))
-    for start in range(0, len(array), step):
-        piece = np.asarray(array[start : start + step])
+    """Raise with the number of the first clip with a bad value, and that value."""
+    count = max(1, _PIECE_VALUES // max(1, int(np.prod(array.shape[1:]))))
+    for start in range(0, len(array), count):
+        piece = np.asarray(array[start : start + count])
         good = is_good(piece)
         if not good.all():
             place = np.unravel_index(np.argmin(good), good.shape)

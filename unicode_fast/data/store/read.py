@@ -1,7 +1,7 @@
-"""Reading feature stores: a folder of plain .npy files and a manifest, opened as memory-mapped arrays.
+"""Read feature stores: a folder of .npy files and a manifest, opened as memory-mapped arrays.
 
-Format 2 has several files for large arrays, bfloat16, and splits in which each modality has clips of its own. Format 1,
-which older versions wrote of arrays in memory, has one file for each array of a split.
+Format 2 has several files for large arrays, bfloat16, and splits with separate clips for each modality. Format 1, from
+older versions, has one file for each array of a split.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ from unicode_fast.files.untrusted import (
 from unicode_fast.files.writing import write_text
 
 _OLDER_FORMAT = 1
-# Below the cache folder: a note for each store on what of it was verified.
+# Folder in the cache folder with a record for each verified store.
 _STAMPS = "verified"
-# Bytes by which the numbers of clips may take more than twice their content.
+# Bytes that clip numbers may take beyond twice the size of all files.
 _INDEX_ROOM = 100 << 20
 _PIECE_BYTES = 1 << 22
 
@@ -50,11 +50,11 @@ class Store(Dataset):
 
     Attributes:
         path: its folder.
-        name: what people call the data set.
-        modalities: kind and shape of one time step of each modality.
+        name: name of the data set.
+        modalities: kind and shape of one position of each modality.
         classes: C class names.
         splits: the names of the splits.
-        extra: what the writer added.
+        extra: additional entries of its writer.
     """
 
     def __init__(
@@ -68,11 +68,11 @@ class Store(Dataset):
         super().__init__(path, manifest["name"], modalities, classes, parts, manifest["extra"], divided)
 
     def digest(self) -> str:
-        """The checksum of the manifest, which holds those of all files."""
+        """The checksum of the manifest, which includes the checksums of all files."""
         return hashlib.sha256(read_bytes(self.path / MANIFEST)).hexdigest()
 
     def has_digest(self, digest: str) -> bool:
-        """Whether this is its digest, or that of the same files with a manifest of the older format."""
+        """Whether this is the store's digest, or its digest in the older format."""
         manifest = _read_manifest(self.path)
         splits = {
             split: {
@@ -90,19 +90,18 @@ def open_store(path: str | os.PathLike[str], *, verify: bool | Literal["always"]
     """Open a feature store, its arrays memory-mapped and read-only.
 
     Args:
-        path: the folder that `write_store` or `pack` made.
-        verify: compare every file's checksum and look at every value. What was verified is noted in the cache folder,
-            with each file's size and times of change, and not done again until one of them differs; where that folder
-            cannot be written it is done each time. "always" does it whatever was noted, so that bits that have changed
-            by themselves are found. With False only sizes and shapes are checked.
+        path: a folder from `write_store` or `pack`.
+        verify: compare every file's checksum and check every value. A record in the cache folder, with size and times
+            of change of every file, skips this next time, until one of them differs. "always" ignores the record, so it
+            finds changed bits on the disk. False checks only sizes and shapes.
 
     Returns:
         The store.
 
     Raises:
         FileNotFoundError: `path` is not a feature store.
-        DamagedStoreError: a file is missing, cut short or changed; the message names it and what helps.
-        StoreError: the contents are not what they must be, such as NaN features; split, key and clip are named.
+        DamagedStoreError: a file is missing, cut short or changed; the message names it and the cure.
+        StoreError: the contents are invalid, such as NaN features; the message names split, key and clip.
     """
     folder = Path(path).absolute()
     manifest = _read_manifest(folder)
@@ -114,7 +113,7 @@ def open_store(path: str | os.PathLike[str], *, verify: bool | Literal["always"]
             own = {name: modalities[name] for name in described["modalities"]}
             index = np.arange(described["clips"], dtype=np.int64)
             parts.setdefault(split, []).append(ClipSet(arrays, own, list(manifest["classes"]), index))
-    # Before anything is verified, so that what changes meanwhile is verified again.
+    # Before verification, so that files that change meanwhile are verified again.
     stamp = _stamp(folder, manifest) if verify else {}
     if verify == "always" or (verify and not _is_stamped(folder, stamp)):
         for shard in _all_shards(manifest):
@@ -134,8 +133,7 @@ def open_store(path: str | os.PathLike[str], *, verify: bool | Literal["always"]
 
 def _damaged(file: Path, what: str) -> DamagedStoreError:
     return DamagedStoreError(
-        f"file {str(file)!r} must be as it was written, but {what}. Copy the store again or delete its folder and make "
-        "it anew"
+        f"file {str(file)!r} must be as it was written, but {what}. Copy the store again, or delete and recreate it"
     )
 
 
@@ -145,7 +143,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         manifest = read_json(file)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise FileNotFoundError(
-            error.errno, f"path must be the folder of a feature store, which holds a {MANIFEST}", str(folder)
+            error.errno, f"path must be the folder of a feature store with its {MANIFEST}", str(folder)
         ) from error
     except BadFile as error:
         raise _damaged(file, str(error)) from error
@@ -160,12 +158,12 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     except StoreError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-        raise _damaged(file, f"an entry is missing or misshapen: {error!r}") from error
+        raise _damaged(file, f"an entry is missing or malformed: {error!r}") from error
     return manifest
 
 
 def _newer(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """The splits of a manifest of the older format as this one describes them."""
+    """The splits of a manifest of the older format, in the current format."""
     newer = {}
     for split, described in manifest["splits"].items():
         arrays = {key: {**entry, "shards": [entry]} for key, entry in described["arrays"].items()}
@@ -176,7 +174,7 @@ def _newer(manifest: Mapping[str, Any]) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _of(folder: Path) -> Iterator[None]:
-    """Says which store it is that is not what it must be."""
+    """Add the manifest's path to a StoreError."""
     try:
         yield
     except StoreError as error:
@@ -184,7 +182,7 @@ def _of(folder: Path) -> Iterator[None]:
 
 
 def _check_manifest(manifest: Mapping[str, Any]) -> None:
-    """Raise StoreError, or what misshapen values raise, unless the entries fit together."""
+    """Raise StoreError, or the errors of malformed values, unless the entries are consistent."""
     modalities = _modalities(manifest)
     check_names(modalities, manifest["classes"])
     for split in _listed(manifest):
@@ -194,36 +192,36 @@ def _check_manifest(manifest: Mapping[str, Any]) -> None:
                 _check_entry(entry, entry["shards"], f"array {key!r} of split {split!r}")
             for name in described["modalities"]:
                 if 0 in arrays[name]["shape"] or name not in modalities:
-                    raise StoreError(f"array {name!r} of split {split!r} must be features, which are not empty")
+                    raise StoreError(f"array {name!r} of split {split!r} must be non-empty features of a modality")
             if not described["modalities"] or {one["shape"][0] for one in arrays.values()} != {described["clips"]}:
-                raise StoreError(f"clips of split {split!r} must be those of all its arrays")
+                raise StoreError(f"clips of split {split!r} must be as many as in its arrays")
     for split, described in manifest["splits"].items():
         for entry in described["parts"] if "of" in described else ():
             _check_entry(entry, [entry], f"split {split!r}")
     clips = sum(part["clips"] for split in _listed(manifest) for part in manifest["splits"][split]["parts"])
-    # A file may be that of several splits.
+    # Several splits may use the same file.
     size = sum({one["file"]: one["bytes"] for one in _all_shards(manifest)}.values())
     if 8 * clips > 2 * size + _INDEX_ROOM:
-        raise StoreError(f"{clips} clips in {size} bytes are too many: their numbers take eight bytes each")
+        raise StoreError(f"clips must be few enough for {size} bytes of files, got {clips}")
     if type(manifest["name"]) is not str or not isinstance(manifest["extra"], dict):
-        raise TypeError("name must be a text and extra a mapping")
+        raise TypeError("name must be a string and extra a mapping")
 
 
 def _check_entry(entry: Mapping[str, Any], files: Sequence[Mapping[str, Any]], what: str) -> None:
-    """Raise KeyError, TypeError or StoreError unless an array's files are what is read, and lie in the store."""
+    """Raise KeyError, TypeError or StoreError unless an array's files are valid and in the store's folder."""
     for one in (entry, *files):
         shape = one["shape"]
         if type(shape) is not list or not shape or not all(type(size) is int and size >= 0 for size in shape):
-            raise TypeError(f"shape of {what} must be sizes, got {shape!r:.80}")
+            raise TypeError(f"shape of {what} must be a list of sizes, got {shape!r:.80}")
         if type(one["dtype"]) is not str:
-            raise TypeError(f"dtype of {what} must be a text")
+            raise TypeError(f"dtype of {what} must be a string")
     if [sum(one["shape"][0] for one in files), *files[0]["shape"][1:]] != entry["shape"] or any(
         one["shape"][1:] != files[0]["shape"][1:] or one["dtype"] != files[0]["dtype"] for one in files
     ):
         raise TypeError(f"files of {what} must make up its shape {entry['shape']!r:.80}")
     for one in files:
         if type(one["bytes"]) is not int or type(one["sha256"]) is not str:
-            raise TypeError(f"bytes and sha256 of {what} must be a number and a text")
+            raise TypeError(f"bytes and sha256 of {what} must be an integer and a string")
         if os.path.basename(one["file"]) != one["file"] or "\\" in one["file"]:
             raise StoreError(f"file in the manifest must be a plain file name, got {one['file']!r}")
 
@@ -236,12 +234,12 @@ def _modalities(manifest: Mapping[str, Any]) -> dict[str, Modality]:
 
 
 def _listed(manifest: Mapping[str, Any]) -> list[str]:
-    """The splits that have files of their own; the others take clips of the split that holds all."""
+    """The splits with their own files; the other splits select clips of the split "all"."""
     return [split for split, described in manifest["splits"].items() if "of" not in described]
 
 
 def _check_divided(divided: Mapping[str, Sequence[np.ndarray]], parts: Mapping[str, Sequence[ClipSet]]) -> None:
-    """Raise StoreError unless the splits that take clips of the whole one take clips that are there."""
+    """Raise StoreError unless divided splits select existing clips of the split "all"."""
     for split, members in divided.items():
         sizes = [len(part) for part in parts.get(WHOLE, ())]
         if len(sizes) != len(members) or any(
@@ -252,7 +250,7 @@ def _check_divided(divided: Mapping[str, Sequence[np.ndarray]], parts: Mapping[s
             or numbers.max() >= size
             for numbers, size in zip(members, sizes, strict=True)
         ):
-            raise StoreError(f"split {split!r} must take (n,) int64 numbers of clips of split {WHOLE!r}, got others")
+            raise StoreError(f"split {split!r} must select (n,) int64 numbers of clips of split {WHOLE!r}, got others")
 
 
 def _all_shards(manifest: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
@@ -266,7 +264,7 @@ def _all_shards(manifest: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _map_array(folder: Path, entry: Mapping[str, Any]) -> ClipArray:
-    """One array, memory-mapped; lazy where it has several files, or a dtype that NumPy lacks."""
+    """One array, memory-mapped; lazy with several files, or with bfloat16."""
     shards = [_map_file(folder, shard) for shard in entry["shards"]]
     if len(shards) == 1 and entry["dtype"] != bfloat16.NAME:
         return shards[0]
@@ -274,7 +272,7 @@ def _map_array(folder: Path, entry: Mapping[str, Any]) -> ClipArray:
     ends = np.cumsum([len(shard) for shard in shards])
     starts = ends - [len(shard) for shard in shards]
     rounded = entry["dtype"] == bfloat16.NAME
-    # torch copies with all its threads and knows bfloat16, but has no strings.
+    # torch copies with several threads and has bfloat16, but no strings.
     in_torch = rounded or shards[0].dtype.kind == "f"
     sources = [_unwritable(shard, rounded) if in_torch else np.asarray(shard) for shard in shards]
     join: Any = torch.cat if in_torch else np.concatenate
@@ -282,21 +280,21 @@ def _map_array(folder: Path, entry: Mapping[str, Any]) -> ClipArray:
     def read(numbers: np.ndarray) -> np.ndarray | torch.Tensor:
         owner = np.searchsorted(ends, numbers, side="right")
         places = zip(owner.tolist(), (numbers - starts[owner]).tolist(), strict=True)
-        # The first is empty, for where no clips are asked for.
+        # The empty first piece gives an empty result for no clips.
         return join([sources[0][:0], *(sources[shard][clip : clip + 1] for shard, clip in places)])
 
     return LazyArray(shape, np.float32 if rounded else shards[0].dtype, read, mapped=True)
 
 
 def _unwritable(mapped: np.ndarray, rounded: bool) -> torch.Tensor:
-    """A tensor over memory that must not be written to, of which torch warns; of bfloat16 where that was rounded to."""
+    """A tensor over read-only memory, without torch's warning; bfloat16 if `rounded`."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         return torch.from_numpy(mapped.view(np.int16)).view(torch.bfloat16) if rounded else torch.from_numpy(mapped)
 
 
 def _map_file(folder: Path, entry: Mapping[str, Any]) -> np.ndarray:
-    """One file, memory-mapped; its size, dtype and shape compared with the manifest."""
+    """One file, memory-mapped, after its size, dtype and shape are compared with the manifest."""
     file = folder / entry["file"]
     try:
         with open_file(file) as stream:
@@ -312,9 +310,9 @@ def _map_file(folder: Path, entry: Mapping[str, Any]) -> np.ndarray:
             array = np.memmap(stream, dtype, "r", stream.tell(), shape, order)
             check_text(array)
     except FileNotFoundError as error:
-        raise _damaged(file, f"it is missing, which {MANIFEST} lists") from error
+        raise _damaged(file, f"it is missing, but {MANIFEST} lists it") from error
     except BadFile as error:
-        raise _damaged(file, f"{error}, against {MANIFEST}") from error
+        raise _damaged(file, f"{error} in {MANIFEST}") from error
     return array
 
 
@@ -325,14 +323,14 @@ def _check_digest(folder: Path, entry: Mapping[str, Any]) -> None:
         while piece := stream.read(_PIECE_BYTES):
             digest.update(piece)
     if digest.hexdigest() != entry["sha256"]:
-        raise _damaged(file, f"its checksum differs from {MANIFEST}'s")
+        raise _damaged(file, f"its checksum differs from {MANIFEST}")
 
 
 def damages(path: str | os.PathLike[str]) -> Iterator[tuple[int, str]]:
-    """Read every file of a store: of each its number of bytes, and what is wrong with it, "" where nothing is.
+    """Read every file of a store; give its number of bytes, and its problem, or "" without one.
 
     Raises:
-        As `open_store` of a store whose manifest is missing or not what it must be.
+        As `open_store`, if the manifest is missing or invalid.
     """
     folder = Path(path).absolute()
     for shard in _all_shards(_read_manifest(folder)):
@@ -344,13 +342,13 @@ def damages(path: str | os.PathLike[str]) -> Iterator[tuple[int, str]]:
             yield shard["bytes"], str(error)
         except TooManyFiles:
             raise
-        # Whatever a reader of damaged files raises.
+        # Readers of damaged files raise any exception.
         except Exception as error:
             yield shard["bytes"], str(_damaged(folder / shard["file"], f"it cannot be read: {error!r}"))
 
 
 def _stamp(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """The store's place, and size and times of change of the manifest and of every array file."""
+    """The store's path, and size and times of change of the manifest and of every array file."""
     files = [shard["file"] for shard in _all_shards(manifest)]
     states = {file: (folder / file).stat() for file in [MANIFEST, *files]}
     listed = {file: [state.st_size, state.st_mtime_ns, state.st_ctime_ns] for file, state in states.items()}
@@ -358,14 +356,14 @@ def _stamp(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _stamp_file(folder: Path) -> Path:
-    """Where the note on a store lies: outside it, so that none comes with one that others have made."""
+    """The path of a store's record: outside the store, so that a downloaded store has none."""
     digest = hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()
     name = hashlib.sha256(f"{folder}\n{digest}".encode("utf-8", "surrogateescape")).hexdigest()
     return cache_folder() / _STAMPS / f"{name[:32]}.json"
 
 
 def _is_stamped(folder: Path, stamp: Mapping[str, Any]) -> bool:
-    """Whether a note that this user or root has written, and nobody else can, says that all was verified."""
+    """Whether a matching record exists that only this user or root can write."""
     try:
         with open_file(_stamp_file(folder)) as file:
             state = os.fstat(file.fileno())
@@ -376,7 +374,7 @@ def _is_stamped(folder: Path, stamp: Mapping[str, Any]) -> bool:
 
 
 def _write_stamp(folder: Path, stamp: Mapping[str, Any]) -> None:
-    """Note what was verified; where the cache folder cannot be written, the store is verified again next time."""
+    """Record a verified store; without a writable cache folder, the store is verified again next time."""
     with contextlib.suppress(OSError, ValueError):
         file = _stamp_file(folder)
         if not file.parent.is_symlink():

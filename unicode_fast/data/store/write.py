@@ -1,4 +1,4 @@
-"""Writing feature stores, shard by shard, so that a reader sees all of one or nothing."""
+"""Write feature stores file by file; a reader finds a complete store or none."""
 
 from __future__ import annotations
 
@@ -51,24 +51,24 @@ def write_store(
 ) -> None:
     """Check the arrays and write them as a feature store.
 
-    The files go to a temporary folder beside `path`, are flushed to the disk, and the folder is then renamed: whatever
-    interrupts the writing, `path` never holds half a store. Of several processes that write the same path one
-    succeeds and the others raise FileExistsError.
+    The files go to a temporary folder beside `path` and are flushed to the disk; then the folder is renamed. After any
+    interruption, `path` holds a complete store or nothing. If several processes write the same path, one succeeds and
+    the others raise FileExistsError.
 
     Args:
         path: the folder to make; it must not exist.
-        name: what people call the data set.
-        modalities: kind and shape of one time step of each modality.
+        name: name of the data set.
+        modalities: kind and shape of one position of each modality.
         classes: C class names.
         splits: for each split its arrays, clips first. A modality's name holds its features (clips, T, ...) of float16,
             float32 or float64, with zeros after the end of shorter clips; "<modality>.length" (clips,) int64 in [1, T]
-            where lengths differ; "<modality>.label" (clips, T, C+1) uint8 or float32 in [0, 1], background last;
-            "class" (clips,) int64 in [0, C); "id" (clips,) numbers or strings, all different. Other keys are kept as
-            they are.
-        extra: anything else that JSON can hold.
+            if lengths differ; "<modality>.label" (clips, T, C+1) uint8 or float32 in [0, 1], background last;
+            "class" (clips,) int64 in [0, C); "id" (clips,) numbers or strings, all different. Other keys are stored
+            unchanged.
+        extra: additional entries, JSON-serialisable.
 
     Raises:
-        StoreError: the arrays do not fit together, hold NaN, infinite or impossible values, name a clip twice, or are
+        StoreError: the arrays are inconsistent, hold NaN, infinite or impossible values or duplicate ids, or are
             not zero after a clip's end.
         FileExistsError: `path` exists already.
         OSError: the folder cannot be written or the disk is full; nothing is left behind.
@@ -87,7 +87,7 @@ def write_store(
     try:
         json.dumps(dataset.extra, allow_nan=False)
     except (TypeError, ValueError) as error:
-        raise StoreError(f"extra must hold what JSON can hold, got: {error}") from error
+        raise StoreError(f"extra must be JSON-serialisable, got: {error}") from error
     dtypes = {key: next(iter(splits.values()))[key].dtype.name for key in modalities}
     try:
         make_parent(target.parent)
@@ -109,24 +109,23 @@ def pack(
 ) -> None:
     """Write a data set as a feature store.
 
-    Files go to the folder `.<name>.packing` beside `path`, each flushed to the disk before a journal notes it, and the
-    folder gets its name when all are there. After an interruption the same call goes on behind the last file that was
-    noted, and the result is the same, byte for byte. Only a piece of one file is in memory at a time, beside labels,
-    classes and ids.
+    Files go to the folder `.<name>.packing` beside `path`. Each file is flushed to the disk before a journal records
+    it; the folder is renamed at the end. After an interruption the same call resumes after the last recorded file, and
+    the result is the same, byte for byte. Memory holds one piece of one file, and labels, classes and ids.
 
     Args:
-        dataset: what `open_data` returns.
+        dataset: a data set from `open_data`.
         path: the folder to make; it must not exist.
-        dtype: of the features; values are rounded to nearest, for float16 and bfloat16 by way of float32.
+        dtype: dtype of the features; values are rounded to nearest, for float16 and bfloat16 via float32.
         shard_bytes: about the largest size of a file of features.
         progress: show a progress bar on standard error.
 
     Raises:
         ValueError: the dtype is unknown, or the size not positive.
-        StoreError: features are not finite, or not in the range of the dtype, or do not fit together; the clip is
-            named. Or another data set, or another dtype, is half packed there.
+        StoreError: features are not finite, out of the dtype's range, or inconsistent; the message names the clip. Or
+            the folder holds an interrupted pack of other data or another dtype.
         FileExistsError: `path` exists already.
-        OSError: the folder cannot be written, or the disk is full; what was written is kept for the next call.
+        OSError: the folder cannot be written, or the disk is full; finished files are kept for the next call.
     """
     target = Path(path).absolute()
     if dtype not in get_args(PackedDtype):
@@ -156,7 +155,7 @@ def pack(
                     progress
                 )
             remove_unfinished(folder)
-            # As older versions called them.
+            # Temporary files of older versions.
             for leftover in folder.glob("*.part"):
                 leftover.unlink()
             publish(folder, target)
@@ -171,20 +170,19 @@ def _say(line: str) -> None:
 
 
 def _read_journal(folder: Path, plan: str) -> dict[str, dict[str, Any]]:
-    """The files that are whole, by name; checks that they are of the same data."""
+    """The finished files, by name, after a check that they are of the same data."""
     file = folder / _PLAN
     odd = [entry for entry in folder.iterdir() if not stat.S_ISREG(entry.lstat().st_mode)]
     if not file.exists():
         remove_unfinished(folder, _PLAN)
         odd += folder.iterdir()
     if odd:
-        raise StoreError(f"{folder} must hold what an interrupted pack left and no more, got {odd[0].name!r}")
+        raise StoreError(f"{folder} must hold only the files of an interrupted pack, got {odd[0].name!r}")
     if not file.exists():
         write_text(file, plan)
     elif file.read_bytes() != plan.encode():
         raise StoreError(
-            f"{folder} must hold what was begun with the same data, dtype and shard size, got others; delete "
-            "the folder to begin anew"
+            f"{folder} must be of the same data, dtype and shard size, got others; delete the folder to start again"
         )
     done = {}
     with contextlib.suppress(FileNotFoundError):
@@ -193,7 +191,7 @@ def _read_journal(folder: Path, plan: str) -> dict[str, dict[str, Any]]:
             with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError):
                 shard = json.loads(line)
                 done[shard["file"]] = {key: shard[key] for key in ("file", "shape", "dtype", "bytes", "sha256")}
-    # A file that was noted is whole, unless the disk lost it.
+    # A recorded file is complete, unless the disk lost it.
     sizes = {entry.name: entry.stat().st_size for entry in folder.iterdir()}
     return {name: shard for name, shard in done.items() if sizes.get(name) == shard["bytes"]}
 
@@ -202,15 +200,15 @@ class _Writer:
     """Writes the files of a store into a folder.
 
     Args:
-        dataset: whose names, shapes and dtypes have been checked.
-        folder: to write in.
-        dtypes: of the features in the files, by modality.
+        dataset: with checked names, shapes and dtypes.
+        folder: the output folder.
+        dtypes: stored dtypes of the features, by modality.
         shard_bytes: about the largest size of a file of features.
-        done: the entries of files that are there already, by name.
-        note: told the entry of each further file.
+        done: the entries of existing files, by name.
+        note: called with the entry of each new file.
     """
 
-    def __init__(  # noqa: PLR0913 - what is written, where, how, and what is there
+    def __init__(  # noqa: PLR0913 - input, output and progress of one pack
         self,
         dataset: Dataset,
         folder: Path,
@@ -223,7 +221,7 @@ class _Writer:
         self.done, self.note = done, note
 
     def write(self, progress: bool) -> None:
-        """All files, the manifest last."""
+        """Write all files, the manifest last."""
         data = self.dataset
         splits: dict[str, Any] = {}
         with tqdm(total=self._total(), desc="packing", unit="B", unit_scale=True, disable=not progress) as shown:
@@ -267,7 +265,7 @@ class _Writer:
         )
 
     def _stored(self, part: ClipSet, key: str) -> np.dtype:
-        """The dtype of the numbers in the files."""
+        """The dtype in the files."""
         if key not in part.modalities:
             return part.arrays[key].dtype
         return np.dtype(np.uint16 if self.dtypes[key] == bfloat16.NAME else self.dtypes[key])
@@ -275,14 +273,14 @@ class _Writer:
     def _array(self, prefix: str, split: str, key: str, part: ClipSet, shown: tqdm) -> dict[str, Any]:
         """One array's files and their entry in the manifest."""
         array, stored = part.arrays[key], self._stored(part, key)
-        # Pictures and masks are large; labels and lengths are read whole.
+        # Pictures and masks are large; labels and lengths are read as a whole.
         large = isinstance(array, LazyArray) and key.rpartition(".")[2] not in ("label", "length")
         clip_bytes = max(1, int(np.prod(array.shape[1:])) * stored.itemsize)
-        step = max(1, self.shard_bytes // clip_bytes) if key in part.modalities or large else len(array)
+        clips = max(1, self.shard_bytes // clip_bytes) if key in part.modalities or large else len(array)
         shards = []
-        starts = range(0, len(array), step)
+        starts = range(0, len(array), clips)
         for number, start in enumerate(starts):
-            stop = min(start + step, len(array))
+            stop = min(start + clips, len(array))
             name = f"{prefix}-{key}.npy" if len(starts) == 1 else f"{prefix}-{key}-{number:05d}.npy"
             pieces = self._pieces(split, key, part, (start, stop))
             shards.append(self._file(name, (stop - start, *array.shape[1:]), stored, pieces))
@@ -291,7 +289,7 @@ class _Writer:
         return {"shape": list(array.shape), "dtype": bfloat16.NAME if rounded else stored.str, "shards": shards}
 
     def _file(self, name: str, shape: tuple[int, ...], dtype: np.dtype, pieces: Iterable[np.ndarray]) -> dict[str, Any]:
-        """The entry of one .npy file, written piece by piece where it is not there; the checksum is of all of it."""
+        """The entry of one .npy file; if the file is missing, it is written piece by piece."""
         if name not in self.done:
             digest, size = hashlib.sha256(), 0
             with atomic_file(self.folder / name) as stream:
@@ -304,18 +302,18 @@ class _Writer:
         return self.done[name]
 
     def _pieces(self, split: str, key: str, part: ClipSet, clips: tuple[int, int]) -> Iterator[np.ndarray]:
-        """The numbers of some clips, checked and converted, a few clips at a time."""
+        """The values of some clips, checked and converted, a few clips at a time."""
         array = part.arrays[key]
-        steps = {name: part.arrays[name].shape[1] for name in part.modalities}
-        step = max(1, _PIECE_BYTES // max(1, int(np.prod(array.shape[1:])) * array.dtype.itemsize))
-        for start in range(*clips, step):
+        positions = {name: part.arrays[name].shape[1] for name in part.modalities}
+        count = max(1, _PIECE_BYTES // max(1, int(np.prod(array.shape[1:])) * array.dtype.itemsize))
+        for start in range(*clips, count):
             try:
-                piece = np.asarray(array[start : min(start + step, clips[1])])
+                piece = np.asarray(array[start : min(start + count, clips[1])])
             except OSError as error:
                 raise StoreError(
                     f"features of {key!r} of split {split!r} must be readable, got: {message_of(error)}"
                 ) from error
-            check_array_values(split, key, piece, steps, len(self.dataset.classes), start)
+            check_array_values(split, key, piece, positions, len(self.dataset.classes), start)
             if key in part.modalities:
                 piece = _converted(f"array {key!r} of split {split!r}", piece, self.dtypes[key], start)
             yield piece
@@ -344,7 +342,7 @@ def _bytes(shape: tuple[int, ...], dtype: np.dtype, pieces: Iterable[np.ndarray]
 
 
 def check_parts(classes: Sequence[str], parts: Mapping[str, Sequence[ClipSet]], values: bool = False) -> None:
-    """Raise StoreError unless shapes and dtypes of all splits fit together, and `values` are what they must be."""
+    """Raise StoreError unless shapes and dtypes of all splits are consistent; `values` checks the values, too."""
     if len(parts) == 0:
         raise StoreError("splits must name at least one split, got none")
     first: dict[str, tuple[str, Any]] = {}
@@ -356,25 +354,25 @@ def check_parts(classes: Sequence[str], parts: Mapping[str, Sequence[ClipSet]], 
 
 
 def check_alike(first: dict[str, tuple[str, Any]], split: str, part: ClipSet) -> None:
-    """Raise StoreError unless features have the steps and dtype that `first` holds, or is given, by modality."""
+    """Raise StoreError unless positions and dtype of features are those in `first`; add them for a new modality."""
     for name in part.modalities:
         found = (part.arrays[name].shape[1], part.arrays[name].dtype)
         other, wanted = first.setdefault(name, (split, found))
         if found != wanted:
             raise StoreError(
-                f"features of {name!r} must have the same number of time steps and dtype in all splits, "
+                f"features of {name!r} must have the same number of positions and dtype in all splits, "
                 f"got {wanted[0]} {wanted[1]} in {other!r} and {found[0]} {found[1]} in {split!r}"
             )
 
 
 def check_new(path: str | os.PathLike[str]) -> None:
-    """Raise FileExistsError where there is something at the path of a folder that is to be made."""
+    """Raise FileExistsError if the path of a new folder exists."""
     if Path(path).exists():
         raise FileExistsError(errno.EEXIST, "the folder to write must not exist yet", str(path))
 
 
 def make_parent(parent: Path) -> None:
-    """Make the folder above a store."""
+    """Make the parent folder of a store."""
     try:
         parent.mkdir(parents=True, exist_ok=True)
     except FileExistsError as error:
@@ -382,11 +380,11 @@ def make_parent(parent: Path) -> None:
 
 
 def explained(error: OSError, target: Path) -> OSError:
-    """The same error with a message that says what was being done and what helps."""
+    """The same error with the failed action and the cure."""
     if error.errno == errno.EEXIST or error.errno in CURES:
         return error
     if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
         cure = "the disk is full; free some space or choose a folder on another disk"
     else:
-        cure = f"{error.strerror or error}; choose a folder that can be written"
+        cure = f"{error.strerror or error}; choose a writable folder"
     return type(error)(error.errno, f"the data could not be written: {cure}", str(target))

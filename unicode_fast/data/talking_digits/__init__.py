@@ -1,1 +1,1 @@
-"""The built-in data sets: how spoken, handwritten and written numbers are drawn, rendered and kept."""
+"""The built-in data sets: spoken, handwritten and written numbers, drawn, rendered and cached."""

@@ -1,4 +1,4 @@
-"""What happens in each clip: digit, times, distractors, voice and pictures, drawn before anything is rendered."""
+"""The plan of each clip: digit, times, distractors, voice and pictures, drawn before rendering."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _PIXEL_NOISE = 0.15
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that the contents of a generated data set depend on, beside the generator's version."""
+    """All parameters of a generated data set, except the generator's version."""
 
     name: str
     seed: int
@@ -32,33 +32,33 @@ class Recipe:
 
     @property
     def two(self) -> bool:
-        """Two digits side by side in each frame."""
+        """Whether each frame shows two digits side by side."""
         return self.name == "talking-digits-two"
 
     @property
     def language(self) -> str:
-        """Of words and sentences."""
+        """Language of words and sentences."""
         return "fr" if self.name == "talking-digits-b" else "en"
 
     @property
     def pictures(self) -> handwriting.Pictures:
-        """All pictures that the data set draws on."""
+        """All pictures that the data set draws from."""
         printed = self.name == "talking-digits-b"
         return handwriting.printed_pictures() if printed else handwriting.handwritten_pictures()
 
     def generator(self, *purpose: str) -> np.random.Generator:
-        """A source of randomness of its own for each purpose."""
+        """A separate random generator for each purpose."""
         return np.random.default_rng([self.seed, zlib.crc32("/".join((self.name, *purpose)).encode())])
 
     def shuffled_parts(self, count: int, purpose: str) -> dict[str, np.ndarray]:
-        """Numbers 0..count-1 divided among the splits; with `easy` each split has all of them."""
+        """Numbers 0..count-1 divided among the splits; with `easy` each split has all numbers."""
         if self.easy:
             return {split: np.arange(count) for split in _SPLITS}
-        # By language, not by name: all sets with the same voices and pictures divide them alike.
+        # By language, not by name: data sets with the same voices and pictures divide them in the same way.
         source = np.random.default_rng([self.seed, zlib.crc32(f"{self.language}/{purpose}".encode())])
         order = source.permutation(count)
         ends = np.round(np.cumsum(_SHARES) * count).astype(int)
-        return dict(zip(_SPLITS, (np.sort(part) for part in np.split(order, ends[:-1])), strict=True))
+        return dict(zip(_SPLITS, map(np.sort, np.split(order, ends[:-1])), strict=True))
 
 
 @dataclass(frozen=True)
@@ -66,17 +66,17 @@ class ClipPlan:
     """Clips of one split, N of them.
 
     Attributes:
-        recipe: what they are made by.
+        recipe: the parameters of the data set.
         digit: (N,) int64, the class.
-        spoken: (N, 10) bool, the event is on in the sound.
-        shown: (N, 10) bool, the event is on in the pictures.
+        spoken: (N, 10) bool, the event is active in the sound.
+        shown: (N, 10) bool, the event is active in the pictures.
         heard_distractor: (N, 10) int64, the other digit spoken in this second, or -1.
         seen_distractor: (N, 10) int64, the other digit shown in this frame, or -1.
-        voice: (N,) int64, a number into all voices.
+        voice: (N,) int64, an index into all voices.
         picture: (N, 10) int64, the number of the picture shown, or -1.
         other: (N,) int64, the second digit of a two-digit clip.
         other_picture: (N, 10) int64, its pictures.
-        side: (N,) int64, 0 where the named digit of a two-digit clip is on the left, 1 on the right.
+        side: (N,) int64, 0 if the named digit of a two-digit clip is on the left, 1 on the right.
     """
 
     recipe: Recipe
@@ -101,7 +101,7 @@ class ClipPlan:
 
         Returns:
             frames: (N, 10, 16, 16) uint8; ink: (N, 10, 16, 16) bool, the named digit's ink in two-digit clips, else
-            nowhere.
+            False.
         """
         clips, side = len(self.digit), handwriting.FRAME_SIDE
         if self.recipe.two:
@@ -132,7 +132,7 @@ def with_noise(clean: np.ndarray, pixel_noise: float, generator: np.random.Gener
     Args:
         clean: (N, 10, 16, 16) float32 in [0, 1], 1 is ink.
         pixel_noise: its standard deviation, 1 being full ink.
-        generator: the source of randomness.
+        generator: the random generator.
 
     Returns:
         (N, 10, 16, 16) uint8.
@@ -146,12 +146,12 @@ def with_noise(clean: np.ndarray, pixel_noise: float, generator: np.random.Gener
 
 
 def plan_clips(recipe: Recipe, split: str, voices: np.ndarray) -> ClipPlan:
-    """Draw what happens in each clip of a split.
+    """Draw the plan of each clip of a split.
 
     Args:
-        recipe: of the data set.
-        split: its name.
-        voices: numbers of the voices that the split may use.
+        recipe: parameters of the data set.
+        split: name of the split.
+        voices: numbers of the split's voices.
     """
     generator = recipe.generator(split, "plan")
     clips = recipe.clips[split]
@@ -204,7 +204,7 @@ def seconds_of(start: np.ndarray, stop: np.ndarray) -> np.ndarray:
 def shifted_runs(
     start: np.ndarray, stop: np.ndarray, shifted: np.ndarray, generator: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Runs that begin and end up to a second earlier or later where `shifted`, still 4 to 9 seconds long."""
+    """Runs whose start and end move by up to a second if `shifted`; the length stays 4 to 9 seconds."""
     moves = generator.integers(-1, 2, (2, len(start))) * shifted
     early, late = np.maximum(start + moves[0], 0), np.minimum(stop + moves[1], STEPS)
     allowed = (late - early >= SHORTEST) & (late - early <= LONGEST)
@@ -212,27 +212,27 @@ def shifted_runs(
 
 
 def distractors(other: np.ndarray, active: np.ndarray, share: float, generator: np.random.Generator) -> np.ndarray:
-    """(N, 10) int64: in a share of the clips the class in `other` for one to three seconds outside events, else -1."""
+    """(N, 10) int64: in a share of the clips, `other` in one to three seconds outside events; elsewhere -1."""
     seconds = generator.integers(1, _LONGEST_DISTRACTOR + 1, len(other))
     wanted = np.where(generator.random(len(other)) < share, seconds, 0)
-    # The free seconds with the smallest random keys are taken.
+    # Take the free seconds with the smallest random keys.
     keys = np.where(active, 2.0, generator.random(active.shape))
     taken = (np.argsort(np.argsort(keys, axis=1), axis=1) < wanted[:, None]) & ~active
     return np.where(taken, other[:, None], -1)
 
 
 class PictureChooser:
-    """Random pictures of given digits from a split's part, all different within a clip if there are enough."""
+    """Random pictures of given digits from a split's pictures, all different within a clip if there are enough."""
 
     def __init__(self, recipe: Recipe, split: str, generator: np.random.Generator) -> None:
         pictures = recipe.pictures
-        part = recipe.shuffled_parts(int(pictures.group.max()) + 1, "pictures")[split]
-        usable = np.isin(pictures.group, part)
+        groups = recipe.shuffled_parts(int(pictures.group.max()) + 1, "pictures")[split]
+        usable = np.isin(pictures.group, groups)
         self.of_digit = [np.flatnonzero(usable & (pictures.digit == digit)) for digit in range(10)]
         self.generator = generator
 
     def __call__(self, digits: np.ndarray) -> np.ndarray:
-        """(N, K) picture numbers for (N, K) digits, -1 where the digit is -1."""
+        """(N, K) picture numbers for (N, K) digits, -1 for digit -1."""
         chosen = np.full(digits.shape, -1, np.int64)
         for digit, numbers in enumerate(self.of_digit):
             rows = np.flatnonzero((digits == digit).any(1))

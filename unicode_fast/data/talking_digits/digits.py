@@ -1,13 +1,12 @@
 """The built-in data sets: clips of digits that are spoken, handwritten and named in a sentence.
 
-A clip has ten seconds, a class (a digit), and a run of four to nine consecutive seconds in which the event is on: each
-of these seconds of sound holds the spoken digit and each of these pictures shows another handwritten image of it. In
-some clips the two streams start or stop up to a second apart, and in some a different digit, the distractor, is spoken
-or shown outside the event. The sentence names the digit once. No picture and no voice of a training clip appears in
-validation or test.
+A clip has ten seconds, a class (a digit), and an event of four to nine consecutive seconds. In each second of the event
+the digit is spoken, and the picture is another handwritten image of it. In some clips the two streams start or stop up
+to a second apart. In some, a different digit, the distractor, is spoken or shown outside the event. The sentence names
+the digit once. No picture and no voice of a training clip appears in validation or test.
 
-Speech is real speech synthesis by espeak-ng. That program is licensed under GPL-3, so it runs in a child process, and
-only while clips are made (see `unicode_fast.data.talking_digits.speech`).
+espeak-ng synthesises the speech. It is licensed under GPL-3, so it runs in a child process, and only while clips are
+made (see `unicode_fast.data.talking_digits.speech`).
 """
 
 from __future__ import annotations
@@ -55,39 +54,38 @@ def load(
     seed: int = 0,
     progress: bool = True,
 ) -> Store:
-    """Open a built-in data set, making it first if it is not in the cache.
+    """Open a built-in data set; generate it if it is not in the cache.
 
-    Arrays of each split, beside the features "audio" (clips, 10, 128), "video" (clips, 10, 7, 7, 16) and "text"
-    (clips, 10, 128), all float32: "audio.label" and "video.label" (clips, 10, 11) uint8, the event alone, background
-    last; "class" and "id" (clips,) int64; "text.length" (clips,) int64 in 8..10; "text.sentence" (clips,) strings;
-    "shifted" (clips,) bool, the streams' events differ in time; "audio.distractor" and "video.distractor" (clips, 10)
-    int8, the digit spoken or shown outside the event, or -1; "voice" (clips,) int64, a number into `extra["voices"]`;
-    "video.picture" (clips, 10) int64, the number of the picture shown, or -1; in val and test "video.frames"
-    (clips, 10, 16, 16) uint8, the pictures that the features were cut from.
+    Features of each split: "audio" (clips, 10, 128), "video" (clips, 10, 7, 7, 16) and "text" (clips, 10, 128), all
+    float32. Other arrays: "audio.label" and "video.label" (clips, 10, 11) uint8, the event alone, background last;
+    "class" and "id" (clips,) int64; "text.length" (clips,) int64 in 8..10; "text.sentence" (clips,) strings; "shifted"
+    (clips,) bool, the streams' events differ in time; "audio.distractor" and "video.distractor" (clips, 10) int8, the
+    digit spoken or shown outside the event, or -1; "voice" (clips,) int64, an index into `extra["voices"]`;
+    "video.picture" (clips, 10) int64, the number of the shown picture, or -1; in val and test "video.frames"
+    (clips, 10, 16, 16) uint8, the pictures from which the features are computed.
 
-    "talking-digits-two" shows two digits side by side in all frames, and sound and sentence name one of them: "class"
-    is that one, "other" (clips,) int64 the second, "side" (clips,) int64 is 0 where the named digit is on the left,
-    "video.mask" (clips, 10, 16, 16) uint8 is 1 on its ink, and "video.frames" is kept in all splits. There are no
-    distractors and no shifts.
+    "talking-digits-two" shows two digits side by side in all frames; sound and sentence name one of them, its "class".
+    "other" (clips,) int64 is the second digit. "side" (clips,) int64 is 0 if the named digit is on the left.
+    "video.mask" (clips, 10, 16, 16) uint8 is 1 on its ink. "video.frames" is in all splits. There are no distractors
+    and no shifts.
 
-    Features are standardised by mean and standard deviation of 200 training clips of "talking-digits" with the same
-    seed, per band for sound and over everything for pictures and words; all data sets of one seed share these
-    numbers, in `extra["standardisation"]`, as they would share a feature extractor. (value - mean) / deviation is what
-    is stored.
+    Features are standardised, (value - mean) / deviation, with the statistics of 200 training clips of "talking-digits"
+    with the same seed: per band for sound, over all values for pictures and words. All data sets of one seed share
+    these numbers, in `extra["standardisation"]`, as if they shared a feature extractor.
 
     Args:
         name: "talking-digits"; "talking-digits-b", a second domain with printed faces, French words and other voices;
             or "talking-digits-two", for segmentation.
-        cache: folder to keep it in; None takes UNICODE_FAST_CACHE, else the platform's cache folder.
+        cache: cache folder; None takes UNICODE_FAST_CACHE, else the platform's cache folder.
         easy: no distractors, no shifts, pictures and voices shared by the splits.
         clips: number of clips of each split; None takes 4,000 train, 500 val and 1,000 test.
-        seed: of everything random; it also divides pictures and voices among the splits.
+        seed: seed of all random numbers, including the division of pictures and voices among splits.
         progress: show a progress bar on standard error while clips are made.
 
     Raises:
         ValueError: the name is unknown, or a number of clips or the seed is out of range.
-        OSError: the cache folder cannot be written or the disk is full; what was there before is untouched.
-        RuntimeError: espeak-ng failed; the message holds what it said.
+        OSError: the cache folder cannot be written or the disk is full; existing files are unchanged.
+        RuntimeError: espeak-ng failed; the message includes its output.
     """
     if name not in DATASETS:
         raise ValueError(f"name must be one of {', '.join(DATASETS)}, got {name!r}")
@@ -114,7 +112,7 @@ def _make(recipe: Recipe, folder: Path, progress: bool) -> None:
 
 
 def _raw_split(recipe: Recipe, split: str, voices: Voices, progress: Callable[[int], object]) -> dict[str, np.ndarray]:
-    """All arrays of one split, features not standardised yet."""
+    """All arrays of one split, before standardisation."""
     plan = plan_clips(recipe, split, voices.of_split(split))
     generator = recipe.generator(split, "text")
     wordings = sentences.digit_wordings(recipe.language)
@@ -147,5 +145,5 @@ def _raw_split(recipe: Recipe, split: str, voices: Voices, progress: Callable[[i
 
 
 def _labels(plan: ClipPlan, active: np.ndarray) -> np.ndarray:
-    """(clips, 10, 11) uint8: the event's digit where it is on, else background."""
+    """(clips, 10, 11) uint8: the event's digit in its seconds, else background."""
     return np.eye(BACKGROUND + 1, dtype=np.uint8)[np.where(active, plan.digit[:, None], BACKGROUND)]

@@ -1,7 +1,7 @@
-"""The child process that loads espeak-ng: words in on standard input, samples out on standard output.
+"""The child process that loads espeak-ng: words on standard input, samples on standard output.
 
-espeak-ng is licensed under GPL-3, so its shared library is loaded here and nowhere else: `speech.py` runs this
-file as a script. It imports nothing of the package, and ends as soon as the last word is spoken.
+espeak-ng is licensed under GPL-3, so only this script loads its shared library; `speech.py` runs the script. It imports
+nothing of the package, and ends after the last word.
 
 Input: one JSON list of [text, voice, rate, pitch]. Output: one little-endian int32 with the sample rate, then for each
 word one little-endian int32 with its number of samples (-1: no such voice) and the samples as int16.
@@ -34,7 +34,7 @@ def _load_library() -> tuple[ctypes.CDLL, int]:
 
 
 def _spoken(library: ctypes.CDLL, words: list[tuple[str, str, int, int]]) -> Iterator[bytes | None]:
-    """The int16 samples of each word as bytes, or None where the voice does not exist."""
+    """The int16 samples of each word as bytes, or None if the voice does not exist."""
     pieces: list[bytes] = []
 
     @ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p)
@@ -49,7 +49,7 @@ def _spoken(library: ctypes.CDLL, words: list[tuple[str, str, int, int]]) -> Ite
         if library.espeak_SetVoiceByName(voice.encode()) != 0:
             yield None
             continue
-        # Breathy voices draw noise, which the library seeds with the time of day.
+        # Breathy voices use random noise, which the library seeds with the time of day.
         library.espeak_ng_SetRandSeed(ctypes.c_long(SEED))
         library.espeak_SetParameter(RATE, rate, 0)
         library.espeak_SetParameter(PITCH, pitch, 0)
@@ -62,7 +62,7 @@ def _spoken(library: ctypes.CDLL, words: list[tuple[str, str, int, int]]) -> Ite
 
 def main() -> None:
     """Read the words, speak them, write the samples."""
-    # The library may write to file descriptor 1 by itself: give it standard error, and keep the pipe for samples.
+    # The library may write to file descriptor 1: redirect it to standard error, and use the pipe for samples only.
     with os.fdopen(os.dup(1), "wb") as output:
         os.dup2(2, 1)
         words = json.loads(sys.stdin.buffer.read())

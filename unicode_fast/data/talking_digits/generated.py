@@ -1,4 +1,4 @@
-"""What the built-in data sets have in common: their folders in the cache, and the scale of their features."""
+"""Common functions of the built-in data sets: folders in the cache, and standardisation of features."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def checked_clips(clips: Mapping[str, int] | None, seed: int) -> dict[str, int]:
 def open_generated(
     recipe: Recipe, generator_version: int, cache: str | os.PathLike[str] | None, make: Callable[[Path], None]
 ) -> Store:
-    """Open a recipe's store in a cache folder, None being the platform's; make it first if it is not there."""
+    """Open a recipe's store in a cache folder, None for the platform's; generate it if it is missing."""
     folder = (Path(cache) if cache is not None else cache_folder()) / folder_name(recipe, generator_version)
     return open_or_make(folder, make, _say)
 
@@ -52,19 +52,19 @@ def _say(line: str) -> None:
 
 
 def folder_name(recipe: Recipe, generator_version: int) -> str:
-    """Readable name and a hash of everything that the contents depend on."""
+    """Readable name, and a hash of all parameters of the contents."""
     described = json.dumps([generator_version, dataclasses.asdict(recipe)], sort_keys=True)
     level = "-easy" if recipe.easy else ""
     return f"{recipe.name}{level}-seed{recipe.seed}-{hashlib.sha256(described.encode()).hexdigest()[:12]}"
 
 
 def clip_ids(split: str, clips: int) -> np.ndarray:
-    """(clips,) int64, others in each split."""
+    """(clips,) int64, different in each split."""
     return np.arange(clips) + 1_000_000 * list(DEFAULT_CLIPS).index(split)
 
 
 def standardisation(arrays: Mapping[str, np.ndarray]) -> dict[str, dict[str, Any]]:
-    """Mean and standard deviation of each modality's features; of words only the scale, to keep the padding zero."""
+    """Mean and standard deviation of each modality's features; for words the mean is 0, to keep the padding zero."""
     audio = arrays["audio"].astype(np.float64)
     video = arrays["video"].astype(np.float64)
     valid = np.arange(STEPS) < arrays["text.length"][:, None]
@@ -78,7 +78,7 @@ def standardisation(arrays: Mapping[str, np.ndarray]) -> dict[str, dict[str, Any
 
 
 def standardised(arrays: dict[str, np.ndarray], standard: Mapping[str, Mapping[str, Any]]) -> dict[str, np.ndarray]:
-    """The same arrays, features less their mean and divided by their deviation."""
+    """The same arrays, features minus their mean and divided by their deviation."""
     for name, numbers in standard.items():
         mean = np.asarray(numbers["mean"], np.float32)
         arrays[name] = (arrays[name] - mean) / np.asarray(numbers["deviation"], np.float32)
@@ -88,7 +88,7 @@ def standardised(arrays: dict[str, np.ndarray], standard: Mapping[str, Mapping[s
 def description(
     recipe: Recipe, generator_version: int, voices: Voices, standard: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, Any]:
-    """What a store says of how it was made, for its `extra`."""
+    """How a store was generated, for its `extra`."""
     return {
         "generator": generator_version,
         "recipe": dataclasses.asdict(recipe),

@@ -1,4 +1,4 @@
-"""Pictures of digits: real handwriting, printed faces for the second domain, and the frames made of them."""
+"""Pictures of digits: real handwriting, printed type faces for the second domain, and their frames."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Pictures(NamedTuple):
 
 @functools.cache
 def handwritten_pictures() -> Pictures:
-    """The 1,797 handwritten digits that scikit-learn carries, each a group of its own."""
+    """The 1,797 handwritten digits of scikit-learn, each a separate group."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()
@@ -59,9 +59,9 @@ def handwritten_pictures() -> Pictures:
 
 @functools.cache
 def printed_pictures() -> Pictures:
-    """Digits in the 18 type faces that matplotlib carries, turned and stretched; a face is a group.
+    """Digits in 18 type faces of matplotlib, rotated and stretched; a face is a group.
 
-    The distortions come from a fixed seed, so the pictures are always the same.
+    The distortions have a fixed seed, so the pictures are always the same.
     """
     generator = np.random.default_rng(5)
     pixels, digit, group = [], [], []
@@ -97,7 +97,7 @@ def _glyph(face: str, character: str) -> np.ndarray:
 
 
 def _distorted(glyph: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """(8, 8): the glyph turned by up to 15 degrees, stretched, moved by up to 4 of 64 pixels, and averaged down."""
+    """(8, 8): the glyph rotated by up to 15 degrees, stretched, moved by up to 4 of 64 pixels, and downsampled."""
     from scipy import ndimage
 
     angle = np.deg2rad(generator.uniform(-15, 15))
@@ -124,7 +124,7 @@ def side_by_side(left: np.ndarray, right: np.ndarray, top: np.ndarray) -> tuple[
         top: (F, 2) int64 in [0, 8], first row of the left and of the right picture.
 
     Returns:
-        frames: (F, 16, 16); ink: (F, 2, 16, 16) bool, where the left and the right picture have more than a quarter
+        frames: (F, 16, 16); ink: (F, 2, 16, 16) bool, pixels of the left and the right picture with more than a quarter
         of full ink.
     """
     halves = np.zeros((len(left), 2, FRAME_SIDE, FRAME_SIDE), np.float32)
@@ -136,7 +136,7 @@ def side_by_side(left: np.ndarray, right: np.ndarray, top: np.ndarray) -> tuple[
 
 
 def windows(frames: np.ndarray) -> np.ndarray:
-    """The 4 x 4 windows of each frame at stride 2, as a grid with raw pixels for channels.
+    """The 4 x 4 windows of each frame at stride 2, as a grid with raw pixels as channels.
 
     Args:
         frames: (..., 16, 16) uint8.

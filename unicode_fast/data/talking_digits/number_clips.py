@@ -1,4 +1,4 @@
-"""What happens in each clip of `talking-numbers`: numbers, times, mismatches, voice and pictures, drawn beforehand."""
+"""The plan of each clip of `talking-numbers`: numbers, times, mismatches, voice and pictures."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ CLASSES = tuple(str(number) for number in range(100))
 BACKGROUND = len(CLASSES)
 STREAMS = ("audio", "video", "text")
 _LONGEST_SECOND = 3
-# First row of a picture, which is in the middle of its frame.
+# First row of a picture in the middle of its frame.
 _TOP = (handwriting.FRAME_SIDE - handwriting.SMALL_SIDE) // 2
 
 
 @dataclass(frozen=True)
 class NumbersRecipe(Recipe):
-    """A recipe of clips that name numbers, with all that makes them hard to learn from.
+    """The parameters of clips of numbers; `easy` switches off all shares and the long tail.
 
     Attributes:
-        distractor_share: of the streams of sound and of pictures, those that hold a distractor; none where `easy`.
-        shift_share: of the clips, those whose first event may differ in time between the streams; none where `easy`.
-        second_share: of the clips, those with two events; none where `easy`.
-        mismatch_share: of the training clips, those with a stream that names another number; none where `easy`.
-        tail_ratio: training clips of the commonest class for one of the rarest; 1 where `easy`.
+        distractor_share: share of audio and video streams with a distractor.
+        shift_share: share of clips whose first event may differ in time between the streams.
+        second_share: share of clips with two events.
+        mismatch_share: share of training clips with a stream that names another number.
+        tail_ratio: training clips of the most frequent class per clip of the rarest; 1 if `easy`.
         pixel_noise: standard deviation of the noise of pictures, 1 being full ink.
-        recordings: of each number by each voice, each at a random rate and pitch.
-        words_per_minute: least and greatest (exclusive); at 190 every number fits in a second.
-        latest_start_seconds: that a number may begin after its second; its quarters then hold the same part of it.
+        recordings: recordings of each number by each voice, each at a random rate and pitch.
+        words_per_minute: smallest and largest (exclusive) rate; at 190 every number fits in a second.
+        latest_start_seconds: largest delay of a number in its second; small, so quarters cover the same sounds.
     """
 
     second_share: float = 1 / 3
@@ -57,15 +57,15 @@ class NumbersPlan:
     """Clips of one split, N of them.
 
     Attributes:
-        recipe: what they are made by.
+        recipe: the parameters of the data set.
         number: (N,) int64, the class.
         second: (N,) int64, the number of the second event, or -1.
-        named: for each stream (N,) int64, the number that it names as the first event's; the class but for mismatches.
+        named: for each stream (N,) int64, its number of the first event; the class, except in a mismatched stream.
         mismatched: (N,) bool, a stream names another number than the class.
         shifted: (N,) bool, the first event starts or stops at other times in the sound than in the pictures.
         events: for audio and video (N, 10) int64, the number of the event in each second, or -1.
-        distractor: for audio and video (N, 10) int64, the number that is there outside events, or -1.
-        voice: (N,) int64, a number into all voices.
+        distractor: for audio and video (N, 10) int64, the number outside events, or -1.
+        voice: (N,) int64, an index into all voices.
         picture: (N, 10, 2) int64, the numbers of the pictures of tens and units, or -1.
     """
 
@@ -97,12 +97,12 @@ class NumbersPlan:
 
 
 def plan_numbers(recipe: NumbersRecipe, split: str, voices: np.ndarray) -> NumbersPlan:
-    """Draw what happens in each clip of a split.
+    """Draw the plan of each clip of a split.
 
     Args:
-        recipe: of the data set.
-        split: its name.
-        voices: numbers of the voices that the split may use.
+        recipe: parameters of the data set.
+        split: name of the split.
+        voices: numbers of the split's voices.
     """
     generator = recipe.generator(split, "plan")
     clips = recipe.clips[split]
@@ -138,10 +138,10 @@ def plan_numbers(recipe: NumbersRecipe, split: str, voices: np.ndarray) -> Numbe
 
 
 def class_counts(recipe: NumbersRecipe, split: str) -> np.ndarray:
-    """(100,) int64, the clips of each class.
+    """(100,) int64, number of clips of each class.
 
-    In the training split they fall geometrically, class by class in random order, down to a share of `tail_ratio`; in
-    the others, and where `easy`, they differ by at most one.
+    In the training split they fall geometrically, over classes in random order, by a factor of `tail_ratio`. In other
+    splits, and with `easy`, they differ by at most one.
     """
     clips = recipe.clips[split]
     if recipe.easy or split != "train":
@@ -157,7 +157,7 @@ def _draw_times(
     """(N, 10) bool each: the first event in the sound, in the pictures, and the second event in both."""
     two = generator.random(clips) < (0.0 if recipe.easy else recipe.second_share)
     later_length = np.where(two, generator.integers(1, _LONGEST_SECOND + 1, clips), 0)
-    # A second of pause keeps the events apart where the first one ends later in a stream.
+    # A pause of one second separates the events even if the first one ends later in a stream.
     room = STEPS - np.where(two, later_length + 1, 0)
     length = generator.integers(SHORTEST, np.minimum(room, LONGEST) + 1)
     start = generator.integers(0, room - length + 1)
@@ -170,7 +170,7 @@ def _draw_times(
 
 
 def _other_number(taken: list[np.ndarray], generator: np.random.Generator) -> np.ndarray:
-    """(N,) int64, a random number that is none of those taken, each (N,)."""
+    """(N,) int64, a random number different from all in `taken`, each (N,)."""
     keys = generator.random((len(taken[0]), BACKGROUND))
     for numbers in taken:
         keys[np.arange(len(keys)), numbers] = -1

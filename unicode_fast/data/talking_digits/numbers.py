@@ -1,12 +1,11 @@
 """The harder built-in data set: clips of the numbers 0 to 99, spoken, handwritten in two digits and named in text.
 
-A clip has ten seconds and a class (a number), whose event lasts four to nine consecutive seconds: each second of sound
-holds the spoken number, such as "forty two", and each picture shows two handwritten digits, "07" for seven. A third of
-the clips have a second, shorter event of another number later on. As in `digits.py`, the streams of some clips are
-shifted, some hold a distractor in one stream, and no picture and no voice of a training clip appears in validation or
-test.
+A clip has ten seconds and a class (a number), whose event lasts four to nine consecutive seconds. In each second the
+number is spoken, such as "forty two", and the picture shows two handwritten digits, "07" for seven. A third of the
+clips have a second, shorter event of another number later. As in `digits.py`, streams of some clips are shifted, some
+have a distractor in one stream, and no picture and no voice of a training clip appears in validation or test.
 
-The training split is as collected data are: its classes have a long tail, and in a tenth of its clips one of sound,
+The training split resembles collected data: its classes have a long tail, and in a tenth of its clips one of sound,
 pictures and sentence names another number than the class.
 """
 
@@ -54,36 +53,36 @@ def load(
     seed: int = 0,
     progress: bool = True,
 ) -> Store:
-    """Open `talking-numbers`, making it first if it is not in the cache.
+    """Open `talking-numbers`; generate it if it is not in the cache.
 
-    Arrays of each split, beside the features "audio" (clips, 10, 256), four quarters of 64 bands, "video"
-    (clips, 10, 7, 7, 16) and "text" (clips, 10, 128), all float32: "audio.label" and "video.label" (clips, 10, 101)
-    uint8, the number of the event in each second, background last; "class", "second" and "id" (clips,) int64, where
-    "second" is the number of the second event, or -1; "mismatched" (clips,) bool, the first event of one stream, or
-    the sentence, names another number than the class, and the stream's labels are of that one; "text.number" (clips,)
-    int64, the number in the sentence; "text.length" (clips,) int64 in 8..10; "text.sentence" (clips,) strings;
-    "shifted" (clips,) bool, the streams' first events differ in time; "audio.distractor" and "video.distractor"
-    (clips, 10) int8, the number outside events, or -1; "voice" (clips,) int64, a number into `extra["voices"]`;
-    "video.picture" (clips, 10, 2) int64, the numbers of the pictures shown, or -1; in val and test "video.frames"
-    (clips, 10, 16, 16) uint8, the pictures that the features were cut from.
+    Features of each split: "audio" (clips, 10, 256), four quarters of 64 bands, "video" (clips, 10, 7, 7, 16) and
+    "text" (clips, 10, 128), all float32. Other arrays: "audio.label" and "video.label" (clips, 10, 101) uint8, the
+    number of the event in each second, background last; "class" and "id" (clips,) int64; "second" (clips,) int64, the
+    number of the second event, or -1; "mismatched" (clips,) bool, the first event of one stream, or the sentence, names
+    another number than the class, as do that stream's labels; "text.number" (clips,) int64, the number in the
+    sentence; "text.length" (clips,) int64 in 8..10; "text.sentence" (clips,) strings; "shifted" (clips,) bool, the
+    streams' first events differ in time; "audio.distractor" and "video.distractor" (clips, 10) int8, the number outside
+    events, or -1; "voice" (clips,) int64, an index into `extra["voices"]`; "video.picture" (clips, 10, 2) int64, the
+    numbers of the shown pictures, or -1; in val and test "video.frames" (clips, 10, 16, 16) uint8, the pictures from
+    which the features are computed.
 
-    Val and test have equally many clips of each class, up to one, and no mismatches. Voices and pictures are divided
-    among the splits as those of "talking-digits" with the same seed are. Features are standardised by mean and standard
-    deviation of the training split, per band and quarter for sound and over everything for pictures and words, in
-    `extra["standardisation"]`: (value - mean) / deviation is what is stored.
+    In val and test, class counts differ by at most one, and nothing is mismatched. Voices and pictures are divided
+    among the splits as in "talking-digits" with the same seed. Features are standardised, (value - mean) / deviation,
+    with the statistics of the training split in `extra["standardisation"]`: per band and quarter for sound, over all
+    values for pictures and words.
 
     Args:
-        cache: folder to keep it in; None takes UNICODE_FAST_CACHE, else the platform's cache folder.
-        easy: one event, no distractors, shifts and mismatches, as many clips of each class, pictures and voices shared
-            by the splits.
+        cache: cache folder; None takes UNICODE_FAST_CACHE, else the platform's cache folder.
+        easy: one event, no distractors, shifts and mismatches, equal class counts, pictures and voices shared by the
+            splits.
         clips: number of clips of each split; None takes 4,000 train, 500 val and 1,000 test.
-        seed: of everything random; it also divides pictures and voices among the splits.
+        seed: seed of all random numbers, including the division of pictures and voices among splits.
         progress: show a progress bar on standard error while clips are made.
 
     Raises:
         ValueError: a number of clips or the seed is out of range.
-        OSError: the cache folder cannot be written or the disk is full; what was there before is untouched.
-        RuntimeError: espeak-ng failed; the message holds what it said.
+        OSError: the cache folder cannot be written or the disk is full; existing files are unchanged.
+        RuntimeError: espeak-ng failed; the message includes its output.
     """
     recipe = NumbersRecipe(NAME, seed, easy, checked_clips(clips, seed))
     return open_generated(recipe, GENERATOR_VERSION, cache, lambda folder: _make(recipe, folder, progress))
@@ -112,7 +111,7 @@ def _make(recipe: NumbersRecipe, folder: Path, progress: bool) -> None:
 def _raw_split(
     recipe: NumbersRecipe, split: str, voices: Voices, progress: Callable[[int], object]
 ) -> dict[str, np.ndarray]:
-    """All arrays of one split, features not standardised yet."""
+    """All arrays of one split, before standardisation."""
     plan = plan_numbers(recipe, split, voices.of_split(split))
     wordings = sentences.number_wordings()
     sentence_words = sentences.make_sentences(

@@ -1,4 +1,4 @@
-"""Written sentences that name a number, which of their words name it, and word vectors from character n-grams."""
+"""Sentences that name a number, the words that name it, and word vectors from character n-grams."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NAMES = {
 _NOUNS = {"en": ("number", "digit", "figure"), "fr": ("numéro", "chiffre", "nombre")}
 _UNITS = (*NAMES["en"], *"ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen".split())
 _TENS = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
-# {} is the number, in one or two words; the other slots hold one word each: 8 to 10 words in all.
+# {} is the number, in one or two words; other slots are one word each; sentences have 8 to 10 words.
 _TEMPLATES = {
     "en": (
         "{person} reads {} aloud in the {place} again",
@@ -63,7 +63,7 @@ _FILLERS = {
 
 
 def digit_wordings(language: str) -> list[tuple[str, ...]]:
-    """The ways to write each of the digits 0..9."""
+    """The wordings of each digit 0..9."""
     return [(name, str(digit), _ROMAN[digit]) for digit, name in enumerate(NAMES[language])]
 
 
@@ -74,7 +74,7 @@ def number_names() -> list[str]:
 
 
 def number_wordings() -> list[tuple[str, ...]]:
-    """The ways to write each of the numbers 0..99, in one or two words."""
+    """The wordings of each number 0..99, in one or two words."""
     return [(name, name.replace(" ", "-"), str(number)) for number, name in enumerate(number_names())]
 
 
@@ -83,13 +83,13 @@ def make_sentences(
 ) -> list[list[str]]:
     """One sentence of 8 to 10 words for each number.
 
-    Template, wording of the number ("seven", "7", "VII", "number 7", ...) and everything else in the sentence are drawn
-    at random; the number is the only thing that other modalities know.
+    Template, wording of the number ("seven", "7", "VII", "number 7", ...) and all other words are drawn at random; only
+    the number occurs in other modalities.
 
     Args:
-        wordings: for each clip, the ways to write its number, in one or two words.
+        wordings: for each clip, the wordings of its number, in one or two words.
         language: "en" or "fr".
-        generator: the source of randomness.
+        generator: the random generator.
 
     Returns:
         The words of each sentence.
@@ -102,7 +102,7 @@ def _sentence(ways: tuple[str, ...], language: str, generator: np.random.Generat
         return choices[generator.integers(len(choices))]
 
     written = pick(ways)
-    # A third word would make an eleventh word of some sentences.
+    # A third word would make some sentences eleven words long.
     if generator.random() < 0.25 and " " not in written:
         written = f"{pick(_NOUNS[language])} {written}"
     fillers = {slot: pick(choices) for slot, choices in _FILLERS[language].items()}
@@ -111,33 +111,32 @@ def _sentence(ways: tuple[str, ...], language: str, generator: np.random.Generat
 
 @functools.cache
 def _naming_words(language: str) -> frozenset[str]:
-    """All words that name a number in a sentence of this language."""
+    """All words that name a number in this language."""
     ways = digit_wordings(language) + (number_wordings() if language == "en" else [])
     return frozenset(word for way in ways for written in way for word in written.split())
 
 
 @functools.cache
 def _other_words(language: str) -> frozenset[str]:
-    """All other words of its sentences, nouns such as "number" included."""
+    """All other words of its sentences, including nouns such as "number"."""
     fillers = {word for choices in _FILLERS[language].values() for word in choices}
     fixed = {word for template in _TEMPLATES[language] for word in template.split() if "{" not in word}
     return frozenset(fillers | fixed | set(_NOUNS[language]))
 
 
 def _language_of(words: Sequence[str]) -> str:
-    """The language that has more of these words in its sentences."""
+    """The language whose sentences have more of these words."""
     return max(_TEMPLATES, key=lambda language: sum(word in _other_words(language) for word in words))
 
 
 def content_words(clips: ClipSet) -> np.ndarray:
-    """Which words of each sentence name a number, in the built-in data sets.
+    """The words of each sentence that name a number, in the built-in data sets.
 
-    Those are number words of the sentence's language, figures and Roman numerals; "number", "digit" and "figure" are
-    not among them. A mismatched sentence names another number than its clip's class, and that number's words are the
-    content.
+    Content words are number words of the sentence's language, figures and Roman numerals, not "number", "digit" and
+    "figure". In a mismatched sentence they name another number than its clip's class.
 
     Args:
-        clips: of a built-in data set.
+        clips: clips of a built-in data set.
 
     Returns:
         (clips, T) bool, False after the last word, with the T of the text features.
@@ -175,7 +174,7 @@ def sentence_vectors(sentences: list[list[str]]) -> tuple[np.ndarray, np.ndarray
 def word_vector(word: str) -> np.ndarray:
     """(128,) float32 of length 1: the word's character 1- to 4-grams, ends marked, hashed with signs.
 
-    The hash is BLAKE2b, so the vectors are the same on every machine and in every language.
+    The hash is BLAKE2b, so the vectors are the same on every machine.
     """
     marked = f"<{word}>"
     vector = np.zeros(WORD_WIDTH, np.float32)

@@ -1,4 +1,4 @@
-"""Sound of clips: which voices there are, spoken words, coloured noise, and features of the mixture."""
+"""Sound of clips: voices, spoken words, coloured noise, and features of the mixture."""
 
 from __future__ import annotations
 
@@ -38,25 +38,25 @@ _VARIANTS = 6
 _RATES, _PITCHES = (130, 210), (20, 80)
 _NOISE_SECONDS = 40
 _NOISE_SLOPES = (0.5, 1.0, 1.5)
-# Root mean squares; that of a word is 1 before its gain.
+# Root mean squares; a word has 1 before its gain.
 _NOISE_LEVELS = (0.02, 0.2)
 _GAINS, _LOUDNESSES = (0.3, 1.0), (0.7, 1.4)
 _LONGEST_WORD = int(0.95 * SAMPLE_RATE_HZ)
 _FADE = 400
 _CLIPS_AT_ONCE = 4
-# Of spoken words, between two messages.
+# Spoken words between two progress messages.
 _SAY_EVERY = 200
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What voices say, and how.
+    """The spoken words, and their rates.
 
     Attributes:
-        texts: what is said for each class.
-        recordings: of each text by each voice, each at a random rate and pitch.
-        rates: least and greatest (exclusive) number of words per minute.
-        latest_start: samples that a word may lie after the beginning of its second, where it fits.
+        texts: the text of each class.
+        recordings: recordings of each text by each voice, each at a random rate and pitch.
+        rates: smallest and largest (exclusive) number of words per minute.
+        latest_start: largest delay of a word in its second, in samples, if it fits.
     """
 
     texts: Sequence[str]
@@ -67,23 +67,23 @@ class Vocabulary:
 
 @dataclass(frozen=True)
 class Voices:
-    """Voices and what they said.
+    """Voices and their recordings.
 
     Attributes:
-        names: of all voices of the language, the index being a voice's number.
-        parts: numbers of the voices of each split.
+        names: names of all voices of the language; the index is a voice's number.
+        by_split: numbers of the voices of each split.
         words: for each (voice, class) several recordings, (samples,) float32 at 16 kHz.
-        vocabulary: what they were given to say.
+        vocabulary: the spoken words.
     """
 
     names: list[str]
-    parts: dict[str, np.ndarray]
+    by_split: dict[str, np.ndarray]
     words: dict[tuple[int, int], list[np.ndarray]]
     vocabulary: Vocabulary
 
     def of_split(self, split: str) -> np.ndarray:
-        """Numbers of the voices that this split may use."""
-        return self.parts[split]
+        """Numbers of the split's voices."""
+        return self.by_split[split]
 
 
 def digit_vocabulary(language: str) -> Vocabulary:
@@ -92,16 +92,16 @@ def digit_vocabulary(language: str) -> Vocabulary:
 
 
 def voices_of(recipe: Recipe, vocabulary: Vocabulary, say: Callable[[str], object] = lambda _: None) -> Voices:
-    """All voices of the splits in a recipe, and what they say; `say` is told how far they are."""
+    """All voices of the splits in a recipe, with their recordings; `say` is called with the progress."""
     names = _FRENCH if recipe.language == "fr" else _ENGLISH
-    parts = recipe.shuffled_parts(len(names), "voices")
-    used = {int(voice) for split in recipe.clips for voice in parts[split]}
-    # espeak-ng carries state from word to word. Training voices come first, whatever else is spoken after them, so
-    # that they sound the same in all data sets of a seed.
+    by_split = recipe.shuffled_parts(len(names), "voices")
+    used = {int(voice) for split in recipe.clips for voice in by_split[split]}
+    # espeak-ng carries state from word to word. Training voices come first, so they sound the same in all data sets
+    # of a seed.
     divided = dataclasses.replace(recipe, easy=False).shuffled_parts(len(names), "voices")
-    in_order = [int(voice) for part in divided.values() for voice in part if voice in used]
+    in_order = [int(voice) for numbers in divided.values() for voice in numbers if voice in used]
     words = _spoken_words(names, recipe.seed, in_order, vocabulary, say)
-    return Voices(list(names), parts, words, vocabulary)
+    return Voices(list(names), by_split, words, vocabulary)
 
 
 def _spoken_words(
@@ -116,20 +116,20 @@ def _spoken_words(
         words.append(SpokenWord(texts[label], names[voice], rate, pitch))
     done = itertools.count(1)
 
-    def said(_: int) -> None:
+    def report(_: int) -> None:
         number = next(done)
         if number % _SAY_EVERY == 0:
             say(f"speaking, {number} of {len(words)} words")
 
     say("speaking")
     spoken: dict[tuple[int, int], list[np.ndarray]] = {}
-    for place, samples in zip(places, speak(words, said), strict=True):
+    for place, samples in zip(places, speak(words, report), strict=True):
         spoken.setdefault(place, []).append(_at_most_a_second(samples))
     return spoken
 
 
 def _at_most_a_second(samples: np.ndarray) -> np.ndarray:
-    """The beginning of a word that is longer than 0.95 s, faded out."""
+    """The word, cut at 0.95 s and faded out if it is longer."""
     if len(samples) <= _LONGEST_WORD:
         return samples
     cut = samples[:_LONGEST_WORD].copy()
@@ -154,17 +154,17 @@ def render_audio(
     statistics: Callable[[np.ndarray], np.ndarray],
     progress: Callable[[int], object],
 ) -> np.ndarray:
-    """Mix the sound of each second and take its features.
+    """Mix the sound of each second and compute its features.
 
-    Everything random is drawn beforehand, so that the result does not depend on how the work is divided.
+    All random numbers are drawn first, so the result does not depend on the number of threads.
 
     Args:
         heard: (N, 10) int64, the class spoken in each second, or -1.
-        voice: (N,) int64, a number into all voices.
-        voices: what can be heard in the clips.
-        generator: the source of randomness.
-        statistics: makes (n, D) features of (n, 16000) samples.
-        progress: called with the number of clips that are done.
+        voice: (N,) int64, an index into all voices.
+        voices: voices with their recordings.
+        generator: the random generator.
+        statistics: from (n, 16000) samples to (n, D) features.
+        progress: called with the number of finished clips.
 
     Returns:
         (N, 10, D) float32.
@@ -184,14 +184,14 @@ def render_audio(
 
     def render(first: int) -> np.ndarray:
         last = min(first + _CLIPS_AT_ONCE, clips)
-        places = [(clip, step) for clip in range(first, last) for step in range(STEPS)]
-        said = [(int(voice[clip]), int(heard[clip, step])) for clip, step in places]
-        recordings = [voices.words[key] if key[1] >= 0 else None for key in said]
+        places = [(clip, second) for clip in range(first, last) for second in range(STEPS)]
+        keys = [(int(voice[clip]), int(heard[clip, second])) for clip, second in places]
+        recordings = [voices.words[key] if key[1] >= 0 else None for key in keys]
         latest = voices.vocabulary.latest_start
         seconds = [_second(words, latest, noise, draw, at) for words, at in zip(recordings, places, strict=True)]
         return statistics(np.stack(seconds)).reshape(last - first, STEPS, -1)
 
-    # The limit is the whole process's: the first of two data sets that are made at once would lift it for the other.
+    # The limit is global: without the lock, the end of one call would lift it for a concurrent one.
     with _ONE_BLAS_THREAD, threadpool_limits(1), ThreadPoolExecutor(_workers()) as pool:
         for rendered in pool.map(render, range(0, clips, _CLIPS_AT_ONCE)):
             features.append(rendered)
@@ -199,7 +199,7 @@ def render_audio(
     return np.concatenate(features)
 
 
-# A matrix product has other bits on another number of threads.
+# The bits of a matrix product depend on the number of threads.
 _ONE_BLAS_THREAD = threading.Lock()
 
 
@@ -219,7 +219,7 @@ class _Draws:
 def _second(
     recordings: Sequence[np.ndarray] | None, latest_start: int, noise: np.ndarray, draw: _Draws, at: tuple[int, int]
 ) -> np.ndarray:
-    """(16000,) float32 samples of one (clip, second): noise, and one of the recordings if there are some."""
+    """(16000,) float32 samples of one (clip, second): noise, and one of the recordings, if any."""
     clip, _ = at
     place = draw.place[at]
     mixture = noise[draw.colour[clip], place : place + SAMPLE_RATE_HZ] * np.float32(draw.level[clip])
@@ -237,6 +237,6 @@ def _log_uniform(
 
 
 def _workers() -> int:
-    """Processors that this process may use, at most eight."""
+    """Number of processors of this process, at most eight."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(8, usable)

@@ -1,4 +1,4 @@
-"""Log-mel features of one-second pieces of sound; one row a second, of the whole second or of each of its quarters."""
+"""Log-mel features of one-second pieces of sound: over the whole second, or over each quarter."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def mel_filters() -> np.ndarray:
 def log_mel_statistics(seconds: np.ndarray) -> np.ndarray:
     """Mean and standard deviation over time of the log-mel spectrum of each second.
 
-    61 Hann windows of 25 ms every 16 ms, none reaching into the neighbouring second.
+    61 Hann windows of 25 ms every 16 ms, none of which overlaps the next second.
 
     Args:
         seconds: (N, 16000) float32 samples at 16 kHz.
@@ -46,7 +46,7 @@ def log_mel_statistics(seconds: np.ndarray) -> np.ndarray:
 def log_mel_quarters(seconds: np.ndarray) -> np.ndarray:
     """Mean of the log-mel spectrum over each quarter of a second, which keeps the order of sounds.
 
-    The windows are those of `log_mel_statistics`; each counts in the quarter that its centre lies in.
+    The windows are those of `log_mel_statistics`; each belongs to the quarter of its centre.
 
     Args:
         seconds: (N, 16000) float32 samples at 16 kHz.

@@ -1,7 +1,7 @@
-"""Spoken words as 16 kHz samples, made by espeak-ng in a child process.
+"""Spoken words as 16 kHz samples, synthesised by espeak-ng in a child process.
 
-espeak-ng is licensed under GPL-3. Its shared library is never loaded into the calling process: the words go to
-`espeak_child.py`, a script in a process of its own, and only samples come back.
+espeak-ng is licensed under GPL-3. Its shared library is never loaded into the calling process: `espeak_child.py`, a
+script in a separate process, receives the words and returns only samples.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _ESPEAK_RATE_HZ = 22_050
 
 
 class SpokenWord(NamedTuple):
-    """What to say: the text, an espeak voice such as "en-us+f3", words per minute (80-450), pitch (0-99)."""
+    """Text, espeak voice such as "en-us+f3", words per minute (80-450), and pitch (0-99)."""
 
     text: str
     voice: str
@@ -31,24 +31,24 @@ class SpokenWord(NamedTuple):
 
 
 def speak(words: Sequence[SpokenWord], progress: Callable[[int], object] | None = None) -> list[np.ndarray]:
-    """Speak each word, trimmed of silence and scaled to root mean square 1.
+    """Synthesise each word, trim silence, and scale to root mean square 1.
 
-    The words are spoken in the order given by one fresh process, because espeak-ng carries state from one word to the
-    next: the same list gives the same samples.
+    One new process synthesises the words in order, because espeak-ng carries state from word to word. The same list
+    gives the same samples.
 
     Args:
-        words: what to say.
+        words: the words in order.
         progress: called with 1 after each word.
 
     Returns:
         One (samples,) float32 array per word at 16 kHz.
 
     Raises:
-        ValueError: a voice does not exist, or a word made no sound.
-        RuntimeError: the child process failed; the message holds what it said.
+        ValueError: a voice does not exist, or a word is silent.
+        RuntimeError: the child process failed; the message includes its output.
     """
     command = [sys.executable, str(_CHILD)]
-    # Messages go to a file: a pipe that nobody reads could fill up and stop the child.
+    # Messages go to a file: an unread pipe could fill up and block the child.
     with (
         tempfile.TemporaryFile() as messages,
         subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=messages) as child,
@@ -59,9 +59,9 @@ def speak(words: Sequence[SpokenWord], progress: Callable[[int], object] | None 
         except (EOFError, BrokenPipeError) as error:
             child.wait()
             messages.seek(0)
-            said = messages.read().decode(errors="replace").strip() or "no message"
+            text = messages.read().decode(errors="replace").strip() or "no message"
             raise RuntimeError(
-                f"espeak-ng must speak {len(words)} words, but its process ended with status {child.returncode}: {said}"
+                f"espeak-ng must speak {len(words)} words, but its process ended with status {child.returncode}: {text}"
             ) from error
 
 
@@ -74,7 +74,7 @@ def _send(child: subprocess.Popen[bytes], words: Sequence[SpokenWord]) -> None:
 def _read_words(
     stream: BinaryIO, words: Sequence[SpokenWord], progress: Callable[[int], object] | None
 ) -> list[np.ndarray]:
-    """Read the child's answers, each converted as soon as it arrives."""
+    """Read the child's samples; convert each word on arrival."""
     sample_rate = _read_int(stream)
     if sample_rate != _ESPEAK_RATE_HZ:
         raise RuntimeError(f"espeak-ng must sample at {_ESPEAK_RATE_HZ} Hz, got {sample_rate}")
@@ -82,7 +82,7 @@ def _read_words(
     for word in words:
         count = _read_int(stream)
         if count < 0:
-            raise ValueError(f"voice must be one that espeak-ng knows, got {word.voice!r}")
+            raise ValueError(f"voice must be one of espeak-ng's, got {word.voice!r}")
         spoken.append(_cleaned(np.frombuffer(_read_bytes(stream, 2 * count), "<i2"), word))
         if progress:
             progress(1)
@@ -102,7 +102,7 @@ def _read_bytes(stream: BinaryIO, count: int) -> bytes:
 
 def _cleaned(samples: np.ndarray, word: SpokenWord) -> np.ndarray:
     """Cut the silence at both ends, resample to 16 kHz, scale to root mean square 1."""
-    # Not needed where the clips are there already, and slow to import.
+    # Slow to import, and not needed if the clips are cached.
     from scipy.signal import resample_poly
 
     loud = np.flatnonzero(np.abs(samples.astype(np.int32)) > 200)
