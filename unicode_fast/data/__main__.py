@@ -107,8 +107,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def with_request(given: str, arguments: argparse.Namespace) -> str:
     """Training flags, after those for modalities and text."""
-    asked = {name: getattr(arguments, name) for name in ("modalities", *TEXT_FIELDS)}
-    return " ".join([*(f"--{name} {shlex.quote(value)}" for name, value in asked.items() if value is not None), given])
+    chosen = {name: getattr(arguments, name) for name in ("modalities", *TEXT_FIELDS)}
+    return " ".join([*(f"--{name} {shlex.quote(value)}" for name, value in chosen.items() if value is not None), given])
 
 
 def say_written(data: Dataset, arguments: argparse.Namespace, splits: Sequence[str], seconds: float) -> None:

@@ -19,7 +19,7 @@ from unicode_fast.files.writing import remove, remove_unfinished
 
 
 def open_or_make(folder: Path, make: Callable[[Path], None], say: Callable[[str], None]) -> Store:
-    """Open the store in this folder; make it first where it is missing, unfinished or damaged.
+    """Open the store in this folder; make it first if it is missing, unfinished or damaged.
 
     One process makes the store while others wait. Without file locks every process makes it, and the first to finish
     wins. Leftovers of killed processes, and anything else at this path, are replaced; links are not followed.

@@ -75,7 +75,7 @@ def check(spec: str, request: Request | None = None, progress: bool = True) -> R
         report.findings.append(Finding("missing", True, f"files that must be in {spec}", error.files))
     except (UsageError, FileNotFoundError, *_OF_THIS_MACHINE):
         raise
-    # Readers of damaged files raise any exception.
+    # Readers of damaged files can raise any exception.
     except Exception as error:
         report.findings.append(Finding("contents", True, _said(error)))
     return report
@@ -85,8 +85,8 @@ def _said(error: Exception, where: str = "") -> str:
     """The message of an error, with its location; for an unexpected error also its type."""
     if is_foreseen(error) and not isinstance(error, BadFile):
         return message_of(error)
-    said = str(error) if isinstance(error, BadFile) else f"{type(error).__name__}: {error}"
-    return f"{where}: {said}" if where else said
+    text = str(error) if isinstance(error, BadFile) else f"{type(error).__name__}: {error}"
+    return f"{where}: {text}" if where else text
 
 
 def _check(report: Report, spec: str, request: Request, progress: bool) -> None:
@@ -136,7 +136,7 @@ def _open(report: Report, spec: str, progress: bool) -> Dataset | None:
         report.findings.append(Finding("damaged", True, "files that changed since they were written", bad))
     try:
         return open_store(folder, verify=False)
-    # Readers of damaged files raise any exception.
+    # Readers of damaged files can raise any exception.
     except Exception:
         if not bad:
             raise
@@ -165,7 +165,7 @@ def _check_stream(report: Report, data: stream.StreamedDataset, progress: bool) 
                     found["missing"].append(str(error.filename or file))
                 except _OF_THIS_MACHINE:
                     raise
-                # Readers of damaged files raise any exception.
+                # Readers of damaged files can raise any exception.
                 except Exception as error:
                     found["unreadable"].append(f"{file}: {_said(error)}")
                 bar.update()
@@ -280,7 +280,7 @@ def _look(clips: Mapping[str, tuple[Source, int]], found: dict[str, list[str]], 
             finite = np.isfinite(array).all()
         except _OF_THIS_MACHINE:
             raise
-        # Readers of damaged files raise any exception.
+        # Readers of damaged files can raise any exception.
         except Exception as error:
             found["unreadable"].append(_said(error, where))
             continue
@@ -360,7 +360,7 @@ def _labels_of(table: ClipTable, classes: int, bad: list[str]) -> dict[str, np.n
                 continue
             except _OF_THIS_MACHINE:
                 raise
-            # Readers of damaged files raise any exception.
+            # Readers of damaged files can raise any exception.
             except Exception as error:
                 bad.append(_said(error, f"{key} of clip {clip}"))
     return found

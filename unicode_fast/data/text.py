@@ -165,7 +165,7 @@ class WordVectors:
             if lacking:
                 raise BadFile(f"its weights lack {few(lacking, room=80)}")
             return tokenizer, model.eval()
-        # Damaged weights and vocabularies raise any exception.
+        # Damaged weights and vocabularies can raise any exception.
         except Exception as error:
             raise self._unusable("can load, by name or from a folder", error) from error
 
@@ -179,7 +179,7 @@ class WordVectors:
         self.encoded += 1
         try:
             return _pieces_to_words(tokenizer, model, sentence)
-        # A vocabulary that does not fit the weights raises any exception.
+        # A vocabulary that does not fit the weights can raise any exception.
         except Exception as error:
             raise self._unusable(f"can encode {sentence!r:.60} with", error) from error
 

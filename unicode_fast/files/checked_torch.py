@@ -93,7 +93,7 @@ def check_torch(file: BinaryIO, size: int) -> int:
             data = archive.read(members["data.pkl"])
     except BadFile:
         raise
-    # The module raises any exception for a damaged zip.
+    # The module can raise any exception for a damaged zip.
     except Exception as error:
         raise BadFile(f"it is a damaged zip: {type(error).__name__}: {error!s:.100}") from error
     if data[:2] != _PROTOCOL:

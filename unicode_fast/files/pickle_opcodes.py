@@ -1,8 +1,7 @@
 """The value of a pickle, read opcode by opcode: nothing is imported, and its size bounds time and memory.
 
-Only functions from the caller are called. Python's own unpickler can be restricted in its calls, but not in memo
-numbers that take gigabytes, in tuples that are doubled a hundred times, or in nested keys whose hash overflows the
-stack.
+Only functions from the caller are called. Python's own unpickler can be restricted in its calls only. Memo numbers can
+take gigabytes, tuples can be doubled a hundred times, and the hash of nested keys can overflow the stack.
 """
 
 from __future__ import annotations

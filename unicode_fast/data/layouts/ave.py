@@ -152,7 +152,7 @@ class H5Array:
             access.set_chunk_cache(_CACHE_SLOTS, max(_CACHE, self._chunk), 0.75)
             self._data = h5py.Dataset(h5py.h5d.open(opened.id, place, access))
             self._sound: set[tuple[int, ...]] = set()
-        # Damaged files raise any exception.
+        # Damaged files can raise any exception.
         except Exception as error:
             if opened is not None:
                 opened.close()
@@ -232,7 +232,7 @@ class H5Array:
             if self._filtered:
                 self._check_chunks(slice(key, key + 1) if isinstance(key, int) else key)
             return self._data[key]
-        # Damaged chunks raise any exception.
+        # Damaged chunks can raise any exception.
         except Exception as error:
             raise StoreError(f"{where} must be whole, but cannot be read: {error}") from error
 

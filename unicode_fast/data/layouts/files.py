@@ -74,8 +74,8 @@ def read_csv(file: Path, columns: Sequence[str], delimiter: str = ",") -> list[d
         delimiter: separator of columns.
 
     Raises:
-        StoreError: the file is no UTF-8, a quote is not closed, a column is missing or duplicate, a row has more or
-            fewer fields than the header, or the rows exceed a limit.
+        StoreError: invalid UTF-8, an open quote, a missing or duplicate column, a row with more or fewer fields than
+            the header, or rows above a limit.
     """
     lines = _csv_rows(file, delimiter)
     there = next(lines, [])

@@ -312,7 +312,7 @@ def _map_file(folder: Path, entry: Mapping[str, Any]) -> np.ndarray:
     except FileNotFoundError as error:
         raise _damaged(file, f"it is missing, but {MANIFEST} lists it") from error
     except BadFile as error:
-        raise _damaged(file, f"{error} in {MANIFEST}") from error
+        raise _damaged(file, f"{error}, against {MANIFEST}") from error
     return array
 
 
@@ -342,7 +342,7 @@ def damages(path: str | os.PathLike[str]) -> Iterator[tuple[int, str]]:
             yield shard["bytes"], str(error)
         except TooManyFiles:
             raise
-        # Readers of damaged files raise any exception.
+        # Readers of damaged files can raise any exception.
         except Exception as error:
             yield shard["bytes"], str(_damaged(folder / shard["file"], f"it cannot be read: {error!r}"))
 

@@ -2,8 +2,8 @@
 
 A clip has ten seconds and a class (a number), whose event lasts four to nine consecutive seconds. In each second the
 number is spoken, such as "forty two", and the picture shows two handwritten digits, "07" for seven. A third of the
-clips have a second, shorter event of another number later. As in `digits.py`, streams of some clips are shifted, some
-have a distractor in one stream, and no picture and no voice of a training clip appears in validation or test.
+clips have a second, shorter event of another number later. As in `digits.py`, streams of some clips are shifted, and
+some have a distractor in one stream. No picture and no voice of a training clip appears in validation or test.
 
 The training split resembles collected data: its classes have a long tail, and in a tenth of its clips one of sound,
 pictures and sentence names another number than the class.
