@@ -136,7 +136,7 @@ def test_a_worker_that_is_killed_is_one_clear_error(batches: Batches, monkeypatc
     monkeypatch.setattr(Batches, "batch", killed)
     with open_feed(batches, CPU, "prefetch", workers=1) as feed:
         assert_same(feed.batch(0), plain(batches, 0))
-        with pytest.raises(FeedError, match=r"read the batch of step [12]: .*; with --feed_workers 0 it is read"):
+        with pytest.raises(FeedError, match=r"read the batch of step [12]: .*; --feed_workers 0 reads it"):
             for step in (1, 2):
                 feed.batch(step)
     assert not helpers()

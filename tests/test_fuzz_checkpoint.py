@@ -297,7 +297,7 @@ class TestExports:
             changed = bytearray(data)
             changed[place] ^= 1
             path.write_bytes(changed)
-            with pytest.raises(CheckpointError, match="model.safetensors .*its checksum is another"):
+            with pytest.raises(CheckpointError, match="model.safetensors .*its checksum differs"):
                 load(path)
 
     def test_a_checksum_under_a_damaged_name_is_not_passed_over(self, tmp_path: Path) -> None:
@@ -320,12 +320,12 @@ class TestExports:
     @pytest.mark.parametrize(
         ("text", "message"),
         [
-            (b'{"a": 1, "a": 2}', "a key twice"),
+            (b'{"a": 1, "a": 2}', "a duplicate key"),
             (b"[" * 100000, "no JSON"),
-            (b"[]", "no object"),
+            (b"[]", "no JSON object"),
             (b"{}", "its header has no 'unicode_fast'"),
             (b'{"a": {"dtype": "F32", "shape": [3], "data_offsets": [0, 8]}}', "tensor 'a' has 8 bytes"),
-            (b'{"a": {"dtype": "F32", "shape": [2.0], "data_offsets": [0, 8]}}', "whole numbers"),
+            (b'{"a": {"dtype": "F32", "shape": [2.0], "data_offsets": [0, 8]}}', "integers"),
             (b'{"a": {"dtype": "F32", "shape": [2], "data_offsets": [4, 12]}}', "does not begin where"),
             (b'{"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}', "its tensors end at byte"),
             (b'{"a": {"dtype": ["F32"], "shape": [], "data_offsets": [0, 4]}}', "not those of its dtype"),

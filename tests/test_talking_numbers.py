@@ -446,7 +446,7 @@ def test_an_ablation_leaves_such_tasks_out() -> None:
 def test_bad_arguments(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="seed must be at least 0, got -1"):
         load(cache=tmp_path, seed=-1)
-    with pytest.raises(FileNotFoundError, match="data must be one of talking-digits, .*talking-numbers, the folder"):
+    with pytest.raises(FileNotFoundError, match="data must be one of talking-digits, .*talking-numbers, a feature"):
         open_data("talking-letters")
     assert list(tmp_path.iterdir()) == []
 

@@ -301,7 +301,8 @@ def _check_json(file: Path) -> set[str]:
     refused += [name for name, allowed in _ALLOWED.items() if content.get(name) not in (None, *allowed)]
     if refused:
         raise BadFile(
-            f"{refused[0]} in its {file.name} must not be set: it would run code, read other files or take memory"
+            f"{refused[0]} in its {file.name} must not run code, read other files or take memory, got "
+            f"{content[refused[0]]!r:.40}"
         )
     for name, known in (("model_type", _BERTS), ("tokenizer_class", _TOKENIZERS)):
         value = content.get(name)
