@@ -84,7 +84,7 @@ def test_classes_that_cannot_be_learned_are_noted(
     flags = ["--validations=1", "--probe_tasks=none"]
     train(data, tmp_path / "run", *flags, steps=2)
     said = capsys.readouterr().err
-    assert re.search(r"note: \d+ numbers are the classes of \d+ clips of train: each is a class of its own", said)
+    assert re.search(r"note: \d+ numbers are the classes of \d+ clips of train: each number is a separate class", said)
     assert re.search(r"note: classes of val without a clip in train: .* cannot be recognised \(\d+\.5, ", said)
     train(data, tmp_path / "unmeasured", *NO_PROBES, steps=2)
     assert "note: " not in capsys.readouterr().err

@@ -483,5 +483,5 @@ def test_what_names_no_data(tmp_path: Path, few: ClipSet) -> None:
     with pytest.raises(FileNotFoundError, match="a feature store's folder"):
         open_data(str(tmp_path))
     write_avvp(tmp_path, few)
-    with pytest.raises(ValueError, match="modalities must be some that avvp:.* has clips of, got smell"):
+    with pytest.raises(ValueError, match="modalities must be among those that avvp:.* has clips of, got smell"):
         open_data(f"avvp:{tmp_path}", modalities=["smell"])

@@ -126,7 +126,7 @@ def read_picture(file: Path, mask: bool) -> np.ndarray:
             pixels, scans = picture.width * picture.height, data.count(_JPEG_SCAN)
             check_size(3 * pixels, PICTURE_VARIABLE)
             if picture.format == "JPEG" and pixels * scans > _MOST_SCANNED:
-                raise BadFile(f"it must have at most {_MOST_SCANNED} scanned pixels, got {scans} scans of {pixels}")
+                raise BadFile(f"it must scan at most {_MOST_SCANNED} pixels, got {scans} scans of {pixels} pixels")
             values = np.asarray(picture.convert("L" if mask else "RGB"))
     except FileNotFoundError:
         raise
