@@ -1,5 +1,6 @@
 """Comparisons with a message that says where and by how much, and the slow truths that operators are compared with."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,14 @@ def assert_close(actual: Tensor, expected: NDArray | Tensor, tolerance: Toleranc
             f"{what} is {found[worst]!r} at {tuple(map(int, worst))}, expected {truth[worst]!r}: "
             f"error {error[worst]:.3g}, allowed {allowed[worst]:.3g}"
         )
+
+
+def assert_all_close(
+    actual: Iterable[Tensor], expected: Iterable[Tensor], tolerance: Tolerance, what: str = "result"
+) -> None:
+    """Fail unless as many tensors agree, each with the one at its place."""
+    for found, truth in zip(actual, expected, strict=True):
+        assert_close(found, truth, tolerance, what)
 
 
 def assert_no_worse(actual: Tensor, reference: Tensor, truth: Tensor, slack: Tolerance, what: str = "result") -> None:

@@ -13,7 +13,7 @@ import pytest
 import tolerances
 import torch
 from cases import generator, normal, strided
-from compare import LargestTensor, assert_close
+from compare import LargestTensor, assert_all_close, assert_close
 from tolerances import EXACT
 from torch import Tensor
 from unicode_fast.kernels import cross_info_nce as kernels
@@ -200,8 +200,7 @@ def test_masked_vectors_may_hold_anything(clips: int) -> None:
         results.append(
             [*found, *kernels.cross_info_nce_backward_triton(torch.ones((), device=DEVICE), found[3], found[4], inputs)]
         )
-    for clean, spoilt in zip(*results, strict=True):
-        assert_close(spoilt, clean, EXACT)
+    assert_all_close(*results, EXACT)
     assert not results[1][5][~inputs.valid].any()
 
 
@@ -303,5 +302,4 @@ def test_strided_and_misaligned() -> None:
 def test_repeatable() -> None:
     inputs = make_inputs((3, 1, 80, 24), "both", masked=True)
     first, second = (assert_as_reference(inputs) for _ in range(2))
-    for part, again in zip([*first[0], *first[1]], [*second[0], *second[1]], strict=True):
-        assert_close(again, part, EXACT)
+    assert_all_close([*first[0], *first[1]], [*second[0], *second[1]], EXACT)

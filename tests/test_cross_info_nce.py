@@ -8,7 +8,7 @@ import pytest
 import tolerances
 import torch
 from cases import Place, generator, normal, places, strided
-from compare import LargestTensor, assert_close, assert_no_worse, to_float64
+from compare import LargestTensor, assert_all_close, assert_close, assert_no_worse, to_float64
 from memory import peak_bytes
 from tolerances import EXACT, GRADCHECK
 from torch import Tensor
@@ -246,8 +246,7 @@ def test_gradient_of_autograd(softmax_over: str, place: Place) -> None:
             chosen = {"predictions": terms[:1], "candidates": terms[1:], "both": terms}[softmax_over]
             loss = -(weights * torch.stack(chosen).mean(0).diagonal(dim1=2, dim2=3).mean(2)).sum()
         results += torch.autograd.grad(loss, (a, b))
-    for part, truth in zip(found, expected, strict=True):
-        assert_close(part, truth, tolerances.cross_info_nce_gradient(50, dtype), "gradient")
+    assert_all_close(found, expected, tolerances.cross_info_nce_gradient(50, dtype), "gradient")
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA is not available")
@@ -274,8 +273,7 @@ def test_replays_from_a_cuda_graph(clips: int) -> None:
         for leaf, tensor in zip(leaves, second, strict=False):
             leaf.copy_(tensor)
     graph.replay()
-    for part, truth in zip(found, step(), strict=True):
-        assert_close(part, truth, EXACT)
+    assert_all_close(found, step(), EXACT)
 
 
 @places("cross_info_nce")
@@ -289,8 +287,7 @@ def test_masked_vectors_may_hold_anything(place: Place) -> None:
         leaves = [tensor.to(place.device).requires_grad_() for tensor in tensors]
         result = run(place, *leaves, inputs[2], valid=valid, softmax_over="both")
         results.append([*result, *torch.autograd.grad(result.loss, leaves)])
-    for clean, spoilt in zip(*results, strict=True):
-        assert_close(spoilt, clean, EXACT)
+    assert_all_close(*results, EXACT)
     assert not results[1][3].cpu()[~valid].any()
     assert not results[1][4].cpu()[~valid].any()
 
@@ -435,8 +432,7 @@ def test_strided(place: Place) -> None:
     targets, predictions, weights = random_inputs(3, 2, 5, 7)
     expected = run(place, targets, predictions, weights)
     found = run(place, strided(targets), predictions.transpose(0, 2).contiguous().transpose(0, 2), strided(weights))
-    for part, truth in zip(found, expected, strict=True):
-        assert_close(part, truth, tolerances.cross_info_nce(20, torch.float64))
+    assert_all_close(found, expected, tolerances.cross_info_nce(20, torch.float64))
 
 
 @places("cross_info_nce")
@@ -488,8 +484,7 @@ def test_chunks_change_nothing(elements: int, softmax_over: str, monkeypatch: py
 
     expected = compute()
     monkeypatch.setattr(reference_module, "CHUNK_ELEMENTS", elements)
-    for part, truth in zip(compute(), expected, strict=True):
-        assert_close(part, truth, tolerances.cross_info_nce_gradient(20, torch.float64))
+    assert_all_close(compute(), expected, tolerances.cross_info_nce_gradient(20, torch.float64))
 
 
 @pytest.mark.parametrize("softmax_over", SOFTMAXES)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from cases import NEAREST_CASES, normal
-from compare import assert_close
+from compare import assert_all_close, assert_close
 from tolerances import EXACT
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -305,8 +305,7 @@ def test_compiles_in_one_graph(name: str, dynamic: bool, device: str) -> None:
             wanted = [x for x in inputs if x.requires_grad]
             gradients = torch.autograd.grad(found[0].square().sum(), wanted) if wanted else ()
             results.append([*found, *gradients])
-        for part, truth in zip(*results, strict=True):
-            assert_close(part, truth, EXACT)
+        assert_all_close(*results, EXACT)
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -324,8 +323,7 @@ def test_compiles_under_autocast(device: str) -> None:
     for run in (compiled, function):
         found = run(*inputs)
         results.append([found, *torch.autograd.grad(found, inputs[:2])])
-    for part, truth in zip(*results, strict=True):
-        assert_close(part, truth, EXACT)
+    assert_all_close(*results, EXACT)
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -342,8 +340,7 @@ def test_update_compiles_in_one_graph(rule: str, device: str) -> None:
     for _ in range(3):
         for run, state in zip((compiled, function), states, strict=True):
             run(state, inputs.features, inputs.index)
-    for part, truth in zip(*states, strict=True):
-        assert_close(part, truth, EXACT)
+    assert_all_close(*states, EXACT)
 
 
 class WaitCounter(TorchDispatchMode):
@@ -482,8 +479,7 @@ def test_a_step_replays_from_a_cuda_graph(rule: str) -> None:
         rows.copy_(batch)
         graph.replay()
         assert_close(gradient, step(plain, batch), EXACT)
-    for part, truth in zip(captured, plain, strict=True):
-        assert_close(part, truth, EXACT)
+    assert_all_close(captured, plain, EXACT)
 
 
 PRECEDENCE = """
