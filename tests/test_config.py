@@ -11,7 +11,6 @@ from unicode_fast import config as config_module
 from unicode_fast.cli import field_help, given_fields, make_parser, read_yaml, resolve, with_underscores
 from unicode_fast.config import FIELDS, RANGES, SECTIONS, modality_names
 from unicode_fast.errors import UsageError
-from unicode_fast.training.trainer import Trainer
 
 
 class TestFields:
@@ -180,8 +179,7 @@ SWITCHED = [
 
 def trained(names: str, **fields: object) -> dict[str, torch.Tensor]:
     """A tiny model after three steps."""
-    config = tiny.config(**{"revive_after": 1, **fields})
-    trainer = Trainer(config, {name: tiny.MODALITIES[name] for name in names.split(",")}, torch.device("cpu"))
+    trainer = tiny.trainer(names=names, **{"revive_after": 1, **fields})
     for seed in range(3):
         trainer.train_step(tiny.batch(trainer.model, seed=seed), None, 1e-3)
     return trainer.model.state_dict()

@@ -34,13 +34,9 @@ NAMES = ("audio", "text")
 HERE = Path(__file__).parent
 
 
-def trainer_of(**fields: Any) -> Trainer:
-    return Trainer(tiny.config(**fields), {name: tiny.MODALITIES[name] for name in NAMES}, torch.device("cpu"))
-
-
 def saved(run: Path, steps: int = 2) -> tuple[Trainer, Path]:
     """A trainer after some steps, and the checkpoint it would go on from."""
-    trainer = trainer_of()
+    trainer = tiny.trainer(names="audio,text")
     for seed in range(steps):
         trainer.train_step(tiny.batch(trainer.model, seed=seed), None, 1e-3)
     progress = {"best": None, "seconds": 1.5, "bytes": 0, "data": "digest", "changes": [], "ranks": 1}

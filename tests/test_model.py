@@ -1,4 +1,4 @@
-"""The model: any set of modalities, masks, lengths, presets' traits, no host synchronisation."""
+"""The model: any set of modalities, masks, lengths, presets' traits."""
 
 import math
 
@@ -6,7 +6,6 @@ import pytest
 import tiny
 import torch
 from tolerances import FLOAT64
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from unicode_fast import (
     PRESETS,
@@ -21,11 +20,9 @@ from unicode_fast import (
 )
 from unicode_fast.config import FIELDS
 from unicode_fast.methods import Draws, UniCodeMethod
-from unicode_fast.modules import looking
 from unicode_fast.modules.codebook import attended
 from unicode_fast.modules.encoders import GridSemanticEncoder, ResidualBlock, WordEncoder
 from unicode_fast.training.metrics_logger import StepResult
-from unicode_fast.training.trainer import Trainer
 
 SETS = ["audio,video", "audio,text", "video,text", "audio,video,text", "audio,video,text,depth"]
 
@@ -43,8 +40,7 @@ class TestSets:
     @pytest.mark.parametrize("name", PRESETS)
     @pytest.mark.parametrize("names", SETS)
     def test_any_set_trains(self, name: str, names: str) -> None:
-        config = tiny.config(name)
-        trainer = Trainer(config, {key: tiny.MODALITIES[key] for key in names.split(",")}, torch.device("cpu"))
+        trainer = tiny.trainer(name, names)
         features = tiny.batch(trainer.model)
         before = trainer.model.codebook.codebook.clone()
         result = trainer.train_step(features, None, 1e-3)
@@ -55,17 +51,12 @@ class TestSets:
     @pytest.mark.parametrize("name", PRESETS)
     @pytest.mark.parametrize("steps", [1, 2])
     def test_very_short_clips_train(self, name: str, steps: int) -> None:
-        trainer = Trainer(
-            tiny.config(name), {key: tiny.MODALITIES[key] for key in SETS[3].split(",")}, torch.device("cpu")
-        )
-        result = trainer.train_step(tiny.batch(trainer.model, steps=steps), None, 1e-3)
-        assert finite(result)
+        trainer = tiny.trainer(name)
+        assert finite(trainer.train_step(tiny.batch(trainer.model, steps=steps), None, 1e-3))
 
     @pytest.mark.parametrize("name", ["paper", "recommended"])
     def test_unequal_lengths_train(self, name: str) -> None:
-        trainer = Trainer(
-            tiny.config(name), {key: tiny.MODALITIES[key] for key in SETS[3].split(",")}, torch.device("cpu")
-        )
+        trainer = tiny.trainer(name)
         features = tiny.batch(trainer.model, lengths={"text": 3})
         assert finite(trainer.train_step(features, None, 1e-3))
 
@@ -306,22 +297,6 @@ def assert_same(found: Encoded, expected: Encoded) -> None:
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
-SYNCHRONISING = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero")
-
-
-class CountSynchronisation(TorchDispatchMode):
-    """Lists the operators that would wait for a device."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: list[str] = []
-
-    def __torch_dispatch__(self, function, types, arguments=(), options=None):  # noqa: ANN001, ANN204
-        if any(name in str(function) for name in SYNCHRONISING):
-            self.seen.append(str(function))
-        return function(*arguments, **(options or {}))
-
-
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_training_step_searches_once(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """All modalities share a search."""
@@ -332,56 +307,10 @@ def test_a_training_step_searches_once(name: str, monkeypatch: pytest.MonkeyPatc
         return nearest_codeword(features, codebook)
 
     monkeypatch.setattr("unicode_fast.modules.codebook.nearest_codeword", search)
-    trainer = Trainer(tiny.config(name), {key: tiny.MODALITIES[key] for key in SETS[3].split(",")}, torch.device("cpu"))
+    trainer = tiny.trainer(name)
     features = tiny.batch(trainer.model)
     trainer.train_step(features, None, 1e-3)
     assert rows == [sum(x.shape[0] * x.shape[1] for x in features.values())]
-
-
-class TestNoHostSynchronisation:
-    @pytest.mark.parametrize("name", ["paper", "recommended"])
-    @pytest.mark.parametrize("masked", [False, True])
-    def test_training_step(self, name: str, masked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-        trainer = Trainer(
-            tiny.config(name), {key: tiny.MODALITIES[key] for key in SETS[3].split(",")}, torch.device("cpu")
-        )
-        features = tiny.batch(trainer.model)
-        mask = {key: tiny.mask_of([5, 4, 3, 5, 5, 2], 5) for key in features} if masked else None
-        # Adam keeps its own step counter on the CPU and reads it; on a GPU it lives there.
-        monkeypatch.setattr(trainer.optimizer, "step", lambda: None)
-        monkeypatch.setattr(trainer.club_optimizer, "step", lambda: None)
-
-        def refuse(*_: object, **__: object) -> None:
-            raise AssertionError("the training step read a tensor on the host")
-
-        # A CPU may look; here it stands for a device.
-        monkeypatch.setattr(looking, "can_look", lambda _: False)
-        for reader in ("item", "tolist", "numpy"):
-            monkeypatch.setattr(torch.Tensor, reader, refuse)
-        with CountSynchronisation() as counter:
-            trainer.train_step(features, mask, 1e-3)
-        assert counter.seen == []
-
-    def test_the_counter_counts(self) -> None:
-        with CountSynchronisation() as counter:
-            torch.ones(3).sum().item()
-            torch.ones(3).nonzero()
-        assert len(counter.seen) == 2
-
-    @pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA is not available")
-    @pytest.mark.parametrize("name", ["paper", "recommended"])
-    def test_training_step_on_a_gpu(self, name: str) -> None:
-        device = torch.device("cuda")
-        trainer = Trainer(tiny.config(name), {key: tiny.MODALITIES[key] for key in SETS[3].split(",")}, device)
-        features = {key: value.to(device) for key, value in tiny.batch(trainer.model).items()}
-        for _ in range(2):
-            trainer.train_step(features, None, 1e-3)
-        torch.cuda.synchronize()
-        torch.cuda.set_sync_debug_mode("error")
-        try:
-            trainer.train_step(features, None, 1e-3)
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
 
 
 class TestConfiguration:

@@ -149,9 +149,7 @@ class TestLearning:
         assert min(row["score"] for row in rows) > 0.6, rows
 
     def test_one_batch_is_overfitted(self) -> None:
-        trainer = Trainer(
-            tiny.config(learning_rate=3e-3), {k: tiny.MODALITIES[k] for k in ("audio", "video")}, torch.device("cpu")
-        )
+        trainer = tiny.trainer(names="audio,video", learning_rate=3e-3)
         features = tiny.batch(trainer.model)
         losses = [sum(trainer.train_step(features, None, 3e-3).terms.values()).item() for _ in range(150)]
         assert np.mean(losses[-10:]) < 0.6 * np.mean(losses[:5])
@@ -334,8 +332,7 @@ class TestChangedExecution:
 
     def test_the_optimiser_keeps_the_options_of_its_device(self) -> None:
         """A checkpoint that was written on a GPU, by a step in a graph."""
-        modalities = {name: tiny.MODALITIES[name] for name in ("audio", "video")}
-        trainers = [Trainer(tiny.config(dropout=0.0), modalities, torch.device("cpu")) for _ in range(2)]
+        trainers = [tiny.trainer(names="audio,video", dropout=0.0) for _ in range(2)]
         features = tiny.batch(trainers[0].model)
         trainers[0].train_step(features, None, 1e-3)
         content = copy.deepcopy({"model": trainers[0].model.state_dict(), **trainers[0].state()})

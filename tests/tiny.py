@@ -11,6 +11,7 @@ import torch
 from unicode_fast import Config, Modality, UniCode, preset
 from unicode_fast.data import write_store
 from unicode_fast.data.talking_digits import digits, sound
+from unicode_fast.training.trainer import Trainer
 
 MODALITIES = {
     "audio": Modality("vector", (6,)),
@@ -42,6 +43,12 @@ def config(name: str = "recommended", **fields: object) -> Config:
 def model(name: str = "recommended", names: str = "audio,video,text", seed: int = 0, **fields: object) -> UniCode:
     torch.manual_seed(seed)
     return UniCode({key: MODALITIES[key] for key in names.split(",")}, config(name, **fields))
+
+
+def trainer(
+    name: str = "recommended", names: str = "audio,video,text", device: str = "cpu", **fields: object
+) -> Trainer:
+    return Trainer(config(name, **fields), {key: MODALITIES[key] for key in names.split(",")}, torch.device(device))
 
 
 def batch(
