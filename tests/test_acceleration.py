@@ -37,8 +37,7 @@ RATE = 2.0**-8
 
 
 def trainer(preset: str = "recommended", device: torch.device = CPU, **fields: object) -> Trainer:
-    config = tiny.config(preset, **{"revive_after": 1, **fields})
-    return Trainer(config, {name: tiny.MODALITIES[name] for name in NAMES}, device)
+    return tiny.trainer(preset, device=str(device), **{"revive_after": 1, **fields})
 
 
 def batch(owner: Trainer, clips: int, masked: bool, seed: int = 0) -> tuple[dict, dict | None]:

@@ -19,7 +19,7 @@ from compare import assert_close
 from test_ranks import count_collectives
 from tolerances import EXACT, SHARED_BATCH, Tolerance
 
-from unicode_fast import Config, UniCode, checkpoint
+from unicode_fast import UniCode, checkpoint
 from unicode_fast.data import open_dataset, open_store
 from unicode_fast.data.stream import write_shards
 from unicode_fast.train import main
@@ -45,8 +45,9 @@ CASES: dict[str, tuple[str, bool, dict[str, int]]] = {
 State = dict[str, torch.Tensor]
 
 
-def config_of(preset: str, **fields: object) -> Config:
-    return tiny.config(preset, **{"dropout": 0.0, "dtype": "float64", "revive_after": 1, **fields})
+def trainer_of(preset: str, device: torch.device = CPU, **fields: object) -> Trainer:
+    given = {"dropout": 0.0, "dtype": "float64", "revive_after": 1, **fields}
+    return tiny.trainer(preset, device=str(device), **given)
 
 
 def batch_of(owner: UniCode, case: str, step: int) -> tuple[State, State | None]:
@@ -63,8 +64,7 @@ def batch_of(owner: UniCode, case: str, step: int) -> tuple[State, State | None]
 
 def trained(case: str, ranks: Ranks, device: torch.device = CPU, **fields: object) -> tuple[State, list[StepResult]]:
     """The model of a rank after a few steps, and their results."""
-    config = config_of(CASES[case][0], **fields)
-    trainer = Trainer(config, {name: tiny.MODALITIES[name] for name in NAMES}, device)
+    trainer = trainer_of(CASES[case][0], device, **fields)
     results = []
     for step, clips in enumerate(BATCHES):
         own = ranks.bounds(clips)
@@ -110,9 +110,7 @@ def meet(rank: int, ranks: int, folder: str) -> Ranks:
 
 def check_dropout_after_a_resume(ranks: Ranks) -> None:
     """Draws depend on the step and the rank, not on what was drawn before."""
-    trainers = [
-        Trainer(config_of("recommended", dropout=0.5), {n: tiny.MODALITIES[n] for n in NAMES}, CPU) for _ in range(2)
-    ]
+    trainers = [trainer_of("recommended", dropout=0.5) for _ in range(2)]
     for step, clips in enumerate(BATCHES):
         features, _ = batch_of(trainers[0].model, "recommended", step)
         part = {name: values[ranks.bounds(clips)] for name, values in features.items()}
@@ -135,7 +133,7 @@ def check_collectives(ranks: Ranks) -> None:
     called = count_collectives(pytest.MonkeyPatch())
     for case in ("recommended, masks", "official", "paper"):
         trained(case, ranks)
-        inner = config_of(CASES[case][0]).method.club_inner_steps
+        inner = tiny.config(CASES[case][0]).method.club_inner_steps
         assert len(called) == len(BATCHES) * (4 + inner), (case, called)
         called.clear()
 
@@ -237,9 +235,7 @@ class TestLessMemory:
         monkeypatch.setattr(UniCode, "forward", noted)
         for ranks, number in ((1, 1), (3, 1), (2, 2)):
             clips.clear()
-            trainer = Trainer(
-                config_of("recommended", micro_batches=number), {n: tiny.MODALITIES[n] for n in NAMES}, CPU
-            )
+            trainer = trainer_of("recommended", micro_batches=number)
             batches = open_dataset(tiny.config(data=str(store)).data).batches(
                 "train", NAMES, 10, 0, dtype=torch.float64
             )
@@ -255,8 +251,7 @@ class TestLessMemory:
 
         def most_kept(**fields: object) -> int:
             # Convolutions that outweigh the rest, as at the published sizes.
-            config = config_of("recommended", grid_hidden_width=64, **fields)
-            trainer = Trainer(config, {name: tiny.MODALITIES[name] for name in NAMES}, CPU)
+            trainer = trainer_of("recommended", grid_hidden_width=64, **fields)
             features, owned = tiny.batch(trainer.model, 32), {p.data_ptr() for p in trainer.model.parameters()}
             with torch.autograd.graph.saved_tensors_hooks(lambda tensor: Kept(tensor, owned), lambda kept: kept.tensor):
                 trainer.train_step(features, None, 1e-3)
