@@ -413,16 +413,27 @@ def test_references_do_not_wait(name: str, monkeypatch: pytest.MonkeyPatch) -> N
     assert not counter.waits
 
 
-def test_public_functions_do_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    inputs = [make_inputs("cpu", 4) for _, make_inputs in COMPILED.values()]
-    update = update_inputs("cpu", options=True)
-    refuse_to_wait(monkeypatch)
-    with WaitCounter() as counter:
+def public_calls(device: str) -> Callable[[], None]:
+    """Calls all public functions, backward too, with inputs that are made already."""
+    inputs = [make_inputs(device, 4) for _, make_inputs in COMPILED.values()]
+    updates = [update_inputs(device, options=True) for _ in RULES]
+
+    def run() -> None:
         for (function, _), tensors in zip(COMPILED.values(), inputs, strict=True):
             (first, *_) = function(*tensors)
             if first.requires_grad:
                 first.sum().backward()
-        codebook_update(update.state, update.features, update.index, RULES["features"], valid=update.valid)
+        for rule, update in zip(RULES.values(), updates, strict=True):
+            codebook_update(update.state, update.features, update.index, rule, valid=update.valid)
+
+    return run
+
+
+def test_public_functions_do_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = public_calls("cpu")
+    refuse_to_wait(monkeypatch)
+    with WaitCounter() as counter:
+        run()
     assert not counter.waits
 
 
@@ -436,16 +447,10 @@ def test_the_counter_counts() -> None:
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA is not available")
 def test_nothing_waits_for_the_gpu() -> None:
-    inputs = [make_inputs("cuda", 4) for _, make_inputs in COMPILED.values()]
-    updates = [update_inputs("cuda", options=True) for _ in RULES]
+    run = public_calls("cuda")
     torch.cuda.set_sync_debug_mode("error")
     try:
-        for (function, _), tensors in zip(COMPILED.values(), inputs, strict=True):
-            (first, *_) = function(*tensors)
-            if first.requires_grad:
-                first.sum().backward()
-        for rule, update in zip(RULES.values(), updates, strict=True):
-            codebook_update(update.state, update.features, update.index, rule, valid=update.valid)
+        run()
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
