@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
 # Seconds that a reader is tried for: in the tests, where the variable sets others, and at length.
 QUICK, LONG = float(os.environ.get("UNICODE_FAST_FUZZ_SECONDS", "0.15")), 20.0
+SECONDS = [pytest.param(QUICK, id="short"), pytest.param(LONG, id="long", marks=pytest.mark.slow)]
 # Bytes at either end of a file that are damaged as often as all others: its header and its directory.
 END = 400
 

@@ -107,9 +107,7 @@ FILES: dict[
 }
 
 
-@pytest.mark.parametrize(
-    "seconds", [pytest.param(mutants.QUICK, id="short"), pytest.param(mutants.LONG, id="long", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("seconds", mutants.SECONDS)
 @pytest.mark.parametrize("name", FILES)
 def test_mutants(name: str, seconds: float, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     make, error, may_be = FILES[name]
@@ -146,9 +144,7 @@ def with_one_other_part(content: Any, draw: random.Random) -> Any:
     return changed
 
 
-@pytest.mark.parametrize(
-    "seconds", [pytest.param(mutants.QUICK, id="short"), pytest.param(mutants.LONG, id="long", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("seconds", mutants.SECONDS)
 @pytest.mark.parametrize("name", ["load", "resume", "CMG"])
 @pytest.mark.filterwarnings("ignore:the file has no")
 def test_other_parts(name: str, seconds: float, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from mutants import LONG, QUICK, fuzz
+from mutants import SECONDS, fuzz
 from published import DIGITS, write_avel, write_avsbench
 
 from unicode_fast import PRESETS, preset
@@ -321,7 +321,7 @@ def test_weights_that_are_not_all_of_the_model(
     assert not list((tmp_path / "cache").rglob("*.npz"))
 
 
-@pytest.mark.parametrize("seconds", [QUICK, pytest.param(LONG, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("seconds", SECONDS)
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"])
 def test_damaged_folders_are_refused_by_name(
     name: str, seconds: float, bert: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
