@@ -53,8 +53,7 @@ def test_strided(place: Place) -> None:
     expected = nearest_codeword(features, codebook, backend=place.backend)
     result = nearest_codeword(strided(features), strided(codebook), backend=place.backend)
     transposed = nearest_codeword(features.transpose(0, 1), codebook.T.contiguous().T, backend=place.backend)
-    assert torch.equal(result.index, expected.index)
-    assert torch.equal(result.squared_distance, expected.squared_distance)
+    assert all(map(torch.equal, result, expected))
     assert torch.equal(transposed.index.T, expected.index)
 
 
@@ -120,9 +119,7 @@ def test_repeatable(place: Place) -> None:
     features, codebook = normal(300, 33).to(place.device), normal(50, 33, seed=1).to(place.device)
     first = nearest_codeword(features, codebook, backend=place.backend)
     for _ in range(3):
-        again = nearest_codeword(features, codebook, backend=place.backend)
-        assert torch.equal(first.index, again.index)
-        assert torch.equal(first.squared_distance, again.squared_distance)
+        assert all(map(torch.equal, first, nearest_codeword(features, codebook, backend=place.backend)))
 
 
 @pytest.mark.parametrize("name", NEAREST_CASES)
@@ -133,8 +130,7 @@ def test_threads_change_nothing(name: str, set_threads: Callable[[int], None]) -
     alone = nearest_codeword(features, codebook, backend="cpp")
     set_threads(3)
     together = nearest_codeword(features, codebook, backend="cpp")
-    assert torch.equal(together.index, alone.index)
-    assert torch.equal(together.squared_distance, alone.squared_distance)
+    assert all(map(torch.equal, together, alone))
 
 
 @places("nearest_codeword")
@@ -152,8 +148,7 @@ def test_autocast_changes_nothing(place: Place) -> None:
     expected = nearest_codeword(features, codebook, backend=place.backend)
     with torch.autocast(place.device, dtype=torch.bfloat16):
         result = nearest_codeword(features, codebook, backend=place.backend)
-    assert torch.equal(result.index, expected.index)
-    assert torch.equal(result.squared_distance, expected.squared_distance)
+    assert all(map(torch.equal, result, expected))
 
 
 def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,8 +156,7 @@ def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     expected = nearest_codeword(features, codebook, backend="reference")
     monkeypatch.setattr(reference_module, "CHUNK_ELEMENTS", 70)
     result = nearest_codeword(features, codebook, backend="reference")
-    assert torch.equal(result.index, expected.index)
-    assert torch.equal(result.squared_distance, expected.squared_distance)
+    assert all(map(torch.equal, result, expected))
 
 
 @pytest.mark.parametrize("name", ["float64_ulp_apart", "offset_1e4", "offset_1e6", "far_clusters", "tiny", "largest"])
