@@ -193,12 +193,6 @@ class TestRefusals:
         with pytest.raises(CmgFileError, match=message):
             from_cmg(source)
 
-    def test_a_file_that_is_not_there(self, tmp_path: Path) -> None:
-        with pytest.raises(
-            FileNotFoundError, match="source must be a checkpoint of CMG, there is no file: '.*none.pt'"
-        ):
-            from_cmg(tmp_path / "none.pt")
-
     def test_a_file_that_fits_is_tested_for_changed_bits(self, tmp_path: Path) -> None:
         path = tmp_path / "changed.pt"
         torch.save(tensors("AT"), path)
