@@ -85,7 +85,7 @@ def assert_nearest(index: Tensor, distance: Tensor, features: Tensor, codebook: 
 
 
 class LargestTensor(TorchDispatchMode):
-    """Sees every tensor that an operation makes, and remembers how many bytes the largest takes."""
+    """Records the bytes of the largest tensor that any operation makes."""
 
     def __init__(self) -> None:
         super().__init__()

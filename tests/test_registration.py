@@ -1,4 +1,4 @@
-"""What torch must know of every operator: schema, fakes, gradients, compilation, and that none makes the host wait."""
+"""Registration of every operator: schema, fakes, gradients, compilation; no operator makes the host wait."""
 
 import subprocess
 import sys
