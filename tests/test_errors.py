@@ -1,7 +1,6 @@
 """How a command ends: a status, one line, and a file for what nobody foresaw."""
 
 import os
-import re
 import signal
 import sys
 from collections.abc import Callable
@@ -65,14 +64,6 @@ def fail(error: BaseException) -> Callable[[], None]:
 )
 def test_status_and_line(act: Callable[[], object], status: int, line: str, tmp_path: Path) -> None:
     assert ends(act, tmp_path) == (status, line)
-
-
-def test_the_traceback_of_what_nobody_foresaw_is_in_a_file(tmp_path: Path) -> None:
-    status, line = ends(lambda: {}["secret"], tmp_path)
-    found = re.fullmatch(r"error: unexpected KeyError: 'secret'; the traceback is in (.*)\n", line)
-    assert status == 1 and found is not None
-    assert "KeyError: 'secret'" in Path(found[1]).read_text()
-    Path(found[1]).unlink()
 
 
 def test_memory_that_torch_did_not_get(tmp_path: Path) -> None:
