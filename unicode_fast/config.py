@@ -16,7 +16,7 @@ TextPadding = Literal["masked", "read"]
 # Fields that only layouts with sentences read.
 TEXT_FIELDS = ("text_model", "text_whitelist", "text_padding")
 
-# Two 3x3 convolutions without padding precede the map of a grid, so each side needs five positions.
+# Two 3x3 convolutions without padding precede the map of a grid, so each side needs five cells.
 SMALLEST_GRID = 5
 
 

@@ -259,7 +259,7 @@ def code_matching(
     """The code matching loss: each clip identifies its partner among the batch by their codewords.
 
     With P the distributions over codewords, the score of clips i and j is
-    S_ij = sum_k P1_ik log P2_jk + sum_k P2_jk log P1_ik, and the loss is the
+    S_ij = sum_k P1_ik log P2_jk + sum_k P2_jk log P1_ik. The loss is the
     cross-entropy of the diagonal.
 
     Args:

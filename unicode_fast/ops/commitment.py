@@ -22,8 +22,8 @@ def commitment_loss(  # noqa: PLR0913 - four tensors, a mask and a backend
 ) -> Tensor:
     """Mean squared distances of all modalities' features to their own and their partners' codewords.
 
-    loss_m = sum_o weights_mo times the mean, over the rows valid in both m and o, of |x_m - e_o|^2, with e_o the
-    codeword of modality o in the same row.
+    With e_o the codeword of modality o in a row, loss_m is the sum over o of weights_mo times the mean of
+    |x_m - e_o|^2 over the rows valid in both m and o.
 
     Args:
         features: (modalities, N, D) float64, float32, float16 or bfloat16.

@@ -83,10 +83,10 @@ def cross_info_nce(  # noqa: PLR0913 - three tensors and five independent switch
         softmax ("both": along predictions). Floats are float64 for float64 inputs, else float32. Only `loss` is
         differentiable, once, in `targets`, `predictions` and a tensor `temperature`.
 
-        With a group all processes get the results of the whole batch, the gradients of its loss in their own vectors,
-        and their share of the gradient in `temperature`. So the gradients of shared parameters add up over processes to
-        that of the whole batch. Where they are averaged, as in DistributedDataParallel, multiply the loss by the number
-        of processes.
+        With a group all processes get the results of the whole batch. Each gets the gradients of its loss in its own
+        vectors, and a share of the gradient in `temperature`. So the gradients of shared parameters add up over
+        processes to that of the whole batch. Where they are averaged, as in DistributedDataParallel, multiply the loss
+        by the number of processes.
 
     Raises:
         TypeError: a dtype is unsupported, or the dtypes of targets and predictions differ outside autocast.
