@@ -8,7 +8,7 @@ from shapes import SHAPES, Shape
 
 from unicode_fast import (
     CodebookState,
-    UpdateRule,
+    EmaConfig,
     available_backends,
     codebook_update,
     codeword_distribution,
@@ -37,7 +37,7 @@ def update(shape: Shape, backend: str) -> Callable[[], object]:
         torch.zeros(shape.modalities, shape.codewords, dtype=torch.int64),
         torch.zeros((), dtype=torch.int64),
     )
-    return lambda: codebook_update(state, rows, index, UpdateRule(), backend=backend)
+    return lambda: codebook_update(state, rows, index, EmaConfig(), backend=backend)
 
 
 def distribution(shape: Shape, backend: str) -> Callable[[], object]:

@@ -34,10 +34,10 @@ VARIANTS: dict[str, Fields] = {
     "paper, grid_pooling attention": {"grid_pooling": "attention"},
     "paper, commitment_norm sum": {"commitment_norm": "sum"},
     "paper, codebook_init uniform": {"codebook_init": "uniform"},
-    "paper, revive_after 300": {"revive_after": 300},
+    "paper, reset_after 300": {"reset_after": 300},
     "official": {},
     "official, codebook_init data": {"codebook_init": "data"},
-    "official, revive_ema true": {"revive_ema": True},
+    "official, reset_ema true": {"reset_ema": True},
     "official, club_reduction mean": {"club_reduction": "mean"},
 }
 TOKEN_DIRECTIONS = (
@@ -97,7 +97,7 @@ Neither of the others does so alone in 600 steps.
   from all features. About half of the codes of the first batch are used by the second. `--codebook_init data` starts
   codewords among the features; by step 100 few are in use all the same.
 * **A reset that does not last.** After 300 batches without use a codeword is put beside one in use. Its running count
-  and sum stay, and the next update restores the old codeword from them. `--revive_ema true` resets these too.
+  and sum stay, and the next update restores the old codeword from them. `--reset_ema true` resets these too.
 
 `paper` has all three, a tenth of CLUB's weight and a higher learning rate, and reads a grid by one linear layer."""
 

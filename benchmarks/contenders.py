@@ -22,7 +22,7 @@ from original import OriginalQuantiser, PlainQuantiser
 from shapes import SEARCH_SHAPES, SHAPES, UPDATE_SHAPES, Shape
 from torch import Tensor
 
-from unicode_fast import CodebookState, UpdateRule, codebook_update, commitment_loss, nearest_codeword
+from unicode_fast import CodebookState, EmaConfig, codebook_update, commitment_loss, nearest_codeword
 from unicode_fast.reference import nearest_codeword_reference
 from unicode_fast.training.runs import git_commit
 
@@ -128,8 +128,8 @@ def new_state(codebook: Tensor, modalities: int) -> CodebookState:
 
 
 def step_of(state: CodebookState, features: list[Tensor], backend: str | None = None) -> Callable[[], Tensor]:
-    """Search, commitment with its gradient, update and revival of a training step of the recommended preset."""
-    rule = UpdateRule(smoothing="transient", revive_after=30, revive_source="feature")
+    """Search, commitment with its gradient, update and reset of a training step of the recommended preset."""
+    rule = EmaConfig(smoothing="transient", reset_after=30, reset_source="feature")
     rows = [x.clone().requires_grad_() for x in features]
     weights = torch.full((len(rows), len(rows)), 0.25 / (len(rows) - 1), device=state.codebook.device)
     weights = weights.fill_diagonal_(0.5) / state.codebook.shape[1]
@@ -148,7 +148,7 @@ def step_of(state: CodebookState, features: list[Tensor], backend: str | None = 
 
 def update_of(state: CodebookState, features: list[Tensor]) -> Callable[[], Tensor]:
     """Search and update alone, of one modality."""
-    rule = UpdateRule(own_weight=1.0, revive_after=0)
+    rule = EmaConfig(own_weight=1.0, reset_after=0)
 
     def step() -> Tensor:
         index = nearest_codeword(features[0], state.codebook).index

@@ -19,7 +19,7 @@ SMOOTHING = 1e-5
 BETA = 0.25
 OWN_SHARE = 0.5
 ACTIVE_WITHIN = 100
-REVIVAL_NOISE = 1 / 1024
+RESET_NOISE = 1 / 1024
 LOG_OFFSET = 1e-10
 SUM_OFFSET = 1e-5
 CODE_MATCHING_WEIGHT = 0.5
@@ -31,7 +31,7 @@ class Draws:
     """Everything random of one step.
 
     Attributes:
-        choice: (M,) uniforms in [0, 1); a revived codeword k copies the active one at rank floor(choice[k] * actives).
+        choice: (M,) uniforms in [0, 1); a reset codeword k copies the active one at rank floor(choice[k] * actives).
         noise: (M, D) uniforms in [-1, 1), to be scaled by 1/1024.
         permutation: Modality -> (B,) permutation of the clips, the negatives of CLUB.
         cpc_step: Last step that the predictors have read, 1 to T - 2; the one after it is predicted.
@@ -115,7 +115,7 @@ def update_average(quantiser: Quantiser, z: dict[str, Array], index: dict[str, A
     return Quantiser(embedding, count, weight, idle)
 
 
-def revive(quantiser: Quantiser, index: dict[str, Array], random: Draws) -> Quantiser:
+def reset(quantiser: Quantiser, index: dict[str, Array], random: Draws) -> Quantiser:
     """Idle counters, and idle codewords replaced by noisy copies of active ones; N and O stay as they are."""
     embedding, count, weight, idle = quantiser
     idle = idle + 1
@@ -123,10 +123,10 @@ def revive(quantiser: Quantiser, index: dict[str, Array], random: Draws) -> Quan
     active = np.flatnonzero((idle >= 0) & (idle < ACTIVE_WITHIN))
     dead = np.flatnonzero(idle > IDLE_LIMIT)
     source = active[np.floor(random.choice[dead] * len(active)).astype(int)]
-    revived = embedding.copy()
-    revived[dead] = embedding[source] + REVIVAL_NOISE * random.noise[dead]
+    reset = embedding.copy()
+    reset[dead] = embedding[source] + RESET_NOISE * random.noise[dead]
     idle[dead] = 0
-    return Quantiser(revived, count, weight, idle)
+    return Quantiser(reset, count, weight, idle)
 
 
 def commitments(z: dict[str, Array], code: dict[str, Array]) -> dict[str, float]:
@@ -246,7 +246,7 @@ def forward(
         By modality: `input` (audio and video as given, the text sequence), `z`, `index`, `code`, `offset`,
         `quantised` (z + offset), `specific`, `club_target`, `decoded`, `distribution`. `losses`: term -> modality or
         pair -> value, unweighted except for the commitment's own weights; pairs of `prediction` are (target, source).
-        `total`: the loss. `averaged`, `quantiser`: the buffers after the moving average, and after revival too.
+        `total`: the loss. `averaged`, `quantiser`: the buffers after the moving average, and after reset too.
     """
     modalities = next(names for names in MODALITIES.values() if set(names) == set(features))
     variant = next(key for key, names in MODALITIES.items() if names == modalities)
@@ -278,4 +278,4 @@ def forward(
     averaged = update_average(before, z, index)
     result |= {"offset": offset, "quantised": quantised, "specific": specific, "club_target": target}
     result |= {"decoded": decoded, "distribution": shares, "losses": losses, "total": total_loss(losses)}
-    return result | {"averaged": averaged, "quantiser": revive(averaged, index, random)}
+    return result | {"averaged": averaged, "quantiser": reset(averaged, index, random)}

@@ -119,9 +119,9 @@ def of_rules() -> Iterator[Call]:
             wrong: tuple[Any, ...] = (NAN, -1.0)
             if isinstance(value, (str, int)):
                 wrong = ("", "x" * 1000) if isinstance(value, str) else (-1, SMALLEST)
-            for number in wrong if name not in ("seed", "revive_ema") else ():
+            for number in wrong if name not in ("seed", "reset_ema") else ():
                 yield Call(f"{part}, {name} {number}", *changed(f"{part} features", **{name: number}))
-        for name, number in (("revive_after", LARGEST), ("revive_active_within", LARGEST), ("seed", SMALLEST)):
+        for name, number in (("reset_after", LARGEST), ("reset_active_within", LARGEST), ("seed", SMALLEST)):
             yield Call(f"{part}, {name} {number}", *changed(f"{part} paper", **{name: number}), RESULT)
         for number in (NAN, -1e300, 1e300, INF):
             draws = torch.full((7,), number, dtype=torch.float64)

@@ -50,8 +50,8 @@ class TestVariants:
         assert found["CLUB"].club_estimator == "none"
         assert found["Cross-CPC"].cpc_weight == 0
         assert found["MM-EMA"].ema_partner == "none" and found["MM-EMA"].commitment_partner == 0
-        assert found["reset"].revive_after == 0
-        assert found["code matching"].cmcm_weight == 0
+        assert found["reset"].reset_after == 0
+        assert found["code matching"].code_matching_weight == 0
         assert "CLUB + Cross-CPC" not in found
 
     def test_equal_configurations_share_their_runs(self, tmp_path: Path) -> None:
@@ -132,13 +132,19 @@ class TestRecord:
         row = Row("classification", "audio", "video", 0.5, 0.75, 0.25)
         summary = {"rows": [row.as_dict()], "seconds": 150.0, "threads": 1, "git_commit": "0"}
         assert record.times() == ""
-        changed = base.replace(cmcm_weight=0.0, seed=3)
+        changed = base.replace(code_matching_weight=0.0, seed=3)
         assert record.find(changed) is None
         for _ in range(2):
             record.add(changed, summary)
         read = ablate.Record(tmp_path / "runs.json", base.replace(seed=7, micro_batches=2))
         assert read.runs == [
-            {"fields": {"cmcm_weight": 0.0}, "seed": 3, "rows": [row.as_dict()], "seconds": 150.0, "threads": 1}
+            {
+                "fields": {"code_matching_weight": 0.0},
+                "seed": 3,
+                "rows": [row.as_dict()],
+                "seconds": 150.0,
+                "threads": 1,
+            }
         ]
         assert "took 2.5 minutes a run (median) with 1 thread(s)" in read.times()
         assert read.find(changed) == [row]
@@ -311,7 +317,7 @@ def runs(store: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     folder = tmp_path_factory.mktemp("runs")
     flags = words(data=store, **PAIR)
     train([*flags, "--seeds=2", f"--out={folder / 'two'}"])
-    train([*flags, "--cmcm_weight=0", f"--out={folder / 'other'}"])
+    train([*flags, "--code_matching_weight=0", f"--out={folder / 'other'}"])
     for run in (folder / "two" / "seed-0", folder / "two" / "seed-1", folder / "other"):
         summary = json.loads((run / "summary.json").read_text())
         assert summary["dataset"] == "tiny"
@@ -333,7 +339,7 @@ class TestReport:
     def test_lines(self, runs: list[Path]) -> None:
         first, second = report.collect(report.single_runs(map(str, runs)))
         assert len(first.folders) == 2 and len(second.folders) == 1
-        assert "cmcm_weight 0.0" in second.label and "cmcm_weight" not in first.label
+        assert "code_matching_weight 0.0" in second.label and "code_matching_weight" not in first.label
         column = report.Column("classification", "audio", "video", "held_out")
         scores = [
             next(row for row in json.loads((folder / "summary.json").read_text())["rows"] if row["to"] == "video")[

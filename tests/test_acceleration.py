@@ -37,7 +37,7 @@ RATE = 2.0**-8
 
 
 def trainer(preset: str = "recommended", device: torch.device = CPU, **fields: object) -> Trainer:
-    return tiny.trainer(preset, device=str(device), **{"revive_after": 1, **fields})
+    return tiny.trainer(preset, device=str(device), **{"reset_after": 1, **fields})
 
 
 def batch(owner: Trainer, clips: int, masked: bool, seed: int = 0) -> tuple[dict, dict | None]:

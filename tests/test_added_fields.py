@@ -171,7 +171,10 @@ class TestFiles:
         for flags, message in (
             ({"preset": "best"}, "^preset must be one of"),
             ({"width": "x"}, "^width must be int"),
-            ({"cmcm_weight": 0.0, "cmcm_temperature": 3.0}, "^cmcm_temperature is not read where cmcm_weight is 0.0"),
+            (
+                {"code_matching_weight": 0.0, "code_matching_temperature": 3.0},
+                "^code_matching_temperature is not read where code_matching_weight is 0.0",
+            ),
         ):
             with pytest.raises(ValueError, match=message):
                 resolve(file, flags)
@@ -183,7 +186,7 @@ class TestFiles:
         assert resolve(file, {}) == preset("paper")
 
     def test_a_preset_may_have_changed_where_a_field_is_not_read(self, added: dict[str, Any], tmp_path: Path) -> None:
-        config = preset("recommended").replace_all(cmcm_weight=0.0, cmcm_temperature=3.0, **added)
+        config = preset("recommended").replace_all(code_matching_weight=0.0, code_matching_temperature=3.0, **added)
         file = write_yaml(tmp_path / "config.yaml", without(config.flat(), *added))
         assert resolve(file, {}) == resolve_saved(file) == config
         assert resolve_saved(write_yaml(tmp_path / "config.yaml", config.flat())) == config

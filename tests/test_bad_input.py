@@ -218,7 +218,7 @@ RUNS = [
     (["--easy=true"], ValueError, "easy needs built-in data, got data"),
     (["--steps=3", "--epochs=2"], ValueError, "epochs is not read where steps is 3, not 0, got epochs 2"),
     (["--grid_semantic_width=9", "--grid_pooling=sum"], ValueError, "grid_semantic_width is not read where grid_poo"),
-    (["--revive_noise=0.5"], ValueError, "revive_noise is not read where revive_source is 'feature', got revive_noise"),
+    (["--reset_noise=0.5"], ValueError, "reset_noise is not read where reset_source is 'feature', got reset_noise"),
     (["--ema_own_weight=0.5", "--ema_partner=none"], ValueError, "ema_own_weight is not read where ema_partner is"),
     (
         ["--squeeze_width=4", "--modalities=audio,text", "--batch_size=10"],

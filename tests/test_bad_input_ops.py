@@ -10,8 +10,8 @@ from torch import Tensor
 
 from unicode_fast.ops import (
     CodebookState,
-    RevivalDraws,
-    UpdateRule,
+    EmaConfig,
+    ResetDraws,
     codebook_update,
     codeword_distribution,
     cross_info_nce,
@@ -33,7 +33,7 @@ def state(**changes: Tensor) -> CodebookState:
 def update(current: Any = None, rule: Any = None, **changes: Any) -> None:
     options = {"features": [ROWS, ROWS], "index": [torch.zeros(3, dtype=torch.int64)] * 2, **changes}
     features, index = options.pop("features"), options.pop("index")
-    codebook_update(current or state(), features, index, rule or UpdateRule(), **options)
+    codebook_update(current or state(), features, index, rule or EmaConfig(), **options)
 
 
 def loss(targets: Any = VECTORS, predictions: Any = VECTORS, weights: Any = WEIGHTS, **options: Any) -> Any:
@@ -207,7 +207,7 @@ CASES: dict[str, Case] = {
         TypeError,
         ["state must be a CodebookState", "tuple"],
     ),
-    "update, rule": (lambda: update(rule="joint"), TypeError, ["rule must be an UpdateRule", "str"]),
+    "update, rule": (lambda: update(rule="joint"), TypeError, ["rule must be an EmaConfig", "str"]),
     "update, half codebook": (
         lambda: update(state(codebook=CODEBOOK.half())),
         TypeError,
@@ -303,49 +303,49 @@ CASES: dict[str, Case] = {
         ["valid must be a list", "Tensor"],
     ),
     "update, draws": (
-        lambda: update(draws=RevivalDraws(torch.zeros(5).double(), torch.zeros(5, 3).double())),
+        lambda: update(draws=ResetDraws(torch.zeros(5).double(), torch.zeros(5, 3).double())),
         ValueError,
         ["draws.noise must have shape (5, 4)", "(5, 3)"],
     ),
     "update, draws of other dtype": (
-        lambda: update(draws=RevivalDraws(torch.zeros(5), torch.zeros(5, 4))),
+        lambda: update(draws=ResetDraws(torch.zeros(5), torch.zeros(5, 4))),
         TypeError,
         ["draws.choice must be float64", "float32"],
     ),
     "update, tuple for draws": (
         lambda: update(draws=(1, 2)),
         TypeError,
-        ["draws must be RevivalDraws or None", "tuple"],
+        ["draws must be ResetDraws or None", "tuple"],
     ),
     "rule, update": (
-        lambda: UpdateRule(update="both"),  # type: ignore[arg-type]
+        lambda: EmaConfig(update="both"),  # type: ignore[arg-type]
         ValueError,
         ["update must be one of 'joint', 'sequential'", "'both'"],
     ),
     "rule, smoothing": (
-        lambda: UpdateRule(smoothing="laplace"),  # type: ignore[arg-type]
+        lambda: EmaConfig(smoothing="laplace"),  # type: ignore[arg-type]
         ValueError,
         ["smoothing must be one of", "'laplace'"],
     ),
-    "rule, decay": (lambda: UpdateRule(decay=1.01), ValueError, ["decay must be in [0, 1]", "1.01"]),
-    "rule, own weight": (lambda: UpdateRule(own_weight=-0.1), ValueError, ["own_weight must be in [0, 1]", "-0.1"]),
-    "rule, no number": (lambda: UpdateRule(decay="a"), TypeError, ["decay must be a number, got str"]),  # type: ignore[arg-type]
+    "rule, decay": (lambda: EmaConfig(decay=1.01), ValueError, ["decay must be in [0, 1]", "1.01"]),
+    "rule, own weight": (lambda: EmaConfig(own_weight=-0.1), ValueError, ["own_weight must be in [0, 1]", "-0.1"]),
+    "rule, no number": (lambda: EmaConfig(decay="a"), TypeError, ["decay must be a number, got str"]),  # type: ignore[arg-type]
     "rule, epsilon": (
-        lambda: UpdateRule(smoothing="transient", epsilon=0.0),
+        lambda: EmaConfig(smoothing="transient", epsilon=0.0),
         ValueError,
         ["epsilon must be greater than 0 for smoothing 'transient'", "got 0"],
     ),
-    "rule, revive_after": (
-        lambda: UpdateRule(revive_after=-1),
+    "rule, reset_after": (
+        lambda: EmaConfig(reset_after=-1),
         ValueError,
-        ["revive_after must be 0 or greater", "-1"],
+        ["reset_after must be 0 or greater", "-1"],
     ),
-    "rule, revive_active_within": (
-        lambda: UpdateRule(revive_active_within=1.5),  # type: ignore[arg-type]
+    "rule, reset_active_within": (
+        lambda: EmaConfig(reset_active_within=1.5),  # type: ignore[arg-type]
         TypeError,
-        ["revive_active_within must be an integer", "float"],
+        ["reset_active_within must be an integer", "float"],
     ),
-    "rule, seed": (lambda: UpdateRule(seed=2**63), ValueError, ["seed must be a signed integer of 64 bits"]),
+    "rule, seed": (lambda: EmaConfig(seed=2**63), ValueError, ["seed must be a signed integer of 64 bits"]),
 }
 
 
@@ -375,26 +375,26 @@ def test_every_field_of_the_rule_matters() -> None:
         "own_weight": 1.0,
         "update": "sequential",
         "smoothing": "none",
-        "revive_after": 0,
-        "revive_unless": "all",
-        "revive_source": "feature",
-        "revive_noise": 0.5,
-        "revive_active_within": 1,
-        "revive_ema": False,
+        "reset_after": 0,
+        "reset_unless": "all",
+        "reset_source": "feature",
+        "reset_noise": 0.5,
+        "reset_active_within": 1,
+        "reset_ema": False,
         "seed": 1,
     }
-    assert set(changes) == {field.name for field in fields(UpdateRule)}
+    assert set(changes) == {field.name for field in fields(EmaConfig)}
     generator = torch.Generator().manual_seed(0)
     rows = [torch.randn(6, 4, generator=generator) for _ in range(2)]
     codebook = torch.randn(5, 4, generator=generator)
 
-    def result(rule: UpdateRule) -> list[Tensor]:
+    def result(rule: EmaConfig) -> list[Tensor]:
         idle = torch.tensor([[0, 3, 3, 9, 9], [0, 0, 9, 3, 9]])
         current = state(codebook=codebook.clone(), ema_sum=codebook.clone(), idle=idle)
         codebook_update(current, rows, [torch.tensor([0, 0, 0, 1, 1, 0]), torch.tensor([0, 0, 2, 2, 0, 0])], rule)
         return list(current)
 
-    base = UpdateRule(smoothing="transient", revive_after=5, revive_active_within=5)
+    base = EmaConfig(smoothing="transient", reset_after=5, reset_active_within=5)
     expected = result(base)
     for name, value in changes.items():
         found = result(replace(base, **{name: value}))

@@ -12,7 +12,7 @@ from tolerances import EXACT
 from torch import Tensor
 
 import unicode_fast
-from unicode_fast import Codebook, CodebookState, UpdateRule
+from unicode_fast import Codebook, CodebookState, EmaConfig
 from unicode_fast.modules.cpc import clip_mean
 from unicode_fast.ops import codebook_update
 from unicode_fast.reference import nearest_codeword_reference
@@ -21,7 +21,7 @@ from unicode_fast.reference.codebook_update import CodebookBatch, codebook_updat
 NAN = float("nan")
 CLOSE = tolerances.codebook_update(torch.float64)
 NAMES = ["audio", "video", "depth"]
-RULE = UpdateRule(decay=0.9, smoothing="transient", revive_after=0)
+RULE = EmaConfig(decay=0.9, smoothing="transient", reset_after=0)
 BUFFERS = {"codebook", "ema_count", "ema_sum", "idle", "step"}
 
 
@@ -111,7 +111,7 @@ def test_one_modality_is_plain_ema() -> None:
     for options in ({}, {"partner": "attended"}):
         alone, state = make(["audio"], **options), copied(make(["audio"]))
         index = alone({"audio": normal(6, 4, dtype=torch.float64)}).index["audio"]
-        plain = UpdateRule(decay=0.9, smoothing="transient", revive_after=0, own_weight=1.0)
+        plain = EmaConfig(decay=0.9, smoothing="transient", reset_after=0, own_weight=1.0)
         codebook_update(state, [normal(6, 4, dtype=torch.float64)], [index], plain)
         assert_state(alone, state, CLOSE)
 
@@ -206,7 +206,7 @@ BAD: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     "a name twice": (lambda: Codebook(["a", "a"], 9, 4), ValueError, "different modalities, got"),
     "codewords": (lambda: Codebook(["a"], 0, 4), ValueError, "codewords must be at least 1, got 0"),
     "width": (lambda: Codebook(["a"], 9, 4.0), TypeError, "width must be an integer, got float"),  # type: ignore
-    "rule": (lambda: Codebook(["a"], 9, 4, 0.9), TypeError, "rule must be an UpdateRule or None"),  # type: ignore
+    "rule": (lambda: Codebook(["a"], 9, 4, 0.9), TypeError, "rule must be an EmaConfig or None"),  # type: ignore
     "partner": (lambda: make(partner="mean"), ValueError, "partner must be one of 'aligned', 'attended', got 'mean'"),
     "count": (lambda: make(initial_count=-1), ValueError, "initial_count must be a number of at least 0, got -1"),
     "a tensor": (lambda: make()(torch.ones(5, 4)), TypeError, "features must be a mapping .*, got Tensor"),

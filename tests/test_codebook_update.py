@@ -1,4 +1,4 @@
-"""codebook_update: hand-written steps, an independent oracle for every rule, revival, masks, and its random numbers."""
+"""codebook_update: hand-written steps, an independent oracle for every rule, reset, masks, and its random numbers."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,14 +14,14 @@ from numpy.typing import NDArray
 from tolerances import EXACT, MANY_ROWS
 from torch import Tensor
 
-from unicode_fast.ops import CodebookState, RevivalDraws, UpdateRule, codebook_update
+from unicode_fast.ops import CodebookState, EmaConfig, ResetDraws, codebook_update
 from unicode_fast.reference.codebook_update import CodebookBatch, codebook_statistics_reference
 
 Array = NDArray[np.float64]
 NAN = float("nan")
 CLOSE = tolerances.codebook_update(torch.float64)
 # What the released code does with its codebook.
-OFFICIAL = UpdateRule(update="sequential", smoothing="compounding", revive_ema=False)
+OFFICIAL = EmaConfig(update="sequential", smoothing="compounding", reset_ema=False)
 UPDATES = list(product(("joint", "sequential"), ("none", "transient", "compounding")))
 
 
@@ -57,7 +57,7 @@ class Oracle:
         self,
         features: list[Array],
         index: list[NDArray[np.int64]],
-        rule: UpdateRule,
+        rule: EmaConfig,
         partners: list[Array] | None = None,
         valid: list[NDArray[np.bool_]] | None = None,
     ) -> None:
@@ -84,7 +84,7 @@ class Oracle:
                 self._ema(counts[m], sums[m], rule)
         self.idle = np.where(counts > 0, 0, self.idle + 1)
 
-    def _ema(self, count: Array, total: Array, rule: UpdateRule) -> None:
+    def _ema(self, count: Array, total: Array, rule: EmaConfig) -> None:
         self.count = rule.decay * self.count + (1 - rule.decay) * count
         self.sum = rule.decay * self.sum + (1 - rule.decay) * total
         number = self.count.sum()
@@ -110,7 +110,7 @@ def test_hand_written_joint(place: Place) -> None:
     state = make_state(torch.tensor([[2.0], [4.0], [6.0]], dtype=torch.float64, device=place.device), 2)
     features = [torch.tensor([[1.0], [3.0]]), torch.tensor([[5.0], [11.0]])]
     index = [torch.tensor([0, 0]), torch.tensor([0, 1])]
-    rule = UpdateRule(decay=0.5, own_weight=0.75)
+    rule = EmaConfig(decay=0.5, own_weight=0.75)
     codebook_update(state, *on(place.device, features, index), rule, backend=place.backend)
     # Own and partner 3/4 : 1/4. Codeword 0 gets 3/4+5/4, 9/4+11/4 and 15/4+1/4: 2 + 5 + 4; codeword 1 gets 33/4+3/4.
     assert_close(state.ema_count, np.array([2.0, 1.0, 0.5]), EXACT)  # (1 + 3)/2, (1 + 1)/2, 1/2
@@ -124,7 +124,7 @@ def test_hand_written_joint(place: Place) -> None:
 def test_hand_written_sequential(place: Place) -> None:
     state = make_state(torch.tensor([[2.0], [4.0]], dtype=torch.float64, device=place.device), 2)
     features, index = [torch.tensor([[1.0]]), torch.tensor([[3.0]])], [torch.tensor([0]), torch.tensor([1])]
-    rule = UpdateRule(decay=0.5, own_weight=1.0, update="sequential")
+    rule = EmaConfig(decay=0.5, own_weight=1.0, update="sequential")
     codebook_update(state, *on(place.device, features, index), rule, backend=place.backend)
     # First modality: counts 1, 1/2 and sums 3/2, 2; then the second: counts 1/2, 3/4 and sums 3/4, 5/2.
     assert_close(state.ema_count, np.array([0.5, 0.75]), EXACT)
@@ -136,7 +136,7 @@ def test_hand_written_sequential(place: Place) -> None:
 @pytest.mark.parametrize("smoothing", ["transient", "compounding"])
 def test_hand_written_smoothing(smoothing: str, place: Place) -> None:
     state = make_state(torch.tensor([[1.0], [3.0]], dtype=torch.float64, device=place.device), 1)
-    rule = UpdateRule(decay=0.5, smoothing=smoothing, epsilon=0.5)  # type: ignore[arg-type]
+    rule = EmaConfig(decay=0.5, smoothing=smoothing, epsilon=0.5)  # type: ignore[arg-type]
     rows = on(place.device, [torch.full((3, 1), 5.0)], [torch.tensor([0, 0, 0])])
     codebook_update(state, *rows, rule, backend=place.backend)
     # Counts (1 + 3)/2 = 2 and 1/2, their sum 5/2; smoothed 5/2 (2 + 1/2)/(5/2 + 1) = 25/14 and 5/2 * 1/(7/2) = 5/7.
@@ -152,7 +152,7 @@ def test_hand_written_partners_that_are_not_valid(place: Place) -> None:
     valid = [torch.tensor([True, True, True]), torch.tensor([True, False, False]), torch.tensor([True, True, False])]
     state = make_state(torch.zeros(3, 1, dtype=torch.float64, device=place.device), 3)
     features, index, valid = on(place.device, features, index, valid)
-    codebook_update(state, features, index, UpdateRule(decay=0.0), valid=valid, backend=place.backend)
+    codebook_update(state, features, index, EmaConfig(decay=0.0), valid=valid, backend=place.backend)
     # Row 0: 1/2 + 2, 3/2 + 3/2, 5/2 + 1. Row 1, two of them: 1 + 5/2, 5/2 + 1. Row 2, alone: 4.
     assert_close(state.ema_sum, np.array([[9.0], [7.0], [4.0]]), EXACT)
     assert state.ema_count.tolist() == [3, 2, 1]
@@ -165,7 +165,7 @@ def test_hand_written_partners_that_are_not_valid(place: Place) -> None:
 @pytest.mark.parametrize("given_partners", [False, True], ids=["aligned", "partners"])
 def test_against_oracle(update: str, smoothing: str, modalities: int, given_partners: bool, place: Place) -> None:
     """Five steps with masks; each also in float32, whose state is rounded once for each step."""
-    rule = UpdateRule(decay=0.9, own_weight=0.6, update=update, smoothing=smoothing)  # type: ignore[arg-type]
+    rule = EmaConfig(decay=0.9, own_weight=0.6, update=update, smoothing=smoothing)  # type: ignore[arg-type]
     for dtype in (torch.float64, torch.float32):
         state = make_state(normal(11, 7, dtype=dtype).to(place.device), modalities)
         for step in range(5):
@@ -191,7 +191,7 @@ def test_ranks_add_their_statistics() -> None:
     state = make_state(normal(9, 4, dtype=torch.float64), 3)
     features, index = random_batch(3, 30, 4, 9)
     valid = [torch.rand(30, generator=generator(m)) < 0.7 for m in range(3)]
-    for rule in (UpdateRule(), OFFICIAL):
+    for rule in (EmaConfig(), OFFICIAL):
         whole = codebook_statistics_reference(state, CodebookBatch(features, index, [], valid), rule, None)
         total = torch.zeros_like(whole)
         for part in (slice(0, 13), slice(13, 30)):
@@ -206,7 +206,7 @@ def test_unused_codewords(place: Place) -> None:
     codebook = normal(3, 2, dtype=torch.float64).to(place.device)
     rows = on(place.device, [torch.ones(4, 2)], [torch.tensor([0, 0, 1, 0])])
     joint = make_state(codebook, 1, count=0.0)
-    codebook_update(joint, *rows, UpdateRule(), backend=place.backend)
+    codebook_update(joint, *rows, EmaConfig(), backend=place.backend)
     assert torch.equal(joint.codebook[2], codebook[2])
     official, oracle = make_state(codebook, 1, count=0.0), Oracle(make_state(codebook, 1, count=0.0))
     codebook_update(official, *rows, OFFICIAL, backend=place.backend)
@@ -220,7 +220,7 @@ def test_unused_codewords(place: Place) -> None:
 @pytest.mark.parametrize("source", ["codeword", "feature"])
 @pytest.mark.parametrize("codewords", [1, 2, 101])
 def test_sizes(rows: int, source: str, codewords: int, place: Place) -> None:
-    rule = UpdateRule(revive_after=1, revive_source=source)  # type: ignore[arg-type]
+    rule = EmaConfig(reset_after=1, reset_source=source)  # type: ignore[arg-type]
     state = make_state(normal(codewords, 5, dtype=torch.float64).to(place.device), 2)
     oracle = Oracle(state)
     features, index = random_batch(2, rows, 5, codewords)
@@ -234,7 +234,7 @@ def test_no_valid_row(place: Place) -> None:
     state = make_state(normal(4, 3).to(place.device), 2, idle=7)
     features, index = on(place.device, [torch.full((5, 3), NAN)] * 2, [torch.full((5,), 99)] * 2)
     valid = [torch.zeros(5, dtype=torch.bool, device=place.device)] * 2
-    rule = UpdateRule(revive_after=3, revive_source="feature")
+    rule = EmaConfig(reset_after=3, reset_source="feature")
     before = state.codebook.clone()
     codebook_update(state, features, index, rule, valid=valid, backend=place.backend)
     assert_close(state.codebook, before, tolerances.codebook_update(torch.float32))
@@ -249,9 +249,9 @@ def test_half_precision_features(dtype: torch.dtype, place: Place) -> None:
     halves = [rows.to(dtype).to(place.device) for rows in features]
     index = [codes.to(place.device) for codes in index]
     expected, state = (make_state(normal(8, 6).to(place.device), 2) for _ in range(2))
-    codebook_update(expected, [rows.float() for rows in halves], index, UpdateRule(), backend=place.backend)
+    codebook_update(expected, [rows.float() for rows in halves], index, EmaConfig(), backend=place.backend)
     with torch.autocast(place.device, dtype=torch.bfloat16):
-        codebook_update(state, halves, index, UpdateRule(), backend=place.backend)
+        codebook_update(state, halves, index, EmaConfig(), backend=place.backend)
     for part, truth in zip(state, expected, strict=True):
         assert part.dtype == truth.dtype
         assert_close(part, truth, tolerances.codebook_update(torch.float32) if place.device == "cuda" else EXACT)
@@ -263,7 +263,7 @@ def test_repeatable(place: Place) -> None:
     rows = on(place.device, features, index)
     states = [make_state(normal(20, 16).to(place.device), 3) for _ in range(3)]
     for state in states:
-        codebook_update(state, *rows, UpdateRule(revive_after=1, revive_source="feature"), backend=place.backend)
+        codebook_update(state, *rows, EmaConfig(reset_after=1, reset_source="feature"), backend=place.backend)
     assert all(torch.equal(a, b) for state in states[1:] for a, b in zip(state, states[0], strict=True))
 
 
@@ -273,7 +273,7 @@ def test_threads_change_nothing(set_threads: Callable[[int], None]) -> None:
     states = [make_state(normal(300, 160), 3) for _ in range(2)]
     for threads, state in zip((1, 3), states, strict=True):
         set_threads(threads)
-        codebook_update(state, features, index, UpdateRule(revive_after=1), backend="cpp")
+        codebook_update(state, features, index, EmaConfig(reset_after=1), backend="cpp")
     assert all(torch.equal(a, b) for a, b in zip(*states, strict=True))
 
 
@@ -295,7 +295,7 @@ def test_many_rows(rows: tuple[int, int], codewords: int, width: int, masked: bo
     ]
     for numbers, codes, mask in zip(features, index, valid, strict=True):
         numbers[~mask], codes[~mask] = NAN, -1
-    rule = UpdateRule(own_weight=0.75, update="sequential", revive_after=1, revive_source="feature")
+    rule = EmaConfig(own_weight=0.75, update="sequential", reset_after=1, reset_source="feature")
     state = make_state(normal(codewords, width, dtype=torch.float64).to(place.device), 2, idle=5)
     counts, sums = to_float64(state.ema_count), to_float64(state.ema_sum)
     for numbers, partner, codes, mask in zip(features, partners, index, valid, strict=True):
@@ -313,13 +313,13 @@ def test_many_rows(rows: tuple[int, int], codewords: int, width: int, masked: bo
     assert_close(state.codebook[used], (sums / counts[:, None])[used], MANY_ROWS, "codebook")
     assert state.idle.tolist() == [[0] * codewords] * 2
     everything = np.concatenate([to_float64(numbers) for numbers in features])
-    for revived in to_float64(state.codebook[codewords - 5 :]):
-        assert (everything == revived).all(axis=1).any()
+    for reset in to_float64(state.codebook[codewords - 5 :]):
+        assert (everything == reset).all(axis=1).any()
 
 
 @places("codebook_update")
 def test_lengths_may_differ(place: Place) -> None:
-    rule = UpdateRule(own_weight=1.0)
+    rule = EmaConfig(own_weight=1.0)
     state = make_state(normal(5, 3, dtype=torch.float64).to(place.device), 2)
     features = [normal(4, 3, dtype=torch.float64), normal(9, 3, seed=1, dtype=torch.float64)]
     index = [torch.arange(4), torch.arange(9) % 5]
@@ -336,16 +336,16 @@ def idle_state(device: str, idle: list[list[int]]) -> CodebookState:
     return make_state(codebook, len(idle))._replace(idle=torch.tensor(idle, device=device))
 
 
-def draws(device: str, choice: list[float], noise: float = 0.0) -> RevivalDraws:
+def draws(device: str, choice: list[float], noise: float = 0.0) -> ResetDraws:
     given = torch.tensor(choice, dtype=torch.float64, device=device)
-    return RevivalDraws(given, torch.full((len(choice), 2), noise, dtype=torch.float64, device=device))
+    return ResetDraws(given, torch.full((len(choice), 2), noise, dtype=torch.float64, device=device))
 
 
 @places("codebook_update")
-def test_revival_from_codewords(place: Place) -> None:
+def test_reset_from_codewords(place: Place) -> None:
     """Active are 0, 2 and 5 (idle 0, 2 and 3 after the step), not 4 (idle 4); 1 and 3 are dead; 6 was never seen."""
     state = idle_state(place.device, [[0, 9, 4, 7, 3, 2, -2], [5, 8, 1, 9, 5, 6, -2]])
-    rule = UpdateRule(revive_after=6, revive_active_within=4, revive_noise=0.25)
+    rule = EmaConfig(reset_after=6, reset_active_within=4, reset_noise=0.25)
     features, index = on(place.device, [torch.zeros(1, 2)] * 2, [torch.tensor([0])] * 2)
     given = draws(place.device, [0.0, 0.5, 0.0, 0.999, 0.0, 0.0, 0.0], noise=-0.5)
     codebook_update(state, features, index, replace(rule, own_weight=1.0), draws=given, backend=place.backend)
@@ -357,46 +357,46 @@ def test_revival_from_codewords(place: Place) -> None:
 
 
 @places("codebook_update")
-@pytest.mark.parametrize(("unless", "revived"), [("any", [False, False, True]), ("all", [False, True, True])])
-def test_revival_unless(unless: str, revived: list[bool], place: Place) -> None:
+@pytest.mark.parametrize(("unless", "reset"), [("any", [False, False, True]), ("all", [False, True, True])])
+def test_reset_unless(unless: str, reset: list[bool], place: Place) -> None:
     """Codeword 1 was chosen lately by one modality, 2 by none; 300 batches are still soon enough, 301 are not."""
     state = idle_state(place.device, [[299, 300, 300], [0, 5, 300]])
-    rule = UpdateRule(revive_unless=unless, revive_source="feature", own_weight=1.0)  # type: ignore[arg-type]
+    rule = EmaConfig(reset_unless=unless, reset_source="feature", own_weight=1.0)  # type: ignore[arg-type]
     features, index = on(place.device, [torch.full((2, 2), 50.0)] * 2, [torch.tensor([0, 0])] * 2)
     index[0] = torch.zeros(2, dtype=torch.int64, device=place.device)
     codebook_update(state, features, index, rule, backend=place.backend)
-    assert (state.codebook[:, 0] == 50).tolist() == revived
-    assert (state.idle == 0).all(dim=0).tolist() == [True, *revived[1:]]
+    assert (state.codebook[:, 0] == 50).tolist() == reset
+    assert (state.idle == 0).all(dim=0).tolist() == [True, *reset[1:]]
 
 
 @places("codebook_update")
-def test_nothing_active_nothing_revived(place: Place) -> None:
+def test_nothing_active_nothing_reset(place: Place) -> None:
     state = idle_state(place.device, [[500, 600, 700]])
     before = state.codebook.clone()
     empty = on(place.device, [torch.zeros(0, 2)], [torch.zeros(0, dtype=torch.int64)])
-    codebook_update(state, *empty, UpdateRule(), backend=place.backend)
+    codebook_update(state, *empty, EmaConfig(), backend=place.backend)
     assert_close(state.codebook, before, CLOSE)
     assert state.idle.tolist() == [[501, 601, 701]]
 
 
 @places("codebook_update")
-@pytest.mark.parametrize("revive_ema", [True, False])
-def test_revival_lasts_with_ema(revive_ema: bool, place: Place) -> None:
-    """Without its EMA state a revived codeword that is not chosen falls back to its old vector one step later."""
+@pytest.mark.parametrize("reset_ema", [True, False])
+def test_reset_lasts_with_ema(reset_ema: bool, place: Place) -> None:
+    """Without its EMA state a reset codeword that is not chosen falls back to its old vector one step later."""
     state = idle_state(place.device, [[0, 400]])
-    rule = UpdateRule(revive_ema=revive_ema, revive_noise=0.0)
+    rule = EmaConfig(reset_ema=reset_ema, reset_noise=0.0)
     rows = on(place.device, [torch.zeros(1, 2)], [torch.tensor([0])])
     codebook_update(state, *rows, rule, backend=place.backend)
     assert_close(state.codebook[1], np.zeros(2), CLOSE)
     codebook_update(state, *rows, rule, backend=place.backend)
-    assert_close(state.codebook[1], np.full(2, 0.0 if revive_ema else 1.0), CLOSE)
+    assert_close(state.codebook[1], np.full(2, 0.0 if reset_ema else 1.0), CLOSE)
 
 
 @places("codebook_update")
-def test_never_revived(place: Place) -> None:
+def test_never_reset(place: Place) -> None:
     state = idle_state(place.device, [[0, 10**6]])
     rows = on(place.device, [torch.zeros(1, 2)], [torch.tensor([0])])
-    codebook_update(state, *rows, UpdateRule(revive_after=0), backend=place.backend)
+    codebook_update(state, *rows, EmaConfig(reset_after=0), backend=place.backend)
     assert state.idle.tolist() == [[0, 10**6 + 1]]
 
 
@@ -404,7 +404,7 @@ def test_never_revived(place: Place) -> None:
 def test_official_idle_counter_over_many_batches(place: Place) -> None:
     """One counter from -1 on, reset by any modality, as the released code keeps it, against the minimum of ours."""
     state = make_state(normal(12, 2, dtype=torch.float64).to(place.device), 2, count=1.0, idle=-1)
-    rule = replace(OFFICIAL, revive_after=4, revive_active_within=2)
+    rule = replace(OFFICIAL, reset_after=4, reset_active_within=2)
     official = np.full(12, -1)
     for step in range(30):
         index = [torch.randint(0, 4 + step % 9, (3,), generator=generator(7 * step + m)) for m in range(2)]
@@ -422,10 +422,10 @@ def test_draws_of_active_codewords_are_uniform(place: Place) -> None:
     """900 dead codewords choose among 4 active ones, with noise that is uniform in (-1/1024, 1/1024)."""
     state = idle_state(place.device, [[999] * 900 + [5] * 4])
     rows = on(place.device, [torch.zeros(0, 2)], [torch.zeros(0, dtype=torch.int64)])
-    codebook_update(state, *rows, UpdateRule(seed=3), backend=place.backend)
-    revived = to_float64(state.codebook[:900])
-    source = np.rint(revived[:, 0])
-    noise = (revived - source[:, None]) * 1024
+    codebook_update(state, *rows, EmaConfig(seed=3), backend=place.backend)
+    reset = to_float64(state.codebook[:900])
+    source = np.rint(reset[:, 0])
+    noise = (reset - source[:, None]) * 1024
     assert np.all(np.isin(source, [900, 901, 902, 903]))
     assert np.abs(noise).max() <= 1
     for number in np.unique(source, return_counts=True)[1]:
@@ -442,12 +442,12 @@ def test_draws_of_rows_are_uniform_over_valid_rows(place: Place) -> None:
     features = [torch.where(valid[:, None], values, NAN), torch.where(valid[:, None], values + 10, NAN)]
     lists = on(place.device, features, [torch.zeros(10, dtype=torch.int64)] * 2, [valid] * 2)
     features, index, masks = lists
-    rule = UpdateRule(revive_source="feature", own_weight=1.0)
+    rule = EmaConfig(reset_source="feature", own_weight=1.0)
     codebook_update(state, features, index, rule, valid=masks, backend=place.backend)
     chosen, number = np.unique(to_float64(state.codebook[1:]), return_counts=True)
-    revived = to_float64((state.idle == 0).all(dim=0)[1:])
+    reset = to_float64((state.idle == 0).all(dim=0)[1:])
     # A codeword fails to find a valid row in 8 attempts with probability 2^-8.
-    assert abs(1999 - revived.sum() - 1999 / 256) < tolerances.STANDARD_ERRORS * np.sqrt(1999 / 256)
+    assert abs(1999 - reset.sum() - 1999 / 256) < tolerances.STANDARD_ERRORS * np.sqrt(1999 / 256)
     rows = dict(zip(chosen, number / 2, strict=True))
     for row in [0, 2, 4, 6, 8, 10, 12, 14, 16, 18]:
         assert abs(rows[row] - 199) < tolerances.STANDARD_ERRORS * np.sqrt(1999 * 0.1 * 0.9)
@@ -459,7 +459,7 @@ def test_injected_row(place: Place) -> None:
     features = torch.tensor([[10.0, 11.0], [20.0, 21.0], [30.0, 31.0]], dtype=torch.float64)
     rows = on(place.device, [features], [torch.zeros(3, dtype=torch.int64)])
     given = draws(place.device, [0.5, 0.0, 0.34, 0.99])
-    codebook_update(state, *rows, UpdateRule(revive_source="feature"), draws=given, backend=place.backend)
+    codebook_update(state, *rows, EmaConfig(reset_source="feature"), draws=given, backend=place.backend)
     assert state.codebook[1:].tolist() == [[10, 11], [20, 21], [30, 31]]
     assert state.ema_sum[1:].tolist() == [[10, 11], [20, 21], [30, 31]]
 
@@ -477,29 +477,29 @@ def assert_uniform(numbers: Array) -> None:
 
 @places("codebook_update")
 def test_steps_and_seeds_draw_differently(place: Place) -> None:
-    def revived(seed: int, step: int) -> Tensor:
+    def reset(seed: int, step: int) -> Tensor:
         state = idle_state(place.device, [[999] * 300 + [5] * 20])
         state = state._replace(step=torch.tensor(step, device=place.device))
         rows = on(place.device, [torch.zeros(0, 2)], [torch.zeros(0, dtype=torch.int64)])
-        codebook_update(state, *rows, UpdateRule(seed=seed), backend=place.backend)
+        codebook_update(state, *rows, EmaConfig(seed=seed), backend=place.backend)
         return state.codebook[:300, 0]
 
-    assert torch.equal(revived(1, 5), revived(1, 5))
+    assert torch.equal(reset(1, 5), reset(1, 5))
     for seed, step in ((2, 5), (1, 6), (-1, 5)):
-        same = (revived(1, 5).round() == revived(seed, step).round()).double().mean().item()
+        same = (reset(1, 5).round() == reset(seed, step).round()).double().mean().item()
         assert abs(same - 1 / 20) < tolerances.STANDARD_ERRORS * np.sqrt(0.05 * 0.95 / 300)
 
 
 @places("codebook_update")
 @pytest.mark.parametrize("source", ["codeword", "feature"])
 def test_draws_outside_their_range_pick_the_first_or_the_last(place: Place, source: str) -> None:
-    rule = UpdateRule(revive_after=1, revive_source=source, revive_noise=0.0)
+    rule = EmaConfig(reset_after=1, reset_source=source, reset_noise=0.0)
     results = []
     for choice in ([-0.5, 7.0, NAN], [0.0, 1 - 2**-53, 0.0]):
         state = make_state(normal(6, 4).to(place.device), 1, idle=5)
         features, index = [normal(9, 4, seed=1).to(place.device)], [torch.arange(9, device=place.device) % 3]
-        draws = RevivalDraws(torch.tensor(choice * 2, dtype=torch.float64), torch.zeros(6, 4, dtype=torch.float64))
-        moved = RevivalDraws(*(x.to(place.device) for x in draws))
+        draws = ResetDraws(torch.tensor(choice * 2, dtype=torch.float64), torch.zeros(6, 4, dtype=torch.float64))
+        moved = ResetDraws(*(x.to(place.device) for x in draws))
         codebook_update(state, features, index, rule, draws=moved, backend=place.backend)
         results.append(state.codebook)
     assert_close(results[0], results[1], EXACT)
@@ -511,6 +511,6 @@ def test_autograd_sees_that_the_codebook_changed(place: Place) -> None:
     factor = torch.ones(6, 4, device=place.device, requires_grad=True)
     product = (factor * state.codebook).sum()
     features, index = [normal(9, 4, seed=1).to(place.device)], [torch.arange(9, device=place.device) % 3]
-    codebook_update(state, features, index, UpdateRule(), backend=place.backend)
+    codebook_update(state, features, index, EmaConfig(), backend=place.backend)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         product.backward()

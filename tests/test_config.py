@@ -6,11 +6,13 @@ import pytest
 import tiny
 import torch
 
+import unicode_fast
 from unicode_fast import PRESETS, Config, Modality, preset
 from unicode_fast import config as config_module
 from unicode_fast.cli import field_help, given_fields, make_parser, read_yaml, resolve, with_underscores
-from unicode_fast.config import FIELDS, RANGES, SECTIONS, modality_names
+from unicode_fast.config import FIELDS, RANGES, RENAMED_FIELDS, SECTIONS, modality_names
 from unicode_fast.errors import UsageError
+from unicode_fast.presets import from_saved
 
 
 class TestFields:
@@ -162,13 +164,14 @@ class TestFiles:
 
 # A value that differs from the preset's, for each field that another one can switch off.
 OTHER = {
-    "grid_semantic_width": 9, "ema_epsilon": 0.5, "ema_own_weight": 0.25, "revive_noise": 0.5,
-    "revive_active_within": 7, "revive_unless": "all", "revive_source": "codeword", "revive_ema": False,
+    "grid_semantic_width": 9, "ema_epsilon": 0.5, "ema_own_weight": 0.25, "reset_noise": 0.5,
+    "reset_active_within": 7, "reset_unless": "all", "reset_source": "codeword", "reset_ema": False,
     "commitment_own": 5.0, "commitment_partner": 3.0, "commitment_norm": "sum", "commitment_partners": "all",
     "club_floor": False, "presence_weight": 0.5, "grounding_weight": 0.5, "assignment_weight": 3.0,
     "club_reduction": "sum", "club_input": "quantised", "club_weight": 7.0, "club_inner_steps": 3,
-    "club_learning_rate": 0.5, "cpc_self_weight": 0.7, "cmcm_pairing": "official", "cmcm_directions": "rows",
-    "cmcm_temperature": 3.0, "grid_hidden_width": 5, "grid_specific_width": 7, "grid_club_width": 3,
+    "club_learning_rate": 0.5, "cpc_self_weight": 0.7, "code_matching_pairing": "official",
+    "code_matching_directions": "rows", "code_matching_temperature": 3.0,
+    "grid_hidden_width": 5, "grid_specific_width": 7, "grid_club_width": 3,
     "grid_pooling": "sum", "squeeze_width": 3, "residual_skip": "relu", "vector_specific_width": 9, "word_width": 10,
     "word_target": "lstm", "precision": "bfloat16", "feed_workers": 5, "channels_last": True,
 }  # fmt: skip
@@ -179,7 +182,7 @@ SWITCHED = [
 
 def trained(names: str, **fields: object) -> dict[str, torch.Tensor]:
     """A tiny model after three steps."""
-    trainer = tiny.trainer(names=names, **{"revive_after": 1, **fields})
+    trainer = tiny.trainer(names=names, **{"reset_after": 1, **fields})
     for seed in range(3):
         trainer.train_step(tiny.batch(trainer.model, seed=seed), None, 1e-3)
     return trainer.model.state_dict()
@@ -269,3 +272,35 @@ class TestFlags:
         file.write_text("modalities: [audio, text]\nlearning_rate: 1e-3\n")
         config = resolve(str(file), {})
         assert (config.data.modalities, config.train.learning_rate) == ("audio,text", 1e-3)
+
+
+class TestRenamedFields:
+    """Former names of fields, in flags, files, Python and saved configurations."""
+
+    OLD = {"revive_after": 7, "cmcm_weight": 0.25}
+
+    def check(self, config: Config) -> None:
+        assert (config.method.reset_after, config.method.code_matching_weight) == (7, 0.25)
+
+    def test_in_python_and_saved(self) -> None:
+        self.check(preset("recommended").replace(**self.OLD))
+        present = {new: old for old, new in RENAMED_FIELDS.items()}
+        saved = preset("paper").replace(reset_after=7, code_matching_weight=0.25).flat()
+        self.check(from_saved({present.get(name, name): value for name, value in saved.items()}))
+
+    def test_in_flags_and_files(self, tmp_path: Path) -> None:
+        flags = [f"--{name}={value}" for name, value in self.OLD.items()]
+        self.check(resolve(None, given_fields(make_parser("train", "").parse_args(flags))))
+        (tmp_path / "old.yaml").write_text("revive_after: 7\ncmcm_weight: 0.25\n")
+        self.check(resolve(str(tmp_path / "old.yaml"), {}))
+
+    def test_both_names(self, tmp_path: Path) -> None:
+        message = "revive_after must be absent beside reset_after, its new name"
+        with pytest.raises(ValueError, match=f"^{message}$"):
+            preset("recommended").replace(revive_after=7, reset_after=7)
+        (tmp_path / "both.yaml").write_text("reset_after: 7\nrevive_after: 7\n")
+        with pytest.raises(ValueError, match=f"both.yaml': {message}$"):
+            resolve(str(tmp_path / "both.yaml"), {})
+
+    def test_the_rule_of_the_update(self) -> None:
+        assert unicode_fast.UpdateRule(revive_after=7, decay=0.5) == unicode_fast.EmaConfig(reset_after=7, decay=0.5)

@@ -46,7 +46,7 @@ State = dict[str, torch.Tensor]
 
 
 def trainer_of(preset: str, device: torch.device = CPU, **fields: object) -> Trainer:
-    given = {"dropout": 0.0, "dtype": "float64", "revive_after": 1, **fields}
+    given = {"dropout": 0.0, "dtype": "float64", "reset_after": 1, **fields}
     return tiny.trainer(preset, device=str(device), **given)
 
 
@@ -160,8 +160,8 @@ def check_rank(rank: int, size: int, folder: str, truths: dict[str, tuple[State,
 def test_ranks_train_the_model_of_one(size: int, tmp_path: Path) -> None:
     truths = {case: trained(case, Ranks()) for case in CASES}
     for case, (state, _) in truths.items():
-        # Codewords were revived, or there would be nothing to agree on.
-        without, _ = trained(case, Ranks(), revive_after=10**6)
+        # Codewords were reset, or there would be nothing to agree on.
+        without, _ = trained(case, Ranks(), reset_after=10**6)
         assert not torch.equal(state["codebook.codebook"], without["codebook.codebook"]), case
     mp.start_processes(check_rank, args=(size, str(tmp_path), truths), nprocs=size, start_method="fork")
 

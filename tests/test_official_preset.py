@@ -12,7 +12,7 @@ from compare import assert_close
 from official_checkpoint import MODALITIES, TIED, Array, checkpoint, features, map_arrays
 from official_tolerances import CODE_MATCHING_GRADIENT, DIRECTIONAL, OFFICIAL
 
-from unicode_fast import RevivalDraws, UniCode, losses
+from unicode_fast import ResetDraws, UniCode, losses
 from unicode_fast.compat import from_cmg
 from unicode_fast.compat.cmg_names import PARAMETER_KEYS, used_entries
 from unicode_fast.methods import Draws, UniCodeMethod
@@ -47,8 +47,8 @@ def method_draws(random: oracle.Draws) -> Draws:
     return Draws(torch.tensor(position), map_arrays(random.permutation, torch.from_numpy))
 
 
-def revival_draws(random: oracle.Draws) -> RevivalDraws:
-    return RevivalDraws(torch.from_numpy(random.choice), torch.from_numpy(random.noise))
+def reset_draws(random: oracle.Draws) -> ResetDraws:
+    return ResetDraws(torch.from_numpy(random.choice), torch.from_numpy(random.noise))
 
 
 def make_case(variant: str, *, clips: int = CLIPS, text_lstm: bool = True) -> Case:
@@ -145,13 +145,13 @@ def variant_of(case: Case) -> str:
 
 
 class TestCodebook:
-    def test_update_and_revival(self, case: Case) -> None:
+    def test_update_and_reset(self, case: Case) -> None:
         model = from_cmg(map_arrays(case.saved, torch.from_numpy))
         output = model(case.tensors)
-        model.codebook.update(output.semantic, output.index, draws=revival_draws(case.random))
+        model.codebook.update(output.semantic, output.index, draws=reset_draws(case.random))
         averaged, expected = case.expected["averaged"], case.expected["quantiser"]
-        revived = (averaged.embedding != expected.embedding).any(1)
-        assert 0 < revived.sum() < len(revived)
+        reset = (averaged.embedding != expected.embedding).any(1)
+        assert 0 < reset.sum() < len(reset)
         self._check(model, expected)
 
     def test_several_updates(self, case: Case) -> None:
@@ -161,9 +161,9 @@ class TestCodebook:
             z = {m: generator.standard_normal((CLIPS, STEPS, TIED.width)) for m in case.model.names}
             index = {m: oracle.nearest(value, state.embedding) for m, value in z.items()}
             random = oracle.draws(case.model.names, CLIPS, state, seed=step)
-            state = oracle.revive(oracle.update_average(state, z, index), index, random)
+            state = oracle.reset(oracle.update_average(state, z, index), index, random)
             tensors = [map_arrays(values, torch.from_numpy) for values in (z, index)]
-            model.codebook.update(*tensors, draws=revival_draws(random))
+            model.codebook.update(*tensors, draws=reset_draws(random))
             self._check(model, state)
 
     def test_a_fresh_codebook(self, case: Case) -> None:
@@ -181,8 +181,8 @@ class TestCodebook:
         model.codebook.idle.fill_(-1)
         output = model(case.tensors)
         index = {name: oracle.nearest(z, start.embedding) for name, z in case.expected["z"].items()}
-        model.codebook.update(output.semantic, output.index, draws=revival_draws(case.random))
-        expected = oracle.revive(oracle.update_average(start, case.expected["z"], index), index, case.random)
+        model.codebook.update(output.semantic, output.index, draws=reset_draws(case.random))
+        expected = oracle.reset(oracle.update_average(start, case.expected["z"], index), index, case.random)
         assert np.abs(expected.embedding).max() > 100
         self._check(model, expected)
 
@@ -286,21 +286,21 @@ class TestDistributions:
                 found.add(place)
         assert seen == (set(range(len(steps))), set(range(len(orders))))
 
-    def test_revived_codewords_are_near_active_ones(self) -> None:
+    def test_reset_codewords_are_near_active_ones(self) -> None:
         case = make_case("AV")
         output = case.model(case.tensors)
         averaged, expected = case.expected["averaged"], case.expected["quantiser"]
-        revived = np.flatnonzero((averaged.embedding != expected.embedding).any(1))
+        reset = np.flatnonzero((averaged.embedding != expected.embedding).any(1))
         idle = expected.unactivated_count.copy()
-        idle[revived] = oracle.IDLE_LIMIT + 1
+        idle[reset] = oracle.IDLE_LIMIT + 1
         active = averaged.embedding[(idle >= 0) & (idle < oracle.ACTIVE_WITHIN)]
         sources, start = set(), case.model.codebook.state_dict()
         start = {name: value.clone() for name, value in start.items()}
         for step in range(self.ROUNDS):
             case.model.codebook.load_state_dict({**start, "step": torch.tensor(step)})
             case.model.codebook.update(output.semantic, output.index)
-            for row in case.model.codebook.codebook.numpy()[revived]:
+            for row in case.model.codebook.codebook.numpy()[reset]:
                 gap = np.abs(row - active).max(1)
                 sources.add(int(gap.argmin()))
-                assert 0 < gap.min() <= oracle.REVIVAL_NOISE + OFFICIAL.absolute
+                assert 0 < gap.min() <= oracle.RESET_NOISE + OFFICIAL.absolute
         assert sources == set(range(len(active)))

@@ -14,7 +14,7 @@ from tolerances import EXACT
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from unicode_fast import CodebookState, PreparedCodebook, UpdateRule, codebook_update, nearest_codeword
+from unicode_fast import CodebookState, EmaConfig, PreparedCodebook, codebook_update, nearest_codeword
 
 
 class Makings(TorchDispatchMode):
@@ -110,14 +110,14 @@ def test_the_update_makes_what_the_next_search_needs(makings: Makings) -> None:
         features = normal(6, 5, seed=step)
         index = nearest_codeword(features, prepared).index
         assert makings.made == step
-        codebook_update(state, [features], [index], UpdateRule(revive_after=1), prepared=prepared)
+        codebook_update(state, [features], [index], EmaConfig(reset_after=1), prepared=prepared)
         assert makings.made == step + 1
     assert makings.in_calls == 0
 
 
 def without_prepared(codebook: Tensor) -> None:
     state = new_state()._replace(codebook=codebook)
-    codebook_update(state, [-3 * normal(7, 5)], [torch.arange(7)], UpdateRule(decay=0.0))
+    codebook_update(state, [-3 * normal(7, 5)], [torch.arange(7)], EmaConfig(decay=0.0))
 
 
 def in_inference_mode(codebook: Tensor) -> None:
@@ -183,14 +183,14 @@ def test_made_in_inference_mode_used_outside() -> None:
     prepared = PreparedCodebook(state.codebook)
     with torch.inference_mode():
         assert_same_bits(features, prepared)
-    codebook_update(state, [features], [torch.arange(30) % 7], UpdateRule(), prepared=prepared)
+    codebook_update(state, [features], [torch.arange(30) % 7], EmaConfig(), prepared=prepared)
     assert_same_bits(features, prepared)
 
 
 def test_a_compiled_step_leaves_nothing_stale() -> None:
     def step(state: CodebookState, prepared: PreparedCodebook, features: Tensor) -> Tensor:
         index = nearest_codeword(features, prepared).index
-        codebook_update(state, [features], [index], UpdateRule(), prepared=prepared)
+        codebook_update(state, [features], [index], EmaConfig(), prepared=prepared)
         return index
 
     torch._dynamo.reset()
@@ -249,7 +249,7 @@ def test_bad_codebooks(codebook: Any, error: type[Exception], message: str) -> N
 )
 def test_updates_take_the_prepared_form_of_their_codebook(prepared: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
-        codebook_update(new_state(), [normal(6, 5)], [torch.arange(6)], UpdateRule(), prepared=prepared)
+        codebook_update(new_state(), [normal(6, 5)], [torch.arange(6)], EmaConfig(), prepared=prepared)
 
 
 def test_operands_that_do_not_fit_are_refused() -> None:
@@ -270,7 +270,7 @@ def test_replays_search_the_codebook_as_it_is(updated: bool) -> None:
         found = nearest_codeword(rows, codebook)
         prepared = codebook if isinstance(codebook, PreparedCodebook) else None
         if updated:
-            codebook_update(state, [rows], [found.index], UpdateRule(revive_after=1), prepared=prepared)
+            codebook_update(state, [rows], [found.index], EmaConfig(reset_after=1), prepared=prepared)
         return found.squared_distance
 
     captured, plain = new_state("cuda"), new_state("cuda")

@@ -10,12 +10,12 @@ import torch.multiprocessing as mp
 from cases import Place, normal, places
 from tolerances import FLOAT64
 
-from unicode_fast import BatchShard, CodebookState, UpdateRule, codebook_update
+from unicode_fast import BatchShard, CodebookState, EmaConfig, codebook_update
 
 RULES = {
-    "paper": UpdateRule(revive_after=1, revive_unless="all"),
-    "official": UpdateRule(update="sequential", smoothing="compounding", revive_after=1, revive_ema=False),
-    "features": UpdateRule(smoothing="transient", revive_after=1, revive_source="feature"),
+    "paper": EmaConfig(reset_after=1, reset_unless="all"),
+    "official": EmaConfig(update="sequential", smoothing="compounding", reset_after=1, reset_ema=False),
+    "features": EmaConfig(smoothing="transient", reset_after=1, reset_source="feature"),
 }
 ROWS, CODEWORDS, WIDTH, STEPS = 23, 40, 6, 4
 
@@ -67,7 +67,7 @@ def run_rank(rank: int, ranks: int, folder: str, rule: str, backend: str, option
     for step in range(STEPS):
         features, index, valid = ([part[first:last] for part in parts] for parts in whole_batch(step))
         whole = ROWS // ranks * ranks if even else ROWS
-        shard = BatchShard([first] * 3, [whole] * 3) if RULES[rule].revive_source == "feature" else None
+        shard = BatchShard([first] * 3, [whole] * 3) if RULES[rule].reset_source == "feature" else None
         codebook_update(
             state, features, index, RULES[rule], valid=valid if masked else None, shard=shard, backend=backend
         )
@@ -98,7 +98,7 @@ def test_ranks_end_with_the_codebook_of_one(
     mp.start_processes(run_rank, args=arguments, nprocs=ranks, start_method="fork")
     states = [CodebookState(*torch.load(tmp_path / f"{rank}.pt")) for rank in range(ranks)]
     truth = one_rank(rule, ROWS // ranks * ranks if even else ROWS, place.backend, masked)
-    assert (truth.idle == 0).sum() > 3 * 7  # codewords beyond the seven that rows choose were revived
+    assert (truth.idle == 0).sum() > 3 * 7  # codewords beyond the seven that rows choose were reset
     for other in states[1:]:
         assert all(torch.equal(a, b) for a, b in zip(states[0], other, strict=True))
     for name, found, wanted in zip(CodebookState._fields, states[0], truth, strict=True):

@@ -17,8 +17,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from unicode_fast.ops import (
     CodebookState,
+    EmaConfig,
     PreparedCodebook,
-    UpdateRule,
     codebook_update,
     codeword_distribution,
     commitment_loss,
@@ -42,9 +42,9 @@ DEVICES = [
     pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA is not available")),
 ]
 RULES = {
-    "paper": UpdateRule(revive_after=1, revive_unless="all"),
-    "released": UpdateRule(update="sequential", smoothing="compounding", revive_after=1, revive_ema=False),
-    "features": UpdateRule(smoothing="transient", revive_after=1, revive_source="feature"),
+    "paper": EmaConfig(reset_after=1, reset_unless="all"),
+    "released": EmaConfig(update="sequential", smoothing="compounding", reset_after=1, reset_ema=False),
+    "features": EmaConfig(smoothing="transient", reset_after=1, reset_source="feature"),
 }
 Arguments = Callable[[str], tuple[Any, ...]]
 
@@ -77,7 +77,7 @@ def update_inputs(device: str, options: bool = False) -> Update:
 
 
 def statistics_arguments(
-    rule: UpdateRule, device: str, options: bool = False, every_attempt: bool = False
+    rule: EmaConfig, device: str, options: bool = False, every_attempt: bool = False
 ) -> tuple[Any, ...]:
     """Arguments of the operator codebook_statistics in the schema's order."""
     state, features, index, partners, valid, draws = update_inputs(device, options)
@@ -96,7 +96,7 @@ def statistics_arguments(
     )
 
 
-def apply_arguments(rule: UpdateRule, device: str, options: bool = False) -> tuple[Any, ...]:
+def apply_arguments(rule: EmaConfig, device: str, options: bool = False) -> tuple[Any, ...]:
     """Arguments of the operator codebook_apply in the schema's order."""
     state, *_, draws = update_inputs(device, options)
     buffer = torch.ops.unicode_fast.codebook_statistics_reference(*statistics_arguments(rule, device, options))

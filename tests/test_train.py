@@ -159,7 +159,7 @@ class TestLearning:
 def test_backends_agree_over_the_first_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Twenty steps of the default model: equal codes, losses equal to rounding."""
     modalities = {name: Modality(kind, shape) for name, kind, shape in SHOWN}
-    config = preset("recommended").replace(dropout=0.0, revive_after=5)
+    config = preset("recommended").replace(dropout=0.0, reset_after=5)
     runs = []
     for implementations in (backend.IMPLEMENTATIONS, dict.fromkeys(backend.IMPLEMENTATIONS, ("reference",))):
         monkeypatch.setattr(backend, "IMPLEMENTATIONS", implementations)

@@ -15,16 +15,17 @@ from unicode_fast.ops import (
     BatchShard,
     CodebookState,
     CrossInfoNCE,
+    EmaConfig,
     NearestCodeword,
     PreparedCodebook,
-    RevivalDraws,
-    UpdateRule,
+    ResetDraws,
     codebook_update,
     codeword_distribution,
     commitment_loss,
     cross_info_nce,
     nearest_codeword,
 )
+from unicode_fast.ops.codebook_update import RevivalDraws, UpdateRule  # noqa: F401 - former names
 from unicode_fast.presets import PRESETS, preset
 from unicode_fast.version import __version__
 
@@ -39,13 +40,13 @@ __all__ = [
     "CodebookState",
     "Config",
     "CrossInfoNCE",
+    "EmaConfig",
     "Encoded",
     "Modality",
     "NearestCodeword",
     "PreparedCodebook",
-    "RevivalDraws",
+    "ResetDraws",
     "UniCode",
-    "UpdateRule",
     "__version__",
     "available_backends",
     "codebook_update",

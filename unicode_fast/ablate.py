@@ -40,7 +40,7 @@ from unicode_fast.training.runs import read_summary
 
 # Without MM-EMA, neither the EMA nor the commitment loss reads another modality.
 _WITHOUT_MM_EMA = {"ema_partner": "none", "commitment_partner": 0.0}
-_WITHOUT_RESET = {"revive_after": 0}
+_WITHOUT_RESET = {"reset_after": 0}
 _WITHOUT_CLUB = {"club_estimator": "none"}
 _WITHOUT_CPC = {"cpc_weight": 0.0}
 COMPONENTS: Mapping[str, Mapping[str, Any]] = {
@@ -50,7 +50,7 @@ COMPONENTS: Mapping[str, Mapping[str, Any]] = {
     "CLUB + Cross-CPC": {**_WITHOUT_CLUB, **_WITHOUT_CPC},
     "MM-EMA": _WITHOUT_MM_EMA,
     "reset": _WITHOUT_RESET,
-    "code matching": {"cmcm_weight": 0.0},
+    "code matching": {"code_matching_weight": 0.0},
     "MM-EMA + reset": {**_WITHOUT_MM_EMA, **_WITHOUT_RESET},
 }
 EXPERIMENTS = tuple(TITLES)

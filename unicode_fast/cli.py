@@ -10,7 +10,17 @@ from typing import Any, Literal, get_args, get_origin
 
 import yaml
 
-from unicode_fast.config import _TYPES, FIELDS, SECTIONS, Config, check_value, completed, is_whole
+from unicode_fast.config import (
+    _TYPES,
+    FIELDS,
+    RENAMED_FIELDS,
+    SECTIONS,
+    Config,
+    check_value,
+    completed,
+    is_whole,
+    renamed,
+)
 from unicode_fast.errors import Parser, few, program
 from unicode_fast.files.paths import expanded, with_homes
 from unicode_fast.files.untrusted import BadFile, open_file
@@ -102,6 +112,7 @@ def make_parser(command: str, description: str) -> Parser:
                 )
                 group.add_argument(
                     f"--{name}",
+                    *(f"--{old}" for old, new in RENAMED_FIELDS.items() if new == name),
                     type=partial(from_text, name),
                     metavar=_shown_type(name),
                     help=f"{texts[name]} [{shown}]",
@@ -169,6 +180,10 @@ def read_yaml(path: str) -> dict[str, Any]:
         raise ValueError(f"config must be a readable YAML file, got {path!r}: {error!s:.100}") from error
     if not isinstance(content, dict):
         raise ValueError(f"config must be a mapping of fields to values, {path!r} is a {type(content).__name__}")
+    try:
+        content = renamed(content)
+    except ValueError as error:
+        raise ValueError(f"config {path!r}: {error}") from error
     known = {"preset", "size", *FIELDS}
     unknown = sorted(str(name) for name in content if name not in known)
     if unknown:

@@ -133,13 +133,13 @@ class MethodConfig:
         unequal_lengths: modalities with different T, padding included, are an
             error ("refuse") or are compared by their "means" over time; masks
             may differ either way.
-        revive_after: N_re, batches without use before a codeword is reset; 0 never resets.
-        revive_unless: a codeword stays if "any" or "all" modalities used it within N_re.
-        revive_source: a codeword is reset to another "codeword" in use plus noise, or to a "feature" of the batch.
-        revive_noise: half width of that uniform noise.
-        revive_active_within: a codeword is in use if modalities (any or all, as in
-            `revive_unless`) chose it within this many batches.
-        revive_ema: a reset also resets the running count and sum, so that the next update keeps the new codeword.
+        reset_after: N_re, batches without use before a codeword is reset; 0 never resets.
+        reset_unless: a codeword stays if "any" or "all" modalities used it within N_re.
+        reset_source: a codeword is reset to another "codeword" in use plus noise, or to a "feature" of the batch.
+        reset_noise: half width of that uniform noise.
+        reset_active_within: a codeword is in use if modalities (any or all, as in
+            `reset_unless`) chose it within this many batches.
+        reset_ema: a reset also resets the running count and sum, so that the next update keeps the new codeword.
         reconstruction_weight: weight of the mean squared reconstruction errors.
         word_target: target of the word decoder: the "lstm" output that enters
             the encoder (as released, with gradient) or the "input" vectors.
@@ -165,10 +165,10 @@ class MethodConfig:
         cpc_scale: scores are divided by "sqrt_width", sqrt(D), or by "one".
         cpc_temperature: additional divisor of the scores.
         cpc_earliest: smallest 0-based position at which a context may end.
-        cmcm_weight: weight of the code matching loss.
-        cmcm_pairing: "official" leaves the second term untransposed, "symmetric" follows the paper.
-        cmcm_directions: softmax along the "rows" only, or "both".
-        cmcm_temperature: divisor of the distances in the soft assignment.
+        code_matching_weight: weight of the code matching loss.
+        code_matching_pairing: "official" leaves the second term untransposed, "symmetric" follows the paper.
+        code_matching_directions: softmax along the "rows" only, or "both".
+        code_matching_temperature: divisor of the distances in the soft assignment.
         assignment_weight: weight of the assignment loss. Modalities with the same
             time axis predict, at each position, their common codeword, balanced
             over codewords.
@@ -191,12 +191,12 @@ class MethodConfig:
     ema_partner: Literal["aligned", "attended", "none"] = "aligned"
     ema_own_weight: float = 0.5
     unequal_lengths: Literal["means", "refuse"] = "means"
-    revive_after: int = 30
-    revive_unless: Literal["any", "all"] = "any"
-    revive_source: Literal["codeword", "feature"] = "feature"
-    revive_noise: float = 1 / 1024
-    revive_active_within: int = 100
-    revive_ema: bool = True
+    reset_after: int = 30
+    reset_unless: Literal["any", "all"] = "any"
+    reset_source: Literal["codeword", "feature"] = "feature"
+    reset_noise: float = 1 / 1024
+    reset_active_within: int = 100
+    reset_ema: bool = True
     reconstruction_weight: float = 1.5
     word_target: Literal["lstm", "input"] = "input"
     commitment_weight: float = 0.25
@@ -217,10 +217,10 @@ class MethodConfig:
     cpc_scale: Literal["one", "sqrt_width"] = "one"
     cpc_temperature: float = 1.0
     cpc_earliest: int = 0
-    cmcm_weight: float = 0.5
-    cmcm_pairing: Literal["official", "symmetric"] = "symmetric"
-    cmcm_directions: Literal["rows", "both"] = "both"
-    cmcm_temperature: float = 1.0
+    code_matching_weight: float = 0.5
+    code_matching_pairing: Literal["official", "symmetric"] = "symmetric"
+    code_matching_directions: Literal["rows", "both"] = "both"
+    code_matching_temperature: float = 1.0
     assignment_weight: float = 1.0
     presence_weight: float = 0.0
     grounding_weight: float = 0.5
@@ -359,7 +359,7 @@ class Config:
         """As `replace`, but fields that others switch off may change too; for a complete set of fields."""
         sections = {section: {} for section in SECTIONS}  # type: dict[str, dict[str, Any]]
         own: dict[str, Any] = {}
-        for name, value in values.items():
+        for name, value in renamed(values).items():
             if name in ("preset", "size"):
                 own[name] = value
             elif name in FIELDS:
@@ -394,11 +394,11 @@ _SWITCHES: tuple[tuple[str, tuple[Any, ...], tuple[str, ...]], ...] = (
     ("grid_pooling", ("sum", "attention"), ("grid_semantic_width",)),
     ("ema_smoothing", ("none",), ("ema_epsilon",)),
     ("ema_partner", ("none",), ("ema_own_weight",)),
-    ("revive_source", ("feature",), ("revive_noise", "revive_active_within")),
+    ("reset_source", ("feature",), ("reset_noise", "reset_active_within")),
     (
-        "revive_after",
+        "reset_after",
         (0,),
-        ("revive_unless", "revive_source", "revive_noise", "revive_active_within", "revive_ema"),
+        ("reset_unless", "reset_source", "reset_noise", "reset_active_within", "reset_ema"),
     ),
     ("commitment_weight", (0,), ("commitment_own", "commitment_partner", "commitment_partners", "commitment_norm")),
     ("commitment_partner", (0,), ("commitment_partners",)),
@@ -409,7 +409,7 @@ _SWITCHES: tuple[tuple[str, tuple[Any, ...], tuple[str, ...]], ...] = (
         ("club_input", "club_floor", "club_reduction", "club_weight", "club_inner_steps", "club_learning_rate"),
     ),
     ("cpc_weight", (0,), ("cpc_self_weight",)),
-    ("cmcm_weight", (0,), ("cmcm_pairing", "cmcm_directions", "cmcm_temperature")),
+    ("code_matching_weight", (0,), ("code_matching_pairing", "code_matching_directions", "code_matching_temperature")),
     ("dtype", ("float64",), ("precision",)),
     ("feed", ("resident", "direct"), ("feed_workers",)),
 )  # fmt: skip
@@ -449,6 +449,12 @@ ADDED_FIELDS: Mapping[str, Any] = {
     "grounding_weight": 0.0,
 }
 
+# Former names of fields, which configuration files, flags and saved runs may use.
+RENAMED_FIELDS: Mapping[str, str] = {
+    **{f"revive_{name}": f"reset_{name}" for name in ("after", "unless", "source", "noise", "active_within", "ema")},
+    **{f"cmcm_{name}": f"code_matching_{name}" for name in ("weight", "pairing", "directions", "temperature")},
+}
+
 # Smallest and largest value, both allowed.
 RANGES: Mapping[str, tuple[float, float]] = {
     **dict.fromkeys(
@@ -463,10 +469,10 @@ RANGES: Mapping[str, tuple[float, float]] = {
     **dict.fromkeys(("codewords", "word_width", "batch_size"), (2, math.inf)),
     **dict.fromkeys(
         (
-            "ema_initial_count", "ema_epsilon", "revive_after", "revive_noise", "revive_active_within",
+            "ema_initial_count", "ema_epsilon", "reset_after", "reset_noise", "reset_active_within",
             "reconstruction_weight", "commitment_weight", "commitment_own", "commitment_partner", "club_weight",
-            "club_inner_steps", "cpc_weight", "cpc_self_weight", "cpc_earliest", "cmcm_weight", "assignment_weight",
-            "presence_weight", "grounding_weight", "data_seed", "steps",
+            "club_inner_steps", "cpc_weight", "cpc_self_weight", "cpc_earliest", "code_matching_weight",
+            "assignment_weight", "presence_weight", "grounding_weight", "data_seed", "steps",
             "warmup_steps", "feed_workers", "validations", "checkpoint_seconds",
         ),
         (0, math.inf),
@@ -475,26 +481,42 @@ RANGES: Mapping[str, tuple[float, float]] = {
     "seed": (0, 2**63 - 1),
     **dict.fromkeys(("ema_decay", "ema_own_weight", "dropout"), (0, 1)),
     **dict.fromkeys(
-        ("club_learning_rate", "cpc_temperature", "cmcm_temperature", "learning_rate", "clip_norm"), (1e-12, math.inf)
+        ("club_learning_rate", "cpc_temperature", "code_matching_temperature", "learning_rate", "clip_norm"),
+        (1e-12, math.inf),
     ),
 }  # fmt: skip
 
 
+def renamed(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A flat mapping with the present names of its fields.
+
+    Raises:
+        ValueError: a field is there under both names.
+    """
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        present = RENAMED_FIELDS.get(name, name)
+        if present in found or (present != name and present in values):
+            raise ValueError(f"{name} must be absent beside {present}, its new name")
+        found[present] = value
+    return found
+
+
 def is_whole(values: Mapping[str, Any]) -> bool:
     """Whether a flat mapping holds every field, but for those of ADDED_FIELDS, as the file of a run does."""
-    return {"preset", "size", *FIELDS} <= {*ADDED_FIELDS, *values}
+    return {"preset", "size", *FIELDS} <= {*ADDED_FIELDS, *(RENAMED_FIELDS.get(name, name) for name in values)}
 
 
 def completed(values: Mapping[str, Any]) -> dict[str, Any]:
     """A saved configuration with the fields of ADDED_FIELDS that it lacks.
 
     Args:
-        values: flat, as from `Config.flat`.
+        values: flat, as from `Config.flat`, of this version or an older one.
 
     Raises:
         ValueError: a field is unknown, or a field that is not in ADDED_FIELDS is missing.
     """
-    known = ("preset", "size", *FIELDS)
+    values, known = renamed(values), ("preset", "size", *FIELDS)
     unknown = sorted(str(name) for name in values if name not in known)
     if unknown:
         raise ValueError(f"configuration must hold fields of this version only, got {few(unknown)}")

@@ -30,7 +30,7 @@ def collapsed(used: Mapping[str, float], perplexity: Mapping[str, float], codewo
     return {
         name: f"the codebook has collapsed for {name}: {used[name]:.4g} of {codewords} codewords in use, perplexity "
         f"{perplexity[name]:.2f}, below {LEAST_PERPLEXITY:g}, less than one bit a code; check the range and variety of "
-        f"{name}'s features, then learning_rate, codewords, codebook_init and revive_after"
+        f"{name}'s features, then learning_rate, codewords, codebook_init and reset_after"
         for name in used
         if perplexity[name] < LEAST_PERPLEXITY
     }

@@ -23,8 +23,8 @@ from torch import Tensor
 
 from unicode_fast import (
     CodebookState,
+    EmaConfig,
     PreparedCodebook,
-    UpdateRule,
     backend,
     codebook_update,
     codeword_distribution,
@@ -149,7 +149,7 @@ def search_direct(stage: Stage) -> Found:
 
 
 def update_inputs(stage: Stage, size: Sizes) -> tuple[CodebookState, list[Tensor]]:
-    """A state with codewords that are due to be revived, and features of each modality."""
+    """A state with codewords that are due to be reset, and features of each modality."""
     codebook = draw(stage, size.codewords, size.width, seed=5)
     state = contenders.new_state(codebook, MODALITIES)
     state.idle[:, ::3] = 1000
@@ -157,7 +157,7 @@ def update_inputs(stage: Stage, size: Sizes) -> tuple[CodebookState, list[Tensor
     return state, [draw(stage, size.rows, size.width, seed=6 + m) for m in range(MODALITIES)]
 
 
-def rule_of(name: str) -> UpdateRule:
+def rule_of(name: str) -> EmaConfig:
     """The rule of a preset."""
     return update_rule(preset(name).method, seed=0)
 

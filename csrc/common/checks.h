@@ -156,20 +156,20 @@ inline void check_choice(const char* name, std::string_view value, at::ArrayRef<
 
 // The ranges of UpdateRule, unicode_fast/reference/codebook_update.py. A number that is NaN is in none.
 inline void check_rule(double decay, double epsilon, double own_weight, std::string_view update,
-                       std::string_view smoothing, int64_t revive_after, std::string_view revive_unless,
-                       std::string_view revive_source, double revive_noise, int64_t revive_active_within) {
+                       std::string_view smoothing, int64_t reset_after, std::string_view reset_unless,
+                       std::string_view reset_source, double reset_noise, int64_t reset_active_within) {
   check_choice("update", update, {"joint", "sequential"});
   check_choice("smoothing", smoothing, {"none", "transient", "compounding"});
-  check_choice("revive_unless", revive_unless, {"any", "all"});
-  check_choice("revive_source", revive_source, {"codeword", "feature"});
+  check_choice("reset_unless", reset_unless, {"any", "all"});
+  check_choice("reset_source", reset_source, {"codeword", "feature"});
   TORCH_CHECK_VALUE(decay >= 0 && decay <= 1, "decay must be in [0, 1], got ", decay);
   TORCH_CHECK_VALUE(own_weight >= 0 && own_weight <= 1, "own_weight must be in [0, 1], got ", own_weight);
   TORCH_CHECK_VALUE(epsilon >= 0, "epsilon must be 0 or greater, got ", epsilon);
   TORCH_CHECK_VALUE(epsilon > 0 || smoothing == "none", "epsilon must be greater than 0 for smoothing '", smoothing,
                     "', got ", epsilon);
-  TORCH_CHECK_VALUE(revive_after >= 0, "revive_after must be 0 or greater, got ", revive_after);
-  TORCH_CHECK_VALUE(revive_noise >= 0, "revive_noise must be 0 or greater, got ", revive_noise);
-  TORCH_CHECK_VALUE(revive_active_within >= 0, "revive_active_within must be 0 or greater, got ", revive_active_within);
+  TORCH_CHECK_VALUE(reset_after >= 0, "reset_after must be 0 or greater, got ", reset_after);
+  TORCH_CHECK_VALUE(reset_noise >= 0, "reset_noise must be 0 or greater, got ", reset_noise);
+  TORCH_CHECK_VALUE(reset_active_within >= 0, "reset_active_within must be 0 or greater, got ", reset_active_within);
 }
 
 // All arguments of codebook_statistics but the rule, of which it takes the own weight. Indices are looked at where they
@@ -215,7 +215,7 @@ inline void check_statistics(const at::Tensor& codebook, const at::Tensor& step,
   if (choice) check_like("choice", *choice, kDoubleOnly, {codebook.size(0)}, "(M,)", codebook);
 }
 
-// All arguments of codebook_apply but the rule, of which it is told whether codewords are revived from features.
+// All arguments of codebook_apply but the rule, of which it is told whether codewords are reset from features.
 inline void check_apply(const at::Tensor& codebook, const at::Tensor& ema_count, const at::Tensor& ema_sum,
                         const at::Tensor& idle, const at::Tensor& step, const at::Tensor& statistics,
                         const std::optional<at::Tensor>& choice, const std::optional<at::Tensor>& noise,

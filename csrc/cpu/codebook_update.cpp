@@ -99,15 +99,15 @@ at::Tensor codebook_statistics(const at::Tensor& codebook, const at::Tensor& ste
                                at::TensorList index, at::TensorList partners, at::TensorList valid,
                                const std::optional<at::Tensor>& choice, at::IntArrayRef first_row,
                                at::IntArrayRef total_rows, bool every_attempt, double decay, double epsilon,
-                               double own_weight, string_view update, string_view smoothing, int64_t revive_after,
-                               string_view revive_unless, string_view revive_source, double revive_noise,
-                               int64_t revive_active_within, bool /*revive_ema*/, int64_t seed) {
-  check_rule(decay, epsilon, own_weight, update, smoothing, revive_after, revive_unless, revive_source, revive_noise,
-             revive_active_within);
+                               double own_weight, string_view update, string_view smoothing, int64_t reset_after,
+                               string_view reset_unless, string_view reset_source, double reset_noise,
+                               int64_t reset_active_within, bool /*reset_ema*/, int64_t seed) {
+  check_rule(decay, epsilon, own_weight, update, smoothing, reset_after, reset_unless, reset_source, reset_noise,
+             reset_active_within);
   check_statistics(codebook, step, features, index, partners, valid, choice, first_row, total_rows, own_weight);
   const int64_t modalities = features.size(), codewords = codebook.size(0), width = codebook.size(1);
-  const bool revives = revive_after > 0 && revive_source == "feature";
-  const int64_t candidates = revives ? codewords * (every_attempt ? kAttempts : 1) : 0;
+  const bool resets = reset_after > 0 && reset_source == "feature";
+  const int64_t candidates = resets ? codewords * (every_attempt ? kAttempts : 1) : 0;
   const int64_t size = modalities + modalities * codewords + codewords * width;
   const at::Tensor buffer = at::zeros({size + candidates * (1 + width)}, codebook.options().dtype(at::kDouble));
   double* row_count = buffer.mutable_data_ptr<double>();
@@ -139,7 +139,7 @@ at::Tensor codebook_statistics(const at::Tensor& codebook, const at::Tensor& ste
   } else {
     add<float>(rows, codes, others, masks, weight, own_weight, sums);
   }
-  if (revives) {
+  if (resets) {
     const uint64_t key = counter_random::key(seed, *step.const_data_ptr<int64_t>(), kRowStream);
     double* flags = sums + codewords * width;
     find_candidates(rows, masks, first_row, total_rows, every_attempt, key, choice, codewords, flags,
@@ -203,13 +203,13 @@ void write(const at::Tensor& into, const std::vector<double>& values) {
 void codebook_apply(const at::Tensor& codebook, const at::Tensor& ema_count, const at::Tensor& ema_sum,
                     const at::Tensor& idle, const at::Tensor& step, const at::Tensor& statistics,
                     const std::optional<at::Tensor>& choice, const std::optional<at::Tensor>& noise, double decay,
-                    double epsilon, double own_weight, string_view update, string_view smoothing, int64_t revive_after,
-                    string_view revive_unless, string_view revive_source, double revive_noise,
-                    int64_t revive_active_within, bool revive_ema, int64_t seed) {
-  check_rule(decay, epsilon, own_weight, update, smoothing, revive_after, revive_unless, revive_source, revive_noise,
-             revive_active_within);
-  const bool from_features = revive_source == "feature";
-  check_apply(codebook, ema_count, ema_sum, idle, step, statistics, choice, noise, revive_after > 0 && from_features);
+                    double epsilon, double own_weight, string_view update, string_view smoothing, int64_t reset_after,
+                    string_view reset_unless, string_view reset_source, double reset_noise, int64_t reset_active_within,
+                    bool reset_ema, int64_t seed) {
+  check_rule(decay, epsilon, own_weight, update, smoothing, reset_after, reset_unless, reset_source, reset_noise,
+             reset_active_within);
+  const bool from_features = reset_source == "feature";
+  check_apply(codebook, ema_count, ema_sum, idle, step, statistics, choice, noise, reset_after > 0 && from_features);
   const int64_t modalities = idle.size(0), codewords = codebook.size(0), width = codebook.size(1);
   const at::Tensor buffer = statistics.contiguous();
   const double* row_count = buffer.const_data_ptr<double>();
@@ -236,25 +236,25 @@ void codebook_apply(const at::Tensor& codebook, const at::Tensor& ema_count, con
   std::vector<int64_t> waited(idle_now.const_data_ptr<int64_t>(), idle_now.const_data_ptr<int64_t>() + idle.numel());
   for (int64_t n = 0; n < modalities * codewords; ++n) waited[n] = codeword_count[n] > 0 ? 0 : one_more(waited[n]);
 
-  if (revive_after > 0) {
-    const bool any = revive_unless == "any";
+  if (reset_after > 0) {
+    const bool any = reset_unless == "any";
     std::vector<int64_t> by_rule(codewords), active;
     for (int64_t k = 0; k < codewords; ++k) {
       by_rule[k] = waited[k];
       for (int64_t m = 1; m < modalities; ++m)
         by_rule[k] =
             any ? std::min(by_rule[k], waited[m * codewords + k]) : std::max(by_rule[k], waited[m * codewords + k]);
-      if (by_rule[k] >= 0 && by_rule[k] < revive_active_within) active.push_back(k);
+      if (by_rule[k] >= 0 && by_rule[k] < reset_active_within) active.push_back(k);
     }
     const int64_t now = *step.const_data_ptr<int64_t>();
     const uint64_t choice_key = counter_random::key(seed, now, kChoiceStream),
                    noise_key = counter_random::key(seed, now, kNoiseStream);
     const std::vector<double> given = choice ? doubles(*choice) : std::vector<double>();
     const std::vector<double> given_noise = noise ? doubles(*noise) : std::vector<double>();
-    // Copies are made of codewords as they were before any revival.
+    // Copies are made of codewords as they were before any reset.
     const std::vector<double> before = from_features ? std::vector<double>() : codes;
     for (int64_t k = 0; k < codewords; ++k) {
-      if (by_rule[k] <= revive_after || (from_features ? !(found[k] > 0) : active.empty())) continue;
+      if (by_rule[k] <= reset_after || (from_features ? !(found[k] > 0) : active.empty())) continue;
       const double drawn = choice ? given[k] : counter_random::uniform(choice_key, k);
       const double* source =
           from_features
@@ -263,13 +263,13 @@ void codebook_apply(const at::Tensor& codebook, const at::Tensor& ema_count, con
       for (int64_t d = 0; d < width; ++d) {
         double value = source[d];
         if (!from_features) {
-          value += revive_noise *
+          value += reset_noise *
                    (noise ? given_noise[k * width + d] : 2 * counter_random::uniform(noise_key, k * width + d) - 1);
         }
         codes[k * width + d] = value;
-        if (revive_ema) sum[k * width + d] = value;
+        if (reset_ema) sum[k * width + d] = value;
       }
-      if (revive_ema) count[k] = 1;
+      if (reset_ema) count[k] = 1;
       for (int64_t m = 0; m < modalities; ++m) waited[m * codewords + k] = 0;
     }
   }

@@ -162,7 +162,7 @@ MUTATIONS = (
         "cudaSuccess",
         ("statistics_sorted",),
     ),
-    Mutation(_APPLY, "d < state.width", "d <= state.width", ("apply",), "update.revived[k] != 0;"),
+    Mutation(_APPLY, "d < state.width", "d <= state.width", ("apply",), "update.reset[k] != 0;"),
     Mutation(_COMMITMENT, "row < a.rows", "row <= a.rows", ("commitment",), "double total = 0;"),
 )
 

@@ -231,22 +231,26 @@ class UniCodeMethod:
 
     def _code_matching(self, output: ModelOutput, rows: slice, terms: dict[str, Tensor]) -> None:
         method = self.config.method
-        if not method.cmcm_weight:
+        if not method.code_matching_weight:
             return
         used = {
             name: codeword_distribution(
                 output.semantic[name],
                 self.model.codebook.codebook,
                 valid=valid,
-                temperature=method.cmcm_temperature,
+                temperature=method.code_matching_temperature,
             )
             for name, valid in self._masks(output).items()
         }
         for first, second in combinations(self.model.names, 2):
             loss = losses.code_matching(
-                used[first], used[second], pairing=method.cmcm_pairing, directions=method.cmcm_directions, rows=rows
+                used[first],
+                used[second],
+                pairing=method.code_matching_pairing,
+                directions=method.code_matching_directions,
+                rows=rows,
             )
-            terms[f"code_matching.{first}-{second}"] = method.cmcm_weight * loss
+            terms[f"code_matching.{first}-{second}"] = method.code_matching_weight * loss
 
     def _assignment(self, output: ModelOutput, terms: dict[str, Tensor]) -> None:
         """Common codewords of a clip's modalities: by position if they have a time axis, by clip for words."""

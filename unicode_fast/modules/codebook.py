@@ -13,9 +13,9 @@ from unicode_fast.modules.cpc import clip_mean
 from unicode_fast.ops import (
     BatchShard,
     CodebookState,
+    EmaConfig,
     PreparedCodebook,
-    RevivalDraws,
-    UpdateRule,
+    ResetDraws,
     _checks,
     codebook_update,
     commitment_loss,
@@ -71,7 +71,7 @@ class Codebook(nn.Module):
         names: the modalities, one or more, in the order of the sequential EMA.
         codewords: M.
         width: D.
-        rule: of the update; None takes `UpdateRule()`. With its `own_weight` 1 it is the plain EMA.
+        rule: of the update; None takes `EmaConfig()`. With its `own_weight` 1 it is the plain EMA.
         partner: vector of the other modalities at a position: their features there ("aligned"), or attention over all
             their positions in the same clip ("attended").
         initial_count: initial running count of every codeword.
@@ -95,7 +95,7 @@ class Codebook(nn.Module):
         names: Sequence[str],
         codewords: int,
         width: int,
-        rule: UpdateRule | None = None,
+        rule: EmaConfig | None = None,
         *,
         partner: Partner = "aligned",
         initial_count: float = 1.0,
@@ -110,14 +110,14 @@ class Codebook(nn.Module):
                 raise TypeError(f"{size} must be an integer, got {type(value).__name__}")
             if value < 1:
                 raise ValueError(f"{size} must be at least 1, got {value}")
-        if not isinstance(rule, UpdateRule | None):
-            raise TypeError(f"rule must be an UpdateRule or None, got {type(rule).__name__}")
+        if not isinstance(rule, EmaConfig | None):
+            raise TypeError(f"rule must be an EmaConfig or None, got {type(rule).__name__}")
         _checks.check_choice("partner", partner, get_args(Partner))
         if not isinstance(initial_count, (int, float)) or not 0 <= initial_count < math.inf:
             raise ValueError(f"initial_count must be a number of at least 0, got {initial_count!r}")
         self.names = tuple(names)
         self.partner = partner
-        self.rule = UpdateRule() if rule is None else rule
+        self.rule = EmaConfig() if rule is None else rule
         codebook = torch.empty(codewords, width).uniform_(-UNIFORM_INIT, UNIFORM_INIT)
         self.register_buffer("codebook", codebook)
         self.register_buffer("ema_count", torch.full((codewords,), float(initial_count)))
@@ -256,7 +256,7 @@ class Codebook(nn.Module):
         semantic: Mapping[str, Tensor],
         index: Mapping[str, Tensor],
         mask: Mapping[str, Tensor] | None = None,
-        draws: RevivalDraws | None = None,
+        draws: ResetDraws | None = None,
         shard: BatchShard | None = None,
     ) -> None:
         """One MM-EMA update with the codes of a batch, idle counters and resets included; Eq. 7.

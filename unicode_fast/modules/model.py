@@ -21,7 +21,7 @@ from unicode_fast.modules.encoders import ModalityEncoder
 from unicode_fast.modules.feature_norm import FeatureNorm, Moments
 from unicode_fast.modules.lexicon import Lexicon
 from unicode_fast.modules.precision import products
-from unicode_fast.ops import BatchShard, UpdateRule
+from unicode_fast.ops import BatchShard, EmaConfig
 
 
 class Encoded(NamedTuple):
@@ -373,20 +373,20 @@ class UniCode(nn.Module):
             )
 
 
-def update_rule(method: MethodConfig, seed: int) -> UpdateRule:
+def update_rule(method: MethodConfig, seed: int) -> EmaConfig:
     """The update rule of the codebook from a configuration."""
-    return UpdateRule(
+    return EmaConfig(
         decay=method.ema_decay,
         epsilon=method.ema_epsilon,
         own_weight=1.0 if method.ema_partner == "none" else method.ema_own_weight,
         update=method.ema_update,
         smoothing=method.ema_smoothing,
-        revive_after=method.revive_after,
-        revive_unless=method.revive_unless,
-        revive_source=method.revive_source,
-        revive_noise=method.revive_noise,
-        revive_active_within=method.revive_active_within,
-        revive_ema=method.revive_ema,
+        reset_after=method.reset_after,
+        reset_unless=method.reset_unless,
+        reset_source=method.reset_source,
+        reset_noise=method.reset_noise,
+        reset_active_within=method.reset_active_within,
+        reset_ema=method.reset_ema,
         seed=seed,
     )
 

@@ -1,6 +1,6 @@
 """The operators, one public function in each file: checks, schema, fake implementation and gradient formula."""
 
-from unicode_fast.ops.codebook_update import BatchShard, CodebookState, RevivalDraws, UpdateRule, codebook_update
+from unicode_fast.ops.codebook_update import BatchShard, CodebookState, EmaConfig, ResetDraws, codebook_update
 from unicode_fast.ops.codeword_distribution import codeword_distribution
 from unicode_fast.ops.commitment import commitment_loss
 from unicode_fast.ops.cross_info_nce import CrossInfoNCE, cross_info_nce
@@ -10,10 +10,10 @@ __all__ = [
     "BatchShard",
     "CodebookState",
     "CrossInfoNCE",
+    "EmaConfig",
     "NearestCodeword",
     "PreparedCodebook",
-    "RevivalDraws",
-    "UpdateRule",
+    "ResetDraws",
     "codebook_update",
     "codeword_distribution",
     "commitment_loss",

@@ -11,29 +11,29 @@ from torch import Tensor
 from unicode_fast.ops import _checks, _library
 from unicode_fast.ops.nearest_codeword import PreparedCodebook
 from unicode_fast.reference.codebook_update import (
-    REVIVAL_ATTEMPTS,
+    RESET_ATTEMPTS,
     BatchShard,
     CodebookBatch,
     CodebookState,
-    RevivalDraws,
-    UpdateRule,
+    EmaConfig,
+    ResetDraws,
     codebook_apply_reference,
     codebook_statistics_reference,
     first_attempts,
 )
 
-_RULE_FIELDS = tuple(field.name for field in fields(UpdateRule))
+_RULE_FIELDS = tuple(field.name for field in fields(EmaConfig))
 
 
 def codebook_update(  # noqa: PLR0913 - state, rows and rule are records already; the rest is optional
     state: CodebookState,
     features: Sequence[Tensor],
     index: Sequence[Tensor],
-    rule: UpdateRule,
+    rule: EmaConfig,
     *,
     partners: Sequence[Tensor] | None = None,
     valid: Sequence[Tensor | None] | None = None,
-    draws: RevivalDraws | None = None,
+    draws: ResetDraws | None = None,
     group: dist.ProcessGroup | None = None,
     shard: BatchShard | None = None,
     prepared: PreparedCodebook | None = None,
@@ -41,7 +41,7 @@ def codebook_update(  # noqa: PLR0913 - state, rows and rule are records already
 ) -> None:
     """One MM-EMA update: codewords move towards the mean of their rows and partners, idle ones are reset.
 
-    `unicode_fast.reference.codebook_update` has the formulas, `UpdateRule` the variants. All tensors of `state` are
+    `unicode_fast.reference.codebook_update` has the formulas, `EmaConfig` the variants. All tensors of `state` are
     changed in place, and nothing is returned.
 
     Args:
@@ -87,8 +87,8 @@ def codebook_update(  # noqa: PLR0913 - state, rows and rule are records already
         Xia et al., NeurIPS 2023, Eq. 7 and its released code.
     """
     _check_state(state)
-    if not isinstance(rule, UpdateRule):
-        raise TypeError(f"rule must be an UpdateRule, got {type(rule).__name__}")
+    if not isinstance(rule, EmaConfig):
+        raise TypeError(f"rule must be an EmaConfig, got {type(rule).__name__}")
     _check_list("features", features, state.idle.shape[0], "state.idle")
     _check_rows(state.codebook, features, index)
     partners = _checked_partners(features, partners, rule)
@@ -96,14 +96,14 @@ def codebook_update(  # noqa: PLR0913 - state, rows and rule are records already
     _check_prepared(state, prepared)
     choice, noise = (None, None) if draws is None else _checked_draws(state, draws)
     ranks = dist.get_world_size(group) if dist.is_initialized() else 1
-    shard = _checked_shard(features, shard, needed=ranks > 1 and _revives_from_features(rule))
+    shard = _checked_shard(features, shard, needed=ranks > 1 and _resets_from_features(rule))
     device = state.codebook.device
     statistics = _library.find_operator("codebook_update", device, backend, "codebook_statistics")
     apply = _library.find_operator("codebook_update", device, backend, "codebook_apply")
     settings = [getattr(rule, name) for name in _RULE_FIELDS]
     rows = [feature.detach() for feature in features]
     others = [partner.detach() for partner in partners]
-    every_attempt = ranks > 1 and len(valid) > 0 and _revives_from_features(rule)
+    every_attempt = ranks > 1 and len(valid) > 0 and _resets_from_features(rule)
     buffer = statistics(
         state.codebook, state.step, rows, list(index), others, valid, choice, *shard, every_attempt, *settings
     )
@@ -114,6 +114,14 @@ def codebook_update(  # noqa: PLR0913 - state, rows and rule are records already
     apply(*state, buffer, choice, noise, *settings)
     if prepared is not None:
         prepared._refresh_after_update(backend)
+
+
+def UpdateRule(**fields: Any) -> EmaConfig:
+    """The former name of `EmaConfig`, whose fields reset_X were named revive_X."""
+    return EmaConfig(**{name.replace("revive_", "reset_"): value for name, value in fields.items()})
+
+
+RevivalDraws = ResetDraws
 
 
 def _check_state(state: Any) -> None:
@@ -158,7 +166,7 @@ def _check_rows(codebook: Tensor, features: Any, index: Any) -> None:
         _checks.check_like(f"index[{m}]", codes, shape[:1], f"the rows of features[{m}]", codebook, "state.codebook")
 
 
-def _checked_partners(features: Sequence[Tensor], partners: Any, rule: UpdateRule) -> list[Tensor]:
+def _checked_partners(features: Sequence[Tensor], partners: Any, rule: EmaConfig) -> list[Tensor]:
     """The partners for the operator; empty where the same rows of other modalities are partners."""
     if partners is None:
         rows = [feature.shape[0] for feature in features]
@@ -191,9 +199,9 @@ def _checked_valid(features: Sequence[Tensor], valid: Any) -> list[Tensor]:
     return masks
 
 
-def _checked_draws(state: CodebookState, draws: Any) -> RevivalDraws:
-    if not isinstance(draws, RevivalDraws):
-        raise TypeError(f"draws must be RevivalDraws or None, got {type(draws).__name__}")
+def _checked_draws(state: CodebookState, draws: Any) -> ResetDraws:
+    if not isinstance(draws, ResetDraws):
+        raise TypeError(f"draws must be ResetDraws or None, got {type(draws).__name__}")
     _check_draw("choice", draws.choice, state.codebook.shape[:1], state.codebook)
     _check_draw("noise", draws.noise, state.codebook.shape, state.codebook)
     return draws
@@ -213,8 +221,8 @@ def _check_prepared(state: CodebookState, prepared: Any) -> None:
         raise ValueError("prepared must be of state.codebook, got one of another tensor")
 
 
-def _revives_from_features(rule: UpdateRule) -> bool:
-    return rule.revive_after > 0 and rule.revive_source == "feature"
+def _resets_from_features(rule: EmaConfig) -> bool:
+    return rule.reset_after > 0 and rule.reset_source == "feature"
 
 
 def _checked_shard(features: Sequence[Tensor], shard: Any, *, needed: bool) -> BatchShard:
@@ -240,7 +248,7 @@ def _checked_shard(features: Sequence[Tensor], shard: Any, *, needed: bool) -> B
 
 def _check_statistics(*arguments: Any) -> None:
     codebook, step, features, index, partners, valid, choice, first_row, total_rows, _, *settings = arguments
-    rule = UpdateRule(*settings)
+    rule = EmaConfig(*settings)
     _checks.check_codebook("state.codebook", codebook, _checks.STATE_DTYPES)
     _check_step(codebook, step)
     if not features:
@@ -255,13 +263,13 @@ def _check_statistics(*arguments: Any) -> None:
 
 def _check_apply(*arguments: Any) -> None:
     state, (statistics, choice, noise, *settings) = CodebookState(*arguments[:5]), arguments[5:]
-    rule = UpdateRule(*settings)
+    rule = EmaConfig(*settings)
     _check_state(state)
     _checks.check_tensor("statistics", statistics, (torch.float64,))
     size = (_statistics_size(state.codebook, state.idle.shape[0], rule),)
     _checks.check_like("statistics", statistics, size, "that of all statistics", state.codebook, "state.codebook")
     if choice is not None or noise is not None:
-        _checked_draws(state, RevivalDraws(choice, noise))
+        _checked_draws(state, ResetDraws(choice, noise))
 
 
 def _check_apart(arguments: list[tuple[str, Tensor]]) -> None:
@@ -281,9 +289,9 @@ def _share_memory(one: Tensor, other: Tensor) -> bool:
     return one.data_ptr() < other.data_ptr() + other.nbytes and other.data_ptr() < one.data_ptr() + one.nbytes
 
 
-def _statistics_size(codebook: Tensor, modalities: int, rule: UpdateRule, candidates: int = 1) -> int:
+def _statistics_size(codebook: Tensor, modalities: int, rule: EmaConfig, candidates: int = 1) -> int:
     codewords, width = codebook.shape
-    found = candidates * codewords * (1 + width) if _revives_from_features(rule) else 0
+    found = candidates * codewords * (1 + width) if _resets_from_features(rule) else 0
     return modalities * (1 + codewords) + codewords * width + found
 
 
@@ -293,24 +301,24 @@ def _statistics(*arguments: Any) -> Tensor:
     # The other fields of the state are not read.
     state = CodebookState(codebook, codebook, codebook, step.new_zeros(len(features), codebook.shape[0]), step)
     batch = CodebookBatch(features, index, partners, valid, BatchShard(first_row, total_rows), every_attempt)
-    draws = None if choice is None else RevivalDraws(choice, choice)
+    draws = None if choice is None else ResetDraws(choice, choice)
     with _checks.naming_index("index", index, valid, codebook.shape[0]):
-        return codebook_statistics_reference(state, batch, UpdateRule(*settings), draws)
+        return codebook_statistics_reference(state, batch, EmaConfig(*settings), draws)
 
 
 def _fake_statistics(*arguments: Any) -> Tensor:
     codebook, features, every_attempt, settings = arguments[0], arguments[2], arguments[9], arguments[10:]
-    candidates = REVIVAL_ATTEMPTS if every_attempt else 1
-    size = _statistics_size(codebook, len(features), UpdateRule(*settings), candidates)
+    candidates = RESET_ATTEMPTS if every_attempt else 1
+    size = _statistics_size(codebook, len(features), EmaConfig(*settings), candidates)
     return codebook.new_empty(size, dtype=torch.float64)
 
 
 def _apply(*arguments: Any) -> None:
     statistics, choice, noise, *settings = arguments[5:]
-    draws = None if choice is None else RevivalDraws(choice, noise)
+    draws = None if choice is None else ResetDraws(choice, noise)
     state = CodebookState(*arguments[:5])
     _check_apart([*zip(state._fields, state, strict=True), ("statistics", statistics)])
-    codebook_apply_reference(state, statistics, UpdateRule(*settings), draws)
+    codebook_apply_reference(state, statistics, EmaConfig(*settings), draws)
 
 
 def _fake_apply(*arguments: Any) -> None:
@@ -318,8 +326,8 @@ def _fake_apply(*arguments: Any) -> None:
 
 
 _RULE = (
-    "float decay, float epsilon, float own_weight, str update, str smoothing, int revive_after, str revive_unless, "
-    "str revive_source, float revive_noise, int revive_active_within, bool revive_ema, int seed"
+    "float decay, float epsilon, float own_weight, str update, str smoothing, int reset_after, str reset_unless, "
+    "str reset_source, float reset_noise, int reset_active_within, bool reset_ema, int seed"
 )
 _library.declare(
     "codebook_statistics",

@@ -9,15 +9,15 @@ from torch import Tensor
 from unicode_fast.reference import counter_random
 
 # Rows drawn for the reset of one idle codeword; if none is valid, the next batch draws again.
-REVIVAL_ATTEMPTS = 8
+RESET_ATTEMPTS = 8
 # One stream of the counter-based generator for each purpose.
 CHOICE_STREAM, NOISE_STREAM, ROW_STREAM = 0, 1, 2
 
 _CHOICES = {
     "update": ("joint", "sequential"),
     "smoothing": ("none", "transient", "compounding"),
-    "revive_unless": ("any", "all"),
-    "revive_source": ("codeword", "feature"),
+    "reset_unless": ("any", "all"),
+    "reset_source": ("codeword", "feature"),
 }
 
 
@@ -74,13 +74,13 @@ class CodebookBatch:
     every_attempt: bool = False
 
 
-class RevivalDraws(NamedTuple):
+class ResetDraws(NamedTuple):
     """Given random numbers for the resets of codewords.
 
     Attributes:
         choice: (M,) float64 in [0, 1), picks the active codeword or the row to which codeword k is reset; a number
             outside picks the first or the last.
-        noise: (M, D) float64 in [-1, 1), added to a copied codeword after scaling with `UpdateRule.revive_noise`.
+        noise: (M, D) float64 in [-1, 1), added to a copied codeword after scaling with `EmaConfig.reset_noise`.
     """
 
     choice: Tensor
@@ -88,7 +88,7 @@ class RevivalDraws(NamedTuple):
 
 
 @dataclass(frozen=True)
-class UpdateRule:
+class EmaConfig:
     """Settings of a codebook update. The order of the fields is that of the operator's schema.
 
     Attributes:
@@ -98,14 +98,14 @@ class UpdateRule:
         update: "joint", one update from all modalities, or "sequential", one after the other in their order.
         smoothing: Laplace smoothing of the counts. "transient" smooths them for the division, "compounding" keeps the
             smoothed counts.
-        revive_after: a codeword is reset if it was idle for more batches than this; 0 never resets.
-        revive_unless: a codeword stays if "any" modality, or if "all" modalities, chose it within `revive_after`
+        reset_after: a codeword is reset if it was idle for more batches than this; 0 never resets.
+        reset_unless: a codeword stays if "any" modality, or if "all" modalities, chose it within `reset_after`
             batches.
-        revive_source: a codeword is reset to another, active "codeword" plus noise, or to a "feature" of the batch.
-        revive_noise: half width of the uniform noise on a copied codeword.
-        revive_active_within: a codeword is active if modalities (any or all, as in `revive_unless`) chose it less than
+        reset_source: a codeword is reset to another, active "codeword" plus noise, or to a "feature" of the batch.
+        reset_noise: half width of the uniform noise on a copied codeword.
+        reset_active_within: a codeword is active if modalities (any or all, as in `reset_unless`) chose it less than
             this many batches ago.
-        revive_ema: a reset sets the count to 1 and the sum to the new vector. Without it the next update restores the
+        reset_ema: a reset sets the count to 1 and the sum to the new vector. Without it the next update restores the
             old vector, unless that batch chooses the codeword.
         seed: of the draws; any integer of 64 bits.
 
@@ -119,12 +119,12 @@ class UpdateRule:
     own_weight: float = 0.5
     update: Literal["joint", "sequential"] = "joint"
     smoothing: Literal["none", "transient", "compounding"] = "none"
-    revive_after: int = 300
-    revive_unless: Literal["any", "all"] = "any"
-    revive_source: Literal["codeword", "feature"] = "codeword"
-    revive_noise: float = 1 / 1024
-    revive_active_within: int = 100
-    revive_ema: bool = True
+    reset_after: int = 300
+    reset_unless: Literal["any", "all"] = "any"
+    reset_source: Literal["codeword", "feature"] = "codeword"
+    reset_noise: float = 1 / 1024
+    reset_active_within: int = 100
+    reset_ema: bool = True
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -134,16 +134,16 @@ class UpdateRule:
                 raise ValueError(
                     f"{name} must be one of {', '.join(map(repr, choices))}, got {getattr(self, name)!r:.60}"
                 )
-        for name in ("revive_after", "revive_active_within", "seed"):
+        for name in ("reset_after", "reset_active_within", "seed"):
             if not isinstance(getattr(self, name), int):
                 raise TypeError(f"{name} must be an integer, got {type(getattr(self, name)).__name__}")
-        for name in ("decay", "own_weight", "epsilon", "revive_noise"):
+        for name in ("decay", "own_weight", "epsilon", "reset_noise"):
             if not isinstance(getattr(self, name), (int, float)):
                 raise TypeError(f"{name} must be a number, got {type(getattr(self, name)).__name__}")
         for name in ("decay", "own_weight"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
-        for name in ("epsilon", "revive_after", "revive_noise", "revive_active_within"):
+        for name in ("epsilon", "reset_after", "reset_noise", "reset_active_within"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must be 0 or greater, got {getattr(self, name)}")
         if self.smoothing != "none" and self.epsilon == 0:
@@ -171,7 +171,7 @@ class CodebookStatistics(NamedTuple):
 
 
 def codebook_update_reference(
-    state: CodebookState, batch: CodebookBatch, rule: UpdateRule, draws: RevivalDraws | None
+    state: CodebookState, batch: CodebookBatch, rule: EmaConfig, draws: ResetDraws | None
 ) -> None:
     """Move every codeword towards the mean of its rows, and reset idle codewords, in place.
 
@@ -221,7 +221,7 @@ def codebook_update_reference(
 
 
 def codebook_statistics_reference(
-    state: CodebookState, batch: CodebookBatch, rule: UpdateRule, draws: RevivalDraws | None
+    state: CodebookState, batch: CodebookBatch, rule: EmaConfig, draws: ResetDraws | None
 ) -> Tensor:
     """The statistics of a batch for an update, as one flat buffer that ranks can add up.
 
@@ -237,7 +237,7 @@ def codebook_statistics_reference(
 
     Returns:
         float64: the fields of `CodebookStatistics` one after the other, candidates only where the rule resets to
-        features, and REVIVAL_ATTEMPTS times with `batch.every_attempt`.
+        features, and RESET_ATTEMPTS times with `batch.every_attempt`.
     """
     codewords = state.codebook.shape[0]
     valid = batch.valid or [torch.ones_like(index, dtype=torch.bool) for index in batch.index]
@@ -250,35 +250,33 @@ def codebook_statistics_reference(
     weight = [rule.decay ** (last - m) if rule.update == "sequential" else 1.0 for m in range(len(rows))]
     weighted = torch.cat([w * x for w, x in zip(weight, mixed, strict=True)])
     fields = [count.sum(dim=1), count, _sum_by_codeword(weighted, torch.cat(index), codewords)]
-    if _revives_from_features(rule):
+    if _resets_from_features(rule):
         fields += _candidates(rows, valid, batch, state, rule, draws)
     return torch.cat([values.reshape(-1) for values in fields])
 
 
-def split_statistics(buffer: Tensor, state: CodebookState, rule: UpdateRule) -> CodebookStatistics:
+def split_statistics(buffer: Tensor, state: CodebookState, rule: EmaConfig) -> CodebookStatistics:
     """Views of a flat buffer; those of candidates are empty where the rule does not use them."""
     modalities = state.idle.shape[0]
     codewords, width = state.codebook.shape
-    candidates = codewords if _revives_from_features(rule) else 0
+    candidates = codewords if _resets_from_features(rule) else 0
     shapes = [(modalities,), (modalities, codewords), (codewords, width), (candidates,), (candidates, width)]
     fields = buffer.split([torch.Size(shape).numel() for shape in shapes])
     return CodebookStatistics(*(values.view(shape) for values, shape in zip(fields, shapes, strict=True)))
 
 
-def first_attempts(buffer: Tensor, state: CodebookState, rule: UpdateRule) -> Tensor:
+def first_attempts(buffer: Tensor, state: CodebookState, rule: EmaConfig) -> Tensor:
     """A buffer with the first valid candidate of each codeword, from one with every attempt."""
     codewords, width = state.codebook.shape
-    flags, rows = codewords * REVIVAL_ATTEMPTS, codewords * REVIVAL_ATTEMPTS * width
+    flags, rows = codewords * RESET_ATTEMPTS, codewords * RESET_ATTEMPTS * width
     sums, found, candidate = buffer.split([buffer.numel() - flags - rows, flags, rows])
-    found, candidate = found.view(REVIVAL_ATTEMPTS, -1), candidate.view(REVIVAL_ATTEMPTS, codewords, width)
+    found, candidate = found.view(RESET_ATTEMPTS, -1), candidate.view(RESET_ATTEMPTS, codewords, width)
     first = found.argmax(dim=0)  # (M,)
     chosen = candidate[first, torch.arange(codewords, device=buffer.device)]  # (M, D)
     return torch.cat([sums, found.amax(dim=0), chosen.flatten()])
 
 
-def codebook_apply_reference(
-    state: CodebookState, buffer: Tensor, rule: UpdateRule, draws: RevivalDraws | None
-) -> None:
+def codebook_apply_reference(state: CodebookState, buffer: Tensor, rule: EmaConfig, draws: ResetDraws | None) -> None:
     """Update a codebook from the statistics of a batch, in place; equal buffers give equal codebooks on all ranks.
 
     Args:
@@ -293,13 +291,13 @@ def codebook_apply_reference(
     if rule.update == "joint":
         codebook = torch.where(divisor[:, None] > 0, codebook, state.codebook.to(torch.float64))
     idle = torch.where(statistics.codeword_count > 0, 0, state.idle + 1)  # (modalities, M)
-    if rule.revive_after > 0:
-        revived, vector = _revival(codebook, idle, state.step, statistics, rule, draws)
-        codebook = torch.where(revived[:, None], vector, codebook)
-        idle = torch.where(revived, 0, idle)
-        if rule.revive_ema:
-            count = torch.where(revived, 1, count)
-            ema_sum = torch.where(revived[:, None], vector, ema_sum)
+    if rule.reset_after > 0:
+        reset, vector = _reset(codebook, idle, state.step, statistics, rule, draws)
+        codebook = torch.where(reset[:, None], vector, codebook)
+        idle = torch.where(reset, 0, idle)
+        if rule.reset_ema:
+            count = torch.where(reset, 1, count)
+            ema_sum = torch.where(reset[:, None], vector, ema_sum)
     state.codebook.copy_(codebook)
     state.ema_count.copy_(count)
     state.ema_sum.copy_(ema_sum)
@@ -307,7 +305,7 @@ def codebook_apply_reference(
     state.step.add_(1)
 
 
-def _decayed(state: CodebookState, statistics: CodebookStatistics, rule: UpdateRule) -> tuple[Tensor, Tensor, Tensor]:
+def _decayed(state: CodebookState, statistics: CodebookStatistics, rule: EmaConfig) -> tuple[Tensor, Tensor, Tensor]:
     """New counts, divisors of the sums, and new sums, in float64."""
     step_counts, step_totals = statistics.codeword_count, statistics.row_count
     if rule.update == "joint":
@@ -348,8 +346,8 @@ def _mixed_rows(rows: list[Tensor], partners: list[Tensor], valid: list[Tensor],
     return mixed
 
 
-def _revives_from_features(rule: UpdateRule) -> bool:
-    return rule.revive_after > 0 and rule.revive_source == "feature"
+def _resets_from_features(rule: EmaConfig) -> bool:
+    return rule.reset_after > 0 and rule.reset_source == "feature"
 
 
 def _candidates(
@@ -357,8 +355,8 @@ def _candidates(
     valid: list[Tensor],
     batch: CodebookBatch,
     state: CodebookState,
-    rule: UpdateRule,
-    draws: RevivalDraws | None,
+    rule: EmaConfig,
+    draws: ResetDraws | None,
 ) -> list[Tensor]:
     """Whether this rank holds the row drawn for each codeword, or each attempt and codeword, and that row."""
     codewords, width = state.codebook.shape
@@ -366,9 +364,9 @@ def _candidates(
     first_row, total_rows = batch.shard or BatchShard([0] * len(rows), held)
     total = sum(total_rows)
     if sum(held) == 0:
-        places = codewords * (REVIVAL_ATTEMPTS if batch.every_attempt else 1)
+        places = codewords * (RESET_ATTEMPTS if batch.every_attempt else 1)
         return [state.codebook.new_zeros(size, dtype=torch.float64) for size in (places, places * width)]
-    shape = (codewords, REVIVAL_ATTEMPTS)
+    shape = (codewords, RESET_ATTEMPTS)
     drawn = counter_random.integers(total, rule.seed, state.step, ROW_STREAM, shape)
     if draws is not None:
         given = (draws.choice.nan_to_num() * total).clamp(0, total - 1).to(torch.int64).clamp(0, total - 1)
@@ -389,27 +387,27 @@ def _candidates(
     return [found.to(torch.float64), torch.where(found[..., None], torch.cat(rows)[place], 0)]
 
 
-def _revival(
+def _reset(
     codebook: Tensor,
     idle: Tensor,
     step: Tensor,
     statistics: CodebookStatistics,
-    rule: UpdateRule,
-    draws: RevivalDraws | None,
+    rule: EmaConfig,
+    draws: ResetDraws | None,
 ) -> tuple[Tensor, Tensor]:
     """The codewords to reset, (M,) bool, and the new vector of each, (M, D)."""
-    idle_for_rule = idle.amin(dim=0) if rule.revive_unless == "any" else idle.amax(dim=0)
-    dead = idle_for_rule > rule.revive_after
-    if rule.revive_source == "feature":
+    idle_for_rule = idle.amin(dim=0) if rule.reset_unless == "any" else idle.amax(dim=0)
+    dead = idle_for_rule > rule.reset_after
+    if rule.reset_source == "feature":
         return dead & (statistics.candidate_found > 0), statistics.candidate
     if draws is None:
         choice = counter_random.uniform(rule.seed, step, CHOICE_STREAM, dead.shape)
         noise = 2 * counter_random.uniform(rule.seed, step, NOISE_STREAM, codebook.shape) - 1
     else:
         choice, noise = draws
-    active = (idle_for_rule >= 0) & (idle_for_rule < rule.revive_active_within)
+    active = (idle_for_rule >= 0) & (idle_for_rule < rule.reset_active_within)
     rank = active.cumsum(dim=0)  # of an active codeword among the active ones, from 1
     place = (choice.nan_to_num() * rank[-1]).clamp(min=0).minimum(rank[-1] - 1).to(torch.int64)
     # The first codeword whose rank exceeds the place; M, out of range, where none is active.
     source = torch.searchsorted(rank, place, right=True).clamp(max=rank.shape[0] - 1)
-    return dead & (rank[-1] > 0), codebook[source] + rule.revive_noise * noise
+    return dead & (rank[-1] > 0), codebook[source] + rule.reset_noise * noise

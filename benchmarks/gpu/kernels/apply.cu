@@ -6,7 +6,7 @@ namespace {
 
 constexpr int64_t kStep = 3;
 
-enum class Revival { kNone, kCodewords, kFeatures };
+enum class Reset { kNone, kCodewords, kFeatures };
 
 struct Problem {
   Number number;
@@ -14,22 +14,22 @@ struct Problem {
   int64_t codewords, width;
   bool joint;
   Smoothing smoothing;
-  Revival revival;
-  bool unless_any = true, draws = false, revive_ema = true, strides = false;
+  Reset reset;
+  bool unless_any = true, draws = false, reset_ema = true, strides = false;
 
   Rule rule() const {
-    const bool from_features = revival == Revival::kFeatures;
+    const bool from_features = reset == Reset::kFeatures;
     return {.decay = 0.875,
             .epsilon = 1e-5,
             .own_weight = 0.5,
             .joint = joint,
             .smoothing = smoothing,
-            .revive_after = revival == Revival::kNone ? 0 : 6,
+            .reset_after = reset == Reset::kNone ? 0 : 6,
             .unless_any = unless_any,
             .from_features = from_features,
-            .revive_noise = 0.25,
+            .reset_noise = 0.25,
             .active_within = 3,
-            .revive_ema = revive_ema,
+            .reset_ema = reset_ema,
             .seed = 23};
   }
 };
@@ -61,7 +61,7 @@ void set_statistics(Inputs& inputs, const Problem& given, uint64_t key) {
 Inputs random_inputs(const Problem& given) {
   const uint64_t key = counter_random::key(17, 0, 0);
   const int64_t codewords = given.codewords, width = given.width;
-  const int candidates = given.revival == Revival::kFeatures ? 1 : 0;
+  const int candidates = given.reset == Reset::kFeatures ? 1 : 0;
   Inputs inputs{kept(random_rows(given.number, codewords, width, 50)),
                 kept(random_rows(given.number, codewords, width, 51)),
                 kept(random_rows(given.number, codewords, 1, 52)),
@@ -83,7 +83,7 @@ Inputs random_inputs(const Problem& given) {
 // The state after an update. Tolerances are sizes of terms until rounding is added.
 struct Updated {
   Expected codebook, ema_sum, ema_count, idle;
-  int64_t revived = 0;
+  int64_t reset = 0;
 };
 
 // The exponential moving averages of one codeword, and the vector that follows from them.
@@ -115,7 +115,7 @@ void average(Updated& wanted, const Problem& given, const Inputs& inputs, double
   }
 }
 
-// Ages codewords; returns for each the updates that count for the rule of revival.
+// Ages codewords; returns for each the updates that count for the rule of reset.
 std::vector<int64_t> age(Updated& wanted, const Problem& given, const Inputs& inputs) {
   std::vector<int64_t> ages;
   for (int64_t k = 0; k < given.codewords; ++k) {
@@ -131,9 +131,9 @@ std::vector<int64_t> age(Updated& wanted, const Problem& given, const Inputs& in
   return ages;
 }
 
-void revive(Updated& wanted, const Problem& given, const Inputs& inputs, const std::vector<int64_t>& ages) {
+void reset(Updated& wanted, const Problem& given, const Inputs& inputs, const std::vector<int64_t>& ages) {
   const Rule rule = given.rule();
-  const bool features = given.revival == Revival::kFeatures;
+  const bool features = given.reset == Reset::kFeatures;
   const uint64_t choice_key = counter_random::key(rule.seed, kStep, 0),
                  noise_key = counter_random::key(rule.seed, kStep, 1);
   const Expected before = wanted.codebook;
@@ -142,8 +142,8 @@ void revive(Updated& wanted, const Problem& given, const Inputs& inputs, const s
     if (ages[k] < rule.active_within) active.push_back(k);
   for (int64_t k = 0; k < given.codewords; ++k) {
     const bool has_source = features ? inputs.statistics[inputs.layout.found + k] != 0 : !active.empty();
-    if (ages[k] <= rule.revive_after || !has_source) continue;
-    ++wanted.revived;
+    if (ages[k] <= rule.reset_after || !has_source) continue;
+    ++wanted.reset;
     const double choice = given.draws ? inputs.choice[k] : counter_random::uniform(choice_key, k);
     for (int64_t place = k * given.width; place < (k + 1) * given.width; ++place) {
       if (features) {
@@ -152,13 +152,13 @@ void revive(Updated& wanted, const Problem& given, const Inputs& inputs, const s
         const double noise = given.draws ? inputs.noise[place] : 2 * counter_random::uniform(noise_key, place) - 1;
         const int64_t source = active[counter_random::place(choice, static_cast<int64_t>(active.size()))];
         const int64_t from = source * given.width + place % given.width;
-        wanted.codebook.set(place, before.values[from] + rule.revive_noise * noise,
+        wanted.codebook.set(place, before.values[from] + rule.reset_noise * noise,
                             before.tolerances[place] + before.tolerances[from] + 1);
       }
-      if (rule.revive_ema) wanted.ema_sum.values[place] = wanted.codebook.values[place];
+      if (rule.reset_ema) wanted.ema_sum.values[place] = wanted.codebook.values[place];
     }
     for (int m = 0; m < given.modalities; ++m) wanted.idle.values[m * given.codewords + k] = 0;
-    if (rule.revive_ema) wanted.ema_count.values[k] = 1;
+    if (rule.reset_ema) wanted.ema_count.values[k] = 1;
   }
 }
 
@@ -169,7 +169,7 @@ Updated update(const Problem& given, const Inputs& inputs) {
   for (int64_t k = 0; k < given.codewords; ++k) ema_total += inputs.ema_count.at(k, 0);
   for (int64_t k = 0; k < given.codewords; ++k) average(wanted, given, inputs, ema_total, k);
   const std::vector<int64_t> ages = age(wanted, given, inputs);
-  if (given.revival != Revival::kNone) revive(wanted, given, inputs, ages);
+  if (given.reset != Reset::kNone) reset(wanted, given, inputs, ages);
   const double rounding = given.number == kDouble ? kSumTolerance : kFloatTolerance;
   for (Expected* output : {&wanted.codebook, &wanted.ema_sum, &wanted.ema_count}) {
     for (size_t i = 0; i < output->values.size(); ++i)
@@ -223,7 +223,7 @@ Result apply_case(const Problem& given) {
   Result result;
   result.rows = given.codewords;
   const Updated wanted = update(given, inputs);
-  result.demand((wanted.revived > 0) == (given.revival != Revival::kNone), "no codeword was to be revived");
+  result.demand((wanted.reset > 0) == (given.reset != Reset::kNone), "no codeword was to be reset");
   demand_close(result, "ema_count", ema_count.host(), wanted.ema_count);
   demand_close(result, "codebook", codebook.host(), wanted.codebook);
   demand_close(result, "ema_sum", ema_sum.host(), wanted.ema_sum);
@@ -245,19 +245,19 @@ std::vector<Case> apply_cases() {
     for (const Size size : {kG2, kG3, kTraining})
       add(cases, size_text({size.codewords, size.width}),
           {kSingle, size.rows == kTraining.rows ? 3 : 1, size.codewords, size.width, true, Smoothing::kNone,
-           Revival::kCodewords});
+           Reset::kCodewords});
     return cases;
   }
-  add(cases, "joint", {kSingle, 3, 37, 130, true, Smoothing::kNone, Revival::kNone});
+  add(cases, "joint", {kSingle, 3, 37, 130, true, Smoothing::kNone, Reset::kNone});
   add(cases, "sequential, transient, from codewords",
-      {kDouble, 3, 50, 20, false, Smoothing::kTransient, Revival::kCodewords});
+      {kDouble, 3, 50, 20, false, Smoothing::kTransient, Reset::kCodewords});
   add(cases, "sequential, compounding, from codewords, draws, strides",
-      {kSingle, 2, 61, 33, false, Smoothing::kCompounding, Revival::kCodewords, false, true, true, true});
-  add(cases, "joint, transient, from features", {kDouble, 2, 40, 9, true, Smoothing::kTransient, Revival::kFeatures});
+      {kSingle, 2, 61, 33, false, Smoothing::kCompounding, Reset::kCodewords, false, true, true, true});
+  add(cases, "joint, transient, from features", {kDouble, 2, 40, 9, true, Smoothing::kTransient, Reset::kFeatures});
   add(cases, "joint, compounding, from features, counts kept",
-      {kSingle, 3, 70, 5, true, Smoothing::kCompounding, Revival::kFeatures, false, false, false, true});
+      {kSingle, 3, 70, 5, true, Smoothing::kCompounding, Reset::kFeatures, false, false, false, true});
   add(cases, "sequential, many codewords, from codewords",
-      {kSingle, 2, 600, 3, false, Smoothing::kNone, Revival::kCodewords, true, false, false});
+      {kSingle, 2, 600, 3, false, Smoothing::kNone, Reset::kCodewords, true, false, false});
   return cases;
 }
 

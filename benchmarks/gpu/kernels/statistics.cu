@@ -240,7 +240,7 @@ void add_small(std::vector<Case>& cases) {
   Problem masked{.numbers = {kSingle, kSingle, kSingle}, .rows = 517, .codewords = 13, .width = 130};
   masked.masks = masked.mixes = true;
   masked.candidates = 1;
-  add(cases, "masks, partners at the same place, revival", masked);
+  add(cases, "masks, partners at the same place, reset", masked);
 
   Problem sharded{.numbers = {kHalf, kSingle}, .rows = 301, .codewords = 11, .width = 9};
   sharded.masks = sharded.mixes = sharded.partners = sharded.sequential = true;
@@ -270,7 +270,7 @@ void add_small(std::vector<Case>& cases) {
   Problem sorted{.numbers = {kHalf, kBrain, kSingle}, .rows = 5700, .codewords = 1000, .width = 5, .sorted = true};
   sorted.masks = sorted.mixes = sorted.sequential = sorted.strides = true;
   sorted.candidates = sorted.popular = 1;
-  add(cases, "masks, partners at the same place, revival", sorted);
+  add(cases, "masks, partners at the same place, reset", sorted);
 }
 
 }  // namespace

@@ -21,10 +21,10 @@ struct Update {
   double kept;  // decay to the number of steps, of the sums
   StatisticsLayout layout;
   const double *statistics, *choice, *noise;
-  // Workspaces, by codeword: new count, what its sum is divided by, whether it is revived; by block of plan_kernel and
-  // codeword: scratch; by codeword: the codeword it is revived from, or -1, and the vector it gets.
+  // Workspaces, by codeword: new count, what its sum is divided by, whether it is reset; by block of plan_kernel and
+  // codeword: scratch; by codeword: the codeword it is reset from, or -1, and the vector it gets.
   double *counts, *divisors;
-  int *revived, *active, *sources;
+  int *reset, *active, *sources;
   double* vectors;
 };
 
@@ -77,7 +77,7 @@ __device__ __forceinline__ double decayed_sum(const Update& update, int64_t k, i
          (1 - update.rule.decay) * update.statistics[update.layout.mixed_sum + k * update.state.width + d];
 }
 
-// A codeword's vector after the update and before any revival.
+// A codeword's vector after the update and before any reset.
 template <class T>
 __device__ __forceinline__ double updated(const Update& update, int64_t k, int64_t d, double sum, double divisor) {
   return update.rule.joint && !(divisor > 0) ? codebook_at<T>(update.state, k, d) : sum / divisor;
@@ -133,8 +133,8 @@ __device__ __forceinline__ int list_active(const Update& update, int* list) {
   return number;
 }
 
-// Reads the state and writes workspaces only: counts and divisors, which codewords are revived, and what those get that
-// are revived from codewords. Each block does an equal share of the codewords, after finding for itself what depends on
+// Reads the state and writes workspaces only: counts and divisors, which codewords are reset, and what those get that
+// are reset from codewords. Each block does an equal share of the codewords, after finding for itself what depends on
 // all of them.
 template <class T>
 __global__ void __launch_bounds__(kPlanThreads, 2) plan_kernel(const __grid_constant__ Update update) {
@@ -142,7 +142,7 @@ __global__ void __launch_bounds__(kPlanThreads, 2) plan_kernel(const __grid_cons
   const Rule& rule = update.rule;
   const int64_t share = (state.codewords + gridDim.x - 1) / gridDim.x;
   const int64_t first = blockIdx.x * share, last = min(first + share, state.codewords);
-  const bool copies = rule.revive_after > 0 && !rule.from_features;
+  const bool copies = rule.reset_after > 0 && !rule.from_features;
   const double total = rule.smoothing == Smoothing::kNone ? 0.0 : total_count<T>(state);
   int* const list = update.active + blockIdx.x * state.codewords;
   const int active = copies ? list_active(update, list) : 0;
@@ -151,11 +151,11 @@ __global__ void __launch_bounds__(kPlanThreads, 2) plan_kernel(const __grid_cons
   const uint64_t noise_key = counter_random::key(rule.seed, step, kNoiseStream);
   for (int64_t k = first + threadIdx.x; k < last; k += kPlanThreads) {
     const Decayed now = decayed(update, k, ema_count_at<T>(state, k), total);
-    const bool dead = rule.revive_after > 0 && idle_for_rule(update, k) > rule.revive_after;
+    const bool dead = rule.reset_after > 0 && idle_for_rule(update, k) > rule.reset_after;
     const bool found = copies ? active > 0 : dead && update.statistics[update.layout.found + k] > 0;
     update.counts[k] = now.count;
     update.divisors[k] = now.divisor;
-    update.revived[k] = dead && found;
+    update.reset[k] = dead && found;
     int source = -1;
     if (copies && dead && found) {
       const double choice = update.choice != nullptr ? update.choice[k] : counter_random::uniform(choice_key, k);
@@ -174,7 +174,7 @@ __global__ void __launch_bounds__(kPlanThreads, 2) plan_kernel(const __grid_cons
       const double noise =
           update.noise != nullptr ? update.noise[place] : 2 * counter_random::uniform(noise_key, place) - 1;
       update.vectors[place] =
-          updated<T>(update, source, d, decayed_sum<T>(update, source, d), divisor) + rule.revive_noise * noise;
+          updated<T>(update, source, d, decayed_sum<T>(update, source, d), divisor) + rule.reset_noise * noise;
     }
   }
 }
@@ -186,14 +186,14 @@ __global__ void __launch_bounds__(kApplyThreads) apply_kernel(const __grid_const
   const State& state = update.state;
   const Rule& rule = update.rule;
   const int64_t k = blockIdx.x, d = static_cast<int64_t>(blockIdx.y) * kApplyThreads + threadIdx.x;
-  const bool revived = update.revived[k] != 0;
+  const bool reset = update.reset[k] != 0;
   if (d < state.width) {
     double sum = decayed_sum<T>(update, k, d);
     double value = updated<T>(update, k, d, sum, update.divisors[k]);
-    if (revived) {
+    if (reset) {
       const int64_t place = k * state.width + d;
       value = rule.from_features ? update.statistics[update.layout.candidate + place] : update.vectors[place];
-      if (rule.revive_ema) sum = value;
+      if (rule.reset_ema) sum = value;
     }
     static_cast<T*>(state.codebook)[k * state.codebook_strides[0] + d * state.codebook_strides[1]] =
         static_cast<T>(value);
@@ -202,11 +202,11 @@ __global__ void __launch_bounds__(kApplyThreads) apply_kernel(const __grid_const
   if (blockIdx.y != 0) return;
   if (static_cast<int>(threadIdx.x) < state.modalities) {
     int64_t& idle = state.idle[threadIdx.x * state.idle_strides[0] + k * state.idle_strides[1]];
-    idle = revived || batch_count(update, threadIdx.x, k) > 0 ? 0 : idle + 1;
+    idle = reset || batch_count(update, threadIdx.x, k) > 0 ? 0 : idle + 1;
   }
   if (threadIdx.x == 0) {
     static_cast<T*>(state.ema_count)[k * state.ema_count_stride] =
-        static_cast<T>(revived && rule.revive_ema ? 1.0 : update.counts[k]);
+        static_cast<T>(reset && rule.reset_ema ? 1.0 : update.counts[k]);
     if (k == 0) *state.step += 1;
   }
 }
@@ -222,7 +222,7 @@ cudaError_t launch_for(const ApplyPlan& plan, const Update& update, cudaStream_t
   return cudaGetLastError();
 }
 
-bool copies_codewords(const Rule& rule) { return rule.revive_after > 0 && !rule.from_features; }
+bool copies_codewords(const Rule& rule) { return rule.reset_after > 0 && !rule.from_features; }
 
 }  // namespace
 
@@ -237,7 +237,7 @@ ApplyPlan plan_apply(const State& state, const Rule& rule) {
   };
   plan.counts = place(codewords * sizeof(double));
   plan.divisors = place(codewords * sizeof(double));
-  plan.revived = place(codewords * sizeof(int));
+  plan.reset = place(codewords * sizeof(int));
   if (!copies_codewords(rule)) return plan;
   plan.sources = place(codewords * sizeof(int));
   plan.active = place(plan.blocks * codewords * sizeof(int));
@@ -252,14 +252,13 @@ cudaError_t launch_apply(const ApplyPlan& plan, const State& state, const Rule& 
   update.state = state;
   update.rule = rule;
   update.kept = rule.joint ? rule.decay : std::pow(rule.decay, state.modalities);
-  update.layout =
-      statistics_layout(state.modalities, state.codewords, state.width, revives_from_features(rule) ? 1 : 0);
+  update.layout = statistics_layout(state.modalities, state.codewords, state.width, resets_from_features(rule) ? 1 : 0);
   update.statistics = statistics;
   update.choice = choice;
   update.noise = noise;
   update.counts = reinterpret_cast<double*>(base + plan.counts);
   update.divisors = reinterpret_cast<double*>(base + plan.divisors);
-  update.revived = reinterpret_cast<int*>(base + plan.revived);
+  update.reset = reinterpret_cast<int*>(base + plan.reset);
   if (copies_codewords(rule)) {
     update.sources = reinterpret_cast<int*>(base + plan.sources);
     update.active = reinterpret_cast<int*>(base + plan.active);

@@ -1,4 +1,4 @@
-// What a codebook update needs to know of a batch: per codeword counts, sums of mixed rows, and rows to revive idle
+// What a codebook update needs to know of a batch: per codeword counts, sums of mixed rows, and rows to reset idle
 // codewords from. Every sum has a fixed order, so results repeat bit for bit.
 
 #include "../../common/counter_random.h"

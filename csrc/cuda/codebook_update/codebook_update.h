@@ -11,7 +11,7 @@
 namespace unicode_fast::cuda {
 
 constexpr int kMostModalities = 16;
-// Rows tried for a codeword that is revived from features.
+// Rows tried for a codeword that is reset from features.
 constexpr int kAttempts = 8;
 
 enum class Smoothing : int { kNone, kTransient, kCompounding };
@@ -20,15 +20,15 @@ struct Rule {
   double decay, epsilon, own_weight;
   bool joint;
   Smoothing smoothing;
-  int64_t revive_after;
+  int64_t reset_after;
   bool unless_any, from_features;
-  double revive_noise;
+  double reset_noise;
   int64_t active_within;
-  bool revive_ema;
+  bool reset_ema;
   int64_t seed;
 };
 
-inline bool revives_from_features(const Rule& rule) { return rule.revive_after > 0 && rule.from_features; }
+inline bool resets_from_features(const Rule& rule) { return rule.reset_after > 0 && rule.from_features; }
 
 // Where the parts of the flat buffer of statistics begin; those about candidates hold so many for each codeword.
 struct StatisticsLayout {
@@ -63,7 +63,7 @@ struct Batch {
   double own_weight;
   int64_t codewords, width;
   // How many candidates of each codeword are kept: kAttempts, 1 for the first that is valid where all rows that are not
-  // held here count as valid, 0 without revival from features. `choice` may be null, contiguous where not.
+  // held here count as valid, 0 without reset from features. `choice` may be null, contiguous where not.
   int candidates;
   int64_t seed;
   const int64_t* step;
@@ -96,10 +96,10 @@ struct State {
   int64_t codewords, width;
 };
 
-// float64 (M) twice, int32 (M) three times, float64 (M, D) where codewords are revived from codewords.
+// float64 (M) twice, int32 (M) three times, float64 (M, D) where codewords are reset from codewords.
 struct ApplyPlan {
   int blocks = 0;
-  size_t counts = 0, divisors = 0, revived = 0, sources = 0, active = 0, vectors = 0, bytes = 0;
+  size_t counts = 0, divisors = 0, reset = 0, sources = 0, active = 0, vectors = 0, bytes = 0;
 };
 
 // `statistics`, `choice` and `noise` are contiguous float64; the last two may be null. Two launches.

@@ -25,21 +25,21 @@ Smoothing smoothing_named(string_view value) {
 }
 
 Rule rule_of(double decay, double epsilon, double own_weight, string_view update, string_view smoothing,
-             int64_t revive_after, string_view revive_unless, string_view revive_source, double revive_noise,
-             int64_t revive_active_within, bool revive_ema, int64_t seed) {
-  check_rule(decay, epsilon, own_weight, update, smoothing, revive_after, revive_unless, revive_source, revive_noise,
-             revive_active_within);
+             int64_t reset_after, string_view reset_unless, string_view reset_source, double reset_noise,
+             int64_t reset_active_within, bool reset_ema, int64_t seed) {
+  check_rule(decay, epsilon, own_weight, update, smoothing, reset_after, reset_unless, reset_source, reset_noise,
+             reset_active_within);
   return {decay,
           epsilon,
           own_weight,
           update == "joint",
           smoothing_named(smoothing),
-          revive_after,
-          revive_unless == "any",
-          revive_source == "feature",
-          revive_noise,
-          revive_active_within,
-          revive_ema,
+          reset_after,
+          reset_unless == "any",
+          reset_source == "feature",
+          reset_noise,
+          reset_active_within,
+          reset_ema,
           seed};
 }
 
@@ -59,11 +59,11 @@ at::Tensor codebook_statistics_cuda(const at::Tensor& codebook, const at::Tensor
                                     at::TensorList index, at::TensorList partners, at::TensorList valid,
                                     const std::optional<at::Tensor>& choice, at::IntArrayRef first_row,
                                     at::IntArrayRef total_rows, bool every_attempt, double decay, double epsilon,
-                                    double own_weight, string_view update, string_view smoothing, int64_t revive_after,
-                                    string_view revive_unless, string_view revive_source, double revive_noise,
-                                    int64_t revive_active_within, bool revive_ema, int64_t seed) {
-  const Rule rule = rule_of(decay, epsilon, own_weight, update, smoothing, revive_after, revive_unless, revive_source,
-                            revive_noise, revive_active_within, revive_ema, seed);
+                                    double own_weight, string_view update, string_view smoothing, int64_t reset_after,
+                                    string_view reset_unless, string_view reset_source, double reset_noise,
+                                    int64_t reset_active_within, bool reset_ema, int64_t seed) {
+  const Rule rule = rule_of(decay, epsilon, own_weight, update, smoothing, reset_after, reset_unless, reset_source,
+                            reset_noise, reset_active_within, reset_ema, seed);
   check_statistics(codebook, step, features, index, partners, valid, choice, first_row, total_rows, own_weight);
   const c10::cuda::CUDAGuard guard(codebook.device());
   const size_t modalities = features.size();
@@ -77,7 +77,7 @@ at::Tensor codebook_statistics_cuda(const at::Tensor& codebook, const at::Tensor
   batch.own_weight = own_weight;
   batch.codewords = codebook.size(0);
   batch.width = codebook.size(1);
-  batch.candidates = !revives_from_features(rule) ? 0 : every_attempt ? kAttempts : 1;
+  batch.candidates = !resets_from_features(rule) ? 0 : every_attempt ? kAttempts : 1;
   batch.seed = seed;
   batch.step = step.const_data_ptr<int64_t>();
   int64_t rows = 0;
@@ -112,11 +112,11 @@ void codebook_apply_cuda(const at::Tensor& codebook, const at::Tensor& ema_count
                          const at::Tensor& idle, const at::Tensor& step, const at::Tensor& statistics,
                          const std::optional<at::Tensor>& choice, const std::optional<at::Tensor>& noise, double decay,
                          double epsilon, double own_weight, string_view update, string_view smoothing,
-                         int64_t revive_after, string_view revive_unless, string_view revive_source,
-                         double revive_noise, int64_t revive_active_within, bool revive_ema, int64_t seed) {
-  const Rule rule = rule_of(decay, epsilon, own_weight, update, smoothing, revive_after, revive_unless, revive_source,
-                            revive_noise, revive_active_within, revive_ema, seed);
-  check_apply(codebook, ema_count, ema_sum, idle, step, statistics, choice, noise, revives_from_features(rule));
+                         int64_t reset_after, string_view reset_unless, string_view reset_source, double reset_noise,
+                         int64_t reset_active_within, bool reset_ema, int64_t seed) {
+  const Rule rule = rule_of(decay, epsilon, own_weight, update, smoothing, reset_after, reset_unless, reset_source,
+                            reset_noise, reset_active_within, reset_ema, seed);
+  check_apply(codebook, ema_count, ema_sum, idle, step, statistics, choice, noise, resets_from_features(rule));
   const c10::cuda::CUDAGuard guard(codebook.device());
   const int64_t modalities = idle.size(0), codewords = codebook.size(0), width = codebook.size(1);
   TORCH_CHECK_VALUE(modalities <= kMostModalities, "idle must have 1 to ", kMostModalities, " rows on CUDA, got ",
