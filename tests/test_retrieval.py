@@ -208,7 +208,7 @@ def test_bad_requests_are_refused() -> None:
     measured = Retrieval(Domain(LookUp(), PairedStore()), rule=RULE)
     with pytest.raises(ValueError, match="anchor must be one of text, got 'smell'"):
         measured.row("audio", "video", anchor="smell")
-    with pytest.raises(ValueError, match="relevant must mark an item for each query, none for query 1"):
+    with pytest.raises(ValueError, match="relevant must mark an item for each query, got none for query 1"):
         rank_queries(np.zeros((2, 2)), np.array([[True, False], [False, False]]))
     with pytest.raises(ValueError, match="similarity and relevant must have one shape"):
         rank_queries(np.zeros((2, 2)), np.zeros((2, 3), bool))

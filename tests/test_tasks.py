@@ -269,7 +269,7 @@ def test_the_head_reads_the_table_as_it_would_read_every_step() -> None:
     by_step = head.classify(hidden)
     close = {"rtol": LAYER.relative, "atol": LAYER.absolute}
     torch.testing.assert_close(head.of_clips(codes), by_clip, **close)
-    torch.testing.assert_close(head.of_steps(codes)[codes.mask], by_step[codes.mask], **close)
+    torch.testing.assert_close(head.of_positions(codes)[codes.mask], by_step[codes.mask], **close)
     parameters = list(head.parameters())
     expected = torch.autograd.grad(by_clip.square().sum(), parameters)
     found = torch.autograd.grad(head.of_clips(codes).square().sum(), parameters)
@@ -296,7 +296,7 @@ def test_bad_codes_are_refused() -> None:
         encode_split(model, part, "audio", 0)
     part.arrays["audio.length"] = np.where(np.arange(8) == 5, 0, STEPS)  # type: ignore[index]
     with pytest.raises(
-        ValueError, match="mask of 'audio' must mark at least one step of each clip, got none in clip 5"
+        ValueError, match="mask of 'audio' must mark at least one position of each clip, got none in clip 5"
     ):
         encode_split(model, part, "audio", 3)
 
@@ -307,7 +307,7 @@ def test_bad_codes_are_refused() -> None:
             return Encoded(index, vector + torch.arange(len(vector)).view(-1, 1, 1) + self.calls)
 
     for batch_size in (1, 8):
-        with pytest.raises(ValueError, match="vector of 'video' must be the same wherever index is"):
+        with pytest.raises(ValueError, match="vector of 'video' must be equal at equal index"):
             encode_split(Ambiguous(), clips(8, 0), "video", batch_size)
 
 
@@ -320,7 +320,7 @@ def test_bad_requests_are_refused() -> None:
         (("classification", "audio", "audio"), "target must be another modality than source, got 'audio' for both"),
         (
             ("localisation", "audio", "text"),
-            "target of localisation must have labels at each step; of the data those of audio, video have, got",
+            r"target of localisation must have labels at each position \(in the data: audio, video\), got",
         ),
     ):
         with pytest.raises(ValueError, match=message):

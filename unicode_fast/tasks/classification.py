@@ -1,4 +1,4 @@
-"""Which event a clip holds: one class a clip, read from its codes by a maximum over time."""
+"""Classification of the event in a clip: one class per clip, from a maximum over time of its codes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class CrossEntropy(nn.Module):
     """Mean cross-entropy over clips."""
 
     def forward(self, logits: Tensor, truth: Tensor, mask: Tensor) -> Tensor:
-        """Logits (clips, C), truth (clips,); the mask has been read by the head."""
+        """Logits (clips, C), truth (clips,); the head has applied the mask."""
         return cross_entropy(logits, truth)
 
 
@@ -33,7 +33,7 @@ class Classification:
     rule = ProbeRule(epochs=15, batch_size=200, learning_rate=4e-3, least_steps=300)
 
     def fits(self, clips: ClipSet, name: str) -> bool:
-        """Each does."""
+        """True for every modality."""
         return True
 
     def columns(self, clips: ClipSet) -> int:
@@ -41,7 +41,7 @@ class Classification:
         return len(clips.classes)
 
     def truth(self, clips: ClipSet, name: str) -> Tensor:
-        """(clips,) int64; the commonest foreground class of its segments where clips have no classes of their own."""
+        """(clips,) int64: the class of the clip, else the most frequent foreground class of its segments."""
         try:
             return torch.from_numpy(np.array(clips.target))
         except StoreError:
@@ -70,7 +70,7 @@ class Classification:
         return bootstrap.of_mean((logits.argmax(1) == truth).numpy().astype(float))
 
     def further(self, logits: Tensor, truth: Tensor, mask: Tensor, bootstrap: Bootstrap) -> dict[str, Estimate]:
-        """Accuracy, and pooled precision, recall, F1 and mAP over classes, the softmax for a score."""
+        """Accuracy, and pooled precision, recall, F1 and mAP over classes with the softmax as score."""
         columns = logits.shape[1]
         predicted, target = logits.argmax(1).numpy(), truth.numpy()
         chosen, wanted = (np.eye(columns, dtype=bool)[classes] for classes in (predicted, target))
@@ -88,14 +88,14 @@ class OfficialClassification(Classification):
     rule = ProbeRule(epochs=30, batch_size=80, learning_rate=4e-4, halve_at=(10, 20, 30), clip_norm=0.5)
 
     def truth(self, clips: ClipSet, name: str) -> Tensor:
-        """(clips,) int64, the largest segment class; the clip's own where the modality has no segment labels."""
+        """(clips,) int64: the largest segment class, or the clip's class for a modality without segment labels."""
         if name not in clips.labels:
             return super().truth(clips, name)
         return torch.from_numpy(metrics.official_target(all_clips(clips.labels[name])))
 
 
 class CrossClassification(Classification):
-    """The same on clips of another data set with the same classes."""
+    """Classification on clips of another data set with the same classes."""
 
     name = "cross-classification"
     across = True

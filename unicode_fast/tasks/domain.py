@@ -1,4 +1,4 @@
-"""A data set as a frozen model sees it."""
+"""A data set, encoded by a frozen model."""
 
 from __future__ import annotations
 
@@ -15,40 +15,40 @@ from unicode_fast.modules.wrapped import unwrapped
 from unicode_fast.tasks.probe import EncodedClips, Examples, ProbeTask, encode_split
 
 TRAIN, VALIDATION, TEST, WHOLE = "train", "val", "test", "all"
-# What a probe sees of a code: its codeword; its number alone; the same, of sentences the words that name what the other
-# modalities know too.
+# What a probe reads of a code: its codeword; its one-hot number; the same for content words only. Content words of a
+# sentence name what the other modalities show too.
 View = Literal["codewords", "tokens", "content"]
 
 
 class Domain:
-    """One data set and its codes, each split and modality encoded once, when it is first asked for.
+    """One data set and its codes. Each split and modality is encoded once, on first use.
 
     Args:
         model: encodes in evaluation mode; its mode is restored.
-        store: modalities need not be paired.
+        dataset: modalities need not be paired.
     """
 
-    def __init__(self, model: UniCode, store: Dataset) -> None:
+    def __init__(self, model: UniCode, dataset: Dataset) -> None:
         self.model: UniCode = unwrapped(model)
-        self.store = store
+        self.dataset = dataset
         self._codes: dict[tuple[str, str, View], EncodedClips] = {}
 
     @property
     def names(self) -> list[str]:
         """The model's modalities that the data set has, in the model's order."""
-        return [name for name in self.model.names if name in self.store.modalities]
+        return [name for name in self.model.names if name in self.dataset.modalities]
 
     def clips(self, split: str, name: str) -> ClipSet:
         """The clips of a split that have this modality."""
-        return self.store.clips(split, name)
+        return self.dataset.clips(split, name)
 
     def codes(self, split: str, name: str, view: View = "codewords") -> EncodedClips:
-        """Their codes, as a probe sees them."""
+        """The codes of these clips, in the form that a probe reads."""
         if (split, name, view) not in self._codes:
-            self._codes[split, name, view] = self._seen(split, name, view)
+            self._codes[split, name, view] = self._viewed(split, name, view)
         return self._codes[split, name, view]
 
-    def _seen(self, split: str, name: str, view: View) -> EncodedClips:
+    def _viewed(self, split: str, name: str, view: View) -> EncodedClips:
         if view == "codewords":
             return encode_split(self.model, self.clips(split, name), name)
         if view == "tokens":
@@ -57,8 +57,8 @@ class Domain:
         return tokens.only(self._content(split, name)) if self.has_content(name) else tokens
 
     def has_content(self, name: str) -> bool:
-        """Whether the data say which words of a modality name what others know too: the built-in sentences do."""
-        return name == "text" and self.store.name in built_in.DATASETS
+        """True where content words of a modality are marked, as in the built-in sentences."""
+        return name == "text" and self.dataset.name in built_in.DATASETS
 
     def _content(self, split: str, name: str) -> Tensor:
         """(clips, T) bool."""
@@ -66,32 +66,32 @@ class Domain:
         return torch.from_numpy(content_words(clips))
 
     def aligned(self, split: str, one: str, other: str) -> bool:
-        """Whether steps of two modalities are the same seconds; a sentence has no time axis."""
-        kinds = [self.store.modalities[name].kind for name in (one, other)]
-        steps = [self.clips(split, name).features[name].shape[1] for name in (one, other)]
-        return "words" not in kinds and steps[0] == steps[1]
+        """True where positions of two modalities are the same seconds; a sentence has no time axis."""
+        kinds = [self.dataset.modalities[name].kind for name in (one, other)]
+        positions = [self.clips(split, name).features[name].shape[1] for name in (one, other)]
+        return "words" not in kinds and positions[0] == positions[1]
 
     def examples(self, task: ProbeTask, split: str, name: str, view: View = "codewords") -> Examples:
-        """Their codes and what a probe should say of them."""
+        """Codes and targets of these clips."""
         return Examples(self.codes(split, name, view), task.truth(self.clips(split, name), name))
 
     def first_of(self, splits: Sequence[str]) -> str:
         """The first of these splits that the data set has.
 
         Raises:
-            ValueError: it has none of them.
+            ValueError: the data set has none of them.
         """
         for split in splits:
-            if split in self.store.splits:
+            if split in self.dataset.splits:
                 return split
-        raise ValueError(f"data must have split {' or '.join(splits)}, got {', '.join(self.store.splits)}")
+        raise ValueError(f"data must have split {' or '.join(splits)}, got {', '.join(self.dataset.splits)}")
 
 
 def check_classes(source: Sequence[str], target: Sequence[str]) -> None:
-    """Two data sets name the same classes in the same order.
+    """Checks that two data sets have the same classes in the same order.
 
     Raises:
-        ValueError: they do not; the message names those that differ.
+        ValueError: the classes differ; the message names them.
     """
     if list(source) == list(target):
         return

@@ -1,4 +1,4 @@
-"""What each task measures under each protocol: the pages in `protocols/`, which are part of the documentation too."""
+"""Definition of each task under each protocol, from the pages in `protocols/`, which the documentation includes."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from unicode_fast.tasks.table import check_protocol
 
 
 def explain(task: str, protocol: str = "held_out") -> str:
-    """The part of a task's page on one protocol, after what holds for both.
+    """The section of a task's page on one protocol, after the text on both.
 
     Args:
         task: one of `TASKS`.
         protocol: held_out or official.
 
     Raises:
-        ValueError: one of them is unknown.
+        ValueError: the task or the protocol is unknown.
     """
     check_tasks([task])
     title = f"{task}, {check_protocol(protocol)} protocol"
     page = (files("unicode_fast.tasks") / "protocols" / f"{task}.md").read_text(encoding="utf-8")
-    (_, _, both), *parts = (part.partition("\n") for part in page.split("\n### "))
-    return title + "\n" + both + next(own for heading, _, own in parts if heading == title).rstrip()
+    (_, _, both), *sections = (section.partition("\n") for section in page.split("\n### "))
+    return title + "\n" + both + next(own for heading, _, own in sections if heading == title).rstrip()

@@ -1,4 +1,4 @@
-"""When an event happens: C+1 columns a segment, background last."""
+"""Localisation of events in time: C+1 columns per segment, background last."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class SegmentLoss(nn.Module):
 class OfficialSegmentLoss(SegmentLoss):
     """Binary cross-entropy plus the released code's ExpLog term.
 
-    ExpLog = - mean over segments of sum_c y_c log softmax(x)_c exp(-alpha_c), with one alpha_c a column that starts at
-    0.1 and is trained with the head.
+    ExpLog = - mean over segments of sum_c y_c log softmax(x)_c exp(-alpha_c). Each column has one alpha_c, which starts
+    at 0.1 and is trained with the head.
 
     Args:
         columns: C+1.
@@ -61,7 +61,7 @@ class Localisation:
     rule = ProbeRule(epochs=30, batch_size=200, learning_rate=4e-3, least_steps=300)
 
     def fits(self, clips: ClipSet, name: str) -> bool:
-        """Those with labels a segment do; a sentence has no time axis."""
+        """True for modalities with segment labels; a sentence has no time axis."""
         return name in clips.labels
 
     def columns(self, clips: ClipSet) -> int:
@@ -74,14 +74,14 @@ class Localisation:
 
     def output(self, head: ProbeHead, codes: EncodedClips) -> Tensor:
         """(clips, T, C+1)."""
-        return head.of_steps(codes)
+        return head.of_positions(codes)
 
     def make_loss(self, columns: int, dtype: torch.dtype) -> nn.Module:
         """Binary cross-entropy, without parameters."""
         return SegmentLoss()
 
     def score(self, logits: Tensor, truth: Tensor, mask: Tensor) -> float:
-        """Micro-F1 of probability > 0.5, background left out."""
+        """Micro-F1 at probability > 0.5, without the background."""
         return metrics.micro_f1((logits[mask][:, :-1] > 0).numpy(), truth[mask][:, :-1].numpy())
 
     def chance(self, clips: ClipSet, name: str) -> float:
@@ -93,20 +93,20 @@ class Localisation:
     def estimate(self, logits: Tensor, truth: Tensor, mask: Tensor, bootstrap: Bootstrap) -> Estimate:
         """Micro-F1 with its interval."""
         chosen, wanted = logits[mask][:, :-1] > 0, truth[mask][:, :-1]
-        return micro_f1(chosen.numpy(), wanted.numpy(), _clip_of_step(mask), bootstrap)
+        return micro_f1(chosen.numpy(), wanted.numpy(), _clip_of_position(mask), bootstrap)
 
     def further(self, logits: Tensor, truth: Tensor, mask: Tensor, bootstrap: Bootstrap) -> dict[str, Estimate]:
         """Pooled precision, recall, F1 and mAP over the C foreground classes, then the released code's measures."""
         chosen, wanted = logits[mask][:, :-1], truth[mask][:, :-1]
         official = metrics.official_scores((logits > 0).numpy(), truth.numpy(), mask.numpy(), OFFICIAL_RULE.batch_size)
         return {
-            **pooled_metrics((chosen > 0).numpy(), chosen.numpy(), wanted.numpy(), _clip_of_step(mask), bootstrap),
+            **pooled_metrics((chosen > 0).numpy(), chosen.numpy(), wanted.numpy(), _clip_of_position(mask), bootstrap),
             **{f"official_{name}": Estimate(value) for name, value in official._asdict().items()},
         }
 
 
-def _clip_of_step(mask: Tensor) -> np.ndarray:
-    """(steps,) int64, of mask (clips, T): the clip that each valid step belongs to."""
+def _clip_of_position(mask: Tensor) -> np.ndarray:
+    """(positions,) int64 from mask (clips, T): the clip of each valid position."""
     return torch.arange(len(mask)).repeat_interleave(mask.sum(1)).numpy()
 
 
@@ -122,11 +122,11 @@ class OfficialLocalisation(Localisation):
         return OfficialSegmentLoss(columns, dtype)
 
     def estimate(self, logits: Tensor, truth: Tensor, mask: Tensor, bootstrap: Bootstrap) -> Estimate:
-        """The score alone: an average over batches in their order has no interval over clips."""
+        """The score without an interval, as it is an average over batches in their order, not over clips."""
         return Estimate(self.score(logits, truth, mask))
 
     def score(self, logits: Tensor, truth: Tensor, mask: Tensor) -> float:
-        """Precision averaged over batches; the released code chooses the epoch by it, and it is what was published."""
+        """Precision averaged over batches; the released code chooses the epoch by it, and the paper prints it."""
         return metrics.official_scores(
             (logits > 0).numpy(), truth.numpy(), mask.numpy(), self.rule.batch_size
         ).precision
@@ -139,7 +139,7 @@ class OfficialLocalisation(Localisation):
 
 
 class CrossLocalisation(Localisation):
-    """The same on clips of another data set with the same classes."""
+    """Localisation on clips of another data set with the same classes."""
 
     name = "cross-localisation"
     across = True
@@ -153,11 +153,11 @@ class OfficialCrossLocalisation(OfficialLocalisation):
     tested = (TEST,)
 
     def score(self, logits: Tensor, truth: Tensor, mask: Tensor) -> float:
-        """F1 of precision and recall averaged over batches; the epoch is chosen by it, and it is what was published."""
+        """F1 of precision and recall averaged over batches; the released code chooses by it; the paper prints it."""
         return metrics.official_scores((logits > 0).numpy(), truth.numpy(), mask.numpy(), self.rule.batch_size).f1
 
     def chance(self, clips: ClipSet, name: str) -> float:
-        """The best such F1 of a constant prediction."""
+        """The best official F1 of a constant prediction."""
         return metrics.official_constant_f1(
             self.truth(clips, name).numpy(), np.array(clips.mask[name]), self.rule.batch_size
         )

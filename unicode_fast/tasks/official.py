@@ -1,4 +1,4 @@
-"""The released code's protocol: probes trained on noisy codes, scored on the clips they were trained on."""
+"""The released code's protocol: probes train on codes with dropout and are scored on their training clips."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from unicode_fast.tasks.probe import (
 
 @contextmanager
 def seeded_dropout(model: UniCode, seed: int) -> Iterator[None]:
-    """The model's dropout is drawn from `seed`; afterwards its buffers and the global random numbers are as before."""
+    """Draws the model's dropout from `seed`, then restores its buffers and the global random numbers."""
     kept = [buffer.clone() for buffer in model.buffers()]
     with seeded(model.device, seed):
         try:
@@ -37,7 +37,7 @@ def seeded_dropout(model: UniCode, seed: int) -> Iterator[None]:
 
 
 class OfficialBest(NamedTuple):
-    """The epoch with the best score, and what the probe said in it, clips first."""
+    """The best score over epochs, and the logits of that epoch, clips first."""
 
     score: float
     logits: Tensor
@@ -53,7 +53,7 @@ def official_probe(  # noqa: PLR0913 - what is learnt from what, and how it is s
     *,
     tokens: bool = False,
 ) -> dict[str, OfficialBest]:
-    """Train on one modality by the released code's rules and score on others after every epoch.
+    """Trains a probe on one modality by the released code's rules and scores it on others after every epoch.
 
     The encoder's dropout is on while the probe trains, so every batch is encoded anew; scores are taken on codes
     without it. Codes and probe are float64. A bar on the error stream shows the epochs.
@@ -65,23 +65,23 @@ def official_probe(  # noqa: PLR0913 - what is learnt from what, and how it is s
         source: the modality the probe is trained on.
         scored: codes without dropout and truth of the clips to score on, by modality.
         seed: of this probe.
-        tokens: it learns from the codes as one-hot vectors, nothing of where their codewords lie.
+        tokens: the probe reads one-hot vectors in place of codewords.
 
     Returns:
-        The best epoch by modality, chosen on the very clips that are scored.
+        The best epoch by modality, chosen by the score on the scored clips.
     """
     generator = torch.Generator().manual_seed(probe_seed(seed, "official", task.name, source))
     columns, truth = task.columns(clips), task.truth(clips, source)
-    held = {name: Examples(part.codes.to(torch.float64), part.truth) for name, part in scored.items()}
+    held = {name: Examples(each.codes.to(torch.float64), each.truth) for name, each in scored.items()}
     width = next(iter(held.values())).codes.table.shape[1]
     head = ProbeHead(width, columns, generator, torch.float64)
     loss = task.make_loss(columns, torch.float64)
     best: dict[str, OfficialBest] = {}
 
     def loss_of(numbers: Tensor) -> Tensor:
-        part = encode_batch(model, clips, source, numbers.numpy(), dropout=True).to(torch.float64)
-        part = part.tokens(model.codewords) if tokens else part
-        return loss(task.output(head, part), truth[numbers], part.mask)
+        batch = encode_batch(model, clips, source, numbers.numpy(), dropout=True).to(torch.float64)
+        batch = batch.tokens(model.codewords) if tokens else batch
+        return loss(task.output(head, batch), truth[numbers], batch.mask)
 
     dropout_seed = probe_seed(seed, "official dropout", task.name, source)
     with seeded_dropout(model, dropout_seed):

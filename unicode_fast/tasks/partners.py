@@ -1,4 +1,4 @@
-"""The data set that a task is tested on where that is not the one that a model is probed on."""
+"""Second data sets: those that a task is tested on in place of the data set of a run."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _WITH_MASKS = "talking-digits-two"
 
 
 def check_partners(config: DataConfig, tasks: str | Sequence[str]) -> None:
-    """Whether the built-in data have what these tasks need beside the data of a run.
+    """Checks that the data of a run suffice for these tasks.
 
     Raises:
-        ValueError: a task is unknown, or needs a second data set beside one that has none built in.
+        ValueError: a task is unknown, or needs a second data set that is not built in.
     """
     names = check_tasks(tasks, "probe_tasks")
     needy = [task for task in names if task in (*ACROSS, SEGMENTATION)]
@@ -38,7 +38,7 @@ def check_partners(config: DataConfig, tasks: str | Sequence[str]) -> None:
 
 
 def _check_built_in(config: DataConfig, task: str, argument: str) -> None:
-    """Whether built-in data have a partner for a task that needs one."""
+    """Checks that built-in data have a second data set for a task that needs one."""
     if config.data not in built_in.WITH_PARTNERS:
         raise ValueError(
             f"{argument} must be classification, localisation or retrieval beside data {config.data!r}, got {task!r}; "
@@ -47,22 +47,22 @@ def _check_built_in(config: DataConfig, task: str, argument: str) -> None:
 
 
 def open_partners(
-    config: DataConfig, tasks: str | Sequence[str], store: Dataset, to_data: str | None = None
+    config: DataConfig, tasks: str | Sequence[str], dataset: Dataset, to_data: str | None = None
 ) -> dict[str, Dataset]:
-    """The partners of `store` by task, for `Probes`.
+    """Second data sets by task, for `Probes`.
 
-    Of built-in data, the other domain and the one with masks, of the same seed and sizes; of other data the one that
-    is named.
+    Built-in data have another domain and a set with masks, of the same seed and sizes. `to_data` names the second set
+    of other data.
 
     Args:
-        config: of `store`.
+        config: of `dataset`.
         tasks: names, as a list or separated by commas.
-        store: what `config` names.
-        to_data: what the tasks across data sets are tested on, or None.
+        dataset: the data set that `config` names.
+        to_data: the data set that tasks across data sets are tested on, or None.
 
     Raises:
-        ValueError: a task across data sets has only one, or `to_data` is given where no task reads it, or a task needs
-            a partner that the built-in data have not.
+        ValueError: a task across data sets has no second one, no task reads `to_data`, or the built-in data have no
+            second one for a task.
     """
     names = check_tasks(tasks)
     across = [task for task in names if task in ACROSS]
@@ -78,7 +78,7 @@ def open_partners(
         if name is not None:
             other = open_dataset(replace(config, data=name))
             partners |= dict.fromkeys(across, other)
-        elif store.name not in TWO_DOMAINS:
+        elif dataset.name not in TWO_DOMAINS:
             raise ValueError(f"to_data must name the data set that {across[0]} is tested on, {config.data!r} holds one")
     if SEGMENTATION in names and built and config.data != _WITH_MASKS:
         partners[SEGMENTATION] = open_dataset(replace(config, data=_WITH_MASKS))

@@ -27,13 +27,13 @@ ENCODE_BATCH = 250
 class EncodedClips:
     """Codes of one modality for many clips, on the CPU.
 
-    A probe reads codewords only, and there are far fewer of them than segments: what is linear in a codeword is
-    computed once for each row of `table` and looked up by `index`.
+    A probe reads codewords only, and these are far fewer than segments. A function of a codeword is therefore computed
+    once for each row of `table` and looked up by `index`.
 
     Attributes:
-        index: (clips, T) int64 rows of `table`. A step outside `mask` repeats the clip's first valid code, so that a
-            maximum over all steps is one over the valid steps.
-        table: (rows, D), the codewords, rows up to the largest index; zeros where no clip chose the codeword.
+        index: (clips, T) int64 rows of `table`. A position outside `mask` repeats the clip's first valid code,
+            so the maximum over all positions is that over valid positions.
+        table: (rows, D) codewords up to the largest index; zeros for codewords that no clip uses.
         mask: (clips, T) bool.
     """
 
@@ -47,7 +47,7 @@ class EncodedClips:
 
     @property
     def vector(self) -> Tensor:
-        """(clips, T, D), the codeword of every step."""
+        """(clips, T, D), the codeword of every position."""
         return self.table[self.index]
 
     def select(self, clips: Tensor) -> EncodedClips:
@@ -55,12 +55,12 @@ class EncodedClips:
         return EncodedClips(self.index[clips], self.table, self.mask[clips])
 
     def tokens(self, codewords: int) -> EncodedClips:
-        """The same codes as one-hot vectors, (codewords, codewords): nothing of where their codewords lie."""
+        """The same codes with one-hot vectors, (codewords, codewords), in place of codewords."""
         return EncodedClips(self.index, torch.eye(codewords, dtype=self.table.dtype), self.mask)
 
-    def only(self, steps: Tensor) -> EncodedClips:
-        """The same clips with some of their steps, (clips, T) bool, at least one valid step of each clip among them."""
-        mask = self.mask & steps
+    def only(self, positions: Tensor) -> EncodedClips:
+        """The same clips at some positions, (clips, T) bool, which hold a valid position of each clip."""
+        mask = self.mask & positions
         first = self.index.gather(1, mask.long().argmax(1, keepdim=True))  # (clips, 1)
         return EncodedClips(torch.where(mask, self.index, first), self.table, mask)
 
@@ -70,7 +70,7 @@ class EncodedClips:
 
 
 def all_clips(array: np.ndarray) -> np.ndarray:
-    """The values of all clips of an array that may be read only when it is indexed."""
+    """The values of all clips; indexing reads a lazy array."""
     return np.asarray(array[np.arange(len(array))])
 
 
@@ -84,17 +84,17 @@ def encode_batch(
         model: encodes in its own dtype on its own device.
         clips: the split.
         name: the modality.
-        numbers: (n,) positions in `clips`.
+        numbers: (n,) int64, of the clips.
         dropout: of the encoder, drawn from torch's generator.
 
     Raises:
-        ValueError: a clip has no valid step, or steps of the same index have different vectors.
+        ValueError: a clip has no valid position, or positions of the same index have different vectors.
     """
     features = torch.from_numpy(np.array(clips.features[name][numbers])).to(model.device, model.dtype)
     mask = torch.from_numpy(np.array(clips.mask[name][numbers]))
     if not mask.any(1).all():
         clip = int(numbers[int(mask.any(1).long().argmin())])
-        raise ValueError(f"mask of {name!r} must mark at least one step of each clip, got none in clip {clip}")
+        raise ValueError(f"mask of {name!r} must mark at least one position of each clip, got none in clip {clip}")
     encoded = model.encode(name, features, mask.to(model.device), dropout=dropout)
     return _encoded_clips(name, encoded.index.cpu(), encoded.vector.cpu(), mask)
 
@@ -110,7 +110,7 @@ def _encoded_clips(name: str, index: Tensor, vector: Tensor, mask: Tensor) -> En
 
 def _check_codewords(name: str, equal: bool) -> None:
     if not equal:
-        raise ValueError(f"vector of {name!r} must be the same wherever index is, got different ones for one index")
+        raise ValueError(f"vector of {name!r} must be equal at equal index, got different vectors for one index")
 
 
 def encode_split(
@@ -123,10 +123,10 @@ def encode_split(
         clips: at least one clip.
         name: the modality.
         batch_size: clips that are encoded together.
-        numbers: (n,) positions of the clips to take, None takes all.
+        numbers: (n,) int64, of the clips to encode; None encodes all.
 
     Raises:
-        ValueError: there are no clips, the batch size is below 1, or as `encode_batch` says.
+        ValueError: there are no clips, the batch size is below 1, or `encode_batch` fails.
     """
     model = unwrapped(model)
     numbers = np.arange(len(clips)) if numbers is None else numbers
@@ -138,24 +138,25 @@ def encode_split(
     return _joined(name, [encode_batch(model, clips, name, piece) for piece in pieces])
 
 
-def _joined(name: str, parts: Sequence[EncodedClips]) -> EncodedClips:
-    """One table for all parts, which must agree on every codeword that they share."""
-    table = parts[0].table.new_zeros(max(len(part.table) for part in parts), parts[0].table.shape[1])
+def _joined(name: str, batches: Sequence[EncodedClips]) -> EncodedClips:
+    """One table for all batches, which must have equal vectors for a codeword."""
+    table = batches[0].table.new_zeros(max(len(batch.table) for batch in batches), batches[0].table.shape[1])
     known = torch.zeros(len(table), dtype=torch.bool)
-    for part in parts:
-        used = part.index.unique()
+    for batch in batches:
+        used = batch.index.unique()
         shared = used[known[used]]
-        _check_codewords(name, torch.equal(table[shared], part.table[shared]))
-        table[used], known[used] = part.table[used], True
-    return EncodedClips(torch.cat([part.index for part in parts]), table, torch.cat([part.mask for part in parts]))
+        _check_codewords(name, torch.equal(table[shared], batch.table[shared]))
+        table[used], known[used] = batch.table[used], True
+    index, mask = (torch.cat([getattr(batch, name) for batch in batches]) for name in ("index", "mask"))
+    return EncodedClips(index, table, mask)
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Operations inside run on one thread.
+    """Runs the operations inside on one thread.
 
-    Probes multiply matrices of some hundred rows: a second thread costs more than it brings, several times more when
-    cores are busy, and on one thread the scores do not depend on the number of cores.
+    Probes multiply matrices of some hundred rows. A second thread costs more time than it saves, several times more on
+    busy cores. On one thread, scores do not depend on the number of cores.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -167,7 +168,7 @@ def one_thread() -> Iterator[None]:
 
 @contextmanager
 def seeded(device: torch.device, seed: int) -> Iterator[None]:
-    """Global random numbers start from `seed`; afterwards they are what they were."""
+    """Seeds the global random numbers, and restores their state afterwards."""
     gpus = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=gpus):
         torch.default_generator.manual_seed(seed)
@@ -178,22 +179,22 @@ def seeded(device: torch.device, seed: int) -> Iterator[None]:
 
 
 def probe_seed(seed: int, *purpose: str) -> int:
-    """A seed in [0, 2^63) that depends on these alone, the same on every machine."""
+    """A seed in [0, 2^63): a hash of the arguments, equal on every machine."""
     digest = hashlib.blake2b("/".join((str(seed), *purpose)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 
 
 def center_and_scale(codes: EncodedClips) -> tuple[Tensor, Tensor]:
-    """Mean (D,) of the codewords of all valid steps, and their root mean square around it, 1 where that is 0."""
-    steps = codes.index[codes.mask]
-    share = torch.bincount(steps, minlength=len(codes.table)).to(codes.table.dtype) / len(steps)
+    """Mean (D,) of the codewords at all valid positions, and their root mean square around it, 1 where that is 0."""
+    used = codes.index[codes.mask]
+    share = torch.bincount(used, minlength=len(codes.table)).to(codes.table.dtype) / len(used)
     center = share @ codes.table
     spread = (share @ (codes.table - center).square()).mean().sqrt()
     return center, torch.where(spread > 0, spread, 1.0)
 
 
 class ProbeHead(nn.Module):
-    """Linear(D, D), then Linear(D, columns), with nothing between them but a maximum over time where a task takes one.
+    """Linear(D, D), then Linear(D, columns), between them only the maximum over time of some tasks.
 
     Args:
         width: D.
@@ -213,10 +214,10 @@ class ProbeHead(nn.Module):
         self.scale = torch.ones((), dtype=dtype)
 
     def standardise(self, codes: EncodedClips) -> None:
-        """Codewords are centred and divided by one number from now on.
+        """Sets the centre and the scale that standardise codewords.
 
-        The first linear layer could do the same, so the set of functions stays; but one learning rate then suits
-        codebooks of any scale. One number for all channels leaves codewords that `codes` never holds at their place.
+        The first linear layer can represent the same map, so the set of functions stays. One learning rate then suits
+        codebooks of any scale. One scale for all channels keeps the place of codewords outside `codes`.
 
         Args:
             codes: of the clips that the probe is trained on.
@@ -224,15 +225,15 @@ class ProbeHead(nn.Module):
         self.center, self.scale = center_and_scale(codes)
 
     def projected(self, codes: EncodedClips) -> Tensor:
-        """(rows, D), the first linear layer of each codeword."""
+        """(rows, D): the first linear layer, applied to each codeword."""
         return self.project((codes.table - self.center) / self.scale)
 
     def of_clips(self, codes: EncodedClips) -> Tensor:
-        """(clips, columns): maximum over the valid steps between the two layers."""
+        """(clips, columns): maximum over the valid positions between the two layers."""
         return self.classify(embedding_bag(codes.index, self.projected(codes), mode="max"))
 
-    def of_steps(self, codes: EncodedClips) -> Tensor:
-        """(clips, T, columns): every step by itself."""
+    def of_positions(self, codes: EncodedClips) -> Tensor:
+        """(clips, T, columns): every position by itself."""
         return self.classify(self.projected(codes))[codes.index]
 
 
@@ -241,12 +242,12 @@ class ProbeRule:
     """How a probe is trained.
 
     Attributes:
-        epochs: how often the probe is judged; one pass over the clips each.
+        epochs: of one pass over the clips each; the probe is scored after every epoch.
         batch_size: clips per step; the last batch of an epoch may be smaller.
         learning_rate: of Adam, per step.
         halve_at: epochs before which the learning rate is halved.
         clip_norm: largest gradient norm of the head; None does not clip.
-        least_steps: an epoch has several passes where the clips are too few for this many steps in all epochs.
+        least_steps: of all epochs together; an epoch over few clips has several passes to reach it.
     """
 
     epochs: int
@@ -257,7 +258,7 @@ class ProbeRule:
     least_steps: int = 0
 
     def passes(self, clips: int) -> int:
-        """Passes over this many clips in one epoch, more than one only for the sake of `least_steps`."""
+        """Passes over this many clips in one epoch, more than one only to reach `least_steps`."""
         steps = self.epochs * -(-clips // self.batch_size)
         return max(1, -(-self.least_steps // steps))
 
@@ -270,14 +271,14 @@ def probe_epochs(
     loss_of: Callable[[Tensor], Tensor],
     extra: Iterable[nn.Parameter] = (),
 ) -> Iterator[int]:
-    """Trains by Adam on shuffled batches and yields after every epoch, so that the caller can judge the head.
+    """Trains by Adam on shuffled batches and yields after every epoch, so that the caller can score the head.
 
     Args:
         head: trained in place.
-        rule: how.
+        rule: of the training.
         clips: number of clips.
         generator: of the order of the clips.
-        loss_of: the loss of the clips of these numbers, (n,) int64.
+        loss_of: from numbers of clips, (n,) int64, to their loss.
         extra: parameters that are trained with the head but not clipped.
 
     Yields:
@@ -297,11 +298,11 @@ def probe_epochs(
 
 
 class ProbeTask(Protocol):
-    """What is asked of a probe: its head's output, its loss, its score."""
+    """Definition of a task: the output, the loss and the score of its probes."""
 
     @property
     def name(self) -> str:
-        """As people call the task."""
+        """Name of the task."""
 
     @property
     def protocol(self) -> str:
@@ -309,24 +310,24 @@ class ProbeTask(Protocol):
 
     @property
     def across(self) -> bool:
-        """The probe is tested on another data set, or on another domain of the same one."""
+        """True for a test on another data set, or on another domain of the same one."""
 
     @property
     def tested(self) -> tuple[str, ...]:
-        """Splits to score on; the first of them that the data set has is taken."""
+        """Splits to score on; the first one in the data set is used."""
 
     @property
     def rule(self) -> ProbeRule:
-        """How its probes are trained."""
+        """Training rule of its probes."""
 
     def fits(self, clips: ClipSet, name: str) -> bool:
-        """Whether a modality has what the task needs."""
+        """True where the task can be measured on a modality."""
 
     def columns(self, clips: ClipSet) -> int:
         """Columns of the output."""
 
     def truth(self, clips: ClipSet, name: str) -> Tensor:
-        """What the probe should say of each clip, clips first."""
+        """Target of each clip, clips first."""
 
     def output(self, head: ProbeHead, codes: EncodedClips) -> Tensor:
         """Logits of each clip, clips first."""
@@ -335,10 +336,10 @@ class ProbeTask(Protocol):
         """A module of (logits, truth, mask) whose parameters, if any, are trained with the head."""
 
     def score(self, logits: Tensor, truth: Tensor, mask: Tensor) -> float:
-        """In [0, 1], more is better."""
+        """Score in [0, 1], larger is better."""
 
     def chance(self, clips: ClipSet, name: str) -> float:
-        """The score without looking at the clips."""
+        """The score of a prediction that ignores the clips."""
 
     def estimate(self, logits: Tensor, truth: Tensor, mask: Tensor, bootstrap: Bootstrap) -> Estimate:
         """The score with its interval, where it has one."""
@@ -348,7 +349,7 @@ class ProbeTask(Protocol):
 
 
 class Examples(NamedTuple):
-    """Codes of some clips and what a probe should say of them, clips first."""
+    """Codes and targets of some clips, clips first."""
 
     codes: EncodedClips
     truth: Tensor
@@ -362,19 +363,18 @@ def train_probe(
     generator: torch.Generator,
     rule: ProbeRule | None = None,
 ) -> ProbeHead:
-    """A probe on the codes of one modality, float32.
+    """Trains a probe on the codes of one modality, float32.
 
-    The epoch is the one with the best score on validation clips of the same modality, and the lower validation loss
-    among equals. Labels of another modality would not be at hand where a zero-shot probe is needed, so they have no
-    part in the choice.
+    The kept epoch has the best score on validation clips of the same modality, and the lower validation loss among
+    equals. Labels of other modalities do not enter the choice, because zero-shot use has none.
 
     Args:
-        task: what it learns.
-        columns: of its output.
-        training: the clips it learns from.
-        validation: clips of the same modality; None takes the last epoch.
+        task: the definition.
+        columns: of the output.
+        training: the clips to train on.
+        validation: clips of the same modality; None keeps the last epoch.
         generator: of initial weights and the order of the clips.
-        rule: how it is trained; None takes the task's own.
+        rule: of the training; None takes the task's own.
     """
     codes, truth = training.codes.to(torch.float32), training.truth
     head = ProbeHead(codes.table.shape[1], columns, generator, torch.float32)
@@ -382,8 +382,8 @@ def train_probe(
     loss = task.make_loss(columns, torch.float32)
 
     def loss_of(numbers: Tensor) -> Tensor:
-        part = codes.select(numbers)
-        return loss(task.output(head, part), truth[numbers], part.mask)
+        batch = codes.select(numbers)
+        return loss(task.output(head, batch), truth[numbers], batch.mask)
 
     best: tuple[tuple[float, float], dict[str, Tensor]] | None = None
     with one_thread():
@@ -399,7 +399,7 @@ def train_probe(
 
 @torch.no_grad()
 def _rank(task: ProbeTask, head: ProbeHead, loss: nn.Module, held_out: Examples) -> tuple[float, float]:
-    """Score, then negative loss: the larger, the better."""
+    """Score, then negative loss; larger is better."""
     codes = held_out.codes.to(torch.float32)
     logits = task.output(head, codes)
     return task.score(logits, held_out.truth, codes.mask), -float(loss(logits, held_out.truth, codes.mask))

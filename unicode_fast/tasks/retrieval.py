@@ -1,4 +1,4 @@
-"""Which clip of one modality belongs to a clip of another: matched with an anchor, tested on a new modality."""
+"""Retrieval between modalities: a head is trained against an anchor and tested on a new modality."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from unicode_fast.tasks.probe import ENCODE_BATCH, one_thread, probe_seed
 from unicode_fast.tasks.table import Row, check_protocol
 
 NAME = "retrieval"
-# The depth of the score that stands for all of them; R@5 and R@10 are what was published.
+# Depth K of the reported R@K; the paper prints R@5 and R@10.
 DEPTH = 10
 
 
 @dataclass(frozen=True)
 class RetrievalRule:
-    """How a head is trained.
+    """Training rule of a head.
 
     Attributes:
         steps: of Adam.
         batch_size: pairs that are contrasted with each other.
         learning_rate: of Adam, per step.
-        temperature: that cosines are divided by.
-        judged_every: steps after which validation chooses among heads.
+        temperature: divisor of the cosines.
+        judged_every: steps between validations, which choose the kept head.
     """
 
     steps: int = 600
@@ -41,7 +41,7 @@ class RetrievalRule:
 
 
 class RetrievalHead(nn.Module):
-    """Two linear projections into one space: of what is searched with, and of the anchor.
+    """Two linear projections into one space: of the queries, and of the anchor.
 
     Args:
         width: of the codewords.
@@ -64,18 +64,18 @@ class RetrievalHead(nn.Module):
 
 
 def symmetric_info_nce(similarity: Tensor, temperature: float) -> Tensor:
-    """Mean of both softmax directions of similarities (B, B), the pairs on the diagonal."""
+    """Mean of InfoNCE in both directions from similarities (B, B), pairs on the diagonal."""
     logits, pairs = similarity / temperature, torch.arange(len(similarity), device=similarity.device)
     return (cross_entropy(logits, pairs) + cross_entropy(logits.T, pairs)) / 2
 
 
 class Retrieval:
-    """Retrieval on one data set of paired clips; a head is trained once, when it is first asked for.
+    """Retrieval on one data set of paired clips; each head is trained once, on first use.
 
     Args:
         domain: the data set and the frozen model.
         seed: of heads and intervals.
-        rule: how heads are trained.
+        rule: of the heads' training.
     """
 
     def __init__(self, domain: Domain, seed: int = 0, rule: RetrievalRule | None = None) -> None:
@@ -84,36 +84,37 @@ class Retrieval:
         self._heads: dict[tuple[str, str], RetrievalHead] = {}
 
     def anchor_of(self, source: str, target: str) -> str | None:
-        """The one modality of the data set beside these two; None where there is none or a choice."""
-        others = [name for name in self.domain.store.modalities if name not in (source, target)]
+        """The data set's third modality; None where it has only two, or more than three."""
+        others = [name for name in self.domain.dataset.modalities if name not in (source, target)]
         return others[0] if len(others) == 1 else None
 
     def embedding(self, split: str, name: str) -> np.ndarray:
-        """(clips, D) float32: the mean over valid steps of a clip's codewords.
+        """(clips, D) float32: the mean of a clip's codewords over valid positions.
 
-        A modality that the model does not encode, as in the published protocol, is embedded by its features: their
-        mean over valid steps, less the mean of the training clips and divided by their deviation.
+        A modality that the model does not encode, as in the paper's protocol, is embedded by its features: their mean
+        over valid positions, standardised by mean and deviation of the training clips.
         """
         if (split, name) not in self._embedded:
             if name in self.domain.names:
                 codes = self.domain.codes(split, name)
-                self._embedded[split, name] = _mean_over_steps(codes.vector.numpy(), codes.mask.numpy())
+                self._embedded[split, name] = _mean_over_positions(codes.vector.numpy(), codes.mask.numpy())
             else:
                 self._embedded[split, name] = self._of_features(split, name)
         return self._embedded[split, name]
 
     def _of_features(self, split: str, name: str) -> np.ndarray:
         means = []
-        for part in (self.domain.clips(split, name), self.domain.clips(TRAIN, name)):
-            features, pieces = part.features[name], np.array_split(np.arange(len(part)), -(-len(part) // ENCODE_BATCH))
+        for clips in (self.domain.clips(split, name), self.domain.clips(TRAIN, name)):
+            features, count = clips.features[name], len(clips)
+            pieces = np.array_split(np.arange(count), -(-count // ENCODE_BATCH))
             flat = [np.asarray(features[piece]).reshape(len(piece), features.shape[1], -1) for piece in pieces]
-            masks = [np.asarray(part.mask[name])[piece] for piece in pieces]
-            means.append(np.concatenate([_mean_over_steps(*pair) for pair in zip(flat, masks, strict=True)]))
+            masks = [np.asarray(clips.mask[name])[piece] for piece in pieces]
+            means.append(np.concatenate([_mean_over_positions(*pair) for pair in zip(flat, masks, strict=True)]))
         deviation = means[1].std(0)
         return (means[0] - means[1].mean(0)) / np.where(deviation > 0, deviation, 1)
 
     def head(self, source: str, anchor: str) -> RetrievalHead:
-        """Trained on the pairs of the training split, its step chosen by recall on validation pairs of the same two."""
+        """The head of training pairs; recall on validation pairs of the same modalities chooses its step."""
         if (source, anchor) not in self._heads:
             with one_thread():
                 self._heads[source, anchor] = self._trained(source, anchor)
@@ -146,13 +147,13 @@ class Retrieval:
         return head.requires_grad_(False)
 
     def vectors(self, source: str, target: str, anchor: str | None, split: str = TEST) -> tuple[np.ndarray, np.ndarray]:
-        """(clips, D) queries and (clips, D) gallery of a split, which are compared by their cosine.
+        """(clips, D) queries and (clips, D) gallery of a split, to compare by cosine.
 
         Args:
             source: the modality whose head is used.
             target: the queries' modality.
             anchor: the gallery's modality; None compares embeddings of source and target without a head, source first.
-            split: the clips.
+            split: of the clips.
         """
         if anchor is None:
             self._check_pairs(split, source, target)
@@ -167,22 +168,22 @@ class Retrieval:
             return queries, _of_distinct(head.project_anchor, self.embedding(split, anchor))
 
     def row(self, source: str, target: str, protocol: str = "held_out", anchor: str | None = None) -> Row:
-        """One direction, with the interval and the further numbers.
+        """One direction with its interval and further metrics.
 
         Args:
             source: the modality that the head is trained on, against the anchor.
             target: the modality that is tested against the anchor, zero-shot.
             protocol: held_out or official.
-            anchor: None takes the one other modality of the data set; where there is none, embeddings of source and
-                target are compared without any training.
+            anchor: None takes the data set's third modality; without one, embeddings of source and target are compared
+                without any training.
 
         Raises:
             ValueError: the anchor is source or target or unknown, or clips are not paired.
         """
         protocol = check_protocol(protocol)
         anchor = self.anchor_of(source, target) if anchor is None else anchor
-        if anchor is not None and (anchor in (source, target) or anchor not in self.domain.store.modalities):
-            others = [name for name in self.domain.store.modalities if name not in (source, target)]
+        if anchor is not None and (anchor in (source, target) or anchor not in self.domain.dataset.modalities):
+            others = [name for name in self.domain.dataset.modalities if name not in (source, target)]
             raise ValueError(f"anchor must be one of {', '.join(others) or 'none'}, got {anchor!r}")
         query, gallery = (target, anchor) if anchor is not None else (source, target)
         further = self._measured(*self.vectors(source, target, anchor), query, gallery)
@@ -237,18 +238,18 @@ class Retrieval:
 
 
 def both_ways(queries: np.ndarray, gallery: np.ndarray, labels: np.ndarray | None = None) -> tuple[Ranking, Ranking]:
-    """What queries find in the gallery, then what its items find among the queries; as `rank_by_cosine`."""
+    """Rankings of the gallery by the queries, then of the queries by the gallery; see `rank_by_cosine`."""
     return rank_by_cosine(queries, gallery, labels), rank_by_cosine(gallery, queries, labels)
 
 
 def _of_distinct(layer: nn.Linear, rows: np.ndarray) -> np.ndarray:
-    """The layer of each row, the same bits for copies of a row."""
+    """The layer applied to each row, with the same bits for copies of a row."""
     distinct, place = equal_rows(rows)
     return layer(torch.from_numpy(distinct)).numpy()[place]
 
 
-def _mean_over_steps(values: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """(clips, D) from (clips, T, D): the mean over steps where mask (clips, T) is True."""
+def _mean_over_positions(values: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """(clips, D) from (clips, T, D): the mean over positions where mask (clips, T) is True."""
     weight = np.asarray(mask, np.float32)
     weight = weight / weight.sum(1, keepdims=True)
     return np.einsum("ntd,nt->nd", values, weight).astype(np.float32)

@@ -1,4 +1,4 @@
-"""The table of zero-shot scores, single rows of it, and the quick form for pre-training."""
+"""The table of zero-shot scores, its rows, and the quick scores of pre-training."""
 
 from __future__ import annotations
 
@@ -61,10 +61,10 @@ _KINDS: dict[tuple[str, str], ProbeTask] = {(task.name, task.protocol): task for
 
 
 def check_tasks(tasks: str | Sequence[str], argument: str = "tasks") -> list[str]:
-    """Names of tasks, as a list or separated by commas; `argument` is what they came as.
+    """Checked names of tasks, from a list or separated by commas; errors name `argument`.
 
     Raises:
-        ValueError: there are none, or one is unknown.
+        ValueError: a name is unknown, or there is none.
     """
     names = [name.strip() for name in (tasks.split(",") if isinstance(tasks, str) else tasks)]
     unknown = [name for name in names if name not in TASKS]
@@ -77,51 +77,51 @@ def probe_task(task: str, protocol: str = "held_out") -> ProbeTask:
     """The definition of a task under a protocol.
 
     Raises:
-        ValueError: one of them is unknown.
+        ValueError: the task or the protocol is unknown.
     """
     check_tasks([task])
     return _KINDS[task, check_protocol(protocol)]
 
 
 class Probes:
-    """Probes of one frozen model on one data set: everything is computed once, when it is first asked for.
+    """Probes of one frozen model on one data set; each result is computed once, on first use.
 
-    A probe depends on (seed, task, modality it is trained on) and on nothing that ran before, so a row by itself has
-    the same numbers as in the whole table.
+    A probe depends only on the seed, the task and the modality that it is trained on. A single row therefore has the
+    same numbers as in the whole table.
 
     Args:
         model: encodes in evaluation mode; its mode, its buffers and the global random numbers stay as they are.
-        store: with splits train, val and test.
+        dataset: with splits train, val and test.
         seed: of the probes.
-        partners: by task, the data set it is tested on where that is not `store`.
+        partners: data sets to test on, by task; the other tasks are tested on `dataset`.
         backbone: of segmentation; None takes the light one.
-        segmenter_steps: at which training of a segmenter ends; None takes the backbone's own rule.
+        segmenter_steps: of a segmenter's training; None takes the backbone's own rule.
 
     Raises:
-        ValueError: a partner of a task across data sets has other classes than `store`.
+        ValueError: a data set of `partners` for a task of probes has other classes than `dataset`.
     """
 
     def __init__(
         self,
         model: UniCode,
-        store: Dataset,
+        dataset: Dataset,
         seed: int = 0,
         *,
         partners: Mapping[str, Dataset] | None = None,
         backbone: BackboneChoice | None = None,
         segmenter_steps: int | None = None,
     ) -> None:
-        self.store, self.seed = store, seed
+        self.dataset, self.seed = dataset, seed
         self._backbone, self._segmenter_steps = backbone, segmenter_steps
-        self.home = Domain(model, store)
+        self.home = Domain(model, dataset)
         self.model = self.home.model
-        self.partners = {task: Domain(model, partner) for task, partner in (partners or {}).items()}
+        self.partners = {task: Domain(model, other) for task, other in (partners or {}).items()}
         self._heads: dict[tuple[str, str, bool, View], ProbeHead] = {}
         self._official: dict[tuple[str, str, bool, View], dict[str, OfficialBest]] = {}
         self._bootstraps: dict[int, Bootstrap] = {}
-        for task, partner in self.partners.items():
+        for task, other in self.partners.items():
             if task in PROBE_TASKS:
-                check_classes(store.classes, partner.store.classes)
+                check_classes(dataset.classes, other.dataset.classes)
 
     def domain(self, task: str) -> Domain:
         """The data set that a task is tested on."""
@@ -129,12 +129,12 @@ class Probes:
 
     @cached_property
     def retrieval(self) -> Retrieval:
-        """Retrieval on `store`."""
+        """Retrieval on `dataset`."""
         return Retrieval(self.home, self.seed)
 
     @cached_property
     def segmentation(self) -> Segmentation:
-        """Segmentation on `store`, or on the task's partner.
+        """Segmentation on the data set that the task is tested on.
 
         Raises:
             ValueError: the data set has no frames with masks.
@@ -142,7 +142,7 @@ class Probes:
         return Segmentation(self.domain(SEGMENTATION), self.seed, self._backbone, self._segmenter_steps)
 
     def sharing(self) -> dict[str, Sharing]:
-        """How modalities share the codes of the test split of `store`; by which words of a sentence take part."""
+        """Code sharing on the test split of `dataset`: by all words of a sentence, and by content words."""
         found = {"all words": measure_sharing(self.home, TEST)}
         if any(map(self.home.has_content, self.home.names)):
             found["content words"] = measure_sharing(self.home, TEST, content=True)
@@ -161,10 +161,10 @@ class Probes:
         """The probe that is trained on one modality, held_out protocol.
 
         Args:
-            task: what it learns.
+            task: name of the task.
             source: the modality.
-            at_home: trained on `store`, else on the data set that the task is tested on.
-            view: what it sees of a code.
+            at_home: trained on `dataset`, else on the data set that the task is tested on.
+            view: what the probe reads of a code.
         """
         at_home = at_home or self.domain(task) is self.home
         kind, domain = probe_task(task), self.home if at_home else self.domain(task)
@@ -181,9 +181,9 @@ class Probes:
         return self._heads[task, source, at_home, view]
 
     def output(self, task: str, source: str, target: str, view: View = "codewords") -> Tensor:
-        """Logits on `target` of the probe that is trained on `source`, all clips of the test split, clips first.
+        """Logits on `target` of the probe that is trained on `source`: all clips of the test split, clips first.
 
-        Where both are the same modality the probe is trained on the data set that it is tested on.
+        If both are the same modality, the probe is trained on the data set that it is tested on.
         """
         codes = self.domain(task).codes(TEST, target, view).to(torch.float32)
         head = self.head(task, source, at_home=source != target, view=view)
@@ -191,7 +191,7 @@ class Probes:
             return probe_task(task).output(head, codes)
 
     def score(self, task: str, source: str, target: str, protocol: str = "held_out", view: View = "codewords") -> float:
-        """Of the probe that is trained on `source` and tested on `target`, which may be the same."""
+        """Score of the probe that is trained on `source` and tested on `target`, which may be the same."""
         kind = probe_task(task, protocol)
         if protocol == "official":
             return self._best(kind, source, target, view).score
@@ -211,15 +211,15 @@ class Probes:
         anchor: str | None = None,
         details: bool = False,
     ) -> Row:
-        """One direction.
+        """The row of one direction.
 
         Args:
-            task: what is measured.
+            task: name of the task.
             source: the modality that the probe is trained on.
             target: the modality that it is tested on.
             protocol: held_out or official.
             anchor: of retrieval; None takes the data set's third modality.
-            details: with the further numbers.
+            details: with further metrics.
 
         Raises:
             ValueError: task, protocol or modality is unknown, the modality has no labels for the task, or source and
@@ -262,13 +262,13 @@ class Probes:
         for argument, name in (("source", source), ("target", target)):
             if name not in self.model.names:
                 raise ValueError(f"{argument} must be one of {', '.join(self.model.names)}, got {name!r}")
-            there = list(self.domain(task).store.modalities)
+            there = list(self.domain(task).dataset.modalities)
             if name not in there:
                 raise ValueError(f"{argument} must be a modality of the data, {', '.join(there)}, got {name!r}")
             if name not in able:
-                needs = "labels at each step" if task.endswith("localisation") else "clips that can be encoded"
-                those = f"those of {', '.join(able)} have" if able else "those of none have"
-                raise ValueError(f"{argument} of {task} must have {needs}; of the data {those}, got {name!r}")
+                needs = "labels at each position" if task.endswith("localisation") else "clips that can be encoded"
+                found = ", ".join(able) or "none"
+                raise ValueError(f"{argument} of {task} must have {needs} (in the data: {found}), got {name!r}")
         if source == target:
             raise ValueError(f"target must be another modality than source, got {target!r} for both")
 
@@ -280,13 +280,13 @@ class Probes:
         details: bool = False,
         progress: bool = True,
     ) -> list[Row]:
-        """All directions of some tasks; one that fewer than two modalities have labels for gives no rows.
+        """All directions of some tasks; a task with labels for fewer than two modalities has no rows.
 
         Args:
             tasks: names, as a list or separated by commas.
             protocol: held_out or official.
-            details: with the further numbers.
-            progress: a bar on the error stream.
+            details: with further metrics.
+            progress: show a bar on the error stream.
 
         Returns:
             Rows by task, then source, then target, in the order of the model's modalities.
@@ -305,7 +305,7 @@ class Probes:
         return [self.row(task, source, target, protocol, details=details) for task, source, target in shown]
 
     def _measured(self, kind: ProbeTask, source: str, target: str, measure: Callable[..., _Measured]) -> _Measured:
-        """What `kind.estimate` or `kind.further` says of a probe on the clips that it is tested on."""
+        """`kind.estimate` or `kind.further` of a probe on its test clips."""
         examples = self.domain(kind.name).examples(kind, self._tested_split(kind), target)
         if kind.protocol == "official":
             logits = self._best(kind, source, target).logits
@@ -319,7 +319,7 @@ class Probes:
         return self.domain(kind.name).first_of(kind.tested)
 
     def _best(self, kind: ProbeTask, source: str, target: str, view: View = "codewords") -> OfficialBest:
-        """Official protocol; `source` is trained on at home, unless it is the target itself."""
+        """Official protocol; the probe is trained on the home data set, unless `source` is the target itself."""
         tested, elsewhere = self.domain(kind.name), source == target and kind.across
         key = kind.name, source, elsewhere, view
         if key not in self._official:
@@ -336,23 +336,22 @@ class Probes:
         return self._official[key][target]
 
 
-def validate(model: UniCode, store: Dataset, *, seed: int = 0) -> dict[str, Any]:
-    """What pre-training logs of the validation split.
+def validate(model: UniCode, dataset: Dataset, *, seed: int = 0) -> dict[str, Any]:
+    """Quick zero-shot classification on the validation split, which pre-training logs.
 
-    For quick zero-shot classification, a probe of a few epochs on at most 1000 training clips of each modality is
-    scored on the validation clips of the others. The numbers are a little below those of the table.
+    A probe is trained for a few epochs on at most 1000 training clips of each modality. It is scored on validation
+    clips of the others. The scores are a little below those of the table.
 
     Args:
         model: any mode, which is restored; nothing in it changes, nor do the global random numbers.
-        store: with splits train and val.
+        dataset: with splits train and val.
         seed: of the probes and the choice of clips.
 
     Returns:
-        Accuracy by direction, such as "audio->video", and "mean" over directions; under "token" the same of probes that
-        see only which codes a clip uses; under "sharing" the attributes of `Sharing`, under "content_sharing" those by
-        content words, where these are known.
+        Accuracy by direction, such as "audio->video", and its "mean". "token" has the same for one-hot codes, "sharing"
+        the attributes of `Sharing`, and "content_sharing" those by content words, where these are marked.
     """
-    domain = Domain(model, store)
+    domain = Domain(model, dataset)
     scores = _quick_scores(domain, seed)
     return {
         **scores["codewords"],

@@ -16,7 +16,7 @@ _TOKENS = {"token": "tokens / same", "content_token": "content words / same"}
 
 
 class TokenScore(NamedTuple):
-    """What probes reach that see only which codes a clip uses, fractions.
+    """Scores of probes on one-hot codes, which show only the codes that a clip uses; fractions.
 
     score: zero-shot; same_modality: trained and tested on the target; std: sample standard deviation of `score` over
     seeds, None for a single seed.
@@ -36,7 +36,7 @@ class TokenScore(NamedTuple):
 
 
 def check_protocol(protocol: str) -> str:
-    """The name of a protocol; "sound" is what versions before called held_out.
+    """The checked name of a protocol; earlier versions called held_out "sound".
 
     Raises:
         ValueError: it is unknown.
@@ -55,20 +55,20 @@ class Row:
         task: one of `TASKS`.
         source: the modality that the probe was trained on.
         target: the modality that it was tested on.
-        score: on the target, without ever seeing it labelled.
-        same_modality: of a probe that was trained and tested on the target.
-        chance: of a prediction that does not look at the clip.
+        score: on the target, without any of its labels.
+        same_modality: score of a probe that was trained and tested on the target.
+        chance: score of a prediction that ignores the clip.
         protocol: held_out or official.
         std: sample standard deviation of `score` over seeds; None for a single seed.
         anchor: the modality that source and target are matched with in retrieval; None elsewhere.
-        interval: 95 % bootstrap interval of `score` over test clips; None where it was not asked for.
+        interval: 95 % bootstrap interval of `score` over test clips; None where it was not measured.
         metrics: further numbers of the same predictions by name.
-        token: the same protocol with one-hot codes for codewords; None in a task that has none.
-        content_token: the same with only those words of a sentence that name what other modalities know too; None where
-            no sentence takes part or nobody knows which words those are.
-        clips: that `score` was tested on; None where that is not known.
-        seeds: that `score` is the mean of; None for a single seed.
-        at_chance: whether the 95 % interval of `same_modality` reaches down to `chance`.
+        token: scores with one-hot codes for codewords; None in a task without them.
+        content_token: the same with content words of a sentence only; None without a sentence, or where content words
+            are not marked.
+        clips: number of test clips; None where unknown.
+        seeds: number of seeds behind the mean `score`; None for a single seed.
+        at_chance: True where the 95 % interval of `same_modality` reaches down to `chance`.
     """
 
     task: str
@@ -90,17 +90,17 @@ class Row:
 
     @property
     def learnable(self) -> bool:
-        """Whether a probe that was trained on the target itself is above chance, interval included."""
+        """True where the same-modality score is above chance, interval included."""
         return self.same_modality > self.chance and not self.at_chance
 
     @property
     def above_chance(self) -> bool:
-        """Whether the zero-shot score is above chance, its interval included where it has one."""
+        """True where the zero-shot score, and its interval if any, is above chance."""
         return not Estimate(self.score, *(self.interval or ())).reaches(self.chance)
 
     @property
     def ratio(self) -> float:
-        """Zero-shot over same-modality score; NaN where the latter is at chance, as a share of nothing."""
+        """Zero-shot over same-modality score; NaN where the latter is at chance."""
         return self.score / self.same_modality if self.learnable else math.nan
 
     @property
@@ -109,7 +109,7 @@ class Row:
         return f"{self.source}->{self.target}"
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for a summary; what a row does not have is left out, as is the protocol where it is held_out."""
+        """Plain values for a summary, without attributes that have their default."""
         values: dict[str, Any] = {
             "task": self.task,
             "from": self.source,
@@ -172,7 +172,7 @@ class Row:
 def aggregate(rows_of_seeds: Sequence[Sequence[Row]]) -> list[Row]:
     """Mean scores over seeds, row by row, with the standard deviation of the zero-shot score.
 
-    Further numbers are means too, of those that every seed has; intervals are of one model and are left out.
+    Metrics that every seed has are averaged too. Intervals belong to one model and are left out.
 
     Args:
         rows_of_seeds: the rows of each seed, the same directions in all of them, in any order.
@@ -219,14 +219,14 @@ def _mean(rows: Sequence[Row]) -> Row:
 
 
 def token_cell(token: TokenScore | None, content_token: TokenScore | None) -> str:
-    """Both in one cell of a table, that of content words in brackets; a dash where there is none."""
+    """Both in one cell of a table, that of content words in brackets; a dash for no score."""
     if token is None:
         return "-"
     return f"{token}" if content_token is None else f"{token} ({content_token})"
 
 
 def mean_token(scores: Sequence[TokenScore | None]) -> TokenScore | None:
-    """Mean over seeds; None where one of them has none, as a run of an older version."""
+    """Mean over seeds; None where a seed has none, as runs of older versions."""
     known = [score for score in scores if score is not None]
     if len(known) < len(scores):
         return None
@@ -244,7 +244,7 @@ def format_table(rows: Sequence[Row]) -> str:
 
 
 def counted(numbers: Collection[int | None], things: str) -> str:
-    """So many things, or from so many to so many; without a number where one is not known."""
+    """Text such as "3 seeds" or "3 to 5 seeds"; no number where one is unknown."""
     known = sorted({number for number in numbers if number is not None})
     if not known or None in numbers:
         return things
@@ -252,21 +252,21 @@ def counted(numbers: Collection[int | None], things: str) -> str:
 
 
 def format_legend(rows: Sequence[Row]) -> str:
-    """What stands beside the zero-shot scores of a table, and where a dash stands for a ratio."""
-    said = []
+    """Legend of a table: spread, intervals and missing ratios."""
+    notes = []
     if any(row.std is not None for row in rows):
         spread = counted({row.seeds for row in rows if row.std is not None}, "seeds")
-        said.append(f"zero-shot: mean ± sample standard deviation over {spread}")
+        notes.append(f"zero-shot: mean ± sample standard deviation over {spread}")
     if any(row.interval for row in rows):
         clips = counted({row.clips for row in rows if row.interval}, "test clips")
-        said.append(f"zero-shot, in brackets: 95 % bootstrap interval over {clips}, the model fixed")
+        notes.append(f"zero-shot, in brackets: 95 % bootstrap interval over {clips}, the model fixed")
     if any(not row.learnable for row in rows):
-        said.append("ratio -: the same-modality score is not above chance")
-    return "\n".join(said)
+        notes.append("ratio -: the same-modality score is not above chance")
+    return "\n".join(notes)
 
 
 def format_metrics(row: Row) -> str:
-    """The further numbers of a row with their 95 % intervals, aligned; shares in percent, ranks as they are."""
+    """Metrics of a row with their 95 % intervals, aligned; shares in per cent, ranks as numbers."""
     lines = [("measure", "value", "95 % interval")]
     for name, (value, low, high) in row.metrics.items():
         scale, unit = (1, "") if "rank" in name else (100, " %")
@@ -287,7 +287,7 @@ def with_rule(lines: Sequence[Sequence[str]], left: int = 2) -> str:
 
 
 def format_markdown(rows: Sequence[Row]) -> str:
-    """The table for a README."""
+    """The table in Markdown."""
     heading, *lines = _lines(rows, "→")
     rule = ["---", "---", *["---:"] * (len(heading) - 2)]
     return "\n".join(f"| {' | '.join(line)} |" for line in (heading, rule, *lines))

@@ -1,1 +1,1 @@
-"""Scores, their bootstrap intervals, and measures of how far modalities share codes."""
+"""Scores, their bootstrap intervals, and measures of code sharing between modalities."""

@@ -1,4 +1,4 @@
-"""Bootstrap intervals over clips: every statistic is written for weighted clips, and resampling is one matrix."""
+"""Bootstrap intervals over clips: statistics are functions of clip weights, and all resamples are one matrix."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Estimate(NamedTuple):
         return None if self.low is None or self.high is None else (self.low, self.high)
 
     def reaches(self, chance: float) -> bool:
-        """Whether the number, or the low end of its interval, is not above `chance`."""
+        """True where the number, or the low end of its interval, is at most `chance`."""
         return min(self.value, *(self.interval or (self.value,))) <= chance
 
     def as_dict(self) -> dict[str, Any]:
@@ -57,7 +57,7 @@ class Bootstrap:
 
         Args:
             value: of all clips once.
-            statistic: from weights (n, clips) to (n,); NaN where a draw does not define it, which is left out.
+            statistic: from weights (n, clips) to (n,); NaN where undefined; such draws are left out.
         """
         drawn = statistic(self.weights)
         if np.isnan(drawn).all():
@@ -66,28 +66,28 @@ class Bootstrap:
         return Estimate(value, float(low), float(high))
 
     def of_mean(self, values: np.ndarray) -> Estimate:
-        """The mean over clips of one number a clip, (clips,)."""
+        """The mean over clips of one number per clip, (clips,)."""
         return self.estimate(float(np.mean(values)), weighted_mean(values))
 
     def of_median(self, values: np.ndarray) -> Estimate:
-        """The median over clips of one number a clip, (clips,)."""
+        """The median over clips of one number per clip, (clips,)."""
         return self.estimate(float(np.median(values)), weighted_median(values))
 
 
 def weighted_mean(values: np.ndarray) -> Statistic:
-    """The statistic of weights (n, clips) that is their mean of `values` (clips,)."""
+    """Statistic of weights (n, clips): the weighted mean of `values` (clips,)."""
     return lambda weights: weights @ values / weights.sum(1)
 
 
 def weighted_median(values: np.ndarray) -> Statistic:
-    """The statistic of whole weights (n, clips) that is the median of `values` (clips,), each as often as it weighs."""
+    """Statistic of integer weights (n, clips): the median of `values` (clips,), each repeated by its weight."""
     order = np.argsort(values, kind="stable")
     ranked = np.asarray(values)[order]
 
     def median(weights: np.ndarray) -> np.ndarray:
         reached = weights[:, order].cumsum(1)
         half = reached[:, -1:] / 2
-        # The two middle values of an even number; the same value twice of an odd one.
+        # An even count has two middle values; an odd count has one, taken twice.
         return (ranked[(reached >= half).argmax(1)] + ranked[(reached > half).argmax(1)]) / 2
 
     return median

@@ -1,4 +1,4 @@
-"""Scores of predicted masks: everything is kept a frame, so that a number cannot depend on how frames were batched."""
+"""Scores of predicted masks, kept by frame, so that no score depends on the batches of frames."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ BETA_SQUARED = 0.3
 
 
 class MaskScores(NamedTuple):
-    """What n frames score.
+    """Scores of n frames.
 
     Attributes:
-        iou: (n,) intersection over union at probability 0.5; of a frame without foreground, the share of its pixels
-            that are predicted empty.
+        iou: (n,) intersection over union at probability 0.5; for a frame without foreground, the share of its pixels
+            that are predicted as background.
         f: (n, 255) F-score at each threshold, beta squared 0.3; 0 where nothing is found.
-        empty: (n,) bool, the truth has no foreground.
+        empty: (n,) bool, True where the truth has no foreground.
         clip: (n,) number of the clip.
     """
 
@@ -44,8 +44,8 @@ class MaskScores(NamedTuple):
 def frame_scores(probability: np.ndarray, truth: np.ndarray, clip: np.ndarray) -> MaskScores:
     """Scores of each frame.
 
-    A pixel counts at a threshold where its probability is at least that; thresholds are 255, evenly spaced in
-    [0, 1 - 1e-10], in float32. Intersection over union takes probability > 0.5.
+    A pixel is predicted at a threshold where its probability is at least the threshold. The 255 thresholds are evenly
+    spaced in [0, 1 - 1e-10], in float32. Intersection over union takes probability > 0.5.
 
     Args:
         probability: (n, H, W) float32 in [0, 1].
@@ -68,7 +68,7 @@ def frame_scores(probability: np.ndarray, truth: np.ndarray, clip: np.ndarray) -
     chosen, empty = flat > 0.5, np.logical_not(wanted.any(1))
     both, either = (chosen & wanted).sum(1), (chosen | wanted).sum(1)
     iou = np.where(empty, (~chosen).mean(1), both / np.maximum(either, 1))
-    # How many thresholds a pixel reaches: sums over pixels become sums over a histogram.
+    # Number of thresholds that a pixel reaches: a histogram replaces sums over pixels.
     thresholds = torch.linspace(0, 1 - 1e-10, THRESHOLDS).numpy()
     reached = np.searchsorted(thresholds, flat, side="right") + np.arange(frames)[:, None] * (THRESHOLDS + 1)
     predicted = _at_least(reached.ravel(), frames)
@@ -87,20 +87,20 @@ def _at_least(places: np.ndarray, frames: int) -> np.ndarray:
     return counts[:, ::-1].cumsum(1)[:, -2::-1]
 
 
-def joined(parts: list[MaskScores]) -> MaskScores:
-    """The frames of all parts."""
-    return MaskScores(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
+def joined(several: list[MaskScores]) -> MaskScores:
+    """Concatenates the frames of several scores."""
+    return MaskScores(*(np.concatenate(arrays) for arrays in zip(*several, strict=True)))
 
 
 def official_mask_scores(scores: MaskScores, batch_size: int) -> tuple[float, float]:
     """MIoU and F-score as the released code averages them.
 
     Each batch has its mean IoU over frames, and the largest of its 255 mean F-scores over frames with foreground, 0
-    where none has; batches weigh equally however few clips the last one holds. So both depend on the batch size, F
-    above all.
+    where none has. All batches have equal weight, whatever the size of the last. Both scores, F above all, therefore
+    depend on the batch size.
 
     Args:
-        scores: of frames, those of a clip together.
+        scores: of frames, grouped by clip.
         batch_size: clips per batch.
 
     Raises:
@@ -109,8 +109,8 @@ def official_mask_scores(scores: MaskScores, batch_size: int) -> tuple[float, fl
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     batch = np.unique(scores.clip, return_inverse=True)[1].reshape(-1) // batch_size
-    parts = [MaskScores(*(array[batch == number] for array in scores)) for number in range(int(batch.max()) + 1)]
-    return float(np.mean([part.miou for part in parts])), float(np.mean([part.f_score for part in parts]))
+    batches = [MaskScores(*(array[batch == number] for array in scores)) for number in range(int(batch.max()) + 1)]
+    return float(np.mean([each.miou for each in batches])), float(np.mean([each.f_score for each in batches]))
 
 
 def measured_masks(scores: MaskScores, bootstrap: Bootstrap, batch_size: int) -> dict[str, Estimate]:

@@ -48,7 +48,7 @@ def pooled_metrics(
     )  # (clips, C) each
     found = {}
     for average in ("micro", "macro"):
-        # Flattened, micro averages need no list of classes, and one column is no two-class problem.
+        # Flattened micro averages need no list of classes, and one column is no two-class problem.
         given = (truth.ravel(), prediction.ravel()) if average == "micro" else (truth, prediction)
         values = precision_recall_fscore_support(
             *given, average="binary" if average == "micro" else "macro", zero_division=0
@@ -65,14 +65,14 @@ def pooled_metrics(
 
 
 def micro_f1(prediction: np.ndarray, truth: np.ndarray, clip: np.ndarray, bootstrap: Bootstrap) -> Estimate:
-    """The "micro_f1" of `pooled_metrics` by itself, which takes little time; arguments as there."""
+    """The "micro_f1" of `pooled_metrics` alone, which takes little time; arguments as there."""
     clips = bootstrap.weights.shape[1]
     counts = (by_clip(part, clip, clips) for part in (prediction & truth, prediction, truth))
     return bootstrap.estimate(metrics.micro_f1(prediction, truth), _ratio("micro", "f1", *counts))
 
 
 def by_clip(rows: np.ndarray, clip: np.ndarray, clips: int) -> np.ndarray:
-    """(rows, ...) summed to (clips, ...), of the numbers of the clips, (rows,)."""
+    """Sums (rows, ...) to (clips, ...) by numbers of clips, (rows,)."""
     sums = np.zeros((clips, *rows.shape[1:]))
     np.add.at(sums, clip, rows)
     return sums
@@ -95,8 +95,8 @@ def _ratio(average: str, measure: str, hits: np.ndarray, predicted: np.ndarray, 
 def weighted_map(score: np.ndarray, truth: np.ndarray, clip: np.ndarray, clips: int) -> Statistic:
     """Mean average precision as a function of weights.
 
-    Rows of equal score share a threshold. For each class, labels and rows of each clip at each threshold are two sparse
-    matrices, so that a resample is a row of weights times them.
+    Rows of equal score share a threshold. For each class, two sparse matrices count labels and rows by clip and
+    threshold. A resample is the product of a row of weights with them.
 
     Args:
         score: (rows, C).
@@ -120,7 +120,7 @@ def weighted_map(score: np.ndarray, truth: np.ndarray, clip: np.ndarray, clips: 
         )
 
     def mean_precision(weights: np.ndarray) -> np.ndarray:
-        # In pieces, as a continuous score has as many thresholds as rows.
+        # In pieces, because a continuous score has as many thresholds as rows.
         pieces = np.array_split(weights, max(1, weights.shape[0] // 100))
         return np.concatenate([_mean_average_precision(piece, pairs) for piece in pieces])
 

@@ -1,4 +1,4 @@
-"""Ranks of what a query looks for in a gallery, ties broken at random and taken in expectation."""
+"""Ranks of relevant items in a gallery, in expectation over a random order of ties."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import NamedTuple
 import numpy as np
 
 DEPTHS = (1, 5, 10)
-# Similarities that are in memory at a time, 32 MiB of them.
+# Similarities in memory at a time: 32 MiB.
 _PIECE_VALUES = 1 << 22
 
 
 class Ranking(NamedTuple):
-    """What each of n queries finds.
+    """Recall and rank of n queries.
 
     Attributes:
         recall: by depth K, (n,) probability that a relevant item is among the first K.
@@ -26,9 +26,9 @@ class Ranking(NamedTuple):
 def rank_queries(similarity: np.ndarray, relevant: np.ndarray) -> Ranking:
     """Recall and rank of each query by descending similarity.
 
-    Items of equal similarity are in random order. With b items above the best relevant similarity, t items at it and r
-    of these relevant, a relevant item is missed by the first K with probability prod over j < K - b of
-    (t - r - j) / (t - j), and the expected rank is b + (t + 1) / (r + 1).
+    Items of equal similarity are in random order. Let b items be above the best relevant similarity and t items at it,
+    r of these relevant. The first K items miss a relevant one with probability prod over j < K - b of
+    (t - r - j) / (t - j). The expected rank is b + (t + 1) / (r + 1).
 
     Args:
         similarity: (n, gallery); rows of equal items must be equal bit for bit, see `equal_rows`.
@@ -43,7 +43,7 @@ def rank_queries(similarity: np.ndarray, relevant: np.ndarray) -> Ranking:
             f"{relevant.shape}"
         )
     if not relevant.any(1).all():
-        raise ValueError(f"relevant must mark an item for each query, none for query {int(relevant.any(1).argmin())}")
+        raise ValueError(f"relevant must mark an item for each query, got none for query {relevant.any(1).argmin()}")
     best = np.where(relevant, similarity, -np.inf).max(1, keepdims=True)
     above = (similarity > best).sum(1)
     level = similarity == best
@@ -61,13 +61,13 @@ def rank_queries(similarity: np.ndarray, relevant: np.ndarray) -> Ranking:
 def rank_by_cosine(
     queries: np.ndarray, gallery: np.ndarray, labels: np.ndarray | None = None, rows: int | None = None
 ) -> Ranking:
-    """What `rank_queries` says of `cosine(queries, gallery)`, computed for some queries at a time.
+    """`rank_queries` of `cosine(queries, gallery)`, computed for some queries at a time.
 
     Args:
         queries: (n, D).
         gallery: (n, D), the item that belongs to each query.
-        labels: (n,); items with the query's label are relevant. None has the query's own item alone.
-        rows: queries at a time, each of which takes n similarities; None takes what fits 32 MiB.
+        labels: (n,); items with the query's label are relevant. None makes only the query's own item relevant.
+        rows: queries at a time, with n similarities each; None fills 32 MiB.
 
     Memory:
         (rows, n) float64 and a few masks of that shape.
@@ -87,8 +87,8 @@ def rank_by_cosine(
 def equal_rows(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Distinct rows and where each row is among them.
 
-    A matrix product may round equal rows differently by their place. Similarities of distinct rows, looked up, are
-    equal wherever the items are, so that copies of one sentence tie.
+    A matrix product may round equal rows differently by their place. Similarities are therefore computed for distinct
+    rows and looked up, so that copies of one sentence tie.
 
     Args:
         rows: (n, D).

@@ -44,16 +44,15 @@ def micro_f1(prediction: np.ndarray, truth: np.ndarray) -> float:
         ValueError: the shapes differ, or there are no segments.
     """
     _check_same_shape(prediction, truth, 2)
-    # One column would be read as a two-class problem; flattened, all pooled entries are one either way.
+    # scikit-learn reads one column as a two-class problem; flattened, it pools the entries of any number of columns.
     return float(f1_score(np.ravel(truth) > 0, np.ravel(prediction) > 0, average="binary", zero_division=0))
 
 
 def constant_f1(truth: np.ndarray) -> float:
     """The best pooled F1 that one fixed set of classes, predicted in every segment, can reach.
 
-    A set S has TP = sum of P_c over S, where P_c counts the segments that hold class c, and predicts |S| N entries, so
-    its F1 is 2 TP / (|S| N + sum of all P_c). Among sets of one size the most frequent classes are best, which leaves
-    C sets to compare.
+    P_c counts the segments of class c. A set S has TP = sum of P_c over S and predicts |S| N entries, so its F1 is
+    2 TP / (|S| N + sum of all P_c). Among sets of one size the most frequent classes are best, so C sets are compared.
 
     Args:
         truth: (segments, C) bool or 0/1, at least one segment.
@@ -112,7 +111,7 @@ def official_scores(prediction: np.ndarray, truth: np.ndarray, mask: np.ndarray,
     """Precision and recall over all columns, background included, averaged over batches and not pooled.
 
     In each batch precision = TP / (number predicted) and recall = TP / (number labelled), both 0 where nothing is
-    predicted; batches weigh in by their clips. F1 is taken from the two averages, 0 where both are 0 (the released
+    predicted. Batches are weighted by their clips. F1 is taken from the two averages, 0 where both are 0 (the released
     code divides by zero there).
 
     Args:
@@ -133,11 +132,11 @@ def official_scores(prediction: np.ndarray, truth: np.ndarray, mask: np.ndarray,
     clips = len(prediction)
     precision = recall = 0.0
     for start in range(0, clips, batch_size):
-        part = slice(start, start + batch_size)
-        predicted = np.asarray(prediction[part])[mask[part]] > 0
-        labelled = np.asarray(truth[part])[mask[part]] > 0
+        batch = slice(start, start + batch_size)
+        predicted = np.asarray(prediction[batch])[mask[batch]] > 0
+        labelled = np.asarray(truth[batch])[mask[batch]] > 0
         if predicted.any():
-            hits, weight = (predicted & labelled).sum(), len(prediction[part]) / clips
+            hits, weight = (predicted & labelled).sum(), len(prediction[batch]) / clips
             precision += weight * hits / predicted.sum()
             recall += weight * hits / max(labelled.sum(), 1)
     total = precision + recall
@@ -147,8 +146,8 @@ def official_scores(prediction: np.ndarray, truth: np.ndarray, mask: np.ndarray,
 def official_constant_precision(truth: np.ndarray, mask: np.ndarray, batch_size: int) -> float:
     """The best official precision of a constant prediction.
 
-    A constant set of columns has, in each batch, the mean of the columns' frequencies for its precision, so no set
-    beats its best single column, and C+1 columns are compared.
+    In each batch, the precision of a constant set of columns is the mean of the columns' frequencies. No set beats its
+    best single column, so C+1 columns are compared.
 
     Args:
         truth: (clips, T, C+1) 0/1.
@@ -156,7 +155,7 @@ def official_constant_precision(truth: np.ndarray, mask: np.ndarray, batch_size:
         batch_size: clips per batch, as in `official_scores`.
 
     Raises:
-        ValueError: as `official_scores` says.
+        ValueError: as in `official_scores`.
     """
     columns = np.eye(truth.shape[-1], dtype=bool)
     return max(
@@ -173,7 +172,7 @@ def official_constant_f1(truth: np.ndarray, mask: np.ndarray, batch_size: int) -
         batch_size: clips per batch, as in `official_scores`.
 
     Raises:
-        ValueError: as `official_scores` says.
+        ValueError: as in `official_scores`.
     """
     commonest = np.argsort(-(np.asarray(truth)[mask] > 0).sum(0), kind="stable")
     sets = [np.isin(np.arange(truth.shape[-1]), commonest[: size + 1]) for size in range(truth.shape[-1])]

@@ -1,4 +1,4 @@
-"""How far modalities share codes: the same codeword for the same thing, whatever modality it comes from.
+"""Measures of code sharing: the same codeword for the same event in all modalities.
 
 `docs/sharing.md` explains the measures beside the paper's Figure 4 and the released code's equal_num.
 """
@@ -29,18 +29,17 @@ class Sharing:
 
     Attributes:
         clips: of the split, by modality.
-        codes_in_use: codewords that are used at all.
-        perplexity: exponential of the entropy of a modality's uses, the number of codewords that would be as uncertain.
-        shared_codewords: codewords of whose uses at least two modalities hold a fifth or more each.
-        shared_uses: share of a modality's uses that fall on those.
-        shared_event_uses: the same in steps with an event, of the modalities with labels a step.
+        codes_in_use: codewords with at least one use.
+        perplexity: exponential of the entropy of a modality's uses.
+        shared_codewords: codewords of which at least two modalities have a fifth of the uses or more each.
+        shared_uses: share of a modality's uses on shared codewords.
+        shared_event_uses: the same at positions with an event, for modalities with labels per position.
         overlap: sum over codewords of the smaller of two modalities' shares of uses, by "audio-video".
-        agreement: share of steps in which two modalities with a common time axis have the same code.
-        agreement_by_chance: the same if each drew its codes independently, as often as it uses them.
-        class_information: mutual information in nats of the class of a clip and a modality's code at a step; by
-            "audio->video" that of the class and what audio says of a code of video, the class that audio uses the code
-            most for.
-        class_entropy: in nats, weighted by the clips' steps, the most that the information can be.
+        agreement: share of positions at which two modalities with a common time axis have the same code.
+        agreement_by_chance: the same for independent draws from each modality's uses.
+        class_information: mutual information in nats of the class of a clip and a modality's code at a position.
+            "audio->video" maps each code of video to the class for which audio uses this code most.
+        class_entropy: in nats, weighted by the clips' positions; the upper bound of the information.
         equal_clips: share of clips whose most frequent code is the same in all modalities; None where clips are not
             paired.
     """
@@ -64,7 +63,7 @@ class Sharing:
 
 
 def mean_sharing(several: Sequence[Sharing]) -> Sharing:
-    """Means over seeds, of what all of them have."""
+    """Means over seeds of the entries that all seeds have."""
 
     def mean(values: Sequence[Any]) -> Any:
         if isinstance(values[0], dict):
@@ -76,7 +75,7 @@ def mean_sharing(several: Sequence[Sharing]) -> Sharing:
 
 
 def shared_codewords(counts: np.ndarray) -> np.ndarray:
-    """Which codewords at least two modalities use, each for a fifth or more of the codeword's uses.
+    """Codewords of which at least two modalities have a fifth of the uses or more each.
 
     Args:
         counts: (modalities, M) integers.
@@ -84,36 +83,36 @@ def shared_codewords(counts: np.ndarray) -> np.ndarray:
     Returns:
         (M,) bool.
     """
-    # Whole numbers are compared: a fifth is no binary fraction.
+    # Integers are compared, because a fifth is no binary fraction.
     return ((counts * 5 >= counts.sum(0)) & (counts > 0)).sum(0) >= 2
 
 
 def measure_sharing(domain: Domain, split: str, *, content: bool = False) -> Sharing:
-    """What a split's codes say, encoder frozen.
+    """Code sharing on a split, encoder frozen.
 
     Args:
         domain: the model's codes of a data set.
-        split: whose clips are read.
-        content: of words, only those that name what other modalities know too, where the data say which they are.
+        split: of the clips.
+        content: counts content words only, where the data mark them.
     """
     names, tokens = domain.names, domain.model.codewords
     view: View = "content" if content else "tokens"
     codes = {name: domain.codes(split, name, view) for name in names}
-    parts = {name: domain.clips(split, name) for name in names}
+    clips = {name: domain.clips(split, name) for name in names}
     counts = np.stack([np.bincount(_uses(codes[name]), minlength=tokens) for name in names])  # (modalities, M)
     share = dict(zip(names, counts / counts.sum(1, keepdims=True), strict=True))
     shared = shared_codewords(counts)
     events = {
-        name: _uses(codes[name], np.any(all_clips(part.labels[name])[..., :-1] > 0, axis=-1))
-        for name, part in parts.items()
-        if name in part.labels
+        name: _uses(codes[name], np.any(all_clips(each.labels[name])[..., :-1] > 0, axis=-1))
+        for name, each in clips.items()
+        if name in each.labels
     }
     pairs = list(combinations(names, 2))
-    paired = [pair for pair in pairs if parts[pair[0]] is parts[pair[1]]]
-    same = {pair: _same_steps(*(codes[name] for name in pair)) for pair in paired if domain.aligned(split, *pair)}
-    information, most = _class_information(codes, {name: _classes(part, name) for name, part in parts.items()}, tokens)
+    paired = [pair for pair in pairs if clips[pair[0]] is clips[pair[1]]]
+    same = {pair: _same_positions(*(codes[name] for name in pair)) for pair in paired if domain.aligned(split, *pair)}
+    information, most = _class_information(codes, {name: _classes(each, name) for name, each in clips.items()}, tokens)
     return Sharing(
-        clips={name: len(part) for name, part in parts.items()},
+        clips={name: len(each) for name, each in clips.items()},
         codes_in_use=dict(zip(names, (counts > 0).sum(1).tolist(), strict=True)),
         perplexity={name: float(np.exp(entropy(one))) for name, one in share.items()},
         shared_codewords=int(shared.sum()),
@@ -128,14 +127,14 @@ def measure_sharing(domain: Domain, split: str, *, content: bool = False) -> Sha
     )
 
 
-def _uses(codes: EncodedClips, steps: np.ndarray | None = None) -> np.ndarray:
-    """(uses,) int64, the code of every valid step, of those in (clips, T) `steps`."""
+def _uses(codes: EncodedClips, positions: np.ndarray | None = None) -> np.ndarray:
+    """(uses,) int64, the code at every valid position, of those in (clips, T) `positions`."""
     mask = codes.mask.numpy()
-    return codes.index.numpy()[mask if steps is None else mask & steps]
+    return codes.index.numpy()[mask if positions is None else mask & positions]
 
 
-def _same_steps(one: EncodedClips, other: EncodedClips) -> tuple[np.ndarray, np.ndarray]:
-    """(steps,) int64 twice, the codes at the steps that are valid in both."""
+def _same_positions(one: EncodedClips, other: EncodedClips) -> tuple[np.ndarray, np.ndarray]:
+    """(positions,) int64 twice, the codes at the positions that are valid in both."""
     both = (one.mask & other.mask).numpy()
     return one.index.numpy()[both], other.index.numpy()[both]
 
@@ -167,14 +166,14 @@ def _class_information(
         uses, truth = read[source]
         table = np.zeros((tokens, truth.max() + 1), np.int64)
         np.add.at(table, (uses, truth), 1)
-        said = np.where(table.any(1), table.argmax(1), -1)  # -1: a code that the source never uses
+        majority = np.where(table.any(1), table.argmax(1), -1)  # -1: a code that the source never uses
         uses, truth = read[target]
-        information[f"{source}->{target}"] = float(mutual_info_score(truth, said[uses]))
+        information[f"{source}->{target}"] = float(mutual_info_score(truth, majority[uses]))
     return information, {name: float(entropy(np.bincount(truth))) for name, (_, truth) in read.items()}
 
 
 def _equal_clips(codes: Sequence[EncodedClips], tokens: int) -> float:
-    """Of equally frequent codes of a clip the one with the smallest number counts."""
+    """Share of clips with the same most frequent code in all modalities; ties take the smallest number."""
     most = []
     for one in codes:
         counts = np.zeros((len(one), tokens), np.int64)
@@ -185,7 +184,7 @@ def _equal_clips(codes: Sequence[EncodedClips], tokens: int) -> float:
 
 
 def format_sharing(sharing: Sharing) -> str:
-    """Two tables for a terminal: a line a modality, and a line a pair of them."""
+    """Two tables for a terminal: one line per modality, and one per pair."""
     percent = "{:.0f} %".format
     modalities = [("modality", "codes", "perplexity", "shared uses", "with an event", "class information")]
     for name in sharing.clips:
@@ -218,7 +217,7 @@ def format_sharing(sharing: Sharing) -> str:
 
 
 def _of_entropy(sharing: Sharing, key: str, modality: str) -> str:
-    """Nats, of as many."""
+    """Information and its upper bound, in nats."""
     if key not in sharing.class_information:
         return "-"
     return f"{sharing.class_information[key]:.2f} of {sharing.class_entropy[modality]:.2f}"

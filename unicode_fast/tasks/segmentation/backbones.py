@@ -20,17 +20,17 @@ LIGHT = "light"
 
 @dataclass(frozen=True)
 class PyramidSettings:
-    """What a segmenter is built and trained with.
+    """Sizes and training rule of a segmenter.
 
     Attributes:
         width: channels of every stage in the head.
         dilations: of the convolutions that bring a stage to this width.
         batch_size: clips per step.
         learning_rate: of Adam, per step.
-        epochs: passes over the training clips, where `steps` is 0.
-        steps: of training, however many passes they are.
+        epochs: passes over the training clips, used where `steps` is 0.
+        steps: of training; 0 uses `epochs`.
         decay: the learning rate falls to zero along half a cosine, else it stays.
-        query_share: initial scale of what a query adds to the maps; AVSBench starts from nothing.
+        query_share: initial scale of what a query adds to the maps; AVSBench starts from 0.
         dilated_deviation: of the first weights of the dilated convolutions; None for torch's own.
     """
 
@@ -45,15 +45,14 @@ class PyramidSettings:
     dilated_deviation: float | None = None
 
 
-# Sizes and rule of the light one are for pictures of some sixteen pixels and minutes on two cores, the other's are
-# AVSBench's.
+# The light settings suit pictures of about sixteen pixels and minutes on two cores; the others are AVSBench's.
 LIGHT_SETTINGS = PyramidSettings(24, (1, 2), 12, 3e-3, steps=600, decay=True, query_share=1.0)
 TIMM_SETTINGS = PyramidSettings(256, (3, 6, 12, 18), 4, 1e-4, epochs=15, dilated_deviation=0.01)
 
 
 @dataclass(frozen=True)
 class BackboneChoice:
-    """Which pyramid.
+    """Choice of the pyramid.
 
     Attributes:
         name: "light", or a model of timm that gives features of several stages, such as pvt_v2_b5.
@@ -93,7 +92,7 @@ class LightPyramid(nn.Module):
         )
 
     def forward(self, pictures: Tensor) -> list[Tensor]:
-        """(N, channels, H, W) to a map a stage, the finest first."""
+        """(N, channels, H, W) to one map per stage, the finest first."""
         maps = []
         for stage in self.stages:
             pictures = stage(pictures)
@@ -133,11 +132,11 @@ class TimmPyramid(nn.Module):
         self.multiple = self.strides[-1]
 
     def forward(self, pictures: Tensor) -> list[Tensor]:
-        """(N, 3, H, W) to a map a stage, the finest first."""
+        """(N, 3, H, W) to one map per stage, the finest first."""
         return self.model(pictures)
 
     def load_weights(self, path: str) -> None:
-        """Pre-trained weights from a file; layers of the classifier are left out, all others must be there.
+        """Loads pre-trained weights from a file, which must hold all layers but those of the classifier.
 
         Args:
             path: a .safetensors, .pth or .bin file, or a folder that holds exactly one.
@@ -151,7 +150,7 @@ class TimmPyramid(nn.Module):
         file = _weights_file(path)
         state = read_weights(file)
         if "patch_embed1.proj.weight" in state:
-            # The names that the authors of PVT v2 gave.
+            # Names of the PVT v2 release.
             state = checkpoint_filter_fn(state, self.model)
         # timm's stages are a list in the whole model and separate modules in its pyramid.
         state = {name.replace("stages.", "stages_"): value for name, value in state.items()}
@@ -159,7 +158,7 @@ class TimmPyramid(nn.Module):
 
 
 def fill(model: nn.Module, state: Mapping[str, Tensor], file: Path) -> None:
-    """Give a model what a file holds of its layers.
+    """Loads the layers of a model from the tensors of a file.
 
     Raises:
         ValueError: the file lacks a layer, or has it in another shape.
@@ -172,24 +171,24 @@ def fill(model: nn.Module, state: Mapping[str, Tensor], file: Path) -> None:
 
 
 def read_weights(file: Path) -> dict[str, Tensor]:
-    """The tensors of a file that was saved for a model of torch, by name.
+    """The tensors of a file of torch weights, by name.
 
     Args:
         file: .safetensors, or of torch.save: tensors by name, or such a dictionary under "state_dict" or "model".
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is damaged, or holds other things.
+        ValueError: it is damaged, or holds other values than tensors.
     """
     try:
         content = read_foreign_tensors(file) if file.suffix == ".safetensors" else read_torch(file)
         kept = [content[key] for key in ("state_dict", "model") if key in content] if type(content) is dict else []
         state = kept[0] if kept else content
         if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-            raise BadFile("it holds other things than tensors")
+            raise BadFile("it holds other values than tensors")
     except BadFile as error:
         raise ValueError(f"weights must be a whole file of tensors, {str(file)!r} is not: {error}") from error
-    # As wrappers of several devices and of torch.compile name them.
+    # Wrappers of several devices and torch.compile add these prefixes.
     return {str(name).removeprefix("module.").removeprefix("_orig_mod."): value for name, value in state.items()}
 
 

@@ -25,8 +25,8 @@ class QueryBlock(nn.Module):
     """TPAVI with dot products: every place of every frame attends to the query of all frames.
 
     With theta and g linear in the map x, phi linear in the query and N places in all frames, z = x + W(theta phi^T g /
-    N), then a layer norm. There is no softmax, so phi^T g is multiplied first, a (C/2, C/2) matrix a clip in place of
-    one of N x N; and as a frame's query is the same everywhere, phi meets the spatial mean of g.
+    N), then a layer norm. There is no softmax, so phi^T g is computed first: a (C/2, C/2) matrix per clip in place of
+    one of N x N. The query is constant over a frame, so phi multiplies the spatial mean of g.
 
     Args:
         channels: C of the maps.
@@ -77,7 +77,7 @@ class DilatedSum(nn.Module):
 
 
 class ResidualUnit(nn.Module):
-    """ReLU, convolution, ReLU, convolution, added to what came out of the first ReLU, which is in place as released."""
+    """ReLU, convolution, ReLU, convolution, with a residual from the first ReLU, which is in place as released."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -90,7 +90,7 @@ class ResidualUnit(nn.Module):
 
 
 class Fusion(nn.Module):
-    """Adds a finer stage to what comes from the coarser ones, and enlarges the sum."""
+    """Adds a finer stage to the maps of the coarser ones, and enlarges the sum."""
 
     def __init__(self, channels: int, factor: int, *, first: bool) -> None:
         super().__init__()
@@ -109,13 +109,13 @@ class Fusion(nn.Module):
 
 
 class Segmenter(nn.Module):
-    """Frames and a query's codewords to one logit a pixel.
+    """One logit per pixel from frames and the codewords of a query.
 
     Args:
         backbone: "light" or a model of timm.
         channels: of the frames.
         frames: F, frames of a clip.
-        query_steps: T, steps of a query.
+        query_steps: T, positions of a query.
         query_width: D, width of a codeword.
         settings: widths and dilations of the head.
     """
@@ -206,10 +206,10 @@ def save_segmenter(segmenter: Segmenter, path: Path, described: dict[str, Any]) 
     Args:
         segmenter: trained.
         path: a new file, which appears whole or not at all.
-        described: plain facts to keep beside it, such as the modality of its queries.
+        described: plain values to save with it, such as the modality of its queries.
 
     Raises:
-        FileExistsError: it is there already.
+        FileExistsError: the file exists.
     """
     if path.exists():
         raise FileExistsError(f"segmenter file must not exist yet, got {str(path)!r}")
@@ -223,12 +223,12 @@ def load_segmenter(path: Path, settings: PyramidSettings, expected: Mapping[str,
     Args:
         path: the file.
         settings: of its backbone.
-        expected: what it must say of itself: the segmenter's description, and what was kept beside it.
+        expected: values that the file must hold: the segmenter's description, and the values saved with it.
 
     Raises:
         FileNotFoundError: there is no such file.
         CheckpointError: it holds something else, or is damaged.
-        ValueError: it says other things of itself.
+        ValueError: it has other values than `expected`.
     """
     where = f"segmenter file {str(path)!r} is damaged or of other sizes:"
     try:
@@ -238,13 +238,13 @@ def load_segmenter(path: Path, settings: PyramidSettings, expected: Mapping[str,
     if type(content) is not dict or content.get("format") != FORMAT or type(content.get("segmenter")) is not dict:
         raise CheckpointError(f"segmenter file must have format {FORMAT!r}, {str(path)!r} has another")
     described = content["segmenter"]
-    # Compared before it is built: the file's own sizes and backbone are nobody's choice.
+    # Compared before the build, so that a file cannot choose sizes or backbone.
     found = {**content, **described}
     for name, value in expected.items():
         if type(found.get(name)) is not type(value) or found[name] != value:
             raise ValueError(f"{name} of the segmenter in {str(path)!r} must be {value!r}, got {found.get(name)!r:.60}")
     if not {*described} <= {*expected}:
-        raise CheckpointError(f"{where} it describes itself by {few([*described])}")
+        raise CheckpointError(f"{where} it has the description {few([*described])}")
     try:
         segmenter = Segmenter(**described, settings=settings)
         check_state(segmenter, tensors)

@@ -1,4 +1,4 @@
-"""Which pixels show what a query names: a segmenter trained with queries of one modality and tested with another's."""
+"""Segmentation of pixels by queries: a segmenter is trained with one modality's queries and tested with another's."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from unicode_fast.tasks.segmentation.segmenter import Segmenter, load_segmenter,
 from unicode_fast.tasks.table import Row, check_protocol
 
 NAME = "segmentation"
-# The released scripts: one epoch, four clips a batch.
+# The released scripts: one epoch, four clips per batch.
 OFFICIAL_BATCH = 4
 OFFICIAL_RATE = 1e-4
 JUDGED = 5
@@ -38,13 +38,13 @@ JUDGED = 5
 class Masks:
     """Frames, masks and queries of one split, clips in one order.
 
-    The store's arrays "<name>.frames" (clips, F, H, W) or (clips, F, H, W, channels) uint8 and "<name>.mask"
-    (clips, K, H, W), 1 on the foreground of the first K <= F frames, which are those that are labelled.
+    The data set's arrays "<name>.frames" (clips, F, H, W) or (clips, F, H, W, channels) uint8 and "<name>.mask"
+    (clips, K, H, W), 1 on the foreground of the labelled frames, which are the first K <= F.
 
     Args:
         domain: the data set and the frozen model.
         split: its name.
-        queries: modalities whose codes are at hand as queries.
+        queries: modalities of the queries.
 
     Raises:
         ValueError: the data set has no such arrays, or they do not fit together.
@@ -103,7 +103,7 @@ def shown_modality(arrays: Mapping[str, Any]) -> str:
 
 
 def query_names(domain: Domain) -> list[str]:
-    """The modalities that can be a query: all that the model encodes but the one whose frames are segmented.
+    """Modalities of queries: all that the model encodes but the one whose frames are segmented.
 
     Raises:
         ValueError: the data set has no frames with masks.
@@ -112,14 +112,14 @@ def query_names(domain: Domain) -> list[str]:
     return [name for name in domain.names if name != shown_modality(arrays)]
 
 
-def tiled(codes: EncodedClips, clips: np.ndarray, steps: int) -> Tensor:
-    """(n, steps, D) codewords of clips (n,), a shorter sequence repeated from its start."""
-    order = torch.arange(steps) % codes.index.shape[1]
+def tiled(codes: EncodedClips, clips: np.ndarray, positions: int) -> Tensor:
+    """(n, positions, D) codewords of clips (n,), a shorter sequence repeated from its start."""
+    order = torch.arange(positions) % codes.index.shape[1]
     return codes.table[codes.index[torch.from_numpy(clips)][:, order]]
 
 
 class Segmentation:
-    """Segmenters on one data set; each is trained once, when it is first asked for.
+    """Segmenters on one data set; each is trained once, on first use.
 
     Args:
         domain: the data set and the frozen model, on whose device segmenters are trained too.
@@ -145,20 +145,20 @@ class Segmentation:
         return self._masks[split]
 
     def rule(self, protocol: str) -> PyramidSettings:
-        """How segmenters are trained."""
+        """Training rule of the segmenters."""
         rule = self.backbone.settings
         if protocol == "official":
             rule = replace(rule, batch_size=OFFICIAL_BATCH, learning_rate=OFFICIAL_RATE, epochs=1, steps=0, decay=False)
         return rule if self.steps is None else replace(rule, steps=self.steps)
 
     def segmenter(self, source: str, chosen_by: str, protocol: str = "held_out") -> Segmenter:
-        """Trained with queries of one modality.
+        """The segmenter that is trained with queries of one modality.
 
         Args:
             source: the queries' modality in training.
-            chosen_by: the queries' modality on the validation split, by whose mIoU the best state is kept, the
-                later one among equals.
-            protocol: held_out learns from all labelled frames, official from the first of each clip.
+            chosen_by: the queries' modality on the validation split; the state with the best mIoU is kept, the later
+                one among equals.
+            protocol: held_out trains on all labelled frames, official on the first of each clip.
         """
         protocol = check_protocol(protocol)
         if (source, chosen_by, protocol) not in self._trained:
@@ -175,7 +175,7 @@ class Segmentation:
         rule, masks = self.rule(protocol), self.masks(TRAIN)
         labelled = 1 if protocol == "official" else masks.mask.shape[1]
         steps = rule.steps or rule.epochs * -(-len(masks) // rule.batch_size)
-        # The released code looks at the validation split after its epoch, and it has one.
+        # The released code validates once, after its only epoch.
         judged = 1 if protocol == "official" else JUDGED
         judged_at = {round(steps * (number + 1) / judged) for number in range(judged)} | {steps}
         best: dict[str, tuple[float, Segmenter]] = {}
@@ -222,48 +222,48 @@ class Segmentation:
         return scores.miou if protocol == "held_out" else official_mask_scores(scores, OFFICIAL_BATCH)[0]
 
     def _logits(
-        self, segmenter: Segmenter, masks: Masks, query: str, clips: np.ndarray, asked: np.ndarray | None = None
+        self, segmenter: Segmenter, masks: Masks, query: str, clips: np.ndarray, query_clips: np.ndarray | None = None
     ) -> Tensor:
-        """Logits (n, F, H, W) of clips with their own queries, or with those of the clips `asked`."""
-        steps = int(segmenter.description["query_steps"])
-        codes = tiled(masks.codes[query], clips if asked is None else asked, steps)
+        """Logits (n, F, H, W) of clips with their own queries, or with those of `query_clips`."""
+        positions = int(segmenter.description["query_steps"])
+        codes = tiled(masks.codes[query], clips if query_clips is None else query_clips, positions)
         return segmenter(masks.pictures(clips, self.device), codes.to(self.device, torch.float32))
 
     @torch.no_grad()
     def probabilities(
-        self, segmenter: Segmenter, query: str, split: str, clips: np.ndarray, asked: np.ndarray | None = None
+        self, segmenter: Segmenter, query: str, split: str, clips: np.ndarray, query_clips: np.ndarray | None = None
     ) -> np.ndarray:
-        """(n, F, H, W) float32, each clip segmented by its own query, or by that of the clip `asked`."""
+        """(n, F, H, W) float32, each clip segmented by its own query, or by that of one of `query_clips`."""
         segmenter.eval()
-        return torch.sigmoid(self._logits(segmenter, self.masks(split), query, clips, asked)).cpu().numpy()
+        return torch.sigmoid(self._logits(segmenter, self.masks(split), query, clips, query_clips)).cpu().numpy()
 
     def scores(self, segmenter: Segmenter, query: str, split: str = TEST, *, shuffled: bool = False) -> MaskScores:
-        """Of all labelled frames of a split.
+        """Scores of all labelled frames of a split.
 
         Args:
             segmenter: trained.
             query: the queries' modality.
-            split: the clips.
-            shuffled: each clip is given the query of another one.
+            split: of the clips.
+            shuffled: each clip gets the query of another clip.
         """
         masks = self.masks(split)
-        asked = another_clip(len(masks), probe_seed(self.seed, NAME, "shuffled")) if shuffled else np.arange(len(masks))
-        labelled, parts = masks.mask.shape[1], []
-        # A multiple of the training batch: evaluation keeps no activations.
-        for clips in np.array_split(np.arange(len(masks)), -(-len(masks) // (4 * self.backbone.settings.batch_size))):
-            probability = self.probabilities(segmenter, query, split, clips, asked[clips])[:, :labelled]
+        own, labelled, found = np.arange(len(masks)), masks.mask.shape[1], []
+        query_clips = another_clip(len(masks), probe_seed(self.seed, NAME, "shuffled")) if shuffled else own
+        # A multiple of the training batch, because evaluation keeps no activations.
+        for clips in np.array_split(own, -(-len(masks) // (4 * self.backbone.settings.batch_size))):
+            probability = self.probabilities(segmenter, query, split, clips, query_clips[clips])[:, :labelled]
             truth = masks.truth(clips)
-            parts.append(
+            found.append(
                 frame_scores(
                     probability.reshape(-1, *probability.shape[2:]),
                     truth.reshape(-1, *truth.shape[2:]),
                     np.repeat(clips, labelled),
                 )
             )
-        return joined(parts)
+        return joined(found)
 
     def row(self, source: str, target: str, protocol: str = "held_out") -> Row:
-        """One direction, with the interval and the further numbers.
+        """One direction with its interval and further metrics.
 
         Args:
             source: the queries' modality in training.
@@ -296,11 +296,11 @@ class Segmentation:
         return measured_masks(scores, bootstrap, OFFICIAL_BATCH)
 
     def save(self, path: Path, source: str, target: str, protocol: str = "held_out") -> None:
-        """Writes the segmenter of a direction; as `save_segmenter` says."""
+        """Writes the segmenter of a direction; see `save_segmenter`."""
         save_segmenter(self.segmenter_of(source, target, protocol), path, {"source": source})
 
     def load(self, path: Path, source: str, target: str, protocol: str = "held_out") -> None:
-        """Takes a saved segmenter for a direction, which is then not trained.
+        """Loads a saved segmenter for a direction, in place of training.
 
         Raises:
             FileNotFoundError: there is no such file.
@@ -331,7 +331,7 @@ def _half_cosine(progress: float) -> float:
 
 
 def another_clip(clips: int, seed: int) -> np.ndarray:
-    """(clips,) for each clip another one, all different; itself where there is only one."""
+    """(clips,) a permutation that gives each clip another one; a single clip gets itself."""
     order = np.random.default_rng(seed).permutation(clips)
     other = np.empty(clips, np.int64)
     other[order] = np.roll(order, 1)
