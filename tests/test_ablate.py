@@ -479,7 +479,7 @@ class TestReport:
         finally:
             file.write_text(kept)
         said = capsys.readouterr().out
-        assert "Scores that say little:\n\n- " in said and "the codebook \\x1b[31mhas collapsed" in said
+        assert "Doubtful scores:\n\n- " in said and "the codebook \\x1b[31mhas collapsed" in said
         assert "not above chance even if trained and tested on the same modality" in said
 
     def test_nothing_is_overwritten(self, runs: list[Path], tmp_path: Path) -> None:

@@ -207,7 +207,7 @@ def test_timeline_says_which_panel_is_zero_shot(tmp_path: Path) -> None:
     assert [label.get_text() for label in ticks.get_xticklabels()] == [str(second) for second in range(9)]
     assert ticks.get_xticks().tolist() == [second - 0.5 for second in range(9)]
     png(figure, tmp_path)
-    assert timeline(trained_on="audio", second=False)[0].axes[0].get_xlabel() == "steps of the clip"
+    assert timeline(trained_on="audio", second=False)[0].axes[0].get_xlabel() == "positions of the clip"
 
 
 def test_timeline_with_pictures(tmp_path: Path) -> None:
@@ -293,7 +293,7 @@ def test_a_large_picture_is_kept_in_few_colours(tmp_path: Path, monkeypatch: pyt
     assert pixels[0].shape == pixels[1].shape and np.abs(pixels[0] - pixels[1]).mean() < 1
 
 
-def test_step_pictures() -> None:
+def test_position_pictures() -> None:
     generator = np.random.default_rng(0)
     grid, vector, frames = (
         generator.random((3, 4, 7, 7, 2)),
@@ -303,9 +303,9 @@ def test_step_pictures() -> None:
     clips: Any = SimpleNamespace(
         features={"video": grid, "audio": vector, "film": grid}, arrays={"film.frames": frames}
     )
-    np.testing.assert_array_equal(plots.step_pictures(clips, "film", 1), frames[1])
-    np.testing.assert_array_equal(plots.step_pictures(clips, "video", 1), grid[1].mean(-1))
-    column = plots.step_pictures(clips, "audio", 2)
+    np.testing.assert_array_equal(plots.position_pictures(clips, "film", 1), frames[1])
+    np.testing.assert_array_equal(plots.position_pictures(clips, "video", 1), grid[1].mean(-1))
+    column = plots.position_pictures(clips, "audio", 2)
     assert column.shape == (4, 5, 1)
     np.testing.assert_array_equal(column[:, -1, 0], vector[2, :, 0])
 

@@ -24,12 +24,12 @@ TITLES = {
     "table3": "Table 3: what is removed, pre-trained on all modalities",
     "figure3": "Figure 3: number of codewords",
 }
-# The published numbers that stand beside each table.
+# Table and pre-training data of the published numbers beside each table.
 PUBLISHED = {"table2": (2, "AV 40K"), "table3": (3, "AVT 40K")}
 FINDINGS = (
-    "An interval around zero is undecided where it holds the paper's change too. Where it does not, the change is "
-    "less here, or none. An interval on one side of zero is as in the paper where it holds the paper's change, else "
-    "less, more, or the other way."
+    "An interval around zero is undecided if it contains the paper's change too. If not, the change is less here, or "
+    "none. An interval on one side of zero is as in the paper if it contains the paper's change, else less, more, or "
+    "the other way."
 )
 
 
@@ -69,7 +69,7 @@ def table_cells(experiment: str, lines: Sequence[Line]) -> list[list[str]]:
 
 
 def token_cells(experiment: str, lines: Sequence[Line]) -> list[list[str]] | None:
-    """Heading and lines of the scores of tokens, those of content words in brackets; None where no run has any."""
+    """Heading and lines of token scores, those of content words in brackets; None where no run has any."""
     cells = [
         ([line.label], {_place(row): token_cell(row.token, row.content_token) for row in line.rows if row.token})
         for line in lines
@@ -92,13 +92,13 @@ def published_cells(experiment: str, lines: Sequence[Line]) -> list[list[str]]:
 
 @dataclass(frozen=True)
 class Change:
-    """What removing a component does to one task: per cent points, mean over directions between modalities.
+    """The change of one task by a removal, in per cent points, mean over directions between modalities.
 
     Attributes:
         label: what is removed.
         task: classification or localisation.
         by_seed: the change of each seed against the complete method with the same seed.
-        tokens: the same of the probes that see only codes; NaN where there are none.
+        tokens: the same for token scores; NaN where there are none.
         paper: the published change.
     """
 
@@ -110,7 +110,7 @@ class Change:
 
     @property
     def finding(self) -> str:
-        """How it compares with the paper's, by the 95 % interval over seeds, as FINDINGS says."""
+        """Comparison with the paper's change by the 95 % interval over seeds; FINDINGS defines it."""
         interval = t_interval(self.by_seed)
         if interval is None:
             return "one seed decides nothing"
@@ -135,7 +135,7 @@ def t_interval(values: Sequence[float]) -> tuple[float, float] | None:
 
 
 def changes(experiment: str, lines: Sequence[Line]) -> list[Change]:
-    """What each removal does, against the complete method, where both have a seed in common and the paper has both."""
+    """Changes of each removal against the complete method, for common seeds and where the paper has both."""
     complete = next((line.by_seed for line in lines if line.label == "none"), {})
     found = []
     for line in (line for line in lines if line.label != "none"):
@@ -158,7 +158,7 @@ def _scores(rows: Sequence[Row], task: str) -> list[float]:
 
 
 def change_cells(found: Sequence[Change]) -> list[list[str]]:
-    """Heading and lines of what removals do."""
+    """Heading and lines of changes."""
     cells = [["removed", "task", "seeds", "change", "95 % interval", "of tokens", "published, other data", "finding"]]
     for change in found:
         interval, tokens = t_interval(change.by_seed), statistics.mean(change.tokens)
@@ -186,20 +186,20 @@ def write_experiment(experiment: str, lines: Sequence[Line], out: Path, kind: st
     tokens = token_cells(experiment, lines)
     if tokens is not None:
         text += [
-            "The same of probes that see only which codes a clip uses; after a slash trained and tested on the "
-            "target, in brackets with only those words of a sentence that name a class:",
+            "Token scores: the same for probes on one-hot codes. After a slash, the probe is trained and tested on the "
+            "target. In brackets, it reads only those words of a sentence that name a class:",
             markdown(tokens),
         ]
     if theirs:
         text += [
-            f"The same in the paper, {LABEL}, of other data and other measures: pre-trained on VGGSound-AVEL 40K, "
+            f"The same in the paper, {LABEL}, with other data and other measures: pre-trained on VGGSound-AVEL 40K, "
             "tested on the data sets in the headings. They are not comparable with the scores above.",
             markdown(theirs),
         ]
     if compared := changes(experiment, lines):
         text += [
-            "What a removal changes between audio and video, in points, mean of both directions, each seed "
-            "against the complete method with the same seed, with Student's interval over seeds; the paper's "
+            "Change by a removal between audio and video, in points, mean of both directions. Each seed is compared "
+            "with the complete method of the same seed; intervals are Student's over seeds. The paper's "
             "change is that of its columns AVE (classification) and AVVP (localisation):",
             markdown(change_cells(compared)),
             FINDINGS,
@@ -214,5 +214,5 @@ def write_experiment(experiment: str, lines: Sequence[Line], out: Path, kind: st
         points = {int(line.label): line.rows for line in lines}
         plots.save_figure(plots.codebook_sizes(points), out / f"figure3.{kind}")
         text.append(linked("Zero-shot scores over the number of codewords", f"figure3.{kind}"))
-    doubts = [f"- {line.label}: {said}" for line in lines for said in health.at_chance(line.rows)]
-    return [*text, "Scores that say little:", "\n".join(doubts)] if doubts else text
+    warnings = [f"- {line.label}: {warning}" for line in lines for warning in health.at_chance(line.rows)]
+    return [*text, "Doubtful scores:", "\n".join(warnings)] if warnings else text

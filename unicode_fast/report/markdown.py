@@ -11,11 +11,11 @@ Column = TypeVar("Column", bound=Hashable)
 def grid(
     corner: Sequence[str], heads: Iterable[Column], lines: Iterable[tuple[Sequence[str], Mapping[Column, str]]]
 ) -> list[list[str]]:
-    """Heading and lines of a table, with a dash where a line has nothing in a column.
+    """Heading and lines of a table, with a dash for each missing cell.
 
     Args:
         corner: headings of the first columns.
-        heads: the other columns, whose text is their heading; one that is there twice is one column.
+        heads: the other columns, whose text is their heading; duplicates are one column.
         lines: first cells and the others, by column, of each line.
     """
     columns = list(dict.fromkeys(heads))

@@ -1,4 +1,4 @@
-"""The pictures of a run, from what it saved and what its probes say."""
+"""The pictures of a run, from its saved metrics and its probes."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ TIMELINE_CLASSES = 12
 
 
 def draw_run(  # noqa: PLR0913 - what is drawn, and how
-    folder: Path, probes: Probes, store: Dataset, rows: Sequence[Row], codewords: int, kind: str = "png"
+    folder: Path, probes: Probes, dataset: Dataset, rows: Sequence[Row], codewords: int, kind: str = "png"
 ) -> None:
     """Losses, codebook health, code usage, bars and an event timeline, under plots/.
 
     Args:
         folder: of the run; its metrics.jsonl is read.
         probes: of the model that the summary reports.
-        store: with a test split.
+        dataset: with a test split.
         rows: of the summary.
         codewords: M.
         kind: of the files, one of `plots.FORMATS`.
@@ -53,7 +53,7 @@ def draw_run(  # noqa: PLR0913 - what is drawn, and how
     draw_bars(folder, rows, kind)
     timed = probes.modalities("localisation")
     if len(timed) > 1 and any(row.task == "localisation" for row in rows):
-        draw_timelines(folder, probes, store, timed[0], kind)
+        draw_timelines(folder, probes, dataset, timed[0], kind)
     for task, draw in DRAWN.items():
         for row in [row for row in rows if row.task == task][:1]:
             draw(folder / FOLDER / f"{task}.{kind}", probes, row)
@@ -66,7 +66,7 @@ def draw_bars(folder: Path, rows: Sequence[Row], kind: str = "png") -> None:
 
 
 def code_counts(probes: Probes, codewords: int) -> dict[str, np.ndarray]:
-    """How often each modality uses each codeword on the test split: (M,) by modality."""
+    """Uses of each codeword on the test split: (M,) by modality."""
     counts = {}
     for name in probes.model.names:
         codes = probes.home.codes(TEST, name)
@@ -75,20 +75,20 @@ def code_counts(probes: Probes, codewords: int) -> dict[str, np.ndarray]:
     return counts
 
 
-def draw_timelines(folder: Path, probes: Probes, store: Dataset, trained_on: str, kind: str = "png") -> None:
+def draw_timelines(folder: Path, probes: Probes, dataset: Dataset, trained_on: str, kind: str = "png") -> None:
     """Truth and prediction of one test clip in every modality with a time axis, the probe trained on one of them.
 
-    The clip is the one whose error is the median of all, neither the best nor the worst. At most TIMELINE_CLASSES
+    The clip is the one with the median error. At most TIMELINE_CLASSES
     classes are drawn.
     """
-    clips = store.split("test")
+    clips = dataset.split("test")
     names = probes.modalities("localisation")
     outputs = {name: torch.sigmoid(probes.output("localisation", trained_on, name)).numpy() for name in names}
     truth = {name: np.asarray(clips.labels[name]) for name in names}
     errors = sum(np.abs(outputs[name] - truth[name]).mean((1, 2)) for name in names)
     clip = int(np.argsort(errors)[len(errors) // 2])
-    frames = {name: plots.step_pictures(clips, name, clip) for name in names}
-    # Of many classes those that are there, and those that the probe finds most probable.
+    frames = {name: plots.position_pictures(clips, name, clip) for name in names}
+    # Of many classes, those in the truth and those with the largest probabilities.
     largest = np.max([np.maximum(truth[name][clip], outputs[name][clip]).max(0) for name in names], 0)[:-1]
     shown = np.sort(np.argsort(-largest, kind="stable")[:TIMELINE_CLASSES])
     rows = [*shown, -1]  # and the background
@@ -98,7 +98,7 @@ def draw_timelines(folder: Path, probes: Probes, store: Dataset, trained_on: str
         [clips.classes[number] for number in shown],
         trained_on=trained_on,
         frames=frames,
-        second=store.name in built_in.DATASETS or store.name in LAYOUTS.keys() - {"clips"},
+        second=dataset.name in built_in.DATASETS or dataset.name in LAYOUTS.keys() - {"clips"},
         title=f"test clip {clip}, {_shown_class(clips, clip, truth)}"
         + (f", {len(shown)} of {len(clips.classes)} classes" if len(shown) < len(clips.classes) else ""),
     )
@@ -111,8 +111,8 @@ def draw_segmentation(file: Path, probes: Probes, row: Row) -> None:
     Frames are of clips that are evenly spaced by their score with the zero-shot query, from the worst to the best.
 
     Args:
-        file: where the picture goes.
-        probes: that the row is of.
+        file: of the picture.
+        probes: of the row.
         row: of segmentation.
     """
     measured = probes.segmentation
@@ -130,51 +130,51 @@ def draw_segmentation(file: Path, probes: Probes, row: Row) -> None:
         f"{row.target} query\n(zero-shot)": (row.target, None),
         f"{row.target} query\nof another clip": (row.target, other),
     }
-    truth, asked_for = masks.truth(clips)[:, frame], probes.domain("segmentation").clips(TEST, row.target)
+    truth, queried = masks.truth(clips)[:, frame], probes.domain("segmentation").clips(TEST, row.target)
     probability = {
-        name: measured.probabilities(segmenter, query, TEST, clips, asked)[:, frame]
-        for name, (query, asked) in shown.items()
+        name: measured.probabilities(segmenter, query, TEST, clips, query_clips)[:, frame]
+        for name, (query, query_clips) in shown.items()
     }
     figure = plots.segmentation_overlays(
         np.asarray(masks.frames[clips])[:, frame],
         truth,
         probability,
-        [f"{_class_of(asked_for, clip)}\nclip {100 * clip_iou[clip]:.0f} %".lstrip() for clip in clips],
+        [f"{_class_of(queried, clip)}\nclip {100 * clip_iou[clip]:.0f} %".lstrip() for clip in clips],
         {name: frame_scores(one, truth, clips).iou.tolist() for name, one in probability.items()},
-        title=f"segmentation, frame {frame + 1} of test clips from the worst to the best; on top what is asked for and "
+        title=f"segmentation, frame {frame + 1} of test clips from the worst to the best; above them the class and "
         "the zero-shot IoU of all frames",
     )
     plots.save_figure(figure, file)
 
 
 def draw_retrieval(file: Path, probes: Probes, row: Row) -> None:
-    """Test queries and the five clips that were found first.
+    """Test queries and their five best results.
 
     Queries are evenly spaced by the rank of their paired clip, from the tenth to the ninetieth percentile.
 
     Args:
-        file: where the picture goes.
-        probes: that the row is of.
+        file: of the picture.
+        probes: of the row.
         row: of retrieval.
     """
     measured = probes.retrieval
     vectors, gallery = measured.vectors(row.source, row.target, row.anchor)
     names = (row.source, row.target) if row.anchor is None else (row.target, row.anchor)
-    asked, searched = (probes.home.clips(TEST, name) for name in names)
+    queried, searched = (probes.home.clips(TEST, name) for name in names)
     ranks = rank_by_cosine(vectors, gallery).rank
     places = np.linspace(0.1, 0.9, QUERIES) * (len(ranks) - 1)
     queries = np.argsort(ranks, kind="stable")[places.round().astype(int)]
     results, marks, captions = [], [], []
     for query, similarity in zip(queries, cosine(vectors[queries], gallery), strict=True):
         found = np.argsort(-similarity, kind="stable")[:FOUND]
-        name = _class_of(asked, query)
+        name = _class_of(queried, query)
         same = [name != "" and name == _class_of(searched, clip) for clip in found]
         marks.append(["pair" if clip == query else "class" if of else "" for clip, of in zip(found, same, strict=True)])
         results.append([plots.ShownClip(plots.clip_content(searched, names[1], clip)) for clip in found])
         captions.append(f"{name}, pair at rank {ranks[query]:.0f}".removeprefix(", "))
     figure = plots.retrieval_examples(
         [
-            plots.ShownClip(plots.clip_content(asked, names[0], query), caption)
+            plots.ShownClip(plots.clip_content(queried, names[0], query), caption)
             for query, caption in zip(queries, captions, strict=True)
         ],
         results,
@@ -186,7 +186,7 @@ def draw_retrieval(file: Path, probes: Probes, row: Row) -> None:
 
 
 def _shown_class(clips: ClipSet, clip: int, truth: Mapping[str, np.ndarray]) -> str:
-    """The class of a clip and, where clips have none, the classes of its events."""
+    """The class of a clip or, where clips have none, the classes of its events."""
     name = _class_of(clips, clip)
     if name:
         return f"class {name}"
@@ -195,7 +195,7 @@ def _shown_class(clips: ClipSet, clip: int, truth: Mapping[str, np.ndarray]) -> 
     return f"events {', '.join(events)}" if events else "no event"
 
 
-# What draws a row, by task.
+# Functions that draw a row, by task.
 DRAWN = {"segmentation": draw_segmentation, "retrieval": draw_retrieval}
 
 

@@ -39,8 +39,8 @@ with any_backend():
 BLUE, RED, GREEN, PINK, ORANGE, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"
 BLACK, GREY = "#000000", "#9A9A9A"
 _PALETTE = (BLUE, RED, GREEN, PINK, ORANGE, SKY)
-# Of a modality in every picture. Video, audio and what modalities share are as in Figure 4 of the paper; others get, in
-# their order, what those beside them leave of the second line.
+# Colours of modalities in every picture. Video, audio and shared codewords are as in Figure 4 of the paper; others get
+# the unused colours of the second line, in order.
 _OF_MODALITY, SHARED = {"video": BLUE, "audio": RED, "text": PINK}, GREEN
 _OF_OTHERS = (ORANGE, SKY, BLACK, PINK, RED, BLUE)
 _MARKERS = ("s", "^", "v", "D", "P", "X")
@@ -48,7 +48,7 @@ _DPI = 110
 _LARGEST_BYTES = 150_000
 FORMATS = ("png", "pdf", "svg")
 FORMAT_HELP = f"of pictures: {', '.join(FORMATS)} [png]"
-# Of the tint where a probability is 1.
+# Opacity of the tint at probability 1.
 _OPACITY = 0.85
 _NOT_SCORES = ("step", "kind", "mean", "token", "sharing", "content_sharing")
 _METRICS = {
@@ -69,11 +69,11 @@ _METRICS = {
 
 @dataclass(frozen=True)
 class CodeUsage:
-    """The picture of who uses which codeword, and the numbers in it.
+    """The picture of code usage by modality, and its numbers.
 
     Attributes:
-        figure: one dot a codeword.
-        table: CSV text, one line a codeword: its number, uses by modality, group.
+        figure: one dot per codeword.
+        table: CSV text, one line per codeword: its number, uses by modality, group.
         shares: by group ("shared", the modalities, "unused") its share of all codewords.
     """
 
@@ -90,7 +90,7 @@ def save_figure(figure: Figure, path: Path) -> None:
     """
     kind = path.suffix[1:]
     no_date = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}.get(kind)
-    # Letters in a PDF are of outline fonts, which journals ask for, and names in an SVG do not change.
+    # Outline fonts in a PDF, which journals require, and constant names in an SVG.
     with rc_context({"pdf.fonttype": 42, "svg.hashsalt": "unicode_fast"}), io.BytesIO() as drawn:
         FigureCanvasAgg(figure).print_figure(drawn, format=kind, dpi=_DPI, facecolor="white", metadata=no_date)
         content = _in_few_colours(drawn) if kind == "png" and drawn.tell() > _LARGEST_BYTES else drawn.getvalue()
@@ -99,7 +99,7 @@ def save_figure(figure: Figure, path: Path) -> None:
 
 
 def _in_few_colours(png: io.BytesIO) -> bytes:
-    """A smaller picture of 256 colours, which lines and letters hardly need more of."""
+    """A smaller picture of 256 colours, which suffice for lines and letters."""
     with io.BytesIO() as smaller:
         Image.open(png).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(smaller, "png", optimize=True)
         return smaller.getvalue()
@@ -117,7 +117,7 @@ def check_format(kind: str) -> str:
 
 
 def losses(metrics: Sequence[Mapping[str, Any]]) -> Figure:
-    """Every loss term over steps, one panel a family, then what Cross-CPC recognises and the validation accuracy.
+    """Every loss term over steps, one panel per family, then clips that Cross-CPC recognises and validation accuracy.
 
     Args:
         metrics: lines of metrics.jsonl, "kind" train or validation.
@@ -154,9 +154,9 @@ def losses(metrics: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 def code_usage(counts: Mapping[str, np.ndarray]) -> CodeUsage:
-    """Which modalities use which codeword: one dot each, after Figure 4 of the paper.
+    """Code usage by modality: one dot per codeword, after Figure 4 of the paper.
 
-    A codeword is shared where at least two modalities hold 20 % or more of its uses each, else it belongs to the
+    A codeword is shared where at least two modalities have 20 % or more of its uses each, else it belongs to the
     modality that uses it most; a codeword without uses is unused.
 
     Args:
@@ -202,7 +202,7 @@ def _usage_figure(
     }
     for label, (colour, marker) in styles.items():
         place = np.flatnonzero(group[order] == label)
-        # An unused codeword stands below the smallest count that a logarithmic axis can show.
+        # An unused codeword is drawn below the smallest count, because the axis is logarithmic.
         height = np.maximum(total[order][place], 0.5)
         dots.scatter(place, height, s=24, c=colour, marker=marker, linewidths=1, label=label, clip_on=False)
     dots.set_yscale("log")
@@ -254,15 +254,15 @@ def event_timeline(  # noqa: PLR0913 - what is in the picture, and its words
     second: bool = True,
     title: str = "",
 ) -> Figure:
-    """Predicted probabilities of one clip over time, the truth outlined, one panel a modality.
+    """Predicted probabilities of one clip over time, the truth outlined, one panel per modality.
 
     Args:
         truth: (T, C+1) 0/1 by modality, background last.
         probability: (T, C+1) in [0, 1] by modality.
         classes: C names.
         trained_on: the modality the probe was trained on; the others are zero-shot.
-        frames: (T, H, W) pictures to show above a modality's panel, one a step, for any of the modalities.
-        second: whether a step of the clip is a second; else the axis counts steps.
+        frames: (T, H, W) pictures to show above a modality's panel, one per position, for any of the modalities.
+        second: True where a position of the clip is a second; else the axis counts positions.
         title: of the figure.
 
     Raises:
@@ -270,7 +270,7 @@ def event_timeline(  # noqa: PLR0913 - what is in the picture, and its words
     """
     rows = len(classes) + 1
     for name in {*truth, *probability}:
-        shapes = [np.shape(part[name]) if name in part else None for part in (truth, probability)]
+        shapes = [np.shape(each[name]) if name in each else None for each in (truth, probability)]
         if shapes[0] is None or shapes[0] != shapes[1] or shapes[0][1:] != (rows,):
             raise ValueError(f"truth and probability of {name!r} must both have shape (T, {rows}), got {shapes}")
     figure = Figure(figsize=(4.2 * len(truth) + 0.6, 0.21 * rows + (1.9 if frames else 1.2)), layout="constrained")
@@ -287,12 +287,12 @@ def event_timeline(  # noqa: PLR0913 - what is in the picture, and its words
         column[0].set_title(f"{name}: {role}")
         image = axis.imshow(np.asarray(probability[name]).T, vmin=0, vmax=1, cmap="Blues", aspect="auto")
         _outline(axis, np.asarray(truth[name]) > 0)
-        # Ticks between the steps, from 0 to T.
+        # Ticks between the positions, from 0 to T.
         every = -(-len(probability[name]) // 10)
         axis.set_xticks(np.arange(0, len(probability[name]) + 1, every) - 0.5)
         axis.set_xticklabels(range(0, len(probability[name]) + 1, every))
         axis.set_yticks(range(rows), [*classes, "background"] if axis is axes[-1, 0] else [""] * rows)
-        axis.set_xlabel("time (s)" if second else "steps of the clip")
+        axis.set_xlabel("time (s)" if second else "positions of the clip")
         axis.tick_params(axis="y", length=0)
         axis.spines[:].set_visible(False)
     bar = figure.colorbar(image, ax=axes[:, -1], shrink=0.7, aspect=25)
@@ -303,18 +303,18 @@ def event_timeline(  # noqa: PLR0913 - what is in the picture, and its words
 
 
 def _strip(axis: Axes, frames: np.ndarray | None) -> None:
-    """Pictures side by side, each over its step."""
+    """Pictures side by side, each above its position."""
     _bare(axis)
     if frames is None:
         return
     low, high = np.percentile(frames, (1, 99))
-    for step, frame in enumerate(frames):
+    for position, frame in enumerate(frames):
         axis.imshow(
             frame,
             cmap="gray",
             vmin=low,
             vmax=max(high, low + 1e-6),
-            extent=(step - 0.46, step + 0.46, 0, 1),
+            extent=(position - 0.46, position + 0.46, 0, 1),
             aspect="auto",
         )
     axis.set_xlim(-0.5, len(frames) - 0.5)
@@ -355,42 +355,42 @@ def zero_shot_bars(rows: Sequence[Row]) -> Figure:
     axes[0].set_ylabel("score on the test split")
     handles = dict(zip(*reversed(axes[0].get_legend_handles_labels()), strict=True))
     order = ["zero-shot", "same modality", "chance"]
-    shown, said = [handles[key] for key in order], error_bars(rows)
-    if said:
-        shown, order = [*shown, Line2D([], [], color=BLACK, marker="_", linestyle="none")], [*order, said]
+    shown, note = [handles[key] for key in order], error_bars(rows)
+    if note:
+        shown, order = [*shown, Line2D([], [], color=BLACK, marker="_", linestyle="none")], [*order, note]
     figure.legend(shown, order, loc="outside lower center", ncols=2, frameon=False, fontsize=9)
     return figure
 
 
 def error_bars(rows: Sequence[Row]) -> str:
-    """What the error bars of rows are, and of how many seeds or clips; "" where rows have none."""
-    said = []
+    """Legend of error bars with the number of seeds or clips; "" where rows have none."""
+    notes = []
     if any(row.std is not None for row in rows):
-        said.append(
+        notes.append(
             "sample standard deviation over " + counted({row.seeds for row in rows if row.std is not None}, "seeds")
         )
     if any(row.std is None and row.interval for row in rows):
         clips = counted({row.clips for row in rows if row.std is None and row.interval}, "test clips")
-        said.append(f"95 % bootstrap interval over {clips}")
-    return "error bars: " + "; ".join(said) if said else ""
+        notes.append(f"95 % bootstrap interval over {clips}")
+    return "error bars: " + "; ".join(notes) if notes else ""
 
 
 def _spread(row: Row) -> tuple[float, float] | None:
-    """How far an error bar reaches below and above a score."""
+    """Lengths of an error bar below and above a score."""
     if row.std is not None:
         return row.std, row.std
-    # A percentile interval of few clips need not hold the score itself.
+    # A percentile interval of few clips may not contain the score.
     return row.interval and (max(0.0, row.score - row.interval[0]), max(0.0, row.interval[1] - row.score))
 
 
 def report_bars(
     series: Mapping[str, Mapping[tuple[str, str], tuple[float, float | None]]], hatched: Collection[str] = ()
 ) -> Figure:
-    """Scores of several series side by side, one panel a task, one group of bars a direction.
+    """Scores of several series side by side, one panel per task, one group of bars per direction.
 
     Args:
         series: by name, then by (task, direction): score and its standard deviation, if any.
-        hatched: names of series that are no runs, such as published numbers.
+        hatched: names of series that are not runs, such as published numbers.
 
     Raises:
         ValueError: there are no scores.
@@ -444,13 +444,13 @@ def report_bars(
 
 
 def codebook_sizes(points: Mapping[int, Sequence[Row]]) -> Figure:
-    """Zero-shot score over the number of codewords, one panel a task, one line a direction; after the paper's Figure 3.
+    """Zero-shot score over the number of codewords, a panel per task, a line per direction; after the paper's Figure 3.
 
     Args:
         points: rows by number of codewords M; those of several seeds carry their standard deviation.
 
     Raises:
-        ValueError: there are no points, or no rows at one of them.
+        ValueError: there are no points, or one has no rows.
     """
     if not points or not all(points.values()):
         raise ValueError(f"points must hold rows for at least one number of codewords, got {list(points)}")
@@ -512,10 +512,10 @@ def _bars(axis: Axes, rows: Sequence[Row]) -> None:
 
 @dataclass(frozen=True)
 class ShownClip:
-    """What a picture shows of a clip in one modality.
+    """Content of a clip in one modality, as a picture shows it.
 
     Attributes:
-        content: a sentence; (T, H, W) pictures, one a step; or (T, D) features.
+        content: a sentence; (T, H, W) pictures, one per position; or (T, D) features.
         caption: above it.
     """
 
@@ -531,7 +531,7 @@ def segmentation_overlays(
     iou: Mapping[str, Sequence[float]],
     title: str = "",
 ) -> Figure:
-    """Frames with their true masks, and below them what a segmenter says for each of several queries.
+    """Frames with their true masks, and below them a segmenter's masks for each of several queries.
 
     Args:
         frames: (n, H, W) or (n, H, W, 3) uint8, at least one.
@@ -544,7 +544,7 @@ def segmentation_overlays(
     Raises:
         ValueError: the shapes differ.
     """
-    shapes = {"truth": truth.shape, **{name: part.shape for name, part in probability.items()}}
+    shapes = {"truth": truth.shape, **{name: each.shape for name, each in probability.items()}}
     wrong = [name for name, shape in shapes.items() if shape != frames.shape[:3]]
     if wrong or not len(frames) or len(captions) != len(frames):
         raise ValueError(
@@ -567,7 +567,7 @@ def segmentation_overlays(
             if column == 0:
                 axis.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9)
     handles = [Line2D([], [], color=ORANGE), Rectangle((0, 0), 1, 1, color=BLUE, alpha=_OPACITY)]
-    labels = ("outline of the true mask", "predicted, the stronger the more probable; IoU counts what is above 0.5")
+    labels = ("outline of the true mask", "predicted, opacity by probability; IoU counts pixels above 0.5")
     figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False, fontsize=9)
     figure.suptitle(title, fontsize=11)
     return figure
@@ -593,7 +593,7 @@ def _contour(axis: Axes, mask: np.ndarray) -> None:
     )
 
 
-# Of what was found: its frame, and what the legend says.
+# Frame and legend of results, by mark.
 _MARKS = {
     "pair": (GREEN, "the paired clip"),
     "class": (SKY, "another clip of its class"),
@@ -607,18 +607,18 @@ def retrieval_examples(
     marks: Sequence[Sequence[str]],
     title: str = "",
 ) -> Figure:
-    """Queries, one a line, and what was found for each, best first.
+    """Queries, one per line, and the results of each, best first.
 
     Args:
         queries: at least one.
         results: for each query the same number of clips.
-        marks: for each result "pair", "class" or "": framed as the paired clip, as another of its class, or not.
+        marks: for each result "pair", "class" or "": the frame of the paired clip, of its class, or of others.
         title: of the figure.
 
     Raises:
         ValueError: there are no queries, or their results and marks differ in number.
     """
-    counts = {len(part) for part in (*results, *marks)}
+    counts = {len(each) for each in (*results, *marks)}
     if not queries or len(counts) != 1 or not len(queries) == len(results) == len(marks):
         raise ValueError(
             f"results and marks must hold as many for each of {len(queries)} queries, got {sorted(counts)}"
@@ -655,7 +655,7 @@ def _show_clip(axis: Axes, clip: ShownClip, colour: str) -> None:
 
 
 def _mosaic(pictures: np.ndarray) -> np.ndarray:
-    """(T, H, W) in two lines, read like text, a white edge between them."""
+    """(T, H, W) in two lines, read like text, with white edges."""
     edged = np.pad(pictures, ((0, pictures.shape[0] % 2), (0, 1), (0, 1)), constant_values=pictures.max())
     return np.concatenate([np.concatenate(list(line), 1) for line in np.split(edged, 2)])[:-1, :-1]
 
@@ -667,12 +667,12 @@ def _bare(axis: Axes) -> None:
 
 
 def _in_order(labels: Iterable[str]) -> dict[str, str]:
-    """One colour of the palette a label."""
+    """One colour of the palette per label."""
     return dict(zip(dict.fromkeys(labels), itertools.cycle(_PALETTE), strict=False))
 
 
 def _modality_colours(names: Iterable[str]) -> dict[str, str]:
-    """One colour a modality, or pair of them, the same wherever the same modalities are."""
+    """One colour per modality or pair of them, the same for the same modalities."""
     fixed = {name: _OF_MODALITY.get(name) for name in names}
     left = itertools.cycle([colour for colour in _OF_OTHERS if colour not in fixed.values()])
     return {name: colour or next(left) for name, colour in fixed.items()}
@@ -687,9 +687,9 @@ def _curves(
     *,
     logarithmic: bool = True,
 ) -> None:
-    """Lines; a logarithmic axis where all values are positive and far apart.
+    """Draws lines; the axis is logarithmic where all values are positive and far apart.
 
-    They are labelled with their modalities, "any" for all of them together, or "" for a line by itself.
+    Labels are modalities, "any" for all of them together, or "" for a single line.
     """
     colours = {**_modality_colours(curves), "any": GREY, "": BLACK}
     dashes = _dashes([colours[label] for label in curves])
@@ -703,7 +703,7 @@ def _curves(
 
 
 def _shares(axis: Axes, title: str, unit: str, steps: Sequence[int], curves: Mapping[str, Sequence[float]]) -> None:
-    """Fractions, a thin line a direction, and their mean, bold."""
+    """Draws fractions, a thin line per direction, and their mean, bold."""
     single = {key: values for key, values in curves.items() if key != "mean"}
     colours = _in_order(single)
     for (key, values), dash in zip(single.items(), _dashes(list(colours.values())), strict=True):
@@ -716,7 +716,7 @@ def _shares(axis: Axes, title: str, unit: str, steps: Sequence[int], curves: Map
 
 
 def _dashes(colours: Sequence[str]) -> list[str]:
-    """How lines are dashed, so that those of one colour differ."""
+    """Dash patterns, different for lines of one colour."""
     return [("-", "--", ":", "-.")[list(colours[:place]).count(colour) % 4] for place, colour in enumerate(colours)]
 
 
@@ -726,13 +726,13 @@ def _dots(steps: Sequence[int]) -> dict[str, Any]:
 
 
 def _finish(axis: Axes, title: str, unit: str) -> None:
-    """Title, axes, and below them a legend of what has a label, where it covers no curve."""
+    """Title, axes, and a legend below them, where it covers no curve."""
     axis.set_title(title, fontsize=10)
     axis.set_xlabel("training step")
     axis.set_ylabel(unit, fontsize=8)
     handles, labels = axis.get_legend_handles_labels()
     if handles:
-        # So many heights of its letters below the axis, past the ticks and their label.
+        # In heights of its letters below the axis, past the ticks and their label.
         axis.legend(
             loc="upper center",
             bbox_to_anchor=(0.5, 0),
@@ -754,7 +754,7 @@ def _plain(axis: Axes) -> None:
 
 
 def _grid(count: int, *, columns: int, panel: tuple[float, float]) -> tuple[Figure, list[Axes]]:
-    """A figure of panels of this size in inches, those that are not needed left out."""
+    """A figure of `count` panels of this size in inches."""
     lines = -(-count // columns)
     figure = Figure(figsize=(panel[0] * columns, panel[1] * lines), layout="constrained")
     axes = [figure.add_subplot(lines, columns, number + 1) for number in range(count)]
@@ -765,17 +765,17 @@ def _spaced(name: str) -> str:
     return {"cpc": "Cross-CPC", "club": "CLUB"}.get(name, name.replace("_", " "))
 
 
-def step_pictures(clips: ClipSet, name: str, clip: int) -> np.ndarray:
-    """One picture a step of a clip, for `event_timeline`.
+def position_pictures(clips: ClipSet, name: str, clip: int) -> np.ndarray:
+    """One picture per position of a clip, for `event_timeline`.
 
     Args:
         clips: a split.
         name: the modality.
-        clip: a position in the split.
+        clip: its number in the split.
 
     Returns:
-        (T, H, W): the store's array "<name>.frames" where it has one, else the features: the channel mean of a grid,
-        or a vector as a column whose first channel is at the bottom.
+        (T, H, W): the array "<name>.frames" where the split has one, else the features: the channel mean of a grid, or
+        a vector as a column whose first channel is at the bottom.
     """
     if f"{name}.frames" in clips.arrays:
         return np.asarray(clips.arrays[f"{name}.frames"][clip])
@@ -784,12 +784,12 @@ def step_pictures(clips: ClipSet, name: str, clip: int) -> np.ndarray:
 
 
 def clip_content(clips: ClipSet, name: str, clip: int) -> str | np.ndarray:
-    """What `ShownClip` shows of a clip: its sentence where the store has one, (T, H, W) pictures, or (T, D) features.
+    """Content of a `ShownClip`: the sentence where the split has one, (T, H, W) pictures, or (T, D) features.
 
     Args:
         clips: a split.
         name: the modality.
-        clip: a position in the split.
+        clip: its number in the split.
     """
     arrays, chosen = clips.arrays, np.array([clip])
     if f"{name}.sentence" in arrays:
@@ -800,5 +800,5 @@ def clip_content(clips: ClipSet, name: str, clip: int) -> str | np.ndarray:
     features = np.asarray(clips.features[name][chosen])[0]
     if features.ndim > 2:
         return features.mean(-1)
-    # Neighbouring channels together: more than some thirty lines cannot be told apart.
-    return np.stack([part.mean(1) for part in np.array_split(features, min(32, features.shape[1]), axis=1)], 1)
+    # Neighbouring channels are averaged, because more than about thirty lines cannot be distinguished.
+    return np.stack([group.mean(1) for group in np.array_split(features, min(32, features.shape[1]), axis=1)], 1)

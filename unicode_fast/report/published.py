@@ -1,9 +1,9 @@
-"""The paper's numbers, to stand beside ours; in per cent, as printed.
+"""The paper's numbers, in per cent, as printed.
 
 Source:
     Xia et al., "Achieving Cross Modal Generalization with Multimodal Unified Representation", NeurIPS 2023, Tables 1 to
-    5. The measures differ from task to task, and by their released code some are taken on the training split or on the
-    best test epoch: see `python -m unicode_fast.evaluate --task TASK --protocol official --explain`.
+    5. The measures differ between tasks. In the released code some are taken on the training split or on the best test
+    epoch: see `python -m unicode_fast.evaluate --task TASK --protocol official --explain`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-# How these numbers are called beside ours; "paper" is a preset and a size.
+# Label of these numbers; "paper" is a preset and a size.
 LABEL = "published (Xia et al., 2023)"
 V2A, A2V = ("video", "audio"), ("audio", "video")
 # Columns of Tables 1 to 3, as (data set of the task, direction).
@@ -25,7 +25,7 @@ ALL_TASKS = (
 )
 SIZES = ("24K", "40K", "81K")
 
-# The task of this library that each data set stands for, and what was printed for it first.
+# Task of this library for each data set, and its first printed measure.
 TASKS: Mapping[str, tuple[str, str]] = {
     "AVE": ("classification", "accuracy"),
     "AVVP": ("localisation", "precision"),
@@ -34,7 +34,7 @@ TASKS: Mapping[str, tuple[str, str]] = {
     "AVS-S4": ("segmentation", "mIoU"),
     "retrieval": ("retrieval", "R@10"),
 }
-# The layouts in which these data sets are read.
+# Published data set of each layout.
 LAYOUTS: Mapping[str, str] = {
     "ave": "AVE",
     "avvp": "AVVP",
@@ -57,7 +57,7 @@ _TABLE_1: Mapping[str, tuple[tuple[float, ...], ...]] = {
     "DCID+CMCM": ((34.1, 38.8, 57.6, 60.8), (36.4, 42.9, 58.7, 62.8), (38.8, 41.4, 57.5, 60.5)),
     "Uni-Code": ((44.0, 49.7, 61.9, 65.7), (47.7, 52.3, 64.0, 65.6), (41.2, 45.6, 60.5, 61.7)),
 }
-# What is removed, at 24K and 40K.
+# By removal, at 24K and 40K.
 _TABLE_2: Mapping[str, tuple[tuple[float, ...], ...]] = {
     "none": ((44.0, 49.7, 61.9, 65.7), (47.7, 52.3, 64.0, 65.6)),
     "CLUB": ((34.9, 35.1, 50.6, 54.0), (37.2, 40.3, 52.9, 59.5)),
@@ -91,7 +91,7 @@ class Published:
         source: the modality that the probe was trained on.
         target: the modality that it was tested on; the same where no transfer was measured.
         score: in per cent.
-        measure: what was printed.
+        measure: name of the score.
     """
 
     table: int
@@ -105,7 +105,7 @@ class Published:
 
     @property
     def task(self) -> str:
-        """The task of this library that it belongs to."""
+        """The task of this library."""
         return TASKS[self.dataset][0]
 
 

@@ -1,8 +1,8 @@
 """The paper's tables from runs: `python -m unicode_fast.report RUN... --out FOLDER`.
 
-Rows are runs, those that differ in nothing but their seed averaged; columns are tasks and directions. Published numbers
-stand below where they are of the same data set, else in a table of their own. Reads what `unicode_fast.train` and
-`unicode_fast.evaluate` have left in the run folders.
+Rows are runs, averaged over seeds; columns are tasks and directions. Published numbers of the same data set stand
+below; those of other data sets have a table of their own. Input are run folders of `unicode_fast.train` and
+`unicode_fast.evaluate`.
 """
 
 from __future__ import annotations
@@ -30,22 +30,22 @@ from unicode_fast.tasks import Row, TokenScore
 from unicode_fast.tasks.table import mean_token, token_cell
 from unicode_fast.training.runs import EVALUATIONS, read_seeds, run_file
 
-# Fields that say nothing about what was trained.
+# Fields without influence on what is trained.
 _NOT_IN_LABELS = ("seed", "validations", "probe_tasks", *EXECUTION_FIELDS)
-# Pictures of a run that a report shows, where they are there.
+# Pictures of a run that a report shows, if they exist.
 _PICTURES = ("timeline", "segmentation", "retrieval", "code-usage")
 
 
 @dataclass(frozen=True)
 class Column:
-    """Where a number stands: the task, its direction, its protocol, and what else was asked for."""
+    """The place of a number: task, direction, protocol, and further flags."""
 
     task: str
     source: str
     target: str
     protocol: str
     note: str = ""
-    # The published data set that it was measured on, by its layout.
+    # The published data set of the number, by its layout.
     dataset: str | None = None
 
     def __str__(self) -> str:
@@ -56,10 +56,10 @@ class Column:
 
 @dataclass(frozen=True)
 class Cell:
-    """Fractions: the zero-shot score's mean and its sample standard deviation over seeds, what stands beside it.
+    """Fractions: mean and sample standard deviation of the zero-shot score over seeds, and further scores.
 
-    second: of the task's other published measure, where every seed's row has it; measure: which that is.
-    token, content_token: as a row has them, where every seed's row does.
+    second: the task's other published measure, if every seed's row has it; measure: its name.
+    token, content_token: as in a row, if every seed's row has them.
     """
 
     score: float
@@ -79,7 +79,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Line:
-    """Runs that differ in their seeds alone."""
+    """Runs that differ only in their seeds."""
 
     label: str
     folders: list[Path]
@@ -87,7 +87,7 @@ class Line:
 
 
 def single_runs(paths: Iterable[str]) -> list[Path]:
-    """The folders of single runs; one of several seeds stands for all of them.
+    """The folders of single runs; a folder of several seeds stands for all of its runs.
 
     Raises:
         CheckpointError: a folder is no finished run.
@@ -140,7 +140,7 @@ def rows_of(folder: Path) -> dict[Column, Row]:
             dataset = published_as(row.task, content.get("dataset", flags.get("data", own)))
         column = Column(row.task, row.source, row.target, row.protocol, note, dataset)
         if column in found and note:
-            # Folders of the same name.
+            # Data folders of the same name.
             column = replace(column, note=", ".join(f"{name} {value}" for name, value in content["flags"].items()))
         found[column] = row
     return found
@@ -153,13 +153,13 @@ def short(value: str) -> str:
 
 
 def published_as(task: str, name: str) -> str | None:
-    """The published data set that a data set of this name is; None where it is another, as the built-in data are."""
+    """The published data set of this name; None for other data, such as the built-in sets."""
     dataset = LAYOUTS.get(name)
     return dataset if dataset is not None and TASKS[dataset][0] == task else None
 
 
 def collect(folders: Sequence[Path]) -> list[Line]:
-    """One line for runs that differ in nothing but their seed, in the order given."""
+    """One line for runs that differ only in their seed, in the order given."""
     groups: dict[str, list[Path]] = {}
     for folder in folders:
         groups.setdefault(label_of(run_config(folder)), []).append(folder)
@@ -206,9 +206,9 @@ def cell_of(rows: Sequence[Row]) -> Cell:
 
 
 def second_measure(row: Row) -> tuple[str, str]:
-    """What was published beside or instead of the score of a row, and its key among the row's metrics; "" for none.
+    """The other published measure of a row's task, and its key among the row's metrics; "" for none.
 
-    Localisation's precision is of the published formula, background included.
+    Localisation's precision follows the published formula, background included.
     """
     if row.task == "localisation" and row.protocol == "held_out":
         return "precision", "official_precision"
@@ -221,9 +221,9 @@ def second_measure(row: Row) -> tuple[str, str]:
 
 
 def published_lines(columns: Iterable[Column]) -> dict[str, dict[Column, list[Published]]]:
-    """The paper's numbers of Uni-Code, by what it was pre-trained on, each in the one column that is nearest to it.
+    """The paper's numbers of Uni-Code by pre-training data, each in its nearest column.
 
-    Of a column the measure that its task is known by comes first.
+    A task's main measure comes first in a column.
     """
     nearest: dict[tuple[str | None, str, str], Column] = {}
     for column in sorted(columns, key=_distance):
@@ -244,12 +244,12 @@ def shown_published(numbers: Sequence[Published]) -> str:
 
 
 def _distance(column: Column) -> tuple[bool, int]:
-    """What sets a column apart from the paper's: another protocol, flags."""
+    """Distance of a column from the paper's setting: another protocol, then flags."""
     return column.protocol != "official", len(column.note)
 
 
 def other_published(columns: Iterable[Column]) -> list[list[str]] | None:
-    """Heading and lines of the paper's numbers of the same tasks on data sets that no column is of; None for none."""
+    """Heading and lines of the paper's numbers of the same tasks on data sets of no column; None for none."""
     columns = list(columns)
     tasks, datasets = ({getattr(column, name) for column in columns} for name in ("task", "dataset"))
     found = [
@@ -262,13 +262,13 @@ def other_published(columns: Iterable[Column]) -> list[list[str]] | None:
     heads = [f"{number.dataset} {number.source} → {number.target}" for number in found]
     shown: dict[str, dict[str, str]] = {number.pretraining: {} for number in found}
     for head, number in zip(heads, found, strict=True):
-        said, before = f"{number.measure} {number.score:g}", shown[number.pretraining].get(head)
-        shown[number.pretraining][head] = said if before is None else f"{before}; {said}"
+        score, before = f"{number.measure} {number.score:g}", shown[number.pretraining].get(head)
+        shown[number.pretraining][head] = score if before is None else f"{before}; {score}"
     return grid(["pre-trained on"], heads, (([pretraining], cells) for pretraining, cells in shown.items()))
 
 
 def shown_of(cell: Cell, seeds: int) -> str:
-    """A cell of the table, which says how many seeds it holds where these are not all of its line."""
+    """A cell of the table, with its number of seeds where its line has more."""
     return f"{cell}" if cell.seeds == seeds else f"{cell} ({cell.seeds} of {seeds} seeds)"
 
 
@@ -286,7 +286,7 @@ def wide_table(lines: Sequence[Line]) -> list[list[str]]:
 
 
 def token_table(lines: Sequence[Line]) -> list[list[str]] | None:
-    """Heading and lines of the scores of tokens, those of content words in brackets; None where no run has any."""
+    """Heading and lines of token scores, those of content words in brackets; None where no run has any."""
     shown = []
     for line in lines:
         cells = {at: token_cell(cell.token, cell.content_token) for at, cell in line.cells.items() if cell.token}
@@ -296,7 +296,7 @@ def token_table(lines: Sequence[Line]) -> list[list[str]] | None:
 
 
 def long_table(lines: Sequence[Line]) -> list[list[str]]:
-    """One line a number, fractions, published ones of the same data sets too; for a spreadsheet."""
+    """One line per number, in fractions, with published numbers of the same data sets; for a spreadsheet."""
     heading = "run,task,source,target,protocol,note,measure,seeds,score,std,same_modality,chance"
     cells = [heading.split(",")]
     for line in lines:
@@ -318,14 +318,14 @@ def long_table(lines: Sequence[Line]) -> list[list[str]]:
     return cells
 
 
-def doubts_of(line: Line) -> list[str]:
-    """What the scores of runs give reason to doubt, each sentence once."""
-    said = []
+def warnings_of(line: Line) -> list[str]:
+    """Warnings about the scores of runs, each once."""
+    found = []
     for folder in line.folders:
         with run_file(folder / "summary.json") as summary:
-            said += [str(warning) for warning in summary.get("warnings", [])]
-        said += health.at_chance(list(rows_of(folder).values()))
-    return list(dict.fromkeys(said))
+            found += [str(warning) for warning in summary.get("warnings", [])]
+        found += health.at_chance(list(rows_of(folder).values()))
+    return list(dict.fromkeys(found))
 
 
 def copy_pictures(lines: Sequence[Line], out: Path) -> list[str]:
@@ -355,29 +355,28 @@ def write_report(lines: Sequence[Line], out: Path, kind: str = "png") -> None:
 
 def _write_files(lines: Sequence[Line], out: Path, kind: str) -> None:
     note = (
-        "Zero-shot scores in per cent, mean and sample standard deviation over seeds, one seed without: accuracy of "
-        "classification, micro-F1 of localisation, mIoU of segmentation, R@10 of retrieval. In brackets stand, where "
-        "`evaluate` has measured them, other numbers that the paper has: precision of localisation, background "
-        "included, by its formula; F-score; R@5."
+        "Zero-shot scores in per cent: mean and, for several seeds, sample standard deviation. Scores are accuracy "
+        "of classification, micro-F1 of localisation, mIoU of segmentation, R@10 of retrieval. Brackets hold the "
+        "paper's other measures, if `evaluate` has measured them: precision of localisation by the paper's formula, "
+        "background included; F-score; R@5."
     )
     columns = [column for line in lines for column in line.cells]
     if published_lines(columns):
         note += (
-            f" Lines called {LABEL} are of the data set and the measure in brackets, some of them taken on training "
-            "clips; each number stands once, in a column of the same data set, of the official protocol where there is "
-            "one."
+            f" Lines called {LABEL} have the data set and the measure in brackets; some are taken on training clips. "
+            "Each number stands once, in a column of the same data set, of the official protocol if there is one."
         )
     text = ["# Report", markdown(wide_table(lines)), note]
     tokens = token_table(lines)
     if tokens is not None:
         text += [
             markdown(tokens),
-            "The same of probes that see only which codes a clip uses; after a slash trained and tested on the target, "
-            "in brackets with only those words of a sentence that name what is heard and seen.",
+            "Token scores: the same for probes on one-hot codes. After a slash, the probe is trained and tested on the "
+            "target. In brackets, it reads only those words of a sentence that name a class.",
         ]
-    doubts = [f"- {line.label}: {said}" for line in lines for said in doubts_of(line)]
-    if doubts:
-        text += ["Scores that say little:", "\n".join(doubts)]
+    warnings = [f"- {line.label}: {warning}" for line in lines for warning in warnings_of(line)]
+    if warnings:
+        text += ["Doubtful scores:", "\n".join(warnings)]
     text.append(linked("Scores", f"report.{kind}"))
     series = figure_series(lines)
     theirs = [name for name in series if name.startswith(LABEL)]
@@ -390,8 +389,8 @@ def _write_files(lines: Sequence[Line], out: Path, kind: str) -> None:
     if others is not None:
         text += [
             "## Published numbers of other data sets",
-            f"These numbers, {LABEL}, are of data sets that none of the scores above was measured on, and not "
-            "comparable with them.",
+            f"These numbers, {LABEL}, were measured on other data sets than the scores above, and are not comparable "
+            "with them.",
             markdown(others),
         ]
     write_text(out / "report.md", "\n\n".join(text) + "\n")
