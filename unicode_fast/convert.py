@@ -1,4 +1,4 @@
-"""`python -m unicode_fast.convert`; its code stands beside the formats, in `unicode_fast.compat.convert`."""
+"""`python -m unicode_fast.convert`; the code is in `unicode_fast.compat.convert`."""
 
 from __future__ import annotations
 

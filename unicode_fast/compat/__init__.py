@@ -1,4 +1,4 @@
-"""Files of other projects; the only place that knows their names."""
+"""Files of other projects; no other module has their names."""
 
 from unicode_fast.compat.cmg import CmgFileError, from_cmg, to_cmg
 

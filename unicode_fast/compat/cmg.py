@@ -24,7 +24,7 @@ from unicode_fast.presets import preset
 
 # Attribute of a model that came from a file: that file, with the dtype's name in place of each entry the model uses.
 REST = "cmg_rest"
-# What the released architecture is, as far as the shapes of a file do not say it.
+# Fields of the released architecture that the shapes of a file do not determine.
 ARCHITECTURE: dict[str, Any] = {
     "grid_pooling": "sum",
     "residual_skip": "relu",
@@ -36,7 +36,7 @@ ARCHITECTURE: dict[str, Any] = {
 }
 GRID = (7, 7)
 _DTYPES = {torch.float64: "float64", torch.float32: "float32"}
-# Of entries that the model uses; counts can be of any.
+# Dtypes of entries that the model uses; counts can have any of them.
 _KEPT = ("float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8")
 
 Rest = dict[str, Any]
@@ -50,10 +50,10 @@ def from_cmg(source: str | os.PathLike[str] | Mapping[str, Any], dtype: torch.dt
     """The model of a checkpoint of the released Uni-Code pre-training, in the `official` preset.
 
     Sizes are read from the shapes, modalities from the names. Text features are
-    the BERT words (B, T, 768) that the file's LSTM reads; a file without that
-    LSTM takes its output instead, (B, T, 256), and a warning says so. Parts
-    that the file lacks (encoding needs none of them) start from random values,
-    which the warning names too. Entries that nothing uses, optimiser states and
+    the BERT words (B, T, 768) that the file's LSTM reads. The model of a file
+    without that LSTM reads its output, (B, T, 256), and a warning is given.
+    Networks that the file lacks start from random values, and the warning names
+    them; encoding needs none of them. Unused entries, optimiser states and
     counters are kept on the CPU for `to_cmg`.
 
     Args:
@@ -100,7 +100,7 @@ def _model_of(content: Mapping[str, Any], dtype: torch.dtype | None) -> tuple[Un
             shapes = UniCode(modalities, config)
     except CmgFileError:
         raise
-    # Sizes that nobody has chosen can make any layer raise anything.
+    # Sizes from a file can make any layer raise any exception.
     except Exception as error:
         raise CmgFileError(f"source has sizes of no model: {type(error).__name__}: {error!s:.100}") from error
     _check_entries(content, shapes, file_dtype)
@@ -115,8 +115,8 @@ def to_cmg(model: UniCode, *, epoch: int = 0) -> dict[str, Any]:
 
     A model from `from_cmg` gives the keys, shapes and dtypes of its file, and
     its bits where nothing was trained and the dtype was kept. Any other model
-    gives all parts of its modalities, zeros or copies in place of entries that
-    nothing uses, and no optimiser states.
+    gives all networks of its modalities, zeros or copies in place of unused
+    entries, and no optimiser states.
 
     Args:
         model: of the official architecture, with audio and video, audio and text, or all three; torch.compile and
@@ -128,8 +128,8 @@ def to_cmg(model: UniCode, *, epoch: int = 0) -> dict[str, Any]:
         For torch.save. Entries the model uses are copies on the CPU; the others are those of the file.
 
     Raises:
-        ValueError: the modalities or the architecture are none of the release's, a part was exchanged, or what its
-            checkpoint keeps of its file is damaged.
+        ValueError: the modalities or the architecture are none of the release's, a module was exchanged, or the
+            file entries in its checkpoint are damaged.
         TypeError: `model` is no UniCode.
     """
     model, state = plain_model(model)
@@ -246,7 +246,7 @@ def _config(content: Mapping[str, Any], modalities: Mapping[str, Modality]) -> C
 
 
 def _unfilled_model(content: Mapping[str, Any], shapes: UniCode) -> UniCode:
-    """The model, with random values only where the file does not have all parts: drawing 80 million takes seconds.
+    """The model, with random values only where the file lacks a network, as drawing 80 million takes seconds.
 
     Args:
         content: of the file.
@@ -276,7 +276,7 @@ def _expected_shapes(content: Mapping[str, Any], model: UniCode) -> dict[str, di
         expected[key] |= entries
     for key in cmg_names.PARAMETER_KEYS:
         if key not in expected:
-            expected[key] = cmg_names.idle_part(key, width)
+            expected[key] = cmg_names.idle_entries(key, width)
     return {key: entries for key, entries in expected.items() if key in content}
 
 
@@ -304,7 +304,7 @@ def _check_entries(content: Mapping[str, Any], model: UniCode, dtype: torch.dtyp
 
 
 def _fits(shape: tuple[int, ...], expected: Shape, free: dict[str, int]) -> bool:
-    """Whether the sizes agree; a named size is bound where it is met first."""
+    """True where the sizes agree; a named size is bound at its first use."""
     if len(shape) != len(expected):
         return False
     return all(
@@ -336,7 +336,7 @@ def _rest(content: Mapping[str, Any], modalities: Mapping[str, Modality]) -> Res
 
 
 def _check_rest(rest: Any, names: Mapping[str, Mapping[str, str]]) -> None:
-    """Raise CmgFileError where it is none that `_rest` made, for a checkpoint of ours can hold anything."""
+    """Raises CmgFileError unless `_rest` can have made it, because a checkpoint can hold anything."""
     if not isinstance(rest, Mapping) or not {*rest} <= {*cmg_names.PARAMETER_KEYS, *cmg_names.OTHER_KEYS}:
         raise CmgFileError("what the model keeps of its CMG file must be a dictionary with the file's keys")
     for key in cmg_names.PARAMETER_KEYS:
@@ -356,7 +356,7 @@ def _what_is_missing(content: Mapping[str, Any], modalities: Mapping[str, Modali
         sentences.append(f"the file has no {WORDS}: text features must be that LSTM's output, (B, T, {width})")
     lacking = [key for key in (CPC, *map(cmg_names.club_key, modalities), DECODER) if key not in content]
     if lacking:
-        sentences.append(f"the file has no {', '.join(lacking)}: these parts start from random values")
+        sentences.append(f"the file has no {', '.join(lacking)}: these networks start from random values")
     return "; ".join(sentences)
 
 
@@ -378,7 +378,7 @@ def _check_architecture(model: UniCode) -> None:
 
 
 def _made_up_rest(model: UniCode, state: Mapping[str, Tensor], epoch: int) -> Rest:
-    """A file's frame for a model that came from none."""
+    """Unused entries and counters of a file, for a model that came from none."""
     used = cmg_names.used_entries(model.modalities)
     dtype = str(model.dtype).removeprefix("torch.")
     rest: Rest = {key: dict.fromkeys(entries, dtype) for key, entries in used.items()}

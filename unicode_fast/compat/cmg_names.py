@@ -1,4 +1,4 @@
-"""Entries of haihuangcode/CMG's pre-training files: what each is called in our model, and the shapes of unused ones."""
+"""Entries of haihuangcode/CMG's pre-training files: their names in our model, and the shapes of unused ones."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 
 from unicode_fast.config import Modality
 
-# A size in a shape: a number, or a name for one that only has to be the same wherever the name stands.
+# A size in a shape: a number, or a name for a size that must be equal wherever the name occurs.
 Shape = tuple[int | str, ...]
 
 ENCODER = "Encoder_parameters"
 WORDS = "Text_ar_lstm_parameters"
 CPC = "CPC_parameters"
 DECODER = "Decoder_parameters"
-# All modalities the release knows, in the order of its EMA, and the sets it has a variant for.
+# All modalities of the release, in the order of its EMA, and the sets of its variants.
 MODALITIES = ("audio", "video", "text")
 VARIANTS = (("audio", "video"), ("audio", "text"), ("audio", "video", "text"))
 OTHER_KEYS = (
@@ -34,7 +34,7 @@ _LAYER = (
 _LSTM = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 TEMPORAL_LAYERS = 2
 LSTM_LAYERS = 2
-# Of the released classifiers, which are part of no loss.
+# Of the released classifiers, which enter no loss.
 CLASSES = 141
 
 
@@ -60,7 +60,7 @@ def used_entries(modalities: Mapping[str, Modality]) -> dict[str, dict[str, str]
 
 
 def unused_entries(modalities: Sequence[str], width: int, channels: int) -> dict[str, dict[str, Shape]]:
-    """Entries that nothing uses beside `templates`: attention that weighs all positions alike, idle classifiers.
+    """Unused entries beside `templates`: attention with equal weights for all positions, idle classifiers.
 
     Args:
         modalities: of the file.
@@ -94,8 +94,8 @@ def templates(modalities: Sequence[str]) -> dict[str, str]:
     }
 
 
-def idle_part(key: str, width: int) -> dict[str, Shape]:
-    """Entries of a whole part for a modality that the file's variant has not: the release saves it all the same."""
+def idle_entries(key: str, width: int) -> dict[str, Shape]:
+    """Entries under the key of a modality outside the file's variant, which the release saves too."""
     if key == WORDS:
         shapes: dict[str, Shape] = {}
         for suffix in _directions():
@@ -159,7 +159,7 @@ def _word_lstm(name: str) -> dict[str, str]:
 
 
 def _cpc(name: str, modalities: tuple[str, ...]) -> dict[str, str]:
-    # The audio-text variant reuses the audio-video classes and files its text under the name of their first argument.
+    # The audio-text variant reuses the audio-video classes and saves its text under the name of their first argument.
     theirs = "video" if name == "text" and "video" not in modalities else name
     entries = {
         f"{theirs}_ar_lstm.{weight}_l{layer}": f"cpc.context.{name}.{weight}_l{layer}"

@@ -87,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("out", metavar="OUT", help="new folder or file")
     parser.add_argument("--dtype", choices=("float32", "float64"), help="of the model [the file's], for --from-cmg")
     parser.add_argument("--checkpoint", help="best, last or a step [best, or last where there is none], for --to-cmg")
-    parser.add_argument("--epoch", type=int, default=0, help="written where the run came from no CMG file [0]")
+    parser.add_argument("--epoch", type=int, default=0, help="epoch to write for a run from no CMG file [0]")
     arguments = parser.parse_args(with_homes(argv))
     _refuse_existing(Path(arguments.out))
     if arguments.to_cmg is not None:
