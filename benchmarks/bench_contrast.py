@@ -5,18 +5,13 @@ a contender that is missing, or takes too much, is named as such. `pytest benchm
 for a machine with a GPU.
 """
 
-import json
-import subprocess
-import sys
-import tempfile
 from collections.abc import Callable
-from pathlib import Path
 
 import contrast
 import pytest
+from measurement import printed_rows
 
 ROWS = "contrast"
-HERE = Path(__file__).resolve().parent
 # What a gradient may err by, relative to its largest number: roundings of scores and, in bfloat16, of slopes and of the
 # gradient itself.
 LARGEST_ERRORS = {"float32": 1e-4, "tf32": 1e-2, "bfloat16": 2e-2}
@@ -54,16 +49,10 @@ def excess(row: dict) -> float:
 @pytest.mark.parametrize("contender", contrast.CONTENDERS)
 def bench_contrast(request: pytest.FixtureRequest, keep: Callable[[dict], None], contender: str) -> None:
     device = request.config.getoption("--device")
-    command = [sys.executable, str(HERE / "contrast.py"), contender, "--device", device]
     rows = []
-    with tempfile.TemporaryFile("w+") as messages:
-        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=messages, text=True) as process:
-            assert process.stdout is not None
-            for text in process.stdout:
-                rows.append(json.loads(text))
-                keep(rows[-1])
-        messages.seek(0)
-        assert process.returncode == 0, messages.read()
+    for row in printed_rows("contrast.py", contender, "--device", device):
+        rows.append(row)
+        keep(row)
     if contender != "ours":
         return
     for row in rows:

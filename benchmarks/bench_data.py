@@ -6,9 +6,7 @@ the times are those of decoding and copying, not of a disk. The readers take tur
 does meets all of them.
 """
 
-import datetime
 import pickle
-import platform
 import time
 import zipfile
 from collections.abc import Callable
@@ -18,11 +16,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from measurement import origin, times_of
 
 from unicode_fast.data import Batch, Batches, open_data, open_feed, open_store
 from unicode_fast.data.store.write import pack
 from unicode_fast.files.writing import write_json
-from unicode_fast.training.runs import git_commit
 
 CLIPS, BATCH, REPEATS = 64, 8, 50
 SHAPES = {"audio": (10, 128), "video": (10, 7, 7, 512)}
@@ -100,18 +98,11 @@ def bench_reading(tmp_path: Path, pytestconfig: pytest.Config) -> None:
             "contender": name,
             "clips": BATCH,
             "shapes": SHAPES,
-            "median_ms": float(np.median(values)),
-            "p20_ms": float(np.quantile(values, 0.2)),
-            "p80_ms": float(np.quantile(values, 0.8)),
-            "repeats": REPEATS,
+            **times_of(values),
             "times_slower_than_store_float32": float(np.median(values)) / ours,
             "page_cache": "warm",
-            "device": f"{platform.machine()} CPU",
-            "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
+            **origin("cpu"),
             "numpy": np.__version__,
-            "commit": git_commit(),
-            "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
         }
         for name, values in found.items()
     ]

@@ -4,8 +4,6 @@ Each feed first has to give the batches that its steps ask for. Rows are printed
 results/feed-<device>.json. The store is the built-in one; on CUDA also one of published shapes, made for the occasion.
 """
 
-import datetime
-import platform
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,12 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from measurement import origin
 from shapes import TRAIN_SHAPES
 
 from unicode_fast import preset
 from unicode_fast.config import Config
 from unicode_fast.data import Batches, ClipSet, open_dataset, open_feed
-from unicode_fast.training.runs import git_commit
 from unicode_fast.training.trainer import Trainer
 
 ROWS = "feed"
@@ -99,11 +97,7 @@ def bench_feed(
         "loop_clips_per_second": looped * clips_each,
         "share_of_the_smaller": looped / min(fed, step_rate),
         "share_of_the_loop_in_the_feed": sum(waiting) / seconds,
-        "device": torch.cuda.get_device_name() if device.type == "cuda" else f"{platform.machine()} CPU",
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "commit": git_commit(),
-        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
+        **origin(device.type),
     }
     keep(row)
     with open_feed(batches, device, "auto") as taken:

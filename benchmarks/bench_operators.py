@@ -4,10 +4,10 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from contenders import new_state
 from shapes import SHAPES, Shape
 
 from unicode_fast import (
-    CodebookState,
     EmaConfig,
     available_backends,
     codebook_update,
@@ -30,13 +30,7 @@ def update(shape: Shape, backend: str) -> Callable[[], object]:
     rows = [torch.randn(shape.clips * shape.steps, shape.width) for _ in range(shape.modalities)]
     codebook = torch.randn(shape.codewords, shape.width)
     index = [nearest_codeword(features, codebook).index for features in rows]
-    state = CodebookState(
-        codebook,
-        torch.ones(shape.codewords),
-        codebook.clone(),
-        torch.zeros(shape.modalities, shape.codewords, dtype=torch.int64),
-        torch.zeros((), dtype=torch.int64),
-    )
+    state = new_state(codebook, shape.modalities)
     return lambda: codebook_update(state, rows, index, EmaConfig(), backend=backend)
 
 

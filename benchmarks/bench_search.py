@@ -4,18 +4,14 @@ A line per shape and contender is printed and kept in results/quantiser-<device>
 named with the reason. `pytest benchmarks/bench_search.py --device cuda` is for a machine with a GPU.
 """
 
-import json
-import subprocess
-import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import contenders
 import pytest
+from measurement import printed_rows
 from shapes import CPU_SHAPES
 
 ROWS = "quantiser"
-HERE = Path(__file__).resolve().parent
 CASES = [(problem, shape) for problem in contenders.PROBLEMS for shape in contenders.shape_names(problem)]
 
 
@@ -55,11 +51,9 @@ def bench_contenders(request: pytest.FixtureRequest, keep: Callable[[dict], None
     if not able:
         pytest.skip("no contender can run here")
     for together in [able] if device == "cuda" else [[contender] for contender in able]:
-        command = [sys.executable, str(HERE / "contenders.py"), problem, shape, *together, "--device", device]
-        found = subprocess.run(command, capture_output=True, text=True, check=False)
-        rows = [json.loads(text) for text in found.stdout.splitlines() if text.startswith("{")]
-        for row in rows:
+        rows = []
+        for row in printed_rows("contenders.py", problem, shape, *together, "--device", device):
+            rows.append(row)
             keep(row)
-        assert found.returncode == 0, found.stderr
         for row in rows:
             assert not row["contender"].startswith("ours") or row["wrong_rows"] == 0, line(row)

@@ -4,18 +4,14 @@ First the original's step has to agree with preset official. A line for each con
 with the parts of some in results/train-step-<device>.json; `--device cuda` is for a machine with a GPU.
 """
 
-import json
-import subprocess
-import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import train_steps
+from measurement import printed_rows
 from shapes import TRAIN_SHAPES
 
 ROWS = "train-step"
-HERE = Path(__file__).resolve().parent
 SIZES = sorted({size for sizes in TRAIN_SHAPES.values() for size in sizes})
 AGREEMENT = 1e-10
 
@@ -43,15 +39,10 @@ def bench_step(
     device = request.config.getoption("--device")
     if size not in TRAIN_SHAPES[device]:
         pytest.skip("for another device")
-    missing = ""
     if device not in train_steps.CONTENDERS[contender].devices:
         missing = f"not run: measured on {' and '.join(train_steps.CONTENDERS[contender].devices)} only"
-    if missing:
         keep({"contender": contender, "size": size, "missing": missing})
         pytest.skip(missing)
-    command = [sys.executable, str(HERE / "train_steps.py"), contender, size, "--device", device]
-    if contender in train_steps.PROFILED:
-        command.append("--profile")
-    found = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert found.returncode == 0, found.stderr
-    keep(json.loads(found.stdout.splitlines()[-1]))
+    profile = ["--profile"] if contender in train_steps.PROFILED else []
+    for row in printed_rows("train_steps.py", contender, size, "--device", device, *profile):
+        keep(row)

@@ -248,16 +248,11 @@ def keep(name: str, folder: Path) -> None:
         rows.append({"variant": name, "fields": dict(VARIANTS[name]), **row})
 
 
-def alike(first: Config, second: Config) -> bool:
-    """Whether both train the same, but for the seed and how it is computed."""
-    return identity(first) == identity(second)
-
-
 def take(folder: Path) -> None:
     """Takes up the runs below a folder, which have the configuration of a variant."""
     for below in sorted(folder.glob("seed-*")):
         config = resolve_saved(str(below / "config.yaml"))
-        names = [name for name in VARIANTS if alike(config_of(name, config.train.seed), config)]
+        names = [name for name in VARIANTS if identity(config_of(name, config.train.seed)) == identity(config)]
         if not names:
             raise SystemExit(f"{below} must be a run of one of {'; '.join(VARIANTS)}, it is of none")
         keep(names[0], below)

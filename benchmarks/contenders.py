@@ -5,26 +5,23 @@ On a GPU all contenders share one, as starting it takes longer than they do.
 """
 
 import argparse
-import datetime
 import functools
 import importlib.util
 import json
 import os
-import platform
 import time
 from collections.abc import Callable
 from typing import NamedTuple, TypeVar
 from unittest import mock
 
-import numpy as np
 import torch
+from measurement import origin, times_of
 from original import OriginalQuantiser, PlainQuantiser
 from shapes import SEARCH_SHAPES, SHAPES, UPDATE_SHAPES, Shape
 from torch import Tensor
 
 from unicode_fast import CodebookState, EmaConfig, codebook_update, commitment_loss, nearest_codeword
 from unicode_fast.reference import nearest_codeword_reference
-from unicode_fast.training.runs import git_commit
 
 # Differences of pairs of coordinates that the check against float64 may take.
 CHECKED = 4_000_000_000
@@ -273,9 +270,7 @@ def measure(problem: str, shape: str, contender: str, device: str) -> dict[str, 
     torch.manual_seed(0)
     features, codebook = inputs(problem, shape, device)
     call = PROBLEMS[problem][contender].make(features[0] if problem == "search" else features, codebook)
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
+    before = torch.cuda.memory_allocated() if device == "cuda" else 0
     wrong, checked = wrong_rows(call(), torch.cat(features), codebook)
     peak = None
     if device == "cuda":
@@ -283,7 +278,6 @@ def measure(problem: str, shape: str, contender: str, device: str) -> dict[str, 
         call()
         peak = torch.cuda.max_memory_allocated() - before
     times = milliseconds(call, device)
-    name = torch.cuda.get_device_name() if device == "cuda" else f"{platform.machine()} CPU"
     size = SHAPES[shape] if problem == "step" else SEARCH_SHAPES[shape]
     return {
         "problem": problem,
@@ -291,18 +285,11 @@ def measure(problem: str, shape: str, contender: str, device: str) -> dict[str, 
         "shape": shape,
         **(size._asdict()),
         "dtype": "float32",
-        "median_ms": float(np.median(times)),
-        "p20_ms": float(np.percentile(times, 20)),
-        "p80_ms": float(np.percentile(times, 80)),
-        "repeats": len(times),
+        **times_of(times),
         "wrong_rows": wrong,
         "checked_rows": checked,
         "peak_bytes": peak,
-        "device": name,
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "commit": git_commit(),
-        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
+        **origin(device),
     }
 
 
@@ -313,15 +300,14 @@ def shape_names(problem: str) -> dict[str, Shape] | dict[str, object]:
     return dict(SEARCH_SHAPES) if problem == "search" else dict(SHAPES)
 
 
-def measure_or_say_why_not(problem: str, shape: str, contender: str, device: str) -> dict[str, object]:
-    """As `measure`; for a contender of others that fails, as for lack of memory, a row that says how."""
+def row_or_reason(row: dict[str, str], measure: Callable[..., dict[str, object]], *arguments: str) -> dict[str, object]:
+    """What `measure` returns for `arguments`; where a contender of others fails, `row` with the reason."""
     try:
-        return measure(problem, shape, contender, device)
+        return measure(*arguments)
     except Exception as error:
-        if contender.startswith("ours"):
+        if row["contender"].startswith("ours"):
             raise
-        reason = f"failed: {type(error).__name__}: {error}".splitlines()[0][:120]
-        return {"problem": problem, "shape": shape, "contender": contender, "missing": reason}
+        return {**row, "missing": f"failed: {type(error).__name__}: {error}".splitlines()[0][:120]}
 
 
 def main() -> None:
@@ -339,8 +325,9 @@ def main() -> None:
             if value not in known:
                 parser.error(f"must be one of {', '.join(known)}, got {value!r}")
     for contender in arguments.contender:
-        row = measure_or_say_why_not(arguments.problem, arguments.shape, contender, arguments.device)
-        print(json.dumps(row), flush=True)
+        row = {"problem": arguments.problem, "shape": arguments.shape, "contender": contender}
+        found = row_or_reason(row, measure, *row.values(), arguments.device)
+        print(json.dumps(found), flush=True)
         if arguments.device == "cuda":
             torch.cuda.empty_cache()
 

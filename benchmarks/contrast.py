@@ -4,22 +4,19 @@
 """
 
 import argparse
-import datetime
 import functools
 import json
 import os
-import platform
 from collections.abc import Callable
 
-import numpy as np
 import torch
 from contenders import Contender, captured, milliseconds
+from measurement import origin, times_of
 from memory import peak_bytes
 from shapes import CONTRAST_CASES, CONTRAST_SHAPES, ContrastShape
 from torch import Tensor
 
 from unicode_fast import cross_info_nce
-from unicode_fast.training.runs import git_commit
 
 # What products of float32 may lose, and the dtype of the vectors.
 PRECISIONS = {
@@ -168,20 +165,13 @@ def measure(contender: str, shape: str, precision: str, device: str) -> dict[str
         return {**row, "missing": "not run: needs more memory than there is"}
     return {
         **row,
-        "median_ms": float(np.median(times)),
-        "p20_ms": float(np.percentile(times, 20)),
-        "p80_ms": float(np.percentile(times, 80)),
-        "repeats": len(times),
+        **times_of(times),
         "loss_error": errors[0],
         "gradient_error": max(errors[1:]),
         "peak_bytes": peak,
         "gradient_bytes": sum(x.nbytes for x in vectors),
         "workspace_bytes": workspace_bytes(size) if contender == "ours" and device == "cuda" else None,
-        "device": torch.cuda.get_device_name() if device == "cuda" else f"{platform.machine()} CPU",
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "commit": git_commit(),
-        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
+        **origin(device),
     }
 
 

@@ -4,20 +4,17 @@ Runs the default configuration on the CPU and writes results/step-shares-cpu.jso
 backward, its milliseconds in a step and their share of it.
 """
 
-import datetime
-import json
-import platform
 import time
 from pathlib import Path
 
 import torch
+from measurement import origin
 from torch.profiler import ProfilerActivity, profile
 
 from unicode_fast.config import Config
 from unicode_fast.data import Batches, open_dataset
-from unicode_fast.files.writing import write_text
+from unicode_fast.files.writing import write_json
 from unicode_fast.training.checks import check_store
-from unicode_fast.training.runs import git_commit
 from unicode_fast.training.trainer import Trainer
 
 WARM_UP_STEPS, STEPS = 5, 20
@@ -51,18 +48,8 @@ def main() -> None:
     for name, row in operators.items():
         print(f"{name:32} {row['step_ms']:7.2f} ms {100 * row['share']:5.1f} %")
     print(f"{'whole step':32} {step_ms:7.2f} ms")
-    result = {
-        "step_ms": step_ms,
-        "steps": STEPS,
-        "operators": operators,
-        "device": f"{platform.machine()} CPU",
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "commit": git_commit(),
-        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
-    }
     target = Path(__file__).resolve().parent / "results" / "step-shares-cpu.json"
-    write_text(target, json.dumps(result, indent=1) + "\n")
+    write_json(target, {"step_ms": step_ms, "steps": STEPS, "operators": operators, **origin("cpu")})
 
 
 if __name__ == "__main__":

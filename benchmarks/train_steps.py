@@ -5,19 +5,18 @@ every part of the step, forward and backward, by torch.profiler.
 """
 
 import argparse
-import datetime
 import functools
 import json
-import platform
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 from unittest import mock
 
 import numpy as np
 import torch
+from measurement import origin, times_of
 from original import OriginalStep
 from shapes import TRAIN_SHAPES, TrainShape
 from torch import Tensor
@@ -27,7 +26,6 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from unicode_fast import preset
 from unicode_fast.config import Config
 from unicode_fast.methods import Draws
-from unicode_fast.training.runs import git_commit
 from unicode_fast.training.trainer import Trainer
 
 RATE = 4e-4
@@ -173,22 +171,18 @@ def marked(trainer: Trainer) -> Iterator[None]:
 
         return call
 
-    patches = []
-    for part, methods in PARTS.items():
-        for path, method in methods:
-            for name in trainer.model.names if "{name}" in path else ("",):
-                owner: Any = trainer
-                for attribute in path.format(name=name).split("."):
-                    owner = owner[attribute] if isinstance(owner, torch.nn.ModuleDict) else getattr(owner, attribute)
-                patches.append(mock.patch.object(owner, method, spanning(part, getattr(owner, method))))
-    patches.append(mock.patch("unicode_fast.training.trainer.clip_grad_norm_", spanning("optimiser", clip_grad_norm_)))
-    for patch in patches:
-        patch.start()
-    try:
+    with ExitStack() as patches:
+        for part, methods in PARTS.items():
+            for path, method in methods:
+                for name in trainer.model.names if "{name}" in path else ("",):
+                    owner: Any = trainer
+                    for field in path.format(name=name).split("."):
+                        owner = owner[field] if isinstance(owner, torch.nn.ModuleDict) else getattr(owner, field)
+                    call = spanning(part, getattr(owner, method))
+                    patches.enter_context(mock.patch.object(owner, method, call))
+        call = spanning("optimiser", clip_grad_norm_)
+        patches.enter_context(mock.patch("unicode_fast.training.trainer.clip_grad_norm_", call))
         yield
-    finally:
-        for patch in patches:
-            patch.stop()
 
 
 def profiled(trainer: Trainer, step: Callable[[], object], device: torch.device, steps: int) -> list[dict[str, Any]]:
@@ -259,18 +253,11 @@ def measure(contender: str, size: str, device_name: str, *, profile_it: bool = F
         "size": size,
         "clips": shape.clips,
         "steps": shape.steps,
-        "median_ms": float(np.median(times)),
-        "p20_ms": float(np.percentile(times, 20)),
-        "p80_ms": float(np.percentile(times, 80)),
+        **times_of(times),
         "processor_ms": float(np.median(busy)),
-        "repeats": len(times),
         "clips_per_second": 1000 * shape.clips / float(np.median(times)),
         "peak_bytes": torch.cuda.max_memory_allocated() if device.type == "cuda" else None,
-        "device": torch.cuda.get_device_name() if device.type == "cuda" else f"{platform.machine()} CPU",
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "commit": git_commit(),
-        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
+        **origin(device_name),
     }
     if profile_it:
         row["parts"] = profiled(trainer, step, device, 10 if size == "default" else 2)

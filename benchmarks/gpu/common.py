@@ -210,6 +210,8 @@ def attempt(
     announce(name, **marks)
     try:
         found = faulty(name) or measure(stage, *arguments, **options)
+    except LeftOut as reason:
+        found = Found(None, str(reason))
     except Exception as error:
         traceback.print_exc(file=sys.stderr)
         text = f"failed: {type(error).__name__}: {error}".splitlines()[0][:200]
@@ -226,14 +228,19 @@ def attempt(
     return found.ok
 
 
-def left_out(stage: Stage, *operators: str, kernels: Collection[str] = ()) -> Found | None:
-    """The row of what needs kernels that failed, or operators that have none left; None where nothing is missing."""
+class LeftOut(Exception):
+    """A row cannot run, which is no fault; the message is its text."""
+
+
+def need(stage: Stage, *operators: str, kernels: Collection[str] = ()) -> None:
+    """Raises LeftOut where one of the kernels failed, or an operator has none left."""
     from unicode_fast import backend
 
     gone = {operator for operator in operators if backend.IMPLEMENTATIONS[operator] == ("reference",)}
     named = {kernel for kernel in stage.without if gone.intersection(CALLERS.get(kernel, ("nearest_codeword",)))}
     named |= stage.without.intersection(kernels)
-    return Found(None, f"left out: {', '.join(sorted(named))} failed") if named else None
+    if named:
+        raise LeftOut(f"left out: {', '.join(sorted(named))} failed")
 
 
 def leave_out(without: Collection[str], device: str) -> None:

@@ -77,6 +77,12 @@ def draw(stage: Stage, *shape: int, seed: int = 0, dtype: torch.dtype = torch.fl
     return torch.randn(*shape, generator=generator, device=stage.device).to(dtype)
 
 
+def rows_and_codebook(stage: Stage, *shape: int, seed: int) -> list[Tensor]:
+    """Rows of a shape, (*shape, D), and a codebook, (M, D), of a training step."""
+    size = sizes_of(stage)
+    return [draw(stage, *shape, size.width, seed=seed), draw(stage, size.codewords, size.width, seed=seed + 1)]
+
+
 def counts_candidates(stage: Stage) -> bool:
     """Whether compared_codewords is more than its stand-in here."""
     key = "CUDA" if stage.device == "cuda" else "CPU"
@@ -98,9 +104,7 @@ def searched(stage: Stage, features: Tensor, codebook: Tensor) -> dict[str, Any]
 
 def search(stage: Stage, loop: str) -> Found:
     """One loop at all shapes that are cheap, and in half precision."""
-    left_out = common.left_out(stage, "nearest_codeword", kernels=[LOOPS[loop]])
-    if left_out is not None:
-        return left_out
+    common.need(stage, "nearest_codeword", kernels=[LOOPS[loop]])
     cases = [("published", dtype) for dtype in (torch.float32, torch.bfloat16, torch.float16)]
     cases += [(name, torch.float32) for name in (*CHEAP, *((LARGE,) if loop in ("", "wgmma") else ()))]
     results = []
@@ -132,9 +136,7 @@ def search_row(results: Sequence[dict[str, Any]], *, must_know: bool) -> Found:
 
 def search_direct(stage: Stage) -> Found:
     """Rows in float64, and a codebook in float64."""
-    left_out = common.left_out(stage, "nearest_codeword", kernels=["search_direct"])
-    if left_out is not None:
-        return left_out
+    common.need(stage, "nearest_codeword", kernels=["search_direct"])
     rows, codewords, width = SEARCH_SHAPES["published"]
     results = []
     for dtype, other in (
@@ -164,9 +166,7 @@ def rule_of(name: str) -> EmaConfig:
 
 def prepared(stage: Stage) -> Found:
     """Searches with a prepared codebook before and after an update have the bits of those without."""
-    left_out = common.left_out(stage, "nearest_codeword", "codebook_update")
-    if left_out is not None:
-        return left_out
+    common.need(stage, "nearest_codeword", "codebook_update")
     state, features = update_inputs(stage, sizes_of(stage))
     made = PreparedCodebook(state.codebook)
     rows, equal = torch.cat(features), []
@@ -184,9 +184,7 @@ def prepared(stage: Stage) -> Found:
 
 def update(stage: Stage, name: str, *, is_sorted: bool) -> Found:
     """A preset's update against the reference, which computes in float64 and rounds once."""
-    left_out = common.left_out(stage, "codebook_update")
-    if left_out is not None:
-        return left_out
+    common.need(stage, "codebook_update")
     size = sorted_sizes_of(stage) if is_sorted else sizes_of(stage)
     state, features = update_inputs(stage, size)
     # Not by the search, so that this row is about the update alone; some codewords go without.
@@ -220,9 +218,7 @@ def commitment_of(
 
 def commitment(stage: Stage, dtype: torch.dtype, *, masked: bool) -> Found:
     """Loss and gradient against the reference in float64."""
-    left_out = common.left_out(stage, "commitment_loss")
-    if left_out is not None:
-        return left_out
+    common.need(stage, "commitment_loss")
     size = sizes_of(stage)
     features = draw(stage, MODALITIES, size.rows + 3, size.width, seed=11, dtype=dtype)
     codebook = draw(stage, size.codewords, size.width, seed=12)
@@ -245,7 +241,7 @@ def distribution_of(features: Tensor, codebook: Tensor) -> tuple[Tensor, ...]:
 def distribution(stage: Stage) -> Found:
     """The reference on the device in float32 against float64."""
     size = sizes_of(stage)
-    inputs = draw(stage, 8, size.rows // 8, size.width, seed=14), draw(stage, size.codewords, size.width, seed=15)
+    inputs = rows_and_codebook(stage, 8, size.rows // 8, seed=14)
     truth = distribution_of(*(x.double() for x in inputs))
     errors = [common.largest_error(a, b) for a, b in zip(distribution_of(*inputs), truth, strict=True)]
     bound = tolerances.codeword_distribution_gradient(size.width, torch.float32).relative
@@ -280,19 +276,16 @@ def contrast_inputs(stage: Stage, clips: int, steps: int, precision: str, seed: 
     return [draw(stage, *shape, seed=seed + n, dtype=contrast.PRECISIONS[precision][1]) for n in range(2)]
 
 
-def no_triton(stage: Stage) -> Found | None:
-    """The row of what needs Triton's kernels, where they do not run; None where they do."""
-    left_out = common.left_out(stage, "cross_info_nce")
-    if left_out is None and backend.choose_backend("cross_info_nce", torch.device(stage.device), None) != "triton":
-        return Found(None, "Triton's kernels do not run here")
-    return left_out
+def need_triton(stage: Stage) -> None:
+    """Raises LeftOut where Triton's kernels do not run."""
+    common.need(stage, "cross_info_nce")
+    if backend.choose_backend("cross_info_nce", torch.device(stage.device), None) != "triton":
+        raise common.LeftOut("Triton's kernels do not run here")
 
 
 def contrast_row(stage: Stage, clips: int, steps: int, precision: str) -> Found:
     """Triton's loss and gradients against the reference in float64."""
-    left_out = no_triton(stage)
-    if left_out is not None:
-        return left_out
+    need_triton(stage)
     targets, predictions = contrast_inputs(stage, clips, steps, precision)
     with products(precision):
         found = contrast_of(targets, predictions, "triton")
@@ -312,10 +305,8 @@ def replay(stage: Stage, call: Call, first: Sequence[Tensor], second: Sequence[T
     found = [x.clone() for x in again()]
     expected = call(*(x.clone() for x in second))
     equal = [torch.equal(a, b) for a, b in zip(found, expected, strict=True)]
-    same = all(equal)
-    return Found(
-        same, "replayed: the bits of the call" if same else f"replayed: other bits than the call, equal: {equal}"
-    )
+    same = "the bits of the call" if all(equal) else f"other bits than the call, equal: {equal}"
+    return Found(all(equal), f"replayed: {same}")
 
 
 def two(draw_inputs: Callable[[int], Sequence[Tensor]]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
@@ -324,9 +315,7 @@ def two(draw_inputs: Callable[[int], Sequence[Tensor]]) -> tuple[Sequence[Tensor
 
 
 def replayed_search(stage: Stage, loop: str) -> Found:
-    left_out = common.left_out(stage, "nearest_codeword", kernels=[LOOPS[loop]])
-    if left_out is not None:
-        return left_out
+    common.need(stage, "nearest_codeword", kernels=[LOOPS[loop]])
     rows, codewords, width = SEARCH_SHAPES["published"]
     inputs = two(lambda seed: [draw(stage, rows, width, seed=seed), draw(stage, codewords, width, seed=seed + 1)])
     with main_loop(loop):
@@ -335,9 +324,7 @@ def replayed_search(stage: Stage, loop: str) -> Found:
 
 def replayed_step(stage: Stage, *, is_prepared: bool) -> Found:
     """Search and update of a training step, all that they change included."""
-    left_out = common.left_out(stage, "nearest_codeword", "codebook_update")
-    if left_out is not None:
-        return left_out
+    common.need(stage, "nearest_codeword", "codebook_update")
     rule = rule_of("recommended")
     prepared_of: dict[int, PreparedCodebook] = {}
 
@@ -369,40 +356,22 @@ def replayed_step(stage: Stage, *, is_prepared: bool) -> Found:
         found = [x.clone() for x in again()]
         pairs += list(zip(found, step(*copies), strict=True))
     equal = all(torch.equal(a, b) for a, b in pairs)
-    return Found(
-        equal, "replayed twice: the bits of the calls" if equal else "replayed twice: other bits than the calls"
-    )
+    return Found(equal, f"replayed twice: {'the' if equal else 'other'} bits {'of' if equal else 'than'} the calls")
 
 
 def replayed_commitment(stage: Stage) -> Found:
-    left_out = common.left_out(stage, "commitment_loss")
-    if left_out is not None:
-        return left_out
-    size = sizes_of(stage)
-    inputs = two(
-        lambda seed: [
-            draw(stage, MODALITIES, size.rows, size.width, seed=seed),
-            draw(stage, size.codewords, size.width, seed=seed + 1),
-        ]
-    )
+    common.need(stage, "commitment_loss")
+    inputs = two(lambda seed: rows_and_codebook(stage, MODALITIES, sizes_of(stage).rows, seed=seed))
     return replay(stage, lambda x, e: tuple(commitment_of(stage, x, e, None, None)), *inputs)
 
 
 def replayed_distribution(stage: Stage) -> Found:
-    size = sizes_of(stage)
-    inputs = two(
-        lambda seed: [
-            draw(stage, 8, size.rows // 8, size.width, seed=seed),
-            draw(stage, size.codewords, size.width, seed=seed + 1),
-        ]
-    )
+    inputs = two(lambda seed: rows_and_codebook(stage, 8, sizes_of(stage).rows // 8, seed=seed))
     return replay(stage, distribution_of, *inputs)
 
 
 def replayed_contrast(stage: Stage, clips: int, precision: str) -> Found:
-    left_out = no_triton(stage)
-    if left_out is not None:
-        return left_out
+    need_triton(stage)
     inputs = two(lambda seed: contrast_inputs(stage, clips, 1, precision, seed))
     with products(precision):
         return replay(stage, lambda a, b: contrast_of(a, b, None), *inputs)

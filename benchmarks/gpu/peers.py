@@ -35,22 +35,19 @@ def found(row: dict, line: str, wrong: bool) -> Found:
     return Found(None if "missing" in row else not wrong, " ".join(line.split()), row)
 
 
-def left_out(stage: Stage, problem: str, contender: str) -> Found | None:
-    """The row of ours where kernels failed before that it needs; None where none did, and for others."""
-    if not contender.startswith("ours"):
-        return None
-    return common.left_out(stage, *NEEDED[problem], kernels=TILES if contender == "ours with mma.sync" else ())
+def need(stage: Stage, problem: str, contender: str) -> None:
+    """Raises LeftOut for a contender of ours, where kernels failed before that it needs."""
+    if contender.startswith("ours"):
+        common.need(stage, *NEEDED[problem], kernels=TILES if contender == "ours with mma.sync" else ())
 
 
 def quantise(stage: Stage, problem: str, shape: str, contender: str) -> Found:
     """One contender on one problem of the quantiser."""
-    gone = left_out(stage, problem, contender)
-    if gone is not None:
-        return gone
+    need(stage, problem, contender)
     missing = bench_search.obstacle(problem, shape, contender, stage.device)
-    row = {"problem": problem, "shape": shape, "contender": contender, "missing": missing}
-    if not missing:
-        row = contenders.measure_or_say_why_not(problem, shape, contender, stage.device)
+    row = {"problem": problem, "shape": shape, "contender": contender}
+    arguments = (problem, shape, contender, stage.device)
+    row = {**row, "missing": missing} if missing else contenders.row_or_reason(row, contenders.measure, *arguments)
     ours = contender.startswith("ours")
     result = found(row, bench_search.line(row), ours and row.get("wrong_rows") != 0)
     return common.qualified(stage, result, KERNELS[problem]) if ours else result
@@ -58,16 +55,9 @@ def quantise(stage: Stage, problem: str, shape: str, contender: str) -> Found:
 
 def match(stage: Stage, shape: str, precision: str, contender: str) -> Found:
     """One contender on one size of Cross-CPC; of others, what fails is a line."""
-    gone = left_out(stage, "contrast", contender)
-    if gone is not None:
-        return gone
-    try:
-        row = contrast.measure(contender, shape, precision, stage.device)
-    except Exception as error:
-        if contender.startswith("ours"):
-            raise
-        missing = f"failed: {type(error).__name__}: {error}".splitlines()[0][:120]
-        row = {"shape": shape, "precision": precision, "contender": contender, "missing": missing}
+    need(stage, "contrast", contender)
+    row = {"shape": shape, "precision": precision, "contender": contender}
+    row = contenders.row_or_reason(row, contrast.measure, contender, shape, precision, stage.device)
     ours = contender.startswith("ours") and "missing" not in row
     wrong = ours and row["gradient_error"] > bench_contrast.LARGEST_ERRORS[precision]
     return found(row, bench_contrast.line(row), wrong)

@@ -106,9 +106,7 @@ def contrast_memory(row: dict[str, Any]) -> tuple[float, str]:
 
 def measure(stage: Stage, target: Target) -> Found:
     """The row of one target."""
-    left_out = common.left_out(stage, *NEEDED[target.problem])
-    if left_out is not None:
-        return left_out
+    common.need(stage, *NEEDED[target.problem])
     if target.problem == "contrast":
         row = contrast.measure(target.contender, target.shape, target.precision, stage.device)
         if "missing" in row:
@@ -139,9 +137,7 @@ def measure(stage: Stage, target: Target) -> Found:
 
 def syncs(stage: Stage) -> Found:
     """Whether a quantiser step waits for the device: an error of torch while it must not."""
-    left_out = common.left_out(stage, *NEEDED["step"])
-    if left_out is not None:
-        return left_out
+    common.need(stage, *NEEDED["step"])
     features, codebook = contenders.inputs("step", "published", stage.device)
     calls: dict[str, Callable[[], Any]] = {
         "called": contenders.step_of(contenders.new_state(codebook, len(features)), features),
