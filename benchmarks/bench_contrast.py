@@ -1,8 +1,8 @@
 """The Cross-CPC loss with its gradient, ours beside others, each in its own process; `pytest benchmarks/`.
 
-A line per contender, shape and precision is printed as soon as it is known and kept in results/contrast-<device>.json;
-a contender that is missing, or takes too much, is named as such. `pytest benchmarks/bench_contrast.py --device cuda` is
-for a machine with a GPU.
+Each contender, shape and precision has a line, which is printed at once and kept in results/contrast-<device>.json. A
+contender that is missing, or needs too much, has a line with the reason. `pytest benchmarks/bench_contrast.py
+--device cuda` is for a machine with a GPU.
 """
 
 from collections.abc import Callable
@@ -12,12 +12,12 @@ import pytest
 from measurement import printed_rows
 
 ROWS = "contrast"
-# What a gradient may err by, relative to its largest number: roundings of scores and, in bfloat16, of slopes and of the
-# gradient itself.
+# Largest error of a gradient, relative to its largest number, from roundings of scores and, in bfloat16, of slopes and
+# of the gradient itself.
 LARGEST_ERRORS = {"float32": 1e-4, "tf32": 1e-2, "bfloat16": 2e-2}
-# Memory beyond inputs, gradients and the workspaces that have names, relative to inputs and gradients.
+# Memory beyond inputs, gradients and named workspaces, relative to inputs and gradients.
 LARGEST_EXCESS = 0.1
-# With fewer clips the allocator's rounding of small tensors is a large part.
+# With fewer clips, the allocator's rounding of small tensors has a large share.
 LEAST_CLIPS = 1024
 
 
@@ -36,12 +36,12 @@ def line(row: dict) -> str:
 
 
 def mebibytes(size: int) -> str:
-    """A size in bytes, readably."""
+    """A size in bytes as text."""
     return f"{size / 2**20:.3g} MiB"
 
 
 def excess(row: dict) -> float:
-    """Memory that has no name, relative to inputs and gradients, which take the same."""
+    """Unnamed memory, relative to inputs and gradients, which have the same size."""
     unnamed = row["peak_bytes"] - row["gradient_bytes"] - sum(row["workspace_bytes"].values())
     return unnamed / (2 * row["gradient_bytes"])
 

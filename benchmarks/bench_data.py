@@ -1,9 +1,9 @@
 """Reading random batches from the published zips and from packed stores; `pytest benchmarks/bench_data.py`.
 
-Clips have the published shapes, video (10, 7, 7, 512) and audio (10, 128) float64, rectified noise as video features
-are rectified. Every reader's batches are compared before they are timed; all files are in the page cache by then, so
-the times are those of decoding and copying, not of a disk. The readers take turns, so that whatever else the machine
-does meets all of them.
+Clips have the published shapes, video (10, 7, 7, 512) and audio (10, 128) float64. They are rectified noise, because
+video features are rectified. Batches of all readers are compared before they are timed. All files are then in the page
+cache, so times are those of decoding and copying, not of a disk. Readers take turns, so that other load of the
+machine affects all of them.
 """
 
 import pickle
@@ -25,7 +25,7 @@ from unicode_fast.files.writing import write_json
 CLIPS, BATCH, REPEATS = 64, 8, 50
 SHAPES = {"audio": (10, 128), "video": (10, 7, 7, 512)}
 WORKERS = 2
-# What the store is for: below this the zips would do.
+# Below this ratio, zips would suffice.
 LEAST_RATIO = 20
 
 
@@ -44,7 +44,7 @@ def write_zips(root: Path, compression: int) -> None:
 
 
 def times_ms(readers: dict[str, Callable[[int], Batch]]) -> dict[str, np.ndarray]:
-    """(REPEATS,) of each reader, one batch of each in turn."""
+    """(REPEATS,) for each reader, one batch of each in turn."""
     found: dict[str, list[float]] = {name: [] for name in readers}
     for step in range(REPEATS):
         for name, read in readers.items():
@@ -55,7 +55,7 @@ def times_ms(readers: dict[str, Callable[[int], Batch]]) -> dict[str, np.ndarray
 
 
 def ahead_ms(batches: Batches, workers: int) -> np.ndarray:
-    """(REPEATS,) time from batch to batch, once the first is there."""
+    """(REPEATS,) time from batch to batch, after the first."""
     with open_feed(batches, torch.device("cpu"), "prefetch", workers=workers) as feed:
         feed.batch(0)
         times = []
@@ -72,10 +72,10 @@ def bench_reading(tmp_path: Path, pytestconfig: pytest.Config) -> None:
         write_zips(tmp_path / name, compression)
         sources[name] = open_data(f"vggsound81k:{tmp_path / name}", modalities=tuple(SHAPES))
     for dtype in ("float32", "float16", "bfloat16"):
-        # In several files, as large sets are.
+        # In several files, like large sets.
         pack(sources["zips, deflated"], tmp_path / dtype, dtype, shard_bytes=1 << 24, progress=False)  # type: ignore[arg-type]
         sources[f"store, {dtype}"] = open_store(tmp_path / dtype)
-    # As a feed reads them; halves become float32 on the device.
+    # Read as by a feed; halves become float32 on the device.
     readers = {
         name: partial(Batches(data.split("all"), BATCH, seed=0).batch, keep_halves=True)
         for name, data in sources.items()

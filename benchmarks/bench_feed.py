@@ -1,7 +1,7 @@
-"""The feed alone, the step alone, and the loop of both, in clips a second; `pytest benchmarks/bench_feed.py`.
+"""The feed alone, the step alone, and the loop of both, in clips per second; `pytest benchmarks/bench_feed.py`.
 
-Each feed first has to give the batches that its steps ask for. Rows are printed and kept in
-results/feed-<device>.json. The store is the built-in one; on CUDA also one of published shapes, made for the occasion.
+Each feed must first return the right batches of some steps. Rows are printed and kept in results/feed-<device>.json.
+The clips are the built-in ones; on CUDA also random ones of the published shapes.
 """
 
 import time
@@ -25,7 +25,7 @@ KINDS = ("direct", "prefetch", "resident")
 CLIPS_AS_PUBLISHED = 1600
 STEPS = {"cpu": 25, "cuda": 200}
 FEED_SECONDS = 3.0
-# Of the smaller of both rates, for the feed that "auto" takes.
+# Share of the smaller of both rates that the feed of "auto" must reach.
 LEAST_SHARE = 0.95
 
 
@@ -105,7 +105,7 @@ def bench_feed(
 
 
 def feed_rate(feed: Any, wait: Any) -> float:
-    """Batches a second of a feed that nothing else is done beside."""
+    """Batches per second of a feed without other work beside it."""
     feed.batch(0)
     wait()
     step, begun = 0, time.perf_counter()
@@ -117,15 +117,15 @@ def feed_rate(feed: Any, wait: Any) -> float:
 
 
 def rate(call: Any, number: int, wait: Any) -> float:
-    """Calls a second, from the median time of ten parts, so that a pause of the machine does not count."""
+    """Calls per second, from the median time of groups of five, so that a pause of the machine does not count."""
     for step in range(3):
         call(step)
     wait()
     times = []
-    for part in range(max(number // 5, 1)):
+    for group in range(max(number // 5, 1)):
         begun = time.perf_counter()
         for step in range(5):
-            call(3 + 5 * part + step)
+            call(3 + 5 * group + step)
         wait()
         times.append((time.perf_counter() - begun) / 5)
     return 1 / float(np.median(times))

@@ -1,7 +1,7 @@
 """The search, search and update, and the quantiser's training step, ours beside others; `pytest benchmarks/`.
 
-A line per shape and contender is printed and kept in results/quantiser-<device>.json; what has not run is
-named with the reason. `pytest benchmarks/bench_search.py --device cuda` is for a machine with a GPU.
+Each shape and contender has a line, which is printed and kept in results/quantiser-<device>.json. The line of one that
+has not run holds the reason. `pytest benchmarks/bench_search.py --device cuda` is for a machine with a GPU.
 """
 
 from collections.abc import Callable
@@ -27,7 +27,7 @@ def line(row: dict) -> str:
 
 
 def obstacle(problem: str, shape: str, contender: str, device: str) -> str:
-    """Why a contender is not measured at a shape; empty where it is."""
+    """The reason why a contender is not measured at a shape; empty where it is."""
     found = contenders.PROBLEMS[problem][contender].obstacle(device)
     if found or problem == "step":
         return found

@@ -1,7 +1,8 @@
 """Whole training steps, ours beside the original's, each in its own process; `pytest benchmarks/bench_train_step.py`.
 
-First the original's step has to agree with preset official. A line for each contender and size is printed, and kept
-with the parts of some in results/train-step-<device>.json; `--device cuda` is for a machine with a GPU.
+The original's step must first agree with preset official. Each contender and size has a line, which is printed and
+kept in results/train-step-<device>.json, for some with the parts of the step. `--device cuda` is for a machine with a
+GPU.
 """
 
 from collections.abc import Callable
@@ -27,7 +28,7 @@ def line(row: dict) -> str:
 
 @pytest.fixture(scope="module")
 def original_is_right() -> None:
-    """Nothing is timed before the original's step has been found to be that of preset official."""
+    """Checks that the original's step is that of preset official, before anything is timed."""
     assert train_steps.disagreement() < AGREEMENT
 
 

@@ -1,11 +1,11 @@
 """The default run on the C++ backend and on the reference.
 
-`python benchmarks/compare_backends.py` compares the first steps, the codes of every clip of the batch and the losses;
-ends with status 1 where codes differ.
+`python benchmarks/compare_backends.py` compares the codes of all clips and the losses of the first steps. The status is
+1 where codes differ.
 
-`python benchmarks/compare_backends.py --tables` compares two finished runs, whose summary.json lie in
-benchmarks/results/: default-run.json and, of UNICODE_FAST_BACKEND=reference, default-run-reference.json, both of
---seeds 3. Ends with status 1 where a score differs by more than the two standard deviations over seeds together.
+`python benchmarks/compare_backends.py --tables` compares the summaries of two finished runs with --seeds 3 in
+benchmarks/results/: default-run.json and, with UNICODE_FAST_BACKEND=reference, default-run-reference.json. The status
+is 1 where a score differs by more than the sum of both standard deviations over seeds.
 """
 
 import argparse
@@ -27,12 +27,12 @@ RESULTS = Path(__file__).resolve().parent / "results"
 
 
 def first_steps(steps: int) -> list[tuple[dict[str, torch.Tensor], dict[str, float]]]:
-    """Codes before each step, and its losses."""
+    """Codes before each step, and losses of the step."""
     config = preset("recommended")
-    store = open_dataset(config.data)
+    dataset = open_dataset(config.data)
     device = choose_device(config.train.device)
-    trainer = Trainer(config, check_store(config, store), device)
-    clips = store.split("train").restrict(trainer.model.names)
+    trainer = Trainer(config, check_store(config, dataset), device)
+    clips = dataset.split("train").restrict(trainer.model.names)
     batches = Batches(clips, config.train.batch_size, config.train.seed, drop_last=True, dtype=torch.float32)
     initialise_codebook(trainer, batches, device)
     found = []
@@ -47,7 +47,7 @@ def first_steps(steps: int) -> list[tuple[dict[str, torch.Tensor], dict[str, flo
 
 
 def compare_tables() -> int:
-    """Prints each pair of scores; 1 where a pair lies further apart than the seeds spread."""
+    """Prints each pair of scores; 1 where a pair differs by more than the spread over seeds."""
     fast, slow = (json.loads((RESULTS / f"default-run{name}.json").read_text())["rows"] for name in ("", "-reference"))
     status = 0
     for row, other in zip(fast, slow, strict=True):

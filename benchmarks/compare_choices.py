@@ -1,9 +1,9 @@
-"""What single choices of the recommended preset are worth: `python benchmarks/compare_choices.py FOLDER`.
+"""Effects of single choices of the recommended preset: `python benchmarks/compare_choices.py FOLDER`.
 
-Each variant changes fields of the configuration, trains on the built-in data, and is probed on the validation split, so
-that the choice never sees the test split. What benchmarks/results/choices.json holds is not measured again, so an
-interrupted comparison goes on where it was. FOLDER takes what runs leave behind; a variant whose folder is there is
-another process's, unless that was stopped: then its folder must be removed.
+Each variant changes fields of the configuration, trains on the built-in data, and is probed on the validation split;
+the test split has no part in a choice. Rows of benchmarks/results/choices.json are not measured again, so an
+interrupted comparison continues. FOLDER takes the run folders. An existing folder means that another process trains
+the variant; after an interruption it must be removed.
 """
 
 import argparse
@@ -35,9 +35,9 @@ from unicode_fast.training.trainer import Trainer
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "choices.json"
 Fields = Mapping[str, object]
-# The preset before codes were shared: each of the lines that begin with "before" changes one thing of it.
+# The preset before codes were shared; lines that begin with "before" change one rule of it.
 BEFORE: Fields = {**ADDED_FIELDS, "commitment_partner": 1.0, "reconstruction_weight": 1.0}
-# Where the comparison started: each of the lines that begin with "start" changes one thing of it.
+# The start of the comparison; lines that begin with "start" change one rule of it.
 START: Fields = {**BEFORE, "cpc_scale": "sqrt_width", "club_weight": 1.0}
 VARIANTS: dict[str, Fields] = {
     "recommended": {},
@@ -94,27 +94,27 @@ UNTRIED = (
 
 
 class ValidationOnly:
-    """A store for the probes, with the validation split in the place of the test split."""
+    """A data set for the probes, with the validation split in place of the test split."""
 
-    def __init__(self, store: Store) -> None:
-        self.store = store
+    def __init__(self, dataset: Store) -> None:
+        self.dataset = dataset
 
     def clips(self, split: str, modality: str) -> ClipSet:
         """The clips of a split that have a modality."""
-        return self.store.clips("val" if split == "test" else split, modality)
+        return self.dataset.clips("val" if split == "test" else split, modality)
 
     def __getattr__(self, name: str) -> Any:
-        """Everything else is the store's."""
-        return getattr(self.store, name)
+        """Everything else is the data set's."""
+        return getattr(self.dataset, name)
 
 
 def measure(config: Config, folder: Path) -> dict[str, object]:
     """Trains and probes one variant."""
-    store = open_dataset(config.data)
+    dataset = open_dataset(config.data)
     device = choose_device(config.train.device)
-    trainer = Trainer(config, check_store(config, store), device)
-    progress = pretrain(trainer, store, folder, None, Ranks())
-    probes = Probes(trainer.model.eval(), ValidationOnly(store), config.train.seed)
+    trainer = Trainer(config, check_store(config, dataset), device)
+    progress = pretrain(trainer, dataset, folder, None, Ranks())
+    probes = Probes(trainer.model.eval(), ValidationOnly(dataset), config.train.seed)
     rows = probes.table(TASKS)
     return {
         "steps": trainer.step,
@@ -126,7 +126,7 @@ def measure(config: Config, folder: Path) -> dict[str, object]:
         "token": {key_of(row): row.token._asdict() for row in rows if row.token},
         "content_token": {key_of(row): row.content_token._asdict() for row in rows if row.content_token},
         "sharing": {words: found.as_dict() for words, found in probes.sharing().items()},
-        "reconstruction": reconstruction(trainer.model, store, "val"),
+        "reconstruction": reconstruction(trainer.model, dataset, "val"),
     }
 
 
@@ -136,9 +136,9 @@ def key_of(row: Row) -> str:
 
 
 @torch.no_grad()
-def reconstruction(model: UniCode, store: Store, split: str) -> dict[str, float]:
+def reconstruction(model: UniCode, dataset: Store, split: str) -> dict[str, float]:
     """Mean squared error by modality on a split."""
-    batches = store.batches(split, model.names, 100, drop_last=False, dtype=model.dtype)
+    batches = dataset.batches(split, model.names, 100, drop_last=False, dtype=model.dtype)
     method, weight = UniCodeMethod(model.eval()), model.config.method.reconstruction_weight
     found: dict[str, list[float]] = {}
     for number in range(batches.steps_per_epoch):
@@ -149,12 +149,12 @@ def reconstruction(model: UniCode, store: Store, split: str) -> dict[str, float]
 
 
 def folder_name(name: str, seed: int) -> str:
-    """Of a variant's run."""
+    """Name of the folder of a variant's run."""
     return f"{re.sub('[^a-zA-Z0-9.]+', '-', name)}-{seed}"
 
 
 def shown(values: Sequence[float], digits: int = 1) -> str:
-    """Mean, and spread where there are several."""
+    """Mean, and standard deviation of several values."""
     mean = f"{statistics.mean(values):.{digits}f}"
     return f"{mean} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else mean
 
@@ -166,7 +166,7 @@ def unmeasured(variants: Mapping[str, Fields], rows: Sequence[Mapping[str, Any]]
 
 @contextmanager
 def results(path: Path, variants: Mapping[str, Fields]) -> Iterator[list[dict[str, Any]]]:
-    """All rows of a file, of which what is changed is kept; one process at a time."""
+    """All rows of a file, which is rewritten with their changes; one process at a time."""
     with exclusive(path.with_name(f".{path.name}.lock"), print):
         rows = json.loads(path.read_text()) if path.exists() else []
         yield rows
@@ -174,7 +174,7 @@ def results(path: Path, variants: Mapping[str, Fields]) -> Iterator[list[dict[st
         write_json(path, rows)
 
 
-# Heading, where a row has it.
+# Keys in a row, by heading.
 COLUMNS: dict[str, tuple[str, ...]] = {
     "classification a→v": ("scores", "classification audio->video"),
     "v→a": ("scores", "classification video->audio"),
@@ -192,7 +192,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
 
 
 def look_up(row: Mapping[str, Any], keys: Sequence[str]) -> float | None:
-    """A number of a row; None where an older row has none."""
+    """A number of a row; None where an older row lacks it."""
     found: Any = row
     for key in keys:
         found = found.get(key) if found is not None else None
@@ -200,7 +200,7 @@ def look_up(row: Mapping[str, Any], keys: Sequence[str]) -> float | None:
 
 
 def write_table() -> None:
-    """docs/choices.md from all that is finished."""
+    """Writes docs/choices.md from all finished rows."""
     rows = json.loads(RESULTS.read_text())
     heads = ["variant", "seeds", *COLUMNS, "reconstruction", "s/step"]
     lines = [f"| {' | '.join(heads)} |", "|---|" + "---:|" * (len(heads) - 1)]
@@ -243,7 +243,7 @@ def write_table() -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("variants", nargs="*", default=list(VARIANTS), help="by name; all of them where none is named")
+    parser.add_argument("variants", nargs="*", default=list(VARIANTS), help="names of variants [all]")
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     arguments = parser.parse_args()

@@ -1,8 +1,8 @@
-"""What the options of a training step do to the scores: `python benchmarks/compare_options.py FOLDER [OPTION ...]`.
+"""Effects of the options of a training step on scores: `python benchmarks/compare_options.py FOLDER [OPTION ...]`.
 
-Each option trains the default run with some seeds in FOLDER; what has ended there is kept. Table and data,
-docs/options.md and results/options.json, set all that is there beside the run of results/default-run.json. Ends with
-status 1 where a mean is below that run's by more than twice the standard deviation of its seeds, or of one seed only.
+Each option trains the default run with some seeds in FOLDER; finished runs are kept. docs/options.md and
+results/options.json compare them with results/default-run.json. The status is 1 where a mean is below that run's by
+more than twice the standard deviation of its seeds, or where an option has one seed only.
 """
 
 import argparse
@@ -44,7 +44,7 @@ def scores(summary: dict) -> dict[tuple[str, str, str], tuple[float, float]]:
 
 
 def below_the_spread(summary: dict, plain: dict) -> list[str]:
-    """Where the mean is lower by more than two standard deviations of the plain run; one seed cannot be judged."""
+    """Scores whose mean is lower by more than two standard deviations of the plain run; one seed decides nothing."""
     truth = scores(plain)
     if len(summary["seeds"]) < 2:
         return ["one seed only"]
@@ -56,7 +56,7 @@ def below_the_spread(summary: dict, plain: dict) -> list[str]:
 
 
 def train(below: Path, name: str, seeds: list[int]) -> None:
-    """Runs an option with seeds that it has not been run with."""
+    """Trains an option with the seeds that have no finished run."""
     config = preset("recommended").replace(**OPTIONS[name])
     if not below.exists():
         make_folder(below, config, seeds)
@@ -66,7 +66,7 @@ def train(below: Path, name: str, seeds: list[int]) -> None:
 
 
 def write_table(summaries: dict[str, dict]) -> None:
-    """docs/options.md from what has been trained."""
+    """Writes docs/options.md from finished runs."""
     head = [f"{task} {source} → {target}" for task, source, target in DIRECTIONS]
     lines = ["| option | seeds | " + " | ".join(head) + " | commit |", "|---|---:|" + "---:|" * len(head) + "---|"]
     for name, summary in summaries.items():
@@ -88,7 +88,7 @@ def write_table(summaries: dict[str, dict]) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("options", nargs="*", help="all that run here where none is named")
+    parser.add_argument("options", nargs="*", help="names of options [all that run here]")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     arguments = parser.parse_args()
     here = [name for name in OPTIONS if torch.cuda.is_available() or name not in CUDA_ONLY]

@@ -1,9 +1,9 @@
-"""What the presets reach, and what single flags change: `python benchmarks/compare_presets.py FOLDER [VARIANT ...]`.
+"""Scores of presets, and effects of single flags: `python benchmarks/compare_presets.py FOLDER [VARIANT ...]`.
 
-Each variant trains on the built-in data with some seeds, in a folder of its own below FOLDER, and is probed on the test
-split. What benchmarks/results/presets.json holds is not measured again, so an interrupted comparison goes on where it
-was; docs/presets.md is written from it. A variant whose folder is there is another process's, unless that was stopped:
-then its folder must be removed.
+Each variant trains on the built-in data with some seeds, in its own folder below FOLDER, and is probed on the test
+split. Rows of benchmarks/results/presets.json are not measured again, so an interrupted comparison continues;
+docs/presets.md is written from them. An existing folder means that another process trains the variant; after an
+interruption it must be removed.
 """
 
 import argparse
@@ -103,12 +103,12 @@ Neither of the others does so alone in 600 steps.
 
 
 def config_of(name: str, seed: int) -> Config:
-    """What a variant trains."""
+    """Configuration of a variant."""
     return preset(name.split(",")[0]).replace_all(**VARIANTS[name], seed=seed)
 
 
 def row_of(folder: Path) -> dict[str, Any]:
-    """What a finished run reached."""
+    """The row of a finished run."""
     summary = json.loads((folder / "summary.json").read_text())
     logged = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     model = checkpoint.load(folder, summary["checkpoint"]["used"], torch.device("cpu"))
@@ -149,7 +149,7 @@ def cells_of(name: str, rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def table(names: Sequence[str], found: Sequence[Mapping[str, Any]]) -> str:
-    """Lines of those variants that have been measured, as Markdown."""
+    """Lines of measured variants, as Markdown."""
     heads = ["preset", "seeds", "steps", "codes in use, audio / video / text"]
     heads += [f"{task} {source} → {target}" for task, source, target in DIRECTIONS]
     heads.append("reconstruction")
@@ -200,7 +200,7 @@ def sharing_table(found: Sequence[Mapping[str, Any]]) -> str:
 
 
 def early_table(found: Sequence[Mapping[str, Any]]) -> str:
-    """Codes that a batch uses as training goes on, seed 0."""
+    """Codes in use by training step, seed 0."""
     lines = [
         f"| preset | {' | '.join(f'step {step}' for step in EARLY_STEPS)} |",
         "| --- |" + " --- |" * len(EARLY_STEPS),
@@ -216,7 +216,7 @@ def early_table(found: Sequence[Mapping[str, Any]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("variants", nargs="*", default=list(VARIANTS), help="by name; all of them where none is named")
+    parser.add_argument("variants", nargs="*", default=list(VARIANTS), help="names of variants [all]")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--finished", action="store_true", help="FOLDER is that of a run of one variant with --seeds")
     arguments = parser.parse_args()
@@ -241,7 +241,7 @@ def main() -> None:
 
 
 def keep(name: str, folder: Path) -> None:
-    """Takes up a finished run."""
+    """Adds the row of a finished run, in place of an older one."""
     with results(RESULTS, VARIANTS) as rows:
         row = row_of(folder)
         rows[:] = [one for one in rows if (one["variant"], one["seed"]) != (name, row["seed"])]
@@ -249,18 +249,18 @@ def keep(name: str, folder: Path) -> None:
 
 
 def take(folder: Path) -> None:
-    """Takes up the runs below a folder, which have the configuration of a variant."""
+    """Adds the rows of the runs below a folder, which must be runs of a variant."""
     for below in sorted(folder.glob("seed-*")):
         config = resolve_saved(str(below / "config.yaml"))
         names = [name for name in VARIANTS if identity(config_of(name, config.train.seed)) == identity(config)]
         if not names:
-            raise SystemExit(f"{below} must be a run of one of {'; '.join(VARIANTS)}, it is of none")
+            raise SystemExit(f"{below} must be a run of one of {'; '.join(VARIANTS)}, got another configuration")
         keep(names[0], below)
     write_page()
 
 
 def write_page() -> None:
-    """docs/presets.md from all that is finished."""
+    """Writes docs/presets.md from all finished rows."""
     found = json.loads(RESULTS.read_text())
     text = ["# Presets", EXPLANATION, table(list(VARIANTS), found), TOKENS, token_table(found)]
     text += [SHARING, sharing_table(found)]

@@ -1,4 +1,4 @@
-"""Options of the benchmarks, and where their rows are kept."""
+"""Options of the benchmarks, and the files of their rows."""
 
 import json
 from collections.abc import Callable
@@ -17,9 +17,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture(scope="module")
 def keep(request: pytest.FixtureRequest) -> Callable[[dict], None]:
-    """Writes down and prints what is known so far, so that a limit of time loses only what comes after it.
+    """Writes and prints each row at once, so that a time limit loses only later rows.
 
-    The module names the file of its rows, ROWS, and has `line`, which prints one.
+    The module has the name of its file, ROWS, and `line`, the text of a row.
     """
     folder, device = (request.config.getoption(name) for name in ("--results", "--device"))
     manager = request.config.pluginmanager.getplugin("capturemanager")

@@ -1,7 +1,7 @@
 """Contenders on one problem: `python benchmarks/contenders.py search published faiss` prints a line of JSON for each.
 
-`bench_search.py` calls it, on the CPU with one contender in a process: two OpenMP runtimes distort each other's times.
-On a GPU all contenders share one, as starting it takes longer than they do.
+`bench_search.py` calls it, on the CPU with one contender per process, because two OpenMP runtimes distort each other's
+times. On a GPU all contenders share a process, because its start takes longer than they do.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from torch import Tensor
 from unicode_fast import CodebookState, EmaConfig, codebook_update, commitment_loss, nearest_codeword
 from unicode_fast.reference import nearest_codeword_reference
 
-# Differences of pairs of coordinates that the check against float64 may take.
+# Most differences of coordinates in the check against float64.
 CHECKED = 4_000_000_000
 Output = TypeVar("Output")
 LEAST_REPEATS = 50
@@ -31,11 +31,11 @@ LONGEST_SECONDS = {"cpu": 8.0, "cuda": 1.0}
 
 
 class Contender(NamedTuple):
-    """What to run.
+    """A contender.
 
     Attributes:
-        make: takes the problem, returns what is timed; that returns the chosen codewords, (N,).
-        module: that has to be installed; "" for none.
+        make: from the problem to the timed function, which returns the chosen codewords, (N,).
+        module: that must be installed; "" for none.
         devices: where it runs.
     """
 
@@ -44,7 +44,7 @@ class Contender(NamedTuple):
     devices: tuple[str, ...] = ("cpu", "cuda")
 
     def obstacle(self, device: str) -> str:
-        """Why it cannot run here; empty where it can."""
+        """The reason why it cannot run here; empty where it can."""
         if device not in self.devices:
             return f"does not run on {device}"
         if self.module and importlib.util.find_spec(self.module) is None:
@@ -92,7 +92,7 @@ def flash_kmeans(features: Tensor, codebook: Tensor) -> Callable[[], Tensor]:
 
 def with_mma(features: Tensor, codebook: Tensor) -> Callable[[], Tensor]:
     def search() -> Tensor:
-        # What a caller has chosen, as it leaves out a kernel that failed, holds again afterwards.
+        # Afterwards the caller's choice, which may leave out a failed kernel, is restored.
         with mock.patch.dict(os.environ, {"UNICODE_FAST_MAIN_LOOP": "mma"}):
             return nearest_codeword(features, codebook).index
 
@@ -113,7 +113,7 @@ SEARCH = {
 
 
 def new_state(codebook: Tensor, modalities: int) -> CodebookState:
-    """A codebook whose codewords count one row each."""
+    """A codebook in which each codeword has the count 1."""
     codewords, device = codebook.shape[0], codebook.device
     return CodebookState(
         codebook.clone(),
@@ -158,17 +158,17 @@ def update_of(state: CodebookState, features: list[Tensor]) -> Callable[[], Tens
 def replayed(
     make: Callable[..., Callable[[], Tensor]], features: list[Tensor], codebook: Tensor
 ) -> Callable[[], Tensor]:
-    """Such a step as a CUDA graph."""
+    """A step in a CUDA graph."""
     state = new_state(codebook, len(features))
-    start = [part.clone() for part in state]
+    start = [tensor.clone() for tensor in state]
     replay = captured(make(state, features))
-    for part, value in zip(state, start, strict=True):
-        part.copy_(value)
+    for tensor, value in zip(state, start, strict=True):
+        tensor.copy_(value)
     return replay
 
 
 def captured(call: Callable[[], Output]) -> Callable[[], Output]:
-    """The call as a CUDA graph: what is left is the time of the GPU."""
+    """The call in a CUDA graph, whose time is that of the GPU alone."""
     aside = torch.cuda.Stream()
     aside.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(aside):
@@ -217,9 +217,9 @@ PROBLEMS = {"search": SEARCH, "update": UPDATE, "step": STEP}
 
 @functools.lru_cache(maxsize=1)
 def inputs(problem: str, shape: str, device: str) -> tuple[list[Tensor], Tensor]:
-    """Rows of each modality, one for a search, and the codebook; normal numbers, the same on every machine of a kind.
+    """Rows of each modality, one for a search, and the codebook; normal numbers, equal on machines of one kind.
 
-    Drawn where they are needed, as a CPU takes seconds for those of a GPU, and once for all contenders of a shape.
+    They are drawn on the device, as a CPU takes seconds for those of a GPU, and once for all contenders of a shape.
     """
     generator = torch.Generator(device).manual_seed(0)
     if problem != "step":
@@ -233,7 +233,7 @@ def inputs(problem: str, shape: str, device: str) -> tuple[list[Tensor], Tensor]
 
 
 def wrong_rows(found: Tensor, features: Tensor, codebook: Tensor) -> tuple[int, int]:
-    """Rows whose codeword is not the nearest by float64 differences, and the rows that were checked."""
+    """Number of rows whose codeword is not the nearest by float64 differences, and number of checked rows."""
     number = min(len(features), max(1, CHECKED // codebook.numel()))
     checked = torch.linspace(0, len(features) - 1, number, device=features.device).long()
     truth = nearest_codeword_reference(features[checked], codebook)[0]
@@ -241,7 +241,7 @@ def wrong_rows(found: Tensor, features: Tensor, codebook: Tensor) -> tuple[int, 
 
 
 def milliseconds(call: Callable[[], Tensor], device: str) -> list[float]:
-    """Times of fifty calls after a warm-up, on a GPU each with a flushed cache; of fewer where that takes long."""
+    """Times of fifty calls after a warm-up, of fewer slow ones; on a GPU each with a flushed cache."""
     started = time.perf_counter()
     for _ in range(3):
         call()

@@ -18,22 +18,22 @@ from torch import Tensor
 
 from unicode_fast import cross_info_nce
 
-# What products of float32 may lose, and the dtype of the vectors.
+# Precision of float32 products, and dtype of the vectors.
 PRECISIONS = {
     "float32": ("highest", torch.float32),
     "tf32": ("high", torch.float32),
     "bfloat16": ("highest", torch.bfloat16),
 }
-# Divides scores of standard normal vectors of width 256, which are then of order one.
+# Scores of standard normal vectors of width 256 are then of order one.
 TEMPERATURE = 16.0
-# What a call may take by the estimate below, and what that is estimated with: products a second, on the slow side.
+# Longest estimated time of a call, and the estimate's products per second, which are rather low.
 LONGEST_SECONDS = 20.0
 PRODUCTS_A_SECOND = {"cpu": 2.5e10, "cuda": 2.5e13}
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 def weights(targets: Tensor) -> Tensor:
-    """All pairs count the same."""
+    """Equal weights of all pairs."""
     return torch.ones(targets.shape[0], targets.shape[0], device=targets.device)
 
 
@@ -48,7 +48,7 @@ def eager(targets: Tensor, predictions: Tensor) -> Tensor:
 
 
 def pair_by_pair(one_pair: Loss) -> Loss:
-    """The loss of all pairs and steps by a function that takes one of them: (B, D) and (B, D)."""
+    """The loss of all pairs and prediction steps from a function of one of them: (B, D) and (B, D)."""
 
     def loss(targets: Tensor, predictions: Tensor) -> Tensor:
         pairs = [(t, s) for t in targets for s in predictions]
@@ -59,7 +59,7 @@ def pair_by_pair(one_pair: Loss) -> Loss:
 
 
 def linear_cross_entropy(chunked: bool) -> Loss:
-    """Torch's own; in chunks it holds a part of the scores at a time."""
+    """Torch's own; chunks need memory for some of the scores only."""
 
     def loss(targets: Tensor, predictions: Tensor) -> Tensor:
         own = torch.arange(len(targets), device=targets.device)
@@ -75,7 +75,7 @@ def inf_cl(targets: Tensor, predictions: Tensor) -> Tensor:
     return cal_flash_loss(targets, predictions, scale=1 / TEMPERATURE).mean()
 
 
-# In the order in which they run; a time limit may end before the last.
+# In the order of the runs; a time limit may cut off the last ones.
 CONTENDERS: dict[str, Contender] = {
     "ours": Contender(lambda: ours),
     "ours in a CUDA graph": Contender(lambda: ours, devices=("cuda",)),
@@ -87,19 +87,19 @@ CONTENDERS: dict[str, Contender] = {
     "torch linear_cross_entropy": Contender(lambda: pair_by_pair(linear_cross_entropy(chunked=False))),
     "reference": Contender(lambda: lambda a, b: ours(a, b, "reference")),
 }
-# These hold all scores, their softmax and its gradient at once, in float32.
-HOLD_ALL_SCORES = tuple(name for name in CONTENDERS if "eager" in name or name == "torch linear_cross_entropy")
+# These need memory for all scores, their softmax and its gradient at once, in float32.
+WITH_ALL_SCORES = tuple(name for name in CONTENDERS if "eager" in name or name == "torch linear_cross_entropy")
 
 
 def obstacle(contender: str, shape: ContrastShape, device: str) -> str:
-    """Why a contender cannot run, or takes too much; empty where it can."""
+    """The reason why a contender cannot run, or needs too much; empty where it can run."""
     if "linear_cross_entropy" in contender and not hasattr(torch.nn.functional, "linear_cross_entropy"):
         return f"torch {torch.__version__} has none"
     missing = CONTENDERS[contender].obstacle(device)
     if missing:
         return missing
     scores = shape.modalities**2 * shape.steps * shape.clips**2
-    needed = 3 * 4 * scores if contender in HOLD_ALL_SCORES else 0
+    needed = 3 * 4 * scores if contender in WITH_ALL_SCORES else 0
     if needed > free_bytes(device) / 2:
         return f"not run: needs {needed / 2**30:.0f} GiB"
     # Scores twice and both gradients.
@@ -108,14 +108,14 @@ def obstacle(contender: str, shape: ContrastShape, device: str) -> str:
 
 
 def free_bytes(device: str) -> int:
-    """Memory that is not in use."""
+    """Free memory."""
     if device == "cuda":
         return torch.cuda.mem_get_info()[0]
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def workspace_bytes(shape: ContrastShape) -> dict[str, int]:
-    """What our kernels take beside inputs and gradients, by name; for more clips than one program takes."""
+    """Memory of our kernels beside inputs and gradients, by name, for more clips than one program processes."""
     scores = shape.modalities**2 * shape.steps * shape.clips
     return {"normalisers": 4 * scores, "own scores": 4 * scores, "hits": scores}
 
@@ -156,7 +156,7 @@ def measure(contender: str, shape: str, precision: str, device: str) -> dict[str
 
     try:
         found = call()
-        errors = [error(part, true_part) for part, true_part in zip(found, truth, strict=True)]
+        errors = [error(value, true_value) for value, true_value in zip(found, truth, strict=True)]
         del truth, found
         peak = peak_bytes(call, device)
         timed = captured(call) if "in a CUDA graph" in contender else call

@@ -1,8 +1,8 @@
-"""How long the README's first command takes: `python benchmarks/install_time.py [PYTHON]`.
+"""Time of the README's first command: `python benchmarks/install_time.py [PYTHON]`.
 
-In a temporary folder, from a clone of what is committed: first as it is, so that all that pip finds nowhere on this
-machine's disk is downloaded, then from a second clone and from files on the disk alone. The second also runs what is
-installed. Needs some 15 GB while it lasts; writes results/install.json.
+The command installs a clone of the last commit in a temporary folder, with all downloads. It then installs a second
+clone from files on the disk alone, and runs it. The script needs about 15 GB of the disk and writes
+results/install.json.
 """
 
 import argparse
@@ -25,19 +25,19 @@ ASK = "import json, platform, torch; print(json.dumps([platform.python_version()
 
 
 def gigabytes(folder: Path) -> float:
-    """What the files of a folder occupy on the disk, each once, in units of 10^9 bytes."""
+    """Disk space of the files of a folder, each counted once, in units of 10^9 bytes."""
     files = [path.lstat() for path in folder.rglob("*")]
     return sum({file.st_ino: file.st_blocks * 512 for file in files}.values()) / 1e9
 
 
 def parts_of(command: str) -> tuple[str, str]:
-    """What the README's command does to install, and what it runs then."""
+    """The installing and the running part of the README's command."""
     install, _, run = command.strip().rpartition(" && ")
     return install, run
 
 
 def seconds_of(command: str, checkout: Path) -> float:
-    """How long a shell command takes in a fresh clone, or in the one that is there."""
+    """Time of a shell command in a clone, which is made if it does not exist."""
     if not checkout.exists():
         subprocess.run(["git", "clone", "-q", "--no-hardlinks", ROOT, checkout], check=True)
     begin = time.perf_counter()
@@ -46,7 +46,7 @@ def seconds_of(command: str, checkout: Path) -> float:
 
 
 def download(checkout: Path, folder: Path) -> None:
-    """Put what an installation consists of, and was built with, into a folder."""
+    """Downloads all packages of an installation and of its build to a folder."""
     pip = [checkout / ".venv" / "bin" / "pip"]
     installed = subprocess.check_output([*pip, "freeze", "--all", "--exclude-editable"], text=True).split("\n")[:-1]
     build = re.search(r"^requires = (\[.*\])", (checkout / "pyproject.toml").read_text(), re.MULTILINE)
@@ -58,7 +58,7 @@ def download(checkout: Path, folder: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("python", nargs="?", default="python3", help="in place of the command's python3")
-    parser.add_argument("--note", default="", help="what else the machine did meanwhile")
+    parser.add_argument("--note", default="", help="other load of the machine")
     arguments = parser.parse_args()
     python = arguments.python
     readme = subprocess.check_output([ROOT / ".ci" / "readme-command", "run-command"], text=True)

@@ -1,6 +1,6 @@
-"""How long the built-in data take to be made: `python benchmarks/make_data.py`.
+"""Time to make the built-in data: `python benchmarks/make_data.py`.
 
-Makes each data set in a temporary folder, in a process of its own, and writes results/data-made.json.
+It makes each data set in a temporary folder, in its own process, and writes results/data-made.json.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""How much memory a call takes while it runs; the only measure of it in the folder."""
+"""Peak memory of a call."""
 
 import ctypes
 from collections.abc import Callable
@@ -8,9 +8,9 @@ import torch
 
 
 def peak_bytes(call: Callable[[], object], device: str) -> int | None:
-    """Bytes that are in use at one time, at most, beyond those in use before; None where nobody counts them.
+    """Peak of the bytes in use during a call, beyond those in use before; None where they are not counted.
 
-    On a GPU torch's allocator counts, on the CPU Linux does, in whole pages of this process.
+    On a GPU torch's allocator counts them; on the CPU Linux counts pages of this process.
     """
     if device == "cuda":
         torch.cuda.empty_cache()
@@ -19,9 +19,9 @@ def peak_bytes(call: Callable[[], object], device: str) -> int | None:
         call()
         return torch.cuda.max_memory_allocated() - before
     try:
-        # What was freed but kept would be used again unseen.
+        # Freed memory that the process keeps would be reused without a trace.
         ctypes.CDLL(None).malloc_trim(0)
-        # Makes the most so far the present.
+        # Resets the peak to the present use.
         Path("/proc/self/clear_refs").write_text("5")
         before = _resident_bytes()
     except (OSError, AttributeError):
@@ -31,6 +31,6 @@ def peak_bytes(call: Callable[[], object], device: str) -> int | None:
 
 
 def _resident_bytes() -> int:
-    """Most memory of this process so far."""
+    """Peak memory of this process so far."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))

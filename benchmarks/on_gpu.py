@@ -1,9 +1,9 @@
-"""Everything that needs a GPU, in one call: `python benchmarks/on_gpu.py [RESULTS]`; on_gpu.sh calls it.
+"""All benchmarks and checks that need a GPU, in one call: `python benchmarks/on_gpu.py [RESULTS]`; on_gpu.sh calls it.
 
-It runs without network, from the folder that prepare_gpu.py made. Stages follow each other, each in processes of its
-own with a time limit; a kernel that fails its smoke test is left out of later stages. A line is printed for each stage,
-a short table last. RESULTS then holds on-gpu.json, which is rewritten after every row, the rows of it that README and
-docs/training-step.md are made from, and an archive of all logs. The status is 0 where nothing is wrong and all has run.
+It runs without network, from the folder of prepare_gpu.py. Stages run one after the other, each in its own processes
+with a time limit. Later stages leave out a kernel that fails its smoke test. Each stage prints a line; a short table
+is last. RESULTS then holds on-gpu.json, which is rewritten after every row, its rows for README and
+docs/training-step.md, and an archive of all logs. The status is 0 if nothing is wrong and all stages have run.
 """
 
 import argparse
@@ -24,23 +24,23 @@ from gpu.stages import STAGES, NotRun, Refused, Run, Stage, deadline, has_progra
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 SECONDS = 300.0
-# Of a dry run, whose stages have as many times more.
+# Of a dry run, whose stages have proportionally more.
 DRY_RUN_SECONDS = 900.0
-# A stage is not started with less.
+# Least time left for the start of a stage.
 LEAST_SECONDS = 5.0
-# To write down what there is.
+# Left for the last writing of results.
 LAST_SECONDS = 5.0
-# What a compilation of everything leaves to the stages after the build.
+# Left by a compilation of everything for the stages after the build.
 AFTER_FALLBACK_SECONDS = 130.0
 
 
 def verdict(rows: list[dict]) -> str:
-    """Of a stage, by its rows."""
+    """Verdict on a stage, by its rows."""
     return "WRONG" if any(row["ok"] is False for row in rows) else "ok"
 
 
 def run_stage(run: Run, name: str, stage: Stage, until: float) -> None:
-    """One stage, whatever happens in it."""
+    """Runs one stage; its errors become rows."""
     began = time.monotonic()
     run.stage, run.until = name, min(until, began + stage.seconds)
     run.report.begin(name)
@@ -67,14 +67,14 @@ def run_stage(run: Run, name: str, stage: Stage, until: float) -> None:
 
 
 def built(run: Run) -> bool:
-    """Whether there is a package that can be imported: of this run, or of an earlier one in the same folder."""
+    """True where a built package exists, of this run or of an earlier one in the same folder."""
     return any((run.work / "package" / "unicode_fast").glob("_C.*"))
 
 
 def variables(run: Run) -> dict[str, str]:
-    """What all processes have in their environment.
+    """Environment of all processes.
 
-    The checkout is in the working directory, where Python would find its package, without extension and kernels, first.
+    Python would first find the checkout's package, without extension and kernels, in the working directory.
     """
     benchmarks = ROOT / "benchmarks"
     paths = [run.work / "package", run.work / "wheels", benchmarks, benchmarks / "gpu"]
@@ -86,7 +86,7 @@ def variables(run: Run) -> dict[str, str]:
 
 
 def update_pages(run: Run, until: float) -> None:
-    """README and pages, from results in their folder."""
+    """Writes README and pages from the results."""
     for script in (["update_readme.py"], ["write_step_page.py"], ["scaling.py", "--write"]):
         job = Job(script[0], [sys.executable, str(ROOT / "benchmarks" / script[0]), *script[1:]], 60, run.environment)
         for _, found in follow([job], run.logs, until):
@@ -96,12 +96,12 @@ def update_pages(run: Run, until: float) -> None:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("results", type=Path, nargs="?", help="folder for at most six files; benchmarks/results")
-    parser.add_argument("--kit", type=Path, help="what prepare_gpu.py made; gpu-kit, in a dry run build/dry-kit")
-    parser.add_argument("--only", default="", help=f"some of {','.join(STAGES)}; the rows of the others are kept")
-    parser.add_argument("--seconds", type=float, help=f"for all; {SECONDS:.0f}, in a dry run {DRY_RUN_SECONDS:.0f}")
-    parser.add_argument("--dry-run", action="store_true", help="no GPU; with what prepare_gpu.py --host made")
-    parser.add_argument("--work", type=Path, help="folder for package and logs; build/on-gpu, or build/dry-run")
+    parser.add_argument("results", type=Path, nargs="?", help="folder for at most six files [benchmarks/results]")
+    parser.add_argument("--kit", type=Path, help="folder of prepare_gpu.py [gpu-kit, in a dry run build/dry-kit]")
+    parser.add_argument("--only", default="", help=f"some of {','.join(STAGES)}; rows of the others are kept")
+    parser.add_argument("--seconds", type=float, help=f"for all [{SECONDS:.0f}, in a dry run {DRY_RUN_SECONDS:.0f}]")
+    parser.add_argument("--dry-run", action="store_true", help="no GPU; with the folder of prepare_gpu.py --host")
+    parser.add_argument("--work", type=Path, help="folder for package and logs [build/on-gpu, or build/dry-run]")
     arguments = parser.parse_args()
     arguments.only = [name.strip() for name in arguments.only.split(",") if name.strip()]
     if arguments.seconds is None:
@@ -110,13 +110,13 @@ def parse() -> argparse.Namespace:
         parser.error(f"--seconds must be positive, got {arguments.seconds:g}")
     arguments.kit = (arguments.kit or (dry_run.KIT if arguments.dry_run else ROOT / "gpu-kit")).resolve()
     if dry_run.is_kit(arguments.kit) != arguments.dry_run:
-        wanted = "what prepare_gpu.py --host made" if arguments.dry_run else "for a GPU, not for a dry run"
+        wanted = "a folder of prepare_gpu.py --host" if arguments.dry_run else "for a GPU, not for a dry run"
         parser.error(f"--kit must be {wanted}, got {arguments.kit}")
     for name in arguments.only:
         if name not in STAGES:
             parser.error(f"--only must name some of {', '.join(STAGES)}, got {name!r}")
     arguments.work = (arguments.work or ROOT / "build" / ("dry-run" if arguments.dry_run else "on-gpu")).resolve()
-    # The numbers of a dry run are of no use, and would replace those of this machine's CPU.
+    # Numbers of a dry run would replace those of this machine's CPU.
     arguments.results = arguments.results or (arguments.work / "results" if arguments.dry_run else RESULTS)
     for folder in (arguments.results, arguments.work):
         try:
@@ -130,7 +130,7 @@ def parse() -> argparse.Namespace:
 
 
 def no_gpu() -> str:
-    """Why this Python's torch cannot use a GPU; "" where it can, or where nothing is known."""
+    """The reason why this Python's torch cannot use a GPU; "" where it can, or where that is unknown."""
     code = "import torch; print(torch.__version__, torch.version.cuda, torch.cuda.is_available())"
     try:
         found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)

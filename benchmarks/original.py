@@ -1,7 +1,7 @@
 """Baselines: the released code's training step of a quantiser, the same vectorised in float32, and its whole step.
 
-The quantisers search, take the commitment terms and their gradients, update by sequential EMA and reset idle codewords;
-code matching is left out, as it is from the step they are compared with. The whole step has it.
+The quantisers search, compute the commitment terms and their gradients, update by sequential EMA and reset idle
+codewords. They and the step beside them leave out code matching; the whole step has it.
 """
 
 from collections.abc import Callable, Mapping
@@ -22,7 +22,7 @@ RESET_AFTER, ACTIVE_WITHIN, NOISE = 300, 100, 1 / 1024
 
 
 class OriginalQuantiser:
-    """The released code's way: float64, one-hot matrices, Python loops over rows and codewords that read each number.
+    """The released code's algorithm: float64, one-hot matrices, Python loops over rows and codewords.
 
     Args:
         codebook: (M, D), the start.
@@ -55,7 +55,7 @@ class OriginalQuantiser:
         return torch.cat(index)
 
     def forward(self, rows: list[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        """Codes, codewords and commitment of each modality; then the codebook has changed."""
+        """Codes, codewords and commitment of each modality; updates the codebook."""
         detached = [x.detach() for x in rows]
         index = [self.search(x) for x in detached]
         hot = [F.one_hot(i, len(self.codebook)).to(self.dtype) for i in index]
@@ -80,7 +80,7 @@ class OriginalQuantiser:
         return index, quantised, losses
 
     def reset(self, index: list[Tensor]) -> None:
-        """Idle codewords become others in use plus noise."""
+        """Resets idle codewords to others in use plus noise."""
         self.idle += 1
         for codes in index:
             for code in codes:
@@ -99,7 +99,7 @@ class PlainQuantiser(OriginalQuantiser):
     dtype = torch.float32
 
     def reset(self, index: list[Tensor]) -> None:
-        """Idle codewords become others in use plus noise."""
+        """Resets idle codewords to others in use plus noise."""
         self.idle += 1
         self.idle[torch.cat(index)] = 0
         active = ((self.idle >= 0) & (self.idle < ACTIVE_WITHIN)).to(self.dtype)
@@ -111,11 +111,11 @@ class PlainQuantiser(OriginalQuantiser):
 
 
 class OriginalStep:
-    """A whole training step the released code's way, at the sizes of a configuration with the rules of `official`.
+    """A whole training step of the released code, at the sizes of a configuration with the rules of `official`.
 
-    The layers are those of the package; around them everything is float64, with the quantiser above, five inner steps
-    of three networks with an optimiser each, a contrast for each pair of modalities, and a loop over the clips for code
-    matching. Its three unused classifiers and its printed diagnostics are left out, in its favour.
+    The layers are those of the package. All else is float64, with the quantiser above, five inner steps of three
+    networks with an optimiser each, a contrast for each pair of modalities, and a loop over clips for code matching.
+    Three unused classifiers and printed diagnostics are left out, in its favour.
 
     Args:
         config: of preset official.
@@ -126,23 +126,23 @@ class OriginalStep:
     def __init__(self, config: Config, modalities: Mapping[str, Modality], device: torch.device) -> None:
         torch.manual_seed(config.train.seed)
         self.model = UniCode(modalities, config).to(device)
-        self.parts = [*self.model.parameter_groups().values()]
-        self.optimizer = torch.optim.Adam([parameter for part in self.parts for parameter in part])
+        self.groups = [*self.model.parameter_groups().values()]
+        self.optimizer = torch.optim.Adam([parameter for group in self.groups for parameter in group])
         self.mi_optimizers = {
             name: torch.optim.Adam(network.parameters(), MI_RATE) for name, network in self.model.club.items()
         }
         self.quantiser = OriginalQuantiser(self.model.codebook.codebook, len(modalities))
 
     def train_step(self, features: Mapping[str, Tensor], mask: object, rate: float) -> dict[str, Tensor]:
-        """Losses by name; padded words are words, whatever the mask says."""
-        clips, steps = next(iter(features.values())).shape[:2]
+        """Losses by name; the mask is not applied, so padded words are words."""
+        clips, positions = next(iter(features.values())).shape[:2]
         order = {name: torch.randperm(clips) for name in features}
-        return self.step(features, int(torch.randint(1, steps - 1, ())), order, rate)
+        return self.step(features, int(torch.randint(1, positions - 1, ())), order, rate)
 
     def step(
         self, features: Mapping[str, Tensor], last: int, order: dict[str, Tensor], rate: float
     ) -> dict[str, Tensor]:
-        """As `train_step`, with the last step of Cross-CPC's context and the negatives of CLUB given."""
+        """As `train_step`, with the last position of Cross-CPC's context and the negatives of CLUB given."""
         model, names = self.model.train(), self.model.names
         read, z, specific, club = {}, {}, {}, {}
         for name in names:
@@ -173,8 +173,8 @@ class OriginalStep:
             terms[f"code_matching.{first}-{second}"] = self.code_matching(shares[first], shares[second])
         self.optimizer.zero_grad()
         sum(terms.values()).backward()
-        for part in self.parts:
-            clip_grad_norm_(part, 0.5)
+        for group in self.groups:
+            clip_grad_norm_(group, 0.5)
         self.optimizer.param_groups[0]["lr"] = rate
         self.optimizer.step()
         return {name: term.detach() for name, term in terms.items()}
@@ -188,7 +188,7 @@ class OriginalStep:
         return (positive.sum(-1) - negative.sum(-1)).mean() / 2
 
     def cross_prediction(self, z: Mapping[str, Tensor], last: int) -> Tensor:
-        """Cross-CPC, pair by pair, with the count of clips that were recognised."""
+        """Cross-CPC, pair by pair, with the count of recognised clips."""
         cpc, losses = self.model.cpc, []
         for target, source in product(z, z):
             context = cpc.context[source](z[source][:, : last + 1])[0][:, -1]

@@ -1,11 +1,11 @@
-"""The folder that `benchmarks/on_gpu.sh` takes to a machine with a GPU and without network.
+"""The kit of `benchmarks/on_gpu.sh` for a machine with a GPU and without network.
 
-`python benchmarks/prepare_gpu.py --torch-python PYTHON`, PYTHON of an environment with the torch of that machine and
-CUDA_HOME naming a toolkit of its CUDA, makes gpu-kit/: objects of csrc/, the native program, wheels that the machine
-lacks, a float16 store of the built-in data, and what the default run scores on it on a CPU. Nothing is made again whose
-inputs have not changed, and an interrupted run goes on.
+`python benchmarks/prepare_gpu.py --torch-python PYTHON` makes gpu-kit/. PYTHON has the torch of that machine, and
+CUDA_HOME is a toolkit of its CUDA. The kit holds objects of csrc/, the native program, wheels that the machine lacks,
+a float16 store of the built-in data, and the default run's scores on a CPU. Only what has changed is made again, and
+an interrupted run continues.
 
-`--host FOLDER`, of tests/cuda_on_host/build.py, makes a small one for a dry run without a GPU in build/dry-kit/.
+`--host FOLDER`, of tests/cuda_on_host/build.py, makes a small kit in build/dry-kit/ for a dry run without a GPU.
 """
 
 import argparse
@@ -35,13 +35,13 @@ from unicode_fast.files.paths import CACHE_VARIABLE  # noqa: E402
 from unicode_fast.files.writing import write_json  # noqa: E402
 from unicode_fast.training.runs import git_commit  # noqa: E402
 
-# What is made on the way; git ignores it.
+# Intermediate files, which git ignores.
 WORK = ROOT / "build" / "gpu-kit"
 MOST_BYTES = 40 * 10**6
-# Of the machine with the GPU.
+# Python of the machine with the GPU.
 PYTHON_VERSION = "3.12"
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64", "any")
-# What that machine lacks: streams, then peers of the benchmarks with what they need.
+# Packages that the machine lacks: for streams, then contenders of the benchmarks with their dependencies.
 WHEELS = (
     *("webdataset", "braceexpand"),
     "flash-kmeans",
@@ -51,12 +51,12 @@ WHEELS = (
 
 
 class Size(NamedTuple):
-    """Of the default run.
+    """Size of the default run.
 
     Attributes:
-        clips: of the built-in data, as its configuration names them.
+        clips: fields with numbers of clips of the built-in data.
         fields: of the configuration that differ from the default.
-        seeds: that the CPU's scores are of.
+        seeds: of the scores on a CPU.
     """
 
     clips: dict[str, int]
@@ -111,7 +111,7 @@ def make_program(out: Path, objects: dict[str, Any], before: dict[str, Any]) -> 
 
 
 def take_from(host: Path, out: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Objects and program that run on the host, and a wheel of what streams need; the manifest's entries."""
+    """Copies objects and program for the host, and a wheel for streams; the manifest's entries."""
     for name in ("objects", "wheels"):
         shutil.rmtree(out / name, ignore_errors=True)
         (out / name).mkdir(parents=True)
@@ -124,7 +124,7 @@ def take_from(host: Path, out: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def make_wheels(out: Path) -> None:
-    """Downloads what is not there yet; what cannot be had is said."""
+    """Downloads missing wheels, and prints those that fail."""
     folder = out / "wheels"
     folder.mkdir(parents=True, exist_ok=True)
     for name in WHEELS:
@@ -136,24 +136,24 @@ def make_wheels(out: Path) -> None:
         done = subprocess.run([*command, *platforms, name], capture_output=True, text=True, check=False)
         if done.returncode != 0:
             errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
-            say(f"wheels: {name} cannot be had: {(errors or ['pip said nothing'])[-1][:150]}")
+            say(f"wheels: {name} cannot be downloaded: {(errors or ['no message of pip'])[-1][:150]}")
 
 
 def make_store(out: Path, size: Size) -> Path:
-    """The built-in data, fewer clips of it, in float16."""
+    """Packs fewer clips of the built-in data, in float16."""
     folder = out / "store"
     if not folder.exists():
         os.environ.setdefault(CACHE_VARIABLE, str(WORK / "cache"))
         data = open_dataset(DataConfig(**size.clips))  # type: ignore[arg-type]
         pack(data, folder, "float16")
-        # Verified once, so that the other machine need not; the lock is of this one.
+        # Verified here, so that the other machine need not; the lock is of this machine.
         open_store(folder)
         folder.with_name(f".{folder.name}.lock").unlink(missing_ok=True)
     return folder
 
 
 def make_scores(out: Path, store: Path, size: Size) -> None:
-    """What the default run scores on a CPU, for each of a few seeds."""
+    """Writes the default run's scores on a CPU for each seed."""
     target = out / "cpu-scores.json"
     wanted = {"data": open_store(store).digest(), "fields": size.fields}
     if target.exists():
@@ -180,23 +180,23 @@ def checksums(out: Path) -> dict[str, dict[str, Any]]:
 
 
 def print_table(files: dict[str, dict[str, Any]]) -> int:
-    """Sizes by part; returns their sum."""
-    parts: dict[str, list[int]] = {}
+    """Prints sizes by folder; returns their sum."""
+    folders: dict[str, list[int]] = {}
     for name, file in files.items():
-        parts.setdefault(name.partition("/")[0], []).append(file["bytes"])
-    for part, sizes in parts.items():
-        say(f"{part:16} {len(sizes):3} files {sum(sizes) / 1e6:8.2f} MB")
-    total = sum(map(sum, parts.values()))
+        folders.setdefault(name.partition("/")[0], []).append(file["bytes"])
+    for folder, sizes in folders.items():
+        say(f"{folder:16} {len(sizes):3} files {sum(sizes) / 1e6:8.2f} MB")
+    total = sum(map(sum, folders.values()))
     say(f"{'all':16} {len(files):3} files {total / 1e6:8.2f} MB")
     return total
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, help="gpu-kit; with --host build/dry-kit")
+    parser.add_argument("--out", type=Path, help="folder of the kit [gpu-kit, with --host build/dry-kit]")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--torch-python", help="Python with the torch of the machine with the GPU")
-    source.add_argument("--host", type=Path, help="what tests/cuda_on_host/build.py made, for a dry run")
+    source.add_argument("--host", type=Path, help="folder of tests/cuda_on_host/build.py, for a dry run")
     parser.add_argument("--skip-scores", action="store_true", help="leave cpu-scores.json as it is")
     arguments = parser.parse_args()
     if arguments.host and not (arguments.host / "manifest.json").is_file():

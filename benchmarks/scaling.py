@@ -1,8 +1,8 @@
-"""What a training step would cost on many GPUs, by arithmetic: `python benchmarks/scaling.py` prints its tables.
+"""Estimated time of a training step on many GPUs: `python benchmarks/scaling.py` prints the tables.
 
-Bytes and floating point operations are counted while the code runs, on the CPU and without weights. What one GPU makes
-of them is taken from results/train-step-cuda.json and feed-cuda.json where these have been measured; until then it is
-published or assumed, as are links and disks. With `--write` the tables of docs/scaling.md are replaced.
+Bytes and floating point operations are counted while the code runs, on the CPU and without weights. The speed of one
+GPU comes from results/train-step-cuda.json and feed-cuda.json if they exist, else from data sheets or assumptions, as
+does that of links and disks. With `--write` the tables of docs/scaling.md are replaced.
 """
 
 import argparse
@@ -27,13 +27,13 @@ from unicode_fast.training.trainer import Trainer
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "scaling.md"
 RESULTS = Path(__file__).resolve().parent / "results"
-# Features of the published experiments: VGGish, VGG-19 maps, BERT words; ten steps a clip.
+# Features of the published experiments: VGGish, VGG-19 maps, BERT words; ten positions per clip.
 MODALITIES = {
     "audio": Modality("vector", (128,)),
     "video": Modality("grid", (7, 7, 512)),
     "text": Modality("words", (768,)),
 }
-STEPS = 10
+POSITIONS = 10
 CLIPS_PER_GPU = 80
 CLIPS = {"40 K": 40_000, "179 K": 179_000, "10 M": 10_000_000}
 GPUS = (1, 8, 64)
@@ -41,7 +41,7 @@ GPUS = (1, 8, 64)
 
 @dataclass(frozen=True)
 class Input:
-    """A number, its unit, and where it comes from."""
+    """A number, its unit, and its source."""
 
     value: float
     unit: str
@@ -70,7 +70,7 @@ INPUTS = {
 }
 
 
-# By the name of the input that it replaces: the peak that it is a share of, and the fastest of these contenders.
+# By the name of the replaced input: the peak, of which it is a share, and the contenders, of which the fastest counts.
 MEASURED_STEPS = {
     "tf32_reached": ("tf32", ("recommended, tf32",)),
     "bfloat16_reached": (
@@ -89,7 +89,7 @@ def number(name: str) -> float:
 
 
 def measured(results: Path, flops_per_clip: float, clip_bytes: int) -> dict[str, Input]:
-    """The inputs that have been measured on a GPU at the published sizes; none where nothing has."""
+    """Inputs that have been measured on a GPU at the published sizes."""
     found: dict[str, Input] = {}
     steps, feeds = (_published_rows(results / name) for name in ("train-step-cuda.json", "feed-cuda.json"))
     for name, (peak, contenders) in MEASURED_STEPS.items():
@@ -112,13 +112,18 @@ def _published_rows(path: Path) -> list[dict]:
 
 @dataclass(frozen=True)
 class Counts:
-    """Of one training step, counted.
+    """Counts of one training step.
 
-    parameters: of the main optimiser; flops_per_clip: forward and backward of encoders and decoders, convolutions and
-    matrix products; losses: by loss, operations that each rank does for each clip of the whole batch, and for each pair
-    of one of these and one of its own; operations: those that PyTorch dispatches; collectives: those beside that of the
-    gradient; bytes_fixed and bytes_per_clip: what these move through a link, for a batch of no clips and more for each
-    clip of the whole batch; clip_bytes: float32 features of a clip.
+    Attributes:
+        parameters: of the main optimiser.
+        flops_per_clip: of encoders and decoders, forward and backward, in convolutions and matrix products.
+        losses: by loss, operations of each rank for each clip of the whole batch, and for each pair of it and an own
+            clip.
+        operations: those that PyTorch dispatches.
+        collectives: those beside that of the gradient.
+        bytes_fixed: of these collectives through a link, for a batch of no clips.
+        bytes_per_clip: the same for each clip of the whole batch.
+        clip_bytes: float32 features of a clip.
     """
 
     parameters: int
@@ -136,11 +141,11 @@ def published_config(**fields: object) -> Config:
 
 
 def random_batch(owner: UniCode, clips: int, device: str) -> dict[str, torch.Tensor]:
-    return {name: torch.rand(clips, STEPS, *kind.shape, device=device) for name, kind in owner.modalities.items()}
+    return {name: torch.rand(clips, POSITIONS, *kind.shape, device=device) for name, kind in owner.modalities.items()}
 
 
 def count_arithmetic() -> tuple[int, float]:
-    """Parameters, and operations of a clip forward and backward, of a model without memory for its weights."""
+    """Parameters, and operations of a clip forward and backward, of a model without weights in memory."""
     with torch.device("meta"):
         owner = UniCode(MODALITIES, published_config())
         features = random_batch(owner, 2, "meta")
@@ -150,20 +155,20 @@ def count_arithmetic() -> tuple[int, float]:
             z, own = owner.encode_features(name, values, None)
             owner.decode(name, z, own.specific)
     parameters = sum(parameter.numel() for group in owner.parameter_groups().values() for parameter in group)
-    # The gradient in the weights and that in the inputs cost as much each.
+    # The gradients of weights and of inputs each cost as much as the forward pass.
     return parameters, 3 * forward.get_total_flops() / 2
 
 
 def count_losses() -> dict[str, tuple[float, float]]:
     """Operations of matrix products by loss: for each clip of the batch, and for each pair of it and an own clip.
 
-    The gradient in the weights and that in the inputs cost as much as the product each; contrastive scores are computed
-    once more for their gradient.
+    The gradients of weights and of inputs each cost as much as the product. Contrastive scores are computed once more
+    for their gradient.
     """
     with torch.device("meta"):
         owner = UniCode(MODALITIES, published_config())
-        z = {name: torch.rand(1, STEPS, owner.config.model.width) for name in owner.names}
-        word = torch.rand(1, STEPS, *MODALITIES["text"].shape)
+        z = {name: torch.rand(1, POSITIONS, owner.config.model.width) for name in owner.names}
+        word = torch.rand(1, POSITIONS, *MODALITIES["text"].shape)
         position = torch.zeros(())
     sizes, method, names = owner.config.model, owner.config.method, len(MODALITIES)
 
@@ -174,13 +179,13 @@ def count_losses() -> dict[str, tuple[float, float]]:
 
     contexts = 3 * products(lambda: owner.cpc._steps(z, None, position))
     networks = products(lambda: [owner.club[name](z[name]) for name in owner.names])
-    distances = 2 * names * STEPS * sizes.codewords * sizes.width
+    distances = 2 * names * POSITIONS * sizes.codewords * sizes.width
     pairs = names * (names - 1) / 2
     softmaxes = 2 if method.cpc_softmax_over == "both" else 1
     return {
         "Cross-CPC": (contexts, 4 * softmaxes * names**2 * sizes.cpc_steps * 2 * sizes.width),
         "CLUB": (networks * (2 * method.club_inner_steps + 3), 0.0),
-        # A product and its gradient in the features alone, as codewords have none.
+        # A product and its gradient in the features alone, because codewords have none.
         "code matching": (2 * distances, 3 * 4 * pairs * 2 * sizes.codewords),
         "assignment": (2 * distances + 3 * products(lambda: owner.lexicon["text"](word)), 0.0),
         "search": (distances, 0.0),
@@ -188,7 +193,7 @@ def count_losses() -> dict[str, tuple[float, float]]:
 
 
 class _Operations(TorchDispatchMode):
-    """Counts the operations that compute something."""
+    """Counts operations that compute, not views."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -202,14 +207,14 @@ class _Operations(TorchDispatchMode):
 def count_step(clips: int) -> tuple[int, int, float]:
     """Operations of a step, its collectives beside that of the gradient, and bytes of these, with thin convolutions.
 
-    As on a GPU, where the host does not look at masks before it goes on. Bytes are those of an all-reduce that takes as
-    long: a gather moves half as many.
+    As on a GPU, the host does not read masks. Bytes are those of an all-reduce of equal time; a gather moves half as
+    many.
     """
     thin = {"grid_hidden_width": 4, "grid_specific_width": 4}
     modalities = {**MODALITIES, "video": Modality("grid", (5, 5, 4))}
     trainer = Trainer(published_config(**thin), modalities, torch.device("cpu"))
     features = random_batch(trainer.model, clips, "cpu")
-    masks = {name: torch.ones(clips, STEPS, dtype=torch.bool) for name in features}
+    masks = {name: torch.ones(clips, POSITIONS, dtype=torch.bool) for name in features}
     seen: list[float] = []
     operations = _Operations()
 
@@ -229,15 +234,15 @@ def count_step(clips: int) -> tuple[int, int, float]:
         operations,
     ):
         trainer.train_step(features, masks, 1e-3, Shard(clips, dist.group.WORLD))
-    # The last is the gradient's; with one rank the codebook's update reduces nothing: its buffer in float64.
+    # The last is the gradient's. With one rank the codebook's update reduces nothing, so its float64 buffer is added.
     modalities_here, codewords, width = len(MODALITIES), *trainer.model.codebook.codebook.shape
     statistics = 8 * (modalities_here * (1 + codewords) + codewords * width + codewords * (1 + width))
-    # To hundreds, as versions of PyTorch differ a little.
+    # To hundreds, because versions of PyTorch differ a little.
     return round(operations.number, -2), len(seen), sum(seen[:-1]) + statistics
 
 
 def count() -> Counts:
-    """Everything, in a process group of one."""
+    """All counts, in a process group of one."""
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     try:
         operations, calls, few = count_step(8)
@@ -245,19 +250,19 @@ def count() -> Counts:
     finally:
         dist.destroy_process_group()
     per_clip = (many - few) / 8
-    clip_bytes = 4 * STEPS * sum(torch.Size(kind.shape).numel() for kind in MODALITIES.values())
+    clip_bytes = 4 * POSITIONS * sum(torch.Size(kind.shape).numel() for kind in MODALITIES.values())
     return Counts(*count_arithmetic(), count_losses(), operations, calls, few - 8 * per_clip, per_clip, clip_bytes)
 
 
 def all_reduce_seconds(size: float, gpus: int) -> float:
-    """A ring moves 2 (W - 1) / W of the bytes through the slowest link: between GPUs, or of all of a machine."""
+    """A ring moves 2 (W - 1) / W of the bytes through the slowest link: between GPUs, or between machines."""
     link = number("nvlink") if gpus <= number("gpus") else number("network")
     return 2 * (gpus - 1) / gpus * size / (link * number("link_reached"))
 
 
 @dataclass(frozen=True)
 class Step:
-    """Seconds of a step by what they are spent on; launches run beside arithmetic and losses, the feed beside all."""
+    """Seconds of a step by cause. Launches run beside arithmetic and losses, the feed beside all."""
 
     arithmetic: float
     losses: float
@@ -279,7 +284,7 @@ class Step:
 
 
 def place_of(counts: Counts, clips: int) -> str:
-    """Where a machine keeps the features."""
+    """Place of the features in a machine."""
     size = clips * counts.clip_bytes
     if size <= number("store_share") * number("gpu_memory"):
         return "GPU"
@@ -341,8 +346,8 @@ def steps_table(counts: Counts, per_gpu: Callable[[int], float]) -> str:
             for precision in ("tf32", "bfloat16"):
                 step = step_of(counts, gpus, clips, per_gpu(gpus), precision)
                 batch = per_gpu(gpus) * gpus
-                parts = (step.arithmetic, step.losses, step.launches, step.gradient, step.others, step.feed, step.total)
-                times = " | ".join(f"{1e3 * part:.1f} ms" for part in parts)
+                seconds = (step.arithmetic, step.losses, step.launches, step.gradient, step.others, step.feed)
+                times = " | ".join(f"{1e3 * each:.1f} ms" for each in (*seconds, step.total))
                 epoch = clips / batch * step.total
                 shown = f"{epoch:.1f} s" if epoch < 600 else f"{epoch / 3600:.1f} h"
                 lines.append(
@@ -353,7 +358,7 @@ def steps_table(counts: Counts, per_gpu: Callable[[int], float]) -> str:
 
 
 def losses_table(counts: Counts) -> str:
-    """Each loss on every one of 64 GPUs with 80 clips each, and what its pairs would take in the form of one rank."""
+    """Each loss on every one of 64 GPUs with 80 clips each, and its time if every rank computed all pairs."""
     gpus, lines = GPUS[-1], ["| loss | precision | a rank | share of the step | with all pairs on every rank |"]
     lines.append("| --- | --- | ---: | ---: | ---: |")
     for name, (_, a_pair) in counts.losses.items():
@@ -372,7 +377,7 @@ def losses_table(counts: Counts) -> str:
 
 
 def limits_table(counts: Counts) -> str:
-    """From where on each limits a step, with so many clips on each GPU, in bfloat16."""
+    """Sizes from which each cause limits a step, in bfloat16."""
     arithmetic = counts.flops_per_clip / (number("bfloat16") * number("bfloat16_reached"))
     lines = ["| what takes as long as the arithmetic | eight GPUs | many machines |", "| --- | ---: | ---: |"]
     gradient, negatives, feeds = [], [], []
@@ -392,7 +397,7 @@ def limits_table(counts: Counts) -> str:
 
 
 def tables(counts: Counts) -> dict[str, str]:
-    """By the name of their place in docs/scaling.md."""
+    """Tables by the name of their markers in docs/scaling.md."""
     INPUTS.update(measured(RESULTS, counts.flops_per_clip, counts.clip_bytes))
     return {
         "inputs": inputs_table(counts),
@@ -405,7 +410,7 @@ def tables(counts: Counts) -> dict[str, str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--write", action="store_true", help="into docs/scaling.md")
+    parser.add_argument("--write", action="store_true", help="replace the tables of docs/scaling.md")
     write = parser.parse_args().write
     text = PAGE.read_text() if write else ""
     for name, table in tables(count()).items():

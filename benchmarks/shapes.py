@@ -1,4 +1,4 @@
-"""Problem sizes by name, and where each comes from."""
+"""Problem sizes by name, and their sources."""
 
 from typing import NamedTuple
 
@@ -6,7 +6,7 @@ from unicode_fast.config import Modality
 
 
 class Shape(NamedTuple):
-    """B clips of T steps in each of the modalities, M codewords of width D."""
+    """B clips of T positions in each of the modalities, M codewords of width D."""
 
     clips: int
     steps: int
@@ -31,7 +31,7 @@ class SearchShape(NamedTuple):
     width: int
 
 
-# First the size that is trained at, 3 modalities of 80 clips of ten seconds, where calls cost more than arithmetic.
+# First the size of training, 3 modalities of 80 clips of ten seconds, where calls cost more than arithmetic.
 SEARCH_SHAPES = {
     "published": SearchShape(2400, 400, 256),
     "more codewords": SearchShape(2400, 1024, 256),
@@ -41,7 +41,7 @@ SEARCH_SHAPES = {
     "million": SearchShape(1_000_000, 1024, 256),
     "million, 8192 codewords": SearchShape(1_000_000, 8192, 256),
 }
-# Those that search and update are measured at together.
+# Sizes of search and update together.
 UPDATE_SHAPES = ("narrow", "wide", "million")
 CPU_SHAPES = ("published", "more codewords", "narrow", "wide")
 
@@ -55,7 +55,7 @@ class ContrastShape(NamedTuple):
     width: int
 
 
-# Cross-CPC: pre-training as published and with more steps predicted, then large batches of one pair.
+# Cross-CPC: pre-training as published and with more prediction steps, then large batches of one pair.
 CONTRAST_SHAPES = {
     "published": ContrastShape(3, 1, 80, 256),
     "twelve steps": ContrastShape(3, 12, 80, 256),
@@ -63,7 +63,7 @@ CONTRAST_SHAPES = {
     "32768 clips": ContrastShape(1, 1, 32768, 256),
     "131072 clips": ContrastShape(1, 1, 131072, 256),
 }
-# What is measured where: shape and precision.
+# Measured shapes and precisions, by device.
 CONTRAST_CASES = {
     "cpu": [(shape, "float32") for shape in CONTRAST_SHAPES],
     "cuda": [
@@ -81,14 +81,14 @@ CONTRAST_CASES = {
 
 
 class TrainShape(NamedTuple):
-    """B clips of T steps, in the sizes of a preset and the three modalities of a data set.
+    """B clips of T positions, in the sizes of a preset and the three modalities of a data set.
 
     Attributes:
         clips: B.
         steps: T.
         size: of the preset, "small" or "paper".
-        audio: shape of one time step.
-        video: shape of one time step.
+        audio: shape of one position.
+        video: shape of one position.
         text: shape of one word.
     """
 
@@ -109,7 +109,7 @@ class TrainShape(NamedTuple):
 
 
 # The whole step: as published (VGGish audio, VGG-19 grids, BERT words), and of the default run on the built-in data. A
-# clip as published costs 77 GFLOP, so that a CPU takes four of them.
+# published clip costs 77 GFLOP, so a CPU has only four of them.
 _DEFAULT = TrainShape(80, 10, "small", (128,), (7, 7, 16), (128,))
 _PUBLISHED = TrainShape(80, 10, "paper", (128,), (7, 7, 512), (768,))
 TRAIN_SHAPES = {

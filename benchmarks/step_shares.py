@@ -1,7 +1,7 @@
-"""How much of a training step each operator takes: `python benchmarks/step_shares.py`.
+"""Share of each operator in a training step: `python benchmarks/step_shares.py`.
 
-Runs the default configuration on the CPU and writes results/step-shares-cpu.json: for each operator, forward and
-backward, its milliseconds in a step and their share of it.
+It runs the default configuration on the CPU and writes results/step-shares-cpu.json: milliseconds of each operator in a
+step, forward and backward, and their share.
 """
 
 import time
@@ -23,9 +23,9 @@ NAMESPACE = "unicode_fast::"
 
 def main() -> None:
     config = Config()
-    store = open_dataset(config.data)
-    trainer = Trainer(config, check_store(config, store), torch.device("cpu"))
-    clips = store.split("train").restrict(trainer.model.names)
+    dataset = open_dataset(config.data)
+    trainer = Trainer(config, check_store(config, dataset), torch.device("cpu"))
+    clips = dataset.split("train").restrict(trainer.model.names)
     batches = Batches(clips, config.train.batch_size, config.train.seed)
 
     def steps(first: int, number: int) -> None:
@@ -34,7 +34,7 @@ def main() -> None:
             trainer.train_step(batch.features, batch.mask, config.train.learning_rate)
 
     steps(0, WARM_UP_STEPS)
-    # Without the profiler, which makes a step slower than it is.
+    # Without the profiler, which slows a step down.
     begin = time.perf_counter()
     steps(WARM_UP_STEPS, STEPS)
     step_ms = 1000 * (time.perf_counter() - begin) / STEPS

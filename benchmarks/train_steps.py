@@ -1,7 +1,7 @@
-"""Whole training steps, and where one goes: `python benchmarks/train_steps.py CONTENDER SIZE` prints a line of JSON.
+"""Whole training steps, and their profile: `python benchmarks/train_steps.py CONTENDER SIZE` prints a line of JSON.
 
-`bench_train_step.py` calls it, each contender in a process of its own. With `--profile` the line holds the time of
-every part of the step, forward and backward, by torch.profiler.
+`bench_train_step.py` calls it, each contender in its own process. With `--profile` the line holds the time of every
+part of the step, forward and backward, by torch.profiler.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from unicode_fast.methods import Draws
 from unicode_fast.training.trainer import Trainer
 
 RATE = 4e-4
-# A step is repeated until this many seconds have passed, and at least so often.
+# A step is repeated for this many seconds, and at least this many times.
 LONGEST_SECONDS, LEAST_REPEATS = {"cpu": 10.0, "cuda": 3.0}, 3
 Features = dict[str, Tensor]
 
@@ -40,11 +40,11 @@ def config_of(shape: TrainShape, rules: str, **fields: object) -> Config:
 
 
 class Contender(NamedTuple):
-    """What to run.
+    """A contender.
 
     Attributes:
-        make: takes shape and device, returns what has a `model` and a `train_step`.
-        devices: where the benchmark measures it; elsewhere it may be asked for by name.
+        make: from shape and device to an object with a `model` and a `train_step`.
+        devices: of the benchmark; the script runs it on any device.
     """
 
     make: Callable[[TrainShape, torch.device], Any]
@@ -59,7 +59,7 @@ def ours(rules: str, *devices: str, **fields: object) -> Contender:
     )
 
 
-# Inductor compiles for minutes on a CPU. The most important ones come first, as time may run out.
+# Inductor compiles for minutes on a CPU. The most important contenders come first, because time may run out.
 CONTENDERS: dict[str, Contender] = {
     "the original": Contender(
         lambda shape, device: OriginalStep(config_of(shape, "official"), shape.modalities(), device)
@@ -77,7 +77,7 @@ CONTENDERS: dict[str, Contender] = {
     "recommended, bfloat16, channels last": ours("recommended", precision="bfloat16", channels_last=True),
     "recommended, compiled": ours("recommended", "cuda", compile=True),
 }
-# Whose parts are shown.
+# Contenders with a profile.
 PROFILED = ("recommended, float32", "recommended, bfloat16, channels last")
 
 
@@ -103,7 +103,7 @@ def disagreement() -> float:
 
 
 def inputs(shape: TrainShape, device: torch.device, dtype: torch.dtype) -> tuple[Features, Features]:
-    """Random features and masks of a batch; sentences differ in length, as they do in the built-in data."""
+    """Random features and masks of a batch; sentences differ in length, as in the built-in data."""
     generator = torch.Generator().manual_seed(0)
     features, mask = {}, {}
     for name, modality in shape.modalities().items():
@@ -124,7 +124,7 @@ def make(contender: str, shape: TrainShape, device: torch.device) -> tuple[Any, 
 
 
 def milliseconds(step: Callable[[], object], device: torch.device) -> tuple[list[float], list[float]]:
-    """Times of single steps after a warm-up of two: on the clock, and of the processor's cores together."""
+    """Times of single steps after a warm-up of two: by the clock, and of all cores together."""
     wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     step()
     step()
@@ -161,7 +161,7 @@ PARTS: dict[str, tuple[tuple[str, str], ...]] = {
 
 @contextmanager
 def marked(trainer: Trainer) -> Iterator[None]:
-    """Within, the methods of PARTS and the clipping leave spans of their part's name in a profile."""
+    """Methods of PARTS and the clipping have spans of their part's name in a profile."""
 
     def spanning(part: str, function: Callable) -> Callable:
         @functools.wraps(function)

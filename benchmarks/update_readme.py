@@ -1,6 +1,6 @@
-"""Puts measured numbers into README and docs, between their markers: `python benchmarks/update_readme.py [RUN]`.
+"""Writes measured numbers into README and docs, between their markers: `python benchmarks/update_readme.py [RUN]`.
 
-All of them come from benchmarks/results/. With RUN, that run becomes the default run there, and its pictures are taken.
+All of them come from benchmarks/results/. With RUN, that run becomes the default run there, with its pictures.
 """
 
 import argparse
@@ -32,11 +32,11 @@ PROBLEMS = {
     "step": "quantiser step",
     "contrast": "Cross-CPC",
 }
-# Operators of the dispatcher that one public operator consists of.
+# Public operator of each dispatched operator with another name.
 OPERATORS = {"codebook_apply": "codebook_update", "codebook_statistics": "codebook_update"}
-# Of the speed table: problem, shape and precision.
+# A line of the speed table: problem, shape and precision.
 Line = tuple[str, str, str]
-# Those in the README.
+# Lines in the README.
 SHORT: tuple[Line, ...] = (
     ("search", "published", ""),
     ("search", "wide", ""),
@@ -47,7 +47,7 @@ SHORT: tuple[Line, ...] = (
 
 
 def expected_lines(device: str) -> dict[str, dict[Line, Mapping[str, int]]]:
-    """The sizes of what there is to measure on a device, by the stem of its file of results."""
+    """Sizes of all measurements on a device, by the stem of the file of results."""
     quantiser: dict[Line, Mapping[str, int]] = {}
     for problem, shapes in {"search": SEARCH_SHAPES, "update": UPDATE_SHAPES, "step": SHAPES}.items():
         for name in shapes:
@@ -60,7 +60,7 @@ def expected_lines(device: str) -> dict[str, dict[Line, Mapping[str, int]]]:
 
 
 def replace_part(name: str, text: str) -> None:
-    """Put text between the markers of this name in README or a page of docs/, whichever has them."""
+    """Writes text between the markers of this name in README or a page of docs/."""
     pattern = re.compile(rf"(<!-- {name} -->\n).*(<!-- /{name} -->)", re.DOTALL)
     pages = [page for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")) if pattern.search(page.read_text())]
     if len(pages) != 1:
@@ -78,7 +78,7 @@ def size_of(row: dict) -> str:
 
 
 def speed_rows(device: str, stem: str) -> dict[Line, tuple[str, list[dict]]]:
-    """The size of each problem to measure on a device, and the rows that were measured or given up."""
+    """Size of each problem on a device, and its rows, with numbers or reasons."""
     rows = [{"problem": stem, **row} for row in read(f"{stem}-{device}.json")]
     return {
         key: (
@@ -123,7 +123,7 @@ def short_speed_table() -> str:
 
 
 def errors_of(ours: list[dict]) -> str:
-    """How far our results are from those in float64."""
+    """Differences of our results from float64."""
     errors = [row["gradient_error"] for row in ours if "gradient_error" in row]
     if errors:
         return f"the gradients of Cross-CPC differ from float64 by at most {max(errors):.0e} of the largest"
@@ -132,7 +132,7 @@ def errors_of(ours: list[dict]) -> str:
 
 
 def speed_line(device: str, problem: str, size: str, group: list[dict]) -> str:
-    """The line of one device, problem and shape, from the rows that were measured or given up."""
+    """The line of one device, problem and shape, from its rows."""
     ours = next((row for row in group if row["contender"] == "ours"), {"missing": "not run yet"})
     if "missing" in ours:
         return f"| {device} | {PROBLEMS[problem]} | {size} | {ours['missing']} | |"
@@ -141,7 +141,7 @@ def speed_line(device: str, problem: str, size: str, group: list[dict]) -> str:
 
 
 def other(row: dict, ours: dict) -> str:
-    """A contender's time, its ratio to ours and its wrong rows, or why it has none."""
+    """A contender's time, its ratio to ours and its wrong rows, or the reason for no time."""
     if "missing" in row:
         return f"{row['contender']}: {row['missing']}"
     wrong = f", {row['wrong_rows']} of {row['checked_rows']} rows wrong" if row.get("wrong_rows") else ""
@@ -149,7 +149,7 @@ def other(row: dict, ours: dict) -> str:
 
 
 def shares() -> str:
-    """What each operator takes of a training step, in one sentence."""
+    """Share of each operator in a training step, in one sentence."""
     measured = read("step-shares-cpu.json")
     total: Counter[str] = Counter()
     for name, row in measured["operators"].items():
@@ -163,7 +163,7 @@ def shares() -> str:
 
 
 def step_sentence() -> str:
-    """What a training step takes on the CPU, and the released code's."""
+    """Time of a training step on the CPU, ours and the released code's."""
     rows = read("train-step-cpu.json")
     found = {(row["contender"], row["size"]): row for row in rows if "missing" not in row}
     seconds = {key: f"{row['median_ms'] / 1000:.2g} s" for key, row in found.items()}
@@ -179,7 +179,7 @@ def step_sentence() -> str:
 
 
 def install_sentence() -> str:
-    """How long the first command takes, and what it needs of the disk."""
+    """Time and disk space of the first command."""
     found = read("install.json")
     note = f", {found['note']}" if found["note"] else ""
     minutes = {name: f"{seconds / 60:.1f}" for name, seconds in found["seconds"].items()}
@@ -195,7 +195,7 @@ def install_sentence() -> str:
 
 
 def making_sentence() -> str:
-    """How long the built-in data take to be made."""
+    """Time to make the built-in data."""
     made = read("data-made.json")
     times = " and ".join(f"`{name}` in {seconds:.0f} s" for name, seconds in made["seconds"].items())
     return (
@@ -205,7 +205,7 @@ def making_sentence() -> str:
 
 
 def reading_sentence() -> str:
-    """What a random batch costs from zips and from stores."""
+    """Time of a random batch from zips and from stores."""
     rows = read("data-cpu.json")
     times = ", ".join(
         f"{row['contender']}: {row['median_ms']:.3g} ms ({row['times_slower_than_store_float32']:.2g}x)" for row in rows
@@ -218,7 +218,7 @@ def reading_sentence() -> str:
 
 
 def numbers_table() -> str:
-    """The run on talking-numbers, beside what the same encoders reach with labels."""
+    """The run on talking-numbers, beside accuracies of the same encoders with labels."""
     summary = read("talking-numbers-run.json")
     bounds = read("upper-bound.json")["talking-numbers"]
     heads = ["task", "direction", "zero-shot", "same modality", "tokens / same", "trained with labels"]
@@ -244,7 +244,7 @@ def numbers_table() -> str:
 
 
 def ablation_findings() -> str:
-    """Where removing a component does not do what it does in the paper, or nothing is decided, as a table."""
+    """Removals with another effect than in the paper, or an undecided one, as a table."""
     path = RESULTS / "ablation.json"
     content = json.loads(path.read_text())
     base = from_saved(content["config"])
@@ -265,7 +265,7 @@ def ablation_findings() -> str:
 
 
 def put_run(run: Path) -> None:
-    """A finished run becomes the default run, whose pictures the pages show."""
+    """Copies a finished run to the results as the default run, and its pictures to docs/."""
     summary = json.loads((run / "summary.json").read_text())
     seeds = summary.get("seeds", [summary.get("seed")])
     below = run / f"seed-{seeds[0]}" if len(seeds) > 1 else run
@@ -276,7 +276,7 @@ def put_run(run: Path) -> None:
 
 
 def default_run() -> tuple[str, str]:
-    """The table of the default run in short, and with codes and origin."""
+    """The table of the default run, in short and with codes; both with the origin."""
     summary = read("default-run.json")
     rows = [Row.from_dict(row) for row in summary["rows"]]
     seeds = summary.get("seeds", [summary.get("seed")])

@@ -1,9 +1,9 @@
-"""What labels give: `python benchmarks/upper_bound.py [DATA] [--steps N] [--seeds N]`.
+"""Accuracy with labels: `python benchmarks/upper_bound.py [DATA] [--steps N] [--seeds N]`.
 
-The encoders of the recommended preset, each trained with the classes of the training clips: features, semantic encoder,
-maximum over the clip's steps, linear classifier. No codebook and no other modality takes part. The step is chosen on
-validation clips of the same modality, accuracies are of the test split, so they stand above a zero-shot score as what
-the same encoder reaches with labels of that very modality. benchmarks/results/upper-bound.json holds them by data set.
+Each encoder of the recommended preset is trained with the classes of the training clips: features, semantic encoder,
+maximum over the clip's positions, linear classifier. No codebook and no other modality takes part. The step is chosen
+on validation clips of the same modality; accuracies are of the test split. They are upper bounds of zero-shot scores,
+as the same encoder is trained with labels of the tested modality. benchmarks/results/upper-bound.json holds them.
 """
 
 import argparse
@@ -45,9 +45,9 @@ class Labelled(nn.Module):
 
 
 @torch.no_grad()
-def accuracy(model: Labelled, store: Store, split: str, name: str) -> float:
-    """Share of a split's clips that are classified right."""
-    clips = store.clips(split, name)
+def accuracy(model: Labelled, dataset: Store, split: str, name: str) -> float:
+    """Share of a split's clips with the correct class."""
+    clips = dataset.clips(split, name)
     right = 0
     model.eval()
     for numbers in np.array_split(np.arange(len(clips)), -(-len(clips) // 250)):
@@ -57,17 +57,17 @@ def accuracy(model: Labelled, store: Store, split: str, name: str) -> float:
 
 
 def tensors(clips, name: str, numbers: np.ndarray) -> tuple[Tensor, Tensor]:
-    """Features, zero where there are none, and mask of some clips."""
+    """Features, zero outside the mask, and mask of some clips."""
     mask = torch.from_numpy(np.array(clips.mask[name][numbers]))
     features = torch.from_numpy(np.array(clips.features[name][numbers]))
     return torch.where(mask.view(*mask.shape, *[1] * (features.dim() - 2)), features, 0), mask
 
 
-def train(config: Config, store: Store, name: str) -> float:
+def train(config: Config, dataset: Store, name: str) -> float:
     """Test accuracy of one modality at the step with the best validation accuracy."""
     torch.manual_seed(config.train.seed)
-    clips, steps = store.clips("train", name), config.train.steps
-    model = Labelled(check_store(config, store)[name], config, len(clips.classes))
+    clips, steps = dataset.clips("train", name), config.train.steps
+    model = Labelled(check_store(config, dataset)[name], config, len(clips.classes))
     optimizer = torch.optim.Adam(model.parameters(), config.train.learning_rate)
     generator = np.random.default_rng(config.train.seed)
     target = torch.from_numpy(np.array(clips.target))
@@ -85,9 +85,9 @@ def train(config: Config, store: Store, name: str) -> float:
         nn.utils.clip_grad_norm_(model.parameters(), config.train.clip_norm)
         optimizer.step()
         if (step + 1) % max(1, steps // VALIDATIONS) == 0:
-            validated = accuracy(model, store, "val", name)
+            validated = accuracy(model, dataset, "val", name)
             if validated > best[0]:
-                best = (validated, accuracy(model, store, "test", name))
+                best = (validated, accuracy(model, dataset, "test", name))
     return best[1]
 
 
@@ -98,10 +98,10 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3, help="[%(default)s]")
     arguments = parser.parse_args()
     base = preset("recommended").replace(data=arguments.data, steps=arguments.steps)
-    store = open_dataset(base.data)
+    dataset = open_dataset(base.data)
     found = {
-        name: [train(base.replace(seed=seed), store, name) for seed in range(arguments.seeds)]
-        for name in check_store(base, store)
+        name: [train(base.replace(seed=seed), dataset, name) for seed in range(arguments.seeds)]
+        for name in check_store(base, dataset)
     }
     everything = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     everything[arguments.data] = {"steps": arguments.steps, "accuracy": found, "versions": versions()}

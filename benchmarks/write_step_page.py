@@ -1,4 +1,4 @@
-"""docs/training-step.md from the measurements in results/: `python benchmarks/write_step_page.py`."""
+"""Writes docs/training-step.md from results/: `python benchmarks/write_step_page.py`."""
 
 import json
 from pathlib import Path
@@ -24,13 +24,13 @@ This page shows the time of each part of a step, the effect of the options, and 
 
 
 def read(name: str) -> Any:
-    """A file of results; an empty list where there is none."""
+    """A file of results; an empty list without the file."""
     path = RESULTS / name
     return json.loads(path.read_text()) if path.exists() else []
 
 
 def machine(row: dict) -> str:
-    """What a row was measured with."""
+    """Machine, versions and commit of a row."""
     return (
         f"{row['device']}, {row['threads']} thread(s), torch {row['torch']}, {row['date']}, commit "
         f"`{(row['commit'] or 'unknown')[:12]}`"
@@ -48,7 +48,7 @@ def steps_table(rows: list[dict]) -> list[str]:
             lines.append(f"| {row['size']} | {row['contender']} | {row['missing']} | | | | |")
             continue
         original = next((r for r in rows if r["contender"] == "the original" and r["size"] == row["size"]), None)
-        # Rows of another measurement have met another machine.
+        # Rows of other commits can be from other machines.
         same = original is not None and "missing" not in original and original["commit"] == row["commit"]
         ratio = f"{original['median_ms'] / row['median_ms']:.2f}" if same else ""
         lines.append(
@@ -62,7 +62,7 @@ def steps_table(rows: list[dict]) -> list[str]:
 def parts_table(columns: dict[str, dict]) -> list[str]:
     """The share of each part in a step, forward and backward, of several profiles side by side.
 
-    Shares, as what else a machine does stretches all parts alike.
+    Shares are shown because other load of a machine slows all parts alike.
     """
     lines = [
         "| part | " + " | ".join(f"{name}: forward | backward" for name in columns) + " |",

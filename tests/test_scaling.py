@@ -26,7 +26,7 @@ def test_a_ring_moves_twice_the_bytes() -> None:
 def test_operations_of_a_convolution() -> None:
     """The first convolution over a clip's grids, forward and backward, by hand."""
     parameters, flops = scaling.count_arithmetic()
-    first = 3 * 2 * scaling.STEPS * 25 * 9 * 512 * 1024
+    first = 3 * 2 * scaling.POSITIONS * 25 * 9 * 512 * 1024
     assert first < flops < 100 * first
     with torch.device("meta"):
         owner = scaling.UniCode(scaling.MODALITIES, scaling.published_config())

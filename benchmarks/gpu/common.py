@@ -1,8 +1,8 @@
-"""What the stage scripts share: their command line, rows as lines of JSON, graphs and clocks, and sizes of a dry run.
+"""Shared code of the stage scripts: command line, rows as lines of JSON, graphs and clocks, and sizes of a dry run.
 
-A dry run is `--device cpu --size tiny`: the same code, where a graph replays by calling, events are the clock's, and
-torch.compile stops before the code of a device is generated. UNICODE_FAST_FAULT=ROW:crash|hang|wrong,... makes rows
-fail, to try what reads them.
+A dry run is `--device cpu --size tiny`: the same code, but a graph replays by a call, the clock replaces events, and
+torch.compile generates no code. UNICODE_FAST_FAULT=ROW:crash|hang|wrong,... makes rows fail, for tests of their
+readers.
 """
 
 import argparse
@@ -27,10 +27,10 @@ import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 KIT = Path(os.environ.get("UNICODE_FAST_KIT", ROOT / "gpu-kit"))
-# Searches with mma.sync, by their tile.
+# Searches with mma.sync, by tile.
 TILES = ("search_wide", "search_middle", "search_narrow")
 SEARCHES = ("search_wgmma", *TILES, "search_plain", "search_direct")
-# Which operators call a kernel, but for the searches of nearest_codeword, which stand in for one another.
+# Operators that call a kernel, without the searches of nearest_codeword, which replace one another.
 CALLERS = {
     "operands": ("nearest_codeword",),
     "statistics_scan": ("codebook_update",),
@@ -39,28 +39,28 @@ CALLERS = {
     "commitment": ("commitment_loss",),
     "cross_info_nce": ("cross_info_nce",),
 }
-# Operators of each problem of the shared benchmarks.
+# Operators of each problem of the benchmarks.
 NEEDED = {
     "search": ("nearest_codeword",),
     "update": ("nearest_codeword", "codebook_update"),
     "step": ("nearest_codeword", "codebook_update", "commitment_loss"),
     "contrast": ("cross_info_nce",),
 }
-# What may run where nearest_codeword chooses.
+# Kernels among which nearest_codeword chooses.
 CHOSEN_SEARCHES = ("operands", "search_wgmma", *TILES)
-# What may run in each problem, where ours chooses.
+# Kernels that can run in each problem.
 KERNELS = {
     "search": CHOSEN_SEARCHES,
     "update": (*CHOSEN_SEARCHES, "statistics_sorted", "apply"),
     "step": (*CHOSEN_SEARCHES, "statistics_scan", "apply", "commitment"),
     "contrast": ("cross_info_nce",),
 }
-# Of the shared benchmarks.
+# A contender of the benchmarks.
 GRAPH = "ours in a CUDA graph"
 
 
 class Stage(NamedTuple):
-    """How a stage was asked to run.
+    """Options of a stage.
 
     Attributes:
         device: "cuda" or "cpu".
@@ -81,13 +81,13 @@ class Stage(NamedTuple):
 
 
 class Found(NamedTuple):
-    """What a row says.
+    """The content of a row.
 
     Attributes:
         ok: right, wrong or, None, not run.
         text: one line.
         numbers: by name.
-        blames: if wrong, the kernel computes wrong numbers, and is left out later.
+        blames: if wrong, the kernel computes wrong numbers, and later stages leave it out.
     """
 
     ok: bool | None
@@ -97,12 +97,12 @@ class Found(NamedTuple):
 
 
 class About(NamedTuple):
-    """What a row runs.
+    """Kernels of a row.
 
     Attributes:
-        kernels: of the native program's names, and cross_info_nce; left out later if two such rows end their process.
-        at_fault: of these, the ones that a wrong row leaves out, or one that ends its process; none where it is about
-            more than an operator.
+        kernels: names of the native program, and cross_info_nce; left out later if two such rows end their process.
+        at_fault: of these, the ones that are left out later if the row is wrong or ends its process; none where the
+            row tests more than an operator.
     """
 
     kernels: tuple[str, ...] = ()
@@ -113,11 +113,11 @@ NO_KERNEL = About()
 
 
 def begin(description: str | None, *flags: tuple[str, dict[str, Any]]) -> Stage:
-    """Reads the command line, leaves out what it names, and keeps standard output for rows.
+    """Reads the command line, leaves out the named kernels, and reserves standard output for rows.
 
     Args:
         description: of the script.
-        flags: beyond those of every stage: name and what argparse is told.
+        flags: further ones: name and options of argparse.
     """
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
@@ -145,19 +145,19 @@ _rows = sys.stdout
 
 
 def _keep_output_for_rows() -> None:
-    """Whatever else is printed, by libraries too, goes to standard error."""
+    """Sends all other output, of libraries too, to standard error."""
     global _rows
     _rows = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
 
 
 def announce(name: str, **marks: Any) -> None:
-    """Print that a row begins, and what it is about, for whoever has to know where this process died."""
+    """Prints that a row begins, and its marks, so that the reader can tell which row ended the process."""
     print(json.dumps({"begins": name, **marks}), file=_rows, flush=True)
 
 
 def faulty(name: str) -> Found | None:
-    """What a row finds instead of what it would, or the end of this process, where UNICODE_FAST_FAULT says so."""
+    """A wrong row, or the end of this process, where UNICODE_FAST_FAULT has the row's name."""
     faults = os.environ.get("UNICODE_FAST_FAULT", "").split(",")
     if f"{name}:crash" in faults:
         os.abort()
@@ -167,7 +167,7 @@ def faulty(name: str) -> Found | None:
 
 
 def emit(name: str, found: Found, **marks: Any) -> None:
-    """Print a row."""
+    """Prints a row."""
     numbers = {**found.numbers, **marks}
     if "commit" in numbers and numbers["commit"] is None:
         numbers["commit"] = _kit_commit()
@@ -175,7 +175,7 @@ def emit(name: str, found: Found, **marks: Any) -> None:
 
 
 def _kit_commit() -> str | None:
-    """The commit that travelled, where there is no repository."""
+    """The commit of the kit, for a machine without a repository."""
     manifest = KIT / "manifest.json"
     return json.loads(manifest.read_text()).get("commit") if manifest.exists() else None
 
@@ -188,17 +188,17 @@ def attempt(
     about: About = NO_KERNEL,
     **options: Any,
 ) -> bool | None:
-    """The row that `measure` finds of a stage and more; an error is one too, and the end where the device is lost.
+    """Announces a row, measures it and prints it, unless it is among those to skip.
 
-    It is announced first, and nothing where it is among those to skip.
+    An error becomes a wrong row. The process ends where the device is lost.
 
     Args:
-        stage: how it was asked to run.
+        stage: the options.
         name: of the row.
         measure: takes the stage, `arguments` and `options`.
-        arguments: further ones.
-        about: what it runs; the row names what of this has not failed before.
-        options: further ones, by name.
+        arguments: of `measure`.
+        about: kernels of the row; it names those that have not failed before.
+        options: of `measure`, by name.
 
     Returns:
         Whether the row is right; None where it did not run.
@@ -244,7 +244,7 @@ def need(stage: Stage, *operators: str, kernels: Collection[str] = ()) -> None:
 
 
 def leave_out(without: Collection[str], device: str) -> None:
-    """Calls that name no backend go past these kernels from here on: to another search, or to the reference."""
+    """Calls without a backend avoid these kernels from here on: they use another search, or the reference."""
     from unicode_fast import backend
 
     operators = {operator for kernel in without for operator in CALLERS.get(kernel, ())}
@@ -258,7 +258,7 @@ def leave_out(without: Collection[str], device: str) -> None:
 
 
 def other_loop(without: Collection[str], *, hopper: bool) -> str | None:
-    """The main loop that calls none of these searches; "" where the choice may stay free, None where there is none."""
+    """The main loop without these searches; "" for a free choice, None where there is none."""
     tiles = not set(TILES).intersection(without)
     if "search_wgmma" not in without and (tiles or hopper):
         return "" if tiles else "wgmma"
@@ -268,12 +268,12 @@ def other_loop(without: Collection[str], *, hopper: bool) -> str | None:
 
 
 def qualified(stage: Stage, found: Found, kernels: Iterable[str] | None = None) -> Found:
-    """The row of a measurement, which names those of its kernels that are left out, so that no table takes it.
+    """The row of a measurement, marked with its kernels that are left out, so that no table includes it.
 
     Args:
-        stage: how it was asked to run.
+        stage: the options.
         found: the row.
-        kernels: that it would run; None for any.
+        kernels: of the row; None for any.
     """
     gone = sorted(stage.without.intersection(stage.without if kernels is None else kernels))
     if not gone:
@@ -282,7 +282,7 @@ def qualified(stage: Stage, found: Found, kernels: Iterable[str] | None = None) 
 
 
 def _shrink() -> None:
-    """Sizes, repeats and what needs CUDA in the shared benchmarks, for a dry run."""
+    """Replaces sizes, repeats and CUDA code of the benchmarks for a dry run."""
     import bench_search
     import contenders
     import contrast
@@ -311,7 +311,7 @@ def _shrink() -> None:
     train_steps.config_of = config_of
     contenders.milliseconds = contrast.milliseconds = _milliseconds_once
     train_steps.LEAST_REPEATS = 1
-    # Inductor takes minutes on a CPU; what it generates there is not what it generates for a GPU.
+    # Inductor takes minutes on a CPU, and generates other code there than for a GPU.
     torch.compile = functools.partial(torch.compile, backend="aot_eager")
     contenders.replayed = lambda make, features, codebook: make(contenders.new_state(codebook, len(features)), features)
     contrast.captured = lambda call: call
@@ -333,7 +333,7 @@ def _milliseconds_once(call: Callable[[], Tensor], device: str) -> list[float]:
 
 
 def _interprets() -> bool:
-    """Whether Triton is told to interpret, and can: interpreters before 3.8 cannot count loops with NumPy 2.4."""
+    """True where Triton is set to interpret, and can; interpreters before 3.8 cannot count loops with NumPy 2.4."""
     if os.environ.get("TRITON_INTERPRET") != "1" or find_spec("triton") is None:
         return False
     import triton
@@ -343,7 +343,7 @@ def _interprets() -> bool:
 
 
 def _interpret_contrast() -> None:
-    """Triton's kernels, interpreted, as an implementation for CPUs."""
+    """Registers Triton's interpreted kernels for CPUs."""
     from unicode_fast import backend
     from unicode_fast.ops import _library, cross_info_nce
 

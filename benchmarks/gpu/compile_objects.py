@@ -1,6 +1,6 @@
 """Compiles csrc/ for a GPU of another machine, as setup.py would: `python benchmarks/gpu/compile_objects.py FOLDER`.
 
-It runs under the torch that is to be compiled against. Objects that are up to date are not compiled again.
+It runs under the torch of the objects. Objects that are up to date are not compiled again.
 UNICODE_FAST_CUDA=0 leaves csrc/cuda out.
 """
 
@@ -20,13 +20,13 @@ def compile_objects(folder: Path) -> dict[str, Any]:
     """Objects of all of csrc/ below `folder`, and the extension that they make here.
 
     Returns:
-        The objects but that of the module, which needs the Python of the other machine; and what it has to be told.
+        The objects, without that of the module, which needs the Python of the other machine; and their versions.
     """
     import torch
 
     import setup as build
 
-    # Neither symbols for debuggers nor the folders of this machine travel.
+    # Objects hold neither debug symbols nor folders of this machine.
     places = {ROOT: ".", Path(torch.__file__).parent: "torch"}
     with_cuda = os.environ.setdefault("UNICODE_FAST_CUDA", "1") != "0"
     os.environ |= {
@@ -36,7 +36,7 @@ def compile_objects(folder: Path) -> dict[str, Any]:
     from setuptools import Distribution
 
     os.chdir(ROOT)
-    # Without the options of pyproject.toml, which old versions of setuptools cannot read.
+    # Without options of pyproject.toml, which old versions of setuptools cannot read.
     made = Distribution({"name": "unicode_fast", **build.extension_options(os.environ)})
     command = made.get_command_obj("build_ext")
     command.build_temp, command.build_lib = str(folder / "objects"), str(folder / "package")

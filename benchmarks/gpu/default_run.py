@@ -1,7 +1,7 @@
 """The default run on a GPU beside a CPU's: `python benchmarks/gpu/default_run.py --data gpu-kit/store`.
 
-It trains with the default configuration, then with a CUDA graph, then in bfloat16, and prints how the scores differ
-from those of cpu-scores.json beside the data, of the same fields; then a run that is interrupted and gone on with.
+It trains with the default configuration, then with a CUDA graph, then in bfloat16. It prints the differences of scores
+from cpu-scores.json beside the data, which has the same fields. Last, it interrupts and resumes a run.
 """
 
 import contextlib
@@ -21,22 +21,22 @@ from common import Found, Stage
 
 from unicode_fast import checkpoint, train
 
-# Half the default's, as three runs have to end within a minute; the learning rate falls over as many.
+# Half the default's, because three runs must end within a minute; the learning rate falls over as many.
 STEPS = 300
-# Score points, of 240 test clips: training magnifies rounding. The mean counts more than any single direction.
+# In points, on 240 test clips: training magnifies rounding. The mean is more robust than any single direction.
 LARGEST_MEAN_DIFFERENCE = 3.0
 VARIANTS: dict[str, dict[str, Any]] = {
     "float32": {},
     "in a CUDA graph": {"cuda_graph": True},
     "bfloat16": {"precision": "bfloat16"},
 }
-# By how much an interrupted run may differ where two whole ones differ.
+# Largest ratio of a resumed run's difference to that of two whole runs.
 LEAST_SPREAD_FACTOR = 10.0
 RESUMED_STEPS = 20
 
 
 def run_train(*arguments: str, pictures: bool = False) -> None:
-    """The training command; what it prints goes to standard error, and pictures, which take seconds, are left out."""
+    """Runs the training command; its output goes to standard error, and pictures, which take seconds, are left out."""
     drawing = contextlib.nullcontext() if pictures else mock.patch.object(train.pictures, "draw_run")
     with contextlib.redirect_stdout(sys.stderr), drawing:
         train.main(arguments)
@@ -50,14 +50,14 @@ def flags_of(fields: dict[str, Any]) -> list[str]:
 def trained(
     store: Path, folder: Path, device: str, fields: dict[str, Any], *, pictures: bool = False
 ) -> dict[str, Any]:
-    """Scores and seconds of a run, which is gone on with where it was interrupted.
+    """Scores and seconds of a run, which is resumed if it was interrupted.
 
     Args:
-        store: that it learns from.
+        store: with the training data.
         folder: of the run.
-        device: where.
+        device: of the training.
         fields: of the configuration that differ from the default.
-        pictures: whether they are drawn too.
+        pictures: draw them too.
     """
     if not (folder / "summary.json").exists():
         new = ["--data", str(store), "--out", str(folder), *flags_of({"device": device, **fields})]
@@ -69,7 +69,7 @@ def trained(
 
 
 def beside_cpu(found: dict[str, float], cpu: list[dict[str, float]]) -> dict[str, Any]:
-    """Differences from the mean of the CPU's scores, in percentage points; the same of its own seeds."""
+    """Differences from the mean of the CPU's scores, and of its own seeds, in percentage points."""
     means = {name: float(np.mean([scores[name] for scores in cpu])) for name in found}
     points = {name: round(100 * (found[name] - means[name]), 2) for name in found}
     spread = max(abs(scores[name] - means[name]) for scores in cpu for name in found)
@@ -115,7 +115,7 @@ def difference(first: dict[str, Any], second: dict[str, Any]) -> float:
 
 
 def resumed(stage: Stage, folder: Path, base: dict[str, Any]) -> Found:
-    """A run that is interrupted and gone on with, beside two that are not."""
+    """A run that is interrupted and resumed, beside two whole runs."""
     steps = base["steps"]
     fields = {**base, "validations": 0, "probe_tasks": "none", "device": stage.device}
     new = ["--data", str(stage.options.data), *flags_of(fields)]
@@ -128,7 +128,7 @@ def resumed(stage: Stage, folder: Path, base: dict[str, Any]) -> Found:
             raise KeyboardInterrupt
         return step(trainer, *arguments)
 
-    # So that a checkpoint lies between the first step and the interruption.
+    # Checkpoints often, so that one lies between the first step and the interruption.
     with mock.patch.object(train, "advance", advance_or_stop), contextlib.suppress(KeyboardInterrupt):
         run_train(*new, "--out", str(cut), "--checkpoint_seconds", "0.001")
     begun = checkpoint.steps_in(cut)[-1]
@@ -143,7 +143,7 @@ def resumed(stage: Stage, folder: Path, base: dict[str, Any]) -> Found:
 
 
 def main() -> None:
-    data = ("--data", {"type": Path, "default": common.KIT / "store", "help": "store that the kit has"})
+    data = ("--data", {"type": Path, "default": common.KIT / "store", "help": "store of the kit"})
     stage = common.begin(__doc__, data)
     folder = Path(tempfile.mkdtemp(prefix="unicode-fast-default-run-"))
     base: dict[str, Any] = {"steps": STEPS}

@@ -1,4 +1,4 @@
-"""What a run without a GPU needs: stand-ins for NVIDIA's tools, and no packages that the GPU machine lacks."""
+"""A run without a GPU: stand-ins for NVIDIA's tools, and without the packages that the GPU machine lacks."""
 
 import json
 import os
@@ -7,9 +7,9 @@ from pathlib import Path
 from zipfile import ZipFile
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-# What prepare_gpu.py makes for it.
+# Kit of prepare_gpu.py for it.
 KIT = ROOT / "build" / "dry-kit"
-# Of those that the project can use.
+# Optional packages that the GPU machine lacks.
 LACKING = (
     "espeakng_loader",
     "faiss",
@@ -40,7 +40,7 @@ def find_what_travels(finder, name, path=None, target=None):
 PathFinder.find_spec = MethodType(find_what_travels, PathFinder)
 '''
 STAND_INS = {
-    # Runs what it is given, and finds nothing.
+    # Runs its command, and finds no error.
     "compute-sanitizer": """while [ "${1#--}" != "$1" ]; do shift 2; done
 "$@" && echo "========= ERROR SUMMARY: 0 errors"
 """,
@@ -51,7 +51,7 @@ exit 1
 
 
 def is_kit(folder: Path) -> bool:
-    """Whether prepare_gpu.py made this one for a dry run: its kernels run on the host."""
+    """True for a kit for a dry run, whose kernels run on the host."""
     try:
         return "decision" in json.loads((folder / "manifest.json").read_text())["objects"]
     except (OSError, ValueError, LookupError, TypeError):
@@ -59,7 +59,7 @@ def is_kit(folder: Path) -> bool:
 
 
 def pack_wheel(name: str, folder: Path) -> None:
-    """An installed package of Python alone as a wheel."""
+    """Packs an installed pure Python package as a wheel."""
     installed = distribution(name)
     with ZipFile(folder / f"{name}-{installed.version}-py3-none-any.whl", "w") as wheel:
         for file in installed.files or []:
@@ -68,11 +68,11 @@ def pack_wheel(name: str, folder: Path) -> None:
 
 
 def prepare(folder: Path, wheels: Path) -> dict[str, str]:
-    """Make the stand-ins and the module that hides packages, for PATH and PYTHONPATH; further variables.
+    """Makes the stand-ins and the module that hides packages, for PATH and PYTHONPATH; further variables.
 
     Args:
         folder: for all of it.
-        wheels: where the wheels that travel are unpacked.
+        wheels: folder of the kit's unpacked wheels.
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "sitecustomize.py").write_text(BLOCKER.format(lacking=LACKING, wheels=str(wheels)))

@@ -27,21 +27,21 @@ DECISION = "objects that were compiled on another machine"
 
 
 class LinkError(RuntimeError):
-    """The objects do not fit this machine, or compiler or linker failed; the message says how."""
+    """The objects do not fit this machine, or compiler or linker failed."""
 
 
 def link(kit: Path, folder: Path) -> Path:
-    """Compile the module, link it with the objects of a kit, and write the record that the package reads first.
+    """Compiles the module, links it with the objects of a kit, and writes its record, which the package reads first.
 
     Args:
-        kit: what benchmarks/prepare_gpu.py made.
-        folder: to make the package in.
+        kit: folder of benchmarks/prepare_gpu.py.
+        folder: of the new package.
 
     Returns:
         The extension's file.
 
     Raises:
-        LinkError: the objects do not fit the torch, the CUDA or the sources that are here, or a tool failed.
+        LinkError: the objects do not fit the torch, the CUDA or the sources of this machine, or a tool failed.
     """
     import torch
 
@@ -77,7 +77,7 @@ def link(kit: Path, folder: Path) -> Path:
 
 
 def headers(torch_folder: Path) -> list[str]:
-    """Where Python's, pybind11's and the CUDA runtime's headers are, the last where there are any."""
+    """Folders of the headers of Python, pybind11 and, where they exist, the CUDA runtime."""
     toolkit = build.find_toolkit(os.environ)
     packaged = sorted(torch_folder.parent.glob("nvidia/cu*/include"))
     cuda = packaged if isinstance(toolkit, str) else [toolkit.home / "include"]

@@ -1,7 +1,7 @@
 """Each operator on the device against its reference in float64, then replayed in a CUDA graph on new inputs.
 
-`python benchmarks/gpu/operators.py --device cuda`; one line of JSON a row, and one before it begins. Both hold the
-kernels that the row runs, and those that are at fault where it is wrong.
+`python benchmarks/gpu/operators.py --device cuda` prints one line of JSON per row, and one before the row begins. Both
+hold the kernels of the row, and those that are at fault if it is wrong.
 """
 
 import os
@@ -35,13 +35,13 @@ from unicode_fast import (
 )
 from unicode_fast.modules.model import update_rule
 
-# Loops of the CUDA search, with the kernel of each; "" takes the one that suits, after each has been tried by itself.
+# Loops of the CUDA search, with the kernel of each; "" is the free choice, which comes after each loop by itself.
 LOOPS = {
     **{name: f"search_{name}" for name in ("wgmma", "wide", "middle", "narrow", "plain")},
     "": "",
 }
 CHEAP = ("more codewords", "narrow", "wide")
-# Only the search that is taken by itself, and the one with wgmma, are quick there.
+# Only the chosen search and the one with wgmma are fast at this size.
 LARGE = "million"
 PRESETS = ("recommended", "paper", "official")
 MODALITIES = 3
@@ -49,7 +49,7 @@ Call = Callable[..., tuple[Tensor, ...]]
 
 
 def main_loop(name: str) -> Any:
-    """Within, the CUDA search computes its scores so; "" leaves the choice as it is."""
+    """Sets the main loop of the CUDA search; "" keeps the choice."""
     return mock.patch.dict(os.environ, {"UNICODE_FAST_MAIN_LOOP": name} if name else {})
 
 
@@ -62,12 +62,12 @@ class Sizes(NamedTuple):
 
 
 def sizes_of(stage: Stage) -> Sizes:
-    """Of a training step."""
+    """Sizes of a training step."""
     return Sizes(24, 12, 16) if stage.tiny else Sizes(800, 400, 256)
 
 
 def sorted_sizes_of(stage: Stage) -> Sizes:
-    """Of one whose statistics are sorted, as rows times codewords are more than 2^24."""
+    """Sizes of a step with sorted statistics, as rows times codewords exceed 2^24."""
     return Sizes(700, 8192, 2) if stage.tiny else Sizes(30_000, 400, 256)
 
 
@@ -84,13 +84,13 @@ def rows_and_codebook(stage: Stage, *shape: int, seed: int) -> list[Tensor]:
 
 
 def counts_candidates(stage: Stage) -> bool:
-    """Whether compared_codewords is more than its stand-in here."""
+    """True where compared_codewords is registered for the device."""
     key = "CUDA" if stage.device == "cuda" else "CPU"
     return torch._C._dispatch_has_kernel_for_dispatch_key("unicode_fast::compared_codewords", key)
 
 
 def searched(stage: Stage, features: Tensor, codebook: Tensor) -> dict[str, Any]:
-    """Rows that are wrong, that fell back to all codewords, and the mean number of candidates of the others."""
+    """Number of wrong rows, of rows that fell back to all codewords, and mean number of candidates of the others."""
     found = nearest_codeword(features, codebook)
     wrong, checked = contenders.wrong_rows(found.index, features, codebook)
     numbers: dict[str, Any] = {"rows": len(features), "wrong": wrong, "checked": checked}
@@ -103,7 +103,7 @@ def searched(stage: Stage, features: Tensor, codebook: Tensor) -> dict[str, Any]
 
 
 def search(stage: Stage, loop: str) -> Found:
-    """One loop at all shapes that are cheap, and in half precision."""
+    """One loop at all cheap shapes, and in half precision."""
     common.need(stage, "nearest_codeword", kernels=[LOOPS[loop]])
     cases = [("published", dtype) for dtype in (torch.float32, torch.bfloat16, torch.float16)]
     cases += [(name, torch.float32) for name in (*CHEAP, *((LARGE,) if loop in ("", "wgmma") else ()))]
@@ -114,13 +114,13 @@ def search(stage: Stage, loop: str) -> Found:
             features, codebook = draw(stage, rows, width, dtype=dtype), draw(stage, codewords, width, seed=1)
             kind = str(dtype).removeprefix("torch.")
             results.append({"shape": name, "dtype": kind, **searched(stage, features, codebook)})
-    # What was left out may have left the plain loop alone.
+    # Without the failed kernels, the plain loop may be the only one.
     taken = loop or os.environ.get("UNICODE_FAST_MAIN_LOOP")
     return search_row(results, must_know=taken != "plain")
 
 
 def search_row(results: Sequence[dict[str, Any]], *, must_know: bool) -> Found:
-    """The row of several shapes; `must_know` where no row may have been compared with all codewords."""
+    """The row of several shapes; with `must_know`, no row may fall back to all codewords."""
     wrong, checked = (sum(case[name] for case in results) for name in ("wrong", "checked"))
     text, ok = f"{wrong} of {checked} rows wrong", wrong == 0
     if must_know and all(case["fallback"] is not None for case in results):
@@ -151,7 +151,7 @@ def search_direct(stage: Stage) -> Found:
 
 
 def update_inputs(stage: Stage, size: Sizes) -> tuple[CodebookState, list[Tensor]]:
-    """A state with codewords that are due to be reset, and features of each modality."""
+    """A state with codewords due for a reset, and features of each modality."""
     codebook = draw(stage, size.codewords, size.width, seed=5)
     state = contenders.new_state(codebook, MODALITIES)
     state.idle[:, ::3] = 1000
@@ -165,7 +165,7 @@ def rule_of(name: str) -> EmaConfig:
 
 
 def prepared(stage: Stage) -> Found:
-    """Searches with a prepared codebook before and after an update have the bits of those without."""
+    """Compares searches with and without a prepared codebook, before and after an update, bit by bit."""
     common.need(stage, "nearest_codeword", "codebook_update")
     state, features = update_inputs(stage, sizes_of(stage))
     made = PreparedCodebook(state.codebook)
@@ -187,12 +187,12 @@ def update(stage: Stage, name: str, *, is_sorted: bool) -> Found:
     common.need(stage, "codebook_update")
     size = sorted_sizes_of(stage) if is_sorted else sizes_of(stage)
     state, features = update_inputs(stage, size)
-    # Not by the search, so that this row is about the update alone; some codewords go without.
+    # Not from the search, so that this row tests the update alone; some codewords have no rows.
     index = [torch.arange(len(x), device=x.device) * (m + 7) % (size.codewords - 3) for m, x in enumerate(features)]
-    truth = CodebookState(*(part.clone() for part in state))
+    truth = CodebookState(*(tensor.clone() for tensor in state))
     rule = rule_of(name)
-    for part, kind in ((state, stage.compiled), (truth, "reference")):
-        codebook_update(part, features, index, rule, backend=kind)
+    for each, kind in ((state, stage.compiled), (truth, "reference")):
+        codebook_update(each, features, index, rule, backend=kind)
     errors = {
         field: common.largest_error(getattr(state, field), getattr(truth, field)) for field in CodebookState._fields
     }
@@ -261,7 +261,7 @@ def contrast_of(targets: Tensor, predictions: Tensor, kind: str | None) -> tuple
 
 @contextmanager
 def products(precision: str) -> Any:
-    """Within, what products of float32 may lose."""
+    """Sets the precision of float32 products."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision(contrast.PRECISIONS[precision][0])
     try:
@@ -297,7 +297,7 @@ def contrast_row(stage: Stage, clips: int, steps: int, precision: str) -> Found:
 
 
 def replay(stage: Stage, call: Call, first: Sequence[Tensor], second: Sequence[Tensor]) -> Found:
-    """A graph of a call, captured on the first inputs and replayed on the second, beside the call on these."""
+    """Compares a graph of a call, captured on the first inputs and replayed on the second, with the call on these."""
     held = [x.clone() for x in first]
     again = contrast.captured(lambda: call(*held))
     for memory, new in zip(held, second, strict=True):
@@ -323,7 +323,7 @@ def replayed_search(stage: Stage, loop: str) -> Found:
 
 
 def replayed_step(stage: Stage, *, is_prepared: bool) -> Found:
-    """Search and update of a training step, all that they change included."""
+    """Search and update of a training step, with all state that they change."""
     common.need(stage, "nearest_codeword", "codebook_update")
     rule = rule_of("recommended")
     prepared_of: dict[int, PreparedCodebook] = {}
@@ -331,7 +331,7 @@ def replayed_step(stage: Stage, *, is_prepared: bool) -> Found:
     def draw_inputs(seed: int) -> list[Tensor]:
         state, features = update_inputs(stage, sizes_of(stage))
         shifted = [x + draw(stage, *x.shape, seed=seed + m) for m, x in enumerate(features)]
-        return [*(part.clone() for part in state), *shifted]
+        return [*(tensor.clone() for tensor in state), *shifted]
 
     def step(*tensors: Tensor) -> tuple[Tensor, ...]:
         state, features = CodebookState(*tensors[:5]), list(tensors[5:])
@@ -339,7 +339,7 @@ def replayed_step(stage: Stage, *, is_prepared: bool) -> Found:
         codebook = made if is_prepared else state.codebook
         index = [nearest_codeword(x, codebook).index for x in features]
         codebook_update(state, features, index, rule, prepared=made if is_prepared else None)
-        return *(part.clone() for part in state), *index
+        return *(tensor.clone() for tensor in state), *index
 
     held, second = two(draw_inputs)
     held = [x.clone() for x in held]
@@ -351,7 +351,7 @@ def replayed_step(stage: Stage, *, is_prepared: bool) -> Found:
         prepared_of[held[0].data_ptr()].refresh()
     copies = [x.clone() for x in second]
     pairs = []
-    # Twice, so that the second search reads the operands that the first update left.
+    # Twice, so that the second search reads the operands of the first update.
     for _ in range(2):
         found = [x.clone() for x in again()]
         pairs += list(zip(found, step(*copies), strict=True))
@@ -383,7 +383,7 @@ def one(*kernels: str, beside: tuple[str, ...] = ()) -> About:
 
 
 def searches(loop: str) -> About:
-    """The kernels of a search; which of them the chosen loop is depends on the sizes."""
+    """The kernels of a search; the chosen loop depends on the sizes."""
     if loop == "plain":
         return one(LOOPS[loop])
     if loop:
@@ -416,10 +416,10 @@ def main() -> None:
         row(f"commitment_loss {kind}{', masked' if masked else ''}", COMMITMENT, commitment, dtype, masked=masked)
     row("codeword_distribution", one(), distribution)
     for (clips, steps), precision in product(contrasts, precisions):
-        # TF32 is an option of few.
+        # TF32 is a rare option.
         about = About(CONTRAST.kernels) if precision == "tf32" else CONTRAST
         row(f"cross_info_nce B {clips}, K {steps}, {precision}", about, contrast_row, clips, steps, precision)
-    # What fails in a graph alone is not left out.
+    # Kernels that fail only in a graph are not left out.
     for loop in LOOPS:
         row(f"graph of nearest_codeword {loop or 'as chosen'}", About(searches(loop).kernels), replayed_search, loop)
     row("graph of search and update", SEARCH_AND_UPDATE, replayed_step, is_prepared=False)

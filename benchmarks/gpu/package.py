@@ -1,4 +1,4 @@
-"""The package as links into this checkout, so that an extension can lie beside its modules and kernels/ is within."""
+"""The package as links into this checkout, with kernels/ inside and room for an extension."""
 
 import shutil
 from pathlib import Path
@@ -7,14 +7,14 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 def link_package(folder: Path) -> Path:
-    """Make the package `unicode_fast` in `folder`, for PYTHONPATH, without an extension; returns its own folder.
+    """Makes the package `unicode_fast` in `folder`, for PYTHONPATH, without an extension; returns its own folder.
 
     Raises:
-        FileExistsError: there is something else of this name.
+        FileExistsError: the folder has another unicode_fast.
     """
     package = folder / "unicode_fast"
     if package.exists() and not (package / "__init__.py").is_symlink():
-        raise FileExistsError(f"the folder of a package of links must hold no other unicode_fast, got {folder}")
+        raise FileExistsError(f"folder must hold no other unicode_fast than a package of links, got {folder}")
     shutil.rmtree(package, ignore_errors=True)
     package.mkdir(parents=True)
     for path in (ROOT / "unicode_fast").iterdir():

@@ -1,12 +1,12 @@
-"""Stage: the contenders beside ours, the most important sizes first, each size's numbers drawn once for all of them.
+"""Stage: the contenders beside ours, the most important sizes first. Numbers of a size are drawn once for all of them.
 
-What takes long to start, compilation, comes after everything else. A row of others that fails says how.
+Contenders that compile, which takes long, come last. A row of another contender that fails holds the reason.
 """
 
 import common
 
 # isort: split
-# It has told where these are.
+# It has put the folders of these on the path.
 import bench_contrast
 import bench_search
 import contenders
@@ -54,7 +54,7 @@ def quantise(stage: Stage, problem: str, shape: str, contender: str) -> Found:
 
 
 def match(stage: Stage, shape: str, precision: str, contender: str) -> Found:
-    """One contender on one size of Cross-CPC; of others, what fails is a line."""
+    """One contender on one size of Cross-CPC."""
     need(stage, "contrast", contender)
     row = {"shape": shape, "precision": precision, "contender": contender}
     row = contenders.row_or_reason(row, contrast.measure, contender, shape, precision, stage.device)

@@ -1,4 +1,4 @@
-"""Processes with a time limit, each in a group of its own that is killed whole; their lines as they come."""
+"""Processes with time limits, each in its own group, which is killed whole; their lines as they come."""
 
 import math
 import os
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 POLL_SECONDS = 0.02
-# In which a killed process is gone.
+# For the end of a killed process.
 KILL_SECONDS = 3.0
 
 
@@ -19,11 +19,11 @@ class Job(NamedTuple):
     """A process to run.
 
     Attributes:
-        name: of its logs, and of what it is about.
+        name: of its logs, and of its subject.
         command: program and arguments.
         seconds: its own time limit.
         environment: variables beyond those of this process.
-        quiet: seconds without a line, after the first, that make it hang.
+        quiet: seconds without a line, after the first, that count as a hang.
     """
 
     name: str
@@ -37,10 +37,10 @@ class Ending(NamedTuple):
     """How a process ended.
 
     Attributes:
-        status: what it exited with, negative for a signal; None where it did not end by itself.
-        text: how it ended, in a few words; "" where it exited with 0.
-        out_of_time: it was stopped for the time limit of all, not for its own.
-        started: it ran at all, or its turn never came.
+        status: exit status, negative for a signal; None where it was stopped.
+        text: how it ended, in a few words; "" for status 0.
+        out_of_time: True where the time limit of all, not its own, stopped it.
+        started: False where it could not be started.
     """
 
     status: int | None
@@ -50,7 +50,7 @@ class Ending(NamedTuple):
 
 
 class _Running:
-    """A started process, its logs, and the lines that nobody has read yet."""
+    """A started process, its logs, and its unread lines."""
 
     def __init__(self, job: Job, logs: Path, until: float) -> None:
         self.job, self.until, self.started = job, until, time.monotonic()
@@ -67,20 +67,20 @@ class _Running:
             )
         self.out = (logs / f"{stem}.out").open(errors="replace")
         self.rest = ""
-        # When the last line came.
-        self.heard = math.inf
+        # Time of the last line.
+        self.last_line = math.inf
 
     def lines(self) -> list[str]:
         """Whole lines since the last call."""
         *whole, self.rest = (self.rest + self.out.read()).split("\n")
         if whole:
-            self.heard = time.monotonic()
+            self.last_line = time.monotonic()
         return whole
 
     def ending(self) -> Ending | None:
-        """How it has ended; None while it runs within its limits."""
+        """Its ending; None while it runs within its limits."""
         status, now = self.process.poll(), time.monotonic()
-        quiet = now - self.heard > self.job.quiet
+        quiet = now - self.last_line > self.job.quiet
         if status is None and not quiet and now < min(self.until, self.started + self.job.seconds):
             return None
         self.kill()
@@ -98,7 +98,7 @@ class _Running:
         return Ending(status, f"exit {status}: {said[-1][:200] if said else 'no message'}" if status else "")
 
     def kill(self) -> None:
-        """End the whole group, what the process left behind included."""
+        """Kills the whole group, with processes that the process left behind."""
         try:
             os.killpg(self.process.pid, signal.SIGKILL)
         except ProcessLookupError:
@@ -106,18 +106,18 @@ class _Running:
         try:
             self.process.wait(KILL_SECONDS)
         except subprocess.TimeoutExpired:
-            # It hangs in a driver, which no signal ends; what comes later need not wait for it.
+            # It hangs in a driver, which no signal ends; later jobs do not wait for it.
             pass
 
 
 def follow(jobs: Sequence[Job], logs: Path, until: float, at_once: int = 1) -> Iterator[tuple[Job, str | Ending]]:
-    """Run jobs in their order and give each line of their standard output as it comes, then how each ended.
+    """Runs jobs in their order and yields each line of their standard output as it comes, then the ending of each.
 
     Args:
-        jobs: not started are those whose turn comes after `until`.
+        jobs: those whose turn comes after `until` are not started.
         logs: folder for their whole output.
-        until: time.monotonic() at which all has to have ended.
-        at_once: how many run at one time.
+        until: time.monotonic() at which all jobs must have ended.
+        at_once: number of jobs at one time.
     """
     waiting, running = list(jobs), list[_Running]()
     try:

@@ -1,8 +1,8 @@
 """The native program of benchmarks/gpu/kernels: the kit's where it fits, else compiled on this machine.
 
-`python benchmarks/gpu/program.py --kit gpu-kit --out FOLDER` leaves FOLDER/kernels, which has started once, and
-beside it a record of its sources. Where there is no program to be had, it ends with the reasons. `--host` takes one of
-tests/cuda_on_host/build.py from the kit, which is refused else.
+`python benchmarks/gpu/program.py --kit gpu-kit --out FOLDER` makes FOLDER/kernels, which has started once, and beside
+it a record of its sources. Without a program, it ends with the reasons. Only `--host` accepts a program of
+tests/cuda_on_host/build.py in the kit.
 """
 
 import argparse
@@ -19,12 +19,12 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent.parent
 SOURCES = ROOT / "benchmarks" / "gpu" / "kernels"
 ARCHITECTURES = "9.0a"
-# What the program exits with where its arguments are wrong.
+# Exit status of the program for wrong arguments.
 USAGE_STATUS = 64
 
 
 class ProgramError(RuntimeError):
-    """There is no program; the message says why."""
+    """There is no program; the message has the reason."""
 
 
 def digest_of(files: Iterable[Path]) -> str:
@@ -36,29 +36,29 @@ def digest_of(files: Iterable[Path]) -> str:
 
 
 def sources() -> list[Path]:
-    """What the extension is compiled from."""
+    """Sources of the extension."""
     return [path for path in (ROOT / "csrc").rglob("*") if path.is_file()]
 
 
 def inputs(*, on_host: bool = False) -> dict[str, str]:
-    """What the program is compiled from, by its checksum, and for: the manifest's entry."""
+    """Checksum of the program's sources, and its architecture: the manifest's entry."""
     return {"inputs": digest_of([*SOURCES.iterdir(), *sources()]), "for": "the host" if on_host else ARCHITECTURES}
 
 
 def record(folder: Path) -> Path:
-    """Where the checksum of a folder's program is."""
+    """Path of the checksum of a folder's program."""
     return folder / "kernels.json"
 
 
 def is_current(folder: Path, *, on_host: bool = False) -> bool:
-    """Whether the folder's program is of these sources."""
+    """True where the folder's program is of these sources."""
     file = record(folder)
     made = json.loads(file.read_text()) if (folder / "kernels").exists() and file.exists() else None
     return made == inputs(on_host=on_host)
 
 
 def starts(program: Path) -> None:
-    """Run the program with a name that is no kernel's, which it refuses, or a stand-in takes.
+    """Runs the program with a name of no kernel, which it refuses and a stand-in accepts.
 
     Raises:
         ProgramError: it does not run here.
@@ -72,7 +72,7 @@ def starts(program: Path) -> None:
 
 
 def flags(architectures: str) -> list[str]:
-    """Of nvcc, to compile and to link."""
+    """Flags of nvcc, to compile and to link."""
     major, minor = architectures.split(".")
     code = f"arch=compute_{major}{minor},code=sm_{major}{minor}"
     prefix = f"-ffile-prefix-map={ROOT}=.,-pthread"
@@ -80,7 +80,7 @@ def flags(architectures: str) -> list[str]:
 
 
 def take(kit: Path, target: Path, *, on_host: bool) -> None:
-    """Copy the kit's program, and make the copy executable.
+    """Copies the kit's program, and makes the copy executable.
 
     Raises:
         ProgramError: the kit has none, or one of other sources or for another machine, or one that does not run here.
@@ -96,10 +96,10 @@ def take(kit: Path, target: Path, *, on_host: bool) -> None:
 
 
 def compiler() -> str:
-    """Where nvcc is.
+    """Path of nvcc.
 
     Raises:
-        ProgramError: it is nowhere.
+        ProgramError: nvcc is not installed.
     """
     homes = [home for home in (os.environ.get("CUDA_HOME"), "/usr/local/cuda") if home]
     path = os.pathsep.join([f"{homes[0]}/bin", os.environ.get("PATH", ""), f"{homes[-1]}/bin"])
@@ -110,10 +110,10 @@ def compiler() -> str:
 
 
 def compile_program(target: Path, nvcc: str) -> None:
-    """Compile all sources at one time, as many as there are cores, and link them.
+    """Compiles all sources, as many at a time as there are cores, and links them.
 
     Raises:
-        ProgramError: the compiler failed, or what it made does not run here.
+        ProgramError: the compiler failed, or the program does not run here.
     """
     objects = target.with_name("kernels-objects")
     objects.mkdir(parents=True, exist_ok=True)
@@ -125,14 +125,14 @@ def compile_program(target: Path, nvcc: str) -> None:
         [nvcc, *flags(ARCHITECTURES), "-c", str(file), "-o", str(each)] for file, each in zip(files, made, strict=True)
     ]
     with ThreadPoolExecutor(max(1, os.cpu_count() or 1)) as pool:
-        # An exception comes out when its turn is read; the others end by themselves.
+        # Reading the results raises the first exception; the other compilations end by themselves.
         list(pool.map(call, commands))
     call([nvcc, *flags(ARCHITECTURES), *map(str, made), "-o", str(target)])
     starts(target)
 
 
 def call(command: Sequence[str]) -> None:
-    """Run a compiler.
+    """Runs a compiler.
 
     Raises:
         ProgramError: it failed.
@@ -147,10 +147,10 @@ def call(command: Sequence[str]) -> None:
 
 
 def make(kit: Path, folder: Path, *, on_host: bool = False) -> str:
-    """Leave a program in a folder; how it came there.
+    """Makes a program in a folder; returns its origin as text.
 
     Raises:
-        ProgramError: it can neither be taken nor compiled.
+        ProgramError: it can neither be copied nor compiled.
     """
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / "kernels"

@@ -1,4 +1,4 @@
-"""What a run on a GPU found: rows by stage, rewritten whole after each, with the files and the table made from them."""
+"""Results of a run on a GPU: rows by stage, rewritten whole after each row, with files and table made of them."""
 
 import json
 import os
@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 NAME = "on-gpu.json"
 LOGS = "on-gpu-logs.tar.gz"
 TABLE_LINES, LONGEST_LINE = 58, 160
-# Stages whose numbers are in the table; of others it names what is wrong.
+# Stages whose numbers are in the table; of others it has wrong rows only.
 SHOWN = ("targets", "profile", "step", "default_run", "kernels")
 # Fields of a row that no derived file has.
 OF_THE_RUN = ("name", "ok", "text", "kernels", "at_fault")
@@ -32,7 +32,7 @@ DERIVED = (
 
 
 def write(path: Path, value: object) -> None:
-    """Write JSON so that a reader finds the old file or the new one."""
+    """Writes JSON atomically."""
     beside = path.with_name(f".{path.name}")
     beside.write_text(json.dumps(value, indent=1) + "\n")
     os.replace(beside, path)
@@ -44,8 +44,8 @@ class Report:
     Args:
         folder: for its files, at most six.
         device: in the names of the derived files.
-        keep: begin with the stages that the folder has.
-        beside: a folder that has the rows too, read where the first has none: results may be collected after each call.
+        keep: begin with the stages of the folder.
+        beside: a second folder for the rows, read where the first has none, as results may be moved after each call.
     """
 
     def __init__(self, folder: Path, device: str, *, keep: bool, beside: Path | None = None) -> None:
@@ -56,11 +56,11 @@ class Report:
         known = next((place for place in self.places if keep and place.exists()), None)
         before = json.loads(known.read_text()) if known else {}
         self.stages: dict[str, dict[str, Any]] = {stage["stage"]: stage for stage in before.get("stages", [])}
-        # Why, by kernel: "STAGE, ROW: what was found".
+        # Reason by kernel: "STAGE, ROW: text of the row".
         self.failed: dict[str, str] = before.get("failed", {})
 
     def begin(self, stage: str) -> None:
-        """A stage starts; what it found before is forgotten."""
+        """Begins a stage, without its former rows."""
         self.stages[stage] = {
             "stage": stage,
             "verdict": "stopped",
@@ -71,17 +71,17 @@ class Report:
         self.save()
 
     def add(self, stage: str, row: Row) -> None:
-        """A row of the running stage."""
+        """Adds a row to the running stage."""
         self.stages[stage]["rows"].append(row)
         self.save()
 
     def end(self, stage: str, verdict: str, seconds: float) -> None:
-        """A stage has ended."""
+        """Ends a stage."""
         self.stages[stage] |= {"verdict": verdict, "seconds": round(seconds, 1)}
         self.save()
 
     def save(self) -> None:
-        """Write the rows, and the files that are made from them."""
+        """Writes the rows, and the files that are made from them."""
         for place in self.places:
             write(place, {"failed": self.failed, "stages": list(self.stages.values())})
         found: dict[str, dict[tuple, Row]] = {each.stem: {} for each in DERIVED}
@@ -89,7 +89,7 @@ class Report:
             for row in stage["rows"]:
                 kind = next((each for each in DERIVED if set(each.key) <= row.keys()), None)
                 if kind is None or row.get("without"):
-                    # The row ran without a kernel that the table is about.
+                    # The row ran without a kernel of the table.
                     continue
                 key = tuple(row[field] for field in kind.key)
                 if "missing" not in row or key not in found[kind.stem]:
@@ -99,7 +99,7 @@ class Report:
                 write(self.folder / f"{stem}-{self.device}.json", list(rows.values()))
 
     def archive(self, logs: Path) -> None:
-        """Put all logs into one file."""
+        """Packs all logs into one file."""
         with tarfile.open(self.folder / LOGS, "w:gz") as archive:
             archive.add(logs, arcname="logs")
 
@@ -114,7 +114,7 @@ class Report:
         return f"{stage:12} {found['verdict']:9} {found['seconds'] or 0:6.1f} s  {said}{without}{alone}"[:LONGEST_LINE]
 
     def table(self) -> str:
-        """All stages, what is wrong, the kernels that were left out, and the numbers that matter, in few lines."""
+        """All stages, wrong rows, kernels that were left out, and the most important numbers, in few lines."""
         lines = [self.line(stage) for stage in self.stages]
         lines += [f"left out: {name} ({text})"[:LONGEST_LINE] for name, text in self.failed.items()]
         said = set(self.failed.values())
@@ -137,12 +137,12 @@ class Report:
         return "\n".join(lines)
 
     def rows(self, stage: str) -> list[Row]:
-        """Of a stage; none where it has not run."""
+        """Rows of a stage; none where it has not run."""
         return self.stages.get(stage, {}).get("rows", [])
 
     @property
     def clean(self) -> bool:
-        """Whether everything that ran is right, and nothing was cut for lack of time."""
+        """True where all that ran is right, and nothing was cut for lack of time."""
         return all(stage["verdict"] in ("ok", "refused") for stage in self.stages.values())
 
 

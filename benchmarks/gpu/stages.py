@@ -1,7 +1,7 @@
-"""The stages of a run on a GPU: what each runs, with which limits, and what it makes of the lines that come back.
+"""The stages of a run on a GPU: their processes, their limits, and the rows made from their lines.
 
-A stage script prints a JSON object a line with "name", "ok" (null: not run) and "text"; the native program has its own
-format. `on_gpu.py` decides which stages run, when, and for how long.
+A stage script prints one JSON object per line with "name", "ok" (null: not run) and "text"; the native program has its
+own format. `on_gpu.py` decides which stages run, when, and for how long.
 """
 
 import csv
@@ -39,9 +39,9 @@ KERNELS = (
 )
 SANITIZERS = ("memcheck", "racecheck", "synccheck")
 SANITIZER_ERROR = 9
-# What is worth the time of a sanitizer: asynchronous copies and products, and sums of many threads.
+# Kernels for the sanitizers: those with asynchronous copies and products, and sums of many threads.
 SANITIZED = ("search_wgmma", "search_middle", "statistics_sorted", "apply", "commitment")
-# Kernels of csrc/cuda whose first launch is worth a profile, by the name that the native program has for them.
+# Kernels of csrc/cuda with a profile of the first launch, by their name in the native program.
 PROFILED = {"search_wgmma": "hopper_search_kernel", "statistics_sorted": "piece_kernel"}
 METRICS = (
     "gpu__time_duration.sum",
@@ -52,12 +52,12 @@ METRICS = (
     "sm__warps_active.avg.pct_of_peak_sustained_active",
     "launch__registers_per_thread",
 )
-# What a refused tool may cost.
+# Limit for finding out that a tool is refused.
 PROBE_SECONDS = 9.0
 TEST_PROCESSES = 6
 # Of the build: a check or a compilation of the native program, a link, a compilation of everything.
 PROGRAM_SECONDS, LINK_SECONDS, COMPILE_SECONDS = 60.0, 40.0, 200.0
-# A script of operators or targets hangs that says nothing for so long; Triton compiles within it.
+# A script of operators or targets without output for so long hangs; Triton compiles in less.
 QUIET_SECONDS = 20.0
 
 
@@ -68,14 +68,14 @@ class Limits:
     Attributes:
         smoke: of a kernel's smoke test.
         times: of its event times.
-        times_at_once: how many kernels are timed at one time.
+        times_at_once: number of kernels that are timed at one time.
         tool: of one kernel under a sanitizer or profiler.
         test: of one test.
         kernels: of the native program that run.
-        sanitized: of these, what a sanitizer sees, the most important first.
-        test_processes: in how many processes the tests run.
-        tests: where they are, and which.
-        at_once: how many smoke tests run at one time.
+        sanitized: of these, those that run under a sanitizer, the most important first.
+        test_processes: number of processes for the tests.
+        tests: arguments of pytest that select them.
+        at_once: number of smoke tests at one time.
     """
 
     smoke: float = 15.0
@@ -102,16 +102,16 @@ TINY = Limits(
 
 
 class Refused(Exception):
-    """This machine does not let a tool work."""
+    """This machine does not permit a tool."""
 
 
 class NotRun(Exception):
-    """A stage has nothing to work on."""
+    """A stage lacks its input."""
 
 
 @dataclass
 class Run:
-    """What stages share.
+    """State that stages share.
 
     Attributes:
         report: takes the rows.
@@ -121,9 +121,9 @@ class Run:
         dry: a dry run.
         environment: variables of every process.
         stage: the name of the running one.
-        until: time.monotonic() at which it has to have ended.
+        until: time.monotonic() at which it must have ended.
         fallback_until: the same of a compilation of everything, in the build.
-        suspects: kernels of a row that ended its process, and is about several.
+        suspects: kernels of rows on several kernels that ended their process.
     """
 
     report: Report
@@ -143,12 +143,12 @@ class Run:
 
     @property
     def size(self) -> str:
-        """Of the stage scripts."""
+        """Size of the stage scripts."""
         return "tiny" if self.dry else "target"
 
     @property
     def native_size(self) -> str:
-        """Of the native program where it is timed or profiled."""
+        """Size of the native program where it is timed or profiled."""
         return "small" if self.dry else "target"
 
     @property
@@ -164,14 +164,14 @@ class Run:
         """
         found = self.work / "kernels"
         if not found.exists():
-            raise NotRun("there is no native program; the build says why")
+            raise NotRun("there is no native program; the row of the build has the reason")
         return str(found)
 
     def working(self, names: Sequence[str]) -> list[str]:
         """Kernels that have not failed.
 
         Raises:
-            NotRun: all have.
+            NotRun: all have failed.
         """
         left = [name for name in names if name not in self.report.failed]
         if not left:
@@ -179,7 +179,7 @@ class Run:
         return left
 
     def add(self, name: str, ok: bool | None, text: str, **numbers: object) -> None:
-        """A row of this stage."""
+        """Adds a row to this stage."""
         self.report.add(self.stage, {"name": name, "ok": ok, "text": text, **numbers})
 
     def job(self, name: str, command: Sequence[str], seconds: float, **variables: str) -> Job:
@@ -187,7 +187,7 @@ class Run:
         return Job(f"{self.stage}-{name}", command, seconds, {**self.environment, **variables})
 
     def follow(self, jobs: Sequence[Job], at_once: int = 1) -> Iterator[tuple[Job, str | Ending]]:
-        """As processes.follow, until this stage has to have ended."""
+        """As processes.follow, until the end of this stage."""
         yield from follow(jobs, self.logs, self.until, at_once)
 
     def collect(self, jobs: Sequence[Job], at_once: int = 1) -> Iterator[tuple[Job, list[str], Ending]]:
@@ -201,7 +201,7 @@ class Run:
 
 
 def json_row(line: str) -> dict | None:
-    """The object in a line; None where it holds something else."""
+    """The object in a line; None for another content."""
     try:
         row = json.loads(line)
     except ValueError:
@@ -210,31 +210,31 @@ def json_row(line: str) -> dict | None:
 
 
 def script_job(run: Run, name: str, *options: str, label: str = "script") -> Job:
-    """A script of this folder."""
+    """Job of a script of this folder."""
     without = ["--without", ",".join(sorted(run.report.failed))] if run.report.failed else []
     command = [sys.executable, str(HERE / f"{name}.py"), "--device", run.device, "--size", run.size, *without, *options]
     return run.job(label, command, 1e9)
 
 
 def add_ending(run: Run, ending: Ending, row: Row | None) -> None:
-    """The row of a script that did not end well; one that had too little time is not wrong for that."""
+    """Adds the row of a script that failed; one without enough time is not wrong."""
     if ending.text:
         text = f"{ending.text}, in {row['name']}" if row else ending.text
         run.add("script", None if ending.out_of_time and not ending.status else False, text)
 
 
 def script(run: Run, name: str, *options: str, quiet: float = math.inf) -> None:
-    """A stage that is a script of this folder.
+    """Runs a stage that is a script of this folder.
 
-    The script names a row and its kernels before it begins with it. Where it dies or hangs, it is started again for the
-    rows that are left, without the kernel that the row is about. Of a row about several those are left out that were in
-    such a row before.
+    The script prints the name and the kernels of a row before it begins with it. After a crash or a hang, it is
+    started again for the remaining rows, without the kernel of the row. Of several kernels, those are left out that
+    were in such a row before.
 
     Args:
-        run: that the stage is of.
+        run: of the stage.
         name: of the script.
         options: of its command line.
-        quiet: seconds without a line that make it hang.
+        quiet: seconds without a line that count as a hang.
     """
     forget(run)
     done: list[str] = []
@@ -255,22 +255,22 @@ def script(run: Run, name: str, *options: str, quiet: float = math.inf) -> None:
 
 
 def forget(run: Run) -> None:
-    """Kernels that failed when this stage ran before are tried again."""
+    """Forgets failures of kernels in an earlier run of this stage."""
     for kernel in [kernel for kernel, text in run.report.failed.items() if text.startswith(f"{run.stage}, ")]:
         del run.report.failed[kernel]
 
 
 def blame(run: Run, kernel: str, row: str, text: str) -> None:
-    """Note that a kernel has failed in a row of this stage, unless it is known to have failed before."""
+    """Notes that a kernel has failed in a row of this stage, unless it had failed before."""
     run.report.failed.setdefault(kernel, f"{run.stage}, {row}: {text}")
 
 
 def follow_rows(run: Run, job: Job, done: list[str]) -> tuple[Row | None, Ending]:
-    """Add the rows of a script and their names to `done`, and blame what wrong rows are about.
+    """Adds the rows of a script and their names to `done`, and blames the kernels of wrong rows.
 
     Returns:
-        The row that the script was at, if it did not end well: one that has begun, or the last, if that is wrong, as
-        the device may be lost by it. None where it was at none. And how it ended.
+        The row of the script's end, if any, and its ending. The row is one that has begun, or the last one if it is
+        wrong, as it may have lost the device.
     """
     begun: Row | None = None
     for _, found in run.follow([job]):
@@ -296,7 +296,7 @@ def versions(run: Run) -> None:
 
 
 def install_wheels(kit: Path, folder: Path) -> list[str]:
-    """Unpack the kit's wheels, which hold Python alone; their names."""
+    """Unpacks the kit's wheels, which are pure Python; returns their names."""
     wheels = sorted((kit / "wheels").glob("*.whl"))
     for wheel in wheels:
         with zipfile.ZipFile(wheel) as archive:
@@ -305,7 +305,7 @@ def install_wheels(kit: Path, folder: Path) -> list[str]:
 
 
 def build(run: Run) -> None:
-    """The wheels, the native program, and the package with an extension that is tried before it is taken."""
+    """The wheels, the native program, and the package with an extension, which is tested first."""
     names = install_wheels(run.kit, run.work / "wheels")
     run.add("wheels", True if names else None, ", ".join(names) or "the kit has none")
     package = link_package(run.work / "package")
@@ -316,25 +316,25 @@ def build(run: Run) -> None:
 
 
 def make_program(run: Run) -> None:
-    """The native program: the kit's, or one that is compiled here, which has the time of other stages too."""
+    """The native program: the kit's, or one that is compiled here, which may use the time of other stages."""
     run.until = max(run.until, run.fallback_until)
     command = [sys.executable, str(HERE / "program.py"), "--kit", str(run.kit), "--out", str(run.work)]
     command += ["--host"] if run.dry else []
     for _, lines, ending in run.collect([run.job("program", command, PROGRAM_SECONDS)]):
         run.add("program", None if ending.text else True, ending.text or (lines or [""])[-1])
     if ending.text:
-        # A compilation that was stopped may have left half of it.
+        # A stopped compilation may have left an incomplete file.
         (run.work / "kernels").unlink(missing_ok=True)
 
 
 def has_program(run: Run) -> bool:
-    """Whether there is a native program of these sources."""
+    """True where a native program of these sources exists."""
     return program.is_current(run.work, on_host=run.dry)
 
 
-# What a process exits with where another extension might help.
+# Exit status of a process where another extension might help.
 BAD_EXTENSION = 3
-# With device and backend: lists the extension's operators, then imports the package from where the environment says.
+# Arguments are device and backend: lists the extension's operators, then imports the package of the environment.
 TRIAL = """
 import sys
 import torch
@@ -357,7 +357,7 @@ CUDA_OPERATORS = ("compared_codewords", "codebook_operands")
 
 
 def imports(run: Run, *, last: bool) -> bool | None:
-    """Whether a process has the package and the extension's operators.
+    """True where a process has the package and the extension's operators.
 
     Returns:
         None where another extension might help, which is no fault unless this one was the `last`.
@@ -366,7 +366,7 @@ def imports(run: Run, *, last: bool) -> bool | None:
     code = TRIAL.format(operators=wanted, bad=BAD_EXTENSION)
     command = [sys.executable, "-c", code, run.device, "cpp" if run.dry else "cuda"]
     for _, lines, ending in run.collect([run.job("import", command, 60)]):
-        # One that does not end by itself, or dies, is no better.
+        # A hang and a crash count as a bad extension too.
         bad = ending.status is None or ending.status < 0 or ending.status == BAD_EXTENSION
         ok = not ending.text if last or not bad else None
         run.add("import", ok, ending.text or "the package and its extension are imported", lines=lines)
@@ -374,9 +374,9 @@ def imports(run: Run, *, last: bool) -> bool | None:
 
 
 def make_extension(run: Run, package: Path) -> bool:
-    """Link the kit's objects; compile everything where that fails, or where what was linked does not load."""
+    """Links the kit's objects; compiles everything where that fails, or where the linked extension does not load."""
     linking = [sys.executable, str(HERE / "link.py"), "--kit", str(run.kit), "--package", str(package.parent)]
-    # The extension that it makes beside the objects is in the package.
+    # It makes the extension beside the objects, in the package.
     compiling = [sys.executable, str(HERE / "compile_objects.py"), str(run.work)]
     everything = run.job("compile", compiling, COMPILE_SECONDS, UNICODE_FAST_CUDA="0" if run.dry else "1")
     for job in (run.job("link", linking, LINK_SECONDS), everything):
@@ -384,7 +384,7 @@ def make_extension(run: Run, package: Path) -> bool:
         for old in package.glob("_C.*"):
             old.unlink()
         if last:
-            # Without a package nothing of torch can run, so that other stages have to give their time.
+            # Without a package no stage with torch can run, so it may use their time.
             run.until = max(run.until, run.fallback_until)
         for _, _, ending in run.collect([job]):
             ok = not ending.text or (False if last else None)
@@ -395,25 +395,25 @@ def make_extension(run: Run, package: Path) -> bool:
 
 
 def native(run: Run, name: str, seconds: float, *options: str, kind: str = "") -> Job:
-    """The native program for one kernel."""
+    """Job of the native program for one kernel."""
     return run.job(f"{kind}{name}", [run.program, *options, "--only", name], seconds)
 
 
 def native_row(found: Mapping) -> Row:
-    """A row of the native program as one of ours."""
-    text = [found.get("message") or ""]
+    """A row of the native program in the format of the scripts."""
+    texts = [found.get("message") or ""]
     if found.get("rows"):
-        text.append(f"{found.get('wrong')} of {found['rows']} rows wrong")
+        texts.append(f"{found.get('wrong')} of {found['rows']} rows wrong")
     if found.get("fallback") is not None:
-        text.append(f"{found['fallback']} fell back, {found.get('candidates') or 0:.2f} compared")
+        texts.append(f"{found['fallback']} fell back, {found.get('candidates') or 0:.2f} compared")
     if found.get("median_ms") is not None:
-        text.insert(0, f"{found['median_ms']:.4g} ms")
+        texts.insert(0, f"{found['median_ms']:.4g} ms")
     name = f"{found.get('kernel')} {found.get('case')}"
-    return {**found, "name": name, "ok": found.get("ok"), "text": ", ".join(part for part in text if part)}
+    return {**found, "name": name, "ok": found.get("ok"), "text": ", ".join(filter(None, texts))}
 
 
 def kernels(run: Run) -> None:
-    """The smoke of each kernel in a process of its own, then the event times of those that are right."""
+    """The smoke test of each kernel in its own process, then the event times of those that pass."""
     limits = run.limits
     small = {name: native(run, name, limits.smoke, "--size", "small") for name in limits.kernels}
     forget(run)
@@ -424,7 +424,7 @@ def kernels(run: Run) -> None:
 
 
 def run_native(run: Run, jobs: Sequence[Job], at_once: int) -> None:
-    """Run it, and note which kernels fail."""
+    """Runs the native program, and notes which kernels fail."""
     failed = run.report.failed
     for job, found in run.follow(jobs, at_once):
         name, timed = job.command[-1], "--times" in job.command
@@ -437,22 +437,22 @@ def run_native(run: Run, jobs: Sequence[Job], at_once: int) -> None:
                 if row["ok"] is False and not (timed and row.get("fallback")):
                     blame(run, name, row["name"], row["text"])
         elif not found.started:
-            # That is no fault of the kernel.
+            # The kernel is not at fault.
             raise NotRun(found.text)
         elif found.out_of_time:
             run.add(name, None, found.text)
         elif found.text and not (found.status in (1, 2) and name in failed):
-            # A wrong row has been named by its own line. What is right but takes too long is no fault of the kernel.
+            # A wrong row has its own line. A kernel that is right but too slow for its time limit is not at fault.
             if not (timed and found.status is None):
                 blame(run, name, name, found.text)
             run.add(name, False, found.text)
 
 
 def tool(name: str) -> str:
-    """Where a tool of the CUDA toolkit is.
+    """Path of a tool of the CUDA toolkit.
 
     Raises:
-        Refused: it is nowhere.
+        Refused: the tool is not installed.
     """
     homes = [os.environ.get("CUDA_HOME", ""), "/usr/local/cuda"]
     found = shutil.which(name, path=os.pathsep.join([os.environ["PATH"], *(f"{home}/bin" for home in homes if home)]))
@@ -475,7 +475,7 @@ def sanitizers(run: Run) -> None:
         if not any("SUMMARY" in line for line in lines):
             raise Refused(" ".join([*lines[:2], ending.text])[:200])
         add_sanitized(run, probe, lines, ending)
-    # Those that matter most come first; six run at once.
+    # The most important ones come first; six run at once.
     jobs = [job(check, name, run.limits.tool) for name in names for check in SANITIZERS]
     jobs = [each for each in jobs if each.name != probe.name]
     for each, lines, ending in run.collect(jobs, run.limits.at_once):
@@ -483,24 +483,24 @@ def sanitizers(run: Run) -> None:
 
 
 def add_sanitized(run: Run, job: Job, lines: Sequence[str], ending: Ending) -> None:
-    """The row of one kernel under one tool; one that takes too long there is not wrong for that."""
+    """Adds the row of one kernel under one tool; a kernel that is too slow there is not wrong."""
     summary = next((line.strip("= ") for line in lines if "SUMMARY" in line), "")
     wrong = ending.status is not None and (ending.status != 0 or not summary)
     first = next((line.strip("= ") for line in lines if line.startswith("========= ") and "at 0x" in line), "")
-    text = ", ".join(part for part in (summary, ending.text, first if wrong else "") if part)
+    text = ", ".join(filter(None, (summary, ending.text, first if wrong else "")))
     name = job.name.removeprefix(f"{run.stage}-")
     run.add(name, False if wrong else (None if ending.text else True), text)
 
 
 def profile(run: Run) -> None:
-    """A few metrics of the two kernels that take most of the time."""
+    """A few metrics of the two kernels with the largest share of the time."""
     program = tool("ncu")
     options = ["--clock-control", "none", "--csv", "--metrics", ",".join(METRICS), "--launch-count", "1"]
     probe = [program, *options, run.program, "--size", "small", "--only", run.working(run.limits.kernels)[-1]]
     for _, lines, ending in run.collect([run.job("probe", probe, PROBE_SECONDS)]):
         if ending.text or not profiled(lines):
-            said = [line for line in lines if line.startswith("==ERROR==")]
-            raise Refused((said or [ending.text or "no metrics came back"])[0][:200])
+            errors = [line for line in lines if line.startswith("==ERROR==")]
+            raise Refused((errors or [ending.text or "no metrics came back"])[0][:200])
     for name in run.working(tuple(PROFILED)):
         command = [program, *options, "--kernel-name", f"regex:{PROFILED[name]}"]
         job = run.job(name, [*command, run.program, "--size", run.native_size, "--only", name], run.limits.tool)
@@ -523,7 +523,7 @@ def profiled(lines: Sequence[str]) -> dict[str, dict[str, str]]:
 
 
 def operators(run: Run) -> None:
-    """Each operator in torch, which also shows whether the Triton kernels work."""
+    """Each operator in torch, Triton's kernels included."""
     script(run, "operators", quiet=QUIET_SECONDS)
 
 
@@ -547,7 +547,7 @@ def tests(run: Run) -> None:
 
 
 def tests_verdict(lines: Sequence[str], ending: Ending) -> tuple[bool | None, str]:
-    """Whether the tests of a process passed, and in a line how many, or which failed first."""
+    """True where the tests of a process passed; and a line with their number, or the first failure."""
     closing = next((line.strip("= ") for line in reversed(lines) if line.startswith("==")), "")
     if not ending.text:
         return True, closing
@@ -556,7 +556,7 @@ def tests_verdict(lines: Sequence[str], ending: Ending) -> tuple[bool | None, st
     if ending.out_of_time:
         return None, ending.text
     failed = next((line for line in lines if line.startswith(("FAILED ", "ERROR "))), None)
-    # A process that dies has named the test that it was in, and no more.
+    # A process that dies has printed the name of its test, and no more.
     last = next((line for line in reversed(lines) if "::" in line), "before the first test")
     return False, failed or f"{ending.text}, in {last.split(' ')[0]}"
 
@@ -582,15 +582,15 @@ def contenders(run: Run) -> None:
 
 
 class Stage(NamedTuple):
-    """A stage: what it does, its time limit, and whether it needs the package.
+    """A stage: its work, its time limits, and its needs.
 
     Attributes:
-        work: does it, and adds rows.
+        work: runs it, and adds rows.
         seconds: its limit.
         promised: seconds that earlier stages leave to it.
         imports: it needs the built package.
         native: it needs the native program.
-        may_be_cut: it is no fault where time runs out.
+        may_be_cut: a lack of time is no fault.
     """
 
     work: Callable[[Run], None]
@@ -601,8 +601,8 @@ class Stage(NamedTuple):
     may_be_cut: bool = False
 
 
-# In the order in which they run. All that is promised fits into the time of a run, whose build only links; a stage that
-# ends early leaves its time to all later ones.
+# In the order of a run. All promised seconds fit into a run whose build only links. A stage that ends early leaves its
+# time to all later ones.
 STAGES: dict[str, Stage] = {
     "versions": Stage(versions, 20, 8, imports=False),
     "build": Stage(build, 270, 42, imports=False),
@@ -619,7 +619,7 @@ STAGES: dict[str, Stage] = {
 
 
 def slower(factor: float) -> dict[str, Stage]:
-    """The stages with limits and promises that many times as long."""
+    """The stages with limits and promises times `factor`."""
     return {
         name: stage._replace(seconds=factor * stage.seconds, promised=factor * stage.promised)
         for name, stage in STAGES.items()
@@ -627,15 +627,15 @@ def slower(factor: float) -> dict[str, Stage]:
 
 
 def deadline(name: str, wanted: Sequence[str], now: float, until: float, stages: Mapping[str, Stage] = STAGES) -> float:
-    """When a stage ends at the latest: its own limit, and what is promised to those after it.
+    """The latest end of a stage, by its own limit and the promises to later ones.
 
-    Where less is left than all of them are promised, each gets its share.
+    If less is left than all promises together, each stage gets its share.
 
     Args:
         name: the stage.
-        wanted: all that run, before and after it.
-        now: when it begins.
-        until: when all has to have ended.
+        wanted: all stages of the run, before and after it.
+        now: its beginning.
+        until: end of the run.
         stages: all, with their limits.
     """
     order = list(stages)

@@ -33,19 +33,19 @@ CONTENDERS = (
     ORIGINAL,
     "recommended, float32",
     "recommended, tf32",
-    # Its compiler may take all the time that is left.
+    # Its compilation may take all remaining time.
     FASTEST,
 )
-# Clips a second of the whole step, its feed included.
+# Clips per second of the whole step, its feed included.
 TARGET = 4000.0
-# Enough batches for the order to matter, of a megabyte a clip; bench_feed makes them by the hundred.
+# Enough batches for the order to matter, at a megabyte per clip; bench_feed makes them by the hundred.
 CLIPS = 400
 LOOP_STEPS = 40
 FEEDS = ("resident", "prefetch")
 
 
 def rate_of_one_call(call: Callable[[int], object], number: int, wait: Callable[[], object]) -> float:
-    """Calls a second, in a dry run."""
+    """Calls per second, in a dry run."""
     begun = time.perf_counter()
     call(0)
     wait()
@@ -84,7 +84,7 @@ def clips_in(folder: Path) -> ClipSet:
 
 
 def with_feed(stage: Stage, trainer: Any, folder: Path) -> Found:
-    """Clips a second of a trainer that is fed as in a run, from clips of the published shapes."""
+    """Clips per second of a trainer with the feed of a run, from clips of the published shapes."""
     clips = clips_in(folder)
     batches = Batches(clips, TRAIN_SHAPES[stage.device][SIZE].clips)
     wait = torch.cuda.synchronize if stage.device == "cuda" else lambda: None
@@ -111,7 +111,7 @@ def feed(stage: Stage, kind: str, folder: Path) -> Found:
     try:
         bench_feed.bench_feed(request, rows.append, folder, kind, SIZE)
     except AssertionError:
-        # With a row it is its last check, of the share that a feed has to reach.
+        # After a row, it is the last check, of the share that a feed must reach.
         if not rows:
             raise
         missed = ", too little"
@@ -141,7 +141,7 @@ def main() -> None:
             trainers: list[tuple[float, Any]] = []
             common.attempt(stage, contender, measure, contender, trainers)
             if contender != ORIGINAL and trainers and trainers[0][0] < fastest_ms:
-                # Each that is the fastest so far, as a later one may take all the time that is left.
+                # Each new fastest one, because a later one may take all remaining time.
                 fastest_ms = trainers[0][0]
                 common.attempt(stage, f"G7 {contender}", with_feed, trainers[0][1], place)
             trainers.clear()

@@ -17,21 +17,21 @@ from unicode_fast.ops.nearest_codeword import _operand_bytes
 
 # Beyond inputs, outputs and named workspaces, relative to inputs and outputs.
 LARGEST_EXCESS = 0.1
-# Of the search's workspace for each row: a record and a bound.
+# Workspace of the search for each row: a record and a bound.
 RECORD_BYTES, BOUND_BYTES = 32, 4
 
 
 class Target(NamedTuple):
-    """What is to be reached.
+    """A target.
 
     Attributes:
-        name: as in the issue.
+        name: of the target.
         problem: of contenders.PROBLEMS, or "contrast".
         shape: by its name.
         contender: ours, or ours in a CUDA graph.
-        most_ms: median; None where the row is shown beside others.
+        most_ms: largest median; None for a row without a target.
         precision: of the contrast.
-        memory: whether the peak of the memory has a target too.
+        memory: True where the peak of the memory has a target too.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Target(NamedTuple):
     memory: bool = False
 
 
-# In the order of what matters most, should time run out.
+# The most important ones come first, because time may run out.
 TARGETS = (
     Target("G1", "search", "million, 8192 codewords", "ours", 7.0, memory=True),
     Target("G2", "update", "million", "ours", 1.3),
@@ -57,7 +57,7 @@ TARGETS = (
     Target("G5 K 1 float32", "contrast", "published", common.GRAPH, None, "float32"),
     Target("G5 K 12 float32", "contrast", "twelve steps", common.GRAPH, None, "float32"),
     Target("G6 tf32", "contrast", "32768 clips", "ours", None, "tf32"),
-    # Beside them: eager calls of those in graphs, and sizes that have no target.
+    # Eager calls of those in graphs, and sizes without a target.
     Target("G2 in a graph", "update", "million", common.GRAPH, 1.3),
     Target("G3 eager", "update", "narrow", "ours", None),
     Target("G4 eager", "step", "published", "ours", None),
@@ -74,17 +74,17 @@ TARGETS = (
     Target("1024 clips", "contrast", "1024 clips", "ours", None, "bfloat16"),
     Target("131072 clips", "contrast", "131072 clips", "ours", None, "bfloat16"),
 )
-# A wrong row of the quantiser can be that of any search.
+# Any search can cause a wrong row of the quantiser.
 ABOUT = {problem: About(kernels, kernels if problem == "contrast" else ()) for problem, kernels in KERNELS.items()}
 
 
 def in_time(median_ms: float) -> str:
-    """A time, readably."""
+    """A time as text."""
     return f"{median_ms:.3g} ms" if median_ms >= 1 else f"{1000 * median_ms:.3g} us"
 
 
 def search_memory(row: dict[str, Any]) -> tuple[float, str]:
-    """Memory of a search without a name, relative to inputs and outputs; and what is named."""
+    """Unnamed memory of a search, relative to inputs and outputs; and the named memory as text."""
     rows, codewords, width = row["rows"], row["codewords"], row["width"]
     outputs, inputs = 12 * rows, 4 * width * (rows + codewords)
     named = {
@@ -98,7 +98,7 @@ def search_memory(row: dict[str, Any]) -> tuple[float, str]:
 
 
 def contrast_memory(row: dict[str, Any]) -> tuple[float, str]:
-    """The same of the contrastive loss, whose gradients take what its inputs do."""
+    """The same for the contrastive loss, whose gradients have the size of its inputs."""
     named = {"gradients": row["gradient_bytes"], **(row["workspace_bytes"] or {})}
     excess = (row["peak_bytes"] - sum(named.values())) / (2 * row["gradient_bytes"])
     return excess, ", ".join(f"{name} {size / 2**20:.2f} MiB" for name, size in named.items())
@@ -119,11 +119,11 @@ def measure(stage: Stage, target: Target) -> Found:
         right = row["wrong_rows"] == 0
         exact = f"{row['wrong_rows']} of {row['checked_rows']} rows wrong"
     time = f"{in_time(row['median_ms'])} ({in_time(row['p20_ms'])} to {in_time(row['p80_ms'])})"
-    # A dry run says nothing about times.
+    # Times of a dry run have no meaning.
     judged = target.most_ms if not stage.tiny else None
     met = None if judged is None else row["median_ms"] <= judged
-    said = "" if judged is None else f", target {in_time(judged)}, {'met' if met else 'MISSED'}"
-    text = f"{target.name} {time}{said}, {exact}"
+    verdict = "" if judged is None else f", target {in_time(judged)}, {'met' if met else 'MISSED'}"
+    text = f"{target.name} {time}{verdict}, {exact}"
     numbers = {**row, "target_ms": target.most_ms, "met": met}
     if target.memory and row["peak_bytes"] is not None and not stage.tiny:
         memory = search_memory if target.problem == "search" else contrast_memory
@@ -136,7 +136,7 @@ def measure(stage: Stage, target: Target) -> Found:
 
 
 def syncs(stage: Stage) -> Found:
-    """Whether a quantiser step waits for the device: an error of torch while it must not."""
+    """Checks by torch's debug mode that a quantiser step does not wait for the device."""
     common.need(stage, *NEEDED["step"])
     features, codebook = contenders.inputs("step", "published", stage.device)
     calls: dict[str, Callable[[], Any]] = {

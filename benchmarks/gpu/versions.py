@@ -12,13 +12,13 @@ from pathlib import Path
 from dry_run import LACKING
 
 QUERY = "name,driver_version,memory.total,memory.used,clocks.max.sm,power.limit,mig.mode.current"
-# Of one program; a loaded machine must not end the stage.
+# Limit of one program, so that a loaded machine does not end the stage.
 SLOWEST_SECONDS = 4.0
 USED = ("triton", "numpy", "sklearn", "pytest", "pytest_timeout", "tensorboard", "safetensors", "pybind11", "ninja")
 
 
-def said(*command: str) -> str:
-    """The last line that a program prints; "" where it fails, takes too long or is not there."""
+def output_of(*command: str) -> str:
+    """The last line that a program prints; "" where it fails, takes too long or is not installed."""
     if shutil.which(command[0]) is None:
         return ""
     try:
@@ -29,7 +29,7 @@ def said(*command: str) -> str:
 
 
 def installed(name: str) -> bool:
-    """Whether a package is there without the wheels, which an earlier run may have unpacked on this path."""
+    """True where a package is installed outside the wheels, which an earlier run may have unpacked on this path."""
     own = [path for path in sys.path if Path(path).name != "wheels"]
     return PathFinder.find_spec(name, own) is not None
 
@@ -44,10 +44,10 @@ def main() -> None:
     parser.add_argument("--size", choices=("target", "tiny"), required=True)
     parser.add_argument("--without", default="")
     device = parser.parse_args().device
-    gpu = said("nvidia-smi", f"--query-gpu={QUERY}", "--format=csv,noheader")
-    add("gpu", bool(gpu) or None, gpu or "nvidia-smi says nothing")
+    gpu = output_of("nvidia-smi", f"--query-gpu={QUERY}", "--format=csv,noheader")
+    add("gpu", bool(gpu) or None, gpu or "nvidia-smi prints nothing")
     for name, command in {"nvcc": ("nvcc", "--version"), "c++": ("c++", "-dumpfullversion")}.items():
-        add(name, bool(found := said(*command)) or None, found or "not on PATH")
+        add(name, bool(found := output_of(*command)) or None, found or "not on PATH")
     missing = [name for name in (*LACKING, *USED) if not installed(name)]
     add("packages", True, f"missing but for the wheels: {', '.join(missing) or 'none'}")
     import torch
