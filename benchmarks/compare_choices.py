@@ -1,7 +1,7 @@
 """Effects of single choices of the recommended preset: `python benchmarks/compare_choices.py FOLDER`.
 
-Each variant changes fields of the configuration, trains on the built-in data, and is probed on the validation split;
-the test split has no part in a choice. Rows of benchmarks/results/choices.json are not measured again, so an
+Each variant changes fields of the configuration, trains on the built-in data, and is probed on the validation split.
+The test split has no part in a choice. Rows of benchmarks/results/choices.json are not measured again, so an
 interrupted comparison continues. FOLDER takes the run folders. An existing folder means that another process trains
 the variant; after an interruption it must be removed.
 """

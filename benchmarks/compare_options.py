@@ -2,7 +2,7 @@
 
 Each option trains the default run with some seeds in FOLDER; finished runs are kept. docs/options.md and
 results/options.json compare them with results/default-run.json. The status is 1 where a mean is below that run's by
-more than twice the standard deviation of its seeds, or where an option has one seed only.
+more than twice the standard deviation of its seeds. It is also 1 where an option has one seed only.
 """
 
 import argparse

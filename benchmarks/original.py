@@ -113,8 +113,9 @@ class PlainQuantiser(OriginalQuantiser):
 class OriginalStep:
     """A whole training step of the released code, at the sizes of a configuration with the rules of `official`.
 
-    The layers are those of the package. All else is float64, with the quantiser above, five inner steps of three
-    networks with an optimiser each, a contrast for each pair of modalities, and a loop over clips for code matching.
+    The layers are those of the package. All else is float64, with the quantiser above and five inner steps of
+    three networks with an optimiser each. There is a contrast for each pair of modalities, and a loop over clips for
+    code matching.
     Three unused classifiers and printed diagnostics are left out, in its favour.
 
     Args:

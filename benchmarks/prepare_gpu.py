@@ -1,9 +1,9 @@
 """The kit of `benchmarks/on_gpu.sh` for a machine with a GPU and without network.
 
 `python benchmarks/prepare_gpu.py --torch-python PYTHON` makes gpu-kit/. PYTHON has the torch of that machine, and
-CUDA_HOME is a toolkit of its CUDA. The kit holds objects of csrc/, the native program, wheels that the machine lacks,
-a float16 store of the built-in data, and the default run's scores on a CPU. Only what has changed is made again, and
-an interrupted run continues.
+CUDA_HOME is a toolkit of its CUDA. The kit holds objects of csrc/, the native program and wheels that the machine
+lacks. It also holds a float16 store of the built-in data, and the default run's scores on a CPU. Only what has changed
+is made again, and an interrupted run continues.
 
 `--host FOLDER`, of tests/cuda_on_host/build.py, makes a small kit in build/dry-kit/ for a dry run without a GPU.
 """

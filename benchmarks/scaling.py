@@ -1,8 +1,8 @@
 """Estimated time of a training step on many GPUs: `python benchmarks/scaling.py` prints the tables.
 
 Bytes and floating point operations are counted while the code runs, on the CPU and without weights. The speed of one
-GPU comes from results/train-step-cuda.json and feed-cuda.json if they exist, else from data sheets or assumptions, as
-does that of links and disks. With `--write` the tables of docs/scaling.md are replaced.
+GPU comes from results/train-step-cuda.json and feed-cuda.json, if they exist. Else it comes from data sheets or
+assumptions, like that of links and disks. With `--write` the tables of docs/scaling.md are replaced.
 """
 
 import argparse

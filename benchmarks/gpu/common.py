@@ -1,7 +1,7 @@
 """Shared code of the stage scripts: command line, rows as lines of JSON, graphs and clocks, and sizes of a dry run.
 
-A dry run is `--device cpu --size tiny`: the same code, but a graph replays by a call, the clock replaces events, and
-torch.compile generates no code. UNICODE_FAST_FAULT=ROW:crash|hang|wrong,... makes rows fail, for tests of their
+A dry run is `--device cpu --size tiny`. The code is the same, but a graph replays by a call, the clock replaces events,
+and torch.compile generates no code. UNICODE_FAST_FAULT=ROW:crash|hang|wrong,... makes rows fail, for tests of their
 readers.
 """
 
@@ -101,8 +101,8 @@ class About(NamedTuple):
 
     Attributes:
         kernels: names of the native program, and cross_info_nce; left out later if two such rows end their process.
-        at_fault: of these, the ones that are left out later if the row is wrong or ends its process; none where the
-            row tests more than an operator.
+        at_fault: of these, the ones left out later if the row is wrong or ends its process. Rows on more than an
+            operator have none.
     """
 
     kernels: tuple[str, ...] = ()

@@ -94,8 +94,8 @@ class _Running:
             )
         if status < 0:
             return Ending(status, f"killed by {signal.Signals(-status).name}")
-        said = self.errors.read_text(errors="replace").strip().splitlines()
-        return Ending(status, f"exit {status}: {said[-1][:200] if said else 'no message'}" if status else "")
+        errors = self.errors.read_text(errors="replace").strip().splitlines()
+        return Ending(status, f"exit {status}: {errors[-1][:200] if errors else 'no message'}" if status else "")
 
     def kill(self) -> None:
         """Kills the whole group, with processes that the process left behind."""

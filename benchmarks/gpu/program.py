@@ -140,8 +140,8 @@ def call(command: Sequence[str]) -> None:
     try:
         subprocess.run(command, capture_output=True, text=True, errors="replace", check=True)
     except subprocess.CalledProcessError as error:
-        said = [line for line in (error.stderr or "").splitlines() if "error" in line] or [f"exit {error.returncode}"]
-        raise ProgramError(f"nvcc failed: {said[0][:150]}") from error
+        errors = [line for line in (error.stderr or "").splitlines() if "error" in line] or [f"exit {error.returncode}"]
+        raise ProgramError(f"nvcc failed: {errors[0][:150]}") from error
     except OSError as error:
         raise ProgramError(f"nvcc cannot be started: {error}") from error
 

@@ -108,21 +108,21 @@ class Report:
         found = self.stages[stage]
         rows = found["rows"]
         counts = {name: sum(row["ok"] is value for row in rows) for name, value in _NAMES.items()}
-        said = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
+        sums = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
         without = f"; left out: {', '.join(found['without'])}" if found["without"] else ""
         alone = f": {rows[0]['text']}" if len(rows) == 1 and not rows[0]["ok"] else ""
-        return f"{stage:12} {found['verdict']:9} {found['seconds'] or 0:6.1f} s  {said}{without}{alone}"[:LONGEST_LINE]
+        return f"{stage:12} {found['verdict']:9} {found['seconds'] or 0:6.1f} s  {sums}{without}{alone}"[:LONGEST_LINE]
 
     def table(self) -> str:
         """All stages, wrong rows, kernels that were left out, and the most important numbers, in few lines."""
         lines = [self.line(stage) for stage in self.stages]
         lines += [f"left out: {name} ({text})"[:LONGEST_LINE] for name, text in self.failed.items()]
-        said = set(self.failed.values())
+        failed = set(self.failed.values())
         wrong = [
             row_line(stage, row)
             for stage, found in self.stages.items()
             for row in found["rows"]
-            if (row["ok"] is False and f"{stage}, {row['name']}: {row['text']}" not in said)
+            if (row["ok"] is False and f"{stage}, {row['name']}: {row['text']}" not in failed)
             or (found["verdict"] == "cut" and "no time is left" in row["text"])
         ]
         lines += wrong[:20] + ([f"and {len(wrong) - 20} more that are wrong"] if len(wrong) > 20 else [])

@@ -156,8 +156,8 @@ def losses(metrics: Sequence[Mapping[str, Any]]) -> Figure:
 def code_usage(counts: Mapping[str, np.ndarray]) -> CodeUsage:
     """Code usage by modality: one dot per codeword, after Figure 4 of the paper.
 
-    A codeword is shared where at least two modalities have 20 % or more of its uses each, else it belongs to the
-    modality that uses it most; a codeword without uses is unused.
+    A codeword is shared where at least two modalities have 20 % or more of its uses each. Else it belongs to the
+    modality that uses it most. A codeword without uses is unused.
 
     Args:
         counts: (M,) uses of each codeword by modality.
@@ -774,8 +774,8 @@ def position_pictures(clips: ClipSet, name: str, clip: int) -> np.ndarray:
         clip: its number in the split.
 
     Returns:
-        (T, H, W): the array "<name>.frames" where the split has one, else the features: the channel mean of a grid, or
-        a vector as a column whose first channel is at the bottom.
+        (T, H, W): the array "<name>.frames" where the split has one, else the features. A grid gives its channel mean,
+        and a vector a column with its first channel at the bottom.
     """
     if f"{name}.frames" in clips.arrays:
         return np.asarray(clips.arrays[f"{name}.frames"][clip])

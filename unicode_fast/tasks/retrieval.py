@@ -91,8 +91,8 @@ class Retrieval:
     def embedding(self, split: str, name: str) -> np.ndarray:
         """(clips, D) float32: the mean of a clip's codewords over valid positions.
 
-        A modality that the model does not encode, as in the paper's protocol, is embedded by its features: their mean
-        over valid positions, standardised by mean and deviation of the training clips.
+        A modality that the model does not encode, as in the paper's protocol, is embedded by its features. Their mean
+        over valid positions is standardised by mean and deviation of the training clips.
         """
         if (split, name) not in self._embedded:
             if name in self.domain.names:

@@ -44,7 +44,7 @@ def pooled_metrics(
         )
     clips = bootstrap.weights.shape[1]
     hits, predicted, labelled = (
-        by_clip(part, clip, clips) for part in (prediction & truth, prediction, truth)
+        by_clip(each, clip, clips) for each in (prediction & truth, prediction, truth)
     )  # (clips, C) each
     found = {}
     for average in ("micro", "macro"):
@@ -67,7 +67,7 @@ def pooled_metrics(
 def micro_f1(prediction: np.ndarray, truth: np.ndarray, clip: np.ndarray, bootstrap: Bootstrap) -> Estimate:
     """The "micro_f1" of `pooled_metrics` alone, which takes little time; arguments as there."""
     clips = bootstrap.weights.shape[1]
-    counts = (by_clip(part, clip, clips) for part in (prediction & truth, prediction, truth))
+    counts = (by_clip(each, clip, clips) for each in (prediction & truth, prediction, truth))
     return bootstrap.estimate(metrics.micro_f1(prediction, truth), _ratio("micro", "f1", *counts))
 
 

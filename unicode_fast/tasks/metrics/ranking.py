@@ -76,12 +76,12 @@ def rank_by_cosine(
     rows = max(1, _PIECE_VALUES // len(gallery)) if rows is None else rows
     distinct, column = equal_rows(gallery)
     unit = _unit(distinct).T
-    parts = []
+    found = []
     for start in range(0, len(queries), rows):
         piece = slice(start, start + rows)
-        parts.append(rank_queries((_unit(queries[piece]) @ unit)[:, column], labels[piece, None] == labels))
-    recall = {depth: np.concatenate([part.recall[depth] for part in parts]) for depth in DEPTHS}
-    return Ranking(recall, np.concatenate([part.rank for part in parts]))
+        found.append(rank_queries((_unit(queries[piece]) @ unit)[:, column], labels[piece, None] == labels))
+    recall = {depth: np.concatenate([each.recall[depth] for each in found]) for depth in DEPTHS}
+    return Ranking(recall, np.concatenate([each.rank for each in found]))
 
 
 def equal_rows(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

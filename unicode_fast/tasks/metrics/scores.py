@@ -51,7 +51,7 @@ def micro_f1(prediction: np.ndarray, truth: np.ndarray) -> float:
 def constant_f1(truth: np.ndarray) -> float:
     """The best pooled F1 that one fixed set of classes, predicted in every segment, can reach.
 
-    P_c counts the segments of class c. A set S has TP = sum of P_c over S and predicts |S| N entries, so its F1 is
+    P_c counts the segments of class c. A set S has TP = sum of P_c over S and predicts |S| N entries. Its F1 is
     2 TP / (|S| N + sum of all P_c). Among sets of one size the most frequent classes are best, so C sets are compared.
 
     Args:

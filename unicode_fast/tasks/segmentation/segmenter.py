@@ -24,9 +24,10 @@ IMAGENET_MEAN, IMAGENET_DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 class QueryBlock(nn.Module):
     """TPAVI with dot products: every place of every frame attends to the query of all frames.
 
-    With theta and g linear in the map x, phi linear in the query and N places in all frames, z = x + W(theta phi^T g /
-    N), then a layer norm. There is no softmax, so phi^T g is computed first: a (C/2, C/2) matrix per clip in place of
-    one of N x N. The query is constant over a frame, so phi multiplies the spatial mean of g.
+    Theta and g are linear in the map x, and phi is linear in the query. With N places in all frames,
+    z = x + W(theta phi^T g / N), then a layer norm. There is no softmax, so phi^T g is computed first: a (C/2, C/2)
+    matrix per clip in place of one of N x N. The query is constant over a frame, so phi multiplies the spatial mean of
+    g.
 
     Args:
         channels: C of the maps.

@@ -38,8 +38,8 @@ JUDGED = 5
 class Masks:
     """Frames, masks and queries of one split, clips in one order.
 
-    The data set's arrays "<name>.frames" (clips, F, H, W) or (clips, F, H, W, channels) uint8 and "<name>.mask"
-    (clips, K, H, W), 1 on the foreground of the labelled frames, which are the first K <= F.
+    The data set's array "<name>.frames" is (clips, F, H, W) or (clips, F, H, W, channels) uint8. Its array
+    "<name>.mask" is (clips, K, H, W), 1 on the foreground of the labelled frames, which are the first K <= F.
 
     Args:
         domain: the data set and the frozen model.
