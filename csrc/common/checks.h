@@ -154,7 +154,7 @@ inline void check_choice(const char* name, std::string_view value, at::ArrayRef<
   TORCH_CHECK_VALUE(false, name, " must be one of ", text, ", got '", value.substr(0, 40), "'");
 }
 
-// The ranges of UpdateRule, unicode_fast/reference/codebook_update.py. A number that is NaN is in none.
+// The ranges of EmaConfig, unicode_fast/reference/codebook_update.py. A number that is NaN is in none.
 inline void check_rule(double decay, double epsilon, double own_weight, std::string_view update,
                        std::string_view smoothing, int64_t reset_after, std::string_view reset_unless,
                        std::string_view reset_source, double reset_noise, int64_t reset_active_within) {

@@ -77,7 +77,7 @@ class Codebook(nn.Module):
         initial_count: initial running count of every codeword.
 
     Raises:
-        TypeError: names are no list of texts, a size no integer, or `rule` no UpdateRule.
+        TypeError: names are no list of texts, a size no integer, or `rule` no EmaConfig.
         ValueError: names are missing or equal, a size is below 1, `partner` is unknown, or the count is negative.
 
     Source:
