@@ -28,7 +28,7 @@ from unicode_fast.modules import UniCode
 from unicode_fast.tasks import Probes, Row
 from unicode_fast.train import pretrain
 from unicode_fast.training.checks import check_store
-from unicode_fast.training.distributed import Ranks
+from unicode_fast.training.distributed import DistContext
 from unicode_fast.training.runs import choose_device, versions
 from unicode_fast.training.trainer import Trainer
 
@@ -113,7 +113,7 @@ def measure(config: Config, folder: Path) -> dict[str, object]:
     dataset = open_dataset(config.data)
     device = choose_device(config.train.device)
     trainer = Trainer(config, check_store(config, dataset), device)
-    progress = pretrain(trainer, dataset, folder, None, Ranks())
+    progress = pretrain(trainer, dataset, folder, None, DistContext())
     probes = Probes(trainer.model.eval(), ValidationOnly(dataset), config.train.seed)
     rows = probes.table(TASKS)
     return {

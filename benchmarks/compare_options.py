@@ -17,7 +17,7 @@ from unicode_fast import preset
 from unicode_fast.data import open_dataset
 from unicode_fast.files.writing import write_json, write_text
 from unicode_fast.train import run_seeds
-from unicode_fast.training.distributed import Ranks
+from unicode_fast.training.distributed import DistContext
 from unicode_fast.training.runs import make_folder
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -60,7 +60,7 @@ def train(below: Path, name: str, seeds: list[int]) -> None:
     config = preset("recommended").replace(**OPTIONS[name])
     if not below.exists():
         make_folder(below, config, seeds)
-    summary = run_seeds(config, open_dataset(config.data), below, seeds, Ranks())
+    summary = run_seeds(config, open_dataset(config.data), below, seeds, DistContext())
     commits = {json.loads((below / f"seed-{seed}" / "summary.json").read_text())["git_commit"] for seed in seeds}
     write_json(below / "summary.json", {**summary, "git_commit": " ".join(sorted(filter(None, commits)))})
 

@@ -21,7 +21,7 @@ from unicode_fast.cli import resolve_saved
 from unicode_fast.data import open_dataset
 from unicode_fast.files.writing import write_text
 from unicode_fast.train import run
-from unicode_fast.training.distributed import Ranks
+from unicode_fast.training.distributed import DistContext
 from unicode_fast.training.runs import make_folder
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -235,7 +235,7 @@ def main() -> None:
                 continue
             config = config_of(name, seed)
             make_folder(folder, config)
-            run(config, open_dataset(config.data), folder, Ranks())
+            run(config, open_dataset(config.data), folder, DistContext())
             keep(name, folder)
             write_page()
 

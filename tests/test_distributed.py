@@ -24,7 +24,7 @@ from unicode_fast.data import open_dataset, open_store
 from unicode_fast.data.stream import write_shards
 from unicode_fast.train import main
 from unicode_fast.training.checks import check_ranks
-from unicode_fast.training.distributed import WAIT_VARIABLE, Ranks, join
+from unicode_fast.training.distributed import WAIT_VARIABLE, DistContext, join
 from unicode_fast.training.metrics_logger import StepResult
 from unicode_fast.training.trainer import Trainer, initialise_codebook
 
@@ -62,7 +62,9 @@ def batch_of(owner: UniCode, case: str, step: int) -> tuple[State, State | None]
     }
 
 
-def trained(case: str, ranks: Ranks, device: torch.device = CPU, **fields: object) -> tuple[State, list[StepResult]]:
+def trained(
+    case: str, ranks: DistContext, device: torch.device = CPU, **fields: object
+) -> tuple[State, list[StepResult]]:
     """The model of a rank after a few steps, and their results."""
     trainer = trainer_of(CASES[case][0], device, **fields)
     results = []
@@ -102,13 +104,13 @@ class Kept:
         Kept.now -= self.size
 
 
-def meet(rank: int, ranks: int, folder: str) -> Ranks:
+def meet(rank: int, ranks: int, folder: str) -> DistContext:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", f"file://{folder}/meeting", rank=rank, world_size=ranks)
-    return Ranks(rank, ranks)
+    return DistContext(rank, ranks)
 
 
-def check_dropout_after_a_resume(ranks: Ranks) -> None:
+def check_dropout_after_a_resume(ranks: DistContext) -> None:
     """Draws depend on the step and the rank, not on what was drawn before."""
     trainers = [trainer_of("recommended", dropout=0.5) for _ in range(2)]
     for step, clips in enumerate(BATCHES):
@@ -128,7 +130,7 @@ def check_dropout_after_a_resume(ranks: Ranks) -> None:
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
-def check_collectives(ranks: Ranks) -> None:
+def check_collectives(ranks: DistContext) -> None:
     """Of a step: features, their gradient, that of the parameters, codebook; and one for each inner step of CLUB."""
     called = count_collectives(pytest.MonkeyPatch())
     for case in ("recommended, masks", "official", "paper"):
@@ -158,10 +160,10 @@ def check_rank(rank: int, size: int, folder: str, truths: dict[str, tuple[State,
 @pytest.mark.skipif(not dist.is_gloo_available(), reason="this torch has no gloo")
 @pytest.mark.parametrize("size", [2, 3])
 def test_ranks_train_the_model_of_one(size: int, tmp_path: Path) -> None:
-    truths = {case: trained(case, Ranks()) for case in CASES}
+    truths = {case: trained(case, DistContext()) for case in CASES}
     for case, (state, _) in truths.items():
         # Codewords were reset, or there would be nothing to agree on.
-        without, _ = trained(case, Ranks(), reset_after=10**6)
+        without, _ = trained(case, DistContext(), reset_after=10**6)
         assert not torch.equal(state["codebook.codebook"], without["codebook.codebook"]), case
     mp.start_processes(check_rank, args=(size, str(tmp_path), truths), nprocs=size, start_method="fork")
 
@@ -169,11 +171,11 @@ def test_ranks_train_the_model_of_one(size: int, tmp_path: Path) -> None:
 def check_rank_on_gpus(rank: int, size: int, folder: str) -> None:
     torch.cuda.set_device(rank)
     device = torch.device("cuda", rank)
-    truths = {case: trained(case, Ranks(), device) for case in CASES}
+    truths = {case: trained(case, DistContext(), device) for case in CASES}
     dist.init_process_group("cpu:gloo,cuda:nccl", f"file://{folder}/meeting", rank=rank, world_size=size)
     for case, truth in truths.items():
-        compare(trained(case, Ranks(rank, size), device), truth)
-    found = trained("official, masks", Ranks(rank, size), device, micro_batches=2, activation_checkpointing=True)
+        compare(trained(case, DistContext(rank, size), device), truth)
+    found = trained("official, masks", DistContext(rank, size), device, micro_batches=2, activation_checkpointing=True)
     compare(found, truths["official, masks"])
     dist.destroy_process_group()
 
@@ -189,13 +191,13 @@ class TestLessMemory:
     @pytest.mark.parametrize("case", CASES)
     @pytest.mark.parametrize("number", [2, 3])
     def test_micro_batches(self, case: str, number: int) -> None:
-        compare(trained(case, Ranks(), micro_batches=number), trained(case, Ranks()))
+        compare(trained(case, DistContext(), micro_batches=number), trained(case, DistContext()))
 
     @pytest.mark.parametrize("preset", ["recommended", "official", "paper"])
     def test_activation_checkpointing(self, preset: str) -> None:
         """Dropout is drawn again as it was."""
-        kept = trained(f"{preset}, masks", Ranks(), dropout=0.1)
-        compare(trained(f"{preset}, masks", Ranks(), dropout=0.1, activation_checkpointing=True), kept)
+        kept = trained(f"{preset}, masks", DistContext(), dropout=0.1)
+        compare(trained(f"{preset}, masks", DistContext(), dropout=0.1, activation_checkpointing=True), kept)
 
     def test_dropout_is_replayed(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Both times a micro-batch is encoded, it is encoded alike; the next one is not."""
@@ -213,15 +215,15 @@ class TestLessMemory:
 
         monkeypatch.setattr(UniCode, "encode_features", noted)
         monkeypatch.setattr(UniCode, "encode_semantic", noted_again)
-        first = trained("recommended, masks", Ranks(), dropout=0.5, micro_batches=2)
+        first = trained("recommended, masks", DistContext(), dropout=0.5, micro_batches=2)
         for step in range(len(BATCHES)):
             calls = seen[12 * step : 12 * step + 12]
             assert [graph for _, graph, _ in calls] == [False] * 6 + [True] * 6
             for (name, _, before), (again, _, after) in zip(calls[:6], calls[6:], strict=True):
                 assert name == again
                 assert_close(after, before, SHARED_BATCH, name)
-        compare(trained("recommended, masks", Ranks(), dropout=0.5, micro_batches=2), first, EXACT)
-        other = trained("recommended, masks", Ranks(), dropout=0.0, micro_batches=2)
+        compare(trained("recommended, masks", DistContext(), dropout=0.5, micro_batches=2), first, EXACT)
+        other = trained("recommended, masks", DistContext(), dropout=0.0, micro_batches=2)
         assert not torch.allclose(other[0]["codebook.codebook"], first[0]["codebook.codebook"])
 
     def test_initial_codewords(self, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -504,7 +506,7 @@ with distributed.join() as ranks:
     parameter = torch.nn.Parameter(torch.ones(1))
     parameter.grad = torch.ones(1)
     torch.optim.Adam([parameter]).step()
-    ranks.copy_from_first(torch.nn.Linear(1, 1))
+    ranks.broadcast_parameters(torch.nn.Linear(1, 1))
     during = gloo()
 sys.__stdout__.write(f"during {during}, afterwards {gloo()}\\n")
 """
@@ -513,7 +515,7 @@ sys.__stdout__.write(f"during {during}, afterwards {gloo()}\\n")
 class TestTimeOut:
     def test_slow_steps_have_longer(self, tmp_path: Path) -> None:
         dist.init_process_group("gloo", f"file://{tmp_path}/meeting", rank=0, world_size=1)
-        ranks, limits = Ranks(), []
+        ranks, limits = DistContext(), []
         ranks.hosts = dist.group.WORLD
         for timeout_seconds in (1.0, 100.0):
             ranks.begin(timeout_seconds)
@@ -546,11 +548,11 @@ class TestChecks:
     )
     def test_too_few_clips(self, fields: dict, message: str) -> None:
         with pytest.raises(ValueError, match=message):
-            check_ranks(tiny.config(**fields), 60, Ranks(1, 3))
-        check_ranks(tiny.config(**{**fields, "micro_batches": 1}), 60, Ranks())
+            check_ranks(tiny.config(**fields), 60, DistContext(1, 3))
+        check_ranks(tiny.config(**{**fields, "micro_batches": 1}), 60, DistContext())
 
     def test_every_clip_has_one_rank(self) -> None:
         clips = range(80)
-        shares = [clips[Ranks(rank, 3).bounds(80)] for rank in range(3)]
+        shares = [clips[DistContext(rank, 3).bounds(80)] for rank in range(3)]
         assert [len(share) for share in shares] == [26, 27, 27]
         assert [clip for share in shares for clip in share] == list(clips)

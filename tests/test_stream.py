@@ -21,7 +21,7 @@ from unicode_fast.data.__main__ import main
 from unicode_fast.data.feed import PrefetchFeed
 from unicode_fast.data.stream import StreamBatches, StreamedDataset, open_stream, write_shards
 from unicode_fast.errors import UsageError
-from unicode_fast.training.distributed import Ranks
+from unicode_fast.training.distributed import DistContext
 from unicode_fast.training.start import check_ranks_of_stream
 
 STREAMS = ("audio", "video")
@@ -162,8 +162,8 @@ def test_one_process_reads_a_stream_and_as_many_ranks_go_on(streamed: StreamedDa
     with open_feed(batches, torch.device("cpu"), "prefetch", workers=3) as feed:
         assert isinstance(feed, PrefetchFeed) and feed.workers == 1
     with pytest.raises(CheckpointError, match="number of ranks must be 2 as before, .* stream, got 1"):
-        check_ranks_of_stream({"ranks": 2}, streamed, Ranks())
-    check_ranks_of_stream({"ranks": 1}, streamed, Ranks())
+        check_ranks_of_stream({"ranks": 2}, streamed, DistContext())
+    check_ranks_of_stream({"ranks": 1}, streamed, DistContext())
 
 
 def test_files_with_fewer_clips_than_they_should_have_are_named(tmp_path: Path, own: Dataset) -> None:

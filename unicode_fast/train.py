@@ -21,7 +21,7 @@ from unicode_fast.errors import Ending, postponed, run_main, say
 from unicode_fast.report import plots
 from unicode_fast.training import distributed
 from unicode_fast.training.checks import VERIFY_HELP, check_store
-from unicode_fast.training.distributed import Ranks
+from unicode_fast.training.distributed import DistContext
 from unicode_fast.training.measuring import measure, show_summary, summarise_seeds
 from unicode_fast.training.run_log import run_log
 from unicode_fast.training.runs import choose_device, make_folder, read_summary
@@ -37,7 +37,7 @@ RESUME_HELP = (
 
 
 def pretrain(
-    trainer: Trainer, dataset: Dataset, folder: Path, content: dict[str, Any] | None, ranks: Ranks
+    trainer: Trainer, dataset: Dataset, folder: Path, content: dict[str, Any] | None, ranks: DistContext
 ) -> dict[str, Any]:
     """Trains to the end and writes checkpoints, metrics and events to the run folder.
 
@@ -68,8 +68,8 @@ def pretrain(
     total = total_steps(config, batches)
     validate_at = {round(total * (n + 1) / train.validations) for n in range(train.validations)}
     if content is None:
-        ranks.from_first(lambda: initialise_codebook(trainer, batches, device, ranks.size))
-        ranks.copy_from_first(trainer.model)
+        ranks.run_on_rank0(lambda: initialise_codebook(trainer, batches, device, ranks.size))
+        ranks.broadcast_parameters(trainer.model)
     with (
         open_feed(batches, device, train.feed, workers=train.feed_workers, end=total, own=ranks.bounds) as feed,
         # With several ranks, a signal to one rank ends all of them at once.
@@ -91,9 +91,9 @@ def pretrain(
             if log is not None:
                 log.record(batches.ids(step, batch), result)
             if trainer.step in validate_at:
-                ranks.from_first(log.validate if log else None, f"validating after step {trainer.step}")
+                ranks.run_on_rank0(log.validate if log else None, f"validating after step {trainer.step}")
             elif save:
-                ranks.from_first(log.save if log else None, f"saving after step {trainer.step}")
+                ranks.run_on_rank0(log.save if log else None, f"saving after step {trainer.step}")
     return log.progress if log else {}
 
 
@@ -103,7 +103,12 @@ def total_steps(config: Config, batches: BatchSource) -> int:
 
 
 def run(
-    config: Config, dataset: Dataset, folder: Path, ranks: Ranks, resume_step: int | None = None, kind: str = "png"
+    config: Config,
+    dataset: Dataset,
+    folder: Path,
+    ranks: DistContext,
+    resume_step: int | None = None,
+    kind: str = "png",
 ) -> dict[str, Any]:
     """Pre-trains in a run folder, new or resumed, measures the tasks, and writes summary and pictures.
 
@@ -122,7 +127,7 @@ def run(
     ranks.begin(config.train.rank_timeout_seconds)
     device = ranks.device(choose_device(config.train.device))
     modalities = check_store(config, dataset)
-    content = ranks.from_first(lambda: read_content(folder, resume_step, config, modalities, dataset, ranks))
+    content = ranks.run_on_rank0(lambda: read_content(folder, resume_step, config, modalities, dataset, ranks))
     trainer = Trainer(config, modalities, device)
     if content is not None:
         trainer.restore(content)
@@ -132,11 +137,11 @@ def run(
         say("the first step compiles encoders and decoders and takes longer", file=sys.stderr)
     seconds = time.monotonic() - started
     progress = pretrain(trainer, dataset, folder, content, ranks)
-    return ranks.from_first(lambda: measure(trainer, dataset, folder, progress, seconds, kind), "measuring")
+    return ranks.run_on_rank0(lambda: measure(trainer, dataset, folder, progress, seconds, kind), "measuring")
 
 
 def run_seeds(
-    config: Config, dataset: Dataset, folder: Path, seeds: Sequence[int], ranks: Ranks, kind: str = "png"
+    config: Config, dataset: Dataset, folder: Path, seeds: Sequence[int], ranks: DistContext, kind: str = "png"
 ) -> dict[str, Any]:
     """One run for each seed in its own subfolder, except those that have finished; mean and spread above them.
 
@@ -144,18 +149,18 @@ def run_seeds(
         The content of the summary.json above the seeds.
     """
     summaries = [run_seed(config.replace(seed=seed), dataset, folder / f"seed-{seed}", ranks, kind) for seed in seeds]
-    return ranks.from_first(lambda: summarise_seeds(folder, seeds, summaries, kind))
+    return ranks.run_on_rank0(lambda: summarise_seeds(folder, seeds, summaries, kind))
 
 
-def run_seed(config: Config, dataset: Dataset, folder: Path, ranks: Ranks, kind: str) -> dict[str, Any]:
+def run_seed(config: Config, dataset: Dataset, folder: Path, ranks: DistContext, kind: str) -> dict[str, Any]:
     """The summary of one seed of several, which is trained now unless it has finished."""
-    if ranks.from_first((folder / checkpoint.SUMMARY).exists):
-        return ranks.from_first(lambda: read_summary(folder))
+    if ranks.run_on_rank0((folder / checkpoint.SUMMARY).exists):
+        return ranks.run_on_rank0(lambda: read_summary(folder))
     say(f"seed {config.train.seed}: {folder}", file=sys.stderr)
-    if not ranks.from_first(folder.exists):
-        ranks.from_first(lambda: make_folder(folder, config))
+    if not ranks.run_on_rank0(folder.exists):
+        ranks.run_on_rank0(lambda: make_folder(folder, config))
     with held(folder, ranks):
-        ranks.from_first(lambda: write_config(folder, config))
+        ranks.run_on_rank0(lambda: write_config(folder, config))
         return run(config, dataset, folder, ranks, kind=kind)
 
 
@@ -165,7 +170,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return train(argv, ranks)
 
 
-def train(argv: Sequence[str] | None, ranks: Ranks) -> int:
+def train(argv: Sequence[str] | None, ranks: DistContext) -> int:
     """The command line on one rank."""
     parser = make_parser("train", "Pre-train Uni-Code, then measure how its codes transfer between modalities.")
     parser.add_argument("--out", help="new folder of the run [runs/<UTC time>-<preset>-<seed>]")
@@ -179,7 +184,7 @@ def train(argv: Sequence[str] | None, ranks: Ranks) -> int:
     begin = new_run if arguments.resume is None else resumed_run
     with begin(arguments, given_fields(arguments), ranks) as (folder, config, seeds, dataset):
         if dataset is None:
-            summary = ranks.from_first(lambda: read_summary(folder))
+            summary = ranks.run_on_rank0(lambda: read_summary(folder))
             say(f"run {folder} has finished already", file=sys.stderr)
         else:
             describe(folder, config, seeds, dataset)

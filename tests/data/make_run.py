@@ -14,7 +14,7 @@ import tiny
 import unicode_fast
 from unicode_fast import export, load, train
 from unicode_fast.training.checks import open_run_data
-from unicode_fast.training.distributed import Ranks
+from unicode_fast.training.distributed import DistContext
 from unicode_fast.training.runs import prepare_folder
 
 SIZES = {
@@ -53,11 +53,11 @@ def make() -> None:
         **SIZES, data="store", steps=STEPS, batch_size=4, validations=2, checkpoint_seconds=1000.0, warmup_steps=2,
         learning_rate=3e-3, revive_after=2, probe_tasks="classification", feed="resident", device="cpu",
     )  # fmt: skip
-    train.run(config, open_run_data(config), prepare_folder("finished", config), Ranks())
+    train.run(config, open_run_data(config), prepare_folder("finished", config), DistContext())
     export(load("finished", "last"), "model.safetensors")
     stop_at(INTERRUPTED_AT)
     try:
-        train.run(config, open_run_data(config), prepare_folder("interrupted", config), Ranks())
+        train.run(config, open_run_data(config), prepare_folder("interrupted", config), DistContext())
     except Interrupted:
         return
 

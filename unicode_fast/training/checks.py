@@ -16,7 +16,7 @@ from unicode_fast.data.opening import absolute
 from unicode_fast.errors import few, say
 from unicode_fast.tasks import PROBE_TASKS, RETRIEVAL, check_partners, check_tasks
 from unicode_fast.training.acceleration import check_acceleration
-from unicode_fast.training.distributed import Ranks
+from unicode_fast.training.distributed import DistContext
 from unicode_fast.training.runs import choose_device
 
 NO_TASKS = "none"
@@ -166,7 +166,7 @@ def _check_targets(config: Config, dataset: Dataset, modalities: Collection[str]
         )
 
 
-def check_ranks(config: Config, clips: int, ranks: Ranks) -> None:
+def check_ranks(config: Config, clips: int, ranks: DistContext) -> None:
     """Checks that each rank and each micro-batch gets a clip of every batch, and that `cuda_graph` has one rank.
 
     Raises:

@@ -47,7 +47,7 @@ _NAMING_SECONDS, _LEAVE_SECONDS = 4.0, 8.0
 _RESUME = "checkpoints are kept, go on with --resume"
 
 
-class Ranks:
+class DistContext:
     """A rank and its connection to all ranks of a run; a process without torchrun is the only rank.
 
     Attributes:
@@ -94,7 +94,7 @@ class Ranks:
         torch.cuda.set_device(local)
         return torch.device("cuda", local)
 
-    def from_first(self, make: Callable[[], T] | None, phase: str | None = None) -> T:
+    def run_on_rank0(self, make: Callable[[], T] | None, phase: str | None = None) -> T:
         """Runs `make` on the first rank while the others wait, and returns its result on every rank.
 
         Args:
@@ -112,7 +112,7 @@ class Ranks:
         self.phase = before
         return made[0]
 
-    def copy_from_first(self, model: torch.nn.Module) -> None:
+    def broadcast_parameters(self, model: torch.nn.Module) -> None:
         """Broadcasts the parameters and buffers of the first rank to all ranks."""
         if self.size > 1:
             for tensor in model.state_dict().values():
@@ -207,7 +207,7 @@ class Ranks:
 
 
 @contextlib.contextmanager
-def join() -> Iterator[Ranks]:
+def join() -> Iterator[DistContext]:
     """Context of the ranks that torchrun has started; without torchrun, one rank.
 
     Rank 0 alone prints. If ranks fail, the first of them prints its error and the others end without a message. A rank
@@ -217,11 +217,11 @@ def join() -> Iterator[Ranks]:
         ValueError: the environment variable WAIT_VARIABLE is not a number of seconds.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or "RANK" not in os.environ:
-        yield Ranks()
+        yield DistContext()
         return
     wait_seconds = _wait_seconds()
     store, rank, size = next(dist.rendezvous("env://", timeout=datetime.timedelta(seconds=_RENDEZVOUS_SECONDS)))
-    ranks = Ranks(rank, size, wait_seconds)
+    ranks = DistContext(rank, size, wait_seconds)
     backend = "cpu:gloo,cuda:nccl" if dist.is_nccl_available() else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=ranks.limit)
     ranks.key_value_store, ranks.hosts = dist.PrefixStore("unicode_fast", store), dist.new_group(backend="gloo")
@@ -233,7 +233,7 @@ def join() -> Iterator[Ranks]:
                 stack.enter_context(contextlib.redirect_stderr(io.StringIO()))
             yield ranks
             # The other ranks wait here until the first has finished.
-            ranks.from_first(lambda: None, "ending")
+            ranks.run_on_rank0(lambda: None, "ending")
     except SystemExit:
         raise
     except BaseException as error:
@@ -257,7 +257,7 @@ def _wait_seconds() -> float:
     raise ValueError(f"{WAIT_VARIABLE} must be between 1 and {_LONGEST_SECONDS} seconds, got {text!r}")
 
 
-def _handle_sigterm(ranks: Ranks) -> None:
+def _handle_sigterm(ranks: DistContext) -> None:
     process = os.getpid()
 
     def end(number: int, frame: object) -> None:

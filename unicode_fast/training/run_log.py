@@ -16,7 +16,7 @@ from tqdm import tqdm
 from unicode_fast import checkpoint
 from unicode_fast.data import Dataset
 from unicode_fast.tasks import validate
-from unicode_fast.training.distributed import Ranks
+from unicode_fast.training.distributed import DistContext
 from unicode_fast.training.metrics_logger import LOG_EVERY, Journal, NonFiniteLoss, StepResult
 from unicode_fast.training.trainer import Trainer
 
@@ -38,7 +38,13 @@ class RunLog:
     """
 
     def __init__(
-        self, trainer: Trainer, dataset: Dataset, folder: Path, content: dict[str, Any] | None, ranks: Ranks, total: int
+        self,
+        trainer: Trainer,
+        dataset: Dataset,
+        folder: Path,
+        content: dict[str, Any] | None,
+        ranks: DistContext,
+        total: int,
     ) -> None:
         self.trainer, self.dataset, self.folder = trainer, dataset, folder
         before = content or {"progress": {}, "usage": None}
@@ -116,7 +122,7 @@ class RunLog:
 
 @contextlib.contextmanager
 def run_log(
-    trainer: Trainer, dataset: Dataset, folder: Path, content: dict[str, Any] | None, ranks: Ranks, total: int
+    trainer: Trainer, dataset: Dataset, folder: Path, content: dict[str, Any] | None, ranks: DistContext, total: int
 ) -> Iterator[RunLog | None]:
     """Context of the `RunLog` of a run, which saves its first and its last step; None on ranks after the first.
 

@@ -23,7 +23,7 @@ from unicode_fast.modules import UniCode
 from unicode_fast.presets import preset
 from unicode_fast.report import pictures
 from unicode_fast.training import checks
-from unicode_fast.training.distributed import Ranks
+from unicode_fast.training.distributed import DistContext
 from unicode_fast.training.runs import LOCK, choose_device, prepare_folder, resume_folder
 
 
@@ -37,19 +37,19 @@ class Run(NamedTuple):
 
 
 @contextlib.contextmanager
-def held(folder: Path, ranks: Ranks) -> Iterator[None]:
+def held(folder: Path, ranks: DistContext) -> Iterator[None]:
     """Locks a run folder for this run.
 
     Raises:
         InUse: another process uses it.
     """
     with contextlib.ExitStack() as stack:
-        ranks.from_first(lambda: stack.enter_context(alone(folder / LOCK, f"run {folder}")))
+        ranks.run_on_rank0(lambda: stack.enter_context(alone(folder / LOCK, f"run {folder}")))
         yield
 
 
 @contextlib.contextmanager
-def new_run(arguments: Namespace, flags: Mapping[str, Any], ranks: Ranks) -> Iterator[Run]:
+def new_run(arguments: Namespace, flags: Mapping[str, Any], ranks: DistContext) -> Iterator[Run]:
     """A new run folder, created and locked after all checks.
 
     Raises:
@@ -70,7 +70,7 @@ def new_run(arguments: Namespace, flags: Mapping[str, Any], ranks: Ranks) -> Ite
     ranks.begin(config.train.rank_timeout_seconds)
     dataset = checks.open_run_data(config)
     if arguments.verify:
-        ranks.from_first(lambda: verify(dataset))
+        ranks.run_on_rank0(lambda: verify(dataset))
     modalities = checks.check_store(config, dataset)
     checks.check_flags(config, flags, standard, [modality.kind for modality in modalities.values()])
     checks.check_ranks(config, len(dataset.split(config.data.train_split)), ranks)
@@ -80,13 +80,13 @@ def new_run(arguments: Namespace, flags: Mapping[str, Any], ranks: Ranks) -> Ite
         # Raises for sizes that do not fit, before the folder is created.
         UniCode(modalities, config)
     seeds = [config.train.seed + n for n in range(arguments.seeds)] if arguments.seeds > 1 else None
-    folder = ranks.from_first(lambda: prepare_folder(arguments.out, config, seeds))
+    folder = ranks.run_on_rank0(lambda: prepare_folder(arguments.out, config, seeds))
     with held(folder, ranks):
         yield Run(folder, config, seeds, dataset)
 
 
 @contextlib.contextmanager
-def resumed_run(arguments: Namespace, flags: Mapping[str, Any], ranks: Ranks) -> Iterator[Run]:
+def resumed_run(arguments: Namespace, flags: Mapping[str, Any], ranks: DistContext) -> Iterator[Run]:
     """The locked folder of a resumed run; changed fields are written to its config.yaml.
 
     Raises:
@@ -96,7 +96,7 @@ def resumed_run(arguments: Namespace, flags: Mapping[str, Any], ranks: Ranks) ->
     """
     others = [name for name in ("out", "config") if getattr(arguments, name) is not None]
     others += ["seeds"] if arguments.seeds != 1 else []
-    folder, config, seeds = ranks.from_first(lambda: resume_folder(arguments.resume, flags, others))
+    folder, config, seeds = ranks.run_on_rank0(lambda: resume_folder(arguments.resume, flags, others))
     if seeds and arguments.resume_step is not None:
         raise ValueError(f"resume_step needs the run of one seed, such as --resume {folder / f'seed-{seeds[0]}'}")
     moved = [name for name in PLACE_FIELDS if name in flags]
@@ -106,7 +106,7 @@ def resumed_run(arguments: Namespace, flags: Mapping[str, Any], ranks: Ranks) ->
 
     def ended() -> bool:
         summaries = [path / checkpoint.SUMMARY for path in (folder, *(folder / f"seed-{seed}" for seed in seeds or ()))]
-        return arguments.resume_step is None and ranks.from_first(lambda: all(path.exists() for path in summaries))
+        return arguments.resume_step is None and ranks.run_on_rank0(lambda: all(path.exists() for path in summaries))
 
     with contextlib.ExitStack() as stack:
         if moved or not ended():
@@ -126,14 +126,14 @@ def resumed_run(arguments: Namespace, flags: Mapping[str, Any], ranks: Ranks) ->
         except FileNotFoundError as error:
             raise CheckpointError(f"data of run {folder} are gone, {checks.MOVED}: {error}") from error
         if arguments.verify:
-            ranks.from_first(lambda: verify(dataset))
+            ranks.run_on_rank0(lambda: verify(dataset))
         if not finished:
             checks.check_ranks(config, len(dataset.split(config.data.train_split)), ranks)
         if moved:
             places = {name: config.flat()[name] for name in moved}
-            ranks.from_first(lambda: move_data(folder, seeds, places, dataset, arguments.resume_step))
+            ranks.run_on_rank0(lambda: move_data(folder, seeds, places, dataset, arguments.resume_step))
         if flags and not finished:
-            ranks.from_first(lambda: write_config(folder, config))
+            ranks.run_on_rank0(lambda: write_config(folder, config))
         yield Run(folder, config, seeds, None if finished else dataset)
 
 
@@ -156,7 +156,12 @@ def describe(folder: Path, config: Config, seeds: Sequence[int] | None, dataset:
 
 
 def read_content(
-    folder: Path, step: int | None, config: Config, modalities: Mapping[str, Modality], dataset: Dataset, ranks: Ranks
+    folder: Path,
+    step: int | None,
+    config: Config,
+    modalities: Mapping[str, Modality],
+    dataset: Dataset,
+    ranks: DistContext,
 ) -> dict[str, Any] | None:
     """The content of the checkpoint that is resumed, with changed fields in its progress; None for a new run.
 
@@ -196,7 +201,7 @@ def check_digest(content: Mapping[str, Any], dataset: Dataset) -> None:
         )
 
 
-def check_ranks_of_stream(progress: Mapping[str, Any], dataset: Dataset, ranks: Ranks) -> None:
+def check_ranks_of_stream(progress: Mapping[str, Any], dataset: Dataset, ranks: DistContext) -> None:
     """Raise CheckpointError if a run on a stream does not resume with the checkpoint's number of ranks."""
     if not dataset.shares_batches and progress.get("ranks") != ranks.size:
         raise CheckpointError(
