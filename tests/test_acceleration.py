@@ -26,7 +26,7 @@ from unicode_fast.modules.precision import float32_products, products
 from unicode_fast.training import acceleration
 from unicode_fast.training.acceleration import check_acceleration
 from unicode_fast.training.checks import check_run
-from unicode_fast.training.metrics_logger import Journal, StepResult
+from unicode_fast.training.metrics_logger import MetricsLogger, StepResult
 from unicode_fast.training.trainer import Trainer
 
 CPU = torch.device("cpu")
@@ -378,7 +378,7 @@ class TestGraph:
         self, graphs_on_a_cpu: type[FakeGraph], tmp_path: Path
     ) -> None:
         owner = graphs_on_a_cpu.owner = trainer(cuda_graph=True)
-        journal = Journal(tmp_path)
+        journal = MetricsLogger(tmp_path)
         for step in range(1, 22):
             result = owner.train_step(*batch(owner, 6, True), rate=step / 1000)
             journal.record(step, owner.optimizer.param_groups[0]["lr"], np.arange(6), result)

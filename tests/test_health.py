@@ -10,7 +10,7 @@ import torch
 from unicode_fast import health
 from unicode_fast.tasks import Row
 from unicode_fast.training.checks import check_batch_size
-from unicode_fast.training.metrics_logger import Journal, StepResult
+from unicode_fast.training.metrics_logger import MetricsLogger, StepResult
 
 
 def test_a_codebook_has_collapsed_below_two_codewords() -> None:
@@ -40,7 +40,7 @@ def test_a_batch_that_is_not_filled_has_a_remedy() -> None:
 
 
 def test_the_log_warns_once_and_every_line_says_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    journal = Journal(tmp_path, last=60)
+    journal = MetricsLogger(tmp_path, last=60)
     even, one = torch.ones(4), torch.tensor([9.0, 0.0, 0.0, 0.0])
     for step in range(1, 61):
         usage = {"audio": even, "video": one if step > 20 else even}

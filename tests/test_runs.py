@@ -183,7 +183,7 @@ class TestJournal:
     def test_it_is_never_made_longer(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         path = tmp_path / "metrics.jsonl"
         path.write_text('{"step": 1, "kind": "train"}\n{"st')
-        written = journal.Journal(tmp_path, 1000, 0)
+        written = journal.MetricsLogger(tmp_path, 1000, 0)
         written.write({"step": 2, "kind": "train"})
         assert written.flush() == path.stat().st_size
         written.close()
@@ -210,7 +210,7 @@ class TestJournal:
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
         for step, numbers in ((None, (1, 2, 3)), (1, (2,))):
-            written = journal.Journal(tmp_path, 0, step)
+            written = journal.MetricsLogger(tmp_path, 0, step)
             for number in numbers:
                 written.write({"step": number, "kind": "train", "losses": {"cpc": number / 2}})
             written.flush()

@@ -27,7 +27,7 @@ from unicode_fast.report import plots
 from unicode_fast.tasks.probe import ProbeRule
 from unicode_fast.train import main, total_steps
 from unicode_fast.training import acceleration, runs
-from unicode_fast.training.metrics_logger import Journal, NonFiniteLoss
+from unicode_fast.training.metrics_logger import MetricsLogger, NonFiniteLoss
 from unicode_fast.training.trainer import Trainer, learning_rate
 
 pytestmark = pytest.mark.usefixtures("short_probes", "no_pictures")
@@ -434,7 +434,7 @@ class TestSchedule:
 
 def test_journal_keeps_only_the_bytes_it_is_told(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text("one\ntwo\n")
-    journal = Journal(tmp_path, 4, 0)
+    journal = MetricsLogger(tmp_path, 4, 0)
     journal.write({"step": 1, "kind": "train", "loss": 1.0})
     journal.close()
     assert (tmp_path / "metrics.jsonl").read_text() == 'one\n{"step": 1, "kind": "train", "loss": 1.0}\n'

@@ -84,7 +84,7 @@ class _Pending:
         )
 
 
-class Journal:
+class MetricsLogger:
     """Writes the metrics of a run and checks its losses.
 
     Args:

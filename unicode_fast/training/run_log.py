@@ -17,7 +17,7 @@ from unicode_fast import checkpoint
 from unicode_fast.data import Dataset
 from unicode_fast.tasks import validate
 from unicode_fast.training.distributed import DistContext
-from unicode_fast.training.metrics_logger import LOG_EVERY, Journal, NonFiniteLoss, StepResult
+from unicode_fast.training.metrics_logger import LOG_EVERY, MetricsLogger, NonFiniteLoss, StepResult
 from unicode_fast.training.trainer import Trainer
 
 
@@ -52,7 +52,7 @@ class RunLog:
         self.progress = {**new, **before["progress"], "ranks": ranks.size}
         # The step of the newest checkpoint.
         self.saved = trainer.step if content else None
-        self.metrics = Journal(folder, self.progress["bytes"], self.saved, before["usage"], total)
+        self.metrics = MetricsLogger(folder, self.progress["bytes"], self.saved, before["usage"], total)
         self.bar = tqdm(total=total, initial=trainer.step, desc="pre-training", unit="step", dynamic_ncols=True)
         self.closed = threading.Event()
         if sys.stderr.isatty():
