@@ -18,7 +18,7 @@ import pytest
 import torch
 from measurement import origin, times_of
 
-from unicode_fast.data import Batch, Batches, open_data, open_feed, open_store
+from unicode_fast.data import Batch, Batches, open_data, open_loader, open_store
 from unicode_fast.data.store.write import pack
 from unicode_fast.files.writing import write_json
 
@@ -56,7 +56,7 @@ def times_ms(readers: dict[str, Callable[[int], Batch]]) -> dict[str, np.ndarray
 
 def ahead_ms(batches: Batches, workers: int) -> np.ndarray:
     """(REPEATS,) time from batch to batch, after the first."""
-    with open_feed(batches, torch.device("cpu"), "prefetch", workers=workers) as feed:
+    with open_loader(batches, torch.device("cpu"), "prefetch", workers=workers) as feed:
         feed.batch(0)
         times = []
         for step in range(1, REPEATS + 1):

@@ -17,7 +17,7 @@ from shapes import TRAIN_SHAPES
 
 from unicode_fast import preset
 from unicode_fast.config import Config
-from unicode_fast.data import Batches, ClipSet, open_dataset, open_feed
+from unicode_fast.data import Batches, ClipSet, open_dataset, open_loader
 from unicode_fast.training.trainer import Trainer
 
 ROWS = "feed"
@@ -68,7 +68,7 @@ def bench_feed(
     batches = Batches(clips, config.train.batch_size)
     trainer = Trainer(config, clips.modalities, device)
     wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-    with open_feed(batches, device, kind, workers=config.train.feed_workers) as feed:
+    with open_loader(batches, device, kind, workers=config.train.feed_workers) as feed:
         for step in (0, 7):
             truth, found = batches.batch(step), feed.batch(step).to("cpu")
             assert all(torch.equal(found.features[name], truth.features[name]) for name in truth.features)
@@ -100,7 +100,7 @@ def bench_feed(
         **origin(device.type),
     }
     keep(row)
-    with open_feed(batches, device, "auto") as taken:
+    with open_loader(batches, device, "auto") as taken:
         assert type(feed) is not type(taken) or row["share_of_the_smaller"] >= LEAST_SHARE
 
 

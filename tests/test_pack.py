@@ -23,11 +23,11 @@ from unicode_fast.data import (
     StoreError,
     bfloat16,
     open_data,
-    open_feed,
+    open_loader,
     open_store,
 )
-from unicode_fast.data.feed import Feed, ResidentFeed
 from unicode_fast.data.lazy import LazyArray
+from unicode_fast.data.loader import BatchLoader, ResidentLoader
 from unicode_fast.data.store.write import pack
 
 STREAMS = ("audio", "video")
@@ -90,15 +90,15 @@ def test_halves_are_halves_until_they_are_on_the_device(tmp_path: Path, avel: Da
     for name, kept in batches.batch(1, keep_halves=True).features.items():
         assert kept.dtype == getattr(torch, dtype)
         assert torch.equal(kept.double(), batches.batch(1).features[name])
-    with open_feed(batches, torch.device("cpu")) as feed:
-        assert type(feed) is Feed  # files that are mapped need no reader
+    with open_loader(batches, torch.device("cpu")) as feed:
+        assert type(feed) is BatchLoader  # files that are mapped need no reader
     for kind in ("direct", "prefetch", "resident"):
-        with open_feed(batches, torch.device("cpu"), kind) as feed:
+        with open_loader(batches, torch.device("cpu"), kind) as feed:
             for step in range(3):
                 for name, found in feed.batch(step).features.items():
                     assert found.dtype == torch.float64
                     assert torch.equal(found, batches.batch(step).features[name])
-            if isinstance(feed, ResidentFeed):
+            if isinstance(feed, ResidentLoader):
                 assert {kept.dtype for kept in feed.features.values()} == {getattr(torch, dtype)}
 
 

@@ -67,9 +67,9 @@ def run(finished: Path, tmp_path: Path) -> Path:
 
 def before_step(monkeypatch: pytest.MonkeyPatch, number: int, act: Callable[[], object]) -> None:
     """Has something happen when a step is about to begin."""
-    real = train.open_feed
+    real = train.open_loader
 
-    def open_feed(*arguments: Any, **options: Any) -> Any:
+    def open_loader(*arguments: Any, **options: Any) -> Any:
         feed = real(*arguments, **options)
         batch = feed.batch
 
@@ -81,7 +81,7 @@ def before_step(monkeypatch: pytest.MonkeyPatch, number: int, act: Callable[[], 
         monkeypatch.setattr(feed, "batch", read)
         return feed
 
-    monkeypatch.setattr(train, "open_feed", open_feed)
+    monkeypatch.setattr(train, "open_loader", open_loader)
 
 
 def dies() -> None:
@@ -126,7 +126,7 @@ class TestSignals:
     ) -> None:
         def lost() -> None:
             os.kill(os.getpid(), signal.SIGTERM)
-            raise train.FeedError("a worker was killed")
+            raise train.BatchLoaderError("a worker was killed")
 
         before_step(monkeypatch, 3, lost)
         with pytest.raises(errors.Terminated):

@@ -16,9 +16,9 @@ import torch
 from published import write_avel, write_avvp, write_own
 
 from unicode_fast.checkpoint import CheckpointError
-from unicode_fast.data import ClipSet, Dataset, StoreError, open_data, open_feed
+from unicode_fast.data import ClipSet, Dataset, StoreError, open_data, open_loader
 from unicode_fast.data.__main__ import main
-from unicode_fast.data.feed import PrefetchFeed
+from unicode_fast.data.loader import PrefetchLoader
 from unicode_fast.data.stream import StreamBatches, StreamedDataset, open_stream, write_shards
 from unicode_fast.errors import UsageError
 from unicode_fast.training.distributed import DistContext
@@ -159,8 +159,8 @@ def test_errors(tmp_path: Path, streamed: StreamedDataset, spoken: ClipSet) -> N
 
 def test_one_process_reads_a_stream_and_as_many_ranks_go_on(streamed: StreamedDataset) -> None:
     batches = streamed.batches("train", ["sound", "picture"], 4)
-    with open_feed(batches, torch.device("cpu"), "prefetch", workers=3) as feed:
-        assert isinstance(feed, PrefetchFeed) and feed.workers == 1
+    with open_loader(batches, torch.device("cpu"), "prefetch", workers=3) as feed:
+        assert isinstance(feed, PrefetchLoader) and feed.workers == 1
     with pytest.raises(CheckpointError, match="number of ranks must be 2 as before, .* stream, got 1"):
         check_ranks_of_stream({"ranks": 2}, streamed, DistContext())
     check_ranks_of_stream({"ranks": 1}, streamed, DistContext())

@@ -16,7 +16,7 @@ from unicode_fast import checkpoint
 from unicode_fast.checkpoint import write_config
 from unicode_fast.cli import given_fields, make_parser, with_underscores
 from unicode_fast.config import EXECUTION_FIELDS, PLACE_FIELDS, Config
-from unicode_fast.data import BatchSource, Dataset, FeedError, open_feed
+from unicode_fast.data import BatchLoaderError, BatchSource, Dataset, open_loader
 from unicode_fast.errors import Ending, postponed, run_main, say
 from unicode_fast.report import plots
 from unicode_fast.training import distributed
@@ -71,7 +71,7 @@ def pretrain(
         ranks.run_on_rank0(lambda: initialise_codebook(trainer, batches, device, ranks.size))
         ranks.broadcast_parameters(trainer.model)
     with (
-        open_feed(batches, device, train.feed, workers=train.feed_workers, end=total, own=ranks.bounds) as feed,
+        open_loader(batches, device, train.feed, workers=train.feed_workers, end=total, own=ranks.bounds) as feed,
         # With several ranks, a signal to one rank ends all of them at once.
         postponed("this step is ended and saved") if ranks.size == 1 else contextlib.nullcontext(Ending()) as ending,
         run_log(trainer, dataset, folder, content, ranks, total) as log,
@@ -81,7 +81,7 @@ def pretrain(
             with ranks.step(step + 1, device):
                 try:
                     batch = feed.batch(step)  # (B, T, ...) by modality
-                except FeedError:
+                except BatchLoaderError:
                     if ending.within(_SIGNAL_SECONDS):
                         break
                     raise

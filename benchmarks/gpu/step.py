@@ -22,7 +22,7 @@ import train_steps
 from common import Found, Stage
 from shapes import TRAIN_SHAPES
 
-from unicode_fast.data import Batches, ClipSet, open_feed
+from unicode_fast.data import Batches, ClipSet, open_loader
 
 SIZE = "published"
 FASTEST = "recommended, bfloat16, channels last, compiled, in a CUDA graph"
@@ -88,7 +88,7 @@ def with_feed(stage: Stage, trainer: Any, folder: Path) -> Found:
     clips = clips_in(folder)
     batches = Batches(clips, TRAIN_SHAPES[stage.device][SIZE].clips)
     wait = torch.cuda.synchronize if stage.device == "cuda" else lambda: None
-    with open_feed(batches, torch.device(stage.device), "auto") as taken:
+    with open_loader(batches, torch.device(stage.device), "auto") as taken:
 
         def step(number: int) -> None:
             batch = taken.batch(number)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from unicode_fast.data.dataset import Batch, Batches, BatchSource, ClipSet, Dataset
-from unicode_fast.data.feed import Feed, FeedError, open_feed
 from unicode_fast.data.layouts.files import MissingPackageError
+from unicode_fast.data.loader import BatchLoader, BatchLoaderError, open_loader
 from unicode_fast.data.opening import open_data, open_dataset, verify
 from unicode_fast.data.store.checks import DamagedStoreError, StoreError
 from unicode_fast.data.store.read import Store, open_store
@@ -17,14 +17,14 @@ __all__ = [
     "ClipSet",
     "DamagedStoreError",
     "Dataset",
-    "Feed",
-    "FeedError",
+    "BatchLoader",
+    "BatchLoaderError",
     "MissingPackageError",
     "Store",
     "StoreError",
     "open_data",
     "open_dataset",
-    "open_feed",
+    "open_loader",
     "open_store",
     "verify",
     "write_store",

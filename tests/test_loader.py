@@ -13,12 +13,12 @@ import pytest
 import tiny
 import torch
 
-from unicode_fast.data import Batches, FeedError, open_feed, open_store
+from unicode_fast.data import Batches, BatchLoaderError, open_loader, open_store
 from unicode_fast.data.dataset import Batch
-from unicode_fast.data.feed import Feed, PrefetchFeed, ResidentFeed
+from unicode_fast.data.loader import BatchLoader, PrefetchLoader, ResidentLoader
 
 CPU = torch.device("cpu")
-KINDS = {"direct": Feed, "prefetch": PrefetchFeed, "resident": ResidentFeed}
+KINDS = {"direct": BatchLoader, "prefetch": PrefetchLoader, "resident": ResidentLoader}
 # With the number of workers.
 FEEDS = [("direct", 0), ("prefetch", 0), ("prefetch", 1), ("prefetch", 2), ("resident", 0)]
 forked = pytest.mark.skipif(sys.platform != "linux", reason="worker processes are forked on Linux alone")
@@ -51,7 +51,7 @@ def assert_same(batch: Batch, truth: Batch) -> None:
 @pytest.mark.parametrize(("kind", "workers"), FEEDS)
 def test_the_batches_are_those_of_their_steps(kind: str, workers: int, batches: Batches) -> None:
     """Over the ends of epochs, from a later step on as after a resume, and back again."""
-    with open_feed(batches, CPU, kind, workers=workers) as feed:
+    with open_loader(batches, CPU, kind, workers=workers) as feed:
         assert type(feed) is KINDS[kind]
         for step in (*range(12), 30, 31, 2, 3):
             assert_same(feed.batch(step), batches.batch(step))
@@ -60,7 +60,7 @@ def test_the_batches_are_those_of_their_steps(kind: str, workers: int, batches: 
 
 @pytest.mark.parametrize(("kind", "workers"), FEEDS)
 def test_a_rank_gets_its_own_clips(kind: str, workers: int, batches: Batches) -> None:
-    with open_feed(batches, CPU, kind, workers=workers, own=lambda clips: slice(clips // 2, clips)) as feed:
+    with open_loader(batches, CPU, kind, workers=workers, own=lambda clips: slice(clips // 2, clips)) as feed:
         for step in range(batches.steps_per_epoch):
             assert_same(feed.batch(step), batches.batch(step, slice(len(batches.indices(step)) // 2, None)))
 
@@ -75,7 +75,7 @@ def test_processes_read(batches: Batches, monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.setattr(Batches, "batch", signed)
     before = torch.get_rng_state()
-    with open_feed(batches, CPU, "prefetch", workers=2) as feed:
+    with open_loader(batches, CPU, "prefetch", workers=2) as feed:
         readers = [int(feed.batch(step).id[0]) for step in range(6)]
     assert len(set(readers)) == 2 and os.getpid() not in readers
     assert readers == readers[:2] * 3
@@ -94,7 +94,7 @@ def test_it_reads_ahead_and_no_further_than_the_end(
         return plain(self, step, own, keep_halves=keep_halves)
 
     monkeypatch.setattr(Batches, "batch", noted)
-    with open_feed(batches, CPU, "prefetch", workers=0, end=4) as feed:
+    with open_loader(batches, CPU, "prefetch", workers=0, end=4) as feed:
         for step in range(steps):
             feed.batch(step)
         while feed.ahead and not feed.ahead[-1].future.done():
@@ -114,10 +114,10 @@ def test_an_error_of_a_worker_is_one_clear_error(
         return plain(self, step, own, keep_halves=keep_halves)
 
     monkeypatch.setattr(Batches, "batch", broken)
-    with open_feed(batches, CPU, kind, workers=workers) as feed:
+    with open_loader(batches, CPU, kind, workers=workers) as feed:
         assert_same(feed.batch(0), plain(batches, 0))
         assert_same(feed.batch(1), plain(batches, 1))
-        with pytest.raises(FeedError) as raised:
+        with pytest.raises(BatchLoaderError) as raised:
             feed.batch(2)
         assert str(raised.value) == "feed could not read the batch of step 2: OSError: the disk is gone"
         assert "the disk is gone" in str(raised.value.__cause__)
@@ -134,9 +134,9 @@ def test_a_worker_that_is_killed_is_one_clear_error(batches: Batches, monkeypatc
         return plain(self, step, own, keep_halves=keep_halves)
 
     monkeypatch.setattr(Batches, "batch", killed)
-    with open_feed(batches, CPU, "prefetch", workers=1) as feed:
+    with open_loader(batches, CPU, "prefetch", workers=1) as feed:
         assert_same(feed.batch(0), plain(batches, 0))
-        with pytest.raises(FeedError, match=r"read the batch of step [12]: .*; --feed_workers 0 reads it"):
+        with pytest.raises(BatchLoaderError, match=r"read the batch of step [12]: .*; --feed_workers 0 reads it"):
             for step in (1, 2):
                 feed.batch(step)
     assert not helpers()
@@ -152,17 +152,17 @@ def test_what_is_chosen_on_a_cpu(batches: Batches) -> None:
         def __getitem__(self, indices: np.ndarray) -> np.ndarray:
             return self.array[indices]
 
-    with open_feed(batches, CPU) as feed:
-        assert type(feed) is Feed
+    with open_loader(batches, CPU) as feed:
+        assert type(feed) is BatchLoader
     clips = batches.clips
     lazy = {**clips.arrays, "video": Lazy(clips.arrays["video"])}
-    with open_feed(Batches(dataclasses.replace(clips, arrays=lazy), 5, seed=1, drop_last=False), CPU) as feed:
-        assert type(feed) is PrefetchFeed
+    with open_loader(Batches(dataclasses.replace(clips, arrays=lazy), 5, seed=1, drop_last=False), CPU) as feed:
+        assert type(feed) is PrefetchLoader
         assert_same(feed.batch(3), batches.batch(3))
 
 
 def test_closing_ends_the_helpers(batches: Batches) -> None:
-    feed = open_feed(batches, CPU, "prefetch", workers=2)
+    feed = open_loader(batches, CPU, "prefetch", workers=2)
     feed.batch(0)
     assert helpers()
     feed.close()
@@ -175,8 +175,10 @@ def test_what_cannot_be_resident_names_the_way_out(batches: Batches, monkeypatch
         raise torch.OutOfMemoryError("no memory left")
 
     monkeypatch.setattr(torch.Tensor, "new_empty", full)
-    with pytest.raises(FeedError, match=r"feed 'resident' could not put 23 clips on cpu: no memory left; .*prefetch"):
-        open_feed(batches, CPU, "resident")
+    with pytest.raises(
+        BatchLoaderError, match=r"feed 'resident' could not put 23 clips on cpu: no memory left; .*prefetch"
+    ):
+        open_loader(batches, CPU, "resident")
 
 
 def test_many_threads_agree_on_the_order(batches: Batches) -> None:
@@ -201,7 +203,7 @@ def test_many_threads_agree_on_the_order(batches: Batches) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_batches_on_a_gpu(kind: str, batches: Batches) -> None:
     device = torch.device("cuda")
-    with open_feed(batches, device, kind, workers=2) as feed:
+    with open_loader(batches, device, kind, workers=2) as feed:
         for step in range(12):
             batch = feed.batch(step)
             assert all(tensor.is_cuda for tensor in (*batch.features.values(), *batch.mask.values()))

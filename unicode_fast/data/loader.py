@@ -29,11 +29,11 @@ COPIED_AHEAD = 2
 PIECE = 256
 
 
-class FeedError(RuntimeError):
+class BatchLoaderError(RuntimeError):
     """A batch could not be read; the message names the training step, and the cause is chained."""
 
 
-class Feed:
+class BatchLoader:
     """Batches by global step, read and copied on demand.
 
     All feeds give the same batches in the same order: the content of a batch depends on its step alone.
@@ -66,20 +66,20 @@ class Feed:
     def close(self) -> None:
         """End all threads and processes; the feed cannot be used afterwards."""
 
-    def __enter__(self) -> Feed:
+    def __enter__(self) -> BatchLoader:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: object, trace: TracebackType | None) -> None:
         self.close()
 
 
-class ResidentFeed(Feed):
+class ResidentLoader(BatchLoader):
     """All clips of the split on the device, in their stored dtype, read once; a batch is an index selection.
 
     Args:
         batches: the source of batches.
         device: device of the clips.
-        own: as for `Feed`; all clips are resident, because each rank gets each clip in some epoch.
+        own: as for `BatchLoader`; all clips are resident, because each rank gets each clip in some epoch.
 
     Raises:
         FeedError: clips could not be read, or the device has too little memory.
@@ -101,7 +101,7 @@ class ResidentFeed(Feed):
                             kept[name] = tensor.new_empty((len(clips), *tensor.shape[1:]), device=device)
                         kept[name][start : start + len(positions)] = tensor
         except Exception as error:
-            raise FeedError(
+            raise BatchLoaderError(
                 f"feed 'resident' could not put {len(clips)} clips on {device}: {error}; use --feed prefetch"
             ) from error
 
@@ -128,7 +128,7 @@ class _Ahead(NamedTuple):
     future: Future[tuple[Batch, torch.cuda.Event | None]]
 
 
-class PrefetchFeed(Feed):
+class PrefetchLoader(BatchLoader):
     """Worker processes prefetch batches; a thread copies them to pinned memory, then to the device on its own stream.
 
     Without CUDA the thread only passes them on.
@@ -136,7 +136,7 @@ class PrefetchFeed(Feed):
     Args:
         batches: the source of batches.
         device: device of features and masks.
-        own: as for `Feed`.
+        own: as for `BatchLoader`.
         workers: processes, each two batches ahead; with 0, and on systems other than Linux, the thread reads.
         end: the step after the last one of the run; None for no end.
     """
@@ -169,7 +169,7 @@ class PrefetchFeed(Feed):
             batch, ready = self.ahead.popleft().future.result()
         except Exception as error:
             self._forget()
-            raise error if isinstance(error, FeedError) else _unreadable(step, error) from error
+            raise error if isinstance(error, BatchLoaderError) else _unreadable(step, error) from error
         if ready is not None:
             current = torch.cuda.current_stream(self.device)
             current.wait_event(ready)
@@ -215,9 +215,9 @@ class PrefetchFeed(Feed):
             found = next(self.from_workers)
         except Exception as error:
             message = f"{_unreadable(step, error)}; --feed_workers 0 reads it without worker processes"
-            raise FeedError(message) from error
+            raise BatchLoaderError(message) from error
         if isinstance(found, _Failed):
-            raise FeedError(found.message) from RuntimeError(found.trace)
+            raise BatchLoaderError(found.message) from RuntimeError(found.trace)
         return found
 
 
@@ -246,7 +246,7 @@ def _unchanged(batch: T) -> T:
     return batch
 
 
-def open_feed(
+def open_loader(
     batches: BatchSource,
     device: torch.device,
     kind: FeedKind = "auto",
@@ -254,7 +254,7 @@ def open_feed(
     workers: int = 2,
     end: int | None = None,
     own: Own | None = None,
-) -> Feed:
+) -> BatchLoader:
     """The feed of a run.
 
     Args:
@@ -274,15 +274,15 @@ def open_feed(
     """
     if not isinstance(batches, Batches):
         if kind == "resident":
-            raise FeedError("feed must be auto, prefetch or direct for a stream, got 'resident'")
+            raise BatchLoaderError("feed must be auto, prefetch or direct for a stream, got 'resident'")
         kind, workers = "direct" if kind == "direct" else "prefetch", min(workers, 1)
     elif kind == "auto":
         kind = _chosen(batches, device)
     if kind == "prefetch":
-        return PrefetchFeed(batches, device, own, workers=workers, end=end)
+        return PrefetchLoader(batches, device, own, workers=workers, end=end)
     if kind == "resident" and isinstance(batches, Batches):
-        return ResidentFeed(batches, device, own)
-    return Feed(batches, device, own)
+        return ResidentLoader(batches, device, own)
+    return BatchLoader(batches, device, own)
 
 
 def _chosen(batches: Batches, device: torch.device) -> FeedKind:
@@ -300,5 +300,5 @@ def _bytes(batches: Batches) -> int:
     return len(batches.clips) * sum(tensor.nbytes for tensor in one.features.values())
 
 
-def _unreadable(step: int, error: Exception) -> FeedError:
-    return FeedError(f"feed could not read the batch of step {step}: {type(error).__name__}: {error}")
+def _unreadable(step: int, error: Exception) -> BatchLoaderError:
+    return BatchLoaderError(f"feed could not read the batch of step {step}: {type(error).__name__}: {error}")
