@@ -17,7 +17,7 @@ from unicode_fast.data.dataset import WHOLE, ClipSet, Dataset
 from unicode_fast.data.findings import Described, Finding, Report, classes_of
 from unicode_fast.data.layouts import Request
 from unicode_fast.data.layouts.files import MissingFilesError, MissingPackageError
-from unicode_fast.data.layouts.sources import ClipTable, Listing, Source
+from unicode_fast.data.layouts.sources import ClipTable, DatasetIndex, FeatureFiles
 from unicode_fast.data.lazy import ClipArray, LazyArray
 from unicode_fast.data.opening import list_data, open_data
 from unicode_fast.data.store.checks import StoreError, check_array_values, check_split
@@ -232,11 +232,13 @@ def _classes_on(labels: np.ndarray) -> np.ndarray:
     return np.asarray((labels[..., :-1] > 0).any(1))
 
 
-def _find(report: Report, listing: Listing, progress: bool) -> tuple[list[Finding], dict[str, dict[str, np.ndarray]]]:
+def _find(
+    report: Report, listing: DatasetIndex, progress: bool
+) -> tuple[list[Finding], dict[str, dict[str, np.ndarray]]]:
     """Problems of single clips; and by split and modality (C,) bool, the classes in labels."""
     found: dict[str, list[str]] = {kind: [] for kind in _KINDS}
     found["missing"] += listing.missing
-    unique: dict[str, dict[str, tuple[Source, int]]] = {}
+    unique: dict[str, dict[str, tuple[FeatureFiles, int]]] = {}
     for table in itertools.chain.from_iterable(listing.tables.values()):
         for name, source in table.sources.items():
             unique.setdefault(name, {}).update({where: (source, clip) for clip, where in enumerate(source.where)})
@@ -265,7 +267,7 @@ def _find(report: Report, listing: Listing, progress: bool) -> tuple[list[Findin
     return findings + [Finding(kind, *_KINDS[kind], clips) for kind, clips in found.items() if clips], labelled
 
 
-def _look(clips: Mapping[str, tuple[Source, int]], found: dict[str, list[str]], bar: tqdm) -> dict[str, _Facts]:
+def _look(clips: Mapping[str, tuple[FeatureFiles, int]], found: dict[str, list[str]], bar: tqdm) -> dict[str, _Facts]:
     """Read every clip of one modality once; return shape of a position, dtype and positions of readable clips."""
     seen: dict[str, _Facts] = {}
     contents: dict[bytes, str] = {}
@@ -303,7 +305,7 @@ def _look(clips: Mapping[str, tuple[Source, int]], found: dict[str, list[str]], 
     return seen
 
 
-def _described(listing: Listing, seen: Mapping[str, Mapping[str, _Facts]]) -> dict[str, dict[str, Described]]:
+def _described(listing: DatasetIndex, seen: Mapping[str, Mapping[str, _Facts]]) -> dict[str, dict[str, Described]]:
     """Description of the readable features, by split and modality."""
     found: dict[str, dict[str, Described]] = {}
     for split, tables in listing.tables.items():
@@ -324,7 +326,7 @@ def _described(listing: Listing, seen: Mapping[str, Mapping[str, _Facts]]) -> di
     return found
 
 
-def _read_labels(listing: Listing, bad: list[str]) -> dict[str, dict[str, np.ndarray]]:
+def _read_labels(listing: DatasetIndex, bad: list[str]) -> dict[str, dict[str, np.ndarray]]:
     """Read the arrays beside the features and add problems to `bad`; return the classes in labels, by split."""
     read = {
         split: [_labels_of(table, len(listing.classes), bad) for table in tables]
@@ -378,7 +380,7 @@ def _names(table: ClipTable) -> Sequence[Any]:
     return np.asarray(table.arrays["id"]).tolist() if "id" in table.arrays else []
 
 
-def _overlaps(listing: Listing) -> list[str]:
+def _overlaps(listing: DatasetIndex) -> list[str]:
     splits: dict[tuple[tuple[str, ...], Any], list[str]] = {}
     for split in ("train", "val", "test"):
         for table in listing.tables.get(split, ()):

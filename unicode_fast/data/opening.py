@@ -13,7 +13,7 @@ from unicode_fast.data import built_in, stream
 from unicode_fast.data.dataset import Dataset
 from unicode_fast.data.layouts import LAYOUTS, Request, find_layout
 from unicode_fast.data.layouts.request import BERT
-from unicode_fast.data.layouts.sources import Listing
+from unicode_fast.data.layouts.sources import DatasetIndex
 from unicode_fast.data.store.checks import DamagedStoreError
 from unicode_fast.data.store.read import Store, damages, open_store
 from unicode_fast.data.store.write import MANIFEST
@@ -105,7 +105,7 @@ def absolute(spec: str) -> str:
     return f"{layout}:{path.absolute()}" if known else str(path.absolute())
 
 
-def list_data(spec: str, request: Request) -> Listing | None:
+def list_data(spec: str, request: Request) -> DatasetIndex | None:
     """The clips of a `LAYOUT:ROOT`, features unread; None if `spec` names no layout.
 
     Raises:

@@ -20,7 +20,7 @@ import numpy as np
 from unicode_fast.config import TextPadding
 from unicode_fast.data.cache import check_ours
 from unicode_fast.data.layouts.files import need
-from unicode_fast.data.layouts.sources import Source
+from unicode_fast.data.layouts.sources import FeatureFiles
 from unicode_fast.data.layouts.zip_pickle import unpickle_counts
 from unicode_fast.data.lazy import LazyArray
 from unicode_fast.data.store.checks import StoreError
@@ -92,7 +92,7 @@ class WordVectors:
             self._known[sentence] = self._kept(sentence)
         return self._known[sentence]
 
-    def source(self, sentences: Sequence[str], padding: TextPadding = "masked") -> Source:
+    def source(self, sentences: Sequence[str], padding: TextPadding = "masked") -> FeatureFiles:
         """Features (clips, 10, E) of sentences, zeros after the last word; read when indexed.
 
         Args:
@@ -103,7 +103,7 @@ class WordVectors:
         lengths = LazyArray.by_clip(
             (len(sentences),), np.int64, lambda clip: np.int64(len(self.vectors(sentences[clip])))
         )
-        return Source(
+        return FeatureFiles(
             where=[f"sentence {sentence!r}" for sentence in sentences],
             read=lambda number: self.vectors(sentences[number]),
             numbers=np.arange(len(sentences)),

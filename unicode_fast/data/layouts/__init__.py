@@ -10,12 +10,12 @@ from unicode_fast.data.layouts.avsbench import list_avsbench
 from unicode_fast.data.layouts.avvp import list_ave_avvp, list_avvp
 from unicode_fast.data.layouts.clips import list_clips
 from unicode_fast.data.layouts.request import Request
-from unicode_fast.data.layouts.sources import Listing
+from unicode_fast.data.layouts.sources import DatasetIndex
 from unicode_fast.data.layouts.ucf_vggsound import list_ucf_vggsound
 from unicode_fast.data.layouts.vggsound import avel_lister, checked_lister
 from unicode_fast.files.paths import expanded
 
-LAYOUTS: Mapping[str, Callable[[Path, Request], Listing]] = {
+LAYOUTS: Mapping[str, Callable[[Path, Request], DatasetIndex]] = {
     "vggsound-avel24k": avel_lister("vggsound-avel24k", whole=False),
     "vggsound-avel40k": avel_lister("vggsound-avel40k", whole=True),
     "vggsound81k": checked_lister("vggsound81k"),

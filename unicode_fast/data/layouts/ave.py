@@ -12,7 +12,7 @@ import numpy as np
 
 from unicode_fast.data.layouts.files import Files, need
 from unicode_fast.data.layouts.request import Request
-from unicode_fast.data.layouts.sources import ClipTable, Listing, Note, Source
+from unicode_fast.data.layouts.sources import ClipTable, DatasetIndex, FeatureFiles, Note
 from unicode_fast.data.store.checks import StoreError
 from unicode_fast.files.untrusted import BadFile, check_count, check_size, open_file
 
@@ -34,7 +34,7 @@ _MOST_NAMES = 100
 _FEATURES = {"audio": "audio_feature.h5", "video": "visual_feature.h5"}
 
 
-def list_ave(root: Path, request: Request) -> Listing:
+def list_ave(root: Path, request: Request) -> DatasetIndex:
     """Splits train, val and test of the order files; "id" is a clip's number in the feature files."""
     files = Files("ave", root)
     features = feature_files(files, request)
@@ -47,7 +47,7 @@ def list_ave(root: Path, request: Request) -> Listing:
         clips, more = ordered_table(features, label, read_order(file, len(label)), file)
         tables[split] = [clips]
         notes += more
-    return Listing("ave", root, CLASSES, tables, notes=notes)
+    return DatasetIndex("ave", root, CLASSES, tables, notes=notes)
 
 
 def feature_files(files: Files, request: Request, base: str = "") -> dict[str, Path]:
@@ -72,13 +72,13 @@ def ordered_table(
     return ClipTable(sources, arrays), [Note("no event", text, False)] if empty else []
 
 
-def h5_source(file: Path, clips: int) -> Source:
+def h5_source(file: Path, clips: int) -> FeatureFiles:
     """Features of all clips of an HDF5 file, read one by one."""
     data = H5Array(file, KEY)
     if len(data.shape) < 3 or data.shape[0] != clips:
         raise StoreError(f"{file} must hold {KEY} of ({clips}, T, ...), got {data.shape}")
     where = [f"{file} ({KEY}[{number}])" for number in range(clips)]
-    return Source(where, data.clip, np.arange(clips), data.shape[1], "exact")
+    return FeatureFiles(where, data.clip, np.arange(clips), data.shape[1], "exact")
 
 
 def read_labels(file: Path, classes: int) -> np.ndarray:

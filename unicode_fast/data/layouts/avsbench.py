@@ -19,7 +19,7 @@ from unicode_fast.data.layouts.files import (
     text_array,
 )
 from unicode_fast.data.layouts.request import Request
-from unicode_fast.data.layouts.sources import ClipTable, Listing
+from unicode_fast.data.layouts.sources import ClipTable, DatasetIndex
 from unicode_fast.data.layouts.zip_pickle import read_zipped_array
 from unicode_fast.data.lazy import ClipArray, LazyArray
 from unicode_fast.data.store.checks import StoreError
@@ -33,7 +33,7 @@ _PNG, _JPEG_SCAN = b"\x89PNG\r\n\x1a\n", b"\xff\xda"
 _MOST_SCANNED = 1 << 32
 
 
-def list_avsbench(root: Path, request: Request) -> Listing:
+def list_avsbench(root: Path, request: Request) -> DatasetIndex:
     """The official splits train, val and test, with audio and text as queries.
 
     Other arrays: "video.frames" (clips, 5, H, W, 3) uint8, and "video.mask" (clips, k, H, W) uint8, 1 on the object.
@@ -58,7 +58,7 @@ def list_avsbench(root: Path, request: Request) -> Listing:
             places = [Path(split, values[2], values[0]) for values in chosen]
             clips = _clips(root, places, classes, request, prompts)
             tables[split] = [ClipTable(clips.sources, {**clips.arrays, **_frames_and_masks(root, places, missing)})]
-    return Listing("avsbench-s4", root, classes, tables, missing=missing)
+    return DatasetIndex("avsbench-s4", root, classes, tables, missing=missing)
 
 
 def _clips(

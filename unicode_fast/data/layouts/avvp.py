@@ -20,14 +20,14 @@ from unicode_fast.data.layouts.files import (
     zip_source,
 )
 from unicode_fast.data.layouts.request import Request
-from unicode_fast.data.layouts.sources import ClipTable, Fit, Listing
+from unicode_fast.data.layouts.sources import ClipTable, DatasetIndex, Fit
 from unicode_fast.data.layouts.vggsound import STEPS, YOUTUBE_ID, zip_folder
 from unicode_fast.data.store.checks import StoreError
 
 _STREAMS = {"audio": "audio", "video": "visual"}
 
 
-def list_avvp(root: Path, request: Request) -> Listing:
+def list_avvp(root: Path, request: Request) -> DatasetIndex:
     """Split "all", one list of clips per modality; and train, val and test splits of them.
 
     The released code trains and tests on "all". The other splits depend on the hash of the video's id alone, so no
@@ -40,10 +40,12 @@ def list_avvp(root: Path, request: Request) -> Listing:
     files.check()
     classes = read_lines(categories)
     whole = [_annotated(name, lists[name], folders[name], classes) for name in lists]
-    return Listing("avvp", root, classes, {"all": whole}, divide([hashed_split(_videos(table)) for table in whole]))
+    return DatasetIndex(
+        "avvp", root, classes, {"all": whole}, divide([hashed_split(_videos(table)) for table in whole])
+    )
 
 
-def list_ave_avvp(root: Path, request: Request) -> Listing:
+def list_ave_avvp(root: Path, request: Request) -> DatasetIndex:
     """The twelve common classes: "all", train and val from AVE; test from AVVP, one list per modality.
 
     The released code trains on "all", the whole AVE list; train and val divide it by the hash of a clip's number.
@@ -63,7 +65,7 @@ def list_ave_avvp(root: Path, request: Request) -> Listing:
     held_out = hashed_split([f"ave {number}" for number in numbers])["val"]
     tested = [_annotated(name, lists[name], folders[name], classes) for name in lists]
     divided = divide([{"train": ~held_out, "val": held_out}])
-    return Listing("ave-avvp", root, classes, {"all": [trained], "test": tested}, divided, notes=notes)
+    return DatasetIndex("ave-avvp", root, classes, {"all": [trained], "test": tested}, divided, notes=notes)
 
 
 def _list_files(files: Files, request: Request, name: str) -> dict[str, Path]:

@@ -20,7 +20,7 @@ from unicode_fast.data.layouts.files import (
     text_array,
 )
 from unicode_fast.data.layouts.request import Request
-from unicode_fast.data.layouts.sources import ClipTable, Listing, Note
+from unicode_fast.data.layouts.sources import ClipTable, DatasetIndex, Note
 from unicode_fast.data.lazy import LazyArray
 from unicode_fast.data.store.checks import StoreError, check_name
 from unicode_fast.files import untrusted
@@ -30,7 +30,7 @@ _TABLE, _CLASSES, _KINDS = "clips.csv", "classes.txt", "modalities.csv"
 _COLUMNS = ("id", "split", "class")
 
 
-def list_clips(root: Path, request: Request) -> Listing:
+def list_clips(root: Path, request: Request) -> DatasetIndex:
     """The splits of `clips.csv`.
 
     `ROOT/clips.csv` has the columns id and split, and class if clips have classes. Each folder `ROOT/MODALITY` with a
@@ -88,7 +88,9 @@ def list_clips(root: Path, request: Request) -> Listing:
     tables = {}
     for split in dict.fromkeys(row["split"] for row in rows):
         tables[split] = [joined.select(np.array([row["split"] == split for row in rows]))]
-    return Listing(root.name, root, classes, tables, missing=missing, notes=list(_notes(rows)), list_file=table.name)
+    return DatasetIndex(
+        root.name, root, classes, tables, missing=missing, notes=list(_notes(rows)), list_file=table.name
+    )
 
 
 def _kinds(root: Path) -> dict[str, Kind | None]:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from unicode_fast.data.layouts.sources import Fit, Source
+from unicode_fast.data.layouts.sources import FeatureFiles, Fit
 from unicode_fast.data.layouts.zip_pickle import read_zipped_array
 from unicode_fast.data.store.checks import StoreError
 from unicode_fast.files.untrusted import TEXT_VARIABLE, BadFile, check_count, limit, read_bytes
@@ -244,15 +244,17 @@ def read_sentences(file: Path, names: Sequence[str]) -> list[str]:
     return [sentences[name] for name in names]
 
 
-def zip_source(folder: Path, names: Sequence[str], steps: int, fit: Fit) -> Source:
+def zip_source(folder: Path, names: Sequence[str], steps: int, fit: Fit) -> FeatureFiles:
     """Features in one zip with a pickled array per name."""
     return file_source([folder / f"{name}.zip" for name in names], read_zipped_array, steps, fit)
 
 
-def file_source(files: Sequence[Path], read: Callable[[Path], np.ndarray], steps: int, fit: Fit, **more: Any) -> Source:
+def file_source(
+    files: Sequence[Path], read: Callable[[Path], np.ndarray], steps: int, fit: Fit, **more: Any
+) -> FeatureFiles:
     """Features in one file per clip; each folder is listed once to find missing files."""
     there = {folder: _names_in(folder) for folder in {file.parent for file in files}}
-    return Source(
+    return FeatureFiles(
         where=[str(file) for file in files],
         read=lambda number: read(files[number]),
         numbers=np.arange(len(files)),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from unicode_fast.config import TextPadding
-from unicode_fast.data.layouts.sources import Source
+from unicode_fast.data.layouts.sources import FeatureFiles
 from unicode_fast.files.paths import expanded
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class Request:
         """Whether a modality is to be read."""
         return self.modalities is None or name in self.modalities
 
-    def words(self, sentences: Sequence[str]) -> Source:
+    def words(self, sentences: Sequence[str]) -> FeatureFiles:
         """Word vectors of sentences."""
         from unicode_fast.data.text import WordVectors
 

@@ -22,7 +22,7 @@ _SHOWN_FILES = 12
 
 
 @dataclass(frozen=True)
-class Source:
+class FeatureFiles:
     """The features of one modality, read from disk clip by clip.
 
     Attributes:
@@ -54,7 +54,7 @@ class Source:
         """Names of the clips without a file."""
         return [] if self.missing is None else [self.where[int(clip)] for clip in np.flatnonzero(self.missing)]
 
-    def select(self, numbers: np.ndarray) -> Source:
+    def select(self, numbers: np.ndarray) -> FeatureFiles:
         """Some clips in the order given."""
         return replace(
             self,
@@ -131,7 +131,7 @@ class ClipTable:
         arrays: other arrays, clips first: "id", "class", "<modality>.label" and other keys.
     """
 
-    sources: Mapping[str, Source]
+    sources: Mapping[str, FeatureFiles]
     arrays: Mapping[str, ClipArray]
 
     def __len__(self) -> int:
@@ -161,7 +161,7 @@ class Note:
 
 
 @dataclass(frozen=True)
-class Listing:
+class DatasetIndex:
     """The clips of a layout, before any feature is read.
 
     Attributes:

@@ -20,7 +20,7 @@ from unicode_fast.data.layouts.files import (
     zip_source,
 )
 from unicode_fast.data.layouts.request import Request
-from unicode_fast.data.layouts.sources import ClipTable, Listing
+from unicode_fast.data.layouts.sources import ClipTable, DatasetIndex
 from unicode_fast.data.layouts.vggsound import STEPS, YOUTUBE_ID, zip_folder
 from unicode_fast.data.store.checks import StoreError
 
@@ -33,7 +33,7 @@ _SETS = {
 _TEST_GROUPS, _VAL_GROUPS = range(1, 8), range(8, 11)
 
 
-def list_ucf_vggsound(root: Path, request: Request) -> Listing:
+def list_ucf_vggsound(root: Path, request: Request) -> DatasetIndex:
     """Split "all", video of UCF-101 and audio of VGGSound; and train, val and test splits of each.
 
     The released code trains on "all" of one and tests on "all" of the other. UCF-101 is divided by group, all
@@ -53,7 +53,9 @@ def list_ucf_vggsound(root: Path, request: Request) -> Listing:
             f"{len(classes['video'])}"
         )
     whole = [_labelled(name, lists[name], folders[name], classes[name]) for name in wanted]
-    return Listing("ucf-vggsound", root, classes["audio"], {"all": whole}, divide([_divided(table) for table in whole]))
+    return DatasetIndex(
+        "ucf-vggsound", root, classes["audio"], {"all": whole}, divide([_divided(table) for table in whole])
+    )
 
 
 def _labelled(modality: str, file: Path, folder: Path, classes: Sequence[str]) -> ClipTable:

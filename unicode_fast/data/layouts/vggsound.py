@@ -18,7 +18,7 @@ from unicode_fast.data.layouts.files import (
     zip_source,
 )
 from unicode_fast.data.layouts.request import Request
-from unicode_fast.data.layouts.sources import ClipTable, Listing, Note, Source
+from unicode_fast.data.layouts.sources import ClipTable, DatasetIndex, FeatureFiles, Note
 from unicode_fast.data.lazy import LazyArray
 from unicode_fast.data.store.checks import StoreError
 
@@ -38,7 +38,7 @@ def zip_folder(files: Files, modality: str, base: str = "") -> Path:
     return files.folder(f"{base}feature/{modality}/zip", f"{base}{modality}/zip")
 
 
-def stream_sources(files: Files, request: Request, names: Sequence[str]) -> dict[str, Source]:
+def stream_sources(files: Files, request: Request, names: Sequence[str]) -> dict[str, FeatureFiles]:
     """Audio, short clips padded with their last row, and video, which must have all positions."""
     return {
         modality: zip_source(zip_folder(files, modality), names, STEPS, "repeat" if modality == "audio" else "exact")
@@ -47,14 +47,14 @@ def stream_sources(files: Files, request: Request, names: Sequence[str]) -> dict
     }
 
 
-def avel_lister(layout: str, whole: bool) -> Callable[[Path, Request], Listing]:
+def avel_lister(layout: str, whole: bool) -> Callable[[Path, Request], DatasetIndex]:
     """The reader of a data set with categories.
 
     Its split train is the 24K set. `whole` adds the split "all", the 40K set: train, test and val joined in this order.
     The released code always joins them.
     """
 
-    def list_avel(root: Path, request: Request) -> Listing:
+    def list_avel(root: Path, request: Request) -> DatasetIndex:
         files = Files(layout, root)
         table, categories = files.file(_LIST), files.file(_CATEGORIES)
         prompts = files.file(_PROMPTS) if request.wants("text") else None
@@ -88,9 +88,9 @@ def avel_lister(layout: str, whole: bool) -> Callable[[Path, Request], Listing]:
         chosen = {split: members for split, members in chosen.items() if members.any()}
         if whole:
             divided = {split: [members] for split, members in chosen.items()}
-            return Listing(layout, root, classes, {"all": [joined]}, divided, missing, notes)
+            return DatasetIndex(layout, root, classes, {"all": [joined]}, divided, missing, notes)
         lists = {split: [joined.select(members)] for split, members in chosen.items()}
-        return Listing(layout, root, classes, lists, missing=missing, notes=notes)
+        return DatasetIndex(layout, root, classes, lists, missing=missing, notes=notes)
 
     return list_avel
 
@@ -111,7 +111,7 @@ def list_notes(rows: int, table: Path, published: int) -> list[Note]:
     return []
 
 
-def _labels(folder: Path, names: Sequence[str], target: np.ndarray, classes: int) -> tuple[LazyArray, Source]:
+def _labels(folder: Path, names: Sequence[str], target: np.ndarray, classes: int) -> tuple[LazyArray, FeatureFiles]:
     """(clips, 10, C+1) uint8: the clip's category in positions where it occurs, else background."""
     presence = zip_source(folder, names, STEPS, "exact")
 
@@ -129,10 +129,10 @@ def _labels(folder: Path, names: Sequence[str], target: np.ndarray, classes: int
     return LazyArray.by_clip((len(names), STEPS, classes + 1), np.uint8, read), presence
 
 
-def checked_lister(layout: str) -> Callable[[Path, Request], Listing]:
+def checked_lister(layout: str) -> Callable[[Path, Request], DatasetIndex]:
     """The reader of a data set without categories: "all", and train, val and test by the hash of the video's id."""
 
-    def list_checked(root: Path, request: Request) -> Listing:
+    def list_checked(root: Path, request: Request) -> DatasetIndex:
         files = Files(layout, root)
         table = files.file(f"video_name_{layout}_checked.csv")
         stream_sources(files, request, [])
@@ -147,6 +147,6 @@ def checked_lister(layout: str) -> Callable[[Path, Request], Listing]:
         divided = {split: [members] for split, members in chosen.items() if members.any()}
         published = int(layout.removeprefix("vggsound").removesuffix("k")) * 1000
         notes = list_notes(len(names), table, published)
-        return Listing(layout, root, [], {"all": [joined]}, divided, notes=notes)
+        return DatasetIndex(layout, root, [], {"all": [joined]}, divided, notes=notes)
 
     return list_checked
