@@ -25,7 +25,7 @@ from unicode_fast.files.locks import exclusive
 from unicode_fast.files.writing import write_json, write_text
 from unicode_fast.methods import UniCodeMethod
 from unicode_fast.modules import UniCode
-from unicode_fast.tasks import Probes, Row
+from unicode_fast.tasks import Evaluator, Row
 from unicode_fast.train import pretrain
 from unicode_fast.training.checks import check_store
 from unicode_fast.training.distributed import DistContext
@@ -114,7 +114,7 @@ def measure(config: Config, folder: Path) -> dict[str, object]:
     device = choose_device(config.train.device)
     trainer = Trainer(config, check_store(config, dataset), device)
     progress = pretrain(trainer, dataset, folder, None, DistContext())
-    probes = Probes(trainer.model.eval(), ValidationOnly(dataset), config.train.seed)
+    probes = Evaluator(trainer.model.eval(), ValidationOnly(dataset), config.train.seed)
     rows = probes.table(TASKS)
     return {
         "steps": trainer.step,

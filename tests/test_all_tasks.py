@@ -21,7 +21,7 @@ from unicode_fast.errors import UsageError
 from unicode_fast.evaluate import file_stem, make_parser
 from unicode_fast.evaluate import main as evaluate
 from unicode_fast.report import pictures, plots
-from unicode_fast.tasks import Probes, Row, open_partners, retrieval, runner
+from unicode_fast.tasks import Evaluator, Row, open_partners, retrieval, runner
 from unicode_fast.tasks.domain import check_classes
 from unicode_fast.tasks.metrics import scores as metrics
 from unicode_fast.tasks.probe import ProbeRule
@@ -221,11 +221,11 @@ def test_a_probe_is_tested_on_the_other_data_set(
     """The second domain's codes mean the next class: a probe from the first fails there, one of its own does not."""
     monkeypatch.setattr(ProbeRule, "passes", short_probes)
     source, target = Domains(), Domains(1, shifted=True)
-    row = Probes(LookUp(), source, partners={task: target}).row(task, "audio", "video")
+    row = Evaluator(LookUp(), source, partners={task: target}).row(task, "audio", "video")
     assert row.score < 1 - SEPARATED < SEPARATED < row.same_modality
     assert ("test", "video") in target.asked and ("test", "video") not in source.asked
     assert {("train", "audio"), ("val", "audio")} <= set(source.asked)
-    assert Probes(LookUp(), source, partners={task: Domains(1)}).row(task, "audio", "video").score > SEPARATED
+    assert Evaluator(LookUp(), source, partners={task: Domains(1)}).row(task, "audio", "video").score > SEPARATED
 
 
 @pytest.mark.parametrize(
@@ -234,14 +234,14 @@ def test_a_probe_is_tested_on_the_other_data_set(
 )
 def test_the_official_protocol_takes_whole_lists(task: str, trained: str, tested: str) -> None:
     store = Domains(splits=("train", "val", "test", "all"))
-    kind, probes = runner.probe_task(task, "official"), Probes(LookUp(), store)
+    kind, probes = runner.probe_task(task, "official"), Evaluator(LookUp(), store)
     store.asked.clear()
     row = probes.row(task, "audio", "video", "official", details=True)
     # The test split is asked whether it has labels; nothing is read from train and val.
     assert {split for split, _ in store.asked} == {"test", trained, tested}
     labels = store.clips(tested, "video")
     assert row.chance == kind.chance(labels, "video")
-    without = Probes(LookUp(), Domains()).row(task, "audio", "video", "official")
+    without = Evaluator(LookUp(), Domains()).row(task, "audio", "video", "official")
     assert without.score != row.score
 
 
@@ -249,7 +249,7 @@ def test_unpaired_modalities_of_one_data_set(short_probes: Callable, monkeypatch
     """Clip lists of different lengths, classes from segment labels."""
     monkeypatch.setattr(ProbeRule, "passes", short_probes)
     for task in tasks.DEFAULT_TASKS:
-        assert Probes(LookUp(), Domains()).row(task, "audio", "video").score > LEARNED
+        assert Evaluator(LookUp(), Domains()).row(task, "audio", "video").score > LEARNED
 
 
 def test_the_official_score_across_data_sets_is_f1() -> None:
@@ -364,7 +364,7 @@ def test_own_stores_and_arrays_that_are_read_when_indexed(tmp_path: Path) -> Non
     write_store(tmp_path / "store", "own", {name: tiny.MODALITIES[name] for name in NAMES}, ["a", "b", "c"], splits)
     store, rows = open_store(tmp_path / "store"), []
     for data in (store, read_when_indexed(store)):
-        probes = Probes(tiny.model(names="audio,text"), data, segmenter_steps=1)
+        probes = Evaluator(tiny.model(names="audio,text"), data, segmenter_steps=1)
         probes.retrieval.rule = retrieval.RetrievalRule(steps=4)
         assert probes.modalities("segmentation") == ["audio", "text"]
         rows.append([probes.row(task, "audio", "text") for task in ("classification", "segmentation", "retrieval")])
@@ -372,6 +372,7 @@ def test_own_stores_and_arrays_that_are_read_when_indexed(tmp_path: Path) -> Non
             pictures.DRAWN[row.task](tmp_path / f"{row.task}.png", probes, row)
     assert rows[0] == rows[1]
     one, other = (
-        Probes(tiny.model(), data).row("localisation", "audio", "video") for data in (store, read_when_indexed(store))
+        Evaluator(tiny.model(), data).row("localisation", "audio", "video")
+        for data in (store, read_when_indexed(store))
     )
     assert one == other

@@ -13,7 +13,7 @@ from task_tolerances import LEARNED, RATIO
 
 from unicode_fast.config import Modality
 from unicode_fast.data import ClipSet
-from unicode_fast.tasks import Domain, Retrieval
+from unicode_fast.tasks import EncodedDataset, Retrieval
 from unicode_fast.tasks.metrics.ranking import DEPTHS, cosine, equal_rows, rank_by_cosine, rank_queries
 from unicode_fast.tasks.retrieval import RetrievalRule, symmetric_info_nce
 
@@ -118,7 +118,7 @@ def test_info_nce_by_hand() -> None:
 
 def test_a_head_carries_to_a_modality_it_has_not_seen() -> None:
     """Pairs tell clips apart by two digits and their times, so that most are first; chance is 10 of 60."""
-    row = Retrieval(Domain(LookUp(), PairedStore()), rule=RULE).row("audio", "video")
+    row = Retrieval(EncodedDataset(LookUp(), PairedStore()), rule=RULE).row("audio", "video")
     assert (row.task, row.anchor, row.chance) == ("retrieval", "text", 10 / 60)
     assert min(row.score, row.same_modality) > LEARNED
     assert row.score == row.metrics["video->text R@10"].value
@@ -142,17 +142,17 @@ def test_heads_are_trained_on_training_pairs_and_chosen_on_validation_pairs() ->
     for hidden in ("", "test"):
         store = Some()
         store.hidden = hidden
-        heads.append(Retrieval(Domain(LookUp(), store), rule=RULE).head("audio", "text").state_dict())
+        heads.append(Retrieval(EncodedDataset(LookUp(), store), rule=RULE).head("audio", "text").state_dict())
     assert all(torch.equal(heads[0][name], heads[1][name]) for name in heads[0])
     for hidden in ("train", "val"):
         store = Some()
         store.hidden = hidden
         with pytest.raises(LookupError, match=hidden):
-            Retrieval(Domain(LookUp(), store), rule=RULE).head("audio", "text")
+            Retrieval(EncodedDataset(LookUp(), store), rule=RULE).head("audio", "text")
 
 
 def test_codes_of_its_own_carry_nothing() -> None:
-    row = Retrieval(Domain(LookUp(), PairedStore(private=True)), rule=RULE).row("audio", "video")
+    row = Retrieval(EncodedDataset(LookUp(), PairedStore(private=True)), rule=RULE).row("audio", "video")
     assert row.same_modality > LEARNED
     assert row.score < 2 * row.chance
 
@@ -171,7 +171,7 @@ def test_an_anchor_that_the_model_does_not_encode() -> None:
             assert name in self.names
             return super().encode(name, features, mask)
 
-    measured = Retrieval(Domain(TwoModalities(), PairedStore()), rule=RULE)
+    measured = Retrieval(EncodedDataset(TwoModalities(), PairedStore()), rule=RULE)
     row = measured.row("text", "video")
     assert row.anchor == "audio"
     # The mean of a clip's code numbers tells less than its codes, but more than nothing.
@@ -180,7 +180,7 @@ def test_an_anchor_that_the_model_does_not_encode() -> None:
 
 
 def test_without_a_third_modality_embeddings_are_compared_untrained() -> None:
-    measured = Retrieval(Domain(LookUp(), PairedStore(("audio", "video"))), rule=RULE)
+    measured = Retrieval(EncodedDataset(LookUp(), PairedStore(("audio", "video"))), rule=RULE)
     row = measured.row("audio", "video")
     assert row.anchor is None and row.score > LEARNED
     expected = cosine(measured.embedding("test", "audio"), measured.embedding("test", "video"))
@@ -189,7 +189,7 @@ def test_without_a_third_modality_embeddings_are_compared_untrained() -> None:
 
 
 def test_the_official_reading_has_the_published_measures() -> None:
-    measured = Retrieval(Domain(LookUp(), PairedStore()), rule=RULE)
+    measured = Retrieval(EncodedDataset(LookUp(), PairedStore()), rule=RULE)
     row, held_out = measured.row("audio", "video", "official"), measured.row("audio", "video")
     assert row.protocol == "official" and row.score == held_out.score
     assert measured.row("audio", "video", "sound") == held_out
@@ -198,14 +198,14 @@ def test_the_official_reading_has_the_published_measures() -> None:
 
 def test_rows_repeat_and_leave_random_numbers_alone() -> None:
     before = torch.get_rng_state(), np.random.get_state()[1].copy(), torch.get_num_threads()
-    rows = [Retrieval(Domain(LookUp(), PairedStore()), seed, RULE).row("text", "audio") for seed in (0, 0, 1)]
+    rows = [Retrieval(EncodedDataset(LookUp(), PairedStore()), seed, RULE).row("text", "audio") for seed in (0, 0, 1)]
     assert rows[0] == rows[1] and rows[0] != rows[2]
     assert torch.equal(torch.get_rng_state(), before[0]) and np.array_equal(np.random.get_state()[1], before[1])
     assert torch.get_num_threads() == before[2]
 
 
 def test_bad_requests_are_refused() -> None:
-    measured = Retrieval(Domain(LookUp(), PairedStore()), rule=RULE)
+    measured = Retrieval(EncodedDataset(LookUp(), PairedStore()), rule=RULE)
     with pytest.raises(ValueError, match="anchor must be one of text, got 'smell'"):
         measured.row("audio", "video", anchor="smell")
     with pytest.raises(ValueError, match="relevant must mark an item for each query, got none for query 1"):
@@ -219,7 +219,7 @@ def test_bad_requests_are_refused() -> None:
             return clips.select(np.arange(len(clips) - (modality == "text")))
 
     with pytest.raises(ValueError, match="clips of 'video' and 'text' must be paired, those of split 'test' are not"):
-        Retrieval(Domain(LookUp(), Unpaired()), rule=RULE).row("audio", "video")
+        Retrieval(EncodedDataset(LookUp(), Unpaired()), rule=RULE).row("audio", "video")
 
 
 def test_stores_are_what_they_say() -> None:

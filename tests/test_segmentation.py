@@ -19,7 +19,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from unicode_fast.checkpoint import CheckpointError
 from unicode_fast.config import Modality
 from unicode_fast.data import ClipSet
-from unicode_fast.tasks import BackboneChoice, Bootstrap, Domain, Segmentation
+from unicode_fast.tasks import BackboneChoice, Bootstrap, EncodedDataset, Segmentation
 from unicode_fast.tasks.metrics.masks import (
     MaskScores,
     frame_scores,
@@ -76,7 +76,7 @@ class TwoSquares:
 
 
 def measured(store: TwoSquares | None = None, seed: int = 0, steps: int = STEPS) -> Segmentation:
-    return Segmentation(Domain(LookUp(), store or TwoSquares()), seed, steps=steps)
+    return Segmentation(EncodedDataset(LookUp(), store or TwoSquares()), seed, steps=steps)
 
 
 @pytest.fixture(scope="module")
@@ -213,7 +213,7 @@ def test_the_state_is_chosen_by_queries_of_the_modality_it_learns_from() -> None
             judged.append((split, query))
             return super().scores(segmenter, query, split, shuffled=shuffled)
 
-    watched = Watched(Domain(LookUp(), TwoSquares()), steps=2)
+    watched = Watched(EncodedDataset(LookUp(), TwoSquares()), steps=2)
     assert watched.segmenter("audio", "audio") is watched.segmenter("audio", "audio", "sound")
     assert set(judged) == {("val", "audio")}
     judged.clear()
@@ -260,7 +260,7 @@ def test_the_head_is_that_of_avsbench() -> None:
 
 def test_official_schedule(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("unicode_fast.tasks.segmentation.task._half_cosine", None)  # its rate is constant
-    rule = Segmentation(Domain(LookUp(), TwoSquares())).rule("official")
+    rule = Segmentation(EncodedDataset(LookUp(), TwoSquares())).rule("official")
     assert (rule.batch_size, rule.learning_rate, rule.epochs, rule.steps, rule.decay) == (4, 1e-4, 1, 0, False)
     row = measured(steps=2).row("audio", "text", "official")
     assert row.score == row.metrics["official_miou"].value and row.interval is None
@@ -282,7 +282,7 @@ def test_the_official_epoch_is_judged_at_its_end(protocol: str, looks: int, monk
 
 
 def test_a_shorter_query_is_repeated_from_its_start() -> None:
-    domain = Domain(LookUp(), TwoSquares())
+    domain = EncodedDataset(LookUp(), TwoSquares())
     codes = domain.codes("test", "audio")
     found = tiled(codes, np.array([3, 1]), 7)
     assert torch.equal(found, codes.vector[[3, 1]][:, [0, 1, 2, 0, 1, 2, 0]])
@@ -362,7 +362,7 @@ class TestTimm:
     def test_the_published_head_on_a_pyramid_of_timm(self) -> None:
         """The whole path from 224 pixels to a mask of 224, the smallest of its family in place of pvt_v2_b5."""
         timm_or_skip()
-        domain, choice = Domain(LookUp(), TwoSquares(channels=3)), BackboneChoice("pvt_v2_b0")
+        domain, choice = EncodedDataset(LookUp(), TwoSquares(channels=3)), BackboneChoice("pvt_v2_b0")
         segmenter = Segmenter(
             choice.name, channels=3, frames=2, query_steps=4, query_width=16, settings=choice.settings
         ).eval()

@@ -14,7 +14,7 @@ from sklearn.metrics import accuracy_score, homogeneity_score, mutual_info_score
 
 from unicode_fast import tasks
 from unicode_fast.data import Dataset, open_store
-from unicode_fast.tasks import Domain, Probes, Sharing, TokenScore, measure_sharing
+from unicode_fast.tasks import EncodedDataset, Evaluator, Sharing, TokenScore, measure_sharing
 from unicode_fast.tasks.metrics.sharing import mean_sharing, shared_codewords
 
 CLASSES = ("zero", "one")
@@ -41,7 +41,7 @@ def written(
 def sharing(written: Dataset, names: str = "audio,video") -> Sharing:
     model = LookUp()
     model.names = tuple(names.split(","))
-    return measure_sharing(Domain(model, written), "test")
+    return measure_sharing(EncodedDataset(model, written), "test")
 
 
 TWO = {"audio": [[0, 0, 1, 2], [3, 3, 3, 2]], "video": [[0, 0, 1, 1], [3, 4, 4, 4]]}
@@ -139,7 +139,7 @@ def test_token_scores_do_not_see_where_codewords_lie(protocol: str) -> None:
         target = generator.integers(2, size=count)
         code = 6 * target[:, None] + generator.integers(6, size=(count, 4))
         parts[split] = coded({"audio": code, "video": code + 12}, CLASSES, {"class": target})
-    row = Probes(model, dataset(parts)).row("classification", "audio", "video", protocol)
+    row = Evaluator(model, dataset(parts)).row("classification", "audio", "video", protocol)
     assert row.score > 0.9 and row.same_modality > 0.9
     assert row.token is not None and row.token.same_modality > 0.9
     assert row.token.score < row.score - 0.1
@@ -163,7 +163,7 @@ def test_sentences_of_the_built_in_data_are_measured_by_their_content_words() ->
     digits = dataset(parts, "talking-digits")
     model = LookUp()
     model.names = ("audio", "text")
-    probes = Probes(model, digits)
+    probes = Evaluator(model, digits)
     row = probes.row("classification", "audio", "text")
     assert row.content_token is not None and row.token is not None
     assert row.content_token.score == row.content_token.same_modality == 1

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from unicode_fast import tasks
 from unicode_fast.data import ClipSet, Dataset, open_store
 from unicode_fast.data.lazy import LazyArray
-from unicode_fast.tasks import Probes, Row, runner
+from unicode_fast.tasks import Evaluator, Row, runner
 from unicode_fast.tasks.metrics import scores as metrics
 from unicode_fast.tasks.metrics.intervals import RESAMPLES
 from unicode_fast.tasks.metrics.masks import BETA_SQUARED, THRESHOLDS
@@ -87,12 +87,12 @@ def padded(part: ClipSet, extra: int, filler: int) -> ClipSet:
 
 @pytest.fixture(scope="module")
 def learnable_rows() -> list[Row]:
-    return Probes(LookUp(), store(), 3).table(progress=False)
+    return Evaluator(LookUp(), store(), 3).table(progress=False)
 
 
 @pytest.fixture(scope="module")
 def chance_rows() -> list[Row]:
-    return Probes(LookUp(), store(learnable=False), 1).table(progress=False)
+    return Evaluator(LookUp(), store(learnable=False), 1).table(progress=False)
 
 
 def test_a_probe_learns_what_the_codes_say_and_carries_it_to_every_modality(learnable_rows: list[Row]) -> None:
@@ -118,7 +118,7 @@ def test_codes_without_meaning_give_chance(chance_rows: list[Row]) -> None:
 
 def test_codes_of_their_own_in_each_modality_give_chance_across_and_everything_within() -> None:
     """The picture of a model whose codebook the modalities have divided among themselves."""
-    for row in Probes(LookUp(), store(private=True)).table("classification", progress=False):
+    for row in Evaluator(LookUp(), store(private=True)).table("classification", progress=False):
         assert row.same_modality > LEARNED
         assert row.score < LEARNED
 
@@ -134,22 +134,22 @@ def test_chance_is_that_of_the_metric(learnable_rows: list[Row]) -> None:
 
 def test_the_scale_of_the_codebook_does_not_matter() -> None:
     for scale in (1e-3, 1e3):
-        assert Probes(LookUp(scale), store()).score("classification", "audio", "video") > LEARNED
+        assert Evaluator(LookUp(scale), store()).score("classification", "audio", "video") > LEARNED
 
 
 def test_a_single_row_repeats_the_row_of_the_table(learnable_rows: list[Row]) -> None:
     for row in (learnable_rows[4], learnable_rows[-1]):
-        assert Probes(LookUp(), store(), 3).row(row.task, row.source, row.target) == row
+        assert Evaluator(LookUp(), store(), 3).row(row.task, row.source, row.target) == row
 
 
 def test_rows_do_not_depend_on_what_ran_before(chance_rows: list[Row]) -> None:
-    backwards = Probes(LookUp(), store(learnable=False), 1)
+    backwards = Evaluator(LookUp(), store(learnable=False), 1)
     for row in reversed(chance_rows):
         assert backwards.row(row.task, row.source, row.target) == row
 
 
 def test_the_seed_matters(chance_rows: list[Row]) -> None:
-    row, other = chance_rows[0], Probes(LookUp(), store(learnable=False), 2)
+    row, other = chance_rows[0], Evaluator(LookUp(), store(learnable=False), 2)
     assert other.score(row.task, row.source, row.target) != row.score
 
 
@@ -161,7 +161,7 @@ def test_nothing_around_the_probes_changes(protocol: str) -> None:
     model.part.eval()
     before = torch.get_rng_state(), np.random.get_state()[1].copy(), torch.get_num_threads()
     buffers = {name: value.clone() for name, value in model.named_buffers()}
-    Probes(model, store()).row("localisation", "audio", "video", protocol)
+    Evaluator(model, store()).row("localisation", "audio", "video", protocol)
     tasks.validate(model, store())
     assert model.training and not model.part.training
     assert all(torch.equal(value, buffers[name]) for name, value in model.named_buffers())
@@ -172,7 +172,7 @@ def test_nothing_around_the_probes_changes(protocol: str) -> None:
 
 def test_the_old_name_of_a_protocol_is_taken() -> None:
     """As older versions wrote it in rows."""
-    probes = Probes(LookUp(), store(learnable=False), 1)
+    probes = Evaluator(LookUp(), store(learnable=False), 1)
     row = probes.row("classification", "audio", "video")
     assert row == probes.row("classification", "audio", "video", "sound")
     assert row.score == probes.score("classification", "audio", "video", "sound")
@@ -186,7 +186,7 @@ def test_the_old_name_of_a_protocol_is_taken() -> None:
 def test_padding_changes_nothing(filler: int, chance_rows: list[Row]) -> None:
     """Codes without meaning, so that every single decision of the probes would show."""
     data = store(learnable=False)
-    probes = Probes(LookUp(), dataset({split: padded(data.split(split), 3, filler) for split in COUNTS}), 1)
+    probes = Evaluator(LookUp(), dataset({split: padded(data.split(split), 3, filler) for split in COUNTS}), 1)
     assert probes.row("localisation", "audio", "video") == chance_rows[-2]
     assert probes.score("classification", "audio", "video") == chance_rows[0].score
 
@@ -212,7 +212,7 @@ def test_the_target_modality_has_no_part_in_the_choice_of_the_epoch() -> None:
         arrays = data.split(split).arrays
         for key in ("video", "video.label", "text"):
             arrays[key] = LazyArray(arrays[key].shape, arrays[key].dtype, read)  # type: ignore[index]
-    probes = Probes(LookUp(), data)
+    probes = Evaluator(LookUp(), data)
     for task in tasks.DEFAULT_TASKS:
         assert probes.score(task, "audio", "video") > LEARNED
 
@@ -324,9 +324,9 @@ def test_bad_requests_are_refused() -> None:
         ),
     ):
         with pytest.raises(ValueError, match=message):
-            Probes(model, data).row(*arguments)
+            Evaluator(model, data).row(*arguments)
     with pytest.raises(ValueError, match="protocol must be one of held_out, official, got 'kind'"):
-        Probes(model, data).row("classification", "audio", "video", "kind")
+        Evaluator(model, data).row("classification", "audio", "video", "kind")
     with pytest.raises(ValueError, match="tasks must be among"):
         tasks.check_tasks("")
     assert tasks.check_tasks("localisation, classification,localisation") == ["localisation", "classification"]
@@ -336,7 +336,7 @@ def test_a_task_without_labels_has_no_rows() -> None:
     data = store()
     for split in data.splits:
         del data.split(split).arrays["video.label"]  # type: ignore[attr-defined]
-    assert Probes(LookUp(), data).table("localisation", progress=False) == []
+    assert Evaluator(LookUp(), data).table("localisation", progress=False) == []
 
 
 def test_quick_accuracy_by_direction() -> None:
@@ -354,12 +354,12 @@ def test_quick_accuracy_by_direction() -> None:
 
 def test_official_rows_are_labelled_and_repeat() -> None:
     model, data = LookUp(), store()
-    probes = Probes(model, data)
+    probes = Evaluator(model, data)
     rows = probes.table("localisation", protocol="official", progress=False)
     rows.append(probes.row("classification", "text", "video", "official"))
     assert {row.protocol for row in rows} == {"official"}
     last = rows[1]
-    assert Probes(model, data).row(last.task, last.source, last.target, "official") == last
+    assert Evaluator(model, data).row(last.task, last.source, last.target, "official") == last
     for row in rows:
         assert row.as_dict()["protocol"] == "official"
         assert 0 <= row.score <= 1
@@ -585,10 +585,10 @@ def test_a_real_model_and_store(tmp_path: Path, protocol: str) -> None:
     data = open_store(tiny.write(tmp_path / "store"))
     model.train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    rows = Probes(model, data, 1).table(protocol=protocol, progress=False)
+    rows = Evaluator(model, data, 1).table(protocol=protocol, progress=False)
     assert len(rows) == 2 + 2
     assert all(0 <= row.score <= 1 for row in rows)
-    assert rows[0] == Probes(model, data, 1).row("classification", "audio", "video", protocol)
+    assert rows[0] == Evaluator(model, data, 1).row("classification", "audio", "video", protocol)
     assert model.training
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 

@@ -215,7 +215,7 @@ def measure(model: UniCode, config: Config, arguments: Namespace) -> tuple[tasks
     partners = tasks.open_partners(config.data, task, dataset, arguments.to_data)
     backbone = tasks.BackboneChoice(arguments.backbone or "light", arguments.backbone_weights)
     steps = arguments.segmenter_steps
-    probes = tasks.Probes(model, dataset, seed, partners=partners, backbone=backbone, segmenter_steps=steps)
+    probes = tasks.Evaluator(model, dataset, seed, partners=partners, backbone=backbone, segmenter_steps=steps)
     if arguments.load_segmenter is not None:
         probes.segmentation.load(Path(arguments.load_segmenter), source, target, arguments.protocol)
     row = probes.row(task, source, target, arguments.protocol, anchor=arguments.anchor, details=True)

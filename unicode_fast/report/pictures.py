@@ -12,7 +12,7 @@ from unicode_fast.data import ClipSet, Dataset, built_in
 from unicode_fast.data.layouts import LAYOUTS
 from unicode_fast.files.writing import write_text
 from unicode_fast.report import plots
-from unicode_fast.tasks import Probes, Row
+from unicode_fast.tasks import Evaluator, Row
 from unicode_fast.tasks.domain import TEST
 from unicode_fast.tasks.metrics.masks import frame_scores
 from unicode_fast.tasks.metrics.ranking import cosine, rank_by_cosine
@@ -26,7 +26,7 @@ TIMELINE_CLASSES = 12
 
 
 def draw_run(  # noqa: PLR0913 - what is drawn, and how
-    folder: Path, probes: Probes, dataset: Dataset, rows: Sequence[Row], codewords: int, kind: str = "png"
+    folder: Path, probes: Evaluator, dataset: Dataset, rows: Sequence[Row], codewords: int, kind: str = "png"
 ) -> None:
     """Losses, codebook health, code usage, bars and an event timeline, under plots/.
 
@@ -65,7 +65,7 @@ def draw_bars(folder: Path, rows: Sequence[Row], kind: str = "png") -> None:
         plots.save_figure(plots.zero_shot_bars(rows), folder / FOLDER / f"zero-shot.{kind}")
 
 
-def code_counts(probes: Probes, codewords: int) -> dict[str, np.ndarray]:
+def code_counts(probes: Evaluator, codewords: int) -> dict[str, np.ndarray]:
     """Uses of each codeword on the test split: (M,) by modality."""
     counts = {}
     for name in probes.model.names:
@@ -75,7 +75,7 @@ def code_counts(probes: Probes, codewords: int) -> dict[str, np.ndarray]:
     return counts
 
 
-def draw_timelines(folder: Path, probes: Probes, dataset: Dataset, trained_on: str, kind: str = "png") -> None:
+def draw_timelines(folder: Path, probes: Evaluator, dataset: Dataset, trained_on: str, kind: str = "png") -> None:
     """Truth and prediction of one test clip in every modality with a time axis, the probe trained on one of them.
 
     The clip is the one with the median error. At most TIMELINE_CLASSES
@@ -105,7 +105,7 @@ def draw_timelines(folder: Path, probes: Probes, dataset: Dataset, trained_on: s
     plots.save_figure(figure, folder / FOLDER / f"timeline.{kind}")
 
 
-def draw_segmentation(file: Path, probes: Probes, row: Row) -> None:
+def draw_segmentation(file: Path, probes: Evaluator, row: Row) -> None:
     """Test frames with their masks, segmented by the queries of a row.
 
     Frames are of clips that are evenly spaced by their score with the zero-shot query, from the worst to the best.
@@ -147,7 +147,7 @@ def draw_segmentation(file: Path, probes: Probes, row: Row) -> None:
     plots.save_figure(figure, file)
 
 
-def draw_retrieval(file: Path, probes: Probes, row: Row) -> None:
+def draw_retrieval(file: Path, probes: Evaluator, row: Row) -> None:
     """Test queries and their five best results.
 
     Queries are evenly spaced by the rank of their paired clip, from the tenth to the ninetieth percentile.

@@ -1,7 +1,7 @@
 """Downstream tasks on frozen codes: trained on one modality and tested on another."""
 
 from unicode_fast.data import Dataset
-from unicode_fast.tasks.domain import Domain
+from unicode_fast.tasks.domain import EncodedDataset
 from unicode_fast.tasks.explain import explain
 from unicode_fast.tasks.metrics.intervals import Bootstrap, Estimate
 from unicode_fast.tasks.metrics.sharing import Sharing, format_sharing, mean_sharing, measure_sharing
@@ -13,7 +13,7 @@ from unicode_fast.tasks.runner import (
     PROBE_TASKS,
     RETRIEVAL,
     TASKS,
-    Probes,
+    Evaluator,
     check_tasks,
     validate,
 )
@@ -40,10 +40,10 @@ __all__ = [
     "BackboneChoice",
     "Bootstrap",
     "Dataset",
-    "Domain",
+    "EncodedDataset",
     "EncodedClips",
     "Estimate",
-    "Probes",
+    "Evaluator",
     "Retrieval",
     "Row",
     "Segmentation",

@@ -69,7 +69,7 @@ class Classification:
         """Accuracy with its interval."""
         return bootstrap.of_mean((logits.argmax(1) == truth).numpy().astype(float))
 
-    def further(self, logits: Tensor, truth: Tensor, mask: Tensor, bootstrap: Bootstrap) -> dict[str, Estimate]:
+    def metrics(self, logits: Tensor, truth: Tensor, mask: Tensor, bootstrap: Bootstrap) -> dict[str, Estimate]:
         """Accuracy, and pooled precision, recall, F1 and mAP over classes with the softmax as score."""
         columns = logits.shape[1]
         predicted, target = logits.argmax(1).numpy(), truth.numpy()

@@ -20,7 +20,7 @@ TRAIN, VALIDATION, TEST, WHOLE = "train", "val", "test", "all"
 View = Literal["codewords", "tokens", "content"]
 
 
-class Domain:
+class EncodedDataset:
     """One data set and its codes. Each split and modality is encoded once, on first use.
 
     Args:

@@ -95,7 +95,7 @@ class Localisation:
         chosen, wanted = logits[mask][:, :-1] > 0, truth[mask][:, :-1]
         return micro_f1(chosen.numpy(), wanted.numpy(), _clip_of_position(mask), bootstrap)
 
-    def further(self, logits: Tensor, truth: Tensor, mask: Tensor, bootstrap: Bootstrap) -> dict[str, Estimate]:
+    def metrics(self, logits: Tensor, truth: Tensor, mask: Tensor, bootstrap: Bootstrap) -> dict[str, Estimate]:
         """Pooled precision, recall, F1 and mAP over the C foreground classes, then the released code's measures."""
         chosen, wanted = logits[mask][:, :-1], truth[mask][:, :-1]
         official = metrics.official_scores((logits > 0).numpy(), truth.numpy(), mask.numpy(), OFFICIAL_RULE.batch_size)

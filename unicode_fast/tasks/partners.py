@@ -49,7 +49,7 @@ def _check_built_in(config: DataConfig, task: str, argument: str) -> None:
 def open_partners(
     config: DataConfig, tasks: str | Sequence[str], dataset: Dataset, to_data: str | None = None
 ) -> dict[str, Dataset]:
-    """Second data sets by task, for `Probes`.
+    """Second data sets by task, for `Evaluator`.
 
     Built-in data have another domain and a set with masks, of the same seed and sizes. `to_data` names the second set
     of other data.

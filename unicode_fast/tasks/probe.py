@@ -344,7 +344,7 @@ class ProbeTask(Protocol):
     def estimate(self, logits: Tensor, truth: Tensor, mask: Tensor, bootstrap: Bootstrap) -> Estimate:
         """The score with its interval, where it has one."""
 
-    def further(self, logits: Tensor, truth: Tensor, mask: Tensor, bootstrap: Bootstrap) -> dict[str, Estimate]:
+    def metrics(self, logits: Tensor, truth: Tensor, mask: Tensor, bootstrap: Bootstrap) -> dict[str, Estimate]:
         """The score and further numbers of the same predictions, by name."""
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 from torch.nn.utils import skip_init
 
-from unicode_fast.tasks.domain import TEST, TRAIN, VALIDATION, Domain
+from unicode_fast.tasks.domain import TEST, TRAIN, VALIDATION, EncodedDataset
 from unicode_fast.tasks.metrics.intervals import Bootstrap, Estimate
 from unicode_fast.tasks.metrics.ranking import DEPTHS, Ranking, equal_rows, rank_by_cosine
 from unicode_fast.tasks.probe import ENCODE_BATCH, one_thread, probe_seed
@@ -78,7 +78,7 @@ class Retrieval:
         rule: of the heads' training.
     """
 
-    def __init__(self, domain: Domain, seed: int = 0, rule: RetrievalRule | None = None) -> None:
+    def __init__(self, domain: EncodedDataset, seed: int = 0, rule: RetrievalRule | None = None) -> None:
         self.domain, self.seed, self.rule = domain, seed, rule or RetrievalRule()
         self._embedded: dict[tuple[str, str], np.ndarray] = {}
         self._heads: dict[tuple[str, str], RetrievalHead] = {}
@@ -186,18 +186,18 @@ class Retrieval:
             others = [name for name in self.domain.dataset.modalities if name not in (source, target)]
             raise ValueError(f"anchor must be one of {', '.join(others) or 'none'}, got {anchor!r}")
         query, gallery = (target, anchor) if anchor is not None else (source, target)
-        further = self._measured(*self.vectors(source, target, anchor), query, gallery)
+        metrics = self._measured(*self.vectors(source, target, anchor), query, gallery)
         trained = self.vectors(query, query, gallery) if anchor is None else self.vectors(target, target, anchor)
         recall = rank_by_cosine(*trained).recall[DEPTH]
         same = Bootstrap(len(recall), probe_seed(self.seed, "bootstrap")).of_mean(recall)
-        score = further[f"{query}->{gallery} R@{DEPTH}"]
+        score = metrics[f"{query}->{gallery} R@{DEPTH}"]
         clips = len(self.embedding(TEST, target))
         chance = min(1.0, DEPTH / clips)
         if protocol == "official":
-            further = {name: value for name, value in further.items() if name.endswith((" R@5", " R@10"))}
+            metrics = {name: value for name, value in metrics.items() if name.endswith((" R@5", " R@10"))}
         elif anchor is not None:
             direct = self._measured(*self.vectors(source, target, None), source, target)
-            further |= {f"untrained {name}": value for name, value in direct.items()}
+            metrics |= {f"untrained {name}": value for name, value in direct.items()}
         return Row(
             task=NAME,
             source=source,
@@ -208,7 +208,7 @@ class Retrieval:
             protocol=protocol,
             anchor=anchor,
             interval=score.interval,
-            metrics=further,
+            metrics=metrics,
             clips=clips,
             at_chance=same.reaches(chance),
         )

@@ -20,7 +20,7 @@ from unicode_fast.tasks.classification import (
     OfficialClassification,
     OfficialCrossClassification,
 )
-from unicode_fast.tasks.domain import TEST, TRAIN, VALIDATION, WHOLE, Domain, View, check_classes
+from unicode_fast.tasks.domain import TEST, TRAIN, VALIDATION, WHOLE, EncodedDataset, View, check_classes
 from unicode_fast.tasks.localisation import (
     CrossLocalisation,
     Localisation,
@@ -83,7 +83,7 @@ def probe_task(task: str, protocol: str = "held_out") -> ProbeTask:
     return _KINDS[task, check_protocol(protocol)]
 
 
-class Probes:
+class Evaluator:
     """Probes of one frozen model on one data set; each result is computed once, on first use.
 
     A probe depends only on the seed, the task and the modality that it is trained on. A single row therefore has the
@@ -113,9 +113,9 @@ class Probes:
     ) -> None:
         self.dataset, self.seed = dataset, seed
         self._backbone, self._segmenter_steps = backbone, segmenter_steps
-        self.home = Domain(model, dataset)
+        self.home = EncodedDataset(model, dataset)
         self.model = self.home.model
-        self.partners = {task: Domain(model, other) for task, other in (partners or {}).items()}
+        self.partners = {task: EncodedDataset(model, other) for task, other in (partners or {}).items()}
         self._heads: dict[tuple[str, str, bool, View], ProbeHead] = {}
         self._official: dict[tuple[str, str, bool, View], dict[str, OfficialBest]] = {}
         self._bootstraps: dict[int, Bootstrap] = {}
@@ -123,7 +123,7 @@ class Probes:
             if task in PROBE_TASKS:
                 check_classes(dataset.classes, other.dataset.classes)
 
-    def domain(self, task: str) -> Domain:
+    def domain(self, task: str) -> EncodedDataset:
         """The data set that a task is tested on."""
         return self.partners.get(task, self.home)
 
@@ -248,7 +248,7 @@ class Probes:
             chance=chance,
             protocol=protocol,
             interval=score.interval,
-            metrics=self._measured(kind, source, target, kind.further) if details else {},
+            metrics=self._measured(kind, source, target, kind.metrics) if details else {},
             token=self._token_score(task, source, target, protocol, "tokens"),
             content_token=self._token_score(task, source, target, protocol, "content") if named else None,
             clips=len(self.domain(task).clips(self._tested_split(kind), target)),
@@ -305,7 +305,7 @@ class Probes:
         return [self.row(task, source, target, protocol, details=details) for task, source, target in shown]
 
     def _measured(self, kind: ProbeTask, source: str, target: str, measure: Callable[..., _Measured]) -> _Measured:
-        """`kind.estimate` or `kind.further` of a probe on its test clips."""
+        """`kind.estimate` or `kind.metrics` of a probe on its test clips."""
         examples = self.domain(kind.name).examples(kind, self._tested_split(kind), target)
         if kind.protocol == "official":
             logits = self._best(kind, source, target).logits
@@ -351,7 +351,7 @@ def validate(model: UniCode, dataset: Dataset, *, seed: int = 0) -> dict[str, An
         Accuracy by direction, such as "audio->video", and its "mean". "token" has the same for one-hot codes, "sharing"
         the attributes of `Sharing`, and "content_sharing" those by content words, where these are marked.
     """
-    domain = Domain(model, dataset)
+    domain = EncodedDataset(model, dataset)
     scores = _quick_scores(domain, seed)
     return {
         **scores["codewords"],
@@ -365,7 +365,7 @@ def validate(model: UniCode, dataset: Dataset, *, seed: int = 0) -> dict[str, An
     }
 
 
-def _quick_scores(domain: Domain, seed: int) -> dict[View, dict[str, float]]:
+def _quick_scores(domain: EncodedDataset, seed: int) -> dict[View, dict[str, float]]:
     kind, model = probe_task("classification"), domain.model
     scores: dict[View, dict[str, float]] = {"codewords": {}, "tokens": {}}
     for source in model.names:

@@ -40,7 +40,7 @@ def measure(
     used = "best" if progress["best"] else "last"
     model = checkpoint.load(folder, used, trainer.model.device)
     partners = tasks.open_partners(config.data, measured, dataset) if measured else None
-    probes = tasks.Probes(model, dataset, config.train.seed, partners=partners)
+    probes = tasks.Evaluator(model, dataset, config.train.seed, partners=partners)
     rows = probes.table(measured) if measured else []
     for task in [task for task in measured if all(row.task != task for row in rows)]:
         say(f"note: {task} is skipped, two modalities must have what it reads; see evaluate --explain", sys.stderr)

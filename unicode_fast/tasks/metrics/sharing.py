@@ -18,7 +18,7 @@ from sklearn.metrics import accuracy_score, mutual_info_score
 
 from unicode_fast.data import ClipSet, StoreError
 from unicode_fast.tasks.classification import Classification
-from unicode_fast.tasks.domain import Domain, View
+from unicode_fast.tasks.domain import EncodedDataset, View
 from unicode_fast.tasks.probe import EncodedClips, all_clips
 from unicode_fast.tasks.table import with_rule
 
@@ -87,7 +87,7 @@ def shared_codewords(counts: np.ndarray) -> np.ndarray:
     return ((counts * 5 >= counts.sum(0)) & (counts > 0)).sum(0) >= 2
 
 
-def measure_sharing(domain: Domain, split: str, *, content: bool = False) -> Sharing:
+def measure_sharing(domain: EncodedDataset, split: str, *, content: bool = False) -> Sharing:
     """Code sharing on a split, encoder frozen.
 
     Args:

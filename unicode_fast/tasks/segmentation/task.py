@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 from tqdm import tqdm
 
-from unicode_fast.tasks.domain import TEST, TRAIN, VALIDATION, Domain
+from unicode_fast.tasks.domain import TEST, TRAIN, VALIDATION, EncodedDataset
 from unicode_fast.tasks.metrics.intervals import Bootstrap, Estimate
 from unicode_fast.tasks.metrics.masks import (
     MaskScores,
@@ -50,7 +50,7 @@ class Masks:
         ValueError: the data set has no such arrays, or they do not fit together.
     """
 
-    def __init__(self, domain: Domain, split: str, queries: Sequence[str]) -> None:
+    def __init__(self, domain: EncodedDataset, split: str, queries: Sequence[str]) -> None:
         frames, masks, self.codes = [], [], {}
         for name in queries:
             arrays = domain.clips(split, name).arrays
@@ -102,7 +102,7 @@ def shown_modality(arrays: Mapping[str, Any]) -> str:
     return found[0]
 
 
-def query_names(domain: Domain) -> list[str]:
+def query_names(domain: EncodedDataset) -> list[str]:
     """Modalities of queries: all that the model encodes but the one whose frames are segmented.
 
     Raises:
@@ -129,7 +129,7 @@ class Segmentation:
     """
 
     def __init__(
-        self, domain: Domain, seed: int = 0, backbone: BackboneChoice | None = None, steps: int | None = None
+        self, domain: EncodedDataset, seed: int = 0, backbone: BackboneChoice | None = None, steps: int | None = None
     ) -> None:
         self.domain, self.seed, self.backbone = domain, seed, backbone or BackboneChoice()
         self.steps = steps
@@ -272,22 +272,22 @@ class Segmentation:
         """
         protocol = check_protocol(protocol)
         own = self.segmenter_of(source, target, protocol)
-        further = self._measured(own, target)
-        further |= {f"shuffled_{name}": value for name, value in self._measured(own, target, shuffled=True).items()}
+        metrics = self._measured(own, target)
+        metrics |= {f"shuffled_{name}": value for name, value in self._measured(own, target, shuffled=True).items()}
         upper = self._measured(self.segmenter(target, target, protocol), target)
         metric = "official_miou" if protocol == "official" else "miou"
         return Row(
             task=NAME,
             source=source,
             target=target,
-            score=further[metric].value,
+            score=metrics[metric].value,
             same_modality=upper[metric].value,
-            chance=further[f"shuffled_{metric}"].value,
+            chance=metrics[f"shuffled_{metric}"].value,
             protocol=protocol,
-            interval=further[metric].interval,
-            metrics=further,
+            interval=metrics[metric].interval,
+            metrics=metrics,
             clips=len(self.masks(TEST)),
-            at_chance=upper[metric].reaches(further[f"shuffled_{metric}"].value),
+            at_chance=upper[metric].reaches(metrics[f"shuffled_{metric}"].value),
         )
 
     def _measured(self, segmenter: Segmenter, query: str, *, shuffled: bool = False) -> dict[str, Estimate]:
