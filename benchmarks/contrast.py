@@ -117,7 +117,7 @@ def free_bytes(device: str) -> int:
 def workspace_bytes(shape: ContrastShape) -> dict[str, int]:
     """Memory of our kernels beside inputs and gradients, by name, for more clips than one program processes."""
     scores = shape.modalities**2 * shape.steps * shape.clips
-    return {"normalisers": 4 * scores, "own scores": 4 * scores, "hits": scores}
+    return {"logsumexps": 4 * scores, "own scores": 4 * scores, "hits": scores}
 
 
 def with_gradients(loss: Loss, targets: Tensor, predictions: Tensor) -> tuple[Tensor, Tensor, Tensor]:

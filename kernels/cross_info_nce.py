@@ -27,7 +27,7 @@ from unicode_fast.reference.cross_info_nce import (
 )
 
 SMALL_BATCH = 128
-# Rows of partial column normalisers for each pair with "both": twice the memory of one input of width 256 in
+# Rows of partial column logsumexps for each pair with "both": twice the memory of one input of width 256 in
 # float32.
 MOST_GROUPS = 512
 # Limit of all but the first dimension of a grid.
@@ -95,7 +95,7 @@ def _log_sum_exp(scores, axis: tl.constexpr):
 
 @triton.jit
 def _probability(gap):
-    """Exponential of a score less its normaliser; at most 1, even if a huge recomputed score is larger."""
+    """Exponential of a score less its logsumexp; at most 1, even if a huge recomputed score is larger."""
     return tl.exp(tl.minimum(gap, 0.0, propagate_nan=tl.PropagateNan.ALL))
 
 
@@ -171,8 +171,8 @@ def small_forward_kernel(
         own_of_key = tl.sum(tl.where(own_place, scores, 0.0), 0)
         largest_of_key, log_sum_of_key = _log_sum_exp(scores, 0)
         second_ptr = normaliser_ptr + tl.num_programs(0) * rows
-        normaliser = tl.where(counted_key, largest_of_key + log_sum_of_key, 0.0)
-        tl.store(second_ptr + pair * rows + clip, normaliser, mask=clip < clips)
+        logsumexp = tl.where(counted_key, largest_of_key + log_sum_of_key, 0.0)
+        tl.store(second_ptr + pair * rows + clip, logsumexp, mask=clip < clips)
         loss_of_key = log_sum_of_key + (largest_of_key - own_of_key)
         total = (total + tl.sum(tl.where(counted_key, loss_of_key, 0.0), 0)) / 2
     tl.store(pair_loss_ptr + pair, total / tl.maximum(number, 1))
@@ -390,7 +390,7 @@ def backward_kernel(
         weight = tl.load(weight_ptr + other * other_stride) * weight_scale
         other_slab_ptr = other_ptr + other_slab.to(tl.int64) * other_rows * width
         row_counted = row_exists & _exists(valid_ptr, other_slab, row_clip, clips, masked)
-        row_normaliser = tl.load(row_normaliser_ptr + pair * rows + row, mask=row < normalised_rows, other=0.0)
+        row_logsumexp = tl.load(row_normaliser_ptr + pair * rows + row, mask=row < normalised_rows, other=0.0)
         # A pair of weight 0 is skipped, whatever its scores are.
         for start in range(0, tl.where(weight != 0, other_rows, 0), BLOCK_COLUMNS):
             column = start + tl.arange(0, BLOCK_COLUMNS)
@@ -415,19 +415,19 @@ def backward_kernel(
             column_exists = _exists(valid_ptr, other_slab, clip, clips, masked) & (column < other_rows)
             column_counted = column_exists & _exists(valid_ptr, own_slab, clip, clips, masked)
             place = column_normaliser_ptr + pair * rows + column
-            column_normaliser = tl.load(place, mask=column < normalised_columns, other=0.0)
+            column_logsumexp = tl.load(place, mask=column < normalised_columns, other=0.0)
             identity = (row_clip[:, None] == clip[None, :]).to(tl.float32)
             if BOTH:
-                gap = scores * scale - row_normaliser[:, None]
+                gap = scores * scale - row_logsumexp[:, None]
                 slope = tl.where(row_counted[:, None] & column_exists[None, :], _probability(gap) - identity, 0.0)
                 in_temperature += weight * tl.sum(slope * gap, 1)
-                gap = scores * scale - column_normaliser[None, :]
+                gap = scores * scale - column_logsumexp[None, :]
                 added = tl.where(row_exists[:, None] & column_counted[None, :], _probability(gap) - identity, 0.0)
                 in_temperature += weight * tl.sum(added * gap, 1)
                 slope += added
             else:
-                # One of the two normalisers belongs to the softmax, the other is 0.
-                gap = scores * scale - row_normaliser[:, None] - column_normaliser[None, :]
+                # One of the two logsumexps belongs to the softmax, the other is 0.
+                gap = scores * scale - row_logsumexp[:, None] - column_logsumexp[None, :]
                 here_row = tl.where(of_queries, row_counted, row_exists)
                 here_column = tl.where(of_queries, column_exists, column_counted)
                 slope = tl.where(here_row[:, None] & here_column[None, :], _probability(gap) - identity, 0.0)
@@ -557,13 +557,13 @@ def cross_info_nce_triton(inputs: CrossInfoNCEInputs) -> tuple[Tensor, ...]:
 
 
 def cross_info_nce_backward_triton(
-    gradient: Tensor, log_normaliser: Tensor, clip_weights: Tensor, inputs: CrossInfoNCEInputs
+    gradient: Tensor, logsumexp: Tensor, clip_weights: Tensor, inputs: CrossInfoNCEInputs
 ) -> tuple[Tensor, ...]:
     """As `cross_info_nce_backward_reference`, which computes all cases without a kernel."""
     if not _kernels_take(inputs):
-        return cross_info_nce_backward_reference(gradient, log_normaliser, clip_weights, inputs)
+        return cross_info_nce_backward_reference(gradient, logsumexp, clip_weights, inputs)
     with torch.cuda.device_of(inputs.targets):
-        return _backward(gradient, log_normaliser, clip_weights, inputs, _ready(inputs))
+        return _backward(gradient, logsumexp, clip_weights, inputs, _ready(inputs))
 
 
 def _kernels_take(inputs: CrossInfoNCEInputs) -> bool:
@@ -629,7 +629,7 @@ def _small_forward(inputs: CrossInfoNCEInputs, ready: _Ready) -> tuple[Tensor, .
     new = ready.keys.new_empty
     loss, pair_loss = new((), dtype=torch.float32), new(ready.pairs, dtype=torch.float32)
     hits = new(ready.pairs, dtype=torch.int64)
-    normaliser = new((1 + both, *ready.pairs, ready.queries.shape[2]), dtype=torch.float32)
+    logsumexp = new((1 + both, *ready.pairs, ready.queries.shape[2]), dtype=torch.float32)
     clip_weights = new(ready.pairs, dtype=torch.float32)
     number = new(ready.pairs, dtype=torch.int32)
     arrived = ready.keys.new_zeros((), dtype=torch.int32)
@@ -643,7 +643,7 @@ def _small_forward(inputs: CrossInfoNCEInputs, ready: _Ready) -> tuple[Tensor, .
         loss,
         pair_loss,
         hits,
-        normaliser,
+        logsumexp,
         clip_weights,
         number,
         arrived,
@@ -652,7 +652,7 @@ def _small_forward(inputs: CrossInfoNCEInputs, ready: _Ready) -> tuple[Tensor, .
         **chosen.small,
         **chosen.options,
     )
-    return loss, pair_loss, hits, normaliser, clip_weights
+    return loss, pair_loss, hits, logsumexp, clip_weights
 
 
 def _forward(inputs: CrossInfoNCEInputs, ready: _Ready) -> tuple[Tensor, ...]:
@@ -660,7 +660,7 @@ def _forward(inputs: CrossInfoNCEInputs, ready: _Ready) -> tuple[Tensor, ...]:
     modalities, _, steps = ready.pairs
     rows, clips = ready.queries.shape[2], ready.keys.shape[2]
     new = ready.keys.new_empty
-    normaliser = new((1 + both, *ready.pairs, rows), dtype=torch.float32)
+    logsumexp = new((1 + both, *ready.pairs, rows), dtype=torch.float32)
     own = new((*ready.pairs, rows), dtype=torch.float32)
     hit = new((*ready.pairs, rows), dtype=torch.bool)
     chosen = _choose("forward", ready)
@@ -672,7 +672,7 @@ def _forward(inputs: CrossInfoNCEInputs, ready: _Ready) -> tuple[Tensor, ...]:
         ready.keys,
         ready.valid,
         ready.temperature,
-        normaliser,
+        logsumexp,
         own,
         hit,
         partial,
@@ -682,17 +682,17 @@ def _forward(inputs: CrossInfoNCEInputs, ready: _Ready) -> tuple[Tensor, ...]:
         **chosen.options,
     )
     if both:
-        torch.logsumexp(partial, 0, out=normaliser[1])
+        torch.logsumexp(partial, 0, out=logsumexp[1])
         if inputs.valid is not None:
-            normaliser[1].masked_fill_(~(inputs.valid[:, None] & inputs.valid[None]), 0)
+            logsumexp[1].masked_fill_(~(inputs.valid[:, None] & inputs.valid[None]), 0)
     number, weights = numbers_and_weights(inputs)
-    total = (normaliser.mean(0) - own).sum(3)  # (target, source, K)
+    total = (logsumexp.mean(0) - own).sum(3)  # (target, source, K)
     loss = torch.where(weights != 0, weights * total, 0).sum()
-    return loss, total / number.clamp(min=1), hit.sum(3), normaliser, weights
+    return loss, total / number.clamp(min=1), hit.sum(3), logsumexp, weights
 
 
 def _backward(
-    gradient: Tensor, log_normaliser: Tensor, clip_weights: Tensor, inputs: CrossInfoNCEInputs, ready: _Ready
+    gradient: Tensor, logsumexp: Tensor, clip_weights: Tensor, inputs: CrossInfoNCEInputs, ready: _Ready
 ) -> tuple[Tensor, ...]:
     modalities, steps, rows, width = ready.queries.shape
     clips, both = ready.keys.shape[2], inputs.softmax_over == "both"
@@ -706,7 +706,7 @@ def _backward(
         ready.keys,
         ready.valid,
         ready.temperature,
-        log_normaliser,
+        logsumexp,
         clip_weights,
         in_queries,
         in_keys,

@@ -29,7 +29,7 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"
 NAN = float("nan")
 KERNELS = ("small_forward_kernel", "forward_kernel", "backward_kernel")
-NAMES = ("loss", "pair_loss", "hits", "log_normaliser", "clip_weights")
+NAMES = ("loss", "pair_loss", "hits", "logsumexp", "clip_weights")
 
 
 @pytest.fixture(autouse=True)

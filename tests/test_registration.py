@@ -395,9 +395,9 @@ def reference_calls() -> dict[str, Callable[[], Any]]:
     calls["distribution backward"] = lambda: codeword_distribution_backward_reference(gradient, *inputs)
     for softmax_over in ("predictions", "candidates", "both"):
         loss_inputs = CrossInfoNCEInputs(*loss_arguments("cpu", softmax_over))
-        normaliser = torch.zeros(2 if softmax_over == "both" else 1, 2, 2, 3, 4)
+        logsumexp = torch.zeros(2 if softmax_over == "both" else 1, 2, 2, 3, 4)
         calls[f"loss {softmax_over}"] = lambda x=loss_inputs: cross_info_nce_reference(x)
-        calls[f"loss {softmax_over} backward"] = lambda x=loss_inputs, n=normaliser: cross_info_nce_backward_reference(
+        calls[f"loss {softmax_over} backward"] = lambda x=loss_inputs, n=logsumexp: cross_info_nce_backward_reference(
             n.sum(), n, n[0, ..., 0], x
         )
     return calls

@@ -263,7 +263,7 @@ def _check_arguments(*arguments: Any) -> None:
             _checks.check_like(name, value, size, "to match targets and predictions", targets, "targets")
 
 
-def _check_backward(gradient: Any, log_normaliser: Any, clip_weights: Any, *arguments: Any) -> None:
+def _check_backward(gradient: Any, logsumexp: Any, clip_weights: Any, *arguments: Any) -> None:
     _check_arguments(*arguments)
     inputs = CrossInfoNCEInputs(*arguments)
     modalities, steps, number, _ = inputs.queries_and_keys()[0].shape
@@ -271,7 +271,7 @@ def _check_backward(gradient: Any, log_normaliser: Any, clip_weights: Any, *argu
     dtype = torch.promote_types(inputs.targets.dtype, torch.float32)
     for name, value, dtypes, shape in (
         ("gradient", gradient, _checks.FEATURE_DTYPES, ()),
-        ("log_normaliser", log_normaliser, (dtype,), (2 if inputs.softmax_over == "both" else 1, *pairs, number)),
+        ("logsumexp", logsumexp, (dtype,), (2 if inputs.softmax_over == "both" else 1, *pairs, number)),
         ("clip_weights", clip_weights, (dtype,), pairs),
     ):
         _checks.check_tensor(name, value, dtypes)
@@ -283,9 +283,9 @@ def _implementation(*inputs: Any) -> tuple[Tensor, ...]:
 
 
 def _backward_implementation(
-    gradient: Tensor, log_normaliser: Tensor, clip_weights: Tensor, *inputs: Any
+    gradient: Tensor, logsumexp: Tensor, clip_weights: Tensor, *inputs: Any
 ) -> tuple[Tensor, ...]:
-    return cross_info_nce_backward_reference(gradient, log_normaliser, clip_weights, CrossInfoNCEInputs(*inputs))
+    return cross_info_nce_backward_reference(gradient, logsumexp, clip_weights, CrossInfoNCEInputs(*inputs))
 
 
 def _triton(*inputs: Any) -> tuple[Tensor, ...]:
@@ -295,12 +295,10 @@ def _triton(*inputs: Any) -> tuple[Tensor, ...]:
     return cross_info_nce_triton(CrossInfoNCEInputs(*inputs))
 
 
-def _backward_triton(
-    gradient: Tensor, log_normaliser: Tensor, clip_weights: Tensor, *inputs: Any
-) -> tuple[Tensor, ...]:
+def _backward_triton(gradient: Tensor, logsumexp: Tensor, clip_weights: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
     from unicode_fast.kernels.cross_info_nce import cross_info_nce_backward_triton
 
-    return cross_info_nce_backward_triton(gradient, log_normaliser, clip_weights, CrossInfoNCEInputs(*inputs))
+    return cross_info_nce_backward_triton(gradient, logsumexp, clip_weights, CrossInfoNCEInputs(*inputs))
 
 
 def _fake(*arguments: Any) -> tuple[Tensor, ...]:
@@ -319,9 +317,7 @@ def _fake(*arguments: Any) -> tuple[Tensor, ...]:
     )
 
 
-def _fake_backward(
-    gradient: Tensor, log_normaliser: Tensor, clip_weights: Tensor, *arguments: Any
-) -> tuple[Tensor, ...]:
+def _fake_backward(gradient: Tensor, logsumexp: Tensor, clip_weights: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
     inputs = CrossInfoNCEInputs(*arguments)
     return tuple(x.new_empty(x.shape) for x in (inputs.targets, inputs.predictions, inputs.temperature))
 
@@ -344,14 +340,14 @@ _INPUTS = (
 )
 _library.declare(
     "cross_info_nce",
-    f"({_INPUTS}) -> (Tensor loss, Tensor pair_loss, Tensor hits, Tensor log_normaliser, Tensor clip_weights)",
+    f"({_INPUTS}) -> (Tensor loss, Tensor pair_loss, Tensor hits, Tensor logsumexp, Tensor clip_weights)",
     _check_arguments,
     _implementation,
     _fake,
 )
 _library.declare(
     "cross_info_nce_backward",
-    f"(Tensor gradient, Tensor log_normaliser, Tensor clip_weights, {_INPUTS}) -> (Tensor, Tensor, Tensor)",
+    f"(Tensor gradient, Tensor logsumexp, Tensor clip_weights, {_INPUTS}) -> (Tensor, Tensor, Tensor)",
     _check_backward,
     _backward_implementation,
     _fake_backward,

@@ -54,7 +54,7 @@ class _Prepared(NamedTuple):
 
 
 def cross_info_nce_reference(inputs: CrossInfoNCEInputs) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Loss, loss of each pair and step, hits, log normalisers, and the weight of a clip in the loss.
+    """Loss, loss of each pair and step, hits, log-sum-exps, and the weight of a clip in the loss.
 
     For target modality t, source modality s and prediction step k, with V the clips valid in both, w the pair
     weights and::
@@ -81,7 +81,7 @@ def cross_info_nce_reference(inputs: CrossInfoNCEInputs) -> tuple[Tensor, Tensor
     Returns:
         loss: (); pair_loss: (target, source, K); hits: (target, source, K) int64, the number of i in V whose score
         with themselves is the first largest one of their softmax (of "both": of the one over predictions);
-        log_normaliser: (softmaxes, target, source, K, Q), the log sum of exponentials of each l_i, 0 outside V;
+        logsumexp: (softmaxes, target, source, K, Q), the log sum of exponentials of each l_i, 0 outside V;
         clip_weights: (target, source, K), the factor of each l_i in the loss.
         Floating point results are float32 for half-precision inputs, else in the dtype of `targets`.
 
@@ -94,15 +94,15 @@ def cross_info_nce_reference(inputs: CrossInfoNCEInputs) -> tuple[Tensor, Tensor
     """
     prepared = _prepare(inputs)
     results = [_one_softmax(prepared, softmax) for softmax in range(len(prepared.over_candidates))]
-    losses, normalisers, hits = zip(*results, strict=True)
+    losses, logsumexps, hits = zip(*results, strict=True)
     number, weights = numbers_and_weights(inputs)
     total = torch.stack(losses).mean(dim=0).sum(dim=3)  # (target, source, K)
     loss = torch.where(weights != 0, weights * total, 0).sum()
-    return loss, total / number.clamp(min=1), hits[0], torch.stack(normalisers), weights
+    return loss, total / number.clamp(min=1), hits[0], torch.stack(logsumexps), weights
 
 
 def cross_info_nce_backward_reference(
-    gradient: Tensor, log_normaliser: Tensor, clip_weights: Tensor, inputs: CrossInfoNCEInputs
+    gradient: Tensor, logsumexp: Tensor, clip_weights: Tensor, inputs: CrossInfoNCEInputs
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of the loss in targets, predictions and temperature; the scores are recomputed.
 
@@ -118,7 +118,7 @@ def cross_info_nce_backward_reference(
 
     Args:
         gradient: (), the gradient in the loss.
-        log_normaliser: from the forward pass.
+        logsumexp: from the forward pass.
         clip_weights: from the forward pass.
         inputs: as in the forward pass.
 
@@ -135,13 +135,13 @@ def cross_info_nce_backward_reference(
     # Contiguous like the fakes of the operator's results, whatever the strides of the inputs.
     in_first = queries.new_zeros(queries.shape), keys.new_zeros(keys.shape)
     in_temperature = torch.zeros_like(prepared.temperature)
-    for softmax, (normaliser, over_candidates) in enumerate(zip(log_normaliser, prepared.over_candidates, strict=True)):
+    for softmax, (logsumexp, over_candidates) in enumerate(zip(logsumexp, prepared.over_candidates, strict=True)):
         queries, keys = _in_order(prepared.queries, prepared.keys, softmax)
         in_queries, in_keys = _in_order(*in_first, softmax)
         row_coefficient = _exchanged(coefficient, over_candidates)[..., None]  # (query, key, K, Q, 1)
-        row_normaliser = _exchanged(normaliser, over_candidates)[..., None]
+        row_logsumexp = _exchanged(logsumexp, over_candidates)[..., None]
         for block, scores, own in _score_blocks(queries, keys, prepared):
-            slope = (scores - row_normaliser[:, :, :, block]).exp()  # (query, key, K, block, B)
+            slope = (scores - row_logsumexp[:, :, :, block]).exp()  # (query, key, K, block, B)
             slope.diagonal(offset=prepared.offset + block.start, dim1=3, dim2=4).sub_(1)
             slope = torch.where(row_coefficient[:, :, :, block] != 0, slope * row_coefficient[:, :, :, block], 0)
             in_queries[:, :, block] += (slope @ keys).sum(dim=1)
@@ -187,20 +187,20 @@ def _prepare(inputs: CrossInfoNCEInputs) -> _Prepared:
 
 
 def _one_softmax(prepared: _Prepared, softmax: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Loss of each clip and normalisers, (target, source, K, Q), and hits, (target, source, K)."""
+    """Loss of each clip and logsumexps, (target, source, K, Q), and hits, (target, source, K)."""
     queries, keys = _in_order(prepared.queries, prepared.keys, softmax)
     over_candidates = prepared.over_candidates[softmax]
-    normaliser = torch.zeros_like(prepared.counted, dtype=queries.dtype)  # (query, key, K, Q)
-    diagonal, hit = torch.zeros_like(normaliser), torch.zeros_like(prepared.counted)
+    logsumexp = torch.zeros_like(prepared.counted, dtype=queries.dtype)  # (query, key, K, Q)
+    diagonal, hit = torch.zeros_like(logsumexp), torch.zeros_like(prepared.counted)
     for block, scores, own in _score_blocks(queries, keys, prepared):
-        normaliser[:, :, :, block] = scores.logsumexp(dim=4)
+        logsumexp[:, :, :, block] = scores.logsumexp(dim=4)
         diagonal[:, :, :, block] = own
         clip = prepared.offset + torch.arange(block.start, block.stop, device=scores.device)
         hit[:, :, :, block] = scores.argmax(dim=4) == clip
-    normaliser = torch.where(prepared.counted, _exchanged(normaliser, over_candidates), 0)
-    loss = torch.where(prepared.counted, normaliser - _exchanged(diagonal, over_candidates), 0)
+    logsumexp = torch.where(prepared.counted, _exchanged(logsumexp, over_candidates), 0)
+    loss = torch.where(prepared.counted, logsumexp - _exchanged(diagonal, over_candidates), 0)
     hits = (prepared.counted & _exchanged(hit, over_candidates)).sum(dim=3)
-    return loss, normaliser, hits
+    return loss, logsumexp, hits
 
 
 def _in_order(first: Tensor, second: Tensor, exchange: int) -> tuple[Tensor, Tensor]:
