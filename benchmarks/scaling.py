@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from unicode_fast import Config, Modality, UniCode, preset
 from unicode_fast.files.writing import write_text
-from unicode_fast.modules import looking
+from unicode_fast.modules import host
 from unicode_fast.training.shard import Shard
 from unicode_fast.training.trainer import Trainer
 
@@ -230,7 +230,7 @@ def count_step(clips: int) -> tuple[int, int, float]:
     with (
         counted("all_reduce", lambda tensor: tensor.nbytes),
         counted("all_gather", lambda whole, _: sum(block.nbytes for block in whole) / 2),
-        mock.patch.object(looking, "can_look", lambda _: False),
+        mock.patch.object(host, "is_on_host", lambda _: False),
         operations,
     ):
         trainer.train_step(features, masks, 1e-3, Shard(clips, dist.group.WORLD))

@@ -21,8 +21,8 @@ from torch._dynamo.utils import counters
 from unicode_fast import PRESETS, Modality
 from unicode_fast.cli import resolve
 from unicode_fast.config import Config, TrainConfig
-from unicode_fast.modules import looking
-from unicode_fast.modules.precision import float32_products, products
+from unicode_fast.modules import host
+from unicode_fast.modules.precision import autocast_context, float32_precision
 from unicode_fast.training import acceleration
 from unicode_fast.training.acceleration import check_acceleration
 from unicode_fast.training.checks import check_run
@@ -81,10 +81,10 @@ class TestPrecision:
 
     def test_where_products_are_lower(self) -> None:
         x = torch.randn(4, 4)
-        with products(TrainConfig(precision="bfloat16"), CPU):
+        with autocast_context(TrainConfig(precision="bfloat16"), CPU):
             assert (x @ x).dtype == torch.bfloat16
         for config in (TrainConfig(), TrainConfig(precision="bfloat16", dtype="float64")):
-            with products(config, CPU):
+            with autocast_context(config, CPU):
                 assert (x @ x).dtype == torch.float32
 
     def test_encoding_is_float32(self) -> None:
@@ -114,7 +114,7 @@ class TestPrecision:
             for given in ("highest", "high", "medium"):
                 torch.set_float32_matmul_precision(given)
                 before = [switch.fp32_precision for switch in switches], older()
-                with float32_products(TrainConfig(precision=precision), torch.device("cuda")):
+                with float32_precision(TrainConfig(precision=precision), torch.device("cuda")):
                     assert {switch.fp32_precision for switch in switches} == {"tf32" if precision == "tf32" else "ieee"}
                     assert older() == (("high", True, True) if precision == "tf32" else ("highest", False, False))
                 assert ([switch.fp32_precision for switch in switches], older()) == before
@@ -132,7 +132,7 @@ class TestPrecision:
         read: list[tuple[str, bool]] = []
         compiled = torch.compile(lambda x: nn.functional.relu(x @ x), backend=aot_autograd(fw_compiler=backend))
         x = torch.randn(4, 4, requires_grad=True)
-        with float32_products(TrainConfig(precision=precision), torch.device("cuda")):
+        with float32_precision(TrainConfig(precision=precision), torch.device("cuda")):
             compiled(x).sum().backward()
         assert read == [("high", True) if precision == "tf32" else ("highest", False)] * 2
 
@@ -240,7 +240,7 @@ class TestNoWaiting:
         owner = trainer(preset)
         inputs = batch(owner, 6, masked)
         owner.train_step(*inputs, 1e-3)
-        monkeypatch.setattr(looking, "can_look", lambda _: False)
+        monkeypatch.setattr(host, "is_on_host", lambda _: False)
         refuse_to_wait(monkeypatch)
         with WaitCounter() as counter, torch.device("meta"):
             owner.train_step(*inputs, 1e-3)
@@ -258,7 +258,7 @@ class TestNoWaiting:
         mask = None if lengths is None else dict.fromkeys(NAMES, tiny.mask_of(lengths, STEPS))
         found = []
         for look in (True, False):
-            monkeypatch.setattr(looking, "can_look", lambda _, look=look: look)
+            monkeypatch.setattr(host, "is_on_host", lambda _, look=look: look)
             loss, recognised = owner.model.cpc(z, mask, torch.tensor(position, dtype=torch.float64))
             found.append((loss, recognised, *torch.autograd.grad(loss, [*z.values()])))
         for one, other in zip(*found, strict=True):
@@ -269,7 +269,7 @@ class TestNoWaiting:
         """A CPU sees that, and computes what a device computes with the mask."""
         found = []
         for look in (True, False):
-            monkeypatch.setattr(looking, "can_look", lambda _, look=look: look)
+            monkeypatch.setattr(host, "is_on_host", lambda _, look=look: look)
             owner = trainer(preset, dtype="float64", dropout=0.0)
             features, mask = batch(owner, 6, True)
             mask["audio"], mask["video"] = torch.ones_like(mask["audio"]), torch.ones_like(mask["video"])

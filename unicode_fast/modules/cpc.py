@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from unicode_fast.config import MethodConfig, ModelConfig, TrainConfig
-from unicode_fast.modules import looking
-from unicode_fast.modules.precision import products
+from unicode_fast.modules import host
+from unicode_fast.modules.precision import autocast_context
 from unicode_fast.ops import cross_info_nce
 
 
@@ -86,10 +86,10 @@ class CrossCPC(nn.Module):
             return self._contrast(*self._steps(semantic, None, position), rows)
         longest = self._lengths(mask).amin(0).amax()
         enough = longest >= self.earliest + 1 + self.steps
-        if looking.can_look(enough) and not enough:
+        if host.is_on_host(enough) and not enough:
             return self._contrast(*self._means(semantic, mask), rows)
         steps = self._contrast(*self._steps(semantic, mask, position, longest), rows)
-        if looking.can_look(enough):
+        if host.is_on_host(enough):
             return steps
         means = self._contrast(*self._means(semantic, mask), rows)
         return Contrast(*(torch.where(enough, a, b) for a, b in zip(steps, means, strict=True)))
@@ -130,10 +130,10 @@ class CrossCPC(nn.Module):
         last = self.earliest + (position * choices).long()
         targets = z.index_select(2, last + ahead).transpose(1, 2)  # (modalities, K, B, D)
         predictions = []
-        with products(self.train_config, z.device):
+        with autocast_context(self.train_config, z.device):
             for name in self.names:
                 # Later positions have no effect; on a GPU, cutting them off would need a synchronisation.
-                read = semantic[name][:, : int(last) + 1] if looking.can_look(last) else semantic[name]
+                read = semantic[name][:, : int(last) + 1] if host.is_on_host(last) else semantic[name]
                 context = self.context[name](read)[0].index_select(1, last.view(1))[:, 0]  # (B, D)
                 predictions.append(torch.stack([predict(context) for predict in self._predictors(name)]))
         valid = None if mask is None else (last + ahead)[None, :, None] < self._lengths(mask)[:, None]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from unicode_fast.config import Config, MethodConfig, Modality
-from unicode_fast.modules import looking
+from unicode_fast.modules import host
 from unicode_fast.modules.club import ClubNetwork
 from unicode_fast.modules.codebook import Codebook
 from unicode_fast.modules.cpc import CrossCPC
@@ -20,7 +20,7 @@ from unicode_fast.modules.decoders import make_decoder
 from unicode_fast.modules.encoders import ModalityEncoder
 from unicode_fast.modules.feature_norm import FeatureNorm, Moments
 from unicode_fast.modules.lexicon import Lexicon
-from unicode_fast.modules.precision import products
+from unicode_fast.modules.precision import autocast_context
 from unicode_fast.ops import BatchShard, EmaConfig
 
 
@@ -242,7 +242,7 @@ class UniCode(nn.Module):
         """Semantic and specific features of one modality, or one of the two."""
         given, mask = _as_read(features, mask)
         encoder, z, own = self._encoder(name), None, None
-        with products(self.config.train, self.device):
+        with autocast_context(self.config.train, self.device):
             read = encoder.read_words(given, mask)
             if semantic:
                 z = encoder.encode_semantic(read, mask).to(self.dtype)
@@ -253,7 +253,7 @@ class UniCode(nn.Module):
         return z, own
 
     def _decode(self, name: str, vector: Tensor, specific: Tensor) -> Tensor:
-        with products(self.config.train, self.device):
+        with autocast_context(self.config.train, self.device):
             decoded: Tensor = self.decoders[name](vector, specific)
         return decoded
 
@@ -406,7 +406,7 @@ def in_mode(module: nn.Module, training: bool) -> Iterator[None]:
 
 def _as_read(features: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """Features with zeros as padding, and the mask; on a CPU None where every position is valid."""
-    if mask is not None and looking.can_look(mask) and mask.all():
+    if mask is not None and host.is_on_host(mask) and mask.all():
         mask = None
     return _without_padding(features, mask), mask
 

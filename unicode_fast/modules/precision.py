@@ -11,7 +11,7 @@ import torch
 from unicode_fast.config import TrainConfig
 
 
-def products(config: TrainConfig, device: torch.device) -> AbstractContextManager[object]:
+def autocast_context(config: TrainConfig, device: torch.device) -> AbstractContextManager[object]:
     """A context with matrix products, convolutions and LSTMs in bfloat16 if `precision` is "bfloat16".
 
     Their results may be bfloat16 too. A float64 model stays float64.
@@ -21,7 +21,7 @@ def products(config: TrainConfig, device: torch.device) -> AbstractContextManage
 
 
 @contextmanager
-def float32_products(config: TrainConfig, device: torch.device) -> Iterator[None]:
+def float32_precision(config: TrainConfig, device: torch.device) -> Iterator[None]:
     """A context with float32 products on CUDA in TF32 if `precision` is "tf32", else in full float32.
 
     torch's default is TF32 in convolutions and LSTMs, float32 elsewhere; the context restores it.

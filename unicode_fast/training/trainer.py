@@ -16,7 +16,7 @@ from unicode_fast.config import Config, Modality
 from unicode_fast.data import BatchSource
 from unicode_fast.methods import UniCodeMethod
 from unicode_fast.modules import ModelOutput, UniCode
-from unicode_fast.modules.precision import float32_products
+from unicode_fast.modules.precision import float32_precision
 from unicode_fast.training.acceleration import GraphedStep, accelerate, check_acceleration
 from unicode_fast.training.metrics_logger import StepResult
 from unicode_fast.training.shard import Shard
@@ -82,7 +82,7 @@ class Trainer:
             group["lr"].fill_(rate)
         else:
             group["lr"] = rate
-        with float32_products(self.config.train, self.model.device):
+        with float32_precision(self.config.train, self.model.device):
             result = self.graphed(features, mask) if self.graphed else self.plain_step(features, mask, shard)
         self.step += 1
         return result

@@ -5,6 +5,6 @@ from __future__ import annotations
 from torch import Tensor
 
 
-def can_look(tensor: Tensor) -> bool:
+def is_on_host(tensor: Tensor) -> bool:
     """True on a CPU, where reading a value needs no device synchronisation."""
     return tensor.device.type == "cpu"
