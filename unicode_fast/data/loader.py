@@ -52,7 +52,7 @@ class BatchLoader:
         """The batch of this global step, on the device.
 
         Raises:
-            FeedError: the batch could not be read.
+            BatchLoaderError: the batch could not be read.
         """
         try:
             return self.read(step).to(self.device, dtype=self.batches.dtype)

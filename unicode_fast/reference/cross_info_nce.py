@@ -135,11 +135,11 @@ def cross_info_nce_backward_reference(
     # Contiguous like the fakes of the operator's results, whatever the strides of the inputs.
     in_first = queries.new_zeros(queries.shape), keys.new_zeros(keys.shape)
     in_temperature = torch.zeros_like(prepared.temperature)
-    for softmax, (logsumexp, over_candidates) in enumerate(zip(logsumexp, prepared.over_candidates, strict=True)):
+    for softmax, (sums, over_candidates) in enumerate(zip(logsumexp, prepared.over_candidates, strict=True)):
         queries, keys = _in_order(prepared.queries, prepared.keys, softmax)
         in_queries, in_keys = _in_order(*in_first, softmax)
         row_coefficient = _exchanged(coefficient, over_candidates)[..., None]  # (query, key, K, Q, 1)
-        row_logsumexp = _exchanged(logsumexp, over_candidates)[..., None]
+        row_logsumexp = _exchanged(sums, over_candidates)[..., None]
         for block, scores, own in _score_blocks(queries, keys, prepared):
             slope = (scores - row_logsumexp[:, :, :, block]).exp()  # (query, key, K, block, B)
             slope.diagonal(offset=prepared.offset + block.start, dim1=3, dim2=4).sub_(1)
