@@ -18,7 +18,7 @@ from tolerances import CONTINUED_RUN
 from unicode_fast import CheckpointError, Config, ablate, checkpoint, load, preset
 from unicode_fast import config as config_module
 from unicode_fast.cli import resolve, resolve_saved
-from unicode_fast.config import ADDED_FIELDS, FIELDS, check_value, completed
+from unicode_fast.config import ADDED_FIELDS, FIELDS, check_value, completed, renamed
 from unicode_fast.data import StoreError, open_data, open_store, write_store
 from unicode_fast.evaluate import main as evaluate
 from unicode_fast.report import tables as report
@@ -74,7 +74,7 @@ class TestTable:
 
     def test_all_that_was_added_since_an_older_version_is_in_it(self, tmp_path: Path) -> None:
         written = yaml.safe_load((unpacked(tmp_path) / "finished" / "config.yaml").read_text())
-        assert {"preset", "size", *FIELDS} - set(written) == set(ADDED_FIELDS)
+        assert {"preset", "size", *FIELDS} - set(renamed(written)) == set(ADDED_FIELDS)
 
 
 class TestCompleted:
@@ -242,7 +242,7 @@ class TestOlderVersion:
     def test_model(self, place: str) -> None:
         model = load(place)
         written = yaml.safe_load(Path("finished/config.yaml").read_text())
-        assert model.config.flat() == {**ADDED_FIELDS, **written}
+        assert model.config.flat() == {**ADDED_FIELDS, **renamed(written)}
         assert model.config == resolve_saved("finished/config.yaml")
         features = tiny.batch(model)
         assert set(model(features).index) == set(model.names) == {"audio", "video", "text"}

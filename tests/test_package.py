@@ -153,7 +153,7 @@ class TestCommands:
         assert all(f"  {name} " in shown and text in shown for name, text in COMMANDS.items())
 
     def test_a_misspelt_one_is_answered_with_the_near_one(self) -> None:
-        with pytest.raises(UsageError, match=r"'trian' .*, is train meant\?; .*unicode_fast --help says"):
+        with pytest.raises(UsageError, match=r"'trian' .*, is train meant\?; .*see python -m unicode_fast --help"):
             commands(["trian"])
 
     @pytest.mark.parametrize(

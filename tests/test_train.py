@@ -251,7 +251,7 @@ class TestDeterminism:
     def test_resume_takes_no_other_configuration(self, finished: Path, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="configuration of the run, got width, precision; only these .*micro"):
             main([f"--resume={finished}", "--width=8", "--micro_batches=2", "--precision=bfloat16"])
-        with pytest.raises(ValueError, match="own configuration, got seeds beside it"):
+        with pytest.raises(ValueError, match="configuration of the run, got seeds; only these"):
             main([f"--resume={finished}", "--seeds=2"])
         for more in ([], ["--steps=5"]):
             with pytest.raises(checkpoint.CheckpointError, match="resume must be a run folder"):
