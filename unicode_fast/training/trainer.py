@@ -17,7 +17,7 @@ from unicode_fast.data import BatchSource
 from unicode_fast.methods import UniCodeMethod
 from unicode_fast.modules import ModelOutput, UniCode
 from unicode_fast.modules.precision import float32_precision
-from unicode_fast.training.acceleration import GraphedStep, accelerate, check_acceleration
+from unicode_fast.training.acceleration import GraphedStep, accelerate, check_acceleration, keep_freed_memory
 from unicode_fast.training.metrics_logger import StepResult
 from unicode_fast.training.shard import Shard
 from unicode_fast.training.step import backward, micro_batches
@@ -44,6 +44,8 @@ class Trainer:
         self.config = config
         self.model = UniCode(modalities, config).to(device)
         accelerate(self.model, config.train)
+        if device.type == "cpu":
+            keep_freed_memory()
         self.method = UniCodeMethod(self.model)
         self.groups = self.model.parameter_groups()
         self.parameters = [parameter for group in self.groups.values() for parameter in group]
