@@ -8,6 +8,9 @@ LAYER = Tolerance(1e-12, 1e-12)
 # The promise of the official preset: float64 values within 1e-10 of the released code's.
 OFFICIAL = Tolerance(1e-10, 1e-10)
 
+# A few float64 operations written down by hand.
+BY_HAND = Tolerance(1e-14, 1e-15)
+
 # Central differences along one direction of all parameters in float64 with a step of 1e-8: roundoff of a loss of order
 # ten over the step is 1e-7, in a derivative of order ten at least; rectifiers that change sides add little so near.
 DIRECTIONAL = Tolerance(1e-7)

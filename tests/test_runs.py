@@ -293,7 +293,7 @@ def test_metrics_of_others_take_no_memory(
 
 def test_a_journal_that_is_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "metrics.jsonl")
-    with pytest.raises(CheckpointError, match="metrics.jsonl must be a journal: it is no plain file"):
+    with pytest.raises(CheckpointError, match="metrics.jsonl must be a file of JSON lines: it is no plain file"):
         checkpoint.set_aside(tmp_path, 3, 0)
     (tmp_path / "metrics.jsonl").unlink()
     assert checkpoint.set_aside(tmp_path, 3, 0) is None

@@ -52,6 +52,11 @@ def codebook_update(dtype: torch.dtype) -> Tolerance:
     return Tolerance(1e-12, 1e-12) if dtype == torch.float64 else Tolerance(4 * UNIT_ROUNDOFF[dtype], 1e-12)
 
 
+# The affine form of the sequential update and the loop that it was derived from, in float64: the same products and
+# sums of non-negative weights in another order.
+AFFINE_FORM = Tolerance(1e-12, 1e-12)
+
+
 # Of sums of some ten thousand float64 numbers of order one in another order: their errors add up as a random walk, and
 # the sums themselves may cancel.
 MANY_ROWS = Tolerance(1e-12, 1e-11)

@@ -277,7 +277,7 @@ def set_aside(run: Path, step: int, offset: int) -> Path | None:
         moved.append(folder / BEST)
     moved = [path for path in moved if path.exists()]
     lines = b""
-    with contextlib.suppress(FileNotFoundError), _named(f"file {run / METRICS} must be a journal:"):
+    with contextlib.suppress(FileNotFoundError), _named(f"file {run / METRICS} must be a file of JSON lines:"):
         with open_file(run / METRICS) as journal:
             journal.seek(offset)
             lines = journal.read()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import FunctionType, MethodType
 from typing import Any, NamedTuple
@@ -65,7 +66,7 @@ def keep_freed_memory() -> None:
 
     A step on the CPU otherwise returns pages several times. Their page faults took 5 % of a default step.
     """
-    if hasattr(libc := ctypes.CDLL(None), "mallopt"):
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
         for option, size in ((_M_MMAP_THRESHOLD, 1 << 25), (_M_TRIM_THRESHOLD, 1 << 30)):
             libc.mallopt(option, size)
 
