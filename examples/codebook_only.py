@@ -45,4 +45,4 @@ with torch.no_grad():
     vector, index, commitment = codebook({name: encoders[name](given) for name, given in draw(200).items()})
 same = (index["image"] == index["sound"]).float().mean()
 print(f"codewords in use: {len(index['image'].unique())} by image, {len(index['sound'].unique())} by sound")
-print(f"same code in both modalities: {100 * same:.0f} % of steps")
+print(f"same code in both modalities: {100 * same:.0f} % of positions")

@@ -57,4 +57,4 @@ while step < arguments.steps:
 uf.export(model, arguments.out)
 model = uf.load(arguments.out)
 same = (model.encode("radar", radar).index == model.encode("depth", depth).index).float().mean()
-print(f"same code in both modalities: {100 * same:.0f} % of steps")
+print(f"same code in both modalities: {100 * same:.0f} % of positions")

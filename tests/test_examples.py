@@ -50,11 +50,11 @@ def test_search_finds_clips(mine: tuple[Path, str]) -> None:
 
 def test_own_loop_trains_and_keeps_a_model(tmp_path: Path) -> None:
     printed = run("own_loop", "--steps", 2, "--clips", 80, "--out", "mine.safetensors", cache=tmp_path)
-    assert re.search(r"^step 0: loss \d+\.\d+\nsame code in both modalities: \d+ % of steps$", printed, re.MULTILINE)
+    assert re.search(r"^step 0: loss \d+\.\d+\nsame code in both modalities: \d+ % of positions$", printed, re.MULTILINE)
     assert load(tmp_path / "mine.safetensors").names == ("radar", "depth")
 
 
 def test_the_codebook_alone_becomes_shared(tmp_path: Path) -> None:
     printed = run("codebook_only", "--steps", 300, cache=tmp_path)
-    (same,) = re.findall(r"^same code in both modalities: (\d+) % of steps$", printed, re.MULTILINE)
+    (same,) = re.findall(r"^same code in both modalities: (\d+) % of positions$", printed, re.MULTILINE)
     assert int(same) >= 90

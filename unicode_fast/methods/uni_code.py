@@ -136,7 +136,7 @@ class UniCodeMethod:
         clips = len(output.index[self.model.names[0]])
         return len(range(clips)[rows]) / clips
 
-    def valid_steps(self, output: ModelOutput) -> Tensor:
+    def valid_positions(self, output: ModelOutput) -> Tensor:
         """Number of valid positions by modality, (modalities,) in the model's dtype."""
         if output.mask is None:
             # torch.full fills on the device; a tensor from a list would be copied there.

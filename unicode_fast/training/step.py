@@ -108,7 +108,7 @@ class EncodedMicroBatch:
             quantised = straight_through(vectors[-1], whole.codeword[name][clips])
             output.index[name] = whole.index[name][clips]
             output.decoded[name], output.target[name] = self.model.decode(name, quantised, specific), target
-        shares = dict(zip(self.model.names, method.valid_steps(output) / positions, strict=True))
+        shares = dict(zip(self.model.names, method.valid_positions(output) / positions, strict=True))
         terms = torch.stack(list(method.reconstruction(output, shares).values()))
         terms.sum().backward()
         self.pending += [(tensor, leaf.grad) for tensor, leaf in leaves if leaf.grad is not None]
@@ -172,7 +172,7 @@ def backward(
     club = [None if y.grad is None else y.grad / method.share(whole, own) for y in whole.club.values()]
 
     # 4. Reconstruction.
-    errors, positions, first = [], method.valid_steps(whole), own.start or 0
+    errors, positions, first = [], method.valid_positions(whole), own.start or 0
     slices = [slice(first + batch.clips.start, first + batch.clips.stop) for batch in batches]
     for micro, clips in zip(encoded, slices, strict=True):
         error, added = micro.reconstruct(method, whole, clips, positions, club)
