@@ -50,7 +50,8 @@ def test_search_finds_clips(mine: tuple[Path, str]) -> None:
 
 def test_own_loop_trains_and_keeps_a_model(tmp_path: Path) -> None:
     printed = run("own_loop", "--steps", 2, "--clips", 80, "--out", "mine.safetensors", cache=tmp_path)
-    assert re.search(r"^step 0: loss \d+\.\d+\nsame code in both modalities: \d+ % of positions$", printed, re.MULTILINE)
+    lines = r"^step 0: loss \d+\.\d+\nsame code in both modalities: \d+ % of positions$"
+    assert re.search(lines, printed, re.MULTILINE)
     assert load(tmp_path / "mine.safetensors").names == ("radar", "depth")
 
 
