@@ -20,6 +20,8 @@ import torch
 from common import Found, Stage
 
 from unicode_fast import checkpoint, train
+from unicode_fast.report import pictures as report_pictures
+from unicode_fast.training.trainer import Trainer
 
 # Half the default's, because three runs must end within a minute; the learning rate falls over as many.
 STEPS = 300
@@ -37,7 +39,7 @@ RESUMED_STEPS = 20
 
 def run_train(*arguments: str, pictures: bool = False) -> None:
     """Runs the training command; its output goes to standard error, and pictures, which take seconds, are left out."""
-    drawing = contextlib.nullcontext() if pictures else mock.patch.object(train.pictures, "draw_run")
+    drawing = contextlib.nullcontext() if pictures else mock.patch.object(report_pictures, "draw_run")
     with contextlib.redirect_stdout(sys.stderr), drawing:
         train.main(arguments)
 
@@ -121,15 +123,15 @@ def resumed(stage: Stage, folder: Path, base: dict[str, Any]) -> Found:
     new = ["--data", str(stage.options.data), *flags_of(fields)]
     for name in ("whole", "again"):
         run_train(*new, "--out", str(folder / name))
-    cut, step = folder / "cut", train.advance
+    cut, step = folder / "cut", Trainer.train_step
 
-    def advance_or_stop(trainer: train.Trainer, *arguments: Any) -> Any:
+    def step_or_stop(trainer: Trainer, *arguments: Any) -> Any:
         if trainer.step == steps // 2:
             raise KeyboardInterrupt
         return step(trainer, *arguments)
 
     # Checkpoints often, so that one lies between the first step and the interruption.
-    with mock.patch.object(train, "advance", advance_or_stop), contextlib.suppress(KeyboardInterrupt):
+    with mock.patch.object(Trainer, "train_step", step_or_stop), contextlib.suppress(KeyboardInterrupt):
         run_train(*new, "--out", str(cut), "--checkpoint_seconds", "0.001")
     begun = checkpoint.steps_in(cut)[-1]
     run_train("--resume", str(cut), "--checkpoint_seconds", "20")
