@@ -285,7 +285,7 @@ def code_matching(
         else:
             by_row = first[rows] @ log_second.T + log_first[rows] @ second.T  # (rows, B)
             by_column = second[rows] @ log_first.T + log_second[rows] @ first.T
-            matched = by_row.diagonal(rows.start or 0)
+            matched = by_row.diagonal(range(len(first))[rows].start)
             sums = [every.logsumexp(1) for every in (by_row, by_column)]
         along, across = ((each - matched).sum() / len(first) for each in sums)
         return along if directions == "rows" else (along + across) / 2

@@ -91,7 +91,7 @@ def cross_info_nce(  # noqa: PLR0913 - three tensors and five independent switch
     Raises:
         TypeError: a dtype is unsupported, or the dtypes of targets and predictions differ outside autocast.
         ValueError: shapes or devices differ, `softmax_over` is unknown, the temperature is out of range,
-            `pair_weights` requires a gradient, or `rows` are no clips of the batch.
+            `pair_weights` requires a gradient, or `rows` has another step than 1 or leaves out clips of a group.
         BackendUnavailable: `backend` cannot run here; the message has the reason.
 
     Precision:
@@ -150,9 +150,8 @@ def cross_info_nce(  # noqa: PLR0913 - three tensors and five independent switch
         return _of_group(operator, targets, predictions, settings, group)
     if len(clips[rows]) == len(clips):
         return CrossInfoNCE(*operator(targets, predictions, *settings, 0)[:3])
-    return _share(
-        operator, (targets[:, :, rows], targets), (predictions[:, :, rows], predictions), settings, rows.start
-    )
+    own_targets, own_predictions = targets[:, :, rows], predictions[:, :, rows]
+    return _share(operator, (own_targets, targets), (own_predictions, predictions), settings, clips[rows].start)
 
 
 def _share(
