@@ -254,7 +254,6 @@ def code_matching(
     *,
     pairing: str = "symmetric",
     directions: str = "both",
-    rows: slice = slice(None),
 ) -> Tensor:
     """The code matching loss: each clip identifies its partner among the batch by their codewords.
 
@@ -269,23 +268,20 @@ def code_matching(
             as the second term and adds 1e-5 to the sum of exponentials, as released.
         directions: softmax along "rows" only, or the mean of rows and columns
             ("both").
-        rows: clips whose share of the loss is computed, each compared with all.
 
     Precision:
         That of the inputs, under autocast too.
     """
     with torch.autocast(first.device.type, enabled=False):
         log_first, log_second = ((used + OFFICIAL_LOG_OFFSET).log() for used in (first, second))
+        scores = first @ log_second.T  # (B, B)
         if pairing == "official":
-            scores = first @ log_second.T + second @ log_first.T  # (B, B)
+            scores = scores + second @ log_first.T
             scores = scores - scores.min()
             offset = scores.new_full((), OFFICIAL_SUM_OFFSET).log()
-            matched = scores.diagonal()[rows]
-            sums = [torch.logaddexp(every.logsumexp(1), offset) for every in (scores[rows], scores.T[rows])]
+            sums = [torch.logaddexp(scores.logsumexp(axis), offset) for axis in (1, 0)]
         else:
-            by_row = first[rows] @ log_second.T + log_first[rows] @ second.T  # (rows, B)
-            by_column = second[rows] @ log_first.T + log_second[rows] @ first.T
-            matched = by_row.diagonal(range(len(first))[rows].start)
-            sums = [every.logsumexp(1) for every in (by_row, by_column)]
-        along, across = ((each - matched).sum() / len(first) for each in sums)
+            scores = scores + log_first @ second.T
+            sums = [scores.logsumexp(axis) for axis in (1, 0)]
+        along, across = ((each - scores.diagonal()).mean() for each in sums)
         return along if directions == "rows" else (along + across) / 2

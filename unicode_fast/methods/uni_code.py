@@ -1,9 +1,8 @@
-"""The objective of Uni-Code: its loss terms, and the inner steps of CLUB."""
+"""Uni-Code: its loss terms, and the inner steps of CLUB."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from itertools import combinations
 
@@ -11,10 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from unicode_fast import losses
-from unicode_fast.config import Config
+from unicode_fast.methods.base import Draws, Method
 from unicode_fast.modules.cpc import clip_mean
-from unicode_fast.modules.model import ModelOutput, UniCode
-from unicode_fast.modules.wrapped import unwrapped
+from unicode_fast.modules.model import ModelOutput
 from unicode_fast.ops import codeword_distribution, commitment_loss
 from unicode_fast.reference.counter_random import uniform
 
@@ -22,37 +20,12 @@ from unicode_fast.reference.counter_random import uniform
 CPC_STREAM, CLUB_STREAM = 101, 102
 
 
-@dataclass(frozen=True)
-class Draws:
-    """Random numbers of one step, for tests that inject them.
-
-    cpc_position: scalar in [0, 1) that chooses the last position of the context of Cross-CPC.
-    club_permutation: (B,) int64 by modality, the negatives of the released CLUB estimate.
-    """
-
-    cpc_position: Tensor | None = None
-    club_permutation: Mapping[str, Tensor] | None = None
-
-
-@dataclass(frozen=True)
-class Losses:
-    """The total, its weighted terms by name, and the share of clips that Cross-CPC recognises, by direction."""
-
-    total: Tensor
-    terms: dict[str, Tensor]
-    recognised: dict[str, Tensor]
-
-
-class UniCodeMethod:
+class UniCodeMethod(Method):
     """Losses of a model and the training of its CLUB networks; equations 3 to 8.
 
     Args:
         model: the model to train; its configuration has the weights and variants of the losses.
     """
-
-    def __init__(self, model: UniCode) -> None:
-        self.model: UniCode = unwrapped(model)
-        self.config: Config = self.model.config
 
     def fit_club(
         self,
@@ -82,33 +55,6 @@ class UniCodeMethod:
                 average(list(self.model.club.parameters()))
             optimizer.step()
 
-    def losses(self, output: ModelOutput, draws: Draws | None = None) -> Losses:
-        """All weighted terms of a batch.
-
-        Args:
-            output: of the model in training mode.
-            draws: None draws by the seed and the number of codebook updates.
-        """
-        terms = self.reconstruction(output)
-        others, recognised = self.alignment(output, draws)
-        terms.update(others)
-        return Losses(torch.stack(list(terms.values())).sum(), terms, recognised)
-
-    def reconstruction(self, output: ModelOutput, shares: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-        """The terms that compare no clips.
-
-        Args:
-            output: of a batch or of a piece of it.
-            shares: the piece's share of the valid positions, by modality; None for a whole batch. The terms of all
-                pieces add up to those of the batch.
-        """
-        terms = {}
-        for name, valid in self._masks(output).items():
-            error = losses.reconstruction(output.decoded[name], output.target[name], valid)
-            weighted = self.config.method.reconstruction_weight * error
-            terms[f"reconstruction.{name}"] = weighted if shares is None else shares[name] * weighted
-        return terms
-
     def alignment(
         self, output: ModelOutput, draws: Draws | None = None, rows: slice = slice(None)
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -117,36 +63,19 @@ class UniCodeMethod:
         Args:
             output: of the batch.
             draws: None draws by the seed and the number of codebook updates.
-            rows: clips whose share of each term is computed. Losses over pairs of clips compute the pairs of these
-                clips with all clips. Other losses compute the whole batch and scale it.
+            rows: clips whose share of each term is computed. Cross-CPC compares these clips with all clips. Other
+                losses compute the whole batch and scale it.
         """
         draws = draws or Draws()
         terms: dict[str, Tensor] = {}
         self._commitment(output, terms)
         self._club(output, draws, terms)
         self._assignment(output, terms)
+        self._code_matching(output, terms)
         share = self.share(output, rows)
         terms = {name: term if share == 1 else share * term for name, term in terms.items()}
         recognised = self._cpc(output, draws, rows, terms)
-        self._code_matching(output, rows, terms)
         return terms, recognised
-
-    def share(self, output: ModelOutput, rows: slice) -> float:
-        """The share of `rows` in the clips of the batch."""
-        clips = len(output.index[self.model.names[0]])
-        return len(range(clips)[rows]) / clips
-
-    def valid_positions(self, output: ModelOutput) -> Tensor:
-        """Number of valid positions by modality, (modalities,) in the model's dtype."""
-        if output.mask is None:
-            # torch.full fills on the device; a tensor from a list would be copied there.
-            numbers = [output.index[name].numel() for name in self.model.names]
-            dtype, device = self.model.dtype, self.model.device
-            return torch.stack([torch.full((), number, dtype=dtype, device=device) for number in numbers])
-        return torch.stack([output.mask[name].sum() for name in self.model.names]).to(self.model.dtype)
-
-    def _masks(self, output: ModelOutput) -> dict[str, Tensor | None]:
-        return {name: None if output.mask is None else output.mask[name] for name in self.model.names}
 
     def _club_input(self, output: ModelOutput) -> dict[str, Tensor]:
         return output.quantised if self.config.method.club_input == "quantised" else output.semantic
@@ -229,7 +158,7 @@ class UniCodeMethod:
             for column, source in enumerate(names)
         }
 
-    def _code_matching(self, output: ModelOutput, rows: slice, terms: dict[str, Tensor]) -> None:
+    def _code_matching(self, output: ModelOutput, terms: dict[str, Tensor]) -> None:
         method = self.config.method
         if not method.code_matching_weight:
             return
@@ -248,7 +177,6 @@ class UniCodeMethod:
                 used[second],
                 pairing=method.code_matching_pairing,
                 directions=method.code_matching_directions,
-                rows=rows,
             )
             terms[f"code_matching.{first}-{second}"] = method.code_matching_weight * loss
 

@@ -174,7 +174,7 @@ class MetricsLogger:
                 "learning_rate": pending.rate,
                 "loss": sum(losses.values()),
                 "losses": losses,
-                "recognised": recognised,
+                **({"recognised": recognised} if recognised else {}),
                 "codes_in_use": codes,
                 "codes_in_use_by_any": int(used.any(0).sum()),
                 "perplexity": perplexities,
@@ -185,7 +185,7 @@ class MetricsLogger:
         self.shown = {
             "loss": f"{sum(losses.values()):.2f}",
             "reconstruction": f"{reconstruction:.2f}",
-            "cpc": f"{losses['cpc']:.2f}",
+            **({"cpc": f"{losses['cpc']:.2f}"} if "cpc" in losses else {}),
             "codes": str(used.any(0).sum()),
         }
 

@@ -23,7 +23,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from unicode_fast.methods import Losses, UniCodeMethod
+from unicode_fast.methods import Losses, Method
 from unicode_fast.modules import ModelOutput, UniCode
 from unicode_fast.modules.codebook import straight_through
 from unicode_fast.training.shard import Shard
@@ -75,14 +75,14 @@ class EncodedMicroBatch:
         self.pending: list[tuple[Tensor, Tensor]] = []
 
     def tensors(self) -> list[Tensor]:
-        """What the losses of the whole batch read: z, features as CLUB sees them, words for the lexicon, masks."""
+        """What the losses of the whole batch read: z, specific features for CLUB, words for the lexicon, masks."""
         features, mask = self.batch.features, self.batch.mask
         words = self.model.words(features, mask)
         masks = [] if mask is None else [mask[name] for name in self.model.names]
         return [*self.semantic, *self.club, *words.values(), *masks]
 
     def reconstruct(
-        self, method: UniCodeMethod, whole: ModelOutput, clips: slice, positions: Tensor, club: Sequence[Tensor | None]
+        self, method: Method, whole: ModelOutput, clips: slice, positions: Tensor, club: Sequence[Tensor | None]
     ) -> tuple[Tensor, list[Tensor]]:
         """Decodes, and runs the backward pass of the decoders and, unless the graph is kept, the specific encoders.
 
@@ -91,7 +91,7 @@ class EncodedMicroBatch:
             whole: the whole batch.
             clips: the clips of this micro-batch in it.
             positions: number of valid positions of the whole batch, (modalities,).
-            club: gradient in the features as CLUB sees them, (B, T, Y) by modality; None where there is none.
+            club: gradient in the specific features for CLUB, (B, T, Y) by modality; None where there is none.
 
         Returns:
             The reconstruction terms of these clips, (modalities,), and their gradients in the normalised z.
@@ -137,7 +137,7 @@ class EncodedMicroBatch:
 
 
 def backward(
-    method: UniCodeMethod,
+    method: Method,
     club_optimizer: torch.optim.Optimizer,
     batches: Sequence[MicroBatch],
     shard: Shard | None = None,
@@ -154,6 +154,7 @@ def backward(
         The output for the whole batch, without `decoded` and `target`, and its losses, without gradient.
     """
     model = method.model
+    parameters = [parameter for group in model.parameter_groups().values() for parameter in group]
     own = slice(None) if shard is None else shard.own
     # 1. and 2. Features of the whole batch.
     encoded = [EncodedMicroBatch(model, batch, keep_graph=len(batches) == 1) for batch in batches]
@@ -164,8 +165,9 @@ def backward(
     # 3. Losses of the whole batch. The terms of all ranks add up to them.
     method.fit_club(whole, club_optimizer, None if shard is None else shard.average_gradients)
     terms, recognised = method.alignment(whole, rows=own)
+    # Not in the CLUB networks, which have an optimiser of their own.
     torch.stack(list(terms.values())).sum().backward(
-        inputs=[*whole.semantic.values(), *whole.club.values(), *model.cpc.parameters(), *model.lexicon.parameters()]
+        inputs=[*whole.semantic.values(), *whole.club.values(), *parameters]
     )
     gradients = [_gradient(z) for z in whole.semantic.values()]
     # Every rank computes the CLUB terms of the whole batch, scaled by its share of the clips.
@@ -193,7 +195,6 @@ def backward(
     terms = {**dict(zip(names, torch.stack(errors).sum(0), strict=True)), **terms}
     terms = {name: term.detach() for name, term in terms.items()}
     if shard is not None:
-        parameters = [parameter for group in model.parameter_groups().values() for parameter in group]
         summed = [parameter.grad for parameter in parameters if parameter.grad is not None]
         shard.all_reduce_sum([*summed, *terms.values(), *recognised.values()])
     return whole, Losses(torch.stack(list(terms.values())).sum(), terms, recognised)

@@ -14,7 +14,7 @@ from torch.nn.utils import clip_grad_norm_
 from unicode_fast import checkpoint
 from unicode_fast.config import Config, Modality
 from unicode_fast.data import BatchSource
-from unicode_fast.methods import UniCodeMethod
+from unicode_fast.methods import make_method
 from unicode_fast.modules import ModelOutput, UniCode
 from unicode_fast.modules.precision import float32_precision
 from unicode_fast.training.acceleration import GraphedStep, accelerate, check_acceleration, keep_freed_memory
@@ -46,7 +46,7 @@ class Trainer:
         accelerate(self.model, config.train)
         if device.type == "cpu":
             keep_freed_memory()
-        self.method = UniCodeMethod(self.model)
+        self.method = make_method(self.model)
         self.groups = self.model.parameter_groups()
         self.parameters = [parameter for group in self.groups.values() for parameter in group]
         graphed = config.train.cuda_graph
