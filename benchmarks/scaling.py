@@ -49,24 +49,22 @@ class Input:
 
 
 INPUTS = {
-    "tf32": Input(494e12, "FLOP/s", "published peak of an H200, dense"),
-    "bfloat16": Input(989e12, "FLOP/s", "published peak of an H200, dense"),
-    "float32": Input(67e12, "FLOP/s", "published peak of an H200, without tensor cores"),
+    "tf32": Input(494e12, "FLOP/s", "data sheet of an H200, dense"),
+    "bfloat16": Input(989e12, "FLOP/s", "data sheet of an H200, dense"),
     "tf32_reached": Input(0.4, "of the peak", "assumed, not measured"),
     "bfloat16_reached": Input(0.4, "of the peak", "assumed, not measured"),
-    "float32_reached": Input(0.4, "of the peak", "assumed, not measured"),
     "launch": Input(5e-6, "s of the host for an operation, outside a CUDA graph", "assumed, not measured"),
-    "gpu_memory": Input(141e9, "bytes", "published, of an H200"),
-    "store_share": Input(0.6, "of the GPU's memory for a resident store", "assumed, not measured"),
-    "gpus": Input(8, "GPUs in a machine", "published, HGX H200"),
-    "nvlink": Input(450e9, "bytes/s each way", "published, between GPUs of a machine"),
-    "network": Input(400e9, "bytes/s each way", "published, 400 Gbit/s for each of a machine's GPUs, used together"),
+    "gpu_memory": Input(141e9, "bytes", "data sheet of an H200"),
+    "resident_share": Input(0.6, "of the GPU's memory for resident features", "assumed, not measured"),
+    "gpus": Input(8, "GPUs in a machine", "data sheet of an HGX H200"),
+    "nvlink": Input(450e9, "bytes/s each way", "data sheet, between GPUs of a machine"),
+    "network": Input(400e9, "bytes/s each way", "data sheet, 400 Gbit/s for each of a machine's GPUs, used together"),
     "link_reached": Input(0.8, "of a link", "assumed, not measured"),
     "latency": Input(30e-6, "s for a small collective in a machine", "assumed, not measured"),
     "network_latency": Input(80e-6, "s for a small collective between machines", "assumed, not measured"),
     "host_memory": Input(1.5e12, "bytes for cached features in a machine", "assumed, not measured"),
-    "host_feed": Input(40e9, "bytes/s from a machine's memory, gathered and pinned", "assumed, not measured"),
-    "disk_feed": Input(20e9, "bytes/s from the disks of a machine", "assumed, not measured"),
+    "memory_read": Input(40e9, "bytes/s from a machine's memory, gathered and pinned", "assumed, not measured"),
+    "disk_read": Input(20e9, "bytes/s from the disks of a machine", "assumed, not measured"),
 }
 
 
@@ -91,17 +89,17 @@ def number(name: str) -> float:
 def measured(results: Path, flops_per_clip: float, clip_bytes: int) -> dict[str, Input]:
     """Inputs that have been measured on a GPU at the published sizes."""
     found: dict[str, Input] = {}
-    steps, feeds = (_published_rows(results / name) for name in ("train-step-cuda.json", "feed-cuda.json"))
+    steps, loaders = (_published_rows(results / name) for name in ("train-step-cuda.json", "feed-cuda.json"))
     for name, (peak, contenders) in MEASURED_STEPS.items():
         rows = [row for row in steps if row["contender"] in contenders]
         if rows:
             row = max(rows, key=lambda row: row["clips_per_second"])
             value = row["clips_per_second"] * flops_per_clip / number(peak)
             found[name] = Input(value, INPUTS[name].unit, f"measured, {row['device']}, {row['contender']}")
-    rows = [row for row in feeds if row["feed"] == "prefetch"]
+    rows = [row for row in loaders if row["feed"] == "prefetch"]
     if rows:
         value = rows[0]["feed_clips_per_second"] * clip_bytes
-        found["host_feed"] = Input(value, INPUTS["host_feed"].unit, f"measured, {rows[0]['device']}, one process")
+        found["memory_read"] = Input(value, INPUTS["memory_read"].unit, f"measured, {rows[0]['device']}, one process")
     return found
 
 
@@ -117,8 +115,7 @@ class Counts:
     Attributes:
         parameters: of the main optimiser.
         flops_per_clip: of encoders and decoders, forward and backward, in convolutions and matrix products.
-        losses: by loss, operations of each rank for each clip of the whole batch, and for each pair of it and an own
-            clip.
+        losses: by loss, operations of each rank for each clip of the whole batch and for each pair of clips.
         operations: those that PyTorch dispatches.
         collectives: those beside that of the gradient.
         bytes_fixed: of these collectives through a link, for a batch of no clips.
@@ -160,7 +157,7 @@ def count_arithmetic() -> tuple[int, float]:
 
 
 def count_losses() -> dict[str, tuple[float, float]]:
-    """Operations of matrix products by loss: for each clip of the batch, and for each pair of it and an own clip.
+    """Operations of matrix products by loss: for each clip of the batch, and for each pair of clips.
 
     The gradients of weights and of inputs each cost as much as the product. Contrastive scores are computed once more
     for their gradient.
@@ -177,7 +174,7 @@ def count_losses() -> dict[str, tuple[float, float]]:
             call()
         return counter.get_total_flops()
 
-    contexts = 3 * products(lambda: owner.cpc._steps(z, None, position))
+    contexts = 3 * products(lambda: owner.cpc._predictions(z, None, position))
     networks = products(lambda: [owner.club[name](z[name]) for name in owner.names])
     distances = 2 * names * POSITIONS * sizes.codewords * sizes.width
     pairs = names * (names - 1) / 2
@@ -186,7 +183,7 @@ def count_losses() -> dict[str, tuple[float, float]]:
         "Cross-CPC": (contexts, 4 * softmaxes * names**2 * sizes.cpc_steps * 2 * sizes.width),
         "CLUB": (networks * (2 * method.club_inner_steps + 3), 0.0),
         # A product and its gradient in the features alone, because codewords have none.
-        "code matching": (2 * distances, 3 * 4 * pairs * 2 * sizes.codewords),
+        "code matching": (2 * distances, 3 * 2 * pairs * 2 * sizes.codewords),
         "assignment": (2 * distances + 3 * products(lambda: owner.lexicon["text"](word)), 0.0),
         "search": (distances, 0.0),
     }
@@ -262,23 +259,23 @@ def all_reduce_seconds(size: float, gpus: int) -> float:
 
 @dataclass(frozen=True)
 class Step:
-    """Seconds of a step by cause. Launches run beside arithmetic and losses, the feed beside all."""
+    """Seconds of a step by cause. Launches run beside arithmetic and losses, loading beside all."""
 
     arithmetic: float
     losses: float
     launches: float
     gradient: float
     others: float
-    feed: float
+    loading: float
 
     @property
     def total(self) -> float:
-        return max(max(self.arithmetic + self.losses, self.launches) + self.gradient + self.others, self.feed)
+        return max(max(self.arithmetic + self.losses, self.launches) + self.gradient + self.others, self.loading)
 
     @property
     def limit(self) -> str:
-        if self.feed == self.total:
-            return "feed"
+        if self.loading == self.total:
+            return "loading"
         names = ("arithmetic", "losses", "launches", "gradient", "others")
         return max(names, key=lambda name: getattr(self, name)).replace("others", "gathers and small sums")
 
@@ -286,18 +283,18 @@ class Step:
 def place_of(counts: Counts, clips: int) -> str:
     """Place of the features in a machine."""
     size = clips * counts.clip_bytes
-    if size <= number("store_share") * number("gpu_memory"):
+    if size <= number("resident_share") * number("gpu_memory"):
         return "GPU"
     return "memory" if size <= number("host_memory") else "disk"
 
 
 def loss_seconds(counts: Counts, name: str, gpus: int, per_gpu: float, precision: str) -> float:
-    """A loss on each rank; in bfloat16 all but Cross-CPC's contexts are in float32 proper."""
+    """A loss on each rank, in TF32. Cross-CPC has contexts in `precision`, and compares own clips with all."""
     a_clip, a_pair = counts.losses[name]
-    rest = "tf32" if precision == "tf32" else "float32"
-    rates = {rate: number(rate) * number(f"{rate}_reached") for rate in (precision, rest)}
+    rates = {rate: number(rate) * number(f"{rate}_reached") for rate in (precision, "tf32")}
     clips = gpus * per_gpu
-    return clips * a_clip / rates[precision if name == "Cross-CPC" else rest] + clips * per_gpu * a_pair / rates[rest]
+    contexts, own = (precision, per_gpu) if name == "Cross-CPC" else ("tf32", clips)
+    return clips * a_clip / rates[contexts] + clips * own * a_pair / rates["tf32"]
 
 
 def step_of(counts: Counts, gpus: int, clips: int, per_gpu: float, precision: str) -> Step:
@@ -309,13 +306,13 @@ def step_of(counts: Counts, gpus: int, clips: int, per_gpu: float, precision: st
         size = counts.bytes_fixed + counts.bytes_per_clip * batch
         others = counts.collectives * latency + all_reduce_seconds(size, gpus)
     place = place_of(counts, clips)
-    rate = {"GPU": float("inf"), "memory": number("host_feed"), "disk": number("disk_feed")}[place]
-    feed = per_gpu * min(gpus, number("gpus")) * counts.clip_bytes / rate
+    rate = {"GPU": float("inf"), "memory": number("memory_read"), "disk": number("disk_read")}[place]
+    loading = per_gpu * min(gpus, number("gpus")) * counts.clip_bytes / rate
     gradient = all_reduce_seconds(4 * counts.parameters, gpus) if gpus > 1 else 0.0
     # One GPU replays a graph; several cannot.
     launches = counts.operations * number("launch") if gpus > 1 else 0.0
     losses = sum(loss_seconds(counts, name, gpus, per_gpu, precision) for name in counts.losses)
-    return Step(arithmetic, losses, launches, gradient, others, feed)
+    return Step(arithmetic, losses, launches, gradient, others, loading)
 
 
 def inputs_table(counts: Counts) -> str:
@@ -337,8 +334,8 @@ def inputs_table(counts: Counts) -> str:
 
 def steps_table(counts: Counts, per_gpu: Callable[[int], float]) -> str:
     lines = [
-        "| GPUs | batch | clips | store | precision | arithmetic | losses | launches | gradient | others | feed | "
-        "step | limit | epoch |",
+        "| GPUs | batch | clips | features in | precision | arithmetic | losses | launches | gradient | others | "
+        "loading | step | limit | epoch |",
         "| ---: | ---: | ---: | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- | ---: |",
     ]
     for gpus in GPUS:
@@ -346,7 +343,7 @@ def steps_table(counts: Counts, per_gpu: Callable[[int], float]) -> str:
             for precision in ("tf32", "bfloat16"):
                 step = step_of(counts, gpus, clips, per_gpu(gpus), precision)
                 batch = per_gpu(gpus) * gpus
-                seconds = (step.arithmetic, step.losses, step.launches, step.gradient, step.others, step.feed)
+                seconds = (step.arithmetic, step.losses, step.launches, step.gradient, step.others, step.loading)
                 times = " | ".join(f"{1e3 * each:.1f} ms" for each in (*seconds, step.total))
                 epoch = clips / batch * step.total
                 shown = f"{epoch:.1f} s" if epoch < 600 else f"{epoch / 3600:.1f} h"
@@ -365,13 +362,11 @@ def losses_table(counts: Counts) -> str:
         for precision in ("tf32", "bfloat16"):
             step = step_of(counts, gpus, CLIPS["40 K"], CLIPS_PER_GPU, precision)
             seconds = loss_seconds(counts, name, gpus, CLIPS_PER_GPU, precision)
-            rate = "tf32" if precision == "tf32" else "float32"
-            speed = number(rate) * number(f"{rate}_reached")
             # Both softmaxes are of the same scores there.
-            more = gpus * CLIPS_PER_GPU**2 * a_pair * (gpus / 2 - 1) / speed
+            more = gpus * CLIPS_PER_GPU**2 * a_pair * (gpus / 2 - 1) / (number("tf32") * number("tf32_reached"))
             lines.append(
                 f"| {name} | {precision} | {1e3 * seconds:.2f} ms | {100 * seconds / step.total:.1f} % | "
-                + (f"{1e3 * (seconds + more):.2f} ms |" if a_pair else "the same |")
+                + (f"{1e3 * (seconds + more):.2f} ms |" if name == "Cross-CPC" else "the same |")
             )
     return "\n".join(lines)
 
@@ -380,18 +375,18 @@ def limits_table(counts: Counts) -> str:
     """Sizes from which each cause limits a step, in bfloat16."""
     arithmetic = counts.flops_per_clip / (number("bfloat16") * number("bfloat16_reached"))
     lines = ["| what takes as long as the arithmetic | eight GPUs | many machines |", "| --- | ---: | ---: |"]
-    gradient, negatives, feeds = [], [], []
+    gradient, negatives, reads = [], [], []
     for gpus in GPUS[1:]:
         gradient.append(f"{all_reduce_seconds(4 * counts.parameters, gpus) / arithmetic:.0f} clips on each")
         batch = CLIPS_PER_GPU * arithmetic / all_reduce_seconds(counts.bytes_per_clip, gpus)
         negatives.append(f"{batch:.0f} clips in the batch")
-    for name in ("host_feed", "disk_feed"):
-        feeds.append(f"{number('gpus') * counts.clip_bytes / arithmetic / number(name):.2f} of it")
+    for name in ("memory_read", "disk_read"):
+        reads.append(f"{number('gpus') * counts.clip_bytes / arithmetic / number(name):.2f} of it")
     lines += [
         f"| the gradient's all-reduce: at most | {' | '.join(gradient)} |",
         f"| the gather of features and their gradient, {CLIPS_PER_GPU} clips on each: from | {' | '.join(negatives)} |",
-        f"| the feed from a machine's memory takes | {feeds[0]} | {feeds[0]} |",
-        f"| the feed from its disks takes | {feeds[1]} | {feeds[1]} |",
+        f"| reading features from a machine's memory takes | {reads[0]} | {reads[0]} |",
+        f"| reading them from its disks takes | {reads[1]} | {reads[1]} |",
     ]
     return "\n".join(lines)
 

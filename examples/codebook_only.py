@@ -13,14 +13,14 @@ parser.add_argument("--steps", type=int, default=300)
 arguments = parser.parse_args()
 
 torch.manual_seed(0)
-images_of, sounds_of = torch.randn(8, 32), torch.randn(8, 24)  # eight things, as each sense perceives them
+images_of, sounds_of = torch.randn(8, 32), torch.randn(8, 24)  # eight things in two modalities
 encoders = nn.ModuleDict({"image": nn.Linear(32, 16), "sound": nn.Linear(24, 16)})
 codebook = uf.Codebook(["image", "sound"], codewords=24, width=16)
 optimizer = torch.optim.Adam(encoders.parameters(), lr=1e-2)
 
 
 def draw(clips: int) -> dict[str, torch.Tensor]:
-    """Features (clips, T, C) of both modalities: the same thing in the same step."""
+    """Features (clips, T, C) of both modalities: the same thing at the same position."""
     things = torch.randint(8, (clips, 5))
     return {
         "image": images_of[things] + 0.3 * torch.randn(clips, 5, 32),

@@ -14,7 +14,7 @@ parser.add_argument("--steps", type=int, default=100)
 arguments = parser.parse_args()
 data, store, run = (arguments.folder / name for name in ("data", "store", "run"))
 
-# One array a clip and modality, and a table of the clips. Replace this part by your own features.
+# One array a clip and modality, and a table of the clips. Replace these lines by your own features.
 generator = np.random.default_rng(0)
 walks = {"radar": generator.normal(size=(4, 40)), "depth": generator.normal(size=(4, 9, 9, 3))}
 lines = ["id,split,class"]
@@ -24,7 +24,7 @@ for clip in range(arguments.clips):
     kind, length = clip // 4 % 4, 5 + clip % 3
     for name, shown in walks.items():
         noise = generator.normal(size=(length, *shown.shape[1:]))
-        np.save(data / name / f"take{clip}.npy", (shown[kind] + noise).astype("float32"))  # (steps, ...)
+        np.save(data / name / f"take{clip}.npy", (shown[kind] + noise).astype("float32"))  # (T, ...)
     lines.append(f"take{clip},{('train', 'train', 'val', 'test')[clip % 4]},{('walk', 'run', 'jump', 'fall')[kind]}")
 (data / "clips.csv").write_text("\n".join(lines))
 

@@ -16,7 +16,7 @@ parser.add_argument("--clips", type=int, default=400)
 parser.add_argument("--out", type=Path, default=Path("own-loop.safetensors"), help="a new file")
 arguments = parser.parse_args()
 
-# Two modalities of five steps. In each step one of six events happens, which each modality shows in its own way.
+# Two modalities of five positions. Each position has one of six events, which each modality shows in its own way.
 torch.manual_seed(0)
 events = torch.randint(6, (arguments.clips, 5))
 radar = torch.randn(6, 40)[events] + 0.5 * torch.randn(arguments.clips, 5, 40)  # (clips, T, C)

@@ -98,7 +98,7 @@ class TestPrecision:
             assert torch.equal(first.index, second.index)
             assert torch.equal(first.vector, second.vector)
 
-    @pytest.mark.parametrize("precision", ["tf32", "float32"])
+    @pytest.mark.parametrize("precision", ["tf32", "bfloat16", "float32"])
     def test_the_products_of_a_gpu(self, precision: str) -> None:
         """The switches are torch's own, on machines without a GPU too, and return to what they were.
 
@@ -115,8 +115,9 @@ class TestPrecision:
                 torch.set_float32_matmul_precision(given)
                 before = [switch.fp32_precision for switch in switches], older()
                 with float32_precision(TrainConfig(precision=precision), torch.device("cuda")):
-                    assert {switch.fp32_precision for switch in switches} == {"tf32" if precision == "tf32" else "ieee"}
-                    assert older() == (("high", True, True) if precision == "tf32" else ("highest", False, False))
+                    full = precision == "float32"
+                    assert {switch.fp32_precision for switch in switches} == {"ieee" if full else "tf32"}
+                    assert older() == (("highest", False, False) if full else ("high", True, True))
                 assert ([switch.fp32_precision for switch in switches], older()) == before
         finally:
             torch.set_float32_matmul_precision("highest")

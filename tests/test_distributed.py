@@ -71,9 +71,9 @@ def trained(
     for step, clips in enumerate(BATCHES):
         own = ranks.bounds(clips)
         features, mask = batch_of(trainer.model, case, step)
-        part = {name: values[own].to(device) for name, values in features.items()}
+        own_features = {name: values[own].to(device) for name, values in features.items()}
         valid = None if mask is None else {name: values[own].to(device) for name, values in mask.items()}
-        results.append(trainer.train_step(part, valid, 1e-3, ranks.shard(clips)))
+        results.append(trainer.train_step(own_features, valid, 1e-3, ranks.shard(clips)))
     return trainer.model.state_dict(), results
 
 
@@ -83,11 +83,11 @@ def compare(
     for name, value in wanted[0].items():
         assert_close(found[0][name], value, tolerance if value.is_floating_point() else EXACT, name)
     for result, truth in zip(found[1], wanted[1], strict=True):
-        for part in ("terms", "recognised", "usage"):
-            ours, theirs = getattr(result, part), getattr(truth, part)
+        for group in ("terms", "recognised", "usage"):
+            ours, theirs = getattr(result, group), getattr(truth, group)
             assert list(ours) == list(theirs)
             for name, value in theirs.items():
-                assert_close(ours[name], value, tolerance, f"{part} {name}")
+                assert_close(ours[name], value, tolerance, f"{group} {name}")
 
 
 class Kept:
@@ -115,13 +115,13 @@ def check_dropout_after_a_resume(ranks: DistContext) -> None:
     trainers = [trainer_of("recommended", dropout=0.5) for _ in range(2)]
     for step, clips in enumerate(BATCHES):
         features, _ = batch_of(trainers[0].model, "recommended", step)
-        part = {name: values[ranks.bounds(clips)] for name, values in features.items()}
-        trainers[0].train_step(part, None, 1e-3, ranks.shard(clips))
+        own_features = {name: values[ranks.bounds(clips)] for name, values in features.items()}
+        trainers[0].train_step(own_features, None, 1e-3, ranks.shard(clips))
         if step == 0:
             content = copy.deepcopy({"model": trainers[0].model.state_dict(), **trainers[0].state()})
             trainers[1].restore({**content, "rng": torch.Generator().manual_seed(9).get_state()})
         else:
-            trainers[1].train_step(part, None, 1e-3, ranks.shard(clips))
+            trainers[1].train_step(own_features, None, 1e-3, ranks.shard(clips))
             # Each rank draws its own.
             seeds: list[int] = [0] * ranks.size
             dist.all_gather_object(seeds, torch.initial_seed())
@@ -516,7 +516,7 @@ class TestTimeOut:
     def test_slow_steps_have_longer(self, tmp_path: Path) -> None:
         dist.init_process_group("gloo", f"file://{tmp_path}/meeting", rank=0, world_size=1)
         ranks, limits = DistContext(), []
-        ranks.hosts = dist.group.WORLD
+        ranks.cpu_group = dist.group.WORLD
         for timeout_seconds in (1.0, 100.0):
             ranks.begin(timeout_seconds)
             for number, seconds in enumerate((0.0, 0.5, 0.0)):

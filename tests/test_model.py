@@ -208,7 +208,7 @@ class TestTraits:
             clock = torch.arange(10, dtype=owner.dtype).view(1, 10, 1).expand(2, 10, 16)
             semantic = dict.fromkeys(owner.names, clock)
             targets = {
-                int(owner.cpc._steps(semantic, None, torch.tensor(n / 400, dtype=torch.float64))[0][0, 0, 0, 0])
+                int(owner.cpc._predictions(semantic, None, torch.tensor(n / 400, dtype=torch.float64))[0][0, 0, 0, 0])
                 for n in range(400)
             }
             assert targets == set(range(first + 1, 10))

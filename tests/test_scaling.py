@@ -42,12 +42,12 @@ def test_what_a_gpu_measured_takes_the_place_of_what_was_assumed(tmp_path: Path)
         {**row, "contender": "recommended, tf32", "size": "default", "clips_per_second": 1e9},
         {"contender": "recommended, bfloat16", "size": "published", "missing": "not run"},
     ]
-    feeds = [{**row, "feed": "prefetch", "feed_clips_per_second": 1e4}]
+    loaders = [{**row, "feed": "prefetch", "feed_clips_per_second": 1e4}]
     assert scaling.measured(tmp_path, 1e10, 10**6) == {}
-    for name, rows in (("train-step-cuda.json", steps), ("feed-cuda.json", feeds)):
+    for name, rows in (("train-step-cuda.json", steps), ("feed-cuda.json", loaders)):
         (tmp_path / name).write_text(json.dumps(rows))
     found = scaling.measured(tmp_path, 1e10, 10**6)
     assert {name: item.value for name, item in found.items()} == pytest.approx(
-        {"tf32_reached": 0.1, "bfloat16_reached": 0.01, "host_feed": 1e10}
+        {"tf32_reached": 0.1, "bfloat16_reached": 0.01, "memory_read": 1e10}
     )
     assert found["bfloat16_reached"].source == "measured, NVIDIA H200, recommended, bfloat16, channels last"

@@ -278,7 +278,8 @@ class TrainConfig:
         dtype: of features and parameters.
         precision: of the products in encoders, decoders and Cross-CPC's
             contexts while a float32 model trains: "float32", "tf32" (CUDA
-            only) or "bfloat16"; codebook, losses and statistics stay float32.
+            only) or "bfloat16". Codebook and statistics stay float32. The products
+            of losses are TF32 on CUDA, except with "float32".
         channels_last: convolution weights have the memory format of their inputs, channels last.
         compile: torch.compile compiles encoders and decoders, once for all batch sizes.
         cuda_graph: a whole training step is captured once and replayed as one CUDA graph; needs one rank,

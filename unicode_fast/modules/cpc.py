@@ -83,16 +83,16 @@ class CrossCPC(nn.Module):
         if not self.predicts_steps(semantic):
             return self._contrast(*self._means(semantic, mask), rows)
         if mask is None:
-            return self._contrast(*self._steps(semantic, None, position), rows)
+            return self._contrast(*self._predictions(semantic, None, position), rows)
         longest = self._lengths(mask).amin(0).amax()
         enough = longest >= self.earliest + 1 + self.steps
         if host.is_on_host(enough) and not enough:
             return self._contrast(*self._means(semantic, mask), rows)
-        steps = self._contrast(*self._steps(semantic, mask, position, longest), rows)
+        predicted = self._contrast(*self._predictions(semantic, mask, position, longest), rows)
         if host.is_on_host(enough):
-            return steps
+            return predicted
         means = self._contrast(*self._means(semantic, mask), rows)
-        return Contrast(*(torch.where(enough, a, b) for a, b in zip(steps, means, strict=True)))
+        return Contrast(*(torch.where(enough, a, b) for a, b in zip(predicted, means, strict=True)))
 
     def _contrast(self, targets: Tensor, predictions: Tensor, valid: Tensor | None, rows: slice) -> Contrast:
         cross, within = self.weights
@@ -115,7 +115,7 @@ class CrossCPC(nn.Module):
         """Number of valid positions of each clip, (modalities, B)."""
         return torch.stack([mask[name].sum(1) for name in self.names])
 
-    def _steps(
+    def _predictions(
         self,
         semantic: Mapping[str, Tensor],
         mask: Mapping[str, Tensor] | None,

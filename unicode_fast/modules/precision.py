@@ -22,9 +22,10 @@ def autocast_context(config: TrainConfig, device: torch.device) -> AbstractConte
 
 @contextmanager
 def float32_precision(config: TrainConfig, device: torch.device) -> Iterator[None]:
-    """A context with float32 products on CUDA in TF32 if `precision` is "tf32", else in full float32.
+    """A context with float32 products on CUDA in full float32 if `precision` is "float32", else in TF32.
 
-    torch's default is TF32 in convolutions and LSTMs, float32 elsewhere; the context restores it.
+    With "bfloat16" these are the products outside of `autocast_context`, which are those of losses. torch's default is
+    TF32 in convolutions and LSTMs, float32 elsewhere; the context restores it.
     """
     if device.type != "cuda":
         yield
@@ -33,7 +34,7 @@ def float32_precision(config: TrainConfig, device: torch.device) -> Iterator[Non
     onednn: Any = torch.backends.mkldnn
     backends: tuple[Any, ...] = (torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn, onednn.matmul)
     before = [backend.fp32_precision for backend in backends]
-    _switch(backends, ["tf32" if config.precision == "tf32" else "ieee"] * len(backends))
+    _switch(backends, ["ieee" if config.precision == "float32" else "tf32"] * len(backends))
     try:
         yield
     finally:

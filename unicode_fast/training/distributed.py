@@ -55,7 +55,7 @@ class DistContext:
         size: number of ranks.
         phase: current phase of the run, for error messages.
         failing: whether this rank has failed.
-        hosts: gloo group of all ranks, beside the group that trains; None before `join`.
+        cpu_group: gloo group of all ranks, beside the group that trains; None before `join`.
     """
 
     def __init__(self, rank: int = 0, size: int = 1, wait_seconds: float = _WAIT_SECONDS) -> None:
@@ -63,7 +63,7 @@ class DistContext:
         self.wait_seconds, self.limit = wait_seconds, datetime.timedelta(seconds=wait_seconds)
         self.timeout_seconds, self.steps = TrainConfig.rank_timeout_seconds, 0
         self.key_value_store: dist.Store | None = None
-        self.hosts: dist.ProcessGroup | None = None
+        self.cpu_group: dist.ProcessGroup | None = None
         self._reports = False
 
     @property
@@ -101,14 +101,14 @@ class DistContext:
             make: the function; may be None on the other ranks.
             phase: name of what the first rank does, for the error message of a time-out.
         """
-        if self.hosts is None:
+        if self.cpu_group is None:
             return cast(Callable[[], T], make)()
         before, self.phase = self.phase, phase or self.phase
         made: list[Any] = [make() if self.first and make else None]
         # The other ranks also wait for `make`, the first rank for the broadcast alone.
         long = datetime.timedelta(seconds=self.wait_seconds * _WAIT_FACTORS.get(self.phase, 1))
-        self.hosts.set_timeout(self.limit if self.first else long)
-        dist.broadcast_object_list(made, src=0, group=self.hosts, device=torch.device("cpu"))
+        self.cpu_group.set_timeout(self.limit if self.first else long)
+        dist.broadcast_object_list(made, src=0, group=self.cpu_group, device=torch.device("cpu"))
         self.phase = before
         return made[0]
 
@@ -129,23 +129,23 @@ class DistContext:
         self.phase, begun = f"training at step {number}", time.monotonic()
         yield
         self.steps += 1
-        if self.hosts is not None and self.steps == 2:
+        if self.cpu_group is not None and self.steps == 2:
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
             self._limit(max(self.timeout_seconds, _STALL_FACTOR * (time.monotonic() - begun)))
 
     def agree(self, wish: bool) -> bool:
         """The flag of the first rank, on every rank; before each step it synchronises the ranks within the time-out."""
-        if self.hosts is None:
+        if self.cpu_group is None:
             return wish
         flag = torch.tensor(int(wish and self.first))
-        dist.all_reduce(flag, dist.ReduceOp.MAX, group=self.hosts, async_op=True).wait(self.limit)
+        dist.all_reduce(flag, dist.ReduceOp.MAX, group=self.cpu_group, async_op=True).wait(self.limit)
         return bool(flag)
 
     def _limit(self, seconds: float) -> None:
         """Sets the time-out of the following steps."""
         self.limit = datetime.timedelta(seconds=min(seconds, _LONGEST_SECONDS))
-        if dist.group.WORLD is not None and self.hosts is not None:
+        if dist.group.WORLD is not None and self.cpu_group is not None:
             dist.group.WORLD.set_timeout(self.limit + datetime.timedelta(seconds=_LATER_SECONDS))
 
     def fails_first(self) -> bool:
@@ -181,9 +181,9 @@ class DistContext:
         """Calls a function of the key-value store; the default if the store, or the machine that holds it, hangs."""
         found = [default]
 
-        def call(store: dist.Store) -> None:
+        def call(kv_store: dist.Store) -> None:
             with contextlib.suppress(RuntimeError):
-                found[0] = function(store)
+                found[0] = function(kv_store)
 
         if self.key_value_store is not None:
             thread = threading.Thread(target=call, args=(self.key_value_store,), daemon=True)
@@ -192,15 +192,15 @@ class DistContext:
             self.key_value_store = None if thread.is_alive() else self.key_value_store
         return found[0]
 
-    def _note_failure(self, store: dist.Store) -> bool:
-        store.set(f"failed-{self.rank}", "")
-        return store.add("failures", 1) == 1
+    def _note_failure(self, kv_store: dist.Store) -> bool:
+        kv_store.set(f"failed-{self.rank}", "")
+        return kv_store.add("failures", 1) == 1
 
-    def _missing(self, store: dist.Store) -> list[int]:
+    def _missing(self, kv_store: dist.Store) -> list[int]:
         """The ranks that have not reported a failure once all waiting ranks have."""
         deadline = time.monotonic() + _NAMING_SECONDS
         while True:
-            missing = [rank for rank in range(self.size) if not store.check([f"failed-{rank}"])]
+            missing = [rank for rank in range(self.size) if not kv_store.check([f"failed-{rank}"])]
             if not missing or time.monotonic() > deadline:
                 return missing
             time.sleep(0.1)
@@ -224,7 +224,7 @@ def join() -> Iterator[DistContext]:
     ranks = DistContext(rank, size, wait_seconds)
     backend = "cpu:gloo,cuda:nccl" if dist.is_nccl_available() else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=ranks.limit)
-    ranks.key_value_store, ranks.hosts = dist.PrefixStore("unicode_fast", store), dist.new_group(backend="gloo")
+    ranks.key_value_store, ranks.cpu_group = dist.PrefixStore("unicode_fast", store), dist.new_group(backend="gloo")
     _handle_sigterm(ranks)
     try:
         with contextlib.ExitStack() as stack:
@@ -245,7 +245,7 @@ def join() -> Iterator[DistContext]:
         if not ranks.fails_first():
             _leave()
         raise
-    ranks.hosts = None
+    ranks.cpu_group = None
     dist.destroy_process_group()
 
 
