@@ -1,4 +1,4 @@
-"""Cross-CPC InfoNCE in Triton: scores stay in tiles of registers for any batch; all sums have a fixed order.
+"""Cross-CPC InfoNCE in Triton: scores stay in register tiles for any batch; all sums have a fixed order.
 
 Each *query* has a softmax over *keys*: queries are targets and keys predictions, or the reverse for "candidates". A
 *slab* is one modality at one prediction step, (rows, D). A *pair* is a query modality, a key modality and a step. A
@@ -27,8 +27,7 @@ from unicode_fast.reference.cross_info_nce import (
 )
 
 SMALL_BATCH = 128
-# Rows of partial column logsumexps for each pair with "both": twice the memory of one input of width 256 in
-# float32.
+# Rows of partial column logsumexps for each pair with "both": twice the memory of one float32 input of width 256.
 MOST_GROUPS = 512
 # Limit of all but the first dimension of a grid.
 MOST_PROGRAMS = 65535
@@ -116,7 +115,7 @@ def small_forward_kernel(
     loss_ptr,  # ()
     pair_loss_ptr,  # (target, source, steps)
     hits_ptr,  # (target, source, steps)
-    normaliser_ptr,  # (softmaxes, target, source, steps, rows)
+    logsumexp_ptr,  # (softmaxes, target, source, steps, rows)
     clip_weights_ptr,  # (target, source, steps)
     number_ptr,  # (target, source, steps)
     arrived_ptr,  # (), zero
@@ -163,14 +162,14 @@ def small_forward_kernel(
 
     own = tl.sum(tl.where(own_place, scores, 0.0), 1)
     largest, log_sum = _log_sum_exp(scores, 1)
-    tl.store(normaliser_ptr + pair * rows + row, tl.where(counted, largest + log_sum, 0.0), mask=row < rows)
+    tl.store(logsumexp_ptr + pair * rows + row, tl.where(counted, largest + log_sum, 0.0), mask=row < rows)
     total = tl.sum(tl.where(counted, log_sum + (largest - own), 0.0), 0)
     largest_earlier = tl.max(tl.where(clip[None, :] < (offset + row)[:, None], scores, -float("inf")), 1)
     hits = tl.sum((counted & (largest_earlier < own) & (largest <= own)).to(tl.int32), 0)
     if both != 0:
         own_of_key = tl.sum(tl.where(own_place, scores, 0.0), 0)
         largest_of_key, log_sum_of_key = _log_sum_exp(scores, 0)
-        second_ptr = normaliser_ptr + tl.num_programs(0) * rows
+        second_ptr = logsumexp_ptr + tl.num_programs(0) * rows
         logsumexp = tl.where(counted_key, largest_of_key + log_sum_of_key, 0.0)
         tl.store(second_ptr + pair * rows + clip, logsumexp, mask=clip < clips)
         loss_of_key = log_sum_of_key + (largest_of_key - own_of_key)
@@ -218,7 +217,7 @@ def forward_kernel(
     keys_ptr,  # (modalities, steps, clips, width)
     valid_ptr,  # (modalities, steps, clips), read where `masked`
     temperature_ptr,  # ()
-    normaliser_ptr,  # (softmaxes, target, source, steps, rows); only the first softmax is written
+    logsumexp_ptr,  # (softmaxes, target, source, steps, rows); only the first softmax is written
     own_ptr,  # (target, source, steps, rows), scores at the queries' own keys
     hit_ptr,  # (target, source, steps, rows)
     partial_ptr,  # (groups, target, source, steps, clips), of the second softmax; written where BOTH
@@ -304,7 +303,7 @@ def forward_kernel(
         counted = query_exists & _exists(valid_ptr, key_slab, offset + row, clips, masked)
         hit = counted & (largest_earlier < own) & (largest <= own)
         place = pair * rows + row
-        tl.store(normaliser_ptr + place, tl.where(counted, largest + tl.log(total), 0.0), mask=row < rows)
+        tl.store(logsumexp_ptr + place, tl.where(counted, largest + tl.log(total), 0.0), mask=row < rows)
         tl.store(own_ptr + place, tl.where(counted, own, 0.0), mask=row < rows)
         tl.store(hit_ptr + place, hit, mask=row < rows)
         # Other threads of this program read the columns again.
@@ -318,7 +317,7 @@ def backward_kernel(
     keys_ptr,  # (modalities, steps, clips, width)
     valid_ptr,  # (modalities, steps, clips), read where `masked`
     temperature_ptr,  # ()
-    normaliser_ptr,  # (softmaxes, target, source, steps, rows)
+    logsumexp_ptr,  # (softmaxes, target, source, steps, rows)
     clip_weights_ptr,  # (target, source, steps)
     in_queries_ptr,  # (modalities, steps, rows, width)
     in_keys_ptr,  # (modalities, steps, clips, width)
@@ -340,7 +339,7 @@ def backward_kernel(
     WHOLE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Some rows and columns of the gradient of one slab in each program, first the slabs of queries, then of keys.
+    """Some rows and columns of one slab's gradient in each program: first the slabs of queries, then those of keys.
 
     Rows of the tiles of scores are those of the slab, columns those of the other side, one modality after the other.
     """
@@ -357,15 +356,15 @@ def backward_kernel(
     own_offset, other_offset = tl.where(of_queries, offset, 0), tl.where(of_queries, 0, offset)
     own_stride = tl.where(of_queries, query_stride, key_stride)
     other_stride = tl.where(of_queries, key_stride, query_stride)
-    # Normalisers of the softmaxes along a row and along a column of a tile of scores. Without BOTH only the side of the
-    # queries has one; the other side reads 0.
-    row_normaliser_ptr, column_normaliser_ptr = normaliser_ptr, normaliser_ptr
-    normalised_rows, normalised_columns = tl.where(of_queries, rows, 0), tl.where(of_queries, 0, rows)
+    # Logsumexps of the softmaxes along a row and along a column of a tile of scores. Without BOTH only the queries have
+    # some; the other side reads 0.
+    row_logsumexp_ptr, column_logsumexp_ptr = logsumexp_ptr, logsumexp_ptr
+    logsumexp_rows, logsumexp_columns = tl.where(of_queries, rows, 0), tl.where(of_queries, 0, rows)
     if BOTH:
         softmax_size = (modalities * slabs).to(tl.int64) * rows
-        row_normaliser_ptr += tl.where(of_queries, 0, softmax_size)
-        column_normaliser_ptr += tl.where(of_queries, softmax_size, 0)
-        normalised_rows, normalised_columns = rows, rows
+        row_logsumexp_ptr += tl.where(of_queries, 0, softmax_size)
+        column_logsumexp_ptr += tl.where(of_queries, softmax_size, 0)
+        logsumexp_rows, logsumexp_columns = rows, rows
 
     first = tl.program_id(0) * BLOCK_ROWS
     row = first + tl.arange(0, BLOCK_ROWS)
@@ -390,7 +389,7 @@ def backward_kernel(
         weight = tl.load(weight_ptr + other * other_stride) * weight_scale
         other_slab_ptr = other_ptr + other_slab.to(tl.int64) * other_rows * width
         row_counted = row_exists & _exists(valid_ptr, other_slab, row_clip, clips, masked)
-        row_logsumexp = tl.load(row_normaliser_ptr + pair * rows + row, mask=row < normalised_rows, other=0.0)
+        row_logsumexp = tl.load(row_logsumexp_ptr + pair * rows + row, mask=row < logsumexp_rows, other=0.0)
         # A pair of weight 0 is skipped, whatever its scores are.
         for start in range(0, tl.where(weight != 0, other_rows, 0), BLOCK_COLUMNS):
             column = start + tl.arange(0, BLOCK_COLUMNS)
@@ -414,8 +413,8 @@ def backward_kernel(
             )
             column_exists = _exists(valid_ptr, other_slab, clip, clips, masked) & (column < other_rows)
             column_counted = column_exists & _exists(valid_ptr, own_slab, clip, clips, masked)
-            place = column_normaliser_ptr + pair * rows + column
-            column_logsumexp = tl.load(place, mask=column < normalised_columns, other=0.0)
+            place = column_logsumexp_ptr + pair * rows + column
+            column_logsumexp = tl.load(place, mask=column < logsumexp_columns, other=0.0)
             identity = (row_clip[:, None] == clip[None, :]).to(tl.float32)
             if BOTH:
                 gap = scores * scale - row_logsumexp[:, None]
@@ -452,7 +451,7 @@ class Configuration(NamedTuple):
         columns: of a tile of scores.
         warps: of a program.
         stages: of the pipeline that loads tiles ahead.
-        chunk: columns of the vectors in one step of the product for scores, unless `whole`.
+        chunk: columns of the vectors in one partial product of the scores, unless `whole`.
         width: columns of the vectors that a program holds.
         whole: whether `width` is the whole width; then scores are one product.
         precision: of products of float32, by Triton's name.
@@ -521,7 +520,7 @@ def configuration(
         kernel: "small_forward", "forward" or "backward".
         dtype: of targets and predictions; not float64.
         width: of the vectors, padded.
-        capability: of the GPU, (8, 0) at least.
+        capability: compute capability of the GPU, (8, 0) at least.
         precision: as from torch.get_float32_matmul_precision(). In torch's own products on GPUs "medium" is "high".
     """
     kind = "half" if dtype != torch.float32 else "ieee" if precision == "highest" else "tf32"
@@ -547,7 +546,7 @@ class _Ready(NamedTuple):
 
 
 def cross_info_nce_triton(inputs: CrossInfoNCEInputs) -> tuple[Tensor, ...]:
-    """As `cross_info_nce_reference`, which computes float64, empty inputs, thousands of steps, and on older GPUs."""
+    """As `cross_info_nce_reference`, which computes what the kernels do not: float64, empty inputs, older GPUs."""
     if not _kernels_take(inputs):
         return cross_info_nce_reference(inputs)
     with torch.cuda.device_of(inputs.targets):

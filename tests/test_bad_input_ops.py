@@ -157,7 +157,7 @@ CASES: dict[str, Case] = {
     "loss, weights of one pair": (
         lambda: cross_info_nce(torch.ones(3, 4), torch.ones(3, 4), torch.ones(1, 1)),
         ValueError,
-        ["pair_weights must be None for vectors of shape (B, D)"],
+        ["pair_weights must be None for targets of shape (B, D)"],
     ),
     "loss, a mask of two sets": (
         lambda: cross_info_nce(torch.ones(3, 4), torch.ones(3, 4), valid=torch.ones(4, dtype=torch.bool)),
@@ -178,7 +178,7 @@ CASES: dict[str, Case] = {
     "loss, weights with gradient": (
         lambda: loss(weights=torch.ones(2, 2, requires_grad=True)),
         ValueError,
-        ["pair_weights must not require a gradient"],
+        ["pair_weights must have requires_grad=False"],
     ),
     "loss, mask": (
         lambda: loss(valid=torch.ones(2, 3, dtype=torch.bool)),
@@ -251,7 +251,7 @@ CASES: dict[str, Case] = {
     "update, codebook with gradient": (
         lambda: update(state(codebook=CODEBOOK.clone().requires_grad_())),
         ValueError,
-        ["state.codebook must not require a gradient"],
+        ["state.codebook must have requires_grad=False"],
     ),
     "update, features not a list": (
         lambda: update(features=ROWS),

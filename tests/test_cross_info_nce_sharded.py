@@ -89,5 +89,5 @@ def test_shares_of_rows_add_up(softmax_over: str, masked: bool) -> None:
 @pytest.mark.parametrize("rows", [slice(0, 4, 2), slice(None, None, -1), 3])
 def test_rows_follow_each_other(rows: object) -> None:
     vectors = torch.randn(9, WIDTH)
-    with pytest.raises(ValueError, match="rows must be a slice of step 1, with a group of all clips, got"):
+    with pytest.raises(ValueError, match="rows must be a slice of step 1, and of all clips with a group, got"):
         cross_info_nce(vectors, vectors, rows=rows)  # type: ignore[arg-type]

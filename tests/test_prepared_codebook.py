@@ -244,7 +244,7 @@ def test_bad_codebooks(codebook: Any, error: type[Exception], message: str) -> N
     ("prepared", "error", "message"),
     [
         (normal(7, 5), TypeError, "prepared must be a PreparedCodebook or None, got Tensor"),
-        (PreparedCodebook(normal(7, 5)), ValueError, "prepared must be of state.codebook, got one of another tensor"),
+        (PreparedCodebook(normal(7, 5)), ValueError, "prepared must hold state.codebook, got another tensor"),
     ],
 )
 def test_updates_take_the_prepared_form_of_their_codebook(prepared: Any, error: type[Exception], message: str) -> None:

@@ -123,7 +123,7 @@ def test_bad_shards(shard: object, error: type[Exception], message: str) -> None
 def run_without_shard(rank: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     features, index, _ = whole_batch(0)
-    with pytest.raises(ValueError, match="shard must be the rows of this rank in the whole batch"):
+    with pytest.raises(ValueError, match="shard must be a BatchShard where several ranks reset"):
         codebook_update(new_state(), features, index, RULES["features"])
     dist.destroy_process_group()
 

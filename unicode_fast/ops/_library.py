@@ -4,16 +4,16 @@ Every operator X is declared twice, with one schema, one fake and one gradient f
 
 * `torch.ops.unicode_fast.X` has the faster backends. The reference is registered for it under the key
   CompositeExplicitAutograd, which torch uses on each device without an implementation of its own. A backend registers
-  its implementation under "CPU" or "CUDA", from C++ (`TORCH_LIBRARY_IMPL`) or from Python (`torch.library.impl`),
-  before or after the import of this module; nothing is overwritten.
+  its implementation under "CPU" or "CUDA", from C++ (`TORCH_LIBRARY_IMPL`) or from Python (`torch.library.impl`). It
+  may do so before or after the import of this module; nothing is overwritten.
 * `torch.ops.unicode_fast.X_reference` is the reference on every device, even if X has a faster implementation.
 
 A public function checks its arguments, calls `choose_backend`, and then X_reference for "reference" or X for any other
 name. Both are operators, so gradients, torch.compile, autocast and error messages are the same on every backend.
 
 Implementations run without autocast: inputs keep the dtypes of the call, and the implementation chooses the dtype of
-its computation. A differentiable operator needs a second one, X_backward, declared in the same way; differentiating
-that one raises.
+its computation. A differentiable operator needs a second operator, X_backward, declared in the same way. X_backward
+cannot be differentiated.
 """
 
 from collections.abc import Callable, Sequence
@@ -123,11 +123,11 @@ def find_operator(name: str, device: torch.device, backend: str | None, called: 
 
 
 def _choose(name: str, device: torch.device, backend: str | None) -> str:
-    """The choice, as a constant for torch.compile, which cannot trace it."""
+    """The name of the backend, a constant for torch.compile, which cannot trace its choice."""
     return choose_backend(name, device, backend)
 
 
-# As torch.compiler.assume_constant_result, which may import the compiler, and with it Triton.
+# As torch.compiler.assume_constant_result does; its import may import the compiler, and with it Triton.
 _choose._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 

@@ -1,6 +1,6 @@
 """Gathering of a batch whose clips are sharded over the processes of a group, for operators that take a `group`.
 
-The functions use only all-reduce, which every backend of torch.distributed has for tensors of any size: shards padded
+The functions use only all-reduce, which every backend of torch.distributed has for tensors of any size. Shards padded
 with zeros add up to the batch exactly. A loss is the sum of the processes' shares, and each process differentiates only
 its own share. So the gradients of shared parameters add up to those of the whole batch.
 """
@@ -26,7 +26,7 @@ class Shard(NamedTuple):
 
 
 def find_shard(clips: int, device: torch.device, group: ProcessGroup) -> Shard:
-    """All-reduce the number of clips of each process; the host waits for the result."""
+    """All-reduce the number of clips of each process; the CPU waits for the result."""
     numbers = torch.zeros(group.size(), dtype=torch.int64, device=device)
     numbers[group.rank()] = clips
     dist.all_reduce(numbers, group=group)
@@ -40,7 +40,7 @@ def gather(vectors: Tensor, shard: Shard, dim: int = 0) -> Tensor:
     return whole
 
 
-def add_up(share: Tensor, shard: Shard) -> Tensor:
+def all_reduce_sum(share: Tensor, shard: Shard) -> Tensor:
     """Sum over the processes, with the gradient of this process's share."""
     total: Tensor = _Sum.apply(share, shard)
     return total

@@ -50,17 +50,17 @@ def codebook_update(  # noqa: PLR0913 - state, rows and rule are records already
             codebook. Gradients do not flow.
         index: one (N_m,) int64 for each modality, the codeword of each row, from `nearest_codeword`; in [0, M) at
             valid rows.
-        rule: which update.
-        partners: one (N_m, D) for each modality, the mean of the partner vectors of each row. None takes, for each
-            row, the mean of the valid features in the same row of the other modalities (a row without any uses only
-            its own feature); then all N_m must be equal, unless the rule uses no partners.
+        rule: settings of the update.
+        partners: one (N_m, D) for each modality, the mean of the partner vectors of each row. None takes the mean of
+            the valid features in the same row of the other modalities. A row without such features uses only its own.
+            With None all N_m must be equal, unless the rule uses no partners.
         valid: for each modality (N_m,) bool, the rows that count, or None for all; None for all modalities. The
             other rows may hold anything, NaN included. Either all ranks give masks or none does.
         draws: random numbers for the resets, for tests. None draws from the counter-based generator by
             `rule.seed` and `state.step`. With the source "feature" only the first attempt uses `draws`.
-        group: the ranks that share a batch; None takes all ranks where torch.distributed is initialised. With the
-            same `state`, `rule` and `draws` on every rank, all ranks end with the same bits: the codebook that one rank
-            computes from the whole batch, to rounding, resets included.
+        group: the ranks that share a batch; None takes all ranks where torch.distributed is initialised. `state`,
+            `rule` and `draws` must be the same on every rank. Then all ranks get the same bits: to rounding the
+            codebook that one rank computes from the whole batch, resets included.
         shard: position of these rows in the whole batch; None for a whole batch. Several ranks need it for resets to
             features, because all ranks must draw the same rows.
         prepared: of `state.codebook`; the update also computes its operands for the next search.
@@ -70,15 +70,15 @@ def codebook_update(  # noqa: PLR0913 - state, rows and rule are records already
     Raises:
         TypeError: an argument or a dtype is unsupported.
         ValueError: shapes, devices or numbers of modalities differ, `shard` is missing or does not hold the rows,
-            `prepared` is of another codebook, or a tensor of `state` requires a gradient. On CUDA also: more than 16
-            modalities, or 2^31 - 1 rows.
+            `prepared` is of another codebook, or a tensor of `state` requires a gradient. On CUDA also for more than
+            16 modalities or 2^31 - 1 rows.
         BackendUnavailable: `backend` cannot run here; the message has the reason.
 
     Precision:
         Float64, rounded once. A valid row with NaN or infinity makes its codeword not finite.
 
     Memory:
-        A float64 buffer of (M + modalities) (D + 1) numbers, with M (D + 1) more for resets to features; the reference
+        A float64 buffer of (M + modalities) (D + 1) numbers, with M (D + 1) more for resets to features. The reference
         also needs float64 copies of the rows. Ranks synchronise once, in an all-reduce of the buffer. With masks and
         resets to features no rank has the masks of others, so the buffer holds all 8 rows drawn for each codeword:
         8 M (D + 1) numbers more instead of M (D + 1).
@@ -141,7 +141,7 @@ def _check_state(state: Any) -> None:
     _check_step(codebook, state.step)
     for name, value in zip(state._fields, state, strict=True):
         if value.requires_grad:
-            raise ValueError(f"state.{name} must not require a gradient, as it is changed in place; got one that does")
+            raise ValueError(f"state.{name} must have requires_grad=False, as it is changed in place, got True")
 
 
 def _check_step(codebook: Tensor, step: Any) -> None:
@@ -218,7 +218,7 @@ def _check_prepared(state: CodebookState, prepared: Any) -> None:
     if not isinstance(prepared, PreparedCodebook):
         raise TypeError(f"prepared must be a PreparedCodebook or None, got {type(prepared).__name__}")
     if prepared.codebook is not state.codebook:
-        raise ValueError("prepared must be of state.codebook, got one of another tensor")
+        raise ValueError("prepared must hold state.codebook, got another tensor")
 
 
 def _resets_from_features(rule: EmaConfig) -> bool:
@@ -229,10 +229,7 @@ def _checked_shard(features: Sequence[Tensor], shard: Any, *, needed: bool) -> B
     rows = [feature.shape[0] for feature in features]
     if shard is None:
         if needed:
-            raise ValueError(
-                "shard must be the rows of this rank in the whole batch, because several ranks reset codewords to "
-                "features of it; got None"
-            )
+            raise ValueError("shard must be a BatchShard where several ranks reset codewords to features, got None")
         return BatchShard([0] * len(rows), rows)
     if not isinstance(shard, BatchShard):
         raise TypeError(f"shard must be a BatchShard or None, got {type(shard).__name__}")
@@ -279,7 +276,7 @@ def _check_apart(arguments: list[tuple[str, Tensor]]) -> None:
             raise ValueError(f"{name} must have a place in memory for each number, got strides {tensor.stride()}")
         for other_name, other in arguments[number + 1 :]:
             if _share_memory(tensor, other):
-                raise ValueError(f"{name} must not share memory with {other_name}, as it is written, got one that does")
+                raise ValueError(f"{name} must not share memory with {other_name}, as it is written, but it does")
 
 
 def _share_memory(one: Tensor, other: Tensor) -> bool:

@@ -22,7 +22,7 @@ def commitment_loss(  # noqa: PLR0913 - four tensors, a mask and a backend
 ) -> Tensor:
     """Mean squared distances of all modalities' features to their own and their partners' codewords.
 
-    With e_o the codeword of modality o in a row, loss_m is the sum over o of weights_mo times the mean of
+    Let e_o be the codeword of modality o in a row. Then loss_m is the sum over o of weights_mo times the mean of
     |x_m - e_o|^2 over the rows valid in both m and o.
 
     Args:
@@ -41,8 +41,8 @@ def commitment_loss(  # noqa: PLR0913 - four tensors, a mask and a backend
     Raises:
         TypeError: a dtype is unsupported.
         ValueError: shapes or devices differ, or `weights` requires a gradient.
-        IndexError: an index at a valid row is no codeword; on CUDA, where the check would need a synchronisation, the
-            loss is NaN instead.
+        IndexError: an index at a valid row is outside [0, M). On CUDA the loss is NaN instead, because the check would
+            need a synchronisation.
         BackendUnavailable: `backend` cannot run here; the message has the reason.
 
     Precision:
@@ -57,7 +57,7 @@ def commitment_loss(  # noqa: PLR0913 - four tensors, a mask and a backend
     """
     _check(features, index, valid, codebook, weights, _checks.FEATURE_DTYPES)
     if weights.requires_grad:
-        raise ValueError("weights must not require a gradient, as the loss has none in them; got one that does")
+        raise ValueError("weights must have requires_grad=False, as they get no gradient, got True")
     operator = _library.find_operator("commitment_loss", features.device, backend)
     loss: Tensor = operator(features, index, valid, codebook.detach(), weights.to(torch.float64))[0]
     return loss

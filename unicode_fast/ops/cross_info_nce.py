@@ -49,11 +49,12 @@ def cross_info_nce(  # noqa: PLR0913 - three tensors and five independent switch
 ) -> CrossInfoNCE:
     """Contrastive loss of every pair of modalities at every prediction step, with the batch's clips as negatives.
 
-    The score of target t, source s and step k is targets[t, k] @ predictions[s, k]^T / temperature; the loss is the
-    weighted sum over pairs of the mean over steps of the mean over clips of -log softmax at the diagonal. A score
-    counts if both of its vectors are valid, a clip if both of its own vectors are, a step if it has such a clip.
+    The score of target t, source s and prediction step k is targets[t, k] @ predictions[s, k]^T / temperature. The loss
+    of a pair is the mean over steps of the mean over clips of -log softmax at the diagonal. The result is the weighted
+    sum over pairs. A score counts if both of its vectors are valid. A clip counts if both of its own vectors are valid,
+    a step if it has such a clip.
 
-    In two sets of vectors, (B, D) each, rows i belong together; the sets are one pair, of weight 1. With both softmaxes
+    Rows i of two sets of vectors, (B, D) each, belong together; the sets are one pair of weight 1. With both softmaxes
     and a temperature this is the loss of CLIP::
 
         images, texts = torch.nn.functional.normalize(torch.randn(2, 8, 64), dim=-1)
@@ -64,16 +65,16 @@ def cross_info_nce(  # noqa: PLR0913 - three tensors and five independent switch
         predictions: in the shape and dtype of `targets`, on its device. Under autocast the dtypes may differ.
         pair_weights: (target, source), floating point, on the device of `targets`; without gradient. A pair of
             weight 0 adds nothing to the loss. None for weights of 1, and for (B, D).
-        valid: (modalities, K, B) bool, or (B) for (B, D), the rows that count in both; None for all. Vectors that are
-            not valid may hold anything, NaN included.
+        valid: (modalities, K, B) bool, or (B) for (B, D), the vectors that count in both inputs; None for all. The
+            others may hold anything, NaN included.
         softmax_over: "predictions" for a softmax over the predictions of the batch, "candidates" for one over its
             targets, "both" for the mean of the two losses.
         temperature: a number greater than 0 or a () tensor on the device of `targets`, with gradient; the value of
             a tensor is not checked.
-        group: processes of torch.distributed with one shard of the batch each, of any size, in order. All must call,
-            with the same arguments but for B.
-        rows: consecutive clips whose share is computed, each contrasted with all B. Results of calls add up to those of
-            the batch if their rows make up the batch. Not with `group`.
+        group: processes of torch.distributed with one shard of the batch each, of any size, in order. Each must call
+            this function, with the same arguments except for B.
+        rows: consecutive clips whose share of the loss is computed, each contrasted with all B. The results of several
+            calls add up to those of the batch if their rows make up the batch. Not with `group`.
         backend: None takes the fastest that can run on this device. A named backend is used or refused, never
             replaced.
 
@@ -108,10 +109,10 @@ def cross_info_nce(  # noqa: PLR0913 - three tensors and five independent switch
         A group adds the vectors of the whole batch, on each process.
 
     Backends:
-        Triton computes float32 and half precision on NVIDIA GPUs of compute capability 8.0 and newer: up to 128 clips
-        in one kernel, after a fill of one number, and the gradient in another, before a sum for the temperature. The
-        reference computes anything else. With a group the host waits for the sizes of the shards, and torch.compile
-        breaks its graph.
+        Triton computes float32 and half precision on NVIDIA GPUs of compute capability 8.0 and newer; the reference
+        computes anything else. Up to 128 clips the loss is one kernel, after a fill of one number. The gradient is one
+        kernel, before a sum for the temperature. With a group the CPU waits for the sizes of the shards, and
+        torch.compile breaks its graph.
 
     Source:
         Xia et al., NeurIPS 2023, Eq. 6 ("candidates") and its released code ("predictions"); for two sets of vectors
@@ -136,7 +137,7 @@ def cross_info_nce(  # noqa: PLR0913 - three tensors and five independent switch
     _checks.check_choice("softmax_over", softmax_over, SOFTMAX_OVER)
     clips = range(targets.shape[2])
     if not isinstance(rows, slice) or clips[rows].step != 1 or (group is not None and len(clips[rows]) < len(clips)):
-        raise ValueError(f"rows must be a slice of step 1, with a group of all clips, got {rows!r}")
+        raise ValueError(f"rows must be a slice of step 1, and of all clips with a group, got {rows!r}")
     if isinstance(temperature, Tensor):
         _checks.check_tensor("temperature", temperature, _checks.FEATURE_DTYPES)
         _checks.check_like("temperature", temperature, (), "without dimensions", targets, "targets")
@@ -196,7 +197,7 @@ def _of_group(
         (weights, valid, temperature, softmax_over),
         shard.offset,
     )
-    return CrossInfoNCE(*(_sharded.add_up(value, shard) for value in share))
+    return CrossInfoNCE(*(_sharded.all_reduce_sum(value, shard) for value in share))
 
 
 def _in_one_dtype(targets: Any, predictions: Any) -> tuple[Any, Any]:
@@ -219,13 +220,11 @@ def _check(targets: Any, predictions: Any, pair_weights: Any, valid: Any) -> Non
     if pair_weights is not None:
         _checks.check_tensor("pair_weights", pair_weights, _checks.FEATURE_DTYPES)
         if targets.dim() == 2:
-            raise ValueError("pair_weights must be None for vectors of shape (B, D), which are one pair, got a tensor")
+            raise ValueError("pair_weights must be None for targets of shape (B, D), which are one pair, got a tensor")
         shape = (len(targets), len(targets))
         _checks.check_like("pair_weights", pair_weights, shape, "(target, source)", targets, "targets")
         if pair_weights.requires_grad:
-            raise ValueError(
-                "pair_weights must not require a gradient, as the loss has none in them; got one that does"
-            )
+            raise ValueError("pair_weights must have requires_grad=False, as they get no gradient, got True")
     if valid is not None:
         _checks.check_tensor("valid", valid, (torch.bool,))
         meaning = "(B) of targets" if targets.dim() == 2 else "(modalities, K, B) of targets"

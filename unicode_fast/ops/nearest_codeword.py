@@ -30,18 +30,18 @@ class PreparedCodebook:
     operands. A search computes them again if torch's counter of in-place changes shows that the codebook changed.
     `codebook_update` with the prepared codebook computes them in the update.
 
-    Where the counter is of no use, the search computes operands in each call, as for a plain tensor: in compiled
-    graphs, for a codebook made in inference mode, and in a CUDA graph unless `codebook_update` has the prepared
-    codebook. Then a replayed update leaves operands for the search of the next replay; between replays call `refresh`
-    after any other change. The counter misses writes through `codebook.data`, and replays of updates without the
-    prepared codebook: call `refresh` after these too.
+    The counter is of no use in compiled graphs and for a codebook made in inference mode. There the search computes
+    operands in each call, as for a plain tensor. It does so too in a CUDA graph, unless `codebook_update` has the
+    prepared codebook. Then a replayed update computes the operands for the search of the next replay; call `refresh`
+    after any other change between replays. The counter misses writes through `codebook.data`, and replays of updates
+    without the prepared codebook: call `refresh` after these too.
 
     Args:
         codebook: (M, D), M >= 1, as for `nearest_codeword`. The object keeps a reference to it, no copy.
 
     Memory:
-        From the first search on at most (M + 256) (4 D + 264) + 8 D + 2048 bytes, on the CPU twice as much for
-        codebooks in half precision. Copies and pickles hold only the codebook.
+        At most (M + 256) (4 D + 264) + 8 D + 2048 bytes after the first search. On the CPU a codebook in half precision
+        needs twice as much. Copies and pickles hold only the codebook.
 
     Raises:
         TypeError: the codebook is no tensor or its dtype is unsupported.
@@ -56,7 +56,7 @@ class PreparedCodebook:
         self._updated = False
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Copies hold only the codebook, because its copy has another address and version."""
+        """A copy holds only the codebook, because the copied codebook has another address and version."""
         return PreparedCodebook, (self.codebook,)
 
     def refresh(self, *, backend: str | None = None) -> None:
@@ -122,15 +122,15 @@ def nearest_codeword(
     Args:
         features: (..., D) float64, float32, float16 or bfloat16; usually (B, T, D).
         codebook: (M, D), M >= 1, float64, float32 or the dtype of `features`, on their device. Half-precision
-            features with a float32 codebook are the normal case under autocast. Or a `PreparedCodebook`, which saves
-            the work that is needed only once for each version of the codebook.
+            features with a float32 codebook are the normal case under autocast. A `PreparedCodebook` saves the work
+            that is needed only once for each version of the codebook.
         backend: None takes the fastest that can run on this device. A named backend is used or refused, never
             replaced.
 
     Returns:
         index: (...) int64 in [0, M); squared_distance: (...) float64 for float64 features, else float32, infinite
-        on overflow. On the device of `features`, without gradient. A row that holds NaN gets index 0
-        and distance NaN; a codeword that holds NaN is chosen only where all others hold NaN too.
+        on overflow. On the device of `features`, without gradient. A row with NaN gets index 0 and distance NaN; a
+        codeword with NaN is chosen only if all others have NaN too.
 
     Raises:
         TypeError: a dtype, or the pair of dtypes, is unsupported.
@@ -201,7 +201,7 @@ _library.declare(
 )
 _library.declare_without_gradient("nearest_codeword", inputs=3)
 # For tests and measurements of the CUDA search: (N) int32, the number of codewords compared in float64 with each of
-# (N, D) rows; -1 where it was compared with all, for lack of candidates. Other searches return -1 for all rows.
+# (N, D) rows. A row without candidates was compared with all codewords and has -1. Other searches return -1 for all.
 _library.declare(
     "compared_codewords",
     "(Tensor features, Tensor codebook, Tensor? operands=None) -> Tensor",

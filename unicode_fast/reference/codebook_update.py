@@ -78,7 +78,7 @@ class ResetDraws(NamedTuple):
     """Given random numbers for the resets of codewords.
 
     Attributes:
-        choice: (M,) float64 in [0, 1), picks the active codeword or the row to which codeword k is reset; a number
+        choice: (M,) float64 in [0, 1), picks the active codeword or the row to which codeword k is reset. A number
             outside picks the first or the last.
         noise: (M, D) float64 in [-1, 1), added to a copied codeword after scaling with `EmaConfig.reset_noise`.
     """
@@ -110,7 +110,7 @@ class EmaConfig:
         seed: of the draws; any integer of 64 bits.
 
     Raises:
-        TypeError: a number of batches or the seed is no integer, or another field no number.
+        TypeError: a number of batches or the seed is no integer, or another field is no number.
         ValueError: a field is outside its range.
     """
 
@@ -175,8 +175,8 @@ def codebook_update_reference(
 ) -> None:
     """Move every codeword towards the mean of its rows, and reset idle codewords, in place.
 
-    With n^m_k the rows of modality m whose codeword is k, R_m its valid rows, x a row, p its partner, w the own
-    weight, g the decay and::
+    Let n^m_k be the number of rows of modality m with codeword k, and R_m the number of its valid rows. With x a row,
+    p its partner, w the own weight, g the decay and::
 
         D^m_k = sum over rows of modality m with codeword k of  w x + (1 - w) p
 
@@ -186,10 +186,10 @@ def codebook_update_reference(
 
     with N' = N, or with smoothing N' = (N + eps) t / (t + M eps); "compounding" also writes N' to N. Smoothing keeps
     the total, so t depends on numbers of rows alone. The joint update is one such update with the sums over all
-    modalities as n, R and D; there a codeword with N' = 0 keeps its vector.
+    modalities as n, R and D. A codeword with N' = 0 keeps its vector in the joint update.
 
-    Without given partners p is the mean of the valid features in the same row of the other modalities; a row without
-    any enters D as x alone.
+    Without given partners p is the mean of the valid features in the same row of the other modalities. A row without
+    such features enters D as x alone.
 
     The sequential update is one such update for each of the n modalities, with the codewords of all rows fixed. So only
     the last E counts, and the sums are affine in the D^m. Unrolling the recurrence gives::
@@ -226,8 +226,8 @@ def codebook_statistics_reference(
     """The statistics of a batch for an update, as one flat buffer that ranks can add up.
 
     The buffers of ranks add up to that of the whole batch. All ranks draw the same rows of the whole batch for resets;
-    the rank that holds a row writes it, the others write zeros. If ranks have masks, no rank has those of others, so
-    each writes all drawn rows that it holds, by attempt. `first_attempts` finds the first valid ones in the sum.
+    the rank that holds a row writes it, the others write zeros. If ranks have masks, no rank has the masks of others.
+    Then each rank writes all drawn rows that it holds, by attempt, and `first_attempts` finds the first valid ones.
 
     Args:
         state: only its sizes and its step are read.
@@ -236,7 +236,7 @@ def codebook_statistics_reference(
         draws: random numbers for the resets, or None for the counter-based generator.
 
     Returns:
-        float64: the fields of `CodebookStatistics` one after the other, candidates only where the rule resets to
+        float64: the fields of `CodebookStatistics` one after the other. Candidates exist only if the rule resets to
         features, and RESET_ATTEMPTS times with `batch.every_attempt`.
     """
     codewords = state.codebook.shape[0]
@@ -282,7 +282,7 @@ def codebook_apply_reference(state: CodebookState, buffer: Tensor, rule: EmaConf
     Args:
         state: changed in place.
         buffer: from `codebook_statistics_reference`, added up over ranks.
-        rule: the one of the statistics.
+        rule: settings of the update, as for the statistics.
         draws: random numbers for the resets, or None for the counter-based generator.
     """
     statistics = split_statistics(buffer, state, rule)

@@ -1,7 +1,7 @@
 """Random numbers as a pure function of (seed, step, stream, position), the same on every device and backend.
 
-There is no generator with a state, so a step can be replayed, split over ranks or captured in a CUDA graph with the
-same numbers.
+There is no generator with a state. So a step can be replayed, split over ranks or captured in a CUDA graph, and its
+random numbers stay the same.
 """
 
 from collections.abc import Sequence

@@ -79,8 +79,8 @@ def cross_info_nce_reference(inputs: CrossInfoNCEInputs) -> tuple[Tensor, Tensor
         inputs: see `CrossInfoNCEInputs`. Vectors that are not valid may hold anything.
 
     Returns:
-        loss: (); pair_loss: (target, source, K); hits: (target, source, K) int64, the number of i in V whose score
-        with themselves is the first largest one of their softmax (of "both": of the one over predictions);
+        loss: (); pair_loss: (target, source, K); hits: (target, source, K) int64, the number of i in V whose own score
+        is the first largest of their softmax ("both": of the softmax over predictions);
         logsumexp: (softmaxes, target, source, K, Q), the log sum of exponentials of each l_i, 0 outside V;
         clip_weights: (target, source, K), the factor of each l_i in the loss.
         Floating point results are float32 for half-precision inputs, else in the dtype of `targets`.
@@ -106,8 +106,8 @@ def cross_info_nce_backward_reference(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of the loss in targets, predictions and temperature; the scores are recomputed.
 
-    With g the gradient in the loss, c_i = g w[t, s] / (|V| number of steps k with V not empty) for the
-    clips i in V and 0 elsewhere, and p the softmax over predictions::
+    Let g be the gradient in the loss and p the softmax over predictions. With c_i = g w[t, s] / (|V| number of steps k
+    with V not empty) for the clips i in V and 0 elsewhere::
 
         G_ij = c_i (p_ij - [i = j])                       the gradient in S_ij, which sums to 0 over j
         grad targets[t, k] = sum_s G predictions[s, k] / temperature

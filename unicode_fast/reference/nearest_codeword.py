@@ -15,8 +15,8 @@ def nearest_codeword_reference(features: Tensor, codebook: Tensor) -> tuple[Tens
         index_i = argmin_j sum_d (x_id - e_jd)^2
 
     Each distance is a float64 sum of squares of float64 differences. Its error is relative to the distance itself, at
-    most D 2^-53 for given differences; that of the expanded form |x|^2 - 2 x.e + |e|^2 grows with the norms. The
-    comparison is of square roots, which adds at most 2^-51 for D >= 2 and nothing for D = 1. So the chosen distance is
+    most D 2^-53 for given differences. The error of the expanded form |x|^2 - 2 x.e + |e|^2 grows with the norms. The
+    search compares square roots, which adds at most 2^-51 for D >= 2 and nothing for D = 1. So the chosen distance is
     within the factor 1 + 4 D 2^-53 of the smallest.
 
     A matrix product with a shortlist is up to twelve times as fast. But some codebooks have more near-ties than a
