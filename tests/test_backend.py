@@ -117,7 +117,7 @@ class TestExtension:
         self.write(tmp_path, {"torch": "2.0.0", "cuda": None})
         extension = load_extension(tmp_path, "2.13.0+cpu")
         assert extension.module is None
-        assert extension.problem == "the C++ extension was built with torch 2.0.0 and torch 2.13.0+cpu is imported"
+        assert extension.problem == "the C++ extension was built with torch 2.0.0, but torch 2.13.0+cpu is imported"
         monkeypatch.setattr(backend, "EXTENSION", extension)
         for name in ("cpp", "cuda"):
             with pytest.raises(BackendUnavailable) as refusal:

@@ -119,7 +119,7 @@ def test_what_cannot_be_read_again_is_not_written(tmp_path: Path) -> None:
     for change, message in (
         (exchange, r"decoders.text.[a-z.]*weight must be a tensor of shape \(.*, got none$"),
         (grow, r"encoders.audio.specific.0.weight must be a tensor of shape \(8, 6\), got Tensor \(9, 6\)"),
-        (add, r"mine must not be there, got Tensor \(3,\)"),
+        (add, r"mine must be absent, got Tensor \(3,\)"),
     ):
         owner = tiny.model("official", names="audio,text")
         change(owner)
@@ -214,7 +214,7 @@ def test_instead_of_a_damaged_checkpoint_the_whole_ones_are_offered(tmp_path: Pa
         evaluate([str(run), "--checkpoint=last", "--from=audio", "--to=video"])
     for path in (run / checkpoint.FOLDER).iterdir():
         path.write_bytes(b"damaged")
-    with pytest.raises(CheckpointError, match="best.pt is truncated .*; the run has no undamaged one"):
+    with pytest.raises(CheckpointError, match="best.pt is truncated .*; the run has no undamaged checkpoint"):
         load(run)
 
 
@@ -229,9 +229,9 @@ def test_a_part_that_is_missing_or_does_not_fit_is_named(tmp_path: Path) -> None
 
     resume()
     for changes in ({"rng": None}, {"progress": None}, {"model": None}):
-        with pytest.raises(CheckpointError, match=f"20.pt is damaged, lacks {next(iter(changes))}; resume"):
+        with pytest.raises(CheckpointError, match=f"20.pt is damaged: it lacks {next(iter(changes))}; resume"):
             resume(**changes)
-    with pytest.raises(CheckpointError, match="step-00000020.pt is damaged, its step is 3"):
+    with pytest.raises(CheckpointError, match="step-00000020.pt is damaged: its step is 3"):
         resume(step=3)
     for model in ({**content["model"], "codebook.codebook": torch.zeros(3)}, {}):
         torch.save({**content, "model": model}, path)

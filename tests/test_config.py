@@ -112,7 +112,7 @@ class TestFiles:
             ("a: 1\n\nb: \0", "YAML file, got '.*bad.yaml': special characters are not allowed in line 3$"),
             ("a: 1\nb: \udcff", "YAML file, got '.*bad.yaml': invalid start byte in line 2$"),
             ("width: x", "bad.yaml' has an invalid value: width must be int"),
-            ("width: 3\nsize: small\nwidth: 4", "width is there twice, in line 1 and in line 3$"),
+            ("width: 3\nsize: small\nwidth: 4", "width occurs twice, in line 1 and in line 3$"),
             ("a: &x [1]\nb: *x", "an anchor, an alias or a tag in line 1$"),
             ("width: !!int 3", "an anchor, an alias or a tag in line 1$"),
             ("size: small\n<<: {width: 3}", "a key is not text, << in line 2$"),
@@ -295,7 +295,7 @@ class TestRenamedFields:
         self.check(resolve(str(tmp_path / "old.yaml"), {}))
 
     def test_both_names(self, tmp_path: Path) -> None:
-        message = "revive_after must be absent beside reset_after, its new name"
+        message = "revive_after is the former name of reset_after; only one of them may be given, got both"
         with pytest.raises(ValueError, match=f"^{message}$"):
             preset("recommended").replace(revive_after=7, reset_after=7)
         (tmp_path / "both.yaml").write_text("reset_after: 7\nrevive_after: 7\n")

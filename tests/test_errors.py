@@ -67,8 +67,8 @@ def test_status_and_line(act: Callable[[], object], status: int, line: str, tmp_
 
 
 def test_memory_that_torch_did_not_get(tmp_path: Path) -> None:
-    line = "error: memory of this machine is full; a smaller --batch_size, --width or --codewords, or more "
-    assert ends(lambda: torch.empty(1 << 50), tmp_path) == (1, f"{line}--micro_batches, need less\n")
+    line = "error: the memory of this machine is full; reduce --batch_size, --width or --codewords, or increase "
+    assert ends(lambda: torch.empty(1 << 50), tmp_path) == (1, f"{line}--micro_batches\n")
 
 
 def test_what_is_said_has_no_escapes_of_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
@@ -87,10 +87,10 @@ class TestPostponed:
         before = [signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT)]
         done = []
         with pytest.raises(KeyboardInterrupt) as caught, errors.postponed("work is saved") as ending:
-            assert ending.asked is None and not ending.within(0.02)
+            assert ending.requested is None and not ending.within(0.02)
             os.kill(os.getpid(), number)
             assert ending.within(5.0)
-            done.append(ending.asked)
+            done.append(ending.requested)
         assert done == [kind] and caught.type is kind
         assert capfd.readouterr().err == "\nwork is saved; another signal ends it at once\n"
         assert [signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT)] == before
@@ -112,7 +112,7 @@ class TestPostponed:
         with pytest.raises(KeyboardInterrupt), errors.postponed("") as ending:
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGTERM):
                 os.kill(os.getpid(), number)
-            assert ending.within(5.0) and ending.asked is KeyboardInterrupt
+            assert ending.within(5.0) and ending.requested is KeyboardInterrupt
 
     def test_children_read_on_after_ctrl_c_and_end_at_sigterm(self) -> None:
         with errors.postponed("") as ending:
@@ -121,7 +121,7 @@ class TestPostponed:
                 for number in (signal.SIGINT, signal.SIGTERM)
             )
             assert (status_of(reading), status_of(ended)) == (0, 143)
-            assert ending.asked is None
+            assert ending.requested is None
 
     def test_another_error_is_not_hidden(self) -> None:
         with pytest.raises(ZeroDivisionError), errors.postponed(""):

@@ -30,7 +30,7 @@ def test_scores_at_chance_by_task() -> None:
         [Row("classification", "text", "video", 0.2, 0.12, 0.1, interval=(0.05, 0.3), at_chance=True), learned]
     )
     assert "trained and tested on the same modality (video 12.0 % against 10.0 %)" in unlearned
-    assert "check the labels" in unlearned
+    assert "Check the labels" in unlearned
 
 
 def test_a_batch_that_is_not_filled_has_a_remedy() -> None:
@@ -40,14 +40,14 @@ def test_a_batch_that_is_not_filled_has_a_remedy() -> None:
 
 
 def test_the_log_warns_once_and_every_line_says_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    journal = MetricsLogger(tmp_path, last=60)
+    logger = MetricsLogger(tmp_path, last=60)
     even, one = torch.ones(4), torch.tensor([9.0, 0.0, 0.0, 0.0])
     for step in range(1, 61):
         usage = {"audio": even, "video": one if step > 20 else even}
         terms = {"cpc": torch.zeros(())}
-        journal.record(step, 0.1, np.array([0]), StepResult(terms, {}, usage))
-    journal.flush()
-    journal.close()
+        logger.record(step, 0.1, np.array([0]), StepResult(terms, {}, usage))
+    logger.flush()
+    logger.close()
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert "warnings" not in lines[0]
     text = "the codebook has collapsed for video: 1 of 4 codewords in use, perplexity 1.00"

@@ -325,9 +325,9 @@ class TestChangedExecution:
         content = checkpoint.read(checkpoint.find(finished, "last"))
         config, modalities = checkpoint.config_from_dict(content["config"])
         assert checkpoint.changed_fields(content, config.replace(feed="direct"), modalities) == {"feed": "auto"}
-        with pytest.raises(checkpoint.CheckpointError, match=r"got one with width \d+ instead of \d+$"):
+        with pytest.raises(checkpoint.CheckpointError, match=r"got width \d+ instead of \d+$"):
             checkpoint.changed_fields(content, config.replace(width=8, feed="direct"), modalities)
-        with pytest.raises(checkpoint.CheckpointError, match="got one with other modalities or shapes$"):
+        with pytest.raises(checkpoint.CheckpointError, match="got other modalities or shapes$"):
             checkpoint.changed_fields(content, config, {**modalities, "audio": Modality("vector", (7,))})
 
     def test_the_optimiser_keeps_the_options_of_its_device(self) -> None:

@@ -19,9 +19,9 @@ COMMANDS = {
     "report": "make the paper's tables and the figure from runs",
     "ablate": "train with each component off, and with codebooks of several sizes",
     "convert": "read or write checkpoints of the released code",
-    "data": "check a data set, or pack it for training",
+    "data": "check a dataset, or pack it for training",
 }
-# An operator of each compiled back end, and its device.
+# An operator of each compiled backend, and its device.
 _BACKENDS = {
     "cpp": ("nearest_codeword", "cpu"),
     "cuda": ("nearest_codeword", "cuda"),
@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         formatter_class=RawDescriptionHelpFormatter,
     )
     parser.add_argument("command", metavar="COMMAND", nargs="?", choices=COMMANDS, help="one of the commands below")
-    parser.add_argument("--version", action="store_true", help="print versions and available back ends")
+    parser.add_argument("--version", action="store_true", help="print versions and available backends")
     given = sys.argv[1:] if argv is None else list(argv)
     arguments = parser.parse_args(given[:1])
     if arguments.version:

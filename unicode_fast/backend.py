@@ -1,8 +1,8 @@
-"""Choice of the backend of an operator on a device, and why another cannot run; no other module checks for them.
+"""Choice of an operator's backend on a device, and the reasons why a backend cannot run; no other module checks them.
 
-The import loads the compiled extension if there is one for the imported torch. That registers the extension's
-operators; it initialises no GPU, compiles and prints nothing. With UNICODE_FAST_BACKEND=reference every operator
-uses its reference, unless a call names another backend.
+The import loads the compiled extension if there is one for the imported torch. The extension registers its operators;
+it initialises no GPU, compiles nothing and prints nothing. With UNICODE_FAST_BACKEND=reference every operator uses its
+reference, unless a call names another backend.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ def load_extension(folder: Path = _PACKAGE, torch_version: str = torch.__version
     """Load the compiled extension from the package's folder, unless it was built with another torch.
 
     A record of setup.py beside the extension has the version of torch that built it. An extension of another torch must
-    not even be opened: its symbols may be missing or differ.
+    not be opened, because its symbols may be missing or differ.
 
     Args:
         folder: of the extension.
@@ -132,7 +132,7 @@ def load_extension(folder: Path = _PACKAGE, torch_version: str = torch.__version
         return Extension(problem=f"{spec.origin} has no record of the torch that it was built with ({error!r})")
     if built_with != torch_version:
         return Extension(
-            problem=f"the C++ extension was built with torch {built_with} and torch {torch_version} is imported"
+            problem=f"the C++ extension was built with torch {built_with}, but torch {torch_version} is imported"
         )
     try:
         module = importlib.util.module_from_spec(spec)
@@ -171,7 +171,7 @@ def _implementations(operator: str) -> tuple[Backend, ...]:
 
 
 def _fastest(operator: str, kind: str) -> str:
-    # torch.compile traces this function, so it only looks up names.
+    # torch.compile traces this function, so it only compares names.
     implementations = _implementations(operator)
     if _FORCED:
         return "reference"

@@ -20,7 +20,7 @@ _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def check_config(saved: Any) -> None:
-    """Raise BadFile if types are not those of `checkpoint.config_to_dict`; later checks read the values."""
+    """Raise BadFile if types differ from those of `checkpoint.config_to_dict`; later checks read the values."""
     fields, modalities = _entries(saved, "config", ("fields", "modalities"))
     if type(fields) is not dict or not all(type(name) is str and type(one) in _SCALARS for name, one in fields.items()):
         raise BadFile("fields of its config must be text, numbers or truth values by name")
@@ -45,7 +45,7 @@ def check_resumed(content: Mapping[str, Any]) -> None:
     """Raise BadFile if the entries of a checkpoint that resume reads do not have the types that `train` saves."""
     progress = content["progress"]
     if type(progress) is not dict or type(progress.get("data")) is not str:
-        raise BadFile("progress must be a dictionary with the digest of the data, data")
+        raise BadFile("progress must be a dictionary with the checksum of the dataset as data")
     for name, least in (("seconds", 0), ("bytes", 0), ("ranks", 1)):
         value = progress.get(name, least)
         whole = type(value) is int and least <= value < 1 << 62

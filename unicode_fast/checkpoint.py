@@ -43,7 +43,7 @@ _NAME = re.compile(r"step-(\d+)\.pt")
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint is missing, damaged or of another program; the message names it and a checkpoint to use instead."""
+    """A checkpoint is missing, damaged or of another program; the message names the file and one to use instead."""
 
 
 def write_config(folder: Path, config: Config) -> None:
@@ -89,8 +89,8 @@ def changed_fields(content: Mapping[str, Any], config: Config, modalities: Mappi
         modalities: of the run.
 
     Raises:
-        CheckpointError: the model differs: a changed field is not in EXECUTION_FIELDS or PLACE_FIELDS, or modalities
-            differ; or a field of the checkpoint is unknown, or missing and not in ADDED_FIELDS.
+        CheckpointError: the model differs, because a changed field is not in EXECUTION_FIELDS or PLACE_FIELDS, or
+            modalities differ. Or a field of the checkpoint is unknown, or missing and not in ADDED_FIELDS.
     """
     saved, own = content["config"], config_to_dict(config, modalities)
     try:
@@ -103,17 +103,17 @@ def changed_fields(content: Mapping[str, Any], config: Config, modalities: Mappi
     if saved["modalities"] != own["modalities"]:
         others.append("other modalities or shapes")
     if others:
-        raise CheckpointError(f"{where_of(content)} must be of the run's configuration, got one with {few(others)}")
+        raise CheckpointError(f"{where_of(content)} must have the run's configuration, got {few(others)}")
     return fields
 
 
 def save(path: Path, model: UniCode, extra: Mapping[str, Any] | None = None) -> None:
-    """Writes a model, its configuration and further entries atomically.
+    """Writes a model, its configuration and other entries atomically.
 
     Args:
         path: of the file.
         model: a UniCode, or torch.compile's or DataParallel's wrapper of one.
-        extra: further entries, tensors and plain types only.
+        extra: other entries, tensors and plain types only.
 
     Raises:
         TypeError: `model` is not a UniCode.
@@ -172,7 +172,7 @@ def _named(where: str) -> Iterator[None]:
 def _check_entries(path: Path, content: Mapping[str, Any], names: Sequence[str]) -> None:
     lacking = [name for name in names if name not in content]
     if lacking:
-        raise CheckpointError(f"checkpoint {path} is damaged, lacks {', '.join(lacking)}")
+        raise CheckpointError(f"checkpoint {path} is damaged: it lacks {', '.join(lacking)}")
 
 
 def load_model(model: UniCode, content: Mapping[str, Any], where: str) -> None:
@@ -249,7 +249,7 @@ def steps_in(run: Path) -> list[int]:
 
 
 def keep_newest(run: Path) -> None:
-    """Deletes all step checkpoints but the two of the highest steps, which are the newest after `set_aside`."""
+    """Deletes all step checkpoints except those of the two highest steps, the newest ones after `set_aside`."""
     for step in steps_in(run)[:-2]:
         step_path(run, step).unlink()
 
@@ -278,9 +278,9 @@ def set_aside(run: Path, step: int, offset: int) -> Path | None:
     moved = [path for path in moved if path.exists()]
     lines = b""
     with contextlib.suppress(FileNotFoundError), _named(f"file {run / METRICS} must be a file of JSON lines:"):
-        with open_file(run / METRICS) as journal:
-            journal.seek(offset)
-            lines = journal.read()
+        with open_file(run / METRICS) as log:
+            log.seek(offset)
+            lines = log.read()
     if not moved and not lines and not (run / SUMMARY).exists():
         return None
     aside = next(path for n in itertools.count(1) if not any((path := folder / f"{ASIDE}-{n}").glob("*")))
@@ -354,7 +354,7 @@ def find(run: Path, which: str | int | None) -> Path:
 
 
 def read_of_run(run: Path, which: str | int | None, map_location: str | torch.device = "cpu") -> dict[str, Any]:
-    """The content of a run's checkpoint; the error for a damaged one lists the undamaged ones.
+    """The content of a run's checkpoint; the error for a damaged file lists the undamaged files.
 
     Args:
         run: the run folder.
@@ -373,7 +373,7 @@ def read_of_run(run: Path, which: str | int | None, map_location: str | torch.de
             f"undamaged are {', '.join(map(str, whole))}: take one with --checkpoint {whole[0]}, in Python with "
             f"checkpoint={whole[0]!r}"
             if whole
-            else "the run has no undamaged one"
+            else "the run has no undamaged checkpoint"
         )
         raise CheckpointError(f"{error}; {offer}") from error
 
@@ -390,7 +390,7 @@ def _whole_besides(run: Path, damaged: Path) -> Iterator[str | int]:
 
 
 def read_for_resume(run: Path, step: int | None) -> dict[str, Any]:
-    """The content of the checkpoint to resume from, on the CPU; the error for a damaged one names the one before it.
+    """The content of the checkpoint to resume from, on the CPU; the error for a damaged file names an earlier one.
 
     Args:
         run: the run folder.
@@ -405,16 +405,16 @@ def read_for_resume(run: Path, step: int | None) -> dict[str, Any]:
         content = read(path)
         _check_entries(path, content, ("step", "progress", "optimizer", "club_optimizer", "rng"))
         if type(content["step"]) is not int or content["step"] != number:
-            raise CheckpointError(f"checkpoint {path} is damaged, its step is {content['step']!r:.40}")
+            raise CheckpointError(f"checkpoint {path} is damaged: its step is {content['step']!r:.40}")
         with _named(f"checkpoint {path} is damaged:"):
             checked_state.check_resumed(content)
         return {**content, WHERE: f"checkpoint {path}"}
     except CheckpointError as error:
         before = [other for other in steps_in(run) if other < number]
         offer = (
-            f"resume from the one before it with --resume {run} --resume-step {before[-1]}"
+            f"resume from the checkpoint before it with --resume {run} --resume-step {before[-1]}"
             if before
-            else "there is none before it"
+            else "there is no checkpoint before it"
         )
         raise CheckpointError(f"{error}; {offer}") from error
 
@@ -474,18 +474,17 @@ def load(
 
     Args:
         run: a run folder, a checkpoint file, or a file of `export`.
-        checkpoint: "best" by validation zero-shot accuracy averaged over
-            directions, "last", or a step; ignored if `run` is a file. None
-            takes the best, or, with a warning, the last of a run without
-            validations, which has no best.
+        checkpoint: "best" by validation zero-shot accuracy averaged over directions, "last", or a step; ignored if
+            `run` is a file. None takes the best. A run without validations has no best, so None takes its last, with
+            a warning.
         device: of the model.
 
     Raises:
         TypeError: `run` is not a path.
         ValueError: `device` is unknown or not available.
         CheckpointError: the checkpoint is missing, truncated or of another program; the message names the checkpoints
-            of the run to use instead. Or it contains NaN or infinity, or an unknown field, or lacks a field that is not
-            in `config.ADDED_FIELDS`.
+            of the run to use instead. Or it contains NaN, infinity or an unknown field. Or it lacks a field that is
+            not in `config.ADDED_FIELDS`.
     """
     path, device = path_of("run", run), find_device(device)
     where = f"checkpoint {path}"

@@ -34,7 +34,7 @@ _DECIMAL = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?|[-+]?\
 
 
 class _Loader(yaml.SafeLoader):
-    """Loader of one flat YAML mapping: each key once, no tags, and no references, which can expand without end."""
+    """Loader of one flat YAML mapping: each key once, no tags, no references, because these can expand without end."""
 
     depth = 0
 
@@ -64,7 +64,7 @@ class _Loader(yaml.SafeLoader):
             if key.tag != "tag:yaml.org,2002:str":
                 self.refuse(f"a key is not text, {key.value!s:.40}", key.start_mark)
             if key.value in seen:
-                self.refuse(f"{key.value:.40} is there twice, in line {seen[key.value]} and", key.start_mark)
+                self.refuse(f"{key.value:.40} occurs twice, in line {seen[key.value]} and", key.start_mark)
             seen[key.value] = line
 
     def refuse(self, problem: str, mark: yaml.Mark | None) -> None:
@@ -213,7 +213,7 @@ def _fault(text: bytes, error: yaml.YAMLError) -> str:
 def resolve(file: str | None, flags: dict[str, Any]) -> Config:
     """The configuration of preset, YAML file and flags; later ones override earlier ones.
 
-    A file with all fields except added ones is that of a run of an older version, and `resolve_saved` reads it.
+    `resolve_saved` reads a file with all fields except added ones, because a run of an older version wrote it.
 
     Raises:
         ValueError: a preset, field or value is unknown, of the wrong type or out of range.
@@ -237,7 +237,7 @@ def resolve(file: str | None, flags: dict[str, Any]) -> Config:
 
 
 def added_fields(content: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields that a run's file of an older version lacks, with their former behaviour; {} for other files."""
+    """The fields that a run's file of an older version lacks, with values of that version; {} for other files."""
     return {k: value for k, value in completed(content).items() if k not in content} if is_whole(content) else {}
 
 
@@ -251,8 +251,8 @@ def resolve_saved(file: str, flags: Mapping[str, Any] | None = None) -> Config:
         flags: fields that override those of the file.
 
     Raises:
-        ValueError: the file cannot be read, a field is unknown, or missing and not in ADDED_FIELDS; or a value has the
-            wrong type or is out of range.
+        ValueError: the file cannot be read, or a field is unknown, or missing and not in ADDED_FIELDS. Or a value has
+            the wrong type or is out of range.
     """
     given = dict(flags or {})
     if "epochs" in given:

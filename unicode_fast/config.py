@@ -1,4 +1,4 @@
-"""Configuration: frozen dataclasses whose field names are the command-line flags and the keys of a YAML file."""
+"""Configuration: frozen dataclasses; their field names are the command-line flags and the keys of a YAML file."""
 
 from __future__ import annotations
 
@@ -71,9 +71,8 @@ class ModelConfig:
         grid_club_width: width of the vector computed from that map as input of CLUB.
         grid_semantic_width: output of the semantic encoder of grids where `grid_pooling` is "flatten".
         squeeze_width: bottleneck of the channel re-weighting of grids.
-        grid_pooling: pooling of a grid's cells into one vector: their "sum" (as
-            released), "attention" with a softmax over cells, or "flatten", one
-            linear layer over all cells.
+        grid_pooling: pooling of a grid's cells into one vector: "sum" (as released), "attention" with a softmax over
+            cells, or "flatten", one linear layer over all cells.
         residual_skip: the skip of the residual block: its "input", or the "relu"
             of it (as released, where the activation works in place).
         temporal_layers: transformer layers per modality.
@@ -114,9 +113,8 @@ class MethodConfig:
     """Losses and codebook update of Uni-Code; with ModelConfig, these fields define the method.
 
     Args:
-        feature_norm: normalisation of z before the codebook: "none", or per channel by
-            the moments of its modality in the "batch", which removes the offset
-            between modalities.
+        feature_norm: normalisation of z before the codebook: "none", or per channel by the moments of its modality in
+            the "batch". The latter removes the offset between modalities.
         codebook_init: codewords start "uniform" in +-1/400, as random features of
             the "data", or as centroids of "kmeans" over the first batches.
         ema_initial_count: initial running count of every codeword.
@@ -153,8 +151,8 @@ class MethodConfig:
         club_estimator: "official" (one permutation, as released),
             "closed_form" (all pairs, Eq. 5, without sampling) or "none".
         club_input: x of CLUB: the "quantised" (as released) or the "semantic" features.
-        club_floor: negative estimates count as zero, because mutual information is
-            not negative; otherwise features diverge while the CLUB network lags behind.
+        club_floor: negative estimates count as zero, because mutual information is not negative. Otherwise features
+            diverge while the CLUB network lags behind.
         club_reduction: the estimate is added ("sum") or averaged ("mean") over channels.
         club_weight: weight of the CLUB estimates.
         club_inner_steps: updates of the CLUB networks per batch.
@@ -228,7 +226,7 @@ class MethodConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Data set, its modalities and splits, and the text model.
+    """Dataset, its modalities and splits, and the text model.
 
     Args:
         data: name of a built-in dataset (talking-digits, talking-digits-b, talking-digits-two or talking-numbers), the
@@ -268,34 +266,32 @@ class TrainConfig:
         epochs: passes over the training split where `steps` is 0.
         batch_size: B, clips per batch.
         keep_last_batch: the smaller last batch of an epoch is used (as released), else dropped.
-        micro_batches: pieces of a batch, or of a rank's shard, that are in memory one after the other; the losses still
-            compare all clips of the batch, and each clip is encoded twice.
+        micro_batches: number of micro-batches of a batch, or of a rank's shard, of which one is in memory at a time.
+            The losses still compare all clips of the batch. Each clip is encoded twice.
         activation_checkpointing: the backward pass recomputes the activations of encoders and decoders to save memory.
         learning_rate: of Adam, per step.
         warmup_steps: steps over which the learning rate rises linearly.
         schedule: "constant", "cosine" (to a hundredth), or "multistep" (halved after epochs 10, 20 and 30).
         clip_norm: largest gradient norm of each parameter group (encoders, word LSTM, Cross-CPC, decoders, lexicon).
         dtype: of features and parameters.
-        precision: of the products in encoders, decoders and Cross-CPC's
-            contexts while a float32 model trains: "float32", "tf32" (CUDA
-            only) or "bfloat16". Codebook and statistics stay float32. The products
-            of losses are TF32 on CUDA, except with "float32".
+        precision: of the products in encoders, decoders and Cross-CPC's contexts of a float32 model in training:
+            "float32", "tf32" (CUDA only) or "bfloat16". Codebook and statistics stay float32. On CUDA, products of
+            losses are TF32 unless `precision` is "float32".
         channels_last: convolution weights have the memory format of their inputs, channels last.
         compile: torch.compile compiles encoders and decoders, once for all batch sizes.
         cuda_graph: a whole training step is captured once and replayed as one CUDA graph; needs one rank,
             `micro_batches` 1 and no `activation_checkpointing`.
         device: "auto" takes a GPU if there is one.
-        feed: how batches reach the device: "resident" (it holds the whole
-            training split), "prefetch" (worker processes read ahead, and a
-            thread copies during the computation), "direct" (no overlap), or "auto".
+        feed: loader of batches: "resident" (the device holds the whole training split), "prefetch" (worker processes
+            read ahead, a thread copies during the computation), "direct" (no overlap) or "auto".
         feed_workers: processes that read ahead; 0 reads ahead in a thread of this process.
         seed: of initial weights, order of clips, dropout, draws and probes.
         validations: number of measurements of the zero-shot accuracy on the validation split, evenly spread.
         checkpoint_seconds: longest time between two checkpoints.
         probe_tasks: tasks scored at the end of the run, separated by commas, or "none".
-        rank_timeout_seconds: longest wait for another rank in a step, or four times the second step's duration if that
-            is longer; then the run of all ranks ends. Elsewhere, and in the first two steps, the limit is the
-            environment variable UNICODE_FAST_WAIT_SECONDS (3600), and 24 times that for the tasks at the end.
+        rank_timeout_seconds: longest wait for another rank in a step, at least four times the second step's duration.
+            After it the run of all ranks ends. Elsewhere, and in the first two steps, the limit is the environment
+            variable UNICODE_FAST_WAIT_SECONDS (3600), and 24 times that for the tasks at the end.
     """
 
     steps: int = 1000
@@ -430,8 +426,8 @@ _KIND_FIELDS: tuple[tuple[tuple[Kind, ...], tuple[str, ...]], ...] = (
 SECTIONS = {"model": ModelConfig, "method": MethodConfig, "data": DataConfig, "train": TrainConfig}
 FIELDS = {item.name: section for section, kind in SECTIONS.items() for item in dataclasses.fields(kind)}
 _TYPES = {name: hint for kind in SECTIONS.values() for name, hint in get_type_hints(kind).items()}
-# How and where a model is computed. They change results only by rounding and by the draws of dropout, so a run may
-# resume with other values.
+# How and where a model is computed. These fields change results only by rounding and by the draws of dropout, so a run
+# may resume with other values.
 EXECUTION_FIELDS = (
     "micro_batches", "activation_checkpointing", "compile", "cuda_graph", "device", "feed", "feed_workers",
     "checkpoint_seconds", "rank_timeout_seconds",
@@ -440,8 +436,8 @@ EXECUTION_FIELDS = (
 # Where the data are. A run may resume with other values if the checksum of the data agrees.
 PLACE_FIELDS = ("data", "text_model", "text_whitelist")
 
-# Fields that files of older versions lack, each with the value that reproduces those versions. A new field has its line
-# here for good. Without it, every older checkpoint and run would be refused.
+# Fields that files of older versions lack, each with the value that reproduces those versions. The line of a field
+# stays for good. Without it, every older checkpoint and run would be refused.
 ADDED_FIELDS: Mapping[str, Any] = {
     "feature_norm": "none",
     "commitment_partners": "all",
@@ -492,19 +488,19 @@ def renamed(values: Mapping[str, Any]) -> dict[str, Any]:
     """A flat mapping with the present names of its fields.
 
     Raises:
-        ValueError: a field is there under both names.
+        ValueError: a field has values under both names.
     """
     found: dict[str, Any] = {}
     for name, value in values.items():
         present = RENAMED_FIELDS.get(name, name)
         if present in found or (present != name and present in values):
-            raise ValueError(f"{name} must be absent beside {present}, its new name")
+            raise ValueError(f"{name} is the former name of {present}; only one of them may be given, got both")
         found[present] = value
     return found
 
 
 def is_whole(values: Mapping[str, Any]) -> bool:
-    """Whether a flat mapping holds every field, but for those of ADDED_FIELDS, as the file of a run does."""
+    """Whether a flat mapping holds every field except those of ADDED_FIELDS, as the file of a run does."""
     return {"preset", "size", *FIELDS} <= {*ADDED_FIELDS, *(RENAMED_FIELDS.get(name, name) for name in values)}
 
 
@@ -523,7 +519,7 @@ def completed(values: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError(f"configuration must hold fields of this version only, got {few(unknown)}")
     if not is_whole(values):
         missing = [name for name in known if name not in values and name not in ADDED_FIELDS]
-        raise ValueError(f"configuration must hold every field that was not added later, lacks {few(missing)}")
+        raise ValueError(f"configuration must hold every field except those of ADDED_FIELDS, lacks {few(missing)}")
     return {**ADDED_FIELDS, **values}
 
 
@@ -558,24 +554,24 @@ def check_value(name: str, value: Any) -> Any:
 
 
 def _shown(value: Any) -> str:
-    """A value as Python writes it, cut short; of a huge integer only its size."""
+    """A value as Python writes it, cut short; for a huge integer its size."""
     if isinstance(value, int) and abs(value) >= 1 << 128:
         return f"an integer of {value.bit_length()} bits"
     return f"{value!r:.100}"
 
 
-def modality_names(modalities: str, there: tuple[str, ...] = ()) -> tuple[str, ...]:
+def modality_names(modalities: str, available: tuple[str, ...] = ()) -> tuple[str, ...]:
     """The names in a comma-separated list.
 
     Args:
         modalities: the list, or "all".
-        there: all names.
+        available: all names.
 
     Raises:
         ValueError: fewer than two names, or one of them twice.
     """
     if modalities == "all":
-        return there
+        return available
     names = tuple(name.strip() for name in modalities.split(",") if name.strip())
     if len(names) < 2 or len(set(names)) != len(names):
         raise ValueError(f"modalities must be 'all' or name two or more different modalities, got {modalities!r}")

@@ -1,4 +1,4 @@
-"""Error messages of commands: one line for an error, and a file with the traceback for a bug."""
+"""Error messages of commands: one line for an error, and a file with the traceback for an unexpected one."""
 
 from __future__ import annotations
 
@@ -83,25 +83,25 @@ class Terminated(KeyboardInterrupt):
 class Ending:
     """The signal to end a command, as an exception class: Terminated, KeyboardInterrupt, or None without a signal."""
 
-    asked: type[KeyboardInterrupt] | None = None
+    requested: type[KeyboardInterrupt] | None = None
 
     def within(self, seconds: float) -> bool:
-        """Waits for a signal, at most so many seconds; whether there is one."""
+        """Waits for a signal for at most `seconds`; returns whether it arrived."""
         deadline = time.monotonic() + seconds
-        while self.asked is None and time.monotonic() < deadline:
+        while self.requested is None and time.monotonic() < deadline:
             time.sleep(0.01)
-        return self.asked is not None
+        return self.requested is not None
 
 
 @contextlib.contextmanager
-def postponed(say: str) -> Iterator[Ending]:
+def postponed(message: str) -> Iterator[Ending]:
     """Context that postpones SIGTERM and Ctrl-C to its end; the block checks `Ending` to end early.
 
     A second signal ends the process at once. Signals within one second count as one, such as Ctrl-C on a terminal and
     SIGTERM of the parent command. Outside the main thread nothing is postponed.
 
     Args:
-        say: message on the error stream: what the command finishes before its end.
+        message: for the error stream: what the command finishes before its end.
     """
     ending, process, since = Ending(), os.getpid(), [0.0]
     if threading.current_thread() is not threading.main_thread():
@@ -114,15 +114,15 @@ def postponed(say: str) -> Iterator[Ending]:
             # A worker that reads batches, forked from this process. It ignores Ctrl-C: the step needs its batch.
             if number == signal.SIGTERM:
                 os._exit(status)
-        elif ending.asked is not None:
+        elif ending.requested is not None:
             if time.monotonic() - since[0] > _SAME_SECONDS:
                 os._exit(status)
         else:
             since[0] = time.monotonic()
-            ending.asked = Terminated if number == signal.SIGTERM else KeyboardInterrupt
+            ending.requested = Terminated if number == signal.SIGTERM else KeyboardInterrupt
             # Unlike `print`, `os.write` is safe in a signal handler.
             with contextlib.suppress(OSError):
-                os.write(2, f"\n{say}; another signal ends it at once\n".encode())
+                os.write(2, f"\n{message}; another signal ends it at once\n".encode())
 
     before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
@@ -130,8 +130,8 @@ def postponed(say: str) -> Iterator[Ending]:
     finally:
         for number, handler in before.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
-    if ending.asked is not None:
-        raise ending.asked
+    if ending.requested is not None:
+        raise ending.requested
 
 
 def escaped(text: str) -> str:
@@ -186,14 +186,14 @@ def is_foreseen(error: BaseException) -> bool:
     if not frames or package not in Path(frames[-1].filename).parents:
         return False
     line = linecache.getline(frames[-1].filename, frames[-1].lineno or 0).strip()
-    # Without the source the two cases look the same.
+    # Without the source the two cases cannot be distinguished.
     return line.startswith("raise ") or not line
 
 
 def run_main(main: Callable[[Sequence[str] | None], int]) -> None:
     """Runs a command and ends the process with its status.
 
-    An error is one line on the error stream. For an unexpected error the line names a file with the traceback. SIGTERM
+    An error is one line on the error stream. The line of an unexpected error names a file with the traceback. SIGTERM
     ends a command as Ctrl-C does, with status 143.
     """
     for stream in (sys.stdout, sys.stderr):
@@ -232,8 +232,8 @@ def _line_of(error: Exception) -> str:
     full = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
     if full or isinstance(error, MemoryError) or name == "OutOfMemoryError":
         where = "the GPU" if name == "OutOfMemoryError" else "this machine"
-        cure = "a smaller --batch_size, --width or --codewords, or more --micro_batches, need less"
-        return f"error: memory of {where} is full; {cure}"
+        cure = "reduce --batch_size, --width or --codewords, or increase --micro_batches"
+        return f"error: the memory of {where} is full; {cure}"
     where = _log(error)
     room = LONGEST - len(where)
     return f"{one_line(f'error: unexpected {name}: {error}', room)}{where}"

@@ -1,6 +1,6 @@
 """Import of matplotlib without the backend of the environment.
 
-A notebook passes its MPLBACKEND to every command that it starts. If that backend is not installed, matplotlib cannot be
+A notebook sets MPLBACKEND for every command that it starts. If that backend is not installed, matplotlib cannot be
 imported. This package draws on its own canvases and needs no backend.
 """
 

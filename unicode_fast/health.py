@@ -14,13 +14,13 @@ LEAST_PERPLEXITY = 2.0
 def collapsed(used: Mapping[str, float], perplexity: Mapping[str, float], codewords: int) -> dict[str, str]:
     """Modalities with a collapsed codebook, with a warning each.
 
-    The perplexity p of a modality's codeword usage bounds its information: the mutual information of a code and a
-    class, or anything else, is at most log p. Below 2 this is less than one bit a position, that of two equally
-    frequent codewords. The limit does not depend on the number of classes, because the positions of a clip add up: ten
-    positions of 20 codewords are enough for 100 classes. Each modality is checked alone, because modalities that have
-    collapsed to one codeword each use several together. Good training never fell below 3.8 on the built-in data; text
-    of the preset official, which collapses, is at 1 to 2. Data whose events fill less than about a tenth of the time,
-    with one codeword for the rest, give a warning too.
+    The perplexity p of a modality's codeword usage bounds its information. The mutual information of a code and a class
+    is at most log p. Below 2 this is less than one bit a position, the information of two equally frequent codewords.
+    The limit does not depend on the number of classes, because the positions of a clip add up. Ten positions of 20
+    codewords are enough for 100 classes. Each modality is checked alone, because modalities that have collapsed to one
+    codeword each use several together. Good training never fell below 3.8 on the built-in data. Text of the preset
+    official collapses and is at 1 to 2. Data whose events fill less than about a tenth of the time, with one codeword
+    for the rest, cause a warning too.
 
     Args:
         used: codewords in use, by modality.
@@ -29,7 +29,7 @@ def collapsed(used: Mapping[str, float], perplexity: Mapping[str, float], codewo
     """
     return {
         name: f"the codebook has collapsed for {name}: {used[name]:.4g} of {codewords} codewords in use, perplexity "
-        f"{perplexity[name]:.2f}, below {LEAST_PERPLEXITY:g}, less than one bit a code; check the range and variety of "
+        f"{perplexity[name]:.2f}, below {LEAST_PERPLEXITY:g}, less than one bit a code. Check the range and variety of "
         f"{name}'s features, then learning_rate, codewords, codebook_init and reset_after"
         for name in used
         if perplexity[name] < LEAST_PERPLEXITY
@@ -37,7 +37,7 @@ def collapsed(used: Mapping[str, float], perplexity: Mapping[str, float], codewo
 
 
 def at_chance(rows: Sequence[Row]) -> list[str]:
-    """Warnings for tasks of a table whose labels are not learned, or whose zero-shot scores are at chance.
+    """Warnings for tasks of a table: their labels are not learned, or their zero-shot scores are at chance.
 
     Args:
         rows: of one table.
@@ -49,16 +49,16 @@ def at_chance(rows: Sequence[Row]) -> list[str]:
         if unlearned:
             scores = ", ".join(f"{name} {_beside_chance(row.same_modality, row)}" for name, row in unlearned.items())
             warnings.append(
-                f"{task}: not above chance even if trained and tested on the same modality ({scores}), so its labels "
-                "are not learned and zero-shot scores mean nothing; check the labels of those clips, the codes in use, "
-                "and the number of training clips"
+                f"{task}: not above chance even if trained and tested on the same modality ({scores}). Labels are not "
+                "learned, so zero-shot scores mean nothing. Check the labels of those clips, the codes in use, and the "
+                "number of training clips"
             )
         carried = [row for row in those if row.learnable and not row.above_chance]
         if carried:
             scores = ", ".join(f"{row.direction} {_beside_chance(row.score, row)}" for row in carried)
             warnings.append(
-                f"{task}: zero-shot not above chance ({scores}), though labels are learned within the modality; the "
-                "modalities do not share codes for it: check the overlap of use, and train longer"
+                f"{task}: zero-shot not above chance ({scores}), though labels are learned within the modality. The "
+                "modalities share no codes for it. Check the overlap of use, and train longer"
             )
     return warnings
 

@@ -10,7 +10,7 @@ from torch import Tensor
 # Inside the logarithm and in the denominator of the released code matching loss.
 OFFICIAL_LOG_OFFSET = 1e-10
 OFFICIAL_SUM_OFFSET = 1e-5
-# Temperature of soft assignments: of two codewords the one nearer by it, in mean squared error, is e times as likely.
+# Temperature of soft assignments. A codeword nearer by this mean squared error than another is e times as likely.
 ASSIGNMENT_TEMPERATURE = 0.05
 # Slope of a word's grounding weight, per nat of information about the clip's codewords.
 GROUNDING_SLOPE = 2.0
@@ -77,9 +77,8 @@ def club_official(
 ) -> Tensor:
     """The mutual information estimate of the released code.
 
-    It averages squared error and log variance over time, and divides the one by
-    the exponential of the other. The negatives are one permutation of the
-    batch, fixed points included.
+    It averages squared error and log variance over time, and divides the error by the exponential of the log variance.
+    The negatives are one permutation of the batch, fixed points included.
 
     Args:
         mean: (B, T, C).
@@ -161,7 +160,7 @@ def balanced_assignment(
     sharpness: float = 2.0,
     rounds: int = 3,
 ) -> Tensor:
-    """Soft assignment of rows to codewords with given totals per codeword, by Sinkhorn and Knopp.
+    """Soft assignment of rows to codewords with given totals per codeword, by the algorithm of Sinkhorn and Knopp.
 
     Args:
         scores: logits, (N, M).
@@ -190,8 +189,8 @@ def balanced_assignment(
 def presence(used: Tensor, scores: Tensor, mask: Tensor | None = None) -> Tensor:
     """Loss for codewords to occur in a clip: minus sum_k P_k log(1 - prod_t (1 - p_tk)), mean over clips.
 
-    One position with a codeword suffices; the others may have any. So words of a sentence get codewords of its clip's
-    other modalities, and these get the codewords of words.
+    One position with a codeword suffices; the others may have any. So words of a sentence get codewords of the clip's
+    other modalities, and these modalities get the codewords of words.
 
     Args:
         used: P, (B, M), the codewords that should occur; gets no gradient. Its sum may be below one.
@@ -212,9 +211,10 @@ def presence(used: Tensor, scores: Tensor, mask: Tensor | None = None) -> Tensor
 class Grounding(NamedTuple):
     """Results of a lexicon for the words of a batch.
 
-    surprise (B, T), nats: cross-entropy between the codewords of the clip and the lexicon's prediction from the word.
-    weight (B, T) in 0..1, without gradient: how well the word predicts the other modalities' codewords.
-    meaning (B, T, M), without gradient: distribution of the word over codewords of the clip.
+    Attributes:
+        surprise: (B, T), nats, cross-entropy between the clip's codewords and the lexicon's prediction from the word.
+        weight: (B, T) in 0..1, without gradient: how well the word predicts the other modalities' codewords.
+        meaning: (B, T, M), without gradient, distribution of the word over codewords of the clip.
     """
 
     surprise: Tensor
@@ -223,10 +223,10 @@ class Grounding(NamedTuple):
 
 
 def grounding(expected: Tensor, used: Tensor, average: Tensor, mask: Tensor | None = None) -> Grounding:
-    """Grounding of words: how well each predicts the codewords of the other modalities, and which of them it means.
+    """Grounding of words: how well a word predicts the codewords of the other modalities, and which of them it means.
 
-    A grounded word predicts the clip's codewords better than their average over clips does. With g nats less surprise
-    than the average its weight is 1 - exp(-2 g).
+    A grounded word predicts the clip's codewords better than their average over clips does. A word with g nats less
+    surprise than the average has weight 1 - exp(-2 g).
 
     Args:
         expected: log probabilities of the codewords, predicted by a lexicon from each word, (B, T, M).
@@ -235,8 +235,8 @@ def grounding(expected: Tensor, used: Tensor, average: Tensor, mask: Tensor | No
         mask: (B, T) bool, or None.
 
     Source:
-        Model 1 of Brown, Della Pietra, Della Pietra and Mercer, "The Mathematics of Statistical Machine Translation",
-        1993, with codewords as the second language, trained by gradient descent.
+        Model 1 of Brown et al., "The Mathematics of Statistical Machine Translation", 1993, with codewords as the
+        second language, trained by gradient descent.
     """
     surprise = -(used.unsqueeze(1) * expected).sum(-1)
     with torch.no_grad():

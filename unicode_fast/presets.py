@@ -121,7 +121,7 @@ _SIZES: dict[str, dict[str, Any]] = {"small": {}, "paper": _PAPER_SIZE}
 
 
 def from_saved(values: Mapping[str, Any]) -> Config:
-    """The configuration from saved values, which `Config.flat` of this version or an older one gave.
+    """The configuration from saved values, as `Config.flat` of this version or an older one returned them.
 
     Raises:
         TypeError: a value has the wrong type.
@@ -138,7 +138,7 @@ def preset(name: str, size: str = "small") -> Config:
 
     * sum pooling over grid cells; a residual block with a rectified skip;
     * sequential EMA, smoothed at each update, with partners at the same
-      position; a reset that leaves count and sum of the EMA unchanged;
+      position; a reset changes neither count nor sum of the EMA;
     * CLUB with one permutation on quantised features;
     * Cross-CPC with the softmax over predictions and with self terms;
     * code matching with its second term untransposed.
@@ -149,9 +149,8 @@ def preset(name: str, size: str = "small") -> Config:
     `paper` follows the equations as printed. Where the paper leaves a choice
     open, ours is:
 
-    * The partner is r^a = softmax(z^a z^b^T / sqrt(D)) z^b over the valid
-      positions of the same clip. It has no parameters and is detached, because
-      the EMA has no gradient. The own feature weighs 1/2, the partners share 1/2.
+    * The partner is r^a = softmax(z^a z^b^T / sqrt(D)) z^b over the valid positions of the same clip. It has no
+      parameters and no gradient, because the EMA has none. The own feature weighs 1/2, the partners share 1/2.
     * Cross-CPC has K = 1 and one linear predictor per prediction step and source.
     * CLUB on z, over all pairs, averaged over channels, at least zero, weight 0.1.
     * Commitment and reconstruction errors are averaged over elements; the
@@ -165,9 +164,8 @@ def preset(name: str, size: str = "small") -> Config:
     `recommended` was chosen on the built-in data by the comparison in
     docs/choices.md, with CLUB on:
 
-    * Codewords start at features, counts at one; one joint EMA update per
-      batch, smoothed in the division only; a reset to features of the batch
-      includes count and sum.
+    * Codewords start at features, counts at one. One joint EMA update per batch is smoothed in the division only. A
+      reset to features of the batch includes count and sum.
     * CLUB in closed form, averaged over channels, at least zero, weight 0.1.
     * Cross-CPC with the softmax in both directions; symmetric code matching.
     * For shared codes: z is normalised per modality. Commitment is mostly to

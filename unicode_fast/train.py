@@ -76,7 +76,7 @@ def pretrain(
         postponed("this step is ended and saved") if ranks.size == 1 else contextlib.nullcontext(Ending()) as ending,
         run_log(trainer, dataset, folder, content, ranks, total) as log,
     ):
-        while trainer.step < total and not ending.asked:
+        while trainer.step < total and not ending.requested:
             step = trainer.step
             with ranks.step(step + 1, device):
                 try:

@@ -31,8 +31,10 @@ Partner = Literal["aligned", "attended"]
 class Quantised(NamedTuple):
     """Codewords chosen for a batch of one modality.
 
-    index (...) int64, usually (B, T); codeword (..., D) without gradient; vector (..., D)
-    equal to the codeword, its gradient passed straight through to the features.
+    Attributes:
+        index: (...) int64, usually (B, T).
+        codeword: (..., D), without gradient.
+        vector: (..., D), equal to the codeword, with the gradient passed straight through to the features.
     """
 
     index: Tensor  # type: ignore[assignment]
@@ -124,7 +126,7 @@ class Codebook(nn.Module):
         self.register_buffer("ema_sum", codebook * (initial_count or 1.0))
         self.register_buffer("idle", torch.full((len(self.names), codewords), -1))
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
-        # No buffer: its content depends on the machine, so ranks must not receive another rank's.
+        # Not a buffer: its content depends on the machine, so a rank must not receive that of another rank.
         self._prepared: PreparedCodebook | None = None
 
     def state(self) -> CodebookState:
@@ -132,7 +134,7 @@ class Codebook(nn.Module):
         return CodebookState(self.codebook, self.ema_count, self.ema_sum, self.idle, self.step)
 
     def prepared(self) -> PreparedCodebook:
-        """The prepared codebook for searches; a new one if the module has a new tensor, as after a move."""
+        """The prepared codebook for searches; a new object if the codebook is a new tensor, as after a move."""
         if self._prepared is None or self._prepared.codebook is not self.codebook:
             self._prepared = PreparedCodebook(self.codebook)
         return self._prepared
@@ -156,8 +158,8 @@ class Codebook(nn.Module):
 
         Raises:
             TypeError: features or masks are no mapping of tensors, or of an unsupported dtype.
-            ValueError: a modality is unknown or missing, a width, shape or device does not fit, or modalities that are
-                partners differ in the number of clips.
+            ValueError: a modality is unknown or missing, or a width, shape or device does not fit. Or modalities that
+                are partners differ in the number of clips.
         """
         self._check(features, mask)
         if mask is not None:
@@ -177,8 +179,8 @@ class Codebook(nn.Module):
         for given, what in ((features, "features"), (mask, "mask")):
             if given is not None and not isinstance(given, Mapping):
                 raise TypeError(f"{what} must be a mapping from modalities to tensors, got {type(given).__name__}")
-        wanted = set(self.names) if self.training else set(features) & set(self.names)
-        if not features or set(features) != wanted:
+        expected = set(self.names) if self.training else set(features) & set(self.names)
+        if not features or set(features) != expected:
             which = "all" if self.training else "any"
             got = ", ".join(map(str, features)) or "none"
             raise ValueError(f"features must be of {which} of the modalities {', '.join(self.names)}, got {got}")

@@ -14,12 +14,13 @@ from unicode_fast.config import Modality, ModelConfig
 class WordEncoder(nn.Module):
     """Two-layer bidirectional LSTM over word vectors.
 
-    The backward direction starts at the last valid word of each clip, so padding
-    has no effect; without a mask it starts at the last position.
+    The backward direction starts at the last valid word of each clip, so padding has no effect. Without a mask it
+    starts at the last position.
 
     Args:
         input_width: width of a word vector.
-        output_width: of both directions together; even.
+        output_width: width of both directions together; even.
+        layers: LSTM layers of each direction, at least 1.
     """
 
     def __init__(self, input_width: int, output_width: int, layers: int = 2) -> None:

@@ -1,4 +1,4 @@
-"""A model without torch's wrappers, and its tensors by their names without these."""
+"""A model without torch's wrappers, and its tensors by their names in that model."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def plain_model(model: Any) -> tuple[UniCode, dict[str, Tensor]]:
 
     Raises:
         TypeError: it is no UniCode.
-        ValueError: a module was exchanged, so no model of this configuration could load them.
+        ValueError: a module was replaced, so no model of this configuration could load the tensors.
     """
     plain = unwrapped(model)
     if not isinstance(plain, UniCode):
@@ -38,7 +38,7 @@ def plain_model(model: Any) -> tuple[UniCode, dict[str, Tensor]]:
     for name in (*plain.shapes, *state):
         value, shape = state.get(name), plain.shapes.get(name)
         if type(value) is not Tensor or value.shape != shape:
-            must = "not be there" if shape is None else f"be a tensor of shape {tuple(shape)}"
+            must = "be absent" if shape is None else f"be a tensor of shape {tuple(shape)}"
             got = "none" if value is None else f"{type(value).__name__} {tuple(value.shape)}"
             raise ValueError(
                 f"model must have its original parameters and buffers to be written: {name} must {must}, got {got}"
