@@ -68,7 +68,7 @@ def bench_feed(
     batches = Batches(clips, config.train.batch_size)
     trainer = Trainer(config, clips.modalities, device)
     wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-    with open_loader(batches, device, kind, workers=config.train.feed_workers) as feed:
+    with open_loader(batches, device, kind, workers=config.train.loader_workers) as feed:
         for step in (0, 7):
             truth, found = batches.batch(step), feed.batch(step).to("cpu")
             assert all(torch.equal(found.features[name], truth.features[name]) for name in truth.features)
@@ -90,7 +90,7 @@ def bench_feed(
     row: dict[str, Any] = {
         "size": size,
         "feed": kind,
-        "workers": config.train.feed_workers if kind == "prefetch" else 0,
+        "workers": config.train.loader_workers if kind == "prefetch" else 0,
         "clips": clips_each,
         "feed_clips_per_second": fed * clips_each,
         "step_clips_per_second": step_rate * clips_each,

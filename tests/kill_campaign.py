@@ -188,7 +188,7 @@ class Run:
         self.out = campaign.folder / f"trial-{number}"
         self.log = campaign.folder / f"trial-{number}.log"
         fields = {"checkpoint_seconds": chosen.choice((0.0, 0.0, 0.05, 1000.0))}
-        fields["feed"] = chosen.choice(("direct", "direct", "prefetch"))
+        fields["loader"] = chosen.choice(("direct", "direct", "prefetch"))
         self.begin = campaign.new(self.out, **fields)
 
     @property

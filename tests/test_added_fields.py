@@ -28,7 +28,7 @@ from unicode_fast.training.runs import resume_folder
 # A store, a finished and an interrupted run over it, and an export; tests/data/README.md says how they were made.
 ARCHIVE = Path(__file__).parent / "data" / "6207b0c.zip"
 # Fields that some tests take for added ones; the values are not those of the presets.
-ADDED = {"cpc_steps": 2, "club_floor": False, "feed_workers": 3}
+ADDED = {"cpc_steps": 2, "club_floor": False, "loader_workers": 3}
 
 
 def unpacked(folder: Path) -> Path:
@@ -88,7 +88,7 @@ class TestCompleted:
         ("changes", "removed", "message"),
         [
             ({"widht": 3}, (), "fields of this version only, got widht$"),
-            ({}, ("width", "seed", "feed_workers"), "every field except those of ADDED_FIELDS, lacks width, seed$"),
+            ({}, ("width", "seed", "loader_workers"), "every field except those of ADDED_FIELDS, lacks width, seed$"),
             ({}, ("preset",), "lacks preset$"),
         ],
     )
@@ -144,7 +144,7 @@ class TestCheckpoints:
             return checkpoint.changed_fields(content, config.replace_all(**fields), tiny.MODALITIES)
 
         assert changed() == {}
-        assert changed(feed_workers=1) == {"feed_workers": 3}
+        assert changed(loader_workers=1) == {"loader_workers": 3}
         with pytest.raises(CheckpointError, match=r"configuration, got cpc_steps \d+ instead of \d+$"):
             changed(cpc_steps=1)
         del saved["fields"]["width"]
@@ -159,7 +159,8 @@ class TestFiles:
         config = preset("paper").replace(width=32)
         file = write_yaml(tmp_path / "config.yaml", without(config.flat(), *added))
         assert resolve(file, {}) == resolve_saved(file) == config.replace_all(**added)
-        assert resume_folder(str(tmp_path), {"feed_workers": 1})[1] == config.replace(**{**added, "feed_workers": 1})
+        flags = {"loader_workers": 1}
+        assert resume_folder(str(tmp_path), flags)[1] == config.replace(**{**added, **flags})
         assert report.run_config(tmp_path) == config.replace(**added)
 
     def test_flags_are_read_after_it(self, added: dict[str, Any], tmp_path: Path) -> None:
@@ -209,7 +210,7 @@ class TestFiles:
 
     def test_an_ablation_goes_on_as_before_only(self, added: dict[str, Any], tmp_path: Path) -> None:
         config = tiny.config(**added)
-        for fields, same in (({}, True), ({"feed_workers": 1}, True), ({"cpc_steps": 1}, False)):
+        for fields, same in (({}, True), ({"loader_workers": 1}, True), ({"cpc_steps": 1}, False)):
             found = [ablate.Variant("figure3", "12", config.replace_all(**fields), "one")]
             write_yaml(tmp_path / "one" / "seed-0" / "config.yaml", without(config.flat(), *added))
             if same:

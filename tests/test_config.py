@@ -173,7 +173,7 @@ OTHER = {
     "code_matching_directions": "rows", "code_matching_temperature": 3.0,
     "grid_hidden_width": 5, "grid_specific_width": 7, "grid_club_width": 3,
     "grid_pooling": "sum", "squeeze_width": 3, "residual_skip": "relu", "vector_specific_width": 9, "word_width": 10,
-    "word_target": "lstm", "precision": "bfloat16", "feed_workers": 5, "channels_last": True,
+    "word_target": "lstm", "precision": "bfloat16", "loader_workers": 5, "channels_last": True,
 }  # fmt: skip
 SWITCHED = [
     (switch, value, name) for switch, values, names in config_module._SWITCHES for value in values for name in names
@@ -277,21 +277,22 @@ class TestFlags:
 class TestRenamedFields:
     """Former names of fields, in flags, files, Python and saved configurations."""
 
-    OLD = {"revive_after": 7, "cmcm_weight": 0.25}
+    OLD = {"revive_after": 7, "cmcm_weight": 0.25, "feed": "direct"}
 
     def check(self, config: Config) -> None:
-        assert (config.method.reset_after, config.method.code_matching_weight) == (7, 0.25)
+        found = (config.method.reset_after, config.method.code_matching_weight, config.train.loader)
+        assert found == (7, 0.25, "direct")
 
     def test_in_python_and_saved(self) -> None:
         self.check(preset("recommended").replace(**self.OLD))
         present = {new: old for old, new in RENAMED_FIELDS.items()}
-        saved = preset("paper").replace(reset_after=7, code_matching_weight=0.25).flat()
+        saved = preset("paper").replace(reset_after=7, code_matching_weight=0.25, loader="direct").flat()
         self.check(from_saved({present.get(name, name): value for name, value in saved.items()}))
 
     def test_in_flags_and_files(self, tmp_path: Path) -> None:
         flags = [f"--{name}={value}" for name, value in self.OLD.items()]
         self.check(resolve(None, given_fields(make_parser("train", "").parse_args(flags))))
-        (tmp_path / "old.yaml").write_text("revive_after: 7\ncmcm_weight: 0.25\n")
+        (tmp_path / "old.yaml").write_text("revive_after: 7\ncmcm_weight: 0.25\nfeed: direct\n")
         self.check(resolve(str(tmp_path / "old.yaml"), {}))
 
     def test_both_names(self, tmp_path: Path) -> None:

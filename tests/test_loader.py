@@ -119,7 +119,7 @@ def test_an_error_of_a_worker_is_one_clear_error(
         assert_same(feed.batch(1), plain(batches, 1))
         with pytest.raises(BatchLoaderError) as raised:
             feed.batch(2)
-        assert str(raised.value) == "feed could not read the batch of step 2: OSError: the disk is gone"
+        assert str(raised.value) == "the loader could not read the batch of step 2: OSError: the disk is gone"
         assert "the disk is gone" in str(raised.value.__cause__)
     assert not helpers()
 
@@ -136,7 +136,7 @@ def test_a_worker_that_is_killed_is_one_clear_error(batches: Batches, monkeypatc
     monkeypatch.setattr(Batches, "batch", killed)
     with open_loader(batches, CPU, "prefetch", workers=1) as feed:
         assert_same(feed.batch(0), plain(batches, 0))
-        with pytest.raises(BatchLoaderError, match=r"read the batch of step [12]: .*; --feed_workers 0 reads it"):
+        with pytest.raises(BatchLoaderError, match=r"read the batch of step [12]: .*; --loader_workers 0 reads it"):
             for step in (1, 2):
                 feed.batch(step)
     assert not helpers()
@@ -176,7 +176,7 @@ def test_what_cannot_be_resident_names_the_way_out(batches: Batches, monkeypatch
 
     monkeypatch.setattr(torch.Tensor, "new_empty", full)
     with pytest.raises(
-        BatchLoaderError, match=r"feed 'resident' could not put 23 clips on cpu: no memory left; .*prefetch"
+        BatchLoaderError, match=r"loader 'resident' could not put 23 clips on cpu: no memory left; .*prefetch"
     ):
         open_loader(batches, CPU, "resident")
 

@@ -225,7 +225,7 @@ def test_a_second_process_is_refused(run: Path) -> None:
     before = contents(run)
     with alone(run / ".lock", "other"):
         with pytest.raises(InUse, match=f"run {run} is in use by this process"):
-            main([f"--resume={run}", "--feed=prefetch"])
+            main([f"--resume={run}", "--loader=prefetch"])
         assert {**contents(run), ".lock": before[".lock"]} == before
 
 
@@ -313,9 +313,9 @@ def test_an_ended_run_stays_as_it_is(
     (run / "summary.json").write_text(json.dumps({**summary, "rows": [row]}))
     monkeypatch.setattr(checks, "open_run_data", lambda _: pytest.fail("data must not be needed"))
     before = contents(run)
-    assert main([f"--resume={run}", "--feed=prefetch"]) == 0
+    assert main([f"--resume={run}", "--loader=prefetch"]) == 0
     printed = capsys.readouterr()
-    assert f"run {run} has finished already\n" in printed.err and "feed did not change" in printed.err
+    assert f"run {run} has finished already\n" in printed.err and "loader did not change" in printed.err
     assert "classification  audio -> depth     50.0 %" in printed.out
     assert printed.out.splitlines()[-1] == f"next: python -m unicode_fast.report {run} --out {run}-report"
     assert contents(run) == before

@@ -211,9 +211,9 @@ class TestDeterminism:
         ours, theirs = (json.loads((run / "summary.json").read_text())["rows"] for run in (out, finished))
         assert ours == theirs
 
-    @pytest.mark.parametrize("feed", ["prefetch", "resident"])
-    def test_every_feed_gives_the_same_bits(self, store: Path, finished: Path, tmp_path: Path, feed: str) -> None:
-        main(flags(store, tmp_path / "again", probe_tasks="classification", feed=feed))
+    @pytest.mark.parametrize("loader", ["prefetch", "resident"])
+    def test_every_loader_gives_the_same_bits(self, store: Path, finished: Path, tmp_path: Path, loader: str) -> None:
+        main(flags(store, tmp_path / "again", probe_tasks="classification", loader=loader))
         assert same(final_model(finished), final_model(tmp_path / "again"))
 
     @pytest.mark.slow
@@ -281,7 +281,7 @@ class TestChangedExecution:
         with pytest.raises(ValueError, match="micro_batches must be at most the 10 clips of a rank, got 11"):
             main([f"--resume={parted}", f"--resume-step={step}", "--micro_batches=11"])
         capsys.readouterr()
-        changed = ["--micro-batches=3", "--activation-checkpointing=true", "--feed=prefetch", "--feed_workers=1"]
+        changed = ["--micro-batches=3", "--activation-checkpointing=true", "--loader=prefetch", "--feed_workers=1"]
         assert main([f"--resume={parted}", f"--resume-step={step}", *changed]) == 0
         printed = capsys.readouterr()
         assert f"from step {step} on micro_batches is 3, no longer 5\n" in printed.err
@@ -313,20 +313,20 @@ class TestChangedExecution:
         out = tmp_path / "seeds"
         main(flags(store, out, steps=4, validations=1, seeds=2, probe_tasks="none"))
         (out / "seed-1" / "summary.json").unlink()
-        assert main([f"--resume={out}", "--feed=resident"]) == 0
-        feeds = [yaml.safe_load((below / "config.yaml").read_text())["feed"] for below in (out, out / "seed-0")]
-        assert feeds == ["resident", "auto"]
-        assert yaml.safe_load((out / "seed-1" / "config.yaml").read_text())["feed"] == "resident"
+        assert main([f"--resume={out}", "--loader=resident"]) == 0
+        loaders = [yaml.safe_load((below / "config.yaml").read_text())["loader"] for below in (out, out / "seed-0")]
+        assert loaders == ["resident", "auto"]
+        assert yaml.safe_load((out / "seed-1" / "config.yaml").read_text())["loader"] == "resident"
         changes = [json.loads((out / f"seed-{n}" / "summary.json").read_text())["changes"] for n in (0, 1)]
-        assert changes == [[], [{"step": 4, "field": "feed", "before": "auto", "after": "resident"}]]
+        assert changes == [[], [{"step": 4, "field": "loader", "before": "auto", "after": "resident"}]]
 
     def test_another_model_is_refused(self, store: Path, finished: Path, tmp_path: Path) -> None:
         """A configuration that was edited by hand."""
         content = checkpoint.read(checkpoint.find(finished, "last"))
         config, modalities = checkpoint.config_from_dict(content["config"])
-        assert checkpoint.changed_fields(content, config.replace(feed="direct"), modalities) == {"feed": "auto"}
+        assert checkpoint.changed_fields(content, config.replace(loader="direct"), modalities) == {"loader": "auto"}
         with pytest.raises(checkpoint.CheckpointError, match=r"got width \d+ instead of \d+$"):
-            checkpoint.changed_fields(content, config.replace(width=8, feed="direct"), modalities)
+            checkpoint.changed_fields(content, config.replace(width=8, loader="direct"), modalities)
         with pytest.raises(checkpoint.CheckpointError, match="got other modalities or shapes$"):
             checkpoint.changed_fields(content, config, {**modalities, "audio": Modality("vector", (7,))})
 

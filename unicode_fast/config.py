@@ -282,9 +282,9 @@ class TrainConfig:
         cuda_graph: a whole training step is captured once and replayed as one CUDA graph; needs one rank,
             `micro_batches` 1 and no `activation_checkpointing`.
         device: "auto" takes a GPU if there is one.
-        feed: loader of batches: "resident" (the device holds the whole training split), "prefetch" (worker processes
-            read ahead, a thread copies during the computation), "direct" (no overlap) or "auto".
-        feed_workers: processes that read ahead; 0 reads ahead in a thread of this process.
+        loader: how batches reach the device: "resident" (it holds the whole training split), "prefetch" (worker
+            processes read ahead, a thread copies during the computation), "direct" (no overlap) or "auto".
+        loader_workers: processes that read ahead; 0 reads ahead in a thread of this process.
         seed: of initial weights, order of clips, dropout, draws and probes.
         validations: number of measurements of the zero-shot accuracy on the validation split, evenly spread.
         checkpoint_seconds: longest time between two checkpoints.
@@ -310,8 +310,8 @@ class TrainConfig:
     compile: bool = False
     cuda_graph: bool = False
     device: str = "auto"
-    feed: Literal["auto", "resident", "prefetch", "direct"] = "auto"
-    feed_workers: int = 2
+    loader: Literal["auto", "resident", "prefetch", "direct"] = "auto"
+    loader_workers: int = 2
     seed: int = 0
     validations: int = 5
     checkpoint_seconds: float = 20.0
@@ -408,7 +408,7 @@ _SWITCHES: tuple[tuple[str, tuple[Any, ...], tuple[str, ...]], ...] = (
     ("cpc_weight", (0,), ("cpc_self_weight",)),
     ("code_matching_weight", (0,), ("code_matching_pairing", "code_matching_directions", "code_matching_temperature")),
     ("dtype", ("float64",), ("precision",)),
-    ("feed", ("resident", "direct"), ("feed_workers",)),
+    ("loader", ("resident", "direct"), ("loader_workers",)),
 )  # fmt: skip
 # Kinds of modalities, and the fields that have an effect only with one of these kinds.
 _KIND_FIELDS: tuple[tuple[tuple[Kind, ...], tuple[str, ...]], ...] = (
@@ -429,7 +429,7 @@ _TYPES = {name: hint for kind in SECTIONS.values() for name, hint in get_type_hi
 # How and where a model is computed. These fields change results only by rounding and by the draws of dropout, so a run
 # may resume with other values.
 EXECUTION_FIELDS = (
-    "micro_batches", "activation_checkpointing", "compile", "cuda_graph", "device", "feed", "feed_workers",
+    "micro_batches", "activation_checkpointing", "compile", "cuda_graph", "device", "loader", "loader_workers",
     "checkpoint_seconds", "rank_timeout_seconds",
 )  # fmt: skip
 
@@ -450,6 +450,7 @@ ADDED_FIELDS: Mapping[str, Any] = {
 RENAMED_FIELDS: Mapping[str, str] = {
     **{f"revive_{name}": f"reset_{name}" for name in ("after", "unless", "source", "noise", "active_within", "ema")},
     **{f"cmcm_{name}": f"code_matching_{name}" for name in ("weight", "pairing", "directions", "temperature")},
+    **{"feed": "loader", "feed_workers": "loader_workers"},
 }
 
 # Smallest and largest value, both allowed.
@@ -470,7 +471,7 @@ RANGES: Mapping[str, tuple[float, float]] = {
             "reconstruction_weight", "commitment_weight", "commitment_own", "commitment_partner", "club_weight",
             "club_inner_steps", "cpc_weight", "cpc_self_weight", "cpc_earliest", "code_matching_weight",
             "assignment_weight", "presence_weight", "grounding_weight", "data_seed", "steps",
-            "warmup_steps", "feed_workers", "validations", "checkpoint_seconds",
+            "warmup_steps", "loader_workers", "validations", "checkpoint_seconds",
         ),
         (0, math.inf),
     ),

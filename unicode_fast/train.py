@@ -71,7 +71,7 @@ def pretrain(
         ranks.run_on_rank0(lambda: initialise_codebook(trainer, batches, device, ranks.size))
         ranks.broadcast_parameters(trainer.model)
     with (
-        open_loader(batches, device, train.feed, workers=train.feed_workers, end=total, own=ranks.bounds) as loader,
+        open_loader(batches, device, train.loader, workers=train.loader_workers, end=total, own=ranks.bounds) as loader,
         # With several ranks, a signal to one rank ends all of them at once.
         postponed("this step is ended and saved") if ranks.size == 1 else contextlib.nullcontext(Ending()) as ending,
         run_log(trainer, dataset, folder, content, ranks, total) as log,

@@ -102,7 +102,7 @@ class ResidentLoader(BatchLoader):
                         kept[name][start : start + len(positions)] = tensor
         except Exception as error:
             raise BatchLoaderError(
-                f"feed 'resident' could not put {len(clips)} clips on {device}: {error}; use --feed prefetch"
+                f"loader 'resident' could not put {len(clips)} clips on {device}: {error}; use --loader prefetch"
             ) from error
 
     def batch(self, step: int) -> Batch:
@@ -214,7 +214,7 @@ class PrefetchLoader(BatchLoader):
         try:
             found = next(self.from_workers)
         except Exception as error:
-            message = f"{_unreadable(step, error)}; --feed_workers 0 reads it without worker processes"
+            message = f"{_unreadable(step, error)}; --loader_workers 0 reads it without worker processes"
             raise BatchLoaderError(message) from error
         if isinstance(found, _Failed):
             raise BatchLoaderError(found.message) from RuntimeError(found.trace)
@@ -274,7 +274,7 @@ def open_loader(
     """
     if not isinstance(batches, Batches):
         if kind == "resident":
-            raise BatchLoaderError("feed must be auto, prefetch or direct for a stream, got 'resident'")
+            raise BatchLoaderError("loader must be auto, prefetch or direct for a stream, got 'resident'")
         kind, workers = "direct" if kind == "direct" else "prefetch", min(workers, 1)
     elif kind == "auto":
         kind = _chosen(batches, device)
@@ -301,4 +301,4 @@ def _bytes(batches: Batches) -> int:
 
 
 def _unreadable(step: int, error: Exception) -> BatchLoaderError:
-    return BatchLoaderError(f"feed could not read the batch of step {step}: {type(error).__name__}: {error}")
+    return BatchLoaderError(f"the loader could not read the batch of step {step}: {type(error).__name__}: {error}")
