@@ -12,8 +12,8 @@ import pytest
 from measurement import printed_rows
 
 ROWS = "contrast"
-# Largest error of a gradient, relative to its largest number, from roundings of scores and, in bfloat16, of slopes and
-# of the gradient itself.
+# Largest error of a gradient, relative to its largest number. Its causes are the rounding of scores and, in bfloat16,
+# of slopes and of the gradient itself.
 LARGEST_ERRORS = {"float32": 1e-4, "tf32": 1e-2, "bfloat16": 2e-2}
 # Memory beyond inputs, gradients and named workspaces, relative to inputs and gradients.
 LARGEST_EXCESS = 0.1

@@ -48,7 +48,7 @@ def clips_of(size: str, folder: Path) -> tuple[Config, ClipSet]:
     arrays: dict[str, np.ndarray] = {}
     generator = np.random.default_rng(0)
     for name, modality in shape.modalities().items():
-        whole = (CLIPS_AS_PUBLISHED, shape.steps, *modality.shape)
+        whole = (CLIPS_AS_PUBLISHED, shape.positions, *modality.shape)
         array = np.lib.format.open_memmap(folder / f"{name}.npy", "w+", np.float32, whole)
         for start in range(0, CLIPS_AS_PUBLISHED, 100):
             array[start : start + 100] = generator.random((100, *whole[1:]), np.float32)

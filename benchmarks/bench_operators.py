@@ -19,7 +19,7 @@ from unicode_fast import (
 
 
 def nearest(shape: Shape, backend: str) -> Callable[[], object]:
-    features = torch.randn(shape.modalities * shape.clips * shape.steps, shape.width)
+    features = torch.randn(shape.modalities * shape.clips * shape.positions, shape.width)
     codebook = torch.randn(shape.codewords, shape.width)
     index = nearest_codeword(features, codebook, backend=backend).index
     assert torch.equal(index, (features.double()[:, None] - codebook.double()).square().sum(-1).argmin(1))
@@ -27,7 +27,7 @@ def nearest(shape: Shape, backend: str) -> Callable[[], object]:
 
 
 def update(shape: Shape, backend: str) -> Callable[[], object]:
-    rows = [torch.randn(shape.clips * shape.steps, shape.width) for _ in range(shape.modalities)]
+    rows = [torch.randn(shape.clips * shape.positions, shape.width) for _ in range(shape.modalities)]
     codebook = torch.randn(shape.codewords, shape.width)
     index = [nearest_codeword(features, codebook).index for features in rows]
     state = new_state(codebook, shape.modalities)
@@ -35,9 +35,9 @@ def update(shape: Shape, backend: str) -> Callable[[], object]:
 
 
 def distribution(shape: Shape, backend: str) -> Callable[[], object]:
-    features = torch.randn(shape.clips, shape.steps, shape.width, requires_grad=True)
-    codebook, wanted = torch.randn(shape.codewords, shape.width), torch.randn(shape.clips, shape.codewords)
-    return lambda: (codeword_distribution(features, codebook, backend=backend) * wanted).sum().backward()
+    features = torch.randn(shape.clips, shape.positions, shape.width, requires_grad=True)
+    codebook, factors = torch.randn(shape.codewords, shape.width), torch.randn(shape.clips, shape.codewords)
+    return lambda: (codeword_distribution(features, codebook, backend=backend) * factors).sum().backward()
 
 
 def contrast(shape: Shape, backend: str) -> Callable[[], object]:
@@ -48,7 +48,7 @@ def contrast(shape: Shape, backend: str) -> Callable[[], object]:
 
 
 def commitment(shape: Shape, backend: str) -> Callable[[], object]:
-    features = torch.randn(shape.modalities, shape.clips * shape.steps, shape.width, requires_grad=True)
+    features = torch.randn(shape.modalities, shape.clips * shape.positions, shape.width, requires_grad=True)
     codebook = torch.randn(shape.codewords, shape.width)
     index = torch.randint(shape.codewords, features.shape[:2])
     weights = torch.full((shape.modalities, shape.modalities), 0.25 / shape.width)

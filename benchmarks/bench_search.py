@@ -1,7 +1,8 @@
 """The search, search and update, and the quantiser's training step, ours beside others; `pytest benchmarks/`.
 
-Each shape and contender has a line, which is printed and kept in results/quantiser-<device>.json. The line of one that
-has not run holds the reason. `pytest benchmarks/bench_search.py --device cuda` is for a machine with a GPU.
+Each shape and contender has a line, which is printed and kept in results/quantiser-<device>.json. The line of a
+contender that has not run holds the reason. `pytest benchmarks/bench_search.py --device cuda` is for a machine with a
+GPU.
 """
 
 from collections.abc import Callable

@@ -1,8 +1,8 @@
 """Whole training steps, ours beside the original's, each in its own process; `pytest benchmarks/bench_train_step.py`.
 
 The original's step must first agree with preset official. Each contender and size has a line, which is printed and
-kept in results/train-step-<device>.json, for some with the parts of the step. `--device cuda` is for a machine with a
-GPU.
+kept in results/train-step-<device>.json. Some lines have the times of the sections of the step. `--device cuda` is for
+a machine with a GPU.
 """
 
 from collections.abc import Callable

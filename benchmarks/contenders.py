@@ -1,7 +1,7 @@
 """Contenders on one problem: `python benchmarks/contenders.py search published faiss` prints a line of JSON for each.
 
-`bench_search.py` calls it, on the CPU with one contender per process, because two OpenMP runtimes distort each other's
-times. On a GPU all contenders share a process, because its start takes longer than they do.
+`bench_search.py` calls it. On the CPU each contender has its own process, because two OpenMP runtimes distort each
+other's times. On a GPU all contenders share a process, because its start takes longer than their measurements.
 """
 
 import argparse
@@ -92,7 +92,7 @@ def flash_kmeans(features: Tensor, codebook: Tensor) -> Callable[[], Tensor]:
 
 def with_mma(features: Tensor, codebook: Tensor) -> Callable[[], Tensor]:
     def search() -> Tensor:
-        # Afterwards the caller's choice, which may leave out a failed kernel, is restored.
+        # The patch ends with the call, so the caller's choice, which may leave out a failed kernel, is restored.
         with mock.patch.dict(os.environ, {"UNICODE_FAST_MAIN_LOOP": "mma"}):
             return nearest_codeword(features, codebook).index
 
@@ -219,16 +219,17 @@ PROBLEMS = {"search": SEARCH, "update": UPDATE, "step": STEP}
 def inputs(problem: str, shape: str, device: str) -> tuple[list[Tensor], Tensor]:
     """Rows of each modality, one for a search, and the codebook; normal numbers, equal on machines of one kind.
 
-    They are drawn on the device, as a CPU takes seconds for those of a GPU, and once for all contenders of a shape.
+    They are drawn on the device, because a CPU takes seconds for the sizes of a GPU. All contenders of a shape share
+    them.
     """
     generator = torch.Generator(device).manual_seed(0)
     if problem != "step":
         rows, codewords, width = SEARCH_SHAPES[shape]
         sizes = [rows]
     else:
-        clips, steps, modalities, codewords, width = SHAPES[shape]
-        sizes = [clips * steps] * modalities
-    features = [torch.randn(size, width, generator=generator, device=device) for size in sizes]
+        clips, positions, modalities, codewords, width = SHAPES[shape]
+        sizes = [clips * positions] * modalities
+    features = [torch.randn(number, width, generator=generator, device=device) for number in sizes]
     return features, torch.randn(codewords, width, generator=generator, device=device)
 
 
@@ -241,7 +242,7 @@ def wrong_rows(found: Tensor, features: Tensor, codebook: Tensor) -> tuple[int, 
 
 
 def milliseconds(call: Callable[[], Tensor], device: str) -> list[float]:
-    """Times of fifty calls after a warm-up, of fewer slow ones; on a GPU each with a flushed cache."""
+    """Times of fifty calls after a warm-up, of fewer if they are slow; on a GPU each with a flushed cache."""
     started = time.perf_counter()
     for _ in range(3):
         call()
@@ -283,7 +284,7 @@ def measure(problem: str, shape: str, contender: str, device: str) -> dict[str, 
         "problem": problem,
         "contender": contender,
         "shape": shape,
-        **(size._asdict()),
+        **{name.replace("positions", "steps"): value for name, value in size._asdict().items()},
         "dtype": "float32",
         **times_of(times),
         "wrong_rows": wrong,
@@ -301,7 +302,7 @@ def shape_names(problem: str) -> dict[str, Shape] | dict[str, object]:
 
 
 def row_or_reason(row: dict[str, str], measure: Callable[..., dict[str, object]], *arguments: str) -> dict[str, object]:
-    """What `measure` returns for `arguments`; where a contender of others fails, `row` with the reason."""
+    """The result of `measure` for `arguments`; `row` with the reason if another contender than ours fails."""
     try:
         return measure(*arguments)
     except Exception as error:

@@ -2,7 +2,7 @@
 
 It runs without network, from the folder of prepare_gpu.py. Stages run one after the other, each in its own processes
 with a time limit. Later stages leave out a kernel that fails its smoke test. Each stage prints a line; a short table
-is last. RESULTS then holds on-gpu.json, which is rewritten after every row, its rows for README and
+is last. RESULTS then holds on-gpu.json, which is rewritten after every row, files with its rows for README and
 docs/training-step.md, and an archive of all logs. The status is 0 if nothing is wrong and all stages have run.
 """
 
@@ -24,7 +24,7 @@ from gpu.stages import STAGES, NotRun, Refused, Run, Stage, deadline, has_progra
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 SECONDS = 300.0
-# Of a dry run, whose stages have proportionally more.
+# Of a dry run; its stages have proportionally more time.
 DRY_RUN_SECONDS = 900.0
 # Least time left for the start of a stage.
 LEAST_SECONDS = 5.0
@@ -74,7 +74,7 @@ def built(run: Run) -> bool:
 def variables(run: Run) -> dict[str, str]:
     """Environment of all processes.
 
-    Python would first find the checkout's package, without extension and kernels, in the working directory.
+    Without PYTHONSAFEPATH Python would import the package of the working directory, without extension and kernels.
     """
     benchmarks = ROOT / "benchmarks"
     paths = [run.work / "package", run.work / "wheels", benchmarks, benchmarks / "gpu"]
@@ -110,8 +110,8 @@ def parse() -> argparse.Namespace:
         parser.error(f"--seconds must be positive, got {arguments.seconds:g}")
     arguments.kit = (arguments.kit or (dry_run.KIT if arguments.dry_run else ROOT / "gpu-kit")).resolve()
     if dry_run.is_kit(arguments.kit) != arguments.dry_run:
-        wanted = "a folder of prepare_gpu.py --host" if arguments.dry_run else "for a GPU, not for a dry run"
-        parser.error(f"--kit must be {wanted}, got {arguments.kit}")
+        expected = "a folder of prepare_gpu.py --host" if arguments.dry_run else "for a GPU, not for a dry run"
+        parser.error(f"--kit must be {expected}, got {arguments.kit}")
     for name in arguments.only:
         if name not in STAGES:
             parser.error(f"--only must name some of {', '.join(STAGES)}, got {name!r}")
@@ -156,16 +156,16 @@ def main() -> int:
     run.environment |= variables(run)
     os.chdir(ROOT)
     stages = slower(arguments.seconds / SECONDS) if dry else STAGES
-    wanted = arguments.only or list(STAGES)
-    unbuilt = any(STAGES[name].imports for name in wanted) and not built(run)
-    if "build" not in wanted and (unbuilt or (any(STAGES[name].native for name in wanted) and not has_program(run))):
-        wanted.insert(0, "build")
-    after = AFTER_FALLBACK_SECONDS if set(wanted) - {"versions", "build"} else 0.0
+    chosen = arguments.only or list(STAGES)
+    unbuilt = any(STAGES[name].imports for name in chosen) and not built(run)
+    if "build" not in chosen and (unbuilt or (any(STAGES[name].native for name in chosen) and not has_program(run))):
+        chosen.insert(0, "build")
+    after = AFTER_FALLBACK_SECONDS if set(chosen) - {"versions", "build"} else 0.0
     run.fallback_until = until - after
     try:
         for name in STAGES:
-            if name in wanted:
-                run_stage(run, name, stages[name], deadline(name, wanted, time.monotonic(), until, stages))
+            if name in chosen:
+                run_stage(run, name, stages[name], deadline(name, chosen, time.monotonic(), until, stages))
     finally:
         report.archive(run.logs)
         print(f"\n{report.table()}", flush=True)

@@ -2,8 +2,8 @@
 
 `python benchmarks/prepare_gpu.py --torch-python PYTHON` makes gpu-kit/. PYTHON has the torch of that machine, and
 CUDA_HOME is a toolkit of its CUDA. The kit holds objects of csrc/, the native program and wheels that the machine
-lacks. It also holds a float16 store of the built-in data, and the default run's scores on a CPU. Only what has changed
-is made again, and an interrupted run continues.
+lacks. It also holds a float16 store of the built-in data, and the default run's scores on a CPU. A second call makes
+only outdated files again, and an interrupted run continues.
 
 `--host FOLDER`, of tests/cuda_on_host/build.py, makes a small kit in build/dry-kit/ for a dry run without a GPU.
 """
@@ -74,7 +74,7 @@ def say(line: str) -> None:
 
 
 def make_objects(out: Path, python: str) -> dict[str, Any]:
-    """Compiles csrc/ under another Python's torch; the manifest's entry."""
+    """Compiles csrc/ under another Python's torch; returns the manifest's entry."""
     if shutil.which(python) is None:
         sys.exit(f"error: --torch-python must be a Python, got {python}")
     say(f"compiling csrc/ with {python}")
@@ -111,7 +111,7 @@ def make_program(out: Path, objects: dict[str, Any], before: dict[str, Any]) -> 
 
 
 def take_from(host: Path, out: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Copies objects and program for the host, and a wheel for streams; the manifest's entries."""
+    """Copies objects and program for the host, and a wheel for streams; returns the manifest's entries."""
     for name in ("objects", "wheels"):
         shutil.rmtree(out / name, ignore_errors=True)
         (out / name).mkdir(parents=True)
@@ -146,7 +146,7 @@ def make_store(out: Path, size: Size) -> Path:
         os.environ.setdefault(CACHE_VARIABLE, str(WORK / "cache"))
         data = open_dataset(DataConfig(**size.clips))  # type: ignore[arg-type]
         pack(data, folder, "float16")
-        # Verified here, so that the other machine need not; the lock is of this machine.
+        # Verified here, so that the other machine can skip the check; the lock is of this machine.
         open_store(folder)
         folder.with_name(f".{folder.name}.lock").unlink(missing_ok=True)
     return folder
@@ -155,18 +155,18 @@ def make_store(out: Path, size: Size) -> Path:
 def make_scores(out: Path, store: Path, size: Size) -> None:
     """Writes the default run's scores on a CPU for each seed."""
     target = out / "cpu-scores.json"
-    wanted = {"data": open_store(store).digest(), "fields": size.fields}
+    expected = {"data": open_store(store).digest(), "fields": size.fields}
     if target.exists():
         before = json.loads(target.read_text())
-        if {name: before.get(name) for name in wanted} == wanted:
+        if {name: before.get(name) for name in expected} == expected:
             return
         target.unlink()
     runs = []
     for seed in size.seeds:
-        inputs_of_run = json.dumps([wanted, seed], sort_keys=True).encode()
+        inputs_of_run = json.dumps([expected, seed], sort_keys=True).encode()
         folder = WORK / f"cpu-run-{hashlib.sha256(inputs_of_run).hexdigest()[:12]}"
         runs.append({"seed": seed, **trained(store, folder, "cpu", {**size.fields, "seed": seed})})
-    write_json(target, {**wanted, "runs": runs})
+    write_json(target, {**expected, "runs": runs})
 
 
 def checksums(out: Path) -> dict[str, dict[str, Any]]:

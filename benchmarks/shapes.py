@@ -9,7 +9,7 @@ class Shape(NamedTuple):
     """B clips of T positions in each of the modalities, M codewords of width D."""
 
     clips: int
-    steps: int
+    positions: int
     modalities: int
     codewords: int
     width: int
@@ -31,7 +31,7 @@ class SearchShape(NamedTuple):
     width: int
 
 
-# First the size of training, 3 modalities of 80 clips of ten seconds, where calls cost more than arithmetic.
+# First the size of training, 3 modalities of 80 clips of ten seconds. There calls take longer than arithmetic.
 SEARCH_SHAPES = {
     "published": SearchShape(2400, 400, 256),
     "more codewords": SearchShape(2400, 1024, 256),
@@ -81,11 +81,11 @@ CONTRAST_CASES = {
 
 
 class TrainShape(NamedTuple):
-    """B clips of T positions, in the sizes of a preset and the three modalities of a data set.
+    """B clips of T positions, in the sizes of a preset and the three modalities of a dataset.
 
     Attributes:
         clips: B.
-        steps: T.
+        positions: T.
         size: of the preset, "small" or "paper".
         audio: shape of one position.
         video: shape of one position.
@@ -93,7 +93,7 @@ class TrainShape(NamedTuple):
     """
 
     clips: int
-    steps: int
+    positions: int
     size: str
     audio: tuple[int, ...]
     video: tuple[int, ...]
@@ -109,7 +109,7 @@ class TrainShape(NamedTuple):
 
 
 # The whole step: as published (VGGish audio, VGG-19 grids, BERT words), and of the default run on the built-in data. A
-# published clip costs 77 GFLOP, so a CPU has only four of them.
+# clip of the published sizes needs 77 GFLOP, so a CPU gets only four of them.
 _DEFAULT = TrainShape(80, 10, "small", (128,), (7, 7, 16), (128,))
 _PUBLISHED = TrainShape(80, 10, "paper", (128,), (7, 7, 512), (768,))
 TRAIN_SHAPES = {

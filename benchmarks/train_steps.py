@@ -86,7 +86,7 @@ def disagreement() -> float:
 
     Both start from one seed and have the same draws; float64, without dropout.
     """
-    shape = TRAIN_SHAPES["cpu"]["default"]._replace(clips=6, steps=5)
+    shape = TRAIN_SHAPES["cpu"]["default"]._replace(clips=6, positions=5)
     config = config_of(shape, "official", dropout=0.0)
     trainer = Trainer(config, shape.modalities(), torch.device("cpu"))
     original = OriginalStep(config, shape.modalities(), torch.device("cpu"))
@@ -107,11 +107,11 @@ def inputs(shape: TrainShape, device: torch.device, dtype: torch.dtype) -> tuple
     generator = torch.Generator().manual_seed(0)
     features, mask = {}, {}
     for name, modality in shape.modalities().items():
-        features[name] = torch.randn(shape.clips, shape.steps, *modality.shape, generator=generator).to(device, dtype)
-        lengths = torch.full((shape.clips,), shape.steps)
+        features[name] = torch.randn(*shape[:2], *modality.shape, generator=generator).to(device, dtype)
+        lengths = torch.full((shape.clips,), shape.positions)
         if modality.kind == "words":
-            lengths = torch.randint(3, shape.steps + 1, (shape.clips,), generator=generator)
-        mask[name] = (torch.arange(shape.steps) < lengths[:, None]).to(device)
+            lengths = torch.randint(3, shape.positions + 1, (shape.clips,), generator=generator)
+        mask[name] = (torch.arange(shape.positions) < lengths[:, None]).to(device)
     return features, mask
 
 
@@ -252,7 +252,7 @@ def measure(contender: str, size: str, device_name: str, *, profile_it: bool = F
         "contender": contender,
         "size": size,
         "clips": shape.clips,
-        "steps": shape.steps,
+        "steps": shape.positions,
         **times_of(times),
         "processor_ms": float(np.median(busy)),
         "clips_per_second": 1000 * shape.clips / float(np.median(times)),

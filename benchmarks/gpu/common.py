@@ -101,8 +101,8 @@ class About(NamedTuple):
 
     Attributes:
         kernels: names of the native program, and cross_info_nce; left out later if two such rows end their process.
-        at_fault: of these, the ones left out later if the row is wrong or ends its process. Rows on more than an
-            operator have none.
+        at_fault: those of `kernels` that are left out later if the row is wrong or ends its process. Rows on several
+            operators have none.
     """
 
     kernels: tuple[str, ...] = ()
@@ -117,7 +117,7 @@ def begin(description: str | None, *flags: tuple[str, dict[str, Any]]) -> Stage:
 
     Args:
         description: of the script.
-        flags: further ones: name and options of argparse.
+        flags: of the script alone: name and options of argparse.
     """
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
@@ -152,7 +152,7 @@ def _keep_output_for_rows() -> None:
 
 
 def announce(name: str, **marks: Any) -> None:
-    """Prints that a row begins, and its marks, so that the reader can tell which row ended the process."""
+    """Prints that a row begins, and its marks, so that the reader can name the row that ended the process."""
     print(json.dumps({"begins": name, **marks}), file=_rows, flush=True)
 
 
@@ -197,7 +197,7 @@ def attempt(
         name: of the row.
         measure: takes the stage, `arguments` and `options`.
         arguments: of `measure`.
-        about: kernels of the row; it names those that have not failed before.
+        about: kernels of the row; the printed marks name those that have not failed before.
         options: of `measure`, by name.
 
     Returns:
@@ -244,7 +244,7 @@ def need(stage: Stage, *operators: str, kernels: Collection[str] = ()) -> None:
 
 
 def leave_out(without: Collection[str], device: str) -> None:
-    """Calls without a backend avoid these kernels from here on: they use another search, or the reference."""
+    """Makes calls without a backend avoid these kernels: they use another search, or the reference."""
     from unicode_fast import backend
 
     operators = {operator for kernel in without for operator in CALLERS.get(kernel, ())}
@@ -268,7 +268,7 @@ def other_loop(without: Collection[str], *, hopper: bool) -> str | None:
 
 
 def qualified(stage: Stage, found: Found, kernels: Iterable[str] | None = None) -> Found:
-    """The row of a measurement, marked with its kernels that are left out, so that no table includes it.
+    """The row of a measurement, marked with the kernels that are left out; no table includes a marked row.
 
     Args:
         stage: the options.
@@ -333,7 +333,7 @@ def _milliseconds_once(call: Callable[[], Tensor], device: str) -> list[float]:
 
 
 def _interprets() -> bool:
-    """True where Triton is set to interpret, and can; interpreters before 3.8 cannot count loops with NumPy 2.4."""
+    """True where Triton is set to interpret and can: interpreters before 3.8 cannot count loops with NumPy 2.4."""
     if os.environ.get("TRITON_INTERPRET") != "1" or find_spec("triton") is None:
         return False
     import triton

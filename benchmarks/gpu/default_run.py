@@ -1,7 +1,7 @@
 """The default run on a GPU beside a CPU's: `python benchmarks/gpu/default_run.py --data gpu-kit/store`.
 
 It trains with the default configuration, then with a CUDA graph, then in bfloat16. It prints the differences of scores
-from cpu-scores.json beside the data, which has the same fields. Last, it interrupts and resumes a run.
+from cpu-scores.json beside the data, whose runs have the same fields. Last, it interrupts and resumes a run.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ from unicode_fast import checkpoint, train
 from unicode_fast.report import pictures as report_pictures
 from unicode_fast.training.trainer import Trainer
 
-# Half the default's, because three runs must end within a minute; the learning rate falls over as many.
+# Half the default's, because three runs must end within a minute. The learning rate falls over the same number.
 STEPS = 300
 # In points, on 240 test clips: training magnifies rounding. The mean is more robust than any single direction.
 LARGEST_MEAN_DIFFERENCE = 3.0

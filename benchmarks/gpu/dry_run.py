@@ -1,4 +1,4 @@
-"""A run without a GPU: stand-ins for NVIDIA's tools, and without the packages that the GPU machine lacks."""
+"""A run without a GPU: stand-ins for NVIDIA's tools, and no package that the GPU machine lacks."""
 
 import json
 import os
@@ -7,7 +7,7 @@ from pathlib import Path
 from zipfile import ZipFile
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-# Kit of prepare_gpu.py for it.
+# Kit of prepare_gpu.py for a dry run.
 KIT = ROOT / "build" / "dry-kit"
 # Optional packages that the GPU machine lacks.
 LACKING = (
@@ -68,10 +68,10 @@ def pack_wheel(name: str, folder: Path) -> None:
 
 
 def prepare(folder: Path, wheels: Path) -> dict[str, str]:
-    """Makes the stand-ins and the module that hides packages, for PATH and PYTHONPATH; further variables.
+    """Makes the stand-ins, for PATH, and the module that hides packages, for PYTHONPATH; returns other variables.
 
     Args:
-        folder: for all of it.
+        folder: of stand-ins and module.
         wheels: folder of the kit's unpacked wheels.
     """
     folder.mkdir(parents=True, exist_ok=True)

@@ -2,7 +2,7 @@
 
 `python benchmarks/gpu/link.py --kit gpu-kit --package FOLDER` compiles csrc/extension.cpp alone, for this Python.
 FOLDER, for PYTHONPATH, gets the package `unicode_fast` as links into this checkout, kernels and extension included.
-Objects of another torch, CUDA or source are refused; those of a torch without CUDA need none of its libraries.
+Objects of another torch, CUDA or source are refused. Objects of a torch without CUDA need no CUDA library.
 """
 
 import argparse

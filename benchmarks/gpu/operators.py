@@ -35,7 +35,7 @@ from unicode_fast import (
 )
 from unicode_fast.modules.model import update_rule
 
-# Loops of the CUDA search, with the kernel of each; "" is the free choice, which comes after each loop by itself.
+# Loops of the CUDA search, with the kernel of each; "" is the free choice, tested after each single loop.
 LOOPS = {
     **{name: f"search_{name}" for name in ("wgmma", "wide", "middle", "narrow", "plain")},
     "": "",

@@ -1,12 +1,13 @@
 """Stage: the contenders beside ours, the most important sizes first. Numbers of a size are drawn once for all of them.
 
-Contenders that compile, which takes long, come last. A row of another contender that fails holds the reason.
+Contenders that compile come last, because compilation takes long. If a contender of others fails, its row holds the
+reason.
 """
 
 import common
 
 # isort: split
-# It has put the folders of these on the path.
+# `common` has put the folders of these modules on the path.
 import bench_contrast
 import bench_search
 import contenders

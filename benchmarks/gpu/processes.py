@@ -1,4 +1,4 @@
-"""Processes with time limits, each in its own group, which is killed whole; their lines as they come."""
+"""Processes with time limits, each in its own group, which is killed as a whole; their lines are read as they come."""
 
 import math
 import os
@@ -106,7 +106,7 @@ class _Running:
         try:
             self.process.wait(KILL_SECONDS)
         except subprocess.TimeoutExpired:
-            # It hangs in a driver, which no signal ends; later jobs do not wait for it.
+            # It hangs in a driver, where no signal ends it. Later jobs do not wait for it.
             pass
 
 

@@ -1,7 +1,7 @@
 """The native program of benchmarks/gpu/kernels: the kit's where it fits, else compiled on this machine.
 
-`python benchmarks/gpu/program.py --kit gpu-kit --out FOLDER` makes FOLDER/kernels, which has started once, and beside
-it a record of its sources. Without a program, it ends with the reasons. Only `--host` accepts a program of
+`python benchmarks/gpu/program.py --kit gpu-kit --out FOLDER` makes FOLDER/kernels, starts it once, and writes a record
+of its sources beside it. If that fails, the error has the reasons. Only `--host` accepts a program of
 tests/cuda_on_host/build.py in the kit.
 """
 
@@ -58,7 +58,7 @@ def is_current(folder: Path, *, on_host: bool = False) -> bool:
 
 
 def starts(program: Path) -> None:
-    """Runs the program with a name of no kernel, which it refuses and a stand-in accepts.
+    """Runs the program with the name of no kernel; the program refuses it, and a stand-in accepts it.
 
     Raises:
         ProgramError: it does not run here.
@@ -83,7 +83,7 @@ def take(kit: Path, target: Path, *, on_host: bool) -> None:
     """Copies the kit's program, and makes the copy executable.
 
     Raises:
-        ProgramError: the kit has none, or one of other sources or for another machine, or one that does not run here.
+        ProgramError: the kit has no program, or one of other sources or for another machine, or it does not run here.
     """
     manifest = kit / "manifest.json"
     if not manifest.exists() or not (kit / "kernels").exists():

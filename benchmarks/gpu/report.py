@@ -1,4 +1,4 @@
-"""Results of a run on a GPU: rows by stage, rewritten whole after each row, with files and table made of them."""
+"""Results of a run on a GPU: rows by stage, written after each row, and the files and the table made from them."""
 
 import json
 import os
@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 NAME = "on-gpu.json"
 LOGS = "on-gpu-logs.tar.gz"
 TABLE_LINES, LONGEST_LINE = 58, 160
-# Stages whose numbers are in the table; of others it has wrong rows only.
+# Stages whose numbers are in the table; other stages have only their wrong rows there.
 SHOWN = ("targets", "profile", "step", "default_run", "kernels")
 # Fields of a row that no derived file has.
 OF_THE_RUN = ("name", "ok", "text", "kernels", "at_fault")
@@ -45,7 +45,7 @@ class Report:
         folder: for its files, at most six.
         device: in the names of the derived files.
         keep: begin with the stages of the folder.
-        beside: a second folder for the rows, read where the first has none, as results may be moved after each call.
+        beside: a second folder for the rows, read if the first has none, because results may be moved after a call.
     """
 
     def __init__(self, folder: Path, device: str, *, keep: bool, beside: Path | None = None) -> None:

@@ -1,7 +1,7 @@
 """The stages of a run on a GPU: their processes, their limits, and the rows made from their lines.
 
-A stage script prints one JSON object per line with "name", "ok" (null: not run) and "text"; the native program has its
-own format. `on_gpu.py` decides which stages run, when, and for how long.
+A stage script prints one JSON object per line with "name", "ok" (null: not run) and "text". The native program has its
+own format. `on_gpu.py` chooses the stages, their order and their limits.
 """
 
 import csv
@@ -226,9 +226,9 @@ def add_ending(run: Run, ending: Ending, row: Row | None) -> None:
 def script(run: Run, name: str, *options: str, quiet: float = math.inf) -> None:
     """Runs a stage that is a script of this folder.
 
-    The script prints the name and the kernels of a row before it begins with it. After a crash or a hang, it is
-    started again for the remaining rows, without the kernel of the row. Of several kernels, those are left out that
-    were in such a row before.
+    The script prints the name and the kernels of a row before the row begins. After a crash or a hang, the script is
+    started again for the remaining rows, without the kernel of the row. If the row has several kernels, those that
+    were in such a row before are left out.
 
     Args:
         run: of the stage.
@@ -269,8 +269,8 @@ def follow_rows(run: Run, job: Job, done: list[str]) -> tuple[Row | None, Ending
     """Adds the rows of a script and their names to `done`, and blames the kernels of wrong rows.
 
     Returns:
-        The row of the script's end, if any, and its ending. The row is one that has begun, or the last one if it is
-        wrong, as it may have lost the device.
+        The row at the script's end, if any, and its ending. The row is one that has begun. Or it is the last one if
+        that is wrong, because it may have lost the device.
     """
     begun: Row | None = None
     for _, found in run.follow([job]):
@@ -362,8 +362,8 @@ def imports(run: Run, *, last: bool) -> bool | None:
     Returns:
         None where another extension might help, which is no fault unless this one was the `last`.
     """
-    wanted = OPERATORS if run.dry else OPERATORS + CUDA_OPERATORS
-    code = TRIAL.format(operators=wanted, bad=BAD_EXTENSION)
+    chosen = OPERATORS if run.dry else OPERATORS + CUDA_OPERATORS
+    code = TRIAL.format(operators=chosen, bad=BAD_EXTENSION)
     command = [sys.executable, "-c", code, run.device, "cpp" if run.dry else "cuda"]
     for _, lines, ending in run.collect([run.job("import", command, 60)]):
         # A hang and a crash count as a bad extension too.
@@ -626,19 +626,19 @@ def slower(factor: float) -> dict[str, Stage]:
     }
 
 
-def deadline(name: str, wanted: Sequence[str], now: float, until: float, stages: Mapping[str, Stage] = STAGES) -> float:
+def deadline(name: str, chosen: Sequence[str], now: float, until: float, stages: Mapping[str, Stage] = STAGES) -> float:
     """The latest end of a stage, by its own limit and the promises to later ones.
 
     If less is left than all promises together, each stage gets its share.
 
     Args:
         name: the stage.
-        wanted: all stages of the run, before and after it.
+        chosen: all stages of the run, before and after it.
         now: its beginning.
         until: end of the run.
         stages: all, with their limits.
     """
     order = list(stages)
-    later = sum(stages[each].promised for each in wanted if order.index(each) > order.index(name))
+    later = sum(stages[each].promised for each in chosen if order.index(each) > order.index(name))
     share = min(1.0, max(0.0, until - now) / (later + stages[name].promised))
     return min(now + stages[name].seconds, until - share * later)

@@ -1,4 +1,4 @@
-"""Whole training steps and their feed, G7: `python benchmarks/gpu/step.py --device cuda`.
+"""Whole training steps and their batch loader, G7: `python benchmarks/gpu/step.py --device cuda`.
 
 Rows are those of benchmarks/results/train-step-cuda.json and feed-cuda.json; the compiled step comes last.
 """
@@ -15,7 +15,7 @@ from typing import Any
 import common
 
 # isort: split
-# It has put the folder of these on the path.
+# `common` has put the folder of these modules on the path.
 import bench_feed
 import torch
 import train_steps
@@ -36,12 +36,12 @@ CONTENDERS = (
     # Its compilation may take all remaining time.
     FASTEST,
 )
-# Clips per second of the whole step, its feed included.
+# Clips per second of the whole step, its loader included.
 TARGET = 4000.0
 # Enough batches for the order to matter, at a megabyte per clip; bench_feed makes them by the hundred.
 CLIPS = 400
 LOOP_STEPS = 40
-FEEDS = ("resident", "prefetch")
+LOADERS = ("resident", "prefetch")
 
 
 def rate_of_one_call(call: Callable[[int], object], number: int, wait: Callable[[], object]) -> float:
@@ -83,8 +83,8 @@ def clips_in(folder: Path) -> ClipSet:
     return bench_feed.clips_of(SIZE, folder)[1]
 
 
-def with_feed(stage: Stage, trainer: Any, folder: Path) -> Found:
-    """Clips per second of a trainer with the feed of a run, from clips of the published shapes."""
+def with_loader(stage: Stage, trainer: Any, folder: Path) -> Found:
+    """Clips per second of a trainer with the loader of a run, from clips of the published shapes."""
     clips = clips_in(folder)
     batches = Batches(clips, TRAIN_SHAPES[stage.device][SIZE].clips)
     wait = torch.cuda.synchronize if stage.device == "cuda" else lambda: None
@@ -97,13 +97,13 @@ def with_feed(stage: Stage, trainer: Any, folder: Path) -> Found:
         looped = bench_feed.rate(step, 5 if stage.tiny else LOOP_STEPS, wait) * batches.batch_size
         kind = type(taken).__name__
     met = None if stage.tiny else looped >= TARGET
-    text = f"{looped:.0f} clips/s, feed included ({kind})"
+    text = f"{looped:.0f} clips/s, loader included ({kind})"
     text += "" if met is None else f", target {TARGET:.0f}, {'met' if met else 'MISSED'}"
     return common.qualified(stage, Found(True, text, {"loop_rate": looped, "met": met}))
 
 
-def feed(stage: Stage, kind: str, folder: Path) -> Found:
-    """The feed alone, the step alone, and the loop."""
+def loader(stage: Stage, kind: str, folder: Path) -> Found:
+    """The loader alone, the step alone, and the loop."""
     options = {"--device": stage.device}
     request: Any = SimpleNamespace(config=SimpleNamespace(getoption=options.__getitem__))
     rows: list[dict] = []
@@ -111,13 +111,13 @@ def feed(stage: Stage, kind: str, folder: Path) -> Found:
     try:
         bench_feed.bench_feed(request, rows.append, folder, kind, SIZE)
     except AssertionError:
-        # After a row, it is the last check, of the share that a feed must reach.
+        # After a row the failed check is the last one: the share that a loader must reach.
         if not rows:
             raise
         missed = ", too little"
     row = rows[0]
     text = (
-        f"feed {row['feed_clips_per_second']:.0f} clips/s, step {row['step_clips_per_second']:.0f}, loop "
+        f"loader {row['feed_clips_per_second']:.0f} clips/s, step {row['step_clips_per_second']:.0f}, loop "
         f"{row['loop_clips_per_second']:.0f}: {100 * row['share_of_the_smaller']:.0f} % of the smaller{missed}"
     )
     return common.qualified(stage, Found(True, text, row))
@@ -136,14 +136,14 @@ def main() -> None:
         fastest_ms = math.inf
         for contender in CONTENDERS:
             if contender == FASTEST:
-                for kind in FEEDS:
-                    common.attempt(stage, f"feed {kind}", feed, kind, place)
+                for kind in LOADERS:
+                    common.attempt(stage, f"loader {kind}", loader, kind, place)
             trainers: list[tuple[float, Any]] = []
             common.attempt(stage, contender, measure, contender, trainers)
             if contender != ORIGINAL and trainers and trainers[0][0] < fastest_ms:
                 # Each new fastest one, because a later one may take all remaining time.
                 fastest_ms = trainers[0][0]
-                common.attempt(stage, f"G7 {contender}", with_feed, trainers[0][1], place)
+                common.attempt(stage, f"G7 {contender}", with_loader, trainers[0][1], place)
             trainers.clear()
             if stage.device == "cuda":
                 torch.cuda.empty_cache()

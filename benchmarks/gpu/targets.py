@@ -136,7 +136,7 @@ def measure(stage: Stage, target: Target) -> Found:
 
 
 def syncs(stage: Stage) -> Found:
-    """Checks by torch's debug mode that a quantiser step does not wait for the device."""
+    """Checks with torch's debug mode that a quantiser step does not wait for the device."""
     common.need(stage, *NEEDED["step"])
     features, codebook = contenders.inputs("step", "published", stage.device)
     calls: dict[str, Callable[[], Any]] = {
