@@ -87,7 +87,7 @@ struct Updated {
 };
 
 // The exponential moving averages of one codeword, and the vector that follows from them.
-void average(Updated& wanted, const Problem& given, const Inputs& inputs, double ema_total, int64_t k) {
+void average(Updated& expected, const Problem& given, const Inputs& inputs, double ema_total, int64_t k) {
   const Rule rule = given.rule();
   double count = inputs.ema_count.at(k, 0), total = ema_total, divisor = count;
   const int steps = given.joint ? 1 : given.modalities, shares = given.modalities / steps;
@@ -103,26 +103,26 @@ void average(Updated& wanted, const Problem& given, const Inputs& inputs, double
       divisor = (count + rule.epsilon) * (total / (total + static_cast<double>(given.codewords) * rule.epsilon));
     if (given.smoothing == Smoothing::kCompounding) count = divisor;
   }
-  wanted.ema_count.set(k, count, 0);
+  expected.ema_count.set(k, count, 0);
   const bool stays = given.joint && !(divisor > 0);
   for (int64_t d = 0; d < given.width; ++d) {
     const int64_t place = k * given.width + d;
     const double before = std::pow(rule.decay, steps) * inputs.ema_sum.at(k, d);
     const double more = (1 - rule.decay) * inputs.statistics[inputs.layout.mixed_sum + place];
     const double size = (std::abs(before) + std::abs(more)) / std::min(divisor, 1.0);
-    wanted.ema_sum.set(place, before + more, 1);
-    wanted.codebook.set(place, stays ? inputs.codebook.at(k, d) : (before + more) / divisor, stays ? 0 : size);
+    expected.ema_sum.set(place, before + more, 1);
+    expected.codebook.set(place, stays ? inputs.codebook.at(k, d) : (before + more) / divisor, stays ? 0 : size);
   }
 }
 
 // Ages codewords; returns for each the updates that count for the rule of reset.
-std::vector<int64_t> age(Updated& wanted, const Problem& given, const Inputs& inputs) {
+std::vector<int64_t> age(Updated& expected, const Problem& given, const Inputs& inputs) {
   std::vector<int64_t> ages;
   for (int64_t k = 0; k < given.codewords; ++k) {
     int64_t least = INT64_MAX, most = 0;
     for (int m = 0; m < given.modalities; ++m) {
       const int64_t place = m * given.codewords + k, now = inputs.count(m, k) > 0 ? 0 : inputs.idle[place] + 1;
-      wanted.idle.values[place] = static_cast<double>(now);
+      expected.idle.values[place] = static_cast<double>(now);
       least = std::min(least, now);
       most = std::max(most, now);
     }
@@ -131,51 +131,51 @@ std::vector<int64_t> age(Updated& wanted, const Problem& given, const Inputs& in
   return ages;
 }
 
-void reset(Updated& wanted, const Problem& given, const Inputs& inputs, const std::vector<int64_t>& ages) {
+void reset(Updated& expected, const Problem& given, const Inputs& inputs, const std::vector<int64_t>& ages) {
   const Rule rule = given.rule();
   const bool features = given.reset == Reset::kFeatures;
   const uint64_t choice_key = counter_random::key(rule.seed, kStep, 0),
                  noise_key = counter_random::key(rule.seed, kStep, 1);
-  const Expected before = wanted.codebook;
+  const Expected before = expected.codebook;
   std::vector<int64_t> active;
   for (int64_t k = 0; k < given.codewords; ++k)
     if (ages[k] < rule.active_within) active.push_back(k);
   for (int64_t k = 0; k < given.codewords; ++k) {
     const bool has_source = features ? inputs.statistics[inputs.layout.found + k] != 0 : !active.empty();
     if (ages[k] <= rule.reset_after || !has_source) continue;
-    ++wanted.reset;
+    ++expected.reset;
     const double choice = given.draws ? inputs.choice[k] : counter_random::uniform(choice_key, k);
     for (int64_t place = k * given.width; place < (k + 1) * given.width; ++place) {
       if (features) {
-        wanted.codebook.values[place] = inputs.statistics[inputs.layout.candidate + place];
+        expected.codebook.values[place] = inputs.statistics[inputs.layout.candidate + place];
       } else {
         const double noise = given.draws ? inputs.noise[place] : 2 * counter_random::uniform(noise_key, place) - 1;
         const int64_t source = active[counter_random::place(choice, static_cast<int64_t>(active.size()))];
         const int64_t from = source * given.width + place % given.width;
-        wanted.codebook.set(place, before.values[from] + rule.reset_noise * noise,
-                            before.tolerances[place] + before.tolerances[from] + 1);
+        expected.codebook.set(place, before.values[from] + rule.reset_noise * noise,
+                              before.tolerances[place] + before.tolerances[from] + 1);
       }
-      if (rule.reset_ema) wanted.ema_sum.values[place] = wanted.codebook.values[place];
+      if (rule.reset_ema) expected.ema_sum.values[place] = expected.codebook.values[place];
     }
-    for (int m = 0; m < given.modalities; ++m) wanted.idle.values[m * given.codewords + k] = 0;
-    if (rule.reset_ema) wanted.ema_count.values[k] = 1;
+    for (int m = 0; m < given.modalities; ++m) expected.idle.values[m * given.codewords + k] = 0;
+    if (rule.reset_ema) expected.ema_count.values[k] = 1;
   }
 }
 
 Updated update(const Problem& given, const Inputs& inputs) {
   const size_t numbers = given.codewords * given.width;
-  Updated wanted{Expected(numbers), Expected(numbers), Expected(given.codewords), Expected(inputs.idle.size())};
+  Updated expected{Expected(numbers), Expected(numbers), Expected(given.codewords), Expected(inputs.idle.size())};
   double ema_total = 0;
   for (int64_t k = 0; k < given.codewords; ++k) ema_total += inputs.ema_count.at(k, 0);
-  for (int64_t k = 0; k < given.codewords; ++k) average(wanted, given, inputs, ema_total, k);
-  const std::vector<int64_t> ages = age(wanted, given, inputs);
-  if (given.reset != Reset::kNone) reset(wanted, given, inputs, ages);
+  for (int64_t k = 0; k < given.codewords; ++k) average(expected, given, inputs, ema_total, k);
+  const std::vector<int64_t> ages = age(expected, given, inputs);
+  if (given.reset != Reset::kNone) reset(expected, given, inputs, ages);
   const double rounding = given.number == kDouble ? kSumTolerance : kFloatTolerance;
-  for (Expected* output : {&wanted.codebook, &wanted.ema_sum, &wanted.ema_count}) {
+  for (Expected* output : {&expected.codebook, &expected.ema_sum, &expected.ema_count}) {
     for (size_t i = 0; i < output->values.size(); ++i)
       output->tolerances[i] = std::abs(output->values[i]) * rounding + output->tolerances[i] * kSumTolerance;
   }
-  return wanted;
+  return expected;
 }
 
 // (modalities, M) numbers in the other order.
@@ -222,12 +222,12 @@ Result apply_case(const Problem& given) {
 
   Result result;
   result.rows = given.codewords;
-  const Updated wanted = update(given, inputs);
-  result.demand((wanted.reset > 0) == (given.reset != Reset::kNone), "no codeword was to be reset");
-  demand_close(result, "ema_count", ema_count.host(), wanted.ema_count);
-  demand_close(result, "codebook", codebook.host(), wanted.codebook);
-  demand_close(result, "ema_sum", ema_sum.host(), wanted.ema_sum);
-  demand_close(result, "idle", given.strides ? transposed(idle.host(), modalities) : idle.host(), wanted.idle);
+  const Updated expected = update(given, inputs);
+  result.demand((expected.reset > 0) == (given.reset != Reset::kNone), "no codeword was to be reset");
+  demand_close(result, "ema_count", ema_count.host(), expected.ema_count);
+  demand_close(result, "codebook", codebook.host(), expected.codebook);
+  demand_close(result, "ema_sum", ema_sum.host(), expected.ema_sum);
+  demand_close(result, "idle", given.strides ? transposed(idle.host(), modalities) : idle.host(), expected.idle);
   demand_close(result, "step", 0, static_cast<double>(step.host()[0]), kStep + 1, 0);
   result.median_ms = median_ms(launch);
   return result;

@@ -12,7 +12,7 @@ struct Problem {
   bool masks = false, out_of_range = false;
 
   int64_t all_rows() const { return modalities * rows; }
-  // An index out of range belongs to this row of modality 1, which modality 0 has no share of.
+  // An index out of range belongs to this row of modality 1; modality 0 has no share of it.
   int64_t spoilt_row() const { return rows / 2; }
 };
 
@@ -49,8 +49,8 @@ struct Outputs {
   Expected loss, direction;
 };
 
-// Adds the directions from modality `m` to the codewords of modality `other`; returns their part of the loss.
-double add_pair(Outputs& wanted, const Problem& given, const Inputs& inputs, int m, int other) {
+// Adds the directions from modality `m` to the codewords of modality `other`; returns their share of the loss.
+double add_pair(Outputs& expected, const Problem& given, const Inputs& inputs, int m, int other) {
   const auto is_valid = [&](int64_t i) {
     return inputs.valid[m * given.rows + i] && inputs.valid[other * given.rows + i];
   };
@@ -67,26 +67,26 @@ double add_pair(Outputs& wanted, const Problem& given, const Inputs& inputs, int
     for (int64_t d = 0; d < given.width; ++d) {
       const double difference = inputs.features.at(row, d) - inputs.codebook.at(codeword, d);
       loss += weight * difference * difference;
-      wanted.direction.values[row * given.width + d] += 2 * weight * difference;
-      wanted.direction.tolerances[row * given.width + d] += 2 * weight * (std::abs(difference) + 1);
+      expected.direction.values[row * given.width + d] += 2 * weight * difference;
+      expected.direction.tolerances[row * given.width + d] += 2 * weight * (std::abs(difference) + 1);
     }
   }
   return loss;
 }
 
 Outputs losses_and_directions(const Problem& given, const Inputs& inputs, double tolerance) {
-  Outputs wanted{Expected(given.modalities), Expected(given.all_rows() * given.width)};
+  Outputs expected{Expected(given.modalities), Expected(given.all_rows() * given.width)};
   for (int m = 0; m < given.modalities; ++m) {
     double loss = 0;
-    for (int other = 0; other < given.modalities; ++other) loss += add_pair(wanted, given, inputs, m, other);
-    wanted.loss.set(m, loss, std::abs(loss) * tolerance);
+    for (int other = 0; other < given.modalities; ++other) loss += add_pair(expected, given, inputs, m, other);
+    expected.loss.set(m, loss, std::abs(loss) * tolerance);
   }
-  for (double& each : wanted.direction.tolerances) each *= tolerance;
+  for (double& each : expected.direction.tolerances) each *= tolerance;
   for (int m = 1; m < given.modalities && given.out_of_range; ++m) {
     const int64_t start = (m * given.rows + given.spoilt_row()) * given.width;
-    std::fill_n(wanted.direction.tolerances.begin() + start, given.width, kUnchecked);
+    std::fill_n(expected.direction.tolerances.begin() + start, given.width, kUnchecked);
   }
-  return wanted;
+  return expected;
 }
 
 template <class T>
@@ -117,9 +117,9 @@ Result commitment_case(const Problem& given) {
 
   Result result;
   result.rows = given.all_rows();
-  const Outputs wanted = losses_and_directions(given, inputs, kIsDouble ? kSumTolerance : 0x1p-19);
-  demand_close(result, "loss", loss.host(), wanted.loss);
-  demand_close(result, "direction", direction.host(), wanted.direction);
+  const Outputs expected = losses_and_directions(given, inputs, kIsDouble ? kSumTolerance : 0x1p-19);
+  demand_close(result, "loss", loss.host(), expected.loss);
+  demand_close(result, "direction", direction.host(), expected.direction);
   result.median_ms = median_ms(launch);
   return result;
 }

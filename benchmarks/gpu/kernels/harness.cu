@@ -60,14 +60,14 @@ std::string text_of(double value) {
   return text;
 }
 
-bool is_close(double got, double wanted, double tolerance) {
-  return got == wanted || (std::isnan(got) && std::isnan(wanted)) || std::abs(got - wanted) <= tolerance;
+bool is_close(double got, double expected, double tolerance) {
+  return got == expected || (std::isnan(got) && std::isnan(expected)) || std::abs(got - expected) <= tolerance;
 }
 
-void demand_close(Result& result, const char* name, int64_t place, double got, double wanted, double tolerance) {
-  if (is_close(got, wanted, tolerance)) return;
-  result.demand(false,
-                std::string(name) + "[" + std::to_string(place) + "] is " + text_of(got) + ", not " + text_of(wanted));
+void demand_close(Result& result, const char* name, int64_t place, double got, double expected, double tolerance) {
+  if (is_close(got, expected, tolerance)) return;
+  result.demand(
+      false, std::string(name) + "[" + std::to_string(place) + "] is " + text_of(got) + ", not " + text_of(expected));
 }
 
 std::string size_text(std::initializer_list<int64_t> sizes) {

@@ -1,4 +1,4 @@
-// The harness of the native checks: errors of CUDA, device memory, times, and what a case reports.
+// The harness of the native checks: errors of CUDA, device memory, times, and results of cases.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -48,7 +48,7 @@ void in_threads(int64_t number, const F& f) {
   for (std::thread& thread : running) thread.join();
 }
 
-// Device memory of exactly this many numbers, so that a checker sees reads beyond them; all bits are set at first.
+// Device memory of exactly this many numbers, so that a checker detects reads beyond them; all bits are set at first.
 template <class T>
 class Device {
  public:
@@ -109,16 +109,16 @@ struct Expected {
 };
 
 std::string text_of(double value);
-bool is_close(double got, double wanted, double tolerance);
-void demand_close(Result& result, const char* name, int64_t place, double got, double wanted, double tolerance);
+bool is_close(double got, double expected, double tolerance);
+void demand_close(Result& result, const char* name, int64_t place, double got, double expected, double tolerance);
 
 // Compares places [first, last) of an output.
 template <class T>
-void demand_close(Result& result, const char* name, const std::vector<T>& got, const Expected& wanted,
+void demand_close(Result& result, const char* name, const std::vector<T>& got, const Expected& expected,
                   int64_t first = 0, int64_t last = -1) {
-  for (int64_t i = first; i < (last < 0 ? static_cast<int64_t>(wanted.values.size()) : last); ++i) {
-    if (wanted.tolerances[i] != kUnchecked)
-      demand_close(result, name, i - first, static_cast<double>(got[i]), wanted.values[i], wanted.tolerances[i]);
+  for (int64_t i = first; i < (last < 0 ? static_cast<int64_t>(expected.values.size()) : last); ++i) {
+    if (expected.tolerances[i] != kUnchecked)
+      demand_close(result, name, i - first, static_cast<double>(got[i]), expected.values[i], expected.tolerances[i]);
   }
 }
 

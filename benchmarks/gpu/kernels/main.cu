@@ -1,10 +1,10 @@
-// The kernels of csrc/cuda without torch: each launcher against plain float64 loops on the host, and its time.
+// The kernels of csrc/cuda without torch: each launcher is compared with plain float64 loops on the host, then timed.
 //
 //   kernels [--size small|target] [--only NAME,...] [--times]
 //
-// The program prints a line of JSON for each case. It exits with 0 where all is well, 1 where a row was wrong, 2 where
-// CUDA reported an error. UNICODE_FAST_FAULT=NAME:crash|hang|wrong,... makes a kernel fail, to try what reads the
-// lines.
+// The program prints a line of JSON for each case. Its status is 0 if all rows are right, 1 if a row is wrong, 2 if
+// CUDA reported an error. UNICODE_FAST_FAULT=NAME:crash|hang|wrong,... makes a kernel fail, for tests of the reader of
+// these lines.
 
 #include <chrono>
 #include <cstdio>
@@ -37,17 +37,17 @@ void print(const Case& of, const Result& result, bool ok) {
 }
 
 std::vector<std::string> split(const std::string& text) {
-  std::vector<std::string> parts;
+  std::vector<std::string> names;
   for (size_t start = 0; start < text.size();) {
     const size_t end = std::min(text.find(',', start), text.size());
-    parts.push_back(text.substr(start, end - start));
+    names.push_back(text.substr(start, end - start));
     start = end + 1;
   }
-  return parts;
+  return names;
 }
 
-bool contains(const std::vector<std::string>& parts, const std::string& wanted) {
-  return std::find(parts.begin(), parts.end(), wanted) != parts.end();
+bool contains(const std::vector<std::string>& names, const std::string& expected) {
+  return std::find(names.begin(), names.end(), expected) != names.end();
 }
 
 std::vector<Case> all_cases() {
@@ -58,7 +58,7 @@ std::vector<Case> all_cases() {
   return all;
 }
 
-// Whether every name is that of a kernel; says which are where one is not.
+// Whether every name is that of a kernel; if one is not, prints the names of all kernels.
 bool are_kernels(const std::vector<std::string>& names) {
   std::vector<std::string> known;
   for (const Case& each : all_cases())
@@ -93,7 +93,7 @@ int run(const std::vector<std::string>& only) {
       Result result;
       result.message = error.what();
       print(each, result, false);
-      // After an illegal access no later call works; a kernel that the GPU has not does no harm.
+      // After an illegal access every later call fails; a kernel that the GPU lacks does no harm.
       if (cudaDeviceSynchronize() != cudaSuccess) return 2;
       failed = true;
     }

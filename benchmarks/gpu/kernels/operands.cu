@@ -61,7 +61,7 @@ Result operands_case(const Rows& codebook, Layout layout) {
   check(plan_operands(given.view(), plan), "plan_operands");
   Result result;
   result.rows = codebook.rows;
-  result.demand(plan.rows && plan.tiles, "this GPU has not both layouts of operands");
+  result.demand(plan.rows && plan.tiles, "this GPU lacks one of the two layouts of operands");
   const Device<unsigned char> operands(plan.bytes);
   const auto launch = [&] { return launch_operands(plan, given.view(), operands.get(), nullptr); };
   finish_launch(launch(), "launch_operands");

@@ -1,4 +1,4 @@
-// The operands of a codebook as the device wrote them; the search is checked with them.
+// The operands of a codebook as the device wrote them; the checks of the search use them.
 #pragma once
 
 #include "../../../csrc/cuda/nearest_codeword/candidates.h"

@@ -28,8 +28,8 @@ T bits_at(const void* from) {
 // About normal, the same bits on host and device: a sum of twelve uniform numbers. The factor fills the mantissa.
 UNICODE_FAST_BOTH double draw(uint64_t key, int64_t place) {
   int64_t sum = 0;
-  for (int part = 0; part < 3; ++part) {
-    for (uint64_t bits = counter_random::random_bits(key, place * 3 + part); bits != 0; bits >>= 16)
+  for (int word = 0; word < 3; ++word) {
+    for (uint64_t bits = counter_random::random_bits(key, place * 3 + word); bits != 0; bits >>= 16)
       sum += static_cast<int64_t>(bits & 0xffff);
   }
   return static_cast<double>(sum - 6 * 0xffff) * (0x1p-16 * 1.000030517578125123);

@@ -69,7 +69,7 @@ Result search_case(const Search& given, const Geometry& shape) {
   const DeviceRows feature_rows(given.features, given.feature_layout),
       codebook_rows(given.codebook, given.codebook_layout);
   const Matrix features = feature_rows.view(), codebook = codebook_rows.view();
-  const bool lists = shape.part > 0;
+  const bool lists = shape.section > 0;
   SearchPlan plan;
   check(plan_nearest_codeword(features, codebook, shape.loop, plan), "plan_nearest_codeword");
   Result result;
@@ -118,8 +118,8 @@ Search with_codebook(Search given, Number number) {
   return given;
 }
 
-// Searches of the half-precision kernels: rows and codewords around one tile and several, widths around one step and
-// several. Some take so many steps that every stage of the ring is filled more than twice.
+// Searches of the half-precision kernels: rows and codewords around one tile and several, widths around one block of
+// dimensions and several. Some have so many blocks that every stage of the ring is filled more than twice.
 void add_tiled(std::vector<Case>& cases, const Geometry& shape) {
   const int64_t rows = shape.rows, columns = shape.columns;
   add(cases, shape, "", random_search(kSingle, rows - 1, columns - 1, 63));
@@ -127,7 +127,7 @@ void add_tiled(std::vector<Case>& cases, const Geometry& shape) {
   add(cases, shape, "unaligned", with_layouts(random_search(kSingle, rows + 1, columns + 1, 65), {1, 2, 1}, {1, 2, 1}));
   add(cases, shape, "aligned rows that begin between",
       with_layouts(random_search(kSingle, rows + 1, columns + 7, 63), {1, 1, 1}, {}));
-  // 64 wide a tile is one step: the rings have 3 stages, that of wgmma 6.
+  // A tile of width 64 is one block: the rings have 3 stages, that of wgmma 6.
   const int64_t tiles = shape.loop == MainLoop::kWgmma ? 13 : 7;
   add(cases, shape, "float16, one split", random_search(kHalf, 5, tiles * columns - 9, 64, 1));
   add(cases, shape, "bfloat16, one split", with_codebook(random_search(kBrain, rows + 3, 4 * columns, 192, 1), kBrain));

@@ -1,15 +1,15 @@
-// Problems of the search, and the reference that says what it should find.
+// Problems of the search, and the reference with their results.
 #pragma once
 
 #include "operands.h"
 
 namespace unicode_fast::checks {
 
-// A kernel's tile. A warp keeps a list of `part` columns; 0 where the kernel keeps no lists.
+// A kernel's tile. A warp keeps a list for `section` of its columns; 0 where the kernel keeps no lists.
 struct Geometry {
   const char* kernel;
   MainLoop loop;
-  int rows, columns, part;
+  int rows, columns, section;
 };
 
 // `splits` 0 leaves their number to the plan.
@@ -24,11 +24,11 @@ struct Search {
 Search random_search(Number number, int64_t rows, int64_t codewords, int64_t width, int splits = 0, bool random = true);
 // Rows and codewords that hold NaN or infinities.
 Search spoilt_search(Number number, int64_t rows, int64_t codewords, int64_t width);
-// Rows whose nearest codewords are 2 to 9 that are the same or one bit apart, in one part of a tile. The nearest stands
-// first or last among them. More than a list holds makes the row unknown.
+// Rows with 2 to 9 nearest codewords that are the same or one bit apart, in one section of a tile. The nearest one is
+// the first or the last of them. A row with more of them than a list holds is compared with all codewords.
 Search tied_search(const Geometry& shape);
-// Rows whose candidates come tile by tile at chosen scores above the lowest, in units of the bound: lists are thinned,
-// emptied, or overflow on the way.
+// Rows whose candidates come tile by tile, at chosen scores above the lowest, in units of the bound. On the way lists
+// are thinned, are emptied, or overflow.
 Search laddered_search(const Geometry& shape);
 
 // Whether the index is right and the distance belongs to it; `codebook` holds its values.

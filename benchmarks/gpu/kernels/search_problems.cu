@@ -5,13 +5,13 @@ namespace {
 
 constexpr int kWidth = 64;  // of tied and laddered searches
 
-// Columns of a part in an order that goes from one thread of a quad to the next.
-std::vector<int> quad_order(int part) {
+// Columns of a section in an order that goes from one thread of a quad to the next.
+std::vector<int> quad_order(int section) {
   std::vector<int> columns;
-  const int tiles = part / 8;
-  for (int i = 0; i < part; ++i) columns.push_back(i / 4 * 3 % tiles * 8 + i % 4 * 2 + (i / 4 / tiles + i) % 2);
+  const int tiles = section / 8;
+  for (int i = 0; i < section; ++i) columns.push_back(i / 4 * 3 % tiles * 8 + i % 4 * 2 + (i / 4 / tiles + i) % 2);
   // Both sides of a column once each: the second round takes those that the first left.
-  std::vector<char> taken(part, 0);
+  std::vector<char> taken(section, 0);
   for (int& column : columns) {
     if (taken[column]) column ^= 1;
     taken[column] = 1;
@@ -41,16 +41,16 @@ bool is_tied(int kind, int i, int hits) {
   return kind == 0 || (kind == 1 && i == 0) || (kind == 2 && i == hits - 1) || (kind == 3 && i >= hits - 2);
 }
 
-// The codewords of each pattern, in one part each.
-std::vector<std::vector<int64_t>> tied_places(int part) {
-  const std::vector<int> order = quad_order(part);
+// The codewords of each pattern, in one section each.
+std::vector<std::vector<int64_t>> tied_places(int section) {
+  const std::vector<int> order = quad_order(section);
   std::vector<std::vector<int64_t>> places(kPatterns);
   int64_t start = 0;
   int used = 0;
   for (int pattern = 0; pattern < kPatterns; ++pattern) {
     const int hits = kHits[pattern / kKinds];
-    if (used + hits > part) {
-      start += part;
+    if (used + hits > section) {
+      start += section;
       used = 0;
     }
     for (int i = 0; i < hits; ++i) places[pattern].push_back(start + order[used++]);
@@ -97,9 +97,10 @@ Search spoilt_search(Number number, int64_t rows, int64_t codewords, int64_t wid
 }
 
 Search tied_search(const Geometry& shape) {
-  const std::vector<std::vector<int64_t>> places = tied_places(shape.part);
+  const std::vector<std::vector<int64_t>> places = tied_places(shape.section);
   const int64_t rows = std::max(shape.rows + 1, 65);
-  Search given = settable_search(rows, round_to(places.back().back() / shape.part * shape.part + 1, shape.columns));
+  Search given =
+      settable_search(rows, round_to(places.back().back() / shape.section * shape.section + 1, shape.columns));
   const Rows bases = random_rows(kSingle, kPatterns, kWidth, 3);
   for (int pattern = 0; pattern < kPatterns; ++pattern) {
     const int hits = kHits[pattern / kKinds];
@@ -122,21 +123,21 @@ Search tied_search(const Geometry& shape) {
 
 Search laddered_search(const Geometry& shape) {
   const int64_t rows = shape.rows + 1, codewords = static_cast<int64_t>(kLadderTiles) * shape.columns;
-  const int parts = shape.columns / shape.part;
+  const int sections = shape.columns / shape.section;
   Search given = settable_search(rows, codewords);
   const Rows bases = random_rows(kSingle, kLadderCount, kWidth, 3);
   const Rows directions = random_rows(kDouble, kLadderCount, kWidth, 4);
-  const std::vector<int> order = quad_order(shape.part);
+  const std::vector<int> order = quad_order(shape.section);
   double largest = 0;
   for (int64_t j = 0; j < codewords; ++j) largest = std::max(largest, square_of(given.codebook, j));
   for (int ladder = 0; ladder < kLadderCount; ++ladder) {
     // About twice the bound, as a squared distance: rounding to half precision takes kLost of a norm.
     constexpr double kLost = 0x1.bp-12;
     const double unit = 4 * kLost * std::sqrt(square_of(bases, ladder) * largest) / square_of(directions, ladder);
-    int number = ladder / parts * kLongestLadder;
+    int number = ladder / sections * kLongestLadder;
     for (const Rung rung : kLadders[ladder].rungs) {
-      const int64_t j =
-          static_cast<int64_t>(rung.tile) * shape.columns + ladder % parts * shape.part + order[number++ % shape.part];
+      const int64_t j = static_cast<int64_t>(rung.tile) * shape.columns + ladder % sections * shape.section +
+                        order[number++ % shape.section];
       for (int d = 0; d < kWidth; ++d)
         given.codebook.set(j, d, bases.at(ladder, d) + std::sqrt(rung.score * unit) * directions.at(ladder, d));
     }

@@ -15,16 +15,16 @@ double squared_distance(const double* x, const double* c, int64_t width) {
   return sum;
 }
 
-// The scores that one list sees: those of a part of each tile in [first, last).
-struct Seen {
+// The scores of one list: those of a section of each tile in [first, last).
+struct Scored {
   const std::vector<double>& scores;
   const Geometry& shape;
-  int64_t part, first, last;
+  int64_t section, first, last;
 
   std::span<const double> tile(int64_t number) const {
     const auto all = static_cast<int64_t>(scores.size());
-    const int64_t start = std::min(number * shape.columns + part * shape.part, all);
-    return std::span(scores).subspan(start, std::min<int64_t>(shape.part, all - start));
+    const int64_t start = std::min(number * shape.columns + section * shape.section, all);
+    return std::span(scores).subspan(start, std::min<int64_t>(shape.section, all - start));
   }
   int within(int64_t end, double limit) const {
     int number = 0;
@@ -41,17 +41,17 @@ struct List {
 };
 
 // The list after the last tile.
-List follow(const Seen& seen, double twice_bound) {
+List follow(const Scored& scored, double twice_bound) {
   List list;
-  for (int64_t tile = seen.first; tile < seen.last; ++tile) {
+  for (int64_t tile = scored.first; tile < scored.last; ++tile) {
     double low = kInfinity;
-    for (const double score : seen.tile(tile)) low = std::min(low, score);
+    for (const double score : scored.tile(tile)) low = std::min(low, score);
     if (low == kInfinity || low > list.lowest + twice_bound) continue;
     const double before = list.lowest;
     list.lowest = std::min(before, low);
     const double limit = list.lowest + twice_bound;
     if (before > limit) list.overflows = false;
-    if (seen.within(tile + 1, limit) > kCandidates) list.overflows = true;
+    if (scored.within(tile + 1, limit) > kCandidates) list.overflows = true;
   }
   return list;
 }
@@ -61,17 +61,17 @@ struct SplitRecord {
   int count = 0;
 };
 
-SplitRecord join_lists(const std::vector<Seen>& parts, double twice_bound) {
+SplitRecord join_lists(const std::vector<Scored>& sections, double twice_bound) {
   std::vector<List> lists;
   SplitRecord record;
-  for (const Seen& seen : parts) {
-    lists.push_back(follow(seen, twice_bound));
+  for (const Scored& scored : sections) {
+    lists.push_back(follow(scored, twice_bound));
     record.lowest = std::min(record.lowest, lists.back().lowest);
   }
   const double limit = record.lowest + twice_bound;
-  for (size_t part = 0; part < lists.size(); ++part) {
-    if (lists[part].lowest > limit) continue;
-    record.count += lists[part].overflows ? kOverflow : parts[part].within(parts[part].last, limit);
+  for (size_t section = 0; section < lists.size(); ++section) {
+    if (lists[section].lowest > limit) continue;
+    record.count += lists[section].overflows ? kOverflow : sections[section].within(sections[section].last, limit);
   }
   return record;
 }
@@ -83,10 +83,10 @@ int count_compared(const std::vector<double>& scores, double twice_bound, const 
   double lowest = kInfinity;
   for (int split = 0; split < splits.count; ++split) {
     const int64_t first = static_cast<int64_t>(split) * splits.per_split;
-    std::vector<Seen> parts;
-    for (int part = 0; part < shape.columns / shape.part; ++part)
-      parts.push_back({scores, shape, part, first, std::min(first + splits.per_split, tiles)});
-    records.push_back(join_lists(parts, twice_bound));
+    std::vector<Scored> sections;
+    for (int section = 0; section < shape.columns / shape.section; ++section)
+      sections.push_back({scores, shape, section, first, std::min(first + splits.per_split, tiles)});
+    records.push_back(join_lists(sections, twice_bound));
     lowest = std::min(lowest, records.back().lowest);
   }
   const double limit = lowest + twice_bound;
@@ -147,8 +147,8 @@ bool is_nearest(const Rows& features, const Rows& codebook, int64_t row, int64_t
     if (std::equal(codeword(j), codeword(j) + width, codeword(index))) return false;
   }
   const bool wide = features.number == kDouble;
-  const double wanted = wide ? own : static_cast<float>(own);
-  return is_close(distance, wanted, wide ? own * 4 * static_cast<double>(width) * 0x1p-53 : own * 0x1p-23 + 0x1p-149);
+  const double expected = wide ? own : static_cast<float>(own);
+  return is_close(distance, expected, wide ? own * 4 * static_cast<double>(width) * 0x1p-53 : own * 0x1p-23 + 0x1p-149);
 }
 
 bool may_compare(int compared, const Search& given, int64_t row, const Codes& codes, const Geometry& shape,

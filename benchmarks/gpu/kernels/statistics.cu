@@ -117,12 +117,12 @@ Batch batch_of(const Problem& given, const Inputs& inputs, const std::deque<Devi
   return batch;
 }
 
-void expect_counts(Expected& wanted, const Problem& given, const Inputs& inputs, const StatisticsLayout& layout) {
+void expect_counts(Expected& expected, const Problem& given, const Inputs& inputs, const StatisticsLayout& layout) {
   for (int m = 0; m < given.modalities(); ++m) {
     for (int64_t i = 0; i < given.rows; ++i) {
       if (!inputs.shares[m].valid[i]) continue;
-      ++wanted.values[layout.row_count + m];
-      ++wanted.values[layout.codeword_count + m * given.codewords + inputs.shares[m].index[i]];
+      ++expected.values[layout.row_count + m];
+      ++expected.values[layout.codeword_count + m * given.codewords + inputs.shares[m].index[i]];
     }
   }
 }
@@ -142,10 +142,10 @@ double mixed(const Problem& given, const Inputs& inputs, int m, int64_t i, int64
   return number == 0 ? value : kOwnWeight * value + (1 - kOwnWeight) * (partner / number);
 }
 
-void expect_sums(Expected& wanted, const Problem& given, const Inputs& inputs, const StatisticsLayout& layout) {
+void expect_sums(Expected& expected, const Problem& given, const Inputs& inputs, const StatisticsLayout& layout) {
   const int64_t every = target_size ? std::max<int64_t>(given.codewords / kSampledCodewords, 1) : 1;
   for (int64_t i = 0; i < given.codewords * given.width; ++i)
-    if (i / given.width % every != 0) wanted.tolerances[layout.mixed_sum + i] = kUnchecked;
+    if (i / given.width % every != 0) expected.tolerances[layout.mixed_sum + i] = kUnchecked;
   in_threads(given.width, [&](int64_t d) {
     for (int m = 0; m < given.modalities(); ++m) {
       const Share& share = inputs.shares[m];
@@ -153,8 +153,8 @@ void expect_sums(Expected& wanted, const Problem& given, const Inputs& inputs, c
         if (!share.valid[i] || share.index[i] % every != 0) continue;
         const int64_t place = layout.mixed_sum + share.index[i] * given.width + d;
         const double term = share.weight * mixed(given, inputs, m, i, d);
-        wanted.values[place] += term;
-        wanted.tolerances[place] += std::abs(term) * kSumTolerance;
+        expected.values[place] += term;
+        expected.tolerances[place] += std::abs(term) * kSumTolerance;
       }
     }
   });
@@ -180,7 +180,7 @@ Drawn draw_row(const Problem& given, const Inputs& inputs, int64_t codeword, int
   return {share, row, is_here, is_here && share->valid[row]};
 }
 
-void expect_candidates(Expected& wanted, const Problem& given, const Inputs& inputs, const StatisticsLayout& layout) {
+void expect_candidates(Expected& expected, const Problem& given, const Inputs& inputs, const StatisticsLayout& layout) {
   for (int64_t k = 0; k < given.codewords; ++k) {
     for (int candidate = 0; candidate < given.candidates; ++candidate) {
       Drawn drawn = draw_row(given, inputs, k, candidate);
@@ -190,9 +190,9 @@ void expect_candidates(Expected& wanted, const Problem& given, const Inputs& inp
       }
       if (!drawn.is_valid) continue;
       const int64_t place = candidate * given.codewords + k;
-      wanted.values[layout.found + place] = 1;
+      expected.values[layout.found + place] = 1;
       for (int64_t d = 0; d < given.width; ++d)
-        wanted.values[layout.candidate + place * given.width + d] = drawn.share->features.at(drawn.row, d);
+        expected.values[layout.candidate + place * given.width + d] = drawn.share->features.at(drawn.row, d);
     }
   }
 }
@@ -218,15 +218,15 @@ Result statistics_case(const Problem& given) {
   Result result;
   result.rows = given.rows * given.modalities();
   result.demand(plan.sorted == given.sorted, "the other kind of sums was planned");
-  Expected wanted(layout.size);
-  expect_counts(wanted, given, inputs, layout);
-  expect_sums(wanted, given, inputs, layout);
-  expect_candidates(wanted, given, inputs, layout);
-  demand_close(result, "row_count", got, wanted, layout.row_count, layout.codeword_count);
-  demand_close(result, "codeword_count", got, wanted, layout.codeword_count, layout.mixed_sum);
-  demand_close(result, "mixed_sum", got, wanted, layout.mixed_sum, layout.found);
-  demand_close(result, "found", got, wanted, layout.found, layout.candidate);
-  demand_close(result, "candidate", got, wanted, layout.candidate, layout.size);
+  Expected expected(layout.size);
+  expect_counts(expected, given, inputs, layout);
+  expect_sums(expected, given, inputs, layout);
+  expect_candidates(expected, given, inputs, layout);
+  demand_close(result, "row_count", got, expected, layout.row_count, layout.codeword_count);
+  demand_close(result, "codeword_count", got, expected, layout.codeword_count, layout.mixed_sum);
+  demand_close(result, "mixed_sum", got, expected, layout.mixed_sum, layout.found);
+  demand_close(result, "found", got, expected, layout.found, layout.candidate);
+  demand_close(result, "candidate", got, expected, layout.candidate, layout.size);
   result.median_ms = median_ms(launch);
   return result;
 }
