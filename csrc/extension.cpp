@@ -1,7 +1,8 @@
-// The module unicode_fast._C. Importing it loads what of cpu/ and cuda/ was compiled beside it, whose operators
-// register themselves with torch; the module itself reports how it was built, and holds no operator.
+// The module unicode_fast._C. The library holds the compiled sources of cpu/ and cuda/; their operators register
+// themselves with torch on import. The module itself holds no operator and reports how it was built.
 //
-// setup.py defines UNICODE_FAST_TORCH always, UNICODE_FAST_CUDA and UNICODE_FAST_ARCHITECTURES where it compiles CUDA.
+// setup.py always defines UNICODE_FAST_TORCH. With CUDA it also defines UNICODE_FAST_CUDA and
+// UNICODE_FAST_ARCHITECTURES.
 
 #include <pybind11/pybind11.h>
 

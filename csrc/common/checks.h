@@ -1,5 +1,5 @@
-// What operators check of their arguments before they read or write memory by them, the same on every device; the
-// references check it in unicode_fast/ops. Each message has the argument, what it must be and what it was.
+// Checks of an operator's arguments before it reads or writes their memory, the same on every device. The references
+// are checked in unicode_fast/ops. Each message has the argument, what it must be and what it was.
 #pragma once
 
 #include <ATen/MemoryOverlap.h>
@@ -20,7 +20,7 @@ using Dtypes = at::ArrayRef<at::ScalarType>;
 inline constexpr at::ScalarType kFeatureDtypes[] = {at::kDouble, at::kFloat, at::kHalf, at::kBFloat16};
 inline constexpr at::ScalarType kStateDtypes[] = {at::kDouble, at::kFloat};
 inline constexpr at::ScalarType kDoubleOnly[] = {at::kDouble}, kLongOnly[] = {at::kLong}, kBoolOnly[] = {at::kBool};
-// Of one tensor, padded and with what is made of it, bytes can be counted in 64 bits.
+// Limit of a tensor's numbers: the bytes of the tensor, of its padding and of the results can be counted in 64 bits.
 inline constexpr int64_t kMostNumbers = int64_t{1} << 48;
 
 // An argument, or tensor `place` of a list of them.
@@ -66,7 +66,7 @@ inline std::string one_of(Dtypes dtypes) {
   return text;
 }
 
-// Sizes as Python writes them; of many dimensions their number.
+// Sizes as Python writes them; for many dimensions their number.
 inline std::string shape_name(at::IntArrayRef sizes) {
   if (sizes.size() > 8) return std::to_string(sizes.size()) + " dimensions";
   std::string text = "(";
@@ -81,7 +81,7 @@ inline void check_tensor(const Name& name, const at::Tensor& tensor, Dtypes dtyp
   TORCH_CHECK_TYPE(among, name, " must be ", one_of(dtypes), ", got ", dtype_name(tensor.scalar_type()));
 }
 
-// `meaning` says what the shape is, `like` lies where the tensor must.
+// `meaning` describes the shape; the tensor must be on the device of `like`.
 inline void check_like(const Name& name, const at::Tensor& tensor, Dtypes dtypes, at::IntArrayRef shape,
                        const char* meaning, const at::Tensor& like) {
   check_tensor(name, tensor, dtypes);
@@ -100,7 +100,7 @@ inline void check_codebook(const at::Tensor& codebook, Dtypes dtypes) {
                     shape_name(codebook.sizes()));
 }
 
-// A codebook that features of this width, in the last dimension, are compared with.
+// A codebook for features of this width, which is their last dimension.
 inline void check_codebook_of(const at::Tensor& features, const at::Tensor& codebook) {
   check_codebook(codebook, kFeatureDtypes);
   TORCH_CHECK_TYPE(codebook.scalar_type() == at::kDouble || codebook.scalar_type() == at::kFloat ||
@@ -120,7 +120,7 @@ inline void check_search(const at::Tensor& features, const at::Tensor& codebook)
   check_codebook_of(features, codebook);
 }
 
-// What codebook_operands writes and searches read: at least so many bytes, from a multiple of `alignment` on.
+// The operands that codebook_operands writes and searches read: at least `bytes` bytes, from a multiple of `alignment`.
 inline void check_operands(const at::Tensor& operands, const at::Tensor& codebook, int64_t bytes, size_t alignment) {
   TORCH_CHECK_TYPE(operands.defined(), "operands must be a tensor, got None");
   TORCH_CHECK_VALUE(operands.scalar_type() == at::kByte && operands.is_contiguous() &&
@@ -130,7 +130,7 @@ inline void check_operands(const at::Tensor& operands, const at::Tensor& codeboo
                     " numbers of ", dtype_name(operands.scalar_type()), " on ", operands.device());
 }
 
-// What is written must have a place in memory for each number, which no other argument lies in.
+// A written tensor must have a place in memory for each number, and share none with another argument.
 inline void check_apart(at::ArrayRef<std::pair<const char*, at::Tensor>> arguments, size_t written) {
   for (size_t n = 0; n < written; ++n) {
     const auto& [name, tensor] = arguments[n];
@@ -154,7 +154,7 @@ inline void check_choice(const char* name, std::string_view value, at::ArrayRef<
   TORCH_CHECK_VALUE(false, name, " must be one of ", text, ", got '", value.substr(0, 40), "'");
 }
 
-// The ranges of EmaConfig, unicode_fast/reference/codebook_update.py. A number that is NaN is in none.
+// The ranges of EmaConfig, unicode_fast/reference/codebook_update.py. NaN is in no range.
 inline void check_rule(double decay, double epsilon, double own_weight, std::string_view update,
                        std::string_view smoothing, int64_t reset_after, std::string_view reset_unless,
                        std::string_view reset_source, double reset_noise, int64_t reset_active_within) {
@@ -172,8 +172,8 @@ inline void check_rule(double decay, double epsilon, double own_weight, std::str
   TORCH_CHECK_VALUE(reset_active_within >= 0, "reset_active_within must be 0 or greater, got ", reset_active_within);
 }
 
-// All arguments of codebook_statistics but the rule, of which it takes the own weight. Indices are looked at where they
-// are used.
+// All arguments of codebook_statistics except the rule, from which it takes the own weight. Indices are checked at
+// their use.
 inline void check_statistics(const at::Tensor& codebook, const at::Tensor& step, at::TensorList features,
                              at::TensorList index, at::TensorList partners, at::TensorList valid,
                              const std::optional<at::Tensor>& choice, at::IntArrayRef first_row,
@@ -215,7 +215,7 @@ inline void check_statistics(const at::Tensor& codebook, const at::Tensor& step,
   if (choice) check_like("choice", *choice, kDoubleOnly, {codebook.size(0)}, "(M,)", codebook);
 }
 
-// All arguments of codebook_apply but the rule, of which it is told whether codewords are reset from features.
+// All arguments of codebook_apply except the rule, from which it takes whether codewords are reset from features.
 inline void check_apply(const at::Tensor& codebook, const at::Tensor& ema_count, const at::Tensor& ema_sum,
                         const at::Tensor& idle, const at::Tensor& step, const at::Tensor& statistics,
                         const std::optional<at::Tensor>& choice, const std::optional<at::Tensor>& noise,

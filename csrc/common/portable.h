@@ -1,4 +1,4 @@
-// What lets one function compile for the host and for CUDA devices.
+// The attribute with which one function compiles for the host and for CUDA devices.
 #pragma once
 
 #include <cmath>

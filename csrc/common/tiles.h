@@ -1,11 +1,11 @@
-// Where the tiles of the half-precision search lie.
+// The layout of the tiles of the half-precision search.
 #pragma once
 
 #include "portable.h"
 
 namespace unicode_fast {
 
-// Dimensions in one step of the main loop, and the multiple that widths are padded to: 128 bytes of half precision.
+// Dimensions in one pass of the main loop: 128 bytes of half precision. Widths are padded to a multiple of this.
 constexpr int kStepWidth = 64;
 
 UNICODE_FAST_BOTH int64_t round_to(int64_t value, int64_t multiple) {
@@ -24,8 +24,8 @@ struct Splits {
   int per_split;  // tiles in each but the last
 };
 
-// The number of splits, at most `most`, with the least work for a multiprocessor: rounds of `blocks` blocks that run at
-// once, of per_split tiles each and the reading of rows, taken for one tile more.
+// The number of splits, at most `most`, with the least work for a multiprocessor. Its work is rounds of `blocks` blocks
+// that run at once. A block has per_split tiles, and reading its rows counts as one tile more.
 UNICODE_FAST_BOTH Splits split_tiles(int64_t tiles, int64_t row_tiles, int64_t blocks, int most) {
   Splits best{1, static_cast<int>(tiles)};
   int64_t least = INT64_MAX;

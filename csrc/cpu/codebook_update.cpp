@@ -1,6 +1,6 @@
-// The operators codebook_statistics and codebook_apply on CPUs. The formulas stand in the docstrings of
-// unicode_fast/reference/codebook_update.py; all arithmetic is float64, and each number is summed in the order of the
-// rows by one thread, so that results repeat bit for bit with any number of threads.
+// The operators codebook_statistics and codebook_apply on CPUs. The formulas are in the docstrings of
+// unicode_fast/reference/codebook_update.py. All arithmetic is float64. One thread sums each number in the order of the
+// rows, so results repeat bit for bit with any number of threads.
 
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
@@ -23,7 +23,7 @@ using c10::string_view;
 
 constexpr int64_t kAttempts = 8;
 constexpr int64_t kChoiceStream = 0, kNoiseStream = 1, kRowStream = 2;
-// Columns that are worth a thread.
+// Least number of columns for a thread.
 constexpr int64_t kColumns = 32;
 
 const uint8_t* bytes_of(const at::Tensor& mask) { return static_cast<const uint8_t*>(mask.const_data_ptr()); }
@@ -62,8 +62,8 @@ std::vector<double> doubles(const at::Tensor& tensor) {
   return {given.const_data_ptr<double>(), given.const_data_ptr<double>() + given.numel()};
 }
 
-// Of the global rows drawn for each codeword those that are valid and held here, with every attempt in a place of its
-// own, or the first valid one, where rows of other ranks count as valid: a flag and the row.
+// A flag and the row for each codeword and attempt: the drawn row of the whole batch, if it is valid and held here.
+// Without every attempt, only the first valid row of each codeword; rows of other ranks count as valid.
 void find_candidates(const std::vector<at::Tensor>& rows, const std::vector<at::Tensor>& valid,
                      at::IntArrayRef first_row, at::IntArrayRef total_rows, bool every_attempt, uint64_t key,
                      const std::optional<at::Tensor>& choice, int64_t codewords, double* flags, double* candidates) {
@@ -151,7 +151,7 @@ at::Tensor codebook_statistics(const at::Tensor& codebook, const at::Tensor& ste
 // Wraps around, as torch's tensors do.
 int64_t one_more(int64_t number) { return static_cast<int64_t>(static_cast<uint64_t>(number) + 1); }
 
-// What the counts are divided into, and what is kept of them.
+// The new counts, and the divisors of the sums.
 struct Counts {
   std::vector<double> count, divisor;
 };
@@ -184,7 +184,7 @@ void store(const at::Tensor& into, const std::vector<double>& values) {
   std::copy(values.begin(), values.end(), into.mutable_data_ptr<T>());
 }
 
-// Autograd has to know that saved tensors are not what they were.
+// Autograd must detect that saved tensors have changed.
 void mark_changed(const at::Tensor& tensor) {
   if (!tensor.is_inference()) tensor.unsafeGetTensorImpl()->bump_version();
 }

@@ -1,5 +1,5 @@
 // The operator commitment_loss on CPUs: loss and gradient in one pass over the features. Sums over blocks of rows are
-// added in the order of the blocks, so that results repeat bit for bit with any number of threads.
+// added in the order of the blocks, so results repeat bit for bit with any number of threads.
 
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>

@@ -13,7 +13,7 @@
 #include <immintrin.h>
 #endif
 
-// Vectors are handed over in memory or inlined, so that no calling convention is at stake.
+// Vectors are passed in memory or inlined, so calling conventions do not matter.
 #if defined(__GNUC__) && !defined(__clang__)
 #pragma GCC diagnostic ignored "-Wpsabi"
 #endif

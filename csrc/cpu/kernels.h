@@ -11,7 +11,7 @@ struct LargestNorms {
   double squared = 0, rounded = 0, residual = 0;
 };
 
-// What is the same for all codewords. Centred means minus the mean codeword, scaled means times `scale`, a power of two
+// Facts that all codewords share. Centred means minus the mean codeword. Scaled means times `scale`, a power of two
 // that brings the largest element near one.
 struct CodebookFacts {
   int64_t codewords = 0, width = 0;
@@ -21,8 +21,8 @@ struct CodebookFacts {
   LargestNorms largest;
 };
 
-// A codebook made ready for searches; the bound that its numbers enter stands in docs/exactness.md. Its arrays lie in
-// memory of its owner.
+// A codebook prepared for searches; docs/exactness.md has the bound that uses its numbers. Its arrays lie in memory of
+// its owner.
 struct PreparedCodebook : CodebookFacts {
   float* mean = nullptr;  // (width)
   // Panels of as many codewords as a kernel scores at once. Operands are rounded, dimension before codeword; norms are
@@ -38,8 +38,8 @@ struct Rows {
   int64_t stride;
 };
 
-// Sums over the rows of one modality; rows that are not valid are left out. Masks are bytes, as a bool that is neither
-// 0 nor 1 may be read as both.
+// Sums over the rows of one modality; rows that are not valid are left out. Masks are bytes, because a bool that is
+// neither 0 nor 1 may be read as both.
 template <typename T>
 struct RowSums {
   std::vector<const T*> features;     // (rows, width) by modality, contiguous
@@ -52,7 +52,7 @@ struct RowSums {
   int64_t width;
 };
 
-// Weighted squared distances of one modality's rows to the codewords that each modality chose at the same places.
+// Weighted squared distances of one modality's rows to the codewords of all modalities at the same positions.
 template <typename T>
 struct Commitment {
   const T* features;                  // (rows, width), contiguous
@@ -88,11 +88,11 @@ struct Kernels {
   double (*commit_double)(const Commitment<double>& batch, int64_t first, int64_t last, double* direction);
 };
 
-// Mean, scale and finiteness of a codebook, whose size stands in `codes` already.
+// Mean, scale and finiteness of a codebook; `codes` has its size already.
 void centre(PreparedCodebook& codes, const double* values);
 
-// Those for the best instruction set of this processor, or for the one named by UNICODE_FAST_CPU (portable, avx2,
-// avx512, avx512_bf16) where the processor has it.
+// Kernels for the best instruction set of this processor, or for that of UNICODE_FAST_CPU (portable, avx2, avx512,
+// avx512_bf16) if the processor has it.
 const Kernels& kernels();
 
 }  // namespace unicode_fast::cpu

@@ -1,7 +1,7 @@
-// The loops themselves. kernels.cpp includes this file once for each instruction set, in a namespace of its own, with
-// UNICODE_FAST_TARGET (the attribute that lets a function use it), UNICODE_FAST_LANES (floats in a vector),
-// UNICODE_FAST_VECTORS (vectors of codewords scored at once) and UNICODE_FAST_BFLOAT16 (1: operands are pairs of
-// bfloat16) defined. Hence no include guard.
+// The loops themselves. kernels.cpp includes this file once for each instruction set, in a namespace of its own. So it
+// has no include guard. It needs definitions of UNICODE_FAST_TARGET (the attribute of the instruction set),
+// UNICODE_FAST_LANES (floats in a vector) and UNICODE_FAST_VECTORS (vectors of codewords scored at once). With
+// UNICODE_FAST_BFLOAT16 1, operands are pairs of bfloat16.
 
 constexpr int kLanes = UNICODE_FAST_LANES, kVectors = UNICODE_FAST_VECTORS;
 constexpr int kPanel = kLanes * kVectors;
@@ -12,7 +12,7 @@ constexpr int kCandidates = 24;
 
 using Floats = float __attribute__((vector_size(4 * kLanes)));
 using Ints = int32_t __attribute__((vector_size(4 * kLanes)));
-// Sums of squares in float64 are made of 8 partial sums on every machine.
+// Sums of squares in float64 have 8 partial sums on every machine.
 using Eight = double __attribute__((vector_size(64)));
 using EightFloats = float __attribute__((vector_size(32)));
 
@@ -49,7 +49,7 @@ UNICODE_FAST_TARGET inline double squared_distance(const X* x, const C* c, int64
   return sum_of(first + second) + rest;
 }
 
-// What argmin compares: NaN loses against everything, an overflow against everything but NaN.
+// The key of argmin: NaN is larger than everything, an overflow larger than everything except NaN.
 UNICODE_FAST_TARGET inline double order_key(double distance) {
   if (distance != distance) return std::numeric_limits<double>::infinity();
   return std::min(distance, std::numeric_limits<double>::max());
@@ -78,7 +78,7 @@ UNICODE_FAST_TARGET void direct(const C* codebook, int64_t codewords, int64_t wi
 constexpr int kPair = 2;
 using Operand = uint16_t;
 
-// The nearest bfloat16, ties to even. What is too small for a normal one becomes zero, as the processor would have it.
+// The nearest bfloat16, ties to even. A number too small for a normal bfloat16 becomes zero, as in the processor.
 UNICODE_FAST_TARGET inline uint16_t round_operand(float value) {
   uint32_t bits;
   std::memcpy(&bits, &value, 4);
@@ -224,7 +224,7 @@ struct Candidates {
   UNICODE_FAST_TARGET void start(float twice_the_error) {
     smallest = limit = std::numeric_limits<float>::infinity();
     margin = twice_the_error;
-    // Beyond, scores could overflow. The comparison is false for NaN.
+    // Beyond this limit scores could overflow. The comparison is false for NaN.
     count = twice_the_error < 1e30f ? 0 : -1;
     if (count < 0) limit = -std::numeric_limits<float>::infinity();
   }
@@ -247,7 +247,7 @@ struct Candidates {
     score[count++] = value;
   }
 
-  // Those that a smaller score has ruled out since.
+  // Drops the candidates that a smaller score has ruled out.
   UNICODE_FAST_TARGET void forget() {
     int32_t kept = 0;
     for (int32_t n = 0; n < count; ++n) {
@@ -348,8 +348,8 @@ UNICODE_FAST_TARGET void add_rows(const RowSums<T>& batch, int64_t first, int64_
   }
 }
 
-// Products are rounded before they are added, as in the reference, so that gradients are the same bits and training
-// goes the same way on both.
+// Products are rounded before they are added, as in the reference. So gradients have the same bits, and training gives
+// the same result on both.
 template <typename T>
 UNICODE_FAST_TARGET UNICODE_FAST_ROUND_PRODUCTS double commit(const Commitment<T>& batch, int64_t first, int64_t last,
                                                               T* direction) {

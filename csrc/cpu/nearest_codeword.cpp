@@ -1,5 +1,5 @@
-// The operator nearest_codeword on CPUs: rows go in blocks to the loops of kernels_body.h. docs/exactness.md has the
-// proof that no codeword that could be the nearest is missed.
+// The operator nearest_codeword on CPUs: blocks of rows go to the loops of kernels_body.h. docs/exactness.md proves
+// that the nearest codeword is never missed.
 
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
@@ -33,8 +33,8 @@ bool is_half(const at::Tensor& codebook) {
   return codebook.scalar_type() == at::kHalf || codebook.scalar_type() == at::kBFloat16;
 }
 
-// Where the parts of the operands lie, in bytes: facts, mean, norms, operands, and the codewords in float32 where they
-// are in half precision.
+// Offsets of the arrays of the operands, in bytes: facts, mean, norms, operands, and, for a codebook in half precision,
+// the codewords in float32.
 struct OperandsLayout {
   int64_t mean, norms, operands, values, bytes;
 };
@@ -59,7 +59,7 @@ OperandsLayout layout_of(const at::Tensor& codebook) {
   return layout;
 }
 
-// The codebook whose arrays are the parts of `memory`; its facts are those of a codebook not yet prepared.
+// The codebook whose arrays lie in `memory`; its facts are those of a codebook not yet prepared.
 PreparedCodebook parts_of(unsigned char* memory, const at::Tensor& codebook, const OperandsLayout& layout) {
   PreparedCodebook codes;
   codes.codewords = codebook.size(0);

@@ -1,5 +1,5 @@
-// Numbers too small to be normal keep their value while this object lives, whatever torch.set_flush_denormal told the
-// thread: the bound on the error of scores needs differences that are not flushed to zero.
+// Numbers too small to be normal keep their value while this object lives, whatever torch.set_flush_denormal has set.
+// The bound on the error of scores needs differences that are not flushed to zero.
 #pragma once
 
 #include <cstdint>

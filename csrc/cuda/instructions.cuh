@@ -1,6 +1,6 @@
-// The machine's instructions that CUDA C++ has no name for, each behind a function of one line of assembly.
+// Instructions without a name in CUDA C++, each in a function of one line of assembly.
 //
-// tests/cuda_on_host compiles the kernels with a C++ compiler: it has a twin of every function here.
+// tests/cuda_on_host compiles the kernels with a C++ compiler; it has a twin of every function here.
 #pragma once
 
 #include <cstdint>
@@ -21,7 +21,7 @@ __device__ __forceinline__ void copy_16_bytes(uint32_t to, const void* from) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;\n" ::"r"(to), "l"(from) : "memory");
 }
 
-// Makes a group of the copies that this thread began since the last one.
+// Makes a group of the copies that this thread began since the last group.
 __device__ __forceinline__ void end_copies() { asm volatile("cp.async.commit_group;\n" ::: "memory"); }
 
 // Waits until no more than the kLeft last groups of this thread's copies are under way.
@@ -30,7 +30,7 @@ __device__ __forceinline__ void wait_for_copies() {
   asm volatile("cp.async.wait_group %0;\n" ::"n"(kLeft) : "memory");
 }
 
-// Four matrices of 8 x 8 halves for a warp: threads 8 i to 8 i + 7 name the rows of matrix i, 16 bytes each.
+// Four matrices of 8 x 8 halves for a warp: threads 8 i to 8 i + 7 address the rows of matrix i, 16 bytes each.
 __device__ __forceinline__ void load_matrices(uint32_t (&part)[4], uint32_t address) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];\n"
                : "=r"(part[0]), "=r"(part[1]), "=r"(part[2]), "=r"(part[3])
@@ -59,12 +59,12 @@ __device__ __forceinline__ void arrive(uint32_t barrier) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];\n" ::"r"(barrier) : "memory");
 }
 
-// Arrives, and lets the phase wait for so many bytes of the copy engine too.
+// Arrives; the phase then also waits for so many bytes of the copy engine.
 __device__ __forceinline__ void arrive_expecting(uint32_t barrier, int bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;\n" ::"r"(barrier), "r"(bytes) : "memory");
 }
 
-// Waits for the end of the barrier's phase of this parity; of a new barrier phase 1 counts as over.
+// Waits for the end of the barrier's phase of this parity; phase 1 of a new barrier counts as over.
 __device__ __forceinline__ void wait_for(uint32_t barrier, uint32_t parity) {
   asm volatile(
       "{\n"
@@ -77,7 +77,7 @@ __device__ __forceinline__ void wait_for(uint32_t barrier, uint32_t parity) {
       : "memory");
 }
 
-// Has the copy engine copy to shared memory and tell the barrier; addresses and size are multiples of 16 bytes.
+// Starts a copy to shared memory by the copy engine, which signals the barrier; addresses and size are multiples of 16.
 __device__ __forceinline__ void copy_bulk(uint32_t to, const void* from, int bytes, uint32_t barrier) {
   asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];\n" ::"r"(to),
                "l"(from), "r"(bytes), "r"(barrier)
@@ -92,7 +92,7 @@ __device__ __forceinline__ void wait_for_group(int group) {
   asm volatile("bar.sync %0, 128;\n" ::"r"(group + 1) : "memory");
 }
 
-// Before the first of a group of products, whose sums ordinary instructions may have written.
+// Must precede the first of a group of products; ordinary instructions may have written their sums.
 __device__ __forceinline__ void begin_products() { asm volatile("wgmma.fence.sync.aligned;\n" ::: "memory"); }
 
 // Makes a group of the products since begin_products.
@@ -104,7 +104,7 @@ __device__ __forceinline__ void wait_for_products() {
   asm volatile("wgmma.wait_group.sync.aligned %0;\n" ::"n"(kLeft) : "memory");
 }
 
-// Keeps the compiler from moving accesses to the sums across; the matrix units change them behind its back.
+// Keeps the compiler from moving accesses to the sums across; the matrix units change them without its notice.
 template <int kTiles>
 __device__ __forceinline__ void pin(float (&sums)[1][kTiles][4]) {
 #pragma unroll
@@ -145,7 +145,7 @@ __device__ __forceinline__ void multiply(float (&sums)[1][32][4], uint64_t rows,
 #undef UNICODE_FAST_SUMS
 }
 
-// All warps of a warpgroup give registers away, or wait until others have, so that each thread has so many.
+// All warps of a warpgroup release registers, or wait for registers that others release, until each thread has so many.
 template <int kRegisters>
 __device__ __forceinline__ void give_registers() {
   asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;\n" ::"n"(kRegisters));

@@ -1,5 +1,5 @@
-// Launches and shared memory, the two things of CUDA C++ that a C++ compiler cannot read; tests/cuda_on_host has others
-// of the same names.
+// Launches and shared memory, the only syntax of CUDA C++ that a C++ compiler cannot read. tests/cuda_on_host has
+// macros of the same names.
 #pragma once
 
 #ifdef UNICODE_FAST_ON_HOST
@@ -10,7 +10,7 @@
 #define UNICODE_FAST_LAUNCH(grid, block, shared_bytes, stream, ...) \
   __VA_ARGS__<<<(grid), (block), (shared_bytes), (stream)>>>
 
-// Shared memory of a size that the kernel knows: UNICODE_FAST_SHARED(double, sums, [8][32]);
+// Shared memory of a constant size: UNICODE_FAST_SHARED(double, sums, [8][32]);
 #define UNICODE_FAST_SHARED(type, name, extent) __shared__ type name extent
 
 // Shared memory of the size that the launch gives: unsigned char name[].

@@ -3,8 +3,8 @@
 
 namespace unicode_fast::cuda {
 
-// The sum of the values of all threads before this one; `total` becomes that of all. `warp_sums` holds a number for
-// each warp and may be used again after the next barrier that the caller passes.
+// The sum of the values of all threads before this one; `total` becomes the sum over all threads. `warp_sums` holds a
+// number for each warp and may be used again after the caller's next barrier.
 template <int kThreads, class T>
 __device__ __forceinline__ T sum_before(T value, T* warp_sums, T& total) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;

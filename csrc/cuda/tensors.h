@@ -1,4 +1,4 @@
-// From torch's tensors to what the launchers take, and the dispatch key of the operators on such tensors.
+// Arguments of the launchers from torch's tensors, and the dispatch key of the operators on such tensors.
 #pragma once
 
 #include <ATen/core/Tensor.h>

@@ -21,8 +21,8 @@ struct Update {
   double kept;  // decay to the number of steps, of the sums
   StatisticsLayout layout;
   const double *statistics, *choice, *noise;
-  // Workspaces, by codeword: new count, what its sum is divided by, whether it is reset; by block of plan_kernel and
-  // codeword: scratch; by codeword: the codeword it is reset from, or -1, and the vector it gets.
+  // Workspaces by codeword: new count, divisor of its sum, whether it is reset. By block of plan_kernel and codeword:
+  // scratch. By codeword: the codeword it is reset from, or -1, and its new vector.
   double *counts, *divisors;
   int *reset, *active, *sources;
   double* vectors;
@@ -51,7 +51,7 @@ struct Decayed {
   double count, divisor;
 };
 
-// A codeword's count after the update, and what its sum is divided by; `total` is the sum of all counts before it.
+// A codeword's count after the update, and the divisor of its sum; `total` is the sum of all counts before the update.
 __device__ __forceinline__ Decayed decayed(const Update& update, int64_t k, double count, double total) {
   const Rule& rule = update.rule;
   const int modalities = update.state.modalities, steps = rule.joint ? 1 : modalities;
@@ -83,7 +83,7 @@ __device__ __forceinline__ double updated(const Update& update, int64_t k, int64
   return update.rule.joint && !(divisor > 0) ? codebook_at<T>(update.state, k, d) : sum / divisor;
 }
 
-// Batches since a codeword was last chosen, by any or by all modalities as the rule says, this batch included.
+// Batches since a codeword was last chosen, by any or by all modalities according to the rule, this batch included.
 __device__ __forceinline__ int64_t idle_for_rule(const Update& update, int64_t k) {
   const State& state = update.state;
   int64_t result = 0;
@@ -113,7 +113,7 @@ __device__ __forceinline__ double total_count(const State& state) {
   return total;
 }
 
-// Lists the active codewords in ascending order; returns how many there are.
+// Lists the active codewords in ascending order; returns their number.
 __device__ __forceinline__ int list_active(const Update& update, int* list) {
   UNICODE_FAST_SHARED(int, warp_sums, [kPlanThreads / 32]);
   int number = 0;
@@ -133,9 +133,8 @@ __device__ __forceinline__ int list_active(const Update& update, int* list) {
   return number;
 }
 
-// Reads the state and writes workspaces only: counts and divisors, which codewords are reset, and what those get that
-// are reset from codewords. Each block does an equal share of the codewords, after finding for itself what depends on
-// all of them.
+// Reads the state and writes workspaces only: counts, divisors, resets, and the vectors of codewords that are reset
+// from codewords. Each block first computes values that depend on all codewords, then does an equal share of them.
 template <class T>
 __global__ void __launch_bounds__(kPlanThreads, 2) plan_kernel(const __grid_constant__ Update update) {
   const State& state = update.state;
@@ -179,7 +178,7 @@ __global__ void __launch_bounds__(kPlanThreads, 2) plan_kernel(const __grid_cons
   }
 }
 
-// Block (k, y) writes columns y of codeword k and, for y = 0, its counters. Of the state it reads nothing that another
+// Block (k, y) writes columns y of codeword k and, for y = 0, its counters. It reads no value of the state that another
 // block writes.
 template <class T>
 __global__ void __launch_bounds__(kApplyThreads) apply_kernel(const __grid_constant__ Update update) {

@@ -1,5 +1,5 @@
-// What a codebook update needs to know of a batch: per codeword counts, sums of mixed rows, and rows to reset idle
-// codewords from. Every sum has a fixed order, so results repeat bit for bit.
+// The statistics of a batch for a codebook update: counts of each codeword, sums of mixed rows, and rows for the resets
+// of idle codewords. Every sum has a fixed order, so results repeat bit for bit.
 
 #include "../../common/counter_random.h"
 #include "../../common/tiles.h"
@@ -20,7 +20,7 @@ constexpr int64_t kMostComparisons = 1 << 24;  // rows times codewords, for the 
 constexpr int64_t kPieceRows = 512, kLeastTileRows = 512, kMostTileCounts = 1 << 23;
 constexpr int64_t kRowStream = 2;
 
-// The number type of all features and partners, or Any to ask each time.
+// The number type of all features and partners, or Any if it is tested at each read.
 struct Any {};
 
 template <class T>
@@ -37,8 +37,8 @@ __device__ __forceinline__ bool is_valid(const Modality& modality, int64_t row) 
   return modality.valid == nullptr || modality.valid[row * modality.valid_stride];
 }
 
-// One element of a valid row mixed with its partner, which is the mean of the other modalities' valid rows at the same
-// place where none is given.
+// One element of a valid row mixed with its partner. If no partner is given, it is the mean of the other modalities'
+// valid rows at the same position.
 template <class T>
 __device__ __forceinline__ double mixed(const Batch& batch, int m, int64_t row, int64_t column) {
   const Modality& own = batch.modality[m];
@@ -107,7 +107,7 @@ __device__ __forceinline__ int codeword_at(const Batch& batch, const Modality& o
 }
 
 // Block (k, y) scans all indices for codeword k and sums columns y of its mixed rows. It reads the indices in chunks,
-// eight consecutive rows a thread, and lists the rows it found in their order.
+// eight consecutive rows a thread, and lists the rows of the codeword in their order.
 template <class T>
 __global__ void __launch_bounds__(kThreads, kBlocks)
     scan_kernel(const __grid_constant__ Batch batch, const __grid_constant__ StatisticsLayout layout) {
@@ -179,8 +179,8 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// For each codeword, one thread each: turns its counts in tiles into where the tile's first row goes among the
-// codeword's rows, and writes its count in each modality and its total.
+// One thread for each codeword: turns its count in each tile into the place of the tile's first row among the
+// codeword's rows. Writes its count in each modality and its total.
 __global__ void __launch_bounds__(kThreads)
     prefix_kernel(const __grid_constant__ Batch batch, const __grid_constant__ StatisticsLayout layout, int tile_rows,
                   int* counts, int* totals) {
@@ -212,8 +212,7 @@ __global__ void __launch_bounds__(kThreads)
 
 constexpr int kStartThreads = 1024;
 
-// In one block: where the rows of each codeword start, where the pieces of its sum start, and the rows of each
-// modality.
+// In one block: the starts of each codeword's rows and of the pieces of its sum, and the rows of each modality.
 __global__ void __launch_bounds__(kStartThreads)
     start_kernel(const __grid_constant__ Batch batch, const __grid_constant__ StatisticsLayout layout,
                  const int* totals, int* starts, int* piece_starts) {
@@ -249,7 +248,7 @@ __global__ void __launch_bounds__(kStartThreads)
 }
 
 // Sorts the rows of a tile by codeword, one warp a tile: equal codewords keep the order of their rows. Rows are
-// numbered over all modalities. `counts` holds where each codeword's next row of the tile goes.
+// numbered over all modalities. `counts` holds the place of each codeword's next row of the tile.
 __global__ void __launch_bounds__(kThreads) sort_kernel(const __grid_constant__ Batch batch, int tile_rows,
                                                         int64_t tiles, int* counts, const int* starts, int* order) {
   const int64_t number = static_cast<int64_t>(blockIdx.x) * (kThreads / 32) + threadIdx.x / 32;

@@ -1,4 +1,4 @@
-// The launchers of the codebook update: statistics of a batch, and their application. The formulas stand in the
+// The launchers of the codebook update: statistics of a batch, and their application. The formulas are in the
 // docstrings of unicode_fast/reference/codebook_update.py.
 #pragma once
 
@@ -30,7 +30,7 @@ struct Rule {
 
 inline bool resets_from_features(const Rule& rule) { return rule.reset_after > 0 && rule.from_features; }
 
-// Where the parts of the flat buffer of statistics begin; those about candidates hold so many for each codeword.
+// Offsets of the arrays in the flat buffer of statistics; the arrays of candidates hold so many for each codeword.
 struct StatisticsLayout {
   int64_t row_count, codeword_count, mixed_sum, found, candidate, size;
 };
@@ -59,11 +59,11 @@ struct Modality {
 struct Batch {
   Modality modality[kMostModalities];
   int modalities;
-  bool mixes, given_partners;  // whether a row has a part of its partner, and whether that is given
+  bool mixes, given_partners;  // whether a row has a share of its partner, and whether the partner is given
   double own_weight;
   int64_t codewords, width;
-  // How many candidates of each codeword are kept: kAttempts, 1 for the first that is valid where all rows that are not
-  // held here count as valid, 0 without reset from features. `choice` may be null, contiguous where not.
+  // Number of candidates kept for each codeword: kAttempts, or 1 for the first valid one. Rows of other ranks then
+  // count as valid. It is 0 without reset from features. `choice` may be null; else it is contiguous.
   int candidates;
   int64_t seed;
   const int64_t* step;
@@ -71,14 +71,14 @@ struct Batch {
   double* statistics;
 };
 
-// How the sums are found, and the workspace that this takes.
+// The kind of sums, and its workspace.
 struct StatisticsPlan {
   bool sorted = false;  // rows sorted by codeword first
   int tile_rows = 0;    // that a warp sorts
   int64_t rows = 0, tiles = 0, pieces = 0;
-  // Offsets: rows of each codeword in each tile, int32 (tiles, M), then where the next one goes; rows of each codeword,
-  // where they start, and where their pieces start, int32 (M + 1); the rows in order, int32; a sum for each piece,
-  // float64 (pieces, D).
+  // Offsets of: rows of each codeword in each tile, later the place of the next row, int32 (tiles, M). Rows of each
+  // codeword, their start, and the start of their pieces, int32 (M + 1). The rows in order, int32. A sum for each
+  // piece, float64 (pieces, D).
   size_t counts = 0, totals = 0, starts = 0, piece_starts = 0, order = 0, sums = 0, bytes = 0;
 };
 

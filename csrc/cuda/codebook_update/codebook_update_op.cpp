@@ -143,7 +143,7 @@ void codebook_apply_cuda(const at::Tensor& codebook, const at::Tensor& ema_count
   const at::Tensor workspace = workspace_of(plan.bytes, codebook);
   C10_CUDA_CHECK(launch_apply(plan, state, rule, numbers, choices, noises, workspace.mutable_data_ptr(),
                               c10::cuda::getCurrentCUDAStream()));
-  // Autograd has to know that saved tensors are not what they were.
+  // Autograd must detect that saved tensors have changed.
   for (const at::Tensor& changed : {codebook, ema_count, ema_sum, idle, step})
     if (!changed.is_inference()) changed.unsafeGetTensorImpl()->bump_version();
 }

@@ -1,5 +1,5 @@
-// Loss and gradient of the commitment of all modalities; the formulas stand in unicode_fast/reference/commitment.py.
-// All sums have a fixed order.
+// Loss and gradient of the commitment of all modalities; the formulas are in unicode_fast/reference/commitment.py. All
+// sums have a fixed order.
 
 #include <cmath>
 
@@ -59,7 +59,7 @@ __global__ void __launch_bounds__(kThreads) commit_kernel(const CommitmentArgume
       const int64_t number = a.valid == nullptr ? a.rows : a.numbers[m * a.modalities + o];
       const T scale = static_cast<T>(a.weights[m * a.modalities + o]) / static_cast<T>(number);
       const int64_t codeword = a.index[o * a.rows + row];
-      if (codeword < 0 || codeword >= a.codewords) {  // never read out of bounds; the loss says so
+      if (codeword < 0 || codeword >= a.codewords) {  // never read out of bounds; the loss becomes NaN
         total = nan("");
         break;
       }

@@ -1,4 +1,4 @@
-// What the half-precision search knows of a row: how far a score may err, and which codewords could be the nearest.
+// The half-precision search of one row: the bound on the error of a score, and the codewords that could be the nearest.
 //
 // Scores are s_j = |c_j|^2 - 2 x.c_j of the centred row x and codewords c_j, in units of the codebook's scale. With the
 // computed s^_j off by at most E, the nearest codeword is among those with s^_j <= min_k s^_k + 2 E.
@@ -12,27 +12,27 @@ namespace unicode_fast {
 
 // Candidates kept for one row by one quad of threads, and for one row of one split of the codebook.
 constexpr int kCandidates = 6;
-// The count of a list that could not hold all its candidates.
+// The count of a list that has no room for all its candidates.
 constexpr int kOverflow = kCandidates + 1;
 // Operands are scaled by powers of two so that the largest lies in [2^kOperandExponent, 2^(kOperandExponent + 1)).
 constexpr int kOperandExponent = 7;
-// Limits of the codebook's scale: distances between float32 numbers never overflow float64 within them, codewords that
+// Limits of the codebook's scale. Within them distances between float32 numbers never overflow float64. Codewords that
 // only float64 can hold overflow half precision, and their rows are compared directly.
 constexpr int kSmallestScale = -130, kLargestScale = 160;
 // A row's scale may exceed the codebook's by this power of two, so that score factors stay normal numbers.
 constexpr int kLargestRowScale = 40;
-// Scores of rows that half precision serves stay below the first; the minimum of no score at all is the second, which
-// lies far enough below infinity, the score of a codeword that takes no part.
+// Scores of rows that half precision serves stay below the first number. The second is the minimum of no score at all.
+// It lies far enough below infinity, the score of an excluded codeword.
 constexpr double kLargestScore = 0x1p100;
 constexpr float kNoScore = 0x1p126f;
 
 // Largest over the codewords that hold finite numbers only: squared norm, norm after rounding to half precision, norm
-// of what rounding took away. Rounded up.
+// of the rounding error. Rounded up.
 struct CodebookNorms {
   float squared, rounded, residual;
 };
 
-// Of one row: before rounding, after it, and of what it took away.
+// Norms of one row: before rounding, after it, and of the rounding error.
 struct RowNorms {
   double exact, rounded, residual;
 };
@@ -67,8 +67,7 @@ UNICODE_FAST_BOTH float add_up(float a, float b) {
 #endif
 }
 
-// The power of two to scale with so that `largest` comes to lie where operands should; 0 for zero and for what is not
-// finite.
+// The power of two that scales `largest` into the range of operands; 0 for zero and for numbers that are not finite.
 UNICODE_FAST_BOTH int scale_exponent(double largest) {
   if (!(largest > 0) || !(largest <= DBL_MAX)) return 0;
   int exponent;
@@ -91,8 +90,8 @@ UNICODE_FAST_BOTH int row_scale(double largest, int codebook_exponent) {
 //
 //   E = 2^-22 C2 + 2 (r Cn + |x| Rc) + 2 g |x~| Cn + (D + 16) 2^-124,  g = (D + 16) 2^-22
 //
-// The first term holds the rounding of |c|^2 and of the last addition; r and Rc are what rounding took from row and
-// codewords; g is twice the error of a sum in float32 that cuts off what it cannot hold.
+// The first term holds the rounding of |c|^2 and of the last addition. r and Rc are the rounding errors of row and
+// codewords. g is twice the error of a float32 sum that truncates.
 UNICODE_FAST_BOTH float twice_bound(const RowNorms& row, const CodebookNorms& codes, int shift, int width) {
   // The factor makes up for the rounding of these lines and of the norms.
   constexpr double kRoundedUp = 1 + 0x1p-20;
@@ -110,8 +109,8 @@ struct Candidate {
   int index;
 };
 
-// Lowers the running minimum to that of a new tile and returns up to where scores make candidates. Where the old
-// minimum lies above that, every candidate so far does, the ones that found no place included.
+// Lowers the running minimum to that of a new tile and returns the limit of candidates' scores. If the old minimum lies
+// above the limit, every candidate so far does, including those without a place in the list.
 UNICODE_FAST_BOTH float lower_minimum(float& lowest, int& count, float tile_lowest, float twice_bound) {
   const float before = lowest;
   lowest = fminf(before, tile_lowest);
@@ -120,7 +119,7 @@ UNICODE_FAST_BOTH float lower_minimum(float& lowest, int& count, float tile_lowe
   return limit;
 }
 
-// Makes room for `more` candidates by dropping those above the limit, where that is needed. Returns how many stay, or
+// Makes room for `more` candidates, if necessary by dropping those above the limit. Returns the number that stays, or
 // kOverflow.
 UNICODE_FAST_BOTH int make_room(Candidate* list, int count, int more, float limit) {
   if (count + more <= kCandidates || count > kCandidates) return count;
@@ -136,7 +135,7 @@ UNICODE_FAST_BOTH int make_room(Candidate* list, int count, int more, float limi
 struct alignas(16) Record {
   float lowest;
   int count;               // kOverflow where there are more
-  int index[kCandidates];  // as many as the count says
+  int index[kCandidates];  // the first `count` are set
 };
 
 // Joins the lists of one row into `record`. `lowest` and `count` belong to the lists; list i starts at
@@ -161,7 +160,7 @@ UNICODE_FAST_BOTH void merge(const Candidate* list, const float* lowest, const i
   record.count = joined;
 }
 
-// What distances are compared as: one that is NaN counts as infinite, an infinite one as the largest number.
+// The key by which distances are compared: NaN counts as infinite, an infinite distance as the largest number.
 UNICODE_FAST_BOTH double comparable(double distance) {
   if (distance != distance) return INFINITY;
   return distance < DBL_MAX ? distance : DBL_MAX;
@@ -173,8 +172,8 @@ UNICODE_FAST_BOTH bool nearer(double distance, int64_t j, double best_distance, 
   return own < other || (own == other && j < best);
 }
 
-// Up to where squared distances summed in float32, of differences of float32 numbers, may belong to the nearest
-// codeword, where the smallest of them is `lowest`. Each is off by at most g d + width 2^-149, g = (width + 4) 2^-23.
+// The limit of squared distances, summed in float32 from differences of float32 numbers, that may belong to the nearest
+// codeword; `lowest` is the smallest of them. Each is off by at most g d + width 2^-149, g = (width + 4) 2^-23.
 UNICODE_FAST_BOTH float direct_limit(float lowest, int64_t width) {
   const double growth = static_cast<double>(width + 4) * 0x1p-23;
   if (growth > 0.125 || !(lowest <= FLT_MAX)) return INFINITY;

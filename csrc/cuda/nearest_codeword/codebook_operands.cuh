@@ -1,4 +1,4 @@
-// The codebook as the half-precision search reads it: centred, scaled, rounded, with what its bound needs to know.
+// The codebook as the half-precision search reads it: centred, scaled, rounded, with the numbers for the bound.
 #pragma once
 
 #include "../../common/tiles.h"
@@ -22,7 +22,7 @@ __device__ __forceinline__ CodebookNorms norms_of(const CodebookFacts& facts) {
 constexpr int kColumnsPerBlock = 8, kColumnThreads = 1024;
 
 // Mean of the finite elements of each column, as float32, and the largest difference from it, rounded up. One block
-// does eight columns; columns of padding get zeros. Also resets `facts`. The result is used as it is, so its own
+// does eight columns; columns of padding get zeros. Also resets `facts`. Searches use the rounded result itself, so its
 // rounding does not matter; the order of its sums is fixed.
 __global__ void __launch_bounds__(kColumnThreads)
     column_kernel(const Matrix codebook, float* mean, float* spread, CodebookFacts* facts) {
@@ -74,7 +74,7 @@ __global__ void __launch_bounds__(kColumnThreads)
   spread[column] = count > 0 ? round_up(fmax(high - centre, centre - low)) : 0.0f;
 }
 
-// Where operands and norms lie, counted in elements: row by row, and as the search with wgmma reads them.
+// Offsets of operands and norms, in elements: row by row, and in the order of the search with wgmma.
 struct RowLayout {
   static __device__ __forceinline__ int64_t operand(int64_t j, int d, int width) { return j * width + d; }
   static __device__ __forceinline__ int64_t norm(int64_t j, int) { return j; }
@@ -91,9 +91,9 @@ struct TileLayout {
 
 constexpr int kCodewordThreads = 256;
 
-// Operands and squared norms of the codewords, one warp each, and the largest norms. Codewords that hold something not
-// finite, and those of padding, get zeros and an infinite norm, and count for no norm. As
-// many blocks as it takes for the padded number of codewords.
+// Operands and squared norms of the codewords, one warp each, and the largest norms. Codewords with NaN or infinity,
+// and those of padding, get zeros and an infinite norm, and do not count for the largest norms. The blocks cover the
+// padded number of codewords.
 template <class Layout>
 __global__ void __launch_bounds__(kCodewordThreads)
     codeword_kernel(const Matrix codebook, const float* mean, const float* spread, int width, __half* operands,

@@ -1,6 +1,7 @@
 // The half-precision search with mma.sync, for GPUs from 8.0 on: for each row the codewords that could be the nearest.
 //
-// load_rows, keep_candidates and write_records know nothing of how scores are made: hopper_search.cuh calls them too.
+// load_rows, keep_candidates and write_records do not depend on the computation of scores: hopper_search.cuh calls them
+// too.
 #pragma once
 
 #include "../../common/tiles.h"
@@ -23,7 +24,7 @@ struct SearchArguments {
   Splits splits;
 };
 
-// A block of kWarpsM x kWarpsN warps scores kRows rows against kColumns codewords at a time; a warp does kTilesM x
+// A block of kWarpsM x kWarpsN warps scores kRows rows against kColumns codewords at a time. A warp does kTilesM x
 // kTilesN tiles of 16 rows and 8 codewords.
 template <int kWarpsM_, int kWarpsN_, int kTilesM_, int kTilesN_, int kBlocks_>
 struct Shape {
@@ -37,8 +38,9 @@ struct Shape {
   static constexpr int kRowBytes = kRows * (8 + kWarpsN * 8);
   static_assert(kTilesN % 2 == 0 && kThreads >= kRows && kRows % (kThreads / 8) == 0);
 
-  // Shared memory, in this order: the rows; stages, each operands and then norms of kColumns codewords; candidates by
-  // row and column of warps; by row the factor of its scores and twice its bound; minima and counts of the candidates.
+  // Shared memory, in this order: the rows; stages, each with operands and then norms of kColumns codewords. Candidates
+  // by row and column of warps. By row the factor of its scores and twice its bound. Minima and counts of the
+  // candidates.
   static constexpr int64_t shared_bytes(int width) {
     return static_cast<int64_t>(kRows) * width * 2 + kStages * kStageBytes + kListBytes + kRowBytes;
   }
@@ -77,7 +79,7 @@ __device__ __forceinline__ void load_piece(const Matrix& features, int64_t row, 
   }
 }
 
-// Centres, scales and rounds S::kRows rows into `tile`, eight threads to a row, and finds the factor that turns their
+// Centres, scales and rounds S::kRows rows into `tile`, eight threads to a row. Computes the factor that turns their
 // products with codewords into scores, and twice their bound. Rows beyond the last get zeros and NaN. S::kThreads
 // consecutive threads of the block must call it.
 template <class S, class T>
@@ -137,8 +139,8 @@ __device__ __forceinline__ void load_rows(const SearchArguments& a, int64_t firs
 
 // Turns a warp's products with the codewords of a tile into scores and keeps those that could be the smallest. `norms`
 // and `first` belong to the first codeword of the warp's columns, `factors`, `bounds` and `lists` to the first of its
-// rows; lists of neighbouring rows lie `list_stride` candidates apart. All threads of the warp must call it, with a
-// barrier between calls: one thread reads what all of a quad wrote.
+// rows. Lists of neighbouring rows lie `list_stride` candidates apart. All threads of the warp must call it, with a
+// barrier between calls, because one thread reads the results of its whole quad.
 template <class S>
 __device__ __forceinline__ void keep_candidates(float (&scores)[S::kTilesM][S::kTilesN][4], const float* norms,
                                                 int first, const float* factors, const float* bounds, Candidate* lists,
@@ -162,7 +164,7 @@ __device__ __forceinline__ void keep_candidates(float (&scores)[S::kTilesM][S::k
     }
     if (!__any_sync(~0u, low <= add_up(minima.lowest[slot], bound))) continue;
 
-    // Rare from here on. What the four threads of a quad hold of `minima` stays equal.
+    // The code from here on runs rarely. The four threads of a quad hold equal `minima`.
     low = fminf(low, __shfl_xor_sync(~0u, low, 1));
     low = fminf(low, __shfl_xor_sync(~0u, low, 2));
     const float limit = lower_minimum(minima.lowest[slot], minima.count[slot], low, bound);
@@ -207,7 +209,7 @@ __device__ __forceinline__ void write_records(const SearchArguments& a, int64_t 
 }
 
 // Block (x, y) finds the candidates of tile x of the rows among split y of the codebook. Reads each row twice and the
-// split's operands once, through a ring of stages in shared memory; writes a record for each row, and in split 0 twice
+// split's operands once, through a ring of stages in shared memory. Writes a record for each row, and in split 0 twice
 // its bound.
 template <class S>
 __global__ void __launch_bounds__(S::kThreads, S::kBlocks) search_kernel(const SearchArguments a) {
@@ -229,7 +231,7 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks) search_kernel(const S
   const int first_tile = blockIdx.y * a.splits.per_split;
   const int steps = (min(first_tile + a.splits.per_split, a.tiles) - first_tile) * chunks;
 
-  // What the next copy reads, and the stage that it fills.
+  // The source of the next copy, and the stage that it fills.
   int copy_tile = first_tile, copy_chunk = 0, copy_stage = 0;
   const auto copy_step = [&]() {
     const uint32_t stage = shared_address(stages + copy_stage * S::kStageBytes);
@@ -270,14 +272,14 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks) search_kernel(const S
     minima.count[slot] = 0;
   }
   float sums[S::kTilesM][S::kTilesN][4] = {};
-  // Threads 0 to 15 name the rows of the lower 8 dimensions of 16, threads 16 to 31 those of the upper 8; of codewords
-  // threads 0 to 7 and 8 to 15 name 8 codewords' lower and upper dimensions, threads 16 to 31 the next 8 codewords'.
+  // Rows: threads 0 to 15 have the addresses of the lower 8 dimensions of 16, threads 16 to 31 those of the upper 8.
+  // Codewords: threads 0 to 7 and 8 to 15 have 8 codewords' lower and upper dimensions, threads 16 to 31 the next 8.
   const uint32_t row_address = shared_address(rows) + (warp_row + lane % 16) * a.width * 2;
   const uint32_t column_offset = (warp_column + lane % 8 + lane / 16 * 8) * (2 * kStepWidth);
   int tile = first_tile, chunk = 0, stage_number = 0;
   for (int step = 0; step < steps; ++step) {
     wait_for_copies<S::kStages - 2>();
-    // Now this step's stage is filled for all threads, and all are done with the stage of the step before.
+    // Now this stage is filled for all threads, and all have finished the stage before.
     __syncthreads();
     if (step + S::kStages - 1 < steps) copy_step();
     end_copies();

@@ -1,9 +1,10 @@
-// The main loop of the search with wgmma: who fetches stages of the ring, who multiplies them, and when each may go on.
+// The main loop of the search with wgmma: one thread fetches stages of the ring, warpgroups multiply them, barriers
+// order both.
 #pragma once
 
 namespace unicode_fast::cuda {
 
-// One thread fetches all stages of the block's tiles, each when the warpgroups are done with what the ring held there.
+// One thread fetches all stages of the block's tiles, each when the warpgroups have finished the former stage there.
 __device__ __forceinline__ void fetch(const SearchArguments& a, uint32_t ring, uint32_t full, uint32_t empty,
                                       int first_tile, int last_tile) {
   const int chunks = a.width / kStepWidth, stages = ring_stages(a.width);
@@ -45,7 +46,7 @@ __device__ __forceinline__ void score(const SearchArguments& a, uint32_t rows, c
         multiply(sums, row_operand + chunk * (kGroupRows * 2 * kStepWidth >> 4) + k * 2,
                  ring_operand + stage * (kFullStageBytes >> 4) + k * 2, k > 0 || chunk > 0);
       end_products();
-      // Products of this stage go on while the one before is given back.
+      // Products of this stage continue while the stage before is released.
       wait_for_products<1>();
       pin(sums);
       if (chunk > 0 && lane == 0) arrive(empty + stage_before * 8);

@@ -7,8 +7,8 @@
 
 namespace unicode_fast::cuda {
 
-// A warpgroup's part: four warps of 16 rows each score its rows against all codewords of a tile, each warp as in a
-// Shape of one column of warps.
+// The share of a warpgroup: four warps of 16 rows each score its rows against all codewords of a tile. Each warp works
+// as in a Shape of one column of warps.
 struct Warpgroup {
   static constexpr int kWarpsN = 1, kTilesM = 1, kTilesN = kTileCodewords / 8;
   static constexpr int kThreads = 128, kRows = kGroupRows;
@@ -21,8 +21,7 @@ struct Warpgroup {
 struct HopperShape {
   static constexpr int kBlocks = 1, kThreads = (kGroups + 1) * Warpgroup::kThreads;
   static constexpr int kRows = kGroups * kGroupRows, kColumns = kTileCodewords;
-  // Registers of a thread: at launch as many as 384 threads can have, then the last warpgroup gives most of its own
-  // away.
+  // Registers of a thread: at launch as many as 384 threads can have; then the last warpgroup releases most of its own.
   static constexpr int kLaunchRegisters = 168, kFewRegisters = 24, kManyRegisters = 240;
   static_assert(kGroups * kManyRegisters + kFewRegisters == (kGroups + 1) * kLaunchRegisters);
 
@@ -52,7 +51,7 @@ __global__ void __launch_bounds__(HopperShape::kThreads, HopperShape::kBlocks)
   const uint32_t full = shared_address(barriers), empty = full + 8 * kMostStages;
   const int first_tile = blockIdx.y * a.splits.per_split;
   const int last_tile = min(first_tile + a.splits.per_split, a.tiles);
-  // The same for all threads of a warp, which the compiler must see.
+  // The same for all threads of a warp; the shuffle makes this visible to the compiler.
   const int group = __shfl_sync(~0u, threadIdx.x / Warpgroup::kThreads, 0);
 
   if (threadIdx.x == 0) {
@@ -60,7 +59,7 @@ __global__ void __launch_bounds__(HopperShape::kThreads, HopperShape::kBlocks)
       start_barrier(full + stage * 8, 1);
       start_barrier(empty + stage * 8, kGroups * Warpgroup::kThreads / 32);
     }
-    // The copy engine sees them too.
+    // The copy engine uses them too.
     fence_async();
   }
   __syncthreads();

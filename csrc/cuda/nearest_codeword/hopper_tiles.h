@@ -1,8 +1,8 @@
-// Where the operands of the search with wgmma lie, in memory as in shared memory.
+// The layout of the operands of the search with wgmma, the same in global and in shared memory.
 //
-// A tile is kTileCodewords codewords: one block of kStepWidth dimensions after the other, each codeword 128 bytes in
-// it, and after the last block the squared norms. The rows of a warpgroup lie in blocks in the same way. So one copy of
-// contiguous bytes fills a stage: a block of a tile, the last one with the norms.
+// A tile is kTileCodewords codewords: one block of kStepWidth dimensions after the other, with 128 bytes for each
+// codeword. The squared norms follow the last block. The rows of a warpgroup lie in blocks in the same way. So one copy
+// of contiguous bytes fills a stage: a block of a tile, the last one with the norms.
 #pragma once
 
 #include "../../common/tiles.h"
@@ -13,10 +13,10 @@ namespace unicode_fast {
 constexpr int kTileCodewords = 256, kGroupRows = 64, kGroups = 2;
 constexpr int kBlockBytes = kTileCodewords * 2 * kStepWidth, kNormBytes = kTileCodewords * 4;
 constexpr int kFullStageBytes = kBlockBytes + kNormBytes;
-// The swizzle repeats after 1024 bytes, eight rows: what a descriptor points to begins at a multiple of that.
+// The swizzle repeats after 1024 bytes, eight rows: the target of a descriptor begins at a multiple of that.
 constexpr int kSwizzleBytes = 1024;
-// Shared memory: the most that a block may have (compute capability 9.0); barriers, the one static part; and what rows
-// and stages leave to others: slack to align them, and by row a list of candidates and four numbers.
+// Shared memory: the limit of a block (compute capability 9.0), and the barriers, the only static memory. Then the
+// bytes beside rows and stages: slack for alignment, and by row a list of candidates and four numbers.
 constexpr int kMostSharedBytes = 227 * 1024, kMostStages = 6, kBarrierBytes = 128;
 constexpr int kOtherBytes =
     kSwizzleBytes + kGroups * kGroupRows * (kCandidates * static_cast<int>(sizeof(Candidate)) + 16);
@@ -43,7 +43,7 @@ UNICODE_FAST_BOTH int64_t norm_place(int64_t j, int width) {
   return (j / kTileCodewords + 1) * tile_bytes(width) - kNormBytes + j % kTileCodewords * 4;
 }
 
-// How many stages fit into shared memory beside the rows; 0 where fewer than two do.
+// The number of stages that fit into shared memory beside the rows; 0 if it is below two.
 UNICODE_FAST_BOTH int ring_stages(int width) {
   const int64_t row_bytes = static_cast<int64_t>(kGroups) * kGroupRows * 2 * width;
   const int64_t count = (kMostSharedBytes - kBarrierBytes - kOtherBytes - row_bytes) / kFullStageBytes;
@@ -58,7 +58,7 @@ UNICODE_FAST_BOTH int64_t ring_and_row_bytes(int width) {
 // The descriptor of an operand of wgmma that begins at `address` of shared memory. Its fields, from the lowest bit, all
 // but the last two in units of 16 bytes: 0 to 13 the address; 16 to 29 the leading offset, without meaning in this
 // layout; 32 to 45 the stride, from eight rows to the next eight; 49 to 51 where in the swizzle's pattern the operand
-// begins; 62 and 63 the kind of swizzle, 1 for 128 bytes. The next 16 dimensions begin 32 bytes further.
+// begins; 62 and 63 the kind of swizzle, 1 for 128 bytes. The next 16 dimensions begin 32 bytes later.
 UNICODE_FAST_BOTH uint64_t operand_descriptor(uint32_t address) {
   constexpr uint64_t kStride = kSwizzleBytes >> 4, kLeading = 1, kSwizzle = 1;
   return (address & 0x3ffff) >> 4 | kLeading << 16 | kStride << 32 | kSwizzle << 62;

@@ -1,4 +1,4 @@
-// The nearest codeword of every row: the half-precision search, its exact end, and direct differences for the rest.
+// The nearest codeword of every row: the half-precision search, its exact end, and direct differences for other rows.
 
 #include <cfloat>
 
@@ -9,7 +9,7 @@
 namespace unicode_fast::cuda {
 namespace {
 
-constexpr int kMostSplits = 32;  // one thread of a warp looks after each
+constexpr int kMostSplits = 32;  // one thread of a warp handles each
 constexpr int kFinishWarps = 8;
 
 struct FinishArguments {
@@ -163,7 +163,7 @@ __device__ __forceinline__ void add_squares(const Matrix& features, const Matrix
   }
 }
 
-// The nearest of what the 16 threads of a row found; the first of them writes it.
+// The nearest of the codewords that the 16 threads of a row found; the first thread writes it.
 template <class D>
 __device__ __forceinline__ void write_nearest(int64_t row, int64_t rows, double best_distance, int64_t best,
                                               int64_t* index, D* distance) {
@@ -181,7 +181,7 @@ __device__ __forceinline__ void write_nearest(int64_t row, int64_t rows, double 
   }
 }
 
-// Direct differences in float64: a block compares 32 rows with all codewords, 64 at a time; each thread keeps the best
+// Direct differences in float64: a block compares 32 rows with all codewords, 64 at a time. Each thread keeps the best
 // of its 4 codewords of 64 for 2 rows.
 template <class D>
 __global__ void __launch_bounds__(kDirectThreads)
@@ -212,7 +212,7 @@ __global__ void __launch_bounds__(kDirectThreads)
     write_nearest(first_row + pair * 2 + r, features.rows, best_distance[r], best[r], index, distance);
 }
 
-// The same for numbers that float32 holds: distances in float32 first, then those that their rounding leaves open in
+// The same for numbers that float32 holds: distances in float32 first. Those that their rounding leaves open follow in
 // float64.
 __global__ void __launch_bounds__(kDirectThreads)
     plain_kernel(const Matrix features, const Matrix codebook, int64_t* index, float* distance) {
@@ -228,7 +228,7 @@ __global__ void __launch_bounds__(kDirectThreads)
     for (int r = 0; r < 2; ++r) {
 #pragma unroll
       for (int k = 0; k < 4; ++k) {
-        // fminf passes NaN over.
+        // fminf ignores NaN.
         if (first + column + k * 16 < codebook.rows) lowest[r] = fminf(lowest[r], sums[r][k]);
       }
     }
@@ -316,8 +316,8 @@ bool take(SearchPlan& plan, int64_t rows, int64_t codewords, int multiprocessors
   return true;
 }
 
-// Whether the GPU has wgmma and the kernel was compiled for it: in an image for another architecture the kernel is
-// empty and needs fewer registers. Those that it moves between warpgroups must be there.
+// Whether the GPU has wgmma and the kernel was compiled for it. In an image for another architecture the kernel is
+// empty and needs fewer registers. The registers that it moves between warpgroups must exist.
 cudaError_t find_wgmma(int major, int minor, bool& found) {
   found = false;
   if (major != 9 || minor != 0) return cudaSuccess;
@@ -357,7 +357,7 @@ bool enough_tiles(int64_t rows, int64_t codewords, int multiprocessors) {
   return (rows + HopperShape::kRows - 1) / HopperShape::kRows * tiles >= 2 * multiprocessors;
 }
 
-// The next part of an allocation that is `bytes` bytes long so far.
+// The next array of an allocation that is `bytes` bytes long so far.
 size_t place(size_t& bytes, int64_t more) {
   const size_t start = bytes;
   bytes += static_cast<size_t>(round_to(more, 256));
@@ -435,7 +435,7 @@ cudaError_t plan_nearest_codeword(const Matrix& features, const Matrix& codebook
   const int64_t rows = features.rows;
   const int multiprocessors = gpu.multiprocessors, most_shared_bytes = gpu.most_shared_bytes;
   plan.width = static_cast<int>(round_to(features.columns, kStepWidth));
-  // Large tiles reuse more of what they read, small ones keep all multiprocessors busy.
+  // Large tiles reuse more of their reads, small ones keep all multiprocessors busy.
   const bool many = rows >= static_cast<int64_t>(2 * WideShape::kRows) * multiprocessors && plan.width >= 128;
   const bool any = loop == MainLoop::kBest || loop == MainLoop::kMma;
   plan.wgmma =
