@@ -74,7 +74,7 @@ def size_of(row: dict) -> str:
         return f"{row['modalities']} x {row['clips']} clips, K {row['steps']}, D {row['width']}, {row['precision']}"
     if "rows" in row:
         return f"N {row['rows']}, M {row['codewords']}, D {row['width']}"
-    return f"{row['modalities']} x {row['clips'] * row['steps']} rows, M {row['codewords']}, D {row['width']}"
+    return f"{row['modalities']} x {row['clips'] * row['positions']} rows, M {row['codewords']}, D {row['width']}"
 
 
 def speed_rows(device: str, stem: str) -> dict[Line, tuple[str, list[dict]]]:
@@ -128,7 +128,7 @@ def errors_of(ours: list[dict]) -> str:
     if errors:
         return f"the gradients of Cross-CPC differ from float64 by at most {max(errors):.0e} of the largest"
     wrong, checked = (sum(row.get(name, 0) for row in ours) for name in ("wrong_rows", "checked_rows"))
-    return f"of {checked} rows that ours found, {wrong} differ from float64"
+    return f"of {checked} rows of ours, {wrong} differ from float64"
 
 
 def speed_line(device: str, problem: str, size: str, group: list[dict]) -> str:
@@ -155,10 +155,10 @@ def shares() -> str:
     for name, row in measured["operators"].items():
         operator = name.removesuffix("_reference").removesuffix("_backward")
         total[OPERATORS.get(operator, operator)] += row["share"]
-    parts = ", ".join(f"`{operator}` {100 * share:.1f} %" for operator, share in total.most_common())
+    shares = ", ".join(f"`{operator}` {100 * share:.1f} %" for operator, share in total.most_common())
     return (
-        f"Of a step of the default run, {measured['step_ms']:.0f} ms, the operators take, forward and backward: "
-        f"{parts} ({machine(measured)}; `python benchmarks/step_shares.py`)."
+        f"Shares of the operators in a step of the default run, {measured['step_ms']:.0f} ms, forward and backward: "
+        f"{shares}. `python benchmarks/step_shares.py` measured them on {machine(measured)}."
     )
 
 
@@ -172,9 +172,9 @@ def step_sentence() -> str:
     one = found[ours, default]
     return (
         f"A default step on random features takes {seconds[ours, default]}, the released code's "
-        f"{seconds[theirs, default]}; at the published sizes, four clips, {seconds[ours, published]}, with bfloat16 "
-        f"and `channels_last` {seconds[quick, published]}, and the released code's {seconds[theirs, published]} "
-        f"({machine(one)})."
+        f"{seconds[theirs, default]}. At the published sizes with four clips it takes {seconds[ours, published]}, with "
+        f"bfloat16 and `channels_last` {seconds[quick, published]}, the released code's {seconds[theirs, published]}. "
+        f"Machine: {machine(one)}."
     )
 
 

@@ -11,15 +11,15 @@ RESULTS = ROOT / "benchmarks" / "results"
 DEVICES = ("cpu", "cuda")
 TITLE = """# A training step
 
-This page shows the time of each part of a step, the effect of the options, and the released code's step.
+This page shows the time of each section of a step, the effect of the options, and the released code's step.
 `benchmarks/write_step_page.py` makes it from `benchmarks/results/`. `pytest benchmarks/bench_train_step.py` and
-`pytest benchmarks/bench_feed.py` fill these, with `--device cuda` on a machine with a GPU.
+`pytest benchmarks/bench_feed.py` fill that folder, with `--device cuda` on a machine with a GPU.
 
 - *published* has the sizes of the paper's audio-video-text pre-training, on a CPU with four clips in place of eighty.
 - *default* is the default run on the built-in data.
-- *Time* is by the clock, as is the ratio to the original's. *Processor time* is that of all cores together; it is the
-  better measure where the machine was busy.
-- Rows named *before* are of an earlier commit. The text below the table names the machine and commit of each.
+- *Time* and the ratio to the original's are by the clock. *Processor time* is the sum over all cores; it is the better
+  measure on a busy machine.
+- Rows named *before* are of an earlier commit. The text below the table names the machine and commit of each row.
 """
 
 
@@ -59,33 +59,31 @@ def steps_table(rows: list[dict]) -> list[str]:
     return lines
 
 
-def parts_table(columns: dict[str, dict]) -> list[str]:
-    """The share of each part in a step, forward and backward, of several profiles side by side.
+def sections_table(columns: dict[str, dict]) -> list[str]:
+    """The share of each section in a step, forward and backward, of several profiles side by side.
 
-    Shares are shown because other load of a machine slows all parts alike.
+    Shares are shown because other load of a machine slows all sections alike.
     """
     lines = [
-        "| part | " + " | ".join(f"{name}: forward | backward" for name in columns) + " |",
+        "| section | " + " | ".join(f"{name}: forward | backward" for name in columns) + " |",
         "|---|" + "---:|---:|" * len(columns),
     ]
-    whole = {
-        name: sum(part["forward_ms"] + part["backward_ms"] for part in row["parts"]) for name, row in columns.items()
-    }
-    for part in list(columns.values())[-1]["parts"]:
+    whole = {name: sum(one["forward_ms"] + one["backward_ms"] for one in row["parts"]) for name, row in columns.items()}
+    for section in list(columns.values())[-1]["parts"]:
         cells = []
         for name, row in columns.items():
-            # Earlier steps have fewer parts.
-            mine = next((one for one in row["parts"] if one["part"] == part["part"]), None)
+            # Earlier steps have fewer sections.
+            mine = next((one for one in row["parts"] if one["part"] == section["part"]), None)
             for way in ("forward_ms", "backward_ms"):
                 cells.append("-" if mine is None else f"{100 * mine[way] / whole[name]:.1f} %")
-        lines.append(f"| {part['part']} | " + " | ".join(cells) + " |")
+        lines.append(f"| {section['part']} | " + " | ".join(cells) + " |")
     return lines
 
 
-def feed_table(rows: list[dict]) -> list[str]:
-    """The feed, the step, and the loop."""
+def loader_table(rows: list[dict]) -> list[str]:
+    """The batch loader, the step, and the loop."""
     lines = [
-        "| size | feed | feed alone | step alone | loop | of the smaller | of the loop's time in the feed |",
+        "| size | loader | loader alone | step alone | loop | of the smaller | of the loop's time in the loader |",
         "|---|---|---:|---:|---:|---:|---:|",
     ]
     lines += [
@@ -100,9 +98,9 @@ def feed_table(rows: list[dict]) -> list[str]:
 def main() -> None:
     lines = [TITLE]
     for device in DEVICES:
-        rows, feeds = read(f"train-step-{device}.json"), read(f"feed-{device}.json")
+        rows, loaders = read(f"train-step-{device}.json"), read(f"feed-{device}.json")
         lines.append(f"## On {device}\n")
-        if not rows and not feeds:
+        if not rows and not loaders:
             lines.append("Not run yet.\n")
             continue
         if rows:
@@ -116,9 +114,9 @@ def main() -> None:
                 if size in before:
                     columns = {f"before, `{before[size]['commit'][:12]}`": before[size], **columns}
                 if columns:
-                    lines += [f"Shares of a step by torch.profiler, {size}:", "", *parts_table(columns), ""]
-        if feeds:
-            lines += [*feed_table(feeds), "", f"{machine(feeds[0])}.", ""]
+                    lines += [f"Shares of a step by torch.profiler, {size}:", "", *sections_table(columns), ""]
+        if loaders:
+            lines += [*loader_table(loaders), "", f"{machine(loaders[0])}.", ""]
     write_text(ROOT / "docs" / "training-step.md", "\n".join(lines).rstrip() + "\n")
 
 
