@@ -14,7 +14,7 @@ ON_HOST = EXTENSION.decision == "csrc/cuda on the host"
 
 
 class Place(NamedTuple):
-    """A device and a backend, and UNICODE_FAST_MAIN_LOOP where not the fastest."""
+    """A device and a backend, and UNICODE_FAST_MAIN_LOOP if it is not the fastest."""
 
     operator: str
     device: str
@@ -151,8 +151,8 @@ NEAREST_CASES: dict[str, Callable[[], NearestInputs]] = {
     "width_2": _gaussian(67, 50, 2),
     "width_3": _gaussian(67, 50, 3),
     "many_tiles": _gaussian(300, 1801, 70),
-    "many_tiles_of_one_step": _gaussian(130, 2900, 64),
-    "many_steps": _gaussian(150, 520, 320),
+    "many_one_block_tiles": _gaussian(130, 2900, 64),
+    "many_blocks": _gaussian(150, 520, 320),
     "widest_in_large_tiles": _gaussian(70, 770, 576),
     "wider": _gaussian(70, 300, 577),
     "widest": _widest,

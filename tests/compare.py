@@ -1,4 +1,4 @@
-"""Comparisons with a message that says where and by how much, and the slow truths that operators are compared with."""
+"""Comparisons whose message has the place and the size of a difference, and slow truths for operators."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -37,7 +37,7 @@ def assert_close(actual: Tensor, expected: NDArray | Tensor, tolerance: Toleranc
 def assert_all_close(
     actual: Iterable[Tensor], expected: Iterable[Tensor], tolerance: Tolerance, what: str = "result"
 ) -> None:
-    """Fail unless as many tensors agree, each with the one at its place."""
+    """Fail unless both have the same number of tensors, and all agree in their order."""
     for found, truth in zip(actual, expected, strict=True):
         assert_close(found, truth, tolerance, what)
 

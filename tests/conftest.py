@@ -14,11 +14,11 @@ from cases import ON_HOST, Place
 from unicode_fast.data import ClipSet
 from unicode_fast.data.talking_digits import digits as talking_digits
 
-# The tensors of the tests are small: more threads only wait for each other, and for whatever else the machine does.
+# The tensors of the tests are small: more threads only wait for each other, and for other work of the machine.
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
 
-# How skips begin that a machine with a GPU must not need. One GPU only, or a torch that CUDA can be compiled for, is no
-# fault.
+# Beginnings of skips that are failures on a machine with a GPU. A single GPU is no fault, nor is a torch without the
+# CUDA toolkit.
 FORBIDDEN_SKIPS = (
     selection.NO_CUDA,
     "extension or backend is not available",
@@ -32,12 +32,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("unicode_fast")
     group.addoption("--kernels-on", choices=("cuda", "cpu"), help="only tests that run kernels there")
     group.addoption("--without", default="", help="with --kernels-on: kernels whose tests are left out, A,B")
-    group.addoption("--shard", default="1/1", help="with --kernels-on: which part of the tests, as 2/6; whole kernels")
+    group.addoption("--shard", default="1/1", help="with --kernels-on: share of the tests, as 2/6; whole kernels")
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what these options leave out, and on the emulator what takes long there."""
+    """Leave out the tests that these options exclude, and mark those that take long on the emulator."""
     for item in items:
         if ON_HOST and selection.is_slow_on_host(item):
             item.add_marker(pytest.mark.slow)
@@ -61,7 +61,7 @@ def seeds() -> None:
 
 @pytest.fixture(autouse=True, scope="session")
 def notes_on_stores(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """What was verified is noted among the files of the tests, unless a test names a cache folder."""
+    """Notes on verified stores lie among the files of the tests, unless a test names a cache folder."""
     from unicode_fast.data.store import read as store
 
     folder, cache_folder = tmp_path_factory.mktemp("verified"), store.cache_folder
@@ -72,9 +72,9 @@ def notes_on_stores(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def poisoned_memory() -> Iterator[None]:
-    """Fill fresh memory with NaN, or with the largest integer, so that an element nobody wrote shows.
+    """Fill fresh memory with NaN, or with the largest integer, so that an element without a write is visible.
 
-    torch does so only while it is told to be deterministic; operations that cannot be are let through.
+    torch fills memory only in deterministic mode; operations that cannot be deterministic only warn.
     """
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     filled = torch.utils.deterministic.fill_uninitialized_memory
@@ -96,9 +96,9 @@ def spoken(tmp_path_factory: pytest.TempPathFactory) -> ClipSet:
 
 @pytest.fixture(scope="module")
 def short_probes() -> Iterator[Callable]:
-    """Probes make one pass over the clips an epoch, not as many as few clips need to learn anything from them.
+    """Probes make one pass over the clips an epoch, fewer than they need to learn from few clips.
 
-    It gives the method that says how many these are, for tests whose probes must learn.
+    The value is the original method, for tests whose probes must learn.
     """
     from unicode_fast.tasks.probe import ProbeRule
 
@@ -110,7 +110,7 @@ def short_probes() -> Iterator[Callable]:
 
 @pytest.fixture(scope="module")
 def no_pictures() -> Iterator[Callable]:
-    """Files of pictures hold a word, but where a test draws them with the method that this gives."""
+    """Files of pictures hold a word; the value is the original method, for tests that draw pictures."""
     from unicode_fast.report import plots
 
     before = plots.FigureCanvasAgg.print_figure
@@ -121,7 +121,7 @@ def no_pictures() -> Iterator[Callable]:
 
 @pytest.fixture
 def set_threads() -> Iterator[Callable[[int], None]]:
-    """Sets the number of threads; the tests' own is back afterwards."""
+    """Sets the number of threads; the tests' own number is restored afterwards."""
     before = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(before)
@@ -129,7 +129,7 @@ def set_threads() -> Iterator[Callable[[int], None]]:
 
 @pytest.fixture
 def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Place:
-    """Where to run an operator; skips where this machine cannot. Parametrise with `cases.places(operator)`."""
+    """Where to run an operator; skips if this machine cannot. Parametrise with `cases.places(operator)`."""
     chosen: Place = request.param
     chosen.skip_unless_usable()
     if chosen.loop is not None:

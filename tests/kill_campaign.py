@@ -1,8 +1,8 @@
-"""Runs that are killed, ended, refused or out of disk, and then gone on with: `python tests/kill_campaign.py`.
+"""Runs that are killed, ended, refused or without disk space, and then resumed: `python tests/kill_campaign.py`.
 
-Each trial interrupts a run of a tiny data set in one of MODES, goes on with it until its end, and compares it bit for
-bit with a run that nothing interrupted. What a trial does follows from its number. The last line is "100 of 100 equal",
-or names the trials that differ; `--trials 1 --first N` repeats one of them.
+Each trial interrupts a run on a tiny dataset in one of MODES and resumes it until its end. Then it compares the run bit
+for bit with a run without interruption. The number of a trial determines its actions. The last line is "100 of 100
+equal", or names the trials that differ; `--trials 1 --first N` repeats one of them.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ Prepare = Callable[[], None]
 
 
 class Differs(AssertionError):
-    """What a trial has found."""
+    """The difference that a trial has found."""
 
 
 def start(words: list[str], log: Path, prepare: Prepare | None = None) -> int:
@@ -137,7 +137,7 @@ class Campaign:
 
     def __init__(self, folder: Path, **fields: Any) -> None:
         self.folder, self.fields = folder, fields
-        self.store = tiny.write(folder / "store", {"train": 40, "val": 12, "test": 12}, "audio,depth", steps=3)
+        self.store = tiny.write(folder / "store", {"train": 40, "val": 12, "test": 12}, "audio,depth", positions=3)
         self.whole = folder / "whole"
         self.seconds = time.monotonic()
         counted = folder / "counted.json"
@@ -270,15 +270,15 @@ class Run:
         """Ctrl-C."""
         self._signal(signal.SIGINT, errors.INTERRUPTED)
 
-    def _signal(self, number: int, wanted: int) -> None:
+    def _signal(self, number: int, expected: int) -> None:
         for _ in range(self.random.randint(1, 2)):
             begun = self.log.stat().st_size if self.log.exists() else 0
             status = self.killed_at_a_moment(number=number)
             text = self.log.read_bytes()[begun:].decode() if self.log.exists() else ""
-            # Before the process has begun to run its command it ends as any does.
-            if status not in (0, wanted) or "Traceback" in text:
-                raise Differs(f"ended with status {status} instead of {wanted}")
-            if status == wanted and f"run {self.out}\n" in text and "to go on: --resume " not in text:
+            # Before the process has begun to run its command it ends like any other process.
+            if status not in (0, expected) or "Traceback" in text:
+                raise Differs(f"ended with status {status} instead of {expected}")
+            if status == expected and f"run {self.out}\n" in text and "to go on: --resume " not in text:
                 raise Differs("did not say how to go on")
             steps = checkpoint.steps_in(self.out)
             if "this step is ended and saved" in text and not (steps and f"step {steps[-1]} is saved" in text):
@@ -334,8 +334,8 @@ def differences(whole: Path, run: Path) -> list[str]:
         found.append("number of checkpoints")
     left = [str(path.relative_to(run)) for path in run.rglob(".*") if path.name != ".lock"]
     found += [f"leftover {name}" for name in left]
-    pictures, wanted = (sorted(path.name for path in folder.glob("plots/*")) for folder in (run, whole))
-    if pictures != wanted:
+    pictures, expected = (sorted(path.name for path in folder.glob("plots/*")) for folder in (run, whole))
+    if pictures != expected:
         found.append("pictures")
     return found
 

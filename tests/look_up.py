@@ -1,4 +1,4 @@
-"""A model whose features are code numbers, and clips of such, for tests of what is done with codes."""
+"""A model whose features are code numbers, and clips of such features, for tests of the use of codes."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -41,12 +41,12 @@ class LookUp(nn.Module):
 
 
 def coded(codes: Mapping[str, np.ndarray], classes: Sequence[str], arrays: Mapping[str, np.ndarray]) -> ClipSet:
-    """Clips with these codes, (clips, T) by modality; a word has no seconds."""
+    """Clips with these codes, (clips, T) by modality; words have no time axis."""
     kinds = {name: Modality("words" if name == "text" else "vector", (1,)) for name in codes}
     features = {name: one[..., None].astype(np.float32) for name, one in codes.items()}
     return ClipSet({**features, **arrays}, kinds, list(classes), np.arange(len(next(iter(codes.values())))))
 
 
-def dataset(parts: Mapping[str, ClipSet], name: str = "codes") -> Dataset:
-    first = next(iter(parts.values()))
-    return Dataset(Path(), name, first.modalities, first.classes, {split: [part] for split, part in parts.items()})
+def dataset(splits: Mapping[str, ClipSet], name: str = "codes") -> Dataset:
+    first = next(iter(splits.values()))
+    return Dataset(Path(), name, first.modalities, first.classes, {split: [clips] for split, clips in splits.items()})

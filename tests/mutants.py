@@ -1,4 +1,4 @@
-"""Damaged copies of a file, and what a reader makes of each: refused by name, read as before, or other values alike."""
+"""Damaged copies of a file: a reader refuses them by name, reads the same values, or other values of the same form."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 import torch
 
-# Seconds that a reader is tried for: in the tests, where the variable sets others, and at length.
+# Seconds for each reader: in the tests (the variable sets another number), and in the long tests.
 QUICK, LONG = float(os.environ.get("UNICODE_FAST_FUZZ_SECONDS", "0.15")), 20.0
 SECONDS = [pytest.param(QUICK, id="short"), pytest.param(LONG, id="long", marks=pytest.mark.slow)]
-# Bytes at either end of a file that are damaged as often as all others: its header and its directory.
+# Bytes at either end of a file, its header and its directory, which are damaged as often as all others together.
 END = 400
 
 
@@ -97,7 +97,7 @@ def _compared(one: Any, other: Any, values: bool) -> bool:
 
 
 def _bytes(tensor: torch.Tensor) -> np.ndarray:
-    """Of any dtype, which NumPy may not have."""
+    """The bytes of a tensor of any dtype, because NumPy lacks some dtypes."""
     return tensor.reshape(-1).contiguous().view(torch.uint8).numpy()
 
 
@@ -110,16 +110,16 @@ def fuzz(  # noqa: PLR0913 - what is damaged, how it is read, what may come of i
     seed: int = 0,
     may_be: Callable[[Any, Any], bool] = equal,
 ) -> str:
-    """Read damaged copies of a file for some seconds, and say how many came out how.
+    """Read damaged copies of a file for some seconds; returns the number of each outcome.
 
     Args:
-        file: that is valid; it is replaced by each mutant, and restored.
+        file: a valid file; each mutant replaces it, and it is restored.
         read: reads it, and returns plain values, arrays, or mappings and sequences of them.
-        errors: those of the package that a mutant may be refused with; their messages must have the file's name.
-        seconds: to go on for.
+        errors: those of the package that may refuse a mutant; their messages must have the file's name.
+        seconds: duration.
         seed: of the damages.
-        may_be: whether a result that differs from the valid file's can be told by nothing in the format: `alike` where
-            it has no checksum.
+        may_be: whether a result may differ in this way from that of the valid file: `alike` for a format without a
+            checksum.
 
     Raises:
         AssertionError: a mutant raised anything else, or gave another result; the message has its number.

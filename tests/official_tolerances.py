@@ -11,9 +11,9 @@ OFFICIAL = Tolerance(1e-10, 1e-10)
 # A few float64 operations written down by hand.
 BY_HAND = Tolerance(1e-14, 1e-15)
 
-# Central differences along one direction of all parameters in float64 with a step of 1e-8: roundoff of a loss of order
-# ten over the step is 1e-7, in a derivative of order ten at least; rectifiers that change sides add little so near.
+# Central differences of 1e-8 along one direction of all parameters in float64. The roundoff of a loss of order ten,
+# divided by the difference, is 1e-7, in a derivative of order ten at least. Rectifiers that change sides add little.
 DIRECTIONAL = Tolerance(1e-7)
 
-# Central differences of the code matching loss, of order one, with a step of 1e-6.
+# Central differences of 1e-6 of the code matching loss, which is of order one.
 CODE_MATCHING_GRADIENT = Tolerance(0.0, 1e-8)

@@ -1,9 +1,9 @@
-"""Calls of the operators themselves, past the checks of the public functions: `python tests/operator_entries.py`.
+"""Calls of the operators themselves, without the checks of the public functions: `python tests/operator_entries.py`.
 
-Every sample of tests/test_registration.py with one argument spoilt, in all ways that a shape, a dtype and a place can
-be wrong, then calls made by hand. Each must raise an error that names an argument, what it must be and what it was, or
-give what the reference gives. The name of a call is printed before it runs, so that the last line of a process that
-crashed names the call; what is wrong with a call is printed after it, on a line that starts with FAILED.
+The calls are all samples of tests/test_registration.py with one argument spoilt: a wrong shape, dtype or place. Calls
+made by hand follow. Each must raise an error that names an argument, what it must be and what it was, or return the
+reference's result. The name of a call is printed before it runs. So the last line of a process that crashed names the
+call. A fault of a call is printed after it, on a line that starts with FAILED.
 """
 
 import re
@@ -24,15 +24,15 @@ OPERATORS = torch.ops.unicode_fast
 LARGEST, SMALLEST = 2**63 - 1, -(2**63)
 NAN, INF = float("nan"), float("inf")
 DTYPES = (torch.int32, torch.int64, torch.uint8, torch.bool, torch.float16, torch.float64, torch.complex64)
-# What a call may do.
+# The outcome of a call.
 ERROR, RESULT, EITHER = "an error", "a result", "either"
-# Operands of another codebook than the one that is searched, which on CPUs their sizes tell and nothing else; and what
-# the reference does not count.
+# Calls without a comparison with the reference. Operands of another codebook are detected on CPUs only by their sizes.
+# The reference counts no compared codewords.
 UNLIKE = re.compile(r"operands of other numbers|compared" + (r"|operands of another" if ON_HOST else ""))
-# What torch says where it is asked for more memory than there is.
+# torch's messages about more memory than the machine has.
 NO_MEMORY = ("Storage size calculation overflowed", "can't allocate memory")
-# Operator, argument and what becomes of it where other sizes or another dtype are as good: then all that counts is that
-# operator and reference agree. They need not where operands are no good, which the reference does not read.
+# Operators, arguments and changes to another valid size or dtype: operator and reference must only agree. With wrong
+# operands they may differ, because the reference does not read operands.
 FREE = re.compile(
     "|".join(
         (
@@ -46,7 +46,7 @@ FREE = re.compile(
 
 
 class Call(NamedTuple):
-    """One call of an operator, and what it may do."""
+    """One call of an operator, and its permitted outcome."""
 
     name: str
     operator: str
@@ -68,7 +68,7 @@ def changed(sample: str, **changes: Any) -> tuple[str, list[Any]]:
 
 
 def spoilt(tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
-    """A tensor in shapes, dtypes and places that are not its own."""
+    """A tensor in wrong shapes, dtypes and places."""
     yield "dimension more", tensor[None]
     yield "sixty dimensions", tensor.new_zeros((1,) * 60)
     for dim, size in enumerate(tensor.shape):
@@ -114,18 +114,18 @@ def with_one_spoilt(sample: str) -> Iterator[Call]:
 
 def of_rules() -> Iterator[Call]:
     rule = asdict(RULES["features"])
-    for part in ("statistics", "apply"):
+    for half in ("statistics", "apply"):
         for name, value in rule.items():
             wrong: tuple[Any, ...] = (NAN, -1.0)
             if isinstance(value, (str, int)):
                 wrong = ("", "x" * 1000) if isinstance(value, str) else (-1, SMALLEST)
             for number in wrong if name not in ("seed", "reset_ema") else ():
-                yield Call(f"{part}, {name} {number}", *changed(f"{part} features", **{name: number}))
+                yield Call(f"{half}, {name} {number}", *changed(f"{half} features", **{name: number}))
         for name, number in (("reset_after", LARGEST), ("reset_active_within", LARGEST), ("seed", SMALLEST)):
-            yield Call(f"{part}, {name} {number}", *changed(f"{part} paper", **{name: number}), RESULT)
+            yield Call(f"{half}, {name} {number}", *changed(f"{half} paper", **{name: number}), RESULT)
         for number in (NAN, -1e300, 1e300, INF):
             draws = torch.full((7,), number, dtype=torch.float64)
-            yield Call(f"{part}, choice {number}", *changed(f"{part} released", choice=draws), RESULT)
+            yield Call(f"{half}, choice {number}", *changed(f"{half} released", choice=draws), RESULT)
 
 
 def of_rows() -> Iterator[Call]:
@@ -139,7 +139,7 @@ def of_rows() -> Iterator[Call]:
         yield Call(f"rows {first} of {total}", *changed("statistics features", first_row=first, total_rows=total))
     far = {"first_row": [LARGEST - 12, 0], "total_rows": [LARGEST - 6, 6]}
     yield Call("rows far away", *changed("statistics features", **far), RESULT)
-    # A GPU cannot tell without waiting: there such rows do not count, and the commitment loss is NaN.
+    # The check would need a synchronisation on a GPU: there such rows do not count, and the commitment loss is NaN.
     refused = EITHER if ON_HOST else ERROR
     for number in (-1, 7, LARGEST, SMALLEST):
         last = torch.tensor([0, 0, 0, 0, 0, number])
@@ -196,7 +196,7 @@ def of_memory() -> Iterator[Call]:
         ("of another shape", made_operands(normal(3, 5))),
         ("of another dtype", made_operands(codebook.double())),
         ("of other numbers", made_operands(codebook * 3)),
-        # All codewords alike, those that fill a panel included.
+        # All codewords equal, those that fill a panel included.
         ("of other numbers, all zero", torch.cat([operands[:64], torch.zeros_like(operands[64:])])),
         ("of other numbers, all NaN", torch.cat([operands[:64], torch.full_like(operands[64:], 255)])),
         ("not aligned", operands[1:]),
@@ -255,13 +255,13 @@ def outcome(name: str, arguments: list[Any]) -> Exception | list[Tensor]:
         returned = operator(*values)
     except Exception as error:
         return error
-    # The reference makes no operands.
+    # The reference computes no operands.
     changes = [values[place] for place in sorted(written)] if name.startswith("codebook_apply") else []
     return [x for x in (*tree_leaves(returned), *changes) if isinstance(x, Tensor)]
 
 
 def copies_alone(tensor: Any, arguments: list[Any]) -> bool:
-    """Whether a copy of a written tensor says the same to the operator: not where it shares memory, or has gaps."""
+    """Whether a copy of a written tensor is equivalent for the operator: not if it shares memory or has gaps."""
     if not isinstance(tensor, Tensor) or tensor.layout != torch.strided or tensor.is_meta:
         return False
     others = [x for x in arguments if isinstance(x, Tensor) and x is not tensor]
@@ -271,12 +271,12 @@ def copies_alone(tensor: Any, arguments: list[Any]) -> bool:
 
 
 def fault(call: Call) -> str:
-    """What is wrong with what a call does; empty where nothing is."""
+    """The fault of a call; empty if it has none."""
     found, truth = outcome(call.operator, call.arguments), outcome(f"{call.operator}_reference", call.arguments)
     names = "|".join(argument.name for argument in schema_of(call.operator))
     for error in (found, truth):
         text = str(error)
-        if isinstance(error, RuntimeError) and any(said in text for said in NO_MEMORY):
+        if isinstance(error, RuntimeError) and any(message in text for message in NO_MEMORY):
             continue
         if isinstance(error, Exception) and not (
             isinstance(error, (TypeError, ValueError, IndexError))

@@ -1,4 +1,4 @@
-"""Which tests run kernels on a device, which kernels, how they are shared out, and what is slow on the emulator."""
+"""The tests that run kernels on a device, their kernels, their distribution over processes, and slow ones."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -24,20 +24,20 @@ def kernels_of(place: Place) -> set[str]:
     }.get(place.operator, {place.operator})
 
 
-# On the emulator: cases that take it half a minute for each comparison of all codewords, and tests of the same kernels
-# at more sizes.
-_LARGE = {"training", "many_tiles", "many_tiles_of_one_step", "many_steps", "widest", "widest_in_large_tiles", "wider"}
+# On the emulator: cases with half a minute for each comparison of all codewords, and tests of the same kernels at more
+# sizes.
+_LARGE = {"training", "many_tiles", "many_one_block_tiles", "many_blocks", "widest", "widest_in_large_tiles", "wider"}
 _AT_MORE_SIZES = {"test_same_bits_at_all_sizes", "test_many_and_few_rows_share_operands"}
 
 
 def place_of(item: pytest.Item) -> Place | None:
-    """Where a test runs its operator; None where it is not for one place."""
+    """Where a test runs its operator; None if it has no place."""
     spec = getattr(item, "callspec", None)
     return next((value for value in spec.params.values() if isinstance(value, Place)), None) if spec else None
 
 
 def is_slow_on_host(item: pytest.Item) -> bool:
-    """Whether a test takes long on the emulator and repeats what others show there."""
+    """Whether a test takes long on the emulator and repeats other tests there."""
     spec = getattr(item, "callspec", None)
     place = place_of(item)
     again = item.path.name == "test_prepared_codebook.py" or (place is not None and place.loop == "plain")
@@ -57,13 +57,13 @@ def group_of(item: pytest.Item, device: str, without: Iterable[str]) -> str | No
     if place is not None:
         taken = place.device == device and (device == "cuda" or place.backend == "cpp")
         left_out = kernels_of(place) & set(without)
-        return "-".join(str(part) for part in place) if taken and not left_out else None
+        return "-".join(map(str, place)) if taken and not left_out else None
     needs_cuda = any(mark.kwargs.get("reason") == NO_CUDA for mark in item.iter_markers("skipif"))
     return str(item.path) if needs_cuda and device == "cuda" and not set(without) else None
 
 
 def shard_of(groups: Sequence[str | None], shard: int, shards: int) -> list[bool]:
-    """Which of the tests of these groups a process takes; the larger groups are given out first."""
+    """Whether a process takes each test of these groups; the larger groups are assigned first."""
     load = Counter({number: 0 for number in range(1, shards + 1)})
     mine: set[str] = set()
     counts = Counter(group for group in groups if group is not None)

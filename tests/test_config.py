@@ -296,7 +296,7 @@ class TestRenamedFields:
         self.check(resolve(str(tmp_path / "old.yaml"), {}))
 
     def test_both_names(self, tmp_path: Path) -> None:
-        message = "revive_after is the former name of reset_after; only one of them may be given, got both"
+        message = "revive_after must not be given together with reset_after, its new name, got both"
         with pytest.raises(ValueError, match=f"^{message}$"):
             preset("recommended").replace(revive_after=7, reset_after=7)
         (tmp_path / "both.yaml").write_text("reset_after: 7\nrevive_after: 7\n")

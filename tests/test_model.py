@@ -49,10 +49,10 @@ class TestSets:
         assert trainer.model.codebook.step == 1
 
     @pytest.mark.parametrize("name", PRESETS)
-    @pytest.mark.parametrize("steps", [1, 2])
-    def test_very_short_clips_train(self, name: str, steps: int) -> None:
+    @pytest.mark.parametrize("positions", [1, 2])
+    def test_very_short_clips_train(self, name: str, positions: int) -> None:
         trainer = tiny.trainer(name)
-        assert finite(trainer.train_step(tiny.batch(trainer.model, steps=steps), None, 1e-3))
+        assert finite(trainer.train_step(tiny.batch(trainer.model, positions=positions), None, 1e-3))
 
     @pytest.mark.parametrize("name", ["paper", "recommended"])
     def test_unequal_lengths_train(self, name: str) -> None:
@@ -87,7 +87,7 @@ class TestMasks:
     def test_padding_changes_nothing(self, name: str) -> None:
         """A padded batch has the losses and the codebook of the same batch cut to its length."""
         owner = tiny.model(name, dtype="float64", dropout=0.0).train()
-        long, mask = tiny.batch(owner, steps=7), {key: tiny.mask_of([5] * 6, 7) for key in owner.names}
+        long, mask = tiny.batch(owner, positions=7), {key: tiny.mask_of([5] * 6, 7) for key in owner.names}
         short = {key: value[:, :5].clone() for key, value in long.items()}
         for value in long.values():
             value[:, 5:] = math.nan

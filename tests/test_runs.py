@@ -34,7 +34,7 @@ pytestmark = pytest.mark.usefixtures("short_probes", "no_pictures")
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data") / "store"
-    return tiny.write(folder, {"train": 20, "val": 8, "test": 8}, "audio,depth", steps=3)
+    return tiny.write(folder, {"train": 20, "val": 8, "test": 8}, "audio,depth", positions=3)
 
 
 def flags(store: Path, out: Path, **fields: object) -> list[str]:
@@ -244,7 +244,7 @@ class TestMovedData:
         self, store: Path, finished: Path, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         moved = Path(shutil.copytree(store, tmp_path / "moved"))
-        other = tiny.write(tmp_path / "other", {"train": 20, "val": 8, "test": 8}, "audio,depth", steps=3, seed=1)
+        other = tiny.write(tmp_path / "other", {"train": 20, "val": 8, "test": 8}, "audio,depth", positions=3, seed=1)
         remove(run / "summary.json")
         before = (run / "config.yaml").read_bytes()
         with pytest.raises(CheckpointError, match=f"^data must be what the checkpoint of step 6 .*{other}"):

@@ -52,23 +52,23 @@ def trainer(
 
 
 def batch(
-    owner: UniCode, clips: int = 6, steps: int = 5, lengths: dict[str, int] | None = None, seed: int = 0
+    owner: UniCode, clips: int = 6, positions: int = 5, lengths: dict[str, int] | None = None, seed: int = 0
 ) -> dict[str, torch.Tensor]:
-    """Random features in the model's dtype; `lengths` gives single modalities another number of steps."""
+    """Random features in the model's dtype; `lengths` gives single modalities another number of positions."""
     generator = torch.Generator().manual_seed(seed)
     return {
         name: torch.randn(
-            clips, (lengths or {}).get(name, steps), *kind.shape, generator=generator, dtype=torch.float64
+            clips, (lengths or {}).get(name, positions), *kind.shape, generator=generator, dtype=torch.float64
         ).to(owner.dtype)
         for name, kind in owner.modalities.items()
     }
 
 
-def mask_of(lengths: list[int], steps: int) -> torch.Tensor:
-    return torch.arange(steps) < torch.tensor(lengths)[:, None]
+def mask_of(lengths: list[int], positions: int) -> torch.Tensor:
+    return torch.arange(positions) < torch.tensor(lengths)[:, None]
 
 
-def learnable_splits(clips: dict[str, int], names: str = "audio,video,text", steps: int = 5, seed: int = 0) -> dict:
+def learnable_splits(clips: dict[str, int], names: str = "audio,video,text", positions: int = 5, seed: int = 0) -> dict:
     """Arrays of a store whose modalities show the same class, each in its own way, in noise."""
     generator = np.random.default_rng(seed)
     prototypes = {name: generator.normal(size=(3, *MODALITIES[name].shape)) for name in names.split(",")}
@@ -76,12 +76,12 @@ def learnable_splits(clips: dict[str, int], names: str = "audio,video,text", ste
     for split, count in clips.items():
         target = generator.integers(3, size=count)
         arrays = {
-            name: (2 * shown[target][:, None] + generator.normal(size=(count, steps, *shown.shape[1:])) * 0.5).astype(
-                np.float32
-            )
+            name: (
+                2 * shown[target][:, None] + generator.normal(size=(count, positions, *shown.shape[1:])) * 0.5
+            ).astype(np.float32)
             for name, shown in prototypes.items()
         }
-        label = np.zeros((count, steps, 4), np.float32)
+        label = np.zeros((count, positions, 4), np.float32)
         label[np.arange(count), :, target] = 1
         arrays.update({f"{name}.label": label for name in names.split(",") if name != "text"})
         splits[split] = {**arrays, "class": target.astype(np.int64)}
@@ -97,7 +97,7 @@ def write(path: Path, clips: dict[str, int] | None = None, names: str = "audio,v
 
 @contextmanager
 def quick_speech() -> Iterator[pytest.MonkeyPatch]:
-    """Fewer voices, one recording of each word, few clips for the standardisation: speaking takes most of the time."""
+    """Fewer voices, one recording of each word, few clips for the standardisation: synthesis takes most of the time."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sound, "_VARIANTS", 1)
         patch.setattr(sound, "_ENGLISH", sound._ENGLISH[::3])

@@ -1,7 +1,7 @@
-"""Compiles a Triton kernel for a GPU that is not there, and counts what the compiler did.
+"""Compiles a Triton kernel for a GPU that this machine lacks, and counts its registers, memory and instructions.
 
-The tools that take a compiled kernel apart come with Triton, so no CUDA toolkit is needed. A kernel that keeps its
-registers in memory can show few of them: look at `stack_bytes` and the loads and stores, never at `registers` alone.
+Triton includes the tools that disassemble a compiled kernel, so no CUDA toolkit is needed. A kernel that spills can
+have few registers. So tests use `stack_bytes` and the loads and stores, never `registers` alone.
 """
 
 import re
@@ -18,7 +18,7 @@ _BINARIES = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 
 class Compiled(NamedTuple):
-    """What became of a kernel: bytes of a program's shared memory, of a thread's stack, and counts of instructions."""
+    """A compiled kernel: bytes of a program's shared memory, of a thread's stack, and counts of instructions."""
 
     registers: int
     stack_bytes: int
@@ -42,7 +42,7 @@ def compile_ahead(
     """
     names = kernel.arg_names
     signature = {name: types.get(name, "constexpr") for name in names}
-    # As at run time for addresses and sizes that are multiples of 16; without it loads would be of single numbers.
+    # As at run time for addresses and sizes that are multiples of 16; otherwise each load would be of a single number.
     aligned = [i for i, name in enumerate(names) if signature[name].startswith("*") or name == "width"]
     source = ASTSource(
         fn=kernel,

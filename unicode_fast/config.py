@@ -495,7 +495,7 @@ def renamed(values: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in values.items():
         present = RENAMED_FIELDS.get(name, name)
         if present in found or (present != name and present in values):
-            raise ValueError(f"{name} is the former name of {present}; only one of them may be given, got both")
+            raise ValueError(f"{name} must not be given together with {present}, its new name, got both")
         found[present] = value
     return found
 

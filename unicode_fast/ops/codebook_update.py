@@ -276,7 +276,7 @@ def _check_apart(arguments: list[tuple[str, Tensor]]) -> None:
             raise ValueError(f"{name} must have a place in memory for each number, got strides {tensor.stride()}")
         for other_name, other in arguments[number + 1 :]:
             if _share_memory(tensor, other):
-                raise ValueError(f"{name} must not share memory with {other_name}, as it is written, but it does")
+                raise ValueError(f"{name} must not share memory with other arguments, got that of {other_name}")
 
 
 def _share_memory(one: Tensor, other: Tensor) -> bool:
