@@ -1,10 +1,10 @@
 """Compiles csrc/cuda for the host, on the emulator: `python tests/cuda_on_host/build.py FOLDER`.
 
 FOLDER/package holds the package, by links, with an extension whose operators on CPU tensors (backend "cpp") run the
-CUDA kernels; FOLDER/kernels is the program of benchmarks/gpu/kernels. Both come from FOLDER/objects, with a manifest as
-that of benchmarks/prepare_gpu.py, from which benchmarks/gpu/link.py makes the extension. It takes a C++20 compiler that
-has -fsanitize=thread,alignment, of which only the hooks are used, and no CUDA toolkit. What has not changed is not
-compiled again.
+CUDA kernels. FOLDER/kernels is the program of benchmarks/gpu/kernels. Both come from FOLDER/objects, with a manifest
+like that of benchmarks/prepare_gpu.py. From it benchmarks/gpu/link.py makes the extension. The script needs a C++20
+compiler with -fsanitize=thread,alignment, whose hooks alone are used, and no CUDA toolkit. Files without a change are
+not compiled again.
 """
 
 import argparse
@@ -38,7 +38,7 @@ def compile_all(jobs: Sequence[tuple[Path, Path, Sequence[str]]]) -> None:
     """Compile sources into objects, each with flags of its own, on all cores; the largest come first.
 
     Raises:
-        SystemExit: one does not compile; the compiler has said why.
+        SystemExit: one does not compile; the compiler has printed the reason.
     """
     headers = [path for folder in (ROOT / "csrc", PROGRAM, HERE) for path in folder.rglob("*.*h")] + [Path(__file__)]
     newest = max(path.stat().st_mtime for path in headers)
@@ -101,7 +101,7 @@ def build_package(folder: Path) -> Path:
     includes = (f"-I{headers}", f"-I{headers / 'torch/csrc/api/include'}")
     places = folder / "objects"
     jobs = [(source, places / f"{source.stem}.o", includes) for source in (ROOT / "csrc" / "cuda").rglob("*_op.cpp")]
-    # Of the CPU's kernels csrc/extension.cpp reports the name alone.
+    # csrc/extension.cpp reports the name of the CPU's kernels; nothing else uses them.
     jobs.append((ROOT / "csrc" / "cpu" / "kernels.cpp", places / "cpu_kernels.o", includes))
     compile_all(jobs)
     names = [target.name for _, target, _ in jobs]

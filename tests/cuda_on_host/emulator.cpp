@@ -1,11 +1,11 @@
-// Runs CUDA kernels on the CPU, one block at a time, each CUDA thread a fiber, and stops at what a GPU may punish.
+// Runs CUDA kernels on the CPU, one block at a time, each CUDA thread a fiber, and stops at the first error.
 //
 // Threads and blocks run in a random order, and some warps are held back for long. Asynchronous copies and matrix
 // products finish late; until then their targets hold poison, numbers that are never right.
 //
-// The hooks of -fsanitize=thread,alignment see every ordinary access. Each is checked for bounds, alignment, races, and
-// reads of shared memory that nobody wrote. Vector clocks tell races: barriers, __syncwarp and mbarriers order
-// accesses; shuffles and votes do not, nor does the order in which threads happen to run.
+// The hooks of -fsanitize=thread,alignment receive every ordinary access. Each is checked for bounds, alignment, races,
+// and reads of shared memory before a write. Vector clocks detect races: barriers, __syncwarp and mbarriers order
+// accesses. Shuffles and votes do not, nor does the actual order of threads.
 //
 // An error ends the kernel, and cudaGetLastError returns it after the launch.
 //
@@ -41,7 +41,7 @@ namespace {
 
 constexpr int kMostThreads = 1024, kMostWarps = kMostThreads / 32, kBarriers = 16, kTiles = 32;
 constexpr size_t kStackBytes = 256 << 10, kMainStackBytes = 8 << 20, kArenaBytes = 512 << 10;
-// Shared memory lies in the arena: what the launch gives near its start, where a descriptor of an operand can name it.
+// Shared memory lies in the arena: dynamic memory near its start, in reach of the descriptor of an operand.
 constexpr uint32_t kDynamic = 1024, kStatics = 256 << 10, kGap = 128;
 constexpr int kPoison = 0xff, kCopyPoison = 0x5a, kBulkPoison = 0x55;
 
@@ -141,7 +141,7 @@ std::vector<BulkCopy> bulk_copies;
 std::unordered_map<const void*, int> shared_limits;
 std::map<uintptr_t, size_t> allocations;
 
-// Times are by the clock of thread u. clocks[t][u]: what u did until then is ordered before what thread t does next.
+// Times are by the clock of thread u. clocks[t][u]: accesses of u until then are ordered before the next of thread t.
 // full[u]: the same for all threads, by the last barrier of the block. fenced[u]: the same for the copy engine and the
 // matrix units, by the last fence of u.
 std::vector<uint32_t> clocks;
@@ -151,8 +151,8 @@ using Pages = std::unordered_map<uintptr_t, std::unique_ptr<Cell[]>>;
 Pages pages, byte_pages;
 std::unique_ptr<Cell[]> arena_cells, arena_byte_cells;
 
-// While one exists, the hooks ignore accesses, which are the emulator's own: the linker may have taken functions of the
-// standard library from an object with hooks.
+// While such an object exists, the hooks ignore accesses, because these are the emulator's own. The linker may have
+// taken functions of the standard library from an object with hooks.
 struct Busy {
   Busy() { busy = true; }
   ~Busy() { busy = false; }
@@ -178,7 +178,7 @@ std::string text(const Site& site) {
   return std::string(name == nullptr ? site.file_name() : name + 1) + ":" + std::to_string(site.line());
 }
 
-// Where in the sources an address of code lies, as addr2line knows it.
+// The place in the sources of an address of code, by addr2line.
 std::string text(const void* code) {
   Dl_info info;
   if (dladdr(code, &info) == 0 || info.dli_fname == nullptr) return "?";
@@ -267,7 +267,7 @@ __attribute__((noinline)) void wait_as(State state, const Site& site) {
   if (_setjmp(fibers[current].place) == 0) go_to(choose());
 }
 
-// Orders what each of them did before what any of them does next.
+// Orders the past accesses of all members before their next accesses.
 void join(const std::vector<int>& members) {
   static std::vector<uint32_t> joined;
   joined.assign(threads, 0);
@@ -403,7 +403,7 @@ bool ordered(const Access& before, int thread, bool shared) {
          clock_of(thread)[before.thread] >= before.clock;
 }
 
-// Whether an engine sees, or may overwrite, what this ordinary access was about.
+// Whether this ordinary access is ordered before the accesses of an engine.
 bool passed_on(const Access& before) {
   return before.block != block_number || before.way == Way::kEngine || before.clock <= fenced[before.thread];
 }
@@ -459,7 +459,7 @@ void check(int thread, const void* pointer, size_t bytes, Kind kind, Way way, co
   }
 }
 
-// The hooks' part. Accesses to the stack of a fiber are its own; the launcher's stack holds arguments.
+// The check of the hooks. Accesses to the stack of a fiber are its own; the launcher's stack holds arguments.
 void hook(void* pointer, size_t bytes, Kind kind, bool aligned, const void* code) {
   if (!running || busy) return;
   const auto address = reinterpret_cast<uintptr_t>(pointer);
@@ -473,7 +473,7 @@ void hook(void* pointer, size_t bytes, Kind kind, bool aligned, const void* code
 
 void* at(uint32_t address) { return arena + std::min<size_t>(address, kArenaBytes); }
 
-// Marks what a copy writes or has written.
+// Marks the memory that a copy writes or has written.
 void land(uint32_t to, size_t bytes, int thread, uint32_t clock, Way way) {
   for (size_t i = 0; i < bytes; i += 2)
     arena_cells[(to + i) / 2].write = {block_number, clock, static_cast<uint16_t>(thread), way};
@@ -516,7 +516,7 @@ float value_of(const void* half) {
   return __half2float(value);
 }
 
-// Cut off as the matrix units may do, not rounded.
+// Truncated, as the matrix units may do, not rounded.
 float cut(double sum) {
   const float rounded = static_cast<float>(sum);
   if (!(std::fabs(rounded) <= 3e38f) || std::fabs(static_cast<double>(rounded)) <= std::fabs(sum)) return rounded;
@@ -713,9 +713,9 @@ struct Operands {
 void multiply(float* sums, const uint32_t* rows, uint32_t low, uint32_t high, const Site& site) {
   const Busy own_accesses;
   const Operands own{sums, rows, {low, high}};
-  // PTX ISA, mma.m16n8k16 with halves: the row of element i of A is lane / 4, plus 8 for i = 2, 3, 6, 7; its column
-  // lane % 4 * 2 + i % 2, plus 8 for i >= 4. Of B the row is lane % 4 * 2 + i % 2, plus 8 for i >= 2, the column
-  // lane / 4. Of C the row is lane / 4, plus 8 for i >= 2, the column lane % 4 * 2 + i % 2.
+  // PTX ISA, mma.m16n8k16 with halves, element i. A: the row is lane / 4, plus 8 for i = 2, 3, 6, 7; the column is
+  // lane % 4 * 2 + i % 2, plus 8 for i >= 4. B: the row is lane % 4 * 2 + i % 2, plus 8 for i >= 2; the column is
+  // lane / 4. C: the row is lane / 4, plus 8 for i >= 2; the column is lane % 4 * 2 + i % 2.
   collective(kAllLanes, site, &own, [](const Lanes& lanes) {
     float a[16][16], b[16][8];
     for (int lane = 0; lane < 32; ++lane) {
@@ -854,7 +854,7 @@ cudaError_t set_shared_bytes(const void* kernel, int bytes) {
   return cudaSuccess;
 }
 
-// As many registers as the search with wgmma has where it was compiled for the GPU.
+// The number of registers of the search with wgmma, as compiled for the GPU.
 cudaError_t attributes_of(cudaFuncAttributes& attributes) {
   attributes.numRegs = 168;
   return cudaSuccess;
@@ -896,7 +896,7 @@ void run(const char* name, const void* kernel, dim3 grid, dim3 block, size_t sha
     if (static_bytes + dynamic_bytes > static_cast<size_t>(most))
       return refuse("more shared memory than a block can have");
   }
-  // What earlier launches did is in order with what later ones do.
+  // Accesses of earlier launches are ordered before those of later ones.
   if (pages.size() + byte_pages.size() > kMostPages) {
     pages.clear();
     byte_pages.clear();

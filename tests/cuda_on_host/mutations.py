@@ -1,8 +1,8 @@
 """Mistakes in csrc/cuda that the emulator must find: `python tests/cuda_on_host/mutations.py FOLDER`.
 
-Each mistake is made in a copy of csrc, where a number chooses it at run time, so that one compilation holds all of
-them. The native program benchmarks/gpu/kernels then runs once for each, and must find wrong rows, rows that fell
-back to the exhaustive comparison, or be stopped by the emulator. A mistake that nothing finds ends this with status 1.
+Each mistake is made in a copy of csrc, where a number chooses it at run time. So one compilation holds all mistakes.
+The native program benchmarks/gpu/kernels then runs once for each. It must find wrong rows or rows that fell back to the
+exhaustive comparison, or the emulator must stop it. If a mistake is not found, the status is 1.
 """
 
 import argparse
@@ -33,7 +33,7 @@ class Mutation(NamedTuple):
     Attributes:
         file: below csrc/cuda.
         right: an expression or, with its semicolon, a statement.
-        mistaken: what replaces it; "" for a statement that is left out.
+        mistaken: its replacement; "" for a statement that is left out.
         kernels: of the native program, one of which must show it.
         after: text of the file; `right` is the first one behind it, and the only one where this is "".
     """
@@ -46,7 +46,7 @@ class Mutation(NamedTuple):
 
     @property
     def name(self) -> str:
-        """What the printed line calls it."""
+        """Its name in the printed line."""
         return f"{self.right} -> {self.mistaken or 'left out'}"
 
 
@@ -228,7 +228,7 @@ def mutated(text: str, chosen: dict[int, Place]) -> str:
 
 
 def build_mutants(folder: Path) -> tuple[Path, list[Place]]:
-    """Compile the native program with all mistakes; returns it with what its numbers, from 1, mean."""
+    """Compile the native program with all mistakes; returns it with the mistakes by their numbers, from 1."""
     copy = folder / "csrc"
     shutil.rmtree(copy, ignore_errors=True)
     shutil.copytree(build.ROOT / "csrc", copy)
@@ -241,7 +241,7 @@ def build_mutants(folder: Path) -> tuple[Path, list[Place]]:
 
 
 def verdict(program: Path, number: int, kernels: Sequence[str]) -> str:
-    """How a mistake shows, in the first case that does; "" where none does. Number 0 is no mistake."""
+    """The first failure that a mistake causes; "" if it causes none. Number 0 is no mistake."""
     for kernel in kernels:
         command = [str(program), "--size", "small", "--only", kernel]
         environment = {**os.environ, "UNICODE_FAST_MUTATION": str(number or "")}

@@ -1,4 +1,4 @@
-// What nvcc knows without an include, for a C++ compiler: included before every .cu file.
+// The names that nvcc defines without an include, for a C++ compiler; included before every .cu file.
 #pragma once
 
 #include <algorithm>
@@ -32,7 +32,7 @@ using Site = std::source_location;
 
 constexpr unsigned kAllLanes = ~0u;
 
-// A call that all lanes of a warp make together: `finish` runs once, when the last has come, and sees what all brought.
+// A call that all lanes of a warp make together: `finish` runs once, after the last lane, with the values of all lanes.
 struct Lanes {
   const void* of[32];
 };
@@ -42,7 +42,7 @@ void barrier(int number, int threads, const Site& site);
 void sync_warp(unsigned mask, const Site& site);
 int lane();
 void check_atomic(void* at, size_t bytes);
-// The mistake that mutations.py wants made, from 1 on; UNICODE_FAST_MUTATION.
+// The number of the mistake to make, from 1 on; mutations.py sets it in UNICODE_FAST_MUTATION.
 int mutation();
 
 template <class T>

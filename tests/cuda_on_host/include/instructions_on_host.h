@@ -1,5 +1,5 @@
-// The functions of csrc/cuda/instructions.cuh on the host. What a GPU does late is done late here, and what it says of
-// order is checked: tests/cuda_on_host/emulator.cpp has both.
+// The functions of csrc/cuda/instructions.cuh on the host. tests/cuda_on_host/emulator.cpp delays asynchronous work as
+// a GPU may do, and checks the order of accesses.
 #pragma once
 
 #include <cstdint>

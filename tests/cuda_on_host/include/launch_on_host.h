@@ -10,7 +10,7 @@ namespace on_host {
 // Runs `thread` once for each thread of the grid, as fibers.
 void run(const char* name, const void* kernel, dim3 grid, dim3 block, size_t shared_bytes,
          const std::function<void()>& thread);
-// Shared memory of the running block; `owner` tells the arrays of a kernel apart.
+// Shared memory of the running block; `owner` distinguishes the arrays of a kernel.
 void* static_shared(const void* owner, size_t bytes, size_t alignment);
 unsigned char* dynamic_shared(size_t alignment);
 
