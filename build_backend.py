@@ -1,12 +1,12 @@
-"""In-tree build backend: setuptools, compiling against the torch that the target environment already has.
+"""In-tree build backend: setuptools, compiling against the installed torch of the target environment.
 
-Build isolation hides that torch, and an extension compiled against another one cannot be used beside it. So this
-backend looks the target environment's packages up, lets the compiling stage import them after those of the isolated
-one, and asks for torch as a build requirement only where the target environment has none that will do.
+Build isolation hides that torch, and an extension works only with the torch of its build. This backend therefore adds
+the packages of the target environment to the import path of the build, after the isolated packages. torch is a build
+requirement only if the target environment has no usable torch.
 
-An isolated environment that is a virtual environment of its own (`python -m build` makes such ones) does not say what
-it builds for. There torch is always a build requirement; the extension remembers which torch it was built with, and
-`unicode_fast.backend` does not load it beside another.
+`python -m build` isolates with a virtual environment, whose interpreter does not lead to a target environment. There
+torch is always a build requirement. The extension records its torch version, and `unicode_fast.backend` does not load
+it with another version.
 """
 
 from __future__ import annotations
@@ -48,10 +48,10 @@ Settings = Mapping[str, Any] | None
 
 
 def target_paths(executable: str = sys.executable) -> list[str]:
-    """Where the environment that is installed into keeps its packages: what its interpreter searches, left to itself.
+    """The import path of the target environment, without build isolation.
 
-    pip isolates through environment variables; without them the interpreter shows its own site-packages, those of the
-    user and of the system where it uses them, and the folders that path configuration files add.
+    pip isolates through environment variables. Without them, the interpreter has its normal path: its site-packages,
+    and if enabled those of the user and of the system, and folders of path configuration files.
 
     Args:
         executable: the target environment's interpreter.
@@ -63,30 +63,30 @@ def target_paths(executable: str = sys.executable) -> list[str]:
 
 
 def usable_torch(paths: Sequence[str]) -> str | None:
-    """The version of the torch that these folders hold; None without one, or with one that is too old to be kept."""
+    """The version of the torch in these folders; None if it is missing or too old."""
     found = next(iter(distributions(name="torch", path=list(paths))), None)
     release = re.match(r"(\d+)\.(\d+)", found.version) if found else None
     return found.version if found and release and (int(release[1]), int(release[2])) >= OLDEST_TORCH else None
 
 
 def torch_requirements(paths: Sequence[str]) -> list[str]:
-    """What has to be installed for the build so that torch can be imported."""
+    """The requirement of torch for the build; empty if these folders have a usable torch."""
     return [] if usable_torch(paths) else [TORCH_REQUIREMENT]
 
 
 def show_torch() -> None:
-    """Let this process import the target environment's packages, after its own, unless it has a torch already."""
+    """Append the target environment's import path to this process's path, unless torch can already be imported."""
     if find_spec("torch") is None:
         sys.path.extend(path for path in target_paths() if path not in sys.path)
 
 
 def get_requires_for_build_wheel(config_settings: Settings = None) -> list[str]:
-    """Build requirements of a wheel beyond those of pyproject.toml."""
+    """Build requirements of a wheel, in addition to pyproject.toml."""
     return build_meta.get_requires_for_build_wheel(config_settings) + torch_requirements(target_paths())
 
 
 def get_requires_for_build_editable(config_settings: Settings = None) -> list[str]:
-    """Build requirements of an editable install beyond those of pyproject.toml."""
+    """Build requirements of an editable install, in addition to pyproject.toml."""
     return build_meta.get_requires_for_build_editable(config_settings) + torch_requirements(target_paths())
 
 
@@ -99,6 +99,6 @@ def build_wheel(wheel_directory: str, config_settings: Settings = None, metadata
 def build_editable(
     wheel_directory: str, config_settings: Settings = None, metadata_directory: str | None = None
 ) -> str:
-    """Compile into the source folder and pack a wheel that points to it."""
+    """Compile in the source folder, and pack a wheel that refers to it."""
     show_torch()
     return build_meta.build_editable(wheel_directory, config_settings, metadata_directory)

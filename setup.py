@@ -1,11 +1,11 @@
-"""Decides what of csrc/ to compile, and maps kernels/ into the package. Everything else is in pyproject.toml.
+"""Choose the sources of csrc/ to compile, and map kernels/ into the package. pyproject.toml has all other settings.
 
 Environment variables:
-    UNICODE_FAST_CUDA: auto (the default) compiles csrc/cuda where a CUDA toolkit, a CUDA build of torch and a visible
-        GPU are found; 1 needs no GPU, and fails where toolkit or torch is not found; 0 leaves it out.
-    CUDA_HOME, CUDA_PATH: the toolkit; without them the one that nvcc belongs to, then the conventional folder.
-    TORCH_CUDA_ARCH_LIST: the GPU architectures; without it auto takes those of the visible GPUs, 1 all ARCHITECTURES.
-    CXX, CC, MAX_JOBS: as torch's cpp_extension and setuptools read them.
+    UNICODE_FAST_CUDA: auto (the default) compiles csrc/cuda if a CUDA toolkit, a CUDA build of torch and a visible
+        GPU are found. 1 needs no GPU, and fails without the toolkit or a CUDA build of torch. 0 omits csrc/cuda.
+    CUDA_HOME, CUDA_PATH: the toolkit; the default is the toolkit of nvcc, then the conventional folder.
+    TORCH_CUDA_ARCH_LIST: GPU architectures; the default is those of the visible GPUs for auto, all ARCHITECTURES for 1.
+    CXX, CC, MAX_JOBS: as for torch's cpp_extension and setuptools.
 """
 
 from __future__ import annotations
@@ -28,27 +28,27 @@ from setuptools import find_packages, setup
 from setuptools.command.sdist import sdist
 
 EXTENSION = "unicode_fast._C"
-# Added to the extension's file name; unicode_fast/backend.py knows it too.
+# Suffix of the record beside the extension; unicode_fast/backend.py has the same constant.
 RECORD_SUFFIX = ".json"
 ROOT = Path(__file__).resolve().parent
 CUDA_CHOICES = ("auto", "1", "0")
-# PTX of 8.9 serves every later GPU; that of 9.0a would serve none, as architecture-specific code is not carried on.
+# PTX of 8.9 runs on every later GPU; PTX of 9.0a would run on none, because it is architecture-specific.
 ARCHITECTURES = "8.0;8.6;8.9+PTX;9.0a"
 CONVENTIONAL_TOOLKIT = Path("/usr/local/cuda")
-# Of each visible GPU its compute capability, and the architectures that this torch has code for, such as "sm_90".
-ASK_TORCH = """
+# Prints the compute capability of each visible GPU, and the architectures of torch's own kernels, such as "sm_90".
+QUERY_GPUS = """
 import json, sys
 sys.path[:] = json.loads(sys.argv[1])
 import torch
 gpus = [torch.cuda.get_device_capability(number) for number in range(torch.cuda.device_count())]
 print(json.dumps([gpus, torch.cuda.get_arch_list()]))
 """
-# setup.py runs for these before torch is installed; they compile nothing.
+# Commands that compile nothing; setup.py runs them before torch is installed.
 METADATA_COMMANDS = {"egg_info", "dist_info", "sdist", "clean", "--version", "--help"}
 
 
 class Toolkit(NamedTuple):
-    """A CUDA toolkit: where it is, its version as "13.0", and how it was found."""
+    """A CUDA toolkit: its folder, its version, such as "13.0", and how it was found."""
 
     home: Path
     version: str
@@ -56,10 +56,10 @@ class Toolkit(NamedTuple):
 
 
 class Sdist(sdist):
-    """A source archive that holds all that a build needs."""
+    """A source archive with all files that a build needs."""
 
     def make_distribution(self) -> None:
-        """Add the backend and the sources, which setuptools does not look for where nothing is compiled."""
+        """Add the build backend and the C++ sources, which setuptools omits if nothing is compiled."""
         sources = [str(path) for path in sorted(Path("csrc").rglob("*")) if path.is_file()]
         self.filelist.extend(["build_backend.py", *sources])
         super().make_distribution()
@@ -69,7 +69,7 @@ def cuda_choice(environment: Mapping[str, str]) -> str:
     """The value of UNICODE_FAST_CUDA.
 
     Raises:
-        SystemExit: it is none of the three.
+        SystemExit: the value is not auto, 1 or 0.
     """
     choice = environment.get("UNICODE_FAST_CUDA", "auto")
     if choice not in CUDA_CHOICES:
@@ -78,14 +78,14 @@ def cuda_choice(environment: Mapping[str, str]) -> str:
 
 
 def find_toolkit(environment: Mapping[str, str], conventional: Path = CONVENTIONAL_TOOLKIT) -> Toolkit | str:
-    """The CUDA toolkit to compile with, or why there is none.
+    """The CUDA toolkit to compile with, or the reason why there is none.
 
-    torch takes the folder above nvcc's for the toolkit, which holds no headers where nvcc is a wrapper script. So
-    nvcc is asked where it really is.
+    torch uses the folder above nvcc's as the toolkit. That folder has no headers if nvcc is a wrapper script, so the
+    real path of nvcc is followed.
 
     Args:
-        environment: variables; one that names a toolkit is obeyed, a folder without a toolkit is not replaced.
-        conventional: folder to try last.
+        environment: environment variables; CUDA_HOME and CUDA_PATH come first, without a fallback to other folders.
+        conventional: last folder to search.
     """
     for variable in ("CUDA_HOME", "CUDA_PATH"):
         if environment.get(variable):
@@ -99,8 +99,8 @@ def find_toolkit(environment: Mapping[str, str], conventional: Path = CONVENTION
     if nvcc is not None:
         candidates = [
             (Path(nvcc).parent.parent, f"from {nvcc}"),
-            (Path(nvcc).resolve().parent.parent, f"from what {nvcc} links to"),
-            *[(home, f"from what {nvcc} calls") for home in called_toolkit(nvcc)],
+            (Path(nvcc).resolve().parent.parent, f"from the link {nvcc}"),
+            *[(home, f"from the wrapper {nvcc}") for home in called_toolkit(nvcc)],
             *candidates,
         ]
     for home, origin in candidates:
@@ -111,7 +111,7 @@ def find_toolkit(environment: Mapping[str, str], conventional: Path = CONVENTION
 
 
 def toolkit_version(home: Path) -> str | None:
-    """Version of the CUDA toolkit in this folder; None where there is no toolkit."""
+    """Version of the CUDA toolkit in this folder; None without a toolkit."""
     try:
         header = (home / "include" / "cuda_runtime_api.h").read_text(errors="replace")
     except OSError:
@@ -123,22 +123,22 @@ def toolkit_version(home: Path) -> str | None:
 
 
 def called_toolkit(nvcc: str) -> list[Path]:
-    """The toolkit that nvcc names when it is asked what it would do; empty where it does not say."""
+    """The toolkit in the output of `nvcc --dryrun`; empty if the output has none."""
     try:
         command = [nvcc, "--dryrun", "-E", "-x", "cu", os.devnull]
-        answer = subprocess.run(command, capture_output=True, text=True, errors="replace").stderr
+        output = subprocess.run(command, capture_output=True, text=True, errors="replace").stderr
     except OSError:
         return []
-    return [Path(top).resolve() for top in re.findall(r"^#\$ TOP=(.+)$", answer, re.MULTILINE)]
+    return [Path(top).resolve() for top in re.findall(r"^#\$ TOP=(.+)$", output, re.MULTILINE)]
 
 
 def cuda_obstacle(torch_version: str, torch_cuda: str | None, toolkit: Toolkit | str) -> str | None:
-    """Why csrc/cuda cannot be compiled; None where it can.
+    """The reason why csrc/cuda cannot be compiled; None if it can.
 
     Args:
-        torch_version: as "2.13.0+cpu".
-        torch_cuda: version of CUDA that torch was built with; None for a build without.
-        toolkit: as find_toolkit gives it.
+        torch_version: version of torch, such as "2.13.0+cpu".
+        torch_cuda: CUDA version of torch's build; None for a build without CUDA.
+        toolkit: result of `find_toolkit`.
     """
     if torch_cuda is None:
         return f"torch {torch_version} is a build without CUDA"
@@ -150,27 +150,27 @@ def cuda_obstacle(torch_version: str, torch_cuda: str | None, toolkit: Toolkit |
 
 
 def visible_architectures() -> tuple[str, str]:
-    """The architectures of the GPUs that torch sees, as TORCH_CUDA_ARCH_LIST names them, and why there are none.
+    """The architectures of the visible GPUs in the form of TORCH_CUDA_ARCH_LIST, and the reason if there are none.
 
-    torch is asked in a process of its own: this one would hold memory of the GPUs for as long as it compiles, and a
-    broken driver may end the process that asks.
+    The query runs in a separate process. This process would otherwise keep GPU memory while it compiles, and a broken
+    driver could end it.
     """
-    command = [sys.executable, "-c", ASK_TORCH, json.dumps(sys.path)]
-    answer = subprocess.run(command, capture_output=True, text=True, errors="replace")
-    if answer.returncode == 0:
-        return architectures_of(*json.loads(answer.stdout.splitlines()[-1])), "no GPU that torch can use"
-    said = answer.stderr.strip().splitlines() or [f"status {answer.returncode}"]
-    return "", f"torch cannot look for a GPU ({said[-1]})"
+    command = [sys.executable, "-c", QUERY_GPUS, json.dumps(sys.path)]
+    query = subprocess.run(command, capture_output=True, text=True, errors="replace")
+    if query.returncode == 0:
+        return architectures_of(*json.loads(query.stdout.splitlines()[-1])), "no GPU that torch can use"
+    errors = query.stderr.strip().splitlines() or [f"status {query.returncode}"]
+    return "", f"torch cannot list the GPUs ({errors[-1]})"
 
 
 def architectures_of(capabilities: Iterable[Sequence[int]], known: Iterable[str]) -> str:
-    """The architectures of these GPUs, as TORCH_CUDA_ARCH_LIST names them; empty where torch can use none.
+    """The architectures of these GPUs in the form of TORCH_CUDA_ARCH_LIST; empty if torch can use no GPU.
 
-    Those that are newer than torch get what torch knows last, with its PTX; torch has no use for older ones.
+    A GPU newer than torch gets torch's newest architecture with PTX. GPUs older than torch's oldest are omitted.
 
     Args:
-        capabilities: of the GPUs, as (8, 6).
-        known: what torch has code for, as "sm_86".
+        capabilities: compute capabilities of the GPUs, such as (8, 6).
+        known: architectures of torch's own kernels, such as "sm_86".
     """
     versions = [divmod(int(number), 10) for name in known for number in re.findall(r"^sm_(\d+)", name)]
     found = sorted({min(tuple(one), max(versions)) for one in capabilities if versions and tuple(one) >= min(versions)})
@@ -180,22 +180,22 @@ def architectures_of(capabilities: Iterable[Sequence[int]], known: Iterable[str]
 
 
 def cxx_command(environment: Mapping[str, str]) -> list[str]:
-    """The C++ compiler that torch takes, as a command."""
+    """The command of the C++ compiler that torch uses."""
     return shlex.split(environment.get("CXX") or "c++")
 
 
 def cxx_flags(command: Sequence[str]) -> list[str]:
     """Flags for C++ files.
 
-    Without OpenMP at::parallel_for would run on one thread. It is not linked to: that way the extension uses the OpenMP
-    library that torch has loaded, and the number of threads that torch was told. Clang's code needs another library.
+    Without OpenMP, at::parallel_for would run on one thread. The OpenMP library is not linked, so the extension uses
+    torch's loaded library and number of threads. Code of Clang would need another library.
     """
     macros = subprocess.run([*command, "-dM", "-E", "-x", "c++", os.devnull], capture_output=True, text=True).stdout
     return ["-O3"] if sys.platform != "linux" or "__clang__" in macros else ["-O3", "-fopenmp"]
 
 
 def compiler_obstacle(command: Sequence[str]) -> str | None:
-    """Why this C++ compiler cannot build a Python extension, in one line; None where it can."""
+    """The reason why this C++ compiler cannot build a Python extension, in one line; None if it can."""
     if shutil.which(command[0]) is None:
         return f"no C++ compiler was found ({command[0]})"
     headers = {sysconfig.get_path("include"), sysconfig.get_path("platinclude")}
@@ -207,15 +207,15 @@ def compiler_obstacle(command: Sequence[str]) -> str | None:
     if trial.returncode == 0:
         return None
     lines = [line.strip() for line in trial.stderr.splitlines() if line.strip()]
-    said = next((line for line in lines if "error" in line), lines[0] if lines else f"status {trial.returncode}")
-    return f"{shlex.join(command)} cannot compile a Python extension ({said})"
+    reason = next((line for line in lines if "error" in line), lines[0] if lines else f"status {trial.returncode}")
+    return f"{shlex.join(command)} cannot compile a Python extension ({reason})"
 
 
 def source_files(folder: Path, with_cuda: bool) -> list[str]:
-    """What to compile, relative to `folder`, the source tree.
+    """The files to compile, relative to `folder`, the source tree.
 
     Raises:
-        SystemExit: two files would be compiled into the same object file.
+        SystemExit: two files would have the same object file.
     """
     patterns = ["csrc/extension.cpp", "csrc/cpu/*.cpp"]
     if with_cuda:
@@ -228,39 +228,39 @@ def source_files(folder: Path, with_cuda: bool) -> list[str]:
 
 
 def headers(folder: Path) -> list[str]:
-    """What the sources include: a change of these compiles them again."""
+    """The headers of the sources; a change of a header compiles the sources again."""
     return [str(path.relative_to(folder)) for path in sorted(folder.glob("csrc/**/*.*h"))]
 
 
 def say(line: str) -> None:
-    """Print to the build's log, which pip shows with -v."""
+    """Print a line to the build's log, which `pip -v` shows."""
     print(f"unicode_fast: {line}", flush=True)
 
 
 def extension_options(environment: Mapping[str, str]) -> dict[str, Any]:
-    """What setup() needs to know about the extension; empty where none can be compiled.
+    """The arguments of setup() for the extension; empty if it cannot be compiled.
 
     Raises:
-        SystemExit: UNICODE_FAST_CUDA=1 cannot be obeyed, or torch is missing.
+        SystemExit: csrc/cuda cannot be compiled with UNICODE_FAST_CUDA=1, or torch is missing.
     """
     choice = cuda_choice(environment)
     obstacle = "csrc/ needs GCC or Clang" if os.name == "nt" else compiler_obstacle(cxx_command(environment))
     if obstacle is not None:
         if choice == "1":
-            raise SystemExit(f"unicode_fast: UNICODE_FAST_CUDA=1 cannot be obeyed: {obstacle}")
-        say(f"compiling nothing, the reference backend does without: {obstacle}")
+            raise SystemExit(f"unicode_fast: UNICODE_FAST_CUDA=1 cannot compile csrc/cuda: {obstacle}")
+        say(f"compiling nothing, only the reference backend will be available: {obstacle}")
         return {}
     try:
         import torch
     except ImportError as error:
         raise SystemExit(
-            f"unicode_fast: torch is needed to compile the extension and cannot be imported ({error}). Install torch "
-            "first, or leave out --no-build-isolation."
+            f"unicode_fast: torch must be importable to compile the extension, got: {error}. Install torch first, or "
+            "omit --no-build-isolation."
         ) from error
     toolkit = find_toolkit(environment)
     obstacle = cuda_obstacle(torch.__version__, torch.version.cuda, toolkit)
     if choice == "1" and obstacle is not None:
-        raise SystemExit(f"unicode_fast: UNICODE_FAST_CUDA=1 cannot be obeyed: {obstacle}")
+        raise SystemExit(f"unicode_fast: UNICODE_FAST_CUDA=1 cannot compile csrc/cuda: {obstacle}")
     architectures, hint = ARCHITECTURES, ""
     if choice == "auto" and obstacle is None:
         architectures, why = visible_architectures()
@@ -273,16 +273,16 @@ def extension_options(environment: Mapping[str, str]) -> dict[str, Any]:
 
 
 def compile_options(toolkit: Toolkit | None, architectures: str, reason: str, hint: str = "") -> dict[str, Any]:
-    """The extension and the command that compiles it against the torch that can be imported here.
+    """The extension, and the command that compiles it against the installed torch.
 
     Args:
-        toolkit: compile csrc/cuda with it; None leaves csrc/cuda out.
-        architectures: to compile csrc/cuda for, as TORCH_CUDA_ARCH_LIST names them.
-        reason: why it is this toolkit or None, for the log and for whoever asks for the missing backend later.
-        hint: what else the log says where csrc/cuda is left out.
+        toolkit: toolkit for csrc/cuda; None omits csrc/cuda.
+        architectures: architectures of csrc/cuda, in the form of TORCH_CUDA_ARCH_LIST.
+        reason: reason of the choice, for the log and for the error of a missing backend.
+        hint: addition to the log's line if csrc/cuda is omitted.
     """
     if toolkit is not None:
-        # torch reads both when it is asked for CUDA_HOME and for the architectures.
+        # torch's cpp_extension reads both variables.
         os.environ["CUDA_HOME"] = str(toolkit.home)
         os.environ["TORCH_CUDA_ARCH_LIST"] = architectures
     import torch
@@ -314,9 +314,9 @@ def compile_options(toolkit: Toolkit | None, architectures: str, reason: str, hi
 
 
 def pybind11_headers() -> list[str]:
-    """Where the build requirement pybind11 keeps its headers; empty without it, where torch's own copy serves.
+    """The include folder of the build requirement pybind11; empty without it, for torch's own copy.
 
-    Only csrc/extension.cpp includes pybind11, and it includes nothing of torch, so the two copies never meet.
+    Only csrc/extension.cpp includes pybind11, and it includes no header of torch, so the two copies do not mix.
     """
     try:
         import pybind11
@@ -326,13 +326,13 @@ def pybind11_headers() -> list[str]:
 
 
 def macros(record: Mapping[str, str | None]) -> list[tuple[str, str | None]]:
-    """What csrc/extension.cpp reports, as C++ string literals; a fact without a value is not defined."""
+    """The macros of csrc/extension.cpp, as C++ string literals; entries without a value are not defined."""
     named = {f"UNICODE_FAST_{name.upper()}": value for name, value in record.items() if name != "decision"}
     return [(name, json.dumps(value)) for name, value in named.items() if value is not None]
 
 
 def recording(build_ext: type, record: Mapping[str, str | None]) -> type:
-    """A `build_ext` that leaves beside the extension, as JSON, what `unicode_fast.backend` reads before it loads it."""
+    """A `build_ext` that also writes the record, a JSON file that `unicode_fast.backend` reads before the extension."""
 
     class RecordingBuild(build_ext):  # type: ignore[misc,valid-type]
         def run(self) -> None:

@@ -155,7 +155,7 @@ def numbers_and_texts(folder: Path) -> dict[str, tuple[str, Callable[[], Any]]]:
     return {
         "npy larger than the file": ("huge.npy.*0 bytes of values", lambda: read_npy(folder / "huge.npy")),
         "npy of values without bytes": ("empty.npy.*plain values", lambda: read_npy(folder / "empty.npy")),
-        "npy of text that is none": ("letters.npy.*0xffffffff as a letter", lambda: read_npy(folder / "letters.npy")),
+        "npy of text that is none": ("letters.npy.*got 0xffffffff", lambda: read_npy(folder / "letters.npy")),
         "npy of objects": ("objects.npy.*plain values", lambda: read_npy(folder / "objects.npy")),
         "picture": ("large.png.*UNICODE_FAST_MAX_PICTURE", lambda: read_picture(folder / "large.png", mask=False)),
         "JPEG of many scans": (

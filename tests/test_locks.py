@@ -1,4 +1,4 @@
-"""Locks of a process: one works, the others are told who does; nothing is left of a holder that was killed."""
+"""Locks of a process: one process holds it, the error of another names the holder, and a killed holder leaves none."""
 
 import itertools
 import os
@@ -13,7 +13,7 @@ from unicode_fast.files.locks import InUse, alone, exclusive
 
 
 def forked(act: Callable[[], object]) -> int:
-    """A process that does something and ends with status 0, or 1 where it raises."""
+    """A process that runs some code and ends with status 0, or with 1 after an exception."""
     process = os.fork()
     if process:
         return process
@@ -65,7 +65,7 @@ def test_who_has_just_taken_it_is_waited_for_to_say_so(tmp_path: Path, monkeypat
 
 
 def test_one_process_holds_it_once_and_keeps_it(tmp_path: Path) -> None:
-    """To open and close the file once more would let go of the lock."""
+    """A second open and close of the file would release the lock."""
     file = tmp_path / ".lock"
 
     def taken() -> None:

@@ -1,4 +1,4 @@
-"""What holds for the package as a whole: a silent import, arrows only downward, and what its build decides."""
+"""The package as a whole: a silent import, imports only from lower layers, and the decisions of its build."""
 
 import ast
 import importlib.metadata
@@ -21,7 +21,7 @@ from unicode_fast.errors import SCRIPT, UsageError, run_main
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "unicode_fast"
 
-# Lowest first: a part imports from its own layer or from one below it, never from one above.
+# Lowest first: a sub-package imports from its own layer or a lower one, never from a higher one.
 LAYERS = [
     {"version", "errors", "files", "headless", "backend", "config", "presets"},
     {"reference", "kernels"},
@@ -34,7 +34,7 @@ HEIGHT = {part: height for height, layer in enumerate(LAYERS) for part in layer}
 
 
 def source(name: str) -> ModuleType:
-    """A module of the repository's root, run without being installed."""
+    """A module of the repository's root, imported without installation."""
     pytest.importorskip("setuptools")
     spec = importlib.util.spec_from_file_location(f"root_{name}", ROOT / f"{name}.py")
     assert spec is not None
@@ -57,7 +57,7 @@ def build_backend() -> ModuleType:
 
 
 def run(code: str, folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Run Python code in a process of its own that finds the package where this one does."""
+    """Run Python code in a separate process with this process's import path."""
     paths = os.pathsep.join(path for path in (str(ROOT), os.environ.get("PYTHONPATH")) if path)
     environment = {**os.environ, "PYTHONPATH": paths, **variables}
     return subprocess.run([sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, text=True)
@@ -104,19 +104,19 @@ assert not torch.cuda.is_initialized()
 
 
 def part_of(module: str) -> str:
-    """The part of the package that a module belongs to, as "ops" for "unicode_fast.ops.codebook_update"."""
+    """The sub-package of a module, such as "ops" for "unicode_fast.ops.codebook_update"."""
     return module.split(".")[1]
 
 
 def public_homes() -> dict[str, str]:
-    """The part of the package that each name of unicode_fast/__init__.py comes from."""
+    """The sub-package of each name in unicode_fast/__init__.py."""
     tree = ast.parse((PACKAGE / "__init__.py").read_text())
     imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module]
     return {alias.name: part_of(str(node.module)) for node in imports for alias in node.names}
 
 
 def imported_modules(path: Path, name: str) -> set[str]:
-    """Full names of what a file of the package imports from the package, inside functions too."""
+    """Full names of a file's imports from the package, including imports inside functions."""
     package = name.split(".") if path.name == "__init__.py" else name.split(".")[:-1]
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
@@ -134,7 +134,7 @@ def imported_modules(path: Path, name: str) -> set[str]:
 
 
 def package_files() -> list[tuple[str, Path]]:
-    """Every file of the package but the public names, and the module that it is."""
+    """Every file of the package except __init__.py, and its module name."""
     files = [(("unicode_fast", *path.relative_to(PACKAGE).parts), path) for path in sorted(PACKAGE.rglob("*.py"))]
     files += [(("unicode_fast", "kernels", path.name), path) for path in sorted((ROOT / "kernels").glob("*.py"))]
     names = [(".".join(parts).removesuffix(".py").removesuffix(".__init__"), path) for parts, path in files]
@@ -251,7 +251,7 @@ class TestBuildBackend:
 
 
 def make_toolkit(home: Path, version: int = 13000, wrapper_of: Path | None = None) -> Path:
-    """A folder that looks like a CUDA toolkit, or like a place that holds only a wrapper of one's nvcc."""
+    """A folder with the files of a CUDA toolkit, or only with a wrapper of its nvcc."""
     (home / "bin").mkdir(parents=True)
     nvcc = home / "bin" / "nvcc"
     top = home if wrapper_of is None else wrapper_of
@@ -289,7 +289,7 @@ class TestToolkit:
         home = make_toolkit(tmp_path / "toolkit")
         wrapper = make_toolkit(tmp_path / "local", wrapper_of=home)
         found = setup.find_toolkit({"PATH": str(wrapper / "bin")}, tmp_path / "none")
-        assert found == (home, "13.0", f"from what {wrapper}/bin/nvcc calls")
+        assert found == (home, "13.0", f"from the wrapper {wrapper}/bin/nvcc")
 
     def test_in_the_conventional_folder(self, setup: ModuleType, tmp_path: Path) -> None:
         home = make_toolkit(tmp_path / "toolkit")
@@ -349,7 +349,7 @@ class TestSetup:
             line = capsys.readouterr().out
             assert line.count("\n") == 1
             assert f"compiling for CPUs only, with torch {torch.__version__} (UNICODE_FAST_CUDA={choice}" in line
-        with pytest.raises(SystemExit, match="UNICODE_FAST_CUDA=1 cannot be obeyed: .* is a build without CUDA"):
+        with pytest.raises(SystemExit, match="UNICODE_FAST_CUDA=1 cannot compile csrc/cuda: .* build without CUDA"):
             setup.extension_options({"UNICODE_FAST_CUDA": "1"})
 
     @pytest.mark.skipif(os.name == "nt", reason="nothing is compiled there")
@@ -360,7 +360,7 @@ class TestSetup:
             ("auto", "[]", "8.6", "no GPU that torch can use"),
             ("auto", "[[8, 6]]", "", "8.6+PTX"),
             ("auto", "[[8, 6]]", "8.0;9.0a", "8.0;9.0a"),
-            ("auto", "broken", "", "torch cannot look for a GPU (NameError: name 'broken' is not defined)"),
+            ("auto", "broken", "", "torch cannot list the GPUs (NameError: name 'broken' is not defined)"),
             ("1", "broken", "", "8.0;8.6;8.9+PTX;9.0a"),
             ("1", "broken", "8.6", "8.6"),
             ("0", "[[8, 6]]", "", ""),
@@ -433,7 +433,7 @@ print("noise")
         assert line.count("\n") == 1
         assert "compiling nothing" in line
         assert "no C++ compiler was found (no-such-compiler)" in line
-        with pytest.raises(SystemExit, match="UNICODE_FAST_CUDA=1 cannot be obeyed: no C.. compiler"):
+        with pytest.raises(SystemExit, match="UNICODE_FAST_CUDA=1 cannot compile csrc/cuda: no C.. compiler"):
             setup.extension_options({"CXX": "no-such-compiler", "UNICODE_FAST_CUDA": "1"})
 
     def test_a_compiler_that_fails_is_none(self, setup: ModuleType, tmp_path: Path) -> None:
@@ -470,7 +470,7 @@ print("noise")
 
 
 def test_a_hidden_package_is_said_at_once(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """As where Python starts in the folder above a checkout."""
+    """The same as a start of Python in the folder above a checkout."""
     monkeypatch.setattr(unicode_fast, "__file__", None)
     with pytest.raises(SystemExit, match="1"):
         run_main(lambda _: 0)

@@ -1,4 +1,4 @@
-"""Files and folders appear whole or not at all; what a killed process leaves is removed; a full disk is one line."""
+"""Files and folders appear complete or not at all; leftovers of a killed process are removed; errors take one line."""
 
 import errno
 import json

@@ -1,7 +1,7 @@
-"""Check files of torch.save before torch reads them, from their zip directory and pickle.
+"""Check the zip directory and the pickle of a file of torch.save before torch reads the file.
 
-`torch.load` with weights_only runs no code, but it trusts the sizes in a file, compares no checksums, and uses another
-zip parser than Python's.
+`torch.load` with weights_only runs no code, but it does not check sizes and checksums, and its zip parser differs from
+Python's.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ MOST_DIRECTORY = 1 << 22
 MOST_SHARED = 1 << 26
 # First bytes of files from before torch 1.6: a magic number and the format's version, both pickled.
 _OLD = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.\x80\x02M\xe9\x03."
-_PROTOCOL, _OTHER_PROTOCOL = b"\x80\x02", "its pickle is not of protocol 2, torch.save's own"
+_PROTOCOL, _OTHER_PROTOCOL = b"\x80\x02", "its pickle must have protocol 2, as torch.save writes"
 _END = struct.Struct("<4s4H2LH")
 _LOCATOR = struct.Struct("<4sLQL")
 _END64 = struct.Struct("<4sQ2H2L4Q")
 _FOLDER, _MOST_DIMENSIONS = 0x10, 64
-# No name that a parser could read as a folder, or as another member's name.
+# A member's name must be unambiguous: no parser may read it as a folder or as another member's name.
 _MEMBER = re.compile(r"[^/\\\x00]+/[\w./-]*[\w.-]", re.ASCII)
 _STORAGES = {
     "FloatStorage": torch.float32, "DoubleStorage": torch.float64, "HalfStorage": torch.float16,
@@ -60,7 +60,7 @@ def read_torch(path: str | os.PathLike[str], map_location: str | torch.device = 
             # torch would first try a file from before 1.6 as a tar, with a parser that can take minutes.
             source = io.BytesIO(file.read()) if old else file
             return torch.load(source, map_location=map_location, weights_only=True)
-        # A full GPU is no damage of the file.
+        # An error of the GPU, not of the file.
         except torch.cuda.OutOfMemoryError:
             raise
         except Exception as error:
@@ -68,7 +68,7 @@ def read_torch(path: str | os.PathLike[str], map_location: str | torch.device = 
 
 
 def check_torch(file: BinaryIO, size: int) -> int:
-    """Check a file of torch.save before it is read; return the number of values of all its tensors.
+    """Check a file of torch.save, unread; return the number of values of all its tensors.
 
     Args:
         file: the open file.
@@ -128,12 +128,12 @@ def _check_old(file: BinaryIO, size: int) -> _Tensors:
             raise BadFile(f"storage {key!r:.40} must be {numel} of {dtype}")
         place += 8 + numel * dtype.itemsize
     if place != size:
-        raise BadFile(f"it has {size} bytes of the {place} that its storages take: it is cut short, or goes on")
+        raise BadFile(f"it must have the {place} bytes of its storages, got {size}")
     return tensors
 
 
 def _check_directory(file: BinaryIO, size: int) -> None:
-    """Raise BadFile unless there is one small directory at the end of the file, the same for every parser."""
+    """Raise BadFile unless the file ends with one small directory that every parser reads the same way."""
     start = max(0, size - _END.size - _LOCATOR.size - _END64.size)
     file.seek(start)
     tail = file.read(size - start)
@@ -163,20 +163,20 @@ def _members(archive: zipfile.ZipFile, size: int) -> dict[str, zipfile.ZipInfo]:
     folders = set()
     for member in archive.infolist():
         if not _MEMBER.fullmatch(member.orig_filename) or member.filename != member.orig_filename:
-            raise BadFile(f"member {member.orig_filename!r:.60} has a name that torch.save does not write")
+            raise BadFile(f"a member must have a name of torch.save's form, got {member.orig_filename!r:.60}")
         folder, name = member.filename.split("/", 1)
         folders.add(folder)
         # torch ignores the case of member names.
         if name.lower() in members:
-            raise BadFile(f"member {name!r:.60} is there twice")
+            raise BadFile(f"member {name!r:.60} occurs twice")
         if member.compress_type or member.compress_size != member.file_size or member.flag_bits & 0x1:
-            raise BadFile(f"member {name!r:.60} is compressed or encrypted, which torch.save does not do")
+            raise BadFile(f"member {name!r:.60} must be neither compressed nor encrypted")
         # torch leaves the memory of a member that is marked as a folder uninitialised.
         if member.external_attr & _FOLDER:
             raise BadFile(f"member {name!r:.60} is marked as a folder")
         members[name.lower()] = member
     if len(folders) != 1 or "data.pkl" not in members:
-        raise BadFile("it holds no data.pkl in one folder, as torch.save writes")
+        raise BadFile("it must hold one folder with data.pkl, as torch.save writes")
     if sum(member.file_size for member in members.values()) > size:
         raise BadFile("its members share bytes")
     return members
@@ -190,7 +190,7 @@ class _Storage(NamedTuple):
 
 
 class _Dictionary(dict[Any, Any]):
-    """An OrderedDict; its state is the modules' versions from Module.state_dict."""
+    """An OrderedDict; its state has the versions of modules that `Module.state_dict` adds."""
 
     def __setstate__(self, state: Any) -> None:
         if type(state) is not dict or not {*state} <= {"_metadata"}:
@@ -238,9 +238,9 @@ class _Tensors:
         return _Dictionary()
 
     def old_storage(self, identity: Any) -> _Storage:
-        """The storage of a persistent id from before torch 1.6, which could be a view."""
+        """The storage of a persistent id from before torch 1.6; views are refused."""
         if type(identity) is not tuple or len(identity) != 6 or identity[-1] is not None:
-            raise BadFile("a persistent id is not that of a whole storage")
+            raise BadFile("a persistent id must be that of a whole storage, got another")
         return self.named(identity[:-1])
 
     def storage(self, identity: Any) -> _Storage:
@@ -249,14 +249,14 @@ class _Tensors:
         held = self.sizes.get(f"data/{identity[2]}")
         if held != found.numel * found.dtype.itemsize:
             raise BadFile(
-                f"storage {identity[2]!r:.40} must be {found.numel} of {found.dtype}, its member has {held} bytes"
+                f"storage {identity[2]!r:.40} must be {found.numel} of {found.dtype}, got a member of {held} bytes"
             )
         return found
 
     def named(self, identity: Any) -> _Storage:
         """The storage of a persistent id, with the same size and dtype at every use."""
         if type(identity) is not tuple or len(identity) != 5 or identity[0] != "storage":
-            raise BadFile(f"a persistent id is {type(identity).__name__}, not that of a storage")
+            raise BadFile(f"a persistent id must be that of a storage, got {type(identity).__name__}")
         _, kind, key, location, numel = identity
         if (
             type(kind) is not _StorageType
@@ -264,7 +264,7 @@ class _Tensors:
             or type(location) is not str
             or type(numel) is not int
         ):
-            raise BadFile("a storage has types that torch.save does not write")
+            raise BadFile("a storage must have a dtype, key, location and size of torch.save's types")
         # The two unpicklers may decode other characters than ASCII differently.
         if not key.isascii():
             raise BadFile(f"a storage must have an ASCII key, got {key!r:.40}")
@@ -278,28 +278,26 @@ class _Tensors:
     def tensor(self, storage: Any, offset: Any, shape: Any, stride: Any, *more: Any) -> _Tensor:
         """A dense tensor inside its storage."""
         if type(shape) is not tuple or type(stride) is not tuple or len(shape) + len(stride) > 2 * _MOST_DIMENSIONS:
-            raise BadFile("a tensor has a shape that torch.save does not write")
+            raise BadFile(f"a tensor must have tuples of at most {_MOST_DIMENSIONS} numbers as shape and strides")
         sizes = (offset, *shape, *stride)
         if type(storage) is not _Storage or not all(type(size) is int and 0 <= size < 1 << 62 for size in sizes):
-            raise BadFile("a tensor has types that torch.save does not write")
+            raise BadFile("a tensor must have a storage, and an offset, shape and strides of non-negative integers")
         grad, hooks, *rest = more or (False, _Dictionary())
         if len(shape) != len(stride) or type(grad) is not bool or type(hooks) is not _Dictionary or hooks or any(rest):
-            raise BadFile("a tensor has hooks or metadata, or another number of strides than sizes")
+            raise BadFile("a tensor must have as many strides as sizes, and no hooks or metadata")
         count = math.prod(shape)
         last = offset + sum((size - 1) * one for size, one in zip(shape, stride, strict=True)) if count else 0
         if count > storage.numel or last >= max(storage.numel, 1):
-            raise BadFile(
-                f"a tensor of shape {tuple(shape)!s:.60} does not lie in its storage of {storage.numel} values"
-            )
+            raise BadFile(f"a tensor must lie in its storage of {storage.numel} values, got shape {tuple(shape)!s:.60}")
         self.left -= count * storage.dtype.itemsize
         if self.left < 0:
-            raise BadFile("its tensors share memory, and would exceed the file's size")
+            raise BadFile("its tensors must take at most the file's size, got more through shared memory")
         return _Tensor()
 
     def parameter(self, tensor: Any, grad: Any, hooks: Any) -> _Tensor:
         """A parameter."""
         if type(tensor) is not _Tensor or type(grad) is not bool or type(hooks) is not _Dictionary or hooks:
-            raise BadFile("a parameter is not a plain tensor")
+            raise BadFile("a parameter must be a plain tensor")
         return _Tensor()
 
 
@@ -310,5 +308,5 @@ class _StorageType:
         self.dtype = dtype
 
     def __call__(self, *arguments: Any) -> Any:
-        """Never called by a file of torch.save."""
-        raise BadFile("a storage's type is called")
+        """Raise BadFile, because no file of torch.save calls the type."""
+        raise BadFile("a storage's type must not be called")

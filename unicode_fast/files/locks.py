@@ -17,8 +17,6 @@ from unicode_fast.files.writing import naming
 
 # Errors of a file system without locks.
 _WITHOUT_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
-
-
 # Locked files by process: opening and closing such a file again would release its lock.
 _held: set[tuple[int, int, int]] = set()
 
@@ -86,7 +84,7 @@ def alone(file: Path, what: str) -> Iterator[None]:
             raise InUse(f"{what} is in use by {_holder(descriptor)}; wait for its end, or end it") from error
         _held.add(held)
         now = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC")
-        # A file with a second name may be another file, and is not written to.
+        # A file with a second name may be another program's, and is not written to.
         if os.fstat(descriptor).st_nlink <= 1:
             with naming(file):
                 os.ftruncate(descriptor, 0)
@@ -94,7 +92,7 @@ def alone(file: Path, what: str) -> Iterator[None]:
         yield
     finally:
         if held in _held and os.fstat(descriptor).st_nlink <= 1:
-            # Otherwise a process that the next holder refuses could read this holder's name.
+            # Otherwise the error of a later process could name this holder.
             with contextlib.suppress(OSError):
                 os.ftruncate(descriptor, 0)
         _held.discard(held)
@@ -114,7 +112,7 @@ def _open(file: Path, of_others: bool = True) -> int:
         except PermissionError:
             if not of_others:
                 raise
-            # Another user's file can be locked, too.
+            # A lock needs no write access, so another user's file can be locked, too.
             descriptor = os.open(file, flags & ~os.O_CREAT | os.O_RDONLY)
         except OSError:
             if last or not (file.is_symlink() or file.is_dir()):
@@ -129,7 +127,7 @@ def _open(file: Path, of_others: bool = True) -> int:
 
 
 def _remove(file: Path) -> None:
-    """Remove anything else than a lock from its path; a non-empty folder is an error."""
+    """Remove anything but a lock file from its path; a non-empty folder is an error."""
     if file.is_dir() and not file.is_symlink():
         file.rmdir()
     else:

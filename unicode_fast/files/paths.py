@@ -24,7 +24,7 @@ def expanded(text: str) -> str:
         return found[1] + str(Path(found[2]).expanduser())
     except RuntimeError as error:
         raise ValueError(
-            f"path must begin with a known home folder, got {text!r}; set HOME or write the whole path"
+            f"path must begin with a known home folder, got {text!r}; set HOME or give the whole path"
         ) from error
 
 

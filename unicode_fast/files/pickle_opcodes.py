@@ -1,7 +1,7 @@
-"""The value of a pickle, read opcode by opcode: nothing is imported, and its size bounds time and memory.
+"""Read the value of a pickle opcode by opcode: nothing is imported, and the pickle's size bounds time and memory.
 
-Only functions from the caller are called. Python's own unpickler can be restricted in its calls only. Memo numbers can
-take gigabytes, tuples can be doubled a hundred times, and the hash of nested keys can overflow the stack.
+Only functions from the caller are called. In Python's own unpickler only the calls can be restricted. Memo numbers can
+still take gigabytes, tuples can be doubled a hundred times, and the hash of nested keys can overflow the stack.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def unpickle(
         return _Walk(names, persistent, len(data)).value(data)
     except BadFile:
         raise
-    # A damaged pickle can raise any exception, but with these opcodes and names nothing worse.
+    # A damaged pickle can raise any exception, but these opcodes and names have no other effect.
     except Exception as error:
         raise BadFile(f"it is a damaged pickle: {type(error).__name__}: {error!s:.100}") from error
 
@@ -199,13 +199,13 @@ class _Walk:
     def top(self) -> Any:
         """The value on top of the stack."""
         if len(self.stack) <= (self.marks[-1] if self.marks else 0):
-            raise BadFile("its pickle takes a value where there is none")
+            raise BadFile("its pickle takes a value from an empty stack")
         return self.stack[-1]
 
     def popped(self, number: int) -> list[Any]:
         """Remove and return the last values."""
         if len(self.stack) - number < (self.marks[-1] if self.marks else 0):
-            raise BadFile("its pickle takes a value where there is none")
+            raise BadFile("its pickle takes a value from an empty stack")
         items = self.stack[-number:]
         del self.stack[-number:]
         return items

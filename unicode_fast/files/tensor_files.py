@@ -59,7 +59,7 @@ def read_tensors(path: str | os.PathLike[str]) -> tuple[Any, dict[str, Tensor]]:
             raise BadFile(f"its header has no {CONTENT!r}")
         # A checksum under a damaged key would not be compared.
         if not {*metadata} <= {CONTENT, CHECKSUM}:
-            raise BadFile(f"its header has metadata that is neither {CONTENT!r} nor {CHECKSUM!r}")
+            raise BadFile(f"its header must have only the metadata {CONTENT!r} and {CHECKSUM!r}")
         facts, checksum = metadata[CONTENT], metadata.get(CHECKSUM)
         content = _json(facts.encode("utf-8", "surrogatepass"))
         tensors = {name: _read(file, start, item) for name, item in header.items()}
@@ -113,10 +113,10 @@ def _header(file: BinaryIO, size: int) -> tuple[dict[str, Any], int]:
     end = 0
     for name, item in sorted(((name, item) for name, item in header.items() if name != "__metadata__"), key=_bounds):
         if item["data_offsets"][0] != end:
-            raise BadFile(f"tensor {name!r:.60} does not begin where the one before it ends")
+            raise BadFile(f"tensor {name!r:.60} must begin at the end of the tensor before it")
         end = item["data_offsets"][1]
     if 8 + length + end != size:
-        raise BadFile(f"its tensors end at byte {8 + length + end} of {size}")
+        raise BadFile(f"its tensors must end at byte {size}, the end of the file, got {8 + length + end}")
     return header, 8 + length
 
 
@@ -132,7 +132,7 @@ def _bounds(named: tuple[str, Any]) -> tuple[int, int]:
         raise BadFile(f"tensor {name!r:.60} must have integers as shape and data_offsets in the header")
     dtype = _DTYPES.get(item["dtype"]) if type(item["dtype"]) is str else None
     if dtype is None or len(shape) > 8 or offsets[1] - offsets[0] != math.prod(shape) * dtype.itemsize:
-        raise BadFile(f"tensor {name!r:.60} has {offsets[1] - offsets[0]} bytes, not those of its dtype and shape")
+        raise BadFile(f"tensor {name!r:.60} must have the bytes of its dtype and shape, got {offsets[1] - offsets[0]}")
     return offsets[0], offsets[1]
 
 

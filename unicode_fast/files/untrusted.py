@@ -215,7 +215,7 @@ def check_text(array: np.ndarray) -> None:
     if array.dtype.kind == "U" and array.size:
         codes = np.ascontiguousarray(array).reshape(-1).view(np.dtype(np.uint32).newbyteorder(array.dtype.byteorder))
         if codes.max() > sys.maxunicode:
-            raise BadFile(f"it holds {codes.max():#x} as a letter of a text")
+            raise BadFile(f"its text must hold valid characters, got {codes.max():#x}")
 
 
 def npy_header(file: BinaryIO, size: int | None = None) -> tuple[tuple[int, ...], bool, np.dtype]:
@@ -235,7 +235,7 @@ def npy_header(file: BinaryIO, size: int | None = None) -> tuple[tuple[int, ...]
             raise BadFile(f"its .npy version must be 1.0, 2.0 or 3.0, got {version}")
         length = int.from_bytes(_exactly(file, 2 if version == (1, 0) else 4), "little")
         if length > 1 << 16:
-            raise BadFile(f"its header has {length} bytes")
+            raise BadFile(f"its header must have at most {1 << 16} bytes, got {length}")
         header = _exactly(file, length)
         # For ASCII headers, versions differ only in the width of the length.
         again = io.BytesIO(length.to_bytes(2, "little") + header if length < 1 << 16 else b"")

@@ -59,7 +59,7 @@ def atomic_file(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
         if temporary is not None:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
-        # The error names no file, or the temporary one, which the user does not know.
+        # The error names no file, or the temporary one, whose name is internal.
         if isinstance(error, OSError) and Path(error.filename or unfinished(path)).name.startswith(unfinished(path)):
             raise OSError(error.errno, f"{error.strerror}; nothing that was there before is lost", str(path)) from error
         raise
