@@ -275,7 +275,7 @@ class TestOlderVersion:
         ("change", "message"),
         [
             (lambda split: split.pop("clips"), "an entry is missing or malformed: KeyError"),
-            (lambda split: split.update(clips=7), "clips of split 'val' must be as many as in its arrays"),
+            (lambda split: split.update(clips=7), "clips of split 'val' must be the length of its arrays, got 7"),
             (lambda split: split["arrays"].update(text=[]), "an entry is missing or malformed: TypeError"),
             (lambda split: split["arrays"]["text"].update(file="../text.npy"), "must be a plain file name"),
             (lambda split: split["arrays"]["text"].update(sha256=""), "val-text.npy.*checksum differs"),

@@ -99,7 +99,7 @@ def test_each_problem_is_named_alone(
 def test_short_video_cannot_start(tmp_path: Path, few: ClipSet) -> None:
     name = write_avel(tmp_path, few)[5]
     write_zip(tmp_path / "feature/video/zip" / f"{name}.zip", double(few.features["video"][5])[:9])
-    assert list(kinds(f"vggsound-avel40k:{tmp_path}")) == ["steps"]
+    assert list(kinds(f"vggsound-avel40k:{tmp_path}")) == ["positions"]
 
 
 def test_duplicates_and_overlaps(tmp_path: Path, few: ClipSet) -> None:
@@ -121,7 +121,7 @@ def test_copies_under_other_names_are_noted(tmp_path: Path, few: ClipSet) -> Non
 
 def test_the_list_with_half_of_the_rows(tmp_path: Path, few: ClipSet, monkeypatch: pytest.MonkeyPatch) -> None:
     # Of a dozen clips, each many times.
-    monkeypatch.setattr("unicode_fast.data.check._read_labels", lambda listing, bad: {})
+    monkeypatch.setattr("unicode_fast.data.check._read_labels", lambda index, bad: {})
     names = write_avel(tmp_path, few)
     rows = [[DIGITS[few.target[n % 12]], names[n % 12], "train"] for n in range(20_000)]
     write_rows(tmp_path / "vggsound-avel40k.csv", ["category", "video_id", "split"], rows)
@@ -177,8 +177,8 @@ def test_a_misspelt_split_is_noted(
     moved = clips if bad else 1
     assert f"trian: {moved} clips of " in shown
     kind = "ERROR" if bad else "note"
-    assert f"{kind} splits (1): not among train, val, test, all: no task reads them" in shown
-    assert f"    trian: {moved} clips, or is train meant?" in shown
+    assert f"{kind} splits (1): not among train, val, test, all: no task uses them" in shown
+    assert f"    trian: {moved} clips, a misspelt train?" in shown
     assert ("ERROR no training clips: no split 'train'; --train_split may name one of trian, " in shown) is bad
 
 
@@ -194,7 +194,7 @@ def test_what_training_must_be_told(tmp_path: Path, few: ClipSet, capsys: pytest
     table = (tmp_path / "clips.csv").read_text()
     (tmp_path / "clips.csv").write_text(table.replace(",test,", ",tset,"))
     assert main(["check", f"clips:{tmp_path}"]) == 1
-    assert "or is test meant?" in capsys.readouterr().out
+    assert "a misspelt test?" in capsys.readouterr().out
     (tmp_path / "clips.csv").write_text(table.replace(",test,", ",train,"))
     assert main(["check", f"clips:{tmp_path}"]) == 0
     flags = "--validations 0 --probe_tasks none --batch_size 9"
@@ -238,8 +238,8 @@ BAD_LISTS = {
     "long": ("id,split,class\na,train,x,y\n", "must have 3 fields in each row, row 1 has more"),
     "short": ("id,split,class\na,train\n", "row 1 is cut short"),
     "no class": ("id,split,class\na,train,\n", "class in .*clips.csv must be given for every clip, got none for 'a'"),
-    "two splits": ("id,split\na,train\na,test\n", "must be in one split alone, got 'a' in two"),
-    "split": ("id,split\na,train set\n", "split in .*clips.csv must be made of letters, .*got 'train set'"),
+    "two splits": ("id,split\na,train\na,test\n", "must be in one split only, got 'a' in two"),
+    "split": ("id,split\na,train set\n", "split in .*clips.csv must consist of letters, .*got 'train set'"),
     "no split": ("id,split\na,\n", "split in .*clips.csv must be given for every clip, got none for 'a'"),
 }
 
@@ -307,7 +307,7 @@ def test_what_training_would_refuse_cannot_start(tmp_path: Path, few: ClipSet) -
     (tmp_path / "modalities.csv").unlink()
     shutil.rmtree(tmp_path / "picture")
     (finding,) = others(check(f"clips:{tmp_path}", progress=False))
-    assert finding.bad and finding.text == "training needs two, there is sound"
+    assert finding.bad and finding.text == "training needs two, got sound"
 
 
 def write_small(root: Path, rows: list[str], columns: str = "id,split,class", steps: int = 3) -> str:
@@ -334,7 +334,7 @@ WRONG_CLASSES = {
     ),
     "spaces": (
         clips("walk", "walk ", "talk"),
-        "class in .*clips.csv must always be written the same way, got 'walk' and 'walk '",
+        "class in .*clips.csv must always have the same spelling, got 'walk' and 'walk '",
     ),
 }
 
@@ -475,8 +475,8 @@ def test_kind_shape_and_length_of_each_modality(tmp_path: Path, form: str, capsy
     radar, sonar = (
         ("float32", "float64") if form == "layout" else (("bfloat16",) * 2 if form == "bfloat16" else ("float32",) * 2)
     )
-    vector = {"kind": "vector", "shape": [4], "dtype": radar, "steps": 4}
-    grid = {"kind": "grid", "shape": [5, 5, 1], "dtype": sonar, "steps": 2, "shortest": 2, "longest": 2}
+    vector = {"kind": "vector", "shape": [4], "dtype": radar, "positions": 4, "steps": 4}
+    grid = {"kind": "grid", "shape": [5, 5, 1], "dtype": sonar, "positions": 2, "steps": 2, "shortest": 2, "longest": 2}
     assert found == {
         "train": {"radar": {**vector, "shortest": 3, "longest": 4}, "sonar": grid},
         "val": {"radar": {**vector, "shortest": 3, "longest": 3}, "sonar": grid},
@@ -569,7 +569,7 @@ def test_check_compares_every_file_of_a_store_and_names_all_that_differ(
     shown = capsys.readouterr().out
     assert "ERROR damaged (3): files that changed since they were written" in shown
     for name, what in (("radar", "its checksum differs"), ("class", "its checksum differs"), ("id", "it is missing")):
-        assert re.search(rf"train-{name}\.npy' must be as it was written, but {what}", shown)
+        assert re.search(rf"train-{name}\.npy' must be as written, but {what}", shown)
 
 
 def test_check_looks_at_the_values_of_a_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

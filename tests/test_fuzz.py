@@ -23,7 +23,7 @@ from unicode_fast import preset
 from unicode_fast.checkpoint import CheckpointError, write_config
 from unicode_fast.config import Modality
 from unicode_fast.data import Dataset, StoreError, open_data, open_store
-from unicode_fast.data.layouts.ave import h5_source, read_labels, read_order
+from unicode_fast.data.layouts.ave import h5_features, read_labels, read_order
 from unicode_fast.data.layouts.avsbench import _pictures
 from unicode_fast.data.layouts.files import read_csv, read_lines
 from unicode_fast.data.layouts.zip_pickle import read_zipped_array, unpickle_array, unpickle_counts
@@ -56,7 +56,7 @@ def content(data: Dataset) -> dict[str, Any]:
     return {
         f"{split}.{number}.{key}": np.asarray(array)
         for split in data.splits
-        for number, part in enumerate(data.parts(split))
+        for number, part in enumerate(data.clip_sets(split))
         for key, array in part.arrays.items()
     }
 
@@ -173,7 +173,7 @@ def hdf5(folder: Path, packing: str | None) -> Reader:
     with h5py.File(file, "w") as opened:
         opened.create_dataset("avadataset", data=array, **more)
 
-    return Reader(file, lambda: h5_source(file, 5).array(Modality("vector", (8,)))[:], may_be=alike)
+    return Reader(file, lambda: h5_features(file, 5).array(Modality("vector", (8,)))[:], may_be=alike)
 
 
 def hdf5_numbers(folder: Path, labels: bool) -> Reader:

@@ -27,7 +27,7 @@ from unicode_fast.checkpoint import CheckpointError
 from unicode_fast.data import StoreError, open_data, open_store
 from unicode_fast.data.layouts.ave import H5Array
 from unicode_fast.data.layouts.avsbench import read_picture
-from unicode_fast.data.layouts.clips import npy_steps, read_npy
+from unicode_fast.data.layouts.clips import npy_positions, read_npy
 from unicode_fast.data.layouts.files import read_csv, read_lines
 from unicode_fast.data.layouts.zip_pickle import read_zipped_array, unpickle_array, unpickle_counts
 from unicode_fast.data.stream import open_stream
@@ -308,7 +308,7 @@ def pipes(folder: Path, bert: Path) -> dict[str, tuple[str, Callable[[], Any]]]:
             found[f"{name} from a {kind}"] = "no plain file", lambda read=read, fake=fake: read(fake)
 
         def steps(fake: Path = fake) -> None:
-            assert npy_steps([fake]).tolist() == [0]
+            assert npy_positions([fake]).tolist() == [0]
             raise StoreError("0 steps")
 
         found[f"steps from a {kind}"] = "0 steps", steps

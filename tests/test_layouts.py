@@ -369,11 +369,11 @@ def test_clips_of_one_video_share_a_split(tmp_path: Path, few: ClipSet, layout: 
         heading, *rows = table.read_text().splitlines()
         more = [re.sub(r"(digit-\d{5})(_\d+)+", rf"\1_{place}_{place}", row) for row in rows for place in range(4)]
         table.write_text("\n".join([heading, *rows, *more]))
-    listing = list_data(f"{layout}:{tmp_path}", Request(["audio"]))
-    assert listing is not None
+    index = list_data(f"{layout}:{tmp_path}", Request(["audio"]))
+    assert index is not None
     videos: dict[str, set[str]] = {}
-    for split in listing.divided:
-        (clips,) = listing.tables[split]
+    for split in index.divided:
+        (clips,) = index.tables[split]
         for name in clips.arrays["id"]:
             videos.setdefault(str(name)[:11], set()).add(split)
     assert len(videos) == len(few) and all(len(splits) == 1 for splits in videos.values())
@@ -483,5 +483,5 @@ def test_what_names_no_data(tmp_path: Path, few: ClipSet) -> None:
     with pytest.raises(FileNotFoundError, match="a feature store's folder"):
         open_data(str(tmp_path))
     write_avvp(tmp_path, few)
-    with pytest.raises(ValueError, match="modalities must be among those that avvp:.* has clips of, got smell"):
+    with pytest.raises(ValueError, match="modalities must include one with clips in avvp:.*, got smell"):
         open_data(f"avvp:{tmp_path}", modalities=["smell"])

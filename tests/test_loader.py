@@ -36,7 +36,7 @@ def batches(store: Path) -> Batches:
 
 def helpers() -> list[str]:
     """Threads and processes of feeds."""
-    threads = [thread.name for thread in threading.enumerate() if thread.name.startswith("feed")]
+    threads = [thread.name for thread in threading.enumerate() if thread.name.startswith("loader")]
     return [*threads, *(process.name for process in multiprocessing.active_children())]
 
 

@@ -90,16 +90,16 @@ def test_halves_are_halves_until_they_are_on_the_device(tmp_path: Path, avel: Da
     for name, kept in batches.batch(1, keep_halves=True).features.items():
         assert kept.dtype == getattr(torch, dtype)
         assert torch.equal(kept.double(), batches.batch(1).features[name])
-    with open_loader(batches, torch.device("cpu")) as feed:
-        assert type(feed) is BatchLoader  # files that are mapped need no reader
+    with open_loader(batches, torch.device("cpu")) as loader:
+        assert type(loader) is BatchLoader  # files that are mapped need no reader
     for kind in ("direct", "prefetch", "resident"):
-        with open_loader(batches, torch.device("cpu"), kind) as feed:
+        with open_loader(batches, torch.device("cpu"), kind) as loader:
             for step in range(3):
-                for name, found in feed.batch(step).features.items():
+                for name, found in loader.batch(step).features.items():
                     assert found.dtype == torch.float64
                     assert torch.equal(found, batches.batch(step).features[name])
-            if isinstance(feed, ResidentLoader):
-                assert {kept.dtype for kept in feed.features.values()} == {getattr(torch, dtype)}
+            if isinstance(loader, ResidentLoader):
+                assert {kept.dtype for kept in loader.features.values()} == {getattr(torch, dtype)}
 
 
 def test_unpaired_clips(tmp_path: Path, spoken: ClipSet) -> None:
@@ -169,8 +169,8 @@ def test_goes_on_after_a_kill(tmp_path: Path, avel: Dataset, monkeypatch: pytest
         assert len(noted) == done + 3
         done = len(noted)
     # A line that was cut short is as if it were not there.
-    with open(tmp_path / ".store.packing" / "journal.jsonl", "a") as journal:
-        journal.write('{"file": "all-vid')
+    with open(tmp_path / ".store.packing" / "journal.jsonl", "a") as log:
+        log.write('{"file": "all-vid')
     written: list[str] = []
     import unicode_fast.data.store.write as module
 
@@ -195,7 +195,7 @@ def test_a_piece_is_in_memory_at_a_time(tmp_path: Path, monkeypatch: pytest.Monk
         {"a": LazyArray((200, 10, 5), np.float64, read)}, {"a": Modality("vector", (5,))}, [], np.arange(200)
     )
     data = Dataset(tmp_path, "many", clips.modalities, [], {"train": [clips]})
-    monkeypatch.setattr(module, "_PIECE_BYTES", 7 * 10 * 5 * 8)
+    monkeypatch.setattr(module, "_CHUNK_BYTES", 7 * 10 * 5 * 8)
     pack(data, tmp_path / "store", shard_bytes=50 * 10 * 5 * 4, progress=False)
     assert max(asked) == 7 and sum(asked) == 200
     found = open_store(tmp_path / "store").split("train").features["a"]
@@ -249,7 +249,7 @@ def test_what_is_planted_is_not_written_through(tmp_path: Path, avel: Dataset, p
     assert [file.read_text() for file in elsewhere.iterdir()] == ["mine"] and not (tmp_path / "nowhere").exists()
 
 
-def test_lines_of_the_journal_that_say_nothing_are_left_out(tmp_path: Path, avel: Dataset) -> None:
+def test_incomplete_lines_of_the_log_are_ignored(tmp_path: Path, avel: Dataset) -> None:
     folder = tmp_path / ".store.packing"
     folder.mkdir()
     plan = json.dumps([2, avel.digest(), "float32", SHARD_BYTES])
@@ -294,7 +294,7 @@ def test_damage_is_named(tmp_path: Path, avel: Dataset) -> None:
     with pytest.raises(DamagedStoreError, match="all-video-00001.npy.*checksum differs"):
         open_store(tmp_path / "store")
     os.truncate(file, 1000)
-    with pytest.raises(DamagedStoreError, match="all-video-00001.npy.*bytes in place of"):
+    with pytest.raises(DamagedStoreError, match="all-video-00001.npy.*bytes instead of"):
         open_store(tmp_path / "store", verify=False)
 
 

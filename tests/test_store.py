@@ -185,9 +185,9 @@ BAD_CONTENTS = {
     "label value": (replaced("picture.label", set_at(2)), r"'picture.label'.*\[0, 1\], got 2 in clip 3"),
     "label owner": (replaced("smell.label", lambda array: array), "'smell.label'.*must belong to one of.*'smell'"),
     "id twice": (replaced("id", lambda array: array[[0, 1, 2, 1]]), "'id' of split 'val'.*once, got 'clip 1' more"),
-    "padding": (replaced("line", set_at(1)), "'line' of split 'val' must be 0 after .*in clip 3, whose length is 4"),
-    "key": (replaced("../id", lambda array: array), "key of split 'val' must be made of.*'../id'"),
-    "split name": ({"a/b": arrays(0, 4)}, "split name must be made of.*'a/b'"),
+    "padding": (replaced("line", set_at(1)), "'line' of split 'val' must be 0 after .*in clip 3 of length 4"),
+    "key": (replaced("../id", lambda array: array), "key of split 'val' must consist of.*'../id'"),
+    "split name": ({"a/b": arrays(0, 4)}, "split name must consist of.*'a/b'"),
 }
 
 
@@ -203,7 +203,7 @@ def test_bad_descriptions_are_refused(tmp_path: Path) -> None:
     new, good = tmp_path / "new", splits()
     with pytest.raises(StoreError, match="at least one modality"):
         write_store(new, "digits", {}, CLASSES, good)
-    with pytest.raises(StoreError, match="modality name must be made of.*'a.b'"):
+    with pytest.raises(StoreError, match="modality name must consist of.*'a.b'"):
         write_store(new, "digits", {"a.b": Modality("vector", (8,))}, CLASSES, good)
     with pytest.raises(StoreError, match="'line' must be a Modality, got tuple"):
         write_store(new, "digits", {"line": (8,)}, CLASSES, good)  # type: ignore[dict-item]
@@ -275,7 +275,7 @@ def test_a_truncated_file_is_named_even_without_verification(folder: Path) -> No
     file = folder / "train-picture.npy"
     os.truncate(file, file.stat().st_size - 100)
     for looked_at in (True, False):
-        with pytest.raises(DamagedStoreError, match="train-picture.npy.*bytes in place of"):
+        with pytest.raises(DamagedStoreError, match="train-picture.npy.*bytes instead of"):
             open_store(folder, verify=looked_at)
 
 
@@ -321,10 +321,10 @@ def test_a_manifest_that_does_not_fit_is_named(folder: Path) -> None:
     changes = {
         r"clips must be few enough for \d+ bytes of files, got 6\d{7}": again,
         r"clips must be few enough .*, got 1\d{9}.*manifest.json": many,
-        "clips of split 'val' must be as many .*manifest.json": lambda manifest: resized(manifest, [5]),
-        "val-class.npy.*in place of": lambda manifest: at(manifest).update(dtype="<f8"),
+        "clips of split 'val' must be the length .*manifest.json": lambda manifest: resized(manifest, [5]),
+        "val-class.npy.*instead of": lambda manifest: at(manifest).update(dtype="<f8"),
         "must be a plain file name": lambda manifest: at(manifest).update(file="../secret.npy"),
-        "files of array 'class' of split 'val' must make up its shape": lambda manifest: at(manifest).update(shape=[5]),
+        "files of array 'class' of split 'val' must have the joint": lambda manifest: at(manifest).update(shape=[5]),
         "entry is missing": lambda manifest: at(manifest).pop("sha256"),
         "format .* must be 1 or 2, got 3": lambda manifest: manifest.update(format=3),
         "missing or malformed": lambda manifest: manifest["modalities"]["line"].update(kind="smell"),

@@ -159,8 +159,8 @@ def test_errors(tmp_path: Path, streamed: StreamedDataset, spoken: ClipSet) -> N
 
 def test_one_process_reads_a_stream_and_as_many_ranks_go_on(streamed: StreamedDataset) -> None:
     batches = streamed.batches("train", ["sound", "picture"], 4)
-    with open_loader(batches, torch.device("cpu"), "prefetch", workers=3) as feed:
-        assert isinstance(feed, PrefetchLoader) and feed.workers == 1
+    with open_loader(batches, torch.device("cpu"), "prefetch", workers=3) as loader:
+        assert isinstance(loader, PrefetchLoader) and loader.workers == 1
     with pytest.raises(CheckpointError, match="number of ranks must be 2 as before, .* stream, got 1"):
         check_ranks_of_stream({"ranks": 2}, streamed, DistContext())
     check_ranks_of_stream({"ranks": 1}, streamed, DistContext())
@@ -268,7 +268,7 @@ def test_shards_are_fetched_from_a_server(
     with pytest.raises(FileNotFoundError, match="data must be a folder with an index shards.json"):
         open_data(f"webdataset:{served}/nowhere")
     for elsewhere in ("file", "ftp"):
-        with pytest.raises(OSError, match="the URL must be available .*(not allowed|unknown url type)"):
+        with pytest.raises(OSError, match="the URL must be available, .*(not allowed|unknown url type)"):
             open_data(f"webdataset:{served}/{elsewhere}")
 
 

@@ -234,8 +234,8 @@ def test_no_voice_and_no_picture_is_in_two_splits(name: str, request: pytest.Fix
         voices.append({store.extra["voices"][voice] for voice in found.arrays["voice"]})
         number = found.arrays["video.picture"]
         groups.append(set(pictures.group[number[number >= 0]]))
-    for parts in voices, groups:
-        assert all(parts) and sum(map(len, parts)) == len(set.union(*parts))
+    for divided in voices, groups:
+        assert all(divided) and sum(map(len, divided)) == len(set.union(*divided))
 
 
 @pytest.mark.parametrize(("name", "fewest"), [("talking-digits", 12), ("talking-digits-b", 12)])
@@ -244,23 +244,23 @@ def test_all_voices_are_divided(name: str, fewest: int) -> None:
     names = ALL_VOICES[recipe.language]
     count = len(names)
     assert len(set(names)) == count
-    parts = recipe.shuffled_parts(count, "voices")
-    assert len(parts["train"]) >= fewest and min(len(parts["val"]), len(parts["test"])) >= 4
-    np.testing.assert_array_equal(np.sort(np.concatenate(list(parts.values()))), np.arange(count))
-    other_seed = clips.Recipe(name, 1, False, CLIPS).shuffled_parts(count, "voices")
-    assert not np.array_equal(parts["train"], other_seed["train"])
+    divided = recipe.divided(count, "voices")
+    assert len(divided["train"]) >= fewest and min(len(divided["val"]), len(divided["test"])) >= 4
+    np.testing.assert_array_equal(np.sort(np.concatenate(list(divided.values()))), np.arange(count))
+    other_seed = clips.Recipe(name, 1, False, CLIPS).divided(count, "voices")
+    assert not np.array_equal(divided["train"], other_seed["train"])
 
 
 def test_english_sets_share_the_division_of_the_first() -> None:
     one, *others = (clips.Recipe(f"talking-{name}", 3, False, CLIPS) for name in ("digits", "digits-two", "numbers"))
     for other in others:
         for what in ("voices", "pictures"):
-            np.testing.assert_equal(other.shuffled_parts(99, what), one.shuffled_parts(99, what))
+            np.testing.assert_equal(other.divided(99, what), one.divided(99, what))
 
 
 def test_easy_shares_voices_and_pictures() -> None:
-    parts = clips.Recipe("talking-digits", 0, True, CLIPS).shuffled_parts(30, "voices")
-    assert all(len(part) == 30 for part in parts.values())
+    divided = clips.Recipe("talking-digits", 0, True, CLIPS).divided(30, "voices")
+    assert all(len(numbers) == 30 for numbers in divided.values())
 
 
 # That there is something to learn

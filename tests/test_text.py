@@ -117,14 +117,14 @@ def test_the_id_0_is_no_word() -> None:
 def test_each_sentence_is_encoded_once(tmp_path: Path, bert: Path) -> None:
     sentences = ["the digit one", "the digit two"] * 5
     words = WordVectors(str(bert), cache=tmp_path)
-    source = words.source(sentences)
+    source = words.features(sentences)
     array = source.array(Modality("words", (WIDTH,)))
     first = array[:]
     assert words.encoded == 2 and first.shape == (10, 10, WIDTH)
     np.testing.assert_array_equal(np.asarray(source.lengths), np.full(10, 3))
     assert np.all(first[:, 3:] == 0) and np.array_equal(first[0], first[2]) and not np.array_equal(first[0], first[1])
     again = WordVectors(str(bert), cache=tmp_path)
-    np.testing.assert_array_equal(again.source(sentences).array(Modality("words", (WIDTH,)))[:], first)
+    np.testing.assert_array_equal(again.features(sentences).array(Modality("words", (WIDTH,)))[:], first)
     assert again.encoded == 0
 
 
@@ -226,7 +226,7 @@ def test_retrieval_anchored_in_a_modality_that_the_run_has_not_seen(
 
 def test_a_model_that_cannot_be_loaded_is_named(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(StoreError, match="text_model must be a BERT that transformers can load, .*got '.*empty'"):
+    with pytest.raises(StoreError, match="text_model must be a BERT that transformers can load .*got '.*empty'"):
         WordVectors(str(tmp_path / "empty"), cache=tmp_path).vectors("the digit one")
 
 
@@ -288,8 +288,8 @@ class Called:
     [
         ({"num_labels": 3_000_000}, "num_labels in its config.json must be at most 1024, got 3000000"),
         ({"type_vocab_size": 20_000_000}, "type_vocab_size in its config.json must be at most 1048576"),
-        ({"vocab_size": 10**9}, "config.json must be of a model of .* bytes of weights"),
-        ({"type_vocab_size": 1_000_000}, "config.json must be of a model of .* bytes of weights"),
+        ({"vocab_size": 10**9}, "config.json must be of a model with .* bytes of weights"),
+        ({"type_vocab_size": 1_000_000}, "config.json must be of a model with .* bytes of weights"),
         ({"num_hidden_layers": 3}, r"its weights lack encoder\.layer\.2"),
         ({"max_position_embeddings": 6_000_000}, "max_position_embeddings in its config.json must be at most 32768"),
         ({"dtype": "float64"}, "dtype in its config.json must not .* take memory, got 'float64'"),
@@ -297,7 +297,7 @@ class Called:
         ({"fast_tokenizer_files": ["/etc/tokenizer.4.0.json"]}, "fast_tokenizer_files in its .* read other files"),
         (
             {"model_type": "mobilebert", "num_feedforward_networks": 1024, "num_hidden_layers": 200},
-            "config.json must be of a model of",
+            "config.json must be of a model with",
         ),
         (
             {
@@ -366,7 +366,7 @@ CHARSMAP = base64.b64encode(b"\0\0\0\0" + 100 * b"a" + b"\0").decode()
                     "special_tokens": {"[CLS]": {"id": "[CLS]", "ids": 100 * [2], "tokens": 100 * ["[CLS]"]}},
                 }
             },
-            "its tokenizer must make at most 25 pieces of it, got",
+            "its tokenizer must return at most 25 tokens, got",
         ),
     ],
 )

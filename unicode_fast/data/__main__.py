@@ -1,4 +1,4 @@
-"""`python -m unicode_fast.data check DATA`, and `pack DATA STORE` or `shards DATA STORE` to write it for training."""
+"""`python -m unicode_fast.data`: `check DATA`, and `pack DATA STORE` or `shards DATA STORE` to write for training."""
 
 from __future__ import annotations
 
@@ -66,14 +66,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             parser.error(f"{flag} applies to layouts with sentences only, got data {arguments.data!r}")
     if arguments.command == "shards" and arguments.clips < 1:
         parser.error(f"clips must be at least 1, got {arguments.clips}")
-    wanted = None if arguments.modalities is None else tuple(name.strip() for name in arguments.modalities.split(","))
+    names = None if arguments.modalities is None else tuple(name.strip() for name in arguments.modalities.split(","))
     request = Request(
-        wanted, arguments.text_model or BERT, arguments.text_whitelist or "", arguments.text_padding or "masked"
+        names, arguments.text_model or BERT, arguments.text_whitelist or "", arguments.text_padding or "masked"
     )
     if arguments.command in ("pack", "shards"):
         check_new(arguments.store)
         data = open_data(arguments.data, **vars(request))
-        unknown = [name for name in wanted or () if name not in data.modalities]
+        unknown = [name for name in names or () if name not in data.modalities]
         if unknown:
             raise ValueError(
                 f"modalities must be among {', '.join(data.modalities)} for {arguments.data}, got {unknown[0]!r}"
@@ -106,14 +106,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def with_request(given: str, arguments: argparse.Namespace) -> str:
-    """Training flags, after those for modalities and text."""
+    """The flags for modalities and text, then the given flags of training."""
     chosen = {name: getattr(arguments, name) for name in ("modalities", *TEXT_FIELDS)}
     return " ".join([*(f"--{name} {shlex.quote(value)}" for name, value in chosen.items() if value is not None), given])
 
 
 def say_written(data: Dataset, arguments: argparse.Namespace, splits: Sequence[str], seconds: float) -> None:
     """Print what was written, and the usual next command."""
-    clips = {split: {name: len(part) for part in data.parts(split) for name in part.modalities} for split in splits}
+    clips = {split: {name: len(one) for one in data.clip_sets(split) for name in one.modalities} for split in splits}
     counts = ", ".join(f"{split} {max(of.values())}" for split, of in clips.items())
     sizes = [entry.stat().st_size for entry in os.scandir(arguments.store)]
     size = f"{sum(sizes):,} bytes in {len(sizes)} files"

@@ -1,4 +1,4 @@
-"""All built-in data sets by name."""
+"""The built-in data sets by name."""
 
 from __future__ import annotations
 

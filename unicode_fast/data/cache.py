@@ -59,8 +59,8 @@ def open_or_make(folder: Path, make: Callable[[Path], None], say: Callable[[str]
 def check_ours(folder: Path) -> None:
     """Refuse a folder that another user, not root, made in a world-writable place such as /tmp.
 
-    Data are read and never run, so users may share a cache if they trust its owner and the group that can write it.
-    In a world-writable place the owner can be anybody.
+    Files of a cache are data, never run as code. Users can share a cache if its owner and its group are trusted. In a
+    world-writable place the owner can be anybody.
 
     Raises:
         PermissionError: the folder or one of its parents is such a folder; the message names it.
@@ -73,13 +73,13 @@ def check_ours(folder: Path) -> None:
         if place.lstat().st_uid not in (0, os.geteuid()):
             raise PermissionError(
                 errno.EPERM,
-                f"cache folder must be your own in a world-writable place, got another user's; set {CACHE_VARIABLE}",
+                f"cache folder in a world-writable place must be your own, got another user's; set {CACHE_VARIABLE}",
                 str(place),
             )
 
 
 def _prepare(parent: Path) -> None:
-    """Make the parent folder; check that it is writable before the work begins."""
+    """Make the parent folder, and check before the work that it is writable."""
     try:
         parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=parent, prefix=".probe-"):

@@ -17,7 +17,7 @@ from unicode_fast.data.dataset import WHOLE, ClipSet, Dataset
 from unicode_fast.data.findings import Described, Finding, Report, classes_of
 from unicode_fast.data.layouts import Request
 from unicode_fast.data.layouts.files import MissingFilesError, MissingPackageError
-from unicode_fast.data.layouts.sources import ClipTable, DatasetIndex, FeatureFiles
+from unicode_fast.data.layouts.index import ClipTable, DatasetIndex, FeatureFiles
 from unicode_fast.data.lazy import ClipArray, LazyArray
 from unicode_fast.data.opening import list_data, open_data
 from unicode_fast.data.store.checks import StoreError, check_array_values, check_split
@@ -27,10 +27,10 @@ from unicode_fast.errors import TooManyFiles, UsageError, is_foreseen, message_o
 from unicode_fast.files.paths import expanded
 from unicode_fast.files.untrusted import BadFile
 
-_PIECE_VALUES = 1 << 22
+_CHUNK_VALUES = 1 << 22
 # Errors of this machine, not of a data file.
 _OF_THIS_MACHINE = (MissingPackageError, TooManyFiles)
-# Of a clip: the shape of a position, the dtype, and the number of positions.
+# Shape of a position, dtype, and number of positions of a clip.
 _Facts: TypeAlias = tuple[tuple[int, ...], str, int]
 
 # Problems of single clips: whether training must not start, and the description.
@@ -38,8 +38,8 @@ _KINDS: Mapping[str, tuple[bool, str]] = {
     "missing": (True, "missing files"),
     "unreadable": (True, "damaged files, or files with other content"),
     "empty": (True, "no positions"),
-    "steps": (True, "number of positions differs from the layout, which neither cuts nor repeats here"),
-    "short": (False, "fewer positions than the layout has; the last is repeated"),
+    "positions": (True, "number of positions differs from the layout, which neither cuts nor repeats here"),
+    "short": (False, "fewer positions than the layout has; the last position is repeated"),
     "truncated": (False, "more positions than the layout has; the rest is cut off"),
     "non-finite": (True, "NaN or infinite values"),
     "shape": (True, "shape of a position differs from most clips"),
@@ -53,7 +53,7 @@ _KINDS: Mapping[str, tuple[bool, str]] = {
 
 
 def check(spec: str, request: Request | None = None, progress: bool = True) -> Report:
-    """Read all features of a data set once and report; for a store, compare every checksum, even if verified before.
+    """Read all features of a data set once and report; a store's checksums are compared even if verified before.
 
     Damaged files are findings; the check continues with the other files.
 
@@ -77,12 +77,12 @@ def check(spec: str, request: Request | None = None, progress: bool = True) -> R
         raise
     # Readers of damaged files can raise any exception.
     except Exception as error:
-        report.findings.append(Finding("contents", True, _said(error)))
+        report.findings.append(Finding("contents", True, _located_message(error)))
     return report
 
 
-def _said(error: Exception, where: str = "") -> str:
-    """The message of an error, with its location; for an unexpected error also its type."""
+def _located_message(error: Exception, where: str = "") -> str:
+    """The message of an error, with its location; an unexpected error also has its type."""
     if is_foreseen(error) and not isinstance(error, BadFile):
         return message_of(error)
     text = str(error) if isinstance(error, BadFile) else f"{type(error).__name__}: {error}"
@@ -90,8 +90,8 @@ def _said(error: Exception, where: str = "") -> str:
 
 
 def _check(report: Report, spec: str, request: Request, progress: bool) -> None:
-    listing = None if spec.startswith(stream.SPEC) else list_data(spec, request)
-    if listing is None:
+    index = None if spec.startswith(stream.SPEC) else list_data(spec, request)
+    if index is None:
         data = _open(report, spec, progress)
         if isinstance(data, stream.StreamedDataset):
             _check_stream(report, data, progress)
@@ -99,25 +99,25 @@ def _check(report: Report, spec: str, request: Request, progress: bool) -> None:
             _check_store(report, data)
         return
     report.clips = {
-        split: {name: len(table) for table in tables for name in table.sources}
-        for split, tables in listing.tables.items()
+        split: {name: len(table) for table in tables for name in table.features}
+        for split, tables in index.tables.items()
     }
     there = {name for names in report.clips.values() for name in names}
     unknown = [name for name in request.modalities or () if name not in there]
     if unknown:
         raise UsageError(f"modalities must be among {', '.join(sorted(there))} for {spec}, got {unknown[0]!r}")
-    report.findings += [Finding(note.kind, note.bad, note.text) for note in listing.notes]
-    for split, tables in listing.tables.items():
+    report.findings += [Finding(note.kind, note.bad, note.text) for note in index.notes]
+    for split, tables in index.tables.items():
         if "class" in tables[0].arrays:
-            report.classes[split] = classes_of(np.asarray(tables[0].arrays["class"]), listing.classes)
-    found, labelled = _find(report, listing, progress)
-    report.conclude(listing.classes, labelled)
+            report.classes[split] = classes_of(np.asarray(tables[0].arrays["class"]), index.classes)
+    found, labelled = _find(report, index, progress)
+    report.conclude(index.classes, labelled)
     report.findings += found
     if request.modalities is None and len(there) < 2:
-        report.findings.append(Finding("modalities", True, f"training needs two, there is {', '.join(there)}"))
+        report.findings.append(Finding("modalities", True, f"training needs two, got {', '.join(there)}"))
     elif report.can_start:
         # Raises the other errors that training would raise.
-        listing.open()
+        index.open()
 
 
 def _open(report: Report, spec: str, progress: bool) -> Dataset | None:
@@ -144,30 +144,30 @@ def _open(report: Report, spec: str, progress: bool) -> Dataset | None:
 
 
 def _check_stream(report: Report, data: stream.StreamedDataset, progress: bool) -> None:
-    """Read every tar file separately, so that a damaged one hides no other."""
+    """Read every tar file separately, so that all damaged files are found."""
     found: dict[str, list[str]] = {"missing": [], "unreadable": []}
     labelled: dict[str, dict[str, np.ndarray]] = {}
 
-    def look(part: ClipSet) -> None:
-        report.look(split, part, {name: part.arrays[name].dtype.name for name in part.modalities})
-        report.count(split, part)
-        _add_labels(labelled.setdefault(split, {}), part)
+    def add(clips: ClipSet) -> None:
+        report.describe(split, clips, {name: clips.arrays[name].dtype.name for name in clips.modalities})
+        report.count(split, clips)
+        _add_labels(labelled.setdefault(split, {}), clips)
 
     total = sum(len(files) for files in data.index["shards"].values())
     with tqdm(total=total, desc="checking", unit="file", disable=not progress, dynamic_ncols=True) as bar:
         for split, files in data.index["shards"].items():
             report.clips[split] = dict.fromkeys(data.modalities, sum(files.values()))
-            for file, clips in files.items():
-                alone = stream.StreamedDataset(data.root, {**data.index, "shards": {split: {file: clips}}})
+            for file, count in files.items():
+                alone = stream.StreamedDataset(data.root, {**data.index, "shards": {split: {file: count}}})
                 try:
-                    alone.count(split, look)
+                    alone.count(split, add)
                 except FileNotFoundError as error:
                     found["missing"].append(str(error.filename or file))
                 except _OF_THIS_MACHINE:
                     raise
                 # Readers of damaged files can raise any exception.
                 except Exception as error:
-                    found["unreadable"].append(f"{file}: {_said(error)}")
+                    found["unreadable"].append(f"{file}: {_located_message(error)}")
                 bar.update()
     report.conclude(data.classes, labelled)
     report.findings += [Finding(kind, *_KINDS[kind], names) for kind, names in found.items() if names]
@@ -179,34 +179,34 @@ def _check_store(report: Report, data: Dataset) -> None:
     labelled: dict[str, dict[str, np.ndarray]] = {}
     bad: list[str] = []
     for split in data.splits:
-        report.clips[split] = {name: len(part) for part in data.parts(split) for name in part.modalities}
-        for number, part in enumerate(data.parts(split)):
-            # Divided splits only select clips of another split.
-            wrong = [] if split in data.divided else list(_wrong(split, part, first))
+        report.clips[split] = {name: len(clips) for clips in data.clip_sets(split) for name in clips.modalities}
+        for number, clips in enumerate(data.clip_sets(split)):
+            # A divided split only selects clips of another split.
+            wrong = [] if split in data.divided else list(_wrong(split, clips, first))
             bad += wrong
             if wrong:
                 continue
-            report.look(split, part, {name: _stored(part.arrays[name]) for name in part.modalities})
+            report.describe(split, clips, {name: _stored(clips.arrays[name]) for name in clips.modalities})
             if number == 0:
-                report.count(split, part)
-            _add_labels(labelled.setdefault(split, {}), part)
+                report.count(split, clips)
+            _add_labels(labelled.setdefault(split, {}), clips)
     report.conclude(data.classes, labelled)
     if bad:
         report.findings.append(Finding("contents", True, "arrays with invalid contents", bad))
 
 
-def _wrong(split: str, part: ClipSet, first: dict[str, tuple[str, Any]]) -> Iterator[str]:
+def _wrong(split: str, clips: ClipSet, first: dict[str, tuple[str, Any]]) -> Iterator[str]:
     """Problems of the arrays of one ClipSet; `first` holds positions and dtype of each modality."""
     try:
-        check_split(split, part.arrays, part.modalities, part.classes)
-        check_alike(first, split, part)
+        check_split(split, clips.arrays, clips.modalities, clips.classes)
+        check_alike(first, split, clips)
     except StoreError as error:
         yield str(error)
         return
-    positions = {name: part.arrays[name].shape[1] for name in part.modalities}
-    for key, array in part.arrays.items():
+    positions = {name: clips.arrays[name].shape[1] for name in clips.modalities}
+    for key, array in clips.arrays.items():
         try:
-            check_array_values(split, key, array, positions, len(part.classes))
+            check_array_values(split, key, array, positions, len(clips.classes))
         except (StoreError, OSError) as error:
             yield message_of(error)
 
@@ -218,13 +218,13 @@ def _stored(array: ClipArray) -> str:
     return array.dtype.name
 
 
-def _add_labels(seen: dict[str, np.ndarray], part: ClipSet) -> None:
+def _add_labels(labelled: dict[str, np.ndarray], clips: ClipSet) -> None:
     """Add the classes in the labels of some clips, by modality."""
-    for name, array in part.labels.items():
-        count = max(1, _PIECE_VALUES // max(1, int(np.prod(array.shape[1:]))))
+    for name, array in clips.labels.items():
+        count = max(1, _CHUNK_VALUES // max(1, int(np.prod(array.shape[1:]))))
         for start in range(0, len(array), count):
             on = np.asarray(_classes_on(np.asarray(array[start : start + count])).any(0))
-            seen[name] = on | seen[name] if name in seen else on
+            labelled[name] = on | labelled[name] if name in labelled else on
 
 
 def _classes_on(labels: np.ndarray) -> np.ndarray:
@@ -233,23 +233,23 @@ def _classes_on(labels: np.ndarray) -> np.ndarray:
 
 
 def _find(
-    report: Report, listing: DatasetIndex, progress: bool
+    report: Report, index: DatasetIndex, progress: bool
 ) -> tuple[list[Finding], dict[str, dict[str, np.ndarray]]]:
     """Problems of single clips; and by split and modality (C,) bool, the classes in labels."""
     found: dict[str, list[str]] = {kind: [] for kind in _KINDS}
-    found["missing"] += listing.missing
+    found["missing"] += index.missing
     unique: dict[str, dict[str, tuple[FeatureFiles, int]]] = {}
-    for table in itertools.chain.from_iterable(listing.tables.values()):
-        for name, source in table.sources.items():
-            unique.setdefault(name, {}).update({where: (source, clip) for clip, where in enumerate(source.where)})
+    for table in itertools.chain.from_iterable(index.tables.values()):
+        for name, features in table.features.items():
+            unique.setdefault(name, {}).update({where: (features, clip) for clip, where in enumerate(features.where)})
     total = sum(map(len, unique.values()))
-    seen: dict[str, dict[str, _Facts]] = {}
+    facts: dict[str, dict[str, _Facts]] = {}
     with tqdm(total=total, desc="checking", unit="file", disable=not progress, dynamic_ncols=True) as bar:
         for name, clips in unique.items():
-            seen[name] = _look(clips, found, bar)
-    report.modalities = _described(listing, seen)
-    labelled = _read_labels(listing, found["labels"])
-    for split, tables in listing.tables.items():
+            facts[name] = _read(clips, found, bar)
+    report.modalities = _described(index, facts)
+    labelled = _read_labels(index, found["labels"])
+    for split, tables in index.tables.items():
         for table in tables:
             names = _names(table)
             twice = [name for name, count in Counter(names).items() if count > 1]
@@ -261,78 +261,77 @@ def _find(
             )
             several = [name for name, count in Counter(name for name, _ in pairs).items() if count > 1]
             found["two classes"] += [f"{name} in {split}" for name in several]
-    found["overlap"] = _overlaps(listing)
-    empty = [split for split, tables in listing.tables.items() if any(len(table) == 0 for table in tables)]
+    found["overlap"] = _overlaps(index)
+    empty = [split for split, tables in index.tables.items() if any(len(table) == 0 for table in tables)]
     findings = [Finding("no clips", True, f"split {split!r} has none") for split in empty]
     return findings + [Finding(kind, *_KINDS[kind], clips) for kind, clips in found.items() if clips], labelled
 
 
-def _look(clips: Mapping[str, tuple[FeatureFiles, int]], found: dict[str, list[str]], bar: tqdm) -> dict[str, _Facts]:
+def _read(clips: Mapping[str, tuple[FeatureFiles, int]], found: dict[str, list[str]], bar: tqdm) -> dict[str, _Facts]:
     """Read every clip of one modality once; return shape of a position, dtype and positions of readable clips."""
-    seen: dict[str, _Facts] = {}
+    facts: dict[str, _Facts] = {}
     contents: dict[bytes, str] = {}
-    for where, (source, clip) in clips.items():
+    for where, (features, clip) in clips.items():
         bar.update()
-        if source.missing is not None and source.missing[clip]:
+        if features.missing is not None and features.missing[clip]:
             found["missing"].append(where)
             continue
         try:
-            array = source.raw(clip)
+            array = features.raw(clip)
             content = hashlib.blake2b(np.ascontiguousarray(array).data, key=str(array.shape).encode()).digest()
             finite = np.isfinite(array).all()
         except _OF_THIS_MACHINE:
             raise
         # Readers of damaged files can raise any exception.
         except Exception as error:
-            found["unreadable"].append(_said(error, where))
+            found["unreadable"].append(_located_message(error, where))
             continue
-        seen[where] = (array.shape[1:], array.dtype.name, len(array))
+        facts[where] = (array.shape[1:], array.dtype.name, len(array))
         first = contents.setdefault(content, where)
         if first != where and len(array):
             found["copies"].append(f"{where}: as {first}")
         if len(array) == 0:
             found["empty"].append(where)
-        elif source.fit == "exact" and len(array) != source.steps:
-            found["steps"].append(f"{where}: {len(array)} of {source.steps}")
-        elif source.fit == "repeat" and len(array) != source.steps:
-            found["short" if len(array) < source.steps else "truncated"].append(
-                f"{where}: {len(array)} of {source.steps}"
+        elif features.fit == "exact" and len(array) != features.positions:
+            found["positions"].append(f"{where}: {len(array)} of {features.positions}")
+        elif features.fit == "repeat" and len(array) != features.positions:
+            found["short" if len(array) < features.positions else "truncated"].append(
+                f"{where}: {len(array)} of {features.positions}"
             )
         if not finite:
             found["non-finite"].append(where)
     for place, kind in enumerate(("shape", "dtype")):
-        found[kind] += _unusual({where: facts[place] for where, facts in seen.items()})
-    return seen
+        found[kind] += _unusual({where: fact[place] for where, fact in facts.items()})
+    return facts
 
 
-def _described(listing: DatasetIndex, seen: Mapping[str, Mapping[str, _Facts]]) -> dict[str, dict[str, Described]]:
+def _described(index: DatasetIndex, facts: Mapping[str, Mapping[str, _Facts]]) -> dict[str, dict[str, Described]]:
     """Description of the readable features, by split and modality."""
     found: dict[str, dict[str, Described]] = {}
-    for split, tables in listing.tables.items():
-        for name, source in ((name, source) for table in tables for name, source in table.sources.items()):
-            facts = [seen[name][where] for where in source.where if where in seen[name]]
-            if not facts:
+    for split, tables in index.tables.items():
+        for name, features in ((name, features) for table in tables for name, features in table.features.items()):
+            readable = [facts[name][where] for where in features.where if where in facts[name]]
+            if not readable:
                 continue
-            shape = Counter(shape for shape, _, _ in facts).most_common(1)[0][0]
-            lengths = [min(length, source.steps) for _, _, length in facts] if source.lengths is not None else []
+            shape = Counter(shape for shape, _, _ in readable).most_common(1)[0][0]
+            lengths = [] if features.lengths is None else [min(one[2], features.positions) for one in readable]
             found.setdefault(split, {})[name] = Described(
-                source.kind or ("grid" if len(shape) == 3 else "vector"),
+                features.kind or ("grid" if len(shape) == 3 else "vector"),
                 list(shape),
-                " and ".join(sorted({dtype for _, dtype, _ in facts})),
-                source.steps,
-                min(lengths, default=source.steps),
-                max(lengths, default=source.steps),
+                " and ".join(sorted({dtype for _, dtype, _ in readable})),
+                features.positions,
+                min(lengths, default=features.positions),
+                max(lengths, default=features.positions),
             )
     return found
 
 
-def _read_labels(listing: DatasetIndex, bad: list[str]) -> dict[str, dict[str, np.ndarray]]:
+def _read_labels(index: DatasetIndex, bad: list[str]) -> dict[str, dict[str, np.ndarray]]:
     """Read the arrays beside the features and add problems to `bad`; return the classes in labels, by split."""
     read = {
-        split: [_labels_of(table, len(listing.classes), bad) for table in tables]
-        for split, tables in listing.lists.items()
+        split: [_labels_of(table, len(index.classes), bad) for table in tables] for split, tables in index.lists.items()
     }
-    for split, members in listing.divided.items():
+    for split, members in index.divided.items():
         pairs = zip(read[WHOLE], members, strict=True)
         read[split] = [{name: clips[chosen] for name, clips in labels.items()} for labels, chosen in pairs]
     return {
@@ -342,12 +341,12 @@ def _read_labels(listing: DatasetIndex, bad: list[str]) -> dict[str, dict[str, n
 
 
 def _labels_of(table: ClipTable, classes: int, bad: list[str]) -> dict[str, np.ndarray]:
-    """(clips, C) bool by modality, the classes in labels; missing files and clips are skipped, as already found."""
+    """(clips, C) bool by modality, the classes in labels; missing files and clips, already reported, are skipped."""
     found: dict[str, np.ndarray] = {}
     for key, array in table.arrays.items():
         owner, _, role = key.rpartition(".")
-        source = table.sources.get(owner)
-        lengths = None if source is None else source.lengths
+        features = table.features.get(owner)
+        lengths = None if features is None else features.lengths
         if role == "label" and not isinstance(array, LazyArray):
             found[owner] = _classes_on(array)
         for clip in range(len(array) if isinstance(array, LazyArray) else 0):
@@ -364,7 +363,7 @@ def _labels_of(table: ClipTable, classes: int, bad: list[str]) -> dict[str, np.n
                 raise
             # Readers of damaged files can raise any exception.
             except Exception as error:
-                bad.append(_said(error, f"{key} of clip {clip}"))
+                bad.append(_located_message(error, f"{key} of clip {clip}"))
     return found
 
 
@@ -380,10 +379,10 @@ def _names(table: ClipTable) -> Sequence[Any]:
     return np.asarray(table.arrays["id"]).tolist() if "id" in table.arrays else []
 
 
-def _overlaps(listing: DatasetIndex) -> list[str]:
+def _overlaps(index: DatasetIndex) -> list[str]:
     splits: dict[tuple[tuple[str, ...], Any], list[str]] = {}
     for split in ("train", "val", "test"):
-        for table in listing.tables.get(split, ()):
+        for table in index.tables.get(split, ()):
             for name in set(_names(table)):
-                splits.setdefault((tuple(table.sources), name), []).append(split)
+                splits.setdefault((tuple(table.features), name), []).append(split)
     return [f"{name} in {' and '.join(there)}" for (_, name), there in splits.items() if len(there) > 1]

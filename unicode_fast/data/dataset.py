@@ -1,6 +1,6 @@
 """The interface of every data set: splits, clips of a modality, and batches of clips.
 
-The order of batches depends on seed and training step alone.
+The order of batches depends on seed and training step alone; in a stream also on the number of ranks.
 """
 
 from __future__ import annotations
@@ -157,7 +157,7 @@ class Batch:
 
 
 class BatchSource(Protocol):
-    """Batches by global step; `Batches` has random access, a stream is fastest in order."""
+    """Batches by global training step; `Batches` has random access, a stream is fastest in order."""
 
     dtype: torch.dtype
 
@@ -172,13 +172,13 @@ class BatchSource(Protocol):
         """The batch at this global step, counted from 0 over all epochs, or only the rank's `own` clips."""
 
     def ids(self, step: int, batch: Batch) -> np.ndarray:
-        """The clips' own names or numbers: of all ranks if known, else those in `batch`."""
+        """The clips' own names or numbers: of all ranks' clips, or for a stream of those in `batch`."""
 
 
 class Batches:
-    """Shuffled batches with random access by global step.
+    """Shuffled batches with random access by global training step.
 
-    Every epoch visits each clip once, in an order that depends on (seed, epoch) alone, so a run can resume at any step.
+    Every epoch has each clip once, in an order that depends on (seed, epoch) alone, so a run can resume at any step.
     The order comes from raw 64-bit draws of Philox and a stable sort; both are the same on every machine.
 
     Args:
@@ -217,7 +217,7 @@ class Batches:
         return whole + (rest > 0 and not self.drop_last)
 
     def indices(self, step: int) -> np.ndarray:
-        """(B,) int64 positions in `clips` of the batch at this global step."""
+        """(B,) int64 indices into `clips` of the batch at this global step."""
         if step < 0:
             raise ValueError(f"step must be at least 0, got {step}")
         epoch, place = divmod(step, self.steps_per_epoch)
@@ -244,7 +244,7 @@ class Batches:
 def gather(
     clips: ClipSet, indices: np.ndarray, dtype: torch.dtype | str = torch.float32, *, keep_halves: bool = False
 ) -> Batch:
-    """The clips at these positions as one batch.
+    """The clips with these indices as one batch.
 
     Args:
         clips: clips to select from.
@@ -280,11 +280,11 @@ def check_batch_size(batch_size: int) -> None:
 
 def checked_dtype(dtype: torch.dtype | str) -> torch.dtype:
     """float32 or float64 as a torch dtype; another one is a TypeError."""
-    known = {"float32": torch.float32, "float64": torch.float64}
+    dtypes = {"float32": torch.float32, "float64": torch.float64}
     name = str(dtype).removeprefix("torch.")
-    if name not in known:
+    if name not in dtypes:
         raise TypeError(f"dtype must be float32 or float64, got {dtype}")
-    return known[name]
+    return dtypes[name]
 
 
 class Dataset:
@@ -295,8 +295,8 @@ class Dataset:
         name: its name.
         modalities: kind and shape of one position of each modality.
         classes: C class names.
-        parts: the clips of each split: one ClipSet if modalities are paired, else one ClipSet per modality.
-        divided: further splits: for each ClipSet of the split "all", the numbers of its clips in that split.
+        clip_sets: the clips of each split: one ClipSet if modalities are paired, else one ClipSet per modality.
+        divided: other splits: for each ClipSet of the split "all", the numbers of its clips in that split.
         extra: additional entries of its writer.
 
     Attributes:
@@ -313,7 +313,7 @@ class Dataset:
         name: str,
         modalities: Mapping[str, Modality],
         classes: Sequence[str],
-        parts: Mapping[str, Sequence[ClipSet]],
+        clip_sets: Mapping[str, Sequence[ClipSet]],
         extra: Mapping[str, Any] | None = None,
         divided: Mapping[str, Sequence[np.ndarray]] | None = None,
     ) -> None:
@@ -322,11 +322,11 @@ class Dataset:
         self.classes = list(classes)
         self.extra = dict(extra or {})
         self.divided = {split: tuple(numbers) for split, numbers in (divided or {}).items()}
-        self._parts = {split: tuple(sets) for split, sets in parts.items()}
+        self._clip_sets = {split: tuple(sets) for split, sets in clip_sets.items()}
         for split, members in self.divided.items():
-            pairs = zip(self._parts[WHOLE], members, strict=True)
-            self._parts[split] = tuple(_taken(part, numbers) for part, numbers in pairs)
-        self.splits = list(self._parts)
+            pairs = zip(self._clip_sets[WHOLE], members, strict=True)
+            self._clip_sets[split] = tuple(_select_unread(clips, numbers) for clips, numbers in pairs)
+        self.splits = list(self._clip_sets)
 
     def split(self, name: str) -> ClipSet:
         """The clips of one split with paired modalities.
@@ -334,14 +334,14 @@ class Dataset:
         Raises:
             ValueError: the split is unknown, or its modalities are not paired.
         """
-        parts = self.parts(name)
-        if len(parts) > 1:
-            owners = " and ".join(", ".join(part.modalities) for part in parts)
+        clip_sets = self.clip_sets(name)
+        if len(clip_sets) > 1:
+            owners = " and ".join(", ".join(clips.modalities) for clips in clip_sets)
             raise ValueError(
                 f"split must have paired modalities, got {name!r} of {self.name}, where {owners} have separate clips; "
                 f"use clips({name!r}, modality)"
             )
-        return parts[0]
+        return clip_sets[0]
 
     def clips(self, split: str, modality: str) -> ClipSet:
         """The clips of a split with this modality.
@@ -349,29 +349,33 @@ class Dataset:
         Raises:
             ValueError: the split is unknown, or has no clip with the modality.
         """
-        parts = self.parts(split)
-        for part in parts:
-            if modality in part.modalities:
-                return part
-        there = [name for part in parts for name in part.modalities]
+        clip_sets = self.clip_sets(split)
+        for clips in clip_sets:
+            if modality in clips.modalities:
+                return clips
+        there = [name for clips in clip_sets for name in clips.modalities]
         raise ValueError(f"modality must be one of {there} in split {split!r}, got {modality!r}")
 
-    def parts(self, split: str) -> tuple[ClipSet, ...]:
+    def clip_sets(self, split: str) -> tuple[ClipSet, ...]:
         """The ClipSets of a split; one if its modalities are paired.
 
         Raises:
             ValueError: the split is unknown.
         """
-        if split not in self._parts:
+        if split not in self._clip_sets:
             raise ValueError(f"split must be one of {self.splits}, got {split!r}")
-        return self._parts[split]
+        return self._clip_sets[split]
+
+    def parts(self, split: str) -> tuple[ClipSet, ...]:
+        """The older name of `clip_sets`."""
+        return self.clip_sets(split)
 
     def shared(self, first: str, second: str) -> list[str]:
         """The names of clips in both splits; none if clips have only numbers, or a split is missing."""
         names: list[set[str]] = []
         for split in (first, second):
-            parts = self.parts(split) if split in self.splits else ()
-            named = [part.id for part in parts if "id" in part.arrays and part.arrays["id"].dtype.kind == "U"]
+            clip_sets = self.clip_sets(split) if split in self.splits else ()
+            named = [clips.id for clips in clip_sets if "id" in clips.arrays and clips.arrays["id"].dtype.kind == "U"]
             names.append({str(name) for ids in named for name in ids})
         return sorted(names[0] & names[1])
 
@@ -396,11 +400,11 @@ class Dataset:
         return _named(self.modalities, names)
 
     def digest(self) -> str:
-        """Identifies the data set: a checksum of modalities, classes, shapes and the clips' names."""
+        """A checksum of modalities, classes, shapes and the clips' names, which identifies the data set."""
         kinds = {name: [kind.kind, kind.shape] for name, kind in self.modalities.items()}
         lists = {
-            split: [[{k: [v.shape, v.dtype.str] for k, v in part.arrays.items()}, part.id.tolist()] for part in parts]
-            for split, parts in self._parts.items()
+            split: [[{k: [v.shape, v.dtype.str] for k, v in clips.arrays.items()}, clips.id.tolist()] for clips in sets]
+            for split, sets in self._clip_sets.items()
         }
         described = json.dumps([self.name, kinds, self.classes, lists])
         return hashlib.sha256(described.encode()).hexdigest()
@@ -411,21 +415,23 @@ class Dataset:
 
     def __repr__(self) -> str:
         """Kind, name, folder and number of clips."""
-        counts = ", ".join(f"{split}: {'+'.join(str(len(p)) for p in parts)}" for split, parts in self._parts.items())
+        counts = ", ".join(
+            f"{name}: {'+'.join(str(len(one)) for one in sets)}" for name, sets in self._clip_sets.items()
+        )
         return f"{type(self).__name__}({self.name!r}, {str(self.path)!r}, {counts})"
 
 
 def _named(modalities: Mapping[str, Modality], names: Iterable[str]) -> dict[str, Modality]:
     """Some of the modalities, in the order given."""
-    wanted = list(names)
-    unknown = [name for name in wanted if name not in modalities]
+    chosen = list(names)
+    unknown = [name for name in chosen if name not in modalities]
     if unknown:
         raise ValueError(f"modalities must be among {list(modalities)}, got {unknown[0]!r}")
-    return {name: modalities[name] for name in wanted}
+    return {name: modalities[name] for name in chosen}
 
 
-def _taken(part: ClipSet, numbers: np.ndarray) -> ClipSet:
+def _select_unread(clips: ClipSet, numbers: np.ndarray) -> ClipSet:
     """Some clips as a new ClipSet, features unread."""
-    unread = {name: LazyArray.of(part.arrays[name]) for name in part.modalities}
-    chosen = replace(part, arrays={**part.arrays, **unread}).select(numbers)
+    unread = {name: LazyArray.of(clips.arrays[name]) for name in clips.modalities}
+    chosen = replace(clips, arrays={**clips.arrays, **unread}).select(numbers)
     return replace(chosen, index=np.arange(len(numbers), dtype=np.int64))

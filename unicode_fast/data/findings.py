@@ -28,8 +28,7 @@ class Finding:
     """One kind of problem, with the clips that have it.
 
     Attributes:
-        kind: missing, unreadable, damaged, empty, short, truncated, non-finite, shape, dtype, labels, duplicate,
-            copies, splits, another kind of this module, or the kind of a layout's note.
+        kind: a key of `check._KINDS`, another kind of this module such as "splits", or the kind of a layout's note.
         bad: training must not start.
         text: the problem and its consequence.
         clips: names of the clips, splits, classes or files.
@@ -49,7 +48,7 @@ class Described:
         kind: vector, grid or words.
         shape: of one position, in most clips.
         dtype: the stored dtype; several are joined by "and".
-        steps: T, the number of positions of every clip.
+        positions: T, the number of positions of every clip.
         shortest: valid positions of the shortest clip.
         longest: valid positions of the longest clip.
     """
@@ -57,15 +56,15 @@ class Described:
     kind: str
     shape: list[int]
     dtype: str
-    steps: int
+    positions: int
     shortest: int
     longest: int
 
     def line(self) -> str:
         """The description as text."""
         lengths = f"{self.shortest}" if self.shortest == self.longest else f"{self.shortest} to {self.longest}"
-        valid = f", {lengths} valid" if self.shortest < self.steps else ""
-        return f"{self.kind} {tuple(self.shape)} of {self.dtype}, {self.steps} positions{valid}"
+        valid = f", {lengths} valid" if self.shortest < self.positions else ""
+        return f"{self.kind} {tuple(self.shape)} of {self.dtype}, {self.positions} positions{valid}"
 
 
 @dataclass
@@ -77,7 +76,7 @@ class Report:
         clips: number of clips by split and modality.
         classes: number of clips by split and class, where clips have classes.
         modalities: description of the features, by split and modality.
-        batch: for each training split, the largest `batch_size`, at most the default one, that its clips allow.
+        batch: for each training split, the largest `batch_size` up to the default that its clips allow.
         flags: flags that training needs with these data.
         unmeasured: why nothing can be validated and measured; empty if it can.
         findings: empty if there is no problem.
@@ -100,22 +99,16 @@ class Report:
     def as_dict(self) -> dict[str, Any]:
         """The report for JSON."""
         findings = [{**asdict(finding), "count": len(finding.clips)} for finding in self.findings]
+        # Older reports have "steps" for "positions".
         described = {
-            split: {name: asdict(one) for name, one in names.items()} for split, names in self.modalities.items()
+            split: {name: {**asdict(one), "steps": one.positions} for name, one in names.items()}
+            for split, names in self.modalities.items()
         }
         batch = {
             split: {"fits": size == _BATCH, "usual": _BATCH, "batch_size": size} for split, size in self.batch.items()
         }
-        return {
-            "data": self.data,
-            "can_start": self.can_start,
-            "flags": self.flags,
-            "clips": self.clips,
-            "classes": self.classes,
-            "modalities": described,
-            "batch": batch,
-            "findings": findings,
-        }
+        plain = {name: getattr(self, name) for name in ("data", "can_start", "flags", "clips", "classes")}
+        return {**plain, "modalities": described, "batch": batch, "findings": findings}
 
     def lines(self) -> Iterator[str]:
         """The lines of the text report; long lines are cut, and unprintable characters are escaped."""
@@ -141,11 +134,11 @@ class Report:
         start = f"training can start, with {self.flags}" if self.flags else "training can start"
         yield start if self.can_start else "training cannot start"
 
-    def look(self, split: str, part: ClipSet, dtypes: Mapping[str, str]) -> None:
-        """Add some clips of a split that were read and are valid."""
+    def describe(self, split: str, clips: ClipSet, dtypes: Mapping[str, str]) -> None:
+        """Add the description of some valid clips of a split."""
         known = self.modalities.setdefault(split, {})
-        for name, kind in part.modalities.items():
-            lengths, positions = part.lengths[name], part.arrays[name].shape[1]
+        for name, kind in clips.modalities.items():
+            lengths, positions = clips.lengths[name], clips.arrays[name].shape[1]
             before = known.get(name)
             known[name] = Described(
                 kind.kind,
@@ -156,11 +149,11 @@ class Report:
                 max([int(lengths.max()), *([before.longest] if before else [])]),
             )
 
-    def count(self, split: str, part: ClipSet) -> None:
+    def count(self, split: str, clips: ClipSet) -> None:
         """Add the classes of some clips of a split."""
-        if "class" in part.arrays:
+        if "class" in clips.arrays:
             counts = Counter(self.classes.get(split, {}))
-            self.classes[split] = dict(counts + Counter(classes_of(part.target, part.classes)))
+            self.classes[split] = dict(counts + Counter(classes_of(clips.target, clips.classes)))
 
     def conclude(self, classes: Sequence[str], labelled: Mapping[str, Mapping[str, np.ndarray]]) -> None:
         """Add the findings on splits and classes after all clips are counted.
@@ -170,7 +163,7 @@ class Report:
             labelled: by split and modality, (C,) bool, the classes in labels of positions.
         """
         self.findings += _odd_splits(self.clips)
-        # If clips have classes, labels of positions have the same ones.
+        # If clips have classes, labels of positions have the same classes.
         by_position = {split: names for split, names in labelled.items() if split not in self.classes}
         doubtful = [*unlearnable(self.classes), *_blank(labelled), *_unseen_at_positions(classes, by_position)]
         self.findings += doubtful
@@ -269,9 +262,9 @@ def _odd_splits(clips: Mapping[str, Mapping[str, int]]) -> Iterator[Finding]:
         if split not in _SPLITS:
             meant = difflib.get_close_matches(split.lower(), _SPLITS, 1)
             misspelt |= any(name not in clips for name in meant)
-            odd.append(f"{split}: {max(counts.values())} clips" + (f", or is {meant[0]} meant?" if meant else ""))
+            odd.append(f"{split}: {max(counts.values())} clips" + (f", a misspelt {meant[0]}?" if meant else ""))
     if odd:
-        text = f"not among {', '.join(_SPLITS)}: no task reads them, and training only with --train_split"
+        text = f"not among {', '.join(_SPLITS)}: no task uses them, and training only with --train_split"
         yield Finding("splits", misspelt, text, odd)
     if _TRAINED_ON not in clips:
         there = ", ".join(clips)

@@ -20,7 +20,7 @@ class LazyArray:
         shape: (clips, ...).
         dtype: dtype of the result.
         read: from (n,) int64 numbers in [0, clips) to (n, ...) of that dtype; for float32 also a bfloat16 tensor.
-        mapped: reading copies from memory-mapped files and decodes nothing.
+        mapped: `read` only copies from memory-mapped files.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class LazyArray:
     def select(self, numbers: np.ndarray) -> LazyArray:
         """Some clips in the order given, still unread."""
         shape = (len(numbers), *self.shape[1:])
-        return LazyArray(shape, self.dtype, lambda wanted: self._read(numbers[wanted]), self.mapped)
+        return LazyArray(shape, self.dtype, lambda chosen: self._read(numbers[chosen]), self.mapped)
 
     def __repr__(self) -> str:
         """Shape and dtype."""

@@ -20,13 +20,13 @@ from unicode_fast.data.dataset import Batch, Batches, BatchSource, gather
 
 T = TypeVar("T")
 Own = Callable[[int], slice]
-FeedKind = Literal["auto", "resident", "prefetch", "direct"]
+LoaderKind = Literal["auto", "resident", "prefetch", "direct"]
 # The share of a GPU's free memory that resident clips may take; the rest is for the model and its activations.
 RESIDENT_SHARE = 0.6
-# Batches on a GPU, or being copied to it, beside the current one.
+# Batches on a GPU, or in transfer to it, beside the current one.
 COPIED_AHEAD = 2
 # Clips per read when a split is made resident.
-PIECE = 256
+CLIPS_PER_READ = 256
 
 
 class BatchLoaderError(RuntimeError):
@@ -36,7 +36,7 @@ class BatchLoaderError(RuntimeError):
 class BatchLoader:
     """Batches by global step, read and copied on demand.
 
-    All feeds give the same batches in the same order: the content of a batch depends on its step alone.
+    All loaders return the same batches in the same order: the content of a batch depends on its step alone.
 
     Args:
         batches: the source of batches.
@@ -60,11 +60,11 @@ class BatchLoader:
             raise _unreadable(step, error) from error
 
     def read(self, step: int) -> Batch:
-        """The same on the CPU; features in half precision are cast on the device."""
+        """The same batch on the CPU; features in half precision are cast on the device."""
         return self.batches.batch(step, self.own(self.batches.size(step)), keep_halves=True)
 
     def close(self) -> None:
-        """End all threads and processes; the feed cannot be used afterwards."""
+        """End all threads and processes; the loader cannot be used afterwards."""
 
     def __enter__(self) -> BatchLoader:
         return self
@@ -82,7 +82,7 @@ class ResidentLoader(BatchLoader):
         own: as for `BatchLoader`; all clips are resident, because each rank gets each clip in some epoch.
 
     Raises:
-        FeedError: clips could not be read, or the device has too little memory.
+        BatchLoaderError: clips could not be read, or the device has too little memory.
     """
 
     def __init__(self, batches: Batches, device: torch.device, own: Own | None = None) -> None:
@@ -92,10 +92,10 @@ class ResidentLoader(BatchLoader):
         self.features: dict[str, Tensor] = {}
         self.mask: dict[str, Tensor] = {}
         try:
-            for start in range(0, len(clips), PIECE):
-                positions = np.arange(start, min(start + PIECE, len(clips)))
-                piece = gather(clips, positions, batches.dtype, keep_halves=True)
-                for kept, read in ((self.features, piece.features), (self.mask, piece.mask)):
+            for start in range(0, len(clips), CLIPS_PER_READ):
+                positions = np.arange(start, min(start + CLIPS_PER_READ, len(clips)))
+                chunk = gather(clips, positions, batches.dtype, keep_halves=True)
+                for kept, read in ((self.features, chunk.features), (self.mask, chunk.mask)):
                     for name, tensor in read.items():
                         if start == 0:
                             kept[name] = tensor.new_empty((len(clips), *tensor.shape[1:]), device=device)
@@ -131,13 +131,13 @@ class _Ahead(NamedTuple):
 class PrefetchLoader(BatchLoader):
     """Worker processes prefetch batches; a thread copies them to pinned memory, then to the device on its own stream.
 
-    Without CUDA the thread only passes them on.
+    Without CUDA the thread copies nothing.
 
     Args:
         batches: the source of batches.
         device: device of features and masks.
         own: as for `BatchLoader`.
-        workers: processes, each two batches ahead; with 0, and on systems other than Linux, the thread reads.
+        workers: processes, each two batches ahead; with 0, and on systems other than Linux, the thread reads the clips.
         end: the step after the last one of the run; None for no end.
     """
 
@@ -156,7 +156,7 @@ class PrefetchLoader(BatchLoader):
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self.ahead: deque[_Ahead] = deque()
         self.from_workers: Iterator[Batch | _Failed] | None = None
-        self.pool = ThreadPoolExecutor(1, thread_name_prefix="feed")
+        self.pool = ThreadPoolExecutor(1, thread_name_prefix="loader")
 
     def batch(self, step: int) -> Batch:
         """The batch of this global step; the next ones are prefetched."""
@@ -186,7 +186,7 @@ class PrefetchLoader(BatchLoader):
         begun = [ahead.future for ahead in self.ahead if not ahead.future.cancel()]
         wait(begun)
         self.ahead.clear()
-        # A loader ends its processes with its iterator.
+        # A DataLoader ends its processes with its iterator.
         self.from_workers = None
 
     def _move(self, step: int) -> tuple[Batch, torch.cuda.Event | None]:
@@ -199,8 +199,8 @@ class PrefetchLoader(BatchLoader):
 
     def _from_worker(self, step: int) -> Batch:
         if self.from_workers is None:
-            # Forked processes inherit the open data set. Created in the main thread, a loader would install a SIGCHLD
-            # handler, which raises there at any line. Without its own generator it would draw from the training's.
+            # Forked processes inherit the open data set. In the main thread, a DataLoader would install a SIGCHLD
+            # handler, which can raise at any line. Without its own generator it would draw from the training's.
             loader = DataLoader(
                 _BatchesByStep(self.read),
                 batch_size=None,
@@ -249,28 +249,29 @@ def _unchanged(batch: T) -> T:
 def open_loader(
     batches: BatchSource,
     device: torch.device,
-    kind: FeedKind = "auto",
+    kind: LoaderKind = "auto",
     *,
     workers: int = 2,
     end: int | None = None,
     own: Own | None = None,
 ) -> BatchLoader:
-    """The feed of a run.
+    """The batch loader of a run.
 
     Args:
         batches: the source of batches.
         device: the training device.
-        kind: "auto" is "resident" on a GPU if all clips fit in RESIDENT_SHARE of its free memory, "direct" on a CPU
-            with memory-mapped arrays, else "prefetch". A stream cannot be resident; one process prefetches it.
+        kind: "auto" means "resident" on a GPU if all clips fit in RESIDENT_SHARE of its free memory. On a CPU with
+            memory-mapped arrays it means "direct", else "prefetch". A stream cannot be resident; one process
+            prefetches it.
         workers: processes of "prefetch"; 0 for a thread.
         end: the step after the last one of the run; None for no end.
         own: from the number of clips in a batch to the slice of this rank; None for all.
 
     Returns:
-        A context that closes the feed.
+        A context that closes the loader.
 
     Raises:
-        FeedError: `kind` is "resident", and the clips cannot be made resident.
+        BatchLoaderError: `kind` is "resident", and the clips cannot be made resident.
     """
     if not isinstance(batches, Batches):
         if kind == "resident":
@@ -285,10 +286,10 @@ def open_loader(
     return BatchLoader(batches, device, own)
 
 
-def _chosen(batches: Batches, device: torch.device) -> FeedKind:
+def _chosen(batches: Batches, device: torch.device) -> LoaderKind:
     if device.type == "cuda":
         return "resident" if _bytes(batches) < RESIDENT_SHARE * torch.cuda.mem_get_info(device)[0] else "prefetch"
-    # Selecting clips of mapped arrays takes thousandths of a training step; workers would compete for the CPU.
+    # The selection of mapped clips takes thousandths of a training step; workers would compete for the CPU.
     features = batches.clips.features.values()
     mapped = all(isinstance(array, np.ndarray) or array.mapped for array in features)
     return "direct" if mapped else "prefetch"

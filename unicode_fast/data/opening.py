@@ -12,8 +12,8 @@ from unicode_fast.config import DataConfig, TextPadding, modality_names
 from unicode_fast.data import built_in, stream
 from unicode_fast.data.dataset import Dataset
 from unicode_fast.data.layouts import LAYOUTS, Request, find_layout
+from unicode_fast.data.layouts.index import DatasetIndex
 from unicode_fast.data.layouts.request import BERT
-from unicode_fast.data.layouts.sources import DatasetIndex
 from unicode_fast.data.store.checks import DamagedStoreError
 from unicode_fast.data.store.read import Store, damages, open_store
 from unicode_fast.data.store.write import MANIFEST
@@ -33,10 +33,11 @@ def open_data(  # noqa: PLR0913 - options of data sets and of their sentences
     """Open a data set.
 
     Args:
-        spec: the name of a built-in data set, made with its defaults; the folder of a feature store; or `LAYOUT:ROOT`,
-            such as `ave:/data/AVE`, whose features are read from the original files when they are indexed; or
-            `webdataset:FOLDER`, tar files that are read as a stream.
-        modalities: modalities of a layout; names that the layout lacks are ignored, and files of others not needed.
+        spec: a built-in data set's name; a feature store's folder; `LAYOUT:ROOT`, such as `ave:/data/AVE`; or
+            `webdataset:FOLDER`. A built-in data set is made with its defaults. A layout's features are read from the
+            original files when they are indexed. WebDataset's tar files are read as a stream.
+        modalities: modalities of a layout. Names that the layout lacks are ignored; files of other modalities may be
+            missing.
         text_model: encoder of a layout's sentences: a `transformers` model name or folder.
         text_whitelist: file with the ids of the words to keep, such as the released `cnt.pkl`; "" keeps all.
         text_padding: the zeros after a sentence's last word are "masked", or "read" as in the released code.
@@ -54,9 +55,9 @@ def open_data(  # noqa: PLR0913 - options of data sets and of their sentences
     spec = expanded(spec)
     if spec.startswith(stream.SPEC):
         return stream.open_stream(spec.removeprefix(stream.SPEC))
-    listing = list_data(spec, Request(modalities, text_model, text_whitelist, text_padding))
-    if listing is not None:
-        return listing.open()
+    index = list_data(spec, Request(modalities, text_model, text_whitelist, text_padding))
+    if index is not None:
+        return index.open()
     if not (Path(spec) / MANIFEST).exists():
         known = ", ".join(built_in.DATASETS)
         if (Path(spec) / "clips.csv").exists():
@@ -121,11 +122,11 @@ def list_data(spec: str, request: Request) -> DatasetIndex | None:
             known = ", ".join([*LAYOUTS, "webdataset"])
             raise FileNotFoundError(f"layout of {spec!r} must be one of {known}, got {name!r}")
         return None
-    listing = LAYOUTS[found[0]](found[1], request)
-    if not all(tables and all(table.sources for table in tables) for tables in listing.tables.values()):
-        wanted = "any" if request.modalities is None else ", ".join(request.modalities)
-        raise UsageError(f"modalities must be among those that {spec} has clips of, got {wanted}")
-    return listing
+    index = LAYOUTS[found[0]](found[1], request)
+    if not all(tables and all(table.features for table in tables) for tables in index.tables.values()):
+        requested = "any" if request.modalities is None else ", ".join(request.modalities)
+        raise UsageError(f"modalities must include one with clips in {spec}, got {requested}")
+    return index
 
 
 def open_dataset(config: DataConfig, progress: bool = True) -> Dataset:

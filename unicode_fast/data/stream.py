@@ -52,10 +52,10 @@ CLIPS_PER_SHARD = 256
 # Clips in the shuffle buffer.
 SHUFFLE_CLIPS = 256
 STREAMED = ("train", WHOLE)
-# Clips of a streamed split that are held in memory, for quick probes and checks.
+# Clips of a streamed split in memory, for probes during training and for checks.
 SAMPLE_CLIPS = 1000
 _FORMAT = 1
-_PIECE_BYTES = 1 << 20
+_CHUNK_BYTES = 1 << 20
 
 
 def write_shards(
@@ -65,14 +65,14 @@ def write_shards(
     splits: Sequence[str] | None = None,
     progress: bool = True,
 ) -> list[str]:
-    """Write the paired clips of a data set as tar files, and last an index `shards.json`.
+    """Write the paired clips of a data set as tar files, and at the end an index, `shards.json`.
 
     Each clip has a key, and one `KEY.<array>.npy` for every array, such as `KEY.audio.npy` and `KEY.class.npy`.
 
     Args:
         dataset: a data set with paired modalities.
-        folder: the folder to make; it must not exist. It appears when all files are written.
-        clips_per_shard: clips per tar file; ranks read whole files, so write many more files than ranks.
+        folder: the folder to make; it must not exist, and appears complete.
+        clips_per_shard: clips per tar file; each rank reads whole files, so files should be many more than ranks.
         splits: splits to write; None takes every split, but "all" only if no other divides it.
         progress: show a progress bar on standard error.
 
@@ -134,11 +134,11 @@ def _encoded(split: str, clip: int, clips: ClipSet, positions: dict[str, int]) -
     """The bytes of every array of one clip; float16 features stay float16, others become float32."""
     found = {}
     for key, array in clips.arrays.items():
-        piece = np.asarray(array[clip : clip + 1])
-        check_array_values(split, key, piece, positions, len(clips.classes), clip)
+        chunk = np.asarray(array[clip : clip + 1])
+        check_array_values(split, key, chunk, positions, len(clips.classes), clip)
         stream = io.BytesIO()
-        wider = key in clips.modalities and piece.dtype != np.float16
-        np.save(stream, piece[0].astype(np.float32) if wider else piece[0], allow_pickle=False)
+        wider = key in clips.modalities and chunk.dtype != np.float16
+        np.save(stream, chunk[0].astype(np.float32) if wider else chunk[0], allow_pickle=False)
         found[f"{key}.npy"] = stream.getvalue()
     return found
 
@@ -159,13 +159,13 @@ class StreamedDataset(Dataset):
         )
         self.root, self.index = root, index
 
-    def parts(self, split: str) -> tuple[ClipSet, ...]:
+    def clip_sets(self, split: str) -> tuple[ClipSet, ...]:
         """The clips of a split in memory; for a streamed split only its first thousand."""
-        if not super().parts(split):
+        if not super().clip_sets(split):
             most = SAMPLE_CLIPS if split in STREAMED else None
             with self._indexed():
-                self._parts[split] = (_collect(self.clips_of(self.shards(split)), self, most, split),)
-        return super().parts(split)
+                self._clip_sets[split] = (_collect(self.clips_of(self.shards(split)), self, most, split),)
+        return super().clip_sets(split)
 
     def batches(
         self,
@@ -183,32 +183,32 @@ class StreamedDataset(Dataset):
                 or as `StreamBatches`.
         """
         if not drop_last:
-            raise ValueError("keep_last_batch must be False for a stream, whose ranks have equal batches, got True")
+            raise ValueError("keep_last_batch must be False for a stream, because ranks need equal batches, got True")
         rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
         if batch_size % world:
             raise ValueError(f"batch_size of a stream must be a multiple of its {world} ranks, got {batch_size}")
         return StreamBatches(self, split, names, batch_size // world, seed=seed, dtype=dtype, rank=rank, world=world)
 
-    def count(self, split: str, look: Callable[[ClipSet], None] | None = None) -> int:
+    def count(self, split: str, visit: Callable[[ClipSet], None] | None = None) -> int:
         """Read all clips of a split, a thousand at a time, and count them.
 
         Args:
             split: name of the split.
-            look: called with each of those pieces.
+            visit: called with each thousand.
 
         Raises:
             StoreError: a clip is invalid, or the number of clips differs from the index.
         """
-        found, clips = 0, self.clips_of(self.shards(split))
-        wanted = sum(self.index["shards"][split].values())
-        while found < wanted:
+        found, samples = 0, self.clips_of(self.shards(split))
+        expected = sum(self.index["shards"][split].values())
+        while found < expected:
             with self._indexed():
-                part = _collect(clips, self, min(SAMPLE_CLIPS, wanted - found), split)
-                check_values(split, part.arrays, part.modalities, self.classes)
-            if look is not None:
-                look(part)
-            found += len(part)
-        next(clips, None)  # which checks the end of the last file
+                clips = _collect(samples, self, min(SAMPLE_CLIPS, expected - found), split)
+                check_values(split, clips.arrays, clips.modalities, self.classes)
+            if visit is not None:
+                visit(clips)
+            found += len(clips)
+        next(samples, None)  # checks the end of the last file
         return found
 
     def shards(self, split: str) -> dict[str, int]:
@@ -229,11 +229,11 @@ class StreamedDataset(Dataset):
             OSError: a file cannot be opened.
         """
         first: tuple[str, dict[str, Any]] | None = None
-        for file, wanted in shards.items():
+        for file, expected in shards.items():
             place, found = f"{self.root}/{file}", 0
             for clip in _samples(place):
                 found += 1
-                if found > wanted:
+                if found > expected:
                     break
                 # Strings may differ in length.
                 forms = {key: (one.shape, one.dtype.kind if one.dtype.kind in "US" else one.dtype)
@@ -246,8 +246,8 @@ class StreamedDataset(Dataset):
                         f"clip {clip['__clip__']}"
                     )
                 yield clip
-            if found != wanted:
-                raise StoreError(f"{place} must hold the {wanted} clips in {INDEX}, got {found}")
+            if found != expected:
+                raise StoreError(f"{place} must hold the {expected} clips in {INDEX}, got {found}")
 
     @contextlib.contextmanager
     def _indexed(self) -> Iterator[None]:
@@ -257,7 +257,7 @@ class StreamedDataset(Dataset):
             yield
         except FileNotFoundError as error:
             raise FileNotFoundError(
-                errno.ENOENT, f"{where} must list existing files, missing is", error.filename
+                errno.ENOENT, f"{where} must list existing files, got a missing one", error.filename
             ) from error
         except StoreError as error:
             raise StoreError(f"{error}; its index is {where}") from error
@@ -276,8 +276,8 @@ class StreamBatches:
     """Batches from tar files in an order that depends on (seed, epoch, rank, world) alone.
 
     The files of an epoch are shuffled and divided among the ranks; the clips of a rank are shuffled in a buffer. Every
-    rank has the same number of batches in every epoch: as many as the smallest files of a rank allow. Batches should be
-    read in order; another step reads its epoch from the start.
+    rank has the same number of batches in every epoch, given by the smallest files that a rank can get. Batches should
+    be read in order; a step out of order reads its epoch from the start.
 
     Args:
         data: a data set from `open_stream`.
@@ -355,7 +355,7 @@ class StreamBatches:
         draws = np.random.Philox(np.random.SeedSequence([self.seed, epoch])).random_raw(len(self.shards))
         files = list(self.shards)
         mine = [files[number] for number in np.argsort(draws, kind="stable")[self.rank :: self.world]]
-        # One rank may get all the smallest files, so every rank stops after as many batches.
+        # One rank may get all the smallest files; `steps_per_epoch` ends every rank after that many batches.
         drawing = random.Random(f"{self.seed} {epoch} {self.rank} {self.world}")
         shuffle = webdataset.shuffle(self.shuffle_clips, initial=self.shuffle_clips, rng=drawing)
         return iter(shuffle(self.data.clips_of({file: self.shards[file] for file in mine})))
@@ -423,7 +423,7 @@ def _opened(place: str) -> Iterator[IO[bytes]]:
             yield file
         return
     opener = urllib.request.OpenerDirector()
-    # No handlers for local files or ftp, because a server could redirect to them.
+    # Without handlers of local files and ftp, because a server could redirect to them.
     for handler in _HANDLERS:
         opener.add_handler(handler())
     for attempt in range(_ATTEMPTS):
@@ -435,13 +435,13 @@ def _opened(place: str) -> Iterator[IO[bytes]]:
             if code == 404:
                 raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), place) from error
             if attempt + 1 == _ATTEMPTS or 400 <= code < 500:
-                raise OSError(errno.EIO, f"the URL must be available ({error})", place) from error
+                raise OSError(errno.EIO, f"the URL must be available, got: {error}", place) from error
             time.sleep(_PAUSE)
     try:
         with response:
             yield response
     except (OSError, http.client.HTTPException) as error:
-        raise OSError(errno.EIO, f"the URL must be readable to its end ({error})", place) from error
+        raise OSError(errno.EIO, f"the URL must be readable to its end, got: {error}", place) from error
 
 
 _HANDLERS = (
@@ -525,12 +525,12 @@ _BLOCK, _KINDS = 512, (b"0", b"\0", b"5", b"x", b"L")
 def _number(field: bytes, base: int = 8) -> int:
     text = field.strip(b" \0") or b"0"
     if not re.fullmatch(rb"[0-7]+" if base == 8 else rb"[0-9]{1,18}", text):
-        raise BadFile("a number in a header is not valid")
+        raise BadFile("a number in a header is invalid")
     return int(text, base)
 
 
 def _extended(data: bytes) -> dict[str, str]:
-    """The used records of an extended header; a record is its length, a name, "=", a value and a line end."""
+    """The used records of an extended header; a record consists of its length, a name, "=", a value and a line end."""
     found, place = {}, 0
     while place < len(data):
         record = re.compile(rb"([0-9]{1,8}) ([^=\n]*)=").match(data, place)
@@ -546,13 +546,13 @@ def _extended(data: bytes) -> dict[str, str]:
 
 def _exactly(stream: IO[bytes], count: int, short: bool = False) -> bytes:
     """Exactly `count` bytes of a stream; fewer only with `short`."""
-    pieces, rest = [], count
-    while rest and (piece := stream.read(min(rest, _PIECE_BYTES))):
-        pieces.append(piece)
-        rest -= len(piece)
+    chunks, rest = [], count
+    while rest and (chunk := stream.read(min(rest, _CHUNK_BYTES))):
+        chunks.append(chunk)
+        rest -= len(chunk)
     if rest and not short:
         raise BadFile("it is cut short")
-    return b"".join(pieces)
+    return b"".join(chunks)
 
 
 def _collect(clips: Iterator[dict[str, np.ndarray]], data: Dataset, count: int | None, split: str) -> ClipSet:

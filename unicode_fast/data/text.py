@@ -20,7 +20,7 @@ import numpy as np
 from unicode_fast.config import TextPadding
 from unicode_fast.data.cache import check_ours
 from unicode_fast.data.layouts.files import need
-from unicode_fast.data.layouts.sources import FeatureFiles
+from unicode_fast.data.layouts.index import FeatureFiles
 from unicode_fast.data.layouts.zip_pickle import unpickle_counts
 from unicode_fast.data.lazy import LazyArray
 from unicode_fast.data.store.checks import StoreError
@@ -43,7 +43,7 @@ from unicode_fast.files.writing import atomic_file
 WORDS = 10
 # Length of sentences in the released code's text package, including [CLS] and [SEP].
 _LONGEST = 25
-_PIECE = "##"
+_CONTINUATION = "##"
 _VERSION = 1
 _WEIGHTS = ("*.safetensors", "*.bin", "config.json", "vocab.txt", "tokenizer.json")
 
@@ -51,11 +51,11 @@ _WEIGHTS = ("*.safetensors", "*.bin", "config.json", "vocab.txt", "tokenizer.jso
 class WordVectors:
     """Contextual vectors of the words of a sentence, the same as the `bert-embedding` package's defaults.
 
-    Each word has the last layer's vector; a word of several word pieces has the mean of its pieces. Sentences are cut
-    after 25 pieces, including [CLS] and [SEP], whose vectors are dropped. The first ten words are kept.
+    Each word has the last layer's vector; a word of several tokens has the mean of its tokens' vectors. Sentences are
+    cut after 25 tokens, including [CLS] and [SEP], whose vectors are dropped. The first ten words are kept.
 
-    With a whitelist, a word is kept only if its vocabulary id is a key of it, as in the released code; a word of
-    several pieces has no id and is dropped. That code's vocabulary has the ids of `bert-base-uncased`, except for
+    With a whitelist, a word is kept only if its vocabulary id is a key of it, as in the released code. A word of
+    several tokens has no id and is dropped. That code's vocabulary has the ids of `bert-base-uncased`, except for
     special tokens.
 
     Args:
@@ -92,13 +92,13 @@ class WordVectors:
             self._known[sentence] = self._kept(sentence)
         return self._known[sentence]
 
-    def source(self, sentences: Sequence[str], padding: TextPadding = "masked") -> FeatureFiles:
+    def features(self, sentences: Sequence[str], padding: TextPadding = "masked") -> FeatureFiles:
         """Features (clips, 10, E) of sentences, zeros after the last word; read when indexed.
 
         Args:
             sentences: one per clip.
-            padding: "masked" adds lengths; "read" adds none, so all ten positions are valid, as in the released code,
-                whose word encoder reads the zeros without a mask.
+            padding: "masked" adds lengths. "read" adds none, so all ten positions are valid: the word encoder of the
+                released code reads the zeros without a mask.
         """
         lengths = LazyArray.by_clip(
             (len(sentences),), np.int64, lambda clip: np.int64(len(self.vectors(sentences[clip])))
@@ -107,7 +107,7 @@ class WordVectors:
             where=[f"sentence {sentence!r}" for sentence in sentences],
             read=lambda number: self.vectors(sentences[number]),
             numbers=np.arange(len(sentences)),
-            steps=WORDS,
+            positions=WORDS,
             fit="zeros",
             kind="words",
             lengths=lengths if padding == "masked" else None,
@@ -125,7 +125,7 @@ class WordVectors:
         return vectors[kept][:WORDS]
 
     def _cached(self, sentence: str) -> tuple[np.ndarray, np.ndarray]:
-        """Vocabulary ids (n,) int64, -1 for words of several pieces, and vectors (n, E) float32 of all words."""
+        """Vocabulary ids (n,) int64, -1 for words of several tokens, and vectors (n, E) float32 of all words."""
         file = self.cache / f"{self._key(sentence)}.npz"
         with contextlib.suppress(OSError, BadFile):
             return _read_vectors(file)
@@ -141,7 +141,7 @@ class WordVectors:
 
     @functools.cached_property
     def _model_key(self) -> str:
-        """Identifies the model: its name, and for a folder the size and time of change of its files."""
+        """The identity of the model: its name, and for a folder the size and time of change of its files."""
         folder = Path(self.model)
         if not folder.is_dir():
             return self.model
@@ -160,14 +160,14 @@ class WordVectors:
             model, found = transformers.AutoModel.from_pretrained(
                 self.model, trust_remote_code=False, output_loading_info=True
             )
-            # The weights may lack parameters that the last layer does not depend on.
+            # The weights may lack parameters without effect on the last layer.
             lacking = sorted(name for name in found["missing_keys"] if not re.search("pooler|position_ids", name))
             if lacking:
                 raise BadFile(f"its weights lack {few(lacking, room=80)}")
             return tokenizer, model.eval()
         # Damaged weights and vocabularies can raise any exception.
         except Exception as error:
-            raise self._unusable("can load, by name or from a folder", error) from error
+            raise self._unusable("can load by name or from a folder", error) from error
 
     def _unusable(self, what: str, error: Exception) -> StoreError:
         """The StoreError for an error of transformers, with its first line."""
@@ -178,34 +178,34 @@ class WordVectors:
         tokenizer, model = self._bert
         self.encoded += 1
         try:
-            return _pieces_to_words(tokenizer, model, sentence)
+            return _tokens_to_words(tokenizer, model, sentence)
         # A vocabulary that does not fit the weights can raise any exception.
         except Exception as error:
             raise self._unusable(f"can encode {sentence!r:.60} with", error) from error
 
 
-def _pieces_to_words(tokenizer: Any, model: Any, sentence: str) -> tuple[np.ndarray, np.ndarray]:
-    """As `WordVectors._cached`."""
+def _tokens_to_words(tokenizer: Any, model: Any, sentence: str) -> tuple[np.ndarray, np.ndarray]:
+    """The same as `WordVectors._cached`, without the cache."""
     import torch
 
     given = tokenizer(sentence, truncation=True, max_length=_LONGEST, return_tensors="pt")
     if given["input_ids"].shape[1] > _LONGEST:
-        raise BadFile(f"its tokenizer must make at most {_LONGEST} pieces of it, got {given['input_ids'].shape[1]}")
+        raise BadFile(f"its tokenizer must return at most {_LONGEST} tokens, got {given['input_ids'].shape[1]}")
     with torch.no_grad():
-        states = model(**given).last_hidden_state[0].to(torch.float32).numpy()  # (pieces, E)
+        states = model(**given).last_hidden_state[0].to(torch.float32).numpy()  # (tokens, E)
     special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
     ids: list[int] = []
     words: list[list[np.ndarray]] = []
     for number, state in zip(given["input_ids"][0].tolist(), states, strict=True):
         if number in special:
             continue
-        if tokenizer.convert_ids_to_tokens(number).startswith(_PIECE) and words:
+        if tokenizer.convert_ids_to_tokens(number).startswith(_CONTINUATION) and words:
             words[-1].append(state)
             ids[-1] = -1
         else:
             words.append([state])
             ids.append(-1 if number == tokenizer.unk_token_id else number)
-    vectors = np.array([np.mean(pieces, 0) for pieces in words], np.float32).reshape(len(words), states.shape[1])
+    vectors = np.array([np.mean(tokens, 0) for tokens in words], np.float32).reshape(len(words), states.shape[1])
     return np.array(ids, np.int64), vectors
 
 
@@ -229,11 +229,11 @@ def _read_vectors(file: Path) -> tuple[np.ndarray, np.ndarray]:
     return ids, vectors
 
 
-# Configuration files of a model and its tokenizer; other files hold words, as vocab.json, or are not read.
+# Configuration files of a model and its tokenizer; other files are not read, or hold words, such as vocab.json.
 _CONFIGURATIONS = (
     "config.json", "generation_config.json", "special_tokens_map.json", "tokenizer.json", "tokenizer_config.json",
 )  # fmt: skip
-# Fields with which transformers imports code, reads other files, or loads a second model.
+# Fields that make transformers import code, read other files, or load a second model.
 _ELSEWHERE = (
     "auto_map", "vocab_file", "tokenizer_file", "fast_tokenizer_files", "configuration_files", "transformers_weights",
     "quantization_config",
@@ -243,8 +243,8 @@ _ALLOWED = {
     **dict.fromkeys(("attn_implementation", "_attn_implementation", "experts_implementation"), ("eager", "sdpa")),
     **dict.fromkeys(("dtype", "torch_dtype"), ("auto", "float32", "float16", "bfloat16")),
 }
-# BERT and its variants, with the prefix of their tokenizers' names: encoders of transformers that are one model, run no
-# code from the folder, and allocate nothing whose size differs from their weights.
+# BERT and its variants in transformers, with the prefix of their tokenizers' names. Each encoder is one model, runs no
+# code from the folder, and allocates no more than its weights.
 _BERTS = {
     "albert": "Albert", "bert": "Bert", "big_bird": "BigBird", "camembert": "Camembert", "convbert": "ConvBert",
     "data2vec-text": "Roberta", "deberta": "Deberta", "deberta-v2": "DebertaV2", "distilbert": "DistilBert",
@@ -258,9 +258,9 @@ _TOKENIZERS = {
     *("PreTrainedTokenizerFast", "TokenizersBackend"),
 }
 _MOST_LAYERS, _MOST_MODULES, _MOST_PLACES = 200, 10_000, 1 << 15
-# Factor by which a tokenizer's normalizers may lengthen a text; a precompiled normalizer counts as 64.
+# Limit of the factor by which a tokenizer's normalizers lengthen a text, and the factor of a precompiled normalizer.
 _MOST_GROWTH, _PRECOMPILED = 1024, 64
-# Values of a model that its file may lack, such as a pooler's, and additional bytes for another dtype.
+# Values of a model that its file may lack, such as those of a pooler, and additional bytes for another dtype.
 _MORE_VALUES, _MORE_BYTES = 12 << 20, 100 << 20
 
 
@@ -269,10 +269,10 @@ def _check_folder(folder: Path) -> None:
     files = [file for file in sorted(folder.iterdir()) if not file.is_dir()]
     shards: set[str] = set()
     for file in files:
-        # No file may block its reader.
+        # No file may block its reader, as a pipe would.
         open_file(file).close()
         if file.name == "adapter_config.json":
-            raise BadFile(f"it must be one model, got {file.name}, which names another")
+            raise BadFile(f"it must be one model, got {file.name} of another")
         if file.name in _CONFIGURATIONS or file.name.endswith(".index.json"):
             shards |= _check_json(file)
         elif file.suffix == ".json":
@@ -360,7 +360,7 @@ def _check_model(folder: Path, total: int, values: int) -> None:
 
     transformers = need("transformers", "text")
     config = transformers.AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
-    problem = BadFile(f"its config.json must be of a model of {total} bytes of weights, got a larger one")
+    problem = BadFile(f"its config.json must be of a model with {total} bytes of weights, got a larger one")
     if getattr(config, "sinusoidal_pos_embds", False):
         # transformers builds this table from Python numbers.
         check_count(config.hidden_size * config.max_position_embeddings, "values of its position table")
@@ -376,10 +376,10 @@ def _check_model(folder: Path, total: int, values: int) -> None:
             model = transformers.AutoModel.from_config(config, trust_remote_code=False)
     finally:
         hook.remove()
-    wanted = sum(tensor.numel() for tensor in model.state_dict().values())
+    parameters = sum(tensor.numel() for tensor in model.state_dict().values())
     dtype = getattr(config, "dtype", None)
     size = dtype.itemsize if isinstance(dtype, torch.dtype) else 0
-    if wanted > values + _MORE_VALUES or wanted * size > total + _MORE_BYTES:
+    if parameters > values + _MORE_VALUES or parameters * size > total + _MORE_BYTES:
         raise problem
 
 

@@ -9,8 +9,8 @@ from unicode_fast.data.layouts.ave import list_ave
 from unicode_fast.data.layouts.avsbench import list_avsbench
 from unicode_fast.data.layouts.avvp import list_ave_avvp, list_avvp
 from unicode_fast.data.layouts.clips import list_clips
+from unicode_fast.data.layouts.index import DatasetIndex
 from unicode_fast.data.layouts.request import Request
-from unicode_fast.data.layouts.sources import DatasetIndex
 from unicode_fast.data.layouts.ucf_vggsound import list_ucf_vggsound
 from unicode_fast.data.layouts.vggsound import avel_lister, checked_lister
 from unicode_fast.files.paths import expanded

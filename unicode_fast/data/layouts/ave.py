@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from unicode_fast.data.layouts.files import Files, need
+from unicode_fast.data.layouts.index import ClipTable, DatasetIndex, FeatureFiles, Note
 from unicode_fast.data.layouts.request import Request
-from unicode_fast.data.layouts.sources import ClipTable, DatasetIndex, FeatureFiles, Note
 from unicode_fast.data.store.checks import StoreError
 from unicode_fast.files.untrusted import BadFile, check_count, check_size, open_file
 
@@ -23,13 +23,13 @@ CLASSES = [
     "Chainsaw", "Cat", "Horse", "Toilet flush", "Rodents, rats, mice", "Accordion", "Mandolin",
 ]  # fmt: skip
 KEY = "avadataset"
-# Of an HDF5 file: names in a message, and bytes up to which a chunk may be larger than its dataset.
+# Names of datasets in a message, and the size in bytes up to which a chunk may exceed its dataset.
 _SHOWN_KEYS, _SMALL_CHUNK = 12, 1 << 26
-# Chunks of a dataset, and chunks per read; HDF5 takes some kilobytes for each.
+# Limits of the chunks of a dataset, and of the chunks per read; HDF5 takes some kilobytes for each.
 _MOST_CHUNKS, _MOST_AT_ONCE = 1 << 22, 1 << 13
 # HDF5's defaults for its cache of unpacked chunks.
 _CACHE_SLOTS, _CACHE = 521, 1 << 20
-# Names and links in the path of a dataset.
+# Limit of the names and links in the path of a dataset.
 _MOST_NAMES = 100
 _FEATURES = {"audio": "audio_feature.h5", "video": "visual_feature.h5"}
 
@@ -37,7 +37,7 @@ _FEATURES = {"audio": "audio_feature.h5", "video": "visual_feature.h5"}
 def list_ave(root: Path, request: Request) -> DatasetIndex:
     """Splits train, val and test of the order files; "id" is a clip's number in the feature files."""
     files = Files("ave", root)
-    features = feature_files(files, request)
+    features = h5_files(files, request)
     labels = files.file("labels.h5")
     orders = {split: files.file(f"{split}_order.h5") for split in ("train", "val", "test")}
     files.check()
@@ -50,9 +50,9 @@ def list_ave(root: Path, request: Request) -> DatasetIndex:
     return DatasetIndex("ave", root, CLASSES, tables, notes=notes)
 
 
-def feature_files(files: Files, request: Request, base: str = "") -> dict[str, Path]:
+def h5_files(files: Files, request: Request, base: str = "") -> dict[str, Path]:
     """The feature file of each requested modality."""
-    return {name: files.file(base + file) for name, file in _FEATURES.items() if request.wants(name)}
+    return {name: files.file(base + file) for name, file in _FEATURES.items() if request.includes(name)}
 
 
 def ordered_table(
@@ -66,13 +66,13 @@ def ordered_table(
         "class": seconds.argmax(1).astype(np.int64),
         **{f"{name}.label": chosen for name in features},
     }
-    sources = {name: h5_source(path, len(label)).select(order) for name, path in features.items()}
+    selected = {name: h5_features(path, len(label)).select(order) for name, path in features.items()}
     empty = int((seconds.max(1) == 0).sum())
     text = f"{empty} clips of {file} have no event and count as class 0, as in the released code"
-    return ClipTable(sources, arrays), [Note("no event", text, False)] if empty else []
+    return ClipTable(selected, arrays), [Note("no event", text, False)] if empty else []
 
 
-def h5_source(file: Path, clips: int) -> FeatureFiles:
+def h5_features(file: Path, clips: int) -> FeatureFiles:
     """Features of all clips of an HDF5 file, read one by one."""
     data = H5Array(file, KEY)
     if len(data.shape) < 3 or data.shape[0] != clips:
@@ -108,7 +108,7 @@ class H5Array:
     """A dataset of numbers in an HDF5 file, opened and unread.
 
     Its values must be in the file itself. External storage, external links and virtual datasets are refused, because
-    they read other files. Filters that HDF5 would load as a plugin are refused, too.
+    they read other files. Filters that are plugins of HDF5 are refused, too.
 
     Args:
         file: the HDF5 file.
@@ -145,13 +145,13 @@ class H5Array:
             self.shape: tuple[int, ...] = self._data.shape or ()
             self.dtype: np.dtype = self._data.dtype
             self._check_sizes(h5py)
-            # While open, the dataset would keep its cache, which is too small for large chunks.
+            # An open dataset would keep its cache, which is too small for large chunks.
             del data, self._data
             # A chunk of many clips is unpacked and checked once if clips are read in order.
             access = h5py.h5p.create(h5py.h5p.DATASET_ACCESS)
             access.set_chunk_cache(_CACHE_SLOTS, max(_CACHE, self._chunk), 0.75)
             self._data = h5py.Dataset(h5py.h5d.open(opened.id, place, access))
-            self._sound: set[tuple[int, ...]] = set()
+            self._checked: set[tuple[int, ...]] = set()
         # Damaged files can raise any exception.
         except Exception as error:
             if opened is not None:
@@ -241,9 +241,9 @@ class H5Array:
         sizes = self._properties.get_chunk()
         for place in self._data.iter_chunks((clips, *(slice(None) for _ in sizes[1:]))):
             corner = tuple(one.start // size * size for one, size in zip(place, sizes, strict=True))
-            info = None if corner in self._sound else self._data.id.get_chunk_info_by_coord(corner)
+            info = None if corner in self._checked else self._data.id.get_chunk_info_by_coord(corner)
             if info is None or info.byte_offset is None:
-                continue  # checked before, or never written
+                continue  # already checked, or never written
             if info.size > self._size:
                 raise BadFile(f"a chunk must fit in the file of {self._size} bytes, got {info.size}")
             left_out, data = self._data.id.read_direct_chunk(corner)
@@ -251,8 +251,8 @@ class H5Array:
             size = self._unpacked_size(data, self._chunk) if self._packed & ~left_out else len(data)
             if size != self._chunk:
                 raise BadFile(f"a chunk does not unpack to its {self._chunk} bytes")
-            if sizes[0] > 1 and len(self._sound) < _MOST_AT_ONCE:
-                self._sound.add(corner)
+            if sizes[0] > 1 and len(self._checked) < _MOST_AT_ONCE:
+                self._checked.add(corner)
 
 
 def _without_links(h5py: Any, root: Any, key: bytes) -> bytes:

@@ -11,21 +11,21 @@ import numpy as np
 
 from unicode_fast.data.layouts.files import (
     Files,
-    file_source,
+    file_features,
     need,
     numbers_of,
     read_csv,
     read_sentences,
     text_array,
 )
+from unicode_fast.data.layouts.index import ClipTable, DatasetIndex
 from unicode_fast.data.layouts.request import Request
-from unicode_fast.data.layouts.sources import ClipTable, DatasetIndex
 from unicode_fast.data.layouts.zip_pickle import read_zipped_array
 from unicode_fast.data.lazy import ClipArray, LazyArray
 from unicode_fast.data.store.checks import StoreError
 from unicode_fast.files.untrusted import PICTURE_VARIABLE, BadFile, check_size, read_bytes
 
-STEPS = 5
+POSITIONS = 5
 _TABLE = "s4_meta_data.csv"
 _PROMPTS = "AVSBenchCategories2Prompts.csv"
 _PNG, _JPEG_SCAN = b"\x89PNG\r\n\x1a\n", b"\xff\xda"
@@ -36,13 +36,13 @@ _MOST_SCANNED = 1 << 32
 def list_avsbench(root: Path, request: Request) -> DatasetIndex:
     """The official splits train, val and test, with audio and text as queries.
 
-    Other arrays: "video.frames" (clips, 5, H, W, 3) uint8, and "video.mask" (clips, k, H, W) uint8, 1 on the object.
-    k is 1, the first frame, in train, and 5 in val and test. Both are read when indexed.
+    Other arrays, read when indexed: "video.frames" is (clips, 5, H, W, 3) uint8. "video.mask" is (clips, n, H, W)
+    uint8, 1 on the object. In train the number n of masks is 1, for the first frame; in val and test it is 5.
     """
     files = Files("avsbench-s4", root)
     table = files.file(_TABLE)
-    prompts = files.file(_PROMPTS) if request.wants("text") else None
-    for folder in ("visual_frames", "gt_masks", *(["feature/audio"] if request.wants("audio") else [])):
+    prompts = files.file(_PROMPTS) if request.includes("text") else None
+    for folder in ("visual_frames", "gt_masks", *(["feature/audio"] if request.includes("audio") else [])):
         files.folder(folder)
     files.check()
     rows = read_csv(table, ["split"])
@@ -57,7 +57,7 @@ def list_avsbench(root: Path, request: Request) -> DatasetIndex:
         if chosen:
             places = [Path(split, values[2], values[0]) for values in chosen]
             clips = _clips(root, places, classes, request, prompts)
-            tables[split] = [ClipTable(clips.sources, {**clips.arrays, **_frames_and_masks(root, places, missing)})]
+            tables[split] = [ClipTable(clips.features, {**clips.arrays, **_frames_and_masks(root, places, missing)})]
     return DatasetIndex("avsbench-s4", root, classes, tables, missing=missing)
 
 
@@ -70,24 +70,24 @@ def _clips(
         "id": text_array([place.name for place in places], root / _TABLE),
         "class": numbers_of(categories, classes, root / _TABLE),
     }
-    sources = {}
-    if request.wants("audio"):
+    features = {}
+    if request.includes("audio"):
         zips = [
             root / "feature/audio" / place.parts[0] / "zip" / place.parts[1] / f"{place.name}.zip" for place in places
         ]
-        sources["audio"] = file_source(zips, read_zipped_array, STEPS, "repeat")
+        features["audio"] = file_features(zips, read_zipped_array, POSITIONS, "repeat")
     if prompts is not None:
         sentences = read_sentences(prompts, categories)
         arrays["text.sentence"] = text_array(sentences, prompts)
-        sources["text"] = request.words(sentences)
-    return ClipTable(sources, arrays)
+        features["text"] = request.words(sentences)
+    return ClipTable(features, arrays)
 
 
 def _frames_and_masks(root: Path, places: Sequence[Path], missing: list[str]) -> dict[str, LazyArray]:
     """The pictures of some clips; missing files are added to `missing`."""
     found = {}
-    masks = 1 if places[0].parts[0] == "train" else STEPS
-    for key, folder, count in (("video.frames", "visual_frames", STEPS), ("video.mask", "gt_masks", masks)):
+    masks = 1 if places[0].parts[0] == "train" else POSITIONS
+    for key, folder, count in (("video.frames", "visual_frames", POSITIONS), ("video.mask", "gt_masks", masks)):
         groups = [[root / folder / p / f"{p.name}_{number + 1}.png" for number in range(count)] for p in places]
         absent = [str(file) for group in groups for file in group if not file.is_file()]
         missing += absent
@@ -97,7 +97,7 @@ def _frames_and_masks(root: Path, places: Sequence[Path], missing: list[str]) ->
 
 
 def _pictures(groups: Sequence[Sequence[Path]], mask: bool) -> LazyArray:
-    """(clips, k, H, W) of 0 and 1, or (clips, k, H, W, 3); all of the first picture's size."""
+    """(clips, n, H, W) of 0 and 1, or (clips, n, H, W, 3); all of the first picture's size."""
     shape = read_picture(groups[0][0], mask).shape
 
     def read(clip: int) -> np.ndarray:

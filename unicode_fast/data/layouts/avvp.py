@@ -1,4 +1,4 @@
-"""AVVP, the annotated videos of LLP with separate events in each modality; and its common classes with AVE."""
+"""AVVP, the annotated videos of LLP, with separate events in each modality; and its common classes with AVE."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from unicode_fast.data.layouts.ave import feature_files, ordered_table, read_labels, read_order
+from unicode_fast.data.layouts.ave import h5_files, ordered_table, read_labels, read_order
 from unicode_fast.data.layouts.files import (
     Files,
     divide,
@@ -17,11 +17,11 @@ from unicode_fast.data.layouts.files import (
     read_csv,
     read_lines,
     text_array,
-    zip_source,
+    zip_features,
 )
+from unicode_fast.data.layouts.index import ClipTable, DatasetIndex, Fit
 from unicode_fast.data.layouts.request import Request
-from unicode_fast.data.layouts.sources import ClipTable, DatasetIndex, Fit
-from unicode_fast.data.layouts.vggsound import STEPS, YOUTUBE_ID, zip_folder
+from unicode_fast.data.layouts.vggsound import POSITIONS, YOUTUBE_ID, zip_folder
 from unicode_fast.data.store.checks import StoreError
 
 _STREAMS = {"audio": "audio", "video": "visual"}
@@ -52,7 +52,7 @@ def list_ave_avvp(root: Path, request: Request) -> DatasetIndex:
     The root holds AVE/, AVVP/ and AVE_AVVP/ with the lists.
     """
     files = Files("ave-avvp", root)
-    features = feature_files(files, request, "AVE/")
+    features = h5_files(files, request, "AVE/")
     labels, order = files.file("AVE_AVVP/ave_avvp_labels.h5"), files.file("AVE_AVVP/ave_avvp_order.h5")
     lists = _list_files(files, request, "AVE_AVVP/AVE_AVVP_eval_{}_checked_combined.csv")
     categories = files.file("AVE_AVVP/AVE_AVVP_Categories.txt")
@@ -69,7 +69,7 @@ def list_ave_avvp(root: Path, request: Request) -> DatasetIndex:
 
 
 def _list_files(files: Files, request: Request, name: str) -> dict[str, Path]:
-    return {key: files.file(name.format(word)) for key, word in _STREAMS.items() if request.wants(key)}
+    return {key: files.file(name.format(word)) for key, word in _STREAMS.items() if request.includes(key)}
 
 
 def _videos(table: ClipTable) -> list[str]:
@@ -80,12 +80,12 @@ def _annotated(modality: str, file: Path, folder: Path, classes: Sequence[str]) 
     """The clips of one list with the features and labels of one modality."""
     rows = read_csv(file, ["filename", "onset", "offset", "event_labels"], delimiter="\t")
     names = [row["filename"] for row in rows]
-    label = label_array(len(rows), STEPS, len(classes), file)
+    label = label_array(len(rows), POSITIONS, len(classes), file)
     for number, row in enumerate(rows):
         label[number] = event_label(row, classes, file)
     fit: Fit = "repeat" if modality == "audio" else "exact"
-    source = zip_source(folder, [name[:YOUTUBE_ID] for name in names], STEPS, fit)
-    return ClipTable({modality: source}, {"id": text_array(names, file), f"{modality}.label": label})
+    features = zip_features(folder, [name[:YOUTUBE_ID] for name in names], POSITIONS, fit)
+    return ClipTable({modality: features}, {"id": text_array(names, file), f"{modality}.label": label})
 
 
 def event_label(row: dict[str, str], classes: Sequence[str], file: Path) -> np.ndarray:
@@ -104,10 +104,10 @@ def event_label(row: dict[str, str], classes: Sequence[str], file: Path) -> np.n
             f"{file} must list as many onsets and offsets as events, got {len(onset)}, {len(offset)} and {len(events)} "
             f"for {row['filename']}"
         )
-    label = np.zeros((STEPS, len(classes) + 1), np.uint8)
+    label = np.zeros((POSITIONS, len(classes) + 1), np.uint8)
     for start, stop, event in zip(onset, offset, events, strict=True):
-        if not 0 <= start <= stop <= STEPS:
-            raise StoreError(f"{file} must have seconds in [0, {STEPS}], got {start} to {stop} for {row['filename']}")
+        if not 0 <= start <= stop <= POSITIONS:
+            raise StoreError(f"{file} must have seconds in [0, {POSITIONS}], got {start} to {stop}: {row['filename']}")
         label[start:stop, event] = 1
     label[:, -1] = label[:, :-1].max(1) == 0
     return label

@@ -13,14 +13,14 @@ import numpy as np
 from unicode_fast.config import Kind
 from unicode_fast.data.layouts.files import (
     Files,
-    file_source,
+    file_features,
     numbers_of,
     read_csv,
     read_lines,
     text_array,
 )
+from unicode_fast.data.layouts.index import ClipTable, DatasetIndex, Note
 from unicode_fast.data.layouts.request import Request
-from unicode_fast.data.layouts.sources import ClipTable, DatasetIndex, Note
 from unicode_fast.data.lazy import LazyArray
 from unicode_fast.data.store.checks import StoreError, check_name
 from unicode_fast.files import untrusted
@@ -35,9 +35,9 @@ def list_clips(root: Path, request: Request) -> DatasetIndex:
 
     `ROOT/clips.csv` has the columns id and split, and class if clips have classes. Each folder `ROOT/MODALITY` with a
     file `<id>.npy` for every clip is a modality. Its arrays are (positions, C) or (positions, H, W, C), of any length.
-    In an optional folder, `ROOT/MODALITY.labels/<id>.npy` is (positions, C + 1) of 0 to 1, background last.
+    Labels are optional: `ROOT/MODALITY.labels/<id>.npy` is (positions, C + 1) in [0, 1], background last.
     `ROOT/classes.txt` lists the classes in order, one per line; without it they are sorted. `ROOT/modalities.csv`, with
-    the columns modality and kind, makes a modality a sequence of words, or sets the order of modalities.
+    the columns modality and kind, sets the kind and the order of modalities; only the kind "words" must be given.
     """
     files = Files("clips", root)
     table = files.file(_TABLE)
@@ -55,7 +55,7 @@ def list_clips(root: Path, request: Request) -> DatasetIndex:
     if "class" in rows[0]:
         _check_classes(rows, table)
     kinds = _kinds(root)
-    names = [name for name in kinds if request.wants(name)]
+    names = [name for name in kinds if request.includes(name)]
     for name in names:
         if not (name.isascii() and name.isidentifier()):
             raise StoreError(
@@ -73,18 +73,18 @@ def list_clips(root: Path, request: Request) -> DatasetIndex:
         labels = [row["class"] for row in rows]
         classes = read_lines(root / _CLASSES) if (root / _CLASSES).is_file() else sorted(set(labels))
         arrays["class"] = numbers_of(labels, classes, table)
-    sources = {}
+    features = {}
     missing: list[str] = []
     for name in names:
         paths = [root / name / f"{row['id']}.npy" for row in rows]
-        lengths = npy_steps(paths)
+        lengths = npy_positions(paths)
         positions = int(lengths.max(initial=1))
-        sources[name] = file_source(paths, read_npy, positions, "zeros", kind=kinds[name], lengths=lengths)
+        features[name] = file_features(paths, read_npy, positions, "zeros", kind=kinds[name], lengths=lengths)
         if (root / f"{name}.labels").is_dir():
             labels_of_clips = [root / f"{name}.labels" / path.name for path in paths]
             missing += [str(path) for path in labels_of_clips if not path.is_file()]
             arrays[f"{name}.label"] = _labels(labels_of_clips, lengths, positions, len(classes) + 1)
-    joined = ClipTable(sources, arrays)
+    joined = ClipTable(features, arrays)
     tables = {}
     for split in dict.fromkeys(row["split"] for row in rows):
         tables[split] = [joined.select(np.array([row["split"] == split for row in rows]))]
@@ -108,11 +108,11 @@ def _kinds(root: Path) -> dict[str, Kind | None]:
 
 
 def _check_disjoint(rows: Sequence[Mapping[str, str]], table: Path) -> None:
-    """Raise StoreError if a clip is in two splits, because training clips must not be tested on."""
+    """Raise StoreError if a clip is in two splits, because test clips must not be training clips."""
     first: dict[str, str] = {}
     both = [row["id"] for row in rows if first.setdefault(row["id"], row["split"]) != row["split"]]
     if both:
-        raise StoreError(f"id in {table} must be in one split alone, got {both[0]!r} in two ({len(both)} such rows)")
+        raise StoreError(f"id in {table} must be in one split only, got {both[0]!r} in two ({len(both)} such rows)")
 
 
 def _check_classes(rows: Sequence[Mapping[str, str]], table: Path) -> None:
@@ -127,18 +127,18 @@ def _check_classes(rows: Sequence[Mapping[str, str]], table: Path) -> None:
             )
         other = names.setdefault(name.strip(), name)
         if other != name:
-            raise StoreError(f"class in {table} must always be written the same way, got {other!r} and {name!r}")
+            raise StoreError(f"class in {table} must always have the same spelling, got {other!r} and {name!r}")
 
 
 def _notes(rows: Sequence[Mapping[str, str]]) -> Iterator[Note]:
-    """Remarks on columns and class names that may be mistakes."""
+    """Notes on columns and class names that may be mistakes."""
     unread = [column for column in rows[0] if column not in _COLUMNS]
     if unread:
         text = f"not read: {', '.join(unread)}; only {', '.join(_COLUMNS)} are read"
         yield Note("columns", text, False)
     names = sorted({row["class"] for row in rows}) if "class" in rows[0] else []
-    known = set(names)
-    joined = [name for name in names if re.search("[;|]", name) or known.intersection(re.split(", *", name)) - {name}]
+    classes = set(names)
+    joined = [name for name in names if re.search("[;|]", name) or classes.intersection(re.split(", *", name)) - {name}]
     if joined:
         text = f"a clip has one class, so each of these is one name; use labels for several classes: {joined[0]!r}"
         yield Note("class names", text + _more(joined), False)
@@ -169,10 +169,10 @@ def read_npy(file: Path) -> np.ndarray:
         raise StoreError(f"{file} must be a whole .npy file of numbers, not of objects: {error}") from error
 
 
-def npy_steps(files: Sequence[Path]) -> np.ndarray:
+def npy_positions(files: Sequence[Path]) -> np.ndarray:
     """(files,) int64 numbers of positions, from the headers of .npy files.
 
-    0 for a missing or damaged file, and if the shape of a position differs from the first file's.
+    The number is 0 if the file is missing or damaged, or if its shape of a position differs from the first file's.
     """
     shapes: list[tuple[int, ...]] = []
     for file in files:
@@ -193,8 +193,8 @@ def _labels(files: Sequence[Path], lengths: np.ndarray, positions: int, columns:
     def read(clip: int) -> np.ndarray:
         label = read_npy(files[clip])
         if label.shape != (lengths[clip], columns):
-            wanted = f"{(int(lengths[clip]), columns)}, one column more than the {columns - 1} classes of {_TABLE}"
-            raise StoreError(f"{files[clip]} must have shape {wanted}, got {label.shape}")
+            expected = f"{(int(lengths[clip]), columns)}, one column more than the {columns - 1} classes of {_TABLE}"
+            raise StoreError(f"{files[clip]} must have shape {expected}, got {label.shape}")
         if label.dtype.kind not in "biuf":
             raise StoreError(f"{files[clip]} must hold numbers, got {label.dtype}")
         outside = label[~((label >= 0) & (label <= 1))]

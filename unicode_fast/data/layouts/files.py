@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from unicode_fast.data.layouts.sources import FeatureFiles, Fit
+from unicode_fast.data.layouts.index import FeatureFiles, Fit
 from unicode_fast.data.layouts.zip_pickle import read_zipped_array
 from unicode_fast.data.store.checks import StoreError
 from unicode_fast.files.untrusted import TEXT_VARIABLE, BadFile, check_count, limit, read_bytes
@@ -74,8 +74,8 @@ def read_csv(file: Path, columns: Sequence[str], delimiter: str = ",") -> list[d
         delimiter: separator of columns.
 
     Raises:
-        StoreError: invalid UTF-8, an open quote, a missing or duplicate column, a row with more or fewer fields than
-            the header, or rows above a limit.
+        StoreError: invalid UTF-8, an open quote, a missing or duplicate column, another number of fields than in the
+            header, or rows above a limit.
     """
     lines = _csv_rows(file, delimiter)
     there = next(lines, [])
@@ -108,7 +108,7 @@ def _csv_rows(file: Path, delimiter: str) -> Iterator[list[str]]:
     try:
         with io.TextIOWrapper(io.BytesIO(data), "utf-8-sig", newline="") as stream:
             for number, row in enumerate(csv.reader(stream, delimiter=delimiter, strict=True)):
-                # A dict and its fields.
+                # The memory of a dict and its fields.
                 held += 240 + sum(map(sys.getsizeof, row)) + 8 * len(row)
                 if held > most:
                     raise StoreError(f"{file} must hold fewer rows, got more than {number}; {_CURE}")
@@ -127,7 +127,7 @@ _CURE = f"{TEXT_VARIABLE} sets another limit"
 
 
 def _room(size: int) -> int:
-    """Bytes that the content of a file of this size may take in memory."""
+    """Limit of the memory, in bytes, for the content of a file of this size."""
     return 2 * size + 3 * limit(TEXT_VARIABLE)
 
 
@@ -167,7 +167,7 @@ def read_lines(file: Path) -> list[str]:
     names = [line.strip() for line in _decoded(data, file).splitlines() if line.strip()]
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
-        raise StoreError(f"{file} must name each class once, got {min(twice)!r} twice")
+        raise StoreError(f"{file} must list each class once, got {min(twice)!r} twice")
     return names
 
 
@@ -191,21 +191,21 @@ def text_array(values: Sequence[str], file: Path) -> np.ndarray:
     return np.array(values)
 
 
-def label_array(rows: int, steps: int, classes: int, file: Path) -> np.ndarray:
-    """(rows, steps, classes + 1) uint8 of zeros.
+def label_array(rows: int, positions: int, classes: int, file: Path) -> np.ndarray:
+    """(rows, positions, classes + 1) uint8 of zeros.
 
     Args:
         rows: number of rows of `file`.
-        steps: T, positions per row.
+        positions: T, for each row.
         classes: C, without the background.
         file: the list, for the error.
 
     Raises:
         StoreError: the array exceeds a memory limit.
     """
-    if rows * steps * (classes + 1) > _room(0):
+    if rows * positions * (classes + 1) > _room(0):
         raise StoreError(f"{file} must have fewer rows or classes, got {rows} of {classes} classes; {_CURE}")
-    return np.zeros((rows, steps, classes + 1), np.uint8)
+    return np.zeros((rows, positions, classes + 1), np.uint8)
 
 
 def numbers_of(names: Sequence[str], classes: Sequence[str], file: Path) -> np.ndarray:
@@ -218,7 +218,7 @@ def numbers_of(names: Sequence[str], classes: Sequence[str], file: Path) -> np.n
     unknown = sorted({name for name in names if name not in place})
     if unknown:
         raise StoreError(
-            f"{file} must name only classes of its category file, got {_some([repr(name) for name in unknown])}"
+            f"{file} must have only classes of its category file, got {_some([repr(name) for name in unknown])}"
         )
     return np.array([place[name] for name in names], np.int64)
 
@@ -244,13 +244,13 @@ def read_sentences(file: Path, names: Sequence[str]) -> list[str]:
     return [sentences[name] for name in names]
 
 
-def zip_source(folder: Path, names: Sequence[str], steps: int, fit: Fit) -> FeatureFiles:
-    """Features in one zip with a pickled array per name."""
-    return file_source([folder / f"{name}.zip" for name in names], read_zipped_array, steps, fit)
+def zip_features(folder: Path, names: Sequence[str], positions: int, fit: Fit) -> FeatureFiles:
+    """Features in one zip per name, with a pickled array."""
+    return file_features([folder / f"{name}.zip" for name in names], read_zipped_array, positions, fit)
 
 
-def file_source(
-    files: Sequence[Path], read: Callable[[Path], np.ndarray], steps: int, fit: Fit, **more: Any
+def file_features(
+    files: Sequence[Path], read: Callable[[Path], np.ndarray], positions: int, fit: Fit, **more: Any
 ) -> FeatureFiles:
     """Features in one file per clip; each folder is listed once to find missing files."""
     there = {folder: _names_in(folder) for folder in {file.parent for file in files}}
@@ -258,7 +258,7 @@ def file_source(
         where=[str(file) for file in files],
         read=lambda number: read(files[number]),
         numbers=np.arange(len(files)),
-        steps=steps,
+        positions=positions,
         fit=fit,
         missing=np.array([file.name not in there[file.parent] for file in files], bool),
         **more,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from unicode_fast.config import TextPadding
-from unicode_fast.data.layouts.sources import FeatureFiles
+from unicode_fast.data.layouts.index import FeatureFiles
 from unicode_fast.files.paths import expanded
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ class Request:
     """Modalities to read, and options for sentences.
 
     Attributes:
-        modalities: names; those that the layout lacks are ignored. None takes all.
+        modalities: names; modalities that the layout lacks are ignored. None takes all.
         text_model: a `transformers` model name or folder.
         text_whitelist: the released `cnt.pkl`, or "" to keep all words.
         text_padding: "masked" masks the zeros after a sentence's last word, "read" treats them as words.
@@ -32,8 +32,8 @@ class Request:
     text_whitelist: str = ""
     text_padding: TextPadding = "masked"
 
-    def wants(self, name: str) -> bool:
-        """Whether a modality is to be read."""
+    def includes(self, name: str) -> bool:
+        """Whether a modality is requested."""
         return self.modalities is None or name in self.modalities
 
     def words(self, sentences: Sequence[str]) -> FeatureFiles:
@@ -41,4 +41,4 @@ class Request:
         from unicode_fast.data.text import WordVectors
 
         vectors: WordVectors = WordVectors(expanded(self.text_model), expanded(self.text_whitelist) or None)
-        return vectors.source(sentences, self.text_padding)
+        return vectors.features(sentences, self.text_padding)

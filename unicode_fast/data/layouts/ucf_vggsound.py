@@ -17,11 +17,11 @@ from unicode_fast.data.layouts.files import (
     read_csv,
     read_lines,
     text_array,
-    zip_source,
+    zip_features,
 )
+from unicode_fast.data.layouts.index import ClipTable, DatasetIndex
 from unicode_fast.data.layouts.request import Request
-from unicode_fast.data.layouts.sources import ClipTable, DatasetIndex
-from unicode_fast.data.layouts.vggsound import STEPS, YOUTUBE_ID, zip_folder
+from unicode_fast.data.layouts.vggsound import POSITIONS, YOUTUBE_ID, zip_folder
 from unicode_fast.data.store.checks import StoreError
 
 # Folder, list and classes of each modality's data set; line i of both class files is the same class.
@@ -36,15 +36,15 @@ _TEST_GROUPS, _VAL_GROUPS = range(1, 8), range(8, 11)
 def list_ucf_vggsound(root: Path, request: Request) -> DatasetIndex:
     """Split "all", video of UCF-101 and audio of VGGSound; and train, val and test splits of each.
 
-    The released code trains on "all" of one and tests on "all" of the other. UCF-101 is divided by group, all
-    clips of one video: 1 to 7 are test, 8 to 10 val. VGGSound is divided by the hash of the video's id. Classes have
-    VGGSound's names.
+    The released code trains on "all" of one and tests on "all" of the other. UCF-101 is divided by group: 1 to 7 are
+    test, 8 to 10 val. A group holds all clips of one video. VGGSound is divided by the hash of the video's id. Classes
+    have VGGSound's names.
     """
     files = Files("ucf-vggsound", root)
     names = {modality: files.file(classes) for modality, (_, _, classes) in _SETS.items()}
-    wanted = {modality: those for modality, those in _SETS.items() if request.wants(modality)}
-    lists = {modality: files.file(table) for modality, (_, table, _) in wanted.items()}
-    folders = {modality: zip_folder(files, modality, base) for modality, (base, _, _) in wanted.items()}
+    chosen = {modality: those for modality, those in _SETS.items() if request.includes(modality)}
+    lists = {modality: files.file(table) for modality, (_, table, _) in chosen.items()}
+    folders = {modality: zip_folder(files, modality, base) for modality, (base, _, _) in chosen.items()}
     files.check()
     classes = {modality: read_lines(file) for modality, file in names.items()}
     if len(classes["audio"]) != len(classes["video"]):
@@ -52,7 +52,7 @@ def list_ucf_vggsound(root: Path, request: Request) -> DatasetIndex:
             f"{names['audio']} and {names['video']} must have equally many lines, got {len(classes['audio'])} and "
             f"{len(classes['video'])}"
         )
-    whole = [_labelled(name, lists[name], folders[name], classes[name]) for name in wanted]
+    whole = [_labelled(name, lists[name], folders[name], classes[name]) for name in chosen]
     return DatasetIndex(
         "ucf-vggsound", root, classes["audio"], {"all": whole}, divide([_divided(table) for table in whole])
     )
@@ -63,15 +63,15 @@ def _labelled(modality: str, file: Path, folder: Path, classes: Sequence[str]) -
     rows = read_csv(file, ["category", "video_id"])
     target = numbers_of([row["category"] for row in rows], classes, file)
     names = [row["video_id"] for row in rows]
-    label = label_array(len(rows), STEPS, len(classes), file)
+    label = label_array(len(rows), POSITIONS, len(classes), file)
     label[np.arange(len(rows)), :, target] = 1
-    source = zip_source(folder, names, STEPS, "repeat")
-    return ClipTable({modality: source}, {"id": text_array(names, file), "class": target, f"{modality}.label": label})
+    features = zip_features(folder, names, POSITIONS, "repeat")
+    return ClipTable({modality: features}, {"id": text_array(names, file), "class": target, f"{modality}.label": label})
 
 
 def _divided(table: ClipTable) -> dict[str, np.ndarray]:
     names = [str(name) for name in np.asarray(table.arrays["id"])]
-    if "audio" in table.sources:
+    if "audio" in table.features:
         return hashed_split([name[:YOUTUBE_ID] for name in names])
     groups = [re.search(r"_g(\d+)_", name) for name in names]
     unknown = [name for name, group in zip(names, groups, strict=True) if group is None]

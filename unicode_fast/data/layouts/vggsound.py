@@ -15,14 +15,14 @@ from unicode_fast.data.layouts.files import (
     read_lines,
     read_sentences,
     text_array,
-    zip_source,
+    zip_features,
 )
+from unicode_fast.data.layouts.index import ClipTable, DatasetIndex, FeatureFiles, Fit, Note
 from unicode_fast.data.layouts.request import Request
-from unicode_fast.data.layouts.sources import ClipTable, DatasetIndex, FeatureFiles, Note
 from unicode_fast.data.lazy import LazyArray
 from unicode_fast.data.store.checks import StoreError
 
-STEPS = 10
+POSITIONS = 10
 YOUTUBE_ID = 11
 _LIST = "vggsound-avel40k.csv"
 _CATEGORIES = "VggsoundAVEL40kCategories.txt"
@@ -38,27 +38,28 @@ def zip_folder(files: Files, modality: str, base: str = "") -> Path:
     return files.folder(f"{base}feature/{modality}/zip", f"{base}{modality}/zip")
 
 
-def stream_sources(files: Files, request: Request, names: Sequence[str]) -> dict[str, FeatureFiles]:
-    """Audio, short clips padded with their last row, and video, which must have all positions."""
+def zipped_features(files: Files, request: Request, names: Sequence[str]) -> dict[str, FeatureFiles]:
+    """Feature files of audio, whose short clips repeat the last row, and of video, which must have all positions."""
+    fits: dict[str, Fit] = {"audio": "repeat", "video": "exact"}
     return {
-        modality: zip_source(zip_folder(files, modality), names, STEPS, "repeat" if modality == "audio" else "exact")
-        for modality in ("audio", "video")
-        if request.wants(modality)
+        modality: zip_features(zip_folder(files, modality), names, POSITIONS, fit)
+        for modality, fit in fits.items()
+        if request.includes(modality)
     }
 
 
 def avel_lister(layout: str, whole: bool) -> Callable[[Path, Request], DatasetIndex]:
     """The reader of a data set with categories.
 
-    Its split train is the 24K set. `whole` adds the split "all", the 40K set: train, test and val joined in this order.
-    The released code always joins them.
+    Its split train is the 24K set. `whole` adds the split "all", the 40K set: train, test and val joined in this order,
+    as in the released code.
     """
 
     def list_avel(root: Path, request: Request) -> DatasetIndex:
         files = Files(layout, root)
         table, categories = files.file(_LIST), files.file(_CATEGORIES)
-        prompts = files.file(_PROMPTS) if request.wants("text") else None
-        stream_sources(files, request, [])
+        prompts = files.file(_PROMPTS) if request.includes("text") else None
+        zipped_features(files, request, [])
         files.check()
         classes = read_lines(categories)
         rows = read_csv(table, ["category", "video_id", "split"])
@@ -69,7 +70,7 @@ def avel_lister(layout: str, whole: bool) -> Callable[[Path, Request], DatasetIn
         names = [row["video_id"] for row in rows]
         target = numbers_of([row["category"] for row in rows], classes, table)
         arrays: dict[str, np.ndarray | LazyArray] = {"class": target, "id": text_array(names, table)}
-        sources = stream_sources(files, request, names)
+        features = zipped_features(files, request, names)
         folder = next((root / name for name in ("feature/label/zip", "label/zip") if (root / name).is_dir()), None)
         missing: list[str] = []
         notes = list_notes(len(rows), table, 40_000)
@@ -78,12 +79,12 @@ def avel_lister(layout: str, whole: bool) -> Callable[[Path, Request], DatasetIn
         else:
             label, presence = _labels(folder, names, target, len(classes))
             missing = presence.absent
-            arrays.update({f"{modality}.label": label for modality in sources})
+            arrays.update({f"{modality}.label": label for modality in features})
         if prompts is not None:
             sentences = read_sentences(prompts, [classes[number] for number in target])
             arrays["text.sentence"] = text_array(sentences, prompts)
-            sources["text"] = request.words(sentences)
-        joined = ClipTable(sources, arrays)
+            features["text"] = request.words(sentences)
+        joined = ClipTable(features, arrays)
         chosen = {split: np.array([row["split"] == split for row in rows]) for split in ("train", "val", "test")}
         chosen = {split: members for split, members in chosen.items() if members.any()}
         if whole:
@@ -113,20 +114,20 @@ def list_notes(rows: int, table: Path, published: int) -> list[Note]:
 
 def _labels(folder: Path, names: Sequence[str], target: np.ndarray, classes: int) -> tuple[LazyArray, FeatureFiles]:
     """(clips, 10, C+1) uint8: the clip's category in positions where it occurs, else background."""
-    presence = zip_source(folder, names, STEPS, "exact")
+    presence = zip_features(folder, names, POSITIONS, "exact")
 
     def read(clip: int) -> np.ndarray:
         present = presence.read(clip)
-        if present.shape != (STEPS,) or not np.isin(present, (0, 1)).all():
+        if present.shape != (POSITIONS,) or not np.isin(present, (0, 1)).all():
             raise StoreError(
-                f"{presence.where[clip]} must hold ({STEPS},) of 0 and 1, got {present.shape} {present.dtype}"
+                f"{presence.where[clip]} must hold ({POSITIONS},) of 0 and 1, got {present.shape} {present.dtype}"
             )
-        label = np.zeros((STEPS, classes + 1), np.uint8)
+        label = np.zeros((POSITIONS, classes + 1), np.uint8)
         label[:, target[clip]] = present
         label[:, classes] = 1 - present
         return label
 
-    return LazyArray.by_clip((len(names), STEPS, classes + 1), np.uint8, read), presence
+    return LazyArray.by_clip((len(names), POSITIONS, classes + 1), np.uint8, read), presence
 
 
 def checked_lister(layout: str) -> Callable[[Path, Request], DatasetIndex]:
@@ -135,14 +136,14 @@ def checked_lister(layout: str) -> Callable[[Path, Request], DatasetIndex]:
     def list_checked(root: Path, request: Request) -> DatasetIndex:
         files = Files(layout, root)
         table = files.file(f"video_name_{layout}_checked.csv")
-        stream_sources(files, request, [])
+        zipped_features(files, request, [])
         files.check()
         names = [row["id"] for row in read_csv(table, ["id"])]
         wrong = [name for name in names if not name.endswith(".mp4")]
         if wrong:
             raise StoreError(f"id in {table} must end in .mp4, got {wrong[0]!r}")
         names = [name.removesuffix(".mp4") for name in names]
-        joined = ClipTable(stream_sources(files, request, names), {"id": text_array(names, table)})
+        joined = ClipTable(zipped_features(files, request, names), {"id": text_array(names, table)})
         chosen = hashed_split([name[:YOUTUBE_ID] for name in names])
         divided = {split: [members] for split, members in chosen.items() if members.any()}
         published = int(layout.removeprefix("vggsound").removesuffix("k")) * 1000

@@ -26,11 +26,11 @@ _SUFFIX = ".pkl"
 
 
 class PickleError(StoreError):
-    """A pickle holds other content than allowed; none of it was run."""
+    """A pickle holds content that is not allowed; no code of it was run."""
 
 
 def _encode(text: Any, encoding: Any = "latin1") -> bytes:
-    """Python 3 writes bytes for Python 2 as text that is encoded on reading."""
+    """The bytes of a text, because Python 3 writes bytes for Python 2 as a text and its encoding."""
     if type(text) is not str or encoding != "latin1":
         raise BadFile("its pickle must encode text as latin1 only")
     return text.encode("latin1")
@@ -56,14 +56,14 @@ def _describe(kind: str) -> Callable[..., _Description]:
     return lambda *arguments: _Description(kind, arguments)
 
 
-# NumPy renamed its core package; files use both names. Nothing is imported by a name in a pickle.
+# NumPy renamed its core package; files have either name. Nothing is imported by a name in a pickle.
 _ARRAY_NAMES: Mapping[tuple[str, str], Callable[..., Any]] = {
     **{(f"numpy.{core}.multiarray", "_reconstruct"): _describe("array") for core in ("core", "_core")},
     **{(f"numpy.{core}.numeric", "_frombuffer"): _describe("buffer") for core in ("core", "_core")},
     ("numpy", "ndarray"): _describe("class"),
     ("numpy", "dtype"): _describe("dtype"),
     ("_codecs", "encode"): _encode,
-    # Python 3 writes empty bytes for Python 2 like this.
+    # The form of empty bytes that Python 3 writes for Python 2.
     ("__builtin__", "bytes"): lambda: b"",
     ("builtins", "bytes"): lambda: b"",
 }
@@ -81,7 +81,7 @@ def _dtype(described: Any) -> np.dtype:
     if not isinstance(described, _Description) or described.kind != "dtype":
         raise ValueError(f"a dtype is {type(described).__name__}")
     name, state = described.arguments[0], described.state
-    # Types first: the content of a tuple can be too large to show or compare.
+    # The types are checked first, because the content of a tuple can be too large to show or compare.
     if type(name) is not str or not _PLAIN.fullmatch(name):
         raise ValueError(f"its dtype must be of plain numbers, got {_shown(name)}")
     # (version, byte order, then fields of structured dtypes, ...)

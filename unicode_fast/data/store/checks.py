@@ -1,4 +1,4 @@
-"""Checks of the arrays of a feature store; every function raises `StoreError` or returns nothing."""
+"""Checks of the arrays of a feature store; every public function raises `StoreError` or returns nothing."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from unicode_fast.config import Modality
 from unicode_fast.data.lazy import ClipArray
 
 FEATURE_DTYPES = ("float16", "float32", "float64")
-# Arrays are checked in pieces of about this many values, so a memory-mapped array may exceed the memory.
-_PIECE_VALUES = 1 << 22
+# Arrays are checked in chunks of about this many values, so a memory-mapped array may exceed the memory.
+_CHUNK_VALUES = 1 << 22
 
 
 class StoreError(ValueError):
@@ -21,7 +21,7 @@ class StoreError(ValueError):
 
 
 class DamagedStoreError(StoreError):
-    """A file of a feature store is missing, cut short, or does not have its checksum."""
+    """A file of a feature store is missing, cut short, or differs from its checksum."""
 
 
 def check_names(modalities: Mapping[str, Modality], classes: Sequence[str]) -> None:
@@ -41,7 +41,7 @@ def check_names(modalities: Mapping[str, Modality], classes: Sequence[str]) -> N
 def check_name(what: str, name: str, others: str) -> None:
     """Raise unless a name consists of ASCII letters, digits and the characters in `others`."""
     if not isinstance(name, str) or not re.fullmatch(rf"[A-Za-z0-9{re.escape(others)}]+", name):
-        raise StoreError(f"{what} must be made of letters, digits and any of {others!r}, got {name!r}")
+        raise StoreError(f"{what} must consist of letters, digits and any of {others!r}, got {name!r}")
 
 
 def check_split(
@@ -72,8 +72,8 @@ def _check_features(where: str, array: ClipArray, modality: Modality) -> None:
     if array.dtype.name not in FEATURE_DTYPES:
         raise StoreError(f"{where} must be one of {', '.join(FEATURE_DTYPES)}, got {array.dtype}")
     if array.ndim < 2 or array.shape[2:] != modality.shape or array.shape[1] == 0:
-        wanted = ", ".join(str(size) for size in ("clips", "T >= 1", *modality.shape))
-        raise StoreError(f"{where} must have shape ({wanted}), got {array.shape}")
+        expected = ", ".join(str(size) for size in ("clips", "T >= 1", *modality.shape))
+        raise StoreError(f"{where} must have shape ({expected}), got {array.shape}")
 
 
 def _check_companion(
@@ -93,9 +93,9 @@ def _check_companion(
     if role == "length" and (array.dtype != np.int64 or array.ndim != 1):
         raise StoreError(f"{where} must be (clips,) int64, got {array.shape} {array.dtype}")
     if role == "label":
-        wanted = (len(array), arrays[owner].shape[1], len(classes) + 1)
-        if array.shape != wanted or array.dtype.name not in ("uint8", "float32"):
-            raise StoreError(f"{where} must be {wanted} uint8 or float32, got {array.shape} {array.dtype}")
+        expected = (len(array), arrays[owner].shape[1], len(classes) + 1)
+        if array.shape != expected or array.dtype.name not in ("uint8", "float32"):
+            raise StoreError(f"{where} must be {expected} uint8 or float32, got {array.shape} {array.dtype}")
 
 
 def check_values(
@@ -110,7 +110,7 @@ def check_values(
 def check_written(split: str, arrays: Mapping[str, np.ndarray], modalities: Mapping[str, Modality]) -> None:
     """Raise unless ids are unique and features are zero after the end of a clip.
 
-    Public data sets may violate this; stores from arrays must not.
+    Public data sets may violate these rules; stores from arrays must not.
     """
     if "id" in arrays:
         names, counts = np.unique(arrays["id"], return_counts=True)
@@ -125,50 +125,50 @@ def check_written(split: str, arrays: Mapping[str, np.ndarray], modalities: Mapp
             if np.any(features[clip, lengths[clip] :]):
                 raise StoreError(
                     f"array {name!r} of split {split!r} must be 0 after the end of a clip, got other values in clip "
-                    f"{clip}, whose length is {lengths[clip]}"
+                    f"{clip} of length {lengths[clip]}"
                 )
 
 
 def check_array_values(
-    split: str, key: str, array: ClipArray, steps: Mapping[str, int], classes: int, first: int = 0
+    split: str, key: str, array: ClipArray, positions: Mapping[str, int], classes: int, first: int = 0
 ) -> None:
-    """Raise unless the values of one array, or of a piece of it, satisfy `check_values`.
+    """Raise unless the values of an array, or of some of its clips, satisfy `check_values`.
 
     Args:
         split: name of the split, for the error.
         key: key of the array.
         array: clips first.
-        steps: T by modality.
+        positions: T by modality.
         classes: C.
         first: number of the array's first clip in the split.
     """
     owner, _, role = key.rpartition(".")
     must = ""
     good: Callable[[np.ndarray], np.ndarray] | None = None
-    if key in steps:
+    if key in positions:
         must, good = "hold finite values", np.isfinite
     elif key == "class":
         must, good = f"lie in [0, {classes})", functools.partial(_is_within, low=0, top=classes - 1)
     elif role == "label":
         must, good = "lie in [0, 1]", functools.partial(_is_within, low=0, top=1)
     elif role == "length":
-        must, good = f"lie in [1, {steps[owner]}]", functools.partial(_is_within, low=1, top=steps[owner])
+        must, good = f"lie in [1, {positions[owner]}]", functools.partial(_is_within, low=1, top=positions[owner])
     if good is not None:
         _check_each_clip(f"array {key!r} of split {split!r}", array, must, good, first)
 
 
-def _is_within(piece: np.ndarray, low: int, top: int) -> np.ndarray:
-    return (piece >= low) & (piece <= top)
+def _is_within(chunk: np.ndarray, low: int, top: int) -> np.ndarray:
+    return (chunk >= low) & (chunk <= top)
 
 
 def _check_each_clip(
     where: str, array: ClipArray, must: str, is_good: Callable[[np.ndarray], np.ndarray], first: int
 ) -> None:
     """Raise with the number of the first clip with a bad value, and that value."""
-    count = max(1, _PIECE_VALUES // max(1, int(np.prod(array.shape[1:]))))
+    count = max(1, _CHUNK_VALUES // max(1, int(np.prod(array.shape[1:]))))
     for start in range(0, len(array), count):
-        piece = np.asarray(array[start : start + count])
-        good = is_good(piece)
+        chunk = np.asarray(array[start : start + count])
+        good = is_good(chunk)
         if not good.all():
             place = np.unravel_index(np.argmin(good), good.shape)
-            raise StoreError(f"{where} must {must}, got {piece[place]} in clip {first + start + int(place[0])}")
+            raise StoreError(f"{where} must {must}, got {chunk[place]} in clip {first + start + int(place[0])}")

@@ -1,4 +1,4 @@
-"""Read feature stores: a folder of .npy files and a manifest, opened as memory-mapped arrays.
+"""Read feature stores: folders of .npy files with a manifest, opened as memory-mapped arrays.
 
 Format 2 has several files for large arrays, bfloat16, and splits with separate clips for each modality. Format 1, from
 older versions, has one file for each array of a split.
@@ -23,7 +23,7 @@ from unicode_fast.data import bfloat16
 from unicode_fast.data.dataset import WHOLE, ClipSet, Dataset
 from unicode_fast.data.lazy import ClipArray, LazyArray
 from unicode_fast.data.store.checks import DamagedStoreError, StoreError, check_names
-from unicode_fast.data.store.write import FORMAT, MANIFEST, check_parts
+from unicode_fast.data.store.write import FORMAT, MANIFEST, check_clip_sets
 from unicode_fast.errors import TooManyFiles
 from unicode_fast.files.paths import cache_folder
 from unicode_fast.files.untrusted import (
@@ -42,7 +42,7 @@ _OLDER_FORMAT = 1
 _STAMPS = "verified"
 # Bytes that clip numbers may take beyond twice the size of all files.
 _INDEX_ROOM = 100 << 20
-_PIECE_BYTES = 1 << 22
+_CHUNK_BYTES = 1 << 22
 
 
 class Store(Dataset):
@@ -61,11 +61,11 @@ class Store(Dataset):
         self,
         path: Path,
         manifest: Mapping[str, Any],
-        parts: Mapping[str, Sequence[ClipSet]],
+        clip_sets: Mapping[str, Sequence[ClipSet]],
         divided: Mapping[str, Sequence[np.ndarray]],
     ) -> None:
         modalities, classes = _modalities(manifest), manifest["classes"]
-        super().__init__(path, manifest["name"], modalities, classes, parts, manifest["extra"], divided)
+        super().__init__(path, manifest["name"], modalities, classes, clip_sets, manifest["extra"], divided)
 
     def digest(self) -> str:
         """The checksum of the manifest, which includes the checksums of all files."""
@@ -76,11 +76,11 @@ class Store(Dataset):
         manifest = _read_manifest(self.path)
         splits = {
             split: {
-                "clips": part["clips"],
-                "arrays": {key: entry["shards"][0] for key, entry in part["arrays"].items()},
+                "clips": described["clips"],
+                "arrays": {key: entry["shards"][0] for key, entry in described["arrays"].items()},
             }
             for split in _listed(manifest)
-            for part in manifest["splits"][split]["parts"][:1]
+            for described in manifest["splits"][split]["parts"][:1]
         }
         older = json.dumps({**manifest, "format": _OLDER_FORMAT, "splits": splits}, indent=1)
         return digest in (self.digest(), hashlib.sha256(older.encode()).hexdigest())
@@ -91,9 +91,9 @@ def open_store(path: str | os.PathLike[str], *, verify: bool | Literal["always"]
 
     Args:
         path: a folder from `write_store` or `pack`.
-        verify: compare every file's checksum and check every value. A record in the cache folder, with size and times
-            of change of every file, skips this next time, until one of them differs. "always" ignores the record, so it
-            finds changed bits on the disk. False checks only sizes and shapes.
+        verify: compare every file's checksum and check every value. A record in the cache folder holds size and times
+            of change of every file; later calls skip the comparison while the record matches. "always" ignores the
+            record, so it also finds changed bits on the disk. False checks only sizes and shapes.
 
     Returns:
         The store.
@@ -106,20 +106,20 @@ def open_store(path: str | os.PathLike[str], *, verify: bool | Literal["always"]
     folder = Path(path).absolute()
     manifest = _read_manifest(folder)
     modalities = _modalities(manifest)
-    parts: dict[str, list[ClipSet]] = {}
+    clip_sets: dict[str, list[ClipSet]] = {}
     for split in _listed(manifest):
         for described in manifest["splits"][split]["parts"]:
             arrays = {key: _map_array(folder, entry) for key, entry in described["arrays"].items()}
             own = {name: modalities[name] for name in described["modalities"]}
             index = np.arange(described["clips"], dtype=np.int64)
-            parts.setdefault(split, []).append(ClipSet(arrays, own, list(manifest["classes"]), index))
-    # Before verification, so that files that change meanwhile are verified again.
+            clip_sets.setdefault(split, []).append(ClipSet(arrays, own, list(manifest["classes"]), index))
+    # Taken before verification, so that a file that changes meanwhile is verified again.
     stamp = _stamp(folder, manifest) if verify else {}
     if verify == "always" or (verify and not _is_stamped(folder, stamp)):
-        for shard in _all_shards(manifest):
-            _check_digest(folder, shard)
+        for entry in _all_files(manifest):
+            _check_digest(folder, entry)
         with _of(folder):
-            check_parts(manifest["classes"], parts, values=True)
+            check_clip_sets(manifest["classes"], clip_sets, values=True)
         _write_stamp(folder, stamp)
     divided = {
         split: [np.array(_map_file(folder, entry)) for entry in described["parts"]]
@@ -127,13 +127,13 @@ def open_store(path: str | os.PathLike[str], *, verify: bool | Literal["always"]
         if "of" in described
     }
     with _of(folder):
-        _check_divided(divided, parts)
-    return Store(folder, manifest, parts, divided)
+        _check_divided(divided, clip_sets)
+    return Store(folder, manifest, clip_sets, divided)
 
 
 def _damaged(file: Path, what: str) -> DamagedStoreError:
     return DamagedStoreError(
-        f"file {str(file)!r} must be as it was written, but {what}. Copy the store again, or delete and recreate it"
+        f"file {str(file)!r} must be as written, but {what}. Copy the store again, or delete and recreate it"
     )
 
 
@@ -153,7 +153,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     try:
         with _of(folder):
             if manifest["format"] == _OLDER_FORMAT:
-                manifest["splits"] = _newer(manifest)
+                manifest["splits"] = _current(manifest)
             _check_manifest(manifest)
     except StoreError:
         raise
@@ -162,14 +162,14 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def _newer(manifest: Mapping[str, Any]) -> dict[str, Any]:
+def _current(manifest: Mapping[str, Any]) -> dict[str, Any]:
     """The splits of a manifest of the older format, in the current format."""
-    newer = {}
+    current = {}
     for split, described in manifest["splits"].items():
         arrays = {key: {**entry, "shards": [entry]} for key, entry in described["arrays"].items()}
-        part = {"modalities": list(manifest["modalities"]), "clips": described["clips"], "arrays": arrays}
-        newer[split] = {"parts": [part]}
-    return newer
+        whole = {"modalities": list(manifest["modalities"]), "clips": described["clips"], "arrays": arrays}
+        current[split] = {"parts": [whole]}
+    return current
 
 
 @contextlib.contextmanager
@@ -192,19 +192,19 @@ def _check_manifest(manifest: Mapping[str, Any]) -> None:
                 _check_entry(entry, entry["shards"], f"array {key!r} of split {split!r}")
             for name in described["modalities"]:
                 if 0 in arrays[name]["shape"] or name not in modalities:
-                    raise StoreError(f"array {name!r} of split {split!r} must be non-empty features of a modality")
+                    raise StoreError(f"array {name!r} of split {split!r} must hold features of a modality, got none")
             if not described["modalities"] or {one["shape"][0] for one in arrays.values()} != {described["clips"]}:
-                raise StoreError(f"clips of split {split!r} must be as many as in its arrays")
+                raise StoreError(f"clips of split {split!r} must be the length of its arrays, got {described['clips']}")
     for split, described in manifest["splits"].items():
         for entry in described["parts"] if "of" in described else ():
             _check_entry(entry, [entry], f"split {split!r}")
-    clips = sum(part["clips"] for split in _listed(manifest) for part in manifest["splits"][split]["parts"])
+    clips = sum(one["clips"] for split in _listed(manifest) for one in manifest["splits"][split]["parts"])
     # Several splits may use the same file.
-    size = sum({one["file"]: one["bytes"] for one in _all_shards(manifest)}.values())
+    size = sum({one["file"]: one["bytes"] for one in _all_files(manifest)}.values())
     if 8 * clips > 2 * size + _INDEX_ROOM:
         raise StoreError(f"clips must be few enough for {size} bytes of files, got {clips}")
     if type(manifest["name"]) is not str or not isinstance(manifest["extra"], dict):
-        raise TypeError("name must be a string and extra a mapping")
+        raise TypeError("name must be a string, and extra a mapping")
 
 
 def _check_entry(entry: Mapping[str, Any], files: Sequence[Mapping[str, Any]], what: str) -> None:
@@ -214,11 +214,11 @@ def _check_entry(entry: Mapping[str, Any], files: Sequence[Mapping[str, Any]], w
         if type(shape) is not list or not shape or not all(type(size) is int and size >= 0 for size in shape):
             raise TypeError(f"shape of {what} must be a list of sizes, got {shape!r:.80}")
         if type(one["dtype"]) is not str:
-            raise TypeError(f"dtype of {what} must be a string")
+            raise TypeError(f"dtype of {what} must be a string, got {one['dtype']!r:.80}")
     if [sum(one["shape"][0] for one in files), *files[0]["shape"][1:]] != entry["shape"] or any(
         one["shape"][1:] != files[0]["shape"][1:] or one["dtype"] != files[0]["dtype"] for one in files
     ):
-        raise TypeError(f"files of {what} must make up its shape {entry['shape']!r:.80}")
+        raise TypeError(f"files of {what} must have the joint shape {entry['shape']!r:.80} and one dtype, got others")
     for one in files:
         if type(one["bytes"]) is not int or type(one["sha256"]) is not str:
             raise TypeError(f"bytes and sha256 of {what} must be an integer and a string")
@@ -238,10 +238,10 @@ def _listed(manifest: Mapping[str, Any]) -> list[str]:
     return [split for split, described in manifest["splits"].items() if "of" not in described]
 
 
-def _check_divided(divided: Mapping[str, Sequence[np.ndarray]], parts: Mapping[str, Sequence[ClipSet]]) -> None:
+def _check_divided(divided: Mapping[str, Sequence[np.ndarray]], clip_sets: Mapping[str, Sequence[ClipSet]]) -> None:
     """Raise StoreError unless divided splits select existing clips of the split "all"."""
     for split, members in divided.items():
-        sizes = [len(part) for part in parts.get(WHOLE, ())]
+        sizes = [len(clips) for clips in clip_sets.get(WHOLE, ())]
         if len(sizes) != len(members) or any(
             numbers.dtype != np.int64
             or numbers.ndim != 1
@@ -253,41 +253,41 @@ def _check_divided(divided: Mapping[str, Sequence[np.ndarray]], parts: Mapping[s
             raise StoreError(f"split {split!r} must select (n,) int64 numbers of clips of split {WHOLE!r}, got others")
 
 
-def _all_shards(manifest: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+def _all_files(manifest: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     for described in manifest["splits"].values():
         if "of" in described:
             yield from described["parts"]
         else:
             yield from (
-                shard for part in described["parts"] for one in part["arrays"].values() for shard in one["shards"]
+                entry for clips in described["parts"] for one in clips["arrays"].values() for entry in one["shards"]
             )
 
 
 def _map_array(folder: Path, entry: Mapping[str, Any]) -> ClipArray:
     """One array, memory-mapped; lazy with several files, or with bfloat16."""
-    shards = [_map_file(folder, shard) for shard in entry["shards"]]
-    if len(shards) == 1 and entry["dtype"] != bfloat16.NAME:
-        return shards[0]
-    shape = (sum(map(len, shards)), *shards[0].shape[1:])
-    ends = np.cumsum([len(shard) for shard in shards])
-    starts = ends - [len(shard) for shard in shards]
+    files = [_map_file(folder, one) for one in entry["shards"]]
+    if len(files) == 1 and entry["dtype"] != bfloat16.NAME:
+        return files[0]
+    shape = (sum(map(len, files)), *files[0].shape[1:])
+    ends = np.cumsum([len(file) for file in files])
+    starts = ends - [len(file) for file in files]
     rounded = entry["dtype"] == bfloat16.NAME
     # torch copies with several threads and has bfloat16, but no strings.
-    in_torch = rounded or shards[0].dtype.kind == "f"
-    sources = [_unwritable(shard, rounded) if in_torch else np.asarray(shard) for shard in shards]
+    in_torch = rounded or files[0].dtype.kind == "f"
+    values = [_unwritable(file, rounded) if in_torch else np.asarray(file) for file in files]
     join: Any = torch.cat if in_torch else np.concatenate
 
     def read(numbers: np.ndarray) -> np.ndarray | torch.Tensor:
         owner = np.searchsorted(ends, numbers, side="right")
         places = zip(owner.tolist(), (numbers - starts[owner]).tolist(), strict=True)
-        # The empty first piece gives an empty result for no clips.
-        return join([sources[0][:0], *(sources[shard][clip : clip + 1] for shard, clip in places)])
+        # The empty first array gives an empty result for no clips.
+        return join([values[0][:0], *(values[file][clip : clip + 1] for file, clip in places)])
 
-    return LazyArray(shape, np.float32 if rounded else shards[0].dtype, read, mapped=True)
+    return LazyArray(shape, np.float32 if rounded else files[0].dtype, read, mapped=True)
 
 
 def _unwritable(mapped: np.ndarray, rounded: bool) -> torch.Tensor:
-    """A tensor over read-only memory, without torch's warning; bfloat16 if `rounded`."""
+    """A tensor that shares read-only memory, without torch's warning; bfloat16 if `rounded`."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         return torch.from_numpy(mapped.view(np.int16)).view(torch.bfloat16) if rounded else torch.from_numpy(mapped)
@@ -300,10 +300,10 @@ def _map_file(folder: Path, entry: Mapping[str, Any]) -> np.ndarray:
         with open_file(file) as stream:
             size = os.fstat(stream.fileno()).st_size
             if size != entry["bytes"]:
-                raise BadFile(f"it has {size} bytes in place of {entry['bytes']}")
+                raise BadFile(f"it has {size} bytes instead of {entry['bytes']}")
             shape, fortran, dtype = npy_header(stream, size)
             if list(shape) != entry["shape"] or dtype.str != entry["dtype"]:
-                raise BadFile(f"it holds {shape} {dtype.str} in place of {entry['shape']} {entry['dtype']}")
+                raise BadFile(f"it holds {shape} {dtype.str} instead of {entry['shape']} {entry['dtype']}")
             order: Literal["F", "C"] = "F" if fortran else "C"
             if 0 in shape:
                 return np.empty(shape, dtype)
@@ -312,7 +312,7 @@ def _map_file(folder: Path, entry: Mapping[str, Any]) -> np.ndarray:
     except FileNotFoundError as error:
         raise _damaged(file, f"it is missing, but {MANIFEST} lists it") from error
     except BadFile as error:
-        raise _damaged(file, f"{error}, against {MANIFEST}") from error
+        raise _damaged(file, f"{error}, compared with {MANIFEST}") from error
     return array
 
 
@@ -320,36 +320,36 @@ def _check_digest(folder: Path, entry: Mapping[str, Any]) -> None:
     file = folder / entry["file"]
     digest = hashlib.sha256()
     with open_file(file) as stream:
-        while piece := stream.read(_PIECE_BYTES):
-            digest.update(piece)
+        while chunk := stream.read(_CHUNK_BYTES):
+            digest.update(chunk)
     if digest.hexdigest() != entry["sha256"]:
         raise _damaged(file, f"its checksum differs from {MANIFEST}")
 
 
 def damages(path: str | os.PathLike[str]) -> Iterator[tuple[int, str]]:
-    """Read every file of a store; give its number of bytes, and its problem, or "" without one.
+    """Read every file of a store; yield its number of bytes, and its problem, or "" without one.
 
     Raises:
         As `open_store`, if the manifest is missing or invalid.
     """
     folder = Path(path).absolute()
-    for shard in _all_shards(_read_manifest(folder)):
+    for entry in _all_files(_read_manifest(folder)):
         try:
-            _map_file(folder, shard)
-            _check_digest(folder, shard)
-            yield shard["bytes"], ""
+            _map_file(folder, entry)
+            _check_digest(folder, entry)
+            yield entry["bytes"], ""
         except (StoreError, OSError) as error:
-            yield shard["bytes"], str(error)
+            yield entry["bytes"], str(error)
         except TooManyFiles:
             raise
         # Readers of damaged files can raise any exception.
         except Exception as error:
-            yield shard["bytes"], str(_damaged(folder / shard["file"], f"it cannot be read: {error!r}"))
+            yield entry["bytes"], str(_damaged(folder / entry["file"], f"it cannot be read: {error!r}"))
 
 
 def _stamp(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
     """The store's path, and size and times of change of the manifest and of every array file."""
-    files = [shard["file"] for shard in _all_shards(manifest)]
+    files = [entry["file"] for entry in _all_files(manifest)]
     states = {file: (folder / file).stat() for file in [MANIFEST, *files]}
     listed = {file: [state.st_size, state.st_mtime_ns, state.st_ctime_ns] for file, state in states.items()}
     return {"store": str(folder), "files": listed}

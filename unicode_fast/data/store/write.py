@@ -37,8 +37,8 @@ PackedDtype: TypeAlias = Literal["float32", "float16", "bfloat16", "float64"]
 FORMAT = 2
 MANIFEST = "manifest.json"
 SHARD_BYTES = 1 << 29
-_PIECE_BYTES = 1 << 24
-_JOURNAL, _PLAN = "journal.jsonl", "plan.json"
+_CHUNK_BYTES = 1 << 24
+_LOG, _PLAN = "journal.jsonl", "plan.json"
 
 
 def write_store(
@@ -51,20 +51,20 @@ def write_store(
 ) -> None:
     """Check the arrays and write them as a feature store.
 
-    The files go to a temporary folder beside `path` and are flushed to the disk; then the folder is renamed. After any
-    interruption, `path` holds a complete store or nothing. If several processes write the same path, one succeeds and
-    the others raise FileExistsError.
+    The files are written to a temporary folder beside `path` and flushed to the disk; then the folder is renamed. After
+    any interruption, `path` holds a complete store or nothing. If several processes write the same path, one succeeds
+    and the others raise FileExistsError.
 
     Args:
         path: the folder to make; it must not exist.
         name: name of the data set.
         modalities: kind and shape of one position of each modality.
         classes: C class names.
-        splits: for each split its arrays, clips first. A modality's name holds its features (clips, T, ...) of float16,
-            float32 or float64, with zeros after the end of shorter clips; "<modality>.length" (clips,) int64 in [1, T]
-            if lengths differ; "<modality>.label" (clips, T, C+1) uint8 or float32 in [0, 1], background last;
-            "class" (clips,) int64 in [0, C); "id" (clips,) numbers or strings, all different. Other keys are stored
-            unchanged.
+        splits: for each split its arrays by key, clips first. The key of features is their modality: (clips, T, ...) of
+            float16, float32 or float64, with zeros after the end of shorter clips. "<modality>.length" (clips,) int64
+            in [1, T] is needed if lengths differ. "<modality>.label" is (clips, T, C+1) uint8 or float32 in [0, 1],
+            background last. "class" is (clips,) int64 in [0, C). "id" is (clips,) different numbers or strings. Other
+            keys are stored unchanged.
         extra: additional entries, JSON-serialisable.
 
     Raises:
@@ -81,9 +81,9 @@ def write_store(
                 raise StoreError(f"splits[{split!r}][{key!r}] must be a NumPy array, got {type(array).__name__}")
     check_names(modalities, classes)
     none = np.empty(0, np.int64)
-    parts = {split: [ClipSet(arrays, dict(modalities), list(classes), none)] for split, arrays in splits.items()}
-    dataset = Dataset(target, name, modalities, classes, parts, extra)
-    check_parts(classes, parts)
+    clip_sets = {split: [ClipSet(arrays, dict(modalities), list(classes), none)] for split, arrays in splits.items()}
+    dataset = Dataset(target, name, modalities, classes, clip_sets, extra)
+    check_clip_sets(classes, clip_sets)
     try:
         json.dumps(dataset.extra, allow_nan=False)
     except (TypeError, ValueError) as error:
@@ -109,15 +109,15 @@ def pack(
 ) -> None:
     """Write a data set as a feature store.
 
-    Files go to the folder `.<name>.packing` beside `path`. Each file is flushed to the disk before a journal records
-    it; the folder is renamed at the end. After an interruption the same call resumes after the last recorded file, and
-    the result is the same, byte for byte. Memory holds one piece of one file, and labels, classes and ids.
+    Files are written to the folder `.<name>.packing` beside `path`. Each file is flushed to the disk before a log
+    records it; the folder is renamed at the end. After an interruption the same call resumes after the last recorded
+    file, and the result is the same, byte for byte. Memory holds some clips of one file, and labels, classes and ids.
 
     Args:
         dataset: a data set from `open_data`.
         path: the folder to make; it must not exist.
         dtype: dtype of the features; values are rounded to nearest, for float16 and bfloat16 via float32.
-        shard_bytes: about the largest size of a file of features.
+        shard_bytes: approximate limit of the size of a file of features.
         progress: show a progress bar on standard error.
 
     Raises:
@@ -134,7 +134,7 @@ def pack(
         raise ValueError(f"shard_bytes must be at least 1, got {shard_bytes}")
     check_new(target)
     check_names(dataset.modalities, dataset.classes)
-    check_parts(dataset.classes, {split: dataset.parts(split) for split in dataset.splits})
+    check_clip_sets(dataset.classes, {split: dataset.clip_sets(split) for split in dataset.splits})
     folder = target.with_name(f".{target.name}.packing")
     try:
         make_parent(target.parent)
@@ -143,15 +143,15 @@ def pack(
             if folder.is_symlink() or not folder.is_dir():
                 folder.unlink(missing_ok=True)
                 folder.mkdir()
-            done = _read_journal(folder, json.dumps([FORMAT, dataset.digest(), dtype, shard_bytes]))
-            with open(folder / _JOURNAL, "a", encoding="utf-8") as journal:
+            done = _read_log(folder, json.dumps([FORMAT, dataset.digest(), dtype, shard_bytes]))
+            with open(folder / _LOG, "a", encoding="utf-8") as log:
 
-                def note(shard: dict[str, Any]) -> None:
-                    journal.write(json.dumps(shard) + "\n")
-                    journal.flush()
-                    os.fsync(journal.fileno())
+                def record(entry: dict[str, Any]) -> None:
+                    log.write(json.dumps(entry) + "\n")
+                    log.flush()
+                    os.fsync(log.fileno())
 
-                _Writer(dataset, folder, dict.fromkeys(dataset.modalities, dtype), shard_bytes, done, note).write(
+                _Writer(dataset, folder, dict.fromkeys(dataset.modalities, dtype), shard_bytes, done, record).write(
                     progress
                 )
             remove_unfinished(folder)
@@ -159,7 +159,7 @@ def pack(
             for leftover in folder.glob("*.part"):
                 leftover.unlink()
             publish(folder, target)
-            for name in (_JOURNAL, _PLAN):
+            for name in (_LOG, _PLAN):
                 (target / name).unlink()
     except OSError as error:
         raise explained(error, target) from error
@@ -169,7 +169,7 @@ def _say(line: str) -> None:
     tqdm.write(line, file=sys.stderr)
 
 
-def _read_journal(folder: Path, plan: str) -> dict[str, dict[str, Any]]:
+def _read_log(folder: Path, plan: str) -> dict[str, dict[str, Any]]:
     """The finished files, by name, after a check that they are of the same data."""
     file = folder / _PLAN
     odd = [entry for entry in folder.iterdir() if not stat.S_ISREG(entry.lstat().st_mode)]
@@ -182,18 +182,18 @@ def _read_journal(folder: Path, plan: str) -> dict[str, dict[str, Any]]:
         write_text(file, plan)
     elif file.read_bytes() != plan.encode():
         raise StoreError(
-            f"{folder} must be of the same data, dtype and shard size, got others; delete the folder to start again"
+            f"{folder} must be of the same data, dtype and shard_bytes, got others; delete the folder to start again"
         )
     done = {}
     with contextlib.suppress(FileNotFoundError):
-        for line in (folder / _JOURNAL).read_text(encoding="utf-8").splitlines():
+        for line in (folder / _LOG).read_text(encoding="utf-8").splitlines():
             # The last line may be cut short.
             with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError):
-                shard = json.loads(line)
-                done[shard["file"]] = {key: shard[key] for key in ("file", "shape", "dtype", "bytes", "sha256")}
-    # A recorded file is complete, unless the disk lost it.
+                entry = json.loads(line)
+                done[entry["file"]] = {key: entry[key] for key in ("file", "shape", "dtype", "bytes", "sha256")}
+    # A recorded file is complete, unless the disk lost some of it.
     sizes = {entry.name: entry.stat().st_size for entry in folder.iterdir()}
-    return {name: shard for name, shard in done.items() if sizes.get(name) == shard["bytes"]}
+    return {name: entry for name, entry in done.items() if sizes.get(name) == entry["bytes"]}
 
 
 class _Writer:
@@ -203,9 +203,9 @@ class _Writer:
         dataset: with checked names, shapes and dtypes.
         folder: the output folder.
         dtypes: stored dtypes of the features, by modality.
-        shard_bytes: about the largest size of a file of features.
+        shard_bytes: approximate limit of the size of a file of features.
         done: the entries of existing files, by name.
-        note: called with the entry of each new file.
+        record: called with the entry of each new file.
     """
 
     def __init__(  # noqa: PLR0913 - input, output and progress of one pack
@@ -215,16 +215,16 @@ class _Writer:
         dtypes: Mapping[str, str],
         shard_bytes: int,
         done: dict[str, dict[str, Any]],
-        note: Callable[[dict[str, Any]], None] = lambda shard: None,
+        record: Callable[[dict[str, Any]], None] = lambda entry: None,
     ) -> None:
         self.dataset, self.folder, self.dtypes, self.shard_bytes = dataset, folder, dtypes, shard_bytes
-        self.done, self.note = done, note
+        self.done, self.record = done, record
 
     def write(self, progress: bool) -> None:
         """Write all files, the manifest last."""
         data = self.dataset
         splits: dict[str, Any] = {}
-        with tqdm(total=self._total(), desc="packing", unit="B", unit_scale=True, disable=not progress) as shown:
+        with tqdm(total=self._total(), desc="packing", unit="B", unit_scale=True, disable=not progress) as bar:
             for split in data.splits:
                 if split in data.divided:
                     members = enumerate(data.divided[split])
@@ -232,14 +232,14 @@ class _Writer:
                                for place, one in members]  # fmt: skip
                     splits[split] = {"of": WHOLE, "parts": numbers}
                     continue
-                parts = data.parts(split)
+                clip_sets = data.clip_sets(split)
                 splits[split] = {"parts": []}
-                for part in parts:
-                    prefix = split if len(parts) == 1 else f"{split}-of-{'-'.join(part.modalities)}"
-                    arrays = {key: self._array(prefix, split, key, part, shown) for key in part.arrays}
-                    clips = next(iter(arrays.values()))["shape"][0]
+                for clips in clip_sets:
+                    prefix = split if len(clip_sets) == 1 else f"{split}-of-{'-'.join(clips.modalities)}"
+                    arrays = {key: self._array(prefix, split, key, clips, bar) for key in clips.arrays}
+                    count = next(iter(arrays.values()))["shape"][0]
                     splits[split]["parts"].append(
-                        {"modalities": list(part.modalities), "clips": clips, "arrays": arrays}
+                        {"modalities": list(clips.modalities), "clips": count, "arrays": arrays}
                     )
         modalities = {
             name: {"kind": kind.kind, "shape": list(kind.shape), "dtype": self.dtypes[name]}
@@ -257,73 +257,73 @@ class _Writer:
 
     def _total(self) -> int:
         return sum(
-            int(np.prod(array.shape)) * self._stored(part, key).itemsize
+            int(np.prod(array.shape)) * self._stored(clips, key).itemsize
             for split in self.dataset.splits
             if split not in self.dataset.divided
-            for part in self.dataset.parts(split)
-            for key, array in part.arrays.items()
+            for clips in self.dataset.clip_sets(split)
+            for key, array in clips.arrays.items()
         )
 
-    def _stored(self, part: ClipSet, key: str) -> np.dtype:
+    def _stored(self, clips: ClipSet, key: str) -> np.dtype:
         """The dtype in the files."""
-        if key not in part.modalities:
-            return part.arrays[key].dtype
+        if key not in clips.modalities:
+            return clips.arrays[key].dtype
         return np.dtype(np.uint16 if self.dtypes[key] == bfloat16.NAME else self.dtypes[key])
 
-    def _array(self, prefix: str, split: str, key: str, part: ClipSet, shown: tqdm) -> dict[str, Any]:
+    def _array(self, prefix: str, split: str, key: str, clips: ClipSet, bar: tqdm) -> dict[str, Any]:
         """One array's files and their entry in the manifest."""
-        array, stored = part.arrays[key], self._stored(part, key)
+        array, stored = clips.arrays[key], self._stored(clips, key)
         # Pictures and masks are large; labels and lengths are read as a whole.
         large = isinstance(array, LazyArray) and key.rpartition(".")[2] not in ("label", "length")
         clip_bytes = max(1, int(np.prod(array.shape[1:])) * stored.itemsize)
-        clips = max(1, self.shard_bytes // clip_bytes) if key in part.modalities or large else len(array)
-        shards = []
-        starts = range(0, len(array), clips)
+        per_file = max(1, self.shard_bytes // clip_bytes) if key in clips.modalities or large else len(array)
+        files = []
+        starts = range(0, len(array), per_file)
         for number, start in enumerate(starts):
-            stop = min(start + clips, len(array))
+            stop = min(start + per_file, len(array))
             name = f"{prefix}-{key}.npy" if len(starts) == 1 else f"{prefix}-{key}-{number:05d}.npy"
-            pieces = self._pieces(split, key, part, (start, stop))
-            shards.append(self._file(name, (stop - start, *array.shape[1:]), stored, pieces))
-            shown.update((stop - start) * clip_bytes)
-        rounded = key in part.modalities and self.dtypes[key] == bfloat16.NAME
-        return {"shape": list(array.shape), "dtype": bfloat16.NAME if rounded else stored.str, "shards": shards}
+            chunks = self._chunks(split, key, clips, (start, stop))
+            files.append(self._file(name, (stop - start, *array.shape[1:]), stored, chunks))
+            bar.update((stop - start) * clip_bytes)
+        rounded = key in clips.modalities and self.dtypes[key] == bfloat16.NAME
+        return {"shape": list(array.shape), "dtype": bfloat16.NAME if rounded else stored.str, "shards": files}
 
-    def _file(self, name: str, shape: tuple[int, ...], dtype: np.dtype, pieces: Iterable[np.ndarray]) -> dict[str, Any]:
-        """The entry of one .npy file; if the file is missing, it is written piece by piece."""
+    def _file(self, name: str, shape: tuple[int, ...], dtype: np.dtype, chunks: Iterable[np.ndarray]) -> dict[str, Any]:
+        """The entry of one .npy file; if the file is missing, it is written chunk by chunk."""
         if name not in self.done:
             digest, size = hashlib.sha256(), 0
             with atomic_file(self.folder / name) as stream:
-                for data in _bytes(shape, dtype, pieces):
+                for data in _bytes(shape, dtype, chunks):
                     digest.update(data)
                     size += stream.write(data)
             entry = {"file": name, "shape": list(shape), "dtype": dtype.str, "bytes": size}
             self.done[name] = {**entry, "sha256": digest.hexdigest()}
-            self.note(self.done[name])
+            self.record(self.done[name])
         return self.done[name]
 
-    def _pieces(self, split: str, key: str, part: ClipSet, clips: tuple[int, int]) -> Iterator[np.ndarray]:
+    def _chunks(self, split: str, key: str, clips: ClipSet, span: tuple[int, int]) -> Iterator[np.ndarray]:
         """The values of some clips, checked and converted, a few clips at a time."""
-        array = part.arrays[key]
-        positions = {name: part.arrays[name].shape[1] for name in part.modalities}
-        count = max(1, _PIECE_BYTES // max(1, int(np.prod(array.shape[1:])) * array.dtype.itemsize))
-        for start in range(*clips, count):
+        array = clips.arrays[key]
+        positions = {name: clips.arrays[name].shape[1] for name in clips.modalities}
+        count = max(1, _CHUNK_BYTES // max(1, int(np.prod(array.shape[1:])) * array.dtype.itemsize))
+        for start in range(*span, count):
             try:
-                piece = np.asarray(array[start : min(start + count, clips[1])])
+                chunk = np.asarray(array[start : min(start + count, span[1])])
             except OSError as error:
                 raise StoreError(
                     f"features of {key!r} of split {split!r} must be readable, got: {message_of(error)}"
                 ) from error
-            check_array_values(split, key, piece, positions, len(self.dataset.classes), start)
-            if key in part.modalities:
-                piece = _converted(f"array {key!r} of split {split!r}", piece, self.dtypes[key], start)
-            yield piece
+            check_array_values(split, key, chunk, positions, len(self.dataset.classes), start)
+            if key in clips.modalities:
+                chunk = _converted(f"array {key!r} of split {split!r}", chunk, self.dtypes[key], start)
+            yield chunk
 
 
-def _converted(where: str, piece: np.ndarray, dtype: str, start: int) -> np.ndarray:
+def _converted(where: str, chunk: np.ndarray, dtype: str, start: int) -> np.ndarray:
     with np.errstate(over="ignore"):
         if dtype in ("float16", bfloat16.NAME):
-            piece = piece.astype(np.float32)
-        bits = bfloat16.to_bits(piece) if dtype == bfloat16.NAME else piece.astype(dtype)
+            chunk = chunk.astype(np.float32)
+        bits = bfloat16.to_bits(chunk) if dtype == bfloat16.NAME else chunk.astype(dtype)
     values = bfloat16.from_bits(bits) if dtype == bfloat16.NAME else bits
     finite = np.isfinite(values).reshape(len(values), -1).all(1)
     if not finite.all():
@@ -332,36 +332,36 @@ def _converted(where: str, piece: np.ndarray, dtype: str, start: int) -> np.ndar
     return bits
 
 
-def _bytes(shape: tuple[int, ...], dtype: np.dtype, pieces: Iterable[np.ndarray]) -> Iterator[bytes]:
+def _bytes(shape: tuple[int, ...], dtype: np.dtype, chunks: Iterable[np.ndarray]) -> Iterator[bytes]:
     header = io.BytesIO()
     described = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(header, described)
     yield header.getvalue()
-    for piece in pieces:
-        yield np.ascontiguousarray(piece, dtype).tobytes()
+    for chunk in chunks:
+        yield np.ascontiguousarray(chunk, dtype).tobytes()
 
 
-def check_parts(classes: Sequence[str], parts: Mapping[str, Sequence[ClipSet]], values: bool = False) -> None:
+def check_clip_sets(classes: Sequence[str], clip_sets: Mapping[str, Sequence[ClipSet]], values: bool = False) -> None:
     """Raise StoreError unless shapes and dtypes of all splits are consistent; `values` checks the values, too."""
-    if len(parts) == 0:
+    if len(clip_sets) == 0:
         raise StoreError("splits must name at least one split, got none")
     first: dict[str, tuple[str, Any]] = {}
-    for split, part in ((split, part) for split, those in parts.items() for part in those):
-        check_split(split, part.arrays, part.modalities, classes)
-        check_alike(first, split, part)
+    for split, clips in ((split, clips) for split, those in clip_sets.items() for clips in those):
+        check_split(split, clips.arrays, clips.modalities, classes)
+        check_alike(first, split, clips)
         if values:
-            check_values(split, part.arrays, part.modalities, classes)
+            check_values(split, clips.arrays, clips.modalities, classes)
 
 
-def check_alike(first: dict[str, tuple[str, Any]], split: str, part: ClipSet) -> None:
+def check_alike(first: dict[str, tuple[str, Any]], split: str, clips: ClipSet) -> None:
     """Raise StoreError unless positions and dtype of features are those in `first`; add them for a new modality."""
-    for name in part.modalities:
-        found = (part.arrays[name].shape[1], part.arrays[name].dtype)
-        other, wanted = first.setdefault(name, (split, found))
-        if found != wanted:
+    for name in clips.modalities:
+        found = (clips.arrays[name].shape[1], clips.arrays[name].dtype)
+        other, expected = first.setdefault(name, (split, found))
+        if found != expected:
             raise StoreError(
                 f"features of {name!r} must have the same number of positions and dtype in all splits, "
-                f"got {wanted[0]} {wanted[1]} in {other!r} and {found[0]} {found[1]} in {split!r}"
+                f"got {expected[0]} {expected[1]} in {other!r} and {found[0]} {found[1]} in {split!r}"
             )
 
 

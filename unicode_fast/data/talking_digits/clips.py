@@ -9,7 +9,7 @@ import numpy as np
 
 from unicode_fast.data.talking_digits import handwriting
 
-STEPS = 10
+POSITIONS = 10
 CLASSES = tuple(str(digit) for digit in range(10))
 BACKGROUND = len(CLASSES)
 SHORTEST, LONGEST = 4, 9
@@ -50,13 +50,13 @@ class Recipe:
         """A separate random generator for each purpose."""
         return np.random.default_rng([self.seed, zlib.crc32("/".join((self.name, *purpose)).encode())])
 
-    def shuffled_parts(self, count: int, purpose: str) -> dict[str, np.ndarray]:
-        """Numbers 0..count-1 divided among the splits; with `easy` each split has all numbers."""
+    def divided(self, count: int, purpose: str) -> dict[str, np.ndarray]:
+        """The numbers 0..count-1, divided among the splits; with `easy` each split has all numbers."""
         if self.easy:
             return {split: np.arange(count) for split in _SPLITS}
-        # By language, not by name: data sets with the same voices and pictures divide them in the same way.
-        source = np.random.default_rng([self.seed, zlib.crc32(f"{self.language}/{purpose}".encode())])
-        order = source.permutation(count)
+        # The seed has the language, not the name, so data sets with the same voices and pictures divide them alike.
+        generator = np.random.default_rng([self.seed, zlib.crc32(f"{self.language}/{purpose}".encode())])
+        order = generator.permutation(count)
         ends = np.round(np.cumsum(_SHARES) * count).astype(int)
         return dict(zip(_SPLITS, map(np.sort, np.split(order, ends[:-1])), strict=True))
 
@@ -110,20 +110,20 @@ class ClipPlan:
             # One blank picture at the end stands for "no picture".
             large = handwriting.enlarged(self.recipe.pictures.pixels)
             large = np.concatenate([large, np.zeros((1, side, side), np.float32)])
-            clean, ink = large[self.picture], np.zeros((clips, STEPS, side, side), bool)
+            clean, ink = large[self.picture], np.zeros((clips, POSITIONS, side, side), bool)
         return with_noise(clean, _PIXEL_NOISE, generator), ink
 
     def _two_digits(self, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         clips, side = len(self.digit), handwriting.FRAME_SIDE
         pixels = self.recipe.pictures.pixels
-        swapped = np.repeat(self.side == 1, STEPS)[:, None, None]
+        swapped = np.repeat(self.side == 1, POSITIONS)[:, None, None]
         named, other = pixels[self.picture.ravel()], pixels[self.other_picture.ravel()]
-        top = generator.integers(0, side // 2 + 1, (clips, 1, 2)) + np.zeros((1, STEPS, 1), np.int64)
+        top = generator.integers(0, side // 2 + 1, (clips, 1, 2)) + np.zeros((1, POSITIONS, 1), np.int64)
         clean, ink = handwriting.side_by_side(
             np.where(swapped, other, named), np.where(swapped, named, other), top.reshape(-1, 2)
         )
-        chosen = ink[np.arange(len(ink)), np.repeat(self.side, STEPS)]
-        return clean.reshape(clips, STEPS, side, side), chosen.reshape(clips, STEPS, side, side)
+        chosen = ink[np.arange(len(ink)), np.repeat(self.side, POSITIONS)]
+        return clean.reshape(clips, POSITIONS, side, side), chosen.reshape(clips, POSITIONS, side, side)
 
 
 def with_noise(clean: np.ndarray, pixel_noise: float, generator: np.random.Generator) -> np.ndarray:
@@ -131,14 +131,14 @@ def with_noise(clean: np.ndarray, pixel_noise: float, generator: np.random.Gener
 
     Args:
         clean: (N, 10, 16, 16) float32 in [0, 1], 1 is ink.
-        pixel_noise: its standard deviation, 1 being full ink.
+        pixel_noise: standard deviation of the noise; 1 is full ink.
         generator: the random generator.
 
     Returns:
         (N, 10, 16, 16) uint8.
     """
     clips = len(clean)
-    contrast = generator.uniform(0.6, 1.0, (clips, STEPS, 1, 1)).astype(np.float32)
+    contrast = generator.uniform(0.6, 1.0, (clips, POSITIONS, 1, 1)).astype(np.float32)
     grey = generator.uniform(0.0, 0.3, (clips, 1, 1, 1)).astype(np.float32)
     noise = generator.standard_normal(clean.shape, np.float32)
     noisy = grey + (1 - grey) * contrast * clean + np.float32(pixel_noise) * noise
@@ -179,7 +179,7 @@ def plan_clips(recipe: Recipe, split: str, voices: np.ndarray) -> ClipPlan:
         voice=voices[generator.integers(len(voices), size=clips)],
         picture=choose(np.where(shown, digit[:, None], seen)),
         other=other,
-        other_picture=choose(np.repeat(other[:, None], STEPS, 1)),
+        other_picture=choose(np.repeat(other[:, None], POSITIONS, 1)),
         side=generator.integers(0, 2, clips),
     )
 
@@ -191,13 +191,13 @@ def _other_digits(digit: np.ndarray, generator: np.random.Generator) -> np.ndarr
 def _runs(clips: int, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Start and end (exclusive) of runs of 4 to 9 seconds."""
     length = generator.integers(SHORTEST, LONGEST + 1, clips)
-    start = generator.integers(0, STEPS - length + 1)
+    start = generator.integers(0, POSITIONS - length + 1)
     return start, start + length
 
 
 def seconds_of(start: np.ndarray, stop: np.ndarray) -> np.ndarray:
     """(N, 10) bool, the seconds of runs with these starts and ends (exclusive)."""
-    time = np.arange(STEPS)
+    time = np.arange(POSITIONS)
     return (time >= start[:, None]) & (time < stop[:, None])
 
 
@@ -206,7 +206,7 @@ def shifted_runs(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Runs whose start and end move by up to a second if `shifted`; the length stays 4 to 9 seconds."""
     moves = generator.integers(-1, 2, (2, len(start))) * shifted
-    early, late = np.maximum(start + moves[0], 0), np.minimum(stop + moves[1], STEPS)
+    early, late = np.maximum(start + moves[0], 0), np.minimum(stop + moves[1], POSITIONS)
     allowed = (late - early >= SHORTEST) & (late - early <= LONGEST)
     return np.where(allowed, early, start), np.where(allowed, late, stop)
 
@@ -214,10 +214,10 @@ def shifted_runs(
 def distractors(other: np.ndarray, active: np.ndarray, share: float, generator: np.random.Generator) -> np.ndarray:
     """(N, 10) int64: in a share of the clips, `other` in one to three seconds outside events; elsewhere -1."""
     seconds = generator.integers(1, _LONGEST_DISTRACTOR + 1, len(other))
-    wanted = np.where(generator.random(len(other)) < share, seconds, 0)
+    count = np.where(generator.random(len(other)) < share, seconds, 0)
     # Take the free seconds with the smallest random keys.
     keys = np.where(active, 2.0, generator.random(active.shape))
-    taken = (np.argsort(np.argsort(keys, axis=1), axis=1) < wanted[:, None]) & ~active
+    taken = (np.argsort(np.argsort(keys, axis=1), axis=1) < count[:, None]) & ~active
     return np.where(taken, other[:, None], -1)
 
 
@@ -226,7 +226,7 @@ class PictureChooser:
 
     def __init__(self, recipe: Recipe, split: str, generator: np.random.Generator) -> None:
         pictures = recipe.pictures
-        groups = recipe.shuffled_parts(int(pictures.group.max()) + 1, "pictures")[split]
+        groups = recipe.divided(int(pictures.group.max()) + 1, "pictures")[split]
         usable = np.isin(pictures.group, groups)
         self.of_digit = [np.flatnonzero(usable & (pictures.digit == digit)) for digit in range(10)]
         self.generator = generator

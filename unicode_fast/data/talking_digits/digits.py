@@ -1,12 +1,13 @@
 """The built-in data sets: clips of digits that are spoken, handwritten and named in a sentence.
 
 A clip has ten seconds, a class (a digit), and an event of four to nine consecutive seconds. In each second of the event
-the digit is spoken, and the picture is another handwritten image of it. In some clips the two streams start or stop up
-to a second apart. In some, a different digit, the distractor, is spoken or shown outside the event. The sentence names
-the digit once. No picture and no voice of a training clip appears in validation or test.
+the digit is spoken, and the picture is another handwritten image of it. In some clips, the event in the sound starts or
+stops up to a second before or after the event in the pictures. In some clips, a different digit, the distractor, is
+spoken or shown outside the event. The sentence names the digit once. No picture and no voice of a training clip appears
+in validation or test.
 
 espeak-ng synthesises the speech. It is licensed under GPL-3, so it runs in a child process, and only while clips are
-made (see `unicode_fast.data.talking_digits.speech`).
+made; `unicode_fast.data.talking_digits.speech` has the details.
 """
 
 from __future__ import annotations
@@ -62,16 +63,16 @@ def load(
     (clips,) bool, the streams' events differ in time; "audio.distractor" and "video.distractor" (clips, 10) int8, the
     digit spoken or shown outside the event, or -1; "voice" (clips,) int64, an index into `extra["voices"]`;
     "video.picture" (clips, 10) int64, the number of the shown picture, or -1; in val and test "video.frames"
-    (clips, 10, 16, 16) uint8, the pictures from which the features are computed.
+    (clips, 10, 16, 16) uint8, the pictures behind the features.
 
     "talking-digits-two" shows two digits side by side in all frames; sound and sentence name one of them, its "class".
     "other" (clips,) int64 is the second digit. "side" (clips,) int64 is 0 if the named digit is on the left.
     "video.mask" (clips, 10, 16, 16) uint8 is 1 on its ink. "video.frames" is in all splits. There are no distractors
     and no shifts.
 
-    Features are standardised, (value - mean) / deviation, with the statistics of 200 training clips of "talking-digits"
-    with the same seed: per band for sound, over all values for pictures and words. All data sets of one seed share
-    these numbers, in `extra["standardisation"]`, as if they shared a feature extractor.
+    Features are standardised, (value - mean) / deviation. The statistics are those of 200 training clips of
+    "talking-digits" with the same seed: per band for sound, over all values for pictures and words. All data sets of
+    one seed share these numbers, in `extra["standardisation"]`, as if they shared a feature extractor.
 
     Args:
         name: "talking-digits"; "talking-digits-b", a second domain with printed faces, French words and other voices;

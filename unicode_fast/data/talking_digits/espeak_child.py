@@ -3,8 +3,8 @@
 espeak-ng is licensed under GPL-3, so only this script loads its shared library; `speech.py` runs the script. It imports
 nothing of the package, and ends after the last word.
 
-Input: one JSON list of [text, voice, rate, pitch]. Output: one little-endian int32 with the sample rate, then for each
-word one little-endian int32 with its number of samples (-1: no such voice) and the samples as int16.
+Input: one JSON list of [text, voice, rate, pitch]. Output: the sample rate, then for each word its number of samples
+(-1: no such voice) and the samples. Samples are int16, other numbers int32, all little-endian.
 """
 
 import ctypes
@@ -35,17 +35,17 @@ def _load_library() -> tuple[ctypes.CDLL, int]:
 
 def _spoken(library: ctypes.CDLL, words: list[tuple[str, str, int, int]]) -> Iterator[bytes | None]:
     """The int16 samples of each word as bytes, or None if the voice does not exist."""
-    pieces: list[bytes] = []
+    chunks: list[bytes] = []
 
     @ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p)
     def collect(samples: int | None, count: int, events: int | None) -> int:
         if samples and count > 0:
-            pieces.append(ctypes.string_at(samples, 2 * count))
+            chunks.append(ctypes.string_at(samples, 2 * count))
         return 0
 
     library.espeak_SetSynthCallback(collect)
     for text, voice, rate, pitch in words:
-        pieces.clear()
+        chunks.clear()
         if library.espeak_SetVoiceByName(voice.encode()) != 0:
             yield None
             continue
@@ -57,11 +57,11 @@ def _spoken(library: ctypes.CDLL, words: list[tuple[str, str, int, int]]) -> Ite
         status = library.espeak_Synth(data, ctypes.c_size_t(len(data)), 0, 0, 0, UTF8, None, None)
         if status != 0:
             raise RuntimeError(f"espeak_Synth must return 0, got {status} for {text!r}")
-        yield b"".join(pieces)
+        yield b"".join(chunks)
 
 
 def main() -> None:
-    """Read the words, speak them, write the samples."""
+    """Read the words, synthesise them, and write the samples."""
     # The library may write to file descriptor 1: redirect it to standard error, and use the pipe for samples only.
     with os.fdopen(os.dup(1), "wb") as output:
         os.dup2(2, 1)

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from unicode_fast.data.cache import open_or_make
 from unicode_fast.data.store.read import Store
-from unicode_fast.data.talking_digits.clips import STEPS, Recipe
+from unicode_fast.data.talking_digits.clips import POSITIONS, Recipe
 from unicode_fast.data.talking_digits.sound import Voices
 from unicode_fast.files.paths import cache_folder
 
@@ -42,7 +42,7 @@ def checked_clips(clips: Mapping[str, int] | None, seed: int) -> dict[str, int]:
 def open_generated(
     recipe: Recipe, generator_version: int, cache: str | os.PathLike[str] | None, make: Callable[[Path], None]
 ) -> Store:
-    """Open a recipe's store in a cache folder, None for the platform's; generate it if it is missing."""
+    """Open a recipe's store in a cache folder, None for the platform's; a missing store is generated."""
     folder = (Path(cache) if cache is not None else cache_folder()) / folder_name(recipe, generator_version)
     return open_or_make(folder, make, _say)
 
@@ -67,7 +67,7 @@ def standardisation(arrays: Mapping[str, np.ndarray]) -> dict[str, dict[str, Any
     """Mean and standard deviation of each modality's features; for words the mean is 0, to keep the padding zero."""
     audio = arrays["audio"].astype(np.float64)
     video = arrays["video"].astype(np.float64)
-    valid = np.arange(STEPS) < arrays["text.length"][:, None]
+    valid = np.arange(POSITIONS) < arrays["text.length"][:, None]
     text = arrays["text"][valid].astype(np.float64)
     deviation = np.maximum(audio.std((0, 1)), _SMALLEST_DEVIATION)
     return {

@@ -38,8 +38,7 @@ _PICTURES_PER_FACE_AND_DIGIT = 12
 class Pictures(NamedTuple):
     """Digit pictures.
 
-    pixels: (P, 8, 8) float32 in [0, 1], 1 is ink; digit: (P,) int64; group: (P,) int64, pictures of one group must not
-    be divided among splits.
+    pixels: (P, 8, 8) float32 in [0, 1], 1 is ink; digit: (P,) int64; group: (P,) int64, each group in one split only.
     """
 
     pixels: np.ndarray

@@ -9,8 +9,8 @@ import numpy as np
 from unicode_fast.data.talking_digits import handwriting
 from unicode_fast.data.talking_digits.clips import (
     LONGEST,
+    POSITIONS,
     SHORTEST,
-    STEPS,
     PictureChooser,
     Recipe,
     distractors,
@@ -37,7 +37,7 @@ class NumbersRecipe(Recipe):
         second_share: share of clips with two events.
         mismatch_share: share of training clips with a stream that names another number.
         tail_ratio: training clips of the most frequent class per clip of the rarest; 1 if `easy`.
-        pixel_noise: standard deviation of the noise of pictures, 1 being full ink.
+        pixel_noise: standard deviation of the noise of pictures; 1 is full ink.
         recordings: recordings of each number by each voice, each at a random rate and pitch.
         words_per_minute: smallest and largest (exclusive) rate; at 190 every number fits in a second.
         latest_start_seconds: largest delay of a number in its second; small, so quarters cover the same sounds.
@@ -93,7 +93,7 @@ class NumbersPlan:
         pixels = np.concatenate([pixels, np.zeros_like(pixels[:1])])
         tens, units = np.moveaxis(pixels[self.picture.reshape(-1, 2)], 1, 0)
         clean, _ = handwriting.side_by_side(tens, units, np.full((len(tens), 2), _TOP))
-        return with_noise(clean.reshape(-1, STEPS, side, side), self.recipe.pixel_noise, generator)
+        return with_noise(clean.reshape(-1, POSITIONS, side, side), self.recipe.pixel_noise, generator)
 
 
 def plan_numbers(recipe: NumbersRecipe, split: str, voices: np.ndarray) -> NumbersPlan:
@@ -140,8 +140,8 @@ def plan_numbers(recipe: NumbersRecipe, split: str, voices: np.ndarray) -> Numbe
 def class_counts(recipe: NumbersRecipe, split: str) -> np.ndarray:
     """(100,) int64, number of clips of each class.
 
-    In the training split they fall geometrically, over classes in random order, by a factor of `tail_ratio`. In other
-    splits, and with `easy`, they differ by at most one.
+    In the training split the counts fall geometrically, over classes in random order, by a factor of `tail_ratio`. In
+    other splits, and with `easy`, the counts differ by at most one.
     """
     clips = recipe.clips[split]
     if recipe.easy or split != "train":
@@ -158,7 +158,7 @@ def _draw_times(
     two = generator.random(clips) < (0.0 if recipe.easy else recipe.second_share)
     later_length = np.where(two, generator.integers(1, _LONGEST_SECOND + 1, clips), 0)
     # A pause of one second separates the events even if the first one ends later in a stream.
-    room = STEPS - np.where(two, later_length + 1, 0)
+    room = POSITIONS - np.where(two, later_length + 1, 0)
     length = generator.integers(SHORTEST, np.minimum(room, LONGEST) + 1)
     start = generator.integers(0, room - length + 1)
     stop = start + length

@@ -5,8 +5,8 @@ number is spoken, such as "forty two", and the picture shows two handwritten dig
 clips have a second, shorter event of another number later. As in `digits.py`, streams of some clips are shifted, and
 some have a distractor in one stream. No picture and no voice of a training clip appears in validation or test.
 
-The training split resembles collected data: its classes have a long tail, and in a tenth of its clips one of sound,
-pictures and sentence names another number than the class.
+The training split resembles collected data: its classes have a long tail, and a tenth of its clips are mismatched. In a
+mismatched clip, the sound, the pictures or the sentence names another number than the class.
 """
 
 from __future__ import annotations
@@ -55,21 +55,21 @@ def load(
 ) -> Store:
     """Open `talking-numbers`; generate it if it is not in the cache.
 
-    Features of each split: "audio" (clips, 10, 256), four quarters of 64 bands, "video" (clips, 10, 7, 7, 16) and
-    "text" (clips, 10, 128), all float32. Other arrays: "audio.label" and "video.label" (clips, 10, 101) uint8, the
-    number of the event in each second, background last; "class" and "id" (clips,) int64; "second" (clips,) int64, the
-    number of the second event, or -1; "mismatched" (clips,) bool, the first event of one stream, or the sentence, names
-    another number than the class, as do that stream's labels; "text.number" (clips,) int64, the number in the
+    Features of each split, all float32: "audio" (clips, 10, 256), four quarters of 64 bands; "video"
+    (clips, 10, 7, 7, 16); "text" (clips, 10, 128). Other arrays: "audio.label" and "video.label" (clips, 10, 101)
+    uint8, the number of the event in each second, background last; "class" and "id" (clips,) int64; "second" (clips,)
+    int64, the number of the second event, or -1; "mismatched" (clips,) bool, the first event of one stream and its
+    labels, or the sentence, have another number than the class; "text.number" (clips,) int64, the number in the
     sentence; "text.length" (clips,) int64 in 8..10; "text.sentence" (clips,) strings; "shifted" (clips,) bool, the
     streams' first events differ in time; "audio.distractor" and "video.distractor" (clips, 10) int8, the number outside
     events, or -1; "voice" (clips,) int64, an index into `extra["voices"]`; "video.picture" (clips, 10, 2) int64, the
-    numbers of the shown pictures, or -1; in val and test "video.frames" (clips, 10, 16, 16) uint8, the pictures from
-    which the features are computed.
+    numbers of the shown pictures, or -1; in val and test "video.frames" (clips, 10, 16, 16) uint8, the pictures behind
+    the features.
 
     In val and test, class counts differ by at most one, and nothing is mismatched. Voices and pictures are divided
-    among the splits as in "talking-digits" with the same seed. Features are standardised, (value - mean) / deviation,
-    with the statistics of the training split in `extra["standardisation"]`: per band and quarter for sound, over all
-    values for pictures and words.
+    among the splits as in "talking-digits" with the same seed. Features are standardised, (value - mean) / deviation.
+    `extra["standardisation"]` has the statistics of the training split: per band and quarter for sound, over all values
+    for pictures and words.
 
     Args:
         cache: cache folder; None takes UNICODE_FAST_CACHE, else the platform's cache folder.

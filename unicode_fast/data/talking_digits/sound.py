@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from unicode_fast.data.talking_digits.clips import STEPS, Recipe
+from unicode_fast.data.talking_digits.clips import POSITIONS, Recipe
 from unicode_fast.data.talking_digits.sentences import NAMES
 from unicode_fast.data.talking_digits.speech import SAMPLE_RATE_HZ, SpokenWord, speak
 
@@ -92,13 +92,13 @@ def digit_vocabulary(language: str) -> Vocabulary:
 
 
 def voices_of(recipe: Recipe, vocabulary: Vocabulary, say: Callable[[str], object] = lambda _: None) -> Voices:
-    """All voices of the splits in a recipe, with their recordings; `say` is called with the progress."""
+    """All voices of a recipe's splits, with their recordings; `say` is called with the progress."""
     names = _FRENCH if recipe.language == "fr" else _ENGLISH
-    by_split = recipe.shuffled_parts(len(names), "voices")
+    by_split = recipe.divided(len(names), "voices")
     used = {int(voice) for split in recipe.clips for voice in by_split[split]}
-    # espeak-ng carries state from word to word. Training voices come first, so they sound the same in all data sets
-    # of a seed.
-    divided = dataclasses.replace(recipe, easy=False).shuffled_parts(len(names), "voices")
+    # espeak-ng keeps state from word to word. Training voices come first, so their recordings are the same in all data
+    # sets of a seed.
+    divided = dataclasses.replace(recipe, easy=False).divided(len(names), "voices")
     in_order = [int(voice) for numbers in divided.values() for voice in numbers if voice in used]
     words = _spoken_words(names, recipe.seed, in_order, vocabulary, say)
     return Voices(list(names), by_split, words, vocabulary)
@@ -173,23 +173,23 @@ def render_audio(
     noise = _coloured_noise(generator)
     draw = _Draws(
         colour=generator.integers(len(noise), size=clips),
-        place=generator.integers(noise.shape[1] - SAMPLE_RATE_HZ, size=(clips, STEPS)),
+        place=generator.integers(noise.shape[1] - SAMPLE_RATE_HZ, size=(clips, POSITIONS)),
         level=_log_uniform(generator, _NOISE_LEVELS, clips),
         gain=_log_uniform(generator, _GAINS, clips),
-        loudness=_log_uniform(generator, _LOUDNESSES, (clips, STEPS)),
-        variant=generator.integers(voices.vocabulary.recordings, size=(clips, STEPS)),
-        offset=generator.random((clips, STEPS)),
+        loudness=_log_uniform(generator, _LOUDNESSES, (clips, POSITIONS)),
+        variant=generator.integers(voices.vocabulary.recordings, size=(clips, POSITIONS)),
+        offset=generator.random((clips, POSITIONS)),
     )
     features: list[np.ndarray] = []
 
     def render(first: int) -> np.ndarray:
         last = min(first + _CLIPS_AT_ONCE, clips)
-        places = [(clip, second) for clip in range(first, last) for second in range(STEPS)]
+        places = [(clip, second) for clip in range(first, last) for second in range(POSITIONS)]
         keys = [(int(voice[clip]), int(heard[clip, second])) for clip, second in places]
         recordings = [voices.words[key] if key[1] >= 0 else None for key in keys]
         latest = voices.vocabulary.latest_start
         seconds = [_second(words, latest, noise, draw, at) for words, at in zip(recordings, places, strict=True)]
-        return statistics(np.stack(seconds)).reshape(last - first, STEPS, -1)
+        return statistics(np.stack(seconds)).reshape(last - first, POSITIONS, -1)
 
     # The limit is global: without the lock, the end of one call would lift it for a concurrent one.
     with _ONE_BLAS_THREAD, threadpool_limits(1), ThreadPoolExecutor(_workers()) as pool:

@@ -1,4 +1,4 @@
-"""Log-mel features of one-second pieces of sound: over the whole second, or over each quarter."""
+"""Log-mel features of each second of sound: over the whole second, or over each quarter."""
 
 from __future__ import annotations
 

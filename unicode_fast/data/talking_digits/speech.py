@@ -33,8 +33,8 @@ class SpokenWord(NamedTuple):
 def speak(words: Sequence[SpokenWord], progress: Callable[[int], object] | None = None) -> list[np.ndarray]:
     """Synthesise each word, trim silence, and scale to root mean square 1.
 
-    One new process synthesises the words in order, because espeak-ng carries state from word to word. The same list
-    gives the same samples.
+    One new process synthesises the words in order, because espeak-ng keeps state from word to word. The same list
+    always gives the same samples.
 
     Args:
         words: the words in order.
@@ -102,7 +102,7 @@ def _read_bytes(stream: BinaryIO, count: int) -> bytes:
 
 def _cleaned(samples: np.ndarray, word: SpokenWord) -> np.ndarray:
     """Cut the silence at both ends, resample to 16 kHz, scale to root mean square 1."""
-    # Slow to import, and not needed if the clips are cached.
+    # The import is slow, and not needed if the clips are cached.
     from scipy.signal import resample_poly
 
     loud = np.flatnonzero(np.abs(samples.astype(np.int32)) > 200)

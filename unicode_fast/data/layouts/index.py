@@ -1,4 +1,4 @@
-"""Features in their original files, one array per clip, brought to one length; and the clips of a layout."""
+"""The index of a layout: its clips, and their features in the original files, brought to one length."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from unicode_fast.data.dataset import WHOLE, ClipSet, Dataset
 from unicode_fast.data.lazy import ClipArray, LazyArray, select_clips
 from unicode_fast.data.store.checks import FEATURE_DTYPES, StoreError
 
-# How clips get T positions: "repeat" cuts them or repeats the last row, "exact" accepts no other number, "zeros" pads
-# with zeros, which lengths, if given, mark as invalid.
+# How clips get T positions: "repeat" cuts them or repeats the last row, "exact" accepts no other number, and "zeros"
+# pads with zeros. Lengths, if given, mark the padding as invalid.
 Fit = Literal["repeat", "exact", "zeros"]
 _SHOWN_FILES = 12
 
@@ -29,7 +29,7 @@ class FeatureFiles:
         where: name of each clip's features for messages: path of its file, or key and number in an HDF5 file.
         read: from an entry of `numbers` to the clip's array (positions, ...), before `fit`.
         numbers: (clips,) int64, the argument of `read` for each clip.
-        steps: T, the number of positions of every clip.
+        positions: T, the number of positions of every clip.
         fit: how clips get T positions.
         kind: kind of the modality; None means vector or grid, by the number of axes.
         lengths: (clips,) int64 valid positions, if `fit` is "zeros"; None if padding counts as valid.
@@ -39,7 +39,7 @@ class FeatureFiles:
     where: Sequence[str]
     read: Callable[[int], np.ndarray]
     numbers: np.ndarray
-    steps: int
+    positions: int
     fit: Fit
     kind: Kind | None = None
     lengths: ClipArray | None = None
@@ -87,13 +87,13 @@ class FeatureFiles:
         array = self.raw(clip)
         if len(array) == 0:
             raise StoreError(f"{self.where[clip]} must have at least one position, got shape {array.shape}")
-        if self.fit == "exact" and len(array) != self.steps:
-            raise StoreError(f"{self.where[clip]} must have {self.steps} positions, got shape {array.shape}")
+        if self.fit == "exact" and len(array) != self.positions:
+            raise StoreError(f"{self.where[clip]} must have {self.positions} positions, got shape {array.shape}")
         if not np.isfinite(array).all():
             raise StoreError(f"{self.where[clip]} must hold finite features, got NaN or infinite values")
-        short = self.steps - len(array)
+        short = self.positions - len(array)
         if short <= 0:
-            return array[: self.steps]
+            return array[: self.positions]
         filling = np.repeat(array[-1:], short, 0) if self.fit == "repeat" else np.zeros((short, *array.shape[1:]))
         return np.concatenate([array, filling.astype(array.dtype)])
 
@@ -111,7 +111,7 @@ class FeatureFiles:
             raise StoreError(f"{self.where[0]} must hold the features of a modality: {error}") from error
 
     def array(self, modality: Modality) -> LazyArray:
-        """(clips, T, ...) float64, read when indexed, which raises StoreError for a clip of another shape."""
+        """(clips, T, ...) float64, read when indexed; reading a clip of another shape raises StoreError."""
 
         def read_clip(clip: int) -> np.ndarray:
             array = self.fitted(clip)
@@ -119,7 +119,7 @@ class FeatureFiles:
                 raise StoreError(f"{self.where[clip]} must have shape (T, *{modality.shape}), got {array.shape}")
             return array
 
-        return LazyArray.by_clip((len(self), self.steps, *modality.shape), np.float64, read_clip)
+        return LazyArray.by_clip((len(self), self.positions, *modality.shape), np.float64, read_clip)
 
 
 @dataclass(frozen=True)
@@ -127,22 +127,22 @@ class ClipTable:
     """Some clips of a layout: features of their modalities, and their other arrays.
 
     Attributes:
-        sources: features by modality.
+        features: feature files by modality.
         arrays: other arrays, clips first: "id", "class", "<modality>.label" and other keys.
     """
 
-    sources: Mapping[str, FeatureFiles]
+    features: Mapping[str, FeatureFiles]
     arrays: Mapping[str, ClipArray]
 
     def __len__(self) -> int:
         """Number of clips."""
-        return len(next(iter({**self.arrays, **self.sources}.values())))
+        return len(next(iter({**self.arrays, **self.features}.values())))
 
     def select(self, chosen: np.ndarray) -> ClipTable:
         """Some clips: (clips,) bool, or (n,) int64 in the order given."""
         numbers = np.arange(len(self))[chosen]
-        sources = {name: source.select(numbers) for name, source in self.sources.items()}
-        return ClipTable(sources, {key: select_clips(array, numbers) for key, array in self.arrays.items()})
+        features = {name: features.select(numbers) for name, features in self.features.items()}
+        return ClipTable(features, {key: select_clips(array, numbers) for key, array in self.arrays.items()})
 
 
 @dataclass(frozen=True)
@@ -169,7 +169,7 @@ class DatasetIndex:
         root: its folder.
         classes: C names.
         lists: for each split one table of paired clips, or one per modality.
-        divided: further splits: for each table of the split "all", the clips in that split, (clips,) bool.
+        divided: other splits: for each table of the split "all", the clips in that split, (clips,) bool.
         missing: missing files other than features.
         notes: remarks on its lists.
         list_file: name of the file that lists the clips, for messages.
@@ -209,13 +209,13 @@ class DatasetIndex:
         for split, listed in self.lists.items():
             for table in listed:
                 arrays = dict(table.arrays)
-                for name, source in table.sources.items():
+                for name, features in table.features.items():
                     if name not in modalities:
-                        modalities[name] = source.modality()
-                    arrays[name] = source.array(modalities[name])
-                    if source.lengths is not None:
-                        arrays[f"{name}.length"] = source.lengths
-                own = {name: modalities[name] for name in table.sources}
+                        modalities[name] = features.modality()
+                    arrays[name] = features.array(modalities[name])
+                    if features.lengths is not None:
+                        arrays[f"{name}.length"] = features.lengths
+                own = {name: modalities[name] for name in table.features}
                 index = np.arange(len(table), dtype=np.int64)
                 opened.setdefault(split, []).append(ClipSet(arrays, own, self.classes, index))
         numbers = {split: [np.flatnonzero(clips) for clips in those] for split, those in self.divided.items()}
@@ -224,8 +224,8 @@ class DatasetIndex:
     def _check_files(self) -> None:
         missing = dict.fromkeys(self.missing)
         for tables in self.lists.values():
-            for source in (source for table in tables for source in table.sources.values()):
-                missing.update(dict.fromkeys(source.absent))
+            for features in (features for table in tables for features in table.features.values()):
+                missing.update(dict.fromkeys(features.absent))
         if missing:
             shown = ", ".join(list(missing)[:_SHOWN_FILES])
             more = len(missing) - _SHOWN_FILES
