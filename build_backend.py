@@ -1,8 +1,8 @@
 """In-tree build backend: setuptools, compiling against the installed torch of the target environment.
 
 Build isolation hides that torch, and an extension works only with the torch of its build. This backend therefore adds
-the packages of the target environment to the import path of the build, after the isolated packages. torch is a build
-requirement only if the target environment has no usable torch.
+the packages of the target environment to the import path of the build, after the isolated packages. Only without a
+usable torch there, torch is a build requirement.
 
 `python -m build` isolates with a virtual environment, whose interpreter does not lead to a target environment. There
 torch is always a build requirement. The extension records its torch version, and `unicode_fast.backend` does not load
@@ -50,8 +50,8 @@ Settings = Mapping[str, Any] | None
 def target_paths(executable: str = sys.executable) -> list[str]:
     """The import path of the target environment, without build isolation.
 
-    pip isolates through environment variables. Without them, the interpreter has its normal path: its site-packages,
-    and if enabled those of the user and of the system, and folders of path configuration files.
+    pip isolates through environment variables. Without them, the interpreter has its normal path. It includes
+    site-packages, those of the user and of the system if enabled, and folders of path configuration files.
 
     Args:
         executable: the target environment's interpreter.

@@ -2,7 +2,8 @@
 
 Environment variables:
     UNICODE_FAST_CUDA: auto (the default) compiles csrc/cuda if a CUDA toolkit, a CUDA build of torch and a visible
-        GPU are found. 1 needs no GPU, and fails without the toolkit or a CUDA build of torch. 0 omits csrc/cuda.
+        GPU are found; the value 1 needs no GPU, and fails without the toolkit or a CUDA build of torch; 0 omits
+        csrc/cuda.
     CUDA_HOME, CUDA_PATH: the toolkit; the default is the toolkit of nvcc, then the conventional folder.
     TORCH_CUDA_ARCH_LIST: GPU architectures; the default is those of the visible GPUs for auto, all ARCHITECTURES for 1.
     CXX, CC, MAX_JOBS: as for torch's cpp_extension and setuptools.
