@@ -1,9 +1,9 @@
 """Reading random batches from the published zips and from packed stores; `pytest benchmarks/bench_data.py`.
 
 Clips have the published shapes, video (10, 7, 7, 512) and audio (10, 128) float64. They are rectified noise, because
-video features are rectified. Batches of all readers are compared before they are timed. All files are then in the page
-cache, so times are those of decoding and copying, not of a disk. Readers take turns, so that other load of the
-machine affects all of them.
+video features are rectified. Batches of all readers are compared before the timing. All files are then in the page
+cache, so the times are those of decoding and copying, without the disk. Readers alternate, so other load of the machine
+affects all of them.
 """
 
 import pickle
@@ -56,29 +56,29 @@ def times_ms(readers: dict[str, Callable[[int], Batch]]) -> dict[str, np.ndarray
 
 def ahead_ms(batches: Batches, workers: int) -> np.ndarray:
     """(REPEATS,) time from batch to batch, after the first."""
-    with open_loader(batches, torch.device("cpu"), "prefetch", workers=workers) as feed:
-        feed.batch(0)
+    with open_loader(batches, torch.device("cpu"), "prefetch", workers=workers) as loader:
+        loader.batch(0)
         times = []
         for step in range(1, REPEATS + 1):
             begun = time.perf_counter()
-            feed.batch(step)
+            loader.batch(step)
             times.append(1000 * (time.perf_counter() - begun))
     return np.array(times)
 
 
 def bench_reading(tmp_path: Path, pytestconfig: pytest.Config) -> None:
-    sources = {}
+    datasets = {}
     for name, compression in (("zips, deflated", zipfile.ZIP_DEFLATED), ("zips, stored", zipfile.ZIP_STORED)):
         write_zips(tmp_path / name, compression)
-        sources[name] = open_data(f"vggsound81k:{tmp_path / name}", modalities=tuple(SHAPES))
+        datasets[name] = open_data(f"vggsound81k:{tmp_path / name}", modalities=tuple(SHAPES))
     for dtype in ("float32", "float16", "bfloat16"):
-        # In several files, like large sets.
-        pack(sources["zips, deflated"], tmp_path / dtype, dtype, shard_bytes=1 << 24, progress=False)  # type: ignore[arg-type]
-        sources[f"store, {dtype}"] = open_store(tmp_path / dtype)
-    # Read as by a feed; halves become float32 on the device.
+        # In several files, as for large data sets.
+        pack(datasets["zips, deflated"], tmp_path / dtype, dtype, shard_bytes=1 << 24, progress=False)  # type: ignore[arg-type]
+        datasets[f"store, {dtype}"] = open_store(tmp_path / dtype)
+    # Read as by a batch loader; halves become float32 on the device.
     readers = {
         name: partial(Batches(data.split("all"), BATCH, seed=0).batch, keep_halves=True)
-        for name, data in sources.items()
+        for name, data in datasets.items()
     }
     exact = readers["zips, deflated"](0)
     for name, read in readers.items():
@@ -88,7 +88,7 @@ def bench_reading(tmp_path: Path, pytestconfig: pytest.Config) -> None:
                 features.float(), exact.features[modality], rtol=slack, atol=1e-6 if slack else 0.0
             )
     found = times_ms(readers)
-    zips = Batches(sources["zips, deflated"].split("all"), BATCH, seed=0)
+    zips = Batches(datasets["zips, deflated"].split("all"), BATCH, seed=0)
     for name, workers in (("a thread", 0), (f"{WORKERS} processes", WORKERS)):
         found[f"zips, deflated, ahead by {name}"] = ahead_ms(zips, workers)
     ours = float(np.median(found["store, float32"]))

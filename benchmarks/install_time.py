@@ -21,7 +21,7 @@ from unicode_fast.training.runs import git_commit
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).resolve().parent / "results" / "install.json"
-ASK = "import json, platform, torch; print(json.dumps([platform.python_version(), torch.__version__]))"
+QUERY = "import json, platform, torch; print(json.dumps([platform.python_version(), torch.__version__]))"
 
 
 def gigabytes(folder: Path) -> float:
@@ -30,14 +30,14 @@ def gigabytes(folder: Path) -> float:
     return sum({file.st_ino: file.st_blocks * 512 for file in files}.values()) / 1e9
 
 
-def parts_of(command: str) -> tuple[str, str]:
-    """The installing and the running part of the README's command."""
+def split_command(command: str) -> tuple[str, str]:
+    """The installation and the run of the README's command."""
     install, _, run = command.strip().rpartition(" && ")
     return install, run
 
 
 def seconds_of(command: str, checkout: Path) -> float:
-    """Time of a shell command in a clone, which is made if it does not exist."""
+    """Time in seconds of a shell command in a clone; a missing clone is made first."""
     if not checkout.exists():
         subprocess.run(["git", "clone", "-q", "--no-hardlinks", ROOT, checkout], check=True)
     begin = time.perf_counter()
@@ -46,7 +46,7 @@ def seconds_of(command: str, checkout: Path) -> float:
 
 
 def download(checkout: Path, folder: Path) -> None:
-    """Downloads all packages of an installation and of its build to a folder."""
+    """Download all packages of an installation and of its build to a folder."""
     pip = [checkout / ".venv" / "bin" / "pip"]
     installed = subprocess.check_output([*pip, "freeze", "--all", "--exclude-editable"], text=True).split("\n")[:-1]
     build = re.search(r"^requires = (\[.*\])", (checkout / "pyproject.toml").read_text(), re.MULTILINE)
@@ -57,12 +57,12 @@ def download(checkout: Path, folder: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("python", nargs="?", default="python3", help="in place of the command's python3")
+    parser.add_argument("python", nargs="?", default="python3", help="replaces the command's python3")
     parser.add_argument("--note", default="", help="other load of the machine")
     arguments = parser.parse_args()
     python = arguments.python
     readme = subprocess.check_output([ROOT / ".ci" / "readme-command", "run-command"], text=True)
-    install, run = parts_of(readme.replace("python3 -m venv", f"{python} -m venv"))
+    install, run = split_command(readme.replace("python3 -m venv", f"{python} -m venv"))
     os.environ.pop("PYTHONPATH", None)
     seconds = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -73,7 +73,7 @@ def main() -> None:
         os.environ |= {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(files)}
         seconds["downloaded"] = seconds_of(install, second)
         seconds["run"] = seconds_of(run, second)
-        version, torch = json.loads(subprocess.check_output([second / ".venv" / "bin" / "python", "-c", ASK]))
+        version, torch = json.loads(subprocess.check_output([second / ".venv" / "bin" / "python", "-c", QUERY]))
         sizes = {"download": gigabytes(files), "disk": gigabytes(second / ".venv")}
     found = {"seconds": seconds, "gigabytes": sizes, "python": version, "torch": torch}
     device = {"device": f"{platform.machine()} CPU", "cores": os.cpu_count()}

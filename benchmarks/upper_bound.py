@@ -1,9 +1,9 @@
 """Accuracy with labels: `python benchmarks/upper_bound.py [DATA] [--steps N] [--seeds N]`.
 
 Each encoder of the recommended preset is trained with the classes of the training clips: features, semantic encoder,
-maximum over the clip's positions, linear classifier. No codebook and no other modality takes part. The step is chosen
-on validation clips of the same modality; accuracies are of the test split. They are upper bounds of zero-shot scores,
-as the same encoder is trained with labels of the tested modality. benchmarks/results/upper-bound.json holds them.
+maximum over the clip's positions, linear classifier. No codebook and no other modality is used. The step is chosen on
+validation clips of the same modality; accuracies are those of the test split. They are upper bounds of zero-shot
+scores, because the same encoder is trained with labels of the tested modality. results/upper-bound.json holds them.
 """
 
 import argparse
