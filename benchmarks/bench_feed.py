@@ -1,7 +1,8 @@
-"""The feed alone, the step alone, and the loop of both, in clips per second; `pytest benchmarks/bench_feed.py`.
+"""The batch loader, the step, and the loop of both, in clips per second; `pytest benchmarks/bench_feed.py`.
 
-Each feed must first return the right batches of some steps. Rows are printed and kept in results/feed-<device>.json.
-The clips are the built-in ones; on CUDA also random ones of the published shapes.
+Each loader must first return the correct batches of some steps. Rows are printed and saved in
+results/feed-<device>.json. The clips are those of the built-in data, and on CUDA also random clips of the published
+shapes.
 """
 
 import time
@@ -25,14 +26,14 @@ KINDS = ("direct", "prefetch", "resident")
 CLIPS_AS_PUBLISHED = 1600
 STEPS = {"cpu": 25, "cuda": 200}
 FEED_SECONDS = 3.0
-# Share of the smaller of both rates that the feed of "auto" must reach.
+# Share of the smaller of both rates that the loop with the loader of "auto" must reach.
 LEAST_SHARE = 0.95
 
 
 def line(row: dict) -> str:
     """One line of the printed table."""
     return (
-        f"{row['size']:10} {row['feed']:10} feed {row['feed_clips_per_second']:9.4g} clips/s, step "
+        f"{row['size']:10} {row['feed']:10} loader {row['feed_clips_per_second']:9.4g} clips/s, step "
         f"{row['step_clips_per_second']:7.4g}, loop {row['loop_clips_per_second']:7.4g}: "
         f"{100 * row['share_of_the_smaller']:.1f} % of the smaller"
     )
@@ -68,18 +69,18 @@ def bench_feed(
     batches = Batches(clips, config.train.batch_size)
     trainer = Trainer(config, clips.modalities, device)
     wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-    with open_loader(batches, device, kind, workers=config.train.loader_workers) as feed:
+    with open_loader(batches, device, kind, workers=config.train.loader_workers) as loader:
         for step in (0, 7):
-            truth, found = batches.batch(step), feed.batch(step).to("cpu")
+            truth, found = batches.batch(step), loader.batch(step).to("cpu")
             assert all(torch.equal(found.features[name], truth.features[name]) for name in truth.features)
-        fed = feed_rate(feed, wait)
-        fixed = feed.batch(0)
+        loaded = loader_rate(loader, wait)
+        fixed = loader.batch(0)
         step_rate = rate(lambda _: trainer.train_step(fixed.features, fixed.mask, 1e-3), STEPS[device.type], wait)
         waiting: list[float] = []
 
         def loop(step: int) -> None:
             begun = time.perf_counter()
-            batch = feed.batch(step)
+            batch = loader.batch(step)
             waiting.append(time.perf_counter() - begun)
             trainer.train_step(batch.features, batch.mask, 1e-3)
 
@@ -92,32 +93,32 @@ def bench_feed(
         "feed": kind,
         "workers": config.train.loader_workers if kind == "prefetch" else 0,
         "clips": clips_each,
-        "feed_clips_per_second": fed * clips_each,
+        "feed_clips_per_second": loaded * clips_each,
         "step_clips_per_second": step_rate * clips_each,
         "loop_clips_per_second": looped * clips_each,
-        "share_of_the_smaller": looped / min(fed, step_rate),
+        "share_of_the_smaller": looped / min(loaded, step_rate),
         "share_of_the_loop_in_the_feed": sum(waiting) / seconds,
         **origin(device.type),
     }
     keep(row)
     with open_loader(batches, device, "auto") as taken:
-        assert type(feed) is not type(taken) or row["share_of_the_smaller"] >= LEAST_SHARE
+        assert type(loader) is not type(taken) or row["share_of_the_smaller"] >= LEAST_SHARE
 
 
-def feed_rate(feed: Any, wait: Any) -> float:
-    """Batches per second of a feed without other work beside it."""
-    feed.batch(0)
+def loader_rate(loader: Any, wait: Any) -> float:
+    """Batches per second of a loader without other work."""
+    loader.batch(0)
     wait()
     step, begun = 0, time.perf_counter()
     while time.perf_counter() - begun < FEED_SECONDS:
         step += 1
-        feed.batch(step)
+        loader.batch(step)
     wait()
     return step / (time.perf_counter() - begun)
 
 
 def rate(call: Any, number: int, wait: Any) -> float:
-    """Calls per second, from the median time of groups of five, so that a pause of the machine does not count."""
+    """Calls per second, from the median time of groups of five, which excludes pauses of the machine."""
     for step in range(3):
         call(step)
     wait()

@@ -20,7 +20,7 @@ from unicode_fast.data.loader import BatchLoader, PrefetchLoader, ResidentLoader
 CPU = torch.device("cpu")
 KINDS = {"direct": BatchLoader, "prefetch": PrefetchLoader, "resident": ResidentLoader}
 # With the number of workers.
-FEEDS = [("direct", 0), ("prefetch", 0), ("prefetch", 1), ("prefetch", 2), ("resident", 0)]
+LOADERS = [("direct", 0), ("prefetch", 0), ("prefetch", 1), ("prefetch", 2), ("resident", 0)]
 forked = pytest.mark.skipif(sys.platform != "linux", reason="worker processes are forked on Linux alone")
 
 
@@ -35,7 +35,7 @@ def batches(store: Path) -> Batches:
 
 
 def helpers() -> list[str]:
-    """Threads and processes of feeds."""
+    """Threads and processes of loaders."""
     threads = [thread.name for thread in threading.enumerate() if thread.name.startswith("loader")]
     return [*threads, *(process.name for process in multiprocessing.active_children())]
 
@@ -48,21 +48,21 @@ def assert_same(batch: Batch, truth: Batch) -> None:
         assert torch.equal(batch.mask[name], truth.mask[name])
 
 
-@pytest.mark.parametrize(("kind", "workers"), FEEDS)
+@pytest.mark.parametrize(("kind", "workers"), LOADERS)
 def test_the_batches_are_those_of_their_steps(kind: str, workers: int, batches: Batches) -> None:
     """Over the ends of epochs, from a later step on as after a resume, and back again."""
-    with open_loader(batches, CPU, kind, workers=workers) as feed:
-        assert type(feed) is KINDS[kind]
+    with open_loader(batches, CPU, kind, workers=workers) as loader:
+        assert type(loader) is KINDS[kind]
         for step in (*range(12), 30, 31, 2, 3):
-            assert_same(feed.batch(step), batches.batch(step))
+            assert_same(loader.batch(step), batches.batch(step))
     assert not helpers()
 
 
-@pytest.mark.parametrize(("kind", "workers"), FEEDS)
+@pytest.mark.parametrize(("kind", "workers"), LOADERS)
 def test_a_rank_gets_its_own_clips(kind: str, workers: int, batches: Batches) -> None:
-    with open_loader(batches, CPU, kind, workers=workers, own=lambda clips: slice(clips // 2, clips)) as feed:
+    with open_loader(batches, CPU, kind, workers=workers, own=lambda clips: slice(clips // 2, clips)) as loader:
         for step in range(batches.steps_per_epoch):
-            assert_same(feed.batch(step), batches.batch(step, slice(len(batches.indices(step)) // 2, None)))
+            assert_same(loader.batch(step), batches.batch(step, slice(len(batches.indices(step)) // 2, None)))
 
 
 @forked
@@ -75,8 +75,8 @@ def test_processes_read(batches: Batches, monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.setattr(Batches, "batch", signed)
     before = torch.get_rng_state()
-    with open_loader(batches, CPU, "prefetch", workers=2) as feed:
-        readers = [int(feed.batch(step).id[0]) for step in range(6)]
+    with open_loader(batches, CPU, "prefetch", workers=2) as loader:
+        readers = [int(loader.batch(step).id[0]) for step in range(6)]
     assert len(set(readers)) == 2 and os.getpid() not in readers
     assert readers == readers[:2] * 3
     assert torch.equal(torch.get_rng_state(), before)
@@ -94,15 +94,15 @@ def test_it_reads_ahead_and_no_further_than_the_end(
         return plain(self, step, own, keep_halves=keep_halves)
 
     monkeypatch.setattr(Batches, "batch", noted)
-    with open_loader(batches, CPU, "prefetch", workers=0, end=4) as feed:
+    with open_loader(batches, CPU, "prefetch", workers=0, end=4) as loader:
         for step in range(steps):
-            feed.batch(step)
-        while feed.ahead and not feed.ahead[-1].future.done():
+            loader.batch(step)
+        while loader.ahead and not loader.ahead[-1].future.done():
             pass
     assert read == list(range(furthest + 1))
 
 
-@pytest.mark.parametrize(("kind", "workers"), FEEDS[:-1])
+@pytest.mark.parametrize(("kind", "workers"), LOADERS[:-1])
 def test_an_error_of_a_worker_is_one_clear_error(
     kind: str, workers: int, batches: Batches, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -114,11 +114,11 @@ def test_an_error_of_a_worker_is_one_clear_error(
         return plain(self, step, own, keep_halves=keep_halves)
 
     monkeypatch.setattr(Batches, "batch", broken)
-    with open_loader(batches, CPU, kind, workers=workers) as feed:
-        assert_same(feed.batch(0), plain(batches, 0))
-        assert_same(feed.batch(1), plain(batches, 1))
+    with open_loader(batches, CPU, kind, workers=workers) as loader:
+        assert_same(loader.batch(0), plain(batches, 0))
+        assert_same(loader.batch(1), plain(batches, 1))
         with pytest.raises(BatchLoaderError) as raised:
-            feed.batch(2)
+            loader.batch(2)
         assert str(raised.value) == "the loader could not read the batch of step 2: OSError: the disk is gone"
         assert "the disk is gone" in str(raised.value.__cause__)
     assert not helpers()
@@ -135,10 +135,10 @@ def test_a_worker_that_is_killed_is_one_clear_error(batches: Batches, monkeypatc
 
     monkeypatch.setattr(Batches, "batch", killed)
     with open_loader(batches, CPU, "prefetch", workers=1) as feed:
-        assert_same(feed.batch(0), plain(batches, 0))
+        assert_same(loader.batch(0), plain(batches, 0))
         with pytest.raises(BatchLoaderError, match=r"read the batch of step [12]: .*; --loader_workers 0 reads it"):
             for step in (1, 2):
-                feed.batch(step)
+                loader.batch(step)
     assert not helpers()
 
 
@@ -152,21 +152,21 @@ def test_what_is_chosen_on_a_cpu(batches: Batches) -> None:
         def __getitem__(self, indices: np.ndarray) -> np.ndarray:
             return self.array[indices]
 
-    with open_loader(batches, CPU) as feed:
-        assert type(feed) is BatchLoader
+    with open_loader(batches, CPU) as loader:
+        assert type(loader) is BatchLoader
     clips = batches.clips
     lazy = {**clips.arrays, "video": Lazy(clips.arrays["video"])}
-    with open_loader(Batches(dataclasses.replace(clips, arrays=lazy), 5, seed=1, drop_last=False), CPU) as feed:
-        assert type(feed) is PrefetchLoader
-        assert_same(feed.batch(3), batches.batch(3))
+    with open_loader(Batches(dataclasses.replace(clips, arrays=lazy), 5, seed=1, drop_last=False), CPU) as loader:
+        assert type(loader) is PrefetchLoader
+        assert_same(loader.batch(3), batches.batch(3))
 
 
 def test_closing_ends_the_helpers(batches: Batches) -> None:
-    feed = open_loader(batches, CPU, "prefetch", workers=2)
-    feed.batch(0)
+    loader = open_loader(batches, CPU, "prefetch", workers=2)
+    loader.batch(0)
     assert helpers()
-    feed.close()
-    feed.close()
+    loader.close()
+    loader.close()
     assert not helpers()
 
 
@@ -203,8 +203,8 @@ def test_many_threads_agree_on_the_order(batches: Batches) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_batches_on_a_gpu(kind: str, batches: Batches) -> None:
     device = torch.device("cuda")
-    with open_loader(batches, device, kind, workers=2) as feed:
+    with open_loader(batches, device, kind, workers=2) as loader:
         for step in range(12):
-            batch = feed.batch(step)
+            batch = loader.batch(step)
             assert all(tensor.is_cuda for tensor in (*batch.features.values(), *batch.mask.values()))
             assert_same(batch.to("cpu"), batches.batch(step))
