@@ -114,8 +114,8 @@ def measure(config: Config, folder: Path) -> dict[str, object]:
     device = choose_device(config.train.device)
     trainer = Trainer(config, check_store(config, dataset), device)
     progress = pretrain(trainer, dataset, folder, None, DistContext())
-    probes = Evaluator(trainer.model.eval(), ValidationOnly(dataset), config.train.seed)
-    rows = probes.table(TASKS)
+    evaluator = Evaluator(trainer.model.eval(), ValidationOnly(dataset), config.train.seed)
+    rows = evaluator.table(TASKS)
     return {
         "steps": trainer.step,
         "seed": config.train.seed,
@@ -125,7 +125,7 @@ def measure(config: Config, folder: Path) -> dict[str, object]:
         "scores": {key_of(row): row.score for row in rows},
         "token": {key_of(row): row.token._asdict() for row in rows if row.token},
         "content_token": {key_of(row): row.content_token._asdict() for row in rows if row.content_token},
-        "sharing": {words: found.as_dict() for words, found in probes.sharing().items()},
+        "sharing": {words: found.as_dict() for words, found in evaluator.sharing().items()},
         "reconstruction": reconstruction(trainer.model, dataset, "val"),
     }
 

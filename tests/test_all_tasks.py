@@ -21,8 +21,8 @@ from unicode_fast.errors import UsageError
 from unicode_fast.evaluate import file_stem, make_parser
 from unicode_fast.evaluate import main as evaluate
 from unicode_fast.report import pictures, plots
-from unicode_fast.tasks import Evaluator, Row, open_partners, retrieval, runner
-from unicode_fast.tasks.domain import check_classes
+from unicode_fast.tasks import Evaluator, Row, open_transfer, retrieval, runner
+from unicode_fast.tasks.encoded import check_classes
 from unicode_fast.tasks.metrics import scores as metrics
 from unicode_fast.tasks.probe import ProbeRule
 from unicode_fast.tasks.segmentation import backbones
@@ -185,8 +185,8 @@ def test_a_second_data_set_is_for_built_in_data_or_named(tmp_path: Path) -> None
     for task in ("segmentation", "cross-localisation"):
         with pytest.raises(ValueError, match=f"probe_tasks must be classification, .*got '{task}'"):
             train([f"--data={path}", f"--probe_tasks={task}", "--batch_size=10", f"--out={tmp_path / 'run'}"])
-    with pytest.raises(ValueError, match="to_data must name the data set that cross-localisation is tested on"):
-        open_partners(DataConfig(data=str(path)), "cross-localisation", open_store(path))
+    with pytest.raises(ValueError, match="to_data must name the test data set of cross-local.* got None"):
+        open_transfer(DataConfig(data=str(path)), "cross-localisation", open_store(path))
     assert not (tmp_path / "run").exists()
 
 
@@ -221,11 +221,11 @@ def test_a_probe_is_tested_on_the_other_data_set(
     """The second domain's codes mean the next class: a probe from the first fails there, one of its own does not."""
     monkeypatch.setattr(ProbeRule, "passes", short_probes)
     source, target = Domains(), Domains(1, shifted=True)
-    row = Evaluator(LookUp(), source, partners={task: target}).row(task, "audio", "video")
+    row = Evaluator(LookUp(), source, transfer={task: target}).row(task, "audio", "video")
     assert row.score < 1 - SEPARATED < SEPARATED < row.same_modality
     assert ("test", "video") in target.asked and ("test", "video") not in source.asked
     assert {("train", "audio"), ("val", "audio")} <= set(source.asked)
-    assert Evaluator(LookUp(), source, partners={task: Domains(1)}).row(task, "audio", "video").score > SEPARATED
+    assert Evaluator(LookUp(), source, transfer={task: Domains(1)}).row(task, "audio", "video").score > SEPARATED
 
 
 @pytest.mark.parametrize(
@@ -234,9 +234,9 @@ def test_a_probe_is_tested_on_the_other_data_set(
 )
 def test_the_official_protocol_takes_whole_lists(task: str, trained: str, tested: str) -> None:
     store = Domains(splits=("train", "val", "test", "all"))
-    kind, probes = runner.probe_task(task, "official"), Evaluator(LookUp(), store)
+    kind, evaluator = runner.probe_task(task, "official"), Evaluator(LookUp(), store)
     store.asked.clear()
-    row = probes.row(task, "audio", "video", "official", details=True)
+    row = evaluator.row(task, "audio", "video", "official", details=True)
     # The test split is asked whether it has labels; nothing is read from train and val.
     assert {split for split, _ in store.asked} == {"test", trained, tested}
     labels = store.clips(tested, "video")
@@ -364,12 +364,12 @@ def test_own_stores_and_arrays_that_are_read_when_indexed(tmp_path: Path) -> Non
     write_store(tmp_path / "store", "own", {name: tiny.MODALITIES[name] for name in NAMES}, ["a", "b", "c"], splits)
     store, rows = open_store(tmp_path / "store"), []
     for data in (store, read_when_indexed(store)):
-        probes = Evaluator(tiny.model(names="audio,text"), data, segmenter_steps=1)
-        probes.retrieval.rule = retrieval.RetrievalRule(steps=4)
-        assert probes.modalities("segmentation") == ["audio", "text"]
-        rows.append([probes.row(task, "audio", "text") for task in ("classification", "segmentation", "retrieval")])
+        evaluator = Evaluator(tiny.model(names="audio,text"), data, segmenter_steps=1)
+        evaluator.retrieval.rule = retrieval.RetrievalRule(steps=4)
+        assert evaluator.modalities("segmentation") == ["audio", "text"]
+        rows.append([evaluator.row(task, "audio", "text") for task in ("classification", "segmentation", "retrieval")])
         for row in rows[-1][1:]:
-            pictures.DRAWN[row.task](tmp_path / f"{row.task}.png", probes, row)
+            pictures.DRAWN[row.task](tmp_path / f"{row.task}.png", evaluator, row)
     assert rows[0] == rows[1]
     one, other = (
         Evaluator(tiny.model(), data).row("localisation", "audio", "video")

@@ -218,7 +218,7 @@ def test_bad_requests_are_refused() -> None:
             clips = super().clips(split, modality)
             return clips.select(np.arange(len(clips) - (modality == "text")))
 
-    with pytest.raises(ValueError, match="clips of 'video' and 'text' must be paired, those of split 'test' are not"):
+    with pytest.raises(ValueError, match="clips of 'video' and 'text' must be paired, got unpaired clips in split"):
         Retrieval(EncodedDataset(LookUp(), Unpaired()), rule=RULE).row("audio", "video")
 
 

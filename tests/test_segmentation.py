@@ -282,8 +282,8 @@ def test_the_official_epoch_is_judged_at_its_end(protocol: str, looks: int, monk
 
 
 def test_a_shorter_query_is_repeated_from_its_start() -> None:
-    domain = EncodedDataset(LookUp(), TwoSquares())
-    codes = domain.codes("test", "audio")
+    encoded = EncodedDataset(LookUp(), TwoSquares())
+    codes = encoded.codes("test", "audio")
     found = tiled(codes, np.array([3, 1]), 7)
     assert torch.equal(found, codes.vector[[3, 1]][:, [0, 1, 2, 0, 1, 2, 0]])
 
@@ -362,7 +362,7 @@ class TestTimm:
     def test_the_published_head_on_a_pyramid_of_timm(self) -> None:
         """The whole path from 224 pixels to a mask of 224, the smallest of its family in place of pvt_v2_b5."""
         timm_or_skip()
-        domain, choice = EncodedDataset(LookUp(), TwoSquares(channels=3)), BackboneChoice("pvt_v2_b0")
+        encoded, choice = EncodedDataset(LookUp(), TwoSquares(channels=3)), BackboneChoice("pvt_v2_b0")
         segmenter = Segmenter(
             choice.name, channels=3, frames=2, query_steps=4, query_width=16, settings=choice.settings
         ).eval()
@@ -371,7 +371,7 @@ class TestTimm:
             logits = segmenter(torch.zeros(1, 2, 64, 96, 3, dtype=torch.uint8), torch.zeros(1, 4, 16))
         assert logits.shape == (1, 2, 64, 96)
         with pytest.raises(ValueError, match="frames must have sides that are multiples of 32, got 8 x 8"):
-            Segmentation(domain, backbone=choice, steps=1).segmenter("audio", "audio")
+            Segmentation(encoded, backbone=choice, steps=1).segmenter("audio", "audio")
 
     def test_pyramids_have_the_published_widths(self) -> None:
         timm = timm_or_skip()

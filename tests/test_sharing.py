@@ -163,14 +163,14 @@ def test_sentences_of_the_built_in_data_are_measured_by_their_content_words() ->
     digits = dataset(parts, "talking-digits")
     model = LookUp()
     model.names = ("audio", "text")
-    probes = Evaluator(model, digits)
-    row = probes.row("classification", "audio", "text")
+    evaluator = Evaluator(model, digits)
+    row = evaluator.row("classification", "audio", "text")
     assert row.content_token is not None and row.token is not None
     assert row.content_token.score == row.content_token.same_modality == 1
     assert row.token.score < 1
-    back = probes.row("classification", "text", "audio")
+    back = evaluator.row("classification", "text", "audio")
     assert back.content_token is not None and back.content_token.score == 1
-    found = probes.sharing()
+    found = evaluator.sharing()
     assert list(found) == ["all words", "content words"]
     all_words, content = found["all words"], found["content words"]
     assert content.class_information["text"] == pytest.approx(math.log(2))

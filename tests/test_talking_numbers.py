@@ -432,10 +432,10 @@ def test_tasks_that_need_a_second_data_set_are_refused(easy: Store, task: str) -
     with pytest.raises(
         ValueError, match=f"probe_tasks must be classification, .* beside data 'talking-numbers', got '{task}'"
     ):
-        tasks.check_partners(config, ["classification", task])
+        tasks.check_transfer(config, ["classification", task])
     with pytest.raises(ValueError, match=f"task must be .* got '{task}'; of the built-in data, talking-digits, "):
-        tasks.open_partners(config, task, easy)
-    assert tasks.open_partners(config, ["classification", "localisation", "retrieval"], easy) == {}
+        tasks.open_transfer(config, task, easy)
+    assert tasks.open_transfer(config, ["classification", "localisation", "retrieval"], easy) == {}
 
 
 def test_an_ablation_leaves_such_tasks_out() -> None:

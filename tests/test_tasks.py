@@ -172,10 +172,10 @@ def test_nothing_around_the_probes_changes(protocol: str) -> None:
 
 def test_the_old_name_of_a_protocol_is_taken() -> None:
     """As older versions wrote it in rows."""
-    probes = Evaluator(LookUp(), store(learnable=False), 1)
-    row = probes.row("classification", "audio", "video")
-    assert row == probes.row("classification", "audio", "video", "sound")
-    assert row.score == probes.score("classification", "audio", "video", "sound")
+    evaluator = Evaluator(LookUp(), store(learnable=False), 1)
+    row = evaluator.row("classification", "audio", "video")
+    assert row == evaluator.row("classification", "audio", "video", "sound")
+    assert row.score == evaluator.score("classification", "audio", "video", "sound")
     assert row == Row.from_dict({**row.as_dict(), "protocol": "sound"}) and row.protocol == "held_out"
     assert tasks.explain("retrieval", "sound") == tasks.explain("retrieval", "held_out")
     with pytest.raises(ValueError, match="protocol must be one of held_out, official, got 'other'"):
@@ -186,9 +186,9 @@ def test_the_old_name_of_a_protocol_is_taken() -> None:
 def test_padding_changes_nothing(filler: int, chance_rows: list[Row]) -> None:
     """Codes without meaning, so that every single decision of the probes would show."""
     data = store(learnable=False)
-    probes = Evaluator(LookUp(), dataset({split: padded(data.split(split), 3, filler) for split in COUNTS}), 1)
-    assert probes.row("localisation", "audio", "video") == chance_rows[-2]
-    assert probes.score("classification", "audio", "video") == chance_rows[0].score
+    evaluator = Evaluator(LookUp(), dataset({split: padded(data.split(split), 3, filler) for split in COUNTS}), 1)
+    assert evaluator.row("localisation", "audio", "video") == chance_rows[-2]
+    assert evaluator.score("classification", "audio", "video") == chance_rows[0].score
 
 
 def test_official_padding_changes_nothing() -> None:
@@ -212,9 +212,9 @@ def test_the_target_modality_has_no_part_in_the_choice_of_the_epoch() -> None:
         arrays = data.split(split).arrays
         for key in ("video", "video.label", "text"):
             arrays[key] = LazyArray(arrays[key].shape, arrays[key].dtype, read)  # type: ignore[index]
-    probes = Evaluator(LookUp(), data)
+    evaluator = Evaluator(LookUp(), data)
     for task in tasks.DEFAULT_TASKS:
-        assert probes.score(task, "audio", "video") > LEARNED
+        assert evaluator.score(task, "audio", "video") > LEARNED
 
 
 def test_the_epoch_with_the_best_validation_score_is_kept() -> None:
@@ -354,9 +354,9 @@ def test_quick_accuracy_by_direction() -> None:
 
 def test_official_rows_are_labelled_and_repeat() -> None:
     model, data = LookUp(), store()
-    probes = Evaluator(model, data)
-    rows = probes.table("localisation", protocol="official", progress=False)
-    rows.append(probes.row("classification", "text", "video", "official"))
+    evaluator = Evaluator(model, data)
+    rows = evaluator.table("localisation", protocol="official", progress=False)
+    rows.append(evaluator.row("classification", "text", "video", "official"))
     assert {row.protocol for row in rows} == {"official"}
     last = rows[1]
     assert Evaluator(model, data).row(last.task, last.source, last.target, "official") == last
@@ -501,7 +501,7 @@ def test_rows_become_plain_values_and_back() -> None:
     }
     for one in (row, dataclasses.replace(row, std=0.01, protocol="official")):
         assert Row.from_dict(one.as_dict()) == one
-    with pytest.raises(ValueError, match="a row must have the keys that Row.as_dict gives"):
+    with pytest.raises(ValueError, match="a row must have the keys of Row.as_dict"):
         Row.from_dict({**row.as_dict(), "colour": 1})
     with pytest.raises(dataclasses.FrozenInstanceError):
         row.score = 1.0  # type: ignore[misc]

@@ -360,7 +360,7 @@ def with_all_columns(base: Config, flags: Mapping[str, Any]) -> Config:
         flags: fields that were given; named tasks do not change.
     """
     named = "probe_tasks" in flags or base.train.probe_tasks != preset(base.preset, base.size).train.probe_tasks
-    if named or base.data.data not in built_in.WITH_PARTNERS:
+    if named or base.data.data not in built_in.WITH_TRANSFER:
         return base
     return base.replace(probe_tasks=",".join(PROBE_TASKS))
 

@@ -212,18 +212,18 @@ def measure(model: UniCode, config: Config, arguments: Namespace) -> tuple[tasks
     if arguments.protocol == "held_out":
         note_shared(dataset)
     seed = config.train.seed if arguments.seed is None else arguments.seed
-    partners = tasks.open_partners(config.data, task, dataset, arguments.to_data)
+    transfer = tasks.open_transfer(config.data, task, dataset, arguments.to_data)
     backbone = tasks.BackboneChoice(arguments.backbone or "light", arguments.backbone_weights)
     steps = arguments.segmenter_steps
-    probes = tasks.Evaluator(model, dataset, seed, partners=partners, backbone=backbone, segmenter_steps=steps)
+    evaluator = tasks.Evaluator(model, dataset, seed, transfer=transfer, backbone=backbone, segmenter_steps=steps)
     if arguments.load_segmenter is not None:
-        probes.segmentation.load(Path(arguments.load_segmenter), source, target, arguments.protocol)
-    row = probes.row(task, source, target, arguments.protocol, anchor=arguments.anchor, details=True)
+        evaluator.segmentation.load(Path(arguments.load_segmenter), source, target, arguments.protocol)
+    row = evaluator.row(task, source, target, arguments.protocol, anchor=arguments.anchor, details=True)
     if arguments.save_segmenter is not None:
-        probes.segmentation.save(Path(arguments.save_segmenter), source, target, arguments.protocol)
+        evaluator.segmentation.save(Path(arguments.save_segmenter), source, target, arguments.protocol)
     picture = picture_file(row, arguments)
     if picture is not None:
-        pictures.DRAWN[task](picture, probes, row)
+        pictures.DRAWN[task](picture, evaluator, row)
     return row, picture, dataset.name
 
 

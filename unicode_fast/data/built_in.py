@@ -10,7 +10,7 @@ from unicode_fast.data.talking_digits import numbers as talking_numbers
 
 DATASETS = (*talking_digits.DATASETS, talking_numbers.NAME)
 # Data sets with a second domain of the same classes, and with a domain whose frames have masks.
-WITH_PARTNERS = talking_digits.DATASETS
+WITH_TRANSFER = talking_digits.DATASETS
 
 
 def load(

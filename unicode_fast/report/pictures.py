@@ -13,7 +13,7 @@ from unicode_fast.data.layouts import LAYOUTS
 from unicode_fast.files.writing import write_text
 from unicode_fast.report import plots
 from unicode_fast.tasks import Evaluator, Row
-from unicode_fast.tasks.domain import TEST
+from unicode_fast.tasks.encoded import TEST
 from unicode_fast.tasks.metrics.masks import frame_scores
 from unicode_fast.tasks.metrics.ranking import cosine, rank_by_cosine
 from unicode_fast.tasks.segmentation.task import another_clip
@@ -26,13 +26,13 @@ TIMELINE_CLASSES = 12
 
 
 def draw_run(  # noqa: PLR0913 - what is drawn, and how
-    folder: Path, probes: Evaluator, dataset: Dataset, rows: Sequence[Row], codewords: int, kind: str = "png"
+    folder: Path, evaluator: Evaluator, dataset: Dataset, rows: Sequence[Row], codewords: int, kind: str = "png"
 ) -> None:
     """Losses, codebook health, code usage, bars and an event timeline, under plots/.
 
     Args:
         folder: of the run; its metrics.jsonl is read.
-        probes: of the model that the summary reports.
+        evaluator: of the model that the summary reports.
         dataset: with a test split.
         rows: of the summary.
         codewords: M.
@@ -47,16 +47,16 @@ def draw_run(  # noqa: PLR0913 - what is drawn, and how
         perplexity = {name: [line["perplexity"][name] for line in lines] for name in lines[0]["perplexity"]}
         health = plots.codebook_health([line["step"] for line in lines], used, perplexity)
         plots.save_figure(health, folder / FOLDER / f"codebook-health.{kind}")
-    usage = plots.code_usage(code_counts(probes, codewords))
+    usage = plots.code_usage(code_counts(evaluator, codewords))
     plots.save_figure(usage.figure, folder / FOLDER / f"code-usage.{kind}")
     write_text(folder / FOLDER / "code-usage.csv", usage.table)
     draw_bars(folder, rows, kind)
-    timed = probes.modalities("localisation")
+    timed = evaluator.modalities("localisation")
     if len(timed) > 1 and any(row.task == "localisation" for row in rows):
-        draw_timelines(folder, probes, dataset, timed[0], kind)
+        draw_timelines(folder, evaluator, dataset, timed[0], kind)
     for task, draw in DRAWN.items():
         for row in [row for row in rows if row.task == task][:1]:
-            draw(folder / FOLDER / f"{task}.{kind}", probes, row)
+            draw(folder / FOLDER / f"{task}.{kind}", evaluator, row)
 
 
 def draw_bars(folder: Path, rows: Sequence[Row], kind: str = "png") -> None:
@@ -65,25 +65,25 @@ def draw_bars(folder: Path, rows: Sequence[Row], kind: str = "png") -> None:
         plots.save_figure(plots.zero_shot_bars(rows), folder / FOLDER / f"zero-shot.{kind}")
 
 
-def code_counts(probes: Evaluator, codewords: int) -> dict[str, np.ndarray]:
+def code_counts(evaluator: Evaluator, codewords: int) -> dict[str, np.ndarray]:
     """Uses of each codeword on the test split: (M,) by modality."""
     counts = {}
-    for name in probes.model.names:
-        codes = probes.home.codes(TEST, name)
+    for name in evaluator.model.names:
+        codes = evaluator.home.codes(TEST, name)
         used = codes.index[codes.mask].numpy()
         counts[name] = np.bincount(used, minlength=codewords)
     return counts
 
 
-def draw_timelines(folder: Path, probes: Evaluator, dataset: Dataset, trained_on: str, kind: str = "png") -> None:
+def draw_timelines(folder: Path, evaluator: Evaluator, dataset: Dataset, trained_on: str, kind: str = "png") -> None:
     """Truth and prediction of one test clip in every modality with a time axis, the probe trained on one of them.
 
     The clip is the one with the median error. At most TIMELINE_CLASSES
     classes are drawn.
     """
     clips = dataset.split("test")
-    names = probes.modalities("localisation")
-    outputs = {name: torch.sigmoid(probes.output("localisation", trained_on, name)).numpy() for name in names}
+    names = evaluator.modalities("localisation")
+    outputs = {name: torch.sigmoid(evaluator.output("localisation", trained_on, name)).numpy() for name in names}
     truth = {name: np.asarray(clips.labels[name]) for name in names}
     errors = sum(np.abs(outputs[name] - truth[name]).mean((1, 2)) for name in names)
     clip = int(np.argsort(errors)[len(errors) // 2])
@@ -105,17 +105,17 @@ def draw_timelines(folder: Path, probes: Evaluator, dataset: Dataset, trained_on
     plots.save_figure(figure, folder / FOLDER / f"timeline.{kind}")
 
 
-def draw_segmentation(file: Path, probes: Evaluator, row: Row) -> None:
+def draw_segmentation(file: Path, evaluator: Evaluator, row: Row) -> None:
     """Test frames with their masks, segmented by the queries of a row.
 
     Frames are of clips that are evenly spaced by their score with the zero-shot query, from the worst to the best.
 
     Args:
         file: of the picture.
-        probes: of the row.
+        evaluator: of the row.
         row: of segmentation.
     """
-    measured = probes.segmentation
+    measured = evaluator.segmentation
     segmenter = measured.segmenter_of(row.source, row.target, row.protocol)
     masks = measured.masks(TEST)
     scores = measured.scores(segmenter, row.target)
@@ -124,13 +124,13 @@ def draw_segmentation(file: Path, probes: Evaluator, row: Row) -> None:
     by_clip = np.argsort(clip_iou, kind="stable")
     clips = by_clip[np.linspace(0, len(by_clip) - 1, min(OVERLAYS, len(by_clip))).round().astype(int)]
     frame = labelled // 2
-    other = another_clip(len(masks), probes.seed)[clips]
+    other = another_clip(len(masks), evaluator.seed)[clips]
     shown = {
         f"{row.source} query\n(trained)": (row.source, None),
         f"{row.target} query\n(zero-shot)": (row.target, None),
         f"{row.target} query\nof another clip": (row.target, other),
     }
-    truth, queried = masks.truth(clips)[:, frame], probes.domain("segmentation").clips(TEST, row.target)
+    truth, queried = masks.truth(clips)[:, frame], evaluator.encoded("segmentation").clips(TEST, row.target)
     probability = {
         name: measured.probabilities(segmenter, query, TEST, clips, query_clips)[:, frame]
         for name, (query, query_clips) in shown.items()
@@ -147,20 +147,20 @@ def draw_segmentation(file: Path, probes: Evaluator, row: Row) -> None:
     plots.save_figure(figure, file)
 
 
-def draw_retrieval(file: Path, probes: Evaluator, row: Row) -> None:
+def draw_retrieval(file: Path, evaluator: Evaluator, row: Row) -> None:
     """Test queries and their five best results.
 
     Queries are evenly spaced by the rank of their paired clip, from the tenth to the ninetieth percentile.
 
     Args:
         file: of the picture.
-        probes: of the row.
+        evaluator: of the row.
         row: of retrieval.
     """
-    measured = probes.retrieval
+    measured = evaluator.retrieval
     vectors, gallery = measured.vectors(row.source, row.target, row.anchor)
     names = (row.source, row.target) if row.anchor is None else (row.target, row.anchor)
-    queried, searched = (probes.home.clips(TEST, name) for name in names)
+    queried, searched = (evaluator.home.clips(TEST, name) for name in names)
     ranks = rank_by_cosine(vectors, gallery).rank
     places = np.linspace(0.1, 0.9, QUERIES) * (len(ranks) - 1)
     queries = np.argsort(ranks, kind="stable")[places.round().astype(int)]

@@ -1,11 +1,10 @@
-"""Downstream tasks on frozen codes: trained on one modality and tested on another."""
+"""Downstream tasks on frozen codes: probes are trained on one modality and tested on another."""
 
 from unicode_fast.data import Dataset
-from unicode_fast.tasks.domain import EncodedDataset
+from unicode_fast.tasks.encoded import EncodedDataset
 from unicode_fast.tasks.explain import explain
 from unicode_fast.tasks.metrics.intervals import Bootstrap, Estimate
 from unicode_fast.tasks.metrics.sharing import Sharing, format_sharing, mean_sharing, measure_sharing
-from unicode_fast.tasks.partners import check_partners, open_partners
 from unicode_fast.tasks.probe import EncodedClips, encode_split
 from unicode_fast.tasks.retrieval import Retrieval
 from unicode_fast.tasks.runner import (
@@ -30,6 +29,7 @@ from unicode_fast.tasks.table import (
     format_metrics,
     format_table,
 )
+from unicode_fast.tasks.transfer import check_transfer, open_transfer
 
 __all__ = [
     "DEFAULT_TASKS",
@@ -50,7 +50,7 @@ __all__ = [
     "Sharing",
     "TokenScore",
     "aggregate",
-    "check_partners",
+    "check_transfer",
     "check_protocol",
     "check_tasks",
     "encode_split",
@@ -62,6 +62,6 @@ __all__ = [
     "format_legend",
     "mean_sharing",
     "measure_sharing",
-    "open_partners",
+    "open_transfer",
     "validate",
 ]

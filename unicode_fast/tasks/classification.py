@@ -1,4 +1,4 @@
-"""Classification of the event in a clip: one class per clip, from a maximum over time of its codes."""
+"""Classification of the event in a clip: one class per clip, from the maximum of its codes over time."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from unicode_fast.data import ClipSet, StoreError
-from unicode_fast.tasks.domain import TEST, TRAIN, WHOLE
+from unicode_fast.tasks.encoded import TEST, TRAIN, WHOLE
 from unicode_fast.tasks.metrics import scores as metrics
 from unicode_fast.tasks.metrics.intervals import Bootstrap, Estimate
 from unicode_fast.tasks.metrics.pooled import pooled_metrics
@@ -41,7 +41,7 @@ class Classification:
         return len(clips.classes)
 
     def truth(self, clips: ClipSet, name: str) -> Tensor:
-        """(clips,) int64: the class of the clip, else the most frequent foreground class of its segments."""
+        """(clips,) int64: the class of each clip, else the most frequent foreground class of its segments."""
         try:
             return torch.from_numpy(np.array(clips.target))
         except StoreError:
@@ -73,10 +73,10 @@ class Classification:
         """Accuracy, and pooled precision, recall, F1 and mAP over classes with the softmax as score."""
         columns = logits.shape[1]
         predicted, target = logits.argmax(1).numpy(), truth.numpy()
-        chosen, wanted = (np.eye(columns, dtype=bool)[classes] for classes in (predicted, target))
+        chosen, labelled = (np.eye(columns, dtype=bool)[classes] for classes in (predicted, target))
         return {
             "accuracy": self.estimate(logits, truth, mask, bootstrap),
-            **pooled_metrics(chosen, logits.softmax(1).numpy(), wanted, np.arange(len(target)), bootstrap),
+            **pooled_metrics(chosen, logits.softmax(1).numpy(), labelled, np.arange(len(target)), bootstrap),
         }
 
 

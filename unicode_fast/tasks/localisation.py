@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from unicode_fast.data import ClipSet
-from unicode_fast.tasks.domain import TEST, TRAIN, WHOLE
+from unicode_fast.tasks.encoded import TEST, TRAIN, WHOLE
 from unicode_fast.tasks.metrics import scores as metrics
 from unicode_fast.tasks.metrics.intervals import Bootstrap, Estimate
 from unicode_fast.tasks.metrics.pooled import micro_f1, pooled_metrics
@@ -92,15 +92,17 @@ class Localisation:
 
     def estimate(self, logits: Tensor, truth: Tensor, mask: Tensor, bootstrap: Bootstrap) -> Estimate:
         """Micro-F1 with its interval."""
-        chosen, wanted = logits[mask][:, :-1] > 0, truth[mask][:, :-1]
-        return micro_f1(chosen.numpy(), wanted.numpy(), _clip_of_position(mask), bootstrap)
+        chosen, labelled = logits[mask][:, :-1] > 0, truth[mask][:, :-1]
+        return micro_f1(chosen.numpy(), labelled.numpy(), _clip_of_position(mask), bootstrap)
 
     def metrics(self, logits: Tensor, truth: Tensor, mask: Tensor, bootstrap: Bootstrap) -> dict[str, Estimate]:
         """Pooled precision, recall, F1 and mAP over the C foreground classes, then the released code's measures."""
-        chosen, wanted = logits[mask][:, :-1], truth[mask][:, :-1]
+        chosen, labelled = logits[mask][:, :-1], truth[mask][:, :-1]
         official = metrics.official_scores((logits > 0).numpy(), truth.numpy(), mask.numpy(), OFFICIAL_RULE.batch_size)
         return {
-            **pooled_metrics((chosen > 0).numpy(), chosen.numpy(), wanted.numpy(), _clip_of_position(mask), bootstrap),
+            **pooled_metrics(
+                (chosen > 0).numpy(), chosen.numpy(), labelled.numpy(), _clip_of_position(mask), bootstrap
+            ),
             **{f"official_{name}": Estimate(value) for name, value in official._asdict().items()},
         }
 
@@ -122,11 +124,11 @@ class OfficialLocalisation(Localisation):
         return OfficialSegmentLoss(columns, dtype)
 
     def estimate(self, logits: Tensor, truth: Tensor, mask: Tensor, bootstrap: Bootstrap) -> Estimate:
-        """The score without an interval, as it is an average over batches in their order, not over clips."""
+        """The score without an interval: it is an average over batches in their order, not over clips."""
         return Estimate(self.score(logits, truth, mask))
 
     def score(self, logits: Tensor, truth: Tensor, mask: Tensor) -> float:
-        """Precision averaged over batches; the released code chooses the epoch by it, and the paper prints it."""
+        """Precision averaged over batches; it chooses the released epoch, and the paper prints it."""
         return metrics.official_scores(
             (logits > 0).numpy(), truth.numpy(), mask.numpy(), self.rule.batch_size
         ).precision
@@ -153,7 +155,7 @@ class OfficialCrossLocalisation(OfficialLocalisation):
     tested = (TEST,)
 
     def score(self, logits: Tensor, truth: Tensor, mask: Tensor) -> float:
-        """F1 of precision and recall averaged over batches; the released code chooses by it; the paper prints it."""
+        """F1 of precision and recall averaged over batches; it chooses the released epoch, and the paper prints it."""
         return metrics.official_scores((logits > 0).numpy(), truth.numpy(), mask.numpy(), self.rule.batch_size).f1
 
     def chance(self, clips: ClipSet, name: str) -> float:

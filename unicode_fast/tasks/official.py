@@ -55,20 +55,20 @@ def official_probe(  # noqa: PLR0913 - what is learnt from what, and how it is s
 ) -> dict[str, OfficialBest]:
     """Trains a probe on one modality by the released code's rules and scores it on others after every epoch.
 
-    The encoder's dropout is on while the probe trains, so every batch is encoded anew; scores are taken on codes
-    without it. Codes and probe are float64. A bar on the error stream shows the epochs.
+    The encoder's dropout is on while the probe trains, so every batch is encoded anew. Scores are of codes without
+    dropout. Codes and probe are float64. A bar on the error stream shows the epochs.
 
     Args:
         task: one of the official variants.
-        model: the frozen encoder; its buffers and the global random numbers are left as they were.
+        model: the frozen encoder; its buffers and the global random numbers stay as they are.
         clips: the clips to train on.
-        source: the modality the probe is trained on.
+        source: the modality that the probe is trained on.
         scored: codes without dropout and truth of the clips to score on, by modality.
         seed: of this probe.
         tokens: the probe reads one-hot vectors in place of codewords.
 
     Returns:
-        The best epoch by modality, chosen by the score on the scored clips.
+        The best epoch by modality, by the score on the scored clips.
     """
     generator = torch.Generator().manual_seed(probe_seed(seed, "official", task.name, source))
     columns, truth = task.columns(clips), task.truth(clips, source)

@@ -27,8 +27,8 @@ ENCODE_BATCH = 250
 class EncodedClips:
     """Codes of one modality for many clips, on the CPU.
 
-    A probe reads codewords only, and these are far fewer than segments. A function of a codeword is therefore computed
-    once for each row of `table` and looked up by `index`.
+    A probe reads codewords only, and these are far fewer than positions. A function of a codeword is therefore computed
+    once for each row of `table` and gathered by `index`.
 
     Attributes:
         index: (clips, T) int64 rows of `table`. A position outside `mask` repeats the clip's first valid code,
@@ -59,7 +59,7 @@ class EncodedClips:
         return EncodedClips(self.index, torch.eye(codewords, dtype=self.table.dtype), self.mask)
 
     def only(self, positions: Tensor) -> EncodedClips:
-        """The same clips at some positions, (clips, T) bool, which hold a valid position of each clip."""
+        """The same clips at some positions, (clips, T) bool, at least one valid position of each clip."""
         mask = self.mask & positions
         first = self.index.gather(1, mask.long().argmax(1, keepdim=True))  # (clips, 1)
         return EncodedClips(torch.where(mask, self.index, first), self.table, mask)
@@ -134,19 +134,19 @@ def encode_split(
         raise ValueError("clips must be at least one, got none")
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    pieces = [numbers[start : start + batch_size] for start in range(0, len(numbers), batch_size)]
-    return _joined(name, [encode_batch(model, clips, name, piece) for piece in pieces])
+    batches = (numbers[start : start + batch_size] for start in range(0, len(numbers), batch_size))
+    return _joined(name, [encode_batch(model, clips, name, batch) for batch in batches])
 
 
 def _joined(name: str, batches: Sequence[EncodedClips]) -> EncodedClips:
     """One table for all batches, which must have equal vectors for a codeword."""
     table = batches[0].table.new_zeros(max(len(batch.table) for batch in batches), batches[0].table.shape[1])
-    known = torch.zeros(len(table), dtype=torch.bool)
+    filled = torch.zeros(len(table), dtype=torch.bool)
     for batch in batches:
         used = batch.index.unique()
-        shared = used[known[used]]
+        shared = used[filled[used]]
         _check_codewords(name, torch.equal(table[shared], batch.table[shared]))
-        table[used], known[used] = batch.table[used], True
+        table[used], filled[used] = batch.table[used], True
     index, mask = (torch.cat([getattr(batch, name) for batch in batches]) for name in ("index", "mask"))
     return EncodedClips(index, table, mask)
 
@@ -185,7 +185,7 @@ def probe_seed(seed: int, *purpose: str) -> int:
 
 
 def center_and_scale(codes: EncodedClips) -> tuple[Tensor, Tensor]:
-    """Mean (D,) of the codewords at all valid positions, and their root mean square around it, 1 where that is 0."""
+    """Mean (D,) of the codewords at all valid positions, and their root mean square around it; 1 in place of 0."""
     used = codes.index[codes.mask]
     share = torch.bincount(used, minlength=len(codes.table)).to(codes.table.dtype) / len(used)
     center = share @ codes.table
@@ -194,12 +194,12 @@ def center_and_scale(codes: EncodedClips) -> tuple[Tensor, Tensor]:
 
 
 class ProbeHead(nn.Module):
-    """Linear(D, D), then Linear(D, columns), between them only the maximum over time of some tasks.
+    """Linear(D, D) and Linear(D, columns); some tasks take the maximum over time between them.
 
     Args:
         width: D.
         columns: of the output.
-        generator: of the initial weights, uniform within 1 / sqrt(D) as torch's own; the global one is not used.
+        generator: of the initial weights, uniform within 1 / sqrt(D) as torch's own, in place of the global one.
         dtype: float32 or float64.
     """
 
@@ -217,7 +217,7 @@ class ProbeHead(nn.Module):
         """Sets the centre and the scale that standardise codewords.
 
         The first linear layer can represent the same map, so the set of functions stays. One learning rate then suits
-        codebooks of any scale. One scale for all channels keeps the place of codewords outside `codes`.
+        codebooks of any scale. All channels have one scale, which keeps the geometry of codewords outside `codes`.
 
         Args:
             codes: of the clips that the probe is trained on.
@@ -239,10 +239,10 @@ class ProbeHead(nn.Module):
 
 @dataclass(frozen=True)
 class ProbeRule:
-    """How a probe is trained.
+    """Training rule of a probe.
 
     Attributes:
-        epochs: of one pass over the clips each; the probe is scored after every epoch.
+        epochs: number of epochs; the probe is scored after each.
         batch_size: clips per step; the last batch of an epoch may be smaller.
         learning_rate: of Adam, per step.
         halve_at: epochs before which the learning rate is halved.
@@ -258,7 +258,7 @@ class ProbeRule:
     least_steps: int = 0
 
     def passes(self, clips: int) -> int:
-        """Passes over this many clips in one epoch, more than one only to reach `least_steps`."""
+        """Passes over this many clips in one epoch; more than one only to reach `least_steps`."""
         steps = self.epochs * -(-clips // self.batch_size)
         return max(1, -(-self.least_steps // steps))
 
@@ -271,7 +271,7 @@ def probe_epochs(
     loss_of: Callable[[Tensor], Tensor],
     extra: Iterable[nn.Parameter] = (),
 ) -> Iterator[int]:
-    """Trains by Adam on shuffled batches and yields after every epoch, so that the caller can score the head.
+    """Trains by Adam on shuffled batches, and yields after every epoch for the caller to score the head.
 
     Args:
         head: trained in place.
@@ -279,7 +279,7 @@ def probe_epochs(
         clips: number of clips.
         generator: of the order of the clips.
         loss_of: from numbers of clips, (n,) int64, to their loss.
-        extra: parameters that are trained with the head but not clipped.
+        extra: parameters to train with the head, without clipping.
 
     Yields:
         The number of the epoch that just ended.
@@ -345,7 +345,7 @@ class ProbeTask(Protocol):
         """The score with its interval, where it has one."""
 
     def metrics(self, logits: Tensor, truth: Tensor, mask: Tensor, bootstrap: Bootstrap) -> dict[str, Estimate]:
-        """The score and further numbers of the same predictions, by name."""
+        """The score and other metrics of the same predictions, by name."""
 
 
 class Examples(NamedTuple):
@@ -365,8 +365,8 @@ def train_probe(
 ) -> ProbeHead:
     """Trains a probe on the codes of one modality, float32.
 
-    The kept epoch has the best score on validation clips of the same modality, and the lower validation loss among
-    equals. Labels of other modalities do not enter the choice, because zero-shot use has none.
+    The kept epoch has the best score on validation clips of the same modality; among equals, the lowest validation
+    loss. Labels of other modalities do not enter the choice, because zero-shot use has none.
 
     Args:
         task: the definition.

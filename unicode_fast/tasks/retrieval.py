@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 from torch.nn.utils import skip_init
 
-from unicode_fast.tasks.domain import TEST, TRAIN, VALIDATION, EncodedDataset
+from unicode_fast.tasks.encoded import TEST, TRAIN, VALIDATION, EncodedDataset
 from unicode_fast.tasks.metrics.intervals import Bootstrap, Estimate
 from unicode_fast.tasks.metrics.ranking import DEPTHS, Ranking, equal_rows, rank_by_cosine
 from unicode_fast.tasks.probe import ENCODE_BATCH, one_thread, probe_seed
@@ -30,7 +30,7 @@ class RetrievalRule:
         batch_size: pairs that are contrasted with each other.
         learning_rate: of Adam, per step.
         temperature: divisor of the cosines.
-        judged_every: steps between validations, which choose the kept head.
+        judged_every: training steps between validations, which choose the kept head.
     """
 
     steps: int = 600
@@ -73,19 +73,19 @@ class Retrieval:
     """Retrieval on one data set of paired clips; each head is trained once, on first use.
 
     Args:
-        domain: the data set and the frozen model.
+        encoded: the data set and the frozen model.
         seed: of heads and intervals.
         rule: of the heads' training.
     """
 
-    def __init__(self, domain: EncodedDataset, seed: int = 0, rule: RetrievalRule | None = None) -> None:
-        self.domain, self.seed, self.rule = domain, seed, rule or RetrievalRule()
+    def __init__(self, encoded: EncodedDataset, seed: int = 0, rule: RetrievalRule | None = None) -> None:
+        self.encoded, self.seed, self.rule = encoded, seed, rule or RetrievalRule()
         self._embedded: dict[tuple[str, str], np.ndarray] = {}
         self._heads: dict[tuple[str, str], RetrievalHead] = {}
 
     def anchor_of(self, source: str, target: str) -> str | None:
         """The data set's third modality; None where it has only two, or more than three."""
-        others = [name for name in self.domain.dataset.modalities if name not in (source, target)]
+        others = [name for name in self.encoded.dataset.modalities if name not in (source, target)]
         return others[0] if len(others) == 1 else None
 
     def embedding(self, split: str, name: str) -> np.ndarray:
@@ -95,8 +95,8 @@ class Retrieval:
         over valid positions is standardised by mean and deviation of the training clips.
         """
         if (split, name) not in self._embedded:
-            if name in self.domain.names:
-                codes = self.domain.codes(split, name)
+            if name in self.encoded.names:
+                codes = self.encoded.codes(split, name)
                 self._embedded[split, name] = _mean_over_positions(codes.vector.numpy(), codes.mask.numpy())
             else:
                 self._embedded[split, name] = self._of_features(split, name)
@@ -104,17 +104,17 @@ class Retrieval:
 
     def _of_features(self, split: str, name: str) -> np.ndarray:
         means = []
-        for clips in (self.domain.clips(split, name), self.domain.clips(TRAIN, name)):
+        for clips in (self.encoded.clips(split, name), self.encoded.clips(TRAIN, name)):
             features, count = clips.features[name], len(clips)
-            pieces = np.array_split(np.arange(count), -(-count // ENCODE_BATCH))
-            flat = [np.asarray(features[piece]).reshape(len(piece), features.shape[1], -1) for piece in pieces]
-            masks = [np.asarray(clips.mask[name])[piece] for piece in pieces]
+            batches = np.array_split(np.arange(count), -(-count // ENCODE_BATCH))
+            flat = [np.asarray(features[batch]).reshape(len(batch), features.shape[1], -1) for batch in batches]
+            masks = [np.asarray(clips.mask[name])[batch] for batch in batches]
             means.append(np.concatenate([_mean_over_positions(*pair) for pair in zip(flat, masks, strict=True)]))
         deviation = means[1].std(0)
         return (means[0] - means[1].mean(0)) / np.where(deviation > 0, deviation, 1)
 
     def head(self, source: str, anchor: str) -> RetrievalHead:
-        """The head of training pairs; recall on validation pairs of the same modalities chooses its step."""
+        """The head of training pairs; recall on validation pairs of the same modalities chooses the kept step."""
         if (source, anchor) not in self._heads:
             with one_thread():
                 self._heads[source, anchor] = self._trained(source, anchor)
@@ -152,7 +152,7 @@ class Retrieval:
         Args:
             source: the modality whose head is used.
             target: the queries' modality.
-            anchor: the gallery's modality; None compares embeddings of source and target without a head, source first.
+            anchor: the gallery's modality; None compares embeddings of source and target without a head.
             split: of the clips.
         """
         if anchor is None:
@@ -168,22 +168,22 @@ class Retrieval:
             return queries, _of_distinct(head.project_anchor, self.embedding(split, anchor))
 
     def row(self, source: str, target: str, protocol: str = "held_out", anchor: str | None = None) -> Row:
-        """One direction with its interval and further metrics.
+        """One direction with its interval and other metrics.
 
         Args:
             source: the modality that the head is trained on, against the anchor.
             target: the modality that is tested against the anchor, zero-shot.
             protocol: held_out or official.
-            anchor: None takes the data set's third modality; without one, embeddings of source and target are compared
-                without any training.
+            anchor: None takes the data set's third modality. Without a third, embeddings of source and target are
+                compared without training.
 
         Raises:
             ValueError: the anchor is source or target or unknown, or clips are not paired.
         """
         protocol = check_protocol(protocol)
         anchor = self.anchor_of(source, target) if anchor is None else anchor
-        if anchor is not None and (anchor in (source, target) or anchor not in self.domain.dataset.modalities):
-            others = [name for name in self.domain.dataset.modalities if name not in (source, target)]
+        if anchor is not None and (anchor in (source, target) or anchor not in self.encoded.dataset.modalities):
+            others = [name for name in self.encoded.dataset.modalities if name not in (source, target)]
             raise ValueError(f"anchor must be one of {', '.join(others) or 'none'}, got {anchor!r}")
         query, gallery = (target, anchor) if anchor is not None else (source, target)
         metrics = self._measured(*self.vectors(source, target, anchor), query, gallery)
@@ -228,13 +228,13 @@ class Retrieval:
         return measured
 
     def _classes(self, name: str) -> np.ndarray | None:
-        clips = self.domain.clips(TEST, name)
+        clips = self.encoded.clips(TEST, name)
         return clips.target if "class" in clips.arrays else None
 
     def _check_pairs(self, split: str, first: str, second: str) -> None:
-        one, other = (self.domain.clips(split, name) for name in (first, second))
+        one, other = (self.encoded.clips(split, name) for name in (first, second))
         if len(one) != len(other) or not np.array_equal(one.id, other.id):
-            raise ValueError(f"clips of {first!r} and {second!r} must be paired, those of split {split!r} are not")
+            raise ValueError(f"clips of {first!r} and {second!r} must be paired, got unpaired clips in split {split!r}")
 
 
 def both_ways(queries: np.ndarray, gallery: np.ndarray, labels: np.ndarray | None = None) -> tuple[Ranking, Ranking]:

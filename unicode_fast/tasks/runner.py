@@ -1,4 +1,4 @@
-"""The table of zero-shot scores, its rows, and the quick scores of pre-training."""
+"""The table of zero-shot scores, its rows, and the quick validation scores of pre-training."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from unicode_fast.tasks.classification import (
     OfficialClassification,
     OfficialCrossClassification,
 )
-from unicode_fast.tasks.domain import TEST, TRAIN, VALIDATION, WHOLE, EncodedDataset, View, check_classes
+from unicode_fast.tasks.encoded import TEST, TRAIN, VALIDATION, WHOLE, EncodedDataset, View, check_classes
 from unicode_fast.tasks.localisation import (
     CrossLocalisation,
     Localisation,
@@ -93,12 +93,12 @@ class Evaluator:
         model: encodes in evaluation mode; its mode, its buffers and the global random numbers stay as they are.
         dataset: with splits train, val and test.
         seed: of the probes.
-        partners: data sets to test on, by task; the other tasks are tested on `dataset`.
+        transfer: data sets to test on, by task; other tasks are tested on `dataset`.
         backbone: of segmentation; None takes the light one.
         segmenter_steps: of a segmenter's training; None takes the backbone's own rule.
 
     Raises:
-        ValueError: a data set of `partners` for a task of probes has other classes than `dataset`.
+        ValueError: a transfer data set for a probe task has other classes than `dataset`.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class Evaluator:
         dataset: Dataset,
         seed: int = 0,
         *,
-        partners: Mapping[str, Dataset] | None = None,
+        transfer: Mapping[str, Dataset] | None = None,
         backbone: BackboneChoice | None = None,
         segmenter_steps: int | None = None,
     ) -> None:
@@ -115,17 +115,17 @@ class Evaluator:
         self._backbone, self._segmenter_steps = backbone, segmenter_steps
         self.home = EncodedDataset(model, dataset)
         self.model = self.home.model
-        self.partners = {task: EncodedDataset(model, other) for task, other in (partners or {}).items()}
+        self.transfer = {task: EncodedDataset(model, other) for task, other in (transfer or {}).items()}
         self._heads: dict[tuple[str, str, bool, View], ProbeHead] = {}
         self._official: dict[tuple[str, str, bool, View], dict[str, OfficialBest]] = {}
         self._bootstraps: dict[int, Bootstrap] = {}
-        for task, other in self.partners.items():
+        for task, other in self.transfer.items():
             if task in PROBE_TASKS:
                 check_classes(dataset.classes, other.dataset.classes)
 
-    def domain(self, task: str) -> EncodedDataset:
-        """The data set that a task is tested on."""
-        return self.partners.get(task, self.home)
+    def encoded(self, task: str) -> EncodedDataset:
+        """The encoded data set that a task is tested on."""
+        return self.transfer.get(task, self.home)
 
     @cached_property
     def retrieval(self) -> Retrieval:
@@ -139,10 +139,10 @@ class Evaluator:
         Raises:
             ValueError: the data set has no frames with masks.
         """
-        return Segmentation(self.domain(SEGMENTATION), self.seed, self._backbone, self._segmenter_steps)
+        return Segmentation(self.encoded(SEGMENTATION), self.seed, self._backbone, self._segmenter_steps)
 
     def sharing(self) -> dict[str, Sharing]:
-        """Code sharing on the test split of `dataset`: by all words of a sentence, and by content words."""
+        """Code sharing on the test split of `dataset`, by all words of a sentence and by content words."""
         found = {"all words": measure_sharing(self.home, TEST)}
         if any(map(self.home.has_content, self.home.names)):
             found["content words"] = measure_sharing(self.home, TEST, content=True)
@@ -154,8 +154,8 @@ class Evaluator:
             return self.home.names
         if task == SEGMENTATION:
             return self.segmentation.queries
-        kind, domain = probe_task(task), self.domain(task)
-        return [name for name in domain.names if kind.fits(domain.clips(TEST, name), name)]
+        kind, encoded = probe_task(task), self.encoded(task)
+        return [name for name in encoded.names if kind.fits(encoded.clips(TEST, name), name)]
 
     def head(self, task: str, source: str, *, at_home: bool = True, view: View = "codewords") -> ProbeHead:
         """The probe that is trained on one modality, held_out protocol.
@@ -163,29 +163,29 @@ class Evaluator:
         Args:
             task: name of the task.
             source: the modality.
-            at_home: trained on `dataset`, else on the data set that the task is tested on.
+            at_home: train on `dataset`, else on the data set that the task is tested on.
             view: what the probe reads of a code.
         """
-        at_home = at_home or self.domain(task) is self.home
-        kind, domain = probe_task(task), self.home if at_home else self.domain(task)
-        if view == "content" and not domain.has_content(source):
+        at_home = at_home or self.encoded(task) is self.home
+        kind, encoded = probe_task(task), self.home if at_home else self.encoded(task)
+        if view == "content" and not encoded.has_content(source):
             view = "tokens"
         if (task, source, at_home, view) not in self._heads:
             self._heads[task, source, at_home, view] = train_probe(
                 kind,
-                kind.columns(domain.clips(TRAIN, source)),
-                domain.examples(kind, TRAIN, source, view),
-                domain.examples(kind, VALIDATION, source, view),
+                kind.columns(encoded.clips(TRAIN, source)),
+                encoded.examples(kind, TRAIN, source, view),
+                encoded.examples(kind, VALIDATION, source, view),
                 torch.Generator().manual_seed(probe_seed(self.seed, task, source)),
             )
         return self._heads[task, source, at_home, view]
 
     def output(self, task: str, source: str, target: str, view: View = "codewords") -> Tensor:
-        """Logits on `target` of the probe that is trained on `source`: all clips of the test split, clips first.
+        """Logits on `target` of the probe that is trained on `source`, for all test clips, clips first.
 
         If both are the same modality, the probe is trained on the data set that it is tested on.
         """
-        codes = self.domain(task).codes(TEST, target, view).to(torch.float32)
+        codes = self.encoded(task).codes(TEST, target, view).to(torch.float32)
         head = self.head(task, source, at_home=source != target, view=view)
         with one_thread():
             return probe_task(task).output(head, codes)
@@ -195,13 +195,13 @@ class Evaluator:
         kind = probe_task(task, protocol)
         if protocol == "official":
             return self._best(kind, source, target, view).score
-        examples = self.domain(task).examples(kind, TEST, target, view)
+        examples = self.encoded(task).examples(kind, TEST, target, view)
         return kind.score(self.output(task, source, target, view), examples.truth, examples.codes.mask)
 
     def _token_score(self, task: str, source: str, target: str, protocol: str, view: View) -> TokenScore:
         return TokenScore(*(self.score(task, name, target, protocol, view) for name in (source, target)))
 
-    def row(  # noqa: PLR0913 - the words of one line of the table
+    def row(  # noqa: PLR0913 - the fields of one row
         self,
         task: str,
         source: str,
@@ -219,7 +219,7 @@ class Evaluator:
             target: the modality that it is tested on.
             protocol: held_out or official.
             anchor: of retrieval; None takes the data set's third modality.
-            details: with further metrics.
+            details: with other metrics.
 
         Raises:
             ValueError: task, protocol or modality is unknown, the modality has no labels for the task, or source and
@@ -237,8 +237,8 @@ class Evaluator:
             return row if details else replace(row, metrics={})
         kind = probe_task(task, protocol)
         score, same = (self._measured(kind, name, target, kind.estimate) for name in (source, target))
-        chance = kind.chance(self.domain(task).clips(self._tested_split(kind), target), target)
-        named = protocol == "held_out" and any(self.domain(task).has_content(name) for name in (source, target))
+        chance = kind.chance(self.encoded(task).clips(self._tested_split(kind), target), target)
+        named = protocol == "held_out" and any(self.encoded(task).has_content(name) for name in (source, target))
         return Row(
             task=task,
             source=source,
@@ -251,7 +251,7 @@ class Evaluator:
             metrics=self._measured(kind, source, target, kind.metrics) if details else {},
             token=self._token_score(task, source, target, protocol, "tokens"),
             content_token=self._token_score(task, source, target, protocol, "content") if named else None,
-            clips=len(self.domain(task).clips(self._tested_split(kind), target)),
+            clips=len(self.encoded(task).clips(self._tested_split(kind), target)),
             at_chance=same.reaches(chance),
         )
 
@@ -262,7 +262,7 @@ class Evaluator:
         for argument, name in (("source", source), ("target", target)):
             if name not in self.model.names:
                 raise ValueError(f"{argument} must be one of {', '.join(self.model.names)}, got {name!r}")
-            there = list(self.domain(task).dataset.modalities)
+            there = list(self.encoded(task).dataset.modalities)
             if name not in there:
                 raise ValueError(f"{argument} must be a modality of the data, {', '.join(there)}, got {name!r}")
             if name not in able:
@@ -280,12 +280,12 @@ class Evaluator:
         details: bool = False,
         progress: bool = True,
     ) -> list[Row]:
-        """All directions of some tasks; a task with labels for fewer than two modalities has no rows.
+        """All directions of some tasks; a task with fewer than two fitting modalities has no rows.
 
         Args:
             tasks: names, as a list or separated by commas.
             protocol: held_out or official.
-            details: with further metrics.
+            details: with other metrics.
             progress: show a bar on the error stream.
 
         Returns:
@@ -306,7 +306,7 @@ class Evaluator:
 
     def _measured(self, kind: ProbeTask, source: str, target: str, measure: Callable[..., _Measured]) -> _Measured:
         """`kind.estimate` or `kind.metrics` of a probe on its test clips."""
-        examples = self.domain(kind.name).examples(kind, self._tested_split(kind), target)
+        examples = self.encoded(kind.name).examples(kind, self._tested_split(kind), target)
         if kind.protocol == "official":
             logits = self._best(kind, source, target).logits
         else:
@@ -316,11 +316,11 @@ class Evaluator:
         return measure(logits, examples.truth, examples.codes.mask, self._bootstraps[len(logits)])
 
     def _tested_split(self, kind: ProbeTask) -> str:
-        return self.domain(kind.name).first_of(kind.tested)
+        return self.encoded(kind.name).first_of(kind.tested)
 
     def _best(self, kind: ProbeTask, source: str, target: str, view: View = "codewords") -> OfficialBest:
-        """Official protocol; the probe is trained on the home data set, unless `source` is the target itself."""
-        tested, elsewhere = self.domain(kind.name), source == target and kind.across
+        """Official protocol; the same-modality probe across data sets is trained on the tested one."""
+        tested, elsewhere = self.encoded(kind.name), source == target and kind.across
         key = kind.name, source, elsewhere, view
         if key not in self._official:
             split = self._tested_split(kind)
@@ -343,33 +343,33 @@ def validate(model: UniCode, dataset: Dataset, *, seed: int = 0) -> dict[str, An
     clips of the others. The scores are a little below those of the table.
 
     Args:
-        model: any mode, which is restored; nothing in it changes, nor do the global random numbers.
+        model: in any mode; the model and the global random numbers stay as they are.
         dataset: with splits train and val.
         seed: of the probes and the choice of clips.
 
     Returns:
-        Accuracy by direction, such as "audio->video", and its "mean". "token" has the same for one-hot codes, "sharing"
-        the attributes of `Sharing`, and "content_sharing" those by content words, where these are marked.
+        Accuracy by direction, such as "audio->video", and its "mean". "token": the same for one-hot codes. "sharing":
+        the attributes of `Sharing`. "content_sharing": those by content words, where these are marked.
     """
-    domain = EncodedDataset(model, dataset)
-    scores = _quick_scores(domain, seed)
+    encoded = EncodedDataset(model, dataset)
+    scores = _quick_scores(encoded, seed)
     return {
         **scores["codewords"],
         "token": scores["tokens"],
-        "sharing": measure_sharing(domain, VALIDATION).as_dict(),
+        "sharing": measure_sharing(encoded, VALIDATION).as_dict(),
         **(
-            {"content_sharing": measure_sharing(domain, VALIDATION, content=True).as_dict()}
-            if any(map(domain.has_content, domain.names))
+            {"content_sharing": measure_sharing(encoded, VALIDATION, content=True).as_dict()}
+            if any(map(encoded.has_content, encoded.names))
             else {}
         ),
     }
 
 
-def _quick_scores(domain: EncodedDataset, seed: int) -> dict[View, dict[str, float]]:
-    kind, model = probe_task("classification"), domain.model
+def _quick_scores(encoded: EncodedDataset, seed: int) -> dict[View, dict[str, float]]:
+    kind, model = probe_task("classification"), encoded.model
     scores: dict[View, dict[str, float]] = {"codewords": {}, "tokens": {}}
     for source in model.names:
-        train = domain.clips(TRAIN, source)
+        train = encoded.clips(TRAIN, source)
         order = torch.randperm(len(train), generator=torch.Generator().manual_seed(probe_seed(seed, "quick clips")))
         numbers = np.sort(order[:QUICK_CLIPS].numpy())
         codes = encode_split(model, train, source, numbers=numbers)
@@ -380,7 +380,7 @@ def _quick_scores(domain: EncodedDataset, seed: int) -> dict[View, dict[str, flo
             head = train_probe(kind, kind.columns(train), examples, None, generator, QUICK_RULE)
             for target in model.names:
                 if target != source:
-                    held = domain.examples(kind, VALIDATION, target, view)
+                    held = encoded.examples(kind, VALIDATION, target, view)
                     logits = kind.output(head, held.codes.to(torch.float32))
                     scores[view][f"{source}->{target}"] = kind.score(logits, held.truth, held.codes.mask)
     return {view: {"mean": float(np.mean(list(found.values()))), **found} for view, found in scores.items()}

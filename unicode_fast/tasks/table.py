@@ -18,7 +18,7 @@ _TOKENS = {"token": "tokens / same", "content_token": "content words / same"}
 class TokenScore(NamedTuple):
     """Scores of probes on one-hot codes, which show only the codes that a clip uses; fractions.
 
-    score: zero-shot; same_modality: trained and tested on the target; std: sample standard deviation of `score` over
+    score: zero-shot. same_modality: trained and tested on the target. std: sample standard deviation of `score` over
     seeds, None for a single seed.
     """
 
@@ -62,13 +62,13 @@ class Row:
         std: sample standard deviation of `score` over seeds; None for a single seed.
         anchor: the modality that source and target are matched with in retrieval; None elsewhere.
         interval: 95 % bootstrap interval of `score` over test clips; None where it was not measured.
-        metrics: further numbers of the same predictions by name.
+        metrics: other metrics of the same predictions by name.
         token: scores with one-hot codes for codewords; None in a task without them.
         content_token: the same with content words of a sentence only; None without a sentence, or where content words
             are not marked.
         clips: number of test clips; None where unknown.
         seeds: number of seeds behind the mean `score`; None for a single seed.
-        at_chance: True where the 95 % interval of `same_modality` reaches down to `chance`.
+        at_chance: True where the 95 % interval of `same_modality` includes `chance` or lies below it.
     """
 
     task: str
@@ -109,7 +109,7 @@ class Row:
         return f"{self.source}->{self.target}"
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for a summary, without attributes that have their default."""
+        """Plain values for a summary, without attributes at their default."""
         values: dict[str, Any] = {
             "task": self.task,
             "from": self.source,
@@ -160,19 +160,19 @@ class Row:
             several = (row.interval or (), *row.metrics.values(), row.token or (), row.content_token or ())
             numbers += [number for those in several for number in those]
         except (TypeError, AttributeError) as error:
-            raise ValueError(f"a row must have the keys that Row.as_dict gives, got {sorted(values)}") from error
+            raise ValueError(f"a row must have the keys of Row.as_dict, got {sorted(values)}") from error
         wrong = [number for number in numbers if type(number) not in (int, float, type(None))]
         wrong += [text for text in (row.task, row.source, row.target, row.protocol) if type(text) is not str]
         wrong += [one for one in (row.anchor,) if type(one) not in (str, type(None))]
         if wrong or None in numbers[:3] or len(row.interval or (0, 0)) != 2:
-            raise ValueError(f"a row must have values of the types that Row.as_dict gives, got {wrong!s:.80}")
+            raise ValueError(f"a row must have values of the types of Row.as_dict, got {wrong!s:.80}")
         return row
 
 
 def aggregate(rows_of_seeds: Sequence[Sequence[Row]]) -> list[Row]:
     """Mean scores over seeds, row by row, with the standard deviation of the zero-shot score.
 
-    Metrics that every seed has are averaged too. Intervals belong to one model and are left out.
+    Common metrics of all seeds are averaged too. Intervals belong to one model and are left out.
 
     Args:
         rows_of_seeds: the rows of each seed, the same directions in all of them, in any order.
@@ -219,21 +219,21 @@ def _mean(rows: Sequence[Row]) -> Row:
 
 
 def token_cell(token: TokenScore | None, content_token: TokenScore | None) -> str:
-    """Both in one cell of a table, that of content words in brackets; a dash for no score."""
+    """Both scores in one cell of a table, content words in brackets; a dash for no score."""
     if token is None:
         return "-"
     return f"{token}" if content_token is None else f"{token} ({content_token})"
 
 
 def mean_token(scores: Sequence[TokenScore | None]) -> TokenScore | None:
-    """Mean over seeds; None where a seed has none, as runs of older versions."""
-    known = [score for score in scores if score is not None]
-    if len(known) < len(scores):
+    """Mean over seeds; None where a seed has none, as in runs of older versions."""
+    found = [score for score in scores if score is not None]
+    if len(found) < len(scores):
         return None
-    values = [score.score for score in known]
+    values = [score.score for score in found]
     return TokenScore(
         statistics.fmean(values),
-        statistics.fmean(score.same_modality for score in known),
+        statistics.fmean(score.same_modality for score in found),
         statistics.stdev(values) if len(values) > 1 else None,
     )
 
@@ -245,10 +245,10 @@ def format_table(rows: Sequence[Row]) -> str:
 
 def counted(numbers: Collection[int | None], things: str) -> str:
     """Text such as "3 seeds" or "3 to 5 seeds"; no number where one is unknown."""
-    known = sorted({number for number in numbers if number is not None})
-    if not known or None in numbers:
+    given = sorted({number for number in numbers if number is not None})
+    if not given or None in numbers:
         return things
-    return f"{known[0]} {things}" if len(known) == 1 else f"{known[0]} to {known[-1]} {things}"
+    return f"{given[0]} {things}" if len(given) == 1 else f"{given[0]} to {given[-1]} {things}"
 
 
 def format_legend(rows: Sequence[Row]) -> str:
@@ -266,7 +266,7 @@ def format_legend(rows: Sequence[Row]) -> str:
 
 
 def format_metrics(row: Row) -> str:
-    """Metrics of a row with their 95 % intervals, aligned; shares in per cent, ranks as numbers."""
+    """Metrics of a row with their 95 % intervals, aligned; fractions in per cent, ranks as numbers."""
     lines = [("measure", "value", "95 % interval")]
     for name, (value, low, high) in row.metrics.items():
         scale, unit = (1, "") if "rank" in name else (100, " %")
@@ -280,7 +280,7 @@ def _interval(low: float, high: float, scale: float = 100) -> str:
 
 
 def with_rule(lines: Sequence[Sequence[str]], left: int = 2) -> str:
-    """Aligned columns, the first `left` of them to the left, with a rule beneath the headings."""
+    """Aligned columns, with a rule beneath the headings; the first `left` columns are left-aligned."""
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     aligned = [_aligned(line, widths, left) for line in lines]
     return "\n".join([aligned[0], "  ".join("-" * width for width in widths), *aligned[1:]])
@@ -314,7 +314,7 @@ def _percent(score: float, std: float | None = None) -> str:
 
 
 def _aligned(line: Sequence[str], widths: Sequence[int], left: int) -> str:
-    """The first columns to the left, numbers to the right."""
+    """The first columns left-aligned, numbers right-aligned."""
     cells = [
         cell.ljust(width) if column < left else cell.rjust(width)
         for column, (cell, width) in enumerate(zip(line, widths, strict=True))

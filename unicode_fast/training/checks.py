@@ -14,7 +14,7 @@ from unicode_fast.data.findings import classes_of, unlearnable
 from unicode_fast.data.layouts import has_sentences
 from unicode_fast.data.opening import absolute
 from unicode_fast.errors import few, say
-from unicode_fast.tasks import PROBE_TASKS, RETRIEVAL, check_partners, check_tasks
+from unicode_fast.tasks import PROBE_TASKS, RETRIEVAL, check_tasks, check_transfer
 from unicode_fast.training.acceleration import check_acceleration
 from unicode_fast.training.distributed import DistContext
 from unicode_fast.training.runs import choose_device
@@ -65,7 +65,7 @@ def check_run(config: Config) -> None:
     """
     check_acceleration(config.train, choose_device(config.train.device))
     if tasks := tasks_of(config):
-        check_partners(config.data, tasks)
+        check_transfer(config.data, tasks)
     if config.data.data in built_in.DATASETS:
         names = modality_names(config.data.modalities, BUILT_IN_MODALITIES)
         if not set(names) <= set(BUILT_IN_MODALITIES):

@@ -39,14 +39,14 @@ def measure(
     begun, config, measured = time.monotonic(), trainer.config, tasks_of(trainer.config)
     used = "best" if progress["best"] else "last"
     model = checkpoint.load(folder, used, trainer.model.device)
-    partners = tasks.open_partners(config.data, measured, dataset) if measured else None
-    probes = tasks.Evaluator(model, dataset, config.train.seed, partners=partners)
-    rows = probes.table(measured) if measured else []
+    transfer = tasks.open_transfer(config.data, measured, dataset) if measured else None
+    evaluator = tasks.Evaluator(model, dataset, config.train.seed, transfer=transfer)
+    rows = evaluator.table(measured) if measured else []
     for task in [task for task in measured if all(row.task != task for row in rows)]:
         say(f"note: {task} is skipped, two modalities must have what it reads; see evaluate --explain", sys.stderr)
     summary: dict[str, Any] = {"rows": [row.as_dict() for row in rows]}
     if rows:
-        sharing = probes.sharing()
+        sharing = evaluator.sharing()
         # The first entry covers all words of a sentence, the second content words alone.
         codes = next(iter(sharing.values()))
         collapsed = health.collapsed(codes.codes_in_use, codes.perplexity, config.model.codewords)
@@ -68,7 +68,7 @@ def measure(
         **provenance(),
     }
     if measured:
-        pictures.draw_run(folder, probes, dataset, rows, config.model.codewords, kind)
+        pictures.draw_run(folder, evaluator, dataset, rows, config.model.codewords, kind)
     write_json(folder / checkpoint.SUMMARY, summary)
     return summary
 

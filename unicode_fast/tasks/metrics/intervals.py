@@ -14,7 +14,7 @@ Statistic = Callable[[np.ndarray], np.ndarray]
 
 
 class Estimate(NamedTuple):
-    """A number and, where it has one, its 95 % interval."""
+    """A number and, if there is one, its 95 % interval."""
 
     value: float
     low: float | None = None
@@ -35,7 +35,7 @@ class Estimate(NamedTuple):
 
 
 class Bootstrap:
-    """Percentile intervals from clips drawn with replacement, the same draws for every statistic.
+    """Percentile intervals from clips drawn with replacement; every statistic has the same draws.
 
     Args:
         clips: number of clips, at least one.
@@ -50,14 +50,14 @@ class Bootstrap:
         if clips < 1 or resamples < 1:
             raise ValueError(f"clips and resamples must be at least 1, got {clips} and {resamples}")
         draws = np.random.default_rng(seed).multinomial(clips, np.full(clips, 1 / clips), size=resamples)
-        self.weights = draws.astype(np.float64)  # (R, clips), how often each draw holds each clip
+        self.weights = draws.astype(np.float64)  # (R, clips), count of each clip in each draw
 
     def estimate(self, value: float, statistic: Statistic) -> Estimate:
         """A value with the interval of its statistic.
 
         Args:
             value: of all clips once.
-            statistic: from weights (n, clips) to (n,); NaN where undefined; such draws are left out.
+            statistic: from weights (n, clips) to (n,), NaN where undefined. Draws with NaN are left out.
         """
         drawn = statistic(self.weights)
         if np.isnan(drawn).all():
@@ -80,7 +80,7 @@ def weighted_mean(values: np.ndarray) -> Statistic:
 
 
 def weighted_median(values: np.ndarray) -> Statistic:
-    """Statistic of integer weights (n, clips): the median of `values` (clips,), each repeated by its weight."""
+    """Statistic of integer weights (n, clips): the median of `values` (clips,), each counted by its weight."""
     order = np.argsort(values, kind="stable")
     ranked = np.asarray(values)[order]
 

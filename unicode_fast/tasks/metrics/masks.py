@@ -1,4 +1,4 @@
-"""Scores of predicted masks, kept by frame, so that no score depends on the batches of frames."""
+"""Scores of predicted masks by frame, independent of the batches of frames."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class MaskScores(NamedTuple):
     Attributes:
         iou: (n,) intersection over union at probability 0.5; for a frame without foreground, the share of its pixels
             that are predicted as background.
-        f: (n, 255) F-score at each threshold, beta squared 0.3; 0 where nothing is found.
+        f: (n, 255) F-score at each threshold, beta squared 0.3; 0 without true positives.
         empty: (n,) bool, True where the truth has no foreground.
         clip: (n,) number of the clip.
     """
@@ -37,7 +37,7 @@ class MaskScores(NamedTuple):
 
     @property
     def f_score(self) -> float:
-        """The largest of the 255 means over the frames that have foreground; 0 where none has."""
+        """The largest of the 255 means over frames with foreground; 0 without such frames."""
         return 0.0 if self.empty.all() else float(self.f[~self.empty].mean(0).max())
 
 
@@ -64,16 +64,16 @@ def frame_scores(probability: np.ndarray, truth: np.ndarray, clip: np.ndarray) -
             f"{probability.shape}, {truth.shape} and {clip.shape}"
         )
     frames, pixels = len(truth), truth[0].size
-    flat, wanted = probability.reshape(frames, pixels), truth.reshape(frames, pixels)
-    chosen, empty = flat > 0.5, np.logical_not(wanted.any(1))
-    both, either = (chosen & wanted).sum(1), (chosen | wanted).sum(1)
+    flat, foreground = probability.reshape(frames, pixels), truth.reshape(frames, pixels)
+    chosen, empty = flat > 0.5, np.logical_not(foreground.any(1))
+    both, either = (chosen & foreground).sum(1), (chosen | foreground).sum(1)
     iou = np.where(empty, (~chosen).mean(1), both / np.maximum(either, 1))
     # Number of thresholds that a pixel reaches: a histogram replaces sums over pixels.
     thresholds = torch.linspace(0, 1 - 1e-10, THRESHOLDS).numpy()
     reached = np.searchsorted(thresholds, flat, side="right") + np.arange(frames)[:, None] * (THRESHOLDS + 1)
     predicted = _at_least(reached.ravel(), frames)
-    found = _at_least(reached[wanted], frames)
-    labelled = wanted.sum(1, keepdims=True)
+    found = _at_least(reached[foreground], frames)
+    labelled = foreground.sum(1, keepdims=True)
     precision = found / np.maximum(predicted, 1)
     recall = found / np.maximum(labelled, 1)
     below = BETA_SQUARED * precision + recall
@@ -95,9 +95,9 @@ def joined(several: list[MaskScores]) -> MaskScores:
 def official_mask_scores(scores: MaskScores, batch_size: int) -> tuple[float, float]:
     """MIoU and F-score as the released code averages them.
 
-    Each batch has its mean IoU over frames, and the largest of its 255 mean F-scores over frames with foreground, 0
-    where none has. All batches have equal weight, whatever the size of the last. Both scores, F above all, therefore
-    depend on the batch size.
+    A batch has two scores: its mean IoU over frames, and the largest of its 255 mean F-scores over frames with
+    foreground, 0 without such frames. All batches have equal weight, whatever the size of the last. Both scores, F
+    above all, therefore depend on the batch size.
 
     Args:
         scores: of frames, grouped by clip.

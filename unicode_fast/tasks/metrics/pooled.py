@@ -20,15 +20,15 @@ def pooled_metrics(
 ) -> dict[str, Estimate]:
     """Micro and macro precision, recall and F1, and mean average precision, pooled over rows.
 
-    micro: true positives, false positives and false negatives pooled over rows and classes. macro: the mean over all C
-    classes, 0 for a class without predictions (precision) or without labels (recall). mAP: the mean, over classes that
-    have labels, of average precision.
+    Micro averages pool true positives, false positives and false negatives over rows and classes. Macro averages are
+    means over all C classes, 0 for a class without predictions (precision) or labels (recall). mAP is the mean average
+    precision over classes with labels.
 
     Args:
         prediction: (rows, C) bool.
         score: (rows, C), larger where the class is likelier.
         truth: (rows, C) bool.
-        clip: (rows,) the number of the clip a row belongs to.
+        clip: (rows,) number of each row's clip.
         bootstrap: of the clips.
 
     Returns:
@@ -65,7 +65,7 @@ def pooled_metrics(
 
 
 def micro_f1(prediction: np.ndarray, truth: np.ndarray, clip: np.ndarray, bootstrap: Bootstrap) -> Estimate:
-    """The "micro_f1" of `pooled_metrics` alone, which takes little time; arguments as there."""
+    """Only the "micro_f1" of `pooled_metrics`, in less time; the same arguments."""
     clips = bootstrap.weights.shape[1]
     counts = (by_clip(each, clip, clips) for each in (prediction & truth, prediction, truth))
     return bootstrap.estimate(metrics.micro_f1(prediction, truth), _ratio("micro", "f1", *counts))
@@ -102,10 +102,10 @@ def weighted_map(score: np.ndarray, truth: np.ndarray, clip: np.ndarray, clips: 
         score: (rows, C).
         truth: (rows, C) bool.
         clip: (rows,) numbers of clips.
-        clips: how many there are.
+        clips: number of clips.
 
     Returns:
-        From weights (n, clips) to (n,), the mean over the classes that have labels under those weights.
+        From weights (n, clips) to (n,), the mean over the classes with labels under those weights.
     """
     pairs = []
     for column in range(score.shape[1]):
@@ -120,9 +120,9 @@ def weighted_map(score: np.ndarray, truth: np.ndarray, clip: np.ndarray, clips: 
         )
 
     def mean_precision(weights: np.ndarray) -> np.ndarray:
-        # In pieces, because a continuous score has as many thresholds as rows.
-        pieces = np.array_split(weights, max(1, weights.shape[0] // 100))
-        return np.concatenate([_mean_average_precision(piece, pairs) for piece in pieces])
+        # In chunks, because a continuous score has as many thresholds as rows.
+        chunks = np.array_split(weights, max(1, weights.shape[0] // 100))
+        return np.concatenate([_mean_average_precision(chunk, pairs) for chunk in chunks])
 
     return mean_precision
 
@@ -136,5 +136,5 @@ def _mean_average_precision(weights: np.ndarray, pairs: list[tuple[csr_matrix, c
         total = found[:, -1]
         columns.append(np.divide((new * precision).sum(1), total, out=np.full_like(total, np.nan), where=total > 0))
     stacked = np.stack(columns)  # (C, n)
-    known = ~np.isnan(stacked)
-    return np.divide(np.nansum(stacked, 0), known.sum(0), out=np.full(stacked.shape[1], np.nan), where=known.any(0))
+    valid = ~np.isnan(stacked)
+    return np.divide(np.nansum(stacked, 0), valid.sum(0), out=np.full(stacked.shape[1], np.nan), where=valid.any(0))

@@ -8,7 +8,7 @@ import numpy as np
 
 DEPTHS = (1, 5, 10)
 # Similarities in memory at a time: 32 MiB.
-_PIECE_VALUES = 1 << 22
+_CHUNK_VALUES = 1 << 22
 
 
 class Ranking(NamedTuple):
@@ -26,8 +26,8 @@ class Ranking(NamedTuple):
 def rank_queries(similarity: np.ndarray, relevant: np.ndarray) -> Ranking:
     """Recall and rank of each query by descending similarity.
 
-    Items of equal similarity are in random order. Let b items be above the best relevant similarity and t items at it,
-    r of these relevant. The first K items miss a relevant one with probability prod over j < K - b of
+    Items of equal similarity are in random order. Let b items be above the best relevant similarity, and t items at it,
+    of which r are relevant. The first K items hold no relevant one with probability prod over j < K - b of
     (t - r - j) / (t - j). The expected rank is b + (t + 1) / (r + 1).
 
     Args:
@@ -65,7 +65,7 @@ def rank_by_cosine(
 
     Args:
         queries: (n, D).
-        gallery: (n, D), the item that belongs to each query.
+        gallery: (n, D), the paired item of each query.
         labels: (n,); items with the query's label are relevant. None makes only the query's own item relevant.
         rows: queries at a time, with n similarities each; None fills 32 MiB.
 
@@ -73,22 +73,22 @@ def rank_by_cosine(
         (rows, n) float64 and a few masks of that shape.
     """
     labels = np.arange(len(queries)) if labels is None else labels
-    rows = max(1, _PIECE_VALUES // len(gallery)) if rows is None else rows
+    rows = max(1, _CHUNK_VALUES // len(gallery)) if rows is None else rows
     distinct, column = equal_rows(gallery)
     unit = _unit(distinct).T
     found = []
     for start in range(0, len(queries), rows):
-        piece = slice(start, start + rows)
-        found.append(rank_queries((_unit(queries[piece]) @ unit)[:, column], labels[piece, None] == labels))
+        chunk = slice(start, start + rows)
+        found.append(rank_queries((_unit(queries[chunk]) @ unit)[:, column], labels[chunk, None] == labels))
     recall = {depth: np.concatenate([each.recall[depth] for each in found]) for depth in DEPTHS}
     return Ranking(recall, np.concatenate([each.rank for each in found]))
 
 
 def equal_rows(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Distinct rows and where each row is among them.
+    """Distinct rows, and the number of each row among them.
 
     A matrix product may round equal rows differently by their place. Similarities are therefore computed for distinct
-    rows and looked up, so that copies of one sentence tie.
+    rows and gathered, so that copies of one sentence tie.
 
     Args:
         rows: (n, D).

@@ -49,7 +49,7 @@ def micro_f1(prediction: np.ndarray, truth: np.ndarray) -> float:
 
 
 def constant_f1(truth: np.ndarray) -> float:
-    """The best pooled F1 that one fixed set of classes, predicted in every segment, can reach.
+    """The best pooled F1 of one fixed set of classes, predicted in every segment.
 
     P_c counts the segments of class c. A set S has TP = sum of P_c over S and predicts |S| N entries. Its F1 is
     2 TP / (|S| N + sum of all P_c). Among sets of one size the most frequent classes are best, so C sets are compared.
@@ -71,8 +71,8 @@ def constant_f1(truth: np.ndarray) -> float:
 def official_target(labels: np.ndarray) -> np.ndarray:
     """The clip class as the released code derives it from segment labels.
 
-    Each segment's class is the argmax over the C foreground columns, 0 where there is only background; the clip's is
-    the largest of them.
+    The class of a segment is the argmax over the C foreground columns, 0 where there is only background. The class of
+    a clip is the largest of its segments.
 
     Args:
         labels: (clips, T, C+1), background last.
@@ -87,13 +87,13 @@ def official_target(labels: np.ndarray) -> np.ndarray:
 
 
 def clip_target(labels: np.ndarray) -> np.ndarray:
-    """The class that most foreground segments of a clip have.
+    """The most frequent class of a clip's foreground segments.
 
     Args:
         labels: (clips, T, C+1), background last; a segment's class is the argmax over its C foreground columns.
 
     Returns:
-        (clips,) int64, the smallest class among equals.
+        (clips,) int64; among equally frequent classes, the smallest.
 
     Raises:
         ValueError: a clip has no foreground segment.
@@ -110,14 +110,14 @@ def clip_target(labels: np.ndarray) -> np.ndarray:
 def official_scores(prediction: np.ndarray, truth: np.ndarray, mask: np.ndarray, batch_size: int) -> OfficialScores:
     """Precision and recall over all columns, background included, averaged over batches and not pooled.
 
-    In each batch precision = TP / (number predicted) and recall = TP / (number labelled), both 0 where nothing is
-    predicted. Batches are weighted by their clips. F1 is taken from the two averages, 0 where both are 0 (the released
-    code divides by zero there).
+    In each batch precision = TP / (number predicted) and recall = TP / (number labelled), both 0 without predictions.
+    Batches are weighted by their clips. F1 is computed from the two averages, 0 where both are 0; the released code
+    divides by zero there.
 
     Args:
         prediction: (clips, T, C+1) bool.
         truth: (clips, T, C+1) 0/1.
-        mask: (clips, T) bool; segments outside it do not count.
+        mask: (clips, T) bool; segments outside it are left out.
         batch_size: clips per batch, in their order; the last batch may be smaller.
 
     Raises:
@@ -146,8 +146,8 @@ def official_scores(prediction: np.ndarray, truth: np.ndarray, mask: np.ndarray,
 def official_constant_precision(truth: np.ndarray, mask: np.ndarray, batch_size: int) -> float:
     """The best official precision of a constant prediction.
 
-    In each batch, the precision of a constant set of columns is the mean of the columns' frequencies. No set beats its
-    best single column, so C+1 columns are compared.
+    In each batch, the precision of a constant set of columns is the mean of the columns' frequencies. No set exceeds
+    its best single column, so C+1 columns are compared.
 
     Args:
         truth: (clips, T, C+1) 0/1.

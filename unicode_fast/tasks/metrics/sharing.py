@@ -18,14 +18,14 @@ from sklearn.metrics import accuracy_score, mutual_info_score
 
 from unicode_fast.data import ClipSet, StoreError
 from unicode_fast.tasks.classification import Classification
-from unicode_fast.tasks.domain import EncodedDataset, View
+from unicode_fast.tasks.encoded import EncodedDataset, View
 from unicode_fast.tasks.probe import EncodedClips, all_clips
 from unicode_fast.tasks.table import with_rule
 
 
 @dataclass(frozen=True)
 class Sharing:
-    """The codes of one split, by modality, such as "audio", or by two of them.
+    """Measures of one split, by modality, such as "audio", or by a pair of modalities.
 
     Attributes:
         clips: of the split, by modality.
@@ -35,13 +35,12 @@ class Sharing:
         shared_uses: share of a modality's uses on shared codewords.
         shared_event_uses: the same at positions with an event, for modalities with labels per position.
         overlap: sum over codewords of the smaller of two modalities' shares of uses, by "audio-video".
-        agreement: share of positions at which two modalities with a common time axis have the same code.
+        agreement: share of positions where two modalities with a common time axis have the same code.
         agreement_by_chance: the same for independent draws from each modality's uses.
         class_information: mutual information in nats of the class of a clip and a modality's code at a position.
-            "audio->video" maps each code of video to the class for which audio uses this code most.
+            "audio->video" maps each code of video to audio's most frequent class of this code.
         class_entropy: in nats, weighted by the clips' positions; the upper bound of the information.
-        equal_clips: share of clips whose most frequent code is the same in all modalities; None where clips are not
-            paired.
+        equal_clips: share of clips with the same most frequent code in all modalities; None for unpaired clips.
     """
 
     clips: dict[str, float]
@@ -63,7 +62,7 @@ class Sharing:
 
 
 def mean_sharing(several: Sequence[Sharing]) -> Sharing:
-    """Means over seeds of the entries that all seeds have."""
+    """Means over seeds, for the entries of all seeds."""
 
     def mean(values: Sequence[Any]) -> Any:
         if isinstance(values[0], dict):
@@ -87,18 +86,18 @@ def shared_codewords(counts: np.ndarray) -> np.ndarray:
     return ((counts * 5 >= counts.sum(0)) & (counts > 0)).sum(0) >= 2
 
 
-def measure_sharing(domain: EncodedDataset, split: str, *, content: bool = False) -> Sharing:
+def measure_sharing(encoded: EncodedDataset, split: str, *, content: bool = False) -> Sharing:
     """Code sharing on a split, encoder frozen.
 
     Args:
-        domain: the model's codes of a data set.
+        encoded: the model's codes of a data set.
         split: of the clips.
-        content: counts content words only, where the data mark them.
+        content: count only content words, where the data mark them.
     """
-    names, tokens = domain.names, domain.model.codewords
+    names, tokens = encoded.names, encoded.model.codewords
     view: View = "content" if content else "tokens"
-    codes = {name: domain.codes(split, name, view) for name in names}
-    clips = {name: domain.clips(split, name) for name in names}
+    codes = {name: encoded.codes(split, name, view) for name in names}
+    clips = {name: encoded.clips(split, name) for name in names}
     counts = np.stack([np.bincount(_uses(codes[name]), minlength=tokens) for name in names])  # (modalities, M)
     share = dict(zip(names, counts / counts.sum(1, keepdims=True), strict=True))
     shared = shared_codewords(counts)
@@ -109,7 +108,7 @@ def measure_sharing(domain: EncodedDataset, split: str, *, content: bool = False
     }
     pairs = list(combinations(names, 2))
     paired = [pair for pair in pairs if clips[pair[0]] is clips[pair[1]]]
-    same = {pair: _same_positions(*(codes[name] for name in pair)) for pair in paired if domain.aligned(split, *pair)}
+    same = {pair: _same_positions(*(codes[name] for name in pair)) for pair in paired if encoded.aligned(split, *pair)}
     information, most = _class_information(codes, {name: _classes(each, name) for name, each in clips.items()}, tokens)
     return Sharing(
         clips={name: len(each) for name, each in clips.items()},
@@ -128,13 +127,13 @@ def measure_sharing(domain: EncodedDataset, split: str, *, content: bool = False
 
 
 def _uses(codes: EncodedClips, positions: np.ndarray | None = None) -> np.ndarray:
-    """(uses,) int64, the code at every valid position, of those in (clips, T) `positions`."""
+    """(uses,) int64, the code at every valid position within (clips, T) `positions`."""
     mask = codes.mask.numpy()
     return codes.index.numpy()[mask if positions is None else mask & positions]
 
 
 def _same_positions(one: EncodedClips, other: EncodedClips) -> tuple[np.ndarray, np.ndarray]:
-    """(positions,) int64 twice, the codes at the positions that are valid in both."""
+    """(positions,) int64 twice, the codes at positions that are valid in both."""
     both = (one.mask & other.mask).numpy()
     return one.index.numpy()[both], other.index.numpy()[both]
 
@@ -156,20 +155,20 @@ def _class_information(
     codes: Mapping[str, EncodedClips], classes: Mapping[str, np.ndarray | None], tokens: int
 ) -> tuple[dict[str, float], dict[str, float]]:
     """Information about the class by modality and by pair, and the entropy of the class by modality."""
-    read: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    found: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     for name, truth in classes.items():
         if truth is not None:
             mask = codes[name].mask.numpy()
-            read[name] = _uses(codes[name]), np.broadcast_to(truth[:, None], mask.shape)[mask]
-    information = {name: float(mutual_info_score(truth, uses)) for name, (uses, truth) in read.items()}
-    for source, target in permutations(read, 2):
-        uses, truth = read[source]
+            found[name] = _uses(codes[name]), np.broadcast_to(truth[:, None], mask.shape)[mask]
+    information = {name: float(mutual_info_score(truth, uses)) for name, (uses, truth) in found.items()}
+    for source, target in permutations(found, 2):
+        uses, truth = found[source]
         table = np.zeros((tokens, truth.max() + 1), np.int64)
         np.add.at(table, (uses, truth), 1)
         majority = np.where(table.any(1), table.argmax(1), -1)  # -1: a code that the source never uses
-        uses, truth = read[target]
+        uses, truth = found[target]
         information[f"{source}->{target}"] = float(mutual_info_score(truth, majority[uses]))
-    return information, {name: float(entropy(np.bincount(truth))) for name, (_, truth) in read.items()}
+    return information, {name: float(entropy(np.bincount(truth))) for name, (_, truth) in found.items()}
 
 
 def _equal_clips(codes: Sequence[EncodedClips], tokens: int) -> float:

@@ -1,1 +1,1 @@
-"""Segmentation of pictures by queries: the task, its network and the picture features beneath."""
+"""Segmentation of pictures by queries: the task, its network and its backbones."""

@@ -1,4 +1,4 @@
-"""Pyramids of picture features: a light one, and those of timm with weights from a file."""
+"""Pyramids of picture features: a light backbone, and those of timm with weights from a file."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ class PyramidSettings:
 
     Attributes:
         width: channels of every stage in the head.
-        dilations: of the convolutions that bring a stage to this width.
+        dilations: of the convolutions that reduce a stage to this width.
         batch_size: clips per step.
         learning_rate: of Adam, per step.
         epochs: passes over the training clips, used where `steps` is 0.
         steps: of training; 0 uses `epochs`.
-        decay: the learning rate falls to zero along half a cosine, else it stays.
-        query_share: initial scale of what a query adds to the maps; AVSBench starts from 0.
-        dilated_deviation: of the first weights of the dilated convolutions; None for torch's own.
+        decay: True lowers the learning rate to zero along half a cosine; False keeps it constant.
+        query_share: initial scale of a query's contribution to the maps; AVSBench starts from 0.
+        dilated_deviation: of the initial weights of the dilated convolutions; None for torch's own.
     """
 
     width: int
@@ -55,9 +55,9 @@ class BackboneChoice:
     """Choice of the pyramid.
 
     Attributes:
-        name: "light", or a model of timm that gives features of several stages, such as pvt_v2_b5.
-        weights: file, or folder that holds one file, of pre-trained weights for a model of timm; None starts from
-            random ones. Nothing is downloaded.
+        name: "light", or a model of timm with features of several stages, such as pvt_v2_b5.
+        weights: file of pre-trained weights for a model of timm, or folder with one such file; None starts from random
+            weights. Nothing is downloaded.
     """
 
     name: str = LIGHT
@@ -114,7 +114,7 @@ class TimmPyramid(nn.Module):
         channels: of the pictures, 3.
 
     Raises:
-        ValueError: the model is unknown or gives no stages, or pictures do not have 3 channels.
+        ValueError: the model is unknown or has no stages, or pictures do not have 3 channels.
         ModuleNotFoundError: timm is not installed.
         ImportError: timm or torchvision does not work with this torch.
     """
@@ -136,13 +136,13 @@ class TimmPyramid(nn.Module):
         return self.model(pictures)
 
     def load_weights(self, path: str) -> None:
-        """Loads pre-trained weights from a file, which must hold all layers but those of the classifier.
+        """Loads pre-trained weights from a file, which must hold all layers except the classifier's.
 
         Args:
-            path: a .safetensors, .pth or .bin file, or a folder that holds exactly one.
+            path: a .safetensors, .pth, .pt or .bin file, or a folder with exactly one.
 
         Raises:
-            FileNotFoundError: there is no such file, or the folder holds none or several.
+            FileNotFoundError: there is no such file, or the folder has none or several.
             ValueError: the file holds other layers, or is damaged.
         """
         from timm.models.pvt_v2 import checkpoint_filter_fn
@@ -174,7 +174,7 @@ def read_weights(file: Path) -> dict[str, Tensor]:
     """The tensors of a file of torch weights, by name.
 
     Args:
-        file: .safetensors, or of torch.save: tensors by name, or such a dictionary under "state_dict" or "model".
+        file: .safetensors, or of torch.save: a dictionary of tensors, or one under "state_dict" or "model".
 
     Raises:
         FileNotFoundError: there is no such file.

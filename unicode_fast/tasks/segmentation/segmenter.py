@@ -22,9 +22,9 @@ IMAGENET_MEAN, IMAGENET_DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class QueryBlock(nn.Module):
-    """TPAVI with dot products: every place of every frame attends to the query of all frames.
+    """TPAVI with dot products: every pixel of every frame attends to the query of all frames.
 
-    Theta and g are linear in the map x, and phi is linear in the query. With N places in all frames,
+    Theta and g are linear in the map x, and phi is linear in the query. With N pixels in all frames,
     z = x + W(theta phi^T g / N), then a layer norm. There is no softmax, so phi^T g is computed first: a (C/2, C/2)
     matrix per clip in place of one of N x N. The query is constant over a frame, so phi multiplies the spatial mean of
     g.
@@ -32,7 +32,7 @@ class QueryBlock(nn.Module):
     Args:
         channels: C of the maps.
         query_width: D of the query.
-        share: initial scale of what the query adds to the maps.
+        share: initial scale of the query's contribution to the maps.
 
     Source:
         Zhou et al., Audio-Visual Segmentation, ECCV 2022, with the query's projection widened to codewords.
@@ -61,7 +61,7 @@ class QueryBlock(nn.Module):
 
 
 class DilatedSum(nn.Module):
-    """Sum of 3x3 convolutions of several dilations; `deviation` of their first weights, None for torch's own."""
+    """Sum of 3x3 convolutions of several dilations; `deviation` of their initial weights, None for torch's own."""
 
     def __init__(self, inputs: int, outputs: int, dilations: Sequence[int], deviation: float | None) -> None:
         super().__init__()
@@ -78,7 +78,7 @@ class DilatedSum(nn.Module):
 
 
 class ResidualUnit(nn.Module):
-    """ReLU, convolution, ReLU, convolution, with a residual from the first ReLU, which is in place as released."""
+    """ReLU, convolution, ReLU, convolution, with a residual from the first ReLU, as released."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -162,7 +162,7 @@ class Segmenter(nn.Module):
             nn.Conv2d(width // 2, max(width // 8, 4), 3, padding=1), nn.ReLU(), nn.Conv2d(max(width // 8, 4), 1, 1)
         )
         self.time = nn.Linear(query_steps, frames)
-        # Each frame begins with the mean of the query.
+        # Each frame starts with the mean of the query.
         nn.init.constant_(self.time.weight, 1 / query_steps)
         nn.init.zeros_(self.time.bias)
         self.register_buffer("query_center", torch.zeros(query_width))
@@ -207,7 +207,7 @@ def save_segmenter(segmenter: Segmenter, path: Path, described: dict[str, Any]) 
     Args:
         segmenter: trained.
         path: a new file, which appears whole or not at all.
-        described: plain values to save with it, such as the modality of its queries.
+        described: other plain values in the file, such as the modality of its queries.
 
     Raises:
         FileExistsError: the file exists.
@@ -224,11 +224,11 @@ def load_segmenter(path: Path, settings: PyramidSettings, expected: Mapping[str,
     Args:
         path: the file.
         settings: of its backbone.
-        expected: values that the file must hold: the segmenter's description, and the values saved with it.
+        expected: values that the file must hold: the segmenter's description, and the other values in the file.
 
     Raises:
         FileNotFoundError: there is no such file.
-        CheckpointError: it holds something else, or is damaged.
+        CheckpointError: it is no file of a segmenter, or is damaged.
         ValueError: it has other values than `expected`.
     """
     where = f"segmenter file {str(path)!r} is damaged or of other sizes:"

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 from tqdm import tqdm
 
-from unicode_fast.tasks.domain import TEST, TRAIN, VALIDATION, EncodedDataset
+from unicode_fast.tasks.encoded import TEST, TRAIN, VALIDATION, EncodedDataset
 from unicode_fast.tasks.metrics.intervals import Bootstrap, Estimate
 from unicode_fast.tasks.metrics.masks import (
     MaskScores,
@@ -39,10 +39,10 @@ class Masks:
     """Frames, masks and queries of one split, clips in one order.
 
     The data set's array "<name>.frames" is (clips, F, H, W) or (clips, F, H, W, channels) uint8. Its array
-    "<name>.mask" is (clips, K, H, W), 1 on the foreground of the labelled frames, which are the first K <= F.
+    "<name>.mask" is (clips, K, H, W), 1 on the foreground. The labelled frames are the first K <= F.
 
     Args:
-        domain: the data set and the frozen model.
+        encoded: the data set and the frozen model.
         split: its name.
         queries: modalities of the queries.
 
@@ -50,14 +50,14 @@ class Masks:
         ValueError: the data set has no such arrays, or they do not fit together.
     """
 
-    def __init__(self, domain: EncodedDataset, split: str, queries: Sequence[str]) -> None:
+    def __init__(self, encoded: EncodedDataset, split: str, queries: Sequence[str]) -> None:
         frames, masks, self.codes = [], [], {}
         for name in queries:
-            arrays = domain.clips(split, name).arrays
+            arrays = encoded.clips(split, name).arrays
             shown = shown_modality(arrays)
             frames.append(arrays[f"{shown}.frames"])
             masks.append(arrays[f"{shown}.mask"])
-            self.codes[name] = domain.codes(split, name)
+            self.codes[name] = encoded.codes(split, name)
         self.frames, self.mask = frames[0], masks[0]
         if self.mask.shape[0] != self.frames.shape[0] or not 1 <= self.mask.shape[1] <= self.frames.shape[1]:
             raise ValueError(
@@ -65,7 +65,8 @@ class Masks:
                 f"{self.mask.shape} for frames {self.frames.shape}"
             )
         if any(len(codes) != len(self.frames) for codes in self.codes.values()):
-            raise ValueError(f"queries must be of the {len(self.frames)} clips whose frames are segmented")
+            counts = [*map(len, self.codes.values())]
+            raise ValueError(f"queries must be of the {len(self.frames)} clips with frames, got {counts} clips")
 
     def __len__(self) -> int:
         """Number of clips."""
@@ -73,7 +74,7 @@ class Masks:
 
     @property
     def channels(self) -> int:
-        """Of the frames; 1 where they have no such axis."""
+        """Channels of the frames; 1 for frames without this axis."""
         return self.frames.shape[4] if len(self.frames.shape) == 5 else 1
 
     def pictures(self, clips: np.ndarray, device: torch.device) -> Tensor:
@@ -102,14 +103,14 @@ def shown_modality(arrays: Mapping[str, Any]) -> str:
     return found[0]
 
 
-def query_names(domain: EncodedDataset) -> list[str]:
-    """Modalities of queries: all that the model encodes but the one whose frames are segmented.
+def query_names(encoded: EncodedDataset) -> list[str]:
+    """Modalities of queries: those of the model, except the one with the segmented frames.
 
     Raises:
         ValueError: the data set has no frames with masks.
     """
-    arrays = domain.clips(TEST, domain.names[0]).arrays
-    return [name for name in domain.names if name != shown_modality(arrays)]
+    arrays = encoded.clips(TEST, encoded.names[0]).arrays
+    return [name for name in encoded.names if name != shown_modality(arrays)]
 
 
 def tiled(codes: EncodedClips, clips: np.ndarray, positions: int) -> Tensor:
@@ -122,26 +123,26 @@ class Segmentation:
     """Segmenters on one data set; each is trained once, on first use.
 
     Args:
-        domain: the data set and the frozen model, on whose device segmenters are trained too.
+        encoded: the data set and the frozen model, on whose device segmenters are trained too.
         seed: of segmenters, shuffled queries and intervals.
         backbone: the pyramid; None takes the light one.
         steps: of training; None takes the backbone's own rule.
     """
 
     def __init__(
-        self, domain: EncodedDataset, seed: int = 0, backbone: BackboneChoice | None = None, steps: int | None = None
+        self, encoded: EncodedDataset, seed: int = 0, backbone: BackboneChoice | None = None, steps: int | None = None
     ) -> None:
-        self.domain, self.seed, self.backbone = domain, seed, backbone or BackboneChoice()
+        self.encoded, self.seed, self.backbone = encoded, seed, backbone or BackboneChoice()
         self.steps = steps
-        self.device = domain.model.device
-        self.queries = query_names(domain)
+        self.device = encoded.model.device
+        self.queries = query_names(encoded)
         self._masks: dict[str, Masks] = {}
         self._trained: dict[tuple[str, str, str], Segmenter] = {}
 
     def masks(self, split: str) -> Masks:
         """Frames, masks and queries of a split."""
         if split not in self._masks:
-            self._masks[split] = Masks(self.domain, split, self.queries)
+            self._masks[split] = Masks(self.encoded, split, self.queries)
         return self._masks[split]
 
     def rule(self, protocol: str) -> PyramidSettings:
@@ -156,8 +157,8 @@ class Segmentation:
 
         Args:
             source: the queries' modality in training.
-            chosen_by: the queries' modality on the validation split; the state with the best mIoU is kept, the later
-                one among equals.
+            chosen_by: the queries' modality on the validation split. The state with the best mIoU is kept; among
+                equals, the latest.
             protocol: held_out trains on all labelled frames, official on the first of each clip.
         """
         protocol = check_protocol(protocol)
@@ -233,7 +234,7 @@ class Segmentation:
     def probabilities(
         self, segmenter: Segmenter, query: str, split: str, clips: np.ndarray, query_clips: np.ndarray | None = None
     ) -> np.ndarray:
-        """(n, F, H, W) float32, each clip segmented by its own query, or by that of one of `query_clips`."""
+        """(n, F, H, W) float32, each clip segmented by its own query, or by that of its clip in `query_clips`."""
         segmenter.eval()
         return torch.sigmoid(self._logits(segmenter, self.masks(split), query, clips, query_clips)).cpu().numpy()
 
@@ -244,7 +245,7 @@ class Segmentation:
             segmenter: trained.
             query: the queries' modality.
             split: of the clips.
-            shuffled: each clip gets the query of another clip.
+            shuffled: each clip has the query of another clip.
         """
         masks = self.masks(split)
         own, labelled, found = np.arange(len(masks)), masks.mask.shape[1], []
@@ -263,7 +264,7 @@ class Segmentation:
         return joined(found)
 
     def row(self, source: str, target: str, protocol: str = "held_out") -> Row:
-        """One direction with its interval and further metrics.
+        """One direction with its interval and other metrics.
 
         Args:
             source: the queries' modality in training.
@@ -312,7 +313,7 @@ class Segmentation:
         self._trained[source, self._chosen_by(source, target, protocol), protocol] = segmenter.to(self.device)
 
     def _chosen_by(self, source: str, target: str, protocol: str) -> str:
-        """The released code chooses by the tested modality."""
+        """Modality of the validation queries; in the released code, the tested one."""
         return target if protocol == "official" else source
 
     def _description(self) -> dict[str, Any]:
@@ -331,7 +332,7 @@ def _half_cosine(progress: float) -> float:
 
 
 def another_clip(clips: int, seed: int) -> np.ndarray:
-    """(clips,) a permutation that gives each clip another one; a single clip gets itself."""
+    """(clips,) a permutation without fixed points; a single clip stays itself."""
     order = np.random.default_rng(seed).permutation(clips)
     other = np.empty(clips, np.int64)
     other[order] = np.roll(order, 1)

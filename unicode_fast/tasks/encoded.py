@@ -1,4 +1,4 @@
-"""A data set, encoded by a frozen model."""
+"""The codes of a data set by a frozen model."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from unicode_fast.modules.wrapped import unwrapped
 from unicode_fast.tasks.probe import EncodedClips, Examples, ProbeTask, encode_split
 
 TRAIN, VALIDATION, TEST, WHOLE = "train", "val", "test", "all"
-# What a probe reads of a code: its codeword; its one-hot number; the same for content words only. Content words of a
+# What a probe reads of a code: its codeword; its one-hot vector; the same for content words only. Content words of a
 # sentence name what the other modalities show too.
 View = Literal["codewords", "tokens", "content"]
 
@@ -35,15 +35,15 @@ class EncodedDataset:
 
     @property
     def names(self) -> list[str]:
-        """The model's modalities that the data set has, in the model's order."""
+        """Modalities of both the model and the data set, in the model's order."""
         return [name for name in self.model.names if name in self.dataset.modalities]
 
     def clips(self, split: str, name: str) -> ClipSet:
-        """The clips of a split that have this modality."""
+        """Clips of a split with this modality."""
         return self.dataset.clips(split, name)
 
     def codes(self, split: str, name: str, view: View = "codewords") -> EncodedClips:
-        """The codes of these clips, in the form that a probe reads."""
+        """Codes of these clips, in the form that a probe reads."""
         if (split, name, view) not in self._codes:
             self._codes[split, name, view] = self._viewed(split, name, view)
         return self._codes[split, name, view]
@@ -57,7 +57,7 @@ class EncodedDataset:
         return tokens.only(self._content(split, name)) if self.has_content(name) else tokens
 
     def has_content(self, name: str) -> bool:
-        """True where content words of a modality are marked, as in the built-in sentences."""
+        """True where a modality has marked content words, as the built-in sentences have."""
         return name == "text" and self.dataset.name in built_in.DATASETS
 
     def _content(self, split: str, name: str) -> Tensor:
@@ -76,7 +76,7 @@ class EncodedDataset:
         return Examples(self.codes(split, name, view), task.truth(self.clips(split, name), name))
 
     def first_of(self, splits: Sequence[str]) -> str:
-        """The first of these splits that the data set has.
+        """The first of these splits in the data set.
 
         Raises:
             ValueError: the data set has none of them.
