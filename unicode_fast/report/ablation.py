@@ -1,4 +1,4 @@
-"""Tables of an ablation beside the paper's, and what each removal changes."""
+"""Tables of an ablation beside the paper's, and the effect of each removal."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ FINDINGS = (
 
 @dataclass(frozen=True)
 class Line:
-    """A line of a table: its label and the scores of each seed that has finished, at least one."""
+    """A line of a table: its label and the scores of each finished seed, at least one."""
 
     label: str
     by_seed: dict[int, list[Row]]
@@ -55,7 +55,7 @@ def _shown(row: Row) -> str:
 
 
 def _papers(experiment: str, label: str, dataset: str | None = None) -> list[Published]:
-    """The paper's numbers of a line, of one data set or all; none for its figure."""
+    """The paper's numbers of a line, of one data set or all; none for Figure 3."""
     method = "Uni-Code" if label == "none" else f"without {label}"
     found = [one for one in published() if (one.table, one.pretraining) == PUBLISHED.get(experiment)]
     return [one for one in found if one.method == method and dataset in (None, one.dataset)]
@@ -69,7 +69,7 @@ def table_cells(experiment: str, lines: Sequence[Line]) -> list[list[str]]:
 
 
 def token_cells(experiment: str, lines: Sequence[Line]) -> list[list[str]] | None:
-    """Heading and lines of token scores, those of content words in brackets; None where no run has any."""
+    """Heading and lines of token scores, content words in brackets; None where no run has any."""
     cells = [
         ([line.label], {_place(row): token_cell(row.token, row.content_token) for row in line.rows if row.token})
         for line in lines
@@ -79,7 +79,7 @@ def token_cells(experiment: str, lines: Sequence[Line]) -> list[list[str]] | Non
 
 
 def published_cells(experiment: str, lines: Sequence[Line]) -> list[list[str]]:
-    """Heading and the same lines of the paper's numbers, which are of other data; nothing for its figure."""
+    """Heading and the same lines of the paper's numbers, which are of other data; nothing for Figure 3."""
     beside = [one for one in _papers(experiment, "none") if one.source != one.target]
     datasets = list(dict.fromkeys(one.dataset for one in beside))
     # Directions in the order of ours.
@@ -95,7 +95,7 @@ class Change:
     """The change of one task by a removal, in per cent points, mean over directions between modalities.
 
     Attributes:
-        label: what is removed.
+        label: the removed component.
         task: classification or localisation.
         by_seed: the change of each seed against the complete method with the same seed.
         tokens: the same for token scores; NaN where there are none.
@@ -135,7 +135,7 @@ def t_interval(values: Sequence[float]) -> tuple[float, float] | None:
 
 
 def changes(experiment: str, lines: Sequence[Line]) -> list[Change]:
-    """Changes of each removal against the complete method, for common seeds and where the paper has both."""
+    """Changes of each removal against the complete method, for common seeds, where the paper has both numbers."""
     complete = next((line.by_seed for line in lines if line.label == "none"), {})
     found = []
     for line in (line for line in lines if line.label != "none"):
@@ -151,7 +151,7 @@ def changes(experiment: str, lines: Sequence[Line]) -> list[Change]:
 
 
 def _scores(rows: Sequence[Row], task: str) -> list[float]:
-    """Means of scores and of token scores between the modalities that the paper's tables have; empty without rows."""
+    """Means of scores and of token scores between audio and video, as in the paper's tables; empty without rows."""
     those = [row for row in rows if row.task == task and {row.source, row.target} == {"audio", "video"}]
     tokens = [row.token.score if row.token else float("nan") for row in those]
     return [statistics.mean(row.score for row in those), statistics.mean(tokens)] if those else []
@@ -173,11 +173,11 @@ def change_cells(found: Sequence[Change]) -> list[list[str]]:
 
 
 def write_experiment(experiment: str, lines: Sequence[Line], out: Path, kind: str) -> list[str]:
-    """Paragraphs on an experiment in Markdown; its table as CSV and its figure go to a folder.
+    """Returns paragraphs on an experiment in Markdown, and writes its table as CSV and its figure.
 
     Args:
         experiment: a key of TITLES.
-        lines: what has finished, at least one.
+        lines: finished lines, at least one.
         out: the folder.
         kind: of the figure, one of `plots.FORMATS`.
     """
@@ -187,20 +187,20 @@ def write_experiment(experiment: str, lines: Sequence[Line], out: Path, kind: st
     if tokens is not None:
         text += [
             "Token scores: the same for probes on one-hot codes. After a slash, the probe is trained and tested on the "
-            "target. In brackets, it reads only those words of a sentence that name a class:",
+            "target. In brackets, it reads only the words of a sentence that name a class:",
             markdown(tokens),
         ]
     if theirs:
         text += [
-            f"The same in the paper, {LABEL}, with other data and other measures: pre-trained on VGGSound-AVEL 40K, "
-            "tested on the data sets in the headings. They are not comparable with the scores above.",
+            f"The same in the paper, {LABEL}. The paper pre-trains on VGGSound-AVEL 40K and tests on the data sets in "
+            "the headings. Data and measures differ, so the numbers are not comparable with those above.",
             markdown(theirs),
         ]
     if compared := changes(experiment, lines):
         text += [
             "Change by a removal between audio and video, in points, mean of both directions. Each seed is compared "
             "with the complete method of the same seed; intervals are Student's over seeds. The paper's "
-            "change is that of its columns AVE (classification) and AVVP (localisation):",
+            "changes are those of its columns AVE (classification) and AVVP (localisation):",
             markdown(change_cells(compared)),
             FINDINGS,
         ]

@@ -15,8 +15,8 @@ def grid(
 
     Args:
         corner: headings of the first columns.
-        heads: the other columns, whose text is their heading; duplicates are one column.
-        lines: first cells and the others, by column, of each line.
+        heads: the other columns; their text is the heading, and duplicates are one column.
+        lines: the first cells of each line, and its other cells by column.
     """
     columns = list(dict.fromkeys(heads))
     shown = ([*first, *(cells.get(column, "-") for column in columns)] for first, cells in lines)
@@ -24,11 +24,11 @@ def grid(
 
 
 def markdown(cells: Sequence[Sequence[str]]) -> str:
-    """Cells as a Markdown table, numbers to the right."""
+    """Cells as a Markdown table, numbers right-aligned."""
     rule = ["---", *["---:"] * (len(cells[0]) - 1)]
     return "\n".join(f"| {' | '.join(line)} |" for line in (cells[0], rule, *cells[1:]))
 
 
 def linked(text: str, file: str) -> str:
-    """A picture in Markdown; a link to a PDF, which pages do not show."""
+    """A picture in Markdown; a PDF is a link, because pages cannot display it."""
     return f"{'' if file.endswith('.pdf') else '!'}[{text}]({file})"

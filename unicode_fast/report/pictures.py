@@ -1,4 +1,4 @@
-"""The pictures of a run, from its saved metrics and its probes."""
+"""The pictures of a run, from its saved metrics and its evaluator."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ QUERIES, FOUND = 4, 5
 TIMELINE_CLASSES = 12
 
 
-def draw_run(  # noqa: PLR0913 - what is drawn, and how
+def draw_run(  # noqa: PLR0913 - the content, and the format
     folder: Path, evaluator: Evaluator, dataset: Dataset, rows: Sequence[Row], codewords: int, kind: str = "png"
 ) -> None:
     """Losses, codebook health, code usage, bars and an event timeline, under plots/.
@@ -78,8 +78,7 @@ def code_counts(evaluator: Evaluator, codewords: int) -> dict[str, np.ndarray]:
 def draw_timelines(folder: Path, evaluator: Evaluator, dataset: Dataset, trained_on: str, kind: str = "png") -> None:
     """Truth and prediction of one test clip in every modality with a time axis, the probe trained on one of them.
 
-    The clip is the one with the median error. At most TIMELINE_CLASSES
-    classes are drawn.
+    The clip has the median error. At most TIMELINE_CLASSES classes are drawn.
     """
     clips = dataset.split("test")
     names = evaluator.modalities("localisation")
@@ -108,7 +107,7 @@ def draw_timelines(folder: Path, evaluator: Evaluator, dataset: Dataset, trained
 def draw_segmentation(file: Path, evaluator: Evaluator, row: Row) -> None:
     """Test frames with their masks, segmented by the queries of a row.
 
-    Frames are of clips that are evenly spaced by their score with the zero-shot query, from the worst to the best.
+    The clips are evenly spaced by their score with the zero-shot query, from the worst to the best.
 
     Args:
         file: of the picture.

@@ -1,6 +1,6 @@
 """Pictures of a run, drawn from saved numbers: losses, code usage, codebook health, timelines, zero-shot scores.
 
-Figures are made by the object interface; nothing global in matplotlib changes, and no display is needed.
+Figures use matplotlib's object interface: they change no global state and need no display.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ with any_backend():
     from matplotlib.patches import Rectangle
     from matplotlib.ticker import MaxNLocator
 
-# Okabe and Ito's palette, which people with any common colour blindness can tell apart.
+# Okabe and Ito's palette; its colours are distinct for people with any common colour blindness.
 BLUE, RED, GREEN, PINK, ORANGE, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"
 BLACK, GREY = "#000000", "#9A9A9A"
 _PALETTE = (BLUE, RED, GREEN, PINK, ORANGE, SKY)
-# Colours of modalities in every picture. Video, audio and shared codewords are as in Figure 4 of the paper; others get
-# the unused colours of the second line, in order.
+# Colours of modalities in every picture. Video, audio and shared codewords are as in Figure 4 of the paper; other
+# modalities have the unused colours of the second line, in order.
 _OF_MODALITY, SHARED = {"video": BLUE, "audio": RED, "text": PINK}, GREEN
 _OF_OTHERS = (ORANGE, SKY, BLACK, PINK, RED, BLUE)
 _MARKERS = ("s", "^", "v", "D", "P", "X")
@@ -83,7 +83,7 @@ class CodeUsage:
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Writes a figure atomically, in the format that its name ends with, one of FORMATS; the same bytes every time.
+    """Writes a figure atomically, in the format of its suffix, one of FORMATS; equal figures have equal bytes.
 
     Raises:
         OSError: the folder cannot be written or the disk is full.
@@ -99,7 +99,7 @@ def save_figure(figure: Figure, path: Path) -> None:
 
 
 def _in_few_colours(png: io.BytesIO) -> bytes:
-    """A smaller picture of 256 colours, which suffice for lines and letters."""
+    """A smaller picture of 256 colours, enough for lines and letters."""
     with io.BytesIO() as smaller:
         Image.open(png).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(smaller, "png", optimize=True)
         return smaller.getvalue()
@@ -117,7 +117,7 @@ def check_format(kind: str) -> str:
 
 
 def losses(metrics: Sequence[Mapping[str, Any]]) -> Figure:
-    """Every loss term over steps, one panel per family, then clips that Cross-CPC recognises and validation accuracy.
+    """Every loss term over training steps, one panel per family, then Cross-CPC's recognised clips and accuracy.
 
     Args:
         metrics: lines of metrics.jsonl, "kind" train or validation.
@@ -142,14 +142,14 @@ def losses(metrics: Sequence[Mapping[str, Any]]) -> Figure:
         _curves(axis, _spaced(family), "weighted loss", steps, curves)
     if "recognised" in lines[0]:
         directions = {key: [line["recognised"][key] for line in lines] for key in lines[0]["recognised"]}
-        _shares(axes[len(families) + 1], "clips that CPC recognises", "share of clips", steps, directions)
+        _fractions(axes[len(families) + 1], "clips that CPC recognises", "share of clips", steps, directions)
     if validation:
         accuracy = {key: [line[key] for line in validation] for key in validation[0] if key not in _NOT_SCORES}
         axis = axes[-2 if tokens else -1]
-        _shares(axis, "zero-shot, validation clips", "accuracy", [line["step"] for line in validation], accuracy)
+        _fractions(axis, "zero-shot, validation clips", "accuracy", [line["step"] for line in validation], accuracy)
     if tokens:
         accuracy = {key: [line["token"][key] for line in tokens] for key in tokens[0]["token"]}
-        _shares(axes[-1], "the same of tokens", "accuracy", [line["step"] for line in tokens], accuracy)
+        _fractions(axes[-1], "the same of tokens", "accuracy", [line["step"] for line in tokens], accuracy)
     return figure
 
 
@@ -157,7 +157,7 @@ def code_usage(counts: Mapping[str, np.ndarray]) -> CodeUsage:
     """Code usage by modality: one dot per codeword, after Figure 4 of the paper.
 
     A codeword is shared where at least two modalities have 20 % or more of its uses each. Else it belongs to the
-    modality that uses it most. A codeword without uses is unused.
+    modality with most of its uses. A codeword without uses is unused.
 
     Args:
         counts: (M,) uses of each codeword by modality.
@@ -231,8 +231,8 @@ def codebook_health(
     """Codewords in use and perplexity by modality over the steps of pre-training.
 
     Args:
-        steps: (n,).
-        used: (n,) codewords in use since the line before, by modality, and by "any" of them.
+        steps: (n,) training steps.
+        used: (n,) codewords in use since the previous line, by modality, and by "any" of them.
         perplexity: (n,) exponential of the entropy of the code usage, by modality.
     """
     figure, axes = _grid(2, columns=2, panel=(4.1, 2.8))
@@ -244,7 +244,7 @@ def codebook_health(
     return figure
 
 
-def event_timeline(  # noqa: PLR0913 - what is in the picture, and its words
+def event_timeline(  # noqa: PLR0913 - the content of the picture, and its labels
     truth: Mapping[str, np.ndarray],
     probability: Mapping[str, np.ndarray],
     classes: Sequence[str],
@@ -260,9 +260,9 @@ def event_timeline(  # noqa: PLR0913 - what is in the picture, and its words
         truth: (T, C+1) 0/1 by modality, background last.
         probability: (T, C+1) in [0, 1] by modality.
         classes: C names.
-        trained_on: the modality the probe was trained on; the others are zero-shot.
-        frames: (T, H, W) pictures to show above a modality's panel, one per position, for any of the modalities.
-        second: True where a position of the clip is a second; else the axis counts positions.
+        trained_on: the modality that the probe was trained on; the others are zero-shot.
+        frames: (T, H, W) pictures above a modality's panel, one per position, for any of the modalities.
+        second: True where a position is a second; else the axis counts positions.
         title: of the figure.
 
     Raises:
@@ -335,7 +335,7 @@ def zero_shot_bars(rows: Sequence[Row]) -> Figure:
     """Zero-shot score beside the same-modality score and chance, for each direction of each task.
 
     Args:
-        rows: at least one; with the standard deviation over seeds, or the interval over clips, for error bars.
+        rows: at least one. Error bars are the standard deviation over seeds, or the interval over clips.
 
     Raises:
         ValueError: there are no rows.
@@ -390,7 +390,7 @@ def report_bars(
 
     Args:
         series: by name, then by (task, direction): score and its standard deviation, if any.
-        hatched: names of series that are not runs, such as published numbers.
+        hatched: names of series with hatched bars, such as published numbers.
 
     Raises:
         ValueError: there are no scores.
@@ -399,7 +399,7 @@ def report_bars(
     if not keys:
         raise ValueError("series must hold at least one score, got none")
     tasks = list(dict.fromkeys(task for task, _ in keys))
-    groups = [[direction for task, direction in keys if task == wanted] for wanted in tasks]
+    groups = [[direction for name, direction in keys if name == task] for task in tasks]
     columns = max(len(group) for group in groups)
     height = 2.2 * len(tasks) + 0.24 * len(series) + 0.6
     figure = Figure(figsize=(max(6.0, 1.4 * columns + 1), height), layout="constrained")
@@ -447,7 +447,7 @@ def codebook_sizes(points: Mapping[int, Sequence[Row]]) -> Figure:
     """Zero-shot score over the number of codewords, a panel per task, a line per direction; after the paper's Figure 3.
 
     Args:
-        points: rows by number of codewords M; those of several seeds carry their standard deviation.
+        points: rows by number of codewords M; rows of several seeds have a standard deviation.
 
     Raises:
         ValueError: there are no points, or one has no rows.
@@ -512,11 +512,11 @@ def _bars(axis: Axes, rows: Sequence[Row]) -> None:
 
 @dataclass(frozen=True)
 class ShownClip:
-    """Content of a clip in one modality, as a picture shows it.
+    """Content of a clip in one modality, for a picture.
 
     Attributes:
         content: a sentence; (T, H, W) pictures, one per position; or (T, D) features.
-        caption: above it.
+        caption: text above the content.
     """
 
     content: str | np.ndarray
@@ -531,7 +531,7 @@ def segmentation_overlays(
     iou: Mapping[str, Sequence[float]],
     title: str = "",
 ) -> Figure:
-    """Frames with their true masks, and below them a segmenter's masks for each of several queries.
+    """Frames with their true masks, and below them the masks of a segmenter for several queries.
 
     Args:
         frames: (n, H, W) or (n, H, W, 3) uint8, at least one.
@@ -583,7 +583,7 @@ def _tint(axis: Axes, probability: np.ndarray) -> None:
 
 
 def _contour(axis: Axes, mask: np.ndarray) -> None:
-    """A line along the edges between pixels inside and outside."""
+    """A line along the edges of a mask."""
     padded = np.pad(mask.astype(np.int8), 1)
     across, along = np.nonzero(np.diff(padded, axis=0)), np.nonzero(np.diff(padded, axis=1))
     lines = [((x - 1.5, x - 0.5), (y - 0.5, y - 0.5)) for y, x in zip(*across, strict=True)]
@@ -612,7 +612,7 @@ def retrieval_examples(
     Args:
         queries: at least one.
         results: for each query the same number of clips.
-        marks: for each result "pair", "class" or "": the frame of the paired clip, of its class, or of others.
+        marks: for each result "pair", "class" or "": the frame colour of the paired clip, of its class, or of others.
         title: of the figure.
 
     Raises:
@@ -621,7 +621,7 @@ def retrieval_examples(
     counts = {len(each) for each in (*results, *marks)}
     if not queries or len(counts) != 1 or not len(queries) == len(results) == len(marks):
         raise ValueError(
-            f"results and marks must hold as many for each of {len(queries)} queries, got {sorted(counts)}"
+            f"results and marks must have the same length for each of {len(queries)} queries, got {sorted(counts)}"
         )
     figure = Figure(figsize=(1.75 * (1 + counts.pop()) + 0.3, 1.12 * len(queries) + 0.95), layout="constrained")
     axes = figure.subplots(len(queries), 1 + len(results[0]), squeeze=False, width_ratios=[1.1, *[1] * len(results[0])])
@@ -655,7 +655,7 @@ def _show_clip(axis: Axes, clip: ShownClip, colour: str) -> None:
 
 
 def _mosaic(pictures: np.ndarray) -> np.ndarray:
-    """(T, H, W) in two lines, read like text, with white edges."""
+    """(T, H, W) in two lines, in reading order, with white edges."""
     edged = np.pad(pictures, ((0, pictures.shape[0] % 2), (0, 1), (0, 1)), constant_values=pictures.max())
     return np.concatenate([np.concatenate(list(line), 1) for line in np.split(edged, 2)])[:-1, :-1]
 
@@ -687,7 +687,7 @@ def _curves(
     *,
     logarithmic: bool = True,
 ) -> None:
-    """Draws lines; the axis is logarithmic where all values are positive and far apart.
+    """Draws lines; the axis is logarithmic where all values are positive and span a factor above ten.
 
     Labels are modalities, "any" for all of them together, or "" for a single line.
     """
@@ -702,8 +702,8 @@ def _curves(
     _finish(axis, title, unit)
 
 
-def _shares(axis: Axes, title: str, unit: str, steps: Sequence[int], curves: Mapping[str, Sequence[float]]) -> None:
-    """Draws fractions, a thin line per direction, and their mean, bold."""
+def _fractions(axis: Axes, title: str, unit: str, steps: Sequence[int], curves: Mapping[str, Sequence[float]]) -> None:
+    """Draws fractions: a thin line per direction, and a bold line for their mean."""
     single = {key: values for key, values in curves.items() if key != "mean"}
     colours = _in_order(single)
     for (key, values), dash in zip(single.items(), _dashes(list(colours.values())), strict=True):
@@ -716,23 +716,23 @@ def _shares(axis: Axes, title: str, unit: str, steps: Sequence[int], curves: Map
 
 
 def _dashes(colours: Sequence[str]) -> list[str]:
-    """Dash patterns, different for lines of one colour."""
+    """Dash patterns that differ between lines of one colour."""
     return [("-", "--", ":", "-.")[list(colours[:place]).count(colour) % 4] for place, colour in enumerate(colours)]
 
 
 def _dots(steps: Sequence[int]) -> dict[str, Any]:
-    """Marks where there are few points."""
+    """Markers for lines of few points."""
     return {"marker": "o", "markersize": 3} if len(steps) < 20 else {}
 
 
 def _finish(axis: Axes, title: str, unit: str) -> None:
-    """Title, axes, and a legend below them, where it covers no curve."""
+    """Title, axes, and a legend below them, so that it covers no curve."""
     axis.set_title(title, fontsize=10)
     axis.set_xlabel("training step")
     axis.set_ylabel(unit, fontsize=8)
     handles, labels = axis.get_legend_handles_labels()
     if handles:
-        # In heights of its letters below the axis, past the ticks and their label.
+        # The padding is in font sizes; the legend is below the ticks and their label.
         axis.legend(
             loc="upper center",
             bbox_to_anchor=(0.5, 0),
@@ -774,8 +774,8 @@ def position_pictures(clips: ClipSet, name: str, clip: int) -> np.ndarray:
         clip: its number in the split.
 
     Returns:
-        (T, H, W): the array "<name>.frames" where the split has one, else the features. A grid gives its channel mean,
-        and a vector a column with its first channel at the bottom.
+        (T, H, W): the array "<name>.frames" where the split has one, else the features. A grid is shown by its channel
+        mean, and a vector by a column with its first channel at the bottom.
     """
     if f"{name}.frames" in clips.arrays:
         return np.asarray(clips.arrays[f"{name}.frames"][clip])

@@ -2,8 +2,8 @@
 
 Source:
     Xia et al., "Achieving Cross Modal Generalization with Multimodal Unified Representation", NeurIPS 2023, Tables 1 to
-    5. The measures differ between tasks. In the released code some are taken on the training split or on the best test
-    epoch: see `python -m unicode_fast.evaluate --task TASK --protocol official --explain`.
+    5. The measures differ between tasks. The released code measures some on the training split or on the best test
+    epoch. `python -m unicode_fast.evaluate --task TASK --protocol official --explain` prints the definitions.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ class Published:
         method: a row of Table 1, 4 or 5, or "without X" of Tables 2 and 3.
         dataset: a key of `TASKS`.
         source: the modality that the probe was trained on.
-        target: the modality that it was tested on; the same where no transfer was measured.
+        target: the modality that it was tested on; equal to `source` for scores without transfer.
         score: in per cent.
         measure: name of the score.
     """

@@ -1,7 +1,7 @@
 """The paper's tables from runs: `python -m unicode_fast.report RUN... --out FOLDER`.
 
-Rows are runs, averaged over seeds; columns are tasks and directions. Published numbers of the same data set stand
-below; those of other data sets have a table of their own. Input are run folders of `unicode_fast.train` and
+Rows are runs, averaged over seeds; columns are tasks and directions. Published numbers of the same data set are below
+the runs; those of other data sets are in a separate table. The input is run folders of `unicode_fast.train` and
 `unicode_fast.evaluate`.
 """
 
@@ -32,13 +32,13 @@ from unicode_fast.training.runs import EVALUATIONS, read_seeds, run_file
 
 # Fields without influence on what is trained.
 _NOT_IN_LABELS = ("seed", "validations", "probe_tasks", *EXECUTION_FIELDS)
-# Pictures of a run that a report shows, if they exist.
+# Pictures of a run to copy into a report, if they exist.
 _PICTURES = ("timeline", "segmentation", "retrieval", "code-usage")
 
 
 @dataclass(frozen=True)
 class Column:
-    """The place of a number: task, direction, protocol, and further flags."""
+    """The column of a number: task, direction, protocol, and other flags."""
 
     task: str
     source: str
@@ -56,10 +56,10 @@ class Column:
 
 @dataclass(frozen=True)
 class Cell:
-    """Fractions: mean and sample standard deviation of the zero-shot score over seeds, and further scores.
+    """Fractions: mean and sample standard deviation of the zero-shot score over seeds, and other scores.
 
-    second: the task's other published measure, if every seed's row has it; measure: its name.
-    token, content_token: as in a row, if every seed's row has them.
+    second: the task's other published measure, if every seed's row has it. measure: the name of `second`. token,
+    content_token: as in a row, if every seed's row has them.
     """
 
     score: float
@@ -87,7 +87,7 @@ class Line:
 
 
 def single_runs(paths: Iterable[str]) -> list[Path]:
-    """The folders of single runs; a folder of several seeds stands for all of its runs.
+    """The folders of single runs; a folder of several seeds is replaced by its runs.
 
     Raises:
         CheckpointError: a folder is no finished run.
@@ -100,7 +100,7 @@ def single_runs(paths: Iterable[str]) -> list[Path]:
         below = [path / f"seed-{seed}" for seed in read_seeds(seeds)] if seeds.exists() else [path]
         for folder in below:
             if not (folder / "summary.json").is_file():
-                raise CheckpointError(f"run must have ended, {str(folder)!r} has no summary.json; go on with --resume")
+                raise CheckpointError(f"run must be finished, {str(folder)!r} has no summary.json; go on with --resume")
         found += below
     once: dict[Path, Path] = {}
     for folder in found:
@@ -109,12 +109,12 @@ def single_runs(paths: Iterable[str]) -> list[Path]:
 
 
 def run_config(folder: Path) -> Config:
-    """What a run was trained with."""
+    """The configuration of a run."""
     return resolve_saved(str(folder / "config.yaml"))
 
 
 def label_of(config: Config) -> str:
-    """The preset, its size, and every field that differs from them."""
+    """The preset, its size, and all fields with other values than the preset's."""
     usual, values = preset(config.preset, config.size).flat(), config.flat()
     values["data"] = short(values["data"])
     changed = [
@@ -124,7 +124,7 @@ def label_of(config: Config) -> str:
 
 
 def rows_of(folder: Path) -> dict[Column, Row]:
-    """Every number that a run folder holds: those of its summary and those measured later."""
+    """All scores of a run folder: those of its summary and those measured later."""
     found = {}
     data = run_config(folder).data.data
     with run_file(folder / "summary.json") as summary:
@@ -147,7 +147,7 @@ def rows_of(folder: Path) -> dict[Column, Row]:
 
 
 def short(value: str) -> str:
-    """A layout without its folder, a folder without those above it."""
+    """A layout without its folder, or the name of a folder without its parents."""
     layout, colon, _ = value.partition(":")
     return layout if colon else Path(value).name
 
@@ -179,7 +179,7 @@ def collect(folders: Sequence[Path]) -> list[Line]:
         if empty:
             raise CheckpointError(
                 f"run must have scores, {str(empty[0])!r} has none, as with --probe_tasks none; "
-                "unicode_fast.evaluate measures them"
+                "measure them with unicode_fast.evaluate"
             )
         columns = dict.fromkeys(column for one in rows for column in one)
         cells = {column: cell_of([one[column] for one in rows if column in one]) for column in columns}
@@ -206,9 +206,9 @@ def cell_of(rows: Sequence[Row]) -> Cell:
 
 
 def second_measure(row: Row) -> tuple[str, str]:
-    """The other published measure of a row's task, and its key among the row's metrics; "" for none.
+    """The other published measure of a row's task, and its key in the row's metrics; "" for none.
 
-    Localisation's precision follows the published formula, background included.
+    Precision of localisation follows the published formula, background included.
     """
     if row.task == "localisation" and row.protocol == "held_out":
         return "precision", "official_precision"
@@ -223,7 +223,7 @@ def second_measure(row: Row) -> tuple[str, str]:
 def published_lines(columns: Iterable[Column]) -> dict[str, dict[Column, list[Published]]]:
     """The paper's numbers of Uni-Code by pre-training data, each in its nearest column.
 
-    A task's main measure comes first in a column.
+    The main measure of a task is the first in its column.
     """
     nearest: dict[tuple[str | None, str, str], Column] = {}
     for column in sorted(columns, key=_distance):
@@ -249,7 +249,7 @@ def _distance(column: Column) -> tuple[bool, int]:
 
 
 def other_published(columns: Iterable[Column]) -> list[list[str]] | None:
-    """Heading and lines of the paper's numbers of the same tasks on data sets of no column; None for none."""
+    """Heading and lines of the paper's numbers of the same tasks on data sets without a column; None for none."""
     columns = list(columns)
     tasks, datasets = ({getattr(column, name) for column in columns} for name in ("task", "dataset"))
     found = [
@@ -268,7 +268,7 @@ def other_published(columns: Iterable[Column]) -> list[list[str]] | None:
 
 
 def shown_of(cell: Cell, seeds: int) -> str:
-    """A cell of the table, with its number of seeds where its line has more."""
+    """A cell of the table, with its number of seeds if the line has more."""
     return f"{cell}" if cell.seeds == seeds else f"{cell} ({cell.seeds} of {seeds} seeds)"
 
 
@@ -286,7 +286,7 @@ def wide_table(lines: Sequence[Line]) -> list[list[str]]:
 
 
 def token_table(lines: Sequence[Line]) -> list[list[str]] | None:
-    """Heading and lines of token scores, those of content words in brackets; None where no run has any."""
+    """Heading and lines of token scores, content words in brackets; None where no run has any."""
     shown = []
     for line in lines:
         cells = {at: token_cell(cell.token, cell.content_token) for at, cell in line.cells.items() if cell.token}
@@ -329,10 +329,10 @@ def warnings_of(line: Line) -> list[str]:
 
 
 def copy_pictures(lines: Sequence[Line], out: Path) -> list[str]:
-    """Pictures of the first run of each line, copied into the report; the Markdown that shows them.
+    """Copies the pictures of the first run of each line into the report, and returns Markdown links to them.
 
     Raises:
-        CheckpointError: one is a link, which could show any file of this machine, or no file.
+        CheckpointError: a picture is no file, or a link, which could point to any file of this machine.
     """
     shown = []
     for number, line in enumerate(lines):
@@ -372,7 +372,7 @@ def _write_files(lines: Sequence[Line], out: Path, kind: str) -> None:
         text += [
             markdown(tokens),
             "Token scores: the same for probes on one-hot codes. After a slash, the probe is trained and tested on the "
-            "target. In brackets, it reads only those words of a sentence that name a class.",
+            "target. In brackets, it reads only the words of a sentence that name a class.",
         ]
     warnings = [f"- {line.label}: {warning}" for line in lines for warning in warnings_of(line)]
     if warnings:
@@ -389,15 +389,14 @@ def _write_files(lines: Sequence[Line], out: Path, kind: str) -> None:
     if others is not None:
         text += [
             "## Published numbers of other data sets",
-            f"These numbers, {LABEL}, were measured on other data sets than the scores above, and are not comparable "
-            "with them.",
+            f"These numbers, {LABEL}, are of other data sets than the scores above, and are not comparable with them.",
             markdown(others),
         ]
     write_text(out / "report.md", "\n\n".join(text) + "\n")
 
 
 def figure_series(lines: Sequence[Line]) -> Mapping[str, Mapping[tuple[str, str], tuple[float, float | None]]]:
-    """Score and spread by series, then by (task, direction): the runs, then published numbers of the same data sets."""
+    """Score and spread by series, then by (task, direction): runs, then published numbers of the same data sets."""
     series: dict[str, dict[tuple[str, str], tuple[float, float | None]]] = {}
 
     def place(column: Column) -> tuple[str, str]:
