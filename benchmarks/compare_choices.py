@@ -1,9 +1,9 @@
 """Effects of single choices of the recommended preset: `python benchmarks/compare_choices.py FOLDER`.
 
 Each variant changes fields of the configuration, trains on the built-in data, and is probed on the validation split.
-The test split has no part in a choice. Rows of benchmarks/results/choices.json are not measured again, so an
-interrupted comparison continues. FOLDER takes the run folders. An existing folder means that another process trains
-the variant; after an interruption it must be removed.
+The test split decides no choice. Rows of benchmarks/results/choices.json are not measured again, so an interrupted
+comparison resumes. FOLDER holds the run folders. An existing run folder means that another process trains the variant;
+after an interruption it must be removed.
 """
 
 import argparse
@@ -88,23 +88,23 @@ VARIANTS: dict[str, Fields] = {
 }
 TASKS = ("classification", "localisation")
 UNTRIED = (
-    "Not tried, as there is no field for it: a codebook compared by cosine, code matching on hard codes, Cross-CPC on "
-    "quantised features, and a start that is annealed."
+    "Not tried, because they have no field: a codebook compared by cosine, code matching on hard codes, Cross-CPC on "
+    "quantised features, and an annealed start."
 )
 
 
 class ValidationOnly:
-    """A data set for the probes, with the validation split in place of the test split."""
+    """A data set for the evaluator, with the validation split in place of the test split."""
 
     def __init__(self, dataset: Store) -> None:
         self.dataset = dataset
 
     def clips(self, split: str, modality: str) -> ClipSet:
-        """The clips of a split that have a modality."""
+        """Clips of a split with a modality."""
         return self.dataset.clips("val" if split == "test" else split, modality)
 
     def __getattr__(self, name: str) -> Any:
-        """Everything else is the data set's."""
+        """All other attributes are the data set's."""
         return getattr(self.dataset, name)
 
 
@@ -166,7 +166,7 @@ def unmeasured(variants: Mapping[str, Fields], rows: Sequence[Mapping[str, Any]]
 
 @contextmanager
 def results(path: Path, variants: Mapping[str, Fields]) -> Iterator[list[dict[str, Any]]]:
-    """All rows of a file, which is rewritten with their changes; one process at a time."""
+    """All rows of a file; changes to them are written at the end, by one process at a time."""
     with exclusive(path.with_name(f".{path.name}.lock"), print):
         rows = json.loads(path.read_text()) if path.exists() else []
         yield rows
@@ -191,7 +191,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
 }
 
 
-def look_up(row: Mapping[str, Any], keys: Sequence[str]) -> float | None:
+def number_at(row: Mapping[str, Any], keys: Sequence[str]) -> float | None:
     """A number of a row; None where an older row lacks it."""
     found: Any = row
     for key in keys:
@@ -209,7 +209,7 @@ def write_table() -> None:
         if mine:
             cells = [name, str(len(mine))]
             for keys in COLUMNS.values():
-                values = [value for row in mine if (value := look_up(row, keys)) is not None]
+                values = [value for row in mine if (value := number_at(row, keys)) is not None]
                 cells.append(shown([100 * value for value in values]) if len(values) == len(mine) else "-")
             errors = [sum(row["reconstruction"].values()) for row in mine if "reconstruction" in row]
             cells.append(f"{statistics.mean(errors):.3f}" if errors else "-")
@@ -217,20 +217,18 @@ def write_table() -> None:
             lines.append(f"| {' | '.join(cells)} |")
     steps = ", ".join(map(str, sorted({row["steps"] for row in rows})))
     made = (
-        f"Zero-shot scores in per cent on the validation split after {steps} steps on the built-in data; mean and "
-        "standard deviation over seeds; a is audio, v video.\n\n"
-        "- **Tokens**: scores of probes that see only which codes a clip uses, text by its content words.\n"
-        "- **Shared in events**: the share of uses, in seconds with an event, on codewords that at least two "
-        "modalities use ([Sharing](sharing.md)).\n"
-        "- **Reconstruction**: the sum of the mean squared errors of the three modalities.\n"
-        "- **s/step**: seconds a step on one thread, on a machine that computes two lines at a time.\n\n"
-        "Localisation differs by several points from seed to seed. Lines without tokens were measured before there "
-        "were token scores. The preset trains 1000 steps; after 600, some lines exceed its own, most of all in "
-        "text.\n\n"
-        "Lines that begin with *before* change one rule of the preset as it was before codes were shared: features not "
-        "normalised, commitment to all partners at 1, no assignment, no grounding, reconstruction with weight 1. Lines "
-        "that begin with *start* change one rule of an earlier configuration, from which that preset was chosen. It "
-        "also divides Cross-CPC's scores by sqrt(D) and gives CLUB the weight 1."
+        f"Zero-shot scores in per cent on the validation split after {steps} steps on the built-in data: mean and "
+        "standard deviation over seeds. In the headings, a is audio and v is video.\n\n"
+        "- **Tokens**: scores of probes that read only which codes a clip uses, text by its content words.\n"
+        "- **Shared in events**: share of uses on shared codewords, in seconds with an event ([Sharing](sharing.md)).\n"
+        "- **Reconstruction**: sum of the mean squared errors of the three modalities.\n"
+        "- **s/step**: seconds a step on one thread, on a machine that runs two lines at a time.\n\n"
+        "Localisation differs by several points between seeds. Lines without tokens are older than token scores. The "
+        "preset trains 1000 steps; after 600, some lines exceed its own, most of all in text.\n\n"
+        "Lines that begin with *before* change one rule of an earlier preset, without the terms for sharing. It does "
+        "not normalise features and has no assignment or grounding; commitment to all partners and reconstruction "
+        "have weight 1. Lines that begin with *start* change one rule of the configuration from which that preset was "
+        "chosen. It also divides Cross-CPC's scores by sqrt(D) and gives CLUB the weight 1."
     )
     table = "\n".join(lines)
     missing = unmeasured(VARIANTS, rows)

@@ -1,8 +1,8 @@
 """Effects of the options of a training step on scores: `python benchmarks/compare_options.py FOLDER [OPTION ...]`.
 
 Each option trains the default run with some seeds in FOLDER; finished runs are kept. docs/options.md and
-results/options.json compare them with results/default-run.json. The status is 1 where a mean is below that run's by
-more than twice the standard deviation of its seeds. It is also 1 where an option has one seed only.
+results/options.json compare them with results/default-run.json. The status is 1 if a mean is below that run's by more
+than twice the standard deviation of its seeds, or if an option has only one seed.
 """
 
 import argparse
@@ -31,10 +31,10 @@ OPTIONS: dict[str, dict[str, object]] = {
 }
 CUDA_ONLY = ("tf32", "cuda_graph")
 EXPLANATION = (
-    "The default run with one option of the training step each: zero-shot scores on the test split in per cent, mean "
-    "and standard deviation over seeds. The first line is the default run of its time. The file "
-    "`benchmarks/results/options.json` has every direction. `benchmarks/compare_options.py` makes the table, and fails "
-    "where a mean is below the first line's by more than twice the standard deviation of that line's seeds."
+    "Each line is the default run with one option of the training step. Scores are zero-shot, on the test split, in "
+    "per cent: mean and standard deviation over seeds. The first line is the default run when the options were "
+    "measured. The file `benchmarks/results/options.json` has every direction. `benchmarks/compare_options.py` makes "
+    "the table. It fails if a mean is below the first line's by more than twice the standard deviation of that line."
 )
 
 

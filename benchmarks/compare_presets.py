@@ -1,7 +1,7 @@
 """Scores of presets, and effects of single flags: `python benchmarks/compare_presets.py FOLDER [VARIANT ...]`.
 
 Each variant trains on the built-in data with some seeds, in its own folder below FOLDER, and is probed on the test
-split. Rows of benchmarks/results/presets.json are not measured again, so an interrupted comparison continues;
+split. Rows of benchmarks/results/presets.json are not measured again, so an interrupted comparison resumes.
 docs/presets.md is written from them. An existing folder means that another process trains the variant; after an
 interruption it must be removed.
 """
@@ -26,7 +26,7 @@ from unicode_fast.training.runs import make_folder
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "presets.json"
-# The part before the comma is the preset.
+# The text before the comma is the preset.
 VARIANTS: dict[str, Fields] = {
     "recommended": {},
     "recommended, as it was before codes were shared": BEFORE,
@@ -70,36 +70,37 @@ DIRECTIONS = (
 
 EXPLANATION = (
     "Zero-shot scores of the built-in data's test split in per cent; mean and standard deviation over seeds. Brackets "
-    "hold scores of probes that see only which codes a clip uses ([Sharing](sharing.md)). Codes in use are those of "
+    "hold scores of probes that read only which codes a clip uses ([Sharing](sharing.md)). Codes in use are those of "
     "the test split. Reconstruction is the sum of the three modalities' mean squared errors there. Made by `python "
     "benchmarks/compare_presets.py FOLDER`."
 )
 TOKENS = (
     "Classification by codes only, in per cent: first trained and tested on the same modality, then across. Brackets "
-    "hold scores with only those words of a sentence that name the digit:"
+    "hold scores with only the words of a sentence that name the digit:"
 )
 EARLY = "Codes used in the twenty batches up to a step, audio / video / text, seed 0:"
 SHARING = (
-    "How audio and video share codes ([Sharing](sharing.md)), in per cent: seconds with the same code, and by chance; "
-    "overlap of use, with text by its content words; uses on shared codewords, in seconds with an event. The last "
-    "columns are perplexities:"
+    "Code sharing of audio and video, in per cent ([Sharing](sharing.md)). *Same code* counts seconds; *by chance* is "
+    "its value for independent codes. The overlap of use with text counts its content words. The columns of events "
+    "are uses on shared codewords in seconds with an event. The last columns are perplexities:"
 )
 OFFICIAL = """## Why `official` reaches so little
 
-It computes what the released code computes. Three of its rules keep codes from use, and one flag changes each. CLUB's
-rule matters most. Changed alone, it takes some scores far above chance, though modalities still share few codes.
-Neither of the others does so alone in 600 steps.
+It computes what the released code computes. Three of its rules leave codes unused, and one flag changes each. CLUB's
+rule matters most. Its flag alone raises some scores far above chance, though modalities still share few codes. Neither
+of the other flags alone does so in 600 steps.
 
-* **CLUB.** It is added over channels, with weight 1. By step 100 few codes are in use. `--club_reduction mean` averages
-  over channels; two to eight times as many codes are then in use.
-* **The first step.** Codewords start within 1/400 of zero, with counts of zero, so the first batch decides alone. A
-  chosen codeword jumps onto its features. An unchosen codeword becomes its start divided by almost nothing, far away
-  from all features. About half of the codes of the first batch are used by the second. `--codebook_init data` starts
-  codewords among the features; by step 100 few are in use all the same.
+* **CLUB.** It is summed over channels, with weight 1. By step 100 few codes are in use. `--club_reduction mean`
+  averages over channels; two to eight times as many codes are then in use.
+* **The first step.** Codewords start within 1/400 of zero, with counts of zero, so the first batch alone sets them. A
+  chosen codeword moves onto its features. An unchosen codeword becomes its start divided by almost nothing, far away
+  from all features. The second batch uses about half of the codes of the first. `--codebook_init data` starts codewords
+  among the features; by step 100 few are in use all the same.
 * **A reset that does not last.** After 300 batches without use a codeword is put beside one in use. Its running count
   and sum stay, and the next update restores the old codeword from them. `--reset_ema true` resets these too.
 
-`paper` has all three, a tenth of CLUB's weight and a higher learning rate, and reads a grid by one linear layer."""
+`paper` has all three changes, a tenth of CLUB's weight and a higher learning rate, and reads a grid by one linear
+layer."""
 
 
 def config_of(name: str, seed: int) -> Config:

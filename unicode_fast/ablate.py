@@ -1,8 +1,8 @@
 """Ablation of components and codebook sizes: `python -m unicode_fast.ablate --out FOLDER`.
 
-The paper's Tables 2 and 3 and its Figure 3, on the built-in data or any other. Every run is one of `unicode_fast.train`
-in its own folder, so an interrupted ablation resumes. A finished run is a row of one file, `--record FILE`, and its
-folder can be deleted.
+It makes the paper's Tables 2 and 3 and Figure 3 on the built-in data or any other. Every run is one of
+`unicode_fast.train` in its own folder, so an interrupted ablation resumes. A finished run is a row of one file,
+`--record FILE`, and its folder can be deleted.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Variant:
         experiment: one of EXPERIMENTS.
         label: the removed component, or the number of codewords.
         config: of its runs, except for the seed.
-        folder: of its runs below that of the ablation, the same for equal configurations.
+        folder: of its runs, relative to that of the ablation; the same for equal configurations.
     """
 
     experiment: str
@@ -84,7 +84,7 @@ class Unit(NamedTuple):
 
     @property
     def finished(self) -> bool:
-        """Whether its summary exists."""
+        """True where its summary exists."""
         return (self.folder / SUMMARY).exists()
 
     @property
@@ -139,13 +139,13 @@ class Record:
 
     Args:
         path: the file; it is created if it does not exist.
-        base: configuration of the complete model; rows hold the fields that differ.
+        base: configuration of the complete model; rows hold the fields with other values.
 
     Attributes:
-        runs: rows with `fields` that differ, `seed`, `rows` of scores, `seconds` and `versions`.
+        runs: rows with `fields` of other values, `seed`, `rows` of scores, `seconds` and `versions`.
 
     Raises:
-        ValueError: the file is not of an ablation, or of one with another configuration.
+        ValueError: the file is no record of an ablation, or of one with another configuration.
     """
 
     def __init__(self, path: Path, base: Config) -> None:
@@ -171,7 +171,7 @@ class Record:
                 raise ValueError(f"record must be new or of the same configuration, {path} has {', '.join(differing)}")
 
     def find(self, config: Config) -> list[Row] | None:
-        """The scores of a run; None if it has not finished."""
+        """The scores of a run; None if it is not finished."""
         fields, seed = self._key(config)
         rows = [run["rows"] for run in self.runs if (run["fields"], run["seed"]) == (fields, seed)]
         return [Row.from_dict(row) for row in rows[0]] if rows else None
@@ -179,7 +179,7 @@ class Record:
     def add(self, config: Config, summary: Mapping[str, Any]) -> None:
         """Adds a finished run, from its summary, and writes the file; a second call changes nothing.
 
-        Runs that other processes have added meanwhile are kept.
+        Runs added by other processes are kept.
         """
         fields, seed = self._key(config)
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -234,7 +234,7 @@ def identity(config: Config) -> dict[str, Any]:
 
 
 def units(out: Path, found: Sequence[Variant], seeds: Sequence[int]) -> list[Unit]:
-    """The runs, all variants of a seed before those of the next, so that an interruption leaves whole tables.
+    """The runs, all variants of a seed before those of the next seed; an interruption then leaves whole tables.
 
     Raises:
         ValueError: a folder exists whose run has another configuration.
@@ -270,7 +270,7 @@ def start(unit: Unit, threads: int) -> subprocess.Popen[bytes]:
 
 
 def run_all(runs: Sequence[Unit], jobs: int, threads: int) -> Iterator[Unit]:
-    """Runs what is not finished, `jobs` at a time, with one progress bar; yields each run when it has finished.
+    """Runs the unfinished runs, `jobs` at a time, with one progress bar; yields each run at its end.
 
     Raises:
         RuntimeError: a run failed; the others are stopped, and their checkpoints are kept.
@@ -317,10 +317,10 @@ def collect(
     return lines, missing
 
 
-def write_results(  # noqa: PLR0913 - what has run, and how it is shown
+def write_results(  # noqa: PLR0913 - the finished runs, and the format of the page
     out: Path, record: Record, found: Sequence[Variant], seeds: Sequence[int], base: Config, kind: str = "png"
 ) -> None:
-    """Writes tables as Markdown and CSV and the figure of all finished runs, and the names of the others."""
+    """Writes tables of all finished runs as Markdown and CSV, their figure, and the names of the other runs."""
     text = [
         HEADING,
         f"Zero-shot scores in per cent on {base.data.data}, preset {base.preset}, {base.train.steps} steps; mean and "
@@ -329,7 +329,7 @@ def write_results(  # noqa: PLR0913 - what has run, and how it is shown
     if any(variant.experiment in PUBLISHED for variant in found):
         single = {label: fields for label, fields in COMPONENTS.items() if fields and " + " not in label}
         removed = (f"{label}: {', '.join(f'{k} {v}' for k, v in fields.items())}" for label, fields in single.items())
-        text.append(f"What is removed, in fields of the configuration: {'; '.join(removed)}. All else stays.")
+        text.append(f"Fields of the configuration that remove a component: {'; '.join(removed)}. All else stays.")
     for experiment in dict.fromkeys(variant.experiment for variant in found):
         lines, missing = collect(record, found, seeds, experiment)
         text.append(f"## {TITLES[experiment]}")
@@ -344,7 +344,7 @@ def numbers(text: str, argument: str) -> list[int]:
     """Whole numbers separated by commas.
 
     Raises:
-        ValueError: one is not a whole number, or is below 2.
+        ValueError: a number is not whole, or is below 2.
     """
     words = [word.strip() for word in text.split(",")]
     if not all(word.isdigit() and int(word) >= 2 for word in words):
@@ -353,11 +353,11 @@ def numbers(text: str, argument: str) -> list[int]:
 
 
 def with_all_columns(base: Config, flags: Mapping[str, Any]) -> Config:
-    """The configuration with the tasks across data sets of Table 3, if the built-in data have a second domain.
+    """The configuration with the tasks across data sets of Table 3, if the built-in data have a transfer data set.
 
     Args:
         base: of the runs.
-        flags: fields that were given; named tasks do not change.
+        flags: given fields; given tasks do not change.
     """
     named = "probe_tasks" in flags or base.train.probe_tasks != preset(base.preset, base.size).train.probe_tasks
     if named or base.data.data not in built_in.WITH_TRANSFER:
@@ -369,13 +369,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command line; see `python -m unicode_fast.ablate --help`."""
     parser = make_parser("ablate", "Train with each component off, and with codebooks of several sizes.")
     parser.add_argument("--out", help="folder of the ablation (required); finished runs in it are kept")
-    parser.add_argument("--experiments", default=",".join(EXPERIMENTS), help="which of them [%(default)s]")
+    parser.add_argument("--experiments", default=",".join(EXPERIMENTS), help="tables and figures [%(default)s]")
     parser.add_argument("--sizes", default=SIZES, help="numbers of codewords in Figure 3 [%(default)s]")
     parser.add_argument("--seeds", type=int, default=3, help="seeds of each line, from --seed on [%(default)s]")
     parser.add_argument(
         "--record",
         default="",
-        help="JSON file of finished runs, which are not run again [runs.json in the folder]",
+        help="JSON file of finished runs, which are skipped [runs.json in the folder]",
     )
     parser.add_argument(
         "--jobs", type=int, default=1, help="parallel runs, which share the processor's cores [%(default)s]"

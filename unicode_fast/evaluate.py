@@ -1,4 +1,4 @@
-"""Single rows of the table again: `python -m unicode_fast.evaluate RUN --task T --from M --to M`."""
+"""Single rows of the table for a trained run: `python -m unicode_fast.evaluate RUN --task T --from M --to M`."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ def make_parser() -> Parser:
     parser.add_argument("--from", dest="from", help=_ROLES["from"])
     parser.add_argument("--to", help=_ROLES["to"])
     parser.add_argument("--protocol", default="held_out", help=f"{' or '.join(tasks.PROTOCOLS)}; see --explain")
-    parser.add_argument("--checkpoint", help="best, last, or a step [best, else last]")
+    parser.add_argument("--checkpoint", help="best, last, or a training step [best, else last]")
     parser.add_argument("--data", help="name or folder of another dataset [the run's]")
-    parser.add_argument("--to_data", help="test dataset of a cross- task [the built-in data's other domain]")
+    parser.add_argument("--to_data", help="transfer dataset of a cross- task [the built-in data's other domain]")
     parser.add_argument("--text_model", help="BERT for sentences of a layout: a name or a folder [the run's]")
     parser.add_argument("--text_whitelist", help="file with the ids of words to keep [the run's]")
     parser.add_argument("--text_padding", help="masked or read: zeros after a sentence's last word [the run's]")
@@ -50,7 +50,7 @@ def make_parser() -> Parser:
     parser.add_argument("--save_segmenter", help="segmentation: write the trained segmenter to this new file")
     parser.add_argument(
         "--load_segmenter",
-        help="segmentation: read it from this file, and train only that of the same modality",
+        help="segmentation: read the segmenter from this file, and train only that of the same modality",
     )
     parser.add_argument("--pictures", help="folder for examples of segmentation or retrieval [the run's plots]")
     parser.add_argument("--format", help=plots.FORMAT_HELP)
@@ -80,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     which = arguments.checkpoint or default_of(Path(arguments.run))
     model = load(arguments.run, int(which) if which.isdigit() else which, choose_device(arguments.device))
     if arguments.checkpoint is None and which == "last" and Path(arguments.run).is_dir():
-        say("note: the run has no best checkpoint, which validations choose; its last is measured", file=sys.stderr)
+        say("note: the run has no best checkpoint, as without validations; the last is measured", file=sys.stderr)
     for flag in ("from", "to"):
         if getattr(arguments, flag) not in model.names:
             got = "none" if getattr(arguments, flag) is None else repr(getattr(arguments, flag))
@@ -120,7 +120,7 @@ def keep(run: Path, row: tasks.Row, dataset_name: str, arguments: Namespace) -> 
 
 
 def changed_flags(arguments: Namespace) -> dict[str, Any]:
-    """The given flags that change a row beside task, direction and protocol."""
+    """The given flags beside task, direction and protocol that change a row."""
     usual = {"checkpoint": default_of(Path(arguments.run))}
     names = (
         *("data", "to_data", *TEXT_FIELDS, "checkpoint", "anchor"),
@@ -130,13 +130,13 @@ def changed_flags(arguments: Namespace) -> dict[str, Any]:
 
 
 def file_stem(row: tasks.Row, arguments: Namespace) -> str:
-    """The name, without suffix, of a row's files in the run folder."""
+    """The stem of a row's files in the run folder."""
     flags = [f"{name} {value}" for name, value in changed_flags(arguments).items()]
     return re.sub(r"[^A-Za-z0-9.]+", "-", "-".join([row.task, row.source, row.target, row.protocol, *flags]))
 
 
 def picture_file(row: tasks.Row, arguments: Namespace) -> Path | None:
-    """The file for the examples of a row: in the given folder, else in the run's plots, which a report shows."""
+    """The file for the examples of a row: in the given folder, else in the run's plots, which a report includes."""
     kind = arguments.format or "png"
     if arguments.pictures is not None:
         return Path(arguments.pictures) / f"{row.task}.{kind}"
@@ -177,7 +177,7 @@ def check_flags(arguments: Namespace) -> None:
 
 
 def check_data(model: UniCode, dataset: Dataset, arguments: Namespace) -> None:
-    """Checks that a model can read the data, and that they are those of the run unless others are named.
+    """Checks that the data fit the model, and that they are the run's, unless others are named.
 
     Raises:
         ValueError: clips have another shape than those of the run, or the data of the run have changed.
@@ -186,7 +186,7 @@ def check_data(model: UniCode, dataset: Dataset, arguments: Namespace) -> None:
         if name in dataset.modalities and dataset.modalities[name].shape != model.modalities[name].shape:
             raise ValueError(
                 f"data must have {name!r} of shape {model.modalities[name].shape} at each position, as in training, "
-                f"{dataset.path} has {dataset.modalities[name].shape}"
+                f"got {dataset.modalities[name].shape} in {dataset.path}"
             )
     if arguments.data is None and model.trained_on is not None and not dataset.has_digest(model.trained_on):
         # Retrieval opens more modalities than training, which changes the digest.

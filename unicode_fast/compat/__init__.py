@@ -1,4 +1,4 @@
-"""Files of other projects; no other module has their names."""
+"""Files of other projects; no other module uses their names."""
 
 from unicode_fast.compat.cmg import CmgFileError, from_cmg, to_cmg
 

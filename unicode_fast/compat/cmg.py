@@ -22,7 +22,7 @@ from unicode_fast.modules import UniCode
 from unicode_fast.modules.wrapped import plain_model
 from unicode_fast.presets import preset
 
-# Attribute of a model that came from a file: that file, with the dtype's name in place of each entry the model uses.
+# Attribute of a model from a file: the content of the file, with the dtype's name in place of each used entry.
 REST = "cmg_rest"
 # Fields of the released architecture that the shapes of a file do not determine.
 ARCHITECTURE: dict[str, Any] = {
@@ -36,28 +36,28 @@ ARCHITECTURE: dict[str, Any] = {
 }
 GRID = (7, 7)
 _DTYPES = {torch.float64: "float64", torch.float32: "float32"}
-# Dtypes of entries that the model uses; counts can have any of them.
+# Dtypes of used entries; counts can have any of them.
 _KEPT = ("float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8")
 
 Rest = dict[str, Any]
 
 
 class CmgFileError(ValueError):
-    """A file that is no pre-training checkpoint of CMG; the message names the key and the entries."""
+    """The file is no pre-training checkpoint of CMG; the message names the key and the entries."""
 
 
 def from_cmg(source: str | os.PathLike[str] | Mapping[str, Any], dtype: torch.dtype | None = None) -> UniCode:
     """The model of a checkpoint of the released Uni-Code pre-training, in the `official` preset.
 
     Sizes are read from the shapes, modalities from the names. Text features are
-    the BERT words (B, T, 768) that the file's LSTM reads. The model of a file
-    without that LSTM reads its output, (B, T, 256), and a warning is given.
-    Networks that the file lacks start from random values, and the warning names
+    BERT words (B, T, 768), the input of the file's LSTM. A file without this
+    LSTM gives a warning, and text features are the LSTM's output, (B, T, 256).
+    Other missing networks start from random values, and the warning names
     them; encoding needs none of them. Unused entries, optimiser states and
     counters are kept on the CPU for `to_cmg`.
 
     Args:
-        source: the file, or its content as torch.load returns it; only `Encoder_parameters` must be there.
+        source: the file, or its content as torch.load returns it; only the key `Encoder_parameters` is required.
         dtype: torch.float64 or torch.float32; None keeps the file's.
 
     Returns:
@@ -85,7 +85,7 @@ def from_cmg(source: str | os.PathLike[str] | Mapping[str, Any], dtype: torch.dt
 
 
 def _model_of(content: Mapping[str, Any], dtype: torch.dtype | None) -> tuple[UniCode, str]:
-    """The model, and what its file lacks."""
+    """The model, and a message about missing networks."""
     _check_keys(content)
     file_dtype = _entry(content, ENCODER, "Cross_quantizer.embedding", 2).dtype
     dtype = file_dtype if dtype is None else dtype
@@ -111,21 +111,20 @@ def _model_of(content: Mapping[str, Any], dtype: torch.dtype | None) -> tuple[Un
 
 
 def to_cmg(model: UniCode, *, epoch: int = 0) -> dict[str, Any]:
-    """What the released pre-training would have saved of a model.
+    """A model's checkpoint in the format of the released pre-training.
 
-    A model from `from_cmg` gives the keys, shapes and dtypes of its file, and
-    its bits where nothing was trained and the dtype was kept. Any other model
-    gives all networks of its modalities, zeros or copies in place of unused
-    entries, and no optimiser states.
+    A model from `from_cmg` keeps the keys, shapes and dtypes of its file. It also
+    keeps the bits if it was not trained and its dtype is the file's. For any other
+    model the result has all networks of its modalities, zeros or copies in place of
+    unused entries, and no optimiser states.
 
     Args:
-        model: of the official architecture, with audio and video, audio and text, or all three; torch.compile and
-            DataParallel may hold it.
-        epoch: of a model that came from no file; the released evaluation trains its probes for fewer epochs the
-            larger it is.
+        model: of the official architecture, with audio and video, audio and text, or all three; also inside
+            torch.compile or DataParallel.
+        epoch: of a model without a file. A larger epoch shortens the probe training of the released evaluation.
 
     Returns:
-        For torch.save. Entries the model uses are copies on the CPU; the others are those of the file.
+        For torch.save. Used entries are copies on the CPU; the others are those of the file.
 
     Raises:
         ValueError: the modalities or the architecture are none of the release's, a module was exchanged, or the
@@ -188,7 +187,7 @@ def _check_keys(content: Mapping[str, Any]) -> None:
 
 
 def _entry(content: Mapping[str, Any], key: str, entry: str, dimensions: int) -> Tensor:
-    """An entry that sizes are read from."""
+    """An entry whose shape determines sizes."""
     if entry not in content[key]:
         raise CmgFileError(f"{key} must hold {entry!r}, which is missing")
     tensor: Tensor = content[key][entry]
@@ -198,7 +197,7 @@ def _entry(content: Mapping[str, Any], key: str, entry: str, dimensions: int) ->
 
 
 def _modalities(content: Mapping[str, Any]) -> dict[str, Modality]:
-    """Kinds and shapes of the modalities that have an encoder in the file."""
+    """Kinds and shapes of the modalities with an encoder in the file."""
     names = tuple(
         name
         for name in cmg_names.MODALITIES
@@ -246,7 +245,7 @@ def _config(content: Mapping[str, Any], modalities: Mapping[str, Modality]) -> C
 
 
 def _unfilled_model(content: Mapping[str, Any], shapes: UniCode) -> UniCode:
-    """The model, with random values only where the file lacks a network, as drawing 80 million takes seconds.
+    """The model, with random values only if the file lacks a network, because drawing 80 million takes seconds.
 
     Args:
         content: of the file.
@@ -262,7 +261,7 @@ def _unfilled_model(content: Mapping[str, Any], shapes: UniCode) -> UniCode:
 
 
 def _expected_shapes(content: Mapping[str, Any], model: UniCode) -> dict[str, dict[str, Shape]]:
-    """Every entry that a file of the model's variant has, by key, for the keys that the file has."""
+    """All entries in a file of the model's variant, by key, for the keys in this file."""
     state, used = model.state_dict(), cmg_names.used_entries(model.modalities)
     width = model.config.model.width
     expected: dict[str, dict[str, Shape]] = {
@@ -290,8 +289,8 @@ def _check_entries(content: Mapping[str, Any], model: UniCode, dtype: torch.dtyp
             if entry not in expected:
                 problems.append(f"{entry!r} is surplus in {key}")
             elif not _fits(tuple(tensor.shape), expected[entry], free):
-                wanted = tuple(free.get(size, size) if isinstance(size, str) else size for size in expected[entry])
-                problems.append(f"{entry!r} in {key} must have shape {wanted}, got {tuple(tensor.shape)!s:.60}")
+                shape = tuple(free.get(size, size) if isinstance(size, str) else size for size in expected[entry])
+                problems.append(f"{entry!r} in {key} must have shape {shape}, got {tuple(tensor.shape)!s:.60}")
             elif tensor.dtype != dtype and entry != IDLE:
                 problems.append(f"{entry!r} in {key} must be {dtype} like the codebook, got {tensor.dtype}")
             elif entry in used.get(key, {}) and not torch.stack(tensor.aminmax()).isfinite().all():
@@ -308,8 +307,8 @@ def _fits(shape: tuple[int, ...], expected: Shape, free: dict[str, int]) -> bool
     if len(shape) != len(expected):
         return False
     return all(
-        size == (free.setdefault(wanted, size) if isinstance(wanted, str) else wanted)
-        for size, wanted in zip(shape, expected, strict=True)
+        size == (free.setdefault(name, size) if isinstance(name, str) else name)
+        for size, name in zip(shape, expected, strict=True)
     )
 
 
@@ -336,7 +335,7 @@ def _rest(content: Mapping[str, Any], modalities: Mapping[str, Modality]) -> Res
 
 
 def _check_rest(rest: Any, names: Mapping[str, Mapping[str, str]]) -> None:
-    """Raises CmgFileError unless `_rest` can have made it, because a checkpoint can hold anything."""
+    """Raises CmgFileError unless it has the form of `_rest`'s result, because a checkpoint can hold anything."""
     if not isinstance(rest, Mapping) or not {*rest} <= {*cmg_names.PARAMETER_KEYS, *cmg_names.OTHER_KEYS}:
         raise CmgFileError("what the model keeps of its CMG file must be a dictionary with the file's keys")
     for key in cmg_names.PARAMETER_KEYS:
@@ -378,7 +377,7 @@ def _check_architecture(model: UniCode) -> None:
 
 
 def _made_up_rest(model: UniCode, state: Mapping[str, Tensor], epoch: int) -> Rest:
-    """Unused entries and counters of a file, for a model that came from none."""
+    """Unused entries and counters of a file, for a model without one."""
     used = cmg_names.used_entries(model.modalities)
     dtype = str(model.dtype).removeprefix("torch.")
     rest: Rest = {key: dict.fromkeys(entries, dtype) for key, entries in used.items()}

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from unicode_fast.config import Modality
 
-# A size in a shape: a number, or a name for a size that must be equal wherever the name occurs.
+# Sizes of a shape: numbers, or names. All sizes of one name must be equal.
 Shape = tuple[int | str, ...]
 
 ENCODER = "Encoder_parameters"
@@ -34,7 +34,7 @@ _LAYER = (
 _LSTM = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 TEMPORAL_LAYERS = 2
 LSTM_LAYERS = 2
-# Of the released classifiers, which enter no loss.
+# Classes of the released classifiers, which enter no loss.
 CLASSES = 141
 
 
@@ -47,7 +47,7 @@ PARAMETER_KEYS = (ENCODER, CPC, WORDS, *map(club_key, MODALITIES), DECODER)
 
 
 def used_entries(modalities: Mapping[str, Modality]) -> dict[str, dict[str, str]]:
-    """The name in our model's state of every entry that it uses, by key and name in the file."""
+    """The names of all used entries in our model's state, by key and name in the file."""
     entries: dict[str, dict[str, str]] = {ENCODER: _quantiser(), CPC: {}, DECODER: {}}
     for name, modality in modalities.items():
         entries[ENCODER] |= _encoder(name)
@@ -86,7 +86,7 @@ def unused_entries(modalities: Sequence[str], width: int, channels: int) -> dict
 
 
 def templates(modalities: Sequence[str]) -> dict[str, str]:
-    """Entries of the transformer layer that the others were copied from, and the first copy's entry of each."""
+    """Entries of the layer from which the transformer layers were copied, and the matching entry of the first copy."""
     return {
         f"{name}_self_att.encoder_layer.{entry}": f"{name}_self_att.encoder.layers.0.{entry}"
         for name in modalities

@@ -17,7 +17,7 @@ from unicode_fast.files.paths import with_homes
 from unicode_fast.files.writing import atomic_file, atomic_folder
 from unicode_fast.modules import UniCode
 
-# Key of a checkpoint that holds what `to_cmg` needs beside the model.
+# Key of a checkpoint for the data that `to_cmg` needs beside the model.
 EXTRA_KEY = "cmg"
 
 
@@ -26,11 +26,11 @@ def read_cmg(source: str | Path, folder: str | Path, dtype: torch.dtype | None =
 
     Args:
         source: file of the released pre-training.
-        folder: new; it appears whole or not at all.
+        folder: new; written whole or not at all.
         dtype: as in `from_cmg`.
 
     Returns:
-        The model that was written.
+        The written model.
 
     Raises:
         ValueError: `folder` exists, or the file is no CMG checkpoint.
@@ -46,17 +46,17 @@ def read_cmg(source: str | Path, folder: str | Path, dtype: torch.dtype | None =
 
 
 def write_cmg(run: str | Path, file: str | Path, *, which: str | None = None, epoch: int = 0) -> None:
-    """Writes a run's model as the released pre-training would have saved it.
+    """Writes a run's model as a checkpoint of the released pre-training.
 
     Args:
         run: run folder, or checkpoint file.
         file: new.
-        which: "best", "last" or a step; not read when `run` is a file. None takes the best, or the last where there
-            is none.
+        which: "best", "last" or a training step; ignored when `run` is a file. None takes the best, or the last where
+            there is none.
         epoch: as in `to_cmg`.
 
     Raises:
-        ValueError: `file` exists, or the release has no such model.
+        ValueError: `file` exists, or the model is none of the release's.
         CheckpointError: the run has no such checkpoint.
         OSError: the file cannot be written.
     """

@@ -20,16 +20,16 @@ from unicode_fast.tasks import Row, aggregate
 from unicode_fast.tasks.table import token_cell
 
 TITLES = {
-    "table2": "Table 2: what is removed, pre-trained on two modalities",
-    "table3": "Table 3: what is removed, pre-trained on all modalities",
+    "table2": "Table 2: removed components, pre-trained on two modalities",
+    "table3": "Table 3: removed components, pre-trained on all modalities",
     "figure3": "Figure 3: number of codewords",
 }
 # Table and pre-training data of the published numbers beside each table.
 PUBLISHED = {"table2": (2, "AV 40K"), "table3": (3, "AVT 40K")}
 FINDINGS = (
     "An interval around zero is undecided if it contains the paper's change too. If not, the change is less here, or "
-    "none. An interval on one side of zero is as in the paper if it contains the paper's change, else less, more, or "
-    "the other way."
+    "none. An interval on one side of zero is as in the paper if it contains the paper's change. Otherwise it is less, "
+    "more, or the other way."
 )
 
 

@@ -95,9 +95,9 @@ def joined(several: list[MaskScores]) -> MaskScores:
 def official_mask_scores(scores: MaskScores, batch_size: int) -> tuple[float, float]:
     """MIoU and F-score as the released code averages them.
 
-    A batch has two scores: its mean IoU over frames, and the largest of its 255 mean F-scores over frames with
-    foreground, 0 without such frames. All batches have equal weight, whatever the size of the last. Both scores, F
-    above all, therefore depend on the batch size.
+    MIoU of a batch is the mean IoU over frames. Its F-score is the largest of 255 means over frames with foreground,
+    0 without such frames. All batches have equal weight, whatever the size of the last. Both scores, F above all,
+    therefore depend on the batch size.
 
     Args:
         scores: of frames, grouped by clip.

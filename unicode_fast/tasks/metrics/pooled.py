@@ -21,8 +21,8 @@ def pooled_metrics(
     """Micro and macro precision, recall and F1, and mean average precision, pooled over rows.
 
     Micro averages pool true positives, false positives and false negatives over rows and classes. Macro averages are
-    means over all C classes, 0 for a class without predictions (precision) or labels (recall). mAP is the mean average
-    precision over classes with labels.
+    means over all C classes, 0 for a class without predictions (precision) or labels (recall). Mean average precision
+    is over classes with labels.
 
     Args:
         prediction: (rows, C) bool.
