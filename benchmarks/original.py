@@ -1,7 +1,7 @@
 """Baselines: the released code's training step of a quantiser, the same vectorised in float32, and its whole step.
 
 The quantisers search, compute the commitment terms and their gradients, update by sequential EMA and reset idle
-codewords. They and the step beside them leave out code matching; the whole step has it.
+codewords. They leave out code matching; the whole step has it.
 """
 
 from collections.abc import Callable, Mapping
@@ -25,8 +25,8 @@ class OriginalQuantiser:
     """The released code's algorithm: float64, one-hot matrices, Python loops over rows and codewords.
 
     Args:
-        codebook: (M, D), the start.
-        modalities: how many.
+        codebook: (M, D), the initial codewords.
+        modalities: their number.
     """
 
     dtype = torch.float64
@@ -39,7 +39,7 @@ class OriginalQuantiser:
         self.modalities = modalities
 
     def step_on(self, features: list[Tensor]) -> Callable[[], Tensor]:
-        """The step on these rows, (N, D) by modality; it returns the codes of all rows."""
+        """A function of one step on these rows, (N, D) by modality; it returns the codes of all rows."""
         rows = [x.to(self.dtype).clone().requires_grad_() for x in features]
         return lambda: self.step(rows)
 
@@ -114,14 +114,13 @@ class OriginalStep:
     """A whole training step of the released code, at the sizes of a configuration with the rules of `official`.
 
     The layers are those of the package. All else is float64, with the quantiser above and five inner steps of
-    three networks with an optimiser each. There is a contrast for each pair of modalities, and a loop over clips for
-    code matching.
-    Three unused classifiers and printed diagnostics are left out, in its favour.
+    three networks with an optimiser each. Each pair of modalities has a contrast, and code matching is a loop over
+    clips. Three unused classifiers and printed diagnostics are left out, which makes the step faster.
 
     Args:
         config: of preset official.
         modalities: kind and shape by name.
-        device: where it trains.
+        device: of the training.
     """
 
     def __init__(self, config: Config, modalities: Mapping[str, Modality], device: torch.device) -> None:
@@ -135,7 +134,7 @@ class OriginalStep:
         self.quantiser = OriginalQuantiser(self.model.codebook.codebook, len(modalities))
 
     def train_step(self, features: Mapping[str, Tensor], mask: object, rate: float) -> dict[str, Tensor]:
-        """Losses by name; the mask is not applied, so padded words are words."""
+        """Losses by name; the mask is not applied, so padded words count as words."""
         clips, positions = next(iter(features.values())).shape[:2]
         order = {name: torch.randperm(clips) for name in features}
         return self.step(features, int(torch.randint(1, positions - 1, ())), order, rate)
@@ -143,7 +142,7 @@ class OriginalStep:
     def step(
         self, features: Mapping[str, Tensor], last: int, order: dict[str, Tensor], rate: float
     ) -> dict[str, Tensor]:
-        """As `train_step`, with the last position of Cross-CPC's context and the negatives of CLUB given."""
+        """`train_step` with a given last position of Cross-CPC's context and given negatives of CLUB."""
         model, names = self.model.train(), self.model.names
         read, z, specific, club = {}, {}, {}, {}
         for name in names:

@@ -1,7 +1,7 @@
 """Whole training steps, and their profile: `python benchmarks/train_steps.py CONTENDER SIZE` prints a line of JSON.
 
 `bench_train_step.py` calls it, each contender in its own process. With `--profile` the line holds the time of every
-part of the step, forward and backward, by torch.profiler.
+component of the step, forward and backward, by torch.profiler.
 """
 
 import argparse
@@ -44,7 +44,7 @@ class Contender(NamedTuple):
 
     Attributes:
         make: from shape and device to an object with a `model` and a `train_step`.
-        devices: of the benchmark; the script runs it on any device.
+        devices: devices of the benchmark; the script accepts any.
     """
 
     make: Callable[[TrainShape, torch.device], Any]
@@ -59,7 +59,7 @@ def ours(rules: str, *devices: str, **fields: object) -> Contender:
     )
 
 
-# Inductor compiles for minutes on a CPU. The most important contenders come first, because time may run out.
+# Inductor compiles for minutes on a CPU. The most important contenders are first, because a time limit can end the run.
 CONTENDERS: dict[str, Contender] = {
     "the original": Contender(
         lambda shape, device: OriginalStep(config_of(shape, "official"), shape.modalities(), device)
@@ -142,9 +142,9 @@ def milliseconds(step: Callable[[], object], device: torch.device) -> tuple[list
     return times, busy
 
 
-# Part of a step: object of the trainer, method. The forward time of a part is that of its methods, the backward time
-# that of the operators that differentiate what they called.
-PARTS: dict[str, tuple[tuple[str, str], ...]] = {
+# Components of a step: object of the trainer, method. The forward time of a component is that of its methods. The
+# backward time is that of the gradients of their operators.
+COMPONENTS: dict[str, tuple[tuple[str, str], ...]] = {
     "encoders": tuple(("model.encoders.{name}", f) for f in ("read_words", "encode_semantic", "encode_specific")),
     "decoders": (("model.decoders.{name}", "forward"),),
     "reconstruction": (("method", "reconstruction"),),
@@ -161,24 +161,24 @@ PARTS: dict[str, tuple[tuple[str, str], ...]] = {
 
 @contextmanager
 def marked(trainer: Trainer) -> Iterator[None]:
-    """Methods of PARTS and the clipping have spans of their part's name in a profile."""
+    """Gives methods of COMPONENTS and the clipping spans with their component's name in a profile."""
 
-    def spanning(part: str, function: Callable) -> Callable:
+    def spanning(component: str, function: Callable) -> Callable:
         @functools.wraps(function)
         def call(*arguments: Any, **options: Any) -> Any:
-            with record_function(part):
+            with record_function(component):
                 return function(*arguments, **options)
 
         return call
 
     with ExitStack() as patches:
-        for part, methods in PARTS.items():
+        for component, methods in COMPONENTS.items():
             for path, method in methods:
                 for name in trainer.model.names if "{name}" in path else ("",):
                     owner: Any = trainer
                     for field in path.format(name=name).split("."):
                         owner = owner[field] if isinstance(owner, torch.nn.ModuleDict) else getattr(owner, field)
-                    call = spanning(part, getattr(owner, method))
+                    call = spanning(component, getattr(owner, method))
                     patches.enter_context(mock.patch.object(owner, method, call))
         call = spanning("optimiser", clip_grad_norm_)
         patches.enter_context(mock.patch("unicode_fast.training.trainer.clip_grad_norm_", call))
@@ -186,7 +186,7 @@ def marked(trainer: Trainer) -> Iterator[None]:
 
 
 def profiled(trainer: Trainer, step: Callable[[], object], device: torch.device, steps: int) -> list[dict[str, Any]]:
-    """Milliseconds of each part in one step, mean over some: forward, backward, calls of torch operators."""
+    """Milliseconds of each component in one step, mean over some: forward, backward, calls of torch operators."""
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device.type == "cuda")
     with marked(trainer):
         step()
@@ -202,42 +202,42 @@ def profiled(trainer: Trainer, step: Callable[[], object], device: torch.device,
     spans = sorted(
         (event.time_range.start, event.time_range.end, event.name, event.device_time_total if on_gpu else None)
         for event in events
-        if event.name in PARTS and event.device_type.name == "CPU"
+        if event.name in COMPONENTS and event.device_type.name == "CPU"
     )
     starts = [start for start, *_ in spans]
 
-    def part_at(time: float) -> str | None:
+    def component_at(time: float) -> str | None:
         place = int(np.searchsorted(starts, time, side="right")) - 1
         return spans[place][2] if place >= 0 and time < spans[place][1] else None
 
     forward, backward, calls = defaultdict(float), defaultdict(float), defaultdict(int)
-    for start, end, part, device_time in spans:
-        forward[part] += end - start if device_time is None else device_time
+    for start, end, component, device_time in spans:
+        forward[component] += end - start if device_time is None else device_time
     made_in: dict[int, str] = {}
     cpu = sorted((event for event in events if event.device_type.name == "CPU"), key=lambda e: e.time_range.start)
     for event in cpu:
-        part = part_at(event.time_range.start)
+        component = component_at(event.time_range.start)
         if event.name.startswith("aten::"):
-            calls[part or "other"] += 1
+            calls[component or "other"] += 1
         if event.name.startswith("autograd::engine::evaluate_function"):
-            # CLUB's inner steps have a backward pass of their own, which their span covers.
-            if part is None:
+            # The span of CLUB's inner steps covers their own backward pass.
+            if component is None:
                 owner = made_in.get(event.sequence_nr, "other")
                 backward[owner] += event.device_time_total if on_gpu else event.time_range.elapsed_us()
-        elif part is not None and event.sequence_nr >= 0 and event.scope != 1:
-            made_in[event.sequence_nr] = part
+        elif component is not None and event.sequence_nr >= 0 and event.scope != 1:
+            made_in[event.sequence_nr] = component
     whole = sum(
         event.device_time_total if on_gpu else event.time_range.elapsed_us() for event in cpu if event.name == "step"
     )
     forward["other"] = whole - sum(forward.values()) - sum(backward.values())
     return [
         {
-            "part": part,
-            "forward_ms": forward[part] / 1000 / steps,
-            "backward_ms": backward[part] / 1000 / steps,
-            "operator_calls": calls[part] / steps,
+            "part": name,
+            "forward_ms": forward[name] / 1000 / steps,
+            "backward_ms": backward[name] / 1000 / steps,
+            "operator_calls": calls[name] / steps,
         }
-        for part in (*PARTS, "other")
+        for name in (*COMPONENTS, "other")
     ]
 
 

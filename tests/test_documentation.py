@@ -85,7 +85,7 @@ def test_tables_are_what_their_script_writes(monkeypatch: pytest.MonkeyPatch) ->
     update_readme = pytest.importorskip("update_readme")
     monkeypatch.setattr("platform.machine", lambda: "x86_64")
     pages = "".join(page.read_text() for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")))
-    for name, text in update_readme.parts().items():
+    for name, text in update_readme.sections().items():
         assert pages.count(f"<!-- {name} -->\n{text}\n<!-- /{name} -->") == 1, f"python {update_readme.__file__}"
 
 
