@@ -1,5 +1,6 @@
 """README, pages and examples: what they show runs, and what they name is there."""
 
+import pkgutil
 import re
 from pathlib import Path
 
@@ -68,11 +69,30 @@ def test_the_page_on_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert names["index"]["video"].shape == (8, 10) and names["loss"].shape == ()  # type: ignore
 
 
+def listed(page: str) -> list[str]:
+    """Names of the blocks of an API page, and of the members that a block lists."""
+    blocks = re.findall(r"^::: (\S+)$(?:\n +options: \{members: \[(.*)\]\})?", page, re.MULTILINE)
+    return [f"{name}.{one}".rstrip(".") for name, members in blocks for one in ("", *re.findall(r"\w+", members))]
+
+
+def is_documented(name: str) -> bool:
+    """Of a constant a page shows the value; named tuples and dataclasses make a docstring of their fields."""
+    thing = pkgutil.resolve_name(name)
+    made = f"{name.rpartition('.')[2]}("
+    return isinstance(thing, str | tuple) or bool(thing.__doc__) and not thing.__doc__.startswith(made)
+
+
 @pytest.mark.parametrize(("page", "module"), [("api", unicode_fast), ("api-data", data)])
 def test_every_public_name_has_its_place(page: str, module: object) -> None:
-    text = (ROOT / "docs" / f"{page}.md").read_text()
-    shown = {line.rpartition(".")[2] for line in text.splitlines() if line.startswith("::: ")}
-    assert set(module.__all__) - shown == set()  # type: ignore
+    names = listed((ROOT / "docs" / f"{page}.md").read_text())
+    assert set(module.__all__) - {name.rpartition(".")[2] for name in names} == set()  # type: ignore
+    assert [name for name in names if not is_documented(name)] == []
+
+
+def test_a_name_that_is_missing_or_has_no_docstring_is_found() -> None:
+    with pytest.raises(AttributeError, match="no_such_name"):
+        is_documented("unicode_fast.no_such_name")
+    assert not is_documented(f"{__name__}.run") and is_documented(f"{__name__}.listed")
 
 
 def test_links_of_files_outside_the_site_lead_somewhere() -> None:
