@@ -14,7 +14,6 @@ import torch
 
 from unicode_fast import Modality, UniCode, checkpoint, load
 from unicode_fast.checkpoint import CheckpointError
-from unicode_fast.data import Batches, open_store
 from unicode_fast.errors import message_of
 from unicode_fast.evaluate import main as evaluate
 from unicode_fast.train import main as train
@@ -172,11 +171,6 @@ def test_value_check_can_be_switched_off() -> None:
     assert torch.equal(encoded.index[0], owner.encode("audio", torch.zeros(1, 5, 6)).index[0])
 
 
-def test_a_codebook_of_one_code() -> None:
-    with pytest.raises(ValueError, match="codewords must be a whole number of at least 2, got"):
-        tiny.config(codewords=1)
-
-
 def test_a_name_that_cannot_be_a_module() -> None:
     with pytest.raises(ValueError, match="letters, digits and underscores .*, got 'left.eye'"):
         UniCode({"left.eye": Modality("vector", (3,)), "right": Modality("vector", (3,))}, tiny.config())
@@ -195,12 +189,6 @@ def test_a_model_of_something_else() -> None:
 def test_heads_that_do_not_divide_the_width() -> None:
     with pytest.raises(ValueError, match=r"width must be a multiple of temporal_heads \(3\), got 16"):
         tiny.model(temporal_heads=3)
-
-
-def test_fewer_samples_than_a_batch(tmp_path: Path) -> None:
-    clips = open_store(tiny.write(tmp_path / "store")).split("train")
-    with pytest.raises(ValueError, match="61.*60|60.*61"):
-        Batches(clips, 61)
 
 
 RUNS = [
@@ -228,7 +216,6 @@ RUNS = [
     (["--cpc_steps=40", "--batch_size=10"], ValueError, "cpc_steps 40 needs clips of at least 41 positions"),
     (["--data=nowhere"], OSError, "^data must be one of talking-digits, .*webdataset:FOLDER, got 'nowhere'$"),
     (["--seeds=0"], ValueError, "seeds must be at least 1"),
-    (["--resume=nowhere"], CheckpointError, "nowhere"),
     (["--resume_step=3"], ValueError, "needs --resume"),
 ]
 
@@ -253,10 +240,6 @@ def test_data_without_a_split_or_classes(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_evaluate(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="run folder .*nowhere does not exist"):
-        evaluate([str(tmp_path / "nowhere"), "--from=audio", "--to=video"])
-    with pytest.raises(ValueError, match="singing"):
-        evaluate([str(tmp_path), "--task=singing", "--from=audio", "--to=video"])
     checkpoint.save(checkpoint.step_path(tmp_path, 1), tiny.model())
     for words, message in (
         (["--to=video"], "--from must name the modality .* trained on, one of audio, video, text, got none"),

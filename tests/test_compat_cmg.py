@@ -18,7 +18,6 @@ import unicode_fast
 from unicode_fast import Modality, UniCode, preset
 from unicode_fast.compat import CmgFileError, convert, from_cmg, to_cmg
 from unicode_fast.compat.cmg_names import used_entries
-from unicode_fast.errors import UsageError
 
 # What the release's own follow-up saves.
 MINIMAL = ("Encoder_parameters", "Text_ar_lstm_parameters", "epoch", "total_step")
@@ -335,8 +334,6 @@ class TestCommand:
         assert [path.name for path in tmp_path.iterdir()] == ["bad.pt"]
 
     def test_bad_arguments(self, tmp_path: Path) -> None:
-        with pytest.raises(UsageError, match="one of the arguments --from-cmg --to-cmg is required"):
-            convert.main([str(tmp_path / "run")])
         with pytest.raises(ValueError, match="checkpoint must be best, last or a step, got 'first'"):
             convert.main(["--to-cmg", "run", str(tmp_path / "out"), "--checkpoint", "first"])
         for way, kind in (("--to-cmg", "a run folder or a checkpoint file"), ("--from-cmg", "a file of the released")):

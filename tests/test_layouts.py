@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -410,11 +411,7 @@ HASHED = {"train": [0, 1, 2, 4, 6, 7, 8, 9, 10], "val": [3, 5, 11], "test": []}
 
 def test_without_h5py_the_extra_is_named(tmp_path: Path, few: ClipSet, monkeypatch: pytest.MonkeyPatch) -> None:
     write_ave(tmp_path, few)
-
-    def absent(name: str) -> None:
-        raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-
-    monkeypatch.setattr("importlib.import_module", absent)
+    monkeypatch.setitem(sys.modules, "h5py", None)
     with pytest.raises(MissingPackageError, match=r"'h5py' must be installed.*pip install 'unicode_fast\[data\]'"):
         opened("ave", tmp_path)
 

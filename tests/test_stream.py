@@ -15,14 +15,11 @@ import pytest
 import torch
 from published import write_avel, write_avvp, write_own
 
-from unicode_fast.checkpoint import CheckpointError
 from unicode_fast.data import ClipSet, Dataset, StoreError, open_data, open_loader
 from unicode_fast.data.__main__ import main
 from unicode_fast.data.loader import PrefetchLoader
 from unicode_fast.data.stream import StreamBatches, StreamedDataset, open_stream, write_shards
 from unicode_fast.errors import UsageError
-from unicode_fast.training.distributed import DistContext
-from unicode_fast.training.start import check_ranks_of_stream
 
 STREAMS = ("audio", "video")
 
@@ -157,13 +154,10 @@ def test_errors(tmp_path: Path, streamed: StreamedDataset, spoken: ClipSet) -> N
     assert not (tmp_path / "none").exists()
 
 
-def test_one_process_reads_a_stream_and_as_many_ranks_go_on(streamed: StreamedDataset) -> None:
+def test_one_process_reads_a_stream(streamed: StreamedDataset) -> None:
     batches = streamed.batches("train", ["sound", "picture"], 4)
     with open_loader(batches, torch.device("cpu"), "prefetch", workers=3) as loader:
         assert isinstance(loader, PrefetchLoader) and loader.workers == 1
-    with pytest.raises(CheckpointError, match="number of ranks must be 2 as before, .* stream, got 1"):
-        check_ranks_of_stream({"ranks": 2}, streamed, DistContext())
-    check_ranks_of_stream({"ranks": 1}, streamed, DistContext())
 
 
 def test_files_with_fewer_clips_than_they_should_have_are_named(tmp_path: Path, own: Dataset) -> None:

@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -393,9 +394,6 @@ def test_a_vocabulary_that_does_not_fit_the_weights(bert: Path, tmp_path: Path) 
 
 
 def test_without_transformers_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def absent(name: str) -> None:
-        raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-
-    monkeypatch.setattr("importlib.import_module", absent)
+    monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(RuntimeError, match=r"'transformers' must be installed.*pip install 'unicode_fast\[text\]'"):
         text.WordVectors("bert-base-uncased", cache=tmp_path).vectors("the digit one")
