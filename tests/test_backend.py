@@ -2,14 +2,13 @@
 
 import importlib.machinery
 import json
-import os
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from processes import python
 
 from unicode_fast import backend
 from unicode_fast.backend import BackendUnavailable, Extension, available_backends, choose_backend, load_extension
@@ -167,8 +166,7 @@ class TestWish:
     def test_reference_for_everything(self) -> None:
         script = "import unicode_fast, torch; from unicode_fast.backend import choose_backend as choose\n"
         script += "print(choose('nearest_codeword', torch.device('cpu'), None))"
-        environment = {**os.environ, "UNICODE_FAST_BACKEND": "reference"}
-        found = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
+        found = python("-c", script, UNICODE_FAST_BACKEND="reference")
         assert found.stdout.strip() == "reference", found.stderr
 
     def test_other_wishes(self) -> None:
@@ -206,11 +204,7 @@ for codebook in (odd, odd[4:6], odd[:2]):
         assert torch.equal(found.squared_distance.nan_to_num(-1), truth.squared_distance.nan_to_num(-1))
 print("equal")
 """
-    folder = str(Path(__file__).parent)
-    environment = {**os.environ, "UNICODE_FAST_CPU": name}
-    found = subprocess.run(
-        [sys.executable, "-c", script, folder, name], env=environment, capture_output=True, text=True
-    )
+    found = python("-c", script, Path(__file__).parent, name, UNICODE_FAST_CPU=name)
     assert found.returncode == 0, found.stderr
     if found.stdout.startswith("lacking"):
         assert "one that this processor has" in found.stdout

@@ -4,12 +4,12 @@ import io
 import os
 import re
 import signal
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+from processes import python, start
 
 from unicode_fast import ablate, errors, evaluate, train
 from unicode_fast.compat import convert
@@ -131,15 +131,6 @@ class TestProcesses:
         from unicode_fast.errors import run_main
     """
 
-    def start(self, code: str, **variables: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [sys.executable, "-c", self.LIGHT + code],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env={**os.environ, **variables},
-        )
-
     @pytest.mark.parametrize(
         "words", [["-m", "unicode_fast.report"], ["-m", "unicode_fast", "report"], ["unicode-fast", "report"]]
     )
@@ -148,15 +139,8 @@ class TestProcesses:
         # As pip writes it.
         (tmp_path / "unicode-fast").write_text("from unicode_fast.__main__ import run\nrun()\n")
         (tmp_path / "torch.py").write_text("import time\nprint('importing', flush=True)\ntime.sleep(60)\n")
-        process = subprocess.Popen(
-            [sys.executable, *words],
-            cwd=tmp_path,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(PACKAGE.parent)])},
-        )
-        with process:
+        paths = os.pathsep.join([str(tmp_path), str(PACKAGE.parent)])
+        with start(*words, folder=tmp_path, PYTHONPATH=paths) as process:
             assert process.stdout is not None
             assert process.stdout.readline() == "importing\n"
             process.send_signal(signal.SIGINT)
@@ -166,7 +150,7 @@ class TestProcesses:
 
     def test_output_that_is_no_longer_read(self) -> None:
         code = "    run_main(lambda _: print('\\n' * 1_000_000) or 0)"
-        with self.start(code) as process:
+        with start("-c", self.LIGHT + code) as process:
             assert process.stdout is not None and process.stderr is not None
             process.stdout.readline()
             process.stdout.close()
@@ -175,9 +159,8 @@ class TestProcesses:
 
     def test_letters_that_the_terminal_lacks(self) -> None:
         code = "    run_main(lambda _: print('→ é') or 0)"
-        with self.start(code, PYTHONIOENCODING="ascii", LC_ALL="C") as process:
-            out, text = process.communicate()
-        assert (process.returncode, out, text) == (0, "? ?\n", "")
+        done = python("-c", self.LIGHT + code, PYTHONIOENCODING="ascii", LC_ALL="C")
+        assert (done.returncode, done.stdout, done.stderr) == (0, "? ?\n", "")
 
 
 def test_streams_that_cannot_be_set_up_are_left(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,8 +2,6 @@
 
 import itertools
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from packaging.version import Version
+from processes import python
 
 pytest.importorskip("triton")
 
@@ -122,9 +121,5 @@ def test_on_the_gpu() -> None:
 def run_kernels(**variables: str) -> None:
     """In a process of its own: Triton reads its variable when the kernels are imported."""
     tests = Path(__file__).with_name("kernels_of_cross_info_nce.py")
-    environment = {**os.environ, **variables}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tests)]
-    result = subprocess.run(
-        command, env=environment, cwd=tests.parent.parent, capture_output=True, text=True, check=False
-    )
+    result = python("-m", "pytest", "-q", "-p", "no:cacheprovider", tests, folder=tests.parent.parent, **variables)
     assert result.returncode == 0, result.stdout + result.stderr

@@ -7,13 +7,12 @@ import os
 import pickle
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from processes import python
 from published import DIGITS, double, write_ave, write_avel, write_avvp, write_own, write_rows, write_zip
 from test_store import flip_unseen
 from test_zip_pickle import RAN, Calls, note_run
@@ -222,14 +221,12 @@ def test_bad_usage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_pack_then_check_by_command(tmp_path: Path, few: ClipSet) -> None:
     write_avel(tmp_path / "avel", few)
     spec, store = f"vggsound-avel24k:{tmp_path / 'avel'}", str(tmp_path / "store")
-    command = [sys.executable, "-m", "unicode_fast.data", "pack", spec, store]
-    done = subprocess.run(
-        [*command, "--dtype", "float16", "--modalities", "audio,video"], capture_output=True, text=True
-    )
+    command = ("-m", "unicode_fast.data", "pack", spec, store)
+    done = python(*command, "--dtype", "float16", "--modalities", "audio,video")
     assert done.returncode == 0, done.stderr
     assert open_store(store).split("train").features["video"].dtype == np.float16
     assert main(["check", store]) == 0
-    again = subprocess.run(command, capture_output=True, text=True)
+    again = python(*command)
     assert again.returncode == 1 and "must not exist yet" in again.stderr and "Traceback" not in again.stderr
 
 

@@ -1,12 +1,10 @@
 """The scripts in examples/, each as a user starts it, at a tiny size."""
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from processes import python
 
 from unicode_fast import load
 
@@ -15,13 +13,8 @@ EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 
 def run(name: str, *arguments: object, cache: Path) -> str:
     """What a script prints."""
-    done = subprocess.run(
-        [sys.executable, str(EXAMPLES / f"{name}.py"), *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "UNICODE_FAST_CACHE": str(cache), "OMP_NUM_THREADS": "1"},
-        cwd=cache,
-    )
+    variables = {"UNICODE_FAST_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
+    done = python(EXAMPLES / f"{name}.py", *arguments, folder=cache, **variables)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -4,7 +4,6 @@ import json
 import math
 import os
 import random
-import subprocess
 import sys
 import time
 import zipfile
@@ -19,6 +18,7 @@ import torch
 import yaml
 from official_checkpoint import TIED, map_arrays
 from official_checkpoint import checkpoint as cmg_content
+from processes import python
 
 from unicode_fast import CheckpointError, UniCode, checkpoint, export, load
 from unicode_fast.cli import resolve_saved
@@ -536,10 +536,6 @@ BOMBS = (
 
 
 def test_nothing_blocks_runs_long_or_takes_memory(tmp_path: Path) -> None:
-    made = subprocess.run(
-        [sys.executable, "-c", HOSTILE, str(tmp_path)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), *sys.path]), "OMP_NUM_THREADS": "1"},
-    )
+    paths = os.pathsep.join([str(HERE), *sys.path])
+    made = python("-c", HOSTILE, tmp_path, PYTHONPATH=paths, OMP_NUM_THREADS="1")
     assert made.returncode == 0 and made.stdout.endswith("all refused\n"), made.stdout[-2000:] + made.stderr[-2000:]

@@ -1,9 +1,8 @@
 """The operators called past the public functions: whatever they are given, they refuse it by name or are right."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
+
+from processes import python
 
 import unicode_fast
 
@@ -13,8 +12,7 @@ PROGRAM = Path(__file__).with_name("operator_entries.py")
 def test_no_call_crashes() -> None:
     """In a process of its own, whose last line names the call in which it crashed."""
     package = Path(unicode_fast.__file__).parent.parent
-    environment = os.environ | {"PYTHONPATH": str(package), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, PROGRAM], capture_output=True, text=True, env=environment, check=False)
+    done = python(PROGRAM, PYTHONPATH=str(package), OMP_NUM_THREADS="1")
     lines = done.stdout.splitlines() or ["no call"]
     assert not [line for line in lines if line.startswith("FAILED")]
     assert done.returncode == 0, f"status {done.returncode} in the call {lines[-1]!r}\n{done.stderr}"

@@ -11,6 +11,7 @@ from types import ModuleType
 
 import pytest
 import torch
+from processes import python
 
 import unicode_fast
 from unicode_fast.__main__ import COMMANDS
@@ -59,8 +60,7 @@ def build_backend() -> ModuleType:
 def run(code: str, folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
     """Run Python code in a separate process with this process's import path."""
     paths = os.pathsep.join(path for path in (str(ROOT), os.environ.get("PYTHONPATH")) if path)
-    environment = {**os.environ, "PYTHONPATH": paths, **variables}
-    return subprocess.run([sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, text=True)
+    return python("-c", code, folder=folder, PYTHONPATH=paths, **variables)
 
 
 class TestImport:

@@ -1,7 +1,5 @@
 """Registration of every operator: schema, fakes, gradients, compilation; no operator makes the host wait."""
 
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import astuple
@@ -11,6 +9,7 @@ import pytest
 import torch
 from cases import NEAREST_CASES, normal
 from compare import assert_all_close, assert_close
+from processes import python
 from tolerances import EXACT
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -514,5 +513,5 @@ def test_an_implementation_takes_the_place_of_the_reference(backend_first: bool)
     lines = ["import unicode_fast", "library = register()"]
     first, second = reversed(lines) if backend_first else lines
     script = PRECEDENCE.format(first=first, second=second)
-    result = subprocess.run([sys.executable, "-W", "error", "-c", script], capture_output=True, text=True, check=False)
+    result = python("-W", "error", "-c", script)
     assert result.returncode == 0, result.stderr

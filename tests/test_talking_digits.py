@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny
+from processes import start
 
 from unicode_fast.config import DataConfig
 from unicode_fast.data import Store, cache, open_dataset
@@ -85,11 +85,6 @@ def checksums(store: Store) -> dict[str, str]:
     manifest = json.loads((store.path / "manifest.json").read_bytes())
     arrays = [one for split in manifest["splits"].values() for one in split["parts"][0]["arrays"].values()]
     return {shard["file"]: shard["sha256"] for one in arrays for shard in one["shards"]}
-
-
-def start(target: Path, patch: str = "pass") -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", NEW_PROCESS.format(patch=patch), str(target), str(PACKAGE_PARENT)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 # What is in a clip
@@ -409,7 +404,7 @@ def test_damage_is_repaired_with_a_note(few: Store, tmp_path: Path, capsys: pyte
 
 def test_killed_while_writing(few: Store, tmp_path: Path) -> None:
     patch = "writing.os.rename = lambda *arguments: os.kill(os.getpid(), signal.SIGKILL)"
-    child = start(tmp_path, patch)
+    child = start("-c", NEW_PROCESS.format(patch=patch), tmp_path, PACKAGE_PARENT)
     child.communicate()
     assert child.returncode == -signal.SIGKILL
     assert any(".unfinished-" in path.name for path in tmp_path.iterdir())
@@ -419,7 +414,7 @@ def test_killed_while_writing(few: Store, tmp_path: Path) -> None:
 
 
 def test_two_processes_at_once(few: Store, tmp_path: Path) -> None:
-    children = [start(tmp_path) for _ in range(2)]
+    children = [start("-c", NEW_PROCESS.format(patch="pass"), tmp_path, PACKAGE_PARENT) for _ in range(2)]
     said = [child.communicate() for child in children]
     assert [child.returncode for child in children] == [0, 0], said
     assert said[0][0] == said[1][0] != ""
