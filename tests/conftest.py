@@ -3,6 +3,7 @@
 import os
 import random
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -92,6 +93,12 @@ def spoken(tmp_path_factory: pytest.TempPathFactory) -> ClipSet:
     with tiny.quick_speech():
         folder = tmp_path_factory.mktemp("spoken")
         return talking_digits.load(cache=folder, easy=True, clips=clips, progress=False).split("test")
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store of `tiny.write`."""
+    return tiny.write(tmp_path_factory.mktemp("store") / "tiny")
 
 
 @pytest.fixture(scope="module")

@@ -27,11 +27,6 @@ SMALL = {**tiny.SIZES, "steps": 6, "batch_size": 10, "validations": 0}
 PAIR = {name: value for name, value in SMALL.items() if name != "word_width"} | {"modalities": "audio,video"}
 
 
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.write(tmp_path_factory.mktemp("store") / "tiny")
-
-
 def words(**fields: object) -> list[str]:
     return [f"--{name}={value}" for name, value in fields.items()]
 

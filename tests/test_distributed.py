@@ -276,11 +276,6 @@ FLAGS = {
 }
 
 
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.write(tmp_path_factory.mktemp("store") / "tiny")
-
-
 class Job:
     """A run under torchrun, of the module that trains or of a script in its place."""
 

@@ -45,11 +45,6 @@ FLAGS = {
 SHOWN = (("audio", "vector", (64,)), ("video", "grid", (7, 7, 8)), ("text", "words", (32,)))
 
 
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.write(tmp_path_factory.mktemp("store") / "tiny")
-
-
 def flags(store: Path, out: Path, **fields: object) -> list[str]:
     values = {**FLAGS, "data": store, "out": out, **fields}
     return [f"--{name}={value}" for name, value in values.items()]
