@@ -279,10 +279,11 @@ class TestNoWaiting:
             torch.testing.assert_close(term, found[1][name], rtol=1e-10, atol=1e-12)
 
     @pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA is not available")
+    @pytest.mark.parametrize("masked", [True, False])
     @pytest.mark.parametrize("preset", PRESETS)
-    def test_nothing_waits_for_the_gpu(self, preset: str) -> None:
+    def test_nothing_waits_for_the_gpu(self, preset: str, masked: bool) -> None:
         owner = trainer(preset, torch.device("cuda"))
-        inputs = batch(owner, 6, True)
+        inputs = batch(owner, 6, masked)
         owner.train_step(*inputs, 1e-3)
         torch.cuda.set_sync_debug_mode("error")
         try:
