@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from unicode_fast import CodebookState
 from unicode_fast.backend import EXTENSION, BackendUnavailable, choose_backend
 
 # Whether backend "cpp" is csrc/cuda on the emulator, as tests/cuda_on_host/build.py makes it.
@@ -82,6 +83,17 @@ def strided(tensor: Tensor) -> Tensor:
     view = wide[..., 1::2]
     view.copy_(tensor)
     return view.transpose(0, -1).contiguous().transpose(0, -1) if tensor.dim() > 1 else view
+
+
+def make_state(codebook: Tensor, modalities: int, count: float = 1.0, idle: int = 0) -> CodebookState:
+    device, codewords = codebook.device, codebook.shape[0]
+    return CodebookState(
+        codebook.clone(),
+        torch.full((codewords,), count, dtype=codebook.dtype, device=device),
+        codebook.clone() * count if count else codebook.clone(),
+        torch.full((modalities, codewords), idle, dtype=torch.int64, device=device),
+        torch.zeros((), dtype=torch.int64, device=device),
+    )
 
 
 NearestInputs = tuple[Tensor, Tensor]

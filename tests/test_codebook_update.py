@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tolerances
 import torch
-from cases import Place, generator, normal, places
+from cases import Place, generator, make_state, normal, places
 from compare import assert_close, to_float64
 from numpy.typing import NDArray
 from tolerances import AFFINE_FORM, EXACT, MANY_ROWS
@@ -22,17 +22,6 @@ NAN = float("nan")
 # What the released code does with its codebook.
 OFFICIAL = EmaConfig(update="sequential", smoothing="compounding", reset_ema=False)
 UPDATES = list(product(("joint", "sequential"), ("none", "transient", "compounding")))
-
-
-def make_state(codebook: Tensor, modalities: int, count: float = 1.0, idle: int = 0) -> CodebookState:
-    device, codewords = codebook.device, codebook.shape[0]
-    return CodebookState(
-        codebook.clone(),
-        torch.full((codewords,), count, dtype=codebook.dtype, device=device),
-        codebook.clone() * count if count else codebook.clone(),
-        torch.full((modalities, codewords), idle, dtype=torch.int64, device=device),
-        torch.zeros((), dtype=torch.int64, device=device),
-    )
 
 
 def on(device: str, *lists: list) -> list[list]:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from cases import NEAREST_CASES, ON_HOST, Place, normal, places
+from cases import NEAREST_CASES, ON_HOST, Place, make_state, normal, places
 from compare import assert_all_close, assert_close
 from tolerances import EXACT
 from torch import Tensor
@@ -40,10 +40,7 @@ def makings() -> Iterator[Makings]:
 
 
 def new_state(device: str = "cpu") -> CodebookState:
-    codebook = normal(7, 5).to(device)
-    idle = torch.zeros(1, 7, dtype=torch.int64, device=device)
-    ones = torch.ones(7, device=device)
-    return CodebookState(codebook, ones, codebook.clone(), idle, torch.zeros((), dtype=torch.int64, device=device))
+    return make_state(normal(7, 5).to(device), 1)
 
 
 def assert_same_bits(features: Tensor, prepared: PreparedCodebook, backend: str | None = None) -> None:

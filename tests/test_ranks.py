@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from cases import Place, normal, places
+from cases import Place, make_state, normal, places
 from tolerances import FLOAT64
 
 from unicode_fast import BatchShard, CodebookState, EmaConfig, codebook_update
@@ -21,10 +21,7 @@ ROWS, CODEWORDS, WIDTH, STEPS = 23, 40, 6, 4
 
 
 def new_state() -> CodebookState:
-    codebook = normal(CODEWORDS, WIDTH, dtype=torch.float64)
-    idle = torch.zeros(3, CODEWORDS, dtype=torch.int64)
-    ones = torch.ones(CODEWORDS, dtype=torch.float64)
-    return CodebookState(codebook, ones, codebook.clone(), idle, torch.zeros((), dtype=torch.int64))
+    return make_state(normal(CODEWORDS, WIDTH, dtype=torch.float64), 3)
 
 
 def whole_batch(step: int) -> tuple[list[torch.Tensor], list[torch.Tensor], list[torch.Tensor]]:
