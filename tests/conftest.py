@@ -95,6 +95,12 @@ def spoken(tmp_path_factory: pytest.TempPathFactory) -> ClipSet:
         return talking_digits.load(cache=folder, easy=True, clips=clips, progress=False).split("test")
 
 
+@pytest.fixture
+def few(spoken: ClipSet) -> ClipSet:
+    """Twelve of them."""
+    return spoken.select(np.arange(12))
+
+
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store of `tiny.write`."""

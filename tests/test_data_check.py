@@ -32,11 +32,6 @@ from unicode_fast.files.untrusted import BadFile
 STREAMS = Request(("audio", "video"))
 
 
-@pytest.fixture
-def few(spoken: ClipSet) -> ClipSet:
-    return spoken.select(np.arange(12))
-
-
 # Of a dozen clips, lists are short, and few classes are in every split.
 OF_FEW = ("rows", "unseen classes", "single clips")
 

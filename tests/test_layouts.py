@@ -39,11 +39,6 @@ GRID, BANDS = Modality("grid", (7, 7, 16)), Modality("vector", (128,))
 STREAMS = ("audio", "video")
 
 
-@pytest.fixture
-def few(spoken: ClipSet) -> ClipSet:
-    return spoken.select(np.arange(12))
-
-
 def opened(layout: str, root: Path) -> Dataset:
     return open_data(f"{layout}:{root}", modalities=STREAMS)
 
