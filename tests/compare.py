@@ -42,6 +42,10 @@ def assert_all_close(
         assert_close(found, truth, tolerance, what)
 
 
+def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
+
+
 def assert_no_worse(actual: Tensor, reference: Tensor, truth: Tensor, slack: Tolerance, what: str = "result") -> None:
     """Fail if the error of a result exceeds the reference's own error at the same dtype by more than the slack."""
     expected = to_float64(truth)

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
+from compare import same
 
 import unicode_fast
 from unicode_fast import PRESETS, Config, Modality, preset
@@ -186,10 +187,6 @@ def trained(names: str, **fields: object) -> dict[str, torch.Tensor]:
     for seed in range(3):
         trainer.train_step(tiny.batch(trainer.model, seed=seed), None, 1e-3)
     return trainer.model.state_dict()
-
-
-def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
-    return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
 
 
 class TestUnreadFields:

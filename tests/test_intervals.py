@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats
 from sklearn.metrics import average_precision_score, precision_recall_fscore_support
-from task_tolerances import INTERVAL, RATIO
+from task_tolerances import INTERVAL
+from test_metrics import close
 
 from unicode_fast.tasks.metrics import scores as metrics
 from unicode_fast.tasks.metrics.intervals import Bootstrap, Estimate, weighted_mean, weighted_median
@@ -14,10 +15,6 @@ from unicode_fast.tasks.metrics.pooled import pooled_metrics, weighted_map
 
 CLIPS, STEPS, CLASSES = 40, 5, 4
 MEASURES = ("precision", "recall", "f1")
-
-
-def close(value: float) -> object:
-    return pytest.approx(value, rel=RATIO.relative, abs=RATIO.absolute)
 
 
 def example(seed: int, levels: int = 7) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+import tiny
 import torch
 from tolerances import FLOAT64
 
@@ -12,10 +13,6 @@ from unicode_fast import losses
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-
-
-def lengths_mask(lengths: list[int], steps: int) -> torch.Tensor:
-    return torch.arange(steps) < torch.tensor(lengths)[:, None]
 
 
 class TestByHand:
@@ -108,7 +105,7 @@ class TestAgainstLoops:
 class TestMasks:
     """Padded steps never count: the masked loss of a padded batch is the loss of the steps that are there."""
 
-    mask = lengths_mask([2, 2, 2], 4)
+    mask = tiny.mask_of([2, 2, 2], 4)
 
     def padded(self, *shape: int, seed: int = 0) -> torch.Tensor:
         values = normal(*shape, seed=seed)
@@ -132,7 +129,7 @@ class TestMasks:
 
 class TestGradients:
     def test_all(self) -> None:
-        mask = lengths_mask([3, 1], 3)
+        mask = tiny.mask_of([3, 1], 3)
         arguments = [normal(2, 3, 2, seed=n).requires_grad_() for n in range(3)]
         order = torch.tensor([1, 0])
         for loss in (

@@ -17,7 +17,7 @@ import pytest
 import tiny
 import torch
 import yaml
-from compare import assert_close
+from compare import assert_close, same
 from tolerances import EXACT, SHARED_BATCH
 
 from unicode_fast import Modality, backend, checkpoint, load, preset
@@ -62,10 +62,6 @@ def finished(store: Path, tmp_path_factory: pytest.TempPathFactory, no_pictures:
 
 def final_model(run: Path) -> dict[str, torch.Tensor]:
     return checkpoint.read(checkpoint.find(run, "last"))["model"]
-
-
-def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
-    return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
 
 
 class TestRunFolder:
