@@ -35,6 +35,11 @@ VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *dict.fromkeys([*WOR
 WIDTH = 24
 
 
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("UNICODE_FAST_CACHE", str(tmp_path / "cache"))
+
+
 @pytest.fixture(scope="module")
 def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with two layers of random weights and a vocabulary."""
@@ -144,8 +149,7 @@ def test_another_model_and_a_damaged_cache_are_encoded_anew(tmp_path: Path, bert
     assert other.encoded == 1 and len(list((tmp_path / "word-vectors").iterdir())) == 2
 
 
-def test_layouts_with_sentences(tmp_path: Path, bert: Path, spoken: ClipSet, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("UNICODE_FAST_CACHE", str(tmp_path / "cache"))
+def test_layouts_with_sentences(tmp_path: Path, bert: Path, spoken: ClipSet) -> None:
     few = spoken.select(np.arange(8))
     write_avel(tmp_path / "avel", few)
     data = open_data(f"vggsound-avel24k:{tmp_path / 'avel'}", text_model=str(bert))
@@ -164,11 +168,8 @@ def test_layouts_with_sentences(tmp_path: Path, bert: Path, spoken: ClipSet, mon
     assert shown.features["text"].shape == (2, 10, WIDTH) and list(shown.lengths["text"]) == [5, 5]
 
 
-def test_the_official_preset_reads_the_zeros_after_the_last_word(
-    tmp_path: Path, bert: Path, spoken: ClipSet, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_official_preset_reads_the_zeros_after_the_last_word(tmp_path: Path, bert: Path, spoken: ClipSet) -> None:
     """The released word encoder sees ten steps of each sentence, and nothing after it is masked."""
-    monkeypatch.setenv("UNICODE_FAST_CACHE", str(tmp_path / "cache"))
     write_avel(tmp_path / "avel", spoken.select(np.arange(8)))
     spec = f"vggsound-avel24k:{tmp_path / 'avel'}"
     found = {}
@@ -185,7 +186,6 @@ def test_segmentation_of_a_layout_by_queries_of_both_modalities(
     tmp_path: Path, bert: Path, spoken: ClipSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The run was trained on a packed store, so that only evaluation's flags say what reads the sentences."""
-    monkeypatch.setenv("UNICODE_FAST_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(backbones, "LIGHT_SETTINGS", dataclasses.replace(backbones.LIGHT_SETTINGS, steps=3))
     write_avel(tmp_path / "avel", spoken)
     write_avsbench(tmp_path / "avs", spoken, spoken.arrays["video.frames"])
@@ -205,10 +205,9 @@ def test_segmentation_of_a_layout_by_queries_of_both_modalities(
 
 
 def test_retrieval_anchored_in_a_modality_that_the_run_has_not_seen(
-    tmp_path: Path, bert: Path, spoken: ClipSet, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, bert: Path, spoken: ClipSet
 ) -> None:
     """The published protocol: pre-trained on video and text, matched with audio, which the layout has too."""
-    monkeypatch.setenv("UNICODE_FAST_CACHE", str(tmp_path / "cache"))
     write_avel(tmp_path / "avel", spoken)
     sizes = [f"--{name}={value}" for name, value in tiny.SIZES.items() if name != "vector_specific_width"]
     data = [f"--data=vggsound-avel24k:{tmp_path / 'avel'}", f"--text_model={bert}", "--modalities=video,text"]
