@@ -134,7 +134,7 @@ def test_a_worker_that_is_killed_is_one_clear_error(batches: Batches, monkeypatc
         return plain(self, step, own, keep_halves=keep_halves)
 
     monkeypatch.setattr(Batches, "batch", killed)
-    with open_loader(batches, CPU, "prefetch", workers=1) as feed:
+    with open_loader(batches, CPU, "prefetch", workers=1) as loader:
         assert_same(loader.batch(0), plain(batches, 0))
         with pytest.raises(BatchLoaderError, match=r"read the batch of step [12]: .*; --loader_workers 0 reads it"):
             for step in (1, 2):
