@@ -59,7 +59,7 @@ def expected_lines(device: str) -> dict[str, dict[Line, Mapping[str, int]]]:
     return {"quantiser": quantiser, "contrast": contrast}
 
 
-def replace_part(name: str, text: str) -> None:
+def replace_section(name: str, text: str) -> None:
     """Writes text between the markers of this name in README or a page of docs/."""
     pattern = re.compile(rf"(<!-- {name} -->\n).*(<!-- /{name} -->)", re.DOTALL)
     pages = [page for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")) if pattern.search(page.read_text())]
@@ -302,11 +302,11 @@ def main() -> None:
     run = parser.parse_args().run
     if run is not None:
         put_run(run)
-    for name, text in parts().items():
-        replace_part(name, text)
+    for name, text in sections().items():
+        replace_section(name, text)
 
 
-def parts() -> dict[str, str]:
+def sections() -> dict[str, str]:
     """The text between each pair of markers."""
     short, results = default_run()
     return {

@@ -400,20 +400,20 @@ class TestTorchrun:
         )
 
     @pytest.mark.slow
-    @pytest.mark.parametrize("place", ["opening", "feed", "step", "validation"])
+    @pytest.mark.parametrize("place", ["opening", "loader", "step", "validation"])
     def test_a_rank_hangs(self, place: str, store: Path, tmp_path: Path) -> None:
         """Before the first step, before a step or in it, or between steps, where it may for longer."""
         script = tmp_path / "script.py"
         script.write_text(A_RANK_THAT_HANGS)
         fields = {**FLAGS, "steps": 1000, "validations": 100, "checkpoint_seconds": 1000.0, "rank_timeout_seconds": 2.0}
-        fields |= {"script": (str(script), place), "wait_seconds": 3600.0 if place in ("feed", "step") else 10.0}
+        fields |= {"script": (str(script), place), "wait_seconds": 3600.0 if place in ("loader", "step") else 10.0}
         job = Job(3 if place == "step" else 2, tmp_path / "log.txt", data=store, out=tmp_path / "run", **fields)
         status, printed = job.wait(60)
         assert status != 0
         (message,) = errors_in(printed)
         rank, phase = {
             "opening": (1, "opening data"),
-            "feed": (1, "training at step 13"),
+            "loader": (1, "training at step 13"),
             "step": (1, "training at step 13"),
             "validation": (0, "validating after step 10"),
         }[place]
@@ -477,7 +477,7 @@ def hanging(call, on, where=lambda *_: True):
 
 if place == "opening":
     checks.open_run_data = hanging(checks.open_run_data, 1)
-elif place == "feed":
+elif place == "loader":
     Batches.batch = hanging(Batches.batch, 1, lambda batches, step, *_: step == 12)
 elif place == "step":
     Trainer.train_step = hanging(Trainer.train_step, 1, lambda trainer, *_: trainer.step == 12)

@@ -70,16 +70,16 @@ def before_step(monkeypatch: pytest.MonkeyPatch, number: int, act: Callable[[], 
     real = train.open_loader
 
     def open_loader(*arguments: Any, **options: Any) -> Any:
-        feed = real(*arguments, **options)
-        batch = feed.batch
+        loader = real(*arguments, **options)
+        batch = loader.batch
 
         def read(step: int) -> Any:
             if step + 1 == number:
                 act()
             return batch(step)
 
-        monkeypatch.setattr(feed, "batch", read)
-        return feed
+        monkeypatch.setattr(loader, "batch", read)
+        return loader
 
     monkeypatch.setattr(train, "open_loader", open_loader)
 
