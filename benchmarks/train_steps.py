@@ -1,7 +1,7 @@
 """Whole training steps, and their profile: `python benchmarks/train_steps.py CONTENDER SIZE` prints a line of JSON.
 
 `bench_train_step.py` calls it, each contender in its own process. With `--profile` the line holds the time of every
-component of the step, forward and backward, by torch.profiler.
+section of the step, forward and backward, by torch.profiler.
 """
 
 import argparse
@@ -142,9 +142,9 @@ def milliseconds(step: Callable[[], object], device: torch.device) -> tuple[list
     return times, busy
 
 
-# Components of a step: object of the trainer, method. The forward time of a component is that of its methods. The
+# Sections of a step: object of the trainer, method. The forward time of a section is that of its methods. The
 # backward time is that of the gradients of their operators.
-COMPONENTS: dict[str, tuple[tuple[str, str], ...]] = {
+SECTIONS: dict[str, tuple[tuple[str, str], ...]] = {
     "encoders": tuple(("model.encoders.{name}", f) for f in ("read_words", "encode_semantic", "encode_specific")),
     "decoders": (("model.decoders.{name}", "forward"),),
     "reconstruction": (("method", "reconstruction"),),
@@ -161,24 +161,24 @@ COMPONENTS: dict[str, tuple[tuple[str, str], ...]] = {
 
 @contextmanager
 def marked(trainer: Trainer) -> Iterator[None]:
-    """Gives methods of COMPONENTS and the clipping spans with their component's name in a profile."""
+    """Gives methods of SECTIONS and the clipping spans with their section's name in a profile."""
 
-    def spanning(component: str, function: Callable) -> Callable:
+    def spanning(section: str, function: Callable) -> Callable:
         @functools.wraps(function)
         def call(*arguments: Any, **options: Any) -> Any:
-            with record_function(component):
+            with record_function(section):
                 return function(*arguments, **options)
 
         return call
 
     with ExitStack() as patches:
-        for component, methods in COMPONENTS.items():
+        for section, methods in SECTIONS.items():
             for path, method in methods:
                 for name in trainer.model.names if "{name}" in path else ("",):
                     owner: Any = trainer
                     for field in path.format(name=name).split("."):
                         owner = owner[field] if isinstance(owner, torch.nn.ModuleDict) else getattr(owner, field)
-                    call = spanning(component, getattr(owner, method))
+                    call = spanning(section, getattr(owner, method))
                     patches.enter_context(mock.patch.object(owner, method, call))
         call = spanning("optimiser", clip_grad_norm_)
         patches.enter_context(mock.patch("unicode_fast.training.trainer.clip_grad_norm_", call))
@@ -186,7 +186,7 @@ def marked(trainer: Trainer) -> Iterator[None]:
 
 
 def profiled(trainer: Trainer, step: Callable[[], object], device: torch.device, steps: int) -> list[dict[str, Any]]:
-    """Milliseconds of each component in one step, mean over some: forward, backward, calls of torch operators."""
+    """Milliseconds of each section in one step, mean over some: forward, backward, calls of torch operators."""
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device.type == "cuda")
     with marked(trainer):
         step()
@@ -202,30 +202,30 @@ def profiled(trainer: Trainer, step: Callable[[], object], device: torch.device,
     spans = sorted(
         (event.time_range.start, event.time_range.end, event.name, event.device_time_total if on_gpu else None)
         for event in events
-        if event.name in COMPONENTS and event.device_type.name == "CPU"
+        if event.name in SECTIONS and event.device_type.name == "CPU"
     )
     starts = [start for start, *_ in spans]
 
-    def component_at(time: float) -> str | None:
+    def section_at(time: float) -> str | None:
         place = int(np.searchsorted(starts, time, side="right")) - 1
         return spans[place][2] if place >= 0 and time < spans[place][1] else None
 
     forward, backward, calls = defaultdict(float), defaultdict(float), defaultdict(int)
-    for start, end, component, device_time in spans:
-        forward[component] += end - start if device_time is None else device_time
+    for start, end, section, device_time in spans:
+        forward[section] += end - start if device_time is None else device_time
     made_in: dict[int, str] = {}
     cpu = sorted((event for event in events if event.device_type.name == "CPU"), key=lambda e: e.time_range.start)
     for event in cpu:
-        component = component_at(event.time_range.start)
+        section = section_at(event.time_range.start)
         if event.name.startswith("aten::"):
-            calls[component or "other"] += 1
+            calls[section or "other"] += 1
         if event.name.startswith("autograd::engine::evaluate_function"):
             # The span of CLUB's inner steps covers their own backward pass.
-            if component is None:
+            if section is None:
                 owner = made_in.get(event.sequence_nr, "other")
                 backward[owner] += event.device_time_total if on_gpu else event.time_range.elapsed_us()
-        elif component is not None and event.sequence_nr >= 0 and event.scope != 1:
-            made_in[event.sequence_nr] = component
+        elif section is not None and event.sequence_nr >= 0 and event.scope != 1:
+            made_in[event.sequence_nr] = section
     whole = sum(
         event.device_time_total if on_gpu else event.time_range.elapsed_us() for event in cpu if event.name == "step"
     )
@@ -237,7 +237,7 @@ def profiled(trainer: Trainer, step: Callable[[], object], device: torch.device,
             "backward_ms": backward[name] / 1000 / steps,
             "operator_calls": calls[name] / steps,
         }
-        for name in (*COMPONENTS, "other")
+        for name in (*SECTIONS, "other")
     ]
 
 

@@ -1,6 +1,6 @@
 """Writes measured numbers into README and docs, between their markers: `python benchmarks/update_readme.py [RUN]`.
 
-All of them come from benchmarks/results/. With RUN, that run becomes the default run there, with its pictures.
+All numbers are from benchmarks/results/. With RUN, that run becomes the default run there, with its pictures.
 """
 
 import argparse
@@ -32,7 +32,7 @@ PROBLEMS = {
     "step": "quantiser step",
     "contrast": "Cross-CPC",
 }
-# Public operator of each dispatched operator with another name.
+# Public operators of dispatched operators with other names.
 OPERATORS = {"codebook_apply": "codebook_update", "codebook_statistics": "codebook_update"}
 # A line of the speed table: problem, shape and precision.
 Line = tuple[str, str, str]
@@ -90,7 +90,7 @@ def speed_rows(device: str, stem: str) -> dict[Line, tuple[str, list[dict]]]:
 
 
 def speed_table() -> str:
-    """One line for each device, problem and shape: our time and that of each contender with the ratio to ours."""
+    """One line for each device, problem and shape: our time, and the time of each contender with its ratio to ours."""
     lines = ["| where | problem | size | ours | others |", "| --- | --- | --- | ---: | --- |"]
     notes = []
     for device in DEVICES:
@@ -108,7 +108,7 @@ def speed_table() -> str:
 
 
 def short_speed_table() -> str:
-    """The lines of the README, each beside the fastest of the others, and a whole step beside the released code's."""
+    """The lines of the README: our time beside the fastest other, and a whole step beside the released code's."""
     found = {**speed_rows("cpu", "quantiser"), **speed_rows("cpu", "contrast")}
     lines = ["| problem | size | ours | fastest other |", "| --- | --- | ---: | ---: |"]
     for key in SHORT:
@@ -186,8 +186,8 @@ def install_sentence() -> str:
     sizes = found["gigabytes"]
     return (
         f"From a fresh clone the first command installs in {minutes['downloading']} minutes, with the download of "
-        f"{sizes['download']:.1f} GB, or in {minutes['downloaded']} from files on the disk, and takes "
-        f"{sizes['disk']:.1f} GB of the disk; it then makes the data, trains and probes in {minutes['run']} minutes "
+        f"{sizes['download']:.1f} GB, or in {minutes['downloaded']} from files on the disk. The environment takes "
+        f"{sizes['disk']:.1f} GB. The command then makes the data, trains and probes in {minutes['run']} minutes "
         f"({found['device']}, {found['cores']} cores, Python {found['python']}, torch {found['torch']}, "
         f"{found['date']}, commit `{(found['commit'] or 'unknown')[:12]}`{note}; "
         "`python benchmarks/install_time.py`)."
@@ -218,7 +218,7 @@ def reading_sentence() -> str:
 
 
 def numbers_table() -> str:
-    """The run on talking-numbers, beside accuracies of the same encoders with labels."""
+    """The run on talking-numbers, beside accuracies of the same encoders trained with labels."""
     summary = read("talking-numbers-run.json")
     bounds = read("upper-bound.json")["talking-numbers"]
     heads = ["task", "direction", "zero-shot", "same modality", "tokens / same", "trained with labels"]
@@ -276,7 +276,7 @@ def put_run(run: Path) -> None:
 
 
 def default_run() -> tuple[str, str]:
-    """The table of the default run, in short and with codes; both with the origin."""
+    """The table of the default run, short and with measures of codes; both with the origin."""
     summary = read("default-run.json")
     rows = [Row.from_dict(row) for row in summary["rows"]]
     seeds = summary.get("seeds", [summary.get("seed")])
