@@ -21,7 +21,7 @@ class Encoded(NamedTuple):
 
 
 class LookUp(nn.Module):
-    """Features are code numbers, and encoding looks them up; dropout replaces some and counts its calls."""
+    """Features are code numbers, and encoding gathers their codewords; dropout replaces some and counts its calls."""
 
     def __init__(self, scale: float = 1.0, noise: float = 0.2) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ class LookUp(nn.Module):
         generator = torch.Generator().manual_seed(5)
         self.register_buffer("codebook", scale * torch.randn(CODEWORDS, WIDTH, generator=generator))
         self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
-        self.part = nn.Dropout()
+        self.inner = nn.Dropout()
 
     def encode(self, name: str, features: Tensor, mask: Tensor | None = None, *, dropout: bool = False) -> Encoded:
         index = features[..., 0].long()

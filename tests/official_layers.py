@@ -62,7 +62,7 @@ def lstm(state: State, prefix: str, x: Array) -> Array:
 
 
 def bidirectional_lstm(state: State, x: Array) -> Array:
-    """Two bidirectional layers over all steps, padding included; x (B, T, C) -> (B, T, 2 H), forward half first."""
+    """Two bidirectional layers over all positions, padding included; x (B, T, C) -> (B, T, 2 H), forward half first."""
     for layer in ("l0", "l1"):
         backward = lstm_layer(state, f"{layer}_reverse", x[:, ::-1])[:, ::-1]
         x = np.concatenate([lstm_layer(state, layer, x), backward], axis=-1)
@@ -100,13 +100,13 @@ def residual_stack(state: State, name: str, x: Array) -> Array:
 
 
 def attention(state: State, name: str, x: Array) -> Array:
-    """Self-attention with four heads over the steps of each clip, without mask; x (B, T, D)."""
+    """Self-attention with four heads over the positions of each clip, without mask; x (B, T, D)."""
     projected = x @ state[f"{name}.in_proj_weight"].T + state[f"{name}.in_proj_bias"]
-    clips, steps, width = x.shape
-    heads = projected.reshape(clips, steps, 3, HEADS, width // HEADS)
+    clips, positions, width = x.shape
+    heads = projected.reshape(clips, positions, 3, HEADS, width // HEADS)
     query, key, value = np.moveaxis(heads, (2, 3), (0, 2))  # each (B, heads, T, D / heads)
     scores = query @ key.swapaxes(-1, -2) / np.sqrt(width // HEADS)
-    mixed = (softmax(scores, axis=-1) @ value).swapaxes(1, 2).reshape(clips, steps, width)
+    mixed = (softmax(scores, axis=-1) @ value).swapaxes(1, 2).reshape(clips, positions, width)
     return linear(state, f"{name}.out_proj", mixed)
 
 

@@ -1,6 +1,6 @@
-"""What the released Uni-Code code computes from a checkpoint, in float64 NumPy: codes, losses and codebook update.
+"""The released Uni-Code computation from a checkpoint, in float64 NumPy: codes, losses and codebook update.
 
-Independent of the package. Dimensions: B clips, T time steps, N = B T rows, M codewords, D width. Modalities are in
+Independent of the package. Dimensions: B clips, T positions, N = B T rows, M codewords, D width. Modalities are in
 the order audio, video, text. For two modalities, where the release does not run, the rules of all three are followed.
 """
 
@@ -52,15 +52,15 @@ class Quantiser(NamedTuple):
     unactivated_count: Array
 
 
-def draws(modalities: tuple[str, ...], clips: int, quantiser: Quantiser, *, seed: int = 0, steps: int = 10) -> Draws:
+def draws(names: tuple[str, ...], clips: int, quantiser: Quantiser, *, seed: int = 0, positions: int = 10) -> Draws:
     """Random draws with the distribution of the release."""
     generator = np.random.default_rng([seed, 2])
     codewords, width = quantiser.embedding.shape
     return Draws(
         choice=generator.random((codewords,)),
         noise=generator.uniform(-1, 1, (codewords, width)),
-        permutation={modality: generator.permutation(clips) for modality in modalities},
-        cpc_step=int(generator.integers(1, steps - 1)),
+        permutation={modality: generator.permutation(clips) for modality in names},
+        cpc_step=int(generator.integers(1, positions - 1)),
     )
 
 
@@ -166,7 +166,7 @@ def negative_log_likelihood(state: State, x: Array, y: Array) -> float:
 
 
 def predict(state: State, name: str, z: Array, step: int) -> Array:
-    """Prediction (B, D) of step + 1 from the steps 0 to step of z (B, T, D)."""
+    """Prediction (B, D) of position step + 1 from the positions 0 to step of z (B, T, D)."""
     context = layers.lstm(state, f"{name}_ar_lstm.", z[:, : step + 1])[:, -1]
     return layers.linear(state, f"{name}_predictors.0", context)
 

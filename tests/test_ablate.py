@@ -1,4 +1,4 @@
-"""Ablations and reports: which runs, resumed and never mixed up, and tables that say what the runs said."""
+"""Ablations and reports: the runs, resuming, records, and tables with the scores of the runs."""
 
 import csv
 import json
@@ -38,7 +38,7 @@ class TestVariants:
         assert {variant.config.data.modalities for variant in found} == {"audio,video"}
         assert len({variant.folder for variant in found}) == len(found)
 
-    def test_every_row_changes_what_it_says(self) -> None:
+    def test_every_row_changes_the_named_component(self) -> None:
         base = tiny.config()
         found = {variant.label: variant.config.method for variant in ablate.variants(base, ("a", "b"), ["table3"], [])}
         assert found["none"] == base.method
@@ -68,7 +68,7 @@ class TestVariants:
         (unit.folder / "config.yaml").write_text(yaml.safe_dump({**unit.config.flat(), "steps": 7}))
         with pytest.raises(ValueError, match="was trained with another"):
             ablate.units(tmp_path, found, [0])
-        # How it was computed may differ.
+        # Fields of execution may differ.
         (unit.folder / "config.yaml").write_text(yaml.safe_dump({**unit.config.flat(), "micro_batches": 2}))
         assert ablate.units(tmp_path, found, [0]) == [unit]
 
@@ -97,7 +97,7 @@ def test_whole_command_and_again(
     assert [line[:2] for line in table] == [["codewords", "seeds"], ["4", "1"], ["12", "1"]]
     row = Row.from_dict(complete["rows"][0])
     assert table[2][table[0].index(f"{row.task} {row.source} → {row.target}")] == f"{100 * row.score:.1f}"
-    # What is finished is not trained again, and an unfinished run goes on.
+    # A finished run is not trained again, and an unfinished run resumes.
     changed = (out / "audio-video-text" / "complete" / "seed-0" / "summary.json").stat().st_mtime_ns
     (out / "audio-video-text" / "codewords=4" / "seed-0" / "summary.json").unlink()
     (out / "runs.json").unlink()
@@ -107,12 +107,12 @@ def test_whole_command_and_again(
     assert (out / "audio-video-text" / "complete" / "seed-0" / "summary.json").stat().st_mtime_ns == changed
     for run in json.loads((out / "runs.json").read_text())["runs"]:
         assert run["rows"] == by_fields[str(run["fields"])]["rows"]
-    # A recorded run needs its folder no more, and one that is not there yet is named.
+    # A recorded run does not need its folder, and a missing run is named.
     shutil.rmtree(out / "audio-video-text")
     elsewhere = tmp_path / "elsewhere"
-    asked = [*words(data=store, **SMALL, experiments="figure3", sizes="4,12", record=out / "runs.json")]
+    flags = [*words(data=store, **SMALL, experiments="figure3", sizes="4,12", record=out / "runs.json")]
     monkeypatch.setattr(ablate, "run_all", lambda runs, *_: iter(()))
-    assert ablate.main([f"--out={elsewhere}", "--seeds=2", *asked]) == 0
+    assert ablate.main([f"--out={elsewhere}", "--seeds=2", *flags]) == 0
     other_page = (elsewhere / "ablation.md").read_text()
     assert "Not run yet: 4 (seed 1); 12 (seed 1)." in other_page
     assert [line for line in other_page.splitlines() if line.startswith("| 12 |")] == [
@@ -257,9 +257,9 @@ class TestChanges:
 
 
 def test_table_3_is_measured_across_data_sets_where_there_are_two() -> None:
-    asked = "classification,localisation,cross-classification,cross-localisation"
+    expected = "classification,localisation,cross-classification,cross-localisation"
     base = preset("recommended")
-    assert ablate.with_all_columns(base, {}).train.probe_tasks == asked
+    assert ablate.with_all_columns(base, {}).train.probe_tasks == expected
     for config, flags in (
         (base.replace(data="store"), {}),
         (base, {"probe_tasks": "classification"}),
@@ -380,7 +380,7 @@ class TestReport:
         place = heading.index("AVE audio → video")
         assert {line[0]: line[place] for line in others}["AV 40K"] == "accuracy 52.3"
 
-    def test_what_the_paper_has_of_every_task(self) -> None:
+    def test_published_numbers_of_every_task(self) -> None:
         def column(task: str, source: str, target: str, dataset: str) -> report.Column:
             return report.Column(task, source, target, "official", dataset=dataset)
 
@@ -399,8 +399,8 @@ class TestReport:
             "VT 24K": {"retrieval": "21.9 (retrieval, R@10; R@5 10.3)"},
         }
 
-    def test_a_number_stands_beside_its_own_data_set_alone(self) -> None:
-        """By the data's name, which a packed store keeps; the built-in data are none of the paper's."""
+    def test_a_number_is_beside_its_own_data_set_only(self) -> None:
+        """The data set is found by its name, which a packed store keeps; the built-in data are none of the paper's."""
         for task, name, dataset in (
             ("classification", "talking-digits", None),
             ("classification", "ave", "AVE"),
@@ -456,9 +456,7 @@ class TestReport:
             picture.unlink()
         assert not (tmp_path / "report").exists()
 
-    def test_scores_that_say_little_are_named(
-        self, runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture
-    ) -> None:
+    def test_doubtful_scores_are_named(self, runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
         file = runs[1] / "summary.json"
         kept = file.read_text()
         summary = json.loads(kept)

@@ -30,7 +30,7 @@ from unicode_fast.train import main as train
 
 pytestmark = pytest.mark.usefixtures("short_probes")
 
-CLASSES, STEPS = 4, 6
+CLASSES, POSITIONS = 4, 6
 SMALL = {
     **tiny.SIZES,
     "steps": 4,
@@ -44,7 +44,7 @@ SMALL = {
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A run whose table holds all tasks, on built-in data with few voices."""
+    """A run with all tasks in its table, on built-in data with few voices."""
     folder = tmp_path_factory.mktemp("all")
     with tiny.quick_speech() as patch:
         patch.setenv("UNICODE_FAST_CACHE", str(folder / "cache"))
@@ -79,7 +79,7 @@ def test_a_run_measures_all_six_tasks(run: Path) -> None:
 
 
 @pytest.mark.parametrize("task", tasks.TASKS)
-def test_a_single_row_repeats_with_interval_and_further_numbers(
+def test_a_single_row_repeats_with_interval_and_other_metrics(
     run: Path, tmp_path: Path, task: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     expected = next(row for row in rows_of(run) if row.task == task)
@@ -120,7 +120,7 @@ def test_official_rows(run: Path, task: str, tmp_path: Path) -> None:
 
 
 def test_another_domain_is_named(run: Path, tmp_path: Path) -> None:
-    """The one that is taken where none is named, the other way round, and one with other classes."""
+    """The default domain, the opposite direction, and a data set with other classes."""
     rows = []
     for name, more in (("a", []), ("b", ["--to-data=talking-digits-b"]), ("c", ["--data=talking-digits-b"])):
         words = [str(run), "--task=cross-classification", "--from=audio", "--to=text", f"--out={tmp_path / name}"]
@@ -133,7 +133,7 @@ def test_another_domain_is_named(run: Path, tmp_path: Path) -> None:
         evaluate([*words, f"--to-data={other}"])
 
 
-def test_a_segmenter_is_kept_and_taken_again(run: Path, tmp_path: Path) -> None:
+def test_a_segmenter_is_saved_and_loaded(run: Path, tmp_path: Path) -> None:
     words = [str(run), "--task=segmentation", "--from=text", "--to=audio"]
     kept = tmp_path / "segmenter.safetensors"
     first, second = tmp_path / "first.json", tmp_path / "second.json"
@@ -141,7 +141,7 @@ def test_a_segmenter_is_kept_and_taken_again(run: Path, tmp_path: Path) -> None:
     assert evaluate([*words, f"--load-segmenter={kept}", f"--out={second}", f"--pictures={tmp_path / 'drawn'}"]) == 0
     assert first.read_text() == second.read_text()
     assert (tmp_path / "drawn" / "segmentation.png").exists()
-    # One that was trained otherwise does not take the place of the row.
+    # The row of a segmenter with other training does not replace the row.
     found = [file.name for file in (run / "evaluations").glob("segmentation-text-audio-held-out*load-segmenter*.json")]
     assert len(found) == 1
 
@@ -191,22 +191,22 @@ def test_a_second_data_set_is_for_built_in_data_or_named(tmp_path: Path) -> None
 
 
 class Domains:
-    """Codes that mean a class, five each; a store of one domain, or of two that hold one modality each."""
+    """Five codes for each class; the data set has one domain, or two with one modality each."""
 
     def __init__(self, seed: int = 0, *, splits: tuple[str, ...] = ("train", "val", "test"), shifted: bool = False):
         self.modalities = {name: Modality("vector", (1,)) for name in NAMES}
         self.name, self.classes = "domains", [str(number) for number in range(CLASSES)]
         self.splits, self.seed, self.shifted = list(splits), seed, shifted
-        self.asked: list[tuple[str, str]] = []
+        self.requested: list[tuple[str, str]] = []
 
     def clips(self, split: str, modality: str) -> ClipSet:
-        """Every modality has clips of its own, their number as well."""
-        self.asked.append((split, modality))
+        """Every modality has separate clips, and another number of them."""
+        self.requested.append((split, modality))
         count = {"train": 200, "val": 60, "test": 60, "all": 90}[split] + 4 * NAMES.index(modality)
         generator = np.random.default_rng([self.seed, NAMES.index(modality), len(split)])
         target = generator.permutation(np.arange(count) % CLASSES)
         start = generator.integers(0, 3, (count, 1))
-        shown = (np.arange(STEPS) >= start) & (np.arange(STEPS) < start + 3)
+        shown = (np.arange(POSITIONS) >= start) & (np.arange(POSITIONS) < start + 3)
         meaning = np.where(shown, (target[:, None] + self.shifted) % CLASSES, CLASSES)
         label = np.eye(CLASSES + 1, dtype=np.uint8)[np.where(shown, target[:, None], CLASSES)]
         code = meaning * 5 + generator.integers(5, size=meaning.shape)
@@ -218,13 +218,13 @@ class Domains:
 def test_a_probe_is_tested_on_the_other_data_set(
     task: str, short_probes: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The second domain's codes mean the next class: a probe from the first fails there, one of its own does not."""
+    """Codes of the second domain mean the next class, so a probe of the first domain fails there."""
     monkeypatch.setattr(ProbeRule, "passes", short_probes)
     source, target = Domains(), Domains(1, shifted=True)
     row = Evaluator(LookUp(), source, transfer={task: target}).row(task, "audio", "video")
     assert row.score < 1 - SEPARATED < SEPARATED < row.same_modality
-    assert ("test", "video") in target.asked and ("test", "video") not in source.asked
-    assert {("train", "audio"), ("val", "audio")} <= set(source.asked)
+    assert ("test", "video") in target.requested and ("test", "video") not in source.requested
+    assert {("train", "audio"), ("val", "audio")} <= set(source.requested)
     assert Evaluator(LookUp(), source, transfer={task: Domains(1)}).row(task, "audio", "video").score > SEPARATED
 
 
@@ -235,10 +235,10 @@ def test_a_probe_is_tested_on_the_other_data_set(
 def test_the_official_protocol_takes_whole_lists(task: str, trained: str, tested: str) -> None:
     store = Domains(splits=("train", "val", "test", "all"))
     kind, evaluator = runner.probe_task(task, "official"), Evaluator(LookUp(), store)
-    store.asked.clear()
+    store.requested.clear()
     row = evaluator.row(task, "audio", "video", "official", details=True)
-    # The test split is asked whether it has labels; nothing is read from train and val.
-    assert {split for split, _ in store.asked} == {"test", trained, tested}
+    # The test split is checked for labels; nothing is read from train and val.
+    assert {split for split, _ in store.requested} == {"test", trained, tested}
     labels = store.clips(tested, "video")
     assert row.chance == kind.chance(labels, "video")
     without = Evaluator(LookUp(), Domains()).row(task, "audio", "video", "official")
@@ -261,7 +261,7 @@ def test_the_official_score_across_data_sets_is_f1() -> None:
 
 
 def test_constant_official_f1_by_hand() -> None:
-    # Columns in 4, 2 and 0 of four segments with six labels: the first alone has P 1 and R 4/6, both P 6/8 and R 1.
+    # Columns in 4, 2 and 0 of four segments have six labels. The first has P 1 and R 4/6, both have P 6/8 and R 1.
     truth = np.array([[[1, 1, 0], [1, 1, 0], [1, 0, 0], [1, 0, 0]]])
     assert metrics.official_constant_f1(truth, np.ones((1, 4), bool), 80) == pytest.approx(12 / 14)
 
@@ -318,14 +318,14 @@ def test_pictures_refuse_what_does_not_fit() -> None:
     frames = np.zeros((2, 8, 8), np.uint8)
     with pytest.raises(ValueError, match="truth and probability must have the shape of frames"):
         plots.segmentation_overlays(frames, np.zeros((2, 8, 9), bool), {}, ["", ""], {})
-    with pytest.raises(ValueError, match="results and marks must .*as many for each of 1 queries"):
+    with pytest.raises(ValueError, match="results and marks must have the same length for each of 1 queries"):
         plots.retrieval_examples([plots.ShownClip("one")], [[plots.ShownClip("two")]], [["pair", "class"]])
 
 
 def test_overlays_outline_masks_and_tint_probabilities() -> None:
     frames, truth = np.zeros((1, 4, 4), np.uint8), np.zeros((1, 4, 4), bool)
     truth[0, 1, 1:3] = True
-    figure = plots.segmentation_overlays(frames, truth, {"asked": truth.astype(float)}, ["seven"], {"asked": [0.625]})
+    figure = plots.segmentation_overlays(frames, truth, {"audio": truth.astype(float)}, ["seven"], {"audio": [0.625]})
     top, below = figure.axes
     # Two pixels side by side have six edges.
     assert len(top.collections[0].get_segments()) == len(below.collections[0].get_segments()) == 6
@@ -344,17 +344,17 @@ def test_retrieval_examples_frame_the_pair(tmp_path: Path) -> None:
 
 
 def read_when_indexed(store: Store) -> Dataset:
-    """The same with arrays that are all read so, but for classes and lengths."""
-    parts = {}
+    """The same data set; all arrays except classes and lengths are read when indexed."""
+    splits = {}
     for split in store.splits:
         clips = store.split(split)
         read = {key: array if key == "class" else LazyArray.of(array) for key, array in clips.arrays.items()}
-        parts[split] = [dataclasses.replace(clips, arrays=read)]
-    return Dataset(store.path, store.name, store.modalities, store.classes, parts)
+        splits[split] = [dataclasses.replace(clips, arrays=read)]
+    return Dataset(store.path, store.name, store.modalities, store.classes, splits)
 
 
 def test_own_stores_and_arrays_that_are_read_when_indexed(tmp_path: Path) -> None:
-    """A feature store of one's own that holds frames and masks is one for segmentation."""
+    """Segmentation runs on a user's feature store with frames and masks."""
     splits = tiny.learnable_splits({"train": 12, "val": 6, "test": 6})
     generator = np.random.default_rng(0)
     for arrays in splits.values():

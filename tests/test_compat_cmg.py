@@ -19,7 +19,7 @@ from unicode_fast import Modality, UniCode, preset
 from unicode_fast.compat import CmgFileError, convert, from_cmg, to_cmg
 from unicode_fast.compat.cmg_names import used_entries
 
-# What the release's own follow-up saves.
+# Keys of the release's own follow-up.
 MINIMAL = ("Encoder_parameters", "Text_ar_lstm_parameters", "epoch", "total_step")
 
 
@@ -157,8 +157,8 @@ BAD = {
         put("Encoder_parameters", "video_semantic_encoder.affine_video_self.bias", torch.zeros(4).double()),
         r"affine_video_self.bias' in Encoder_parameters must have shape \(5,\), got \(4,\)",
     ),
-    "wrong idle part": (put("Text_mi_net_parameters", "p_mu.2.bias", torch.zeros(3).double()), r"p_mu.2.bias' in Text"),
-    "surplus in idle part": (put("Text_ar_lstm_parameters", "x", torch.zeros(3).double()), "'x' is surplus in Text_ar"),
+    "wrong idle net": (put("Text_mi_net_parameters", "p_mu.2.bias", torch.zeros(3).double()), r"p_mu.2.bias' in Text"),
+    "surplus in idle net": (put("Text_ar_lstm_parameters", "x", torch.zeros(3).double()), "'x' is surplus in Text_ar"),
     "no decoder entry": (drop("Decoder_parameters", "Audio_decoder.audio_rec.bias"), "audio_rec.bias' is missing"),
     "no classifier": (drop("Decoder_parameters", "video_semantic_decoder.linear.bias"), "linear.bias' is missing"),
     "dtype": (put("Encoder_parameters", ENTRY, torch.zeros(16, 6)), "must be torch.float64 like the codebook"),
@@ -206,7 +206,7 @@ class TestRefusals:
         [[], {"other": 1}, {"Encoder_parameters": 3}, {"Encoder_parameters": {"x": "float32"}},
          {"CPC_parameters": {"audio_predictors.0.weight": "load"}}],
     )  # fmt: skip
-    def test_what_a_checkpoint_of_ours_keeps_is_looked_at(self, rest: Any) -> None:
+    def test_file_entries_in_our_checkpoint_are_checked(self, rest: Any) -> None:
         model = from_cmg(tensors("AT"))
         model.cmg_rest = rest
         with pytest.raises(CmgFileError, match="what the model keeps of"):
@@ -273,7 +273,7 @@ class TestWritingBack:
 
     @pytest.mark.parametrize("variant", MODALITIES)
     def test_model_of_our_own(self, variant: str) -> None:
-        """All entries of its parts; read again it is the same model."""
+        """The file has all entries of its networks, and gives the same model."""
         config = from_cmg(tensors(variant)).config
         kinds = from_cmg(tensors(variant)).modalities
         model = UniCode(kinds, config.replace(seed=5)).eval()

@@ -13,16 +13,16 @@ from unicode_fast.tasks.metrics import scores as metrics
 from unicode_fast.tasks.metrics.intervals import Bootstrap, Estimate, weighted_mean, weighted_median
 from unicode_fast.tasks.metrics.pooled import pooled_metrics, weighted_map
 
-CLIPS, STEPS, CLASSES = 40, 5, 4
+CLIPS, POSITIONS, CLASSES = 40, 5, 4
 MEASURES = ("precision", "recall", "f1")
 
 
 def example(seed: int, levels: int = 7) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Scores with many ties, truth that they tell something of, and the clip of each row."""
+    """Scores with many ties, truth that depends on them, and the clip of each row."""
     generator = np.random.default_rng(seed)
-    truth = generator.random((CLIPS * STEPS, CLASSES)) < (0.1, 0.3, 0.02, 0.5)
+    truth = generator.random((CLIPS * POSITIONS, CLASSES)) < (0.1, 0.3, 0.02, 0.5)
     score = np.round(levels * (generator.random(truth.shape) + 0.4 * truth)) / levels
-    return score, truth, np.repeat(np.arange(CLIPS), STEPS)
+    return score, truth, np.repeat(np.arange(CLIPS), POSITIONS)
 
 
 def repeated(weights: np.ndarray, rows: np.ndarray, clip: np.ndarray) -> np.ndarray:
@@ -46,7 +46,7 @@ def test_one_batch_gives_the_official_precision() -> None:
     """With the background for a column, pooled and official numbers are the same where there is one batch."""
     score, truth, clip = example(1)
     found = pooled_metrics(score > 0.6, score, truth, clip, Bootstrap(CLIPS, 0))
-    shape = (CLIPS, STEPS, CLASSES)
+    shape = (CLIPS, POSITIONS, CLASSES)
     mask = np.ones(shape[:2], bool)
     official = metrics.official_scores((score > 0.6).reshape(shape), truth.reshape(shape), mask, CLIPS)
     assert [found[f"micro_{measure}"].value for measure in MEASURES] == [close(value) for value in official]
@@ -55,7 +55,7 @@ def test_one_batch_gives_the_official_precision() -> None:
 
 
 def test_resampled_numbers_are_those_of_repeated_clips() -> None:
-    """Each draw of the matrix gives what scikit-learn says of the drawn clips, one by one."""
+    """Each draw of the matrix equals scikit-learn's value of the drawn clips."""
     score, truth, clip = example(2)
     bootstrap = Bootstrap(CLIPS, 3, resamples=25)
     drawn: dict[str, np.ndarray] = {}
@@ -70,7 +70,7 @@ def test_resampled_numbers_are_those_of_repeated_clips() -> None:
 
     names = list(pooled_metrics(score > 0.6, score, truth, clip, Recording()))
     for number, weights in enumerate(bootstrap.weights):
-        rows = [repeated(weights, part, clip) for part in (score, truth)]
+        rows = [repeated(weights, array, clip) for array in (score, truth)]
         present = rows[1].any(0)
         expected = [
             float(value)

@@ -1,4 +1,4 @@
-"""Each probe task on the published layout that it is for, from the command line, under both protocols."""
+"""Each probe task on its published layout, from the command line, under both protocols."""
 
 import json
 from collections.abc import Callable
@@ -66,5 +66,5 @@ def test_both_protocols_and_directions(
             row = json.loads(out.read_text())
             assert all(0 <= row[name] <= 1 for name in ("score", "same_modality", "chance"))
     assert sizes[2:] == [scored, scored]
-    # The held_out protocol scores a part that no probe was trained on; AVVP's annotated videos are one for AVE's clips.
+    # The held_out protocol scores clips without probe training; for AVE's clips these are AVVP's annotated videos.
     assert all(size == 24 if layout == "ave-avvp" else size < scored for size in sizes[:2])

@@ -38,7 +38,7 @@ def test_micro_f1_is_that_of_scikit_learn(classes: int) -> None:
     generator = np.random.default_rng(classes)
     truth, prediction = generator.random((2, 300, classes)) < 0.2
     # With one column scikit-learn's "micro" would count the zeros too; a second, empty one makes it a set of labels.
-    padded = [np.concatenate([part, np.zeros((300, 1), bool)], 1) for part in (truth, prediction)]
+    padded = [np.concatenate([labels, np.zeros((300, 1), bool)], 1) for labels in (truth, prediction)]
     assert metrics.micro_f1(prediction, truth) == close(f1_score(*padded, average="micro", zero_division=0))
 
 
@@ -136,11 +136,11 @@ def test_official_segment_loss_agrees_with_loops() -> None:
     truth[0, 2] = 1  # two labels at once
     entropy = exp_log = 0.0
     for row, label in zip(logits, truth, strict=True):
-        for value, wanted in zip(row, label, strict=True):
+        for value, target in zip(row, label, strict=True):
             probability = 1 / (1 + np.exp(-value))
-            entropy -= wanted * np.log(probability) + (1 - wanted) * np.log(1 - probability)
-        for column, wanted in enumerate(label):
-            exp_log -= wanted * np.log(np.exp(row[column]) / np.exp(row).sum()) * np.exp(-alpha[column])
+            entropy -= target * np.log(probability) + (1 - target) * np.log(1 - probability)
+        for column, target in enumerate(label):
+            exp_log -= target * np.log(np.exp(row[column]) / np.exp(row).sum()) * np.exp(-alpha[column])
     loss = OfficialSegmentLoss(5, torch.float64)
     assert loss.alpha.tolist() == [0.1] * 5
     with torch.no_grad():

@@ -29,7 +29,7 @@ from official_checkpoint import (
 from official_tolerances import BY_HAND, LAYER
 from torch import Tensor, nn
 
-CLIPS, STEPS = 3, 5
+CLIPS, POSITIONS = 3, 5
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def saved() -> dict:
 
 @pytest.fixture(scope="module")
 def inputs() -> dict[str, Array]:
-    return features("AVT", CLIPS, STEPS, seed=2, widths=SMALL)
+    return features("AVT", CLIPS, POSITIONS, seed=2, widths=SMALL)
 
 
 def normal(*shape: int, seed: int = 0) -> Array:
@@ -48,8 +48,8 @@ def normal(*shape: int, seed: int = 0) -> Array:
 
 def loaded(module: nn.Module, state: State, prefix: str = "") -> nn.Module:
     """The module in float64 and eval mode, with exactly the entries under the prefix."""
-    part = {name.removeprefix(prefix): torch.from_numpy(v) for name, v in state.items() if name.startswith(prefix)}
-    module.double().load_state_dict(part)
+    entries = {name.removeprefix(prefix): torch.from_numpy(v) for name, v in state.items() if name.startswith(prefix)}
+    module.double().load_state_dict(entries)
     return module.requires_grad_(False).eval()
 
 
@@ -109,7 +109,7 @@ class TestLayersAgainstTorch:
         check(layers.bidirectional_lstm(state, inputs["text"]), expected)
 
     def test_prediction_context(self, saved: dict) -> None:
-        state, z = saved["CPC_parameters"], normal(CLIPS, STEPS, SMALL.width)
+        state, z = saved["CPC_parameters"], normal(CLIPS, POSITIONS, SMALL.width)
         module = loaded(nn.LSTM(SMALL.width, SMALL.context, 2, batch_first=True), state, "audio_ar_lstm.")
         predictor = loaded(nn.Linear(SMALL.context, SMALL.width), state, "audio_predictors.0.")
         outputs, _ = module(torch.from_numpy(z))
@@ -126,7 +126,7 @@ class TestLayersAgainstTorch:
         module.encoder = nn.TransformerEncoder(layer, 2)
         module.affine_matrix = nn.Linear(width, SMALL.width)
         loaded(module, state, prefix)
-        x = normal(CLIPS, STEPS, width)
+        x = normal(CLIPS, POSITIONS, width)
         expected = module.encoder(module.affine_matrix(torch.from_numpy(x)).transpose(0, 1)).transpose(0, 1)
         check(layers.temporal_relation(state, modality, x), expected)
 
@@ -165,9 +165,9 @@ class TestLayersAgainstTorch:
         maps = module.conv_stack(torch.from_numpy(inputs["video"]).flatten(0, 1).permute(0, 3, 1, 2))
         pooled = nn.functional.avg_pool2d(maps, 3, stride=1).flatten(1)
         specific = layers.video_specific(state, inputs["video"])
-        assert specific.shape == (CLIPS, STEPS, 3, 3, size)
-        check(specific, maps.permute(0, 2, 3, 1).unflatten(0, (CLIPS, STEPS)))
-        check(layers.club_feature(state, specific), module.feed_forward(pooled).unflatten(0, (CLIPS, STEPS)))
+        assert specific.shape == (CLIPS, POSITIONS, 3, 3, size)
+        check(specific, maps.permute(0, 2, 3, 1).unflatten(0, (CLIPS, POSITIONS)))
+        check(layers.club_feature(state, specific), module.feed_forward(pooled).unflatten(0, (CLIPS, POSITIONS)))
 
     def test_video_semantic(self, saved: dict, inputs: dict[str, Array]) -> None:
         module = loaded(SpatialAttention(), saved["Encoder_parameters"], "video_semantic_encoder.")
@@ -186,14 +186,14 @@ class TestLayersAgainstTorch:
         )
         module.video_linear = nn.Linear(SMALL.width, SMALL.width)
         loaded(module, state, "Video_decoder.")
-        code, specific = normal(CLIPS, STEPS, SMALL.width), normal(CLIPS, STEPS, 3, 3, SMALL.video_map, seed=1)
+        code, specific = normal(CLIPS, POSITIONS, SMALL.width), normal(CLIPS, POSITIONS, 3, 3, SMALL.video_map, seed=1)
         frames = torch.from_numpy(specific).flatten(0, 1).permute(0, 3, 1, 2)
         tiled = module.video_linear(torch.from_numpy(code).flatten(0, 1))[:, :, None, None].expand(-1, -1, 3, 3)
         expected = module.inverse_conv_block(torch.cat([tiled, frames], dim=1)).permute(0, 2, 3, 1)
-        check(layers.decode_video(state, code, specific), expected.unflatten(0, (CLIPS, STEPS)))
+        check(layers.decode_video(state, code, specific), expected.unflatten(0, (CLIPS, POSITIONS)))
 
     def test_audio_and_text_decoders_and_specific_encoders(self, saved: dict) -> None:
-        code, x = normal(CLIPS, STEPS, SMALL.width), normal(CLIPS, STEPS, SMALL.audio, seed=1)
+        code, x = normal(CLIPS, POSITIONS, SMALL.width), normal(CLIPS, POSITIONS, SMALL.audio, seed=1)
         encoder, decoder = (map_arrays(saved[f"{key}_parameters"], torch.from_numpy) for key in ("Encoder", "Decoder"))
         name = "Audio_encoder.audio_linear"
         specific = torch.relu(torch.from_numpy(x) @ encoder[f"{name}.weight"].T + encoder[f"{name}.bias"])
@@ -208,7 +208,7 @@ class TestLayersAgainstTorch:
         sizes = (SMALL.width, hidden, hidden, hidden, SMALL.club_feature)
         parts = [part for i in range(4) for part in (nn.Linear(sizes[i], sizes[i + 1]), nn.ReLU())]
         module = loaded(nn.Sequential(*parts[:-1]), state, "p_mu.")
-        x = normal(CLIPS, STEPS, SMALL.width)
+        x = normal(CLIPS, POSITIONS, SMALL.width)
         check(layers.mlp(state, "p_mu", x), module(torch.from_numpy(x)))
 
 
@@ -368,7 +368,7 @@ class TestLossesByHand:
         expected = (math.log(1 + math.e) + math.log(1 + math.exp(-2))) / 2
         assert oracle.prediction_loss(scores, np.eye(2)) == approximately(expected)
 
-    def test_prediction_reads_up_to_the_step_and_predicts_the_next(self, saved: dict) -> None:
+    def test_prediction_reads_up_to_a_position_and_predicts_the_next(self, saved: dict) -> None:
         state, names = saved["CPC_parameters"], {"audio": "audio", "video": "video"}
         z = {m: normal(4, 6, SMALL.width, seed=seed) for seed, m in enumerate(names)}
         before = oracle.cross_prediction(state, names, z, 2)
@@ -381,7 +381,7 @@ class TestLossesByHand:
     def test_mutual_information_and_likelihood(self) -> None:
         state = {f"p_mu.{layer}.weight": np.eye(1) for layer in (0, 2, 4, 6)}
         state |= {f"p_mu.{layer}.bias": np.zeros(1) for layer in (0, 2, 4, 6)}
-        # The log-variance is tanh(x - 2): it depends on the step.
+        # The log-variance is tanh(x - 2): it depends on the position.
         state |= {name.replace("p_mu", "p_logvar"): value for name, value in state.items()}
         state["p_logvar.6.bias"] = np.array([-2.0])
         x, y = np.array([[[1.0], [3.0]], [[2.0], [2.0]]]), np.array([[[1.0], [1.0]], [[4.0], [0.0]]])
@@ -409,13 +409,13 @@ class TestForward:
         assert result["total"] == pytest.approx(expected, rel=1e-13)
         assert all(np.isfinite(value) for term in losses.values() for value in term.values())
 
-    def test_all_steps_of_the_release_are_drawn(self, saved: dict) -> None:
+    def test_all_positions_of_the_release_are_drawn(self, saved: dict) -> None:
         before = oracle.quantiser_of(saved)
-        steps = {oracle.draws(("audio", "video"), 2, before, seed=seed).cpc_step for seed in range(100)}
-        assert steps == set(range(1, 9))
+        positions = {oracle.draws(("audio", "video"), 2, before, seed=seed).cpc_step for seed in range(100)}
+        assert positions == set(range(1, 9))
 
     def test_losses_use_the_codebook_before_the_update(self, saved: dict, inputs: dict[str, Array]) -> None:
-        random = oracle.draws(MODALITIES["AVT"], CLIPS, oracle.quantiser_of(saved), steps=STEPS)
+        random = oracle.draws(MODALITIES["AVT"], CLIPS, oracle.quantiser_of(saved), positions=POSITIONS)
         result = oracle.forward(saved, inputs, random)
         old, new = oracle.quantiser_of(saved).embedding, result["quantiser"].embedding
         assert not np.array_equal(old, new)
@@ -428,7 +428,7 @@ class TestForward:
         assert np.array_equal(sequence["z"], words["z"])
 
     def test_kept_offsets_make_the_total_smooth(self, saved: dict, inputs: dict[str, Array]) -> None:
-        random = oracle.draws(MODALITIES["AVT"], CLIPS, oracle.quantiser_of(saved), steps=STEPS)
+        random = oracle.draws(MODALITIES["AVT"], CLIPS, oracle.quantiser_of(saved), positions=POSITIONS)
         result = oracle.forward(saved, inputs, random)
         moved = {m: value + 1e-7 * normal(*value.shape) for m, value in inputs.items()}
         again = oracle.forward(saved, moved, random, offset=result["offset"])

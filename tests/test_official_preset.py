@@ -17,9 +17,9 @@ from unicode_fast.compat import from_cmg
 from unicode_fast.compat.cmg_names import PARAMETER_KEYS, used_entries
 from unicode_fast.methods import Draws, UniCodeMethod
 
-CLIPS, STEPS = 5, 10
-# Time steps that the release draws the last read one from, 1 to 8.
-CPC_STEPS = range(1, STEPS - 1)
+CLIPS, POSITIONS = 5, 10
+# Positions from which the release draws the end of the context, 1 to 8.
+LAST_POSITIONS = range(1, POSITIONS - 1)
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Case:
 
 def method_draws(random: oracle.Draws) -> Draws:
     """The oracle's draws as the method takes them; a position in the middle of its step's share of [0, 1)."""
-    position = (CPC_STEPS.index(random.cpc_step) + 0.5) / len(CPC_STEPS)
+    position = (LAST_POSITIONS.index(random.cpc_step) + 0.5) / len(LAST_POSITIONS)
     return Draws(torch.tensor(position), map_arrays(random.permutation, torch.from_numpy))
 
 
@@ -53,7 +53,7 @@ def reset_draws(random: oracle.Draws) -> ResetDraws:
 
 def make_case(variant: str, *, clips: int = CLIPS, text_lstm: bool = True) -> Case:
     saved = checkpoint(variant, 7, widths=TIED)
-    inputs = features(variant, clips, STEPS, seed=3, widths=TIED)
+    inputs = features(variant, clips, POSITIONS, seed=3, widths=TIED)
     if not text_lstm:
         inputs["text"] = oracle.encode(saved, "text", inputs["text"])["input"]
         del saved["Text_ar_lstm_parameters"]
@@ -117,10 +117,10 @@ class TestOneBatch:
             guess = case.model.club[name](output.quantised[name])
             assert_close(losses.club_likelihood(*guess, output.club[name]), np.array(expected), OFFICIAL, name)
 
-    def test_every_time_step(self, case: Case) -> None:
+    def test_every_position(self, case: Case) -> None:
         output, method = case.model(case.tensors), UniCodeMethod(case.model)
         names = {name: oracle.cpc_name(variant_of(case), name) for name in case.model.names}
-        for step in CPC_STEPS:
+        for step in LAST_POSITIONS:
             random = oracle.Draws(case.random.choice, case.random.noise, case.random.permutation, step)
             found = oracle.cross_prediction(case.saved["CPC_parameters"], names, case.expected["z"], step)
             expected = sum(value * (0.1 if x == y else 1) for (x, y), value in found.items())
@@ -158,7 +158,7 @@ class TestCodebook:
         model, state = from_cmg(map_arrays(case.saved, torch.from_numpy)), oracle.quantiser_of(case.saved)
         for step in range(4):
             generator = np.random.default_rng(step)
-            z = {m: generator.standard_normal((CLIPS, STEPS, TIED.width)) for m in case.model.names}
+            z = {m: generator.standard_normal((CLIPS, POSITIONS, TIED.width)) for m in case.model.names}
             index = {m: oracle.nearest(value, state.embedding) for m, value in z.items()}
             random = oracle.draws(case.model.names, CLIPS, state, seed=step)
             state = oracle.reset(oracle.update_average(state, z, index), index, random)
@@ -226,7 +226,7 @@ class TestGradients:
         assert derivative == pytest.approx((plus - minus) / (2 * self.STEP), rel=DIRECTIONAL.relative)
 
     def test_of_code_matching(self) -> None:
-        """The smallest score that is subtracted has a gradient too: the 1e-5 in the denominator feels it."""
+        """The subtracted smallest score has a gradient too, because of the 1e-5 in the denominator."""
         generator, step = np.random.default_rng(0), 1e-6
         shares = [generator.dirichlet(np.full(6, 3.0), 4) for _ in range(2)]
         tensors = [torch.from_numpy(share).requires_grad_() for share in shares]
@@ -263,11 +263,11 @@ class TestDistributions:
 
     ROUNDS = 120
 
-    def test_time_steps_and_permutations(self) -> None:
+    def test_positions_and_permutations(self) -> None:
         case = make_case("AV", clips=3)
         method, output, saved = UniCodeMethod(case.model), case.model(case.tensors), case.saved
         names = {name: name for name in case.model.names}
-        steps, orders = list(CPC_STEPS), list(permutations(range(3)))
+        steps, orders = list(LAST_POSITIONS), list(permutations(range(3)))
         predicted = []
         for step in steps:
             found = oracle.cross_prediction(saved["CPC_parameters"], names, case.expected["z"], step)

@@ -129,9 +129,9 @@ def test_losses_have_a_panel_a_family(tmp_path: Path) -> None:
     np.testing.assert_array_equal(reconstruction.lines[1].get_ydata(), expected)
     mean = figure.axes[-1].lines[2]
     assert [line.get_label() for line in figure.axes[-1].lines] == ["audio → video", "video → audio", "mean"]
-    # Nine directions, which can be told apart, and their mean.
-    looks = [(to_hex(line.get_color()), line.get_linestyle()) for line in figure.axes[-2].lines]
-    assert len(set(looks)) == len(looks) == 10
+    # Nine directions with different lines, and their mean.
+    styles = [(to_hex(line.get_color()), line.get_linestyle()) for line in figure.axes[-2].lines]
+    assert len(set(styles)) == len(styles) == 10
     np.testing.assert_allclose(mean.get_ydata(), 0.5)
     png(figure, tmp_path)
     legends = [axis.get_legend() for axis in figure.axes]
@@ -174,8 +174,8 @@ def test_a_modality_has_one_colour_in_all_pictures() -> None:
         colours = [{name: picture[name] for name in names} for picture in shown]
         assert all(picture == colours[0] for picture in colours)
         assert len({*colours[0].values(), shown[0]["shared"]}) == len(names) + 1
-        known = {"audio": plots.RED, "video": plots.BLUE, "text": plots.PINK}
-        assert all(colours[0][name] == known[name].lower() for name in names if name in known)
+        fixed = {"audio": plots.RED, "video": plots.BLUE, "text": plots.PINK}
+        assert all(colours[0][name] == fixed[name].lower() for name in names if name in fixed)
 
 
 def timeline(**options: Any) -> tuple[Figure, dict[str, np.ndarray], dict[str, np.ndarray]]:
@@ -189,7 +189,7 @@ def timeline(**options: Any) -> tuple[Figure, dict[str, np.ndarray], dict[str, n
     return plots.event_timeline(truth, probability, ["a", "b", "c"], **options), truth, probability
 
 
-def test_timeline_says_which_panel_is_zero_shot(tmp_path: Path) -> None:
+def test_titles_of_the_timeline_name_zero_shot_panels(tmp_path: Path) -> None:
     figure, truth, probability = timeline(trained_on="audio", title="test clip 7")
     titles = [axis.get_title() for axis in figure.axes[:2]]
     assert titles == ["audio: the probe was trained here", "video: zero-shot, trained on audio"]
@@ -258,7 +258,7 @@ def test_bars_show_the_rows(tmp_path: Path) -> None:
         plots.zero_shot_bars([])
 
 
-def test_error_bars_say_what_they_are() -> None:
+def test_the_legend_defines_error_bars() -> None:
     row = Row("classification", "audio", "video", 0.8, 0.9, 0.1, interval=(0.75, 0.875), clips=400)
     assert plots.error_bars([row]) == "error bars: 95 % bootstrap interval over 400 test clips"
     (bar,) = plots.zero_shot_bars([row]).axes[0].containers[1].lines[2]
@@ -273,7 +273,7 @@ def test_error_bars_say_what_they_are() -> None:
 
 @pytest.mark.parametrize(("kind", "start"), [("pdf", b"%PDF"), ("svg", b"<?xml"), ("png", b"\x89PNG")])
 def test_formats(kind: str, start: bytes, tmp_path: Path) -> None:
-    """Each is what its name says, and the same bytes every time."""
+    """Each has the format of its name, and the same bytes every time."""
     rows, content = [Row("classification", "audio", "video", 0.8, 0.9, 0.1)], set()
     for number in range(2):
         plots.save_figure(plots.zero_shot_bars(rows), tmp_path / f"{number}.{plots.check_format(kind)}")

@@ -1,4 +1,4 @@
-"""Ranks with ties by hand and by trying every order; heads that carry to a modality they were not trained on."""
+"""Ranks with ties, by hand and over every order; transfer of heads to other modalities."""
 
 import itertools
 import math
@@ -17,13 +17,13 @@ from unicode_fast.tasks import EncodedDataset, Retrieval
 from unicode_fast.tasks.metrics.ranking import DEPTHS, cosine, equal_rows, rank_by_cosine, rank_queries
 from unicode_fast.tasks.retrieval import RetrievalRule, symmetric_info_nce
 
-CLASSES, STEPS = 5, 6
+CLASSES, POSITIONS = 5, 6
 COUNTS = {"train": 150, "val": 60, "test": 60}
 RULE = RetrievalRule(steps=60, batch_size=50, judged_every=20)
 
 
 class PairedStore:
-    """Two codes a clip tell it from others, each modality in its own words: code 5 m + k means k in modality m."""
+    """Two codes identify a clip. With `private`, modalities have separate codes: code 5 m + k means k in modality m."""
 
     def __init__(self, names: tuple[str, ...] = NAMES, *, private: bool = False) -> None:
         self.modalities = {name: Modality("vector", (1,)) for name in names}
@@ -33,10 +33,10 @@ class PairedStore:
 
     def clips(self, split: str, modality: str) -> ClipSet:
         clips, generator = COUNTS[split], np.random.default_rng(self.splits.index(split))
-        parts = generator.integers(CLASSES, size=(clips, 2))
-        steps = generator.integers(1, STEPS, (clips, 1))
-        meaning = np.where(np.arange(STEPS) < steps, parts[:, :1], parts[:, 1:])
-        arrays: dict[str, np.ndarray] = {"class": parts[:, 0]}
+        digits = generator.integers(CLASSES, size=(clips, 2))
+        change = generator.integers(1, POSITIONS, (clips, 1))
+        meaning = np.where(np.arange(POSITIONS) < change, digits[:, :1], digits[:, 1:])
+        arrays: dict[str, np.ndarray] = {"class": digits[:, 0]}
         for number, name in enumerate(self.modalities):
             own = meaning + CLASSES * number if self.private else meaning
             arrays[name] = own[..., None].astype(np.float32)
@@ -83,23 +83,23 @@ def test_copies_tie_exactly() -> None:
 
 
 @pytest.mark.parametrize("rows", [1, 7, 64, None])
-def test_pieces_of_queries_rank_as_all_at_once(rows: int | None) -> None:
-    """With copies on both sides, so that there are ties."""
+def test_chunks_of_queries_rank_as_all_at_once(rows: int | None) -> None:
+    """Copies on both sides give ties."""
     generator = np.random.default_rng(1)
     queries, gallery = (
         generator.normal(size=(25, 9)).astype(np.float32)[generator.integers(25, size=90)] for _ in "ab"
     )
     labels = generator.integers(4, size=90)
     for given, relevant in ((None, np.eye(90, dtype=bool)), (labels, labels[:, None] == labels)):
-        whole, pieces = (
+        whole, chunks = (
             rank_queries(cosine(queries, gallery), relevant),
             rank_by_cosine(queries, gallery, given, rows),
         )
-        assert np.array_equal(whole.rank, pieces.rank)
-        assert all(np.array_equal(whole.recall[depth], pieces.recall[depth]) for depth in DEPTHS)
+        assert np.array_equal(whole.rank, chunks.rank)
+        assert all(np.array_equal(whole.recall[depth], chunks.recall[depth]) for depth in DEPTHS)
 
 
-def test_memory_of_pieces() -> None:
+def test_memory_of_chunks() -> None:
     clips, rows = 2000, 50
     vectors = np.random.default_rng(0).normal(size=(clips, 4))
     tracemalloc.start()
@@ -116,8 +116,8 @@ def test_info_nce_by_hand() -> None:
     assert float(symmetric_info_nce(similarity, 0.5)) == pytest.approx(sum(rows + columns) / 4)
 
 
-def test_a_head_carries_to_a_modality_it_has_not_seen() -> None:
-    """Pairs tell clips apart by two digits and their times, so that most are first; chance is 10 of 60."""
+def test_a_head_transfers_to_an_untrained_modality() -> None:
+    """Two digits and their times identify a clip, so that most pairs are first; chance is 10 of 60."""
     row = Retrieval(EncodedDataset(LookUp(), PairedStore()), rule=RULE).row("audio", "video")
     assert (row.task, row.anchor, row.chance) == ("retrieval", "text", 10 / 60)
     assert min(row.score, row.same_modality) > LEARNED
@@ -222,7 +222,7 @@ def test_bad_requests_are_refused() -> None:
         Retrieval(EncodedDataset(LookUp(), Unpaired()), rule=RULE).row("audio", "video")
 
 
-def test_stores_are_what_they_say() -> None:
+def test_modalities_of_the_paired_store_are_equal() -> None:
     store = PairedStore()
-    parts: Mapping[str, np.ndarray] = store.clips("test", "audio").features
-    assert all(np.array_equal(parts["audio"], parts[name]) for name in NAMES)
+    features: Mapping[str, np.ndarray] = store.clips("test", "audio").features
+    assert all(np.array_equal(features["audio"], features[name]) for name in NAMES)

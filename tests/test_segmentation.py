@@ -1,4 +1,4 @@
-"""Masks that depend on what is asked for: the measures by their definitions, the network by its formula, learning."""
+"""Masks that depend on the query: the measures by their definitions, the network by its formula, learning."""
 
 import math
 import re
@@ -56,7 +56,7 @@ class TwoSquares:
         target, left = generator.integers(2, size=(2, clips))
         frames = generator.integers(0, 20, (clips, FRAMES, SIDE, SIDE))
         mask = np.zeros((clips, FRAMES, SIDE, SIDE), np.uint8)
-        # The first square is dark, so that the left one is asked for where it is the named one.
+        # The first square is dark, so that the query names the left one where it is the target.
         for clip in range(clips):
             for square, columns in enumerate((slice(0, 3), slice(5, 8))):
                 bright = square != left[clip]
@@ -95,9 +95,9 @@ def masks(seed: int, frames: int = 12) -> tuple[np.ndarray, np.ndarray]:
 
 def released_measures(probability: np.ndarray, truth: np.ndarray) -> tuple[float, float]:
     """Both measures of one batch, frame by frame and threshold by threshold, as the released code defines them."""
-    predicted, wanted = torch.from_numpy(probability), torch.from_numpy(truth).float()
+    predicted, target = torch.from_numpy(probability), torch.from_numpy(truth).float()
     iou, curves = [], []
-    for p, y in zip(predicted, wanted, strict=True):
+    for p, y in zip(predicted, target, strict=True):
         chosen = (p > 0.5).float()
         if y.sum() == 0:
             iou.append(float(((1 - y) * (1 - chosen)).sum() / (y.numel() + 1e-7)))
@@ -130,14 +130,14 @@ def test_official_averages_depend_on_the_batch_and_ours_do_not() -> None:
     scores = frame_scores(probability, truth, clip)
     for batch_size in (2, 4):
         frames = 3 * batch_size
-        parts = [
+        batches = [
             released_measures(probability[start : start + frames], truth[start : start + frames])
             for start in range(0, 15, frames)
         ]
-        assert official_mask_scores(scores, batch_size) == pytest.approx(np.mean(parts, 0), abs=MASKS.absolute)
+        assert official_mask_scores(scores, batch_size) == pytest.approx(np.mean(batches, 0), abs=MASKS.absolute)
     assert official_mask_scores(scores, 2)[1] != pytest.approx(official_mask_scores(scores, 4)[1], abs=1e-3)
-    pieces = [frame_scores(probability[start::4], truth[start::4], clip[start::4]) for start in range(4)]
-    assert (joined(pieces).miou, joined(pieces).f_score) == pytest.approx((scores.miou, scores.f_score))
+    chunks = [frame_scores(probability[start::4], truth[start::4], clip[start::4]) for start in range(4)]
+    assert (joined(chunks).miou, joined(chunks).f_score) == pytest.approx((scores.miou, scores.f_score))
 
 
 def test_measures_are_those_of_scikit_learn() -> None:
@@ -145,10 +145,10 @@ def test_measures_are_those_of_scikit_learn() -> None:
     scores = frame_scores(probability, truth, np.arange(len(truth)))
     thresholds = torch.linspace(0, 1 - 1e-10, 255).numpy()
     for frame in np.flatnonzero(~scores.empty):
-        flat, wanted = probability[frame].ravel(), truth[frame].ravel()
-        assert scores.iou[frame] == pytest.approx(jaccard_score(wanted, flat > 0.5, zero_division=0))
+        flat, target = probability[frame].ravel(), truth[frame].ravel()
+        assert scores.iou[frame] == pytest.approx(jaccard_score(target, flat > 0.5, zero_division=0))
         for place in range(0, 255, 25):
-            expected = fbeta_score(wanted, flat >= thresholds[place], beta=math.sqrt(0.3), zero_division=0)
+            expected = fbeta_score(target, flat >= thresholds[place], beta=math.sqrt(0.3), zero_division=0)
             assert scores.f[frame, place] == pytest.approx(expected)
 
 
@@ -165,13 +165,13 @@ def test_intervals_are_over_clips() -> None:
     found = measured_masks(scores, Bootstrap(4, 0), 4)
     for name in ("miou", "f_score"):
         assert found[name].low is not None and found[name].low <= found[name].value <= found[name].high  # type: ignore[operator]
-    same = MaskScores(*(np.concatenate([part[:3]] * 4) for part in scores[:3]), np.repeat(np.arange(4), 3))
+    same = MaskScores(*(np.concatenate([array[:3]] * 4) for array in scores[:3]), np.repeat(np.arange(4), 3))
     estimate = measured_masks(same, Bootstrap(4, 0), 4)["miou"]
     assert estimate.interval == pytest.approx((estimate.value, estimate.value))
 
 
 def test_a_query_block_is_its_quadratic_formula() -> None:
-    """The released block multiplies theta phi^T, one number for each two places of all frames, before it meets g."""
+    """The released block multiplies theta phi^T first, one number for each two pixels of all frames, then g."""
     torch.manual_seed(0)
     block = QueryBlock(6, 5, 0.7)
     maps, query = torch.randn(2, 3, 6, 4, 4), torch.randn(2, 3, 5)
@@ -188,7 +188,7 @@ def test_it_segments_what_is_asked_for_in_a_modality_it_has_not_seen(trained: Se
     row = trained.row("audio", "text")
     assert (row.task, row.source, row.target) == ("segmentation", "audio", "text")
     assert min(row.score, row.same_modality) > 0.8
-    # Half of the shuffled queries name the square that is asked for.
+    # Half of the shuffled queries name the right square.
     assert row.chance < 0.65
     assert row.interval == row.metrics["miou"].interval and row.chance == row.metrics["shuffled_miou"].value
     assert {"f_score", "official_miou", "official_f_score", "shuffled_f_score"} <= set(row.metrics)
@@ -223,16 +223,16 @@ def test_the_state_is_chosen_by_queries_of_the_modality_it_learns_from() -> None
 
 @pytest.mark.parametrize(("protocol", "frames"), [("held_out", 2), ("official", 1)])
 def test_the_loss_reads_labelled_frames(monkeypatch: pytest.MonkeyPatch, protocol: str, frames: int) -> None:
-    seen: list[tuple[int, ...]] = []
+    shapes: list[tuple[int, ...]] = []
 
     def loss(logits: Tensor, truth: Tensor) -> Tensor:
-        seen.append(tuple(truth.shape))
+        shapes.append(tuple(truth.shape))
         return binary_cross_entropy_with_logits(logits, truth)
 
     monkeypatch.setattr("unicode_fast.tasks.segmentation.task.binary_cross_entropy_with_logits", loss)
     measured(TwoSquares(labelled={"train": 2}), steps=1).segmenter("audio", "audio", protocol)
     batch = {"held_out": LIGHT_SETTINGS.batch_size, "official": 4}[protocol]
-    assert seen == [(batch, frames, SIDE, SIDE)]
+    assert shapes == [(batch, frames, SIDE, SIDE)]
 
 
 def test_the_head_is_that_of_avsbench() -> None:
@@ -254,8 +254,8 @@ def test_the_head_is_that_of_avsbench() -> None:
 
     assert fusion.lateral is not None
     merged = unit(fusion.merge, coarse + unit(fusion.lateral, fine))
-    wanted = torch.nn.functional.interpolate(merged, scale_factor=2, mode="bilinear", align_corners=True)
-    assert torch.allclose(fusion(coarse, fine), wanted, atol=1e-6)
+    expected = torch.nn.functional.interpolate(merged, scale_factor=2, mode="bilinear", align_corners=True)
+    assert torch.allclose(fusion(coarse, fine), expected, atol=1e-6)
 
 
 def test_official_schedule(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -267,8 +267,8 @@ def test_official_schedule(monkeypatch: pytest.MonkeyPatch) -> None:
     assert row.protocol == "official"
 
 
-@pytest.mark.parametrize(("protocol", "looks"), [("held_out", 5), ("official", 1)])
-def test_the_official_epoch_is_judged_at_its_end(protocol: str, looks: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("protocol", "times"), [("held_out", 5), ("official", 1)])
+def test_the_official_epoch_is_judged_at_its_end(protocol: str, times: int, monkeypatch: pytest.MonkeyPatch) -> None:
     judged: list[str] = []
 
     def score(self: Segmentation, segmenter: Segmenter, judge: str, protocol: str) -> float:
@@ -278,7 +278,7 @@ def test_the_official_epoch_is_judged_at_its_end(protocol: str, looks: int, monk
     monkeypatch.setattr(Segmentation, "_judged", score)
     own = measured(steps=10)
     own.segmenter("audio", "audio", protocol)
-    assert judged.count("audio") == looks
+    assert judged.count("audio") == times
 
 
 def test_a_shorter_query_is_repeated_from_its_start() -> None:
@@ -316,8 +316,8 @@ def test_a_segmenter_is_saved_and_loaded_with_its_time_projection(trained: Segme
 def test_bad_data_are_refused() -> None:
     class Without(TwoSquares):
         def clips(self, split: str, modality: str) -> ClipSet:
-            part = super().clips(split, modality)
-            return ClipSet({"audio": part.arrays["audio"]}, self.modalities, self.classes, part.index)
+            clip_set = super().clips(split, modality)
+            return ClipSet({"audio": clip_set.arrays["audio"]}, self.modalities, self.classes, clip_set.index)
 
     with pytest.raises(ValueError, match="data for segmentation must hold arrays '<name>.frames' and '<name>.mask'"):
         measured(Without())
@@ -332,8 +332,8 @@ def test_bad_data_are_refused() -> None:
 
 def test_timm_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)
-    wanted = re.escape(f"pip install 'unicode_fast[segmentation]' torch=={version('torch')}")
-    with pytest.raises(ModuleNotFoundError, match=f"needs the extra 'segmentation'.*{wanted}"):
+    command = re.escape(f"pip install 'unicode_fast[segmentation]' torch=={version('torch')}")
+    with pytest.raises(ModuleNotFoundError, match=f"needs the extra 'segmentation'.*{command}"):
         make_pyramid("pvt_v2_b5", 3)
 
 
@@ -341,8 +341,8 @@ def test_a_torchvision_of_another_torch_is_named(monkeypatch: pytest.MonkeyPatch
     (tmp_path / "timm.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "timm", raising=False)
-    wanted = re.escape(f"torchvision that was built for torch {torch.__version__}")
-    with pytest.raises(ImportError, match=f"{wanted}.*operator torchvision::nms does not exist"):
+    words = re.escape(f"torchvision that was built for torch {torch.__version__}")
+    with pytest.raises(ImportError, match=f"{words}.*operator torchvision::nms does not exist"):
         make_pyramid("pvt_v2_b5", 3)
 
 

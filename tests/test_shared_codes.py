@@ -15,16 +15,16 @@ from unicode_fast.modules import UniCode
 from unicode_fast.modules.feature_norm import MOMENTUM, FeatureNorm
 from unicode_fast.modules.lexicon import Lexicon
 
-STEPS = 5
+POSITIONS = 5
 
 
 def features(seed: int = 0, clips: int = 6, width: int = 4) -> Tensor:
-    return torch.randn(clips, STEPS, width, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return torch.randn(clips, POSITIONS, width, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 class TestFeatureNorm:
     def test_it_is_batch_normalisation_over_valid_steps(self) -> None:
-        z, mask = 3 * features() + 1, tiny.mask_of([5, 5, 2, 1, 4, 3], STEPS)
+        z, mask = 3 * features() + 1, tiny.mask_of([5, 5, 2, 1, 4, 3], POSITIONS)
         norm, reference = FeatureNorm(4).double(), nn.BatchNorm1d(4, affine=False, dtype=torch.float64)
         ours, theirs = (z.clone().requires_grad_() for _ in range(2))
         normalised, moments = norm(ours, mask)
@@ -121,7 +121,7 @@ class TestAssignment:
 
 class TestGrounding:
     def test_by_hand(self) -> None:
-        """Of three words the first says which of two codewords the clip uses, the second nothing, the third is none."""
+        """The first of three words names one of two codewords of the clip, the second none; the third is padding."""
         used = torch.tensor([[1.0, 0.0], [0.0, 1.0]], dtype=torch.float64)
         sure, unsure = torch.tensor([0.9, 0.1]).log().double(), torch.tensor([0.5, 0.5]).log().double()
         expected = torch.stack([torch.stack([sure, unsure, sure]), torch.stack([sure.flip(0), unsure, sure])])
@@ -130,7 +130,7 @@ class TestGrounding:
         assert_close(found.surprise[0], -torch.tensor([0.9, 0.5, 0.9]).log().double(), rtol=1e-6, atol=0)
         gain = math.log(0.9) - math.log(0.5 + 1e-6)
         weight = 1 - math.exp(-losses.GROUNDING_SLOPE * gain)
-        # A word that misleads counts no less than one that says nothing.
+        # A misleading word has no lower weight than a word without information.
         assert_close(found.weight, torch.tensor([[weight, 0, 0], [weight, 0, 0]]).double(), rtol=1e-6, atol=1e-5)
         assert_close(found.meaning[0, :2], used[:1].expand(2, 2), rtol=0, atol=1e-8)
 
@@ -160,7 +160,7 @@ class TestGrounding:
         assert torch.equal(found.meaning[:, 1].argmax(-1), name)
 
     def test_words_come_to_use_codewords_as_the_others_do(self) -> None:
-        """Words that may stand for either of two codewords take one each, three to one as is asked."""
+        """Words of either of two codewords take one each, three to one as the balance requires."""
         scores = 0.1 * torch.randn(400, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
         totals = torch.tensor([3.0, 1.0], dtype=torch.float64)
         for _ in range(2000):

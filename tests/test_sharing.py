@@ -34,8 +34,8 @@ def written(
         on = np.array(one)
         arrays[f"{name}.label"] = np.stack([on, 0 * on, 1 - on], 2)
     made = coded({name: np.maximum(one, 0) for name, one in codes.items()}, CLASSES, arrays)
-    parts = [made] if paired else [made.restrict([name]) for name in codes]
-    return Dataset(Path(), "codes", made.modalities, CLASSES, {"test": parts})
+    clip_sets = [made] if paired else [made.restrict([name]) for name in codes]
+    return Dataset(Path(), "codes", made.modalities, CLASSES, {"test": clip_sets})
 
 
 def sharing(written: Dataset, names: str = "audio,video") -> Sharing:
@@ -65,12 +65,12 @@ def test_two_clips_by_hand() -> None:
     assert found.agreement_by_chance == {"audio-video": (2 * 2 + 1 * 2 + 3 * 1) / 64}
     assert found.equal_clips == 1 / 2
     assert found.class_entropy == pytest.approx({"audio": math.log(2), "video": math.log(2)})
-    # Video's codes give the class away; audio's do but for code 2, which both classes have once.
+    # Video's codes determine the class. Audio's do too, except code 2, which both classes have once.
     assert found.class_information["video"] == pytest.approx(math.log(2))
     assert found.class_information["audio"] == pytest.approx(math.log(2) * 6 / 8)
-    # Audio knows 0 and 1 as class 0, 3 as class 1, and 4 not at all: three readings that still tell the classes apart.
+    # Audio uses 0 and 1 for class 0, 3 for class 1, and 4 never: three values that still separate the classes.
     assert found.class_information["audio->video"] == pytest.approx(math.log(2))
-    # Video knows no code 2, which both classes have.
+    # Video never uses code 2, which both classes have.
     assert found.class_information["video->audio"] == pytest.approx(math.log(2) * 6 / 8)
 
 
@@ -90,7 +90,7 @@ def test_information_and_agreement_are_those_of_scikit_learn() -> None:
 
 
 def test_private_codes_share_nothing() -> None:
-    """What each modality says of the class is complete, and neither understands the other."""
+    """Each modality has full information on the class, and none transfers to the other."""
     found = sharing(written({"audio": [[0, 0], [1, 1]], "video": [[2, 2], [3, 3]]}, [0, 1]))
     assert found.shared_codewords == 0 and found.shared_uses == {"audio": 0, "video": 0}
     assert found.overlap["audio-video"] == found.agreement["audio-video"] == found.equal_clips == 0
@@ -128,18 +128,18 @@ def test_means_over_seeds_keep_what_all_have() -> None:
 
 
 @pytest.mark.parametrize("protocol", tasks.PROTOCOLS)
-def test_token_scores_do_not_see_where_codewords_lie(protocol: str) -> None:
-    """Codewords of one class in a bundle are understood by a probe on vectors, and by none that sees their numbers."""
+def test_token_scores_do_not_depend_on_distances_of_codewords(protocol: str) -> None:
+    """A probe on vectors transfers between close codewords of one class; a probe on tokens does not."""
     generator = np.random.default_rng(1)
     model = LookUp(scale=8.0, noise=0.0)
     model.names = ("audio", "video")
     model.codebook[12:24] = model.codebook[:12] + 0.01  # video's own codeword beside each of audio's
-    parts = {}
+    splits = {}
     for split, count in {"train": 600, "val": 60, "test": 100}.items():
         target = generator.integers(2, size=count)
         code = 6 * target[:, None] + generator.integers(6, size=(count, 4))
-        parts[split] = coded({"audio": code, "video": code + 12}, CLASSES, {"class": target})
-    row = Evaluator(model, dataset(parts)).row("classification", "audio", "video", protocol)
+        splits[split] = coded({"audio": code, "video": code + 12}, CLASSES, {"class": target})
+    row = Evaluator(model, dataset(splits)).row("classification", "audio", "video", protocol)
     assert row.score > 0.9 and row.same_modality > 0.9
     assert row.token is not None and row.token.same_modality > 0.9
     assert row.token.score < row.score - 0.1
@@ -147,9 +147,9 @@ def test_token_scores_do_not_see_where_codewords_lie(protocol: str) -> None:
 
 
 def test_sentences_of_the_built_in_data_are_measured_by_their_content_words() -> None:
-    """Codes that say which digit a word names, and are noise for all other words."""
+    """Codes of digit words name the digit; codes of all other words are noise."""
     generator = np.random.default_rng(2)
-    parts = {}
+    splits = {}
     for split, count in {"train": 100, "val": 40, "test": 60}.items():
         target = np.arange(count) % 2
         place = generator.integers(4, size=count)
@@ -159,8 +159,8 @@ def test_sentences_of_the_built_in_data_are_measured_by_their_content_words() ->
         for words, at, number in zip(sentences, place, target, strict=True):
             words[at] = ("zero", "one")[number]
         arrays = {"class": target, "text.sentence": np.array([" ".join(words) for words in sentences])}
-        parts[split] = coded({"audio": np.repeat(target[:, None], 4, 1), "text": text}, CLASSES, arrays)
-    digits = dataset(parts, "talking-digits")
+        splits[split] = coded({"audio": np.repeat(target[:, None], 4, 1), "text": text}, CLASSES, arrays)
+    digits = dataset(splits, "talking-digits")
     model = LookUp()
     model.names = ("audio", "text")
     evaluator = Evaluator(model, digits)

@@ -1,4 +1,4 @@
-"""Probes on codes that give the class away and on codes that do not, and what must not change around them."""
+"""Probes on codes with and without information on the class, and their side effects."""
 
 import dataclasses
 import itertools
@@ -41,25 +41,25 @@ from unicode_fast.tasks.retrieval import DEPTH, RetrievalRule
 from unicode_fast.tasks.segmentation.backbones import LIGHT_SETTINGS, TIMM_SETTINGS
 from unicode_fast.tasks.segmentation.task import JUDGED, OFFICIAL_BATCH, OFFICIAL_RATE
 
-CLASSES, STEPS = 4, 6
+CLASSES, POSITIONS = 4, 6
 COUNTS = {"train": 240, "val": 80, "test": 400}
 
 
 def official_scores(
-    kind: ProbeTask, model: LookUp, part: ClipSet, source: str, names: list[str], seed: int
+    kind: ProbeTask, model: LookUp, split: ClipSet, source: str, names: list[str], seed: int
 ) -> dict[str, float]:
-    """Of a probe that is trained and scored on the same clips."""
-    codes = {name: encode_split(model, part, name) for name in names}
-    scored = {name: Examples(codes[name], kind.truth(part, name)) for name in names}
-    return {name: best.score for name, best in official_probe(kind, model, part, source, scored, seed).items()}
+    """Scores of a probe that is trained and scored on the same clips."""
+    codes = {name: encode_split(model, split, name) for name in names}
+    scored = {name: Examples(codes[name], kind.truth(split, name)) for name in names}
+    return {name: best.score for name, best in official_probe(kind, model, split, source, scored, seed).items()}
 
 
 def clips(count: int, seed: int, *, learnable: bool = True, private: bool = False) -> ClipSet:
-    """Five codewords stand for each class and for the background; `private` gives every modality its own of them."""
+    """Each class and the background have five codewords; with `private`, every modality has separate codewords."""
     generator = np.random.default_rng(seed)
     target = generator.permutation(np.arange(count) % CLASSES)
     start, length = generator.integers(0, 3, (count, 1)), generator.integers(2, 5, (count, 1))
-    shown = (np.arange(STEPS) >= start) & (np.arange(STEPS) < start + length)
+    shown = (np.arange(POSITIONS) >= start) & (np.arange(POSITIONS) < start + length)
     meaning = np.where(shown, target[:, None], CLASSES)
     label = np.eye(CLASSES + 1, dtype=np.uint8)[meaning]
     codes = {}
@@ -74,15 +74,15 @@ def store(**options: bool) -> Dataset:
     return dataset({split: clips(count, seed, **options) for seed, (split, count) in enumerate(COUNTS.items())})
 
 
-def padded(part: ClipSet, extra: int, filler: int) -> ClipSet:
-    """The same clips with padded steps that hold a code which means class 0, labels included."""
+def padded(split: ClipSet, extra: int, filler: int) -> ClipSet:
+    """The same clips with padded positions that hold a code of class 0, labels included."""
     width = ((0, 0), (0, extra), (0, 0))
-    arrays = {"class": part.target}
-    for name, value in part.features.items():
+    arrays = {"class": split.target}
+    for name, value in split.features.items():
         arrays[name] = np.pad(value, width, constant_values=filler)
-        arrays[f"{name}.length"] = part.lengths[name]
-    arrays |= {f"{name}.label": np.pad(value, width, constant_values=1) for name, value in part.labels.items()}
-    return dataclasses.replace(part, arrays=arrays)
+        arrays[f"{name}.length"] = split.lengths[name]
+    arrays |= {f"{name}.label": np.pad(value, width, constant_values=1) for name, value in split.labels.items()}
+    return dataclasses.replace(split, arrays=arrays)
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +95,7 @@ def chance_rows() -> list[Row]:
     return Evaluator(LookUp(), store(learnable=False), 1).table(progress=False)
 
 
-def test_a_probe_learns_what_the_codes_say_and_carries_it_to_every_modality(learnable_rows: list[Row]) -> None:
+def test_a_probe_learns_from_codes_and_transfers_to_every_modality(learnable_rows: list[Row]) -> None:
     assert [(row.task, row.source, row.target) for row in learnable_rows] == [
         *(("classification", *pair) for pair in itertools.permutations(NAMES, 2)),
         ("localisation", "audio", "video"),
@@ -112,12 +112,12 @@ def test_codes_without_meaning_give_chance(chance_rows: list[Row]) -> None:
         if row.task == "classification":
             assert abs(row.score - row.chance) < STANDARD_ERRORS * error
         else:
-            # Where nothing reaches probability one half, nothing is predicted.
+            # Probabilities up to one half predict nothing.
             assert row.score < row.chance
 
 
-def test_codes_of_their_own_in_each_modality_give_chance_across_and_everything_within() -> None:
-    """The picture of a model whose codebook the modalities have divided among themselves."""
+def test_separate_codes_of_modalities_give_chance_across_and_everything_within() -> None:
+    """As in a model whose modalities share no codeword."""
     for row in Evaluator(LookUp(), store(private=True)).table("classification", progress=False):
         assert row.same_modality > LEARNED
         assert row.score < LEARNED
@@ -142,7 +142,7 @@ def test_a_single_row_repeats_the_row_of_the_table(learnable_rows: list[Row]) ->
         assert Evaluator(LookUp(), store(), 3).row(row.task, row.source, row.target) == row
 
 
-def test_rows_do_not_depend_on_what_ran_before(chance_rows: list[Row]) -> None:
+def test_rows_do_not_depend_on_earlier_rows(chance_rows: list[Row]) -> None:
     backwards = Evaluator(LookUp(), store(learnable=False), 1)
     for row in reversed(chance_rows):
         assert backwards.row(row.task, row.source, row.target) == row
@@ -158,20 +158,20 @@ def test_nothing_around_the_probes_changes(protocol: str) -> None:
     """Mode, buffers, global random numbers and number of threads, although dropout counts calls and draws."""
     model = LookUp()
     model.train()
-    model.part.eval()
+    model.inner.eval()
     before = torch.get_rng_state(), np.random.get_state()[1].copy(), torch.get_num_threads()
     buffers = {name: value.clone() for name, value in model.named_buffers()}
     Evaluator(model, store()).row("localisation", "audio", "video", protocol)
     tasks.validate(model, store())
-    assert model.training and not model.part.training
+    assert model.training and not model.inner.training
     assert all(torch.equal(value, buffers[name]) for name, value in model.named_buffers())
     assert torch.equal(torch.get_rng_state(), before[0])
     assert np.array_equal(np.random.get_state()[1], before[1])
     assert torch.get_num_threads() == before[2]
 
 
-def test_the_old_name_of_a_protocol_is_taken() -> None:
-    """As older versions wrote it in rows."""
+def test_the_old_name_of_a_protocol_is_accepted() -> None:
+    """Rows of older versions have it."""
     evaluator = Evaluator(LookUp(), store(learnable=False), 1)
     row = evaluator.row("classification", "audio", "video")
     assert row == evaluator.row("classification", "audio", "video", "sound")
@@ -184,7 +184,7 @@ def test_the_old_name_of_a_protocol_is_taken() -> None:
 
 @pytest.mark.parametrize("filler", [0, 24])
 def test_padding_changes_nothing(filler: int, chance_rows: list[Row]) -> None:
-    """Codes without meaning, so that every single decision of the probes would show."""
+    """Codes without meaning, so that the scores depend on every decision of the probes."""
     data = store(learnable=False)
     evaluator = Evaluator(LookUp(), dataset({split: padded(data.split(split), 3, filler) for split in COUNTS}), 1)
     assert evaluator.row("localisation", "audio", "video") == chance_rows[-2]
@@ -192,16 +192,16 @@ def test_padding_changes_nothing(filler: int, chance_rows: list[Row]) -> None:
 
 
 def test_official_padding_changes_nothing() -> None:
-    model, part = LookUp(noise=0.0), clips(100, 0, learnable=False)
+    model, split = LookUp(noise=0.0), clips(100, 0, learnable=False)
     kind = runner.probe_task("localisation", "official")
 
     def scores(given: ClipSet) -> dict[str, float]:
         return official_scores(kind, model, given, "audio", ["audio", "video"], seed=0)
 
-    assert scores(padded(part, 3, 0)) == scores(part)
+    assert scores(padded(split, 3, 0)) == scores(split)
 
 
-def test_the_target_modality_has_no_part_in_the_choice_of_the_epoch() -> None:
+def test_the_target_modality_does_not_enter_the_choice_of_the_epoch() -> None:
     """Neither its features nor its labels are read outside the test split."""
 
     def read(numbers: np.ndarray) -> np.ndarray:
@@ -219,8 +219,8 @@ def test_the_target_modality_has_no_part_in_the_choice_of_the_epoch() -> None:
 
 def test_the_epoch_with_the_best_validation_score_is_kept() -> None:
     """Scores are scripted: the second of four epochs is best, and equal scores are decided by the loss."""
-    part = clips(60, 0)
-    codes = encode_split(LookUp(), part, "audio")
+    split = clips(60, 0)
+    codes = encode_split(LookUp(), split, "audio")
 
     class Scripted(type(runner.probe_task("classification"))):  # type: ignore[misc]
         def __init__(self, scores: list[float]) -> None:
@@ -231,7 +231,7 @@ def test_the_epoch_with_the_best_validation_score_is_kept() -> None:
 
     def trained(scores: list[float], epochs: int, validated: bool) -> ProbeHead:
         kind = Scripted(scores)
-        examples = Examples(codes, kind.truth(part, "audio"))
+        examples = Examples(codes, kind.truth(split, "audio"))
         rule = ProbeRule(epochs, batch_size=20, learning_rate=1e-3)
         generator = torch.Generator().manual_seed(0)
         return train_probe(kind, CLASSES, examples, examples if validated else None, generator, rule)
@@ -243,25 +243,25 @@ def test_the_epoch_with_the_best_validation_score_is_kept() -> None:
     assert weights(trained([0.5] * 4, 4, True)) == weights(trained([], 4, False))
 
 
-def test_encode_split_gives_the_codewords_whatever_the_batch() -> None:
-    model, part = LookUp(), clips(50, 0)
+def test_codewords_of_encode_split_do_not_depend_on_the_batch() -> None:
+    model, split = LookUp(), clips(50, 0)
     model.train()
     for name in NAMES:
-        codes, second = (encode_split(model, part, name, batch_size) for batch_size in (7, 50))
+        codes, second = (encode_split(model, split, name, batch_size) for batch_size in (7, 50))
         assert len(codes) == 50
-        assert torch.equal(codes.index, torch.from_numpy(part.features[name][..., 0]).long())
+        assert torch.equal(codes.index, torch.from_numpy(split.features[name][..., 0]).long())
         assert torch.equal(codes.vector, model.codebook[codes.index])
         assert torch.equal(codes.index, second.index) and torch.equal(codes.table, second.table)
         assert codes.mask.all()
-    chosen = encode_split(model, part, "text", numbers=np.array([3, 8]))
-    assert torch.equal(chosen.vector, encode_split(model, part, "text").vector[[3, 8]])
+    chosen = encode_split(model, split, "text", numbers=np.array([3, 8]))
+    assert torch.equal(chosen.vector, encode_split(model, split, "text").vector[[3, 8]])
 
 
-def test_the_head_reads_the_table_as_it_would_read_every_step() -> None:
-    """One projection a codeword instead of one a step, and padding that repeats a valid code."""
-    part = padded(clips(30, 0), 2, 0)
-    part.arrays["audio.length"][::2] = 3  # type: ignore[index]
-    codes = encode_split(LookUp(), part, "audio")
+def test_the_head_on_the_table_equals_the_head_on_every_position() -> None:
+    """One projection per codeword in place of one per position, with padding that repeats a valid code."""
+    split = padded(clips(30, 0), 2, 0)
+    split.arrays["audio.length"][::2] = 3  # type: ignore[index]
+    codes = encode_split(LookUp(), split, "audio")
     head = ProbeHead(WIDTH, CLASSES, torch.Generator().manual_seed(0), torch.float32)
     head.standardise(codes)
     hidden = head.project((LookUp().codebook[codes.index] - head.center) / head.scale)
@@ -289,16 +289,16 @@ def test_standardised_codewords_have_mean_zero_and_spread_one() -> None:
 
 
 def test_bad_codes_are_refused() -> None:
-    model, part = LookUp(), clips(8, 0)
+    model, split = LookUp(), clips(8, 0)
     with pytest.raises(ValueError, match="clips must be at least one, got none"):
-        encode_split(model, part, "audio", numbers=np.array([], int))
+        encode_split(model, split, "audio", numbers=np.array([], int))
     with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
-        encode_split(model, part, "audio", 0)
-    part.arrays["audio.length"] = np.where(np.arange(8) == 5, 0, STEPS)  # type: ignore[index]
+        encode_split(model, split, "audio", 0)
+    split.arrays["audio.length"] = np.where(np.arange(8) == 5, 0, POSITIONS)  # type: ignore[index]
     with pytest.raises(
         ValueError, match="mask of 'audio' must mark at least one position of each clip, got none in clip 5"
     ):
-        encode_split(model, part, "audio", 3)
+        encode_split(model, split, "audio", 3)
 
     class Ambiguous(LookUp):
         def encode(self, name: str, features: Tensor, mask: Tensor | None = None, *, dropout: bool = False) -> Encoded:
@@ -367,7 +367,7 @@ def test_official_rows_are_labelled_and_repeat() -> None:
     assert last.chance == metrics.official_constant_precision(train.labels["audio"], train.mask["audio"], 80)
 
 
-def test_few_clips_are_seen_more_often() -> None:
+def test_few_clips_have_several_passes_an_epoch() -> None:
     rule = ProbeRule(epochs=15, batch_size=200, learning_rate=1.0, least_steps=300)
     assert [rule.passes(clips) for clips in (1, 200, 201, 3801, 100_000)] == [20, 20, 10, 1, 1]
 
@@ -380,13 +380,13 @@ def test_official_rules() -> None:
 
 @pytest.mark.parametrize("task", tasks.DEFAULT_TASKS)
 def test_official_training_is_the_released_loop(task: str) -> None:
-    """Against plain torch: dense layers on every step, MultiStepLR, clipping of the probe alone, best epoch on test."""
-    model, part = LookUp(noise=0.0), clips(400, 1)
+    """Against plain torch: dense layers on every position, MultiStepLR, clipping of the probe, best test epoch."""
+    model, split = LookUp(noise=0.0), clips(400, 1)
     kind = runner.probe_task(task, "official")
     codes = ["audio", "video"]
-    found = official_scores(kind, model, part, "audio", codes, seed=4)
+    found = official_scores(kind, model, split, "audio", codes, seed=4)
 
-    columns = kind.columns(part)
+    columns = kind.columns(split)
     generator = torch.Generator().manual_seed(probe_seed(4, "official", task, "audio"))
     head = ProbeHead(WIDTH, columns, generator, torch.float64)
     alpha = [nn.Parameter(0.1 * torch.ones(1, dtype=torch.float64)) for _ in range(columns)]
@@ -396,7 +396,7 @@ def test_official_training_is_the_released_loop(task: str) -> None:
     table = model.codebook.double()
 
     def logits(name: str, numbers: Tensor) -> Tensor:
-        hidden = head.project(table[torch.from_numpy(part.features[name][..., 0]).long()[numbers]])
+        hidden = head.project(table[torch.from_numpy(split.features[name][..., 0]).long()[numbers]])
         return head.classify(hidden.max(1).values if task == "classification" else hidden)
 
     best = dict.fromkeys(codes, 0.0)
@@ -404,9 +404,9 @@ def test_official_training_is_the_released_loop(task: str) -> None:
         for numbers in torch.randperm(400, generator=generator).split(80):
             output = logits("audio", numbers)
             if task == "classification":
-                loss = nn.functional.cross_entropy(output, torch.from_numpy(part.target)[numbers])
+                loss = nn.functional.cross_entropy(output, torch.from_numpy(split.target)[numbers])
             else:
-                label = torch.from_numpy(part.labels["audio"])[numbers].double().flatten(0, 1)
+                label = torch.from_numpy(split.labels["audio"])[numbers].double().flatten(0, 1)
                 flat = output.flatten(0, 1)
                 weighted = label * flat.log_softmax(1) * torch.exp(-torch.cat(alpha))
                 loss = nn.functional.binary_cross_entropy_with_logits(flat, label) - weighted.sum(1).mean()
@@ -419,36 +419,36 @@ def test_official_training_is_the_released_loop(task: str) -> None:
             with torch.no_grad():
                 output = logits(name, torch.arange(400))
             if task == "classification":
-                score = float((output.argmax(1).numpy() == part.target).mean())
+                score = float((output.argmax(1).numpy() == split.target).mean())
             else:
-                truth = part.labels[name]
-                score = metrics.official_scores((output.sigmoid() > 0.5).numpy(), truth, part.mask[name], 80).precision
+                truth = split.labels[name]
+                score = metrics.official_scores((output.sigmoid() > 0.5).numpy(), truth, split.mask[name], 80).precision
             best[name] = max(best[name], score)
     assert found == best
     assert min(best.values()) > 1.5 / columns
 
 
 def test_official_codes_are_noisy_and_new_in_every_epoch() -> None:
-    """The probe sees more codes than there are without dropout, and never twice the same."""
-    seen: list[Tensor] = []
+    """Every epoch has other codes, and more codes than without dropout."""
+    indices: list[Tensor] = []
 
     class Watched(LookUp):
         def encode(self, name: str, features: Tensor, mask: Tensor | None = None, *, dropout: bool = False) -> Encoded:
             result = super().encode(name, features, mask, dropout=dropout)
             if dropout:
-                seen.append(result.index)
+                indices.append(result.index)
             return result
 
-    part = clips(40, 0)
+    split = clips(40, 0)
     kind = runner.probe_task("classification", "official")
     model = Watched()
-    official_scores(kind, model, part, "audio", ["audio"], seed=0)
-    assert len(seen) == kind.rule.epochs
-    assert len({tuple(index.sum(1).sort().values.tolist()) for index in seen}) == len(seen)
+    official_scores(kind, model, split, "audio", ["audio"], seed=0)
+    assert len(indices) == kind.rule.epochs
+    assert len({tuple(index.sum(1).sort().values.tolist()) for index in indices}) == len(indices)
 
 
 def rule_words(task: str, protocol: str) -> list[str]:
-    """What a page has to hold of the rules in code."""
+    """Words with the numbers of the rules in code, which a page must have."""
 
     def rate(rule: Any, unit: str = "clips") -> str:
         return f"batches of {rule.batch_size} {unit}, learning rate {rule.learning_rate:g}"
@@ -539,7 +539,7 @@ def test_tables_as_text_and_markdown() -> None:
     )
 
 
-def test_a_table_says_what_its_intervals_and_spreads_are() -> None:
+def test_the_legend_of_a_table_defines_intervals_and_spreads() -> None:
     row = Row("classification", "audio", "video", 0.875, 0.9, 0.1, interval=(0.85, 0.9), clips=400)
     table = tasks.format_table([row]).splitlines()
     assert "  zero-shot (95 % interval)  " in table[0] and "  87.5 (85.0-90.0) %  " in table[2]
@@ -593,10 +593,10 @@ def test_a_real_model_and_store(tmp_path: Path, protocol: str) -> None:
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-def test_a_batch_is_encoded_without_dropout_unless_it_is_asked_for() -> None:
-    model, part = LookUp(noise=1.0).train(), clips(20, 0)
-    clean, noisy = (encode_batch(model, part, "audio", np.arange(20), dropout=dropout) for dropout in (False, True))
-    assert torch.equal(clean.index, encode_batch(model.eval(), part, "audio", np.arange(20)).index)
+def test_a_batch_is_encoded_without_dropout_by_default() -> None:
+    model, split = LookUp(noise=1.0).train(), clips(20, 0)
+    clean, noisy = (encode_batch(model, split, "audio", np.arange(20), dropout=dropout) for dropout in (False, True))
+    assert torch.equal(clean.index, encode_batch(model.eval(), split, "audio", np.arange(20)).index)
     assert not torch.equal(clean.index, noisy.index)
 
 

@@ -92,17 +92,15 @@ class Localisation:
 
     def estimate(self, logits: Tensor, truth: Tensor, mask: Tensor, bootstrap: Bootstrap) -> Estimate:
         """Micro-F1 with its interval."""
-        chosen, labelled = logits[mask][:, :-1] > 0, truth[mask][:, :-1]
-        return micro_f1(chosen.numpy(), labelled.numpy(), _clip_of_position(mask), bootstrap)
+        chosen, target = logits[mask][:, :-1] > 0, truth[mask][:, :-1]
+        return micro_f1(chosen.numpy(), target.numpy(), _clip_of_position(mask), bootstrap)
 
     def metrics(self, logits: Tensor, truth: Tensor, mask: Tensor, bootstrap: Bootstrap) -> dict[str, Estimate]:
         """Pooled precision, recall, F1 and mAP over the C foreground classes, then the released code's measures."""
-        chosen, labelled = logits[mask][:, :-1], truth[mask][:, :-1]
+        chosen, target = logits[mask][:, :-1], truth[mask][:, :-1]
         official = metrics.official_scores((logits > 0).numpy(), truth.numpy(), mask.numpy(), OFFICIAL_RULE.batch_size)
         return {
-            **pooled_metrics(
-                (chosen > 0).numpy(), chosen.numpy(), labelled.numpy(), _clip_of_position(mask), bootstrap
-            ),
+            **pooled_metrics((chosen > 0).numpy(), chosen.numpy(), target.numpy(), _clip_of_position(mask), bootstrap),
             **{f"official_{name}": Estimate(value) for name, value in official._asdict().items()},
         }
 

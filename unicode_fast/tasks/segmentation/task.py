@@ -64,9 +64,8 @@ class Masks:
                 "masks must have shape (clips, K, H, W) with K from 1 to the number of frames, got "
                 f"{self.mask.shape} for frames {self.frames.shape}"
             )
-        if any(len(codes) != len(self.frames) for codes in self.codes.values()):
-            counts = [*map(len, self.codes.values())]
-            raise ValueError(f"queries must be of the {len(self.frames)} clips with frames, got {counts} clips")
+        if counts := {len(codes) for codes in self.codes.values()} - {len(self.frames)}:
+            raise ValueError(f"queries must have the {len(self.frames)} clips of the frames, got {min(counts)} clips")
 
     def __len__(self) -> int:
         """Number of clips."""
