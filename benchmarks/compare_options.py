@@ -2,7 +2,7 @@
 
 Each option trains the default run with some seeds in FOLDER; finished runs are kept. docs/options.md and
 results/options.json compare them with results/default-run.json. The status is 1 if a mean is below that run's by more
-than twice the standard deviation of its seeds, or if an option has only one seed.
+than twice the standard deviation of its seeds. An option with only one seed also gives status 1.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Bootstrap intervals and pooled metrics: weighted formulas against scikit-learn on clips that are really repeated."""
+"""Bootstrap intervals and pooled metrics: weighted formulas against scikit-learn on repeated clips."""
 
 import warnings
 

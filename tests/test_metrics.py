@@ -37,13 +37,13 @@ def test_micro_f1_by_hand() -> None:
 def test_micro_f1_is_that_of_scikit_learn(classes: int) -> None:
     generator = np.random.default_rng(classes)
     truth, prediction = generator.random((2, 300, classes)) < 0.2
-    # With one column scikit-learn's "micro" would count the zeros too; a second, empty one makes it a set of labels.
+    # With one column scikit-learn's "micro" would count zeros too. A second, empty column makes it a set of labels.
     padded = [np.concatenate([labels, np.zeros((300, 1), bool)], 1) for labels in (truth, prediction)]
     assert metrics.micro_f1(prediction, truth) == close(f1_score(*padded, average="micro", zero_division=0))
 
 
 def test_constant_f1_by_hand() -> None:
-    # Class 0 in three of four segments, class 1 in one: predicting 0 alone gives 2*3/(4+4), both 2*4/(8+4).
+    # Class 0 is in three of four segments, class 1 in one: class 0 alone has F1 2*3/(4+4), both have 2*4/(8+4).
     truth = np.array([[1, 0], [1, 0], [1, 1], [0, 0]])
     assert metrics.constant_f1(truth) == close(0.75)
     assert metrics.constant_f1(np.zeros((4, 3))) == 0.0

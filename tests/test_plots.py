@@ -1,4 +1,4 @@
-"""What the pictures show: groups of codewords, titles, data of the drawn artists, size of the files."""
+"""Content of the pictures: groups of codewords, titles, data of the drawn artists, size of the files."""
 
 import csv
 import io
@@ -32,7 +32,7 @@ def png(figure: Figure, folder: Path) -> bytes:
 
 
 def metrics(steps: int = 50, validations: int = 5) -> list[dict[str, Any]]:
-    """Lines as a run writes them."""
+    """Lines in the form of a run's log."""
     generator = np.random.default_rng(0)
     names = ("audio", "video", "text")
     lines: list[dict[str, Any]] = []
@@ -157,7 +157,7 @@ def test_codebook_health(tmp_path: Path) -> None:
 
 
 def test_a_modality_has_one_colour_in_all_pictures() -> None:
-    """The named ones always the same; others in their order, never that of shared codewords."""
+    """Named modalities have fixed colours; others have colours in order, never that of shared codewords."""
     for names in (("text", "video", "audio"), ("audio", "depth", "video", "radar"), ("radar", "depth", "lidar")):
         curves = {name: [1.0, 2.0] for name in names}
         terms = {f"reconstruction.{name}": 1.0 for name in names}

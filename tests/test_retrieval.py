@@ -128,7 +128,7 @@ def test_a_head_transfers_to_an_untrained_modality() -> None:
 
 
 def test_heads_are_trained_on_training_pairs_and_chosen_on_validation_pairs() -> None:
-    """Without test clips there is the same head, without training or validation clips there is none."""
+    """Without test clips the head is the same; without training or validation clips there is none."""
 
     class Some(PairedStore):
         hidden = ""
@@ -151,14 +151,14 @@ def test_heads_are_trained_on_training_pairs_and_chosen_on_validation_pairs() ->
             Retrieval(EncodedDataset(LookUp(), store), rule=RULE).head("audio", "text")
 
 
-def test_codes_of_its_own_carry_nothing() -> None:
+def test_separate_codes_do_not_transfer() -> None:
     row = Retrieval(EncodedDataset(LookUp(), PairedStore(private=True)), rule=RULE).row("audio", "video")
     assert row.same_modality > LEARNED
     assert row.score < 2 * row.chance
 
 
 def test_an_anchor_that_the_model_does_not_encode() -> None:
-    """The published protocol: pre-trained on two modalities, the third is embedded by its features."""
+    """The paper's protocol: pre-trained on two modalities, the third is embedded by its features."""
 
     class TwoModalities(LookUp):
         def __init__(self) -> None:
@@ -174,7 +174,7 @@ def test_an_anchor_that_the_model_does_not_encode() -> None:
     measured = Retrieval(EncodedDataset(TwoModalities(), PairedStore()), rule=RULE)
     row = measured.row("text", "video")
     assert row.anchor == "audio"
-    # The mean of a clip's code numbers tells less than its codes, but more than nothing.
+    # The mean of a clip's code numbers has less information than its codes, but some.
     assert row.score > 2 * row.chance
     assert measured.embedding("train", "audio").mean() == pytest.approx(0, abs=1e-6)
 

@@ -85,7 +85,7 @@ def trained() -> Segmentation:
 
 
 def masks(seed: int, frames: int = 12) -> tuple[np.ndarray, np.ndarray]:
-    """Probabilities on thresholds and between them, truth that they tell something of, some of it empty."""
+    """Probabilities on thresholds and between them, and truth that depends on them, some of it empty."""
     generator = np.random.default_rng(seed)
     truth = generator.random((frames, 6, 5)) < generator.choice([0.0, 0.2, 0.6], frames)[:, None, None]
     noisy = np.clip(generator.random(truth.shape) * 0.7 + 0.3 * truth, 0, 1).astype(np.float32)
@@ -184,7 +184,7 @@ def test_a_query_block_is_its_quadratic_formula() -> None:
     torch.testing.assert_close(block(maps, query), expected, rtol=MAPS.relative, atol=MAPS.absolute)
 
 
-def test_it_segments_what_is_asked_for_in_a_modality_it_has_not_seen(trained: Segmentation) -> None:
+def test_it_segments_the_named_square_by_an_untrained_modality(trained: Segmentation) -> None:
     row = trained.row("audio", "text")
     assert (row.task, row.source, row.target) == ("segmentation", "audio", "text")
     assert min(row.score, row.same_modality) > 0.8
@@ -202,8 +202,8 @@ def test_training_repeats_bit_for_bit_and_leaves_random_numbers_alone() -> None:
     assert torch.equal(torch.get_rng_state(), before[0]) and np.array_equal(np.random.get_state()[1], before[1])
 
 
-def test_the_state_is_chosen_by_queries_of_the_modality_it_learns_from() -> None:
-    """Validation in another modality is read by the official protocol alone."""
+def test_the_state_is_chosen_by_queries_of_the_training_modality() -> None:
+    """Only the official protocol reads validation clips in another modality."""
     judged: list[tuple[str, str]] = []
 
     class Watched(Segmentation):
@@ -288,7 +288,7 @@ def test_a_shorter_query_is_repeated_from_its_start() -> None:
     assert torch.equal(found, codes.vector[[3, 1]][:, [0, 1, 2, 0, 1, 2, 0]])
 
 
-def test_every_clip_gets_the_query_of_another_one() -> None:
+def test_every_clip_has_the_query_of_another_one() -> None:
     other = another_clip(30, 0)
     assert sorted(other) == list(range(30)) and (other != np.arange(30)).all()
 
@@ -330,7 +330,7 @@ def test_bad_data_are_refused() -> None:
         frame_scores(np.zeros((2, 3, 3), np.float32), np.zeros((2, 3, 4), bool), np.arange(2))
 
 
-def test_timm_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_timm_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)
     command = re.escape(f"pip install 'unicode_fast[segmentation]' torch=={version('torch')}")
     with pytest.raises(ModuleNotFoundError, match=f"needs the extra 'segmentation'.*{command}"):
@@ -360,7 +360,7 @@ def _original_stage(found: re.Match[str]) -> str:
 
 class TestTimm:
     def test_the_published_head_on_a_pyramid_of_timm(self) -> None:
-        """The whole path from 224 pixels to a mask of 224, the smallest of its family in place of pvt_v2_b5."""
+        """The whole path from 224 pixels to a mask of 224, with the smallest model of the family of pvt_v2_b5."""
         timm_or_skip()
         encoded, choice = EncodedDataset(LookUp(), TwoSquares(channels=3)), BackboneChoice("pvt_v2_b0")
         segmenter = Segmenter(
@@ -391,7 +391,7 @@ class TestTimm:
         pyramid.load_weights(str(tmp_path))  # type: ignore[operator]
         name = "stages.1.blocks.0.attn.q.weight"
         assert torch.equal(pyramid.state_dict()["model." + name.replace("stages.", "stages_")], state[name])
-        # The names that the authors of PVT v2 gave.
+        # Names of the PVT v2 release.
         original = {
             re.sub(r"^stages\.(\d)\.(downsample|blocks|norm)", _original_stage, key)
             .replace("patch_embed.", "patch_embed1.")

@@ -1,4 +1,4 @@
-"""What makes modalities share codes: normalised features, partners with a time axis, agreed assignments, grounding."""
+"""Terms for code sharing: normalised features, partners with a time axis, agreed assignments, grounding."""
 
 import math
 
@@ -23,7 +23,7 @@ def features(seed: int = 0, clips: int = 6, width: int = 4) -> Tensor:
 
 
 class TestFeatureNorm:
-    def test_it_is_batch_normalisation_over_valid_steps(self) -> None:
+    def test_it_is_batch_normalisation_over_valid_positions(self) -> None:
         z, mask = 3 * features() + 1, tiny.mask_of([5, 5, 2, 1, 4, 3], POSITIONS)
         norm, reference = FeatureNorm(4).double(), nn.BatchNorm1d(4, affine=False, dtype=torch.float64)
         ours, theirs = (z.clone().requires_grad_() for _ in range(2))
@@ -84,13 +84,13 @@ class TestAssignment:
         # Three rounds do most of it.
         assert losses.balanced_assignment(scores).mean(0).max() < 0.25
 
-    def test_steps_that_are_not_valid_do_not_count(self) -> None:
+    def test_invalid_positions_are_left_out(self) -> None:
         scores = torch.randn(40, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
         valid = torch.arange(40) < 25
         padded = torch.where(valid.unsqueeze(1), scores, 100)
         assert_close(losses.balanced_assignment(padded, valid)[valid], losses.balanced_assignment(scores[:25]))
 
-    def test_codewords_are_used_as_asked_by_steps_as_they_count(self) -> None:
+    def test_codewords_are_used_as_required_by_weighted_positions(self) -> None:
         generator = torch.Generator().manual_seed(2)
         scores = torch.randn(300, 4, generator=generator, dtype=torch.float64)
         weights = torch.rand(300, generator=generator, dtype=torch.float64)
@@ -102,12 +102,12 @@ class TestAssignment:
         assert_close(found.sum(1), torch.ones(300, dtype=torch.float64))
 
     def test_presence_by_hand(self) -> None:
-        """One word surely means codeword 0, another 1 or 2 with equal chance."""
+        """One word means codeword 0, another 1 or 2 with equal probability."""
         certain = torch.tensor([[0.0, -1000, -1000], [-1000, 0, 0]], dtype=torch.float64)
         used = torch.tensor([[0.5, 0.5, 0.0]], dtype=torch.float64)
         expected = -(0.5 * math.log(1 - 1e-4 + 1e-6) + 0.5 * math.log(0.5 + 1e-6))
         assert float(losses.presence(used, certain[None])) == pytest.approx(expected, **FLOAT64)
-        # A third word that is padding changes nothing, a valid one that means codeword 1 does.
+        # A third word of padding changes nothing; a valid third word of codeword 1 does.
         more = torch.cat([certain, torch.tensor([[-1000.0, 0, -1000]], dtype=torch.float64)])[None]
         padding = torch.tensor([[True, True, False]])
         assert float(losses.presence(used, more, padding)) == pytest.approx(expected, **FLOAT64)
@@ -141,8 +141,8 @@ class TestGrounding:
         product = torch.tensor([0.05, 0.03, 0.16], dtype=torch.float64)
         assert_close(found.meaning[0, 0], product / product.sum(), rtol=1e-6, atol=1e-8)
 
-    def test_the_lexicon_finds_the_words_that_name_what_others_know(self) -> None:
-        """Sentences of two words, one of which decides the codeword that the clip uses most."""
+    def test_the_lexicon_learns_the_words_for_the_codewords_of_others(self) -> None:
+        """One word of each sentence of two decides the most frequent codeword of the clip."""
         generator = torch.Generator().manual_seed(0)
         vocabulary = torch.randn(8, 16, generator=generator)
         name, filler = torch.randint(4, (2, 200), generator=generator)
@@ -159,7 +159,7 @@ class TestGrounding:
         assert found.weight[:, 1].min() > 0.7 and found.weight[:, 0].max() < 0.25
         assert torch.equal(found.meaning[:, 1].argmax(-1), name)
 
-    def test_words_come_to_use_codewords_as_the_others_do(self) -> None:
+    def test_words_learn_the_codewords_of_the_others(self) -> None:
         """Words of either of two codewords take one each, three to one as the balance requires."""
         scores = 0.1 * torch.randn(400, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
         totals = torch.tensor([3.0, 1.0], dtype=torch.float64)
@@ -168,7 +168,7 @@ class TestGrounding:
         assert scores.softmax(1).max(1).values.min() > 0.9
         assert (scores.argmax(1) == 0).double().mean() == pytest.approx(0.75, abs=0.05)
 
-    def test_where_no_step_counts_all_stays_finite(self) -> None:
+    def test_without_valid_positions_all_stays_finite(self) -> None:
         scores = features(width=3).flatten(0, 1)
         found = losses.balanced_assignment(scores, torch.zeros(len(scores)), totals=torch.zeros(3).double())
         assert torch.isfinite(found).all()
@@ -228,7 +228,7 @@ class TestTerms:
 
     @pytest.mark.parametrize("lengths", [None, {"text": 4}])
     def test_partners_with_a_time_axis(self, lengths: dict[str, int] | None) -> None:
-        """By name: text is drawn to its own codewords only, and audio to video's, whatever text uses."""
+        """Text is drawn to its own codewords only, and audio to video's, whatever text uses."""
         owner = tiny.model(dtype="float64", commitment_partners="timed")
         owner.train()
         output = owner(tiny.batch(owner, lengths=lengths))
@@ -250,7 +250,7 @@ class TestTerms:
         assert float(found["commitment.text"]) == pytest.approx(own, **FLOAT64)
 
     def test_agreement_is_of_all_and_has_no_gradient_itself(self) -> None:
-        """Modalities with the same features have the entropy of the target for a loss, at its least."""
+        """For modalities with the same features, the loss is the entropy of the target, its minimum."""
         owner = tiny.model(names="audio,depth", dtype="float64", dropout=0.0)
         owner.train()
         output = owner(tiny.batch(owner))

@@ -1,4 +1,4 @@
-"""Measures of shared codes, on codes that are written down, against values worked by hand and against scikit-learn."""
+"""Measures of code sharing on given codes, against values by hand and scikit-learn."""
 
 import dataclasses
 import math
@@ -56,7 +56,7 @@ def test_two_clips_by_hand() -> None:
     assert found.codes_in_use == {"audio": 4, "video": 4}
     audio = np.array([2, 1, 2, 3]) / 8
     assert found.perplexity["audio"] == pytest.approx(np.exp(-(audio * np.log(audio)).sum()))
-    # 0 and 1 are held by both, and 3 as well: a quarter of its four uses is video's.
+    # Both share 0 and 1, and 3 as well: a quarter of its four uses is video's.
     assert found.shared_codewords == 3
     assert found.shared_uses == {"audio": 6 / 8, "video": 5 / 8}
     assert found.shared_event_uses == {"audio": 5 / 5, "video": 1 / 2}
@@ -197,7 +197,7 @@ def test_rows_of_older_summaries_have_no_tokens() -> None:
     assert mean is not None and mean == TokenScore(0.5, 0.5, pytest.approx(0.5 / math.sqrt(2)))
 
 
-def test_validation_logs_both_scores_and_what_is_shared(tmp_path: Path) -> None:
+def test_validation_logs_both_scores_and_code_sharing(tmp_path: Path) -> None:
     store = open_store(tiny.write(tmp_path / "store"))
     model = tiny.model().eval()
     found = tasks.validate(model, store, seed=1)
