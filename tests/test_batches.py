@@ -1,11 +1,11 @@
-"""Batches: every clip once an epoch, any step at any time, tensors that say what is valid."""
+"""Batches: every clip once per epoch, any step at any time, and masks of valid positions."""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from test_store import CLASSES, LINES, MODALITIES, STEPS, arrays
+from test_store import CLASSES, LINES, MODALITIES, POSITIONS, arrays
 
 from unicode_fast.data import Batches, ClipSet, open_store, write_store
 
@@ -21,8 +21,8 @@ def epoch(batches: Batches, number: int) -> np.ndarray:
     return np.concatenate([batches.indices(step) for step in range(first, first + batches.steps_per_epoch)])
 
 
-def test_order_is_a_known_one(clips: ClipSet) -> None:
-    """Another order after an update would break every resumed run."""
+def test_order_is_fixed(clips: ClipSet) -> None:
+    """Another order after an update would change every resumed run."""
     batches = Batches(clips.select(range(8)), 4, seed=3)
     np.testing.assert_array_equal(epoch(batches, 0), [0, 1, 2, 7, 5, 6, 4, 3])
     np.testing.assert_array_equal(epoch(batches, 1), [5, 6, 3, 7, 0, 1, 2, 4])
@@ -33,8 +33,8 @@ def test_every_clip_once_an_epoch(clips: ClipSet, drop_last: bool, sizes: list[i
     batches = Batches(clips, 5, seed=1, drop_last=drop_last)
     assert batches.steps_per_epoch == len(sizes)
     for number in range(3):
-        seen = epoch(batches, number)
-        assert len(set(seen)) == len(seen) == sum(sizes)
+        ids = epoch(batches, number)
+        assert len(set(ids)) == len(ids) == sum(sizes)
     assert [len(batches.batch(step)) for step in range(len(sizes))] == sizes
 
 
@@ -42,7 +42,7 @@ def test_order_depends_on_seed_and_epoch_alone(clips: ClipSet) -> None:
     batches, again, other = Batches(clips, 5, seed=1), Batches(clips, 5, seed=1), Batches(clips, 5, seed=2)
     assert not np.array_equal(epoch(batches, 0), epoch(batches, 1))
     assert not np.array_equal(epoch(batches, 0), epoch(other, 0))
-    # Another object, started in the middle and read backwards.
+    # Another object, read backwards from the middle.
     for step in (11, 10, 3, 4):
         np.testing.assert_array_equal(again.batch(step).clips, batches.batch(step).clips)
 
@@ -53,7 +53,7 @@ def test_a_batch_holds_its_clips(clips: ClipSet) -> None:
     chosen = batches.indices(2)
     np.testing.assert_array_equal(batch.clips, chosen)
     assert list(batch.id) == [f"clip {number}" for number in chosen]
-    assert batch.features["picture"].shape == (5, STEPS, 8, 8, 1) and batch.features["line"].shape == (5, LINES, 8)
+    assert batch.features["picture"].shape == (5, POSITIONS, 8, 8, 1) and batch.features["line"].shape == (5, LINES, 8)
     for name in MODALITIES:
         assert batch.features[name].dtype == torch.float64
         np.testing.assert_array_equal(batch.features[name].numpy(), clips.features[name][chosen])
@@ -66,7 +66,7 @@ def test_a_batch_holds_its_clips(clips: ClipSet) -> None:
     assert moved.features["line"].device.type == moved.mask["line"].device.type == "meta"
 
 
-def test_writing_into_a_batch_leaves_the_clips_alone(clips: ClipSet) -> None:
+def test_writing_into_a_batch_does_not_change_the_clips(clips: ClipSet) -> None:
     batches = Batches(clips, 5, seed=1)
     batches.batch(0).features["line"].fill_(7)
     np.testing.assert_array_equal(batches.batch(0).features["line"].numpy(), clips.features["line"][batches.indices(0)])

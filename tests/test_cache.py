@@ -1,4 +1,4 @@
-"""The shared cache folder: what others plant there is replaced or refused by name, and never written through."""
+"""The shared cache folder: planted files of others are replaced or refused by name, and links are not followed."""
 
 import errno
 import os
@@ -26,7 +26,7 @@ def make(folder: Path) -> None:
 
 
 def opened(root: Path) -> Store:
-    """A store that is made in a cache folder, in a thread that must end."""
+    """Make a store in a cache folder, in a thread that must end."""
     found: list[Store] = []
     thread = threading.Thread(
         target=lambda: found.append(cache.open_or_make(root / "digits", make, lambda line: None)), daemon=True
@@ -112,7 +112,7 @@ def test_a_store_of_another_user_is_refused_where_everybody_can_write(
     store = opened(root)
     owned, above = (store.path, root) if whose == "store" else (root, root.parent)
     given_to_another(owned, monkeypatch)
-    assert len(opened(root).split("train")) == 12  # nobody but those who were chosen can write
+    assert len(opened(root).split("train")) == 12  # only the chosen users can write
     os.chmod(above, 0o777)
     with pytest.raises(PermissionError, match="got another user's; set UNICODE_FAST_CACHE") as caught:
         cache.open_or_make(root / "digits", make, lambda line: None)
@@ -146,7 +146,7 @@ def test_word_vectors_in_the_place_of_a_pipe(root: Path) -> None:
 
 def test_home_folders(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/me")
-    for text, wanted in {
+    for text, expected in {
         "~/x": "/home/me/x",
         "~": "/home/me",
         "clips:~/sets/x": "clips:/home/me/sets/x",
@@ -155,7 +155,7 @@ def test_home_folders(monkeypatch: pytest.MonkeyPatch) -> None:
         "bert-base-uncased": "bert-base-uncased",
         "": "",
     }.items():
-        assert expanded(text) == wanted
+        assert expanded(text) == expected
     words = ["~/run", "--out=~/x", "--data=ave:~/y", "--data", "ave:~/z", "--lr=1e-3", "--note=a=~b", "it's\n~"]
     assert with_homes(words) == [
         *("/home/me/run", "--out=/home/me/x", "--data=ave:/home/me/y", "--data", "ave:/home/me/z"),
@@ -175,20 +175,20 @@ def test_home_folders(monkeypatch: pytest.MonkeyPatch) -> None:
         ("data", ["check", "clips:~/none.yaml"]),
     ],
 )
-def test_every_command_knows_home_folders(
+def test_every_command_expands_home_folders(
     command: str, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     try:
         assert commands([command, *words]) == 2
-        said = capsys.readouterr().err
+        message = capsys.readouterr().err
     except (OSError, ValueError, CheckpointError) as error:
-        said = errors.message_of(error)
-    assert str(tmp_path / "none.yaml") in said
+        message = errors.message_of(error)
+    assert str(tmp_path / "none.yaml") in message
 
 
-def test_without_a_home_folder_the_message_says_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_home_folder_the_message_names_the_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     def unknown() -> Path:
         raise RuntimeError("Could not determine home directory.")
 

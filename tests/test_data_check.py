@@ -1,4 +1,4 @@
-"""`python -m unicode_fast.data`: what is wrong is counted and named, and the exit status says whether to start."""
+"""`python -m unicode_fast.data`: problems are counted and named; the exit status is 0 if training can start."""
 
 import errno
 import hashlib
@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from processes import python
 from published import DIGITS, double, write_ave, write_avel, write_avvp, write_own, write_rows, write_zip
-from test_store import flip_unseen
-from test_zip_pickle import RAN, Calls, note_run
+from test_store import flip_bit
+from test_zip_pickle import RAN, Calls, record_run
 
 from unicode_fast.cli import resolve
 from unicode_fast.config import DataConfig
@@ -32,17 +32,17 @@ from unicode_fast.files.untrusted import BadFile
 STREAMS = Request(("audio", "video"))
 
 
-# Of a dozen clips, lists are short, and few classes are in every split.
+# With a dozen clips, lists are short, and few classes are in every split.
 OF_FEW = ("rows", "unseen classes", "single clips")
 
 
 def others(report: Report) -> list[Finding]:
-    """What was found but for what is so of any dozen clips."""
+    """All findings except those of any data set of a dozen clips."""
     return [finding for finding in report.findings if finding.kind not in OF_FEW]
 
 
 def kinds(spec: str) -> dict[str, list[str]]:
-    """The same by kind."""
+    """The same findings by kind."""
     return {finding.kind: finding.clips for finding in others(check(spec, STREAMS, progress=False))}
 
 
@@ -69,7 +69,7 @@ PROBLEMS: dict[str, tuple[bool, Callable[[Path, np.ndarray], None]]] = {
 
 
 @pytest.mark.parametrize("kind", PROBLEMS)
-def test_each_problem_is_named_alone(
+def test_each_problem_is_the_only_finding(
     tmp_path: Path, few: ClipSet, capsys: pytest.CaptureFixture[str], kind: str
 ) -> None:
     bad, spoil = PROBLEMS[kind]
@@ -105,7 +105,7 @@ def test_duplicates_and_overlaps(tmp_path: Path, few: ClipSet) -> None:
     assert found == {"one class": [], "duplicate": [f"{names[0]} in train"], "overlap": overlap}
 
 
-def test_copies_under_other_names_are_noted(tmp_path: Path, few: ClipSet) -> None:
+def test_copies_under_other_names_are_found(tmp_path: Path, few: ClipSet) -> None:
     names = write_avel(tmp_path, few)
     for name in (names[1], names[3]):
         write_zip(tmp_path / "feature/audio/zip" / f"{name}.zip", double(few.features["audio"][1]))
@@ -114,7 +114,7 @@ def test_copies_under_other_names_are_noted(tmp_path: Path, few: ClipSet) -> Non
 
 
 def test_the_list_with_half_of_the_rows(tmp_path: Path, few: ClipSet, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Of a dozen clips, each many times.
+    # A dozen clips, each many times.
     monkeypatch.setattr("unicode_fast.data.check._read_labels", lambda index, bad: {})
     names = write_avel(tmp_path, few)
     rows = [[DIGITS[few.target[n % 12]], names[n % 12], "train"] for n in range(20_000)]
@@ -137,9 +137,9 @@ def test_missing_lists_are_a_finding(tmp_path: Path, few: ClipSet) -> None:
 
 def test_an_attack_is_a_finding_and_is_not_run(tmp_path: Path, few: ClipSet) -> None:
     name = write_avel(tmp_path, few)[5]
-    write_zip(tmp_path / "feature/audio/zip" / f"{name}.zip", Calls(note_run, "check"))
+    write_zip(tmp_path / "feature/audio/zip" / f"{name}.zip", Calls(record_run, "check"))
     found = kinds(f"vggsound-avel40k:{tmp_path}")
-    assert list(found) == ["unreadable"] and "names test_zip_pickle.note_run" in found["unreadable"][0] and RAN == []
+    assert list(found) == ["unreadable"] and "names test_zip_pickle.record_run" in found["unreadable"][0] and RAN == []
 
 
 def test_own_data(tmp_path: Path, few: ClipSet) -> None:
@@ -153,15 +153,20 @@ def test_own_data(tmp_path: Path, few: ClipSet) -> None:
         finding.kind: [Path(clip.split(" ")[0].rstrip(":")).name for clip in finding.clips]
         for finding in others(report)
     }
-    wanted = {"missing": ["take-3.npy"], "unreadable": ["take-2.npy"], "empty": ["take-1.npy"], "dtype": ["take-1.npy"]}
-    assert found == wanted
+    expected = {
+        "missing": ["take-3.npy"],
+        "unreadable": ["take-2.npy"],
+        "empty": ["take-1.npy"],
+        "dtype": ["take-1.npy"],
+    }
+    assert found == expected
 
 
 @pytest.mark.parametrize(("renamed", "bad"), [("some", False), ("all", True)])
-def test_a_misspelt_split_is_noted(
+def test_a_misspelt_split_is_found(
     tmp_path: Path, few: ClipSet, renamed: str, bad: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Training cannot start by itself where no clip is left in train."""
+    """Training cannot start if no clip is left in train."""
     write_own(tmp_path, few)
     table = tmp_path / "clips.csv"
     clips = table.read_text().count(",train,")
@@ -176,8 +181,8 @@ def test_a_misspelt_split_is_noted(
     assert ("ERROR no training clips: no split 'train'; --train_split may name one of trian, " in shown) is bad
 
 
-def test_what_training_must_be_told(tmp_path: Path, few: ClipSet, capsys: pytest.CaptureFixture[str]) -> None:
-    """Without a split to measure on, or classes; where one is misspelt, training would be refused."""
+def test_flags_that_training_needs(tmp_path: Path, few: ClipSet, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without a split for scores, or without classes; with a misspelt split, training would be refused."""
     write_own(tmp_path, few)
     assert main(["check", f"clips:{tmp_path}"]) == 0
     shown = capsys.readouterr().out
@@ -198,7 +203,7 @@ def test_what_training_must_be_told(tmp_path: Path, few: ClipSet, capsys: pytest
 
 def test_a_folder_of_a_layout_without_its_name(tmp_path: Path) -> None:
     (tmp_path / "clips.csv").touch()
-    with pytest.raises(FileNotFoundError, match=f"data in layout clips must be named clips:{tmp_path}, got"):
+    with pytest.raises(FileNotFoundError, match=f"data in layout clips must be given as clips:{tmp_path}, got"):
         open_data(str(tmp_path))
     with pytest.raises(FileNotFoundError, match="data must be an existing folder, got '.*/none'"):
         open_data(str(tmp_path / "none"))
@@ -265,10 +270,10 @@ def test_an_unknown_modality_is_refused(tmp_path: Path, command: str, capsys: py
     words = [command, f"clips:{tmp_path}", *([str(tmp_path / "store")] if command == "pack" else [])]
     try:
         assert main([*words, "--modalities", "radar,foo"]) == 2
-        said = capsys.readouterr().err
+        printed = capsys.readouterr().err
     except ValueError as error:
-        said = str(error)
-    assert ", got 'foo'" in said and not (tmp_path / "store").exists()
+        printed = str(error)
+    assert ", got 'foo'" in printed and not (tmp_path / "store").exists()
 
 
 @pytest.mark.parametrize(
@@ -303,7 +308,7 @@ def test_what_training_would_refuse_cannot_start(tmp_path: Path, few: ClipSet) -
 
 
 def write_small(root: Path, rows: list[str], columns: str = "id,split,class", steps: int = 3) -> str:
-    """Own data of two modalities and as many clips as rows; what `check` takes."""
+    """Own data of two modalities, one clip per row; returns the data for `check`."""
     root.mkdir(exist_ok=True)
     (root / "clips.csv").write_text("\n".join([columns, *rows]))
     generator = np.random.default_rng(0)
@@ -392,7 +397,7 @@ NOTES: dict[str, tuple[list[str], str, dict[str, list[str]], str]] = {
 
 
 @pytest.mark.parametrize("case", NOTES)
-def test_what_cannot_be_learned_is_noted(tmp_path: Path, case: str) -> None:
+def test_classes_that_cannot_be_learned_are_found(tmp_path: Path, case: str) -> None:
     rows, line, found, flags = NOTES[case]
     rows = [*rows, *([] if any(",test," in row for row in rows) else clips(rows[0].split(",", 2)[2], split="test"))]
     rows = [row if row.count(",") == 2 or '"' in row else re.sub(",([^,]*, [^,]*)$", r',"\1"', row) for row in rows]
@@ -410,7 +415,7 @@ def test_columns_that_are_not_read_are_named(tmp_path: Path) -> None:
     assert (finding.kind, finding.bad) == ("columns", False) and "not read: caption, target;" in finding.text
 
 
-def test_labels_of_background_alone_are_noted(tmp_path: Path) -> None:
+def test_labels_of_background_only_are_found(tmp_path: Path) -> None:
     spec = write_small(tmp_path, BOTH)
     (tmp_path / "radar.labels").mkdir()
     for number, row in enumerate(BOTH):
@@ -422,7 +427,7 @@ def test_labels_of_background_alone_are_noted(tmp_path: Path) -> None:
     assert check(spec, progress=False).findings == []
 
 
-def test_labels_of_steps_that_training_lacks_are_noted(tmp_path: Path, spoken: ClipSet) -> None:
+def test_labels_of_positions_without_training_clips_are_found(tmp_path: Path, spoken: ClipSet) -> None:
     arrays = {
         key: np.asarray(array) for key, array in spoken.arrays.items() if key in ("audio", "video", "audio.label")
     }
@@ -433,9 +438,9 @@ def test_labels_of_steps_that_training_lacks_are_noted(tmp_path: Path, spoken: C
     }
     kinds_of = {name: spoken.modalities[name] for name in ("audio", "video")}
     write_store(tmp_path / "store", "few", kinds_of, spoken.classes, splits)
-    wanted = [str(number) for number in (4, 5) if number in digit]
+    expected = [str(number) for number in (4, 5) if number in digit]
     (finding,) = check(str(tmp_path / "store"), progress=False).findings
-    assert wanted and (finding.kind, finding.clips) == ("unseen classes", wanted)
+    assert expected and (finding.kind, finding.clips) == ("unseen classes", expected)
 
 
 @pytest.mark.parametrize(("count", "size"), [(30, 30), (80, 80), (95, 80)])
@@ -502,7 +507,7 @@ def test_what_was_written_and_the_next_command_come_last(
 def test_every_damaged_clip_is_a_finding_and_names_reach_no_terminal(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The first clip of a modality among them, and what no reader should raise."""
+    """Also the first clip of a modality, and errors that no reader should raise."""
     evil = "evil\x1b[2J"
     rows = [f"{evil},train,walk", *BOTH]
     spec = write_small(tmp_path, rows)
@@ -542,8 +547,8 @@ def test_a_damaged_list_is_a_finding(tmp_path: Path, content: bytes, capsys: pyt
     spec = write_small(tmp_path, BOTH)
     (tmp_path / "clips.csv").write_bytes(content)
     assert main(["check", spec]) == 1
-    said = capsys.readouterr()
-    assert "ERROR contents: " in said.out and "error:" not in said.err and "Traceback" not in said.err
+    printed = capsys.readouterr()
+    assert "ERROR contents: " in printed.out and "error:" not in printed.err and "Traceback" not in printed.err
 
 
 def test_check_compares_every_file_of_a_store_and_names_all_that_differ(
@@ -554,7 +559,7 @@ def test_check_compares_every_file_of_a_store_and_names_all_that_differ(
     open_store(store)
     assert main(["check", str(store)]) == 0
     for name in ("train-radar.npy", "train-class.npy"):
-        flip_unseen(store / name)
+        flip_bit(store / name)
     (store / "train-id.npy").unlink()
     capsys.readouterr()
     assert main(["check", str(store)]) == 1
@@ -564,7 +569,7 @@ def test_check_compares_every_file_of_a_store_and_names_all_that_differ(
         assert re.search(rf"train-{name}\.npy' must be as written, but {what}", shown)
 
 
-def test_check_looks_at_the_values_of_a_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_check_reads_the_values_of_a_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert main(["pack", write_small(tmp_path / "own", BOTH), str(tmp_path / "store")]) == 0
     manifest = json.loads((tmp_path / "store" / "manifest.json").read_text())
     for name in ("radar", "sonar"):

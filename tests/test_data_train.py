@@ -1,4 +1,4 @@
-"""Training on a layout as it lies, on a packed store and on a stream gives a run; what cannot be trained on says so."""
+"""Training on a layout, on a packed store and on a stream gives a run; unusable data are an error."""
 
 import csv
 import json
@@ -28,7 +28,7 @@ STREAMS = ("audio", "video")
 
 
 def train(data: str, out: Path, *more: str, steps: int = 20) -> list[dict]:
-    """A tiny run; returns its lines of training losses."""
+    """A tiny run; returns the lines of its training losses."""
     flags = ["--data", data, "--out", str(out), "--device=cpu", f"--steps={steps}", "--modalities=audio,video"]
     assert main([*flags, "--batch_size=4", *SIZES, *more]) == 0
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
@@ -68,7 +68,7 @@ def test_ave_is_probed(tmp_path: Path, spoken: ClipSet) -> None:
     assert rows[0]["chance"] == pytest.approx(1 / 28)
 
 
-def test_classes_that_cannot_be_learned_are_noted(
+def test_classes_that_cannot_be_learned_are_a_note(
     tmp_path: Path, spoken: ClipSet, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = tmp_path / "own"
@@ -83,9 +83,11 @@ def test_classes_that_cannot_be_learned_are_noted(
     write_rows(table, rows[0], [[*{**row, "class": f"{n}.5"}.values()] for n, row in enumerate(rows)])
     flags = ["--validations=1", "--probe_tasks=none"]
     train(data, tmp_path / "run", *flags, steps=2)
-    said = capsys.readouterr().err
-    assert re.search(r"note: \d+ numbers are the classes of \d+ clips of train: each number is a separate class", said)
-    assert re.search(r"note: classes of val without a clip in train: .* cannot be recognised \(\d+\.5, ", said)
+    printed = capsys.readouterr().err
+    assert re.search(
+        r"note: \d+ numbers are the classes of \d+ clips of train: each number is a separate class", printed
+    )
+    assert re.search(r"note: classes of val without a clip in train: .* cannot be recognised \(\d+\.5, ", printed)
     train(data, tmp_path / "unmeasured", *NO_PROBES, steps=2)
     assert "note: " not in capsys.readouterr().err
 
@@ -99,7 +101,7 @@ def test_a_stream_trains_and_resumes(tmp_path: Path, spoken: ClipSet) -> None:
     first = (tmp_path / "whole" / "metrics.jsonl").read_bytes()
     assert main(["--resume", str(tmp_path / "whole"), "--resume_step", "19"]) == 0
     assert (tmp_path / "whole" / "metrics.jsonl").read_bytes() == first and len(whole) > 0
-    # As if two ranks had written it, whose order is another.
+    # As from two ranks, which have another order.
     path = checkpoint.find(tmp_path / "whole", "last")
     content = checkpoint.read(path)
     assert content["progress"]["ranks"] == 1

@@ -1,4 +1,4 @@
-"""Files that are made to do harm: refused by name at once, in one process with little memory that nothing may block."""
+"""Malicious files: refused by name at once, without blocking, in one process with little memory."""
 
 from __future__ import annotations
 
@@ -43,8 +43,7 @@ from unicode_fast.files.untrusted import (
 from unicode_fast.report.tables import rows_of, single_runs
 from unicode_fast.training.runs import read_seeds, read_summary
 
-# Bytes that all cases together may take besides what is loaded, and seconds that each may take of a processor, and of
-# a machine that does other things too.
+# Limits: bytes of all cases together, beside the loaded modules, and processor and wall-clock seconds of each case.
 MEMORY, SECONDS, PATIENCE = 200 << 20, 5.0, 60
 ZEROS = 1 << 28
 
@@ -55,7 +54,7 @@ def packed_zeros(count: int) -> bytes:
 
 
 def zip_of(file: Path, packed: bytes, size: int, method: int = 8) -> None:
-    """A zip of one member, whatever its directory says of its size."""
+    """A zip of one member, with any size in its directory."""
     name = b"a.pkl"
     head = struct.pack("<HHHHHLLLHH", 20, 0, method, 0, 0, 0, len(packed), size, len(name), 0)
     place = struct.pack("<HHHLL", 0, 0, 0, 0, 0)
@@ -77,7 +76,7 @@ def png_of(file: Path, width: int, height: int) -> None:
 
 
 def doubled(levels: int) -> bytes:
-    """A pickle of a tuple that holds itself twice, so many times over."""
+    """A pickle of nested tuples, each with the next one twice."""
     return b"\x80\x02)q\0" + b"".join(b"h%c\x86q%c" % (0, 0) if n == 0 else b"h\0h\0\x86q\0" for n in range(levels))
 
 
@@ -96,7 +95,7 @@ PICKLES = {
 
 
 def cases(folder: Path) -> dict[str, tuple[str, Callable[[], Any]]]:
-    """What each hostile file is refused with, a pattern, and what reads it."""
+    """The pattern of each malicious file's error, and its reader."""
     found: dict[str, tuple[str, Callable[[], Any]]] = {}
     for name, data in PICKLES.items():
         found[f"array pickle: {name}"] = "x.pkl", lambda data=data: unpickle_array(data, "x.pkl")
@@ -131,7 +130,7 @@ def numbers_and_texts(folder: Path) -> dict[str, tuple[str, Callable[[], Any]]]:
     png_of(folder / "large.png", 60_000, 60_000)
     jpeg = io.BytesIO()
     pytest.importorskip("PIL.Image").new("RGB", (3000, 3000)).save(jpeg, "JPEG", progressive=True)
-    # The last scan again and again, of a picture that is all black.
+    # Repetitions of the last scan of a black picture.
     first, _, scan = jpeg.getvalue().removesuffix(b"\xff\xd9").rpartition(b"\xff\xda")
     (folder / "scans.jpg").write_bytes(first + 30_000 * (b"\xff\xda" + scan[:13]) + b"\xff\xd9")
     (folder / "rows.csv").write_text("id\n" + "a\n" * (1 << 22))
@@ -184,7 +183,7 @@ def hdf5_files(folder: Path, zeros: bytes) -> dict[str, tuple[str, Callable[[], 
     def other_file(opened: Any) -> None:
         opened.create_dataset("x", (10,), "f8", external=[(str(folder / "secret.raw"), 0, 80)])
 
-    def parts(opened: Any) -> None:
+    def virtual(opened: Any) -> None:
         layout = h5py.VirtualLayout((10,), "f8")
         layout[:] = h5py.VirtualSource(str(secret), "x", (10,))
         opened.create_virtual_dataset("x", layout)
@@ -201,12 +200,12 @@ def hdf5_files(folder: Path, zeros: bytes) -> dict[str, tuple[str, Callable[[], 
         opened["y"], opened["x"] = h5py.ExternalLink(str(secret), "/"), h5py.SoftLink("/y/x")
 
     def written(opened: Any, shape: tuple[int, ...], dtype: str, **options: Any) -> None:
-        """With a value in the first chunk alone."""
+        """With a value in the first chunk only."""
         opened.create_dataset("x", shape, dtype, **options)[(0,) * len(shape)] = 1
 
     made: dict[str, tuple[str, Callable[[Any], Any]]] = {
         "external storage": ("must be in the file, got external storage", other_file),
-        "virtual": ("must be in the file, got a virtual dataset", parts),
+        "virtual": ("must be in the file, got a virtual dataset", virtual),
         "external link": ("link to another file", lambda o: o.__setitem__("x", h5py.ExternalLink(str(secret), "x"))),
         "soft link to an external one": ("link to another file", away),
         "soft link to itself": ("through at most 100 names", lambda o: o.__setitem__("x", h5py.SoftLink("/x"))),
@@ -238,7 +237,7 @@ def hdf5_files(folder: Path, zeros: bytes) -> dict[str, tuple[str, Callable[[], 
 
 
 def specs(folder: Path) -> dict[str, tuple[str, Callable[[], Any]]]:
-    """What is no file at all: commands, pipes, devices, and folders that lead elsewhere."""
+    """No files: commands, pipes, devices, and folders with links to other places."""
     found = {}
     for scheme in (
         "pipe:touch ran",
@@ -250,8 +249,8 @@ def specs(folder: Path) -> dict[str, tuple[str, Callable[[], Any]]]:
         "ais:x",
         "scp:x",
     ):
-        wanted = f"followed by a folder, http:// or https://, got '{scheme.partition(':')[0]}:'"
-        found[scheme] = wanted, lambda scheme=scheme: open_data(f"webdataset:{scheme}")
+        pattern = f"followed by a folder, http:// or https://, got '{scheme.partition(':')[0]}:'"
+        found[scheme] = pattern, lambda scheme=scheme: open_data(f"webdataset:{scheme}")
     root, bert = shard(folder / "tar").file.parent, folder / "bert"
     index = json.loads((root / "shards.json").read_text())
     for number, name in enumerate(("../x.tar", "pipe:touch ran.tar", "http://host/x.tar", "/etc/x.tar")):
@@ -264,14 +263,14 @@ def specs(folder: Path) -> dict[str, tuple[str, Callable[[], Any]]]:
         member = tarfile.TarInfo("000000000.sound.npy")
         member.type, member.linkname, member.size = code, "/etc/passwd", (1 << 32) if code == b"x" else 0
         data = member.tobuf(tarfile.GNU_FORMAT) + bytes(1024)
-        # In place of a valid one, for each.
+        # Each replaces a valid file.
         other = folder / f"tar-{kind}"
         other.mkdir()
         (other / "shards.json").write_text((root / "shards.json").read_text())
         (other / "train-000000.tar").write_bytes(data)
-        wanted = "UNICODE_FAST_MAX_TEXT" if kind == "long name" else "which is no plain file"
+        pattern = "UNICODE_FAST_MAX_TEXT" if kind == "long name" else "which is no plain file"
         found[f"tar with a {kind}"] = (
-            f"train-000000.tar.*{wanted}",
+            f"train-000000.tar.*{pattern}",
             lambda other=other: open_stream(str(other)).split("train"),
         )
     small = {"model_type": "bert", "num_hidden_layers": 1, "hidden_size": 8, "vocab_size": 9}
@@ -293,7 +292,7 @@ def specs(folder: Path) -> dict[str, tuple[str, Callable[[], Any]]]:
 
 
 def pipes(folder: Path, bert: Path) -> dict[str, tuple[str, Callable[[], Any]]]:
-    """A pipe that nobody writes to, and a device that never ends, in place of each file."""
+    """A pipe without a writer, and an endless device, instead of each file."""
     found: dict[str, tuple[str, Callable[[], Any]]] = {}
     own, store, shards = own_clips(folder / "p"), packed_store(folder / "s"), shard(folder / "t").file.parent
     for kind, make in (("pipe", os.mkfifo), ("device", lambda file: os.symlink("/dev/zero", file))):
@@ -307,11 +306,11 @@ def pipes(folder: Path, bert: Path) -> dict[str, tuple[str, Callable[[], Any]]]:
         }.items():  # fmt: skip
             found[f"{name} from a {kind}"] = "no plain file", lambda read=read, fake=fake: read(fake)
 
-        def steps(fake: Path = fake) -> None:
+        def positions(fake: Path = fake) -> None:
             assert npy_positions([fake]).tolist() == [0]
             raise StoreError("0 steps")
 
-        found[f"steps from a {kind}"] = "0 steps", steps
+        found[f"steps from a {kind}"] = "0 steps", positions
         for name, file, read in (
             ("store", store / "train-sound.npy", lambda: open_store(store, verify=False)),
             ("manifest", store / "manifest.json", lambda: open_store(store)),
@@ -366,7 +365,7 @@ def run_files(folder: Path) -> dict[str, tuple[str, Callable[[], Any]]]:
 
 
 def main(folder: Path) -> None:
-    """Runs all cases with little memory, and prints what was wrong."""
+    """Run all cases with little memory, and print the failures."""
     import resource
 
     def late(number: int, frame: Any) -> None:

@@ -16,7 +16,7 @@ from unicode_fast.train import main as train
 pytestmark = pytest.mark.usefixtures("short_probes", "no_pictures")
 
 STREAMS = "audio,video"
-# Task, layout, its writer, and which clips the official protocol scores: all of the set's 24, or AVE's training split.
+# Task, layout, its writer, and the clips of the official protocol's score: all 24, or AVE's training split.
 CASES: dict[str, tuple[str, Callable, int]] = {
     "classification": ("ave", write_ave, 18),
     "localisation": ("avvp", write_avvp, 24),
@@ -27,7 +27,7 @@ CASES: dict[str, tuple[str, Callable, int]] = {
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory, spoken: ClipSet) -> Path:
-    """A few steps on AVE, whose features have the shapes of the other layouts."""
+    """A few steps on AVE; its features have the shapes of the other layouts."""
     folder = tmp_path_factory.mktemp("layouts")
     write_ave(folder / "ave", spoken)
     unread = ("word_width", "vector_specific_width")
@@ -66,5 +66,5 @@ def test_both_protocols_and_directions(
             row = json.loads(out.read_text())
             assert all(0 <= row[name] <= 1 for name in ("score", "same_modality", "chance"))
     assert sizes[2:] == [scored, scored]
-    # The held_out protocol scores clips without probe training; for AVE's clips these are AVVP's annotated videos.
+    # The held_out protocol scores clips outside the probe's training; AVVP's annotated videos are such clips for AVE.
     assert all(size == 24 if layout == "ave-avvp" else size < scored for size in sizes[:2])

@@ -1,4 +1,4 @@
-"""The published layouts: what is written there is read, by the rules of each; what is missing or wrong is named."""
+"""The published layouts: every layout's files are read by its rules; missing and invalid files are named."""
 
 import re
 import shutil
@@ -44,13 +44,13 @@ def opened(layout: str, root: Path) -> Dataset:
 
 
 def assert_clips(found: ClipSet, clips: ClipSet, numbers: np.ndarray | list[int]) -> None:
-    """Features, exactly, of these clips, in this order, whether read at once or one by one."""
+    """Exact features of these clips, in this order, read together and one by one."""
     for name in found.modalities:
-        wanted = double(clips.features[name])[numbers]
-        assert found.features[name].shape == wanted.shape and found.features[name].dtype == np.float64
-        np.testing.assert_array_equal(found.features[name][:], wanted)
-        np.testing.assert_array_equal(found.features[name][np.array([2, 0])], wanted[[2, 0]])
-        np.testing.assert_array_equal(found.features[name][1], wanted[1])
+        truth = double(clips.features[name])[numbers]
+        assert found.features[name].shape == truth.shape and found.features[name].dtype == np.float64
+        np.testing.assert_array_equal(found.features[name][:], truth)
+        np.testing.assert_array_equal(found.features[name][np.array([2, 0])], truth[[2, 0]])
+        np.testing.assert_array_equal(found.features[name][1], truth[1])
 
 
 def test_vggsound_avel(tmp_path: Path, few: ClipSet) -> None:
@@ -69,7 +69,7 @@ def test_vggsound_avel(tmp_path: Path, few: ClipSet) -> None:
             np.testing.assert_array_equal(np.asarray(clips.labels[name]), few.labels["audio"][numbers])
 
 
-def test_the_24k_set_is_the_train_split_alone(tmp_path: Path, few: ClipSet) -> None:
+def test_the_24k_set_is_the_train_split(tmp_path: Path, few: ClipSet) -> None:
     write_avel(tmp_path, few)
     found = opened("vggsound-avel24k", tmp_path)
     assert found.splits == ["train", "val", "test"]
@@ -122,9 +122,9 @@ def test_avvp_intervals_are_half_open_and_joined(tmp_path: Path, few: ClipSet) -
     table = tmp_path / "AVVP_eval_audio_checked_combined.csv"
     write_rows(table, ["filename", "onset", "offset", "event_labels"], rows, "\t")
     label = open_data(f"avvp:{tmp_path}", modalities=["audio"]).clips("all", "audio").labels["audio"]
-    wanted = np.zeros((2, 10, 11))
-    wanted[0, 0:5, 2], wanted[0, 1, 5], wanted[0, 9, 9], wanted[0, 5:9, 10], wanted[1, :, 10] = 1, 1, 1, 1, 1
-    np.testing.assert_array_equal(label, wanted)
+    truth = np.zeros((2, 10, 11))
+    truth[0, 0:5, 2], truth[0, 1, 5], truth[0, 9, 9], truth[0, 5:9, 10], truth[1, :, 10] = 1, 1, 1, 1, 1
+    np.testing.assert_array_equal(label, truth)
 
 
 BAD_ROWS = {
@@ -178,8 +178,8 @@ def test_ucf_vggsound(tmp_path: Path, spoken: ClipSet) -> None:
         assert_clips(clips, spoken, np.arange(24))
         assert list(clips.id) == ids
         np.testing.assert_array_equal(clips.target, spoken.target)
-        wanted = np.repeat(np.eye(11)[spoken.target][:, None], 10, 1)
-        np.testing.assert_array_equal(clips.labels[name], wanted)
+        truth = np.repeat(np.eye(11)[spoken.target][:, None], 10, 1)
+        np.testing.assert_array_equal(clips.labels[name], truth)
     groups = {split: {int(i.split("_g")[1][:2]) for i in found.clips(split, "video").id} for split in found.splits[1:]}
     assert groups["test"] == set(range(1, 8)) and groups["val"] == {8, 9, 10} and min(groups["train"]) == 11
     with pytest.raises(ValueError, match="'all' of ucf-vggsound"):
@@ -227,13 +227,13 @@ def test_own_clips_with_kinds_and_without_classes(tmp_path: Path, few: ClipSet) 
     write_rows(tmp_path / "modalities.csv", ["modality", "kind"], [["sound", "words"]])
     shutil.rmtree(tmp_path / "sound.labels")
     found = open_data(f"clips:{tmp_path}")
-    # Those that the list does not name come after it.
+    # Modalities that the file does not list come last.
     assert list(found.modalities) == ["sound", "picture"] and found.classes == []
     assert found.modalities["sound"] == Modality("words", (128,)) and found.modalities["picture"].kind == "grid"
     assert found.split("train").features["sound"].shape == (1, 7, 128)
 
 
-# How audio and video of each layout get ten steps: True where they are repeated or cut.
+# How audio and video of each layout get ten positions: True if they are repeated or cut.
 RULES: dict[str, tuple[Callable, str, bool, bool]] = {
     "vggsound-avel24k": (write_avel, "feature/{}/zip", True, False),
     "avvp": (write_avvp, "feature/{}/zip", True, False),
@@ -255,8 +255,8 @@ def test_short_and_long_clips(tmp_path: Path, few: ClipSet, layout: str) -> None
             write_zip(file, array)
             clips = opened(layout, tmp_path).clips(split, name)
             if fits or count == 10:
-                wanted = array[np.minimum(np.arange(10), count - 1)]
-                np.testing.assert_array_equal(clips.features[name][0], wanted)
+                truth = array[np.minimum(np.arange(10), count - 1)]
+                np.testing.assert_array_equal(clips.features[name][0], truth)
             else:
                 with pytest.raises(
                     StoreError, match=rf"{file.name} must have 10 positions, got shape \({count}, 7, 7, 16\)"
@@ -267,7 +267,7 @@ def test_short_and_long_clips(tmp_path: Path, few: ClipSet, layout: str) -> None
             opened(layout, tmp_path).clips(split, name).features[name][0]
 
 
-def test_audio_of_avsbench_gets_five_steps(tmp_path: Path, few: ClipSet) -> None:
+def test_audio_of_avsbench_gets_five_positions(tmp_path: Path, few: ClipSet) -> None:
     names = write_avsbench(tmp_path, few, few.arrays["video.frames"])
     audio = double(few.features["audio"][0])
     for count in (3, 8):
@@ -339,8 +339,8 @@ def test_batches_of_lazy_clips(tmp_path: Path, few: ClipSet) -> None:
     batches = Batches(clips, 5, seed=1)
     batch = batches.batch(1)
     for name in STREAMS:
-        wanted = np.asarray(clips.features[name])[batches.indices(1)].astype(np.float32)
-        np.testing.assert_array_equal(batch.features[name].numpy(), wanted)
+        truth = np.asarray(clips.features[name])[batches.indices(1)].astype(np.float32)
+        np.testing.assert_array_equal(batch.features[name].numpy(), truth)
         assert batch.mask[name].all()
     some = clips.select([7, 3]).restrict(["audio"])
     np.testing.assert_array_equal(some.features["audio"][1], clips.features["audio"][3])
@@ -356,7 +356,7 @@ def test_batches_of_lazy_clips(tmp_path: Path, few: ClipSet) -> None:
     ],
 )
 def test_clips_of_one_video_share_a_split(tmp_path: Path, few: ClipSet, layout: str, lists: str) -> None:
-    """Names have the video's eleven characters and the clip's place in it."""
+    """Names consist of the video's eleven characters and the clip's time."""
     if layout == "vggsound81k":
         write_checked(tmp_path, few, layout)
     else:
@@ -391,12 +391,12 @@ def test_clips_that_are_trained_and_tested_on_are_named(
 @pytest.mark.parametrize(
     ("rows", "kinds"), [(20_000, ["bad list"]), (24_900, ["bad list"]), (40_000, []), (9, ["rows"])]
 )
-def test_what_the_number_of_rows_says(rows: int, kinds: list[str]) -> None:
+def test_notes_on_the_number_of_rows(rows: int, kinds: list[str]) -> None:
     assert [note.kind for note in list_notes(rows, Path("list.csv"), 40_000)] == kinds
 
 
 def test_hashed_splits_stay_what_they_are() -> None:
-    """Another rule would move clips that were trained on into a test."""
+    """Another rule would move training clips into a test split."""
     chosen = hashed_split([video_id(number) for number in range(12)])
     assert {split: np.flatnonzero(members).tolist() for split, members in chosen.items()} == HASHED
 
@@ -423,7 +423,7 @@ def test_hdf5_of_every_packing_and_through_links(packing: dict, more: dict, tmp_
     h5py = pytest.importorskip("h5py")
     file = tmp_path / "audio_feature.h5"
     random = np.random.default_rng(0)
-    # Half of it packs well; of chunks that do not, lzf is left out.
+    # Half of the values compress well; chunks that do not compress are stored without lzf.
     array = np.concatenate([random.normal(size=(6, 10, 128)), np.ones((6, 10, 128))])
     with h5py.File(file, "w") as opened:
         opened.create_dataset("data/features", data=array, **packing, **more)
@@ -444,7 +444,7 @@ def test_a_chunk_of_many_clips_is_unpacked_once(tmp_path: Path, monkeypatch: pyt
     data = H5Array(tmp_path / "x.h5", "x")
     np.testing.assert_array_equal([data.clip(number) for number in range(20)], array)
     assert len(looked) == 2
-    # HDF5 unpacks what its cache does not hold each time.
+    # HDF5 unpacks a chunk outside its cache at every read.
     assert data._data.id.get_access_plist().get_chunk_cache()[1] >= array.nbytes / 2
 
 

@@ -1,4 +1,4 @@
-"""Feeds: the same batches whatever brings them, from any step on; errors surface once; threads and processes end."""
+"""Batch loaders: all kinds return the same batches, from any step; errors are raised once; helpers end."""
 
 import dataclasses
 import multiprocessing
@@ -19,7 +19,7 @@ from unicode_fast.data.loader import BatchLoader, PrefetchLoader, ResidentLoader
 
 CPU = torch.device("cpu")
 KINDS = {"direct": BatchLoader, "prefetch": PrefetchLoader, "resident": ResidentLoader}
-# With the number of workers.
+# Kinds with their number of workers.
 LOADERS = [("direct", 0), ("prefetch", 0), ("prefetch", 1), ("prefetch", 2), ("resident", 0)]
 forked = pytest.mark.skipif(sys.platform != "linux", reason="worker processes are forked on Linux alone")
 
@@ -50,7 +50,7 @@ def assert_same(batch: Batch, truth: Batch) -> None:
 
 @pytest.mark.parametrize(("kind", "workers"), LOADERS)
 def test_the_batches_are_those_of_their_steps(kind: str, workers: int, batches: Batches) -> None:
-    """Over the ends of epochs, from a later step on as after a resume, and back again."""
+    """Across ends of epochs, from a later step as after a resume, and back again."""
     with open_loader(batches, CPU, kind, workers=workers) as loader:
         assert type(loader) is KINDS[kind]
         for step in (*range(12), 30, 31, 2, 3):
@@ -67,7 +67,7 @@ def test_a_rank_gets_its_own_clips(kind: str, workers: int, batches: Batches) ->
 
 @forked
 def test_processes_read(batches: Batches, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two of them, in turn; the numbers that a training draws are not touched."""
+    """Two processes alternate; the random numbers of training are unchanged."""
     plain = Batches.batch
 
     def signed(self: Batches, step: int, own: slice, keep_halves: bool) -> Batch:
@@ -89,11 +89,11 @@ def test_it_reads_ahead_and_no_further_than_the_end(
     read: list[int] = []
     plain = Batches.batch
 
-    def noted(self: Batches, step: int, own: slice, keep_halves: bool) -> Batch:
+    def recorded(self: Batches, step: int, own: slice, keep_halves: bool) -> Batch:
         read.append(step)
         return plain(self, step, own, keep_halves=keep_halves)
 
-    monkeypatch.setattr(Batches, "batch", noted)
+    monkeypatch.setattr(Batches, "batch", recorded)
     with open_loader(batches, CPU, "prefetch", workers=0, end=4) as loader:
         for step in range(steps):
             loader.batch(step)
@@ -143,7 +143,7 @@ def test_a_worker_that_is_killed_is_one_clear_error(batches: Batches, monkeypatc
 
 
 def test_what_is_chosen_on_a_cpu(batches: Batches) -> None:
-    """Mapped arrays are selected from at once, others, which have to be read or inflated, ahead."""
+    """Clips of mapped arrays are selected directly; other arrays, which need reading or unpacking, are prefetched."""
 
     class Lazy:
         def __init__(self, array: np.ndarray) -> None:
@@ -182,7 +182,7 @@ def test_what_cannot_be_resident_names_the_way_out(batches: Batches, monkeypatch
 
 
 def test_many_threads_agree_on_the_order(batches: Batches) -> None:
-    """Readers of different epochs at once, as at the end of one, each get the order of their own."""
+    """Concurrent readers of different epochs, as at the end of an epoch, each get the order of their epoch."""
     alone = [Batches(batches.clips, 5, seed=1, drop_last=False).indices(step) for step in range(40)]
     wrong: list[int] = []
 

@@ -35,7 +35,7 @@ def wait_for(condition: Callable[[], object]) -> None:
         time.sleep(0.005)
 
 
-def test_the_second_is_refused_and_told_who_holds_it(tmp_path: Path) -> None:
+def test_the_error_of_a_second_process_names_the_holder(tmp_path: Path) -> None:
     file = tmp_path / ".lock"
 
     def refused() -> None:
@@ -49,7 +49,7 @@ def test_the_second_is_refused_and_told_who_holds_it(tmp_path: Path) -> None:
         assert file.read_bytes().startswith(f"process {os.getpid()} on ".encode())
 
 
-def test_who_has_just_taken_it_is_waited_for_to_say_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_waits_for_the_name_of_a_new_holder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file, looks, read = tmp_path / ".lock", itertools.count(), os.pread
 
     def refused() -> None:
@@ -115,7 +115,7 @@ def test_what_is_no_file_is_replaced_and_links_are_not_followed(tmp_path: Path) 
 
 
 def test_one_waits_for_its_turn(tmp_path: Path) -> None:
-    file, held, told = tmp_path / ".store.lock", tmp_path / "held", []
+    file, held, lines = tmp_path / ".store.lock", tmp_path / "held", []
 
     def hold() -> None:
         with exclusive(file, lambda _: None):
@@ -125,6 +125,6 @@ def test_one_waits_for_its_turn(tmp_path: Path) -> None:
 
     holder = forked(hold)
     wait_for(held.exists)
-    with exclusive(file, told.append):
+    with exclusive(file, lines.append):
         assert (tmp_path / "made").exists()
-    assert told == ["waiting for another process that makes store"] and status_of(holder) == 0
+    assert lines == ["waiting for another process that makes store"] and status_of(holder) == 0

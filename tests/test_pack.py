@@ -1,4 +1,4 @@
-"""Packing: what a layout holds is in the store, in every dtype, after any interruption; bad values are named."""
+"""Packing: the store has the layout's content, in every dtype, after any interruption; bad values are named."""
 
 import json
 import os
@@ -31,7 +31,7 @@ from unicode_fast.data.loader import BatchLoader, ResidentLoader
 from unicode_fast.data.store.write import pack
 
 STREAMS = ("audio", "video")
-# Shards of three clips of video in float32.
+# Files of three clips of video in float32.
 SHARD_BYTES = 100_000
 
 
@@ -55,12 +55,12 @@ def test_everything_is_in_the_store(tmp_path: Path, avel: Dataset, dtype: str) -
     assert found.splits == avel.splits and found.modalities == avel.modalities and found.classes == avel.classes
     names = [file.name for file in (tmp_path / "store").iterdir()]
     assert sum(name.startswith("all-video-") for name in names) >= 2
-    # The splits that divide "all" hold numbers alone.
+    # The splits that divide "all" hold only numbers.
     assert [name for name in names if name.startswith("train")] == ["train-numbers-0.npy"]
     for split in avel.splits:
-        wanted, clips = avel.split(split), found.split(split)
-        assert set(clips.arrays) == set(wanted.arrays)
-        for key, array in wanted.arrays.items():
+        expected, clips = avel.split(split), found.split(split)
+        assert set(clips.arrays) == set(expected.arrays)
+        for key, array in expected.arrays.items():
             values = np.asarray(array)
             values = rounded(values, dtype) if key in STREAMS else values
             assert clips.arrays[key].dtype == values.dtype and clips.arrays[key].shape == values.shape
@@ -109,10 +109,10 @@ def test_unpaired_clips(tmp_path: Path, spoken: ClipSet) -> None:
     found = open_store(tmp_path / "store")
     assert found.splits == ["all", "train", "val", "test"]
     for name in STREAMS:
-        clips, wanted = found.clips("val", name), data.clips("val", name)
-        assert list(clips.modalities) == [name] and list(clips.id) == list(wanted.id)
-        np.testing.assert_array_equal(clips.labels[name], wanted.labels[name])
-        np.testing.assert_array_equal(clips.features[name], np.asarray(wanted.features[name], np.float32))
+        clips, expected = found.clips("val", name), data.clips("val", name)
+        assert list(clips.modalities) == [name] and list(clips.id) == list(expected.id)
+        np.testing.assert_array_equal(clips.labels[name], expected.labels[name])
+        np.testing.assert_array_equal(clips.features[name], np.asarray(expected.features[name], np.float32))
     with pytest.raises(ValueError, match="'all' of avvp, where audio and video have separate clips"):
         found.split("all")
 
@@ -165,10 +165,10 @@ def test_goes_on_after_a_kill(tmp_path: Path, avel: Dataset, monkeypatch: pytest
     for _ in range(2):
         assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
         assert not target.exists()
-        noted = (tmp_path / ".store.packing" / "journal.jsonl").read_text().splitlines()
-        assert len(noted) == done + 3
-        done = len(noted)
-    # A line that was cut short is as if it were not there.
+        lines = (tmp_path / ".store.packing" / "journal.jsonl").read_text().splitlines()
+        assert len(lines) == done + 3
+        done = len(lines)
+    # A line that was cut short is ignored.
     with open(tmp_path / ".store.packing" / "journal.jsonl", "a") as log:
         log.write('{"file": "all-vid')
     written: list[str] = []
@@ -182,13 +182,13 @@ def test_goes_on_after_a_kill(tmp_path: Path, avel: Dataset, monkeypatch: pytest
     assert not (tmp_path / ".store.packing").exists()
 
 
-def test_a_piece_is_in_memory_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_one_chunk_is_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import unicode_fast.data.store.write as module
 
-    asked: list[int] = []
+    lengths: list[int] = []
 
     def read(numbers: np.ndarray) -> np.ndarray:
-        asked.append(len(numbers))
+        lengths.append(len(numbers))
         return np.repeat(numbers[:, None, None], 5, 2) + np.zeros((len(numbers), 10, 5))
 
     clips = ClipSet(
@@ -197,7 +197,7 @@ def test_a_piece_is_in_memory_at_a_time(tmp_path: Path, monkeypatch: pytest.Monk
     data = Dataset(tmp_path, "many", clips.modalities, [], {"train": [clips]})
     monkeypatch.setattr(module, "_CHUNK_BYTES", 7 * 10 * 5 * 8)
     pack(data, tmp_path / "store", shard_bytes=50 * 10 * 5 * 4, progress=False)
-    assert max(asked) == 7 and sum(asked) == 200
+    assert max(lengths) == 7 and sum(lengths) == 200
     found = open_store(tmp_path / "store").split("train").features["a"]
     np.testing.assert_array_equal(found[:][:, 3, 2], np.arange(200))
 
@@ -298,7 +298,7 @@ def test_damage_is_named(tmp_path: Path, avel: Dataset) -> None:
         open_store(tmp_path / "store", verify=False)
 
 
-def test_the_manifest_says_what_is_stored(tmp_path: Path, avel: Dataset) -> None:
+def test_the_manifest_lists_all_files(tmp_path: Path, avel: Dataset) -> None:
     pack(avel, tmp_path / "store", "bfloat16", progress=False)
     manifest = json.loads((tmp_path / "store" / "manifest.json").read_text())
     assert manifest["format"] == 2
@@ -313,6 +313,6 @@ def test_bfloat16_is_exact_when_read_and_nearest_when_written() -> None:
     values = bfloat16.from_bits(bits)
     finite = np.isfinite(values)
     np.testing.assert_array_equal(bfloat16.to_bits(values[finite]), bits[finite])
-    # Halfway between 1 and the next number goes to the even one, a little more to the next.
+    # The middle of 1 and the next number is rounded to the even one, a slightly larger value to the next.
     near = np.array([1 + 2**-8, 1 + 2**-8 + 2**-20, 1 + 3 * 2**-8], np.float32)
     np.testing.assert_array_equal(bfloat16.from_bits(bfloat16.to_bits(near)), [1, 1 + 2**-7, 1 + 2**-6])

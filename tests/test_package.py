@@ -97,7 +97,7 @@ assert not torch.cuda.is_initialized()
         assert unicode_fast.__version__ == installed
 
 
-def part_of(module: str) -> str:
+def sub_package(module: str) -> str:
     """The sub-package of a module, such as "ops" for "unicode_fast.ops.codebook_update"."""
     return module.split(".")[1]
 
@@ -106,7 +106,7 @@ def public_homes() -> dict[str, str]:
     """The sub-package of each name in unicode_fast/__init__.py."""
     tree = ast.parse((PACKAGE / "__init__.py").read_text())
     imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module]
-    return {alias.name: part_of(str(node.module)) for node in imports for alias in node.names}
+    return {alias.name: sub_package(str(node.module)) for node in imports for alias in node.names}
 
 
 def imported_modules(path: Path, name: str) -> set[str]:
@@ -167,7 +167,7 @@ class TestCommands:
             commands(["report", "--help"])
         assert capsys.readouterr().out.startswith(f"usage: {name} [-h]")
 
-    def test_version_says_what_can_run_and_imports_no_command(self, tmp_path: Path) -> None:
+    def test_version_lists_backends_and_imports_no_command(self, tmp_path: Path) -> None:
         code = """
 import sys
 from unicode_fast.__main__ import main
@@ -180,8 +180,8 @@ assert not {"unicode_fast.train", "unicode_fast.evaluate", "matplotlib"} & set(s
         assert lines[2].partition(": ")[2] == unicode_fast.available_backends()["nearest_codeword"]["cpp"]
 
     def test_the_installed_command_is_that_of_the_package(self) -> None:
-        wanted = f'\n{SCRIPT} = "{run_command.__module__}:{run_command.__name__}"\n'
-        assert wanted in (ROOT / "pyproject.toml").read_text()
+        requirements = f'\n{SCRIPT} = "{run_command.__module__}:{run_command.__name__}"\n'
+        assert requirements in (ROOT / "pyproject.toml").read_text()
 
 
 class TestLayers:
@@ -189,9 +189,11 @@ class TestLayers:
         ("name", "path"), package_files(), ids=lambda value: value if isinstance(value, str) else ""
     )
     def test_arrows_point_downward(self, name: str, path: Path) -> None:
-        assert part_of(name) in HEIGHT, f"{name} has no place in LAYERS"
+        assert sub_package(name) in HEIGHT, f"{name} has no place in LAYERS"
         for module in imported_modules(path, name):
-            assert HEIGHT[part_of(module)] <= HEIGHT[part_of(name)], f"{name} imports {module}, which is above it"
+            assert HEIGHT[sub_package(module)] <= HEIGHT[sub_package(name)], (
+                f"{name} imports {module}, which is above it"
+            )
 
     def test_an_upward_arrow_is_found(self, tmp_path: Path) -> None:
         path = tmp_path / "upward.py"
@@ -205,17 +207,17 @@ class TestLayers:
 
 class TestBuildBackend:
     @pytest.mark.parametrize(
-        ("version", "wanted"),
+        ("version", "requirements"),
         [("2.13.0+cpu", []), ("2.10.0", []), ("3.0", []), ("2.9.1", ["torch>=2.10"]), (None, ["torch>=2.10"])],
     )
-    def test_torch_is_wanted_where_none_will_do(
-        self, build_backend: ModuleType, tmp_path: Path, version: str | None, wanted: list[str]
+    def test_torch_is_required_without_a_usable_one(
+        self, build_backend: ModuleType, tmp_path: Path, version: str | None, requirements: list[str]
     ) -> None:
         if version is not None:
             folder = tmp_path / f"torch-{version}.dist-info"
             folder.mkdir()
             (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: torch\nVersion: {version}\n")
-        assert build_backend.torch_requirements([str(tmp_path)]) == wanted
+        assert build_backend.torch_requirements([str(tmp_path)]) == requirements
 
     def test_the_requirement_is_that_of_the_package(self, build_backend: ModuleType) -> None:
         assert f'"{build_backend.TORCH_REQUIREMENT}",\n' in (ROOT / "pyproject.toml").read_text()
@@ -226,7 +228,7 @@ class TestBuildBackend:
         for name in ("run", "test"):
             assert f"<!-- {name}-command -->\n```bash\n{first}.venv/bin/pip install -e " in readme
 
-    def test_sees_through_isolation(
+    def test_finds_packages_outside_isolation(
         self, build_backend: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("PYTHONPATH", str(tmp_path))
@@ -266,8 +268,8 @@ class TestToolkit:
 
     def test_a_named_folder_without_toolkit_is_not_replaced(self, setup: ModuleType, tmp_path: Path) -> None:
         other = make_toolkit(tmp_path / "other")
-        answer = setup.find_toolkit({"CUDA_HOME": str(tmp_path), "PATH": str(other / "bin")}, other)
-        assert answer == f"CUDA_HOME={tmp_path} holds no include/cuda_runtime_api.h and bin/nvcc"
+        found = setup.find_toolkit({"CUDA_HOME": str(tmp_path), "PATH": str(other / "bin")}, other)
+        assert found == f"CUDA_HOME={tmp_path} holds no include/cuda_runtime_api.h and bin/nvcc"
 
     def test_around_nvcc(self, setup: ModuleType, tmp_path: Path) -> None:
         home = make_toolkit(tmp_path / "toolkit")
@@ -294,8 +296,8 @@ class TestToolkit:
     def test_nowhere(self, setup: ModuleType, tmp_path: Path) -> None:
         wrapper = make_toolkit(tmp_path / "local", wrapper_of=tmp_path / "gone")
         assert setup.find_toolkit({"PATH": ""}, tmp_path / "none") == "no CUDA toolkit was found"
-        answer = setup.find_toolkit({"PATH": str(wrapper / "bin")}, tmp_path / "none")
-        assert answer == f"no CUDA headers were found for {wrapper}/bin/nvcc"
+        found = setup.find_toolkit({"PATH": str(wrapper / "bin")}, tmp_path / "none")
+        assert found == f"no CUDA headers were found for {wrapper}/bin/nvcc"
 
     def test_a_folder_without_nvcc_is_none(self, setup: ModuleType, tmp_path: Path) -> None:
         home = make_toolkit(tmp_path / "toolkit")
@@ -329,8 +331,8 @@ class TestSetup:
         self, setup: ModuleType, torch_cuda: str | None, version: str | None, obstacle: str | None
     ) -> None:
         toolkit = "no toolkit" if version is None else setup.Toolkit(Path("/cuda"), version, "here")
-        answer = setup.cuda_obstacle("2.13.0", torch_cuda, toolkit)
-        assert answer is None if obstacle is None else obstacle in answer
+        found = setup.cuda_obstacle("2.13.0", torch_cuda, toolkit)
+        assert found is None if obstacle is None else obstacle in found
 
     @pytest.mark.skipif(torch.version.cuda is not None, reason="needs a torch that CUDA cannot be compiled for")
     def test_cuda_is_left_out_or_refused_without_a_cuda_torch(
@@ -384,22 +386,22 @@ print("noise")
         monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", given)
         monkeypatch.setattr(torch.version, "cuda", "13.0")
         monkeypatch.setattr(setup, "compiler_obstacle", lambda command: None)
-        seen = {}
-        monkeypatch.setattr(setup, "recording", lambda build_ext, record: seen.update(record))
+        facts = {}
+        monkeypatch.setattr(setup, "recording", lambda build_ext, record: facts.update(record))
         toolkit = make_toolkit(tmp_path / "toolkit")
         monkeypatch.setenv("CUDA_HOME", str(toolkit))
         monkeypatch.setattr("torch.utils.cpp_extension.CUDA_HOME", None)
         setup.extension_options({"UNICODE_FAST_CUDA": choice, "CUDA_HOME": str(toolkit), "TORCH_CUDA_ARCH_LIST": given})
         line = capsys.readouterr().out
         assert line.count("\n") == 1
-        if seen["cuda"]:
-            assert seen["architectures"] == os.environ["TORCH_CUDA_ARCH_LIST"] == expected
+        if facts["cuda"]:
+            assert facts["architectures"] == os.environ["TORCH_CUDA_ARCH_LIST"] == expected
             assert line.endswith(f"architectures {expected}\n")
         elif choice == "auto":
-            assert seen["decision"] == f"UNICODE_FAST_CUDA=auto: {expected}"
+            assert facts["decision"] == f"UNICODE_FAST_CUDA=auto: {expected}"
             assert line.endswith("; UNICODE_FAST_CUDA=1 compiles csrc/cuda for all architectures\n")
         else:
-            assert (seen["decision"], expected) == ("UNICODE_FAST_CUDA=0", "")
+            assert (facts["decision"], expected) == ("UNICODE_FAST_CUDA=0", "")
 
     @pytest.mark.parametrize(
         ("gpus", "expected"),
@@ -463,7 +465,9 @@ print("noise")
             assert setup.compiles(command)
 
 
-def test_a_hidden_package_is_said_at_once(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_hidden_package_is_an_error_at_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The same as a start of Python in the folder above a checkout."""
     monkeypatch.setattr(unicode_fast, "__file__", None)
     with pytest.raises(SystemExit, match="1"):

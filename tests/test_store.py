@@ -1,4 +1,4 @@
-"""The feature store: what is written is read; what is wrong is refused; what is damaged is named."""
+"""The feature store: written arrays are read back; invalid contents are refused; damaged files are named."""
 
 import errno
 import hashlib
@@ -24,14 +24,14 @@ from unicode_fast.train import main as train
 
 CLASSES = [str(digit) for digit in range(10)]
 MODALITIES = {"picture": Modality("grid", (8, 8, 1)), "line": Modality("vector", (8,))}
-STEPS, LINES = 3, 5
+POSITIONS, LINES = 3, 5
 
 
 def arrays(first: int, clips: int, dtype: type = np.float32) -> dict[str, np.ndarray]:
-    """Clips of three handwritten digits, and up to five of the first digit's lines."""
+    """Clips of three handwritten digits, and up to five rows of the first digit."""
     digits = load_digits()
-    images = (digits.images[first : first + clips * STEPS] / 16).astype(dtype).reshape(clips, STEPS, 8, 8, 1)
-    target = digits.target[first : first + clips * STEPS].astype(np.int64).reshape(clips, STEPS)
+    images = (digits.images[first : first + clips * POSITIONS] / 16).astype(dtype).reshape(clips, POSITIONS, 8, 8, 1)
+    target = digits.target[first : first + clips * POSITIONS].astype(np.int64).reshape(clips, POSITIONS)
     lengths = np.arange(clips, dtype=np.int64) % LINES + 1
     lines = images[:, 0, :LINES, :, 0] * (np.arange(LINES) < lengths[:, None])[..., None]
     return {
@@ -67,10 +67,10 @@ def test_what_is_written_is_read(folder: Path) -> None:
     assert found.name == "digits" and found.classes == CLASSES and found.extra == {"source": "handwriting"}
     assert found.splits == ["train", "val"] and found.modalities == MODALITIES
     assert list(found.modalities) == ["picture", "line"]
-    for split, wanted in splits().items():
+    for split, expected in splits().items():
         clips = found.split(split)
-        assert set(clips.arrays) == set(wanted)
-        for key, array in wanted.items():
+        assert set(clips.arrays) == set(expected)
+        for key, array in expected.items():
             assert clips.arrays[key].dtype == array.dtype
             np.testing.assert_array_equal(clips.arrays[key], array)
     assert "digits" in repr(found) and "12" in repr(found)
@@ -90,11 +90,11 @@ def test_plain_numpy_reads_every_file(folder: Path) -> None:
 
 def test_masks_and_lengths(folder: Path) -> None:
     clips = open_store(folder).split("train")
-    assert clips.mask["picture"].shape == (12, STEPS) and clips.mask["picture"].all()
+    assert clips.mask["picture"].shape == (12, POSITIONS) and clips.mask["picture"].all()
     assert clips.mask["line"].shape == (12, LINES)
     np.testing.assert_array_equal(clips.mask["line"][:3], np.tri(3, LINES, dtype=bool))
     np.testing.assert_array_equal(clips.lengths["line"][:6], [1, 2, 3, 4, 5, 1])
-    np.testing.assert_array_equal(clips.lengths["picture"], np.full(12, STEPS))
+    np.testing.assert_array_equal(clips.lengths["picture"], np.full(12, POSITIONS))
 
 
 def test_select_keeps_everything_aligned(folder: Path) -> None:
@@ -223,7 +223,7 @@ def test_an_existing_store_is_not_overwritten(folder: Path) -> None:
     assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
 
 
-def test_the_loser_of_a_race_is_told_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_loser_of_a_race_raises_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     target = tmp_path / "new"
     rename = os.rename
 
@@ -314,7 +314,7 @@ def test_a_manifest_that_does_not_fit_is_named(folder: Path) -> None:
                 one["shape"][0] = clips
 
     def again(manifest: dict) -> None:
-        """The same files as clips of many splits, which take memory each."""
+        """The same files as clips of many splits, each of which takes memory."""
         many(manifest, 10**6)
         manifest["splits"].update({f"val{number}": manifest["splits"]["val"] for number in range(60)})
 
@@ -367,24 +367,24 @@ def stamps(cache: Path) -> list[Path]:
     return sorted((cache / "verified").iterdir())
 
 
-def flip_unseen(file: Path) -> None:
-    """Another bit, with size and times of change as they were; those of change of the inode as the note has them."""
+def flip_bit(file: Path) -> None:
+    """Flip a bit and restore the modification time."""
     state = file.stat()
     damage(file)
     os.utime(file, ns=(state.st_atime_ns, state.st_mtime_ns))
 
 
-def test_bits_that_changed_by_themselves_are_found_when_asked_for(
+def test_changed_bits_of_the_disk_are_found_with_always(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("UNICODE_FAST_CACHE", str(tmp_path / "cache"))
     open_store(folder)
-    (note,) = stamps(tmp_path / "cache")
-    flip_unseen(folder / "val-line.npy")
-    # A disk that loses bits does not change the inode.
-    noted = json.loads(note.read_text())
-    noted["files"]["val-line.npy"][2] = (folder / "val-line.npy").stat().st_ctime_ns
-    note.write_text(json.dumps(noted))
+    (record,) = stamps(tmp_path / "cache")
+    flip_bit(folder / "val-line.npy")
+    # A disk that loses bits leaves the inode unchanged.
+    recorded = json.loads(record.read_text())
+    recorded["files"]["val-line.npy"][2] = (folder / "val-line.npy").stat().st_ctime_ns
+    record.write_text(json.dumps(recorded))
     open_store(folder)
     with pytest.raises(DamagedStoreError, match=r"val-line.npy.*checksum differs"):
         open_store(folder, verify="always")
@@ -393,15 +393,13 @@ def test_bits_that_changed_by_themselves_are_found_when_asked_for(
     with pytest.raises(DamagedStoreError, match=r"val-line.npy.*checksum differs"):
         train([f"--data={folder}", f"--out={tmp_path / 'run'}", "--verify"])
     assert not (tmp_path / "run").exists()
-    flip_unseen(folder / "val-line.npy")
+    flip_bit(folder / "val-line.npy")
     verify(open_store(folder))
     with pytest.raises(ValueError, match="data must be a feature store, .*, got 'digits'"):
         verify(Dataset(folder, "digits", MODALITIES, CLASSES, {}))
 
 
-def test_a_note_that_comes_with_the_store_is_ignored(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_record_inside_the_store_is_ignored(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("UNICODE_FAST_CACHE", str(tmp_path / "cache"))
     damage(folder / "val-line.npy")
     states = {file.name: [file.stat().st_size, file.stat().st_mtime_ns] for file in folder.iterdir()}
@@ -414,20 +412,20 @@ def test_a_note_that_comes_with_the_store_is_ignored(
     assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
 
 
-def test_a_note_that_others_could_have_written_is_ignored(
+def test_a_record_that_others_can_write_is_ignored(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("UNICODE_FAST_CACHE", str(tmp_path / "cache"))
     open_store(folder)
-    (note,) = stamps(tmp_path / "cache")
-    os.chmod(note, 0o666)
+    (record,) = stamps(tmp_path / "cache")
+    os.chmod(record, 0o666)
     monkeypatch.setattr(store, "_check_digest", lambda *arguments: pytest.fail("verified again"))
     with pytest.raises(pytest.fail.Exception):
         open_store(folder)
-    os.chmod(note, 0o644)
+    os.chmod(record, 0o644)
     open_store(folder)
-    # Of another store, in the place of this one.
-    note.write_text(note.read_text().replace("digits", "others"))
+    # The record of another store at this one's path.
+    record.write_text(record.read_text().replace("digits", "others"))
     with pytest.raises(pytest.fail.Exception):
         open_store(folder)
 
@@ -448,12 +446,12 @@ def test_without_a_cache_folder_a_store_is_verified_each_time(
         (cache / "verified").mkdir(parents=True)
         os.mkfifo(store._stamp_file(folder))
     before = sorted(folder.iterdir())
-    seen = []
+    checked = []
     check = store._check_digest
-    monkeypatch.setattr(store, "_check_digest", lambda *arguments: seen.append(arguments) or check(*arguments))
+    monkeypatch.setattr(store, "_check_digest", lambda *arguments: checked.append(arguments) or check(*arguments))
     for times in (1, 2):
         assert len(open_store(folder).split("val")) == 4
-        assert len(seen) == (14 if way == "a pipe" else 14 * times)
+        assert len(checked) == (14 if way == "a pipe" else 14 * times)
     assert sorted(folder.iterdir()) == before
     assert not list((tmp_path / "elsewhere").iterdir()) if way == "a link" else True
 

@@ -1,4 +1,4 @@
-"""Tar files read as a stream: every rank gets as many batches, each clip at most once an epoch, and resumes exactly."""
+"""Tar files as a stream: equal numbers of batches by rank, each clip at most once per epoch, exact resume."""
 
 import errno
 import functools
@@ -52,9 +52,9 @@ def test_what_is_written_is_read(streamed: StreamedDataset, own: Dataset) -> Non
     counts = ", ".join(f"{split}: {len(own.split(split))}" for split in own.splits if split != "all")
     assert repr(open_stream(streamed.root)).endswith(f", {counts})")
     for split in streamed.splits:
-        found, wanted = streamed.split(split), own.split(split)
-        assert set(found.arrays) == set(wanted.arrays)
-        for key, array in wanted.arrays.items():
+        found, expected = streamed.split(split), own.split(split)
+        assert set(found.arrays) == set(expected.arrays)
+        for key, array in expected.arrays.items():
             values = np.asarray(array)
             values = values.astype(np.float32) if key in own.modalities else values
             assert found.arrays[key].dtype == values.dtype
@@ -77,8 +77,8 @@ def test_every_rank_gets_equal_batches(streamed: StreamedDataset, world: int, ba
             for rank in range(world)
         ]
         assert [batches.steps_per_epoch for batches in ranks] == [steps] * world
-        seen = [clip for batches in ranks for clip in drawn(batches, epoch)]
-        assert len(seen) == len(set(seen)) == world * steps * batch_size
+        ids = [clip for batches in ranks for clip in drawn(batches, epoch)]
+        assert len(ids) == len(set(ids)) == world * steps * batch_size
 
 
 def test_files_of_different_sizes_leave_ranks_equal(tmp_path: Path, own: Dataset) -> None:
@@ -92,16 +92,16 @@ def test_files_of_different_sizes_leave_ranks_equal(tmp_path: Path, own: Dataset
 
 
 def test_ranks_come_from_the_environment(streamed: StreamedDataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = []
+    ids = []
     for rank in range(2):
         monkeypatch.setenv("RANK", str(rank))
         monkeypatch.setenv("WORLD_SIZE", "2")
         batches = streamed.batches("train", ["sound", "picture"], 6, seed=1)
         assert batches.steps_per_epoch == 2
-        seen += drawn(batches, 0)
+        ids += drawn(batches, 0)
         with pytest.raises(ValueError, match="batch_size of a stream must be a multiple of its 2 ranks, got 5"):
             streamed.batches("train", ["sound"], 5)
-    assert len(set(seen)) == 12
+    assert len(set(ids)) == 12
 
 
 def test_order_and_resume(streamed: StreamedDataset) -> None:
@@ -111,7 +111,7 @@ def test_order_and_resume(streamed: StreamedDataset) -> None:
     whole = [batches().batch(0), *(batches_of.batch(step) for batches_of in [batches()] for step in range(1, 7))]
     assert sorted(drawn(batches(), 1)) == list(range(12))
     assert drawn(batches(), 0) != drawn(batches(), 1) and drawn(batches(), 0) != drawn(batches(2), 0)
-    # Another object that starts in the middle, goes on, and goes back.
+    # Another object that starts in the middle, continues, and goes back.
     resumed = batches()
     for step in (4, 5, 6, 2):
         found = resumed.batch(step)
@@ -124,8 +124,8 @@ def test_a_batch_holds_its_clips(streamed: StreamedDataset, own: Dataset) -> Non
     batch = StreamBatches(streamed, "train", ["sound"], 4, dtype="float64").batch(0)
     clips = own.split("train")
     assert list(batch.features) == ["sound"] and list(batch.labels) == ["sound"]
-    wanted = np.asarray(clips.features["sound"]).astype(np.float32)[batch.clips]
-    np.testing.assert_array_equal(batch.features["sound"].numpy(), wanted)
+    expected = np.asarray(clips.features["sound"]).astype(np.float32)[batch.clips]
+    np.testing.assert_array_equal(batch.features["sound"].numpy(), expected)
     np.testing.assert_array_equal(batch.mask["sound"].numpy(), clips.mask["sound"][batch.clips])
     assert batch.target is not None
     np.testing.assert_array_equal(batch.target.numpy(), clips.target[batch.clips])
@@ -226,11 +226,11 @@ def test_shards_by_command(tmp_path: Path, spoken: ClipSet, capsys: pytest.Captu
 
 @pytest.fixture
 def served(streamed: StreamedDataset) -> Iterator[str]:
-    """The address of a server that has the shards, and sends some visitors elsewhere."""
+    """The address of a server of the shards, which redirects some requests."""
 
     class Handler(http.server.SimpleHTTPRequestHandler):
         def log_message(self, *arguments: object) -> None:
-            """Says nothing."""
+            """Write no log."""
 
         def do_GET(self) -> None:
             for name, place in (("/file/", f"file://{streamed.root}/shards.json"), ("/ftp/", "ftp://127.0.0.1/x")):

@@ -1,4 +1,4 @@
-"""The built-in data sets: real speech, handwriting and sentences, divided honestly, made once and kept safely."""
+"""The built-in data sets: speech, handwriting and sentences, with disjoint splits, made once and cached safely."""
 
 import json
 import os
@@ -87,7 +87,7 @@ def checksums(store: Store) -> dict[str, str]:
     return {shard["file"]: shard["sha256"] for one in arrays for shard in one["shards"]}
 
 
-# What is in a clip
+# The content of a clip
 
 
 def test_shapes(any_store: Store) -> None:
@@ -107,7 +107,7 @@ def test_ids_differ_in_all_splits(hard: Store) -> None:
     assert len(set(ids)) == sum(CLIPS.values())
 
 
-def test_labels_are_the_event_alone(any_store: Store) -> None:
+def test_labels_are_those_of_the_event(any_store: Store) -> None:
     for split in any_store.splits:
         found = any_store.split(split)
         for name in ("audio", "video"):
@@ -155,7 +155,7 @@ def test_easy_has_neither(easy: Store) -> None:
         assert (found.arrays["audio.distractor"] == -1).all() and (found.arrays["video.distractor"] == -1).all()
 
 
-def test_pictures_show_what_the_arrays_say(hard: Store) -> None:
+def test_pictures_match_the_arrays(hard: Store) -> None:
     pictures = handwriting.handwritten_pictures()
     for split in hard.splits:
         found = hard.split(split)
@@ -216,7 +216,7 @@ def test_two_digits(two: Store) -> None:
     assert 0 < two.split("train").arrays["side"].mean() < 1
 
 
-# Who is in which split
+# Voices and pictures by split
 
 
 @pytest.mark.parametrize("name", ["hard", "second", "two"])
@@ -258,7 +258,7 @@ def test_easy_shares_voices_and_pictures() -> None:
     assert all(len(numbers) == 30 for numbers in divided.values())
 
 
-# That there is something to learn
+# Information in the features
 
 
 def event_seconds(store: Store, split: str, name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -269,7 +269,7 @@ def event_seconds(store: Store, split: str, name: str) -> tuple[np.ndarray, np.n
 
 
 @pytest.mark.parametrize("name", ["audio", "video"])
-def test_unseen_voices_and_pictures_can_be_told_apart(hard: Store, name: str) -> None:
+def test_voices_and_pictures_of_the_test_split_can_be_classified(hard: Store, name: str) -> None:
     """Chance is 0.1; the 60 clips of this small set give 0.5 to 0.8."""
     from sklearn.linear_model import LogisticRegression
 
@@ -277,7 +277,7 @@ def test_unseen_voices_and_pictures_can_be_told_apart(hard: Store, name: str) ->
     assert probe.score(*event_seconds(hard, "test", name)) > 0.3
 
 
-# Parts
+# Functions
 
 
 def test_spectrogram_of_silence_and_of_a_tone() -> None:
@@ -304,7 +304,7 @@ def test_enlarged_by_hand() -> None:
     small[0, 0, 0], small[0, 0, 1] = 1, 0.5
     found = handwriting.enlarged(small)[0]
     assert found.shape == (16, 16)
-    # Every new pixel lies a quarter of an old one beside its centre; beyond the border the border goes on.
+    # Every new pixel lies a quarter of an old pixel beside its centre; the border is repeated.
     np.testing.assert_allclose(found[0, :5], [1, 0.875, 0.625, 0.375, 0.125])
     np.testing.assert_allclose(found[:4, 0], [1, 0.75, 0.25, 0])
 
@@ -327,7 +327,7 @@ def test_word_vectors() -> None:
 
 
 def test_the_same_words_sound_the_same_in_every_process() -> None:
-    """Breathy voices such as f3 draw noise, which espeak-ng seeds with the time unless told otherwise."""
+    """Breathy voices such as f3 draw noise, which espeak-ng by default seeds with the time."""
     words = [speech.SpokenWord(text, voice, 160, 50) for voice in ("en-us+f3", "en+m2") for text in ("six", "seven")]
     done: list[int] = []
     first, second_time = speech.speak(words, done.append), speech.speak(words)
@@ -360,10 +360,10 @@ def test_the_synthesiser_is_not_loaded_here(hard: Store) -> None:
     assert "espeak" not in Path("/proc/self/maps").read_text()
 
 
-# Making it once
+# One generation
 
 
-def test_a_second_look_takes_what_is_there(hard: Store, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_call_opens_the_existing_store(hard: Store, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(talking_digits, "write_store", lambda *arguments: pytest.fail("made again"))
     assert load(cache=folder, clips=CLIPS, progress=False).path == hard.path
 
@@ -393,9 +393,11 @@ def test_damage_is_repaired_with_a_note(few: Store, tmp_path: Path, capsys: pyte
     file.write_bytes(data)
     capsys.readouterr()
     again = load(cache=tmp_path, clips=FEW, progress=False)
-    said = capsys.readouterr()
-    assert said.out == "" and said.err.count("\n") == 1
-    assert "making talking-digits-seed0" in said.err and "train-audio.npy" in said.err and "checksum" in said.err
+    printed = capsys.readouterr()
+    assert printed.out == "" and printed.err.count("\n") == 1
+    assert (
+        "making talking-digits-seed0" in printed.err and "train-audio.npy" in printed.err and "checksum" in printed.err
+    )
     assert checksums(again) == checksums(few)
     # Files are missing, as after an interrupted copy.
     (again.path / "manifest.json").unlink()
@@ -415,9 +417,9 @@ def test_killed_while_writing(few: Store, tmp_path: Path) -> None:
 
 def test_two_processes_at_once(few: Store, tmp_path: Path) -> None:
     children = [start("-c", NEW_PROCESS.format(patch="pass"), tmp_path, PACKAGE_PARENT) for _ in range(2)]
-    said = [child.communicate() for child in children]
-    assert [child.returncode for child in children] == [0, 0], said
-    assert said[0][0] == said[1][0] != ""
+    printed = [child.communicate() for child in children]
+    assert [child.returncode for child in children] == [0, 0], printed
+    assert printed[0][0] == printed[1][0] != ""
     assert checksums(load(cache=tmp_path, clips=FEW, progress=False)) == checksums(few)
     assert not any(".unfinished-" in path.name for path in tmp_path.iterdir())
 
@@ -439,11 +441,11 @@ def test_two_at_once_where_there_are_no_locks(few: Store, tmp_path: Path, monkey
 
 def test_progress_is_shown_on_standard_error(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     load(cache=tmp_path, easy=True, clips=FEW, progress=True)
-    said = capfd.readouterr()
-    assert said.out == "" and "making talking-digits" in said.err and "clip/s" in said.err
+    printed = capfd.readouterr()
+    assert printed.out == "" and "making talking-digits" in printed.err and "clip/s" in printed.err
 
 
-# What can go wrong
+# Errors
 
 
 def test_a_full_disk(hard: Store, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""The harder built-in data set: two digits, two events, a long tail, and training clips whose streams disagree."""
+"""The harder built-in data set: two digits, two events, a long tail, and training clips with mismatched streams."""
 
 import functools
 from collections.abc import Iterator
@@ -30,7 +30,7 @@ CLIPS = {"train": 400, "val": 100, "test": 100}
 FEW = {"train": 10, "val": 2, "test": 2}
 STREAMS = ("audio", "video")
 ENGLISH = sound._ENGLISH
-# Speaking takes most of the time: six voices, one recording of each number.
+# Speech synthesis takes most of the time: six voices, one recording of each number.
 quick_recipe = functools.partial(NumbersRecipe, "talking-numbers", recordings=1)
 
 
@@ -69,17 +69,17 @@ def events(found: ClipSet, name: str) -> np.ndarray:
 
 
 def first_events(found: ClipSet, name: str) -> np.ndarray:
-    """(clips, 10) bool, without the second event, which is the only one of its number."""
+    """(clips, 10) bool, without the second event, the only one of its number."""
     there = events(found, name)
     return (there >= 0) & (there != found.arrays["second"][:, None])
 
 
 def runs(on: np.ndarray) -> np.ndarray:
-    """(clips,) int64, how many runs of seconds are on."""
+    """(clips,) int64, number of runs of active seconds."""
     return (np.diff(np.pad(on, ((0, 0), (1, 0))).astype(int), axis=1) == 1).sum(1)
 
 
-# What is in a clip
+# The content of a clip
 
 
 def test_shapes(hard: Store) -> None:
@@ -109,7 +109,7 @@ def test_tail_of_the_default_size() -> None:
     recipe = NumbersRecipe("talking-numbers", 0, False, generated.DEFAULT_CLIPS)
     counts = class_counts(recipe, "train")
     assert counts.sum() == 4000 and counts.min() == 10 and counts.max() == 102
-    # Rare numbers are small and great ones.
+    # Small and large numbers are among the rare ones.
     rare = np.argsort(counts)[:30]
     assert rare.min() < 30 and rare.max() > 70
     assert set(class_counts(recipe, "val")) == {5} and set(class_counts(recipe, "test")) == {10}
@@ -143,7 +143,7 @@ def test_events(hard: Store) -> None:
             assert set(later[0][there].sum(1)) == {1, 2, 3}
             last_of_first = 9 - first[there, ::-1].argmax(1)
             assert (later[0][there].argmax(1) > last_of_first).all()
-            # All seconds of an event name the same number.
+            # All seconds of an event have the same number.
             named = np.where(first, events(found, name), -1)
             assert (np.where(first, named, named.max(1)[:, None]) == named.max(1)[:, None]).all()
         two += there.sum()
@@ -189,11 +189,11 @@ def test_easy_has_none_of_it(easy: Store) -> None:
     assert voices[0] == voices[1] == voices[2]
 
 
-def test_sound_speaks_what_the_arrays_say(monkeypatch: pytest.MonkeyPatch) -> None:
-    told: list[np.ndarray] = []
+def test_sound_matches_the_arrays(monkeypatch: pytest.MonkeyPatch) -> None:
+    rendered: list[np.ndarray] = []
 
     def render(heard: np.ndarray, *others: object) -> np.ndarray:
-        told.append(heard)
+        rendered.append(heard)
         return np.zeros((*heard.shape, 256), np.float32)
 
     monkeypatch.setattr(talking_numbers, "render_audio", render)
@@ -201,18 +201,18 @@ def test_sound_speaks_what_the_arrays_say(monkeypatch: pytest.MonkeyPatch) -> No
     voices = sound.Voices([], {"train": np.arange(3)}, {}, talking_numbers.vocabulary(recipe))
     arrays = talking_numbers._raw_split(recipe, "train", voices, lambda count: None)
     label = arrays["audio.label"].argmax(2)
-    np.testing.assert_array_equal(told[0], np.where(label < BACKGROUND, label, arrays["audio.distractor"]))
+    np.testing.assert_array_equal(rendered[0], np.where(label < BACKGROUND, label, arrays["audio.distractor"]))
     assert voices.vocabulary.texts[42] == "forty two" and len(voices.vocabulary.texts) == 100
 
 
-def test_pictures_show_what_the_arrays_say(hard: Store) -> None:
+def test_pictures_match_the_arrays(hard: Store) -> None:
     pictures = handwriting.handwritten_pictures()
     for split in hard.splits:
         found = hard.split(split)
-        seen = np.maximum(events(found, "video"), found.arrays["video.distractor"])
+        shown = np.maximum(events(found, "video"), found.arrays["video.distractor"])
         picture = found.arrays["video.picture"]
         tens, units = np.moveaxis(np.where(picture < 0, -1, pictures.digit[picture]), 2, 0)
-        np.testing.assert_array_equal(np.where(tens < 0, -1, 10 * tens + units), seen)
+        np.testing.assert_array_equal(np.where(tens < 0, -1, 10 * tens + units), shown)
         np.testing.assert_array_equal(tens < 0, units < 0)
         for row in picture.reshape(len(found), -1):
             drawn = row[row >= 0]
@@ -228,7 +228,7 @@ def test_tens_are_on_the_left() -> None:
     for side in range(2):
         half = frames[shown][:, 4:12, 8 * side : 8 * side + 8]
         half = half - half.mean((1, 2), keepdims=True)
-        # A half is more like its own picture than like the one beside it.
+        # A half is closer to its own picture than to the picture beside it.
         itself, other = ((half * pixels[picture[shown, which]]).sum((1, 2)) for which in (side, 1 - side))
         assert (itself > other).mean() > 0.8
 
@@ -285,7 +285,7 @@ def test_number_names() -> None:
         ("Anna et Ida répètent hier en classe ensemble six", "six"),
         ("Anna and Ida both repeat six today in class", "six"),
         ("somebody in this museum keeps saying N very clearly", "N"),
-        # Number words of the other language are words like any other.
+        # Number words of the other language are ordinary words.
         ("please look at 12 drawn in un ink", "12"),
         ("regardez bien neuf dessiné ten à l'encre rose", "neuf"),
     ],
@@ -343,13 +343,13 @@ def test_quarters_keep_the_order_of_sounds() -> None:
 def test_quarters_average_to_the_whole_second() -> None:
     seconds = np.random.default_rng(0).standard_normal((2, 16_000)).astype(np.float32)
     quarters = log_mel_quarters(seconds).reshape(2, QUARTERS, BANDS)
-    # 61 windows, whose centres lie 256 samples apart from 200 on.
+    # 61 windows, with centres every 256 samples from sample 200.
     windows = np.array([15, 16, 16, 14])
     mean = (quarters * windows[:, None]).sum(1) / 61
     np.testing.assert_allclose(mean, log_mel_statistics(seconds)[:, :BANDS], rtol=1e-4, atol=1e-6)
 
 
-# Who is in which split
+# Voices and pictures by split
 
 
 def test_no_voice_and_no_picture_is_in_two_splits(hard: Store) -> None:
@@ -363,14 +363,14 @@ def test_no_voice_and_no_picture_is_in_two_splits(hard: Store) -> None:
         assert all(parts) and sum(map(len, parts)) == len(set.union(*parts))
 
 
-# That there is something to learn
+# Information in the features
 
 
 @pytest.mark.parametrize(
     ("name", "place"), [("audio", 10), pytest.param("video", 10, marks=pytest.mark.slow), ("video", 1)]
 )
-def test_unseen_voices_and_pictures_can_be_told_apart(hard: Store, name: str, place: int) -> None:
-    """Of tens and units chance is 0.1; this small set gives 0.5 to 0.9."""
+def test_voices_and_pictures_of_the_test_split_can_be_classified(hard: Store, name: str, place: int) -> None:
+    """Chance is 0.1 for tens and for units; this small set gives 0.5 to 0.9."""
     from sklearn.linear_model import LogisticRegression
 
     def event_seconds(split: str) -> tuple[np.ndarray, np.ndarray]:
@@ -383,7 +383,7 @@ def test_unseen_voices_and_pictures_can_be_told_apart(hard: Store, name: str, pl
     assert probe.score(*event_seconds("test")) > 0.3
 
 
-# Making and opening it
+# Generation and opening
 
 
 def test_the_same_seed_gives_the_same_bytes(few: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

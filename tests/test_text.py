@@ -1,4 +1,4 @@
-"""Word vectors of sentences by a small random BERT of transformers' own making."""
+"""Word vectors of sentences from a small random BERT of transformers."""
 
 import base64
 import dataclasses
@@ -60,7 +60,7 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def by_hand(bert: Path, words: list[str]) -> np.ndarray:
-    """(n, WIDTH) of the vocabulary's own pieces, [CLS] and [SEP] around them."""
+    """(n, WIDTH) of tokens of the vocabulary, between [CLS] and [SEP]."""
     ids = [VOCABULARY.index(word) for word in ["[CLS]", *words, "[SEP]"]]
     with torch.no_grad():
         states = transformers.BertModel.from_pretrained(bert).eval()(torch.tensor([ids])).last_hidden_state
@@ -76,7 +76,7 @@ def test_vectors_are_of_words_in_their_sentence(tmp_path: Path, bert: Path) -> N
     assert np.abs(other[0] - found[2]).max() > 1e-3
 
 
-def test_a_word_in_pieces_is_the_mean_of_them(tmp_path: Path, bert: Path) -> None:
+def test_a_word_of_several_tokens_is_their_mean(tmp_path: Path, bert: Path) -> None:
     found = WordVectors(str(bert), cache=tmp_path).vectors("this handwritings shows")
     pieces = by_hand(bert, ["this", "hand", "##writ", "##ing", "##s", "shows"])
     np.testing.assert_allclose(found, np.stack([pieces[0], pieces[1:5].mean(0), pieces[5]]), atol=1e-6)
@@ -169,7 +169,7 @@ def test_layouts_with_sentences(tmp_path: Path, bert: Path, spoken: ClipSet) -> 
 
 
 def test_the_official_preset_reads_the_zeros_after_the_last_word(tmp_path: Path, bert: Path, spoken: ClipSet) -> None:
-    """The released word encoder sees ten steps of each sentence, and nothing after it is masked."""
+    """The released word encoder reads ten positions of each sentence without a mask."""
     write_avel(tmp_path / "avel", spoken.select(np.arange(8)))
     spec = f"vggsound-avel24k:{tmp_path / 'avel'}"
     found = {}
@@ -185,7 +185,7 @@ def test_the_official_preset_reads_the_zeros_after_the_last_word(tmp_path: Path,
 def test_segmentation_of_a_layout_by_queries_of_both_modalities(
     tmp_path: Path, bert: Path, spoken: ClipSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The run was trained on a packed store, so that only evaluation's flags say what reads the sentences."""
+    """The run was trained on a packed store, so only the flags of evaluation set the text model."""
     monkeypatch.setattr(backbones, "LIGHT_SETTINGS", dataclasses.replace(backbones.LIGHT_SETTINGS, steps=3))
     write_avel(tmp_path / "avel", spoken)
     write_avsbench(tmp_path / "avs", spoken, spoken.arrays["video.frames"])
@@ -204,10 +204,8 @@ def test_segmentation_of_a_layout_by_queries_of_both_modalities(
         evaluate([*flags, "--from=audio", "--to=text", "--text_padding=read"])
 
 
-def test_retrieval_anchored_in_a_modality_that_the_run_has_not_seen(
-    tmp_path: Path, bert: Path, spoken: ClipSet
-) -> None:
-    """The published protocol: pre-trained on video and text, matched with audio, which the layout has too."""
+def test_retrieval_anchored_in_a_modality_outside_the_run(tmp_path: Path, bert: Path, spoken: ClipSet) -> None:
+    """The published protocol: pre-trained on video and text, matched with the layout's audio."""
     write_avel(tmp_path / "avel", spoken)
     sizes = [f"--{name}={value}" for name, value in tiny.SIZES.items() if name != "vector_specific_width"]
     data = [f"--data=vggsound-avel24k:{tmp_path / 'avel'}", f"--text_model={bert}", "--modalities=video,text"]
@@ -230,9 +228,7 @@ def test_a_model_that_cannot_be_loaded_is_named(tmp_path: Path) -> None:
         WordVectors(str(tmp_path / "empty"), cache=tmp_path).vectors("the digit one")
 
 
-def test_code_of_a_model_is_neither_asked_about_nor_run(
-    tmp_path: Path, bert: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_code_of_a_model_is_never_run(tmp_path: Path, bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("builtins.input", lambda *arguments: pytest.fail("asked"))
     for name, key in (("config.json", "AutoModel"), ("tokenizer_config.json", "AutoTokenizer")):
         folder = shutil.copytree(bert, tmp_path / key)
@@ -246,8 +242,8 @@ def test_code_of_a_model_is_neither_asked_about_nor_run(
     assert not (tmp_path / "ran").exists()
 
 
-def test_files_of_other_programs_are_let_be(tmp_path: Path, bert: Path) -> None:
-    """As those of what has trained a model, or wraps it."""
+def test_files_of_other_programs_are_ignored(tmp_path: Path, bert: Path) -> None:
+    """Such as files of the program that trained or wraps a model."""
     folder = shutil.copytree(bert, tmp_path / "bert")
     torch.save({"arguments": {1, 2}}, folder / "training_args.bin")
     (folder / "modules.json").write_text('[{"idx": 0, "type": "Transformer"}]')
@@ -264,7 +260,7 @@ def test_files_of_other_programs_are_let_be(tmp_path: Path, bert: Path) -> None:
 
 @pytest.mark.parametrize("zipped", [True, False])
 def test_pickled_weights_that_are_none_are_refused(zipped: bool, tmp_path: Path, bert: Path) -> None:
-    """Those of old folders, pytorch_model.bin, are still read."""
+    """The weights of old folders, pytorch_model.bin, are still read."""
     folder = shutil.copytree(bert, tmp_path / "bert")
     model = transformers.BertModel.from_pretrained(bert)
     (folder / "model.safetensors").unlink()
@@ -277,7 +273,7 @@ def test_pickled_weights_that_are_none_are_refused(zipped: bool, tmp_path: Path,
 
 
 class Called:
-    """Fails the test where it is unpickled."""
+    """Fails the test when it is unpickled."""
 
     def __reduce__(self) -> tuple[object, tuple[str]]:
         return pytest.fail, ("run",)
@@ -334,7 +330,7 @@ def test_damaged_folders_are_refused_by_name(
             return WordVectors(str(folder), cache=tmp_path / f"cache-{next(number)}").vectors("somebody says one")
         except StoreError as error:
             assert str(folder) in str(error)
-            # Of the folder's files transformers does not always say which it is.
+            # The message of transformers does not always name the file of the folder.
             raise StoreError(f"{name}: {error}") from error
 
     def vectors(one: np.ndarray, other: np.ndarray) -> bool:

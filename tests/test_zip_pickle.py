@@ -1,4 +1,4 @@
-"""Zips of pickled arrays: arrays of every kind are read, and nothing else is, run or not."""
+"""Zips of pickled arrays: arrays of every kind are read, and any other object is refused."""
 
 import builtins
 import os
@@ -21,13 +21,13 @@ from unicode_fast.data.store.checks import StoreError
 RAN: list[str] = []
 
 
-def note_run(what: str) -> str:
+def record_run(what: str) -> str:
     RAN.append(what)
     return what
 
 
 class Calls:
-    """Pickles as a call, as any attack does."""
+    """Pickles as a call, the form of any attack."""
 
     def __init__(self, function: object, *arguments: object) -> None:
         self.call = (function, arguments)
@@ -48,7 +48,7 @@ def test_arrays_are_read(tmp_path: Path, protocol: int, dtype: str) -> None:
 
 
 def test_arrays_written_by_old_numpy_and_python() -> None:
-    """Python 2 wrote str for bytes, Python 3 with protocol 2 calls a codec; NumPy 1 named another module."""
+    """Python 2 wrote str for bytes, Python 3 with protocol 2 a call of a codec; NumPy 1 had another module name."""
     array = np.arange(6.0).reshape(2, 3)
     data = pickle.dumps(array, 2)
     assert b"_codecs" in data and b"numpy._core.multiarray" in data
@@ -60,7 +60,7 @@ ATTACKS = {
     "posix.system": Calls(os.system, "touch ran"),
     "builtins.eval": Calls(builtins.eval, "open('ran', 'w')"),
     "builtins.exec": Calls(builtins.exec, "open('ran', 'w')"),
-    "test_zip_pickle.note_run": Calls(note_run, "attack"),
+    "test_zip_pickle.record_run": Calls(record_run, "attack"),
     "builtins.getattr": Calls(getattr, np.ndarray, "tofile"),
     "numpy.load": Calls(np.load, "ran"),
 }
@@ -85,16 +85,16 @@ def test_a_malicious_pickle_does_nothing_and_is_named(
 
 
 def test_the_attacks_work_where_nothing_is_restricted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else the test above could not fail."""
+    """Otherwise the test above could not fail."""
     monkeypatch.chdir(tmp_path)
     pickle.loads(pickle.dumps(ATTACKS["posix.system"]))
     assert (tmp_path / "ran").exists()
-    pickle.loads(pickle.dumps(ATTACKS["test_zip_pickle.note_run"]))
+    pickle.loads(pickle.dumps(ATTACKS["test_zip_pickle.record_run"]))
     assert RAN.pop() == "attack"
 
 
 def test_what_a_pickle_may_name_cannot_be_changed() -> None:
-    """BUILD sets attributes of the object before it; here of the codec's stand-in and of the array's maker."""
+    """BUILD sets attributes of the object before it; here of the replacements of two functions."""
     for name in (b"_codecs\nencode", b"numpy.core.numeric\n_frombuffer", b"numpy\ndtype", b"numpy\nndarray"):
         for state in (b"}S'__call__'\nI1\ns", b"N}S'__doc__'\nS'changed'\ns\x86"):
             with pytest.raises(PickleError, match="cannot be read|one NumPy array of numbers, got"):
@@ -103,18 +103,18 @@ def test_what_a_pickle_may_name_cannot_be_changed() -> None:
 
 
 class Built(Calls):
-    """Pickles as a call and the state that its result is given."""
+    """Pickles as a call and the state of its result."""
 
     def __init__(self, function: object, arguments: tuple[object, ...], state: object) -> None:
         self.call = (function, arguments, state)
 
 
 def of_dtype(dtype: object, shape: tuple[object, ...] = (1,), data: object = b"A" * 8) -> Built:
-    """An array, whatever its dtype, shape and bytes are."""
+    """An array with any dtype, shape and bytes."""
     return Built(np.empty(0).__reduce__()[0], (np.ndarray, (0,), b"b"), (1, shape, dtype, False, data))
 
 
-# A dtype whose fields hold a Python object while its flags deny it: NumPy follows the bytes as an address.
+# A dtype with a Python object in its fields but not in its flags: NumPy would read the bytes as an address.
 FIELDS = (3, "|", None, ("a",), {"a": (np.dtype("O"), 0)}, 8, 1, 0)
 FORGED = {
     "fields": of_dtype(Built(np.dtype, ("V8", False, True), FIELDS)),
@@ -135,7 +135,7 @@ FORGED = {
 
 @pytest.mark.parametrize("case", FORGED)
 @pytest.mark.parametrize("protocol", [0, 2, 5])
-def test_forged_arrays_are_refused_before_numpy_sees_them(tmp_path: Path, case: str, protocol: int) -> None:
+def test_forged_arrays_never_reach_numpy(tmp_path: Path, case: str, protocol: int) -> None:
     write_zip(tmp_path / "clip.zip", FORGED[case], protocol=protocol)
     with pytest.raises(PickleError, match=r"clip.zip \(features.pkl\) must be a pickle of one NumPy array"):
         read_zipped_array(tmp_path / "clip.zip")
@@ -181,7 +181,7 @@ def test_counts(tmp_path: Path) -> None:
     file = tmp_path / "cnt.pkl"
     file.write_bytes(pickle.dumps({2003: 0, 29108: 1}))
     assert unpickle_counts(file) == {2003: 0, 29108: 1}
-    for content in ([1], {1: "one"}, {"one": 1}, {1: True}, Calls(note_run, "counts"), {1: np.int64(2)}):
+    for content in ([1], {1: "one"}, {"one": 1}, {1: True}, Calls(record_run, "counts"), {1: np.int64(2)}):
         file.write_bytes(pickle.dumps(content))
         with pytest.raises(PickleError, match="cnt.pkl must be a pickle of a dict of integers"):
             unpickle_counts(file)

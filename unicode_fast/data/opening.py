@@ -61,7 +61,7 @@ def open_data(  # noqa: PLR0913 - options of data sets and of their sentences
     if not (Path(spec) / MANIFEST).exists():
         known = ", ".join(built_in.DATASETS)
         if (Path(spec) / "clips.csv").exists():
-            raise FileNotFoundError(f"data in layout clips must be named clips:{spec}, got {spec!r}")
+            raise FileNotFoundError(f"data in layout clips must be given as clips:{spec}, got {spec!r}")
         if not Path(spec).exists() and os.sep in spec:
             raise FileNotFoundError(f"data must be an existing folder, got {spec!r}")
         raise FileNotFoundError(
