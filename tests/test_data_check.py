@@ -153,13 +153,8 @@ def test_own_data(tmp_path: Path, few: ClipSet) -> None:
         finding.kind: [Path(clip.split(" ")[0].rstrip(":")).name for clip in finding.clips]
         for finding in others(report)
     }
-    expected = {
-        "missing": ["take-3.npy"],
-        "unreadable": ["take-2.npy"],
-        "empty": ["take-1.npy"],
-        "dtype": ["take-1.npy"],
-    }
-    assert found == expected
+    truth = {"missing": ["take-3.npy"], "unreadable": ["take-2.npy"], "empty": ["take-1.npy"], "dtype": ["take-1.npy"]}
+    assert found == truth
 
 
 @pytest.mark.parametrize(("renamed", "bad"), [("some", False), ("all", True)])

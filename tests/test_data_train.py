@@ -83,11 +83,9 @@ def test_classes_that_cannot_be_learned_are_a_note(
     write_rows(table, rows[0], [[*{**row, "class": f"{n}.5"}.values()] for n, row in enumerate(rows)])
     flags = ["--validations=1", "--probe_tasks=none"]
     train(data, tmp_path / "run", *flags, steps=2)
-    printed = capsys.readouterr().err
-    assert re.search(
-        r"note: \d+ numbers are the classes of \d+ clips of train: each number is a separate class", printed
-    )
-    assert re.search(r"note: classes of val without a clip in train: .* cannot be recognised \(\d+\.5, ", printed)
+    text = capsys.readouterr().err
+    assert re.search(r"note: \d+ numbers are the classes of \d+ clips of train: each number is a separate class", text)
+    assert re.search(r"note: classes of val without a clip in train: .* cannot be recognised \(\d+\.5, ", text)
     train(data, tmp_path / "unmeasured", *NO_PROBES, steps=2)
     assert "note: " not in capsys.readouterr().err
 

@@ -97,7 +97,7 @@ assert not torch.cuda.is_initialized()
         assert unicode_fast.__version__ == installed
 
 
-def sub_package(module: str) -> str:
+def layer_of(module: str) -> str:
     """The sub-package of a module, such as "ops" for "unicode_fast.ops.codebook_update"."""
     return module.split(".")[1]
 
@@ -106,7 +106,7 @@ def public_homes() -> dict[str, str]:
     """The sub-package of each name in unicode_fast/__init__.py."""
     tree = ast.parse((PACKAGE / "__init__.py").read_text())
     imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module]
-    return {alias.name: sub_package(str(node.module)) for node in imports for alias in node.names}
+    return {alias.name: layer_of(str(node.module)) for node in imports for alias in node.names}
 
 
 def imported_modules(path: Path, name: str) -> set[str]:
@@ -180,8 +180,8 @@ assert not {"unicode_fast.train", "unicode_fast.evaluate", "matplotlib"} & set(s
         assert lines[2].partition(": ")[2] == unicode_fast.available_backends()["nearest_codeword"]["cpp"]
 
     def test_the_installed_command_is_that_of_the_package(self) -> None:
-        requirements = f'\n{SCRIPT} = "{run_command.__module__}:{run_command.__name__}"\n'
-        assert requirements in (ROOT / "pyproject.toml").read_text()
+        entry = f'\n{SCRIPT} = "{run_command.__module__}:{run_command.__name__}"\n'
+        assert entry in (ROOT / "pyproject.toml").read_text()
 
 
 class TestLayers:
@@ -189,11 +189,9 @@ class TestLayers:
         ("name", "path"), package_files(), ids=lambda value: value if isinstance(value, str) else ""
     )
     def test_arrows_point_downward(self, name: str, path: Path) -> None:
-        assert sub_package(name) in HEIGHT, f"{name} has no place in LAYERS"
+        assert layer_of(name) in HEIGHT, f"{name} has no place in LAYERS"
         for module in imported_modules(path, name):
-            assert HEIGHT[sub_package(module)] <= HEIGHT[sub_package(name)], (
-                f"{name} imports {module}, which is above it"
-            )
+            assert HEIGHT[layer_of(module)] <= HEIGHT[layer_of(name)], f"{name} imports {module}, which is above it"
 
     def test_an_upward_arrow_is_found(self, tmp_path: Path) -> None:
         path = tmp_path / "upward.py"

@@ -393,11 +393,9 @@ def test_damage_is_repaired_with_a_note(few: Store, tmp_path: Path, capsys: pyte
     file.write_bytes(data)
     capsys.readouterr()
     again = load(cache=tmp_path, clips=FEW, progress=False)
-    printed = capsys.readouterr()
-    assert printed.out == "" and printed.err.count("\n") == 1
-    assert (
-        "making talking-digits-seed0" in printed.err and "train-audio.npy" in printed.err and "checksum" in printed.err
-    )
+    shown = capsys.readouterr()
+    assert shown.out == "" and shown.err.count("\n") == 1
+    assert "making talking-digits-seed0" in shown.err and "train-audio.npy" in shown.err and "checksum" in shown.err
     assert checksums(again) == checksums(few)
     # Files are missing, as after an interrupted copy.
     (again.path / "manifest.json").unlink()
