@@ -1,8 +1,8 @@
 """The Triton kernels of cross_info_nce beside the reference in float64; run by test_cross_info_nce_triton.py.
 
 With TRITON_INTERPRET=1 they run on the CPU, in Triton's interpreter, else on a GPU. The interpreter multiplies float32
-exactly, whatever precision is asked for, so there most tests ask for the precision with the largest tiles. It cannot
-multiply bfloat16. The log of 0, where a softmax is over nothing, is meant.
+exactly at any precision, so most tests there set the precision with the largest tiles. It cannot multiply bfloat16. The
+log of 0, where a softmax is over nothing, is intended.
 """
 
 import os
@@ -65,20 +65,20 @@ def assert_as_reference(
     expected = cross_info_nce_reference(truth_inputs)
     scores = inputs.targets.double().flatten(0, 2).norm(dim=1).amax() * inputs.predictions.double().norm(dim=3).amax()
     largest = float(scores / inputs.temperature.double())
-    for name, part, truth in zip(NAMES, found, expected, strict=True):
+    for name, tensor, truth in zip(NAMES, found, expected, strict=True):
         if name != "hits":
-            assert_close(part, truth, tolerances.cross_info_nce(largest, torch.float32), name)
+            assert_close(tensor, truth, tolerances.cross_info_nce(largest, torch.float32), name)
         elif check_hits:
-            assert_close(part, truth, EXACT, name)
+            assert_close(tensor, truth, EXACT, name)
     arguments = found[3], found[4], inputs
     gradients = kernels.cross_info_nce_backward_triton(gradient, *arguments)
     truths = cross_info_nce_backward_reference(gradient.double(), expected[3], expected[4], truth_inputs)
-    for part, truth in zip(gradients, truths, strict=True):
+    for tensor, truth in zip(gradients, truths, strict=True):
         tolerance = tolerances.cross_info_nce_gradient(largest, torch.float32)
-        if part.dtype != torch.float32:
-            tolerance = tolerances.cross_info_nce_half_gradient(part.dtype, float(truth.abs().max()))
+        if tensor.dtype != torch.float32:
+            tolerance = tolerances.cross_info_nce_half_gradient(tensor.dtype, float(truth.abs().max()))
         if check_gradients:
-            assert_close(part, truth, tolerance, "gradient")
+            assert_close(tensor, truth, tolerance, "gradient")
     return list(found), list(gradients)
 
 
@@ -111,7 +111,7 @@ def test_against_float64(size: tuple[int, int, int, int], softmax_over: str, mas
 
 @pytest.mark.parametrize("softmax_over", ["predictions", "both"])
 def test_exact_float32(softmax_over: str) -> None:
-    """The tiles of float32 that no bit may be lost of."""
+    """The tiles for float32 without loss of bits."""
     torch.set_float32_matmul_precision("highest")
     assert_as_reference(make_inputs((1, 1, 40, 20), softmax_over, masked=True))
 
@@ -127,7 +127,7 @@ def test_half_precision(size: tuple[int, int, int, int], softmax_over: str, dtyp
 @pytest.mark.skipif(INTERPRETED, reason="the interpreter multiplies exactly")
 @pytest.mark.parametrize("clips", [80, 1000])
 def test_tf32(clips: int) -> None:
-    """Scores lose what their factors lose, and so does the gradient; not more."""
+    """Scores and gradients lose as many bits as their factors, not more."""
     torch.set_float32_matmul_precision("high")
     inputs = make_inputs((2, 1, clips, 256), "both")
     found = kernels.cross_info_nce_triton(inputs)
@@ -143,7 +143,7 @@ def test_large_batches(clips: int, softmax_over: str) -> None:
 
 
 def test_float16_of_small_weights() -> None:
-    """Slopes far below what float16 can hold are not lost."""
+    """Slopes far below the range of float16 are not lost."""
     inputs = make_inputs((2, 1, 140, 20), "both", dtype=torch.float16)
     inputs = inputs._replace(pair_weights=inputs.pair_weights * 1e-6)
     gradient = torch.tensor(2.0**20, device=DEVICE)
@@ -155,18 +155,18 @@ def test_float16_of_small_weights() -> None:
 
 
 def test_several_tiles_of_rows_in_a_program(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With "both", a program adds the columns of its tiles to what it has."""
+    """With "both", a program adds the columns of its tiles to its earlier sums."""
     monkeypatch.setattr(kernels, "MOST_GROUPS", 2)
     assert_as_reference(make_inputs((1, 1, 420, 16), "both", masked=True))
 
 
 @pytest.mark.parametrize("softmax_over", ["predictions", "candidates"])
 @pytest.mark.parametrize(("clips", "own"), [(60, slice(20, 47)), (150, slice(130, 150)), (150, slice(3, 140))])
-def test_part_of_the_batch(clips: int, own: slice, softmax_over: str) -> None:
+def test_some_queries_of_the_batch(clips: int, own: slice, softmax_over: str) -> None:
     """Rows of queries and columns of keys differ in number, and the diagonal starts at an offset."""
     inputs = make_inputs((2, 1, clips, 8), softmax_over, masked=True)._replace(offset=own.start)
-    part = {"predictions": "targets", "candidates": "predictions"}[softmax_over]
-    inputs = inputs._replace(**{part: getattr(inputs, part)[:, :, own]})
+    queries = {"predictions": "targets", "candidates": "predictions"}[softmax_over]
+    inputs = inputs._replace(**{queries: getattr(inputs, queries)[:, :, own]})
     assert_as_reference(inputs)
 
 
@@ -221,7 +221,7 @@ def test_weight_zero_leaves_a_pair_out() -> None:
 @pytest.mark.parametrize("clips", [7, 130])
 @pytest.mark.parametrize("softmax_over", ["predictions", "both"])
 def test_not_a_number_stays_one(clips: int, softmax_over: str) -> None:
-    """A loss that is NaN has no gradient that looks like one."""
+    """The gradient of a loss that is NaN is not finite."""
     inputs = make_inputs((1, 1, clips, 8), softmax_over)
     inputs.predictions[0, 0, 3, 2] = NAN
     found = kernels.cross_info_nce_triton(inputs)

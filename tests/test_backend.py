@@ -19,7 +19,7 @@ CUDA = torch.device("cuda")
 
 @pytest.fixture
 def loaded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As with an extension for CPUs, one operator that uses it, and one that is in Triton."""
+    """As with an extension for CPUs, one operator that uses it, and one operator in Triton."""
     monkeypatch.setattr(backend, "EXTENSION", Extension(module=backend, decision="UNICODE_FAST_CUDA=0"))
     monkeypatch.setattr(backend, "_TRITON_INSTALLED", True)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
@@ -56,11 +56,11 @@ class TestChoose:
             ("cross_info_nce", CPU, "cpp", r"this version has no C\+\+ implementation of cross_info_nce"),
         ],
     )
-    def test_refusals_say_why(self, loaded: None, operator: str, device: torch.device, name: str, message: str) -> None:
+    def test_reason_refused(self, loaded: None, operator: str, device: torch.device, name: str, message: str) -> None:
         with pytest.raises(BackendUnavailable, match=f"backend '{name}' is not available for {operator}.*{message}"):
             choose_backend(operator, device, name)
 
-    def test_missing_triton_names_its_cure(self, loaded: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_missing_triton_names_its_remedy(self, loaded: None, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(backend, "_TRITON_INSTALLED", False)
         with pytest.raises(BackendUnavailable, match="Triton is not installed; install it with: pip install triton"):
             choose_backend("cross_info_nce", CUDA, "triton")
@@ -103,7 +103,7 @@ class TestReport:
 
 
 class TestExtension:
-    """The file here is no library: opening it would show as another message."""
+    """The file is no library: opening it would cause another message."""
 
     @staticmethod
     def write(folder: Path, record: object) -> Path:
@@ -148,7 +148,7 @@ class TestExtension:
         assert "installed without its C++ extension" in load_extension(tmp_path).problem
 
     def test_the_one_of_this_installation(self) -> None:
-        """What is loaded was built with the imported torch; where nothing is loaded, there is a reason."""
+        """A loaded extension was built with the imported torch; without one there is a reason."""
         if backend.EXTENSION.module is None:
             assert backend.EXTENSION.problem
         else:
@@ -169,7 +169,7 @@ class TestWish:
         found = python("-c", script, UNICODE_FAST_BACKEND="reference")
         assert found.stdout.strip() == "reference", found.stderr
 
-    def test_other_wishes(self) -> None:
+    def test_other_values(self) -> None:
         assert backend.forced_backend({}) == ""
         with pytest.raises(ValueError, match="UNICODE_FAST_BACKEND must be reference or empty, got 'cpp'"):
             backend.forced_backend({"UNICODE_FAST_BACKEND": "cpp"})
@@ -178,7 +178,7 @@ class TestWish:
 @pytest.mark.skipif(backend.EXTENSION.module is None, reason="the C++ extension is not there")
 @pytest.mark.parametrize("name", ["portable", "avx2", "avx512", "avx512_bf16"])
 def test_every_instruction_set(name: str) -> None:
-    """The operator tests run on the best one; here each that the processor has keeps the promise."""
+    """The operator tests use the best instruction set; here each of the processor's sets keeps the promise."""
     script = """
 import sys, torch
 from unicode_fast import nearest_codeword

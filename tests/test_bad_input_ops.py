@@ -1,4 +1,4 @@
-"""Bad arguments of the operators: one error each, that names the argument, what it must be and what it was."""
+"""Bad arguments of the operators: each raises one error with the argument, what it must be and what it was."""
 
 from collections.abc import Callable
 from dataclasses import fields, replace
@@ -351,20 +351,20 @@ CASES: dict[str, Case] = {
 
 @pytest.mark.parametrize("name", CASES)
 def test_bad_input(name: str) -> None:
-    call, exception, parts = CASES[name]
+    call, exception, texts = CASES[name]
     with pytest.raises(exception) as caught:
         call()
     assert type(caught.value) is exception
-    for part in parts:
-        assert part in str(caught.value)
+    for text in texts:
+        assert text in str(caught.value)
 
 
 def test_bad_input_leaves_the_state_alone() -> None:
     current = state()
-    before = [part.clone() for part in current]
+    before = [tensor.clone() for tensor in current]
     with pytest.raises(ValueError, match="partners"):
         update(current, partners=[ROWS])
-    assert all(torch.equal(part, old) for part, old in zip(current, before, strict=True))
+    assert all(torch.equal(tensor, old) for tensor, old in zip(current, before, strict=True))
 
 
 def test_every_field_of_the_rule_matters() -> None:

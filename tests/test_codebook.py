@@ -71,7 +71,7 @@ def test_against_the_reference(masked: bool, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("shape", [(), (12,), (4, 3), (2, 3, 2, 1), (0,), (2, 0)])
 def test_any_leading_dimensions(shape: tuple[int, ...]) -> None:
-    """What modalities hold at the same place belongs together, however the places are arranged."""
+    """Features of modalities at the same position belong together in any arrangement of positions."""
     one, other = make(), make()
     given = features(*shape)
     found = one(given)
@@ -89,7 +89,7 @@ def test_any_leading_dimensions(shape: tuple[int, ...]) -> None:
 
 @pytest.mark.parametrize("partner", ["aligned", "attended"])
 def test_modalities_of_different_dimensions(partner: str) -> None:
-    """Partners are means over the clip, or what attention finds in it; the commitment is to own codewords."""
+    """Partners are means or attention over the clip; the commitment is to own codewords."""
     names = ["audio", "video"]
     codebook = make(names, partner=partner)
     given = {"audio": normal(5, 4, dtype=torch.float64), "video": normal(5, 2, 3, 4, seed=1, dtype=torch.float64)}

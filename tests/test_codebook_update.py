@@ -19,7 +19,7 @@ from unicode_fast.reference.codebook_update import CodebookBatch, codebook_stati
 
 Array = NDArray[np.float64]
 NAN = float("nan")
-# What the released code does with its codebook.
+# The rule of the released code.
 OFFICIAL = EmaConfig(update="sequential", smoothing="compounding", reset_ema=False)
 UPDATES = list(product(("joint", "sequential"), ("none", "transient", "compounding")))
 
@@ -38,7 +38,7 @@ class Oracle:
     """The update of a state, row by row and codeword by codeword, in float64 NumPy."""
 
     def __init__(self, state: CodebookState) -> None:
-        self.codebook, self.count, self.sum = (to_float64(part).copy() for part in state[:3])
+        self.codebook, self.count, self.sum = (to_float64(tensor).copy() for tensor in state[:3])
         self.idle = state.idle.cpu().numpy().copy()
 
     def update(
@@ -165,8 +165,8 @@ def test_against_oracle(update: str, smoothing: str, modalities: int, given_part
             partners = [normal(23, 7, seed=400 * step + m, dtype=dtype) for m in range(modalities)]
             for rows, partner, mask in zip(features, partners, valid, strict=True):
                 rows[~mask], partner[~mask] = NAN, NAN
-            arrays = [[part.numpy() for part in parts] for parts in (index, valid)]
-            exact = [[to_float64(part) for part in parts] for parts in (features, partners)]
+            arrays = [[tensor.numpy() for tensor in tensors] for tensors in (index, valid)]
+            exact = [[to_float64(tensor) for tensor in tensors] for tensors in (features, partners)]
             oracle.update(exact[0], arrays[0], rule, exact[1] if given_partners else None, arrays[1])
             features, index, valid, partners = on(place.device, features, index, valid, partners)
             chosen = partners if given_partners else None
@@ -184,18 +184,18 @@ def test_affine_form_equals_the_loop(smoothing: str, modalities: int) -> None:
     features, index = random_batch(modalities, 40, 6, 13)
     oracle = Oracle(state)
     oracle.update([rows.numpy() for rows in features], [codes.numpy() for codes in index], rule)
-    parts = split_statistics(
+    statistics = split_statistics(
         codebook_statistics_reference(state, CodebookBatch(features, index, [], []), rule, None), state, rule
     )
     decay, codewords = rule.decay, state.codebook.shape[0]
-    ema_sum = decay**modalities * state.ema_sum + (1 - decay) * parts.mixed_sum
+    ema_sum = decay**modalities * state.ema_sum + (1 - decay) * statistics.mixed_sum
     epsilon = rule.epsilon if smoothing == "compounding" else 0.0
     total, scales = state.ema_count.sum(), []
-    for row_count in parts.row_count:
+    for row_count in statistics.row_count:
         total = decay * total + (1 - decay) * row_count
         scales.append(total / (total + codewords * epsilon))
     ema_count = decay**modalities * torch.stack(scales).prod() * state.ema_count
-    for m, counts in enumerate(parts.codeword_count):
+    for m, counts in enumerate(statistics.codeword_count):
         scale = torch.stack(scales[m:]).prod()
         ema_count = ema_count + decay ** (modalities - 1 - m) * scale * ((1 - decay) * counts + epsilon)
     assert_close(ema_sum, oracle.sum, AFFINE_FORM, "ema_sum")
@@ -207,8 +207,8 @@ def test_affine_weights_of_mixed_rows() -> None:
     rule = EmaConfig(update="sequential", decay=0.5)
     state = make_state(torch.zeros(1, 1, dtype=torch.float64), 2)
     batch = CodebookBatch([torch.tensor([[4.0]]), torch.tensor([[8.0]])], [torch.tensor([0])] * 2, [], [])
-    parts = split_statistics(codebook_statistics_reference(state, batch, rule, None), state, rule)
-    assert parts.mixed_sum.item() == 0.5 * 6 + 6
+    statistics = split_statistics(codebook_statistics_reference(state, batch, rule, None), state, rule)
+    assert statistics.mixed_sum.item() == 0.5 * 6 + 6
 
 
 def test_ranks_add_their_statistics() -> None:
@@ -219,15 +219,15 @@ def test_ranks_add_their_statistics() -> None:
     for rule in (EmaConfig(), OFFICIAL):
         whole = codebook_statistics_reference(state, CodebookBatch(features, index, [], valid), rule, None)
         total = torch.zeros_like(whole)
-        for part in (slice(0, 13), slice(13, 30)):
-            half = [[tensor[part] for tensor in tensors] for tensors in (features, index, valid)]
+        for rows in (slice(0, 13), slice(13, 30)):
+            half = [[tensor[rows] for tensor in tensors] for tensors in (features, index, valid)]
             total += codebook_statistics_reference(state, CodebookBatch(half[0], half[1], [], half[2]), rule, None)
         assert_close(total, whole, tolerances.codebook_update(torch.float64))
 
 
 @places("codebook_update")
 def test_unused_codewords(place: Place) -> None:
-    """Counts that start at 0: the joint update keeps a codeword nobody chose, the released one throws it far away."""
+    """Counts that start at 0: the joint update keeps an unchosen codeword, the released update moves it far away."""
     codebook = normal(3, 2, dtype=torch.float64).to(place.device)
     rows = on(place.device, [torch.ones(4, 2)], [torch.tensor([0, 0, 1, 0])])
     joint = make_state(codebook, 1, count=0.0)
@@ -249,7 +249,7 @@ def test_sizes(rows: int, source: str, codewords: int, place: Place) -> None:
     state = make_state(normal(codewords, 5, dtype=torch.float64).to(place.device), 2)
     oracle = Oracle(state)
     features, index = random_batch(2, rows, 5, codewords)
-    oracle.update([part.numpy() for part in features], [part.numpy() for part in index], rule)
+    oracle.update([tensor.numpy() for tensor in features], [tensor.numpy() for tensor in index], rule)
     codebook_update(state, *on(place.device, features, index), rule, backend=place.backend)
     assert_state(state, oracle, tolerances.codebook_update(torch.float64))
 
@@ -269,7 +269,7 @@ def test_no_valid_row(place: Place) -> None:
 @places("codebook_update")
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_features(dtype: torch.dtype, place: Place) -> None:
-    """Half-precision rows with a float32 codebook give what the same numbers give in float32; autocast is nothing."""
+    """Half-precision rows with a float32 codebook have the result of the same numbers in float32, autocast or not."""
     features, index = random_batch(2, 50, 6, 8)
     halves = [rows.to(dtype).to(place.device) for rows in features]
     index = [codes.to(place.device) for codes in index]
@@ -277,9 +277,9 @@ def test_half_precision_features(dtype: torch.dtype, place: Place) -> None:
     codebook_update(expected, [rows.float() for rows in halves], index, EmaConfig(), backend=place.backend)
     with torch.autocast(place.device, dtype=torch.bfloat16):
         codebook_update(state, halves, index, EmaConfig(), backend=place.backend)
-    for part, truth in zip(state, expected, strict=True):
-        assert part.dtype == truth.dtype
-        assert_close(part, truth, tolerances.codebook_update(torch.float32) if place.device == "cuda" else EXACT)
+    for tensor, truth in zip(state, expected, strict=True):
+        assert tensor.dtype == truth.dtype
+        assert_close(tensor, truth, tolerances.codebook_update(torch.float32) if place.device == "cuda" else EXACT)
 
 
 @places("codebook_update")
@@ -368,7 +368,7 @@ def draws(device: str, choice: list[float], noise: float = 0.0) -> ResetDraws:
 
 @places("codebook_update")
 def test_reset_from_codewords(place: Place) -> None:
-    """Active are 0, 2 and 5 (idle 0, 2 and 3 after the step); 1 and 3 are dead; 4 is neither; 6 was never seen."""
+    """Active are 0, 2 and 5 (idle 0, 2 and 3 after the step); 1 and 3 are dead; 4 is neither; 6 was never chosen."""
     state = idle_state(place.device, [[0, 9, 4, 7, 4, 2, -2], [5, 8, 1, 9, 5, 6, -2]])
     rule = EmaConfig(reset_after=6, reset_active_within=4, reset_noise=0.25)
     features, index = on(place.device, [torch.zeros(1, 2)] * 2, [torch.tensor([0])] * 2)
@@ -384,7 +384,7 @@ def test_reset_from_codewords(place: Place) -> None:
 @places("codebook_update")
 @pytest.mark.parametrize(("unless", "reset"), [("any", [False, False, True]), ("all", [False, True, True])])
 def test_reset_unless(unless: str, reset: list[bool], place: Place) -> None:
-    """Codeword 1 was chosen lately by one modality, 2 by none; 300 batches are still soon enough, 301 are not."""
+    """Codeword 1 was chosen lately by one modality, 2 by none; 300 idle batches keep a codeword, 301 do not."""
     state = idle_state(place.device, [[299, 300, 300], [0, 5, 300]])
     rule = EmaConfig(reset_unless=unless, reset_source="feature", own_weight=1.0)  # type: ignore[arg-type]
     features, index = on(place.device, [torch.full((2, 2), 50.0)] * 2, [torch.tensor([0, 0])] * 2)
@@ -427,7 +427,7 @@ def test_never_reset(place: Place) -> None:
 
 @places("codebook_update")
 def test_official_idle_counter_over_many_batches(place: Place) -> None:
-    """One counter from -1 on, reset by any modality, as the released code keeps it, against the minimum of ours."""
+    """One counter from -1 on, reset by any modality, as in the released code, against the minimum of ours."""
     state = make_state(normal(12, 2, dtype=torch.float64).to(place.device), 2, count=1.0, idle=-1)
     rule = replace(OFFICIAL, reset_after=4, reset_active_within=2)
     official = np.full(12, -1)

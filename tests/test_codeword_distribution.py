@@ -22,7 +22,7 @@ NAN = float("nan")
 def oracle(
     features: Tensor, codebook: Tensor, valid: Tensor | None = None, temperature: float = 1.0
 ) -> NDArray[np.float64]:
-    """Step by step and codeword by codeword, from direct differences."""
+    """Position by position and codeword by codeword, from direct differences."""
     rows, codewords = to_float64(features), to_float64(codebook)
     result = np.zeros((len(rows), len(codewords)))
     for clip in range(len(rows)):
@@ -40,8 +40,8 @@ def test_hand_written(place: Place) -> None:
     features = torch.tensor([[[3.0, 0.0], [0.0, 4.0]], [[1.5, 2.0], [3.0, 0.0]]], dtype=torch.float64)
     valid = torch.tensor([[True, True], [True, False]], device=place.device)
     result = codeword_distribution(features.to(place.device), codebook, valid=valid, backend=place.backend)
-    # The first clip's steps are 3 and 4, then 4 and 3 from the codewords: their mean is even. The second clip's one
-    # valid step is 5/2 from both.
+    # The first clip's positions are 3 and 4, then 4 and 3 from the codewords: their mean is even. The second clip's one
+    # valid position is 5/2 from both.
     assert_close(result, np.full((2, 2), 0.5), tolerances.codeword_distribution(2, torch.float64))
     one = codeword_distribution(features[:1, :1].to(place.device), codebook, temperature=0.5, backend=place.backend)
     near = 1 / (1 + exp(-2))
@@ -78,7 +78,7 @@ def test_against_oracle(size: str, dtype: torch.dtype, place: Place) -> None:
 
 
 @places("codeword_distribution")
-def test_masked_steps_may_hold_anything(place: Place) -> None:
+def test_masked_positions_may_hold_anything(place: Place) -> None:
     features, codebook = normal(4, 5, 3, dtype=torch.float64), normal(6, 3, seed=1, dtype=torch.float64)
     valid = torch.rand(4, 5, generator=generator()) < 0.6
     valid[2] = False
@@ -152,7 +152,7 @@ def test_strided(place: Place) -> None:
 
 @places("codeword_distribution")
 def test_large_common_offset(place: Place) -> None:
-    """Expanding about the mean codeword keeps the digits that expanding about the origin would lose."""
+    """The expansion about the mean codeword keeps digits that an expansion about the origin would lose."""
     features = (normal(4, 5, 32) * 16).round() / 16 + 1024
     codebook = (normal(9, 32, seed=1) * 16).round() / 16 + 1024
     found = codeword_distribution(features.to(place.device), codebook.to(place.device), backend=place.backend)
@@ -162,7 +162,7 @@ def test_large_common_offset(place: Place) -> None:
 @places("codeword_distribution")
 @pytest.mark.parametrize("scale", [1e-20, 1e-6, 1e4, 1e15])
 def test_scales(scale: float, place: Place) -> None:
-    """Tiny features make an even distribution, huge ones a certain one; gradients stay finite."""
+    """Tiny features give an even distribution, huge features a certain one; gradients stay finite."""
     features = (normal(2, 3, 8) * scale).to(place.device).requires_grad_()
     codebook = (normal(5, 8, seed=1) * scale).to(place.device).requires_grad_()
     found = codeword_distribution(features, codebook, backend=place.backend)
@@ -221,9 +221,9 @@ def test_autocast_changes_nothing(place: Place) -> None:
     expected = run()
     with torch.autocast(place.device, dtype=torch.bfloat16):
         found = run()
-    for part, truth in zip(found, expected, strict=True):
-        assert part.dtype == torch.float32
-        assert_close(part, truth, EXACT)
+    for tensor, truth in zip(found, expected, strict=True):
+        assert tensor.dtype == torch.float32
+        assert_close(tensor, truth, EXACT)
 
 
 @places("codeword_distribution")

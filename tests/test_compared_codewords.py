@@ -1,4 +1,4 @@
-"""The half-precision search by itself: the exact comparison behind it would hide what it gets wrong.
+"""The half-precision search by itself: the exact comparison after it would hide its errors.
 
 Runs on a GPU, and on the emulator of tests/cuda_on_host.
 """
@@ -21,7 +21,7 @@ def test_random_rows_have_few_candidates(name: str, place: Place) -> None:
     """No row at a named shape falls back to all codewords, and few rows have a second candidate."""
     shape = SEARCH_SHAPES[name]
     rows = min(shape.rows, MOST_ROWS)
-    # Drawn where they are needed: a CPU would take seconds for the largest.
+    # Drawn on the device: a CPU would take seconds for the largest shape.
     features, codebook = torch.randn(rows, shape.width, device=place.device), normal(shape.codewords, shape.width)
     compared = torch.ops.unicode_fast.compared_codewords(features, codebook.to(place.device))
     assert compared.dtype == torch.int32
@@ -32,7 +32,7 @@ def test_random_rows_have_few_candidates(name: str, place: Place) -> None:
 
 @searches_in_half_precision()
 def test_what_half_precision_cannot_serve_falls_back(place: Place) -> None:
-    """Rows that hold NaN or are too far, and rows with more candidates than a list has places."""
+    """Rows that hold NaN or are too far away, and rows with more candidates than a list has places."""
     codebook = torch.cat([normal(1, 40).expand(9, 40), normal(60, 40, seed=1)]).to(place.device)
     features = torch.cat([codebook[:1], codebook[9:10], codebook[:1] * torch.nan, codebook[:1] * 1e30])
     compared = torch.ops.unicode_fast.compared_codewords(features, codebook)

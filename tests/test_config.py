@@ -148,8 +148,8 @@ class TestFiles:
         file = tmp_path / "good.yaml"
         file.write_text("width: +64\nseed: 0\nlearning_rate: 1e-3\nclip_norm: .5\nema_decay: 1\ncpc_weight: 1.5e+0\n")
         found = resolve(str(file), {}).flat()
-        wanted = {"width": 64, "seed": 0, "learning_rate": 1e-3, "clip_norm": 0.5, "ema_decay": 1.0, "cpc_weight": 1.5}
-        assert {name: found[name] for name in wanted} == wanted
+        truth = {"width": 64, "seed": 0, "learning_rate": 1e-3, "clip_norm": 0.5, "ema_decay": 1.0, "cpc_weight": 1.5}
+        assert {name: found[name] for name in truth} == truth
         file.write_text("modalities: [audio, video]\n")
         assert resolve(str(file), {}).data.modalities == "audio,video"
 
@@ -163,7 +163,7 @@ class TestFiles:
         assert (resolve(str(file), {}).train.steps, resolve(str(file), {}).train.epochs) == (0, 3)
 
 
-# A value that differs from the preset's, for each field that another one can switch off.
+# A value that differs from the preset's, for each field that another field can switch off.
 OTHER = {
     "grid_semantic_width": 9, "ema_epsilon": 0.5, "ema_own_weight": 0.25, "reset_noise": 0.5,
     "reset_active_within": 7, "reset_unless": "all", "reset_source": "codeword", "reset_ema": False,
@@ -190,7 +190,7 @@ def trained(names: str, **fields: object) -> dict[str, torch.Tensor]:
 
 
 class TestUnreadFields:
-    """What is called unread changes no bit of a trained model; changing it is an error."""
+    """A field that is not read changes no bit of a trained model; a change of it is an error."""
 
     @pytest.mark.parametrize(("switch", "value", "name"), SWITCHED)
     def test_switched_off(self, switch: str, value: object, name: str) -> None:
@@ -209,9 +209,9 @@ class TestUnreadFields:
     )
     def test_kinds(self, names: str, kinds: list, unread: list) -> None:
         found = set(Config().unread_fields(kinds)) - set(Config().unread_fields())
-        wanted = {"grid": config_module._KIND_FIELDS[0][1], "words": config_module._KIND_FIELDS[2][1]}
-        wanted["assignment"] = ("assignment_weight",)
-        assert found == {name for kind in unread for name in wanted[kind]} - set(Config().unread_fields())
+        expected = {"grid": config_module._KIND_FIELDS[0][1], "words": config_module._KIND_FIELDS[2][1]}
+        expected["assignment"] = ("assignment_weight",)
+        assert found == {name for kind in unread for name in expected[kind]} - set(Config().unread_fields())
         changed = {name: OTHER[name] for name in found}
         assert same(trained(names), trained(names, **changed))
 

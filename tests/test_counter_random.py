@@ -26,8 +26,8 @@ def step_number(step: int) -> torch.Tensor:
 def test_against_numpy(seed: int, step: int, stream: int) -> None:
     key = np.array([0], dtype=np.uint64)
     with np.errstate(over="ignore"):
-        for part in (seed, step, stream):
-            key = splitmix(key + np.uint64(part % 2**64) + GOLDEN)
+        for number in (seed, step, stream):
+            key = splitmix(key + np.uint64(number % 2**64) + GOLDEN)
         expected = splitmix(key + np.arange(1, 11, dtype=np.uint64) * GOLDEN)
     bits = counter_random.random_bits(seed, step_number(step), stream, (2, 5))
     assert bits.numpy().reshape(-1).view(np.uint64).tolist() == expected.tolist()
@@ -72,7 +72,7 @@ def test_uniform_and_independent() -> None:
 
 
 def test_same_position_over_many_steps() -> None:
-    """One position as the step counts up is as random as one step's positions."""
+    """The numbers of one position over many steps are as random as those of one step's positions."""
     numbers = np.array([counter_random.uniform(9, step_number(step), 1, (1,)).item() for step in range(4000)])
     allowed = tolerances.STANDARD_ERRORS / np.sqrt(4000)
     assert abs(numbers.mean() - 1 / 2) < allowed * np.sqrt(1 / 12)

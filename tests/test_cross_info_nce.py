@@ -54,9 +54,9 @@ class Oracle:
                         column = {
                             j: target[t, k, j] @ source[s, k, i] / temperature for j in range(clips) if mask[t, k, j]
                         }
-                        parts = {"predictions": [row], "candidates": [column], "both": [row, column]}[softmax_over]
-                        losses.append(np.mean([self.term(scores, i) for scores in parts]))
-                        self.hits[t, s, k] += min(parts[0], key=lambda j, x=parts[0]: (-x[j], j)) == i
+                        scored = {"predictions": [row], "candidates": [column], "both": [row, column]}[softmax_over]
+                        losses.append(np.mean([self.term(scores, i) for scores in scored]))
+                        self.hits[t, s, k] += min(scored[0], key=lambda j, x=scored[0]: (-x[j], j)) == i
                     if both:
                         self.pair_loss[t, s, k] = np.mean(losses)
                         used.append(self.pair_loss[t, s, k])
@@ -322,7 +322,7 @@ def test_no_clips(place: Place) -> None:
 
 @places("cross_info_nce")
 def test_one_clip(place: Place) -> None:
-    """Without negatives there is nothing to tell apart: loss 0, a hit, no gradient."""
+    """Without negatives: loss 0, a hit, no gradient."""
     targets, predictions, weights = random_inputs(3, 2, 1, 8)
     leaves = [tensor.to(place.device).requires_grad_() for tensor in (targets, predictions)]
     result = run(place, *leaves, weights)
@@ -335,7 +335,7 @@ def test_one_clip(place: Place) -> None:
 @places("cross_info_nce")
 @pytest.mark.parametrize("softmax_over", SOFTMAXES)
 def test_identical_rows(softmax_over: str, place: Place) -> None:
-    """Every clip the same: the loss is log B, and the first of equal scores is the only hit.
+    """All clips are equal: the loss is log B, and the first of equal scores is the only hit.
 
     The numbers are small integers, so that a matrix product in any order of sums gives equal scores.
     """
@@ -396,7 +396,7 @@ def test_half_precision(dtype: torch.dtype, place: Place) -> None:
 
 @places("cross_info_nce")
 def test_autocast_is_as_for_losses_of_torch(place: Place) -> None:
-    """Each pair of dtypes gives the dtype that torch's own losses give, also two that differ."""
+    """The result of each pair of dtypes, equal or not, has the dtype of torch's own losses."""
     dtypes = (torch.float64, torch.float32, torch.bfloat16)
     for first, second in itertools.product(dtypes, dtypes):
         targets, predictions, weights = random_inputs(2, 2, 10, 24)
@@ -422,9 +422,9 @@ def test_autocast_changes_nothing(place: Place) -> None:
     expected = compute()
     with torch.autocast(place.device, dtype=torch.bfloat16):
         found = compute()
-    for part, truth in zip(found, expected, strict=True):
-        assert part.dtype == truth.dtype
-        assert_close(part, truth, EXACT)
+    for tensor, truth in zip(found, expected, strict=True):
+        assert tensor.dtype == truth.dtype
+        assert_close(tensor, truth, EXACT)
 
 
 @places("cross_info_nce")
@@ -465,8 +465,8 @@ def test_no_worse_than_reference(place: Place) -> None:
     home = Place(place.operator, "cpu", "reference")
     truth, own = compute(home, torch.float64), compute(home, torch.float32)
     slack = tolerances.Tolerance(tolerances.UNIT_ROUNDOFF[torch.float32])
-    for part, own_part, true_part in zip(compute(place, torch.float32), own, truth, strict=True):
-        assert_no_worse(part, own_part, true_part, slack)
+    for tensor, own_part, true_part in zip(compute(place, torch.float32), own, truth, strict=True):
+        assert_no_worse(tensor, own_part, true_part, slack)
 
 
 @pytest.mark.parametrize("softmax_over", SOFTMAXES)
@@ -504,7 +504,7 @@ def test_large_batches_never_hold_all_scores(softmax_over: str, monkeypatch: pyt
 
 @pytest.mark.parametrize("softmax_over", SOFTMAXES)
 def test_peak_memory(softmax_over: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As the system counts it, forward and backward need less than half of what all scores would take."""
+    """By the system's count, forward and backward need less than half the memory of all scores."""
     monkeypatch.setattr(reference_module, "CHUNK_ELEMENTS", 2**20)
     clips = 2**13
     *vectors, weights = random_inputs(1, 1, clips, 4, torch.float32)
@@ -514,7 +514,7 @@ def test_peak_memory(softmax_over: str, monkeypatch: pytest.MonkeyPatch) -> None
         own = [leaf[:, :, :clips] for leaf in leaves]
         cross_info_nce(*own, weights, softmax_over=softmax_over, backend="reference").loss.backward()
 
-    compute(2)  # What the first call of all allocates and keeps.
+    compute(2)  # The memory that the first call allocates and keeps.
     peak = peak_bytes(lambda: compute(clips), "cpu")
     if peak is None:
         pytest.skip("this system does not say how much memory is in use")

@@ -1,4 +1,4 @@
-"""cross_info_nce of a batch that several processes hold in parts: as one process computes it for the whole batch."""
+"""cross_info_nce of a batch sharded over several processes, against one process with the whole batch."""
 
 from pathlib import Path
 
@@ -48,13 +48,13 @@ def check_on_rank(rank: int, ranks: int, folder: str) -> None:
                 inputs = batch(sum(split), masked)
                 expected, truths = compute(inputs, softmax_over)
                 targets, predictions, weights, valid = inputs
-                part = (
+                shard = (
                     targets[:, :, own],
                     predictions[:, :, own],
                     weights,
                     None if valid is None else valid[:, :, own],
                 )
-                found, gradients = compute(part, softmax_over, group=dist.group.WORLD)
+                found, gradients = compute(shard, softmax_over, group=dist.group.WORLD)
                 assert_close(found.loss, expected.loss, tolerance, "loss")
                 assert_close(found.pair_loss, expected.pair_loss, tolerance, "pair_loss")
                 assert_close(found.hits, expected.hits, EXACT, "hits")
@@ -67,14 +67,14 @@ def check_on_rank(rank: int, ranks: int, folder: str) -> None:
 
 @pytest.mark.skipif(not dist.is_gloo_available(), reason="this torch has no gloo")
 @pytest.mark.parametrize("ranks", SPLITS)
-def test_parts_are_as_the_whole(ranks: int, tmp_path: Path) -> None:
+def test_shards_are_as_the_whole(ranks: int, tmp_path: Path) -> None:
     torch.multiprocessing.spawn(check_on_rank, (ranks, str(tmp_path)), nprocs=ranks)
 
 
 @pytest.mark.parametrize("softmax_over", SOFTMAXES)
 @pytest.mark.parametrize("masked", [False, True])
 def test_shares_of_rows_add_up(softmax_over: str, masked: bool) -> None:
-    """One process that has all vectors, and computes the scores of some clips at a time."""
+    """One process has all vectors, and computes the scores of some clips at a time."""
     inputs = batch(9, masked)
     tolerance = tolerances.cross_info_nce_gradient(50, torch.float64)
     expected, truths = compute(inputs, softmax_over)

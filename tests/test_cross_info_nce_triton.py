@@ -1,4 +1,4 @@
-"""The Triton kernels of cross_info_nce: compiled ahead of time, interpreted, and run where there is a GPU."""
+"""The Triton kernels of cross_info_nce: compiled ahead of time, interpreted, and run on a GPU if there is one."""
 
 import itertools
 import os
@@ -70,20 +70,20 @@ def test_compiles_without_spills(compilation: Compilation) -> None:
     else:
         assert (compiled.stack_bytes, compiled.local_loads, compiled.local_stores) == (0, 0, 0), compiled
     assert compiled.shared_bytes <= SHARED_BYTES[compilation.capability]
-    # Float32 keeps off the tensor cores unless it is allowed to lose bits, and nothing else does.
+    # Only float32 without permission to lose bits does not use tensor cores.
     exact = compilation.dtype == torch.float32 and chosen.precision == "ieee"
     assert (compiled.tensor_core == 0) == exact
 
 
 def test_precision_is_that_of_torch() -> None:
-    """Float32 is never rounded unasked; "medium" is what it is for torch's own products on a GPU."""
+    """Float32 is never rounded by default; "medium" has the meaning of torch's own products on a GPU."""
     for kernel, width in itertools.product(KERNELS, (128, 256, 1024)):
         for precision, name in (("highest", "ieee"), ("high", "tf32"), ("medium", "tf32")):
             chosen = kernels.configuration(kernel, torch.float32, width, (9, 0), precision)
             assert chosen.precision == name
 
 
-def test_reference_takes_what_no_grid_holds() -> None:
+def test_reference_computes_sizes_beyond_a_grid() -> None:
     for modalities, steps, taken in ((2, 16383, True), (2, 16384, False), (1, 32767, True), (1, 32768, False)):
         vectors = torch.zeros(modalities, steps, 1, 1)
         weights = torch.ones(modalities, modalities)
@@ -91,7 +91,7 @@ def test_reference_takes_what_no_grid_holds() -> None:
         assert kernels._kernels_take(inputs) == taken
 
 
-def test_precision_is_asked_for_cuda() -> None:
+def test_precision_is_that_of_cuda() -> None:
     """After settings for CUDA alone torch.get_float32_matmul_precision() raises or is out of date."""
     try:
         for precision, name in (("high", "high"), ("medium", "high"), ("highest", "highest")):

@@ -44,17 +44,17 @@ void twice_bounds(int64_t rows, const double* exact, const double* rounded, cons
     bounds[i] = twice_bound({exact[i], rounded[i], residual[i]}, {norms[0], norms[1], norms[2]}, shift[i], width);
 }
 
-// As a block does it: tiles of `lists` parts of `part` codewords, a list for each part.
-void find_candidates(int64_t rows, int64_t codewords, const float* scores, const float* bounds, int lists, int part,
+// As in a block: tiles of `lists` sections of `section` codewords, a list for each section.
+void find_candidates(int64_t rows, int64_t codewords, const float* scores, const float* bounds, int lists, int section,
                      Record* records) {
   for (int64_t i = 0; i < rows; ++i) {
     Candidate list[8 * kCandidates];
     float lowest[8];
     int counts[8] = {};
     std::fill(lowest, lowest + 8, kNoScore);
-    for (int64_t first = 0; first < codewords; first += lists * part) {
+    for (int64_t first = 0; first < codewords; first += lists * section) {
       for (int p = 0; p < lists; ++p) {
-        const int64_t begin = std::min(codewords, first + p * part), end = std::min(codewords, begin + part);
+        const int64_t begin = std::min(codewords, first + p * section), end = std::min(codewords, begin + section);
         const float* own = scores + i * codewords;
         float low = INFINITY;
         for (int64_t j = begin; j < end; ++j) low = fminf(low, own[j]);
@@ -257,7 +257,8 @@ def test_descriptor_has_its_fields(library: ctypes.CDLL, tiles: HopperTiles, add
     assert (descriptor & 0x3FFF) << 4 == address
     assert (descriptor >> 32 & 0x3FFF) << 4 == 8 * 128 == tiles.swizzle_bytes
     assert descriptor >> 62 == 1
-    # All else but the leading offset, which has no meaning, is zero; the next 16 dimensions touch the address only.
+    # All other fields are zero, except the leading offset, which has no meaning. The next 16 dimensions only change the
+    # address.
     assert descriptor & ~(0x3FFF | 0x3FFF << 16 | 0x3FFF << 32 | 3 << 62) == 0
     assert library.descriptor(address + 96) == descriptor + 6
 
@@ -328,7 +329,7 @@ def test_splits_leave_no_block_for_another_round(library: ctypes.CDLL) -> None:
 
 
 class Operands(NamedTuple):
-    """Numbers as the matrix units read them, and what the bound needs to know of them, by row; in float64."""
+    """Numbers as the matrix units read them, and the numbers for the bound, by row; in float64."""
 
     exact: Tensor  # scaled
     rounded: Tensor  # to half precision
@@ -345,8 +346,10 @@ def cut(values: Tensor, unit: Tensor) -> Tensor:
 
 
 def matrix_unit(rows: Tensor, codewords: Tensor) -> Tensor:
-    """Products with codewords, (N, M): sixteen at a time are added to a float32 number, each cut off at the 24th bit
-    of the largest of them, and so is their sum."""
+    """Products with codewords, (N, M): sixteen at a time are added to a float32 number.
+
+    Each is truncated at the 24th bit of the largest of them, and so is their sum.
+    """
     sums = torch.zeros(rows.shape[0], codewords.shape[0], dtype=torch.float64)
     for first in range(0, rows.shape[1], 16):
         terms = rows[:, None, first : first + 16] * codewords[None, :, first : first + 16]
@@ -369,8 +372,8 @@ def search(library: ctypes.CDLL, features: Tensor, codebook: Tensor) -> tuple[ND
     exponent = library.codebook_exponent(from_mean.abs().max().item())
     codes = operands(from_mean, torch.full((codebook.shape[0],), exponent))
     squared = codes.exact.square().sum(dim=1)
-    parts = (squared.max(), norm(codes.rounded).max(), norm(codes.exact - codes.rounded).max())
-    norms = np.array([np.nextafter(np.float32(part.item()), np.float32(np.inf)) for part in parts])
+    maxima = (squared.max(), norm(codes.rounded).max(), norm(codes.exact - codes.rounded).max())
+    norms = np.array([np.nextafter(np.float32(tensor.item()), np.float32(np.inf)) for tensor in maxima])
 
     centred = features.double() - mean
     largest = centred.abs().amax(dim=1).float().double().numpy()
@@ -378,7 +381,7 @@ def search(library: ctypes.CDLL, features: Tensor, codebook: Tensor) -> tuple[ND
     library.row_exponents(long(len(largest)), pointer(largest), exponent, pointer(exponents))
     rows = operands(centred, torch.from_numpy(exponents))
     shift = exponent - exponents
-    row_norms = [norm(part).numpy() for part in (rows.exact, rows.rounded, rows.exact - rows.rounded)]
+    row_norms = [norm(tensor).numpy() for tensor in (rows.exact, rows.rounded, rows.exact - rows.rounded)]
     width = -(-features.shape[1] // 64) * 64
     numbers = [pointer(array) for array in (*row_norms, shift, norms)]
     library.twice_bounds(long(len(largest)), *numbers, width, pointer(bounds))
@@ -435,7 +438,7 @@ CASES: dict[str, Callable[[int, int], tuple[Tensor, Tensor]]] = {
     "subnormal": lambda n, d: (normal(n, d) * 2.0**-140, normal(12, d, seed=1) * 2.0**-140),
     "magnitudes": mixed_magnitudes,
 }
-# A million rows of 16 dimensions, and some of more, up to the widest: those take many steps of the matrix units.
+# A million rows of 16 dimensions, and wider rows, which take many products of the matrix units.
 SHAPES = [(name, width, rows) for name in CASES for width, rows in ((16, ROWS), (80, ROWS // 32), (4096, 100))]
 
 
@@ -463,7 +466,7 @@ def test_bound_and_candidates(library: ctypes.CDLL, name: str, width: int, rows:
 
 
 def test_rows_without_a_bound(library: ctypes.CDLL) -> None:
-    """NaN, infinity and what is too far away for scores in float32 take the comparison with every codeword."""
+    """Rows with NaN or infinity, or too far away for float32 scores, are compared with every codeword."""
     features = torch.tensor([[NAN, 0.0], [INF, 0.0], [1e38, 0.0], [0.0, 0.0]])
     records, _, bound = search(library, features, 1e-20 * normal(12, 2))
     assert bound.isnan().tolist() == [True, True, True, False]
@@ -472,7 +475,7 @@ def test_rows_without_a_bound(library: ctypes.CDLL) -> None:
 
 
 def test_lists_against_their_definition(library: ctypes.CDLL) -> None:
-    """Random scores with few values, so that lists fill, empty and overflow: the list holds all within the bound."""
+    """Random scores with few values, so lists fill, empty and overflow: a list holds all scores within the bound."""
     rows, codewords = 20_000, 61
     scores = torch.randint(0, 40, (rows, codewords), generator=generator()).float().numpy()
     scores[:, 7::9] = INF
@@ -490,7 +493,7 @@ def test_lists_against_their_definition(library: ctypes.CDLL) -> None:
             assert records["lowest"][row] == scores[row].min()
         else:
             overflowed += 1
-        # A list of its own for each of four parts, and one for all: more than six within the bound overflow for sure.
+        # One list for each of four sections, and one for all: more than six codewords within the bound overflow.
         assert len(truth) <= CANDIDATES or count == OVERFLOW
     assert 0 < overflowed < rows / 2
 

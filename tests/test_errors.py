@@ -1,4 +1,4 @@
-"""How a command ends: a status, one line, and a file for what nobody foresaw."""
+"""The end of a command: a status, one line, and a file for an unforeseen error."""
 
 import os
 import signal
@@ -24,7 +24,7 @@ def ends(act: Callable[[], object], tmp_path: Path) -> tuple[int, str]:
         os.dup2(descriptor, 2)
         sys.stdout, sys.stderr = (open(stream, "w", closefd=False) for stream in (1, 2))  # noqa: SIM115
         os.environ["TMPDIR"] = str(tmp_path)
-        # A shell has what it runs in the background ignore it.
+        # Background processes of a shell ignore SIGINT.
         signal.signal(signal.SIGINT, signal.default_int_handler)
         status = 0
         try:
@@ -66,12 +66,12 @@ def test_status_and_line(act: Callable[[], object], status: int, line: str, tmp_
     assert ends(act, tmp_path) == (status, line)
 
 
-def test_memory_that_torch_did_not_get(tmp_path: Path) -> None:
+def test_full_memory(tmp_path: Path) -> None:
     line = "error: the memory of this machine is full; reduce --batch_size, --width or --codewords, or increase "
     assert ends(lambda: torch.empty(1 << 50), tmp_path) == (1, f"{line}--micro_batches\n")
 
 
-def test_what_is_said_has_no_escapes_of_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+def test_output_has_no_escapes_of_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     errors.say("one\x1b[31m red\ntwo")
     errors.say("three\r", sys.stderr)
     assert capsys.readouterr() == ("one\\x1b[31m red\ntwo\n", "three\\r\n")

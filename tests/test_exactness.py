@@ -1,4 +1,4 @@
-"""The bound of docs/exactness.md: by emulating the rounding in PyTorch over millions of scores, and of the C++ code."""
+"""The bound of docs/exactness.md: the rounding emulated in PyTorch over millions of scores, and the C++ code."""
 
 import ctypes
 import shutil
@@ -16,7 +16,7 @@ FORMATS = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
 def rounded(values: Tensor, dtype: torch.dtype) -> Tensor:
-    """Operands of the search as float64; what is too small for a normal number is zero."""
+    """Operands of the search as float64; numbers too small for a normal number are zero."""
     kept = values.to(torch.float32).to(dtype).to(torch.float64)
     return torch.where(kept.abs() < torch.finfo(dtype).tiny, 0, kept)
 
@@ -130,7 +130,7 @@ def test_scores_of_the_compiled_loops(
     scores, twice = torch.empty(rows, codewords), torch.empty(rows)
     mean, scale = torch.empty(width), ctypes.c_double()
     sizes = (ctypes.c_int64(number) for number in (rows, codewords, width))
-    outputs = (address(part) for part in (features, exact, scores, twice, mean))
+    outputs = (address(array) for array in (features, exact, scores, twice, mean))
     getattr(library, f"scores_{kernels}")(*sizes, *outputs, ctypes.byref(scale))
     y = -2 * scale.value * (features.double() - mean.double())
     codes = scale.value * (exact - mean.double())
@@ -138,6 +138,6 @@ def test_scores_of_the_compiled_loops(
     finite = twice < 1e30
     assert finite.float().mean() > 0.99
     assert ((scores.double() - true).abs().amax(1) <= twice.double() / 2)[finite].all()
-    # It is no idle bound either: bfloat16 comes within a factor of a hundred of it.
+    # The bound is not too wide: errors with bfloat16 come within a factor of a hundred of it.
     if kernels == "avx512_bf16" and data == "aligned":
         assert ((scores.double() - true).abs().amax(1) > twice.double() / 200)[finite].any()

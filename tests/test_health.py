@@ -1,4 +1,4 @@
-"""What a run warns of: collapsed codebooks, scores at chance, labels that are not learned, batches not filled."""
+"""Warnings of a run: collapsed codebooks, scores at chance, labels that are not learned, batches not filled."""
 
 import json
 from pathlib import Path
@@ -39,7 +39,7 @@ def test_a_batch_that_is_not_filled_has_a_remedy() -> None:
         check_batch_size(80, 30)
 
 
-def test_the_log_warns_once_and_every_line_says_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_log_warns_once_and_every_line_has_the_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     logger = MetricsLogger(tmp_path, last=60)
     even, one = torch.ones(4), torch.tensor([9.0, 0.0, 0.0, 0.0])
     for step in range(1, 61):

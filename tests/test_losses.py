@@ -49,7 +49,7 @@ class TestByHand:
             found = losses.code_matching(*shares)
         assert torch.equal(found, losses.code_matching(*shares))
 
-    def test_masked_mean_without_a_valid_step_is_zero(self) -> None:
+    def test_masked_mean_without_a_valid_position_is_zero(self) -> None:
         assert losses.masked_mean(torch.ones(2, 3), torch.zeros(2, 3, dtype=torch.bool)).item() == 0
 
 
@@ -103,7 +103,7 @@ class TestAgainstLoops:
 
 
 class TestMasks:
-    """Padded steps never count: the masked loss of a padded batch is the loss of the steps that are there."""
+    """Padded positions never count: the masked loss of a padded batch is the loss of the valid positions."""
 
     mask = tiny.mask_of([2, 2, 2], 4)
 

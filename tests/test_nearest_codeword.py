@@ -1,4 +1,4 @@
-"""nearest_codeword: hand-written answers, the promise under adversarial inputs, and what odd inputs give."""
+"""nearest_codeword: results by hand, the promise under adversarial inputs, and results of odd inputs."""
 
 from collections.abc import Callable
 
@@ -44,7 +44,7 @@ def test_leading_dimensions(shape: tuple[int, ...], place: Place) -> None:
     features, codebook = normal(*shape).to(place.device), normal(7, 6, seed=1).to(place.device)
     result = nearest_codeword(features, codebook, backend=place.backend)
     assert result.index.shape == result.squared_distance.shape == shape[:-1]
-    assert_nearest(*(part.reshape(-1) for part in result), features.reshape(-1, 6), codebook)
+    assert_nearest(*(tensor.reshape(-1) for tensor in result), features.reshape(-1, 6), codebook)
 
 
 @places("nearest_codeword")
@@ -59,7 +59,7 @@ def test_strided(place: Place) -> None:
 
 @places("nearest_codeword")
 def test_rows_further_apart_than_32_bits_count(place: Place) -> None:
-    """Offsets of 2^32 and more; on the CPU zeros that nobody touched take no memory."""
+    """Offsets of 2^32 and more; on the CPU zeros without a write take no memory."""
     step = 2**31 + 8
     if place.device == "cuda":
         if torch.cuda.mem_get_info()[0] < 6 * step:
@@ -97,7 +97,7 @@ def test_not_a_number_and_infinity(place: Place) -> None:
     codebook = torch.tensor([[NAN, 0.0], [1.0, 0.0], [INF, 0.0], [5.0, 0.0]], device=place.device)
     rows = torch.tensor([[NAN, 0.0], [4.0, 0.0], [INF, 0.0], [-INF, 0.0], [0.0, NAN]], device=place.device)
     index, distance = nearest_codeword(rows, codebook, backend=place.backend)
-    # A row with NaN gets 0. Infinity is infinitely far from every finite codeword, so the lowest of them wins.
+    # A row with NaN gets 0. Infinity is infinitely far from every finite codeword, so the lowest index wins.
     assert index.tolist() == [0, 3, 1, 1, 0]
     assert distance.isnan().tolist() == [True, False, False, False, True]
     assert distance[1:4].tolist() == [1.0, INF, INF]
@@ -161,7 +161,7 @@ def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("name", ["float64_ulp_apart", "offset_1e4", "offset_1e6", "far_clusters", "tiny", "largest"])
 def test_cases_are_hard(name: str) -> None:
-    """The usual search, by |c|^2 - 2 x.c in the inputs' dtype, breaks the promise: so the truth can tell."""
+    """The usual search, by |c|^2 - 2 x.c in the inputs' dtype, breaks the promise, so the comparison can fail."""
     features, codebook = NEAREST_CASES[name]()
     index = (codebook.square().sum(dim=1) - 2 * features @ codebook.T).argmin(dim=1)
     _, distance = nearest_codeword(features, codebook)

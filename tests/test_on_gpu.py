@@ -1,4 +1,4 @@
-"""The run on a GPU: its limits and reports with made-up stages, which tests it selects, and a dry run of all of it."""
+"""The run on a GPU: its limits and reports with made-up stages, its selection of tests, and a complete dry run."""
 
 import json
 import os
@@ -64,7 +64,7 @@ class TestProcesses:
         assert endings["one"].text == ("timed out after 2 s" if "sleep" in rest else "")
         assert not runs(int(lines[1]))
 
-    def test_how_each_ended(self, tmp_path: Path) -> None:
+    def test_endings(self, tmp_path: Path) -> None:
         jobs = [
             python("print(1); print(2, end='')", name="fine"),
             python("import os; os.abort()", name="crash"),
@@ -83,7 +83,7 @@ class TestProcesses:
         assert [name for name, ending in endings.items() if not ending.started] == ["absent"]
 
     def test_silence(self, tmp_path: Path) -> None:
-        """Only after the first line, as a start may take long; a process that goes on is left alone."""
+        """Silence counts only after the first line, as a start may take long; a process with output continues."""
         talks = "import time; time.sleep(1); print(1, flush=True)"
         goes_on = talks + "; [(time.sleep(0.3), print(2, flush=True)) for _ in range(3)]"
         jobs = [python(code, name=name) for name, code in (("hangs", talks + "; time.sleep(60)"), ("goes on", goes_on))]
@@ -117,9 +117,9 @@ class TestStages:
     def test_partial_results_are_kept(self, run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         """A script that hangs has left its rows, also the ones that README reads."""
         row = {"name": "a", "ok": True, "text": "", "problem": "search", "shape": "s", "contender": "ours"}
-        (tmp_path / "part.py").write_text(f"import time; print('''{json.dumps(row)}''', flush=True); time.sleep(60)")
+        (tmp_path / "partial.py").write_text(f"import time; print('''{json.dumps(row)}''', flush=True); time.sleep(60)")
         monkeypatch.setattr(stages, "HERE", tmp_path)
-        found = do(run, lambda run: stages.script(run, "part"), seconds=1.0)
+        found = do(run, lambda run: stages.script(run, "partial"), seconds=1.0)
         assert [row["name"] for row in found["rows"]] == ["a", "script"]
         assert (found["verdict"], found["rows"][1]["ok"]) == ("cut", None)
         kept = json.loads((run.report.folder / "quantiser-cpu.json").read_text())
@@ -159,8 +159,8 @@ class TestStages:
             do(run, lambda run: run.add("row", True, ""), name=f"stage {number}")
         assert list(saved(run)) == ["stage 1", "stage 2"]
 
-    def test_all_that_is_promised_fits(self) -> None:
-        """A run whose stages all take what they may leaves each its promise, and ends in time."""
+    def test_all_promises_fit(self) -> None:
+        """If every stage takes its whole limit, each later stage keeps its promise, and the run ends in time."""
         names = list(stages.STAGES)
         until = on_gpu.SECONDS - on_gpu.LAST_SECONDS
         assert sum(stage.promised for stage in stages.STAGES.values()) <= until
@@ -176,7 +176,7 @@ class TestStages:
         names = list(stages.STAGES)
         assert stages.deadline("kernels", names, 20.0, 298.0) == 20.0 + stages.STAGES["kernels"].seconds
         assert stages.deadline("contenders", ["contenders"], 0.0, 298.0) == stages.STAGES["contenders"].seconds
-        # After a compilation each has its share of what is left.
+        # After a compilation each stage has its share of the remaining time.
         left = [stages.STAGES[name].promised for name in names[2:]]
         share = 130.0 / sum(left)
         assert stages.deadline("kernels", names, 168.0, 298.0) == pytest.approx(168.0 + share * left[0])
@@ -198,7 +198,7 @@ class TestStages:
 
 
 class TestNative:
-    """What the runner makes of the native program and of NVIDIA's tools."""
+    """The runner with the native program and NVIDIA's tools."""
 
     @pytest.fixture
     def program(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -245,7 +245,7 @@ class TestNative:
 
     @pytest.fixture
     def kit(self, run: Run, tmp_path: Path) -> Path:
-        """A kit with a program that starts, which is not executable as a copy may be."""
+        """A kit with a program that starts; like some copies, it is not executable."""
         run.kit = tmp_path / "kit"
         run.kit.mkdir()
         (run.kit / "kernels").write_text("#!/bin/sh\n")
@@ -262,7 +262,7 @@ class TestNative:
 
     @pytest.mark.parametrize("lacks", ["kernels", "manifest.json", "everything", "sources", "start", "a GPU"])
     def test_it_is_compiled(self, run: Run, kit: Path, lacks: str) -> None:
-        """With a compiler that writes a program; each source once."""
+        """With a compiler that writes a program, each source is compiled once."""
         compiler = Path(run.environment["CUDA_HOME"]) / "bin" / "nvcc"
         compiler.parent.mkdir(parents=True)
         lines = ["#!/bin/sh", 'echo "$@" >> "$0.log"', "for out; do :; done", 'printf "#!/bin/sh\\n" > "$out"']
@@ -311,7 +311,7 @@ class TestNative:
             found = do(run, lambda run: stages.make_extension(run, package) or pytest.fail("it does not load"))
             assert [row["name"] for row in found["rows"]] == rows
             assert found["verdict"] == "ok"
-        # A package that lacks another one is not helped by a compilation.
+        # A compilation does not help a package with a missing dependency.
         monkeypatch.setattr(stages, "TRIAL", "import nothing_of_this_name")
         found = do(run, lambda run: stages.make_extension(run, package) and pytest.fail("it does not load"))
         assert [(row["name"], row["ok"]) for row in found["rows"]] == [("link", True), ("import", False)]
@@ -357,7 +357,7 @@ class TestNative:
         assert stages.tests_verdict(lines, ending) == (ok, text)
 
 
-# A script of operators: rows by what befalls them, where they are neither left out nor done.
+# A script of operators: the fate of each row that is neither left out nor done.
 OPERATORS = """
 import json, os, sys, time
 rows, options = json.loads(os.environ["ROWS"]), dict(zip(sys.argv[1::2], sys.argv[2::2]))
@@ -408,7 +408,7 @@ class TestOperators:
         assert run.report.failed["search_wgmma"] == "operators, dies: killed by SIGABRT"
         assert run.report.failed["statistics_scan"] == "operators, hangs: hangs: no line for 1 s"
         assert run.report.failed["apply"] == "operators, wrong: wrong"
-        # Repeated, the stage forgets what it found itself.
+        # A repeated stage forgets its own findings.
         run.environment["ROWS"] = json.dumps(rows[:1])
         do(run, stages.operators, name="operators")
         assert set(run.report.failed) == {"search_plain"}
@@ -489,7 +489,7 @@ class TestDryRun:
         assert texts(ran["build"])["link"] == "done"
         missing = texts(ran["versions"])["packages"]
         assert all(name in missing for name in ("espeakng_loader", "webdataset"))
-        # What has not run is a library that is not there, or that has no kernel for a CPU.
+        # The rows that have not run are of libraries that are missing or have no kernel for a CPU.
         for name, stage in ran.items():
             idle = [row["text"] for row in stage["rows"] if row["ok"] is None]
             assert name in ("versions", "contenders") or not idle, idle
@@ -541,7 +541,7 @@ class TestDryRun:
         ours = [row for row in ran["step"]["rows"] if row.get("contender", "").startswith("recommended")]
         assert ours
         assert all(row["without"] == sorted(left_out) for row in ours)
-        # No table takes them.
+        # No table has these rows.
         steps = json.loads((tmp_path / "results" / "train-step-cpu.json").read_text())
         assert [row["contender"] for row in steps] == ["the original"]
         assert {row["name"]: row["ok"] for row in ran["default_run"]["rows"]} == {
@@ -552,7 +552,7 @@ class TestDryRun:
         }
 
     def test_a_kit_of_other_sources(self, dry_kit: Path, tmp_path: Path) -> None:
-        """The extension is compiled as a whole, and the native program where there is a CUDA compiler."""
+        """The whole extension is compiled, and the native program if there is a CUDA compiler."""
         kit = tmp_path / "kit"
         kit.mkdir()
         for path in dry_kit.iterdir():

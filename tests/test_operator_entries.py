@@ -1,4 +1,4 @@
-"""The operators called past the public functions: whatever they are given, they refuse it by name or are right."""
+"""The operators called without the public functions: they refuse bad arguments by name, or their result is right."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""PreparedCodebook: the bits of a plain codebook, operands made once for each version, none of an earlier one."""
+"""PreparedCodebook: the bits of a plain codebook, operands computed once for each version, none of an earlier one."""
 
 import copy
 import pickle
@@ -18,7 +18,7 @@ from unicode_fast import CodebookState, EmaConfig, PreparedCodebook, codebook_up
 
 
 class Makings(TorchDispatchMode):
-    """Counts how often operands are made, and searches that make their own."""
+    """Counts the computations of operands, and the searches that compute their own."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -46,10 +46,10 @@ def new_state(device: str = "cpu") -> CodebookState:
 def assert_same_bits(features: Tensor, prepared: PreparedCodebook, backend: str | None = None) -> None:
     plain = nearest_codeword(features, prepared.codebook.clone(), backend=backend)
     found = nearest_codeword(features, prepared, backend=backend)
-    for part, truth in zip(found, plain, strict=True):
-        assert part.dtype == truth.dtype
-        assert torch.equal(part.nan_to_num(), truth.nan_to_num())
-        assert torch.equal(part.isnan(), truth.isnan())
+    for tensor, truth in zip(found, plain, strict=True):
+        assert tensor.dtype == truth.dtype
+        assert torch.equal(tensor.nan_to_num(), truth.nan_to_num())
+        assert torch.equal(tensor.isnan(), truth.isnan())
 
 
 @places("nearest_codeword")
@@ -74,7 +74,7 @@ def test_same_bits_at_all_sizes(codewords: int, width: int, dtype: torch.dtype, 
 
 @places("nearest_codeword")
 def test_many_and_few_rows_share_operands(place: Place) -> None:
-    """On GPUs the number of rows decides in which layout a search reads them."""
+    """On GPUs the number of rows decides the layout that a search reads."""
     prepared = PreparedCodebook(normal(600, 64, seed=1).to(place.device))
     many = 3_000 if ON_HOST else 30_000
     features = normal(many, 64).to(place.device)
@@ -208,14 +208,14 @@ def test_the_module_makes_operands_once_a_version(makings: Makings) -> None:
     for _ in range(3):
         codebook.quantise(semantic)
     assert makings.made == 1
-    index = {name: part.index for name, part in codebook.quantise(semantic).items()}
+    index = {name: quantised.index for name, quantised in codebook.quantise(semantic).items()}
     codebook.update(semantic, index)
     codebook.quantise(semantic)
     assert (makings.made, makings.in_calls) == (2, 0)
     codebook.initialise(-codebook.codebook)
     codebook.quantise(semantic)
     assert makings.made == 3
-    codebook.load_state_dict({name: part.clone() for name, part in codebook.state_dict().items()})
+    codebook.load_state_dict({name: tensor.clone() for name, tensor in codebook.state_dict().items()})
     codebook.quantise(semantic)
     assert makings.made == 4
     codebook.to(torch.float64)

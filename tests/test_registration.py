@@ -49,7 +49,7 @@ Arguments = Callable[[str], tuple[Any, ...]]
 
 
 class Update(NamedTuple):
-    """What an update of the codebook works on."""
+    """The inputs of a codebook update."""
 
     state: CodebookState
     features: list[Tensor]
@@ -103,7 +103,7 @@ def apply_arguments(rule: EmaConfig, device: str, options: bool = False) -> tupl
 
 
 def made_operands(codebook: Tensor) -> Tensor:
-    """Operands of a codebook, as searches take them."""
+    """Operands of a codebook, for searches."""
     operands = torch.zeros(2**17, dtype=torch.uint8, device=codebook.device)
     torch.ops.unicode_fast.codebook_operands(codebook, operands)
     return operands
@@ -266,7 +266,7 @@ def loss(device: str, rows: int) -> list[Tensor]:
 
 def masked_loss(targets: Tensor, predictions: Tensor, weights: Tensor, temperature: Tensor) -> tuple[Tensor, ...]:
     valid = targets.detach()[..., 0] < 1
-    # As the model makes its targets: steps first in memory.
+    # As in the model's targets: prediction steps first in memory.
     steps_first = targets.transpose(0, 1).contiguous().transpose(0, 1)
     return tuple(cross_info_nce(steps_first, predictions, weights, valid=valid, temperature=temperature))
 
@@ -301,15 +301,15 @@ def test_compiles_in_one_graph(name: str, dynamic: bool, device: str) -> None:
         for run in (compiled, function):
             inputs = make_inputs(device, rows)
             found = run(*inputs)
-            wanted = [x for x in inputs if x.requires_grad]
-            gradients = torch.autograd.grad(found[0].square().sum(), wanted) if wanted else ()
+            leaves = [x for x in inputs if x.requires_grad]
+            gradients = torch.autograd.grad(found[0].square().sum(), leaves) if leaves else ()
             results.append([*found, *gradients])
         assert_all_close(*results, EXACT)
 
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_compiles_under_autocast(device: str) -> None:
-    """Vectors of two dtypes, as a layer under autocast and one beside it give them."""
+    """Vectors of two dtypes, as from a layer under autocast and another layer."""
 
     def function(a: Tensor, b: Tensor, w: Tensor) -> Tensor:
         with torch.autocast(device, dtype=torch.bfloat16):
@@ -335,7 +335,7 @@ def test_update_compiles_in_one_graph(rule: str, device: str) -> None:
     torch._dynamo.reset()
     compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
     inputs = update_inputs(device)
-    states = [CodebookState(*(part.clone() for part in inputs.state)) for _ in range(2)]
+    states = [CodebookState(*(tensor.clone() for tensor in inputs.state)) for _ in range(2)]
     for _ in range(3):
         for run, state in zip((compiled, function), states, strict=True):
             run(state, inputs.features, inputs.index)
@@ -343,7 +343,7 @@ def test_update_compiles_in_one_graph(rule: str, device: str) -> None:
 
 
 class WaitCounter(TorchDispatchMode):
-    """Counts the operations that make a host wait for its device, or give results of data-dependent shape."""
+    """Counts the operations that wait for a device, or whose results have data-dependent shapes."""
 
     WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "_unique2", "equal", "bincount")
 
@@ -374,7 +374,7 @@ def refuse_to_wait(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def reference_calls() -> dict[str, Callable[[], Any]]:
-    """Every reference on its own: as operators they would hide from the counter what they do inside."""
+    """Every reference on its own: as operators they would hide their operations from the counter."""
     calls: dict[str, Callable[[], Any]] = {}
     for name in ("training", "no_rows", "float16_and_float32"):
         features, codebook = NEAREST_CASES[name]()
@@ -413,7 +413,7 @@ def test_references_do_not_wait(name: str, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def public_calls(device: str) -> Callable[[], None]:
-    """Calls all public functions, backward too, with inputs that are made already."""
+    """Calls all public functions, backward too, with given inputs."""
     inputs = [make_inputs(device, 4) for _, make_inputs in COMPILED.values()]
     updates = [update_inputs(device, options=True) for _ in RULES]
 
@@ -468,7 +468,7 @@ def test_a_step_replays_from_a_cuda_graph(rule: str) -> None:
         return leaf.grad
 
     def state() -> CodebookState:
-        return CodebookState(*(part.clone() for part in update_inputs("cuda").state))
+        return CodebookState(*(tensor.clone() for tensor in update_inputs("cuda").state))
 
     batches = [normal(2, 6, 5, seed=seed).to("cuda") for seed in range(4)]
     rows, captured, plain = batches[0].clone(), state(), state()
