@@ -102,7 +102,7 @@ def speed_table() -> str:
                 one, ours = measured[0], [row for row in measured if row["contender"].startswith("ours")]
                 notes.append(
                     f"{device}: {one['device']}, {one['threads']} threads, torch {one['torch']}, {one['date']}, commit "
-                    f"`{(one['commit'] or 'unknown')[:12]}`; {errors_of(ours)}."
+                    f"`{(one['commit'] or 'unknown')[:12]}`. {errors_of(ours)}."
                 )
     return "\n".join(lines) + "\n\n" + " ".join(["Medians, float32 where not named.", *notes])
 
@@ -126,9 +126,9 @@ def errors_of(ours: list[dict]) -> str:
     """Differences of our results from float64."""
     errors = [row["gradient_error"] for row in ours if "gradient_error" in row]
     if errors:
-        return f"the gradients of Cross-CPC differ from float64 by at most {max(errors):.0e} of the largest"
+        return f"The gradients of Cross-CPC differ from float64 by at most {max(errors):.0e} of the largest"
     wrong, checked = (sum(row.get(name, 0) for row in ours) for name in ("wrong_rows", "checked_rows"))
-    return f"of {checked} rows of ours, {wrong} differ from float64"
+    return f"Of {checked} rows of ours, {wrong} differ from float64"
 
 
 def speed_line(device: str, problem: str, size: str, group: list[dict]) -> str:

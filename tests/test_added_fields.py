@@ -159,8 +159,7 @@ class TestFiles:
         config = preset("paper").replace(width=32)
         file = write_yaml(tmp_path / "config.yaml", without(config.flat(), *added))
         assert resolve(file, {}) == resolve_saved(file) == config.replace_all(**added)
-        flags = {"loader_workers": 1}
-        assert resume_folder(str(tmp_path), flags)[1] == config.replace(**{**added, **flags})
+        assert resume_folder(str(tmp_path), {"loader_workers": 1})[1] == config.replace(**added | {"loader_workers": 1})
         assert report.run_config(tmp_path) == config.replace(**added)
 
     def test_flags_are_read_after_it(self, added: dict[str, Any], tmp_path: Path) -> None:

@@ -277,8 +277,8 @@ class TestRenamedFields:
     OLD = {"revive_after": 7, "cmcm_weight": 0.25, "feed": "direct"}
 
     def check(self, config: Config) -> None:
-        found = (config.method.reset_after, config.method.code_matching_weight, config.train.loader)
-        assert found == (7, 0.25, "direct")
+        method, loader = config.method, config.train.loader
+        assert (method.reset_after, method.code_matching_weight, loader) == (7, 0.25, "direct")
 
     def test_in_python_and_saved(self) -> None:
         self.check(preset("recommended").replace(**self.OLD))

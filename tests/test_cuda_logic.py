@@ -257,8 +257,7 @@ def test_descriptor_has_its_fields(library: ctypes.CDLL, tiles: HopperTiles, add
     assert (descriptor & 0x3FFF) << 4 == address
     assert (descriptor >> 32 & 0x3FFF) << 4 == 8 * 128 == tiles.swizzle_bytes
     assert descriptor >> 62 == 1
-    # All other fields are zero, except the leading offset, which has no meaning. The next 16 dimensions only change the
-    # address.
+    # Other fields are zero but for the leading offset, without meaning; the next 16 dimensions only change the address.
     assert descriptor & ~(0x3FFF | 0x3FFF << 16 | 0x3FFF << 32 | 3 << 62) == 0
     assert library.descriptor(address + 96) == descriptor + 6
 

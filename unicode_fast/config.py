@@ -71,8 +71,8 @@ class ModelConfig:
         grid_club_width: width of the vector computed from that map as input of CLUB.
         grid_semantic_width: output of the semantic encoder of grids where `grid_pooling` is "flatten".
         squeeze_width: bottleneck of the channel re-weighting of grids.
-        grid_pooling: pooling of a grid's cells into one vector: "sum" (as released), "attention" with a softmax over
-            cells, or "flatten", one linear layer over all cells.
+        grid_pooling: pooling of a grid's cells: "sum" (as released), "attention" with a softmax over cells, or
+            "flatten", one linear layer over all cells.
         residual_skip: the skip of the residual block: its "input", or the "relu"
             of it (as released, where the activation works in place).
         temporal_layers: transformer layers per modality.
@@ -282,8 +282,8 @@ class TrainConfig:
         cuda_graph: a whole training step is captured once and replayed as one CUDA graph; needs one rank,
             `micro_batches` 1 and no `activation_checkpointing`.
         device: "auto" takes a GPU if there is one.
-        loader: how batches reach the device: "resident" (it holds the whole training split), "prefetch" (worker
-            processes read ahead, a thread copies during the computation), "direct" (no overlap) or "auto".
+        loader: how batches reach the device: "resident" (it holds the whole training split), "prefetch", "direct" (no
+            overlap) or "auto". With "prefetch" worker processes read ahead, and a thread copies during the computation.
         loader_workers: processes that read ahead; 0 reads ahead in a thread of this process.
         seed: of initial weights, order of clips, dropout, draws and probes.
         validations: number of measurements of the zero-shot accuracy on the validation split, evenly spread.

@@ -283,7 +283,7 @@ def is_starting() -> bool:
 def quiet_interrupt() -> None:
     """Until `run_main` starts, Ctrl-C ends this process at once with one line.
 
-    An exception would interrupt an import, and the half-imported module would cause further errors.
+    An exception would interrupt an import, and the half-imported module would cause other errors.
     """
     signal.signal(signal.SIGINT, _leave)
 

@@ -131,7 +131,7 @@ def main() -> None:
         bench_feed.preset = lambda rules, _: train_steps.config_of(TRAIN_SHAPES["cpu"][SIZE], rules)
     bench_feed.STEPS = {"cpu": 5, "cuda": LOOP_STEPS}
     bench_feed.FEED_SECONDS = 0.1 if stage.tiny else 1.0
-    with tempfile.TemporaryDirectory(prefix="unicode-fast-feed-") as folder:
+    with tempfile.TemporaryDirectory(prefix="unicode-fast-loader-") as folder:
         place = Path(folder)
         fastest_ms = math.inf
         for contender in CONTENDERS:

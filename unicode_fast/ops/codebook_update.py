@@ -69,9 +69,9 @@ def codebook_update(  # noqa: PLR0913 - state, rows and rule are records already
 
     Raises:
         TypeError: an argument or a dtype is unsupported.
-        ValueError: shapes, devices or numbers of modalities differ, `shard` is missing or does not hold the rows,
-            `prepared` is of another codebook, or a tensor of `state` requires a gradient. On CUDA also for more than
-            16 modalities or 2^31 - 1 rows.
+        ValueError: shapes, devices or numbers of modalities differ, or `shard` is missing or does not hold the rows.
+            Or `prepared` is of another codebook, or a tensor of `state` requires a gradient. On CUDA also for more
+            than 16 modalities or 2^31 - 1 rows.
         BackendUnavailable: `backend` cannot run here; the message has the reason.
 
     Precision:

@@ -91,7 +91,7 @@ def cross_info_nce(  # noqa: PLR0913 - three tensors and five independent switch
 
     Raises:
         TypeError: a dtype is unsupported, or the dtypes of targets and predictions differ outside autocast.
-        ValueError: shapes or devices differ, `softmax_over` is unknown, the temperature is out of range,
+        ValueError: shapes or devices differ, `softmax_over` is unknown, or the temperature is out of range. Or
             `pair_weights` requires a gradient, or `rows` has another step than 1 or leaves out clips of a group.
         BackendUnavailable: `backend` cannot run here; the message has the reason.
 
@@ -102,8 +102,8 @@ def cross_info_nce(  # noqa: PLR0913 - three tensors and five independent switch
         once; all sums are in float32, in a fixed order.
 
     Memory:
-        Never a B x B matrix. The reference holds a few times max(2^22, modalities^2 K B) scores, for any batch, and
-        copies of the inputs, one for each modality in the backward pass. Triton holds one float32 number for each
+        Never a B x B matrix. The reference holds a few times max(2^22, modalities^2 K B) scores, for any batch. It also
+        holds copies of the inputs, one for each modality in the backward pass. Triton holds one float32 number for each
         softmax, pair, step and clip. Beyond 128 clips it needs one more and a byte during the computation, and with
         "both" up to 512 more. A mask, a D that is no multiple of 128, and strided inputs cost a copy of the inputs.
         A group adds the vectors of the whole batch, on each process.

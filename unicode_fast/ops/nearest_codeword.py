@@ -116,7 +116,7 @@ def nearest_codeword(
     """Index of, and squared distance to, the codeword closest to each feature vector.
 
     Closest means smallest squared Euclidean distance between the numbers as given. The distance of the chosen
-    codeword exceeds the smallest one by a factor of at most 1 + 4 D 2^-53; of bit-identical codewords the lowest
+    codeword exceeds the smallest one by a factor of at most 1 + 4 D 2^-53. Of bit-identical codewords the lowest
     index wins. This holds on every backend, under autocast too.
 
     Args:

@@ -80,7 +80,7 @@ def cross_info_nce_reference(inputs: CrossInfoNCEInputs) -> tuple[Tensor, Tensor
 
     Returns:
         loss: (); pair_loss: (target, source, K); hits: (target, source, K) int64, the number of i in V whose own score
-        is the first largest of their softmax ("both": of the softmax over predictions);
+        is the first largest of their softmax ("both": over predictions);
         logsumexp: (softmaxes, target, source, K, Q), the log sum of exponentials of each l_i, 0 outside V;
         clip_weights: (target, source, K), the factor of each l_i in the loss.
         Floating point results are float32 for half-precision inputs, else in the dtype of `targets`.
