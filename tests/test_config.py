@@ -277,8 +277,7 @@ class TestRenamedFields:
     OLD = {"revive_after": 7, "cmcm_weight": 0.25, "feed": "direct"}
 
     def check(self, config: Config) -> None:
-        method, loader = config.method, config.train.loader
-        assert (method.reset_after, method.code_matching_weight, loader) == (7, 0.25, "direct")
+        assert [config.flat()[n] for n in ("reset_after", "code_matching_weight", "loader")] == [7, 0.25, "direct"]
 
     def test_in_python_and_saved(self) -> None:
         self.check(preset("recommended").replace(**self.OLD))
