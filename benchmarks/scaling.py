@@ -1,7 +1,7 @@
 """Estimated time of a training step on many GPUs: `python benchmarks/scaling.py` prints the tables.
 
 Bytes and floating point operations are counted while the code runs, on the CPU and without weights. The speed of one
-GPU comes from results/train-step-cuda.json and feed-cuda.json, if they exist. Else it comes from data sheets or
+GPU comes from results/train-step-cuda.json and loader-cuda.json, if they exist. Else it comes from data sheets or
 assumptions, like that of links and disks. With `--write` the tables of docs/scaling.md are replaced.
 """
 
@@ -89,7 +89,7 @@ def number(name: str) -> float:
 def measured(results: Path, flops_per_clip: float, clip_bytes: int) -> dict[str, Input]:
     """Inputs that have been measured on a GPU at the published sizes."""
     found: dict[str, Input] = {}
-    steps, loaders = (_published_rows(results / name) for name in ("train-step-cuda.json", "feed-cuda.json"))
+    steps, loaders = (_published_rows(results / name) for name in ("train-step-cuda.json", "loader-cuda.json"))
     for name, (peak, contenders) in MEASURED_STEPS.items():
         rows = [row for row in steps if row["contender"] in contenders]
         if rows:

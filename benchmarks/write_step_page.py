@@ -13,7 +13,7 @@ TITLE = """# A training step
 
 This page shows the time of each section of a step, the effect of the options, and the released code's step.
 `benchmarks/write_step_page.py` makes it from `benchmarks/results/`. `pytest benchmarks/bench_train_step.py` and
-`pytest benchmarks/bench_feed.py` fill that folder, with `--device cuda` on a machine with a GPU.
+`pytest benchmarks/bench_loader.py` fill that folder, with `--device cuda` on a machine with a GPU.
 
 - *published* has the sizes of the paper's audio-video-text pre-training, on a CPU with four clips in place of eighty.
 - *default* is the default run on the built-in data.
@@ -98,7 +98,7 @@ def loader_table(rows: list[dict]) -> list[str]:
 def main() -> None:
     lines = [TITLE]
     for device in DEVICES:
-        rows, loaders = read(f"train-step-{device}.json"), read(f"feed-{device}.json")
+        rows, loaders = read(f"train-step-{device}.json"), read(f"loader-{device}.json")
         lines.append(f"## On {device}\n")
         if not rows and not loaders:
             lines.append("Not run yet.\n")

@@ -44,7 +44,7 @@ def test_what_a_gpu_measured_takes_the_place_of_what_was_assumed(tmp_path: Path)
     ]
     loaders = [{**row, "feed": "prefetch", "feed_clips_per_second": 1e4}]
     assert scaling.measured(tmp_path, 1e10, 10**6) == {}
-    for name, rows in (("train-step-cuda.json", steps), ("feed-cuda.json", loaders)):
+    for name, rows in (("train-step-cuda.json", steps), ("loader-cuda.json", loaders)):
         (tmp_path / name).write_text(json.dumps(rows))
     found = scaling.measured(tmp_path, 1e10, 10**6)
     assert {name: item.value for name, item in found.items()} == pytest.approx(

@@ -1,6 +1,6 @@
 """Whole training steps and their batch loader, G7: `python benchmarks/gpu/step.py --device cuda`.
 
-Rows are those of benchmarks/results/train-step-cuda.json and feed-cuda.json; the compiled step comes last.
+Rows are those of benchmarks/results/train-step-cuda.json and loader-cuda.json; the compiled step comes last.
 """
 
 import functools
@@ -16,7 +16,7 @@ import common
 
 # isort: split
 # `common` has put the folder of these modules on the path.
-import bench_feed
+import bench_loader
 import torch
 import train_steps
 from common import Found, Stage
@@ -38,7 +38,7 @@ CONTENDERS = (
 )
 # Clips per second of the whole step, its loader included.
 TARGET = 4000.0
-# Enough batches for the order to matter, at a megabyte per clip; bench_feed makes them by the hundred.
+# Enough batches for the order to matter, at a megabyte per clip; bench_loader makes them by the hundred.
 CLIPS = 400
 LOOP_STEPS = 40
 LOADERS = ("resident", "prefetch")
@@ -80,7 +80,7 @@ def measure(stage: Stage, contender: str, trainers: list[tuple[float, Any]]) -> 
 @functools.cache
 def clips_in(folder: Path) -> ClipSet:
     """Clips of the published shapes."""
-    return bench_feed.clips_of(SIZE, folder)[1]
+    return bench_loader.clips_of(SIZE, folder)[1]
 
 
 def with_loader(stage: Stage, trainer: Any, folder: Path) -> Found:
@@ -94,7 +94,7 @@ def with_loader(stage: Stage, trainer: Any, folder: Path) -> Found:
             batch = taken.batch(number)
             trainer.train_step(batch.features, batch.mask, train_steps.RATE)
 
-        looped = bench_feed.rate(step, 5 if stage.tiny else LOOP_STEPS, wait) * batches.batch_size
+        looped = bench_loader.rate(step, 5 if stage.tiny else LOOP_STEPS, wait) * batches.batch_size
         kind = type(taken).__name__
     met = None if stage.tiny else looped >= TARGET
     text = f"{looped:.0f} clips/s, loader included ({kind})"
@@ -109,7 +109,7 @@ def loader(stage: Stage, kind: str, folder: Path) -> Found:
     rows: list[dict] = []
     missed = ""
     try:
-        bench_feed.bench_feed(request, rows.append, folder, kind, SIZE)
+        bench_loader.bench_loader(request, rows.append, folder, kind, SIZE)
     except AssertionError:
         # After a row the failed check is the last one: the share that a loader must reach.
         if not rows:
@@ -125,12 +125,12 @@ def loader(stage: Stage, kind: str, folder: Path) -> Found:
 
 def main() -> None:
     stage = common.begin(__doc__)
-    bench_feed.CLIPS_AS_PUBLISHED = 100 if stage.tiny else CLIPS
+    bench_loader.CLIPS_AS_PUBLISHED = 100 if stage.tiny else CLIPS
     if stage.tiny:
-        bench_feed.rate = rate_of_one_call
-        bench_feed.preset = lambda rules, _: train_steps.config_of(TRAIN_SHAPES["cpu"][SIZE], rules)
-    bench_feed.STEPS = {"cpu": 5, "cuda": LOOP_STEPS}
-    bench_feed.FEED_SECONDS = 0.1 if stage.tiny else 1.0
+        bench_loader.rate = rate_of_one_call
+        bench_loader.preset = lambda rules, _: train_steps.config_of(TRAIN_SHAPES["cpu"][SIZE], rules)
+    bench_loader.STEPS = {"cpu": 5, "cuda": LOOP_STEPS}
+    bench_loader.LOADER_SECONDS = 0.1 if stage.tiny else 1.0
     with tempfile.TemporaryDirectory(prefix="unicode-fast-loader-") as folder:
         place = Path(folder)
         fastest_ms = math.inf

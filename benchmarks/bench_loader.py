@@ -1,7 +1,7 @@
-"""The batch loader, the step, and the loop of both, in clips per second; `pytest benchmarks/bench_feed.py`.
+"""The batch loader, the step, and the loop of both, in clips per second; `pytest benchmarks/bench_loader.py`.
 
 Each loader must first return the correct batches of some steps. Rows are printed and saved in
-results/feed-<device>.json. The clips are those of the built-in data, and on CUDA also random clips of the published
+results/loader-<device>.json. The clips are those of the built-in data, and on CUDA also random clips of the published
 shapes.
 """
 
@@ -21,11 +21,11 @@ from unicode_fast.config import Config
 from unicode_fast.data import Batches, ClipSet, open_dataset, open_loader
 from unicode_fast.training.trainer import Trainer
 
-ROWS = "feed"
+ROWS = "loader"
 KINDS = ("direct", "prefetch", "resident")
 CLIPS_AS_PUBLISHED = 1600
 STEPS = {"cpu": 25, "cuda": 200}
-FEED_SECONDS = 3.0
+LOADER_SECONDS = 3.0
 # Share of the smaller of both rates that the loop with the loader of "auto" must reach.
 LEAST_SHARE = 0.95
 
@@ -59,7 +59,7 @@ def clips_of(size: str, folder: Path) -> tuple[Config, ClipSet]:
 
 @pytest.mark.parametrize("size", ["default", "published"])
 @pytest.mark.parametrize("kind", KINDS)
-def bench_feed(
+def bench_loader(
     request: pytest.FixtureRequest, keep: Callable[[dict], None], tmp_path: Path, kind: str, size: str
 ) -> None:
     device = torch.device(request.config.getoption("--device"))
@@ -110,7 +110,7 @@ def loader_rate(loader: Any, wait: Any) -> float:
     loader.batch(0)
     wait()
     step, begun = 0, time.perf_counter()
-    while time.perf_counter() - begun < FEED_SECONDS:
+    while time.perf_counter() - begun < LOADER_SECONDS:
         step += 1
         loader.batch(step)
     wait()
