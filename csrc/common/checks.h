@@ -139,8 +139,7 @@ inline void check_apart(at::ArrayRef<std::pair<const char*, at::Tensor>> argumen
     for (size_t other = n + 1; other < arguments.size(); ++other) {
       const auto status = at::get_overlap_status(tensor, arguments[other].second);
       TORCH_CHECK_VALUE(status != at::MemOverlapStatus::Full && status != at::MemOverlapStatus::Partial, name,
-                        " must not share memory with ", arguments[other].first,
-                        ", as it is written, got one that does");
+                        " must not share memory with other arguments, got that of ", arguments[other].first);
     }
   }
 }
