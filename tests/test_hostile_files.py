@@ -110,7 +110,7 @@ def cases(folder: Path) -> dict[str, tuple[str, Callable[[], Any]]]:
         "large.zip.*UNICODE_FAST_MAX_UNPACKED",
         lambda: read_zipped_array(folder / "large.zip"),
     )
-    found["a zip that says it is small"] = (
+    found["a zip with a false size"] = (
         "lies.zip.*cannot be unpacked",
         lambda: read_zipped_array(folder / "lies.zip"),
     )

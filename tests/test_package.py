@@ -421,7 +421,7 @@ print("noise")
 
     def test_no_compiler(self, setup: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
         if os.name == "nt":
-            pytest.skip("setuptools looks for the compiler there")
+            pytest.skip("setuptools chooses the compiler there")
         assert setup.extension_options({"CXX": "no-such-compiler"}) == {}
         line = capsys.readouterr().out
         assert line.count("\n") == 1

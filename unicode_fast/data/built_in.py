@@ -9,7 +9,7 @@ from unicode_fast.data.talking_digits import digits as talking_digits
 from unicode_fast.data.talking_digits import numbers as talking_numbers
 
 DATASETS = (*talking_digits.DATASETS, talking_numbers.NAME)
-# Data sets with a second domain of the same classes, and with a domain whose frames have masks.
+# Data sets with a transfer data set of the same classes, and with one that has masks for segmentation.
 WITH_TRANSFER = talking_digits.DATASETS
 
 
