@@ -92,10 +92,12 @@ def disagreement() -> float:
     original = OriginalStep(config, shape.modalities(), torch.device("cpu"))
     features, _ = inputs(shape, torch.device("cpu"), torch.float64)
     order = {name: torch.randperm(shape.clips) for name in features}
-    alignment, largest = trainer.method.alignment, 0.0
+    losses = {name: getattr(trainer.method, name) for name in ("alignment", "contrast")}
+    largest = 0.0
     for last in (1, 2, 3):
         draws = Draws(torch.tensor((last - 0.5) / 3), order)
-        with mock.patch.object(trainer.method, "alignment", functools.partial(alignment, draws=draws)):
+        drawn = {name: functools.partial(loss, draws=draws) for name, loss in losses.items()}
+        with mock.patch.multiple(trainer.method, **drawn):
             ours_found = trainer.train_step(features, None, RATE).terms
         theirs = original.step(features, last, order, RATE)
         largest = max(largest, *(abs(float(term - theirs[name])) for name, term in ours_found.items()))

@@ -344,7 +344,7 @@ class TestTorchrun:
         assert status != 0 and time.monotonic() - begun < 60
         (error,) = errors_in(printed)
         assert re.search(r"rank (1 )?ended.*, (training at|saving after|validating after) step \d+", error), printed
-        assert "go on with --resume" in error and "Signal 9 (SIGKILL)" in printed
+        assert "continue with --resume" in error and "Signal 9 (SIGKILL)" in printed
         saved = checkpoint.steps_in(out)[-1]
         content = checkpoint.read(checkpoint.find(out, "last"))
         assert 3 <= saved < FLAGS["steps"] and content["step"] == saved and content["progress"]["ranks"] == 2
@@ -520,8 +520,8 @@ class TestTimeOut:
                     time.sleep(seconds)
             limits.append(ranks.limit.total_seconds())
         dist.destroy_process_group()
-        # The first step compiles, and the second one takes half a second.
-        assert limits[:2] == limits[4:6] == [3600.0, 3600.0] and limits[6:] == [100.0, 100.0]
+        # The first step may compile, and the second one takes half a second.
+        assert limits[:2] == [3600.0, 1.0] and limits[4:] == [3600.0, 100.0, 100.0, 100.0]
         assert 2.0 <= limits[2] == limits[3] < 20.0
 
     @pytest.mark.parametrize("text", ["soon", "0", "nan", "inf"])

@@ -290,7 +290,7 @@ class TrainConfig:
         checkpoint_seconds: longest time between two checkpoints.
         probe_tasks: tasks scored at the end of the run, separated by commas, or "none".
         rank_timeout_seconds: longest wait for another rank in a step, at least four times the second step's duration.
-            After it the run of all ranks ends. Elsewhere, and in the first two steps, the limit is the environment
+            After it the run of all ranks ends. Elsewhere, and in the first step, the limit is the environment
             variable UNICODE_FAST_WAIT_SECONDS (3600), and 24 times that for the tasks at the end.
     """
 

@@ -37,10 +37,10 @@ class Losses:
 
 
 class Method(ABC):
-    """The losses of a model. A subclass adds the terms that compare clips; every method reconstructs.
+    """The losses of a model. A subclass adds the terms that align modalities; every method reconstructs.
 
-    Terms are weighted, and the total is their sum. A training step calls `fit_club` and `alignment` with the whole
-    batch, `reconstruction` with each micro-batch. `UniCode.parameter_groups` has the parameters that they train.
+    Terms are weighted, and the total is their sum. A training step calls `fit_club`, `alignment` and `contrast` with
+    the whole batch, `reconstruction` with each micro-batch. They train the parameters of `UniCode.parameter_groups`.
 
     Args:
         model: the model to train; its configuration has the weights and variants of the losses.
@@ -51,16 +51,25 @@ class Method(ABC):
         self.config: Config = self.model.config
 
     @abstractmethod
-    def alignment(
-        self, output: ModelOutput, draws: Draws | None = None, rows: slice = slice(None)
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """The terms of features and codes, and the shares of clips that Cross-CPC recognises; reads nothing decoded.
+    def alignment(self, output: ModelOutput, draws: Draws | None = None) -> dict[str, Tensor]:
+        """The terms of the features and codes of the whole batch, by name; reads nothing decoded.
 
         Args:
             output: of the whole batch.
             draws: None draws by the seed and the number of codebook updates.
-            rows: clips whose share of each term is computed. The shares of all clips add up to the terms.
         """
+
+    def contrast(
+        self, output: ModelOutput, draws: Draws | None = None, rows: slice = slice(None)
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Contrastive terms of some clips against all, and the shares of clips recognised; none by default.
+
+        Args:
+            output: of the whole batch.
+            draws: None draws by the seed and the number of codebook updates.
+            rows: the clips that are contrasted with all. The results of all clips add up to those of the batch.
+        """
+        return {}, {}
 
     def fit_club(  # noqa: B027
         self,
@@ -73,7 +82,7 @@ class Method(ABC):
         Args:
             output: of the whole batch.
             optimizer: of the model's CLUB networks.
-            average: called before each inner step with the parameters, to average the gradients of ranks.
+            average: called before each inner step with the parameters, which have their gradients.
         """
 
     def losses(self, output: ModelOutput, draws: Draws | None = None) -> Losses:
@@ -83,9 +92,8 @@ class Method(ABC):
             output: of the model in training mode.
             draws: None draws by the seed and the number of codebook updates.
         """
-        terms = self.reconstruction(output)
-        others, recognised = self.alignment(output, draws)
-        terms.update(others)
+        contrast, recognised = self.contrast(output, draws)
+        terms = {**self.reconstruction(output), **self.alignment(output, draws), **contrast}
         return Losses(torch.stack(list(terms.values())).sum(), terms, recognised)
 
     def reconstruction(self, output: ModelOutput, shares: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:

@@ -38,7 +38,7 @@ class UniCodeMethod(Method):
         Args:
             output: of the whole batch.
             optimizer: of the CLUB networks.
-            average: called before each step with the parameters, to average the gradients of ranks.
+            average: called before each inner step with the parameters, which have their gradients.
         """
         method = self.config.method
         if method.club_estimator == "none":
@@ -55,27 +55,39 @@ class UniCodeMethod(Method):
                 average(list(self.model.club.parameters()))
             optimizer.step()
 
-    def alignment(
-        self, output: ModelOutput, draws: Draws | None = None, rows: slice = slice(None)
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """All other terms, and the clips that Cross-CPC recognises; needs no decoded features.
+    def alignment(self, output: ModelOutput, draws: Draws | None = None) -> dict[str, Tensor]:
+        """Commitment, CLUB, assignment with grounding, and code matching.
 
         Args:
-            output: of the batch.
+            output: of the whole batch.
             draws: None draws by the seed and the number of codebook updates.
-            rows: clips whose share of each term is computed. Cross-CPC compares these clips with all clips. Other
-                losses compute the whole batch and scale it.
         """
-        draws = draws or Draws()
         terms: dict[str, Tensor] = {}
         self._commitment(output, terms)
-        self._club(output, draws, terms)
+        self._club(output, draws or Draws(), terms)
         self._assignment(output, terms)
         self._code_matching(output, terms)
-        share = self.share(output, rows)
-        terms = {name: term if share == 1 else share * term for name, term in terms.items()}
-        recognised = self._cpc(output, draws, rows, terms)
-        return terms, recognised
+        return terms
+
+    def contrast(
+        self, output: ModelOutput, draws: Draws | None = None, rows: slice = slice(None)
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Cross-CPC, and the share of clips that it recognises by direction.
+
+        Args:
+            output: of the whole batch.
+            draws: None draws by the seed and the number of codebook updates.
+            rows: the clips that are contrasted with all. The results of all clips add up to those of the batch.
+        """
+        given = (draws or Draws()).cpc_position
+        position = self._uniform(CPC_STREAM, ()) if given is None else given
+        result = self.model.cpc(output.semantic, output.mask, position, rows)
+        names = self.model.names
+        return {"cpc": result.loss}, {
+            f"{source}->{target}": result.recognised[row, column]
+            for row, target in enumerate(names)
+            for column, source in enumerate(names)
+        }
 
     def _club_input(self, output: ModelOutput) -> dict[str, Tensor]:
         return output.quantised if self.config.method.club_input == "quantised" else output.semantic
@@ -146,17 +158,6 @@ class UniCodeMethod(Method):
             if method.club_floor:
                 estimate = estimate.clamp(min=0)
             terms[f"club.{name}"] = method.club_weight * estimate
-
-    def _cpc(self, output: ModelOutput, draws: Draws, rows: slice, terms: dict[str, Tensor]) -> dict[str, Tensor]:
-        names = self.model.names
-        position = self._uniform(CPC_STREAM, ()) if draws.cpc_position is None else draws.cpc_position
-        result = self.model.cpc(output.semantic, output.mask, position, rows)
-        terms["cpc"] = result.loss
-        return {
-            f"{source}->{target}": result.recognised[row, column]
-            for row, target in enumerate(names)
-            for column, source in enumerate(names)
-        }
 
     def _code_matching(self, output: ModelOutput, terms: dict[str, Tensor]) -> None:
         method = self.config.method

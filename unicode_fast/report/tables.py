@@ -100,7 +100,7 @@ def single_runs(paths: Iterable[str]) -> list[Path]:
         below = [path / f"seed-{seed}" for seed in read_seeds(seeds)] if seeds.exists() else [path]
         for folder in below:
             if not (folder / "summary.json").is_file():
-                raise CheckpointError(f"run must be finished, {str(folder)!r} has no summary.json; go on with --resume")
+                raise CheckpointError(f"run must be finished, {str(folder)!r} has no summary.json; use --resume")
         found += below
     once: dict[Path, Path] = {}
     for folder in found:

@@ -37,14 +37,14 @@ _WAIT_SECONDS = 3600.0
 _WAIT_FACTORS = {"measuring": 24}
 # Limit for the connection of all ranks to the key-value store of torchrun.
 _RENDEZVOUS_SECONDS = 60.0
-# A training step may take this many times as long as the second step of the run.
+# A training step may take this many times as long as the second step of the run, and the second as long as the first.
 _STALL_FACTOR = 4
 _LONGEST_SECONDS = 10_000_000
 # The gloo group times out this much earlier than NCCL's, because gloo gives a message and NCCL none.
 _LATER_SECONDS = 2.0
 # Once one rank has failed: seconds until the other live ranks have failed too, and until they leave without a message.
 _NAMING_SECONDS, _LEAVE_SECONDS = 4.0, 8.0
-_RESUME = "checkpoints are kept, go on with --resume"
+_RESUME = "checkpoints are kept, continue with --resume"
 
 
 class DistContext:
@@ -119,17 +119,17 @@ class DistContext:
                 dist.broadcast(tensor, 0)
 
     def begin(self, timeout_seconds: float) -> None:
-        """Resets the time-outs for a run. Its first two steps may compile, so the time-out outside steps holds."""
+        """Resets the time-outs for a run. Its first step may compile, so the time-out outside steps holds for it."""
         self.phase, self.steps, self.timeout_seconds = "opening data", 0, timeout_seconds
         self._limit(self.wait_seconds)
 
     @contextlib.contextmanager
     def step(self, number: int, device: torch.device) -> Iterator[None]:
-        """Context of a training step and the reading of its batch; the duration of step 2 may lengthen the time-out."""
+        """Context of a training step and the reading of its batch; the first two steps may lengthen the time-out."""
         self.phase, begun = f"training at step {number}", time.monotonic()
         yield
         self.steps += 1
-        if self.cpu_group is not None and self.steps == 2:
+        if self.cpu_group is not None and self.steps <= 2:
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
             self._limit(max(self.timeout_seconds, _STALL_FACTOR * (time.monotonic() - begun)))
@@ -152,14 +152,14 @@ class DistContext:
         """Marks this rank as failed; True if no other rank failed before it, so that it prints the error."""
         if not self.failing:
             self.failing = True
-            self._reports = self._call_store(self._note_failure, True)
+            self._reports = self._call_kv_store(self._note_failure, True)
         return self._reports
 
     def lose(self, error: BaseException) -> NoReturn:
         """Ends this process because another rank ended or hangs; the first rank to fail names that rank."""
         if not self.fails_first():
             _leave()
-        missing = self._call_store(self._missing, list[int]())
+        missing = self._call_kv_store(self._missing, list[int]())
         who = f"rank {', '.join(map(str, missing))}" if missing else "another rank"
         self._end(f"{who} ended or hangs, {self.phase} ({_first_sentence(error)})", 1)
 
@@ -177,7 +177,7 @@ class DistContext:
         print(f"\nerror: {message}; {_RESUME}", file=sys.__stderr__, flush=True)  # noqa: T201
         os._exit(status)
 
-    def _call_store(self, function: Callable[[dist.Store], T], default: T) -> T:
+    def _call_kv_store(self, function: Callable[[dist.Store], T], default: T) -> T:
         """Calls a function of the key-value store; the default if the store, or the machine that holds it, hangs."""
         found = [default]
 
@@ -220,11 +220,11 @@ def join() -> Iterator[DistContext]:
         yield DistContext()
         return
     wait_seconds = _wait_seconds()
-    store, rank, size = next(dist.rendezvous("env://", timeout=datetime.timedelta(seconds=_RENDEZVOUS_SECONDS)))
+    kv_store, rank, size = next(dist.rendezvous("env://", timeout=datetime.timedelta(seconds=_RENDEZVOUS_SECONDS)))
     ranks = DistContext(rank, size, wait_seconds)
     backend = "cpu:gloo,cuda:nccl" if dist.is_nccl_available() else "gloo"
-    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=ranks.limit)
-    ranks.key_value_store, ranks.cpu_group = dist.PrefixStore("unicode_fast", store), dist.new_group(backend="gloo")
+    dist.init_process_group(backend, store=kv_store, rank=rank, world_size=size, timeout=ranks.limit)
+    ranks.key_value_store, ranks.cpu_group = dist.PrefixStore("unicode_fast", kv_store), dist.new_group(backend="gloo")
     _handle_sigterm(ranks)
     try:
         with contextlib.ExitStack() as stack:

@@ -162,16 +162,19 @@ def backward(
     masked = batches[0].mask is not None
     whole, raw, normalised = _whole_batch(model, features if shard is None else shard.gather(features), masked)
 
-    # 3. Losses of the whole batch. The terms of all ranks add up to them.
+    # 3. Losses of the whole batch: each rank has its share of the terms and contrasts its clips with all.
     method.fit_club(whole, club_optimizer, None if shard is None else shard.average_gradients)
-    terms, recognised = method.alignment(whole, rows=own)
+    share = method.share(whole, own)
+    terms = {name: term if share == 1 else share * term for name, term in method.alignment(whole).items()}
+    contrast, recognised = method.contrast(whole, rows=own)
+    terms |= contrast
     # Not in the CLUB networks, which have an optimiser of their own.
     torch.stack(list(terms.values())).sum().backward(
         inputs=[*whole.semantic.values(), *whole.club.values(), *parameters]
     )
     gradients = [_gradient(z) for z in whole.semantic.values()]
-    # Every rank computes the CLUB terms of the whole batch, scaled by its share of the clips.
-    club = [None if y.grad is None else y.grad / method.share(whole, own) for y in whole.club.values()]
+    # Each rank has the gradient of its share of the terms, and decodes with that of the whole.
+    club = [None if y.grad is None else y.grad / share for y in whole.club.values()]
 
     # 4. Reconstruction.
     errors, positions, first = [], method.valid_positions(whole), own.start or 0
