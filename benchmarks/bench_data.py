@@ -1,4 +1,4 @@
-"""Reading random batches from the published zips and from packed stores; `pytest benchmarks/bench_data.py`.
+"""Reading random batches from public zips and from packed stores; `pytest benchmarks/bench_data.py`.
 
 Clips have the published shapes, video (10, 7, 7, 512) and audio (10, 128) float64. They are rectified noise, because
 video features are rectified. Batches of all readers are compared before the timing. All files are then in the page

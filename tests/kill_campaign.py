@@ -123,7 +123,7 @@ def kill_itself() -> None:
 
 
 def no_space() -> None:
-    """What a full disk says."""
+    """The error of a full disk."""
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
@@ -231,7 +231,7 @@ class Run:
         steps = checkpoint.steps_in(self.out)
         if not steps:
             return
-        before, journal = self.saved(), self.journal()
+        before, metrics = self.saved(), self.metrics()
         words = [f"--resume={self.out}", f"--resume_step={self.random.choice(steps)}"]
         if self.random.random() < 0.5:
             name = self.random.choice(("replace", "rename", "fsync", "mkdir"))
@@ -245,8 +245,8 @@ class Run:
             raise Differs(f"of steps {before} only {kept} are there")
         if max(kept) < max(before):
             raise Differs(f"the newest of steps {before} is lost, {kept} are there")
-        if b"\0" in self.journal() or not journal.startswith(self.journal()[: min(len(journal), 1)]):
-            raise Differs("the journal is damaged")
+        if b"\0" in self.metrics() or not metrics.startswith(self.metrics()[: min(len(metrics), 1)]):
+            raise Differs("the metrics log is damaged")
 
     def by_two(self) -> None:
         """Two that go on at once: one works, the other is refused or finds that the run has ended."""
@@ -300,7 +300,7 @@ class Run:
         if status not in (0, 1) or "Traceback" in text or "unexpected" in text or (status == 1 and len(lines) != 1):
             raise Differs(f"a full disk ended it with status {status}")
 
-    def journal(self) -> bytes:
+    def metrics(self) -> bytes:
         """Bytes of metrics.jsonl."""
         path = self.out / METRICS
         return path.read_bytes() if path.exists() else b""

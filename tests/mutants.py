@@ -125,7 +125,7 @@ def fuzz(  # noqa: PLR0913 - what is damaged, how it is read, what may come of i
         AssertionError: a mutant raised anything else, or gave another result; the message has its number.
     """
     data, draw, number = file.read_bytes(), random.Random(seed), 0
-    wanted, counts, longest = read(), {"refused": 0, "equal": 0, "other values": 0}, 0.0
+    expected, counts, longest = read(), {"refused": 0, "equal": 0, "other values": 0}, 0.0
     end = time.monotonic() + seconds
     try:
         while time.monotonic() < end:
@@ -144,8 +144,10 @@ def fuzz(  # noqa: PLR0913 - what is damaged, how it is read, what may come of i
                     f"mutant {number} of seed {seed} of {file.name}:\n{traceback.format_exc()}"
                 ) from error
             else:
-                same = equal(found, wanted)
-                assert same or may_be(found, wanted), f"mutant {number} of seed {seed} of {file.name} became {found!r}"
+                same = equal(found, expected)
+                assert same or may_be(found, expected), (
+                    f"mutant {number}, seed {seed}, of {file.name} became {found!r}"
+                )
                 counts["equal" if same else "other values"] += 1
             longest = max(longest, time.monotonic() - began)
     finally:

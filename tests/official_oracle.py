@@ -237,7 +237,7 @@ def forward(
 
     Args:
         checkpoint: As of `official_checkpoint.checkpoint`.
-        features: Modality -> feature; their set says which variant the file is.
+        features: Modality -> feature; their set determines the variant of the file.
         random: The step's draws.
         offset: Straight-through offsets (code - z) to keep instead of this pass's own. With those of another pass a
             finite difference of the total has the gradient of the release, which lets z alone through.

@@ -58,7 +58,7 @@ def losses(owner: Trainer, sizes: tuple[int, ...] = (6, 6, 9), masked: bool = Tr
 
 class TestPrecision:
     def test_bfloat16_is_close_to_float32_and_not_the_same(self) -> None:
-        # Without grounding, which weighs words by how little they have told so far.
+        # Without grounding, whose weights of words depend on the lexicon so far.
         fixed: dict[str, object] = {"dropout": 0.0, "grounding_weight": 0.0}
         plain, lower = losses(trainer(**fixed)), losses(trainer(**fixed, precision="bfloat16"))
         assert plain != lower
@@ -250,7 +250,7 @@ class TestNoWaiting:
 
     @pytest.mark.parametrize("lengths", [None, [5, 5, 4, 2], [1, 1, 1, 1]])
     @pytest.mark.parametrize("position", [0.0, 0.6, 0.99])
-    def test_a_cpu_that_looks_computes_the_same(
+    def test_a_mask_that_is_read_computes_the_same(
         self, lengths: list[int] | None, position: float, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Cross-CPC, where no clip is long enough too."""
@@ -267,7 +267,7 @@ class TestNoWaiting:
 
     @pytest.mark.parametrize("preset", PRESETS)
     def test_a_mask_without_gaps_is_none(self, preset: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        """A CPU sees that, and computes what a device computes with the mask."""
+        """A CPU reads the mask, and computes what a device computes with the mask."""
         found = []
         for look in (True, False):
             monkeypatch.setattr(host, "is_on_host", lambda _, look=look: look)
@@ -376,16 +376,14 @@ class TestGraph:
         assert {name: term.item() for name, term in result.terms.items()} == truth
         assert graphs_on_a_cpu.captures == 2
 
-    def test_the_journal_reads_the_rate_of_the_optimiser(
-        self, graphs_on_a_cpu: type[FakeGraph], tmp_path: Path
-    ) -> None:
+    def test_the_logger_reads_the_rate_of_the_optimiser(self, graphs_on_a_cpu: type[FakeGraph], tmp_path: Path) -> None:
         owner = graphs_on_a_cpu.owner = trainer(cuda_graph=True)
-        journal = MetricsLogger(tmp_path)
+        logger = MetricsLogger(tmp_path)
         for step in range(1, 22):
             result = owner.train_step(*batch(owner, 6, True), rate=step / 1000)
-            journal.record(step, owner.optimizer.param_groups[0]["lr"], np.arange(6), result)
-        journal.flush()
-        journal.close()
+            logger.record(step, owner.optimizer.param_groups[0]["lr"], np.arange(6), result)
+        logger.flush()
+        logger.close()
         (line,) = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
         assert line["learning_rate"] == pytest.approx(0.02)
 

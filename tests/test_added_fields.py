@@ -166,8 +166,8 @@ class TestFiles:
         config = preset("paper").replace(width=32)
         file = write_yaml(tmp_path / "config.yaml", without(config.flat(), *added))
         found = resolve(file, {"cpc_steps": 4, "width": 16, "preset": "recommended", "epochs": 3})
-        wanted = {**added, "cpc_steps": 4, "width": 16, "preset": "recommended", "epochs": 3, "steps": 0}
-        assert found == config.replace_all(**wanted)
+        expected = {**added, "cpc_steps": 4, "width": 16, "preset": "recommended", "epochs": 3, "steps": 0}
+        assert found == config.replace_all(**expected)
         for flags, message in (
             ({"preset": "best"}, "^preset must be one of"),
             ({"width": "x"}, "^width must be int"),

@@ -218,7 +218,7 @@ def test_instead_of_a_damaged_checkpoint_the_whole_ones_are_offered(tmp_path: Pa
         load(run)
 
 
-def test_a_part_that_is_missing_or_does_not_fit_is_named(tmp_path: Path) -> None:
+def test_an_entry_that_is_missing_or_does_not_fit_is_named(tmp_path: Path) -> None:
     run = run_with(tmp_path)
     path = checkpoint.step_path(run, 20)
     content = checkpoint.read(path)

@@ -108,7 +108,7 @@ def test_what_the_package_raises_is_foreseen() -> None:
     assert is_foreseen(error_of(lambda: open("/no/where")))
     assert not is_foreseen(error_of(lambda: int("wide")))
     assert not is_foreseen(error_of(lambda: check_value("widht", 3)))
-    # Multiplied in the package, where it says nothing of what was given.
+    # An error of the package itself, without the given values.
     assert not is_foreseen(error_of(lambda: one_line(3)))  # type: ignore[arg-type]
 
 
@@ -120,7 +120,7 @@ def test_a_message_on_one_line() -> None:
 
 
 class TestProcesses:
-    """A command as the shell sees it."""
+    """A command as from a shell."""
 
     # The package without what takes seconds to import.
     LIGHT = f"""if True:

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from layout_files import DIGITS, double, write_ave, write_avel, write_avvp, write_own, write_rows, write_zip
 from processes import python
-from published import DIGITS, double, write_ave, write_avel, write_avvp, write_own, write_rows, write_zip
 from test_store import flip_bit
 from test_zip_pickle import RAN, Calls, record_run
 

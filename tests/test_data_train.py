@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from published import write_ave, write_avel, write_avvp, write_checked, write_own, write_rows
+from layout_files import write_ave, write_avel, write_avvp, write_checked, write_own, write_rows
 
 from unicode_fast import checkpoint
 from unicode_fast.data import ClipSet, open_data

@@ -78,11 +78,11 @@ def trained(
 
 
 def compare(
-    found: tuple[State, list[StepResult]], wanted: tuple[State, list[StepResult]], tolerance: Tolerance = SHARED_BATCH
+    found: tuple[State, list[StepResult]], expected: tuple[State, list[StepResult]], tolerance: Tolerance = SHARED_BATCH
 ) -> None:
-    for name, value in wanted[0].items():
+    for name, value in expected[0].items():
         assert_close(found[0][name], value, tolerance if value.is_floating_point() else EXACT, name)
-    for result, truth in zip(found[1], wanted[1], strict=True):
+    for result, truth in zip(found[1], expected[1], strict=True):
         for group in ("terms", "recognised", "usage"):
             ours, theirs = getattr(result, group), getattr(truth, group)
             assert list(ours) == list(theirs)
@@ -91,7 +91,7 @@ def compare(
 
 
 class Kept:
-    """A tensor that autograd keeps; the class knows how many numbers are kept now, and were at most."""
+    """A tensor that autograd keeps; the class counts the numbers that are kept, now and at most."""
 
     now = most = 0
 
@@ -227,7 +227,7 @@ class TestLessMemory:
         assert not torch.allclose(other[0]["codebook.codebook"], first[0]["codebook.codebook"])
 
     def test_initial_codewords(self, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """One rank encodes a whole batch for all, in pieces as small as theirs, and draws the same rows."""
+        """One rank encodes a whole batch for all, in micro-batches as small as theirs, and draws the same rows."""
         encode, clips, found = UniCode.forward, [], []
 
         def noted(self: UniCode, features: State, mask: State) -> object:
@@ -355,8 +355,8 @@ class TestTorchrun:
             main([f"--{name}={value}" for name, value in {**FLAGS, "data": store, "out": tmp_path / "one"}.items()])
             == 0
         )
-        found, wanted = (checkpoint.read(checkpoint.find(run, "last"))["model"] for run in (out, tmp_path / "one"))
-        for name, value in wanted.items():
+        found, expected = (checkpoint.read(checkpoint.find(run, "last"))["model"] for run in (out, tmp_path / "one"))
+        for name, value in expected.items():
             assert_close(found[name], value, SHARED_BATCH if value.is_floating_point() else EXACT, name)
 
     @pytest.mark.slow
@@ -427,12 +427,12 @@ class TestTorchrun:
         fields = {**FLAGS, "data": f"webdataset:{tmp_path / 'shards'}", "probe_tasks": "none"}
         status, printed = Job(2, tmp_path / "log.txt", out=out, **fields).wait()
         assert status == 0, printed
-        wanted = checkpoint.read(checkpoint.find(out, "last"))["model"]
+        expected = checkpoint.read(checkpoint.find(out, "last"))["model"]
         first = str(checkpoint.steps_in(out)[0])
         status, printed = Job(2, tmp_path / "same.txt", f"--resume={out}", "--resume_step", first).wait()
         assert status == 0, printed
         found = checkpoint.read(checkpoint.find(out, "last"))["model"]
-        assert all(torch.equal(found[name], value) for name, value in wanted.items())
+        assert all(torch.equal(found[name], value) for name, value in expected.items())
         with pytest.raises(
             checkpoint.CheckpointError, match="number of ranks must be 2 as before, because .* of a stream, got 1"
         ):

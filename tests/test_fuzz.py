@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
+from layout_files import write_rows, write_zip
 from mutants import SECONDS, alike, equal, fuzz
-from published import write_rows, write_zip
 from safetensors.torch import save_file
 
 from unicode_fast import preset

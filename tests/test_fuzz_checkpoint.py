@@ -117,7 +117,7 @@ def test_mutants(name: str, seconds: float, tmp_path: Path, capsys: pytest.Captu
         print(f"\n{name}: {found}")  # noqa: T201
 
 
-# What takes the place of a part of a checkpoint.
+# Replacements of an entry of a checkpoint.
 OTHERS: tuple[Any, ...] = (
     None, True, -1, 0, 3, 1 << 62, 1.5, float("nan"), float("inf"), "", "audio", "float64", [], [1], (), {}, {"a": 1},
     torch.tensor(1), torch.ones(2), torch.ones(0), torch.ones(3, 3), torch.full((16, 16), 7), torch.tensor(math.inf),
@@ -125,7 +125,7 @@ OTHERS: tuple[Any, ...] = (
 
 
 def with_one_other_part(content: Any, draw: random.Random) -> Any:
-    """A copy with a part, at any depth, replaced, removed or added."""
+    """A copy with an entry, at any depth, replaced, removed or added."""
     if not isinstance(content, dict) or not content or draw.random() < 0.1:
         return draw.choice(OTHERS)
     changed, name = dict(content), draw.choice(list(content))
@@ -147,7 +147,7 @@ def with_one_other_part(content: Any, draw: random.Random) -> Any:
 @pytest.mark.parametrize("seconds", mutants.SECONDS)
 @pytest.mark.parametrize("name", ["load", "resume", "CMG"])
 @pytest.mark.filterwarnings("ignore:the file has no")
-def test_other_parts(name: str, seconds: float, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_other_entries(name: str, seconds: float, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     """Files that are whole, and say something else."""
     make, error, _ = FILES[name]
     path, read = make(tmp_path)
@@ -165,7 +165,7 @@ def test_other_parts(name: str, seconds: float, tmp_path: Path, capsys: pytest.C
         print(f"\n{name}: {path.name}: {refused + taken} with other parts, {refused} refused, {taken} taken")  # noqa: T201
 
 
-# What is wrong in the state of one parameter, and what the message says.
+# Faults in the state of one parameter, and the message.
 BAD_STATE: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "shape": (lambda one: one.update(exp_avg=one["exp_avg"][:1]), "exp_avg of state 0 of .*optimizer must be"),
     "dtype": (lambda one: one.update(exp_avg_sq=one["exp_avg_sq"].double()), "exp_avg_sq of .*got .* float64"),
@@ -197,7 +197,7 @@ def test_optimiser_states_are_those_of_their_parameters(name: str, whole: tuple[
         assert len(str(caught.value).replace(str(path.parent), "")) < 300
 
 
-# Parts of a checkpoint that are of another kind, and what the message says.
+# Entries of a checkpoint of another kind, and the message.
 BAD_PARTS: dict[str, tuple[dict[str, Any], str]] = {
     "step": ({"step": "2"}, "its step is '2'"),
     "progress": ({"progress": []}, "progress must be a dictionary"),
@@ -222,7 +222,7 @@ BAD_PARTS: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("name", BAD_PARTS)
-def test_parts_of_other_kinds_are_refused_by_name(name: str, whole: tuple[Trainer, Path]) -> None:
+def test_entries_of_other_kinds_are_refused_by_name(name: str, whole: tuple[Trainer, Path]) -> None:
     changes, message = BAD_PARTS[name]
     trainer, path = whole
     data = path.read_bytes()
@@ -265,7 +265,7 @@ class TestSizesThatAFileOnlySays:
             with pytest.raises(CheckpointError, match=message) as caught:
                 load(given)
             assert given.name in str(caught.value)
-        # A run folder with such a config.yaml, whose checkpoint says the same.
+        # A run folder with such a config.yaml, and the same in its checkpoint.
         with pytest.raises(CheckpointError, match=message):
             checkpoint.check_model(content, trainer.config.replace_all(**fields), trainer.model.modalities)
 
@@ -300,14 +300,14 @@ class TestExports:
 
     def test_a_file_without_a_checksum_is_read(self, tmp_path: Path) -> None:
         path, read = exported_file(tmp_path)
-        wanted = read()
+        expected = read()
         data = path.read_bytes()
         length = int.from_bytes(data[:8], "little")
         header = json.loads(data[8 : 8 + length])
         del header["__metadata__"]["sha256"]
         text = json.dumps(header).encode()
         path.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + length :])
-        assert mutants.equal(read(), wanted)
+        assert mutants.equal(read(), expected)
 
     @pytest.mark.parametrize(
         ("text", "message"),
@@ -380,7 +380,7 @@ class TestTorchFiles:
     def test_files_of_before_torch_1_6_are_never_tried_as_tars(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Which takes minutes where a header says so."""
+        """The work takes minutes if a header claims a large array."""
         torch.save({"value": torch.ones(3)}, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
         monkeypatch.setattr("tarfile.open", lambda *_, **__: pytest.fail("tried"))
         assert read_torch(tmp_path / "old.pt")["value"].tolist() == [1, 1, 1]
@@ -391,7 +391,7 @@ class TestTorchFiles:
             checked_torch._Tensors(100).named(identity)
 
     def test_what_many_calls_are_given(self) -> None:
-        """Each looks at all of it."""
+        """Each check reads all of it."""
         first, more = b"cm\nf\n(" + 1000 * b"N" + b"tq\0R", 1000 * b"cm\nf\nh\0R"
         with pytest.raises(BadFile, match="expands to more than 16 times its size"):
             unpickle(b"\x80\x02](" + first + more + b"e.", {("m", "f"): lambda *_: object()})

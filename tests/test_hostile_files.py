@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from published import write_rows, write_zip
+from layout_files import write_rows, write_zip
 from test_fuzz import own_clips, packed_store, shard
 
 from unicode_fast import preset

@@ -1,4 +1,4 @@
-"""Each probe task on its published layout, from the command line, under both protocols."""
+"""Each probe task on its public layout, from the command line, under both protocols."""
 
 import json
 from collections.abc import Callable
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import tiny
-from published import write_ave, write_ave_avvp, write_avvp, write_ucf_vggsound
+from layout_files import write_ave, write_ave_avvp, write_avvp, write_ucf_vggsound
 
 from unicode_fast.data import ClipSet
 from unicode_fast.evaluate import main as evaluate

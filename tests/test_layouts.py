@@ -1,4 +1,4 @@
-"""The published layouts: every layout's files are read by its rules; missing and invalid files are named."""
+"""The public layouts: every layout's files are read by its rules; missing and invalid files are named."""
 
 import re
 import shutil
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from published import (
+from layout_files import (
     DIGITS,
     double,
     splits_of,

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from published import splits_of, write_avel, write_avsbench, write_avvp, write_own, write_zip
+from layout_files import splits_of, write_avel, write_avsbench, write_avvp, write_own, write_zip
 from test_cache import PLANTS
 
 from unicode_fast.config import Modality

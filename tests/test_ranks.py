@@ -62,7 +62,7 @@ def run_rank(rank: int, ranks: int, folder: str, rule: str, backend: str, option
     called = count_collectives(pytest.MonkeyPatch())
     first, last = bounds(ranks, rank, even)
     for step in range(STEPS):
-        features, index, valid = ([part[first:last] for part in parts] for parts in whole_batch(step))
+        features, index, valid = ([tensor[first:last] for tensor in tensors] for tensors in whole_batch(step))
         whole = ROWS // ranks * ranks if even else ROWS
         shard = BatchShard([first] * 3, [whole] * 3) if RULES[rule].reset_source == "feature" else None
         codebook_update(
@@ -76,7 +76,7 @@ def run_rank(rank: int, ranks: int, folder: str, rule: str, backend: str, option
 def one_rank(rule: str, rows: int, backend: str, masked: bool) -> CodebookState:
     state = new_state()
     for step in range(STEPS):
-        features, index, valid = ([part[:rows] for part in parts] for parts in whole_batch(step))
+        features, index, valid = ([tensor[:rows] for tensor in tensors] for tensors in whole_batch(step))
         codebook_update(state, features, index, RULES[rule], valid=valid if masked else None, backend=backend)
     return state
 
@@ -98,8 +98,8 @@ def test_ranks_end_with_the_codebook_of_one(
     assert (truth.idle == 0).sum() > 3 * 7  # codewords beyond the seven that rows choose were reset
     for other in states[1:]:
         assert all(torch.equal(a, b) for a, b in zip(states[0], other, strict=True))
-    for name, found, wanted in zip(CodebookState._fields, states[0], truth, strict=True):
-        torch.testing.assert_close(found, wanted, rtol=FLOAT64["rel"], atol=FLOAT64["abs"], msg=name)
+    for name, found, expected in zip(CodebookState._fields, states[0], truth, strict=True):
+        torch.testing.assert_close(found, expected, rtol=FLOAT64["rel"], atol=FLOAT64["abs"], msg=name)
 
 
 @pytest.mark.parametrize(

@@ -22,8 +22,7 @@ from unicode_fast.files.locks import InUse, alone
 from unicode_fast.files.writing import remove
 from unicode_fast.train import main
 from unicode_fast.training import checks, runs
-from unicode_fast.training import metrics_logger as journal
-from unicode_fast.training.metrics_logger import read_metrics
+from unicode_fast.training.metrics_logger import MetricsLogger, read_metrics
 
 STEPS = 6
 
@@ -154,8 +153,8 @@ class TestResumeStep:
         kept = {"metrics.jsonl", "summary.json", f"step-{last:08d}.pt", *(["best.pt"] if best > first else [])}
         assert {path.name for path in aside.iterdir()} == kept
         assert checkpoint.steps_in(run) == [first]
-        journals = [(folder / "metrics.jsonl").read_bytes() for folder in (run, aside, finished)]
-        assert journals[0] + journals[1] == journals[2]
+        logs = [(folder / "metrics.jsonl").read_bytes() for folder in (run, aside, finished)]
+        assert logs[0] + logs[1] == logs[2]
         assert main([f"--resume={run}"]) == 0
         assert kill_campaign.differences(finished, run) == []
 
@@ -179,11 +178,11 @@ class TestResumeStep:
         assert {name: value for name, value in contents(run).items() if name != ".lock"} == before
 
 
-class TestJournal:
+class TestMetricsLogger:
     def test_it_is_never_made_longer(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         path = tmp_path / "metrics.jsonl"
         path.write_text('{"step": 1, "kind": "train"}\n{"st')
-        written = journal.MetricsLogger(tmp_path, 1000, 0)
+        written = MetricsLogger(tmp_path, 1000, 0)
         written.write({"step": 2, "kind": "train"})
         assert written.flush() == path.stat().st_size
         written.close()
@@ -202,7 +201,7 @@ class TestJournal:
             b"",
         ]
         (tmp_path / "metrics.jsonl").write_bytes(b"\n".join(lines))
-        assert journal.read_metrics(tmp_path) == [{"step": 1, "kind": "train"}]
+        assert read_metrics(tmp_path) == [{"step": 1, "kind": "train"}]
         path = tmp_path / "metrics.jsonl"
         assert capsys.readouterr().err == f"note: 4 unreadable lines of {path} are skipped, the first is line 2\n"
 
@@ -210,7 +209,7 @@ class TestJournal:
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
         for step, numbers in ((None, (1, 2, 3)), (1, (2,))):
-            written = journal.MetricsLogger(tmp_path, 0, step)
+            written = MetricsLogger(tmp_path, 0, step)
             for number in numbers:
                 written.write({"step": number, "kind": "train", "losses": {"cpc": number / 2}})
             written.flush()
@@ -260,7 +259,7 @@ class TestMovedData:
         assert kill_campaign.differences(finished, run) == []
 
     def test_of_a_run_that_has_ended(self, store: Path, run: Path, tmp_path: Path) -> None:
-        """Its checkpoints name the place before; the run folder knows the new one."""
+        """Its checkpoints name the place before; the run folder has the new one."""
         gone = tmp_path / "gone"
         for path in (run / "checkpoints").iterdir():
             content = torch.load(path)
@@ -291,7 +290,7 @@ def test_metrics_of_others_take_no_memory(
     assert "metrics.jsonl is skipped: it holds 3800 bytes of at most 3000" in second
 
 
-def test_a_journal_that_is_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+def test_a_log_that_is_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "metrics.jsonl")
     with pytest.raises(CheckpointError, match="metrics.jsonl must be a file of JSON lines: it is no plain file"):
         checkpoint.set_aside(tmp_path, 3, 0)
@@ -340,7 +339,7 @@ def test_leftovers_of_killed_processes_are_removed(run: Path, finished: Path) ->
     assert checkpoint.find(run, "last").read_bytes() == last
 
 
-def test_a_damaged_journal_of_an_older_version_does_not_keep_a_run_from_its_end(
+def test_a_damaged_log_of_an_older_version_does_not_keep_a_run_from_its_end(
     store: Path, run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Zeros where it was made longer."""

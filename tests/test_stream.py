@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from published import write_avel, write_avvp, write_own
+from layout_files import write_avel, write_avvp, write_own
 
 from unicode_fast.data import ClipSet, Dataset, StoreError, open_data, open_loader
 from unicode_fast.data.__main__ import main

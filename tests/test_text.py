@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from layout_files import DIGITS, write_avel, write_avsbench
 from mutants import SECONDS, fuzz
-from published import DIGITS, write_avel, write_avsbench
 
 from unicode_fast import PRESETS, preset
 from unicode_fast.config import Modality

@@ -187,9 +187,9 @@ class TestDeterminism:
             errors = tmp_path / f"errors-{number}.txt"
             with errors.open("w") as stream:
                 child = subprocess.Popen([*command, *what], env=environment, stdout=subprocess.DEVNULL, stderr=stream)
-            wanted, deadline = 4 + 8 * number, time.monotonic() + 120
+            expected, deadline = 4 + 8 * number, time.monotonic() + 120
             while time.monotonic() < deadline and child.poll() is None:
-                if (steps := checkpoint.steps_in(out)) and steps[-1] >= wanted:
+                if (steps := checkpoint.steps_in(out)) and steps[-1] >= expected:
                     break
                 time.sleep(0.005)
             assert child.poll() is None, errors.read_text()
@@ -260,7 +260,7 @@ def test_a_compilation_is_announced(
 
 
 class TestChangedExecution:
-    """A run goes on with other fields that do not change its model, and says so."""
+    """A run continues with other fields that do not change its model, and reports them."""
 
     OPTIONS: ClassVar = {"dtype": "float64", "dropout": 0.0, "probe_tasks": "none", "steps": 12, "micro_batches": 5}
 
@@ -276,8 +276,8 @@ class TestChangedExecution:
         assert main([f"--resume={parted}", f"--resume-step={step}", *changed]) == 0
         printed = capsys.readouterr()
         assert f"from step {step} on micro_batches is 3, no longer 5\n" in printed.err
-        found, wanted = final_model(parted), final_model(whole)
-        for name, value in wanted.items():
+        found, expected = final_model(parted), final_model(whole)
+        for name, value in expected.items():
             assert_close(found[name], value, SHARED_BATCH if value.is_floating_point() else EXACT, name)
         assert yaml.safe_load((parted / "config.yaml").read_text())["micro_batches"] == 3
         changes = json.loads((parted / "summary.json").read_text())["changes"]
@@ -292,10 +292,10 @@ class TestChangedExecution:
     def test_compiled_from_a_step_on(self, store: Path, tmp_path: Path) -> None:
         out = tmp_path / "run"
         main(flags(store, out, **{**self.OPTIONS, "micro_batches": 1}))
-        wanted, step = final_model(out), checkpoint.steps_in(out)[0]
+        expected, step = final_model(out), checkpoint.steps_in(out)[0]
         assert main([f"--resume={out}", f"--resume-step={step}", "--compile=true"]) == 0
         found = final_model(out)
-        for name, value in wanted.items():
+        for name, value in expected.items():
             assert_close(found[name], value, SHARED_BATCH if value.is_floating_point() else EXACT, name)
         changes = json.loads((out / "summary.json").read_text())["changes"]
         assert changes == [{"step": step, "field": "compile", "before": False, "after": True}]
@@ -423,9 +423,9 @@ class TestSchedule:
         assert total_steps(preset("paper", "paper"), batches) == 12
 
 
-def test_journal_keeps_only_the_bytes_it_is_told(tmp_path: Path) -> None:
+def test_the_logger_keeps_only_the_given_bytes(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text("one\ntwo\n")
-    journal = MetricsLogger(tmp_path, 4, 0)
-    journal.write({"step": 1, "kind": "train", "loss": 1.0})
-    journal.close()
+    logger = MetricsLogger(tmp_path, 4, 0)
+    logger.write({"step": 1, "kind": "train", "loss": 1.0})
+    logger.close()
     assert (tmp_path / "metrics.jsonl").read_text() == 'one\n{"step": 1, "kind": "train", "loss": 1.0}\n'

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from published import write_zip
+from layout_files import write_zip
 
 from unicode_fast.data.layouts.zip_pickle import (
     PickleError,

@@ -36,7 +36,7 @@ _SAME_SECONDS = 1.0
 
 
 # Messages with a remedy for system errors whose cause is not the file that they name.
-CURES = {
+REMEDIES = {
     errno.EMFILE: "this process may open no more files; `ulimit -n 65536` before the command allows more",
     errno.ENFILE: "this machine may open no more files; end processes with many files, or raise fs.file-max",
 }
@@ -167,9 +167,9 @@ def few(texts: Sequence[str], between: str = ", ", room: int = 150) -> str:
 
 
 def message_of(error: BaseException) -> str:
-    """The text of an error; for an OSError the reason and its file, or the remedy of CURES."""
-    if isinstance(error, OSError) and error.errno in CURES:
-        return CURES[error.errno] + (f", got {str(error.filename)!r}" if error.filename is not None else "")
+    """The text of an error; for an OSError the reason and its file, or the remedy of REMEDIES."""
+    if isinstance(error, OSError) and error.errno in REMEDIES:
+        return REMEDIES[error.errno] + (f", got {str(error.filename)!r}" if error.filename is not None else "")
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         return f"{error.strerror}, got {str(error.filename)!r}"
     return str(error)
@@ -179,7 +179,7 @@ def is_foreseen(error: BaseException) -> bool:
     """Whether the package raised the error itself, or it is a system error that names its file."""
     if type(error).__module__.partition(".")[0] == "unicode_fast":
         return True
-    if isinstance(error, OSError) and (error.errno in CURES or (error.strerror and error.filename is not None)):
+    if isinstance(error, OSError) and (error.errno in REMEDIES or (error.strerror and error.filename is not None)):
         return True
     frames = traceback.extract_tb(error.__traceback__)
     package = Path(unicode_fast.__file__ or "").parent
@@ -232,8 +232,8 @@ def _line_of(error: Exception) -> str:
     full = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
     if full or isinstance(error, MemoryError) or name == "OutOfMemoryError":
         where = "the GPU" if name == "OutOfMemoryError" else "this machine"
-        cure = "reduce --batch_size, --width or --codewords, or increase --micro_batches"
-        return f"error: the memory of {where} is full; {cure}"
+        remedy = "reduce --batch_size, --width or --codewords, or increase --micro_batches"
+        return f"error: the memory of {where} is full; {remedy}"
     where = _log(error)
     room = LONGEST - len(where)
     return f"{one_line(f'error: unexpected {name}: {error}', room)}{where}"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from unicode_fast.data.store.checks import StoreError
 from unicode_fast.data.store.read import Store, open_store
-from unicode_fast.errors import CURES, one_line
+from unicode_fast.errors import REMEDIES, one_line
 from unicode_fast.files.locks import exclusive
 from unicode_fast.files.paths import CACHE_VARIABLE
 from unicode_fast.files.writing import remove, remove_unfinished
@@ -85,7 +85,7 @@ def _prepare(parent: Path) -> None:
         with tempfile.NamedTemporaryFile(dir=parent, prefix=".probe-"):
             pass
     except OSError as error:
-        if error.errno in CURES:
+        if error.errno in REMEDIES:
             raise
         raise type(error)(
             error.errno,

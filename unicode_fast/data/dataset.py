@@ -366,10 +366,6 @@ class Dataset:
             raise ValueError(f"split must be one of {self.splits}, got {split!r}")
         return self._clip_sets[split]
 
-    def parts(self, split: str) -> tuple[ClipSet, ...]:
-        """The older name of `clip_sets`."""
-        return self.clip_sets(split)
-
     def shared(self, first: str, second: str) -> list[str]:
         """The names of clips in both splits; none if clips have only numbers, or a split is missing."""
         names: list[set[str]] = []

@@ -176,7 +176,7 @@ class StreamedDataset(Dataset):
         drop_last: bool = True,
         dtype: torch.dtype | str = torch.float32,
     ) -> StreamBatches:
-        """Shuffled batches of this rank, RANK of WORLD_SIZE in the environment: its shard of `batch_size` clips.
+        """Shuffled batches of this rank, RANK of WORLD_SIZE in the environment: its share of the `batch_size` clips.
 
         Raises:
             ValueError: `drop_last` is False, so ranks would differ; `batch_size` is no multiple of the number of ranks;

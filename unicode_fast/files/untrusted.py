@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from unicode_fast.errors import CURES, TooManyFiles, message_of
+from unicode_fast.errors import REMEDIES, TooManyFiles, message_of
 
 # Environment variables of limits in bytes: of an unpacked file,
 UNPACKED_VARIABLE = "UNICODE_FAST_MAX_UNPACKED"
@@ -72,7 +72,7 @@ def open_file(path: str | os.PathLike[str]) -> BinaryIO:
     try:
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     except OSError as error:
-        if error.errno in CURES:
+        if error.errno in REMEDIES:
             raise TooManyFiles(message_of(error)) from error
         raise
     try:

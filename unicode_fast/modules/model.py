@@ -354,8 +354,8 @@ class UniCode(nn.Module):
         if not isinstance(features, Tensor):
             raise TypeError(f"features of {name!r} must be a Tensor, got {type(features).__name__}")
         if features.dim() != 2 + len(shape) or tuple(features.shape[2:]) != shape:
-            wanted = ", ".join(map(str, ("B", "T", *shape)))
-            raise ValueError(f"features of {name!r} must have shape ({wanted}), got {tuple(features.shape)}")
+            expected = ", ".join(map(str, ("B", "T", *shape)))
+            raise ValueError(f"features of {name!r} must have shape ({expected}), got {tuple(features.shape)}")
         if 0 in features.shape[:2]:
             raise ValueError(f"features of {name!r} must have B and T of at least 1, got {tuple(features.shape)}")
         if features.dtype != self.dtype:

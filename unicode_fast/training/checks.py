@@ -76,8 +76,8 @@ def check_run(config: Config) -> None:
 def check_batch_size(batch_size: int, clips: int) -> None:
     """Raise ValueError if the training split has fewer clips than a batch."""
     if batch_size > clips:
-        cure = f"take --batch_size {clips} or less"
-        raise ValueError(f"batch_size must be at most the {clips} training clips, got {batch_size}; {cure}")
+        remedy = f"take --batch_size {clips} or less"
+        raise ValueError(f"batch_size must be at most the {clips} training clips, got {batch_size}; {remedy}")
 
 
 def check_text_fields(given: Collection[str], *data: str) -> None:
@@ -150,7 +150,7 @@ def check_store(config: Config, dataset: Dataset) -> dict[str, Modality]:
 
 def _check_targets(config: Config, dataset: Dataset, modalities: Collection[str]) -> None:
     tasks = tasks_of(config)
-    probed, others = ([task for task in tasks if (task in PROBE_TASKS) == wanted] for wanted in (True, False))
+    probed, others = ([task for task in tasks if (task in PROBE_TASKS) == probe] for probe in (True, False))
     # What needs classes, and the flag that turns it off.
     needs = {"the zero-shot accuracy of validations": "--validations 0"} if config.train.validations else {}
     if probed:

@@ -217,7 +217,7 @@ def _keep(path: Path, offset: int) -> None:
         if size > offset:
             file.truncate(offset)
         elif size < offset:
-            say(f"note: {path} has lost lines, {size} of {offset} bytes are left; the run goes on", sys.stderr)
+            say(f"note: {path} has lost lines, {size} of {offset} bytes are left; the run continues", sys.stderr)
         end = min(size, offset)
         file.seek(max(end - 1, 0))
         if file.read(1) not in (b"", b"\n"):

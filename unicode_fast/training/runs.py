@@ -142,7 +142,7 @@ def read_seeds(file: Path) -> list[int]:
 
 
 @contextlib.contextmanager
-def run_file(file: Path, cure: str = "") -> Iterator[Any]:
+def run_file(file: Path, remedy: str = "") -> Iterator[Any]:
     """Context with the content of a JSON file of a run; errors of its reader become a CheckpointError with its name.
 
     Raises:
@@ -153,7 +153,7 @@ def run_file(file: Path, cure: str = "") -> Iterator[Any]:
         yield untrusted.read_json(file)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         what = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
-        raise CheckpointError(f"{file} is damaged{cure}: {what[:150]}") from error
+        raise CheckpointError(f"{file} is damaged{remedy}: {what[:150]}") from error
 
 
 def places(folder: Path) -> dict[str, str]:

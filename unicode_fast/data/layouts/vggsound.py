@@ -96,19 +96,19 @@ def avel_lister(layout: str, whole: bool) -> Callable[[Path, Request], DatasetIn
     return list_avel
 
 
-def list_notes(rows: int, table: Path, published: int) -> list[Note]:
+def list_notes(rows: int, table: Path, expected: int) -> list[Note]:
     """Notes on a list with an unexpected number of rows."""
-    if published == 40_000 and rows in _BAD_ROWS:
+    if expected == 40_000 and rows in _BAD_ROWS:
         return [
             Note(
                 "bad list",
-                f"{table} has {rows} rows of about {published}: it is the first upload, with half of the clips; "
+                f"{table} has {rows} rows of about {expected}: it is the first upload, with half of the clips; "
                 "download the current file",
                 True,
             )
         ]
-    if not 0.9 * published < rows < 1.1 * published:
-        return [Note("rows", f"{table} has {rows} rows, expected about {published}", False)]
+    if not 0.9 * expected < rows < 1.1 * expected:
+        return [Note("rows", f"{table} has {rows} rows, expected about {expected}", False)]
     return []
 
 
@@ -146,8 +146,8 @@ def checked_lister(layout: str) -> Callable[[Path, Request], DatasetIndex]:
         joined = ClipTable(zipped_features(files, request, names), {"id": text_array(names, table)})
         chosen = hashed_split([name[:YOUTUBE_ID] for name in names])
         divided = {split: [members] for split, members in chosen.items() if members.any()}
-        published = int(layout.removeprefix("vggsound").removesuffix("k")) * 1000
-        notes = list_notes(len(names), table, published)
+        expected = int(layout.removeprefix("vggsound").removesuffix("k")) * 1000
+        notes = list_notes(len(names), table, expected)
         return DatasetIndex(layout, root, [], {"all": [joined]}, divided, notes=notes)
 
     return list_checked

@@ -100,7 +100,7 @@ def open_store(path: str | os.PathLike[str], *, verify: bool | Literal["always"]
 
     Raises:
         FileNotFoundError: `path` is not a feature store.
-        DamagedStoreError: a file is missing, cut short or changed; the message names it and the cure.
+        DamagedStoreError: a file is missing, cut short or changed; the message names it and the remedy.
         StoreError: the contents are invalid, such as NaN features; the message names split, key and clip.
     """
     folder = Path(path).absolute()

@@ -29,7 +29,7 @@ from unicode_fast.data.store.checks import (
     check_values,
     check_written,
 )
-from unicode_fast.errors import CURES, message_of
+from unicode_fast.errors import REMEDIES, message_of
 from unicode_fast.files.locks import exclusive
 from unicode_fast.files.writing import atomic_file, atomic_folder, publish, remove_unfinished, write_text
 
@@ -380,11 +380,11 @@ def make_parent(parent: Path) -> None:
 
 
 def explained(error: OSError, target: Path) -> OSError:
-    """The same error with the failed action and the cure."""
-    if error.errno == errno.EEXIST or error.errno in CURES:
+    """The same error with the failed action and the remedy."""
+    if error.errno == errno.EEXIST or error.errno in REMEDIES:
         return error
     if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
-        cure = "the disk is full; free some space or choose a folder on another disk"
+        remedy = "the disk is full; free some space or choose a folder on another disk"
     else:
-        cure = f"{error.strerror or error}; choose a writable folder"
-    return type(error)(error.errno, f"the data could not be written: {cure}", str(target))
+        remedy = f"{error.strerror or error}; choose a writable folder"
+    return type(error)(error.errno, f"the data could not be written: {remedy}", str(target))

@@ -1,4 +1,4 @@
-"""Small data sets in the published layouts, their signals those of talking digits."""
+"""Small data sets in the public layouts, their signals those of talking digits."""
 
 import csv
 import io
@@ -16,7 +16,7 @@ STEPS = 10
 
 
 def write_zip(file: Path, array: object, member: str = "features.pkl", protocol: int = 2) -> None:
-    """A zip of one pickle, as the features are published."""
+    """A zip of one pickle, as the public features are."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr(member, pickle.dumps(array, protocol))
