@@ -21,7 +21,7 @@ torch.manual_seed(0)
 events = torch.randint(6, (arguments.clips, 5))
 radar = torch.randn(6, 40)[events] + 0.5 * torch.randn(arguments.clips, 5, 40)  # (clips, T, C)
 depth = torch.randn(6, 9, 9, 3)[events] + 0.5 * torch.randn(arguments.clips, 5, 9, 9, 3)  # (clips, T, H, W, C)
-loader = DataLoader(TensorDataset(radar, depth), batch_size=80, shuffle=True, drop_last=True)
+loader = DataLoader(TensorDataset(radar, depth), batch_size=min(80, arguments.clips), shuffle=True, drop_last=True)
 
 config = uf.preset("recommended").replace(width=64, codewords=32)
 model = uf.UniCode({"radar": uf.Modality("vector", (40,)), "depth": uf.Modality("grid", (9, 9, 3))}, config)

@@ -19,6 +19,8 @@ parser.add_argument("--first", type=int, default=10, help="clips that a search r
 arguments = parser.parse_args()
 
 model = uf.load(arguments.run)
+if not {arguments.source, arguments.target} <= set(model.names):
+    parser.error(f"--from and --to must be among {', '.join(model.names)}, got {arguments.source}, {arguments.target}")
 test = open_dataset(model.config.data).split("test")
 clips = test.select(range(min(arguments.clips, len(test))))
 

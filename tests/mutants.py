@@ -145,9 +145,7 @@ def fuzz(  # noqa: PLR0913 - what is damaged, how it is read, what may come of i
                 ) from error
             else:
                 same = equal(found, expected)
-                assert same or may_be(found, expected), (
-                    f"mutant {number}, seed {seed}, of {file.name} became {found!r}"
-                )
+                assert same or may_be(found, expected), f"mutant {number}, seed {seed}, of {file.name} became {found!r}"
                 counts["equal" if same else "other values"] += 1
             longest = max(longest, time.monotonic() - began)
     finally:

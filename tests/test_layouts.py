@@ -326,7 +326,7 @@ def test_features_of_another_shape_are_named(tmp_path: Path, few: ClipSet) -> No
     names = write_avel(tmp_path, few)
     write_zip(tmp_path / "feature/audio/zip" / f"{names[2]}.zip", np.zeros((10, 64)))
     clips = opened("vggsound-avel24k", tmp_path).split("train")
-    with pytest.raises(StoreError, match=rf"{names[2]}.zip must have shape \(T, \*\(128,\)\), got \(\d+, 64\)"):
+    with pytest.raises(StoreError, match=rf"{names[2]}.zip must have shape \(T, 128\) like .*, got \(\d+, 64\)"):
         clips.features["audio"][:]
     write_zip(tmp_path / "feature/audio/zip" / f"{names[2]}.zip", np.zeros((10, 128), int))
     with pytest.raises(StoreError, match=rf"{names[2]}.zip must hold .*float.*int64"):

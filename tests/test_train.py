@@ -423,6 +423,17 @@ class TestSchedule:
         assert total_steps(preset("paper", "paper"), batches) == 12
 
 
+def test_without_checkpoints_a_run_starts_again(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = shutil.copytree(finished, tmp_path / "run")
+    shutil.rmtree(run / checkpoint.FOLDER)
+    (run / checkpoint.SUMMARY).unlink()
+    assert main([f"--resume={run}"]) == 0
+    assert f"note: run {run} has no checkpoint, so it starts again from step 0" in capsys.readouterr().err
+    assert same(final_model(run), final_model(finished))
+
+
 def test_the_logger_keeps_only_the_given_bytes(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text("one\ntwo\n")
     logger = MetricsLogger(tmp_path, 4, 0)

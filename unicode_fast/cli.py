@@ -179,7 +179,8 @@ def read_yaml(path: str) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"config must be a readable YAML file, got {path!r}: {error!s:.100}") from error
     if not isinstance(content, dict):
-        raise ValueError(f"config must be a mapping of fields to values, {path!r} is a {type(content).__name__}")
+        kind = "is empty" if content is None else f"is a {type(content).__name__}"
+        raise ValueError(f"config must be a mapping of fields to values, {path!r} {kind}")
     try:
         content = renamed(content)
     except ValueError as error:

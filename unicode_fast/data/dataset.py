@@ -422,7 +422,7 @@ def _named(modalities: Mapping[str, Modality], names: Iterable[str]) -> dict[str
     chosen = list(names)
     unknown = [name for name in chosen if name not in modalities]
     if unknown:
-        raise ValueError(f"modalities must be among {list(modalities)}, got {unknown[0]!r}")
+        raise ValueError(f"modalities must be of the data set, such as {', '.join(modalities)}, got {unknown[0]!r}")
     return {name: modalities[name] for name in chosen}
 
 

@@ -138,7 +138,9 @@ def open_dataset(config: DataConfig, progress: bool = True) -> Dataset:
         progress: show a progress bar on standard error while a built-in data set is made.
 
     Raises:
-        As `open_data`.
+        FileNotFoundError: as `open_data`.
+        StoreError: as `open_data`.
+        ValueError: as `open_data`.
     """
     if config.data in built_in.DATASETS:
         clips = {"train": config.train_clips, "val": config.val_clips, "test": config.test_clips}

@@ -44,10 +44,15 @@ class Method(ABC):
 
     Args:
         model: the model to train; its configuration has the weights and variants of the losses.
+
+    Raises:
+        TypeError: the model is no UniCode.
     """
 
     def __init__(self, model: UniCode) -> None:
         self.model: UniCode = unwrapped(model)
+        if not isinstance(self.model, UniCode):
+            raise TypeError(f"model must be a UniCode, got {type(model).__name__}")
         self.config: Config = self.model.config
 
     @abstractmethod

@@ -222,7 +222,9 @@ def join() -> Iterator[DistContext]:
     wait_seconds = _wait_seconds()
     kv_store, rank, size = next(dist.rendezvous("env://", timeout=datetime.timedelta(seconds=_RENDEZVOUS_SECONDS)))
     ranks = DistContext(rank, size, wait_seconds)
-    backend = "cpu:gloo,cuda:nccl" if dist.is_nccl_available() else "gloo"
+    # NCCL refuses to start on a machine without a GPU, where builds of torch with CUDA have it too.
+    nccl = dist.is_nccl_available() and torch.cuda.is_available()
+    backend = "cpu:gloo,cuda:nccl" if nccl else "gloo"
     dist.init_process_group(backend, store=kv_store, rank=rank, world_size=size, timeout=ranks.limit)
     ranks.key_value_store, ranks.cpu_group = dist.PrefixStore("unicode_fast", kv_store), dist.new_group(backend="gloo")
     _handle_sigterm(ranks)

@@ -180,6 +180,8 @@ def read_content(
     if step is None and not checkpoint.steps_in(folder):
         if (folder / checkpoint.SUMMARY).exists():
             raise CheckpointError(f"run {folder} has finished and has no checkpoint left to resume from")
+        if (folder / checkpoint.METRICS).exists():
+            say(f"note: run {folder} has no checkpoint, so it starts again from step 0", file=sys.stderr)
         return None
     content = checkpoint.read_for_resume(folder, step)
     before, fields = checkpoint.check_model(content, config, modalities), config.flat()

@@ -116,7 +116,10 @@ class FeatureFiles:
         def read_clip(clip: int) -> np.ndarray:
             array = self.fitted(clip)
             if array.shape[1:] != modality.shape:
-                raise StoreError(f"{self.where[clip]} must have shape (T, *{modality.shape}), got {array.shape}")
+                shape = ", ".join(map(str, ("T", *modality.shape)))
+                raise StoreError(
+                    f"{self.where[clip]} must have shape ({shape}) like {self.where[0]}, got {array.shape}"
+                )
             return array
 
         return LazyArray.by_clip((len(self), self.positions, *modality.shape), np.float64, read_clip)
