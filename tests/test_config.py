@@ -295,6 +295,8 @@ class TestRenamedFields:
         message = "revive_after must not be given together with reset_after, its new name, got both"
         with pytest.raises(ValueError, match=f"^{message}$"):
             preset("recommended").replace(revive_after=7, reset_after=7)
+        with pytest.raises(ValueError, match=f"^{message}$"):
+            given_fields(make_parser("train", "").parse_args(["--revive_after=7", "--reset_after=7"]))
         (tmp_path / "both.yaml").write_text("reset_after: 7\nrevive_after: 7\n")
         with pytest.raises(ValueError, match=f"both.yaml': {message}$"):
             resolve(str(tmp_path / "both.yaml"), {})

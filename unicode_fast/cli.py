@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from argparse import Namespace
+from argparse import SUPPRESS, Namespace
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, Literal, get_args, get_origin
@@ -112,11 +112,12 @@ def make_parser(command: str, description: str) -> Parser:
                 )
                 group.add_argument(
                     f"--{name}",
-                    *(f"--{old}" for old, new in RENAMED_FIELDS.items() if new == name),
                     type=partial(from_text, name),
                     metavar=_shown_type(name),
                     help=f"{texts[name]} [{shown}]",
                 )
+    for old, new in RENAMED_FIELDS.items():
+        parser.add_argument(f"--{old}", type=partial(from_text, new), help=SUPPRESS)
     return parser
 
 
@@ -138,9 +139,13 @@ def with_underscores(argv: Sequence[str] | None) -> list[str]:
 
 
 def given_fields(arguments: Namespace) -> dict[str, Any]:
-    """The configuration fields that flags have set."""
-    given = {name: getattr(arguments, name) for name in ("preset", "size", *FIELDS)}
-    return {name: value for name, value in given.items() if value is not None}
+    """The configuration fields that flags have set, under their present names.
+
+    Raises:
+        ValueError: a field has flags of both its names.
+    """
+    given = {name: getattr(arguments, name) for name in ("preset", "size", *FIELDS, *RENAMED_FIELDS)}
+    return renamed({name: value for name, value in given.items() if value is not None})
 
 
 def from_text(name: str, text: str) -> Any:
