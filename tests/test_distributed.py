@@ -131,7 +131,10 @@ def check_dropout_after_a_resume(ranks: DistContext) -> None:
 
 
 def check_collectives(ranks: DistContext) -> None:
-    """Of a step: features, their gradient, that of the parameters, codebook; and one for each inner step of CLUB."""
+    """Of a step: features, their gradient, that of the parameters, codebook; and one for each inner step of CLUB.
+
+    The loop adds one of a single number on the CPU before each step (`DistContext.agree`).
+    """
     called = count_collectives(pytest.MonkeyPatch())
     for case in ("recommended, masks", "official", "paper"):
         trained(case, ranks)
