@@ -99,6 +99,14 @@ class TestCompleted:
             completed({**without(Config().flat(), *removed), **changes})
 
 
+# Changed and removed fields of a configuration, and the error.
+FAULTS = [
+    ({"widht": 3}, (), "(configuration fields|fields of this version) only, got widht$"),
+    ({}, ("width",), "lacks width$"),
+    ({"ema_update": "both"}, (), "ema_update must be one of joint, sequential, got 'both'$"),
+]
+
+
 class TestCheckpoints:
     """`ADDED` taken for fields that were added after the checkpoint had been written."""
 
@@ -114,12 +122,7 @@ class TestCheckpoints:
 
     @pytest.mark.parametrize(
         ("changes", "removed", "message"),
-        [
-            ({"widht": 3}, (), "fields of this version only, got widht$"),
-            ({}, ("width",), "lacks width$"),
-            ({"ema_update": "both"}, (), "ema_update must be one of joint, sequential, got 'both'$"),
-            ({"preset": "best"}, (), "preset must be one of official, paper, recommended, got 'best'$"),
-        ],
+        [*FAULTS, ({"preset": "best"}, (), "preset must be one of official, paper, recommended, got 'best'$")],
     )
     def test_what_is_no_configuration_is_refused_with_the_file(
         self, tmp_path: Path, changes: dict[str, Any], removed: tuple[str, ...], message: str
@@ -191,14 +194,7 @@ class TestFiles:
         assert resolve(file, {}) == resolve_saved(file) == config
         assert resolve_saved(write_yaml(tmp_path / "config.yaml", config.flat())) == config
 
-    @pytest.mark.parametrize(
-        ("changes", "removed", "message"),
-        [
-            ({"widht": 3}, (), "must have configuration fields only, got widht$"),
-            ({}, ("width",), "lacks width$"),
-            ({"ema_update": "both"}, (), "ema_update must be one of joint, sequential, got 'both'$"),
-        ],
-    )
+    @pytest.mark.parametrize(("changes", "removed", "message"), FAULTS)
     def test_what_is_no_configuration_is_refused_with_the_file(
         self, tmp_path: Path, changes: dict[str, Any], removed: tuple[str, ...], message: str
     ) -> None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import tiny
@@ -537,22 +538,17 @@ class TestTimeOut:
 
 def test_nccl_needs_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """A build of torch with CUDA has NCCL on machines without a GPU too."""
-    backends = []
-
-    def start(backend: str, **_: object) -> None:
-        backends.append(backend)
-        raise KeyboardInterrupt
-
+    begin = mock.Mock(side_effect=KeyboardInterrupt)
     monkeypatch.setattr(dist, "rendezvous", lambda *_, **__: iter([(None, 0, 2)]))
-    monkeypatch.setattr(dist, "init_process_group", start)
+    monkeypatch.setattr(dist, "init_process_group", begin)
     monkeypatch.setattr(dist, "is_nccl_available", lambda: True)
-    for name, value in {"WORLD_SIZE": "2", "RANK": "0"}.items():
-        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
     for gpu in (False, True):
         monkeypatch.setattr(torch.cuda, "is_available", lambda gpu=gpu: gpu)
         with pytest.raises(KeyboardInterrupt), join():
             pass
-    assert backends == ["gloo", "cpu:gloo,cuda:nccl"]
+    assert [call.args for call in begin.call_args_list] == [("gloo",), ("cpu:gloo,cuda:nccl",)]
 
 
 class TestChecks:

@@ -374,24 +374,29 @@ def flip_bit(file: Path) -> None:
     os.utime(file, ns=(state.st_atime_ns, state.st_mtime_ns))
 
 
-def test_changed_bits_of_the_disk_are_found_with_always(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def record(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The record of the store's first opening."""
     monkeypatch.setenv("UNICODE_FAST_CACHE", str(tmp_path / "cache"))
     open_store(folder)
-    (record,) = stamps(tmp_path / "cache")
+    (file,) = stamps(tmp_path / "cache")
+    return file
+
+
+def test_changed_bits_of_the_disk_are_found_with_always(folder: Path, tmp_path: Path, record: Path) -> None:
     flip_bit(folder / "val-line.npy")
     # A disk that loses bits leaves the inode unchanged.
     recorded = json.loads(record.read_text())
     recorded["files"]["val-line.npy"][2] = (folder / "val-line.npy").stat().st_ctime_ns
     record.write_text(json.dumps(recorded))
     open_store(folder)
-    with pytest.raises(DamagedStoreError, match=r"val-line.npy.*checksum differs"):
-        open_store(folder, verify="always")
-    with pytest.raises(DamagedStoreError, match=r"val-line.npy.*checksum differs"):
-        verify(open_store(folder))
-    with pytest.raises(DamagedStoreError, match=r"val-line.npy.*checksum differs"):
-        train([f"--data={folder}", f"--out={tmp_path / 'run'}", "--verify"])
+    for read in (
+        lambda: open_store(folder, verify="always"),
+        lambda: verify(open_store(folder)),
+        lambda: train([f"--data={folder}", f"--out={tmp_path / 'run'}", "--verify"]),
+    ):
+        with pytest.raises(DamagedStoreError, match=r"val-line.npy.*checksum differs"):
+            read()
     assert not (tmp_path / "run").exists()
     flip_bit(folder / "val-line.npy")
     verify(open_store(folder))
@@ -412,12 +417,7 @@ def test_a_record_inside_the_store_is_ignored(folder: Path, tmp_path: Path, monk
     assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
 
 
-def test_a_record_that_others_can_write_is_ignored(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("UNICODE_FAST_CACHE", str(tmp_path / "cache"))
-    open_store(folder)
-    (record,) = stamps(tmp_path / "cache")
+def test_a_record_that_others_can_write_is_ignored(folder: Path, record: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     os.chmod(record, 0o666)
     monkeypatch.setattr(store, "_check_digest", lambda *arguments: pytest.fail("verified again"))
     with pytest.raises(pytest.fail.Exception):

@@ -423,9 +423,7 @@ class TestSchedule:
         assert total_steps(preset("paper", "paper"), batches) == 12
 
 
-def test_without_checkpoints_a_run_starts_again(
-    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_without_checkpoints_a_run_restarts(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     run = shutil.copytree(finished, tmp_path / "run")
     shutil.rmtree(run / checkpoint.FOLDER)
     (run / checkpoint.SUMMARY).unlink()
