@@ -178,6 +178,15 @@ def step_sentence() -> str:
     )
 
 
+def versions_sentence() -> str:
+    """CPU time of a default step beside that of an earlier commit."""
+    found = read("versions-cpu.json")
+    return (
+        f"With one thread, commit `{found['commit'][:12]}` takes {found['ratio']:.2f} of the CPU time of "
+        f"`{found['before'][:12]}` for a default step (`python benchmarks/compare_versions.py`, {found['date']})."
+    )
+
+
 def install_sentence() -> str:
     """Time and disk space of the first command."""
     found = read("install.json")
@@ -316,6 +325,7 @@ def sections() -> dict[str, str]:
         "speed": speed_table(),
         "shares": shares(),
         "step": step_sentence(),
+        "versions": versions_sentence(),
         "install": install_sentence(),
         "making": making_sentence(),
         "reading": reading_sentence(),

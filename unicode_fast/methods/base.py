@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from unicode_fast import losses
 from unicode_fast.config import Config
 from unicode_fast.modules.model import ModelOutput, UniCode
-from unicode_fast.modules.wrapped import unwrapped
+from unicode_fast.modules.wrapped import unwrapped_unicode
 
 
 @dataclass(frozen=True)
@@ -50,9 +50,7 @@ class Method(ABC):
     """
 
     def __init__(self, model: UniCode) -> None:
-        self.model: UniCode = unwrapped(model)
-        if not isinstance(self.model, UniCode):
-            raise TypeError(f"model must be a UniCode, got {type(model).__name__}")
+        self.model = unwrapped_unicode(model)
         self.config: Config = self.model.config
 
     @abstractmethod

@@ -21,7 +21,7 @@ CPC_STREAM, CLUB_STREAM = 101, 102
 
 
 class UniCodeMethod(Method):
-    """Losses of a model and the training of its CLUB networks; equations 3 to 8.
+    """Losses of a model and the training of its CLUB networks; equations 3 to 8. `Method` describes the arguments.
 
     Args:
         model: the model to train; its configuration has the weights and variants of the losses.
@@ -33,13 +33,7 @@ class UniCodeMethod(Method):
         optimizer: torch.optim.Optimizer,
         average: Callable[[Sequence[nn.Parameter]], None] | None = None,
     ) -> None:
-        """Inner steps: the CLUB networks learn to predict specific features, from detached features of this batch.
-
-        Args:
-            output: of the whole batch.
-            optimizer: of the CLUB networks.
-            average: called before each inner step with the parameters, which have their gradients.
-        """
+        """Inner steps: the CLUB networks learn to predict specific features, from detached features of this batch."""
         method = self.config.method
         if method.club_estimator == "none":
             return
@@ -56,12 +50,7 @@ class UniCodeMethod(Method):
             optimizer.step()
 
     def alignment(self, output: ModelOutput, draws: Draws | None = None) -> dict[str, Tensor]:
-        """Commitment, CLUB, assignment with grounding, and code matching.
-
-        Args:
-            output: of the whole batch.
-            draws: None draws by the seed and the number of codebook updates.
-        """
+        """Commitment, CLUB, assignment with grounding, and code matching."""
         terms: dict[str, Tensor] = {}
         self._commitment(output, terms)
         self._club(output, draws or Draws(), terms)
@@ -72,13 +61,7 @@ class UniCodeMethod(Method):
     def contrast(
         self, output: ModelOutput, draws: Draws | None = None, rows: slice = slice(None)
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Cross-CPC, and the share of clips that it recognises by direction.
-
-        Args:
-            output: of the whole batch.
-            draws: None draws by the seed and the number of codebook updates.
-            rows: the clips that are contrasted with all. The results of all clips add up to those of the batch.
-        """
+        """Cross-CPC, and the share of clips that it recognises by direction."""
         given = (draws or Draws()).cpc_position
         position = self._uniform(CPC_STREAM, ()) if given is None else given
         result = self.model.cpc(output.semantic, output.mask, position, rows)

@@ -22,6 +22,18 @@ def unwrapped(model: Any) -> Any:
     return model
 
 
+def unwrapped_unicode(model: Any) -> UniCode:
+    """The UniCode inside torch's wrappers.
+
+    Raises:
+        TypeError: it is no UniCode.
+    """
+    plain = unwrapped(model)
+    if not isinstance(plain, UniCode):
+        raise TypeError(f"model must be a UniCode, got {type(model).__name__}")
+    return plain
+
+
 def plain_model(model: Any) -> tuple[UniCode, dict[str, Tensor]]:
     """A model without wrappers, and its parameters and buffers by the names of its configuration.
 
@@ -29,9 +41,7 @@ def plain_model(model: Any) -> tuple[UniCode, dict[str, Tensor]]:
         TypeError: it is no UniCode.
         ValueError: a module was replaced, so no model of this configuration could load the tensors.
     """
-    plain = unwrapped(model)
-    if not isinstance(plain, UniCode):
-        raise TypeError(f"model must be a UniCode, got {type(model).__name__}")
+    plain = unwrapped_unicode(model)
     state: dict[str, Tensor] = plain.state_dict()
     for name in [name for name in state if _COMPILED in name]:
         state[name.replace(f"{_COMPILED}.", "")] = state.pop(name)
