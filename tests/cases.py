@@ -126,6 +126,27 @@ def _far_clusters() -> NearestInputs:
     return codewords[torch.randperm(80, generator=generator(1))] + 2.0**-14, codewords
 
 
+def _clusters(clusters: int, members: int, spread: float, width: int = 24) -> tuple[Tensor, Tensor]:
+    """Clusters of more codewords than a list of candidates holds, in mixed order; rows on, near and between them."""
+    centres = normal(clusters, width, seed=3)
+    codewords = (centres[:, None] * (1 + spread * normal(clusters, members, width, seed=4))).flatten(0, 1)
+    codewords = codewords[torch.randperm(clusters * members, generator=generator())]
+    between = (centres + centres.roll(1, 0)) / 2
+    return torch.cat([codewords, between, normal(100, width, seed=5), centres + 1e-2 * normal(clusters, width)]), codewords
+
+
+def _cluster_and_outlier() -> NearestInputs:
+    rows, codewords = _clusters(1, 80, 1e-6)
+    return rows, torch.cat([10 * normal(1, 24, seed=6), codewords])
+
+
+def _nested_clusters() -> NearestInputs:
+    """Two clusters, each of two tighter ones, far from the rest."""
+    rows, codewords = _clusters(2, 40, 1e-6)
+    apart = 2e-4 * normal(1, 24, seed=7)
+    return torch.cat([rows, rows + apart]), torch.cat([codewords, codewords + apart, 100 * normal(3, 24, seed=8)])
+
+
 def _widest() -> NearestInputs:
     """Rows on, one ulp beside and between codewords of the largest width, all far from the origin."""
     codewords = normal(24, 4096) + 100
@@ -156,12 +177,14 @@ NEAREST_CASES: dict[str, Callable[[], NearestInputs]] = {
     "no_rows": _gaussian(0, 5, 8),
     "one_row": _gaussian(1, 400, 256),
     "one_codeword": _gaussian(33, 1, 16),
+    "few_codewords": _gaussian(533, 3, 16),
     "primes": _gaussian(101, 37, 13),
     "below_blocks": _gaussian(127, 63, 31),
     "above_blocks": _gaussian(129, 65, 33),
-    "width_1": _gaussian(67, 50, 1),
-    "width_2": _gaussian(67, 50, 2),
-    "width_3": _gaussian(67, 50, 3),
+    "width_1": _gaussian(367, 50, 1),
+    "width_2": _gaussian(367, 50, 2),
+    "width_3": _gaussian(367, 50, 3),
+    "width_1_many": _gaussian(50, 3000, 1),
     "many_tiles": _gaussian(300, 1801, 70),
     "many_one_block_tiles": _gaussian(130, 2900, 64),
     "many_blocks": _gaussian(150, 520, 320),
@@ -196,6 +219,12 @@ NEAREST_CASES: dict[str, Callable[[], NearestInputs]] = {
     "offset_1e6": lambda: (normal(90, 32) + 1e6, normal(70, 32, seed=1) + 1e6),
     "rows_far_away": lambda: (normal(90, 32) + 1e5, 1e-3 * normal(70, 32, seed=1)),
     "far_clusters": _far_clusters,
+    "clusters": lambda: _clusters(4, 30, 1e-6),
+    "loose_clusters": lambda: _clusters(3, 40, 1e-3),
+    "cluster_and_outlier": _cluster_and_outlier,
+    "nested_clusters": _nested_clusters,
+    "clusters_float64": lambda: (_clusters(4, 30, 1e-12)[0], _clusters(4, 30, 1e-6)[1].double() * (1 + 1e-12)),
+    "clusters_float16": lambda: (_clusters(3, 30, 1e-6)[0].half(), _clusters(3, 30, 2e-3)[1].half()),
     "sphere": _sphere,
     "tiny": lambda: (1e-30 * normal(60, 24), 1e-30 * normal(40, 24, seed=1)),
     "huge": lambda: (1e17 * normal(60, 24), 1e17 * normal(40, 24, seed=1)),

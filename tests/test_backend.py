@@ -176,7 +176,7 @@ class TestWish:
 
 
 @pytest.mark.skipif(backend.EXTENSION.module is None, reason="the C++ extension is not there")
-@pytest.mark.parametrize("name", ["portable", "avx2", "avx512", "avx512_bf16"])
+@pytest.mark.parametrize("name", ["portable", "avx2", "avx_vnni", "avx512", "avx512_vnni"])
 def test_every_instruction_set(name: str) -> None:
     """The operator tests use the best instruction set; here each of the processor's sets keeps the promise."""
     script = """

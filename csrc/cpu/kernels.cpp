@@ -18,6 +18,17 @@
 #pragma GCC diagnostic ignored "-Wpsabi"
 #endif
 
+// Compilers that know the instructions of AVX-VNNI.
+#if (defined(__clang__) && __clang_major__ >= 12) || (!defined(__clang__) && defined(__GNUC__) && __GNUC__ >= 11)
+#define UNICODE_FAST_HAS_AVX_VNNI 1
+#else
+#define UNICODE_FAST_HAS_AVX_VNNI 0
+#endif
+
+// The sum of products for any processor. The shifts extend the signs of the two integers.
+#define UNICODE_FAST_PLAIN_MULTIPLY_ADD(sum, code, pair) \
+  ((sum) + (((code) << 16) >> 16) * static_cast<int32_t>(static_cast<int16_t>(pair)) + ((code) >> 16) * ((pair) >> 16))
+
 #if defined(__clang__)
 #define UNICODE_FAST_ROUND_PRODUCTS
 #else
@@ -29,16 +40,19 @@ namespace unicode_fast::cpu {
 namespace portable {
 #define UNICODE_FAST_TARGET
 #define UNICODE_FAST_LANES 4
-#define UNICODE_FAST_BFLOAT16 0
 #if defined(__x86_64__)
 #define UNICODE_FAST_VECTORS 2
+#define UNICODE_FAST_MULTIPLY_ADD(sum, code, pair) \
+  (Ints) _mm_add_epi32((__m128i)(sum), _mm_madd_epi16((__m128i)(code), _mm_set1_epi32(pair)))
 #else
 #define UNICODE_FAST_VECTORS 4
+#define UNICODE_FAST_MULTIPLY_ADD UNICODE_FAST_PLAIN_MULTIPLY_ADD
 #endif
 #include "kernels_body.h"
 #undef UNICODE_FAST_TARGET
 #undef UNICODE_FAST_LANES
 #undef UNICODE_FAST_VECTORS
+#undef UNICODE_FAST_MULTIPLY_ADD
 }  // namespace portable
 
 #if defined(__x86_64__)
@@ -47,26 +61,43 @@ namespace avx2 {
 #define UNICODE_FAST_TARGET __attribute__((target("avx2,fma")))
 #define UNICODE_FAST_LANES 8
 #define UNICODE_FAST_VECTORS 2
+#define UNICODE_FAST_MULTIPLY_ADD(sum, code, pair) \
+  (Ints) _mm256_add_epi32((__m256i)(sum), _mm256_madd_epi16((__m256i)(code), _mm256_set1_epi32(pair)))
 #include "kernels_body.h"
 #undef UNICODE_FAST_TARGET
+#undef UNICODE_FAST_MULTIPLY_ADD
+}  // namespace avx2
+
+#if UNICODE_FAST_HAS_AVX_VNNI
+namespace avx_vnni {
+#define UNICODE_FAST_TARGET __attribute__((target("avx2,fma,avxvnni")))
+#define UNICODE_FAST_MULTIPLY_ADD(sum, code, pair) \
+  (Ints) _mm256_dpwssd_avx_epi32((__m256i)(sum), (__m256i)(code), _mm256_set1_epi32(pair))
+#include "kernels_body.h"
+#undef UNICODE_FAST_TARGET
+#undef UNICODE_FAST_MULTIPLY_ADD
+}  // namespace avx_vnni
+#endif
 #undef UNICODE_FAST_LANES
 #undef UNICODE_FAST_VECTORS
-}  // namespace avx2
 
 namespace avx512 {
 #define UNICODE_FAST_TARGET __attribute__((target("avx2,fma,avx512f,avx512bw,avx512vl,avx512dq")))
 #define UNICODE_FAST_LANES 16
 #define UNICODE_FAST_VECTORS 4
+#define UNICODE_FAST_MULTIPLY_ADD(sum, code, pair) \
+  (Ints) _mm512_add_epi32((__m512i)(sum), _mm512_madd_epi16((__m512i)(code), _mm512_set1_epi32(pair)))
 #include "kernels_body.h"
 #undef UNICODE_FAST_TARGET
-#undef UNICODE_FAST_BFLOAT16
+#undef UNICODE_FAST_MULTIPLY_ADD
 }  // namespace avx512
 
-namespace avx512_bf16 {
-#define UNICODE_FAST_TARGET __attribute__((target("avx2,fma,avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")))
-#define UNICODE_FAST_BFLOAT16 1
+namespace avx512_vnni {
+#define UNICODE_FAST_TARGET __attribute__((target("avx2,fma,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")))
+#define UNICODE_FAST_MULTIPLY_ADD(sum, code, pair) \
+  (Ints) _mm512_dpwssd_epi32((__m512i)(sum), (__m512i)(code), _mm512_set1_epi32(pair))
 #include "kernels_body.h"
-}  // namespace avx512_bf16
+}  // namespace avx512_vnni
 
 #endif
 
@@ -74,46 +105,33 @@ namespace {
 
 const Kernels& choose() {
   static const Kernels plain = portable::table("portable");
-#if defined(__x86_64__)
-  static const Kernels two = avx2::table("avx2"), five = avx512::table("avx512"),
-                       bfloat = avx512_bf16::table("avx512_bf16");
   const char* wish = std::getenv("UNICODE_FAST_CPU");
   const std::string_view wanted = wish == nullptr ? "" : wish;
+#if defined(__x86_64__)
+  static const Kernels two = avx2::table("avx2"), five = avx512::table("avx512"),
+                       five_vnni = avx512_vnni::table("avx512_vnni");
   __builtin_cpu_init();
   const bool has_two = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   const bool has_five = has_two && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-  const bool has_bfloat = has_five && __builtin_cpu_supports("avx512bf16");
-  if (has_bfloat && (wanted.empty() || wanted == "avx512_bf16")) return bfloat;
-  if (has_five && (wanted.empty() || wanted == "avx512")) return five;
-  if (has_two && (wanted.empty() || wanted == "avx2")) return two;
+  const auto takes = [&](bool has, const Kernels& set) { return has && (wanted.empty() || wanted == set.name); };
+  if (takes(has_five && __builtin_cpu_supports("avx512vnni"), five_vnni)) return five_vnni;
+  if (takes(has_five, five)) return five;
+#if UNICODE_FAST_HAS_AVX_VNNI
+  static const Kernels two_vnni = avx_vnni::table("avx_vnni");
+  if (takes(has_two && __builtin_cpu_supports("avxvnni"), two_vnni)) return two_vnni;
+#endif
+  if (takes(has_two, two)) return two;
 #endif
   if (!wanted.empty() && wanted != "portable")
     throw std::runtime_error(
-        "UNICODE_FAST_CPU must be portable, avx2, avx512 or avx512_bf16, and one that this "
-        "processor has, got " +
+        "UNICODE_FAST_CPU must be portable, avx2, avx_vnni, avx512 or avx512_vnni, and one that this processor has, "
+        "got " +
         std::string(wanted));
   return plain;
 }
 
 }  // namespace
-
-void centre(PreparedCodebook& codes, const double* values) {
-  std::vector<double> mean(codes.width, 0.0);
-  for (int64_t j = 0; j < codes.codewords; ++j)
-    for (int64_t d = 0; d < codes.width; ++d) mean[d] += values[j * codes.width + d];
-  for (int64_t d = 0; d < codes.width; ++d) {
-    codes.finite = codes.finite && std::isfinite(mean[d]);
-    const float rounded = static_cast<float>(mean[d] / codes.codewords);
-    codes.mean[d] = std::isfinite(rounded) ? rounded : 0;
-  }
-  if (!codes.finite) return;
-  double largest = 0;
-  for (int64_t j = 0; j < codes.codewords; ++j)
-    for (int64_t d = 0; d < codes.width; ++d)
-      largest = std::max(largest, std::abs(values[j * codes.width + d] - codes.mean[d]));
-  if (largest > 0) codes.scale = std::ldexp(1.0, -std::clamp(std::ilogb(largest), -100, 100));
-}
 
 const Kernels& kernels() {
   static const Kernels& chosen = choose();

@@ -1,23 +1,38 @@
 // The inner loops of the CPU operators, compiled for several instruction sets; `kernels()` picks at run time.
 #pragma once
 
+#include <algorithm>
+#include <cmath>
 #include <cstdint>
+#include <functional>
+#include <limits>
+#include <memory>
 #include <vector>
 
 namespace unicode_fast::cpu {
 
-// Largest over the codewords: squared norm before rounding, norm after it, norm of what it took away.
+// The largest integer of an operand. The products of a row and a codeword whose norms are at most `largest_norm` add up
+// to less than 2^31.
+constexpr double kLargestInteger = 32767;
+constexpr double largest_norm(int64_t width) {
+  // Rounding lengthens a vector by at most sqrt(width) / 2.
+  const double rounding = std::sqrt(static_cast<double>(width)) / 2;
+  return std::max(46000 - rounding, 1000.0);
+}
+
+// Largest over the codewords: squared norm in scaled units; norm of the integers, and of what rounding took away.
 struct LargestNorms {
   double squared = 0, rounded = 0, residual = 0;
 };
 
 // Facts that all codewords share. Centred means minus the mean codeword. Scaled means times `scale`, a power of two
-// that brings the largest element near one.
+// that brings the largest element near one. Operands are integers: scaled numbers times `steps`, rounded.
 struct CodebookFacts {
   int64_t codewords = 0, width = 0;
+  int64_t kept = 0;    // codewords without those that equal an earlier one
   int32_t dtype = 0;   // of torch, of the codebook
-  int32_t finite = 1;  // 0 where a codeword holds NaN or infinity: then every row is compared directly
-  double scale = 1;
+  int32_t finite = 1;  // 0 where integers do not serve, as with NaN: then every row is compared directly
+  double scale = 1, steps = 1;
   LargestNorms largest;
 };
 
@@ -25,10 +40,99 @@ struct CodebookFacts {
 // its owner.
 struct PreparedCodebook : CodebookFacts {
   float* mean = nullptr;  // (width)
-  // Panels of as many codewords as a kernel scores at once. Operands are rounded, dimension before codeword; norms are
-  // squared, of the centred and scaled codewords before rounding. Codewords that only fill a panel have infinite norms.
+  // Panels of as many codewords as a kernel scores at once. Operands are pairs of 16-bit integers, dimension before
+  // codeword; norms are squared, of the centred and scaled codewords before rounding. Codewords that only fill a panel
+  // have infinite norms.
   uint32_t* operands = nullptr;
   float* norms = nullptr;
+  int32_t* places = nullptr;  // in the codebook, of the codewords kept, ascending
+};
+
+// Runs `body` on ranges that make up [0, count), of at least `grain`, perhaps on several threads.
+using Body = std::function<void(int64_t first, int64_t last)>;
+using Parallel = std::function<void(int64_t count, int64_t grain, const Body& body)>;
+inline void run_here(int64_t count, int64_t /*grain*/, const Body& body) { body(0, count); }
+
+// Codewords that rows could not tell apart, prepared by themselves.
+struct Cluster {
+  std::vector<uint64_t> set;  // a bit for each codeword kept of the whole codebook
+  PreparedCodebook codes;
+  std::vector<float> mean, norms;
+  std::vector<uint32_t> operands;
+  std::vector<int32_t> places;
+};
+
+struct Clusters {
+  std::vector<int32_t> of;  // the cluster of each codeword kept, or -1
+  std::vector<std::unique_ptr<Cluster>> all;
+  size_t loose = 0;  // sets that were no cluster
+};
+
+// The codewords that may be the nearest to a row: a list, or where it is too short a set of bits.
+struct Candidates {
+  static constexpr int kRoom = 12;
+  float smallest, margin, limit;
+  int32_t count, set;  // codewords in the list; number of the set, or -1
+  int32_t place[kRoom];
+  float score[kRoom];
+
+  void start(float twice_the_error) {
+    smallest = std::numeric_limits<float>::infinity();
+    margin = twice_the_error;
+    count = 0;
+    set = -1;
+    // Beyond 1e30 scores could overflow, so there are no candidates. The comparison is false for NaN.
+    limit = twice_the_error < 1e30f ? std::numeric_limits<float>::max() : -std::numeric_limits<float>::infinity();
+  }
+
+  void lower(float value) {
+    if (value >= smallest) return;
+    const float before = smallest, sum = value + margin;
+    smallest = value;
+    limit = sum + std::abs(sum) * 1e-6f + std::numeric_limits<float>::min();
+    if (before > limit) count = 0, set = -1;
+  }
+
+  // Adds the codewords of a panel whose bits are set in `hits`; `first` is the panel's first codeword. `sets` holds
+  // `words` words for each set.
+  void add(int32_t first, uint64_t hits, const float* values, int64_t words, std::vector<uint64_t>& sets) {
+    if (set < 0 && count + __builtin_popcountll(hits) > kRoom) forget();
+    if (set < 0 && count + __builtin_popcountll(hits) > kRoom) {
+      set = static_cast<int32_t>(sets.size() / words);
+      sets.resize(sets.size() + words, 0);
+      for (int32_t n = 0; n < count; ++n) sets[set * words + place[n] / 64] |= uint64_t{1} << place[n] % 64;
+    }
+    if (set >= 0) {
+      sets[set * words + first / 64] |= hits << first % 64;
+      return;
+    }
+    for (; hits != 0; hits &= hits - 1) {
+      const int lane = __builtin_ctzll(hits);
+      place[count] = first + lane;
+      score[count++] = values[lane];
+    }
+  }
+
+  // Drops the candidates that a smaller score has ruled out.
+  void forget() {
+    int32_t kept = 0;
+    for (int32_t n = 0; n < count; ++n) {
+      if (score[n] > limit) continue;
+      place[kept] = place[n];
+      score[kept++] = score[n];
+    }
+    count = kept;
+  }
+};
+
+// Memory of one thread, used again by its next rows, and the clusters found so far.
+struct Scratch {
+  std::vector<uint32_t> operands;
+  std::vector<float> centred, factors;
+  std::vector<Candidates> candidates;
+  std::vector<uint64_t> sets;
+  Clusters clusters;
+  std::unique_ptr<Scratch> next;  // of a search among the codewords of a cluster
 };
 
 // Rows in memory: element (i, d) at data[i * stride + d].
@@ -66,15 +170,15 @@ struct Commitment {
 
 struct Kernels {
   const char* name;
-  // Codewords in a panel, and dimensions in one of its 32-bit operands.
-  int64_t panel, pair;
-  // Fills the panels [first, last) of operands and norms, which have their sizes already, and raises `largest`.
-  void (*prepare)(PreparedCodebook& codes, const double* codebook, int64_t first, int64_t last, LargestNorms& largest);
-  // The search over `count` rows.
-  void (*search_float)(const PreparedCodebook& codes, const float* codebook, Rows<float> rows, int64_t count,
-                       int64_t* index, float* distance);
-  void (*search_double)(const PreparedCodebook& codes, const double* codebook, Rows<float> rows, int64_t count,
-                        int64_t* index, float* distance);
+  int64_t panel;  // codewords in a panel
+  // Fills `codes`: its sizes are set, its arrays have room for every codeword.
+  void (*prepare_float)(PreparedCodebook& codes, const float* codebook, const Parallel& parallel);
+  void (*prepare_double)(PreparedCodebook& codes, const double* codebook, const Parallel& parallel);
+  // The search of `count` rows, each contiguous.
+  void (*search_float)(const PreparedCodebook& codes, const float* codebook, const float* const* rows, int64_t count,
+                       int64_t* index, float* distance, Scratch& scratch);
+  void (*search_double)(const PreparedCodebook& codes, const double* codebook, const float* const* rows, int64_t count,
+                        int64_t* index, float* distance, Scratch& scratch);
   // Every distance by direct differences.
   void (*direct_float)(const float* codebook, int64_t codewords, int64_t width, Rows<double> rows, int64_t count,
                        int64_t* index, double* distance);
@@ -88,11 +192,8 @@ struct Kernels {
   double (*commit_double)(const Commitment<double>& batch, int64_t first, int64_t last, double* direction);
 };
 
-// Mean, scale and finiteness of a codebook; `codes` has its size already.
-void centre(PreparedCodebook& codes, const double* values);
-
-// Kernels for the best instruction set of this processor, or for that of UNICODE_FAST_CPU (portable, avx2, avx512,
-// avx512_bf16) if the processor has it.
+// Kernels for the best instruction set of this processor, or for that of UNICODE_FAST_CPU (portable, avx2, avx_vnni,
+// avx512, avx512_vnni) if the processor has it.
 const Kernels& kernels();
 
 }  // namespace unicode_fast::cpu

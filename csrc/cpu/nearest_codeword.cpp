@@ -9,9 +9,9 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
-#include <mutex>
 #include <optional>
 #include <tuple>
+#include <vector>
 
 #include "../common/checks.h"
 #include "kernels.h"
@@ -21,6 +21,8 @@ namespace unicode_fast::cpu {
 namespace {
 
 constexpr int64_t kLargestBlock = 192;
+// Differences of coordinates, and rows, of the calls that compare directly.
+constexpr int64_t kSmallCall = 1 << 14, kFewRows = 4;
 
 // Rows that a thread takes at once: enough blocks to keep all threads busy to the end, a multiple of 6 rows.
 int64_t block_rows(int64_t rows) {
@@ -33,10 +35,10 @@ bool is_half(const at::Tensor& codebook) {
   return codebook.scalar_type() == at::kHalf || codebook.scalar_type() == at::kBFloat16;
 }
 
-// Offsets of the arrays of the operands, in bytes: facts, mean, norms, operands, and, for a codebook in half precision,
-// the codewords in float32.
+// Offsets of the arrays of the operands, in bytes: facts, mean, norms, operands, places, and, for a codebook in half
+// precision, the codewords in float32.
 struct OperandsLayout {
-  int64_t mean, norms, operands, values, bytes;
+  int64_t mean, norms, operands, places, values, bytes;
 };
 
 OperandsLayout layout_of(const at::Tensor& codebook) {
@@ -53,7 +55,8 @@ OperandsLayout layout_of(const at::Tensor& codebook) {
   place(sizeof(CodebookFacts));
   layout.mean = place(width * 4);
   layout.norms = place(padded * 4);
-  layout.operands = place(padded * ((width + use.pair - 1) / use.pair) * 4);
+  layout.operands = place(padded * ((width + 1) / 2) * 4);
+  layout.places = place(codewords * 4);
   layout.values = place(is_half(codebook) ? codewords * width * 4 : 0);
   layout.bytes = end;
   return layout;
@@ -68,7 +71,29 @@ PreparedCodebook parts_of(unsigned char* memory, const at::Tensor& codebook, con
   codes.mean = reinterpret_cast<float*>(memory + layout.mean);
   codes.norms = reinterpret_cast<float*>(memory + layout.norms);
   codes.operands = reinterpret_cast<uint32_t*>(memory + layout.operands);
+  codes.places = reinterpret_cast<int32_t*>(memory + layout.places);
   return codes;
+}
+
+// Whether the operands can be those of the codebook: no number in them leads outside of it.
+bool belongs_to(const PreparedCodebook& codes, const at::Tensor& codebook) {
+  if (codes.codewords != codebook.size(0) || codes.width != codebook.size(1) ||
+      codes.dtype != static_cast<int32_t>(codebook.scalar_type()))
+    return false;
+  if (!codes.finite) return true;
+  const int64_t panel = kernels().panel, padded = (codes.kept + panel - 1) / panel * panel;
+  return codes.kept > 0 && codes.kept <= codes.codewords &&
+         std::all_of(codes.places, codes.places + codes.kept,
+                     [&](int32_t place) { return place >= 0 && place < codes.codewords; }) &&
+         std::all_of(codes.norms + codes.kept, codes.norms + padded,
+                     [](float norm) { return norm == std::numeric_limits<float>::infinity(); });
+}
+
+void on_threads(int64_t count, int64_t grain, const Body& body) {
+  at::parallel_for(0, count, grain, [&body](int64_t first, int64_t last) {
+    const KeepSubnormals keep;
+    body(first, last);
+  });
 }
 
 void codebook_operands(const at::Tensor& codebook, const at::Tensor& operands) {
@@ -79,27 +104,14 @@ void codebook_operands(const at::Tensor& codebook, const at::Tensor& operands) {
   check_apart({{"operands", operands}, {"codebook", codebook}}, 1);
   unsigned char* memory = operands.mutable_data_ptr<unsigned char>();
   PreparedCodebook codes = parts_of(memory, codebook, layout);
-  const at::Tensor given = codebook.to(at::kDouble).contiguous();
-  const double* values = given.const_data_ptr<double>();
-  centre(codes, values);
-  const Kernels& use = kernels();
-  const int64_t panels = (codes.codewords + use.panel - 1) / use.panel;
-  const int64_t depth = (codes.width + use.pair - 1) / use.pair;
-  if (codes.finite) {
-    std::fill_n(codes.operands, panels * depth * use.panel, 0);
-    std::fill_n(codes.norms, panels * use.panel, std::numeric_limits<float>::infinity());
-    std::mutex guard;
-    at::parallel_for(0, panels, 1, [&](int64_t first, int64_t last) {
-      const KeepSubnormals keep_here;
-      LargestNorms mine;
-      use.prepare(codes, values, first, last, mine);
-      const std::lock_guard<std::mutex> lock(guard);
-      codes.largest.squared = std::max(codes.largest.squared, mine.squared);
-      codes.largest.rounded = std::max(codes.largest.rounded, mine.rounded);
-      codes.largest.residual = std::max(codes.largest.residual, mine.residual);
-    });
+  if (codebook.scalar_type() == at::kDouble) {
+    kernels().prepare_double(codes, codebook.contiguous().const_data_ptr<double>(), on_threads);
+  } else {
+    const at::Tensor values = codebook.to(at::kFloat).contiguous();
+    kernels().prepare_float(codes, values.const_data_ptr<float>(), on_threads);
+    if (is_half(codebook))
+      std::copy_n(values.const_data_ptr<float>(), values.numel(), reinterpret_cast<float*>(memory + layout.values));
   }
-  if (is_half(codebook)) std::copy_n(values, given.numel(), reinterpret_cast<float*>(memory + layout.values));
   std::memcpy(memory, static_cast<CodebookFacts*>(&codes), sizeof(CodebookFacts));
 }
 
@@ -121,26 +133,38 @@ void direct(const at::Tensor& rows, const at::Tensor& codebook, const at::Tensor
   });
 }
 
+void search_rows(const PreparedCodebook& codes, const at::Tensor& codebook, const at::Tensor& features, int64_t first,
+                 const at::Tensor& index, const at::Tensor& distance, Scratch& scratch) {
+  // A view of float32 rows, a converted copy of all others.
+  at::Tensor part = features.to(at::kFloat);
+  if (part.stride(1) != 1) part = part.contiguous();
+  std::vector<const float*> rows(part.size(0));
+  for (int64_t i = 0; i < part.size(0); ++i) rows[i] = part.const_data_ptr<float>() + i * part.stride(0);
+  int64_t* found = index.mutable_data_ptr<int64_t>() + first;
+  float* squared = distance.mutable_data_ptr<float>() + first;
+  if (codebook.scalar_type() == at::kDouble) {
+    kernels().search_double(codes, codebook.const_data_ptr<double>(), rows.data(), part.size(0), found, squared,
+                            scratch);
+  } else {
+    kernels().search_float(codes, codebook.const_data_ptr<float>(), rows.data(), part.size(0), found, squared, scratch);
+  }
+}
+
 void search(const at::Tensor& features, const at::Tensor& codebook, const PreparedCodebook& codes,
             const at::Tensor& index, const at::Tensor& distance) {
   const int64_t rows = features.size(0), block = block_rows(rows);
-  int64_t* found = index.mutable_data_ptr<int64_t>();
-  float* squared = distance.mutable_data_ptr<float>();
   at::parallel_for(0, (rows + block - 1) / block, 1, [&](int64_t first_block, int64_t last_block) {
     const KeepSubnormals keep;
-    for (int64_t number = first_block; number < last_block; ++number) {
-      const int64_t first = number * block, count = std::min(block, rows - first);
-      // A view of float32 rows next to each other, a converted copy of all others.
-      at::Tensor part = features.narrow(0, first, count).to(at::kFloat);
-      if (part.stride(1) != 1) part = part.contiguous();
-      const Rows<float> mine{part.const_data_ptr<float>(), part.stride(0)};
-      if (codebook.scalar_type() == at::kDouble) {
-        kernels().search_double(codes, codebook.const_data_ptr<double>(), mine, count, found + first, squared + first);
-      } else {
-        kernels().search_float(codes, codebook.const_data_ptr<float>(), mine, count, found + first, squared + first);
-      }
-    }
+    Scratch scratch;
+    for (int64_t first = first_block * block; first < std::min(last_block * block, rows); first += block)
+      search_rows(codes, codebook, features.narrow(0, first, std::min(block, rows - first)), first, index, distance,
+                  scratch);
   });
+}
+
+// Whether a direct comparison with every codeword takes less time than the codebook's operands, or than the threads.
+bool is_small(int64_t rows, const at::Tensor& codebook, bool prepared) {
+  return rows * codebook.numel() <= kSmallCall || (!prepared && rows <= kFewRows);
 }
 
 std::tuple<at::Tensor, at::Tensor> nearest_codeword(const at::Tensor& features, const at::Tensor& codebook,
@@ -155,14 +179,23 @@ std::tuple<at::Tensor, at::Tensor> nearest_codeword(const at::Tensor& features, 
   }
   const OperandsLayout layout = layout_of(codebook);
   if (operands) check_operands(*operands, codebook, layout.bytes, alignof(CodebookFacts));
+  if (is_small(features.size(0), codebook, operands.has_value())) {
+    PreparedCodebook codes;
+    codes.codewords = codebook.size(0);
+    codes.width = codebook.size(1);
+    codes.finite = 0;
+    const KeepSubnormals keep;
+    Scratch scratch;
+    const at::Tensor values = (is_half(codebook) ? codebook.to(at::kFloat) : codebook).contiguous();
+    search_rows(codes, values, features, 0, index, distance, scratch);
+    return {index, distance};
+  }
   const at::Tensor made = operands ? *operands : at::empty({layout.bytes}, codebook.options().dtype(at::kByte));
   if (!operands) codebook_operands(codebook, made);
   unsigned char* memory = const_cast<unsigned char*>(made.const_data_ptr<unsigned char>());
   PreparedCodebook codes = parts_of(memory, codebook, layout);
   std::memcpy(static_cast<CodebookFacts*>(&codes), memory, sizeof(CodebookFacts));
-  TORCH_CHECK_VALUE(codes.codewords == codebook.size(0) && codes.width == codebook.size(1) &&
-                        codes.dtype == static_cast<int32_t>(codebook.scalar_type()),
-                    "operands must be what codebook_operands made of a codebook of shape ",
+  TORCH_CHECK_VALUE(belongs_to(codes, codebook), "operands must be what codebook_operands made of a codebook of shape ",
                     shape_name(codebook.sizes()), " and ", dtype_name(codebook.scalar_type()), ", got others");
   const at::Tensor values =
       is_half(codebook) ? at::from_blob(memory + layout.values, codebook.sizes(), codebook.options().dtype(at::kFloat))
