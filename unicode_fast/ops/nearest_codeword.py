@@ -138,14 +138,14 @@ def nearest_codeword(
         BackendUnavailable: `backend` cannot run here; the message has the reason.
 
     Precision:
-        The reference compares float64 sums of squared differences. C++ and CUDA score all codewords in bfloat16,
-        float16 or float32, and compare those within the bound of docs/exactness.md by such sums. A squared distance
-        that overflows float64, from float64 inputs above 1e154, counts as the largest number.
+        The reference compares float64 sums of squared differences. C++ scores all codewords in 16-bit integers, CUDA
+        in float16 or float32. Both compare those within the bound of docs/exactness.md by such sums. A squared
+        distance that overflows float64, from float64 inputs above 1e154, counts as the largest number.
 
     Memory:
-        Never N M. Reference: float64 copies of both inputs and min(N M, 2^24) distances. C++: a float64 copy of the
-        codebook and its operands, and for each thread operands and candidates of up to 192 rows. CUDA: operands and
-        norms of the codebook, and for each row and section of the codebook a record of 32 bytes. The operands of the
+        Never N M. Reference: float64 copies of both inputs and min(N M, 2^24) distances. C++: the operands of
+        the codebook, and for each thread operands and candidates of up to 192 rows, at most M bits a row. CUDA:
+        operands and norms of the codebook, and for each row and section of the codebook a record of 32 bytes. The operands of the
         codebook are computed in the call, unless it is a `PreparedCodebook`.
 
     Source:
