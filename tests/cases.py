@@ -131,8 +131,8 @@ def _clusters(clusters: int, members: int, spread: float, width: int = 24) -> tu
     centres = normal(clusters, width, seed=3)
     codewords = (centres[:, None] * (1 + spread * normal(clusters, members, width, seed=4))).flatten(0, 1)
     codewords = codewords[torch.randperm(clusters * members, generator=generator())]
-    between = (centres + centres.roll(1, 0)) / 2
-    return torch.cat([codewords, between, normal(100, width, seed=5), centres + 1e-2 * normal(clusters, width)]), codewords
+    between, near = (centres + centres.roll(1, 0)) / 2, centres + 1e-2 * normal(clusters, width)
+    return torch.cat([codewords, between, near, normal(100, width, seed=5)]), codewords
 
 
 def _cluster_and_outlier() -> NearestInputs:

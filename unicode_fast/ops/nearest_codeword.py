@@ -145,8 +145,8 @@ def nearest_codeword(
     Memory:
         Never N M. Reference: float64 copies of both inputs and min(N M, 2^24) distances. C++: the operands of
         the codebook, and for each thread operands and candidates of up to 192 rows, at most M bits a row. CUDA:
-        operands and norms of the codebook, and for each row and section of the codebook a record of 32 bytes. The operands of the
-        codebook are computed in the call, unless it is a `PreparedCodebook`.
+        operands and norms of the codebook, and for each row and section of the codebook a record of 32 bytes. The
+        operands of the codebook are computed in the call, unless it is a `PreparedCodebook`.
 
     Source:
         Xia et al., NeurIPS 2023, Eq. 2.
