@@ -14,11 +14,15 @@ namespace unicode_fast::cpu {
 // The largest integer of an operand. The products of a row and a codeword whose norms are at most `largest_norm` add up
 // to less than 2^31.
 constexpr double kLargestInteger = 32767;
-constexpr double largest_norm(int64_t width) {
+inline double largest_norm(int64_t width) {
   // Rounding lengthens a vector by at most sqrt(width) / 2.
   const double rounding = std::sqrt(static_cast<double>(width)) / 2;
   return std::max(46000 - rounding, 1000.0);
 }
+
+// The last place of a float32 number near one; a float32 sum of `width` squares, times this factor, is not too small.
+constexpr double kUnit = 0x1p-23;
+inline double inflation(int64_t width) { return 1 + static_cast<double>(width + 16) * kUnit; }
 
 // Largest over the codewords: squared norm in scaled units; norm of the integers, and of what rounding took away.
 struct LargestNorms {
@@ -32,7 +36,8 @@ struct CodebookFacts {
   int64_t kept = 0;    // codewords without those that equal an earlier one
   int32_t dtype = 0;   // of torch, of the codebook
   int32_t finite = 1;  // 0 where integers do not serve, as with NaN: then every row is compared directly
-  double scale = 1, steps = 1;
+  double scale = 1;
+  float steps = 1;
   LargestNorms largest;
 };
 

@@ -3,8 +3,6 @@
 
 using Ints = int32_t __attribute__((vector_size(4 * kLanes)));
 using Shorts = int16_t __attribute__((vector_size(2 * kLanes)));
-using EightInts = int32_t __attribute__((vector_size(32)));
-using EightShorts = int16_t __attribute__((vector_size(16)));
 
 // Bits of the lanes that are at most `limit`.
 UNICODE_FAST_TARGET inline uint32_t at_most(const Floats& value, float limit) {
@@ -36,6 +34,22 @@ UNICODE_FAST_TARGET inline float least_of(const Floats& value) {
 UNICODE_FAST_TARGET inline Floats nearest_integers(const Floats& value) {
   constexpr float kShift = 0x1.8p23f;
   return (value + kShift) - kShift;
+}
+
+// Rounds `steps` times the numbers to integers; returns at least the norm of the error. `numbers` and `integers` have a
+// multiple of kLanes elements, `norm` is at least that of the numbers, each off by one rounding.
+UNICODE_FAST_TARGET inline double round_to_integers(const float* numbers, int64_t padded, double norm, float steps,
+                                                    int16_t* integers) {
+  Floats lost = {};
+  for (int64_t d = 0; d < padded; d += kLanes) {
+    const Floats value = load<Floats>(numbers + d) * steps, kept = nearest_integers(value);
+    lost += (value - kept) * (value - kept);
+    const Shorts rounded = __builtin_convertvector(__builtin_convertvector(kept, Ints), Shorts);
+    std::memcpy(integers + d, &rounded, sizeof(rounded));
+  }
+  double sum = 0;
+  for (int lane = 0; lane < kLanes; ++lane) sum += lost[lane];
+  return std::sqrt(sum) * inflation(padded) + 2 * kUnit * norm * steps;
 }
 
 // Pointers to the codewords at `places`, or to all.
@@ -115,19 +129,21 @@ UNICODE_FAST_TARGET void prepare(PreparedCodebook& codes, const C* codebook, con
     }
   });
   const double largest = *std::max_element(tops.begin(), tops.end());
-  // Squares of smaller differences could vanish.
-  codes.finite = largest == 0 || largest > 0x1p-400;
+  // Smaller differences, of float64 codewords, could vanish in float32.
+  codes.finite = largest == 0 || largest > 0x1p-200;
   if (!codes.finite) return;
   if (largest > 0) codes.scale = std::ldexp(1.0, -std::clamp(std::ilogb(largest), -100, 100));
   codes.kept = keep_distinct(given, count, squares, codes.places);
   codes.largest.squared = *std::max_element(squares.begin(), squares.begin() + codes.kept) * codes.scale * codes.scale;
   const double norm = std::sqrt(codes.largest.squared), top = largest * codes.scale;
-  codes.steps = top > 0 ? std::min(largest_norm(width) / norm, kLargestInteger / top) : 1;
+  codes.steps = top > 0 ? static_cast<float>(std::min(largest_norm(width) / norm, kLargestInteger / top)) : 1;
 
-  const int64_t panels = (codes.kept + kPanel - 1) / kPanel;
-  std::vector<double> rounded(panels), residual(panels);
+  const int64_t panels = (codes.kept + kPanel - 1) / kPanel, padded = (width + kLanes - 1) / kLanes * kLanes;
+  std::vector<double> residual(panels);
   parallel(panels, 1 + grain / kPanel, [&](int64_t first, int64_t last) UNICODE_FAST_TARGET {
-    const double factor = codes.scale * codes.steps;
+    std::vector<float> centred(padded);
+    std::vector<uint32_t> pairs((padded + 1) / 2);
+    const C scale = static_cast<C>(codes.scale);
     for (int64_t panel = first; panel < last; ++panel) {
       uint32_t* operands = codes.operands + panel * depth * kPanel;
       std::fill_n(operands, depth * kPanel, 0);
@@ -136,34 +152,18 @@ UNICODE_FAST_TARGET void prepare(PreparedCodebook& codes, const C* codebook, con
         if (k >= codes.kept) continue;
         codes.norms[k] = static_cast<float>(squares[k] * codes.scale * codes.scale);
         const C* codeword = codebook + codes.places[k] * width;
-        Eight kept_square = {}, lost_square = {};
-        for (int64_t d = 0; d < width; d += 8) {
-          double centred[8] = {};
-          const int64_t number = std::min<int64_t>(8, width - d);
-          if (number == 8) {
-            const Eight values = load_double(codeword + d) - load_double(codes.mean + d);
-            std::memcpy(centred, &values, sizeof(values));
-          } else {
-            for (int64_t n = 0; n < number; ++n) centred[n] = static_cast<double>(codeword[d + n]) - codes.mean[d + n];
-          }
-          const Eight value = load<Eight>(centred) * factor, kept = (value + 0x1.8p52) - 0x1.8p52;
-          kept_square += kept * kept;
-          lost_square += (value - kept) * (value - kept);
-          const EightShorts integers = __builtin_convertvector(__builtin_convertvector(kept, EightInts), EightShorts);
-          uint32_t pairs[4];
-          std::memcpy(pairs, &integers, sizeof(pairs));
-          for (int64_t n = 0; n < (number + 1) / 2; ++n) operands[(d / 2 + n) * kPanel + k % kPanel] = pairs[n];
-        }
-        rounded[panel] = std::max(rounded[panel], sum_of(kept_square));
-        residual[panel] = std::max(residual[panel], sum_of(lost_square));
+        for (int64_t d = 0; d < width; ++d) centred[d] = static_cast<float>((codeword[d] - codes.mean[d]) * scale);
+        residual[panel] = std::max(residual[panel], round_to_integers(centred.data(), padded, norm, codes.steps,
+                                                                      reinterpret_cast<int16_t*>(pairs.data())));
+        for (int64_t d = 0; d < depth; ++d) operands[d * kPanel + k % kPanel] = pairs[d];
       }
     }
   });
-  codes.largest.rounded = std::sqrt(*std::max_element(rounded.begin(), rounded.end()));
-  codes.largest.residual = std::sqrt(*std::max_element(residual.begin(), residual.end()));
+  codes.largest.residual = *std::max_element(residual.begin(), residual.end());
+  codes.largest.rounded = codes.steps * norm + codes.largest.residual;
 }
 
-// The integers of a row, zeros up to a multiple of kLanes. Returns the candidates' start: factor and bound.
+// The integers of a row, zeros up to a multiple of kLanes; the factor of their products, and twice the bound.
 UNICODE_FAST_TARGET inline void prepare_row(const PreparedCodebook& codes, const float* x, float* centred,
                                             int16_t* operands, float& factor, float& twice_the_error) {
   const int64_t width = codes.width, whole = width / kLanes * kLanes;
@@ -181,11 +181,9 @@ UNICODE_FAST_TARGET inline void prepare_row(const PreparedCodebook& codes, const
     square += value * value;
     top = larger(top, larger(value, -value));
   }
-  constexpr double kUnit = 1.0 / (1 << 23);
-  const double inflate = 1 + static_cast<double>(width + 16) * kUnit;
   double sum = 0;
   for (int lane = 0; lane < kLanes; ++lane) sum += square[lane];
-  double norm = std::sqrt(sum) * inflate;
+  double norm = std::sqrt(sum) * inflation(width);
   factor = 0;
   twice_the_error = std::numeric_limits<float>::infinity();
   if (!(norm < 1e30)) return;  // NaN too
@@ -193,17 +191,8 @@ UNICODE_FAST_TARGET inline void prepare_row(const PreparedCodebook& codes, const
   const double least = std::max(norm, 0x1p-40);
   const float steps = static_cast<float>(
       std::min(largest_norm(width) / least, kLargestInteger / std::max<double>(-least_of(-top), 0x1p-40)));
-  Floats lost = {};
-  for (int64_t d = 0; d < padded; d += kLanes) {
-    const Floats value = load<Floats>(centred + d) * steps, kept = nearest_integers(value);
-    lost += (value - kept) * (value - kept);
-    const Shorts integers = __builtin_convertvector(__builtin_convertvector(kept, Ints), Shorts);
-    std::memcpy(operands + d, &integers, sizeof(integers));
-  }
-  sum = 0;
-  for (int lane = 0; lane < kLanes; ++lane) sum += lost[lane];
+  const double residual = round_to_integers(centred, padded, norm, steps, operands);
   norm *= steps;
-  const double residual = std::sqrt(sum) * inflate + 2 * kUnit * norm;
   const double unit = 1 / (static_cast<double>(steps) * codes.steps);
   const double error = unit * (residual * codes.largest.rounded + norm * codes.largest.residual) +
                        2 * kUnit * (codes.largest.squared + unit * (norm + residual) * codes.largest.rounded) +
