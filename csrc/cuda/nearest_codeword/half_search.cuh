@@ -9,6 +9,7 @@
 #include "../launch.cuh"
 #include "candidates.h"
 #include "codebook_operands.cuh"
+#include "forms.h"
 
 namespace unicode_fast::cuda {
 
@@ -145,6 +146,8 @@ template <class S>
 __device__ __forceinline__ void keep_candidates(float (&scores)[S::kTilesM][S::kTilesN][4], const float* norms,
                                                 int first, const float* factors, const float* bounds, Candidate* lists,
                                                 int list_stride, Minima<S>& minima) {
+  constexpr int kGroupTiles = kSkipGroups && S::kTilesN > 4 ? 4 : S::kTilesN, kGroups = S::kTilesN / kGroupTiles;
+  constexpr int kWords = (2 * S::kTilesN + 31) / 32;
   const int lane = threadIdx.x % 32, quad_lane = lane % 4;
   float2 norm[S::kTilesN];
 #pragma unroll
@@ -153,24 +156,48 @@ __device__ __forceinline__ void keep_candidates(float (&scores)[S::kTilesM][S::k
   for (int slot = 0; slot < 2 * S::kTilesM; ++slot) {
     const int m = slot / 2, side = slot % 2 * 2, row = m * 16 + slot % 2 * 8 + lane / 4;
     const float factor = factors[row], bound = bounds[row];
-    float low = INFINITY;
+    float group_low[kGroups];
+    float own_low = INFINITY;
 #pragma unroll
-    for (int n = 0; n < S::kTilesN; ++n) {
-      float& left = scores[m][n][side];
-      float& right = scores[m][n][side + 1];
-      left = fmaf(factor, left, norm[n].x);
-      right = fmaf(factor, right, norm[n].y);
-      low = fminf(low, fminf(left, right));
+    for (int group = 0; group < kGroups; ++group) {
+      group_low[group] = INFINITY;
+#pragma unroll
+      for (int n = group * kGroupTiles; n < (group + 1) * kGroupTiles; ++n) {
+        float& left = scores[m][n][side];
+        float& right = scores[m][n][side + 1];
+        left = fmaf(factor, left, norm[n].x);
+        right = fmaf(factor, right, norm[n].y);
+        group_low[group] = fminf(group_low[group], fminf(left, right));
+      }
+      own_low = fminf(own_low, group_low[group]);
     }
-    if (!__any_sync(~0u, low <= add_up(minima.lowest[slot], bound))) continue;
+    if (!__any_sync(~0u, own_low <= add_up(minima.lowest[slot], bound))) continue;
 
-    // The code from here on runs rarely. The four threads of a quad hold equal `minima`.
-    low = fminf(low, __shfl_xor_sync(~0u, low, 1));
+    // The code from here on runs in most of the first tiles, and rarely later. The four threads of a quad hold equal
+    // `minima`.
+    float low = fminf(own_low, __shfl_xor_sync(~0u, own_low, 1));
     low = fminf(low, __shfl_xor_sync(~0u, low, 2));
     const float limit = lower_minimum(minima.lowest[slot], minima.count[slot], low, bound);
+    // Bit i of a word stands for the i-th of 32 scores.
+    unsigned hit_bits[kWords] = {};
     int hits = 0;
 #pragma unroll
-    for (int n = 0; n < S::kTilesN; ++n) hits += (scores[m][n][side] <= limit) + (scores[m][n][side + 1] <= limit);
+    for (int group = 0; group < kGroups; ++group) {
+      if (kGroups > 1 && !__any_sync(~0u, group_low[group] <= limit)) continue;
+#pragma unroll
+      for (int column = group * kGroupTiles * 2; column < (group + 1) * kGroupTiles * 2; ++column) {
+        const bool hit = scores[m][column / 2][side + column % 2] <= limit;
+        if (kSkipGroups) {
+          hit_bits[column / 32] |= hit ? 1u << column % 32 : 0u;
+        } else {
+          hits += hit;
+        }
+      }
+    }
+    if (kSkipGroups) {
+#pragma unroll
+      for (int word = 0; word < kWords; ++word) hits += __popc(hit_bits[word]);
+    }
     int up_to = hits;
     const int one_before = __shfl_up_sync(~0u, up_to, 1, 4);
     if (quad_lane >= 1) up_to += one_before;
@@ -185,6 +212,15 @@ __device__ __forceinline__ void keep_candidates(float (&scores)[S::kTilesM][S::k
     }
     if (minima.count[slot] > kCandidates) continue;
     int place = minima.count[slot] + up_to - hits;
+    minima.count[slot] += more;
+    if (kSkipGroups && hits <= 1) {
+      int column = 0;
+#pragma unroll
+      for (int word = 0; word < kWords; ++word)
+        if (hit_bits[word] != 0) column = word * 32 + __ffs(hit_bits[word]) - 1;
+      if (hits == 1) list[place] = {own_low, first + column / 2 * 8 + quad_lane * 2 + column % 2};
+      continue;
+    }
 #pragma unroll
     for (int n = 0; n < S::kTilesN; ++n) {
 #pragma unroll
@@ -193,7 +229,6 @@ __device__ __forceinline__ void keep_candidates(float (&scores)[S::kTilesM][S::k
         if (score <= limit) list[place++] = {score, first + n * 8 + quad_lane * 2 + side_column};
       }
     }
-    minima.count[slot] += more;
   }
 }
 

@@ -1,0 +1,15 @@
+// Forms of the half-precision search that give the same results. A compiler's -DUNICODE_FAST_NAME=0 chooses the former
+// one, kept until a GPU has timed both; docs/performance.md has their instruction counts.
+#pragma once
+
+// keep_candidates: a warp looks for candidates only in groups of columns whose minimum is low enough, and a thread that
+// has found one stores it directly. 0: it goes through all scores twice.
+#ifndef UNICODE_FAST_SKIP_GROUPS
+#define UNICODE_FAST_SKIP_GROUPS 1
+#endif
+
+namespace unicode_fast::cuda {
+
+constexpr bool kSkipGroups = UNICODE_FAST_SKIP_GROUPS;
+
+}  // namespace unicode_fast::cuda
