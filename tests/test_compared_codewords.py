@@ -33,10 +33,31 @@ def test_random_rows_have_few_candidates(name: str, place: Place) -> None:
 @searches_in_half_precision()
 def test_what_half_precision_cannot_serve_falls_back(place: Place) -> None:
     """Rows that hold NaN or are too far away, and rows with more candidates than a list has places."""
-    codebook = torch.cat([normal(1, 40).expand(9, 40), normal(60, 40, seed=1)]).to(place.device)
+    near = normal(1, 40).expand(9, 40) + 1e-6 * torch.eye(9, 40)
+    codebook = torch.cat([near, normal(60, 40, seed=1)]).to(place.device)
     features = torch.cat([codebook[:1], codebook[9:10], codebook[:1] * torch.nan, codebook[:1] * 1e30])
     compared = torch.ops.unicode_fast.compared_codewords(features, codebook)
     assert compared.tolist() == [-1, 1, -1, -1]
+
+
+@searches_in_half_precision()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_copies_of_a_codeword_are_no_candidates(dtype: torch.dtype, place: Place) -> None:
+    """A codebook of 40 different codewords among 600, and of one; of equal ones the lowest index wins."""
+    different = normal(40, 70, seed=1).to(dtype)
+    different[:, 0] = 0.0
+    codebook = different[torch.arange(600) ** 2 % 40].to(place.device)
+    codebook[::2, 0] = -0.0
+    codebook[7, 3] = torch.nan
+    features = normal(100, 70).to(place.device)
+    compared = torch.ops.unicode_fast.compared_codewords(features, codebook)
+    assert int(compared.min()) >= 1
+    assert float(compared.double().mean()) <= MOST_COMPARED
+    distances = (features.double().cpu()[:, None] - codebook.double().cpu()).square().sum(2).nan_to_num(torch.inf)
+    assert torch.equal(nearest_codeword(features, codebook, backend=place.backend).index.cpu(), distances.argmin(1))
+    one = codebook[:1].expand(600, 70)
+    assert torch.ops.unicode_fast.compared_codewords(features, one).tolist() == [1] * 100
+    assert int(nearest_codeword(features, one, backend=place.backend).index.max()) == 0
 
 
 @pytest.mark.skipif(not ON_HOST, reason="only the emulator can be any GPU")

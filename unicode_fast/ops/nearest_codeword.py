@@ -40,7 +40,7 @@ class PreparedCodebook:
         codebook: (M, D), M >= 1, as for `nearest_codeword`. The object keeps a reference to it, no copy.
 
     Memory:
-        At most (M + 256) (4 D + 264) + 8 D + 2048 bytes after the first search. On the CPU a codebook in half precision
+        At most (M + 256) (4 D + 280) + 8 D + 2048 bytes after the first search. On the CPU a codebook in half precision
         needs twice as much. Copies and pickles hold only the codebook.
 
     Raises:
@@ -107,7 +107,7 @@ def _operand_bytes(codebook: Tensor) -> int:
     """An upper bound for all layouts of all backends; they pad M and D to multiples of at most 256 and 64."""
     codewords, width = (-(-size // unit) * unit for size, unit in zip(codebook.shape, (256, 64), strict=True))
     cast = codewords * width * 4 if codebook.device.type == "cpu" and codebook.element_size() == 2 else 0
-    return codewords * (4 * width + 8) + 8 * width + 1024 + cast
+    return codewords * (4 * width + 24) + 8 * width + 1024 + cast
 
 
 def nearest_codeword(

@@ -22,4 +22,7 @@ Codes read_codes(const OperandsPlan& plan, const std::vector<unsigned char>& byt
 // The codebook with some codewords that hold NaN or infinities.
 Rows spoilt_codebook(const Rows& codebook);
 
+// Copies of some of the first `different` codewords; their first element is a zero of either sign.
+Rows repeated_codebook(const Rows& codebook, int64_t different);
+
 }  // namespace unicode_fast::checks

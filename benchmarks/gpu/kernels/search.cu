@@ -1,3 +1,4 @@
+#include "../../../csrc/cuda/nearest_codeword/forms.h"
 #include "../../../csrc/cuda/nearest_codeword/hopper_tiles.h"
 #include "search.h"
 
@@ -140,6 +141,7 @@ void add_tiled(std::vector<Case>& cases, const Geometry& shape) {
       with_layouts(random_search(kSingle, 2 * rows + 1, 5 * columns + 3, 64, 3), {0, 0, 2}, {3, 1, 2}));
   add(cases, shape, "float64 codebook", with_codebook(random_search(kSingle, 7, columns + 2, 65), kDouble));
   add(cases, shape, "NaN and infinity", spoilt_search(kSingle, rows + 9, 2 * columns - 5, 65));
+  if (kExcludeDuplicates) add(cases, shape, "duplicates", repeated_search(rows + 1, 2 * columns + 1));
   add(cases, shape, "ties in a quad", tied_search(shape));
   add(cases, shape, "candidates tile by tile", laddered_search(shape));
 }

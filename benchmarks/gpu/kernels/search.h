@@ -21,10 +21,13 @@ struct Search {
   std::vector<int> compared = {};  // of each row, where that is known by hand
 };
 
+// The codebook holds copies of a few codewords; no row may have more candidates for that.
+Search repeated_search(int64_t rows, int64_t codewords);
+
 Search random_search(Number number, int64_t rows, int64_t codewords, int64_t width, int splits = 0, bool random = true);
 // Rows and codewords that hold NaN or infinities.
 Search spoilt_search(Number number, int64_t rows, int64_t codewords, int64_t width);
-// Rows with 2 to 9 nearest codewords that are the same or one bit apart, in one section of a tile. The nearest one is
+// Rows with 2 to 9 near codewords at the same distance or at twice that, in one section of a tile. The nearest one is
 // the first or the last of them. A row with more of them than a list holds is compared with all codewords.
 Search tied_search(const Geometry& shape);
 // Rows whose candidates come tile by tile, at chosen scores above the lowest, in units of the bound. On the way lists

@@ -96,26 +96,33 @@ Search spoilt_search(Number number, int64_t rows, int64_t codewords, int64_t wid
   return given;
 }
 
+Search repeated_search(int64_t rows, int64_t codewords) {
+  Search given = random_search(kSingle, rows, codewords, kWidth);
+  given.codebook = repeated_codebook(given.codebook, 20);
+  return given;
+}
+
 Search tied_search(const Geometry& shape) {
   const std::vector<std::vector<int64_t>> places = tied_places(shape.section);
   const int64_t rows = std::max(shape.rows + 1, 65);
   Search given =
       settable_search(rows, round_to(places.back().back() / shape.section * shape.section + 1, shape.columns));
   const Rows bases = random_rows(kSingle, kPatterns, kWidth, 3);
+  const auto base_of = [&](int pattern, int d) { return d % 5 == 1 && d < 45 ? 1.0 : bases.at(pattern, d); };
   for (int pattern = 0; pattern < kPatterns; ++pattern) {
     const int hits = kHits[pattern / kKinds];
     for (int i = 0; i < hits; ++i) {
       for (int d = 0; d < kWidth; ++d) {
-        const auto value = static_cast<float>(bases.at(pattern, d));
-        const bool is_apart = !is_tied(pattern % kKinds, i, hits) && d == i * 5 + 1;
-        given.codebook.set(places[pattern][i], d, is_apart ? std::nextafter(value, 9.0f) : value);
+        // Each is apart in an element of its own, those that are not tied twice as far.
+        const float next = is_tied(pattern % kKinds, i, hits) ? 1 + 0x1p-23f : 1 + 0x1p-22f;
+        given.codebook.set(places[pattern][i], d, d == i * 5 + 1 ? next : base_of(pattern, d));
       }
     }
   }
   for (int64_t i = 0; i < rows; ++i) {
     const int64_t pattern = i * 5 % kPatterns;
     const int hits = kHits[pattern / kKinds];
-    for (int d = 0; d < kWidth; ++d) given.features.set(i, d, bases.at(pattern, d));
+    for (int d = 0; d < kWidth; ++d) given.features.set(i, d, base_of(pattern, d));
     given.compared.push_back(hits > kCandidates ? kComparedWithAll : hits);
   }
   return given;

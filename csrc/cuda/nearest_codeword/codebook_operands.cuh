@@ -5,6 +5,8 @@
 #include "../launch.cuh"
 #include "../numbers.cuh"
 #include "candidates.h"
+#include "duplicates.cuh"
+#include "forms.h"
 #include "hopper_tiles.h"
 
 namespace unicode_fast::cuda {
@@ -23,9 +25,9 @@ constexpr int kColumnsPerBlock = 8, kColumnThreads = 1024;
 
 // Mean of the finite elements of each column, as float32, and the largest difference from it, rounded up. One block
 // does eight columns; columns of padding get zeros. Also resets `facts`. Searches use the rounded result itself, so its
-// rounding does not matter; the order of its sums is fixed.
-__global__ void __launch_bounds__(kColumnThreads)
-    column_kernel(const Matrix codebook, float* mean, float* spread, CodebookFacts* facts) {
+// rounding does not matter; the order of its sums is fixed. Empties the table of codeword_kernel too.
+__global__ void __launch_bounds__(kColumnThreads) column_kernel(const Matrix codebook, float* mean, float* spread,
+                                                                CodebookFacts* facts, Entry* table, int64_t entries) {
   constexpr int kWarps = kColumnThreads / 32;
   UNICODE_FAST_SHARED(double, sums, [kWarps][kColumnsPerBlock]);
   UNICODE_FAST_SHARED(double, lows, [kWarps][kColumnsPerBlock]);
@@ -34,6 +36,9 @@ __global__ void __launch_bounds__(kColumnThreads)
   const int part = threadIdx.x % kColumnsPerBlock, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int64_t column = static_cast<int64_t>(blockIdx.x) * kColumnsPerBlock + part;
   if (blockIdx.x == 0 && threadIdx.x == 0) *facts = {0, 0, 0, 0};
+  for (int64_t i = static_cast<int64_t>(blockIdx.x) * kColumnThreads + threadIdx.x; i < entries;
+       i += static_cast<int64_t>(gridDim.x) * kColumnThreads)
+    table[i] = kNoEntry;
   double sum = 0, low = INFINITY, high = -INFINITY;
   int count = 0;
   if (column < codebook.columns) {
@@ -92,12 +97,12 @@ struct TileLayout {
 constexpr int kCodewordThreads = 256;
 
 // Operands and squared norms of the codewords, one warp each, and the largest norms. Codewords with NaN or infinity,
-// and those of padding, get zeros and an infinite norm, and do not count for the largest norms. The blocks cover the
-// padded number of codewords.
+// and those of padding, get zeros and an infinite norm, and do not count for the largest norms. Codewords equal to one
+// of lower index get an infinite norm. The blocks cover the padded number of codewords.
 template <class Layout>
 __global__ void __launch_bounds__(kCodewordThreads)
     codeword_kernel(const Matrix codebook, const float* mean, const float* spread, int width, __half* operands,
-                    float* norms, CodebookFacts* facts) {
+                    float* norms, CodebookFacts* facts, Entry* table, int64_t entries) {
   UNICODE_FAST_SHARED(float, largest_of, [kCodewordThreads / 32]);
   UNICODE_FAST_SHARED(unsigned, bits_of, [3][kCodewordThreads / 32]);
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -114,11 +119,13 @@ __global__ void __launch_bounds__(kCodewordThreads)
 
   const int64_t j = static_cast<int64_t>(blockIdx.x) * (kCodewordThreads / 32) + warp;
   double exact = 0, rounded = 0, residual = 0;
+  uint64_t hash = 0;
   bool left_out = j >= codebook.rows;
   for (int d = lane; d < width; d += 32) {
     const double given = !left_out && d < codebook.columns ? load(codebook, j, d) : 0.0;
     const double value = d < codebook.columns ? (given - mean[d]) * scale : 0.0;
     left_out |= !isfinite(given);
+    if (kExcludeDuplicates) hash += hash_of(given, d);
     const __half half = __float2half_rn(static_cast<float>(value));
     const double kept = __half2float(half), lost = value - kept;
     operands[Layout::operand(j, d, width)] = half;
@@ -131,16 +138,19 @@ __global__ void __launch_bounds__(kCodewordThreads)
     exact += __shfl_xor_sync(~0u, exact, distance);
     rounded += __shfl_xor_sync(~0u, rounded, distance);
     residual += __shfl_xor_sync(~0u, residual, distance);
+    if (kExcludeDuplicates) hash += __shfl_xor_sync(~0u, hash, distance);
   }
   if (left_out) {
     for (int d = lane; d < width; d += 32) operands[Layout::operand(j, d, width)] = __ushort_as_half(0);
   }
   if (lane == 0) {
-    norms[Layout::norm(j, width)] = left_out ? INFINITY : static_cast<float>(exact);
+    // Atomic, because the warp of an equal codeword may write there.
+    atomicExch(norms + Layout::norm(j, width), left_out ? INFINITY : static_cast<float>(exact));
     bits_of[0][warp] = left_out ? 0 : __float_as_uint(round_up(exact));
     bits_of[1][warp] = left_out ? 0 : __float_as_uint(round_up(sqrt(rounded)));
     bits_of[2][warp] = left_out ? 0 : __float_as_uint(round_up(sqrt(residual)));
   }
+  if (kExcludeDuplicates && !left_out) exclude_later<Layout>(codebook, width, table, entries, hash, j, norms);
   __syncthreads();
   if (threadIdx.x >= 3) return;
   unsigned bits = 0;

@@ -8,8 +8,13 @@
 #define UNICODE_FAST_SKIP_GROUPS 1
 #endif
 
+// codeword_kernel: codewords equal to one of lower index take no part in the search. 0: they are candidates together.
+#ifndef UNICODE_FAST_EXCLUDE_DUPLICATES
+#define UNICODE_FAST_EXCLUDE_DUPLICATES 1
+#endif
+
 namespace unicode_fast::cuda {
 
-constexpr bool kSkipGroups = UNICODE_FAST_SKIP_GROUPS;
+constexpr bool kSkipGroups = UNICODE_FAST_SKIP_GROUPS, kExcludeDuplicates = UNICODE_FAST_EXCLUDE_DUPLICATES;
 
 }  // namespace unicode_fast::cuda

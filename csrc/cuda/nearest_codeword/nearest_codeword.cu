@@ -374,6 +374,8 @@ OperandsPlan lay_out(const Matrix& codebook, bool rows, bool tiles) {
   plan.mean = place(plan.bytes, plan.width * sizeof(float));
   plan.spread = place(plan.bytes, plan.width * sizeof(float));
   plan.facts = place(plan.bytes, sizeof(CodebookFacts));
+  plan.entries = kExcludeDuplicates ? kEntriesPerCodeword * plan.codewords : 0;
+  plan.table = place(plan.bytes, plan.entries * static_cast<int64_t>(sizeof(Entry)));
   if (rows) {
     plan.operands = place(plan.bytes, plan.codewords * plan.width * sizeof(__half));
     plan.norms = place(plan.bytes, plan.codewords * sizeof(float));
@@ -405,21 +407,22 @@ cudaError_t launch_operands(const OperandsPlan& plan, const Matrix& codebook, vo
   float* const mean = reinterpret_cast<float*>(base + plan.mean);
   float* const spread = reinterpret_cast<float*>(base + plan.spread);
   CodebookFacts* const facts = reinterpret_cast<CodebookFacts*>(base + plan.facts);
-  UNICODE_FAST_LAUNCH(plan.width / kColumnsPerBlock, kColumnThreads, 0, stream, column_kernel)(codebook, mean, spread,
-                                                                                               facts);
+  Entry* const table = reinterpret_cast<Entry*>(base + plan.table);
+  UNICODE_FAST_LAUNCH(plan.width / kColumnsPerBlock, kColumnThreads, 0, stream, column_kernel)(
+      codebook, mean, spread, facts, table, plan.entries);
   cudaError_t error = cudaGetLastError();
   const auto blocks = static_cast<unsigned>(plan.codewords / (kCodewordThreads / 32));
   // Both layouts find the same facts.
   if (error == cudaSuccess && plan.rows) {
     UNICODE_FAST_LAUNCH(blocks, kCodewordThreads, 0, stream, codeword_kernel<RowLayout>)(
         codebook, mean, spread, plan.width, reinterpret_cast<__half*>(base + plan.operands),
-        reinterpret_cast<float*>(base + plan.norms), facts);
+        reinterpret_cast<float*>(base + plan.norms), facts, table, plan.entries);
     error = cudaGetLastError();
   }
   if (error == cudaSuccess && plan.tiles) {
     UNICODE_FAST_LAUNCH(blocks, kCodewordThreads, 0, stream, codeword_kernel<TileLayout>)(
         codebook, mean, spread, plan.width, reinterpret_cast<__half*>(base + plan.tile_operands),
-        reinterpret_cast<float*>(base + plan.tile_operands), facts);
+        reinterpret_cast<float*>(base + plan.tile_operands), facts, table, plan.entries);
     error = cudaGetLastError();
   }
   return error;

@@ -135,6 +135,11 @@ inline unsigned __float_as_uint(float value) {
   std::memcpy(&bits, &value, 4);
   return bits;
 }
+inline long long __double_as_longlong(double value) {
+  long long bits;
+  std::memcpy(&bits, &value, 8);
+  return bits;
+}
 inline float __fadd_rn(float a, float b) { return a + b; }
 inline float __fmul_rn(float a, float b) { return a * b; }
 inline double __dadd_rn(double a, double b) { return a + b; }
@@ -160,6 +165,31 @@ __attribute__((no_sanitize("thread"))) T atomicMax(T* at, T value) {
   *at = std::max(before, value);
   return before;
 }
+
+template <class T>
+__attribute__((no_sanitize("thread"))) T atomicMin(T* at, std::type_identity_t<T> value) {
+  on_host::check_atomic(at, sizeof(T));
+  const T before = *at;
+  *at = std::min(before, value);
+  return before;
+}
+template <class T>
+__attribute__((no_sanitize("thread"))) T atomicExch(T* at, std::type_identity_t<T> value) {
+  on_host::check_atomic(at, sizeof(T));
+  const T before = *at;
+  *at = value;
+  return before;
+}
+template <class T>
+__attribute__((no_sanitize("thread"))) T atomicCAS(T* at, std::type_identity_t<T> expected,
+                                                   std::type_identity_t<T> value) {
+  on_host::check_atomic(at, sizeof(T));
+  const T before = *at;
+  if (before == expected) *at = value;
+  return before;
+}
+// Here blocks run one after the other, and a block's threads see all that was written.
+inline void __threadfence() {}
 
 template <class A, class B>
 constexpr std::common_type_t<A, B> min(A a, B b) {
