@@ -258,6 +258,85 @@ def test_operands_that_do_not_fit_are_refused() -> None:
         operators.codebook_operands(normal(7, 5), short)
 
 
+class Stream:
+    """A stand-in that writes down what is called."""
+
+    def __init__(self, name: str, calls: list[str]) -> None:
+        self.name, self.calls = name, calls
+
+    def record_event(self) -> str:
+        self.calls.append(f"{self.name} records")
+        return f"event of {self.name}"
+
+    def wait_event(self, event: str) -> None:
+        self.calls.append(f"{self.name} waits for {event}")
+
+
+def test_another_stream_waits_for_operands(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The order of events, with stand-ins for streams: each version once recorded, no event inside a capture."""
+    calls: list[str] = []
+    streams = {name: Stream(name, calls) for name in "AB"}
+    current, captured = ["A"], [False]
+    monkeypatch.setattr(PreparedCodebook, "_stream", lambda self: streams[current[0]])
+    monkeypatch.setattr(PreparedCodebook, "_captured", lambda self: captured[0])
+    monkeypatch.setattr(Tensor, "record_stream", lambda self, stream: calls.append(f"memory kept for {stream.name}"))
+    state, features = new_state(), normal(30, 5, seed=1)
+    prepared = PreparedCodebook(state.codebook)
+
+    def search_on(name: str) -> list[str]:
+        calls.clear()
+        current[0] = name
+        nearest_codeword(features, prepared)
+        return calls.copy()
+
+    waits = ["B waits for event of A", "memory kept for B"]
+    assert [search_on(name) for name in "ABBA"] == [["A records"], waits, waits, []]
+    state.codebook.mul_(-3)
+    assert [search_on(name) for name in "BB"] == [["B records"], []]
+    current[0] = "A"
+    codebook_update(state, [features], [torch.arange(30) % 7], EmaConfig(), prepared=prepared)
+    assert search_on("B") == waits
+    captured[0] = True
+    assert search_on("B") == []
+    prepared.refresh()
+    assert calls == []
+    captured[0] = False
+    assert search_on("A") == ["A records"]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA is not available")
+def test_a_search_on_another_stream_reads_finished_operands() -> None:
+    prepared, features = PreparedCodebook(normal(600, 64).to("cuda")), normal(3_000, 64, seed=1).to("cuda")
+    nearest_codeword(features, prepared)
+    prepared.codebook.mul_(-3)
+    plain = nearest_codeword(features, prepared.codebook.clone())
+    torch.cuda.synchronize()
+    making, reading = torch.cuda.Stream(), torch.cuda.Stream()
+    with torch.cuda.stream(making):
+        torch.cuda._sleep(200_000_000)
+        prepared.refresh()
+    with torch.cuda.stream(reading):
+        found = nearest_codeword(features, prepared)
+    torch.cuda.synchronize()
+    assert_all_close(found, plain, EXACT)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA is not available")
+def test_a_capture_reads_operands_made_before_it() -> None:
+    """On one stream, where a wait for the event would end the capture."""
+    state, rows = new_state("cuda"), normal(30, 5, seed=1).to("cuda")
+    prepared, stream, graph = PreparedCodebook(state.codebook), torch.cuda.Stream(), torch.cuda.CUDAGraph()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        index = nearest_codeword(rows, prepared).index
+        codebook_update(state, [rows], [index], EmaConfig(), prepared=prepared)
+    with torch.cuda.graph(graph, stream=stream), Makings() as counter:
+        found = nearest_codeword(rows, prepared)
+    assert (counter.made, counter.in_calls) == (0, 0)
+    graph.replay()
+    assert_all_close(found, nearest_codeword(rows, state.codebook.clone()), EXACT)
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA is not available")
 @pytest.mark.parametrize("updated", [True, False])
 def test_replays_search_the_codebook_as_it_is(updated: bool) -> None:

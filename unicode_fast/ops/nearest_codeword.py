@@ -23,12 +23,27 @@ class NearestCodeword(NamedTuple):
     squared_distance: Tensor
 
 
+class _Made:
+    """Where and when operands are made: a search on another stream waits for them, without a wait of the host."""
+
+    def __init__(self, stream: torch.cuda.Stream) -> None:
+        self.stream = stream
+        self.event = stream.record_event()
+
+    def wait(self, stream: torch.cuda.Stream, operands: Tensor) -> None:
+        if stream != self.stream:
+            stream.wait_event(self.event)
+            # The allocator must not give the memory away before this stream has read it.
+            operands.record_stream(stream)
+
+
 class PreparedCodebook:
     """A codebook with the operands of the fast searches (norms, a cast), computed once for each version of it.
 
     `nearest_codeword` takes it in place of the codebook; the results have the same bits. The first search computes the
     operands. A search computes them again if torch's counter of in-place changes shows that the codebook changed.
-    `codebook_update` with the prepared codebook computes them in the update.
+    `codebook_update` with the prepared codebook computes them in the update. A search on another CUDA stream waits for
+    them; it does not wait for changes of the codebook, as no search does.
 
     The counter is of no use in compiled graphs and for a codebook made in inference mode. There the search computes
     operands in each call, as for a plain tensor. It does so too in a CUDA graph, unless `codebook_update` has the
@@ -53,6 +68,7 @@ class PreparedCodebook:
         self.codebook = codebook
         self._operands: Tensor | None = None
         self._made_from: tuple[Any, ...] | None = None
+        self._made: _Made | None = None
         self._updated = False
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -75,7 +91,9 @@ class PreparedCodebook:
                 self._operands = self.codebook.new_empty(_operand_bytes(self.codebook), dtype=torch.uint8)
         operator(self.codebook.detach(), self._operands)
         # A capture does not run the operator.
-        self._made_from = None if self._captured() else self._source(operator)
+        captured, stream = self._captured(), self._stream()
+        self._made_from = None if captured else self._source(operator)
+        self._made = None if captured or stream is None else _Made(stream)
 
     def _refresh_after_update(self, backend: str | None) -> None:
         self._updated = True
@@ -88,9 +106,13 @@ class PreparedCodebook:
         operator = _library.find_operator("nearest_codeword", self.codebook.device, backend, "codebook_operands")
         fresh = self._made_from == self._source(operator)
         if self._captured():
+            # A capture cannot wait for an event outside it; torch.cuda.graph waits for the device before it begins.
             return self._operands if fresh and self._updated else None
+        stream = self._stream()
         if not fresh:
             self.refresh(backend=backend)
+        elif stream is not None and self._made is not None and self._operands is not None:
+            self._made.wait(stream, self._operands)
         return self._operands
 
     def _countable(self) -> bool:
@@ -98,6 +120,9 @@ class PreparedCodebook:
 
     def _captured(self) -> bool:
         return self.codebook.is_cuda and torch.cuda.is_current_stream_capturing()
+
+    def _stream(self) -> torch.cuda.Stream | None:
+        return torch.cuda.current_stream(self.codebook.device) if self.codebook.is_cuda else None
 
     def _source(self, operator: OpOverload) -> tuple[Any, ...]:
         return operator, self.codebook._version, self.codebook.data_ptr()
