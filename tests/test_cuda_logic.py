@@ -44,6 +44,16 @@ void twice_bounds(int64_t rows, const double* exact, const double* rounded, cons
     bounds[i] = twice_bound({exact[i], rounded[i], residual[i]}, {norms[0], norms[1], norms[2]}, shift[i], width);
 }
 
+void row_norms(int64_t rows, const float* exact, const float* rounded, const float* residual, int width,
+               double* norms) {
+  for (int64_t i = 0; i < rows; ++i) {
+    const RowNorms found = norms_of_sums(exact[i], rounded[i], residual[i], width);
+    norms[i] = found.exact;
+    norms[rows + i] = found.rounded;
+    norms[2 * rows + i] = found.residual;
+  }
+}
+
 // As in a block: tiles of `lists` sections of `section` codewords, a list for each section.
 void find_candidates(int64_t rows, int64_t codewords, const float* scores, const float* bounds, int lists, int section,
                      Record* records) {
@@ -363,8 +373,21 @@ def norm(numbers: Tensor) -> Tensor:
     return numbers.square().sum(dim=1).sqrt()
 
 
-def search(library: ctypes.CDLL, features: Tensor, codebook: Tensor) -> tuple[NDArray, Tensor, Tensor]:
-    """The records of all rows, and the errors of their scores with the bound of each row, in float64."""
+def norms_in_float32(library: ctypes.CDLL, scaled: Tensor, rounded: Tensor, width: int) -> NDArray:
+    """The norms of rows as load_rows_once finds them, (3, N): sums of squares in float32, one after the other."""
+    numbers = (scaled, rounded, scaled - rounded)
+    sums = [tensor.square().cumsum(dim=1)[:, -1].contiguous().numpy() for tensor in numbers]
+    norms = np.empty((3, scaled.shape[0]))
+    library.row_norms(long(scaled.shape[0]), *map(pointer, sums), width, pointer(norms))
+    return norms
+
+
+def search(library: ctypes.CDLL, features: Tensor, codebook: Tensor, *, once: bool) -> tuple[NDArray, Tensor, Tensor]:
+    """The records of all rows, and the errors of their scores with the bound of each row, in float64.
+
+    Args:
+        once: rows are centred and their norms computed in float32, as by load_rows_once.
+    """
     mean = codebook.double().mean(dim=0).float().double()
     from_mean = codebook.double() - mean
     library.codebook_exponent.argtypes = [ctypes.c_double]
@@ -380,8 +403,14 @@ def search(library: ctypes.CDLL, features: Tensor, codebook: Tensor) -> tuple[ND
     library.row_exponents(long(len(largest)), pointer(largest), exponent, pointer(exponents))
     rows = operands(centred, torch.from_numpy(exponents))
     shift = exponent - exponents
-    row_norms = [norm(tensor).numpy() for tensor in (rows.exact, rows.rounded, rows.exact - rows.rounded)]
     width = -(-features.shape[1] // 64) * 64
+    if once:
+        parts = [torch.from_numpy(part).float()[:, None] for part in (exponents // 2, exponents - exponents // 2)]
+        scaled = (features - mean.float()) * torch.exp2(parts[0]) * torch.exp2(parts[1])
+        rows = rows._replace(rounded=scaled.half().double())
+        row_norms = list(norms_in_float32(library, scaled, scaled.half().float(), width))
+    else:
+        row_norms = [norm(tensor).numpy() for tensor in (rows.exact, rows.rounded, rows.exact - rows.rounded)]
     numbers = [pointer(array) for array in (*row_norms, shift, norms)]
     library.twice_bounds(long(len(largest)), *numbers, width, pointer(bounds))
 
@@ -441,10 +470,11 @@ CASES: dict[str, Callable[[int, int], tuple[Tensor, Tensor]]] = {
 SHAPES = [(name, width, rows) for name in CASES for width, rows in ((16, ROWS), (80, ROWS // 32), (4096, 100))]
 
 
+@pytest.mark.parametrize("once", [False, True])
 @pytest.mark.parametrize(("name", "width", "rows"), SHAPES)
-def test_bound_and_candidates(library: ctypes.CDLL, name: str, width: int, rows: int) -> None:
+def test_bound_and_candidates(library: ctypes.CDLL, name: str, width: int, rows: int, once: bool) -> None:
     features, codebook = CASES[name](rows, width)
-    records, error, bound = search(library, features, codebook)
+    records, error, bound = search(library, features, codebook, once=once)
     served = ~bound.isnan()
     assert served.float().mean() > 0.4, "the bound serves too few rows to be tested"
     assert (error <= bound)[served].all(), f"error exceeds the bound by {(error / bound)[served].max():.3g}"
@@ -464,10 +494,27 @@ def test_bound_and_candidates(library: ctypes.CDLL, name: str, width: int, rows:
         assert counts.mean() < 1.1 + width / 2**14, "the bound is too wide to be of use"
 
 
-def test_rows_without_a_bound(library: ctypes.CDLL) -> None:
+@pytest.mark.parametrize("width", [1, 16, 4096])
+@pytest.mark.parametrize("size", [1e-30, 2.0**-70, 1.0, 1e4])
+def test_norms_in_float32_are_rounded_up(library: ctypes.CDLL, width: int, size: float) -> None:
+    """Of numbers whose squares vanish too, and where the rounding of the difference is the whole error."""
+    exact = size * torch.rand(200, width, generator=generator(), dtype=torch.float64)
+    scaled = exact.float()
+    for rounded in (scaled.half().float(), scaled):
+        padded = -(-width // 64) * 64
+        found = norms_in_float32(library, scaled, rounded, padded)
+        truth = [norm(tensor).numpy() for tensor in (exact, rounded.double(), exact - rounded.double())]
+        assert (found >= truth).all()
+        # Of use: above the rounding of one number, not far above the truth.
+        slack = 2.0**-22 * truth[0] + 2 * (padded * 2.0**-149) ** 0.5
+        assert (found <= np.stack(truth) * (1 + (width + 100) * 2.0**-22) + slack).all()
+
+
+@pytest.mark.parametrize("once", [False, True])
+def test_rows_without_a_bound(library: ctypes.CDLL, once: bool) -> None:
     """Rows with NaN or infinity, or too far away for float32 scores, are compared with every codeword."""
     features = torch.tensor([[NAN, 0.0], [INF, 0.0], [1e38, 0.0], [0.0, 0.0]])
-    records, _, bound = search(library, features, 1e-20 * normal(12, 2))
+    records, _, bound = search(library, features, 1e-20 * normal(12, 2), once=once)
     assert bound.isnan().tolist() == [True, True, True, False]
     assert (records["count"][:3] == OVERFLOW).all()
     assert records["count"][3] <= OVERFLOW

@@ -119,13 +119,16 @@ def build_package(folder: Path) -> Path:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path, help="where to build; may hold an earlier build")
-    folder = parser.parse_args().folder.resolve()
+    parser.add_argument("--program", action="store_true", help="build only the program of benchmarks/gpu/kernels")
+    arguments = parser.parse_args()
+    folder = arguments.folder.resolve()
     if shutil.which(CXX[0]) is None:
         parser.error(f"CXX must name a C++ compiler, got {CXX[0]!r}")
     make_folder(folder)
     print(f"compiling for {folder}", flush=True)
     print(f"built {build_program(folder)}")
-    print(f"built {build_package(folder)}")
+    if not arguments.program:
+        print(f"built {build_package(folder)}")
 
 
 if __name__ == "__main__":

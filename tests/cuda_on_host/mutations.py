@@ -52,6 +52,7 @@ class Mutation(NamedTuple):
 
 _HALF, _HOPPER = "nearest_codeword/half_search.cuh", "nearest_codeword/hopper_search.cuh"
 _LOOP, _OPERANDS = "nearest_codeword/hopper_loop.cuh", "nearest_codeword/codebook_operands.cuh"
+_DUPLICATES = "nearest_codeword/duplicates.cuh"
 _NEAREST, _STATISTICS = "nearest_codeword/nearest_codeword.cu", "codebook_update/codebook_statistics.cu"
 _APPLY, _COMMITMENT = "codebook_update/codebook_apply.cu", "commitment/commitment.cu"
 
@@ -115,8 +116,21 @@ MUTATIONS = (
     Mutation(_HALF, "minima.count[slot] + more > kCandidates", "minima.count[slot] + more > kCandidates + 1", SEARCHES),
     Mutation(_HALF, "first + n * 8 + quad_lane * 2 + side_column", "first + n * 8 + quad_lane * 2", SEARCHES),
     Mutation(_HALF, "low = fminf(low, __shfl_xor_sync(~0u, low, 2));", "", SEARCHES),
+    Mutation(_HALF, "group_low[group] <= limit", "own_low <= limit && group == 0", WGMMA),
+    Mutation(
+        _HALF, "first + column / 2 * 8 + quad_lane * 2 + column % 2", "first + column / 2 * 8 + quad_lane * 2", SEARCHES
+    ),
+    # Rows that are read once: the scale, the piece, the row whose bound a thread computes, the pieces read again.
+    Mutation(_HALF, "exponent - part + 127", "exponent - part + 126", SEARCHES),
+    Mutation(_HALF, "first < a.features.columns", "first <= a.features.columns", SEARCHES, "largest = 0;"),
+    Mutation(_HALF, "lane == round", "lane == 0", SEARCHES),
+    Mutation(_HALF, "keeps ? lane + kKeptPieces * 8 : lane", "lane + kKeptPieces * 8", SEARCHES),
+    # Duplicates: the order of the two, the comparison of elements, both zeros.
+    Mutation(_DUPLICATES, "j < other ? other : j", "j", ("operands",)),
+    Mutation(_DUPLICATES, "load(codebook, j, d) != load(codebook, other, d)", "true", ("operands",)),
+    Mutation(_DUPLICATES, "element + 0.0", "element", ("operands",)),
     # Tails, one too far or one too short.
-    Mutation(_HALF, "row < a.features.rows", "row <= a.features.rows", SEARCHES, "const bool inside = "),
+    Mutation(_HALF, "row < a.features.rows", "row <= a.features.rows", SEARCHES, "load_rows_once("),
     Mutation(_HALF, "first + 8 <= features.columns", "first + 8 <= features.columns + 1", SEARCHES),
     Mutation(_HALF, "first + e < features.columns", "first + e <= features.columns", SEARCHES),
     Mutation(_HALF, "first_row + r >= a.features.rows", "first_row + r > a.features.rows", SEARCHES),

@@ -1,6 +1,7 @@
 #include <cfloat>
 #include <span>
 
+#include "../../../csrc/cuda/nearest_codeword/forms.h"
 #include "search.h"
 
 namespace unicode_fast::checks {
@@ -119,7 +120,13 @@ HalfRow half_row(const Rows& features, int64_t row, const Codes& codes) {
     half.norms.rounded += half.values[d] * half.values[d];
     half.norms.residual += (exact - half.values[d]) * (exact - half.values[d]);
   }
-  half.norms = {std::sqrt(half.norms.exact), std::sqrt(half.norms.rounded), std::sqrt(half.norms.residual)};
+  if (kReadRowsOnce) {
+    const auto sums = half.norms;
+    half.norms = norms_of_sums(static_cast<float>(sums.exact), static_cast<float>(sums.rounded),
+                               static_cast<float>(sums.residual), codes.width);
+  } else {
+    half.norms = {std::sqrt(half.norms.exact), std::sqrt(half.norms.rounded), std::sqrt(half.norms.residual)};
+  }
   return half;
 }
 

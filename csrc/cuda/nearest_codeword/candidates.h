@@ -37,6 +37,14 @@ struct RowNorms {
   double exact, rounded, residual;
 };
 
+// The norms from sums of squares in float32, rounded up. The row's numbers are float32 differences, each off by at most
+// 2^-24 of itself, times a power of two; squares that vanish are below 2^-149.
+UNICODE_FAST_BOTH RowNorms norms_of_sums(float exact, float rounded, float residual, int width) {
+  const double factor = 1 + (width + 16) * 0x1p-23, vanished = width * 0x1p-149;
+  const double size = factor * sqrt(exact + vanished);
+  return {size, factor * sqrt(rounded + vanished), factor * sqrt(residual + vanished) + 0x1p-23 * size};
+}
+
 UNICODE_FAST_BOTH float not_a_number() {
 #ifdef __CUDA_ARCH__
   return __int_as_float(0x7fffffff);

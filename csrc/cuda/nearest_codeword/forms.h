@@ -13,8 +13,15 @@
 #define UNICODE_FAST_EXCLUDE_DUPLICATES 1
 #endif
 
+// load_rows: reads rows of up to 256 columns once and computes in float32. 0: reads them twice and computes in float64.
+#ifndef UNICODE_FAST_READ_ROWS_ONCE
+#define UNICODE_FAST_READ_ROWS_ONCE 1
+#endif
+
 namespace unicode_fast::cuda {
 
-constexpr bool kSkipGroups = UNICODE_FAST_SKIP_GROUPS, kExcludeDuplicates = UNICODE_FAST_EXCLUDE_DUPLICATES;
+constexpr bool kSkipGroups = UNICODE_FAST_SKIP_GROUPS;
+constexpr bool kExcludeDuplicates = UNICODE_FAST_EXCLUDE_DUPLICATES;
+constexpr bool kReadRowsOnce = UNICODE_FAST_READ_ROWS_ONCE;
 
 }  // namespace unicode_fast::cuda

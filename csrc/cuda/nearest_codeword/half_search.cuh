@@ -61,18 +61,24 @@ struct Minima {
   int count[2 * S::kTilesM];
 };
 
+// Eight numbers from an address that is a multiple of 16.
+template <class T>
+__device__ __forceinline__ void load_aligned(const T* from, float (&values)[8]) {
+  alignas(16) T pieces[8];
+#pragma unroll
+  for (int i = 0; i < static_cast<int>(sizeof(T)) / 2; ++i)
+    reinterpret_cast<uint4*>(pieces)[i] = __ldg(reinterpret_cast<const uint4*>(from) + i);
+#pragma unroll
+  for (int e = 0; e < 8; ++e) values[e] = to_float(pieces[e]);
+}
+
 // Eight numbers of a row from column `first` on; zeros beyond the last.
 template <class T>
 __device__ __forceinline__ void load_piece(const Matrix& features, int64_t row, int first, bool aligned,
                                            float (&values)[8]) {
   const T* from = static_cast<const T*>(features.data) + row * features.row_stride + first * features.column_stride;
   if (aligned && first + 8 <= features.columns) {
-    alignas(16) T pieces[8];
-#pragma unroll
-    for (int i = 0; i < static_cast<int>(sizeof(T)) / 2; ++i)
-      reinterpret_cast<uint4*>(pieces)[i] = __ldg(reinterpret_cast<const uint4*>(from) + i);
-#pragma unroll
-    for (int e = 0; e < 8; ++e) values[e] = to_float(pieces[e]);
+    load_aligned(from, values);
   } else {
 #pragma unroll
     for (int e = 0; e < 8; ++e)
@@ -80,16 +86,56 @@ __device__ __forceinline__ void load_piece(const Matrix& features, int64_t row, 
   }
 }
 
-// Centres, scales and rounds S::kRows rows into `tile`, eight threads to a row. Computes the factor that turns their
-// products with codewords into scores, and twice their bound. Rows beyond the last get zeros and NaN. S::kThreads
-// consecutive threads of the block must call it.
+// Writes the factor that turns a row's products with codewords into scores, and twice its bound; NaN beyond the last
+// row.
+__device__ __forceinline__ void write_bound(const SearchArguments& a, int64_t row, const RowNorms& norms, int exponent,
+                                            float* factor, float* bound) {
+  const int shift = a.facts->exponent - exponent;
+  const bool inside = row < a.features.rows;
+  *bound = inside ? twice_bound(norms, norms_of(*a.facts), shift, a.width) : not_a_number();
+  *factor = static_cast<float>(ldexp(-2.0, shift));
+  if (inside && blockIdx.y == 0) a.bounds[row] = *bound;
+}
+
+// Takes the mean of eight columns from `first` on away.
+__device__ __forceinline__ void centre(const SearchArguments& a, int first, float (&values)[8]) {
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const float4 mean = __ldg(reinterpret_cast<const float4*>(a.mean + first) + half);
+    values[half * 4] -= mean.x;
+    values[half * 4 + 1] -= mean.y;
+    values[half * 4 + 2] -= mean.z;
+    values[half * 4 + 3] -= mean.w;
+  }
+}
+
+// Sums of squares: of the scaled numbers, of what half precision keeps of them, of what it loses.
+struct Squares {
+  float exact = 0, rounded = 0, residual = 0;
+};
+
+// Scales eight numbers by two powers of two and rounds them into 16 bytes.
+__device__ __forceinline__ void store_rounded(const float (&values)[8], float first_scale, float second_scale,
+                                              unsigned char* to, Squares& squares) {
+  alignas(16) __half halves[8];
+#pragma unroll
+  for (int e = 0; e < 8; ++e) {
+    const float value = values[e] * first_scale * second_scale;
+    halves[e] = __float2half_rn(value);
+    // The rounding error of a rounding is a float32 number.
+    const float kept = __half2float(halves[e]), lost = value - kept;
+    squares.exact = fmaf(value, value, squares.exact);
+    squares.rounded = fmaf(kept, kept, squares.rounded);
+    squares.residual = fmaf(lost, lost, squares.residual);
+  }
+  *reinterpret_cast<uint4*>(to) = *reinterpret_cast<const uint4*>(halves);
+}
+
+// As load_rows, by two reads and in float64.
 template <class S, class T>
-__device__ __forceinline__ void load_rows(const SearchArguments& a, int64_t first_row, unsigned char* tile,
-                                          float* factors, float* bounds) {
+__device__ __forceinline__ void load_rows_twice(const SearchArguments& a, int64_t first_row, bool aligned,
+                                                unsigned char* tile, float* factors, float* bounds) {
   const int thread = threadIdx.x % S::kThreads, lane = thread % 8, pieces = a.width / 8;
-  const bool aligned = a.features.column_stride == 1 && reinterpret_cast<uintptr_t>(a.features.data) % 16 == 0 &&
-                       a.features.row_stride * static_cast<int64_t>(sizeof(T)) % 16 == 0;
-  const int codebook_exponent = a.facts->exponent;
   for (int r = thread / 8; r < S::kRows; r += S::kThreads / 8) {
     const int64_t row = first_row + r;
     const bool inside = row < a.features.rows;
@@ -103,7 +149,7 @@ __device__ __forceinline__ void load_rows(const SearchArguments& a, int64_t firs
     }
     for (int distance = 4; distance > 0; distance /= 2)
       largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, distance));
-    const int exponent = row_scale(largest, codebook_exponent);
+    const int exponent = row_scale(largest, a.facts->exponent);
     const double scale = ldexp(1.0, exponent);
     RowNorms norms{0, 0, 0};
     for (int piece = lane; piece < pieces; piece += 8) {
@@ -128,13 +174,104 @@ __device__ __forceinline__ void load_rows(const SearchArguments& a, int64_t firs
       norms.residual += __shfl_xor_sync(~0u, norms.residual, distance);
     }
     if (lane == 0) {
-      const int shift = codebook_exponent - exponent;
       const RowNorms roots{sqrt(norms.exact), sqrt(norms.rounded), sqrt(norms.residual)};
-      const float bound = inside ? twice_bound(roots, norms_of(*a.facts), shift, a.width) : not_a_number();
-      factors[r] = static_cast<float>(ldexp(-2.0, shift));
-      bounds[r] = bound;
-      if (inside && blockIdx.y == 0) a.bounds[row] = bound;
+      write_bound(a, row, roots, exponent, factors + r, bounds + r);
     }
+  }
+}
+
+// As load_rows, in float32. Of aligned rows whose number of columns is a multiple of eight a thread keeps the first
+// kKeptPieces pieces in registers; others are read again.
+template <class S, class T>
+__device__ __forceinline__ void load_rows_once(const SearchArguments& a, int64_t first_row, bool aligned,
+                                               unsigned char* tile, float* factors, float* bounds) {
+  constexpr int kKeptPieces = 4, kRowsAtOnce = S::kThreads / 8, kRounds = S::kRows / kRowsAtOnce;
+  static_assert(kRounds <= 8);
+  const int thread = threadIdx.x % S::kThreads, lane = thread % 8, pieces = a.width / 8;
+  // Of the row whose bound this thread computes.
+  Squares own_squares;
+  int own_exponent = 0;
+  const bool keeps = aligned && a.features.columns % 8 == 0;
+  const int first_read = keeps ? lane + kKeptPieces * 8 : lane;
+#pragma unroll 1
+  for (int round = 0; round < kRounds; ++round) {
+    const int r = round * kRowsAtOnce + thread / 8;
+    const int64_t row = first_row + r;
+    const bool inside = row < a.features.rows;
+    float kept[kKeptPieces][8] = {};
+    float largest = 0;
+    if (keeps && inside) {
+      const T* const from = static_cast<const T*>(a.features.data) + row * a.features.row_stride;
+#pragma unroll
+      for (int i = 0; i < kKeptPieces; ++i) {
+        const int first = (lane + i * 8) * 8;
+        if (first < a.features.columns) load_aligned(from + first, kept[i]);
+      }
+#pragma unroll
+      for (int i = 0; i < kKeptPieces; ++i) {
+        const int first = (lane + i * 8) * 8;
+        if (first < a.features.columns) centre(a, first, kept[i]);
+#pragma unroll
+        for (int e = 0; e < 8; ++e) largest = fmaxf(largest, fabsf(kept[i][e]));
+      }
+    }
+    for (int piece = first_read; piece < pieces && inside; piece += 8) {
+      float values[8];
+      load_piece<T>(a.features, row, piece * 8, aligned, values);
+      centre(a, piece * 8, values);
+#pragma unroll
+      for (int e = 0; e < 8; ++e) largest = fmaxf(largest, fabsf(values[e]));
+    }
+    for (int distance = 4; distance > 0; distance /= 2)
+      largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, distance));
+    // float32 holds both factors of the scale.
+    const int exponent = row_scale(largest, a.facts->exponent), part = exponent / 2;
+    const float first_scale = __uint_as_float(static_cast<unsigned>(part + 127) << 23);
+    const float second_scale = __uint_as_float(static_cast<unsigned>(exponent - part + 127) << 23);
+    Squares squares;
+#pragma unroll
+    for (int i = 0; i < kKeptPieces; ++i) {
+      const int piece = lane + i * 8;
+      if (keeps && piece < pieces)
+        store_rounded(kept[i], first_scale, second_scale, tile + S::row_offset(r, piece, a.width), squares);
+    }
+    for (int piece = first_read; piece < pieces; piece += 8) {
+      float values[8] = {};
+      if (inside) {
+        load_piece<T>(a.features, row, piece * 8, aligned, values);
+        centre(a, piece * 8, values);
+      }
+      store_rounded(values, first_scale, second_scale, tile + S::row_offset(r, piece, a.width), squares);
+    }
+    for (int distance = 4; distance > 0; distance /= 2) {
+      squares.exact += __shfl_xor_sync(~0u, squares.exact, distance);
+      squares.rounded += __shfl_xor_sync(~0u, squares.rounded, distance);
+      squares.residual += __shfl_xor_sync(~0u, squares.residual, distance);
+    }
+    if (lane == round) {
+      own_squares = squares;
+      own_exponent = exponent;
+    }
+  }
+  if (lane < kRounds) {
+    const int r = lane * kRowsAtOnce + thread / 8;
+    const RowNorms norms = norms_of_sums(own_squares.exact, own_squares.rounded, own_squares.residual, a.width);
+    write_bound(a, first_row + r, norms, own_exponent, factors + r, bounds + r);
+  }
+}
+
+// Centres, scales and rounds S::kRows rows into `tile`, eight threads to a row. Computes the factor that turns their
+// products with codewords into scores, and twice their bound. Rows beyond the last get zeros and NaN. S::kThreads
+// consecutive threads of the block must call it.
+template <class S, class T>
+__device__ __forceinline__ void load_rows(const SearchArguments& a, int64_t first_row, unsigned char* tile,
+                                          float* factors, float* bounds) {
+  const bool aligned = a.features.column_stride == 1 && reinterpret_cast<uintptr_t>(a.features.data) % 16 == 0 &&
+                       a.features.row_stride * static_cast<int64_t>(sizeof(T)) % 16 == 0;
+  if constexpr (kReadRowsOnce) {
+    load_rows_once<S, T>(a, first_row, aligned, tile, factors, bounds);
+  } else {
+    load_rows_twice<S, T>(a, first_row, aligned, tile, factors, bounds);
   }
 }
 
