@@ -52,7 +52,7 @@ class Mutation(NamedTuple):
 
 _HALF, _HOPPER = "nearest_codeword/half_search.cuh", "nearest_codeword/hopper_search.cuh"
 _LOOP, _OPERANDS = "nearest_codeword/hopper_loop.cuh", "nearest_codeword/codebook_operands.cuh"
-_DUPLICATES = "nearest_codeword/duplicates.cuh"
+_DUPLICATES, _OPEN = "nearest_codeword/duplicates.cuh", "nearest_codeword/open_rows.cuh"
 _NEAREST, _STATISTICS = "nearest_codeword/nearest_codeword.cu", "codebook_update/codebook_statistics.cu"
 _APPLY, _COMMITMENT = "codebook_update/codebook_apply.cu", "commitment/commitment.cu"
 
@@ -129,6 +129,12 @@ MUTATIONS = (
     Mutation(_DUPLICATES, "j < other ? other : j", "j", ("operands",)),
     Mutation(_DUPLICATES, "load(codebook, j, d) != load(codebook, other, d)", "true", ("operands",)),
     Mutation(_DUPLICATES, "element + 0.0", "element", ("operands",)),
+    # Open rows: both layouts of operands, the limit of scores, the codeword of a bit, the better distance.
+    Mutation(_HALF, "from + number * 16", "from + number * 16 + 16", WGMMA),
+    Mutation(_OPEN, "score <= block.bounds[row]", "score < block.bounds[row] - 1", SEARCHES),
+    Mutation(_OPEN, "part * 8 * S::kTilesN", "part * 8", SEARCHES),
+    Mutation(_OPEN, "open.index[r] = codeword;", "", SEARCHES),
+    Mutation(_OPEN, "first_row += stride", "first_row += rows", SEARCHES),
     # Tails, one too far or one too short.
     Mutation(_HALF, "row < a.features.rows", "row <= a.features.rows", SEARCHES, "load_rows_once("),
     Mutation(_HALF, "first + 8 <= features.columns", "first + 8 <= features.columns + 1", SEARCHES),
@@ -187,6 +193,7 @@ _KERNELS_OF = {
     _HOPPER: WGMMA,
     _LOOP: WGMMA,
     _OPERANDS: ("operands",),
+    _OPEN: SEARCHES,
     _NEAREST: (*MMA, "search_plain", "search_direct"),
     _STATISTICS: STATISTICS,
     _APPLY: ("apply",),

@@ -26,7 +26,9 @@ void set_splits(SearchPlan& plan, const Search& given, int columns) {
   plan.splits = {(tiles + per_split - 1) / per_split, per_split};
   plan.records = 0;
   plan.bounds = round_to(given.features.rows * plan.splits.count * static_cast<int64_t>(sizeof(Record)), 256);
-  plan.bytes = plan.bounds + given.features.rows * sizeof(float);
+  plan.open_rows = round_to(plan.bounds + given.features.rows * static_cast<int64_t>(sizeof(float)), 256);
+  plan.open_count = plan.open_rows + given.features.rows * sizeof(int64_t);
+  plan.bytes = plan.open_count + sizeof(int);
 }
 
 // Compares rows with the reference: all of them, or samples at target size. Small sizes come with `codes`.
@@ -142,6 +144,8 @@ void add_tiled(std::vector<Case>& cases, const Geometry& shape) {
   add(cases, shape, "float64 codebook", with_codebook(random_search(kSingle, 7, columns + 2, 65), kDouble));
   add(cases, shape, "NaN and infinity", spoilt_search(kSingle, rows + 9, 2 * columns - 5, 65));
   if (kExcludeDuplicates) add(cases, shape, "duplicates", repeated_search(rows + 1, 2 * columns + 1));
+  add(cases, shape, "a collapsed codebook", collapsed_search(shape, 64));
+  add(cases, shape, "a collapsed codebook", with_layouts(collapsed_search(shape, widest), {1, 1, 1}, {1, 1, 1}));
   add(cases, shape, "ties in a quad", tied_search(shape));
   add(cases, shape, "candidates tile by tile", laddered_search(shape));
 }

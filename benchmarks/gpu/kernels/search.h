@@ -23,6 +23,8 @@ struct Search {
 
 // The codebook holds copies of a few codewords; no row may have more candidates for that.
 Search repeated_search(int64_t rows, int64_t codewords);
+// Three tight clusters of codewords: each row has more candidates than a list holds, or holds NaN.
+Search collapsed_search(const Geometry& shape, int64_t width);
 
 Search random_search(Number number, int64_t rows, int64_t codewords, int64_t width, int splits = 0, bool random = true);
 // Rows and codewords that hold NaN or infinities.

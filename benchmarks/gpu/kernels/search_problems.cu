@@ -3,7 +3,8 @@
 namespace unicode_fast::checks {
 namespace {
 
-constexpr int kWidth = 64;  // of tied and laddered searches
+constexpr int kClusters = 3;  // of a collapsed codebook
+constexpr int kWidth = 64;    // of tied and laddered searches
 
 // Columns of a section in an order that goes from one thread of a quad to the next.
 std::vector<int> quad_order(int section) {
@@ -99,6 +100,20 @@ Search spoilt_search(Number number, int64_t rows, int64_t codewords, int64_t wid
 Search repeated_search(int64_t rows, int64_t codewords) {
   Search given = random_search(kSingle, rows, codewords, kWidth);
   given.codebook = repeated_codebook(given.codebook, 20);
+  return given;
+}
+
+Search collapsed_search(const Geometry& shape, int64_t width) {
+  const int64_t rows = shape.rows + 1, codewords = 3 * shape.columns + 5;
+  Search given = random_search(kSingle, rows, codewords, width, 0, false);
+  given.features = kept(given.features);
+  given.codebook = kept(given.codebook);
+  const Rows apart = random_rows(kSingle, codewords, width, 3);
+  for (int64_t j = 0; j < codewords; ++j) {
+    for (int64_t d = 0; d < width; ++d)
+      given.codebook.set(j, d, given.codebook.at(j % kClusters, d) + (j < kClusters ? 0 : 1e-4 * apart.at(j, d)));
+  }
+  for (int64_t i = 0; i < rows; i += 9) given.features.set(i, 0, kNaN);
   return given;
 }
 

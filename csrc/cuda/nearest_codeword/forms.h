@@ -18,10 +18,17 @@
 #define UNICODE_FAST_READ_ROWS_ONCE 1
 #endif
 
+// finish_kernel: rows with more candidates than a list holds are scored again, and compared with the candidates alone.
+// 0: they are compared with all codewords in float64.
+#ifndef UNICODE_FAST_SEARCH_AGAIN
+#define UNICODE_FAST_SEARCH_AGAIN 1
+#endif
+
 namespace unicode_fast::cuda {
 
 constexpr bool kSkipGroups = UNICODE_FAST_SKIP_GROUPS;
 constexpr bool kExcludeDuplicates = UNICODE_FAST_EXCLUDE_DUPLICATES;
 constexpr bool kReadRowsOnce = UNICODE_FAST_READ_ROWS_ONCE;
+constexpr bool kSearchAgain = UNICODE_FAST_SEARCH_AGAIN;
 
 }  // namespace unicode_fast::cuda

@@ -23,6 +23,9 @@ struct SearchArguments {
   float* bounds;           // (N)
   int width, tiles;
   Splits splits;
+  // Rows whose lists overflowed, and their number, which a search sets to zero.
+  int64_t* open_rows;
+  int* open_count;
 };
 
 // A block of kWarpsM x kWarpsN warps scores kRows rows against kColumns codewords at a time. A warp does kTilesM x
@@ -34,6 +37,7 @@ struct Shape {
   static constexpr int kThreads = 32 * kWarpsM * kWarpsN;
   static constexpr int kRows = 16 * kWarpsM * kTilesM, kColumns = 8 * kWarpsN * kTilesN;
   static constexpr int kStages = 3;
+  static constexpr bool kAgain = false;  // of open rows
   static constexpr int kStageBytes = kColumns * (2 * kStepWidth + static_cast<int>(sizeof(float)));
   static constexpr int kListBytes = kRows * kWarpsN * kCandidates * static_cast<int>(sizeof(Candidate));
   static constexpr int kRowBytes = kRows * (8 + kWarpsN * 8);
@@ -86,15 +90,31 @@ __device__ __forceinline__ void load_piece(const Matrix& features, int64_t row, 
   }
 }
 
+// The number of rows of a search, and the row at a place; those of a search of open rows are chosen by `open_rows`.
+template <class S>
+__device__ __forceinline__ int64_t row_count(const SearchArguments& a) {
+  return S::kAgain ? static_cast<int64_t>(*a.open_count) : a.features.rows;
+}
+
+template <class S>
+__device__ __forceinline__ int64_t row_at(const SearchArguments& a, int64_t place, bool inside) {
+  return S::kAgain && inside ? a.open_rows[place] : place;
+}
+
 // Writes the factor that turns a row's products with codewords into scores, and twice its bound; NaN beyond the last
-// row.
-__device__ __forceinline__ void write_bound(const SearchArguments& a, int64_t row, const RowNorms& norms, int exponent,
-                                            float* factor, float* bound) {
+// row. An open row has the limit of its scores in place of the latter.
+template <class S>
+__device__ __forceinline__ void write_bound(const SearchArguments& a, int64_t place, const RowNorms& norms,
+                                            int exponent, float* factor, float* bound) {
   const int shift = a.facts->exponent - exponent;
-  const bool inside = row < a.features.rows;
-  *bound = inside ? twice_bound(norms, norms_of(*a.facts), shift, a.width) : not_a_number();
+  const bool inside = place < row_count<S>(a);
   *factor = static_cast<float>(ldexp(-2.0, shift));
-  if (inside && blockIdx.y == 0) a.bounds[row] = *bound;
+  if (S::kAgain) {
+    *bound = inside ? a.bounds[a.open_rows[place]] : not_a_number();
+  } else {
+    *bound = inside ? twice_bound(norms, norms_of(*a.facts), shift, a.width) : not_a_number();
+    if (inside && blockIdx.y == 0) a.bounds[place] = *bound;
+  }
 }
 
 // Takes the mean of eight columns from `first` on away.
@@ -137,8 +157,8 @@ __device__ __forceinline__ void load_rows_twice(const SearchArguments& a, int64_
                                                 unsigned char* tile, float* factors, float* bounds) {
   const int thread = threadIdx.x % S::kThreads, lane = thread % 8, pieces = a.width / 8;
   for (int r = thread / 8; r < S::kRows; r += S::kThreads / 8) {
-    const int64_t row = first_row + r;
-    const bool inside = row < a.features.rows;
+    const bool inside = first_row + r < row_count<S>(a);
+    const int64_t row = row_at<S>(a, first_row + r, inside);
     float largest = 0;
 #pragma unroll 2
     for (int piece = lane; piece < pieces && inside; piece += 8) {
@@ -175,7 +195,7 @@ __device__ __forceinline__ void load_rows_twice(const SearchArguments& a, int64_
     }
     if (lane == 0) {
       const RowNorms roots{sqrt(norms.exact), sqrt(norms.rounded), sqrt(norms.residual)};
-      write_bound(a, row, roots, exponent, factors + r, bounds + r);
+      write_bound<S>(a, first_row + r, roots, exponent, factors + r, bounds + r);
     }
   }
 }
@@ -196,8 +216,8 @@ __device__ __forceinline__ void load_rows_once(const SearchArguments& a, int64_t
 #pragma unroll 1
   for (int round = 0; round < kRounds; ++round) {
     const int r = round * kRowsAtOnce + thread / 8;
-    const int64_t row = first_row + r;
-    const bool inside = row < a.features.rows;
+    const bool inside = first_row + r < row_count<S>(a);
+    const int64_t row = row_at<S>(a, first_row + r, inside);
     float kept[kKeptPieces][8] = {};
     float largest = 0;
     if (keeps && inside) {
@@ -256,7 +276,7 @@ __device__ __forceinline__ void load_rows_once(const SearchArguments& a, int64_t
   if (lane < kRounds) {
     const int r = lane * kRowsAtOnce + thread / 8;
     const RowNorms norms = norms_of_sums(own_squares.exact, own_squares.rounded, own_squares.residual, a.width);
-    write_bound(a, first_row + r, norms, own_exponent, factors + r, bounds + r);
+    write_bound<S>(a, first_row + r, norms, own_exponent, factors + r, bounds + r);
   }
 }
 
@@ -272,6 +292,18 @@ __device__ __forceinline__ void load_rows(const SearchArguments& a, int64_t firs
     load_rows_once<S, T>(a, first_row, aligned, tile, factors, bounds);
   } else {
     load_rows_twice<S, T>(a, first_row, aligned, tile, factors, bounds);
+  }
+}
+
+template <class S>
+__device__ __forceinline__ void load_rows(const SearchArguments& a, int64_t first_row, unsigned char* tile,
+                                          float* factors, float* bounds) {
+  if (a.features.number == Number::kFloat32) {
+    load_rows<S, float>(a, first_row, tile, factors, bounds);
+  } else if (a.features.number == Number::kFloat16) {
+    load_rows<S, __half>(a, first_row, tile, factors, bounds);
+  } else {
+    load_rows<S, __nv_bfloat16>(a, first_row, tile, factors, bounds);
   }
 }
 
@@ -380,44 +412,65 @@ __device__ __forceinline__ void write_records(const SearchArguments& a, int64_t 
         *to);
 }
 
-// Block (x, y) finds the candidates of tile x of the rows among split y of the codebook. Reads each row twice and the
-// split's operands once, through a ring of stages in shared memory. Writes a record for each row, and in split 0 twice
-// its bound.
+// Where a warp of a block stands in a tile, and the arrays of the block in shared memory.
 template <class S>
-__global__ void __launch_bounds__(S::kThreads, S::kBlocks) search_kernel(const SearchArguments a) {
-#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
-  UNICODE_FAST_DYNAMIC_SHARED(shared, 128);
-  unsigned char* const rows = shared;
-  unsigned char* const stages = rows + static_cast<size_t>(S::kRows) * a.width * 2;
-  Candidate* const lists = reinterpret_cast<Candidate*>(stages + S::kStages * S::kStageBytes);
-  float* const factors = reinterpret_cast<float*>(lists + S::kRows * S::kWarpsN * kCandidates);
-  float* const bounds = factors + S::kRows;
-  float* const lowest = bounds + S::kRows;
-  int* const counts = reinterpret_cast<int*>(lowest + S::kRows * S::kWarpsN);
+struct Block {
+  unsigned char *rows, *stages;
+  Candidate* lists;
+  float *factors, *bounds, *lowest;
+  int *counts, lane, warp, warp_row, warp_part, warp_column;
 
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  const int warp_row = warp / S::kWarpsN * (16 * S::kTilesM), warp_part = warp % S::kWarpsN;
-  const int warp_column = warp_part * (8 * S::kTilesN);
-  const int64_t first_row = static_cast<int64_t>(blockIdx.x) * S::kRows;
-  const int chunks = a.width / kStepWidth;
-  const int first_tile = blockIdx.y * a.splits.per_split;
-  const int steps = (min(first_tile + a.splits.per_split, a.tiles) - first_tile) * chunks;
+  __device__ __forceinline__ Block(unsigned char* shared, int width)
+      : rows(shared),
+        stages(rows + static_cast<size_t>(S::kRows) * width * 2),
+        lists(reinterpret_cast<Candidate*>(stages + S::kStages * S::kStageBytes)),
+        factors(reinterpret_cast<float*>(lists + S::kRows * S::kWarpsN * kCandidates)),
+        bounds(factors + S::kRows),
+        lowest(bounds + S::kRows),
+        counts(reinterpret_cast<int*>(lowest + S::kRows * S::kWarpsN)),
+        lane(threadIdx.x % 32),
+        warp(threadIdx.x / 32),
+        warp_row(warp / S::kWarpsN * (16 * S::kTilesM)),
+        warp_part(warp % S::kWarpsN),
+        warp_column(warp_part * (8 * S::kTilesN)) {}
+};
+
+// Calls finish(products of the warp, norms of its columns, tile) for each tile of codewords. Its operands go through a
+// ring of stages in shared memory; `read_rows` fills `rows` meanwhile.
+template <class S, class ReadRows, class Finish>
+__device__ __forceinline__ void score_tiles(const SearchArguments& a, const Block<S>& block, int first_tile, int steps,
+                                            bool operands_in_tiles, ReadRows read_rows, Finish finish) {
+  const int lane = block.lane, chunks = a.width / kStepWidth;
+  unsigned char* const stages = block.stages;
 
   // The source of the next copy, and the stage that it fills.
   int copy_tile = first_tile, copy_chunk = 0, copy_stage = 0;
   const auto copy_step = [&]() {
     const uint32_t stage = shared_address(stages + copy_stage * S::kStageBytes);
     const int64_t codeword = static_cast<int64_t>(copy_tile) * S::kColumns;
-    const __half* from = a.operands + codeword * a.width + copy_chunk * kStepWidth;
+    const float* norms = a.norms + codeword;
+    if (S::kAgain && operands_in_tiles) {
+      // The order of pieces is that of a stage.
+      const unsigned char* const tiles = reinterpret_cast<const unsigned char*>(a.operands);
+      const unsigned char* from = tiles + operand_place(codeword, copy_chunk * kStepWidth, a.width);
 #pragma unroll
-    for (int i = 0; i < S::kColumns * 8 / S::kThreads; ++i) {
-      const int number = i * S::kThreads + threadIdx.x, column = number / 8, piece = number % 8;
-      copy_16_bytes(stage + piece_offset(column, piece, kStepWidth),
-                    from + static_cast<int64_t>(column) * a.width + piece * 8);
+      for (int i = 0; i < S::kColumns * 8 / S::kThreads; ++i) {
+        const int number = i * S::kThreads + threadIdx.x;
+        copy_16_bytes(stage + number * 16, from + number * 16);
+      }
+      norms = reinterpret_cast<const float*>(tiles + norm_place(codeword, a.width));
+    } else {
+      const __half* from = a.operands + codeword * a.width + copy_chunk * kStepWidth;
+#pragma unroll
+      for (int i = 0; i < S::kColumns * 8 / S::kThreads; ++i) {
+        const int number = i * S::kThreads + threadIdx.x, column = number / 8, piece = number % 8;
+        copy_16_bytes(stage + piece_offset(column, piece, kStepWidth),
+                      from + static_cast<int64_t>(column) * a.width + piece * 8);
+      }
     }
     if (++copy_chunk == chunks) {
       if (threadIdx.x < S::kColumns / 4)
-        copy_16_bytes(stage + S::kColumns * 2 * kStepWidth + threadIdx.x * 16, a.norms + codeword + threadIdx.x * 4);
+        copy_16_bytes(stage + S::kColumns * 2 * kStepWidth + threadIdx.x * 16, norms + threadIdx.x * 4);
       copy_chunk = 0;
       ++copy_tile;
     }
@@ -428,26 +481,13 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks) search_kernel(const S
     if (step < steps) copy_step();
     end_copies();
   }
+  read_rows();
 
-  if (a.features.number == Number::kFloat32) {
-    load_rows<S, float>(a, first_row, rows, factors, bounds);
-  } else if (a.features.number == Number::kFloat16) {
-    load_rows<S, __half>(a, first_row, rows, factors, bounds);
-  } else {
-    load_rows<S, __nv_bfloat16>(a, first_row, rows, factors, bounds);
-  }
-
-  Minima<S> minima;
-#pragma unroll
-  for (int slot = 0; slot < 2 * S::kTilesM; ++slot) {
-    minima.lowest[slot] = kNoScore;
-    minima.count[slot] = 0;
-  }
   float sums[S::kTilesM][S::kTilesN][4] = {};
   // Rows: threads 0 to 15 have the addresses of the lower 8 dimensions of 16, threads 16 to 31 those of the upper 8.
   // Codewords: threads 0 to 7 and 8 to 15 have 8 codewords' lower and upper dimensions, threads 16 to 31 the next 8.
-  const uint32_t row_address = shared_address(rows) + (warp_row + lane % 16) * a.width * 2;
-  const uint32_t column_offset = (warp_column + lane % 8 + lane / 16 * 8) * (2 * kStepWidth);
+  const uint32_t row_address = shared_address(block.rows) + (block.warp_row + lane % 16) * a.width * 2;
+  const uint32_t column_offset = (block.warp_column + lane % 8 + lane / 16 * 8) * (2 * kStepWidth);
   int tile = first_tile, chunk = 0, stage_number = 0;
   for (int step = 0; step < steps; ++step) {
     wait_for_copies<S::kStages - 2>();
@@ -476,10 +516,7 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks) search_kernel(const S
       }
     }
     if (++chunk == chunks) {
-      const float* norms = reinterpret_cast<const float*>(stage + S::kColumns * 2 * kStepWidth);
-      keep_candidates<S>(sums, norms + warp_column, tile * S::kColumns + warp_column, factors + warp_row,
-                         bounds + warp_row, lists + (warp_row * S::kWarpsN + warp_part) * kCandidates,
-                         S::kWarpsN * kCandidates, minima);
+      finish(sums, reinterpret_cast<const float*>(stage + S::kColumns * 2 * kStepWidth) + block.warp_column, tile);
 #pragma unroll
       for (int m = 0; m < S::kTilesM; ++m) {
 #pragma unroll
@@ -493,17 +530,46 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks) search_kernel(const S
     }
     stage_number = stage_number + 1 == S::kStages ? 0 : stage_number + 1;
   }
+}
 
-  if (lane % 4 == 0) {
+// Block (x, y) finds the candidates of tile x of the rows among split y of the codebook. Reads each row at most twice
+// and the split's operands once. Writes a record for each row, and in split 0 twice its bound.
+template <class S>
+__global__ void __launch_bounds__(S::kThreads, S::kBlocks) search_kernel(const SearchArguments a) {
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
+  UNICODE_FAST_DYNAMIC_SHARED(shared, 128);
+  const Block<S> block(shared, a.width);
+  const int64_t first_row = static_cast<int64_t>(blockIdx.x) * S::kRows;
+  const int first_tile = blockIdx.y * a.splits.per_split;
+  const int steps = (min(first_tile + a.splits.per_split, a.tiles) - first_tile) * (a.width / kStepWidth);
+  if (blockIdx.x == 0 && blockIdx.y == 0 && threadIdx.x == 0) *a.open_count = 0;
+
+  Minima<S> minima;
+#pragma unroll
+  for (int slot = 0; slot < 2 * S::kTilesM; ++slot) {
+    minima.lowest[slot] = kNoScore;
+    minima.count[slot] = 0;
+  }
+  score_tiles(
+      a, block, first_tile, steps, false,
+      [&]() { load_rows<S>(a, first_row, block.rows, block.factors, block.bounds); },
+      [&](float (&sums)[S::kTilesM][S::kTilesN][4], const float* norms, int tile) {
+        keep_candidates<S>(sums, norms, tile * S::kColumns + block.warp_column, block.factors + block.warp_row,
+                           block.bounds + block.warp_row,
+                           block.lists + (block.warp_row * S::kWarpsN + block.warp_part) * kCandidates,
+                           S::kWarpsN * kCandidates, minima);
+      });
+
+  if (block.lane % 4 == 0) {
 #pragma unroll
     for (int slot = 0; slot < 2 * S::kTilesM; ++slot) {
-      const int row = warp_row + slot / 2 * 16 + slot % 2 * 8 + lane / 4;
-      lowest[row * S::kWarpsN + warp_part] = minima.lowest[slot];
-      counts[row * S::kWarpsN + warp_part] = minima.count[slot];
+      const int row = block.warp_row + slot / 2 * 16 + slot % 2 * 8 + block.lane / 4;
+      block.lowest[row * S::kWarpsN + block.warp_part] = minima.lowest[slot];
+      block.counts[row * S::kWarpsN + block.warp_part] = minima.count[slot];
     }
   }
   __syncthreads();
-  write_records<S>(a, first_row, lists, lowest, counts, bounds);
+  write_records<S>(a, first_row, block.lists, block.lowest, block.counts, block.bounds);
 #endif
 }
 

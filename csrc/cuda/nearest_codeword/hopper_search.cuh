@@ -12,6 +12,7 @@ namespace unicode_fast::cuda {
 struct Warpgroup {
   static constexpr int kWarpsN = 1, kTilesM = 1, kTilesN = kTileCodewords / 8;
   static constexpr int kThreads = 128, kRows = kGroupRows;
+  static constexpr bool kAgain = false;
   static __device__ __forceinline__ uint32_t row_offset(int row, int piece, int) {
     return block_offset(row, piece, kGroupRows);
   }
@@ -55,6 +56,7 @@ __global__ void __launch_bounds__(HopperShape::kThreads, HopperShape::kBlocks)
   const int group = __shfl_sync(~0u, threadIdx.x / Warpgroup::kThreads, 0);
 
   if (threadIdx.x == 0) {
+    if (blockIdx.x == 0 && blockIdx.y == 0) *a.open_count = 0;
     for (int stage = 0; stage < kMostStages; ++stage) {
       start_barrier(full + stage * 8, 1);
       start_barrier(empty + stage * 8, kGroups * Warpgroup::kThreads / 32);
@@ -77,13 +79,7 @@ __global__ void __launch_bounds__(HopperShape::kThreads, HopperShape::kBlocks)
     float* const lowest = bounds + kRows;
     int* const counts = reinterpret_cast<int*>(lowest + kRows);
     const int64_t first_row = static_cast<int64_t>(blockIdx.x) * kRows + group * kGroupRows;
-    if (a.features.number == Number::kFloat32) {
-      load_rows<Warpgroup, float>(a, first_row, rows, factors, bounds);
-    } else if (a.features.number == Number::kFloat16) {
-      load_rows<Warpgroup, __half>(a, first_row, rows, factors, bounds);
-    } else {
-      load_rows<Warpgroup, __nv_bfloat16>(a, first_row, rows, factors, bounds);
-    }
+    load_rows<Warpgroup>(a, first_row, rows, factors, bounds);
     fence_async();
     wait_for_group(group);
 

@@ -5,6 +5,7 @@
 #include "half_search.cuh"
 #include "hopper_search.cuh"
 #include "nearest_codeword.h"
+#include "open_rows.cuh"
 
 namespace unicode_fast::cuda {
 namespace {
@@ -15,25 +16,12 @@ constexpr int kFinishWarps = 8;
 struct FinishArguments {
   Matrix features, codebook;
   const Record* records;  // (N, splits)
-  const float* bounds;    // (N)
+  float* bounds;          // (N)
   int splits;
   Found found;
+  int64_t* open_rows;  // (N)
+  int* open_count;
 };
-
-// The squared distance of a row and a codeword, by a warp, in float64 and in a fixed order; all threads get it.
-template <class X, class C>
-__device__ __forceinline__ double squared_distance(const FinishArguments& a, int64_t row, int64_t codeword) {
-  const X* x = static_cast<const X*>(a.features.data) + row * a.features.row_stride;
-  const C* c = static_cast<const C*>(a.codebook.data) + codeword * a.codebook.row_stride;
-  double sum = 0;
-#pragma unroll 4
-  for (int64_t d = threadIdx.x % 32; d < a.features.columns; d += 32) {
-    const double difference = to_double(x[d * a.features.column_stride]) - to_double(c[d * a.codebook.column_stride]);
-    sum += difference * difference;
-  }
-  for (int distance = 16; distance > 0; distance /= 2) sum += __shfl_xor_sync(~0u, sum, distance);
-  return sum;
-}
 
 template <class X>
 __device__ __forceinline__ bool holds_nan(const FinishArguments& a, int64_t row) {
@@ -47,7 +35,8 @@ __device__ __forceinline__ bool holds_nan(const FinishArguments& a, int64_t row)
 }
 
 // One warp a row: compares the row's candidates by their squared distances in float64 and writes the nearest. A row
-// whose candidates are unknown is compared with every codeword by the whole block.
+// whose list overflowed joins the open rows, with the limit of its scores in place of its bound. Any other row whose
+// candidates are unknown is compared with every codeword by the whole block.
 template <class X, class C>
 __global__ void __launch_bounds__(32 * kFinishWarps) finish_kernel(const FinishArguments a) {
   UNICODE_FAST_SHARED(bool, unknown, [kFinishWarps]);
@@ -64,9 +53,16 @@ __global__ void __launch_bounds__(32 * kFinishWarps) finish_kernel(const FinishA
     for (int distance = 16; distance > 0; distance /= 2)
       smallest = fminf(smallest, __shfl_xor_sync(~0u, smallest, distance));
     const float limit = add_up(smallest, a.bounds[row]);
-    // A bound that is NaN makes the first comparison false.
-    const bool known = limit < kNoScore && !__any_sync(~0u, lowest <= limit && count > kCandidates);
-    compare_all = !known;
+    // A bound that is NaN makes the comparison false.
+    const bool served = limit < kNoScore;
+    const bool known = served && !__any_sync(~0u, lowest <= limit && count > kCandidates);
+    // The whole warp has read the bound.
+    __syncwarp();
+    if (kSearchAgain && served && !known && lane == 0) {
+      a.bounds[row] = limit;
+      a.open_rows[atomicAdd(a.open_count, 1)] = row;
+    }
+    compare_all = kSearchAgain ? !served : !known;
     unsigned taken = known ? __ballot_sync(~0u, lowest <= limit) : 0u;
     double best_distance = not_a_number();
     int64_t best = INT64_MAX;
@@ -79,7 +75,7 @@ __global__ void __launch_bounds__(32 * kFinishWarps) finish_kernel(const FinishA
       for (int place = 0; place < candidates; ++place) {
         const int64_t codeword = records[split].index[place];
         if (codeword >= a.codebook.rows) continue;  // only where operands are not those of the codebook
-        const double distance = squared_distance<X, C>(a, row, codeword);
+        const double distance = squared_distance<double, X, C>(a.features, a.codebook, row, codeword);
         if (nearer(distance, codeword, best_distance, best)) {
           best_distance = distance;
           best = codeword;
@@ -101,7 +97,7 @@ __global__ void __launch_bounds__(32 * kFinishWarps) finish_kernel(const FinishA
     int64_t best = 0;
     if (!holds_nan<X>(a, hard_row)) {
       for (int64_t codeword = warp; codeword < a.codebook.rows; codeword += kFinishWarps) {
-        const double distance = squared_distance<X, C>(a, hard_row, codeword);
+        const double distance = squared_distance<double, X, C>(a.features, a.codebook, hard_row, codeword);
         if (nearer(distance, codeword, best_distance, best)) {
           best_distance = distance;
           best = codeword;
@@ -306,6 +302,20 @@ cudaError_t launch_finish(const FinishArguments& arguments, cudaStream_t stream)
 }
 
 template <class S>
+cudaError_t launch_open_rows(const SearchPlan& plan, AgainArguments arguments, cudaStream_t stream) {
+  using Shape = Again<S>;
+  const int64_t bytes = Shape::shared_bytes(plan.width), columns = Shape::kColumns;
+  arguments.search.tiles = static_cast<int>((arguments.codebook.rows + columns - 1) / columns);
+  const cudaError_t error = cudaFuncSetAttribute(open_rows_kernel<Shape>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                                 static_cast<int>(bytes));
+  if (error != cudaSuccess) return error;
+  const int64_t row_tiles = (arguments.search.features.rows + Shape::kRows - 1) / Shape::kRows;
+  const auto blocks = static_cast<unsigned>(row_tiles < plan.open_blocks ? row_tiles : plan.open_blocks);
+  UNICODE_FAST_LAUNCH(blocks, Shape::kThreads, bytes, stream, open_rows_kernel<Shape>)(arguments);
+  return cudaGetLastError();
+}
+
+template <class S>
 bool take(SearchPlan& plan, int64_t rows, int64_t codewords, int multiprocessors, int most_shared_bytes) {
   const int64_t bytes = S::shared_bytes(plan.width);
   if (bytes > most_shared_bytes) return false;
@@ -452,8 +462,13 @@ cudaError_t plan_nearest_codeword(const Matrix& features, const Matrix& codebook
       (loop != MainLoop::kNarrow && take<MiddleShape>(plan, rows, codebook.rows, multiprocessors, most_shared_bytes)) ||
       take<NarrowShape>(plan, rows, codebook.rows, multiprocessors, most_shared_bytes);
   if (!taken) return cudaSuccess;
+  plan.open_in_narrow = MiddleShape::shared_bytes(plan.width) > most_shared_bytes;
+  plan.open_blocks = MiddleShape::kBlocks * multiprocessors;
+  static_assert(MiddleShape::kBlocks == NarrowShape::kBlocks);
   plan.records = place(plan.bytes, rows * plan.splits.count * sizeof(Record));
   plan.bounds = place(plan.bytes, rows * sizeof(float));
+  plan.open_rows = place(plan.bytes, rows * sizeof(int64_t));
+  plan.open_count = place(plan.bytes, sizeof(int));
   return cudaSuccess;
 }
 
@@ -478,6 +493,8 @@ cudaError_t launch_nearest_codeword(const SearchPlan& plan, const OperandsPlan& 
   unsigned char* const base = static_cast<unsigned char*>(workspace);
   Record* const records = reinterpret_cast<Record*>(base + plan.records);
   float* const bounds = reinterpret_cast<float*>(base + plan.bounds);
+  int64_t* const open_rows = reinterpret_cast<int64_t*>(base + plan.open_rows);
+  int* const open_count = reinterpret_cast<int*>(base + plan.open_count);
   const SearchArguments search{
       features,
       reinterpret_cast<const float*>(codes + made.mean),
@@ -488,7 +505,9 @@ cudaError_t launch_nearest_codeword(const SearchPlan& plan, const OperandsPlan& 
       bounds,
       plan.width,
       0,
-      plan.splits};
+      plan.splits,
+      open_rows,
+      open_count};
   cudaError_t error = cudaSuccess;
   const auto launch = [&]<class S>(S, void (*kernel)(SearchArguments)) {
     return launch_search<S>(kernel, plan, search, codebook.rows, stream);
@@ -504,15 +523,18 @@ cudaError_t launch_nearest_codeword(const SearchPlan& plan, const OperandsPlan& 
   }
   if (error != cudaSuccess) return error;
 
-  const FinishArguments finish{features, codebook, records, bounds, plan.splits.count, found};
-  switch (features.number) {
-    case Number::kFloat32:
-      return launch_finish<float>(finish, stream);
-    case Number::kFloat16:
-      return launch_finish<__half>(finish, stream);
-    default:
-      return launch_finish<__nv_bfloat16>(finish, stream);
+  const FinishArguments finish{features, codebook, records, bounds, plan.splits.count, found, open_rows, open_count};
+  if (features.number == Number::kFloat32) {
+    error = launch_finish<float>(finish, stream);
+  } else if (features.number == Number::kFloat16) {
+    error = launch_finish<__half>(finish, stream);
+  } else {
+    error = launch_finish<__nv_bfloat16>(finish, stream);
   }
+  if (error != cudaSuccess || !kSearchAgain) return error;
+  const AgainArguments again{search, codebook, found, plan.wgmma};
+  return plan.open_in_narrow ? launch_open_rows<NarrowShape>(plan, again, stream)
+                             : launch_open_rows<MiddleShape>(plan, again, stream);
 }
 
 }  // namespace unicode_fast::cuda

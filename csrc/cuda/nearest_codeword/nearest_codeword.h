@@ -36,8 +36,12 @@ struct SearchPlan {
   int width = 0;        // padded D
   Splits splits{1, 0};  // of the codebook's tiles among blocks
   size_t shared_bytes = 0;
-  // Offsets of the candidates of each row and split, and of twice each row's bound, float32.
-  size_t records = 0, bounds = 0, bytes = 0;
+  // Of the second search, of rows whose lists overflow: tiles of 16 rows, not 64; blocks.
+  bool open_in_narrow = false;
+  int64_t open_blocks = 0;
+  // Offsets of: the candidates of each row and split; twice each row's bound, float32; the rows for the second search,
+  // and their number.
+  size_t records = 0, bounds = 0, open_rows = 0, open_count = 0, bytes = 0;
 };
 
 // Reads the sizes of the current device. cudaErrorNotSupported if wgmma is requested, but the GPU or the code compiled
@@ -51,7 +55,8 @@ OperandsPlan operands_for(const SearchPlan& plan, const Matrix& codebook);
 // Two launches, three for both layouts; none where there are no operands.
 cudaError_t launch_operands(const OperandsPlan& plan, const Matrix& codebook, void* operands, cudaStream_t stream);
 
-// The entry in `compared` of a row that was compared with every codeword, because its candidates were not known.
+// The entry in `compared` of a row whose candidates were not known: one with too many of them for a list, which a
+// second search serves, or one that half precision cannot serve, which is compared with every codeword.
 constexpr int kComparedWithAll = -1;
 
 // Memory for the results of N rows.
@@ -61,7 +66,7 @@ struct Found {
   int* compared;   // number of candidates compared in float64, or kComparedWithAll; may be null
 };
 
-// At least one row. Two launches, one for direct differences; no synchronisation.
+// At least one row. Three launches, one for direct differences; no synchronisation.
 cudaError_t launch_nearest_codeword(const SearchPlan& plan, const OperandsPlan& made, const Matrix& features,
                                     const Matrix& codebook, const void* operands, void* workspace, const Found& found,
                                     cudaStream_t stream);
