@@ -108,7 +108,7 @@ MUTATIONS = (
         "start_barrier(empty + stage * 8, kGroups * Warpgroup::kThreads / 32 - 1);",
         WGMMA,
     ),
-    Mutation(_HOPPER, "fence_async();", "", WGMMA, "load_rows<Warpgroup, __nv_bfloat16>"),
+    Mutation(_HOPPER, "fence_async();", "", WGMMA, "load_rows<Warpgroup>"),
     # Candidates: the prefix of a quad's hits, room for them, and their places.
     Mutation(_HALF, "if (quad_lane >= 1) up_to += one_before;", "", SEARCHES),
     Mutation(_HALF, "if (quad_lane >= 2) up_to += two_before;", "", SEARCHES),
@@ -131,12 +131,12 @@ MUTATIONS = (
     Mutation(_DUPLICATES, "element + 0.0", "element", ("operands",)),
     # Open rows: both layouts of operands, the limit of scores, the codeword of a bit, the better distance.
     Mutation(_HALF, "from + number * 16", "from + number * 16 + 16", WGMMA),
-    Mutation(_OPEN, "score <= block.bounds[row]", "score < block.bounds[row] - 1", SEARCHES),
+    Mutation(_OPEN, "score <= block.bounds[row]", "score > block.bounds[row]", SEARCHES),
     Mutation(_OPEN, "part * 8 * S::kTilesN", "part * 8", SEARCHES),
     Mutation(_OPEN, "open.index[r] = codeword;", "", SEARCHES),
     Mutation(_OPEN, "first_row += stride", "first_row += rows", SEARCHES),
     # Tails, one too far or one too short.
-    Mutation(_HALF, "row < a.features.rows", "row <= a.features.rows", SEARCHES, "load_rows_once("),
+    Mutation(_HALF, "first_row + r < row_count<S>(a)", "first_row + r <= row_count<S>(a)", SEARCHES, "load_rows_once("),
     Mutation(_HALF, "first + 8 <= features.columns", "first + 8 <= features.columns + 1", SEARCHES),
     Mutation(_HALF, "first + e < features.columns", "first + e <= features.columns", SEARCHES),
     Mutation(_HALF, "first_row + r >= a.features.rows", "first_row + r > a.features.rows", SEARCHES),

@@ -104,7 +104,7 @@ Search repeated_search(int64_t rows, int64_t codewords) {
 }
 
 Search collapsed_search(const Geometry& shape, int64_t width) {
-  const int64_t rows = shape.rows + 1, codewords = 3 * shape.columns + 5;
+  const int64_t rows = 150, codewords = 3 * shape.columns / 2 + 5;
   Search given = random_search(kSingle, rows, codewords, width, 0, false);
   given.features = kept(given.features);
   given.codebook = kept(given.codebook);

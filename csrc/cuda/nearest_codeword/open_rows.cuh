@@ -46,8 +46,6 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks) open_rows_kernel(cons
   const int64_t rows = row_count<S>(a.search), stride = static_cast<int64_t>(gridDim.x) * S::kRows;
   for (int64_t first_row = static_cast<int64_t>(blockIdx.x) * S::kRows; first_row < rows; first_row += stride) {
     const auto last = static_cast<int>(rows - first_row < S::kRows ? rows - first_row : S::kRows);
-    // The last tile's rows and stages are done with.
-    __syncthreads();
     for (int r = threadIdx.x; r < S::kRows; r += S::kThreads) {
       open.distance[r] = not_a_number();
       open.index[r] = INT64_MAX;
