@@ -151,6 +151,7 @@ void add_tiled(std::vector<Case>& cases, const Geometry& shape) {
   if (kExcludeDuplicates) add(cases, shape, "duplicates", repeated_search(rows + 1, 2 * columns + 1));
   add(cases, shape, "a collapsed codebook", collapsed_search(shape, 64));
   add(cases, shape, "a collapsed codebook", with_layouts(collapsed_search(shape, 131), {1, 1, 1}, {1, 1, 1}));
+  add(cases, shape, "a collapsed codebook in float64", with_codebook(collapsed_search(shape, 40), kDouble));
   add(cases, shape, "ties in a quad", tied_search(shape));
   add(cases, shape, "candidates tile by tile", laddered_search(shape));
 }
