@@ -36,13 +36,26 @@ SLOPE_SCALE = tl.constexpr(4096.0)
 # The last program reads the results of the others in tiles of this many pairs and steps.
 PAIR_TILE = tl.constexpr(32)
 STEP_TILE = tl.constexpr(16)
+SHARE_TILE = tl.constexpr(1024)
+LOG2_E = tl.constexpr(1.4426950408889634)
+LN_2 = tl.constexpr(0.6931471805599453)
+
+# Choices of the compiler's input that no GPU has timed yet; False is the earlier form. Without masks, where all clips
+# are valid, no kernel reads `valid`.
+WITHOUT_MASKS = True
+# Exponentials and logarithms to base 2; log2(e) is part of the scale of the scores.
+BASE_TWO = True
+# The last program of a kernel clears the count of programs, and the last of the gradient adds up the temperature's.
+FUSED = True
 
 _UNSPECIALISED = ["modalities", "steps", "rows", "clips", "offset", "query_stride", "key_stride", "masked", "both"]
 
 
 @triton.jit
-def _exists(valid_ptr, slab, clip, clips, masked):
+def _exists(valid_ptr, slab, clip, clips, masked, NO_MASK: tl.constexpr):
     """Whether a slab has vectors for these clips."""
+    if NO_MASK:
+        return clip < clips
     stored = tl.load(valid_ptr + slab.to(tl.int64) * clips + clip, mask=clip < clips * masked, other=1)
     return (clip < clips) & (stored != 0)
 
@@ -85,24 +98,47 @@ def _scores(
 
 
 @triton.jit
-def _log_sum_exp(scores, axis: tl.constexpr):
+def _exp(exponent, BASE_TWO: tl.constexpr):
+    return tl.exp2(exponent) if BASE_TWO else tl.exp(exponent)
+
+
+@triton.jit
+def _log(value, BASE_TWO: tl.constexpr):
+    return tl.log2(value) if BASE_TWO else tl.log(value)
+
+
+@triton.jit
+def _log_sum_exp(scores, axis: tl.constexpr, BASE_TWO: tl.constexpr):
     """Largest score and log of the sum of exponentials relative to it, along an axis; -inf if all scores are."""
     largest = tl.max(scores, axis)
     base = tl.where(largest == -float("inf"), 0.0, largest)
-    return base, tl.log(tl.sum(tl.exp(scores - tl.expand_dims(base, axis)), axis))
+    return base, _log(tl.sum(_exp(scores - tl.expand_dims(base, axis), BASE_TWO), axis), BASE_TWO)
 
 
 @triton.jit
-def _probability(gap):
+def _probability(gap, BASE_TWO: tl.constexpr):
     """Exponential of a score less its logsumexp; at most 1, even if a huge recomputed score is larger."""
-    return tl.exp(tl.minimum(gap, 0.0, propagate_nan=tl.PropagateNan.ALL))
+    return _exp(tl.minimum(gap, 0.0, propagate_nan=tl.PropagateNan.ALL), BASE_TWO)
 
 
 @triton.jit
-def _log_add_exp(a, b):
+def _log_add_exp(a, b, BASE_TWO: tl.constexpr):
     largest = tl.maximum(a, b)
     base = tl.where(largest == -float("inf"), 0.0, largest)
-    return base + tl.log(tl.exp(a - base) + tl.exp(b - base))
+    return base + _log(_exp(a - base, BASE_TWO) + _exp(b - base, BASE_TWO), BASE_TWO)
+
+
+@triton.jit
+def _is_last(arrived_ptr, programs, FUSED: tl.constexpr):
+    """Whether all other programs have called this; the last one clears the count with FUSED."""
+    # All threads write before one counts the program as done; the last one then reads the results of all programs.
+    tl.debug_barrier()
+    arrived = tl.atomic_add(arrived_ptr, 1, sem="acq_rel", scope="gpu")
+    tl.debug_barrier()
+    last = arrived == programs - 1
+    if FUSED & last:
+        tl.store(arrived_ptr, 0)
+    return last
 
 
 @triton.jit(do_not_specialize=_UNSPECIALISED)
@@ -118,7 +154,7 @@ def small_forward_kernel(
     logsumexp_ptr,  # (softmaxes, target, source, steps, rows)
     clip_weights_ptr,  # (target, source, steps)
     number_ptr,  # (target, source, steps)
-    arrived_ptr,  # (), zero
+    arrived_ptr,  # (), zero; also afterwards with FUSED
     modalities,
     steps,
     rows,
@@ -132,6 +168,9 @@ def small_forward_kernel(
     BLOCK: tl.constexpr,
     BLOCK_WIDTH: tl.constexpr,
     PRECISION: tl.constexpr,
+    NO_MASK: tl.constexpr,
+    BASE_TWO: tl.constexpr,
+    FUSED: tl.constexpr,
 ):
     """One pair in each program: all its scores, both softmaxes, its hits; then, in the last program, the loss."""
     program = tl.program_id(0)
@@ -151,38 +190,36 @@ def small_forward_kernel(
         keys = _tile(key_ptr, 0, clips, start, width, BLOCK, BLOCK_WIDTH)
         scores = tl.dot(queries, tl.trans(keys), scores, input_precision=PRECISION)
 
-    key_exists = _exists(valid_ptr, key_slab, clip, clips, masked)
-    query_exists = _exists(valid_ptr, query_slab, offset + row, clips, masked) & (row < rows)
-    counted = query_exists & _exists(valid_ptr, key_slab, offset + row, clips, masked)
-    counted_key = key_exists & _exists(valid_ptr, query_slab, clip, clips, masked)
+    key_exists = _exists(valid_ptr, key_slab, clip, clips, masked, NO_MASK)
+    query_exists = _exists(valid_ptr, query_slab, offset + row, clips, masked, NO_MASK) & (row < rows)
+    counted = query_exists & _exists(valid_ptr, key_slab, offset + row, clips, masked, NO_MASK)
+    counted_key = key_exists & _exists(valid_ptr, query_slab, clip, clips, masked, NO_MASK)
     number = tl.sum(counted_key.to(tl.int32), 0)
     own_place = (offset + row)[:, None] == clip[None, :]
     exists = query_exists[:, None] & key_exists[None, :]
-    scores = tl.where(exists, scores * (1 / tl.load(temperature_ptr)), -float("inf"))
+    # Scores and their exponentials are in this unit, results are natural logarithms.
+    unit = LN_2 if BASE_TWO else 1.0
+    scores = tl.where(exists, scores * (1 / (unit * tl.load(temperature_ptr))), -float("inf"))
 
     own = tl.sum(tl.where(own_place, scores, 0.0), 1)
-    largest, log_sum = _log_sum_exp(scores, 1)
-    tl.store(logsumexp_ptr + pair * rows + row, tl.where(counted, largest + log_sum, 0.0), mask=row < rows)
+    largest, log_sum = _log_sum_exp(scores, 1, BASE_TWO)
+    tl.store(logsumexp_ptr + pair * rows + row, tl.where(counted, unit * (largest + log_sum), 0.0), mask=row < rows)
     total = tl.sum(tl.where(counted, log_sum + (largest - own), 0.0), 0)
     largest_earlier = tl.max(tl.where(clip[None, :] < (offset + row)[:, None], scores, -float("inf")), 1)
     hits = tl.sum((counted & (largest_earlier < own) & (largest <= own)).to(tl.int32), 0)
     if both != 0:
         own_of_key = tl.sum(tl.where(own_place, scores, 0.0), 0)
-        largest_of_key, log_sum_of_key = _log_sum_exp(scores, 0)
+        largest_of_key, log_sum_of_key = _log_sum_exp(scores, 0, BASE_TWO)
         second_ptr = logsumexp_ptr + tl.num_programs(0) * rows
-        logsumexp = tl.where(counted_key, largest_of_key + log_sum_of_key, 0.0)
+        logsumexp = tl.where(counted_key, unit * (largest_of_key + log_sum_of_key), 0.0)
         tl.store(second_ptr + pair * rows + clip, logsumexp, mask=clip < clips)
         loss_of_key = log_sum_of_key + (largest_of_key - own_of_key)
         total = (total + tl.sum(tl.where(counted_key, loss_of_key, 0.0), 0)) / 2
-    tl.store(pair_loss_ptr + pair, total / tl.maximum(number, 1))
+    tl.store(pair_loss_ptr + pair, unit * total / tl.maximum(number, 1))
     tl.store(hits_ptr + pair, hits)
     tl.store(number_ptr + pair, number)
 
-    # All threads write before one counts the program as done; the last one then reads the results of all programs.
-    tl.debug_barrier()
-    arrived = tl.atomic_add(arrived_ptr, 1, sem="acq_rel", scope="gpu")
-    tl.debug_barrier()
-    if arrived == tl.num_programs(0) - 1:
+    if _is_last(arrived_ptr, tl.num_programs(0), FUSED):
         _finish(loss_ptr, pair_loss_ptr, clip_weights_ptr, number_ptr, pair_weights_ptr, modalities * modalities, steps)
 
 
@@ -237,6 +274,8 @@ def forward_kernel(
     BLOCK_CHUNK: tl.constexpr,
     WHOLE: tl.constexpr,
     PRECISION: tl.constexpr,
+    NO_MASK: tl.constexpr,
+    BASE_TWO: tl.constexpr,
 ):
     """Tiles of rows of one pair's queries in each program, one after the other, each along all keys.
 
@@ -252,11 +291,12 @@ def forward_kernel(
     query_ptr = queries_ptr + query_slab.to(tl.int64) * rows * width
     key_ptr = keys_ptr + key_slab.to(tl.int64) * clips * width
     partial_ptr += (group.to(tl.int64) * tl.num_programs(1) + pair) * clips
-    scale = 1 / tl.load(temperature_ptr)
+    unit = LN_2 if BASE_TWO else 1.0
+    scale = 1 / (unit * tl.load(temperature_ptr))
 
     for first in range(group * BLOCK_ROWS, rows, tl.num_programs(0) * BLOCK_ROWS):
         row = first + tl.arange(0, BLOCK_ROWS)
-        query_exists = _exists(valid_ptr, query_slab, offset + row, clips, masked) & (row < rows)
+        query_exists = _exists(valid_ptr, query_slab, offset + row, clips, masked, NO_MASK) & (row < rows)
         queries = _tile(query_ptr, first, rows, 0, width, BLOCK_ROWS, BLOCK_WIDTH)
         largest = tl.full((BLOCK_ROWS,), -float("inf"), tl.float32)
         total = tl.zeros((BLOCK_ROWS,), tl.float32)
@@ -281,7 +321,7 @@ def forward_kernel(
                 WHOLE,
                 PRECISION,
             )
-            exists = query_exists[:, None] & _exists(valid_ptr, key_slab, clip, clips, masked)[None, :]
+            exists = query_exists[:, None] & _exists(valid_ptr, key_slab, clip, clips, masked, NO_MASK)[None, :]
             scores = tl.where(exists, scores * scale, -float("inf"))
             if (start < offset + first + BLOCK_ROWS) & (start + BLOCK_COLUMNS > offset + first):
                 place = (offset + row)[:, None]
@@ -291,20 +331,21 @@ def forward_kernel(
                 own = tl.where(here, tl.sum(tl.where(clip[None, :] == place, scores, 0.0), 1), own)
             new_largest = tl.maximum(largest, tl.max(scores, 1))
             base = tl.where(new_largest == -float("inf"), 0.0, new_largest)
-            total = total * tl.exp(largest - base) + tl.sum(tl.exp(scores - base[:, None]), 1)
+            total = total * _exp(largest - base, BASE_TWO) + tl.sum(_exp(scores - base[:, None], BASE_TWO), 1)
             largest = new_largest
             if BOTH:
-                largest_of_key, log_sum_of_key = _log_sum_exp(scores, 0)
-                partial = largest_of_key + log_sum_of_key
+                largest_of_key, log_sum_of_key = _log_sum_exp(scores, 0, BASE_TWO)
+                partial = unit * (largest_of_key + log_sum_of_key)
                 written = tl.where(first > group * BLOCK_ROWS, clips, 0)
                 before = tl.load(partial_ptr + clip, mask=clip < written, other=-float("inf"))
-                partial = _log_add_exp(partial, before)
+                partial = _log_add_exp(partial, before, False)
                 tl.store(partial_ptr + clip, partial, mask=clip < clips)
-        counted = query_exists & _exists(valid_ptr, key_slab, offset + row, clips, masked)
+        counted = query_exists & _exists(valid_ptr, key_slab, offset + row, clips, masked, NO_MASK)
         hit = counted & (largest_earlier < own) & (largest <= own)
         place = pair * rows + row
-        tl.store(logsumexp_ptr + place, tl.where(counted, largest + tl.log(total), 0.0), mask=row < rows)
-        tl.store(own_ptr + place, tl.where(counted, own, 0.0), mask=row < rows)
+        logsumexp = unit * (largest + _log(total, BASE_TWO))
+        tl.store(logsumexp_ptr + place, tl.where(counted, logsumexp, 0.0), mask=row < rows)
+        tl.store(own_ptr + place, tl.where(counted, unit * own, 0.0), mask=row < rows)
         tl.store(hit_ptr + place, hit, mask=row < rows)
         # Other threads of this program read the columns again.
         tl.debug_barrier()
@@ -322,6 +363,8 @@ def backward_kernel(
     in_queries_ptr,  # (modalities, steps, rows, width)
     in_keys_ptr,  # (modalities, steps, clips, width)
     in_temperature_ptr,  # (modalities, steps, row tiles), shares of the gradient
+    temperature_sum_ptr,  # (), written with FUSED
+    arrived_ptr,  # (), zero before and after; read with FUSED
     modalities,
     steps,
     rows,
@@ -338,6 +381,9 @@ def backward_kernel(
     BLOCK_CHUNK: tl.constexpr,
     WHOLE: tl.constexpr,
     PRECISION: tl.constexpr,
+    NO_MASK: tl.constexpr,
+    BASE_TWO: tl.constexpr,
+    FUSED: tl.constexpr,
 ):
     """Some rows and columns of one slab's gradient in each program: first the slabs of queries, then those of keys.
 
@@ -369,12 +415,14 @@ def backward_kernel(
     first = tl.program_id(0) * BLOCK_ROWS
     row = first + tl.arange(0, BLOCK_ROWS)
     row_clip = own_offset + row
-    row_exists = _exists(valid_ptr, own_slab, row_clip, clips, masked) & (row < own_rows)
+    row_exists = _exists(valid_ptr, own_slab, row_clip, clips, masked, NO_MASK) & (row < own_rows)
     width = BLOCK_WIDTH if WHOLE else width
     start_width = tl.program_id(2) * BLOCK_WIDTH
     slab_ptr = own_ptr + own_slab.to(tl.int64) * own_rows * width
     own = _tile(slab_ptr, first, own_rows, 0, width, BLOCK_ROWS, BLOCK_WIDTH)
-    scale = 1 / tl.load(temperature_ptr)
+    unit = LN_2 if BASE_TWO else 1.0
+    natural_scale = 1 / tl.load(temperature_ptr)
+    scale = 1 / (unit * tl.load(temperature_ptr))
     weight_ptr = clip_weights_ptr + own_modality * own_stride + step
     largest_weight = 0.0
     for other in range(0, modalities):
@@ -388,8 +436,9 @@ def backward_kernel(
         pair = (own_modality * own_stride + other * other_stride + step).to(tl.int64)
         weight = tl.load(weight_ptr + other * other_stride) * weight_scale
         other_slab_ptr = other_ptr + other_slab.to(tl.int64) * other_rows * width
-        row_counted = row_exists & _exists(valid_ptr, other_slab, row_clip, clips, masked)
+        row_counted = row_exists & _exists(valid_ptr, other_slab, row_clip, clips, masked, NO_MASK)
         row_logsumexp = tl.load(row_logsumexp_ptr + pair * rows + row, mask=row < logsumexp_rows, other=0.0)
+        row_logsumexp *= 1 / unit
         # A pair of weight 0 is skipped, whatever its scores are.
         for start in range(0, tl.where(weight != 0, other_rows, 0), BLOCK_COLUMNS):
             column = start + tl.arange(0, BLOCK_COLUMNS)
@@ -411,17 +460,19 @@ def backward_kernel(
                 WHOLE,
                 PRECISION,
             )
-            column_exists = _exists(valid_ptr, other_slab, clip, clips, masked) & (column < other_rows)
-            column_counted = column_exists & _exists(valid_ptr, own_slab, clip, clips, masked)
+            column_exists = _exists(valid_ptr, other_slab, clip, clips, masked, NO_MASK) & (column < other_rows)
+            column_counted = column_exists & _exists(valid_ptr, own_slab, clip, clips, masked, NO_MASK)
             place = column_logsumexp_ptr + pair * rows + column
-            column_logsumexp = tl.load(place, mask=column < logsumexp_columns, other=0.0)
+            column_logsumexp = tl.load(place, mask=column < logsumexp_columns, other=0.0) * (1 / unit)
             identity = (row_clip[:, None] == clip[None, :]).to(tl.float32)
             if BOTH:
                 gap = scores * scale - row_logsumexp[:, None]
-                slope = tl.where(row_counted[:, None] & column_exists[None, :], _probability(gap) - identity, 0.0)
+                slope = _probability(gap, BASE_TWO) - identity
+                slope = tl.where(row_counted[:, None] & column_exists[None, :], slope, 0.0)
                 in_temperature += weight * tl.sum(slope * gap, 1)
                 gap = scores * scale - column_logsumexp[None, :]
-                added = tl.where(row_exists[:, None] & column_counted[None, :], _probability(gap) - identity, 0.0)
+                added = _probability(gap, BASE_TWO) - identity
+                added = tl.where(row_exists[:, None] & column_counted[None, :], added, 0.0)
                 in_temperature += weight * tl.sum(added * gap, 1)
                 slope += added
             else:
@@ -429,18 +480,26 @@ def backward_kernel(
                 gap = scores * scale - row_logsumexp[:, None] - column_logsumexp[None, :]
                 here_row = tl.where(of_queries, row_counted, row_exists)
                 here_column = tl.where(of_queries, column_exists, column_counted)
-                slope = tl.where(here_row[:, None] & here_column[None, :], _probability(gap) - identity, 0.0)
+                slope = tl.where(here_row[:, None] & here_column[None, :], _probability(gap, BASE_TWO) - identity, 0.0)
                 in_temperature += weight * tl.sum(slope * gap, 1)
             result = tl.dot((slope * weight).to(others.dtype), others, result, input_precision=PRECISION)
-    factor = tl.load(gradient_ptr) * largest_weight * scale / SLOPE_SCALE
+    factor = tl.load(gradient_ptr) * largest_weight * natural_scale / SLOPE_SCALE
     if BOTH:
         factor /= 2
     pointer = in_own_ptr + (own_slab.to(tl.int64) * own_rows + row) * width
     pointer = pointer[:, None] + (start_width + tl.arange(0, BLOCK_WIDTH))[None, :]
     tl.store(pointer, result * factor, mask=(row < own_rows)[:, None])
     if of_queries & (tl.program_id(2) == 0):
-        share = -factor * tl.sum(in_temperature, 0)
+        share = -factor * unit * tl.sum(in_temperature, 0)
         tl.store(in_temperature_ptr + own_slab * tl.num_programs(0) + tl.program_id(0), share)
+        if FUSED:
+            shares = slabs * tl.num_programs(0)
+            if _is_last(arrived_ptr, shares, FUSED):
+                total = tl.zeros((SHARE_TILE,), tl.float32)
+                for start in range(0, shares, SHARE_TILE):
+                    place = start + tl.arange(0, SHARE_TILE)
+                    total += tl.load(in_temperature_ptr + place, mask=place < shares, other=0.0)
+                tl.store(temperature_sum_ptr, tl.sum(total, 0))
 
 
 class Configuration(NamedTuple):
@@ -481,6 +540,12 @@ class Configuration(NamedTuple):
     def options(self) -> dict[str, int | bool]:
         """Options of the compiler. By default it aims at more concurrent programs, and spills a register or two."""
         return {"num_warps": self.warps, "num_stages": self.stages, "maxnreg": 255, "enable_fp_fusion": True}
+
+
+def forms(kernel: str, all_valid: bool) -> dict[str, bool]:
+    """Compile-time constants of a kernel that choose between its forms."""
+    chosen = {"NO_MASK": WITHOUT_MASKS and all_valid, "BASE_TWO": BASE_TWO}
+    return chosen if kernel == "forward" else {**chosen, "FUSED": FUSED}
 
 
 # Vectors are padded to a multiple of this, so tiles hold whole columns.
@@ -623,6 +688,33 @@ def _aligned(vectors: Tensor) -> Tensor:
     return vectors if vectors.data_ptr() % 16 == 0 else vectors.clone()
 
 
+# Counts of programs, zero between kernels: of each device and stream, and unused ones for the kernels of graphs.
+_COUNTS: dict[tuple[torch.device, int], Tensor] = {}
+_UNUSED_COUNTS: dict[torch.device, list[Tensor]] = {}
+
+
+def _arrived(like: Tensor) -> Tensor:
+    """A count of programs that no kernel at the same time uses: zero, () int32.
+
+    A kernel of a graph keeps its own, because the graph may run on another stream than it was captured on.
+    """
+    device = like.device
+    if not FUSED:
+        return like.new_zeros((), dtype=torch.int32)
+    if like.is_cuda and torch.cuda.is_current_stream_capturing():
+        unused = _UNUSED_COUNTS.get(device)
+        return unused.pop() if unused else like.new_zeros((), dtype=torch.int32)
+    if not _UNUSED_COUNTS.get(device):
+        _UNUSED_COUNTS[device] = list(torch.zeros(64, dtype=torch.int32, device=device))
+        if like.is_cuda:
+            # The graph's stream does not wait for this one.
+            torch.cuda.current_stream(device).synchronize()
+    stream = torch.cuda.current_stream(device).cuda_stream if like.is_cuda else 0
+    if (device, stream) not in _COUNTS:
+        _COUNTS[device, stream] = like.new_zeros((), dtype=torch.int32)
+    return _COUNTS[device, stream]
+
+
 def _small_forward(inputs: CrossInfoNCEInputs, ready: _Ready) -> tuple[Tensor, ...]:
     both = inputs.softmax_over == "both"
     new = ready.keys.new_empty
@@ -631,7 +723,6 @@ def _small_forward(inputs: CrossInfoNCEInputs, ready: _Ready) -> tuple[Tensor, .
     logsumexp = new((1 + both, *ready.pairs, ready.queries.shape[2]), dtype=torch.float32)
     clip_weights = new(ready.pairs, dtype=torch.float32)
     number = new(ready.pairs, dtype=torch.int32)
-    arrived = ready.keys.new_zeros((), dtype=torch.int32)
     chosen = _choose("small_forward", ready)
     small_forward_kernel[(pair_loss.numel(),)](
         ready.queries,
@@ -645,10 +736,11 @@ def _small_forward(inputs: CrossInfoNCEInputs, ready: _Ready) -> tuple[Tensor, .
         logsumexp,
         clip_weights,
         number,
-        arrived,
+        _arrived(ready.keys),
         *ready.sizes,
         int(both),
         **chosen.small,
+        **forms("small_forward", inputs.valid is None),
         **chosen.options,
     )
     return loss, pair_loss, hits, logsumexp, clip_weights
@@ -678,6 +770,7 @@ def _forward(inputs: CrossInfoNCEInputs, ready: _Ready) -> tuple[Tensor, ...]:
         *ready.sizes,
         BOTH=both,
         **chosen.tiles,
+        **forms("forward", inputs.valid is None),
         **chosen.options,
     )
     if both:
@@ -699,6 +792,7 @@ def _backward(
     tiles = triton.cdiv(max(rows, clips), chosen.rows)
     in_queries, in_keys = torch.empty_like(ready.queries), torch.empty_like(ready.keys)
     in_temperature = ready.keys.new_empty((modalities, steps, tiles), dtype=torch.float32)
+    temperature_sum = torch.empty_like(inputs.temperature)
     backward_kernel[(tiles, 2 * modalities * steps, width // chosen.width)](
         gradient.float(),
         ready.queries,
@@ -710,9 +804,12 @@ def _backward(
         in_queries,
         in_keys,
         in_temperature,
+        temperature_sum,
+        _arrived(ready.keys) if FUSED else in_temperature,
         *ready.sizes,
         BOTH=both,
         **chosen.tiles,
+        **forms("backward", inputs.valid is None),
         **chosen.options,
     )
     in_targets, in_predictions = in_queries, in_keys
@@ -722,5 +819,5 @@ def _backward(
     return (
         in_targets[..., real].contiguous(),
         in_predictions[..., real].contiguous(),
-        in_temperature.sum().to(inputs.temperature.dtype),
+        temperature_sum if FUSED else in_temperature.sum().to(inputs.temperature.dtype),
     )

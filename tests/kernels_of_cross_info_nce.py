@@ -6,6 +6,7 @@ log of 0, where a softmax is over nothing, is intended.
 """
 
 import os
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,6 +17,7 @@ from cases import generator, normal, strided
 from compare import LargestTensor, assert_all_close, assert_close
 from tolerances import EXACT
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from unicode_fast.kernels import cross_info_nce as kernels
 
 from unicode_fast.reference.cross_info_nce import (
@@ -107,6 +109,14 @@ def in_float64(inputs: CrossInfoNCEInputs) -> CrossInfoNCEInputs:
 )
 def test_against_float64(size: tuple[int, int, int, int], softmax_over: str, masked: bool) -> None:
     assert_as_reference(make_inputs(size, softmax_over, masked))
+
+
+@pytest.mark.parametrize("form", ["WITHOUT_MASKS", "BASE_TWO", "FUSED"])
+@pytest.mark.parametrize("clips", [80, 130])
+def test_earlier_forms(clips: int, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The forms that the package does not choose, each without the others."""
+    monkeypatch.setattr(kernels, form, False)
+    assert_as_reference(make_inputs((2, 1, clips, 24), "both"))
 
 
 @pytest.mark.parametrize("softmax_over", ["predictions", "both"])
@@ -251,6 +261,52 @@ def test_one_launch_each_way(clips: int, monkeypatch: pytest.MonkeyPatch) -> Non
     assert_as_reference(make_inputs((2, 2, clips, 3), "both", masked=True))
     expected = {"small_forward_kernel": clips < 128, "forward_kernel": clips > 128, "backward_kernel": True}
     assert {name: kernel.number for name, kernel in counted.items()} == expected
+
+
+class Operators(TorchDispatchMode):
+    """Counts the operators of torch by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.number: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.number[str(function)] += 1
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_two_launches_in_all(fused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both ways of a small batch: no operator of torch fills memory or adds up, if fused."""
+    monkeypatch.setattr(kernels, "FUSED", fused)
+    inputs = make_inputs((2, 1, 5, kernels.TILE_WIDTH), "both")
+    assert_as_reference(inputs)  # Makes the counts of programs.
+    gradient = torch.ones((), device=DEVICE)
+    with Operators() as operators:
+        found = kernels.cross_info_nce_triton(inputs)
+        kernels.cross_info_nce_backward_triton(gradient, found[3], found[4], inputs)
+    computing = operators.number["aten.new_zeros.default"] + operators.number["aten.sum.default"]
+    assert computing == (0 if fused else 2)
+
+
+@pytest.mark.skipif(INTERPRETED, reason="a graph needs a GPU")
+def test_graphs_keep_their_counts() -> None:
+    """A graph between other kernels, and more graphs than there are unused counts."""
+    inputs = make_inputs((3, 1, 80, 256), "both")
+
+    def both_ways() -> list[Tensor]:
+        found = kernels.cross_info_nce_triton(inputs)
+        gradient = torch.ones((), device=DEVICE)
+        return [*found, *kernels.cross_info_nce_backward_triton(gradient, found[3], found[4], inputs)]
+
+    expected = both_ways()
+    for _ in range(40):
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            captured = both_ways()
+        for _ in range(2):
+            graph.replay()
+            assert_all_close([*both_ways(), *captured], [*expected, *expected], EXACT)
 
 
 @pytest.mark.parametrize("softmax_over", ["predictions", "both"])

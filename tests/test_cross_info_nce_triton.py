@@ -55,11 +55,13 @@ def compilations() -> list[Compilation]:
 
 
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="Triton interprets here and compiles nothing")
+@pytest.mark.parametrize("all_valid", [False, True], ids=["masked", "all_valid"])
 @pytest.mark.parametrize("compilation", compilations(), ids=str)
-def test_compiles_without_spills(compilation: Compilation) -> None:
+def test_compiles_without_spills(compilation: Compilation, all_valid: bool) -> None:
     kernel = getattr(kernels, f"{compilation.kernel}_kernel")
     chosen = compilation.configuration
     fixed = chosen.small if compilation.kernel == "small_forward" else {**chosen.tiles, "BOTH": compilation.both}
+    fixed |= kernels.forms(compilation.kernel, all_valid)
     types = {name: "i32" for name in kernel.arg_names if name not in fixed}
     types |= {name: OTHER_POINTERS.get(name, "*fp32") for name in types if name.endswith("_ptr")}
     types |= {name: POINTERS[compilation.dtype] for name in VECTORS if name in types}
