@@ -30,6 +30,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "arrivals_on_host.h"
 #include "instructions_on_host.h"
 #include "launch_on_host.h"
 
@@ -147,6 +148,17 @@ std::map<uintptr_t, size_t> allocations;
 std::vector<uint32_t> clocks;
 uint32_t full[kMostThreads], fenced[kMostThreads];
 uint32_t block_number = 0, first_of_launch = 0;
+
+// By block of the launch and thread: the clock until which accesses are ordered before those of whoever sees the count
+// at an address. What threads of the running block have seen, and when.
+using Until = std::shared_ptr<const std::vector<uint32_t>>;
+struct Seen {
+  Until until;
+  int by;
+  uint32_t clock;
+};
+std::unordered_map<const int*, std::map<uint32_t, Until>> counted;
+std::map<uint32_t, std::vector<Seen>> seen;
 using Pages = std::unordered_map<uintptr_t, std::unique_ptr<Cell[]>>;
 Pages pages, byte_pages;
 std::unique_ptr<Cell[]> arena_cells, arena_byte_cells;
@@ -349,6 +361,7 @@ __attribute__((noinline)) int run_threads() {
 
 void prepare_block(size_t shared_bytes) {
   ++block_number;
+  seen.clear();
   std::memset(arena, kPoison, sizeof arena);
   std::memset(there, 0, sizeof there);
   statics.clear();
@@ -395,12 +408,19 @@ Cell* cells_at(Pages& all, uintptr_t address, size_t unit) {
   return last_cells + address % kPageBytes / unit;
 }
 
+bool ordered_within(int before, uint32_t clock, int thread) {
+  return before == thread || full[before] >= clock || clock_of(thread)[before] >= clock;
+}
+
 bool ordered(const Access& before, int thread, bool shared) {
   // Each block has shared memory of its own.
   if (before.block < (shared ? block_number : first_of_launch)) return true;
-  if (before.block != block_number || before.way == Way::kInFlight) return false;
-  return before.thread == thread || full[before.thread] >= before.clock ||
-         clock_of(thread)[before.thread] >= before.clock;
+  if (before.way == Way::kInFlight) return false;
+  if (before.block == block_number) return ordered_within(before.thread, before.clock, thread);
+  const auto of_block = seen.find(before.block);
+  return of_block != seen.end() && std::any_of(of_block->second.begin(), of_block->second.end(), [&](const Seen& by) {
+           return before.clock <= (*by.until)[before.thread] && ordered_within(by.by, by.clock, thread);
+         });
 }
 
 // Whether this ordinary access is ordered before the accesses of an engine.
@@ -885,6 +905,7 @@ void run(const char* name, const void* kernel, dim3 grid, dim3 block, size_t sha
   threads = static_cast<int>(block.x);
   body = &thread;
   first_of_launch = block_number + 1;
+  counted.clear();
   std::vector<unsigned> blocks(static_cast<size_t>(grid.x) * grid.y);
   for (unsigned i = 0; i < blocks.size(); ++i) blocks[i] = i;
   std::shuffle(blocks.begin(), blocks.end(), generator);
@@ -907,6 +928,39 @@ void run(const char* name, const void* kernel, dim3 grid, dim3 block, size_t sha
 void check_atomic(void* at, size_t bytes) {
   const Busy own_accesses;
   check(current, at, bytes, Kind::kWrite, Way::kAtomic, Site::current());
+}
+
+// All that is counted at an address is now ordered before the next accesses of this thread.
+void see(const int* count) {
+  for (const auto& [block, until] : counted[count]) seen[block].push_back({until, current, own_clock(current)});
+}
+
+int count_block(int* count, const Site& site) {
+  const Busy own_accesses;
+  check(current, count, sizeof *count, Kind::kWrite, Way::kAtomic, site);
+  std::map<uint32_t, Until>& all = counted[count];
+  for (const auto& [block, by_threads] : seen) {
+    for (const Seen& by : by_threads) {
+      if (!ordered_within(by.by, by.clock, current)) continue;
+      std::vector<uint32_t> until = *by.until;
+      if (const Until& before = all[block])
+        for (int u = 0; u < threads; ++u) until[u] = std::max(until[u], (*before)[u]);
+      all[block] = std::make_shared<std::vector<uint32_t>>(until);
+    }
+  }
+  see(count);
+  std::vector<uint32_t> until(full, full + threads);
+  for (int u = 0; u < threads; ++u) until[u] = std::max(until[u], clock_of(current)[u]);
+  all[block_number] = std::make_shared<std::vector<uint32_t>>(until);
+  ++own_clock(current);
+  return (*count)++;
+}
+
+void wait_for_count(const int* count, int least, const Site& site) {
+  const Busy own_accesses;
+  check(current, count, sizeof *count, Kind::kWrite, Way::kAtomic, site);
+  if (*count < least) stop("waits for a block that may not have begun", text(site));
+  see(count);
 }
 
 int mutation() {

@@ -152,14 +152,24 @@ MUTATIONS = (
     Mutation(_NEAREST, "row < rows", "row <= rows", ("search_plain", "search_direct"), "threadIdx.x % 16 == 0 && "),
     Mutation(_NEAREST, "row < a.features.rows", "row <= a.features.rows", MMA, "bool compare_all = false;"),
     Mutation(_STATISTICS, "first + e < rows", "first + e <= rows", ("statistics_scan",)),
-    Mutation(_STATISTICS, "row < tile.last", "row <= tile.last", ("statistics_sorted",), "row = start + lane;"),
+    Mutation(
+        _STATISTICS, "row < tile.last", "row <= tile.last", ("statistics_sorted",), "row = start + i * 32 + lane;"
+    ),
     Mutation(_STATISTICS, "i < number", "i <= number", ("statistics_sorted",), "values[i] = "),
+    Mutation(
+        _STATISTICS, "i < number", "i <= number", ("statistics_sorted",), "int* const at = counts + tile * codewords;"
+    ),
+    Mutation(_STATISTICS, "warp * share", "(warp + 1) * share", ("statistics_sorted",)),
     # Addresses, blocks of columns and of codewords, and rows that are drawn.
     Mutation(_HALF, "reinterpret_cast<uintptr_t>(a.features.data) % 16 == 0", "true", SEARCHES),
     Mutation(_HALF, "a.features.row_stride * static_cast<int64_t>(sizeof(T)) % 16 == 0", "true", SEARCHES),
     Mutation(_HOPPER, "fence_async();", "", WGMMA, "start_barrier(empty"),
     Mutation(_STATISTICS, "blockIdx.y", "0u", ("statistics_sorted",), "piece = blockIdx.x"),
     Mutation(_STATISTICS, "blockIdx.y", "0u", ("statistics_sorted",), "join_kernel("),
+    Mutation(_STATISTICS, "kJoined + blockIdx.y * batch.codewords + low", "kJoined + low", ("statistics_sorted",)),
+    Mutation(_STATISTICS, "batch.width % kWide<T> != 0", "false", ("statistics_sorted",)),
+    Mutation(_STATISTICS, "threadIdx.x % kOfGroup * kNumbers;", "threadIdx.x % kOfGroup;", ("statistics_sorted",)),
+    Mutation(_STATISTICS, "starts[k] == starts[k + 1]", "false", ("statistics_sorted",)),
     Mutation(_STATISTICS, "before += all;", "before = all;", ("statistics_sorted",)),
     Mutation(
         _STATISTICS,
@@ -178,8 +188,20 @@ MUTATIONS = (
     ),
     Mutation(
         _STATISTICS,
-        "cudaMemsetAsync(counts, 0, plan.tiles * batch.codewords * sizeof(int), stream)",
+        "cudaMemsetAsync(sorted.counts, 0, plan.tiles * batch.codewords * sizeof(int), stream)",
         "cudaSuccess",
+        ("statistics_sorted",),
+    ),
+    Mutation(_STATISTICS, "atomicAdd(&counts[code], 1);", "counts[code] += 1;", ("statistics_sorted",)),
+    Mutation(_STATISTICS, "sorted.arrived[i] = 0;", "", ("statistics_sorted",)),
+    # Order between blocks.
+    Mutation(_STATISTICS, "wait_for_count(sorted.arrived + kStarted, 1)", "void()", ("statistics_sorted",)),
+    Mutation(_STATISTICS, "const int begun = number;", "const int begun = blockIdx.x;", ("statistics_sorted",)),
+    Mutation(_STATISTICS, "number != prefix_blocks - 1", "number != 0", ("statistics_sorted",)),
+    Mutation(
+        _STATISTICS,
+        "joined[0] == piece_starts[low + 1] - piece_starts[low] - 1",
+        "joined[0] == 0",
         ("statistics_sorted",),
     ),
     Mutation(_APPLY, "d < state.width", "d <= state.width", ("apply",), "update.reset[k] != 0;"),

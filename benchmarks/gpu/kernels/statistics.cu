@@ -12,6 +12,7 @@ constexpr int64_t kSeed = 11, kStep = 5, kSampledCodewords = 16;
 struct Problem {
   std::vector<Number> numbers;  // of each modality
   int64_t rows, codewords, width;
+  bool earlier = false;  // the earlier launches and loads of sorted sums
   bool sorted = false, masks = false, mixes = false, partners = false, sequential = false;
   int candidates = 0;
   bool choice = false, shard = false, strides = false;
@@ -209,7 +210,8 @@ Result statistics_case(const Problem& given) {
   batch.step = step.get();
   batch.choice = given.choice ? choice.get() : nullptr;
   batch.statistics = statistics.get();
-  const StatisticsPlan plan = plan_statistics(batch);
+  StatisticsPlan plan = plan_statistics(batch);
+  if (given.earlier) plan.few_launches = plan.wide_loads = false;
   const Device<unsigned char> workspace(plan.bytes);
   const auto launch = [&] { return launch_statistics(plan, batch, workspace.get(), nullptr); };
   finish_launch(launch(), "launch_statistics");
@@ -271,6 +273,15 @@ void add_small(std::vector<Case>& cases) {
   sorted.masks = sorted.mixes = sorted.sequential = sorted.strides = true;
   sorted.candidates = sorted.popular = 1;
   add(cases, "masks, partners at the same place, reset", sorted);
+  sorted.earlier = true;
+  add(cases, "the same with the earlier launches", sorted);
+  wide.earlier = true;
+  add(cases, "several blocks of columns and codewords, the earlier launches", wide);
+
+  Problem partners{.numbers = {kBrain, kBrain}, .rows = 8700, .codewords = 1000, .width = 136, .sorted = true};
+  partners.mixes = partners.partners = partners.sequential = true;
+  partners.popular = 1;
+  add(cases, "given partners, loads of 16 bytes of bfloat16", partners);
 }
 
 }  // namespace
@@ -283,9 +294,14 @@ std::vector<Case> statistics_cases() {
   }
   add(cases, "3 x " + size_text({800, 400, 256}),
       {.numbers = {kSingle, kSingle, kSingle}, .rows = 800, .codewords = 400, .width = 256, .mixes = true});
-  for (const Size size : {kG2, kG3})
-    add(cases, size_text({size.rows, size.codewords, size.width}),
-        {.numbers = {kSingle}, .rows = size.rows, .codewords = size.codewords, .width = size.width, .sorted = true});
+  for (const Size size : {kG2, kG3}) {
+    Problem problem{.numbers = {kSingle}, .rows = size.rows, .codewords = size.codewords, .width = size.width};
+    problem.sorted = true;
+    const std::string text = size_text({size.rows, size.codewords, size.width});
+    add(cases, text, problem);
+    problem.earlier = true;
+    add(cases, text + ", the earlier launches", problem);
+  }
   return cases;
 }
 

@@ -1,8 +1,11 @@
 // The statistics of a batch for a codebook update: counts of each codeword, sums of mixed rows, and rows for the resets
 // of idle codewords. Every sum has a fixed order, so results repeat bit for bit.
 
+#include <cstring>
+
 #include "../../common/counter_random.h"
 #include "../../common/tiles.h"
+#include "../arrivals.cuh"
 #include "../launch.cuh"
 #include "../numbers.cuh"
 #include "../reduce.cuh"
@@ -37,37 +40,72 @@ __device__ __forceinline__ bool is_valid(const Modality& modality, int64_t row) 
   return modality.valid == nullptr || modality.valid[row * modality.valid_stride];
 }
 
-// One element of a valid row mixed with its partner. If no partner is given, it is the mean of the other modalities'
-// valid rows at the same position.
-template <class T>
-__device__ __forceinline__ double mixed(const Batch& batch, int m, int64_t row, int64_t column) {
+// kNumbers consecutive elements of a row: one, or the 16 bytes at an aligned address.
+template <class T, int kNumbers>
+struct Elements {
+  std::conditional_t<std::is_same_v<T, Any>, double, T> of[kNumbers];
+
+  __device__ __forceinline__ Elements(const Matrix& matrix, int64_t row, int64_t column) {
+    if constexpr (std::is_same_v<T, Any>) {
+      of[0] = read<T>(matrix, row, column);
+    } else {
+      const T* const from =
+          static_cast<const T*>(matrix.data) + row * matrix.row_stride + column * matrix.column_stride;
+      if constexpr (kNumbers == 1) {
+        of[0] = *from;
+      } else {
+        const uint4 bits = *reinterpret_cast<const uint4*>(from);
+        std::memcpy(of, &bits, sizeof bits);
+      }
+    }
+  }
+};
+
+// Adds elements of a valid row, mixed with its partner and weighted, to sums. If no partner is given, it is the mean of
+// the other modalities' valid rows at the same position.
+template <class T, int kNumbers>
+__device__ __forceinline__ void add_mixed(const Batch& batch, int m, int64_t row, int64_t column,
+                                          double (&sums)[kNumbers]) {
   const Modality& own = batch.modality[m];
-  const double value = read<T>(own.features, row, column);
-  if (!batch.mixes) return value;
-  double partner = 0;
-  int number = 1;
-  if (batch.given_partners) {
-    partner = read<T>(own.partners, row, column);
-  } else {
-    number = 0;
+  const Elements<T, kNumbers> values(own.features, row, column);
+  double partner[kNumbers] = {};
+  int number = 0;
+  if (batch.mixes && batch.given_partners) {
+    const Elements<T, kNumbers> given(own.partners, row, column);
+#pragma unroll
+    for (int i = 0; i < kNumbers; ++i) partner[i] = to_double(given.of[i]);
+    number = 1;
+  } else if (batch.mixes) {
     for (int other = 0; other < batch.modalities; ++other) {
       if (other == m || !is_valid(batch.modality[other], row)) continue;
-      partner += read<T>(batch.modality[other].features, row, column);
+      const Elements<T, kNumbers> others(batch.modality[other].features, row, column);
+#pragma unroll
+      for (int i = 0; i < kNumbers; ++i) partner[i] += to_double(others.of[i]);
       ++number;
     }
-    if (number == 0) return value;
   }
-  return batch.own_weight * value + (1 - batch.own_weight) * (partner / number);
+#pragma unroll
+  for (int i = 0; i < kNumbers; ++i) {
+    double value = to_double(values.of[i]);
+    if (number > 0) value = batch.own_weight * value + (1 - batch.own_weight) * (partner[i] / number);
+    sums[i] += own.weight * value;
+  }
 }
 
-// Adds up the groups' sums of a column; the threads of the first group get the result.
-__device__ __forceinline__ double add_groups(double sum) {
-  UNICODE_FAST_SHARED(double, sums, [kGroups][kColumns]);
-  sums[threadIdx.x / kColumns][threadIdx.x % kColumns] = sum;
+int64_t column_blocks(const Batch& batch) { return (batch.width + kColumns - 1) / kColumns; }
+
+// Adds up the groups' sums of each column. A group has a thread for kNumbers columns; the first kColumns threads get
+// the result of a column each.
+template <int kNumbers>
+__device__ __forceinline__ double add_groups(const double (&own)[kNumbers]) {
+  constexpr int kAll = kGroups * kNumbers, kOfGroup = kColumns / kNumbers;
+  UNICODE_FAST_SHARED(double, sums, [kAll][kColumns]);
+#pragma unroll
+  for (int i = 0; i < kNumbers; ++i) sums[threadIdx.x / kOfGroup][threadIdx.x % kOfGroup * kNumbers + i] = own[i];
   __syncthreads();
   double total = 0;
 #pragma unroll
-  for (int group = 0; group < kGroups; ++group) total += sums[group][threadIdx.x % kColumns];
+  for (int group = 0; group < kAll; ++group) total += sums[group][threadIdx.x % kColumns];
   return total;
 }
 
@@ -116,7 +154,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
   const int64_t k = blockIdx.x, column = static_cast<int64_t>(blockIdx.y) * kColumns + threadIdx.x % kColumns;
   const int group = threadIdx.x / kColumns;
   const bool reports = blockIdx.y == 0 && threadIdx.x == 0;
-  double sum = 0;
+  double sum[1] = {};
   for (int m = 0; m < batch.modalities; ++m) {
     const Modality& own = batch.modality[m];
     const int64_t rows = own.features.rows;
@@ -138,7 +176,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
       __syncthreads();
       if (column < batch.width) {
 #pragma unroll 4
-        for (int i = group; i < number; i += kGroups) sum += own.weight * mixed<T>(batch, m, found[i], column);
+        for (int i = group; i < number; i += kGroups) add_mixed<T>(batch, m, found[i], column, sum);
       }
       matches += number;
       valid_rows += both >> 16;
@@ -210,21 +248,19 @@ __global__ void __launch_bounds__(kThreads)
   totals[k] = running;
 }
 
-constexpr int kStartThreads = 1024;
-
-// In one block: the starts of each codeword's rows and of the pieces of its sum, and the rows of each modality.
-__global__ void __launch_bounds__(kStartThreads)
-    start_kernel(const __grid_constant__ Batch batch, const __grid_constant__ StatisticsLayout layout,
-                 const int* totals, int* starts, int* piece_starts) {
-  UNICODE_FAST_SHARED(long long, warp_sums, [kStartThreads / 32]);
+// By one block: the starts of each codeword's rows and of the pieces of its sum, and the rows of each modality.
+template <int kBlock>
+__device__ __forceinline__ void write_starts(const Batch& batch, const StatisticsLayout& layout, const int* totals,
+                                             int* starts, int* piece_starts) {
+  UNICODE_FAST_SHARED(long long, warp_sums, [kBlock / 32]);
   const int64_t codewords = batch.codewords;
   long long before = 0;  // rows in the lower half, pieces in the upper
-  for (int64_t first = 0; first < codewords; first += kStartThreads) {
+  for (int64_t first = 0; first < codewords; first += kBlock) {
     const int64_t k = first + threadIdx.x;
     const long long rows = k < codewords ? totals[k] : 0;
     const long long pieces = (rows + kPieceRows - 1) / kPieceRows;
     long long all;
-    const long long own = before + sum_before<kStartThreads>(rows + (pieces << 32), warp_sums, all);
+    const long long own = before + sum_before<kBlock>(rows + (pieces << 32), warp_sums, all);
     if (k < codewords) {
       starts[k] = static_cast<int>(own & 0xffffffff);
       piece_starts[k] = static_cast<int>(own >> 32);
@@ -238,50 +274,200 @@ __global__ void __launch_bounds__(kStartThreads)
   }
   for (int m = 0; m < batch.modalities; ++m) {
     long long rows = 0;
-    for (int64_t k = threadIdx.x; k < codewords; k += kStartThreads)
+    for (int64_t k = threadIdx.x; k < codewords; k += kBlock)
       rows += static_cast<long long>(batch.statistics[layout.codeword_count + m * codewords + k]);
     long long all;
-    sum_before<kStartThreads>(rows, warp_sums, all);
+    sum_before<kBlock>(rows, warp_sums, all);
     if (threadIdx.x == 0) batch.statistics[layout.row_count + m] = static_cast<double>(all);
     __syncthreads();
   }
 }
 
-// Sorts the rows of a tile by codeword, one warp a tile: equal codewords keep the order of their rows. Rows are
-// numbered over all modalities. `counts` holds the place of each codeword's next row of the tile.
-__global__ void __launch_bounds__(kThreads) sort_kernel(const __grid_constant__ Batch batch, int tile_rows,
-                                                        int64_t tiles, int* counts, const int* starts, int* order) {
-  const int64_t number = static_cast<int64_t>(blockIdx.x) * (kThreads / 32) + threadIdx.x / 32;
-  if (number >= tiles) return;
+constexpr int kStartThreads = 1024;
+
+__global__ void __launch_bounds__(kStartThreads)
+    start_kernel(const __grid_constant__ Batch batch, const __grid_constant__ StatisticsLayout layout,
+                 const int* totals, int* starts, int* piece_starts) {
+  write_starts<kStartThreads>(batch, layout, totals, starts, piece_starts);
+}
+
+// Sorts the rows of a tile by codeword, by one warp: equal codewords keep the order of their rows. Rows are numbered
+// over all modalities. `counts` holds the place of each codeword's next row of the tile.
+__device__ __forceinline__ void sort_tile(const Batch& batch, int tile_rows, int64_t number, int* counts,
+                                          const int* starts, int* order) {
+  constexpr int kAtOnce = 8;  // 32 rows each
   const int lane = threadIdx.x % 32;
   const Tile tile = tile_at(batch, tile_rows, number);
   const Modality& own = batch.modality[tile.modality];
   int64_t offset = 0;
   for (int m = 0; m < tile.modality; ++m) offset += batch.modality[m].features.rows;
   int* const next = counts + number * batch.codewords;
-  for (int64_t start = tile.first; start < tile.last; start += 32) {
-    const int64_t row = start + lane;
-    const int code = row < tile.last ? codeword_at(batch, own, row) : -1;
-    const unsigned equal = __match_any_sync(~0u, code);
-    const int leader = __ffs(equal) - 1;
-    int place = 0;
-    if (lane == leader && code >= 0) {
-      place = next[code];
-      next[code] = place + __popc(equal);
+  for (int64_t start = tile.first; start < tile.last; start += 32 * kAtOnce) {
+    int codes[kAtOnce];
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      const int64_t row = start + i * 32 + lane;
+      codes[i] = row < tile.last ? codeword_at(batch, own, row) : -1;
     }
-    place = __shfl_sync(~0u, place, leader) + __popc(equal & ((1u << lane) - 1));
-    if (code >= 0) order[starts[code] + place] = static_cast<int>(offset + row);
-    // The next leader of these codewords may be another thread.
-    __syncwarp();
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      const unsigned equal = __match_any_sync(~0u, codes[i]);
+      const int leader = __ffs(equal) - 1;
+      int place = 0;
+      if (lane == leader && codes[i] >= 0) {
+        place = next[codes[i]];
+        next[codes[i]] = place + __popc(equal);
+      }
+      place = __shfl_sync(~0u, place, leader) + __popc(equal & ((1u << lane) - 1));
+      if (codes[i] >= 0) order[starts[codes[i]] + place] = static_cast<int>(offset + start + i * 32 + lane);
+      // The next leader of these codewords may be another thread.
+      __syncwarp();
+    }
   }
 }
 
-// Block (p, y) sums columns y of piece p, up to kPieceRows rows of one codeword.
-template <class T>
-__global__ void __launch_bounds__(kThreads, kBlocks)
-    piece_kernel(const __grid_constant__ Batch batch, const int* starts, const int* piece_starts, const int* order,
-                 double* sums) {
-  const int64_t piece = blockIdx.x, column = static_cast<int64_t>(blockIdx.y) * kColumns + threadIdx.x % kColumns;
+// One warp a tile.
+__global__ void __launch_bounds__(kThreads) sort_kernel(const __grid_constant__ Batch batch, int tile_rows,
+                                                        int64_t tiles, int* counts, const int* starts, int* order) {
+  const int64_t number = static_cast<int64_t>(blockIdx.x) * (kThreads / 32) + threadIdx.x / 32;
+  if (number < tiles) sort_tile(batch, tile_rows, number, counts, starts, order);
+}
+
+// Workspaces of the sorted sums; StatisticsPlan describes them.
+struct Sorted {
+  int tile_rows;
+  int64_t tiles, pieces;
+  int *counts, *totals, *starts, *piece_starts, *order, *arrived;
+  double* sums;
+};
+
+// In `arrived`: blocks of order_kernel that have begun, blocks whose prefixes are written, 1 after the starts. Then for
+// each block of columns and codeword its pieces that are summed.
+constexpr int kBegun = 0, kPrefixes = 1, kStarted = 2, kJoined = 3;
+
+// Counts the rows of each codeword in each tile, one block a tile. Clears `arrived`, of `arrivals` numbers.
+__global__ void __launch_bounds__(kThreads)
+    tile_kernel(const __grid_constant__ Batch batch, const __grid_constant__ Sorted sorted, int64_t arrivals) {
+  const Tile tile = tile_at(batch, sorted.tile_rows, blockIdx.x);
+  const Modality& own = batch.modality[tile.modality];
+  int* const counts = sorted.counts + blockIdx.x * batch.codewords;
+  for (int64_t k = threadIdx.x; k < batch.codewords; k += kThreads) counts[k] = 0;
+  for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < arrivals;
+       i += static_cast<int64_t>(gridDim.x) * kThreads)
+    sorted.arrived[i] = 0;
+  __syncthreads();
+  for (int64_t row = tile.first + threadIdx.x; row < tile.last; row += kThreads) {
+    const int code = codeword_at(batch, own, row);
+    if (code >= 0) atomicAdd(&counts[code], 1);
+  }
+}
+
+constexpr int kOrderThreads = 512, kOrderWarps = kOrderThreads / 32;
+
+// As prefix_kernel, for 32 codewords. Each warp does a part of a modality's tiles: it adds them up, then writes.
+__device__ __forceinline__ void write_prefixes(const Batch& batch, const StatisticsLayout& layout, const Sorted& sorted,
+                                               int64_t block) {
+  constexpr int kAtOnce = 16;
+  UNICODE_FAST_SHARED(int, part_sums, [kOrderWarps][32]);
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const int64_t k = block * 32 + lane, codewords = batch.codewords;
+  int before_modality = 0;
+  int64_t first_tile = 0;
+  for (int m = 0; m < batch.modalities; ++m) {
+    const int64_t tiles = tiles_of(batch.modality[m], sorted.tile_rows);
+    const int64_t share = (tiles + kOrderWarps - 1) / kOrderWarps;
+    const int64_t first = min(warp * share, tiles), last = min(first + share, tiles);
+    int* const counts = sorted.counts + first_tile * codewords + k;
+    int sum = 0;
+    if (k < codewords) {
+#pragma unroll 16
+      for (int64_t tile = first; tile < last; ++tile) sum += counts[tile * codewords];
+    }
+    part_sums[warp][lane] = sum;
+    __syncthreads();
+    int running = before_modality, total = 0;
+#pragma unroll
+    for (int other = 0; other < kOrderWarps; ++other) {
+      if (other < warp) running += part_sums[other][lane];
+      total += part_sums[other][lane];
+    }
+    for (int64_t tile = first; tile < last && k < codewords; tile += kAtOnce) {
+      int* const at = counts + tile * codewords;
+      const int number = static_cast<int>(min(static_cast<int64_t>(kAtOnce), last - tile));
+      int values[kAtOnce];
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) values[i] = i < number ? at[i * codewords] : 0;
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) {
+        if (i < number) at[i * codewords] = running;
+        running += values[i];
+      }
+    }
+    if (warp == 0 && k < codewords)
+      batch.statistics[layout.codeword_count + m * codewords + k] = static_cast<double>(total);
+    before_modality += total;
+    first_tile += tiles;
+    __syncthreads();
+  }
+  if (warp == 0 && k < codewords) sorted.totals[k] = before_modality;
+}
+
+// Prefixes, starts and sorting in one launch. A block takes its work by the order in which blocks begin. So a block
+// that sorts waits only for blocks that have begun before it, and these wait for none.
+__global__ void __launch_bounds__(kOrderThreads)
+    order_kernel(const __grid_constant__ Batch batch, const __grid_constant__ StatisticsLayout layout,
+                 const __grid_constant__ Sorted sorted) {
+  UNICODE_FAST_SHARED(int, shared_number, [1]);
+  int& number = shared_number[0];
+  const int prefix_blocks = static_cast<int>((batch.codewords + 31) / 32);
+  if (threadIdx.x == 0) number = count_block(sorted.arrived + kBegun);
+  __syncthreads();
+  const int begun = number;
+  if (begun >= prefix_blocks) {
+    if (threadIdx.x == 0) wait_for_count(sorted.arrived + kStarted, 1);
+    __syncthreads();
+    const int64_t tile = static_cast<int64_t>(begun - prefix_blocks) * kOrderWarps + threadIdx.x / 32;
+    if (tile < sorted.tiles) sort_tile(batch, sorted.tile_rows, tile, sorted.counts, sorted.starts, sorted.order);
+    return;
+  }
+  write_prefixes(batch, layout, sorted, begun);
+  __syncthreads();
+  if (threadIdx.x == 0) number = count_block(sorted.arrived + kPrefixes);
+  __syncthreads();
+  if (number != prefix_blocks - 1) return;
+  write_starts<kOrderThreads>(batch, layout, sorted.totals, sorted.starts, sorted.piece_starts);
+  __syncthreads();
+  if (threadIdx.x == 0) count_block(sorted.arrived + kStarted);
+}
+
+// Adds up a column of codeword k's pieces.
+__device__ __forceinline__ void join_pieces(const Batch& batch, const StatisticsLayout& layout, const int* piece_starts,
+                                            const double* sums, int64_t k, int64_t column) {
+  double sum = 0;
+  for (int64_t piece = piece_starts[k]; piece < piece_starts[k + 1]; ++piece) sum += sums[piece * batch.width + column];
+  batch.statistics[layout.mixed_sum + k * batch.width + column] = sum;
+}
+
+// Block (p, y) sums columns y of piece p, up to kPieceRows rows of one codeword; a thread reads kNumbers columns of a
+// row at once. With kJoins the last block of a codeword adds up its pieces, and each codeword has one more block that
+// finds its candidates.
+template <class T, int kNumbers, bool kJoins>
+__global__ void __launch_bounds__(kThreads, kNumbers > 4 ? kBlocks - 1 : kBlocks)
+    piece_kernel(const __grid_constant__ Batch batch, const __grid_constant__ StatisticsLayout layout,
+                 const __grid_constant__ Sorted sorted) {
+  constexpr int kOfGroup = kColumns / kNumbers;
+  const int *const starts = sorted.starts, *const piece_starts = sorted.piece_starts;
+  const int64_t piece = blockIdx.x, first_column = static_cast<int64_t>(blockIdx.y) * kColumns;
+  const int64_t column = first_column + threadIdx.x % kColumns;  // of the results
+  if constexpr (kJoins) {
+    if (piece >= sorted.pieces) {
+      const int64_t k = piece - sorted.pieces;
+      write_candidates<T>(batch, layout, k, column);
+      if (starts[k] == starts[k + 1] && threadIdx.x < kColumns && column < batch.width)
+        batch.statistics[layout.mixed_sum + k * batch.width + column] = 0;
+      return;
+    }
+  }
   if (piece >= piece_starts[batch.codewords]) return;
   // The last codeword whose pieces start at or before this one; codewords without rows have none.
   int64_t low = 0, high = batch.codewords;
@@ -295,18 +481,28 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
   }
   const int64_t first = starts[low] + (piece - piece_starts[low]) * kPieceRows;
   const int64_t last = min(first + kPieceRows, static_cast<int64_t>(starts[low + 1]));
-  double sum = 0;
-  if (column < batch.width) {
-#pragma unroll 4
-    for (int64_t i = first + threadIdx.x / kColumns; i < last; i += kGroups) {
-      int64_t row = order[i];
+  const int64_t read_column = first_column + threadIdx.x % kOfGroup * kNumbers;
+  double sum[kNumbers] = {};
+  if (read_column < batch.width) {
+#pragma unroll(kNumbers > 4 ? 2 : 4)
+    for (int64_t i = first + threadIdx.x / kOfGroup; i < last; i += kGroups * kNumbers) {
+      int64_t row = sorted.order[i];
       int m = 0;
       while (row >= batch.modality[m].features.rows) row -= batch.modality[m++].features.rows;
-      sum += batch.modality[m].weight * mixed<T>(batch, m, row, column);
+      add_mixed<T>(batch, m, row, read_column, sum);
     }
   }
   const double total = add_groups(sum);
-  if (threadIdx.x < kColumns && column < batch.width) sums[piece * batch.width + column] = total;
+  const bool writes = threadIdx.x < kColumns && column < batch.width;
+  if (writes) sorted.sums[piece * batch.width + column] = total;
+  if constexpr (kJoins) {
+    UNICODE_FAST_SHARED(int, joined, [1]);
+    __syncthreads();
+    if (threadIdx.x == 0) joined[0] = count_block(sorted.arrived + kJoined + blockIdx.y * batch.codewords + low);
+    __syncthreads();
+    if (writes && joined[0] == piece_starts[low + 1] - piece_starts[low] - 1)
+      join_pieces(batch, layout, piece_starts, sorted.sums, low, column);
+  }
 }
 
 // Block (k, y) adds up columns y of codeword k's pieces, and finds its candidates.
@@ -315,50 +511,93 @@ __global__ void __launch_bounds__(kColumns)
     join_kernel(const __grid_constant__ Batch batch, const __grid_constant__ StatisticsLayout layout,
                 const int* piece_starts, const double* sums) {
   const int64_t k = blockIdx.x, column = static_cast<int64_t>(blockIdx.y) * kColumns + threadIdx.x;
-  if (column < batch.width) {
-    double sum = 0;
-    for (int64_t piece = piece_starts[k]; piece < piece_starts[k + 1]; ++piece)
-      sum += sums[piece * batch.width + column];
-    batch.statistics[layout.mixed_sum + k * batch.width + column] = sum;
-  }
+  if (column < batch.width) join_pieces(batch, layout, piece_starts, sums, k, column);
   write_candidates<T>(batch, layout, k, column);
+}
+
+// Numbers in 16 bytes.
+template <class T>
+constexpr int kWide = 16 / sizeof(T);
+template <>
+constexpr int kWide<Any> = 1;
+
+// Whether all rows that are summed begin at addresses for loads of 16 bytes, and have whole ones.
+template <class T>
+bool loads_are_wide(const Batch& batch) {
+  if (kWide<T> == 1 || batch.width % kWide<T> != 0) return false;
+  const auto aligned = [](const Matrix& matrix) {
+    return matrix.column_stride == 1 && matrix.row_stride % kWide<T> == 0 &&
+           reinterpret_cast<uintptr_t>(matrix.data) % 16 == 0;
+  };
+  for (int m = 0; m < batch.modalities; ++m) {
+    const Modality& own = batch.modality[m];
+    if (!aligned(own.features) || (batch.given_partners && !aligned(own.partners))) return false;
+  }
+  return true;
+}
+
+template <class T, bool kJoins>
+cudaError_t launch_pieces(const StatisticsPlan& plan, const Batch& batch, const StatisticsLayout& layout,
+                          const Sorted& sorted, cudaStream_t stream) {
+  const auto blocks = static_cast<unsigned>(plan.pieces + (kJoins ? batch.codewords : 0));
+  const dim3 grid(blocks, static_cast<unsigned>(column_blocks(batch)));
+  if (plan.wide_loads && loads_are_wide<T>(batch)) {
+    UNICODE_FAST_LAUNCH(grid, kThreads, 0, stream, piece_kernel<T, kWide<T>, kJoins>)(batch, layout, sorted);
+  } else {
+    UNICODE_FAST_LAUNCH(grid, kThreads, 0, stream, piece_kernel<T, 1, kJoins>)(batch, layout, sorted);
+  }
+  return cudaGetLastError();
+}
+
+// Three launches.
+template <class T>
+cudaError_t launch_sorted(const StatisticsPlan& plan, const Batch& batch, const StatisticsLayout& layout,
+                          const Sorted& sorted, cudaStream_t stream) {
+  const int64_t arrivals = kJoined + column_blocks(batch) * batch.codewords;
+  UNICODE_FAST_LAUNCH(static_cast<unsigned>(plan.tiles), kThreads, 0, stream, tile_kernel)(batch, sorted, arrivals);
+  cudaError_t error = cudaGetLastError();
+  if (error != cudaSuccess) return error;
+  const int64_t blocks = (batch.codewords + 31) / 32 + (plan.tiles + kOrderWarps - 1) / kOrderWarps;
+  UNICODE_FAST_LAUNCH(static_cast<unsigned>(blocks), kOrderThreads, 0, stream, order_kernel)(batch, layout, sorted);
+  if ((error = cudaGetLastError()) != cudaSuccess) return error;
+  return launch_pieces<T, true>(plan, batch, layout, sorted, stream);
 }
 
 template <class T>
 cudaError_t launch_for(const StatisticsPlan& plan, const Batch& batch, void* workspace, cudaStream_t stream) {
   const StatisticsLayout layout = statistics_layout(batch.modalities, batch.codewords, batch.width, batch.candidates);
-  const auto column_blocks = static_cast<unsigned>((batch.width + kColumns - 1) / kColumns);
-  const dim3 codeword_grid(static_cast<unsigned>(batch.codewords), column_blocks);
+  const dim3 codeword_grid(static_cast<unsigned>(batch.codewords), static_cast<unsigned>(column_blocks(batch)));
   if (!plan.sorted) {
     UNICODE_FAST_LAUNCH(codeword_grid, kThreads, 0, stream, scan_kernel<T>)(batch, layout);
     return cudaGetLastError();
   }
   unsigned char* const base = static_cast<unsigned char*>(workspace);
-  int* const counts = reinterpret_cast<int*>(base + plan.counts);
-  int* const totals = reinterpret_cast<int*>(base + plan.totals);
-  int* const starts = reinterpret_cast<int*>(base + plan.starts);
-  int* const piece_starts = reinterpret_cast<int*>(base + plan.piece_starts);
-  int* const order = reinterpret_cast<int*>(base + plan.order);
-  double* const sums = reinterpret_cast<double*>(base + plan.sums);
-  cudaError_t error = cudaMemsetAsync(counts, 0, plan.tiles * batch.codewords * sizeof(int), stream);
+  const auto at = [base](size_t place) { return reinterpret_cast<int*>(base + place); };
+  const Sorted sorted{plan.tile_rows,        plan.tiles,
+                      plan.pieces,           at(plan.counts),
+                      at(plan.totals),       at(plan.starts),
+                      at(plan.piece_starts), at(plan.order),
+                      at(plan.arrived),      reinterpret_cast<double*>(base + plan.sums)};
+  if (plan.few_launches) return launch_sorted<T>(plan, batch, layout, sorted, stream);
+  cudaError_t error = cudaMemsetAsync(sorted.counts, 0, plan.tiles * batch.codewords * sizeof(int), stream);
   if (error != cudaSuccess) return error;
   UNICODE_FAST_LAUNCH(static_cast<unsigned>(plan.tiles), kThreads, 0, stream, count_kernel)(batch, plan.tile_rows,
-                                                                                            counts);
+                                                                                            sorted.counts);
   if ((error = cudaGetLastError()) != cudaSuccess) return error;
   const auto codeword_blocks = static_cast<unsigned>((batch.codewords + kThreads - 1) / kThreads);
-  UNICODE_FAST_LAUNCH(codeword_blocks, kThreads, 0, stream, prefix_kernel)(batch, layout, plan.tile_rows, counts,
-                                                                           totals);
+  UNICODE_FAST_LAUNCH(codeword_blocks, kThreads, 0, stream, prefix_kernel)(batch, layout, plan.tile_rows, sorted.counts,
+                                                                           sorted.totals);
   if ((error = cudaGetLastError()) != cudaSuccess) return error;
-  UNICODE_FAST_LAUNCH(1, kStartThreads, 0, stream, start_kernel)(batch, layout, totals, starts, piece_starts);
+  UNICODE_FAST_LAUNCH(1, kStartThreads, 0, stream, start_kernel)(batch, layout, sorted.totals, sorted.starts,
+                                                                 sorted.piece_starts);
   if ((error = cudaGetLastError()) != cudaSuccess) return error;
   const auto warp_blocks = static_cast<unsigned>((plan.tiles + kThreads / 32 - 1) / (kThreads / 32));
-  UNICODE_FAST_LAUNCH(warp_blocks, kThreads, 0, stream, sort_kernel)(batch, plan.tile_rows, plan.tiles, counts, starts,
-                                                                     order);
+  UNICODE_FAST_LAUNCH(warp_blocks, kThreads, 0, stream, sort_kernel)(batch, plan.tile_rows, plan.tiles, sorted.counts,
+                                                                     sorted.starts, sorted.order);
   if ((error = cudaGetLastError()) != cudaSuccess) return error;
-  const dim3 piece_grid(static_cast<unsigned>(plan.pieces), column_blocks);
-  UNICODE_FAST_LAUNCH(piece_grid, kThreads, 0, stream, piece_kernel<T>)(batch, starts, piece_starts, order, sums);
-  if ((error = cudaGetLastError()) != cudaSuccess) return error;
-  UNICODE_FAST_LAUNCH(codeword_grid, kColumns, 0, stream, join_kernel<T>)(batch, layout, piece_starts, sums);
+  if ((error = launch_pieces<T, false>(plan, batch, layout, sorted, stream)) != cudaSuccess) return error;
+  UNICODE_FAST_LAUNCH(codeword_grid, kColumns, 0, stream, join_kernel<T>)(batch, layout, sorted.piece_starts,
+                                                                          sorted.sums);
   return cudaGetLastError();
 }
 
@@ -386,6 +625,7 @@ StatisticsPlan plan_statistics(const Batch& batch) {
   plan.starts = place((batch.codewords + 1) * sizeof(int));
   plan.piece_starts = place((batch.codewords + 1) * sizeof(int));
   plan.order = place(plan.rows * sizeof(int));
+  plan.arrived = place((kJoined + column_blocks(batch) * batch.codewords) * sizeof(int));
   plan.sums = place(plan.pieces * batch.width * sizeof(double));
   return plan;
 }
