@@ -167,8 +167,13 @@ MUTATIONS = (
     Mutation(_STATISTICS, "blockIdx.y", "0u", ("statistics_sorted",), "piece = blockIdx.x"),
     Mutation(_STATISTICS, "blockIdx.y", "0u", ("statistics_sorted",), "join_kernel("),
     Mutation(_STATISTICS, "kJoined + blockIdx.y * batch.codewords + low", "kJoined + low", ("statistics_sorted",)),
-    Mutation(_STATISTICS, "batch.width % kWide<T> != 0", "false", ("statistics_sorted",)),
-    Mutation(_STATISTICS, "threadIdx.x % kOfGroup * kNumbers;", "threadIdx.x % kOfGroup;", ("statistics_sorted",)),
+    Mutation(
+        _STATISTICS,
+        "threadIdx.x % kOfGroup * kNumbers",
+        "threadIdx.x % kOfGroup",
+        ("statistics_sorted",),
+        "read_column = ",
+    ),
     Mutation(_STATISTICS, "starts[k] == starts[k + 1]", "false", ("statistics_sorted",)),
     Mutation(_STATISTICS, "before += all;", "before = all;", ("statistics_sorted",)),
     Mutation(
@@ -196,7 +201,7 @@ MUTATIONS = (
     Mutation(_STATISTICS, "sorted.arrived[i] = 0;", "", ("statistics_sorted",)),
     # Order between blocks.
     Mutation(_STATISTICS, "wait_for_count(sorted.arrived + kStarted, 1)", "void()", ("statistics_sorted",)),
-    Mutation(_STATISTICS, "const int begun = number;", "const int begun = blockIdx.x;", ("statistics_sorted",)),
+    Mutation(_STATISTICS, "number", "static_cast<int>(blockIdx.x)", ("statistics_sorted",), "const int begun = "),
     Mutation(_STATISTICS, "number != prefix_blocks - 1", "number != 0", ("statistics_sorted",)),
     Mutation(
         _STATISTICS,

@@ -248,7 +248,8 @@ __global__ void __launch_bounds__(kThreads)
   totals[k] = running;
 }
 
-// By one block: the starts of each codeword's rows and of the pieces of its sum, and the rows of each modality.
+// By one block: the starts of each codeword's rows and of the pieces of its sum, and the rows of each modality. Ends
+// with a barrier.
 template <int kBlock>
 __device__ __forceinline__ void write_starts(const Batch& batch, const StatisticsLayout& layout, const int* totals,
                                              int* starts, int* piece_starts) {
@@ -436,7 +437,6 @@ __global__ void __launch_bounds__(kOrderThreads)
   __syncthreads();
   if (number != prefix_blocks - 1) return;
   write_starts<kOrderThreads>(batch, layout, sorted.totals, sorted.starts, sorted.piece_starts);
-  __syncthreads();
   if (threadIdx.x == 0) count_block(sorted.arrived + kStarted);
 }
 
