@@ -40,13 +40,16 @@ SHARE_TILE = tl.constexpr(1024)
 LOG2_E = tl.constexpr(1.4426950408889634)
 LN_2 = tl.constexpr(0.6931471805599453)
 
-# Choices of the compiler's input that no GPU has timed yet; False is the earlier form. Without masks, where all clips
-# are valid, no kernel reads `valid`.
+# Forms of the kernels that no GPU has timed yet, chosen by counts of instructions and launches; False is the earlier
+# form. Without masks, where all clips are valid, no kernel reads `valid`.
 WITHOUT_MASKS = True
 # Exponentials and logarithms to base 2; log2(e) is part of the scale of the scores.
 BASE_TWO = True
 # The last program of a kernel clears the count of programs, and the last of the gradient adds up the temperature's.
 FUSED = True
+# The forward pass on sm_90 begins the product of a second tile before the exponentials of the first one. Only Triton 3.9
+# overlaps the two, and only without masks.
+AHEAD = False
 
 _UNSPECIALISED = ["modalities", "steps", "rows", "clips", "offset", "query_stride", "key_stride", "masked", "both"]
 
@@ -248,6 +251,50 @@ def _finish(loss_ptr, pair_loss_ptr, clip_weights_ptr, number_ptr, pair_weights_
     tl.store(loss_ptr, loss)
 
 
+@triton.jit
+def _add_columns(
+    scores,
+    start,
+    largest,
+    total,
+    own,
+    largest_earlier,  # of the keys before the own one
+    partial_ptr,
+    written,  # columns of partial_ptr that hold sums of earlier rows
+    valid_ptr,
+    key_slab,
+    query_exists,
+    place,  # of the queries' own keys
+    clips,
+    masked,
+    scale,
+    unit,
+    BOTH: tl.constexpr,
+    BLOCK_COLUMNS: tl.constexpr,
+    NO_MASK: tl.constexpr,
+    BASE_TWO: tl.constexpr,
+):
+    """The running sums of the softmax of each row after BLOCK_COLUMNS more columns; none of them before column 0."""
+    clip = start + tl.arange(0, BLOCK_COLUMNS)
+    exists = query_exists[:, None] & (_exists(valid_ptr, key_slab, clip, clips, masked, NO_MASK) & (clip >= 0))[None, :]
+    scores = tl.where(exists, scores * scale, -float("inf"))
+    if (start <= tl.max(place, 0)) & (start + BLOCK_COLUMNS > tl.min(place, 0)):
+        here = (place >= start) & (place < start + BLOCK_COLUMNS)
+        before = tl.max(tl.where(clip[None, :] < place[:, None], scores, -float("inf")), 1)
+        largest_earlier = tl.where(here, tl.maximum(largest, before), largest_earlier)
+        own = tl.where(here, tl.sum(tl.where(clip[None, :] == place[:, None], scores, 0.0), 1), own)
+    new_largest = tl.maximum(largest, tl.max(scores, 1))
+    base = tl.where(new_largest == -float("inf"), 0.0, new_largest)
+    total = total * _exp(largest - base, BASE_TWO) + tl.sum(_exp(scores - base[:, None], BASE_TWO), 1)
+    if BOTH:
+        largest_of_key, log_sum_of_key = _log_sum_exp(scores, 0, BASE_TWO)
+        partial = unit * (largest_of_key + log_sum_of_key)
+        before = tl.load(partial_ptr + clip, mask=(clip >= 0) & (clip < written), other=-float("inf"))
+        partial = _log_add_exp(partial, before, False)
+        tl.store(partial_ptr + clip, partial, mask=(clip >= 0) & (clip < clips))
+    return new_largest, total, own, largest_earlier
+
+
 @triton.jit(do_not_specialize=_UNSPECIALISED)
 def forward_kernel(
     queries_ptr,  # (modalities, steps, rows, width)
@@ -276,6 +323,7 @@ def forward_kernel(
     PRECISION: tl.constexpr,
     NO_MASK: tl.constexpr,
     BASE_TWO: tl.constexpr,
+    AHEAD: tl.constexpr,
 ):
     """Tiles of rows of one pair's queries in each program, one after the other, each along all keys.
 
@@ -302,8 +350,12 @@ def forward_kernel(
         total = tl.zeros((BLOCK_ROWS,), tl.float32)
         own = tl.zeros((BLOCK_ROWS,), tl.float32)
         largest_earlier = largest  # of the keys before the own one
-        for start in range(0, clips, BLOCK_COLUMNS):
-            clip = start + tl.arange(0, BLOCK_COLUMNS)
+        place = offset + row
+        written = tl.where(first > group * BLOCK_ROWS, clips, 0)
+        behind = tl.zeros((BLOCK_ROWS, BLOCK_COLUMNS), tl.float32)
+        # With AHEAD a pass has two tiles. The product of the second one runs during the exponentials of the first one and
+        # of the second one before.
+        for start in range(0, clips + BLOCK_COLUMNS if AHEAD else clips, 2 * BLOCK_COLUMNS if AHEAD else BLOCK_COLUMNS):
             keys = _tile(key_ptr, start, clips, 0, width, BLOCK_COLUMNS, BLOCK_WIDTH)
             scores = _scores(
                 query_ptr,
@@ -321,25 +373,70 @@ def forward_kernel(
                 WHOLE,
                 PRECISION,
             )
-            exists = query_exists[:, None] & _exists(valid_ptr, key_slab, clip, clips, masked, NO_MASK)[None, :]
-            scores = tl.where(exists, scores * scale, -float("inf"))
-            if (start < offset + first + BLOCK_ROWS) & (start + BLOCK_COLUMNS > offset + first):
-                place = (offset + row)[:, None]
-                here = (offset + row >= start) & (offset + row < start + BLOCK_COLUMNS)
-                before = tl.max(tl.where(clip[None, :] < place, scores, -float("inf")), 1)
-                largest_earlier = tl.where(here, tl.maximum(largest, before), largest_earlier)
-                own = tl.where(here, tl.sum(tl.where(clip[None, :] == place, scores, 0.0), 1), own)
-            new_largest = tl.maximum(largest, tl.max(scores, 1))
-            base = tl.where(new_largest == -float("inf"), 0.0, new_largest)
-            total = total * _exp(largest - base, BASE_TWO) + tl.sum(_exp(scores - base[:, None], BASE_TWO), 1)
-            largest = new_largest
-            if BOTH:
-                largest_of_key, log_sum_of_key = _log_sum_exp(scores, 0, BASE_TWO)
-                partial = unit * (largest_of_key + log_sum_of_key)
-                written = tl.where(first > group * BLOCK_ROWS, clips, 0)
-                before = tl.load(partial_ptr + clip, mask=clip < written, other=-float("inf"))
-                partial = _log_add_exp(partial, before, False)
-                tl.store(partial_ptr + clip, partial, mask=clip < clips)
+            if AHEAD:
+                before = behind
+                second = start + BLOCK_COLUMNS
+                keys = _tile(key_ptr, second, clips, 0, width, BLOCK_COLUMNS, BLOCK_WIDTH)
+                behind = _scores(
+                    query_ptr,
+                    queries,
+                    first,
+                    rows,
+                    key_ptr,
+                    keys,
+                    second,
+                    clips,
+                    width,
+                    BLOCK_ROWS,
+                    BLOCK_COLUMNS,
+                    BLOCK_CHUNK,
+                    WHOLE,
+                    PRECISION,
+                )
+                largest, total, own, largest_earlier = _add_columns(
+                    before,
+                    start - BLOCK_COLUMNS,
+                    largest,
+                    total,
+                    own,
+                    largest_earlier,
+                    partial_ptr,
+                    written,
+                    valid_ptr,
+                    key_slab,
+                    query_exists,
+                    place,
+                    clips,
+                    masked,
+                    scale,
+                    unit,
+                    BOTH,
+                    BLOCK_COLUMNS,
+                    NO_MASK,
+                    BASE_TWO,
+                )
+            largest, total, own, largest_earlier = _add_columns(
+                scores,
+                start,
+                largest,
+                total,
+                own,
+                largest_earlier,
+                partial_ptr,
+                written,
+                valid_ptr,
+                key_slab,
+                query_exists,
+                place,
+                clips,
+                masked,
+                scale,
+                unit,
+                BOTH,
+                BLOCK_COLUMNS,
+                NO_MASK,
+                BASE_TWO,
+            )
         counted = query_exists & _exists(valid_ptr, key_slab, offset + row, clips, masked, NO_MASK)
         hit = counted & (largest_earlier < own) & (largest <= own)
         place = pair * rows + row
@@ -514,6 +611,7 @@ class Configuration(NamedTuple):
         width: columns of the vectors that a program holds.
         whole: whether `width` is the whole width; then scores are one product.
         precision: of products of float32, by Triton's name.
+        ahead: whether the forward kernel multiplies a tile during the exponentials of another.
     """
 
     rows: int
@@ -524,6 +622,7 @@ class Configuration(NamedTuple):
     width: int = 128
     whole: bool = False
     precision: str = "ieee"
+    ahead: bool = False
 
     @property
     def small(self) -> dict[str, int | str]:
@@ -542,10 +641,10 @@ class Configuration(NamedTuple):
         return {"num_warps": self.warps, "num_stages": self.stages, "maxnreg": 255, "enable_fp_fusion": True}
 
 
-def forms(kernel: str, all_valid: bool) -> dict[str, bool]:
+def forms(kernel: str, chosen: Configuration, all_valid: bool) -> dict[str, bool]:
     """Compile-time constants of a kernel that choose between its forms."""
-    chosen = {"NO_MASK": WITHOUT_MASKS and all_valid, "BASE_TWO": BASE_TWO}
-    return chosen if kernel == "forward" else {**chosen, "FUSED": FUSED}
+    own = {"AHEAD": chosen.ahead} if kernel == "forward" else {"FUSED": FUSED}
+    return {"NO_MASK": WITHOUT_MASKS and all_valid, "BASE_TWO": BASE_TWO, **own}
 
 
 # Vectors are padded to a multiple of this, so tiles hold whole columns.
@@ -574,10 +673,12 @@ _WHOLE_LARGE = {
     ("forward", "tf32"): Configuration(128, 32, 8, 2, 32),
     ("backward", "half"): Configuration(128, 32, 8, 2, 64),
 }
+# The same for sm_90, without the second softmax of "both", whose sums need the registers.
+_AHEAD = {("forward", "half"): Configuration(128, 64, 8, 2, 64, ahead=True)}
 
 
 def configuration(
-    kernel: str, dtype: torch.dtype, width: int, capability: tuple[int, int], precision: str
+    kernel: str, dtype: torch.dtype, width: int, capability: tuple[int, int], precision: str, both: bool
 ) -> Configuration:
     """The configuration of a kernel for a dtype, width, GPU and precision.
 
@@ -587,10 +688,14 @@ def configuration(
         width: of the vectors, padded.
         capability: compute capability of the GPU, (8, 0) at least.
         precision: as from torch.get_float32_matmul_precision(). In torch's own products on GPUs "medium" is "high".
+        both: whether there are two softmaxes.
     """
     kind = "half" if dtype != torch.float32 else "ieee" if precision == "highest" else "tf32"
     products = "tf32" if kind == "tf32" else "ieee"
-    whole = (_WHOLE_LARGE if capability[0] in (9, 10) else _WHOLE).get((kernel, kind))
+    choices = _WHOLE_LARGE if capability[0] in (9, 10) else _WHOLE
+    if AHEAD and capability[0] == 9 and not both:
+        choices = {**choices, **_AHEAD}
+    whole = choices.get((kernel, kind))
     if whole is None or width != _WHOLE_WIDTH:
         return _CHUNKED[kernel, kind]._replace(precision=products)
     return whole._replace(width=width, whole=True, precision=products)
@@ -648,10 +753,10 @@ def _capability(tensor: Tensor) -> tuple[int, int]:
     return torch.cuda.get_device_capability(tensor.device) if tensor.is_cuda else (8, 0)
 
 
-def _choose(kernel: str, ready: _Ready) -> Configuration:
+def _choose(kernel: str, ready: _Ready, both: bool) -> Configuration:
     """The configuration for these inputs on their device."""
     keys = ready.keys
-    return configuration(kernel, keys.dtype, keys.shape[3], _capability(keys), _float32_precision())
+    return configuration(kernel, keys.dtype, keys.shape[3], _capability(keys), _float32_precision(), both)
 
 
 def _float32_precision() -> str:
@@ -723,7 +828,7 @@ def _small_forward(inputs: CrossInfoNCEInputs, ready: _Ready) -> tuple[Tensor, .
     logsumexp = new((1 + both, *ready.pairs, ready.queries.shape[2]), dtype=torch.float32)
     clip_weights = new(ready.pairs, dtype=torch.float32)
     number = new(ready.pairs, dtype=torch.int32)
-    chosen = _choose("small_forward", ready)
+    chosen = _choose("small_forward", ready, both)
     small_forward_kernel[(pair_loss.numel(),)](
         ready.queries,
         ready.keys,
@@ -740,7 +845,7 @@ def _small_forward(inputs: CrossInfoNCEInputs, ready: _Ready) -> tuple[Tensor, .
         *ready.sizes,
         int(both),
         **chosen.small,
-        **forms("small_forward", inputs.valid is None),
+        **forms("small_forward", chosen, inputs.valid is None),
         **chosen.options,
     )
     return loss, pair_loss, hits, logsumexp, clip_weights
@@ -754,7 +859,7 @@ def _forward(inputs: CrossInfoNCEInputs, ready: _Ready) -> tuple[Tensor, ...]:
     logsumexp = new((1 + both, *ready.pairs, rows), dtype=torch.float32)
     own = new((*ready.pairs, rows), dtype=torch.float32)
     hit = new((*ready.pairs, rows), dtype=torch.bool)
-    chosen = _choose("forward", ready)
+    chosen = _choose("forward", ready, both)
     groups = triton.cdiv(rows, chosen.rows)
     groups = min(groups, MOST_GROUPS) if both else groups
     partial = new((groups if both else 0, *ready.pairs, clips), dtype=torch.float32)
@@ -770,7 +875,7 @@ def _forward(inputs: CrossInfoNCEInputs, ready: _Ready) -> tuple[Tensor, ...]:
         *ready.sizes,
         BOTH=both,
         **chosen.tiles,
-        **forms("forward", inputs.valid is None),
+        **forms("forward", chosen, inputs.valid is None),
         **chosen.options,
     )
     if both:
@@ -788,7 +893,7 @@ def _backward(
 ) -> tuple[Tensor, ...]:
     modalities, steps, rows, width = ready.queries.shape
     clips, both = ready.keys.shape[2], inputs.softmax_over == "both"
-    chosen = _choose("backward", ready)
+    chosen = _choose("backward", ready, both)
     tiles = triton.cdiv(max(rows, clips), chosen.rows)
     in_queries, in_keys = torch.empty_like(ready.queries), torch.empty_like(ready.keys)
     in_temperature = ready.keys.new_empty((modalities, steps, tiles), dtype=torch.float32)
@@ -809,7 +914,7 @@ def _backward(
         *ready.sizes,
         BOTH=both,
         **chosen.tiles,
-        **forms("backward", inputs.valid is None),
+        **forms("backward", chosen, inputs.valid is None),
         **chosen.options,
     )
     in_targets, in_predictions = in_queries, in_keys

@@ -119,6 +119,24 @@ def test_earlier_forms(clips: int, form: str, monkeypatch: pytest.MonkeyPatch) -
     assert_as_reference(make_inputs((2, 1, clips, 24), "both"))
 
 
+@pytest.mark.parametrize(("capability", "ahead"), [((8, 0), False), ((9, 0), False), ((9, 0), True)])
+@pytest.mark.parametrize(("size", "own"), [((2, 1, 140, 200), slice(5, 139)), ((1, 2, 200, 256), slice(0, 200))])
+def test_tiles_of_a_whole_width(
+    size: tuple[int, int, int, int],
+    own: slice,
+    capability: tuple[int, int],
+    ahead: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The tiles of other GPUs: an odd and an even number of them, two at a time with `AHEAD`."""
+    if not INTERPRETED and torch.cuda.get_device_capability() < capability:
+        pytest.skip("the GPU has less shared memory")
+    monkeypatch.setattr(kernels, "AHEAD", ahead)
+    monkeypatch.setattr(kernels, "_capability", lambda tensor: capability)
+    inputs = make_inputs(size, masked=True, dtype=torch.float16)._replace(offset=own.start)
+    assert_as_reference(inputs._replace(targets=inputs.targets[:, :, own]))
+
+
 @pytest.mark.parametrize("softmax_over", ["predictions", "both"])
 def test_exact_float32(softmax_over: str) -> None:
     """The tiles for float32 without loss of bits."""

@@ -48,7 +48,7 @@ def compilations() -> list[Compilation]:
     found = {}
     for capability, dtype, width, both in itertools.product(SHARED_BYTES, POINTERS, (128, 256, 384), (False, True)):
         for kernel, precision in itertools.product(KERNELS, ("highest", "high")):
-            chosen = kernels.configuration(kernel, dtype, width, divmod(capability, 10), precision)
+            chosen = kernels.configuration(kernel, dtype, width, divmod(capability, 10), precision, both)
             compilation = Compilation(kernel, capability, dtype, both and kernel != "small_forward", chosen)
             found[str(compilation)] = compilation
     return list(found.values())
@@ -58,10 +58,23 @@ def compilations() -> list[Compilation]:
 @pytest.mark.parametrize("all_valid", [False, True], ids=["masked", "all_valid"])
 @pytest.mark.parametrize("compilation", compilations(), ids=str)
 def test_compiles_without_spills(compilation: Compilation, all_valid: bool) -> None:
+    check_compilation(compilation, all_valid)
+
+
+@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="Triton interprets here and compiles nothing")
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_products_ahead_compile(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "AHEAD", True)
+    chosen = kernels.configuration("forward", dtype, 256, (9, 0), "highest", both=False)
+    assert chosen.ahead
+    check_compilation(Compilation("forward", 90, dtype, False, chosen), all_valid=True)
+
+
+def check_compilation(compilation: Compilation, all_valid: bool) -> None:
     kernel = getattr(kernels, f"{compilation.kernel}_kernel")
     chosen = compilation.configuration
     fixed = chosen.small if compilation.kernel == "small_forward" else {**chosen.tiles, "BOTH": compilation.both}
-    fixed |= kernels.forms(compilation.kernel, all_valid)
+    fixed |= kernels.forms(compilation.kernel, chosen, all_valid)
     types = {name: "i32" for name in kernel.arg_names if name not in fixed}
     types |= {name: OTHER_POINTERS.get(name, "*fp32") for name in types if name.endswith("_ptr")}
     types |= {name: POINTERS[compilation.dtype] for name in VECTORS if name in types}
@@ -81,7 +94,7 @@ def test_precision_is_that_of_torch() -> None:
     """Float32 is never rounded by default; "medium" has the meaning of torch's own products on a GPU."""
     for kernel, width in itertools.product(KERNELS, (128, 256, 1024)):
         for precision, name in (("highest", "ieee"), ("high", "tf32"), ("medium", "tf32")):
-            chosen = kernels.configuration(kernel, torch.float32, width, (9, 0), precision)
+            chosen = kernels.configuration(kernel, torch.float32, width, (9, 0), precision, both=False)
             assert chosen.precision == name
 
 
