@@ -45,7 +45,7 @@ LN_2 = tl.constexpr(0.6931471805599453)
 WITHOUT_MASKS = True
 # Exponentials and logarithms to base 2; log2(e) is part of the scale of the scores.
 BASE_TWO = True
-# The last program of a kernel clears the count of programs, and the last of the gradient adds up the temperature's.
+# The last program of a kernel clears the count of programs. That of the gradient also adds up the temperature's.
 FUSED = True
 # The forward pass on sm_90 begins the product of a second tile before the exponentials of the first one. Only Triton 3.9
 # overlaps the two, and only without masks.
@@ -273,10 +273,14 @@ def _add_columns(
     BLOCK_COLUMNS: tl.constexpr,
     NO_MASK: tl.constexpr,
     BASE_TWO: tl.constexpr,
+    AHEAD: tl.constexpr,
 ):
-    """The running sums of the softmax of each row after BLOCK_COLUMNS more columns; none of them before column 0."""
+    """The running sums of each row's softmax after BLOCK_COLUMNS more columns; with AHEAD some may be before column 0."""
     clip = start + tl.arange(0, BLOCK_COLUMNS)
-    exists = query_exists[:, None] & (_exists(valid_ptr, key_slab, clip, clips, masked, NO_MASK) & (clip >= 0))[None, :]
+    key_exists = _exists(valid_ptr, key_slab, clip, clips, masked, NO_MASK)
+    if AHEAD:
+        key_exists = key_exists & (clip >= 0)
+    exists = query_exists[:, None] & key_exists[None, :]
     scores = tl.where(exists, scores * scale, -float("inf"))
     if (start <= tl.max(place, 0)) & (start + BLOCK_COLUMNS > tl.min(place, 0)):
         here = (place >= start) & (place < start + BLOCK_COLUMNS)
@@ -289,9 +293,9 @@ def _add_columns(
     if BOTH:
         largest_of_key, log_sum_of_key = _log_sum_exp(scores, 0, BASE_TWO)
         partial = unit * (largest_of_key + log_sum_of_key)
-        before = tl.load(partial_ptr + clip, mask=(clip >= 0) & (clip < written), other=-float("inf"))
+        before = tl.load(partial_ptr + clip, mask=clip < written, other=-float("inf"))
         partial = _log_add_exp(partial, before, False)
-        tl.store(partial_ptr + clip, partial, mask=(clip >= 0) & (clip < clips))
+        tl.store(partial_ptr + clip, partial, mask=clip < clips)
     return new_largest, total, own, largest_earlier
 
 
@@ -353,9 +357,11 @@ def forward_kernel(
         place = offset + row
         written = tl.where(first > group * BLOCK_ROWS, clips, 0)
         behind = tl.zeros((BLOCK_ROWS, BLOCK_COLUMNS), tl.float32)
-        # With AHEAD a pass has two tiles. The product of the second one runs during the exponentials of the first one and
-        # of the second one before.
-        for start in range(0, clips + BLOCK_COLUMNS if AHEAD else clips, 2 * BLOCK_COLUMNS if AHEAD else BLOCK_COLUMNS):
+        # With AHEAD a pass has two tiles, without the second softmax. The product of the second tile may run during the
+        # exponentials of the first one, and of the second one of the pass before.
+        tl.static_assert(not (AHEAD and BOTH))
+        end = clips + BLOCK_COLUMNS if AHEAD else clips
+        for start in range(0, end, 2 * BLOCK_COLUMNS if AHEAD else BLOCK_COLUMNS):
             keys = _tile(key_ptr, start, clips, 0, width, BLOCK_COLUMNS, BLOCK_WIDTH)
             scores = _scores(
                 query_ptr,
@@ -414,6 +420,7 @@ def forward_kernel(
                     BLOCK_COLUMNS,
                     NO_MASK,
                     BASE_TWO,
+                    AHEAD,
                 )
             largest, total, own, largest_earlier = _add_columns(
                 scores,
@@ -436,6 +443,7 @@ def forward_kernel(
                 BLOCK_COLUMNS,
                 NO_MASK,
                 BASE_TWO,
+                AHEAD,
             )
         counted = query_exists & _exists(valid_ptr, key_slab, offset + row, clips, masked, NO_MASK)
         hit = counted & (largest_earlier < own) & (largest <= own)
