@@ -47,8 +47,8 @@ WITHOUT_MASKS = True
 BASE_TWO = True
 # The last program of a kernel clears the count of programs. That of the gradient also adds up the temperature's.
 FUSED = True
-# The forward pass on sm_90 begins the product of a second tile before the exponentials of the first one. Only Triton 3.9
-# overlaps the two, and only without masks.
+# The forward pass on sm_90 begins the product of a second tile before the exponentials of the first one. Only Triton
+# 3.9 overlaps the two, and only without masks.
 AHEAD = False
 
 _UNSPECIALISED = ["modalities", "steps", "rows", "clips", "offset", "query_stride", "key_stride", "masked", "both"]
@@ -275,7 +275,7 @@ def _add_columns(
     BASE_TWO: tl.constexpr,
     AHEAD: tl.constexpr,
 ):
-    """The running sums of each row's softmax after BLOCK_COLUMNS more columns; with AHEAD some may be before column 0."""
+    """The running sums of each row's softmax after BLOCK_COLUMNS more columns; with AHEAD some may be below 0."""
     clip = start + tl.arange(0, BLOCK_COLUMNS)
     key_exists = _exists(valid_ptr, key_slab, clip, clips, masked, NO_MASK)
     if AHEAD:

@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,7 +15,7 @@ from processes import python
 pytest.importorskip("triton")
 
 import triton
-from triton_aot import compile_ahead
+from triton_aot import Compiled, compile_ahead
 from unicode_fast.kernels import cross_info_nce as kernels
 
 from unicode_fast.reference.cross_info_nce import CrossInfoNCEInputs
@@ -70,7 +71,25 @@ def test_products_ahead_compile(dtype: torch.dtype, monkeypatch: pytest.MonkeyPa
     check_compilation(Compilation("forward", 90, dtype, False, chosen), all_valid=True)
 
 
-def check_compilation(compilation: Compilation, all_valid: bool) -> None:
+@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="Triton interprets here and compiles nothing")
+@pytest.mark.parametrize(
+    ("kernel", "both"),
+    [("small_forward", False), ("forward", False), ("forward", True), ("backward", False), ("backward", True)],
+)
+def test_forms_take_fewer_instructions(kernel: str, both: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the whole small kernel and of the loops of the others. `pytest -s` prints those of docs/performance.md."""
+    chosen = kernels.configuration(kernel, torch.bfloat16, 256, (9, 0), "highest", both)
+    counts = []
+    for form in (False, True):
+        for name in ("WITHOUT_MASKS", "BASE_TWO"):
+            monkeypatch.setattr(kernels, name, form)
+        compiled = compiled_for(Compilation(kernel, 90, torch.bfloat16, both, chosen), all_valid=True)
+        counts.append(compiled.instructions if kernel == "small_forward" else compiled.loop)
+    sys.stdout.write(f"{kernel}{', both' if both else ''}: {counts[0]}, {counts[1]}\n")
+    assert counts[1] < counts[0]
+
+
+def compiled_for(compilation: Compilation, all_valid: bool) -> Compiled:
     kernel = getattr(kernels, f"{compilation.kernel}_kernel")
     chosen = compilation.configuration
     fixed = chosen.small if compilation.kernel == "small_forward" else {**chosen.tiles, "BOTH": compilation.both}
@@ -78,7 +97,12 @@ def check_compilation(compilation: Compilation, all_valid: bool) -> None:
     types = {name: "i32" for name in kernel.arg_names if name not in fixed}
     types |= {name: OTHER_POINTERS.get(name, "*fp32") for name in types if name.endswith("_ptr")}
     types |= {name: POINTERS[compilation.dtype] for name in VECTORS if name in types}
-    compiled = compile_ahead(kernel, types, fixed, chosen.options, compilation.capability)
+    return compile_ahead(kernel, types, fixed, chosen.options, compilation.capability)
+
+
+def check_compilation(compilation: Compilation, all_valid: bool) -> None:
+    compiled = compiled_for(compilation, all_valid)
+    chosen = compilation.configuration
     if (compilation.kernel, compilation.capability, compilation.both, chosen.whole) == SPILLING and SPILLS:
         # Smaller tiles would cost more.
         assert compiled.stack_bytes <= 16 and max(compiled.local_loads, compiled.local_stores) <= 3, compiled

@@ -18,7 +18,10 @@ _BINARIES = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 
 class Compiled(NamedTuple):
-    """A compiled kernel: bytes of a program's shared memory, of a thread's stack, and counts of instructions."""
+    """A compiled kernel: bytes of a program's shared memory, of a thread's stack, and counts of instructions.
+
+    `loop` counts those of the innermost loop with products of matrices; 0 without one.
+    """
 
     registers: int
     stack_bytes: int
@@ -26,6 +29,8 @@ class Compiled(NamedTuple):
     local_stores: int
     shared_bytes: int
     tensor_core: int
+    instructions: int
+    loop: int
 
 
 def compile_ahead(
@@ -58,7 +63,26 @@ def compile_ahead(
         code = _run("nvdisasm", "-c", file.name)
     used = {key: int(value) for key, value in re.findall(r"(REG|STACK):(\d+)", usage)}
     loads, stores, products = (len(re.findall(pattern, code)) for pattern in (r"\bLDL", r"\bSTL", r"\bHG?MMA"))
-    return Compiled(used["REG"], used["STACK"], loads, stores, compiled.metadata.shared, products)
+    counts = _instructions(code)
+    return Compiled(used["REG"], used["STACK"], loads, stores, compiled.metadata.shared, products, *counts)
+
+
+def _instructions(code: str) -> tuple[int, int]:
+    """Numbers of instructions of a kernel, and of its innermost loop with products of matrices."""
+    instructions: list[str] = []
+    labels: dict[str, int] = {}
+    for label, instruction in re.findall(r"^(\.L_\w+):|^\s+/\*[0-9a-f]{4,}\*/\s+(.*?);", code, re.MULTILINE):
+        if label:
+            labels[label] = len(instructions)
+        else:
+            instructions.append(instruction)
+    loops = []
+    for place, instruction in enumerate(instructions):
+        target = re.search(r"\bBRA\b.*`\((\.L_\w+)\)", instruction)
+        if target and labels[target[1]] < place:
+            body = instructions[labels[target[1]] : place + 1]
+            loops += [len(body)] if any(re.search(r"\bHG?MMA", text) for text in body) else []
+    return sum(not re.search(r"\bNOP\b", text) for text in instructions), min(loops, default=0)
 
 
 def _run(program: str, *arguments: str) -> str:
