@@ -125,17 +125,18 @@ def make(contender: str, shape: TrainShape, device: torch.device) -> tuple[Any, 
     return trainer, lambda: trainer.train_step(features, mask, RATE)
 
 
-def milliseconds(step: Callable[[], object], device: torch.device) -> tuple[list[float], list[float]]:
+def milliseconds(
+    step: Callable[[], object], device: torch.device, seconds: float | None = None
+) -> tuple[list[float], list[float]]:
     """Times of single steps after a warm-up of two: by the clock, and of all cores together."""
     wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     step()
     step()
     wait()
+    longest = LONGEST_SECONDS[device.type] if seconds is None else seconds
     times, busy = [], []
     started = time.perf_counter()
-    while len(times) < LEAST_REPEATS or (
-        len(times) < 200 and time.perf_counter() - started < LONGEST_SECONDS[device.type]
-    ):
+    while len(times) < LEAST_REPEATS or (len(times) < 200 and time.perf_counter() - started < longest):
         begun, cores = time.perf_counter(), time.process_time()
         step()
         wait()
@@ -151,7 +152,7 @@ SECTIONS: dict[str, tuple[tuple[str, str], ...]] = {
     "decoders": (("model.decoders.{name}", "forward"),),
     "reconstruction": (("method", "reconstruction"),),
     "quantiser": (("model.codebook", "quantise"), ("method", "_commitment")),
-    "Cross-CPC": (("method", "_cpc"),),
+    "Cross-CPC": (("method", "contrast"),),
     "code matching": (("method", "_code_matching"),),
     "assignment and grounding": (("method", "_assignment"),),
     "CLUB estimates": (("method", "_club"),),
@@ -243,13 +244,15 @@ def profiled(trainer: Trainer, step: Callable[[], object], device: torch.device,
     ]
 
 
-def measure(contender: str, size: str, device_name: str, *, profile_it: bool = False) -> dict[str, Any]:
+def measure(
+    contender: str, size: str, device_name: str, *, profile_it: bool = False, seconds: float | None = None
+) -> dict[str, Any]:
     """One row of the results."""
     device, shape = torch.device(device_name), TRAIN_SHAPES[device_name][size]
     trainer, step = make(contender, shape, device)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    times, busy = milliseconds(step, device)
+    times, busy = milliseconds(step, device, seconds)
     row = {
         "contender": contender,
         "size": size,
@@ -272,8 +275,15 @@ def main() -> None:
     parser.add_argument("size", choices=sorted({size for sizes in TRAIN_SHAPES.values() for size in sizes}))
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--profile", action="store_true")
+    parser.add_argument("--seconds", type=float, help=f"repeat the step for this long {LONGEST_SECONDS}")
     arguments = parser.parse_args()
-    row = measure(arguments.contender, arguments.size, arguments.device, profile_it=arguments.profile)
+    row = measure(
+        arguments.contender,
+        arguments.size,
+        arguments.device,
+        profile_it=arguments.profile,
+        seconds=arguments.seconds,
+    )
     print(json.dumps(row))
 
 

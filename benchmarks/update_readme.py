@@ -178,6 +178,17 @@ def step_sentence() -> str:
     )
 
 
+def busy_sentence() -> str:
+    """Time of a default step beside another busy process."""
+    rows = {(row["threads"], row["busy"]): row for row in read("busy-cpu.json")}
+    times = {key: f"{row['median_ms']:.0f} ms" for key, row in rows.items()}
+    one = rows[1, 1]
+    return (
+        f"On {one['cores']} cores a default step takes {times[2, 0]} with two threads. Beside one busy process it "
+        f"takes {times[2, 1]} with two threads and {times[1, 1]} with one. Machine: {machine(rows[2, 0])}."
+    )
+
+
 def versions_sentence() -> str:
     """CPU time of a default step beside that of an earlier commit."""
     found = read("versions-cpu.json")
@@ -326,6 +337,7 @@ def sections() -> dict[str, str]:
         "shares": shares(),
         "step": step_sentence(),
         "versions": versions_sentence(),
+        "busy": busy_sentence(),
         "install": install_sentence(),
         "making": making_sentence(),
         "reading": reading_sentence(),

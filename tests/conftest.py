@@ -16,7 +16,8 @@ from unicode_fast.data import ClipSet
 from unicode_fast.data.talking_digits import digits as talking_digits
 
 # The tensors of the tests are small: more threads only wait for each other, and for other work of the machine.
-torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+# For child processes too, whose number would depend on other work.
+torch.set_num_threads(int(os.environ.setdefault("OMP_NUM_THREADS", "1")))
 
 # Beginnings of skips that are failures on a machine with a GPU. A single GPU is no fault, nor is a torch without the
 # CUDA toolkit.

@@ -24,7 +24,7 @@ PACKAGE = ROOT / "unicode_fast"
 
 # Lowest first: a sub-package imports from its own layer or a lower one, never from a higher one.
 LAYERS = [
-    {"version", "errors", "files", "headless", "backend", "config", "presets"},
+    {"version", "errors", "threads", "files", "headless", "backend", "config", "presets"},
     {"reference", "kernels"},
     {"ops"},
     {"modules", "losses"},

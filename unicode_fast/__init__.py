@@ -1,10 +1,12 @@
 """Uni-Code: a shared discrete codebook of audio, video, text and other modalities, with fast operators."""
 
 from unicode_fast.errors import is_starting, quiet_interrupt
+from unicode_fast.threads import note_start
 
 if is_starting():
     # The imports take seconds.
     quiet_interrupt()
+    note_start()
 
 from unicode_fast.backend import BackendUnavailable, available_backends
 from unicode_fast.checkpoint import CheckpointError, export, load

@@ -19,6 +19,7 @@ from unicode_fast.config import EXECUTION_FIELDS, PLACE_FIELDS, Config
 from unicode_fast.data import BatchLoaderError, BatchSource, Dataset, open_loader
 from unicode_fast.errors import Ending, postponed, run_main, say
 from unicode_fast.report import plots
+from unicode_fast.threads import use_idle_cores
 from unicode_fast.training import distributed
 from unicode_fast.training.checks import VERIFY_HELP, check_store
 from unicode_fast.training.distributed import DistContext
@@ -188,6 +189,7 @@ def train(argv: Sequence[str] | None, ranks: DistContext) -> int:
             say(f"run {folder} has finished already", file=sys.stderr)
         else:
             describe(folder, config, seeds, dataset)
+            use_idle_cores()
             try:
                 if seeds:
                     summary = run_seeds(config, dataset, folder, seeds, ranks, arguments.format)

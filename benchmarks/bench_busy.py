@@ -1,0 +1,46 @@
+"""A default step beside one other busy process; `pytest benchmarks/bench_busy.py`, about 30 s.
+
+Each row is a process of its own.
+"""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+from measurement import printed_rows
+
+ROWS = "busy"
+BUSY = "print(flush=True)\nwhile True: pass"
+CASES = [(2, 0), (2, 1), (1, 1)]
+
+
+@contextmanager
+def busy_processes(number: int) -> Iterator[None]:
+    """A context in which this many other processes compute without pause."""
+    others = [subprocess.Popen([sys.executable, "-c", BUSY], stdout=subprocess.PIPE) for _ in range(number)]
+    try:
+        for other in others:
+            assert other.stdout is not None
+            other.stdout.readline()
+        yield
+    finally:
+        for other in others:
+            other.kill()
+            other.communicate()
+
+
+def line(row: dict) -> str:
+    """One line of the printed table."""
+    spread = f"{row['p20_ms']:.4g} to {row['p80_ms']:.4g}"
+    return f"{row['threads']} thread(s), {row['busy']} busy process(es): {row['median_ms']:.4g} ms a step ({spread})"
+
+
+@pytest.mark.parametrize(("threads", "busy"), CASES)
+def bench_busy(keep: Callable[[dict], None], monkeypatch: pytest.MonkeyPatch, threads: int, busy: int) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", str(threads))
+    with busy_processes(busy):
+        for row in printed_rows("train_steps.py", "recommended, float32", "default", "--seconds", "3"):
+            keep({**row, "busy": busy, "cores": os.cpu_count()})

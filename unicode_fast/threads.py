@@ -1,0 +1,78 @@
+"""Number of threads of a command on a CPU: as many as other processes leave cores idle.
+
+At the end of a parallel loop, a thread of OpenMP spins until the others have finished. If another process has the core
+of one of them, every loop lasts until the scheduler returns it, and two threads take several times as long as one.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+from unicode_fast.errors import say
+
+STATISTICS = Path("/proc/stat")
+# Each of them sets a number of threads, which is kept.
+VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+# Columns of a core in /proc/stat, in ticks: user, nice, system, idle, iowait, irq, softirq, steal.
+_IDLE_COLUMNS, _COLUMNS = (3, 4), 8
+
+
+class CoreUse(NamedTuple):
+    """Seconds since an arbitrary start: clock, time of this process on all cores, and busy time of its cores."""
+
+    clock: float
+    own: float
+    busy: float
+
+
+def core_use() -> CoreUse | None:
+    """The use of the cores on which this process may run; None where the system does not count it."""
+    if not hasattr(os, "sched_getaffinity") or not STATISTICS.exists():
+        return None
+    cores = {f"cpu{number}" for number in os.sched_getaffinity(0)}
+    ticks = 0
+    for line in STATISTICS.read_text().splitlines():
+        name, *columns = line.split()
+        if name in cores:
+            ticks += sum(int(value) for n, value in enumerate(columns[:_COLUMNS]) if n not in _IDLE_COLUMNS)
+    return CoreUse(time.monotonic(), time.process_time(), ticks / os.sysconf("SC_CLK_TCK"))
+
+
+def idle_threads(before: CoreUse, now: CoreUse, threads: int) -> int:
+    """Threads of `threads` that had an idle core between two times, rounded; at least 1."""
+    others = (now.busy - before.busy - (now.own - before.own)) / (now.clock - before.clock)
+    return max(1, threads - max(0, round(others)))
+
+
+_at_start: CoreUse | None = None
+
+
+def note_start() -> None:
+    """Notes the use of the cores before the imports of a command, which take seconds."""
+    global _at_start
+    _at_start = core_use()
+
+
+def use_idle_cores() -> None:
+    """Leaves the cores to other processes that kept them busy since this command started, and prints the number.
+
+    It does nothing where a variable of OpenMP or MKL sets the number, or where the package is no command.
+    """
+    now = core_use()
+    if _at_start is None or now is None or any(os.environ.get(name) for name in VARIABLES):
+        return
+    import torch
+
+    threads = torch.get_num_threads()
+    chosen = idle_threads(_at_start, now, threads)
+    if chosen < threads:
+        torch.set_num_threads(chosen)
+        say(
+            f"{chosen} of {threads} threads, because other processes use the other cores; OMP_NUM_THREADS={threads} "
+            "keeps all",
+            file=sys.stderr,
+        )
