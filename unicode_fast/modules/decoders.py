@@ -57,9 +57,10 @@ class GridDecoder(nn.Module):
         first, rest = cast(nn.ConvTranspose2d, self.convolutions[0]), self.convolutions[1:]
         of_code, of_map = first.weight.split([code.shape[1], specific.shape[-1]])
         # All cells have the same codeword, so its convolution is a product with the weights summed at each cell.
-        ones = code.new_ones(1, 1, *specific.shape[2:4])
-        summed = F.conv_transpose2d(ones, of_code.flatten(0, 1)[None])
-        from_code = code @ summed.reshape(code.shape[1], -1)
+        places = torch.eye(9, dtype=code.dtype, device=code.device).view(1, 9, 3, 3)
+        reached = F.conv_transpose2d(code.new_ones(1, 1, *specific.shape[2:4]), places).view(9, -1)  # (9, cells)
+        summed = of_code.flatten(2) @ reached.to(of_code.dtype)  # (D, hidden, cells)
+        from_code = code @ summed.flatten(1)
         from_map = F.conv_transpose2d(specific.flatten(0, 1).permute(0, 3, 1, 2), of_map, first.bias)
         maps = rest(from_map + from_code.view_as(from_map))
         return maps.permute(0, 2, 3, 1).unflatten(0, specific.shape[:2])

@@ -100,9 +100,22 @@ class GridSpecificEncoder(nn.Module):
 
     def forward(self, grids: Tensor) -> tuple[Tensor, Tensor]:
         """(B, T, H, W, C) to the map (B, T, H-4, W-4, S) and the CLUB vector (B, T, Y)."""
-        maps = self.convolutions(grids.flatten(0, 1).permute(0, 3, 1, 2))
+        maps = grids.flatten(0, 1).permute(0, 3, 1, 2)
+        if self._weights_outweigh(maps):
+            maps = maps.contiguous()
+        maps = self.convolutions(maps)
         vectors = self.club_head(maps.mean((2, 3)))
         return maps.permute(0, 2, 3, 1).unflatten(0, grids.shape[:2]), vectors.unflatten(0, grids.shape[:2])
+
+    def _weights_outweigh(self, maps: Tensor) -> bool:
+        """Whether a CPU would copy more weights to the layout of the maps than it would copy elements of the maps.
+
+        A grid has its channels last. A convolution then copies weights and their gradient to channels last, unless they
+        are so already. With four clips of the published sizes these copies took nearly half of a step.
+        """
+        weights = [weight for weight in self.convolutions.parameters() if weight.dim() == 4]
+        by_channel = not weights[0].is_contiguous(memory_format=torch.channels_last)
+        return maps.device.type == "cpu" and by_channel and sum(map(Tensor.numel, weights)) > maps.numel()
 
 
 class GridSemanticEncoder(nn.Module):
