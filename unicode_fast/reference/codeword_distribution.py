@@ -41,7 +41,8 @@ def codeword_distribution_reference(
     result = share.new_zeros((features.shape[0], codebook.shape[0]))
     for block in _blocks(features, codebook):
         rows, codewords = _centred(features[block], codebook, share[block])
-        probability = torch.softmax(-_squared_distance(rows, codewords).sqrt() / temperature, dim=2)  # (block, T, M)
+        distance = _squared_distance(rows, codewords).sqrt_()  # (block, T, M)
+        probability = torch.softmax(distance / -temperature, dim=2)
         result[block] = (share[block, None] @ probability).squeeze(1)
     return result
 
@@ -77,12 +78,13 @@ def codeword_distribution_backward_reference(
     for block in _blocks(features, codebook):
         rows, codewords = _centred(features[block], codebook, share[block])
         squared = _squared_distance(rows, codewords)  # (block, T, M)
-        probability = torch.softmax(-squared.sqrt() / temperature, dim=2)
+        distance = squared.sqrt()
+        slope = torch.softmax(distance / -temperature, dim=2)
         arriving = gradient[block, None].to(share.dtype)  # (block, 1, M)
-        centred_gradient = arriving - (probability * arriving).sum(dim=2, keepdim=True)
-        slope = -share[block, :, None] * probability * centred_gradient / (2 * temperature * squared.sqrt())
-        slope = torch.where(squared <= SMALLEST_SQUARED_DISTANCE, 0, slope)  # (block, T, M)
-        in_features[block] = 2 * (rows * slope.sum(dim=2, keepdim=True) - slope @ codewords)
+        mean = slope @ arriving.transpose(1, 2)  # (block, T, 1)
+        slope.mul_(arriving - mean).mul_(share[block, :, None] / (-2 * temperature)).div_(distance)
+        slope.masked_fill_(squared <= SMALLEST_SQUARED_DISTANCE, 0)
+        in_features[block] = 2 * torch.addcmul(-(slope @ codewords), rows, slope.sum(dim=2, keepdim=True))
         slope, rows = slope.flatten(0, 1), rows.flatten(0, 1)
         in_codewords += 2 * (codewords * slope.sum(dim=0)[:, None] - slope.T @ rows)
     return in_features, in_codewords.to(codebook.dtype)
@@ -114,5 +116,7 @@ def _centred(features: Tensor, codebook: Tensor, share: Tensor) -> tuple[Tensor,
 
 
 def _squared_distance(rows: Tensor, codewords: Tensor) -> Tensor:
-    squared = rows.square().sum(dim=2, keepdim=True) + codewords.square().sum(dim=1) - 2 * rows @ codewords.T
-    return squared.clamp(min=SMALLEST_SQUARED_DISTANCE)  # (B, T, M)
+    flat = rows.flatten(0, 1)
+    squared = torch.addmm(codewords.square().sum(dim=1), flat, codewords.T, alpha=-2)
+    squared.add_(flat.square().sum(dim=1, keepdim=True)).clamp_(min=SMALLEST_SQUARED_DISTANCE)
+    return squared.unflatten(0, rows.shape[:2])  # (B, T, M)
