@@ -1,7 +1,7 @@
-"""The Cross-CPC loss with its gradient, ours beside others, each in its own process; `pytest benchmarks/`.
+"""The Cross-CPC loss with its gradient, ours beside others; `pytest benchmarks/`.
 
-Each contender, shape and precision has a line, which is printed at once and kept in results/contrast-<device>.json. A
-contender that is missing, or needs too much, has a line with the reason. `pytest benchmarks/bench_contrast.py
+Each contender, shape and precision has a row in results/contrast-<device>.json. A contender that is missing, or needs
+too much, has a row with the reason. `pytest benchmarks/bench_contrast.py
 --device cuda` is for a machine with a GPU.
 """
 
@@ -11,7 +11,7 @@ import contrast
 import pytest
 from measurement import printed_rows
 
-ROWS = "contrast"
+ROWS, KEY = "contrast", ("shape", "precision", "contender")
 # Largest error of a gradient, relative to its largest number. Its causes are the rounding of scores and, in bfloat16,
 # of slopes and of the gradient itself.
 LARGEST_ERRORS = {"float32": 1e-4, "tf32": 1e-2, "bfloat16": 2e-2}
@@ -22,7 +22,7 @@ LEAST_CLIPS = 1024
 
 
 def line(row: dict) -> str:
-    """One line of the printed table."""
+    """One row as text."""
     start = f"{row['shape']:14} {row['precision']:9} {row['contender']:37}"
     if "missing" in row:
         return f"{start} {row['missing']}"
@@ -46,17 +46,13 @@ def excess(row: dict) -> float:
     return unnamed / (2 * row["gradient_bytes"])
 
 
-@pytest.mark.parametrize("contender", contrast.CONTENDERS)
-def bench_contrast(request: pytest.FixtureRequest, keep: Callable[[dict], None], contender: str) -> None:
-    device = request.config.getoption("--device")
+def bench_contrast(request: pytest.FixtureRequest, keep: Callable[[dict], None]) -> None:
     rows = []
-    for row in printed_rows("contrast.py", contender, "--device", device):
+    for row in printed_rows("contrast.py", *contrast.CONTENDERS, "--device", request.config.getoption("--device")):
         rows.append(row)
         keep(row)
-    if contender != "ours":
-        return
     for row in rows:
-        if "missing" not in row:
+        if row["contender"] == "ours" and "missing" not in row:
             assert row["gradient_error"] < LARGEST_ERRORS[row["precision"]], line(row)
             if row["workspace_bytes"] and row["clips"] >= LEAST_CLIPS:
                 assert excess(row) < LARGEST_EXCESS, line(row)

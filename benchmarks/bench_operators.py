@@ -1,10 +1,16 @@
-"""Times of the operators on the CPU, on every backend that can run them; `pytest benchmarks/`."""
+"""Operators without a peer in another library, on every backend of the CPU; `pytest benchmarks/`.
+
+Rows are kept in results/operators-cpu.json. The search and Cross-CPC have benchmarks beside other libraries.
+"""
 
 from collections.abc import Callable
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from contenders import new_state
+from measurement import origin, times_of
 from shapes import SHAPES, Shape
 
 from unicode_fast import (
@@ -13,17 +19,8 @@ from unicode_fast import (
     codebook_update,
     codeword_distribution,
     commitment_loss,
-    cross_info_nce,
     nearest_codeword,
 )
-
-
-def nearest(shape: Shape, backend: str) -> Callable[[], object]:
-    features = torch.randn(shape.modalities * shape.clips * shape.positions, shape.width)
-    codebook = torch.randn(shape.codewords, shape.width)
-    index = nearest_codeword(features, codebook, backend=backend).index
-    assert torch.equal(index, (features.double()[:, None] - codebook.double()).square().sum(-1).argmin(1))
-    return lambda: nearest_codeword(features, codebook, backend=backend)
 
 
 def update(shape: Shape, backend: str) -> Callable[[], object]:
@@ -40,13 +37,6 @@ def distribution(shape: Shape, backend: str) -> Callable[[], object]:
     return lambda: (codeword_distribution(features, codebook, backend=backend) * factors).sum().backward()
 
 
-def contrast(shape: Shape, backend: str) -> Callable[[], object]:
-    size = (shape.modalities, 1, shape.clips, shape.width)
-    targets, predictions = torch.randn(size, requires_grad=True), torch.randn(size, requires_grad=True)
-    weights = torch.ones(shape.modalities, shape.modalities)
-    return lambda: cross_info_nce(targets, predictions, weights, backend=backend).loss.backward()
-
-
 def commitment(shape: Shape, backend: str) -> Callable[[], object]:
     features = torch.randn(shape.modalities, shape.clips * shape.positions, shape.width, requires_grad=True)
     codebook = torch.randn(shape.codewords, shape.width)
@@ -55,16 +45,16 @@ def commitment(shape: Shape, backend: str) -> Callable[[], object]:
     return lambda: commitment_loss(features, index, codebook, weights, backend=backend).sum().backward()
 
 
+ROWS, KEY = "operators", ("operator", "shape", "contender")
 CASES = {
     "commitment_loss": commitment,
-    "nearest_codeword": nearest,
     "codebook_update": update,
     "codeword_distribution": distribution,
-    "cross_info_nce": contrast,
 }
 RUNNABLE = [
     (operator, backend)
     for operator, backends in available_backends("cpu").items()
+    if operator in CASES
     for backend, state in backends.items()
     if state == "available"
 ]
@@ -72,6 +62,10 @@ RUNNABLE = [
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize(("operator", "backend"), RUNNABLE)
-def bench_operator(benchmark: Callable, operator: str, backend: str, shape: str) -> None:
+def bench_operator(benchmark: Any, keep: Callable[[dict], None], operator: str, backend: str, shape: str) -> None:
     torch.manual_seed(0)
     benchmark(CASES[operator](SHAPES[shape], backend))
+    if benchmark.stats is not None:
+        times = times_of(1000 * np.array(benchmark.stats.stats.data))
+        names = {"operator": operator, "contender": backend, "shape": shape}
+        keep({**names, **SHAPES[shape]._asdict(), **times, **origin("cpu")})

@@ -1,34 +1,62 @@
-"""Options of the benchmarks, and the files of their rows."""
+"""Options of the benchmarks, the files of their rows, and the table at the end."""
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 
+import comparison
 import pytest
 
 from unicode_fast.files.writing import write_text
+
+# The rows of this run, by the stem of their file.
+MEASURED = pytest.StashKey[dict[str, list[dict]]]()
+BEGUN = pytest.StashKey[float]()
+# Longest time of one operator of pytest-benchmark.
+OPERATOR_SECONDS = 0.3
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--device", choices=("cpu", "cuda"), default="cpu", help="where the contenders run")
     results = Path(__file__).resolve().parent / "results"
     parser.addoption("--results", default=str(results), help="folder for the measured numbers")
+    parser.addoption("--all-sets", action="store_true", help="measure the search on every instruction set as well")
+    parser.addoption("--all-steps", action="store_true", help="measure slow and further training steps as well")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[MEASURED], config.stash[BEGUN] = {}, time.perf_counter()
+    # pytest-benchmark's own table is in other units, and has no peers.
+    config.option.benchmark_quiet, config.option.benchmark_max_time = True, OPERATOR_SECONDS
 
 
 @pytest.fixture(scope="module")
 def keep(request: pytest.FixtureRequest) -> Callable[[dict], None]:
-    """Writes and prints each row at once, so that a time limit loses only later rows.
+    """Writes each row at once, so that a time limit loses only later rows.
 
-    The module has the name of its file, ROWS, and `line`, the text of a row.
+    The module has the name of its file, ROWS, and the fields by which a row replaces an earlier one, KEY. A row without
+    numbers replaces none that has some.
     """
     folder, device = (request.config.getoption(name) for name in ("--results", "--device"))
-    manager = request.config.pluginmanager.getplugin("capturemanager")
-    rows: list[dict] = []
+    path = Path(folder) / f"{request.module.ROWS}-{device}.json"
+    mine = request.config.stash[MEASURED].setdefault(request.module.ROWS, [])
 
     def add(row: dict) -> None:
-        rows.append(row)
-        write_text(Path(folder) / f"{request.module.ROWS}-{device}.json", json.dumps(rows, indent=1) + "\n")
-        with manager.global_and_fixture_disabled():
-            print(request.module.line(row), flush=True)
+        mine.append(row)
+        rows = json.loads(path.read_text()) if path.exists() else []
+        known = {tuple(each[name] for name in request.module.KEY): each for each in rows}
+        key = tuple(row[name] for name in request.module.KEY)
+        if "missing" not in row or "missing" in known.get(key, row):
+            known[key] = row
+            write_text(path, json.dumps(list(known.values()), indent=1) + "\n")
 
     return add
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    measured = config.stash[MEASURED]
+    if any(measured.values()):
+        seconds = time.perf_counter() - config.stash[BEGUN]
+        terminalreporter.section(f"ours beside the best peer, measured in {seconds:.0f} s")
+        terminalreporter.write_line(comparison.summary(measured))

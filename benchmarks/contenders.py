@@ -1,7 +1,7 @@
-"""Contenders on one problem: `python benchmarks/contenders.py search published faiss` prints a line of JSON for each.
+"""Contenders: `python benchmarks/contenders.py search published ours search published faiss` prints JSON for each.
 
-`bench_search.py` calls it. On the CPU each contender has its own process, because two OpenMP runtimes distort each
-other's times. On a GPU all contenders share a process, because its start takes longer than their measurements.
+`bench_search.py` calls it. faiss has a process of its own, because two OpenMP runtimes distort each other's times. All
+other contenders share one, because its start takes longer than most measurements.
 """
 
 import argparse
@@ -11,23 +11,25 @@ import json
 import os
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple, TypeVar
 from unittest import mock
 
+import numpy as np
 import torch
 from measurement import origin, times_of
 from original import OriginalQuantiser, PlainQuantiser
-from shapes import SEARCH_SHAPES, SHAPES, UPDATE_SHAPES, Shape
+from shapes import COLLAPSED_SHAPES, DISTINCT, SEARCH_SHAPES, SHAPES, SPREAD, UPDATE_SHAPES
 from torch import Tensor
 
 from unicode_fast import CodebookState, EmaConfig, codebook_update, commitment_loss, nearest_codeword
 from unicode_fast.reference import nearest_codeword_reference
 
-# Most differences of coordinates in the check against float64.
-CHECKED = 4_000_000_000
 Output = TypeVar("Output")
-LEAST_REPEATS = 50
-LONGEST_SECONDS = {"cpu": 8.0, "cuda": 1.0}
+# A call is repeated this often and for this long, but beyond the longest time only FEWEST_REPEATS times.
+LEAST_REPEATS, LEAST_SECONDS, FEWEST_REPEATS = 50, 0.1, 5
+LONGEST_SECONDS = {"cpu": 2.0, "cuda": 1.0}
+WARM_UP_SECONDS = 0.5
 
 
 class Contender(NamedTuple):
@@ -37,11 +39,13 @@ class Contender(NamedTuple):
         make: from the problem to the timed function, which returns the chosen codewords, (N,).
         module: that must be installed; "" for none.
         devices: where it runs.
+        alone: in a process of its own.
     """
 
     make: Callable[..., Callable[[], Tensor]]
     module: str = ""
     devices: tuple[str, ...] = ("cpu", "cuda")
+    alone: bool = False
 
     def obstacle(self, device: str) -> str:
         """The reason why it cannot run here; empty where it can."""
@@ -106,7 +110,7 @@ SEARCH = {
     "torch addmm+min": Contender(addmm),
     "torch addmm+min compiled": Contender(compiled, devices=("cuda",)),
     "torch cdist+argmin": Contender(lambda x, e: lambda: torch.cdist(x, e).argmin(1)),
-    "faiss": Contender(faiss, "faiss", ("cpu",)),
+    "faiss": Contender(faiss, "faiss", ("cpu",), alone=True),
     "vector-quantize-pytorch": Contender(vector_quantize, "vector_quantize_pytorch"),
     "flash-kmeans": Contender(flash_kmeans, "flash_kmeans", ("cuda",)),
 }
@@ -212,15 +216,18 @@ UPDATE = {
     "ours in a CUDA graph": Contender(lambda x, e: replayed(update_of, x, e), devices=("cuda",)),
     "torch addmm+min and index_add": Contender(plain_update),
 }
-PROBLEMS = {"search": SEARCH, "update": UPDATE, "step": STEP}
+# Ours with a codebook of distinct random codewords.
+RANDOM = "ours, random codewords"
+COLLAPSED = {"ours": SEARCH["ours"], RANDOM: SEARCH["ours"]}
+PROBLEMS = {"search": SEARCH, "update": UPDATE, "step": STEP, "repeated": COLLAPSED, "clustered": COLLAPSED}
 
 
-@functools.lru_cache(maxsize=1)
+@functools.lru_cache(maxsize=2)
 def inputs(problem: str, shape: str, device: str) -> tuple[list[Tensor], Tensor]:
     """Rows of each modality, one for a search, and the codebook; normal numbers, equal on machines of one kind.
 
     They are drawn on the device, because a CPU takes seconds for the sizes of a GPU. All contenders of a shape share
-    them.
+    them. The codewords of "repeated" and "clustered" are DISTINCT vectors, and equal or near to these.
     """
     generator = torch.Generator(device).manual_seed(0)
     if problem != "step":
@@ -230,27 +237,73 @@ def inputs(problem: str, shape: str, device: str) -> tuple[list[Tensor], Tensor]
         clips, positions, modalities, codewords, width = SHAPES[shape]
         sizes = [clips * positions] * modalities
     features = [torch.randn(number, width, generator=generator, device=device) for number in sizes]
-    return features, torch.randn(codewords, width, generator=generator, device=device)
+    codebook = torch.randn(codewords, width, generator=generator, device=device)
+    if problem in ("repeated", "clustered"):
+        spread = SPREAD * torch.randn(codewords, width, generator=generator, device=device)
+        centres = codebook[torch.arange(codewords, device=device) % DISTINCT]
+        codebook = centres if problem == "repeated" else centres + spread
+    return features, codebook
+
+
+def nearest_in_float64(features: Tensor, codebook: Tensor) -> Tensor:
+    """The nearest codeword by float64 differences, (N,).
+
+    The expanded square decides all rows but those with a second codeword within its rounding error, 4 (D + 4) 2^-53 of
+    the largest square that the norms allow.
+    """
+    codes = codebook.double()
+    norms = codes.square().sum(1)
+    found = []
+    for rows in features.split(max(1, 2**22 // len(codes))):
+        exact = rows.double()
+        scores = torch.addmm(norms, exact, codes.T, alpha=-2)
+        best = scores.min(1)
+        slack = (exact.norm(dim=1) + norms.max().sqrt()).square() * (4 * (codes.shape[1] + 4) * 2.0**-53)
+        index = best.indices
+        # A row that holds NaN has no codeword within the slack.
+        doubtful = (scores <= (best.values + slack)[:, None]).sum(1) != 1
+        if doubtful.any():
+            index[doubtful] = nearest_codeword_reference(rows[doubtful], codebook)[0]
+        found.append(index)
+    return torch.cat(found)
+
+
+@functools.lru_cache(maxsize=2)
+def truth(problem: str, shape: str, device: str, folder: Path | None) -> Tensor:
+    """The nearest codewords of a problem's rows, kept in a folder for other processes."""
+    features, codebook = inputs(problem, shape, device)
+    # An update has the inputs of a search.
+    path = None if folder is None else folder / f"{problem.replace('update', 'search')}, {shape}.npy"
+    if path is None or not path.exists():
+        found = nearest_in_float64(torch.cat(features), codebook)
+        if path is not None:
+            np.save(path, found.cpu().numpy())
+        return found
+    return torch.from_numpy(np.load(path)).to(device)
 
 
 def wrong_rows(found: Tensor, features: Tensor, codebook: Tensor) -> tuple[int, int]:
-    """Number of rows whose codeword is not the nearest by float64 differences, and number of checked rows."""
-    number = min(len(features), max(1, CHECKED // codebook.numel()))
-    checked = torch.linspace(0, len(features) - 1, number, device=features.device).long()
-    truth = nearest_codeword_reference(features[checked], codebook)[0]
-    return int((found.to(features.device)[checked] != truth).sum()), number
+    """Number of rows whose codeword is not the nearest by float64 differences, and number of rows."""
+    return int((found.to(features.device) != nearest_in_float64(features, codebook)).sum()), len(features)
 
 
 def milliseconds(call: Callable[[], Tensor], device: str) -> list[float]:
-    """Times of fifty calls after a warm-up, of fewer if they are slow; on a GPU each with a flushed cache."""
+    """Times of calls after a warm-up of at most three; on a GPU each with a flushed cache."""
     started = time.perf_counter()
     for _ in range(3):
         call()
+        if time.perf_counter() - started > WARM_UP_SECONDS:
+            break
     if device == "cuda":
         torch.cuda.synchronize()
     times: list[float] = []
     flush = torch.empty(64 * 2**20, device=device) if device == "cuda" else None
-    while len(times) < LEAST_REPEATS and (len(times) < 5 or time.perf_counter() - started < LONGEST_SECONDS[device]):
+    started = time.perf_counter()
+    while (
+        len(times) < FEWEST_REPEATS
+        or (spent := time.perf_counter() - started) < LEAST_SECONDS
+        or (len(times) < LEAST_REPEATS and spent < LONGEST_SECONDS[device])
+    ):
         if flush is not None:
             flush.zero_()
             begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
@@ -266,13 +319,17 @@ def milliseconds(call: Callable[[], Tensor], device: str) -> list[float]:
     return times
 
 
-def measure(problem: str, shape: str, contender: str, device: str) -> dict[str, object]:
+def measure(
+    problem: str, shape: str, contender: str, device: str, truth_folder: Path | None = None
+) -> dict[str, object]:
     """One row of the results."""
     torch.manual_seed(0)
-    features, codebook = inputs(problem, shape, device)
-    call = PROBLEMS[problem][contender].make(features[0] if problem == "search" else features, codebook)
+    source = "search" if contender == RANDOM else problem
+    features, codebook = inputs(source, shape, device)
+    right = truth(source, shape, device, truth_folder)
+    call = PROBLEMS[problem][contender].make(features if problem in ("update", "step") else features[0], codebook)
     before = torch.cuda.memory_allocated() if device == "cuda" else 0
-    wrong, checked = wrong_rows(call(), torch.cat(features), codebook)
+    wrong = int((call().to(device) != right).sum())
     peak = None
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
@@ -288,20 +345,21 @@ def measure(problem: str, shape: str, contender: str, device: str) -> dict[str, 
         "dtype": "float32",
         **times_of(times),
         "wrong_rows": wrong,
-        "checked_rows": checked,
+        "checked_rows": len(right),
         "peak_bytes": peak,
         **origin(device),
     }
 
 
-def shape_names(problem: str) -> dict[str, Shape] | dict[str, object]:
+def shape_names(problem: str) -> tuple[str, ...]:
     """The shapes of a problem."""
-    if problem == "update":
-        return {name: SEARCH_SHAPES[name] for name in UPDATE_SHAPES}
-    return dict(SEARCH_SHAPES) if problem == "search" else dict(SHAPES)
+    few = {"update": UPDATE_SHAPES, "step": tuple(SHAPES), "search": tuple(SEARCH_SHAPES)}
+    return few.get(problem, COLLAPSED_SHAPES)
 
 
-def row_or_reason(row: dict[str, str], measure: Callable[..., dict[str, object]], *arguments: str) -> dict[str, object]:
+def row_or_reason(
+    row: dict[str, str], measure: Callable[..., dict[str, object]], *arguments: object
+) -> dict[str, object]:
     """The result of `measure` for `arguments`; `row` with the reason if another contender than ours fails."""
     try:
         return measure(*arguments)
@@ -313,21 +371,25 @@ def row_or_reason(row: dict[str, str], measure: Callable[..., dict[str, object]]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("problem", choices=PROBLEMS)
-    parser.add_argument("shape")
-    parser.add_argument("contender", nargs="+")
+    parser.add_argument("case", nargs="+", help="PROBLEM SHAPE CONTENDER, for each case")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--truth", type=Path, help="folder for the nearest codewords in float64")
     arguments = parser.parse_args()
-    for values, known in (
-        (arguments.contender, PROBLEMS[arguments.problem]),
-        ([arguments.shape], shape_names(arguments.problem)),
-    ):
-        for value in values:
+    if len(arguments.case) % 3:
+        parser.error(f"cases must have three words each, got {len(arguments.case)} words")
+    words = iter(arguments.case)
+    cases = list(zip(words, words, words, strict=True))
+    for problem, shape, contender in cases:
+        for value, known in (
+            (problem, PROBLEMS),
+            (shape, shape_names(problem)),
+            (contender, PROBLEMS.get(problem, ())),
+        ):
             if value not in known:
                 parser.error(f"must be one of {', '.join(known)}, got {value!r}")
-    for contender in arguments.contender:
-        row = {"problem": arguments.problem, "shape": arguments.shape, "contender": contender}
-        found = row_or_reason(row, measure, *row.values(), arguments.device)
+    for problem, shape, contender in cases:
+        row = {"problem": problem, "shape": shape, "contender": contender}
+        found = row_or_reason(row, measure, *row.values(), arguments.device, arguments.truth)
         print(json.dumps(found), flush=True)
         if arguments.device == "cuda":
             torch.cuda.empty_cache()

@@ -1,6 +1,6 @@
-"""The Cross-CPC loss with its gradient by one contender, in a process of its own.
+"""The Cross-CPC loss with its gradient: `python benchmarks/contrast.py ours "torch eager"`.
 
-`python benchmarks/contrast.py "torch eager"` prints a line of JSON for each size. `bench_contrast.py` calls it.
+It prints a line of JSON for each size and contender. `bench_contrast.py` calls it.
 """
 
 import argparse
@@ -177,11 +177,14 @@ def measure(contender: str, shape: str, precision: str, device: str) -> dict[str
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("contender", choices=CONTENDERS)
+    parser.add_argument("contender", choices=CONTENDERS, nargs="+")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     arguments = parser.parse_args()
     for shape, precision in CONTRAST_CASES[arguments.device]:
-        print(json.dumps(measure(arguments.contender, shape, precision, arguments.device)), flush=True)
+        for contender in arguments.contender:
+            print(json.dumps(measure(contender, shape, precision, arguments.device)), flush=True)
+            if arguments.device == "cuda":
+                torch.cuda.empty_cache()
 
 
 if __name__ == "__main__":

@@ -31,19 +31,25 @@ class SearchShape(NamedTuple):
     width: int
 
 
-# First the size of training, 3 modalities of 80 clips of ten seconds. There calls take longer than arithmetic.
+# First the size of training, 3 modalities of 80 clips of ten seconds, or one of them. There calls take longer than
+# arithmetic.
 SEARCH_SHAPES = {
     "published": SearchShape(2400, 400, 256),
+    "one modality": SearchShape(800, 400, 256),
     "more codewords": SearchShape(2400, 1024, 256),
     "narrow": SearchShape(65536, 1024, 64),
     "wide": SearchShape(65536, 1024, 256),
+    "one row": SearchShape(1, 1, 16),
     # For GPUs.
     "million": SearchShape(1_000_000, 1024, 256),
     "million, 8192 codewords": SearchShape(1_000_000, 8192, 256),
 }
 # Sizes of search and update together.
 UPDATE_SHAPES = ("narrow", "wide", "million")
-CPU_SHAPES = ("published", "more codewords", "narrow", "wide")
+CPU_SHAPES = ("published", "one modality", "more codewords", "narrow", "wide", "one row")
+# Sizes of a search without candidates that the bound can tell apart, by 40 distinct codewords or 40 tight clusters.
+COLLAPSED_SHAPES = ("published",)
+DISTINCT, SPREAD = 40, 1e-6
 
 
 class ContrastShape(NamedTuple):

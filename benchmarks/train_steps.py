@@ -29,8 +29,9 @@ from unicode_fast.methods import Draws
 from unicode_fast.training.trainer import Trainer
 
 RATE = 4e-4
-# A step is repeated for this many seconds, and at least this many times.
-LONGEST_SECONDS, LEAST_REPEATS = {"cpu": 10.0, "cuda": 3.0}, 3
+# A step is repeated for this many seconds, and at least this many times. The first step warms up, and a second one
+# where it is short.
+LONGEST_SECONDS, LEAST_REPEATS, LONG_SECONDS = {"cpu": 5.0, "cuda": 3.0}, 5, 1.0
 Features = dict[str, Tensor]
 
 
@@ -128,10 +129,12 @@ def make(contender: str, shape: TrainShape, device: torch.device) -> tuple[Any, 
 def milliseconds(
     step: Callable[[], object], device: torch.device, seconds: float | None = None
 ) -> tuple[list[float], list[float]]:
-    """Times of single steps after a warm-up of two: by the clock, and of all cores together."""
+    """Times of single steps after a warm-up: by the clock, and of all cores together."""
     wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    started = time.perf_counter()
     step()
-    step()
+    if device.type == "cuda" or time.perf_counter() - started < LONG_SECONDS:
+        step()
     wait()
     longest = LONGEST_SECONDS[device.type] if seconds is None else seconds
     times, busy = [], []

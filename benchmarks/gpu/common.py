@@ -42,6 +42,8 @@ CALLERS = {
 # Operators of each problem of the benchmarks.
 NEEDED = {
     "search": ("nearest_codeword",),
+    "repeated": ("nearest_codeword",),
+    "clustered": ("nearest_codeword",),
     "update": ("nearest_codeword", "codebook_update"),
     "step": ("nearest_codeword", "codebook_update", "commitment_loss"),
     "contrast": ("cross_info_nce",),
@@ -51,6 +53,8 @@ CHOSEN_SEARCHES = ("operands", "search_wgmma", *TILES)
 # Kernels that can run in each problem.
 KERNELS = {
     "search": CHOSEN_SEARCHES,
+    "repeated": CHOSEN_SEARCHES,
+    "clustered": CHOSEN_SEARCHES,
     "update": (*CHOSEN_SEARCHES, "statistics_sorted", "apply"),
     "step": (*CHOSEN_SEARCHES, "statistics_scan", "apply", "commitment"),
     "contrast": ("cross_info_nce",),

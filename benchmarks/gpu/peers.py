@@ -28,6 +28,8 @@ SIZES = (
     ("update", "wide"),
     ("search", "more codewords"),
     ("step", "default"),
+    ("repeated", "published"),
+    ("clustered", "published"),
 )
 
 
