@@ -10,12 +10,15 @@ import re
 import shutil
 import statistics
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable
 from pathlib import Path
 
+import comparison
+import contenders
 from compare_presets import table
-from shapes import CONTRAST_CASES, CONTRAST_SHAPES, SEARCH_SHAPES, SHAPES, UPDATE_SHAPES
-from write_step_page import RESULTS, ROOT, machine, read
+from comparison import machine
+from shapes import CONTRAST_CASES, CONTRAST_SHAPES, SEARCH_SHAPES, SHAPES
+from write_step_page import RESULTS, ROOT, read
 
 from unicode_fast import ablate
 from unicode_fast.files.writing import write_text
@@ -26,37 +29,31 @@ from unicode_fast.tasks.table import token_cell
 
 PICTURES = ("zero-shot.png", "code-usage.png", "timeline.png")
 DEVICES = ("cpu", "cuda")
-PROBLEMS = {
-    "search": "nearest codeword",
-    "update": "search and update",
-    "step": "quantiser step",
-    "contrast": "Cross-CPC",
-}
 # Public operators of dispatched operators with other names.
 OPERATORS = {"codebook_apply": "codebook_update", "codebook_statistics": "codebook_update"}
-# A line of the speed table: problem, shape and precision.
-Line = tuple[str, str, str]
 # Lines in the README.
-SHORT: tuple[Line, ...] = (
-    ("search", "published", ""),
-    ("search", "wide", ""),
-    ("update", "wide", ""),
-    ("step", "published", ""),
+SHORT: tuple[comparison.Key, ...] = (
+    ("quantiser", "search", "published"),
+    ("quantiser", "search", "wide"),
+    ("quantiser", "search", "one row"),
+    ("quantiser", "update", "wide"),
+    ("quantiser", "step", "published"),
     ("contrast", "published", "float32"),
+    ("train-step", "default"),
 )
 
 
-def expected_lines(device: str) -> dict[str, dict[Line, Mapping[str, int]]]:
-    """Sizes of all measurements on a device, by the stem of the file of results."""
-    quantiser: dict[Line, Mapping[str, int]] = {}
-    for problem, shapes in {"search": SEARCH_SHAPES, "update": UPDATE_SHAPES, "step": SHAPES}.items():
-        for name in shapes:
+def expected_lines(device: str) -> dict[comparison.Key, str]:
+    """All problems of the operators on a device, with their sizes."""
+    found = {}
+    for problem in contenders.PROBLEMS:
+        for name in contenders.shape_names(problem):
             shape = SHAPES[name] if problem == "step" else SEARCH_SHAPES[name]
-            quantiser[problem, name, ""] = shape._asdict()
-    contrast: dict[Line, Mapping[str, int]] = {
-        ("contrast", name, precision): CONTRAST_SHAPES[name]._asdict() for name, precision in CONTRAST_CASES[device]
-    }
-    return {"quantiser": quantiser, "contrast": contrast}
+            found["quantiser", problem, name] = f"{comparison.WHAT[problem]}, {comparison.size_of(shape._asdict())}"
+    for name, precision in CONTRAST_CASES[device]:
+        size = comparison.size_of({**CONTRAST_SHAPES[name]._asdict(), "precision": precision})
+        found["contrast", name, precision] = f"{comparison.WHAT['contrast']}, {size}"
+    return found
 
 
 def replace_section(name: str, text: str) -> None:
@@ -68,84 +65,37 @@ def replace_section(name: str, text: str) -> None:
     write_text(pages[0], pattern.sub(lambda found: f"{found[1]}{text}\n{found[2]}", pages[0].read_text()))
 
 
-def size_of(row: dict) -> str:
-    """The sizes of a row's problem."""
-    if row["problem"] == "contrast":
-        return f"{row['modalities']} x {row['clips']} clips, K {row['steps']}, D {row['width']}, {row['precision']}"
-    if "rows" in row:
-        return f"N {row['rows']}, M {row['codewords']}, D {row['width']}"
-    return f"{row['modalities']} x {row['clips'] * row['positions']} rows, M {row['codewords']}, D {row['width']}"
+def measured(device: str) -> dict[comparison.Key, comparison.Problem]:
+    """The problems of a device that have numbers."""
+    found = comparison.problems({stem: read(f"{stem}-{device}.json") for stem in comparison.PROBLEMS})
+    return {key: problem for key, problem in found.items() if "median_ms" in problem.ours}
 
 
-def speed_rows(device: str, stem: str) -> dict[Line, tuple[str, list[dict]]]:
-    """Size of each problem on a device, and its rows, with numbers or reasons."""
-    rows = [{"problem": stem, **row} for row in read(f"{stem}-{device}.json")]
-    return {
-        key: (
-            size_of({"problem": key[0], "precision": key[2], **sizes}),
-            [row for row in rows if (row["problem"], row["shape"], row.get("precision", "")) == key],
-        )
-        for key, sizes in expected_lines(device)[stem].items()
-    }
+def machines(found: Iterable[comparison.Problem]) -> str:
+    """The machines and commits of some problems."""
+    return "; ".join(dict.fromkeys(machine(problem.ours) for problem in found))
 
 
 def speed_table() -> str:
-    """One line for each device, problem and shape: our time, and the time of each contender with its ratio to ours."""
-    lines = ["| where | problem | size | ours | others |", "| --- | --- | --- | ---: | --- |"]
-    notes = []
+    """All measured problems, and those that have not run."""
+    lines, notes = [], [comparison.NOTE]
     for device in DEVICES:
-        for stem in expected_lines(device):
-            found = speed_rows(device, stem)
-            lines += [speed_line(device, problem, size, group) for (problem, *_), (size, group) in found.items()]
-            measured = [row for _, group in found.values() for row in group if "missing" not in row]
-            if measured:
-                one, ours = measured[0], [row for row in measured if row["contender"].startswith("ours")]
-                notes.append(
-                    f"{device}: {one['device']}, {one['threads']} threads, torch {one['torch']}, {one['date']}, commit "
-                    f"`{(one['commit'] or 'unknown')[:12]}`. {errors_of(ours)}."
-                )
-    return "\n".join(lines) + "\n\n" + " ".join(["Medians, float32 where not named.", *notes])
+        found, expected = measured(device), expected_lines(device)
+        lines += map(comparison.cells, found.values())
+        if found:
+            notes.append(f"{device}: {machines(found.values())}.")
+        missing = [text for key, text in expected.items() if key not in found]
+        if missing and found:
+            notes.append(f"Not run on {device}: {'; '.join(missing)}.")
+        elif missing:
+            notes.append(f"None of them has run on {device}.")
+    return comparison.table(lines) + "\n\n" + "\n\n".join(notes)
 
 
 def short_speed_table() -> str:
-    """The lines of the README: our time beside the fastest other, and a whole step beside the released code's."""
-    found = {**speed_rows("cpu", "quantiser"), **speed_rows("cpu", "contrast")}
-    lines = ["| problem | size | ours | fastest other |", "| --- | --- | ---: | ---: |"]
-    for key in SHORT:
-        size, group = found[key]
-        ours = next(row for row in group if row["contender"] == "ours")
-        best = min((row for row in group if "median_ms" in row and row is not ours), key=lambda row: row["median_ms"])
-        lines.append(f"| {PROBLEMS[key[0]]} | {size} | {ours['median_ms']:.3g} ms | {other(best, ours)} |")
-    steps = {row["contender"]: row for row in read("train-step-cpu.json") if row["size"] == "default"}
-    ours, theirs = steps["recommended, float32"], {**steps["the original"], "contender": "the released code"}
-    lines.append(f"| training step | B {ours['clips']}, default | {ours['median_ms']:.3g} ms | {other(theirs, ours)} |")
-    return "\n".join(lines) + f"\n\n{ours['device']}, {ours['threads']} threads, torch {ours['torch']}."
-
-
-def errors_of(ours: list[dict]) -> str:
-    """Differences of our results from float64."""
-    errors = [row["gradient_error"] for row in ours if "gradient_error" in row]
-    if errors:
-        return f"The gradients of Cross-CPC differ from float64 by at most {max(errors):.0e} of the largest"
-    wrong, checked = (sum(row.get(name, 0) for row in ours) for name in ("wrong_rows", "checked_rows"))
-    return f"Of {checked} rows of ours, {wrong} differ from float64"
-
-
-def speed_line(device: str, problem: str, size: str, group: list[dict]) -> str:
-    """The line of one device, problem and shape, from its rows."""
-    ours = next((row for row in group if row["contender"] == "ours"), {"missing": "not run yet"})
-    if "missing" in ours:
-        return f"| {device} | {PROBLEMS[problem]} | {size} | {ours['missing']} | |"
-    others = [text for row in group if row is not ours and "not run on" not in (text := other(row, ours))]
-    return f"| {ours['device']} | {PROBLEMS[problem]} | {size} | {ours['median_ms']:.3g} ms | {', '.join(others)} |"
-
-
-def other(row: dict, ours: dict) -> str:
-    """A contender's time, its ratio to ours and its wrong rows, or the reason for no time."""
-    if "missing" in row:
-        return f"{row['contender']}: {row['missing']}"
-    wrong = f", {row['wrong_rows']} of {row['checked_rows']} rows wrong" if row.get("wrong_rows") else ""
-    return f"{row['contender']} {row['median_ms']:.3g} ms ({row['median_ms'] / ours['median_ms']:.1f}x{wrong})"
+    """The lines of the README."""
+    found = [measured("cpu")[key] for key in SHORT if key in measured("cpu")]
+    return f"{comparison.table(list(map(comparison.cells, found)))}\n\n{comparison.NOTE}\n\n{machines(found)}."
 
 
 def shares() -> str:

@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from comparison import machine
+
 from unicode_fast.files.writing import write_text
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -12,8 +14,8 @@ DEVICES = ("cpu", "cuda")
 TITLE = """# A training step
 
 This page shows the time of each section of a step, the effect of the options, and the released code's step.
-`benchmarks/write_step_page.py` makes it from `benchmarks/results/`. `pytest benchmarks/bench_train_step.py` and
-`pytest benchmarks/bench_loader.py` fill that folder, with `--device cuda` on a machine with a GPU.
+`benchmarks/write_step_page.py` makes it from `benchmarks/results/`. `pytest benchmarks/bench_train_step.py --all-steps`
+and `pytest benchmarks/bench_loader.py` fill that folder, with `--device cuda` on a machine with a GPU.
 
 - *published* has the sizes of the paper's audio-video-text pre-training, on a CPU with four clips in place of eighty.
 - *default* is the default run on the built-in data.
@@ -27,14 +29,6 @@ def read(name: str) -> Any:
     """A file of results; an empty list without the file."""
     path = RESULTS / name
     return json.loads(path.read_text()) if path.exists() else []
-
-
-def machine(row: dict) -> str:
-    """Machine, versions and commit of a row."""
-    return (
-        f"{row['device']}, {row['threads']} thread(s), torch {row['torch']}, {row['date']}, commit "
-        f"`{(row['commit'] or 'unknown')[:12]}`"
-    )
 
 
 def steps_table(rows: list[dict]) -> list[str]:
