@@ -198,18 +198,20 @@ def table(lines: list[list[str]], *, padded: bool = False) -> str:
 
 
 def missing(found: Iterable[Problem]) -> list[str]:
-    """Peers that are missing or failed, and problems without a time, each with the reason, in two sentences."""
+    """Peers that are missing or failed, and problems without a time, by reason, in two sentences."""
     peers: dict[str, None] = {}
-    idle: dict[str, None] = {}
+    idle: dict[str, list[str]] = {}
     for problem in found:
         for row in problem.peers:
             reason = row.get("missing", "")
             if "not installed" in reason or "failed" in reason or " has none" in reason:
                 peers[f"{row['contender']} ({reason})"] = None
         if "missing" in problem.ours:
-            idle[f"{problem.what}, {problem.size} ({problem.ours['missing'].removeprefix('not run: ')})"] = None
+            reason = problem.ours["missing"].removeprefix("not run: ")
+            idle.setdefault(reason, []).append(f"{problem.what}, {problem.size}")
     lines = [f"Missing peers: {'; '.join(peers)}."] if peers else []
-    return lines + ([f"Not run: {'; '.join(idle)}."] if idle else [])
+    reasons = "; ".join(f"{', '.join(names)} ({reason})" for reason, names in idle.items())
+    return lines + ([f"Not run: {reasons}."] if reasons else [])
 
 
 def summary(files: Mapping[str, list[dict]]) -> str:
