@@ -26,6 +26,7 @@ from unicode_fast import CodebookState, EmaConfig, codebook_update, commitment_l
 from unicode_fast.reference import nearest_codeword_reference
 
 Output = TypeVar("Output")
+THREADS = torch.get_num_threads()
 # A call is repeated this often and for this long, but beyond the longest time only FEWEST_REPEATS times.
 LEAST_REPEATS, LEAST_SECONDS, FEWEST_REPEATS = 50, 0.1, 5
 LONGEST_SECONDS = {"cpu": 2.0, "cuda": 1.0}
@@ -72,7 +73,7 @@ def compiled(features: Tensor, codebook: Tensor) -> Callable[[], Tensor]:
 def faiss(features: Tensor, codebook: Tensor) -> Callable[[], Tensor]:
     import faiss
 
-    faiss.omp_set_num_threads(torch.get_num_threads())
+    faiss.omp_set_num_threads(THREADS)
     index = faiss.IndexFlatL2(codebook.shape[1])
     index.add(codebook.numpy())
     rows = features.numpy()
@@ -324,6 +325,9 @@ def measure(
 ) -> dict[str, object]:
     """One row of the results."""
     torch.manual_seed(0)
+    if PROBLEMS[problem][contender].alone:
+        # torch's second thread would spin beside those of the other runtime.
+        torch.set_num_threads(1)
     source = "search" if contender == RANDOM else problem
     features, codebook = inputs(source, shape, device)
     right = truth(source, shape, device, truth_folder)
@@ -348,6 +352,7 @@ def measure(
         "checked_rows": len(right),
         "peak_bytes": peak,
         **origin(device),
+        "threads": THREADS,
     }
 
 

@@ -34,12 +34,12 @@ def read(name: str) -> Any:
 def steps_table(rows: list[dict]) -> list[str]:
     """Times of whole steps, each with its ratio to the original's."""
     lines = [
-        "| size | step | time | 20 to 80 % | processor time | clips/s | the original's time by it |",
-        "|---|---|---:|---:|---:|---:|---:|",
+        "| size | step | time | 20 to 80 % | processor time | clips/s | the original's time by it | commit |",
+        "|---|---|---:|---:|---:|---:|---:|---|",
     ]
     for row in rows:
         if "missing" in row:
-            lines.append(f"| {row['size']} | {row['contender']} | {row['missing']} | | | | |")
+            lines.append(f"| {row['size']} | {row['contender']} | {row['missing']} | | | | | |")
             continue
         original = next((r for r in rows if r["contender"] == "the original" and r["size"] == row["size"]), None)
         # Rows of other commits can be from other machines.
@@ -48,7 +48,7 @@ def steps_table(rows: list[dict]) -> list[str]:
         lines.append(
             f"| {row['size']}, B {row['clips']} | {row['contender']} | {row['median_ms']:.4g} ms | "
             f"{row['p20_ms']:.4g} to {row['p80_ms']:.4g} | {row['processor_ms']:.4g} ms | "
-            f"{row['clips_per_second']:.4g} | {ratio} |"
+            f"{row['clips_per_second']:.4g} | {ratio} | `{(row['commit'] or 'unknown')[:12]}` |"
         )
     return lines
 
@@ -98,10 +98,10 @@ def main() -> None:
             lines.append("Not run yet.\n")
             continue
         if rows:
-            measured = next(row for row in rows if "missing" not in row)
+            machines = dict.fromkeys(machine(row) for row in rows if "missing" not in row)
             before = {row["size"]: row for row in read(f"train-step-{device}-before.json")}
             older = [{**r, "contender": f"{r['contender']}, before, `{r['commit'][:12]}`"} for r in before.values()]
-            lines += [*steps_table([*older, *rows]), "", f"Medians. {machine(measured)}.", ""]
+            lines += [*steps_table([*older, *rows]), "", f"Medians. {'; '.join(machines)}.", ""]
             lines += [f"Before, {size}: {machine(row)}.\n" for size, row in before.items()]
             for size in dict.fromkeys(row["size"] for row in rows):
                 columns = {row["contender"]: row for row in rows if row["size"] == size and "parts" in row}
