@@ -199,6 +199,12 @@ SAMPLES: dict[str, tuple[str, Arguments]] = {
     "loss": ("cross_info_nce", loss_arguments),
     "loss with gradient": ("cross_info_nce", lambda d: with_gradient(loss_arguments(d), 0, 1, 4)),
     "loss over candidates": ("cross_info_nce", lambda d: with_gradient(loss_arguments(d, "candidates"), 1)),
+    "loss and gradient": ("cross_info_nce_with_gradient", lambda d: with_gradient(loss_arguments(d), 0, 1, 4)),
+    "loss and gradient, permuted": ("cross_info_nce_with_gradient", lambda d: permuted(loss_arguments(d))),
+    "loss and gradient backward": (
+        "cross_info_nce_with_gradient_backward",
+        lambda d: tuple(x.to(d) for x in (torch.tensor(2.0), *(normal(2, 3, 4, 5), normal(2, 3, 4, 5), normal()) * 2)),
+    ),
     "loss without mask": ("cross_info_nce", lambda d: without_mask(loss_arguments(d))),
     "loss backward": (
         "cross_info_nce_backward",

@@ -91,8 +91,13 @@ def declare_without_gradient(name: str, inputs: int) -> None:
         )
 
 
-def refuse_second_gradient(name: str) -> None:
-    """Make differentiating the backward operator of `name`, and of its twin, a clear error."""
+def refuse_second_gradient(name: str, called: str | None = None) -> None:
+    """Make differentiating the backward operator of `name`, and of its twin, a clear error.
+
+    Args:
+        name: of the public function.
+        called: name of the operator, if it differs from that of the public function.
+    """
 
     def backward(ctx: Any, *gradients: Tensor) -> None:
         raise RuntimeError(
@@ -101,7 +106,7 @@ def refuse_second_gradient(name: str) -> None:
         )
 
     for suffix in _SUFFIXES:
-        torch.library.register_autograd(f"{NAMESPACE}::{name}_backward{suffix}", backward, lib=LIBRARY)
+        torch.library.register_autograd(f"{NAMESPACE}::{called or name}_backward{suffix}", backward, lib=LIBRARY)
 
 
 def find_operator(name: str, device: torch.device, backend: str | None, called: str | None = None) -> OpOverload:

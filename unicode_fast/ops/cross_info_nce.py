@@ -13,6 +13,7 @@ from unicode_fast.reference.cross_info_nce import (
     CrossInfoNCEInputs,
     cross_info_nce_backward_reference,
     cross_info_nce_reference,
+    cross_info_nce_with_gradient_reference,
 )
 
 if TYPE_CHECKING:
@@ -102,16 +103,16 @@ def cross_info_nce(  # noqa: PLR0913 - three tensors and five independent switch
         once; all sums are in float32, in a fixed order.
 
     Memory:
-        Never a B x B matrix. The reference holds a few times max(2^22, modalities^2 K B) scores, for any batch. It also
-        holds copies of the inputs, one for each modality in the backward pass. Triton holds one float32 number for each
-        softmax, pair, step and clip. Beyond 128 clips it needs one more and a byte during the computation, and with
-        "both" up to 512 more. A mask, a D that is no multiple of 128, and strided inputs cost a copy of the inputs.
-        A group adds the vectors of the whole batch, on each process.
+        Never a B x B matrix. The reference holds a few times max(2^19, modalities^2 K B) scores and copies of the
+        inputs, for any batch. On a CPU the gradients are held from the loss on. Triton holds one float32 number for
+        each softmax, pair, step and clip. Beyond 128 clips it needs one more and a byte during the computation, and
+        with "both" up to 512 more. A mask, a D that is no multiple of 128, and strided inputs cost a copy of the
+        inputs. A group adds the vectors of the whole batch, on each process.
 
     Backends:
         Triton computes float32 and half precision on NVIDIA GPUs of compute capability 8.0 and newer; the reference
         computes anything else. Up to 128 clips the loss is one kernel, after a fill of one number. The gradient is one
-        kernel, before a sum for the temperature. With a group the CPU waits for the sizes of the shards, and
+        kernel. With a group the CPU waits for the sizes of the shards, and
         torch.compile breaks its graph.
 
     Source:
@@ -145,7 +146,11 @@ def cross_info_nce(  # noqa: PLR0913 - three tensors and five independent switch
         _checks.check_temperature(temperature)
         dtype = torch.promote_types(targets.dtype, torch.float32)
         temperature = torch.full((), temperature, dtype=dtype, device=targets.device)
-    operator = _library.find_operator("cross_info_nce", targets.device, backend)
+    leaves = targets, predictions, temperature
+    # On a CPU the gradient is computed with the loss, because the products of its scores take most of the time.
+    at_once = targets.is_cpu and torch.is_grad_enabled() and any(x.requires_grad for x in leaves)
+    called = "cross_info_nce_with_gradient" if at_once else None
+    operator = _library.find_operator("cross_info_nce", targets.device, backend, called)
     settings = (pair_weights, valid, temperature, softmax_over)
     if group is not None:
         return _of_group(operator, targets, predictions, settings, group)
@@ -286,6 +291,15 @@ def _backward_implementation(
     return cross_info_nce_backward_reference(gradient, logsumexp, clip_weights, CrossInfoNCEInputs(*inputs))
 
 
+def _with_gradient(*inputs: Any) -> tuple[Tensor, ...]:
+    return cross_info_nce_with_gradient_reference(CrossInfoNCEInputs(*inputs))
+
+
+def _scaled(gradient: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+    """The gradients of the loss, the first three tensors, times that in the loss; see `_backward_with_gradient`."""
+    return tuple(gradient.to(x.dtype) * x for x in tensors[:3])
+
+
 def _triton(*inputs: Any) -> tuple[Tensor, ...]:
     # Imported in the first call, because it imports Triton.
     from unicode_fast.kernels.cross_info_nce import cross_info_nce_triton
@@ -320,6 +334,41 @@ def _fake_backward(gradient: Tensor, logsumexp: Tensor, clip_weights: Tensor, *a
     return tuple(x.new_empty(x.shape) for x in (inputs.targets, inputs.predictions, inputs.temperature))
 
 
+def _fake_with_gradient(*arguments: Any) -> tuple[Tensor, ...]:
+    inputs = CrossInfoNCEInputs(*arguments)
+    return (
+        *_fake(*arguments)[:3],
+        *(x.new_empty(x.shape) for x in (inputs.targets, inputs.predictions, inputs.temperature)),
+    )
+
+
+def _fake_scaled(gradient: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+    return tuple(torch.empty_like(x) for x in tensors[:3])
+
+
+def _check_scaled(gradient: Any, *tensors: Any) -> None:
+    _checks.check_tensor("gradient", gradient, _checks.FEATURE_DTYPES)
+    names = ("targets", "predictions", "temperature")
+    for name, found, given in zip(names, tensors[:3], tensors[3:], strict=True):
+        _checks.check_tensor(name, given, _checks.FEATURE_DTYPES)
+        _checks.check_tensor(f"in_{name}", found, (given.dtype,))
+        _checks.check_like(f"in_{name}", found, given.shape, f"that of {name}", given, name)
+    _checks.check_like("gradient", gradient, (), "as in the loss", tensors[3], "targets")
+
+
+def _setup_context_with_gradient(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    _, *others = output
+    targets, predictions, _, _, temperature, *_ = inputs
+    ctx.save_for_backward(*others[2:], targets, predictions, temperature)
+    ctx.mark_non_differentiable(*others)
+
+
+def _backward_with_gradient(ctx: Any, operator: OpOverload, gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    # The operator takes the inputs too, so that its results depend on them and refuse a second gradient.
+    in_targets, in_predictions, in_temperature = operator(gradient, *ctx.saved_tensors)
+    return in_targets, in_predictions, None, None, in_temperature, None, None
+
+
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     *tensors, ctx.softmax_over, ctx.offset = inputs
     _, *others = output
@@ -350,7 +399,25 @@ _library.declare(
     _backward_implementation,
     _fake_backward,
 )
+_library.declare(
+    "cross_info_nce_with_gradient",
+    f"({_INPUTS}) -> (Tensor loss, Tensor pair_loss, Tensor hits, Tensor in_targets, Tensor in_predictions, "
+    "Tensor in_temperature)",
+    _check_arguments,
+    _with_gradient,
+    _fake_with_gradient,
+)
+_library.declare(
+    "cross_info_nce_with_gradient_backward",
+    "(Tensor gradient, Tensor in_targets, Tensor in_predictions, Tensor in_temperature, Tensor targets, "
+    "Tensor predictions, Tensor temperature) -> (Tensor, Tensor, Tensor)",
+    _check_scaled,
+    _scaled,
+    _fake_scaled,
+)
 _library.implement("cross_info_nce", "CUDA", _check_arguments, _triton)
 _library.implement("cross_info_nce_backward", "CUDA", _check_backward, _backward_triton)
 _library.declare_gradient("cross_info_nce", _backward, _setup_context)
+_library.declare_gradient("cross_info_nce_with_gradient", _backward_with_gradient, _setup_context_with_gradient)
 _library.refuse_second_gradient("cross_info_nce")
+_library.refuse_second_gradient("cross_info_nce", "cross_info_nce_with_gradient")

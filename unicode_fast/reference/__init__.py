@@ -14,7 +14,11 @@ from unicode_fast.reference.codeword_distribution import (
     codeword_distribution_reference,
 )
 from unicode_fast.reference.commitment import commitment_backward_reference, commitment_reference
-from unicode_fast.reference.cross_info_nce import cross_info_nce_backward_reference, cross_info_nce_reference
+from unicode_fast.reference.cross_info_nce import (
+    cross_info_nce_backward_reference,
+    cross_info_nce_reference,
+    cross_info_nce_with_gradient_reference,
+)
 from unicode_fast.reference.nearest_codeword import nearest_codeword_reference
 
 __all__ = [
@@ -27,5 +31,6 @@ __all__ = [
     "commitment_reference",
     "cross_info_nce_backward_reference",
     "cross_info_nce_reference",
+    "cross_info_nce_with_gradient_reference",
     "nearest_codeword_reference",
 ]

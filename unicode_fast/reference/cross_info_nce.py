@@ -6,8 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-# Number of scores in memory at a time. 2^22 float32 numbers are 16 MiB; the paper's batch of 80 needs one chunk.
-CHUNK_ELEMENTS = 2**22
+# Number of scores in memory at a time, 2 MiB in float32; the paper's batch of 80 needs one chunk.
+CHUNK_ELEMENTS = 2**19
 
 
 class CrossInfoNCEInputs(NamedTuple):
@@ -46,11 +46,72 @@ class _Prepared(NamedTuple):
 
     queries: Tensor  # (modalities, K, Q, D), zeros where not valid; of the first softmax
     keys: Tensor  # (modalities, K, B, D), zeros where not valid; of the first softmax
-    valid: Tensor  # (modalities, K, B)
+    valid: Tensor | None  # (modalities, K, B)
     counted: Tensor  # (target, source, K, Q), queries valid on both sides
     temperature: Tensor  # ()
     over_candidates: list[bool]  # one entry for each softmax; the second exchanges queries and keys
     offset: int
+
+
+class _Block(NamedTuple):
+    """The scores of some queries of every modality with all keys."""
+
+    rows: slice  # of the queries
+    number: int  # of all queries
+    first_clip: int
+    queries: Tensor  # (K, modalities block, D)
+    keys: Tensor  # (K, modalities B, D)
+    scores: Tensor  # (K, query, block, key, B)
+
+    def diagonal(self, scores: Tensor) -> Tensor:
+        """A view of the clips' scores with themselves, (K, query, block, key)."""
+        return scores.diagonal(offset=self.first_clip, dim1=2, dim2=4).transpose(2, 3)
+
+
+class _Sums:
+    """Products of the loss's slopes in the scores, by softmax: with keys for the rows of each block, with rows."""
+
+    def __init__(self, softmaxes: int) -> None:
+        self.in_queries: list[Tensor | None] = [None] * softmaxes  # (K, query, Q, D)
+        self.in_keys: list[Tensor | None] = [None] * softmaxes  # (K, key, B, D)
+
+    def add(self, softmax: int, likelihood: Tensor, coefficient: Tensor, block: _Block) -> None:
+        """Add a block.
+
+        Args:
+            softmax: its number.
+            likelihood: the log softmax, (K, query, block, key, B); overwritten.
+            coefficient: of the loss of each clip, (K, query, block, key).
+            block: of the scores.
+        """
+        steps, modalities, size, _, clips = likelihood.shape
+        slope = likelihood.exp_()
+        block.diagonal(slope).sub_(1)
+        # A clip that does not count may have a softmax of NaN.
+        slope.mul_(coefficient[..., None]).masked_fill_((coefficient == 0)[..., None], 0)
+        flat = slope.view(steps, modalities * size, modalities * clips)
+        of_rows = (flat @ block.keys).view(steps, modalities, size, -1)
+        in_queries = self.in_queries[softmax]
+        if size == block.number:
+            self.in_queries[softmax] = of_rows
+        else:
+            if in_queries is None:
+                in_queries = of_rows.new_empty(steps, modalities, block.number, of_rows.shape[3])
+                self.in_queries[softmax] = in_queries
+            in_queries[:, :, block.rows] = of_rows
+        in_keys = (flat.transpose(1, 2) @ block.queries).view(steps, modalities, clips, -1)
+        before = self.in_keys[softmax]
+        self.in_keys[softmax] = in_keys if before is None else before.add_(in_keys)
+
+    def total(self, prepared: _Prepared) -> tuple[Tensor, Tensor]:
+        """Sums for queries and keys of the first softmax, in their shapes."""
+        totals: list[Tensor] = []
+        for softmax, (in_queries, in_keys) in enumerate(zip(self.in_queries, self.in_keys, strict=True)):
+            if in_queries is None or in_keys is None:  # no clips
+                return torch.zeros_like(prepared.queries), torch.zeros_like(prepared.keys)
+            mine = [x.transpose(0, 1) for x in _in_order(in_queries, in_keys, softmax)]
+            totals = [x + y for x, y in zip(totals, mine, strict=True)] if totals else mine
+        return totals[0], totals[1]
 
 
 def cross_info_nce_reference(inputs: CrossInfoNCEInputs) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -86,19 +147,31 @@ def cross_info_nce_reference(inputs: CrossInfoNCEInputs) -> tuple[Tensor, Tensor
         Floating point results are float32 for half-precision inputs, else in the dtype of `targets`.
 
     Memory:
-        Copies of the inputs and a few times max(2^22, modalities^2 K B) scores.
+        Copies of the inputs and a few times max(2^19, modalities^2 K B) scores.
 
     Source:
         van den Oord et al., 2018; Xia et al., NeurIPS 2023, Eq. 6 ("candidates") and its released code
         ("predictions").
     """
+    return _losses(_prepare(inputs), inputs, None)
+
+
+def cross_info_nce_with_gradient_reference(inputs: CrossInfoNCEInputs) -> tuple[Tensor, ...]:
+    """The loss and its gradient in one pass over the scores.
+
+    Args:
+        inputs: as in `cross_info_nce_reference`.
+
+    Returns:
+        loss, pair_loss and hits of `cross_info_nce_reference`, and the results of `cross_info_nce_backward_reference`
+        for a gradient of 1 in the loss.
+
+    Memory:
+        Copies of the inputs and a few times max(2^19, modalities^2 K B) scores.
+    """
     prepared = _prepare(inputs)
-    results = [_one_softmax(prepared, softmax) for softmax in range(len(prepared.over_candidates))]
-    losses, logsumexps, hits = zip(*results, strict=True)
-    number, weights = numbers_and_weights(inputs)
-    total = torch.stack(losses).mean(dim=0).sum(dim=3)  # (target, source, K)
-    loss = torch.where(weights != 0, weights * total, 0).sum()
-    return loss, total / number.clamp(min=1), hits[0], torch.stack(logsumexps), weights
+    sums = _Sums(len(prepared.over_candidates))
+    return (*_losses(prepared, inputs, sums)[:3], *_gradients(sums, prepared, inputs))
 
 
 def cross_info_nce_backward_reference(
@@ -126,34 +199,18 @@ def cross_info_nce_backward_reference(
         Gradients in the shapes and dtypes of targets, predictions and temperature; zeros at vectors not valid.
 
     Memory:
-        Copies of the inputs and a few times max(2^22, modalities^2 K B) scores.
+        Copies of the inputs and a few times max(2^19, modalities^2 K B) scores.
     """
     prepared = _prepare(inputs)
-    queries, keys = prepared.queries, prepared.keys
-    weight = gradient.to(clip_weights.dtype) * clip_weights / len(prepared.over_candidates)  # (target, source, K)
-    coefficient = torch.where(prepared.counted, weight[..., None], 0)
-    # Contiguous like the fakes of the operator's results, whatever the strides of the inputs.
-    in_first = queries.new_zeros(queries.shape), keys.new_zeros(keys.shape)
-    in_temperature = torch.zeros_like(prepared.temperature)
-    for softmax, (sums, over_candidates) in enumerate(zip(logsumexp, prepared.over_candidates, strict=True)):
-        queries, keys = _in_order(prepared.queries, prepared.keys, softmax)
-        in_queries, in_keys = _in_order(*in_first, softmax)
-        row_coefficient = _exchanged(coefficient, over_candidates)[..., None]  # (query, key, K, Q, 1)
-        row_logsumexp = _exchanged(sums, over_candidates)[..., None]
-        for block, scores, own in _score_blocks(queries, keys, prepared):
-            slope = (scores - row_logsumexp[:, :, :, block]).exp()  # (query, key, K, block, B)
-            slope.diagonal(offset=prepared.offset + block.start, dim1=3, dim2=4).sub_(1)
-            slope = torch.where(row_coefficient[:, :, :, block] != 0, slope * row_coefficient[:, :, :, block], 0)
-            in_queries[:, :, block] += (slope @ keys).sum(dim=1)
-            in_keys += (slope.transpose(3, 4) @ queries[:, None, :, block]).sum(dim=0)
-            in_temperature -= torch.where(slope != 0, slope * (scores - own[..., None]), 0).sum()
-    scale = 1 / prepared.temperature
-    in_targets, in_predictions = _in_order(*in_first, inputs.softmax_over == "candidates")
-    return (
-        (in_targets * scale).to(inputs.targets.dtype),
-        (in_predictions * scale).to(inputs.predictions.dtype),
-        (in_temperature * scale).to(inputs.temperature.dtype),
-    )
+    weights = gradient.to(clip_weights.dtype) * clip_weights
+    sums = _Sums(len(prepared.over_candidates))
+    for softmax, of_clips in enumerate(logsumexp):
+        coefficient = _coefficient(prepared, weights, softmax)
+        row_logsumexp = _by_row(_exchanged(of_clips, prepared.over_candidates[softmax]))[..., None]
+        for block in _score_blocks(prepared, softmax):
+            likelihood = block.scores - row_logsumexp[:, :, block.rows]
+            sums.add(softmax, likelihood, coefficient[:, :, block.rows], block)
+    return _gradients(sums, prepared, inputs)
 
 
 def numbers_and_weights(inputs: CrossInfoNCEInputs) -> tuple[Tensor, Tensor]:
@@ -176,31 +233,82 @@ def _prepare(inputs: CrossInfoNCEInputs) -> _Prepared:
     queries, keys = inputs.queries_and_keys()
     valid = inputs.valid
     if valid is None:
-        valid = torch.ones(keys.shape[:3], dtype=torch.bool, device=keys.device)
-    query_valid = valid[:, :, inputs.offset : inputs.offset + queries.shape[2]]
-    # where() and not a product: vectors that are not valid may hold NaN.
-    queries = torch.where(query_valid[..., None], queries.to(dtype), 0)
-    keys = torch.where(valid[..., None], keys.to(dtype), 0)
+        counted = queries.new_ones((len(keys), *keys.shape[:2], queries.shape[2]), dtype=torch.bool)
+        queries, keys = queries.to(dtype), keys.to(dtype)
+    else:
+        query_valid = valid[:, :, inputs.offset : inputs.offset + queries.shape[2]]
+        counted = query_valid[:, None] & query_valid[None]
+        # where() and not a product: vectors that are not valid may hold NaN.
+        queries = torch.where(query_valid[..., None], queries.to(dtype), 0)
+        keys = torch.where(valid[..., None], keys.to(dtype), 0)
     over_candidates = {"predictions": [False], "candidates": [True], "both": [False, True]}[inputs.softmax_over]
-    counted = query_valid[:, None] & query_valid[None]
     return _Prepared(queries, keys, valid, counted, inputs.temperature.to(dtype), over_candidates, inputs.offset)
 
 
-def _one_softmax(prepared: _Prepared, softmax: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Loss of each clip and logsumexps, (target, source, K, Q), and hits, (target, source, K)."""
-    queries, keys = _in_order(prepared.queries, prepared.keys, softmax)
-    over_candidates = prepared.over_candidates[softmax]
-    logsumexp = torch.zeros_like(prepared.counted, dtype=queries.dtype)  # (query, key, K, Q)
-    diagonal, hit = torch.zeros_like(logsumexp), torch.zeros_like(prepared.counted)
-    for block, scores, own in _score_blocks(queries, keys, prepared):
-        logsumexp[:, :, :, block] = scores.logsumexp(dim=4)
-        diagonal[:, :, :, block] = own
-        clip = prepared.offset + torch.arange(block.start, block.stop, device=scores.device)
-        hit[:, :, :, block] = scores.argmax(dim=4) == clip
-    logsumexp = torch.where(prepared.counted, _exchanged(logsumexp, over_candidates), 0)
-    loss = torch.where(prepared.counted, logsumexp - _exchanged(diagonal, over_candidates), 0)
-    hits = (prepared.counted & _exchanged(hit, over_candidates)).sum(dim=3)
-    return loss, logsumexp, hits
+def _losses(
+    prepared: _Prepared, inputs: CrossInfoNCEInputs, sums: _Sums | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The results of `cross_info_nce_reference`; with `sums` see `_add_gradients`."""
+    number, weights = numbers_and_weights(inputs)
+    results = [_one_softmax(prepared, softmax, weights, sums) for softmax in range(len(prepared.over_candidates))]
+    losses, logsumexps, hits = zip(*results, strict=True)
+    total = torch.stack(losses).mean(dim=0).sum(dim=3)  # (target, source, K)
+    loss = torch.where(weights != 0, weights * total, 0).sum()
+    return loss, total / number.clamp(min=1), hits[0], torch.stack(logsumexps), weights
+
+
+def _one_softmax(
+    prepared: _Prepared, softmax: int, weights: Tensor, sums: _Sums | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Loss of each clip and logsumexps, (target, source, K, Q), and hits, (target, source, K).
+
+    With `sums` logsumexps are zeros, and gradients are added.
+    """
+    over_candidates, counted = prepared.over_candidates[softmax], prepared.counted
+    coefficient = _coefficient(prepared, weights, softmax)
+    lost, logsumexp = torch.zeros_like(coefficient), torch.zeros_like(coefficient)
+    hit = torch.zeros_like(coefficient, dtype=torch.bool)
+    for block in _score_blocks(prepared, softmax):
+        own = block.diagonal(block.scores)
+        clips = torch.arange(block.first_clip, block.first_clip + own.shape[2], device=own.device)
+        hit[:, :, block.rows] = block.scores.argmax(dim=4) == clips[:, None]
+        if sums is None:
+            logsumexp[:, :, block.rows] = block.scores.logsumexp(dim=4)
+            lost[:, :, block.rows] = logsumexp[:, :, block.rows] - own
+        else:
+            likelihood = block.scores.log_softmax(dim=4)
+            lost[:, :, block.rows] = -block.diagonal(likelihood)
+            sums.add(softmax, likelihood, coefficient[:, :, block.rows], block)
+    # From (K, query, Q, key).
+    by_pair = (_exchanged(x.permute(1, 3, 0, 2), over_candidates) for x in (lost, logsumexp, hit))
+    loss, logsumexp, hit = (torch.where(counted, x, 0) for x in by_pair)
+    return loss, logsumexp, hit.sum(dim=3)
+
+
+def _coefficient(prepared: _Prepared, weights: Tensor, softmax: int) -> Tensor:
+    """Factors of slopes, (K, query, Q, key), from the weights of clips in the loss, (target, source, K)."""
+    factor = weights / (len(prepared.over_candidates) * prepared.temperature)
+    of_clips = torch.where(prepared.counted, factor[..., None], 0)
+    return _by_row(_exchanged(of_clips, prepared.over_candidates[softmax]))
+
+
+def _gradients(sums: _Sums, prepared: _Prepared, inputs: CrossInfoNCEInputs) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients in targets, predictions and temperature from the sums of all blocks."""
+    # Contiguous like the fakes of the operator's results, whatever the strides of the inputs.
+    in_queries, in_keys = (x.contiguous() for x in sums.total(prepared))
+    in_targets, in_predictions = _in_order(in_queries, in_keys, inputs.softmax_over == "candidates")
+    # The slopes times the scores, added up over the keys first.
+    in_temperature = -torch.dot(prepared.queries.reshape(-1), in_queries.view(-1)) / prepared.temperature
+    return (
+        in_targets.to(inputs.targets.dtype),
+        in_predictions.to(inputs.predictions.dtype),
+        in_temperature.to(inputs.temperature.dtype),
+    )
+
+
+def _by_row(by_pair: Tensor) -> Tensor:
+    """(query, key, K, Q) as (K, query, Q, key)."""
+    return by_pair.permute(2, 0, 3, 1)
 
 
 def _in_order(first: Tensor, second: Tensor, exchange: int) -> tuple[Tensor, Tensor]:
@@ -212,13 +320,18 @@ def _exchanged(by_pair: Tensor, exchange: bool) -> Tensor:
     return by_pair.transpose(0, 1) if exchange else by_pair
 
 
-def _score_blocks(queries: Tensor, keys: Tensor, prepared: _Prepared) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """Blocks of rows of the scores, (query, key, K, block, B), with their diagonals; -inf at keys not valid."""
-    modalities, steps, number, _ = queries.shape
+def _score_blocks(prepared: _Prepared, softmax: int) -> Iterator[_Block]:
+    """Blocks of rows of the scores of all pairs; -inf at keys not valid."""
+    queries, keys = _in_order(prepared.queries, prepared.keys, softmax)
+    modalities, steps, number, width = queries.shape
     clips = keys.shape[2]
+    flat_keys = keys.transpose(0, 1).reshape(steps, modalities * clips, width)
     size = max(1, CHUNK_ELEMENTS // max(1, modalities**2 * steps * clips))
     for start in range(0, number, size):
-        block = slice(start, min(start + size, number))
-        scores = queries[:, None, :, block] @ keys.transpose(2, 3) / prepared.temperature
-        scores = torch.where(prepared.valid[:, :, None], scores, -torch.inf)
-        yield block, scores, scores.diagonal(offset=prepared.offset + start, dim1=3, dim2=4)
+        rows = slice(start, min(start + size, number))
+        flat = queries[:, :, rows].transpose(0, 1).reshape(steps, -1, width)
+        scores = (flat / prepared.temperature) @ flat_keys.transpose(1, 2)
+        scores = scores.view(steps, modalities, rows.stop - start, modalities, clips)
+        if prepared.valid is not None:
+            scores.masked_fill_(~prepared.valid.transpose(0, 1)[:, None, None], -torch.inf)
+        yield _Block(rows, number, prepared.offset + start, flat, flat_keys, scores)
