@@ -203,7 +203,9 @@ SAMPLES: dict[str, tuple[str, Arguments]] = {
     "loss and gradient, permuted": ("cross_info_nce_with_gradient", lambda d: permuted(loss_arguments(d))),
     "loss and gradient backward": (
         "cross_info_nce_with_gradient_backward",
-        lambda d: tuple(x.to(d) for x in (torch.tensor(2.0), *(normal(2, 3, 4, 5), normal(2, 3, 4, 5), normal()) * 2)),
+        lambda d: tuple(
+            x.to(d) for x in (torch.tensor(2.0), *(normal(2, 3, 4, 5), normal(2, 3, 4, 5), torch.tensor(0.5)) * 2)
+        ),
     ),
     "loss without mask": ("cross_info_nce", lambda d: without_mask(loss_arguments(d))),
     "loss backward": (
