@@ -28,7 +28,6 @@ INSTRUCTION_SETS: dict[str, dict[str, str]] = {
         ("avx_vnni", (*_AVX2, "AVX2_VNNI"), {"MKL_ENABLE_INSTRUCTIONS": "AVX2"}),
         ("avx512", (*_AVX512, "AVX512_CORE"), {"MKL_ENABLE_INSTRUCTIONS": "AVX512"}),
         ("avx512_vnni", (*_AVX512, "AVX512_CORE_VNNI"), {"MKL_ENABLE_INSTRUCTIONS": "AVX512"}),
-        ("avx512_bf16", (*_AVX512, "AVX512_CORE_BF16"), {"MKL_ENABLE_INSTRUCTIONS": "AVX512"}),
     )
 }
 
