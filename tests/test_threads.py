@@ -2,13 +2,15 @@
 
 import os
 import time
+from pathlib import Path
 
 import pytest
 import torch
 from processes import start
 
-from unicode_fast import threads
+from unicode_fast import CheckpointError, threads
 from unicode_fast.threads import CoreUse, core_use, idle_threads
+from unicode_fast.training.runs import set_threads as threads_of_run
 
 BUSY = "print(flush=True)\nwhile True: pass"
 
@@ -32,7 +34,7 @@ def test_hand_written(busy: float, own: float, chosen: int) -> None:
 
 @pytest.mark.skipif(core_use() is None, reason="the system does not count the use of its cores")
 def test_another_process_takes_a_core(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], set_threads: object
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], set_threads: object, tmp_path: Path
 ) -> None:
     """With as many busy processes as cores, a command has one thread, unless the user sets the number."""
     cores = len(os.sched_getaffinity(0))
@@ -47,11 +49,11 @@ def test_another_process_takes_a_core(
         while time.monotonic() < end:
             pass
         monkeypatch.setenv("OMP_NUM_THREADS", "2")
-        threads.use_idle_cores()
+        threads_of_run(tmp_path, new=True)
         assert torch.get_num_threads() == 2
         for name in threads.VARIABLES:
             monkeypatch.delenv(name, raising=False)
-        threads.use_idle_cores()
+        threads_of_run(tmp_path, new=True)
         assert torch.get_num_threads() == 1
     finally:
         for other in others:
@@ -60,10 +62,29 @@ def test_another_process_takes_a_core(
     assert "1 of 2 threads" in capsys.readouterr().err
 
 
-def test_a_program_keeps_its_threads(monkeypatch: pytest.MonkeyPatch, set_threads: object) -> None:
-    """The package changes no number in a program that imports it."""
+def test_a_run_keeps_its_threads(monkeypatch: pytest.MonkeyPatch, set_threads: object, tmp_path: Path) -> None:
+    """A resumed run takes the number of its folder, whatever else runs; a variable goes before it."""
     for name in threads.VARIABLES:
         monkeypatch.delenv(name, raising=False)
+    set_threads(1)
+    threads_of_run(tmp_path, new=True)
     set_threads(2)
-    threads.use_idle_cores()
+    threads_of_run(tmp_path, new=False)
+    assert torch.get_num_threads() == 1
+    set_threads(2)
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    threads_of_run(tmp_path, new=False)
     assert torch.get_num_threads() == 2
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    (tmp_path / "threads.json").write_text('{"threads": []}')
+    with pytest.raises(CheckpointError, match=r"threads\.json is damaged"):
+        threads_of_run(tmp_path, new=False)
+    (tmp_path / "threads.json").unlink()
+    threads_of_run(tmp_path, new=False)
+    assert torch.get_num_threads() == 2
+
+
+def test_a_program_keeps_its_threads(set_threads: object) -> None:
+    """The package changes no number in a program that imports it."""
+    set_threads(2)
+    assert threads.idle_now(2) == 2

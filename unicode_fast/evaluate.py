@@ -19,9 +19,8 @@ from unicode_fast.errors import Parser, program, run_main, say
 from unicode_fast.files.writing import check_new_file, write_json
 from unicode_fast.modules import UniCode
 from unicode_fast.report import pictures, plots
-from unicode_fast.threads import use_idle_cores
 from unicode_fast.training.checks import MOVED, VERIFY_HELP, check_text_fields, note_shared, open_run_data
-from unicode_fast.training.runs import EVALUATIONS, choose_device, places
+from unicode_fast.training.runs import EVALUATIONS, choose_device, places, set_threads
 
 # Flags of a single task.
 _OF_SEGMENTATION = ("backbone", "backbone_weights", "save_segmenter", "load_segmenter", "segmenter_steps")
@@ -78,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.run is None:
         parser.error("run must be a run folder of unicode_fast.train, got none")
     check_flags(arguments)
-    use_idle_cores()
+    set_threads(Path(arguments.run), new=False)
     which = arguments.checkpoint or default_of(Path(arguments.run))
     model = load(arguments.run, int(which) if which.isdigit() else which, choose_device(arguments.device))
     if arguments.checkpoint is None and which == "last" and Path(arguments.run).is_dir():

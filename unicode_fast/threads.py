@@ -7,12 +7,9 @@ of one of them, every loop lasts until the scheduler returns it, and two threads
 from __future__ import annotations
 
 import os
-import sys
 import time
 from pathlib import Path
 from typing import NamedTuple
-
-from unicode_fast.errors import say
 
 STATISTICS = Path("/proc/stat")
 # Each of them sets a number of threads, which is kept.
@@ -57,22 +54,7 @@ def note_start() -> None:
     _at_start = core_use()
 
 
-def use_idle_cores() -> None:
-    """Leaves the cores to other processes that kept them busy since this command started, and prints the number.
-
-    It does nothing where a variable of OpenMP or MKL sets the number, or where the package is no command.
-    """
+def idle_now(threads: int) -> int:
+    """Threads that had an idle core since this command started; all in a program that only imports the package."""
     now = core_use()
-    if _at_start is None or now is None or any(os.environ.get(name) for name in VARIABLES):
-        return
-    import torch
-
-    threads = torch.get_num_threads()
-    chosen = idle_threads(_at_start, now, threads)
-    if chosen < threads:
-        torch.set_num_threads(chosen)
-        say(
-            f"{chosen} of {threads} threads, because other processes use the other cores; OMP_NUM_THREADS={threads} "
-            "keeps all",
-            file=sys.stderr,
-        )
+    return threads if _at_start is None or now is None else idle_threads(_at_start, now, threads)

@@ -19,13 +19,12 @@ from unicode_fast.config import EXECUTION_FIELDS, PLACE_FIELDS, Config
 from unicode_fast.data import BatchLoaderError, BatchSource, Dataset, open_loader
 from unicode_fast.errors import Ending, postponed, run_main, say
 from unicode_fast.report import plots
-from unicode_fast.threads import use_idle_cores
 from unicode_fast.training import distributed
 from unicode_fast.training.checks import VERIFY_HELP, check_store
 from unicode_fast.training.distributed import DistContext
 from unicode_fast.training.measuring import measure, show_summary, summarise_seeds
 from unicode_fast.training.run_log import run_log
-from unicode_fast.training.runs import choose_device, make_folder, read_summary
+from unicode_fast.training.runs import choose_device, make_folder, read_summary, set_threads
 from unicode_fast.training.start import clear, describe, held, new_run, read_content, resumed_run
 from unicode_fast.training.trainer import Trainer, initialise_codebook, learning_rate
 
@@ -189,7 +188,8 @@ def train(argv: Sequence[str] | None, ranks: DistContext) -> int:
             say(f"run {folder} has finished already", file=sys.stderr)
         else:
             describe(folder, config, seeds, dataset)
-            use_idle_cores()
+            if ranks.size == 1:
+                set_threads(folder, new=arguments.resume is None)
             try:
                 if seeds:
                     summary = run_seeds(config, dataset, folder, seeds, ranks, arguments.format)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import os
 import re
 import subprocess
 import sys
@@ -14,9 +15,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from unicode_fast import threads
 from unicode_fast.checkpoint import SUMMARY, CheckpointError, write_config
 from unicode_fast.cli import resolve_saved
 from unicode_fast.config import EXECUTION_FIELDS, PLACE_FIELDS, Config
+from unicode_fast.errors import say
 from unicode_fast.files import untrusted
 from unicode_fast.files.writing import atomic_folder, write_json
 from unicode_fast.tasks.table import Row
@@ -63,6 +66,38 @@ def make_folder(folder: Path, config: Config, seeds: Sequence[int] | None = None
                 write_json(inside / "seeds.json", list(seeds))
     except OSError as error:
         raise OSError(error.errno, f"run folder cannot be created: {error.strerror}", str(folder)) from error
+
+
+def set_threads(folder: Path, new: bool) -> None:
+    """Set the number of threads of a run; results have the same bits only with the same number.
+
+    A new run leaves the cores to other processes that kept them busy since this command started. Its folder keeps the
+    number. A resumed or evaluated run takes the number of its folder; a folder without one keeps torch's. A number that
+    a variable sets goes before all.
+
+    Args:
+        folder: of the run.
+        new: whether the run begins.
+
+    Raises:
+        CheckpointError: the file of the number is damaged.
+        OSError: it cannot be read or written.
+    """
+    given, most = any(os.environ.get(name) for name in threads.VARIABLES), torch.get_num_threads()
+    path = folder / "threads.json"
+    if new:
+        number = most if given else threads.idle_now(most)
+        if number < most:
+            say(
+                f"{number} of {most} threads, because other processes use the other cores; OMP_NUM_THREADS={most} "
+                "keeps all",
+                file=sys.stderr,
+            )
+        torch.set_num_threads(number)
+        write_json(path, {"threads": number})
+    elif not given and path.exists():
+        with run_file(path) as found:
+            torch.set_num_threads(max(1, min(int(found["threads"]), most)))
 
 
 def versions() -> dict[str, str]:
