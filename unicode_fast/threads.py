@@ -32,7 +32,7 @@ def core_use() -> CoreUse | None:
         return None
     cores = {f"cpu{number}" for number in os.sched_getaffinity(0)}
     ticks = 0
-    for line in STATISTICS.read_text().splitlines():
+    for line in STATISTICS.read_text(encoding="utf-8").splitlines():
         name, *columns = line.split()
         if name in cores:
             ticks += sum(int(value) for n, value in enumerate(columns[:_COLUMNS]) if n not in _IDLE_COLUMNS)
