@@ -21,7 +21,7 @@ from unicode_fast import (
 from unicode_fast.config import FIELDS
 from unicode_fast.methods import Draws, UniCodeMethod
 from unicode_fast.modules.codebook import attended
-from unicode_fast.modules.encoders import GridSemanticEncoder, ResidualBlock, WordEncoder
+from unicode_fast.modules.encoders import GridSemanticEncoder, GridSpecificEncoder, ResidualBlock, WordEncoder
 from unicode_fast.training.metrics_logger import StepResult
 
 SETS = ["audio,video", "audio,text", "video,text", "audio,video,text", "audio,video,text,depth"]
@@ -291,6 +291,21 @@ class TestEncode:
         for key in ("audio", "video"):
             for given in (None, mask):
                 assert_same(encode(key, features[key], given), owner.encode(key, features[key], given))
+
+
+@pytest.mark.parametrize(("clips", "by_channel"), [(1, True), (200, False)])
+def test_a_convolution_copies_the_smaller_of_weights_and_maps(clips: int, by_channel: bool) -> None:
+    """On a CPU the map has its channels first where the weights have more elements; results are those of either."""
+    torch.manual_seed(0)
+    encoder = GridSpecificEncoder(16, preset("recommended").model).double()
+    grids = torch.randn(clips, 2, 7, 7, 16, dtype=torch.float64)
+    layouts = []
+    encoder.convolutions[0].register_forward_pre_hook(lambda _, inputs: layouts.append(inputs[0].is_contiguous()))
+    maps, vectors = encoder(grids)
+    assert layouts == [by_channel]
+    expected = encoder.convolutions(grids.flatten(0, 1).permute(0, 3, 1, 2).contiguous())
+    torch.testing.assert_close(maps, expected.permute(0, 2, 3, 1).unflatten(0, (clips, 2)), rtol=1e-10, atol=1e-12)
+    assert vectors.shape[:2] == (clips, 2)
 
 
 def assert_same(found: Encoded, expected: Encoded) -> None:

@@ -111,8 +111,8 @@ def cross_info_nce(  # noqa: PLR0913 - three tensors and five independent switch
 
     Backends:
         Triton computes float32 and half precision on NVIDIA GPUs of compute capability 8.0 and newer; the reference
-        computes anything else. Up to 128 clips the loss is one kernel, after a fill of one number. The gradient is one
-        kernel. With a group the CPU waits for the sizes of the shards, and
+        computes anything else. Up to 128 clips the loss is one kernel, its gradient another. On a CPU one pass over the
+        scores gives both where a gradient is needed. With a group the CPU waits for the sizes of the shards, and
         torch.compile breaks its graph.
 
     Source:
