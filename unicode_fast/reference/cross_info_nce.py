@@ -248,7 +248,7 @@ def _prepare(inputs: CrossInfoNCEInputs) -> _Prepared:
 def _losses(
     prepared: _Prepared, inputs: CrossInfoNCEInputs, sums: _Sums | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The results of `cross_info_nce_reference`; with `sums` see `_add_gradients`."""
+    """The results of `cross_info_nce_reference`; with `sums` the gradients are added to them."""
     number, weights = numbers_and_weights(inputs)
     results = [_one_softmax(prepared, softmax, weights, sums) for softmax in range(len(prepared.over_candidates))]
     losses, logsumexps, hits = zip(*results, strict=True)
