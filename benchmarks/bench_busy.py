@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import pytest
 from measurement import printed_rows
 
-ROWS = "busy"
+ROWS, KEY = "busy", ("threads", "busy")
 BUSY = "print(flush=True)\nwhile True: pass"
 CASES = [(2, 0), (2, 1), (1, 1)]
 

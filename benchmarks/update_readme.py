@@ -140,11 +140,13 @@ def busy_sentence() -> str:
 
 
 def versions_sentence() -> str:
-    """CPU time of a default step beside that of an earlier commit."""
+    """Steps beside those of an earlier commit."""
     found = read("versions-cpu.json")
+    sizes = ", ".join(f"{row['ratio']:.2f} times as fast at the {row['size']}" for row in found["rows"])
     return (
-        f"With one thread, commit `{found['commit'][:12]}` takes {found['ratio']:.2f} of the CPU time of "
-        f"`{found['before'][:12]}` for a default step (`python benchmarks/compare_versions.py`, {found['date']})."
+        f"With equal configuration fields a float32 step of commit `{found['commit'][:12]}`, beside "
+        f"`{found['before'][:12]}` on {found['cores']} cores, is {sizes} "
+        f"(`python benchmarks/compare_versions.py`, {found['date']})."
     )
 
 
