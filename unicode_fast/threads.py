@@ -1,7 +1,7 @@
-"""Number of threads of a command on a CPU: as many as other processes leave cores idle.
+"""Number of threads of a new run on a CPU: as many as other processes leave cores idle.
 
 At the end of a parallel loop, a thread of OpenMP spins until the others have finished. If another process has the core
-of one of them, every loop lasts until the scheduler returns it, and two threads take several times as long as one.
+of one of them, every loop lasts until the scheduler returns it. Two threads then take longer than one.
 """
 
 from __future__ import annotations
