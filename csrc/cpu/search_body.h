@@ -3,6 +3,15 @@
 
 using Ints = int32_t __attribute__((vector_size(4 * kLanes)));
 using Shorts = int16_t __attribute__((vector_size(2 * kLanes)));
+// Float64 numbers in a vector of the processor. Compilers compare longer ones number by number.
+constexpr int kDoubles = kLanes / 2, kParts = 8 / kDoubles;
+using Doubles = double __attribute__((vector_size(8 * kDoubles)));
+using HalfFloats = float __attribute__((vector_size(4 * kDoubles)));
+
+UNICODE_FAST_TARGET inline Doubles load_doubles(const double* from) { return load<Doubles>(from); }
+UNICODE_FAST_TARGET inline Doubles load_doubles(const float* from) {
+  return __builtin_convertvector(load<HalfFloats>(from), Doubles);
+}
 
 // Bits of the lanes that are at most `limit`.
 UNICODE_FAST_TARGET inline uint32_t at_most(const Floats& value, float limit) {
@@ -109,13 +118,16 @@ UNICODE_FAST_TARGET void prepare(PreparedCodebook& codes, const C* codebook, con
   const int64_t grain = 1 + (1 << 14) / width;
   parallel(count, grain, [&](int64_t first, int64_t last) UNICODE_FAST_TARGET {
     for (int64_t k = first; k < last; ++k) {
-      Eight square = {}, top = {};
+      Doubles square[kParts] = {}, top[kParts] = {};
       int64_t d = 0;
       for (; d + 8 <= width; d += 8) {
-        const Eight centred = load_double(given[k] + d) - load_double(codes.mean + d);
-        square += centred * centred;
-        top = centred > top ? centred : top;
-        top = -centred > top ? -centred : top;
+        for (int part = 0; part < kParts; ++part) {
+          const int64_t at = d + part * kDoubles;
+          const Doubles centred = load_doubles(given[k] + at) - load_doubles(codes.mean + at);
+          square[part] += centred * centred;
+          const Doubles magnitude = centred < 0 ? -centred : centred;
+          top[part] = magnitude > top[part] ? magnitude : top[part];
+        }
       }
       double rest = 0, highest = 0;
       for (; d < width; ++d) {
@@ -123,8 +135,9 @@ UNICODE_FAST_TARGET void prepare(PreparedCodebook& codes, const C* codebook, con
         rest += centred * centred;
         highest = std::max(highest, std::abs(centred));
       }
-      squares[k] = sum_of(square) + rest;
-      for (int lane = 0; lane < 8; ++lane) highest = std::max<double>(highest, top[lane]);
+      squares[k] = sum_of(load<Eight>(square)) + rest;
+      for (const Doubles& part : top)
+        for (int lane = 0; lane < kDoubles; ++lane) highest = std::max<double>(highest, part[lane]);
       tops[k] = highest;
     }
   });
