@@ -71,9 +71,10 @@ struct Batch {
   double* statistics;
 };
 
-// Whether rows are sorted and summed in three launches, not seven, and read 16 bytes at a time. No GPU has timed these
-// forms and the earlier ones yet; a plan may choose the earlier ones.
-constexpr bool kFewLaunches = true, kWideLoads = true;
+// Whether rows are sorted and summed in three launches, not seven, and read 16 bytes at a time; whether the launch that
+// makes the sums also writes the state. No GPU has timed these forms and the earlier ones yet; a plan may choose the
+// earlier ones.
+constexpr bool kFewLaunches = true, kWideLoads = true, kFused = true;
 
 // The kind of sums, and its workspace.
 struct StatisticsPlan {
@@ -103,13 +104,35 @@ struct State {
 
 // float64 (M) twice, int32 (M) three times, float64 (M, D) where codewords are reset from codewords.
 struct ApplyPlan {
+  bool fused = false;
   int blocks = 0;
-  size_t counts = 0, divisors = 0, reset = 0, sources = 0, active = 0, vectors = 0, bytes = 0;
+  // `step` is that of the draws where a fused update has advanced the state's; `sources` then holds lists of resets.
+  size_t counts = 0, divisors = 0, reset = 0, step = 0, sources = 0, active = 0, vectors = 0, bytes = 0;
 };
 
 // `statistics`, `choice` and `noise` are contiguous float64; the last two may be null. Two launches.
-ApplyPlan plan_apply(const State& state, const Rule& rule);
+ApplyPlan plan_apply(const State& state, const Rule& rule, bool fused = false);
 cudaError_t launch_apply(const ApplyPlan& plan, const State& state, const Rule& rule, const double* statistics,
                          const double* choice, const double* noise, void* workspace, cudaStream_t stream);
+
+// Statistics and their application for a rank that holds the whole batch. Ranks that share one cannot fuse them: they
+// add up their sums in between. Counts, resets and divisors depend on all codewords, so a launch before the sums
+// computes them: it counts the rows, of all modalities. The block that has a codeword's sum then writes the codeword;
+// of several blocks the last. A codeword that is reset from another one waits for the vector of that one. Fused are
+// two launches where N M <= 2^24, three for more; not fused, two more than the statistics alone. Fused launches need
+// rows, indices and draws that share no memory with the state.
+struct UpdatePlan {
+  bool fused = kFused;
+  StatisticsPlan statistics;
+  ApplyPlan apply;
+  // Offsets of: the flat buffer, when fused its counts alone. The workspaces of statistics and apply. int32 that the
+  // first fused launch sets to 0.
+  size_t buffer = 0, statistics_space = 0, apply_space = 0, zeros = 0, bytes = 0;
+};
+
+// The batch needs no `statistics`, `choice` or `step`, and keeps at most one candidate.
+UpdatePlan plan_update(const Batch& batch, const State& state, const Rule& rule, bool fused = kFused);
+cudaError_t launch_update(const UpdatePlan& plan, Batch batch, const State& state, const Rule& rule,
+                          const double* choice, const double* noise, void* workspace, cudaStream_t stream);
 
 }  // namespace unicode_fast::cuda
