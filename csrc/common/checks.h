@@ -214,11 +214,9 @@ inline void check_statistics(const at::Tensor& codebook, const at::Tensor& step,
   if (choice) check_like("choice", *choice, kDoubleOnly, {codebook.size(0)}, "(M,)", codebook);
 }
 
-// All arguments of codebook_apply except the rule, from which it takes whether codewords are reset from features.
-inline void check_apply(const at::Tensor& codebook, const at::Tensor& ema_count, const at::Tensor& ema_sum,
-                        const at::Tensor& idle, const at::Tensor& step, const at::Tensor& statistics,
-                        const std::optional<at::Tensor>& choice, const std::optional<at::Tensor>& noise,
-                        bool from_features) {
+// The state of a codebook; returns its number of modalities.
+inline int64_t check_state(const at::Tensor& codebook, const at::Tensor& ema_count, const at::Tensor& ema_sum,
+                           const at::Tensor& idle, const at::Tensor& step) {
   check_codebook(codebook, kStateDtypes);
   const int64_t codewords = codebook.size(0), width = codebook.size(1);
   const at::ScalarType dtype = codebook.scalar_type();
@@ -230,18 +228,46 @@ inline void check_apply(const at::Tensor& codebook, const at::Tensor& ema_count,
   TORCH_CHECK_VALUE(modalities >= 1 && idle.numel() <= kMostNumbers, "idle must have at least one row and at most ",
                     "2^48 numbers, got ", shape_name(idle.sizes()));
   check_like("step", step, kLongOnly, {}, "one number", codebook);
-  const int64_t size = modalities * (1 + codewords) + codewords * width + (from_features ? codewords * (1 + width) : 0);
-  check_like("statistics", statistics, kDoubleOnly, {size}, "all its parts", codebook);
+  return modalities;
+}
+
+inline void check_draws(const at::Tensor& codebook, const std::optional<at::Tensor>& choice,
+                        const std::optional<at::Tensor>& noise) {
   TORCH_CHECK_VALUE(choice.has_value() == noise.has_value(),
                     "noise must be given where choice is, and only there, got ", noise ? "noise" : "choice", " alone");
+  const int64_t codewords = codebook.size(0), width = codebook.size(1);
   if (choice) check_like("choice", *choice, kDoubleOnly, {codewords}, "(M,)", codebook);
   if (noise) check_like("noise", *noise, kDoubleOnly, {codewords, width}, "(M, D)", codebook);
+}
+
+// All arguments of codebook_apply except the rule, from which it takes whether codewords are reset from features.
+inline void check_apply(const at::Tensor& codebook, const at::Tensor& ema_count, const at::Tensor& ema_sum,
+                        const at::Tensor& idle, const at::Tensor& step, const at::Tensor& statistics,
+                        const std::optional<at::Tensor>& choice, const std::optional<at::Tensor>& noise,
+                        bool from_features) {
+  const int64_t modalities = check_state(codebook, ema_count, ema_sum, idle, step);
+  const int64_t codewords = codebook.size(0), width = codebook.size(1);
+  const int64_t size = modalities * (1 + codewords) + codewords * width + (from_features ? codewords * (1 + width) : 0);
+  check_like("statistics", statistics, kDoubleOnly, {size}, "all its parts", codebook);
+  check_draws(codebook, choice, noise);
   check_apart({{"codebook", codebook},
                {"ema_count", ema_count},
                {"ema_sum", ema_sum},
                {"idle", idle},
                {"step", step},
                {"statistics", statistics}},
+              5);
+}
+
+// Arguments of codebook_update that check_statistics does not check, except the rule.
+inline void check_update(const at::Tensor& codebook, const at::Tensor& ema_count, const at::Tensor& ema_sum,
+                         const at::Tensor& idle, const at::Tensor& step, at::TensorList features,
+                         const std::optional<at::Tensor>& choice, const std::optional<at::Tensor>& noise) {
+  const int64_t modalities = check_state(codebook, ema_count, ema_sum, idle, step);
+  TORCH_CHECK_VALUE(modalities == static_cast<int64_t>(features.size()), "idle must have ", features.size(),
+                    " rows, one for each of features, got ", modalities);
+  check_draws(codebook, choice, noise);
+  check_apart({{"codebook", codebook}, {"ema_count", ema_count}, {"ema_sum", ema_sum}, {"idle", idle}, {"step", step}},
               5);
 }
 

@@ -1,4 +1,4 @@
-// The operators codebook_statistics and codebook_apply on CPUs. The formulas are in the docstrings of
+// The operators codebook_statistics, codebook_apply and codebook_update on CPUs. The formulas are in the docstrings of
 // unicode_fast/reference/codebook_update.py. All arithmetic is float64. One thread sums each number in the order of the
 // rows, so results repeat bit for bit with any number of threads.
 
@@ -283,11 +283,29 @@ void codebook_apply(const at::Tensor& codebook, const at::Tensor& ema_count, con
   mark_changed(step);
 }
 
+void codebook_update(const at::Tensor& codebook, const at::Tensor& ema_count, const at::Tensor& ema_sum,
+                     const at::Tensor& idle, const at::Tensor& step, at::TensorList features, at::TensorList index,
+                     at::TensorList partners, at::TensorList valid, const std::optional<at::Tensor>& choice,
+                     const std::optional<at::Tensor>& noise, at::IntArrayRef first_row, at::IntArrayRef total_rows,
+                     double decay, double epsilon, double own_weight, string_view update, string_view smoothing,
+                     int64_t reset_after, string_view reset_unless, string_view reset_source, double reset_noise,
+                     int64_t reset_active_within, bool reset_ema, int64_t seed) {
+  check_update(codebook, ema_count, ema_sum, idle, step, features, choice, noise);
+  const at::Tensor statistics =
+      codebook_statistics(codebook, step, features, index, partners, valid, choice, first_row, total_rows, false, decay,
+                          epsilon, own_weight, update, smoothing, reset_after, reset_unless, reset_source, reset_noise,
+                          reset_active_within, reset_ema, seed);
+  codebook_apply(codebook, ema_count, ema_sum, idle, step, statistics, choice, noise, decay, epsilon, own_weight,
+                 update, smoothing, reset_after, reset_unless, reset_source, reset_noise, reset_active_within,
+                 reset_ema, seed);
+}
+
 }  // namespace
 
 TORCH_LIBRARY_IMPL(unicode_fast, CPU, library) {
   library.impl("codebook_statistics", &codebook_statistics);
   library.impl("codebook_apply", &codebook_apply);
+  library.impl("codebook_update", &codebook_update);
 }
 
 }  // namespace unicode_fast::cpu

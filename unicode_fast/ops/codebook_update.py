@@ -79,7 +79,8 @@ def codebook_update(  # noqa: PLR0913 - state, rows and rule are records already
 
     Memory:
         A float64 buffer of (M + modalities) (D + 1) numbers, with M (D + 1) more for resets to features. The reference
-        also needs float64 copies of the rows. Ranks synchronise once, in an all-reduce of the buffer. With masks and
+        also needs float64 copies of the rows. On CUDA a single rank needs only the counts of this buffer, unless state
+        and rows share memory. Ranks synchronise once, in an all-reduce of the buffer. With masks and
         resets to features no rank has the masks of others, so the buffer holds all 8 rows drawn for each codeword:
         8 M (D + 1) numbers more instead of M (D + 1).
 
@@ -98,20 +99,23 @@ def codebook_update(  # noqa: PLR0913 - state, rows and rule are records already
     ranks = dist.get_world_size(group) if dist.is_initialized() else 1
     shard = _checked_shard(features, shard, needed=ranks > 1 and _resets_from_features(rule))
     device = state.codebook.device
-    statistics = _library.find_operator("codebook_update", device, backend, "codebook_statistics")
-    apply = _library.find_operator("codebook_update", device, backend, "codebook_apply")
     settings = [getattr(rule, name) for name in _RULE_FIELDS]
     rows = [feature.detach() for feature in features]
     others = [partner.detach() for partner in partners]
-    every_attempt = ranks > 1 and len(valid) > 0 and _resets_from_features(rule)
-    buffer = statistics(
-        state.codebook, state.step, rows, list(index), others, valid, choice, *shard, every_attempt, *settings
-    )
-    if ranks > 1:
+    if ranks == 1:
+        update = _library.find_operator("codebook_update", device, backend)
+        update(*state, rows, list(index), others, valid, choice, noise, *shard, *settings)
+    else:
+        statistics = _library.find_operator("codebook_update", device, backend, "codebook_statistics")
+        apply = _library.find_operator("codebook_update", device, backend, "codebook_apply")
+        every_attempt = len(valid) > 0 and _resets_from_features(rule)
+        buffer = statistics(
+            state.codebook, state.step, rows, list(index), others, valid, choice, *shard, every_attempt, *settings
+        )
         dist.all_reduce(buffer, group=group)
-    if every_attempt:
-        buffer = first_attempts(buffer, state, rule)
-    apply(*state, buffer, choice, noise, *settings)
+        if every_attempt:
+            buffer = first_attempts(buffer, state, rule)
+        apply(*state, buffer, choice, noise, *settings)
     if prepared is not None:
         prepared._refresh_after_update(backend)
 
@@ -269,6 +273,18 @@ def _check_apply(*arguments: Any) -> None:
         _checked_draws(state, ResetDraws(choice, noise))
 
 
+def _check_update(*arguments: Any) -> None:
+    state, (features, index, partners, valid, choice, noise) = CodebookState(*arguments[:5]), arguments[5:11]
+    first_row, total_rows, *settings = arguments[11:]
+    _check_state(state)
+    if state.idle.shape[0] != len(features):
+        raise ValueError(f"idle must have {len(features)} rows, one for each of features, got {state.idle.shape[0]}")
+    rows = (features, index, partners, valid, choice, first_row, total_rows)
+    _check_statistics(state.codebook, state.step, *rows, False, *settings)
+    if choice is not None or noise is not None:
+        _checked_draws(state, ResetDraws(choice, noise))
+
+
 def _check_apart(arguments: list[tuple[str, Tensor]]) -> None:
     """Raise where an element of the state shares its memory with another element of the arguments."""
     for number, (name, tensor) in enumerate(arguments[:-1]):
@@ -322,6 +338,18 @@ def _fake_apply(*arguments: Any) -> None:
     return None
 
 
+def _update(*arguments: Any) -> None:
+    state, rows, draws, shard = arguments[:5], arguments[5:9], arguments[9:11], arguments[11:13]
+    settings = arguments[13:]
+    names = CodebookState._fields
+    _check_apart([*zip(names, state, strict=True)])
+    _apply(*state, _statistics(state[0], state[4], *rows, draws[0], *shard, False, *settings), *draws, *settings)
+
+
+def _fake_update(*arguments: Any) -> None:
+    return None
+
+
 _RULE = (
     "float decay, float epsilon, float own_weight, str update, str smoothing, int reset_after, str reset_unless, "
     "str reset_source, float reset_noise, int reset_active_within, bool reset_ema, int seed"
@@ -341,4 +369,13 @@ _library.declare(
     _check_apply,
     _apply,
     _fake_apply,
+)
+_library.declare(
+    "codebook_update",
+    "(Tensor(a!) codebook, Tensor(b!) ema_count, Tensor(c!) ema_sum, Tensor(d!) idle, Tensor(e!) step, "
+    "Tensor[] features, Tensor[] index, Tensor[] partners, Tensor[] valid, Tensor? choice, Tensor? noise, "
+    f"int[] first_row, int[] total_rows, {_RULE}) -> ()",
+    _check_update,
+    _update,
+    _fake_update,
 )

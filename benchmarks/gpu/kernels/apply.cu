@@ -1,5 +1,6 @@
-#include "../../../csrc/cuda/codebook_update/codebook_update.h"
-#include "rows.h"
+#include <optional>
+
+#include "batches.h"
 
 namespace unicode_fast::checks {
 namespace {
@@ -16,6 +17,10 @@ struct Problem {
   Smoothing smoothing;
   Reset reset;
   bool unless_any = true, draws = false, reset_ema = true, strides = false;
+  int64_t active_within = 3;
+  // Statistics and their application in one call, from rows: whether the launch that makes the sums writes the state.
+  bool from_rows = false, fused = false;
+  BatchProblem rows = {};
 
   Rule rule() const {
     const bool from_features = reset == Reset::kFeatures;
@@ -28,7 +33,7 @@ struct Problem {
             .unless_any = unless_any,
             .from_features = from_features,
             .reset_noise = 0.25,
-            .active_within = 3,
+            .active_within = active_within,
             .reset_ema = reset_ema,
             .seed = 23};
   }
@@ -189,8 +194,21 @@ std::vector<T> transposed(const std::vector<T>& values, int64_t columns) {
   return turned;
 }
 
+// The statistics of a batch, from launches that the cases of statistics check.
+std::vector<double> statistics_of(Batch batch, const int64_t* step, const double* choice) {
+  const Device<double> statistics(
+      statistics_layout(batch.modalities, batch.codewords, batch.width, batch.candidates).size);
+  batch.step = step;
+  batch.choice = choice;
+  batch.statistics = statistics.get();
+  const StatisticsPlan plan = plan_statistics(batch);
+  const Device<unsigned char> workspace(plan.bytes);
+  finish_launch(launch_statistics(plan, batch, workspace.get(), nullptr), "launch_statistics");
+  return statistics.host();
+}
+
 Result apply_case(const Problem& given) {
-  const Inputs inputs = random_inputs(given);
+  Inputs inputs = random_inputs(given);
   const Rule rule = given.rule();
   const int modalities = given.modalities;
   const DeviceRows codebook(inputs.codebook, given.strides ? Layout{1, 3, 2} : Layout{}),
@@ -212,16 +230,22 @@ Result apply_case(const Problem& given) {
                     modalities,
                     given.codewords,
                     given.width};
+  const double *const choices = given.draws ? choice.get() : nullptr, *const noises =
+                                                                          given.draws ? noise.get() : nullptr;
+  const auto rows = given.from_rows ? device_batch(given.rows) : nullptr;
+  if (rows) inputs.statistics = statistics_of(rows->batch, step.get(), choices);
   const ApplyPlan plan = plan_apply(state, rule);
-  const Device<unsigned char> workspace(plan.bytes);
+  const UpdatePlan whole = rows ? plan_update(rows->batch, state, rule, given.fused) : UpdatePlan{};
+  const Device<unsigned char> workspace(rows ? whole.bytes : plan.bytes);
   const auto launch = [&] {
-    return launch_apply(plan, state, rule, statistics.get(), given.draws ? choice.get() : nullptr,
-                        given.draws ? noise.get() : nullptr, workspace.get(), nullptr);
+    if (rows) return launch_update(whole, rows->batch, state, rule, choices, noises, workspace.get(), nullptr);
+    return launch_apply(plan, state, rule, statistics.get(), choices, noises, workspace.get(), nullptr);
   };
   finish_launch(launch(), "launch_apply");
 
   Result result;
   result.rows = given.codewords;
+  if (rows) result.demand(whole.statistics.sorted == given.rows.sorted, "the other kind of sums was planned");
   const Updated expected = update(given, inputs);
   result.demand((expected.reset > 0) == (given.reset != Reset::kNone), "no codeword was to be reset");
   demand_close(result, "ema_count", ema_count.host(), expected.ema_count);
@@ -237,6 +261,46 @@ void add(std::vector<Case>& cases, const std::string& text, const Problem& given
   cases.push_back({"apply", text, [=] { return apply_case(given); }});
 }
 
+// A state and the rows that update it.
+void add_from_rows(std::vector<Case>& cases, const std::string& text, Problem given, BatchProblem rows) {
+  rows.numbers.resize(given.modalities, rows.numbers[0]);
+  rows.codewords = given.codewords;
+  rows.width = given.width;
+  rows.candidates = given.reset == Reset::kFeatures;
+  rows.sequential = !given.joint;
+  given.from_rows = true;
+  given.rows = rows;
+  add(cases, text, given);
+  given.fused = true;
+  add(cases, text + ", fused", given);
+}
+
+void add_small_from_rows(std::vector<Case>& cases) {
+  BatchProblem few{.numbers = {kSingle}, .rows = 90};
+  few.masks = few.mixes = true;
+  Problem chains{kSingle, 3, 61, 130, true, Smoothing::kTransient, Reset::kCodewords};
+  chains.active_within = 20;
+  chains.unless_any = false;
+  add_from_rows(cases, "few rows, resets from codewords that are reset", chains, few);
+  Problem kept{kDouble, 2, 70, 9, false, Smoothing::kCompounding, Reset::kCodewords, false, true, false, true};
+  add_from_rows(cases, "few rows, from codewords, draws, sums kept", kept, few);
+  add_from_rows(cases, "few rows, from features",
+                {kDouble, 2, 75, 133, true, Smoothing::kNone, Reset::kFeatures, false}, few);
+  few.masks = few.mixes = false;
+  few.rows = 4500;
+  add_from_rows(cases, "several chunks", {kSingle, 2, 40, 5, true, Smoothing::kTransient, Reset::kNone}, few);
+
+  BatchProblem many{.numbers = {kSingle}, .rows = 17000, .sorted = true, .popular = 8};
+  Problem sorted{kSingle, 1, 1000, 132, true, Smoothing::kTransient, Reset::kCodewords};
+  sorted.active_within = 20;
+  add_from_rows(cases, "sorted rows, resets from codewords that are reset", sorted, many);
+  many.rows = 8500;
+  many.numbers = {kHalf};
+  many.mixes = true;
+  Problem features{kDouble, 2, 1000, 8, false, Smoothing::kCompounding, Reset::kFeatures, false, true, false, true};
+  add_from_rows(cases, "sorted rows, from features, sums kept", features, many);
+}
+
 }  // namespace
 
 std::vector<Case> apply_cases() {
@@ -246,6 +310,13 @@ std::vector<Case> apply_cases() {
       add(cases, size_text({size.codewords, size.width}),
           {kSingle, size.rows == kTraining.rows ? 3 : 1, size.codewords, size.width, true, Smoothing::kNone,
            Reset::kCodewords});
+    for (const Size size : {kG2, kG3, kTraining}) {
+      const int modalities = size.rows == kTraining.rows ? 3 : 1;
+      const Problem given{kSingle, modalities, size.codewords, size.width, true, Smoothing::kNone, Reset::kCodewords};
+      BatchProblem rows{.numbers = {kSingle}, .rows = size.rows / modalities, .sorted = modalities == 1};
+      rows.mixes = modalities > 1;
+      add_from_rows(cases, size_text({size.rows, size.codewords, size.width}), given, rows);
+    }
     return cases;
   }
   add(cases, "joint", {kSingle, 3, 37, 130, true, Smoothing::kNone, Reset::kNone});
@@ -258,6 +329,7 @@ std::vector<Case> apply_cases() {
       {kSingle, 3, 70, 5, true, Smoothing::kCompounding, Reset::kFeatures, false, false, false, true});
   add(cases, "sequential, many codewords, from codewords",
       {kSingle, 2, 600, 3, false, Smoothing::kNone, Reset::kCodewords, true, false, false});
+  add_small_from_rows(cases);
   return cases;
 }
 

@@ -1,26 +1,12 @@
 #include <deque>
 
-#include "../../../csrc/cuda/codebook_update/codebook_update.h"
-#include "rows.h"
+#include "batches.h"
 
 namespace unicode_fast::checks {
 namespace {
 
 constexpr double kOwnWeight = 0.625, kDecay = 0.75;
 constexpr int64_t kSeed = 11, kStep = 5, kSampledCodewords = 16;
-
-struct Problem {
-  std::vector<Number> numbers;  // of each modality
-  int64_t rows, codewords, width;
-  bool earlier = false;  // the earlier launches and loads of sorted sums
-  bool sorted = false, masks = false, mixes = false, partners = false, sequential = false;
-  int candidates = 0;
-  bool choice = false, shard = false, strides = false;
-  int64_t popular = 0;  // of 10 rows so many have codeword 1
-  int64_t valid = 12;   // of 16 rows, where there are masks
-
-  int modalities() const { return static_cast<int>(numbers.size()); }
-};
 
 // One modality on the host.
 struct Share {
@@ -44,7 +30,7 @@ void mask_out(Share& share, int64_t row, int64_t codewords) {
   share.partners.set(row, row % share.features.columns, kNaN);
 }
 
-Share random_share(const Problem& given, int modality) {
+Share random_share(const BatchProblem& given, int modality) {
   const int64_t rows = given.rows;
   Share share{random_rows(given.numbers[modality], rows, given.width, 10 + modality),
               random_rows(given.numbers[modality], rows, given.width, 30 + modality),
@@ -67,7 +53,7 @@ Share random_share(const Problem& given, int modality) {
   return share;
 }
 
-Inputs random_inputs(const Problem& given) {
+Inputs random_inputs(const BatchProblem& given) {
   Inputs inputs;
   for (int m = 0; m < given.modalities(); ++m) inputs.shares.push_back(random_share(given, m));
   // Outside, none, and the first row of the second of two modalities.
@@ -83,7 +69,7 @@ struct DeviceShare {
   Device<int64_t> index;
   Device<unsigned char> valid;
 
-  DeviceShare(const Problem& given, const Share& share, Layout layout)
+  DeviceShare(const BatchProblem& given, const Share& share, Layout layout)
       : features(share.features, layout),
         index(strided<int64_t>(share.index, layout.column_stride, -1)),
         valid(strided<unsigned char>(share.valid, layout.column_stride, 0)) {
@@ -91,34 +77,46 @@ struct DeviceShare {
   }
 };
 
-Batch batch_of(const Problem& given, const Inputs& inputs, const std::deque<DeviceShare>& shares, int64_t stride) {
-  Batch batch{};
-  for (int m = 0; m < given.modalities(); ++m) {
-    const DeviceShare& from = shares[m];
-    const auto* valid = given.masks ? from.valid.get() : nullptr;
-    const Share& share = inputs.shares[m];
-    batch.modality[m] = {from.features.view(),
-                         from.partners ? from.partners->view() : Matrix{},
-                         from.index.get(),
-                         stride,
-                         valid,
-                         stride,
-                         share.first_row,
-                         share.total_rows,
-                         share.weight};
-  }
-  batch.modalities = given.modalities();
-  batch.mixes = given.mixes;
-  batch.given_partners = given.partners;
-  batch.own_weight = kOwnWeight;
-  batch.codewords = given.codewords;
-  batch.width = given.width;
-  batch.candidates = given.candidates;
-  batch.seed = kSeed;
-  return batch;
-}
+struct DeviceBatch : BatchOnDevice {
+  Inputs inputs;
+  std::deque<DeviceShare> shares;
+  Device<int64_t> step;
+  Device<double> choice;
 
-void expect_counts(Expected& expected, const Problem& given, const Inputs& inputs, const StatisticsLayout& layout) {
+  explicit DeviceBatch(const BatchProblem& given)
+      : inputs(random_inputs(given)), step(std::vector<int64_t>{kStep}), choice(inputs.choice) {
+    const Layout lies = given.strides ? Layout{1, 3, 2} : Layout{};
+    const int64_t stride = lies.column_stride;
+    for (const Share& share : inputs.shares) shares.emplace_back(given, share, lies);
+    for (int m = 0; m < given.modalities(); ++m) {
+      const DeviceShare& from = shares[m];
+      const auto* valid = given.masks ? from.valid.get() : nullptr;
+      const Share& share = inputs.shares[m];
+      batch.modality[m] = {from.features.view(),
+                           from.partners ? from.partners->view() : Matrix{},
+                           from.index.get(),
+                           stride,
+                           valid,
+                           stride,
+                           share.first_row,
+                           share.total_rows,
+                           share.weight};
+    }
+    batch.modalities = given.modalities();
+    batch.mixes = given.mixes;
+    batch.given_partners = given.partners;
+    batch.own_weight = kOwnWeight;
+    batch.codewords = given.codewords;
+    batch.width = given.width;
+    batch.candidates = given.candidates;
+    batch.seed = kSeed;
+    batch.step = step.get();
+    batch.choice = given.choice ? choice.get() : nullptr;
+  }
+};
+
+void expect_counts(Expected& expected, const BatchProblem& given, const Inputs& inputs,
+                   const StatisticsLayout& layout) {
   for (int m = 0; m < given.modalities(); ++m) {
     for (int64_t i = 0; i < given.rows; ++i) {
       if (!inputs.shares[m].valid[i]) continue;
@@ -129,7 +127,7 @@ void expect_counts(Expected& expected, const Problem& given, const Inputs& input
 }
 
 // A feature mixed with its partner.
-double mixed(const Problem& given, const Inputs& inputs, int m, int64_t i, int64_t d) {
+double mixed(const BatchProblem& given, const Inputs& inputs, int m, int64_t i, int64_t d) {
   const double value = inputs.shares[m].features.at(i, d);
   if (!given.mixes) return value;
   if (given.partners) return kOwnWeight * value + (1 - kOwnWeight) * inputs.shares[m].partners.at(i, d);
@@ -143,7 +141,7 @@ double mixed(const Problem& given, const Inputs& inputs, int m, int64_t i, int64
   return number == 0 ? value : kOwnWeight * value + (1 - kOwnWeight) * (partner / number);
 }
 
-void expect_sums(Expected& expected, const Problem& given, const Inputs& inputs, const StatisticsLayout& layout) {
+void expect_sums(Expected& expected, const BatchProblem& given, const Inputs& inputs, const StatisticsLayout& layout) {
   const int64_t every = target_size ? std::max<int64_t>(given.codewords / kSampledCodewords, 1) : 1;
   for (int64_t i = 0; i < given.codewords * given.width; ++i)
     if (i / given.width % every != 0) expected.tolerances[layout.mixed_sum + i] = kUnchecked;
@@ -168,7 +166,7 @@ struct Drawn {
   bool is_here, is_valid;
 };
 
-Drawn draw_row(const Problem& given, const Inputs& inputs, int64_t codeword, int attempt) {
+Drawn draw_row(const BatchProblem& given, const Inputs& inputs, int64_t codeword, int attempt) {
   int64_t total = 0;
   for (const Share& share : inputs.shares) total += share.total_rows;
   int64_t drawn = attempt == 0 && given.choice ? counter_random::place(inputs.choice[codeword], total)
@@ -181,7 +179,8 @@ Drawn draw_row(const Problem& given, const Inputs& inputs, int64_t codeword, int
   return {share, row, is_here, is_here && share->valid[row]};
 }
 
-void expect_candidates(Expected& expected, const Problem& given, const Inputs& inputs, const StatisticsLayout& layout) {
+void expect_candidates(Expected& expected, const BatchProblem& given, const Inputs& inputs,
+                       const StatisticsLayout& layout) {
   for (int64_t k = 0; k < given.codewords; ++k) {
     for (int candidate = 0; candidate < given.candidates; ++candidate) {
       Drawn drawn = draw_row(given, inputs, k, candidate);
@@ -198,17 +197,12 @@ void expect_candidates(Expected& expected, const Problem& given, const Inputs& i
   }
 }
 
-Result statistics_case(const Problem& given) {
-  const Inputs inputs = random_inputs(given);
+Result statistics_case(const BatchProblem& given) {
+  const DeviceBatch on_device(given);
+  const Inputs& inputs = on_device.inputs;
   const StatisticsLayout layout = statistics_layout(given.modalities(), given.codewords, given.width, given.candidates);
-  const Layout lies = given.strides ? Layout{1, 3, 2} : Layout{};
-  std::deque<DeviceShare> shares;
-  for (const Share& share : inputs.shares) shares.emplace_back(given, share, lies);
-  const Device<int64_t> step(std::vector<int64_t>{kStep});
-  const Device<double> statistics(layout.size), choice(inputs.choice);
-  Batch batch = batch_of(given, inputs, shares, lies.column_stride);
-  batch.step = step.get();
-  batch.choice = given.choice ? choice.get() : nullptr;
+  const Device<double> statistics(layout.size);
+  Batch batch = on_device.batch;
   batch.statistics = statistics.get();
   StatisticsPlan plan = plan_statistics(batch);
   if (given.earlier) plan.few_launches = plan.wide_loads = false;
@@ -233,43 +227,51 @@ Result statistics_case(const Problem& given) {
   return result;
 }
 
-void add(std::vector<Case>& cases, const std::string& text, const Problem& given) {
+}  // namespace
+
+std::unique_ptr<const BatchOnDevice> device_batch(const BatchProblem& given) {
+  return std::make_unique<const DeviceBatch>(given);
+}
+
+namespace {
+
+void add(std::vector<Case>& cases, const std::string& text, const BatchProblem& given) {
   const char* kernel = given.sorted ? "statistics_sorted" : "statistics_scan";
   cases.push_back({kernel, text, [=] { return statistics_case(given); }});
 }
 
 void add_small(std::vector<Case>& cases) {
-  Problem masked{.numbers = {kSingle, kSingle, kSingle}, .rows = 517, .codewords = 13, .width = 130};
+  BatchProblem masked{.numbers = {kSingle, kSingle, kSingle}, .rows = 517, .codewords = 13, .width = 130};
   masked.masks = masked.mixes = true;
   masked.candidates = 1;
   add(cases, "masks, partners at the same place, reset", masked);
 
-  Problem sharded{.numbers = {kHalf, kSingle}, .rows = 301, .codewords = 11, .width = 9};
+  BatchProblem sharded{.numbers = {kHalf, kSingle}, .rows = 301, .codewords = 11, .width = 9};
   sharded.masks = sharded.mixes = sharded.partners = sharded.sequential = true;
   sharded.candidates = kAttempts;
   sharded.choice = sharded.shard = sharded.strides = true;
   add(cases, "given partners, types, strides, a shard, every attempt", sharded);
 
-  Problem chunks{.numbers = {kDouble}, .rows = 4500, .codewords = 5, .width = 8, .candidates = 1, .choice = true};
+  BatchProblem chunks{.numbers = {kDouble}, .rows = 4500, .codewords = 5, .width = 8, .candidates = 1, .choice = true};
   add(cases, "one modality, several chunks", chunks);
 
-  Problem brain{.numbers = {kBrain, kBrain}, .rows = 70, .codewords = 7, .width = 129};
+  BatchProblem brain{.numbers = {kBrain, kBrain}, .rows = 70, .codewords = 7, .width = 129};
   brain.mixes = brain.sequential = brain.strides = brain.choice = true;
   brain.candidates = 1;
   add(cases, "bfloat16, strides, chosen rows", brain);
 
-  Problem rare{.numbers = {kSingle}, .rows = 200, .codewords = 90, .width = 3, .masks = true};
+  BatchProblem rare{.numbers = {kSingle}, .rows = 200, .codewords = 90, .width = 3, .masks = true};
   rare.candidates = 1;
   rare.valid = 2;
   add(cases, "few valid rows", rare);
 
-  Problem pieces{.numbers = {kSingle}, .rows = 17000, .codewords = 1000, .width = 8, .sorted = true, .popular = 2};
+  BatchProblem pieces{.numbers = {kSingle}, .rows = 17000, .codewords = 1000, .width = 8, .sorted = true, .popular = 2};
   add(cases, "one modality, several pieces", pieces);
 
-  Problem wide{.numbers = {kSingle}, .rows = 11200, .codewords = 1500, .width = 130, .sorted = true};
+  BatchProblem wide{.numbers = {kSingle}, .rows = 11200, .codewords = 1500, .width = 130, .sorted = true};
   add(cases, "several blocks of columns and codewords", wide);
 
-  Problem sorted{.numbers = {kHalf, kBrain, kSingle}, .rows = 5700, .codewords = 1000, .width = 5, .sorted = true};
+  BatchProblem sorted{.numbers = {kHalf, kBrain, kSingle}, .rows = 5700, .codewords = 1000, .width = 5, .sorted = true};
   sorted.masks = sorted.mixes = sorted.sequential = sorted.strides = true;
   sorted.candidates = sorted.popular = 1;
   add(cases, "masks, partners at the same place, reset", sorted);
@@ -278,7 +280,7 @@ void add_small(std::vector<Case>& cases) {
   wide.earlier = true;
   add(cases, "several blocks of columns and codewords, the earlier launches", wide);
 
-  Problem partners{.numbers = {kBrain, kBrain}, .rows = 8700, .codewords = 1000, .width = 136, .sorted = true};
+  BatchProblem partners{.numbers = {kBrain, kBrain}, .rows = 8700, .codewords = 1000, .width = 136, .sorted = true};
   partners.mixes = partners.partners = partners.sequential = true;
   partners.popular = 1;
   add(cases, "given partners, loads of 16 bytes of bfloat16", partners);
@@ -295,7 +297,7 @@ std::vector<Case> statistics_cases() {
   add(cases, "3 x " + size_text({800, 400, 256}),
       {.numbers = {kSingle, kSingle, kSingle}, .rows = 800, .codewords = 400, .width = 256, .mixes = true});
   for (const Size size : {kG2, kG3}) {
-    Problem problem{.numbers = {kSingle}, .rows = size.rows, .codewords = size.codewords, .width = size.width};
+    BatchProblem problem{.numbers = {kSingle}, .rows = size.rows, .codewords = size.codewords, .width = size.width};
     problem.sorted = true;
     const std::string text = size_text({size.rows, size.codewords, size.width});
     add(cases, text, problem);
