@@ -114,7 +114,7 @@ def with_one_spoilt(sample: str) -> Iterator[Call]:
 
 def of_rules() -> Iterator[Call]:
     rule = asdict(RULES["features"])
-    for half in ("statistics", "apply"):
+    for half in ("statistics", "apply", "update"):
         for name, value in rule.items():
             wrong: tuple[Any, ...] = (NAN, -1.0)
             if isinstance(value, (str, int)):
@@ -216,6 +216,7 @@ def of_memory() -> Iterator[Call]:
         yield Call(f"apply, {name} of one row", *changed("apply paper", **{name: value}))
     codes = normal(7, 5)
     yield Call("apply, one memory for two", *changed("apply paper", codebook=codes, ema_sum=codes))
+    yield Call("update, one memory for two", *changed("update paper", codebook=codes, ema_sum=codes))
     buffer = torch.zeros(100, dtype=torch.float64)
     state = {
         "codebook": buffer[:35].view(7, 5),
@@ -232,7 +233,7 @@ def of_memory() -> Iterator[Call]:
     for sample in SAMPLES:
         operator, values = changed(sample)
         views = [torch._neg_view(-x) if isinstance(x, Tensor) and x.is_floating_point() else x for x in values]
-        if not sample.startswith(("apply", "operands")):
+        if not sample.startswith(("apply", "update", "operands")):
             yield Call(f"{sample}, negative views", operator, views, RESULT)
 
 
@@ -256,7 +257,9 @@ def outcome(name: str, arguments: list[Any]) -> Exception | list[Tensor]:
     except Exception as error:
         return error
     # The reference computes no operands.
-    changes = [values[place] for place in sorted(written)] if name.startswith("codebook_apply") else []
+    changes = (
+        [values[place] for place in sorted(written)] if name.startswith(("codebook_apply", "codebook_update")) else []
+    )
     return [x for x in (*tree_leaves(returned), *changes) if isinstance(x, Tensor)]
 
 

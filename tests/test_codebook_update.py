@@ -1,7 +1,7 @@
 """codebook_update: hand-written steps, an independent oracle for every rule, reset, masks, and its random numbers."""
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import astuple, replace
 from itertools import product
 
 import numpy as np
@@ -290,6 +290,47 @@ def test_repeatable(place: Place) -> None:
     for state in states:
         codebook_update(state, *rows, EmaConfig(reset_after=1, reset_source="feature"), backend=place.backend)
     assert all(torch.equal(a, b) for state in states[1:] for a, b in zip(state, states[0], strict=True))
+
+
+@places("codebook_update")
+@pytest.mark.parametrize(("rows", "codewords"), [(40, 30), (17_000, 1000)], ids=["few", "many"])
+@pytest.mark.parametrize("source", ["codeword", "feature"])
+def test_one_call_equals_two_operators(rows: int, codewords: int, source: str, place: Place) -> None:
+    """The update of one rank and that of ranks, whose statistics and application are two operators."""
+    rule = EmaConfig(
+        update="sequential",
+        smoothing="compounding",
+        reset_after=6,
+        reset_unless="all",
+        reset_source=source,  # type: ignore[arg-type]
+        reset_active_within=20,
+    )
+    features, index = random_batch(2, rows, 6, codewords)
+    idle = torch.randint(12, (2, codewords), generator=generator(3))
+    first, second = (
+        make_state(normal(codewords, 6).to(place.device), 2)._replace(idle=idle.clone().to(place.device))
+        for _ in range(2)
+    )
+    features, index = on(place.device, features, index)
+    codebook_update(first, features, index, rule, backend=place.backend)
+    suffix = "_reference" if place.backend == "reference" else ""
+    operators = [getattr(torch.ops.unicode_fast, f"codebook_{half}{suffix}") for half in ("statistics", "apply")]
+    shard = ([0, 0], [rows, rows])
+    buffer = operators[0](second.codebook, second.step, features, index, [], [], None, *shard, False, *astuple(rule))
+    operators[1](*second, buffer, None, None, *astuple(rule))
+    for tensor, truth in zip(first, second, strict=True):
+        assert_close(tensor, truth, tolerances.codebook_update(torch.float32) if place.device == "cuda" else EXACT)
+
+
+@places("codebook_update")
+def test_rows_may_be_the_codebook(place: Place) -> None:
+    """Rows and codebook in the same memory: the rows are read as they were before the update."""
+    first, second = (make_state(normal(9, 4).to(place.device), 1) for _ in range(2))
+    index = torch.arange(9, device=place.device).flip(0)
+    codebook_update(first, [first.codebook.clone()], [index], EmaConfig(), backend=place.backend)
+    codebook_update(second, [second.codebook], [index], EmaConfig(), backend=place.backend)
+    for tensor, truth in zip(second, first, strict=True):
+        assert_close(tensor, truth, tolerances.codebook_update(torch.float32) if place.device == "cuda" else EXACT)
 
 
 def test_threads_change_nothing(set_threads: Callable[[int], None]) -> None:

@@ -102,6 +102,12 @@ def apply_arguments(rule: EmaConfig, device: str, options: bool = False) -> tupl
     return (*state, buffer, *draws, *astuple(rule))
 
 
+def whole_update_arguments(rule: EmaConfig, device: str, options: bool = False) -> tuple[Any, ...]:
+    """Arguments of the operator codebook_update in the schema's order."""
+    state, *rows, draws = update_inputs(device, options)
+    return (*state, *rows, *draws, [0, 0], [6, 6], *astuple(rule))
+
+
 def made_operands(codebook: Tensor) -> Tensor:
     """Operands of a codebook, for searches."""
     operands = torch.zeros(2**17, dtype=torch.uint8, device=codebook.device)
@@ -175,6 +181,9 @@ SAMPLES: dict[str, tuple[str, Arguments]] = {
         lambda d: statistics_arguments(RULES["features"], d, options=True, every_attempt=True),
     ),
     "apply features": ("codebook_apply", lambda d: apply_arguments(RULES["features"], d, options=True)),
+    "update paper": ("codebook_update", lambda d: whole_update_arguments(RULES["paper"], d)),
+    "update released": ("codebook_update", lambda d: whole_update_arguments(RULES["released"], d, options=True)),
+    "update features": ("codebook_update", lambda d: whole_update_arguments(RULES["features"], d, options=True)),
     "distribution": ("codeword_distribution", distribution_arguments),
     "distribution with gradient": (
         "codeword_distribution",
@@ -244,8 +253,9 @@ def test_every_operator_has_a_sample() -> None:
     assert declared == sampled | {f"{name}_reference" for name in sampled}
 
 
-def test_update_declares_what_it_changes() -> None:
-    schema = torch.ops.unicode_fast.codebook_apply.default._schema
+@pytest.mark.parametrize("name", ["codebook_apply", "codebook_update"])
+def test_update_declares_what_it_changes(name: str) -> None:
+    schema = getattr(torch.ops.unicode_fast, name).default._schema
     changed = [argument.name for argument in schema.arguments if argument.alias_info and argument.alias_info.is_write]
     assert changed == list(CodebookState._fields)
     assert not schema.returns

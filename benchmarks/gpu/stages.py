@@ -352,7 +352,7 @@ found = available_backends(device)["nearest_codeword"][backend]
 if found != "available":
     sys.exit(found)
 """
-OPERATORS = ("nearest_codeword", "codebook_statistics", "codebook_apply", "commitment_loss")
+OPERATORS = ("nearest_codeword", "codebook_statistics", "codebook_apply", "codebook_update", "commitment_loss")
 CUDA_OPERATORS = ("compared_codewords", "codebook_operands")
 
 

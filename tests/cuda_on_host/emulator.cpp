@@ -10,7 +10,8 @@
 // An error ends the kernel, and cudaGetLastError returns it after the launch.
 //
 // UNICODE_FAST_HOST_SEED is the seed of the order. UNICODE_FAST_HOST_MULTIPROCESSORS (132) and
-// UNICODE_FAST_HOST_CAPABILITY (90) set the GPU that the kernels find.
+// UNICODE_FAST_HOST_CAPABILITY (90) set the GPU that the kernels find. With UNICODE_FAST_HOST_LAUNCHES=1 each launch and
+// fill is a line "launch NAME" on the standard error.
 
 #include <dlfcn.h>
 #include <setjmp.h>
@@ -880,9 +881,14 @@ cudaError_t attributes_of(cudaFuncAttributes& attributes) {
   return cudaSuccess;
 }
 
+void note_launch(const char* name) {
+  if (setting("UNICODE_FAST_HOST_LAUNCHES", 0) != 0) std::fprintf(stderr, "launch %s\n", name);
+}
+
 void run(const char* name, const void* kernel, dim3 grid, dim3 block, size_t shared_bytes,
          const std::function<void()>& thread) {
   if (failed) return;
+  note_launch(name);
   const char here = 0;
   main_stack = &here;
   const auto refuse = [&](const std::string& reason) {
@@ -1092,6 +1098,7 @@ cudaError_t cudaMemset(void* pointer, int value, size_t bytes) {
 }
 
 cudaError_t cudaMemsetAsync(void* pointer, int value, size_t bytes, cudaStream_t) {
+  on_host::note_launch("fill");
   return cudaMemset(pointer, value, bytes);
 }
 

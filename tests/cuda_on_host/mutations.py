@@ -55,6 +55,7 @@ _LOOP, _OPERANDS = "nearest_codeword/hopper_loop.cuh", "nearest_codeword/codeboo
 _DUPLICATES, _OPEN = "nearest_codeword/duplicates.cuh", "nearest_codeword/open_rows.cuh"
 _NEAREST, _STATISTICS = "nearest_codeword/nearest_codeword.cu", "codebook_update/codebook_statistics.cu"
 _APPLY, _COMMITMENT = "codebook_update/codebook_apply.cu", "commitment/commitment.cu"
+_WRITES = "codebook_update/codebook_apply.cuh"
 
 MUTATIONS = (
     # Fragments.
@@ -166,7 +167,7 @@ MUTATIONS = (
     Mutation(_HOPPER, "fence_async();", "", WGMMA, "start_barrier(empty"),
     Mutation(_STATISTICS, "blockIdx.y", "0u", ("statistics_sorted",), "piece = blockIdx.x"),
     Mutation(_STATISTICS, "blockIdx.y", "0u", ("statistics_sorted",), "join_kernel("),
-    Mutation(_STATISTICS, "kJoined + blockIdx.y * batch.codewords + low", "kJoined + low", ("statistics_sorted",)),
+    Mutation(_STATISTICS, "kJoined + blockIdx.y * batch.codewords + k", "kJoined + k", ("statistics_sorted",)),
     Mutation(
         _STATISTICS,
         "threadIdx.x % kOfGroup * kNumbers",
@@ -174,7 +175,8 @@ MUTATIONS = (
         ("statistics_sorted",),
         "read_column = ",
     ),
-    Mutation(_STATISTICS, "starts[k] == starts[k + 1]", "false", ("statistics_sorted",)),
+    Mutation(_STATISTICS, "sorted.starts[k] != sorted.starts[k + 1]", "true", ("statistics_sorted",)),
+    Mutation(_STATISTICS, "sorted.starts[k] != sorted.starts[k + 1]", "false", ("statistics_sorted",)),
     Mutation(_STATISTICS, "before += all;", "before = all;", ("statistics_sorted",)),
     Mutation(
         _STATISTICS,
@@ -198,17 +200,29 @@ MUTATIONS = (
         ("statistics_sorted",),
     ),
     Mutation(_STATISTICS, "atomicAdd(&counts[code], 1);", "counts[code] += 1;", ("statistics_sorted",)),
-    Mutation(_STATISTICS, "sorted.arrived[i] = 0;", "", ("statistics_sorted",)),
+    Mutation(_STATISTICS, "start.zeros[i] = 0;", "", ("statistics_sorted",)),
+    Mutation(_STATISTICS, "*start.step += 1;", "", ("apply",)),
+    Mutation(_STATISTICS, "atomicAdd(&counts[m * batch.codewords + codes[i]], 1.0);", "", ("apply",)),
+    Mutation(
+        _STATISTICS,
+        "atomicAdd(&counts[m * batch.codewords + codes[i]], 1.0);",
+        "counts[m * batch.codewords + codes[i]] += 1;",
+        ("apply",),
+    ),
     # Order between blocks.
     Mutation(_STATISTICS, "wait_for_count(sorted.arrived + kStarted, 1)", "void()", ("statistics_sorted",)),
     Mutation(_STATISTICS, "number", "static_cast<int>(blockIdx.x)", ("statistics_sorted",), "const int begun = "),
     Mutation(_STATISTICS, "number != prefix_blocks - 1", "number != 0", ("statistics_sorted",)),
-    Mutation(
-        _STATISTICS,
-        "joined[0] == piece_starts[low + 1] - piece_starts[low] - 1",
-        "joined[0] == 0",
-        ("statistics_sorted",),
-    ),
+    Mutation(_STATISTICS, "joined[0] != pieces - 1", "joined[0] != 0", ("statistics_sorted",)),
+    Mutation(_STATISTICS, "begun - prefix_blocks", "0", ("apply",), "kWritesState<kEnd>) {\n      if (begun"),
+    # A codeword that is reset from another: it waits for that one's vector, and its old values are read first.
+    Mutation(_WRITES, "counted[0] == 0", "counted[0] == 1", ("apply",)),
+    Mutation(_WRITES, "counted[0] == 0", "false", ("apply",)),
+    Mutation(_WRITES, "blockIdx.y * update.state.codewords + k", "k", ("apply",)),
+    Mutation(_WRITES, "if (reset) deliver<T>(update, k, column, writes);", "", ("apply",)),
+    Mutation(_WRITES, "atomicExch(update.first_reset + source, static_cast<int>(k) + 1)", "0", ("apply",)),
+    Mutation(_WRITES, "!reset || !copies || !rule.reset_ema", "true", ("apply",)),
+    Mutation(_WRITES, "reset && rule.reset_ema", "rule.reset_ema", ("apply",), "vector = updated<T>"),
     Mutation(_APPLY, "d < state.width", "d <= state.width", ("apply",), "update.reset[k] != 0;"),
     Mutation(_COMMITMENT, "row < a.rows", "row <= a.rows", ("commitment",), "double total = 0;"),
 )
@@ -222,8 +236,9 @@ _KERNELS_OF = {
     _OPERANDS: ("operands",),
     _OPEN: SEARCHES,
     _NEAREST: (*MMA, "search_plain", "search_direct"),
-    _STATISTICS: STATISTICS,
+    _STATISTICS: (*STATISTICS, "apply"),
     _APPLY: ("apply",),
+    _WRITES: ("apply",),
     _COMMITMENT: ("commitment",),
     "reduce.cuh": (*STATISTICS, "apply"),
 }
