@@ -8,7 +8,6 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import astuple
-from itertools import product
 from pathlib import Path
 
 import torch
@@ -27,7 +26,7 @@ OPERATORS = torch.ops.unicode_fast
 # Modalities, rows of each, codewords, width.
 SIZES = {"training": (3, 800, 400, 256), "sorted": (1, 17000, 1000, 8)}
 FORMER, PRESENT = "update, two operators", "update"
-RULES = {"codewords": EmaConfig(), "features": EmaConfig(smoothing="transient", reset_source="feature")}
+RULE = EmaConfig()
 
 
 def state_of(codewords: int, width: int, modalities: int) -> CodebookState:
@@ -36,7 +35,7 @@ def state_of(codewords: int, width: int, modalities: int) -> CodebookState:
     return CodebookState(codebook, torch.ones(codewords), codebook.clone(), idle, torch.zeros((), dtype=torch.int64))
 
 
-def parts(size: tuple[int, int, int, int], rule: EmaConfig) -> dict[str, Callable[[], object]]:
+def parts(size: tuple[int, int, int, int]) -> dict[str, Callable[[], object]]:
     """The calls of a step, by their rows in docs/performance.md."""
     modalities, rows, codewords, width = size
     state = state_of(codewords, width, modalities)
@@ -50,8 +49,8 @@ def parts(size: tuple[int, int, int, int], rule: EmaConfig) -> dict[str, Callabl
     lists = (list(features), list(index), [], [])
 
     def two_operators() -> None:
-        buffer = OPERATORS.codebook_statistics(state.codebook, state.step, *lists, None, *shard, False, *astuple(rule))
-        OPERATORS.codebook_apply(*state, buffer, None, None, *astuple(rule))
+        buffer = OPERATORS.codebook_statistics(state.codebook, state.step, *lists, None, *shard, False, *astuple(RULE))
+        OPERATORS.codebook_apply(*state, buffer, None, None, *astuple(RULE))
 
     return {
         "search": lambda: nearest_codeword(features.flatten(0, 1), prepared, backend="cpp"),
@@ -60,7 +59,7 @@ def parts(size: tuple[int, int, int, int], rule: EmaConfig) -> dict[str, Callabl
             features, index, state.codebook, weights, valid=valid, backend="cpp"
         ),
         FORMER: two_operators,
-        PRESENT: lambda: codebook_update(state, lists[0], lists[1], rule, backend="cpp"),
+        PRESENT: lambda: codebook_update(state, lists[0], lists[1], RULE, backend="cpp"),
         "operands": lambda: prepared.refresh(backend="cpp"),
     }
 
@@ -85,12 +84,12 @@ def launches_of(call: Callable[[], object]) -> list[str]:
 def table() -> Iterator[str]:
     """The rows of docs/performance.md."""
     counts: dict[str, dict[str, int]] = {}
-    for size, rule in product(("training", "sorted"), RULES):
-        calls = parts(SIZES[size], RULES[rule]).items()
+    for size, numbers in SIZES.items():
+        calls = parts(numbers).items()
         # The emulator searches for many rows too slowly.
         found = {name: launches_of(call) for name, call in calls if size == "training" or name in (FORMER, PRESENT)}
         for name, launches in found.items():
-            print(f"{size}, resets from {rule}, {name}: {', '.join(launches)}")
+            print(f"{size}, {name}: {', '.join(launches)}")
         counts[size] = {name: len(launches) for name, launches in found.items()}
     for size, rows in (("training", "no sorting"), ("sorted", "sorted rows")):
         yield f"| launches of an update, {rows} | {counts[size][FORMER]} | {counts[size][PRESENT]} |"
