@@ -221,8 +221,7 @@ MUTATIONS = (
     Mutation(_WRITES, "blockIdx.y * update.state.codewords + k", "k", ("apply",)),
     Mutation(_WRITES, "if (reset) deliver<T>(update, k, column, writes);", "", ("apply",)),
     Mutation(_WRITES, "atomicExch(update.first_reset + source, static_cast<int>(k) + 1)", "0", ("apply",)),
-    Mutation(_WRITES, "!reset || !copies || !rule.reset_ema", "true", ("apply",)),
-    Mutation(_WRITES, "reset && rule.reset_ema", "rule.reset_ema", ("apply",), "vector = updated<T>"),
+    Mutation(_WRITES, "reset && !copies ? candidate : vector", "vector", ("apply",)),
     Mutation(_APPLY, "d < state.width", "d <= state.width", ("apply",), "update.reset[k] != 0;"),
     Mutation(_COMMITMENT, "row < a.rows", "row <= a.rows", ("commitment",), "double total = 0;"),
 )

@@ -238,9 +238,10 @@ __device__ __forceinline__ void finish_codeword(const Update& update, int64_t k,
   if (writes) {
     double sum = decayed_sum<T>(update, k, column, mixed);
     vector = updated<T>(update, k, column, sum, update.divisors[k]);
-    if (!reset || !copies) codebook_at<T>(state, k, column) = static_cast<T>(reset ? candidate : vector);
-    if (reset && rule.reset_ema) sum = candidate;
-    if (!reset || !copies || !rule.reset_ema) ema_sum_at<T>(state, k, column) = static_cast<T>(sum);
+    // Those of a codeword that is reset from another are written again on delivery.
+    if (reset && !copies && rule.reset_ema) sum = candidate;
+    codebook_at<T>(state, k, column) = static_cast<T>(reset && !copies ? candidate : vector);
+    ema_sum_at<T>(state, k, column) = static_cast<T>(sum);
   }
   if (blockIdx.y == 0) write_counters<T>(update, k, reset);
   if (!copies) return;
