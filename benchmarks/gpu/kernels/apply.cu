@@ -245,7 +245,10 @@ Result apply_case(const Problem& given) {
 
   Result result;
   result.rows = given.codewords;
-  if (rows) result.demand(whole.statistics.sorted == given.rows.sorted, "the other kind of sums was planned");
+  if (rows) {
+    result.demand(whole.statistics.sorted == given.rows.sorted, "the other kind of sums was planned");
+    result.demand(whole.fused == given.fused, "the other form was planned");
+  }
   const Updated expected = update(given, inputs);
   result.demand((expected.reset > 0) == (given.reset != Reset::kNone), "no codeword was to be reset");
   demand_close(result, "ema_count", ema_count.host(), expected.ema_count);

@@ -22,6 +22,7 @@ constexpr int kBlocks = 4;
 constexpr int kRowsPerThread = 8, kChunkRows = kThreads * kRowsPerThread;
 constexpr int64_t kMostComparisons = 1 << 24;  // rows times codewords, for the unsorted sums
 constexpr int64_t kPieceRows = 512, kLeastTileRows = 512, kMostTileCounts = 1 << 23;
+constexpr int64_t kMostPlanned = 1 << 13;  // codewords that one block plans, for a fused update without sorting
 constexpr int64_t kRowStream = 2;
 
 // The number type of all features and partners, or Any if it is tested at each read.
@@ -820,8 +821,9 @@ cudaError_t launch_statistics(const StatisticsPlan& plan, const Batch& batch, vo
 
 UpdatePlan plan_update(const Batch& batch, const State& state, const Rule& rule, bool fused) {
   UpdatePlan plan;
-  plan.fused = fused;
   plan.statistics = plan_statistics(batch);
+  fused = fused && (plan.statistics.sorted ? plan.statistics.few_launches : batch.codewords <= kMostPlanned);
+  plan.fused = fused;
   plan.apply = plan_apply(state, rule, fused);
   const StatisticsLayout layout = statistics_layout(batch.modalities, batch.codewords, batch.width, batch.candidates);
   const auto place = [&plan](size_t bytes) {

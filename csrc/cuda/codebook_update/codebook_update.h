@@ -119,8 +119,9 @@ cudaError_t launch_apply(const ApplyPlan& plan, const State& state, const Rule& 
 // add up their sums in between. Counts, resets and divisors depend on all codewords, so a launch before the sums
 // computes them: it counts the rows, of all modalities. The block that has a codeword's sum then writes the codeword;
 // of several blocks the last. A codeword that is reset from another one waits for the vector of that one. Fused are
-// two launches where N M <= 2^24, three for more; not fused, two more than the statistics alone. Fused launches need
-// rows, indices and draws that share no memory with the state.
+// two launches where N M <= 2^24, three for more; not fused, two more than the statistics alone. The first of the two
+// launches is one block, so more than 2^13 codewords are not fused there. Fused launches need rows, indices and draws
+// that share no memory with the state.
 struct UpdatePlan {
   bool fused = kFused;
   StatisticsPlan statistics;
