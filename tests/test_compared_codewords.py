@@ -62,12 +62,15 @@ def test_copies_of_a_codeword_are_no_candidates(dtype: torch.dtype, place: Place
 
 @pytest.mark.skipif(not ON_HOST, reason="only the emulator can be any GPU")
 @pytest.mark.parametrize("capability", ["80", "86", "90"])
-@pytest.mark.parametrize("multiprocessors", ["1", "20"])
-def test_whatever_the_gpu(monkeypatch: pytest.MonkeyPatch, capability: str, multiprocessors: str) -> None:
-    """The tiles and splits that a GPU's size decides: wgmma, wide or middle tiles on 1 multiprocessor, splits on 20."""
+@pytest.mark.parametrize(("multiprocessors", "width"), [("1", 130), ("1", 128), ("20", 130)])
+def test_whatever_the_gpu(monkeypatch: pytest.MonkeyPatch, capability: str, multiprocessors: str, width: int) -> None:
+    """The tiles and splits that a GPU's size decides: wgmma, wide or middle tiles on 1 multiprocessor, splits on 20.
+
+    With 128 columns one block on one multiprocessor does all rows by wgmma.
+    """
     monkeypatch.setenv("UNICODE_FAST_HOST_CAPABILITY", capability)
     monkeypatch.setenv("UNICODE_FAST_HOST_MULTIPROCESSORS", multiprocessors)
-    features, codebook = normal(258, 130), normal(300, 130, seed=1)
+    features, codebook = normal(258, width), normal(300, width, seed=1)
     truth = (features.double()[:, None] - codebook.double()).square().sum(2).argmin(1)
     assert torch.equal(nearest_codeword(features, codebook, backend="cpp").index, truth)
     assert int(torch.ops.unicode_fast.compared_codewords(features, codebook).min()) >= 1

@@ -107,9 +107,10 @@ void offsets(int rows, int width, uint32_t* places) {
   for (int i = 0; i < rows * width / 8; ++i) places[i] = piece_offset(i / (width / 8), i % (width / 8), width);
 }
 
-int stages(int width) { return ring_stages(width); }
+int stages(int width, int buffers) { return ring_stages(width, buffers); }
+int buffers(int width) { return row_buffers(width); }
 
-int64_t shared_bytes(int width) { return kBarrierBytes + ring_and_row_bytes(width); }
+int64_t shared_bytes(int width, int buffers) { return kBarrierBytes + ring_and_row_bytes(width, buffers); }
 
 uint64_t descriptor(uint32_t address) { return operand_descriptor(address); }
 
@@ -309,14 +310,18 @@ def test_matrix_units_read_what_was_written(library: ctypes.CDLL, tiles: HopperT
 
 
 def test_stages_fit(library: ctypes.CDLL, tiles: HopperTiles) -> None:
-    assert [library.stages(width) for width in (64, 128, 192, 256, 320, 384, 448, 512, 576, 640, 2**20)] == [
+    assert [library.stages(width, 1) for width in (64, 128, 192, 256, 320, 384, 448, 512, 576, 640, 2**20)] == [
         *(6, 5, 5, 4, 4, 3, 3, 2, 2),
         *(0, 0),
     ]
     for width in range(64, 640, 64):
-        assert library.shared_bytes(width) <= tiles.most_shared_bytes
+        assert library.shared_bytes(width, 1) <= tiles.most_shared_bytes
         assert tiles.groups * tiles.rows * 2 * width % tiles.swizzle_bytes == 0
     assert tiles.stage_bytes % tiles.swizzle_bytes == 0
+    # A persistent grid keeps two tiles of rows.
+    assert [library.buffers(width) for width in range(64, 640, 64)] == [2, 2] + 7 * [1]
+    assert [library.stages(width, 2) for width in (64, 128)] == [5, 4]
+    assert max(library.shared_bytes(width, 2) for width in (64, 128)) <= tiles.most_shared_bytes
 
 
 def test_splits_cover_all_tiles(library: ctypes.CDLL) -> None:

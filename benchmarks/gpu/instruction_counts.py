@@ -5,9 +5,12 @@ come from each section of a function. Further options go to nvcc: -DNAME=0 choos
 Triton's wheel holds the latter. The counts are static: a loop's body or one side of a branch counts once. Code that is
 instantiated for several types counts once for each. The example counts what docs/performance.md has of keep_candidates:
 
-    python benchmarks/gpu/instruction_counts.py hopper_search_kernel csrc/cuda/nearest_codeword/nearest_codeword.cu \
-        --source csrc/cuda/nearest_codeword/half_search.cuh --function "void keep_candidates" --operations \
+    python benchmarks/gpu/instruction_counts.py hopper_search_kernelILi1 \
+        csrc/cuda/nearest_codeword/nearest_codeword.cu --source csrc/cuda/nearest_codeword/half_search.cuh \
+        --function "void keep_candidates" --operations \
         --sections "if (!__any_sync(~0u, own_low" "float low = fminf(own_low" "bool hit = " "int up_to = hits"
+
+KERNEL hopper_search_kernelILi2 is that of a persistent grid.
 """
 
 import argparse

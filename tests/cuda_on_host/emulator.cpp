@@ -804,6 +804,12 @@ void copy_bulk(uint32_t to, const void* from, int bytes, uint32_t barrier, const
   bulk_copies.push_back({to, from, bytes, barrier, current, own_clock(current)});
 }
 
+void prefetch_bulk(const void* from, int bytes, const Site& site) {
+  const Busy own_accesses;
+  if (reinterpret_cast<uintptr_t>(from) % 16 != 0 || bytes % 16 != 0) stop("a misaligned prefetch", text(site));
+  check(current, from, bytes, Kind::kRead, Way::kOrdinary, site);
+}
+
 void fence_async() {
   const Busy own_accesses;
   fenced[current] = own_clock(current)++;

@@ -86,6 +86,8 @@ Result search_case(const Search& given, const Geometry& shape) {
     // Each block of the second search does several tiles.
     plan.open_blocks = 1;
     plan.open_in_narrow |= shape.loop == MainLoop::kNarrow;
+    // One block of the first does several tiles, where it can.
+    make_persistent(features, result.rows > 4 * shape.rows ? 2 : 1, plan);
   }
   OperandsPlan made = operands_for(plan, codebook);
   // Target sizes take the operands of a prepared codebook.
@@ -139,6 +141,12 @@ void add_tiled(std::vector<Case>& cases, const Geometry& shape) {
   const int64_t tiles = shape.loop == MainLoop::kWgmma ? 13 : 7;
   add(cases, shape, "float16, one split", random_search(kHalf, 5, tiles * columns - 9, 64, 1));
   add(cases, shape, "bfloat16, one split", with_codebook(random_search(kBrain, rows + 3, 4 * columns, 192, 1), kBrain));
+  if (shape.loop == MainLoop::kWgmma) {
+    // More tiles of rows than both buffers hold twice.
+    add(cases, shape, "two splits", random_search(kSingle, 5 * rows + 1, columns + 9, 120, 2));
+    add(cases, shape, "bfloat16, strided rows",
+        with_layouts(random_search(kBrain, 3 * rows - 70, columns, 64), {0, 8, 1}, {}));
+  }
   // The widest rows that leave this shape its shared memory.
   const int64_t widest = shape.loop == MainLoop::kWide ? 383 : 575;
   add(cases, shape, "aligned with a gap",

@@ -24,11 +24,18 @@
 #define UNICODE_FAST_SEARCH_AGAIN 1
 #endif
 
+// The search with wgmma: a block does several tiles of rows and prepares the next one meanwhile, where make_persistent
+// allows. 0: a block for each tile of rows.
+#ifndef UNICODE_FAST_PERSISTENT_GRID
+#define UNICODE_FAST_PERSISTENT_GRID 1
+#endif
+
 namespace unicode_fast::cuda {
 
 constexpr bool kSkipGroups = UNICODE_FAST_SKIP_GROUPS;
 constexpr bool kExcludeDuplicates = UNICODE_FAST_EXCLUDE_DUPLICATES;
 constexpr bool kReadRowsOnce = UNICODE_FAST_READ_ROWS_ONCE;
 constexpr bool kSearchAgain = UNICODE_FAST_SEARCH_AGAIN;
+constexpr bool kPersistentGrid = UNICODE_FAST_PERSISTENT_GRID;
 
 }  // namespace unicode_fast::cuda

@@ -37,7 +37,9 @@ struct Shape {
   static constexpr int kThreads = 32 * kWarpsM * kWarpsN;
   static constexpr int kRows = 16 * kWarpsM * kTilesM, kColumns = 8 * kWarpsN * kTilesN;
   static constexpr int kStages = 3;
-  static constexpr bool kAgain = false;  // of open rows
+  static constexpr int kKeptPieces = 4;      // of a row by a thread of load_rows
+  static constexpr bool kKeepsRows = false;  // always whole
+  static constexpr bool kAgain = false;      // of open rows
   static constexpr int kStageBytes = kColumns * (2 * kStepWidth + static_cast<int>(sizeof(float)));
   static constexpr int kListBytes = kRows * kWarpsN * kCandidates * static_cast<int>(sizeof(Candidate));
   static constexpr int kRowBytes = kRows * (8 + kWarpsN * 8);
@@ -205,17 +207,17 @@ __device__ __forceinline__ void load_rows_twice(const SearchArguments& a, int64_
 template <class S, class T>
 __device__ __forceinline__ void load_rows_once(const SearchArguments& a, int64_t first_row, bool aligned,
                                                unsigned char* tile, float* factors, float* bounds) {
-  constexpr int kKeptPieces = 4, kRowsAtOnce = S::kThreads / 8, kRounds = S::kRows / kRowsAtOnce;
-  static_assert(kRounds <= 8);
+  constexpr int kKeptPieces = S::kKeptPieces, kRowsAtOnce = S::kThreads / 8;
+  constexpr int kRounds = (S::kRows + kRowsAtOnce - 1) / kRowsAtOnce;
+  static_assert(kRounds <= 8 && S::kRows % 4 == 0);
   const int thread = threadIdx.x % S::kThreads, lane = thread % 8, pieces = a.width / 8;
   // Of the row whose bound this thread computes.
   Squares own_squares;
   int own_exponent = 0;
-  const bool keeps = aligned && a.features.columns % 8 == 0;
+  const bool keeps = S::kKeepsRows || (aligned && a.features.columns % 8 == 0);
   const int first_read = keeps ? lane + kKeptPieces * 8 : lane;
 #pragma unroll 1
-  for (int round = 0; round < kRounds; ++round) {
-    const int r = round * kRowsAtOnce + thread / 8;
+  for (int r = thread / 8, round = 0; r < S::kRows; r += kRowsAtOnce, ++round) {
     const bool inside = first_row + r < row_count<S>(a);
     const int64_t row = row_at<S>(a, first_row + r, inside);
     float kept[kKeptPieces][8] = {};
@@ -235,7 +237,7 @@ __device__ __forceinline__ void load_rows_once(const SearchArguments& a, int64_t
         for (int e = 0; e < 8; ++e) largest = fmaxf(largest, fabsf(kept[i][e]));
       }
     }
-    for (int piece = first_read; piece < pieces && inside; piece += 8) {
+    for (int piece = first_read; piece < pieces && inside && !S::kKeepsRows; piece += 8) {
       float values[8];
       load_piece<T>(a.features, row, piece * 8, aligned, values);
       centre(a, piece * 8, values);
@@ -255,7 +257,7 @@ __device__ __forceinline__ void load_rows_once(const SearchArguments& a, int64_t
       if (keeps && piece < pieces)
         store_rounded(kept[i], first_scale, second_scale, tile + S::row_offset(r, piece, a.width), squares);
     }
-    for (int piece = first_read; piece < pieces; piece += 8) {
+    for (int piece = first_read; piece < pieces && !S::kKeepsRows; piece += 8) {
       float values[8] = {};
       if (inside) {
         load_piece<T>(a.features, row, piece * 8, aligned, values);
@@ -273,11 +275,16 @@ __device__ __forceinline__ void load_rows_once(const SearchArguments& a, int64_t
       own_exponent = exponent;
     }
   }
-  if (lane < kRounds) {
-    const int r = lane * kRowsAtOnce + thread / 8;
+  if (const int r = lane * kRowsAtOnce + thread / 8; r < S::kRows) {
     const RowNorms norms = norms_of_sums(own_squares.exact, own_squares.rounded, own_squares.residual, a.width);
     write_bound<S>(a, first_row + r, norms, own_exponent, factors + r, bounds + r);
   }
+}
+
+// Whether 16 bytes of any row can be read at once, from its first number on.
+UNICODE_FAST_BOTH bool rows_are_aligned(const Matrix& features, int number_bytes) {
+  return features.column_stride == 1 && reinterpret_cast<uintptr_t>(features.data) % 16 == 0 &&
+         features.row_stride * number_bytes % 16 == 0;
 }
 
 // Centres, scales and rounds S::kRows rows into `tile`, eight threads to a row. Computes the factor that turns their
@@ -286,9 +293,8 @@ __device__ __forceinline__ void load_rows_once(const SearchArguments& a, int64_t
 template <class S, class T>
 __device__ __forceinline__ void load_rows(const SearchArguments& a, int64_t first_row, unsigned char* tile,
                                           float* factors, float* bounds) {
-  const bool aligned = a.features.column_stride == 1 && reinterpret_cast<uintptr_t>(a.features.data) % 16 == 0 &&
-                       a.features.row_stride * static_cast<int64_t>(sizeof(T)) % 16 == 0;
-  if constexpr (kReadRowsOnce) {
+  const bool aligned = rows_are_aligned(a.features, sizeof(T));
+  if constexpr (kReadRowsOnce || S::kKeepsRows) {
     load_rows_once<S, T>(a, first_row, aligned, tile, factors, bounds);
   } else {
     load_rows_twice<S, T>(a, first_row, aligned, tile, factors, bounds);

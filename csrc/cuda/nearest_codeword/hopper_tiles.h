@@ -10,17 +10,17 @@
 
 namespace unicode_fast {
 
-constexpr int kTileCodewords = 256, kGroupRows = 64, kGroups = 2;
+constexpr int kTileCodewords = 256, kGroupRows = 64, kGroups = 2, kMostBuffers = 2;
 constexpr int kBlockBytes = kTileCodewords * 2 * kStepWidth, kNormBytes = kTileCodewords * 4;
 constexpr int kFullStageBytes = kBlockBytes + kNormBytes;
 // The swizzle repeats after 1024 bytes, eight rows: the target of a descriptor begins at a multiple of that.
 constexpr int kSwizzleBytes = 1024;
 // Shared memory: the limit of a block (compute capability 9.0), and the barriers, the only static memory. Then the
-// bytes beside rows and stages: slack for alignment, and by row a list of candidates and four numbers.
-constexpr int kMostSharedBytes = 227 * 1024, kMostStages = 6, kBarrierBytes = 128;
+// bytes beside rows and stages: slack for alignment, and by row a list of candidates and six numbers.
+constexpr int kMostSharedBytes = 227 * 1024, kMostStages = 6, kBarrierBytes = 256;
 constexpr int kOtherBytes =
-    kSwizzleBytes + kGroups * kGroupRows * (kCandidates * static_cast<int>(sizeof(Candidate)) + 16);
-static_assert(16 * kMostStages <= kBarrierBytes && kBlockBytes % kSwizzleBytes == 0 &&
+    kSwizzleBytes + kGroups * kGroupRows * (kCandidates * static_cast<int>(sizeof(Candidate)) + 24);
+static_assert(16 * (kMostStages + kMostBuffers * kGroups) <= kBarrierBytes && kBlockBytes % kSwizzleBytes == 0 &&
               kFullStageBytes % kSwizzleBytes == 0);
 
 UNICODE_FAST_BOTH int64_t tile_bytes(int width) {
@@ -43,16 +43,20 @@ UNICODE_FAST_BOTH int64_t norm_place(int64_t j, int width) {
   return (j / kTileCodewords + 1) * tile_bytes(width) - kNormBytes + j % kTileCodewords * 4;
 }
 
-// The number of stages that fit into shared memory beside the rows; 0 if it is below two.
-UNICODE_FAST_BOTH int ring_stages(int width) {
-  const int64_t row_bytes = static_cast<int64_t>(kGroups) * kGroupRows * 2 * width;
+// The number of stages that fit into shared memory beside one or two buffers of rows; 0 if it is below two.
+UNICODE_FAST_BOTH int ring_stages(int width, int buffers = 1) {
+  const int64_t row_bytes = static_cast<int64_t>(buffers) * kGroups * kGroupRows * 2 * width;
   const int64_t count = (kMostSharedBytes - kBarrierBytes - kOtherBytes - row_bytes) / kFullStageBytes;
   return count < 2 ? 0 : count < kMostStages ? static_cast<int>(count) : kMostStages;
 }
 
+// Two where this leaves at least four stages: up to a width of 128.
+UNICODE_FAST_BOTH int row_buffers(int width) { return ring_stages(width, kMostBuffers) < 4 ? 1 : kMostBuffers; }
+
 // Dynamic shared memory of a block.
-UNICODE_FAST_BOTH int64_t ring_and_row_bytes(int width) {
-  return kOtherBytes + static_cast<int64_t>(kGroups) * kGroupRows * 2 * width + ring_stages(width) * kFullStageBytes;
+UNICODE_FAST_BOTH int64_t ring_and_row_bytes(int width, int buffers = 1) {
+  return kOtherBytes + static_cast<int64_t>(buffers) * kGroups * kGroupRows * 2 * width +
+         ring_stages(width, buffers) * kFullStageBytes;
 }
 
 // The descriptor of an operand of wgmma that begins at `address` of shared memory. Its fields, from the lowest bit, all

@@ -277,7 +277,8 @@ cudaError_t launch_search(void (*kernel)(SearchArguments), const SearchPlan& pla
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(plan.shared_bytes));
   if (error != cudaSuccess) return error;
   const int64_t row_tiles = (arguments.features.rows + S::kRows - 1) / S::kRows;
-  const dim3 grid(static_cast<unsigned>(row_tiles), plan.splits.count);
+  const dim3 grid(static_cast<unsigned>(plan.persistent_blocks > 0 ? plan.persistent_blocks : row_tiles),
+                  plan.splits.count);
   UNICODE_FAST_LAUNCH(grid, S::kThreads, plan.shared_bytes, stream, kernel)(arguments);
   return cudaGetLastError();
 }
@@ -332,7 +333,7 @@ cudaError_t find_wgmma(int major, int minor, bool& found) {
   found = false;
   if (major != 9 || minor != 0) return cudaSuccess;
   cudaFuncAttributes attributes;
-  const cudaError_t error = cudaFuncGetAttributes(&attributes, hopper_search_kernel);
+  const cudaError_t error = cudaFuncGetAttributes(&attributes, hopper_search_kernel<1>);
   found = error == cudaSuccess && attributes.numRegs == HopperShape::kLaunchRegisters;
   return error;
 }
@@ -438,6 +439,15 @@ cudaError_t launch_operands(const OperandsPlan& plan, const Matrix& codebook, vo
   return error;
 }
 
+void make_persistent(const Matrix& features, int64_t blocks, SearchPlan& plan) {
+  const bool aligned = rows_are_aligned(features, features.number == Number::kFloat32 ? 4 : 2);
+  if (!kPersistentGrid || !plan.wgmma || row_buffers(plan.width) == 1 || !aligned || features.columns % 8 != 0) return;
+  if (blocks < 1) blocks = 1;
+  if (features.rows <= blocks * HopperShape::kRows) return;
+  plan.persistent_blocks = blocks;
+  plan.shared_bytes = ring_and_row_bytes(plan.width, kMostBuffers);
+}
+
 cudaError_t plan_nearest_codeword(const Matrix& features, const Matrix& codebook, MainLoop loop, SearchPlan& plan) {
   Gpu gpu;
   cudaError_t error = look_at(gpu);
@@ -462,6 +472,7 @@ cudaError_t plan_nearest_codeword(const Matrix& features, const Matrix& codebook
       (loop != MainLoop::kNarrow && take<MiddleShape>(plan, rows, codebook.rows, multiprocessors, most_shared_bytes)) ||
       take<NarrowShape>(plan, rows, codebook.rows, multiprocessors, most_shared_bytes);
   if (!taken) return cudaSuccess;
+  make_persistent(features, multiprocessors / plan.splits.count, plan);
   plan.open_in_narrow = MiddleShape::shared_bytes(plan.width) > most_shared_bytes;
   plan.open_blocks = MiddleShape::kBlocks * multiprocessors;
   static_assert(MiddleShape::kBlocks == NarrowShape::kBlocks);
@@ -513,7 +524,8 @@ cudaError_t launch_nearest_codeword(const SearchPlan& plan, const OperandsPlan& 
     return launch_search<S>(kernel, plan, search, codebook.rows, stream);
   };
   if (plan.wgmma) {
-    error = launch(HopperShape{}, hopper_search_kernel);
+    error = launch(HopperShape{},
+                   plan.persistent_blocks > 0 ? hopper_search_kernel<kMostBuffers> : hopper_search_kernel<1>);
   } else if (plan.tile_rows == WideShape::kRows) {
     error = launch(WideShape{}, search_kernel<WideShape>);
   } else if (plan.tile_rows == MiddleShape::kRows) {

@@ -36,6 +36,8 @@ struct SearchPlan {
   int width = 0;        // padded D
   Splits splits{1, 0};  // of the codebook's tiles among blocks
   size_t shared_bytes = 0;
+  // In the search with wgmma: blocks for each split, which do several tiles of rows; 0: one block for each tile.
+  int64_t persistent_blocks = 0;
   // Of the second search, of rows whose lists overflow: tiles of 16 rows, not 64; blocks.
   bool open_in_narrow = false;
   int64_t open_blocks = 0;
@@ -47,6 +49,10 @@ struct SearchPlan {
 // Reads the sizes of the current device. cudaErrorNotSupported if wgmma is requested, but the GPU or the code compiled
 // for it has none.
 cudaError_t plan_nearest_codeword(const Matrix& features, const Matrix& codebook, MainLoop loop, SearchPlan& plan);
+
+// Lets so many blocks for each split do all rows, several tiles each, in a search with wgmma of aligned rows of up to
+// 128 columns, a multiple of eight. Changes nothing in other searches and in those of no more tiles.
+void make_persistent(const Matrix& features, int64_t blocks, SearchPlan& plan);
 
 // The operands that any search of this codebook on the current device may choose, or those that one plan reads.
 cudaError_t plan_operands(const Matrix& codebook, OperandsPlan& plan);

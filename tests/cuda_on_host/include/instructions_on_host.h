@@ -18,6 +18,7 @@ void start_barrier(uint32_t barrier, int arrivals);
 void arrive(uint32_t barrier, int bytes, const Site& site);
 void wait_for(uint32_t barrier, uint32_t parity, const Site& site);
 void copy_bulk(uint32_t to, const void* from, int bytes, uint32_t barrier, const Site& site);
+void prefetch_bulk(const void* from, int bytes, const Site& site);
 void fence_async();
 void begin_products(const Site& site);
 void multiply_later(float (*sums)[4], uint64_t rows, uint64_t codewords, bool add, const Site& site);
@@ -31,6 +32,7 @@ namespace unicode_fast::cuda {
 using on_host::Site;
 
 inline uint32_t shared_address(const void* pointer) { return on_host::shared_address(pointer); }
+inline int fresh(int value) { return value; }
 inline void copy_16_bytes(uint32_t to, const void* from, Site site = Site::current()) {
   on_host::copy_16_bytes(to, from, site);
 }
@@ -56,6 +58,9 @@ inline void wait_for(uint32_t barrier, uint32_t parity, Site site = Site::curren
 }
 inline void copy_bulk(uint32_t to, const void* from, int bytes, uint32_t barrier, Site site = Site::current()) {
   on_host::copy_bulk(to, from, bytes, barrier, site);
+}
+inline void prefetch_bulk(const void* from, int bytes, Site site = Site::current()) {
+  on_host::prefetch_bulk(from, bytes, site);
 }
 inline void fence_async() { on_host::fence_async(); }
 inline void wait_for_group(int group, Site site = Site::current()) { on_host::barrier(group + 1, 128, site); }
