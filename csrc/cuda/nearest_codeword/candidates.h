@@ -7,6 +7,7 @@
 #include <cfloat>
 
 #include "../../common/portable.h"
+#include "forms.h"
 
 namespace unicode_fast {
 
@@ -36,6 +37,9 @@ struct CodebookNorms {
 struct RowNorms {
   double exact, rounded, residual;
 };
+
+// The lowest bits of a score that hold its place among a thread's scores, with kBranchFreeMinimum.
+constexpr unsigned kPlaceBits = 63;
 
 // The norms from sums of squares in float32, rounded up. The row's numbers are float32 differences, each off by at most
 // 2^-24 of itself, times a power of two; squares that vanish are below 2^-149.
@@ -99,13 +103,14 @@ UNICODE_FAST_BOTH int row_scale(double largest, int codebook_exponent) {
 //   E = 2^-22 C2 + 2 (r Cn + |x| Rc) + 2 g |x~| Cn + (D + 16) 2^-124,  g = (D + 16) 2^-22
 //
 // The first term holds the rounding of |c|^2 and of the last addition. r and Rc are the rounding errors of row and
-// codewords. g is twice the error of a float32 sum that truncates.
+// codewords. g is twice the error of a float32 sum that truncates. A place in the lowest bits of a score adds at most
+// 2^-17 of the score.
 UNICODE_FAST_BOTH float twice_bound(const RowNorms& row, const CodebookNorms& codes, int shift, int width) {
   // The factor makes up for the rounding of these lines and of the norms.
   constexpr double kRoundedUp = 1 + 0x1p-20;
   const double unit = ldexp(1.0, shift), growth = (width + 16) * 0x1p-22;
   const double size = codes.squared + 2 * unit * row.rounded * codes.rounded;
-  const double bound = 0x1p-22 * codes.squared +
+  const double bound = 0x1p-22 * codes.squared + (cuda::kBranchFreeMinimum ? 0x1.01p-17 * size : 0) +
                        2 * unit * (row.residual * codes.rounded + row.exact * codes.residual) +
                        2 * unit * growth * row.rounded * codes.rounded + (width + 16) * 0x1p-124;
   if (shift > 100 || !(size <= kLargestScore) || !(bound <= kLargestScore)) return not_a_number();

@@ -30,6 +30,12 @@
 #define UNICODE_FAST_PERSISTENT_GRID 1
 #endif
 
+// keep_candidates: the lowest bits of a score hold its place among the thread's scores, so the minimum names its
+// codeword. Off: it takes more instructions, and ptxas serialises its products. 0: the place is that of a bit.
+#ifndef UNICODE_FAST_BRANCH_FREE_MINIMUM
+#define UNICODE_FAST_BRANCH_FREE_MINIMUM 0
+#endif
+
 namespace unicode_fast::cuda {
 
 constexpr bool kSkipGroups = UNICODE_FAST_SKIP_GROUPS;
@@ -37,5 +43,6 @@ constexpr bool kExcludeDuplicates = UNICODE_FAST_EXCLUDE_DUPLICATES;
 constexpr bool kReadRowsOnce = UNICODE_FAST_READ_ROWS_ONCE;
 constexpr bool kSearchAgain = UNICODE_FAST_SEARCH_AGAIN;
 constexpr bool kPersistentGrid = UNICODE_FAST_PERSISTENT_GRID;
+constexpr bool kBranchFreeMinimum = UNICODE_FAST_BRANCH_FREE_MINIMUM;
 
 }  // namespace unicode_fast::cuda

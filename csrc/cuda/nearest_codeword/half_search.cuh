@@ -313,6 +313,11 @@ __device__ __forceinline__ void load_rows(const SearchArguments& a, int64_t firs
   }
 }
 
+// The score with its place in the lowest bits. An infinite score may become NaN, which no minimum and no limit takes.
+__device__ __forceinline__ float with_place(float score, unsigned place) {
+  return __uint_as_float((__float_as_uint(score) & ~kPlaceBits) | place);
+}
+
 // Turns a warp's products with the codewords of a tile into scores and keeps those that could be the smallest. `norms`
 // and `first` belong to the first codeword of the warp's columns, `factors`, `bounds` and `lists` to the first of its
 // rows. Lists of neighbouring rows lie `list_stride` candidates apart. All threads of the warp must call it, with a
@@ -342,6 +347,10 @@ __device__ __forceinline__ void keep_candidates(float (&scores)[S::kTilesM][S::k
         float& right = scores[m][n][side + 1];
         left = fmaf(factor, left, norm[n].x);
         right = fmaf(factor, right, norm[n].y);
+        if (kBranchFreeMinimum) {
+          left = with_place(left, 2 * n);
+          right = with_place(right, 2 * n + 1);
+        }
         group_low[group] = fminf(group_low[group], fminf(left, right));
       }
       own_low = fminf(own_low, group_low[group]);
@@ -388,11 +397,11 @@ __device__ __forceinline__ void keep_candidates(float (&scores)[S::kTilesM][S::k
     if (minima.count[slot] > kCandidates) continue;
     int place = minima.count[slot] + up_to - hits;
     minima.count[slot] += more;
-    if (kSkipGroups && hits <= 1) {
-      int column = 0;
+    if ((kSkipGroups || kBranchFreeMinimum) && hits <= 1) {
+      int column = kBranchFreeMinimum ? static_cast<int>(__float_as_uint(own_low) & kPlaceBits) : 0;
 #pragma unroll
       for (int word = 0; word < kWords; ++word)
-        if (hit_bits[word] != 0) column = word * 32 + __ffs(hit_bits[word]) - 1;
+        if (!kBranchFreeMinimum && hit_bits[word] != 0) column = word * 32 + __ffs(hit_bits[word]) - 1;
       if (hits == 1) list[place] = {own_low, first + column / 2 * 8 + quad_lane * 2 + column % 2};
       continue;
     }

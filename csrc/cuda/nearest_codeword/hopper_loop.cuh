@@ -77,6 +77,7 @@ __device__ __forceinline__ void score(const SearchArguments& a, uint32_t rows, c
     const float* norms = reinterpret_cast<const float*>(ring + stage_before * kFullStageBytes + kBlockBytes);
     keep_candidates<Warpgroup>(sums, norms, tile * kTileCodewords, factors + warp_row, bounds + warp_row,
                                lists + warp_row * kCandidates, kCandidates, minima);
+    if (kBranchFreeMinimum) pin(sums);
     // The norms are read before the copy engine may write there.
     fence_async();
     __syncwarp();

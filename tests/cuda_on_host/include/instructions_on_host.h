@@ -33,6 +33,8 @@ using on_host::Site;
 
 inline uint32_t shared_address(const void* pointer) { return on_host::shared_address(pointer); }
 inline int fresh(int value) { return value; }
+// As on the GPU, a signaling NaN counts as missing too.
+inline float fminf(float a, float b) { return a < b || b != b ? a : b; }
 inline void copy_16_bytes(uint32_t to, const void* from, Site site = Site::current()) {
   on_host::copy_16_bytes(to, from, site);
 }
