@@ -4,9 +4,10 @@ Each *query* has a softmax over *keys*: queries are targets and keys predictions
 *slab* is one modality at one prediction step, (rows, D). A *pair* is a query modality, a key modality and a step. A
 clip *counts* for it if it is valid in both modalities.
 
-Up to `SMALL_BATCH` clips one program computes both softmaxes of a pair; the last program adds up the loss. Beyond that
-a program takes rows of queries and runs along the keys with a running log-sum-exp. The gradient is one kernel for any
-batch: a program computes rows of one gradient and recomputes the scores for them.
+Up to `SMALL_BATCH` clips one program computes both softmaxes of a pair, up to `ROWS_BATCH` clips some rows of one
+softmax; the last program adds up the loss. Beyond that a program takes rows of queries and runs along the keys with a
+running log-sum-exp. The gradient is one kernel for any batch: a program computes rows of one gradient and recomputes
+the scores for them.
 """
 
 # Triton functions have no annotations but tl.constexpr:
@@ -27,6 +28,10 @@ from unicode_fast.reference.cross_info_nce import (
 )
 
 SMALL_BATCH = 128
+# Tiles have powers of two as sizes. Two of them hold the scores of some rows with this many clips.
+LEFT_COLUMNS = tl.constexpr(64)
+RIGHT_COLUMNS = tl.constexpr(32)
+ROWS_BATCH = LEFT_COLUMNS.value + RIGHT_COLUMNS.value
 # Rows of partial column logsumexps for each pair with "both": twice the memory of one float32 input of width 256.
 MOST_GROUPS = 512
 # Limit of all but the first dimension of a grid.
@@ -36,6 +41,7 @@ SLOPE_SCALE = tl.constexpr(4096.0)
 # The last program reads the results of the others in tiles of this many pairs and steps.
 PAIR_TILE = tl.constexpr(32)
 STEP_TILE = tl.constexpr(16)
+PLACE_TILE = tl.constexpr(128)
 SHARE_TILE = tl.constexpr(1024)
 LOG2_E = tl.constexpr(1.4426950408889634)
 LN_2 = tl.constexpr(0.6931471805599453)
@@ -47,11 +53,13 @@ WITHOUT_MASKS = True
 BASE_TWO = True
 # The last program of a kernel clears the count of programs. That of the gradient also adds up the temperature's.
 FUSED = True
+# A batch of up to ROWS_BATCH clips has several programs for each pair: 80 clips are padded to 96, not to 128.
+ROW_TILES = True
 # The forward pass on sm_90 begins the product of a second tile before the exponentials of the first one. Only Triton
 # 3.9 overlaps the two, and only without masks.
 AHEAD = False
 
-_UNSPECIALISED = ["modalities", "steps", "rows", "clips", "offset", "query_stride", "key_stride", "masked", "both"]
+_UNSPECIALISED = ["modalities", "steps", "rows", "clips", "offset", "query_stride", "key_stride", "masked"]
 
 
 @triton.jit
@@ -167,7 +175,7 @@ def small_forward_kernel(
     query_stride,
     key_stride,
     masked,
-    both,
+    BOTH: tl.constexpr,
     BLOCK: tl.constexpr,
     BLOCK_WIDTH: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -210,7 +218,7 @@ def small_forward_kernel(
     total = tl.sum(tl.where(counted, log_sum + (largest - own), 0.0), 0)
     largest_earlier = tl.max(tl.where(clip[None, :] < (offset + row)[:, None], scores, -float("inf")), 1)
     hits = tl.sum((counted & (largest_earlier < own) & (largest <= own)).to(tl.int32), 0)
-    if both != 0:
+    if BOTH:
         own_of_key = tl.sum(tl.where(own_place, scores, 0.0), 0)
         largest_of_key, log_sum_of_key = _log_sum_exp(scores, 0, BASE_TWO)
         second_ptr = logsumexp_ptr + tl.num_programs(0) * rows
@@ -224,6 +232,135 @@ def small_forward_kernel(
 
     if _is_last(arrived_ptr, tl.num_programs(0), FUSED):
         _finish(loss_ptr, pair_loss_ptr, clip_weights_ptr, number_ptr, pair_weights_ptr, modalities * modalities, steps)
+
+
+@triton.jit
+def _columns(scores, start, place, scale, valid_ptr, key_slab, clips, masked, BLOCK: tl.constexpr, NO_MASK: tl.constexpr):
+    """Scores by temperature, each row's score at its own place, and its largest before that."""
+    clip = start + tl.arange(0, BLOCK)
+    key_exists = _exists(valid_ptr, key_slab, clip, clips, masked, NO_MASK)
+    scores = tl.where(key_exists[None, :], scores * scale, -float("inf"))
+    own = tl.sum(tl.where(clip[None, :] == place[:, None], scores, 0.0), 1)
+    return scores, own, tl.max(tl.where(clip[None, :] < place[:, None], scores, -float("inf")), 1)
+
+
+@triton.jit(do_not_specialize=_UNSPECIALISED)
+def small_rows_kernel(
+    queries_ptr,  # (modalities, steps, rows, width)
+    keys_ptr,  # (modalities, steps, clips, width)
+    valid_ptr,  # (modalities, steps, clips), read where `masked`
+    pair_weights_ptr,  # (target, source)
+    temperature_ptr,  # ()
+    loss_ptr,  # ()
+    pair_loss_ptr,  # (target, source, steps)
+    hits_ptr,  # (target, source, steps)
+    logsumexp_ptr,  # (softmaxes, target, source, steps, rows)
+    clip_weights_ptr,  # (target, source, steps)
+    number_ptr,  # (target, source, steps)
+    share_ptr,  # (softmaxes, row tiles, target, source, steps), sums of the losses of rows
+    share_hits_ptr,  # (softmaxes, row tiles, target, source, steps)
+    arrived_ptr,  # (), zero; also afterwards with FUSED
+    modalities,
+    steps,
+    rows,
+    clips,
+    width,
+    offset,
+    query_stride,
+    key_stride,
+    masked,
+    BOTH: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_CHUNK: tl.constexpr,
+    PRECISION: tl.constexpr,
+    NO_MASK: tl.constexpr,
+    BASE_TWO: tl.constexpr,
+    FUSED: tl.constexpr,
+):
+    """Some rows of one softmax of a pair in each program, with all keys; then, in the last program, the loss.
+
+    The second softmax has programs of its own, for which queries and keys change places.
+    """
+    key = tl.program_id(0) % modalities
+    query = tl.program_id(0) // modalities
+    step = tl.program_id(1)
+    tile = tl.program_id(2)
+    softmax = 0
+    if BOTH:
+        softmax = tile // (tl.num_programs(2) // 2)
+        tile = tile % (tl.num_programs(2) // 2)
+        if softmax != 0:
+            queries_ptr, keys_ptr = keys_ptr, queries_ptr
+            query_stride, key_stride = key_stride, query_stride
+    pairs = tl.num_programs(0) * steps
+    pair = query * query_stride + key * key_stride + step
+    query_slab, key_slab = query * steps + step, key * steps + step
+    query_ptr = queries_ptr + query_slab.to(tl.int64) * rows * width
+    key_ptr = keys_ptr + key_slab.to(tl.int64) * clips * width
+    first = tile * BLOCK_ROWS
+    row = first + tl.arange(0, BLOCK_ROWS)
+    place = offset + row
+
+    left = tl.zeros((BLOCK_ROWS, LEFT_COLUMNS), tl.float32)
+    right = tl.zeros((BLOCK_ROWS, RIGHT_COLUMNS), tl.float32)
+    for start in range(0, width, BLOCK_CHUNK):
+        queries = _tile(query_ptr, first, rows, start, width, BLOCK_ROWS, BLOCK_CHUNK)
+        keys = _tile(key_ptr, 0, clips, start, width, LEFT_COLUMNS, BLOCK_CHUNK)
+        left = tl.dot(queries, tl.trans(keys), left, input_precision=PRECISION)
+        keys = _tile(key_ptr, LEFT_COLUMNS, clips, start, width, RIGHT_COLUMNS, BLOCK_CHUNK)
+        right = tl.dot(queries, tl.trans(keys), right, input_precision=PRECISION)
+
+    query_exists = _exists(valid_ptr, query_slab, place, clips, masked, NO_MASK) & (row < rows)
+    counted = query_exists & _exists(valid_ptr, key_slab, place, clips, masked, NO_MASK)
+    number = clips
+    if not NO_MASK:
+        clip = tl.arange(0, 2 * LEFT_COLUMNS)
+        counted_key = _exists(valid_ptr, key_slab, clip, clips, masked, NO_MASK)
+        counted_key = counted_key & _exists(valid_ptr, query_slab, clip, clips, masked, NO_MASK)
+        number = tl.sum(counted_key.to(tl.int32), 0)
+    unit = LN_2 if BASE_TWO else 1.0
+    scale = 1 / (unit * tl.load(temperature_ptr))
+    left, own_left, earlier_left = _columns(
+        left, 0, place, scale, valid_ptr, key_slab, clips, masked, LEFT_COLUMNS, NO_MASK
+    )
+    right, own_right, earlier_right = _columns(
+        right, LEFT_COLUMNS, place, scale, valid_ptr, key_slab, clips, masked, RIGHT_COLUMNS, NO_MASK
+    )
+    own = own_left + own_right
+    largest_earlier = tl.maximum(earlier_left, earlier_right)
+    largest = tl.maximum(tl.max(left, 1), tl.max(right, 1))
+    base = tl.where(largest == -float("inf"), 0.0, largest)[:, None]
+    log_sum = _log(tl.sum(_exp(left - base, BASE_TWO), 1) + tl.sum(_exp(right - base, BASE_TWO), 1), BASE_TWO)
+
+    logsumexp_ptr += (softmax * pairs + pair) * rows
+    tl.store(logsumexp_ptr + row, tl.where(counted, unit * (largest + log_sum), 0.0), mask=row < rows)
+    total = tl.sum(tl.where(counted, log_sum + (largest - own), 0.0), 0)
+    hits = tl.sum((counted & (largest_earlier < own) & (largest <= own)).to(tl.int32), 0)
+    share = tl.program_id(2) * pairs + pair
+    tl.store(share_ptr + share, unit * total / (2 if BOTH else 1))
+    tl.store(share_hits_ptr + share, tl.where(softmax == 0, hits, 0))
+    tl.store(number_ptr + pair, number)
+
+    if _is_last(arrived_ptr, pairs * tl.num_programs(2), FUSED):
+        _add_shares(pair_loss_ptr, hits_ptr, number_ptr, share_ptr, share_hits_ptr, pairs, tl.num_programs(2))
+        _finish(loss_ptr, pair_loss_ptr, clip_weights_ptr, number_ptr, pair_weights_ptr, modalities * modalities, steps)
+
+
+@triton.jit
+def _add_shares(pair_loss_ptr, hits_ptr, number_ptr, share_ptr, share_hits_ptr, pairs, shares):
+    """The loss and hits of each pair and step, whose shares always have the same order."""
+    for first in range(0, pairs, PLACE_TILE):
+        pair = first + tl.arange(0, PLACE_TILE)
+        total = tl.zeros((PLACE_TILE,), tl.float32)
+        hits = tl.zeros((PLACE_TILE,), tl.int32)
+        for share in range(0, shares):
+            total += tl.load(share_ptr + share * pairs + pair, mask=pair < pairs, other=0.0)
+            hits += tl.load(share_hits_ptr + share * pairs + pair, mask=pair < pairs, other=0)
+        number = tl.load(number_ptr + pair, mask=pair < pairs, other=0)
+        tl.store(pair_loss_ptr + pair, total / tl.maximum(number, 1), mask=pair < pairs)
+        tl.store(hits_ptr + pair, hits, mask=pair < pairs)
+    # Other threads of this program read the losses again.
+    tl.debug_barrier()
 
 
 @triton.jit
@@ -638,6 +775,11 @@ class Configuration(NamedTuple):
         return {"BLOCK": self.rows, "BLOCK_WIDTH": self.chunk, "PRECISION": self.precision}
 
     @property
+    def small_rows(self) -> dict[str, int | str]:
+        """Compile-time constants of the kernel for rows of a small batch, without the softmax."""
+        return {"BLOCK_ROWS": self.rows, "BLOCK_CHUNK": self.chunk, "PRECISION": self.precision}
+
+    @property
     def tiles(self) -> dict[str, int | bool | str]:
         """Compile-time constants of the other kernels, without the softmax."""
         sizes = {"BLOCK_ROWS": self.rows, "BLOCK_COLUMNS": self.columns, "BLOCK_WIDTH": self.width}
@@ -662,6 +804,9 @@ _CHUNKED = {
     ("small_forward", "half"): Configuration(SMALL_BATCH, SMALL_BATCH, 8, 2, 64),
     ("small_forward", "tf32"): Configuration(SMALL_BATCH, SMALL_BATCH, 8, 2, 32),
     ("small_forward", "ieee"): Configuration(SMALL_BATCH, SMALL_BATCH, 8, 1, 16),
+    ("small_rows", "half"): Configuration(32, ROWS_BATCH, 2, 2, 64),
+    ("small_rows", "tf32"): Configuration(32, ROWS_BATCH, 2, 2, 32),
+    ("small_rows", "ieee"): Configuration(32, ROWS_BATCH, 4, 1, 16),
     ("forward", "half"): Configuration(128, 64, 8, 3, 64),
     ("forward", "tf32"): Configuration(128, 64, 8, 2, 32),
     ("forward", "ieee"): Configuration(32, 32, 4, 1, 16),
@@ -691,7 +836,7 @@ def configuration(
     """The configuration of a kernel for a dtype, width, GPU and precision.
 
     Args:
-        kernel: "small_forward", "forward" or "backward".
+        kernel: "small_forward", "small_rows", "forward" or "backward".
         dtype: of targets and predictions; not float64.
         width: of the vectors, padded.
         capability: compute capability of the GPU, (8, 0) at least.
@@ -836,26 +981,23 @@ def _small_forward(inputs: CrossInfoNCEInputs, ready: _Ready) -> tuple[Tensor, .
     logsumexp = new((1 + both, *ready.pairs, ready.queries.shape[2]), dtype=torch.float32)
     clip_weights = new(ready.pairs, dtype=torch.float32)
     number = new(ready.pairs, dtype=torch.int32)
-    chosen = _choose("small_forward", ready, both)
-    small_forward_kernel[(pair_loss.numel(),)](
-        ready.queries,
-        ready.keys,
-        ready.valid,
-        inputs.pair_weights.float().contiguous(),
-        ready.temperature,
-        loss,
-        pair_loss,
-        hits,
-        logsumexp,
-        clip_weights,
-        number,
-        _arrived(ready.keys),
-        *ready.sizes,
-        int(both),
-        **chosen.small,
-        **forms("small_forward", chosen, inputs.valid is None),
-        **chosen.options,
-    )
+    weights = inputs.pair_weights.float().contiguous()
+    tensors = [ready.queries, ready.keys, ready.valid, weights, ready.temperature]
+    tensors += [loss, pair_loss, hits, logsumexp, clip_weights, number]
+    rows, clips = ready.queries.shape[2], ready.keys.shape[2]
+    kernel = "small_rows" if ROW_TILES and clips <= ROWS_BATCH else "small_forward"
+    chosen = _choose(kernel, ready, both)
+    chosen_forms = {**forms(kernel, chosen, inputs.valid is None), **chosen.options}
+    if kernel == "small_rows":
+        modalities, _, steps = ready.pairs
+        tiles = (1 + both) * triton.cdiv(rows, chosen.rows)
+        shares = new((tiles, *ready.pairs), dtype=torch.float32)
+        tensors += [shares, torch.empty_like(shares, dtype=torch.int32), _arrived(ready.keys)]
+        grid = (modalities * modalities, steps, tiles)
+        small_rows_kernel[grid](*tensors, *ready.sizes, BOTH=both, **chosen.small_rows, **chosen_forms)
+    else:
+        tensors.append(_arrived(ready.keys))
+        small_forward_kernel[(pair_loss.numel(),)](*tensors, *ready.sizes, BOTH=both, **chosen.small, **chosen_forms)
     return loss, pair_loss, hits, logsumexp, clip_weights
 
 

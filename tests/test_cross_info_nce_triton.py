@@ -23,11 +23,12 @@ from unicode_fast.reference.cross_info_nce import CrossInfoNCEInputs
 # Bytes of shared memory that a program can have.
 SHARED_BYTES = {80: 166912, 86: 101376, 90: 232448}
 POINTERS = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16"}
-OTHER_POINTERS = {"valid_ptr": "*i1", "hit_ptr": "*i1", "hits_ptr": "*i64", "number_ptr": "*i32", "arrived_ptr": "*i32"}
+OTHER_POINTERS = {"valid_ptr": "*i1", "hit_ptr": "*i1", "hits_ptr": "*i64"}
+OTHER_POINTERS |= dict.fromkeys(("number_ptr", "share_hits_ptr", "arrived_ptr"), "*i32")
 # Triton 3.7 and 3.8, unlike 3.6 and 3.9, keep up to four numbers a thread of one program in memory.
 SPILLS = Version(triton.__version__).release[:2] in ((3, 7), (3, 8))
 SPILLING = ("backward", 90, True, True)
-KERNELS = ("small_forward", "forward", "backward")
+KERNELS = ("small_forward", "small_rows", "forward", "backward")
 VECTORS = ("queries_ptr", "keys_ptr", "in_queries_ptr", "in_keys_ptr")
 
 
@@ -45,12 +46,12 @@ class Compilation(NamedTuple):
 
 
 def compilations() -> list[Compilation]:
-    """All that can be chosen at run time; the small forward pass is the same program for all softmaxes."""
+    """All that can be chosen at run time."""
     found = {}
     for capability, dtype, width, both in itertools.product(SHARED_BYTES, POINTERS, (128, 256, 384), (False, True)):
         for kernel, precision in itertools.product(KERNELS, ("highest", "high")):
             chosen = kernels.configuration(kernel, dtype, width, divmod(capability, 10), precision, both)
-            compilation = Compilation(kernel, capability, dtype, both and kernel != "small_forward", chosen)
+            compilation = Compilation(kernel, capability, dtype, both, chosen)
             found[str(compilation)] = compilation
     return list(found.values())
 
@@ -92,8 +93,8 @@ def test_forms_take_fewer_instructions(kernel: str, both: bool, monkeypatch: pyt
 def compiled_for(compilation: Compilation, all_valid: bool) -> Compiled:
     kernel = getattr(kernels, f"{compilation.kernel}_kernel")
     chosen = compilation.configuration
-    fixed = chosen.small if compilation.kernel == "small_forward" else {**chosen.tiles, "BOTH": compilation.both}
-    fixed |= kernels.forms(compilation.kernel, chosen, all_valid)
+    sizes = {"small_forward": chosen.small, "small_rows": chosen.small_rows}.get(compilation.kernel, chosen.tiles)
+    fixed = {**sizes, "BOTH": compilation.both} | kernels.forms(compilation.kernel, chosen, all_valid)
     types = {name: "i32" for name in kernel.arg_names if name not in fixed}
     types |= {name: OTHER_POINTERS.get(name, "*fp32") for name in types if name.endswith("_ptr")}
     types |= {name: POINTERS[compilation.dtype] for name in VECTORS if name in types}

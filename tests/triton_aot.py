@@ -20,7 +20,8 @@ _BINARIES = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 class Compiled(NamedTuple):
     """A compiled kernel: bytes of a program's shared memory, of a thread's stack, and counts of instructions.
 
-    `loop` counts those of the innermost loop with products of matrices; 0 without one.
+    `loop` counts those of the innermost loop with products of matrices, `outer_loop` those of the loop around it; 0
+    without one. `path` counts those before the atomic operation by which a program reports that it is done.
     """
 
     registers: int
@@ -30,7 +31,9 @@ class Compiled(NamedTuple):
     shared_bytes: int
     tensor_core: int
     instructions: int
+    path: int
     loop: int
+    outer_loop: int
 
 
 def compile_ahead(
@@ -67,14 +70,14 @@ def compile_ahead(
     return Compiled(used["REG"], used["STACK"], loads, stores, compiled.metadata.shared, products, *counts)
 
 
-def _instructions(code: str) -> tuple[int, int]:
-    """Numbers of instructions of a kernel, and of its innermost loop with products of matrices."""
+def _instructions(code: str) -> tuple[int, int, int, int]:
+    """Numbers of instructions: of a kernel, before its atomic operation, of its innermost loop with products, around it."""
     instructions: list[str] = []
     labels: dict[str, int] = {}
     for label, instruction in re.findall(r"^(\.L_\w+):|^\s+/\*[0-9a-f]{4,}\*/\s+(.*?);", code, re.MULTILINE):
         if label:
             labels[label] = len(instructions)
-        else:
+        elif not re.search(r"\bNOP\b", instruction):
             instructions.append(instruction)
     loops = []
     for place, instruction in enumerate(instructions):
@@ -82,7 +85,8 @@ def _instructions(code: str) -> tuple[int, int]:
         if target and labels[target[1]] < place:
             body = instructions[labels[target[1]] : place + 1]
             loops += [len(body)] if any(re.search(r"\bHG?MMA", text) for text in body) else []
-    return sum(not re.search(r"\bNOP\b", text) for text in instructions), min(loops, default=0)
+    path = next((place for place, text in enumerate(instructions) if "ATOMG" in text), len(instructions))
+    return len(instructions), path, *(*sorted(loops), 0, 0)[:2]
 
 
 def _run(program: str, *arguments: str) -> str:
