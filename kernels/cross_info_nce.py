@@ -32,8 +32,10 @@ SMALL_BATCH = 128
 LEFT_COLUMNS = tl.constexpr(64)
 RIGHT_COLUMNS = tl.constexpr(32)
 ROWS_BATCH = LEFT_COLUMNS.value + RIGHT_COLUMNS.value
-# Rows of partial column logsumexps for each pair with "both": twice the memory of one float32 input of width 256.
+# Rows of partial sums of columns for each pair with "both": twice the memory of one float32 input of width 256.
 MOST_GROUPS = 512
+# A gradient has smaller tiles up to this many programs, two for each multiprocessor of an H100 or H200.
+FEW_PROGRAMS = 264
 # Limit of all but the first dimension of a grid.
 MOST_PROGRAMS = 65535
 # Slopes are at most 2 before their product in float16, whose range ends at 65504; it loses bits below 6e-5.
@@ -53,8 +55,13 @@ WITHOUT_MASKS = True
 BASE_TWO = True
 # The last program of a kernel clears the count of programs. That of the gradient also adds up the temperature's.
 FUSED = True
-# A batch of up to ROWS_BATCH clips has several programs for each pair: 80 clips are padded to 96, not to 128.
+# A batch of up to ROWS_BATCH clips has tiles of 32 rows: 80 clips are padded to 96, not to 128. Each pair has several
+# programs, and a gradient too where it has FEW_PROGRAMS.
 ROW_TILES = True
+# With both softmaxes the forward pass keeps the largest score and the sum of each column; logarithms come afterwards.
+COLUMN_SUMS = True
+# The gradient of one softmax looks for the own place of a row only in tiles that may have it.
+DIAGONAL_APART = True
 # The forward pass on sm_90 begins the product of a second tile before the exponentials of the first one. Only Triton
 # 3.9 overlaps the two, and only without masks.
 AHEAD = False
@@ -130,6 +137,18 @@ def _log_sum_exp(scores, axis: tl.constexpr, BASE_TWO: tl.constexpr):
 def _probability(gap, BASE_TWO: tl.constexpr):
     """Exponential of a score less its logsumexp; at most 1, even if a huge recomputed score is larger."""
     return _exp(tl.minimum(gap, 0.0, propagate_nan=tl.PropagateNan.ALL), BASE_TWO)
+
+
+@triton.jit
+def _slope(gap, row_clip, clip, on_diagonal, BASE_TWO: tl.constexpr, DIAGONAL_APART: tl.constexpr):
+    """Derivative of a negative log softmax at the row's own place, by the scores."""
+    slope = _probability(gap, BASE_TWO)
+    if DIAGONAL_APART:
+        if on_diagonal:
+            slope = tl.where(row_clip[:, None] == clip[None, :], slope - 1.0, slope)
+    else:
+        slope -= (row_clip[:, None] == clip[None, :]).to(tl.float32)
+    return slope
 
 
 @triton.jit
@@ -397,6 +416,7 @@ def _add_columns(
     own,
     largest_earlier,  # of the keys before the own one
     partial_ptr,
+    partial_total_ptr,
     written,  # columns of partial_ptr that hold sums of earlier rows
     valid_ptr,
     key_slab,
@@ -411,6 +431,7 @@ def _add_columns(
     NO_MASK: tl.constexpr,
     BASE_TWO: tl.constexpr,
     AHEAD: tl.constexpr,
+    COLUMN_SUMS: tl.constexpr,
 ):
     """The running sums of each row's softmax after BLOCK_COLUMNS more columns; with AHEAD some may be below 0."""
     clip = start + tl.arange(0, BLOCK_COLUMNS)
@@ -427,7 +448,21 @@ def _add_columns(
     new_largest = tl.maximum(largest, tl.max(scores, 1))
     base = tl.where(new_largest == -float("inf"), 0.0, new_largest)
     total = total * _exp(largest - base, BASE_TWO) + tl.sum(_exp(scores - base[:, None], BASE_TWO), 1)
-    if BOTH:
+    if BOTH and COLUMN_SUMS:
+        largest_of_key = tl.max(scores, 0)
+        base = tl.where(largest_of_key == -float("inf"), 0.0, largest_of_key)
+        total_of_key = tl.sum(_exp(scores - base[None, :], BASE_TWO), 0)
+        if written != 0:
+            before = tl.load(partial_ptr + clip, mask=clip < clips, other=-float("inf"))
+            total_before = tl.load(partial_total_ptr + clip, mask=clip < clips, other=0.0)
+            largest_of_rows = largest_of_key
+            largest_of_key = tl.maximum(largest_of_rows, before)
+            base = tl.where(largest_of_key == -float("inf"), 0.0, largest_of_key)
+            total_of_key *= _exp(largest_of_rows - base, BASE_TWO)
+            total_of_key += total_before * _exp(before - base, BASE_TWO)
+        tl.store(partial_ptr + clip, largest_of_key, mask=clip < clips)
+        tl.store(partial_total_ptr + clip, total_of_key, mask=clip < clips)
+    elif BOTH:
         largest_of_key, log_sum_of_key = _log_sum_exp(scores, 0, BASE_TWO)
         partial = unit * (largest_of_key + log_sum_of_key)
         before = tl.load(partial_ptr + clip, mask=clip < written, other=-float("inf"))
@@ -445,7 +480,8 @@ def forward_kernel(
     logsumexp_ptr,  # (softmaxes, target, source, steps, rows); only the first softmax is written
     own_ptr,  # (target, source, steps, rows), scores at the queries' own keys
     hit_ptr,  # (target, source, steps, rows)
-    partial_ptr,  # (groups, target, source, steps, clips), of the second softmax; written where BOTH
+    partial_ptr,  # (groups, target, source, steps, clips), of the second softmax; written where BOTH. (2, groups, ...)
+    # with COLUMN_SUMS: largest scores, then sums of exponentials.
     modalities,
     steps,
     rows,
@@ -465,6 +501,7 @@ def forward_kernel(
     NO_MASK: tl.constexpr,
     BASE_TWO: tl.constexpr,
     AHEAD: tl.constexpr,
+    COLUMN_SUMS: tl.constexpr,
 ):
     """Tiles of rows of one pair's queries in each program, one after the other, each along all keys.
 
@@ -480,6 +517,7 @@ def forward_kernel(
     query_ptr = queries_ptr + query_slab.to(tl.int64) * rows * width
     key_ptr = keys_ptr + key_slab.to(tl.int64) * clips * width
     partial_ptr += (group.to(tl.int64) * tl.num_programs(1) + pair) * clips
+    partial_total_ptr = partial_ptr + tl.num_programs(0).to(tl.int64) * tl.num_programs(1) * clips
     unit = LN_2 if BASE_TWO else 1.0
     scale = 1 / (unit * tl.load(temperature_ptr))
 
@@ -544,6 +582,7 @@ def forward_kernel(
                     own,
                     largest_earlier,
                     partial_ptr,
+                    partial_total_ptr,
                     written,
                     valid_ptr,
                     key_slab,
@@ -558,6 +597,7 @@ def forward_kernel(
                     NO_MASK,
                     BASE_TWO,
                     AHEAD,
+                    COLUMN_SUMS,
                 )
             largest, total, own, largest_earlier = _add_columns(
                 scores,
@@ -567,6 +607,7 @@ def forward_kernel(
                 own,
                 largest_earlier,
                 partial_ptr,
+                partial_total_ptr,
                 written,
                 valid_ptr,
                 key_slab,
@@ -581,6 +622,7 @@ def forward_kernel(
                 NO_MASK,
                 BASE_TWO,
                 AHEAD,
+                COLUMN_SUMS,
             )
         counted = query_exists & _exists(valid_ptr, key_slab, offset + row, clips, masked, NO_MASK)
         hit = counted & (largest_earlier < own) & (largest <= own)
@@ -626,6 +668,7 @@ def backward_kernel(
     NO_MASK: tl.constexpr,
     BASE_TWO: tl.constexpr,
     FUSED: tl.constexpr,
+    DIAGONAL_APART: tl.constexpr,
 ):
     """Some rows and columns of one slab's gradient in each program: first the slabs of queries, then those of keys.
 
@@ -706,14 +749,15 @@ def backward_kernel(
             column_counted = column_exists & _exists(valid_ptr, own_slab, clip, clips, masked, NO_MASK)
             place = column_logsumexp_ptr + pair * rows + column
             column_logsumexp = tl.load(place, mask=column < logsumexp_columns, other=0.0) * (1 / unit)
-            identity = (row_clip[:, None] == clip[None, :]).to(tl.float32)
+            distance = other_offset + start - own_offset - first
+            on_diagonal = (distance < BLOCK_ROWS) & (distance > -BLOCK_COLUMNS)
             if BOTH:
                 gap = scores * scale - row_logsumexp[:, None]
-                slope = _probability(gap, BASE_TWO) - identity
+                slope = _slope(gap, row_clip, clip, on_diagonal, BASE_TWO, False)
                 slope = tl.where(row_counted[:, None] & column_exists[None, :], slope, 0.0)
                 in_temperature += weight * tl.sum(slope * gap, 1)
                 gap = scores * scale - column_logsumexp[None, :]
-                added = _probability(gap, BASE_TWO) - identity
+                added = _slope(gap, row_clip, clip, on_diagonal, BASE_TWO, False)
                 added = tl.where(row_exists[:, None] & column_counted[None, :], added, 0.0)
                 in_temperature += weight * tl.sum(added * gap, 1)
                 slope += added
@@ -722,7 +766,8 @@ def backward_kernel(
                 gap = scores * scale - row_logsumexp[:, None] - column_logsumexp[None, :]
                 here_row = tl.where(of_queries, row_counted, row_exists)
                 here_column = tl.where(of_queries, column_exists, column_counted)
-                slope = tl.where(here_row[:, None] & here_column[None, :], _probability(gap, BASE_TWO) - identity, 0.0)
+                slope = _slope(gap, row_clip, clip, on_diagonal, BASE_TWO, DIAGONAL_APART)
+                slope = tl.where(here_row[:, None] & here_column[None, :], slope, 0.0)
                 in_temperature += weight * tl.sum(slope * gap, 1)
             result = tl.dot((slope * weight).to(others.dtype), others, result, input_precision=PRECISION)
     factor = tl.load(gradient_ptr) * largest_weight * natural_scale / SLOPE_SCALE
@@ -793,7 +838,10 @@ class Configuration(NamedTuple):
 
 def forms(kernel: str, chosen: Configuration, all_valid: bool) -> dict[str, bool]:
     """Compile-time constants of a kernel that choose between its forms."""
-    own = {"AHEAD": chosen.ahead} if kernel == "forward" else {"FUSED": FUSED}
+    own = {"AHEAD": chosen.ahead, "COLUMN_SUMS": COLUMN_SUMS} if kernel == "forward" else {"FUSED": FUSED}
+    if kernel.endswith("backward"):
+        # Small batches have few other tiles.
+        own["DIAGONAL_APART"] = DIAGONAL_APART and kernel == "backward"
     return {"NO_MASK": WITHOUT_MASKS and all_valid, "BASE_TWO": BASE_TWO, **own}
 
 
@@ -813,18 +861,23 @@ _CHUNKED = {
     ("backward", "half"): Configuration(128, 32, 8, 2, 64),
     ("backward", "tf32"): Configuration(128, 32, 8, 2, 32),
     ("backward", "ieee"): Configuration(32, 32, 4, 1, 16),
+    ("small_backward", "half"): Configuration(32, 32, 4, 1, 64),
+    ("small_backward", "tf32"): Configuration(32, 32, 4, 1, 32),
+    ("small_backward", "ieee"): Configuration(32, 32, 4, 1, 16),
 }
 # For widths of 129 to 256: one load of a tile of vectors serves the scores and the gradient.
 _WHOLE_WIDTH = 2 * TILE_WIDTH
 _WHOLE = {
     ("forward", "half"): Configuration(64, 64, 8, 2, 64),
     ("backward", "half"): Configuration(64, 32, 8, 2, 64),
+    ("small_backward", "half"): Configuration(32, 32, 4, 2, 64),
 }
 # The same with the 227 KiB of shared memory of sm_90 and sm_100.
 _WHOLE_LARGE = {
     ("forward", "half"): Configuration(128, 64, 8, 3, 64),
     ("forward", "tf32"): Configuration(128, 32, 8, 2, 32),
     ("backward", "half"): Configuration(128, 32, 8, 2, 64),
+    ("small_backward", "half"): Configuration(32, 32, 4, 2, 64),
 }
 # The same for sm_90, without the second softmax of "both", whose sums need the registers.
 _AHEAD = {("forward", "half"): Configuration(128, 64, 8, 2, 64, ahead=True)}
@@ -836,7 +889,7 @@ def configuration(
     """The configuration of a kernel for a dtype, width, GPU and precision.
 
     Args:
-        kernel: "small_forward", "small_rows", "forward" or "backward".
+        kernel: "small_forward", "small_rows", "forward", "backward", or "small_backward": "backward" with more programs.
         dtype: of targets and predictions; not float64.
         width: of the vectors, padded.
         capability: compute capability of the GPU, (8, 0) at least.
@@ -946,9 +999,15 @@ def _aligned(vectors: Tensor) -> Tensor:
     return vectors if vectors.data_ptr() % 16 == 0 else vectors.clone()
 
 
-# Counts of programs, zero between kernels: of each device and stream, and unused ones for the kernels of graphs.
+# Counts of programs, zero between kernels: of each device and stream, and unused ones for the kernels of graphs. The
+# memory of those in use stays reserved, because a graph holds no tensors.
 _COUNTS: dict[tuple[torch.device, int], Tensor] = {}
 _UNUSED_COUNTS: dict[torch.device, list[Tensor]] = {}
+_COUNTS_OF_GRAPHS: list[Tensor] = []
+
+
+def _captured(like: Tensor) -> bool:
+    return like.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
 def _arrived(like: Tensor) -> Tensor:
@@ -959,11 +1018,13 @@ def _arrived(like: Tensor) -> Tensor:
     device = like.device
     if not FUSED:
         return like.new_zeros((), dtype=torch.int32)
-    if like.is_cuda and torch.cuda.is_current_stream_capturing():
+    if _captured(like):
         unused = _UNUSED_COUNTS.get(device)
         return unused.pop() if unused else like.new_zeros((), dtype=torch.int32)
     if not _UNUSED_COUNTS.get(device):
-        _UNUSED_COUNTS[device] = list(torch.zeros(64, dtype=torch.int32, device=device))
+        counts = torch.zeros(64, dtype=torch.int32, device=device)
+        _COUNTS_OF_GRAPHS.append(counts)
+        _UNUSED_COUNTS[device] = list(counts)
         if like.is_cuda:
             # The graph's stream does not wait for this one.
             torch.cuda.current_stream(device).synchronize()
@@ -1011,8 +1072,9 @@ def _forward(inputs: CrossInfoNCEInputs, ready: _Ready) -> tuple[Tensor, ...]:
     hit = new((*ready.pairs, rows), dtype=torch.bool)
     chosen = _choose("forward", ready, both)
     groups = triton.cdiv(rows, chosen.rows)
-    groups = min(groups, MOST_GROUPS) if both else groups
-    partial = new((groups if both else 0, *ready.pairs, clips), dtype=torch.float32)
+    sums = 1 + COLUMN_SUMS
+    groups = min(groups, MOST_GROUPS // sums) if both else groups
+    partial = new((sums, groups if both else 0, *ready.pairs, clips), dtype=torch.float32)
     forward_kernel[(groups, modalities * modalities * steps)](
         ready.queries,
         ready.keys,
@@ -1029,7 +1091,10 @@ def _forward(inputs: CrossInfoNCEInputs, ready: _Ready) -> tuple[Tensor, ...]:
         **chosen.options,
     )
     if both:
-        torch.logsumexp(partial, 0, out=logsumexp[1])
+        columns = partial[-1]
+        if COLUMN_SUMS:
+            columns.log_().add_(partial[0], alpha=LN_2.value if BASE_TWO else 1)
+        torch.logsumexp(columns, 0, out=logsumexp[1])
         if inputs.valid is not None:
             logsumexp[1].masked_fill_(~(inputs.valid[:, None] & inputs.valid[None]), 0)
     number, weights = numbers_and_weights(inputs)
@@ -1043,7 +1108,10 @@ def _backward(
 ) -> tuple[Tensor, ...]:
     modalities, steps, rows, width = ready.queries.shape
     clips, both = ready.keys.shape[2], inputs.softmax_over == "both"
-    chosen = _choose("backward", ready, both)
+    kernel = "small_backward" if ROW_TILES and clips <= ROWS_BATCH else "backward"
+    chosen = _choose(kernel, ready, both)
+    if triton.cdiv(clips, chosen.rows) * 2 * modalities * steps * (width // chosen.width) > FEW_PROGRAMS:
+        kernel, chosen = "backward", _choose("backward", ready, both)
     tiles = triton.cdiv(max(rows, clips), chosen.rows)
     in_queries, in_keys = torch.empty_like(ready.queries), torch.empty_like(ready.keys)
     in_temperature = ready.keys.new_empty((modalities, steps, tiles), dtype=torch.float32)
@@ -1064,7 +1132,7 @@ def _backward(
         *ready.sizes,
         BOTH=both,
         **chosen.tiles,
-        **forms("backward", chosen, inputs.valid is None),
+        **forms(kernel, chosen, inputs.valid is None),
         **chosen.options,
     )
     in_targets, in_predictions = in_queries, in_keys

@@ -17,6 +17,7 @@ from cases import generator, normal, strided
 from compare import LargestTensor, assert_all_close, assert_close
 from tolerances import EXACT
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from unicode_fast.kernels import cross_info_nce as kernels
 
@@ -30,7 +31,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"
 NAN = float("nan")
-KERNELS = ("small_forward_kernel", "forward_kernel", "backward_kernel")
+KERNELS = ("small_forward_kernel", "small_rows_kernel", "forward_kernel", "backward_kernel")
 NAMES = ("loss", "pair_loss", "hits", "logsumexp", "clip_weights")
 
 
@@ -90,28 +91,40 @@ def in_float64(inputs: CrossInfoNCEInputs) -> CrossInfoNCEInputs:
     )
 
 
-@pytest.mark.parametrize(
-    ("size", "softmax_over", "masked"),
-    [
-        ((2, 1, 1, 16), "predictions", False),
-        ((5, 2, 2, 5), "both", True),
-        ((2, 12, 2, 3), "candidates", True),
-        ((3, 1, 79, 24), "candidates", True),
-        ((3, 1, 80, 40), "predictions", False),
-        ((4, 1, 80, 40), "both", True),
-        ((2, 1, 127, 33), "both", False),
-        ((2, 1, 128, 130), "predictions", True),
-        ((2, 1, 129, 40), "both", True),
-        ((2, 1, 129, 17), "candidates", False),
-        ((1, 2, 300, 130), "predictions", True),
-        ((1, 1, 1000, 8), "both", True),
-    ],
-)
+SMALL = [
+    ((2, 1, 1, 16), "predictions", False),
+    ((5, 2, 2, 5), "both", True),
+    ((2, 12, 2, 3), "candidates", True),
+    ((3, 1, 79, 24), "candidates", True),
+    ((3, 1, 80, 40), "predictions", False),
+    ((4, 1, 80, 40), "both", True),
+    ((2, 2, 96, 24), "both", False),
+]
+LARGE = [
+    ((1, 1, 97, 24), "both", True),
+    ((2, 1, 127, 33), "both", False),
+    ((2, 1, 128, 130), "predictions", True),
+    ((2, 1, 129, 40), "both", True),
+    ((2, 1, 129, 17), "candidates", False),
+    ((1, 2, 300, 130), "predictions", True),
+    ((1, 1, 1000, 8), "both", True),
+]
+
+
+@pytest.mark.parametrize(("size", "softmax_over", "masked"), [*SMALL, *LARGE])
 def test_against_float64(size: tuple[int, int, int, int], softmax_over: str, masked: bool) -> None:
     assert_as_reference(make_inputs(size, softmax_over, masked))
 
 
-@pytest.mark.parametrize("form", ["WITHOUT_MASKS", "BASE_TWO", "FUSED"])
+@pytest.mark.parametrize(("size", "softmax_over", "masked"), SMALL)
+def test_whole_pairs_in_a_program(
+    size: tuple[int, int, int, int], softmax_over: str, masked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernels, "ROW_TILES", False)
+    assert_as_reference(make_inputs(size, softmax_over, masked))
+
+
+@pytest.mark.parametrize("form", ["WITHOUT_MASKS", "BASE_TWO", "FUSED", "COLUMN_SUMS", "DIAGONAL_APART"])
 @pytest.mark.parametrize("clips", [80, 130])
 def test_earlier_forms(clips: int, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The forms that the package does not choose, each without the others."""
@@ -270,15 +283,19 @@ class Launches:
         return self.kernel[grid]
 
 
-@pytest.mark.parametrize("clips", [5, 130])
-def test_one_launch_each_way(clips: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("clips", "rows", "forward"),
+    [(5, True, "small_rows_kernel"), (5, False, "small_forward_kernel"), (130, True, "forward_kernel")],
+)
+def test_one_launch_each_way(clips: int, rows: bool, forward: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """All pairs and steps in one kernel, their gradient in another."""
+    monkeypatch.setattr(kernels, "ROW_TILES", rows)
     counted = {name: Launches(getattr(kernels, name)) for name in KERNELS}
     for name, kernel in counted.items():
         monkeypatch.setattr(kernels, name, kernel)
     assert_as_reference(make_inputs((2, 2, clips, 3), "both", masked=True))
-    expected = {"small_forward_kernel": clips < 128, "forward_kernel": clips > 128, "backward_kernel": True}
-    assert {name: kernel.number for name, kernel in counted.items()} == expected
+    expected = {forward: 1, "backward_kernel": 1}
+    assert {name: kernel.number for name, kernel in counted.items() if kernel.number} == expected
 
 
 class Operators(TorchDispatchMode):
@@ -305,6 +322,19 @@ def test_two_launches_in_all(fused: bool, monkeypatch: pytest.MonkeyPatch) -> No
         kernels.cross_info_nce_backward_triton(gradient, found[3], found[4], inputs)
     computing = operators.number["aten.new_zeros.default"] + operators.number["aten.sum.default"]
     assert computing == (0 if fused else 2)
+
+
+def test_counts_of_graphs_stay_reserved(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A graph holds no tensor of its counts, so nothing else may get their memory."""
+    like = torch.zeros((), device=DEVICE)
+    kernels._arrived(like)
+    unused = kernels._UNUSED_COUNTS[like.device]
+    memory = StorageWeakRef(unused[0].untyped_storage())
+    monkeypatch.setattr(kernels, "_captured", lambda like: True)
+    for _ in range(len(unused)):
+        kernels._arrived(like)
+    assert not unused
+    assert not memory.expired()
 
 
 @pytest.mark.skipif(INTERPRETED, reason="a graph needs a GPU")

@@ -28,7 +28,7 @@ OTHER_POINTERS |= dict.fromkeys(("number_ptr", "share_hits_ptr", "arrived_ptr"),
 # Triton 3.7 and 3.8, unlike 3.6 and 3.9, keep up to four numbers a thread of one program in memory.
 SPILLS = Version(triton.__version__).release[:2] in ((3, 7), (3, 8))
 SPILLING = ("backward", 90, True, True)
-KERNELS = ("small_forward", "small_rows", "forward", "backward")
+KERNELS = ("small_forward", "small_rows", "forward", "backward", "small_backward")
 VECTORS = ("queries_ptr", "keys_ptr", "in_queries_ptr", "in_keys_ptr")
 
 
@@ -73,25 +73,59 @@ def test_products_ahead_compile(dtype: torch.dtype, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="Triton interprets here and compiles nothing")
-@pytest.mark.parametrize(
-    ("kernel", "both"),
-    [("small_forward", False), ("forward", False), ("forward", True), ("backward", False), ("backward", True)],
-)
+@pytest.mark.parametrize("both", [False, True])
+@pytest.mark.parametrize("kernel", ["small_forward", "forward", "backward"])
 def test_forms_take_fewer_instructions(kernel: str, both: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of the whole small kernel and of the loops of the others. `pytest -s` prints those of docs/performance.md."""
-    chosen = kernels.configuration(kernel, torch.bfloat16, 256, (9, 0), "highest", both)
+    """Of the whole small kernel and of the usual passes of the others' loops, as docs/performance.md has them."""
     counts = []
     for form in (False, True):
-        for name in ("WITHOUT_MASKS", "BASE_TWO"):
+        for name in ("WITHOUT_MASKS", "BASE_TWO", "COLUMN_SUMS", "DIAGONAL_APART"):
             monkeypatch.setattr(kernels, name, form)
-        compiled = compiled_for(Compilation(kernel, 90, torch.bfloat16, both, chosen), all_valid=True)
-        counts.append(compiled.instructions if kernel == "small_forward" else compiled.loop)
+        compiled = compiled_for(chosen_on_hopper(kernel, both), all_valid=True)
+        counts.append(compiled.instructions if kernel == "small_forward" else compiled.usual_loop)
     sys.stdout.write(f"{kernel}{', both' if both else ''}: {counts[0]}, {counts[1]}\n")
     assert counts[1] < counts[0]
 
 
+@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="Triton interprets here and compiles nothing")
+@pytest.mark.parametrize("both", [False, True])
+def test_rows_of_80_clips_take_fewer_instructions(both: bool) -> None:
+    """Warp instructions of a pair's forward pass, width 256, without the sum over pairs in the last program."""
+    counts = []
+    for kernel, programs in (("small_forward", 1), ("small_rows", 3 * (1 + both))):
+        compilation = chosen_on_hopper(kernel, both)
+        compiled, chosen = compiled_for(compilation, all_valid=True), compilation.configuration
+        program = compiled.path + (256 // chosen.chunk - 1) * compiled.loop
+        counts.append(programs * chosen.warps * program)
+        sys.stdout.write(f"{kernel}{', both' if both else ''}: {programs} x {chosen.warps} x {program} = {counts[-1]}\n")
+    assert counts[1] < counts[0]
+
+
+@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="Triton interprets here and compiles nothing")
+@pytest.mark.parametrize("both", [False, True])
+def test_rows_of_80_clips_spread_a_gradient(both: bool) -> None:
+    """Warp instructions of one slab's gradient, three modalities, width 256: more in all, fewer in each program."""
+    counts = []
+    for kernel in ("backward", "small_backward"):
+        compilation = chosen_on_hopper(kernel, both)
+        compiled, chosen = compiled_for(compilation, all_valid=True), compilation.configuration
+        passes = triton.cdiv(80, chosen.columns)
+        program = compiled.path + (3 * passes - 1) * compiled.loop + 2 * (compiled.outer_loop - compiled.loop)
+        programs = triton.cdiv(80, chosen.rows)
+        counts.append(chosen.warps * program)
+        text = f"{programs} x {chosen.warps} x {program} = {programs * counts[-1]}"
+        sys.stdout.write(f"{kernel}{', both' if both else ''}: {text}\n")
+    # Two programs on one multiprocessor take less than the one that they replace.
+    assert 2 * counts[1] < counts[0]
+
+
+def chosen_on_hopper(kernel: str, both: bool) -> Compilation:
+    chosen = kernels.configuration(kernel, torch.bfloat16, 256, (9, 0), "highest", both)
+    return Compilation(kernel, 90, torch.bfloat16, both, chosen)
+
+
 def compiled_for(compilation: Compilation, all_valid: bool) -> Compiled:
-    kernel = getattr(kernels, f"{compilation.kernel}_kernel")
+    kernel = getattr(kernels, compilation.kernel.replace("small_backward", "backward") + "_kernel")
     chosen = compilation.configuration
     sizes = {"small_forward": chosen.small, "small_rows": chosen.small_rows}.get(compilation.kernel, chosen.tiles)
     fixed = {**sizes, "BOTH": compilation.both} | kernels.forms(compilation.kernel, chosen, all_valid)

@@ -20,8 +20,9 @@ _BINARIES = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 class Compiled(NamedTuple):
     """A compiled kernel: bytes of a program's shared memory, of a thread's stack, and counts of instructions.
 
-    `loop` counts those of the innermost loop with products of matrices, `outer_loop` those of the loop around it; 0
-    without one. `path` counts those before the atomic operation by which a program reports that it is done.
+    `loop` counts those of the innermost loop with products of matrices, `usual_loop` those of them that no branch skips,
+    and `outer_loop` those of the loop around it; 0 without one. `path` counts those before the atomic operation by which
+    a program reports that it is done.
     """
 
     registers: int
@@ -33,6 +34,7 @@ class Compiled(NamedTuple):
     instructions: int
     path: int
     loop: int
+    usual_loop: int
     outer_loop: int
 
 
@@ -70,8 +72,8 @@ def compile_ahead(
     return Compiled(used["REG"], used["STACK"], loads, stores, compiled.metadata.shared, products, *counts)
 
 
-def _instructions(code: str) -> tuple[int, int, int, int]:
-    """Numbers of instructions: of a kernel, before its atomic operation, of its innermost loop with products, around it."""
+def _instructions(code: str) -> tuple[int, int, int, int, int]:
+    """The last five numbers of `Compiled`."""
     instructions: list[str] = []
     labels: dict[str, int] = {}
     for label, instruction in re.findall(r"^(\.L_\w+):|^\s+/\*[0-9a-f]{4,}\*/\s+(.*?);", code, re.MULTILINE):
@@ -79,14 +81,18 @@ def _instructions(code: str) -> tuple[int, int, int, int]:
             labels[label] = len(instructions)
         elif not re.search(r"\bNOP\b", instruction):
             instructions.append(instruction)
-    loops = []
-    for place, instruction in enumerate(instructions):
-        target = re.search(r"\bBRA\b.*`\((\.L_\w+)\)", instruction)
-        if target and labels[target[1]] < place:
-            body = instructions[labels[target[1]] : place + 1]
-            loops += [len(body)] if any(re.search(r"\bHG?MMA", text) for text in body) else []
+    branches = {
+        place: labels[target[1]]
+        for place, instruction in enumerate(instructions)
+        if (target := re.search(r"\bBRA\b.*`\((\.L_\w+)\)", instruction))
+    }
+    loops = [range(target, place + 1) for place, target in branches.items() if target < place]
+    loops = sorted((x for x in loops if any(re.search(r"\bHG?MMA", instructions[i]) for i in x)), key=len)
+    innermost, around = (*loops, range(0), range(0))[:2]
+    skips = [range(place + 1, branches[place]) for place in innermost if branches.get(place, 0) - 1 in innermost]
+    skipped = set().union(*skips)
     path = next((place for place, text in enumerate(instructions) if "ATOMG" in text), len(instructions))
-    return len(instructions), path, *(*sorted(loops), 0, 0)[:2]
+    return len(instructions), path, len(innermost), len(innermost) - len(skipped), len(around)
 
 
 def _run(program: str, *arguments: str) -> str:

@@ -247,6 +247,15 @@ def need(stage: Stage, *operators: str, kernels: Collection[str] = ()) -> None:
         raise LeftOut(f"left out: {', '.join(sorted(named))} failed")
 
 
+def need_triton(stage: Stage) -> None:
+    """Raises LeftOut where Triton's kernels do not run."""
+    from unicode_fast import backend
+
+    need(stage, "cross_info_nce")
+    if backend.choose_backend("cross_info_nce", torch.device(stage.device), None) != "triton":
+        raise LeftOut("Triton's kernels do not run here")
+
+
 def leave_out(without: Collection[str], device: str) -> None:
     """Makes calls without a backend avoid these kernels: they use another search, or the reference."""
     from unicode_fast import backend

@@ -276,16 +276,9 @@ def contrast_inputs(stage: Stage, clips: int, steps: int, precision: str, seed: 
     return [draw(stage, *shape, seed=seed + n, dtype=contrast.PRECISIONS[precision][1]) for n in range(2)]
 
 
-def need_triton(stage: Stage) -> None:
-    """Raises LeftOut where Triton's kernels do not run."""
-    common.need(stage, "cross_info_nce")
-    if backend.choose_backend("cross_info_nce", torch.device(stage.device), None) != "triton":
-        raise common.LeftOut("Triton's kernels do not run here")
-
-
 def contrast_row(stage: Stage, clips: int, steps: int, precision: str) -> Found:
     """Triton's loss and gradients against the reference in float64."""
-    need_triton(stage)
+    common.need_triton(stage)
     targets, predictions = contrast_inputs(stage, clips, steps, precision)
     with products(precision):
         found = contrast_of(targets, predictions, "triton")
@@ -371,7 +364,7 @@ def replayed_distribution(stage: Stage) -> Found:
 
 
 def replayed_contrast(stage: Stage, clips: int, precision: str) -> Found:
-    need_triton(stage)
+    common.need_triton(stage)
     inputs = two(lambda seed: contrast_inputs(stage, clips, 1, precision, seed))
     with products(precision):
         return replay(stage, lambda a, b: contrast_of(a, b, None), *inputs)

@@ -1,8 +1,10 @@
 """Stage: the contenders beside ours, the most important sizes first. Numbers of a size are drawn once for all of them.
 
-Contenders that compile come last, because compilation takes long. If a contender of others fails, its row holds the
-reason.
+Contenders that compile come last, because compilation takes long, then the forms of Triton's kernels that the package
+does not choose. If a contender of others fails, its row holds the reason.
 """
+
+from unittest import mock
 
 import common
 
@@ -30,6 +32,16 @@ SIZES = (
     ("step", "default"),
     ("repeated", "published"),
     ("clustered", "published"),
+)
+# Constants of kernels/cross_info_nce.py with the shapes that show their effect, and our contender.
+FORMS = (
+    ("ROW_TILES", "published", common.GRAPH),
+    ("ROW_TILES", "twelve steps", common.GRAPH),
+    ("FUSED", "published", common.GRAPH),
+    ("WITHOUT_MASKS", "32768 clips", "ours"),
+    ("BASE_TWO", "32768 clips", "ours"),
+    ("DIAGONAL_APART", "32768 clips", "ours"),
+    ("AHEAD", "32768 clips", "ours"),
 )
 
 
@@ -66,12 +78,25 @@ def match(stage: Stage, shape: str, precision: str, contender: str) -> Found:
     return found(row, bench_contrast.line(row), wrong)
 
 
+def other_form(stage: Stage, constant: str, shape: str, contender: str) -> Found:
+    """Ours with the form of Triton's kernels that the package does not choose."""
+    common.need_triton(stage)
+    from unicode_fast.kernels import cross_info_nce as kernels
+
+    with mock.patch.object(kernels, constant, not getattr(kernels, constant)):
+        result = match(stage, shape, "bfloat16", contender)
+    name = f"ours with the other {constant}{contender.removeprefix('ours')}"
+    return result._replace(text=f"{name}: {result.text}", numbers={**result.numbers, "contender": name})
+
+
 def main() -> None:
     stage = common.begin(__doc__)
     rows = [(quantise, *size, name) for size in SIZES for name in contenders.PROBLEMS[size[0]]]
     rows += [(match, *case, name) for case in CONTRAST_CASES["cuda"] for name in contrast.CONTENDERS]
     for measure, *row in sorted(rows, key=lambda row: "compiled" in row[-1]):
         common.attempt(stage, ", ".join(row), measure, *row)
+    for constant, shape, contender in FORMS:
+        common.attempt(stage, f"other {constant}, {shape}", other_form, constant, shape, contender)
 
 
 if __name__ == "__main__":

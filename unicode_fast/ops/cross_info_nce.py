@@ -115,6 +115,16 @@ def cross_info_nce(  # noqa: PLR0913 - three tensors and five independent switch
         scores gives both where a gradient is needed. With a group the CPU waits for the sizes of the shards, and
         torch.compile breaks its graph.
 
+    Synchronisation:
+        On a GPU no call without a group waits for the device, except for two. Triton's loss of up to 128 clips and its
+        gradient need a counter on the device. The first call on a device that is not captured makes 64 counters for
+        CUDA graphs, and the CPU waits for its stream. So does the first such call after graphs have taken all 64. The
+        first call on a stream makes the counter of that stream, without a wait.
+
+        A call during the capture of a graph never waits. Each captured kernel takes a counter, which it keeps until the
+        process ends. If none is left, or no call came before the capture, each replay clears one first: an operation
+        more for each kernel. So call the loss and its gradient once before a capture.
+
     Source:
         Xia et al., NeurIPS 2023, Eq. 6 ("candidates") and its released code ("predictions"); for two sets of vectors
         with "both": Radford et al., ICML 2021.
