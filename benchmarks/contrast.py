@@ -37,8 +37,9 @@ def weights(targets: Tensor) -> Tensor:
     return torch.ones(targets.shape[0], targets.shape[0], device=targets.device)
 
 
-def ours(targets: Tensor, predictions: Tensor, backend: str | None = None) -> Tensor:
-    return cross_info_nce(targets, predictions, weights(targets), temperature=TEMPERATURE, backend=backend).loss
+def ours(targets: Tensor, predictions: Tensor, backend: str | None = None, softmax_over: str = "predictions") -> Tensor:
+    options = {"temperature": TEMPERATURE, "backend": backend, "softmax_over": softmax_over}
+    return cross_info_nce(targets, predictions, weights(targets), **options).loss
 
 
 def eager(targets: Tensor, predictions: Tensor) -> Tensor:

@@ -254,7 +254,9 @@ def small_forward_kernel(
 
 
 @triton.jit
-def _columns(scores, start, place, scale, valid_ptr, key_slab, clips, masked, BLOCK: tl.constexpr, NO_MASK: tl.constexpr):
+def _columns(
+    scores, start, place, scale, valid_ptr, key_slab, clips, masked, BLOCK: tl.constexpr, NO_MASK: tl.constexpr
+):
     """Scores by temperature, each row's score at its own place, and its largest before that."""
     clip = start + tl.arange(0, BLOCK)
     key_exists = _exists(valid_ptr, key_slab, clip, clips, masked, NO_MASK)
@@ -889,7 +891,8 @@ def configuration(
     """The configuration of a kernel for a dtype, width, GPU and precision.
 
     Args:
-        kernel: "small_forward", "small_rows", "forward", "backward", or "small_backward": "backward" with more programs.
+        kernel: "small_forward", "small_rows", "forward", "backward", or "small_backward", which is "backward" with
+            smaller tiles.
         dtype: of targets and predictions; not float64.
         width: of the vectors, padded.
         capability: compute capability of the GPU, (8, 0) at least.

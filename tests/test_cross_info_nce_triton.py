@@ -97,7 +97,8 @@ def test_rows_of_80_clips_take_fewer_instructions(both: bool) -> None:
         compiled, chosen = compiled_for(compilation, all_valid=True), compilation.configuration
         program = compiled.path + (256 // chosen.chunk - 1) * compiled.loop
         counts.append(programs * chosen.warps * program)
-        sys.stdout.write(f"{kernel}{', both' if both else ''}: {programs} x {chosen.warps} x {program} = {counts[-1]}\n")
+        text = f"{programs} x {chosen.warps} x {program} = {counts[-1]}"
+        sys.stdout.write(f"{kernel}{', both' if both else ''}: {text}\n")
     assert counts[1] < counts[0]
 
 

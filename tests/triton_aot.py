@@ -20,9 +20,9 @@ _BINARIES = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 class Compiled(NamedTuple):
     """A compiled kernel: bytes of a program's shared memory, of a thread's stack, and counts of instructions.
 
-    `loop` counts those of the innermost loop with products of matrices, `usual_loop` those of them that no branch skips,
-    and `outer_loop` those of the loop around it; 0 without one. `path` counts those before the atomic operation by which
-    a program reports that it is done.
+    `loop` counts those of the innermost loop with products of matrices, `usual_loop` those of them that no branch
+    skips, and `outer_loop` those of the loop around it; 0 without one. `path` counts those before the atomic operation
+    by which a program reports that it is done.
     """
 
     registers: int

@@ -25,7 +25,6 @@ from unicode_fast import (
     CodebookState,
     EmaConfig,
     PreparedCodebook,
-    backend,
     codebook_update,
     codeword_distribution,
     commitment_loss,

@@ -4,6 +4,7 @@ Contenders that compile come last, because compilation takes long, then the form
 does not choose. If a contender of others fails, its row holds the reason.
 """
 
+import functools
 from unittest import mock
 
 import common
@@ -15,6 +16,7 @@ import bench_search
 import contenders
 import contrast
 from common import KERNELS, NEEDED, TILES, Found, Stage
+from measurement import times_of
 from shapes import CONTRAST_CASES
 
 # Problem and shape.
@@ -89,6 +91,25 @@ def other_form(stage: Stage, constant: str, shape: str, contender: str) -> Found
     return result._replace(text=f"{name}: {result.text}", numbers={**result.numbers, "contender": name})
 
 
+def column_sums(stage: Stage) -> Found:
+    """Both softmaxes of a large batch with either form of COLUMN_SUMS."""
+    common.need_triton(stage)
+    from unicode_fast.kernels import cross_info_nce as kernels
+
+    vectors, _ = contrast.problem("32768 clips", "bfloat16", stage.device)
+    loss = functools.partial(contrast.ours, softmax_over="both")
+    found, times = [], []
+    for form in (True, False):
+        with mock.patch.object(kernels, "COLUMN_SUMS", form):
+            found.append(contrast.with_gradients(loss, *vectors))
+            milliseconds = contenders.milliseconds(lambda: contrast.with_gradients(loss, *vectors)[0], stage.device)
+            times.append(times_of(milliseconds)["median_ms"])
+    difference = max(contrast.error(a, b) for a, b in zip(*found, strict=True))
+    text = f"both softmaxes with COLUMN_SUMS {times[0]:.3g} ms, without {times[1]:.3g} ms, differ by {difference:.1e}"
+    numbers = {"with_ms": times[0], "without_ms": times[1], "difference": difference}
+    return Found(difference <= bench_contrast.LARGEST_ERRORS["bfloat16"], text, numbers)
+
+
 def main() -> None:
     stage = common.begin(__doc__)
     rows = [(quantise, *size, name) for size in SIZES for name in contenders.PROBLEMS[size[0]]]
@@ -97,6 +118,7 @@ def main() -> None:
         common.attempt(stage, ", ".join(row), measure, *row)
     for constant, shape, contender in FORMS:
         common.attempt(stage, f"other {constant}, {shape}", other_form, constant, shape, contender)
+    common.attempt(stage, "either COLUMN_SUMS", column_sums)
 
 
 if __name__ == "__main__":
