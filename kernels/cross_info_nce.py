@@ -49,7 +49,8 @@ LOG2_E = tl.constexpr(1.4426950408889634)
 LN_2 = tl.constexpr(0.6931471805599453)
 
 # Forms of the kernels that no GPU has timed yet, chosen by counts of instructions and launches; False is the earlier
-# form. Without masks, where all clips are valid, no kernel reads `valid`.
+# form. Without masks, where all clips are valid, no kernel reads `valid`, and only the last keys of a batch are tested
+# for its end by the forward pass of one softmax.
 WITHOUT_MASKS = True
 # Exponentials and logarithms to base 2; log2(e) is part of the scale of the scores.
 BASE_TWO = True
@@ -437,11 +438,16 @@ def _add_columns(
 ):
     """The running sums of each row's softmax after BLOCK_COLUMNS more columns; with AHEAD some may be below 0."""
     clip = start + tl.arange(0, BLOCK_COLUMNS)
+    scores *= scale
     key_exists = _exists(valid_ptr, key_slab, clip, clips, masked, NO_MASK)
     if AHEAD:
         key_exists = key_exists & (clip >= 0)
-    exists = query_exists[:, None] & key_exists[None, :]
-    scores = tl.where(exists, scores * scale, -float("inf"))
+    if BOTH:
+        scores = tl.where(query_exists[:, None] & key_exists[None, :], scores, -float("inf"))
+    elif not NO_MASK:
+        scores = tl.where(key_exists[None, :], scores, -float("inf"))
+    elif (start < 0) | (start + BLOCK_COLUMNS > clips):
+        scores = tl.where(key_exists[None, :], scores, -float("inf"))
     if (start <= tl.max(place, 0)) & (start + BLOCK_COLUMNS > tl.min(place, 0)):
         here = (place >= start) & (place < start + BLOCK_COLUMNS)
         before = tl.max(tl.where(clip[None, :] < place[:, None], scores, -float("inf")), 1)

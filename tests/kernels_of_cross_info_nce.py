@@ -125,20 +125,24 @@ def test_whole_pairs_in_a_program(
 
 
 @pytest.mark.parametrize("form", ["WITHOUT_MASKS", "BASE_TWO", "FUSED", "COLUMN_SUMS", "DIAGONAL_APART"])
-@pytest.mark.parametrize("clips", [80, 130])
-def test_earlier_forms(clips: int, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("clips", "softmax_over"), [(80, "both"), (130, "both"), (130, "predictions")])
+def test_earlier_forms(clips: int, softmax_over: str, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The forms that the package does not choose, each without the others."""
     monkeypatch.setattr(kernels, form, False)
-    assert_as_reference(make_inputs((2, 1, clips, 24), "both"))
+    assert_as_reference(make_inputs((2, 1, clips, 24), softmax_over))
 
 
-@pytest.mark.parametrize(("capability", "ahead"), [((8, 0), False), ((9, 0), False), ((9, 0), True)])
+@pytest.mark.parametrize(
+    ("capability", "ahead", "masked"),
+    [((8, 0), False, True), ((9, 0), False, True), ((9, 0), True, True), ((9, 0), True, False)],
+)
 @pytest.mark.parametrize(("size", "own"), [((2, 1, 140, 200), slice(5, 139)), ((1, 2, 200, 256), slice(0, 200))])
 def test_tiles_of_a_whole_width(
     size: tuple[int, int, int, int],
     own: slice,
     capability: tuple[int, int],
     ahead: bool,
+    masked: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The tiles of other GPUs: an odd and an even number of them, two at a time with `AHEAD`."""
@@ -146,7 +150,7 @@ def test_tiles_of_a_whole_width(
         pytest.skip("the GPU has less shared memory")
     monkeypatch.setattr(kernels, "AHEAD", ahead)
     monkeypatch.setattr(kernels, "_capability", lambda tensor: capability)
-    inputs = make_inputs(size, masked=True, dtype=torch.float16)._replace(offset=own.start)
+    inputs = make_inputs(size, masked=masked, dtype=torch.float16)._replace(offset=own.start)
     assert_as_reference(inputs._replace(targets=inputs.targets[:, :, own]))
 
 
