@@ -47,7 +47,7 @@ _PLACES: dict[str, list[tuple[str, ...]]] = {
     "codebook_update": [("cpu", "reference"), ("cpu", "cpp"), ("cuda", "reference"), ("cuda", "cuda")],
     "codeword_distribution": [("cpu", "reference"), ("cuda", "reference")],
     "commitment_loss": [("cpu", "reference"), ("cpu", "cpp"), ("cuda", "reference"), ("cuda", "cuda")],
-    "cross_info_nce": [("cpu", "reference"), ("cuda", "reference"), ("cuda", "triton")],
+    "cross_info_nce": [("cpu", "reference"), ("cpu", "cpp"), ("cuda", "reference"), ("cuda", "triton")],
 }
 if ON_HOST:
     _PLACES["nearest_codeword"] = [("cpu", "cpp", loop) for loop in _LOOPS]

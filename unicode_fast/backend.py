@@ -30,7 +30,7 @@ IMPLEMENTATIONS: dict[str, tuple[Backend, ...]] = {
     "codebook_update": ("cuda", "cpp", "reference"),
     "codeword_distribution": ("reference",),
     "commitment_loss": ("cuda", "cpp", "reference"),
-    "cross_info_nce": ("triton", "reference"),
+    "cross_info_nce": ("triton", "cpp", "reference"),
 }
 
 # The kind of device of each backend; the reference runs on any.

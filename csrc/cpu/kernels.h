@@ -173,6 +173,25 @@ struct Commitment {
   int64_t width;
 };
 
+// Of a row of scores: the largest, the sum of exponentials of scores minus the largest, the own score, and whether that
+// is the first of the largest.
+template <typename T>
+struct Softmax {
+  T largest, sum, own;
+  bool hit;
+};
+
+// Loops of cross_info_nce over scores, which may be infinite or NaN.
+template <typename T>
+struct SoftmaxLoops {
+  Softmax<T> (*softmax)(const T* scores, int64_t number, int64_t own);
+  // Adds rows of scores to the largest score and the sum of exponentials of each column, at first -infinity and 0.
+  void (*add_to_columns)(const T* scores, int64_t stride, int64_t rows, int64_t columns, T* largest, T* sums);
+  // Scores become exp(score - largest) * factor; with columns, plus the same for each score's column. A factor of 0
+  // gives 0 whatever the score.
+  void (*slopes)(T* scores, int64_t number, T largest, T factor, const T* column_largest, const T* column_factor);
+};
+
 struct Kernels {
   const char* name;
   int64_t panel;  // codewords in a panel
@@ -195,6 +214,8 @@ struct Kernels {
   // The weighted sum over the rows [first, last); the gradient goes to `direction` (rows, width).
   double (*commit_float)(const Commitment<float>& batch, int64_t first, int64_t last, float* direction);
   double (*commit_double)(const Commitment<double>& batch, int64_t first, int64_t last, double* direction);
+  SoftmaxLoops<float> softmax_float;
+  SoftmaxLoops<double> softmax_double;
 };
 
 // Kernels for the best instruction set of this processor, or for that of UNICODE_FAST_CPU (portable, avx2, avx_vnni,

@@ -73,6 +73,7 @@ UNICODE_FAST_TARGET void direct(const C* codebook, int64_t codewords, int64_t wi
 }
 
 #include "search_body.h"
+#include "softmax_body.h"
 
 template <typename T>
 UNICODE_FAST_TARGET void add_rows(const RowSums<T>& batch, int64_t first, int64_t last, double* sums) {
@@ -198,6 +199,18 @@ UNICODE_FAST_TARGET void add_double(const RowSums<double>& batch, int64_t first,
 }
 
 constexpr Kernels table(const char* name) {
-  return {name,         kPanel,        prepare_float, prepare_double, search_float, search_double,
-          direct_float, direct_double, add_float,     add_double,     commit_float, commit_double};
+  return {name,
+          kPanel,
+          prepare_float,
+          prepare_double,
+          search_float,
+          search_double,
+          direct_float,
+          direct_double,
+          add_float,
+          add_double,
+          commit_float,
+          commit_double,
+          {softmax<float>, add_to_columns<float>, slopes<float>},
+          {softmax<double>, add_to_columns<double>, slopes<double>}};
 }
