@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import contrast
 import pytest
+from comparison import memory_growth
 from measurement import printed_rows
 
 ROWS, KEY = "contrast", ("shape", "precision", "contender")
@@ -19,6 +20,8 @@ LARGEST_ERRORS = {"float32": 1e-4, "tf32": 1e-2, "bfloat16": 2e-2}
 LARGEST_EXCESS = 0.1
 # With fewer clips, the allocator's rounding of small tensors has a large share.
 LEAST_CLIPS = 1024
+# Of the peak memory on a CPU where B·D doubles; a matrix of all scores would make it fourfold.
+LARGEST_GROWTH = 2.5
 
 
 def line(row: dict) -> str:
@@ -56,3 +59,5 @@ def bench_contrast(request: pytest.FixtureRequest, keep: Callable[[dict], None])
             assert row["gradient_error"] < LARGEST_ERRORS[row["precision"]], line(row)
             if row["workspace_bytes"] and row["clips"] >= LEAST_CLIPS:
                 assert excess(row) < LARGEST_EXCESS, line(row)
+    growth = memory_growth(rows)
+    assert growth.get("ours", 0) < LARGEST_GROWTH, growth

@@ -7,6 +7,8 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
+from shapes import GROWTH_SHAPES
+
 HEADS = ("what", "size", "ours", "best peer", "ratio", "exact: ours / peer", "machine")
 NUMBERS = ("ours", "ratio")
 NOTE = (
@@ -197,6 +199,22 @@ def table(lines: list[list[str]], *, padded: bool = False) -> str:
     return "\n".join(map(row, [heads, rule, *lines]))
 
 
+def memory_growth(rows: Iterable[dict]) -> dict[str, float]:
+    """Peak memory of Cross-CPC at the larger size of GROWTH_SHAPES by that at the smaller, by contender, on a CPU."""
+    groups = _groups((row for row in rows if row.get("peak_bytes") and row["precision"] == "float32"), "contender")
+    peaks = {key[0]: {row["shape"]: row["peak_bytes"] for row in group} for key, group in groups.items()}
+    small, large = GROWTH_SHAPES
+    return {name: sizes[large] / sizes[small] for name, sizes in peaks.items() if sizes.keys() >= {small, large}}
+
+
+def memory_notes(rows: Iterable[dict]) -> list[str]:
+    """The growth of the peak memory in a sentence; none where it was not measured."""
+    growth = ", ".join(f"{name} {factor:.1f}x" for name, factor in memory_growth(rows).items())
+    small, large = GROWTH_SHAPES
+    start = f"Growth of Cross-CPC's peak memory from {small} to {large}, where B·D doubles and B·B becomes fourfold"
+    return [f"{start}: {growth}."] if growth else []
+
+
 def missing(found: Iterable[Problem]) -> list[str]:
     """Peers that are missing or failed, and problems without a time, by reason, in two sentences."""
     peers: dict[str, None] = {}
@@ -224,4 +242,5 @@ def summary(files: Mapping[str, list[dict]]) -> str:
     machines = dict.fromkeys(machine(problem.ours) for problem in measured)
     # The machine stands above the table where it has a single one.
     shown = [line[:-1] for line in lines] if len({line[-1] for line in lines}) == 1 else lines
-    return "\n".join([*machines, "", table(shown, padded=True), "", NOTE, *missing(found)])
+    memory = memory_notes(files.get("contrast", []))
+    return "\n".join([*machines, "", table(shown, padded=True), "", NOTE, *memory, *missing(found)])

@@ -61,14 +61,20 @@ class ContrastShape(NamedTuple):
     width: int
 
 
-# Cross-CPC: pre-training as published and with more prediction steps, then large batches of one pair.
+# Cross-CPC: pre-training as published, with more prediction steps, and of the default run; then large batches of one
+# pair.
 CONTRAST_SHAPES = {
     "published": ContrastShape(3, 1, 80, 256),
     "twelve steps": ContrastShape(3, 12, 80, 256),
+    "default": ContrastShape(3, 1, 80, 128),
     "1024 clips": ContrastShape(1, 1, 1024, 256),
+    "4096 clips": ContrastShape(1, 1, 4096, 256),
+    "8192 clips": ContrastShape(1, 1, 8192, 256),
     "32768 clips": ContrastShape(1, 1, 32768, 256),
     "131072 clips": ContrastShape(1, 1, 131072, 256),
 }
+# Two of them, whose peak memory on a CPU is compared: B·D doubles, B·B becomes fourfold.
+GROWTH_SHAPES = ("4096 clips", "8192 clips")
 # Measured shapes and precisions, by device.
 CONTRAST_CASES = {
     "cpu": [(shape, "float32") for shape in CONTRAST_SHAPES],

@@ -84,6 +84,7 @@ def speed_table() -> str:
         lines += map(comparison.cells, found.values())
         if found:
             notes.append(f"{device}: {machines(found.values())}.")
+            notes += comparison.memory_notes(read(f"contrast-{device}.json"))
         missing = [text for key, text in expected.items() if key not in found]
         if missing and found:
             notes.append(f"Not run on {device}: {'; '.join(missing)}.")

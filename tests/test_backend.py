@@ -181,11 +181,12 @@ def test_every_instruction_set(name: str) -> None:
     """The operator tests use the best instruction set; here each of the processor's sets keeps the promise."""
     script = """
 import sys, torch
-from unicode_fast import nearest_codeword
+from unicode_fast import cross_info_nce, nearest_codeword
 from unicode_fast.backend import EXTENSION
 sys.path.insert(0, sys.argv[1])
-from cases import NEAREST_CASES
-from compare import assert_nearest
+import tolerances
+from cases import NEAREST_CASES, normal
+from compare import assert_all_close, assert_nearest
 NAN, INF = float("nan"), float("inf")
 try:
     assert EXTENSION.module.build_info()["cpu"] == sys.argv[2]
@@ -202,6 +203,19 @@ for codebook in (odd, odd[4:6], odd[:2]):
         found, truth = (nearest_codeword(features, codebook, backend=b) for b in ("cpp", "reference"))
         assert torch.equal(found.index, truth.index)
         assert torch.equal(found.squared_distance.nan_to_num(-1), truth.squared_distance.nan_to_num(-1))
+def loss(backend, vectors, softmax_over):
+    leaves = [x.clone().requires_grad_() for x in vectors]
+    result = cross_info_nce(*leaves, softmax_over=softmax_over, backend=backend)
+    return [*result, *torch.autograd.grad(result.loss, leaves)]
+for dtype in (torch.float32, torch.float64):
+    vectors = [normal(2, 2, 37, 8, seed=seed, dtype=dtype) for seed in (0, 1)]
+    odd = vectors[0].clone()
+    odd[0, 0, 3], odd[0, 0, 5], odd[1, 0, 0] = NAN, INF, -INF
+    for softmax_over in ("predictions", "candidates", "both"):
+        found, truth = (loss(b, vectors, softmax_over) for b in ("cpp", "reference"))
+        assert_all_close(found, truth, tolerances.cross_info_nce_gradient(20, dtype))
+        found, truth = (loss(b, [odd, vectors[1]], softmax_over) for b in ("cpp", "reference"))
+        assert torch.equal(found[1].isnan(), truth[1].isnan()) and torch.equal(found[2], truth[2])
 print("equal")
 """
     found = python("-c", script, Path(__file__).parent, name, UNICODE_FAST_CPU=name)

@@ -11,6 +11,7 @@ import pytest
 import torch
 from cases import normal
 from measurement import INSTRUCTION_SETS, instruction_set
+from shapes import GROWTH_SHAPES
 
 from unicode_fast.reference import nearest_codeword_reference
 
@@ -83,6 +84,15 @@ def test_what_is_missing_has_a_line() -> None:
     # The only machine is in the line above the table.
     assert {len(line) for line in lines if line.startswith("|")} == {len(lines[2])}
     assert not any("a processor" in line for line in lines if line.startswith("|"))
+
+
+def test_the_growth_of_memory_has_a_line() -> None:
+    size = {"modalities": 1, "clips": 8, "steps": 1, "width": 3, "precision": "float32"}
+    peaks = {("ours", GROWTH_SHAPES[0]): 8, ("ours", GROWTH_SHAPES[1]): 16, ("torch", GROWTH_SHAPES[1]): 64}
+    rows = [{**row(name, 1.0), **size, "shape": shape, "peak_bytes": peak} for (name, shape), peak in peaks.items()]
+    assert comparison.memory_growth(rows) == {"ours": 2.0}
+    assert comparison.summary({"contrast": rows}).endswith("becomes fourfold: ours 2.0x.")
+    assert comparison.memory_notes(rows[:1]) == []
 
 
 @pytest.mark.parametrize("milliseconds", [0.0153, 0.976, 44.9, 13202.9])

@@ -231,10 +231,11 @@ def test_gradcheck(softmax_over: str, masked: bool, place: Place) -> None:
 
 @places("cross_info_nce")
 @pytest.mark.parametrize("softmax_over", SOFTMAXES)
-def test_gradient_of_autograd(softmax_over: str, place: Place) -> None:
-    """At the paper's batch, against torch's automatic gradient of the same loss."""
+@pytest.mark.parametrize("clips", [80, 700])
+def test_gradient_of_autograd(clips: int, softmax_over: str, place: Place) -> None:
+    """At the paper's batch, and at one of several blocks, against torch's automatic gradient of the same loss."""
     dtype = torch.float32 if place.backend == "triton" else torch.float64
-    targets, predictions, weights = random_inputs(3, 1, 80, 24, dtype)
+    targets, predictions, weights = random_inputs(3, 1, clips, 24, dtype)
     found, expected = [], []
     for results, device in ((found, place.device), (expected, "cpu")):
         a, b = targets.to(device).requires_grad_(), predictions.to(device).requires_grad_()
@@ -373,6 +374,25 @@ def test_weight_zero_leaves_a_pair_out(place: Place) -> None:
 
 
 @places("cross_info_nce")
+@pytest.mark.parametrize("softmax_over", SOFTMAXES)
+def test_masks_in_several_blocks(softmax_over: str, place: Place) -> None:
+    """As the reference in float64, and the same bits each time."""
+    inputs = random_inputs(3, 2, 500, 24, torch.float32)
+    valid = torch.rand(3, 2, 500, generator=generator()) < 0.7
+
+    def compute(where: Place, dtype: torch.dtype) -> list[Tensor]:
+        leaves = [tensor.to(dtype).to(where.device).requires_grad_() for tensor in inputs[:2]]
+        temperature = torch.tensor(0.8, dtype=dtype, device=where.device, requires_grad=True)
+        options = {"valid": valid, "softmax_over": softmax_over, "temperature": temperature}
+        result = run(where, *leaves, inputs[2].to(dtype), **options)
+        return [*result, *torch.autograd.grad(result.loss, [*leaves, temperature])]
+
+    found, truth = compute(place, torch.float32), compute(Place(place.operator, "cpu", "reference"), torch.float64)
+    assert_all_close(found, truth, tolerances.cross_info_nce_gradient(50, torch.float32))
+    assert_all_close(found, compute(place, torch.float32), EXACT)
+
+
+@places("cross_info_nce")
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision(dtype: torch.dtype, place: Place) -> None:
     """Half-precision inputs are computed in float32, and their gradients rounded once; in Triton their slopes too."""
@@ -502,20 +522,21 @@ def test_large_batches_never_hold_all_scores(softmax_over: str, monkeypatch: pyt
     assert clips < largest.bytes // 4 <= max(2**16, modalities**2 * steps * clips, copies)
 
 
+@places("cross_info_nce")
 @pytest.mark.parametrize("softmax_over", SOFTMAXES)
-def test_peak_memory(softmax_over: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By the system's count, forward and backward need less than half the memory of all scores."""
+def test_peak_memory(softmax_over: str, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the system's or the allocator's count, forward and backward need less than half the memory of all scores."""
     monkeypatch.setattr(reference_module, "CHUNK_ELEMENTS", 2**20)
     clips = 2**13
     *vectors, weights = random_inputs(1, 1, clips, 4, torch.float32)
-    leaves = [tensor.requires_grad_() for tensor in vectors]
+    leaves = [tensor.to(place.device).requires_grad_() for tensor in vectors]
 
     def compute(clips: int) -> None:
         own = [leaf[:, :, :clips] for leaf in leaves]
-        cross_info_nce(*own, weights, softmax_over=softmax_over, backend="reference").loss.backward()
+        run(place, *own, weights, softmax_over=softmax_over).loss.backward()
 
     compute(2)  # The memory that the first call allocates and keeps.
-    peak = peak_bytes(lambda: compute(clips), "cpu")
+    peak = peak_bytes(lambda: compute(clips), place.device)
     if peak is None:
         pytest.skip("this system does not say how much memory is in use")
     assert peak < 4 * clips**2 / 2

@@ -103,17 +103,19 @@ def cross_info_nce(  # noqa: PLR0913 - three tensors and five independent switch
         once; all sums are in float32, in a fixed order.
 
     Memory:
-        Never a B x B matrix. The reference holds a few times max(2^19, modalities^2 K B) scores and copies of the
-        inputs, for any batch. On a CPU the gradients are held from the loss on. Triton holds one float32 number for
-        each softmax, pair, step and clip. Beyond 128 clips it needs one more and a byte during the computation, and
-        with "both" up to 512 more. A mask, a D that is no multiple of 128, and strided inputs cost a copy of the
-        inputs. A group adds the vectors of the whole batch, on each process.
+        Never a B x B matrix. C++ holds at most max(2^19, modalities B D) scores, and one number for each softmax,
+        pair, step and clip; where inputs are masked, strided, in half precision or of several steps, also the vectors
+        of one step. The reference holds a few times max(2^19, modalities^2 K B) scores and copies of the inputs. On a
+        CPU the gradients are held from the loss on. Triton holds one float32 number for each softmax, pair, step and
+        clip. Beyond 128 clips it needs one more and a byte during the computation, and with "both" up to 512 more. A
+        mask, a D that is no multiple of 128, and strided inputs cost a copy of the inputs. A group adds the vectors
+        of the whole batch, on each process.
 
     Backends:
-        Triton computes float32 and half precision on NVIDIA GPUs of compute capability 8.0 and newer; the reference
-        computes anything else. Up to 128 clips the loss is one kernel, its gradient another. On a CPU one pass over the
-        scores gives both where a gradient is needed. With a group the CPU waits for the sizes of the shards, and
-        torch.compile breaks its graph.
+        Triton computes float32 and half precision on NVIDIA GPUs of compute capability 8.0 and newer; C++ computes all
+        dtypes on a CPU; the reference computes anything else. In Triton the loss of up to 128 clips is one kernel, its
+        gradient another. On a CPU one pass over the scores gives both where a gradient is needed. With a group the
+        CPU waits for the sizes of the shards, and torch.compile breaks its graph.
 
     Synchronisation:
         On a GPU no call without a group waits for the device, except for two. Triton's loss of up to 128 clips and its
