@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from unicode_fast.modules.linear import Linear
+
 
 def _perceptron(width: int, hidden: int, output: int) -> nn.Sequential:
     layers: list[nn.Module] = []
     for inputs, outputs in ((width, hidden), (hidden, hidden), (hidden, hidden)):
-        layers += [nn.Linear(inputs, outputs), nn.ReLU()]
-    return nn.Sequential(*layers, nn.Linear(hidden, output))
+        layers += [Linear(inputs, outputs), nn.ReLU()]
+    return nn.Sequential(*layers, Linear(hidden, output))
 
 
 class ClubNetwork(nn.Module):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from unicode_fast.config import MethodConfig, ModelConfig, TrainConfig
 from unicode_fast.modules import host
+from unicode_fast.modules.linear import Linear
 from unicode_fast.modules.precision import autocast_context
 from unicode_fast.ops import cross_info_nce
 
@@ -55,7 +56,7 @@ class CrossCPC(nn.Module):
         )
         self.predictors = nn.ModuleDict(
             {
-                name: nn.ModuleList(nn.Linear(width, width, bias=config.cpc_bias) for _ in range(config.cpc_steps))
+                name: nn.ModuleList(Linear(width, width, bias=config.cpc_bias) for _ in range(config.cpc_steps))
                 for name in names
             }
         )

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from unicode_fast.config import Modality, ModelConfig
 from unicode_fast.modules.encoders import ResidualBlock
+from unicode_fast.modules.linear import Linear
 
 
 class VectorDecoder(nn.Module):
@@ -23,8 +24,8 @@ class VectorDecoder(nn.Module):
 
     def __init__(self, specific_width: int, output_width: int, width: int) -> None:
         super().__init__()
-        self.code = nn.Linear(width, width)
-        self.output = nn.Linear(width + specific_width, output_width)
+        self.code = Linear(width, width)
+        self.output = Linear(width + specific_width, output_width)
 
     def forward(self, codeword: Tensor, specific: Tensor) -> Tensor:
         """(B, T, D) and (B, T, S) to (B, T, output_width)."""
@@ -42,7 +43,7 @@ class GridDecoder(nn.Module):
     def __init__(self, channels: int, config: ModelConfig) -> None:
         super().__init__()
         hidden = config.grid_hidden_width
-        self.code = nn.Linear(config.width, config.width)
+        self.code = Linear(config.width, config.width)
         self.convolutions = nn.Sequential(
             nn.ConvTranspose2d(config.width + config.grid_specific_width, hidden, 3),
             ResidualBlock(hidden, config.residual_skip),

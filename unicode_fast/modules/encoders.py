@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unicode_fast.config import Modality, ModelConfig
+from unicode_fast.modules.linear import Linear
+from unicode_fast.modules.transformer import TransformerLayer
 
 
 class WordEncoder(nn.Module):
@@ -54,7 +56,7 @@ class VectorSpecificEncoder(nn.Sequential):
     """Linear and ReLU: the modality-specific features of vectors and words."""
 
     def __init__(self, input_width: int, output_width: int) -> None:
-        super().__init__(nn.Linear(input_width, output_width), nn.ReLU())
+        super().__init__(Linear(input_width, output_width), nn.ReLU())
 
 
 class ResidualBlock(nn.Module):
@@ -96,7 +98,7 @@ class GridSpecificEncoder(nn.Module):
             ResidualBlock(width, config.residual_skip),
         )
         club = config.grid_club_width
-        self.club_head = nn.Sequential(nn.Linear(width, 2 * club), nn.ReLU(), nn.Linear(2 * club, club))
+        self.club_head = nn.Sequential(Linear(width, 2 * club), nn.ReLU(), Linear(2 * club, club))
 
     def forward(self, grids: Tensor) -> tuple[Tensor, Tensor]:
         """(B, T, H, W, C) to the map (B, T, H-4, W-4, S) and the CLUB vector (B, T, Y)."""
@@ -133,16 +135,16 @@ class GridSemanticEncoder(nn.Module):
         super().__init__()
         height, width, channels = shape
         self.pooling = config.grid_pooling
-        self.squeeze = nn.Linear(channels, config.squeeze_width, bias=False)
-        self.excite = nn.Linear(config.squeeze_width, channels, bias=False)
+        self.squeeze = Linear(channels, config.squeeze_width, bias=False)
+        self.excite = Linear(config.squeeze_width, channels, bias=False)
         self.output_width = channels
         if self.pooling == "attention":
-            self.query = nn.Linear(channels, config.width)
-            self.key = nn.Linear(channels, config.width)
-            self.score = nn.Linear(config.width, 1)
+            self.query = Linear(channels, config.width)
+            self.key = Linear(channels, config.width)
+            self.score = Linear(config.width, 1)
         elif self.pooling == "flatten":
             self.output_width = config.grid_semantic_width
-            self.read = nn.Linear(height * width * channels, self.output_width)
+            self.read = Linear(height * width * channels, self.output_width)
 
     def forward(self, grids: Tensor) -> Tensor:
         """(B, T, H, W, C) to (B, T, output_width)."""
@@ -175,9 +177,9 @@ class TemporalRelation(nn.Module):
             raise ValueError(
                 f"width must be a multiple of temporal_heads ({config.temporal_heads}), got {config.width}"
             )
-        self.affine = nn.Linear(input_width, config.width)
+        self.affine = Linear(input_width, config.width)
         layers = [
-            nn.TransformerEncoderLayer(
+            TransformerLayer(
                 config.width, config.temporal_heads, config.feedforward_width, config.dropout, batch_first=True
             )
             for _ in range(1 if config.equal_layers else config.temporal_layers)
@@ -189,9 +191,8 @@ class TemporalRelation(nn.Module):
     def forward(self, sequence: Tensor, mask: Tensor | None = None) -> Tensor:
         """(B, T, input_width) and a (B, T) mask to (B, T, D)."""
         output = self.affine(sequence)
-        padding = None if mask is None else ~mask
         for layer in self.layers:
-            output = layer(output, src_key_padding_mask=padding)
+            output = layer(output, mask)
         return output
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from unicode_fast.modules.linear import Linear
+
 # Adam changes each weight by about the learning rate; the factor trains the lexicon faster than the encoders.
 SCALE = 10.0
 
 
-class Lexicon(nn.Linear):
+class Lexicon(Linear):
     """Log probabilities of the codewords given one word vector; uniform at first.
 
     Args:
