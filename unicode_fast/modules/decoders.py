@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from unicode_fast.config import Modality, ModelConfig
 from unicode_fast.modules.encoders import ResidualBlock
-from unicode_fast.modules.linear import Linear
+from unicode_fast.modules.linear import Linear, linear
 
 
 class VectorDecoder(nn.Module):
@@ -48,7 +48,7 @@ class GridDecoder(nn.Module):
             nn.ConvTranspose2d(config.width + config.grid_specific_width, hidden, 3),
             ResidualBlock(hidden, config.residual_skip),
             nn.ConvTranspose2d(hidden, channels, 3),
-            nn.ReLU(),
+            nn.ReLU(inplace=True),
             nn.ConvTranspose2d(channels, channels, 1),
         )
 
@@ -60,10 +60,10 @@ class GridDecoder(nn.Module):
         # All cells have the same codeword, so its convolution is a product with the weights summed at each cell.
         places = torch.eye(9, dtype=code.dtype, device=code.device).view(1, 9, 3, 3)
         reached = F.conv_transpose2d(code.new_ones(1, 1, *specific.shape[2:4]), places).view(9, -1)  # (9, cells)
-        summed = of_code.flatten(2) @ reached.to(of_code.dtype)  # (D, hidden, cells)
-        from_code = code @ summed.flatten(1)
+        summed = reached.to(of_code.dtype).T @ of_code.flatten(2).permute(2, 1, 0).flatten(1)  # (cells, hidden·D)
+        from_code = linear(code, summed.view(-1, code.shape[1]))  # (B·T, cells·hidden)
         from_map = F.conv_transpose2d(specific.flatten(0, 1).permute(0, 3, 1, 2), of_map, first.bias)
-        maps = rest(from_map + from_code.view_as(from_map))
+        maps = rest(from_map.add_(from_code.view_as(from_map.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)))
         return maps.permute(0, 2, 3, 1).unflatten(0, specific.shape[:2])
 
 

@@ -75,7 +75,8 @@ class ResidualBlock(nn.Module):
     def forward(self, maps: Tensor) -> Tensor:
         """(B·T, channels, h, w) to the same shape."""
         active = F.relu(maps)
-        return F.relu((active if self.skip == "relu" else maps) + self.narrow(F.relu(self.wide(active))))
+        added = self.narrow(F.relu_(self.wide(active)))
+        return F.relu_(added.add_(active if self.skip == "relu" else maps))
 
 
 class GridSpecificEncoder(nn.Module):
@@ -91,9 +92,9 @@ class GridSpecificEncoder(nn.Module):
         hidden, width = config.grid_hidden_width, config.grid_specific_width
         self.convolutions = nn.Sequential(
             nn.Conv2d(channels, hidden, 3),
-            nn.ReLU(),
+            nn.ReLU(inplace=True),
             nn.Conv2d(hidden, width, 3),
-            nn.ReLU(),
+            nn.ReLU(inplace=True),
             nn.Conv2d(width, width, 1),
             ResidualBlock(width, config.residual_skip),
         )
