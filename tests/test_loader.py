@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -208,3 +209,13 @@ def test_batches_on_a_gpu(kind: str, batches: Batches) -> None:
             batch = loader.batch(step)
             assert all(tensor.is_cuda for tensor in (*batch.features.values(), *batch.mask.values()))
             assert_same(batch.to("cpu"), batches.batch(step))
+
+
+def test_the_thread_has_no_threads_of_its_own(batches: Batches) -> None:
+    """A parallel loop in it would have OpenMP threads beside those of the training step."""
+    before = torch.get_num_threads()
+    with PrefetchLoader(batches, CPU, workers=0) as loader:
+        assert loader.pool.submit(torch.get_num_threads).result() == 1
+        assert torch.get_num_threads() == before
+        found = ThreadPoolExecutor(1).submit(torch.get_num_threads).result()
+    assert found == before

@@ -157,6 +157,11 @@ class PrefetchLoader(BatchLoader):
         self.ahead: deque[_Ahead] = deque()
         self.from_workers: Iterator[Batch | _Failed] | None = None
         self.pool = ThreadPoolExecutor(1, thread_name_prefix="loader")
+        # With threads of its own for parallel loops, the loader's thread would make those of the training step sleep
+        # instead of spin between loops, as OpenMP then has more threads than cores.
+        threads = torch.get_num_threads()
+        self.pool.submit(torch.set_num_threads, 1).result()
+        torch.set_num_threads(threads)  # of threads that begin later
 
     def batch(self, step: int) -> Batch:
         """The batch of this global step; the next ones are prefetched."""
