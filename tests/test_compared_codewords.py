@@ -9,7 +9,7 @@ from cases import ON_HOST, Place, normal, searches_in_half_precision
 from shapes import SEARCH_SHAPES
 from tolerances import MOST_COMPARED
 
-from unicode_fast import nearest_codeword
+from unicode_fast import PreparedCodebook, nearest_codeword
 
 # The emulator takes about a microsecond for each row and codeword.
 MOST_ROWS = 64 if ON_HOST else 1_000_000
@@ -33,11 +33,25 @@ def test_random_rows_have_few_candidates(name: str, place: Place) -> None:
 @searches_in_half_precision()
 def test_what_half_precision_cannot_serve_falls_back(place: Place) -> None:
     """Rows that hold NaN or are too far away, and rows with more candidates than a list has places."""
-    near = normal(1, 40).expand(9, 40) + 1e-6 * torch.eye(9, 40)
+    near = normal(1, 40).expand(9, 40) + 1e-3 * torch.eye(9, 40)
     codebook = torch.cat([near, normal(60, 40, seed=1)]).to(place.device)
     features = torch.cat([codebook[:1], codebook[9:10], codebook[:1] * torch.nan, codebook[:1] * 1e30])
     compared = torch.ops.unicode_fast.compared_codewords(features, codebook)
     assert compared.tolist() == [-1, 1, -1, -1]
+
+
+@searches_in_half_precision()
+def test_a_cluster_has_one_candidate(place: Place) -> None:
+    """A codebook of 7 tight clusters: one codeword of a cluster takes part in the search, and its members decide."""
+    codebook = normal(7, 70, seed=1)[torch.arange(300) % 7] + 1e-6 * normal(300, 70, seed=2)
+    features = torch.cat([normal(100, 70), codebook[::9]])
+    codebook, features = codebook.to(place.device), features.to(place.device)
+    compared = torch.ops.unicode_fast.compared_codewords(features, codebook)
+    assert int(compared.min()) >= 1
+    assert float(compared.double().mean()) <= MOST_COMPARED
+    truth = (features.double().cpu()[:, None] - codebook.double().cpu()).square().sum(2).argmin(1)
+    for given in (codebook, PreparedCodebook(codebook)):
+        assert torch.equal(nearest_codeword(features, given, backend=place.backend).index.cpu(), truth)
 
 
 @searches_in_half_precision()

@@ -53,6 +53,7 @@ class Mutation(NamedTuple):
 _HALF, _HOPPER = "nearest_codeword/half_search.cuh", "nearest_codeword/hopper_search.cuh"
 _LOOP, _OPERANDS = "nearest_codeword/hopper_loop.cuh", "nearest_codeword/codebook_operands.cuh"
 _DUPLICATES, _OPEN = "nearest_codeword/duplicates.cuh", "nearest_codeword/open_rows.cuh"
+_CLUSTERS, _MEMBERS = "nearest_codeword/clusters.cuh", "nearest_codeword/members.cuh"
 _NEAREST, _STATISTICS = "nearest_codeword/nearest_codeword.cu", "codebook_update/codebook_statistics.cu"
 _APPLY, _COMMITMENT = "codebook_update/codebook_apply.cu", "commitment/commitment.cu"
 _WRITES = "codebook_update/codebook_apply.cuh"
@@ -172,6 +173,18 @@ MUTATIONS = (
     Mutation(_OPEN, "part * 8 * S::kTilesN", "part * 8", SEARCHES),
     Mutation(_OPEN, "open.index[r] = codeword;", "", SEARCHES),
     Mutation(_OPEN, "first_row += stride", "first_row += rows", SEARCHES),
+    # Clusters: the members of a row's only candidate and of others, bound and scores, the cluster of a row, the chain.
+    Mutation(_CLUSTERS, "norms[Layout::norm(j, width)] = INFINITY;", "", ("operands",)),
+    Mutation(_CLUSTERS, "clusters.apart[j] <= limit", "true", ("search_narrow",)),
+    Mutation(_CLUSTERS, "start >= 0", "start > 0", ("search_narrow",)),
+    Mutation(_MEMBERS, "start + n * 8 + group", "start + n * 8", SEARCHES),
+    Mutation(_MEMBERS, "(quad_lane * 2 + e % 2) * 4", "quad_lane * 8", SEARCHES),
+    Mutation(_MEMBERS, "start + at < cluster.size", "at < cluster.size && start == 0", SEARCHES),
+    Mutation(_MEMBERS, "i < 8 ? open[0] : open[1]", "open[0]", SEARCHES),
+    Mutation(_MEMBERS, "(low & run) == 0", "true", SEARCHES),
+    Mutation(_MEMBERS, "next == warp", "warp == 0 && next == warp", SEARCHES),
+    Mutation(_NEAREST, "max(cluster.size, 1)", "1", MMA),
+    Mutation(_OPEN, "max(cluster.size, 1)", "1", SEARCHES),
     # Tails, one too far or one too short.
     Mutation(_HALF, "first_row + r < row_count<S>(a)", "first_row + r <= row_count<S>(a)", SEARCHES, "load_rows_once("),
     Mutation(_HALF, "first + 8 <= features.columns", "first + 8 <= features.columns + 1", SEARCHES),
@@ -269,6 +282,8 @@ _KERNELS_OF = {
     _HOPPER: WGMMA,
     _LOOP: WGMMA,
     _OPERANDS: ("operands",),
+    _CLUSTERS: ("operands",),
+    _MEMBERS: ("search_narrow",),
     _OPEN: SEARCHES,
     _NEAREST: (*MMA, "search_plain", "search_direct"),
     _STATISTICS: (*STATISTICS, "apply"),

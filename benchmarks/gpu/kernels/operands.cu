@@ -40,6 +40,18 @@ bool is_repeated(const Rows& codebook, int64_t j) {
   return false;
 }
 
+// Whether an earlier codeword that takes part in searches lies within the radius of clusters.
+bool is_represented(const Rows& codebook, const Codes& codes, int64_t j) {
+  const double radius = codes.largest.radius * std::ldexp(1.0, -codes.exponent);
+  for (int64_t i = 0; i < j; ++i) {
+    double square = 0;
+    for (int64_t d = 0; d < codebook.columns; ++d)
+      square += (codebook.at(i, d) - codebook.at(j, d)) * (codebook.at(i, d) - codebook.at(j, d));
+    if (codes.norms[i] < kInfinity && std::sqrt(square) <= radius) return true;
+  }
+  return false;
+}
+
 // Operands and norm of each codeword, and the largest norms.
 void check_codewords(Result& result, const Rows& codebook, const Codes& codes) {
   const double scale = std::ldexp(1.0, codes.exponent);
@@ -57,7 +69,9 @@ void check_codewords(Result& result, const Rows& codebook, const Codes& codes) {
       residual += (value - half) * (value - half);
     }
     const bool excluded = left_out || (kExcludeDuplicates && !target_size && is_repeated(codebook, j));
-    demand_close(result, "norms", j, codes.norms[j], excluded ? kInfinity : exact, exact * 0x1p-23);
+    const bool member = !excluded && codes.norms[j] == kInfinity;
+    if (member) result.demand(is_represented(codebook, codes, j), "codeword " + std::to_string(j) + " is represented");
+    demand_close(result, "norms", j, codes.norms[j], excluded || member ? kInfinity : exact, exact * 0x1p-23);
     if (left_out) continue;
     most[0] = std::max(most[0], exact);
     most[1] = std::max(most[1], std::sqrt(kept));
@@ -67,7 +81,7 @@ void check_codewords(Result& result, const Rows& codebook, const Codes& codes) {
   for (int i = 0; i < 3; ++i) demand_close(result, "facts", i, got[i], most[i], most[i] * kFloatTolerance);
 }
 
-Result operands_case(const Rows& codebook, Layout layout) {
+Result operands_case(const Rows& codebook, Layout layout, int64_t taking_part) {
   const DeviceRows given(codebook, layout);
   OperandsPlan plan;
   check(plan_operands(given.view(), plan), "plan_operands");
@@ -79,19 +93,29 @@ Result operands_case(const Rows& codebook, Layout layout) {
   finish_launch(launch(), "launch_operands");
   const std::vector<unsigned char> bytes = operands.host();
   const Rows truth = kept(codebook);
+  std::vector<double> first_norms;
   for (const bool tiles : {false, true}) {
     if (!(tiles ? plan.tiles : plan.rows)) continue;
     const Codes codes = read_codes(plan, bytes, tiles);
     check_columns(result, truth, codes);
     check_codewords(result, truth, codes);
+    if (kFindClusters && taking_part > 0)
+      result.demand(std::count_if(codes.norms.begin(), codes.norms.end(),
+                                  [](double norm) { return norm < kInfinity; }) == taking_part,
+                    "another number of codewords takes part");
+    for (size_t j = 0; j < first_norms.size(); ++j)
+      result.demand(first_norms[j] == codes.norms[j], "the layouts have different norms");
+    first_norms = codes.norms;
   }
   result.median_ms = median_ms(launch);
   return result;
 }
 
-void add(std::vector<Case>& cases, const char* text, const Rows& codebook, Layout layout = {}) {
+// `taking_part` codewords take part in searches, where that is known by hand.
+void add(std::vector<Case>& cases, const char* text, const Rows& codebook, Layout layout = {},
+         int64_t taking_part = 0) {
   cases.push_back({"operands", size_text({codebook.rows, codebook.columns}) + text,
-                   [=] { return operands_case(codebook, layout); }});
+                   [=] { return operands_case(codebook, layout, taking_part); }});
 }
 
 }  // namespace
@@ -136,6 +160,16 @@ Rows repeated_codebook(const Rows& codebook, int64_t different) {
   return repeated;
 }
 
+// Codewords near to one of the first `clusters`.
+Rows clustered_codebook(const Rows& codebook, int64_t clusters) {
+  Rows clustered = kept(codebook);
+  for (int64_t j = clusters; j < clustered.rows; ++j) {
+    for (int64_t d = 0; d < clustered.columns; ++d)
+      clustered.set(j, d, codebook.at(j % clusters, d) + 1e-6 * codebook.at(j, d));
+  }
+  return clustered;
+}
+
 std::vector<Case> operands_cases() {
   std::vector<Case> cases;
   if (target_size) {
@@ -148,6 +182,8 @@ std::vector<Case> operands_cases() {
   add(cases, ", NaN and infinity", spoilt_codebook(random_rows(kSingle, 256, 64, 2)));
   add(cases, ", duplicates", repeated_codebook(random_rows(kSingle, 300, 70, 2), 40));
   add(cases, ", all the same", repeated_codebook(random_rows(kSingle, 260, 3, 2), 1));
+  add(cases, ", clusters", clustered_codebook(random_rows(kSingle, 300, 70, 2), 40), {}, 40);
+  add(cases, ", clusters, float64", clustered_codebook(random_rows(kDouble, 70, 70, 2), 40), {}, 70);
   add(cases, ", bfloat16", random_rows(kBrain, 1, 192, 2));
   return cases;
 }

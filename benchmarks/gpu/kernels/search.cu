@@ -160,7 +160,15 @@ void add_tiled(std::vector<Case>& cases, const Geometry& shape) {
   add(cases, shape, "a collapsed codebook", collapsed_search(shape, 64));
   add(cases, shape, "a collapsed codebook", with_layouts(collapsed_search(shape, 131), {1, 1, 1}, {1, 1, 1}));
   add(cases, shape, "a collapsed codebook in float64", with_codebook(collapsed_search(shape, 40), kDouble));
+  add(cases, shape, "clusters", clustered_search(shape, 150, 64));
+  add(cases, shape, "clusters, float16", with_layouts(clustered_search(shape, 70, 131, kHalf), {1, 1, 1}, {1, 1, 1}));
+  Search wide = with_codebook(clustered_search(shape, 30, 40), kDouble);
+  wide.random = false;
+  add(cases, shape, "clusters, float64 codebook", wide);
+  if (shape.loop == MainLoop::kNarrow) add(cases, shape, "clusters, many rows", clustered_search(shape, 2100, 24));
+  add(cases, shape, "clusters in a collapsed codebook", nested_search(shape, 40));
   add(cases, shape, "ties in a quad", tied_search(shape));
+  add(cases, shape, "ties in clusters", tied_search(shape, 0x1p-23f));
   add(cases, shape, "candidates tile by tile", laddered_search(shape));
 }
 

@@ -29,9 +29,15 @@ Search collapsed_search(const Geometry& shape, int64_t width);
 Search random_search(Number number, int64_t rows, int64_t codewords, int64_t width, int splits = 0, bool random = true);
 // Rows and codewords that hold NaN or infinities.
 Search spoilt_search(Number number, int64_t rows, int64_t codewords, int64_t width);
-// Rows with 2 to 9 near codewords at the same distance or at twice that, in one section of a tile. The nearest one is
-// the first or the last of them. A row with more of them than a list holds is compared with all codewords.
-Search tied_search(const Geometry& shape);
+// Three clusters so tight that one codeword can stand for each. Rows far from all, between two, and equal to a
+// codeword.
+Search clustered_search(const Geometry& shape, int64_t rows, int64_t width, Number number = kSingle);
+// As collapsed_search, and half of the codewords are so near to another one that this can stand for them.
+Search nested_search(const Geometry& shape, int64_t width);
+// Rows with 2 to 9 near codewords at this distance or at twice that, in one section of a tile. The nearest one is the
+// first or the last of them. A row with more of them than a list holds is compared with all codewords, if the distance
+// is too large for a cluster.
+Search tied_search(const Geometry& shape, float distance = 0x1p-9f);
 // Rows whose candidates come tile by tile, at chosen scores above the lowest, in units of the bound. On the way lists
 // are thinned, are emptied, or overflow.
 Search laddered_search(const Geometry& shape);

@@ -1,3 +1,4 @@
+#include "../../../csrc/cuda/nearest_codeword/forms.h"
 #include "search.h"
 
 namespace unicode_fast::checks {
@@ -31,6 +32,20 @@ Search settable_search(int64_t rows, int64_t codewords) {
   Search given = random_search(kSingle, rows, codewords, kWidth, 1, false);
   given.features = kept(given.features);
   given.codebook = kept(given.codebook);
+  return given;
+}
+
+// Random rows, and a codebook of kClusters random codewords and others near to them.
+Search search_in_clusters(const Geometry& shape, Number number, int64_t rows, int64_t width, double spread) {
+  const int64_t codewords = 3 * shape.columns / 2 + 5;
+  Search given = random_search(number, rows, codewords, width, 0, false);
+  given.features = kept(given.features);
+  given.codebook = kept(given.codebook);
+  const Rows apart = random_rows(kSingle, codewords, width, 3);
+  for (int64_t j = 0; j < codewords; ++j) {
+    for (int64_t d = 0; d < width; ++d)
+      given.codebook.set(j, d, given.codebook.at(j % kClusters, d) + (j < kClusters ? 0 : spread * apart.at(j, d)));
+  }
   return given;
 }
 
@@ -104,20 +119,36 @@ Search repeated_search(int64_t rows, int64_t codewords) {
 }
 
 Search collapsed_search(const Geometry& shape, int64_t width) {
-  const int64_t rows = 150, codewords = 3 * shape.columns / 2 + 5;
-  Search given = random_search(kSingle, rows, codewords, width, 0, false);
-  given.features = kept(given.features);
-  given.codebook = kept(given.codebook);
-  const Rows apart = random_rows(kSingle, codewords, width, 3);
-  for (int64_t j = 0; j < codewords; ++j) {
-    for (int64_t d = 0; d < width; ++d)
-      given.codebook.set(j, d, given.codebook.at(j % kClusters, d) + (j < kClusters ? 0 : 1e-4 * apart.at(j, d)));
-  }
+  const int64_t rows = 150;
+  Search given = search_in_clusters(shape, kSingle, rows, width, 1e-4);
   for (int64_t i = 0; i < rows; i += 9) given.features.set(i, 0, kNaN);
   return given;
 }
 
-Search tied_search(const Geometry& shape) {
+Search clustered_search(const Geometry& shape, int64_t rows, int64_t width, Number number) {
+  Search given = search_in_clusters(shape, number, rows, width, 1e-6);
+  given.random = kFindClusters;
+  for (int64_t i = 0; i < rows; ++i) {
+    for (int64_t d = 0; d < width && i % 9 < 2; ++d) {
+      const double near = given.codebook.at(i % given.codebook.rows, d);
+      given.features.set(i, d, i % 9 == 0 ? near : (near + given.codebook.at((i + 1) % given.codebook.rows, d)) / 2);
+    }
+  }
+  return given;
+}
+
+Search nested_search(const Geometry& shape, int64_t width) {
+  Search given = collapsed_search(shape, width);
+  const Rows apart = random_rows(kSingle, given.codebook.rows, width, 5);
+  const int64_t half = given.codebook.rows / 2;
+  for (int64_t j = half; j < given.codebook.rows; ++j) {
+    for (int64_t d = 0; d < width; ++d)
+      given.codebook.set(j, d, given.codebook.at(j - half, d) + 1e-6 * apart.at(j, d));
+  }
+  return given;
+}
+
+Search tied_search(const Geometry& shape, float distance) {
   const std::vector<std::vector<int64_t>> places = tied_places(shape.section);
   const int64_t rows = std::max(shape.rows + 1, 65);
   Search given =
@@ -129,7 +160,7 @@ Search tied_search(const Geometry& shape) {
     for (int i = 0; i < hits; ++i) {
       for (int d = 0; d < kWidth; ++d) {
         // Each is apart in an element of its own, those that are not tied twice as far.
-        const float next = is_tied(pattern % kKinds, i, hits) ? 1 + 0x1p-23f : 1 + 0x1p-22f;
+        const float next = 1 + (is_tied(pattern % kKinds, i, hits) ? distance : 2 * distance);
         given.codebook.set(places[pattern][i], d, d == i * 5 + 1 ? next : base_of(pattern, d));
       }
     }
@@ -138,7 +169,7 @@ Search tied_search(const Geometry& shape) {
     const int64_t pattern = i * 5 % kPatterns;
     const int hits = kHits[pattern / kKinds];
     for (int d = 0; d < kWidth; ++d) given.features.set(i, d, base_of(pattern, d));
-    given.compared.push_back(hits > kCandidates ? kComparedWithAll : hits);
+    if (distance > 0x1p-12f) given.compared.push_back(hits > kCandidates ? kComparedWithAll : hits);
   }
   return given;
 }

@@ -28,9 +28,9 @@ constexpr double kLargestScore = 0x1p100;
 constexpr float kNoScore = 0x1p126f;
 
 // Largest over the codewords that hold finite numbers only: squared norm, norm after rounding to half precision, norm
-// of the rounding error. Rounded up.
+// of the rounding error, distance of a member of a cluster from its representative. Rounded up.
 struct CodebookNorms {
-  float squared, rounded, residual;
+  float squared, rounded, residual, radius;
 };
 
 // Norms of one row: before rounding, after it, and of the rounding error.
@@ -100,11 +100,11 @@ UNICODE_FAST_BOTH int row_scale(double largest, int codebook_exponent) {
 // 2 E for a row, rounded up; NaN where half precision cannot serve the row. `norms` in units of the row's scale, which
 // is 2^-shift times the codebook's. `width` counts the padding too.
 //
-//   E = 2^-22 C2 + 2 (r Cn + |x| Rc) + 2 g |x~| Cn + (D + 16) 2^-124,  g = (D + 16) 2^-22
+//   E = 2^-22 C2 + 2 (r Cn + |x| Rc) + 2 g |x~| Cn + (D + 16) 2^-124 + q (|x| + C + q),  g = (D + 16) 2^-22
 //
 // The first term holds the rounding of |c|^2 and of the last addition. r and Rc are the rounding errors of row and
-// codewords. g is twice the error of a float32 sum that truncates. A place in the lowest bits of a score adds at most
-// 2^-17 of the score.
+// codewords. g is twice the error of a float32 sum that truncates. q is the radius of the clusters. A place in the
+// lowest bits of a score adds at most 2^-17 of the score.
 UNICODE_FAST_BOTH float twice_bound(const RowNorms& row, const CodebookNorms& codes, int shift, int width) {
   // The factor makes up for the rounding of these lines and of the norms.
   constexpr double kRoundedUp = 1 + 0x1p-20;
@@ -112,7 +112,8 @@ UNICODE_FAST_BOTH float twice_bound(const RowNorms& row, const CodebookNorms& co
   const double size = codes.squared + 2 * unit * row.rounded * codes.rounded;
   const double bound = 0x1p-22 * codes.squared + (cuda::kBranchFreeMinimum ? 0x1.01p-17 * size : 0) +
                        2 * unit * (row.residual * codes.rounded + row.exact * codes.residual) +
-                       2 * unit * growth * row.rounded * codes.rounded + (width + 16) * 0x1p-124;
+                       2 * unit * growth * row.rounded * codes.rounded + (width + 16) * 0x1p-124 +
+                       codes.radius * (unit * row.exact + codes.rounded + codes.residual + codes.radius);
   if (shift > 100 || !(size <= kLargestScore) || !(bound <= kLargestScore)) return not_a_number();
   return round_up(2 * kRoundedUp * bound);
 }
@@ -192,6 +193,19 @@ UNICODE_FAST_BOTH float direct_limit(float lowest, int64_t width) {
   if (growth > 0.125 || !(lowest <= FLT_MAX)) return INFINITY;
   // (1 + g) / (1 - g) <= 1 + 2.5 g
   return round_up(static_cast<double>(lowest) * (1 + 2.5 * growth) + static_cast<double>(width) * 0x1p-120);
+}
+
+// At least the error of |d|^2 - 2 y.d, with y = x - r and d = c - r for a row x, a codeword c of its cluster and the
+// representative r. Both squares are sums in float32; the product is that of tensor cores, which read 11 bits of y and
+// d at least. Infinite where it could overflow.
+//
+//   (2^-8 (1 + 2^-7) + 2 g) |y| |d| + g |d|^2 + D 2^-120 (1 + |y| + |d|),  g = (D + 16) 2^-22
+UNICODE_FAST_BOTH float member_error(float row_square, float member_square, int64_t width) {
+  const float columns = static_cast<float>(width), growth = (columns + 16) * 0x1p-22f, larger = 1 + growth;
+  const float vanished = columns * 0x1p-149f, tiny = columns * 0x1p-120f;
+  const float y = sqrtf(row_square + vanished) * larger, d = sqrtf(member_square + vanished) * larger;
+  const float error = (0x1.02p-8f + 2 * growth) * y * d + growth * d * d + tiny * (1 + y + d);
+  return y * d <= 0x1p100f && d <= 0x1p50f ? error : INFINITY;
 }
 
 }  // namespace unicode_fast

@@ -5,27 +5,19 @@
 #include "../launch.cuh"
 #include "../numbers.cuh"
 #include "candidates.h"
+#include "clusters.cuh"
 #include "duplicates.cuh"
+#include "facts.cuh"
 #include "forms.h"
 #include "hopper_tiles.h"
 
 namespace unicode_fast::cuda {
 
-// Bits of non-negative float32 numbers grow with the numbers, so atomicMax on them finds the largest in any order.
-struct CodebookFacts {
-  unsigned squared, rounded, residual;  // CodebookNorms
-  int exponent;                         // of the scale
-};
-
-__device__ __forceinline__ CodebookNorms norms_of(const CodebookFacts& facts) {
-  return {__uint_as_float(facts.squared), __uint_as_float(facts.rounded), __uint_as_float(facts.residual)};
-}
-
 constexpr int kColumnsPerBlock = 8, kColumnThreads = 1024;
 
 // Mean of the finite elements of each column, as float32, and the largest difference from it, rounded up. One block
 // does eight columns; columns of padding get zeros. Also resets `facts`. Searches use the rounded result itself, so its
-// rounding does not matter; the order of its sums is fixed. Empties the table of codeword_kernel too.
+// rounding does not matter; the order of its sums is fixed. Empties the tables of codeword_kernel too.
 __global__ void __launch_bounds__(kColumnThreads) column_kernel(const Matrix codebook, float* mean, float* spread,
                                                                 CodebookFacts* facts, Entry* table, int64_t entries) {
   constexpr int kWarps = kColumnThreads / 32;
@@ -35,7 +27,7 @@ __global__ void __launch_bounds__(kColumnThreads) column_kernel(const Matrix cod
   UNICODE_FAST_SHARED(int, counts, [kWarps][kColumnsPerBlock]);
   const int part = threadIdx.x % kColumnsPerBlock, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int64_t column = static_cast<int64_t>(blockIdx.x) * kColumnsPerBlock + part;
-  if (blockIdx.x == 0 && threadIdx.x == 0) *facts = {0, 0, 0, 0};
+  if (blockIdx.x == 0 && threadIdx.x == 0) *facts = {};
   for (int64_t i = static_cast<int64_t>(blockIdx.x) * kColumnThreads + threadIdx.x; i < entries;
        i += static_cast<int64_t>(gridDim.x) * kColumnThreads)
     table[i] = kNoEntry;
@@ -98,11 +90,13 @@ constexpr int kCodewordThreads = 256;
 
 // Operands and squared norms of the codewords, one warp each, and the largest norms. Codewords with NaN or infinity,
 // and those of padding, get zeros and an infinite norm, and do not count for the largest norms. Codewords equal to one
-// of lower index get an infinite norm. The blocks cover the padded number of codewords.
+// of lower index get an infinite norm. So do members of clusters other than the representative; the first of two
+// launches joins the clusters. The blocks cover the padded number of codewords.
 template <class Layout>
 __global__ void __launch_bounds__(kCodewordThreads)
     codeword_kernel(const Matrix codebook, const float* mean, const float* spread, int width, __half* operands,
-                    float* norms, CodebookFacts* facts, Entry* table, int64_t entries) {
+                    float* norms, CodebookFacts* facts, Entry* table, int64_t entries, const Clusters clusters,
+                    bool joins) {
   UNICODE_FAST_SHARED(float, largest_of, [kCodewordThreads / 32]);
   UNICODE_FAST_SHARED(unsigned, bits_of, [3][kCodewordThreads / 32]);
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -119,13 +113,14 @@ __global__ void __launch_bounds__(kCodewordThreads)
 
   const int64_t j = static_cast<int64_t>(blockIdx.x) * (kCodewordThreads / 32) + warp;
   double exact = 0, rounded = 0, residual = 0;
-  uint64_t hash = 0;
+  uint64_t hash = 0, cell = 0;
   bool left_out = j >= codebook.rows;
   for (int d = lane; d < width; d += 32) {
     const double given = !left_out && d < codebook.columns ? load(codebook, j, d) : 0.0;
     const double value = d < codebook.columns ? (given - mean[d]) * scale : 0.0;
     left_out |= !isfinite(given);
     if (kExcludeDuplicates) hash += hash_of(given, d);
+    if (kFindClusters) cell += hash_of(rint(value * (1 / kCellEdge)), d);
     const __half half = __float2half_rn(static_cast<float>(value));
     const double kept = __half2float(half), lost = value - kept;
     operands[Layout::operand(j, d, width)] = half;
@@ -139,23 +134,34 @@ __global__ void __launch_bounds__(kCodewordThreads)
     rounded += __shfl_xor_sync(~0u, rounded, distance);
     residual += __shfl_xor_sync(~0u, residual, distance);
     if (kExcludeDuplicates) hash += __shfl_xor_sync(~0u, hash, distance);
+    if (kFindClusters) cell += __shfl_xor_sync(~0u, cell, distance);
   }
   if (left_out) {
     for (int d = lane; d < width; d += 32) operands[Layout::operand(j, d, width)] = __ushort_as_half(0);
   }
   if (lane == 0) {
     // Atomic, because the warp of an equal codeword may write there.
-    atomicExch(norms + Layout::norm(j, width), left_out ? INFINITY : static_cast<float>(exact));
+    const bool excluded = left_out || (kFindClusters && !joins && clusters.of[j].size < 0);
+    atomicExch(norms + Layout::norm(j, width), excluded ? INFINITY : static_cast<float>(exact));
+    if (kFindClusters && joins) {
+      clusters.of[j] = {0, 0};
+      atomicExch(clusters.lower + j, -1);
+    }
     bits_of[0][warp] = left_out ? 0 : __float_as_uint(round_up(exact));
     bits_of[1][warp] = left_out ? 0 : __float_as_uint(round_up(sqrt(rounded)));
     bits_of[2][warp] = left_out ? 0 : __float_as_uint(round_up(sqrt(residual)));
   }
   if (kExcludeDuplicates && !left_out) exclude_later<Layout>(codebook, width, table, entries, hash, j, norms);
+  // Differences of float64 numbers are no float32 numbers.
+  const bool links = kFindClusters && joins && codebook.number != Number::kFloat64;
+  if (links && !left_out) link_later(codebook, clusters, entries, cell, j, facts);
   __syncthreads();
-  if (threadIdx.x >= 3) return;
-  unsigned bits = 0;
-  for (int other = 0; other < kCodewordThreads / 32; ++other) bits = max(bits, bits_of[threadIdx.x][other]);
-  atomicMax(threadIdx.x == 0 ? &facts->squared : threadIdx.x == 1 ? &facts->rounded : &facts->residual, bits);
+  if (threadIdx.x < 3) {
+    unsigned bits = 0;
+    for (int other = 0; other < kCodewordThreads / 32; ++other) bits = max(bits, bits_of[threadIdx.x][other]);
+    atomicMax(threadIdx.x == 0 ? &facts->squared : threadIdx.x == 1 ? &facts->rounded : &facts->residual, bits);
+  }
+  if (links) join_clusters<Layout>(clusters, codebook.rows, width, norms, facts);
 }
 
 }  // namespace unicode_fast::cuda

@@ -36,6 +36,12 @@
 #define UNICODE_FAST_BRANCH_FREE_MINIMUM 0
 #endif
 
+// codeword_kernel: one codeword of a tight cluster takes part in the search for all, whose differences from it decide.
+// 0: all of them are candidates. Needs the second search, which compares them.
+#ifndef UNICODE_FAST_FIND_CLUSTERS
+#define UNICODE_FAST_FIND_CLUSTERS 1
+#endif
+
 namespace unicode_fast::cuda {
 
 constexpr bool kSkipGroups = UNICODE_FAST_SKIP_GROUPS;
@@ -44,5 +50,6 @@ constexpr bool kReadRowsOnce = UNICODE_FAST_READ_ROWS_ONCE;
 constexpr bool kSearchAgain = UNICODE_FAST_SEARCH_AGAIN;
 constexpr bool kPersistentGrid = UNICODE_FAST_PERSISTENT_GRID;
 constexpr bool kBranchFreeMinimum = UNICODE_FAST_BRANCH_FREE_MINIMUM;
+constexpr bool kFindClusters = UNICODE_FAST_FIND_CLUSTERS && kSearchAgain;
 
 }  // namespace unicode_fast::cuda

@@ -15,12 +15,14 @@ constexpr int kFinishWarps = 8;
 
 struct FinishArguments {
   Matrix features, codebook;
-  const Record* records;  // (N, splits)
-  float* bounds;          // (N)
+  Record* records;  // (N, splits)
+  float* bounds;    // (N)
   int splits;
   Found found;
   int64_t* open_rows;  // (N)
   int* open_count;
+  const CodebookFacts* facts;
+  ClusterLists clusters;
 };
 
 template <class X>
@@ -35,8 +37,9 @@ __device__ __forceinline__ bool holds_nan(const FinishArguments& a, int64_t row)
 }
 
 // One warp a row: compares the row's candidates by their squared distances in float64 and writes the nearest. A row
-// whose list overflowed joins the open rows, with the limit of its scores in place of its bound. Any other row whose
-// candidates are unknown is compared with every codeword by the whole block.
+// whose list overflowed joins the open rows, with the limit of its scores in place of its bound. A row whose only
+// candidate represents a cluster is marked for the comparison with its members. Any other row whose candidates are
+// unknown is compared with every codeword by the whole block.
 template <class X, class C>
 __global__ void __launch_bounds__(32 * kFinishWarps) finish_kernel(const FinishArguments a) {
   UNICODE_FAST_SHARED(bool, unknown, [kFinishWarps]);
@@ -46,7 +49,7 @@ __global__ void __launch_bounds__(32 * kFinishWarps) finish_kernel(const FinishA
   const int64_t first_row = static_cast<int64_t>(blockIdx.x) * kFinishWarps, row = first_row + warp;
   bool compare_all = false;
   if (row < a.features.rows) {
-    const Record* records = a.records + row * a.splits;
+    Record* records = a.records + row * a.splits;
     const float lowest = lane < a.splits ? records[lane].lowest : kNoScore;
     const int count = lane < a.splits ? records[lane].count : 0;
     float smallest = lowest;
@@ -64,8 +67,9 @@ __global__ void __launch_bounds__(32 * kFinishWarps) finish_kernel(const FinishA
     }
     compare_all = kSearchAgain ? !served : !known;
     unsigned taken = known ? __ballot_sync(~0u, lowest <= limit) : 0u;
+    const bool in_one_split = (taken & (taken - 1)) == 0, clustered = kFindClusters && a.facts->radius != 0;
     double best_distance = not_a_number();
-    int64_t best = INT64_MAX;
+    int64_t best = INT64_MAX, representative = -1;
     int compared = 0;
     while (taken != 0) {
       const int split = __ffs(taken) - 1;
@@ -73,18 +77,30 @@ __global__ void __launch_bounds__(32 * kFinishWarps) finish_kernel(const FinishA
       const int candidates = __shfl_sync(~0u, count, split);
       compared += candidates;
       for (int place = 0; place < candidates; ++place) {
-        const int64_t codeword = records[split].index[place];
-        if (codeword >= a.codebook.rows) continue;  // only where operands are not those of the codebook
-        const double distance = squared_distance<double, X, C>(a.features, a.codebook, row, codeword);
-        if (nearer(distance, codeword, best_distance, best)) {
-          best_distance = distance;
-          best = codeword;
+        const int64_t candidate = records[split].index[place];
+        if (candidate >= a.codebook.rows) continue;  // only where operands are not those of the codebook
+        const Cluster cluster = clustered ? a.clusters.of(candidate) : Cluster{0, 0};
+        if (cluster.size > 0 && in_one_split && candidates == 1) {
+          representative = candidate;
+          continue;
+        }
+        for (int i = 0; i < max(cluster.size, 1); ++i) {
+          const int64_t codeword = cluster.size > 0 ? a.clusters.member(cluster, i) : candidate;
+          const double distance = squared_distance<double, X, C>(a.features, a.codebook, row, codeword);
+          if (nearer(distance, codeword, best_distance, best)) {
+            best_distance = distance;
+            best = codeword;
+          }
         }
       }
     }
     if (known && lane == 0) {
-      a.found.index[row] = best < a.codebook.rows ? best : 0;
-      static_cast<float*>(a.found.distance)[row] = static_cast<float>(best_distance);
+      if (representative < 0) {
+        a.found.index[row] = best < a.codebook.rows ? best : 0;
+        static_cast<float*>(a.found.distance)[row] = static_cast<float>(best_distance);
+      } else {
+        records->count = mark_of(representative);
+      }
     }
     if (a.found.compared != nullptr && lane == 0) a.found.compared[row] = known ? compared : kComparedWithAll;
   }
@@ -310,8 +326,9 @@ cudaError_t launch_open_rows(const SearchPlan& plan, AgainArguments arguments, c
   const cudaError_t error = cudaFuncSetAttribute(open_rows_kernel<Shape>, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                                  static_cast<int>(bytes));
   if (error != cudaSuccess) return error;
-  const int64_t row_tiles = (arguments.search.features.rows + Shape::kRows - 1) / Shape::kRows;
-  const auto blocks = static_cast<unsigned>(row_tiles < plan.open_blocks ? row_tiles : plan.open_blocks);
+  // Of few rows each warp does one.
+  const int64_t warps = Shape::kThreads / 32, most = (arguments.search.features.rows + warps - 1) / warps;
+  const auto blocks = static_cast<unsigned>(most < plan.open_blocks ? most : plan.open_blocks);
   UNICODE_FAST_LAUNCH(blocks, Shape::kThreads, bytes, stream, open_rows_kernel<Shape>)(arguments);
   return cudaGetLastError();
 }
@@ -385,14 +402,25 @@ OperandsPlan lay_out(const Matrix& codebook, bool rows, bool tiles) {
   plan.mean = place(plan.bytes, plan.width * sizeof(float));
   plan.spread = place(plan.bytes, plan.width * sizeof(float));
   plan.facts = place(plan.bytes, sizeof(CodebookFacts));
-  plan.entries = kExcludeDuplicates ? kEntriesPerCodeword * plan.codewords : 0;
-  plan.table = place(plan.bytes, plan.entries * static_cast<int64_t>(sizeof(Entry)));
+  plan.entries = kEntriesPerCodeword * plan.codewords;
+  const int64_t table_bytes = plan.entries * static_cast<int64_t>(sizeof(Entry));
+  plan.table = place(plan.bytes, kExcludeDuplicates ? table_bytes : 0);
+  plan.cells = place(plan.bytes, kFindClusters ? table_bytes : 0);
+  plan.clusters = place(plan.bytes, kFindClusters ? plan.codewords * kClusterBytes : 0);
   if (rows) {
     plan.operands = place(plan.bytes, plan.codewords * plan.width * sizeof(__half));
     plan.norms = place(plan.bytes, plan.codewords * sizeof(float));
   }
   if (tiles) plan.tile_operands = place(plan.bytes, plan.codewords / kTileCodewords * tile_bytes(plan.width));
   return plan;
+}
+
+Clusters clusters_in(unsigned char* operands, const OperandsPlan& plan) {
+  static_assert(kClusterBytes == sizeof(Cluster) + 3 * sizeof(int));
+  Cluster* const of = reinterpret_cast<Cluster*>(operands + plan.clusters);
+  int* const lower = reinterpret_cast<int*>(of + plan.codewords);
+  return {reinterpret_cast<Entry*>(operands + plan.cells), lower, reinterpret_cast<float*>(lower + plan.codewords), of,
+          lower + 2 * plan.codewords};
 }
 
 }  // namespace
@@ -419,21 +447,24 @@ cudaError_t launch_operands(const OperandsPlan& plan, const Matrix& codebook, vo
   float* const spread = reinterpret_cast<float*>(base + plan.spread);
   CodebookFacts* const facts = reinterpret_cast<CodebookFacts*>(base + plan.facts);
   Entry* const table = reinterpret_cast<Entry*>(base + plan.table);
+  const Clusters clusters = clusters_in(base, plan);
+  // One behind the other.
+  const int64_t all_entries = plan.entries * (kExcludeDuplicates + kFindClusters);
   UNICODE_FAST_LAUNCH(plan.width / kColumnsPerBlock, kColumnThreads, 0, stream, column_kernel)(
-      codebook, mean, spread, facts, table, plan.entries);
+      codebook, mean, spread, facts, table, all_entries);
   cudaError_t error = cudaGetLastError();
   const auto blocks = static_cast<unsigned>(plan.codewords / (kCodewordThreads / 32));
   // Both layouts find the same facts.
   if (error == cudaSuccess && plan.rows) {
     UNICODE_FAST_LAUNCH(blocks, kCodewordThreads, 0, stream, codeword_kernel<RowLayout>)(
         codebook, mean, spread, plan.width, reinterpret_cast<__half*>(base + plan.operands),
-        reinterpret_cast<float*>(base + plan.norms), facts, table, plan.entries);
+        reinterpret_cast<float*>(base + plan.norms), facts, table, plan.entries, clusters, true);
     error = cudaGetLastError();
   }
   if (error == cudaSuccess && plan.tiles) {
     UNICODE_FAST_LAUNCH(blocks, kCodewordThreads, 0, stream, codeword_kernel<TileLayout>)(
         codebook, mean, spread, plan.width, reinterpret_cast<__half*>(base + plan.tile_operands),
-        reinterpret_cast<float*>(base + plan.tile_operands), facts, table, plan.entries);
+        reinterpret_cast<float*>(base + plan.tile_operands), facts, table, plan.entries, clusters, !plan.rows);
     error = cudaGetLastError();
   }
   return error;
@@ -535,7 +566,11 @@ cudaError_t launch_nearest_codeword(const SearchPlan& plan, const OperandsPlan& 
   }
   if (error != cudaSuccess) return error;
 
-  const FinishArguments finish{features, codebook, records, bounds, plan.splits.count, found, open_rows, open_count};
+  // Only the launcher of the operands writes them.
+  const Clusters clusters = clusters_in(const_cast<unsigned char*>(codes), made);
+  const ClusterLists lists{clusters.of, clusters.members, codebook.rows};
+  const FinishArguments finish{features, codebook,  records,    bounds,       plan.splits.count,
+                               found,    open_rows, open_count, search.facts, lists};
   if (features.number == Number::kFloat32) {
     error = launch_finish<float>(finish, stream);
   } else if (features.number == Number::kFloat16) {
@@ -544,7 +579,7 @@ cudaError_t launch_nearest_codeword(const SearchPlan& plan, const OperandsPlan& 
     error = launch_finish<__nv_bfloat16>(finish, stream);
   }
   if (error != cudaSuccess || !kSearchAgain) return error;
-  const AgainArguments again{search, codebook, found, plan.wgmma};
+  const AgainArguments again{search, codebook, found, plan.wgmma, lists};
   return plan.open_in_narrow ? launch_open_rows<NarrowShape>(plan, again, stream)
                              : launch_open_rows<MiddleShape>(plan, again, stream);
 }

@@ -21,10 +21,12 @@ struct OperandsPlan {
   int64_t codewords = 0;  // padded M
   // With operands row by row, and in tiles, csrc/cuda/nearest_codeword/hopper_tiles.h.
   bool rows = false, tiles = false;
-  int64_t entries = 0;  // of the table in which equal codewords meet
-  // Offsets of: mean and largest difference from it of each column, float32; facts about the codebook; the table. The
-  // operands in half precision (codewords, width) and their squared norms, float32; both in tiles.
-  size_t mean = 0, spread = 0, facts = 0, table = 0, operands = 0, norms = 0, tile_operands = 0, bytes = 0;
+  int64_t entries = 0;  // of each table in which codewords meet
+  // Offsets of: mean and largest difference from it of each column, float32; facts about the codebook; the tables of
+  // equal and of near codewords; the clusters of near ones. The operands in half precision (codewords, width) and their
+  // squared norms, float32; both in tiles.
+  size_t mean = 0, spread = 0, facts = 0, table = 0, cells = 0, clusters = 0, operands = 0, norms = 0,
+         tile_operands = 0, bytes = 0;
 };
 
 // The kernels of a search, with the offsets of their workspaces in one allocation of `bytes` bytes.

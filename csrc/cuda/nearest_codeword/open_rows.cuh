@@ -1,9 +1,10 @@
-// The rows whose lists of candidates overflowed, as in a collapsed codebook: they are scored a second time against the
-// limit of the whole first search, and all codewords below it are compared at once.
+// The rows that a second search serves. Those whose lists of candidates overflowed, as in a collapsed codebook, are
+// scored again against the limit of the whole first search, and all codewords below it are compared at once.
 #pragma once
 
 #include "distances.cuh"
 #include "half_search.cuh"
+#include "members.cuh"
 
 namespace unicode_fast::cuda {
 
@@ -12,6 +13,7 @@ struct AgainArguments {
   Matrix codebook;
   Found found;
   bool operands_in_tiles;
+  ClusterLists clusters;
 };
 
 template <class S>
@@ -36,7 +38,7 @@ struct Open {
   static_assert(S::kRows * (8 + 8 + 4 + S::kWarpsN * 4) <= S::kListBytes && S::kTilesN <= 4);
 };
 
-// Block b does tiles b, b + gridDim.x, ... of the open rows.
+// Block b does tiles b, b + gridDim.x, ... of the open rows, then a share of the marked rows.
 template <class S>
 __global__ void __launch_bounds__(S::kThreads, S::kBlocks) open_rows_kernel(const AgainArguments a) {
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
@@ -75,21 +77,25 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks) open_rows_kernel(cons
             const int64_t row = a.search.open_rows[first_row + r];
             for (int part = 0; part < S::kWarpsN; ++part) {
               for (unsigned below = open.below[r * S::kWarpsN + part]; below != 0; below &= below - 1) {
-                const int64_t codeword =
+                const int64_t candidate =
                     static_cast<int64_t>(tile) * S::kColumns + part * 8 * S::kTilesN + __ffs(below) - 1;
-                if (codeword >= a.codebook.rows) continue;  // only where operands are not those of the codebook
-                const float rough = rough_distance(a.search.features, a.codebook, row, codeword);
-                if (rough > open.limit[r]) continue;
-                const double distance = exact_distance(a.search.features, a.codebook, row, codeword);
-                __syncwarp();
-                if (block.lane == 0) {
-                  open.limit[r] = fminf(open.limit[r], direct_limit(rough, a.codebook.columns));
-                  if (nearer(distance, codeword, open.distance[r], open.index[r])) {
-                    open.distance[r] = distance;
-                    open.index[r] = codeword;
+                if (candidate >= a.codebook.rows) continue;  // only where operands are not those of the codebook
+                const Cluster cluster = kFindClusters ? a.clusters.of(candidate) : Cluster{0, 0};
+                for (int i = 0; i < max(cluster.size, 1); ++i) {
+                  const int64_t codeword = cluster.size > 0 ? a.clusters.member(cluster, i) : candidate;
+                  const float rough = rough_distance(a.search.features, a.codebook, row, codeword);
+                  if (rough > open.limit[r]) continue;
+                  const double distance = exact_distance(a.search.features, a.codebook, row, codeword);
+                  __syncwarp();
+                  if (block.lane == 0) {
+                    open.limit[r] = fminf(open.limit[r], direct_limit(rough, a.codebook.columns));
+                    if (nearer(distance, codeword, open.distance[r], open.index[r])) {
+                      open.distance[r] = distance;
+                      open.index[r] = codeword;
+                    }
                   }
+                  __syncwarp();
                 }
-                __syncwarp();
               }
             }
           }
@@ -100,6 +106,13 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks) open_rows_kernel(cons
       a.found.index[row] = index < a.codebook.rows ? index : 0;
       static_cast<float*>(a.found.distance)[row] = static_cast<float>(open.distance[r]);
     }
+  }
+  static_assert(kSortedRows * sizeof(uint64_t) <= S::kStages * S::kStageBytes);
+  if (kFindClusters) {
+    const SearchArguments& search = a.search;
+    compare_marked_rows(
+        {search.features, a.codebook, search.facts, a.clusters, search.records, search.splits.count, a.found},
+        reinterpret_cast<uint64_t*>(shared));
   }
 #endif
 }
