@@ -48,7 +48,7 @@ SEARCH_SHAPES = {
 UPDATE_SHAPES = ("narrow", "wide", "million")
 CPU_SHAPES = ("published", "one modality", "more codewords", "narrow", "wide", "one row")
 # Sizes of a search without candidates that the bound can tell apart, by 40 distinct codewords or 40 tight clusters.
-COLLAPSED_SHAPES = ("published",)
+COLLAPSED_SHAPES = ("published", "million")
 DISTINCT, SPREAD = 40, 1e-6
 
 

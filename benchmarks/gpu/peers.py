@@ -34,6 +34,7 @@ SIZES = (
     ("step", "default"),
     ("repeated", "published"),
     ("clustered", "published"),
+    ("clustered", "million"),
 )
 # Constants of kernels/cross_info_nce.py with the shapes that show their effect, and our contender.
 FORMS = (

@@ -176,7 +176,7 @@ MUTATIONS = (
     # Clusters: the members of a row's only candidate and of others, bound and scores, the cluster of a row, the chain.
     Mutation(_CLUSTERS, "norms[Layout::norm(j, width)] = INFINITY;", "", ("operands",)),
     Mutation(_CLUSTERS, "clusters.apart[j] <= limit", "true", ("search_narrow",)),
-    Mutation(_CLUSTERS, "start >= 0", "start > 0", ("search_narrow",)),
+    Mutation(_CLUSTERS, "found.start >= 0", "found.start > 0", ("search_narrow",)),
     Mutation(_MEMBERS, "start + n * 8 + group", "start + n * 8", SEARCHES),
     Mutation(_MEMBERS, "(quad_lane * 2 + e % 2) * 4", "quad_lane * 8", SEARCHES),
     Mutation(_MEMBERS, "start + at < cluster.size", "at < cluster.size && start == 0", SEARCHES),
@@ -282,7 +282,7 @@ _KERNELS_OF = {
     _HOPPER: WGMMA,
     _LOOP: WGMMA,
     _OPERANDS: ("operands",),
-    _CLUSTERS: ("operands",),
+    _CLUSTERS: ("operands", "search_narrow"),
     _MEMBERS: ("search_narrow",),
     _OPEN: SEARCHES,
     _NEAREST: (*MMA, "search_plain", "search_direct"),
