@@ -9,7 +9,7 @@ struct Register;
 template <>
 struct Register<float> {
   using Values = Floats;
-  using Bits = Ints;
+  using Bits = uint32_t __attribute__((vector_size(4 * kLanes)));
   static constexpr int kMantissa = 23;
   static constexpr float kRound = 0x1.8p23f, kLowest = -87, kHigh = 0x1.63p-1f, kLow = -2.12194440e-4f;
   static constexpr float kSeries[] = {1 / 5040.f, 1 / 720.f, 1 / 120.f, 1 / 24.f, 1 / 6.f, 1 / 2.f, 1, 1};
@@ -18,7 +18,7 @@ struct Register<float> {
 template <>
 struct Register<double> {
   using Values = double __attribute__((vector_size(4 * kLanes)));
-  using Bits = int64_t __attribute__((vector_size(4 * kLanes)));
+  using Bits = uint64_t __attribute__((vector_size(4 * kLanes)));
   static constexpr int kMantissa = 52;
   static constexpr double kRound = 0x1.8p52, kLowest = -708, kHigh = 0x1.62e42feep-1, kLow = 1.90821492927058770002e-10;
   static constexpr double kSeries[] = {
