@@ -85,6 +85,10 @@ void direct_limits(int64_t count, const float* lowest, int64_t width, float* lim
   for (int64_t i = 0; i < count; ++i) limits[i] = direct_limit(lowest[i], width);
 }
 
+void member_errors(int64_t count, const float* rows, const float* members, int64_t width, float* errors) {
+  for (int64_t i = 0; i < count; ++i) errors[i] = member_error(rows[i], members[i], width);
+}
+
 void sums_up(int64_t count, const float* a, const float* b, float* sums) {
   for (int64_t i = 0; i < count; ++i) sums[i] = add_up(a[i], b[i]);
 }
@@ -569,3 +573,22 @@ def test_the_plain_search_compares_the_nearest_again(library: ctypes.CDLL, rows:
     lowest = np.ascontiguousarray(rough.min(1))
     library.direct_limits(ctypes.c_int64(rows), pointer(lowest), ctypes.c_int64(width), pointer(limits))
     assert (rough[np.arange(rows), exact.argmin(1)] <= limits).all()
+
+
+@pytest.mark.parametrize("width", [1, 70, 1024])
+@pytest.mark.parametrize("scale", [1e-30, 1e-6, 1e12])
+def test_scores_of_members_are_within_their_bound(library: ctypes.CDLL, width: int, scale: float) -> None:
+    """Operands that lose their lower 13 bits move the score of a member by at most the bound."""
+    count = 2000
+    row, member = normal(count, width).numpy(), (scale * normal(count, width, seed=1)).numpy()
+    # All elements of the first rows have one sign and lower bits that are all set: their errors add up.
+    row[:500], member[:500] = 1 + 8191 * 2.0**-23, np.float32(scale) * np.abs(member[:500] / np.float32(scale))
+    kept = [(values.view(np.uint32) & 0xFFFFE000).view(np.float32).astype(np.float64) for values in (row, member)]
+    squares = [(values * values).sum(1, dtype=np.float32) for values in (row, member)]
+    score = squares[1] - 2 * (kept[0] * kept[1]).sum(1)
+    exact = (member.astype(np.float64) ** 2).sum(1) - 2 * (row.astype(np.float64) * member).sum(1)
+    errors = np.empty(count, np.float32)
+    library.member_errors(ctypes.c_int64(count), *map(pointer, squares), ctypes.c_int64(width), pointer(errors))
+    assert (np.abs(score - exact) <= errors).all()
+    if scale == 1e-6:
+        assert (np.abs(score - exact) > errors / 8).any()

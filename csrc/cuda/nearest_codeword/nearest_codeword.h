@@ -71,7 +71,7 @@ constexpr int kComparedWithAll = -1;
 struct Found {
   int64_t* index;
   void* distance;  // float64 for float64 features, else float32
-  int* compared;   // number of candidates compared in float64, or kComparedWithAll; may be null
+  int* compared;   // number of candidates, a cluster counting as one, or kComparedWithAll; may be null
 };
 
 // At least one row. Three launches, one for direct differences; no synchronisation.
