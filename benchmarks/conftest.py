@@ -19,8 +19,7 @@ OPERATOR_SECONDS = 0.3
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--device", choices=("cpu", "cuda"), default="cpu", help="where the contenders run")
-    results = Path(__file__).resolve().parent / "results"
-    parser.addoption("--results", default=str(results), help="folder for the measured numbers")
+    parser.addoption("--results", type=Path, help="folder for the measured numbers, such as benchmarks/results [none]")
     parser.addoption("--all-sets", action="store_true", help="measure the search on every instruction set as well")
     parser.addoption("--all-steps", action="store_true", help="measure slow and further training steps as well")
 
@@ -33,17 +32,19 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(scope="module")
 def keep(request: pytest.FixtureRequest) -> Callable[[dict], None]:
-    """Writes each row at once, so that a time limit loses only later rows.
+    """Keeps a row for the table; with --results writes it at once, so that a time limit loses only later rows.
 
     The module has the name of its file, ROWS, and the fields by which a row replaces an earlier one, KEY. A row without
     numbers replaces none that has some.
     """
     folder, device = (request.config.getoption(name) for name in ("--results", "--device"))
-    path = Path(folder) / f"{request.module.ROWS}-{device}.json"
     mine = request.config.stash[MEASURED].setdefault(request.module.ROWS, [])
 
     def add(row: dict) -> None:
         mine.append(row)
+        if folder is None:
+            return
+        path = folder / f"{request.module.ROWS}-{device}.json"
         rows = json.loads(path.read_text()) if path.exists() else []
         known = {tuple(each[name] for name in request.module.KEY): each for each in rows}
         key = tuple(row[name] for name in request.module.KEY)

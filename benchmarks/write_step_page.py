@@ -15,7 +15,8 @@ TITLE = """# A training step
 
 This page shows the time of each section of a step, the effect of the options, and the released code's step.
 `benchmarks/write_step_page.py` makes it from `benchmarks/results/`. `pytest benchmarks/bench_train_step.py --all-steps`
-and `pytest benchmarks/bench_loader.py` fill that folder, with `--device cuda` on a machine with a GPU.
+and `pytest benchmarks/bench_loader.py` fill that folder with `--results benchmarks/results`, on a machine with a GPU
+with `--device cuda` too.
 
 - *published* has the sizes of the paper's audio-video-text pre-training, on a CPU with four clips in place of eighty.
 - *default* is the default run on the built-in data.

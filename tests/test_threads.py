@@ -76,6 +76,10 @@ def test_a_run_keeps_its_threads(monkeypatch: pytest.MonkeyPatch, set_threads: o
     threads_of_run(tmp_path, new=False)
     assert torch.get_num_threads() == 2
     monkeypatch.delenv("OMP_NUM_THREADS")
+    monkeypatch.setenv("MKL_NUM_THREADS", "two")
+    with pytest.raises(ValueError, match=r"MKL_NUM_THREADS must be a whole number of at least 1, got 'two'"):
+        threads_of_run(tmp_path, new=False)
+    monkeypatch.delenv("MKL_NUM_THREADS")
     (tmp_path / "threads.json").write_text('{"threads": []}')
     with pytest.raises(CheckpointError, match=r"threads\.json is damaged"):
         threads_of_run(tmp_path, new=False)

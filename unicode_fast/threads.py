@@ -7,6 +7,7 @@ of one of them, every loop lasts until the scheduler returns it. Two threads the
 from __future__ import annotations
 
 import os
+import re
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +17,19 @@ STATISTICS = Path("/proc/stat")
 VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 # Columns of a core in /proc/stat, in ticks: user, nice, system, idle, iowait, irq, softirq, steal.
 _IDLE_COLUMNS, _COLUMNS = (3, 4), 8
+
+
+def number_is_given() -> bool:
+    """Whether a variable sets the number of threads.
+
+    Raises:
+        ValueError: its value is no number of threads, nor a list with one for each level of nesting.
+    """
+    given = {name: os.environ[name] for name in VARIABLES if os.environ.get(name)}
+    for name, value in given.items():
+        if not re.fullmatch(r"[1-9]\d*(,[1-9]\d*)*", value.replace(" ", "")):
+            raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+    return bool(given)
 
 
 class CoreUse(NamedTuple):

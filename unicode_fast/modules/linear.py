@@ -15,8 +15,7 @@ LEAST_PRODUCT = 8_000_000
 def linear(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`F.linear`; large products in float32 on a CPU with AVX-512 are convolutions with kernels of one cell.
 
-    torch computes products with MKL and convolutions with oneDNN, which was twice as fast on a processor of AMD: 451
-    against 205 float32 GFLOP/s for square matrices of 2048 rows on two cores.
+    torch computes products with MKL and convolutions with oneDNN, which is the faster on AMD's processors with AVX-512.
 
     Args:
         rows: (..., inputs).

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import os
 import re
 import subprocess
 import sys
@@ -82,8 +81,9 @@ def set_threads(folder: Path, new: bool) -> None:
     Raises:
         CheckpointError: the file of the number is damaged.
         OSError: it cannot be read or written.
+        ValueError: the value of a variable is no number of threads.
     """
-    given, most = any(os.environ.get(name) for name in threads.VARIABLES), torch.get_num_threads()
+    given, most = threads.number_is_given(), torch.get_num_threads()
     path = folder / "threads.json"
     if new:
         number = most if given else threads.idle_now(most)
@@ -97,7 +97,10 @@ def set_threads(folder: Path, new: bool) -> None:
         write_json(path, {"threads": number})
     elif not given and path.exists():
         with run_file(path) as found:
-            torch.set_num_threads(max(1, min(int(found["threads"]), most)))
+            number = max(1, min(int(found["threads"]), most))
+        if number < most:
+            say(f"{number} of {most} threads, as at the start of the run", file=sys.stderr)
+        torch.set_num_threads(number)
 
 
 def versions() -> dict[str, str]:
