@@ -70,19 +70,19 @@ __device__ __forceinline__ void link_later(const Matrix& codebook, const Cluster
 }
 
 // The last block to get here makes the clusters; their members get an infinite norm. A codeword's representative is the
-// end of its chain of near links, which lead to ever lower indices. All threads of all blocks must call it.
+// end of its chain of near links, which lead to ever lower indices. All threads of all blocks must call it, after a
+// barrier behind the block's links; thread 0 has entered the block's largest squared norm.
 template <class Layout>
 __device__ __forceinline__ void join_clusters(const Clusters& clusters, int64_t codewords, int width, float* norms,
                                               CodebookFacts* facts) {
   UNICODE_FAST_SHARED(int, shared, [2]);  // whether this is the last block, and the members so far
-  __syncthreads();
   if (threadIdx.x == 0) {
     shared[0] = count_block(&facts->arrived) == static_cast<int>(gridDim.x) - 1;
     shared[1] = 0;
   }
   __syncthreads();
   if (shared[0] == 0 || facts->linked == 0) return;
-  const double limit = ldexp(kNear * sqrt(norms_of(*facts).squared), -facts->exponent);
+  const double limit = ldexp(kNear * sqrt(__uint_as_float(facts->squared)), -facts->exponent);
   const auto representative_of = [&](int j, double& apart) {
     for (apart = 0; clusters.lower[j] >= 0 && clusters.apart[j] <= limit; j = clusters.lower[j])
       apart += clusters.apart[j];
