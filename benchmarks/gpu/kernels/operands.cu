@@ -56,6 +56,7 @@ bool is_represented(const Rows& codebook, const Codes& codes, int64_t j) {
 void check_codewords(Result& result, const Rows& codebook, const Codes& codes) {
   const double scale = std::ldexp(1.0, codes.exponent);
   double most[3] = {0, 0, 0};
+  bool members = false;
   for (int64_t j = 0; j < codes.padded; ++j) {
     bool left_out = j >= codebook.rows;
     for (int64_t d = 0; !left_out && d < codebook.columns; ++d) left_out = !std::isfinite(codebook.at(j, d));
@@ -70,6 +71,7 @@ void check_codewords(Result& result, const Rows& codebook, const Codes& codes) {
     }
     const bool excluded = left_out || (kExcludeDuplicates && !target_size && is_repeated(codebook, j));
     const bool member = !excluded && codes.norms[j] == kInfinity;
+    members |= member;
     if (member) result.demand(is_represented(codebook, codes, j), "codeword " + std::to_string(j) + " is represented");
     demand_close(result, "norms", j, codes.norms[j], excluded || member ? kInfinity : exact, exact * 0x1p-23);
     if (left_out) continue;
@@ -77,6 +79,7 @@ void check_codewords(Result& result, const Rows& codebook, const Codes& codes) {
     most[1] = std::max(most[1], std::sqrt(kept));
     most[2] = std::max(most[2], std::sqrt(residual));
   }
+  result.demand(members == (codes.largest.radius > 0), "a radius without members");
   const float got[] = {codes.largest.squared, codes.largest.rounded, codes.largest.residual};
   for (int i = 0; i < 3; ++i) demand_close(result, "facts", i, got[i], most[i], most[i] * kFloatTolerance);
 }

@@ -32,7 +32,8 @@ Search spoilt_search(Number number, int64_t rows, int64_t codewords, int64_t wid
 // Three clusters so tight that one codeword can stand for each. Rows far from all, between two, and equal to a
 // codeword.
 Search clustered_search(const Geometry& shape, int64_t rows, int64_t width, Number number = kSingle);
-// As collapsed_search, and half of the codewords are so near to another one that this can stand for them.
+// As collapsed_search, and half of the codewords are so near to the first of a cluster that this can stand for them.
+// Some rows are equal to these.
 Search nested_search(const Geometry& shape, int64_t width);
 // Rows with 2 to 9 near codewords at this distance or at twice that, in one section of a tile. The nearest one is the
 // first or the last of them. A row with more of them than a list holds is compared with all codewords, if the distance

@@ -143,7 +143,10 @@ Search nested_search(const Geometry& shape, int64_t width) {
   const int64_t half = given.codebook.rows / 2;
   for (int64_t j = half; j < given.codebook.rows; ++j) {
     for (int64_t d = 0; d < width; ++d)
-      given.codebook.set(j, d, given.codebook.at(j - half, d) + 1e-6 * apart.at(j, d));
+      given.codebook.set(j, d, given.codebook.at(j % kClusters, d) + 1e-6 * apart.at(j, d));
+  }
+  for (int64_t i = 1; i < given.features.rows; i += 3) {
+    for (int64_t d = 0; d < width; ++d) given.features.set(i, d, given.codebook.at(half + i % half, d));
   }
   return given;
 }
