@@ -202,6 +202,7 @@ CASES: dict[str, Case] = {
         ValueError,
         ["temperature must have shape ()", "(1,)"],
     ),
+    "loss, group": (lambda: loss(group=1), TypeError, ["group must be a ProcessGroup or None, got int"]),
     "update, tuple for a state": (
         lambda: update(tuple(state())),
         TypeError,
@@ -317,6 +318,7 @@ CASES: dict[str, Case] = {
         TypeError,
         ["draws must be ResetDraws or None", "tuple"],
     ),
+    "update, group": (lambda: update(group=3), TypeError, ["group must be a ProcessGroup or None, got int"]),
     "rule, update": (
         lambda: EmaConfig(update="both"),  # type: ignore[arg-type]
         ValueError,
@@ -359,11 +361,12 @@ def test_bad_input(name: str) -> None:
         assert text in str(caught.value)
 
 
-def test_bad_input_leaves_the_state_alone() -> None:
+@pytest.mark.parametrize(("change", "error"), [({"partners": [ROWS]}, ValueError), ({"group": 3}, TypeError)])
+def test_bad_input_leaves_the_state_alone(change: dict[str, Any], error: type[Exception]) -> None:
     current = state()
     before = [tensor.clone() for tensor in current]
-    with pytest.raises(ValueError, match="partners"):
-        update(current, partners=[ROWS])
+    with pytest.raises(error, match=next(iter(change))):
+        update(current, **change)
     assert all(torch.equal(tensor, old) for tensor, old in zip(current, before, strict=True))
 
 

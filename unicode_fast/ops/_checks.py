@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 FEATURE_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -88,6 +89,12 @@ def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
     """Raise unless `value` is one of the choices."""
     if value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r:.60}")
+
+
+def check_group(group: Any) -> None:
+    """Raise unless `group` is a ProcessGroup or None."""
+    if group is not None and not isinstance(group, dist.ProcessGroup):
+        raise TypeError(f"group must be a ProcessGroup or None, got {type(group).__name__}")
 
 
 def check_temperature(temperature: Any) -> None:

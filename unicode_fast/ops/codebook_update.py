@@ -95,6 +95,7 @@ def codebook_update(  # noqa: PLR0913 - state, rows and rule are records already
     partners = _checked_partners(features, partners, rule)
     valid = _checked_valid(features, valid)
     _check_prepared(state, prepared)
+    _checks.check_group(group)
     choice, noise = (None, None) if draws is None else _checked_draws(state, draws)
     ranks = dist.get_world_size(group) if dist.is_initialized() else 1
     shard = _checked_shard(features, shard, needed=ranks > 1 and _resets_from_features(rule))

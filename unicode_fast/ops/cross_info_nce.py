@@ -91,7 +91,8 @@ def cross_info_nce(  # noqa: PLR0913 - three tensors and five independent switch
         by the number of processes.
 
     Raises:
-        TypeError: a dtype is unsupported, or the dtypes of targets and predictions differ outside autocast.
+        TypeError: a dtype is unsupported, the dtypes of targets and predictions differ outside autocast, or `group` is
+            no ProcessGroup.
         ValueError: shapes or devices differ, `softmax_over` is unknown, or the temperature is out of range. Or
             `pair_weights` requires a gradient, or `rows` has another step than 1 or leaves out clips of a group.
         BackendUnavailable: `backend` cannot run here; the message has the reason.
@@ -148,6 +149,7 @@ def cross_info_nce(  # noqa: PLR0913 - three tensors and five independent switch
     if pair_weights is None:
         pair_weights = torch.ones(len(targets), len(targets), device=targets.device)
     _checks.check_choice("softmax_over", softmax_over, SOFTMAX_OVER)
+    _checks.check_group(group)
     clips = range(targets.shape[2])
     if not isinstance(rows, slice) or clips[rows].step != 1 or (group is not None and len(clips[rows]) < len(clips)):
         raise ValueError(f"rows must be a slice of step 1, and of all clips with a group, got {rows!r}")
