@@ -1,6 +1,7 @@
 """The codebook as a module of its own: any modalities, codewords and width, features with any leading dimensions."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import tiny
@@ -197,6 +198,24 @@ def test_the_example_of_the_docstring() -> None:
         "audio": (8, 10, 64),
         "video": (8, 10, 64),
     }
+
+
+@pytest.mark.parametrize(
+    ("rows", "error", "message"),
+    [
+        (torch.full((9, 4), torch.nan), ValueError, "rows must be finite in the dtype of .*, got NaN or Inf in row 0"),
+        (torch.ones(9, 4).double().index_fill(0, torch.tensor(3), 1e200), ValueError, "got NaN or Inf in row 3"),
+        (torch.ones(8, 4), ValueError, r"rows must have shape \(9, 4\), that of the codebook, got \(8, 4\)"),
+        (torch.ones(9, 4, device="meta"), ValueError, "rows must be on the device of the codebook, cpu, got meta"),
+        (torch.ones(9, 4).tolist(), TypeError, "rows must be a tensor, got list"),
+    ],
+)
+def test_bad_codewords_change_nothing(rows: Any, error: type[Exception], message: str) -> None:
+    codebook = make(dtype=torch.float32)
+    before = copied(codebook)
+    with pytest.raises(error, match=message):
+        codebook.initialise(rows)
+    assert_state(codebook, before)
 
 
 ONES = torch.ones(5, 3, dtype=torch.bool)

@@ -234,13 +234,18 @@ class Codebook(nn.Module):
         """Sets the codewords; counts stay, sums become codeword times count (the codeword for count 0).
 
         Args:
-            rows: (M, D).
+            rows: (M, D), float64, float32, float16 or bfloat16, on the device of the codebook; finite in its dtype.
 
         Raises:
-            ValueError: the shape is not (M, D).
+            TypeError: the rows are no tensor or their dtype is unsupported.
+            ValueError: the shape is not (M, D), the device differs, or a number is not finite.
         """
-        if rows.shape != self.codebook.shape:
-            raise ValueError(f"rows must have shape {tuple(self.codebook.shape)}, got {tuple(rows.shape)}")
+        _checks.check_tensor("rows", rows, _checks.FEATURE_DTYPES)
+        _checks.check_like("rows", rows, self.codebook.shape, "that of the codebook", self.codebook, "the codebook")
+        finite = rows.to(self.codebook.dtype).isfinite().all(1)
+        if not finite.all():
+            first = int(finite.logical_not().nonzero()[0])
+            raise ValueError(f"rows must be finite in the dtype of the codebook, got NaN or Inf in row {first}")
         self.codebook.copy_(rows)
         count = self.ema_count.unsqueeze(1)
         self.ema_sum.copy_(rows * torch.where(count > 0, count, 1))
