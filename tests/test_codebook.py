@@ -200,6 +200,15 @@ def test_the_example_of_the_docstring() -> None:
     }
 
 
+@pytest.mark.parametrize("partners", ["x", -1, NAN, float("inf"), True])
+def test_bad_partners_change_nothing(partners: Any) -> None:
+    codebook = make()
+    before = copied(codebook)
+    with pytest.raises(ValueError, match=f"partners must be a number of at least 0, got {partners!r}"):
+        codebook(features(5), partners=partners)
+    assert_state(codebook, before)
+
+
 @pytest.mark.parametrize(
     ("rows", "error", "message"),
     [

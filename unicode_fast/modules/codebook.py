@@ -115,8 +115,7 @@ class Codebook(nn.Module):
         if not isinstance(rule, EmaConfig | None):
             raise TypeError(f"rule must be an EmaConfig or None, got {type(rule).__name__}")
         _checks.check_choice("partner", partner, get_args(Partner))
-        if not isinstance(initial_count, (int, float)) or not 0 <= initial_count < math.inf:
-            raise ValueError(f"initial_count must be a number of at least 0, got {initial_count!r}")
+        _check_not_negative("initial_count", initial_count)
         self.names = tuple(names)
         self.partner = partner
         self.rule = EmaConfig() if rule is None else rule
@@ -158,10 +157,11 @@ class Codebook(nn.Module):
 
         Raises:
             TypeError: features or masks are no mapping of tensors, or of an unsupported dtype.
-            ValueError: a modality is unknown or missing, or a width, shape or device does not fit. Or modalities that
-                are partners differ in the number of clips.
+            ValueError: a modality is unknown or missing, a width, shape or device does not fit, or `partners` is no
+                number of at least 0. Or modalities that are partners differ in the number of clips.
         """
         self._check(features, mask)
+        _check_not_negative("partners", partners)
         if mask is not None:
             features = {name: torch.where(mask[name].unsqueeze(-1), z, 0) for name, z in features.items()}
         found = self.quantise(features)
@@ -312,6 +312,11 @@ class Codebook(nn.Module):
             return attended(query, semantic[other].detach(), None if mask is None else mask[other])
 
         return mean_of_others(name, self.names, from_other)
+
+
+def _check_not_negative(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
+        raise ValueError(f"{name} must be a number of at least 0, got {value!r}")
 
 
 def _as_clips(z: Tensor) -> Tensor:
