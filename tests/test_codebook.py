@@ -273,7 +273,28 @@ BAD: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     "a mask of one": (
         lambda: make()(features(5, 3), {"audio": ONES}),
         ValueError,
-        "mask must be of the modalities audio, video, depth, as features are, got audio",
+        "mask must be of the modalities audio, video, depth, got audio$",
+    ),
+    "a mask as a tensor": (lambda: make()(features(5, 3), ONES), TypeError, "mask must be a mapping .*, got Tensor"),
+    "update, index of one": (
+        lambda: make().update(features(5), {"audio": ONES}),
+        ValueError,
+        "index must be of the modalities audio, video, depth, got audio$",
+    ),
+    "update, features of one": (
+        lambda: make().update(features(5, names=["audio"]), {}),
+        ValueError,
+        "semantic must be of the modalities audio, video, depth, got audio$",
+    ),
+    "update, no mapping": (
+        lambda: make().update(features(5), ONES),
+        TypeError,
+        "index must be a mapping from modalities to tensors, got Tensor",
+    ),
+    "update, a mask of one": (
+        lambda: make().update(features(5), dict.fromkeys(NAMES, ONES), {"audio": ONES}),
+        ValueError,
+        "mask must be of the modalities audio, video, depth, got audio$",
     ),
     "a mask of another shape": (
         lambda: make()(features(5, 3), {**dict.fromkeys(NAMES, ONES), "video": ONES[:, :2]}),

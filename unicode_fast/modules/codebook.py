@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
@@ -176,17 +176,14 @@ class Codebook(nn.Module):
         return output
 
     def _check(self, features: Mapping[str, Tensor], mask: Mapping[str, Tensor] | None) -> None:
-        for given, what in ((features, "features"), (mask, "mask")):
-            if given is not None and not isinstance(given, Mapping):
-                raise TypeError(f"{what} must be a mapping from modalities to tensors, got {type(given).__name__}")
+        _check_mapping("features", features)
         expected = set(self.names) if self.training else set(features) & set(self.names)
         if not features or set(features) != expected:
             which = "all" if self.training else "any"
             got = ", ".join(map(str, features)) or "none"
             raise ValueError(f"features must be of {which} of the modalities {', '.join(self.names)}, got {got}")
-        if mask is not None and set(mask) != set(features):
-            got = ", ".join(map(str, mask)) or "none"
-            raise ValueError(f"mask must be of the modalities {', '.join(features)}, as features are, got {got}")
+        if mask is not None:
+            _check_modalities("mask", mask, features)
         for name, z in features.items():
             _checks.check_tensor(f"features of {name!r}", z, _checks.FEATURE_DTYPES)
             shape = (*z.shape[:-1], self.codebook.shape[1])
@@ -274,7 +271,14 @@ class Codebook(nn.Module):
             mask: (...) bool by modality, or None.
             draws: random numbers of the resets; None draws them by the seed and the number of updates.
             shard: position of these rows in a batch that ranks share; None for a whole batch.
+
+        Raises:
+            TypeError: an argument or a dtype is unsupported.
+            ValueError: an argument is not of all modalities, or a shape or device does not fit.
         """
+        for what, given in (("semantic", semantic), ("index", index), ("mask", mask)):
+            if given is not None or what != "mask":
+                _check_modalities(what, given, self.names)
         semantic = {name: _as_clips(semantic[name]) for name in self.names}
         if mask is not None:
             mask = {name: mask[name].reshape(semantic[name].shape[:2]) for name in self.names}
@@ -312,6 +316,18 @@ class Codebook(nn.Module):
             return attended(query, semantic[other].detach(), None if mask is None else mask[other])
 
         return mean_of_others(name, self.names, from_other)
+
+
+def _check_mapping(name: str, given: Any) -> None:
+    if not isinstance(given, Mapping):
+        raise TypeError(f"{name} must be a mapping from modalities to tensors, got {type(given).__name__}")
+
+
+def _check_modalities(name: str, given: Any, expected: Iterable[str]) -> None:
+    _check_mapping(name, given)
+    if set(given) != set(expected):
+        got = ", ".join(map(str, given)) or "none"
+        raise ValueError(f"{name} must be of the modalities {', '.join(expected)}, got {got}")
 
 
 def _check_not_negative(name: str, value: Any) -> None:
