@@ -200,6 +200,16 @@ def test_the_example_of_the_docstring() -> None:
     }
 
 
+@pytest.mark.parametrize("value", [NAN, float("inf")])
+@pytest.mark.parametrize("names", [["audio"], ["audio", "video"]])
+def test_a_value_that_is_not_finite_reaches_codewords_in_training(names: list[str], value: float) -> None:
+    codebook, given = make(names), features(5, names=names)
+    given["audio"][2, 1] = value
+    index = codebook(given).index
+    spoilt = (~codebook.codebook.isfinite()).any(1).nonzero().flatten()
+    assert set(spoilt.tolist()) == {codes[2].item() for codes in index.values()}
+
+
 @pytest.mark.parametrize("partners", ["x", -1, NAN, float("inf"), True])
 def test_bad_partners_change_nothing(partners: Any) -> None:
     codebook = make()

@@ -145,7 +145,9 @@ class Codebook(nn.Module):
 
         Args:
             features: (..., D) by modality: all modalities in training mode, else any of them. float64, float32, float16
-                or bfloat16, on the device of the codebook.
+                or bfloat16, on the device of the codebook. In training mode NaN or infinity at a valid position makes
+                its codeword not finite, and those of its partners with an `own_weight` below 1. The values are not
+                checked.
             mask: (...) bool by modality, the valid positions; None for all. The others may hold anything, and count as
                 zeros.
             partners: weight of the mean commitment to the codewords of the other modalities at the same position; own
@@ -266,7 +268,8 @@ class Codebook(nn.Module):
         """One MM-EMA update with the codes of a batch, idle counters and resets included; Eq. 7.
 
         Args:
-            semantic: z by modality, (..., D), usually (B, T, D).
+            semantic: z by modality, (..., D), usually (B, T, D). NaN or infinity at a valid position makes its codeword
+                not finite, as in `forward`.
             index: codes by modality, (...).
             mask: (...) bool by modality, or None.
             draws: random numbers of the resets; None draws them by the seed and the number of updates.

@@ -75,7 +75,8 @@ def codebook_update(  # noqa: PLR0913 - state, rows and rule are records already
         BackendUnavailable: `backend` cannot run here; the message has the reason.
 
     Precision:
-        Float64, rounded once. A valid row with NaN or infinity makes its codeword not finite.
+        Float64, rounded once. A valid row with NaN or infinity makes its codeword not finite, and those
+        of the rows whose partner it is.
 
     Memory:
         A float64 buffer of (M + modalities) (D + 1) numbers, with M (D + 1) more for resets to features. The reference
