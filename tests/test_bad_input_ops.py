@@ -139,6 +139,25 @@ CASES: dict[str, Case] = {
         ValueError,
         ["targets must have shape (modalities, K, B, D) or (B, D)", "(2, 3, 4)"],
     ),
+    "loss, no width": (
+        lambda: loss(VECTORS[..., :0], VECTORS[..., :0]),
+        ValueError,
+        ["targets must have shape (modalities, K, B, D) or (B, D), all but B at least 1", "(2, 1, 3, 0)"],
+    ),
+    "loss, no steps": (lambda: loss(VECTORS[:, :0], VECTORS[:, :0]), ValueError, ["targets must", "(2, 0, 3, 4)"]),
+    "loss, no modalities": (lambda: loss(VECTORS[:0], VECTORS[:0]), ValueError, ["targets must", "(0, 1, 3, 4)"]),
+    "loss, sets without width": (
+        lambda: cross_info_nce(torch.ones(3, 0), torch.ones(3, 0)),
+        ValueError,
+        ["targets must have shape", "all but B at least 1", "(3, 0)"],
+    ),
+    "loss, operator without width": (
+        lambda: torch.ops.unicode_fast.cross_info_nce_reference(
+            VECTORS[..., :0], VECTORS[..., :0], WEIGHTS, None, torch.ones(()), "both", 0
+        ),
+        ValueError,
+        ["targets must have shape (modalities, K, B, D), all but B at least 1", "(2, 1, 3, 0)"],
+    ),
     "loss, other shapes": (
         lambda: loss(predictions=VECTORS[:, :, :2]),
         ValueError,
@@ -195,6 +214,19 @@ CASES: dict[str, Case] = {
         lambda: loss(temperature=-1.0),
         ValueError,
         ["temperature must be finite and greater than 0", "-1.0"],
+    ),
+    **{
+        f"loss, temperature {value}": (
+            lambda value=value: loss(temperature=value),
+            ValueError,
+            [f"temperature must be finite and greater than 0 in float32, got {value}"],
+        )
+        for value in (1e-300, 7e-46, 1e300, float("inf"), float("nan"))
+    },
+    "distribution, temperature below float32": (
+        lambda: codeword_distribution(CLIPS, CODEBOOK, temperature=1e-300),
+        ValueError,
+        ["temperature must be finite and greater than 0 in float32", "1e-300"],
     ),
     "loss, temperature as text": (lambda: loss(temperature="1"), TypeError, ["temperature must be a number", "str"]),
     "loss, temperature of one dimension": (
@@ -359,6 +391,11 @@ def test_bad_input(name: str) -> None:
     assert type(caught.value) is exception
     for text in texts:
         assert text in str(caught.value)
+
+
+def test_the_smallest_temperature_of_each_dtype() -> None:
+    assert not loss(temperature=1e-45).loss.isnan()
+    assert not loss(VECTORS.double(), VECTORS.double(), temperature=1e-300).loss.isnan()
 
 
 @pytest.mark.parametrize(("change", "error"), [({"partners": [ROWS]}, ValueError), ({"group": 3}, TypeError)])

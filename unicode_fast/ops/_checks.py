@@ -97,12 +97,14 @@ def check_group(group: Any) -> None:
         raise TypeError(f"group must be a ProcessGroup or None, got {type(group).__name__}")
 
 
-def check_temperature(temperature: Any) -> None:
-    """Raise unless the temperature, a number, is finite and greater than 0."""
+def check_temperature(temperature: Any, dtype: torch.dtype) -> None:
+    """Raise unless the temperature, a number, is finite and greater than 0 after its rounding to `dtype`."""
     if isinstance(temperature, bool) or not isinstance(temperature, (int, float)):
         raise TypeError(f"temperature must be a number, got {type(temperature).__name__}")
-    if not 0 < temperature < float("inf"):
-        raise ValueError(f"temperature must be finite and greater than 0, got {temperature}")
+    limits = torch.finfo(dtype)
+    # Half of the smallest subnormal number is rounded to 0.
+    if not limits.smallest_normal * limits.eps / 2 < temperature <= limits.max:
+        raise ValueError(f"temperature must be finite and greater than 0 in {_short(dtype)}, got {temperature}")
 
 
 def _short(dtype: torch.dtype) -> str:

@@ -27,7 +27,7 @@ def codeword_distribution(
         features: (B, T, D) float64, float32, float16 or bfloat16.
         codebook: (M, D), M >= 1, float64, float32 or the dtype of `features`, on their device.
         valid: (B, T) bool, the positions that count, or None for all. The others may hold anything, NaN included.
-        temperature: divisor of the distances; greater than 0. A number, without gradient.
+        temperature: divisor of the distances; greater than 0 in the dtype of the result. A number, without gradient.
         backend: None takes the fastest that can run on this device. A named backend is used or refused, never
             replaced.
 
@@ -58,9 +58,13 @@ def codeword_distribution(
     return result
 
 
+def _result_dtype(features: Tensor, codebook: Tensor) -> torch.dtype:
+    return torch.promote_types(torch.promote_types(features.dtype, codebook.dtype), torch.float32)
+
+
 def _check(features: Any, codebook: Any, valid: Any, temperature: Any) -> None:
     _checks.check_features_and_codebook(features, codebook, dimensions=3)
-    _checks.check_temperature(temperature)
+    _checks.check_temperature(temperature, _result_dtype(features, codebook))
     if valid is not None:
         _checks.check_tensor("valid", valid, (torch.bool,))
         _checks.check_like("valid", valid, features.shape[:2], "(B, T) of features", features, "features")
@@ -73,8 +77,7 @@ def _check_backward(gradient: Any, features: Any, codebook: Any, valid: Any, tem
 
 
 def _fake(features: Tensor, codebook: Tensor, valid: Tensor | None, temperature: float) -> Tensor:
-    dtype = torch.promote_types(torch.promote_types(features.dtype, codebook.dtype), torch.float32)
-    return features.new_empty((features.shape[0], codebook.shape[0]), dtype=dtype)
+    return features.new_empty((features.shape[0], codebook.shape[0]), dtype=_result_dtype(features, codebook))
 
 
 def _fake_backward(

@@ -62,7 +62,7 @@ def cross_info_nce(  # noqa: PLR0913 - three tensors and five independent switch
         loss = unicode_fast.cross_info_nce(images, texts, softmax_over="both", temperature=0.07).loss
 
     Args:
-        targets: (modalities, K, B, D) or (B, D), float64, float32, float16 or bfloat16.
+        targets: (modalities, K, B, D) or (B, D), all but B at least 1; float64, float32, float16 or bfloat16.
         predictions: in the shape and dtype of `targets`, on its device. Under autocast the dtypes may differ.
         pair_weights: (target, source), floating point, on the device of `targets`; without gradient. A pair of
             weight 0 adds nothing to the loss. None for weights of 1, and for (B, D).
@@ -70,8 +70,8 @@ def cross_info_nce(  # noqa: PLR0913 - three tensors and five independent switch
             others may hold anything, NaN included.
         softmax_over: "predictions" for a softmax over the predictions of the batch, "candidates" for one over its
             targets, "both" for the mean of the two losses.
-        temperature: a number greater than 0 or a () tensor on the device of `targets`, with gradient; the value of
-            a tensor is not checked.
+        temperature: a number greater than 0 in the dtype of the result, or a () tensor on the device of `targets`, with
+            gradient; the value of a tensor is not checked.
         group: processes of torch.distributed with one shard of the batch each, of any size, in order. Each must call
             this function, with the same arguments except for B.
         rows: consecutive clips whose share of the loss is computed, each contrasted with all B. The results of several
@@ -157,8 +157,8 @@ def cross_info_nce(  # noqa: PLR0913 - three tensors and five independent switch
         _checks.check_tensor("temperature", temperature, _checks.FEATURE_DTYPES)
         _checks.check_like("temperature", temperature, (), "without dimensions", targets, "targets")
     else:
-        _checks.check_temperature(temperature)
         dtype = torch.promote_types(targets.dtype, torch.float32)
+        _checks.check_temperature(temperature, dtype)
         temperature = torch.full((), temperature, dtype=dtype, device=targets.device)
     leaves = targets, predictions, temperature
     # On a CPU the gradient is computed with the loss, because the products of its scores take most of the time.
@@ -233,8 +233,10 @@ def _in_one_dtype(targets: Any, predictions: Any) -> tuple[Any, Any]:
 def _check(targets: Any, predictions: Any, pair_weights: Any, valid: Any) -> None:
     _checks.check_tensor("targets", targets, _checks.FEATURE_DTYPES)
     _checks.check_tensor("predictions", predictions, (targets.dtype,))
-    if targets.dim() not in (2, 4):
-        raise ValueError(f"targets must have shape (modalities, K, B, D) or (B, D), got {tuple(targets.shape)}")
+    if targets.dim() not in (2, 4) or 0 in (*targets.shape[:-2], targets.shape[-1]):
+        raise ValueError(
+            f"targets must have shape (modalities, K, B, D) or (B, D), all but B at least 1, got {tuple(targets.shape)}"
+        )
     _checks.check_like("predictions", predictions, targets.shape, "that of targets", targets, "targets")
     if pair_weights is not None:
         _checks.check_tensor("pair_weights", pair_weights, _checks.FEATURE_DTYPES)
@@ -257,9 +259,9 @@ def _check_arguments(*arguments: Any) -> None:
     _checks.check_choice("softmax_over", inputs.softmax_over, SOFTMAX_OVER)
     for name, vectors in (("targets", targets), ("predictions", predictions)):
         _checks.check_tensor(name, vectors, _checks.FEATURE_DTYPES if name == "targets" else (targets.dtype,))
-        if vectors.dim() != 4 or vectors.shape[0] < 1:
+        if vectors.dim() != 4 or 0 in (*vectors.shape[:2], vectors.shape[3]):
             raise ValueError(
-                f"{name} must have shape (modalities, K, B, D), modalities at least 1, got {tuple(vectors.shape)}"
+                f"{name} must have shape (modalities, K, B, D), all but B at least 1, got {tuple(vectors.shape)}"
             )
     modalities, steps, _, width = targets.shape
     shape = (modalities, steps, predictions.shape[2], width)
