@@ -374,6 +374,16 @@ CASES: dict[str, Case] = {
         ValueError,
         ["reset_after must be 0 or greater", "-1"],
     ),
+    "rule, reset_noise": (
+        lambda: EmaConfig(reset_noise=float("inf")),
+        ValueError,
+        ["reset_noise must be 0 or greater and finite, got inf"],
+    ),
+    "rule, reset_ema": (
+        lambda: EmaConfig(reset_ema=3),  # type: ignore[arg-type]
+        TypeError,
+        ["reset_ema must be a bool, got int"],
+    ),
     "rule, reset_active_within": (
         lambda: EmaConfig(reset_active_within=1.5),  # type: ignore[arg-type]
         TypeError,

@@ -1,5 +1,6 @@
 """One MM-EMA update of the shared codebook in plain PyTorch: statistics of the batch, then their application."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -110,7 +111,7 @@ class EmaConfig:
         seed: of the draws; any integer of 64 bits.
 
     Raises:
-        TypeError: a number of batches or the seed is no integer, or another field is no number.
+        TypeError: a number of batches or the seed is no integer, `reset_ema` no bool, or another field no number.
         ValueError: a field is outside its range.
     """
 
@@ -143,9 +144,11 @@ class EmaConfig:
         for name in ("decay", "own_weight"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
+        if not isinstance(self.reset_ema, bool):
+            raise TypeError(f"reset_ema must be a bool, got {type(self.reset_ema).__name__}")
         for name in ("epsilon", "reset_after", "reset_noise", "reset_active_within"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} must be 0 or greater, got {getattr(self, name)}")
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be 0 or greater and finite, got {getattr(self, name)}")
         if self.smoothing != "none" and self.epsilon == 0:
             raise ValueError(f"epsilon must be greater than 0 for smoothing {self.smoothing!r}, got 0")
         if not -(2**63) <= self.seed < 2**63:
