@@ -299,12 +299,17 @@ CASES: dict[str, Case] = {
     "update, features of three dimensions": (
         lambda: update(features=[ROWS, CLIPS]),
         ValueError,
-        ["features[1] must have shape (2, 4), (N, D)", "(2, 3, 4)"],
+        ["features[1] must have shape (N, 4), with the D of state.codebook, got (2, 3, 4)"],
+    ),
+    "update, features elsewhere": (
+        lambda: update(features=[ROWS, ROWS.to("meta")]),
+        ValueError,
+        ["features[1] must be on the device of state.codebook, cpu, got meta"],
     ),
     "update, features of other width": (
         lambda: update(features=[ROWS[:, :3], ROWS]),
         ValueError,
-        ["features[0] must have shape (3, 4)", "(3, 3)"],
+        ["features[0] must have shape (N, 4), with the D of state.codebook, got (3, 3)"],
     ),
     "update, integer features": (lambda: update(features=[INTEGERS] * 2), TypeError, ["features[0] must be", "int64"]),
     "update, float index": (lambda: update(index=[ROWS[:, 0]] * 2), TypeError, ["index[0] must be int64", "float32"]),

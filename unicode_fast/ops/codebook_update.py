@@ -166,8 +166,10 @@ def _check_rows(codebook: Tensor, features: Any, index: Any) -> None:
     _check_list("index", index, len(features))
     for m, (feature, codes) in enumerate(zip(features, index, strict=True)):
         _checks.check_tensor(f"features[{m}]", feature, _checks.FEATURE_DTYPES)
-        shape = (feature.shape[0] if feature.dim() else 1, codebook.shape[1])
-        _checks.check_like(f"features[{m}]", feature, shape, "(N, D)", codebook, "state.codebook")
+        shape, width = tuple(feature.shape), codebook.shape[1]
+        if len(shape) != 2 or shape[1] != width:
+            raise ValueError(f"features[{m}] must have shape (N, {width}), with the D of state.codebook, got {shape}")
+        _checks.check_device(f"features[{m}]", feature, codebook, "state.codebook")
         _checks.check_tensor(f"index[{m}]", codes, (torch.int64,))
         _checks.check_like(f"index[{m}]", codes, shape[:1], f"the rows of features[{m}]", codebook, "state.codebook")
 
