@@ -57,12 +57,12 @@ CASES: dict[str, Case] = {
     "nearest, half codebook": (
         lambda: nearest_codeword(ROWS, CODEBOOK.half()),
         TypeError,
-        ["codebook must be float64 or float32", "float16"],
+        ["codebook must be float64 or float32 to match features of float32, got float16"],
     ),
     "nearest, other half": (
         lambda: nearest_codeword(ROWS.bfloat16(), CODEBOOK.half()),
         TypeError,
-        ["codebook must be float64, float32 or bfloat16", "float16"],
+        ["codebook must be float64, float32 or bfloat16 to match features of bfloat16, got float16"],
     ),
     "nearest, no dimensions": (
         lambda: nearest_codeword(torch.tensor(1.0), CODEBOOK),

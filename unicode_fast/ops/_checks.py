@@ -12,14 +12,14 @@ FEATURE_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 STATE_DTYPES = (torch.float64, torch.float32)
 
 
-def check_tensor(name: str, value: Any, dtypes: Sequence[torch.dtype]) -> None:
-    """Raise unless `value` is a tensor of one of these dtypes."""
+def check_tensor(name: str, value: Any, dtypes: Sequence[torch.dtype], reason: str = "") -> None:
+    """Raise unless `value` is a tensor of one of these dtypes, for a reason such as " to match features"."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
     if value.layout != torch.strided or value.is_nested:
         raise TypeError(f"{name} must be a dense tensor, got a sparse, nested or otherwise packed one")
     if value.dtype not in dtypes:
-        raise TypeError(f"{name} must be {_one_of(dtypes)}, got {_short(value.dtype)}")
+        raise TypeError(f"{name} must be {_one_of(dtypes)}{reason}, got {_short(value.dtype)}")
 
 
 def check_like(name: str, value: Any, shape: Sequence[int], meaning: str, like: Tensor, like_name: str) -> None:
@@ -67,7 +67,8 @@ def naming_index(name: str, index: Sequence[Tensor], valid: Sequence[Tensor], co
 def check_features_and_codebook(features: Any, codebook: Any, dimensions: int | None = None) -> None:
     """Raise unless features (..., D), with this number of dimensions, and codebook (M, D) fit together."""
     check_tensor("features", features, FEATURE_DTYPES)
-    check_tensor("codebook", codebook, tuple(dict.fromkeys((*STATE_DTYPES, features.dtype))))
+    dtypes = tuple(dict.fromkeys((*STATE_DTYPES, features.dtype)))
+    check_tensor("codebook", codebook, dtypes, f" to match features of {_short(features.dtype)}")
     if dimensions is None and features.dim() < 1:
         raise ValueError("features must have shape (..., D), got a tensor without dimensions")
     if dimensions is not None and features.dim() != dimensions:
