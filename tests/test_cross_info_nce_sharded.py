@@ -86,8 +86,23 @@ def test_shares_of_rows_add_up(softmax_over: str, masked: bool) -> None:
         assert_close(torch.stack(found).sum(0), truth, tolerance, "gradient")
 
 
-@pytest.mark.parametrize("rows", [slice(0, 4, 2), slice(None, None, -1), 3])
+@pytest.mark.parametrize(
+    "rows",
+    [
+        slice(0, 4, 2),
+        slice(0, 4, 0),
+        slice(None, None, -1),
+        3,
+        slice("a", 3),
+        slice(0, 2.0),
+        slice(3, 10),
+        slice(-10, 3),
+        slice(5, 3),
+    ],
+)
 def test_rows_follow_each_other(rows: object) -> None:
     vectors = torch.randn(9, WIDTH)
-    with pytest.raises(ValueError, match="rows must be a slice of step 1, and of all clips with a group, got"):
+    with pytest.raises(
+        ValueError, match=r"rows must be a slice of step 1 and of all .* within the 9 clips, got (slice|3)"
+    ):
         cross_info_nce(vectors, vectors, rows=rows)  # type: ignore[arg-type]

@@ -94,7 +94,8 @@ def cross_info_nce(  # noqa: PLR0913 - three tensors and five independent switch
         TypeError: a dtype is unsupported, the dtypes of targets and predictions differ outside autocast, or `group` is
             no ProcessGroup.
         ValueError: shapes or devices differ, `softmax_over` is unknown, or the temperature is out of range. Or
-            `pair_weights` requires a gradient, or `rows` has another step than 1 or leaves out clips of a group.
+            `pair_weights` requires a gradient, or `rows` has another step than 1, its bounds are not in order or not
+            within the clips, or it leaves out clips of a group.
         BackendUnavailable: `backend` cannot run here; the message has the reason.
 
     Precision:
@@ -151,8 +152,7 @@ def cross_info_nce(  # noqa: PLR0913 - three tensors and five independent switch
     _checks.check_choice("softmax_over", softmax_over, SOFTMAX_OVER)
     _checks.check_group(group)
     clips = range(targets.shape[2])
-    if not isinstance(rows, slice) or clips[rows].step != 1 or (group is not None and len(clips[rows]) < len(clips)):
-        raise ValueError(f"rows must be a slice of step 1, and of all clips with a group, got {rows!r}")
+    own = _checked_rows(rows, clips, whole=group is not None)
     if isinstance(temperature, Tensor):
         _checks.check_tensor("temperature", temperature, _checks.FEATURE_DTYPES)
         _checks.check_like("temperature", temperature, (), "without dimensions", targets, "targets")
@@ -168,10 +168,25 @@ def cross_info_nce(  # noqa: PLR0913 - three tensors and five independent switch
     settings = (pair_weights, valid, temperature, softmax_over)
     if group is not None:
         return _of_group(operator, targets, predictions, settings, group)
-    if len(clips[rows]) == len(clips):
+    if len(own) == len(clips):
         return CrossInfoNCE(*operator(targets, predictions, *settings, 0)[:3])
     own_targets, own_predictions = targets[:, :, rows], predictions[:, :, rows]
-    return _share(operator, (own_targets, targets), (own_predictions, predictions), settings, clips[rows].start)
+    return _share(operator, (own_targets, targets), (own_predictions, predictions), settings, own.start)
+
+
+def _checked_rows(rows: Any, clips: range, *, whole: bool) -> range:
+    """The clips of a slice; `whole` refuses a slice without some of them."""
+    try:
+        own = clips[rows] if isinstance(rows, slice) else None
+    except (TypeError, ValueError):
+        own = None
+    if own is not None and own.step == 1 and own.start <= own.stop and (own == clips or not whole):
+        if all(bound is None or -len(clips) <= bound <= len(clips) for bound in (rows.start, rows.stop)):
+            return own
+    raise ValueError(
+        "rows must be a slice of step 1 and of all clips with a group, start and stop in order and within the "
+        f"{len(clips)} clips, got {rows!r}"
+    )
 
 
 def _share(
