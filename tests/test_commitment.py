@@ -119,6 +119,15 @@ def test_a_weight_of_zero_adds_nothing(place: Place) -> None:
     assert features.grad is not None and not features.grad[0].any()
 
 
+@places("commitment_loss")
+def test_the_gradient_stops_at_the_codewords(place: Place) -> None:
+    features, index, codebook, weights, _ = (x.to(place.device) for x in inputs(2, 4, 5, 3))
+    features.requires_grad_(), codebook.requires_grad_()
+    commitment_loss(features, index, codebook, weights, backend=place.backend).sum().backward()
+    assert codebook.grad is None
+    assert features.grad is not None and features.grad.any()
+
+
 def test_differentiated_once() -> None:
     features, index, codebook, weights, _ = inputs(2, 4, 5, 3)
     features.requires_grad_()
