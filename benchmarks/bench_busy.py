@@ -12,9 +12,10 @@ from contextlib import contextmanager
 import pytest
 from measurement import printed_rows
 
-ROWS, KEY = "busy", ("threads", "busy")
+ROWS, KEY = "busy", ("chosen", "busy")
 BUSY = "print(flush=True)\nwhile True: pass"
-CASES = [(2, 0), (2, 1), (1, 1)]
+# Threads, and busy processes.
+CASES = [("2", 0), ("2", 1), ("1", 1), ("by train", 1)]
 
 
 @contextmanager
@@ -35,12 +36,18 @@ def busy_processes(number: int) -> Iterator[None]:
 def line(row: dict) -> str:
     """One line of the printed table."""
     spread = f"{row['p20_ms']:.4g} to {row['p80_ms']:.4g}"
-    return f"{row['threads']} thread(s), {row['busy']} busy process(es): {row['median_ms']:.4g} ms a step ({spread})"
+    start = f"{row['threads']} thread(s), chosen: {row['chosen']}, {row['busy']} busy process(es)"
+    return f"{start}: {row['median_ms']:.4g} ms a step ({spread})"
 
 
-@pytest.mark.parametrize(("threads", "busy"), CASES)
-def bench_busy(keep: Callable[[dict], None], monkeypatch: pytest.MonkeyPatch, threads: int, busy: int) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", str(threads))
+@pytest.mark.parametrize(("chosen", "busy"), CASES)
+def bench_busy(keep: Callable[[dict], None], monkeypatch: pytest.MonkeyPatch, chosen: str, busy: int) -> None:
+    options = ["recommended, float32", "default", "--seconds", "3"]
+    if chosen == "by train":
+        options.append("--idle-threads")
+        monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    else:
+        monkeypatch.setenv("OMP_NUM_THREADS", chosen)
     with busy_processes(busy):
-        for row in printed_rows("train_steps.py", "recommended, float32", "default", "--seconds", "3"):
-            keep({**row, "busy": busy, "cores": os.cpu_count()})
+        for row in printed_rows("train_steps.py", *options):
+            keep({**row, "chosen": chosen, "busy": busy, "cores": os.cpu_count()})

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from unicode_fast import preset
+from unicode_fast import preset, threads
 from unicode_fast.config import Config
 from unicode_fast.methods import Draws
 from unicode_fast.training.trainer import Trainer
@@ -279,7 +279,12 @@ def main() -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--profile", action="store_true")
     parser.add_argument("--seconds", type=float, help=f"repeat the step for this long {LONGEST_SECONDS}")
+    parser.add_argument("--idle-threads", action="store_true", help="as many threads as a new run of train takes")
     arguments = parser.parse_args()
+    if arguments.idle_threads:
+        threads.note_start()
+        time.sleep(1)
+        torch.set_num_threads(threads.idle_now(torch.get_num_threads()))
     row = measure(
         arguments.contender,
         arguments.size,

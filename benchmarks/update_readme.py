@@ -131,12 +131,13 @@ def step_sentence() -> str:
 
 def busy_sentence() -> str:
     """Time of a default step beside another busy process."""
-    rows = {(row["threads"], row["busy"]): row for row in read("busy-cpu.json")}
+    rows = {(row["chosen"], row["busy"]): row for row in read("busy-cpu.json")}
     times = {key: f"{row['median_ms']:.0f} ms" for key, row in rows.items()}
-    one = rows[1, 1]
+    taken = rows["by train", 1]["threads"]
     return (
-        f"On {one['cores']} cores a default step takes {times[2, 0]} with two threads. Beside one busy process it "
-        f"takes {times[2, 1]} with two threads and {times[1, 1]} with one. Machine: {machine(rows[2, 0])}."
+        f"On {rows['2', 0]['cores']} cores a default step takes {times['2', 0]} with two threads. Beside one busy "
+        f"process it takes {times['2', 1]} with two threads and {times['1', 1]} with one. A new run of `train` takes "
+        f"{taken} of 2 threads there: {times['by train', 1]}. Machine: {machine(rows['2', 0])}."
     )
 
 

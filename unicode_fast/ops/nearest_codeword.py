@@ -55,7 +55,7 @@ class PreparedCodebook:
         codebook: (M, D), M >= 1, as for `nearest_codeword`. The object keeps a reference to it, no copy.
 
     Memory:
-        At most (M + 256) (4 D + 280) + 8 D + 2048 bytes after the first search. On the CPU a codebook in half precision
+        At most (M + 256) (4 D + 312) + 8 D + 2048 bytes after the first search. On the CPU a codebook in half precision
         needs twice as much. Copies and pickles hold only the codebook.
 
     Raises:
