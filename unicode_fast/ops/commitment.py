@@ -28,8 +28,8 @@ def commitment_loss(  # noqa: PLR0913 - four tensors, a mask and a backend
     Args:
         features: (modalities, N, D) float64, float32, float16 or bfloat16.
         index: (modalities, N) int64, from `nearest_codeword`; in [0, M) at valid rows.
-        codebook: (M, D) float64, float32 or the dtype of `features`. It gets no gradient, also where it requires one:
-            Eq. 8 stops the gradient at the codewords.
+        codebook: (M, D) float64, float32 or the dtype of `features`; a constant of the loss, without gradient even
+            where it requires one.
         weights: (modalities, modalities) floating point, own codewords on the diagonal; without gradient. A weight of
             zero adds nothing, whatever the features hold.
         valid: (modalities, N) bool, the rows that count, or None for all. The others may hold anything, NaN included.
