@@ -147,12 +147,20 @@ class TestLearning:
 
 
 @pytest.mark.skipif(backend.EXTENSION.module is None, reason="the C++ extension is not there")
-def test_backends_agree_over_the_first_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Twenty steps of the default model: equal codes, losses equal to rounding."""
+@pytest.mark.parametrize("with_contrast", [False, True])
+def test_backends_agree_over_the_first_steps(monkeypatch: pytest.MonkeyPatch, with_contrast: bool) -> None:
+    """Twenty steps of the default model: equal codes, losses equal to rounding.
+
+    Backends of Cross-CPC add in another order, and Adam scales rounding up. So a few codes may differ with them.
+    """
     modalities = {name: Modality(kind, shape) for name, kind, shape in SHOWN}
     config = preset("recommended").replace(dropout=0.0, reset_after=5)
+    every = backend.IMPLEMENTATIONS
+    references: dict[str, tuple[backend.Backend, ...]] = dict.fromkeys(every, ("reference",))
+    if not with_contrast:
+        references["cross_info_nce"] = every["cross_info_nce"]
     runs = []
-    for implementations in (backend.IMPLEMENTATIONS, dict.fromkeys(backend.IMPLEMENTATIONS, ("reference",))):
+    for implementations in (every, references):
         monkeypatch.setattr(backend, "IMPLEMENTATIONS", implementations)
         trainer = Trainer(config, modalities, torch.device("cpu"))
         generator = torch.Generator().manual_seed(0)
@@ -167,8 +175,10 @@ def test_backends_agree_over_the_first_steps(monkeypatch: pytest.MonkeyPatch) ->
             results.append((codes, {name: term.item() for name, term in result.terms.items()}))
         runs.append(results)
     for (codes, terms), (other_codes, other_terms) in zip(*runs, strict=True):
-        assert all(torch.equal(codes[name], other_codes[name]) for name in codes)
-        assert terms == pytest.approx(other_terms, rel=1e-4, abs=1e-6)
+        number = sum(index.numel() for index in codes.values())
+        different = sum(int((codes[name] != other_codes[name]).sum()) for name in codes)
+        assert different <= (number // 100 if with_contrast else 0)
+        assert terms == pytest.approx(other_terms, rel=1e-3 if with_contrast else 1e-4, abs=1e-6)
 
 
 class TestDeterminism:

@@ -43,8 +43,8 @@ void check(const Inputs& inputs) {
   const at::Tensor &targets = inputs.targets, &predictions = inputs.predictions;
   const auto check_vectors = [](const char* name, const at::Tensor& vectors, Dtypes dtypes) {
     check_tensor(name, vectors, dtypes);
-    TORCH_CHECK_VALUE(vectors.dim() == 4 && vectors.size(0) >= 1, name,
-                      " must have shape (modalities, K, B, D), modalities at least 1, got ",
+    TORCH_CHECK_VALUE(vectors.dim() == 4 && vectors.size(0) >= 1 && vectors.size(1) >= 1 && vectors.size(3) >= 1, name,
+                      " must have shape (modalities, K, B, D), all but B at least 1, got ",
                       shape_name(vectors.sizes()));
   };
   check_vectors("targets", targets, kFeatureDtypes);

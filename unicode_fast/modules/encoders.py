@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unicode_fast.config import Modality, ModelConfig
-from unicode_fast.modules.linear import Linear
-from unicode_fast.modules.transformer import TransformerLayer
+from unicode_fast.modules.linear import Linear, TransformerLayer
 
 
 class WordEncoder(nn.Module):
@@ -192,8 +191,9 @@ class TemporalRelation(nn.Module):
     def forward(self, sequence: Tensor, mask: Tensor | None = None) -> Tensor:
         """(B, T, input_width) and a (B, T) mask to (B, T, D)."""
         output = self.affine(sequence)
+        padding = None if mask is None else ~mask
         for layer in self.layers:
-            output = layer(output, mask)
+            output = layer(output, src_key_padding_mask=padding)
         return output
 
 
