@@ -225,7 +225,7 @@ class Contrast {
   // Scores of the queries from `row` on with all keys, -infinity where either is not valid.
   void score(int64_t step, int64_t row, at::Tensor scores) const {
     at::addmm_out(scores, scores, queries_of_step_.narrow(0, row, scores.size(0)), keys_of_step_.t(), 0,
-                  inverse_temperature_);
+                  static_cast<T>(inverse_temperature_));
     if (!valid_.defined()) return;
     const at::Tensor valid = valid_.select(1, step);
     const at::Tensor of_rows = valid.narrow(1, offset_, queries_).reshape(-1).narrow(0, row, scores.size(0));

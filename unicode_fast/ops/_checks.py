@@ -99,12 +99,12 @@ def check_group(group: Any) -> None:
 
 
 def check_temperature(temperature: Any, dtype: torch.dtype) -> None:
-    """Raise unless the temperature, a number, is finite and greater than 0 after its rounding to `dtype`."""
+    """Raise unless the temperature, a number, is finite and a normal number of `dtype` above 0."""
     if isinstance(temperature, bool) or not isinstance(temperature, (int, float)):
         raise TypeError(f"temperature must be a number, got {type(temperature).__name__}")
     limits = torch.finfo(dtype)
-    # Half of the smallest subnormal number is rounded to 0.
-    if not limits.smallest_normal * limits.eps / 2 < temperature <= limits.max:
+    # A quotient by a subnormal number overflows.
+    if not limits.smallest_normal <= temperature <= limits.max:
         raise ValueError(f"temperature must be finite and greater than 0 in {_short(dtype)}, got {temperature}")
 
 
