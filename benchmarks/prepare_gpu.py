@@ -1,9 +1,9 @@
 """The kit of `benchmarks/on_gpu.sh` for a machine with a GPU and without network.
 
 `python benchmarks/prepare_gpu.py --torch-python PYTHON` makes gpu-kit/. PYTHON has the torch of that machine, and
-CUDA_HOME is a toolkit of its CUDA. The kit holds objects of csrc/, the native program and wheels that the machine
-lacks. It also holds a float16 store of the built-in data, and the default run's scores on a CPU. A second call makes
-only outdated files again, and an interrupted run continues.
+CUDA_HOME is a toolkit of its CUDA. The kit holds objects of csrc/, the native program, and this program with each
+switch of forms.h at its other value. It also holds wheels that the machine lacks, a float16 store of the built-in data,
+and the default run's scores on a CPU. A second call makes only outdated files again, and an interrupted run continues.
 
 `--host FOLDER`, of tests/cuda_on_host/build.py, makes a small kit in build/dry-kit/ for a dry run without a GPU.
 """
@@ -15,18 +15,20 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
-sys.path[:0] = [str(HERE / "gpu"), str(ROOT / "tests")]
+sys.path += [str(HERE / "gpu"), str(ROOT / "tests")]
 
 import tiny  # noqa: E402 - of the tests
 from default_run import STEPS, trained  # noqa: E402 - beside the other stages
 from dry_run import KIT as DRY_KIT  # noqa: E402
 from dry_run import is_kit, pack_wheel  # noqa: E402
-from program import SOURCES, digest_of, flags, inputs, sources  # noqa: E402
+from program import FORMS, SEARCH, SOURCES, digest_of, flags, inputs, sources, switches  # noqa: E402
 
 from unicode_fast.config import DataConfig  # noqa: E402
 from unicode_fast.data import open_dataset, open_store  # noqa: E402
@@ -96,17 +98,36 @@ def make_objects(out: Path, python: str) -> dict[str, Any]:
     return {**made, "files": files, "sources": digest_of(sources())}
 
 
-def make_program(out: Path, objects: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
-    """The native program, linked with the objects of the kernels."""
-    target = out / "kernels"
+def make_programs(out: Path, objects: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
+    """The native program of the kernels' objects; and packed, those with one switch at its other value."""
     made = inputs()
-    if before == made and target.exists():
+    if before == made and all((out / name).exists() for name in ("kernels", FORMS)):
         return made
+    folder = WORK / f"program-{made['inputs'][:12]}"
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def make(name: str, *words: str) -> str:
+        target, partial = folder / name, folder / f"partial-{name}"
+        if not target.exists():
+            say(f"making {name}")
+            subprocess.run([objects["nvcc"], *flags(objects["architectures"]), *words, "-o", str(partial)], check=True)
+            partial.replace(target)
+        return str(target)
+
+    own = [(f"{source.stem}.o", "-c", str(source)) for source in sorted(SOURCES.glob("*.cu"))]
+    search = [(f"{name}.o", f"-DUNICODE_FAST_{name}={value}", "-c", str(SEARCH)) for name, value in switches().items()]
+    with ThreadPoolExecutor(2) as pool:
+        files = list(pool.map(lambda job: make(*job), [*own, *search]))
+    cases, searches = files[: len(own)], files[len(own) :]
     kernels = [
         str(out / "objects" / name) for name in objects["files"] if name.startswith("cuda-") and "_op" not in name
     ]
-    files = [*map(str, sorted(SOURCES.glob("*.cu"))), *kernels]
-    subprocess.run([objects["nvcc"], *flags(objects["architectures"]), *files, "-o", str(target)], check=True)
+    shutil.copy(make("kernels", *kernels, *cases), out / "kernels")
+    others = [file for file in kernels if not file.endswith(f"{SEARCH.stem}.o")]
+    with tarfile.open(out / FORMS, "w:xz") as archive:
+        for name, file in zip(switches(), searches, strict=True):
+            # The linker takes the first of equal inline functions.
+            archive.add(make(name, file, *others, *cases), name)
     return made
 
 
@@ -215,7 +236,7 @@ def main() -> None:
         objects, program = take_from(arguments.host, out)
     else:
         objects = make_objects(out, arguments.torch_python)
-        program = make_program(out, objects, before.get("kernels", {}))
+        program = make_programs(out, objects, before.get("kernels", {}))
         del objects["nvcc"]
         make_wheels(out)
     size = TINY if arguments.host else WHOLE

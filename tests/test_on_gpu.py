@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import on_gpu
+import prepare_gpu
 import pytest
 import selection
 from cases import Place
@@ -286,6 +288,73 @@ class TestNative:
         files = [word for call in calls for word in call.split() if word.endswith(".cu")]
         assert len(files) == len(set(files)) == len(calls) - 1 > 8
 
+    def test_switches_of_forms(self) -> None:
+        """Each switch of forms.h is found with its value."""
+        text = program_of.SEARCH.with_name("forms.h").read_text()
+        assert set(re.findall(r"= UNICODE_FAST_(\w+)", text)) == set(program_of.switches())
+        for name, other in program_of.switches().items():
+            assert f"#define UNICODE_FAST_{name} {1 - other}\n" in text
+
+    def test_programs_of_the_kit(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """With a compiler that writes its arguments: each switch has a program, and missing ones are made again."""
+        monkeypatch.setattr(prepare_gpu, "WORK", tmp_path / "work")
+        compiler, kit = tmp_path / "nvcc", tmp_path / "kit"
+        compiler.write_text('#!/bin/sh\necho "$@" >> "$0.log"\nfor out; do :; done\necho "$@" > "$out"\n')
+        compiler.chmod(0o755)
+        names = ["commitment-commitment", "nearest_codeword-nearest_codeword", "nearest_codeword-nearest_codeword_op"]
+        objects = {"nvcc": str(compiler), "architectures": "9.0a", "files": [f"cuda-{name}.o" for name in names]}
+        kit.mkdir()
+
+        def calls(before: dict) -> list[str]:
+            Path(f"{compiler}.log").write_text("")
+            assert prepare_gpu.make_programs(kit, objects, before) == program_of.inputs()
+            return Path(f"{compiler}.log").read_text().splitlines()
+
+        made, switches = calls({}), program_of.switches()
+        assert len(made) == len(list(program_of.SOURCES.glob("*.cu"))) + 1 + 2 * len(switches)
+        for name, value in switches.items():
+            assert sum(f"-DUNICODE_FAST_{name}={value} -c {program_of.SEARCH} " in call for call in made) == 1
+        shutil.unpack_archive(kit / program_of.FORMS, tmp_path / "forms", filter="data")
+        links = {path.name: path.read_text() for path in (tmp_path / "forms").iterdir()}
+        assert set(links) == set(switches)
+        for name, link in {**links, "kernels": (kit / "kernels").read_text()}.items():
+            assert (f"/{name}.o" in link) == (name != "kernels") != ("nearest_codeword-nearest_codeword.o" in link)
+            assert "commitment-commitment.o" in link
+            assert "/main.o" in link
+            assert "_op.o" not in link
+        assert not calls(program_of.inputs())
+        (kit / program_of.FORMS).unlink()
+        (folder,) = (tmp_path / "work").iterdir()
+        (folder / min(switches)).unlink()
+        assert len(calls(program_of.inputs())) == 1
+        assert (kit / program_of.FORMS).exists()
+
+    def test_both_forms_stand_side_by_side(self, run: Run, kit: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """One switch has a program, a second one's crashes, and the others' are missing."""
+        first, second, *others = program_of.switches()
+        row = {"kernel": "search_wgmma", "case": "c", "rows": 9, "wrong": 0, "median_ms": 3.0, "ok": True}
+        with tarfile.open(kit / program_of.FORMS, "w:xz") as archive:
+            for name, line in ((first, f"echo '{json.dumps(row)}'"), (second, "kill -ABRT $$")):
+                (kit / name).write_text(f"#!/bin/sh\n{line}\n")
+                (kit / name).chmod(0o755)
+                archive.add(kit / name, name)
+        monkeypatch.setattr(stages, "SWITCHED", ("search_wgmma",))
+        chosen = stages.native_row({**row, "median_ms": 2.0})
+        do(run, lambda run: run.report.add("kernels", chosen), name="kernels")
+        found = do(run, stages.forms, name="forms")
+        timed = next(row for row in found["rows"] if row["ok"])
+        assert (timed["name"], timed["median_ms"], timed["chosen_ms"]) == (f"search_wgmma c, other {first}", 3.0, 2.0)
+        assert timed["text"] == "3 ms, 0 of 9 rows wrong; 2 ms as chosen"
+        assert texts(found)[f"search_wgmma, other {second}"] == "killed by SIGABRT"
+        lacking = {row["name"]: row["text"] for row in found["rows"] if row["ok"] is None}
+        assert lacking == {f"other {name}": "the kit has no such program" for name in others}
+        assert not run.report.failed
+        assert f"forms search_wgmma c, other {first}: {timed['text']}" in run.report.table()
+        (kit / "manifest.json").write_text(json.dumps({"kernels": {"inputs": "other"}}))
+        rows = do(run, stages.forms, name="forms")["rows"]
+        assert len(rows) == len(program_of.switches())
+        assert all(row["ok"] is None and "is of other sources" in row["text"] for row in rows)
+
     def test_nor_is_there_a_compiler(self, run: Run, kit: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (kit / "kernels").unlink()
         broken = Path(run.environment["CUDA_HOME"]) / "bin" / "nvcc"
@@ -492,12 +561,14 @@ class TestDryRun:
         # The rows that have not run are of libraries that are missing or have no kernel for a CPU.
         for name, stage in ran.items():
             idle = [row["text"] for row in stage["rows"] if row["ok"] is None]
-            assert name in ("versions", "contenders") or not idle, idle
+            assert name in ("versions", "contenders", "forms") or not idle, idle
         for kernel in stages.KERNELS:
             timed = [row["median_ms"] for row in ran["kernels"]["rows"] if row["kernel"] == kernel]
             assert None in timed
             assert any(timed)
         assert {row["kernel"] for row in ran["kernels"]["rows"]} == set(stages.KERNELS)
+        lacking = {f"other {switch}": "the kit has no native program" for switch in program_of.switches()}
+        assert texts(ran["forms"]) == lacking
         assert "scores differ from the CPU's by" in texts(ran["default_run"])["float32"]
 
     def test_stages_that_fail(self, dry_kit: Path, tmp_path: Path) -> None:

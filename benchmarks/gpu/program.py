@@ -9,6 +9,7 @@ import argparse
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -18,6 +19,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SOURCES = ROOT / "benchmarks" / "gpu" / "kernels"
+SEARCH = ROOT / "csrc" / "cuda" / "nearest_codeword" / "nearest_codeword.cu"
+# Programs of the kit with one switch of forms.h at its other value, by its name; packed, as they have most in common.
+FORMS = "forms.tar.xz"
 ARCHITECTURES = "9.0a"
 # Exit status of the program for wrong arguments.
 USAGE_STATUS = 64
@@ -38,6 +42,12 @@ def digest_of(files: Iterable[Path]) -> str:
 def sources() -> list[Path]:
     """Sources of the extension."""
     return [path for path in (ROOT / "csrc").rglob("*") if path.is_file()]
+
+
+def switches() -> dict[str, int]:
+    """The value of each switch of forms.h that is not chosen."""
+    found = re.findall(r"^#define UNICODE_FAST_(\w+) ([01])$", SEARCH.with_name("forms.h").read_text(), re.MULTILINE)
+    return {name: 1 - int(chosen) for name, chosen in found}
 
 
 def inputs(*, on_host: bool = False) -> dict[str, str]:
@@ -79,18 +89,27 @@ def flags(architectures: str) -> list[str]:
     return ["-std=c++20", "-O3", "-gencode", code, "-cudart", "static", "-Xcompiler", prefix]
 
 
+def of_kit(kit: Path, name: str, *, on_host: bool) -> Path:
+    """A file of the kit with programs.
+
+    Raises:
+        ProgramError: the kit lacks it, or it is of other sources or for another machine.
+    """
+    manifest = kit / "manifest.json"
+    if not manifest.exists() or not (kit / name).exists():
+        raise ProgramError("the kit has no native program")
+    if json.loads(manifest.read_text()).get("kernels") != inputs(on_host=on_host):
+        raise ProgramError("the kit's native program is of other sources; run benchmarks/prepare_gpu.py again")
+    return kit / name
+
+
 def take(kit: Path, target: Path, *, on_host: bool) -> None:
     """Copies the kit's program, and makes the copy executable.
 
     Raises:
         ProgramError: the kit has no program, or one of other sources or for another machine, or it does not run here.
     """
-    manifest = kit / "manifest.json"
-    if not manifest.exists() or not (kit / "kernels").exists():
-        raise ProgramError("the kit has no native program")
-    if json.loads(manifest.read_text()).get("kernels") != inputs(on_host=on_host):
-        raise ProgramError("the kit's native program is of other sources; run benchmarks/prepare_gpu.py again")
-    shutil.copyfile(kit / "kernels", target)
+    shutil.copyfile(of_kit(kit, "kernels", on_host=on_host), target)
     target.chmod(0o755)
     starts(target)
 

@@ -10,7 +10,7 @@ NAME = "on-gpu.json"
 LOGS = "on-gpu-logs.tar.gz"
 TABLE_LINES, LONGEST_LINE = 58, 160
 # Stages whose numbers are in the table; other stages have only their wrong rows there.
-SHOWN = ("targets", "profile", "step", "default_run", "kernels")
+SHOWN = ("targets", "profile", "step", "default_run", "kernels", "forms")
 # Fields of a row that no derived file has.
 OF_THE_RUN = ("name", "ok", "text", "kernels", "at_fault")
 Row = dict[str, Any]

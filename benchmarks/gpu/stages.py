@@ -41,6 +41,8 @@ SANITIZERS = ("memcheck", "racecheck", "synccheck")
 SANITIZER_ERROR = 9
 # Kernels for the sanitizers: those with asynchronous copies and products, and sums of many threads.
 SANITIZED = ("search_wgmma", "search_middle", "statistics_sorted", "apply", "commitment")
+# Searches with the switches of forms.h.
+SWITCHED = ("search_wgmma", "search_wide", "search_middle", "search_narrow")
 # Kernels of csrc/cuda with a profile of the first launch, by their name in the native program.
 PROFILED = {"search_wgmma": "hopper_search_kernel", "statistics_sorted": "piece_kernel"}
 METRICS = (
@@ -581,6 +583,37 @@ def contenders(run: Run) -> None:
     script(run, "peers")
 
 
+def forms(run: Run) -> None:
+    """Times of the search with each switch of forms.h at its other value, beside those with all at the chosen one."""
+    chosen = {row["name"]: row["median_ms"] for row in run.report.rows("kernels") if row.get("median_ms")}
+    folder, reason = run.work / "forms", "the kit has no such program"
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        shutil.unpack_archive(program.of_kit(run.kit, program.FORMS, on_host=run.dry), folder, filter="data")
+    except (program.ProgramError, OSError) as error:
+        reason = str(error)
+    programs = {}
+    for switch in program.switches():
+        if (folder / switch).exists():
+            programs[f"other {switch}"] = str(folder / switch)
+        else:
+            run.add(f"other {switch}", None, reason)
+    options = ("--size", run.native_size, "--times", "--only")
+    names = {f"{kernel}, {form}": (form, kernel) for kernel in run.working(SWITCHED) for form in programs}
+    jobs = [run.job(each, [programs[form], *options, name], run.limits.times) for each, (form, name) in names.items()]
+    for job, found in run.follow(jobs):
+        name = job.name.removeprefix(f"{run.stage}-")
+        if isinstance(found, Ending):
+            if found.text:
+                run.add(name, None if found.out_of_time else False, found.text)
+        elif (row := json_row(found)) is not None and "kernel" in row:
+            row = native_row(row)
+            beside = chosen.get(row["name"])
+            text = f"{row['text']}; {'not timed' if beside is None else f'{beside:.4g} ms'} as chosen"
+            form = names[name][0]
+            run.report.add(run.stage, {**row, "name": f"{row['name']}, {form}", "text": text, "chosen_ms": beside})
+
+
 class Stage(NamedTuple):
     """A stage: its work, its time limits, and its needs.
 
@@ -614,7 +647,8 @@ STAGES: dict[str, Stage] = {
     "tests": Stage(tests, 60, 40),
     "step": Stage(step, 60, 45),
     "default_run": Stage(default_run, 60, 45),
-    "contenders": Stage(contenders, 60, 15),
+    "contenders": Stage(contenders, 60, 9),
+    "forms": Stage(forms, 40, 6, imports=False, may_be_cut=True),
 }
 
 
