@@ -344,7 +344,7 @@ class TestNative:
         found = do(run, stages.forms, name="forms")
         timed = next(row for row in found["rows"] if row["ok"])
         assert (timed["name"], timed["median_ms"], timed["chosen_ms"]) == (f"search_wgmma c, other {first}", 3.0, 2.0)
-        assert timed["text"] == "3 ms, 0 of 9 rows wrong; 2 ms as chosen"
+        assert timed["text"] == "chosen 2 ms, other 3 ms, 0 of 9 rows wrong"
         assert texts(found)[f"search_wgmma, other {second}"] == "killed by SIGABRT"
         lacking = {row["name"]: row["text"] for row in found["rows"] if row["ok"] is None}
         assert lacking == {f"other {name}": "the kit has no such program" for name in others}

@@ -609,7 +609,7 @@ def forms(run: Run) -> None:
         elif (row := json_row(found)) is not None and "kernel" in row:
             row = native_row(row)
             beside = chosen.get(row["name"])
-            text = f"{row['text']}; {'not timed' if beside is None else f'{beside:.4g} ms'} as chosen"
+            text = f"chosen {'not timed' if beside is None else f'{beside:.4g} ms'}, other {row['text']}"
             form = names[name][0]
             run.report.add(run.stage, {**row, "name": f"{row['name']}, {form}", "text": text, "chosen_ms": beside})
 
