@@ -27,7 +27,7 @@ struct MembersArguments {
 // The count of a row's first record if the row is to be compared with the members of a representative.
 __device__ __forceinline__ int mark_of(int64_t representative) { return -1 - static_cast<int>(representative); }
 
-// Eight numbers of a row, zeros beyond the last column.
+// As load_piece, in fewer registers, which this kernel needs.
 template <class T>
 __device__ __forceinline__ void load_eight(const Matrix& matrix, int64_t row, int first, bool aligned,
                                            float (&values)[8]) {
@@ -56,9 +56,7 @@ __device__ __forceinline__ void load_eight(const Matrix& matrix, int64_t row, in
 }
 
 __device__ __forceinline__ bool is_aligned(const Matrix& matrix) {
-  const int64_t size = matrix.number == Number::kFloat32 ? 4 : 2;
-  return matrix.column_stride == 1 && reinterpret_cast<uintptr_t>(matrix.data) % 16 == 0 &&
-         matrix.row_stride * size % 16 == 0;
+  return rows_are_aligned(matrix, matrix.number == Number::kFloat32 ? 4 : 2);
 }
 
 // A warp finds the nearest member of one cluster for the rows of `count` keys.
