@@ -33,13 +33,6 @@ def busy_processes(number: int) -> Iterator[None]:
             other.communicate()
 
 
-def line(row: dict) -> str:
-    """One line of the printed table."""
-    spread = f"{row['p20_ms']:.4g} to {row['p80_ms']:.4g}"
-    start = f"{row['threads']} thread(s), chosen: {row['chosen']}, {row['busy']} busy process(es)"
-    return f"{start}: {row['median_ms']:.4g} ms a step ({spread})"
-
-
 @pytest.mark.parametrize(("chosen", "busy"), CASES)
 def bench_busy(keep: Callable[[dict], None], monkeypatch: pytest.MonkeyPatch, chosen: str, busy: int) -> None:
     options = ["recommended, float32", "default", "--seconds", "3"]
