@@ -97,6 +97,11 @@ def available_backends(device: torch.device | str = "cpu") -> dict[str, dict[str
     }
 
 
+def compiled() -> bool:
+    """Whether the C++ extension is loaded and UNICODE_FAST_BACKEND allows its operators."""
+    return EXTENSION.module is not None and not _FORCED
+
+
 def find_device(device: torch.device | str) -> torch.device:
     """A device by its name.
 

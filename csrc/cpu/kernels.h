@@ -192,6 +192,23 @@ struct SoftmaxLoops {
   void (*slopes)(T* scores, int64_t number, T largest, T factor, const T* column_largest, const T* column_factor);
 };
 
+// Queries, keys and values of one clip, (length, 3, heads, width), and what scales and masks their products.
+struct Attention {
+  const float* vectors;
+  const uint8_t* valid;  // (length) of the keys, or null where every one is
+  const float* factors;  // (heads, length, length) of the probabilities, from dropout; or null
+  int64_t length, heads, width;
+};
+
+// A number of columns up to whole registers of every instruction set.
+constexpr int64_t padded(int64_t columns) { return (columns + 15) / 16 * 16; }
+
+// Numbers of scratch memory that the attention of a clip needs.
+constexpr int64_t attention_scratch(const Attention& clip) {
+  const int64_t columns = padded(clip.length);
+  return clip.width * columns + clip.length * (padded(clip.width) + 2 * columns);
+}
+
 struct Kernels {
   const char* name;
   int64_t panel;  // codewords in a panel
@@ -216,6 +233,16 @@ struct Kernels {
   double (*commit_double)(const Commitment<double>& batch, int64_t first, int64_t last, double* direction);
   SoftmaxLoops<float> softmax_float;
   SoftmaxLoops<double> softmax_double;
+  // One head of the attention in a clip. `probabilities` is (heads, length, length), `mixed` (length, heads, width).
+  void (*attend)(const Attention& clip, int64_t head, float* probabilities, float* mixed, float* scratch);
+  // The gradient in the clip's vectors, from that in `mixed`.
+  void (*attend_backward)(const Attention& clip, int64_t head, const float* probabilities, const float* gradient,
+                          float* in_vectors, float* scratch);
+  // The generator MT19937: the next state of 624 numbers, and the numbers it gives.
+  void (*twist)(uint32_t* state);
+  void (*temper)(const uint32_t* state, int64_t count, uint32_t* numbers);
+  // From two numbers each, the higher one first: `factor` if their lowest 53 bits are below `threshold`, else 0.
+  void (*draw_factors)(const uint32_t* numbers, int64_t count, uint64_t threshold, float factor, float* factors);
 };
 
 // Kernels for the best instruction set of this processor, or for that of UNICODE_FAST_CPU (portable, avx2, avx_vnni,

@@ -198,6 +198,9 @@ UNICODE_FAST_TARGET void add_double(const RowSums<double>& batch, int64_t first,
   add_rows(batch, first, last, sums);
 }
 
+#include "attention_body.h"
+#include "random_body.h"
+
 constexpr Kernels table(const char* name) {
   return {name,
           kPanel,
@@ -212,5 +215,10 @@ constexpr Kernels table(const char* name) {
           commit_float,
           commit_double,
           {softmax<float>, add_to_columns<float>, slopes<float>},
-          {softmax<double>, add_to_columns<double>, slopes<double>}};
+          {softmax<double>, add_to_columns<double>, slopes<double>},
+          attend,
+          attend_backward,
+          twist,
+          temper,
+          draw_factors};
 }

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unicode_fast.config import Modality, ModelConfig
-from unicode_fast.modules.linear import Linear, TransformerLayer
+from unicode_fast.modules.linear import Linear
+from unicode_fast.modules.transformer import TransformerLayer
 
 
 class WordEncoder(nn.Module):
@@ -179,9 +180,7 @@ class TemporalRelation(nn.Module):
             )
         self.affine = Linear(input_width, config.width)
         layers = [
-            TransformerLayer(
-                config.width, config.temporal_heads, config.feedforward_width, config.dropout, batch_first=True
-            )
+            TransformerLayer(config.width, config.temporal_heads, config.feedforward_width, config.dropout)
             for _ in range(1 if config.equal_layers else config.temporal_layers)
         ]
         if config.equal_layers:

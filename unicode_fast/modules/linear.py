@@ -51,10 +51,3 @@ class Linear(nn.Linear):
         """(..., inputs) to (..., outputs)."""
         return linear(rows, self.weight, self.bias)
 
-
-class TransformerLayer(nn.TransformerEncoderLayer):
-    """`nn.TransformerEncoderLayer` with the feedforward layers by `linear`."""
-
-    def _ff_block(self, x: Tensor) -> Tensor:
-        hidden = self.dropout(self.activation(linear(x, self.linear1.weight, self.linear1.bias)))
-        return self.dropout2(linear(hidden, self.linear2.weight, self.linear2.bias))

@@ -1,0 +1,71 @@
+"""Transformer layer and dropout, with the package's operators for short sequences on a CPU."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from unicode_fast import backend
+from unicode_fast.modules import host
+from unicode_fast.modules.linear import linear
+
+# Positions up to which heads are faster one by one than as batches of products.
+LONGEST = 64
+
+
+def _has_operators(values: Tensor) -> bool:
+    """Whether the C++ operators of this module compute with these values."""
+    return (
+        backend.compiled()
+        and host.is_on_host(values)
+        and values.dtype == torch.float32
+        and not torch.is_autocast_enabled("cpu")
+        and not torch.compiler.is_compiling()
+    )
+
+
+def _dropped(values: Tensor, p: float) -> Tensor:
+    """Values after dropout, whose numbers are drawn in the order of the dimensions."""
+    return values * torch.ops.unicode_fast_layers.dropout_factors(values.detach(), p)
+
+
+class Dropout(nn.Dropout):
+    """`nn.Dropout`; on a CPU its numbers are drawn faster. They are the same."""
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Values of any shape to the same shape."""
+        if not self.training or not 0 < self.p < 1 or not values.is_contiguous() or not _has_operators(values):
+            return super().forward(values)
+        return _dropped(values, self.p)
+
+
+class TransformerLayer(nn.TransformerEncoderLayer):
+    """`nn.TransformerEncoderLayer` with `linear` and `Dropout`, and with one operator for attention on a CPU.
+
+    Args:
+        width, heads, feedforward_width, dropout: as in torch.
+    """
+
+    def __init__(self, width: int, heads: int, feedforward_width: int, dropout: float) -> None:
+        super().__init__(width, heads, feedforward_width, dropout, batch_first=True)
+        self.dropout, self.dropout1, self.dropout2 = (Dropout(dropout) for _ in range(3))
+
+    def _sa_block(self, x: Tensor, attn_mask: Any, key_padding_mask: Tensor | None, is_causal: bool = False) -> Tensor:
+        layer = self.self_attn
+        clips, length, _ = x.shape
+        if attn_mask is not None or length > LONGEST or layer.dropout == 1 or not _has_operators(x):
+            return super()._sa_block(x, attn_mask, key_padding_mask, is_causal)
+        vectors = linear(x, layer.in_proj_weight, layer.in_proj_bias)
+        dropout = layer.dropout if self.training else 0.0
+        # torch has turned the mask into 0 for valid keys and -infinity for the others.
+        valid = None if key_padding_mask is None else key_padding_mask == 0
+        mixed = torch.ops.unicode_fast_layers.attention(vectors, valid, layer.num_heads, dropout)
+        attended = linear(mixed, layer.out_proj.weight, layer.out_proj.bias)
+        # torch's attention returns a view of (T, B, D), in whose order its dropout draws.
+        return _dropped(attended.transpose(0, 1), dropout).transpose(0, 1) if dropout else attended
+
+    def _ff_block(self, x: Tensor) -> Tensor:
+        hidden = self.dropout(self.activation(linear(x, self.linear1.weight, self.linear1.bias)))
+        return self.dropout2(linear(hidden, self.linear2.weight, self.linear2.bias))
