@@ -262,26 +262,29 @@ def code_matching(
     cross-entropy of the diagonal.
 
     Args:
-        first: (B, M), rows sum to one.
-        second: (B, M), the same clips in another modality.
+        first: (..., B, M), rows sum to one.
+        second: (..., B, M), the same clips in another modality.
         pairing: "symmetric" as above; "official" takes sum_k P2_ik log P1_jk
             as the second term and adds 1e-5 to the sum of exponentials, as released.
         directions: softmax along "rows" only, or the mean of rows and columns
             ("both").
+
+    Returns:
+        The loss of each pair of modalities, (...).
 
     Precision:
         That of the inputs, under autocast too.
     """
     with torch.autocast(first.device.type, enabled=False):
         log_first, log_second = ((used + OFFICIAL_LOG_OFFSET).log() for used in (first, second))
-        scores = first @ log_second.T  # (B, B)
+        scores = first @ log_second.mT  # (..., B, B)
         if pairing == "official":
-            scores = scores + second @ log_first.T
-            scores = scores - scores.min()
+            scores = scores + second @ log_first.mT
+            scores = scores - scores.amin((-2, -1), keepdim=True)
             offset = scores.new_full((), OFFICIAL_SUM_OFFSET).log()
-            sums = [torch.logaddexp(scores.logsumexp(axis), offset) for axis in (1, 0)]
+            sums = [torch.logaddexp(scores.logsumexp(axis), offset) for axis in (-1, -2)]
         else:
-            scores = scores + log_first @ second.T
-            sums = [scores.logsumexp(axis) for axis in (1, 0)]
-        along, across = ((each - scores.diagonal()).mean() for each in sums)
+            scores = scores + log_first @ second.mT
+            sums = [scores.logsumexp(axis) for axis in (-1, -2)]
+        along, across = ((each - scores.diagonal(dim1=-2, dim2=-1)).mean(-1) for each in sums)
         return along if directions == "rows" else (along + across) / 2

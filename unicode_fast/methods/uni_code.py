@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import combinations
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from unicode_fast import losses
 from unicode_fast.methods.base import Draws, Method
+from unicode_fast.modules import club
 from unicode_fast.modules.cpc import clip_mean
 from unicode_fast.modules.model import ModelOutput
 from unicode_fast.ops import codeword_distribution, commitment_loss
@@ -37,14 +39,8 @@ class UniCodeMethod(Method):
         method = self.config.method
         if method.club_estimator == "none":
             return
-        inputs = {name: value.detach() for name, value in self._club_input(output).items()}
         for _ in range(method.club_inner_steps):
-            optimizer.zero_grad(set_to_none=True)
-            total = torch.zeros((), dtype=self.model.dtype, device=self.model.device)
-            for name, valid in self._masks(output).items():
-                mean, log_variance = self.model.club[name](inputs[name])
-                total = total + losses.club_likelihood(mean, log_variance, output.club[name].detach(), valid)
-            total.backward()
+            club.set_likelihood_gradients(self.model.club, self._club_input(output), output.club, self._masks(output))
             if average is not None:
                 average(list(self.model.club.parameters()))
             optimizer.step()
@@ -124,9 +120,9 @@ class UniCodeMethod(Method):
         method = self.config.method
         if method.club_estimator == "none" or not method.club_weight:
             return
-        inputs = self._club_input(output)
+        predicted = club.predict(self.model.club, self._club_input(output))
         for number, (name, valid) in enumerate(self._masks(output).items()):
-            mean, log_variance = self.model.club[name](inputs[name])
+            mean, log_variance = predicted[name]
             specific = output.club[name]
             if method.club_estimator == "closed_form":
                 estimate = losses.club_closed_form(mean, log_variance, specific, valid, reduction=method.club_reduction)
@@ -146,23 +142,22 @@ class UniCodeMethod(Method):
         method = self.config.method
         if not method.code_matching_weight:
             return
-        used = {
-            name: codeword_distribution(
-                output.semantic[name],
+        used: dict[str, Tensor] = {}
+        for names in self._of_equal_length(output, self.model.names):
+            found = codeword_distribution(
+                torch.cat([output.semantic[name] for name in names]),
                 self.model.codebook.codebook,
-                valid=valid,
+                valid=None if output.mask is None else torch.cat([output.mask[name] for name in names]),
                 temperature=method.code_matching_temperature,
             )
-            for name, valid in self._masks(output).items()
-        }
-        for first, second in combinations(self.model.names, 2):
-            loss = losses.code_matching(
-                used[first],
-                used[second],
-                pairing=method.code_matching_pairing,
-                directions=method.code_matching_directions,
-            )
-            terms[f"code_matching.{first}-{second}"] = method.code_matching_weight * loss
+            used.update(zip(names, found.chunk(len(names)), strict=True))
+        pairs = list(combinations(self.model.names, 2))
+        first, second = (torch.stack([used[name] for name in names]) for names in zip(*pairs, strict=True))
+        found = losses.code_matching(
+            first, second, pairing=method.code_matching_pairing, directions=method.code_matching_directions
+        )
+        for pair, loss in zip(pairs, found.unbind(), strict=True):
+            terms["code_matching." + "-".join(pair)] = method.code_matching_weight * loss
 
     def _assignment(self, output: ModelOutput, terms: dict[str, Tensor]) -> None:
         """Common codewords of a clip's modalities: by position if they have a time axis, by clip for words."""
@@ -173,10 +168,12 @@ class UniCodeMethod(Method):
         words = [name for name in self.model.names if name not in timed] if with_words else []
         if not by_position and not words:
             return
-        scores = {
-            name: losses.assignment_scores(output.semantic[name], self.model.codebook.codebook)
-            for name in (*timed, *words)
-        }
+        scores: dict[str, Tensor] = {}
+        for names in self._of_equal_length(output, [*timed, *words]):
+            found = losses.assignment_scores(
+                torch.cat([output.semantic[name] for name in names]), self.model.codebook.codebook
+            )
+            scores.update(zip(names, found.chunk(len(names)), strict=True))
         if by_position:
             self._by_position(output, {name: scores[name] for name in timed}, terms)
         used = [clip_mean(scores[name].detach().softmax(-1), masks[name]) for name in timed] if words else []
@@ -219,6 +216,13 @@ class UniCodeMethod(Method):
         for name, one in scores.items():
             error = losses.masked_mean(-(target.view_as(mean) * one.log_softmax(-1)).sum(-1), valid)
             terms[f"assignment.{name}"] = self.config.method.assignment_weight * error
+
+    def _of_equal_length(self, output: ModelOutput, names: Sequence[str]) -> list[list[str]]:
+        """The modalities, those with as many positions together."""
+        groups: defaultdict[int, list[str]] = defaultdict(list)
+        for name in names:
+            groups[output.semantic[name].shape[1]].append(name)
+        return list(groups.values())
 
     def _uniform(self, stream: int, shape: tuple[int, ...]) -> Tensor:
         return uniform(self.config.train.seed, self.model.codebook.step, stream, shape)

@@ -50,4 +50,3 @@ class Linear(nn.Linear):
     def forward(self, rows: Tensor) -> Tensor:
         """(..., inputs) to (..., outputs)."""
         return linear(rows, self.weight, self.bias)
-

@@ -75,7 +75,8 @@ class Trainer:
             shard: the clips of this rank in a batch that ranks share; None for a whole batch. Except for rounding and
                 dropout, each rank gets the model that one rank would train on the whole batch.
         """
-        self.model.train()
+        if not self.model.training:
+            self.model.train()
         if shard is not None:
             # The seed depends on the run's seed, step and rank alone, so that a run resumes with any number of ranks.
             torch.manual_seed(self._seed_of(self.step, shard.group.rank()))
