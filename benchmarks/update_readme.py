@@ -129,6 +129,30 @@ def step_sentence() -> str:
     )
 
 
+def counts_table() -> str:
+    """Instruction counts of the CUDA search."""
+    found = read("instruction-counts.json")
+    lines = [
+        "| part of the search with wgmma | counted for | former form | present form |",
+        "| --- | --- | ---: | ---: |",
+    ]
+    lines += [f"| {' | '.join(row)} |" for row in found["rows"]]
+    return "\n".join(lines) + f"\n\nCompiled by nvcc {found['nvcc']}."
+
+
+def clusters_table() -> str:
+    """Cycles of the CUDA search among clusters."""
+    heads = ["D", "M", "clusters", "random codewords", "clusters: search", "candidates", "members", "ratio"]
+    lines = [f"| {' | '.join(heads)} |", f"|{' ---: |' * len(heads)}"]
+    for row in read("cluster-arithmetic.json"):
+        sizes = f"| {row['width']} | {row['codewords']} | {row['clusters']} of {row['codewords'] // row['clusters']} |"
+        cycles = " | ".join(f"{row[name]:.0f}" for name in ("random", "search", "finish", "members"))
+        lines.append(f"{sizes} {cycles} | {row['ratio']:.1f} |")
+    groups = next(f"{row['groups']:.1f}" for row in read("cluster-arithmetic.json") if row["codewords"] == 1024)
+    note = f"Among 1024 random codewords of 64 columns a warp finds candidates in {groups} of eight groups of a tile."
+    return "\n".join(lines) + f"\n\n{note}"
+
+
 def busy_sentence() -> str:
     """Time of a default step beside another busy process."""
     rows = {(row["chosen"], row["busy"]): row for row in read("busy-cpu.json")}
@@ -292,6 +316,8 @@ def sections() -> dict[str, str]:
         "step": step_sentence(),
         "versions": versions_sentence(),
         "busy": busy_sentence(),
+        "counts": counts_table(),
+        "clusters": clusters_table(),
         "install": install_sentence(),
         "making": making_sentence(),
         "reading": reading_sentence(),

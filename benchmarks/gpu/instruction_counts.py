@@ -1,31 +1,130 @@
-r"""Counts the instructions of a CUDA kernel by line: `python benchmarks/gpu/instruction_counts.py KERNEL FILE.cu ...`.
+"""Counts the instructions of the CUDA search for docs/performance.md: `python benchmarks/gpu/instruction_counts.py`.
 
-KERNEL is a part of the kernel's name. The script compiles FILE.cu with line numbers and prints how many instructions
-come from each section of a function. Further options go to nvcc: -DNAME=0 chooses a form. It needs nvcc and nvdisasm;
-Triton's wheel holds the latter. The counts are static: a loop's body or one side of a branch counts once. Code that is
-instantiated for several types counts once for each. The example counts what docs/performance.md has of keep_candidates:
+It compiles the kernels for compute capability 9.0a in several forms of forms.h, and writes
+benchmarks/results/instruction-counts.json. `--check` compares its counts with that file, if both are of one version of
+nvcc. It needs nvcc, a C++ compiler and nvdisasm, which Triton's wheel holds.
 
-    python benchmarks/gpu/instruction_counts.py hopper_search_kernelILi1 \
-        csrc/cuda/nearest_codeword/nearest_codeword.cu --source csrc/cuda/nearest_codeword/half_search.cuh \
-        --function "void keep_candidates" --operations \
-        --sections "if (!__any_sync(~0u, own_low" "float low = fminf(own_low" "bool hit = " "int up_to = hits"
-
-KERNEL hopper_search_kernelILi2 is that of a persistent grid.
+Counts of code are static: a loop's body or one side of a branch counts once, and code that is instantiated for several
+types counts once for each. A pass is the shortest path of a warp through a loop. The shortest path of compare_members
+and finish_kernel reads aligned rows in float32.
 """
 
 import argparse
+import heapq
 import importlib.util
+import json
 import os
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
-from collections import Counter
-from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
+from typing import Any, NamedTuple
 
+from program import ROOT, SEARCH, compiler, switches
+
+from unicode_fast.files.writing import write_json
+
+RESULT = ROOT / "benchmarks" / "results" / "instruction-counts.json"
+# Values of switches.
+FORMS = {
+    "former": dict.fromkeys(switches(), 0),
+    "present": {},
+    "duplicates": {"EXCLUDE_DUPLICATES": 0},
+    "minimum": {"BRANCH_FREE_MINIMUM": 1},
+}
+ONE_BUFFER, TWO_BUFFERS = "hopper_search_kernelILi1", "hopper_search_kernelILi2"
+AGAIN, FINISH = "open_rows_kernelINS0_5AgainINS0_5ShapeILi2", "finish_kernelIffE"
+# Sections of load_rows_twice, and the pieces of eight numbers in their code.
+_STORED = "*reinterpret_cast<uint4*>(tile"
+ELEMENT, STORE = ("const double centred", _STORED, 1), (_STORED, "for (int", 1)
+LARGEST = ("largest = fmaxf(", "for (int", 2)
+STAGES = """#include <cstdio>
+#include "hopper_tiles.h"
+int main() {
+  using namespace unicode_fast;
+  for (int width = 64; width <= 256; width += 64)
+    std::printf("%d %d %d\\n", row_buffers(width), ring_stages(width), ring_stages(width, kMostBuffers));
+}
+"""
 _PLACE = re.compile(r'//## File "([^"]+)", line (\d+)')
-_INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?(\S+)")
+_INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]+\*/\s+(@!?U?P\w+\s+)?((\w+).*?)\s*;")
+_TARGET = re.compile(r"`\((\.L_\w+)\)")
+
+
+class Instruction(NamedTuple):
+    """An instruction: its operation, its text, if a predicate guards it, and its places, the innermost first."""
+
+    operation: str
+    text: str
+    guarded: bool
+    places: list[tuple[str, int]]
+
+
+class Code(NamedTuple):
+    """The instructions of the kernels of one name, and the numbers of those that labels name."""
+
+    instructions: list[Instruction]
+    labels: dict[str, int]
+
+    def find(self, operation: str, line: str = "", after: int = 0) -> int:
+        """The first instruction of this kind that comes from a line with this text."""
+        for number, each in enumerate(self.instructions):
+            inside = not line or any(line in source(*place) for place in each.places)
+            if number >= after and inside and each.text.startswith(operation):
+                return number
+        raise SystemExit(f"no {operation or 'instruction'} comes from a line with {line!r}")
+
+    def target(self, number: int) -> int | None:
+        found = _TARGET.search(self.instructions[number].text)
+        return self.labels[found[1]] if found else None
+
+    def loops(self, place: int) -> list[tuple[int, int]]:
+        """First and last instruction of the loops around a place, the innermost loop first."""
+        branches = [(self.target(i), i) for i, each in enumerate(self.instructions) if each.operation == "BRA"]
+        found = [(to, i) for to, i in branches if to is not None and to <= place <= i]
+        return sorted(found, key=lambda loop: loop[1] - loop[0])
+
+    def path(self, *stops: int) -> int:
+        """Instructions on the shortest path through these, the first and the last included."""
+        return sum(self._between(*pair) for pair in zip(stops, stops[1:], strict=False)) + 1
+
+    def _between(self, start: int, end: int) -> int:
+        """Steps from one instruction to another, after it."""
+        waiting: list[tuple[int, int, tuple[tuple[str, int], ...]]] = [(0, start, ())]
+        done = set()
+        while waiting:
+            length, number, barriers = heapq.heappop(waiting)
+            if number == end and length > 0:
+                return length
+            if (number, barriers) in done or number >= len(self.instructions):
+                continue
+            done.add((number, barriers))
+            operation, text, guarded, _ = self.instructions[number]
+            target, following = self.target(number), [number + 1]
+            if operation == "BSSY" and target is not None:
+                barriers = tuple(sorted({**dict(barriers), text.split()[1].rstrip(","): target}.items()))
+            elif operation == "BSYNC":
+                # The barrier's target, where the threads of both sides meet.
+                following = [dict(barriers).get(text.split()[1], number + 1)]
+            elif operation == "BRA" and target is not None:
+                # BRA.DIV and the like depend on more than a predicate.
+                following = [target, number + 1][: 1 + (guarded or not text.startswith("BRA `"))]
+            elif operation in ("EXIT", "RET"):
+                following = [number + 1] if guarded else []
+            for each in following:
+                heapq.heappush(waiting, (length + 1, each, barriers))
+        raise SystemExit(f"no path leads from instruction {start} to {end}")
+
+
+@cache
+def source(file: str, line: int) -> str:
+    """A line of a source of the search; empty for other files."""
+    path = SEARCH.parent / file
+    return path.read_text().splitlines()[line - 1] if path.exists() else ""
 
 
 def find_nvdisasm() -> str:
@@ -43,23 +142,31 @@ def find_nvdisasm() -> str:
     return found
 
 
-def disassemble(source: Path, architecture: str, flags: list[str]) -> list[str]:
-    """The lines of the assembly of `source`, with the places that each instruction comes from."""
-    home = os.environ.get("CUDA_HOME")
-    nvcc = str(Path(home) / "bin" / "nvcc") if home else "nvcc"
+def disassemble(form: str) -> list[str]:
+    """The lines of the search's assembly, with the places that each instruction comes from."""
     with tempfile.TemporaryDirectory() as folder:
-        cubin = Path(folder) / "kernels.cubin"
-        target = f"-gencode=arch=compute_{architecture},code=sm_{architecture}"
-        command = [nvcc, "-std=c++20", "-O3", "-lineinfo", target, *flags, "-cubin", str(source), "-o", str(cubin)]
-        subprocess.run(command, check=True)
-        shown = subprocess.run([find_nvdisasm(), "-gi", str(cubin)], check=True, capture_output=True, text=True)
-    return shown.stdout.splitlines()
+        cubin = str(Path(folder) / "search.cubin")
+        words = ["-std=c++20", "-O3", "-w", "-lineinfo", "-gencode=arch=compute_90a,code=sm_90a", "-cubin", "-o", cubin]
+        words += [f"-DUNICODE_FAST_{name}={value}" for name, value in FORMS[form].items()]
+        done = subprocess.run([compiler(), *words, str(SEARCH)], capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            raise SystemExit(done.stderr)
+        return subprocess.check_output([find_nvdisasm(), "-gi", cubin], text=True).splitlines()
 
 
-def instructions(lines: list[str], kernel: str) -> Iterator[tuple[str, list[tuple[str, int]]]]:
-    """Each instruction of the kernels of this name: its operation and its places, the innermost first."""
-    inside, places, fresh = False, [], True
-    for line in lines:
+@cache
+def assembly() -> dict[str, list[str]]:
+    """Of all forms."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return dict(zip(FORMS, pool.map(disassemble, FORMS), strict=True))
+
+
+@cache
+def code(form: str, kernel: str) -> Code:
+    """The kernels whose names hold this one."""
+    found, inside, fresh = Code([], {}), False, True
+    places: list[tuple[str, int]] = []
+    for line in assembly()[form]:
         if line.startswith(".text."):
             inside = kernel in line
         if not inside:
@@ -68,44 +175,181 @@ def instructions(lines: list[str], kernel: str) -> Iterator[tuple[str, list[tupl
             places = [] if fresh else places
             fresh = False
             places.append((Path(place[1]).name, int(place[2])))
-        elif found := _INSTRUCTION.match(line):
+        elif line.startswith(".L_"):
+            found.labels[line.rstrip(":")] = len(found.instructions)
+        elif instruction := _INSTRUCTION.match(line):
             fresh = True
-            if found[1] not in ("NOP", "NOP;"):
-                yield found[1].rstrip(";"), list(places)
+            guard, text, operation = instruction.groups()
+            if operation != "NOP":
+                found.instructions.append(Instruction(operation, text, guard is not None, places))
+    return found
 
 
-def section_of(starts: dict[int, str], line: int) -> str:
-    """The section of a line: the last that begins at or before it."""
-    return starts[max(start for start in starts if start <= line)]
+def count(kernel: Code, file: str, function: str, start: str = "", end: str = "\n", operations: str = ".*") -> int:
+    """Instructions of a function's lines, from one with `start` to the line before one with `end`."""
+    text = (SEARCH.parent / file).read_text().splitlines()
+    first = next(i for i, line in enumerate(text, 1) if function in line)
+    last = next(i for i, line in enumerate(text, 1) if i > first and line == "}")
+    begin = next(i for i, line in enumerate(text, 1) if first <= i <= last and (start or function) in line)
+    stop = next((i for i, line in enumerate(text, 1) if begin < i <= last and end in line), last + 1)
+    lines = {(file, line): begin <= line < stop for line in range(first, last + 1)}
+    found = [each for each in kernel.instructions if re.fullmatch(operations, each.operation)]
+    return sum(next((lines[place] for place in each.places if place in lines), False) for each in found)
+
+
+def keep_candidates(form: str) -> dict[str, float]:
+    """Parts of keep_candidates for 64 scores of a thread; the code does them twice."""
+
+    def part(start: str, end: str) -> float:
+        return count(code(form, ONE_BUFFER), "half_search.cuh", "void keep_candidates", start, end) / 2
+
+    bounds = ("", "if (!__any_sync(~0u, own_low", "float low = fminf(own_low", "const bool hit", "for (int word")
+    scores, test, limits, groups = map(part, bounds, bounds[1:])
+    # The code that makes room lies between these two.
+    rest = part("for (int word", "if (quad_lane == 0) minima.count") + part("if (minima.count[slot] > kC", "if ((kSkip")
+    store, several = part("if ((kSkip", "const float score ="), part("const float score =", "\n")
+    return {
+        "scores": scores,
+        "test": test,
+        "fixed": limits + rest,
+        "groups": groups,
+        "store": store,
+        "several": several,
+    }
+
+
+def stages() -> list[list[int]]:
+    """Buffers of rows, and stages of the ring with one and with two of them, for widths of 64, 128, 192 and 256."""
+    with tempfile.TemporaryDirectory() as folder:
+        file, program = Path(folder) / "stages.cpp", str(Path(folder) / "stages")
+        file.write_text(STAGES)
+        compile_host = [os.environ.get("CXX", "c++"), "-std=c++20", f"-I{SEARCH.parent}", str(file), "-o", program]
+        subprocess.run(compile_host, check=True)
+        lines = subprocess.check_output([program], text=True).splitlines()
+    return [[int(word) for word in line.split()] for line in lines]
+
+
+def passes() -> dict[str, float]:
+    """Instructions of a warp on shortest paths, which cluster_arithmetic.py adds up."""
+    slot = keep_candidates("present")
+    found = {"slot with a candidate": slot["fixed"] + slot["store"], "group with a candidate": slot["groups"] / 8}
+    found["slot with several in a thread"] = slot["several"]
+    for name, kernel in (("one buffer", ONE_BUFFER), ("two buffers", TWO_BUFFERS)):
+        search = code("present", kernel)
+        chunks, tiles = search.loops(search.find("HGMMA"))[:2]
+        found |= {f"chunk, {name}": search.path(*chunks), f"tile, {name}": search.path(*tiles)}
+    finish = code("present", FINISH)
+    distance, marked = finish.find("DFMA", "squared_distance"), finish.find("STG", "mark_of(")
+    begin, end = finish.loops(distance)[0]
+    inside = (i for i in range(distance, end) if finish.instructions[i].operation == "DFMA")
+    four = min((finish.loops(i)[0] for i in inside), key=lambda loop: loop[1] - loop[0])
+    found["finish, marked row"] = finish.path(0, marked, finish.find("EXIT", after=marked))
+    found["candidate, 32 columns"], found["128 further columns"] = finish.path(begin, distance, end), finish.path(*four)
+    again = code("present", AGAIN)
+    columns, tiles = again.loops(again.find("HMMA.1688"))[:2]
+    begin, end = again.loops(again.find("", "unsigned left ="))[0]
+    found |= {"members, 32 columns": again.path(*columns), "members, beside them": again.path(*tiles)}
+    found["members, row"] = again.path(begin, end)
+    exact = again.find("DFMA", "double distance = exact_distance(", after=begin)
+    found["members, row with an open member, 32 columns"] = again.path(begin, exact, end)
+    compared = again.find("LDS", "const uint64_t first = keys")
+    begin, end = again.loops(compared)[0]
+    found["two keys compared"] = again.path(begin, compared, end)
+    return found
+
+
+def parts(form: str, kernel: str, file: str, *functions: str) -> str:
+    """The code of some functions, as a sum."""
+    return " + ".join(str(count(code(form, kernel), file, function)) for function in functions)
+
+
+def of_a_number(operations: str, *others: tuple[str, str, int]) -> tuple[float, float]:
+    """Operations of load_rows for a number, in the former and the present form.
+
+    The sections of the code, `others` of the former form, hold so many pieces of eight numbers for each of three types.
+    """
+
+    def total(kernel: Code, function: str, *sections: tuple[str, str, int]) -> float:
+        counts = (
+            count(kernel, "half_search.cuh", function, start, end, operations) / (24 * pieces)
+            for start, end, pieces in sections
+        )
+        return sum(counts)
+
+    kept = ("centre(a, first, kept", "for (int distance", 2), ("Squares squares;", "for (int piece", 2)
+    former = total(code("former", ONE_BUFFER), "void load_rows_twice(", ELEMENT, *others)
+    return former, total(code("present", TWO_BUFFERS), "void load_rows_once(", *kept)
+
+
+def rows() -> list[tuple[str, str, float | str, float | str]]:
+    """The rows of docs/performance.md: part, unit, former form, present form."""
+    former, present, minimum = map(keep_candidates, ("former", "present", "minimum"))
+    all_scores = sum(former[name] for name in ("fixed", "groups", "store", "several"))
+    single = present["fixed"] + present["store"]
+    groups = f"and {present['groups'] / 8:g} for each group of columns with a candidate in the warp"
+    rounded = of_a_number("FADD|FMNMX|FFMA|FMUL|FSEL|F2FP|HADD2|PRMT", LARGEST, STORE)
+    hashes = ("uint64_t hash_of(", "int64_t enter(", "void exclude_later(")
+    duplicates = [parts(form, "codeword_kernel", "duplicates.cuh", *hashes) for form in ("duplicates", "present")]
+    kernels = (ONE_BUFFER, TWO_BUFFERS)
+    loads = [count(code("present", kernel), "half_search.cuh", "void load_rows_once(") for kernel in kernels]
+    keeps = [count(code("present", kernel), "half_search.cuh", "void keep_candidates") for kernel in kernels]
+    members, grid = "`FIND_CLUSTERS`: `compare_members`", "`PERSISTENT_GRID`"
+    paths = passes()
+    found: list[tuple[str, str, float | str, float | str]] = [
+        ("`keep_candidates`, scores and their minimum", "64 scores of a thread", former["scores"], present["scores"]),
+        ("the test whether they hold a candidate", "64 scores", former["test"], present["test"]),
+        ("candidates, where a thread holds at most one", "64 scores", all_scores, f"{single:g}, {groups}"),
+        (
+            "candidates, where a thread holds several",
+            "64 scores",
+            all_scores,
+            f"{single + present['several']:g}, {groups}",
+        ),
+        ("`load_rows`, float64 arithmetic", "a number", *of_a_number("D(ADD|MUL|FMA)")),
+        ("`load_rows`, conversions from and to float64", "a number", *of_a_number("F2F")),
+        ("`load_rows`, float32 arithmetic, packing and minima", "a number", *rounded),
+        ("`EXCLUDE_DUPLICATES`: `hash_of`, `enter`, `exclude_later`", "code, two layouts, all types", *duplicates),
+        (f"{members}, aligned float32", "32 columns of 16 rows and 32 members", "-", paths["members, 32 columns"]),
+        (f"{members}, beside the columns", "16 rows and 32 members", "-", paths["members, beside them"]),
+        (f"{members}, the loop over rows", "a row and 32 members", "-", paths["members, row"]),
+        (f"{grid}: `load_rows` in a warp that computes products", "code, three types", loads[0], 0),
+        (f"{grid}: `load_rows` in a warp that prepares rows", "code, three types", 0, loads[1]),
+        (f"{grid}: `keep_candidates`", "all its code", *keeps),
+    ]
+    for width, (buffers, one, two) in zip((64, 128, 192, 256), stages(), strict=True):
+        found.append((f"{grid}: stages of the ring, D {width}{', not chosen' * (buffers == 1)}", "a block", one, two))
+    for name, part in (("scores and their minimum", "scores"), ("the store of a thread's only candidate", "store")):
+        found.append((f"`BRANCH_FREE_MINIMUM`: {name}", "64 scores", present[part], minimum[part]))
+    return found
+
+
+def shown(row: tuple[str, str, float | str, float | str]) -> list[str]:
+    return [cell if isinstance(cell, str) else f"{cell:g}" for cell in row]
+
+
+def counted() -> dict[str, Any]:
+    """What the file of results holds."""
+    return {"nvcc": nvcc_version(), "rows": [shown(row) for row in rows()], "passes": passes()}
+
+
+def nvcc_version() -> str:
+    text = subprocess.check_output([compiler(), "--version"], text=True)
+    return next(iter(re.findall(r"V(\d[\d.]+)", text)), "unknown")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("kernel")
-    parser.add_argument("file", type=Path)
-    parser.add_argument("--architecture", default="90a")
-    parser.add_argument("--source", type=Path, required=True, help="the file whose lines are counted")
-    parser.add_argument("--function", required=True, help="text in the line where the function begins")
-    parser.add_argument("--sections", nargs="*", default=[], help="texts in the lines where further sections begin")
-    parser.add_argument("--operations", action="store_true", help="print the commonest operations too")
-    arguments, flags = parser.parse_known_args()
-    text = arguments.source.read_text().splitlines()
-    first = next(i for i, line in enumerate(text, 1) if arguments.function in line)
-    last = next(i for i, line in enumerate(text, 1) if i > first and line == "}")
-    starts = {first: "start"}
-    for section in arguments.sections:
-        starts[next(i for i, line in enumerate(text, 1) if first < i < last and section in line)] = section
-    counts: dict[str, Counter[str]] = {name: Counter() for name in starts.values()}
-    for operation, places in instructions(disassemble(arguments.file, arguments.architecture, flags), arguments.kernel):
-        for name, line in places:
-            if name == arguments.source.name and first <= line <= last:
-                counts[section_of(starts, line)][operation.split(".")[0]] += 1
-                break
-    for name, operations in counts.items():
-        print(f"{operations.total():6d}  {name}")
-        if arguments.operations:
-            print("        " + ", ".join(f"{number} {operation}" for operation, number in operations.most_common(12)))
-    print(f"{sum(found.total() for found in counts.values()):6d}  all")
+    parser.add_argument("--check", action="store_true", help="compare with the file of results, and write nothing")
+    if not parser.parse_args().check:
+        return write_json(RESULT, counted())
+    before, version = json.loads(RESULT.read_text()), nvcc_version()
+    if before["nvcc"] != version:
+        return print(f"instruction counts of nvcc {before['nvcc']} are not compared with those of {version}")
+    found = counted()
+    for name in ("rows", "passes"):
+        if found[name] != before[name]:
+            sys.exit(f"error: {RESULT.name} must have these {name}, run {Path(__file__).name}: {found[name]}")
+    print(f"instruction counts of nvcc {version} are those of {RESULT.name}")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,204 @@
+"""Cycles of the CUDA search among tight clusters by arithmetic: `python benchmarks/gpu/cluster_arithmetic.py`.
+
+It writes benchmarks/results/cluster-arithmetic.json, of which docs/performance.md has a table. `--check` compares with
+that file. The cycles of a row are the sum over phases; a phase takes as many as the largest of its instructions, bytes,
+products and conversions to float64. Waits and caches are not part of it. Instructions are those of
+instruction-counts.json. Candidates and open members are those of simulated rows.
+"""
+
+import argparse
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from program import ROOT
+
+from unicode_fast.files.writing import write_json
+
+sys.path.append(str(ROOT / "benchmarks"))
+from shapes import SPREAD  # noqa: E402 - beside the benchmarks
+
+RESULTS = ROOT / "benchmarks" / "results"
+COUNTED = json.loads((RESULTS / "instruction-counts.json").read_text())
+COUNTS = COUNTED["passes"]
+# Instructions of load_rows for a number.
+PREPARED = next(float(row[-1]) for row in COUNTED["rows"] if row[0].startswith("`load_rows`, float32"))
+FILE = RESULTS / "cluster-arithmetic.json"
+# Rows whose candidates are simulated, and of them those whose open members are.
+SIMULATED, FEW = 8192, 256
+# Of an H100 or H200: multiprocessors, and products of half precision in a cycle of one (989 TFLOP/s at 1.83 GHz).
+MULTIPROCESSORS, FLOPS = 132, 4096
+CLOCK = 989e12 / (MULTIPROCESSORS * FLOPS)
+# In a cycle of a multiprocessor: instructions of a warp, one of each scheduler; conversions to float64 (the table of
+# throughputs in the CUDA C++ Programming Guide, compute capability 9.0); bytes and products at 90 % and 80 % of the
+# data sheet's 4.8 TB/s and 989 TFLOP/s. Products in tf32 take twice as long.
+INSTRUCTIONS, CONVERSIONS = 4, 16
+BYTES, PRODUCTS = 0.9 * 4.8e12 / CLOCK / MULTIPROCESSORS, 0.8 * FLOPS
+# Of csrc/cuda/nearest_codeword. half_search.cuh: codewords of a tile, rows of a slot, columns of a group. Bytes of a
+# record with its bound, and of a result. members.cuh: keys, rows and members at once.
+TILE, SLOT_ROWS, GROUP = 256, 8, 32
+RECORD, RESULT, KEYS, WARP_ROWS, MEMBERS = 36, 12, 2048, 16, 32
+CLUSTERS = (40, 8, 2)
+
+
+class Candidates(NamedTuple):
+    """Means of what a search finds.
+
+    Attributes:
+        kept: candidates of a row.
+        beside_others: those of rows with more than one.
+        slots: of slots with a candidate in a tile, among all.
+        groups: groups of columns with a candidate, of a slot in a tile.
+        several: slots in which a thread holds several in a tile, among all.
+    """
+
+    kept: float
+    beside_others: float
+    slots: float
+    groups: float
+    several: float
+
+
+def half(numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Norms of rows after rounding to half precision, and of the rounding errors."""
+    rounded = numbers.astype(np.float16).astype(np.float64)
+    return np.linalg.norm(rounded, axis=1), np.linalg.norm(numbers - rounded, axis=1)
+
+
+def simulate(rows: np.ndarray, codewords: np.ndarray, radius: float) -> Candidates:
+    """Candidates of a search by twice_bound of candidates.h and keep_candidates of half_search.cuh."""
+    width, mean = rows.shape[1], codewords.mean(0)
+    # A power of two; half precision holds the largest of these numbers.
+    rows, codewords, radius = 16 * (rows - mean), 16 * (codewords - mean), 16 * radius
+    kept_norms, lost = half(rows)
+    code_norms, code_lost = half(codewords)
+    size, exact = code_norms.max(), np.linalg.norm(rows, axis=1)
+    squared = float((codewords**2).sum(1).max())
+    bound = 2.0**-22 * squared + 2 * (lost * size + exact * code_lost.max())
+    bound += 2 * (width + 16) * 2.0**-22 * kept_norms * size + radius * (exact + size + code_lost.max() + radius)
+    scores = (codewords**2).sum(1) - 2 * rows @ codewords.T
+    padded = np.pad(scores, ((0, 0), (0, -len(codewords) % TILE)), constant_values=np.inf)
+    lowest, slots = np.full(len(rows), np.inf), []
+    for tile in np.split(padded, padded.shape[1] // TILE, axis=1):
+        before, lowest = lowest, np.minimum(lowest, tile.min(1))
+        hits = (tile <= (lowest + 2 * bound)[:, None]).reshape(-1, SLOT_ROWS, TILE)
+        groups = hits.reshape(len(hits), SLOT_ROWS, -1, GROUP).any((1, 3)).sum(1)
+        # A thread of a quad has two neighbouring columns of eight.
+        threads = hits.reshape(len(hits), SLOT_ROWS, -1, 4, 2).sum((2, 4)).max((1, 2))
+        taken = (tile.min(1) <= before + 2 * bound).reshape(-1, SLOT_ROWS).any(1)
+        slots.append([taken.mean(), (groups * taken).mean(), (threads > 1).mean()])
+    kept = (scores <= (lowest + 2 * bound)[:, None]).sum(1)
+    return Candidates(kept.mean(), (kept * (kept > 1)).mean(), *np.mean(slots, axis=0))
+
+
+def open_members(rows: np.ndarray, centres: np.ndarray, members: int, random: Any) -> float:
+    """Members that a row compares in float64, by member_error of candidates.h, a mean over rows."""
+    width = rows.shape[1]
+    nearest = ((centres**2).sum(1) - 2 * rows @ centres.T).argmin(1)
+    growth, found = (width + 16) * 2.0**-22, 0
+    for row, centre in zip(rows, centres[nearest], strict=True):
+        apart = SPREAD * random.standard_normal((members, width))
+        apart = apart - apart[0]  # the first represents them
+        y, squares = row - centre, (apart**2).sum(1)
+        scores, upper = squares - 2 * apart @ y, np.inf
+        for start in range(0, members, MEMBERS):
+            part, largest = scores[start : start + MEMBERS], math.sqrt(squares[start : start + MEMBERS].max())
+            error = (1.0078125 * 2**-8 + 2 * growth) * np.linalg.norm(y) * largest + growth * largest**2
+            upper = min(upper, part.min() + error)
+            found += int((part <= upper + error).sum())
+    return found / len(rows)
+
+
+def cycles(instructions: float, size: float = 0, products: float = 0, conversions: float = 0) -> float:
+    """Cycles of a multiprocessor for a phase."""
+    return max(instructions / INSTRUCTIONS, size / BYTES, products / PRODUCTS, conversions / CONVERSIONS)
+
+
+def distance(width: int, first: str) -> float:
+    """Instructions of a distance in float64, those of its first 32 columns included."""
+    return COUNTS[first] + (width - 32) / 128 * COUNTS["128 further columns"]
+
+
+def search(width: int, codewords: int, found: Candidates) -> float:
+    """Cycles of a row in the search with wgmma."""
+    tiles, buffers = math.ceil(codewords / TILE), "two buffers" if width <= 128 else "one buffer"
+    slot = found.slots * COUNTS["slot with a candidate"] + found.groups * COUNTS["group with a candidate"]
+    slot += found.several * COUNTS["slot with several in a thread"]
+    tile = width / 64 * COUNTS[f"chunk, {buffers}"] + COUNTS[f"tile, {buffers}"] + WARP_ROWS / SLOT_ROWS * slot
+    score, products = tiles * tile / WARP_ROWS, 2 * width * TILE * tiles
+    prepare, size = width / 32 * PREPARED, 4 * width + RECORD
+    if buffers == "two buffers":
+        return cycles(prepare + score, size, products)
+    # The warps prepare their rows before the products.
+    return cycles(prepare, size) + cycles(score, 0, products)
+
+
+def random_codewords(codewords: int, rows: np.ndarray, random: Any) -> tuple[float, float]:
+    """Cycles of a row among random codewords, and a warp's groups of columns with a candidate in a tile."""
+    width = rows.shape[1]
+    found = simulate(rows, random.standard_normal((codewords, width)), 0)
+    finish = COUNTS["finish, marked row"] + found.kept * distance(width, "candidate, 32 columns")
+    size = 4 * width + RECORD + RESULT
+    total = search(width, codewords, found) + cycles(finish, size, conversions=2 * width * found.kept)
+    return total, found.groups
+
+
+def clustered(codewords: int, clusters: int, rows: np.ndarray, random: Any) -> dict[str, float]:
+    """Cycles of a row among tight clusters, by kernel, and the members that it compares in float64."""
+    width, members = rows.shape[1], codewords // clusters
+    centres = random.standard_normal((clusters, width))
+    found = simulate(rows, centres, SPREAD * math.sqrt(2 * width))
+    opened = open_members(rows[:FEW], centres, members, random)
+    # Rows with other candidates are compared with all members.
+    compared = found.beside_others * members
+    finish = COUNTS["finish, marked row"] + compared * distance(width, "candidate, 32 columns")
+    tiles, groups = math.ceil(members / MEMBERS), KEYS / clusters / WARP_ROWS
+    # Of a cluster's rows the last group is half full on average.
+    share = groups / (groups + 0.5) * WARP_ROWS
+    steps = math.log2(KEYS) * (math.log2(KEYS) + 1) / 2
+    tile = width / 32 * COUNTS["members, 32 columns"] + COUNTS["members, beside them"]
+    row = COUNTS["members, row"]
+    one_open = distance(width, "members, row with an open member, 32 columns") - row
+    instructions = steps / 2 / 32 * COUNTS["two keys compared"] + tiles * (tile / share + row) + opened * one_open
+    products = 2 * 2 * width * MEMBERS * tiles * WARP_ROWS / share  # in tf32
+    return {
+        "search": search(width, codewords, found),
+        "finish": cycles(finish, RECORD + found.beside_others * 4 * width, conversions=2 * width * compared),
+        "members": cycles(instructions, 4 * width + RECORD + RESULT, products, 2 * width * opened),
+        "open": opened,
+    }
+
+
+def counted() -> list[dict[str, float]]:
+    """The rows of the table."""
+    found = []
+    for width in (64, 256):
+        for codewords in (400, 1024):
+            random = np.random.default_rng(0)
+            rows = random.standard_normal((SIMULATED, width))
+            base, groups = random_codewords(codewords, rows, random)
+            for clusters in CLUSTERS:
+                each = clustered(codewords, clusters, rows, random)
+                total = each["search"] + each["finish"] + each["members"]
+                sizes = {"width": width, "codewords": codewords, "clusters": clusters, "random": base, "groups": groups}
+                found.append({**sizes, **each, "ratio": total / base})
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="compare with the file of results, and write nothing")
+    check = parser.parse_args().check
+    found = counted()
+    if not check:
+        return write_json(FILE, found)
+    for old, new in zip(json.loads(FILE.read_text()), found, strict=True):
+        if any(not math.isclose(old[name], new[name], rel_tol=1e-3) for name in new):
+            sys.exit(f"error: {FILE.name} must have {new}, got {old}; run {Path(__file__).name}")
+
+
+if __name__ == "__main__":
+    main()
