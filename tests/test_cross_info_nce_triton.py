@@ -30,6 +30,9 @@ SPILLS = Version(triton.__version__).release[:2] in ((3, 7), (3, 8))
 SPILLING = ("backward", 90, True, True)
 KERNELS = ("small_forward", "small_rows", "forward", "backward", "small_backward")
 VECTORS = ("queries_ptr", "keys_ptr", "in_queries_ptr", "in_keys_ptr")
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "performance.md"
+SOFTMAXES = ("one softmax", "both softmaxes")
+PARTS = {"small_forward": "up to 128 clips, forward", "forward": "more clips, forward", "backward": "gradient"}
 
 
 class Compilation(NamedTuple):
@@ -69,7 +72,10 @@ def test_products_ahead_compile(dtype: torch.dtype, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(kernels, "AHEAD", True)
     chosen = kernels.configuration("forward", dtype, 256, (9, 0), "highest", both=False)
     assert chosen.ahead
-    check_compilation(Compilation("forward", 90, dtype, False, chosen), all_valid=True)
+    compilation = Compilation("forward", 90, dtype, False, chosen)
+    check_compilation(compilation, all_valid=True)
+    if dtype == torch.bfloat16:
+        check_page("`AHEAD`", f"loop take {compiled_for(compilation, all_valid=True).usual_loop} instructions")
 
 
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="Triton interprets here and compiles nothing")
@@ -83,7 +89,7 @@ def test_forms_take_fewer_instructions(kernel: str, both: bool, monkeypatch: pyt
             monkeypatch.setattr(kernels, name, form)
         compiled = compiled_for(chosen_on_hopper(kernel, both), all_valid=True)
         counts.append(compiled.instructions if kernel == "small_forward" else compiled.usual_loop)
-    sys.stdout.write(f"{kernel}{', both' if both else ''}: {counts[0]}, {counts[1]}\n")
+    check_page(f"| {PARTS[kernel]}, {SOFTMAXES[both]} |", f"| {counts[0]} | {counts[1]} |")
     assert counts[1] < counts[0]
 
 
@@ -91,14 +97,14 @@ def test_forms_take_fewer_instructions(kernel: str, both: bool, monkeypatch: pyt
 @pytest.mark.parametrize("both", [False, True])
 def test_rows_of_80_clips_take_fewer_instructions(both: bool) -> None:
     """Warp instructions of a pair's forward pass, width 256, without the sum over pairs in the last program."""
-    counts = []
+    counts, texts = [], []
     for kernel, programs in (("small_forward", 1), ("small_rows", 3 * (1 + both))):
         compilation = chosen_on_hopper(kernel, both)
         compiled, chosen = compiled_for(compilation, all_valid=True), compilation.configuration
         program = compiled.path + (256 // chosen.chunk - 1) * compiled.loop
         counts.append(programs * chosen.warps * program)
-        text = f"{programs} x {chosen.warps} x {program} = {counts[-1]}"
-        sys.stdout.write(f"{kernel}{', both' if both else ''}: {text}\n")
+        texts.append(f"{programs} x {chosen.warps} x {program} = {counts[-1]}")
+    check_page(f"| forward, a pair with {SOFTMAXES[both]} |", f"| {texts[0]} | {texts[1]} |")
     assert counts[1] < counts[0]
 
 
@@ -106,7 +112,7 @@ def test_rows_of_80_clips_take_fewer_instructions(both: bool) -> None:
 @pytest.mark.parametrize("both", [False, True])
 def test_rows_of_80_clips_spread_a_gradient(both: bool) -> None:
     """Warp instructions of one slab's gradient, three modalities, width 256: more in all, fewer in each program."""
-    counts = []
+    counts, texts = [], []
     for kernel in ("backward", "small_backward"):
         compilation = chosen_on_hopper(kernel, both)
         compiled, chosen = compiled_for(compilation, all_valid=True), compilation.configuration
@@ -114,10 +120,18 @@ def test_rows_of_80_clips_spread_a_gradient(both: bool) -> None:
         program = compiled.path + (3 * passes - 1) * compiled.loop + 2 * (compiled.outer_loop - compiled.loop)
         programs = triton.cdiv(80, chosen.rows)
         counts.append(chosen.warps * program)
-        text = f"{programs} x {chosen.warps} x {program} = {programs * counts[-1]}"
-        sys.stdout.write(f"{kernel}{', both' if both else ''}: {text}\n")
+        texts.append(f"{programs} x {chosen.warps} x {program} = {programs * counts[-1]}")
+    check_page(f"| gradient, {SOFTMAXES[both]} |", f"| {texts[0]} | {texts[1]} |")
     # Two programs on one multiprocessor take less than the one that they replace.
     assert 2 * counts[1] < counts[0]
+
+
+def check_page(*parts: str) -> None:
+    """Prints parts of a line of docs/performance.md, and looks for it if the page is of this version of Triton."""
+    sys.stdout.write(f"{' '.join(parts)}\n")
+    page = PAGE.read_text()
+    if "compiled with Triton {}.{}.".format(*Version(triton.__version__).release) in page:
+        assert any(all(part in line for part in parts) for line in page.splitlines()), parts
 
 
 def chosen_on_hopper(kernel: str, both: bool) -> Compilation:
