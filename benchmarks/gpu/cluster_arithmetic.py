@@ -10,7 +10,6 @@ import argparse
 import json
 import math
 import sys
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -183,7 +182,13 @@ def counted() -> list[dict[str, float]]:
             for clusters in CLUSTERS:
                 each = clustered(codewords, clusters, rows, random)
                 total = each["search"] + each["finish"] + each["members"]
-                sizes = {"width": width, "codewords": codewords, "clusters": clusters, "random": base, "groups": groups}
+                sizes = {
+                    "width": width,
+                    "codewords": codewords,
+                    "clusters": clusters,
+                    "random": base,
+                    "groups": float(groups),
+                }
                 found.append({**sizes, **each, "ratio": total / base})
     return found
 
@@ -197,7 +202,7 @@ def main() -> None:
         return write_json(FILE, found)
     for old, new in zip(json.loads(FILE.read_text()), found, strict=True):
         if any(not math.isclose(old[name], new[name], rel_tol=1e-3) for name in new):
-            sys.exit(f"error: {FILE.name} must have {new}, got {old}; run {Path(__file__).name}")
+            sys.exit(f"error: {FILE.name} is out of date, run python {__file__}; new: {new}")
 
 
 if __name__ == "__main__":

@@ -188,10 +188,12 @@ def code(form: str, kernel: str) -> Code:
 def count(kernel: Code, file: str, function: str, start: str = "", end: str = "\n", operations: str = ".*") -> int:
     """Instructions of a function's lines, from one with `start` to the line before one with `end`."""
     text = (SEARCH.parent / file).read_text().splitlines()
-    first = next(i for i, line in enumerate(text, 1) if function in line)
-    last = next(i for i, line in enumerate(text, 1) if i > first and line == "}")
-    begin = next(i for i, line in enumerate(text, 1) if first <= i <= last and (start or function) in line)
-    stop = next((i for i, line in enumerate(text, 1) if begin < i <= last and end in line), last + 1)
+    first = next((i for i, line in enumerate(text, 1) if function in line), 0)
+    last = next((i for i, line in enumerate(text, 1) if i > first and line == "}"), 0)
+    begin = next((i for i in range(first, last + 1) if first and (start or function) in text[i - 1]), 0)
+    if begin == 0:
+        raise SystemExit(f"{file} has no line with {start!r} in {function!r}")
+    stop = next((i for i in range(begin + 1, last + 1) if end in text[i - 1]), last + 1)
     lines = {(file, line): begin <= line < stop for line in range(first, last + 1)}
     found = [each for each in kernel.instructions if re.fullmatch(operations, each.operation)]
     return sum(next((lines[place] for place in each.places if place in lines), False) for each in found)
@@ -346,9 +348,10 @@ def main() -> None:
     if before["nvcc"] != version:
         return print(f"instruction counts of nvcc {before['nvcc']} are not compared with those of {version}")
     found = counted()
-    for name in ("rows", "passes"):
-        if found[name] != before[name]:
-            sys.exit(f"error: {RESULT.name} must have these {name}, run {Path(__file__).name}: {found[name]}")
+    if found != before:
+        items = [*found["rows"], *found["passes"].items()]
+        new = [str(item) for item in items if item not in before["rows"] and item not in before["passes"].items()]
+        sys.exit(f"error: {RESULT.name} is out of date, run python {__file__}; new: {', '.join(new)}")
     print(f"instruction counts of nvcc {version} are those of {RESULT.name}")
 
 
