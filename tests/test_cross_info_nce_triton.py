@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import re
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -130,7 +131,8 @@ def check_page(*parts: str) -> None:
     """Prints parts of a line of docs/performance.md, and looks for it if the page is of this version of Triton."""
     sys.stdout.write(f"{' '.join(parts)}\n")
     page = PAGE.read_text()
-    if "compiled with Triton {}.{}.".format(*Version(triton.__version__).release) in page:
+    (version,) = re.findall(r"compiled with Triton (\d+\.\d+)", " ".join(page.split()))
+    if Version(version).release == Version(triton.__version__).release[:2]:
         assert any(all(part in line for part in parts) for line in page.splitlines()), parts
 
 
