@@ -26,6 +26,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[MEASURED], config.stash[BEGUN] = {}, time.perf_counter()
+    # Prints the name of a benchmark when it starts: some take minutes.
+    config.option.verbose += 1
     # pytest-benchmark's own table is in other units, and has no peers.
     config.option.benchmark_quiet, config.option.benchmark_max_time = True, OPERATOR_SECONDS
 
@@ -35,13 +37,17 @@ def keep(request: pytest.FixtureRequest) -> Callable[[dict], None]:
     """Keeps a row for the table; with --results writes it at once, so that a time limit loses only later rows.
 
     The module has the name of its file, ROWS, and the fields by which a row replaces an earlier one, KEY. A row without
-    numbers replaces none that has some.
+    numbers replaces none that has some. A row with numbers prints a dot, which shows progress.
     """
     folder, device = (request.config.getoption(name) for name in ("--results", "--device"))
     mine = request.config.stash[MEASURED].setdefault(request.module.ROWS, [])
+    terminal, capture = map(request.config.pluginmanager.getplugin, ("terminalreporter", "capturemanager"))
 
     def add(row: dict) -> None:
         mine.append(row)
+        if "missing" not in row:
+            with capture.global_and_fixture_disabled():
+                terminal.write(".", flush=True)
         if folder is None:
             return
         path = folder / f"{request.module.ROWS}-{device}.json"

@@ -2,8 +2,10 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import comparison
 import contenders
@@ -15,6 +17,7 @@ from shapes import GROWTH_SHAPES
 
 from unicode_fast.reference import nearest_codeword_reference
 
+ROOT = Path(__file__).resolve().parent.parent
 RUN = {"device": "a processor", "threads": 2, "torch": "2.13", "commit": "0123456789abcdef", "date": "2026-01-02"}
 SIZE = {"rows": 8, "codewords": 4, "width": 3}
 
@@ -129,3 +132,33 @@ def test_peers_can_be_held_to_every_instruction_set() -> None:
     named = re.search(r"UNICODE_FAST_CPU must be (.*), and one", found.stderr)
     assert named, found.stderr
     assert set(re.split(r", | or ", named[1])) <= set(INSTRUCTION_SETS)
+
+
+def test_a_benchmark_shows_its_progress(tmp_path: Path) -> None:
+    """Its name when it starts, and a dot for each row, in a file too."""
+    log = tmp_path / "log"
+    (tmp_path / "bench_slow.py").write_text(f"""
+from pathlib import Path
+ROWS = KEY = ""
+
+def shown():
+    return Path({str(log)!r}).read_text().splitlines()[-1]
+
+def bench_slow(keep):
+    assert shown() == "bench_slow.py::bench_slow "
+    for row in ({{}}, {{"missing": ""}}, {{}}):
+        keep(row)
+    assert shown() == "bench_slow.py::bench_slow .."
+""")
+    shutil.copy(ROOT / "benchmarks" / "conftest.py", tmp_path)
+    options = ["-o", "python_files=bench_*.py", "-o", "python_functions=bench_*"]
+    with log.open("w") as out:
+        found = subprocess.run(
+            [sys.executable, "-m", "pytest", *options],
+            cwd=tmp_path,
+            stdout=out,
+            check=False,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (ROOT / "benchmarks", ROOT)))},
+        )
+    assert found.returncode == 0, log.read_text()
+    assert "collected 1 item" in log.read_text()
