@@ -105,7 +105,8 @@ def check_temperature(temperature: Any, dtype: torch.dtype) -> None:
     limits = torch.finfo(dtype)
     # A quotient by a subnormal number overflows.
     if not limits.smallest_normal <= temperature <= limits.max:
-        raise ValueError(f"temperature must be finite and greater than 0 in {_short(dtype)}, got {temperature}")
+        least = f"at least {limits.smallest_normal}, the smallest normal number,"
+        raise ValueError(f"temperature must be finite and {least} in {_short(dtype)}, got {temperature}")
 
 
 def _short(dtype: torch.dtype) -> str:

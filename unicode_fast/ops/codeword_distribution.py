@@ -27,7 +27,8 @@ def codeword_distribution(
         features: (B, T, D) float64, float32, float16 or bfloat16.
         codebook: (M, D), M >= 1, float64, float32 or the dtype of `features`, on their device.
         valid: (B, T) bool, the positions that count, or None for all. The others may hold anything, NaN included.
-        temperature: divisor of the distances; greater than 0 in the dtype of the result. A number, without gradient.
+        temperature: divisor of the distances; greater than 0, and normal, in the dtype of the result. A number, without
+            gradient.
         backend: None takes the fastest that can run on this device. A named backend is used or refused, never
             replaced.
 

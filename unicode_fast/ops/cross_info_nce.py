@@ -70,8 +70,8 @@ def cross_info_nce(  # noqa: PLR0913 - three tensors and five independent switch
             others may hold anything, NaN included.
         softmax_over: "predictions" for a softmax over the predictions of the batch, "candidates" for one over its
             targets, "both" for the mean of the two losses.
-        temperature: a number greater than 0 in the dtype of the result, or a () tensor on the device of `targets`, with
-            gradient; the value of a tensor is not checked.
+        temperature: a number greater than 0, and normal, in the dtype of the result, or a () tensor on the device of
+            `targets`, with gradient; the value of a tensor is not checked.
         group: processes of torch.distributed with one shard of the batch each, of any size, in order. Each must call
             this function, with the same arguments except for B.
         rows: consecutive clips whose share of the loss is computed, each contrasted with all B. The results of several
