@@ -1,4 +1,6 @@
 // The scores and bounds that csrc/cpu/search_body.h computes, for tests/test_exactness.py.
+#include <string_view>
+
 #include "../csrc/cpu/kernels.cpp"
 
 namespace unicode_fast::cpu::twin {

@@ -7,7 +7,6 @@
 #include <limits>
 #include <stdexcept>
 #include <string>
-#include <string_view>
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -105,8 +104,8 @@ namespace {
 
 const Kernels& choose() {
   static const Kernels plain = portable::table("portable");
-  const char* wish = std::getenv("UNICODE_FAST_CPU");
-  const std::string_view wanted = wish == nullptr ? "" : wish;
+  // Sets that this processor has, the best first.
+  std::vector<const Kernels*> sets;
 #if defined(__x86_64__)
   static const Kernels two = avx2::table("avx2"), five = avx512::table("avx512"),
                        five_vnni = avx512_vnni::table("avx512_vnni");
@@ -114,21 +113,25 @@ const Kernels& choose() {
   const bool has_two = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   const bool has_five = has_two && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-  const auto takes = [&](bool has, const Kernels& set) { return has && (wanted.empty() || wanted == set.name); };
-  if (takes(has_five && __builtin_cpu_supports("avx512vnni"), five_vnni)) return five_vnni;
-  if (takes(has_five, five)) return five;
+  if (has_five && __builtin_cpu_supports("avx512vnni")) sets.push_back(&five_vnni);
+  if (has_five) sets.push_back(&five);
 #if UNICODE_FAST_HAS_AVX_VNNI
   static const Kernels two_vnni = avx_vnni::table("avx_vnni");
-  if (takes(has_two && __builtin_cpu_supports("avxvnni"), two_vnni)) return two_vnni;
+  if (has_two && __builtin_cpu_supports("avxvnni")) sets.push_back(&two_vnni);
 #endif
-  if (takes(has_two, two)) return two;
+  if (has_two) sets.push_back(&two);
 #endif
-  if (!wanted.empty() && wanted != "portable")
-    throw std::runtime_error(
-        "UNICODE_FAST_CPU must be portable, avx2, avx_vnni, avx512 or avx512_vnni, and one that this processor has, "
-        "got " +
-        std::string(wanted));
-  return plain;
+  sets.push_back(&plain);
+  const char* wish = std::getenv("UNICODE_FAST_CPU");
+  const std::string wanted = wish == nullptr ? "" : wish;
+  std::string names;
+  for (const Kernels* set : sets) {
+    if (wanted.empty() || wanted == set->name) return *set;
+    names += (names.empty() ? "" : ", ") + std::string(set->name);
+  }
+  throw std::runtime_error(
+      "UNICODE_FAST_CPU must be portable, avx2, avx_vnni, avx512 or avx512_vnni, and one that this processor has (" +
+      names + "), got " + wanted);
 }
 
 }  // namespace
