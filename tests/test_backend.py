@@ -217,12 +217,16 @@ def loss(backend, vectors, softmax_over):
 for dtype in (torch.float32, torch.float64):
     vectors = [normal(2, 2, 37, 8, seed=seed, dtype=dtype) for seed in (0, 1)]
     odd = vectors[0].clone()
-    odd[0, 0, 3], odd[0, 0, 5], odd[1, 0, 0] = NAN, INF, -INF
+    odd[0, 0, 3], odd[0, 0, 5], odd[1, 0, 0], odd[0, 1, 5, 0] = NAN, INF, -INF, -INF
     for softmax_over in ("predictions", "candidates", "both"):
         found, truth = (loss(b, vectors, softmax_over) for b in ("cpp", "reference"))
         assert_all_close(found, truth, tolerances.cross_info_nce_gradient(20, dtype))
         found, truth = (loss(b, [odd, vectors[1]], softmax_over) for b in ("cpp", "reference"))
         assert torch.equal(found[1].isnan(), truth[1].isnan()) and torch.equal(found[2], truth[2])
+        options = {"softmax_over": softmax_over}
+        found, truth = (cross_info_nce(odd, vectors[1], backend=b, **options) for b in ("cpp", "reference"))
+        assert truth.pair_loss.isinf().any()
+        assert_all_close(found, truth, tolerances.cross_info_nce_gradient(20, dtype))
 print("equal")
 """
     found = python("-c", script, Path(__file__).parent, name, UNICODE_FAST_CPU="none")

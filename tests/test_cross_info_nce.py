@@ -19,7 +19,7 @@ from unicode_fast.reference import cross_info_nce as reference_module
 from unicode_fast.reference import cross_info_nce_backward_reference, cross_info_nce_reference
 from unicode_fast.reference.cross_info_nce import CrossInfoNCEInputs
 
-NAN = float("nan")
+NAN, INFINITY = float("nan"), float("inf")
 SOFTMAXES = ["predictions", "candidates", "both"]
 
 
@@ -356,6 +356,25 @@ def test_extreme_scores(scale: float, place: Place) -> None:
     expected = Oracle(*leaves, weights, None, "both", 1.0)
     assert_result(result, expected, tolerances.cross_info_nce(largest, torch.float32), check_hits=scale > 1)
     assert all(gradient.isfinite().all() for gradient in torch.autograd.grad(result.loss, leaves))
+
+
+@pytest.mark.parametrize("clips", [17, 500], ids=["one block", "several blocks"])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("softmax_over", SOFTMAXES)
+def test_infinite_scores_on_a_cpu(softmax_over: str, dtype: torch.dtype, masked: bool, clips: int) -> None:
+    """Some, or all of a softmax, of both signs, beside NaN too: finite, infinite and NaN where the reference is."""
+    targets, predictions, weights = random_inputs(2, 2, clips, 4, dtype)
+    predictions[1, ..., 0].abs_()
+    targets[0, 0, 3, 0], targets[0, 1, 5, 0], targets[1, 0, 2, 0] = INFINITY, -INFINITY, INFINITY
+    predictions[0, 1, 4, 1], predictions[1, 1, 1, 1], predictions[1, 0, 6, 2] = INFINITY, -INFINITY, NAN
+    valid = torch.rand(2, 2, clips, generator=generator()) < 0.7 if masked else None
+    inputs = CrossInfoNCEInputs(targets, predictions, weights, valid, torch.ones((), dtype=dtype), softmax_over)
+    for name in ("", "_with_gradient"):
+        found = getattr(torch.ops.unicode_fast, f"cross_info_nce{name}")(*inputs)
+        expected = getattr(reference_module, f"cross_info_nce{name}_reference")(inputs)
+        assert name or expected[1].isinf().any()
+        assert_all_close(found, expected, tolerances.cross_info_nce_gradient(20, dtype))
 
 
 @places("cross_info_nce")

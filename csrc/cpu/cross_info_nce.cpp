@@ -252,8 +252,10 @@ class Contrast {
     for (int64_t query = 0, n = 0; query < modalities_; ++query) {
       for (int64_t key = 0; key < modalities_; ++key) {
         const int64_t p = place(query, key, step);
-        for (int64_t clip = 0; clip < clips_; ++clip, ++n)
+        for (int64_t clip = 0; clip < clips_; ++clip, ++n) {
+          if (with_gradient_ && std::isinf(largest_[n])) sums_[n] = std::numeric_limits<T>::quiet_NaN();
           factors_[n] = counts(query, key, step, clip) && weight_[p] != 0 ? factor(p) / sums_[n] : 0;
+        }
       }
     }
   }
@@ -271,7 +273,11 @@ class Contrast {
           const int64_t p = place(query, key, step), n = p * queries_ + clip;
           const int64_t column = query * columns + key * clips_;
           const bool counted = counts(query, key, step, own);
-          const Softmax<T> found = loops_.softmax(row_scores, clips_, own);
+          Softmax<T> found = loops_.softmax(row_scores, clips_, own);
+          // A log-sum-exp is infinite here; a log softmax, which the gradient needs, is NaN.
+          if (!with_gradient_ && std::isinf(found.largest) &&
+              std::none_of(row_scores, row_scores + clips_, [](T x) { return std::isnan(x); }))
+            found.sum = 1;
           if (counted) {
             const T log_sum = std::log(found.sum);
             loss_[n] = log_sum + (found.largest - found.own);

@@ -67,6 +67,12 @@ UNICODE_FAST_TARGET inline Values<T> exponential(const Values<T>& x) {
   return x >= R::kLowest ? sum : x < R::kLowest ? Values<T>{} : x;
 }
 
+// exp(x - most); 1 where both are the same infinity.
+template <typename T>
+UNICODE_FAST_TARGET inline Values<T> exponential_below(const Values<T>& x, const Values<T>& most) {
+  return exponential<T>(x == most ? Values<T>{} : x - most);
+}
+
 template <typename T>
 UNICODE_FAST_TARGET Softmax<T> softmax(const T* scores, int64_t number, int64_t own) {
   constexpr T kLeast = -std::numeric_limits<T>::infinity();
@@ -104,8 +110,9 @@ UNICODE_FAST_TARGET void add_to_columns(const T* scores, int64_t stride, int64_t
     store_some<T>(largest + j, most, count);
     // Columns without a valid row so far keep a sum of 0.
     most = most == kLeast ? Values<T>{} : most;
-    Values<T> sum = load_some(sums + j, count, T{0}) * exponential<T>(before - most);
-    for (int64_t i = 0; i < rows; ++i) sum += exponential<T>(load_some(scores + i * stride + j, count, kLeast) - most);
+    Values<T> sum = load_some(sums + j, count, T{0}) * exponential_below<T>(before, most);
+    for (int64_t i = 0; i < rows; ++i)
+      sum += exponential_below<T>(load_some(scores + i * stride + j, count, kLeast), most);
     store_some<T>(sums + j, sum, count);
   }
 }
