@@ -7,10 +7,14 @@ Environment variables:
     CUDA_HOME, CUDA_PATH: the toolkit; the default is the toolkit of nvcc, then the conventional folder.
     TORCH_CUDA_ARCH_LIST: GPU architectures; the default is those of the visible GPUs for auto, all ARCHITECTURES for 1.
     CXX, CC, MAX_JOBS: as for torch's cpp_extension and setuptools.
+
+An editable install compiles nothing if the record beside the extension in the source folder has the same inputs; see
+`inputs_of`. To compile again, remove the record, unicode_fast/_C.*.json.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -44,6 +48,8 @@ import torch
 gpus = [torch.cuda.get_device_capability(number) for number in range(torch.cuda.device_count())]
 print(json.dumps([gpus, torch.cuda.get_arch_list()]))
 """
+# Environment variables that change what setuptools, torch, GCC, Clang and nvcc make.
+VARIABLES = r"AR|CC|CPP|CXX|LD\w*|CPATH|LIBRARY_PATH|\w+_INCLUDE_PATH|\w*FLAGS|\w*(NVCC|CUDA|TORCH)\w*"
 # Commands that compile nothing; setup.py runs them before torch is installed.
 METADATA_COMMANDS = {"egg_info", "dist_info", "sdist", "clean", "--version", "--help"}
 
@@ -311,7 +317,37 @@ def compile_options(toolkit: Toolkit | None, architectures: str, reason: str, hi
         depends=headers(ROOT),
         extra_compile_args={"cxx": cxx_flags(cxx_command(os.environ)), "nvcc": ["-O3"]},
     )
+    tools = [cxx_command(os.environ), *([] if toolkit is None else [[str(toolkit.home / "bin" / "nvcc")]])]
+    record["inputs"] = inputs_of(record, extension.extra_compile_args, tools)
     return {"ext_modules": [extension], "cmdclass": {"build_ext": recording(cpp_extension.BuildExtension, record)}}
+
+
+def inputs_of(record: Mapping[str, str | None], flags: object, tools: Sequence[Sequence[str]]) -> str:
+    """A checksum of all that the extension is made from: all of csrc/, this file, and what makes them an extension.
+
+    Args:
+        record: versions of torch and CUDA, and the decision.
+        flags: of the compilers.
+        tools: commands of the compilers.
+    """
+    import torch
+
+    versions = [subprocess.run([*tool, "--version"], capture_output=True, text=True).stdout for tool in tools]
+    variables = {name: value for name, value in sorted(os.environ.items()) if re.fullmatch(VARIABLES, name)}
+    # Two builds of a version may differ, so their files' sizes count.
+    others = [Path(torch.__file__).parent / "lib", *(Path(folder) / "pybind11" for folder in pybind11_headers())]
+    files = [path for folder in others for path in sorted(folder.glob("*")) if path.is_file()]
+    sizes = [(path.name, path.stat().st_size) for path in files]
+    parts = [record, flags, tools, versions, variables, sizes, sys.version, torch.version.git_version]
+    digest = hashlib.sha256(json.dumps(parts).encode())
+    for path in (ROOT / "setup.py", *sorted(path for path in ROOT.glob("csrc/**/*") if path.is_file())):
+        digest.update(f"{path.relative_to(ROOT)} {checksum(path)}\n".encode())
+    return digest.hexdigest()
+
+
+def checksum(path: Path) -> str:
+    """The checksum of a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def pybind11_headers() -> list[str]:
@@ -333,15 +369,32 @@ def macros(record: Mapping[str, str | None]) -> list[tuple[str, str | None]]:
 
 
 def recording(build_ext: type, record: Mapping[str, str | None]) -> type:
-    """A `build_ext` that also writes the record, a JSON file that `unicode_fast.backend` reads before the extension."""
+    """A `build_ext` that also writes the record, a JSON file that `unicode_fast.backend` reads before the extension.
+
+    An extension in the source folder with the same record, and the checksum of that file, is not compiled again.
+    """
+
+    def whole(library: str) -> str:
+        return json.dumps({**record, "extension": checksum(Path(library))}, indent=1) + "\n"
+
+    def is_current(library: str) -> bool:
+        known = Path(library + RECORD_SUFFIX)
+        return known.is_file() and Path(library).is_file() and known.read_text() == whole(library)
 
     class RecordingBuild(build_ext):  # type: ignore[misc,valid-type]
         def run(self) -> None:
-            super().run()
             copies = self.get_output_mapping()
+            made = [copy for copy in copies.values() if not copy.endswith(RECORD_SUFFIX)]
+            if made and all(map(is_current, made)):
+                say(f"compiling nothing: {', '.join(made)} is of these sources, options, compilers and torch")
+                for built, copy in copies.items():
+                    Path(built).parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copyfile(copy, built)
+                return
+            super().run()
             for path in {*self.get_outputs(), *copies, *copies.values()}:
                 if path.endswith(RECORD_SUFFIX):
-                    Path(path).write_text(json.dumps(record, indent=1) + "\n")
+                    Path(path).write_text(whole(path.removesuffix(RECORD_SUFFIX)))
 
         def get_outputs(self) -> list[str]:
             libraries = [path for path in super().get_outputs() if not path.endswith(RECORD_SUFFIX)]

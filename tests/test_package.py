@@ -456,6 +456,90 @@ print("noise")
         with pytest.raises(SystemExit, match="differ in more than their suffix, got two of csrc/cuda/a/a"):
             setup.source_files(tmp_path, with_cuda=True)
 
+    @pytest.mark.skipif(os.name == "nt", reason="nothing is compiled there")
+    def test_inputs_of_the_extension(self, setup: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Every source, header, flag, compiler, version and decision counts; folders of torch and of a build do not."""
+        for name in ("setup.py", "csrc/a.cpp", "csrc/cuda/a.cuh"):
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).write_text("1")
+        compiler = tmp_path / "compiler"
+        compiler.write_text("#!/bin/sh\necho 1\n")
+        compiler.chmod(0o755)
+        monkeypatch.setattr(setup, "ROOT", tmp_path)
+        record = {"torch": "2.13", "cuda": None, "decision": "auto"}
+
+        def inputs(flags: object = ("-O3",), **changes: str) -> str:
+            return setup.inputs_of({**record, **changes}, flags, [[str(compiler)]])
+
+        first = inputs()
+        monkeypatch.setenv("PATH", os.environ["PATH"] + os.pathsep + str(tmp_path))
+        assert inputs() == first
+        found = [first, inputs(["-O2"]), inputs(torch="2.14"), inputs(cuda="13.0"), inputs(decision="0")]
+        for name in ("csrc/a.cpp", "csrc/cuda/a.cuh", "csrc/new.h", "setup.py"):
+            (tmp_path / name).write_text("2")
+            found.append(inputs())
+        compiler.write_text("#!/bin/sh\necho 2\n")
+        found.append(inputs())
+        for name in ("CFLAGS", "CXX", "TORCH_CUDA_ARCH_LIST", "NVCC_APPEND_FLAGS", "CPLUS_INCLUDE_PATH"):
+            monkeypatch.setenv(name, "2")
+            found.append(inputs())
+        monkeypatch.setattr(sys, "version", "2")
+        found.append(inputs())
+        (tmp_path / "torch" / "lib").mkdir(parents=True)
+        monkeypatch.setattr(torch, "__file__", str(tmp_path / "torch" / "__init__.py"))
+        found.append(inputs())
+        assert len(set(found)) == len(found) == 17
+
+    def test_an_extension_of_the_same_inputs_is_not_compiled_again(
+        self, setup: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        library, calls = tmp_path / "package" / "_C.so", []
+        library.parent.mkdir()
+
+        def build(inputs: str, inplace: bool = True) -> bool:
+            """Whether it compiled."""
+            built = tmp_path / str(len(calls)) / "_C.so"
+            calls.append(inputs)
+
+            class Build:
+                def run(self) -> None:
+                    for path in (built, *([library] if inplace else [])):
+                        path.parent.mkdir(exist_ok=True)
+                        path.write_text(f"{len(calls)}")
+
+                def get_outputs(self) -> list[str]:
+                    return [str(built)]
+
+                def get_output_mapping(self) -> dict[str, str]:
+                    return {str(built): str(library)} if inplace else {}
+
+            capsys.readouterr()
+            setup.recording(Build, {"torch": "2.13", "inputs": inputs})().run()
+            # Whether compiled or not, the build has the extension and its record.
+            assert not inplace or built.read_bytes() == library.read_bytes()
+            record = Path(f"{built}.json").read_text()
+            assert not inplace or record == Path(f"{library}.json").read_text()
+            assert f'"inputs": "{inputs}"' in record
+            compiled = built.read_text() == str(len(calls))
+            assert compiled != (f"compiling nothing: {library}" in capsys.readouterr().out)
+            return compiled
+
+        assert build("a")
+        assert not build("a")
+        assert build("a", inplace=False)
+        assert build("b")
+        library.write_text("of another build")
+        assert build("b")
+        record = Path(f"{library}.json")
+        for ruin in (
+            lambda: record.write_text(record.read_text().replace("2.13", "2.12")),
+            record.unlink,
+            library.unlink,
+        ):
+            ruin()
+            assert build("b")
+        assert not build("b")
+
     def test_metadata_compiles_nothing(self, setup: ModuleType) -> None:
         for command in (["egg_info"], ["dist_info", "--output-dir", "x"], ["sdist"]):
             assert not setup.compiles(command)
