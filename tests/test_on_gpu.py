@@ -355,6 +355,30 @@ class TestNative:
         assert len(rows) == len(program_of.switches())
         assert all(row["ok"] is None and "is of other sources" in row["text"] for row in rows)
 
+    def test_forms_for_collapsed_codebooks(self, run: Run, kit: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """First, of all searches at once, beside the chosen form; a search left out takes no part."""
+        assert set(stages.FOR_COLLAPSED) < set(program_of.switches())
+        switches = ("SKIP_GROUPS", "SEARCH_AGAIN")
+        row = {"kernel": "search_wide", "rows": 9, "wrong": 0, "ok": True}
+        with tarfile.open(kit / program_of.FORMS, "w:xz") as archive:
+            for name, time_ms in (("kernels", 2.0), *zip(switches, (3.0, 4.0), strict=True)):
+                line = json.dumps({**row, "case": "CASE", "median_ms": time_ms}).replace("CASE", "'$2 $5'")
+                (kit / name).write_text(f"#!/bin/sh\necho '{line}'\n")
+                (kit / name).chmod(0o755)
+                if name != "kernels":
+                    archive.add(kit / name, name)
+        assert do(run, stages.make_program)["rows"][0]["text"] == "the kit's"
+        run.report.failed["search_narrow"] = "killed"
+        every = "collapsed search_wgmma,search_wide,search_middle"
+        found = {row["name"]: row["text"] for row in do(run, stages.forms, name="forms")["rows"] if row["ok"]}
+        assert list(found)[:2] == [f"search_wide {every}, {form}" for form in ("as chosen", "other SEARCH_AGAIN")]
+        assert found[f"search_wide {every}, as chosen"] == "2 ms, 0 of 9 rows wrong"
+        assert found[f"search_wide {every}, other SEARCH_AGAIN"] == "chosen 2 ms, other 4 ms, 0 of 9 rows wrong"
+        assert len(found) == 2 + 2 * 3
+        (run.work / "kernels").unlink()
+        found = {row["name"]: row["text"] for row in do(run, stages.forms, name="forms")["rows"] if row["ok"]}
+        assert found[f"search_wide {every}, other SEARCH_AGAIN"] == "chosen not timed, other 4 ms, 0 of 9 rows wrong"
+
     def test_nor_is_there_a_compiler(self, run: Run, kit: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (kit / "kernels").unlink()
         broken = Path(run.environment["CUDA_HOME"]) / "bin" / "nvcc"
@@ -570,6 +594,18 @@ class TestDryRun:
         lacking = {f"other {switch}": "the kit has no native program" for switch in program_of.switches()}
         assert texts(ran["forms"]) == lacking
         assert "scores differ from the CPU's by" in texts(ran["default_run"])["float32"]
+
+    def test_collapsed_codebooks(self) -> None:
+        """The emulator takes minutes for the larger size."""
+        command = [f"{HOST}/kernels", "--size", "collapsed", "--only", "search_wgmma"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            rows = [json.loads(process.stdout.readline()) for _ in range(2)]
+            process.kill()
+        cases = [f"2400 x 400 x 256, {name}" for name in ("40 distinct", "40 tight clusters")]
+        assert [row["case"] for row in rows] == cases
+        # One codeword takes part for all that are equal or near to it, so few rows have a second candidate.
+        assert all(row["ok"] and row["fallback"] == 0 and row["candidates"] < 1.5 for row in rows)
 
     def test_stages_that_fail(self, dry_kit: Path, tmp_path: Path) -> None:
         """In the native program, in an operator, at a target, and in the default run, whose other rows are kept."""

@@ -43,6 +43,8 @@ SANITIZER_ERROR = 9
 SANITIZED = ("search_wgmma", "search_middle", "statistics_sorted", "apply", "commitment")
 # Searches with the switches of forms.h.
 SWITCHED = ("search_wgmma", "search_wide", "search_middle", "search_narrow")
+# Switches for codebooks with few codewords that are far apart.
+FOR_COLLAPSED = ("EXCLUDE_DUPLICATES", "SEARCH_AGAIN", "FIND_CLUSTERS")
 # Kernels of csrc/cuda with a profile of the first launch, by their name in the native program.
 PROFILED = {"search_wgmma": "hopper_search_kernel", "statistics_sorted": "piece_kernel"}
 METRICS = (
@@ -584,7 +586,10 @@ def contenders(run: Run) -> None:
 
 
 def forms(run: Run) -> None:
-    """Times of the search with each switch of forms.h at its other value, beside those with all at the chosen one."""
+    """Times of the search with each switch of forms.h at its other value, beside those with all at the chosen one.
+
+    Those of FOR_COLLAPSED come first, with a codebook of 40 distinct vectors and one of 40 tight clusters.
+    """
     chosen = {row["name"]: row["median_ms"] for row in run.report.rows("kernels") if row.get("median_ms")}
     folder, reason = run.work / "forms", "the kit has no such program"
     shutil.rmtree(folder, ignore_errors=True)
@@ -598,19 +603,30 @@ def forms(run: Run) -> None:
             programs[f"other {switch}"] = str(folder / switch)
         else:
             run.add(f"other {switch}", None, reason)
-    options = ("--size", run.native_size, "--times", "--only")
-    names = {f"{kernel}, {form}": (form, kernel) for kernel in run.working(SWITCHED) for form in programs}
-    jobs = [run.job(each, [programs[form], *options, name], run.limits.times) for each, (form, name) in names.items()]
-    for job, found in run.follow(jobs):
-        name = job.name.removeprefix(f"{run.stage}-")
+    searches = run.working(SWITCHED)
+    collapsed = {form: path for form, path in programs.items() if searches and form.split()[1] in FOR_COLLAPSED}
+    if collapsed and has_program(run):
+        collapsed = {"as chosen": run.program, **collapsed}
+
+    def job(what: str, form: str, path: str, size: str, kernels: str) -> Job:
+        command = [path, "--size", size, "--times", "--only", kernels]
+        return run.job(f"{what}, {form}", command, run.limits.times)
+
+    jobs = [job("collapsed codebooks", *each, "collapsed", ",".join(searches)) for each in collapsed.items()]
+    jobs += [job(kernel, *each, run.native_size, kernel) for kernel in searches for each in programs.items()]
+    for each, found in run.follow(jobs):
+        name = each.name.removeprefix(f"{run.stage}-")
+        form = name.rpartition(", ")[2]
         if isinstance(found, Ending):
             if found.text:
                 run.add(name, None if found.out_of_time else False, found.text)
         elif (row := json_row(found)) is not None and "kernel" in row:
             row = native_row(row)
+            if form == "as chosen":
+                chosen[row["name"]] = row.get("median_ms")
             beside = chosen.get(row["name"])
-            text = f"chosen {'not timed' if beside is None else f'{beside:.4g} ms'}, other {row['text']}"
-            form = names[name][0]
+            other = f"chosen {'not timed' if beside is None else f'{beside:.4g} ms'}, other {row['text']}"
+            text = row["text"] if form == "as chosen" else other
             run.report.add(run.stage, {**row, "name": f"{row['name']}, {form}", "text": text, "chosen_ms": beside})
 
 

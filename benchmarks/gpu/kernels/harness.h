@@ -27,7 +27,7 @@ constexpr double kSumTolerance = 0x1p-40, kFloatTolerance = 0x1p-22;
 constexpr double kUnchecked = -1;
 
 // Set by the arguments of the program.
-inline bool target_size = false, measures_times = false;
+inline bool target_size = false, collapsed_codebooks = false, measures_times = false;
 
 struct CudaError : std::runtime_error {
   using std::runtime_error::runtime_error;

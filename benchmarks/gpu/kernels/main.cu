@@ -1,10 +1,10 @@
 // The kernels of csrc/cuda without torch: each launcher is compared with plain float64 loops on the host, then timed.
 //
-//   kernels [--size small|target] [--only NAME,...] [--times]
+//   kernels [--size small|target|collapsed] [--only NAME,...] [--times]
 //
-// The program prints a line of JSON for each case. Its status is 0 if all rows are right, 1 if a row is wrong, 2 if
-// CUDA reported an error. UNICODE_FAST_FAULT=NAME:crash|hang|wrong,... makes a kernel fail, for tests of the reader of
-// these lines.
+// "collapsed" has two target sizes of a search, with few codewords that are far apart. The program prints a line of
+// JSON for each case. Its status is 0 if all rows are right, 1 if a row is wrong, 2 if CUDA reported an error.
+// UNICODE_FAST_FAULT=NAME:crash|hang|wrong,... makes a kernel fail, for tests of the reader of these lines.
 
 #include <chrono>
 #include <cstdio>
@@ -111,14 +111,15 @@ int main(int count, char** arguments) {
     const std::string name = arguments[i], value = i + 1 < count ? arguments[i + 1] : "";
     if (name == "--times") {
       measures_times = true;
-    } else if (name == "--size" && (value == "small" || value == "target")) {
-      target_size = value == "target";
+    } else if (name == "--size" && (value == "small" || value == "target" || value == "collapsed")) {
+      target_size = value != "small";
+      collapsed_codebooks = value == "collapsed";
       ++i;
     } else if (name == "--only" && !value.empty()) {
       only = split(value);
       ++i;
     } else {
-      std::fprintf(stderr, "usage: kernels [--size small|target] [--only NAME,...] [--times]\n");
+      std::fprintf(stderr, "usage: kernels [--size small|target|collapsed] [--only NAME,...] [--times]\n");
       return 64;
     }
   }

@@ -192,6 +192,15 @@ std::vector<Case> search_cases() {
     add(cases, kPlain, "float64 codebook", with_codebook(random_search(kHalf, 33, 65, 17), kDouble));
     return cases;
   }
+  if (collapsed_codebooks) {
+    for (const Geometry& shape : {kWgmma, kWide, kMiddle, kNarrow}) {
+      for (const Size size : {kTraining, kG3}) {
+        add(cases, shape, "40 distinct", few_search(size, 40, 0));
+        add(cases, shape, "40 tight clusters", few_search(size, 40, 1e-6));
+      }
+    }
+    return cases;
+  }
   for (const Geometry& shape : {kWgmma, kWide, kMiddle, kNarrow, kPlain, kDirect}) {
     const Number number = shape.loop == MainLoop::kBest ? kDouble : kSingle;
     for (const Size size : {kG1, kG2, kG3, kTraining}) {

@@ -26,6 +26,9 @@ Search repeated_search(int64_t rows, int64_t codewords);
 // Three tight clusters of codewords: each row has more candidates than a list holds, or holds NaN.
 Search collapsed_search(const Geometry& shape, int64_t width);
 
+// The codebook holds so many random codewords, and others equal to these, or near if `spread` is not 0.
+Search few_search(const Size& size, int64_t distinct, double spread);
+
 Search random_search(Number number, int64_t rows, int64_t codewords, int64_t width, int splits = 0, bool random = true);
 // Rows and codewords that hold NaN or infinities.
 Search spoilt_search(Number number, int64_t rows, int64_t codewords, int64_t width);

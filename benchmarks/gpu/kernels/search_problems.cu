@@ -35,17 +35,23 @@ Search settable_search(int64_t rows, int64_t codewords) {
   return given;
 }
 
+// The first codewords, and others near to them.
+Rows in_clusters(const Rows& given, int64_t clusters, double spread) {
+  Rows codebook = kept(given);
+  const Rows apart = random_rows(kSingle, codebook.rows, codebook.columns, 3);
+  for (int64_t j = clusters; j < codebook.rows; ++j) {
+    for (int64_t d = 0; d < codebook.columns; ++d)
+      codebook.set(j, d, codebook.at(j % clusters, d) + spread * apart.at(j, d));
+  }
+  return codebook;
+}
+
 // Random rows, and a codebook of kClusters random codewords and others near to them.
 Search search_in_clusters(const Geometry& shape, Number number, int64_t rows, int64_t width, double spread) {
   const int64_t codewords = 3 * shape.columns / 2 + 5;
   Search given = random_search(number, rows, codewords, width, 0, false);
   given.features = kept(given.features);
-  given.codebook = kept(given.codebook);
-  const Rows apart = random_rows(kSingle, codewords, width, 3);
-  for (int64_t j = 0; j < codewords; ++j) {
-    for (int64_t d = 0; d < width; ++d)
-      given.codebook.set(j, d, given.codebook.at(j % kClusters, d) + (j < kClusters ? 0 : spread * apart.at(j, d)));
-  }
+  given.codebook = in_clusters(given.codebook, kClusters, spread);
   return given;
 }
 
@@ -109,6 +115,12 @@ Search spoilt_search(Number number, int64_t rows, int64_t codewords, int64_t wid
     if (i % 7 == 3) given.features.set(i, i % width, kNaN);
     if (i % 11 == 5) given.features.set(i, i % width, i % 2 ? kInfinity : -kInfinity);
   }
+  return given;
+}
+
+Search few_search(const Size& size, int64_t distinct, double spread) {
+  Search given = random_search(kSingle, size.rows, size.codewords, size.width, 0, false);
+  given.codebook = in_clusters(given.codebook, distinct, spread);
   return given;
 }
 
