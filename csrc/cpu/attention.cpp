@@ -67,9 +67,7 @@ class Attend : public torch::autograd::Function<Attend> {
   }
 
   static variable_list backward(AutogradContext* context, const variable_list& gradients) {
-    TORCH_CHECK(!at::GradMode::is_enabled(),
-                "attention can be differentiated once; its gradient has no gradient (create_graph=True, gradient "
-                "penalties and second-order methods need one). Use a model on another device or in float64 instead.");
+    TORCH_CHECK(!at::GradMode::is_enabled(), kOnce);
     const variable_list saved = context->get_saved_variables();
     const at::Tensor &vectors = saved[0], &probabilities = saved[1], gradient = gradients[0].contiguous();
     const int64_t length = vectors.size(1), across = vectors.size(2) / 3;

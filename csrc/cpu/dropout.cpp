@@ -2,6 +2,8 @@
 
 #include <ATen/ATen.h>
 #include <ATen/CPUGeneratorImpl.h>
+#include <ATen/Parallel.h>
+#include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -15,6 +17,9 @@
 
 namespace unicode_fast::cpu {
 namespace {
+
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
 
 // Numbers that are drawn at a time.
 constexpr int64_t kBatch = 1024;
@@ -59,11 +64,15 @@ bool draws_as_torch() {
   return at::equal(factors, draw_by_torch(factors, kKeep, theirs)) && at::equal(ours.get_state(), theirs.get_state());
 }
 
+void check_dropout(const char* name, const at::Tensor& tensor, double p) {
+  check_tensor(name, tensor, at::kFloat);
+  TORCH_CHECK_VALUE(p >= 0 && p < 1, "p must be at least 0 and less than 1, got ", p);
+}
+
 }  // namespace
 
 at::Tensor dropout_factors(const at::Tensor& like, double p) {
-  check_tensor("like", like, at::kFloat);
-  TORCH_CHECK_VALUE(p >= 0 && p < 1, "p must be at least 0 and less than 1, got ", p);
+  check_dropout("like", like, p);
   static const bool same = draws_as_torch();
   if (!same) return draw_by_torch(like, 1 - p, std::nullopt);
   const at::Tensor factors = at::empty_like(like, at::MemoryFormat::Contiguous);
@@ -73,7 +82,49 @@ at::Tensor dropout_factors(const at::Tensor& like, double p) {
   return factors;
 }
 
+namespace {
+
+// Numbers that are worth a thread.
+constexpr int64_t kGrain = 1 << 15;
+
+// dropout(relu(x)). The result also tells where the gradient passes: it is positive there.
+class ReluDropout : public torch::autograd::Function<ReluDropout> {
+ public:
+  static at::Tensor forward(AutogradContext* context, const at::Tensor& values, double p) {
+    const at::Tensor given = values.contiguous(), kept = dropout_factors(given, p);
+    const float* from = given.const_data_ptr<float>();
+    float* to = kept.mutable_data_ptr<float>();
+    at::parallel_for(0, given.numel(), kGrain, [&](int64_t first, int64_t last) {
+      for (int64_t n = first; n < last; ++n) to[n] = from[n] <= 0 ? 0 : from[n] * to[n];
+    });
+    context->save_for_backward({kept});
+    context->saved_data["factor"] = 1 / (1 - p);
+    return kept;
+  }
+
+  static variable_list backward(AutogradContext* context, const variable_list& gradients) {
+    TORCH_CHECK(!at::GradMode::is_enabled(), kOnce);
+    const at::Tensor kept = context->get_saved_variables()[0], gradient = gradients[0].contiguous();
+    const at::Tensor in_values = at::empty_like(kept);
+    const float *result = kept.const_data_ptr<float>(), *from = gradient.const_data_ptr<float>();
+    const auto factor = static_cast<float>(context->saved_data["factor"].toDouble());
+    float* to = in_values.mutable_data_ptr<float>();
+    at::parallel_for(0, kept.numel(), kGrain, [&](int64_t first, int64_t last) {
+      for (int64_t n = first; n < last; ++n) to[n] = result[n] <= 0 ? 0 : from[n] * factor;
+    });
+    return {in_values, at::Tensor()};
+  }
+};
+
+at::Tensor relu_dropout(const at::Tensor& values, double p) {
+  check_dropout("values", values, p);
+  return ReluDropout::apply(values, p);
+}
+
+}  // namespace
+
 TORCH_LIBRARY_FRAGMENT(unicode_fast_layers, library) {
+  library.def("relu_dropout(Tensor values, float p) -> Tensor", &relu_dropout);
   library.def("dropout_factors(Tensor like, float p) -> Tensor", &dropout_factors);
 }
 

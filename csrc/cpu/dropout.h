@@ -5,6 +5,13 @@
 
 namespace unicode_fast::cpu {
 
+// The error of a second derivative.
+constexpr char kOnce[] =
+    "transformer layers can be differentiated once on a CPU in float32; their gradient has no gradient "
+    "(create_graph=True, "
+    "gradient penalties and second-order methods need one). UNICODE_FAST_BACKEND=reference uses torch's layers "
+    "instead.";
+
 // 0 with probability p, else 1 / (1 - p): float32 numbers in the shape of `like`.
 at::Tensor dropout_factors(const at::Tensor& like, double p);
 

@@ -36,9 +36,11 @@ class Dropout(nn.Dropout):
 
     def forward(self, values: Tensor) -> Tensor:
         """Values of any shape to the same shape."""
-        if not self.training or not 0 < self.p < 1 or not values.is_contiguous() or not _has_operators(values):
-            return super().forward(values)
-        return _dropped(values, self.p)
+        return _dropped(values, self.p) if self.draws_for(values) else super().forward(values)
+
+    def draws_for(self, values: Tensor) -> bool:
+        """Whether the package's operator draws the numbers."""
+        return self.training and 0 < self.p < 1 and values.is_contiguous() and _has_operators(values)
 
 
 class TransformerLayer(nn.TransformerEncoderLayer):
@@ -67,5 +69,9 @@ class TransformerLayer(nn.TransformerEncoderLayer):
         return _dropped(attended.transpose(0, 1), dropout).transpose(0, 1) if dropout else attended
 
     def _ff_block(self, x: Tensor) -> Tensor:
-        hidden = self.dropout(self.activation(linear(x, self.linear1.weight, self.linear1.bias)))
+        hidden = linear(x, self.linear1.weight, self.linear1.bias)
+        if self.dropout.draws_for(hidden):
+            hidden = torch.ops.unicode_fast_layers.relu_dropout(hidden, self.dropout.p)
+        else:
+            hidden = self.dropout(self.activation(hidden))
         return self.dropout2(linear(hidden, self.linear2.weight, self.linear2.bias))
