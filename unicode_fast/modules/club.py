@@ -84,9 +84,7 @@ class Perceptrons:
                 gradient = torch.ops.aten.threshold_backward(gradient @ self.stacked[number][0], inputs[number], 0)
 
 
-def _groups(
-    networks: Mapping[str, nn.Module], semantic: Mapping[str, Tensor]
-) -> Iterator[tuple[list[str], Perceptrons]]:
+def _groups(networks: nn.ModuleDict, semantic: Mapping[str, Tensor]) -> Iterator[tuple[list[str], Perceptrons]]:
     """Names of networks with equal sizes, and their perceptrons."""
     groups: defaultdict[tuple[object, ...], list[str]] = defaultdict(list)
     for name, network in networks.items():
@@ -96,7 +94,7 @@ def _groups(
         yield names, Perceptrons([cast(ClubNetwork, networks[name]) for name in names])
 
 
-def predict(networks: Mapping[str, nn.Module], semantic: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
+def predict(networks: nn.ModuleDict, semantic: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
     """Mean and log variance of each network by name, from (B, T, D) by name; as from the networks themselves."""
     found = {}
     for names, perceptrons in _groups(networks, semantic):
@@ -109,14 +107,14 @@ def predict(networks: Mapping[str, nn.Module], semantic: Mapping[str, Tensor]) -
 
 @torch.no_grad()
 def set_likelihood_gradients(
-    networks: Mapping[str, nn.Module],
+    networks: nn.ModuleDict,
     semantic: Mapping[str, Tensor],
     specific: Mapping[str, Tensor],
     masks: Mapping[str, Tensor | None],
 ) -> None:
     """Sets the gradients of all parameters to those of the sum over networks of `losses.club_likelihood`.
 
-    The derivatives are written out: autograd would take some thousand operators for as few products.
+    The derivatives are written out, which takes fewer operators and less memory than autograd.
 
     Args:
         networks: `ClubNetwork` by name.

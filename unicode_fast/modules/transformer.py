@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from unicode_fast import backend
 from unicode_fast.modules import host
@@ -50,9 +51,13 @@ class TransformerLayer(nn.TransformerEncoderLayer):
         width, heads, feedforward_width, dropout: as in torch.
     """
 
+    dropout: Dropout
+    dropout2: Dropout
+
     def __init__(self, width: int, heads: int, feedforward_width: int, dropout: float) -> None:
         super().__init__(width, heads, feedforward_width, dropout, batch_first=True)
-        self.dropout, self.dropout1, self.dropout2 = (Dropout(dropout) for _ in range(3))
+        # After the first layer, attention and the second layer.
+        self.dropout, self.dropout1, self.dropout2 = Dropout(dropout), Dropout(dropout), Dropout(dropout)
 
     def _sa_block(self, x: Tensor, attn_mask: Any, key_padding_mask: Tensor | None, is_causal: bool = False) -> Tensor:
         layer = self.self_attn
@@ -73,5 +78,5 @@ class TransformerLayer(nn.TransformerEncoderLayer):
         if self.dropout.draws_for(hidden):
             hidden = torch.ops.unicode_fast_layers.relu_dropout(hidden, self.dropout.p)
         else:
-            hidden = self.dropout(self.activation(hidden))
+            hidden = self.dropout(F.relu(hidden))
         return self.dropout2(linear(hidden, self.linear2.weight, self.linear2.bias))
