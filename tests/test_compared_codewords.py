@@ -88,3 +88,22 @@ def test_whatever_the_gpu(monkeypatch: pytest.MonkeyPatch, capability: str, mult
     truth = (features.double()[:, None] - codebook.double()).square().sum(2).argmin(1)
     assert torch.equal(nearest_codeword(features, codebook, backend="cpp").index, truth)
     assert int(torch.ops.unicode_fast.compared_codewords(features, codebook).min()) >= 1
+
+
+@pytest.mark.skipif(not ON_HOST, reason="only the emulator can be any GPU")
+@pytest.mark.parametrize("codewords", [200, 600])
+@pytest.mark.parametrize(("width", "dtype"), [(128, torch.float32), (136, torch.bfloat16), (256, torch.float32)])
+def test_blocks_that_do_several_tiles_of_rows(
+    monkeypatch: pytest.MonkeyPatch, width: int, dtype: torch.dtype, codewords: int
+) -> None:
+    """One block of wgmma does six tiles of rows and prepares each before its turn, bit for bit as six blocks do."""
+    monkeypatch.setenv("UNICODE_FAST_MAIN_LOOP", "wgmma")
+    features, codebook = normal(710, width).to(dtype), normal(codewords, width, seed=1).to(dtype)
+    results = []
+    for multiprocessors in ("132", "1"):
+        monkeypatch.setenv("UNICODE_FAST_HOST_MULTIPROCESSORS", multiprocessors)
+        found = nearest_codeword(features, codebook, backend="cpp")
+        results.append((*found, torch.ops.unicode_fast.compared_codewords(features, codebook)))
+    assert all(torch.equal(former, present) for former, present in zip(*results, strict=True))
+    truth = (features.double()[:, None] - codebook.double()).square().sum(2).argmin(1)
+    assert torch.equal(results[1][0], truth)

@@ -38,6 +38,10 @@ void row_exponents(int64_t rows, const double* largest, int codebook, int* expon
   for (int64_t i = 0; i < rows; ++i) exponents[i] = row_scale(largest[i], codebook);
 }
 
+void float_exponents(int64_t rows, const float* largest, int codebook, int* exponents) {
+  for (int64_t i = 0; i < rows; ++i) exponents[i] = row_scale(largest[i], codebook);
+}
+
 void twice_bounds(int64_t rows, const double* exact, const double* rounded, const double* residual, const int* shift,
                   const float* norms, int width, float* bounds) {
   for (int64_t i = 0; i < rows; ++i)
@@ -322,10 +326,24 @@ def test_stages_fit(library: ctypes.CDLL, tiles: HopperTiles) -> None:
         assert library.shared_bytes(width, 1) <= tiles.most_shared_bytes
         assert tiles.groups * tiles.rows * 2 * width % tiles.swizzle_bytes == 0
     assert tiles.stage_bytes % tiles.swizzle_bytes == 0
-    # A persistent grid keeps two tiles of rows.
-    assert [library.buffers(width) for width in range(64, 640, 64)] == [2, 2] + 7 * [1]
-    assert [library.stages(width, 2) for width in (64, 128)] == [5, 4]
-    assert max(library.shared_bytes(width, 2) for width in (64, 128)) <= tiles.most_shared_bytes
+    # A persistent grid keeps two tiles of rows, or one and two in global memory.
+    assert [library.buffers(width) for width in range(64, 640, 64)] == [2, 2, 3, 3] + 5 * [1]
+    kept = {64: 2, 128: 2, 192: 3, 256: 3}
+    stages = {width: library.stages(width, buffers) for width, buffers in kept.items()}
+    assert stages == {64: 5, 128: 4, 192: 4, 256: 4}
+    assert max(library.shared_bytes(*pair) for pair in kept.items()) <= tiles.most_shared_bytes
+    # The blocks of the next tile replace those of the last, which as many stages ago as there are blocks were read.
+    assert all(stages[width] >= width // 64 for width in (192, 256))
+
+
+def test_the_scale_of_a_row_needs_no_float64(library: ctypes.CDLL) -> None:
+    bits = np.r_[np.arange(0, 0x7F800000, 65_521), np.arange(300), 2**23 - 1, 2**23, 0x7F7FFFFF, 0x7F800000, 0x7FC00000]
+    largest = bits.astype(np.uint32).view(np.float32)
+    for codebook in (-130, 0, 160):
+        expected, found = np.empty(len(bits), np.int32), np.empty(len(bits), np.int32)
+        library.row_exponents(long(len(bits)), pointer(largest.astype(np.float64)), codebook, pointer(expected))
+        library.float_exponents(long(len(bits)), pointer(largest), codebook, pointer(found))
+        assert np.array_equal(found, expected)
 
 
 def test_splits_cover_all_tiles(library: ctypes.CDLL) -> None:

@@ -22,6 +22,26 @@ __device__ __forceinline__ int fresh(int value) {
   return value;
 }
 
+template <class T>
+__device__ __forceinline__ const T* fresh(const T* pointer) {
+  asm volatile("" : "+l"(pointer));
+  return pointer;
+}
+
+// gridDim.x and blockIdx.y * gridDim.x + blockIdx.x, read again, which saves registers meanwhile.
+__device__ __forceinline__ int fresh_grid() {
+  int blocks;
+  asm volatile("mov.u32 %0, %%nctaid.x;" : "=r"(blocks));
+  return blocks;
+}
+
+__device__ __forceinline__ int fresh_block() {
+  int x, y;
+  asm volatile("mov.u32 %0, %%ctaid.x;" : "=r"(x));
+  asm volatile("mov.u32 %0, %%ctaid.y;" : "=r"(y));
+  return y * fresh_grid() + x;
+}
+
 // Begins to copy 16 bytes to shared memory, past the first cache; both addresses are multiples of 16.
 __device__ __forceinline__ void copy_16_bytes(uint32_t to, const void* from) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;\n" ::"r"(to), "l"(from) : "memory");
@@ -108,6 +128,9 @@ __device__ __forceinline__ void prefetch_bulk(const void* from, int bytes) {
 
 // Orders this thread's ordinary accesses to shared memory before those of matrix units and the copy engine.
 __device__ __forceinline__ void fence_async() { asm volatile("fence.proxy.async.shared::cta;\n" ::: "memory"); }
+
+// The same for global memory.
+__device__ __forceinline__ void fence_async_global() { asm volatile("fence.proxy.async.global;\n" ::: "memory"); }
 
 // Waits for the other threads of this warpgroup; barrier 0 is that of __syncthreads.
 __device__ __forceinline__ void wait_for_group(int group) {

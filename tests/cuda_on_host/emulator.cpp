@@ -10,8 +10,8 @@
 // An error ends the kernel, and cudaGetLastError returns it after the launch.
 //
 // UNICODE_FAST_HOST_SEED is the seed of the order. UNICODE_FAST_HOST_MULTIPROCESSORS (132) and
-// UNICODE_FAST_HOST_CAPABILITY (90) set the GPU that the kernels find. With UNICODE_FAST_HOST_LAUNCHES=1 each launch and
-// fill is a line "launch NAME" on the standard error.
+// UNICODE_FAST_HOST_CAPABILITY (90) set the GPU that the kernels find. With UNICODE_FAST_HOST_LAUNCHES=1 each launch
+// and fill is a line "launch NAME" on the standard error.
 
 #include <dlfcn.h>
 #include <setjmp.h>
@@ -144,10 +144,10 @@ std::unordered_map<const void*, int> shared_limits;
 std::map<uintptr_t, size_t> allocations;
 
 // Times are by the clock of thread u. clocks[t][u]: accesses of u until then are ordered before the next of thread t.
-// full[u]: the same for all threads, by the last barrier of the block. fenced[u]: the same for the copy engine and the
-// matrix units, by the last fence of u.
+// full[u]: the same for all threads, by the last barrier of the block. fenced[0][u]: the same for the copy engine and
+// the matrix units, by the last fence of u for shared memory; fenced[1][u]: by that for global memory.
 std::vector<uint32_t> clocks;
-uint32_t full[kMostThreads], fenced[kMostThreads];
+uint32_t full[kMostThreads], fenced[2][kMostThreads];
 uint32_t block_number = 0, first_of_launch = 0;
 
 // By block of the launch and thread: the clock until which accesses are ordered before those of whoever sees the count
@@ -376,7 +376,7 @@ void prepare_block(size_t shared_bytes) {
   live = threads;
   ready_warps = 0;
   for (int i = 0; i < threads; ++i) {
-    full[i] = fenced[i] = 0;
+    full[i] = fenced[0][i] = fenced[1][i] = 0;
     own_clock(i) = 1;
     fibers[i].begun.clear();
     fibers[i].copies.clear();
@@ -425,8 +425,9 @@ bool ordered(const Access& before, int thread, bool shared) {
 }
 
 // Whether this ordinary access is ordered before the accesses of an engine.
-bool passed_on(const Access& before) {
-  return before.block != block_number || before.way == Way::kEngine || before.clock <= fenced[before.thread];
+bool passed_on(const Access& before, bool shared) {
+  return before.block != block_number || before.way == Way::kEngine ||
+         before.clock <= fenced[shared ? 0 : 1][before.thread];
 }
 
 std::string who(const Access& before) {
@@ -460,7 +461,7 @@ void check(int thread, const void* pointer, size_t bytes, Kind kind, Way way, co
     if (kind == Kind::kRead) {
       if (shared && cell.write.block != block_number) stop("a read of shared memory that nobody wrote", text(where));
       if (!ordered(cell.write, thread, shared)) stop("a race: reads what " + who(cell.write) + " writes", text(where));
-      if (engine && !passed_on(cell.write))
+      if (engine && !passed_on(cell.write, shared))
         stop("an engine reads what needs fence_async after it was written", text(where));
       if (ordered(cell.read, thread, shared)) {
         cell.read = now;
@@ -472,7 +473,7 @@ void check(int thread, const void* pointer, size_t bytes, Kind kind, Way way, co
         const bool both_atomic = way == Way::kAtomic && before->way == Way::kAtomic;
         if (!both_atomic && !ordered(*before, thread, shared))
           stop("a race: writes what " + who(*before) + (before == &cell.write ? " writes" : " reads"), text(where));
-        if (engine && !passed_on(*before))
+        if (engine && !passed_on(*before, shared))
           stop("an engine writes over what needs fence_async after it was used", text(where));
       }
       cell = Cell{now, {}, {}};
@@ -833,7 +834,7 @@ void copy_bulk(uint32_t to, const void* from, int bytes, uint32_t barrier, const
   barrier_at(barrier, site);
   check(current, at(barrier), 8, Kind::kRead, Way::kEngine, site);
   check(current, at(to), bytes, Kind::kWrite, Way::kEngine, site);
-  check(current, from, bytes, Kind::kRead, Way::kOrdinary, site);
+  check(current, from, bytes, Kind::kRead, Way::kEngine, site);
   land(to, bytes, current, 0, Way::kInFlight);
   std::memset(at(to), kBulkPoison, bytes);
   bulk_copies.push_back({to, from, bytes, barrier, current, own_clock(current)});
@@ -845,9 +846,9 @@ void prefetch_bulk(const void* from, int bytes, const Site& site) {
   check(current, from, bytes, Kind::kRead, Way::kOrdinary, site);
 }
 
-void fence_async() {
+void fence_async(bool global) {
   const Busy own_accesses;
-  fenced[current] = own_clock(current)++;
+  fenced[global ? 1 : 0][current] = own_clock(current)++;
 }
 
 void begin_products(const Site& site) {

@@ -57,6 +57,7 @@ _CLUSTERS, _MEMBERS = "nearest_codeword/clusters.cuh", "nearest_codeword/members
 _NEAREST, _STATISTICS = "nearest_codeword/nearest_codeword.cu", "codebook_update/codebook_statistics.cu"
 _APPLY, _COMMITMENT = "codebook_update/codebook_apply.cu", "commitment/commitment.cu"
 _WRITES = "codebook_update/codebook_apply.cuh"
+_WAIT_FOR_ROWS = "wait_for(rows_full + (turn % kPrepared * kGroups + group) * 8, turn / kPrepared % 2);"
 
 MUTATIONS = (
     # Fragments.
@@ -122,30 +123,43 @@ MUTATIONS = (
     ),
     Mutation(_HOPPER, "fence_async();", "", WGMMA, "load_rows<Warpgroup>"),
     # Rows that other warps prepare: waits, arrivals and fence; the buffer, the warpgroup and the tile.
-    Mutation(_HOPPER, "wait_for(rows_empty + barrier, turn / kBuffers % 2 ^ 1);", "", WGMMA),
-    Mutation(_HOPPER, "wait_for(rows_full + barrier, turn / kBuffers % 2);", "", WGMMA),
+    Mutation(_HOPPER, "wait_for(rows_empty + now % (kPrepared * kGroups) * 8, turn / kPrepared % 2 ^ 1);", "", WGMMA),
+    Mutation(_HOPPER, _WAIT_FOR_ROWS, "", WGMMA, "group < kGroups && kStaged"),
+    Mutation(_HOPPER, _WAIT_FOR_ROWS, "", WGMMA, "if (kBuffers == kMostBuffers)"),
     Mutation(
         _HOPPER,
-        "wait_for(rows_empty + barrier, turn / kBuffers % 2 ^ 1);",
-        "wait_for(rows_empty + barrier, 1);",
+        "wait_for(rows_empty + now % (kPrepared * kGroups) * 8, turn / kPrepared % 2 ^ 1);",
+        "wait_for(rows_empty + now % (kPrepared * kGroups) * 8, 1);",
         WGMMA,
     ),
     Mutation(
         _HOPPER,
-        "wait_for(rows_full + barrier, turn / kBuffers % 2);",
-        "wait_for(rows_full + barrier, 0);",
+        _WAIT_FOR_ROWS,
+        "wait_for(rows_full + (turn % kPrepared * kGroups + group) * 8, 0);",
         WGMMA,
+        "if (kBuffers == kMostBuffers)",
     ),
-    Mutation(_HOPPER, "arrive(rows_empty + barrier);", "", WGMMA),
+    Mutation(_HOPPER, "arrive(rows_empty + (now % kPrepared * kGroups + group) * 8);", "", WGMMA),
     Mutation(
         _HOPPER,
-        "start_barrier(rows_full + i * 8, Preparers::kThreads);",
-        "start_barrier(rows_full + i * 8, Preparers::kThreads - 1);",
+        "start_barrier(rows_full + i * 8, kPreparers);",
+        "start_barrier(rows_full + i * 8, kPreparers - 1);",
         WGMMA,
     ),
-    Mutation(_HOPPER, "fence_async();", "", WGMMA, "prepare_rows(a"),
-    Mutation(_HOPPER, "buffer * kGroups + group", "group", WGMMA, "rows(shared + "),
-    Mutation(_HOPPER, "static_cast<int64_t>(turn) * gridDim.x", "turn", WGMMA),
+    Mutation(_HOPPER, "fence_async();", "", WGMMA, "fence_async_global();"),
+    Mutation(_HOPPER, "fence_async_global();", "", WGMMA),
+    Mutation(_HOPPER, "turn % kRowBuffers * kGroups + group", "group", WGMMA),
+    Mutation(_HOPPER, "turn * fresh_grid()", "turn", WGMMA),
+    # Rows that a warp reads ahead: the end of the former copy, the row of the next, its phase; zeros behind the last.
+    Mutation(_LOOP, "wait_for(block.full, ahead.parity);", "", WGMMA),
+    Mutation(_LOOP, "ahead.parity ^= 1;", "", WGMMA),
+    Mutation(_LOOP, "fence_async();", "", WGMMA, "All have read their rows."),
+    Mutation(_LOOP, "following + thread / 8 - r", "following", WGMMA),
+    Mutation(_LOOP, "ahead.place >= a.features.rows", "ahead.place > a.features.rows", WGMMA),
+    Mutation(_HOPPER, "ahead[i] = 0;", "", WGMMA),
+    # Staged rows: the block of the tile before has been read, and the bytes of both warpgroups.
+    Mutation(_LOOP, "before < 0 ? place.parity : place.parity ^ 1", "place.parity ^ 1", WGMMA),
+    Mutation(_LOOP, "bytes + kGroups * kRowBlockBytes", "bytes + kRowBlockBytes", WGMMA),
     Mutation(_LOOP, "next < a.features.rows", "next <= a.features.rows", WGMMA),
     # Candidates: the prefix of a quad's hits, room for them, and their places.
     Mutation(_HALF, "if (quad_lane >= 1) up_to += one_before;", "", SEARCHES),

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cfloat>
+#include <cstring>
 
 #include "../../common/portable.h"
 #include "forms.h"
@@ -57,6 +58,16 @@ UNICODE_FAST_BOTH float not_a_number() {
 #endif
 }
 
+UNICODE_FAST_BOTH unsigned bits_of(float value) {
+#ifdef __CUDA_ARCH__
+  return __float_as_uint(value);
+#else
+  unsigned bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  return bits;
+#endif
+}
+
 UNICODE_FAST_BOTH float round_up(double value) {
 #ifdef __CUDA_ARCH__
   return __double2float_ru(value);
@@ -87,12 +98,21 @@ UNICODE_FAST_BOTH int scale_exponent(double largest) {
   return kOperandExponent + 1 - exponent;
 }
 
+// The same of a float32 number, without float64.
+UNICODE_FAST_BOTH int scale_exponent(float largest) {
+  if (!(largest > 0) || !(largest <= FLT_MAX)) return 0;
+  const bool subnormal = largest < FLT_MIN;
+  const auto biased = static_cast<int>(bits_of(subnormal ? largest * 0x1p32f : largest) >> 23);
+  return kOperandExponent + 127 - biased + (subnormal ? 32 : 0);
+}
+
 UNICODE_FAST_BOTH int codebook_scale(double largest) {
   const int exponent = scale_exponent(largest);
   return exponent < kSmallestScale ? kSmallestScale : exponent > kLargestScale ? kLargestScale : exponent;
 }
 
-UNICODE_FAST_BOTH int row_scale(double largest, int codebook_exponent) {
+template <class T>
+UNICODE_FAST_BOTH int row_scale(T largest, int codebook_exponent) {
   const int exponent = scale_exponent(largest), most = codebook_exponent + kLargestRowScale;
   return largest == 0 ? codebook_exponent : exponent < most ? exponent : most;
 }

@@ -26,6 +26,8 @@ struct SearchArguments {
   // Rows whose lists overflowed, and their number, which a search sets to zero.
   int64_t* open_rows;
   int* open_count;
+  // Rows that the search with wgmma prepares in global memory.
+  unsigned char* staged;
 };
 
 // A block of kWarpsM x kWarpsN warps scores kRows rows against kColumns codewords at a time. A warp does kTilesM x
@@ -37,9 +39,9 @@ struct Shape {
   static constexpr int kThreads = 32 * kWarpsM * kWarpsN;
   static constexpr int kRows = 16 * kWarpsM * kTilesM, kColumns = 8 * kWarpsN * kTilesN;
   static constexpr int kStages = 3;
-  static constexpr int kKeptPieces = 4;      // of a row by a thread of load_rows
-  static constexpr bool kKeepsRows = false;  // always whole
-  static constexpr bool kAgain = false;      // of open rows
+  static constexpr int kKeptPieces = 4;            // of a row by a thread of load_rows
+  static constexpr bool kAgain = false;            // of open rows
+  static constexpr bool kReadsNormsAgain = false;  // for each row, which saves registers
   static constexpr int kStageBytes = kColumns * (2 * kStepWidth + static_cast<int>(sizeof(float)));
   static constexpr int kListBytes = kRows * kWarpsN * kCandidates * static_cast<int>(sizeof(Candidate));
   static constexpr int kRowBytes = kRows * (8 + kWarpsN * 8);
@@ -139,13 +141,17 @@ struct Squares {
 // Scales eight numbers by two powers of two and rounds them into 16 bytes.
 __device__ __forceinline__ void store_rounded(const float (&values)[8], float first_scale, float second_scale,
                                               unsigned char* to, Squares& squares) {
-  alignas(16) __half halves[8];
+  alignas(16) __half2 halves[4];
+  float scaled[8];
+#pragma unroll
+  for (int e = 0; e < 8; ++e) scaled[e] = values[e] * first_scale * second_scale;
+#pragma unroll
+  for (int e = 0; e < 8; e += 2) halves[e / 2] = __floats2half2_rn(scaled[e], scaled[e + 1]);
 #pragma unroll
   for (int e = 0; e < 8; ++e) {
-    const float value = values[e] * first_scale * second_scale;
-    halves[e] = __float2half_rn(value);
     // The rounding error of a rounding is a float32 number.
-    const float kept = __half2float(halves[e]), lost = value - kept;
+    const float value = scaled[e], kept = e % 2 == 0 ? __low2float(halves[e / 2]) : __high2float(halves[e / 2]);
+    const float lost = value - kept;
     squares.exact = fmaf(value, value, squares.exact);
     squares.rounded = fmaf(kept, kept, squares.rounded);
     squares.residual = fmaf(lost, lost, squares.residual);
@@ -214,7 +220,7 @@ __device__ __forceinline__ void load_rows_once(const SearchArguments& a, int64_t
   // Of the row whose bound this thread computes.
   Squares own_squares;
   int own_exponent = 0;
-  const bool keeps = S::kKeepsRows || (aligned && a.features.columns % 8 == 0);
+  const bool keeps = aligned && a.features.columns % 8 == 0;
   const int first_read = keeps ? lane + kKeptPieces * 8 : lane;
 #pragma unroll 1
   for (int r = thread / 8, round = 0; r < S::kRows; r += kRowsAtOnce, ++round) {
@@ -237,7 +243,7 @@ __device__ __forceinline__ void load_rows_once(const SearchArguments& a, int64_t
         for (int e = 0; e < 8; ++e) largest = fmaxf(largest, fabsf(kept[i][e]));
       }
     }
-    for (int piece = first_read; piece < pieces && inside && !S::kKeepsRows; piece += 8) {
+    for (int piece = first_read; piece < pieces && inside; piece += 8) {
       float values[8];
       load_piece<T>(a.features, row, piece * 8, aligned, values);
       centre(a, piece * 8, values);
@@ -257,7 +263,7 @@ __device__ __forceinline__ void load_rows_once(const SearchArguments& a, int64_t
       if (keeps && piece < pieces)
         store_rounded(kept[i], first_scale, second_scale, tile + S::row_offset(r, piece, a.width), squares);
     }
-    for (int piece = first_read; piece < pieces && !S::kKeepsRows; piece += 8) {
+    for (int piece = first_read; piece < pieces; piece += 8) {
       float values[8] = {};
       if (inside) {
         load_piece<T>(a.features, row, piece * 8, aligned, values);
@@ -294,7 +300,7 @@ template <class S, class T>
 __device__ __forceinline__ void load_rows(const SearchArguments& a, int64_t first_row, unsigned char* tile,
                                           float* factors, float* bounds) {
   const bool aligned = rows_are_aligned(a.features, sizeof(T));
-  if constexpr (kReadRowsOnce || S::kKeepsRows) {
+  if constexpr (kReadRowsOnce) {
     load_rows_once<S, T>(a, first_row, aligned, tile, factors, bounds);
   } else {
     load_rows_twice<S, T>(a, first_row, aligned, tile, factors, bounds);
@@ -331,9 +337,12 @@ __device__ __forceinline__ void keep_candidates(float (&scores)[S::kTilesM][S::k
   const int lane = threadIdx.x % 32, quad_lane = lane % 4;
   float2 norm[S::kTilesN];
 #pragma unroll
-  for (int n = 0; n < S::kTilesN; ++n) norm[n] = *reinterpret_cast<const float2*>(norms + n * 8 + quad_lane * 2);
-#pragma unroll
   for (int slot = 0; slot < 2 * S::kTilesM; ++slot) {
+    if (slot == 0 || S::kReadsNormsAgain) {
+      const float* const own = fresh(norms + quad_lane * 2);
+#pragma unroll
+      for (int n = 0; n < S::kTilesN; ++n) norm[n] = *reinterpret_cast<const float2*>(own + n * 8);
+    }
     const int m = slot / 2, side = slot % 2 * 2, row = m * 16 + slot % 2 * 8 + lane / 4;
     const float factor = factors[row], bound = bounds[row];
     float group_low[kGroups];

@@ -10,18 +10,24 @@
 
 namespace unicode_fast {
 
-constexpr int kTileCodewords = 256, kGroupRows = 64, kGroups = 2, kMostBuffers = 2;
+constexpr int kTileCodewords = 256, kGroupRows = 64, kGroups = 2;
+// Tiles of rows that a persistent grid keeps: two in shared memory; or, of wider rows, one there and two in global
+// memory.
+constexpr int kMostBuffers = 2, kStagedBuffers = 3;
+// The threads that prepare rows there, eight to a row, and the widest of these rows. A warp reads its next rows ahead.
+constexpr int kPreparers = 96, kWidestStaged = 256, kRowAheadBytes = kPreparers / 8 * 4 * kWidestStaged,
+              kAheadBytes = kRowAheadBytes + 4 * kWidestStaged + 16 * kGroupRows;
 constexpr int kBlockBytes = kTileCodewords * 2 * kStepWidth, kNormBytes = kTileCodewords * 4;
 constexpr int kFullStageBytes = kBlockBytes + kNormBytes;
 // The swizzle repeats after 1024 bytes, eight rows: the target of a descriptor begins at a multiple of that.
 constexpr int kSwizzleBytes = 1024;
 // Shared memory: the limit of a block (compute capability 9.0), and the barriers, the only static memory. Then the
-// bytes beside rows and stages: slack for alignment, and by row a list of candidates and six numbers.
+// bytes beside rows and stages: slack for alignment, and by row a list of candidates and eight numbers.
 constexpr int kMostSharedBytes = 227 * 1024, kMostStages = 6, kBarrierBytes = 256;
 constexpr int kOtherBytes =
-    kSwizzleBytes + kGroups * kGroupRows * (kCandidates * static_cast<int>(sizeof(Candidate)) + 24);
-static_assert(16 * (kMostStages + kMostBuffers * kGroups) <= kBarrierBytes && kBlockBytes % kSwizzleBytes == 0 &&
-              kFullStageBytes % kSwizzleBytes == 0);
+    kSwizzleBytes + kGroups * kGroupRows * (kCandidates * static_cast<int>(sizeof(Candidate)) + 8 * kStagedBuffers + 8);
+static_assert(16 * (kMostStages + kMostBuffers * kGroups) + kPreparers / 4 <= kBarrierBytes &&
+              kBlockBytes % kSwizzleBytes == 0 && kFullStageBytes % kSwizzleBytes == 0);
 
 UNICODE_FAST_BOTH int64_t tile_bytes(int width) {
   return static_cast<int64_t>(kTileCodewords) * 2 * width + kNormBytes;
@@ -43,20 +49,28 @@ UNICODE_FAST_BOTH int64_t norm_place(int64_t j, int width) {
   return (j / kTileCodewords + 1) * tile_bytes(width) - kNormBytes + j % kTileCodewords * 4;
 }
 
-// The number of stages that fit into shared memory beside one or two buffers of rows; 0 if it is below two.
+// Shared memory of a block beside the stages. A persistent grid reads rows ahead, and keeps the
+// codebook's mean and the sums of a warpgroup's rows.
+UNICODE_FAST_BOTH int64_t row_bytes(int width, int buffers) {
+  const int shared = buffers == kStagedBuffers ? 1 : buffers;
+  return kOtherBytes + static_cast<int64_t>(shared) * kGroups * kGroupRows * 2 * width +
+         (buffers > 1 ? kAheadBytes : 0);
+}
+
+// The number of stages that fit into shared memory beside so many buffers of rows; 0 if it is below two.
 UNICODE_FAST_BOTH int ring_stages(int width, int buffers = 1) {
-  const int64_t row_bytes = static_cast<int64_t>(buffers) * kGroups * kGroupRows * 2 * width;
-  const int64_t count = (kMostSharedBytes - kBarrierBytes - kOtherBytes - row_bytes) / kFullStageBytes;
+  const int64_t count = (kMostSharedBytes - kBarrierBytes - row_bytes(width, buffers)) / kFullStageBytes;
   return count < 2 ? 0 : count < kMostStages ? static_cast<int>(count) : kMostStages;
 }
 
-// Two where this leaves at least four stages: up to a width of 128.
-UNICODE_FAST_BOTH int row_buffers(int width) { return ring_stages(width, kMostBuffers) < 4 ? 1 : kMostBuffers; }
+// Those of a persistent grid, which leave at least four stages; 1 for rows that are too wide for one.
+UNICODE_FAST_BOTH int row_buffers(int width) {
+  return width <= 128 ? kMostBuffers : width <= kWidestStaged ? kStagedBuffers : 1;
+}
 
 // Dynamic shared memory of a block.
 UNICODE_FAST_BOTH int64_t ring_and_row_bytes(int width, int buffers = 1) {
-  return kOtherBytes + static_cast<int64_t>(buffers) * kGroups * kGroupRows * 2 * width +
-         ring_stages(width, buffers) * kFullStageBytes;
+  return row_bytes(width, buffers) + ring_stages(width, buffers) * kFullStageBytes;
 }
 
 // The descriptor of an operand of wgmma that begins at `address` of shared memory. Its fields, from the lowest bit, all

@@ -387,8 +387,8 @@ bool enough_tiles(int64_t rows, int64_t codewords, int multiprocessors) {
 
 // The next array of an allocation that is `bytes` bytes long so far.
 size_t place(size_t& bytes, int64_t more) {
-  const size_t start = bytes;
-  bytes += static_cast<size_t>(round_to(more, 256));
+  const auto start = static_cast<size_t>(round_to(static_cast<int64_t>(bytes), 256));
+  bytes = start + static_cast<size_t>(round_to(more, 256));
   return start;
 }
 
@@ -472,11 +472,14 @@ cudaError_t launch_operands(const OperandsPlan& plan, const Matrix& codebook, vo
 
 void make_persistent(const Matrix& features, int64_t blocks, SearchPlan& plan) {
   const bool aligned = rows_are_aligned(features, features.number == Number::kFloat32 ? 4 : 2);
-  if (!kPersistentGrid || !plan.wgmma || row_buffers(plan.width) == 1 || !aligned || features.columns % 8 != 0) return;
+  const int buffers = row_buffers(plan.width);
+  if (!kPersistentGrid || !plan.wgmma || buffers == 1 || !aligned || features.columns % 8 != 0) return;
   if (blocks < 1) blocks = 1;
   if (features.rows <= blocks * HopperShape::kRows) return;
   plan.persistent_blocks = blocks;
-  plan.shared_bytes = ring_and_row_bytes(plan.width, kMostBuffers);
+  plan.shared_bytes = ring_and_row_bytes(plan.width, buffers);
+  const int64_t staged_rows = blocks * plan.splits.count * kMostBuffers * HopperShape::kRows;
+  if (buffers == kStagedBuffers) plan.staged = place(plan.bytes, staged_rows * 2 * plan.width);
 }
 
 cudaError_t plan_nearest_codeword(const Matrix& features, const Matrix& codebook, MainLoop loop, SearchPlan& plan) {
@@ -549,14 +552,16 @@ cudaError_t launch_nearest_codeword(const SearchPlan& plan, const OperandsPlan& 
       0,
       plan.splits,
       open_rows,
-      open_count};
+      open_count,
+      base + plan.staged};
   cudaError_t error = cudaSuccess;
   const auto launch = [&]<class S>(S, void (*kernel)(SearchArguments)) {
     return launch_search<S>(kernel, plan, search, codebook.rows, stream);
   };
   if (plan.wgmma) {
-    error = launch(HopperShape{},
-                   plan.persistent_blocks > 0 ? hopper_search_kernel<kMostBuffers> : hopper_search_kernel<1>);
+    error = launch(HopperShape{}, plan.persistent_blocks == 0                 ? hopper_search_kernel<1>
+                                  : row_buffers(plan.width) == kStagedBuffers ? hopper_search_kernel<kStagedBuffers>
+                                                                              : hopper_search_kernel<kMostBuffers>);
   } else if (plan.tile_rows == WideShape::kRows) {
     error = launch(WideShape{}, search_kernel<WideShape>);
   } else if (plan.tile_rows == MiddleShape::kRows) {

@@ -44,8 +44,8 @@ struct SearchPlan {
   bool open_in_narrow = false;
   int64_t open_blocks = 0;
   // Offsets of: the candidates of each row and split; twice each row's bound, float32; the rows for the second search,
-  // and their number.
-  size_t records = 0, bounds = 0, open_rows = 0, open_count = 0, bytes = 0;
+  // and their number; rows that a persistent grid prepares there.
+  size_t records = 0, bounds = 0, open_rows = 0, open_count = 0, staged = 0, bytes = 0;
 };
 
 // Reads the sizes of the current device. cudaErrorNotSupported if wgmma is requested, but the GPU or the code compiled
@@ -53,7 +53,7 @@ struct SearchPlan {
 cudaError_t plan_nearest_codeword(const Matrix& features, const Matrix& codebook, MainLoop loop, SearchPlan& plan);
 
 // Lets so many blocks for each split do all rows, several tiles each, in a search with wgmma of aligned rows of up to
-// 128 columns, a multiple of eight. Changes nothing in other searches and in those of no more tiles.
+// 256 columns, a multiple of eight. Changes nothing in other searches and in those of no more tiles.
 void make_persistent(const Matrix& features, int64_t blocks, SearchPlan& plan);
 
 // The operands that any search of this codebook on the current device may choose, or those that one plan reads.

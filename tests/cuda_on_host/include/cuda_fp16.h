@@ -23,3 +23,11 @@ inline float __half2float(__half value) {
   std::memcpy(&half, &value, 2);
   return static_cast<float>(half);
 }
+
+struct alignas(4) __half2 {
+  __half x, y;
+};
+
+inline __half2 __floats2half2_rn(float x, float y) { return {__float2half_rn(x), __float2half_rn(y)}; }
+inline float __low2float(__half2 value) { return __half2float(value.x); }
+inline float __high2float(__half2 value) { return __half2float(value.y); }

@@ -20,7 +20,7 @@ void arrive(uint32_t barrier, int bytes, const Site& site);
 void wait_for(uint32_t barrier, uint32_t parity, const Site& site);
 void copy_bulk(uint32_t to, const void* from, int bytes, uint32_t barrier, const Site& site);
 void prefetch_bulk(const void* from, int bytes, const Site& site);
-void fence_async();
+void fence_async(bool global);
 void begin_products(const Site& site);
 void multiply_later(float (*sums)[4], uint64_t rows, uint64_t codewords, bool add, const Site& site);
 void end_products(const Site& site);
@@ -34,6 +34,12 @@ using on_host::Site;
 
 inline uint32_t shared_address(const void* pointer) { return on_host::shared_address(pointer); }
 inline int fresh(int value) { return value; }
+template <class T>
+const T* fresh(const T* pointer) {
+  return pointer;
+}
+inline int fresh_grid() { return static_cast<int>(gridDim.x); }
+inline int fresh_block() { return static_cast<int>(blockIdx.y * gridDim.x + blockIdx.x); }
 // As on the GPU, a signaling NaN counts as missing too.
 inline float fminf(float a, float b) { return a < b || b != b ? a : b; }
 inline void copy_16_bytes(uint32_t to, const void* from, Site site = Site::current()) {
@@ -69,7 +75,8 @@ inline void copy_bulk(uint32_t to, const void* from, int bytes, uint32_t barrier
 inline void prefetch_bulk(const void* from, int bytes, Site site = Site::current()) {
   on_host::prefetch_bulk(from, bytes, site);
 }
-inline void fence_async() { on_host::fence_async(); }
+inline void fence_async() { on_host::fence_async(false); }
+inline void fence_async_global() { on_host::fence_async(true); }
 inline void wait_for_group(int group, Site site = Site::current()) { on_host::barrier(group + 1, 128, site); }
 inline void begin_products(Site site = Site::current()) { on_host::begin_products(site); }
 inline void end_products(Site site = Site::current()) { on_host::end_products(site); }
