@@ -339,7 +339,7 @@ __device__ __forceinline__ void keep_candidates(float (&scores)[S::kTilesM][S::k
 #pragma unroll
   for (int slot = 0; slot < 2 * S::kTilesM; ++slot) {
     if (slot == 0 || S::kReadsNormsAgain) {
-      const float* const own = fresh(norms + quad_lane * 2);
+      const float* const own = S::kReadsNormsAgain ? fresh(norms + quad_lane * 2) : norms + quad_lane * 2;
 #pragma unroll
       for (int n = 0; n < S::kTilesN; ++n) norm[n] = *reinterpret_cast<const float2*>(own + n * 8);
     }

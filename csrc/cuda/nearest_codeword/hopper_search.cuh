@@ -171,7 +171,6 @@ __global__ void __launch_bounds__(HopperShape::kThreads, HopperShape::kBlocks)
           write_bound<Warpgroup>(again, first_row(turn) + group * kGroupRows + r, norms,
                                  static_cast<int>(__float_as_uint(sums.w)), block.factors + r, block.bounds + r);
         }
-        __syncwarp();
         if (kStaged) {
           fence_async_global();
         } else {
