@@ -24,8 +24,8 @@
 #define UNICODE_FAST_SEARCH_AGAIN 1
 #endif
 
-// The search with wgmma: a block does several tiles of rows and prepares the next one meanwhile, where make_persistent
-// allows. 0: a block for each tile of rows.
+// The search with wgmma: a block does several tiles of rows and prepares the next one meanwhile, where
+// plan_nearest_codeword finds enough codewords and make_persistent allows. 0: a block for each tile of rows.
 #ifndef UNICODE_FAST_PERSISTENT_GRID
 #define UNICODE_FAST_PERSISTENT_GRID 1
 #endif

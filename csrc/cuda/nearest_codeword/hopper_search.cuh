@@ -18,6 +18,7 @@ struct Warpgroup {
   }
 };
 
+// Of a kernel with so many tiles of rows at once.
 template <int kBuffers>
 struct Scorers : Warpgroup {
   static constexpr bool kReadsNormsAgain = kBuffers == kStagedBuffers;

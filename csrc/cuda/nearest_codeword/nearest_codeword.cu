@@ -12,6 +12,8 @@ namespace {
 
 constexpr int kMostSplits = 32;  // one thread of a warp handles each
 constexpr int kFinishWarps = 8;
+// A split of so many numbers of codewords keeps the matrix units busy while the next rows are prepared.
+constexpr int64_t kPersistentNumbers = 1 << 17;
 
 struct FinishArguments {
   Matrix features, codebook;
@@ -506,7 +508,9 @@ cudaError_t plan_nearest_codeword(const Matrix& features, const Matrix& codebook
       (loop != MainLoop::kNarrow && take<MiddleShape>(plan, rows, codebook.rows, multiprocessors, most_shared_bytes)) ||
       take<NarrowShape>(plan, rows, codebook.rows, multiprocessors, most_shared_bytes);
   if (!taken) return cudaSuccess;
-  make_persistent(features, multiprocessors / plan.splits.count, plan);
+  const int64_t numbers = static_cast<int64_t>(plan.splits.per_split) * kTileCodewords * plan.width;
+  if (loop == MainLoop::kWgmma || numbers >= kPersistentNumbers)
+    make_persistent(features, multiprocessors / plan.splits.count, plan);
   plan.open_in_narrow = MiddleShape::shared_bytes(plan.width) > most_shared_bytes;
   plan.open_blocks = MiddleShape::kBlocks * multiprocessors;
   static_assert(MiddleShape::kBlocks == NarrowShape::kBlocks);
