@@ -339,9 +339,10 @@ def test_stages_fit(library: ctypes.CDLL, tiles: HopperTiles) -> None:
 def test_the_scale_of_a_row_needs_no_float64(library: ctypes.CDLL) -> None:
     bits = np.r_[np.arange(0, 0x7F800000, 65_521), np.arange(300), 2**23 - 1, 2**23, 0x7F7FFFFF, 0x7F800000, 0x7FC00000]
     largest = bits.astype(np.uint32).view(np.float32)
+    wide = largest.astype(np.float64)
     for codebook in (-130, 0, 160):
         expected, found = np.empty(len(bits), np.int32), np.empty(len(bits), np.int32)
-        library.row_exponents(long(len(bits)), pointer(largest.astype(np.float64)), codebook, pointer(expected))
+        library.row_exponents(long(len(bits)), pointer(wide), codebook, pointer(expected))
         library.float_exponents(long(len(bits)), pointer(largest), codebook, pointer(found))
         assert np.array_equal(found, expected)
 
