@@ -37,7 +37,9 @@ CLOCK = 989e12 / (MULTIPROCESSORS * FLOPS)
 INSTRUCTIONS, CONVERSIONS = 4, 16
 BYTES, PRODUCTS = 0.9 * 4.8e12 / CLOCK / MULTIPROCESSORS, 0.8 * FLOPS
 # Of csrc/cuda/nearest_codeword. half_search.cuh: codewords of a tile, rows of a slot, columns of a group. Bytes of a
-# record with its bound, and of a result. members.cuh: keys, rows and members at once.
+# record with its bound, and of a result. members.cuh: keys, rows and members at once. nearest_codeword.cu: least numbers
+# of a codebook for a persistent grid.
+PERSISTENT = 2**17
 TILE, SLOT_ROWS, GROUP = 256, 8, 32
 RECORD, RESULT, KEYS, WARP_ROWS, MEMBERS = 36, 12, 2048, 16, 32
 CLUSTERS = (40, 8, 2)
@@ -123,13 +125,13 @@ def distance(width: int, first: str) -> float:
 
 def search(width: int, codewords: int, found: Candidates) -> float:
     """Cycles of a row in the search with wgmma."""
-    tiles, buffers = math.ceil(codewords / TILE), "two buffers" if width <= 128 else "one buffer"
+    tiles, form = math.ceil(codewords / TILE), "block of a tile" if codewords * width < PERSISTENT else "persistent grid"
     slot = found.slots * COUNTS["slot with a candidate"] + found.groups * COUNTS["group with a candidate"]
     slot += found.several * COUNTS["slot with several in a thread"]
-    tile = width / 64 * COUNTS[f"chunk, {buffers}"] + COUNTS[f"tile, {buffers}"] + WARP_ROWS / SLOT_ROWS * slot
+    tile = width / 64 * COUNTS[f"chunk, {form}"] + COUNTS[f"tile, {form}"] + WARP_ROWS / SLOT_ROWS * slot
     score, products = tiles * tile / WARP_ROWS, 2 * width * TILE * tiles
     prepare, size = width / 32 * PREPARED, 4 * width + RECORD
-    if buffers == "two buffers":
+    if form == "persistent grid":
         return cycles(prepare + score, size, products)
     # The warps prepare their rows before the products.
     return cycles(prepare, size) + cycles(score, 0, products)

@@ -36,7 +36,7 @@ FORMS = {
     "duplicates": {"EXCLUDE_DUPLICATES": 0},
     "minimum": {"BRANCH_FREE_MINIMUM": 1},
 }
-ONE_BUFFER, TWO_BUFFERS = "hopper_search_kernelILi1", "hopper_search_kernelILi2"
+ONE_BUFFER, TWO_BUFFERS, STAGED = (f"hopper_search_kernelILi{number}" for number in (1, 2, 3))
 AGAIN, FINISH = "open_rows_kernelINS0_5AgainINS0_5ShapeILi2", "finish_kernelIffE"
 # Sections of load_rows_twice, and the pieces of eight numbers in their code.
 _STORED = "*reinterpret_cast<uint4*>(tile"
@@ -47,7 +47,7 @@ STAGES = """#include <cstdio>
 int main() {
   using namespace unicode_fast;
   for (int width = 64; width <= 256; width += 64)
-    std::printf("%d %d %d\\n", row_buffers(width), ring_stages(width), ring_stages(width, kMostBuffers));
+    std::printf("%d %d\\n", ring_stages(width), ring_stages(width, row_buffers(width)));
 }
 """
 _PLACE = re.compile(r'//## File "([^"]+)", line (\d+)')
@@ -221,7 +221,7 @@ def keep_candidates(form: str) -> dict[str, float]:
 
 
 def stages() -> list[list[int]]:
-    """Buffers of rows, and stages of the ring with one and with two of them, for widths of 64, 128, 192 and 256."""
+    """Stages of the ring with one block for a tile of rows and in a persistent grid, for widths of 64 to 256."""
     with tempfile.TemporaryDirectory() as folder:
         file, program = Path(folder) / "stages.cpp", str(Path(folder) / "stages")
         file.write_text(STAGES)
@@ -236,7 +236,7 @@ def passes() -> dict[str, float]:
     slot = keep_candidates("present")
     found = {"slot with a candidate": slot["fixed"] + slot["store"], "group with a candidate": slot["groups"] / 8}
     found["slot with several in a thread"] = slot["several"]
-    for name, kernel in (("one buffer", ONE_BUFFER), ("two buffers", TWO_BUFFERS)):
+    for name, kernel in (("block of a tile", ONE_BUFFER), ("persistent grid", STAGED)):
         search = code("present", kernel)
         chunks, tiles = search.loops(search.find("HGMMA"))[:2]
         found |= {f"chunk, {name}": search.path(*chunks), f"tile, {name}": search.path(*tiles)}
@@ -266,21 +266,20 @@ def parts(form: str, kernel: str, file: str, *functions: str) -> str:
 
 
 def of_a_number(operations: str, *others: tuple[str, str, int]) -> tuple[float, float]:
-    """Operations of load_rows for a number, in the former and the present form.
+    """Operations of load_rows for a number in the former form, of prepare_rows in the present one.
 
     The sections of the code, `others` of the former form, hold so many pieces of eight numbers for each of three types.
     """
 
-    def total(kernel: Code, function: str, *sections: tuple[str, str, int]) -> float:
+    def total(kernel: Code, file: str, function: str, *sections: tuple[str, str, int]) -> float:
         counts = (
-            count(kernel, "half_search.cuh", function, start, end, operations) / (24 * pieces)
-            for start, end, pieces in sections
+            count(kernel, file, function, start, end, operations) / (24 * pieces) for start, end, pieces in sections
         )
         return sum(counts)
 
-    kept = ("centre(a, first, kept", "for (int distance", 2), ("Squares squares;", "for (int piece", 2)
-    former = total(code("former", ONE_BUFFER), "void load_rows_twice(", ELEMENT, *others)
-    return former, total(code("present", TWO_BUFFERS), "void load_rows_once(", *kept)
+    kept = ("float kept[kPieces]", "// All have read", 2), ("Squares squares;", "for (int distance", 2)
+    former = total(code("former", ONE_BUFFER), "half_search.cuh", "void load_rows_twice(", ELEMENT, *others)
+    return former, total(code("present", TWO_BUFFERS), "hopper_loop.cuh", "void prepare_rows(", *kept)
 
 
 def rows() -> list[tuple[str, str, float | str, float | str]]:
@@ -292,8 +291,9 @@ def rows() -> list[tuple[str, str, float | str, float | str]]:
     rounded = of_a_number("FADD|FMNMX|FFMA|FMUL|FSEL|F2FP|HADD2|PRMT", LARGEST, STORE)
     hashes = ("uint64_t hash_of(", "int64_t enter(", "void exclude_later(")
     duplicates = [parts(form, "codeword_kernel", "duplicates.cuh", *hashes) for form in ("duplicates", "present")]
-    kernels = (ONE_BUFFER, TWO_BUFFERS)
-    loads = [count(code("present", kernel), "half_search.cuh", "void load_rows_once(") for kernel in kernels]
+    kernels = (ONE_BUFFER, TWO_BUFFERS, STAGED)
+    loads = count(code("present", ONE_BUFFER), "half_search.cuh", "void load_rows_once(")
+    prepares = [count(code("present", kernel), "hopper_loop.cuh", "void prepare_rows(") for kernel in kernels]
     keeps = [count(code("present", kernel), "half_search.cuh", "void keep_candidates") for kernel in kernels]
     members, grid = "`FIND_CLUSTERS`: `compare_members`", "`PERSISTENT_GRID`"
     paths = passes()
@@ -314,19 +314,21 @@ def rows() -> list[tuple[str, str, float | str, float | str]]:
         (f"{members}, aligned float32", "32 columns of 16 rows and 32 members", "-", paths["members, 32 columns"]),
         (f"{members}, beside the columns", "16 rows and 32 members", "-", paths["members, beside them"]),
         (f"{members}, the loop over rows", "a row and 32 members", "-", paths["members, row"]),
-        (f"{grid}: `load_rows` in a warp that computes products", "code, three types", loads[0], 0),
-        (f"{grid}: `load_rows` in a warp that prepares rows", "code, three types", 0, loads[1]),
-        (f"{grid}: `keep_candidates`", "all its code", *keeps),
+        (f"{grid}: `load_rows` in a warp that computes products", "code, three types", loads, 0),
+        (f"{grid}: `prepare_rows` in a warp that prepares rows, D 64 or 128", "code, three types", 0, prepares[1]),
+        (f"{grid}: the same, D 192 or 256", "code, three types", 0, prepares[2]),
+        (f"{grid}: `keep_candidates`, D 64 or 128", "all its code", *keeps[:2]),
+        (f"{grid}: the same, D 192 or 256", "all its code", *keeps[::2]),
     ]
-    for width, (buffers, one, two) in zip((64, 128, 192, 256), stages(), strict=True):
-        found.append((f"{grid}: stages of the ring, D {width}{', not chosen' * (buffers == 1)}", "a block", one, two))
+    for width, numbers in zip((64, 128, 192, 256), stages(), strict=True):
+        found.append((f"{grid}: stages of the ring, D {width}", "a block", *numbers))
     for name, part in (("scores and their minimum", "scores"), ("the store of a thread's only candidate", "store")):
         found.append((f"`BRANCH_FREE_MINIMUM`: {name}", "64 scores", present[part], minimum[part]))
     return found
 
 
 def shown(row: tuple[str, str, float | str, float | str]) -> list[str]:
-    return [cell if isinstance(cell, str) else f"{cell:g}" for cell in row]
+    return [cell if isinstance(cell, str) else f"{cell:.4g}" for cell in row]
 
 
 def counted() -> dict[str, Any]:
