@@ -187,6 +187,7 @@ sys.path.insert(0, sys.argv[1])
 import tolerances
 from cases import NEAREST_CASES, normal
 from compare import assert_all_close, assert_nearest
+from test_transformer import SIZES, check_draws, check_layer
 NAN, INF = float("nan"), float("inf")
 try:
     EXTENSION.module.build_info()
@@ -227,6 +228,9 @@ for dtype in (torch.float32, torch.float64):
         found, truth = (cross_info_nce(odd, vectors[1], backend=b, **options) for b in ("cpp", "reference"))
         assert truth.pair_loss.isinf().any()
         assert_all_close(found, truth, tolerances.cross_info_nce_gradient(20, dtype))
+for sizes in SIZES:
+    check_layer(*sizes, masked=True, dropout=0.3)
+check_draws(0.1)
 print("equal")
 """
     found = python("-c", script, Path(__file__).parent, name, UNICODE_FAST_CPU="none")
