@@ -90,6 +90,27 @@ def test_dropout(p: float, training: bool) -> None:
         assert torch.equal(state, theirs)
 
 
+class ReluDropout(nn.Dropout):
+    """The operator as a module."""
+
+    def forward(self, values: Tensor) -> Tensor:
+        return OPERATORS.relu_dropout(values, self.p)
+
+
+@pytest.mark.parametrize("p", [0.1, 0.3, 0.5])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_relu_dropout(p: float, threads: int, set_threads: Callable[[int], None]) -> None:
+    """Of numbers with zeros of both signs, in any layout, and more than one thread's share of them."""
+    set_threads(threads)
+    x = normal(70, 1001)
+    x[::3], x[1::7] = 0.0, -0.0
+    for values in (x, strided(x[:9])):
+        found, state = results(ReluDropout(p), values)
+        expected, theirs = results(nn.Sequential(nn.ReLU(), nn.Dropout(p)), values.contiguous())
+        assert_all_close(found, expected, EXACT)
+        assert torch.equal(state, theirs)
+
+
 def attended(vectors: Tensor, valid: Tensor | None = None, heads: int = 4, p: float = 0.0) -> tuple[Tensor, Tensor]:
     """Result of the operator, and the gradient of its sum in vectors."""
     torch.manual_seed(0)
@@ -160,10 +181,11 @@ def test_choice(monkeypatch: pytest.MonkeyPatch) -> None:
     assert by_torch(x.double())
 
 
-def test_differentiated_once() -> None:
+@pytest.mark.parametrize(("operator", "arguments"), [("attention", (None, 2, 0.0)), ("relu_dropout", (0.1,))])
+def test_differentiated_once(operator: str, arguments: tuple[Any, ...]) -> None:
     vectors = normal(2, 3, 12).requires_grad_()
-    total = OPERATORS.attention(vectors, None, 2, 0.0).sum()
-    with pytest.raises(RuntimeError, match="attention can be differentiated once"):
+    total = getattr(OPERATORS, operator)(vectors, *arguments).sum()
+    with pytest.raises(RuntimeError, match="transformer layers can be differentiated once on a CPU in float32"):
         torch.autograd.grad(total, vectors, create_graph=True)
 
 
@@ -177,6 +199,8 @@ BAD: list[tuple[str, tuple[Any, ...], type[Exception], str]] = [
     ("attention", (VECTORS, torch.ones(2, 5), 2, 0.0), TypeError, "valid must be bool, got float32"),
     ("attention", (VECTORS, torch.ones(2, 4) > 0, 2, 0.0), ValueError, r"valid must have shape \(2, 5\).* \(2, 4\)"),
     ("attention", (VECTORS, None, 2, 1.0), ValueError, "p must be at least 0 and less than 1, got 1"),
+    ("relu_dropout", (VECTORS.double(), 0.1), TypeError, "values must be float32, got float64"),
+    ("relu_dropout", (VECTORS, 1.0), ValueError, "p must be at least 0 and less than 1, got 1"),
     ("dropout_factors", (VECTORS.half(), 0.1), TypeError, "like must be float32, got float16"),
     ("dropout_factors", (VECTORS, 1.0), ValueError, "p must be at least 0 and less than 1, got 1"),
     ("dropout_factors", (VECTORS, -0.1), ValueError, "p must be at least 0 and less than 1, got -0.1"),
