@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from tolerances import FLOAT64
+from compare import assert_all_close, assert_close
+from tolerances import FLOAT64, MANY_ROWS
 
 from unicode_fast import losses
 
@@ -100,6 +101,18 @@ class TestAgainstLoops:
         expected = rows if directions == "rows" else (rows + columns) / 2
         got = losses.code_matching(first, second, pairing=pairing, directions=directions)
         assert got.item() == pytest.approx(expected, **FLOAT64)
+
+    @pytest.mark.parametrize("pairing", ["official", "symmetric"])
+    @pytest.mark.parametrize("directions", ["rows", "both"])
+    def test_code_matching_of_many_pairs(self, pairing: str, directions: str) -> None:
+        given = [normal(2, 3, 5, 7, seed=seed).softmax(-1).requires_grad_() for seed in (0, 1)]
+        options = {"pairing": pairing, "directions": directions}
+        pairs = zip(*(shares.flatten(0, 1) for shares in given), strict=True)
+        expected = torch.stack([losses.code_matching(*pair, **options) for pair in pairs]).view(2, 3)
+        found, weights = losses.code_matching(*given, **options), normal(2, 3, seed=2)
+        assert_close(found, expected, MANY_ROWS)
+        gradients = [torch.autograd.grad((weights * result).sum(), given) for result in (found, expected)]
+        assert_all_close(*gradients, MANY_ROWS)
 
 
 class TestMasks:

@@ -1,6 +1,7 @@
 """Terms for code sharing: normalised features, partners with a time axis, agreed assignments, grounding."""
 
 import math
+from itertools import combinations
 
 import pytest
 import tiny
@@ -9,9 +10,10 @@ from tolerances import FLOAT64
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from unicode_fast import losses
+from unicode_fast import codeword_distribution, losses
 from unicode_fast.methods import UniCodeMethod
 from unicode_fast.modules import UniCode
+from unicode_fast.modules.cpc import clip_mean
 from unicode_fast.modules.feature_norm import MOMENTUM, FeatureNorm
 from unicode_fast.modules.lexicon import Lexicon
 
@@ -248,6 +250,41 @@ class TestTerms:
                 )
         own = method.commitment_weight * method.commitment_own * distance("text", "text")
         assert float(found["commitment.text"]) == pytest.approx(own, **FLOAT64)
+
+    @pytest.mark.parametrize("lengths", [{}, {"text": 4}, {"video": 4, "text": 3}])
+    def test_each_term_is_that_of_its_modalities_alone(self, lengths: dict[str, int]) -> None:
+        """Modalities of equal length are computed together."""
+        weights = {"code_matching_weight": 0.7, "assignment_weight": 0.6, "presence_weight": 0.3}
+        owner = tiny.model(names="audio,video,text,depth", dtype="float64", **weights).train()
+        positions = {name: lengths.get(name, 5) for name in owner.names}
+        mask = {name: tiny.mask_of([3, 1, 2, 3, 3, 2], length) for name, length in positions.items()}
+        mask["audio"][3, 1:] = False
+        output, method = owner(tiny.batch(owner, lengths=lengths), mask), owner.config.method
+        found = {name: float(term) for name, term in UniCodeMethod(owner).losses(output).terms.items()}
+        codebook, expected = owner.codebook.codebook, {}
+        used = {
+            name: codeword_distribution(z, codebook, valid=mask[name], temperature=method.code_matching_temperature)
+            for name, z in output.semantic.items()
+        }
+        for one, other in combinations(owner.names, 2):
+            error = losses.code_matching(
+                used[one], used[other], pairing=method.code_matching_pairing, directions=method.code_matching_directions
+            )
+            expected[f"code_matching.{one}-{other}"] = 0.7 * error
+        scores = {name: losses.assignment_scores(z, codebook) for name, z in output.semantic.items()}
+        timed = ("audio", "video", "depth")
+        shares = [clip_mean(scores[name].softmax(-1), mask[name]) for name in timed]
+        errors = [losses.presence(share, scores["text"], mask["text"]) for share in shares]
+        expected["presence.text"] = 0.3 * torch.stack(errors).sum()
+        if "video" not in lengths:
+            valid = torch.stack([mask[name] for name in timed]).all(0)
+            mean = torch.stack([scores[name] for name in timed]).mean(0).flatten(0, 1)
+            target = losses.balanced_assignment(mean, valid.flatten()).view(*valid.shape, -1)
+            for name in timed:
+                agreed = (target * scores[name].log_softmax(-1)).sum(-1)
+                expected[f"assignment.{name}"] = -0.6 * losses.masked_mean(agreed, valid)
+        for name, error in expected.items():
+            assert found[name] == pytest.approx(float(error), **FLOAT64), name
 
     def test_agreement_is_of_all_and_has_no_gradient_itself(self) -> None:
         """For modalities with the same features, the loss is the entropy of the target, its minimum."""
