@@ -57,6 +57,6 @@ def test_likelihood_gradients(masks: dict[str, Tensor | None]) -> None:
         parameter.grad = torch.ones_like(parameter)
     club.set_likelihood_gradients(networks, semantic, specific, masks)
     for (name, parameter), truth in zip(networks.named_parameters(), expected, strict=True):
-        assert parameter.grad is not None
+        assert parameter.grad is not None and not parameter.grad.requires_grad
         assert parameter.grad.any() == (masks is not MASKS or not name.startswith("text."))
         assert_close(parameter.grad, truth, MANY_ROWS, name)

@@ -38,7 +38,9 @@ def results(module: nn.Module, x: Tensor, drawn: int = 3, **masks: Tensor | None
     return [output, leaf.grad, *(p.grad for p in module.parameters())], torch.get_rng_state()
 
 
-def check_layer(clips: int, length: int, width: int, heads: int, *, masked: bool, dropout: float) -> None:
+def check_layer(
+    clips: int, length: int, width: int, heads: int, *, masked: bool, dropout: float, training: bool = True
+) -> None:
     """Fail unless the layer gives what torch's layers of both dtypes do; their draws do not depend on the dtype."""
     own = TransformerLayer(width, heads, 2 * width, dropout)
     for number, parameter in enumerate(own.parameters()):
@@ -46,11 +48,11 @@ def check_layer(clips: int, length: int, width: int, heads: int, *, masked: bool
     x = normal(clips, length, width, seed=2)
     lengths = [1 + clip * length // clips for clip in range(clips)]
     padding = ~tiny.mask_of(lengths, length) if masked else None
-    found, state = results(own, x, src_key_padding_mask=padding)
+    found, state = results(own.train(training), x, src_key_padding_mask=padding)
     for dtype in (torch.float32, torch.float64):
         layer = nn.TransformerEncoderLayer(width, heads, 2 * width, dropout, batch_first=True)
         layer.load_state_dict(own.state_dict())
-        expected, theirs = results(layer.to(dtype), x.to(dtype), src_key_padding_mask=padding)
+        expected, theirs = results(layer.to(dtype).train(training), x.to(dtype), src_key_padding_mask=padding)
         assert torch.equal(state, theirs)
         for result, truth in zip(found, expected, strict=True):
             assert_close(result, truth, tolerances.transformer_layer(truth))
@@ -72,6 +74,10 @@ def check_draws(p: float) -> None:
 @pytest.mark.parametrize("sizes", SIZES)
 def test_layer(sizes: tuple[int, int, int, int], masked: bool, dropout: float) -> None:
     check_layer(*sizes, masked=masked, dropout=dropout)
+
+
+def test_layer_in_evaluation() -> None:
+    check_layer(*SIZES[0], masked=True, dropout=0.3, training=False)
 
 
 @pytest.mark.parametrize("p", [0.0, 1e-9, 0.1, 0.5, 0.999999])
@@ -97,7 +103,7 @@ class ReluDropout(nn.Dropout):
         return OPERATORS.relu_dropout(values, self.p)
 
 
-@pytest.mark.parametrize("p", [0.1, 0.3, 0.5])
+@pytest.mark.parametrize("p", [0.1, 0.15, 0.5])
 @pytest.mark.parametrize("threads", [1, 2])
 def test_relu_dropout(p: float, threads: int, set_threads: Callable[[int], None]) -> None:
     """Of numbers with zeros of both signs, in any layout, and more than one thread's share of them."""
@@ -177,6 +183,9 @@ def test_choice(monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(backend, "_FORCED", "reference")
         assert by_torch()
+    with monkeypatch.context() as patch:
+        patch.setattr(layer.self_attn, "dropout", 1.0)
+        assert by_torch()
     layer.double()
     assert by_torch(x.double())
 
@@ -199,6 +208,8 @@ BAD: list[tuple[str, tuple[Any, ...], type[Exception], str]] = [
     ("attention", (VECTORS, torch.ones(2, 5), 2, 0.0), TypeError, "valid must be bool, got float32"),
     ("attention", (VECTORS, torch.ones(2, 4) > 0, 2, 0.0), ValueError, r"valid must have shape \(2, 5\).* \(2, 4\)"),
     ("attention", (VECTORS, None, 2, 1.0), ValueError, "p must be at least 0 and less than 1, got 1"),
+    ("attention", (VECTORS, None, 2, -0.1), ValueError, "p must be at least 0 and less than 1, got -0.1"),
+    ("attention", (VECTORS, None, 2, float("nan")), ValueError, "p must be at least 0 and less than 1, got nan"),
     ("relu_dropout", (VECTORS.double(), 0.1), TypeError, "values must be float32, got float64"),
     ("relu_dropout", (VECTORS, 1.0), ValueError, "p must be at least 0 and less than 1, got 1"),
     ("dropout_factors", (VECTORS.half(), 0.1), TypeError, "like must be float32, got float16"),
