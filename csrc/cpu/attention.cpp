@@ -86,7 +86,7 @@ class Attend : public torch::autograd::Function<Attend> {
 };
 
 at::Tensor attention(const at::Tensor& vectors, const std::optional<at::Tensor>& valid, int64_t heads, double p) {
-  check_tensor("vectors", vectors, at::kFloat);
+  check_dropout("vectors", vectors, p);
   TORCH_CHECK_VALUE(vectors.dim() == 3 && vectors.size(1) >= 1 && heads >= 1 && vectors.size(2) >= 1 &&
                         vectors.size(2) % (3 * heads) == 0 && vectors.numel() <= kMostNumbers,
                     "vectors must have shape (B, T, 3 D), T at least 1 and D a multiple of ", heads, " heads, got ",

@@ -64,12 +64,12 @@ bool draws_as_torch() {
   return at::equal(factors, draw_by_torch(factors, kKeep, theirs)) && at::equal(ours.get_state(), theirs.get_state());
 }
 
+}  // namespace
+
 void check_dropout(const char* name, const at::Tensor& tensor, double p) {
   check_tensor(name, tensor, at::kFloat);
   TORCH_CHECK_VALUE(p >= 0 && p < 1, "p must be at least 0 and less than 1, got ", p);
 }
-
-}  // namespace
 
 at::Tensor dropout_factors(const at::Tensor& like, double p) {
   check_dropout("like", like, p);
@@ -98,7 +98,7 @@ class ReluDropout : public torch::autograd::Function<ReluDropout> {
       for (int64_t n = first; n < last; ++n) to[n] = from[n] <= 0 ? 0 : from[n] * to[n];
     });
     context->save_for_backward({kept});
-    context->saved_data["factor"] = 1 / (1 - p);
+    context->saved_data["keep"] = 1 - p;
     return kept;
   }
 
@@ -107,7 +107,7 @@ class ReluDropout : public torch::autograd::Function<ReluDropout> {
     const at::Tensor kept = context->get_saved_variables()[0], gradient = gradients[0].contiguous();
     const at::Tensor in_values = at::empty_like(kept);
     const float *result = kept.const_data_ptr<float>(), *from = gradient.const_data_ptr<float>();
-    const auto factor = static_cast<float>(context->saved_data["factor"].toDouble());
+    const float factor = 1 / static_cast<float>(context->saved_data["keep"].toDouble());
     float* to = in_values.mutable_data_ptr<float>();
     at::parallel_for(0, kept.numel(), kGrain, [&](int64_t first, int64_t last) {
       for (int64_t n = first; n < last; ++n) to[n] = result[n] <= 0 ? 0 : from[n] * factor;

@@ -12,6 +12,9 @@ constexpr char kOnce[] =
     "gradient penalties and second-order methods need one). UNICODE_FAST_BACKEND=reference uses torch's layers "
     "instead.";
 
+// Checks an argument of float32 and the probability.
+void check_dropout(const char* name, const at::Tensor& tensor, double p);
+
 // 0 with probability p, else 1 / (1 - p): float32 numbers in the shape of `like`.
 at::Tensor dropout_factors(const at::Tensor& like, double p);
 
