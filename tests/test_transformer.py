@@ -174,6 +174,7 @@ def test_choice(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not by_torch()
     assert not by_torch(src_key_padding_mask=~tiny.mask_of([3, 5], LONGEST))
     assert by_torch(normal(2, LONGEST + 1, 8))
+    assert by_torch(normal(LONGEST, 8))
     assert by_torch(src_mask=torch.zeros(LONGEST, LONGEST))
     with torch.autocast("cpu", torch.bfloat16):
         assert by_torch()

@@ -61,8 +61,7 @@ class TransformerLayer(nn.TransformerEncoderLayer):
 
     def _sa_block(self, x: Tensor, attn_mask: Any, key_padding_mask: Tensor | None, is_causal: bool = False) -> Tensor:
         layer = self.self_attn
-        clips, length, _ = x.shape
-        if attn_mask is not None or length > LONGEST or layer.dropout == 1 or not _has_operators(x):
+        if attn_mask is not None or x.dim() != 3 or x.shape[1] > LONGEST or layer.dropout == 1 or not _has_operators(x):
             return super()._sa_block(x, attn_mask, key_padding_mask, is_causal)
         vectors = linear(x, layer.in_proj_weight, layer.in_proj_bias)
         dropout = layer.dropout if self.training else 0.0
