@@ -174,7 +174,7 @@ class TestCompile:
             "video": Modality("grid", (7, 7, 4)),
             "text": Modality("words", (6,)),
         }
-        config = tiny.config(dropout=0.0, word_width=6)
+        config = tiny.config(dropout=0.0, word_width=6, dtype="float64")
         plain, compiled = Trainer(config, kinds, CPU), Trainer(config.replace(compile=True), kinds, CPU)
         counters.clear()
         first = losses(compiled, (6, 9), masked)

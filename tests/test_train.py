@@ -154,7 +154,7 @@ def test_backends_agree_over_the_first_steps(monkeypatch: pytest.MonkeyPatch, wi
     Backends of Cross-CPC add in another order, and Adam scales rounding up. So a few codes may differ with them.
     """
     modalities = {name: Modality(kind, shape) for name, kind, shape in SHOWN}
-    config = preset("recommended").replace(dropout=0.0, reset_after=5)
+    config = preset("recommended").replace(dropout=0.0, reset_after=5, dtype="float64")
     every = backend.IMPLEMENTATIONS
     references: dict[str, tuple[backend.Backend, ...]] = dict.fromkeys(every, ("reference",))
     if not with_contrast:
@@ -167,7 +167,8 @@ def test_backends_agree_over_the_first_steps(monkeypatch: pytest.MonkeyPatch, wi
         results = []
         for _ in range(20):
             features = {
-                name: torch.randn(20, 10, *kind.shape, generator=generator) for name, kind in modalities.items()
+                name: torch.randn(20, 10, *kind.shape, generator=generator).double()
+                for name, kind in modalities.items()
             }
             with torch.no_grad():
                 codes = trainer.model.eval()(features).index

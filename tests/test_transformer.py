@@ -214,6 +214,7 @@ BAD: list[tuple[str, tuple[Any, ...], type[Exception], str]] = [
     ("relu_dropout", (VECTORS.double(), 0.1), TypeError, "values must be float32, got float64"),
     ("relu_dropout", (VECTORS, 1.0), ValueError, "p must be at least 0 and less than 1, got 1"),
     ("dropout_factors", (VECTORS.half(), 0.1), TypeError, "like must be float32, got float16"),
+    ("dropout_factors", (VECTORS.to("meta"), 0.1), ValueError, "like must be on a CPU, got meta"),
     ("dropout_factors", (VECTORS, 1.0), ValueError, "p must be at least 0 and less than 1, got 1"),
     ("dropout_factors", (VECTORS, -0.1), ValueError, "p must be at least 0 and less than 1, got -0.1"),
     ("dropout_factors", (VECTORS, float("nan")), ValueError, "p must be at least 0 and less than 1, got nan"),

@@ -125,7 +125,10 @@ def distance(width: int, first: str) -> float:
 
 def search(width: int, codewords: int, found: Candidates) -> float:
     """Cycles of a row in the search with wgmma."""
-    tiles, form = math.ceil(codewords / TILE), "block of a tile" if codewords * width < PERSISTENT else "persistent grid"
+    tiles, form = (
+        math.ceil(codewords / TILE),
+        "block of a tile" if codewords * width < PERSISTENT else "persistent grid",
+    )
     slot = found.slots * COUNTS["slot with a candidate"] + found.groups * COUNTS["group with a candidate"]
     slot += found.several * COUNTS["slot with several in a thread"]
     tile = width / 64 * COUNTS[f"chunk, {form}"] + COUNTS[f"tile, {form}"] + WARP_ROWS / SLOT_ROWS * slot

@@ -20,6 +20,7 @@ def _has_operators(values: Tensor) -> bool:
     """Whether the C++ operators of this module compute with these values."""
     return (
         backend.compiled()
+        and hasattr(torch.ops.unicode_fast_layers, "attention")  # not in an extension without csrc/cpu
         and host.is_on_host(values)
         and values.dtype == torch.float32
         and not torch.is_autocast_enabled("cpu")
@@ -61,7 +62,8 @@ class TransformerLayer(nn.TransformerEncoderLayer):
 
     def _sa_block(self, x: Tensor, attn_mask: Any, key_padding_mask: Tensor | None, is_causal: bool = False) -> Tensor:
         layer = self.self_attn
-        if attn_mask is not None or x.dim() != 3 or x.shape[1] > LONGEST or layer.dropout == 1 or not _has_operators(x):
+        short = x.dim() == 3 and x.shape[1] <= LONGEST
+        if attn_mask is not None or is_causal or layer.dropout == 1 or not (short and _has_operators(x)):
             return super()._sa_block(x, attn_mask, key_padding_mask, is_causal)
         vectors = linear(x, layer.in_proj_weight, layer.in_proj_bias)
         dropout = layer.dropout if self.training else 0.0
