@@ -37,8 +37,8 @@ CLOCK = 989e12 / (MULTIPROCESSORS * FLOPS)
 INSTRUCTIONS, CONVERSIONS = 4, 16
 BYTES, PRODUCTS = 0.9 * 4.8e12 / CLOCK / MULTIPROCESSORS, 0.8 * FLOPS
 # Of csrc/cuda/nearest_codeword. half_search.cuh: codewords of a tile, rows of a slot, columns of a group. Bytes of a
-# record with its bound, and of a result. members.cuh: keys, rows and members at once. nearest_codeword.cu: least numbers
-# of a codebook for a persistent grid.
+# record with its bound, and of a result. members.cuh: keys, rows and members at once. nearest_codeword.cu: numbers from
+# which a split of the codebook has a persistent grid.
 PERSISTENT = 2**17
 TILE, SLOT_ROWS, GROUP = 256, 8, 32
 RECORD, RESULT, KEYS, WARP_ROWS, MEMBERS = 36, 12, 2048, 16, 32
