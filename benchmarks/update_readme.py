@@ -140,6 +140,17 @@ def counts_table() -> str:
     return "\n".join(lines) + f"\n\nCompiled by nvcc {found['nvcc']}."
 
 
+def preparations_table() -> str:
+    """Cycles to prepare rows in the CUDA search, with a persistent grid and without."""
+    heads = ["rows by", "D", "rounds", "bounds", "128 rows"]
+    heads += [head for codewords in (1024, 8192) for head in (f"products, M {codewords}", "rows and products")]
+    lines = [f"| {' | '.join(heads)} |", f"| --- |{' ---: |' * (len(heads) - 1)}"]
+    found = read("instruction-counts.json")
+    lines += [f"| {' | '.join(map(str, row))} |" for row in found["preparations"]]
+    latencies = ", ".join(f"{name} {cycles}" for name, cycles in found["latencies"].items())
+    return "\n".join(lines) + f"\n\nAssumed latencies in cycles: {latencies}."
+
+
 def clusters_table() -> str:
     """Cycles of the CUDA search among clusters."""
     heads = ["D", "M", "clusters", "random codewords", "clusters: search", "candidates", "members", "ratio"]
@@ -317,6 +328,7 @@ def sections() -> dict[str, str]:
         "versions": versions_sentence(),
         "busy": busy_sentence(),
         "counts": counts_table(),
+        "preparations": preparations_table(),
         "clusters": clusters_table(),
         "install": install_sentence(),
         "making": making_sentence(),

@@ -6,13 +6,15 @@ nvcc. It needs nvcc, a C++ compiler and nvdisasm, which Triton's wheel holds.
 
 Counts of code are static: a loop's body or one side of a branch counts once, and code that is instantiated for several
 types counts once for each. A pass is the shortest path of a warp through a loop. The shortest path of compare_members
-and finish_kernel reads aligned rows in float32.
+and finish_kernel reads aligned rows in float32. Cycles are those of one warp: the stalls that the code names, and
+assumed latencies where it waits for a result. Waits for other warps are not part of them.
 """
 
 import argparse
 import heapq
 import importlib.util
 import json
+import math
 import os
 import re
 import shutil
@@ -21,6 +23,7 @@ import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -46,22 +49,38 @@ STAGES = """#include <cstdio>
 #include "hopper_tiles.h"
 int main() {
   using namespace unicode_fast;
+  std::printf("%d %d %d\\n", kGroups, kGroupRows, kPreparers / 8);
   for (int width = 64; width <= 256; width += 64)
     std::printf("%d %d\\n", ring_stages(width), ring_stages(width, row_buffers(width)));
 }
 """
+# Assumed cycles until a result is there, by operation (SYNCS: barriers in shared memory), and until an operation has
+# read its registers.
+LATENCIES, OTHERS, READ = {"SHFL": 24, "LDS": 30, "SYNCS": 30, "LDG": 300}, 20, 15
+# Products of half precision, each with a sum, in a cycle of a multiprocessor (H100 or H200, 989 TFLOP/s at 1.83 GHz).
+PRODUCTS = 2048
+# Eight threads prepare a row: rows at once of a warpgroup, which loads its own, and of a warp.
+LOADED, WARP_ROWS = 128 // 8, 32 // 8
 _PLACE = re.compile(r'//## File "([^"]+)", line (\d+)')
 _INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]+\*/\s+(@!?U?P\w+\s+)?((\w+).*?)\s*;")
 _TARGET = re.compile(r"`\((\.L_\w+)\)")
+# A place on a path, and the places where threads meet, by barrier.
+_State = tuple[int, tuple[tuple[str, int], ...]]
 
 
 class Instruction(NamedTuple):
-    """An instruction: its operation, its text, if a predicate guards it, and its places, the innermost first."""
+    """An instruction: its operation, its text, if a predicate guards it, and its places, the innermost first.
+
+    Attributes:
+        control: from the lowest bit on, the cycles until the next instruction (4 bits), a hint (1), the barriers of its
+            result and of the registers that it reads (3 each, 7: none), and those that it waits for (6).
+    """
 
     operation: str
     text: str
     guarded: bool
     places: list[tuple[str, int]]
+    control: int
 
 
 class Code(NamedTuple):
@@ -73,10 +92,12 @@ class Code(NamedTuple):
     def find(self, operation: str, line: str = "", after: int = 0) -> int:
         """The first instruction of this kind that comes from a line with this text."""
         for number, each in enumerate(self.instructions):
-            inside = not line or any(line in source(*place) for place in each.places)
-            if number >= after and inside and each.text.startswith(operation):
+            if number >= after and self.comes_from(number, line) and each.text.startswith(operation):
                 return number
         raise SystemExit(f"no {operation or 'instruction'} comes from a line with {line!r}")
+
+    def comes_from(self, number: int, line: str) -> bool:
+        return not line or any(line in source(*place) for place in self.instructions[number].places)
 
     def target(self, number: int) -> int | None:
         found = _TARGET.search(self.instructions[number].text)
@@ -90,20 +111,41 @@ class Code(NamedTuple):
 
     def path(self, *stops: int) -> int:
         """Instructions on the shortest path through these, the first and the last included."""
-        return sum(self._between(*pair) for pair in zip(stops, stops[1:], strict=False)) + 1
+        return len(self.walk(*stops))
 
-    def _between(self, start: int, end: int) -> int:
-        """Steps from one instruction to another, after it."""
-        waiting: list[tuple[int, int, tuple[tuple[str, int], ...]]] = [(0, start, ())]
-        done = set()
+    def walk(self, *stops: int) -> list[int]:
+        """The shortest path."""
+        return [stops[0], *(number for pair in pairwise(stops) for number in self._between(*pair))]
+
+    def cycles(self, *stops: int) -> int:
+        """Cycles of a warp on the shortest path."""
+        now, ready = 0, [0] * 8
+        for number in self.walk(*stops):
+            operation, control = self.instructions[number].operation, self.instructions[number].control
+            result, read, waits = control >> 5 & 7, control >> 8 & 7, control >> 11 & 63
+            now = max(now, *(ready[barrier] for barrier in range(6) if waits >> barrier & 1), 0)
+            ready[result] = max(ready[result], now + LATENCIES.get(operation, OTHERS))
+            ready[read] = max(ready[read], now + READ)
+            now += max(control & 15, 1)
+        return now
+
+    def _between(self, start: int, end: int) -> list[int]:
+        """The instructions from one to another, after it."""
+        waiting: list[tuple[int, _State, _State | None]] = [(0, (start, ()), None)]
+        before: dict[_State, _State | None] = {}
         while waiting:
-            length, number, barriers = heapq.heappop(waiting)
+            length, state, former = heapq.heappop(waiting)
+            number, barriers = state
             if number == end and length > 0:
-                return length
-            if (number, barriers) in done or number >= len(self.instructions):
+                found = [number]
+                while former is not None and before[former] is not None:
+                    found.append(former[0])
+                    former = before[former]
+                return found[::-1]
+            if state in before or number >= len(self.instructions):
                 continue
-            done.add((number, barriers))
-            operation, text, guarded, _ = self.instructions[number]
+            before[state] = former
+            operation, text, guarded, *_ = self.instructions[number]
             target, following = self.target(number), [number + 1]
             if operation == "BSSY" and target is not None:
                 barriers = tuple(sorted({**dict(barriers), text.split()[1].rstrip(","): target}.items()))
@@ -116,7 +158,7 @@ class Code(NamedTuple):
             elif operation in ("EXIT", "RET"):
                 following = [number + 1] if guarded else []
             for each in following:
-                heapq.heappush(waiting, (length + 1, each, barriers))
+                heapq.heappush(waiting, (length + 1, (each, barriers), state))
         raise SystemExit(f"no path leads from instruction {start} to {end}")
 
 
@@ -151,7 +193,7 @@ def disassemble(form: str) -> list[str]:
         done = subprocess.run([compiler(), *words, str(SEARCH)], capture_output=True, text=True, check=False)
         if done.returncode != 0:
             raise SystemExit(done.stderr)
-        return subprocess.check_output([find_nvdisasm(), "-gi", cubin], text=True).splitlines()
+        return subprocess.check_output([find_nvdisasm(), "-gi", "-hex", cubin], text=True).splitlines()
 
 
 @cache
@@ -166,7 +208,7 @@ def code(form: str, kernel: str) -> Code:
     """The kernels whose names hold this one."""
     found, inside, fresh = Code([], {}), False, True
     places: list[tuple[str, int]] = []
-    for line in assembly()[form]:
+    for line, following in pairwise(assembly()[form]):
         if line.startswith(".text."):
             inside = kernel in line
         if not inside:
@@ -181,7 +223,9 @@ def code(form: str, kernel: str) -> Code:
             fresh = True
             guard, text, operation = instruction.groups()
             if operation != "NOP":
-                found.instructions.append(Instruction(operation, text, guard is not None, places))
+                # The upper half of the encoding.
+                control = int(following.strip(" \t/*"), 16) >> 41
+                found.instructions.append(Instruction(operation, text, guard is not None, places, control))
     return found
 
 
@@ -220,15 +264,17 @@ def keep_candidates(form: str) -> dict[str, float]:
     }
 
 
-def stages() -> list[list[int]]:
-    """Stages of the ring with one block for a tile of rows and in a persistent grid, for widths of 64 to 256."""
+@cache
+def layout() -> tuple[list[int], list[list[int]]]:
+    """Warpgroups, rows of one and rows prepared at once; stages without and with a persistent grid, by width."""
     with tempfile.TemporaryDirectory() as folder:
         file, program = Path(folder) / "stages.cpp", str(Path(folder) / "stages")
         file.write_text(STAGES)
         compile_host = [os.environ.get("CXX", "c++"), "-std=c++20", f"-I{SEARCH.parent}", str(file), "-o", program]
         subprocess.run(compile_host, check=True)
         lines = subprocess.check_output([program], text=True).splitlines()
-    return [[int(word) for word in line.split()] for line in lines]
+    first, *stages = [[int(word) for word in line.split()] for line in lines]
+    return first, stages
 
 
 def passes() -> dict[str, float]:
@@ -257,6 +303,41 @@ def passes() -> dict[str, float]:
     compared = again.find("LDS", "const uint64_t first = keys")
     begin, end = again.loops(compared)[0]
     found["two keys compared"] = again.path(begin, compared, end)
+    return found
+
+
+def prepare_cycles(kernel: str, function: str, width: int, *reads: tuple[str, str]) -> tuple[int, int]:
+    """Of a warp, for a round of rows in float32, with these reads, and for bounds after the rounds."""
+    search = code("present", kernel)
+    begin, end = search.loops(search.find("SHFL", function))[0]
+    kept = [i for i in range(begin, end) if search.comes_from(i, "store_rounded(kept[i]")]
+    # 16 bytes of each thread of a row are 64 columns.
+    stores = [i for i in kept if search.instructions[i].text.startswith(("STS.128", "STG.E.128"))]
+    if len(stores) < width // 64:
+        raise SystemExit(f"{function} stores {len(stores)} pieces of a row of {width} columns")
+    bounds = ("LDG", "norms_of(*a.facts)"), ("STS", "*bound = inside ?"), ("STS", "*factor = ")
+    a_round = search.cycles(begin, *(search.find(*read, after=begin) for read in reads), *stores[: width // 64], end)
+    return a_round, search.cycles(end, *(search.find(*each, after=end) for each in bounds))
+
+
+def preparations() -> list[list[Any]]:
+    """Rows of a table: cycles to prepare a tile of rows, of its products, and of both, for 1024 and 8192 codewords."""
+    (groups, group_rows, prepared), found = layout()[0], []
+    copies = [("UBLKCP", "copy_bulk(")] * WARP_ROWS  # a loop of one thread after the other
+    for width in (64, 128, 256):
+        load = prepare_cycles(ONE_BUFFER, "load_rows<S, float>", width, ("LDG", "load_aligned(from + first, kept[i]"))
+        kernel = STAGED if width > 128 else TWO_BUFFERS
+        prepare = prepare_cycles(kernel, "prepare_rows<kPieces, float>", width, *copies)
+        # Each warpgroup loads its own rows, before its products. Other warps prepare those of all, meanwhile.
+        forms = ("load_rows", load, LOADED, 1, sum), ("prepare_rows", prepare, prepared, groups, max)
+        for name, (a_round, bounds), at_once, turns, both in forms:
+            rounds = turns * math.ceil(group_rows / at_once)
+            total = rounds * a_round + turns * bounds
+            row = [f"`{name}`", width, f"{rounds} x {a_round}", f"{turns} x {bounds}", total]
+            for codewords in (1024, 8192):
+                products = groups * group_rows * codewords * width // PRODUCTS
+                row += [products, both((total, products))]
+            found.append(row)
     return found
 
 
@@ -320,7 +401,7 @@ def rows() -> list[tuple[str, str, float | str, float | str]]:
         (f"{grid}: `keep_candidates`, D 64 or 128", "all its code", *keeps[:2]),
         (f"{grid}: the same, D 192 or 256", "all its code", *keeps[::2]),
     ]
-    for width, numbers in zip((64, 128, 192, 256), stages(), strict=True):
+    for width, numbers in zip((64, 128, 192, 256), layout()[1], strict=True):
         found.append((f"{grid}: stages of the ring, D {width}", "a block", *numbers))
     for name, part in (("scores and their minimum", "scores"), ("the store of a thread's only candidate", "store")):
         found.append((f"`BRANCH_FREE_MINIMUM`: {name}", "64 scores", present[part], minimum[part]))
@@ -333,7 +414,18 @@ def shown(row: tuple[str, str, float | str, float | str]) -> list[str]:
 
 def counted() -> dict[str, Any]:
     """What the file of results holds."""
-    return {"nvcc": nvcc_version(), "rows": [shown(row) for row in rows()], "passes": passes()}
+    return {
+        "nvcc": nvcc_version(),
+        "rows": [shown(row) for row in rows()],
+        "passes": passes(),
+        "latencies": {**LATENCIES, "others": OTHERS},
+        "preparations": preparations(),
+    }
+
+
+def entries(counts: dict[str, Any]) -> list[Any]:
+    names = ("passes", "latencies")
+    return [*counts["rows"], *counts["preparations"], *(item for name in names for item in counts[name].items())]
 
 
 def nvcc_version() -> str:
@@ -351,8 +443,8 @@ def main() -> None:
         return print(f"instruction counts of nvcc {before['nvcc']} are not compared with those of {version}")
     found = counted()
     if found != before:
-        items = [*found["rows"], *found["passes"].items()]
-        new = [str(item) for item in items if item not in before["rows"] and item not in before["passes"].items()]
+        old, items = map(entries, (before, found))
+        new = [str(item) for item in items if item not in old]
         sys.exit(f"error: {RESULT.name} is out of date, run python {__file__}; new: {', '.join(new)}")
     print(f"instruction counts of nvcc {version} are those of {RESULT.name}")
 
