@@ -8,8 +8,8 @@ Environment variables:
     TORCH_CUDA_ARCH_LIST: GPU architectures; the default is those of the visible GPUs for auto, all ARCHITECTURES for 1.
     CXX, CC, MAX_JOBS: as for torch's cpp_extension and setuptools.
 
-An editable install compiles nothing if the record beside the extension in the source folder has the same inputs; see
-`inputs_of`. To compile again, remove the record, unicode_fast/_C.*.json.
+An editable install compiles nothing if the record beside the extension in the source folder has the same inputs (see
+`inputs_of`) and the extension's checksum. To compile again, remove the record, unicode_fast/_C.*.json.
 """
 
 from __future__ import annotations
@@ -48,8 +48,11 @@ import torch
 gpus = [torch.cuda.get_device_capability(number) for number in range(torch.cuda.device_count())]
 print(json.dumps([gpus, torch.cuda.get_arch_list()]))
 """
-# Environment variables that change what setuptools, torch, GCC, Clang and nvcc make.
-VARIABLES = r"AR|CC|CPP|CXX|LD\w*|CPATH|LIBRARY_PATH|\w+_INCLUDE_PATH|\w*FLAGS|\w*(NVCC|CUDA|TORCH)\w*"
+# Environment variables that may change what setuptools, torch, GCC, Clang and nvcc make.
+VARIABLES = (
+    r"AR|CC|CPP|CXX|LD\w*|CPATH|LIBRARY_PATH|\w+_INCLUDE_PATH|\w*FLAGS|\w*(NVCC|CUDA|TORCH)\w*"
+    r"|COMPILER_PATH|GCC_EXEC_PREFIX|MACOSX_DEPLOYMENT_TARGET|SDKROOT"
+)
 # Commands that compile nothing; setup.py runs them before torch is installed.
 METADATA_COMMANDS = {"egg_info", "dist_info", "sdist", "clean", "--version", "--help"}
 
@@ -323,7 +326,9 @@ def compile_options(toolkit: Toolkit | None, architectures: str, reason: str, hi
 
 
 def inputs_of(record: Mapping[str, str | None], flags: object, tools: Sequence[Sequence[str]]) -> str:
-    """A checksum of all that the extension is made from: all of csrc/, this file, and what makes them an extension.
+    """A checksum of what the extension is made from: csrc/, this file, options, compilers, Python, torch and pybind11.
+
+    Of torch, pybind11 and the compilers versions count, and of the first two the sizes of files.
 
     Args:
         record: versions of torch and CUDA, and the decision.
@@ -385,8 +390,9 @@ def recording(build_ext: type, record: Mapping[str, str | None]) -> type:
         def run(self) -> None:
             copies = self.get_output_mapping()
             made = [copy for copy in copies.values() if not copy.endswith(RECORD_SUFFIX)]
-            if made and all(map(is_current, made)):
-                say(f"compiling nothing: {', '.join(made)} is of these sources, options, compilers and torch")
+            asked = any(getattr(self, name, None) for name in ("force", "debug", "define", "undef"))
+            if made and not asked and all(map(is_current, made)):
+                say(f"compiling nothing: {', '.join(made)} is of these sources, options, compilers, Python and torch")
                 for built, copy in copies.items():
                     Path(built).parent.mkdir(parents=True, exist_ok=True)
                     shutil.copyfile(copy, built)

@@ -332,7 +332,7 @@ def test_stages_fit(library: ctypes.CDLL, tiles: HopperTiles) -> None:
     stages = {width: library.stages(width, buffers) for width, buffers in kept.items()}
     assert stages == {64: 5, 128: 4, 192: 4, 256: 4}
     assert max(library.shared_bytes(*pair) for pair in kept.items()) <= tiles.most_shared_bytes
-    # The blocks of the next tile replace those of the last, which as many stages ago as there are blocks were read.
+    # The last tile's blocks have been read as many stages earlier as a row has blocks.
     assert all(stages[width] >= width // 64 for width in (192, 256))
 
 

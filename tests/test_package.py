@@ -458,7 +458,7 @@ print("noise")
 
     @pytest.mark.skipif(os.name == "nt", reason="nothing is compiled there")
     def test_inputs_of_the_extension(self, setup: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Every source, header, flag, compiler, version and decision counts; folders of torch and of a build do not."""
+        """Every source, header, flag, compiler, version and decision counts; other variables do not."""
         for name in ("setup.py", "csrc/a.cpp", "csrc/cuda/a.cuh"):
             (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / name).write_text("1")
@@ -496,7 +496,7 @@ print("noise")
         library, calls = tmp_path / "package" / "_C.so", []
         library.parent.mkdir()
 
-        def build(inputs: str, inplace: bool = True) -> bool:
+        def build(inputs: str, inplace: bool = True, **options: bool) -> bool:
             """Whether it compiled."""
             built = tmp_path / str(len(calls)) / "_C.so"
             calls.append(inputs)
@@ -514,7 +514,9 @@ print("noise")
                     return {str(built): str(library)} if inplace else {}
 
             capsys.readouterr()
-            setup.recording(Build, {"torch": "2.13", "inputs": inputs})().run()
+            command = setup.recording(Build, {"torch": "2.13", "inputs": inputs})()
+            vars(command).update(options)
+            command.run()
             # Whether compiled or not, the build has the extension and its record.
             assert not inplace or built.read_bytes() == library.read_bytes()
             record = Path(f"{built}.json").read_text()
@@ -526,6 +528,9 @@ print("noise")
 
         assert build("a")
         assert not build("a")
+        assert not build("a", force=False)
+        assert build("a", force=True)
+        assert build("a", debug=True)
         assert build("a", inplace=False)
         assert build("b")
         library.write_text("of another build")

@@ -151,7 +151,7 @@ def test_a_clip_without_a_valid_key() -> None:
         assert_close(part, expected, EXACT)
 
 
-def test_invalid_keys_of_any_value() -> None:
+def test_invalid_keys_of_any_finite_value() -> None:
     """Numbers of padded positions reach neither the attention of others nor gradients."""
     vectors, valid = normal(3, 10, 3 * 32), tiny.mask_of([4, 4, 4], 10)
     changed = vectors.clone()
@@ -202,10 +202,12 @@ def test_differentiated_once(operator: str, arguments: tuple[Any, ...]) -> None:
 VECTORS = normal(2, 5, 24)
 BAD: list[tuple[str, tuple[Any, ...], type[Exception], str]] = [
     ("attention", (VECTORS.double(), None, 2, 0.0), TypeError, "vectors must be float32, got float64"),
-    ("attention", (VECTORS, None, 3, 0.0), ValueError, r"vectors must .* a multiple of 3 heads, got \(2, 5, 24\)"),
-    ("attention", (VECTORS, None, 0, 0.0), ValueError, "vectors must .* a multiple of 0 heads"),
+    ("attention", (VECTORS[..., :23], None, 2, 0.0), ValueError, r"vectors must have shape .* got \(2, 5, 23\)"),
+    ("attention", (VECTORS, None, 3, 0.0), ValueError, "heads must divide the width of 8, got 3"),
+    ("attention", (VECTORS, None, 0, 0.0), ValueError, "heads must divide the width of 8, got 0"),
+    ("attention", (VECTORS, None, 6148914691236517205, 0.0), ValueError, "heads must divide the width of 8"),
     ("attention", (VECTORS[0], None, 2, 0.0), ValueError, r"vectors must have shape .* got \(5, 24\)"),
-    ("attention", (VECTORS[:, :0], None, 2, 0.0), ValueError, "vectors must have shape .* T at least 1"),
+    ("attention", (VECTORS[:, :0], None, 2, 0.0), ValueError, "vectors must have shape .* T and D at least 1"),
     ("attention", (VECTORS, torch.ones(2, 5), 2, 0.0), TypeError, "valid must be bool, got float32"),
     ("attention", (VECTORS, torch.ones(2, 4) > 0, 2, 0.0), ValueError, r"valid must have shape \(2, 5\).* \(2, 4\)"),
     ("attention", (VECTORS, None, 2, 1.0), ValueError, "p must be at least 0 and less than 1, got 1"),

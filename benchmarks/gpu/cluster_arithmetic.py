@@ -39,9 +39,9 @@ BYTES, PRODUCTS = 0.9 * 4.8e12 / CLOCK / MULTIPROCESSORS, 0.8 * FLOPS
 # Of csrc/cuda/nearest_codeword. half_search.cuh: codewords of a tile, rows of a slot, columns of a group. Bytes of a
 # record with its bound, and of a result. members.cuh: keys, rows and members at once. nearest_codeword.cu: numbers from
 # which a split of the codebook has a persistent grid.
-PERSISTENT = 2**17
 TILE, SLOT_ROWS, GROUP = 256, 8, 32
 RECORD, RESULT, KEYS, WARP_ROWS, MEMBERS = 36, 12, 2048, 16, 32
+PERSISTENT = 2**17
 CLUSTERS = (40, 8, 2)
 
 
@@ -125,10 +125,8 @@ def distance(width: int, first: str) -> float:
 
 def search(width: int, codewords: int, found: Candidates) -> float:
     """Cycles of a row in the search with wgmma."""
-    tiles, form = (
-        math.ceil(codewords / TILE),
-        "block of a tile" if codewords * width < PERSISTENT else "persistent grid",
-    )
+    tiles = math.ceil(codewords / TILE)
+    form = "block of a tile" if tiles * TILE * width < PERSISTENT else "persistent grid"
     slot = found.slots * COUNTS["slot with a candidate"] + found.groups * COUNTS["group with a candidate"]
     slot += found.several * COUNTS["slot with several in a thread"]
     tile = width / 64 * COUNTS[f"chunk, {form}"] + COUNTS[f"tile, {form}"] + WARP_ROWS / SLOT_ROWS * slot

@@ -87,10 +87,13 @@ class Attend : public torch::autograd::Function<Attend> {
 
 at::Tensor attention(const at::Tensor& vectors, const std::optional<at::Tensor>& valid, int64_t heads, double p) {
   check_dropout("vectors", vectors, p);
-  TORCH_CHECK_VALUE(vectors.dim() == 3 && vectors.size(1) >= 1 && heads >= 1 && vectors.size(2) >= 1 &&
-                        vectors.size(2) % (3 * heads) == 0 && vectors.numel() <= kMostNumbers,
-                    "vectors must have shape (B, T, 3 D), T at least 1 and D a multiple of ", heads, " heads, got ",
+  TORCH_CHECK_VALUE(vectors.dim() == 3 && vectors.size(1) >= 1 && vectors.size(2) >= 1 && vectors.size(2) % 3 == 0 &&
+                        vectors.numel() <= kMostNumbers,
+                    "vectors must have shape (B, T, 3 D), T and D at least 1, and at most 2^48 numbers, got ",
                     shape_name(vectors.sizes()));
+  const int64_t width = vectors.size(2) / 3;
+  TORCH_CHECK_VALUE(heads >= 1 && heads <= width && width % heads == 0, "heads must divide the width of ", width,
+                    ", got ", heads);
   if (valid) check_like("valid", *valid, kBoolOnly, {vectors.size(0), vectors.size(1)}, "(B, T) of vectors", vectors);
   return Attend::apply(vectors, valid, heads, p);
 }

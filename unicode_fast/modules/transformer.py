@@ -12,7 +12,7 @@ from unicode_fast import backend
 from unicode_fast.modules import host
 from unicode_fast.modules.linear import linear
 
-# Positions up to which heads are faster one by one than as batches of products.
+# Positions of a clip up to which attention has an operator, which keeps a head in the processor's caches.
 LONGEST = 64
 
 
@@ -34,7 +34,7 @@ def _dropped(values: Tensor, p: float) -> Tensor:
 
 
 class Dropout(nn.Dropout):
-    """`nn.Dropout`; on a CPU its numbers are drawn faster. They are the same."""
+    """`nn.Dropout`; on a CPU the package draws its numbers. They are those that torch draws."""
 
     def forward(self, values: Tensor) -> Tensor:
         """Values of any shape to the same shape."""
@@ -48,11 +48,14 @@ class Dropout(nn.Dropout):
 class TransformerLayer(nn.TransformerEncoderLayer):
     """`nn.TransformerEncoderLayer` with `linear` and `Dropout`, and with one operator for attention on a CPU.
 
+    Padding masks are bool.
+
     Args:
         width, heads, feedforward_width, dropout: as in torch.
     """
 
     dropout: Dropout
+    dropout1: Dropout
     dropout2: Dropout
 
     def __init__(self, width: int, heads: int, feedforward_width: int, dropout: float) -> None:
@@ -66,13 +69,15 @@ class TransformerLayer(nn.TransformerEncoderLayer):
         if attn_mask is not None or is_causal or layer.dropout == 1 or not (short and _has_operators(x)):
             return super()._sa_block(x, attn_mask, key_padding_mask, is_causal)
         vectors = linear(x, layer.in_proj_weight, layer.in_proj_bias)
-        dropout = layer.dropout if self.training else 0.0
+        dropout = layer.dropout if layer.training else 0.0
         # torch has turned the mask into 0 for valid keys and -infinity for the others.
         valid = None if key_padding_mask is None else key_padding_mask == 0
         mixed = torch.ops.unicode_fast_layers.attention(vectors, valid, layer.num_heads, dropout)
         attended = linear(mixed, layer.out_proj.weight, layer.out_proj.bias)
         # torch's attention returns a view of (T, B, D), in whose order its dropout draws.
-        return _dropped(attended.transpose(0, 1), dropout).transpose(0, 1) if dropout else attended
+        if not self.dropout1.draws_for(attended):
+            return self.dropout1(attended)
+        return _dropped(attended.transpose(0, 1), self.dropout1.p).transpose(0, 1)
 
     def _ff_block(self, x: Tensor) -> Tensor:
         hidden = linear(x, self.linear1.weight, self.linear1.bias)

@@ -68,6 +68,8 @@ class Trainer:
     ) -> StepResult:
         """One training step, without device synchronisation. With `cuda_graph` the next call overwrites the result.
 
+        A model in evaluation mode is put into training mode, with all its modules.
+
         Args:
             features: (B, T, ...) by modality.
             mask: (B, T) bool by modality, or None.

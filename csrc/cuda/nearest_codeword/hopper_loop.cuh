@@ -17,8 +17,8 @@ struct RingPlace {
 };
 
 // One thread fetches all stages of the block's tiles, each when the warpgroups have finished the former stage there.
-// With the first tile come rows from `staged`, which need no barrier of their own: a block of them replaces that of the
-// rows before when the products of the last tile have read it, so many stages ago as a tile has.
+// With the first tile come rows from `staged`, which need no barrier of their own. A block of them replaces that of the
+// rows before. The last product that reads that block has ended: it released an earlier stage of the ring.
 template <bool kStaged>
 __device__ __forceinline__ void fetch(const SearchArguments& a, uint32_t rows, uint32_t ring, uint32_t full,
                                       uint32_t empty, int stages, int first_tile, int last_tile,
@@ -47,8 +47,8 @@ __device__ __forceinline__ void fetch(const SearchArguments& a, uint32_t rows, u
   }
 }
 
-// The rows that a warp reads ahead, four at once, eight threads to a row, by the copy engine. Of the row of one of the
-// threads: the parity of its copy's phase, and its place among all.
+// The rows that a warp reads ahead, four at once, eight threads to a row, by the copy engine. A thread has the parity
+// of the phase of its row's copy, and the row's place among all.
 struct Ahead {
   uint32_t parity = 0;
   int64_t place;

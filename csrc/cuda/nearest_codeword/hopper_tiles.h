@@ -49,8 +49,8 @@ UNICODE_FAST_BOTH int64_t norm_place(int64_t j, int width) {
   return (j / kTileCodewords + 1) * tile_bytes(width) - kNormBytes + j % kTileCodewords * 4;
 }
 
-// Shared memory of a block beside the stages. A persistent grid reads rows ahead, and keeps the
-// codebook's mean and the sums of a warpgroup's rows.
+// Shared memory of a block beside the stages. A persistent grid reads rows ahead, and keeps the codebook's mean and the
+// sums of a warpgroup's rows.
 UNICODE_FAST_BOTH int64_t row_bytes(int width, int buffers) {
   const int shared = buffers == kStagedBuffers ? 1 : buffers;
   return kOtherBytes + static_cast<int64_t>(shared) * kGroups * kGroupRows * 2 * width +

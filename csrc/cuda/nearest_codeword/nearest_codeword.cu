@@ -12,7 +12,7 @@ namespace {
 
 constexpr int kMostSplits = 32;  // one thread of a warp handles each
 constexpr int kFinishWarps = 8;
-// Of a split of so many numbers of codewords the products hide more than half of the preparation of the next rows.
+// Of a split of so many numbers of codewords the products hide about half of the preparation of the next rows.
 constexpr int64_t kPersistentNumbers = 1 << 17;
 
 struct FinishArguments {
