@@ -198,10 +198,12 @@ def cxx_flags(command: Sequence[str]) -> list[str]:
     """Flags for C++ files.
 
     Without OpenMP, at::parallel_for would run on one thread. The OpenMP library is not linked, so the extension uses
-    torch's loaded library and number of threads. Code of Clang would need another library.
+    torch's loaded library and number of threads. Code of Clang would need another library. Square roots that set errno
+    would be taken one by one.
     """
     macros = subprocess.run([*command, "-dM", "-E", "-x", "c++", os.devnull], capture_output=True, text=True).stdout
-    return ["-O3"] if sys.platform != "linux" or "__clang__" in macros else ["-O3", "-fopenmp"]
+    flags = ["-O3", "-fno-math-errno"]
+    return flags if sys.platform != "linux" or "__clang__" in macros else [*flags, "-fopenmp"]
 
 
 def compiler_obstacle(command: Sequence[str]) -> str | None:

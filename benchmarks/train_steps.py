@@ -20,7 +20,6 @@ from measurement import origin, times_of
 from original import OriginalStep
 from shapes import TRAIN_SHAPES, TrainShape
 from torch import Tensor
-from torch.nn.utils import clip_grad_norm_
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from unicode_fast import preset, threads
@@ -167,7 +166,7 @@ SECTIONS: dict[str, tuple[tuple[str, str], ...]] = {
 
 @contextmanager
 def marked(trainer: Trainer) -> Iterator[None]:
-    """Gives methods of SECTIONS and the clipping spans with their section's name in a profile."""
+    """Gives methods of SECTIONS spans with their section's name in a profile."""
 
     def spanning(section: str, function: Callable) -> Callable:
         @functools.wraps(function)
@@ -186,8 +185,6 @@ def marked(trainer: Trainer) -> Iterator[None]:
                         owner = owner[field] if isinstance(owner, torch.nn.ModuleDict) else getattr(owner, field)
                     call = spanning(section, getattr(owner, method))
                     patches.enter_context(mock.patch.object(owner, method, call))
-        call = spanning("optimiser", clip_grad_norm_)
-        patches.enter_context(mock.patch("unicode_fast.training.trainer.clip_grad_norm_", call))
         yield
 
 

@@ -200,6 +200,12 @@ struct Attention {
   int64_t length, heads, width;
 };
 
+// What Adam multiplies and adds: the factor of clipped gradients; the moments' decay and the new number's share of
+// them; the rate and the factor of the squares' root, both with their correction of early steps; epsilon.
+struct AdamFactors {
+  float clip, mean_decay, mean_share, square_decay, square_share, rate, root, epsilon;
+};
+
 // A number of columns up to whole registers of every instruction set.
 constexpr int64_t padded(int64_t columns) { return (columns + 15) / 16 * 16; }
 
@@ -243,6 +249,10 @@ struct Kernels {
   void (*temper)(const uint32_t* state, int64_t count, uint32_t* numbers);
   // From two numbers each, the higher one first: `factor` if their lowest 53 bits are below `threshold`, else 0.
   void (*draw_factors)(const uint32_t* numbers, int64_t count, uint64_t threshold, float factor, float* factors);
+  double (*sum_of_squares)(const float* numbers, int64_t count);
+  // A step of Adam for numbers of one parameter.
+  void (*adam)(const AdamFactors& factors, const float* gradients, int64_t count, float* parameters, float* means,
+               float* squares);
 };
 
 // Kernels for the best instruction set of this processor, or for that of UNICODE_FAST_CPU (portable, avx2, avx_vnni,

@@ -198,6 +198,7 @@ UNICODE_FAST_TARGET void add_double(const RowSums<double>& batch, int64_t first,
   add_rows(batch, first, last, sums);
 }
 
+#include "adam_body.h"
 #include "attention_body.h"
 #include "random_body.h"
 
@@ -220,5 +221,7 @@ constexpr Kernels table(const char* name) {
           attend_backward,
           twist,
           temper,
-          draw_factors};
+          draw_factors,
+          sum_of_squares,
+          adam};
 }

@@ -8,24 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unicode_fast import backend
 from unicode_fast.modules import host
 from unicode_fast.modules.linear import linear
 
 # Positions of a clip up to which attention has an operator, which keeps a head in the processor's caches.
 LONGEST = 64
-
-
-def _has_operators(values: Tensor) -> bool:
-    """Whether the C++ operators of this module compute with these values."""
-    return (
-        backend.compiled()
-        and hasattr(torch.ops.unicode_fast_layers, "attention")  # not in an extension without csrc/cpu
-        and host.is_on_host(values)
-        and values.dtype == torch.float32
-        and not torch.is_autocast_enabled("cpu")
-        and not torch.compiler.is_compiling()
-    )
 
 
 def _dropped(values: Tensor, p: float) -> Tensor:
@@ -42,7 +29,7 @@ class Dropout(nn.Dropout):
 
     def draws_for(self, values: Tensor) -> bool:
         """Whether the package's operator draws the numbers."""
-        return self.training and 0 < self.p < 1 and values.is_contiguous() and _has_operators(values)
+        return self.training and 0 < self.p < 1 and values.is_contiguous() and host.has_operators(values)
 
 
 class TransformerLayer(nn.TransformerEncoderLayer):
@@ -66,7 +53,7 @@ class TransformerLayer(nn.TransformerEncoderLayer):
     def _sa_block(self, x: Tensor, attn_mask: Any, key_padding_mask: Tensor | None, is_causal: bool = False) -> Tensor:
         layer = self.self_attn
         short = x.dim() == 3 and x.shape[1] <= LONGEST
-        if attn_mask is not None or is_causal or layer.dropout == 1 or not (short and _has_operators(x)):
+        if attn_mask is not None or is_causal or layer.dropout == 1 or not (short and host.has_operators(x)):
             return super()._sa_block(x, attn_mask, key_padding_mask, is_causal)
         vectors = linear(x, layer.in_proj_weight, layer.in_proj_bias)
         dropout = layer.dropout if layer.training else 0.0

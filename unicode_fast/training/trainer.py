@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.utils import clip_grad_norm_
 
 from unicode_fast import checkpoint
 from unicode_fast.config import Config, Modality
@@ -19,6 +18,7 @@ from unicode_fast.modules import ModelOutput, UniCode
 from unicode_fast.modules.precision import float32_precision
 from unicode_fast.training.acceleration import GraphedStep, accelerate, check_acceleration, keep_freed_memory
 from unicode_fast.training.metrics_logger import StepResult
+from unicode_fast.training.optimiser import ClippedAdam
 from unicode_fast.training.shard import Shard
 from unicode_fast.training.step import backward, micro_batches
 
@@ -47,13 +47,12 @@ class Trainer:
         if device.type == "cpu":
             keep_freed_memory()
         self.method = make_method(self.model)
-        self.groups = self.model.parameter_groups()
-        self.parameters = [parameter for group in self.groups.values() for parameter in group]
+        groups = self.model.parameter_groups().values()
         graphed = config.train.cuda_graph
         rate = torch.tensor(config.train.learning_rate, device=device) if graphed else config.train.learning_rate
-        self.optimizer = torch.optim.Adam(self.parameters, rate, fused=True, capturable=graphed)
-        self.club_optimizer = torch.optim.Adam(
-            self.model.club.parameters(), config.method.club_learning_rate, fused=True, capturable=graphed
+        self.optimizer = ClippedAdam(groups, rate, config.train.clip_norm, capturable=graphed)
+        self.club_optimizer = ClippedAdam(
+            [self.model.club.parameters()], config.method.club_learning_rate, capturable=graphed
         )
         optimizers = (self.optimizer, self.club_optimizer)
         self.graphed = GraphedStep(self.plain_step, self.model, optimizers) if graphed else None
@@ -99,8 +98,6 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         batches = micro_batches(features, mask, self.config.train.micro_batches)
         output, result = backward(self.method, self.club_optimizer, batches, shard)
-        for group in self.groups.values():
-            clip_grad_norm_(group, self.config.train.clip_norm)
         self.optimizer.step()
         self.model.update_codebook(output, None if shard is None else shard.own)
         return StepResult(result.terms, result.recognised, usage(output, self.config.model.codewords))
