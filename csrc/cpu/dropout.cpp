@@ -96,7 +96,7 @@ class ReluDropout : public torch::autograd::Function<ReluDropout> {
     const float* from = given.const_data_ptr<float>();
     float* to = kept.mutable_data_ptr<float>();
     at::parallel_for(0, given.numel(), kGrain, [&](int64_t first, int64_t last) {
-      for (int64_t n = first; n < last; ++n) to[n] = from[n] <= 0 ? 0 : from[n] * to[n];
+      kernels().rectify(from + first, to + first, last - first, to + first);
     });
     context->save_for_backward({kept});
     context->saved_data["keep"] = 1 - p;
@@ -111,7 +111,7 @@ class ReluDropout : public torch::autograd::Function<ReluDropout> {
     const float factor = 1 / static_cast<float>(context->saved_data["keep"].toDouble());
     float* to = in_values.mutable_data_ptr<float>();
     at::parallel_for(0, kept.numel(), kGrain, [&](int64_t first, int64_t last) {
-      for (int64_t n = first; n < last; ++n) to[n] = result[n] <= 0 ? 0 : from[n] * factor;
+      kernels().rectify_backward(result + first, from + first, factor, last - first, to + first);
     });
     return {in_values, at::Tensor()};
   }

@@ -249,6 +249,9 @@ struct Kernels {
   void (*temper)(const uint32_t* state, int64_t count, uint32_t* numbers);
   // From two numbers each, the higher one first: `factor` if their lowest 53 bits are below `threshold`, else 0.
   void (*draw_factors)(const uint32_t* numbers, int64_t count, uint64_t threshold, float factor, float* factors);
+  // max(values, 0) * factors, also where a factor is not finite; the gradient in the values.
+  void (*rectify)(const float* values, const float* factors, int64_t count, float* result);
+  void (*rectify_backward)(const float* result, const float* gradient, float factor, int64_t count, float* in_values);
   double (*sum_of_squares)(const float* numbers, int64_t count);
   // A step of Adam for numbers of one parameter.
   void (*adam)(const AdamFactors& factors, const float* gradients, int64_t count, float* parameters, float* means,

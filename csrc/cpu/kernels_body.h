@@ -201,6 +201,7 @@ UNICODE_FAST_TARGET void add_double(const RowSums<double>& batch, int64_t first,
 #include "adam_body.h"
 #include "attention_body.h"
 #include "random_body.h"
+#include "rectify_body.h"
 
 constexpr Kernels table(const char* name) {
   return {name,
@@ -222,6 +223,8 @@ constexpr Kernels table(const char* name) {
           twist,
           temper,
           draw_factors,
+          rectify,
+          rectify_backward,
           sum_of_squares,
           adam};
 }
