@@ -161,21 +161,23 @@ def test_invalid_keys_of_any_finite_value() -> None:
 
 
 def test_choice(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Torch's attention is taken where the operator has no result, or no reason to be faster."""
+    """Torch's layer is taken where the operators have no result, or no reason to be faster."""
     taken: list[Tensor] = []
-    monkeypatch.setattr(nn.TransformerEncoderLayer, "_sa_block", lambda self, x, *_: taken.append(x) or x)
+    monkeypatch.setattr(nn.TransformerEncoderLayer, "forward", lambda self, x, *_: taken.append(x) or x)
     layer, x = TransformerLayer(8, 2, 8, 0.1), normal(2, LONGEST, 8)
 
-    def by_torch(values: Tensor = x, **masks: Tensor) -> bool:
+    def by_torch(values: Tensor = x, **arguments: Any) -> bool:
         taken.clear()
-        layer(values, **masks)
+        layer(values, **arguments)
         return bool(taken)
 
     assert not by_torch()
     assert not by_torch(src_key_padding_mask=~tiny.mask_of([3, 5], LONGEST))
+    assert by_torch(src_key_padding_mask=torch.zeros(2, LONGEST))
     assert by_torch(normal(2, LONGEST + 1, 8))
     assert by_torch(normal(LONGEST, 8))
     assert by_torch(src_mask=torch.zeros(LONGEST, LONGEST))
+    assert by_torch(is_causal=True)
     with torch.autocast("cpu", torch.bfloat16):
         assert by_torch()
     with monkeypatch.context() as patch:
@@ -184,10 +186,15 @@ def test_choice(monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(backend, "_FORCED", "reference")
         assert by_torch()
-    with monkeypatch.context() as patch:
-        patch.setattr(layer.self_attn, "dropout", 1.0)
+    for dropout in (layer.self_attn, layer.dropout, layer.dropout1, layer.dropout2):
+        with monkeypatch.context() as patch:
+            patch.setattr(dropout, "dropout" if dropout is layer.self_attn else "p", 1.0)
+            assert by_torch()
+    layer.eval()
+    assert not by_torch()
+    with torch.no_grad():
         assert by_torch()
-    layer.double()
+    layer.train().double()
     assert by_torch(x.double())
 
 
@@ -195,7 +202,7 @@ def test_choice(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_differentiated_once(operator: str, arguments: tuple[Any, ...]) -> None:
     vectors = normal(2, 3, 12).requires_grad_()
     total = getattr(OPERATORS, operator)(vectors, *arguments).sum()
-    with pytest.raises(RuntimeError, match="transformer layers can be differentiated once on a CPU in float32"):
+    with pytest.raises(RuntimeError, match="the layers of unicode_fast can be differentiated once on a CPU in float32"):
         torch.autograd.grad(total, vectors, create_graph=True)
 
 

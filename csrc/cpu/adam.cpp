@@ -54,8 +54,8 @@ void check_lists(at::TensorList parameters, at::TensorList gradients, at::Tensor
     counts = counts && size >= 0 && size <= static_cast<int64_t>(parameters.size());
     grouped += counts ? size : 0;
   }
-  TORCH_CHECK_VALUE(counts && grouped == static_cast<int64_t>(parameters.size()), "sizes must add up to the ", parameters.size(),
-                    " parameters, got ", shape_name(sizes));
+  TORCH_CHECK_VALUE(counts && grouped == static_cast<int64_t>(parameters.size()), "sizes must add up to the ",
+                    parameters.size(), " parameters, got ", shape_name(sizes));
 }
 
 // Groups are consecutive parameters. The gradients of one whose norm is above `most_norm` are scaled to it; NaN in one

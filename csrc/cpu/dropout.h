@@ -7,7 +7,7 @@ namespace unicode_fast::cpu {
 
 // The error of a second derivative.
 constexpr char kOnce[] =
-    "transformer layers can be differentiated once on a CPU in float32; their gradient has no gradient "
+    "the layers of unicode_fast can be differentiated once on a CPU in float32; their gradient has no gradient "
     "(create_graph=True, gradient penalties and second-order methods need one). UNICODE_FAST_BACKEND=reference uses "
     "torch's layers instead.";
 

@@ -200,6 +200,22 @@ struct Attention {
   int64_t length, heads, width;
 };
 
+// Layer norm of a sum of two tensors, by row.
+struct AddNorm {
+  const float *weight, *bias;  // (width)
+  int64_t width;
+  float epsilon;
+};
+
+// Rows whose columns are normalised by their mean and variance over the valid rows.
+struct BatchNorm {
+  const float* values;   // (rows, width)
+  const uint8_t* valid;  // (rows), or null where every row is
+  int64_t rows, width;
+  int64_t count;  // of valid rows, at least 1
+  float epsilon;
+};
+
 // What Adam multiplies and adds: the factor of clipped gradients; the moments' decay and the new number's share of
 // them; the rate and the factor of the squares' root, both with their correction of early steps; epsilon.
 struct AdamFactors {
@@ -252,6 +268,20 @@ struct Kernels {
   // max(values, 0) * factors, also where a factor is not finite; the gradient in the values.
   void (*rectify)(const float* values, const float* factors, int64_t count, float* result);
   void (*rectify_backward)(const float* result, const float* gradient, float factor, int64_t count, float* in_values);
+  float (*squared_distance)(const float* first, const float* second, int64_t count);
+  void (*scaled_difference)(const float* first, const float* second, float factor, int64_t count, float* result);
+  // Of a row first + second * factors, or without factors if they are null: the row normalised, its scale, the result.
+  void (*add_norm)(const AddNorm& layer, const float* first, const float* second, const float* factors, float* normal,
+                   float* scale, float* result);
+  // Adds to the gradients in weight and bias; without factors that in `second` is that in `first`, and is not written.
+  void (*add_norm_backward)(const AddNorm& layer, const float* gradient, const float* normal, float scale,
+                            const float* factors, float* in_first, float* in_second, float* in_weight, float* in_bias);
+  // The columns [first, last). `sums` is scratch memory of as many numbers; in the gradient, whose `batch` has the
+  // normalised rows, of twice as many.
+  void (*batch_norm)(const BatchNorm& batch, int64_t first, int64_t last, float* mean, float* variance, float* result,
+                     double* sums);
+  void (*batch_norm_backward)(const BatchNorm& batch, int64_t first, int64_t last, const float* variance,
+                              const float* gradient, float* in_values, double* sums);
   double (*sum_of_squares)(const float* numbers, int64_t count);
   // A step of Adam for numbers of one parameter.
   void (*adam)(const AdamFactors& factors, const float* gradients, int64_t count, float* parameters, float* means,

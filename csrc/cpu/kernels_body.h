@@ -200,8 +200,9 @@ UNICODE_FAST_TARGET void add_double(const RowSums<double>& batch, int64_t first,
 
 #include "adam_body.h"
 #include "attention_body.h"
+#include "elementwise_body.h"
+#include "norm_body.h"
 #include "random_body.h"
-#include "rectify_body.h"
 
 constexpr Kernels table(const char* name) {
   return {name,
@@ -225,6 +226,12 @@ constexpr Kernels table(const char* name) {
           draw_factors,
           rectify,
           rectify_backward,
+          squared_distance,
+          scaled_difference,
+          add_norm,
+          add_norm_backward,
+          batch_norm,
+          batch_norm_backward,
           sum_of_squares,
           adam};
 }

@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from unicode_fast.modules import host
+
 # Share of a batch's moments in the running ones.
 MOMENTUM = 0.05
 _SMALLEST_VARIANCE = 1e-5
@@ -49,6 +51,9 @@ class FeatureNorm(nn.Module):
             z: (B, T, D).
             mask: (B, T) bool, or None where every position is valid.
         """
+        if host.has_operators(z):
+            normalised, mean, variance = torch.ops.unicode_fast_layers.feature_norm(z, mask, _SMALLEST_VARIANCE)
+            return normalised, Moments(mean, variance)
         weight = z.new_ones(*z.shape[:2], 1) if mask is None else mask.unsqueeze(-1).to(z.dtype)
         count = weight.sum((0, 1)).clamp(min=1)
         mean = (z * weight).sum((0, 1)) / count

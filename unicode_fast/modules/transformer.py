@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -13,11 +11,7 @@ from unicode_fast.modules.linear import linear
 
 # Positions of a clip up to which attention has an operator, which keeps a head in the processor's caches.
 LONGEST = 64
-
-
-def _dropped(values: Tensor, p: float) -> Tensor:
-    """Values after dropout, whose numbers are drawn in the order of the dimensions."""
-    return values * torch.ops.unicode_fast_layers.dropout_factors(values.detach(), p)
+_OPERATORS = torch.ops.unicode_fast_layers
 
 
 class Dropout(nn.Dropout):
@@ -25,17 +19,12 @@ class Dropout(nn.Dropout):
 
     def forward(self, values: Tensor) -> Tensor:
         """Values of any shape to the same shape."""
-        return _dropped(values, self.p) if self.draws_for(values) else super().forward(values)
-
-    def draws_for(self, values: Tensor) -> bool:
-        """Whether the package's operator draws the numbers."""
-        return self.training and 0 < self.p < 1 and values.is_contiguous() and host.has_operators(values)
+        drawn = self.training and 0 < self.p < 1 and values.is_contiguous() and host.has_operators(values)
+        return values * _OPERATORS.dropout_factors(values.detach(), self.p) if drawn else super().forward(values)
 
 
 class TransformerLayer(nn.TransformerEncoderLayer):
-    """`nn.TransformerEncoderLayer` with `linear` and `Dropout`, and with one operator for attention on a CPU.
-
-    Padding masks are bool.
+    """`nn.TransformerEncoderLayer`; training on a CPU takes `linear` and the package's operators.
 
     Args:
         width, heads, feedforward_width, dropout: as in torch.
@@ -50,26 +39,48 @@ class TransformerLayer(nn.TransformerEncoderLayer):
         # After the first layer, attention and the second layer.
         self.dropout, self.dropout1, self.dropout2 = Dropout(dropout), Dropout(dropout), Dropout(dropout)
 
-    def _sa_block(self, x: Tensor, attn_mask: Any, key_padding_mask: Tensor | None, is_causal: bool = False) -> Tensor:
+    def forward(
+        self,
+        src: Tensor,
+        src_mask: Tensor | None = None,
+        src_key_padding_mask: Tensor | None = None,
+        is_causal: bool = False,
+    ) -> Tensor:
+        """(B, T, width) to the same shape, as in torch."""
+        masked = src_mask is not None or is_causal
+        if masked or not self._has_operators(src, src_key_padding_mask):
+            return super().forward(src, src_mask, src_key_padding_mask, is_causal)
         layer = self.self_attn
-        short = x.dim() == 3 and x.shape[1] <= LONGEST
-        if attn_mask is not None or is_causal or layer.dropout == 1 or not (short and host.has_operators(x)):
-            return super()._sa_block(x, attn_mask, key_padding_mask, is_causal)
-        vectors = linear(x, layer.in_proj_weight, layer.in_proj_bias)
-        dropout = layer.dropout if layer.training else 0.0
-        # torch has turned the mask into 0 for valid keys and -infinity for the others.
-        valid = None if key_padding_mask is None else key_padding_mask == 0
-        mixed = torch.ops.unicode_fast_layers.attention(vectors, valid, layer.num_heads, dropout)
+        vectors = linear(src, layer.in_proj_weight, layer.in_proj_bias)
+        valid = None if src_key_padding_mask is None else ~src_key_padding_mask
+        mixed = _OPERATORS.attention(vectors, valid, layer.num_heads, layer.dropout if self.training else 0.0)
         attended = linear(mixed, layer.out_proj.weight, layer.out_proj.bias)
         # torch's attention returns a view of (T, B, D), in whose order its dropout draws.
-        if not self.dropout1.draws_for(attended):
-            return self.dropout1(attended)
-        return _dropped(attended.transpose(0, 1), self.dropout1.p).transpose(0, 1)
+        factors = self._factors(attended.transpose(0, 1), self.dropout1)
+        added = self._add_norm(src, attended, None if factors is None else factors.transpose(0, 1), self.norm1)
+        hidden = linear(added, self.linear1.weight, self.linear1.bias)
+        drawn = self.training and self.dropout.p > 0
+        hidden = _OPERATORS.relu_dropout(hidden, self.dropout.p) if drawn else F.relu(hidden)
+        output = linear(hidden, self.linear2.weight, self.linear2.bias)
+        return self._add_norm(added, output, self._factors(output, self.dropout2), self.norm2)
 
-    def _ff_block(self, x: Tensor) -> Tensor:
-        hidden = linear(x, self.linear1.weight, self.linear1.bias)
-        if self.dropout.draws_for(hidden):
-            hidden = torch.ops.unicode_fast_layers.relu_dropout(hidden, self.dropout.p)
-        else:
-            hidden = self.dropout(F.relu(hidden))
-        return self.dropout2(linear(hidden, self.linear2.weight, self.linear2.bias))
+    def _has_operators(self, src: Tensor, padding: Tensor | None) -> bool:
+        """Whether the package's operators compute the layer. Without a gradient torch has one operator for it."""
+        dropouts = (self.self_attn.dropout, self.dropout.p, self.dropout1.p, self.dropout2.p)
+        return (
+            (self.training or torch.is_grad_enabled())
+            and src.dim() == 3
+            and src.shape[1] <= LONGEST
+            and (padding is None or padding.dtype == torch.bool)
+            and max(dropouts) < 1
+            and host.has_operators(src)
+        )
+
+    def _factors(self, values: Tensor, dropout: Dropout) -> Tensor | None:
+        drawn = self.training and dropout.p > 0
+        return _OPERATORS.dropout_factors(values.detach(), dropout.p) if drawn else None
+
+    def _add_norm(self, first: Tensor, second: Tensor, factors: Tensor | None, norm: nn.LayerNorm) -> Tensor:
+        """The norm of first + second * factors."""
+        result: Tensor = _OPERATORS.add_norm(first, second, factors, norm.weight, norm.bias, norm.eps)
+        return result
