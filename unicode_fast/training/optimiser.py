@@ -44,7 +44,9 @@ class ClippedAdam(torch.optim.Adam):
             raise ValueError("closure must be None: a training step has gradients before it clips them")
         groups = [[parameter for parameter in group if parameter.grad is not None] for group in self.clipped]
         parameters = [parameter for group in groups for parameter in group]
-        if not all(host.has_operators(parameter) for parameter in parameters):
+        first = parameters[:1]
+        alike = all((one.device, one.dtype) == (first[0].device, first[0].dtype) for one in parameters)
+        if not (alike and all(map(host.has_operators, first))):
             for group in groups:
                 if self.most_norm < math.inf:
                     clip_grad_norm_(group, self.most_norm)
