@@ -123,6 +123,9 @@ def transformer_layer(truth: torch.Tensor) -> Tolerance:
 # terms, each rounded a few times, and a step is the ratio of two. 28 u were measured.
 ADAM = Tolerance(64 * UNIT_ROUNDOFF[torch.float32], 64 * UNIT_ROUNDOFF[torch.float32] * 1e-2)
 
+# Of CLUB's gradients, beside the reference's own error, which may happen to be smaller than a rounding.
+CLUB = Tolerance(8 * UNIT_ROUNDOFF[torch.float32], 8 * UNIT_ROUNDOFF[torch.float32])
+
 # torch.autograd.gradcheck in float64 with its default difference of 1e-6. Central differences of functions of order one
 # err by about 1e-12 from its square and by 2^-53 / 1e-6 = 1e-10 from rounding; with slack for curvature.
 GRADCHECK = Tolerance(1e-5, 1e-7)

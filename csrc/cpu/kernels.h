@@ -231,6 +231,35 @@ constexpr int64_t attention_scratch(const Attention& clip) {
   return clip.width * columns + clip.length * (padded(clip.width) + 2 * columns);
 }
 
+// A linear layer. Columns of its matrices are padded, and 0 there.
+struct Dense {
+  int64_t inputs, outputs;
+  const float* weight;      // (outputs, inputs)
+  const float* transposed;  // (inputs, outputs)
+  const float* bias;        // (outputs), not padded
+};
+
+// What becomes of a product: it is stored; its ReLU is; it is added; it is stored where the number there is positive,
+// and 0 elsewhere, which is the gradient of a ReLU's result.
+enum class Onto { kStore, kRectify, kAdd, kMask };
+
+// Some rows of a CLUB network's results, (rows, width) with padded columns. Kernels replace them by their gradients.
+struct ClubRows {
+  int64_t rows, width;
+  float *mean, *log_variance;  // a log variance is the hyperbolic tangent of the number here
+  const float* specific;       // (all rows, width)
+  const int64_t* places;       // (rows) in `specific`
+  float share;                 // of a row in the mean
+};
+
+// What the estimate of mutual information takes beside: moments of `specific` over clips, (width) with padded columns.
+// It adds sums over rows to the others unless `in_specific` is null.
+struct ClubMoments {
+  const float *centre, *spread;
+  float* in_specific;               // (all rows, width), without the gradient through the moments
+  float *precisions, *differences;  // (width): of 1 / variance, and of (mean - centre) / variance
+};
+
 struct Kernels {
   const char* name;
   int64_t panel;  // codewords in a panel
@@ -260,6 +289,16 @@ struct Kernels {
   // The gradient in the clip's vectors, from that in `mixed`.
   void (*attend_backward)(const Attention& clip, int64_t head, const float* probabilities, const float* gradient,
                           float* in_vectors, float* scratch);
+  // Rows through a linear layer, all with padded columns: results, gradients in parameters and in inputs. Gradients in
+  // parameters are added.
+  void (*dense)(const Dense& layer, const float* inputs, int64_t rows, Onto onto, float* results);
+  void (*dense_parameters)(const Dense& layer, const float* inputs, const float* gradient, int64_t rows,
+                           float* in_weight, float* in_bias);
+  void (*dense_inputs)(const Dense& layer, const float* gradient, int64_t rows, Onto onto, float* in_inputs);
+  // Gradients of the mean over rows of the negative log likelihood.
+  void (*club_likelihood)(const ClubRows& batch);
+  // Gradients of the CLUB estimate; returns its sum over rows.
+  double (*club_estimate)(const ClubRows& batch, const ClubMoments& moments);
   // The generator MT19937: the next state of 624 numbers, and the numbers it gives.
   void (*twist)(uint32_t* state);
   void (*temper)(const uint32_t* state, int64_t count, uint32_t* numbers);

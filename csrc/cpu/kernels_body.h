@@ -200,6 +200,7 @@ UNICODE_FAST_TARGET void add_double(const RowSums<double>& batch, int64_t first,
 
 #include "adam_body.h"
 #include "attention_body.h"
+#include "club_body.h"
 #include "elementwise_body.h"
 #include "norm_body.h"
 #include "random_body.h"
@@ -221,6 +222,11 @@ constexpr Kernels table(const char* name) {
           {softmax<double>, add_to_columns<double>, slopes<double>},
           attend,
           attend_backward,
+          dense,
+          dense_parameters,
+          dense_inputs,
+          club_likelihood,
+          club_estimate,
           twist,
           temper,
           draw_factors,

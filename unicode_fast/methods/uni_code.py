@@ -120,23 +120,28 @@ class UniCodeMethod(Method):
         method = self.config.method
         if method.club_estimator == "none" or not method.club_weight:
             return
-        predicted = club.predict(self.model.club, self._club_input(output))
+        given, masks = self._club_input(output), self._masks(output)
+        if method.club_estimator == "closed_form":
+            reduction = method.club_reduction
+            estimates = club.closed_form(self.model.club, given, output.club, masks, reduction=reduction)
+        else:
+            estimates = torch.stack(self._official_estimates(output, draws))
+        if method.club_floor:
+            estimates = estimates.clamp(min=0)
+        names = self.model.club
+        terms.update({f"club.{name}": e for name, e in zip(names, method.club_weight * estimates, strict=True)})
+
+    def _official_estimates(self, output: ModelOutput, draws: Draws) -> list[Tensor]:
+        predicted, estimates = club.predict(self.model.club, self._club_input(output)), []
         for number, (name, valid) in enumerate(self._masks(output).items()):
-            mean, log_variance = predicted[name]
             specific = output.club[name]
-            if method.club_estimator == "closed_form":
-                estimate = losses.club_closed_form(mean, log_variance, specific, valid, reduction=method.club_reduction)
+            if draws.club_permutation is None:
+                order = self._uniform(CLUB_STREAM + number, (len(specific),)).argsort()
             else:
-                if draws.club_permutation is None:
-                    order = self._uniform(CLUB_STREAM + number, (len(specific),)).argsort()
-                else:
-                    order = draws.club_permutation[name]
-                estimate = losses.club_official(mean, log_variance, specific, order, valid)
-                if method.club_reduction == "mean":
-                    estimate = estimate / specific.shape[-1]
-            if method.club_floor:
-                estimate = estimate.clamp(min=0)
-            terms[f"club.{name}"] = method.club_weight * estimate
+                order = draws.club_permutation[name]
+            estimate = losses.club_official(*predicted[name], specific, order, valid)
+            estimates.append(estimate / specific.shape[-1] if self.config.method.club_reduction == "mean" else estimate)
+        return estimates
 
     def _code_matching(self, output: ModelOutput, terms: dict[str, Tensor]) -> None:
         method = self.config.method

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from unicode_fast import losses
+from unicode_fast.modules import host
 from unicode_fast.modules.linear import Linear
 
 
@@ -94,6 +96,31 @@ def _groups(networks: nn.ModuleDict, semantic: Mapping[str, Tensor]) -> Iterator
         yield names, Perceptrons([cast(ClubNetwork, networks[name]) for name in names])
 
 
+class _Inputs(NamedTuple):
+    """Networks and their rows, in the order of the operators in csrc/cpu/club.cpp."""
+
+    semantic: list[Tensor]
+    specific: list[Tensor]
+    valid: list[Tensor | None]
+    parameters: list[nn.Parameter]
+
+    @classmethod
+    def of(
+        cls,
+        networks: nn.ModuleDict,
+        semantic: Mapping[str, Tensor],
+        specific: Mapping[str, Tensor],
+        masks: Mapping[str, Tensor | None],
+    ) -> _Inputs | None:
+        """The operators' inputs; None where torch computes."""
+        parameters = [parameter for network in networks.values() for parameter in network.parameters()]
+        rows, targets = ([given[name] for name in networks] for given in (semantic, specific))
+        kinds = {(tensor.dtype, tensor.device) for tensor in (*rows, *targets, *parameters)}
+        if len(kinds) > 1 or not host.has_operators(rows[0]):
+            return None
+        return cls(rows, targets, [masks[name] for name in networks], parameters)
+
+
 def predict(networks: nn.ModuleDict, semantic: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
     """Mean and log variance of each network by name, from (B, T, D) by name; as from the networks themselves."""
     found = {}
@@ -105,6 +132,37 @@ def predict(networks: nn.ModuleDict, semantic: Mapping[str, Tensor]) -> dict[str
     return found
 
 
+def closed_form(
+    networks: nn.ModuleDict,
+    semantic: Mapping[str, Tensor],
+    specific: Mapping[str, Tensor],
+    masks: Mapping[str, Tensor | None],
+    *,
+    reduction: str,
+) -> Tensor:
+    """`losses.club_closed_form` of each network, (networks,), with gradients in features and parameters.
+
+    In float32 on a CPU one operator takes the rows through all layers and back. Its gradients have no gradient.
+
+    Args:
+        networks: `ClubNetwork` by name.
+        semantic: (B, T, D) by name.
+        specific: y, (B, T, C) by name.
+        masks: (B, T) bool by name, or None where every position is valid.
+        reduction: channels are added ("sum") or averaged ("mean").
+    """
+    given = _Inputs.of(networks, semantic, specific, masks)
+    if given is not None:
+        return torch.ops.unicode_fast_layers.club_estimate(*given, reduction == "mean")
+    predicted = predict(networks, semantic)
+    return torch.stack(
+        [
+            losses.club_closed_form(*predicted[name], specific[name], masks[name], reduction=reduction)
+            for name in networks
+        ]
+    )
+
+
 @torch.no_grad()
 def set_likelihood_gradients(
     networks: nn.ModuleDict,
@@ -114,7 +172,8 @@ def set_likelihood_gradients(
 ) -> None:
     """Sets the gradients of all parameters to those of the sum over networks of `losses.club_likelihood`.
 
-    The derivatives are written out, which takes fewer operators and less memory than autograd.
+    The derivatives are written out, which takes fewer operators and less memory than autograd. In float32 on a CPU one
+    operator takes the rows through all layers and back.
 
     Args:
         networks: `ClubNetwork` by name.
@@ -122,6 +181,12 @@ def set_likelihood_gradients(
         specific: y, (B, T, C) by name.
         masks: (B, T) bool by name, or None where every position is valid.
     """
+    given = _Inputs.of(networks, semantic, specific, masks)
+    if given is not None:
+        gradients = torch.ops.unicode_fast_layers.club_likelihood_gradients(*given)
+        for parameter, gradient in zip(given.parameters, gradients, strict=True):
+            parameter.grad = gradient
+        return
     for names, perceptrons in _groups(networks, semantic):
         mean, log_variance, inputs = perceptrons.forward([semantic[name] for name in names])
         error = mean - torch.stack([specific[name] for name in names]).flatten(1, 2)
