@@ -26,7 +26,7 @@ using Masks = std::vector<std::optional<at::Tensor>>;
 using Places = std::vector<int64_t>;
 
 // Rows that pass through the layers together, and rows whose gradients in parameters are added in one place.
-constexpr int64_t kTile = 48, kChunk = 256;
+constexpr int64_t kTile = 48, kChunk = 512;
 // Most places for gradients in the parameters of a network.
 constexpr int64_t kMostChunks = 16;
 
