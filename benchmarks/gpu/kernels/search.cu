@@ -24,8 +24,8 @@ void set_splits(SearchPlan& plan, const Search& given, int columns) {
   const auto tiles = static_cast<int>((given.codebook.rows + columns - 1) / columns);
   const int per_split = (tiles + given.splits - 1) / given.splits;
   plan.splits = {(tiles + per_split - 1) / per_split, per_split};
-  plan.records = 0;
-  plan.bounds = round_to(given.features.rows * plan.splits.count * static_cast<int64_t>(sizeof(Record)), 256);
+  const int64_t record_bytes = given.features.rows * plan.splits.count * static_cast<int64_t>(sizeof(Record));
+  plan.bounds = round_to(static_cast<int64_t>(plan.records) + record_bytes, 256);
   plan.open_rows = round_to(plan.bounds + given.features.rows * static_cast<int64_t>(sizeof(float)), 256);
   plan.open_count = plan.open_rows + given.features.rows * sizeof(int64_t);
   plan.bytes = plan.open_count + sizeof(int);
@@ -162,6 +162,7 @@ void add_tiled(std::vector<Case>& cases, const Geometry& shape) {
   add(cases, shape, "a collapsed codebook in float64", with_codebook(collapsed_search(shape, 40), kDouble));
   add(cases, shape, "clusters", clustered_search(shape, 150, 64));
   add(cases, shape, "clusters, float16", with_layouts(clustered_search(shape, 70, 131, kHalf), {1, 1, 1}, {1, 1, 1}));
+  add(cases, shape, "clusters of large numbers", large_search(shape));
   Search wide = with_codebook(clustered_search(shape, 30, 40), kDouble);
   wide.random = false;
   add(cases, shape, "clusters, float64 codebook", wide);

@@ -35,6 +35,8 @@ Search spoilt_search(Number number, int64_t rows, int64_t codewords, int64_t wid
 // Three clusters so tight that one codeword can stand for each. Rows far from all, between two, and equal to a
 // codeword.
 Search clustered_search(const Geometry& shape, int64_t rows, int64_t width, Number number = kSingle);
+// The same for numbers so large that float32 holds no squared distance.
+Search large_search(const Geometry& shape);
 // As collapsed_search, and half of the codewords are so near to the first of a cluster that this can stand for them.
 // Some rows are equal to these.
 Search nested_search(const Geometry& shape, int64_t width);

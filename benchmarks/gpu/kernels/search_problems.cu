@@ -149,6 +149,16 @@ Search clustered_search(const Geometry& shape, int64_t rows, int64_t width, Numb
   return given;
 }
 
+Search large_search(const Geometry& shape) {
+  Search given = clustered_search(shape, 60, 40);
+  for (Rows* rows : {&given.features, &given.codebook}) {
+    for (int64_t i = 0; i < rows->rows; ++i) {
+      for (int64_t d = 0; d < rows->columns; ++d) rows->set(i, d, 0x1p64 * rows->at(i, d));
+    }
+  }
+  return given;
+}
+
 Search nested_search(const Geometry& shape, int64_t width) {
   Search given = collapsed_search(shape, width);
   const Rows apart = random_rows(kSingle, given.codebook.rows, width, 5);

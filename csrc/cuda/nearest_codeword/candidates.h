@@ -215,17 +215,29 @@ UNICODE_FAST_BOTH float direct_limit(float lowest, int64_t width) {
   return round_up(static_cast<double>(lowest) * (1 + 2.5 * growth) + static_cast<double>(width) * 0x1p-120);
 }
 
-// At least the error of |d|^2 - 2 y.d, with y = x - r and d = c - r for a row x, a codeword c of its cluster and the
-// representative r. Both squares are sums in float32; the product is that of tensor cores, which read 11 bits of y and
-// d at least. Infinite where it could overflow.
+// The power of two that scales differences of members from their representative so that none exceeds 2^15 in norm.
+// `radius` is in units of the codebook's scale, whose exponent is given.
+UNICODE_FAST_BOTH int member_scale(float radius, int codebook_exponent) {
+  return codebook_exponent + scale_exponent(radius) + 14 - kOperandExponent;
+}
+
+// At least the error of |d|^2 - 2 u y.d, with y = x - r and d = c - r for a row x, a codeword c of its cluster and the
+// representative r, each scaled and then rounded to half precision in the product; u = 2^shift is their scales' ratio.
+// The squares of y and d are sums in float32 of numbers that are not rounded to half. Infinite where it could overflow.
 //
-//   (2^-8 (1 + 2^-7) + 2 g) |y| |d| + g |d|^2 + D 2^-120 (1 + |y| + |d|),  g = (D + 16) 2^-22
-UNICODE_FAST_BOTH float member_error(float row_square, float member_square, int64_t width) {
+//   2 u (p |d| + q |y| + p q + g (|y| + p) (|d| + q)) + g |d|^2 + (D + 16) 2^-52 (u^2 |y|^2 + |d|^2)
+//
+// p = (2^-11 + 2^-19) |y| + 2^-24 sqrt(D) holds the rounding of y, q that of d alike; g = (D + 16) 2^-22, as in
+// twice_bound. The last term is the error of the distances in float64.
+UNICODE_FAST_BOTH float member_error(float row_square, float member_square, int shift, int width) {
+  constexpr float kRounded = 0x1.01p-11f;
   const float columns = static_cast<float>(width), growth = (columns + 16) * 0x1p-22f, larger = 1 + growth;
-  const float vanished = columns * 0x1p-149f, tiny = columns * 0x1p-120f;
+  const float vanished = columns * 0x1p-149f, tiny = sqrtf(columns) * 0x1p-24f, unit = ldexpf(1, shift);
   const float y = sqrtf(row_square + vanished) * larger, d = sqrtf(member_square + vanished) * larger;
-  const float error = (0x1.02p-8f + 2 * growth) * y * d + growth * d * d + tiny * (1 + y + d);
-  return y * d <= 0x1p100f && d <= 0x1p50f ? error : INFINITY;
+  const float p = kRounded * y + tiny, q = kRounded * d + tiny, far = unit * y;
+  const float error = 2 * unit * (p * d + q * y + p * q + growth * (y + p) * (d + q)) + growth * d * d +
+                      (columns + 16) * 0x1p-52f * (far * far + d * d);
+  return shift <= 100 && far * d <= 0x1p100f ? error : INFINITY;
 }
 
 }  // namespace unicode_fast

@@ -13,8 +13,8 @@ constexpr double kCellEdge = 32, kNear = 0x1p-15;
 // Of a codeword, without its entries.
 constexpr int64_t kClusterBytes = 20;
 
-// The members of a representative in the list of members, itself included; size 0 for a codeword in no cluster, -1 for
-// a member that represents none.
+// The members of a representative in the list of members, itself included; size 0 for a codeword in no cluster. A
+// member that represents none has size -1, and its representative in place of the start.
 struct Cluster {
   int start, size;
 };
@@ -29,8 +29,13 @@ struct ClusterLists {
     const Cluster found = clusters[codeword];
     return found.start >= 0 && found.size <= codewords - found.start ? found : Cluster{0, 0};
   }
-  __device__ __forceinline__ int member(const Cluster& cluster, int i) const {
-    const int codeword = members[cluster.start + i];
+  __device__ __forceinline__ int at(int64_t place) const { return inside(members[place]); }
+  __device__ __forceinline__ int member(const Cluster& cluster, int i) const { return at(cluster.start + i); }
+  __device__ __forceinline__ int representative_of(int member) const {
+    const Cluster found = of(member);
+    return found.size < 0 ? inside(found.start) : member;
+  }
+  __device__ __forceinline__ int inside(int codeword) const {
     return codeword >= 0 && codeword < codewords ? codeword : 0;
   }
 };
@@ -107,10 +112,12 @@ __device__ __forceinline__ void join_clusters(const Clusters& clusters, int64_t 
     if (own.size > 0) own.start = atomicAdd(&shared[1], ++own.size) + own.size;
   }
   __syncthreads();
+  if (threadIdx.x == 0) facts->members = shared[1];
   for (int j = threadIdx.x; j < codewords; j += blockDim.x) {
     if (clusters.of[j].size == 0) continue;
     const int representative = clusters.of[j].size > 0 ? j : representative_of(j, apart);
     clusters.members[atomicAdd(&clusters.of[representative].start, -1) - 1] = j;
+    if (representative != j) clusters.of[j].start = representative;
   }
 }
 

@@ -10,6 +10,7 @@ struct CodebookFacts {
   unsigned squared, rounded, residual, radius;  // CodebookNorms
   int exponent;                                 // of the scale
   int linked, arrived;                          // links of clusters, and blocks that have written theirs
+  int members;                                  // of all clusters
 };
 
 __device__ __forceinline__ CodebookNorms norms_of(const CodebookFacts& facts) {

@@ -138,6 +138,11 @@ struct Squares {
   float exact = 0, rounded = 0, residual = 0;
 };
 
+// 2^exponent, from 2^-126 to 2^127.
+__device__ __forceinline__ float power_of_two(int exponent) {
+  return __uint_as_float(static_cast<unsigned>(exponent + 127) << 23);
+}
+
 // Scales eight numbers by two powers of two and rounds them into 16 bytes.
 __device__ __forceinline__ void store_rounded(const float (&values)[8], float first_scale, float second_scale,
                                               unsigned char* to, Squares& squares) {
@@ -254,8 +259,8 @@ __device__ __forceinline__ void load_rows_once(const SearchArguments& a, int64_t
       largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, distance));
     // float32 holds both factors of the scale.
     const int exponent = row_scale(largest, a.facts->exponent), part = exponent / 2;
-    const float first_scale = __uint_as_float(static_cast<unsigned>(part + 127) << 23);
-    const float second_scale = __uint_as_float(static_cast<unsigned>(exponent - part + 127) << 23);
+    const float first_scale = power_of_two(part);
+    const float second_scale = power_of_two(exponent - part);
     Squares squares;
 #pragma unroll
     for (int i = 0; i < kKeptPieces; ++i) {

@@ -127,8 +127,8 @@ __device__ __forceinline__ void prepare_rows(const SearchArguments& a, unsigned 
       largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, distance));
     // float32 holds both factors of the scale.
     const int exponent = row_scale(largest, codebook_exponent), part = exponent / 2;
-    const float first_scale = __uint_as_float(static_cast<unsigned>(part + 127) << 23);
-    const float second_scale = __uint_as_float(static_cast<unsigned>(exponent - part + 127) << 23);
+    const float first_scale = power_of_two(part);
+    const float second_scale = power_of_two(exponent - part);
     Squares squares;
     unsigned char* const to = tile + block_offset(r, lane, kGroupRows);
 #pragma unroll

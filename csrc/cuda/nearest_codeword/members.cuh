@@ -1,4 +1,4 @@
-// The second search in clusters: each row whose only candidate is a representative is scored against all members, by
+// The second search in clusters: each row that is near to one cluster alone is scored against all of its members, by
 // their differences from the representative. Their scores are of the size of these differences, and so is the bound.
 #pragma once
 
@@ -14,18 +14,6 @@ namespace unicode_fast::cuda {
 constexpr int kSortedRows = 2048, kWarpRows = 16, kWarpMembers = 32;
 // A key holds a representative, below 2^30, and in its lower bits a row.
 constexpr int kRowBits = 34;
-
-struct MembersArguments {
-  Matrix features, codebook;
-  const CodebookFacts* facts;
-  ClusterLists clusters;
-  const Record* records;  // (N, splits)
-  int splits;
-  Found found;
-};
-
-// The count of a row's first record if the row is to be compared with the members of a representative.
-__device__ __forceinline__ int mark_of(int64_t representative) { return -1 - static_cast<int>(representative); }
 
 // As load_piece, in fewer registers, which this kernel needs.
 template <class T>
@@ -43,116 +31,222 @@ __device__ __forceinline__ void load_eight(const Matrix& matrix, int64_t row, in
   }
 }
 
-// Of any type but float64.
-__device__ __forceinline__ void load_eight(const Matrix& matrix, int64_t row, int first, bool aligned,
-                                           float (&values)[8]) {
-  if (matrix.number == Number::kFloat32) {
-    load_eight<float>(matrix, row, first, aligned, values);
-  } else if (matrix.number == Number::kFloat16) {
-    load_eight<__half>(matrix, row, first, aligned, values);
-  } else {
-    load_eight<__nv_bfloat16>(matrix, row, first, aligned, values);
+// Differences of members from their representatives, by place in the list of members, and scaled by
+// 2^member_scale(radius): rounded, (places, width), and their squared norms.
+struct Differences {
+  __half* rounded;
+  float* squares;
+};
+
+struct MembersArguments {
+  Matrix features, codebook;
+  const CodebookFacts* facts;
+  ClusterLists clusters;
+  Differences differences;
+  const Record* records;  // (N, splits)
+  int splits, width;
+  Found found;
+};
+
+// The count of a row's first record if the row is to be compared with the members of a representative.
+__device__ __forceinline__ int mark_of(int64_t representative) { return -1 - static_cast<int>(representative); }
+
+// Writes the differences of a member. A warp must call it.
+template <class C>
+__device__ __forceinline__ void write_differences(const Matrix& codebook, const ClusterLists& clusters, int64_t place,
+                                                  int exponent, int width, const Differences& differences) {
+  const int lane = threadIdx.x % 32, member = clusters.at(place), representative = clusters.representative_of(member);
+  const C* const data = static_cast<const C*>(codebook.data);
+  const C *c = data + member * codebook.row_stride, *r = data + representative * codebook.row_stride;
+  const int part = exponent / 2;
+  float square = 0;
+  for (int d = lane; d < width; d += 32) {
+    float difference = 0;
+    if (d < codebook.columns)
+      difference = to_float(c[d * codebook.column_stride]) - to_float(r[d * codebook.column_stride]);
+    difference = difference * power_of_two(part) * power_of_two(exponent - part);
+    differences.rounded[place * width + d] = __float2half_rn(difference);
+    square = fmaf(difference, difference, square);
+  }
+  for (int distance = 16; distance > 0; distance /= 2) square += __shfl_xor_sync(~0u, square, distance);
+  if (lane == 0) differences.squares[place] = square;
+}
+
+// The differences of a warp's rows from their representative: scaled row by row, and rounded into `to`, in the order of
+// the thread's first operands. Of two rows of the thread the squared norms and the exponents of the scales.
+template <class X, class C>
+__device__ __forceinline__ void prepare_differences(const MembersArguments& a, int64_t representative, int exponent,
+                                                    const int64_t (&rows)[2], unsigned char* to, float (&squares)[2],
+                                                    int (&exponents)[2]) {
+  const int quad_lane = threadIdx.x % 4;
+  const bool rows_aligned = rows_are_aligned(a.features, sizeof(X)),
+             codes_aligned = rows_are_aligned(a.codebook, sizeof(C));
+  const auto load_step = [&](int step, float (&y)[2][8]) {
+    const int column = step + quad_lane * 8;
+    float origin[8];
+    load_eight<C>(a.codebook, representative, column, codes_aligned, origin);
+#pragma unroll
+    for (int side = 0; side < 2; ++side) {
+      load_eight<X>(a.features, rows[side], column, rows_aligned, y[side]);
+#pragma unroll
+      for (int e = 0; e < 8; ++e) y[side][e] -= origin[e];
+    }
+  };
+  float largest[2] = {};
+#pragma unroll 1
+  for (int step = 0; step < a.features.columns; step += 32) {
+    float y[2][8];
+    load_step(step, y);
+#pragma unroll
+    for (int side = 0; side < 2; ++side) {
+#pragma unroll
+      for (int e = 0; e < 8; ++e) largest[side] = fmaxf(largest[side], fabsf(y[side][e]));
+    }
+  }
+  float first_scale[2], second_scale[2];
+#pragma unroll
+  for (int side = 0; side < 2; ++side) {
+    largest[side] = fmaxf(largest[side], __shfl_xor_sync(~0u, largest[side], 1));
+    largest[side] = fmaxf(largest[side], __shfl_xor_sync(~0u, largest[side], 2));
+    exponents[side] = row_scale(largest[side], exponent);
+    first_scale[side] = power_of_two(exponents[side] / 2);
+    second_scale[side] = power_of_two(exponents[side] - exponents[side] / 2);
+  }
+  Squares sums[2];
+#pragma unroll 1
+  for (int step = 0; step < a.width; step += 32) {
+    float y[2][8];
+    load_step(step, y);
+#pragma unroll
+    for (int side = 0; side < 2; ++side)
+      store_rounded(y[side], first_scale[side], second_scale[side], to + (step / 16 + side) * 512, sums[side]);
+  }
+#pragma unroll
+  for (int side = 0; side < 2; ++side) {
+    squares[side] = sums[side].exact + __shfl_xor_sync(~0u, sums[side].exact, 1);
+    squares[side] += __shfl_xor_sync(~0u, squares[side], 2);
   }
 }
 
-__device__ __forceinline__ bool is_aligned(const Matrix& matrix) {
-  return rows_are_aligned(matrix, matrix.number == Number::kFloat32 ? 4 : 2);
-}
-
-// A warp finds the nearest member of one cluster for the rows of `count` keys.
+// A warp finds the nearest member of one cluster for the rows of `count` keys. `rows_in_half` is memory of the warp for
+// their differences.
 __device__ __forceinline__ void compare_members(const MembersArguments& a, const Cluster cluster, int representative,
-                                                const uint64_t* keys, int count) {
+                                                const uint64_t* keys, int count, unsigned char* rows_in_half) {
   const int lane = threadIdx.x % 32, group = lane / 4, quad_lane = lane % 4;
-  const bool rows_aligned = is_aligned(a.features), codes_aligned = is_aligned(a.codebook);
   const auto row_of = [&](int i) {
     return static_cast<int64_t>(keys[min(i, count - 1)] & ((uint64_t{1} << kRowBits) - 1));
   };
-  const auto member_at = [&](int i) { return a.clusters.member(cluster, min(i, cluster.size - 1)); };
   const int64_t rows[2] = {row_of(group), row_of(group + 8)};
-  float upper[2] = {INFINITY, INFINITY};  // no nearest member's score lies above
+  const int exponent = member_scale(__uint_as_float(a.facts->radius), a.facts->exponent);
+  // Written and read by one thread.
+  unsigned char* const own = rows_in_half + lane * 16;
+  float row_square[2];
+  int exponents[2];
+  const auto prepare = [&]<class X, class C>(X, C) {
+    prepare_differences<X, C>(a, representative, exponent, rows, own, row_square, exponents);
+  };
+  const bool of_float = a.codebook.number == Number::kFloat32;
+  if (a.features.number == Number::kFloat32) {
+    prepare(float{}, float{});
+  } else if (a.features.number == Number::kFloat16) {
+    of_float ? prepare(__half{}, float{}) : prepare(__half{}, __half{});
+  } else {
+    of_float ? prepare(__nv_bfloat16{}, float{}) : prepare(__nv_bfloat16{}, __nv_bfloat16{});
+  }
+  float largest = 0;
+  for (int i = lane; i < cluster.size; i += 32) largest = fmaxf(largest, a.differences.squares[cluster.start + i]);
+  for (int distance = 16; distance > 0; distance /= 2)
+    largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, distance));
+  float factor[2], error[2];
+#pragma unroll
+  for (int side = 0; side < 2; ++side) {
+    const int shift = exponent - exponents[side];
+    factor[side] = static_cast<float>(ldexp(-2.0, shift));
+    error[side] = member_error(row_square[side], largest, shift, a.width);
+  }
+
+  // scores[n][e] is of member n * 8 + quad_lane * 2 + e % 2 from `start` on; those beyond the last repeat it.
+  const auto score = [&](int start, float (&scores)[4][4]) {
+    const uint4* codes[4];
+    float square[4];
+#pragma unroll
+    for (int n = 0; n < 4; ++n) {
+      const int64_t place = cluster.start + min(start + n * 8 + group, cluster.size - 1);
+      square[n] = a.differences.squares[place];
+      codes[n] = reinterpret_cast<const uint4*>(a.differences.rounded + place * a.width) + quad_lane;
+#pragma unroll
+      for (int e = 0; e < 4; ++e) scores[n][e] = 0;
+    }
+#pragma unroll 1
+    for (int step = 0; step < a.width / 32; ++step) {
+      const uint4 low = *reinterpret_cast<const uint4*>(own + step * 1024);
+      const uint4 high = *reinterpret_cast<const uint4*>(own + step * 1024 + 512);
+#pragma unroll
+      for (int n = 0; n < 4; ++n) {
+        // Any order of the columns will do, the same for both.
+        const uint4 code = __ldg(codes[n] + step * 4);
+        multiply(scores[n], {low.x, high.x, low.y, high.y}, code.x, code.y);
+        multiply(scores[n], {low.z, high.z, low.w, high.w}, code.z, code.w);
+      }
+    }
+#pragma unroll
+    for (int n = 0; n < 4; ++n) {
+      const float left = __shfl_sync(~0u, square[n], quad_lane * 8),
+                  right = __shfl_sync(~0u, square[n], quad_lane * 8 + 4);
+#pragma unroll
+      for (int e = 0; e < 4; ++e) scores[n][e] = fmaf(factor[e / 2], scores[n][e], e % 2 == 0 ? left : right);
+    }
+  };
+
+  // The first scores find the limit of those that may belong to the nearest member, the second the members below it.
+  // The representative's is zero.
+  float scores[4][4], limit[2] = {};
+  for (int start = 0; start < cluster.size; start += kWarpMembers) {
+    score(start, scores);
+#pragma unroll
+    for (int n = 0; n < 4; ++n) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) limit[e / 2] = fminf(limit[e / 2], scores[n][e]);
+    }
+  }
+#pragma unroll
+  for (int side = 0; side < 2; ++side) {
+    limit[side] = fminf(limit[side], __shfl_xor_sync(~0u, limit[side], 1));
+    limit[side] = fminf(limit[side], __shfl_xor_sync(~0u, limit[side], 2));
+    limit[side] = add_up(add_up(limit[side], error[side]), error[side]);
+  }
   // Of row `lane`.
   double best_distance = not_a_number();
   int best = INT_MAX;
+  const bool one_tile = cluster.size <= kWarpMembers;
   for (int start = 0; start < cluster.size; start += kWarpMembers) {
-    int codes[4];
-#pragma unroll
-    for (int n = 0; n < 4; ++n) codes[n] = member_at(start + n * 8 + group);
-    float sums[4][4] = {}, row_square[2] = {}, square[4] = {};
-#pragma unroll 1
-    for (int step = 0; step < a.features.columns; step += 32) {
-      const int column = step + quad_lane * 8;
-      float origin[8], x[2][8];
-      load_eight(a.codebook, representative, column, codes_aligned, origin);
-#pragma unroll
-      for (int side = 0; side < 2; ++side) load_eight(a.features, rows[side], column, rows_aligned, x[side]);
-#pragma unroll
-      for (int e = 0; e < 8; ++e) {
-#pragma unroll
-        for (int side = 0; side < 2; ++side) {
-          x[side][e] -= origin[e];
-          row_square[side] = fmaf(x[side][e], x[side][e], row_square[side]);
-        }
-      }
-#pragma unroll
-      for (int n = 0; n < 4; ++n) {
-        float c[8];
-        load_eight(a.codebook, codes[n], column, codes_aligned, c);
-#pragma unroll
-        for (int e = 0; e < 8; ++e) {
-          c[e] -= origin[e];
-          square[n] = fmaf(c[e], c[e], square[n]);
-        }
-        // Any order of the columns will do, the same for both.
-#pragma unroll
-        for (int e = 0; e < 8; e += 2)
-          multiply_floats(sums[n], {x[0][e], x[1][e], x[0][e + 1], x[1][e + 1]}, c[e], c[e + 1]);
-      }
-    }
-    float largest = 0;
-#pragma unroll
-    for (int n = 0; n < 4; ++n) {
-      square[n] += __shfl_xor_sync(~0u, square[n], 1);
-      square[n] += __shfl_xor_sync(~0u, square[n], 2);
-      largest = fmaxf(largest, square[n]);
-    }
-    for (int distance = 4; distance < 32; distance *= 2)
-      largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, distance));
-    float low[2] = {INFINITY, INFINITY};
+    if (!one_tile) score(start, scores);
+    unsigned open[2] = {};
 #pragma unroll
     for (int n = 0; n < 4; ++n) {
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
-        // The threads of a quad hold the square of member `group`; scores are of members quad_lane * 2 + e % 2.
-        const float own = __shfl_sync(~0u, square[n], (quad_lane * 2 + e % 2) * 4);
-        sums[n][e] = fmaf(-2, sums[n][e], own);
-        low[e / 2] = fminf(low[e / 2], sums[n][e]);
+        const int at = n * 8 + quad_lane * 2 + e % 2;
+        // NaN is open too.
+        open[e / 2] |= !(scores[n][e] > limit[e / 2]) && start + at < cluster.size ? 1u << at : 0u;
       }
     }
-    unsigned open[2] = {};
+    if (!__any_sync(~0u, (open[0] | open[1]) != 0)) continue;
 #pragma unroll
     for (int side = 0; side < 2; ++side) {
-      row_square[side] += __shfl_xor_sync(~0u, row_square[side], 1);
-      row_square[side] += __shfl_xor_sync(~0u, row_square[side], 2);
-      low[side] = fminf(low[side], __shfl_xor_sync(~0u, low[side], 1));
-      low[side] = fminf(low[side], __shfl_xor_sync(~0u, low[side], 2));
-      const float error = member_error(row_square[side], largest, a.features.columns);
-      upper[side] = fminf(upper[side], add_up(low[side], error));
-      const float limit = add_up(upper[side], error);
-#pragma unroll
-      for (int column = 0; column < 8; ++column) {
-        const int at = column / 2 * 8 + quad_lane * 2 + column % 2;
-        // NaN is open too.
-        const bool is_open = start + at < cluster.size && !(sums[column / 2][side * 2 + column % 2] > limit);
-        open[side] |= is_open ? 1u << at : 0u;
-      }
       open[side] |= __shfl_xor_sync(~0u, open[side], 1);
       open[side] |= __shfl_xor_sync(~0u, open[side], 2);
     }
-    for (int i = 0; i < count; ++i) {
+    // Bit 4 i of the first and bit 4 i + 1 of the second stand for rows i and i + 8.
+    const unsigned first = __ballot_sync(~0u, open[0] != 0) & 0x11111111u;
+    const unsigned second = __ballot_sync(~0u, open[1] != 0) & 0x11111111u;
+    for (unsigned open_rows = first | second << 1; open_rows != 0; open_rows &= open_rows - 1) {
+      const int bit = __ffs(open_rows) - 1, i = bit / 4 + bit % 4 * 8;
+      if (i >= count) continue;
       const int64_t row = row_of(i);
-      unsigned left = __shfl_sync(~0u, i < 8 ? open[0] : open[1], i % 8 * 4);
+      unsigned left = __shfl_sync(~0u, bit % 4 == 0 ? open[0] : open[1], bit);
       for (; left != 0; left &= left - 1) {
-        const int codeword = member_at(start + __ffs(left) - 1);
+        const int codeword = a.clusters.member(cluster, start + __ffs(left) - 1);
         const double distance = exact_distance(a.features, a.codebook, row, codeword);
         if (lane == i && nearer(distance, codeword, best_distance, best)) {
           best_distance = distance;
@@ -160,6 +254,7 @@ __device__ __forceinline__ void compare_members(const MembersArguments& a, const
         }
       }
     }
+    if (one_tile) break;
   }
   if (lane < count) {
     const int64_t row = row_of(lane);
@@ -185,11 +280,17 @@ __device__ __forceinline__ void sort_keys(uint64_t* keys, int size) {
   }
 }
 
-// The marked rows among the block's share of all. `keys` is shared memory of kSortedRows numbers, which the block does
-// not use otherwise.
-__device__ __forceinline__ void compare_marked_rows(const MembersArguments& a, uint64_t* keys) {
+// The marked rows among the block's share of all. `shared` is memory of so many bytes, which the block does not use
+// otherwise: at least for kSortedRows keys and the rows of a warp.
+__device__ __forceinline__ void compare_marked_rows(const MembersArguments& a, unsigned char* shared,
+                                                    int64_t shared_bytes) {
   if (a.facts->radius == 0) return;
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  uint64_t* const keys = reinterpret_cast<uint64_t*>(shared);
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, row_bytes = kWarpRows * 2 * a.width;
+  unsigned char* const rows_in_half = shared + kSortedRows * sizeof(uint64_t) + warp * row_bytes;
+  // As many warps as have memory for their rows.
+  const int warps = static_cast<int>(
+      min((shared_bytes - kSortedRows * sizeof(uint64_t)) / row_bytes, static_cast<int64_t>(blockDim.x / 32)));
   const int64_t share = (a.features.rows + gridDim.x - 1) / gridDim.x, begin = blockIdx.x * share;
   const int64_t end = min(begin + share, a.features.rows);
   for (int64_t first = begin; first < end; first += kSortedRows) {
@@ -209,8 +310,9 @@ __device__ __forceinline__ void compare_marked_rows(const MembersArguments& a, u
       const bool same = lane < kWarpRows && place + lane < number &&
                         static_cast<int>(keys[place + lane] >> kRowBits) == representative;
       const int count = __popc(__ballot_sync(~0u, same));
-      if (next == warp) compare_members(a, a.clusters.of(representative), representative, keys + place, count);
-      next = (next + 1) % (blockDim.x / 32);
+      if (next == warp)
+        compare_members(a, a.clusters.of(representative), representative, keys + place, count, rows_in_half);
+      next = (next + 1) % warps;
       place += count;
     }
     __syncthreads();

@@ -1,6 +1,8 @@
 // The nearest codeword of every row: the half-precision search, its exact end, and direct differences for other rows.
 
+#include <algorithm>
 #include <cfloat>
+#include <climits>
 
 #include "half_search.cuh"
 #include "hopper_search.cuh"
@@ -25,6 +27,9 @@ struct FinishArguments {
   int* open_count;
   const CodebookFacts* facts;
   ClusterLists clusters;
+  Differences differences;
+  int width;
+  int64_t least_blocks;  // where there are so many codewords, a warp each
 };
 
 template <class X>
@@ -39,9 +44,9 @@ __device__ __forceinline__ bool holds_nan(const FinishArguments& a, int64_t row)
 }
 
 // One warp a row: compares the row's candidates by their squared distances in float64 and writes the nearest. A row
-// whose list overflowed joins the open rows, with the limit of its scores in place of its bound. A row whose only
-// candidate represents a cluster is marked for the comparison with its members. Any other row whose candidates are
-// unknown is compared with every codeword by the whole block.
+// whose list overflowed, or that lies between a cluster and another candidate, joins the open rows, with the limit of
+// its scores in place of its bound. A row near to one cluster alone is marked for the comparison with its members; the
+// differences of members are written too. Any other row is compared with every codeword by the whole block.
 template <class X, class C>
 __global__ void __launch_bounds__(32 * kFinishWarps) finish_kernel(const FinishArguments a) {
   UNICODE_FAST_SHARED(bool, unknown, [kFinishWarps]);
@@ -49,6 +54,15 @@ __global__ void __launch_bounds__(32 * kFinishWarps) finish_kernel(const FinishA
   UNICODE_FAST_SHARED(int64_t, indices, [kFinishWarps]);
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int64_t first_row = static_cast<int64_t>(blockIdx.x) * kFinishWarps, row = first_row + warp;
+  if constexpr (kFindClusters && !std::is_same_v<C, double>) {
+    if (a.facts->radius != 0) {
+      const int exponent = member_scale(__uint_as_float(a.facts->radius), a.facts->exponent);
+      const int64_t places = min(static_cast<int64_t>(a.facts->members), a.codebook.rows);
+      const int64_t stride = static_cast<int64_t>(gridDim.x) * kFinishWarps;
+      for (int64_t place = row; place < places; place += stride)
+        write_differences<C>(a.codebook, a.clusters, place, exponent, a.width, a.differences);
+    }
+  }
   bool compare_all = false;
   if (row < a.features.rows) {
     Record* records = a.records + row * a.splits;
@@ -63,45 +77,56 @@ __global__ void __launch_bounds__(32 * kFinishWarps) finish_kernel(const FinishA
     const bool known = served && !__any_sync(~0u, lowest <= limit && count > kCandidates);
     // The whole warp has read the bound.
     __syncwarp();
-    if (kSearchAgain && served && !known && lane == 0) {
-      a.bounds[row] = limit;
-      a.open_rows[atomicAdd(a.open_count, 1)] = row;
-    }
     compare_all = kSearchAgain ? !served : !known;
     unsigned taken = known ? __ballot_sync(~0u, lowest <= limit) : 0u;
     const bool in_one_split = (taken & (taken - 1)) == 0, clustered = kFindClusters && a.facts->radius != 0;
     double best_distance = not_a_number();
-    int64_t best = INT64_MAX, representative = -1;
-    int compared = 0;
+    float second = INFINITY;  // distance of the second candidate
+    int best = INT_MAX, compared = 0;
+    bool near_members = false, open = kSearchAgain && served && !known;
     while (taken != 0) {
       const int split = __ffs(taken) - 1;
       taken &= taken - 1;
       const int candidates = __shfl_sync(~0u, count, split);
       compared += candidates;
       for (int place = 0; place < candidates; ++place) {
-        const int64_t candidate = records[split].index[place];
+        const int candidate = records[split].index[place];
         if (candidate >= a.codebook.rows) continue;  // only where operands are not those of the codebook
-        const Cluster cluster = clustered ? a.clusters.of(candidate) : Cluster{0, 0};
-        if (cluster.size > 0 && in_one_split && candidates == 1) {
-          representative = candidate;
+        const bool represents = clustered && a.clusters.of(candidate).size > 0;
+        near_members |= represents;
+        if (represents && in_one_split && candidates == 1) {
+          best = candidate;
           continue;
         }
-        for (int i = 0; i < max(cluster.size, 1); ++i) {
-          const int64_t codeword = cluster.size > 0 ? a.clusters.member(cluster, i) : candidate;
-          const double distance = squared_distance<double, X, C>(a.features, a.codebook, row, codeword);
-          if (nearer(distance, codeword, best_distance, best)) {
-            best_distance = distance;
-            best = codeword;
-          }
+        const double distance = squared_distance<double, X, C>(a.features, a.codebook, row, candidate);
+        const bool is_nearer = nearer(distance, candidate, best_distance, best);
+        second = fminf(second, static_cast<float>(comparable(is_nearer ? best_distance : distance)));
+        if (is_nearer) {
+          best_distance = distance;
+          best = candidate;
         }
       }
     }
-    if (known && lane == 0) {
-      if (representative < 0) {
+    if (kFindClusters && near_members && best_distance == best_distance) {
+      // A member lies nearer than its representative by the radius at most. The factor makes up for the rounding of
+      // normal numbers.
+      const int exponent = -a.facts->exponent, part = exponent / 2;
+      const float radius = __uint_as_float(a.facts->radius) * power_of_two(part) * power_of_two(exponent - part);
+      const float nearest = sqrtf(round_up(best_distance));
+      const bool apart = sqrtf(second) > (nearest + radius) * (1 + 0x1p-20f);
+      open = !(apart && second >= FLT_MIN && second <= FLT_MAX);
+      near_members = a.clusters.of(best).size > 0;
+    }
+    if (open && lane == 0) {
+      a.bounds[row] = limit;
+      a.open_rows[atomicAdd(a.open_count, 1)] = row;
+    }
+    if (known && !open && lane == 0) {
+      if (near_members) {
+        records->count = mark_of(best);
+      } else {
         a.found.index[row] = best < a.codebook.rows ? best : 0;
         static_cast<float*>(a.found.distance)[row] = static_cast<float>(best_distance);
-      } else {
-        records->count = mark_of(representative);
       }
     }
     if (a.found.compared != nullptr && lane == 0) a.found.compared[row] = known ? compared : kComparedWithAll;
@@ -303,7 +328,9 @@ cudaError_t launch_search(void (*kernel)(SearchArguments), const SearchPlan& pla
 
 template <class X, class C>
 cudaError_t launch_finish_for(const FinishArguments& arguments, cudaStream_t stream) {
-  const int64_t blocks = (arguments.features.rows + kFinishWarps - 1) / kFinishWarps;
+  const auto blocks_for = [](int64_t warps) { return (warps + kFinishWarps - 1) / kFinishWarps; };
+  const int64_t least = std::min(arguments.least_blocks, blocks_for(arguments.codebook.rows));
+  const int64_t blocks = std::max(blocks_for(arguments.features.rows), least);
   UNICODE_FAST_LAUNCH(static_cast<unsigned>(blocks), 32 * kFinishWarps, 0, stream, finish_kernel<X, C>)(arguments);
   return cudaGetLastError();
 }
@@ -514,6 +541,9 @@ cudaError_t plan_nearest_codeword(const Matrix& features, const Matrix& codebook
   plan.open_in_narrow = MiddleShape::shared_bytes(plan.width) > most_shared_bytes;
   plan.open_blocks = MiddleShape::kBlocks * multiprocessors;
   static_assert(MiddleShape::kBlocks == NarrowShape::kBlocks);
+  const bool differs = kFindClusters && codebook.number != Number::kFloat64;
+  plan.differences = place(plan.bytes, differs ? codebook.rows * plan.width * sizeof(__half) : 0);
+  plan.squares = place(plan.bytes, differs ? codebook.rows * sizeof(float) : 0);
   plan.records = place(plan.bytes, rows * plan.splits.count * sizeof(Record));
   plan.bounds = place(plan.bytes, rows * sizeof(float));
   plan.open_rows = place(plan.bytes, rows * sizeof(int64_t));
@@ -578,8 +608,10 @@ cudaError_t launch_nearest_codeword(const SearchPlan& plan, const OperandsPlan& 
   // Only the launcher of the operands writes them.
   const Clusters clusters = clusters_in(const_cast<unsigned char*>(codes), made);
   const ClusterLists lists{clusters.of, clusters.members, codebook.rows};
-  const FinishArguments finish{features, codebook,  records,    bounds,       plan.splits.count,
-                               found,    open_rows, open_count, search.facts, lists};
+  const Differences differences{reinterpret_cast<__half*>(base + plan.differences),
+                                reinterpret_cast<float*>(base + plan.squares)};
+  const FinishArguments finish{features,  codebook,   records,      bounds, plan.splits.count, found,
+                               open_rows, open_count, search.facts, lists,  differences,       plan.width};
   if (features.number == Number::kFloat32) {
     error = launch_finish<float>(finish, stream);
   } else if (features.number == Number::kFloat16) {
@@ -588,7 +620,7 @@ cudaError_t launch_nearest_codeword(const SearchPlan& plan, const OperandsPlan& 
     error = launch_finish<__nv_bfloat16>(finish, stream);
   }
   if (error != cudaSuccess || !kSearchAgain) return error;
-  const AgainArguments again{search, codebook, found, plan.wgmma, lists};
+  const AgainArguments again{search, codebook, found, plan.wgmma, lists, differences};
   return plan.open_in_narrow ? launch_open_rows<NarrowShape>(plan, again, stream)
                              : launch_open_rows<MiddleShape>(plan, again, stream);
 }

@@ -43,9 +43,10 @@ struct SearchPlan {
   // Of the second search, of rows whose lists overflow: tiles of 16 rows, not 64; blocks.
   bool open_in_narrow = false;
   int64_t open_blocks = 0;
-  // Offsets of: the candidates of each row and split; twice each row's bound, float32; the rows for the second search,
+  // Offsets of: differences of members of clusters from their representatives, and the squares of these, float32; the
+  // candidates of each row and split; twice each row's bound, float32; the rows for the second search,
   // and their number; rows that a persistent grid prepares there.
-  size_t records = 0, bounds = 0, open_rows = 0, open_count = 0, staged = 0, bytes = 0;
+  size_t differences = 0, squares = 0, records = 0, bounds = 0, open_rows = 0, open_count = 0, staged = 0, bytes = 0;
 };
 
 // Reads the sizes of the current device. cudaErrorNotSupported if wgmma is requested, but the GPU or the code compiled

@@ -14,6 +14,7 @@ struct AgainArguments {
   Found found;
   bool operands_in_tiles;
   ClusterLists clusters;
+  Differences differences;
 };
 
 template <class S>
@@ -107,12 +108,12 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks) open_rows_kernel(cons
       static_cast<float*>(a.found.distance)[row] = static_cast<float>(open.distance[r]);
     }
   }
-  static_assert(kSortedRows * sizeof(uint64_t) <= S::kStages * S::kStageBytes);
+  static_assert(kSortedRows * sizeof(uint64_t) <= S::kStages * S::kStageBytes && kWarpRows <= S::kRows);
   if (kFindClusters) {
     const SearchArguments& search = a.search;
-    compare_marked_rows(
-        {search.features, a.codebook, search.facts, a.clusters, search.records, search.splits.count, a.found},
-        reinterpret_cast<uint64_t*>(shared));
+    compare_marked_rows({search.features, a.codebook, search.facts, a.clusters, a.differences, search.records,
+                         search.splits.count, search.width, a.found},
+                        shared, static_cast<int64_t>(S::kRows) * search.width * 2 + S::kStages * S::kStageBytes);
   }
 #endif
 }
