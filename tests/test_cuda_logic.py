@@ -89,8 +89,9 @@ void direct_limits(int64_t count, const float* lowest, int64_t width, float* lim
   for (int64_t i = 0; i < count; ++i) limits[i] = direct_limit(lowest[i], width);
 }
 
-void member_errors(int64_t count, const float* rows, const float* members, int64_t width, float* errors) {
-  for (int64_t i = 0; i < count; ++i) errors[i] = member_error(rows[i], members[i], width);
+void member_errors(int64_t count, const float* rows, const float* members, const int* shifts, int width,
+                   float* errors) {
+  for (int64_t i = 0; i < count; ++i) errors[i] = member_error(rows[i], members[i], shifts[i], width);
 }
 
 void sums_up(int64_t count, const float* a, const float* b, float* sums) {
@@ -594,20 +595,41 @@ def test_the_plain_search_compares_the_nearest_again(library: ctypes.CDLL, rows:
     assert (rough[np.arange(rows), exact.argmin(1)] <= limits).all()
 
 
-@pytest.mark.parametrize("width", [1, 70, 1024])
-@pytest.mark.parametrize("scale", [1e-30, 1e-6, 1e12])
+def truncated(values: np.ndarray) -> np.ndarray:
+    """The next float32 numbers towards zero, in float64."""
+    near = values.astype(np.float32)
+    return np.where(np.abs(near) > np.abs(values), np.nextafter(near, np.float32(0)), near).astype(np.float64)
+
+
+@pytest.mark.parametrize("width", [1, 70, 65536])
+@pytest.mark.parametrize("scale", [1e-30, 2.0**-48, 2.0**-20, 1.0, 1e12])
 def test_scores_of_members_are_within_their_bound(library: ctypes.CDLL, width: int, scale: float) -> None:
-    """Operands that lose their lower 13 bits move the score of a member by at most the bound."""
-    count = 2000
+    """Half precision of the operands, and float64 of distances, move the score of a member by at most the bound."""
+    count = 200 if width <= 70 else 20
     row, member = normal(count, width).numpy(), (scale * normal(count, width, seed=1)).numpy()
-    # All elements of the first rows have one sign and lower bits that are all set: their errors add up.
-    row[:500], member[:500] = 1 + 8191 * 2.0**-23, np.float32(scale) * np.abs(member[:500] / np.float32(scale))
-    kept = [(values.view(np.uint32) & 0xFFFFE000).view(np.float32).astype(np.float64) for values in (row, member)]
-    squares = [(values * values).sum(1, dtype=np.float32) for values in (row, member)]
-    score = squares[1] - 2 * (kept[0] * kept[1]).sum(1)
-    exact = (member.astype(np.float64) ** 2).sum(1) - 2 * (row.astype(np.float64) * member).sum(1)
+    # Half precision loses as much as it can of all elements of the first rows, in one direction.
+    first, lost = count // 4, np.random.default_rng(0).integers(4, size=width) * 2.0**-9 + 2.0**-11
+    row[:first], member[:first] = 1 + lost, np.float32(scale) * (1 + lost[::-1])
+    # Some members are so small that half precision has few bits for them.
+    member[-first:] *= np.float32(2.0**-28)
+    sizes = np.abs(row).max(1), np.sqrt((member.astype(np.float64) ** 2).sum(1)).max(keepdims=True)
+    row_scale, member_scale = (top - np.frexp(size)[1] for top, size in zip((8, 15), sizes, strict=True))
+    scaled = np.ldexp(row, row_scale[:, None]), np.ldexp(member, member_scale[:, None])
+    squares = [(values * values).sum(1, dtype=np.float32) for values in scaled]
+    kept = [values.astype(np.float16).astype(np.float64) for values in scaled]
+    shifts = (member_scale - row_scale).astype(np.int32)
+    product = np.zeros(count)
+    for start in range(0, width, 16):  # float32 sums that truncate
+        product = truncated(product + (kept[0][:, start : start + 16] * kept[1][:, start : start + 16]).sum(1))
+    score = squares[1] - np.ldexp(2 * product, shifts)
+    apart = row.astype(np.float64) - member
+    exact = (apart * apart).sum(1).astype(np.longdouble) - (row.astype(np.longdouble) ** 2).sum(1)
+    moved = np.abs(score - np.ldexp(exact, 2 * member_scale))
     errors = np.empty(count, np.float32)
-    library.member_errors(ctypes.c_int64(count), *map(pointer, squares), ctypes.c_int64(width), pointer(errors))
-    assert (np.abs(score - exact) <= errors).all()
-    if scale == 1e-6:
-        assert (np.abs(score - exact) > errors / 8).any()
+    library.member_errors(
+        ctypes.c_int64(count), *map(pointer, squares), pointer(shifts), ctypes.c_int(width), pointer(errors)
+    )
+    assert (moved <= errors).all()
+    if width <= 70 and 1e-20 < scale <= 1:
+        # At the first scale by the rounding of float64, at the others by that of half precision.
+        assert (moved > errors / (1000 if scale == 2.0**-48 else 3)).any()

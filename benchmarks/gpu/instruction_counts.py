@@ -166,7 +166,8 @@ class Code(NamedTuple):
 def source(file: str, line: int) -> str:
     """A line of a source of the search; empty for other files."""
     path = SEARCH.parent / file
-    return path.read_text().splitlines()[line - 1] if path.exists() else ""
+    # nvcc names lines beyond a file's last.
+    return (path.read_text().splitlines()[line - 1 :] or [""])[0] if path.exists() else ""
 
 
 def find_nvdisasm() -> str:
@@ -293,17 +294,40 @@ def passes() -> dict[str, float]:
     four = min((finish.loops(i)[0] for i in inside), key=lambda loop: loop[1] - loop[0])
     found["finish, marked row"] = finish.path(0, marked, finish.find("EXIT", after=marked))
     found["candidate, 32 columns"], found["128 further columns"] = finish.path(begin, distance, end), finish.path(*four)
+    nearest = finish.find("MUFU.RSQ", "const float nearest")
+    several = finish.path(0, distance, nearest, marked, finish.find("EXIT", after=marked))
+    found["finish, marked row with several candidates"] = several - found["candidate, 32 columns"]
     again = code("present", AGAIN)
-    columns, tiles = again.loops(again.find("HMMA.1688"))[:2]
-    begin, end = again.loops(again.find("", "unsigned left ="))[0]
-    found |= {"members, 32 columns": again.path(*columns), "members, beside them": again.path(*tiles)}
-    found["members, row"] = again.path(begin, end)
-    exact = again.find("DFMA", "double distance = exact_distance(", after=begin)
-    found["members, row with an open member, 32 columns"] = again.path(begin, exact, end)
+    found |= members(again)
     compared = again.find("LDS", "const uint64_t first = keys")
     begin, end = again.loops(compared)[0]
     found["two keys compared"] = again.path(begin, compared, end)
     return found
+
+
+def members(again: Code) -> dict[str, int]:
+    """Of compare_members, for aligned rows in float32."""
+    of_rows = "prepare(float{}, float{})"
+    largest, stored = again.find("FMNMX", of_rows), again.find("STS", of_rows)
+    first = again.find("HMMA", "multiply(scores[n], {first")
+    # The code of both loops over members has these lines.
+    columns, tiles = again.loops(first)[:2]
+    second = again.find("HMMA", "multiply(scores[n], {first", after=tiles[1])
+    begin, end = again.loops(second)[1]
+    group, row = again.find("", "const int count = __popc("), again.find("", "const int bit = __ffs(open_rows)")
+    exact = again.find("DFMA", "const double distance = exact_distance(", after=row)
+    read, rounds = (again.path(*again.loops(place)[0]) for place in (largest, stored))
+    column, tile, scored = again.path(*columns), again.path(*tiles), again.path(begin, second, end)
+    whole = again.path(group, largest, stored, first, second, group) - 1
+    return {
+        "members, rows, 32 columns": read + rounds,
+        "members, 32 columns": column,
+        "members, beside them": tile,
+        "members again, beside them": scored - column,
+        "members again, tile with an open member": again.path(begin, second, row, end) - column,
+        "members, 16 rows": whole - read - rounds - column - tile - scored,
+        "members, row with an open member, 32 columns": again.path(row, exact, row) - 1,
+    }
 
 
 def prepare_cycles(kernel: str, function: str, width: int, *reads: tuple[str, str]) -> tuple[int, int]:
@@ -376,7 +400,7 @@ def rows() -> list[tuple[str, str, float | str, float | str]]:
     loads = count(code("present", ONE_BUFFER), "half_search.cuh", "void load_rows_once(")
     prepares = [count(code("present", kernel), "hopper_loop.cuh", "void prepare_rows(") for kernel in kernels]
     keeps = [count(code("present", kernel), "half_search.cuh", "void keep_candidates") for kernel in kernels]
-    members, grid = "`FIND_CLUSTERS`: `compare_members`", "`PERSISTENT_GRID`"
+    compare, grid = "`FIND_CLUSTERS`: `compare_members`", "`PERSISTENT_GRID`"
     paths = passes()
     found: list[tuple[str, str, float | str, float | str]] = [
         ("`keep_candidates`, scores and their minimum", "64 scores of a thread", former["scores"], present["scores"]),
@@ -392,9 +416,17 @@ def rows() -> list[tuple[str, str, float | str, float | str]]:
         ("`load_rows`, conversions from and to float64", "a number", *of_a_number("F2F")),
         ("`load_rows`, float32 arithmetic, packing and minima", "a number", *rounded),
         ("`EXCLUDE_DUPLICATES`: `hash_of`, `enter`, `exclude_later`", "code, two layouts, all types", *duplicates),
-        (f"{members}, aligned float32", "32 columns of 16 rows and 32 members", "-", paths["members, 32 columns"]),
-        (f"{members}, beside the columns", "16 rows and 32 members", "-", paths["members, beside them"]),
-        (f"{members}, the loop over rows", "a row and 32 members", "-", paths["members, row"]),
+        (f"{compare}, aligned float32", "32 columns of 16 rows", "-", paths["members, rows, 32 columns"]),
+        (f"{compare}, products", "32 columns of 16 rows and 32 members", "-", paths["members, 32 columns"]),
+        (f"{compare}, first scores", "16 rows and 32 members", "-", paths["members, beside them"]),
+        (f"{compare}, second scores", "16 rows and 32 members", "-", paths["members again, beside them"]),
+        (
+            f"{compare}, the same with an open member",
+            "16 rows and 32 members",
+            "-",
+            paths["members again, tile with an open member"],
+        ),
+        (f"{compare}, beside members", "16 rows", "-", paths["members, 16 rows"]),
         (f"{grid}: `load_rows` in a warp that computes products", "code, three types", loads, 0),
         (f"{grid}: `prepare_rows` in a warp that prepares rows, D 64 or 128", "code, three types", 0, prepares[1]),
         (f"{grid}: the same, D 192 or 256", "code, three types", 0, prepares[2]),

@@ -73,17 +73,6 @@ __device__ __forceinline__ void multiply(float (&sums)[4], const uint32_t (&rows
       : "r"(rows[0]), "r"(rows[1]), "r"(rows[2]), "r"(rows[3]), "r"(low), "r"(high));
 }
 
-// sums (16 x 8) += rows (16 x 8) times columns (8 x 8), by a warp, of float32 numbers of which at least the upper 19
-// bits are read.
-__device__ __forceinline__ void multiply_floats(float (&sums)[4], const float (&rows)[4], float low, float high) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-      "{%0, %1, %2, %3};\n"
-      : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
-      : "r"(__float_as_uint(rows[0])), "r"(__float_as_uint(rows[1])), "r"(__float_as_uint(rows[2])),
-        "r"(__float_as_uint(rows[3])), "r"(__float_as_uint(low)), "r"(__float_as_uint(high)));
-}
-
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
 
 // A barrier of 8 bytes of shared memory whose phase ends with so many arrivals and with the bytes they expect.

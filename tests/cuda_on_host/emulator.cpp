@@ -764,41 +764,6 @@ void multiply(float* sums, const uint32_t* rows, uint32_t low, uint32_t high, co
   });
 }
 
-// Reads the 19 bits of a float32 number that the matrix units need.
-double upper_bits(float value) {
-  uint32_t bits;
-  std::memcpy(&bits, &value, 4);
-  bits &= 0xffffe000;
-  std::memcpy(&value, &bits, 4);
-  return value;
-}
-
-struct FloatOperands {
-  float* sums;
-  const float* rows;
-  float columns[2];
-};
-
-void multiply_floats(float* sums, const float* rows, float low, float high, const Site& site) {
-  const Busy own_accesses;
-  const FloatOperands own{sums, rows, {low, high}};
-  // PTX ISA, mma.m16n8k8 with tf32, element i. A: the row is lane / 4, plus 8 for i = 1, 3; the column is lane % 4,
-  // plus 4 for i >= 2. B: the row is lane % 4, plus 4 for i = 1; the column is lane / 4. C as above.
-  collective(kAllLanes, site, &own, [](const Lanes& lanes) {
-    const auto of = [&](int lane) { return static_cast<const FloatOperands*>(lanes.of[lane]); };
-    for (int lane = 0; lane < 32; ++lane) {
-      for (int i = 0; i < 4; ++i) {
-        const int row = lane / 4 + i / 2 * 8, column = lane % 4 * 2 + i % 2;
-        double sum = of(lane)->sums[i];
-        for (int k = 0; k < 8; ++k)
-          sum += upper_bits(of(row % 8 * 4 + k % 4)->rows[row / 8 + k / 4 * 2]) *
-                 upper_bits(of(column * 4 + k % 4)->columns[k / 4]);
-        of(lane)->sums[i] = cut(sum);
-      }
-    }
-  });
-}
-
 void start_barrier(uint32_t barrier, int arrivals) {
   const Busy own_accesses;
   if (barrier % 8 != 0) stop("a misaligned mbarrier", "start_barrier");

@@ -234,9 +234,9 @@ UNICODE_FAST_BOTH float member_error(float row_square, float member_square, int 
   const float columns = static_cast<float>(width), growth = (columns + 16) * 0x1p-22f, larger = 1 + growth;
   const float vanished = columns * 0x1p-149f, tiny = sqrtf(columns) * 0x1p-24f, unit = ldexpf(1, shift);
   const float y = sqrtf(row_square + vanished) * larger, d = sqrtf(member_square + vanished) * larger;
-  const float p = kRounded * y + tiny, q = kRounded * d + tiny, far = unit * y;
+  const float p = kRounded * y + tiny, q = kRounded * d + tiny, far = unit * y, direct = (columns + 16) * 0x1p-52f;
   const float error = 2 * unit * (p * d + q * y + p * q + growth * (y + p) * (d + q)) + growth * d * d +
-                      (columns + 16) * 0x1p-52f * (far * far + d * d);
+                      direct * far * far + direct * d * d;
   return shift <= 100 && far * d <= 0x1p100f ? error : INFINITY;
 }
 

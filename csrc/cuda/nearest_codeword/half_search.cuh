@@ -143,9 +143,9 @@ __device__ __forceinline__ float power_of_two(int exponent) {
   return __uint_as_float(static_cast<unsigned>(exponent + 127) << 23);
 }
 
-// Scales eight numbers by two powers of two and rounds them into 16 bytes.
-__device__ __forceinline__ void store_rounded(const float (&values)[8], float first_scale, float second_scale,
-                                              unsigned char* to, Squares& squares) {
+// Scales eight numbers by two powers of two and rounds them.
+__device__ __forceinline__ uint4 rounded(const float (&values)[8], float first_scale, float second_scale,
+                                         Squares& squares) {
   alignas(16) __half2 halves[4];
   float scaled[8];
 #pragma unroll
@@ -161,7 +161,12 @@ __device__ __forceinline__ void store_rounded(const float (&values)[8], float fi
     squares.rounded = fmaf(kept, kept, squares.rounded);
     squares.residual = fmaf(lost, lost, squares.residual);
   }
-  *reinterpret_cast<uint4*>(to) = *reinterpret_cast<const uint4*>(halves);
+  return *reinterpret_cast<const uint4*>(halves);
+}
+
+__device__ __forceinline__ void store_rounded(const float (&values)[8], float first_scale, float second_scale,
+                                              unsigned char* to, Squares& squares) {
+  *reinterpret_cast<uint4*>(to) = rounded(values, first_scale, second_scale, squares);
 }
 
 // As load_rows, by two reads and in float64.

@@ -117,9 +117,12 @@ __device__ __forceinline__ void prepare_differences(const MembersArguments& a, i
   for (int step = 0; step < a.width; step += 32) {
     float y[2][8];
     load_step(step, y);
-#pragma unroll
-    for (int side = 0; side < 2; ++side)
-      store_rounded(y[side], first_scale[side], second_scale[side], to + (step / 16 + side) * 512, sums[side]);
+    const uint4 first = rounded(y[0], first_scale[0], second_scale[0], sums[0]);
+    const uint4 second = rounded(y[1], first_scale[1], second_scale[1], sums[1]);
+    // Any order of the columns will do, the same as for members.
+    uint4* const operands = reinterpret_cast<uint4*>(to + step * 32);
+    operands[0] = {first.x, second.x, first.y, second.y};
+    operands[32] = {first.z, second.z, first.w, second.w};
   }
 #pragma unroll
   for (int side = 0; side < 2; ++side) {
@@ -165,49 +168,55 @@ __device__ __forceinline__ void compare_members(const MembersArguments& a, const
     error[side] = member_error(row_square[side], largest, shift, a.width);
   }
 
-  // scores[n][e] is of member n * 8 + quad_lane * 2 + e % 2 from `start` on; those beyond the last repeat it.
-  const auto score = [&](int start, float (&scores)[4][4]) {
-    const uint4* codes[4];
+  // scores[n][e] is of member n * 8 + quad_lane * 2 + e % 2 from `start` on; those beyond the last repeat it. Returns
+  // the smallest of each row in the thread.
+  const unsigned char* const codes =
+      reinterpret_cast<const unsigned char*>(a.differences.rounded + static_cast<int64_t>(cluster.start) * a.width) +
+      quad_lane * 16;
+  const float* const squares = a.differences.squares + cluster.start;
+  const auto score = [&](int start, float (&scores)[4][4], float (&low)[2]) {
+    const unsigned char* code_of[4];
     float square[4];
 #pragma unroll
     for (int n = 0; n < 4; ++n) {
-      const int64_t place = cluster.start + min(start + n * 8 + group, cluster.size - 1);
-      square[n] = a.differences.squares[place];
-      codes[n] = reinterpret_cast<const uint4*>(a.differences.rounded + place * a.width) + quad_lane;
+      const auto i = static_cast<unsigned>(min(start + n * 8 + group, cluster.size - 1));
+      square[n] = squares[i];
+      code_of[n] = codes + static_cast<uint64_t>(i) * static_cast<unsigned>(2 * a.width);
 #pragma unroll
       for (int e = 0; e < 4; ++e) scores[n][e] = 0;
     }
 #pragma unroll 1
-    for (int step = 0; step < a.width / 32; ++step) {
-      const uint4 low = *reinterpret_cast<const uint4*>(own + step * 1024);
-      const uint4 high = *reinterpret_cast<const uint4*>(own + step * 1024 + 512);
+    for (int step = 0; step < a.width * 32; step += 1024) {
+      const uint4 first = *reinterpret_cast<const uint4*>(own + step);
+      const uint4 second = *reinterpret_cast<const uint4*>(own + step + 512);
 #pragma unroll
       for (int n = 0; n < 4; ++n) {
-        // Any order of the columns will do, the same for both.
-        const uint4 code = __ldg(codes[n] + step * 4);
-        multiply(scores[n], {low.x, high.x, low.y, high.y}, code.x, code.y);
-        multiply(scores[n], {low.z, high.z, low.w, high.w}, code.z, code.w);
+        const uint4 code = __ldg(reinterpret_cast<const uint4*>(code_of[n]));
+        code_of[n] += 64;
+        multiply(scores[n], {first.x, first.y, first.z, first.w}, code.x, code.y);
+        multiply(scores[n], {second.x, second.y, second.z, second.w}, code.z, code.w);
       }
     }
+    low[0] = low[1] = INFINITY;
 #pragma unroll
     for (int n = 0; n < 4; ++n) {
-      const float left = __shfl_sync(~0u, square[n], quad_lane * 8),
-                  right = __shfl_sync(~0u, square[n], quad_lane * 8 + 4);
+      const float left = __shfl_sync(~0u, square[n], quad_lane * 8);
+      const float right = __shfl_sync(~0u, square[n], quad_lane * 8 + 4);
 #pragma unroll
-      for (int e = 0; e < 4; ++e) scores[n][e] = fmaf(factor[e / 2], scores[n][e], e % 2 == 0 ? left : right);
+      for (int e = 0; e < 4; ++e) {
+        scores[n][e] = fmaf(factor[e / 2], scores[n][e], e % 2 == 0 ? left : right);
+        low[e / 2] = fminf(low[e / 2], scores[n][e]);
+      }
     }
   };
 
   // The first scores find the limit of those that may belong to the nearest member, the second the members below it.
   // The representative's is zero.
-  float scores[4][4], limit[2] = {};
+  float scores[4][4], low[2], limit[2] = {};
   for (int start = 0; start < cluster.size; start += kWarpMembers) {
-    score(start, scores);
+    score(start, scores, low);
 #pragma unroll
-    for (int n = 0; n < 4; ++n) {
-#pragma unroll
-      for (int e = 0; e < 4; ++e) limit[e / 2] = fminf(limit[e / 2], scores[n][e]);
-    }
+    for (int side = 0; side < 2; ++side) limit[side] = fminf(limit[side], low[side]);
   }
 #pragma unroll
   for (int side = 0; side < 2; ++side) {
@@ -220,18 +229,18 @@ __device__ __forceinline__ void compare_members(const MembersArguments& a, const
   int best = INT_MAX;
   const bool one_tile = cluster.size <= kWarpMembers;
   for (int start = 0; start < cluster.size; start += kWarpMembers) {
-    if (!one_tile) score(start, scores);
+    if (!one_tile) score(start, scores, low);
+    // A score that is NaN has no finite limit.
+    if (!__any_sync(~0u, !(low[0] > limit[0]) || !(low[1] > limit[1]))) continue;
     unsigned open[2] = {};
 #pragma unroll
     for (int n = 0; n < 4; ++n) {
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
         const int at = n * 8 + quad_lane * 2 + e % 2;
-        // NaN is open too.
         open[e / 2] |= !(scores[n][e] > limit[e / 2]) && start + at < cluster.size ? 1u << at : 0u;
       }
     }
-    if (!__any_sync(~0u, (open[0] | open[1]) != 0)) continue;
 #pragma unroll
     for (int side = 0; side < 2; ++side) {
       open[side] |= __shfl_xor_sync(~0u, open[side], 1);

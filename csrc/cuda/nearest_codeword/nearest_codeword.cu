@@ -81,7 +81,7 @@ __global__ void __launch_bounds__(32 * kFinishWarps) finish_kernel(const FinishA
     unsigned taken = known ? __ballot_sync(~0u, lowest <= limit) : 0u;
     const bool in_one_split = (taken & (taken - 1)) == 0, clustered = kFindClusters && a.facts->radius != 0;
     double best_distance = not_a_number();
-    float second = INFINITY;  // distance of the second candidate
+    float second = INFINITY;  // distance of the second candidate, where there are clusters
     int best = INT_MAX, compared = 0;
     bool near_members = false, open = kSearchAgain && served && !known;
     while (taken != 0) {
@@ -92,15 +92,16 @@ __global__ void __launch_bounds__(32 * kFinishWarps) finish_kernel(const FinishA
       for (int place = 0; place < candidates; ++place) {
         const int candidate = records[split].index[place];
         if (candidate >= a.codebook.rows) continue;  // only where operands are not those of the codebook
-        const bool represents = clustered && a.clusters.of(candidate).size > 0;
-        near_members |= represents;
-        if (represents && in_one_split && candidates == 1) {
-          best = candidate;
-          continue;
+        if (clustered && a.clusters.of(candidate).size > 0) {
+          near_members = true;
+          if (in_one_split && candidates == 1) {
+            best = candidate;
+            continue;
+          }
         }
         const double distance = squared_distance<double, X, C>(a.features, a.codebook, row, candidate);
         const bool is_nearer = nearer(distance, candidate, best_distance, best);
-        second = fminf(second, static_cast<float>(comparable(is_nearer ? best_distance : distance)));
+        if (clustered) second = fminf(second, static_cast<float>(comparable(is_nearer ? best_distance : distance)));
         if (is_nearer) {
           best_distance = distance;
           best = candidate;

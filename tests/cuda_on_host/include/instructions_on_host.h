@@ -14,7 +14,6 @@ void end_copies();
 void wait_for_copies(int left);
 void load_matrices(uint32_t* part, uint32_t address, const Site& site);
 void multiply(float* sums, const uint32_t* rows, uint32_t low, uint32_t high, const Site& site);
-void multiply_floats(float* sums, const float* rows, float low, float high, const Site& site);
 void start_barrier(uint32_t barrier, int arrivals);
 void arrive(uint32_t barrier, int bytes, const Site& site);
 void wait_for(uint32_t barrier, uint32_t parity, const Site& site);
@@ -56,10 +55,6 @@ inline void load_matrices(uint32_t (&part)[4], uint32_t address, Site site = Sit
 inline void multiply(float (&sums)[4], const uint32_t (&rows)[4], uint32_t low, uint32_t high,
                      Site site = Site::current()) {
   on_host::multiply(sums, rows, low, high, site);
-}
-inline void multiply_floats(float (&sums)[4], const float (&rows)[4], float low, float high,
-                            Site site = Site::current()) {
-  on_host::multiply_floats(sums, rows, low, high, site);
 }
 inline void start_barrier(uint32_t barrier, int arrivals) { on_host::start_barrier(barrier, arrivals); }
 inline void arrive(uint32_t barrier, Site site = Site::current()) { on_host::arrive(barrier, 0, site); }
