@@ -3,7 +3,8 @@
 It writes benchmarks/results/cluster-arithmetic.json, of which docs/performance.md has a table. `--check` compares with
 that file. The cycles of a row are the sum over phases; a phase takes as many as the largest of its instructions, bytes,
 products and conversions to float64. Waits and caches are not part of it. Instructions are those of
-instruction-counts.json. Candidates and open members are those of simulated rows.
+instruction-counts.json. Candidates and open members are those of simulated rows. Clusters too wide for a representative
+are scored a second time.
 """
 
 import argparse
@@ -38,11 +39,15 @@ INSTRUCTIONS, CONVERSIONS = 4, 16
 BYTES, PRODUCTS = 0.9 * 4.8e12 / CLOCK / MULTIPROCESSORS, 0.8 * FLOPS
 # Of csrc/cuda/nearest_codeword. half_search.cuh: codewords of a tile, rows of a slot, columns of a group. Bytes of a
 # record with its bound, and of a result. members.cuh: keys, rows and members at once. nearest_codeword.cu: numbers from
-# which a split of the codebook has a persistent grid.
+# which a split of the codebook has a persistent grid. candidates.h: candidates of a list. open_rows.cuh: rows and
+# codewords at once, and the warps that score them.
 TILE, SLOT_ROWS, GROUP = 256, 8, 32
 RECORD, RESULT, KEYS, WARP_ROWS, MEMBERS = 36, 12, 2048, 16, 32
-PERSISTENT = 2**17
+PERSISTENT, LIST = 2**17, 6
+AGAIN_ROWS, AGAIN_CODEWORDS, AGAIN_WARPS = 64, 128, 8
 CLUSTERS = (40, 8, 2)
+# Standard deviation of clusters that are too wide for a representative.
+WIDE = 1e-4
 
 
 class Candidates(NamedTuple):
@@ -54,6 +59,8 @@ class Candidates(NamedTuple):
         slots: of slots with a candidate in a tile, among all.
         groups: groups of columns with a candidate, of a slot in a tile.
         several: slots in which a thread holds several in a tile, among all.
+        rows: rows with more than one candidate, among all.
+        between: rows that lie no nearer to a codeword than to another by more than the radius, among all.
     """
 
     kept: float
@@ -61,6 +68,8 @@ class Candidates(NamedTuple):
     slots: float
     groups: float
     several: float
+    rows: float
+    between: float
 
 
 def half(numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -92,25 +101,29 @@ def simulate(rows: np.ndarray, codewords: np.ndarray, radius: float) -> Candidat
         taken = (tile.min(1) <= before + 2 * bound).reshape(-1, SLOT_ROWS).any(1)
         slots.append([taken.mean(), (groups * taken).mean(), (threads > 1).mean()])
     kept = (scores <= (lowest + 2 * bound)[:, None]).sum(1)
-    return Candidates(kept.mean(), (kept * (kept > 1)).mean(), *np.mean(slots, axis=0))
+    first, second = np.sqrt(np.maximum(np.partition(scores, 1, axis=1)[:, :2].T + (rows**2).sum(1), 0))
+    between = (kept > 1) & (second <= first + radius)
+    beside = kept * (kept > 1)
+    return Candidates(kept.mean(), beside.mean(), *np.mean(slots, axis=0), (kept > 1).mean(), between.mean())
 
 
-def open_members(rows: np.ndarray, centres: np.ndarray, members: int, random: Any) -> float:
-    """Members that a row compares in float64, by member_error of candidates.h, a mean over rows."""
+def open_members(rows: np.ndarray, centres: np.ndarray, members: int, random: Any) -> tuple[float, float]:
+    """By member_error of candidates.h: members that a row compares in float64, and tiles that hold one, by row."""
     width = rows.shape[1]
     nearest = ((centres**2).sum(1) - 2 * rows @ centres.T).argmin(1)
-    growth, found = (width + 16) * 2.0**-22, 0
+    growth, rounded, found, tiles = (width + 16) * 2.0**-22, 2.0**-11 + 2.0**-19, 0, []
     for row, centre in zip(rows, centres[nearest], strict=True):
         apart = SPREAD * random.standard_normal((members, width))
         apart = apart - apart[0]  # the first represents them
         y, squares = row - centre, (apart**2).sum(1)
-        scores, upper = squares - 2 * apart @ y, np.inf
-        for start in range(0, members, MEMBERS):
-            part, largest = scores[start : start + MEMBERS], math.sqrt(squares[start : start + MEMBERS].max())
-            error = (1.0078125 * 2**-8 + 2 * growth) * np.linalg.norm(y) * largest + growth * largest**2
-            upper = min(upper, part.min() + error)
-            found += int((part <= upper + error).sum())
-    return found / len(rows)
+        scores, far, largest = squares - 2 * apart @ y, np.linalg.norm(y), math.sqrt(squares.max())
+        error = 2 * (2 * rounded + rounded**2 + growth * (1 + rounded) ** 2) * far * largest + growth * largest**2
+        opened = np.flatnonzero(scores <= scores.min() + 2 * error)
+        found += len(opened)
+        tiles.append(np.bincount(np.unique(opened // MEMBERS), minlength=math.ceil(members / MEMBERS)))
+    # Of the rows of a warp.
+    groups = np.array(tiles).reshape(-1, WARP_ROWS, len(tiles[0])).any(1)
+    return found / len(rows), float(groups.sum(1).mean())
 
 
 def cycles(instructions: float, size: float = 0, products: float = 0, conversions: float = 0) -> float:
@@ -148,28 +161,68 @@ def random_codewords(codewords: int, rows: np.ndarray, random: Any) -> tuple[flo
     return total, found.groups
 
 
+def scored_again(width: int, codewords: int, candidates: float, exact: float) -> float:
+    """Cycles of an open row in open_rows_kernel, with so many candidates, some compared in float64."""
+    tiles, further = math.ceil(codewords / AGAIN_CODEWORDS), (width - 32) / 128
+    tile = AGAIN_WARPS / AGAIN_ROWS * (width / 64 * COUNTS["again, chunk"] + COUNTS["again, tile"])
+    instructions = width / 32 * PREPARED + tiles * (tile + COUNTS["again, row in a tile"])
+    rough = COUNTS["again, candidate, 32 columns"] + further * COUNTS["again, 128 further columns"]
+    instructions += candidates * rough
+    instructions += exact * (COUNTS["again, exact, 32 columns"] + further * COUNTS["128 further columns"])
+    return cycles(instructions, 4 * width + RESULT, 2 * width * AGAIN_CODEWORDS * tiles, 2 * width * exact)
+
+
 def clustered(codewords: int, clusters: int, rows: np.ndarray, random: Any) -> dict[str, float]:
     """Cycles of a row among tight clusters, by kernel, and the members that it compares in float64."""
     width, members = rows.shape[1], codewords // clusters
     centres = random.standard_normal((clusters, width))
     found = simulate(rows, centres, SPREAD * math.sqrt(2 * width))
-    opened = open_members(rows[:FEW], centres, members, random)
-    # Rows with other candidates are compared with all members.
-    compared = found.beside_others * members
-    finish = COUNTS["finish, marked row"] + compared * distance(width, "candidate, 32 columns")
+    opened, tiles_with_open = open_members(rows[:FEW], centres, members, random)
+    finish = (1 - found.rows) * COUNTS["finish, marked row"]
+    finish += found.rows * COUNTS["finish, marked row with several candidates"]
+    finish += found.beside_others * distance(width, "candidate, 32 columns")
     tiles, groups = math.ceil(members / MEMBERS), KEYS / clusters / WARP_ROWS
     # Of a cluster's rows the last group is half full on average.
     share = groups / (groups + 0.5) * WARP_ROWS
     steps = math.log2(KEYS) * (math.log2(KEYS) + 1) / 2
-    tile = width / 32 * COUNTS["members, 32 columns"] + COUNTS["members, beside them"]
-    row = COUNTS["members, row"]
-    one_open = distance(width, "members, row with an open member, 32 columns") - row
-    instructions = steps / 2 / 32 * COUNTS["two keys compared"] + tiles * (tile / share + row) + opened * one_open
-    products = 2 * 2 * width * MEMBERS * tiles * WARP_ROWS / share  # in tf32
+    # One tile is scored once.
+    scores = 1 + (tiles > 1)
+    group = COUNTS["members, 16 rows"] + width / 32 * COUNTS["members, rows, 32 columns"]
+    group += tiles * (scores * width / 64 * COUNTS["members, 64 columns"] + COUNTS["members, beside them"])
+    group += tiles_with_open * COUNTS["members again, tile with an open member"]
+    group += (tiles - tiles_with_open) * COUNTS["members again, beside them"]
+    one_open = distance(width, "members, row with an open member, 32 columns")
+    instructions = steps / 2 / 32 * COUNTS["two keys compared"] + group / share + opened * one_open
+    products = scores * 2 * width * MEMBERS * tiles * WARP_ROWS / share
+    # Differences of members, which other kernels write and this one reads from a cache, are the same for all rows.
+    again = found.between * scored_again(width, codewords, found.kept * members, found.kept * members)
     return {
         "search": search(width, codewords, found),
-        "finish": cycles(finish, RECORD + found.beside_others * 4 * width, conversions=2 * width * compared),
-        "members": cycles(instructions, 4 * width + RECORD + RESULT, products, 2 * width * opened),
+        "finish": cycles(finish, RECORD + found.beside_others * 4 * width, conversions=2 * width * found.beside_others),
+        "members": cycles(instructions, 4 * width + RECORD + RESULT, products, 2 * width * opened) + again,
+        "open": opened,
+    }
+
+
+def wide(codewords: int, clusters: int, rows: np.ndarray, random: Any) -> dict[str, float]:
+    """Cycles of a row among clusters too wide for a representative, and the members that it compares in float64."""
+    width = rows.shape[1]
+    centres = random.standard_normal((clusters, width))
+    members = centres[np.arange(codewords) % clusters] + WIDE * random.standard_normal((codewords, width))
+    found = simulate(rows, members, 0)
+    if found.rows < 1 or found.kept <= LIST:
+        raise SystemExit(f"a row has {found.kept} candidates, which a list may hold")
+    squares = (members**2).sum(1) - 2 * rows[:FEW] @ members.T + (rows[:FEW] ** 2).sum(1)[:, None]
+    # Those far from the row are no candidates.
+    near = squares <= squares.min(1)[:, None] * (1 + clusters * WIDE)
+    first = np.where(near, squares, np.inf)
+    limits = np.minimum.accumulate(first, axis=1) * (1 + 2.5 * (width + 4) * 2.0**-23)
+    before = np.pad(limits, ((0, 0), (1, 0)), constant_values=np.inf)[:, :-1]
+    opened = float((near & (squares <= before)).sum(1).mean())
+    return {
+        "search": search(width, codewords, found),
+        "finish": cycles(COUNTS["finish, marked row"], RECORD),
+        "members": scored_again(width, codewords, found.kept, opened),
         "open": opened,
     }
 
@@ -182,13 +235,14 @@ def counted() -> list[dict[str, float]]:
             random = np.random.default_rng(0)
             rows = random.standard_normal((SIMULATED, width))
             base, groups = random_codewords(codewords, rows, random)
-            for clusters in CLUSTERS:
-                each = clustered(codewords, clusters, rows, random)
+            for clusters, kind in [*((number, clustered) for number in CLUSTERS), (CLUSTERS[0], wide)]:
+                each = kind(codewords, clusters, rows, random)
                 total = each["search"] + each["finish"] + each["members"]
                 sizes = {
                     "width": width,
                     "codewords": codewords,
                     "clusters": clusters,
+                    "spread": WIDE if kind is wide else SPREAD,
                     "random": base,
                     "groups": float(groups),
                 }

@@ -298,7 +298,7 @@ def passes() -> dict[str, float]:
     several = finish.path(0, distance, nearest, marked, finish.find("EXIT", after=marked))
     found["finish, marked row with several candidates"] = several - found["candidate, 32 columns"]
     again = code("present", AGAIN)
-    found |= members(again)
+    found |= members(again) | second_scoring(again)
     compared = again.find("LDS", "const uint64_t first = keys")
     begin, end = again.loops(compared)[0]
     found["two keys compared"] = again.path(begin, compared, end)
@@ -321,12 +321,34 @@ def members(again: Code) -> dict[str, int]:
     whole = again.path(group, largest, stored, first, second, group) - 1
     return {
         "members, rows, 32 columns": read + rounds,
-        "members, 32 columns": column,
+        "members, 64 columns": column,
         "members, beside them": tile,
         "members again, beside them": scored - column,
         "members again, tile with an open member": again.path(begin, second, row, end) - column,
         "members, 16 rows": whole - read - rounds - column - tile - scored,
         "members, row with an open member, 32 columns": again.path(row, exact, row) - 1,
+    }
+
+
+def second_scoring(again: Code) -> dict[str, int]:
+    """Of open_rows_kernel, for 64 rows and 128 codewords at once."""
+    product, below = again.find("HMMA", "multiply(sums[m][n], row_part"), again.find("STS", "open.below[row *")
+    row = again.find("", "const int64_t row = a.search.open_rows[first_row + r];")
+    of_rough = "const float rough = rough_distance("
+    tested = again.find("", "if (rough > open.limit[r]) continue;", after=again.find("FFMA", of_rough))
+    exact = again.find("DFMA", "const double distance = exact_distance(")
+    begin, end = next(loop for loop in again.loops(product) if loop[0] <= below <= loop[1])
+    sums = [i for i, each in enumerate(again.instructions) if each.operation == "FFMA" and again.comes_from(i, of_rough)]
+    shortest = min(sums, key=lambda i: again.path(tested, i, tested))
+    # The code for four sums at once follows.
+    columns = next(loop for loop in (again.loops(i)[0] for i in sums) if loop[0] > shortest)
+    return {
+        "again, chunk": again.path(begin, product, end),
+        "again, tile": again.path(begin, product, below, end) - again.path(begin, product, end),
+        "again, row in a tile": again.path(row, row) - 1,
+        "again, candidate, 32 columns": again.path(tested, shortest, tested) - 1,
+        "again, 128 further columns": again.path(*columns),
+        "again, exact, 32 columns": again.path(tested, exact, tested) - 1,
     }
 
 
@@ -417,7 +439,7 @@ def rows() -> list[tuple[str, str, float | str, float | str]]:
         ("`load_rows`, float32 arithmetic, packing and minima", "a number", *rounded),
         ("`EXCLUDE_DUPLICATES`: `hash_of`, `enter`, `exclude_later`", "code, two layouts, all types", *duplicates),
         (f"{compare}, aligned float32", "32 columns of 16 rows", "-", paths["members, rows, 32 columns"]),
-        (f"{compare}, products", "32 columns of 16 rows and 32 members", "-", paths["members, 32 columns"]),
+        (f"{compare}, products", "64 columns of 16 rows and 32 members", "-", paths["members, 64 columns"]),
         (f"{compare}, first scores", "16 rows and 32 members", "-", paths["members, beside them"]),
         (f"{compare}, second scores", "16 rows and 32 members", "-", paths["members again, beside them"]),
         (

@@ -170,32 +170,34 @@ __device__ __forceinline__ void compare_members(const MembersArguments& a, const
 
   // scores[n][e] is of member n * 8 + quad_lane * 2 + e % 2 from `start` on; those beyond the last repeat it. Returns
   // the smallest of each row in the thread.
-  const unsigned char* const codes =
-      reinterpret_cast<const unsigned char*>(a.differences.rounded + static_cast<int64_t>(cluster.start) * a.width) +
-      quad_lane * 16;
-  const float* const squares = a.differences.squares + cluster.start;
+  const unsigned char* const codes = reinterpret_cast<const unsigned char*>(a.differences.rounded) + quad_lane * 16;
+  const int last = cluster.start + cluster.size - 1;
   const auto score = [&](int start, float (&scores)[4][4], float (&low)[2]) {
     const unsigned char* code_of[4];
     float square[4];
 #pragma unroll
     for (int n = 0; n < 4; ++n) {
-      const auto i = static_cast<unsigned>(min(start + n * 8 + group, cluster.size - 1));
-      square[n] = squares[i];
-      code_of[n] = codes + static_cast<uint64_t>(i) * static_cast<unsigned>(2 * a.width);
+      const auto place = static_cast<unsigned>(min(cluster.start + start + n * 8 + group, last));
+      square[n] = a.differences.squares[place];
+      code_of[n] = codes + static_cast<uint64_t>(place) * static_cast<unsigned>(2 * a.width);
 #pragma unroll
       for (int e = 0; e < 4; ++e) scores[n][e] = 0;
     }
 #pragma unroll 1
-    for (int step = 0; step < a.width * 32; step += 1024) {
-      const uint4 first = *reinterpret_cast<const uint4*>(own + step);
-      const uint4 second = *reinterpret_cast<const uint4*>(own + step + 512);
+    for (int step = 0; step < a.width * 32; step += 2048) {
 #pragma unroll
-      for (int n = 0; n < 4; ++n) {
-        const uint4 code = __ldg(reinterpret_cast<const uint4*>(code_of[n]));
-        code_of[n] += 64;
-        multiply(scores[n], {first.x, first.y, first.z, first.w}, code.x, code.y);
-        multiply(scores[n], {second.x, second.y, second.z, second.w}, code.z, code.w);
+      for (int half = 0; half < 2; ++half) {
+        const uint4 first = *reinterpret_cast<const uint4*>(own + step + half * 1024);
+        const uint4 second = *reinterpret_cast<const uint4*>(own + step + half * 1024 + 512);
+#pragma unroll
+        for (int n = 0; n < 4; ++n) {
+          const uint4 code = __ldg(reinterpret_cast<const uint4*>(code_of[n] + half * 64));
+          multiply(scores[n], {first.x, first.y, first.z, first.w}, code.x, code.y);
+          multiply(scores[n], {second.x, second.y, second.z, second.w}, code.z, code.w);
+        }
       }
+#pragma unroll
+      for (int n = 0; n < 4; ++n) code_of[n] += 128;
     }
     low[0] = low[1] = INFINITY;
 #pragma unroll
