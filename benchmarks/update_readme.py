@@ -155,8 +155,11 @@ def clusters_table() -> str:
     """Cycles of the CUDA search among clusters."""
     heads = ["D", "M", "clusters", "random codewords", "clusters: search", "candidates", "members", "ratio"]
     lines = [f"| {' | '.join(heads)} |", f"|{' ---: |' * len(heads)}"]
+    tight = read("cluster-arithmetic.json")[0]["spread"]
     for row in read("cluster-arithmetic.json"):
-        sizes = f"| {row['width']} | {row['codewords']} | {row['clusters']} of {row['codewords'] // row['clusters']} |"
+        kind = "" if row["spread"] == tight else ", wide"
+        members = row["codewords"] // row["clusters"]
+        sizes = f"| {row['width']} | {row['codewords']} | {row['clusters']} of {members}{kind} |"
         cycles = " | ".join(f"{row[name]:.0f}" for name in ("random", "search", "finish", "members"))
         lines.append(f"{sizes} {cycles} | {row['ratio']:.1f} |")
     groups = next(f"{row['groups']:.1f}" for row in read("cluster-arithmetic.json") if row["codewords"] == 1024)

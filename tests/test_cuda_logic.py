@@ -608,7 +608,7 @@ def test_scores_of_members_are_within_their_bound(library: ctypes.CDLL, width: i
     count = 200 if width <= 70 else 20
     row, member = normal(count, width).numpy(), (scale * normal(count, width, seed=1)).numpy()
     # Half precision loses as much as it can of all elements of the first rows, in one direction.
-    first, lost = count // 4, np.random.default_rng(0).integers(4, size=width) * 2.0**-9 + 2.0**-11
+    first, lost = count // 4, np.random.default_rng(0).integers(8, size=width) * 2.0**-8 + 2.0**-11
     row[:first], member[:first] = 1 + lost, np.float32(scale) * (1 + lost[::-1])
     # Some members are so small that half precision has few bits for them.
     member[-first:] *= np.float32(2.0**-28)

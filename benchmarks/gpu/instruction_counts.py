@@ -338,7 +338,8 @@ def second_scoring(again: Code) -> dict[str, int]:
     tested = again.find("", "if (rough > open.limit[r]) continue;", after=again.find("FFMA", of_rough))
     exact = again.find("DFMA", "const double distance = exact_distance(")
     begin, end = next(loop for loop in again.loops(product) if loop[0] <= below <= loop[1])
-    sums = [i for i, each in enumerate(again.instructions) if each.operation == "FFMA" and again.comes_from(i, of_rough)]
+    sums = [i for i, each in enumerate(again.instructions) if each.operation == "FFMA"]
+    sums = [i for i in sums if again.comes_from(i, of_rough)]
     shortest = min(sums, key=lambda i: again.path(tested, i, tested))
     # The code for four sums at once follows.
     columns = next(loop for loop in (again.loops(i)[0] for i in sums) if loop[0] > shortest)

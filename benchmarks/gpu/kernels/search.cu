@@ -163,6 +163,7 @@ void add_tiled(std::vector<Case>& cases, const Geometry& shape) {
   add(cases, shape, "clusters", clustered_search(shape, 150, 64));
   add(cases, shape, "clusters, float16", with_layouts(clustered_search(shape, 70, 131, kHalf), {1, 1, 1}, {1, 1, 1}));
   add(cases, shape, "clusters of large numbers", large_search(shape));
+  add(cases, shape, "a codeword beside a cluster", beside_search(shape));
   Search wide = with_codebook(clustered_search(shape, 30, 40), kDouble);
   wide.random = false;
   add(cases, shape, "clusters, float64 codebook", wide);

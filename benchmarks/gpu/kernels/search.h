@@ -37,6 +37,8 @@ Search spoilt_search(Number number, int64_t rows, int64_t codewords, int64_t wid
 Search clustered_search(const Geometry& shape, int64_t rows, int64_t width, Number number = kSingle);
 // The same for numbers so large that float32 holds no squared distance.
 Search large_search(const Geometry& shape);
+// And a codeword so near to one of the clusters that rows near to it, some equal to it, have both as candidates.
+Search beside_search(const Geometry& shape);
 // As collapsed_search, and half of the codewords are so near to the first of a cluster that this can stand for them.
 // Some rows are equal to these.
 Search nested_search(const Geometry& shape, int64_t width);

@@ -159,6 +159,17 @@ Search large_search(const Geometry& shape) {
   return given;
 }
 
+Search beside_search(const Geometry& shape) {
+  Search given = clustered_search(shape, 60, 40);
+  given.random = false;
+  const int64_t last = given.codebook.rows - 1;
+  for (int64_t d = 0; d < given.codebook.columns; ++d) {
+    given.codebook.set(last, d, given.codebook.at(0, d) * (d % 2 == 0 ? 1 + 0x1p-11 : 1 - 0x1p-11));
+    for (int64_t i = 2; i < given.features.rows; i += 9) given.features.set(i, d, given.codebook.at(last, d));
+  }
+  return given;
+}
+
 Search nested_search(const Geometry& shape, int64_t width) {
   Search given = collapsed_search(shape, width);
   const Rows apart = random_rows(kSingle, given.codebook.rows, width, 5);

@@ -81,7 +81,7 @@ __global__ void __launch_bounds__(32 * kFinishWarps) finish_kernel(const FinishA
     unsigned taken = known ? __ballot_sync(~0u, lowest <= limit) : 0u;
     const bool in_one_split = (taken & (taken - 1)) == 0, clustered = kFindClusters && a.facts->radius != 0;
     double best_distance = not_a_number();
-    float second = INFINITY;  // distance of the second candidate, where there are clusters
+    float second = INFINITY;  // distance of the second candidate, rounded down, where there are clusters
     int best = INT_MAX, compared = 0;
     bool near_members = false, open = kSearchAgain && served && !known;
     while (taken != 0) {
@@ -101,7 +101,7 @@ __global__ void __launch_bounds__(32 * kFinishWarps) finish_kernel(const FinishA
         }
         const double distance = squared_distance<double, X, C>(a.features, a.codebook, row, candidate);
         const bool is_nearer = nearer(distance, candidate, best_distance, best);
-        if (clustered) second = fminf(second, static_cast<float>(comparable(is_nearer ? best_distance : distance)));
+        if (clustered) second = fminf(second, -round_up(-comparable(is_nearer ? best_distance : distance)));
         if (is_nearer) {
           best_distance = distance;
           best = candidate;
@@ -109,13 +109,11 @@ __global__ void __launch_bounds__(32 * kFinishWarps) finish_kernel(const FinishA
       }
     }
     if (kFindClusters && near_members && best_distance == best_distance) {
-      // A member lies nearer than its representative by the radius at most. The factor makes up for the rounding of
-      // normal numbers.
+      // A member lies nearer than its representative by the radius at most. The factor makes up for rounding.
       const int exponent = -a.facts->exponent, part = exponent / 2;
       const float radius = __uint_as_float(a.facts->radius) * power_of_two(part) * power_of_two(exponent - part);
       const float nearest = sqrtf(round_up(best_distance));
-      const bool apart = sqrtf(second) > (nearest + radius) * (1 + 0x1p-20f);
-      open = !(apart && second >= FLT_MIN && second <= FLT_MAX);
+      open = !(sqrtf(second) > (nearest + radius) * (1 + 0x1p-20f));
       near_members = a.clusters.of(best).size > 0;
     }
     if (open && lane == 0) {
