@@ -34,7 +34,8 @@ Search random_search(Number number, int64_t rows, int64_t codewords, int64_t wid
 Search spoilt_search(Number number, int64_t rows, int64_t codewords, int64_t width);
 // Three clusters so tight that one codeword can stand for each. Rows far from all, between two, and equal to a
 // codeword.
-Search clustered_search(const Geometry& shape, int64_t rows, int64_t width, Number number = kSingle);
+Search clustered_search(const Geometry& shape, int64_t rows, int64_t width, Number number = kSingle,
+                        double spread = 1e-6);
 // The same for numbers so large that float32 holds no squared distance.
 Search large_search(const Geometry& shape);
 // And a codeword so near to one of the clusters that rows near to it, some equal to it, have both as candidates.

@@ -137,8 +137,8 @@ Search collapsed_search(const Geometry& shape, int64_t width) {
   return given;
 }
 
-Search clustered_search(const Geometry& shape, int64_t rows, int64_t width, Number number) {
-  Search given = search_in_clusters(shape, number, rows, width, 1e-6);
+Search clustered_search(const Geometry& shape, int64_t rows, int64_t width, Number number, double spread) {
+  Search given = search_in_clusters(shape, number, rows, width, spread);
   given.random = kFindClusters;
   for (int64_t i = 0; i < rows; ++i) {
     for (int64_t d = 0; d < width && i % 9 < 2; ++d) {
@@ -160,7 +160,7 @@ Search large_search(const Geometry& shape) {
 }
 
 Search beside_search(const Geometry& shape) {
-  Search given = clustered_search(shape, 60, 40);
+  Search given = clustered_search(shape, 90, 40, kSingle, 8e-6);
   given.random = false;
   const int64_t last = given.codebook.rows - 1;
   for (int64_t d = 0; d < given.codebook.columns; ++d) {

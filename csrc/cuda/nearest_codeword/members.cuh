@@ -269,7 +269,8 @@ __device__ __forceinline__ void compare_members(const MembersArguments& a, const
   }
   if (lane < count) {
     const int64_t row = row_of(lane);
-    a.found.index[row] = best;
+    // None is open only where operands are not those of the codebook.
+    a.found.index[row] = best < a.codebook.rows ? best : representative;
     static_cast<float*>(a.found.distance)[row] = static_cast<float>(best_distance);
   }
 }
