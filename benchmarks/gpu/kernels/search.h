@@ -38,7 +38,8 @@ Search clustered_search(const Geometry& shape, int64_t rows, int64_t width, Numb
                         double spread = 1e-6);
 // The same for numbers so large that float32 holds no squared distance.
 Search large_search(const Geometry& shape);
-// And a codeword so near to one of the clusters that rows near to it, some equal to it, have both as candidates.
+// And a codeword so near to one of the clusters that rows near to it have both as candidates. Some rows are equal to
+// it, some are nearer to it than to the cluster's representative, and nearest to a member.
 Search beside_search(const Geometry& shape);
 // As collapsed_search, and half of the codewords are so near to the first of a cluster that this can stand for them.
 // Some rows are equal to these.

@@ -162,10 +162,16 @@ Search large_search(const Geometry& shape) {
 Search beside_search(const Geometry& shape) {
   Search given = clustered_search(shape, 90, 40, kSingle, 8e-6);
   given.random = false;
-  const int64_t last = given.codebook.rows - 1;
-  for (int64_t d = 0; d < given.codebook.columns; ++d) {
-    given.codebook.set(last, d, given.codebook.at(0, d) * (d % 2 == 0 ? 1 + 0x1p-11 : 1 - 0x1p-11));
-    for (int64_t i = 2; i < given.features.rows; i += 9) given.features.set(i, d, given.codebook.at(last, d));
+  Rows& codebook = given.codebook;
+  const int64_t last = codebook.rows - 1;
+  for (int64_t d = 0; d < codebook.columns; ++d) {
+    const double beside = codebook.at(0, d) * (d % 2 == 0 ? 1 + 0x1p-11 : 1 - 0x1p-11);
+    codebook.set(last, d, beside);
+    for (int64_t i = 2; i < given.features.rows; i += 9) given.features.set(i, d, beside);
+    for (int64_t i = 3; i < given.features.rows; i += 3) {
+      const double member = codebook.at(i % (last / kClusters * kClusters), d);
+      given.features.set(i, d, member * (0.5 + 0x1p-12) + beside * (0.5 - 0x1p-12));
+    }
   }
   return given;
 }
