@@ -45,7 +45,7 @@ _PLACES: dict[str, list[tuple[str, ...]]] = {
         *(("cuda", "cuda", loop) for loop in _LOOPS),
     ],
     "codebook_update": [("cpu", "reference"), ("cpu", "cpp"), ("cuda", "reference"), ("cuda", "cuda")],
-    "codeword_distribution": [("cpu", "reference"), ("cuda", "reference")],
+    "codeword_distribution": [("cpu", "reference"), ("cpu", "cpp"), ("cuda", "reference")],
     "commitment_loss": [("cpu", "reference"), ("cpu", "cpp"), ("cuda", "reference"), ("cuda", "cuda")],
     "cross_info_nce": [("cpu", "reference"), ("cpu", "cpp"), ("cuda", "reference"), ("cuda", "triton")],
 }

@@ -1,5 +1,6 @@
 """codeword_distribution: hand-written values, an independent oracle, gradients, masks and extreme inputs."""
 
+from collections.abc import Callable
 from math import exp
 
 import numpy as np
@@ -224,6 +225,40 @@ def test_autocast_changes_nothing(place: Place) -> None:
     for tensor, truth in zip(found, expected, strict=True):
         assert tensor.dtype == torch.float32
         assert_close(tensor, truth, EXACT)
+
+
+@places("codeword_distribution")
+def test_a_fixed_codebook_gets_no_gradient(place: Place) -> None:
+    """The gradient in the features is the same with and without that in the codebook."""
+    features, codebook = normal(3, 4, 5).to(place.device).requires_grad_(), normal(6, 5, seed=1).to(place.device)
+    results = []
+    for codewords in (codebook, codebook.clone().requires_grad_()):
+        found = codeword_distribution(features, codewords, backend=place.backend)
+        found.square().sum().backward()
+        results.append(features.grad)
+        features.grad = None
+    assert_close(results[0], results[1], EXACT)
+    assert codebook.grad is None
+    inputs = torch.ones_like(found), features.detach(), codebook, None, 1.0
+    suffix = "_reference" if place.backend == "reference" else ""
+    operator = getattr(torch.ops.unicode_fast, "codeword_distribution_backward" + suffix)
+    assert [operator(*inputs, asked)[1].shape for asked in (True, False)] == [(6, 5), (0, 5)]
+
+
+@places("codeword_distribution")
+@pytest.mark.parametrize("threads", [1, 2])
+def test_chunks_of_clips(threads: int, place: Place, set_threads: Callable[[int], None]) -> None:
+    """More assignments than are in memory at a time, by products that another library may compute."""
+    set_threads(threads)
+    features, codebook, gradient = normal(90, 11, 128), normal(700, 128, seed=1), normal(90, 700, seed=2)
+    valid = torch.rand(90, 11, generator=generator()) < 0.7
+    leaves = features.to(place.device).requires_grad_(), codebook.to(place.device).requires_grad_()
+    found = codeword_distribution(*leaves, valid=valid.to(place.device), temperature=0.7, backend=place.backend)
+    truth = codeword_distribution_reference(features.double(), codebook.double(), valid, 0.7)
+    assert_close(found, truth, tolerances.codeword_distribution(128, torch.float32))
+    gradients = torch.autograd.grad(found, leaves, gradient.to(place.device))
+    truths = codeword_distribution_backward_reference(gradient, features.double(), codebook.double(), valid, 0.7)
+    assert_all_close(gradients, truths, tolerances.codeword_distribution_gradient(128, torch.float32))
 
 
 @places("codeword_distribution")

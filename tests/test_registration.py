@@ -192,11 +192,15 @@ SAMPLES: dict[str, tuple[str, Arguments]] = {
     "distribution without mask": ("codeword_distribution", lambda d: without_mask(distribution_arguments(d))),
     "distribution backward": (
         "codeword_distribution_backward",
-        lambda d: (normal(3, 6, seed=2).to(d), *distribution_arguments(d)),
+        lambda d: (normal(3, 6, seed=2).to(d), *distribution_arguments(d), True),
+    ),
+    "distribution backward of features": (
+        "codeword_distribution_backward",
+        lambda d: (normal(3, 6, seed=2).to(d), *distribution_arguments(d), False),
     ),
     "distribution backward, permuted": (
         "codeword_distribution_backward",
-        lambda d: (normal(3, 6, seed=2).to(d), *permuted(distribution_arguments(d))),
+        lambda d: (normal(3, 6, seed=2).to(d), *permuted(distribution_arguments(d)), True),
     ),
     "commitment": ("commitment_loss", commitment_arguments),
     "commitment with gradient": ("commitment_loss", lambda d: with_gradient(commitment_arguments(d), 0)),

@@ -28,7 +28,7 @@ BACKENDS: tuple[str, ...] = get_args(Backend)
 IMPLEMENTATIONS: dict[str, tuple[Backend, ...]] = {
     "nearest_codeword": ("cuda", "cpp", "reference"),
     "codebook_update": ("cuda", "cpp", "reference"),
-    "codeword_distribution": ("reference",),
+    "codeword_distribution": ("cpp", "reference"),
     "commitment_loss": ("cuda", "cpp", "reference"),
     "cross_info_nce": ("triton", "cpp", "reference"),
 }

@@ -192,6 +192,23 @@ struct SoftmaxLoops {
   void (*slopes)(T* scores, int64_t number, T largest, T factor, const T* column_largest, const T* column_factor);
 };
 
+// Below this squared distance the slope of the square root counts as 0; at distance 0 it would be infinite.
+constexpr double kSmallestSquaredDistance = 1e-12;
+
+// Loops of codeword_distribution over one position. Numbers may be infinite or NaN.
+template <typename T>
+struct DistributionLoops {
+  // row - middle; returns its squared norm.
+  T (*centre)(const T* row, const T* middle, int64_t width, T* centred);
+  // Products with the codewords become distances, from the squared norms of the codewords and of the position.
+  void (*distances)(T* products, int64_t codewords, const T* norms, T norm);
+  // Adds weight * softmax(scores * factor) to `sums`. The scores are overwritten.
+  void (*mix)(T* scores, int64_t number, T factor, T weight, T* sums);
+  // Distances become minus the slopes in half their squares, for a gradient in the weighted probabilities; returns
+  // their sum. The factor is that of the distances in the softmax.
+  T (*slopes)(T* distances, int64_t codewords, T factor, T weight, const T* gradient, T* scratch);
+};
+
 // Queries, keys and values of one clip, (length, 3, heads, width), and what scales and masks their products.
 struct Attention {
   const float* vectors;
@@ -284,6 +301,8 @@ struct Kernels {
   double (*commit_double)(const Commitment<double>& batch, int64_t first, int64_t last, double* direction);
   SoftmaxLoops<float> softmax_float;
   SoftmaxLoops<double> softmax_double;
+  DistributionLoops<float> distribution_float;
+  DistributionLoops<double> distribution_double;
   // One head of the attention in a clip. `probabilities` is (heads, length, length), `mixed` (length, heads, width).
   void (*attend)(const Attention& clip, int64_t head, float* probabilities, float* mixed, float* scratch);
   // The gradient in the clip's vectors, from that in `mixed`.

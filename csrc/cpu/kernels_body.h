@@ -201,6 +201,7 @@ UNICODE_FAST_TARGET void add_double(const RowSums<double>& batch, int64_t first,
 #include "adam_body.h"
 #include "attention_body.h"
 #include "club_body.h"
+#include "distribution_body.h"
 #include "elementwise_body.h"
 #include "norm_body.h"
 #include "random_body.h"
@@ -220,6 +221,8 @@ constexpr Kernels table(const char* name) {
           commit_double,
           {softmax<float>, add_to_columns<float>, slopes<float>},
           {softmax<double>, add_to_columns<double>, slopes<double>},
+          {centre<float>, distances_of<float>, mix<float>, distance_slopes<float>},
+          {centre<double>, distances_of<double>, mix<double>, distance_slopes<double>},
           attend,
           attend_backward,
           dense,

@@ -48,7 +48,7 @@ def codeword_distribution(
 
     Memory:
         The reference holds a few times max(2^22, T M) assignments, for any B, and a copy of the features of as many
-        positions.
+        positions. On a CPU the C++ form holds max(2^19, T M) of them.
 
     Source:
         Liu et al., ACL 2022; Xia et al., NeurIPS 2023, the code matching loss.
@@ -71,7 +71,9 @@ def _check(features: Any, codebook: Any, valid: Any, temperature: Any) -> None:
         _checks.check_like("valid", valid, features.shape[:2], "(B, T) of features", features, "features")
 
 
-def _check_backward(gradient: Any, features: Any, codebook: Any, valid: Any, temperature: Any) -> None:
+def _check_backward(
+    gradient: Any, features: Any, codebook: Any, valid: Any, temperature: Any, in_codebook: Any
+) -> None:
     _check(features, codebook, valid, temperature)
     _checks.check_tensor("gradient", gradient, _checks.FEATURE_DTYPES)
     _checks.check_like("gradient", gradient, (features.shape[0], codebook.shape[0]), "(B, M)", features, "features")
@@ -82,9 +84,15 @@ def _fake(features: Tensor, codebook: Tensor, valid: Tensor | None, temperature:
 
 
 def _fake_backward(
-    gradient: Tensor, features: Tensor, codebook: Tensor, valid: Tensor | None, temperature: float
+    gradient: Tensor,
+    features: Tensor,
+    codebook: Tensor,
+    valid: Tensor | None,
+    temperature: float,
+    in_codebook: bool,
 ) -> tuple[Tensor, Tensor]:
-    return features.new_empty(features.shape), codebook.new_empty(codebook.shape)
+    shape = codebook.shape if in_codebook else (0, codebook.shape[1])
+    return features.new_empty(features.shape), codebook.new_empty(shape)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -94,8 +102,9 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _backward(ctx: Any, operator: OpOverload, gradient: Tensor) -> tuple[Tensor | None, ...]:
     features, codebook, valid = ctx.saved_tensors
-    in_features, in_codebook = operator(gradient, features, codebook, valid, ctx.temperature)
-    return in_features, in_codebook, None, None
+    needed = ctx.needs_input_grad[1]
+    in_features, in_codebook = operator(gradient, features, codebook, valid, ctx.temperature, needed)
+    return in_features, in_codebook if needed else None, None, None
 
 
 _library.declare(
@@ -107,7 +116,8 @@ _library.declare(
 )
 _library.declare(
     "codeword_distribution_backward",
-    "(Tensor gradient, Tensor features, Tensor codebook, Tensor? valid, float temperature) -> (Tensor, Tensor)",
+    "(Tensor gradient, Tensor features, Tensor codebook, Tensor? valid, float temperature, bool in_codebook) -> "
+    "(Tensor, Tensor)",
     _check_backward,
     codeword_distribution_backward_reference,
     _fake_backward,

@@ -48,7 +48,12 @@ def codeword_distribution_reference(
 
 
 def codeword_distribution_backward_reference(
-    gradient: Tensor, features: Tensor, codebook: Tensor, valid: Tensor | None, temperature: float
+    gradient: Tensor,
+    features: Tensor,
+    codebook: Tensor,
+    valid: Tensor | None,
+    temperature: float,
+    in_codebook: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """Gradients of `codeword_distribution_reference` in both of its inputs.
 
@@ -64,9 +69,10 @@ def codeword_distribution_backward_reference(
         codebook: (M, D), as in the forward pass.
         valid: (B, T) bool or None, as in the forward pass.
         temperature: as in the forward pass.
+        in_codebook: whether to compute the second gradient.
 
     Returns:
-        Gradients in the shapes and dtypes of `features` and `codebook`.
+        Gradients in the shapes and dtypes of `features` and `codebook`; without `in_codebook` the second is (0, D).
 
     Memory:
         A few times max(2^22, T M) assignments, for any B, and a copy of the features of as many positions.
@@ -74,7 +80,7 @@ def codeword_distribution_backward_reference(
     share = _share_of_position(features, codebook, valid)  # (B, T)
     # Contiguous like the fakes of the operator's results, whatever the strides of the inputs.
     in_features = features.new_zeros(features.shape)
-    in_codewords = share.new_zeros(codebook.shape)
+    in_codewords = share.new_zeros(codebook.shape if in_codebook else (0, codebook.shape[1]))
     for block in _blocks(features, codebook):
         rows, codewords = _centred(features[block], codebook, share[block])
         squared = _squared_distance(rows, codewords)  # (block, T, M)
@@ -85,8 +91,9 @@ def codeword_distribution_backward_reference(
         slope.mul_(arriving - mean).mul_(share[block, :, None] / (-2 * temperature)).div_(distance)
         slope.masked_fill_(squared <= SMALLEST_SQUARED_DISTANCE, 0)
         in_features[block] = 2 * torch.addcmul(-(slope @ codewords), rows, slope.sum(dim=2, keepdim=True))
-        slope, rows = slope.flatten(0, 1), rows.flatten(0, 1)
-        in_codewords += 2 * (codewords * slope.sum(dim=0)[:, None] - slope.T @ rows)
+        if in_codebook:
+            slope, rows = slope.flatten(0, 1), rows.flatten(0, 1)
+            in_codewords += 2 * (codewords * slope.sum(dim=0)[:, None] - slope.T @ rows)
     return in_features, in_codewords.to(codebook.dtype)
 
 
