@@ -125,6 +125,26 @@ ADAM = Tolerance(64 * UNIT_ROUNDOFF[torch.float32], 64 * UNIT_ROUNDOFF[torch.flo
 
 # Of CLUB's gradients, beside the reference's own error, which may happen to be smaller than a rounding.
 CLUB = Tolerance(8 * UNIT_ROUNDOFF[torch.float32], 8 * UNIT_ROUNDOFF[torch.float32])
+def assignment(largest_score: float, truth: torch.Tensor) -> Tolerance:
+    """Of a term of the assignment loss, or its gradient, in float32 from scores up to `largest_score`.
+
+    The softmax turns the rounding of a score into a relative error of a probability. Terms of sums cancel, so the error
+    is one of the largest number.
+    """
+    largest = truth.abs().max().item() if truth.numel() else 0.0
+    return Tolerance(0.0, 16 * UNIT_ROUNDOFF[torch.float32] * max(1.0, largest_score) * max(1.0, largest))
+
+
+def balanced_assignment(largest_score: float, rounds: int) -> Tolerance:
+    """Of probabilities in float32 from scores, times their sharpness, up to `largest_score`.
+
+    Each round rounds a logit some times and adds up columns, 64 numbers of one in float32. Scaling columns and rows
+    enlarges no error of a logit. An error of a logit is a relative one of its exponential. Those below normal numbers
+    are 0.
+    """
+    error = (rounds + 1) * UNIT_ROUNDOFF[torch.float32] * (4 * largest_score + 64)
+    return Tolerance(error, 2 * torch.finfo(torch.float32).smallest_normal)
+
 
 # torch.autograd.gradcheck in float64 with its default difference of 1e-6. Central differences of functions of order one
 # err by about 1e-12 from its square and by 2^-53 / 1e-6 = 1e-10 from rounding; with slack for curvature.

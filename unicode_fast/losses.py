@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from unicode_fast.modules import host
+from unicode_fast.modules.linear import linear
 
 # Inside the logarithm and in the denominator of the released code matching loss.
 OFFICIAL_LOG_OFFSET = 1e-10
@@ -152,8 +153,25 @@ def assignment_scores(semantic: Tensor, codebook: Tensor) -> Tensor:
         That of the inputs, under autocast too.
     """
     with torch.autocast(semantic.device.type, enabled=False):
-        squared = semantic.square().sum(-1, keepdim=True) - 2 * semantic @ codebook.T + codebook.square().sum(-1)
-        return squared / (-ASSIGNMENT_TEMPERATURE * semantic.shape[-1])
+        factor = -1 / (ASSIGNMENT_TEMPERATURE * semantic.shape[-1])
+        products = linear(semantic, codebook * (-2 * factor), codebook.square().sum(-1) * factor)
+        return products + semantic.square().sum(-1, keepdim=True) * factor
+
+
+def soft_cross_entropy(scores: Tensor, target: Tensor) -> Tensor:
+    """Cross-entropy of a distribution over codewords and the softmax of scores.
+
+    Args:
+        scores: logits, (..., M).
+        target: (..., M), without gradient.
+
+    Returns:
+        (...), nats.
+    """
+    if host.has_operators(scores):
+        found = torch.ops.unicode_fast_layers.soft_cross_entropy(scores.flatten(0, -2), target.flatten(0, -2))
+        return found.view(scores.shape[:-1])
+    return -(target * scores.log_softmax(-1)).sum(-1)
 
 
 @torch.no_grad()
@@ -181,6 +199,9 @@ def balanced_assignment(
     Source:
         Asano, Rupprecht and Vedaldi, ICLR 2020; Caron et al., "SwAV", NeurIPS 2020.
     """
+    if host.has_operators(scores):
+        given = (None if each is None else each.to(scores.dtype) for each in (weights, totals))
+        return torch.ops.unicode_fast_layers.balanced_assignment(scores, *given, sharpness, rounds)
     logits = scores * sharpness
     log_totals = 0 if totals is None else totals.clamp(min=1e-6).log()
     for _ in range(rounds):
@@ -205,6 +226,8 @@ def presence(used: Tensor, scores: Tensor, mask: Tensor | None = None) -> Tensor
     Source:
         The noisy-or of multiple-instance learning, Maron and Lozano-Perez, NeurIPS 1997.
     """
+    if host.has_operators(scores):
+        return torch.ops.unicode_fast_layers.presence(used.detach(), scores, mask).mean()
     # The clamp keeps the slope of the logarithm finite.
     missing = torch.log1p(-scores.softmax(-1).clamp(max=1 - 1e-4))
     if mask is not None:

@@ -47,12 +47,6 @@ UNICODE_FAST_TARGET inline void transpose_rows(const float* from, int64_t stride
     for (int64_t j = 0; j < columns; ++j) to[j * padded(rows) + i] = from[i * stride + j] * factor;
 }
 
-UNICODE_FAST_TARGET inline float sum_of_lanes(const Floats& values) {
-  float sum = 0;
-  for (int lane = 0; lane < kLanes; ++lane) sum += values[lane];
-  return sum;
-}
-
 // Scores of one query become probabilities; those of keys that are not valid, and of padding, 0.
 UNICODE_FAST_TARGET inline void normalise(float* scores, const uint8_t* valid, int64_t length, int64_t columns) {
   constexpr float kLeast = -std::numeric_limits<float>::infinity();
@@ -71,7 +65,7 @@ UNICODE_FAST_TARGET inline void normalise(float* scores, const uint8_t* valid, i
     sums += x;
     std::memcpy(scores + j, &x, sizeof(x));
   }
-  const float sum = sum_of_lanes(sums), inverse = sum == 0 ? 0 : 1 / sum;
+  const float sum = sum_of_lanes<float>(sums), inverse = sum == 0 ? 0 : 1 / sum;
   for (int64_t j = 0; j < columns; j += kLanes) {
     const Floats x = load<Floats>(scores + j) * inverse;
     std::memcpy(scores + j, &x, sizeof(x));

@@ -1,13 +1,6 @@
 // The loops of codeword_distribution. kernels_body.h includes this file once for each instruction set.
 
 template <typename T>
-UNICODE_FAST_TARGET inline T sum_of_numbers(const Values<T>& values) {
-  T sum = 0;
-  for (int64_t lane = 0; lane < kNumbers<T>; ++lane) sum += values[lane];
-  return sum;
-}
-
-template <typename T>
 UNICODE_FAST_TARGET T centre(const T* row, const T* middle, int64_t width, T* centred) {
   Values<T> squares = {};
   for (int64_t d = 0; d < width; d += kNumbers<T>) {
@@ -15,7 +8,7 @@ UNICODE_FAST_TARGET T centre(const T* row, const T* middle, int64_t width, T* ce
     squares += x * x;
     store_some<T>(centred + d, x, width - d);
   }
-  return sum_of_numbers<T>(squares);
+  return sum_of_lanes<T>(squares);
 }
 
 // The square root of numbers that are normal, infinite or NaN, but not below 0. Newton's steps for its inverse start
@@ -45,31 +38,9 @@ UNICODE_FAST_TARGET void distances_of(T* products, int64_t codewords, const T* n
   }
 }
 
-// Scores become exp(score * factor), at most 1; returns the inverse of their sum.
-template <typename T>
-UNICODE_FAST_TARGET inline T exponentials(const T* scores, int64_t number, T factor, T* to) {
-  constexpr T kLeast = -std::numeric_limits<T>::infinity();
-  const T filler = factor < 0 ? -kLeast : kLeast;
-  Values<T> most = Values<T>{} + kLeast, sums = {};
-  for (int64_t j = 0; j < number; j += kNumbers<T>) {
-    Values<T> x = load_some(scores + j, number - j, filler);
-    x = factor < 0 ? -x : x;
-    most = x > most ? x : most;
-  }
-  T largest = most[0];
-  for (int64_t lane = 1; lane < kNumbers<T>; ++lane) largest = std::max<T>(largest, most[lane]);
-  const T best = factor < 0 ? -largest : largest;
-  for (int64_t j = 0; j < number; j += kNumbers<T>) {
-    const Values<T> x = exponential<T>((load_some(scores + j, number - j, filler) - best) * factor);
-    sums += x;
-    store_some<T>(to + j, x, number - j);
-  }
-  return 1 / sum_of_numbers<T>(sums);
-}
-
 template <typename T>
 UNICODE_FAST_TARGET void mix(T* scores, int64_t number, T factor, T weight, T* sums) {
-  const T share = weight * exponentials(scores, number, factor, scores);
+  const T share = weight / exponentials(scores, number, factor, scores).sum;
   for (int64_t j = 0; j < number; j += kNumbers<T>) {
     const Values<T> x = load_some(scores + j, number - j, T{0});
     store_some<T>(sums + j, load_some(sums + j, number - j, T{0}) + share * x, number - j);
@@ -79,11 +50,11 @@ UNICODE_FAST_TARGET void mix(T* scores, int64_t number, T factor, T weight, T* s
 template <typename T>
 UNICODE_FAST_TARGET T distance_slopes(T* distances, int64_t codewords, T factor, T weight, const T* gradient,
                                       T* scratch) {
-  const T inverse = exponentials(distances, codewords, factor, scratch);
+  const T inverse = 1 / exponentials(distances, codewords, factor, scratch).sum;
   Values<T> sums = {};
   for (int64_t j = 0; j < codewords; j += kNumbers<T>)
     sums += load_some(scratch + j, codewords - j, T{0}) * load_some(gradient + j, codewords - j, T{0});
-  const T mean = sum_of_numbers<T>(sums) * inverse, share = -weight * factor * inverse;
+  const T mean = sum_of_lanes<T>(sums) * inverse, share = -weight * factor * inverse;
   // At the smallest distance the slope counts as 0.
   const T least = root<T>(Values<T>{} + static_cast<T>(kSmallestSquaredDistance))[0];
   sums = Values<T>{};
@@ -95,5 +66,5 @@ UNICODE_FAST_TARGET T distance_slopes(T* distances, int64_t codewords, T factor,
     sums += slope;
     store_some<T>(distances + j, slope, codewords - j);
   }
-  return sum_of_numbers<T>(sums);
+  return sum_of_lanes<T>(sums);
 }

@@ -209,6 +209,10 @@ struct DistributionLoops {
   T (*slopes)(T* distances, int64_t codewords, T factor, T weight, const T* gradient, T* scratch);
 };
 
+// Bounds of the loss for codewords to occur: a position has a codeword at most with this probability, and a logarithm
+// is that of a number above this one.
+constexpr float kMostPresent = 1 - 1e-4, kLeastPresent = 1e-6;
+
 // Queries, keys and values of one clip, (length, 3, heads, width), and what scales and masks their products.
 struct Attention {
   const float* vectors;
@@ -318,6 +322,18 @@ struct Kernels {
   void (*club_likelihood)(const ClubRows& batch);
   // Gradients of the CLUB estimate; returns its sum over rows.
   double (*club_estimate)(const ClubRows& batch, const ClubMoments& moments);
+  // Rows of logits, factor * from + shifts, become logits whose exponentials add up to 1, or at last these. Each row's
+  // exponentials, times its weight, are added to `sums`. The scratch memory has a number for each column.
+  void (*balance_rows)(const float* from, float factor, const float* shifts, const float* weights, int64_t rows,
+                       int64_t columns, bool last, float* to, float* sums, float* scratch);
+  // -sum target * log softmax(scores) of a row, and its softmax; then the gradient in the scores from that in the loss.
+  float (*cross_entropy)(const float* scores, const float* target, int64_t number, float* softmax);
+  void (*cross_entropy_slopes)(const float* softmax, const float* target, int64_t number, float gradient, float* to);
+  // The softmax of a position's scores. It is added to the probabilities that the clip has each codeword, and those
+  // that it has not are multiplied by the rest.
+  void (*hold)(const float* scores, int64_t number, float* softmax, float* held, float* missing);
+  // The gradient in the scores of a position. That in the probability p of a codeword is -gradient / (1 - p).
+  void (*presence_slopes)(const float* softmax, const float* gradient, int64_t number, float* to);
   // The generator MT19937: the next state of 624 numbers, and the numbers it gives.
   void (*twist)(uint32_t* state);
   void (*temper)(const uint32_t* state, int64_t count, uint32_t* numbers);

@@ -199,6 +199,7 @@ UNICODE_FAST_TARGET void add_double(const RowSums<double>& batch, int64_t first,
 }
 
 #include "adam_body.h"
+#include "assignment_body.h"
 #include "attention_body.h"
 #include "club_body.h"
 #include "distribution_body.h"
@@ -230,6 +231,11 @@ constexpr Kernels table(const char* name) {
           dense_inputs,
           club_likelihood,
           club_estimate,
+          balance_rows,
+          cross_entropy,
+          cross_entropy_slopes,
+          hold,
+          presence_slopes,
           twist,
           temper,
           draw_factors,

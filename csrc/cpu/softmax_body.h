@@ -1,4 +1,5 @@
-// The loops of cross_info_nce over scores. kernels_body.h includes this file once for each instruction set.
+// Exponentials, and the loops of cross_info_nce over scores. kernels_body.h includes this file once for each
+// instruction set.
 
 // A register of numbers, and what their exponential needs: bits of the mantissa; 1.5 times the first number without a
 // fraction; a number whose exponential is normal; log 2 as a sum, whose first part has so few bits that its product
@@ -48,6 +49,13 @@ UNICODE_FAST_TARGET inline void store_some(T* to, const Values<T>& values, int64
   } else {
     std::memcpy(to, &values, count * sizeof(T));
   }
+}
+
+template <typename T>
+UNICODE_FAST_TARGET inline T sum_of_lanes(const Values<T>& values) {
+  T sum = 0;
+  for (int64_t lane = 0; lane < kNumbers<T>; ++lane) sum += values[lane];
+  return sum;
 }
 
 // exp(x) for x that is not far above 0; 0 where that is no normal number; NaN for NaN.
@@ -132,4 +140,30 @@ UNICODE_FAST_TARGET void slopes(T* scores, int64_t number, T largest, T factor, 
     }
     store_some<T>(scores + j, slope, count);
   }
+}
+
+template <typename T>
+struct Exponentials {
+  T best, sum;
+};
+
+// exp((score - best) * factor), at most 1, of the scores; their best, the largest for a positive factor, and the sum.
+template <typename T>
+UNICODE_FAST_TARGET inline Exponentials<T> exponentials(const T* scores, int64_t number, T factor, T* to) {
+  constexpr T kLeast = -std::numeric_limits<T>::infinity();
+  const T sign = factor < 0 ? -1 : 1, filler = sign * kLeast;
+  Values<T> most = Values<T>{} + kLeast, sums = {};
+  for (int64_t j = 0; j < number; j += kNumbers<T>) {
+    const Values<T> x = sign * load_some(scores + j, number - j, filler);
+    most = x > most ? x : most;
+  }
+  T largest = most[0];
+  for (int64_t lane = 1; lane < kNumbers<T>; ++lane) largest = std::max<T>(largest, most[lane]);
+  const T best = sign * largest;
+  for (int64_t j = 0; j < number; j += kNumbers<T>) {
+    const Values<T> x = exponential<T>((load_some(scores + j, number - j, filler) - best) * factor);
+    sums += x;
+    store_some<T>(to + j, x, number - j);
+  }
+  return {best, sum_of_lanes<T>(sums)};
 }

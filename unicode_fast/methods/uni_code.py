@@ -209,8 +209,8 @@ class UniCodeMethod(Method):
             target = losses.balanced_assignment(logits.flatten(0, 1), found.weight.flatten(), totals=totals)
             counted = found.weight.unsqueeze(-1) * scores[name].softmax(-1)
             means = counted.sum(1) / found.weight.sum(1, keepdim=True).clamp(min=1e-3)  # (B, M), of grounded words
-        agreement = (target.view_as(logits) * scores[name].log_softmax(-1)).sum(-1)
-        meant = -(found.weight * agreement).sum(1).mean()
+        errors = losses.soft_cross_entropy(scores[name], target.view_as(logits))
+        meant = (found.weight * errors).sum(1).mean()
         held = torch.stack([losses.presence(means, scores[other], masks[other]) for other in self._timed()]).sum()
         return losses.masked_mean(found.surprise, masks[name]), meant + held
 
@@ -219,7 +219,7 @@ class UniCodeMethod(Method):
         mean = torch.stack([one.detach() for one in scores.values()]).mean(0)  # (B, T, M)
         target = losses.balanced_assignment(mean.flatten(0, 1), None if valid is None else valid.flatten())
         for name, one in scores.items():
-            error = losses.masked_mean(-(target.view_as(mean) * one.log_softmax(-1)).sum(-1), valid)
+            error = losses.masked_mean(losses.soft_cross_entropy(one, target.view_as(mean)), valid)
             terms[f"assignment.{name}"] = self.config.method.assignment_weight * error
 
     def _of_equal_length(self, output: ModelOutput, names: Sequence[str]) -> list[list[str]]:

@@ -1,4 +1,4 @@
-"""What the host may do with a tensor: read its values to choose what to compute, call the package's C++ layers."""
+"""What may run on the host: reading a value of a tensor, and the internal operators for CPUs."""
 
 from __future__ import annotations
 
