@@ -176,6 +176,17 @@ def test_scales(scale: float, place: Place) -> None:
 
 
 @places("codeword_distribution")
+def test_squares_near_the_largest_number(place: Place) -> None:
+    features = torch.tensor([[[1.5e19]]], device=place.device)
+    codebook = torch.tensor([[-1e18], [1e18]], device=place.device)
+    found = codeword_distribution(features, codebook, temperature=1e18, backend=place.backend)
+    near = 1 / (1 + exp(-2))
+    # The distances are 16 and 14 temperatures.
+    error = 16 * tolerances.codeword_distribution(1, torch.float32).relative
+    assert_close(found, np.array([[1 - near, near]]), tolerances.Tolerance(error))
+
+
+@places("codeword_distribution")
 def test_features_on_codewords(place: Place) -> None:
     """At distance 0 the square root's slope is infinite; the gradient of that distance counts as 0."""
     codebook = (normal(4, 6).round() / 4).to(place.device).requires_grad_()

@@ -169,8 +169,8 @@ def soft_cross_entropy(scores: Tensor, target: Tensor) -> Tensor:
         (...), nats.
     """
     if host.has_operators(scores):
-        found = torch.ops.unicode_fast_layers.soft_cross_entropy(scores.flatten(0, -2), target.flatten(0, -2))
-        return found.view(scores.shape[:-1])
+        rows = scores.flatten(0, -2), target.to(scores.dtype).flatten(0, -2)
+        return torch.ops.unicode_fast_layers.soft_cross_entropy(*rows).view(scores.shape[:-1])
     return -(target * scores.log_softmax(-1)).sum(-1)
 
 
@@ -227,7 +227,7 @@ def presence(used: Tensor, scores: Tensor, mask: Tensor | None = None) -> Tensor
         The noisy-or of multiple-instance learning, Maron and Lozano-Perez, NeurIPS 1997.
     """
     if host.has_operators(scores):
-        return torch.ops.unicode_fast_layers.presence(used.detach(), scores, mask).mean()
+        return torch.ops.unicode_fast_layers.presence(used.detach().to(scores.dtype), scores, mask).mean()
     # The clamp keeps the slope of the logarithm finite.
     missing = torch.log1p(-scores.softmax(-1).clamp(max=1 - 1e-4))
     if mask is not None:

@@ -15,14 +15,13 @@ UNICODE_FAST_TARGET T centre(const T* row, const T* middle, int64_t width, T* ce
 // from half the exponent; the last step is one of the root itself.
 template <typename T>
 UNICODE_FAST_TARGET inline Values<T> root(const Values<T>& x) {
-  constexpr bool kSingle = std::is_same_v<T, float>;
   typename Register<T>::Bits bits;
   std::memcpy(&bits, &x, sizeof(bits));
-  bits = (kSingle ? 0x5f375a86 : 0x5fe6eb50c7b537a9) - (bits >> 1);
+  bits = Register<T>::kRoot - (bits >> 1);
   Values<T> inverse;
   std::memcpy(&inverse, &bits, sizeof(inverse));
-  for (int step = 0; step < (kSingle ? 2 : 3); ++step)
-    inverse *= static_cast<T>(1.5) - x * static_cast<T>(0.5) * (inverse * inverse);
+  for (int step = 0; step < (std::is_same_v<T, float> ? 2 : 3); ++step)
+    inverse *= static_cast<T>(1.5) - x * static_cast<T>(0.5) * inverse * inverse;
   Values<T> result = x * inverse;
   result += inverse * static_cast<T>(0.5) * (x - result * result);
   return x <= std::numeric_limits<T>::max() ? result : x;

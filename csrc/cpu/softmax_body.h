@@ -3,7 +3,8 @@
 
 // A register of numbers, and what their exponential needs: bits of the mantissa; 1.5 times the first number without a
 // fraction; a number whose exponential is normal; log 2 as a sum, whose first part has so few bits that its product
-// with an exponent is exact; the series of exp from its last term above the unit roundoff on.
+// with an exponent is exact; the series of exp from its last term above the unit roundoff on. Half a number's bits,
+// taken from kRoot, are those of the inverse of its square root to some percent.
 template <typename T>
 struct Register;
 
@@ -12,6 +13,7 @@ struct Register<float> {
   using Values = Floats;
   using Bits = uint32_t __attribute__((vector_size(4 * kLanes)));
   static constexpr int kMantissa = 23;
+  static constexpr uint32_t kRoot = 0x5f375a86;
   static constexpr float kRound = 0x1.8p23f, kLowest = -87, kHigh = 0x1.63p-1f, kLow = -2.12194440e-4f;
   static constexpr float kSeries[] = {1 / 5040.f, 1 / 720.f, 1 / 120.f, 1 / 24.f, 1 / 6.f, 1 / 2.f, 1, 1};
 };
@@ -21,6 +23,7 @@ struct Register<double> {
   using Values = double __attribute__((vector_size(4 * kLanes)));
   using Bits = uint64_t __attribute__((vector_size(4 * kLanes)));
   static constexpr int kMantissa = 52;
+  static constexpr uint64_t kRoot = 0x5fe6eb50c7b537a9;
   static constexpr double kRound = 0x1.8p52, kLowest = -708, kHigh = 0x1.62e42feep-1, kLow = 1.90821492927058770002e-10;
   static constexpr double kSeries[] = {
       1 / 6227020800., 1 / 479001600., 1 / 39916800., 1 / 3628800., 1 / 362880., 1 / 40320., 1 / 5040.,
