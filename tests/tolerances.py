@@ -125,6 +125,8 @@ ADAM = Tolerance(64 * UNIT_ROUNDOFF[torch.float32], 64 * UNIT_ROUNDOFF[torch.flo
 
 # Of CLUB's gradients, beside the reference's own error, which may happen to be smaller than a rounding.
 CLUB = Tolerance(8 * UNIT_ROUNDOFF[torch.float32], 8 * UNIT_ROUNDOFF[torch.float32])
+
+
 def assignment(largest_score: float, truth: torch.Tensor) -> Tolerance:
     """Of a term of the assignment loss, or its gradient, in float32 from scores up to `largest_score`.
 

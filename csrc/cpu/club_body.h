@@ -140,7 +140,7 @@ UNICODE_FAST_TARGET double club_estimate(const ClubRows& batch, const ClubMoment
       add_to(moments.precisions + j, precision);
       add_to(moments.differences + j, from_centre * precision);
     }
-    total += sum_of_lanes(sum);
+    total += sum_of_lanes<float>(sum);
   }
   return total * batch.share;
 }

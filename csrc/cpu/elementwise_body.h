@@ -24,7 +24,7 @@ UNICODE_FAST_TARGET float squared_distance(const float* first, const float* seco
     const Floats error = load_some(first + n, count - n, 0.f) - load_some(second + n, count - n, 0.f);
     sums += error * error;
   }
-  return sum_of_lanes(sums);
+  return sum_of_lanes<float>(sums);
 }
 
 UNICODE_FAST_TARGET void scaled_difference(const float* first, const float* second, float factor, int64_t count,

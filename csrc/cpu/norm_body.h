@@ -11,12 +11,12 @@ UNICODE_FAST_TARGET void add_norm(const AddNorm& layer, const float* first, cons
     store_some<float>(normal + d, sum, width - d);
     sums += sum;
   }
-  const float mean = sum_of_lanes(sums) / static_cast<float>(width);
+  const float mean = sum_of_lanes<float>(sums) / static_cast<float>(width);
   for (int64_t d = 0; d < width; d += kLanes) {
     const Floats centred = load_some(normal + d, width - d, mean) - mean;
     squares += centred * centred;
   }
-  *scale = 1 / std::sqrt(sum_of_lanes(squares) / static_cast<float>(width) + layer.epsilon);
+  *scale = 1 / std::sqrt(sum_of_lanes<float>(squares) / static_cast<float>(width) + layer.epsilon);
   for (int64_t d = 0; d < width; d += kLanes) {
     const Floats own = (load_some(normal + d, width - d, 0.f) - mean) * *scale;
     store_some<float>(normal + d, own, width - d);
@@ -38,8 +38,8 @@ UNICODE_FAST_TARGET void add_norm_backward(const AddNorm& layer, const float* gr
     store_some<float>(in_weight + d, load_some(in_weight + d, width - d, 0.f) + given * own, width - d);
     store_some<float>(in_bias + d, load_some(in_bias + d, width - d, 0.f) + given, width - d);
   }
-  const float mean = sum_of_lanes(sums) / static_cast<float>(width);
-  const float product = sum_of_lanes(products) / static_cast<float>(width);
+  const float mean = sum_of_lanes<float>(sums) / static_cast<float>(width);
+  const float product = sum_of_lanes<float>(products) / static_cast<float>(width);
   for (int64_t d = 0; d < width; d += kLanes) {
     const Floats given = load_some(gradient + d, width - d, 0.f), own = load_some(normal + d, width - d, 0.f);
     const Floats in_normal = given * load_some(layer.weight + d, width - d, 0.f);
