@@ -33,7 +33,7 @@ def test_random_rows_have_few_candidates(name: str, place: Place) -> None:
 @searches_in_half_precision()
 def test_what_half_precision_cannot_serve_falls_back(place: Place) -> None:
     """Rows that hold NaN or are too far away, and rows with more candidates than a list has places."""
-    near = normal(1, 40).expand(9, 40) + 1e-3 * torch.eye(9, 40)
+    near = normal(1, 40).expand(9, 40) + 1e-2 * torch.eye(9, 40)
     codebook = torch.cat([near, normal(60, 40, seed=1)]).to(place.device)
     features = torch.cat([codebook[:1], codebook[9:10], codebook[:1] * torch.nan, codebook[:1] * 1e30])
     compared = torch.ops.unicode_fast.compared_codewords(features, codebook)
@@ -41,9 +41,10 @@ def test_what_half_precision_cannot_serve_falls_back(place: Place) -> None:
 
 
 @searches_in_half_precision()
-def test_a_cluster_has_one_candidate(place: Place) -> None:
+@pytest.mark.parametrize("spread", [1e-6, 1e-4])
+def test_a_cluster_has_one_candidate(spread: float, place: Place) -> None:
     """A codebook of 7 tight clusters: one codeword of a cluster takes part in the search, and its members decide."""
-    codebook = normal(7, 70, seed=1)[torch.arange(300) % 7] + 1e-6 * normal(300, 70, seed=2)
+    codebook = normal(7, 70, seed=1)[torch.arange(300) % 7] + spread * normal(300, 70, seed=2)
     features = torch.cat([normal(100, 70), codebook[::9]])
     codebook, features = codebook.to(place.device), features.to(place.device)
     compared = torch.ops.unicode_fast.compared_codewords(features, codebook)

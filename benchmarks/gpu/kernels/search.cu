@@ -161,6 +161,7 @@ void add_tiled(std::vector<Case>& cases, const Geometry& shape) {
   add(cases, shape, "a collapsed codebook", with_layouts(collapsed_search(shape, 131), {1, 1, 1}, {1, 1, 1}));
   add(cases, shape, "a collapsed codebook in float64", with_codebook(collapsed_search(shape, 40), kDouble));
   add(cases, shape, "clusters", clustered_search(shape, 150, 64));
+  add(cases, shape, "clusters, spread 2e-4", clustered_search(shape, 150, 64, kSingle, 2e-4));
   add(cases, shape, "clusters, float16", with_layouts(clustered_search(shape, 70, 131, kHalf), {1, 1, 1}, {1, 1, 1}));
   add(cases, shape, "clusters of large numbers", large_search(shape));
   add(cases, shape, "a codeword beside a cluster", beside_search(shape));

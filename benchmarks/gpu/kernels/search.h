@@ -47,7 +47,7 @@ Search nested_search(const Geometry& shape, int64_t width);
 // Rows with 2 to 9 near codewords at this distance or at twice that, in one section of a tile. The nearest one is the
 // first or the last of them. A row with more of them than a list holds is compared with all codewords, if the distance
 // is too large for a cluster.
-Search tied_search(const Geometry& shape, float distance = 0x1p-9f);
+Search tied_search(const Geometry& shape, float distance = 0x1p-6f);
 // Rows whose candidates come tile by tile, at chosen scores above the lowest, in units of the bound. On the way lists
 // are thinned, are emptied, or overflow.
 Search laddered_search(const Geometry& shape);

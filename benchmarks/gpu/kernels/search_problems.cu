@@ -132,7 +132,7 @@ Search repeated_search(int64_t rows, int64_t codewords) {
 
 Search collapsed_search(const Geometry& shape, int64_t width) {
   const int64_t rows = 150;
-  Search given = search_in_clusters(shape, kSingle, rows, width, 1e-4);
+  Search given = search_in_clusters(shape, kSingle, rows, width, 1.5e-3);
   for (int64_t i = 0; i < rows; i += 9) given.features.set(i, 0, kNaN);
   return given;
 }
@@ -160,12 +160,12 @@ Search large_search(const Geometry& shape) {
 }
 
 Search beside_search(const Geometry& shape) {
-  Search given = clustered_search(shape, 90, 40, kSingle, 8e-6);
+  Search given = clustered_search(shape, 90, 40, kSingle, 6.4e-5);
   given.random = false;
   Rows& codebook = given.codebook;
   const int64_t last = codebook.rows - 1;
   for (int64_t d = 0; d < codebook.columns; ++d) {
-    const double beside = codebook.at(0, d) * (d % 2 == 0 ? 1 + 0x1p-11 : 1 - 0x1p-11);
+    const double beside = codebook.at(0, d) * (d % 2 == 0 ? 1 + 0x1p-8 : 1 - 0x1p-8);
     codebook.set(last, d, beside);
     for (int64_t i = 2; i < given.features.rows; i += 9) given.features.set(i, d, beside);
     for (int64_t i = 3; i < given.features.rows; i += 3) {
@@ -221,20 +221,23 @@ Search laddered_search(const Geometry& shape) {
   const int sections = shape.columns / shape.section;
   Search given = settable_search(rows, codewords);
   const Rows bases = random_rows(kSingle, kLadderCount, kWidth, 3);
-  const Rows directions = random_rows(kDouble, kLadderCount, kWidth, 4);
+  // One for each rung: no codeword is near to another.
+  const Rows directions = random_rows(kDouble, kLongestLadder, kWidth, 5);
   const std::vector<int> order = quad_order(shape.section);
   double largest = 0;
   for (int64_t j = 0; j < codewords; ++j) largest = std::max(largest, square_of(given.codebook, j));
   for (int ladder = 0; ladder < kLadderCount; ++ladder) {
     // About twice the bound, as a squared distance: rounding to half precision takes kLost of a norm.
     constexpr double kLost = 0x1.bp-12;
-    const double unit = 4 * kLost * std::sqrt(square_of(bases, ladder) * largest) / square_of(directions, ladder);
-    int number = ladder / sections * kLongestLadder;
+    const double unit = 4 * kLost * std::sqrt(square_of(bases, ladder) * largest);
+    int number = ladder / sections * kLongestLadder, direction = 0;
     for (const Rung rung : kLadders[ladder].rungs) {
       const int64_t j = static_cast<int64_t>(rung.tile) * shape.columns + ladder % sections * shape.section +
                         order[number++ % shape.section];
+      const double distance = std::sqrt(rung.score * unit / square_of(directions, direction));
       for (int d = 0; d < kWidth; ++d)
-        given.codebook.set(j, d, bases.at(ladder, d) + std::sqrt(rung.score * unit) * directions.at(ladder, d));
+        given.codebook.set(j, d, bases.at(ladder, d) + distance * directions.at(direction, d));
+      ++direction;
     }
   }
   for (int64_t i = 0; i < rows; ++i) {

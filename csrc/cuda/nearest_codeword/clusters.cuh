@@ -9,7 +9,7 @@
 namespace unicode_fast::cuda {
 
 // Edge of a cell in units of the operands, and the largest distance from a representative, by the largest norm.
-constexpr double kCellEdge = 32, kNear = 0x1p-15;
+constexpr double kCellEdge = 32, kNear = 0x1p-10;
 // Of a codeword, without its entries.
 constexpr int64_t kClusterBytes = 20;
 
