@@ -153,15 +153,14 @@ def preparations_table() -> str:
 
 def clusters_table() -> str:
     """Cycles of the CUDA search among clusters."""
-    heads = ["D", "M", "clusters", "random codewords", "clusters: search", "candidates", "members", "ratio"]
+    heads = ["D", "M", "clusters", "spread", "random codewords", "clusters: search", "candidates", "members"]
+    heads += ["rows scored twice", "ratio"]
     lines = [f"| {' | '.join(heads)} |", f"|{' ---: |' * len(heads)}"]
-    tight = read("cluster-arithmetic.json")[0]["spread"]
     for row in read("cluster-arithmetic.json"):
-        kind = "" if row["spread"] == tight else ", wide"
         members = row["codewords"] // row["clusters"]
-        sizes = f"| {row['width']} | {row['codewords']} | {row['clusters']} of {members}{kind} |"
+        sizes = f"| {row['width']} | {row['codewords']} | {row['clusters']} of {members} | {row['spread']:g} |"
         cycles = " | ".join(f"{row[name]:.0f}" for name in ("random", "search", "finish", "members"))
-        lines.append(f"{sizes} {cycles} | {row['ratio']:.1f} |")
+        lines.append(f"{sizes} {cycles} | {100 * row['twice']:.1f} % | {row['ratio']:.1f} |")
     groups = next(f"{row['groups']:.1f}" for row in read("cluster-arithmetic.json") if row["codewords"] == 1024)
     note = f"Among 1024 random codewords of 64 columns a warp finds candidates in {groups} of eight groups of a tile."
     return "\n".join(lines) + f"\n\n{note}"

@@ -3,8 +3,8 @@
 It writes benchmarks/results/cluster-arithmetic.json, of which docs/performance.md has a table. `--check` compares with
 that file. The cycles of a row are the sum over phases; a phase takes as many as the largest of its instructions, bytes,
 products and conversions to float64. Waits and caches are not part of it. Instructions are those of
-instruction-counts.json. Candidates and open members are those of simulated rows. Clusters too wide for a representative
-are scored a second time.
+instruction-counts.json. Candidates and open members are those of simulated rows. Scored a second time are clusters too
+wide for a representative, and those that lie in several cells.
 """
 
 import argparse
@@ -40,14 +40,16 @@ BYTES, PRODUCTS = 0.9 * 4.8e12 / CLOCK / MULTIPROCESSORS, 0.8 * FLOPS
 # Of csrc/cuda/nearest_codeword. half_search.cuh: codewords of a tile, rows of a slot, columns of a group. Bytes of a
 # record with its bound, and of a result. members.cuh: keys, rows and members at once. nearest_codeword.cu: numbers from
 # which a split of the codebook has a persistent grid. candidates.h: candidates of a list. open_rows.cuh: rows and
-# codewords at once, and the warps that score them.
+# codewords at once, and the warps that score them. clusters.cuh: the edge of a cell.
 TILE, SLOT_ROWS, GROUP = 256, 8, 32
 RECORD, RESULT, KEYS, WARP_ROWS, MEMBERS = 36, 12, 2048, 16, 32
 PERSISTENT, LIST = 2**17, 6
 AGAIN_ROWS, AGAIN_CODEWORDS, AGAIN_WARPS = 64, 128, 8
+CELL_EDGE = 32
 CLUSTERS = (40, 8, 2)
-# Standard deviation of clusters that are too wide for a representative.
-WIDE = 1e-4
+# Standard deviations of clusters that are looser than those of the benchmark, and of those too wide for a
+# representative.
+LOOSE, WIDE = 1e-4, 1.5e-3
 
 
 class Candidates(NamedTuple):
@@ -107,13 +109,22 @@ def simulate(rows: np.ndarray, codewords: np.ndarray, radius: float) -> Candidat
     return Candidates(kept.mean(), beside.mean(), *np.mean(slots, axis=0), (kept > 1).mean(), between.mean())
 
 
-def open_members(rows: np.ndarray, centres: np.ndarray, members: int, random: Any) -> tuple[float, float]:
+def in_several_cells(centres: np.ndarray, members: int, spread: float, random: Any) -> float:
+    """Share of clusters that cross the edge of a cell, which lies anywhere along a column with the same chance."""
+    scale = 2.0 ** (7 - math.floor(math.log2(np.abs(centres - centres.mean(0)).max())))
+    ranges = np.ptp(spread * random.standard_normal((len(centres), members, centres.shape[1])), axis=1)
+    return float(1 - np.prod(1 - np.minimum(scale / CELL_EDGE * ranges, 1), axis=1).mean())
+
+
+def open_members(
+    rows: np.ndarray, centres: np.ndarray, members: int, spread: float, random: Any
+) -> tuple[float, float]:
     """By member_error of candidates.h: members that a row compares in float64, and tiles that hold one, by row."""
     width = rows.shape[1]
     nearest = ((centres**2).sum(1) - 2 * rows @ centres.T).argmin(1)
     growth, rounded, found, tiles = (width + 16) * 2.0**-22, 2.0**-11 + 2.0**-19, 0, []
     for row, centre in zip(rows, centres[nearest], strict=True):
-        apart = SPREAD * random.standard_normal((members, width))
+        apart = spread * random.standard_normal((members, width))
         apart = apart - apart[0]  # the first represents them
         y, squares = row - centre, (apart**2).sum(1)
         scores, far, largest = squares - 2 * apart @ y, np.linalg.norm(y), math.sqrt(squares.max())
@@ -172,12 +183,12 @@ def scored_again(width: int, codewords: int, candidates: float, exact: float) ->
     return cycles(instructions, 4 * width + RESULT, 2 * width * AGAIN_CODEWORDS * tiles, 2 * width * exact)
 
 
-def clustered(codewords: int, clusters: int, rows: np.ndarray, random: Any) -> dict[str, float]:
+def clustered(codewords: int, clusters: int, spread: float, rows: np.ndarray, random: Any) -> dict[str, float]:
     """Cycles of a row among tight clusters, by kernel, and the members that it compares in float64."""
     width, members = rows.shape[1], codewords // clusters
     centres = random.standard_normal((clusters, width))
-    found = simulate(rows, centres, SPREAD * math.sqrt(2 * width))
-    opened, tiles_with_open = open_members(rows[:FEW], centres, members, random)
+    found = simulate(rows, centres, spread * math.sqrt(2 * width))
+    opened, tiles_with_open = open_members(rows[:FEW], centres, members, spread, random)
     finish = (1 - found.rows) * COUNTS["finish, marked row"]
     finish += found.rows * COUNTS["finish, marked row with several candidates"]
     finish += found.beside_others * distance(width, "candidate, 32 columns")
@@ -195,26 +206,28 @@ def clustered(codewords: int, clusters: int, rows: np.ndarray, random: Any) -> d
     instructions = steps / 2 / 32 * COUNTS["two keys compared"] + group / share + opened * one_open
     products = scores * 2 * width * MEMBERS * tiles * WARP_ROWS / share
     # Differences of members, which other kernels write and this one reads from a cache, are the same for all rows.
-    again = found.between * scored_again(width, codewords, found.kept * members, found.kept * members)
+    twice = max(found.between, in_several_cells(centres, members, spread, random))
+    again = twice * scored_again(width, codewords, found.kept * members, found.kept * members)
     return {
         "search": search(width, codewords, found),
         "finish": cycles(finish, RECORD + found.beside_others * 4 * width, conversions=2 * width * found.beside_others),
         "members": cycles(instructions, 4 * width + RECORD + RESULT, products, 2 * width * opened) + again,
         "open": opened,
+        "twice": twice,
     }
 
 
-def wide(codewords: int, clusters: int, rows: np.ndarray, random: Any) -> dict[str, float]:
+def wide(codewords: int, clusters: int, spread: float, rows: np.ndarray, random: Any) -> dict[str, float]:
     """Cycles of a row among clusters too wide for a representative, and the members that it compares in float64."""
     width = rows.shape[1]
     centres = random.standard_normal((clusters, width))
-    members = centres[np.arange(codewords) % clusters] + WIDE * random.standard_normal((codewords, width))
+    members = centres[np.arange(codewords) % clusters] + spread * random.standard_normal((codewords, width))
     found = simulate(rows, members, 0)
     if found.rows < 1 or found.kept <= LIST:
         raise SystemExit(f"a row has {found.kept} candidates, which a list may hold")
     squares = (members**2).sum(1) - 2 * rows[:FEW] @ members.T + (rows[:FEW] ** 2).sum(1)[:, None]
-    # Those far from the row are no candidates.
-    near = squares <= squares.min(1)[:, None] * (1 + clusters * WIDE)
+    # Those of other clusters are no candidates.
+    near = np.arange(codewords) % clusters == squares.argmin(1)[:, None] % clusters
     first = np.where(near, squares, np.inf)
     limits = np.minimum.accumulate(first, axis=1) * (1 + 2.5 * (width + 4) * 2.0**-23)
     before = np.pad(limits, ((0, 0), (1, 0)), constant_values=np.inf)[:, :-1]
@@ -224,6 +237,7 @@ def wide(codewords: int, clusters: int, rows: np.ndarray, random: Any) -> dict[s
         "finish": cycles(COUNTS["finish, marked row"], RECORD),
         "members": scored_again(width, codewords, found.kept, opened),
         "open": opened,
+        "twice": 1,
     }
 
 
@@ -235,14 +249,16 @@ def counted() -> list[dict[str, float]]:
             random = np.random.default_rng(0)
             rows = random.standard_normal((SIMULATED, width))
             base, groups = random_codewords(codewords, rows, random)
-            for clusters, kind in [*((number, clustered) for number in CLUSTERS), (CLUSTERS[0], wide)]:
-                each = kind(codewords, clusters, rows, random)
+            kinds = [(clustered, number, SPREAD) for number in CLUSTERS]
+            kinds += [(clustered, CLUSTERS[0], LOOSE), (wide, CLUSTERS[0], WIDE)]
+            for kind, clusters, spread in kinds:
+                each = kind(codewords, clusters, spread, rows, random)
                 total = each["search"] + each["finish"] + each["members"]
                 sizes = {
                     "width": width,
                     "codewords": codewords,
                     "clusters": clusters,
-                    "spread": WIDE if kind is wide else SPREAD,
+                    "spread": spread,
                     "random": base,
                     "groups": float(groups),
                 }
