@@ -40,12 +40,13 @@ BYTES, PRODUCTS = 0.9 * 4.8e12 / CLOCK / MULTIPROCESSORS, 0.8 * FLOPS
 # Of csrc/cuda/nearest_codeword. half_search.cuh: codewords of a tile, rows of a slot, columns of a group. Bytes of a
 # record with its bound, and of a result. members.cuh: keys, rows and members at once. nearest_codeword.cu: numbers from
 # which a split of the codebook has a persistent grid. candidates.h: candidates of a list. open_rows.cuh: rows and
-# codewords at once, and the warps that score them. clusters.cuh: the edge of a cell.
+# codewords at once, and the warps that score them. clusters.cuh: the edge of a cell, and the
+# grids of cells.
 TILE, SLOT_ROWS, GROUP = 256, 8, 32
 RECORD, RESULT, KEYS, WARP_ROWS, MEMBERS = 36, 12, 2048, 16, 32
 PERSISTENT, LIST = 2**17, 6
 AGAIN_ROWS, AGAIN_CODEWORDS, AGAIN_WARPS = 64, 128, 8
-CELL_EDGE = 32
+CELL_EDGE, GRIDS = 32, 2
 CLUSTERS = (40, 8, 2)
 # Standard deviations of clusters that are looser than those of the benchmark, and of those too wide for a
 # representative.
@@ -110,10 +111,14 @@ def simulate(rows: np.ndarray, codewords: np.ndarray, radius: float) -> Candidat
 
 
 def in_several_cells(centres: np.ndarray, members: int, spread: float, random: Any) -> float:
-    """Share of clusters that cross the edge of a cell, which lies anywhere along a column with the same chance."""
+    """Share of clusters that cross edges of each grid, which lie anywhere along a column with the same chance.
+
+    Not all of these have several representatives, so the share is a bound.
+    """
     scale = 2.0 ** (7 - math.floor(math.log2(np.abs(centres - centres.mean(0)).max())))
     ranges = np.ptp(spread * random.standard_normal((len(centres), members, centres.shape[1])), axis=1)
-    return float(1 - np.prod(1 - np.minimum(scale / CELL_EDGE * ranges, 1), axis=1).mean())
+    crossed = 1 - np.prod(1 - np.minimum(scale / CELL_EDGE * ranges, 1), axis=1)
+    return float((crossed**GRIDS).mean())
 
 
 def open_members(

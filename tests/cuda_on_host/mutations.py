@@ -189,7 +189,8 @@ MUTATIONS = (
     Mutation(_OPEN, "first_row += stride", "first_row += rows", SEARCHES),
     # Clusters: the members of a row's only candidate and of others, bound and scores, the cluster of a row, the chain.
     Mutation(_CLUSTERS, "norms[Layout::norm(j, width)] = INFINITY;", "", ("operands",)),
-    Mutation(_CLUSTERS, "clusters.apart[j] <= limit", "true", ("search_narrow",)),
+    Mutation(_CLUSTERS, "clusters.apart[link] <= limit", "true", ("search_narrow",)),
+    Mutation(_OPERANDS, "grid * (1.0 / kGrids)", "0", ("operands",)),
     Mutation(_CLUSTERS, "found.start >= 0", "found.start > 0", ("search_narrow",)),
     Mutation(_MEMBERS, "start + n * 8 + group", "start + n * 8", SEARCHES),
     Mutation(_MEMBERS, "e % 2 == 0 ? left : right", "left", SEARCHES),

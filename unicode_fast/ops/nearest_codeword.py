@@ -132,7 +132,7 @@ def _operand_bytes(codebook: Tensor) -> int:
     """An upper bound for all layouts of all backends; they pad M and D to multiples of at most 256 and 64."""
     codewords, width = (-(-size // unit) * unit for size, unit in zip(codebook.shape, (256, 64), strict=True))
     cast = codewords * width * 4 if codebook.device.type == "cpu" and codebook.element_size() == 2 else 0
-    return codewords * (4 * width + 60) + 8 * width + 1024 + cast
+    return codewords * (4 * width + 84) + 8 * width + 1024 + cast
 
 
 def nearest_codeword(

@@ -164,11 +164,11 @@ Rows repeated_codebook(const Rows& codebook, int64_t different) {
 }
 
 // Codewords near to one of the first `clusters`.
-Rows clustered_codebook(const Rows& codebook, int64_t clusters) {
+Rows clustered_codebook(const Rows& codebook, int64_t clusters, double spread = 1e-6) {
   Rows clustered = kept(codebook);
   for (int64_t j = clusters; j < clustered.rows; ++j) {
     for (int64_t d = 0; d < clustered.columns; ++d)
-      clustered.set(j, d, codebook.at(j % clusters, d) + 1e-6 * codebook.at(j, d));
+      clustered.set(j, d, codebook.at(j % clusters, d) + spread * codebook.at(j, d));
   }
   return clustered;
 }
@@ -186,6 +186,8 @@ std::vector<Case> operands_cases() {
   add(cases, ", duplicates", repeated_codebook(random_rows(kSingle, 300, 70, 2), 40));
   add(cases, ", all the same", repeated_codebook(random_rows(kSingle, 260, 3, 2), 1));
   add(cases, ", clusters", clustered_codebook(random_rows(kSingle, 300, 70, 2), 40), {}, 40);
+  add(cases, ", clusters beyond the edges of cells", clustered_codebook(random_rows(kSingle, 300, 70, 2), 40, 2e-4), {},
+      40);
   add(cases, ", clusters, float64", clustered_codebook(random_rows(kDouble, 70, 70, 2), 40), {}, 70);
   add(cases, ", bfloat16", random_rows(kBrain, 1, 192, 2));
   return cases;

@@ -1,5 +1,6 @@
 // Finds codewords so near to one of lower index that this one, their representative, takes part in the search for all
-// of them. They meet in a hash table of cells.
+// of them. They meet in hash tables of cells. Two grids of cells are half an edge apart: codewords that an edge of one
+// separates share a cell of the other.
 #pragma once
 
 #include "../arrivals.cuh"
@@ -10,8 +11,9 @@ namespace unicode_fast::cuda {
 
 // Edge of a cell in units of the operands, and the largest distance from a representative, by the largest norm.
 constexpr double kCellEdge = 32, kNear = 0x1p-10;
+constexpr int kGrids = 2;
 // Of a codeword, without its entries.
-constexpr int64_t kClusterBytes = 20;
+constexpr int64_t kClusterBytes = 12 + 8 * kGrids;
 
 // The members of a representative in the list of members, itself included; size 0 for a codeword in no cluster. A
 // member that represents none has size -1, and its representative in place of the start.
@@ -40,7 +42,7 @@ struct ClusterLists {
   }
 };
 
-// By codeword, but for the table.
+// By codeword, but for the tables, one after the other. The links are those of each grid.
 struct Clusters {
   Entry* cells;
   int* lower;    // the codeword of lower index that it met in its cell, or -1
@@ -50,14 +52,14 @@ struct Clusters {
 };
 
 // Enters a codeword and notes which of the two that meet in a cell is the later. A warp must call it.
-__device__ __forceinline__ void link_later(const Matrix& codebook, const Clusters& clusters, int64_t entries,
+__device__ __forceinline__ void link_later(const Matrix& codebook, const Clusters& clusters, int64_t entries, int grid,
                                            uint64_t cell, int64_t j, CodebookFacts* facts) {
   const int lane = threadIdx.x % 32;
   int64_t other = j;
   if (lane == 0) {
     // The thread that finds this entry writes its link after this one.
     __threadfence();
-    other = enter(clusters.cells, entries, cell, j);
+    other = enter(clusters.cells + grid * entries, entries, cell, j);
   }
   other = __shfl_sync(~0u, other, 0);
   if (other == j) return;
@@ -68,7 +70,7 @@ __device__ __forceinline__ void link_later(const Matrix& codebook, const Cluster
   }
   for (int distance = 16; distance > 0; distance /= 2) sum += __shfl_xor_sync(~0u, sum, distance);
   if (lane != 0) return;
-  const int64_t later = j < other ? other : j;
+  const int64_t later = (j < other ? other : j) * kGrids + grid;
   atomicExch(clusters.lower + later, static_cast<int>(j < other ? j : other));
   atomicExch(clusters.apart + later, round_up(sqrt(sum) * (1 + 0x1p-20)));
   atomicAdd(&facts->linked, 1);
@@ -89,8 +91,13 @@ __device__ __forceinline__ void join_clusters(const Clusters& clusters, int64_t 
   if (shared[0] == 0 || facts->linked == 0) return;
   const double limit = ldexp(kNear * sqrt(__uint_as_float(facts->squared)), -facts->exponent);
   const auto representative_of = [&](int j, double& apart) {
-    for (apart = 0; clusters.lower[j] >= 0 && clusters.apart[j] <= limit; j = clusters.lower[j])
-      apart += clusters.apart[j];
+    apart = 0;
+    for (int grid = 0; grid < kGrids; ++grid) {
+      for (int link; link = j * kGrids + grid, clusters.lower[link] >= 0 && clusters.apart[link] <= limit; grid = 0) {
+        apart += clusters.apart[link];
+        j = clusters.lower[link];
+      }
+    }
     return j;
   };
   double apart;

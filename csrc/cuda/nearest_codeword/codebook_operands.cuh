@@ -113,14 +113,15 @@ __global__ void __launch_bounds__(kCodewordThreads)
 
   const int64_t j = static_cast<int64_t>(blockIdx.x) * (kCodewordThreads / 32) + warp;
   double exact = 0, rounded = 0, residual = 0;
-  uint64_t hash = 0, cell = 0;
+  uint64_t hash = 0, cells[kGrids] = {};
   bool left_out = j >= codebook.rows;
   for (int d = lane; d < width; d += 32) {
     const double given = !left_out && d < codebook.columns ? load(codebook, j, d) : 0.0;
     const double value = d < codebook.columns ? (given - mean[d]) * scale : 0.0;
     left_out |= !isfinite(given);
     if (kExcludeDuplicates) hash += hash_of(given, d);
-    if (kFindClusters) cell += hash_of(rint(value * (1 / kCellEdge)), d);
+    for (int grid = 0; kFindClusters && grid < kGrids; ++grid)
+      cells[grid] += hash_of(rint(value * (1 / kCellEdge) + grid * (1.0 / kGrids)), d);
     const __half half = __float2half_rn(static_cast<float>(value));
     const double kept = __half2float(half), lost = value - kept;
     operands[Layout::operand(j, d, width)] = half;
@@ -134,7 +135,8 @@ __global__ void __launch_bounds__(kCodewordThreads)
     rounded += __shfl_xor_sync(~0u, rounded, distance);
     residual += __shfl_xor_sync(~0u, residual, distance);
     if (kExcludeDuplicates) hash += __shfl_xor_sync(~0u, hash, distance);
-    if (kFindClusters) cell += __shfl_xor_sync(~0u, cell, distance);
+    for (int grid = 0; kFindClusters && grid < kGrids; ++grid)
+      cells[grid] += __shfl_xor_sync(~0u, cells[grid], distance);
   }
   if (left_out) {
     for (int d = lane; d < width; d += 32) operands[Layout::operand(j, d, width)] = __ushort_as_half(0);
@@ -145,7 +147,7 @@ __global__ void __launch_bounds__(kCodewordThreads)
     atomicExch(norms + Layout::norm(j, width), excluded ? INFINITY : static_cast<float>(exact));
     if (kFindClusters && joins) {
       clusters.of[j] = {0, 0};
-      atomicExch(clusters.lower + j, -1);
+      for (int grid = 0; grid < kGrids; ++grid) atomicExch(clusters.lower + j * kGrids + grid, -1);
     }
     bits_of[0][warp] = left_out ? 0 : __float_as_uint(round_up(exact));
     bits_of[1][warp] = left_out ? 0 : __float_as_uint(round_up(sqrt(rounded)));
@@ -154,7 +156,8 @@ __global__ void __launch_bounds__(kCodewordThreads)
   if (kExcludeDuplicates && !left_out) exclude_later<Layout>(codebook, width, table, entries, hash, j, norms);
   // Differences of float64 numbers are no float32 numbers.
   const bool links = kFindClusters && joins && codebook.number != Number::kFloat64;
-  if (links && !left_out) link_later(codebook, clusters, entries, cell, j, facts);
+  for (int grid = 0; links && !left_out && grid < kGrids; ++grid)
+    link_later(codebook, clusters, entries, grid, cells[grid], j, facts);
   __syncthreads();
   if (threadIdx.x < 3) {
     unsigned bits = 0;

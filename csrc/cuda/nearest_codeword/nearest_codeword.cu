@@ -433,7 +433,7 @@ OperandsPlan lay_out(const Matrix& codebook, bool rows, bool tiles) {
   plan.entries = kEntriesPerCodeword * plan.codewords;
   const int64_t table_bytes = plan.entries * static_cast<int64_t>(sizeof(Entry));
   plan.table = place(plan.bytes, kExcludeDuplicates ? table_bytes : 0);
-  plan.cells = place(plan.bytes, kFindClusters ? table_bytes : 0);
+  plan.cells = place(plan.bytes, kFindClusters ? kGrids * table_bytes : 0);
   plan.clusters = place(plan.bytes, kFindClusters ? plan.codewords * kClusterBytes : 0);
   if (rows) {
     plan.operands = place(plan.bytes, plan.codewords * plan.width * sizeof(__half));
@@ -444,11 +444,11 @@ OperandsPlan lay_out(const Matrix& codebook, bool rows, bool tiles) {
 }
 
 Clusters clusters_in(unsigned char* operands, const OperandsPlan& plan) {
-  static_assert(kClusterBytes == sizeof(Cluster) + 3 * sizeof(int));
+  static_assert(kClusterBytes == sizeof(Cluster) + (2 * kGrids + 1) * sizeof(int));
   Cluster* const of = reinterpret_cast<Cluster*>(operands + plan.clusters);
   int* const lower = reinterpret_cast<int*>(of + plan.codewords);
-  return {reinterpret_cast<Entry*>(operands + plan.cells), lower, reinterpret_cast<float*>(lower + plan.codewords), of,
-          lower + 2 * plan.codewords};
+  return {reinterpret_cast<Entry*>(operands + plan.cells), lower,
+          reinterpret_cast<float*>(lower + kGrids * plan.codewords), of, lower + 2 * kGrids * plan.codewords};
 }
 
 }  // namespace
@@ -477,7 +477,7 @@ cudaError_t launch_operands(const OperandsPlan& plan, const Matrix& codebook, vo
   Entry* const table = reinterpret_cast<Entry*>(base + plan.table);
   const Clusters clusters = clusters_in(base, plan);
   // One behind the other.
-  const int64_t all_entries = plan.entries * (kExcludeDuplicates + kFindClusters);
+  const int64_t all_entries = plan.entries * (kExcludeDuplicates + kGrids * kFindClusters);
   UNICODE_FAST_LAUNCH(plan.width / kColumnsPerBlock, kColumnThreads, 0, stream, column_kernel)(
       codebook, mean, spread, facts, table, all_entries);
   cudaError_t error = cudaGetLastError();
