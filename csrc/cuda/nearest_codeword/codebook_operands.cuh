@@ -156,8 +156,13 @@ __global__ void __launch_bounds__(kCodewordThreads)
   if (kExcludeDuplicates && !left_out) exclude_later<Layout>(codebook, width, table, entries, hash, j, norms);
   // Differences of float64 numbers are no float32 numbers.
   const bool links = kFindClusters && joins && codebook.number != Number::kFloat64;
-  for (int grid = 0; links && !left_out && grid < kGrids; ++grid)
-    link_later(codebook, clusters, entries, grid, cells[grid], j, facts);
+  if (links && !left_out) {
+    // Two copies of the code would spill registers on sm_80.
+    static_assert(kGrids == 2);
+#pragma unroll 1
+    for (int grid = 0; grid < kGrids; ++grid)
+      link_later(codebook, clusters, entries, grid, grid == 0 ? cells[0] : cells[1], j, facts);
+  }
   __syncthreads();
   if (threadIdx.x < 3) {
     unsigned bits = 0;
