@@ -255,7 +255,7 @@ def counted() -> list[dict[str, float]]:
             rows = random.standard_normal((SIMULATED, width))
             base, groups = random_codewords(codewords, rows, random)
             kinds = [(clustered, number, SPREAD) for number in CLUSTERS]
-            kinds += [(clustered, CLUSTERS[0], LOOSE), (wide, CLUSTERS[0], WIDE)]
+            kinds += [*((clustered, number, LOOSE) for number in CLUSTERS), (wide, CLUSTERS[0], WIDE)]
             for kind, clusters, spread in kinds:
                 each = kind(codewords, clusters, spread, rows, random)
                 total = each["search"] + each["finish"] + each["members"]

@@ -93,7 +93,7 @@ constexpr int kCodewordThreads = 256;
 // of lower index get an infinite norm. So do members of clusters other than the representative; the first of two
 // launches joins the clusters. The blocks cover the padded number of codewords.
 template <class Layout>
-__global__ void __launch_bounds__(kCodewordThreads)
+__global__ void __launch_bounds__(kCodewordThreads, 4)
     codeword_kernel(const Matrix codebook, const float* mean, const float* spread, int width, __half* operands,
                     float* norms, CodebookFacts* facts, Entry* table, int64_t entries, const Clusters clusters,
                     bool joins) {
