@@ -29,6 +29,8 @@ from unicode_fast.train import Trainer
 
 folder, size, clips, cells, words, _, steps, fields = json.loads(sys.argv[1])
 assert unicode_fast.__file__.startswith(folder), unicode_fast.__file__
+cpp = unicode_fast.available_backends()["nearest_codeword"]["cpp"]
+assert cpp == "available", cpp
 torch.manual_seed(0)
 shapes = {"audio": ("vector", (128,)), "video": ("grid", (7, 7, cells)), "text": ("words", (words,))}
 kinds = {name: Modality(*shape) for name, shape in shapes.items()}
