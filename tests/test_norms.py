@@ -190,7 +190,7 @@ def test_differentiated_once(operator: str, arguments: tuple[Any, ...]) -> None:
     z = normal(2, 3, 4).requires_grad_()
     found = getattr(OPERATORS, operator)(z, *arguments)
     total = (found[0] if isinstance(found, tuple) else found).sum()
-    with pytest.raises(RuntimeError, match="the layers of unicode_fast can be differentiated once on a CPU in float32"):
+    with pytest.raises(RuntimeError, match="can be differentiated once on a CPU in float32"):
         torch.autograd.grad(total, z, create_graph=True)
 
 

@@ -202,7 +202,7 @@ def test_choice(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_differentiated_once(operator: str, arguments: tuple[Any, ...]) -> None:
     vectors = normal(2, 3, 12).requires_grad_()
     total = getattr(OPERATORS, operator)(vectors, *arguments).sum()
-    with pytest.raises(RuntimeError, match="the layers of unicode_fast can be differentiated once on a CPU in float32"):
+    with pytest.raises(RuntimeError, match="can be differentiated once on a CPU in float32"):
         torch.autograd.grad(total, vectors, create_graph=True)
 
 

@@ -14,6 +14,7 @@
 
 #include "../common/checks.h"
 #include "kernels.h"
+#include "once.h"
 
 namespace unicode_fast::cpu {
 namespace {
@@ -26,10 +27,6 @@ constexpr int64_t kBlock = 64, kGrain = int64_t{1} << 13;
 // Below this sum a column's logarithm is computed from logarithms: exponentials near e^-87 and below are 0.
 constexpr double kLeastSum = 1e-20;
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
-constexpr char kOnce[] =
-    "the assignment loss can be differentiated once on a CPU in float32; its gradient has no gradient "
-    "(create_graph=True, gradient penalties and second-order methods need one). UNICODE_FAST_BACKEND=reference uses "
-    "torch's operators instead.";
 
 void check_scores(const at::Tensor& scores, int64_t dimensions, const char* meaning) {
   check_tensor("scores", scores, at::kFloat);
@@ -135,7 +132,7 @@ class CrossEntropy : public torch::autograd::Function<CrossEntropy> {
   }
 
   static variable_list backward(AutogradContext* context, const variable_list& gradients) {
-    TORCH_CHECK(!at::GradMode::is_enabled(), kOnce);
+    refuse_second_derivative("the assignment loss");
     const variable_list saved = context->get_saved_variables();
     const at::Tensor gradient = gradients[0].contiguous(), in_scores = at::empty_like(saved[0]);
     const int64_t number = saved[0].size(1);
@@ -189,7 +186,7 @@ class Presence : public torch::autograd::Function<Presence> {
   }
 
   static variable_list backward(AutogradContext* context, const variable_list& gradients) {
-    TORCH_CHECK(!at::GradMode::is_enabled(), kOnce);
+    refuse_second_derivative("the assignment loss");
     const variable_list saved = context->get_saved_variables();
     const at::Tensor &softmax = saved[0], slopes = saved[1] * gradients[0].unsqueeze(1),
                      in_scores = at::empty_like(softmax);

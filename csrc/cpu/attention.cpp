@@ -12,6 +12,7 @@
 #include "../common/checks.h"
 #include "dropout.h"
 #include "kernels.h"
+#include "once.h"
 
 namespace unicode_fast::cpu {
 namespace {
@@ -67,7 +68,7 @@ class Attend : public torch::autograd::Function<Attend> {
   }
 
   static variable_list backward(AutogradContext* context, const variable_list& gradients) {
-    TORCH_CHECK(!at::GradMode::is_enabled(), kOnce);
+    refuse_second_derivative("attention");
     const variable_list saved = context->get_saved_variables();
     const at::Tensor &vectors = saved[0], &probabilities = saved[1], gradient = gradients[0].contiguous();
     const int64_t length = vectors.size(1), across = vectors.size(2) / 3;

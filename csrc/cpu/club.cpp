@@ -16,6 +16,7 @@
 
 #include "../common/checks.h"
 #include "kernels.h"
+#include "once.h"
 
 namespace unicode_fast::cpu {
 namespace {
@@ -29,11 +30,6 @@ using Places = std::vector<int64_t>;
 constexpr int64_t kTile = 48, kChunk = 512;
 // Most places for gradients in the parameters of a network.
 constexpr int64_t kMostChunks = 16;
-
-constexpr char kOnce[] =
-    "the estimate of CLUB can be differentiated once on a CPU in float32; its gradient has no gradient "
-    "(create_graph=True, gradient penalties and second-order methods need one). UNICODE_FAST_BACKEND=reference uses "
-    "torch's operators instead.";
 
 // A layer of a network, and the places of its weights and gradients among those of all layers.
 struct Layer : Dense {
@@ -400,7 +396,7 @@ class ClubEstimate : public torch::autograd::Function<ClubEstimate> {
   }
 
   static variable_list backward(AutogradContext* context, const variable_list& gradients) {
-    TORCH_CHECK(!at::GradMode::is_enabled(), kOnce);
+    refuse_second_derivative("the estimate of CLUB");
     const variable_list saved = context->get_saved_variables();
     const auto count = static_cast<size_t>(context->saved_data["networks"].toInt());
     const auto tensors = static_cast<size_t>(context->saved_data["tensors"].toInt());

@@ -14,6 +14,7 @@
 
 #include "../common/checks.h"
 #include "kernels.h"
+#include "once.h"
 
 namespace unicode_fast::cpu {
 namespace {
@@ -104,7 +105,7 @@ class ReluDropout : public torch::autograd::Function<ReluDropout> {
   }
 
   static variable_list backward(AutogradContext* context, const variable_list& gradients) {
-    TORCH_CHECK(!at::GradMode::is_enabled(), kOnce);
+    refuse_second_derivative("relu_dropout");
     const at::Tensor kept = context->get_saved_variables()[0], gradient = gradients[0].contiguous();
     const at::Tensor in_values = at::empty_like(kept);
     const float *result = kept.const_data_ptr<float>(), *from = gradient.const_data_ptr<float>();

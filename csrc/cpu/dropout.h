@@ -5,12 +5,6 @@
 
 namespace unicode_fast::cpu {
 
-// The error of a second derivative.
-constexpr char kOnce[] =
-    "the layers of unicode_fast can be differentiated once on a CPU in float32; their gradient has no gradient "
-    "(create_graph=True, gradient penalties and second-order methods need one). UNICODE_FAST_BACKEND=reference uses "
-    "torch's layers instead.";
-
 // Checks an argument of float32 on a CPU, and the probability.
 void check_dropout(const char* name, const at::Tensor& tensor, double p);
 

@@ -13,6 +13,7 @@
 #include "../common/checks.h"
 #include "dropout.h"
 #include "kernels.h"
+#include "once.h"
 
 namespace unicode_fast::cpu {
 namespace {
@@ -67,7 +68,7 @@ class SumNorm : public torch::autograd::Function<SumNorm> {
   }
 
   static variable_list backward(AutogradContext* context, const variable_list& gradients) {
-    TORCH_CHECK(!at::GradMode::is_enabled(), kOnce);
+    refuse_second_derivative("the norm of a sum");
     const variable_list saved = context->get_saved_variables();
     const at::Tensor &normal = saved[0], &scales = saved[1], &factors = saved[2], &weights = saved[3];
     const at::Tensor gradient = gradients[0].contiguous();
@@ -131,7 +132,7 @@ class FeatureNorm : public torch::autograd::Function<FeatureNorm> {
   }
 
   static variable_list backward(AutogradContext* context, const variable_list& gradients) {
-    TORCH_CHECK(!at::GradMode::is_enabled(), kOnce);
+    refuse_second_derivative("the norm of features");
     const variable_list saved = context->get_saved_variables();
     const at::Tensor &result = saved[0], gradient = gradients[0].contiguous(), in_features = at::empty_like(result);
     const BatchNorm batch = batch_of(result, saved[1], context->saved_data["epsilon"].toDouble());

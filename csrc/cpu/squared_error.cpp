@@ -13,6 +13,7 @@
 #include "../common/checks.h"
 #include "dropout.h"
 #include "kernels.h"
+#include "once.h"
 
 namespace unicode_fast::cpu {
 namespace {
@@ -55,7 +56,7 @@ class SquaredError : public torch::autograd::Function<SquaredError> {
   }
 
   static variable_list backward(AutogradContext* context, const variable_list& gradients) {
-    TORCH_CHECK(!at::GradMode::is_enabled(), kOnce);
+    refuse_second_derivative("the reconstruction error");
     const variable_list saved = context->get_saved_variables();
     const at::Tensor &one = saved[0], &other = saved[1], in_decoded = at::empty_like(one);
     const auto factor = static_cast<float>(2 * context->saved_data["share"].toDouble() * gradients[0].item<double>());
