@@ -19,7 +19,7 @@ from unicode_fast.training.optimiser import ClippedAdam
 
 pytestmark = pytest.mark.skipif(ON_HOST or not backend.compiled(), reason="the C++ extension is not there")
 
-OPERATOR = torch.ops.unicode_fast_layers.clip_and_adam
+OPERATORS = torch.ops.unicode_fast_layers
 # Sizes around a register and a thread's block; the second group never has a parameter with a gradient.
 SHAPES: list[list[tuple[int, ...]]] = [
     [(3, 5), (), (31,), (33,)],
@@ -188,4 +188,4 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
 @pytest.mark.parametrize(("changes", "error", "message"), BAD)
 def test_bad_arguments(changes: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
-        OPERATOR(*arguments(**changes))
+        OPERATORS.clip_and_adam(*arguments(**changes))
