@@ -31,7 +31,7 @@ from unicode_fast.errors import run_main, say
 from unicode_fast.files.locks import exclusive
 from unicode_fast.files.untrusted import UNPACKED_VARIABLE, read_bytes, read_json
 from unicode_fast.files.writing import check_writable, write_text
-from unicode_fast.presets import preset
+from unicode_fast.presets import usual
 from unicode_fast.report import plots
 from unicode_fast.report.ablation import PUBLISHED, TITLES, Line, write_experiment
 from unicode_fast.tasks import PROBE_TASKS, Row
@@ -359,7 +359,7 @@ def with_all_columns(base: Config, flags: Mapping[str, Any]) -> Config:
         base: of the runs.
         flags: given fields; given tasks do not change.
     """
-    named = "probe_tasks" in flags or base.train.probe_tasks != preset(base.preset, base.size).train.probe_tasks
+    named = "probe_tasks" in flags or base.train.probe_tasks != usual(base).train.probe_tasks
     if named or base.data.data not in built_in.WITH_TRANSFER:
         return base
     return base.replace(probe_tasks=",".join(PROBE_TASKS))

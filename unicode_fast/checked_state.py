@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from unicode_fast.config import Config, Modality
 from unicode_fast.errors import few
 from unicode_fast.files.untrusted import BadFile
+from unicode_fast.methods import make_model
 from unicode_fast.modules import UniCode
 
 _SCALARS = (str, int, float, bool)
@@ -88,7 +89,7 @@ def unfilled_model(config: Config, modalities: Mapping[str, Modality], state: Ma
         raise BadFile(f"does not fit its configuration: its layers need more than {least} tensors, got {len(state)}")
     try:
         with torch.device("meta"):
-            model = UniCode(modalities, config)
+            model = make_model(modalities, config)
     # Arbitrary sizes can make any layer raise any exception.
     except Exception as error:
         raise BadFile(

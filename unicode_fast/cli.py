@@ -113,6 +113,8 @@ def make_parser(command: str, description: str) -> Parser:
                 group.add_argument(
                     f"--{name}",
                     type=partial(from_text, name),
+                    nargs="?" if _TYPES[name] is bool else None,
+                    const=True if _TYPES[name] is bool else None,
                     metavar=_shown_type(name),
                     help=f"{texts[name]} [{shown}]",
                 )
@@ -235,8 +237,15 @@ def resolve(file: str | None, flags: dict[str, Any]) -> Config:
     values = {**content, **flags}
     if any("epochs" in given and "steps" not in given for given in (flags, values)):
         values["steps"] = 0
-    base = preset(values.pop("preset", "recommended"), values.pop("size", "small"))
     try:
+        for name in ("method", "dcid"):
+            values.update({name: check_value(name, values[name])} if name in values else {})
+        base = preset(
+            values.pop("preset", "recommended"),
+            values.pop("size", "small"),
+            values.get("method", "uni-code"),
+            values.get("dcid", False),
+        )
         return base.replace(**values)
     except TypeError as error:
         raise ValueError(str(error)) from error
@@ -268,7 +277,9 @@ def resolve_saved(file: str, flags: Mapping[str, Any] | None = None) -> Config:
         saved = from_saved(content)
     except (TypeError, ValueError) as error:
         raise ValueError(f"config {file!r} is of another version or damaged: {error}") from error
-    base = preset(given.pop("preset", saved.preset), given.pop("size", saved.size))
+    base = preset(
+        given.pop("preset", saved.preset), given.pop("size", saved.size), saved.method.method, saved.method.dcid
+    )
     kept = {name: value for name, value in saved.flat().items() if name in FIELDS and name not in given}
     try:
         # `replace` compares flags with the preset, as for any other file.

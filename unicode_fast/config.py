@@ -110,9 +110,11 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class MethodConfig:
-    """Losses and codebook update of Uni-Code; with ModelConfig, these fields define the method.
+    """Losses and codebook update of a method; with ModelConfig, these fields define it.
 
     Args:
+        method: training objective, a file in unicode_fast/methods/. `preset` sets the other fields by it.
+        dcid: a comparison method is trained with CLUB and Cross-CPC (DCID) of the preset.
         feature_norm: normalisation of z before the codebook: "none", or per channel by the moments of its modality in
             the "batch". The latter removes the offset between modalities.
         codebook_init: codewords start "uniform" in +-1/400, as random features of
@@ -176,8 +178,33 @@ class MethodConfig:
             codewords of the other modalities share them. A linear lexicon of
             word vectors, trained at the same time, finds these words and their
             codewords.
+        align_weight: weight of all terms that the method adds.
+        align_temperature: divisor of cosine similarities in the method's contrastive loss; for mst its initial value.
+        smit_alpha: share of the mean negative in the adaptive mean margin; 0 is InfoNCE.
+        smit_margin: the margin of a softmax over columns is that of its columns ("per_direction"), or that of the rows
+            ("shared").
+        codis_teacher_decay: decay of the teacher's exponential moving average, per step.
+        codis_epsilon: entropic regularisation of the transport plan.
+        codis_iterations: Sinkhorn iterations.
+        codis_gamma: temperature of the distribution over codewords.
+        codis_queue: clips of former batches that the contrastive loss compares with; 0 compares within the batch.
+        codis_codebook: codewords are trained by "gradient" or by "ema".
+        turn_mask: share of positions that are masked and reconstructed from the other modalities' codes.
+        turn_decoder: a transformer decoder over "masked" input, or "reuse" of the model's decoders, without mask.
+        micu_mask: share of positions that are masked in the queries.
+        micu_temperature: divisor of cosine similarities.
+        jigsaw_parts: parts that a codeword is cut into; 1 leaves the jigsaw out.
+        jigsaw_permutations: permutations of the parts that the jigsaw distinguishes.
+        jigsaw_hidden: hidden width of the jigsaw's classifier.
+        fcid_temperature: divisor of cosine similarities between clips.
+        hdcid_warmup: share of the run's steps before the second layer is trained.
+        hdcid_weight: weight of the second layer's losses.
     """
 
+    method: Literal[
+        "uni-code", "baseline", "s-mit", "mst", "codis", "turn", "cmcm", "micu", "fcid", "codaar", "h-dcid"
+    ] = "uni-code"
+    dcid: bool = False
     feature_norm: Literal["none", "batch"] = "batch"
 
     codebook_init: Literal["uniform", "data", "kmeans"] = "data"
@@ -222,6 +249,26 @@ class MethodConfig:
     assignment_weight: float = 1.0
     presence_weight: float = 0.0
     grounding_weight: float = 0.5
+    align_weight: float = 1.0
+    align_temperature: float = 0.07
+    smit_alpha: float = 0.5
+    smit_margin: Literal["per_direction", "shared"] = "per_direction"
+    codis_teacher_decay: float = 0.995
+    codis_epsilon: float = 0.05
+    codis_iterations: int = 5
+    codis_gamma: float = 0.1
+    codis_queue: int = 0
+    codis_codebook: Literal["gradient", "ema"] = "gradient"
+    turn_mask: float = 0.3
+    turn_decoder: Literal["masked", "reuse"] = "masked"
+    micu_mask: float = 0.3
+    micu_temperature: float = 0.1
+    jigsaw_parts: int = 2
+    jigsaw_permutations: int = 2
+    jigsaw_hidden: int = 512
+    fcid_temperature: float = 0.1
+    hdcid_warmup: float = 0.6
+    hdcid_weight: float = 0.3
 
 
 @dataclass(frozen=True)
@@ -342,10 +389,14 @@ class Config:
 
         Raises:
             ValueError: a name is no field, a value is outside its range, or other fields of the copy switch a changed
-                field off.
+                field off. Or `method` or `dcid` changes: `preset` sets them together with the fields of the method.
             TypeError: a value has the wrong type.
         """
         copy = self.replace_all(**values)
+        for name in ("method", "dcid"):
+            before, value = getattr(self.method, name), getattr(copy.method, name)
+            if value != before:
+                raise ValueError(f"{name} must stay {before!r}, because preset(..., {name}=...) sets it, got {value!r}")
         before, after = self.flat(), copy.flat()
         for name, reason in copy.unread_fields().items():
             if after[name] != before[name]:
@@ -376,6 +427,9 @@ class Config:
         for switch, off, names in _SWITCHES:
             if values[switch] in off:
                 unread.update(dict.fromkeys(names, f"is not read where {switch} is {values[switch]!r}"))
+        for methods, names in _METHOD_FIELDS:
+            if self.method.method not in methods:
+                unread.update(dict.fromkeys(names, f"is not read where method is {self.method.method!r}"))
         if self.train.steps:
             unread["epochs"] = f"is not read where steps is {self.train.steps}, not 0"
         for needs, names in _KIND_FIELDS:
@@ -409,6 +463,24 @@ _SWITCHES: tuple[tuple[str, tuple[Any, ...], tuple[str, ...]], ...] = (
     ("code_matching_weight", (0,), ("code_matching_pairing", "code_matching_directions", "code_matching_temperature")),
     ("dtype", ("float64",), ("precision",)),
     ("loader", ("resident", "direct"), ("loader_workers",)),
+)  # fmt: skip
+_COMPARED = ("baseline", "s-mit", "mst", "codis", "turn", "cmcm")
+# Methods, and the fields that only they read.
+_METHOD_FIELDS: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
+    (_COMPARED, ("dcid",)),
+    (("s-mit", "mst", "codis", "turn", "micu", "fcid"), ("align_weight",)),
+    (("s-mit", "mst", "codis", "turn"), ("align_temperature",)),
+    (("s-mit",), ("smit_alpha", "smit_margin")),
+    (
+        ("codis",),
+        (
+            "codis_teacher_decay", "codis_epsilon", "codis_iterations", "codis_gamma", "codis_queue", "codis_codebook",
+        ),
+    ),
+    (("turn",), ("turn_mask", "turn_decoder")),
+    (("micu",), ("micu_mask", "micu_temperature", "jigsaw_parts", "jigsaw_permutations", "jigsaw_hidden")),
+    (("fcid",), ("fcid_temperature",)),
+    (("h-dcid",), ("hdcid_warmup", "hdcid_weight")),
 )  # fmt: skip
 # Kinds of modalities, and the fields that have an effect only with one of these kinds.
 _KIND_FIELDS: tuple[tuple[tuple[Kind, ...], tuple[str, ...]], ...] = (
@@ -444,6 +516,28 @@ ADDED_FIELDS: Mapping[str, Any] = {
     "assignment_weight": 0.0,
     "presence_weight": 0.0,
     "grounding_weight": 0.0,
+    "method": "uni-code",
+    "dcid": False,
+    "align_weight": 1.0,
+    "align_temperature": 0.07,
+    "smit_alpha": 0.5,
+    "smit_margin": "per_direction",
+    "codis_teacher_decay": 0.995,
+    "codis_epsilon": 0.05,
+    "codis_iterations": 5,
+    "codis_gamma": 0.1,
+    "codis_queue": 0,
+    "codis_codebook": "gradient",
+    "turn_mask": 0.3,
+    "turn_decoder": "masked",
+    "micu_mask": 0.3,
+    "micu_temperature": 0.1,
+    "jigsaw_parts": 2,
+    "jigsaw_permutations": 2,
+    "jigsaw_hidden": 512,
+    "fcid_temperature": 0.1,
+    "hdcid_warmup": 0.6,
+    "hdcid_weight": 0.3,
 }
 
 # Former names of fields, which configuration files, flags and saved runs may use.
@@ -460,26 +554,36 @@ RANGES: Mapping[str, tuple[float, float]] = {
             "width", "vector_specific_width", "grid_hidden_width", "grid_specific_width", "grid_club_width",
             "grid_semantic_width", "squeeze_width", "temporal_heads", "feedforward_width",
             "cpc_steps", "club_hidden_width", "epochs", "train_clips", "val_clips", "test_clips",
-            "micro_batches", "rank_timeout_seconds",
+            "micro_batches", "rank_timeout_seconds", "codis_iterations", "jigsaw_parts", "jigsaw_hidden",
         ),
         (1, math.inf),
     ),
-    **dict.fromkeys(("codewords", "word_width", "batch_size"), (2, math.inf)),
+    **dict.fromkeys(("codewords", "word_width", "batch_size", "jigsaw_permutations"), (2, math.inf)),
     **dict.fromkeys(
         (
             "ema_initial_count", "ema_epsilon", "reset_after", "reset_noise", "reset_active_within",
             "reconstruction_weight", "commitment_weight", "commitment_own", "commitment_partner", "club_weight",
             "club_inner_steps", "cpc_weight", "cpc_self_weight", "cpc_earliest", "code_matching_weight",
-            "assignment_weight", "presence_weight", "grounding_weight", "data_seed", "steps",
+            "assignment_weight", "presence_weight", "grounding_weight", "align_weight", "codis_queue", "hdcid_weight",
+            "data_seed", "steps",
             "warmup_steps", "loader_workers", "validations", "checkpoint_seconds",
         ),
         (0, math.inf),
     ),
     **dict.fromkeys(("temporal_layers", "cpc_layers"), (1, 1000)),
     "seed": (0, 2**63 - 1),
-    **dict.fromkeys(("ema_decay", "ema_own_weight", "dropout"), (0, 1)),
     **dict.fromkeys(
-        ("club_learning_rate", "cpc_temperature", "code_matching_temperature", "learning_rate", "clip_norm"),
+        (
+            "ema_decay", "ema_own_weight", "dropout", "smit_alpha", "codis_teacher_decay", "turn_mask", "micu_mask",
+            "hdcid_warmup",
+        ),
+        (0, 1),
+    ),
+    **dict.fromkeys(
+        (
+            "club_learning_rate", "cpc_temperature", "code_matching_temperature", "learning_rate", "clip_norm",
+            "align_temperature", "codis_epsilon", "codis_gamma", "micu_temperature", "fcid_temperature",
+        ),
         (1e-12, math.inf),
     ),
 }  # fmt: skip

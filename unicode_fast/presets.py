@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from unicode_fast.config import Config, completed
+from unicode_fast.methods.registry import rules_of
 
 PRESETS = ("official", "paper", "recommended")
 SIZES = ("small", "paper")
@@ -131,7 +132,12 @@ def from_saved(values: Mapping[str, Any]) -> Config:
     return preset(values.pop("preset"), values.pop("size")).replace_all(**values)
 
 
-def preset(name: str, size: str = "small") -> Config:
+def usual(config: Config) -> Config:
+    """The configuration of the same preset, size and method without other changes."""
+    return preset(config.preset, config.size, config.method.method, config.method.dcid)
+
+
+def preset(name: str, size: str = "small", method: str = "uni-code", dcid: bool = False) -> Config:
     """A complete configuration by name; change single fields with `Config.replace`.
 
     `official` reproduces the released code, in float64:
@@ -177,12 +183,15 @@ def preset(name: str, size: str = "small") -> Config:
         name: official, paper or recommended.
         size: "small" for the built-in data on a laptop, "paper" for the sizes
             and epochs of the paper's experiments.
+        method: one of `unicode_fast.methods.METHODS`. Its rules replace those of the preset; docs/methods lists them.
+        dcid: a comparison method is trained with CLUB and Cross-CPC of the preset.
 
     Raises:
-        ValueError: the name or the size is unknown.
+        ValueError: the name, the size or the method is unknown, or the method has no form with `dcid`.
     """
     if name not in PRESETS:
         raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {name!r:.60}")
     if size not in SIZES:
         raise ValueError(f"size must be one of {', '.join(SIZES)}, got {size!r:.60}")
-    return Config(preset=name, size=size).replace_all(**{**_RULES[name], **_SIZES[size]})
+    rules = {**_RULES[name], **_SIZES[size], **rules_of(method, dcid)}
+    return Config(preset=name, size=size).replace_all(**rules, method=method, dcid=dcid)

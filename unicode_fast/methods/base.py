@@ -13,6 +13,7 @@ from unicode_fast import losses
 from unicode_fast.config import Config
 from unicode_fast.modules.model import ModelOutput, UniCode
 from unicode_fast.modules.wrapped import unwrapped_unicode
+from unicode_fast.reference.counter_random import uniform
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,11 @@ class Method(ABC):
             error = losses.reconstruction(output.decoded[name], output.target[name], valid)
             weighted = self.config.method.reconstruction_weight * error
             terms[f"reconstruction.{name}"] = weighted if shares is None else shares[name] * weighted
-        return terms
+        return {**terms, **self.model.alignment.clip_terms(self.model, output, self.draw, shares)}
+
+    def draw(self, stream: int, shape: tuple[int, ...]) -> Tensor:
+        """Uniform numbers in [0, 1) by the seed, the number of codebook updates and a stream."""
+        return uniform(self.config.train.seed, self.model.codebook.step, stream, shape)
 
     def share(self, output: ModelOutput, rows: slice) -> float:
         """The share of `rows` in the clips of the batch."""

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from unicode_fast import losses
 from unicode_fast.methods.base import Draws, Method
+from unicode_fast.methods.recipe import Recipe
 from unicode_fast.modules import club
 from unicode_fast.modules.cpc import clip_mean
 from unicode_fast.modules.model import ModelOutput
 from unicode_fast.ops import codeword_distribution, commitment_loss
-from unicode_fast.reference.counter_random import uniform
 
 # Streams of the counter-based generator; resets of codewords have their own.
 CPC_STREAM, CLUB_STREAM = 101, 102
@@ -46,20 +46,22 @@ class UniCodeMethod(Method):
             optimizer.step()
 
     def alignment(self, output: ModelOutput, draws: Draws | None = None) -> dict[str, Tensor]:
-        """Commitment, CLUB, assignment with grounding, and code matching."""
+        """Commitment, CLUB, assignment with grounding, code matching, and the terms of the model's `alignment`."""
         terms: dict[str, Tensor] = {}
         self._commitment(output, terms)
         self._club(output, draws or Draws(), terms)
         self._assignment(output, terms)
         self._code_matching(output, terms)
-        return terms
+        return {**terms, **self.model.alignment.batch_terms(self.model, output, self.draw)}
 
     def contrast(
         self, output: ModelOutput, draws: Draws | None = None, rows: slice = slice(None)
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Cross-CPC, and the share of clips that it recognises by direction."""
+        """Cross-CPC, and the share of clips that it recognises by direction; nothing with `cpc_weight` 0."""
+        if not self.config.method.cpc_weight:
+            return {}, {}
         given = (draws or Draws()).cpc_position
-        position = self._uniform(CPC_STREAM, ()) if given is None else given
+        position = self.draw(CPC_STREAM, ()) if given is None else given
         result = self.model.cpc(output.semantic, output.mask, position, rows)
         names = self.model.names
         return {"cpc": result.loss}, {
@@ -136,7 +138,7 @@ class UniCodeMethod(Method):
         for number, (name, valid) in enumerate(self._masks(output).items()):
             specific = output.club[name]
             if draws.club_permutation is None:
-                order = self._uniform(CLUB_STREAM + number, (len(specific),)).argsort()
+                order = self.draw(CLUB_STREAM + number, (len(specific),)).argsort()
             else:
                 order = draws.club_permutation[name]
             estimate = losses.club_official(*predicted[name], specific, order, valid)
@@ -229,5 +231,5 @@ class UniCodeMethod(Method):
             groups[output.semantic[name].shape[1]].append(name)
         return list(groups.values())
 
-    def _uniform(self, stream: int, shape: tuple[int, ...]) -> Tensor:
-        return uniform(self.config.train.seed, self.model.codebook.step, stream, shape)
+
+RECIPE: Recipe = Recipe("Uni-Code")

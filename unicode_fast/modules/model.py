@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, cast
@@ -13,8 +13,9 @@ from torch.utils.checkpoint import checkpoint
 
 from unicode_fast.config import Config, MethodConfig, Modality
 from unicode_fast.modules import host
+from unicode_fast.modules.alignment import Alignment
 from unicode_fast.modules.club import ClubNetwork
-from unicode_fast.modules.codebook import Codebook
+from unicode_fast.modules.codebook import Codebook, straight_through
 from unicode_fast.modules.cpc import CrossCPC
 from unicode_fast.modules.decoders import make_decoder
 from unicode_fast.modules.encoders import ModalityEncoder
@@ -34,12 +35,22 @@ class Encoded(NamedTuple):
 class Specific(NamedTuple):
     """The modality-specific features of one modality.
 
-    specific: input of the decoder, with the codeword; club: (B, T, Y), their form for CLUB; target: of the decoder.
+    specific: input of the decoder, with the codeword; club: (B, T, Y), their form for CLUB; target: of the decoder;
+    more: (B, T, ...) features that only the losses of some methods read, of the whole batch.
     """
 
     specific: Tensor
     club: Tensor
     target: Tensor
+    more: tuple[Tensor, ...] = ()
+
+
+class CodebookBatch(NamedTuple):
+    """What a codebook is initialised and updated with, by modality: features (B, T, D), codes and mask (B, T)."""
+
+    features: dict[str, Tensor]
+    index: dict[str, Tensor]  # type: ignore[assignment]
+    mask: dict[str, Tensor] | None
 
 
 @dataclass(frozen=True)
@@ -57,6 +68,10 @@ class ModelOutput:
         target: of the reconstruction, in the shape of `decoded`.
         moments: of z before its normalisation, with `feature_norm` "batch".
         words: input word vectors of sentences, (B, T, E), where there is a lexicon.
+        more: as in `Specific`.
+        observed: what the method's `Alignment.observe` gives, such as a teacher's features.
+        levels: outputs of further levels by name, in models that have them.
+        clips: these clips in the batch.
     """
 
     mask: dict[str, Tensor] | None
@@ -69,14 +84,21 @@ class ModelOutput:
     target: dict[str, Tensor] = field(default_factory=dict)
     moments: dict[str, Moments] = field(default_factory=dict)
     words: dict[str, Tensor] = field(default_factory=dict)
+    more: dict[str, tuple[Tensor, ...]] = field(default_factory=dict)
+    observed: dict[str, Tensor] = field(default_factory=dict)
+    levels: dict[str, ModelOutput] = field(default_factory=dict)
+    clips: slice = field(default_factory=lambda: slice(None))
 
 
 class UniCode(nn.Module):
     """Encoders, decoders, shared codebook, Cross-CPC and CLUB networks of any two or more modalities.
 
+    `unicode_fast.methods.make_model` makes the model of any method.
+
     Args:
         modalities: kind and shape by name; their order is that of the sequential EMA.
         config: a complete configuration, usually from `preset`.
+        alignment: what the method adds; None adds nothing.
 
     Attributes:
         trained_on: digest of the training data of a model from a checkpoint, if known.
@@ -86,7 +108,9 @@ class UniCode(nn.Module):
         TypeError: a modality is no Modality, or `config` no Config.
     """
 
-    def __init__(self, modalities: Mapping[str, Modality], config: Config) -> None:
+    def __init__(
+        self, modalities: Mapping[str, Modality], config: Config, alignment: type[Alignment] | None = None
+    ) -> None:
         super().__init__()
         if not isinstance(modalities, Mapping):
             raise TypeError(f"modalities must be a mapping from names to Modality, got {type(modalities).__name__}")
@@ -111,6 +135,16 @@ class UniCode(nn.Module):
         self.names = tuple(modalities)
         self.config = config
         self.trained_on: str | None = None
+        self.build()
+        self.alignment = (alignment or Alignment)(modalities, config)
+        self.alignment.attach(self)
+        self.to(getattr(torch, config.train.dtype))
+        # The tensors in a file of this configuration; modules may be exchanged later.
+        self.shapes = {name: value.shape for name, value in self.state_dict().items()}
+
+    def build(self) -> None:
+        """Makes the modules; a model with others overrides it."""
+        modalities, config = self.modalities, self.config
         sizes, method = config.model, config.method
         self.encoders = nn.ModuleDict({name: ModalityEncoder(kind, sizes) for name, kind in modalities.items()})
         self.decoders = nn.ModuleDict(
@@ -141,9 +175,6 @@ class UniCode(nn.Module):
         words = [name for name, modality in modalities.items() if modality.kind == "words"]
         grounded = words if method.grounding_weight and len(words) < len(modalities) else []
         self.lexicon = nn.ModuleDict({name: Lexicon(modalities[name].shape[-1], sizes.codewords) for name in grounded})
-        self.to(getattr(torch, config.train.dtype))
-        # The tensors in a file of this configuration; modules may be exchanged later.
-        self.shapes = {name: value.shape for name, value in self.state_dict().items()}
 
     @property
     def dtype(self) -> torch.dtype:
@@ -172,6 +203,7 @@ class UniCode(nn.Module):
             "cpc": list(self.cpc.parameters()),
             "decoders": list(self.decoders.parameters()),
             "lexicon": list(self.lexicon.parameters()),
+            "alignment": [parameter for parameter in self.alignment.parameters() if parameter.requires_grad],
         }
         return {name: parameters for name, parameters in groups.items() if parameters}
 
@@ -190,13 +222,39 @@ class UniCode(nn.Module):
         output = ModelOutput(None if mask is None else dict(mask), words=self.words(features, mask))
         specific: dict[str, Tensor] = {}
         for name in self.names:
-            z, own = self.encode_features(name, features[name], None if mask is None else mask[name])
+            valid = None if mask is None else mask[name]
+            z, own = self.encode_features(name, features[name], valid)
             output.semantic[name] = self.normalise(name, z, output)
-            specific[name], output.club[name], output.target[name] = own
+            specific[name], output.club[name], output.target[name], output.more[name] = own
+            if self.alignment.observes:
+                output.observed[name] = self.observe(name, features[name], valid)
         self.quantise(output)
-        for name, vector in output.quantised.items():
+        for name, vector in self.decoder_inputs(output.semantic, output, output.clips).items():
             output.decoded[name] = self.decode(name, vector, specific[name])
+        self.decode_levels(output, output)
         return output
+
+    @torch.no_grad()
+    def observe(self, name: str, features: Tensor, mask: Tensor | None) -> Tensor:
+        """What the method observes of one modality's clips, (B, ...)."""
+        return self.alignment.observe(self, name, *_as_read(features, mask))
+
+    def decoder_inputs(self, vectors: Mapping[str, Tensor], whole: ModelOutput, clips: slice) -> dict[str, Tensor]:
+        """What the decoders of some clips read beside specific features, by modality.
+
+        Args:
+            vectors: semantic features of the clips, (b, T, D) by modality.
+            whole: the output of the whole batch.
+            clips: the clips in it.
+        """
+        return {name: straight_through(z, whole.codeword[name][clips]) for name, z in vectors.items()}
+
+    def decode_levels(self, output: ModelOutput, whole: ModelOutput) -> None:
+        """Decodes further levels of the clips in `output`, in models that have them."""
+
+    def codebook_batch(self, output: ModelOutput) -> CodebookBatch:
+        """What the codebook is initialised and updated with."""
+        return CodebookBatch(output.semantic, output.index, output.mask)
 
     def quantise(self, output: ModelOutput) -> None:
         """Adds the nearest codewords of the semantic features to `output`."""
@@ -263,10 +321,20 @@ class UniCode(nn.Module):
             return checkpoint(function, *inputs, use_reentrant=False)
         return function(*inputs)
 
+    def initialise_codebook(self, rows: Sequence[Mapping[str, Tensor]], choose: Callable[[Tensor], Tensor]) -> None:
+        """Sets the first codewords of a run.
+
+        Args:
+            rows: features of some batches, (N, D) by the modalities of `codebook_batch`.
+            choose: chooses codewords, (M, D), from features, (N, D).
+        """
+        self.codebook.initialise(choose(torch.cat([one for batch in rows for one in batch.values()])))
+
+    @torch.no_grad()
     def update_codebook(self, output: ModelOutput, own: slice | None = None) -> None:
         """The MM-EMA update with the output of a batch; once per training step, after the backward pass.
 
-        It also updates the running moments of the feature normalisation.
+        It also updates the running moments of the feature normalisation, and teachers and queues of the method.
 
         Args:
             output: of the whole batch.
@@ -274,7 +342,15 @@ class UniCode(nn.Module):
         """
         for name, moments in output.moments.items():
             self._norm(name).update(moments)
-        semantic, index, mask, shard = output.semantic, output.index, output.mask, None
+        if self.alignment.trains_codebook:
+            self.codebook.step += 1
+        else:
+            self.update_codewords(output, own)
+        self.alignment.after_step(self, output)
+
+    def update_codewords(self, output: ModelOutput, own: slice | None) -> None:
+        """The MM-EMA update of `update_codebook`."""
+        (semantic, index, mask), shard = self.codebook_batch(output), None
         if own is not None:
             clips, lengths = len(semantic[self.names[0]]), [semantic[name].shape[1] for name in self.names]
             shard = BatchShard([own.start * length for length in lengths], [clips * length for length in lengths])

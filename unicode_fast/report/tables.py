@@ -22,7 +22,8 @@ from unicode_fast.config import EXECUTION_FIELDS, Config
 from unicode_fast.errors import Parser, program, say
 from unicode_fast.files.paths import with_homes
 from unicode_fast.files.writing import atomic_folder, write_text
-from unicode_fast.presets import preset
+from unicode_fast.methods import row_name
+from unicode_fast.presets import usual
 from unicode_fast.report import plots
 from unicode_fast.report.markdown import grid, linked, markdown
 from unicode_fast.report.published import LABEL, LAYOUTS, TASKS, Published, published
@@ -114,13 +115,15 @@ def run_config(folder: Path) -> Config:
 
 
 def label_of(config: Config) -> str:
-    """The preset, its size, and all fields with other values than the preset's."""
-    usual, values = preset(config.preset, config.size).flat(), config.flat()
+    """The method unless it is Uni-Code, the preset, its size, and all fields with other values than theirs."""
+    standard, values = usual(config).flat(), config.flat()
     values["data"] = short(values["data"])
     changed = [
-        f"{name} {values[name]}" for name in values if name not in _NOT_IN_LABELS and values[name] != usual[name]
+        f"{name} {values[name]}" for name in values if name not in _NOT_IN_LABELS and values[name] != standard[name]
     ]
-    return ", ".join([config.preset if config.size == "small" else f"{config.preset} ({config.size} size)", *changed])
+    method = [row_name(config.method.method, config.method.dcid)] if config.method.method != "uni-code" else []
+    rules = config.preset if config.size == "small" else f"{config.preset} ({config.size} size)"
+    return ", ".join([*method, rules, *changed])
 
 
 def rows_of(folder: Path) -> dict[Column, Row]:

@@ -19,8 +19,8 @@ from unicode_fast.data import Dataset, verify
 from unicode_fast.errors import one_line, say
 from unicode_fast.files.locks import alone
 from unicode_fast.files.writing import remove_unfinished
-from unicode_fast.modules import UniCode
-from unicode_fast.presets import preset
+from unicode_fast.methods import make_model
+from unicode_fast.presets import usual
 from unicode_fast.report import pictures
 from unicode_fast.training import checks
 from unicode_fast.training.distributed import DistContext
@@ -62,7 +62,7 @@ def new_run(arguments: Namespace, flags: Mapping[str, Any], ranks: DistContext) 
     config = checks.with_whole_paths(resolve(arguments.config, dict(flags)))
     checks.check_run(config)
     added = added_fields(read_yaml(arguments.config)) if arguments.config is not None else {}
-    standard = (resolve_saved(arguments.config) if added else preset(config.preset, config.size)).flat()
+    standard = (resolve_saved(arguments.config) if added else usual(config)).flat()
     if added and ranks.first:
         values = ", ".join(f"{name} {value}" for name, value in added.items())
         say(f"note: config {arguments.config!r} is of an older version; added fields: {values}", sys.stderr)
@@ -78,7 +78,7 @@ def new_run(arguments: Namespace, flags: Mapping[str, Any], ranks: DistContext) 
         checks.note_labels(config, dataset)
     with torch.device("meta"):
         # Raises for sizes that do not fit, before the folder is created.
-        UniCode(modalities, config)
+        make_model(modalities, config)
     seeds = [config.train.seed + n for n in range(arguments.seeds)] if arguments.seeds > 1 else None
     folder = ranks.run_on_rank0(lambda: prepare_folder(arguments.out, config, seeds))
     with held(folder, ranks):
@@ -139,7 +139,7 @@ def resumed_run(arguments: Namespace, flags: Mapping[str, Any], ranks: DistConte
 
 def describe(folder: Path, config: Config, seeds: Sequence[int] | None, dataset: Dataset) -> None:
     """Prints five lines about a run at its start, its folder first."""
-    values, standard = config.flat(), preset(config.preset, config.size).flat()
+    values, standard = config.flat(), usual(config).flat()
     changed = [f"{name} {value}" for name, value in values.items() if value != standard[name] and name != "data"]
     kinds = dataset.modalities_named(modality_names(config.data.modalities, tuple(dataset.modalities)))
     shapes = ", ".join(f"{name} ({kind.kind} {'x'.join(map(str, kind.shape))})" for name, kind in kinds.items())

@@ -17,6 +17,7 @@ Source:
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -25,7 +26,6 @@ from torch import Tensor
 
 from unicode_fast.methods import Losses, Method
 from unicode_fast.modules import ModelOutput, UniCode
-from unicode_fast.modules.codebook import straight_through
 from unicode_fast.training.shard import Shard
 
 
@@ -70,20 +70,27 @@ class EncodedMicroBatch:
             encoded = [model.encode_features(name, *self._input(name)) for name in model.names]
         self.semantic = [z for z, _ in encoded]
         self.club = [own.club for _, own in encoded]
+        self.more = [own.more for _, own in encoded]
+        observes = model.alignment.observes
+        self.observed = [model.observe(name, *self._input(name)) for name in model.names] if observes else []
         self.specific = [own for _, own in encoded] if keep_graph else []
         # Outputs of the encoders with their gradients, for the next backward pass.
         self.pending: list[tuple[Tensor, Tensor]] = []
 
     def tensors(self) -> list[Tensor]:
-        """What the losses of the whole batch read: z, specific features for CLUB, words for the lexicon, masks."""
+        """What the losses of the whole batch read.
+
+        These are z, specific features for CLUB, further features, words for the lexicon, observed features, and masks.
+        """
         features, mask = self.batch.features, self.batch.mask
         words = self.model.words(features, mask)
         masks = [] if mask is None else [mask[name] for name in self.model.names]
-        return [*self.semantic, *self.club, *words.values(), *masks]
+        more = [tensor for tensors in self.more for tensor in tensors]
+        return [*self.semantic, *self.club, *more, *words.values(), *self.observed, *masks]
 
     def reconstruct(
         self, method: Method, whole: ModelOutput, clips: slice, positions: Tensor, club: Sequence[Tensor | None]
-    ) -> tuple[Tensor, list[Tensor]]:
+    ) -> tuple[dict[str, Tensor], list[Tensor]]:
         """Decodes, and runs the backward pass of the decoders and, unless the graph is kept, the specific encoders.
 
         Args:
@@ -94,36 +101,48 @@ class EncodedMicroBatch:
             club: gradient in the specific features for CLUB, (B, T, Y) by modality; None where there is none.
 
         Returns:
-            The reconstruction terms of these clips, (modalities,), and their gradients in the normalised z.
+            The terms of these clips that compare no clips, by name, and their gradients in the normalised z, then in
+            further features.
         """
-        output = ModelOutput(self.batch.mask)
-        vectors, leaves = [], []
+        output = ModelOutput(self.batch.mask, clips=clips)
+        leaves, specific = list[tuple[Tensor, Tensor]](), dict[str, Tensor]()
         for number, name in enumerate(self.model.names):
             own = self.specific[number] if self.keep_graph else self.model.encode_specific(name, *self._input(name))
-            specific, target = (_leaf(tensor) for tensor in (own.specific, own.target))
-            leaves += [(own.specific, specific), (own.target, target)]
+            specific[name], output.target[name], output.club[name] = map(_leaf, (own.specific, own.target, own.club))
+            leaves += [
+                (own.specific, specific[name]), (own.target, output.target[name]), (own.club, output.club[name]),
+            ]  # fmt: skip
             if (gradient := club[number]) is not None:
                 self.pending.append((own.club, gradient[clips]))
-            vectors.append(whole.semantic[name][clips].detach().requires_grad_())
-            quantised = straight_through(vectors[-1], whole.codeword[name][clips])
-            output.index[name] = whole.index[name][clips]
-            output.decoded[name], output.target[name] = self.model.decode(name, quantised, specific), target
+            output.semantic[name] = whole.semantic[name][clips].detach().requires_grad_()
+            output.more[name] = tuple(tensor[clips].detach().requires_grad_() for tensor in whole.more[name])
+            output.index[name], output.codeword[name] = whole.index[name][clips], whole.codeword[name][clips]
+        output.quantised.update(self.model.decoder_inputs(output.semantic, whole, clips))
+        for name, vector in output.quantised.items():
+            output.decoded[name] = self.model.decode(name, vector, specific[name])
+        self.model.decode_levels(output, whole)
         shares = dict(zip(self.model.names, method.valid_positions(output) / positions, strict=True))
-        terms = torch.stack(list(method.reconstruction(output, shares).values()))
-        terms.sum().backward()
+        terms = method.reconstruction(output, shares)
+        torch.stack(list(terms.values())).sum().backward()
         self.pending += [(tensor, leaf.grad) for tensor, leaf in leaves if leaf.grad is not None]
         if not self.keep_graph:
             self._backward_pending()
-        return terms.detach(), [_gradient(vector) for vector in vectors]
+        read = [*output.semantic.values(), *_flat(output.more)]
+        return {name: term.detach() for name, term in terms.items()}, [_gradient(leaf) for leaf in read]
 
     def backward(self, gradients: Sequence[Tensor]) -> None:
-        """Runs the backward pass of the encoders from the gradients in z before its normalisation, (b, T, D) each."""
+        """Runs the backward pass of the encoders.
+
+        Args:
+            gradients: in z before its normalisation, (b, T, D) by modality, then in further features.
+        """
         semantic = self.semantic
         if not self.keep_graph:
             for generator, state in zip(_generators(self.model.device), self.random, strict=True):
                 generator.set_state(state)
             semantic = [self.model.encode_semantic(name, *self._input(name)) for name in self.model.names]
-        self.pending += zip(semantic, gradients, strict=True)
+        more = [tensor for tensors in self.more for tensor in tensors]
+        self.pending += zip([*semantic, *more], gradients, strict=True)
         self._backward_pending()
 
     def _backward_pending(self) -> None:
@@ -160,7 +179,8 @@ def backward(
     encoded = [EncodedMicroBatch(model, batch, keep_graph=len(batches) == 1) for batch in batches]
     features = [torch.cat(tensors).detach() for tensors in zip(*(micro.tensors() for micro in encoded), strict=True)]
     masked = batches[0].mask is not None
-    whole, raw, normalised = _whole_batch(model, features if shard is None else shard.gather(features), masked)
+    further = [len(tensors) for tensors in encoded[0].more]
+    whole, raw, normalised = _whole_batch(model, features if shard is None else shard.gather(features), further, masked)
 
     # 3. Losses of the whole batch: each rank has its share of the terms and contrasts its clips with all.
     method.fit_club(whole, club_optimizer, None if shard is None else shard.average_gradients)
@@ -170,18 +190,20 @@ def backward(
     terms |= contrast
     # Not in the CLUB networks, which have an optimiser of their own.
     torch.stack(list(terms.values())).sum().backward(
-        inputs=[*whole.semantic.values(), *whole.club.values(), *parameters]
+        inputs=[*whole.semantic.values(), *whole.club.values(), *_flat(whole.more), *parameters]
     )
-    gradients = [_gradient(z) for z in whole.semantic.values()]
+    gradients = [_gradient(z) for z in (*whole.semantic.values(), *_flat(whole.more))]
     # Each rank has the gradient of its share of the terms, and decodes with that of the whole.
     club = [None if y.grad is None else y.grad / share for y in whole.club.values()]
 
     # 4. Reconstruction.
-    errors, positions, first = [], method.valid_positions(whole), own.start or 0
+    positions, first = method.valid_positions(whole), own.start or 0
+    errors: defaultdict[str, list[Tensor]] = defaultdict(list)
     slices = [slice(first + batch.clips.start, first + batch.clips.stop) for batch in batches]
     for micro, clips in zip(encoded, slices, strict=True):
         error, added = micro.reconstruct(method, whole, clips, positions, club)
-        errors.append(error)
+        for name, term in error.items():
+            errors[name].append(term)
         for gradient, more in zip(gradients, added, strict=True):
             gradient[clips] += more
 
@@ -190,12 +212,12 @@ def backward(
         shard.all_reduce_sum(gradients)
     if model.norms:
         # The moments of the batch connect every clip with all others.
-        gradients = list(torch.autograd.grad(normalised, raw, gradients))
+        of_z, others = gradients[: len(raw)], gradients[len(raw) :]
+        gradients = [*torch.autograd.grad(normalised, raw, of_z), *others]
     for micro, clips in zip(encoded, slices, strict=True):
         micro.backward([gradient[clips] for gradient in gradients])
 
-    names = [f"reconstruction.{name}" for name in model.names]
-    terms = {**dict(zip(names, torch.stack(errors).sum(0), strict=True)), **terms}
+    terms = {**{name: torch.stack(parts).sum(0) for name, parts in errors.items()}, **terms}
     terms = {name: term.detach() for name, term in terms.items()}
     if shard is not None:
         summed = [parameter.grad for parameter in parameters if parameter.grad is not None]
@@ -204,17 +226,27 @@ def backward(
 
 
 def _whole_batch(
-    model: UniCode, tensors: Sequence[Tensor], masked: bool
+    model: UniCode, tensors: Sequence[Tensor], more: Sequence[int], masked: bool
 ) -> tuple[ModelOutput, list[Tensor], list[Tensor]]:
     """The output for all clips, with features as leaves of the graph; z before and after its normalisation."""
     given = iter(tensors)
     raw, club = ({name: next(given).requires_grad_() for name in model.names} for _ in range(2))
+    further = {
+        name: tuple(next(given).requires_grad_() for _ in range(number))
+        for name, number in zip(model.names, more, strict=True)
+    }
     words = {name: next(given) for name in model.lexicon}
-    output = ModelOutput({name: next(given) for name in model.names} if masked else None, club=club, words=words)
+    observed = {name: next(given) for name in model.names if model.alignment.observes}
+    mask = {name: next(given) for name in model.names} if masked else None
+    output = ModelOutput(mask, club=club, words=words, more=further, observed=observed)
     normalised = {name: model.normalise(name, z, output) for name, z in raw.items()}
     output.semantic.update({name: z.detach().requires_grad_() for name, z in normalised.items()})
     model.quantise(output)
     return output, list(raw.values()), list(normalised.values())
+
+
+def _flat(tensors: Mapping[str, Sequence[Tensor]]) -> list[Tensor]:
+    return [tensor for several in tensors.values() for tensor in several]
 
 
 def _leaf(tensor: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor
 from unicode_fast import checkpoint
 from unicode_fast.config import Config, Modality
 from unicode_fast.data import BatchSource
-from unicode_fast.methods import make_method
+from unicode_fast.methods import make_method, make_model
 from unicode_fast.modules import ModelOutput, UniCode
 from unicode_fast.modules.precision import float32_precision
 from unicode_fast.training.acceleration import GraphedStep, accelerate, check_acceleration, keep_freed_memory
@@ -42,7 +43,7 @@ class Trainer:
         check_acceleration(config.train, device)
         torch.manual_seed(config.train.seed)
         self.config = config
-        self.model = UniCode(modalities, config).to(device)
+        self.model = make_model(modalities, config).to(device)
         accelerate(self.model, config.train)
         if device.type == "cpu":
             keep_freed_memory()
@@ -100,7 +101,7 @@ class Trainer:
         output, result = backward(self.method, self.club_optimizer, batches, shard)
         self.optimizer.step()
         self.model.update_codebook(output, None if shard is None else shard.own)
-        return StepResult(result.terms, result.recognised, usage(output, self.config.model.codewords))
+        return StepResult(result.terms, result.recognised, usage(self.model, output))
 
     def _seed_of(self, step: int, rank: int) -> int:
         sequence = np.random.SeedSequence([self.config.train.seed, step, rank])
@@ -131,12 +132,13 @@ class Trainer:
         checkpoint.load_generators(content, self.model.device)
 
 
-def usage(output: ModelOutput, codewords: int) -> dict[str, Tensor]:
+def usage(model: UniCode, output: ModelOutput) -> dict[str, Tensor]:
     """How often each modality chose each codeword in a batch: (M,) float32 by modality."""
     counts = {}
-    for name, index in output.index.items():
-        weight = torch.ones_like(index, dtype=torch.float32) if output.mask is None else output.mask[name].float()
-        zeros = torch.zeros(codewords, device=index.device)
+    _, codes, mask = model.codebook_batch(output)
+    for name, index in codes.items():
+        weight = torch.ones_like(index, dtype=torch.float32) if mask is None else mask[name].float()
+        zeros = torch.zeros(model.config.model.codewords, device=index.device)
         counts[name] = zeros.index_add_(0, index.flatten(), weight.flatten())
     return counts
 
@@ -165,36 +167,53 @@ def initialise_codebook(trainer: Trainer, batches: BatchSource, device: torch.de
         device: of the model.
         ranks: number of ranks that share a batch; this rank encodes as few clips at once as each of them.
     """
-    method, sizes = trainer.config.method, trainer.config.model
-    if method.codebook_init == "uniform":
-        return
-    rows: list[np.ndarray] = []
-    enough, step = INIT_ROWS_PER_CODEWORD * sizes.codewords, 0
-    trainer.model.eval()
-    while sum(map(len, rows)) < enough and step < batches.steps_per_epoch:
-        batch = batches.batch(step)
-        encoded: dict[str, list[Tensor]] = {name: [] for name in trainer.model.names}
+    model = trainer.model
+    if trainer.config.method.codebook_init != "uniform":
+        generator = np.random.default_rng([trainer.config.train.seed, 7])
+        model.initialise_codebook(
+            _first_features(trainer, batches, device, ranks), lambda rows: _choose(trainer, rows, generator)
+        )
+    model.alignment.initialised(model)
+
+
+def _first_features(
+    trainer: Trainer, batches: BatchSource, device: torch.device, ranks: int
+) -> list[dict[str, Tensor]]:
+    """Features of the first batches, (N, D) by modality, until there are enough for all codewords."""
+    model, found = trainer.model, list[dict[str, Tensor]]()
+    enough, rows, step = INIT_ROWS_PER_CODEWORD * trainer.config.model.codewords, 0, 0
+    model.eval()
+    while rows < enough and step < batches.steps_per_epoch:
+        batch, encoded = batches.batch(step), defaultdict[str, list[Tensor]](list)
         for micro in micro_batches(batch.features, batch.mask, trainer.config.train.micro_batches * ranks):
             features, mask = (
                 {name: tensor.to(device) for name, tensor in tensors.items()}
                 for tensors in (micro.features, micro.mask or {})
             )
             with torch.no_grad():
-                output = trainer.model(features, mask)
-            for name, z in output.semantic.items():
-                encoded[name].append(z.cpu())
+                z, _, valid = model.codebook_batch(model(features, mask))
+            for name, vectors in z.items():
+                encoded[name].append((vectors.flatten(0, 1) if valid is None else vectors[valid[name]]).cpu())
         # In the order of modalities, whatever the number of micro-batches, so that the same rows are drawn.
-        rows += [torch.cat(encoded[name])[batch.mask[name]].numpy() for name in encoded]
+        found.append({name: torch.cat(vectors) for name, vectors in encoded.items()})
+        rows += sum(map(len, found[-1].values()))
         step += 1
-    data = np.concatenate(rows)
-    generator = np.random.default_rng([trainer.config.train.seed, 7])
-    if len(data) < sizes.codewords:
-        raise ValueError(f"codewords must be at most the {len(data)} vectors of an epoch, got {sizes.codewords}")
-    if method.codebook_init == "kmeans":
+    return found
+
+
+def _choose(trainer: Trainer, rows: Tensor, generator: np.random.Generator) -> Tensor:
+    """Codewords from features, (N, D), by `codebook_init`.
+
+    Raises:
+        ValueError: there are fewer features than codewords.
+    """
+    codewords, seed = trainer.config.model.codewords, trainer.config.train.seed
+    if len(rows) < codewords:
+        raise ValueError(f"codewords must be at most the {len(rows)} vectors of an epoch, got {codewords}")
+    if trainer.config.method.codebook_init == "kmeans":
         from sklearn.cluster import KMeans
 
-        chosen = KMeans(sizes.codewords, n_init=1, max_iter=20, random_state=trainer.config.train.seed).fit(data)
-        codewords = chosen.cluster_centers_
+        found = KMeans(codewords, n_init=1, max_iter=20, random_state=seed).fit(rows.numpy()).cluster_centers_
     else:
-        codewords = data[generator.choice(len(data), sizes.codewords, replace=False)]
-    trainer.model.codebook.initialise(torch.as_tensor(codewords, dtype=trainer.model.dtype, device=device))
+        found = rows.numpy()[generator.choice(len(rows), codewords, replace=False)]
+    return torch.as_tensor(found, dtype=trainer.model.dtype, device=trainer.model.device)

@@ -1,0 +1,10 @@
+"""Baseline: a VQ-VAE with a shared codebook; no term compares modalities.
+
+Source:
+    Xia et al., NeurIPS 2023, section 4.1 and Table 1: plain EMA, and commitment to the own codeword. The paper does not
+    state whether it resets codewords: our version does, by the preset.
+"""
+
+from unicode_fast.methods.recipe import Recipe, compared
+
+RECIPE: Recipe = compared("Baseline")

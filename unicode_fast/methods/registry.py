@@ -1,0 +1,45 @@
+"""The methods by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from unicode_fast.methods import baseline, cmcm, s_mit, uni_code
+from unicode_fast.methods.recipe import Recipe
+
+METHODS: Mapping[str, Recipe] = {
+    "uni-code": uni_code.RECIPE,
+    "baseline": baseline.RECIPE,
+    "s-mit": s_mit.RECIPE,
+    "cmcm": cmcm.RECIPE,
+}
+
+
+def recipe_of(method: str) -> Recipe:
+    """The recipe of a method.
+
+    Raises:
+        ValueError: the name is unknown.
+    """
+    if method not in METHODS:
+        raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r:.60}")
+    return METHODS[method]
+
+
+def rules_of(method: str, dcid: bool) -> dict[str, Any]:
+    """The fields that a method sets, beside those of preset and size.
+
+    Raises:
+        ValueError: the name is unknown, or `dcid` is set and the method has no such form.
+    """
+    recipe = recipe_of(method)
+    if dcid and not recipe.combines:
+        there = ", ".join(name for name, other in METHODS.items() if other.combines)
+        raise ValueError(f"dcid needs one of the methods {there}, got method {method!r}")
+    return {**recipe.rules, **(recipe.with_dcid if dcid else recipe.alone)}
+
+
+def row_name(method: str, dcid: bool) -> str:
+    """The name of a method in tables, that of its row in the paper's Table 1."""
+    return f"DCID+{recipe_of(method).title}" if dcid else recipe_of(method).title
