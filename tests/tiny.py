@@ -11,6 +11,7 @@ import torch
 from unicode_fast import Config, Modality, UniCode, preset
 from unicode_fast.data import write_store
 from unicode_fast.data.talking_digits import digits, sound
+from unicode_fast.methods import make_model
 from unicode_fast.training.trainer import Trainer
 
 MODALITIES = {
@@ -36,13 +37,13 @@ SIZES = {
 }
 
 
-def config(name: str = "recommended", **fields: object) -> Config:
-    return preset(name).replace_all(**{**SIZES, **fields})
+def config(name: str = "recommended", *, method: str = "uni-code", dcid: bool = False, **fields: object) -> Config:
+    return preset(name, method=method, dcid=dcid).replace_all(**{**SIZES, **fields})
 
 
 def model(name: str = "recommended", names: str = "audio,video,text", seed: int = 0, **fields: object) -> UniCode:
     torch.manual_seed(seed)
-    return UniCode({key: MODALITIES[key] for key in names.split(",")}, config(name, **fields))
+    return make_model({key: MODALITIES[key] for key in names.split(",")}, config(name, **fields))
 
 
 def trainer(

@@ -1,0 +1,216 @@
+"""What holds for each method: steps, masks, lengths, micro-batches, ranks, resumed runs, and its place in tables."""
+
+import copy
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import get_args, get_type_hints
+
+import pytest
+import tiny
+import torch
+import torch.multiprocessing as mp
+from compare import assert_close
+from test_distributed import State, compare, meet
+from tolerances import SHARED_BATCH
+
+from unicode_fast import checkpoint, load, preset
+from unicode_fast.config import MethodConfig
+from unicode_fast.methods import METHODS, make_method, make_model, recipe_of, row_name
+from unicode_fast.methods.registry import rules_of
+from unicode_fast.modules import UniCode
+from unicode_fast.report.published import published
+from unicode_fast.training.checks import check_run
+from unicode_fast.training.distributed import DistContext
+from unicode_fast.training.metrics_logger import StepResult
+from unicode_fast.training.trainer import Trainer
+
+FORMS = [(name, dcid) for name, recipe in METHODS.items() for dcid in (False, True)[: 1 + recipe.combines]]
+TITLES = [row_name(*form) for form in FORMS]
+each_form = pytest.mark.parametrize("form", FORMS, ids=TITLES)
+# Clips of the batches; two ranks do not share the last one evenly.
+BATCHES = (8, 5)
+
+
+def trainer_of(form: tuple[str, bool], names: str = "audio,video,text", **fields: object) -> Trainer:
+    given = {"dropout": 0.0, "dtype": "float64", "reset_after": 1, "batch_size": 8, "steps": 4, **fields}
+    return tiny.trainer("recommended", names, method=form[0], dcid=form[1], **given)
+
+
+def batch_of(owner: UniCode, step: int, masked: bool = True, **lengths: int) -> tuple[State, State | None]:
+    """Features and masks of a batch; `lengths` are positions by modality."""
+    clips = BATCHES[step % len(BATCHES)]
+    features = tiny.batch(owner, clips, lengths=lengths, seed=step)
+    generator = torch.Generator().manual_seed(step)
+    positions = {name: values.shape[1] for name, values in features.items()}
+    mask = {
+        name: tiny.mask_of(torch.randint(1, number + 1, (clips,), generator=generator).tolist(), number)
+        for name, number in positions.items()
+    }
+    return features, mask if masked else None
+
+
+def trained(
+    trainer: Trainer, steps: range = range(len(BATCHES)), ranks: DistContext | None = None
+) -> tuple[State, list[StepResult]]:
+    """The state of the model after some steps, and their results."""
+    results = []
+    for step in steps:
+        features, mask = batch_of(trainer.model, step)
+        clips = len(features["audio"])
+        own = slice(None) if ranks is None else ranks.bounds(clips)
+        own_features = {name: values[own] for name, values in features.items()}
+        own_mask = {name: valid[own] for name, valid in (mask or {}).items()}
+        results.append(trainer.train_step(own_features, own_mask, 1e-2, None if ranks is None else ranks.shard(clips)))
+    return copy.deepcopy(trainer.model.state_dict()), results
+
+
+@each_form
+class TestSteps:
+    @pytest.mark.parametrize("names", ["audio,video", "audio,video,text"])
+    def test_terms_and_gradients_are_finite(self, form: tuple[str, bool], names: str) -> None:
+        """Every parameter of the main optimiser has a gradient, and every group one that is not zero."""
+        trainer = trainer_of(form, names)
+        _, results = trained(trainer, range(3))
+        assert all(torch.isfinite(term) for result in results for term in result.terms.values())
+        for group, parameters in trainer.model.parameter_groups().items():
+            used = [one.grad for one in parameters if one.grad is not None]
+            assert all(torch.isfinite(gradient).all() for gradient in used), group
+            if group != "cpc" or trainer.config.method.cpc_weight:
+                assert any(gradient.abs().max() > 0 for gradient in used), group
+        assert all(torch.isfinite(value).all() for value in trainer.model.state_dict().values())
+
+    def test_its_own_terms(self, form: tuple[str, bool]) -> None:
+        """A method differs from the Baseline by terms, or by what the codebook learns from."""
+        trainer, baseline = trainer_of(form), trainer_of(("baseline", False))
+        own, plain = (set(trained(one, range(1))[1][0].terms) for one in (trainer, baseline))
+        assert form[0] == "baseline" or own - plain
+        assert all(name.startswith(("club", "cpc")) for name in own - plain) == (form[0] == "baseline")
+
+    def test_padding_has_no_effect(self, form: tuple[str, bool]) -> None:
+        results = []
+        for filled in (0.0, 1e3):
+            trainer = trainer_of(form)
+            features, mask = batch_of(trainer.model, 0)
+            for name, valid in (mask or {}).items():
+                features[name][~valid] = filled
+            results.append((trainer.train_step(features, mask, 1e-2).terms, trainer.model.state_dict()))
+        for name, term in results[0][0].items():
+            assert_close(results[1][0][name], term, SHARED_BATCH, name)
+        for name, value in results[0][1].items():
+            assert_close(results[1][1][name].double(), value.double(), SHARED_BATCH, name)
+
+    def test_unequal_lengths(self, form: tuple[str, bool]) -> None:
+        trainer = trainer_of(form)
+        for step in range(2):
+            features, _ = batch_of(trainer.model, step, masked=False, text=3)
+            result = trainer.train_step(features, None, 1e-2)
+        assert all(torch.isfinite(term) for term in result.terms.values())
+        assert all(torch.isfinite(value).all() for value in trainer.model.state_dict().values())
+
+    def test_micro_batches_are_the_batch_or_refused(self, form: tuple[str, bool]) -> None:
+        if not recipe_of(form[0]).micro_batches:
+            config = tiny.config("recommended", method=form[0], micro_batches=2)
+            with pytest.raises(ValueError, match=f"^micro_batches must be 1 with method '{form[0]}', got 2$"):
+                check_run(config)
+            return
+        compare(trained(trainer_of(form, micro_batches=3)), trained(trainer_of(form)))
+
+    def test_a_resumed_run_ends_as_the_whole(self, form: tuple[str, bool], tmp_path: Path) -> None:
+        fields = {"dtype": "float32", "dropout": 0.3}
+        whole, resumed = trainer_of(form, **fields), trainer_of(form, **fields)
+        trained(whole, range(2))
+        checkpoint.save(tmp_path / "model.pt", whole.model, whole.state())
+        expected = trained(whole, range(2, 4))[0]
+        # Restores the generator of dropout, too.
+        resumed.restore(checkpoint.read(tmp_path / "model.pt"))
+        for name, value in trained(resumed, range(2, 4))[0].items():
+            assert torch.equal(value, expected[name]), name
+
+    def test_an_exported_model_gives_the_same_codes(self, form: tuple[str, bool], tmp_path: Path) -> None:
+        trainer = trainer_of(form, dtype="float32")
+        trained(trainer, range(2))
+        checkpoint.export(trainer.model, tmp_path / "model.safetensors")
+        again = load(tmp_path / "model.safetensors")
+        assert type(again) is type(trainer.model) and again.config == trainer.config
+        features, mask = batch_of(again, 0)
+        for name in again.names:
+            found = [one.encode(name, features[name], mask[name]) for one in (again, trainer.model)]
+            assert torch.equal(found[0].index, found[1].index) and torch.equal(found[0].vector, found[1].vector)
+
+    def test_a_vector_depends_on_the_index_alone(self, form: tuple[str, bool]) -> None:
+        """Probes train on a table of the vectors in use."""
+        trainer = trainer_of(form, dtype="float32")
+        trained(trainer, range(2))
+        features, mask = batch_of(trainer.model, 0)
+        for name in trainer.model.names:
+            index, vector = trainer.model.encode(name, features[name], mask[name])
+            index, vector = index[mask[name]], vector[mask[name]]
+            for code in index.unique():
+                assert (vector[index == code] == vector[index == code][0]).all()
+
+
+def check_rank(rank: int, folder: str, truths: list[tuple[State, list[StepResult]]]) -> None:
+    ranks = meet(rank, 2, folder)
+    for form, truth in zip(FORMS, truths, strict=True):
+        compare(trained(trainer_of(form), ranks=ranks), truth)
+
+
+def test_two_ranks_train_the_model_of_one(tmp_path: Path) -> None:
+    truths = [trained(trainer_of(form)) for form in FORMS]
+    mp.spawn(check_rank, (str(tmp_path), truths), nprocs=2)
+
+
+def fields_of_methods() -> Iterator[tuple[str, str]]:
+    """Fields that only some methods read, each with a method that does not."""
+    for field in dataclasses.fields(MethodConfig):
+        config = preset("recommended", method="baseline")
+        reason = config.unread_fields().get(field.name, "")
+        if "method is" in reason:
+            yield field.name, "baseline"
+
+
+class TestRecipes:
+    def test_every_name_of_the_field_has_one(self) -> None:
+        assert list(METHODS) == list(get_args(get_type_hints(MethodConfig)["method"]))
+
+    def test_table_1_is_complete(self) -> None:
+        rows = {row_name(name, dcid) for name, dcid in FORMS if recipe_of(name).in_paper}
+        assert rows - {"DCID+Baseline"} == {number.method for number in published() if number.table == 1}
+
+    def test_a_rule_names_a_field_that_the_method_reads(self) -> None:
+        for name, dcid in FORMS:
+            config, standard = preset("recommended", method=name, dcid=dcid), preset("recommended")
+            unread = config.unread_fields()
+            changed = [field for field in rules_of(name, dcid) if field in unread]
+            assert not changed, (name, dcid)
+            assert config.method.method == name and config.method.dcid == dcid
+            same = {**standard.flat(), **rules_of(name, dcid), "method": name, "dcid": dcid}
+            assert config.flat() == same
+
+    @pytest.mark.parametrize(("field", "method"), list(fields_of_methods()))
+    def test_a_field_of_another_method(self, field: str, method: str) -> None:
+        config = preset("recommended", method=method)
+        value = config.flat()[field]
+        other = not value if isinstance(value, bool) else {"gradient": "ema", "masked": "reuse"}.get(value, value)
+        other = "shared" if value == "per_direction" else other + 1 if isinstance(value, int) else other
+        other = value / 2 if isinstance(value, float) else other
+        with pytest.raises(ValueError, match=f"^{field} (is not read where method is|must stay)"):
+            config.replace(**{field: other})
+
+    def test_method_and_dcid_come_with_a_preset(self) -> None:
+        with pytest.raises(
+            ValueError, match=r"^method must stay 'uni-code', because preset\(..., method=...\) sets it"
+        ):
+            preset("recommended").replace(method="s-mit")
+        with pytest.raises(ValueError, match="^dcid needs one of the methods baseline, .*, got method 'uni-code'$"):
+            preset("recommended", dcid=True)
+        with pytest.raises(ValueError, match="^method must be one of uni-code, baseline, .*, got 'clip'$"):
+            preset("recommended", method="clip")
+
+    def test_a_model_without_the_parts_of_its_method(self) -> None:
+        config = tiny.config("recommended", method="s-mit")
+        model = UniCode({name: tiny.MODALITIES[name] for name in ("audio", "video")}, config)
+        with pytest.raises(ValueError, match="^model must be one of make_model for the method 's-mit', got a UniCode$"):
+            make_method(model)
+        make_method(make_model(model.modalities, config))
