@@ -1,6 +1,6 @@
 """Ablation of components and codebook sizes: `python -m unicode_fast.ablate --out FOLDER`.
 
-It makes the paper's Tables 2 and 3 and Figure 3 on the built-in data or any other. Every run is one of
+It makes the paper's Tables 1 to 3 and Figure 3 on the built-in data or any other. Every run is one of
 `unicode_fast.train` in its own folder, so an interrupted ablation resumes. A finished run is a row of one file,
 `--record FILE`, and its folder can be deleted.
 """
@@ -31,9 +31,11 @@ from unicode_fast.errors import run_main, say
 from unicode_fast.files.locks import exclusive
 from unicode_fast.files.untrusted import UNPACKED_VARIABLE, read_bytes, read_json
 from unicode_fast.files.writing import check_writable, write_text
-from unicode_fast.presets import usual
+from unicode_fast.methods import METHODS, row_name
+from unicode_fast.presets import preset, usual
 from unicode_fast.report import plots
 from unicode_fast.report.ablation import PUBLISHED, TITLES, Line, write_experiment
+from unicode_fast.report.published import published
 from unicode_fast.tasks import PROBE_TASKS, Row
 from unicode_fast.training.checks import check_run, check_store
 from unicode_fast.training.runs import read_summary
@@ -54,6 +56,7 @@ COMPONENTS: Mapping[str, Mapping[str, Any]] = {
     "MM-EMA + reset": {**_WITHOUT_MM_EMA, **_WITHOUT_RESET},
 }
 EXPERIMENTS = tuple(TITLES)
+DEFAULT_EXPERIMENTS = "table2,table3,figure3"
 SIZES = "16,32,64,128,256,512"
 HEADING = "# Ablations"
 _POLL_SECONDS = 0.5
@@ -109,7 +112,7 @@ def variants(base: Config, names: Sequence[str], experiments: Iterable[str], cod
 
     Args:
         base: configuration of the complete model.
-        names: the modalities of the data; Table 2 takes the first two of them.
+        names: the modalities of the data; Tables 1 and 2 take the first two of them.
         experiments: some of EXPERIMENTS.
         codewords: the points of Figure 3.
 
@@ -120,7 +123,10 @@ def variants(base: Config, names: Sequence[str], experiments: Iterable[str], cod
     for experiment in experiments:
         if experiment not in EXPERIMENTS:
             raise ValueError(f"experiments must be among {', '.join(EXPERIMENTS)}, got {experiment!r}")
-        modalities = ",".join(names[:2] if experiment == "table2" else names)
+        modalities = ",".join(names[:2] if experiment in ("table1", "table2") else names)
+        if experiment == "table1":
+            found += table_1(base.replace(modalities=modalities))
+            continue
         changes: dict[str, Mapping[str, Any]] = dict(COMPONENTS)
         if experiment == "table3":
             del changes["CLUB + Cross-CPC"]  # which the paper's table does not have
@@ -131,6 +137,23 @@ def variants(base: Config, names: Sequence[str], experiments: Iterable[str], cod
             changed = [f"{name}={value}" for name, value in fields.items() if base.flat()[name] != value]
             folder = f"{modalities.replace(',', '-')}/{','.join(changed) or 'complete'}"
             found.append(Variant(experiment, label, config, folder))
+    return found
+
+
+def table_1(base: Config) -> list[Variant]:
+    """The methods of Table 1, alone and with DCID, with the changes that a configuration makes to its usual one.
+
+    Args:
+        base: configuration of Uni-Code, with the modalities of the table.
+    """
+    standard, values, found = usual(base).flat(), base.flat(), []
+    changes = {name: value for name, value in values.items() if value != standard[name]}
+    rows = {row_name(name, dcid): (name, dcid) for name in METHODS for dcid in (False, True)}
+    for title in dict.fromkeys(one.method for one in published() if one.table == 1):
+        method, dcid = rows[title]
+        config = preset(base.preset, base.size, method, dcid).replace_all(**changes)
+        folder = "complete" if config == base else f"method={method}{',dcid=True' * dcid}"
+        found.append(Variant("table1", title, config, f"{base.data.modalities.replace(',', '-')}/{folder}"))
     return found
 
 
@@ -326,7 +349,7 @@ def write_results(  # noqa: PLR0913 - the finished runs, and the format of the p
         f"Zero-shot scores in per cent on {base.data.data}, preset {base.preset}, {base.train.steps} steps; mean and "
         "sample standard deviation over seeds." + record.times(),
     ]
-    if any(variant.experiment in PUBLISHED for variant in found):
+    if any(variant.experiment in PUBLISHED and variant.experiment != "table1" for variant in found):
         single = {label: fields for label, fields in COMPONENTS.items() if fields and " + " not in label}
         removed = (f"{label}: {', '.join(f'{k} {v}' for k, v in fields.items())}" for label, fields in single.items())
         text.append(f"Fields of the configuration that remove a component: {'; '.join(removed)}. All else stays.")
@@ -369,7 +392,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command line; see `python -m unicode_fast.ablate --help`."""
     parser = make_parser("ablate", "Train with each component off, and with codebooks of several sizes.")
     parser.add_argument("--out", help="folder of the ablation (required); finished runs in it are kept")
-    parser.add_argument("--experiments", default=",".join(EXPERIMENTS), help="tables and figures [%(default)s]")
+    parser.add_argument(
+        "--experiments", help=f"some of {', '.join(EXPERIMENTS)}, separated by commas [{DEFAULT_EXPERIMENTS}]"
+    )
+    parser.add_argument("--table", type=int, help="one table alone, 1 to 3, in place of --experiments")
     parser.add_argument("--sizes", default=SIZES, help="numbers of codewords in Figure 3 [%(default)s]")
     parser.add_argument("--seeds", type=int, default=3, help="seeds of each line, from --seed on [%(default)s]")
     parser.add_argument(
@@ -402,7 +428,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not base.train.steps:
         raise ValueError("steps must be above 0, so that all runs have the same number, got 0")
     names = modality_names(base.data.modalities, tuple(check_store(base, open_dataset(base.data))))
-    experiments = list(dict.fromkeys(arguments.experiments.split(",")))
+    if arguments.table is not None and arguments.experiments is not None:
+        raise ValueError(f"table must not be given together with experiments, got {arguments.table} beside it")
+    if arguments.table not in (None, 1, 2, 3):
+        raise ValueError(f"table must be 1, 2 or 3, got {arguments.table}")
+    if base.method.method != "uni-code":
+        raise ValueError(f"method must be uni-code, whose components are removed, got {base.method.method!r}")
+    chosen = f"table{arguments.table}" if arguments.table else arguments.experiments or DEFAULT_EXPERIMENTS
+    experiments = list(dict.fromkeys(chosen.split(",")))
     found = variants(base, names, experiments, numbers(arguments.sizes, "sizes"))
     seeds = [base.train.seed + number for number in range(arguments.seeds)]
     out = Path(arguments.out)

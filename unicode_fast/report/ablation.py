@@ -20,12 +20,13 @@ from unicode_fast.tasks import Row, aggregate
 from unicode_fast.tasks.table import token_cell
 
 TITLES = {
+    "table1": "Table 1: methods, pre-trained on two modalities",
     "table2": "Table 2: removed components, pre-trained on two modalities",
     "table3": "Table 3: removed components, pre-trained on all modalities",
     "figure3": "Figure 3: number of codewords",
 }
 # Table and pre-training data of the published numbers beside each table.
-PUBLISHED = {"table2": (2, "AV 40K"), "table3": (3, "AVT 40K")}
+PUBLISHED = {"table1": (1, "AV 40K"), "table2": (2, "AV 40K"), "table3": (3, "AVT 40K")}
 FINDINGS = (
     "An interval around zero is undecided if it contains the paper's change too. If not, the change is less here, or "
     "none. An interval on one side of zero is as in the paper if it contains the paper's change. Otherwise it is less, "
@@ -56,14 +57,19 @@ def _shown(row: Row) -> str:
 
 def _papers(experiment: str, label: str, dataset: str | None = None) -> list[Published]:
     """The paper's numbers of a line, of one data set or all; none for Figure 3."""
-    method = "Uni-Code" if label == "none" else f"without {label}"
+    removal = "Uni-Code" if label == "none" else f"without {label}"
+    method = label if experiment == "table1" else removal
     found = [one for one in published() if (one.table, one.pretraining) == PUBLISHED.get(experiment)]
     return [one for one in found if one.method == method and dataset in (None, one.dataset)]
 
 
+def _corner(experiment: str) -> str:
+    return {"table1": "method", "figure3": "codewords"}.get(experiment, "removed")
+
+
 def table_cells(experiment: str, lines: Sequence[Line]) -> list[list[str]]:
     """Heading and lines of a table, numbers in per cent, with the spread over seeds where there are several."""
-    corner = ["codewords" if experiment == "figure3" else "removed", "seeds"]
+    corner = [_corner(experiment), "seeds"]
     cells = [([line.label, str(len(line.by_seed))], {_place(row): _shown(row) for row in line.rows}) for line in lines]
     return grid(corner, [head for _, ours in cells for head in ours], cells)
 
@@ -75,19 +81,20 @@ def token_cells(experiment: str, lines: Sequence[Line]) -> list[list[str]] | Non
         for line in lines
     ]
     heads = [head for _, ours in cells for head in ours]
-    return grid(["codewords" if experiment == "figure3" else "removed"], heads, cells) if heads else None
+    return grid([_corner(experiment)], heads, cells) if heads else None
 
 
 def published_cells(experiment: str, lines: Sequence[Line]) -> list[list[str]]:
     """Heading and the same lines of the paper's numbers, which are of other data; nothing for Figure 3."""
-    beside = [one for one in _papers(experiment, "none") if one.source != one.target]
+    complete = "Uni-Code" if experiment == "table1" else "none"
+    beside = [one for one in _papers(experiment, complete) if one.source != one.target]
     datasets = list(dict.fromkeys(one.dataset for one in beside))
     # Directions in the order of ours.
     beside.sort(key=lambda one: (datasets.index(one.dataset), one.source, one.target))
     cells = [
         ([line.label], {_place(one): f"{one.score:g}" for one in _papers(experiment, line.label)}) for line in lines
     ]
-    return grid(["removed"], map(_place, beside), cells) if beside else []
+    return grid([_corner(experiment)], map(_place, beside), cells) if beside else []
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 # Label of these numbers; "paper" is a preset and a size.
+UNI_CODE = "Uni-Code"
 LABEL = "published (Xia et al., 2023)"
 V2A, A2V = ("video", "audio"), ("audio", "video")
 # Columns of Tables 1 to 3, as (data set of the task, direction).

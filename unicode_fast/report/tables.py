@@ -26,7 +26,7 @@ from unicode_fast.methods import row_name
 from unicode_fast.presets import usual
 from unicode_fast.report import plots
 from unicode_fast.report.markdown import grid, linked, markdown
-from unicode_fast.report.published import LABEL, LAYOUTS, TASKS, Published, published
+from unicode_fast.report.published import LABEL, LAYOUTS, TASKS, UNI_CODE, Published, published
 from unicode_fast.tasks import Row, TokenScore
 from unicode_fast.tasks.table import mean_token, token_cell
 from unicode_fast.training.runs import EVALUATIONS, read_seeds, run_file
@@ -85,6 +85,7 @@ class Line:
     label: str
     folders: list[Path]
     cells: dict[Column, Cell]
+    method: str = UNI_CODE
 
 
 def single_runs(paths: Iterable[str]) -> list[Path]:
@@ -186,7 +187,8 @@ def collect(folders: Sequence[Path]) -> list[Line]:
             )
         columns = dict.fromkeys(column for one in rows for column in one)
         cells = {column: cell_of([one[column] for one in rows if column in one]) for column in columns}
-        lines.append(Line(label, members, cells))
+        method = run_config(members[0]).method
+        lines.append(Line(label, members, cells, row_name(method.method, method.dcid)))
     return lines
 
 
@@ -223,19 +225,21 @@ def second_measure(row: Row) -> tuple[str, str]:
     return "", ""
 
 
-def published_lines(columns: Iterable[Column]) -> dict[str, dict[Column, list[Published]]]:
-    """The paper's numbers of Uni-Code by pre-training data, each in its nearest column.
+def published_lines(lines: Iterable[Line]) -> dict[str, dict[Column, list[Published]]]:
+    """The paper's numbers of the lines' methods by pre-training data and method, each in its nearest column.
 
     The main measure of a task is the first in its column.
     """
-    nearest: dict[tuple[str | None, str, str], Column] = {}
-    for column in sorted(columns, key=_distance):
+    lines = list(lines)
+    methods, nearest = {line.method for line in lines}, dict[tuple[str | None, str, str], Column]()
+    for column in sorted((column for line in lines for column in line.cells), key=_distance):
         nearest.setdefault((column.dataset, column.source, column.target), column)
     found: dict[str, dict[Column, list[Published]]] = {}
     for number in published():
         place = (number.dataset, number.source, number.target)
-        if place in nearest and number.method == "Uni-Code" and number.table != 2:
-            found.setdefault(number.pretraining, {}).setdefault(nearest[place], []).append(number)
+        if place in nearest and number.method in methods and number.table != 2:
+            who = number.pretraining + (f", {number.method}" if number.method != UNI_CODE else "")
+            found.setdefault(who, {}).setdefault(nearest[place], []).append(number)
     return found
 
 
@@ -258,7 +262,7 @@ def other_published(columns: Iterable[Column]) -> list[list[str]] | None:
     found = [
         number
         for number in published()
-        if number.method == "Uni-Code" and number.table != 2 and number.task in tasks and number.dataset not in datasets
+        if number.method == UNI_CODE and number.table != 2 and number.task in tasks and number.dataset not in datasets
     ]
     if not found:
         return None
@@ -282,7 +286,7 @@ def wide_table(lines: Sequence[Line]) -> list[list[str]]:
         seeds = max(cell.seeds for cell in line.cells.values())
         shown.append(([line.label, str(seeds)], {column: shown_of(cell, seeds) for column, cell in line.cells.items()}))
     columns = [column for line in lines for column in line.cells]
-    for pretraining, numbers in published_lines(columns).items():
+    for pretraining, numbers in published_lines(lines).items():
         theirs = {column: shown_published(several) for column, several in numbers.items()}
         shown.append(([f"{LABEL}, {pretraining}", "-"], theirs))
     return grid(["run", "seeds"], columns, shown)
@@ -314,7 +318,7 @@ def long_table(lines: Sequence[Line]) -> list[list[str]]:
                     std = "" if token.std is None else str(token.std)
                     shares = [str(token.score), std, str(token.same_modality), str(cell.chance)]
                     cells.append([line.label, *where[:-1], name, str(cell.seeds), *shares])
-    for pretraining, found in published_lines(column for line in lines for column in line.cells).items():
+    for pretraining, found in published_lines(lines).items():
         for number in (number for several in found.values() for number in several):
             where = [number.task, number.source, number.target, "official", number.dataset, number.measure]
             cells.append([f"{LABEL}, {pretraining}", *where, "", f"{number.score / 100:g}", "", "", ""])
@@ -364,11 +368,14 @@ def _write_files(lines: Sequence[Line], out: Path, kind: str) -> None:
         "background included; F-score; R@5."
     )
     columns = [column for line in lines for column in line.cells]
-    if published_lines(columns):
+    if published_lines(lines):
         note += (
             f" Lines called {LABEL} have the data set and the measure in brackets; some are taken on training clips. "
             "Each number stands once, in a column of the same data set, of the official protocol if there is one."
         )
+    unknown = sorted({line.method for line in lines} - {number.method for number in published()})
+    if unknown:
+        note += f" Published numbers of {', '.join(unknown)} are not known to this library."
     text = ["# Report", markdown(wide_table(lines)), note]
     tokens = token_table(lines)
     if tokens is not None:
@@ -411,7 +418,7 @@ def figure_series(lines: Sequence[Line]) -> Mapping[str, Mapping[tuple[str, str]
         series[f"{line.label}, n = {seeds}"] = {
             place(column): (cell.score, cell.std) for column, cell in line.cells.items()
         }
-    for pretraining, numbers in published_lines(column for line in lines for column in line.cells).items():
+    for pretraining, numbers in published_lines(lines).items():
         series[f"{LABEL}, {pretraining}"] = {
             place(column): (several[0].score / 100, None) for column, several in numbers.items()
         }
