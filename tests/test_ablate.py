@@ -57,8 +57,18 @@ class TestVariants:
         assert len(runs) == 2 * (7 + 1)
         assert [unit.config.train.seed for unit in runs] == [0] * 8 + [1] * 8
 
+    def test_table_1_has_the_methods_of_the_paper(self) -> None:
+        base = tiny.config(steps=7)
+        found = {one.label: one.config for one in ablate.variants(base, ("a", "b", "c"), ["table1"], [])}
+        assert list(found) == list(dict.fromkeys(one.method for one in published.published() if one.table == 1))
+        assert {(one.data.modalities, one.train.steps, one.model.width) for one in found.values()} == {("a,b", 7, 16)}
+        assert found["Uni-Code"] == base.replace(modalities="a,b")
+        assert (found["DCID+CMCM"].method.method, found["DCID+CMCM"].method.dcid) == ("cmcm", True)
+        assert found["DCID+CMCM"].method.club_estimator == base.method.club_estimator
+        assert found["CMCM"].method.club_estimator == "none"
+
     def test_unknown_experiment(self) -> None:
-        with pytest.raises(ValueError, match="experiments must be among table2, table3, figure3, got 'table9'"):
+        with pytest.raises(ValueError, match="experiments must be among table1, table2, table3, figure3, got 'table9'"):
             ablate.variants(tiny.config(), ("a", "b"), ["table9"], [])
 
     def test_a_folder_of_another_configuration_is_refused(self, tmp_path: Path) -> None:
@@ -118,6 +128,29 @@ def test_whole_command_and_again(
     assert [line for line in other_page.splitlines() if line.startswith("| 12 |")] == [
         line for line in page.splitlines() if line.startswith("| 12 |")
     ]
+
+
+def test_table_1_beside_the_paper(
+    store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two of its rows are trained, the others are named."""
+    run_all = ablate.run_all
+    monkeypatch.setattr(ablate, "run_all", lambda runs, *rest: run_all(runs[1:3], *rest))
+    flags = words(data=store, **{**SMALL, "steps": 2}, table=1, seeds=1, jobs=2)
+    assert ablate.main([f"--out={tmp_path / 'ablation'}", *flags]) == 0
+    page = capsys.readouterr().out
+    ours, theirs = page.split("The same in the paper, ")
+    assert "## Table 1: methods, pre-trained on two modalities" in ours
+    assert "Not run yet: Baseline (seed 0); CODIS (seed 0); " in ours
+    rows = [[line.split(" | ")[0] for line in half.splitlines() if line.startswith("| ")] for half in (ours, theirs)]
+    assert [one for one in rows[0] if one in ("| S-MiT", "| MST")][:2] == ["| S-MiT", "| MST"]
+    assert rows[1] == ["| method", "| S-MiT", "| MST"] and "| 15.9 | 14.4 |" in theirs
+    with pytest.raises(ValueError, match="^table must be 1, 2 or 3, got 4$"):
+        ablate.main([f"--out={tmp_path / 'other'}", *words(data=store, table=4)])
+    with pytest.raises(ValueError, match="^table must not be given together with experiments, got 1 beside it$"):
+        ablate.main([f"--out={tmp_path / 'other'}", *words(data=store, table=1, experiments="table2")])
+    with pytest.raises(ValueError, match="^method must be uni-code, whose components are removed, got 's-mit'$"):
+        ablate.main([f"--out={tmp_path / 'other'}", *words(data=store, **SMALL, method="s-mit")])
 
 
 class TestRecord:
@@ -389,7 +422,8 @@ class TestReport:
             column("retrieval", "video", "text", "retrieval"),
             column("cross-localisation", "audio", "video", "AVE→AVVP"),
         ]
-        found = report.published_lines(columns)
+        cell = report.Cell(0.5, None, 1, 0.5, 0.5)
+        found = report.published_lines([report.Line("", [], dict.fromkeys(columns, cell))])
         shown = {
             name: {one.task: report.shown_published(several) for one, several in line.items()}
             for name, line in found.items()
