@@ -15,8 +15,8 @@ from test_distributed import State, compare, meet
 from tolerances import SHARED_BATCH
 
 from unicode_fast import checkpoint, load, preset
-from unicode_fast.config import MethodConfig
-from unicode_fast.methods import METHODS, make_method, make_model, recipe_of, row_name
+from unicode_fast.config import FRAME_METHODS, MethodConfig
+from unicode_fast.methods import METHODS, Alignment, UniCodeMethod, make_method, make_model, recipe_of, row_name
 from unicode_fast.methods.registry import rules_of
 from unicode_fast.modules import UniCode
 from unicode_fast.report.published import published
@@ -210,7 +210,14 @@ class TestRecipes:
 
     def test_a_model_without_the_parts_of_its_method(self) -> None:
         config = tiny.config("recommended", method="s-mit")
-        model = UniCode({name: tiny.MODALITIES[name] for name in ("audio", "video")}, config)
+        modalities = {name: tiny.MODALITIES[name] for name in ("audio", "video")}
+        with pytest.raises(ValueError, match="^config must be of a method .*, got method 's-mit'; .*make_model makes"):
+            UniCode(modalities, config)
+        model = UniCode(modalities, config, Alignment)
         with pytest.raises(ValueError, match="^model must be one of make_model for the method 's-mit', got a UniCode$"):
             make_method(model)
-        make_method(make_model(model.modalities, config))
+        assert type(make_method(make_model(modalities, config))) is UniCodeMethod
+
+    def test_methods_that_a_plain_model_suits(self) -> None:
+        plain = [name for name, one in METHODS.items() if one.model is UniCode and one.alignment is None]
+        assert plain == list(FRAME_METHODS)

@@ -464,6 +464,8 @@ _SWITCHES: tuple[tuple[str, tuple[Any, ...], tuple[str, ...]], ...] = (
     ("dtype", ("float64",), ("precision",)),
     ("loader", ("resident", "direct"), ("loader_workers",)),
 )  # fmt: skip
+# Methods without parts of their own in the model.
+FRAME_METHODS = ("uni-code", "baseline", "cmcm")
 _COMPARED = ("baseline", "s-mit", "mst", "codis", "turn", "cmcm")
 # Methods, and the fields that only they read.
 _METHOD_FIELDS: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (

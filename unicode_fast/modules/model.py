@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from unicode_fast.config import Config, MethodConfig, Modality
+from unicode_fast.config import FRAME_METHODS, Config, MethodConfig, Modality
 from unicode_fast.modules import host
 from unicode_fast.modules.alignment import Alignment
 from unicode_fast.modules.club import ClubNetwork
@@ -93,7 +93,7 @@ class ModelOutput:
 class UniCode(nn.Module):
     """Encoders, decoders, shared codebook, Cross-CPC and CLUB networks of any two or more modalities.
 
-    `unicode_fast.methods.make_model` makes the model of any method.
+    `unicode_fast.make_model` makes the model of any method.
 
     Args:
         modalities: kind and shape by name; their order is that of the sequential EMA.
@@ -104,7 +104,7 @@ class UniCode(nn.Module):
         trained_on: digest of the training data of a model from a checkpoint, if known.
 
     Raises:
-        ValueError: fewer than two modalities, or sizes that do not fit together.
+        ValueError: fewer than two modalities, sizes that do not fit together, or a method that needs another model.
         TypeError: a modality is no Modality, or `config` no Config.
     """
 
@@ -116,6 +116,11 @@ class UniCode(nn.Module):
             raise TypeError(f"modalities must be a mapping from names to Modality, got {type(modalities).__name__}")
         if not isinstance(config, Config):
             raise TypeError(f"config must be a Config, such as preset gives, got {type(config).__name__}")
+        if type(self) is UniCode and alignment is None and config.method.method not in FRAME_METHODS:
+            raise ValueError(
+                f"config must be of a method that needs no more than a UniCode, got method {config.method.method!r}; "
+                "unicode_fast.make_model makes its model"
+            )
         if len(modalities) < 2:
             raise ValueError(f"modalities must name at least two, got {list(modalities)}")
         for name, modality in modalities.items():
