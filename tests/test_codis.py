@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from tolerances import EXACT, SHARED_BATCH, Tolerance
 from torch import Tensor
 
-from unicode_fast import Config, UniCode, checkpoint, preset
+from unicode_fast import UniCode, checkpoint
 from unicode_fast.losses import balanced_assignment
-from unicode_fast.methods import make_method, make_model
+from unicode_fast.methods import make_method
 from unicode_fast.modules import ModelOutput
 from unicode_fast.training.trainer import Trainer
 
@@ -24,21 +24,12 @@ Array = NDArray[np.float64]
 LENGTHS = {"audio": [5, 2, 1, 5, 3, 4], "video": [1, 4, 4, 2, 4, 3], "text": [7, 6, 1, 2, 3, 7]}
 
 
-def config(dcid: bool = False, **fields: object) -> Config:
-    return preset("recommended", method="codis", dcid=dcid).replace_all(**{**tiny.SIZES, **fields})
+def model(names: str = NAMES, **fields: object) -> UniCode:
+    return tiny.model("recommended", names, method="codis", **fields)
 
 
-def kinds(names: str = NAMES) -> dict:
-    return {key: tiny.MODALITIES[key] for key in names.split(",")}
-
-
-def model(names: str = NAMES, **options: object) -> UniCode:
-    torch.manual_seed(0)
-    return make_model(kinds(names), config(**options))  # type: ignore[arg-type]
-
-
-def trainer(names: str = NAMES, **options: object) -> Trainer:
-    return Trainer(config(**options), kinds(names), torch.device("cpu"))  # type: ignore[arg-type]
+def trainer(names: str = NAMES, **fields: object) -> Trainer:
+    return tiny.trainer("recommended", names, method="codis", **fields)
 
 
 def masks(owner: UniCode, features: dict[str, Tensor]) -> dict[str, Tensor]:

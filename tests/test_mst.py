@@ -15,8 +15,8 @@ from compare import assert_close, to_float64
 from tolerances import EXACT, SHARED_BATCH
 from torch import Tensor
 
-from unicode_fast import Config, UniCode, backend, checkpoint, preset
-from unicode_fast.methods import make_method, make_model, mst
+from unicode_fast import UniCode, backend, checkpoint
+from unicode_fast.methods import make_method, mst
 from unicode_fast.modules import transformer
 from unicode_fast.modules.model import in_mode
 from unicode_fast.training.trainer import Trainer
@@ -25,17 +25,12 @@ NAMES = "audio,video,text"
 PARTS = ("self_attn", "linear1", "linear2")
 
 
-def config(name: str = "recommended", method: str = "mst", **fields: object) -> Config:
-    return preset(name, method=method).replace_all(**{**tiny.SIZES, "temporal_layers": 2, **fields})
+def model(names: str = NAMES, name: str = "recommended", **fields: object) -> UniCode:
+    return tiny.model(name, names, **{"method": "mst", "temporal_layers": 2, **fields})
 
 
-def kinds(names: str = NAMES) -> dict:
-    return {key: tiny.MODALITIES[key] for key in names.split(",")}
-
-
-def model(names: str = NAMES, **options: object) -> UniCode:
-    torch.manual_seed(0)
-    return make_model(kinds(names), config(**options))  # type: ignore[arg-type]
+def trainer(names: str = NAMES, **fields: object) -> Trainer:
+    return tiny.trainer("recommended", names, method="mst", temporal_layers=2, **fields)
 
 
 def untied(tied: UniCode, **options: object) -> UniCode:
@@ -200,7 +195,7 @@ def test_equal_layers_of_the_official_preset() -> None:
     ("temperature", "start"), [(0.07, math.log(1 / 0.07)), (0.5, math.log(2)), (0.001, math.log(100))]
 )
 def test_scale(temperature: float, start: float) -> None:
-    owner = Trainer(config(align_temperature=temperature, dtype="float64"), kinds(), torch.device("cpu"))
+    owner = trainer(align_temperature=temperature, dtype="float64")
     scale = owner.model.alignment.log_scale
     assert float(scale) == pytest.approx(start, rel=1e-6)
     scale.data.fill_(7.0)
@@ -213,7 +208,7 @@ def test_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
     results = []
     for compiled in (False, True):
-        owner = Trainer(config(compile=compiled, dropout=0.2), kinds("audio,video"), torch.device("cpu"))
+        owner = trainer("audio,video", compile=compiled, dropout=0.2)
         mask = {name: tiny.mask_of([5, 4, 3, 2, 1, 5], 5) for name in owner.model.names}
         results.append([owner.train_step(tiny.batch(owner.model), mask, 1e-2).terms for _ in range(2)])
     for plain, found in zip(*results, strict=True):

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from unicode_fast.methods import baseline, cmcm, s_mit, uni_code
+from unicode_fast.methods import baseline, cmcm, codis, mst, s_mit, uni_code
 from unicode_fast.methods.recipe import Recipe
 
 METHODS: Mapping[str, Recipe] = {
     "uni-code": uni_code.RECIPE,
     "baseline": baseline.RECIPE,
     "s-mit": s_mit.RECIPE,
+    "mst": mst.RECIPE,
+    "codis": codis.RECIPE,
     "cmcm": cmcm.RECIPE,
 }
 
