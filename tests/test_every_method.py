@@ -61,7 +61,7 @@ def trained(
         own = slice(None) if ranks is None else ranks.bounds(clips)
         own_features = {name: values[own] for name, values in features.items()}
         own_mask = {name: valid[own] for name, valid in (mask or {}).items()}
-        results.append(trainer.train_step(own_features, own_mask, 1e-2, None if ranks is None else ranks.shard(clips)))
+        results.append(trainer.train_step(own_features, own_mask, 1e-3, None if ranks is None else ranks.shard(clips)))
     return copy.deepcopy(trainer.model.state_dict()), results
 
 
