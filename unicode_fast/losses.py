@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from unicode_fast.modules import host
 from unicode_fast.modules.linear import linear
@@ -316,3 +317,27 @@ def code_matching(
             sums = [scores.logsumexp(axis) for axis in (-1, -2)]
         along, across = ((each - scores.diagonal(dim1=-2, dim2=-1)).mean(-1) for each in sums)
         return along if directions == "rows" else (along + across) / 2
+
+
+def info_nce(queries: Tensor, keys: Tensor, temperature: float, valid: Tensor | None = None) -> Tensor:
+    """InfoNCE of all pairs of modalities, for each query: -log softmax_j(cos(q_i, k_j) / temperature) at j = i.
+
+    A query that is zero has cosine 0 with each key, so its loss is the logarithm of their number, without a gradient.
+
+    Args:
+        queries: (M, ..., N, D), M modalities.
+        keys: (L, ..., N, D), L modalities; row i has the key of query i, the other rows are its negatives.
+        temperature: positive.
+        valid: (L, ..., N) bool, the keys that count, or None. The loss of a query whose own key does not is undefined.
+
+    Returns:
+        (M, L, ..., N).
+
+    Source:
+        van den Oord, Li and Vinyals, arXiv 1807.03748, Eq. 4, with cosines as scores.
+    """
+    scores = torch.einsum("m...td,l...sd->ml...ts", F.normalize(queries, dim=-1), F.normalize(keys, dim=-1))
+    scores = scores / temperature
+    if valid is not None:
+        scores = scores.masked_fill(~valid.unsqueeze(-2), torch.finfo(scores.dtype).min)
+    return scores.logsumexp(-1) - scores.diagonal(dim1=-2, dim2=-1)

@@ -155,3 +155,23 @@ def clip_mean(sequence: Tensor, mask: Tensor | None) -> Tensor:
         return sequence.mean(1)
     weight = mask.unsqueeze(-1).to(sequence.dtype)
     return (sequence * weight).sum(1) / weight.sum(1).clamp(min=1)
+
+
+def at_positions(sequence: Tensor, mask: Tensor | None, positions: int) -> Tensor:
+    """Features at each position of another modality; the mean of the clip where they have none.
+
+    Args:
+        sequence: (B, T, D).
+        mask: (B, T) bool, or None where every position is valid.
+        positions: number of positions of the other modality.
+
+    Returns:
+        (B, positions, D). With T positions the valid features stay, and the mean stands for padding. With another
+        number every position has the mean.
+    """
+    if sequence.shape[1] == positions and mask is None:
+        return sequence
+    mean = clip_mean(sequence, mask).unsqueeze(1)
+    if sequence.shape[1] != positions or mask is None:
+        return mean.expand(-1, positions, -1)
+    return torch.where(mask.unsqueeze(-1), sequence, mean)
