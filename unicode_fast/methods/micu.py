@@ -176,8 +176,8 @@ def _permutation(rank: int, parts: int) -> list[int]:
     return order
 
 
-RECIPE = Recipe(
-    "",
+RECIPE: Recipe = Recipe(
+    "MICU",
     {
         **WITHOUT_DCID,
         "code_matching_weight": 0.0,
@@ -186,4 +186,5 @@ RECIPE = Recipe(
         "grounding_weight": 0.0,
     },
     alignment=Micu,
+    in_paper=False,
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from unicode_fast.methods import baseline, cmcm, codis, mst, s_mit, uni_code
+from unicode_fast.methods import baseline, cmcm, codis, micu, mst, s_mit, turn, uni_code
 from unicode_fast.methods.recipe import Recipe
 
 METHODS: Mapping[str, Recipe] = {
@@ -14,7 +14,9 @@ METHODS: Mapping[str, Recipe] = {
     "s-mit": s_mit.RECIPE,
     "mst": mst.RECIPE,
     "codis": codis.RECIPE,
+    "turn": turn.RECIPE,
     "cmcm": cmcm.RECIPE,
+    "micu": micu.RECIPE,
 }
 
 

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from unicode_fast import losses
 from unicode_fast.config import Config, Modality, ModelConfig
-from unicode_fast.methods.recipe import compared
+from unicode_fast.methods.recipe import Recipe, compared
 from unicode_fast.modules.alignment import Alignment, Draw
 from unicode_fast.modules.cpc import at_positions, clip_mean
 from unicode_fast.modules.linear import Linear
@@ -181,4 +181,4 @@ def position_codes(sequence: Tensor) -> Tensor:
     return torch.cat([angles.sin(), angles.cos()], -1)[:, :width]
 
 
-RECIPE = compared("TURN", Turn)
+RECIPE: Recipe = compared("TURN", Turn)

@@ -65,6 +65,7 @@ class ModelOutput:
         codeword: (B, T, D), without gradient.
         quantised: (B, T, D), with the straight-through gradient.
         decoded: in the shape of the input, or of the LSTM output for words; its dtype may be that of `precision`.
+        specific: input of the decoders beside the quantised vectors.
         target: of the reconstruction, in the shape of `decoded`.
         moments: of z before its normalisation, with `feature_norm` "batch".
         words: input word vectors of sentences, (B, T, E), where there is a lexicon.
@@ -81,6 +82,7 @@ class ModelOutput:
     codeword: dict[str, Tensor] = field(default_factory=dict)
     quantised: dict[str, Tensor] = field(default_factory=dict)
     decoded: dict[str, Tensor] = field(default_factory=dict)
+    specific: dict[str, Tensor] = field(default_factory=dict)
     target: dict[str, Tensor] = field(default_factory=dict)
     moments: dict[str, Moments] = field(default_factory=dict)
     words: dict[str, Tensor] = field(default_factory=dict)
@@ -225,17 +227,16 @@ class UniCode(nn.Module):
         """
         self.check(features, mask)
         output = ModelOutput(None if mask is None else dict(mask), words=self.words(features, mask))
-        specific: dict[str, Tensor] = {}
         for name in self.names:
             valid = None if mask is None else mask[name]
             z, own = self.encode_features(name, features[name], valid)
             output.semantic[name] = self.normalise(name, z, output)
-            specific[name], output.club[name], output.target[name], output.more[name] = own
+            output.specific[name], output.club[name], output.target[name], output.more[name] = own
             if self.alignment.observes:
                 output.observed[name] = self.observe(name, features[name], valid)
         self.quantise(output)
         for name, vector in self.decoder_inputs(output.semantic, output, output.clips).items():
-            output.decoded[name] = self.decode(name, vector, specific[name])
+            output.decoded[name] = self.decode(name, vector, output.specific[name])
         self.decode_levels(output, output)
         return output
 

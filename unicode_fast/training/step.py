@@ -105,12 +105,14 @@ class EncodedMicroBatch:
             further features.
         """
         output = ModelOutput(self.batch.mask, clips=clips)
-        leaves, specific = list[tuple[Tensor, Tensor]](), dict[str, Tensor]()
+        leaves: list[tuple[Tensor, Tensor]] = []
         for number, name in enumerate(self.model.names):
             own = self.specific[number] if self.keep_graph else self.model.encode_specific(name, *self._input(name))
-            specific[name], output.target[name], output.club[name] = map(_leaf, (own.specific, own.target, own.club))
+            output.specific[name], output.target[name], output.club[name] = map(
+                _leaf, (own.specific, own.target, own.club)
+            )
             leaves += [
-                (own.specific, specific[name]), (own.target, output.target[name]), (own.club, output.club[name]),
+                (own.specific, output.specific[name]), (own.target, output.target[name]), (own.club, output.club[name]),
             ]  # fmt: skip
             if (gradient := club[number]) is not None:
                 self.pending.append((own.club, gradient[clips]))
@@ -119,7 +121,7 @@ class EncodedMicroBatch:
             output.index[name], output.codeword[name] = whole.index[name][clips], whole.codeword[name][clips]
         output.quantised.update(self.model.decoder_inputs(output.semantic, whole, clips))
         for name, vector in output.quantised.items():
-            output.decoded[name] = self.model.decode(name, vector, specific[name])
+            output.decoded[name] = self.model.decode(name, vector, output.specific[name])
         self.model.decode_levels(output, whole)
         shares = dict(zip(self.model.names, method.valid_positions(output) / positions, strict=True))
         terms = method.reconstruction(output, shares)
