@@ -175,7 +175,10 @@ OTHER = {
     "grid_hidden_width": 5, "grid_specific_width": 7, "grid_club_width": 3,
     "grid_pooling": "sum", "squeeze_width": 3, "residual_skip": "relu", "vector_specific_width": 9, "word_width": 10,
     "word_target": "lstm", "precision": "bfloat16", "loader_workers": 5, "channels_last": True,
+    "turn_mask": 0.5, "jigsaw_permutations": 5, "jigsaw_hidden": 7,
 }  # fmt: skip
+# The method that reads a switch, where Uni-Code does not.
+METHOD_OF = {"turn_decoder": "turn", "jigsaw_parts": "micu"}
 SWITCHED = [
     (switch, value, name) for switch, values, names in config_module._SWITCHES for value in values for name in names
 ]
@@ -194,10 +197,11 @@ class TestUnreadFields:
 
     @pytest.mark.parametrize(("switch", "value", "name"), SWITCHED)
     def test_switched_off(self, switch: str, value: object, name: str) -> None:
+        method = METHOD_OF.get(switch, "uni-code")
         with pytest.raises(ValueError, match=f"{name} is not read where {switch} is {value!r}.*, got {name}"):
-            Config().replace(**{switch: value, name: OTHER[name]})
-        names = "audio,video,text"
-        assert same(trained(names, **{switch: value}), trained(names, **{switch: value, name: OTHER[name]}))
+            preset("recommended", method=method).replace(**{switch: value, name: OTHER[name]})
+        fields = {"names": "audio,video,text", "method": method, switch: value}
+        assert same(trained(**fields), trained(**fields, **{name: OTHER[name]}))
 
     @pytest.mark.parametrize(
         ("names", "kinds", "unread"),

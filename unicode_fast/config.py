@@ -461,6 +461,8 @@ _SWITCHES: tuple[tuple[str, tuple[Any, ...], tuple[str, ...]], ...] = (
     ),
     ("cpc_weight", (0,), ("cpc_self_weight",)),
     ("code_matching_weight", (0,), ("code_matching_pairing", "code_matching_directions", "code_matching_temperature")),
+    ("turn_decoder", ("reuse",), ("turn_mask",)),
+    ("jigsaw_parts", (1,), ("jigsaw_permutations", "jigsaw_hidden")),
     ("dtype", ("float64",), ("precision",)),
     ("loader", ("resident", "direct"), ("loader_workers",)),
 )  # fmt: skip
@@ -556,7 +558,7 @@ RANGES: Mapping[str, tuple[float, float]] = {
             "width", "vector_specific_width", "grid_hidden_width", "grid_specific_width", "grid_club_width",
             "grid_semantic_width", "squeeze_width", "temporal_heads", "feedforward_width",
             "cpc_steps", "club_hidden_width", "epochs", "train_clips", "val_clips", "test_clips",
-            "micro_batches", "rank_timeout_seconds", "codis_iterations", "jigsaw_parts", "jigsaw_hidden",
+            "micro_batches", "rank_timeout_seconds", "codis_iterations", "jigsaw_hidden",
         ),
         (1, math.inf),
     ),
@@ -573,6 +575,7 @@ RANGES: Mapping[str, tuple[float, float]] = {
         (0, math.inf),
     ),
     **dict.fromkeys(("temporal_layers", "cpc_layers"), (1, 1000)),
+    "jigsaw_parts": (1, 20),
     "seed": (0, 2**63 - 1),
     **dict.fromkeys(
         (
