@@ -179,11 +179,13 @@ def test_decoders_never_read_what_they_rebuild() -> None:
 
 
 def test_equal_inputs_at_two_positions_are_told_apart() -> None:
-    """Two masked positions have the same query but for the code of the position."""
+    """Two masked positions have the same query but for the code of the position, and the order of codes counts."""
     torch.manual_seed(0)
     decoder = MaskedDecoder(3, tiny.config().model).double()
-    decoded = decoder(torch.zeros(1, 2, 3).double(), [torch.randn(1, 2, 16).double()], None, None)[0]
+    masked, codes = torch.zeros(1, 2, 3).double(), torch.randn(1, 2, 16).double()
+    decoded, swapped = (decoder(masked, [each], None, None)[0] for each in (codes, codes.flip(1)))
     assert (decoded[0] - decoded[1]).abs().max() > 1e-3
+    assert (decoded - swapped).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("width", [4, 5])
