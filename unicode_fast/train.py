@@ -66,6 +66,7 @@ def pretrain(
         dtype=getattr(torch, train.dtype),
     )
     total = total_steps(config, batches)
+    trainer.model.begin(total)
     validate_at = {round(total * (n + 1) / train.validations) for n in range(train.validations)}
     if content is None:
         ranks.run_on_rank0(lambda: initialise_codebook(trainer, batches, device, ranks.size))

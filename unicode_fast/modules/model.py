@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -197,9 +198,14 @@ class UniCode(nn.Module):
         return self.codebook.codebook.device
 
     @property
+    def code_sizes(self) -> tuple[int, ...]:
+        """M, the size of the codebook; several sizes where a code is a tuple of choices, the first counted highest."""
+        return (self.config.model.codewords,)
+
+    @property
     def codewords(self) -> int:
-        """M, the size of the codebook."""
-        return self.config.model.codewords
+        """The number of different codes: the product of `code_sizes`."""
+        return math.prod(self.code_sizes)
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """The parameters of the main optimiser, in the groups whose gradients are clipped together."""
@@ -213,6 +219,13 @@ class UniCode(nn.Module):
             "alignment": [parameter for parameter in self.alignment.parameters() if parameter.requires_grad],
         }
         return {name: parameters for name, parameters in groups.items() if parameters}
+
+    def club_parameters(self) -> list[nn.Parameter]:
+        """The parameters of the optimiser of CLUB networks."""
+        return list(self.club.parameters())
+
+    def begin(self, steps: int) -> None:
+        """Takes the number of steps of a run, new or resumed; a model with a schedule overrides it."""
 
     def forward(self, features: Mapping[str, Tensor], mask: Mapping[str, Tensor] | None = None) -> ModelOutput:
         """Encodes, quantises and decodes a batch; no buffer changes.
@@ -243,7 +256,7 @@ class UniCode(nn.Module):
     @torch.no_grad()
     def observe(self, name: str, features: Tensor, mask: Tensor | None) -> Tensor:
         """What the method observes of one modality's clips, (B, ...)."""
-        return self.alignment.observe(self, name, *_as_read(features, mask))
+        return self.alignment.observe(self, name, *as_read(features, mask))
 
     def decoder_inputs(self, vectors: Mapping[str, Tensor], whole: ModelOutput, clips: slice) -> dict[str, Tensor]:
         """What the decoders of some clips read beside specific features, by modality.
@@ -304,7 +317,7 @@ class UniCode(nn.Module):
         self, name: str, features: Tensor, mask: Tensor | None, semantic: bool = True, specific: bool = True
     ) -> tuple[Tensor | None, Specific | None]:
         """Semantic and specific features of one modality, or one of the two."""
-        given, mask = _as_read(features, mask)
+        given, mask = as_read(features, mask)
         encoder, z, own = self._encoder(name), None, None
         with autocast_context(self.config.train, self.device):
             read = encoder.read_words(given, mask)
@@ -486,7 +499,7 @@ def in_mode(module: nn.Module, training: bool) -> Iterator[None]:
             child.training = not training
 
 
-def _as_read(features: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+def as_read(features: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """Features with zeros as padding, and the mask; on a CPU None where every position is valid."""
     if mask is not None and host.is_on_host(mask) and mask.all():
         mask = None

@@ -53,7 +53,7 @@ class Trainer:
         rate = torch.tensor(config.train.learning_rate, device=device) if graphed else config.train.learning_rate
         self.optimizer = ClippedAdam(groups, rate, config.train.clip_norm, capturable=graphed)
         self.club_optimizer = ClippedAdam(
-            [self.model.club.parameters()], config.method.club_learning_rate, capturable=graphed
+            [self.model.club_parameters()], config.method.club_learning_rate, capturable=graphed
         )
         optimizers = (self.optimizer, self.club_optimizer)
         self.graphed = GraphedStep(self.plain_step, self.model, optimizers) if graphed else None
