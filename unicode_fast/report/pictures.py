@@ -66,11 +66,11 @@ def draw_bars(folder: Path, rows: Sequence[Row], kind: str = "png") -> None:
 
 
 def code_counts(evaluator: Evaluator, codewords: int) -> dict[str, np.ndarray]:
-    """Uses of each codeword on the test split: (M,) by modality."""
+    """Uses of each codeword on the test split, of the first codebook if there are several: (M,) by modality."""
     counts = {}
     for name in evaluator.model.names:
         codes = evaluator.home.codes(TEST, name)
-        used = codes.index[codes.mask].numpy()
+        used = codes.code[codes.mask].numpy() // (evaluator.model.codewords // codewords)
         counts[name] = np.bincount(used, minlength=codewords)
     return counts
 

@@ -52,7 +52,7 @@ class EncodedDataset:
         if view == "codewords":
             return encode_split(self.model, self.clips(split, name), name)
         if view == "tokens":
-            return self.codes(split, name).tokens(self.model.codewords)
+            return self.codes(split, name).tokens(self.model.code_sizes)
         tokens = self.codes(split, name, "tokens")
         return tokens.only(self._content(split, name)) if self.has_content(name) else tokens
 

@@ -80,7 +80,7 @@ def official_probe(  # noqa: PLR0913 - what is learnt from what, and how it is s
 
     def loss_of(numbers: Tensor) -> Tensor:
         batch = encode_batch(model, clips, source, numbers.numpy(), dropout=True).to(torch.float64)
-        batch = batch.tokens(model.codewords) if tokens else batch
+        batch = batch.tokens(model.code_sizes) if tokens else batch
         return loss(task.output(head, batch), truth[numbers], batch.mask)
 
     dropout_seed = probe_seed(seed, "official dropout", task.name, source)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import embedding_bag
+from torch.nn.functional import embedding_bag, one_hot
 from torch.nn.utils import clip_grad_norm_, skip_init
 
 from unicode_fast.data import ClipSet
@@ -21,6 +22,8 @@ from unicode_fast.modules.wrapped import unwrapped
 from unicode_fast.tasks.metrics.intervals import Bootstrap, Estimate
 
 ENCODE_BATCH = 250
+# Largest number of codes for which a table has a row for each of them; with more, it has rows for used codes alone.
+MOST_ROWS = 1 << 12
 
 
 @dataclass(frozen=True)
@@ -35,11 +38,13 @@ class EncodedClips:
             so the maximum over all positions is that over valid positions.
         table: (rows, D) codewords up to the largest index; zeros for codewords that no clip uses.
         mask: (clips, T) bool.
+        codes: (rows,) int64, ascending, the code of each row; None where row k is that of code k.
     """
 
     index: Tensor
     table: Tensor
     mask: Tensor
+    codes: Tensor | None = None
 
     def __len__(self) -> int:
         """Number of clips."""
@@ -50,23 +55,36 @@ class EncodedClips:
         """(clips, T, D), the codeword of every position."""
         return self.table[self.index]
 
-    def select(self, clips: Tensor) -> EncodedClips:
-        """The clips of these numbers, (n,) int64, with the same table."""
-        return EncodedClips(self.index[clips], self.table, self.mask[clips])
+    @property
+    def code(self) -> Tensor:
+        """(clips, T) int64, the code of every position."""
+        return self.index if self.codes is None else self.codes[self.index]
 
-    def tokens(self, codewords: int) -> EncodedClips:
-        """The same codes with one-hot vectors, (codewords, codewords), in place of codewords."""
-        return EncodedClips(self.index, torch.eye(codewords, dtype=self.table.dtype), self.mask)
+    def select(self, clips: Tensor) -> EncodedClips:
+        """The clips of these numbers, (n,) int64; the table is the same, or one of their codes alone."""
+        if self.codes is None:
+            return EncodedClips(self.index[clips], self.table, self.mask[clips])
+        rows, index = self.index[clips].unique(return_inverse=True)
+        return EncodedClips(index, self.table[rows], self.mask[clips], self.codes[rows])
+
+    def tokens(self, sizes: Sequence[int]) -> EncodedClips:
+        """The same codes with one-hot vectors in place of codewords, one for each of `UniCode.code_sizes`."""
+        code = torch.arange(math.prod(sizes)) if self.codes is None else self.codes
+        hot = []
+        for size in reversed(sizes):
+            hot.append(one_hot(code % size, size))
+            code = code // size
+        return replace(self, table=torch.cat(hot[::-1], 1).to(self.table.dtype))
 
     def only(self, positions: Tensor) -> EncodedClips:
         """The same clips at some positions, (clips, T) bool, at least one valid position of each clip."""
         mask = self.mask & positions
         first = self.index.gather(1, mask.long().argmax(1, keepdim=True))  # (clips, 1)
-        return EncodedClips(torch.where(mask, self.index, first), self.table, mask)
+        return replace(self, index=torch.where(mask, self.index, first), mask=mask)
 
     def to(self, dtype: torch.dtype) -> EncodedClips:
         """The same codes with a table of this dtype."""
-        return EncodedClips(self.index, self.table.to(dtype), self.mask)
+        return replace(self, table=self.table.to(dtype))
 
 
 def all_clips(array: np.ndarray) -> np.ndarray:
@@ -96,16 +114,18 @@ def encode_batch(
         clip = int(numbers[int(mask.any(1).long().argmin())])
         raise ValueError(f"mask of {name!r} must mark at least one position of each clip, got none in clip {clip}")
     encoded = model.encode(name, features, mask.to(model.device), dropout=dropout)
-    return _encoded_clips(name, encoded.index.cpu(), encoded.vector.cpu(), mask)
+    return _encoded_clips(name, encoded.index.cpu(), encoded.vector.cpu(), mask, model.codewords > MOST_ROWS)
 
 
-def _encoded_clips(name: str, index: Tensor, vector: Tensor, mask: Tensor) -> EncodedClips:
+def _encoded_clips(name: str, index: Tensor, vector: Tensor, mask: Tensor, many: bool) -> EncodedClips:
     first = index.gather(1, mask.long().argmax(1, keepdim=True))  # (clips, 1)
-    index = torch.where(mask, index, first)
+    index, codes = torch.where(mask, index, first), None
+    if many:
+        codes, index = index.unique(return_inverse=True)
     table = vector.new_zeros(int(index.max()) + 1, vector.shape[-1])
     table[index[mask]] = vector[mask]
     _check_codewords(name, torch.equal(table[index[mask]], vector[mask]))
-    return EncodedClips(index, table, mask)
+    return EncodedClips(index, table, mask, codes)
 
 
 def _check_codewords(name: str, equal: bool) -> None:
@@ -140,15 +160,23 @@ def encode_split(
 
 def _joined(name: str, batches: Sequence[EncodedClips]) -> EncodedClips:
     """One table for all batches, which must have equal vectors for a codeword."""
-    table = batches[0].table.new_zeros(max(len(batch.table) for batch in batches), batches[0].table.shape[1])
-    filled = torch.zeros(len(table), dtype=torch.bool)
+    found = [batch.codes for batch in batches if batch.codes is not None]
+    codes = torch.cat(found).unique() if found else None
+    rows = max(len(batch.table) for batch in batches) if codes is None else len(codes)
+    table, index = batches[0].table.new_zeros(rows, batches[0].table.shape[1]), []
+    filled = torch.zeros(rows, dtype=torch.bool)
     for batch in batches:
+        if codes is None or batch.codes is None:
+            place = torch.arange(len(batch.table))
+        else:
+            place = torch.searchsorted(codes, batch.codes)
         used = batch.index.unique()
-        shared = used[filled[used]]
-        _check_codewords(name, torch.equal(table[shared], batch.table[shared]))
-        table[used], filled[used] = batch.table[used], True
-    index, mask = (torch.cat([getattr(batch, name) for batch in batches]) for name in ("index", "mask"))
-    return EncodedClips(index, table, mask)
+        at = place[used]
+        shared = filled[at]
+        _check_codewords(name, torch.equal(table[at[shared]], batch.table[used[shared]]))
+        table[at], filled[at] = batch.table[used], True
+        index.append(place[batch.index])
+    return EncodedClips(torch.cat(index), table, torch.cat([batch.mask for batch in batches]), codes)
 
 
 @contextmanager

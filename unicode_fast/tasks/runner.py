@@ -375,7 +375,7 @@ def _quick_scores(encoded: EncodedDataset, seed: int) -> dict[View, dict[str, fl
         codes = encode_split(model, train, source, numbers=numbers)
         truth = kind.truth(train, source)[torch.from_numpy(numbers)]
         for view in scores:
-            examples = Examples(codes if view == "codewords" else codes.tokens(model.codewords), truth)
+            examples = Examples(codes if view == "codewords" else codes.tokens(model.code_sizes), truth)
             generator = torch.Generator().manual_seed(probe_seed(seed, "quick", source))
             head = train_probe(kind, kind.columns(train), examples, None, generator, QUICK_RULE)
             for target in model.names:

@@ -49,7 +49,7 @@ def measure(
         sharing = evaluator.sharing()
         # The first entry covers all words of a sentence, the second content words alone.
         codes = next(iter(sharing.values()))
-        collapsed = health.collapsed(codes.codes_in_use, codes.perplexity, config.model.codewords)
+        collapsed = health.collapsed(codes.codes_in_use, codes.perplexity, model.codewords)
         summary["sharing"] = {name: found.as_dict() for name, found in sharing.items()}
         warnings = [*collapsed.values(), *health.at_chance(rows)]
         note_shared(dataset)

@@ -122,20 +122,20 @@ def measure_sharing(encoded: EncodedDataset, split: str, *, content: bool = Fals
         agreement_by_chance={"-".join(pair): _by_chance(*both, tokens) for pair, both in same.items()},
         class_information=information,
         class_entropy=most,
-        equal_clips=_equal_clips(list(codes.values()), tokens) if paired == pairs else None,
+        equal_clips=_equal_clips(list(codes.values())) if paired == pairs else None,
     )
 
 
 def _uses(codes: EncodedClips, positions: np.ndarray | None = None) -> np.ndarray:
     """(uses,) int64, the code at every valid position within (clips, T) `positions`."""
     mask = codes.mask.numpy()
-    return codes.index.numpy()[mask if positions is None else mask & positions]
+    return codes.code.numpy()[mask if positions is None else mask & positions]
 
 
 def _same_positions(one: EncodedClips, other: EncodedClips) -> tuple[np.ndarray, np.ndarray]:
     """(positions,) int64 twice, the codes at positions that are valid in both."""
     both = (one.mask & other.mask).numpy()
-    return one.index.numpy()[both], other.index.numpy()[both]
+    return one.code.numpy()[both], other.code.numpy()[both]
 
 
 def _by_chance(one: np.ndarray, other: np.ndarray, tokens: int) -> float:
@@ -171,14 +171,12 @@ def _class_information(
     return information, {name: float(entropy(np.bincount(truth))) for name, (_, truth) in found.items()}
 
 
-def _equal_clips(codes: Sequence[EncodedClips], tokens: int) -> float:
+def _equal_clips(codes: Sequence[EncodedClips]) -> float:
     """Share of clips with the same most frequent code in all modalities; ties take the smallest number."""
-    most = []
-    for one in codes:
-        counts = np.zeros((len(one), tokens), np.int64)
-        clip = np.broadcast_to(np.arange(len(one))[:, None], one.mask.shape)[one.mask.numpy()]
-        np.add.at(counts, (clip, _uses(one)), 1)
-        most.append(counts.argmax(1))
+    most = [
+        [np.bincount(clip[valid]).argmax() for clip, valid in zip(one.code.numpy(), one.mask.numpy(), strict=True)]
+        for one in codes
+    ]
     return float(np.mean([all(code == codes[0] for code in codes) for codes in zip(*most, strict=True)]))
 
 
