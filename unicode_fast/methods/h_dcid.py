@@ -7,8 +7,8 @@ the same losses: z2 = temporal2(y), spec2 = relu(Linear(y)), one codebook for al
     L2 = 3 |decoder2(zq2, spec2) - y|^2 + 3 commitment2 + 3 CLUB(zq2, spec2) + Cross-CPC2
     L  = L1 in the warm start, L1 + 0.3 L2 afterwards
 
-As released: the layers and loss weights; the gradient of layer 2's reconstruction in its target y; the EMA of codebook 2
-in the warm start, when layer 2 has its first parameters; CLUB networks of layer 2 that train after the warm start.
+As released: the layers and loss weights; the gradient of layer 2's reconstruction in its target y; the EMA of codebook
+2 in the warm start, when layer 2 has its first parameters; CLUB networks of layer 2 that train after the warm start.
 
 Our version:
 
@@ -25,23 +25,21 @@ Source:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from unicode_fast.config import Config, ModelConfig
+from unicode_fast.config import Config, Modality, ModelConfig
 from unicode_fast.methods.base import Draws
 from unicode_fast.methods.recipe import Recipe
 from unicode_fast.methods.uni_code import UniCodeMethod
 from unicode_fast.modules import club
-from unicode_fast.modules.club import ClubNetwork
-from unicode_fast.modules.codebook import Codebook
-from unicode_fast.modules.cpc import CrossCPC
 from unicode_fast.modules.encoders import TemporalRelation, VectorSpecificEncoder
 from unicode_fast.modules.feature_norm import FeatureNorm
 from unicode_fast.modules.linear import Linear
-from unicode_fast.modules.model import Encoded, ModelOutput, Specific, UniCode, as_read, in_mode, update_rule
+from unicode_fast.modules.model import Encoded, ModelOutput, Specific, UniCode, as_read, in_mode
 from unicode_fast.modules.precision import autocast_context
 
 # Of the output of layer 2 in `ModelOutput.levels`, and of its loss terms.
@@ -87,37 +85,21 @@ class SecondLayer(UniCode):
         config: of the whole model.
     """
 
-    def __init__(self, modalities: dict, config: Config) -> None:
-        off = dict.fromkeys(
-            ("code_matching_weight", "assignment_weight", "presence_weight", "grounding_weight"), 0.0
-        )
+    def __init__(self, modalities: Mapping[str, Modality], config: Config) -> None:
+        off = dict.fromkeys(("code_matching_weight", "assignment_weight", "presence_weight", "grounding_weight"), 0.0)
         # Another seed gives the layers different draws of resets, contexts and permutations.
         super().__init__(modalities, config.replace_all(**off, seed=config.train.seed ^ (1 << 62)))
 
     def build(self) -> None:
-        """Makes the modules."""
-        sizes, method, train = self.config.model, self.config.method, self.config.train
+        """Makes the modules: those of Uni-Code with encoders and decoders of specific features."""
+        super().build()
+        sizes = self.config.model
         widths = {
             name: sizes.grid_club_width if kind.kind == "grid" else sizes.vector_specific_width
             for name, kind in self.modalities.items()
         }
         self.encoders = nn.ModuleDict({name: ResidualEncoder(width, sizes) for name, width in widths.items()})
         self.decoders = nn.ModuleDict({name: ResidualDecoder(width, sizes.width) for name, width in widths.items()})
-        normed = self.names if method.feature_norm == "batch" else ()
-        self.norms = nn.ModuleDict({name: FeatureNorm(sizes.width) for name in normed})
-        self.codebook = Codebook(
-            self.names,
-            sizes.codewords,
-            sizes.width,
-            update_rule(method, train.seed),
-            partner="attended" if method.ema_partner == "attended" else "aligned",
-            initial_count=method.ema_initial_count,
-        )
-        self.cpc = CrossCPC(self.names, sizes, method, train)
-        self.club = nn.ModuleDict(
-            {name: ClubNetwork(sizes.width, width, sizes.club_hidden_width) for name, width in widths.items()}
-        )
-        self.lexicon = nn.ModuleDict()
 
     def output(self, first: ModelOutput) -> ModelOutput:
         """The output of layer 2 for a batch, from that of layer 1; the target of its decoders keeps its gradient."""
@@ -152,9 +134,9 @@ class HDcidModel(UniCode):
         self.second_from.fill_(round(self.config.method.hdcid_warmup * steps))
 
     @property
-    def codewords(self) -> int:
-        """M^2, the number of pairs of codes."""
-        return self.config.model.codewords**2
+    def code_sizes(self) -> tuple[int, ...]:
+        """(M, M), of the codes of both layers."""
+        return (self.config.model.codewords,) * 2
 
     @property
     def counts(self) -> Tensor:
@@ -204,14 +186,14 @@ class HDcidModel(UniCode):
         check_values: bool = True,
         dropout: bool = False,
     ) -> Encoded:
-        """As in `UniCode`: index i1 M + i2, (B, T), and the codewords of both layers one after the other, (B, T, 2D)."""
+        """As in `UniCode`: index i1 M + i2, (B, T), and the codewords of both layers joined, (B, T, 2D)."""
         first = super().encode(name, features, mask, check_values=check_values, dropout=dropout)
         encoder, residual, (given, mask) = self._encoder(name), self.second.encoders[name], as_read(features, mask)
         with in_mode(encoder, dropout), in_mode(residual, dropout):
             _, specific = encoder.encode_specific(encoder.read_words(given, mask))
             z, _ = residual(specific, mask)
         if self.second.norms:
-            z = self.second.norms[name].by_running_moments(z)
+            z = cast(FeatureNorm, self.second.norms[name]).by_running_moments(z)
         second = self.second.codebook.quantise({name: z})[name]
         index = first.index * self.config.model.codewords + second.index
         return Encoded(index, torch.cat([first.vector, second.codeword], -1))
@@ -242,7 +224,7 @@ class HDcidMethod(UniCodeMethod):
                 given, masks = layer._club_input(level), layer._masks(level)
                 club.set_likelihood_gradients(layer.model.club, given, level.club, masks)
             for parameter in own:
-                parameter.grad *= counts
+                parameter.grad = cast(Tensor, parameter.grad) * counts
             if average is not None:
                 average(self.model.club_parameters())
             optimizer.step()
@@ -267,7 +249,7 @@ class HDcidMethod(UniCodeMethod):
         return {f"{SECOND}.{name}": weight * term for name, term in terms.items()}
 
 
-RECIPE = Recipe(
+RECIPE: Recipe = Recipe(
     "H-DCID",
     {
         "reconstruction_weight": 3.0,
