@@ -26,7 +26,7 @@ class LookUp(nn.Module):
     def __init__(self, scale: float = 1.0, noise: float = 0.2) -> None:
         super().__init__()
         self.names, self.dtype, self.device, self.noise = NAMES, torch.float32, torch.device("cpu"), noise
-        self.codewords = CODEWORDS
+        self.codewords, self.code_sizes = CODEWORDS, (CODEWORDS,)
         generator = torch.Generator().manual_seed(5)
         self.register_buffer("codebook", scale * torch.randn(CODEWORDS, WIDTH, generator=generator))
         self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
