@@ -19,8 +19,9 @@ Our version:
 * A token is a pair of codes.
 
 Source:
-    Xia et al., "Achieving Cross Modal Generalization with Multimodal Unified Representation", arXiv 2403.05168v1;
-    haihuangcode/TOC_H-DCID. SRCID (arXiv 2412.19128) describes two such layers.
+    Huang et al., "Unlocking the Potential of Multimodal Unified Discrete Representation through Training-Free Codebook
+    Optimization and Hierarchical Alignment", arXiv 2403.05168v1; haihuangcode/TOC_H-DCID. SRCID (arXiv 2412.19128)
+    describes two such layers.
 """
 
 from __future__ import annotations
