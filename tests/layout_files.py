@@ -157,6 +157,18 @@ def write_ucf_vggsound(root: Path, clips: ClipSet) -> tuple[list[str], list[str]
     return shown, heard
 
 
+def write_ucf51(root: Path, clips: ClipSet) -> list[str]:
+    """Audio and video of the same clips; returns their names."""
+    names = [f"v_{DIGITS[c].title()}_g{n % 25 + 1:02d}_c01" for n, c in enumerate(clips.target)]
+    for name, audio, video in zip(names, clips.features["audio"], clips.features["video"], strict=True):
+        write_zip(root / "UCF101ALL/feature/audio/zip" / f"{name}.zip", np.array(audio))
+        write_zip(root / "UCF101ALL/feature/video/zip" / f"{name}.zip", np.array(video))
+    (root / "UCF51Categories.txt").write_text("\n".join(name.title() for name in reversed(DIGITS)))
+    rows = [[DIGITS[c].title(), n] for c, n in zip(clips.target, names, strict=True)]
+    write_rows(root / "ucf51checked.csv", ["category", "video_id"], rows)
+    return names
+
+
 def write_avsbench(root: Path, clips: ClipSet, frames: np.ndarray) -> list[str]:
     """Five frames (clips, 10, H, W) a clip and masks of their ink; audio features of five seconds."""
     from PIL import Image

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import tiny
-from layout_files import write_ave, write_ave_avvp, write_avvp, write_ucf_vggsound
+from layout_files import write_ave, write_ave_avvp, write_avvp, write_ucf51, write_ucf_vggsound
 
 from unicode_fast.data import ClipSet
 from unicode_fast.evaluate import main as evaluate

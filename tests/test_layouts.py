@@ -22,6 +22,7 @@ from layout_files import (
     write_h5,
     write_own,
     write_rows,
+    write_ucf51,
     write_ucf_vggsound,
     write_zip,
 )
@@ -188,6 +189,22 @@ def test_ucf_vggsound(tmp_path: Path, spoken: ClipSet) -> None:
         found.clips("all", "text")
 
 
+def test_ucf51(tmp_path: Path, spoken: ClipSet) -> None:
+    names = write_ucf51(tmp_path, spoken)
+    found = opened("ucf51", tmp_path)
+    assert found.classes == [name.title() for name in reversed(DIGITS)] and found.splits[0] == "all"
+    clips = found.split("all")
+    assert_clips(clips, spoken, np.arange(24))
+    assert list(clips.id) == names
+    # The file lists the classes in reverse.
+    np.testing.assert_array_equal(clips.target, 9 - spoken.target)
+    for name in STREAMS:
+        truth = np.repeat(np.eye(11)[9 - spoken.target][:, None], 10, 1)
+        np.testing.assert_array_equal(clips.labels[name], truth)
+    groups = {split: {int(i.split("_g")[1][:2]) for i in found.split(split).id} for split in found.splits[1:]}
+    assert groups == {"train": set(range(11, 25)), "val": {8, 9, 10}, "test": set(range(1, 8))}
+
+
 def test_avsbench(tmp_path: Path, few: ClipSet) -> None:
     names = write_avsbench(tmp_path, few, few.arrays["video.frames"])
     found = opened("avsbench-s4", tmp_path)
@@ -238,6 +255,7 @@ RULES: dict[str, tuple[Callable, str, bool, bool]] = {
     "vggsound-avel24k": (write_avel, "feature/{}/zip", True, False),
     "avvp": (write_avvp, "feature/{}/zip", True, False),
     "ucf-vggsound": (write_ucf_vggsound, "*/feature/{}/zip", True, True),
+    "ucf51": (write_ucf51, "*/feature/{}/zip", True, True),
 }
 
 
@@ -296,6 +314,7 @@ WRITERS: dict[str, tuple[Callable, list[str]]] = {
         write_ucf_vggsound,
         ["UCF101sameVGGSound.txt", "vggsound2ucf.csv", "UCF101/feature/video/zip/", "vggsound40k/feature/audio/zip/"],
     ),
+    "ucf51": (write_ucf51, ["UCF51Categories.txt", "ucf51checked.csv", "UCF101ALL/feature/audio/zip/"]),
 }
 
 

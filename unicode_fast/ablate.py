@@ -36,7 +36,7 @@ from unicode_fast.presets import preset, usual
 from unicode_fast.report import plots
 from unicode_fast.report.ablation import PUBLISHED, TITLES, Line, write_experiment
 from unicode_fast.report.published import published
-from unicode_fast.tasks import PROBE_TASKS, Row
+from unicode_fast.tasks import CLOSED_TASKS, Row
 from unicode_fast.training.checks import check_run, check_store
 from unicode_fast.training.runs import read_summary
 
@@ -385,7 +385,7 @@ def with_all_columns(base: Config, flags: Mapping[str, Any]) -> Config:
     named = "probe_tasks" in flags or base.train.probe_tasks != usual(base).train.probe_tasks
     if named or base.data.data not in built_in.WITH_TRANSFER:
         return base
-    return base.replace(probe_tasks=",".join(PROBE_TASKS))
+    return base.replace(probe_tasks=",".join(CLOSED_TASKS))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

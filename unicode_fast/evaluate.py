@@ -24,7 +24,11 @@ from unicode_fast.training.runs import EVALUATIONS, choose_device, places, set_t
 
 # Flags of a single task.
 _OF_SEGMENTATION = ("backbone", "backbone_weights", "save_segmenter", "load_segmenter", "segmenter_steps")
-_OF_TASK = {"anchor": "retrieval", **dict.fromkeys(_OF_SEGMENTATION, "segmentation")}
+_OF_TASK: dict[str, tuple[str, ...]] = {
+    "anchor": ("retrieval",),
+    "known": tasks.OPEN_TASKS,
+    **dict.fromkeys(_OF_SEGMENTATION, ("segmentation",)),
+}
 # The modalities of a direction.
 _ROLES = {"from": "modality the probe is trained on", "to": "modality the probe is tested on"}
 
@@ -44,6 +48,7 @@ def make_parser() -> Parser:
     parser.add_argument("--text_whitelist", help="file with the ids of words to keep [the run's]")
     parser.add_argument("--text_padding", help="masked or read: zeros after a sentence's last word [the run's]")
     parser.add_argument("--anchor", help="retrieval: the modality that both are matched with [the dataset's third]")
+    parser.add_argument("--known", type=int, help="open-set tasks: the first K classes are known [half of them]")
     parser.add_argument("--backbone", help="segmentation: light, or a model of timm such as pvt_v2_b5 [light]")
     parser.add_argument("--backbone_weights", help="segmentation: file or folder of its pre-trained weights")
     parser.add_argument("--segmenter_steps", type=int, help="segmentation: most training steps")
@@ -124,7 +129,7 @@ def changed_flags(arguments: Namespace) -> dict[str, Any]:
     """The given flags beside task, direction and protocol that change a row."""
     usual = {"checkpoint": default_of(Path(arguments.run))}
     names = (
-        *("data", "to_data", *TEXT_FIELDS, "checkpoint", "anchor"),
+        *("data", "to_data", *TEXT_FIELDS, "checkpoint", "anchor", "known"),
         *("backbone", "backbone_weights", "segmenter_steps", "load_segmenter", "seed"),
     )
     return {name: getattr(arguments, name) for name in names if getattr(arguments, name) not in (None, usual.get(name))}
@@ -153,13 +158,13 @@ def check_flags(arguments: Namespace) -> None:
         ValueError: the task does not read a flag, a value is invalid, or a file to write exists.
     """
     given = {flag: value for flag, value in vars(arguments).items() if value is not None}
-    for flag, task in _OF_TASK.items():
-        if flag in given and arguments.task != task:
-            raise ValueError(f"{flag} needs task {task}, got {arguments.task}")
+    for flag, able in _OF_TASK.items():
+        if flag in given and arguments.task not in able:
+            raise ValueError(f"{flag} needs task {' or '.join(able)}, got {arguments.task}")
     for flag in ("out", "save_segmenter"):
         if flag in given:
             check_new_file(flag, Path(given[flag]))
-    for flag, least in (("segmenter_steps", 1), ("seed", 0)):
+    for flag, least in (("segmenter_steps", 1), ("known", 1), ("seed", 0)):
         if given.get(flag, least) < least:
             raise ValueError(f"{flag} must be at least {least}, got {given[flag]}")
     if "from" in given and given["from"] == arguments.to:
@@ -216,7 +221,9 @@ def measure(model: UniCode, config: Config, arguments: Namespace) -> tuple[tasks
     transfer = tasks.open_transfer(config.data, task, dataset, arguments.to_data)
     backbone = tasks.BackboneChoice(arguments.backbone or "light", arguments.backbone_weights)
     steps = arguments.segmenter_steps
-    evaluator = tasks.Evaluator(model, dataset, seed, transfer=transfer, backbone=backbone, segmenter_steps=steps)
+    evaluator = tasks.Evaluator(
+        model, dataset, seed, transfer=transfer, backbone=backbone, segmenter_steps=steps, known=arguments.known
+    )
     if arguments.load_segmenter is not None:
         evaluator.segmentation.load(Path(arguments.load_segmenter), source, target, arguments.protocol)
     row = evaluator.row(task, source, target, arguments.protocol, anchor=arguments.anchor, details=True)

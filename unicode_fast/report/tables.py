@@ -363,7 +363,8 @@ def write_report(lines: Sequence[Line], out: Path, kind: str = "png") -> None:
 def _write_files(lines: Sequence[Line], out: Path, kind: str) -> None:
     note = (
         "Zero-shot scores in per cent: mean and, for several seeds, sample standard deviation. Scores are accuracy "
-        "of classification, micro-F1 of localisation, mIoU of segmentation, R@10 of retrieval. Brackets hold the "
+        "of classification, micro-F1 of localisation, HOS (official: H) of open-set classification, mIoU of "
+        "segmentation, R@10 of retrieval. Brackets hold the "
         "paper's other measures, if `evaluate` has measured them: precision of localisation by the paper's formula, "
         "background included; F-score; R@5."
     )

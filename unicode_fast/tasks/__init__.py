@@ -8,7 +8,9 @@ from unicode_fast.tasks.metrics.sharing import Sharing, format_sharing, mean_sha
 from unicode_fast.tasks.probe import EncodedClips, encode_split
 from unicode_fast.tasks.retrieval import Retrieval
 from unicode_fast.tasks.runner import (
+    CLOSED_TASKS,
     DEFAULT_TASKS,
+    OPEN_TASKS,
     PROBE_TASKS,
     RETRIEVAL,
     TASKS,
@@ -32,7 +34,9 @@ from unicode_fast.tasks.table import (
 from unicode_fast.tasks.transfer import check_transfer, open_transfer
 
 __all__ = [
+    "CLOSED_TASKS",
     "DEFAULT_TASKS",
+    "OPEN_TASKS",
     "PROBE_TASKS",
     "PROTOCOLS",
     "RETRIEVAL",

@@ -12,7 +12,7 @@ from unicode_fast.tasks.encoded import TEST, TRAIN, WHOLE
 from unicode_fast.tasks.metrics import scores as metrics
 from unicode_fast.tasks.metrics.intervals import Bootstrap, Estimate
 from unicode_fast.tasks.metrics.pooled import pooled_metrics
-from unicode_fast.tasks.probe import EncodedClips, ProbeHead, ProbeRule, all_clips
+from unicode_fast.tasks.probe import EncodedClips, ProbeHead, ProbeRule, ProbeTask, all_clips
 
 
 class CrossEntropy(nn.Module):
@@ -23,7 +23,7 @@ class CrossEntropy(nn.Module):
         return cross_entropy(logits, truth)
 
 
-class Classification:
+class Classification(ProbeTask):
     """Accuracy on clips, held_out protocol."""
 
     name = "classification"

@@ -12,7 +12,7 @@ from unicode_fast.tasks.encoded import TEST, TRAIN, WHOLE
 from unicode_fast.tasks.metrics import scores as metrics
 from unicode_fast.tasks.metrics.intervals import Bootstrap, Estimate
 from unicode_fast.tasks.metrics.pooled import micro_f1, pooled_metrics
-from unicode_fast.tasks.probe import EncodedClips, ProbeHead, ProbeRule, all_clips
+from unicode_fast.tasks.probe import EncodedClips, ProbeHead, ProbeRule, ProbeTask, all_clips
 
 
 class SegmentLoss(nn.Module):
@@ -51,7 +51,7 @@ class OfficialSegmentLoss(SegmentLoss):
 OFFICIAL_RULE = ProbeRule(epochs=50, batch_size=80, learning_rate=4e-4, halve_at=(10, 20, 30), clip_norm=0.5)
 
 
-class Localisation:
+class Localisation(ProbeTask):
     """Pooled micro-F1 over the C foreground classes at threshold 0.5, held_out protocol."""
 
     name = "localisation"

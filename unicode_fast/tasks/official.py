@@ -72,20 +72,22 @@ def official_probe(  # noqa: PLR0913 - what is learnt from what, and how it is s
     """
     generator = torch.Generator().manual_seed(probe_seed(seed, "official", task.name, source))
     columns, truth = task.columns(clips), task.truth(clips, source)
+    learnt = task.learnt(truth)
     held = {name: Examples(each.codes.to(torch.float64), each.truth) for name, each in scored.items()}
     width = next(iter(held.values())).codes.table.shape[1]
     head = ProbeHead(width, columns, generator, torch.float64)
     loss = task.make_loss(columns, torch.float64)
     best: dict[str, OfficialBest] = {}
 
-    def loss_of(numbers: Tensor) -> Tensor:
+    def loss_of(places: Tensor) -> Tensor:
+        numbers = learnt[places]
         batch = encode_batch(model, clips, source, numbers.numpy(), dropout=True).to(torch.float64)
         batch = batch.tokens(model.code_sizes) if tokens else batch
         return loss(task.output(head, batch), truth[numbers], batch.mask)
 
     dropout_seed = probe_seed(seed, "official dropout", task.name, source)
     with seeded_dropout(model, dropout_seed):
-        epochs = probe_epochs(head, task.rule, len(clips), generator, loss_of, loss.parameters())
+        epochs = probe_epochs(head, task.rule, len(learnt), generator, loss_of, loss.parameters())
         for _ in tqdm(epochs, f"{task.name} on {source}", task.rule.epochs, leave=False):
             for name, (codes, target) in held.items():
                 with torch.no_grad():

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding_bag, one_hot
 from torch.nn.utils import clip_grad_norm_, skip_init
 
-from unicode_fast.data import ClipSet
+from unicode_fast.data import ClipSet, Dataset
 from unicode_fast.modules.model import UniCode
 from unicode_fast.modules.wrapped import unwrapped
 from unicode_fast.tasks.metrics.intervals import Bootstrap, Estimate
@@ -240,6 +240,8 @@ class ProbeHead(nn.Module):
                 parameter.uniform_(-(width**-0.5), width**-0.5, generator=generator)
         self.center = torch.zeros(width, dtype=dtype)
         self.scale = torch.ones((), dtype=dtype)
+        # Clips of less confidence are of no known class; only open-set tasks read it.
+        self.threshold = 0.0
 
     def standardise(self, codes: EncodedClips) -> None:
         """Sets the centre and the scale that standardise codewords.
@@ -326,7 +328,10 @@ def probe_epochs(
 
 
 class ProbeTask(Protocol):
-    """Definition of a task: the output, the loss and the score of its probes."""
+    """Definition of a task: the output, the loss and the score of its probes.
+
+    Methods with a body are those that most tasks share.
+    """
 
     @property
     def name(self) -> str:
@@ -375,6 +380,26 @@ class ProbeTask(Protocol):
     def metrics(self, logits: Tensor, truth: Tensor, mask: Tensor, bootstrap: Bootstrap) -> dict[str, Estimate]:
         """The score and other metrics of the same predictions, by name."""
 
+    def adapted(self, dataset: Dataset, known: int | None) -> ProbeTask:
+        """The definition on a data set, with `known` known classes in an open-set task."""
+        return self
+
+    def learnt(self, truth: Tensor) -> Tensor:
+        """Numbers of the clips, (n,) int64, that a probe learns from, and whose validation clips choose its epoch."""
+        return torch.arange(len(truth))
+
+    def judge(self, logits: Tensor, truth: Tensor, mask: Tensor) -> float:
+        """Score of validation clips that chooses the epoch."""
+        return self.score(logits, truth, mask)
+
+    def calibrate(self, head: ProbeHead, validation: Examples) -> None:
+        """Sets what else of a trained head is chosen by validation clips, which are those of `learnt`."""
+        return
+
+    def limits(self, trained: Tensor, tested: Tensor) -> dict[str, Estimate]:
+        """The largest reachable measures by name, from the truth of clips to learn from and of scored clips."""
+        return {}
+
 
 class Examples(NamedTuple):
     """Codes and targets of some clips, clips first."""
@@ -404,7 +429,7 @@ def train_probe(
         generator: of initial weights and the order of the clips.
         rule: of the training; None takes the task's own.
     """
-    codes, truth = training.codes.to(torch.float32), training.truth
+    (codes, truth), validation = _learnt(task, training), None if validation is None else _learnt(task, validation)
     head = ProbeHead(codes.table.shape[1], columns, generator, torch.float32)
     head.standardise(codes)
     loss = task.make_loss(columns, torch.float32)
@@ -422,12 +447,22 @@ def train_probe(
                     best = rank, {key: value.clone() for key, value in head.state_dict().items()}
     if best is not None:
         head.load_state_dict(best[1])
-    return head.requires_grad_(False)
+    head.requires_grad_(False)
+    if validation is not None:
+        with one_thread():
+            task.calibrate(head, validation)
+    return head
+
+
+def _learnt(task: ProbeTask, examples: Examples) -> Examples:
+    """The examples that a probe learns from, codes in float32."""
+    numbers = task.learnt(examples.truth)
+    return Examples(examples.codes.select(numbers).to(torch.float32), examples.truth[numbers])
 
 
 @torch.no_grad()
 def _rank(task: ProbeTask, head: ProbeHead, loss: nn.Module, held_out: Examples) -> tuple[float, float]:
     """Score, then negative loss; larger is better."""
-    codes = held_out.codes.to(torch.float32)
+    codes, truth = held_out
     logits = task.output(head, codes)
-    return task.score(logits, held_out.truth, codes.mask), -float(loss(logits, held_out.truth, codes.mask))
+    return task.judge(logits, truth, codes.mask), -float(loss(logits, truth, codes.mask))

@@ -27,9 +27,15 @@ from unicode_fast.tasks.localisation import (
     OfficialCrossLocalisation,
     OfficialLocalisation,
 )
-from unicode_fast.tasks.metrics.intervals import Bootstrap
+from unicode_fast.tasks.metrics.intervals import Bootstrap, Estimate
 from unicode_fast.tasks.metrics.sharing import Sharing, measure_sharing
 from unicode_fast.tasks.official import OfficialBest, official_probe
+from unicode_fast.tasks.open_set import (
+    CrossOpenClassification,
+    OfficialCrossOpenClassification,
+    OfficialOpenClassification,
+    OpenClassification,
+)
 from unicode_fast.tasks.probe import (
     Examples,
     ProbeHead,
@@ -45,7 +51,9 @@ from unicode_fast.tasks.segmentation.backbones import BackboneChoice
 from unicode_fast.tasks.segmentation.task import Segmentation
 from unicode_fast.tasks.table import Row, TokenScore, check_protocol
 
-PROBE_TASKS = ("classification", "localisation", "cross-classification", "cross-localisation")
+CLOSED_TASKS = ("classification", "localisation", "cross-classification", "cross-localisation")
+OPEN_TASKS = ("open-classification", "cross-open-classification")
+PROBE_TASKS = (*CLOSED_TASKS, *OPEN_TASKS)
 RETRIEVAL, SEGMENTATION = "retrieval", "segmentation"
 TASKS = (*PROBE_TASKS, SEGMENTATION, RETRIEVAL)
 DEFAULT_TASKS = ("classification", "localisation")
@@ -56,6 +64,8 @@ QUICK_RULE = ProbeRule(epochs=10, batch_size=100, learning_rate=4e-3, least_step
 _PROBED = (
     *(Classification(), Localisation(), CrossClassification(), CrossLocalisation()),
     *(OfficialClassification(), OfficialLocalisation(), OfficialCrossClassification(), OfficialCrossLocalisation()),
+    *(OpenClassification(), CrossOpenClassification()),
+    *(OfficialOpenClassification(), OfficialCrossOpenClassification()),
 )
 _KINDS: dict[tuple[str, str], ProbeTask] = {(task.name, task.protocol): task for task in _PROBED}
 
@@ -96,12 +106,13 @@ class Evaluator:
         transfer: data sets to test on, by task; other tasks are tested on `dataset`.
         backbone: of segmentation; None takes the light one.
         segmenter_steps: of a segmenter's training; None takes the backbone's own rule.
+        known: number of known classes in open-set tasks; None takes half of the classes.
 
     Raises:
         ValueError: a transfer data set for a probe task has other classes than `dataset`.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - options of single tasks
         self,
         model: UniCode,
         dataset: Dataset,
@@ -110,8 +121,9 @@ class Evaluator:
         transfer: Mapping[str, Dataset] | None = None,
         backbone: BackboneChoice | None = None,
         segmenter_steps: int | None = None,
+        known: int | None = None,
     ) -> None:
-        self.dataset, self.seed = dataset, seed
+        self.dataset, self.seed, self._known = dataset, seed, known
         self._backbone, self._segmenter_steps = backbone, segmenter_steps
         self.home = EncodedDataset(model, dataset)
         self.model = self.home.model
@@ -122,6 +134,14 @@ class Evaluator:
         for task, other in self.transfer.items():
             if task in PROBE_TASKS:
                 check_classes(dataset.classes, other.dataset.classes)
+
+    def kind(self, task: str, protocol: str = "held_out") -> ProbeTask:
+        """The definition of a task on this data set.
+
+        Raises:
+            ValueError: the task or the protocol is unknown, or `known` does not fit the classes.
+        """
+        return probe_task(task, protocol).adapted(self.dataset, self._known)
 
     def encoded(self, task: str) -> EncodedDataset:
         """The encoded data set that a task is tested on."""
@@ -154,7 +174,7 @@ class Evaluator:
             return self.home.names
         if task == SEGMENTATION:
             return self.segmentation.queries
-        kind, encoded = probe_task(task), self.encoded(task)
+        kind, encoded = self.kind(task), self.encoded(task)
         return [name for name in encoded.names if kind.fits(encoded.clips(TEST, name), name)]
 
     def head(self, task: str, source: str, *, at_home: bool = True, view: View = "codewords") -> ProbeHead:
@@ -167,7 +187,7 @@ class Evaluator:
             view: what the probe reads of a code.
         """
         at_home = at_home or self.encoded(task) is self.home
-        kind, encoded = probe_task(task), self.home if at_home else self.encoded(task)
+        kind, encoded = self.kind(task), self.home if at_home else self.encoded(task)
         if view == "content" and not encoded.has_content(source):
             view = "tokens"
         if (task, source, at_home, view) not in self._heads:
@@ -188,11 +208,11 @@ class Evaluator:
         codes = self.encoded(task).codes(TEST, target, view).to(torch.float32)
         head = self.head(task, source, at_home=source != target, view=view)
         with one_thread():
-            return probe_task(task).output(head, codes)
+            return self.kind(task).output(head, codes)
 
     def score(self, task: str, source: str, target: str, protocol: str = "held_out", view: View = "codewords") -> float:
         """Score of the probe that is trained on `source` and tested on `target`, which may be the same."""
-        kind = probe_task(task, protocol)
+        kind = self.kind(task, protocol)
         if protocol == "official":
             return self._best(kind, source, target, view).score
         examples = self.encoded(task).examples(kind, TEST, target, view)
@@ -235,7 +255,7 @@ class Evaluator:
             else:
                 row = self.segmentation.row(source, target, protocol)
             return row if details else replace(row, metrics={})
-        kind = probe_task(task, protocol)
+        kind = self.kind(task, protocol)
         score, same = (self._measured(kind, name, target, kind.estimate) for name in (source, target))
         chance = kind.chance(self.encoded(task).clips(self._tested_split(kind), target), target)
         named = protocol == "held_out" and any(self.encoded(task).has_content(name) for name in (source, target))
@@ -248,7 +268,7 @@ class Evaluator:
             chance=chance,
             protocol=protocol,
             interval=score.interval,
-            metrics=self._measured(kind, source, target, kind.metrics) if details else {},
+            metrics=self._details(kind, source, target) if details else {},
             token=self._token_score(task, source, target, protocol, "tokens"),
             content_token=self._token_score(task, source, target, protocol, "content") if named else None,
             clips=len(self.encoded(task).clips(self._tested_split(kind), target)),
@@ -315,6 +335,17 @@ class Evaluator:
             self._bootstraps[len(logits)] = Bootstrap(len(logits), probe_seed(self.seed, "bootstrap"))
         return measure(logits, examples.truth, examples.codes.mask, self._bootstraps[len(logits)])
 
+    def _details(self, kind: ProbeTask, source: str, target: str) -> dict[str, Estimate]:
+        """The metrics of a probe, and their limits by the classes that it can learn."""
+        trained, tested = self.home.clips(self._trained_split(kind), source), self.encoded(kind.name)
+        limits = kind.limits(
+            kind.truth(trained, source), kind.truth(tested.clips(self._tested_split(kind), target), target)
+        )
+        return {**self._measured(kind, source, target, kind.metrics), **limits}
+
+    def _trained_split(self, kind: ProbeTask) -> str:
+        return TRAIN if kind.protocol == "held_out" else self.home.first_of((WHOLE, TRAIN))
+
     def _tested_split(self, kind: ProbeTask) -> str:
         return self.encoded(kind.name).first_of(kind.tested)
 
@@ -325,11 +356,7 @@ class Evaluator:
         if key not in self._official:
             split = self._tested_split(kind)
             names = [target] if elsewhere else self.modalities(kind.name)
-            clips = (
-                tested.clips(split, source)
-                if elsewhere
-                else self.home.clips(self.home.first_of((WHOLE, TRAIN)), source)
-            )
+            clips = tested.clips(split, source) if elsewhere else self.home.clips(self._trained_split(kind), source)
             scored = {name: tested.examples(kind, split, name, view) for name in names}
             tokens = view != "codewords"
             self._official[key] = official_probe(kind, self.model, clips, source, scored, self.seed, tokens=tokens)

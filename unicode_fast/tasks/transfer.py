@@ -9,7 +9,8 @@ from unicode_fast.config import DataConfig
 from unicode_fast.data import Dataset, built_in, open_dataset
 from unicode_fast.tasks.runner import SEGMENTATION, check_tasks
 
-ACROSS = ("cross-classification", "cross-localisation")
+ACROSS = ("cross-classification", "cross-localisation", "cross-open-classification")
+_AT_HOME = "classification, localisation, open-classification or retrieval"
 # Data sets that hold both the training clips and the test clips of a task across data sets.
 TWO_DOMAINS = ("ave-avvp", "ucf-vggsound")
 _OTHER_DOMAIN = {
@@ -32,8 +33,8 @@ def check_transfer(config: DataConfig, tasks: str | Sequence[str]) -> None:
         _check_built_in(config, needy[0], "probe_tasks")
     elif needy:
         raise ValueError(
-            f"probe_tasks must be classification, localisation or retrieval beside data {config.data!r}, got "
-            f"{needy[0]!r}; python -m unicode_fast.evaluate measures it"
+            f"probe_tasks must be {_AT_HOME} beside data {config.data!r}, got {needy[0]!r}; "
+            "python -m unicode_fast.evaluate measures it"
         )
 
 
@@ -41,7 +42,7 @@ def _check_built_in(config: DataConfig, task: str, argument: str) -> None:
     """Checks that built-in data have a transfer data set for this task."""
     if config.data not in built_in.WITH_TRANSFER:
         raise ValueError(
-            f"{argument} must be classification, localisation or retrieval beside data {config.data!r}, got {task!r}; "
+            f"{argument} must be {_AT_HOME} beside data {config.data!r}, got {task!r}; "
             f"of the built-in data, {', '.join(built_in.WITH_TRANSFER)} have it"
         )
 

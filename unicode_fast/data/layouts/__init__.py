@@ -11,6 +11,7 @@ from unicode_fast.data.layouts.avvp import list_ave_avvp, list_avvp
 from unicode_fast.data.layouts.clips import list_clips
 from unicode_fast.data.layouts.index import DatasetIndex
 from unicode_fast.data.layouts.request import Request
+from unicode_fast.data.layouts.ucf51 import list_ucf51
 from unicode_fast.data.layouts.ucf_vggsound import list_ucf_vggsound
 from unicode_fast.data.layouts.vggsound import avel_lister, checked_lister
 from unicode_fast.files.paths import expanded
@@ -24,6 +25,7 @@ LAYOUTS: Mapping[str, Callable[[Path, Request], DatasetIndex]] = {
     "avvp": list_avvp,
     "ave-avvp": list_ave_avvp,
     "ucf-vggsound": list_ucf_vggsound,
+    "ucf51": list_ucf51,
     "avsbench-s4": list_avsbench,
     "clips": list_clips,
 }

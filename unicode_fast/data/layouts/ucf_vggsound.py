@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -52,27 +52,41 @@ def list_ucf_vggsound(root: Path, request: Request) -> DatasetIndex:
             f"{names['audio']} and {names['video']} must have equally many lines, got {len(classes['audio'])} and "
             f"{len(classes['video'])}"
         )
-    whole = [_labelled(name, lists[name], folders[name], classes[name]) for name in chosen]
+    whole = [listed_clips(lists[name], {name: folders[name]}, classes[name]) for name in chosen]
     return DatasetIndex(
         "ucf-vggsound", root, classes["audio"], {"all": whole}, divide([_divided(table) for table in whole])
     )
 
 
-def _labelled(modality: str, file: Path, folder: Path, classes: Sequence[str]) -> ClipTable:
-    """The clips of one list: their class in every second, no background."""
+def listed_clips(file: Path, folders: Mapping[str, Path], classes: Sequence[str]) -> ClipTable:
+    """The clips of one list, with features from these folders by modality: their class in every second, no background.
+
+    Raises:
+        StoreError: a category is not a class.
+    """
     rows = read_csv(file, ["category", "video_id"])
     target = numbers_of([row["category"] for row in rows], classes, file)
     names = [row["video_id"] for row in rows]
     label = label_array(len(rows), POSITIONS, len(classes), file)
     label[np.arange(len(rows)), :, target] = 1
-    features = zip_features(folder, names, POSITIONS, "repeat")
-    return ClipTable({modality: features}, {"id": text_array(names, file), "class": target, f"{modality}.label": label})
+    features = {name: zip_features(folder, names, POSITIONS, "repeat") for name, folder in folders.items()}
+    labels = {f"{name}.label": label for name in folders}
+    return ClipTable(features, {"id": text_array(names, file), "class": target, **labels})
 
 
 def _divided(table: ClipTable) -> dict[str, np.ndarray]:
     names = [str(name) for name in np.asarray(table.arrays["id"])]
     if "audio" in table.features:
         return hashed_split([name[:YOUTUBE_ID] for name in names])
+    return split_by_group(names)
+
+
+def split_by_group(names: Sequence[str]) -> dict[str, np.ndarray]:
+    """(clips,) bool by split, from names of UCF-101: groups 1 to 7 are test, 8 to 10 val, others train.
+
+    Raises:
+        StoreError: a name has no group.
+    """
     groups = [re.search(r"_g(\d+)_", name) for name in names]
     unknown = [name for name, group in zip(names, groups, strict=True) if group is None]
     if unknown:
