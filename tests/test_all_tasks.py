@@ -59,7 +59,7 @@ def rows_of(run: Path) -> list[Row]:
     return [Row.from_dict(row) for row in json.loads((run / "summary.json").read_text())["rows"]]
 
 
-def test_a_run_measures_all_six_tasks(run: Path) -> None:
+def test_a_run_measures_all_tasks(run: Path) -> None:
     rows = rows_of(run)
     assert list(dict.fromkeys(row.task for row in rows)) == list(tasks.TASKS)
     directions = {task: sum(row.task == task for row in rows) for task in tasks.TASKS}
@@ -68,6 +68,8 @@ def test_a_run_measures_all_six_tasks(run: Path) -> None:
         "localisation": 2,
         "cross-classification": 6,
         "cross-localisation": 2,
+        "open-classification": 6,
+        "cross-open-classification": 6,
         "segmentation": 2,
         "retrieval": 6,
     }
@@ -108,7 +110,7 @@ def test_a_row_takes_the_place_of_the_one_under_the_old_name_of_its_protocol(run
     assert evaluate(words) == 0 and new.read_text() == content and not old.exists() and official.exists()
 
 
-@pytest.mark.parametrize("task", ["cross-localisation", "segmentation", "retrieval"])
+@pytest.mark.parametrize("task", ["cross-localisation", "open-classification", "segmentation", "retrieval"])
 def test_official_rows(run: Path, task: str, tmp_path: Path) -> None:
     out = tmp_path / "row.json"
     target = "video" if task.endswith("localisation") else "text"
@@ -152,6 +154,9 @@ def test_flags_that_a_task_does_not_read_are_refused(run: Path, tmp_path: Path) 
         (["--anchor=video"], "anchor needs task retrieval, got classification"),
         (["--backbone=light"], "backbone needs task segmentation, got classification"),
         (["--to-data=talking-digits-b"], "to_data is for cross-classification and cross-localisation"),
+        (["--known=3"], "known needs task open-classification or cross-open-classification, got classification"),
+        (["--task=open-classification", "--known=0"], "known must be at least 1, got 0"),
+        (["--task=open-classification", "--known=10"], "known must be at least 1 and below the 10 classes .*, got 10"),
         (["--pictures=here"], "pictures needs task segmentation or retrieval, got classification"),
         (["--format=pdf"], "format needs task segmentation or retrieval, got classification"),
         (["--task=retrieval", "--format=gif"], "format must be one of png, pdf, svg, got 'gif'"),
@@ -174,6 +179,7 @@ def test_rows_of_other_flags_have_files_of_their_own(tmp_path: Path) -> None:
         ["--text_model=large"],
         ["--backbone=pvt_v2_b5"],
         ["--backbone=pvt_v2_b5", "--backbone_weights=pvt.pth"],
+        ["--known=3"],
         ["--seed=3"],
     )
     names = {file_stem(row, make_parser().parse_args([str(tmp_path), *more])) for more in flags}

@@ -4,13 +4,14 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tiny
 from layout_files import write_ave, write_ave_avvp, write_avvp, write_ucf51, write_ucf_vggsound
 
 from unicode_fast.data import ClipSet
 from unicode_fast.evaluate import main as evaluate
-from unicode_fast.tasks import runner
+from unicode_fast.tasks import Row, runner
 from unicode_fast.train import main as train
 
 pytestmark = pytest.mark.usefixtures("short_probes", "no_pictures")
@@ -68,3 +69,35 @@ def test_both_protocols_and_directions(
     assert sizes[2:] == [scored, scored]
     # The held_out protocol scores clips outside the probe's training; AVVP's annotated videos are such clips for AVE.
     assert all(size == 24 if layout == "ave-avvp" else size < scored for size in sizes[:2])
+
+
+# Layout of the open-set task, its writer, copies of the 24 clips, K, and the clips of each protocol's score, audio and
+# video. AVE is scored on its test split under both protocols.
+OPEN: dict[str, tuple[Callable, int, str, dict[str, tuple[int, int]]]] = {
+    "ave": (write_ave, 1, "4", {"held_out": (3, 3), "official": (3, 3)}),
+    "ucf51": (write_ucf51, 1, "", {"held_out": (7, 7), "official": (24, 24)}),
+    "ucf-vggsound": (write_ucf_vggsound, 2, "5", {"held_out": (8, 14), "official": (48, 48)}),
+}
+
+
+@pytest.mark.parametrize("protocol", ["held_out", "official"])
+@pytest.mark.parametrize("layout", OPEN)
+def test_open_classification(run: Path, layout: str, protocol: str, tmp_path: Path, spoken: ClipSet) -> None:
+    write, copies, known, scored = OPEN[layout]
+    write(tmp_path / layout, spoken.select(np.arange(24 * copies) % 24))
+    for number, (source, target) in enumerate((("video", "audio"), ("audio", "video"))):
+        out = tmp_path / f"{protocol}-{source}.json"
+        words = [str(run), "--task=open-classification", f"--data={layout}:{tmp_path / layout}", f"--out={out}"]
+        flags = [
+            f"--protocol={protocol}",
+            f"--from={source}",
+            f"--to={target}",
+            *([f"--known={known}"] if known else []),
+        ]
+        assert evaluate([*words, *flags]) == 0
+        row = Row.from_dict(json.loads(out.read_text()))
+        assert row.clips == scored[protocol][number]
+        assert all(0 <= value <= 1 for value in (row.score, row.same_modality, row.chance))
+        assert row.score == row.metrics["hos" if protocol == "held_out" else "h"].value
+        assert row.metrics["acc_in"].value <= row.metrics["acc_in_ceiling"].value <= 1
+        assert row.token is not None

@@ -48,7 +48,7 @@ def make_parser() -> Parser:
     parser.add_argument("--text_whitelist", help="file with the ids of words to keep [the run's]")
     parser.add_argument("--text_padding", help="masked or read: zeros after a sentence's last word [the run's]")
     parser.add_argument("--anchor", help="retrieval: the modality that both are matched with [the dataset's third]")
-    parser.add_argument("--known", type=int, help="open-set tasks: the first K classes are known [half of them]")
+    parser.add_argument("--known", type=int, help="open-classification: the first K classes are known [half of them]")
     parser.add_argument("--backbone", help="segmentation: light, or a model of timm such as pvt_v2_b5 [light]")
     parser.add_argument("--backbone_weights", help="segmentation: file or folder of its pre-trained weights")
     parser.add_argument("--segmenter_steps", type=int, help="segmentation: most training steps")
