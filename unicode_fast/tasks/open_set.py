@@ -153,7 +153,7 @@ class OfficialOpenClassification(OpenClassification):
         rule: 25 epochs, 16 for UCF-51.
     """
 
-    rule: ProbeRule = replace(OfficialClassification.rule, epochs=25)
+    rule: ProbeRule = replace(OfficialClassification.rule, epochs=25, halve_at=(10, 20))
 
     protocol = "official"
     tested = (WHOLE, TEST)
