@@ -149,15 +149,7 @@ class UniCodeMethod(Method):
         method = self.config.method
         if not method.code_matching_weight:
             return
-        used: dict[str, Tensor] = {}
-        for names in self._of_equal_length(output, self.model.names):
-            found = codeword_distribution(
-                torch.cat([output.semantic[name] for name in names]),
-                self.model.codebook.codebook,
-                valid=None if output.mask is None else torch.cat([output.mask[name] for name in names]),
-                temperature=method.code_matching_temperature,
-            )
-            used.update(zip(names, found.chunk(len(names)), strict=True))
+        used = self._distributions(output)
         pairs = list(combinations(self.model.names, 2))
         first, second = (torch.stack([used[name] for name in names]) for names in zip(*pairs, strict=True))
         found = losses.code_matching(
@@ -165,6 +157,19 @@ class UniCodeMethod(Method):
         )
         for pair, loss in zip(pairs, found.unbind(), strict=True):
             terms["code_matching." + "-".join(pair)] = method.code_matching_weight * loss
+
+    def _distributions(self, output: ModelOutput) -> dict[str, Tensor]:
+        """Mean distribution over codewords of each clip, (B, M) by modality."""
+        used: dict[str, Tensor] = {}
+        for names in self._of_equal_length(output, self.model.names):
+            found = codeword_distribution(
+                torch.cat([output.semantic[name] for name in names]),
+                self.model.codebook.codebook,
+                valid=None if output.mask is None else torch.cat([output.mask[name] for name in names]),
+                temperature=self.config.method.code_matching_temperature,
+            )
+            used.update(zip(names, found.chunk(len(names)), strict=True))
+        return used
 
     def _assignment(self, output: ModelOutput, terms: dict[str, Tensor]) -> None:
         """Common codewords of a clip's modalities: by position if they have a time axis, by clip for words."""

@@ -147,10 +147,14 @@ class GridSemanticEncoder(nn.Module):
             self.output_width = config.grid_semantic_width
             self.read = Linear(height * width * channels, self.output_width)
 
+    def reweighted(self, grids: Tensor) -> Tensor:
+        """Grids with re-weighted channels, in their shape."""
+        scale = torch.sigmoid(self.excite(F.relu(self.squeeze(grids.mean((2, 3))))))
+        return grids * (1 + scale)[:, :, None, None]
+
     def forward(self, grids: Tensor) -> Tensor:
         """(B, T, H, W, C) to (B, T, output_width)."""
-        scale = torch.sigmoid(self.excite(F.relu(self.squeeze(grids.mean((2, 3))))))
-        weighted = grids * (1 + scale)[:, :, None, None]
+        weighted = self.reweighted(grids)
         if self.pooling == "sum":
             return weighted.sum((2, 3))
         if self.pooling == "flatten":
@@ -228,8 +232,13 @@ class ModalityEncoder(nn.Module):
         """Z, (B, T, D), from the output of `read_words`."""
         return self.temporal(self.semantic(read) if self.kind == "grid" else read, mask)
 
-    def encode_specific(self, read: Tensor) -> tuple[Tensor, Tensor]:
-        """Specific features for the decoder, and their form for CLUB, (B, T, Y)."""
+    def encode_specific(self, read: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Specific features for the decoder, and their form for CLUB, (B, T, Y).
+
+        Args:
+            read: output of `read_words`.
+            mask: (B, T) bool, for encoders that use moments of a batch; these features are of single positions.
+        """
         if self.kind == "grid":
             maps, vectors = self.specific(read)
             return maps, vectors

@@ -324,7 +324,7 @@ class UniCode(nn.Module):
             if semantic:
                 z = encoder.encode_semantic(read, mask).to(self.dtype)
             if specific:
-                decoder_input, club = encoder.encode_specific(read)
+                decoder_input, club = encoder.encode_specific(read, mask)
                 target = read if self.config.method.word_target == "lstm" else given
                 own = Specific(decoder_input, club.to(self.dtype), target.to(self.dtype))
         return z, own
