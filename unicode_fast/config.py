@@ -145,7 +145,7 @@ class MethodConfig:
             the encoder (as released, with gradient) or the "input" vectors.
         commitment_weight: beta of Eq. 8.
         commitment_own: factor of the distance to the own codeword.
-        commitment_partner: factor of the mean distance to the partners' codewords.
+        commitment_partner: factor of the mean distance to the partners' codewords; of their sum with method codaar.
         commitment_partners: "all" other modalities, or those with the same time
             axis ("timed"). Sentences have none: the position of a word is not a
             time in the clip.
@@ -468,6 +468,7 @@ _SWITCHES: tuple[tuple[str, tuple[Any, ...], tuple[str, ...]], ...] = (
 )  # fmt: skip
 # Methods without parts of their own in the model.
 FRAME_METHODS = ("uni-code", "baseline", "cmcm")
+_METHODS: tuple[str, ...] = get_args(get_type_hints(MethodConfig)["method"])
 _COMPARED = ("baseline", "s-mit", "mst", "codis", "turn", "cmcm")
 # Methods, and the fields that only they read.
 _METHOD_FIELDS: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
@@ -485,6 +486,13 @@ _METHOD_FIELDS: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
     (("micu",), ("micu_mask", "micu_temperature", "jigsaw_parts", "jigsaw_permutations", "jigsaw_hidden")),
     (("fcid",), ("fcid_temperature",)),
     (("h-dcid",), ("hdcid_warmup", "hdcid_weight")),
+    (
+        tuple(name for name in _METHODS if name != "codaar"),
+        (
+            "ema_own_weight", "ema_update", "club_estimator", "assignment_weight", "presence_weight",
+            "grounding_weight", "grid_club_width",
+        ),
+    ),
 )  # fmt: skip
 # Kinds of modalities, and the fields that have an effect only with one of these kinds.
 _KIND_FIELDS: tuple[tuple[tuple[Kind, ...], tuple[str, ...]], ...] = (

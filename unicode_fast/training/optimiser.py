@@ -35,7 +35,8 @@ class ClippedAdam(torch.optim.Adam):
     ) -> None:
         self.clipped, self.most_norm = [list(group) for group in groups], most_norm
         parameters = [parameter for group in self.clipped for parameter in group]
-        super().__init__(parameters, rate, fused=True, capturable=capturable)
+        # A group in a dictionary may be empty, as that of a model without CLUB.
+        super().__init__([{"params": parameters}], rate, fused=True, capturable=capturable)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
