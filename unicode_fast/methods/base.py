@@ -109,8 +109,9 @@ class Method(ABC):
                 all micro-batches add up to those of the batch.
         """
         terms = {}
-        for name, valid in self._masks(output).items():
-            error = losses.reconstruction(output.decoded[name], output.target[name], valid)
+        masks = self._masks(output)
+        for name, decoded in output.decoded.items():
+            error = losses.reconstruction(decoded, output.target[name], masks[name])
             weighted = self.config.method.reconstruction_weight * error
             terms[f"reconstruction.{name}"] = weighted if shares is None else shares[name] * weighted
         return {**terms, **self.model.alignment.clip_terms(self.model, output, self.draw, shares)}

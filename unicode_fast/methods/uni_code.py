@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import combinations
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,14 @@ from unicode_fast.ops import codeword_distribution, commitment_loss
 
 # Streams of the counter-based generator; resets of codewords have their own.
 CPC_STREAM, CLUB_STREAM = 101, 102
+
+
+class ClubFeatures(NamedTuple):
+    """Input of CLUB networks by their names: x (B, T, D), specific y (B, T, Y), mask (B, T) or None."""
+
+    given: Mapping[str, Tensor]
+    specific: Mapping[str, Tensor]
+    masks: Mapping[str, Tensor | None]
 
 
 class UniCodeMethod(Method):
@@ -39,8 +48,9 @@ class UniCodeMethod(Method):
         method = self.config.method
         if method.club_estimator == "none":
             return
+        features = self._club_features(output)
         for _ in range(method.club_inner_steps):
-            club.set_likelihood_gradients(self.model.club, self._club_input(output), output.club, self._masks(output))
+            club.set_likelihood_gradients(self.model.club, *features)
             if average is not None:
                 average(list(self.model.club.parameters()))
             optimizer.step()
@@ -63,15 +73,16 @@ class UniCodeMethod(Method):
         given = (draws or Draws()).cpc_position
         position = self.draw(CPC_STREAM, ()) if given is None else given
         result = self.model.cpc(output.semantic, output.mask, position, rows)
-        names = self.model.names
+        names = self.model.cpc.names
         return {"cpc": result.loss}, {
             f"{source}->{target}": result.recognised[row, column]
             for row, target in enumerate(names)
             for column, source in enumerate(names)
         }
 
-    def _club_input(self, output: ModelOutput) -> dict[str, Tensor]:
-        return output.quantised if self.config.method.club_input == "quantised" else output.semantic
+    def _club_features(self, output: ModelOutput) -> ClubFeatures:
+        given = output.quantised if self.config.method.club_input == "quantised" else output.semantic
+        return ClubFeatures(given, output.club, self._masks(output))
 
     def _commitment(self, output: ModelOutput, terms: dict[str, Tensor]) -> None:
         method, names, masks = self.config.method, self.model.names, self._masks(output)
@@ -122,28 +133,34 @@ class UniCodeMethod(Method):
         method = self.config.method
         if method.club_estimator == "none" or not method.club_weight:
             return
-        given, masks = self._club_input(output), self._masks(output)
+        features = self._club_features(output)
         if method.club_estimator == "closed_form":
             reduction = method.club_reduction
-            estimates = club.closed_form(self.model.club, given, output.club, masks, reduction=reduction)
+            estimates = club.closed_form(self.model.club, *features, reduction=reduction)
         else:
-            estimates = torch.stack(self._official_estimates(output, draws))
+            estimates = torch.stack(self._official_estimates(features, draws))
         if method.club_floor:
             estimates = estimates.clamp(min=0)
         names = self.model.club
         terms.update({f"club.{name}": e for name, e in zip(names, method.club_weight * estimates, strict=True)})
 
-    def _official_estimates(self, output: ModelOutput, draws: Draws) -> list[Tensor]:
-        predicted, estimates = club.predict(self.model.club, self._club_input(output)), []
-        for number, (name, valid) in enumerate(self._masks(output).items()):
-            specific = output.club[name]
+    def _official_estimates(self, features: ClubFeatures, draws: Draws) -> list[Tensor]:
+        predicted, estimates = club.predict(self.model.club, features.given), []
+        for number, name in enumerate(self.model.club):
+            specific = features.specific[name]
             if draws.club_permutation is None:
                 order = self.draw(CLUB_STREAM + number, (len(specific),)).argsort()
             else:
                 order = draws.club_permutation[name]
-            estimate = losses.club_official(*predicted[name], specific, order, valid)
-            estimates.append(estimate / specific.shape[-1] if self.config.method.club_reduction == "mean" else estimate)
+            estimates.append(self._official_estimate(name, (*predicted[name], specific), order, features.masks[name]))
         return estimates
+
+    def _official_estimate(
+        self, name: str, predicted: tuple[Tensor, Tensor, Tensor], permutation: Tensor, mask: Tensor | None
+    ) -> Tensor:
+        """The estimate of a network from mean, log variance and specific features, (B, T, Y)."""
+        estimate = losses.club_official(*predicted, permutation, mask)
+        return estimate / predicted[0].shape[-1] if self.config.method.club_reduction == "mean" else estimate
 
     def _code_matching(self, output: ModelOutput, terms: dict[str, Tensor]) -> None:
         method = self.config.method

@@ -418,8 +418,13 @@ class UniCode(nn.Module):
         with in_mode(encoder, dropout):
             read = encoder.read_words(_without_padding(features, mask), mask)
             z = encoder.encode_semantic(read, mask)
-        quantised = self.codebook.quantise({name: self._norm(name).by_running_moments(z) if self.norms else z})[name]
+        z = self._norm(name).by_running_moments(z) if self.norms else z
+        quantised = self.codebook.quantise({name: self.code_features(name, z, mask)})[name]
         return Encoded(quantised.index, quantised.codeword)
+
+    def code_features(self, name: str, z: Tensor, mask: Tensor | None) -> Tensor:
+        """The features whose nearest codewords `encode` gives, (B, T, D): z."""
+        return z
 
     def check(self, features: Mapping[str, Tensor], mask: Mapping[str, Tensor] | None) -> None:
         """Raises the errors of `forward` about names, shapes, dtypes and devices of a batch; reads no values."""

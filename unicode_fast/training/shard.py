@@ -48,7 +48,7 @@ class Shard:
         whole = torch.cat([block[:size] for block, size in zip(blocks, sizes, strict=True)])
         columns = whole.split([tensor[:1].numel() for tensor in tensors], 1)
         return [
-            column.to(tensor.dtype).reshape(-1, *tensor.shape[1:])
+            column.to(tensor.dtype).reshape(len(column), *tensor.shape[1:])
             for column, tensor in zip(columns, tensors, strict=True)
         ]
 
