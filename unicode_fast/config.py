@@ -197,6 +197,7 @@ class MethodConfig:
         jigsaw_permutations: permutations of the parts that the jigsaw distinguishes.
         jigsaw_hidden: hidden width of the jigsaw's classifier.
         fcid_temperature: divisor of cosine similarities between clips.
+        fcid_target: the target of the decoders of clips has a gradient ("moving", as released) or none ("fixed").
         hdcid_warmup: share of the run's steps before the second layer is trained.
         hdcid_weight: weight of the second layer's losses.
     """
@@ -267,6 +268,7 @@ class MethodConfig:
     jigsaw_permutations: int = 2
     jigsaw_hidden: int = 512
     fcid_temperature: float = 0.1
+    fcid_target: Literal["moving", "fixed"] = "fixed"
     hdcid_warmup: float = 0.6
     hdcid_weight: float = 0.3
 
@@ -473,6 +475,10 @@ _COMPARED = ("baseline", "s-mit", "mst", "codis", "turn", "cmcm")
 # Methods, and the fields that only they read.
 _METHOD_FIELDS: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
     (_COMPARED, ("dcid",)),
+    (
+        (*_COMPARED, "uni-code", "micu", "codaar", "h-dcid"),
+        ("word_width", "word_target", "club_input", "assignment_weight", "presence_weight", "grounding_weight"),
+    ),
     (("s-mit", "mst", "codis", "turn", "micu", "fcid"), ("align_weight",)),
     (("s-mit", "mst", "codis", "turn"), ("align_temperature",)),
     (("s-mit",), ("smit_alpha", "smit_margin")),
@@ -484,7 +490,7 @@ _METHOD_FIELDS: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
     ),
     (("turn",), ("turn_mask", "turn_decoder")),
     (("micu",), ("micu_mask", "micu_temperature", "jigsaw_parts", "jigsaw_permutations", "jigsaw_hidden")),
-    (("fcid",), ("fcid_temperature",)),
+    (("fcid",), ("fcid_temperature", "fcid_target")),
     (("h-dcid",), ("hdcid_warmup", "hdcid_weight")),
     (
         tuple(name for name in _METHODS if name != "codaar"),
@@ -548,6 +554,7 @@ ADDED_FIELDS: Mapping[str, Any] = {
     "jigsaw_permutations": 2,
     "jigsaw_hidden": 512,
     "fcid_temperature": 0.1,
+    "fcid_target": "moving",
     "hdcid_warmup": 0.6,
     "hdcid_weight": 0.3,
 }

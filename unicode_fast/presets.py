@@ -52,6 +52,7 @@ _OFFICIAL: dict[str, Any] = {
     "assignment_weight": 0.0,
     "presence_weight": 0.0,
     "grounding_weight": 0.0,
+    "fcid_target": "moving",
     "keep_last_batch": True,
     "steps": 600,
     "learning_rate": 4e-4,

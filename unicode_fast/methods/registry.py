@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from unicode_fast.methods import baseline, cmcm, codaar, codis, h_dcid, micu, mst, s_mit, turn, uni_code
+from unicode_fast.methods import baseline, cmcm, codaar, codis, fcid, h_dcid, micu, mst, s_mit, turn, uni_code
 from unicode_fast.methods.recipe import Recipe
 
 METHODS: Mapping[str, Recipe] = {
@@ -17,6 +17,7 @@ METHODS: Mapping[str, Recipe] = {
     "turn": turn.RECIPE,
     "cmcm": cmcm.RECIPE,
     "micu": micu.RECIPE,
+    "fcid": fcid.RECIPE,
     "codaar": codaar.RECIPE,
     "h-dcid": h_dcid.RECIPE,
 }
