@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from unicode_fast.errors import few
 from unicode_fast.files.checked_torch import read_torch
 from unicode_fast.files.untrusted import BadFile
 from unicode_fast.files.writing import path_of
+from unicode_fast.methods import make_model
 from unicode_fast.modules import UniCode
 from unicode_fast.modules.wrapped import plain_model
 from unicode_fast.presets import preset
@@ -47,14 +48,15 @@ class CmgFileError(ValueError):
 
 
 def from_cmg(source: str | os.PathLike[str] | Mapping[str, Any], dtype: torch.dtype | None = None) -> UniCode:
-    """The model of a checkpoint of the released Uni-Code pre-training, in the `official` preset.
+    """The model of a checkpoint of the released pre-training of Uni-Code or FCID, in the `official` preset.
 
     Sizes are read from the shapes, modalities from the names. Text features are
     BERT words (B, T, 768), the input of the file's LSTM. A file without this
     LSTM gives a warning, and text features are the LSTM's output, (B, T, 256).
     Other missing networks start from random values, and the warning names
     them; encoding needs none of them. Unused entries, optimiser states and
-    counters are kept on the CPU for `to_cmg`.
+    counters are kept on the CPU for `to_cmg`. A file of FCID holds encoders
+    and codebook alone, and `to_cmg` does not write it.
 
     Args:
         source: the file, or its content as torch.load returns it; only the key `Encoder_parameters` is required.
@@ -72,9 +74,11 @@ def from_cmg(source: str | os.PathLike[str] | Mapping[str, Any], dtype: torch.dt
     Memory:
         The file, and the model beside it.
     """
+    from unicode_fast.compat import fcid
+
     content = _read(source)
     try:
-        model, message = _model_of(content, dtype)
+        model, message = (fcid.model_of if fcid.recognises(content) else _model_of)(content, dtype)
     except CmgFileError as error:
         if isinstance(source, Mapping):
             raise
@@ -86,28 +90,45 @@ def from_cmg(source: str | os.PathLike[str] | Mapping[str, Any], dtype: torch.dt
 
 def _model_of(content: Mapping[str, Any], dtype: torch.dtype | None) -> tuple[UniCode, str]:
     """The model, and a message about missing networks."""
-    _check_keys(content)
-    file_dtype = _entry(content, ENCODER, "Cross_quantizer.embedding", 2).dtype
+    check_keys(content, cmg_names.PARAMETER_KEYS, cmg_names.OTHER_KEYS)
+    file_dtype = entry_of(content, ENCODER, "Cross_quantizer.embedding", 2).dtype
+    shapes = model_of_sizes(file_dtype, dtype, lambda: (_modalities(content), _config(content, _modalities(content))))
+    modalities = shapes.modalities
+    _check_entries(content, shapes, file_dtype)
+    model = _unfilled_model(content, shapes)
+    _fill(model, content)
+    setattr(model, REST, _rest(content, modalities))
+    return model, _what_is_missing(content, modalities)
+
+
+def model_of_sizes(
+    file_dtype: torch.dtype, dtype: torch.dtype | None, read: Callable[[], tuple[dict[str, Modality], Config]]
+) -> UniCode:
+    """The model on the device meta, of sizes from a file.
+
+    Args:
+        file_dtype: of the file.
+        dtype: of the model; None for that of the file.
+        read: reads modalities and configuration from the file.
+
+    Raises:
+        CmgFileError: `read` raises it, the sizes are of no model, or the file has another dtype.
+        TypeError: `dtype` is another one.
+    """
     dtype = file_dtype if dtype is None else dtype
     if file_dtype not in _DTYPES:
         raise CmgFileError(f"source must be of float64 or float32, got {file_dtype}")
     if dtype not in _DTYPES:
         raise TypeError(f"dtype must be torch.float64 or torch.float32, got {dtype}")
     try:
-        modalities = _modalities(content)
-        config = _config(content, modalities).replace(dtype=_DTYPES[dtype])
+        modalities, config = read()
         with torch.device("meta"):
-            shapes = UniCode(modalities, config)
+            return make_model(modalities, config.replace(dtype=_DTYPES[dtype]))
     except CmgFileError:
         raise
     # Sizes from a file can make any layer raise any exception.
     except Exception as error:
         raise CmgFileError(f"source has sizes of no model: {type(error).__name__}: {error!s:.100}") from error
-    _check_entries(content, shapes, file_dtype)
-    model = _unfilled_model(content, shapes)
-    _fill(model, content)
-    setattr(model, REST, _rest(content, modalities))
-    return model, _what_is_missing(content, modalities)
 
 
 def to_cmg(model: UniCode, *, epoch: int = 0) -> dict[str, Any]:
@@ -169,14 +190,18 @@ def _read(source: str | os.PathLike[str] | Mapping[str, Any]) -> Mapping[str, An
     return content
 
 
-def _check_keys(content: Mapping[str, Any]) -> None:
+def check_keys(content: Mapping[str, Any], parameters: Sequence[str], others: Sequence[str]) -> None:
+    """Checks the keys of a file, and that those of parameters hold dense tensors by name.
+
+    Raises:
+        CmgFileError: the encoder is missing, a key is surplus, or a value is something else.
+    """
     if ENCODER not in content:
         raise CmgFileError(f"source must hold the key {ENCODER!r}, got {few([*map(str, content)]) or 'none'}")
-    known = (*cmg_names.PARAMETER_KEYS, *cmg_names.OTHER_KEYS)
-    surplus = [str(key) for key in content if key not in known]
+    surplus = [str(key) for key in content if key not in (*parameters, *others)]
     if surplus:
         raise CmgFileError(f"source must hold keys of the release only, got {few(surplus)} too")
-    for key in cmg_names.PARAMETER_KEYS:
+    for key in parameters:
         if key in content and not isinstance(content[key], Mapping):
             raise CmgFileError(f"{key} must be a dictionary of tensors, got {type(content[key]).__name__}")
         for entry, value in content.get(key, {}).items():
@@ -186,7 +211,7 @@ def _check_keys(content: Mapping[str, Any]) -> None:
                 raise CmgFileError(f"{entry!r:.60} of {key} must be a name of a dense tensor that is not empty")
 
 
-def _entry(content: Mapping[str, Any], key: str, entry: str, dimensions: int) -> Tensor:
+def entry_of(content: Mapping[str, Any], key: str, entry: str, dimensions: int) -> Tensor:
     """An entry whose shape determines sizes."""
     if entry not in content[key]:
         raise CmgFileError(f"{key} must hold {entry!r}, which is missing")
@@ -206,14 +231,14 @@ def _modalities(content: Mapping[str, Any]) -> dict[str, Modality]:
     if names not in cmg_names.VARIANTS:
         allowed = "; ".join(", ".join(variant) for variant in cmg_names.VARIANTS)
         raise CmgFileError(f"{ENCODER} must hold the encoders of {allowed}, got {', '.join(names) or 'none'}")
-    shapes = {"audio": Modality("vector", (_entry(content, ENCODER, "Audio_encoder.audio_linear.weight", 2).shape[1],))}
+    shapes = {"audio": Modality("vector", (entry_of(content, ENCODER, "Audio_encoder.audio_linear.weight", 2).shape[1],))}
     if "video" in names:
-        channels = _entry(content, ENCODER, "Video_encoder.conv_stack.0.weight", 4).shape[1]
+        channels = entry_of(content, ENCODER, "Video_encoder.conv_stack.0.weight", 4).shape[1]
         shapes["video"] = Modality("grid", (*GRID, channels))
     if "text" in names and WORDS in content:
-        shapes["text"] = Modality("words", (_entry(content, WORDS, "weight_ih_l0", 2).shape[1],))
+        shapes["text"] = Modality("words", (entry_of(content, WORDS, "weight_ih_l0", 2).shape[1],))
     elif "text" in names:
-        shapes["text"] = Modality("vector", (_entry(content, ENCODER, "Text_encoder.text_linear.weight", 2).shape[1],))
+        shapes["text"] = Modality("vector", (entry_of(content, ENCODER, "Text_encoder.text_linear.weight", 2).shape[1],))
     return shapes
 
 
@@ -235,12 +260,12 @@ def _config(content: Mapping[str, Any], modalities: Mapping[str, Modality]) -> C
     if "text" in modalities:
         read_from["word_width"] = ("Text_encoder.text_linear.weight", 2, 1)
     sizes = {
-        field: _entry(content, ENCODER, entry, dimensions).shape[axis]
+        field: entry_of(content, ENCODER, entry, dimensions).shape[axis]
         for field, (entry, dimensions, axis) in read_from.items()
     }
     club = cmg_names.club_key("audio")
     if club in content:
-        sizes["club_hidden_width"] = _entry(content, club, "p_mu.0.weight", 2).shape[0]
+        sizes["club_hidden_width"] = entry_of(content, club, "p_mu.0.weight", 2).shape[0]
     return preset("official", "paper").replace(**ARCHITECTURE, **sizes, modalities=",".join(modalities))
 
 
@@ -280,9 +305,34 @@ def _expected_shapes(content: Mapping[str, Any], model: UniCode) -> dict[str, di
 
 
 def _check_entries(content: Mapping[str, Any], model: UniCode, dtype: torch.dtype) -> None:
-    problems: list[str] = []
     used = cmg_names.used_entries(model.modalities)
-    for key, expected in _expected_shapes(content, model).items():
+    what = f"a CMG checkpoint of {', '.join(model.names)}"
+    check_entries(content, _expected_shapes(content, model), used, dtype, IDLE, what)
+
+
+def check_entries(
+    content: Mapping[str, Any],
+    shapes: Mapping[str, Mapping[str, Shape]],
+    used: Mapping[str, Mapping[str, str]],
+    dtype: torch.dtype,
+    idle_entry: str,
+    what: str,
+) -> None:
+    """Checks names, shapes, dtypes and values of a file's tensors.
+
+    Args:
+        content: of the file.
+        shapes: of all entries, by key.
+        used: entries that must be finite, by key.
+        dtype: of all entries but the idle counts.
+        idle_entry: name of these counts.
+        what: the kind of checkpoint, for the message.
+
+    Raises:
+        CmgFileError: an entry is missing, surplus or wrong; the message names some of them.
+    """
+    problems: list[str] = []
+    for key, expected in shapes.items():
         free: dict[str, int] = {}
         problems += [f"{entry!r} is missing in {key}" for entry in expected if entry not in content[key]]
         for entry, tensor in content[key].items():
@@ -291,15 +341,15 @@ def _check_entries(content: Mapping[str, Any], model: UniCode, dtype: torch.dtyp
             elif not _fits(tuple(tensor.shape), expected[entry], free):
                 shape = tuple(free.get(size, size) if isinstance(size, str) else size for size in expected[entry])
                 problems.append(f"{entry!r} in {key} must have shape {shape}, got {tuple(tensor.shape)!s:.60}")
-            elif tensor.dtype != dtype and entry != IDLE:
+            elif tensor.dtype != dtype and entry != idle_entry:
                 problems.append(f"{entry!r} in {key} must be {dtype} like the codebook, got {tensor.dtype}")
             elif entry in used.get(key, {}) and not torch.stack(tensor.aminmax()).isfinite().all():
                 problems.append(f"{entry!r} in {key} must hold finite numbers, got NaN or Inf")
-    idle = content[ENCODER].get(IDLE)
+    idle = content[ENCODER].get(idle_entry)
     if idle is not None and not (idle.isfinite().all() and torch.equal(idle, idle.round())):
-        problems.append(f"{IDLE!r} in {ENCODER} must hold whole numbers, got others")
+        problems.append(f"{idle_entry!r} in {ENCODER} must hold whole numbers, got others")
     if problems:
-        raise CmgFileError(f"source must be a CMG checkpoint of {', '.join(model.names)}: {few(problems, '; ')}")
+        raise CmgFileError(f"source must be {what}: {few(problems, '; ')}")
 
 
 def _fits(shape: tuple[int, ...], expected: Shape, free: dict[str, int]) -> bool:
@@ -360,6 +410,8 @@ def _what_is_missing(content: Mapping[str, Any], modalities: Mapping[str, Modali
 
 
 def _check_architecture(model: UniCode) -> None:
+    if type(model) is not UniCode:
+        raise ValueError(f"model must be of Uni-Code's architecture to be written, got {type(model).__name__}")
     if tuple(model.modalities) not in cmg_names.VARIANTS:
         allowed = "; ".join(", ".join(variant) for variant in cmg_names.VARIANTS)
         raise ValueError(f"model must have the modalities {allowed}, in this order, got {', '.join(model.names)}")

@@ -48,9 +48,9 @@ PARAMETER_KEYS = (ENCODER, CPC, WORDS, *map(club_key, MODALITIES), DECODER)
 
 def used_entries(modalities: Mapping[str, Modality]) -> dict[str, dict[str, str]]:
     """The names of all used entries in our model's state, by key and name in the file."""
-    entries: dict[str, dict[str, str]] = {ENCODER: _quantiser(), CPC: {}, DECODER: {}}
+    entries: dict[str, dict[str, str]] = {ENCODER: quantiser_entries(), CPC: {}, DECODER: {}}
     for name, modality in modalities.items():
-        entries[ENCODER] |= _encoder(name)
+        entries[ENCODER] |= encoder_entries(name)
         entries[CPC] |= _cpc(name, tuple(modalities))
         entries[DECODER] |= _decoder(name)
         entries[club_key(name)] = _club(name)
@@ -116,15 +116,17 @@ def _both(theirs: str, ours: str) -> dict[str, str]:
     return {f"{theirs}.{kind}": f"{ours}.{kind}" for kind in ("weight", "bias")}
 
 
-def _quantiser() -> dict[str, str]:
+def quantiser_entries() -> dict[str, str]:
+    """The names of the quantiser's entries in our model's state."""
     names = {"embedding": "codebook", "ema_count": "ema_count", "ema_weight": "ema_sum", "unactivated_count": "idle"}
     return {f"Cross_quantizer.{theirs}": f"codebook.{ours}" for theirs, ours in names.items()}
 
 
-def _encoder(name: str) -> dict[str, str]:
+def encoder_entries(name: str, layers: int = TEMPORAL_LAYERS) -> dict[str, str]:
+    """The names of the entries of a modality's encoders in our model's state, with this number of temporal layers."""
     ours = f"encoders.{name}"
     entries = _both(f"{name}_self_att.affine_matrix", f"{ours}.temporal.affine")
-    for layer in range(TEMPORAL_LAYERS):
+    for layer in range(layers):
         for entry in _LAYER:
             theirs = f"{name}_self_att.encoder.layers.{layer}.{entry}"
             entries[theirs] = f"{ours}.temporal.layers.{layer}.{entry}"

@@ -25,7 +25,7 @@ def read_cmg(source: str | Path, folder: str | Path, dtype: torch.dtype | None =
     """Writes a CMG checkpoint as a run folder that `unicode_fast.load` and `evaluate` read.
 
     Args:
-        source: file of the released pre-training.
+        source: file of the released pre-training, of Uni-Code or FCID.
         folder: new; written whole or not at all.
         dtype: as in `from_cmg`.
 
@@ -41,7 +41,9 @@ def read_cmg(source: str | Path, folder: str | Path, dtype: torch.dtype | None =
     model = from_cmg(source, dtype)
     with atomic_folder(folder) as inside:
         write_config(inside, model.config)
-        checkpoint.save(inside / checkpoint.FOLDER / checkpoint.BEST, model, {EXTRA_KEY: getattr(model, REST)})
+        rest = getattr(model, REST, None)
+        extra = {} if rest is None else {EXTRA_KEY: rest}
+        checkpoint.save(inside / checkpoint.FOLDER / checkpoint.BEST, model, extra)
     return model
 
 
