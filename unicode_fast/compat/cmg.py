@@ -231,14 +231,18 @@ def _modalities(content: Mapping[str, Any]) -> dict[str, Modality]:
     if names not in cmg_names.VARIANTS:
         allowed = "; ".join(", ".join(variant) for variant in cmg_names.VARIANTS)
         raise CmgFileError(f"{ENCODER} must hold the encoders of {allowed}, got {', '.join(names) or 'none'}")
-    shapes = {"audio": Modality("vector", (entry_of(content, ENCODER, "Audio_encoder.audio_linear.weight", 2).shape[1],))}
+    shapes = {
+        "audio": Modality("vector", (entry_of(content, ENCODER, "Audio_encoder.audio_linear.weight", 2).shape[1],))
+    }
     if "video" in names:
         channels = entry_of(content, ENCODER, "Video_encoder.conv_stack.0.weight", 4).shape[1]
         shapes["video"] = Modality("grid", (*GRID, channels))
     if "text" in names and WORDS in content:
         shapes["text"] = Modality("words", (entry_of(content, WORDS, "weight_ih_l0", 2).shape[1],))
     elif "text" in names:
-        shapes["text"] = Modality("vector", (entry_of(content, ENCODER, "Text_encoder.text_linear.weight", 2).shape[1],))
+        shapes["text"] = Modality(
+            "vector", (entry_of(content, ENCODER, "Text_encoder.text_linear.weight", 2).shape[1],)
+        )
     return shapes
 
 

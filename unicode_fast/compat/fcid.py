@@ -65,9 +65,7 @@ def _sizes(content: Mapping[str, Any]) -> tuple[dict[str, Modality], Config]:
 def _expected_shapes(model: FcidModel) -> dict[str, Shape]:
     """All entries of a file of these sizes."""
     state = model.state_dict()
-    expected: dict[str, Shape] = {
-        entry: tuple(state[name].shape) for entry, name in fcid_names.used_entries().items()
-    }
+    expected: dict[str, Shape] = {entry: tuple(state[name].shape) for entry, name in fcid_names.used_entries().items()}
     expected[fcid_names.IDLE] = (model.config.model.codewords,)
     expected |= {entry: expected[copy] for entry, copy in fcid_names.templates().items()}
     return expected | fcid_names.unused_entries(model.config.model.width, model.modalities["video"].shape[-1])

@@ -39,7 +39,7 @@ from unicode_fast.modules.cpc import CrossCPC, clip_mean
 from unicode_fast.modules.decoders import VectorDecoder
 from unicode_fast.modules.encoders import ModalityEncoder
 from unicode_fast.modules.linear import Linear
-from unicode_fast.modules.model import CodebookBatch, ModelOutput, Specific, UniCode
+from unicode_fast.modules.model import CodebookBatch, ModelOutput, UniCode
 from unicode_fast.ops import cross_info_nce
 
 # Modalities with a common projector: those with a time axis, and sentences.
@@ -203,15 +203,13 @@ class FcidMethod(UniCodeMethod):
         return ModelOutput(mask, semantic=timed(output.semantic), club=timed(output.club))
 
     def _club_features(self, output: ModelOutput) -> ClubFeatures:
-        """Z, not codewords, and specific features of timed modalities; general and specific features of clips, a group's together."""
+        """Z and specific features of timed modalities, then those of clips, of the modalities of a group together."""
         fine, coarse = self._fine(output), output.levels[COARSE]
-        masks: dict[str, Tensor | None] = {name: None if fine.mask is None else fine.mask[name] for name in fine.semantic}
+        given, specific, masks = dict(fine.semantic), dict(fine.club), dict[str, Tensor | None](fine.mask or {})
         for group, names in self.model.groups.items():
-            network = club_of(group)
-            fine.semantic[network] = torch.cat([coarse.semantic[name] for name in names])
-            fine.club[network] = torch.cat([coarse.club[name] for name in names])
-            masks[network] = None
-        return ClubFeatures(fine.semantic, fine.club, masks)
+            given[club_of(group)] = torch.cat([coarse.semantic[name] for name in names])
+            specific[club_of(group)] = torch.cat([coarse.club[name] for name in names])
+        return ClubFeatures(given, specific, {name: masks.get(name) for name in given})
 
     def _official_estimate(
         self, name: str, predicted: tuple[Tensor, Tensor, Tensor], permutation: Tensor, mask: Tensor | None
@@ -255,7 +253,7 @@ def club_of_clips(mean: Tensor, log_variance: Tensor, specific: Tensor, permutat
 
 
 # One temporal layer and four epochs, as released.
-RECIPE = Recipe(
+RECIPE: Recipe = Recipe(
     "FCID",
     {
         "temporal_layers": 1,
