@@ -110,6 +110,7 @@ def _check(report: Report, spec: str, request: Request, progress: bool) -> None:
     for split, tables in index.tables.items():
         if "class" in tables[0].arrays:
             report.classes[split] = classes_of(np.asarray(tables[0].arrays["class"]), index.classes)
+    report.findings += _ceilings(index)
     found, labelled = _find(report, index, progress)
     report.conclude(index.classes, labelled)
     report.findings += found
@@ -230,6 +231,26 @@ def _add_labels(labelled: dict[str, np.ndarray], clips: ClipSet) -> None:
 def _classes_on(labels: np.ndarray) -> np.ndarray:
     """(clips, C) bool, the classes of labels (clips, T, C+1) at any position."""
     return np.asarray((labels[..., :-1] > 0).any(1))
+
+
+def _ceilings(index: DatasetIndex) -> Iterator[Finding]:
+    """Limits of zero-shot accuracy where the list of one modality lacks classes of another modality's."""
+    for trained, tested in ((WHOLE, WHOLE), ("train", "test")):
+        pairs = itertools.product(index.tables.get(trained, ()), index.tables.get(tested, ()))
+        for source, target in pairs:
+            apart = not set(source.features) & set(target.features)
+            if not apart or not all("class" in table.arrays and len(table) for table in (source, target)):
+                continue
+            known, classes = (np.asarray(table.arrays["class"]) for table in (source, target))
+            reachable = np.isin(classes, known)
+            if not reachable.all():
+                names = [", ".join(table.features) for table in (source, target)]
+                text = (
+                    f"zero-shot accuracy {' → '.join(names)} is at most {100 * reachable.mean():.1f} % on {tested}: "
+                    f"{(~reachable).sum():,} of {len(classes):,} clips of {names[1]} are of classes without {names[0]} "
+                    f"in {trained}"
+                )
+                yield Finding("ceiling", False, text, [index.classes[n] for n in np.unique(classes[~reachable])])
 
 
 def _find(

@@ -19,6 +19,7 @@ from unicode_fast.files.paths import expanded
 LAYOUTS: Mapping[str, Callable[[Path, Request], DatasetIndex]] = {
     "vggsound-avel24k": avel_lister("vggsound-avel24k", whole=False),
     "vggsound-avel40k": avel_lister("vggsound-avel40k", whole=True),
+    "vggsound-avel90k": avel_lister("vggsound-avel90k", whole=True, size="90k"),
     "vggsound81k": checked_lister("vggsound81k"),
     "vggsound179k": checked_lister("vggsound179k"),
     "ave": list_ave,
@@ -31,7 +32,7 @@ LAYOUTS: Mapping[str, Callable[[Path, Request], DatasetIndex]] = {
 }
 
 # Layouts with options on text.
-WITH_SENTENCES = ("vggsound-avel24k", "vggsound-avel40k", "avsbench-s4")
+WITH_SENTENCES = ("vggsound-avel24k", "vggsound-avel40k", "vggsound-avel90k", "avsbench-s4")
 
 __all__ = ["LAYOUTS", "WITH_SENTENCES", "Request", "find_layout", "has_sentences"]
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from unicode_fast.data.layouts.files import Files, need
 from unicode_fast.data.layouts.index import ClipTable, DatasetIndex, FeatureFiles, Note
+from unicode_fast.data.layouts.published import AVE, PublishedList, count_notes
 from unicode_fast.data.layouts.request import Request
 from unicode_fast.data.store.checks import StoreError
 from unicode_fast.files.untrusted import BadFile, check_count, check_size, open_file
@@ -42,11 +43,14 @@ def list_ave(root: Path, request: Request) -> DatasetIndex:
     orders = {split: files.file(f"{split}_order.h5") for split in ("train", "val", "test")}
     files.check()
     label = read_labels(labels, len(CLASSES))
-    tables, notes = {}, []
+    tables: dict[str, list[ClipTable]] = {}
+    notes: list[Note] = []
     for split, file in orders.items():
         clips, more = ordered_table(features, label, read_order(file, len(label)), file)
         tables[split] = [clips]
         notes += more
+    found = PublishedList({split: len(clips) for split, (clips,) in tables.items()})
+    notes += count_notes(root / "{train,val,test}_order.h5", found, AVE)
     return DatasetIndex("ave", root, CLASSES, tables, notes=notes)
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from unicode_fast.data.layouts.ave import h5_files, ordered_table, read_labels, read_order
+from unicode_fast.data.layouts import published
+from unicode_fast.data.layouts.ave import CLASSES, h5_files, ordered_table, read_labels, read_order
 from unicode_fast.data.layouts.files import (
     Files,
     divide,
@@ -19,7 +21,8 @@ from unicode_fast.data.layouts.files import (
     text_array,
     zip_features,
 )
-from unicode_fast.data.layouts.index import ClipTable, DatasetIndex, Fit
+from unicode_fast.data.layouts.index import ClipTable, DatasetIndex, Fit, Note
+from unicode_fast.data.layouts.published import PublishedList, count_notes
 from unicode_fast.data.layouts.request import Request
 from unicode_fast.data.layouts.vggsound import POSITIONS, YOUTUBE_ID, zip_folder
 from unicode_fast.data.store.checks import StoreError
@@ -40,9 +43,9 @@ def list_avvp(root: Path, request: Request) -> DatasetIndex:
     files.check()
     classes = read_lines(categories)
     whole = [_annotated(name, lists[name], folders[name], classes) for name in lists]
-    return DatasetIndex(
-        "avvp", root, classes, {"all": whole}, divide([hashed_split(_videos(table)) for table in whole])
-    )
+    divided = divide([hashed_split(_videos(table)) for table in whole])
+    notes = _test_notes(lists, whole, published.AVVP)
+    return DatasetIndex("avvp", root, classes, {"all": whole}, divided, notes=notes)
 
 
 def list_ave_avvp(root: Path, request: Request) -> DatasetIndex:
@@ -62,14 +65,40 @@ def list_ave_avvp(root: Path, request: Request) -> DatasetIndex:
     label = read_labels(labels, len(classes))
     numbers = read_order(order, len(label))
     trained, notes = ordered_table(features, label, numbers, order)
+    target = np.asarray(trained.arrays["class"])
+    found = PublishedList({"train": len(numbers)}, len(np.unique(target)))
+    notes += count_notes(order, found, published.AVE_AVVP_TRAIN)
+    whole = PublishedList({"all": len(label)})
+    notes += count_notes(labels, whole, PublishedList({"all": published.AVE_CLIPS}))
+    notes += published.class_notes(categories, classes, list(published.AVE_AVVP_CLASSES))
+    notes += published.ave_avvp_notes(order, target, classes, _ave_classes(root, numbers), CLASSES)
     held_out = hashed_split([f"ave {number}" for number in numbers])["val"]
     tested = [_annotated(name, lists[name], folders[name], classes) for name in lists]
+    notes += _test_notes(lists, tested, published.AVE_AVVP_TEST)
     divided = divide([{"train": ~held_out, "val": held_out}])
     return DatasetIndex("ave-avvp", root, classes, {"all": [trained], "test": tested}, divided, notes=notes)
 
 
 def _list_files(files: Files, request: Request, name: str) -> dict[str, Path]:
     return {key: files.file(name.format(word)) for key, word in _STREAMS.items() if request.includes(key)}
+
+
+def _test_notes(
+    lists: Mapping[str, Path], tables: Sequence[ClipTable], known: Mapping[str, PublishedList]
+) -> list[Note]:
+    notes = []
+    for (name, file), table in zip(lists.items(), tables, strict=True):
+        notes += count_notes(file, PublishedList({"test": len(table)}), known[name])
+    return notes
+
+
+def _ave_classes(root: Path, numbers: np.ndarray) -> np.ndarray:
+    """(n,) int64, the class of these clips in AVE's own labels; (0,) without their file, which no task needs."""
+    with contextlib.suppress(FileNotFoundError, StoreError):
+        label = read_labels(root / "AVE/labels.h5", len(CLASSES))
+        if len(label) > numbers.max():
+            return np.asarray(label[numbers, :, :-1].sum(1).argmax(1))
+    return np.zeros(0, np.int64)
 
 
 def _videos(table: ClipTable) -> list[str]:

@@ -20,6 +20,13 @@ from unicode_fast.data.layouts.files import (
     zip_features,
 )
 from unicode_fast.data.layouts.index import ClipTable, DatasetIndex
+from unicode_fast.data.layouts.published import (
+    UCF_VGGSOUND,
+    UCF_VGGSOUND_CLASSES,
+    PublishedList,
+    class_notes,
+    count_notes,
+)
 from unicode_fast.data.layouts.request import Request
 from unicode_fast.data.layouts.vggsound import POSITIONS, YOUTUBE_ID, zip_folder
 from unicode_fast.data.store.checks import StoreError
@@ -53,9 +60,14 @@ def list_ucf_vggsound(root: Path, request: Request) -> DatasetIndex:
             f"{len(classes['video'])}"
         )
     whole = [listed_clips(lists[name], {name: folders[name]}, classes[name]) for name in chosen]
-    return DatasetIndex(
-        "ucf-vggsound", root, classes["audio"], {"all": whole}, divide([_divided(table) for table in whole])
-    )
+    notes = []
+    for (modality, file), published in zip(names.items(), zip(*UCF_VGGSOUND_CLASSES, strict=True), strict=True):
+        notes += class_notes(file, classes[modality], published)
+    for name, table in zip(chosen, whole, strict=True):
+        found = PublishedList({"all": len(table)}, len(np.unique(np.asarray(table.arrays["class"]))))
+        notes += count_notes(lists[name], found, UCF_VGGSOUND[name])
+    divided = divide([_divided(table) for table in whole])
+    return DatasetIndex("ucf-vggsound", root, classes["audio"], {"all": whole}, divided, notes=notes)
 
 
 def listed_clips(file: Path, folders: Mapping[str, Path], classes: Sequence[str]) -> ClipTable:

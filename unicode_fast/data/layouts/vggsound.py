@@ -18,13 +18,15 @@ from unicode_fast.data.layouts.files import (
     zip_features,
 )
 from unicode_fast.data.layouts.index import ClipTable, DatasetIndex, FeatureFiles, Fit, Note
+from unicode_fast.data.layouts.published import AVEL_40K, AVEL_90K, PublishedList, count_notes
 from unicode_fast.data.layouts.request import Request
 from unicode_fast.data.lazy import LazyArray
 from unicode_fast.data.store.checks import StoreError
 
 POSITIONS = 10
 YOUTUBE_ID = 11
-_LIST = "vggsound-avel40k.csv"
+# List of each data set with categories, and its published counts.
+_LISTS = {"40k": ("vggsound-avel40k.csv", AVEL_40K), "90k": ("vggsound-avel90k-new.csv", AVEL_90K)}
 _CATEGORIES = "VggsoundAVEL40kCategories.txt"
 _PROMPTS = "vggsoundCategories2Prompts.csv"
 # Order of the splits in the released code.
@@ -48,16 +50,17 @@ def zipped_features(files: Files, request: Request, names: Sequence[str]) -> dic
     }
 
 
-def avel_lister(layout: str, whole: bool) -> Callable[[Path, Request], DatasetIndex]:
+def avel_lister(layout: str, whole: bool, size: str = "40k") -> Callable[[Path, Request], DatasetIndex]:
     """The reader of a data set with categories.
 
-    Its split train is the 24K set. `whole` adds the split "all", the 40K set: train, test and val joined in this order,
-    as in the released code.
+    The split train of the 40K list is the 24K set. `whole` adds the split "all", the 40K set: train, test and val
+    joined in this order, as in the released code.
     """
+    name, published = _LISTS[size]
 
     def list_avel(root: Path, request: Request) -> DatasetIndex:
         files = Files(layout, root)
-        table, categories = files.file(_LIST), files.file(_CATEGORIES)
+        table, categories = files.file(name), files.file(_CATEGORIES)
         prompts = files.file(_PROMPTS) if request.includes("text") else None
         zipped_features(files, request, [])
         files.check()
@@ -73,7 +76,10 @@ def avel_lister(layout: str, whole: bool) -> Callable[[Path, Request], DatasetIn
         features = zipped_features(files, request, names)
         folder = next((root / name for name in ("feature/label/zip", "label/zip") if (root / name).is_dir()), None)
         missing: list[str] = []
-        notes = list_notes(len(rows), table, 40_000)
+        notes = [note for note in list_notes(len(rows), table, 40_000) if note.bad and size == "40k"]
+        if not notes:
+            counts = {split: sum(row["split"] == split for row in rows) for split in published.clips}
+            notes = count_notes(table, PublishedList(counts, len(np.unique(target))), published)
         if folder is None:
             notes.append(Note("labels", f"{root} has no folder feature/label/zip: only clips have classes", False))
         else:
