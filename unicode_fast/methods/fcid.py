@@ -82,7 +82,7 @@ class WordsEncoder(ModalityEncoder):
         super().__init__(Modality("vector", modality.shape), config.model)
         del self.specific
 
-    def encode_specific(self, read: Tensor) -> tuple[Tensor, Tensor]:
+    def encode_specific(self, read: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Features of width 0."""
         empty = read.new_empty(*read.shape[:2], 0)
         return empty, empty
