@@ -19,6 +19,7 @@ from unicode_fast.errors import Parser, program, run_main, say
 from unicode_fast.files.writing import check_new_file, write_json
 from unicode_fast.modules import UniCode
 from unicode_fast.report import pictures, plots
+from unicode_fast.tasks.channels import TocRule, select
 from unicode_fast.training.checks import MOVED, VERIFY_HELP, check_text_fields, note_shared, open_run_data
 from unicode_fast.training.runs import EVALUATIONS, choose_device, places, set_threads
 
@@ -29,6 +30,9 @@ _OF_TASK: dict[str, tuple[str, ...]] = {
     "known": tasks.OPEN_TASKS,
     **dict.fromkeys(_OF_SEGMENTATION, ("segmentation",)),
 }
+_OF_TOC = ("toc_lowest", "toc_weights", "toc_rows")
+# Tasks whose heads read whole codewords.
+_WITHOUT_TOC = ("retrieval", "segmentation")
 # The modalities of a direction.
 _ROLES = {"from": "modality the probe is trained on", "to": "modality the probe is tested on"}
 
@@ -57,6 +61,10 @@ def make_parser() -> Parser:
         "--load_segmenter",
         help="segmentation: read the segmenter from this file, and train only that of the same modality",
     )
+    parser.add_argument("--toc_channels", help="TOC: the probe reads K channels of a codeword: a number, or auto [all]")
+    parser.add_argument("--toc_lowest", help="TOC: shares of channels with the highest and the lowest scores [1:0]")
+    parser.add_argument("--toc_weights", help="TOC: weights of similarity and variance [0.7,0.3]")
+    parser.add_argument("--toc_rows", help="TOC: the codewords that are scored, all or used [all]")
     parser.add_argument("--pictures", help="folder for examples of segmentation or retrieval [the run's plots]")
     parser.add_argument("--format", help=plots.FORMAT_HELP)
     parser.add_argument("--seed", type=int, help="of the probe [the run's]")
@@ -127,10 +135,12 @@ def keep(run: Path, row: tasks.Row, dataset_name: str, arguments: Namespace) -> 
 
 def changed_flags(arguments: Namespace) -> dict[str, Any]:
     """The given flags beside task, direction and protocol that change a row."""
-    usual = {"checkpoint": default_of(Path(arguments.run))}
+    usual = {"checkpoint": default_of(Path(arguments.run)), "toc_lowest": "1:0", "toc_weights": "0.7,0.3"}
+    usual["toc_rows"] = "all"
     names = (
         *("data", "to_data", *TEXT_FIELDS, "checkpoint", "anchor", "known"),
         *("backbone", "backbone_weights", "segmenter_steps", "load_segmenter", "seed"),
+        *("toc_channels", *_OF_TOC),
     )
     return {name: getattr(arguments, name) for name in names if getattr(arguments, name) not in (None, usual.get(name))}
 
@@ -175,11 +185,28 @@ def check_flags(arguments: Namespace) -> None:
             raise ValueError(f"{unread[0]} needs training, got load_segmenter")
         if not Path(arguments.load_segmenter).is_file():
             raise ValueError(f"load_segmenter must be a file of --save_segmenter, got {arguments.load_segmenter!r}")
+    toc_rule(arguments)
     for flag in ("pictures", "format"):
         if flag in given and arguments.task not in pictures.DRAWN:
             raise ValueError(f"{flag} needs task segmentation or retrieval, got {arguments.task}")
     if "format" in given:
         plots.check_format(arguments.format)
+
+
+def toc_rule(arguments: Namespace) -> TocRule | None:
+    """The rule of the flags for TOC; None without them.
+
+    Raises:
+        ValueError: a flag needs another one or another task, or has a wrong value.
+    """
+    given = {flag: getattr(arguments, flag) for flag in ("toc_channels", *_OF_TOC)}
+    if given["toc_channels"] is None:
+        for flag in [flag for flag, value in given.items() if value is not None]:
+            raise ValueError(f"{flag} needs toc_channels, got none")
+        return None
+    if arguments.task in _WITHOUT_TOC:
+        raise ValueError(f"toc_channels needs a task with a linear probe, got {arguments.task}")
+    return TocRule.from_text(*given.values())
 
 
 def check_data(model: UniCode, dataset: Dataset, arguments: Namespace) -> None:
@@ -221,8 +248,14 @@ def measure(model: UniCode, config: Config, arguments: Namespace) -> tuple[tasks
     transfer = tasks.open_transfer(config.data, task, dataset, arguments.to_data)
     backbone = tasks.BackboneChoice(arguments.backbone or "light", arguments.backbone_weights)
     steps = arguments.segmenter_steps
+    frozen: tasks.FrozenModel = model
+    rule = toc_rule(arguments)
+    if rule is not None:
+        kind = tasks.probe_task(task).adapted(dataset, arguments.known)
+        frozen = chosen = select(model, dataset, rule, kind, source, seed)
+        say(f"note: the probe reads {len(chosen.channels)} of {model.config.model.width} channels", file=sys.stderr)
     evaluator = tasks.Evaluator(
-        model, dataset, seed, transfer=transfer, backbone=backbone, segmenter_steps=steps, known=arguments.known
+        frozen, dataset, seed, transfer=transfer, backbone=backbone, segmenter_steps=steps, known=arguments.known
     )
     if arguments.load_segmenter is not None:
         evaluator.segmentation.load(Path(arguments.load_segmenter), source, target, arguments.protocol)

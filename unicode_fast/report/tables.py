@@ -139,7 +139,8 @@ def rows_of(folder: Path) -> dict[Column, Row]:
     for file in sorted((folder / EVALUATIONS).glob("*.json")):
         with run_file(file) as content:
             row = Row.from_dict(content["row"])
-            flags = {name: short(str(value)) for name, value in content["flags"].items()}
+            # Shares such as 3:1 are no layout with its folder.
+            flags = {k: f"{v}" if k.startswith("toc_") else short(f"{v}") for k, v in content["flags"].items()}
             note = ", ".join(f"{name} {value}" for name, value in flags.items())
             dataset = published_as(row.task, content.get("dataset", flags.get("data", own)))
         column = Column(row.task, row.source, row.target, row.protocol, note, dataset)

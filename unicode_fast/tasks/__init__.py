@@ -5,7 +5,7 @@ from unicode_fast.tasks.encoded import EncodedDataset
 from unicode_fast.tasks.explain import explain
 from unicode_fast.tasks.metrics.intervals import Bootstrap, Estimate
 from unicode_fast.tasks.metrics.sharing import Sharing, format_sharing, mean_sharing, measure_sharing
-from unicode_fast.tasks.probe import EncodedClips, encode_split
+from unicode_fast.tasks.probe import EncodedClips, FrozenModel, encode_split
 from unicode_fast.tasks.retrieval import Retrieval
 from unicode_fast.tasks.runner import (
     CLOSED_TASKS,
@@ -16,6 +16,7 @@ from unicode_fast.tasks.runner import (
     TASKS,
     Evaluator,
     check_tasks,
+    probe_task,
     validate,
 )
 from unicode_fast.tasks.segmentation.backbones import BackboneChoice
@@ -48,6 +49,7 @@ __all__ = [
     "EncodedClips",
     "Estimate",
     "Evaluator",
+    "FrozenModel",
     "Retrieval",
     "Row",
     "Segmentation",
@@ -67,5 +69,6 @@ __all__ = [
     "mean_sharing",
     "measure_sharing",
     "open_transfer",
+    "probe_task",
     "validate",
 ]

@@ -10,9 +10,8 @@ from torch import Tensor
 
 from unicode_fast.data import ClipSet, Dataset, built_in
 from unicode_fast.data.talking_digits.sentences import content_words
-from unicode_fast.modules.model import UniCode
 from unicode_fast.modules.wrapped import unwrapped
-from unicode_fast.tasks.probe import EncodedClips, Examples, ProbeTask, encode_split
+from unicode_fast.tasks.probe import EncodedClips, Examples, FrozenModel, ProbeTask, encode_split
 
 TRAIN, VALIDATION, TEST, WHOLE = "train", "val", "test", "all"
 # What a probe reads of a code: its codeword; its one-hot vector; the same for content words only. Content words of a
@@ -28,8 +27,8 @@ class EncodedDataset:
         dataset: modalities need not be paired.
     """
 
-    def __init__(self, model: UniCode, dataset: Dataset) -> None:
-        self.model: UniCode = unwrapped(model)
+    def __init__(self, model: FrozenModel, dataset: Dataset) -> None:
+        self.model: FrozenModel = unwrapped(model)
         self.dataset = dataset
         self._codes: dict[tuple[str, str, View], EncodedClips] = {}
 

@@ -11,9 +11,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from unicode_fast.data import ClipSet
-from unicode_fast.modules.model import UniCode
 from unicode_fast.tasks.probe import (
     Examples,
+    FrozenModel,
     ProbeHead,
     ProbeTask,
     encode_batch,
@@ -24,7 +24,7 @@ from unicode_fast.tasks.probe import (
 
 
 @contextmanager
-def seeded_dropout(model: UniCode, seed: int) -> Iterator[None]:
+def seeded_dropout(model: FrozenModel, seed: int) -> Iterator[None]:
     """Draws the model's dropout from `seed`, then restores its buffers and the global random numbers."""
     kept = [buffer.clone() for buffer in model.buffers()]
     with seeded(model.device, seed):
@@ -45,7 +45,7 @@ class OfficialBest(NamedTuple):
 
 def official_probe(  # noqa: PLR0913 - what is learnt from what, and how it is scored
     task: ProbeTask,
-    model: UniCode,
+    model: FrozenModel,
     clips: ClipSet,
     source: str,
     scored: Mapping[str, Examples],

@@ -17,13 +17,43 @@ from torch.nn.functional import embedding_bag, one_hot
 from torch.nn.utils import clip_grad_norm_, skip_init
 
 from unicode_fast.data import ClipSet, Dataset
-from unicode_fast.modules.model import UniCode
+from unicode_fast.modules.model import Encoded
 from unicode_fast.modules.wrapped import unwrapped
 from unicode_fast.tasks.metrics.intervals import Bootstrap, Estimate
 
 ENCODE_BATCH = 250
 # Largest number of codes for which a table has a row for each of them; with more, it has rows for used codes alone.
 MOST_ROWS = 1 << 12
+
+
+class FrozenModel(Protocol):
+    """What tasks read of a model: a UniCode, or one with selected channels."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The modalities."""
+
+    @property
+    def codewords(self) -> int:
+        """The number of different codes, above each index."""
+
+    @property
+    def code_sizes(self) -> tuple[int, ...]:
+        """As in `UniCode`."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of features."""
+
+    @property
+    def device(self) -> torch.device:
+        """The device of features."""
+
+    def encode(self, name: str, features: Tensor, mask: Tensor | None = None, *, dropout: bool = False) -> Encoded:
+        """As `UniCode.encode`; the vector is a function of the index."""
+
+    def buffers(self) -> Iterator[Tensor]:
+        """Tensors that encoding may change, although it should not."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +124,7 @@ def all_clips(array: np.ndarray) -> np.ndarray:
 
 @torch.no_grad()
 def encode_batch(
-    model: UniCode, clips: ClipSet, name: str, numbers: np.ndarray, *, dropout: bool = False
+    model: FrozenModel, clips: ClipSet, name: str, numbers: np.ndarray, *, dropout: bool = False
 ) -> EncodedClips:
     """Codes of some clips.
 
@@ -134,7 +164,7 @@ def _check_codewords(name: str, equal: bool) -> None:
 
 
 def encode_split(
-    model: UniCode, clips: ClipSet, name: str, batch_size: int = ENCODE_BATCH, numbers: np.ndarray | None = None
+    model: FrozenModel, clips: ClipSet, name: str, batch_size: int = ENCODE_BATCH, numbers: np.ndarray | None = None
 ) -> EncodedClips:
     """Codes of all clips of a split, encoder frozen.
 

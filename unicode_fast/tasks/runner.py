@@ -13,7 +13,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 from unicode_fast.data import Dataset
-from unicode_fast.modules.model import UniCode
 from unicode_fast.tasks.classification import (
     Classification,
     CrossClassification,
@@ -38,6 +37,7 @@ from unicode_fast.tasks.open_set import (
 )
 from unicode_fast.tasks.probe import (
     Examples,
+    FrozenModel,
     ProbeHead,
     ProbeRule,
     ProbeTask,
@@ -114,7 +114,7 @@ class Evaluator:
 
     def __init__(  # noqa: PLR0913 - options of single tasks
         self,
-        model: UniCode,
+        model: FrozenModel,
         dataset: Dataset,
         seed: int = 0,
         *,
@@ -363,7 +363,7 @@ class Evaluator:
         return self._official[key][target]
 
 
-def validate(model: UniCode, dataset: Dataset, *, seed: int = 0) -> dict[str, Any]:
+def validate(model: FrozenModel, dataset: Dataset, *, seed: int = 0) -> dict[str, Any]:
     """Quick zero-shot classification on the validation split, which pre-training logs.
 
     A probe is trained for a few epochs on at most 1000 training clips of each modality. It is scored on validation
