@@ -16,10 +16,10 @@ import torch
 from compare_choices import BEFORE, Fields, folder_name, reconstruction, results, shown, unmeasured
 
 from unicode_fast import Config, checkpoint, preset
-from unicode_fast.ablate import identity
 from unicode_fast.cli import resolve_saved
 from unicode_fast.data import open_dataset
 from unicode_fast.files.writing import write_text
+from unicode_fast.many_runs import identity
 from unicode_fast.train import run
 from unicode_fast.training.distributed import DistContext
 from unicode_fast.training.runs import make_folder

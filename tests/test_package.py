@@ -29,7 +29,7 @@ LAYERS = [
     {"ops"},
     {"modules", "losses"},
     {"methods", "tasks", "data", "compat", "checkpoint", "checked_state", "health"},
-    {"cli", "report", "training", "train", "evaluate", "convert", "ablate", "__main__"},
+    {"cli", "report", "training", "train", "evaluate", "convert", "ablate", "leaderboard", "many_runs", "__main__"},
 ]
 HEIGHT = {part: height for height, layer in enumerate(LAYERS) for part in layer}
 

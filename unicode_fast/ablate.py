@@ -7,36 +7,25 @@ It makes the paper's Tables 1 to 3 and Figure 3 on the built-in data or any othe
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
-import statistics
-import subprocess
-import sys
-import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-import yaml
-from tqdm import tqdm
 
-from unicode_fast.checkpoint import METRICS, SUMMARY
-from unicode_fast.cli import given_fields, make_parser, resolve, resolve_saved, with_underscores
-from unicode_fast.config import EXECUTION_FIELDS, Config, completed, modality_names
+from unicode_fast.cli import given_fields, make_parser, resolve, with_underscores
+from unicode_fast.config import Config, modality_names
 from unicode_fast.data import built_in, open_dataset
 from unicode_fast.errors import run_main, say
-from unicode_fast.files.locks import exclusive
-from unicode_fast.files.untrusted import UNPACKED_VARIABLE, read_bytes, read_json
 from unicode_fast.files.writing import check_writable, write_text
+from unicode_fast.many_runs import Record, Unit, checked_unit, run_all
 from unicode_fast.methods import METHODS, row_name
 from unicode_fast.presets import preset, usual
 from unicode_fast.report import plots
 from unicode_fast.report.ablation import PUBLISHED, TITLES, Line, write_experiment
 from unicode_fast.report.published import published
-from unicode_fast.tasks import CLOSED_TASKS, Row
+from unicode_fast.tasks import CLOSED_TASKS
 from unicode_fast.training.checks import check_run, check_store
 from unicode_fast.training.runs import read_summary
 
@@ -59,7 +48,6 @@ EXPERIMENTS = tuple(TITLES)
 DEFAULT_EXPERIMENTS = "table2,table3,figure3"
 SIZES = "16,32,64,128,256,512"
 HEADING = "# Ablations"
-_POLL_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
@@ -77,34 +65,6 @@ class Variant:
     label: str
     config: Config
     folder: str
-
-
-class Unit(NamedTuple):
-    """One run: its folder and its configuration."""
-
-    folder: Path
-    config: Config
-
-    @property
-    def finished(self) -> bool:
-        """True where its summary exists."""
-        return (self.folder / SUMMARY).exists()
-
-    @property
-    def log(self) -> Path:
-        """File with the output of its process."""
-        return self.folder.with_suffix(".log")
-
-    def steps_done(self) -> int:
-        """Number of training steps so far, from metrics.jsonl."""
-        if self.finished:
-            return self.config.train.steps
-        path = self.folder / METRICS
-        for line in reversed(read_bytes(path, UNPACKED_VARIABLE).splitlines() if path.is_file() else []):
-            # Skips an incomplete or damaged line.
-            with contextlib.suppress(ValueError, KeyError, TypeError):
-                return int(json.loads(line)["step"])
-        return 0
 
 
 def variants(base: Config, names: Sequence[str], experiments: Iterable[str], codewords: Sequence[int]) -> list[Variant]:
@@ -157,105 +117,6 @@ def table_1(base: Config) -> list[Variant]:
     return found
 
 
-class Record:
-    """The finished runs of an ablation, one row each, in a JSON file.
-
-    Args:
-        path: the file; it is created if it does not exist.
-        base: configuration of the complete model; rows hold the fields with other values.
-
-    Attributes:
-        runs: rows with `fields` of other values, `seed`, `rows` of scores, `seconds` and `versions`.
-
-    Raises:
-        ValueError: the file is no record of an ablation, or of one with another configuration.
-    """
-
-    def __init__(self, path: Path, base: Config) -> None:
-        self.path = path
-        self.config = base
-        self.runs: list[dict[str, Any]] = []
-        if path.exists():
-            try:
-                content = read_json(path)
-                before, self.runs = completed(content["config"]), list(content["runs"])
-                _check_runs(self.runs)
-            except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-                raise ValueError(
-                    f"record must be a new file or one of an ablation, got {str(path)!r}: "
-                    f"{type(error).__name__}: {error}"
-                ) from error
-            differing = [
-                f"{name} {before.get(name)!r} instead of {value!r}"
-                for name, value in identity(base).items()
-                if before.get(name) != value
-            ]
-            if differing:
-                raise ValueError(f"record must be new or of the same configuration, {path} has {', '.join(differing)}")
-
-    def find(self, config: Config) -> list[Row] | None:
-        """The scores of a run; None if it is not finished."""
-        fields, seed = self._key(config)
-        rows = [run["rows"] for run in self.runs if (run["fields"], run["seed"]) == (fields, seed)]
-        return [Row.from_dict(row) for row in rows[0]] if rows else None
-
-    def add(self, config: Config, summary: Mapping[str, Any]) -> None:
-        """Adds a finished run, from its summary, and writes the file; a second call changes nothing.
-
-        Runs added by other processes are kept.
-        """
-        fields, seed = self._key(config)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with exclusive(self.path.with_name(f".{self.path.name}.lock"), lambda line: say(line, sys.stderr)):
-            self.runs = Record(self.path, self.config).runs
-            if self.find(config) is None:
-                kept = {name: summary[name] for name in ("rows", "seconds", "threads", "versions") if name in summary}
-                self.runs.append({"fields": fields, "seed": seed, **kept})
-                self.write()
-
-    def write(self) -> None:
-        """Writes the file atomically, a line for each run."""
-        lines = ",\n".join(json.dumps(run, ensure_ascii=False) for run in self.runs)
-        write_text(self.path, f'{{"config": {json.dumps(self.config.flat())},\n"runs": [\n{lines}\n]}}\n')
-
-    def times(self) -> str:
-        """A sentence on the duration of runs; empty if it is unknown."""
-        minutes = [run["seconds"] / 60 for run in self.runs if "seconds" in run]
-        threads = sorted({run["threads"] for run in self.runs if "threads" in run})
-        if not minutes or not threads:
-            return ""
-        torch_versions = sorted({run["versions"]["torch"] for run in self.runs if "versions" in run})
-        return (
-            f" Pre-training and probing took {statistics.median(minutes):.1f} minutes a run (median) with "
-            f"{' or '.join(map(str, threads))} thread(s)"
-            + (f", torch {' or '.join(torch_versions)}." if torch_versions else ".")
-        )
-
-    def _key(self, config: Config) -> tuple[dict[str, Any], int]:
-        base = identity(self.config)
-        fields = {name: value for name, value in identity(config).items() if value != base[name]}
-        return fields, config.train.seed
-
-
-def _check_runs(runs: Sequence[Mapping[str, Any]]) -> None:
-    """Raises ValueError, KeyError or TypeError if the rows of a record are not finished runs, each once."""
-    found = set()
-    for number, run in enumerate(runs):
-        key = json.dumps([dict(run["fields"]), int(run["seed"])], sort_keys=True)
-        if key in found:
-            raise ValueError(f"run {number} is a duplicate")
-        found.add(key)
-        for row in run["rows"]:
-            score = Row.from_dict(row).score
-            if not isinstance(score, (int, float)) or not 0 <= score <= 1:
-                raise ValueError(f"scores must be numbers from 0 to 1, run {number} has {score!r}")
-
-
-def identity(config: Config) -> dict[str, Any]:
-    """All fields that decide what a run computes, except the seed."""
-    return {name: value for name, value in config.flat().items() if name not in (*EXECUTION_FIELDS, "seed")}
-
-
 def units(out: Path, found: Sequence[Variant], seeds: Sequence[int]) -> list[Unit]:
     """The runs, all variants of a seed before those of the next seed; an interruption then leaves whole tables.
 
@@ -265,62 +126,9 @@ def units(out: Path, found: Sequence[Variant], seeds: Sequence[int]) -> list[Uni
     runs = {}
     for seed in seeds:
         for variant in found:
-            unit = Unit(out / variant.folder / f"seed-{seed}", variant.config.replace(seed=seed))
-            written = unit.folder / "config.yaml"
-            before, now = resolve_saved(str(written)).flat() if written.exists() else {}, unit.config.flat()
-            if before and before != {**now, **{name: before.get(name) for name in EXECUTION_FIELDS}}:
-                raise ValueError(
-                    f"out must be new or of the same configuration, {unit.folder} was trained with another"
-                )
-            runs[unit.folder] = unit
+            folder = out / variant.folder / f"seed-{seed}"
+            runs[folder] = checked_unit(folder, variant.config.replace(seed=seed))
     return list(runs.values())
-
-
-def start(unit: Unit, threads: int) -> subprocess.Popen[bytes]:
-    """Starts or resumes a run in its own process, with a log beside its folder."""
-    unit.folder.parent.mkdir(parents=True, exist_ok=True)
-    fields = unit.config.flat()
-    if unit.folder.exists():
-        how = ["--resume", str(unit.folder), *(f"--{name}={fields[name]}" for name in EXECUTION_FIELDS)]
-    else:
-        file = unit.folder.with_suffix(".yaml")
-        write_text(file, yaml.safe_dump(fields, sort_keys=False))
-        how = ["--config", str(file), "--out", str(unit.folder)]
-    command = [sys.executable, "-m", "unicode_fast.train", *how]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-    with unit.log.open("ab") as output:
-        return subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
-
-
-def run_all(runs: Sequence[Unit], jobs: int, threads: int) -> Iterator[Unit]:
-    """Runs the unfinished runs, `jobs` at a time, with one progress bar; yields each run at its end.
-
-    Raises:
-        RuntimeError: a run failed; the others are stopped, and their checkpoints are kept.
-    """
-    waiting = [unit for unit in runs if not unit.finished]
-    running: dict[subprocess.Popen[bytes], Unit] = {}
-    steps = sum(unit.config.train.steps for unit in runs)
-    bar = tqdm(total=steps, initial=sum(unit.steps_done() for unit in runs), desc="ablation", unit="step")
-    try:
-        while waiting or running:
-            while waiting and len(running) < jobs:
-                unit = waiting.pop(0)
-                running[start(unit, threads)] = unit
-            time.sleep(_POLL_SECONDS)
-            for process in [process for process in running if process.poll() is not None]:
-                unit = running.pop(process)
-                if not unit.finished:
-                    log = unit.log.read_text(encoding="utf-8", errors="replace").splitlines() or ["its log is empty"]
-                    raise RuntimeError(f"the run in {unit.folder} failed: {log[-1]}; its log is {unit.log}")
-                yield unit
-            bar.set_postfix(runs=f"{sum(unit.finished for unit in runs)}/{len(runs)}", refresh=False)
-            bar.update(sum(unit.steps_done() for unit in runs) - bar.n)
-    finally:
-        bar.close()
-        for process in running:
-            process.terminate()
-            process.wait()
 
 
 def collect(

@@ -1,0 +1,240 @@
+"""Many runs of `unicode_fast.train`, each in its own process and folder, and the record of finished ones."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+from tqdm import tqdm
+
+from unicode_fast.checkpoint import METRICS, SUMMARY
+from unicode_fast.cli import resolve_saved
+from unicode_fast.config import EXECUTION_FIELDS, Config, completed
+from unicode_fast.errors import say
+from unicode_fast.files.locks import exclusive
+from unicode_fast.files.untrusted import UNPACKED_VARIABLE, read_bytes, read_json
+from unicode_fast.files.writing import write_text
+from unicode_fast.tasks import Row
+
+_POLL_SECONDS = 0.5
+
+
+class Unit(NamedTuple):
+    """One run: its folder and its configuration."""
+
+    folder: Path
+    config: Config
+
+    @property
+    def finished(self) -> bool:
+        """True where its summary exists."""
+        return (self.folder / SUMMARY).exists()
+
+    @property
+    def log(self) -> Path:
+        """File with the output of its process."""
+        return self.folder.with_suffix(".log")
+
+    def steps_done(self) -> int:
+        """Number of training steps so far, from metrics.jsonl."""
+        if self.finished:
+            return self.config.train.steps
+        path = self.folder / METRICS
+        for line in reversed(read_bytes(path, UNPACKED_VARIABLE).splitlines() if path.is_file() else []):
+            # Skips an incomplete or damaged line.
+            with contextlib.suppress(ValueError, KeyError, TypeError):
+                return int(json.loads(line)["step"])
+        return 0
+
+
+def checked_unit(folder: Path, config: Config) -> Unit:
+    """A run, new or of the same configuration.
+
+    Raises:
+        ValueError: the folder exists, and its run has another configuration.
+    """
+    written = folder / "config.yaml"
+    before, now = resolve_saved(str(written)).flat() if written.exists() else {}, config.flat()
+    if before and before != {**now, **{name: before.get(name) for name in EXECUTION_FIELDS}}:
+        raise ValueError(f"out must be new or of the same configuration, {folder} was trained with another")
+    return Unit(folder, config)
+
+
+class Record:
+    """The finished runs of an experiment, one row each, in a JSON file.
+
+    Args:
+        path: the file; it is created if it does not exist.
+        base: configuration of the complete model; rows hold the fields with other values.
+        of: the experiment, for errors.
+
+    Attributes:
+        runs: rows with `fields` of other values, `seed`, `rows` of scores, `seconds` and `versions`; also `name` where
+            one was given, and further numbers.
+
+    Raises:
+        ValueError: the file is no record of such an experiment, or of one with another configuration.
+    """
+
+    def __init__(self, path: Path, base: Config, of: str = "an ablation") -> None:
+        self.path, self.of = path, of
+        self.config = base
+        self.runs: list[dict[str, Any]] = []
+        if path.exists():
+            try:
+                content = read_json(path)
+                before, self.runs = completed(content["config"]), list(content["runs"])
+                _check_runs(self.runs)
+            except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+                raise ValueError(
+                    f"record must be a new file or one of {of}, got {str(path)!r}: {type(error).__name__}: {error}"
+                ) from error
+            differing = [
+                f"{name} {before.get(name)!r} instead of {value!r}"
+                for name, value in identity(base).items()
+                if before.get(name) != value
+            ]
+            if differing:
+                raise ValueError(f"record must be new or of the same configuration, {path} has {', '.join(differing)}")
+
+    def run(self, config: Config, name: str = "") -> dict[str, Any] | None:
+        """The row of a run; None if it is not finished."""
+        key = (*self._key(config), name)
+        return next((run for run in self.runs if (run["fields"], run["seed"], run.get("name", "")) == key), None)
+
+    def find(self, config: Config, name: str = "") -> list[Row] | None:
+        """The scores of a run; None if it is not finished."""
+        run = self.run(config, name)
+        return None if run is None else [Row.from_dict(row) for row in run["rows"]]
+
+    def add(self, config: Config, summary: Mapping[str, Any], name: str = "", **more: Any) -> None:
+        """Adds a finished run, from its summary, and writes the file; a second call changes nothing.
+
+        Runs added by other processes are kept.
+
+        Args:
+            config: of the run.
+            summary: its summary.json.
+            name: tells apart what was measured on one run.
+            more: further numbers of the row.
+        """
+        fields, seed = self._key(config)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with exclusive(self.path.with_name(f".{self.path.name}.lock"), lambda line: say(line, sys.stderr)):
+            self.runs = Record(self.path, self.config, self.of).runs
+            if self.run(config, name) is None:
+                kept = {key: summary[key] for key in ("rows", "seconds", "threads", "versions") if key in summary}
+                named = {"name": name} if name else {}
+                self.runs.append({**named, "fields": fields, "seed": seed, **kept, **more})
+                self.write()
+
+    def write(self) -> None:
+        """Writes the file atomically, a line for each run."""
+        lines = ",\n".join(json.dumps(run, ensure_ascii=False) for run in self.runs)
+        write_text(self.path, f'{{"config": {json.dumps(self.config.flat())},\n"runs": [\n{lines}\n]}}\n')
+
+    def times(self) -> str:
+        """A sentence on the duration of runs; empty if it is unknown."""
+        minutes = [run["seconds"] / 60 for run in self.runs if "seconds" in run]
+        threads = sorted({run["threads"] for run in self.runs if "threads" in run})
+        if not minutes or not threads:
+            return ""
+        torch_versions = sorted({run["versions"]["torch"] for run in self.runs if "versions" in run})
+        return (
+            f" Pre-training and probing took {statistics.median(minutes):.1f} minutes a run (median) with "
+            f"{' or '.join(map(str, threads))} thread(s)"
+            + (f", torch {' or '.join(torch_versions)}." if torch_versions else ".")
+        )
+
+    def _key(self, config: Config) -> tuple[dict[str, Any], int]:
+        base = identity(self.config)
+        fields = {name: value for name, value in identity(config).items() if value != base[name]}
+        return fields, config.train.seed
+
+
+def _check_runs(runs: Sequence[Mapping[str, Any]]) -> None:
+    """Raises ValueError, KeyError or TypeError if the rows of a record are not finished runs, each once."""
+    found = set()
+    for number, run in enumerate(runs):
+        key = json.dumps([dict(run["fields"]), int(run["seed"]), run.get("name")], sort_keys=True)
+        if key in found:
+            raise ValueError(f"run {number} is a duplicate")
+        found.add(key)
+        for row in run["rows"]:
+            score = Row.from_dict(row).score
+            if not isinstance(score, (int, float)) or not 0 <= score <= 1:
+                raise ValueError(f"scores must be numbers from 0 to 1, run {number} has {score!r}")
+
+
+def identity(config: Config) -> dict[str, Any]:
+    """All fields that decide what a run computes, except the seed."""
+    return {name: value for name, value in config.flat().items() if name not in (*EXECUTION_FIELDS, "seed")}
+
+
+def start(unit: Unit, threads: int) -> subprocess.Popen[bytes]:
+    """Starts or resumes a run in its own process, with a log beside its folder."""
+    unit.folder.parent.mkdir(parents=True, exist_ok=True)
+    fields = unit.config.flat()
+    if unit.folder.exists():
+        how = ["--resume", str(unit.folder), *(f"--{name}={fields[name]}" for name in EXECUTION_FIELDS)]
+    else:
+        file = unit.folder.with_suffix(".yaml")
+        write_text(file, yaml.safe_dump(fields, sort_keys=False))
+        how = ["--config", str(file), "--out", str(unit.folder)]
+    command = [sys.executable, "-m", "unicode_fast.train", *how]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    with unit.log.open("ab") as output:
+        return subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
+
+
+def run_all(
+    runs: Sequence[Unit], jobs: int, threads: int, of: str = "ablation", failures: list[str] | None = None
+) -> Iterator[Unit]:
+    """Runs the unfinished runs, `jobs` at a time, with one progress bar; yields each run at its end.
+
+    Args:
+        runs: finished ones are counted only.
+        jobs: number of processes at a time.
+        threads: of each process.
+        of: the experiment, for the bar.
+        failures: gets a line for each failed run, and the others go on; None stops them.
+
+    Raises:
+        RuntimeError: a run failed; the others are stopped, and their checkpoints are kept.
+    """
+    waiting = [unit for unit in runs if not unit.finished]
+    running: dict[subprocess.Popen[bytes], Unit] = {}
+    steps = sum(unit.config.train.steps for unit in runs)
+    bar = tqdm(total=steps, initial=sum(unit.steps_done() for unit in runs), desc=of, unit="step")
+    try:
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                unit = waiting.pop(0)
+                running[start(unit, threads)] = unit
+            time.sleep(_POLL_SECONDS)
+            for process in [process for process in running if process.poll() is not None]:
+                unit = running.pop(process)
+                if not unit.finished:
+                    log = unit.log.read_text(encoding="utf-8", errors="replace").splitlines() or ["its log is empty"]
+                    failure = f"the run in {unit.folder} failed: {log[-1]}; its log is {unit.log}"
+                    if failures is None:
+                        raise RuntimeError(failure)
+                    failures.append(failure)
+                else:
+                    yield unit
+            bar.set_postfix(runs=f"{sum(unit.finished for unit in runs)}/{len(runs)}", refresh=False)
+            bar.update(sum(unit.steps_done() for unit in runs) - bar.n)
+    finally:
+        bar.close()
+        for process in running:
+            process.terminate()
+            process.wait()
