@@ -177,7 +177,7 @@ def select(model: UniCode, dataset: Dataset, rule: TocRule, task: ProbeTask, sou
         ValueError: codes of the model are of several codebooks, or the rule does not fit its width.
     """
     plain = unwrapped_unicode(model)
-    method = getattr(plain.config.method, "method", "uni-code")
+    method = plain.config.method.method
     if method in _SEVERAL_CODEBOOKS:
         raise ValueError(f"toc_channels needs a method with one codebook, got method {method}")
     codebook, encoded = plain.codebook.codebook, EncodedDataset(plain, dataset)
