@@ -18,6 +18,7 @@ COMMANDS = {
     "evaluate": "measure one direction of one task on a trained run",
     "report": "make the paper's tables and the figure from runs",
     "ablate": "train with each component off, and with codebooks of several sizes",
+    "leaderboard": "train every method on the same data, and compare them",
     "convert": "read or write checkpoints of the released code",
     "data": "check a dataset, or pack it for training",
 }
@@ -34,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(
         prog=program(),
         usage=f"{program()} COMMAND [--help] ...",
-        epilog="commands:\n" + "\n".join(f"  {name:10}{text}" for name, text in COMMANDS.items()),
+        epilog="commands:\n" + "\n".join(f"  {name:12}{text}" for name, text in COMMANDS.items()),
         formatter_class=RawDescriptionHelpFormatter,
     )
     parser.add_argument("command", metavar="COMMAND", nargs="?", choices=COMMANDS, help="one of the commands below")

@@ -447,6 +447,62 @@ def report_bars(
     return figure
 
 
+def metric_of(task: str, protocol: str = "held_out") -> str:
+    """The name of a task's score."""
+    return _METRICS.get((task, protocol), "score")
+
+
+def method_bars(
+    scores: Mapping[str, Mapping[str, Mapping[str, tuple[float, float | None]]]], chance: Mapping[str, float]
+) -> Figure:
+    """Mean zero-shot scores of methods, a panel per task, a line per method.
+
+    Args:
+        scores: by task, method and view ("codewords", "tokens"): score and half of its interval, if any.
+        chance: by task.
+
+    Raises:
+        ValueError: there are no scores.
+    """
+    methods = list(dict.fromkeys(name for found in scores.values() for name in found))
+    if not methods:
+        raise ValueError("scores must hold at least one method, got none")
+    figure = Figure(figsize=(2.4 + 2.3 * len(scores), 0.9 + 0.27 * len(methods)), layout="constrained")
+    axes = figure.subplots(1, len(scores), sharey=True, squeeze=False)[0]
+    for axis, (task, found) in zip(axes, scores.items(), strict=True):
+        for place, name in enumerate(methods):
+            for view, (shift, colour, marker) in {"codewords": (0.12, BLUE, "o"), "tokens": (-0.12, RED, "s")}.items():
+                if view in found.get(name, {}):
+                    score, half = found[name][view]
+                    label = view if place == 0 else ""
+                    axis.errorbar(
+                        score,
+                        place - shift,
+                        xerr=half,
+                        color=colour,
+                        marker=marker,
+                        markersize=4,
+                        capsize=2,
+                        label=label,
+                    )
+        axis.axvline(chance[task], color=ORANGE, linestyle="--", linewidth=1, label="chance")
+        axis.set_yticks(range(len(methods)), methods, fontsize=8)
+        axis.set_xlim(0, 1)
+        axis.set_xticks([0, 0.5, 1], ["0", "50 %", "100 %"])
+        axis.set_title(f"{task}: {metric_of(task)}", fontsize=9)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(color="#E5E5E5", linewidth=0.7)
+        axis.set_axisbelow(True)
+    axes[0].invert_yaxis()
+    handles = dict(zip(*reversed(axes[0].get_legend_handles_labels()), strict=True))
+    if any(half is not None for found in scores.values() for views in found.values() for _, half in views.values()):
+        handles["error bars: Student's 95 % interval over seeds"] = Line2D(
+            [], [], color=BLACK, marker="|", linestyle=""
+        )
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, frameon=False, fontsize=8)
+    return figure
+
+
 def codebook_sizes(points: Mapping[int, Sequence[Row]]) -> Figure:
     """Zero-shot score over the number of codewords, a panel per task, a line per direction; after the paper's Figure 3.
 

@@ -1,0 +1,288 @@
+"""One leaderboard of all methods: `python -m unicode_fast.leaderboard --out FOLDER`.
+
+Every row is trained on the same data with the same encoders, steps, batches and optimiser; only the rules of its method
+differ. Every run is one of `unicode_fast.train` in its own folder, so an interrupted call resumes. A finished run is a
+row of one file, `--record FILE`, and its folder can be deleted.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import time
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from unicode_fast.checkpoint import default_of, load
+from unicode_fast.cli import given_fields, make_parser, read_yaml, resolve, with_underscores
+from unicode_fast.config import Config, modality_names
+from unicode_fast.data import open_dataset
+from unicode_fast.errors import run_main, say
+from unicode_fast.files.writing import check_writable, write_text
+from unicode_fast.many_runs import Record, Unit, checked_unit, run_all
+from unicode_fast.methods import METHODS
+from unicode_fast.modules import UniCode
+from unicode_fast.presets import preset
+from unicode_fast.report import leaderboard as board
+from unicode_fast.tasks import RETRIEVAL, TASKS, Evaluator, Row
+from unicode_fast.tasks.channels import Selected, toc_channels
+from unicode_fast.tasks.probe import one_thread
+from unicode_fast.tasks.runner import SEGMENTATION
+from unicode_fast.training.checks import check_run, check_store, open_run_data, tasks_of
+from unicode_fast.training.runs import provenance, read_summary
+
+HEADING = "# Leaderboard"
+# What a call takes without other flags. There is no choice of a checkpoint: the last step is measured.
+DEFAULTS: Mapping[str, Any] = {
+    "data": "talking-numbers",
+    "steps": 300,
+    "validations": 0,
+    "probe_tasks": ",".join(
+        task for task in ("classification", "localisation", "open-classification", RETRIEVAL) if task in TASKS
+    ),
+}
+# The losses of the paper as the released code has them, in place of those by which `recommended` shares codes.
+_OFFICIAL = preset("official").flat()
+PAPER_LOSSES: Mapping[str, Any] = {
+    name: _OFFICIAL[name]
+    for name in (
+        *("assignment_weight", "presence_weight", "grounding_weight"),
+        *("commitment_weight", "commitment_own", "commitment_partner", "commitment_partners", "commitment_norm"),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A row of the leaderboard.
+
+    Attributes:
+        label: its name.
+        fields: of the configuration, beside those of all rows.
+        measures: the row whose runs it measures again, with selected channels; "" for one with runs of its own.
+    """
+
+    label: str
+    fields: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    measures: str = ""
+
+    @property
+    def folder(self) -> str:
+        """The folder of its runs, relative to that of the leaderboard."""
+        return re.sub(r"[^a-z0-9+]+", "-", (self.measures or self.label).lower()).strip("-")
+
+
+def entries(names: Sequence[str]) -> list[Entry]:
+    """All rows.
+
+    Args:
+        names: the modalities of the data; without a third there is no row of two modalities.
+    """
+    compared = {name: {"method": name.lower()} for name in board.COMPARED}
+    found = [Entry(board.BASELINE, {"method": "baseline"})]
+    found += [Entry(label, fields) for label, fields in compared.items()]
+    found += [Entry(f"DCID+{label}", {**fields, "dcid": True}) for label, fields in compared.items()]
+    found += [Entry(board.UNI_CODE, PAPER_LOSSES), Entry(board.RECOMMENDED)]
+    found += [Entry(label, {"method": label.lower()}) for label in board.LATER]
+    found.append(Entry(board.TOC, PAPER_LOSSES, board.UNI_CODE))
+    if len(names) > 2:
+        found.append(Entry(board.two_modalities(names), {**PAPER_LOSSES, "modalities": ",".join(names[:2])}))
+    return found
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a leaderboard trains and measures.
+
+    Attributes:
+        out: the folder of the runs.
+        base: configuration of the recommended row.
+        names: the modalities of the data.
+        rows: configuration of each row, except for the seed.
+        seeds: of each row.
+    """
+
+    out: Path
+    base: Config
+    names: Sequence[str]
+    rows: Mapping[Entry, Config]
+    seeds: Sequence[int]
+
+    def units(self, record: Record, chosen: Sequence[Entry]) -> list[Unit]:
+        """The runs that some rows still need, all rows of a seed before those of the next seed.
+
+        Raises:
+            ValueError: the folder of a run exists with another configuration.
+        """
+        found: dict[Path, Unit] = {}
+        for seed in self.seeds:
+            for entry in chosen:
+                config = self.rows[entry].replace(seed=seed)
+                if record.run(config, entry.label) is None:
+                    folder = self.out / entry.folder / f"seed-{seed}"
+                    found[folder] = checked_unit(folder, config)
+        return list(found.values())
+
+    def keep(self, record: Record, unit: Unit) -> None:
+        """Adds the rows of a finished run to the record."""
+        summary = read_summary(unit.folder)
+        for entry in [entry for entry in self.rows if self.out / entry.folder == unit.folder.parent]:
+            if record.run(unit.config, entry.label) is None:
+                model = load(unit.folder, default_of(unit.folder), torch.device("cpu"))
+                if entry.measures:
+                    record.add(unit.config, with_half_the_channels(model, unit.config), entry.label)
+                else:
+                    step_seconds = summary["seconds_of_pretraining"] / summary["steps"]
+                    costs = {"parameters": trained_parameters(model), "step_seconds": step_seconds}
+                    record.add(unit.config, summary, entry.label, **costs)
+
+    def standings(self, record: Record) -> tuple[list[board.Standing], list[str]]:
+        """Rows with at least one finished seed, and the names of unfinished ones."""
+        found, missing = [], []
+        for entry, config in self.rows.items():
+            runs = {seed: record.run(config.replace(seed=seed), entry.label) for seed in self.seeds}
+            there = {seed: run for seed, run in runs.items() if run is not None}
+            if there:
+                scores = {seed: [Row.from_dict(row) for row in run["rows"]] for seed, run in there.items()}
+                found.append(board.Standing(entry.label, scores, there))
+            if lacking := [str(seed) for seed in self.seeds if seed not in there]:
+                missing.append(f"{entry.label} (seed {', '.join(lacking)})")
+        return found, missing
+
+    def run_missing(self, record: Record, chosen: Sequence[Entry], jobs: int, page: Path) -> list[str]:
+        """Trains and measures what some rows still need, and writes the page after each run.
+
+        Returns:
+            A line for each failed run.
+        """
+        failures: list[str] = []
+        for unit in [unit for unit in self.units(record, chosen) if unit.finished]:
+            self.keep(record, unit)
+        self.out.mkdir(parents=True, exist_ok=True)
+        for unit in run_all(self.units(record, chosen), jobs, 1, "leaderboard", failures):
+            self.keep(record, unit)
+            self.write_page(record, page)
+        return failures
+
+    def write_page(self, record: Record, page: Path) -> None:
+        """Writes the page and, with at least one finished run, its picture."""
+        standings, missing = self.standings(record)
+        if standings:
+            board.draw(standings, page.with_suffix(".png"))
+        text = board.page(HEADING, self.introduction(record), standings, missing, self.names, f"{page.stem}.png")
+        write_text(page, text)
+
+    def introduction(self, record: Record) -> list[str]:
+        """What all rows have in common, and what tells them apart."""
+        base, train = self.base, self.base.train
+        losses = ", ".join(f"`{name} {value}`" for name, value in PAPER_LOSSES.items() if base.flat()[name] != value)
+        measured = "The checkpoint with the best validation" if train.validations else "The model of the last step"
+        return [
+            f"Every row is pre-trained on {base.data.data} for {train.steps} steps of {train.batch_size} clips, with "
+            f"{len(self.seeds)} seeds. Encoders, codebook size, data, splits, optimiser and probes are the same; only "
+            f"the rules of the method differ. The preset is `{base.preset}`, its size `{base.size}`. {measured} is "
+            f"measured. `python -m unicode_fast.leaderboard` writes this page.{record.times()}",
+            "The comparison methods are our versions; their files in `unicode_fast/methods/` state each choice that "
+            f"is ours. `{board.UNI_CODE}` has the losses of the paper, as released: {losses or 'those of the preset'}. "
+            f"`{board.RECOMMENDED}` is the preset. `{board.TOC}` measures the runs of `{board.UNI_CODE}` with half of "
+            "the channels; this number is fixed, so that nothing is chosen on test clips.",
+        ]
+
+
+def planned(arguments: Namespace) -> Plan:
+    """The plan of a command line.
+
+    Raises:
+        ValueError: a flag or a field has a wrong value, or a field differs between rows.
+    """
+    given, config = given_fields(arguments), arguments.config
+    content = read_yaml(config) if config else {}
+    for name in [name for name in ("method", "dcid") if name in {**content, **given}]:
+        raise ValueError(f"{name} differs between rows, got one for all; --only names rows")
+    flags = {**{name: value for name, value in DEFAULTS.items() if name not in content}, **given}
+    base = resolve(config, flags)
+    if not base.train.steps:
+        raise ValueError("steps must be above 0, so that all runs have the same number, got 0")
+    names = modality_names(base.data.modalities, tuple(check_store(base, open_dataset(base.data))))
+    able = [entry for entry in entries(names) if entry.fields.get("method", "uni-code") in METHODS]
+    rows = {entry: resolve(config, {**flags, **entry.fields}) for entry in able}
+    for row in rows.values():
+        check_run(row)
+    seeds = [base.train.seed + number for number in range(arguments.seeds)]
+    return Plan(Path(arguments.out), base, names, rows, seeds)
+
+
+def trained_parameters(model: UniCode) -> int:
+    """Number of parameters that a run trains: without those of losses that are off, and without teachers."""
+    method = model.config.method
+    off = {"cpc": method.cpc_weight == 0, "club": method.club_estimator == "none"}
+    named = [(name.partition(".")[0], parameter) for name, parameter in model.named_parameters()]
+    return sum(parameter.numel() for part, parameter in named if parameter.requires_grad and not off.get(part))
+
+
+def with_half_the_channels(model: UniCode, config: Config) -> dict[str, Any]:
+    """Scores of probes that read half of the channels, those that TOC selects; in the form of a run's summary."""
+    begun = time.monotonic()
+    channels = toc_channels(model.codebook.codebook, config.model.width // 2)
+    tasks = [task for task in tasks_of(config) if task not in (RETRIEVAL, SEGMENTATION)]
+    with one_thread():
+        evaluator = Evaluator(Selected(model, channels), open_run_data(config), config.train.seed)
+        rows = [row.as_dict() for row in evaluator.table(tasks, progress=False)]
+        return {"rows": rows, "seconds": time.monotonic() - begun, **provenance()}
+
+
+def chosen_entries(rows: Sequence[Entry], only: str | None) -> list[Entry]:
+    """The rows of `--only`; all without it.
+
+    Raises:
+        ValueError: a name is unknown.
+    """
+    by_name = {entry.label.lower(): entry for entry in rows}
+    names = list(by_name) if only is None else [name.strip().lower() for name in only.split(",")]
+    for name in [name for name in names if name not in by_name]:
+        raise ValueError(f"only must be among {', '.join(entry.label for entry in rows)}, got {name!r}")
+    return [by_name[name] for name in dict.fromkeys(names)]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; see `python -m unicode_fast.leaderboard --help`."""
+    parser = make_parser("leaderboard", "Train every method on the same data, and compare them.")
+    parser.add_argument("--out", help="folder of the runs (required); finished runs in it are kept")
+    parser.add_argument("--record", default="", help="JSON file of finished runs, which are skipped [in the folder]")
+    parser.add_argument("--page", default="", help="folder for the page and its picture [that of the runs]")
+    parser.add_argument("--seeds", type=int, default=3, help="seeds of each row, from --seed on [%(default)s]")
+    parser.add_argument("--only", help="train these rows only, separated by commas [all]")
+    parser.add_argument("--no_runs", action="store_true", help="train nothing; write the page from the record")
+    parser.add_argument("--jobs", type=int, default=1, help="parallel runs, of one thread each [%(default)s]")
+    arguments = parser.parse_args(with_underscores(argv))
+    if arguments.out is None:
+        parser.error("the following arguments are required: --out")
+    for name in ("seeds", "jobs"):
+        if getattr(arguments, name) < 1:
+            raise ValueError(f"{name} must be at least 1, got {getattr(arguments, name)}")
+    if not arguments.out:
+        raise ValueError("out must be a folder, got ''")
+    page = Path(arguments.page or arguments.out) / "leaderboard.md"
+    file = Path(arguments.record or Path(arguments.out) / "runs.json")
+    for name, path in (("page", page), ("record", file)):
+        check_writable(name, path)
+    if page.exists() and not page.read_bytes().startswith(HEADING.encode()):
+        raise ValueError(f"page must be a new folder or one of a leaderboard, {page} is another file")
+    plan = planned(arguments)
+    chosen, record = chosen_entries(list(plan.rows), arguments.only), Record(file, plan.base, "a leaderboard")
+    failures = [] if arguments.no_runs else plan.run_missing(record, chosen, arguments.jobs, page)
+    plan.write_page(record, page)
+    say(page.read_text(encoding="utf-8").rstrip())
+    say(page)
+    for failure in failures:
+        say(f"error: {failure}", file=sys.stderr)
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    run_main(main)
