@@ -166,12 +166,33 @@ class TestSelected:
     def test_used_codewords(self, store: Path) -> None:
         model, dataset = tiny.model(names="audio,video"), open_dataset(tiny.config(data=str(store)).data)
         encoded = EncodedDataset(model, dataset)
-        used = used_rows(encoded)
+        [used] = used_rows(encoded)
         chosen = {int(code) for name in ("audio", "video") for code in encoded.codes("train", name).index.flatten()}
         assert set(used.nonzero()[:, 0].tolist()) == chosen and 2 <= len(chosen) < 12
         found = select(model, dataset, TocRule(4, rows="used"), probe_task("classification"), "audio", 0)
         expected = toc_channels(model.codebook.codebook, 4, rows=used)
         assert torch.equal(found.channels, expected)
+
+    @pytest.mark.parametrize(("method", "parts", "sizes"), [("h-dcid", 2, 2), ("codaar", 2, 1)])
+    def test_several_codebooks(self, store: Path, method: str, parts: int, sizes: int) -> None:
+        """Each is selected by its own scores; a vector of `encode` has its channels in the order of the codebooks."""
+        model, dataset = (
+            tiny.model(names="audio,video", method=method).eval(),
+            open_dataset(tiny.config(data=str(store)).data),
+        )
+        found = select(model, dataset, TocRule(4, (3, 1)), probe_task("classification"), "audio", 0)
+        whole, chosen = (one.encode("video", tiny.batch(model)["video"]) for one in (model, found))
+        assert whole.vector.shape[-1] == parts * 16 and torch.equal(whole.index, chosen.index)
+        index = whole.index if sizes == 1 else torch.stack([whole.index // 12, whole.index % 12])
+        vectors = [book[index if sizes == 1 else index[place]] for place, book in enumerate(model.codebooks)]
+        assert torch.equal(torch.cat(vectors, -1), whole.vector)
+        narrow = [
+            vector[..., toc_channels(book, 4, (3, 1))] for vector, book in zip(vectors, model.codebooks, strict=True)
+        ]
+        assert torch.equal(torch.cat(narrow, -1), chosen.vector)
+        used = used_rows(EncodedDataset(model, dataset))
+        assert len(used) == sizes and all(2 <= int(rows.sum()) <= 12 for rows in used)
+        select(model, dataset, TocRule(4, rows="used"), probe_task("classification"), "audio", 0)
 
     def test_choice_by_validation_of_the_source(self, store: Path) -> None:
         """One choice hides the class, the other has it."""

@@ -30,7 +30,7 @@ from unicode_fast.modules import UniCode
 from unicode_fast.presets import preset
 from unicode_fast.report import leaderboard as board
 from unicode_fast.tasks import RETRIEVAL, TASKS, Evaluator, Row
-from unicode_fast.tasks.channels import Selected, toc_channels
+from unicode_fast.tasks.channels import Selected, TocRule, channels_of
 from unicode_fast.tasks.probe import one_thread
 from unicode_fast.tasks.runner import SEGMENTATION
 from unicode_fast.training.checks import check_run, check_store, open_run_data, tasks_of
@@ -228,7 +228,7 @@ def trained_parameters(model: UniCode) -> int:
 def with_half_the_channels(model: UniCode, config: Config) -> dict[str, Any]:
     """Scores of probes that read half of the channels, those that TOC selects; in the form of a run's summary."""
     begun = time.monotonic()
-    channels = toc_channels(model.codebook.codebook, config.model.width // 2)
+    channels = channels_of(model, config.model.width // 2, TocRule(None))
     tasks = [task for task in tasks_of(config) if task not in (RETRIEVAL, SEGMENTATION)]
     with one_thread():
         evaluator = Evaluator(Selected(model, channels), open_run_data(config), config.train.seed)

@@ -379,6 +379,11 @@ class CodaarModel(UniCode):
             self.decoders[name] = RowDecoder(len(blocks) * sizes.width, sizes.width, decoder)
         self.club, self.lexicon = nn.ModuleDict(), nn.ModuleDict()
 
+    @property
+    def codebooks(self) -> tuple[Tensor, ...]:
+        """The block of each modality, (M, D), in the order of a row."""
+        return tuple(self.codebook.codebook)
+
     def quantise(self, output: ModelOutput) -> None:
         """Adds index and row of the semantic features to `output`."""
         super().quantise(output)

@@ -140,6 +140,11 @@ class HDcidModel(UniCode):
         return (self.config.model.codewords,) * 2
 
     @property
+    def codebooks(self) -> tuple[Tensor, ...]:
+        """Those of both layers, (M, D) each."""
+        return self.codebook.codebook, self.second.codebook.codebook
+
+    @property
     def counts(self) -> Tensor:
         """() in the model's dtype: 0 in the warm start, 1 afterwards."""
         return (self.codebook.step >= self.second_from).to(self.dtype)
@@ -222,8 +227,7 @@ class HDcidMethod(UniCodeMethod):
         own, counts = list(self.model.second.club.parameters()), self.model.counts
         for _ in range(method.club_inner_steps):
             for layer, level in ((self, output), (self.second, output.levels[SECOND])):
-                given, masks = layer._club_input(level), layer._masks(level)
-                club.set_likelihood_gradients(layer.model.club, given, level.club, masks)
+                club.set_likelihood_gradients(layer.model.club, *layer._club_features(level))
             for parameter in own:
                 parameter.grad = cast(Tensor, parameter.grad) * counts
             if average is not None:

@@ -203,6 +203,11 @@ class UniCode(nn.Module):
         return (self.config.model.codewords,)
 
     @property
+    def codebooks(self) -> tuple[Tensor, ...]:
+        """(M, D) each, whose codewords a vector of `encode` joins."""
+        return (self.codebook.codebook,)
+
+    @property
     def codewords(self) -> int:
         """The number of different codes: the product of `code_sizes`."""
         return math.prod(self.code_sizes)

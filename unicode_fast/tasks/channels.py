@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import torch
@@ -24,15 +24,13 @@ from unicode_fast.data import Dataset
 from unicode_fast.modules.model import Encoded, UniCode
 from unicode_fast.modules.wrapped import unwrapped_unicode
 from unicode_fast.tasks.encoded import TRAIN, VALIDATION, WHOLE, EncodedDataset
-from unicode_fast.tasks.probe import EncodedClips, Examples, ProbeTask, probe_seed, train_probe
+from unicode_fast.tasks.probe import Examples, ProbeTask, learnt, probe_seed, train_probe
 
 # w1 and w2 of the released code.
 WEIGHTS = (0.7, 0.3)
 Rows = Literal["all", "used"]
 # Numbers of channels that the released scripts try, of 256.
 SWEEP, SWEEP_WIDTH = (64, 128, 144, 168, 196, 224), 256
-# Methods whose codes are no rows of one codebook.
-_SEVERAL_CODEBOOKS = ("codaar", "h-dcid")
 
 
 def toc_scores(codebook: Tensor, weights: Sequence[float] = WEIGHTS, rows: Tensor | None = None) -> Tensor:
@@ -104,17 +102,17 @@ def toc_channels(
 
 
 class Selected:
-    """A frozen model whose codewords have selected channels only; the search for them reads all channels.
+    """A frozen model whose vectors have selected channels only; the search for codewords reads all channels.
 
     Args:
-        model: a UniCode with one codebook.
-        channels: (K,) int64.
+        model: a UniCode.
+        channels: (K,) int64, of the vectors of `encode`.
     """
 
     def __init__(self, model: UniCode, channels: Tensor) -> None:
         self.model = unwrapped_unicode(model)
         self.channels = channels.to(self.model.device)
-        self.names, self.codewords = self.model.names, self.model.codewords
+        self.names, self.codewords, self.code_sizes = self.model.names, self.model.codewords, self.model.code_sizes
         self.dtype, self.device, self.buffers = self.model.dtype, self.model.device, self.model.buffers
 
     def encode(self, name: str, features: Tensor, mask: Tensor | None = None, *, dropout: bool = False) -> Encoded:
@@ -128,7 +126,7 @@ class TocRule:
     """Which channels `evaluate` selects.
 
     Attributes:
-        channels: K; None chooses it by `choose_channels` from `sweep`.
+        channels: K, of each codebook; None chooses it by `choose_channels` from `sweep`.
         lowest: of `toc_channels`.
         weights: of `toc_scores`.
         rows: the codewords that are read: all, or those of `used_rows`.
@@ -166,7 +164,7 @@ def select(model: UniCode, dataset: Dataset, rule: TocRule, task: ProbeTask, sou
     """The model with the channels of a rule.
 
     Args:
-        model: trained, with one codebook.
+        model: trained. Channels are selected in each of its codebooks, as in the released code.
         dataset: its training clips are read where `rows` is "used"; where K is chosen, also those of validation.
         rule: which channels.
         task: whose probe chooses K.
@@ -177,24 +175,39 @@ def select(model: UniCode, dataset: Dataset, rule: TocRule, task: ProbeTask, sou
         ValueError: codes of the model are of several codebooks, or the rule does not fit its width.
     """
     plain = unwrapped_unicode(model)
-    method = plain.config.method.method
-    if method in _SEVERAL_CODEBOOKS:
-        raise ValueError(f"toc_channels needs a method with one codebook, got method {method}")
-    codebook, encoded = plain.codebook.codebook, EncodedDataset(plain, dataset)
-    rows = used_rows(encoded).to(plain.device) if rule.rows == "used" else None
-    numbers = sweep(codebook.shape[1], rule.lowest) if rule.channels is None else [rule.channels]
-    candidates = [toc_channels(codebook, number, rule.lowest, rule.weights, rows).cpu() for number in numbers]
+    encoded = EncodedDataset(plain, dataset)
+    used = used_rows(encoded) if rule.rows == "used" else []
+    numbers = sweep(plain.config.model.width, rule.lowest) if rule.channels is None else [rule.channels]
+    candidates = [channels_of(plain, number, rule, used) for number in numbers]
     chosen = candidates[0] if len(candidates) == 1 else choose_channels(encoded, task, source, candidates, seed)
     return Selected(plain, chosen)
 
 
-def used_rows(encoded: EncodedDataset) -> Tensor:
-    """(M,) bool: the codewords that some modality of the training clips uses."""
-    used = torch.zeros(encoded.model.codewords, dtype=torch.bool)
-    split = encoded.first_of((TRAIN, WHOLE))
+def channels_of(model: UniCode, number: int, rule: TocRule, used: Sequence[Tensor] = ()) -> Tensor:
+    """The selected channels of the vectors of `encode`, int64: a number of channels of each codebook.
+
+    Args:
+        model: trained.
+        number: K, of each codebook.
+        rule: shares and weights.
+        used: of `used_rows`; () reads all codewords. Codebooks with a common index share the rows in use.
+    """
+    found = []
+    for place, codebook in enumerate(model.codebooks):
+        rows = used[min(place, len(used) - 1)].to(codebook.device) if used else None
+        channels = toc_channels(codebook, number, rule.lowest, rule.weights, rows)
+        found.append(place * codebook.shape[1] + channels.cpu())
+    return torch.cat(found)
+
+
+def used_rows(encoded: EncodedDataset) -> list[Tensor]:
+    """(M,) bool for each size of a code: the codewords that some modality of the training clips uses."""
+    sizes, split = encoded.model.code_sizes, encoded.first_of((TRAIN, WHOLE))
+    used = [torch.zeros(size, dtype=torch.bool) for size in sizes]
     for name in encoded.names:
         codes = encoded.codes(split, name)
-        used[codes.index[codes.mask]] = True
+        for rows, chosen in zip(used, torch.unravel_index(codes.code[codes.mask], sizes), strict=True):
+            rows[chosen] = True
     return used
 
 
@@ -224,15 +237,15 @@ def choose_channels(
 
     def narrowed(split: str, channels: Tensor) -> Examples:
         codes, truth = encoded.examples(task, split, source)
-        return Examples(EncodedClips(codes.index, codes.table[:, channels], codes.mask), truth)
+        return Examples(replace(codes, table=codes.table[:, channels]), truth)
 
     best: tuple[tuple[float, int], Tensor] | None = None
     for channels in candidates:
         held, columns = narrowed(VALIDATION, channels), task.columns(encoded.clips(TRAIN, source))
         generator = torch.Generator().manual_seed(probe_seed(seed, task.name, source))
         head = train_probe(task, columns, narrowed(TRAIN, channels), held, generator)
-        logits = task.output(head, held.codes.to(torch.float32))
-        rank = task.score(logits, held.truth, held.codes.mask), len(channels)
+        known = learnt(task, held)
+        rank = task.judge(task.output(head, known.codes), known.truth, known.codes.mask), len(channels)
         if best is None or rank > best[0]:
             best = rank, channels
     if best is None:

@@ -459,7 +459,7 @@ def train_probe(
         generator: of initial weights and the order of the clips.
         rule: of the training; None takes the task's own.
     """
-    (codes, truth), validation = _learnt(task, training), None if validation is None else _learnt(task, validation)
+    (codes, truth), validation = learnt(task, training), None if validation is None else learnt(task, validation)
     head = ProbeHead(codes.table.shape[1], columns, generator, torch.float32)
     head.standardise(codes)
     loss = task.make_loss(columns, torch.float32)
@@ -484,7 +484,7 @@ def train_probe(
     return head
 
 
-def _learnt(task: ProbeTask, examples: Examples) -> Examples:
+def learnt(task: ProbeTask, examples: Examples) -> Examples:
     """The examples that a probe learns from, codes in float32."""
     numbers = task.learnt(examples.truth)
     return Examples(examples.codes.select(numbers).to(torch.float32), examples.truth[numbers])
