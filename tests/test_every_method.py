@@ -192,9 +192,9 @@ class TestRecipes:
     def test_a_field_of_another_method(self, field: str, method: str) -> None:
         config = preset("recommended", method=method)
         value = config.flat()[field]
-        other = not value if isinstance(value, bool) else {"gradient": "ema", "masked": "reuse"}.get(value, value)
-        other = "shared" if value == "per_direction" else other + 1 if isinstance(value, int) else other
-        other = value / 2 if isinstance(value, float) else other
+        other = next((one for one in get_args(get_type_hints(MethodConfig)[field]) if one != value), None)
+        if other is None:
+            other = not value if isinstance(value, bool) else value / 2 if isinstance(value, float) else value + 1
         with pytest.raises(ValueError, match=f"^{field} (is not read where method is|must stay)"):
             config.replace(**{field: other})
 

@@ -111,6 +111,7 @@ class FcidModel(UniCode):
         for name in kinds[WORDS]:
             self.encoders[name] = WordsEncoder(self.modalities[name], self.config)
             del self.decoders[name], self.club[name]
+        self.lexicon = nn.ModuleDict()
         self.cpc = CrossCPC(tuple(kinds[TIMED]), sizes, method, self.config.train)
         self.coarse = nn.ModuleDict({group: CoarseEncoder(sizes.width) for group in self.groups})
         self.coarse_decoders = nn.ModuleDict(
@@ -252,17 +253,9 @@ def club_of_clips(mean: Tensor, log_variance: Tensor, specific: Tensor, permutat
     return ((other - own) / log_variance.mean(1).exp()).sum() / 2
 
 
-# One temporal layer and four epochs, as released.
 RECIPE: Recipe = Recipe(
     "FCID",
-    {
-        "temporal_layers": 1,
-        "epochs": 4,
-        "commitment_partners": "all",
-        "assignment_weight": 0.0,
-        "presence_weight": 0.0,
-        "grounding_weight": 0.0,
-    },
+    {"temporal_layers": 1, "commitment_partners": "all"},
     model=FcidModel,
     method=FcidMethod,
     in_paper=False,
