@@ -16,8 +16,8 @@ from compare import assert_close, to_float64
 from tolerances import EXACT, SHARED_BATCH
 from torch import Tensor
 
-from unicode_fast import UniCode, backend, checkpoint
-from unicode_fast.methods import make_method, mst
+from unicode_fast import Modality, UniCode, backend, checkpoint, to_cmg
+from unicode_fast.methods import make_method, make_model, mst
 from unicode_fast.modules import transformer
 from unicode_fast.modules.model import in_mode
 from unicode_fast.training.acceleration import accelerate
@@ -184,6 +184,14 @@ def test_export(tmp_path: Path) -> None:
     assert all(torch.equal(loaded.state_dict()[name], value) for name, value in owner.state_dict().items())
     layers = [encoder.temporal.layers[1] for encoder in loaded.encoders.values()]
     assert all(layer.linear2 is loaded.alignment.shared[1]["linear2"] for layer in layers)
+
+
+def test_the_released_form_has_no_shared_layers() -> None:
+    config = tiny.config("official", method="mst", temporal_layers=2, temporal_heads=4)
+    owner = make_model({"audio": tiny.MODALITIES["audio"], "video": Modality("grid", (7, 7, 4))}, config)
+    message = "got method 'mst' without encoders.audio.temporal.layers.0.self_attn"
+    with pytest.raises(ValueError, match=message):
+        to_cmg(owner)
 
 
 def test_equal_layers_of_the_official_preset() -> None:

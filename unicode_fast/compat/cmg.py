@@ -430,6 +430,10 @@ def _check_architecture(model: UniCode) -> None:
     for field, value in {**ARCHITECTURE, "word_target": "lstm"}.items():
         if fields[field] != value:
             raise ValueError(f"model must have {field} = {value!r}, as preset official has it, got {fields[field]!r}")
+    for entries in cmg_names.used_entries(model.modalities).values():
+        if absent := [name for name in entries.values() if name not in model.shapes]:
+            method = model.config.method.method
+            raise ValueError(f"model must have the layers of the release, got method {method!r} without {absent[0]}")
 
 
 def _made_up_rest(model: UniCode, state: Mapping[str, Tensor], epoch: int) -> Rest:
