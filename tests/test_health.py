@@ -33,6 +33,15 @@ def test_scores_at_chance_by_task() -> None:
     assert "Check the labels" in unlearned
 
 
+def test_an_open_set_score_at_chance_has_other_reasons() -> None:
+    """A probe that rejects few unknown clips is at chance, although it recognises every known class."""
+    row = Row("open-classification", "text", "video", 0.1, 0.09, 0.19)
+    (unlearned,) = health.at_chance([row])
+    assert "Known classes are not learned, or clips of unknown classes are as confident" in unlearned
+    (carried,) = health.at_chance([Row("cross-open-classification", "text", "video", 0.1, 0.9, 0.19)])
+    assert "the threshold of one modality does not suit the other" in carried
+
+
 def test_a_batch_that_is_not_filled_has_a_remedy() -> None:
     check_batch_size(80, 80)
     with pytest.raises(ValueError, match="at most the 30 training clips, got 80; take --batch_size 30 or less$"):

@@ -9,6 +9,18 @@ if TYPE_CHECKING:
     from unicode_fast.tasks import Row
 
 LEAST_PERPLEXITY = 2.0
+# What a score at chance means, for the modality itself and for zero-shot transfer.
+_CLOSED = (
+    "Labels are not learned, so zero-shot scores mean nothing. Check the labels of those clips, the codes in use, and "
+    "the number of training clips",
+    "The modalities share no codes for it. Check the overlap of use, and train longer",
+)
+_OPEN = (
+    "Known classes are not learned, or clips of unknown classes are as confident as known ones. evaluate shows which: "
+    "os_star for the first, unk and auroc for the second",
+    "Known classes are not transferred, or the threshold of one modality does not suit the other. evaluate shows "
+    "which: oscr needs no threshold",
+)
 
 
 def collapsed(used: Mapping[str, float], perplexity: Mapping[str, float], codewords: int) -> dict[str, str]:
@@ -44,21 +56,21 @@ def at_chance(rows: Sequence[Row]) -> list[str]:
     """
     warnings = []
     for task, protocol in dict.fromkeys((row.task, row.protocol) for row in rows):
+        unlearned_means, carried_means = _OPEN if task.endswith("open-classification") else _CLOSED
         those = [row for row in rows if (row.task, row.protocol) == (task, protocol)]
         unlearned = {row.target: row for row in those if not row.learnable}
         if unlearned:
             scores = ", ".join(f"{name} {_beside_chance(row.same_modality, row)}" for name, row in unlearned.items())
             warnings.append(
-                f"{task}: not above chance even if trained and tested on the same modality ({scores}). Labels are not "
-                "learned, so zero-shot scores mean nothing. Check the labels of those clips, the codes in use, and the "
-                "number of training clips"
+                f"{task}: not above chance even if trained and tested on the same modality ({scores}). "
+                f"{unlearned_means}"
             )
         carried = [row for row in those if row.learnable and not row.above_chance]
         if carried:
             scores = ", ".join(f"{row.direction} {_beside_chance(row.score, row)}" for row in carried)
             warnings.append(
-                f"{task}: zero-shot not above chance ({scores}), though labels are learned within the modality. The "
-                "modalities share no codes for it. Check the overlap of use, and train longer"
+                f"{task}: zero-shot not above chance ({scores}), though labels are learned within the modality. "
+                f"{carried_means}"
             )
     return warnings
 
