@@ -19,6 +19,7 @@ COMMANDS = {
     "report": "make the paper's tables and the figure from runs",
     "ablate": "train with each component off, and with codebooks of several sizes",
     "leaderboard": "train every method on the same data, and compare them",
+    "reproduce": "print or run the commands of the paper's tables on the public features",
     "convert": "read or write checkpoints of the released code",
     "data": "check a dataset, or pack it for training",
 }
