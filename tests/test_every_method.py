@@ -182,10 +182,10 @@ class TestRecipes:
         for name, dcid in FORMS:
             config, standard = preset("recommended", method=name, dcid=dcid), preset("recommended")
             unread = config.unread_fields()
-            rules = rules_of(name, dcid)
+            rules = rules_of(name, dcid, standard.flat())
             assert {rules[field] for field in rules if field in unread} <= {0.0, "none"}, (name, dcid)
             assert config.method.method == name and config.method.dcid == dcid
-            same = {**standard.flat(), **rules_of(name, dcid), "method": name, "dcid": dcid}
+            same = {**standard.flat(), **rules, "method": name, "dcid": dcid}
             assert config.flat() == same
 
     @pytest.mark.parametrize(("field", "method"), list(fields_of_methods()))

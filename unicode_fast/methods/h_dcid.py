@@ -7,8 +7,9 @@ the same losses: z2 = temporal2(y), spec2 = relu(Linear(y)), one codebook for al
     L2 = 3 |decoder2(zq2, spec2) - y|^2 + 3 commitment2 + 3 CLUB(zq2, spec2) + Cross-CPC2
     L  = L1 in the warm start, L1 + 0.3 L2 afterwards
 
-As released: the layers and loss weights; the gradient of layer 2's reconstruction in its target y; the EMA of codebook
-2 in the warm start, when layer 2 has its first parameters; CLUB networks of layer 2 that train after the warm start.
+As released: the layers; reconstruction, commitment and CLUB with three times their usual weights, those of the preset;
+the gradient of layer 2's reconstruction in its target y; the EMA of codebook 2 in the warm start, when layer 2 has its
+first parameters; CLUB networks of layer 2 that train after the warm start.
 
 Our version:
 
@@ -257,15 +258,12 @@ class HDcidMethod(UniCodeMethod):
 RECIPE: Recipe = Recipe(
     "H-DCID",
     {
-        "reconstruction_weight": 3.0,
-        "commitment_weight": 0.75,
-        "club_weight": 3.0,
-        "cpc_weight": 1.0,
         "code_matching_weight": 0.0,
         "assignment_weight": 0.0,
         "presence_weight": 0.0,
         "grounding_weight": 0.0,
     },
+    {"reconstruction_weight": 3, "commitment_weight": 3, "club_weight": 3},
     model=HDcidModel,
     method=HDcidMethod,
     micro_batches=False,

@@ -30,6 +30,7 @@ class Recipe:
     Args:
         title: its name in tables, for a method of the paper that of its row in Table 1.
         rules: fields with other values than the preset's and the size's.
+        factors: fields whose value is that of the preset times a factor.
         alone: further fields without `dcid`. A recipe without `alone` and `with_dcid` has no form with `dcid`.
         with_dcid: further fields with `dcid`.
         alignment: what the method adds to the model; None adds nothing.
@@ -42,6 +43,7 @@ class Recipe:
 
     title: str
     rules: Mapping[str, Any] = field(default_factory=dict)
+    factors: Mapping[str, float] = field(default_factory=dict)
     alone: Mapping[str, Any] = field(default_factory=dict)
     with_dcid: Mapping[str, Any] = field(default_factory=dict)
     alignment: type[Alignment] | None = None
@@ -68,7 +70,7 @@ def compared(title: str, alignment: type[Alignment] | None = None, **fields: Map
     return Recipe(
         title,
         {**PLAIN, **fields.get("rules", {})},
-        {**WITHOUT_DCID, **fields.get("alone", {})},
-        fields.get("with_dcid", {}),
-        alignment,
+        alone={**WITHOUT_DCID, **fields.get("alone", {})},
+        with_dcid=fields.get("with_dcid", {}),
+        alignment=alignment,
     )

@@ -34,8 +34,13 @@ def recipe_of(method: str) -> Recipe:
     return METHODS[method]
 
 
-def rules_of(method: str, dcid: bool) -> dict[str, Any]:
-    """The fields that a method sets, beside those of preset and size.
+def rules_of(method: str, dcid: bool, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that a method sets.
+
+    Args:
+        method: its name.
+        dcid: whether it is trained with DCID.
+        values: all fields of preset and size.
 
     Raises:
         ValueError: the name is unknown, or `dcid` is set and the method has no such form.
@@ -44,7 +49,8 @@ def rules_of(method: str, dcid: bool) -> dict[str, Any]:
     if dcid and not recipe.combines:
         there = ", ".join(name for name, other in METHODS.items() if other.combines)
         raise ValueError(f"dcid needs one of the methods {there}, got method {method!r}")
-    return {**recipe.rules, **(recipe.with_dcid if dcid else recipe.alone)}
+    scaled = {name: factor * values[name] for name, factor in recipe.factors.items()}
+    return {**recipe.rules, **scaled, **(recipe.with_dcid if dcid else recipe.alone)}
 
 
 def row_name(method: str, dcid: bool) -> str:
