@@ -21,7 +21,7 @@ from layout_files import (
     write_ucf_vggsound,
 )
 
-from unicode_fast import reproduce
+from unicode_fast import reproduce, table_commands
 from unicode_fast.cli import given_fields, make_parser
 from unicode_fast.config import Modality
 from unicode_fast.data import ClipSet, write_store
@@ -29,7 +29,8 @@ from unicode_fast.errors import UsageError
 from unicode_fast.methods import METHODS, row_name
 from unicode_fast.presets import PRESETS, usual
 from unicode_fast.report.published import published
-from unicode_fast.reproduce import Command, Table, main
+from unicode_fast.reproduce import main
+from unicode_fast.table_commands import Command, Table
 from unicode_fast.tasks import retrieval
 from unicode_fast.training import estimates
 from unicode_fast.training.checks import check_flags
@@ -38,8 +39,6 @@ pytestmark = pytest.mark.usefixtures("short_probes", "no_pictures")
 
 SIZES = [f"--{name}={value}" for name, value in tiny.SIZES.items() if name != "grid_semantic_width"]
 SMALL = ["--size=small", "--steps=2", "--batch_size=6", "--device=cpu", *SIZES]
-# Systems of other papers, and a score without a run of its own.
-NOT_TRAINED = {"SST", "AVS", reproduce.LABELLED}
 
 
 def table(number: int, *words: str) -> Table:
@@ -93,7 +92,8 @@ def test_every_command_of_a_table_is_valid(number: int) -> None:
     kinds = [command.module for command in commands]
     assert kinds == sorted(kinds, key=lambda kind: kind != "data")
     assert kinds.count("train") == len(
-        {(one.pretraining, one.method) for one in numbers if one.method in trained} - {("AVT 40K", reproduce.LABELLED)}
+        {(one.pretraining, one.method) for one in numbers if one.method in trained}
+        - {("AVT 40K", table_commands.LABELLED)}
     )
 
 
@@ -102,9 +102,9 @@ def test_the_rows_of_table_1_are_methods() -> None:
         for dcid in (False, True) if recipe.combines else (False,):
             row = row_name(name, dcid)
             if row != "Uni-Code" and row in {one.method for one in published()}:
-                assert reproduce.fields_of(row) == {"method": name, **({"dcid": True} if dcid else {})}
-    assert reproduce.fields_of("Uni-Code") == {} and reproduce.fields_of("SST") is None
-    assert reproduce.fields_of("without CLUB") == {"club_estimator": "none"}
+                assert table_commands.fields_of(row) == {"method": name, **({"dcid": True} if dcid else {})}
+    assert table_commands.fields_of("Uni-Code") == {} and table_commands.fields_of("SST") is None
+    assert table_commands.fields_of("without CLUB") == {"club_estimator": "none"}
 
 
 def test_the_plan_without_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -182,7 +182,7 @@ def test_all_columns_of_table_3(
     write_words(tmp_path / "store", spoken)
     words = [
         "--table=3",
-        f"--only={reproduce.LABELLED}",
+        f"--only={table_commands.LABELLED}",
         "--only=Uni-Code",
         f"--root={root}",
         f"--out={tmp_path / 'out'}",
