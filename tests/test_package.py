@@ -29,7 +29,8 @@ LAYERS = [
     {"ops"},
     {"modules", "losses"},
     {"methods", "tasks", "data", "compat", "checkpoint", "checked_state", "health"},
-    {"cli", "report", "training", "train", "evaluate", "convert", "ablate", "leaderboard", "many_runs", "__main__"},
+    {"cli", "report", "training", "train", "evaluate", "convert", "ablate", "leaderboard", "many_runs"}
+    | {"reproduce", "table_commands", "__main__"},
 ]
 HEIGHT = {part: height for height, layer in enumerate(LAYERS) for part in layer}
 

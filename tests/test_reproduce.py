@@ -97,6 +97,15 @@ def test_every_command_of_a_table_is_valid(number: int) -> None:
     )
 
 
+def test_given_fields_reach_the_rows_that_read_them() -> None:
+    commands = table(2, "--size=small", "--epochs=3", "--word_width=8", "--club_inner_steps=2").commands()
+    rows = {command.title: command for command in commands if command.module == "train"}
+    whole, without = rows["pre-train AV 24K, Uni-Code, seed 0"], rows["pre-train AV 24K, without CLUB, seed 0"]
+    assert (whole.config.train.steps, whole.config.train.epochs, whole.config.method.club_inner_steps) == (0, 3, 2)
+    assert "--club_inner_steps" in whole.words and "--club_inner_steps" not in without.words
+    assert "--word_width" not in whole.words and "--epochs" in without.words
+
+
 def test_the_rows_of_table_1_are_methods() -> None:
     for name, recipe in METHODS.items():
         for dcid in (False, True) if recipe.combines else (False,):
@@ -312,11 +321,11 @@ def test_seconds_of_a_step_are_measured(monkeypatch: pytest.MonkeyPatch) -> None
     modalities = {name: tiny.MODALITIES[name] for name in ("audio", "depth")}
     seconds, how = estimates.seconds_per_step(config, modalities)
     assert 0 < seconds < 5 and how == "measured at start on cpu: median of 3 steps"
-    monkeypatch.setattr(estimates, "_timed", lambda trainer, modalities, clips: 8.0 if clips == 4 else 0.0)
-    assert estimates.seconds_per_step(config, modalities) == (
-        12.0,
-        "measured at start on cpu: one step of 4 clips, scaled to 6",
-    )
+    # A second and a quarter of one a clip, after a first step that takes longer.
+    times = iter((50.0, 2.0, 4.0))
+    monkeypatch.setattr(estimates, "_timed", lambda trainer, modalities, clips: next(times))
+    seconds, how = estimates.seconds_per_step(config.replace(batch_size=80), modalities)
+    assert seconds == 1 + 80 / 4 and how.endswith("a line through steps of 4 and 12 clips, at 80")
 
 
 def test_bytes_of_a_run_folder(tmp_path: Path) -> None:

@@ -187,6 +187,8 @@ class Table:
         self.number, self.given, self.fields = number, given, dict(fields)
         self.out, self.protocol = Path(given.out), check_protocol(given.protocol)
         resolve(None, self.fields)
+        if "epochs" in self.fields:
+            self.fields.setdefault("steps", 0)
         first = int(self.fields.pop("seed", 0))
         self.seeds = range(first, first + given.seeds)
         self.numbers = [one for one in published_numbers() if one.table == number]

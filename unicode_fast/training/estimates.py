@@ -31,8 +31,8 @@ SHAPES: Mapping[str, Modality] = {
 _FEATURE_BYTES = 8
 # A run keeps two checkpoints, each with the weights and Adam's two moments.
 _COPIES = 2 * 3
-# Clips of the first step that is timed, seconds of a batch up to which whole batches are timed, and how many.
-_FEW, _QUICK, _STEPS = 4, 10.0, 3
+# Clips of the first two steps that are timed, seconds of a batch up to which whole batches are timed, and how many.
+_FEW, _MORE, _QUICK, _STEPS = 4, 12, 10.0, 3
 
 
 @dataclass(frozen=True)
@@ -104,8 +104,8 @@ def run_gigabytes(config: Config, modalities: Mapping[str, Modality]) -> float:
 def seconds_per_step(config: Config, modalities: Mapping[str, Modality]) -> tuple[float, str]:
     """Seconds of a training step on random features on this machine, and how they were measured.
 
-    A first step has four clips. Where whole batches are quick, the result is the median of three of them. Elsewhere the
-    first step is scaled to the batch.
+    Steps of a few clips are timed first, after one that is not. Where they show that a whole batch is quick, the result
+    is the median of three whole batches. Elsewhere it is a line through the times of the small steps.
 
     Args:
         config: of the run.
@@ -114,10 +114,14 @@ def seconds_per_step(config: Config, modalities: Mapping[str, Modality]) -> tupl
     device, size = choose_device(config.train.device), config.train.batch_size
     say(f"measuring a training step on {device}; --seconds_per_step gives its seconds", sys.stderr)
     trainer = Trainer(config, modalities, device)
-    few = min(size, max(_FEW, 2 * config.train.micro_batches))
-    scaled = _timed(trainer, modalities, few) * size / few
-    if scaled > _QUICK:
-        return scaled, f"measured at start on {device}: one step of {few} clips, scaled to {size}"
+    least = 2 * config.train.micro_batches
+    few, more = (min(size, max(clips, least)) for clips in (_FEW, _MORE))
+    _timed(trainer, modalities, few)
+    if more < size:
+        short, longer = (_timed(trainer, modalities, clips) for clips in (few, more))
+        whole = short + max(0.0, longer - short) / max(1, more - few) * (size - few)
+        if whole > _QUICK:
+            return whole, f"measured at start on {device}: a line through steps of {few} and {more} clips, at {size}"
     timed = [_timed(trainer, modalities, size) for _ in range(_STEPS)]
     return statistics.median(timed), f"measured at start on {device}: median of {_STEPS} steps"
 
