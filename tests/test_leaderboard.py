@@ -13,6 +13,7 @@ from PIL import Image
 from unicode_fast import leaderboard, many_runs, preset
 from unicode_fast.files.writing import write_json
 from unicode_fast.many_runs import Record, Unit
+from unicode_fast.methods import METHODS
 from unicode_fast.report import leaderboard as board
 from unicode_fast.tasks import Row, TokenScore
 
@@ -68,6 +69,14 @@ class TestEntries:
             name: value for name, value in official.items() if name.startswith("commitment")
         }.items() <= fields.items()
 
+    def test_later_methods_have_them_unless_their_own_differ(self) -> None:
+        found = {entry.label: entry.fields for entry in leaderboard.entries(("audio", "video"))}
+        for label in board.LATER:
+            rules = METHODS[label.lower()].rules
+            assert {name: value for name, value in found[label].items() if name != "method"} == {
+                name: value for name, value in leaderboard.PAPER_LOSSES.items() if name not in rules
+            }
+
     def test_chosen(self) -> None:
         entries = leaderboard.entries(("audio", "video"))
         assert leaderboard.chosen_entries(entries, None) == entries
@@ -87,7 +96,8 @@ class TestEntries:
         assert list(plan.seeds) == [0, 1, 2] and plan.base in plan.rows.values()
         for entry, config in plan.rows.items():
             differing = {name for name, value in config.flat().items() if plan.base.flat()[name] != value}
-            assert {FIELDS[name] for name in differing - {"modalities"}} <= {"method"}, entry.label
+            read = differing - {"modalities", *config.unread_fields()}
+            assert {FIELDS[name] for name in read} <= {"method"}, entry.label
             assert ("modalities" in differing) == (entry.label == "Uni-Code (audio and video)")
 
 

@@ -20,16 +20,16 @@ import torch
 
 from unicode_fast.checkpoint import default_of, load
 from unicode_fast.cli import given_fields, make_parser, read_yaml, resolve, with_underscores
-from unicode_fast.config import Config, modality_names
+from unicode_fast.config import FIELDS, Config, modality_names
 from unicode_fast.data import open_dataset
 from unicode_fast.errors import run_main, say
 from unicode_fast.files.writing import check_writable, write_text
 from unicode_fast.many_runs import Record, Unit, checked_unit, run_all
 from unicode_fast.methods import METHODS
 from unicode_fast.modules import UniCode
-from unicode_fast.presets import preset
+from unicode_fast.presets import preset, usual
 from unicode_fast.report import leaderboard as board
-from unicode_fast.tasks import RETRIEVAL, TASKS, Evaluator, Row
+from unicode_fast.tasks import RETRIEVAL, Evaluator, Row
 from unicode_fast.tasks.channels import Selected, TocRule, channels_of
 from unicode_fast.tasks.probe import one_thread
 from unicode_fast.tasks.runner import SEGMENTATION
@@ -42,9 +42,7 @@ DEFAULTS: Mapping[str, Any] = {
     "data": "talking-numbers",
     "steps": 300,
     "validations": 0,
-    "probe_tasks": ",".join(
-        task for task in ("classification", "localisation", "open-classification", RETRIEVAL) if task in TASKS
-    ),
+    "probe_tasks": "classification,localisation,open-classification,retrieval",
 }
 # The losses of the paper as the released code has them, in place of those by which `recommended` shares codes.
 _OFFICIAL = preset("official").flat()
@@ -88,7 +86,10 @@ def entries(names: Sequence[str]) -> list[Entry]:
     found += [Entry(label, fields) for label, fields in compared.items()]
     found += [Entry(f"DCID+{label}", {**fields, "dcid": True}) for label, fields in compared.items()]
     found += [Entry(board.UNI_CODE, PAPER_LOSSES), Entry(board.RECOMMENDED)]
-    found += [Entry(label, {"method": label.lower()}) for label in board.LATER]
+    for label in board.LATER:
+        recipe = METHODS[label.lower()]
+        losses = {name: value for name, value in PAPER_LOSSES.items() if name not in recipe.rules}
+        found.append(Entry(label, {"method": label.lower(), **losses}))
     found.append(Entry(board.TOC, PAPER_LOSSES, board.UNI_CODE))
     if len(names) > 2:
         found.append(Entry(board.two_modalities(names), {**PAPER_LOSSES, "modalities": ",".join(names[:2])}))
@@ -187,10 +188,11 @@ class Plan:
             f"{len(self.seeds)} seeds. Encoders, codebook size, data, splits, optimiser and probes are the same; only "
             f"the rules of the method differ. The preset is `{base.preset}`, its size `{base.size}`. {measured} is "
             f"measured. `python -m unicode_fast.leaderboard` writes this page.{record.times()}",
-            "The comparison methods are our versions; their files in `unicode_fast/methods/` state each choice that "
-            f"is ours. `{board.UNI_CODE}` has the losses of the paper, as released: {losses or 'those of the preset'}. "
-            f"`{board.RECOMMENDED}` is the preset. `{board.TOC}` measures the runs of `{board.UNI_CODE}` with half of "
-            "the channels; this number is fixed, so that nothing is chosen on test clips.",
+            "The methods are our versions; their pages state each choice that is in no source. "
+            f"`{board.UNI_CODE}` has the losses of the paper, as released: {losses or 'those of the preset'}. Later "
+            f"methods have them too, unless their own differ. `{board.RECOMMENDED}` is the preset. `{board.TOC}` "
+            f"measures the runs of `{board.UNI_CODE}` with half of the channels; this number is fixed, so that nothing "
+            "is chosen on test clips.",
         ]
 
 
@@ -209,12 +211,25 @@ def planned(arguments: Namespace) -> Plan:
     if not base.train.steps:
         raise ValueError("steps must be above 0, so that all runs have the same number, got 0")
     names = modality_names(base.data.modalities, tuple(check_store(base, open_dataset(base.data))))
-    able = [entry for entry in entries(names) if entry.fields.get("method", "uni-code") in METHODS]
-    rows = {entry: resolve(config, {**flags, **entry.fields}) for entry in able}
+    rows = {entry: row_config(base, entry) for entry in entries(names)}
     for row in rows.values():
         check_run(row)
     seeds = [base.train.seed + number for number in range(arguments.seeds)]
     return Plan(Path(arguments.out), base, names, rows, seeds)
+
+
+def row_config(base: Config, entry: Entry) -> Config:
+    """The configuration of a row: rules of its method, with sizes, data and training of `base`.
+
+    Fields of the method section that `base` changes are changed here too; sizes that the method does not read are the
+    usual ones.
+    """
+    own = dict(entry.fields)
+    row = preset(base.preset, base.size, own.pop("method", "uni-code"), own.pop("dcid", False))
+    standard, values = usual(base).flat(), base.flat()
+    kept = {name: value for name, value in values.items() if value != standard[name] or FIELDS.get(name) != "method"}
+    unread = row.replace_all(**kept).unread_fields()
+    return row.replace_all(**{name: value for name, value in kept.items() if name not in unread}).replace(**own)
 
 
 def trained_parameters(model: UniCode) -> int:
