@@ -165,16 +165,17 @@ def summary_cells(standings: Sequence[Standing]) -> list[list[str]]:
 
 
 def direction_cells(standings: Sequence[Standing], task: str, tokens: bool = False) -> list[list[str]]:
-    """Heading and lines of the scores of a task, a column for each direction."""
-    lines = []
+    """Heading and lines of the scores of a task, a column for each direction; the last line is chance."""
+    lines, chance = [], {}
     for standing in standings:
         scores: dict[str, list[float]] = {}
         for row in (row for rows in standing.by_seed.values() for row in rows if row.task == task):
             score = _score(row, tokens)
             if score is not None:
                 scores.setdefault(f"{row.source} → {row.target}", []).append(100 * score)
+                chance[f"{row.source} → {row.target}"] = f"{100 * row.chance:.1f}"
         lines.append(([standing.label], {place: spread(values) for place, values in scores.items()}))
-    return grid(["method"], [head for _, cells in lines for head in cells], lines)
+    return grid(["method"], chance, [*lines, (["chance"], chance)])
 
 
 def dcid_claim(found: Mapping[str, Standing]) -> list[str]:
@@ -280,7 +281,7 @@ def page(  # noqa: PLR0913 - what the page is about
         return "\n\n".join(text) + "\n"
     found, between, two = {standing.label: standing for standing in standings}, names[:2], two_modalities(names)
     text += [linked("Mean zero-shot scores of each method", picture), "## Means over directions"]
-    text += [markdown(summary_cells(standings)), _NOTE, "## The paper's claims", RULE, *dcid_claim(found)]
+    text += [markdown(summary_cells(standings)), _NOTE, "## Claims", RULE, *dcid_claim(found)]
     table_1 = [name for name in PUBLISHED if name != UNI_CODE]
     text += first_claim(found, UNI_CODE, table_1, "the methods of the paper's Table 1")
     text += first_claim(found, UNI_CODE, LATER, "the later methods")
