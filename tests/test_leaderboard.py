@@ -260,6 +260,17 @@ def test_whole_command_and_again(
     assert (tmp_path / "leaderboard.md").read_text() == page
 
 
+def test_the_page_of_the_documentation_is_that_of_the_record(tmp_path: Path) -> None:
+    """Nobody writes a number by hand."""
+    record = ROOT / "benchmarks" / "results" / "leaderboard.json"
+    if record.exists():
+        shutil.copy(record, tmp_path / "runs.json")
+    assert leaderboard.main([f"--out={tmp_path}", "--no_runs"]) == 0
+    page = (ROOT / "docs" / "leaderboard.md").read_text()
+    assert (tmp_path / "leaderboard.md").read_text() == page
+    assert ("](leaderboard.png)" in page) == record.exists() == (ROOT / "docs" / "leaderboard.png").exists()
+
+
 class TestRuns:
     def plan(self, tmp_path: Path) -> leaderboard.Plan:
         base = tiny.config(steps=2)

@@ -21,7 +21,7 @@ import torch
 from unicode_fast.checkpoint import default_of, load
 from unicode_fast.cli import given_fields, make_parser, read_yaml, resolve, with_underscores
 from unicode_fast.config import FIELDS, Config, modality_names
-from unicode_fast.data import open_dataset
+from unicode_fast.data import built_in, open_dataset
 from unicode_fast.errors import run_main, say
 from unicode_fast.files.writing import check_writable, write_text
 from unicode_fast.many_runs import Record, Unit, checked_unit, run_all
@@ -33,7 +33,7 @@ from unicode_fast.tasks import RETRIEVAL, Evaluator, Row
 from unicode_fast.tasks.channels import Selected, TocRule, channels_of
 from unicode_fast.tasks.probe import one_thread
 from unicode_fast.tasks.runner import SEGMENTATION
-from unicode_fast.training.checks import check_run, check_store, open_run_data, tasks_of
+from unicode_fast.training.checks import BUILT_IN_MODALITIES, check_run, check_store, open_run_data, tasks_of
 from unicode_fast.training.runs import provenance, read_summary
 
 HEADING = "# Leaderboard"
@@ -211,10 +211,10 @@ def planned(arguments: Namespace) -> Plan:
     base = resolve(config, flags)
     if not base.train.steps:
         raise ValueError("steps must be above 0, so that all runs have the same number, got 0")
-    names = modality_names(base.data.modalities, tuple(check_store(base, open_dataset(base.data))))
-    every = entries(names)
-    able = [entry for entry in every if entry.fields.get("method", "uni-code") in METHODS]
-    rows = {entry: resolve(config, {**flags, **entry.fields}) for entry in able}
+    made = base.data.data in built_in.DATASETS
+    available = BUILT_IN_MODALITIES if made else tuple(check_store(base, open_dataset(base.data)))
+    names = modality_names(base.data.modalities, available)
+    rows = {entry: row_config(base, entry) for entry in entries(names)}
     for row in rows.values():
         check_run(row)
     seeds = [base.train.seed + number for number in range(arguments.seeds)]
