@@ -224,15 +224,16 @@ def planned(arguments: Namespace) -> Plan:
 def row_config(base: Config, entry: Entry) -> Config:
     """The configuration of a row: rules of its method, with sizes, data and training of `base`.
 
-    Fields of the method section that `base` changes are changed here too; sizes that the method does not read are the
+    Fields of the method section that `base` changes are changed here too. Fields that the method does not read are its
     usual ones.
     """
     own = dict(entry.fields)
     row = preset(base.preset, base.size, own.pop("method", "uni-code"), own.pop("dcid", False))
     standard, values = usual(base).flat(), base.flat()
     kept = {name: value for name, value in values.items() if value != standard[name] or FIELDS.get(name) != "method"}
-    unread = row.replace_all(**kept).unread_fields()
-    return row.replace_all(**{name: value for name, value in kept.items() if name not in unread}).replace(**own)
+    wanted = {**kept, **own}
+    unread = row.replace_all(**wanted).unread_fields()
+    return row.replace_all(**{name: value for name, value in wanted.items() if name not in unread})
 
 
 def trained_parameters(model: UniCode) -> int:
