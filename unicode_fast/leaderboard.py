@@ -40,7 +40,7 @@ HEADING = "# Leaderboard"
 # What a call takes without other flags. There is no choice of a checkpoint: the last step is measured.
 DEFAULTS: Mapping[str, Any] = {
     "data": "talking-numbers",
-    "steps": 300,
+    "steps": 400,
     "validations": 0,
     "probe_tasks": "classification,localisation,open-classification,retrieval",
 }
