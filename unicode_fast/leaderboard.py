@@ -106,7 +106,6 @@ class Plan:
         names: the modalities of the data.
         rows: configuration of each row, except for the seed.
         seeds: of each row.
-        absent: rows whose methods this version lacks.
     """
 
     out: Path
@@ -114,7 +113,6 @@ class Plan:
     names: Sequence[str]
     rows: Mapping[Entry, Config]
     seeds: Sequence[int]
-    absent: Sequence[str] = ()
 
     def units(self, record: Record, chosen: Sequence[Entry]) -> list[Unit]:
         """The runs that some rows still need, all rows of a seed before those of the next seed.
@@ -146,7 +144,7 @@ class Plan:
 
     def standings(self, record: Record) -> tuple[list[board.Standing], list[str]]:
         """Rows with at least one finished seed, and the names of unfinished ones."""
-        found, missing = [], [f"{label} (no method of this version)" for label in self.absent]
+        found, missing = [], []
         for entry, config in self.rows.items():
             runs = {seed: record.run(config.replace(seed=seed), entry.label) for seed in self.seeds}
             there = {seed: run for seed, run in runs.items() if run is not None}
@@ -191,9 +189,10 @@ class Plan:
             f"the rules of the method differ. The preset is `{base.preset}`, its size `{base.size}`. {measured} is "
             f"measured. `python -m unicode_fast.leaderboard` writes this page.{record.times()}",
             "The methods are our versions; their pages state each choice that is in no source. "
-            f"`{board.UNI_CODE}` has the losses of the paper, as released: {losses or 'those of the preset'}. "
-            f"`{board.RECOMMENDED}` is the preset. `{board.TOC}` measures the runs of `{board.UNI_CODE}` with half of "
-            "the channels; this number is fixed, so that nothing is chosen on test clips.",
+            f"`{board.UNI_CODE}` has the losses of the paper, as released: {losses or 'those of the preset'}. Later "
+            f"methods have them too, unless their own differ. `{board.RECOMMENDED}` is the preset. `{board.TOC}` "
+            f"measures the runs of `{board.UNI_CODE}` with half of the channels; this number is fixed, so that nothing "
+            "is chosen on test clips.",
         ]
 
 
@@ -218,7 +217,7 @@ def planned(arguments: Namespace) -> Plan:
     for row in rows.values():
         check_run(row)
     seeds = [base.train.seed + number for number in range(arguments.seeds)]
-    return Plan(Path(arguments.out), base, names, rows, seeds, [one.label for one in every if one not in able])
+    return Plan(Path(arguments.out), base, names, rows, seeds)
 
 
 def row_config(base: Config, entry: Entry) -> Config:
