@@ -184,6 +184,34 @@ def test_codes_layers_and_losses(number: int) -> None:
     assert losses.total.item() == pytest.approx(sum(expected.values()), **FLOAT64)
 
 
+@pytest.mark.parametrize("lengths", [{}, {"audio": 3}])
+def test_commitment_with_masks(lengths: dict[str, int]) -> None:
+    """Over positions valid in both modalities; with other lengths to the mean of the codewords of a clip."""
+    own = trainer("paper")
+    features = tiny.batch(own.model, lengths=lengths)
+    mask = {
+        name: masks(name, positions=value.shape[1], seed=n)[name] for n, (name, value) in enumerate(features.items())
+    }
+    output = own.model(features, mask)
+    terms = own.method.losses(output).terms
+    code = {name: own.model.codebook.of(name)[index].numpy() for name, index in output.index.items()}
+    valid = {name: value.numpy() for name, value in mask.items()}
+    for name, z in output.semantic.items():
+        expected = 0.0
+        for other in output.semantic:
+            errors = []
+            for clip, position in zip(*np.nonzero(valid[name]), strict=True):
+                if code[other].shape[1] != z.shape[1]:
+                    target = code[other][clip, valid[other][clip]].mean(0)
+                elif valid[other][clip, position]:
+                    target = code[other][clip, position]
+                else:
+                    continue
+                errors.append(((z[clip, position].detach().numpy() - target) ** 2).mean())
+            expected += (0.5 if other == name else 0.125) * np.mean(errors)
+        assert terms[f"commitment.{name}"].item() == pytest.approx(expected, **FLOAT64)
+
+
 class Expected:
     """Blocks of the release in NumPy: counts and sums by block, cascade, resets of rows that no modality chose."""
 
@@ -222,10 +250,10 @@ def test_blocks_cascade_and_resets(number: int) -> None:
     codebook = model("official", NAMES[number], reset_after=2).codebook
     expected, resets = Expected(codebook), 0
     generator = np.random.default_rng(0)
-    for step in range(7):
-        z = {name: generator.normal(size=(4, 5, 16)) for name in codebook.names}
-        # Some codewords are chosen by one modality only, and some by none.
-        index = {name: generator.integers(place, 6 + place, (4, 5)) for place, name in enumerate(codebook.names)}
+    for step in range(12):
+        z = {name: generator.normal(size=(2, 2, 16)) for name in codebook.names}
+        # Few positions: a row is idle for some steps, and then chosen by one modality or reset.
+        index = {name: generator.integers(12, size=(2, 2)) for name in codebook.names}
         rows = {name: torch.tensor(np.concatenate([z[other] for other in codebook.names], -1)) for name in z}
         codebook.update(rows, {name: torch.tensor(codes) for name, codes in index.items()})
         resets += expected.update(z, index, step)
@@ -234,7 +262,7 @@ def test_blocks_cascade_and_resets(number: int) -> None:
         assert_close(codebook.ema_sum, np.stack(expected.weight), ORACLE, f"sums of step {step}")
         assert_close(codebook.idle.amin(0), expected.idle, EXACT, f"idle counters of step {step}")
     assert resets > 3
-    assert codebook.step == 7
+    assert codebook.step == 12
 
 
 @pytest.mark.parametrize("unless", ["any", "all"])
