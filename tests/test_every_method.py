@@ -4,7 +4,7 @@ import copy
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
-from typing import get_args, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import pytest
 import tiny
@@ -13,21 +13,24 @@ import torch.multiprocessing as mp
 from compare import assert_close
 from test_distributed import State, compare, meet
 from tolerances import SHARED_BATCH
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from unicode_fast import checkpoint, load, preset
 from unicode_fast.config import FRAME_METHODS, MethodConfig
 from unicode_fast.methods import METHODS, Alignment, UniCodeMethod, make_method, make_model, recipe_of, row_name
 from unicode_fast.methods.registry import rules_of
-from unicode_fast.modules import UniCode
+from unicode_fast.modules import UniCode, host
 from unicode_fast.report.published import published
 from unicode_fast.training.checks import check_run
 from unicode_fast.training.distributed import DistContext
 from unicode_fast.training.metrics_logger import StepResult
+from unicode_fast.training.step import backward, micro_batches
 from unicode_fast.training.trainer import Trainer
 
 FORMS = [(name, dcid) for name, recipe in METHODS.items() for dcid in (False, True)[: 1 + recipe.combines]]
 TITLES = [row_name(*form) for form in FORMS]
 each_form = pytest.mark.parametrize("form", FORMS, ids=TITLES)
+WAITS = ("_local_scalar_dense", "is_nonzero", "nonzero", "masked_select", "_unique2", "unique_dim", "equal")
 # Clips of the batches; two ranks do not share the last one evenly.
 BATCHES = (8, 5)
 
@@ -63,6 +66,22 @@ def trained(
         own_mask = {name: valid[own] for name, valid in (mask or {}).items()}
         results.append(trainer.train_step(own_features, own_mask, 1e-3, None if ranks is None else ranks.shard(clips)))
     return copy.deepcopy(trainer.model.state_dict()), results
+
+
+class Reads(TorchDispatchMode):
+    """Counts operators, and lists those whose result or shape depends on the values of a tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.number, self.found = 0, list[str]()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        self.number += 1
+        if func.overloadpacket._qualified_op_name.removeprefix("aten::") in WAITS:
+            self.found.append(func.name())
+        return func(*args, **(kwargs or {}))
 
 
 @each_form
@@ -115,6 +134,35 @@ class TestSteps:
                 check_run(config)
             return
         compare(trained(trainer_of(form, micro_batches=3)), trained(trainer_of(form)))
+
+    def test_a_step_reads_no_value(self, form: tuple[str, bool], monkeypatch: pytest.MonkeyPatch) -> None:
+        """On a GPU that would wait for the device, and a CUDA graph could not capture it. Optimisers are left out."""
+        trainer = trainer_of(form, dtype="float32")
+        features, mask = batch_of(trainer.model, 0)
+        trainer.train_step(features, mask, 1e-2)
+        for name in ("is_on_host", "has_operators"):
+            monkeypatch.setattr(host, name, lambda _: False)
+        monkeypatch.setattr(trainer.club_optimizer, "step", lambda: None)
+        with Reads() as reads:
+            output, _ = backward(trainer.method, trainer.club_optimizer, micro_batches(features, mask, 1))
+            trainer.model.update_codebook(output)
+        assert reads.number > 100 and reads.found == []
+
+    @pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA is not available")
+    def test_a_graphed_step_on_a_gpu(self, form: tuple[str, bool]) -> None:
+        """Equal to the plain step over several batches, teachers and queues included."""
+        ends = []
+        for graphed in (False, True):
+            trainer = trainer_of(form, device="cuda", cuda_graph=graphed)
+            for step in range(4):
+                features, mask = batch_of(tiny.trainer(method=form[0], dcid=form[1], dtype="float64").model, 2 * step)
+                batch = [
+                    {name: values.cuda() for name, values in tensors.items()} for tensors in (features, mask or {})
+                ]
+                trainer.train_step(*batch, 1e-2)
+            ends.append(trainer.model.state_dict())
+        for name, value in ends[0].items():
+            assert_close(ends[1][name].double(), value.double(), SHARED_BATCH, name)
 
     def test_a_resumed_run_ends_as_the_whole(self, form: tuple[str, bool], tmp_path: Path) -> None:
         fields = {"dtype": "float32", "dropout": 0.3}
