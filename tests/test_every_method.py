@@ -155,10 +155,8 @@ class TestSteps:
         for graphed in (False, True):
             trainer = trainer_of(form, device="cuda", cuda_graph=graphed)
             for step in range(4):
-                features, mask = batch_of(tiny.trainer(method=form[0], dcid=form[1], dtype="float64").model, 2 * step)
-                batch = [
-                    {name: values.cuda() for name, values in tensors.items()} for tensors in (features, mask or {})
-                ]
+                given = batch_of(trainer.model, 2 * step)
+                batch = [{name: values.cuda() for name, values in (tensors or {}).items()} for tensors in given]
                 trainer.train_step(*batch, 1e-2)
             ends.append(trainer.model.state_dict())
         for name, value in ends[0].items():
