@@ -322,10 +322,10 @@ def test_seconds_of_a_step_are_measured(monkeypatch: pytest.MonkeyPatch) -> None
     seconds, how = estimates.seconds_per_step(config, modalities)
     assert 0 < seconds < 5 and how == "measured at start on cpu: median of 3 steps"
     # A second and a quarter of one a clip, after a first step that takes longer.
-    times = iter((50.0, 2.0, 4.0))
+    times = iter((50.0, 1.5, 2.5))
     monkeypatch.setattr(estimates, "_timed", lambda trainer, modalities, clips: next(times))
     seconds, how = estimates.seconds_per_step(config.replace(batch_size=80), modalities)
-    assert seconds == 1 + 80 / 4 and how.endswith("a line through steps of 4 and 12 clips, at 80")
+    assert seconds == 1 + 80 / 4 and how.endswith("a line through steps of 2 and 6 clips, at 80")
 
 
 def test_bytes_of_a_run_folder(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ _FEATURE_BYTES = 8
 # A run keeps two checkpoints, each with the weights and Adam's two moments.
 _COPIES = 2 * 3
 # Clips of the first two steps that are timed, seconds of a batch up to which whole batches are timed, and how many.
-_FEW, _MORE, _QUICK, _STEPS = 4, 12, 10.0, 3
+_FEW, _MORE, _QUICK, _STEPS = 2, 6, 10.0, 3
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def seconds_per_step(config: Config, modalities: Mapping[str, Modality]) -> tupl
         modalities: kind and shape by name.
     """
     device, size = choose_device(config.train.device), config.train.batch_size
-    say(f"measuring a training step on {device}; --seconds_per_step gives its seconds", sys.stderr)
+    say(f"measuring a training step on {device}; --seconds_per_step SECONDS replaces this", sys.stderr)
     trainer = Trainer(config, modalities, device)
     least = 2 * config.train.micro_batches
     few, more = (min(size, max(clips, least)) for clips in (_FEW, _MORE))
