@@ -24,11 +24,11 @@ PACKAGE = ROOT / "unicode_fast"
 
 # Lowest first: a sub-package imports from its own layer or a lower one, never from a higher one.
 LAYERS = [
-    {"version", "errors", "threads", "files", "headless", "backend", "config", "presets"},
+    {"version", "errors", "threads", "files", "headless", "backend", "config"},
     {"reference", "kernels"},
     {"ops"},
     {"modules", "losses"},
-    {"methods", "tasks", "data", "compat", "checkpoint", "checked_state", "health"},
+    {"methods", "presets", "tasks", "data", "compat", "checkpoint", "checked_state", "health"},
     {"cli", "report", "training", "train", "evaluate", "convert", "ablate", "leaderboard", "many_runs"}
     | {"reproduce", "table_commands", "__main__"},
 ]
