@@ -198,25 +198,36 @@ def test_queue(size: int) -> None:
             np.testing.assert_allclose(sorted(map(tuple, held)), sorted(map(tuple, last)), rtol=1e-10)
 
 
-def test_codewords_by_gradient() -> None:
-    owner = trainer(dtype="float64")
-    codebook, codewords = owner.model.codebook, owner.model.alignment.codewords
-    assert torch.equal(codewords, codebook.codebook)
+@pytest.mark.parametrize("masked", [False, True])
+def test_codewords_by_gradient(masked: bool) -> None:
+    owner = trainer(dtype="float64", feature_norm="none")
+    codebook, alignment = owner.model.codebook, owner.model.alignment
     first = torch.randn(12, 16, dtype=torch.float64)
     codebook.initialise(first)
-    owner.model.alignment.initialised(owner.model)
-    assert torch.equal(codewords, first)
+    alignment.initialised(owner.model)
+    length = first.norm(dim=1).mean()
+    assert_close(alignment.codewords, unit(to_float64(first)), Tolerance(1e-14))
     count, tensor = codebook.ema_count.clone(), codebook.codebook
     for step in range(3):
-        owner.train_step(tiny.batch(owner.model, seed=step), None, 1e-2)
-        assert torch.equal(codebook.codebook, codewords)
+        features = tiny.batch(owner.model, lengths={"video": 4, "text": 7}, seed=step)
+        mask = masks(owner.model, features) if masked else None
+        torch.manual_seed(step)
+        z = owner.model.train()(features, mask).semantic
+        norms = [z[name].norm(dim=-1)[... if mask is None else mask[name]].mean() for name in z]
+        length = 0.99 * length + 0.01 * sum(norms) / len(norms)
+        torch.manual_seed(step)
+        owner.train_step(features, mask, 1e-2)
+        assert_close(alignment.length, length, Tolerance(1e-12))
+        assert_close(alignment.codewords.norm(dim=1), np.ones(12), Tolerance(1e-14))
+        assert_close(codebook.codebook, length * alignment.codewords, Tolerance(1e-12, 1e-14))
     assert codebook.codebook is tensor
-    assert (codewords - first).abs().amax(1).min() > 0.01
+    assert (alignment.codewords - torch.as_tensor(unit(to_float64(first)))).abs().amax(1).min() > 0.01
     assert int(codebook.step) == 3
     assert torch.equal(codebook.ema_count, count)
+    # The search reads the codewords of now, and the nearest one has the largest cosine.
     z = owner.model.eval()(tiny.batch(owner.model)).semantic["audio"]
-    distances = torch.cdist(z.flatten(0, 1), codewords).view(*z.shape[:2], -1)
-    assert torch.equal(owner.model.encode("audio", tiny.batch(owner.model)["audio"]).index, distances.argmin(-1))
+    found = owner.model.encode("audio", tiny.batch(owner.model)["audio"]).index
+    assert torch.equal(found, (z @ alignment.codewords.T).argmax(-1))
 
 
 def test_codewords_by_ema() -> None:
@@ -224,7 +235,7 @@ def test_codewords_by_ema() -> None:
     owner = trainer(dcid=True, dtype="float64")
     assert owner.config.method.codis_codebook == "ema"
     assert "alignment" not in owner.model.parameter_groups()
-    assert not [name for name in owner.model.state_dict() if "codewords" in name]
+    assert not [name for name in owner.model.state_dict() if name in ("alignment.codewords", "alignment.length")]
     before = owner.model.codebook.ema_count.clone()
     result = owner.train_step(tiny.batch(owner.model), None, 1e-2)
     assert not torch.equal(owner.model.codebook.ema_count, before)

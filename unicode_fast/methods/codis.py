@@ -18,8 +18,9 @@ Source:
     Sinkhorn and Knopp's algorithm in the log domain finds T, with columns first and rows last. Momentum contrast as in
     Li et al., "ALBEF", NeurIPS 2021. The losses of the method's fusion encoder have no counterpart here. More than two
     modalities average the loss over pairs. With `feature_norm` "batch" the moments of its own batch normalise the
-    teacher's features. The codebook of the model holds the codewords: with `codis_codebook` "gradient" the loss trains
-    them and there is no EMA and no reset, with "ema" they follow the frame, as in the default with DCID.
+    teacher's features. The codebook of the model holds the codewords. With `codis_codebook` "gradient" the loss trains
+    their directions, without EMA and reset; their common length follows the mean length of semantic features, so that
+    the nearest codeword is that of the largest cosine. With "ema" they follow the frame, as in the default with DCID.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from unicode_fast.config import Config, Modality
-from unicode_fast.losses import balanced_assignment, soft_cross_entropy
+from unicode_fast.losses import balanced_assignment, masked_mean, soft_cross_entropy
 from unicode_fast.methods.recipe import Recipe, compared
 from unicode_fast.modules.alignment import Alignment, Draw
 from unicode_fast.modules.cpc import clip_mean
@@ -49,12 +50,14 @@ class TeacherCodes(Alignment):
 
     Attributes:
         teacher: the semantic half of each modality's encoder, without gradient.
-        codewords: (M, D), where `codis_codebook` is "gradient".
+        codewords: (M, D) of length 1, where `codis_codebook` is "gradient".
+        length: (), that of the codewords in the codebook of the model, where `codis_codebook` is "gradient".
         queue: (modalities, Q, D), teacher features of former batches, where `codis_queue` is not 0.
         queued: (), the number of clips that the queue has received.
     """
 
     observes = True
+    length: Tensor
     queue: Tensor
     queued: Tensor
 
@@ -65,6 +68,7 @@ class TeacherCodes(Alignment):
         self.trains_codebook = method.codis_codebook == "gradient"
         if self.trains_codebook:
             self.codewords = nn.Parameter(torch.empty(sizes.codewords, sizes.width))
+            self.register_buffer("length", torch.empty(()))
         if method.codis_queue:
             self.register_buffer("queue", torch.zeros(len(self.names), method.codis_queue, sizes.width))
             self.register_buffer("queued", torch.zeros((), dtype=torch.int64))
@@ -78,9 +82,11 @@ class TeacherCodes(Alignment):
 
     @torch.no_grad()
     def initialised(self, model: UniCode) -> None:
-        """Copies the codewords."""
+        """Takes over the directions of the codewords, and their mean length."""
         if self.trains_codebook:
             self.codewords.copy_(model.codebook.codebook)
+            self.length.copy_(self.codewords.norm(dim=-1).mean())
+            self._write_codebook(model)
 
     def observe(self, model: UniCode, name: str, features: Tensor, mask: Tensor | None) -> Tensor:
         """The teacher's semantic features, (b, T, D), before their normalisation; without dropout in every mode."""
@@ -125,8 +131,16 @@ class TeacherCodes(Alignment):
         update = get_ema_multi_avg_fn(method.codis_teacher_decay)
         update(list(teachers.values()), [students[name] for name in teachers], 1)
         if self.trains_codebook:
-            model.codebook.codebook.copy_(self.codewords)
-            model.codebook.prepared().refresh()
+            masks = output.mask or dict.fromkeys(self.names)
+            lengths = [masked_mean(output.semantic[name].norm(dim=-1), masks[name]) for name in self.names]
+            self.length.lerp_(torch.stack(lengths).mean(), 1 - method.ema_decay)
+            self._write_codebook(model)
+
+    def _write_codebook(self, model: UniCode) -> None:
+        """Scales the codewords to length 1, and writes them with their common length to the codebook of the model."""
+        self.codewords.copy_(F.normalize(self.codewords, dim=-1))
+        model.codebook.codebook.copy_(self.length * self.codewords)
+        model.codebook.prepared().refresh()
 
     def _teacher_vectors(self, model: UniCode, output: ModelOutput) -> dict[str, Tensor]:
         """Unit-normalised teacher features of clips, (B, D) by modality."""
