@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import statistics
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -105,7 +106,9 @@ class TestStanding:
     def test_means(self) -> None:
         one = board.Standing("A", {0: rows(0.5, 0.7, 0.2), 4: rows(0.1, 0.2)}, {})
         assert one.means("classification") == pytest.approx({0: 50, 4: 20})
-        assert one.means("classification", between=["video", "audio"]) == pytest.approx({0: 60, 4: 15})
+        between = {"audio->video", "video->audio"}
+        assert one.means("classification", directions=between) == pytest.approx({0: 60, 4: 15})
+        assert one.directions("classification") == {*between, "audio->text"}
         assert one.means("classification", tokens=True) == pytest.approx({0: 70 / 3, 4: 25 / 3})
         assert one.means("localisation") == pytest.approx({0: 20})
         # A row without token scores is no zero.
@@ -213,9 +216,10 @@ class TestClaims:
     def test_a_third_modality_is_judged_between_the_others(self) -> None:
         names = ("audio", "video", "text")
         three, two = standing("Uni-Code", 0.5, 0.51), standing(board.two_modalities(names), 0.4, 0.41)
+        two = replace(two, by_seed={seed: rows[:2] for seed, rows in two.by_seed.items()})
         shown = board.page("# Leaderboard", [], [three, two], [], names, "a.png")
         part = shown.partition("### Does a third modality help?")[2].partition("###")[0]
-        assert part.strip().startswith("Yes. Both rows are scored between audio and video only.")
+        assert part.strip().startswith("Yes. Scores are those between audio and video.")
         assert "| +10.0 |" in part
 
 

@@ -23,9 +23,10 @@ COMPARED = ("S-MiT", "MST", "CODIS", "TURN", "CMCM")
 PUBLISHED = (BASELINE, *COMPARED, *(f"DCID+{name}" for name in COMPARED), UNI_CODE)
 MAIN = "classification"
 RULE = (
-    "Each seed of one row is compared with the same seed of the other. The 95 % interval is Student's over seeds, not "
-    "corrected for the number of comparisons. A row is better if the interval of the difference in mean zero-shot "
-    "accuracy of classification is above zero, worse if it is below zero, and else undecided."
+    "Each seed of one row is compared with the same seed of the other, over the directions that both have. The 95 % "
+    "interval is Student's over seeds, not corrected for the number of comparisons. A row is better if the interval of "
+    "the difference in mean zero-shot accuracy of classification is above zero, worse if it is below zero, and else "
+    "undecided."
 )
 
 
@@ -48,17 +49,21 @@ class Standing:
         found = [numbers[name] for numbers in self.numbers.values() if name in numbers]
         return statistics.median(found) if found else None
 
-    def means(self, task: str, *, tokens: bool = False, between: Iterable[str] | None = None) -> dict[int, float]:
+    def directions(self, task: str) -> set[str]:
+        """The directions of a task."""
+        return {row.direction for rows in self.by_seed.values() for row in rows if row.task == task}
+
+    def means(self, task: str, *, tokens: bool = False, directions: set[str] | None = None) -> dict[int, float]:
         """By seed, the mean score of a task over directions in per cent; seeds without such a score are left out.
 
         Args:
             task: its name.
             tokens: scores of one-hot codes.
-            between: directions between these modalities only.
+            directions: such as audio->video; None takes all.
         """
-        pair, found = None if between is None else set(between), {}
+        found = {}
         for seed, rows in self.by_seed.items():
-            those = [row for row in rows if row.task == task and (pair is None or {row.source, row.target} <= pair)]
+            those = [row for row in rows if row.task == task and (directions is None or row.direction in directions)]
             scores = [_score(row, tokens) for row in those]
             if scores and None not in scores:
                 found[seed] = 100 * statistics.fmean(score for score in scores if score is not None)
@@ -97,15 +102,14 @@ class Difference:
         return "better" if low > 0 else "worse" if high < 0 else "undecided"
 
 
-def difference(
-    what: str, one: Standing | None, other: Standing | None, between: Iterable[str] | None = None
-) -> Difference:
-    """`one` minus `other`; without numbers where one is missing."""
+def difference(what: str, one: Standing | None, other: Standing | None) -> Difference:
+    """`one` minus `other`, over the directions of both; without numbers where one is missing."""
 
     def points(task: str, tokens: bool = False) -> list[float]:
         if one is None or other is None:
             return []
-        first, second = (standing.means(task, tokens=tokens, between=between) for standing in (one, other))
+        both = one.directions(task) & other.directions(task)
+        first, second = (standing.means(task, tokens=tokens, directions=both) for standing in (one, other))
         return [first[seed] - second[seed] for seed in first if seed in second]
 
     return Difference(what, points(MAIN), points(MAIN, True), points("localisation"))
@@ -279,16 +283,17 @@ def page(  # noqa: PLR0913 - what the page is about
         text.append(f"Not run yet: {'; '.join(missing)}.")
     if not standings:
         return "\n\n".join(text) + "\n"
-    found, between, two = {standing.label: standing for standing in standings}, names[:2], two_modalities(names)
+    found = {standing.label: standing for standing in standings}
     text += [linked("Mean zero-shot scores of each method", picture), "## Means over directions"]
     text += [markdown(summary_cells(standings)), _NOTE, "## Claims", RULE, *dcid_claim(found)]
     table_1 = [name for name in PUBLISHED if name != UNI_CODE]
     text += first_claim(found, UNI_CODE, table_1, "the methods of the paper's Table 1")
     text += first_claim(found, UNI_CODE, LATER, "the later methods")
     text += first_claim(found, RECOMMENDED, [*PUBLISHED, *LATER], "all methods")
-    third = difference(f"{UNI_CODE}, {len(names)} modalities − two", found.get(UNI_CODE), found.get(two), between)
     if len(names) > 2:
-        note = f"Both rows are scored between {' and '.join(between)} only."
+        two = found.get(two_modalities(names))
+        third = difference(f"{UNI_CODE}, {len(names)} modalities − two", found.get(UNI_CODE), two)
+        note = f"Scores are those between {' and '.join(names[:2])}."
         text += pair_claim("### Does a third modality help?", third, note)
     toc = difference(f"{TOC} − {UNI_CODE}", found.get(TOC), found.get(UNI_CODE))
     text += pair_claim("### Does a selection of channels (TOC) help?", toc, "Token scores do not depend on it.")
@@ -303,9 +308,9 @@ def page(  # noqa: PLR0913 - what the page is about
 
 _NOTE = (
     "Scores are zero-shot, in per cent: means over directions and seeds, and half of Student's 95 % interval over "
-    "seeds. "
-    "Token scores are those of probes on one-hot codes. Parameters are those that a run trains. Times are medians over "
-    "seeds; a step's is that of pre-training, a run's includes the probes."
+    "seeds. A row of two modalities has their directions only. Token scores are those of probes on one-hot codes. "
+    "Parameters are those that a run trains. Times are medians over seeds; a step's is that of pre-training, a run's "
+    "includes the probes."
 )
 
 
