@@ -11,7 +11,7 @@ import re
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,9 @@ import torch
 
 from unicode_fast.checkpoint import default_of, load
 from unicode_fast.cli import given_fields, make_parser, read_yaml, resolve, with_underscores
-from unicode_fast.config import FIELDS, Config, modality_names
+from unicode_fast.config import FIELDS, Config, Kind, Modality, modality_names
 from unicode_fast.data import built_in, open_dataset
+from unicode_fast.data.talking_digits.digits import MODALITIES
 from unicode_fast.errors import run_main, say
 from unicode_fast.files.writing import check_writable, write_text
 from unicode_fast.many_runs import Record, Unit, checked_unit, run_all
@@ -33,7 +34,7 @@ from unicode_fast.tasks import RETRIEVAL, Evaluator, Row
 from unicode_fast.tasks.channels import Selected, TocRule, channels_of
 from unicode_fast.tasks.probe import one_thread
 from unicode_fast.tasks.runner import SEGMENTATION
-from unicode_fast.training.checks import BUILT_IN_MODALITIES, check_run, check_store, open_run_data, tasks_of
+from unicode_fast.training.checks import check_run, check_store, open_run_data, tasks_of
 from unicode_fast.training.runs import provenance, read_summary
 
 HEADING = "# Leaderboard"
@@ -210,28 +211,37 @@ def planned(arguments: Namespace) -> Plan:
     base = resolve(config, flags)
     if not base.train.steps:
         raise ValueError("steps must be above 0, so that all runs have the same number, got 0")
+    # Kinds of built-in modalities are known without their data.
     made = base.data.data in built_in.DATASETS
-    available = BUILT_IN_MODALITIES if made else tuple(check_store(base, open_dataset(base.data)))
-    names = modality_names(base.data.modalities, available)
-    rows = {entry: row_config(base, entry) for entry in entries(names)}
+    modalities: Mapping[str, Modality] = MODALITIES if made else check_store(base, open_dataset(base.data))
+    names = modality_names(base.data.modalities, tuple(modalities))
+    rows = {}
+    for entry in entries(names):
+        trained = entry.fields.get("modalities", ",".join(names)).split(",")
+        rows[entry] = row_config(base, entry, [modalities[name].kind for name in trained])
     for row in rows.values():
         check_run(row)
     seeds = [base.train.seed + number for number in range(arguments.seeds)]
     return Plan(Path(arguments.out), base, names, rows, seeds)
 
 
-def row_config(base: Config, entry: Entry) -> Config:
+def row_config(base: Config, entry: Entry, kinds: Collection[Kind]) -> Config:
     """The configuration of a row: rules of its method, with sizes, data and training of `base`.
 
-    Fields of the method section that `base` changes are changed here too. Fields that the method does not read are its
-    usual ones.
+    Fields of the method section that `base` changes are changed here too. Fields that the method does not read, or
+    none of its modalities, are the method's usual ones.
+
+    Args:
+        base: of the recommended row.
+        entry: the row.
+        kinds: of its modalities.
     """
     own = dict(entry.fields)
     row = preset(base.preset, base.size, own.pop("method", "uni-code"), own.pop("dcid", False))
     standard, values = usual(base).flat(), base.flat()
     kept = {name: value for name, value in values.items() if value != standard[name] or FIELDS.get(name) != "method"}
     wanted = {**kept, **own}
-    unread = row.replace_all(**wanted).unread_fields()
+    unread = row.replace_all(**wanted).unread_fields(kinds)
     return row.replace_all(**{name: value for name, value in wanted.items() if name not in unread})
 
 
