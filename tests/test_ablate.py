@@ -136,7 +136,7 @@ def test_table_1_beside_the_paper(
     """Two of its rows are trained, the others are named."""
     run_all = ablate.run_all
     monkeypatch.setattr(ablate, "run_all", lambda runs, *rest: run_all(runs[1:3], *rest))
-    flags = words(data=store, **{**SMALL, "steps": 2}, table=1, seeds=1, jobs=2)
+    flags = words(data=store, **{**PAIR, "steps": 2}, table=1, seeds=1, jobs=2)
     assert ablate.main([f"--out={tmp_path / 'ablation'}", *flags]) == 0
     page = capsys.readouterr().out
     ours, theirs = page.split("The same in the paper, ")
