@@ -230,18 +230,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name in ("seeds", "jobs"):
         if getattr(arguments, name) < 1:
             raise ValueError(f"{name} must be at least 1, got {getattr(arguments, name)}")
-    flags = given_fields(arguments)
-    base = with_all_columns(resolve(arguments.config, flags), flags)
-    check_run(base)
-    if not base.train.steps:
-        raise ValueError("steps must be above 0, so that all runs have the same number, got 0")
-    names = modality_names(base.data.modalities, tuple(check_store(base, open_dataset(base.data))))
     if arguments.table is not None and arguments.experiments is not None:
         raise ValueError(f"table must not be given together with experiments, got {arguments.table} beside it")
     if arguments.table not in (None, 1, 2, 3):
         raise ValueError(f"table must be 1, 2 or 3, got {arguments.table}")
+    flags = given_fields(arguments)
+    base = with_all_columns(resolve(arguments.config, flags), flags)
     if base.method.method != "uni-code":
         raise ValueError(f"method must be uni-code, whose components are removed, got {base.method.method!r}")
+    check_run(base)
+    if not base.train.steps:
+        raise ValueError("steps must be above 0, so that all runs have the same number, got 0")
+    names = modality_names(base.data.modalities, tuple(check_store(base, open_dataset(base.data))))
     chosen = f"table{arguments.table}" if arguments.table else arguments.experiments or DEFAULT_EXPERIMENTS
     experiments = list(dict.fromkeys(chosen.split(",")))
     found = variants(base, names, experiments, numbers(arguments.sizes, "sizes"))
