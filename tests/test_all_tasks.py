@@ -181,9 +181,11 @@ def test_rows_of_other_flags_have_files_of_their_own(tmp_path: Path) -> None:
         ["--backbone=pvt_v2_b5", "--backbone_weights=pvt.pth"],
         ["--known=3"],
         ["--seed=3"],
+        ["--data=" + "folder/" * 40 + "one"],
+        ["--data=" + "folder/" * 40 + "two"],
     )
     names = {file_stem(row, make_parser().parse_args([str(tmp_path), *more])) for more in flags}
-    assert len(names) == len(flags)
+    assert len(names) == len(flags) and max(map(len, names)) == 220
 
 
 def test_a_second_data_set_is_for_built_in_data_or_named(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import sys
 from argparse import Namespace
@@ -33,6 +34,8 @@ _OF_TASK: dict[str, tuple[str, ...]] = {
 _OF_TOC = ("toc_lowest", "toc_weights", "toc_rows")
 # Tasks whose heads read whole codewords.
 _WITHOUT_TOC = ("retrieval", "segmentation")
+# File systems allow 255 bytes; the name of an unfinished file is longer than that of its target.
+_LONGEST_STEM = 220
 # The modalities of a direction.
 _ROLES = {"from": "modality the probe is trained on", "to": "modality the probe is tested on"}
 
@@ -146,9 +149,12 @@ def changed_flags(arguments: Namespace) -> dict[str, Any]:
 
 
 def file_stem(row: tasks.Row, arguments: Namespace) -> str:
-    """The stem of a row's files in the run folder."""
+    """The stem of a row's files in the run folder; a long one is cut and ends with a checksum of the whole."""
     flags = [f"{name} {value}" for name, value in changed_flags(arguments).items()]
-    return re.sub(r"[^A-Za-z0-9.]+", "-", "-".join([row.task, row.source, row.target, row.protocol, *flags]))
+    stem = re.sub(r"[^A-Za-z0-9.]+", "-", "-".join([row.task, row.source, row.target, row.protocol, *flags]))
+    if len(stem) <= _LONGEST_STEM:
+        return stem
+    return f"{stem[: _LONGEST_STEM - 17]}-{hashlib.sha256(stem.encode()).hexdigest()[:16]}"
 
 
 def picture_file(row: tasks.Row, arguments: Namespace) -> Path | None:
