@@ -73,7 +73,7 @@ def below(state: State, prefix: str) -> State:
 def by_numpy(
     state: State, specific: dict[str, Array], permutation: dict[str, Array], last: int
 ) -> dict[str, dict[str, float] | float]:
-    """Losses of layer 2 from layer 1's specific features (B, T, Y), by the formulas of the release, with weights."""
+    """Losses of layer 2 from layer 1's specific features (B, T, Y), by the formulas of the release."""
     z, own, code, decoded = {}, {}, {}, {}
     for name, y in specific.items():
         z[name] = layers.linear(state, f"{name}.temporal.affine_matrix", y)
@@ -85,11 +85,9 @@ def by_numpy(
         decoded[name] = layers.linear(state, f"{name}.decoder.output", np.concatenate([projected, own[name]], -1))
     pairs = oracle.cross_prediction(state, {name: name for name in z}, z, last)
     return {
-        "reconstruction": {m: 3 * float(((decoded[m] - specific[m]) ** 2).mean()) for m in z},
-        "commitment": {m: 3 * value for m, value in oracle.commitments(z, code).items()},
-        "club": {
-            m: 3 * oracle.mutual_information(below(state, f"{m}.club."), code[m], own[m], permutation[m]) for m in z
-        },
+        "reconstruction": {m: float(((decoded[m] - specific[m]) ** 2).mean()) for m in z},
+        "commitment": oracle.commitments(z, code),
+        "club": {m: oracle.mutual_information(below(state, f"{m}.club."), code[m], own[m], permutation[m]) for m in z},
         "cpc": sum(value * (0.1 if one == other else 1) for (one, other), value in pairs.items()),
     }
 
@@ -127,7 +125,7 @@ def test_the_reconstruction_of_layer_2_has_a_gradient_in_its_target() -> None:
     torch.stack(list(make_method(model).second.reconstruction(level).values())).sum().backward()
     for name, y in leaves.items():
         # The features that the decoder reads come from `more`.
-        assert_close(y.grad, 3 * 2 * (y - level.decoded[name]).detach() / y.numel(), OFFICIAL, name)
+        assert_close(y.grad, 2 * (y - level.decoded[name]).detach() / y.numel(), OFFICIAL, name)
 
 
 def parameters_of(trainer: Trainer) -> State:

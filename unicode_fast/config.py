@@ -432,6 +432,8 @@ class Config:
         for methods, names in _METHOD_FIELDS:
             if self.method.method not in methods:
                 unread.update(dict.fromkeys(names, f"is not read where method is {self.method.method!r}"))
+        if self.method.method == "codis" and self.method.codis_codebook == "gradient":
+            unread.update(dict.fromkeys(_EMA_FIELDS, "is not read where codis_codebook is 'gradient'"))
         if self.train.steps:
             unread["epochs"] = f"is not read where steps is {self.train.steps}, not 0"
         for needs, names in _KIND_FIELDS:
@@ -461,25 +463,29 @@ _SWITCHES: tuple[tuple[str, tuple[Any, ...], tuple[str, ...]], ...] = (
         ("none",),
         ("club_input", "club_floor", "club_reduction", "club_weight", "club_inner_steps", "club_learning_rate"),
     ),
-    ("cpc_weight", (0,), ("cpc_self_weight",)),
+    ("cpc_weight", (0,), ("cpc_self_weight", "cpc_softmax_over", "cpc_scale", "cpc_temperature", "cpc_earliest")),
     ("code_matching_weight", (0,), ("code_matching_pairing", "code_matching_directions", "code_matching_temperature")),
     ("turn_decoder", ("reuse",), ("turn_mask",)),
     ("jigsaw_parts", (1,), ("jigsaw_permutations", "jigsaw_hidden")),
     ("dtype", ("float64",), ("precision",)),
     ("loader", ("resident", "direct"), ("loader_workers",)),
 )  # fmt: skip
+# Fields of codewords that follow features by EMA.
+_EMA_FIELDS = (
+    "ema_partner", "ema_own_weight", "ema_update", "ema_smoothing", "ema_epsilon", "ema_initial_count", "reset_after",
+    "reset_unless", "reset_source", "reset_noise", "reset_active_within", "reset_ema",
+)  # fmt: skip
 # Methods without parts of their own in the model.
 FRAME_METHODS = ("uni-code", "baseline", "cmcm")
-_METHODS: tuple[str, ...] = get_args(get_type_hints(MethodConfig)["method"])
-_COMPARED = ("baseline", "s-mit", "mst", "codis", "turn", "cmcm")
-# Methods, and the fields that only they read.
+
+
+def _all_but(*names: str) -> tuple[str, ...]:
+    return tuple(name for name in get_args(get_type_hints(MethodConfig)["method"]) if name not in names)
+
+
+# Methods, and the fields that only they read. Another method refuses them.
 _METHOD_FIELDS: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
-    (_COMPARED, ("dcid",)),
-    (
-        (*_COMPARED, "uni-code", "micu", "codaar", "h-dcid"),
-        ("word_width", "word_target", "club_input", "assignment_weight", "presence_weight", "grounding_weight"),
-    ),
-    (("s-mit", "mst", "codis", "turn", "micu", "fcid"), ("align_weight",)),
+    (_all_but("uni-code", "baseline", "cmcm", "codaar", "h-dcid"), ("align_weight",)),
     (("s-mit", "mst", "codis", "turn"), ("align_temperature",)),
     (("s-mit",), ("smit_alpha", "smit_margin")),
     (
@@ -492,13 +498,9 @@ _METHOD_FIELDS: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
     (("micu",), ("micu_mask", "micu_temperature", "jigsaw_parts", "jigsaw_permutations", "jigsaw_hidden")),
     (("fcid",), ("fcid_temperature", "fcid_target")),
     (("h-dcid",), ("hdcid_warmup", "hdcid_weight")),
-    (
-        tuple(name for name in _METHODS if name != "codaar"),
-        (
-            "ema_own_weight", "ema_update", "club_estimator", "assignment_weight", "presence_weight",
-            "grounding_weight", "grid_club_width",
-        ),
-    ),
+    (_all_but("fcid"), ("word_width", "word_target", "club_input")),
+    (_all_but("codaar"), ("ema_own_weight", "ema_update", "club_estimator", "grid_club_width")),
+    (_all_but("fcid", "codaar"), ("assignment_weight", "presence_weight", "grounding_weight")),
 )  # fmt: skip
 # Kinds of modalities, and the fields that have an effect only with one of these kinds.
 _KIND_FIELDS: tuple[tuple[tuple[Kind, ...], tuple[str, ...]], ...] = (

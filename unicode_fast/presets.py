@@ -194,5 +194,5 @@ def preset(name: str, size: str = "small", method: str = "uni-code", dcid: bool 
         raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {name!r:.60}")
     if size not in SIZES:
         raise ValueError(f"size must be one of {', '.join(SIZES)}, got {size!r:.60}")
-    base = Config(preset=name, size=size).replace_all(**{**_RULES[name], **_SIZES[size]})
-    return base.replace_all(**rules_of(method, dcid, base.flat()), method=method, dcid=dcid)
+    rules = {**_RULES[name], **_SIZES[size], **rules_of(method, dcid)}
+    return Config(preset=name, size=size).replace_all(**rules, method=method, dcid=dcid)

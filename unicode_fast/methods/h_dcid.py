@@ -3,13 +3,13 @@
 Layer 1 is Uni-Code without code matching. Layer 2 reads its specific features y (the vectors of CLUB) and is trained by
 the same losses: z2 = temporal2(y), spec2 = relu(Linear(y)), one codebook for all modalities, and a decoder back to y::
 
-    L1 = 3 reconstruction + 3 commitment + 3 CLUB + Cross-CPC
-    L2 = 3 |decoder2(zq2, spec2) - y|^2 + 3 commitment2 + 3 CLUB(zq2, spec2) + Cross-CPC2
+    L1 = reconstruction + commitment + CLUB + Cross-CPC
+    L2 = |decoder2(zq2, spec2) - y|^2 + commitment2 + CLUB(zq2, spec2) + Cross-CPC2
     L  = L1 in the warm start, L1 + 0.3 L2 afterwards
 
-As released: the layers; reconstruction, commitment and CLUB with three times their usual weights, those of the preset;
-the gradient of layer 2's reconstruction in its target y; the EMA of codebook 2 in the warm start, when layer 2 has its
-first parameters; CLUB networks of layer 2 that train after the warm start.
+As released: the layers and terms, whose weights are those of the preset; the gradient of layer 2's reconstruction in
+its target y; the EMA of codebook 2 in the warm start, when layer 2 has its first parameters; CLUB networks of layer 2
+that train after the warm start.
 
 Our version:
 
@@ -263,7 +263,6 @@ RECIPE: Recipe = Recipe(
         "presence_weight": 0.0,
         "grounding_weight": 0.0,
     },
-    {"reconstruction_weight": 3, "commitment_weight": 3, "club_weight": 3},
     model=HDcidModel,
     method=HDcidMethod,
     micro_batches=False,

@@ -30,7 +30,6 @@ class Recipe:
     Args:
         title: its name in tables, for a method of the paper that of its row in Table 1.
         rules: fields with other values than the preset's and the size's.
-        factors: fields whose value is that of the preset times a factor.
         alone: further fields without `dcid`. A recipe without `alone` and `with_dcid` has no form with `dcid`.
         with_dcid: further fields with `dcid`.
         alignment: what the method adds to the model; None adds nothing.
@@ -43,7 +42,6 @@ class Recipe:
 
     title: str
     rules: Mapping[str, Any] = field(default_factory=dict)
-    factors: Mapping[str, float] = field(default_factory=dict)
     alone: Mapping[str, Any] = field(default_factory=dict)
     with_dcid: Mapping[str, Any] = field(default_factory=dict)
     alignment: type[Alignment] | None = None
@@ -59,12 +57,15 @@ class Recipe:
         return bool(self.alone or self.with_dcid)
 
 
-def compared(title: str, alignment: type[Alignment] | None = None, **fields: Mapping[str, Any]) -> Recipe:
-    """A comparison method of Table 1: the frame with plain EMA, alone or with DCID, and the method's own terms.
+def compared(
+    title: str, alignment: type[Alignment] | None = None, *, in_paper: bool = True, **fields: Mapping[str, Any]
+) -> Recipe:
+    """A comparison method: the frame with plain EMA, alone or with DCID, and the method's own terms.
 
     Args:
         title: as in `Recipe`.
         alignment: as in `Recipe`.
+        in_paper: as in `Recipe`.
         fields: `rules`, `alone` and `with_dcid` beside those of every comparison method.
     """
     return Recipe(
@@ -73,4 +74,5 @@ def compared(title: str, alignment: type[Alignment] | None = None, **fields: Map
         alone={**WITHOUT_DCID, **fields.get("alone", {})},
         with_dcid=fields.get("with_dcid", {}),
         alignment=alignment,
+        in_paper=in_paper,
     )

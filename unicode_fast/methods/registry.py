@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from unicode_fast.config import Config
 from unicode_fast.methods import baseline, cmcm, codaar, codis, fcid, h_dcid, micu, mst, s_mit, turn, uni_code
 from unicode_fast.methods.recipe import Recipe
 
@@ -34,13 +35,8 @@ def recipe_of(method: str) -> Recipe:
     return METHODS[method]
 
 
-def rules_of(method: str, dcid: bool, values: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields that a method sets.
-
-    Args:
-        method: its name.
-        dcid: whether it is trained with DCID.
-        values: all fields of preset and size.
+def rules_of(method: str, dcid: bool) -> dict[str, Any]:
+    """The fields that a method sets, beside those of preset and size.
 
     Raises:
         ValueError: the name is unknown, or `dcid` is set and the method has no such form.
@@ -49,8 +45,20 @@ def rules_of(method: str, dcid: bool, values: Mapping[str, Any]) -> dict[str, An
     if dcid and not recipe.combines:
         there = ", ".join(name for name, other in METHODS.items() if other.combines)
         raise ValueError(f"dcid needs one of the methods {there}, got method {method!r}")
-    scaled = {name: factor * values[name] for name, factor in recipe.factors.items()}
-    return {**recipe.rules, **scaled, **(recipe.with_dcid if dcid else recipe.alone)}
+    return {**recipe.rules, **(recipe.with_dcid if dcid else recipe.alone)}
+
+
+def check_method(config: Config) -> None:
+    """Checks that the method can train as the configuration says.
+
+    Raises:
+        ValueError: `micro_batches` or `cuda_graph` is set, and the method refuses it.
+    """
+    method, train = config.method.method, config.train
+    if train.micro_batches > 1 and not recipe_of(method).micro_batches:
+        raise ValueError(f"micro_batches must be 1 with method {method!r}, got {train.micro_batches}")
+    if train.cuda_graph and not recipe_of(method).graphable:
+        raise ValueError(f"cuda_graph must be false with method {method!r}, got true")
 
 
 def row_name(method: str, dcid: bool) -> str:

@@ -31,7 +31,7 @@ from unicode_fast.modules.model import ModelOutput, UniCode
 
 
 class AdaptiveMeanMargin(Alignment):
-    """The loss of S-MiT over all pairs of modalities. A batch has two or more clips."""
+    """The loss of S-MiT over all pairs of modalities."""
 
     def batch_terms(self, model: UniCode, output: ModelOutput, draw: Draw) -> dict[str, Tensor]:
         """The term "s-mit"."""
@@ -47,7 +47,7 @@ class AdaptiveMeanMargin(Alignment):
 
 
 def adaptive_mean_margin(similarity: Tensor, alpha: float, shared: bool = False) -> Tensor:
-    """The loss of a matrix of similarities, (B, B), in both directions, added; (). B is at least 2.
+    """The loss of a matrix of similarities, (B, B), in both directions, added; (). One clip alone has the loss 0.
 
     Args:
         similarity: of clips in one modality, the rows, and in another one.
@@ -63,7 +63,7 @@ def adaptive_mean_margin(similarity: Tensor, alpha: float, shared: bool = False)
 def _with_margin(similarity: Tensor, source: Tensor, alpha: float) -> Tensor:
     """The logits of a softmax over the second axis; `source` has the negatives of the margin in its rows."""
     positive = similarity.diagonal()
-    mean = (source.sum(1) - positive) / (len(source) - 1)
+    mean = (source.sum(1) - positive) / max(1, len(source) - 1)
     return similarity - torch.diag(alpha * (positive - mean))
 
 

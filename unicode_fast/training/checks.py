@@ -14,7 +14,7 @@ from unicode_fast.data.findings import classes_of, unlearnable
 from unicode_fast.data.layouts import has_sentences
 from unicode_fast.data.opening import absolute
 from unicode_fast.errors import few, say
-from unicode_fast.methods import recipe_of
+from unicode_fast.methods.registry import check_method
 from unicode_fast.tasks import PROBE_TASKS, RETRIEVAL, check_tasks, check_transfer
 from unicode_fast.training.acceleration import check_acceleration
 from unicode_fast.training.distributed import DistContext
@@ -62,14 +62,10 @@ def check_run(config: Config) -> None:
     """Checks that need no data.
 
     Raises:
-        ValueError: the device does not support the configuration, or built-in data lack a task, a modality or clips.
+        ValueError: device or method do not support it, or built-in data lack a task, a modality or clips.
     """
     check_acceleration(config.train, choose_device(config.train.device))
-    recipe, method = recipe_of(config.method.method), config.method.method
-    if config.train.micro_batches > 1 and not recipe.micro_batches:
-        raise ValueError(f"micro_batches must be 1 with method {method!r}, got {config.train.micro_batches}")
-    if config.train.cuda_graph and not recipe.graphable:
-        raise ValueError(f"cuda_graph must be false with method {method!r}, got true")
+    check_method(config)
     if tasks := tasks_of(config):
         check_transfer(config.data, tasks)
     if config.data.data in built_in.DATASETS:

@@ -15,6 +15,7 @@ from unicode_fast import checkpoint
 from unicode_fast.config import Config, Modality
 from unicode_fast.data import BatchSource
 from unicode_fast.methods import make_method, make_model
+from unicode_fast.methods.registry import check_method
 from unicode_fast.modules import ModelOutput, UniCode
 from unicode_fast.modules.precision import float32_precision
 from unicode_fast.training.acceleration import GraphedStep, accelerate, check_acceleration, keep_freed_memory
@@ -36,11 +37,12 @@ class Trainer:
         device: of the model.
 
     Raises:
-        ValueError: the device does not support the configuration.
+        ValueError: device or method do not support the configuration.
     """
 
     def __init__(self, config: Config, modalities: Mapping[str, Modality], device: torch.device) -> None:
         check_acceleration(config.train, device)
+        check_method(config)
         torch.manual_seed(config.train.seed)
         self.config = config
         self.model = make_model(modalities, config).to(device)
