@@ -9,9 +9,10 @@ quantised vectors of the other modalities, whose gradient passes straight throug
 Source:
     Zhao et al., "Towards Effective Multi-Modal Interchanges in Zero-Resource Sounding Object Localization", NeurIPS
     2022: the alignment stream, Eq. 7 with the missing sign, in the frame of Uni-Code.
-    Our version: weights 1, tau 0.07 and mask 0.3, which are in no source that we know; both directions of the
-    contrastive loss (theirs: one); one codebook (theirs: two groups). Every modality is rebuilt in l1 (theirs: words by
-    cross-entropy) from its own masked input and the codes of all others together. Queries and codes have sinusoidal
+    Our version: weights 1, tau 0.07 and mask 0.3 (public code, AwalkZY/TURN: 0.1, 0.1 and 0.5 growing to 1); both
+    directions of the contrastive loss (theirs: one); one codebook (theirs: two groups). Every modality is rebuilt in l1
+    (theirs: words by cross-entropy) from its own masked input and the codes of all others together. Their decoders read
+    one code of the clip, ours one of each position; masked positions are zeros. Queries and codes have sinusoidal
     codes of their positions, because masked positions are equal otherwise. A grid is read and rebuilt as the mean of
     its cells. Targets have no gradient, and decoders no dropout. The error is divided by the expected number of masked
     positions, so that micro-batches add up. `turn_decoder` "reuse" masks nothing: the model's decoders rebuild each
