@@ -17,7 +17,7 @@ COMMANDS = {
     "train": "pre-train on paired clips, then measure how codes transfer between modalities",
     "evaluate": "measure one direction of one task on a trained run",
     "report": "make the paper's tables and the figure from runs",
-    "ablate": "train with each component off, and with codebooks of several sizes",
+    "ablate": "train with each component off, with codebooks of several sizes, or each method of Table 1",
     "leaderboard": "train every method on the same data, and compare them",
     "reproduce": "print or run the commands of the paper's tables on the public features",
     "convert": "read or write checkpoints of the released code",

@@ -1,4 +1,4 @@
-"""Ablation of components and codebook sizes: `python -m unicode_fast.ablate --out FOLDER`.
+"""Comparison of methods, and ablation of components and codebook sizes: `python -m unicode_fast.ablate --out FOLDER`.
 
 It makes the paper's Tables 1 to 3 and Figure 3 on the built-in data or any other. Every run is one of
 `unicode_fast.train` in its own folder, so an interrupted ablation resumes. A finished run is a row of one file,
@@ -198,7 +198,9 @@ def with_all_columns(base: Config, flags: Mapping[str, Any]) -> Config:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; see `python -m unicode_fast.ablate --help`."""
-    parser = make_parser("ablate", "Train with each component off, and with codebooks of several sizes.")
+    parser = make_parser(
+        "ablate", "Train with each component off, with codebooks of several sizes, or each method of Table 1."
+    )
     parser.add_argument("--out", help="folder of the ablation (required); finished runs in it are kept")
     parser.add_argument(
         "--experiments", help=f"some of {', '.join(EXPERIMENTS)}, separated by commas [{DEFAULT_EXPERIMENTS}]"

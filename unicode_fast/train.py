@@ -173,7 +173,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def train(argv: Sequence[str] | None, ranks: DistContext) -> int:
     """The command line on one rank."""
-    parser = make_parser("train", "Pre-train Uni-Code, then measure how its codes transfer between modalities.")
+    parser = make_parser(
+        "train", "Pre-train Uni-Code or another method, then measure how its codes transfer between modalities."
+    )
     parser.add_argument("--out", help="new folder of the run [runs/<UTC time>-<preset>-<seed>]")
     parser.add_argument("--resume", metavar="RUN", help=RESUME_HELP)
     parser.add_argument("--resume_step", type=int, help="step of the checkpoint to resume from [the last]")
