@@ -16,10 +16,12 @@ from unicode_fast import ablate, preset
 from unicode_fast.checkpoint import CheckpointError
 from unicode_fast.config import ADDED_FIELDS
 from unicode_fast.files.writing import write_json
+from unicode_fast.presets import usual
 from unicode_fast.report import ablation, published
 from unicode_fast.report import tables as report
 from unicode_fast.tasks import Estimate, Row, TokenScore
 from unicode_fast.train import main as train
+from unicode_fast.training.checks import check_flags
 
 pytestmark = pytest.mark.usefixtures("short_probes")
 
@@ -66,6 +68,22 @@ class TestVariants:
         assert (found["DCID+CMCM"].method.method, found["DCID+CMCM"].method.dcid) == ("cmcm", True)
         assert found["DCID+CMCM"].method.club_estimator == base.method.club_estimator
         assert found["CMCM"].method.club_estimator == "none"
+
+    def test_changes_leave_the_methods_of_table_1_as_they_are(self) -> None:
+        base = tiny.config(cpc_weight=0.5, club_weight=0.2)
+        kinds = ("vector", "grid")
+        found = {one.label: one.config for one in ablate.variants(base, ("a", "b"), ["table1"], [], kinds)}
+        assert (found["S-MiT"].method.cpc_weight, found["S-MiT"].method.club_estimator) == (0, "none")
+        assert (found["DCID+S-MiT"].method.cpc_weight, found["DCID+S-MiT"].method.club_weight) == (0.5, 0.2)
+        for config in found.values():
+            check_flags(config, (), usual(config).flat(), kinds)
+
+    def test_own_losses_of_uni_code_in_table_1(self) -> None:
+        base = tiny.config()
+        said = ablate.own_losses(base)
+        for name in ("assignment_weight", "grounding_weight", "commitment_partner"):
+            assert f"`{name} {base.flat()[name]}`" in said
+        assert "assignment_weight" not in ablate.own_losses(tiny.config("official"))
 
     def test_unknown_experiment(self) -> None:
         with pytest.raises(ValueError, match="experiments must be among table1, table2, table3, figure3, got 'table9'"):
@@ -140,6 +158,7 @@ def test_table_1_beside_the_paper(
     assert ablate.main([f"--out={tmp_path / 'ablation'}", *flags]) == 0
     page = capsys.readouterr().out
     ours, theirs = page.split("The same in the paper, ")
+    assert "The row Uni-Code is the configuration of this call" in ours
     assert "## Table 1: methods, pre-trained on two modalities" in ours
     assert "Not run yet: Baseline (seed 0); CODIS (seed 0); " in ours
     rows = [[line.split(" | ")[0] for line in half.splitlines() if line.startswith("| ")] for half in (ours, theirs)]

@@ -47,6 +47,13 @@ def standing(label: str, *scores: float, localised: float | None = None) -> boar
     return board.Standing(label, by_seed, {seed: {"seconds": 60.0 * seed} for seed in by_seed})
 
 
+def planned(out: Path, **fields: object) -> leaderboard.Plan:
+    parser = leaderboard.make_parser("leaderboard", "")
+    parser.add_argument("--out")
+    parser.add_argument("--seeds", type=int)
+    return leaderboard.planned(parser.parse_args([f"--out={out}", "--seeds=3", *words(**fields)]))
+
+
 class TestEntries:
     def test_every_row_of_the_paper_and_later(self) -> None:
         found = [entry.label for entry in leaderboard.entries(("audio", "video", "text"))]
@@ -89,12 +96,23 @@ class TestEntries:
         with pytest.raises(ValueError, match=r"only must be among Baseline, S-MiT, .*, got 'singing'"):
             leaderboard.chosen_entries(entries, "CMCM,singing")
 
+    def test_changes_of_the_call_leave_the_definition_of_a_row(self, store: Path, tmp_path: Path) -> None:
+        """A flag reaches the rows whose rules and switches leave it free; also in ablate and reproduce."""
+        flags = {**SMALL, "temporal_layers": 2, "cpc_weight": 0.5, "club_weight": 0.2}
+        found = {entry.label: config for entry, config in planned(tmp_path, data=store, **flags).rows.items()}
+        for name in (board.BASELINE, *board.COMPARED):
+            method = found[name].method
+            assert (method.cpc_weight, method.club_estimator) == (0, "none")
+            assert method.club_weight == usual(found[name]).method.club_weight
+        for name in ("Uni-Code", "DCID+S-MiT", "DCID+CMCM"):
+            assert (found[name].method.cpc_weight, found[name].method.club_weight) == (0.5, 0.2)
+        # The size that a recipe sets is the method's.
+        assert METHODS["fcid"].rules["temporal_layers"] == found["FCID"].model.temporal_layers == 1
+        assert found["Uni-Code"].model.temporal_layers == found["MICU"].model.temporal_layers == 2
+
     def test_only_rules_of_methods_differ(self, store: Path, tmp_path: Path) -> None:
-        """Sizes, data, steps, batches, optimiser and tasks are equal in all rows, and no run refuses its fields."""
-        parser = leaderboard.make_parser("leaderboard", "")
-        parser.add_argument("--out")
-        parser.add_argument("--seeds", type=int)
-        plan = leaderboard.planned(parser.parse_args([f"--out={tmp_path}", "--seeds=3", *words(data=store, **SMALL)]))
+        """Sizes, data, steps, batches, optimiser and tasks are equal but for rules, and no run refuses its fields."""
+        plan = planned(tmp_path, data=store, **{**SMALL, "temporal_layers": 2})
         assert list(plan.seeds) == [0, 1, 2] and plan.base in plan.rows.values()
         for entry, config in plan.rows.items():
             differing = {name for name, value in config.flat().items() if plan.base.flat()[name] != value}
@@ -102,8 +120,41 @@ class TestEntries:
             kinds = [tiny.MODALITIES[name].kind for name in ("audio", "video", "text")[: 2 if two else 3]]
             check_flags(config, (), usual(config).flat(), kinds)
             read = differing - {"modalities", *config.unread_fields(kinds)}
-            assert {FIELDS[name] for name in read} <= {"method"}, entry.label
+            rules = METHODS[config.method.method].rules
+            assert {FIELDS[name] for name in read if name not in rules} <= {"method"}, entry.label
             assert ("modalities" in differing) == two
+
+
+class TestIntroduction:
+    def text(self, tmp_path: Path, **fields: object) -> str:
+        plan = planned(tmp_path, **{"steps": 7, **fields})
+        return "\n".join(plan.introduction(Record(tmp_path / "runs.json", plan.base, "a leaderboard")))
+
+    def test_the_command_makes_the_same_page(self, tmp_path: Path) -> None:
+        text = self.text(tmp_path, club_weight=0.2, device="cpu")
+        (command,) = re.findall(r"`python -m unicode_fast.leaderboard (--out .*?)` writes this page", text)
+        assert command == "--out FOLDER --seeds 3 --club_weight 0.2 --steps 7"
+        arguments = dict(zip(command.split()[4::2], command.split()[5::2], strict=True))
+        assert self.text(tmp_path, **{name[2:]: value for name, value in arguments.items()}) == text
+        assert "--preset paper --size" not in self.text(tmp_path, preset="paper")
+        assert "--out FOLDER --seeds 3 --preset paper --steps 7`" in self.text(tmp_path, preset="paper")
+
+    def test_what_rows_do_not_have_in_common(self, tmp_path: Path) -> None:
+        text = self.text(tmp_path)
+        assert "only the rules" not in text and "Encoders" not in text
+        for name in ("MST", "FCID", "CoDAAR", "H-DCID"):
+            recipe = METHODS[name.lower()]
+            assert recipe.model is not METHODS["uni-code"].model or recipe.alignment is not None
+            assert name in text
+        _, official, _ = re.split(r"it differs in |\. Later", text)
+        differing = dict(re.findall(r"`(\w+) (\S+)`", official))
+        assert differing["reconstruction_weight"] == "1.5" and differing["club_estimator"] == "closed_form"
+        assert differing["cpc_softmax_over"] == "both" and differing["code_matching_pairing"] == "symmetric"
+        assert not set(leaderboard.PAPER_LOSSES) & set(differing) and "steps" not in differing
+
+    def test_which_row_was_tuned(self, tmp_path: Path) -> None:
+        assert "chosen by its scores on built-in data" in self.text(tmp_path)
+        assert "chosen by its scores" not in self.text(tmp_path, preset="paper")
 
 
 class TestStanding:
@@ -117,6 +168,13 @@ class TestStanding:
         assert one.means("localisation") == pytest.approx({0: 20})
         # A row without token scores is no zero.
         assert one.means("localisation", tokens=True) == {}
+
+    def test_a_row_without_steps_has_no_time_of_a_run(self) -> None:
+        trained, toc = standing("A", 0.5), standing("TOC", 0.5)
+        trained = replace(trained, numbers={0: {"seconds": 90.0, "step_seconds": 0.5}})
+        toc = replace(toc, numbers={0: {"seconds": 3.0}})
+        heading, *lines = board.summary_cells([trained, toc])
+        assert [line[heading.index("minutes a run")] for line in lines] == ["1.5", "-"]
 
     def test_spread(self) -> None:
         # t of 0.975 with 2 degrees of freedom is 4.3027; the deviation is 1.
@@ -213,9 +271,25 @@ class TestClaims:
         assert lines["far"].endswith("| met |") and "+5.1" in lines["far"]
         assert "Baseline is not run yet." in board.margin_claim({"far": found["far"]})[1]
 
+    def test_the_margin_needs_an_interval_above_zero(self) -> None:
+        found = {
+            "Baseline": standing("Baseline", 0.2, 0.2),
+            "wide": standing("wide", 0.21, 0.6),
+            "once": standing("once", 0.9),
+        }
+        _, text, table = board.margin_claim(found)
+        lines = {line.split(" | ")[0].strip("| "): line for line in table.splitlines()}
+        assert "+13.7" in lines["wide"] and lines["wide"].endswith("| not met |") and "Not met by: wide." in text
+        assert lines["once"].endswith("| one seed decides nothing |")
+        assert "the interval of the difference is above zero" in text
+
     def test_page_without_a_run(self) -> None:
         shown = board.page("# Leaderboard", ["All."], [], ["CMCM (seed 0)"], ("audio", "video", "text"), "a.png")
         assert shown == "# Leaderboard\n\nAll.\n\nNot run yet: CMCM (seed 0).\n"
+
+    def test_uni_code_is_none_of_the_later_methods(self) -> None:
+        shown = board.page("# L", [], [standing("Uni-Code", 0.5, 0.5)], [], ("audio", "video"), "a.png")
+        assert "### Is Uni-Code better than the later methods?" in shown and "among the later" not in shown
 
     def test_a_third_modality_is_judged_between_the_others(self) -> None:
         names = ("audio", "video", "text")
@@ -321,6 +395,13 @@ class TestRuns:
         assert [run["name"] for run in read.runs] == ["A", "A + TOC"] and read.runs[0]["parameters"] == 7
         assert [row.score for row in read.find(base, "A") or []] == [0.25]
         assert read.find(base) is None
+
+    def test_times_are_those_of_training(self, tmp_path: Path) -> None:
+        record = Record(tmp_path / "runs.json", tiny.config(), "a leaderboard")
+        record.add(record.config, {"rows": [], "seconds": 120.0, "threads": 1}, "A", step_seconds=0.1)
+        for seed in range(3):
+            record.add(record.config.replace(seed=seed), {"rows": [], "seconds": 6.0, "threads": 1}, "A + TOC")
+        assert "took 2.0 minutes a run (median)" in record.times()
 
     def test_a_failed_run_stops_no_other(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         units = [Unit(tmp_path / name, tiny.config(steps=2)) for name in ("bad", "good")]

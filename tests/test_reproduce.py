@@ -27,6 +27,7 @@ from unicode_fast.config import Modality
 from unicode_fast.data import ClipSet, write_store
 from unicode_fast.errors import UsageError
 from unicode_fast.methods import METHODS, row_name
+from unicode_fast.methods.registry import form_of
 from unicode_fast.presets import PRESETS, usual
 from unicode_fast.report.published import published
 from unicode_fast.reproduce import main
@@ -106,12 +107,25 @@ def test_given_fields_reach_the_rows_that_read_them() -> None:
     assert "--word_width" not in whole.words and "--epochs" in without.words
 
 
+def test_given_fields_leave_the_rules_of_a_method() -> None:
+    commands = list(table(1, "--size=small", "--cpc_weight=0.5", "--club_weight=0.2").commands())
+    rows = {command.title: command for command in commands if command.module == "train"}
+    alone, with_dcid = (rows[f"pre-train AV 24K, {name}, seed 0"] for name in ("S-MiT", "DCID+S-MiT"))
+    assert "--cpc_weight" not in alone.words and alone.config.method.cpc_weight == 0
+    assert with_dcid.config.method.cpc_weight == 0.5 and with_dcid.config.method.club_weight == 0.2
+    for command in (alone, with_dcid):
+        flags = given_fields(make_parser("train", "").parse_args(command.words))
+        check_flags(command.config, flags, usual(command.config).flat())
+
+
 def test_the_rows_of_table_1_are_methods() -> None:
     for name, recipe in METHODS.items():
         for dcid in (False, True) if recipe.combines else (False,):
             row = row_name(name, dcid)
+            assert form_of(row) == (name, dcid)
             if row != "Uni-Code" and row in {one.method for one in published()}:
                 assert table_commands.fields_of(row) == {"method": name, **({"dcid": True} if dcid else {})}
+    assert form_of("DCID+FCID") is None and form_of("SST") is None
     assert table_commands.fields_of("Uni-Code") == {} and table_commands.fields_of("SST") is None
     assert table_commands.fields_of("without CLUB") == {"club_estimator": "none"}
 

@@ -7,25 +7,25 @@ It makes the paper's Tables 1 to 3 and Figure 3 on the built-in data or any othe
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
 from unicode_fast.cli import given_fields, make_parser, resolve, with_underscores
-from unicode_fast.config import Config, modality_names
+from unicode_fast.config import Config, Kind, modality_names
 from unicode_fast.data import built_in, open_dataset
 from unicode_fast.errors import run_main, say
-from unicode_fast.files.writing import check_writable, write_text
-from unicode_fast.many_runs import Record, Unit, checked_unit, run_all
-from unicode_fast.methods import METHODS, row_name
-from unicode_fast.presets import preset, usual
+from unicode_fast.files.writing import write_text
+from unicode_fast.many_runs import Record, Unit, check_arguments, check_steps, checked_unit, run_all
+from unicode_fast.methods.registry import form_of
+from unicode_fast.presets import of_method, usual
 from unicode_fast.report import plots
 from unicode_fast.report.ablation import PUBLISHED, TITLES, Line, write_experiment
 from unicode_fast.report.published import published
-from unicode_fast.tasks import CLOSED_TASKS
+from unicode_fast.tasks import CLOSED_TASKS, Row
 from unicode_fast.training.checks import check_run, check_store
 from unicode_fast.training.runs import read_summary
 
@@ -67,7 +67,13 @@ class Variant:
     folder: str
 
 
-def variants(base: Config, names: Sequence[str], experiments: Iterable[str], codewords: Sequence[int]) -> list[Variant]:
+def variants(
+    base: Config,
+    names: Sequence[str],
+    experiments: Iterable[str],
+    codewords: Sequence[int],
+    kinds: Collection[Kind] = get_args(Kind),
+) -> list[Variant]:
     """All lines and points of some experiments.
 
     Args:
@@ -75,6 +81,7 @@ def variants(base: Config, names: Sequence[str], experiments: Iterable[str], cod
         names: the modalities of the data; Tables 1 and 2 take the first two of them.
         experiments: some of EXPERIMENTS.
         codewords: the points of Figure 3.
+        kinds: of the first two modalities.
 
     Raises:
         ValueError: an experiment is unknown.
@@ -85,7 +92,7 @@ def variants(base: Config, names: Sequence[str], experiments: Iterable[str], cod
             raise ValueError(f"experiments must be among {', '.join(EXPERIMENTS)}, got {experiment!r}")
         modalities = ",".join(names[:2] if experiment in ("table1", "table2") else names)
         if experiment == "table1":
-            found += table_1(base.replace(modalities=modalities))
+            found += table_1(base.replace(modalities=modalities), kinds)
             continue
         changes: dict[str, Mapping[str, Any]] = dict(COMPONENTS)
         if experiment == "table3":
@@ -100,18 +107,17 @@ def variants(base: Config, names: Sequence[str], experiments: Iterable[str], cod
     return found
 
 
-def table_1(base: Config) -> list[Variant]:
+def table_1(base: Config, kinds: Collection[Kind] = get_args(Kind)) -> list[Variant]:
     """The methods of Table 1, alone and with DCID, with the changes that a configuration makes to its usual one.
 
     Args:
         base: configuration of Uni-Code, with the modalities of the table.
+        kinds: of these modalities.
     """
-    standard, values, found = usual(base).flat(), base.flat(), []
-    changes = {name: value for name, value in values.items() if value != standard[name]}
-    rows = {row_name(name, dcid): (name, dcid) for name in METHODS for dcid in (False, True)}
-    for title in dict.fromkeys(one.method for one in published() if one.table == 1):
-        method, dcid = rows[title]
-        config = preset(base.preset, base.size, method, dcid).replace_all(**changes)
+    found = []
+    titles = dict.fromkeys(one.method for one in published() if one.table == 1)
+    for title, (method, dcid) in ((title, form) for title in titles if (form := form_of(title))):
+        config = of_method(base, method, dcid, kinds=kinds)
         folder = "complete" if config == base else f"method={method}{',dcid=True' * dcid}"
         found.append(Variant("table1", title, config, f"{base.data.modalities.replace(',', '-')}/{folder}"))
     return found
@@ -138,14 +144,25 @@ def collect(
     lines, missing = [], []
     for variant in found:
         if variant.experiment == experiment:
-            by_seed = {seed: record.find(variant.config.replace(seed=seed)) for seed in seeds}
-            there = {seed: rows for seed, rows in by_seed.items() if rows is not None}
+            there, lacking = record.seeds(variant.config, seeds, variant.label)
+            missing += lacking
             if there:
-                lines.append(Line(variant.label, there))
-            if len(there) < len(seeds):
-                lacking = ", ".join(str(seed) for seed in seeds if seed not in there)
-                missing.append(f"{variant.label} (seed {lacking})")
+                rows = {seed: [Row.from_dict(row) for row in run["rows"]] for seed, run in there.items()}
+                lines.append(Line(variant.label, rows))
     return lines, missing
+
+
+def own_losses(base: Config) -> str:
+    """A sentence on the losses of the row Uni-Code that the other rows of Table 1 do not have."""
+    values, others = base.flat(), of_method(base, "baseline").flat()
+    names = ("assignment_weight", "presence_weight", "grounding_weight", "commitment_partner")
+    extra = [f"`{name} {values[name]}`" for name in names if values[name] != others[name]]
+    return (
+        f"The row Uni-Code is the configuration of this call, preset `{base.preset}`; it alone has "
+        f"{', '.join(extra)}, as far as its modalities read them."
+        if extra
+        else f"The row Uni-Code is the configuration of this call, preset `{base.preset}`."
+    )
 
 
 def write_results(  # noqa: PLR0913 - the finished runs, and the format of the page
@@ -164,6 +181,8 @@ def write_results(  # noqa: PLR0913 - the finished runs, and the format of the p
     for experiment in dict.fromkeys(variant.experiment for variant in found):
         lines, missing = collect(record, found, seeds, experiment)
         text.append(f"## {TITLES[experiment]}")
+        if experiment == "table1":
+            text.append(own_losses(base))
         if missing:
             text.append(f"Not run yet: {'; '.join(missing)}.")
         if lines:
@@ -219,19 +238,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--format", default="png", help=f"format of Figure 3: {', '.join(plots.FORMATS)} [png]")
     arguments = parser.parse_args(with_underscores(argv))
     plots.check_format(arguments.format)
-    if arguments.out is None:
-        parser.error("the following arguments are required: --out")
-    if not arguments.out:
-        raise ValueError("out must be a folder, got ''")
-    page = Path(arguments.out) / "ablation.md"
-    check_writable("out", page)
-    if page.exists() and not page.read_bytes().startswith(HEADING.encode()):
-        raise ValueError(f"out must be a new folder or one of an ablation, {page} is another file")
-    if arguments.record:
-        check_writable("record", Path(arguments.record))
-    for name in ("seeds", "jobs"):
-        if getattr(arguments, name) < 1:
-            raise ValueError(f"{name} must be at least 1, got {getattr(arguments, name)}")
+    page = Path(arguments.out or "") / "ablation.md"
+    file = check_arguments(parser, arguments, page, HEADING, "out", "an ablation")
     if arguments.table is not None and arguments.experiments is not None:
         raise ValueError(f"table must not be given together with experiments, got {arguments.table} beside it")
     if arguments.table not in (None, 1, 2, 3):
@@ -241,16 +249,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     if base.method.method != "uni-code":
         raise ValueError(f"method must be uni-code, whose components are removed, got {base.method.method!r}")
     check_run(base)
-    if not base.train.steps:
-        raise ValueError("steps must be above 0, so that all runs have the same number, got 0")
-    names = modality_names(base.data.modalities, tuple(check_store(base, open_dataset(base.data))))
+    check_steps(base)
+    modalities = check_store(base, open_dataset(base.data))
+    names = modality_names(base.data.modalities, tuple(modalities))
     chosen = f"table{arguments.table}" if arguments.table else arguments.experiments or DEFAULT_EXPERIMENTS
     experiments = list(dict.fromkeys(chosen.split(",")))
-    found = variants(base, names, experiments, numbers(arguments.sizes, "sizes"))
+    found = variants(
+        base, names, experiments, numbers(arguments.sizes, "sizes"), [modalities[name].kind for name in names[:2]]
+    )
     seeds = [base.train.seed + number for number in range(arguments.seeds)]
     out = Path(arguments.out)
     threads = max(1, torch.get_num_threads() // arguments.jobs)
-    record = Record(Path(arguments.record or out / "runs.json"), base)
+    record = Record(file, base)
     runs = units(out, found, seeds)
     for unit in runs:
         if unit.finished:

@@ -1,8 +1,8 @@
 """One leaderboard of all methods: `python -m unicode_fast.leaderboard --out FOLDER`.
 
-Every row is trained on the same data with the same encoders, steps, batches and optimiser; only the rules of its method
-differ. Every run is one of `unicode_fast.train` in its own folder, so an interrupted call resumes. A finished run is a
-row of one file, `--record FILE`, and its folder can be deleted.
+Every row is trained on the same data with the same steps, batches and optimiser. The rules of its method differ, and so
+do some encoders and probes, which the page names. Every run is one of `unicode_fast.train` in its own folder, so an
+interrupted call resumes. A finished run is a row of one file, `--record FILE`, and its folder can be deleted.
 """
 
 from __future__ import annotations
@@ -20,16 +20,17 @@ import torch
 
 from unicode_fast.checkpoint import default_of, load
 from unicode_fast.cli import given_fields, make_parser, read_yaml, resolve, with_underscores
-from unicode_fast.config import FIELDS, Config, Kind, Modality, modality_names
+from unicode_fast.config import EXECUTION_FIELDS, FIELDS, Config, Kind, Modality, modality_names
 from unicode_fast.data import built_in, open_dataset
 from unicode_fast.data.talking_digits.digits import MODALITIES
 from unicode_fast.errors import run_main, say
-from unicode_fast.files.writing import check_writable, write_text
-from unicode_fast.many_runs import Record, Unit, checked_unit, run_all
+from unicode_fast.files.writing import write_text
+from unicode_fast.many_runs import Record, Unit, check_arguments, check_steps, checked_unit, run_all
 from unicode_fast.methods import METHODS
 from unicode_fast.modules import UniCode
-from unicode_fast.presets import preset, usual
+from unicode_fast.presets import of_method, preset, usual
 from unicode_fast.report import leaderboard as board
+from unicode_fast.table_commands import shown
 from unicode_fast.tasks import RETRIEVAL, Evaluator, Row
 from unicode_fast.tasks.channels import Selected, TocRule, channels_of
 from unicode_fast.tasks.probe import one_thread
@@ -54,6 +55,15 @@ PAPER_LOSSES: Mapping[str, Any] = {
         *("commitment_weight", "commitment_own", "commitment_partner", "commitment_partners", "commitment_norm"),
     )
 }
+
+
+# Parts that no field shows.
+_PARTS = (
+    "MST shares the transformers of all modalities. FCID has no LSTM of words, and projections of clips. CoDAAR has "
+    "another encoder of grids, with batch normalisation. A probe's input is as wide as the vectors of its row: the "
+    "model's width, twice that for H-DCID, for CoDAAR times the number of modalities, and half of it for TOC. Tokens "
+    "of H-DCID have one place for each codeword of its two layers."
+)
 
 
 @dataclass(frozen=True)
@@ -147,13 +157,11 @@ class Plan:
         """Rows with at least one finished seed, and the names of unfinished ones."""
         found, missing = [], []
         for entry, config in self.rows.items():
-            runs = {seed: record.run(config.replace(seed=seed), entry.label) for seed in self.seeds}
-            there = {seed: run for seed, run in runs.items() if run is not None}
+            there, lacking = record.seeds(config, self.seeds, entry.label, entry.label)
+            missing += lacking
             if there:
                 scores = {seed: [Row.from_dict(row) for row in run["rows"]] for seed, run in there.items()}
                 found.append(board.Standing(entry.label, scores, there))
-            if lacking := [str(seed) for seed in self.seeds if seed not in there]:
-                missing.append(f"{entry.label} (seed {', '.join(lacking)})")
         return found, missing
 
     def run_missing(self, record: Record, chosen: Sequence[Entry], jobs: int, page: Path) -> list[str]:
@@ -182,19 +190,47 @@ class Plan:
     def introduction(self, record: Record) -> list[str]:
         """What all rows have in common, and what tells them apart."""
         base, train = self.base, self.base.train
-        losses = ", ".join(f"`{name} {value}`" for name, value in PAPER_LOSSES.items() if base.flat()[name] != value)
         measured = "The checkpoint with the best validation" if train.validations else "The model of the last step"
-        return [
+        paragraphs = [
             f"Every row is pre-trained on {base.data.data} for {train.steps} steps of {train.batch_size} clips, with "
-            f"{len(self.seeds)} seeds. Encoders, codebook size, data, splits, optimiser and probes are the same; only "
-            f"the rules of the method differ. The preset is `{base.preset}`, its size `{base.size}`. {measured} is "
-            f"measured. `python -m unicode_fast.leaderboard` writes this page.{record.times()}",
-            "The methods are our versions; their pages state each choice that is in no source. "
-            f"`{board.UNI_CODE}` has the losses of the paper, as released: {losses or 'those of the preset'}. Later "
-            f"methods have them too, unless their own differ. `{board.RECOMMENDED}` is the preset. `{board.TOC}` "
-            f"measures the runs of `{board.UNI_CODE}` with half of the channels; this number is fixed, so that nothing "
-            "is chosen on test clips.",
+            f"{len(self.seeds)} seeds. Data, splits, number of codewords, batches, optimiser and rules of the probes "
+            f"are the same. The preset is `{base.preset}`, its size `{base.size}`. {measured} is measured. "
+            f"`{self.command()}` writes this page.{record.times()}",
+            "The methods are our versions; their pages state each choice that is in no source. Losses and codebook "
+            f"follow the method, and so do these parts. {_PARTS}",
+            f"`{board.UNI_CODE}` has the commitment of the paper, as released, and neither assignment nor grounding. "
+            f"It is not the preset `official`: of model and method it differs in {self.unlike_official()}. Later "
+            f"methods have these losses too, unless their own differ. `{board.TOC}` measures the runs of "
+            f"`{board.UNI_CODE}` with half of the channels; this number is fixed, so that nothing is chosen on test "
+            "clips.",
         ]
+        tuned = f"`{board.RECOMMENDED}` is the preset `{base.preset}` with the changes of the call. "
+        if base.preset == "recommended":
+            tuned += (
+                "It was chosen by its scores on built-in data (`docs/choices.md`), which favours it. No other row was "
+                "tuned; fields that a row does not set are those of the preset."
+            )
+        return [*paragraphs, tuned]
+
+    def command(self) -> str:
+        """The command that writes the page, with every field that differs from the usual leaderboard."""
+        usual_fields = usual(self.base).replace_all(**DEFAULTS).flat() | {"preset": "recommended", "size": "small"}
+        values = self.base.flat()
+        free = ("seed", *EXECUTION_FIELDS)
+        changed = {name: values[name] for name in values if name not in free and values[name] != usual_fields[name]}
+        flags = "".join(f" --{name} {shown(value)}" for name, value in changed.items())
+        return f"python -m unicode_fast.leaderboard --out FOLDER --seeds {len(self.seeds)}{flags}"
+
+    def unlike_official(self) -> str:
+        """The fields of model and method by which the row Uni-Code differs from the released code."""
+        row = next(config for entry, config in self.rows.items() if entry.label == board.UNI_CODE)
+        theirs, unread = preset("official", row.size).flat(), row.unread_fields()
+        differing = (
+            f"`{name} {shown(value)}`"
+            for name, value in row.flat().items()
+            if FIELDS.get(name) in ("model", "method") and name not in unread and value != theirs[name]
+        )
+        return ", ".join(differing) or "nothing"
 
 
 def planned(arguments: Namespace) -> Plan:
@@ -209,8 +245,7 @@ def planned(arguments: Namespace) -> Plan:
         raise ValueError(f"{name} differs between rows, got one for all; --only names rows")
     flags = {**{name: value for name, value in DEFAULTS.items() if name not in content}, **given}
     base = resolve(config, flags)
-    if not base.train.steps:
-        raise ValueError("steps must be above 0, so that all runs have the same number, got 0")
+    check_steps(base)
     # Kinds of built-in modalities are known without their data.
     made = base.data.data in built_in.DATASETS
     modalities: Mapping[str, Modality] = MODALITIES if made else check_store(base, open_dataset(base.data))
@@ -226,10 +261,7 @@ def planned(arguments: Namespace) -> Plan:
 
 
 def row_config(base: Config, entry: Entry, kinds: Collection[Kind]) -> Config:
-    """The configuration of a row: rules of its method, with sizes, data and training of `base`.
-
-    Fields of the method section that `base` changes are changed here too. Fields that the method does not read, or
-    none of its modalities, are the method's usual ones.
+    """The configuration of a row: rules of its method, with the changes of `base` that the method accepts.
 
     Args:
         base: of the recommended row.
@@ -237,12 +269,7 @@ def row_config(base: Config, entry: Entry, kinds: Collection[Kind]) -> Config:
         kinds: of its modalities.
     """
     own = dict(entry.fields)
-    row = preset(base.preset, base.size, own.pop("method", "uni-code"), own.pop("dcid", False))
-    standard, values = usual(base).flat(), base.flat()
-    kept = {name: value for name, value in values.items() if value != standard[name] or FIELDS.get(name) != "method"}
-    wanted = {**kept, **own}
-    unread = row.replace_all(**wanted).unread_fields(kinds)
-    return row.replace_all(**{name: value for name, value in wanted.items() if name not in unread})
+    return of_method(base, own.pop("method", "uni-code"), own.pop("dcid", False), own, kinds)
 
 
 def trained_parameters(model: UniCode) -> int:
@@ -288,19 +315,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--no_runs", action="store_true", help="train nothing; write the page from the record")
     parser.add_argument("--jobs", type=int, default=1, help="parallel runs, of one thread each [%(default)s]")
     arguments = parser.parse_args(with_underscores(argv))
-    if arguments.out is None:
-        parser.error("the following arguments are required: --out")
-    for name in ("seeds", "jobs"):
-        if getattr(arguments, name) < 1:
-            raise ValueError(f"{name} must be at least 1, got {getattr(arguments, name)}")
-    if not arguments.out:
-        raise ValueError("out must be a folder, got ''")
-    page = Path(arguments.page or arguments.out) / "leaderboard.md"
-    file = Path(arguments.record or Path(arguments.out) / "runs.json")
-    for name, path in (("page", page), ("record", file)):
-        check_writable(name, path)
-    if page.exists() and not page.read_bytes().startswith(HEADING.encode()):
-        raise ValueError(f"page must be a new folder or one of a leaderboard, {page} is another file")
+    page = Path(arguments.page or arguments.out or "") / "leaderboard.md"
+    file = check_arguments(parser, arguments, page, HEADING, "page", "a leaderboard")
     plan = planned(arguments)
     chosen, record = chosen_entries(list(plan.rows), arguments.only), Record(file, plan.base, "a leaderboard")
     failures = [] if arguments.no_runs else plan.run_missing(record, chosen, arguments.jobs, page)

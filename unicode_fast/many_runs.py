@@ -9,6 +9,7 @@ import statistics
 import subprocess
 import sys
 import time
+from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,10 +20,10 @@ from tqdm import tqdm
 from unicode_fast.checkpoint import METRICS, SUMMARY
 from unicode_fast.cli import resolve_saved
 from unicode_fast.config import EXECUTION_FIELDS, Config, completed
-from unicode_fast.errors import say
+from unicode_fast.errors import few, say
 from unicode_fast.files.locks import exclusive
 from unicode_fast.files.untrusted import UNPACKED_VARIABLE, read_bytes, read_json
-from unicode_fast.files.writing import write_text
+from unicode_fast.files.writing import check_writable, write_text
 from unicode_fast.tasks import Row
 
 _POLL_SECONDS = 0.5
@@ -62,11 +63,57 @@ def checked_unit(folder: Path, config: Config) -> Unit:
     Raises:
         ValueError: the folder exists, and its run has another configuration.
     """
-    written = folder / "config.yaml"
-    before, now = resolve_saved(str(written)).flat() if written.exists() else {}, config.flat()
-    if before and before != {**now, **{name: before.get(name) for name in EXECUTION_FIELDS}}:
-        raise ValueError(f"out must be new or of the same configuration, {folder} was trained with another")
+    check_folder(folder, config, EXECUTION_FIELDS)
     return Unit(folder, config)
+
+
+def check_folder(folder: Path, config: Config, free: Sequence[str]) -> None:
+    """Raises ValueError if the folder holds a run of another configuration; fields of `free` may differ."""
+    file = folder / "config.yaml"
+    if not file.exists():
+        return
+    before, now = resolve_saved(str(file)).flat(), config.flat()
+    if others := [name for name in now if name not in free and now[name] != before[name]]:
+        raise ValueError(
+            f"out must be new or of the same configuration, {folder} was trained with another {few(others)}"
+        )
+
+
+def check_arguments(
+    parser: ArgumentParser, arguments: Namespace, page: Path, heading: str, place: str, of: str
+) -> Path:  # noqa: PLR0913 - names of the command's files
+    """The file of the record of a command with `--out`, `--record`, `--seeds` and `--jobs`.
+
+    Args:
+        parser: of the command.
+        arguments: parsed ones.
+        page: the file that the command writes.
+        heading: its first line.
+        place: the flag that names its folder.
+        of: the experiment, for errors.
+
+    Raises:
+        ValueError: a number is too small, a folder is empty or cannot be written, or the page is another file.
+    """
+    if arguments.out is None:
+        parser.error("the following arguments are required: --out")
+    if not arguments.out:
+        raise ValueError("out must be a folder, got ''")
+    record = Path(arguments.record or Path(arguments.out) / "runs.json")
+    for name, path in ((place, page), ("record", record)):
+        check_writable(name, path)
+    if page.exists() and not page.read_bytes().startswith(heading.encode()):
+        raise ValueError(f"{place} must be a new folder or one of {of}, {page} is another file")
+    for name in ("seeds", "jobs"):
+        if getattr(arguments, name) < 1:
+            raise ValueError(f"{name} must be at least 1, got {getattr(arguments, name)}")
+    return record
+
+
+def check_steps(base: Config) -> None:
+    """Raises ValueError if the number of steps follows from the data."""
+    if not base.train.steps:
+        raise ValueError("steps must be above 0, so that all runs have the same number, got 0")
 
 
 class Record:
@@ -116,6 +163,15 @@ class Record:
         run = self.run(config, name)
         return None if run is None else [Row.from_dict(row) for row in run["rows"]]
 
+    def seeds(
+        self, config: Config, seeds: Sequence[int], label: str, name: str = ""
+    ) -> tuple[dict[int, dict[str, Any]], list[str]]:
+        """The rows of finished seeds, and a line on the others, if any, that begins with a label."""
+        runs = {seed: self.run(config.replace(seed=seed), name) for seed in seeds}
+        lacking = [str(seed) for seed, run in runs.items() if run is None]
+        there = {seed: run for seed, run in runs.items() if run is not None}
+        return there, [f"{label} (seed {', '.join(lacking)})"] if lacking else []
+
     def add(self, config: Config, summary: Mapping[str, Any], name: str = "", **more: Any) -> None:
         """Adds a finished run, from its summary, and writes the file; a second call changes nothing.
 
@@ -143,8 +199,12 @@ class Record:
         write_text(self.path, f'{{"config": {json.dumps(self.config.flat())},\n"runs": [\n{lines}\n]}}\n')
 
     def times(self) -> str:
-        """A sentence on the duration of runs; empty if it is unknown."""
-        minutes = [run["seconds"] / 60 for run in self.runs if "seconds" in run]
+        """A sentence on the duration of runs; empty if it is unknown.
+
+        Where some rows have the seconds of a step, the others only measure a run again, and do not count.
+        """
+        trained = [run for run in self.runs if "step_seconds" in run] or self.runs
+        minutes = [run["seconds"] / 60 for run in trained if "seconds" in run]
         threads = sorted({run["threads"] for run in self.runs if "threads" in run})
         if not minutes or not threads:
             return ""

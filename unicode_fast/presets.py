@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Collection, Mapping
+from typing import Any, get_args
 
-from unicode_fast.config import Config, completed
+from unicode_fast.config import Config, Kind, completed
 from unicode_fast.methods.registry import rules_of
 
 PRESETS = ("official", "paper", "recommended")
@@ -136,6 +136,44 @@ def from_saved(values: Mapping[str, Any]) -> Config:
 def usual(config: Config) -> Config:
     """The configuration of the same preset, size and method without other changes."""
     return preset(config.preset, config.size, config.method.method, config.method.dcid)
+
+
+def accepted(row: Config, wanted: Mapping[str, Any], kinds: Collection[Kind] = get_args(Kind)) -> dict[str, Any]:
+    """Those of the wanted changes that leave the rules of a method as they are, and that are read.
+
+    Args:
+        row: the usual configuration of the method.
+        wanted: fields with other values.
+        kinds: of the modalities of the run.
+    """
+    rules = rules_of(row.method.method, row.method.dcid, row.flat())
+    free = {name: value for name, value in wanted.items() if name not in rules}
+    unread = row.replace_all(**free).unread_fields(kinds)
+    return {name: value for name, value in free.items() if name not in unread}
+
+
+def of_method(  # noqa: PLR0913 - a method, and what changes it
+    base: Config,
+    method: str,
+    dcid: bool = False,
+    own: Mapping[str, Any] | None = None,
+    kinds: Collection[Kind] = get_args(Kind),
+) -> Config:
+    """The configuration of a method with the changes that `base` makes to its usual one, as far as `accepted`.
+
+    Args:
+        base: of another method or the same, with preset, size, data and training.
+        method: as in `preset`.
+        dcid: as in `preset`.
+        own: further changes, which replace those of `base`.
+        kinds: of the modalities of the run.
+
+    Raises:
+        ValueError: as in `preset`.
+    """
+    standard, row = usual(base).flat(), preset(base.preset, base.size, method, dcid)
+    changes = {name: value for name, value in base.flat().items() if value != standard[name]}
+    return row.replace_all(**accepted(row, {**changes, **(own or {})}, kinds))
 
 
 def preset(name: str, size: str = "small", method: str = "uni-code", dcid: bool = False) -> Config:

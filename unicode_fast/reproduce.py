@@ -20,7 +20,7 @@ from unicode_fast.errors import Parser, UsageError, few, program, run_main, say
 from unicode_fast.files.writing import write_text
 from unicode_fast.report.markdown import grid, markdown
 from unicode_fast.report.published import LABEL, Published
-from unicode_fast.report.tables import cell_of
+from unicode_fast.report.tables import cell_of, shown_published
 from unicode_fast.table_commands import FLAGS, LABELLED, OWN_FIELDS, Command, Table, column_of, fields_of, shown
 from unicode_fast.tasks import PROTOCOLS, Row
 from unicode_fast.tasks.runner import PROBE_TASKS, probe_task
@@ -99,7 +99,7 @@ def plan(table: Table, contents: Mapping[str, Contents], seconds: float | None) 
             hours, runs = hours + more, runs + size
         elif command.module == "evaluate" and config is not None:
             more = estimate.evaluation(command, config)
-            notes = [f"{more:.2g} h", f"published {shown_published(command.theirs)}"]
+            notes = [f"{more:.2g} h", f"published {shown_published(command.theirs, False)}"]
             hours += more
         row = command.row() if command.module == "evaluate" else None
         if row is not None:
@@ -132,12 +132,6 @@ RULES = (
     "Hours of an evaluation: two probes × epochs that encode × clips / batch × a third of a step. Segmenters and "
     "retrieval heads are not counted.",
 )
-
-
-def shown_published(numbers: Sequence[Published]) -> str:
-    """The paper's numbers of a column, in per cent, all but the first with their measure in brackets."""
-    others = "; ".join(f"{one.measure} {one.score:g}" for one in numbers[1:])
-    return f"{numbers[0].score:g}" + (f" ({others})" if others else "")
 
 
 def check_data(contents: Mapping[str, Contents]) -> None:
@@ -209,7 +203,10 @@ def write_table(table: Table) -> str:
         "checkpoint of each run is measured. Comparison methods are our versions.",
         f"## The paper's, {LABEL}",
         _scores(
-            {key: {at: shown_published(several) for at, several in cells.items()} for key, cells in theirs.items()},
+            {
+                key: {at: shown_published(several, False) for at, several in cells.items()}
+                for key, cells in theirs.items()
+            },
             theirs,
         ),
     ]

@@ -13,13 +13,14 @@ from typing import Any, NamedTuple
 from unicode_fast import evaluate
 from unicode_fast.ablate import COMPONENTS
 from unicode_fast.checkpoint import SUMMARY
-from unicode_fast.cli import given_fields, make_parser, resolve, resolve_saved, with_underscores
+from unicode_fast.cli import given_fields, make_parser, resolve, with_underscores
 from unicode_fast.config import EXECUTION_FIELDS, PLACE_FIELDS, TEXT_FIELDS, Config
 from unicode_fast.data.layouts import has_sentences, published
 from unicode_fast.data.store.write import MANIFEST
-from unicode_fast.errors import UsageError, few
-from unicode_fast.methods import METHODS, row_name
-from unicode_fast.presets import preset
+from unicode_fast.errors import UsageError
+from unicode_fast.many_runs import check_folder
+from unicode_fast.methods.registry import form_of
+from unicode_fast.presets import accepted, preset
 from unicode_fast.report.published import LAYOUTS, TASKS, Published
 from unicode_fast.report.published import published as published_numbers
 from unicode_fast.tasks import Row, check_protocol
@@ -141,24 +142,12 @@ class Command:
         if self.module == "evaluate":
             return self.row() is not None
         if self.module == "train":
-            self.check_folder()
+            check_folder(self.folder, self.config, (*EXECUTION_FIELDS, *PLACE_FIELDS))
             return (self.folder / SUMMARY).is_file()
         if not self.folder.is_file():
             return False
         with run_file(self.folder) as report:
             return bool(report["can_start"]) and report["data"] == self.words[1]
-
-    def check_folder(self) -> None:
-        """Raises ValueError if the run in the folder of this training has another configuration."""
-        file = self.folder / "config.yaml"
-        if not file.exists():
-            return
-        before, now = resolve_saved(str(file)).flat(), self.config.flat()
-        others = [name for name in now if name not in (*EXECUTION_FIELDS, *PLACE_FIELDS) and now[name] != before[name]]
-        if others:
-            raise ValueError(
-                f"out must be new or of the same configuration, {self.folder} was trained with another {few(others)}"
-            )
 
     def line(self) -> list[str]:
         """The arguments of Python's process: those of a first call, or of one that resumes a training."""
@@ -222,11 +211,10 @@ class Table:
         return {name: self.fields[name] for name in TEXT_FIELDS if name in self.fields and read}
 
     def read(self, names: Sequence[str], own: Mapping[str, Any]) -> dict[str, Any]:
-        """The given fields that a row with these modalities and own fields reads, without those on sentences."""
+        """The given fields that a row with these modalities and own fields accepts, without those on sentences."""
         rules = (self.fields["preset"], self.fields["size"], own.get("method", "uni-code"), own.get("dcid", False))
-        config = preset(*rules).replace_all(**{**self.fields, **own})
-        unread = {*config.unread_fields({SHAPES[name].kind for name in names}), *TEXT_FIELDS}
-        return {name: value for name, value in self.fields.items() if name not in unread}
+        read = accepted(preset(*rules), {**self.fields, **own}, {SHAPES[name].kind for name in names})
+        return {name: value for name, value in self.fields.items() if name in read and name not in TEXT_FIELDS}
 
     def trainings(self) -> Iterator[tuple[str, str]]:
         """Pre-training and method of each row with a run."""
@@ -353,8 +341,8 @@ def fields_of(method: str) -> dict[str, Any] | None:
         return {}
     if method.startswith("without "):
         return dict(COMPONENTS[method.removeprefix("without ")])
-    names = {row_name(name, dcid): (name, dcid) for name in METHODS for dcid in (False, True)}
-    if method not in names:
+    form = form_of(method)
+    if form is None:
         return None
-    name, dcid = names[method]
+    name, dcid = form
     return {"method": name, "dcid": True} if dcid else {"method": name}

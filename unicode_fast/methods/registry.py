@@ -61,6 +61,12 @@ def check_method(config: Config) -> None:
         raise ValueError(f"cuda_graph must be false with method {method!r}, got true")
 
 
+def form_of(title: str) -> tuple[str, bool] | None:
+    """Method and `dcid` of a row of tables, the reverse of `row_name`; None for a name of no method."""
+    forms = ((name, dcid) for name, recipe in METHODS.items() for dcid in (False, True) if recipe.combines or not dcid)
+    return next((form for form in forms if row_name(*form) == title), None)
+
+
 def row_name(method: str, dcid: bool) -> str:
     """The name of a method in tables, that of its row in the paper's Table 1."""
     return f"DCID+{recipe_of(method).title}" if dcid else recipe_of(method).title

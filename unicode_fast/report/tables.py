@@ -244,11 +244,17 @@ def published_lines(lines: Iterable[Line]) -> dict[str, dict[Column, list[Publis
     return found
 
 
-def shown_published(numbers: Sequence[Published]) -> str:
-    """The paper's numbers of a column, in per cent."""
+def shown_published(numbers: Sequence[Published], named: bool = True) -> str:
+    """The paper's numbers of a column, in per cent.
+
+    Args:
+        numbers: at least one.
+        named: with data set and measure of the first; the others always have their measure.
+    """
     first, *others = numbers
-    more = "".join(f"; {number.measure} {number.score:g}" for number in others)
-    return f"{first.score:g} ({first.dataset}, {first.measure}{more})"
+    words = [f"{first.dataset}, {first.measure}"] if named else []
+    words += [f"{number.measure} {number.score:g}" for number in others]
+    return f"{first.score:g}" + (f" ({'; '.join(words)})" if words else "")
 
 
 def _distance(column: Column) -> tuple[bool, int]:
