@@ -146,7 +146,7 @@ def accepted(row: Config, wanted: Mapping[str, Any], kinds: Collection[Kind] = g
         wanted: fields with other values.
         kinds: of the modalities of the run.
     """
-    rules = rules_of(row.method.method, row.method.dcid, row.flat())
+    rules = rules_of(row.method.method, row.method.dcid)
     free = {name: value for name, value in wanted.items() if name not in rules}
     unread = row.replace_all(**free).unread_fields(kinds)
     return {name: value for name, value in free.items() if name not in unread}
