@@ -8,7 +8,6 @@ from torch.nn.utils import clip_grad_norm_
 from torch.utils.data import DataLoader, TensorDataset
 
 import unicode_fast as uf
-from unicode_fast.methods import UniCodeMethod
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--steps", type=int, default=150)
@@ -24,11 +23,11 @@ depth = torch.randn(6, 9, 9, 3)[events] + 0.5 * torch.randn(arguments.clips, 5, 
 loader = DataLoader(TensorDataset(radar, depth), batch_size=min(80, arguments.clips), shuffle=True, drop_last=True)
 
 config = uf.preset("recommended").replace(width=64, codewords=32)
-model = uf.UniCode({"radar": uf.Modality("vector", (40,)), "depth": uf.Modality("grid", (9, 9, 3))}, config)
-method = UniCodeMethod(model)
+model = uf.make_model({"radar": uf.Modality("vector", (40,)), "depth": uf.Modality("grid", (9, 9, 3))}, config)
+method = uf.make_method(model)
 parameters = [parameter for group in model.parameter_groups().values() for parameter in group]
 optimizer = torch.optim.Adam(parameters, lr=1e-3)
-club_optimizer = torch.optim.Adam(model.club.parameters(), lr=1e-3)
+club_optimizer = torch.optim.Adam(model.club_parameters(), lr=1e-3)
 
 # The first codewords are features of the first batch.
 with torch.no_grad():

@@ -16,6 +16,7 @@ from unicode_fast import ablate, preset
 from unicode_fast.checkpoint import CheckpointError
 from unicode_fast.config import ADDED_FIELDS
 from unicode_fast.files.writing import write_json
+from unicode_fast.many_runs import cause_in
 from unicode_fast.presets import usual
 from unicode_fast.report import ablation, published
 from unicode_fast.report import tables as report
@@ -172,6 +173,20 @@ def test_table_1_beside_the_paper(
         ablate.main([f"--out={tmp_path / 'other'}", *words(data=store, **SMALL, method="s-mit")])
 
 
+@pytest.mark.parametrize(
+    ("text", "cause"),
+    [
+        ("", "its log is empty"),
+        ("probes: 0%| | 0/6 [00:00<?]error: data are gone\rprobes: 10%| | 1/6\n", "data are gone"),
+        ("begins\nerror: first\nerror: last\nprobes: 10%\n", "last"),
+        ("begins\nkilled\n", "killed"),
+    ],
+)
+def test_cause_of_a_failed_run(tmp_path: Path, text: str, cause: str) -> None:
+    (tmp_path / "run.log").write_text(text)
+    assert cause_in(tmp_path / "run.log") == cause
+
+
 class TestRecord:
     def test_a_row_for_each_run(self, tmp_path: Path) -> None:
         base = tiny.config()
@@ -322,7 +337,7 @@ def test_table_3_is_measured_across_data_sets_where_there_are_two() -> None:
 
 def test_a_failed_run_is_named(store: Path, tmp_path: Path) -> None:
     flags = words(data=store, **{**SMALL, "steps": 2}, experiments="figure3", sizes="100000", seeds=1)
-    with pytest.raises(RuntimeError, match=r"codewords=100000/seed-0 failed: error: codewords must be at most"):
+    with pytest.raises(RuntimeError, match=r"codewords=100000/seed-0 failed: codewords must be at most"):
         ablate.main([f"--out={tmp_path / 'ablation'}", *flags])
 
 

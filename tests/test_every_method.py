@@ -326,6 +326,13 @@ class TestRecipes:
             make_method(model)
         assert type(make_method(make_model(modalities, config))) is UniCodeMethod
 
+    @pytest.mark.parametrize("method", ["fcid", "codaar", "h-dcid"])
+    def test_losses_of_another_method(self, method: str) -> None:
+        model = tiny.model(method=method)
+        with pytest.raises(ValueError, match=f"^model must be of .*, got method '{method}'; .*make_method"):
+            UniCodeMethod(model)
+        assert type(make_method(model)) is recipe_of(method).method
+
     def test_methods_that_a_plain_model_suits(self) -> None:
         plain = [name for name, one in METHODS.items() if one.model is UniCode and one.alignment is None]
         assert plain == list(FRAME_METHODS)

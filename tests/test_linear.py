@@ -74,3 +74,10 @@ def test_layout_of_the_rows() -> None:
     rows, weight = normal(128, 10, 80).permute(2, 1, 0), normal(128, 128)
     assert_close(layers.linear(rows, weight), layers.linear(rows.contiguous(), weight), EXACT)
     assert layers.linear(normal(0, 10, 128), weight).shape == (0, 10, 128)
+
+
+def test_a_layer_of_a_size_for_convolutions_compiles_to_one_graph() -> None:
+    layer, rows = layers.Linear(128, 128), normal(80, 10, 128)
+    assert rows.numel() * 128 >= layers.LEAST_PRODUCT
+    compiled = torch.compile(layer, fullgraph=True, backend="eager")
+    assert_close(compiled(rows), F.linear(rows, layer.weight, layer.bias), EXACT)

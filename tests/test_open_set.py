@@ -2,21 +2,24 @@
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny
 import torch
 from look_up import CODEWORDS, NAMES, LookUp, coded, dataset
 from sklearn.metrics import roc_auc_score
 from task_tolerances import RATIO, SEPARATED
 
-from unicode_fast.data import Dataset
+from unicode_fast.data import Dataset, write_store
 from unicode_fast.tasks import Evaluator, open_set
 from unicode_fast.tasks.metrics import open_set as metrics
 from unicode_fast.tasks.metrics.intervals import Bootstrap
 from unicode_fast.tasks.metrics.open_set import Decisions, measure
 from unicode_fast.tasks.official import official_probe
 from unicode_fast.tasks.probe import ProbeRule
+from unicode_fast.train import main as train
 
 CLASSES, KNOWN, POSITIONS = 5, 3, 6
 
@@ -236,3 +239,17 @@ def test_bad_numbers_of_known_classes_are_named() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             Evaluator(LookUp(), codes_of(missing=missing), known=1).row("open-classification", "audio", "video")
+
+
+def test_data_without_unknown_classes_are_refused_before_training(tmp_path: Path) -> None:
+    splits = tiny.learnable_splits({"train": 60, "val": 24, "test": 24})
+    for split in splits.values():
+        split["class"] = np.zeros_like(split["class"])
+    kinds = {name: tiny.MODALITIES[name] for name in ("audio", "video", "text")}
+    write_store(tmp_path / "store", "tiny", kinds, ["zero", "one", "two"], splits)
+    flags = [f"--data={tmp_path / 'store'}", "--steps=1", "--validations=0", "--batch_size=10"]
+    flags += [f"--{name}={value}" for name, value in tiny.SIZES.items()]
+    message = "^probe_tasks must be tasks that the data can measure, got 'open-classification': clips to score on must"
+    with pytest.raises(ValueError, match=message):
+        train([*flags, "--probe_tasks=open-classification", f"--out={tmp_path / 'run'}"])
+    assert not (tmp_path / "run").exists()

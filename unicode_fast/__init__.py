@@ -12,7 +12,7 @@ from unicode_fast.backend import BackendUnavailable, available_backends
 from unicode_fast.checkpoint import CheckpointError, export, load
 from unicode_fast.compat import CmgFileError, from_cmg, to_cmg
 from unicode_fast.config import Config, Modality
-from unicode_fast.methods import make_model
+from unicode_fast.methods import make_method, make_model
 from unicode_fast.modules import Codebook, CodebookOutput, Encoded, UniCode
 from unicode_fast.ops import (
     BatchShard,
@@ -59,6 +59,7 @@ __all__ = [
     "export",
     "from_cmg",
     "load",
+    "make_method",
     "make_model",
     "nearest_codeword",
     "preset",

@@ -67,10 +67,17 @@ class Variant:
     folder: str
 
 
+def check_experiments(experiments: Iterable[str]) -> None:
+    """Raise ValueError if an experiment is unknown."""
+    for experiment in experiments:
+        if experiment not in EXPERIMENTS:
+            raise ValueError(f"experiments must be among {', '.join(EXPERIMENTS)}, got {experiment!r}")
+
+
 def variants(
     base: Config,
     names: Sequence[str],
-    experiments: Iterable[str],
+    experiments: Sequence[str],
     codewords: Sequence[int],
     kinds: Collection[Kind] = get_args(Kind),
 ) -> list[Variant]:
@@ -87,9 +94,8 @@ def variants(
         ValueError: an experiment is unknown.
     """
     found = []
+    check_experiments(experiments)
     for experiment in experiments:
-        if experiment not in EXPERIMENTS:
-            raise ValueError(f"experiments must be among {', '.join(EXPERIMENTS)}, got {experiment!r}")
         modalities = ",".join(names[:2] if experiment in ("table1", "table2") else names)
         if experiment == "table1":
             found += table_1(base.replace(modalities=modalities), kinds)
@@ -244,6 +250,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise ValueError(f"table must not be given together with experiments, got {arguments.table} beside it")
     if arguments.table not in (None, 1, 2, 3):
         raise ValueError(f"table must be 1, 2 or 3, got {arguments.table}")
+    chosen = f"table{arguments.table}" if arguments.table else arguments.experiments or DEFAULT_EXPERIMENTS
+    experiments = list(dict.fromkeys(chosen.split(",")))
+    check_experiments(experiments)
     flags = given_fields(arguments)
     base = with_all_columns(resolve(arguments.config, flags), flags)
     if base.method.method != "uni-code":
@@ -252,8 +261,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     check_steps(base)
     modalities = check_store(base, open_dataset(base.data))
     names = modality_names(base.data.modalities, tuple(modalities))
-    chosen = f"table{arguments.table}" if arguments.table else arguments.experiments or DEFAULT_EXPERIMENTS
-    experiments = list(dict.fromkeys(chosen.split(",")))
     found = variants(
         base, names, experiments, numbers(arguments.sizes, "sizes"), [modalities[name].kind for name in names[:2]]
     )

@@ -259,7 +259,8 @@ def measure(model: UniCode, config: Config, arguments: Namespace) -> tuple[tasks
     if rule is not None:
         kind = tasks.probe_task(task).adapted(dataset, arguments.known)
         frozen = chosen = select(model, dataset, rule, kind, source, seed)
-        say(f"note: the probe reads {len(chosen.channels)} of {model.config.model.width} channels", file=sys.stderr)
+        whole = sum(codebook.shape[1] for codebook in model.codebooks)
+        say(f"note: the probe reads {len(chosen.channels)} of {whole} channels", file=sys.stderr)
     evaluator = tasks.Evaluator(
         frozen, dataset, seed, transfer=transfer, backbone=backbone, segmenter_steps=steps, known=arguments.known
     )

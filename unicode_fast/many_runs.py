@@ -256,6 +256,13 @@ def start(unit: Unit, threads: int) -> subprocess.Popen[bytes]:
         return subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
 
 
+def cause_in(log: Path) -> str:
+    """The error in the log of a failed run, else its last line; a progress bar may stand before or after it."""
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    errors = [line[line.index("error: ") + len("error: ") :] for line in lines if "error: " in line]
+    return (errors or lines or ["its log is empty"])[-1]
+
+
 def run_all(
     runs: Sequence[Unit], jobs: int, threads: int, of: str = "ablation", failures: list[str] | None = None
 ) -> Iterator[Unit]:
@@ -284,8 +291,7 @@ def run_all(
             for process in [process for process in running if process.poll() is not None]:
                 unit = running.pop(process)
                 if not unit.finished:
-                    log = unit.log.read_text(encoding="utf-8", errors="replace").splitlines() or ["its log is empty"]
-                    failure = f"the run in {unit.folder} failed: {log[-1]}; its log is {unit.log}"
+                    failure = f"the run in {unit.folder} failed: {cause_in(unit.log)}; its log is {unit.log}"
                     if failures is None:
                         raise RuntimeError(failure)
                     failures.append(failure)

@@ -16,7 +16,7 @@ from unicode_fast.methods.base import Draws, Method
 from unicode_fast.methods.recipe import Recipe
 from unicode_fast.modules import club
 from unicode_fast.modules.cpc import clip_mean
-from unicode_fast.modules.model import ModelOutput
+from unicode_fast.modules.model import ModelOutput, UniCode
 from unicode_fast.ops import codeword_distribution, commitment_loss
 
 # Streams of the counter-based generator; resets of codewords have their own.
@@ -36,7 +36,24 @@ class UniCodeMethod(Method):
 
     Args:
         model: the model to train; its configuration has the weights and variants of the losses.
+
+    Raises:
+        TypeError: the model is no UniCode.
+        ValueError: the model's method has losses of its own, which `make_method` gives.
     """
+
+    def __init__(self, model: UniCode) -> None:
+        # The registry imports this module.
+        from unicode_fast.methods.registry import recipe_of
+
+        super().__init__(model)
+        name = self.config.method.method
+        recipe = recipe_of(name)
+        if recipe.method is not None and type(self.model) is recipe.model and not isinstance(self, recipe.method):
+            raise ValueError(
+                f"model must be of a method with the losses of {type(self).__name__}, got method {name!r}; "
+                "unicode_fast.make_method gives its losses"
+            )
 
     def fit_club(
         self,

@@ -35,12 +35,13 @@ def linear(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def _by_convolution(rows: Tensor, weight: Tensor) -> bool:
     return (
-        host.is_on_host(rows)
+        # First: torch.compile cannot trace the next questions.
+        not torch.compiler.is_compiling()
+        and host.is_on_host(rows)
         and rows.dtype == weight.dtype == torch.float32
         and rows.numel() * len(weight) >= LEAST_PRODUCT
         and torch.backends.cpu.get_cpu_capability() == "AVX512"
         and not torch.is_autocast_enabled("cpu")
-        and not torch.compiler.is_compiling()
     )
 
 

@@ -15,7 +15,7 @@ from unicode_fast.data.layouts import has_sentences
 from unicode_fast.data.opening import absolute
 from unicode_fast.errors import few, say
 from unicode_fast.methods.registry import check_method
-from unicode_fast.tasks import PROBE_TASKS, RETRIEVAL, check_tasks, check_transfer
+from unicode_fast.tasks import OPEN_TASKS, PROBE_TASKS, RETRIEVAL, check_tasks, check_transfer, probe_task
 from unicode_fast.training.acceleration import check_acceleration
 from unicode_fast.training.distributed import DistContext
 from unicode_fast.training.runs import choose_device
@@ -141,6 +141,7 @@ def check_store(config: Config, dataset: Dataset) -> dict[str, Modality]:
     modalities = dataset.modalities_named(modality_names(config.data.modalities, tuple(clips.modalities)))
     check_batch_size(config.train.batch_size, len(clips))
     _check_targets(config, dataset, modalities)
+    _check_open_task(config, dataset, modalities)
     shortest = min(clips.features[name].shape[1] for name in modalities)
     least = config.method.cpc_earliest + 1 + config.model.cpc_steps
     if config.model.cpc_steps > 1 and shortest < least:
@@ -166,6 +167,19 @@ def _check_targets(config: Config, dataset: Dataset, modalities: Collection[str]
             f"{' and '.join(needs)}, {dataset.path} has neither in {', '.join(without)}; "
             f"{' '.join(needs.values())} trains without"
         )
+
+
+def _check_open_task(config: Config, dataset: Dataset, modalities: Collection[str]) -> None:
+    """Raise ValueError if no test clip of a modality is of a known class, or of an unknown one."""
+    task = OPEN_TASKS[0]
+    if task not in tasks_of(config):
+        return
+    clips, kind = dataset.split("test"), probe_task(task).adapted(dataset, None)
+    for name in (name for name in modalities if kind.fits(clips, name)):
+        try:
+            kind.chance(clips, name)
+        except ValueError as error:
+            raise ValueError(f"probe_tasks must be tasks that the data can measure, got {task!r}: {error}") from error
 
 
 def check_ranks(config: Config, clips: int, ranks: DistContext) -> None:

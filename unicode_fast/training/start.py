@@ -19,7 +19,7 @@ from unicode_fast.data import Dataset, verify
 from unicode_fast.errors import one_line, say
 from unicode_fast.files.locks import alone
 from unicode_fast.files.writing import remove_unfinished
-from unicode_fast.methods import make_model
+from unicode_fast.methods import make_model, row_name
 from unicode_fast.presets import usual
 from unicode_fast.report import pictures
 from unicode_fast.training import checks
@@ -148,7 +148,8 @@ def describe(folder: Path, config: Config, seeds: Sequence[int] | None, dataset:
     lines = (
         f"run {folder}",
         f"data {dataset!r}; {shapes}",
-        f"model of preset {config.preset}, size {config.size}" + (f", but {', '.join(changed)}" if changed else ""),
+        f"method {row_name(config.method.method, config.method.dcid)}, preset {config.preset}, size {config.size}"
+        + (f", but {', '.join(changed)}" if changed else ""),
         f"training {length} of {config.train.batch_size} clips on {choose_device(config.train.device)}, {seeded}",
         f"configuration {folder / 'config.yaml'}",
     )
