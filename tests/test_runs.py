@@ -363,7 +363,7 @@ def test_the_start_is_five_lines(store: Path, tmp_path: Path, capsys: pytest.Cap
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == f"run {out}"
     assert lines[1].startswith("data Store(") and "train: 20" in lines[1] and "audio (vector 6), depth (v" in lines[1]
-    assert lines[2].startswith("model of preset recommended, size small, but ") and "codewords 12" in lines[2]
+    assert lines[2].startswith("method Uni-Code, preset recommended, size small, but ") and "codewords 12" in lines[2]
     assert lines[3] == "training 1 steps of 10 clips on cpu, seed 0"
     assert lines[4] == f"configuration {out / 'config.yaml'}"
     assert lines[5] == f"next: python -m unicode_fast.evaluate {out} --task TASK --from MODALITY --to MODALITY"
