@@ -39,7 +39,7 @@ from unicode_fast.config import Config, Modality
 from unicode_fast.losses import balanced_assignment, masked_mean, soft_cross_entropy
 from unicode_fast.methods.recipe import Recipe, compared
 from unicode_fast.modules.alignment import Alignment, Draw
-from unicode_fast.modules.cpc import clip_mean
+from unicode_fast.modules.cpc import clip_directions
 from unicode_fast.modules.encoders import ModalityEncoder
 from unicode_fast.modules.model import ModelOutput, UniCode, in_mode
 from unicode_fast.modules.precision import autocast_context
@@ -98,7 +98,7 @@ class TeacherCodes(Alignment):
         """The terms "codis.code", "codis.transport" and "codis.contrast"."""
         method, names = self.config.method, self.names
         pairs = list(permutations(names, 2))
-        student, teacher = _clip_vectors(output.semantic, output.mask), self._teacher_vectors(model, output)
+        student, teacher = clip_directions(output.semantic, output.mask), self._teacher_vectors(model, output)
         codewords = F.normalize(self.codewords if self.trains_codebook else model.codebook.codebook, dim=-1)
         scores = {name: z @ codewords.T for name, z in student.items()}  # (B, M)
         # B T, whose rows add up to 1.
@@ -148,7 +148,7 @@ class TeacherCodes(Alignment):
         if model.norms:
             masks = output.mask or dict.fromkeys(seen)
             seen = {name: model.norms[name](z, masks[name])[0] for name, z in seen.items()}
-        return _clip_vectors(seen, output.mask)
+        return clip_directions(seen, output.mask)
 
     def _contrast(self, student: Tensor, name: str, teacher: Mapping[str, Tensor]) -> Tensor:
         """InfoNCE of one modality's student, (B, D), and the teacher of the modality `name`."""
@@ -159,12 +159,6 @@ class TeacherCodes(Alignment):
             scores = torch.cat([scores, (student @ queue.T).masked_fill(empty, -torch.inf)], 1)  # (B, B + Q)
         clips = torch.arange(len(scores), device=scores.device)
         return F.cross_entropy(scores / self.config.method.align_temperature, clips)
-
-
-def _clip_vectors(features: Mapping[str, Tensor], mask: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
-    """Unit-normalised means over valid positions, (B, D) by modality."""
-    masks = mask or dict.fromkeys(features)
-    return {name: F.normalize(clip_mean(z, masks[name]), dim=-1) for name, z in features.items()}
 
 
 RECIPE: Recipe = compared("CODIS", TeacherCodes, with_dcid={"codis_codebook": "ema"})

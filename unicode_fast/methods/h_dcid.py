@@ -22,7 +22,7 @@ Our version:
 Source:
     Huang et al., "Unlocking the Potential of Multimodal Unified Discrete Representation through Training-Free Codebook
     Optimization and Hierarchical Alignment", arXiv 2403.05168v1; haihuangcode/TOC_H-DCID. SRCID (arXiv 2412.19128)
-    describes two such layers.
+    has two layers too; that they are these is inferred.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from torch import Tensor, nn
 
 from unicode_fast.config import Config, Modality, ModelConfig
 from unicode_fast.methods.base import Draws
-from unicode_fast.methods.recipe import Recipe
+from unicode_fast.methods.recipe import WITHOUT_SHARING, Recipe
 from unicode_fast.methods.uni_code import UniCodeMethod
 from unicode_fast.modules import club
 from unicode_fast.modules.encoders import TemporalRelation, VectorSpecificEncoder
@@ -88,9 +88,8 @@ class SecondLayer(UniCode):
     """
 
     def __init__(self, modalities: Mapping[str, Modality], config: Config) -> None:
-        off = dict.fromkeys(("code_matching_weight", "assignment_weight", "presence_weight", "grounding_weight"), 0.0)
         # Another seed gives the layers different draws of resets, contexts and permutations.
-        super().__init__(modalities, config.replace_all(**off, seed=config.train.seed ^ (1 << 62)))
+        super().__init__(modalities, config.replace_all(**WITHOUT_SHARING, seed=config.train.seed ^ (1 << 62)))
 
     def build(self) -> None:
         """Makes the modules: those of Uni-Code with encoders and decoders of specific features."""
@@ -257,12 +256,7 @@ class HDcidMethod(UniCodeMethod):
 
 RECIPE: Recipe = Recipe(
     "H-DCID",
-    {
-        "code_matching_weight": 0.0,
-        "assignment_weight": 0.0,
-        "presence_weight": 0.0,
-        "grounding_weight": 0.0,
-    },
+    WITHOUT_SHARING,
     model=HDcidModel,
     method=HDcidMethod,
     micro_batches=False,

@@ -36,7 +36,7 @@ from torch import Tensor, nn
 
 from unicode_fast import losses
 from unicode_fast.config import Config, Modality
-from unicode_fast.methods.recipe import WITHOUT_DCID, Recipe
+from unicode_fast.methods.recipe import WITHOUT_DCID, WITHOUT_SHARING, Recipe
 from unicode_fast.modules.alignment import Alignment, Draw
 from unicode_fast.modules.cpc import at_positions, clip_mean
 from unicode_fast.modules.linear import Linear
@@ -178,13 +178,7 @@ def _permutation(rank: int, parts: int) -> list[int]:
 
 RECIPE: Recipe = Recipe(
     "MICU",
-    {
-        **WITHOUT_DCID,
-        "code_matching_weight": 0.0,
-        "assignment_weight": 0.0,
-        "presence_weight": 0.0,
-        "grounding_weight": 0.0,
-    },
+    {**WITHOUT_DCID, **WITHOUT_SHARING},
     alignment=Micu,
     in_paper=False,
 )

@@ -27,7 +27,7 @@ from torch.nn import functional as F
 from unicode_fast.config import Config, Modality, ModelConfig
 from unicode_fast.methods.recipe import Recipe, compared
 from unicode_fast.modules.alignment import Alignment, Draw
-from unicode_fast.modules.cpc import clip_mean
+from unicode_fast.modules.cpc import clip_directions
 from unicode_fast.modules.encoders import ModalityEncoder
 from unicode_fast.modules.model import ModelOutput, UniCode
 from unicode_fast.modules.transformer import TransformerLayer
@@ -61,8 +61,8 @@ class SharedTransformers(Alignment):
 
     def batch_terms(self, model: UniCode, output: ModelOutput, draw: Draw) -> dict[str, Tensor]:
         """The term "mst"."""
-        masks, scale = output.mask or dict.fromkeys(self.names), self.log_scale.exp()
-        pooled = {name: F.normalize(clip_mean(output.semantic[name], masks[name]), dim=-1) for name in self.names}
+        scale = self.log_scale.exp()
+        pooled = clip_directions(output.semantic, output.mask)
         terms = [
             symmetric_info_nce(scale * pooled[one] @ pooled[other].T) for one, other in combinations(self.names, 2)
         ]

@@ -10,15 +10,15 @@ from unicode_fast.methods.base import Method
 from unicode_fast.modules.alignment import Alignment
 from unicode_fast.modules.model import UniCode
 
-# Plain EMA and plain commitment: no term of the frame compares modalities.
-PLAIN: Mapping[str, Any] = {
-    "ema_partner": "none",
-    "commitment_partner": 0.0,
+# The frame's terms of common codes are off.
+WITHOUT_SHARING: Mapping[str, Any] = {
     "code_matching_weight": 0.0,
     "assignment_weight": 0.0,
     "presence_weight": 0.0,
     "grounding_weight": 0.0,
 }
+# Plain EMA and plain commitment: no term of the frame compares modalities.
+PLAIN: Mapping[str, Any] = {"ema_partner": "none", "commitment_partner": 0.0, **WITHOUT_SHARING}
 # Without disentanglement.
 WITHOUT_DCID: Mapping[str, Any] = {"club_estimator": "none", "cpc_weight": 0.0}
 

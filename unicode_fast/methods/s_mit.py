@@ -26,7 +26,7 @@ from torch.nn import functional as F
 
 from unicode_fast.methods.recipe import Recipe, compared
 from unicode_fast.modules.alignment import Alignment, Draw
-from unicode_fast.modules.cpc import clip_mean
+from unicode_fast.modules.cpc import clip_directions
 from unicode_fast.modules.model import ModelOutput, UniCode
 
 
@@ -36,8 +36,7 @@ class AdaptiveMeanMargin(Alignment):
     def batch_terms(self, model: UniCode, output: ModelOutput, draw: Draw) -> dict[str, Tensor]:
         """The term "s-mit"."""
         method = self.config.method
-        masks = output.mask or dict.fromkeys(self.names)
-        pooled = {name: F.normalize(clip_mean(output.semantic[name], masks[name]), dim=-1) for name in self.names}
+        pooled = clip_directions(output.semantic, output.mask)
         shared = method.smit_margin == "shared"
         terms = [
             adaptive_mean_margin(pooled[one] @ pooled[other].T / method.align_temperature, method.smit_alpha, shared)

@@ -8,6 +8,7 @@ from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from unicode_fast.config import MethodConfig, ModelConfig, TrainConfig
 from unicode_fast.modules import host
@@ -175,3 +176,9 @@ def at_positions(sequence: Tensor, mask: Tensor | None, positions: int) -> Tenso
     if sequence.shape[1] != positions or mask is None:
         return mean.expand(-1, positions, -1)
     return torch.where(mask.unsqueeze(-1), sequence, mean)
+
+
+def clip_directions(features: Mapping[str, Tensor], mask: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+    """Means over valid positions, of length 1: (B, T, D) by modality to (B, D)."""
+    masks = mask or dict.fromkeys(features)
+    return {name: F.normalize(clip_mean(z, masks[name]), dim=-1) for name, z in features.items()}
