@@ -271,6 +271,27 @@ def test_the_legend_defines_error_bars() -> None:
     assert labels == ["run, n = 3", "error bars: sample standard deviation over n seeds"]
 
 
+def test_every_run_of_a_report_has_a_bar_of_its_own(tmp_path: Path) -> None:
+    """24 runs and 12 published series; bars are wide enough for their hatch, and numbers do not overlap."""
+    series = {f"run {number}": {("classification", "audio → video"): (0.5, None)} for number in range(36)}
+    figure = plots.report_bars(series, hatched=[name for name in series if int(name[4:]) % 3 == 0])
+    png(figure, tmp_path)
+    bars = figure.axes[0].patches
+    fills = {(to_hex(bar.get_facecolor()), to_hex(bar.get_edgecolor()), bar.get_hatch()) for bar in bars}
+    assert len(fills) == len(bars) == 36
+    drawn = [label.get_window_extent() for label in figure.axes[0].texts]
+    assert not any(one.overlaps(other) for one, other in itertools.combinations(drawn, 2))
+    assert min(bar.get_window_extent().width for bar in bars) > 7
+
+
+@pytest.mark.parametrize("methods", [1, 2, 20])
+def test_every_marker_of_a_method_is_inside(methods: int) -> None:
+    found = {f"method {number}": {"codewords": (0.5, 0.1), "tokens": (0.4, None)} for number in range(methods)}
+    (axis,) = plots.method_bars({"classification": found}, {"classification": 0.1}).axes
+    low, high = sorted(axis.get_ylim())
+    assert low <= -0.4 and high >= methods - 1 + 0.4 and axis.yaxis_inverted()
+
+
 @pytest.mark.parametrize(("kind", "start"), [("pdf", b"%PDF"), ("svg", b"<?xml"), ("png", b"\x89PNG")])
 def test_formats(kind: str, start: bytes, tmp_path: Path) -> None:
     """Each has the format of its name, and the same bytes every time."""

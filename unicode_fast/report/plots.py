@@ -406,16 +406,11 @@ def report_bars(
     groups = [[direction for name, direction in keys if name == task] for task in tasks]
     columns = max(len(group) for group in groups)
     height = 2.2 * len(tasks) + 0.24 * len(series) + 0.6
-    figure = Figure(figsize=(max(6.0, 1.4 * columns + 1), height), layout="constrained")
+    # Bars are wide enough for their hatch, and numbers are upright where bars are narrow.
+    figure = Figure(figsize=(max(6.0, max(1.4, 0.14 * len(series)) * columns + 1), height), layout="constrained")
     axes = figure.subplots(len(tasks), 1, squeeze=False)[:, 0]
-    colours = _in_order(series)
-    styles: dict[str, dict[str, Any]] = {
-        name: {"facecolor": "white", "edgecolor": GREY, "hatch": hatch * 3}
-        if name in hatched
-        else {"color": colours[name]}
-        for name, hatch in zip(series, itertools.cycle("/.x-\\"), strict=False)
-    }
-    width = 0.8 / len(series)
+    styles = _bar_styles([name for name in series if name not in hatched], list(hatched))
+    width, upright = 0.8 / len(series), len(series) > 8
     for axis, task, group in zip(axes, tasks, groups, strict=True):
         for number, (name, scores) in enumerate(series.items()):
             found = [(place, scores[task, key]) for place, key in enumerate(group) if (task, key) in scores]
@@ -429,10 +424,11 @@ def report_bars(
             if bars:
                 axis.errorbar(*zip(*bars, strict=True), fmt="none", ecolor=BLACK, elinewidth=1, capsize=2)
             for place, value, std in zip(places, values, spread, strict=True):
-                axis.text(place, value + std + 0.015, f"{100 * value:.0f}", ha="center", va="bottom", fontsize=7)
+                label = {"ha": "center", "va": "bottom", "fontsize": 6 if upright else 7, "rotation": 90 * upright}
+                axis.text(place, value + std + (0.03 if upright else 0.015), f"{100 * value:.0f}", **label)
         axis.set_xticks(range(len(group)), [re.sub(r" (?=→|\()|(?<=,) ", "\n", key) for key in group], fontsize=8)
         axis.set_xlim(-0.6, columns - 0.4)
-        axis.set_ylim(0, 1.12)
+        axis.set_ylim(0, 1.2 if upright else 1.12)
         axis.set_yticks([0, 0.5, 1], ["0", "50 %", "100 %"])
         axis.tick_params(axis="x", length=0)
         axis.set_ylabel("zero-shot score", fontsize=8)
@@ -445,6 +441,24 @@ def report_bars(
         labels.append("error bars: sample standard deviation over n seeds")
     figure.legend(handles, labels, loc="outside lower center", ncols=1, frameon=False, fontsize=8)
     return figure
+
+
+def _bar_styles(runs: Sequence[str], hatched: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Different bars for 24 runs, in four fills of each colour, and for 35 hatched series, which are white."""
+    styles: dict[str, dict[str, Any]] = {}
+    for number, name in enumerate(runs):
+        colour = _PALETTE[number % len(_PALETTE)]
+        light = "#" + "".join(f"{255 - (255 - int(colour[at : at + 2], 16)) * 2 // 5:02X}" for at in (1, 3, 5))
+        styles[name] = (
+            {"facecolor": colour, "edgecolor": colour},
+            {"facecolor": light, "edgecolor": colour},
+            {"facecolor": colour, "edgecolor": "white", "hatch": "////"},
+            {"facecolor": light, "edgecolor": BLACK, "hatch": "...."},
+        )[number // len(_PALETTE) % 4]
+    for number, name in enumerate(hatched):
+        hatch, colour = "/.x-\\"[number % 5], (GREY, *_PALETTE)[number // 5 % 7]
+        styles[name] = {"facecolor": "white", "edgecolor": colour, "hatch": hatch * 3}
+    return styles
 
 
 def metric_of(task: str, protocol: str = "held_out") -> str:
@@ -493,7 +507,7 @@ def method_bars(
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(color="#E5E5E5", linewidth=0.7)
         axis.set_axisbelow(True)
-    axes[0].invert_yaxis()
+    axes[0].set_ylim(len(methods) - 0.5, -0.5)
     handles = dict(zip(*reversed(axes[0].get_legend_handles_labels()), strict=True))
     if any(half is not None for found in scores.values() for views in found.values() for _, half in views.values()):
         handles["error bars: Student's 95 % interval over seeds"] = Line2D(
