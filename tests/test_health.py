@@ -1,6 +1,7 @@
 """Warnings of a run: collapsed codebooks, scores at chance, labels that are not learned, batches not filled."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,12 +26,25 @@ def test_scores_at_chance_by_task() -> None:
     learned = Row("classification", "audio", "video", 0.5, 0.6, 0.1, interval=(0.4, 0.55))
     assert health.at_chance([learned]) == []
     (carried,) = health.at_chance([learned, Row("classification", "text", "video", 0.2, 0.6, 0.1, interval=(0.1, 0.3))])
-    assert carried.startswith("classification: zero-shot not above chance (text->video 20.0 % against 10.0 %)")
-    (unlearned,) = health.at_chance(
-        [Row("classification", "text", "video", 0.2, 0.12, 0.1, interval=(0.05, 0.3), at_chance=True), learned]
-    )
-    assert "trained and tested on the same modality (video 12.0 % against 10.0 %)" in unlearned
-    assert "Check the labels" in unlearned
+    assert carried.startswith("classification: zero-shot not above chance (text->video 20.0 %, 95 % interval 10.0 to ")
+    row = Row("classification", "text", "video", 0.2, 0.12, 0.1, interval=(0.05, 0.3), at_chance=True)
+    (unlearned,) = health.at_chance([replace(row, same_interval=(0.09, 0.16)), learned])
+    shown = "(video 12.0 %, 95 % interval 9.0 to 16.0 %, against 10.0 %)"
+    assert f"trained and tested on the same modality {shown}" in unlearned and "Check the labels" in unlearned
+    # Rows of older versions, and means over seeds.
+    assert "(video 12.0 % against 10.0 %, inside the score's 95 % interval)" in health.at_chance([row])[0]
+    assert "(video 9.0 % against 10.0 %)" in health.at_chance([replace(row, same_modality=0.09)])[0]
+
+
+def test_retrieval_at_chance_is_about_its_measure() -> None:
+    row = Row("retrieval", "audio", "video", 0.02, 0.03, 0.01, anchor="text", interval=(0.01, 0.03))
+    (carried,) = health.at_chance([row])
+    assert carried.startswith("retrieval: zero-shot R@10 not above chance (audio->video 2.0 %, 95 % interval 1.0 to ")
+    (unlearned,) = health.at_chance([replace(row, at_chance=True, same_interval=(0.01, 0.05))])
+    start = "retrieval: R@10 not above chance even with a head trained on the tested pair (video->text 3.0 %, 95 %"
+    assert unlearned.startswith(start)
+    assert not any(word in carried + unlearned for word in ("label", "trained and tested on the same modality"))
+    assert "(audio->video 3.0 % against" in health.at_chance([replace(row, anchor=None, at_chance=True)])[0]
 
 
 def test_an_open_set_score_at_chance_has_other_reasons() -> None:

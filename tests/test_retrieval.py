@@ -123,6 +123,7 @@ def test_a_head_transfers_to_an_untrained_modality() -> None:
     assert min(row.score, row.same_modality) > LEARNED
     assert row.score == row.metrics["video->text R@10"].value
     assert row.interval is not None and row.interval[0] <= row.score <= row.interval[1]
+    assert row.same_interval is not None and row.same_interval[0] <= row.same_modality <= row.same_interval[1]
     for which in ("video->text", "text->video", "video->text of the class", "untrained audio->video"):
         assert {f"{which} {measure}" for measure in ("R@1", "R@5", "R@10", "median rank")} <= set(row.metrics)
 

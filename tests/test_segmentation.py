@@ -190,6 +190,7 @@ def test_it_segments_the_named_square_by_an_untrained_modality(trained: Segmenta
     assert min(row.score, row.same_modality) > 0.8
     # Half of the shuffled queries name the right square.
     assert row.chance < 0.65
+    assert row.same_interval is not None and row.same_interval[0] <= row.same_modality <= row.same_interval[1]
     assert row.interval == row.metrics["miou"].interval and row.chance == row.metrics["shuffled_miou"].value
     assert {"f_score", "official_miou", "official_f_score", "shuffled_f_score"} <= set(row.metrics)
 

@@ -114,6 +114,8 @@ def test_codes_without_meaning_give_chance(chance_rows: list[Row]) -> None:
         else:
             # Probabilities up to one half predict nothing.
             assert row.score < row.chance
+        ends = row.same_interval or ()
+        assert len(ends) == 2 and row.at_chance == (min(row.same_modality, *ends) <= row.chance)
 
 
 def test_separate_codes_of_modalities_give_chance_across_and_everything_within() -> None:
@@ -503,6 +505,9 @@ def test_rows_become_plain_values_and_back() -> None:
         assert Row.from_dict(one.as_dict()) == one
     with pytest.raises(ValueError, match="a row must have the keys of Row.as_dict"):
         Row.from_dict({**row.as_dict(), "colour": 1})
+    for ends in ([0.5], [0.5, None], ["0.5", 0.6]):
+        with pytest.raises(ValueError, match="a row must have values of the types of Row.as_dict"):
+            Row.from_dict({**row.as_dict(), "same_interval": ends})
     with pytest.raises(dataclasses.FrozenInstanceError):
         row.score = 1.0  # type: ignore[misc]
 
@@ -561,7 +566,7 @@ def test_no_ratio_where_the_same_modality_is_at_chance() -> None:
     for bad in (
         dataclasses.replace(good, same_modality=0.1),
         dataclasses.replace(good, same_modality=0.02),
-        dataclasses.replace(good, at_chance=True),
+        dataclasses.replace(good, at_chance=True, same_interval=(0.09, 0.13)),
     ):
         assert math.isnan(bad.ratio) and tasks.format_table([bad]).splitlines()[2].endswith(" -")
         assert "ratio -: the same-modality score is not above chance" in tasks.format_legend([bad])

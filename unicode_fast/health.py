@@ -9,17 +9,27 @@ if TYPE_CHECKING:
     from unicode_fast.tasks import Row
 
 LEAST_PERPLEXITY = 2.0
-# What a score at chance means, for the modality itself and for zero-shot transfer.
+# What is learned without transfer, then what a score at chance means, there and for zero-shot transfer.
 _CLOSED = (
+    "even if trained and tested on the same modality",
+    "labels are learned within the modality",
     "Labels are not learned, so zero-shot scores mean nothing. Check the labels of those clips, the codes in use, and "
     "the number of training clips",
     "The modalities share no codes for it. Check the overlap of use, and train longer",
 )
 _OPEN = (
+    *_CLOSED[:2],
     "Known classes are not learned, or clips of unknown classes are as confident as known ones. evaluate shows which: "
     "os_star for the first, unk and auroc for the second",
     "Known classes are not transferred, or the threshold of one modality does not suit the other. evaluate shows "
     "which: oscr needs no threshold",
+)
+_RETRIEVAL = (
+    "even with a head trained on the tested pair",
+    "a head trained on the tested pair finds clips",
+    "The codes do not tell clips apart, so zero-shot R@10 means nothing. Check that the clips are paired, the codes in "
+    "use, and the number of training clips",
+    _CLOSED[3],
 )
 
 
@@ -49,31 +59,46 @@ def collapsed(used: Mapping[str, float], perplexity: Mapping[str, float], codewo
 
 
 def at_chance(rows: Sequence[Row]) -> list[str]:
-    """Warnings for tasks of a table: their labels are not learned, or their zero-shot scores are at chance.
+    """Warnings for tasks of a table: nothing is learned within a modality, or zero-shot scores are at chance.
 
     Args:
         rows: of one table.
     """
     warnings = []
     for task, protocol in dict.fromkeys((row.task, row.protocol) for row in rows):
-        unlearned_means, carried_means = _OPEN if task.endswith("open-classification") else _CLOSED
+        measure = " R@10" if task == "retrieval" else ""
+        texts = _RETRIEVAL if measure else _OPEN if task.endswith("open-classification") else _CLOSED
+        upper, learned, unlearned_means, carried_means = texts
         those = [row for row in rows if (row.task, row.protocol) == (task, protocol)]
-        unlearned = {row.target: row for row in those if not row.learnable}
+        unlearned = {_without_transfer(row): row for row in those if not row.learnable}
         if unlearned:
-            scores = ", ".join(f"{name} {_beside_chance(row.same_modality, row)}" for name, row in unlearned.items())
-            warnings.append(
-                f"{task}: not above chance even if trained and tested on the same modality ({scores}). "
-                f"{unlearned_means}"
+            scores = ", ".join(
+                f"{name} {_beside_chance(row.same_modality, row.same_interval, row.chance)}"
+                for name, row in unlearned.items()
             )
+            warnings.append(f"{task}:{measure} not above chance {upper} ({scores}). {unlearned_means}")
         carried = [row for row in those if row.learnable and not row.above_chance]
         if carried:
-            scores = ", ".join(f"{row.direction} {_beside_chance(row.score, row)}" for row in carried)
+            scores = ", ".join(
+                f"{row.direction} {_beside_chance(row.score, row.interval, row.chance)}" for row in carried
+            )
             warnings.append(
-                f"{task}: zero-shot not above chance ({scores}), though labels are learned within the modality. "
-                f"{carried_means}"
+                f"{task}: zero-shot{measure} not above chance ({scores}), though {learned}. {carried_means}"
             )
     return warnings
 
 
-def _beside_chance(score: float, row: Row) -> str:
-    return f"{100 * score:.1f} % against {100 * row.chance:.1f} %"
+def _without_transfer(row: Row) -> str:
+    """The modality, or of retrieval the pair of modalities, of a row's same-modality score."""
+    if row.task != "retrieval":
+        return row.target
+    return row.direction if row.anchor is None else f"{row.target}->{row.anchor}"
+
+
+def _beside_chance(score: float, interval: tuple[float, float] | None, chance: float) -> str:
+    """A score, its interval and chance in per cent; a score above chance has one, even if its ends are not known."""
+    if interval is None:
+        inside = ", inside the score's 95 % interval" if score > chance else ""
+        return f"{100 * score:.1f} % against {100 * chance:.1f} %{inside}"
+    low, high = (100 * end for end in interval)
+    return f"{100 * score:.1f} %, 95 % interval {low:.1f} to {high:.1f} %, against {100 * chance:.1f} %"

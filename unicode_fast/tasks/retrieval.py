@@ -211,6 +211,7 @@ class Retrieval:
             metrics=metrics,
             clips=clips,
             at_chance=same.reaches(chance),
+            same_interval=same.interval,
         )
 
     def _measured(self, queries: np.ndarray, items: np.ndarray, query: str, gallery: str) -> dict[str, Estimate]:

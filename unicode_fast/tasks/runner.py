@@ -273,6 +273,7 @@ class Evaluator:
             content_token=self._token_score(task, source, target, protocol, "content") if named else None,
             clips=len(self.encoded(task).clips(self._tested_split(kind), target)),
             at_chance=same.reaches(chance),
+            same_interval=same.interval,
         )
 
     def check_direction(self, task: str, source: str, target: str) -> None:

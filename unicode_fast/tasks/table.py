@@ -12,6 +12,7 @@ from unicode_fast.tasks.metrics.intervals import Estimate
 
 PROTOCOLS = ("held_out", "official")
 _HEADINGS = ("task", "direction", "zero-shot", "same modality", "chance", "ratio")
+_INTERVALS = ("interval", "same_interval")
 _TOKENS = {"token": "tokens / same", "content_token": "content words / same"}
 
 
@@ -69,6 +70,7 @@ class Row:
         clips: number of test clips; None where unknown.
         seeds: number of seeds behind the mean `score`; None for a single seed.
         at_chance: True where the 95 % interval of `same_modality` includes `chance` or lies below it.
+        same_interval: this interval; None where it was not measured, or was not kept, as in rows of older versions.
     """
 
     task: str
@@ -87,6 +89,7 @@ class Row:
     clips: int | None = None
     seeds: int | None = None
     at_chance: bool = False
+    same_interval: tuple[float, float] | None = None
 
     @property
     def learnable(self) -> bool:
@@ -124,8 +127,7 @@ class Row:
             values["protocol"] = self.protocol
         if self.anchor is not None:
             values["anchor"] = self.anchor
-        if self.interval is not None:
-            values["interval"] = list(self.interval)
+        values |= {name: list(ends) for name in _INTERVALS if (ends := getattr(self, name)) is not None}
         if self.metrics:
             values["metrics"] = {name: estimate.as_dict() for name, estimate in self.metrics.items()}
         values |= {name: getattr(self, name) for name in ("clips", "seeds") if getattr(self, name) is not None}
@@ -150,21 +152,21 @@ class Row:
         if "protocol" in renamed:
             renamed["protocol"] = check_protocol(renamed["protocol"])
         try:
-            if "interval" in renamed:
-                renamed["interval"] = tuple(renamed["interval"])
+            renamed |= {name: tuple(renamed[name]) for name in _INTERVALS if name in renamed}
             if "metrics" in renamed:
                 renamed["metrics"] = {name: Estimate(**value) for name, value in renamed["metrics"].items()}
             renamed |= {name: TokenScore(**renamed[name]) for name in _TOKENS if name in renamed}
             row = cls(**renamed)
             numbers: list[Any] = [row.score, row.same_modality, row.chance, row.std, row.clips, row.seeds]
-            several = (row.interval or (), *row.metrics.values(), row.token or (), row.content_token or ())
+            intervals = [ends for ends in (row.interval, row.same_interval) if ends is not None]
+            several = (*intervals, *row.metrics.values(), row.token or (), row.content_token or ())
             numbers += [number for those in several for number in those]
         except (TypeError, AttributeError) as error:
             raise ValueError(f"a row must have the keys of Row.as_dict, got {sorted(values)}") from error
         wrong = [number for number in numbers if type(number) not in (int, float, type(None))]
         wrong += [text for text in (row.task, row.source, row.target, row.protocol) if type(text) is not str]
         wrong += [one for one in (row.anchor,) if type(one) not in (str, type(None))]
-        if wrong or None in numbers[:3] or len(row.interval or (0, 0)) != 2:
+        if wrong or None in numbers[:3] or any(len(ends) != 2 or None in ends for ends in intervals):
             raise ValueError(f"a row must have values of the types of Row.as_dict, got {wrong!s:.80}")
         return row
 
@@ -212,6 +214,7 @@ def _mean(rows: Sequence[Row]) -> Row:
         seeds=len(rows),
         at_chance=all(row.at_chance for row in rows),
         interval=None,
+        same_interval=None,
         metrics={name: Estimate(statistics.fmean(row.metrics[name].value for row in rows)) for name in shared},
         token=mean_token([row.token for row in rows]),
         content_token=mean_token([row.content_token for row in rows]),

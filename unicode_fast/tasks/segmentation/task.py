@@ -288,6 +288,7 @@ class Segmentation:
             metrics=metrics,
             clips=len(self.masks(TEST)),
             at_chance=upper[metric].reaches(metrics[f"shuffled_{metric}"].value),
+            same_interval=upper[metric].interval,
         )
 
     def _measured(self, segmenter: Segmenter, query: str, *, shuffled: bool = False) -> dict[str, Estimate]:
