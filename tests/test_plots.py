@@ -263,6 +263,7 @@ def test_the_legend_defines_error_bars() -> None:
     assert plots.error_bars([row]) == "error bars: 95 % bootstrap interval over 400 test clips"
     (bar,) = plots.zero_shot_bars([row]).axes[0].containers[1].lines[2]
     np.testing.assert_allclose(bar.get_segments()[0][:, 1], [0.75, 0.875])
+    assert plots.error_bars([replace(row, clips=1)]).endswith(" over 1 test clip")
     mean = replace(row, interval=None, std=0.1, seeds=3)
     assert plots.error_bars([mean]) == "error bars: sample standard deviation over 3 seeds"
     assert plots.error_bars([replace(row, interval=None)]) == ""

@@ -556,6 +556,7 @@ def test_the_legend_of_a_table_defines_intervals_and_spreads() -> None:
     assert tasks.format_legend(mean) == "zero-shot: mean ± sample standard deviation over 3 seeds"
     more = dataclasses.replace(row, clips=300)
     assert "over 300 to 400 test clips" in tasks.format_legend([row, more])
+    assert "over 1 test clip," in tasks.format_legend([dataclasses.replace(row, clips=1)])
     assert "over test clips" in tasks.format_legend([row, dataclasses.replace(row, clips=None)])
     assert tasks.format_legend([dataclasses.replace(row, interval=None)]) == ""
 

@@ -17,6 +17,7 @@ from unicode_fast.tasks.encoded import TEST
 from unicode_fast.tasks.metrics.masks import frame_scores
 from unicode_fast.tasks.metrics.ranking import cosine, rank_by_cosine
 from unicode_fast.tasks.segmentation.task import another_clip
+from unicode_fast.tasks.table import counted
 from unicode_fast.training.metrics_logger import read_metrics
 
 FOLDER = "plots"
@@ -178,7 +179,7 @@ def draw_retrieval(file: Path, evaluator: Evaluator, row: Row) -> None:
         ],
         results,
         marks,
-        title=f"{names[0]} queries among {len(ranks)} {names[1]} clips, the first {FOUND} found"
+        title=f"{names[0]} queries among {counted({len(ranks)}, f'{names[1]} clips')}, the first {FOUND} found"
         + (f"; the head was trained on {row.source} and {row.anchor}" if row.anchor else ""),
     )
     plots.save_figure(figure, file)

@@ -247,10 +247,12 @@ def format_table(rows: Sequence[Row]) -> str:
 
 
 def counted(numbers: Collection[int | None], things: str) -> str:
-    """Text such as "3 seeds" or "3 to 5 seeds"; no number where one is unknown."""
+    """Text such as "1 seed" or "3 to 5 seeds"; no number where one is unknown."""
     given = sorted({number for number in numbers if number is not None})
     if not given or None in numbers:
         return things
+    if given == [1]:
+        return f"1 {things.removesuffix('s')}"
     return f"{given[0]} {things}" if len(given) == 1 else f"{given[0]} to {given[-1]} {things}"
 
 
