@@ -396,7 +396,10 @@ class TestReport:
     def test_lines(self, runs: list[Path]) -> None:
         first, second = report.collect(report.single_runs(map(str, runs)))
         assert len(first.folders) == 2 and len(second.folders) == 1
-        assert "code_matching_weight 0.0" in second.label and "code_matching_weight" not in first.label
+        assert (first.label, second.label) == ("recommended", "code_matching_weight 0.0")
+        assert first.common == second.common and first.common.startswith("Uni-Code, recommended, width 16, ")
+        (alone,) = report.collect(first.folders)
+        assert alone.label.startswith("recommended, width 16, ") and alone.common == ""
         column = report.Column("classification", "audio", "video", "held_out")
         scores = [
             next(row for row in json.loads((folder / "summary.json").read_text())["rows"] if row["to"] == "video")[
@@ -407,6 +410,28 @@ class TestReport:
         assert first.cells[column].score == pytest.approx(sum(scores) / 2)
         assert first.cells[column].std == pytest.approx(abs(scores[0] - scores[1]) / 2**0.5)
         assert second.cells[report.Column("segmentation", "audio", "video", "held_out", "data elsewhere")].score == 0.5
+
+    @pytest.mark.parametrize(
+        ("several", "labels", "common"),
+        [
+            ([{}, {"method": "s-mit"}], ["Uni-Code", "S-MiT"], "recommended"),
+            ([{"steps": 7}, {"method": "s-mit", "steps": 7}], ["Uni-Code", "S-MiT"], "recommended, steps 7"),
+            ([{"method": "s-mit", "dcid": True}, {"method": "s-mit"}], ["DCID+S-MiT", "S-MiT"], "recommended"),
+            ([{"size": "paper"}, {"steps": 7}], ["recommended (paper size)", "recommended, steps 7"], "Uni-Code"),
+            ([{"steps": 7}, {"steps": 8}, {}], ["steps 7", "steps 8", "recommended"], "Uni-Code, recommended"),
+            ([{"fcid_target": "moving"}, {"steps": 7}], ["recommended", "steps 7"], "Uni-Code, recommended"),
+            ([{"method": "s-mit", "steps": 7}], ["S-MiT, recommended, steps 7"], ""),
+        ],
+    )
+    def test_labels_say_what_differs(self, several: list[dict], labels: list[str], common: str) -> None:
+        of = ("size", "method", "dcid")
+        configs = [
+            preset("recommended", **{name: value for name, value in one.items() if name in of}).replace_all(
+                **{name: value for name, value in one.items() if name not in of}
+            )
+            for one in several
+        ]
+        assert report.labels_of(configs) == (labels, common)
 
     def test_a_published_number_stands_once_beside_the_official_column_of_its_data(self) -> None:
         def column(task: str, source: str, target: str, protocol: str = "held_out") -> report.Column:
@@ -432,20 +457,23 @@ class TestReport:
         assert list(drawn)[0] == "ours, n = 1"
         theirs_drawn = drawn["published (Xia et al., 2023), AV 40K"]
         assert len(theirs_drawn) == 3 and theirs_drawn["classification", "audio → video (official)"] == (0.523, None)
-        assert report.other_published(columns) is None
+        assert report.other_published([line]) is None
+        both = report.published_lines([line, replace(line, method="S-MiT")])
+        assert {"AV 40K, Uni-Code", "AV 40K, S-MiT"} <= set(both) and "AV 40K" not in both
 
     def test_numbers_of_other_data_are_in_no_line_and_no_figure(self, runs: list[Path]) -> None:
         lines = report.collect(report.single_runs(map(str, runs)))
-        columns = [column for line in lines for column in line.cells]
         assert [line[0] for line in report.wide_table(lines)[1:]] == [line.label for line in lines]
         drawn = zip(report.figure_series(lines), lines, strict=True)
         assert [name.removeprefix(line.label) for name, line in drawn] == [", n = 2", ", n = 1"]
         cells = {column: replace(cell, seeds=1 + place) for place, (column, cell) in enumerate(lines[0].cells.items())}
         (name,) = report.figure_series([replace(lines[0], cells=cells)])
         assert name.endswith(f", n = 1 to {len(cells)}")
-        heading, *others = report.other_published(columns) or []
+        heading, *others = report.other_published([*lines, replace(lines[0], method="S-MiT")]) or []
         place = heading.index("AVE audio → video")
-        assert {line[0]: line[place] for line in others}["AV 40K"] == "accuracy 52.3"
+        theirs = {(line[0], line[1]): line[place] for line in others}
+        assert theirs["Uni-Code", "AV 40K"] == "accuracy 52.3" and theirs["S-MiT", "AV 40K"] == "accuracy 15.9"
+        assert {method for method, _ in theirs} == {"Uni-Code", "S-MiT"}
 
     def test_published_numbers_of_every_task(self) -> None:
         def column(task: str, source: str, target: str, dataset: str) -> report.Column:
@@ -497,9 +525,10 @@ class TestReport:
         text = (tmp_path / "report" / "report.md").read_text(encoding="utf-8")
         assert "segmentation audio → video (data elsewhere)" in text
         ours, theirs = text.split("## Published numbers of other data sets")
-        assert "published" not in ours and "52.3" not in ours and "| AV 40K | accuracy 47.7 |" in theirs
+        assert "published" not in ours and "52.3" not in ours and "| Uni-Code | AV 40K | accuracy 47.7 |" in theirs
         assert (tmp_path / "report" / "report.svg").stat().st_size > 1000
-        assert "\n[retrieval of recommended" in ours and "](1-retrieval.pdf)" in ours
+        assert "All runs: Uni-Code, recommended, width 16, " in ours
+        assert "\n[retrieval of code_matching_weight 0.0]" in ours and "](1-retrieval.pdf)" in ours
         lines = list(csv.DictReader((tmp_path / "report" / "report.csv").open()))
         ours = [line for line in lines if line["task"] == "segmentation"]
         assert [(line["score"], line["seeds"], line["std"]) for line in ours] == [("0.5", "1", "")]
@@ -529,7 +558,8 @@ class TestReport:
         kept = file.read_text()
         summary = json.loads(kept)
         chance = {**summary["rows"][0], "score": 0.1, "same_modality": 0.1, "chance": 0.5}
-        file.write_text(json.dumps({**summary, "rows": [chance], "warnings": ["the codebook \x1b[31mhas collapsed"]}))
+        warnings = ["the codebook \x1b[31mhas collapsed", "classification: not above chance, as older versions said"]
+        file.write_text(json.dumps({**summary, "rows": [chance], "warnings": warnings}))
         try:
             assert report.main([str(runs[1]), "--out", str(tmp_path / "report")]) == 0
         finally:
@@ -537,6 +567,7 @@ class TestReport:
         said = capsys.readouterr().out
         assert "Doubtful scores:\n\n- " in said and "the codebook \\x1b[31mhas collapsed" in said
         assert "not above chance even if trained and tested on the same modality" in said
+        assert said.count("not above chance") == 1
 
     def test_nothing_is_overwritten(self, runs: list[Path], tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="out must be a folder that does not exist yet"):

@@ -80,12 +80,16 @@ class Cell:
 
 @dataclass(frozen=True)
 class Line:
-    """Runs that differ only in their seeds."""
+    """Runs that differ only in their seeds.
+
+    label: what differs from the other lines. common: what all lines have.
+    """
 
     label: str
     folders: list[Path]
     cells: dict[Column, Cell]
     method: str = UNI_CODE
+    common: str = ""
 
 
 def single_runs(paths: Iterable[str]) -> list[Path]:
@@ -115,16 +119,30 @@ def run_config(folder: Path) -> Config:
     return resolve_saved(str(folder / "config.yaml"))
 
 
-def label_of(config: Config) -> str:
-    """The method unless it is Uni-Code, the preset, its size, and all fields with other values than theirs."""
-    standard, values = usual(config).flat(), config.flat()
+def parts_of(config: Config) -> dict[str, str]:
+    """What a label can say of a run: its method, preset and size, and read fields with other values than theirs."""
+    standard, values, unread = usual(config).flat(), config.flat(), config.unread_fields()
     values["data"] = short(values["data"])
-    changed = [
-        f"{name} {values[name]}" for name in values if name not in _NOT_IN_LABELS and values[name] != standard[name]
-    ]
-    method = [row_name(config.method.method, config.method.dcid)] if config.method.method != "uni-code" else []
     rules = config.preset if config.size == "small" else f"{config.preset} ({config.size} size)"
-    return ", ".join([*method, rules, *changed])
+    parts = {"method": row_name(config.method.method, config.method.dcid), "preset": rules}
+    changed = (name for name in values if values[name] != standard[name])
+    return parts | {name: f"{name} {values[name]}" for name in changed if name not in (*_NOT_IN_LABELS, *unread)}
+
+
+def labels_of(configs: Sequence[Config]) -> tuple[list[str], str]:
+    """Labels of runs with the parts that differ between them, and the parts in common.
+
+    A run without such a part has its preset as its label, and a single run all its parts, but for the method Uni-Code.
+    """
+    parts = [parts_of(config) for config in configs]
+    if len(configs) == 1:
+        return [", ".join(parts[0].values()).removeprefix(f"{UNI_CODE}, ")], ""
+    values = [{**config.flat(), "data": short(config.data.data)} for config in configs]
+    differing = {name for one in values for name in one if one[name] != values[0][name]}
+    differing |= {part for part, name in (("method", "dcid"), ("preset", "size")) if name in differing}
+    labels = [", ".join(text for name, text in one.items() if name in differing) or one["preset"] for one in parts]
+    common = {name: text for one in parts for name, text in one.items() if name not in differing}
+    return labels, ", ".join(common.values())
 
 
 def rows_of(folder: Path) -> dict[Column, Row]:
@@ -165,11 +183,12 @@ def published_as(task: str, name: str) -> str | None:
 
 def collect(folders: Sequence[Path]) -> list[Line]:
     """One line for runs that differ only in their seed, in the order given."""
-    groups: dict[str, list[Path]] = {}
+    groups: dict[tuple[str, ...], list[Path]] = {}
     for folder in folders:
-        groups.setdefault(label_of(run_config(folder)), []).append(folder)
+        groups.setdefault(tuple(parts_of(run_config(folder)).values()), []).append(folder)
+    labels, common = labels_of([run_config(members[0]) for members in groups.values()])
     lines = []
-    for label, members in groups.items():
+    for label, members in zip(labels, groups.values(), strict=True):
         by_seed: dict[int, Path] = {}
         for folder in members:
             seed = run_config(folder).train.seed
@@ -189,7 +208,7 @@ def collect(folders: Sequence[Path]) -> list[Line]:
         columns = dict.fromkeys(column for one in rows for column in one)
         cells = {column: cell_of([one[column] for one in rows if column in one]) for column in columns}
         method = run_config(members[0]).method
-        lines.append(Line(label, members, cells, row_name(method.method, method.dcid)))
+        lines.append(Line(label, members, cells, row_name(method.method, method.dcid), common))
     return lines
 
 
@@ -239,7 +258,7 @@ def published_lines(lines: Iterable[Line]) -> dict[str, dict[Column, list[Publis
     for number in published():
         place = (number.dataset, number.source, number.target)
         if place in nearest and number.method in methods and number.table != 2:
-            who = number.pretraining + (f", {number.method}" if number.method != UNI_CODE else "")
+            who = number.pretraining + (f", {number.method}" if methods != {UNI_CODE} else "")
             found.setdefault(who, {}).setdefault(nearest[place], []).append(number)
     return found
 
@@ -262,23 +281,30 @@ def _distance(column: Column) -> tuple[bool, int]:
     return column.protocol != "official", len(column.note)
 
 
-def other_published(columns: Iterable[Column]) -> list[list[str]] | None:
-    """Heading and lines of the paper's numbers of the same tasks on data sets without a column; None for none."""
-    columns = list(columns)
+def other_published(lines: Iterable[Line]) -> list[list[str]] | None:
+    """Heading and lines of the paper's numbers of the same tasks on data sets without a column; None for none.
+
+    Numbers of Uni-Code come first, then those of the lines' other methods.
+    """
+    lines = list(lines)
+    methods = list(dict.fromkeys([UNI_CODE, *(line.method for line in lines)]))
+    columns = [column for line in lines for column in line.cells]
     tasks, datasets = ({getattr(column, name) for column in columns} for name in ("task", "dataset"))
     found = [
         number
         for number in published()
-        if number.method == UNI_CODE and number.table != 2 and number.task in tasks and number.dataset not in datasets
+        if number.method in methods and number.table != 2 and number.task in tasks and number.dataset not in datasets
     ]
     if not found:
         return None
+    found.sort(key=lambda number: methods.index(number.method))
     heads = [f"{number.dataset} {number.source} → {number.target}" for number in found]
-    shown: dict[str, dict[str, str]] = {number.pretraining: {} for number in found}
+    shown: dict[tuple[str, str], dict[str, str]] = {}
     for head, number in zip(heads, found, strict=True):
-        score, before = f"{number.measure} {number.score:g}", shown[number.pretraining].get(head)
-        shown[number.pretraining][head] = score if before is None else f"{before}; {score}"
-    return grid(["pre-trained on"], heads, (([pretraining], cells) for pretraining, cells in shown.items()))
+        cells = shown.setdefault((number.method, number.pretraining), {})
+        score = f"{number.measure} {number.score:g}"
+        cells[head] = f"{cells[head]}; {score}" if head in cells else score
+    return grid(["method", "pre-trained on"], heads, shown.items())
 
 
 def shown_of(cell: Cell, seeds: int) -> str:
@@ -333,11 +359,12 @@ def long_table(lines: Sequence[Line]) -> list[list[str]]:
 
 
 def warnings_of(line: Line) -> list[str]:
-    """Warnings about the scores of runs, each once."""
+    """Warnings about the scores of runs, each once; those of scores at chance are found anew, with later scores."""
     found = []
     for folder in line.folders:
         with run_file(folder / "summary.json") as summary:
-            found += [str(warning) for warning in summary.get("warnings", [])]
+            saved = map(str, summary.get("warnings", []))
+            found += [warning for warning in saved if "not above chance" not in warning]
         found += health.at_chance(list(rows_of(folder).values()))
     return list(dict.fromkeys(found))
 
@@ -375,7 +402,6 @@ def _write_files(lines: Sequence[Line], out: Path, kind: str) -> None:
         "paper's other measures, if `evaluate` has measured them: precision of localisation by the paper's formula, "
         "background included; F-score; R@5."
     )
-    columns = [column for line in lines for column in line.cells]
     if published_lines(lines):
         note += (
             f" Lines called {LABEL} have the data set and the measure in brackets; some are taken on training clips. "
@@ -384,7 +410,12 @@ def _write_files(lines: Sequence[Line], out: Path, kind: str) -> None:
     unknown = sorted({line.method for line in lines} - {number.method for number in published()})
     if unknown:
         note += f" Published numbers of {', '.join(unknown)} are not known to this library."
-    text = ["# Report", markdown(wide_table(lines)), note]
+    text = [
+        "# Report",
+        *([f"All runs: {lines[0].common}."] if lines[0].common else []),
+        markdown(wide_table(lines)),
+        note,
+    ]
     tokens = token_table(lines)
     if tokens is not None:
         text += [
@@ -403,11 +434,12 @@ def _write_files(lines: Sequence[Line], out: Path, kind: str) -> None:
     csv.writer(table, lineterminator="\n").writerows(long_table(lines))
     write_text(out / "report.csv", table.getvalue())
     text += copy_pictures(lines, out)
-    others = other_published(columns)
+    others = other_published(lines)
     if others is not None:
         text += [
             "## Published numbers of other data sets",
-            f"These numbers, {LABEL}, are of other data sets than the scores above, and are not comparable with them.",
+            f"These numbers, {LABEL}, are those of Uni-Code and of the methods above. They are of other data sets than "
+            "the scores above, and are not comparable with them.",
             markdown(others),
         ]
     write_text(out / "report.md", "\n\n".join(text) + "\n")
