@@ -10,6 +10,7 @@ import tiny
 import torch
 import torch.multiprocessing as mp
 from compare import assert_close
+from matplotlib.figure import Figure
 from official_tolerances import OFFICIAL
 from test_distributed import State, compare, meet
 from test_every_method import batch_of, trained, trainer_of
@@ -154,13 +155,27 @@ def test_layer_2_trains_after_the_warm_start(preset: str) -> None:
         assert not torch.equal(own.model.second.codebook.codebook, codewords)
 
 
-def test_the_warm_start_is_a_share_of_a_run(tmp_path: Path, short_probes: object, no_pictures: object) -> None:
-    """Its end is kept in the checkpoint; epochs count too."""
+def test_the_warm_start_is_a_share_of_a_run(
+    tmp_path: Path, short_probes: object, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its end is kept in the checkpoint; epochs count too. What the run shows says whether it is of layer 1 or both."""
+    titles: dict[str, list[str]] = {}
+
+    def keep(figure: Figure, path: Path) -> None:
+        titles[path.stem] = [axis.get_title() for axis in figure.axes]
+
+    monkeypatch.setattr("unicode_fast.report.plots.save_figure", keep)
+    monkeypatch.setattr("unicode_fast.health.LEAST_PERPLEXITY", 1000.0)
     store, out = tiny.write(tmp_path / "store"), tmp_path / "run"
     fields = {**tiny.SIZES, "method": "h-dcid", "epochs": 2, "batch_size": 10, "validations": 1}
     assert main([f"--{name}={value}" for name, value in {**fields, "data": store, "out": out}.items()]) == 0
     saved = checkpoint.read(out / "checkpoints" / "step-00000012.pt")["model"]
     assert saved["second_from"] == 7 and saved["codebook.step"] == 12
+    assert titles["code-usage"][0].startswith("12 codewords (layer 1 of 2):")
+    assert titles["codebook-health"][1] == "perplexity of the use (layer 1 of 2)"
+    said = capsys.readouterr()
+    assert "codes on the test split, pairs of codewords of layers 1 and 2" in said.out
+    assert "of 144 pairs of codewords in use" in said.out and "of 12 codewords of layer 1 in use" in said.err
 
 
 def test_a_resumed_run_crosses_the_end_of_the_warm_start(tmp_path: Path) -> None:

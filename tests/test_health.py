@@ -63,7 +63,7 @@ def test_a_batch_that_is_not_filled_has_a_remedy() -> None:
 
 
 def test_the_log_warns_once_and_every_line_has_the_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    logger = MetricsLogger(tmp_path, last=60)
+    logger = MetricsLogger(tmp_path, last=60, what="codewords of layer 1")
     even, one = torch.ones(4), torch.tensor([9.0, 0.0, 0.0, 0.0])
     for step in range(1, 61):
         usage = {"audio": even, "video": one if step > 20 else even}
@@ -73,7 +73,7 @@ def test_the_log_warns_once_and_every_line_has_the_warning(tmp_path: Path, capsy
     logger.close()
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert "warnings" not in lines[0]
-    text = "the codebook has collapsed for video: 1 of 4 codewords in use, perplexity 1.00"
+    text = "the codebook has collapsed for video: 1 of 4 codewords of layer 1 in use, perplexity 1.00"
     assert [len(line["warnings"]) for line in lines[1:]] == [1, 1] and lines[1]["warnings"][0].startswith(text)
     shown = capsys.readouterr().err
     assert shown.count("warning: ") == 1 and f"warning: step 40: {text}" in shown

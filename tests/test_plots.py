@@ -72,6 +72,9 @@ def test_code_usage_by_hand() -> None:
     assert list(usage.shares) == ["shared", "audio", "video", "text", "unused"]
     assert usage.shares == {name: groups.count(name) / 7 for name in usage.shares}
     assert usage.figure.axes[0].get_title() == "7 codewords: 43 % shared, 29 % audio, 14 % video, 0 % text, 14 % unused"
+    assert (
+        plots.code_usage(counts, 2).figure.axes[0].get_title().startswith("7 codewords (layer 1 of 2):\n43 % shared,")
+    )
 
 
 def test_code_usage_of_two_modalities() -> None:
@@ -154,6 +157,11 @@ def test_codebook_health(tmp_path: Path) -> None:
     assert used.lines[0].get_color() == perplexity.lines[0].get_color() != used.lines[1].get_color()
     assert used.get_ylim()[0] == 0
     png(figure, tmp_path)
+    layered = plots.codebook_health(steps, {"any": [8, 9, 10]}, {"audio": [2.0, 3.0, 4.0]}, 2)
+    assert [axis.get_title() for axis in layered.axes] == [
+        "codewords in use (layer 1 of 2)",
+        "perplexity of the use (layer 1 of 2)",
+    ]
 
 
 def test_a_modality_has_one_colour_in_all_pictures() -> None:

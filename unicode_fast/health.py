@@ -33,7 +33,9 @@ _RETRIEVAL = (
 )
 
 
-def collapsed(used: Mapping[str, float], perplexity: Mapping[str, float], codewords: int) -> dict[str, str]:
+def collapsed(
+    used: Mapping[str, float], perplexity: Mapping[str, float], codewords: int, what: str = "codewords"
+) -> dict[str, str]:
     """Modalities with a collapsed codebook, with a warning each.
 
     The perplexity p of a modality's codeword usage bounds its information. The mutual information of a code and a class
@@ -48,9 +50,10 @@ def collapsed(used: Mapping[str, float], perplexity: Mapping[str, float], codewo
         used: codewords in use, by modality.
         perplexity: exponential of the entropy of codeword usage, by modality.
         codewords: M.
+        what: is counted, for a model of several codebooks.
     """
     return {
-        name: f"the codebook has collapsed for {name}: {used[name]:.4g} of {codewords} codewords in use, perplexity "
+        name: f"the codebook has collapsed for {name}: {used[name]:.4g} of {codewords} {what} in use, perplexity "
         f"{perplexity[name]:.2f}, below {LEAST_PERPLEXITY:g}, less than one bit a code. Check the range and variety of "
         f"{name}'s features, then learning_rate, codewords, codebook_init and reset_after"
         for name in used

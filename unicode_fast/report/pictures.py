@@ -39,16 +39,16 @@ def draw_run(  # noqa: PLR0913 - the content, and the format
         codewords: M.
         kind: of the files, one of `plots.FORMATS`.
     """
-    metrics = read_metrics(folder)
+    metrics, layers = read_metrics(folder), len(evaluator.model.code_sizes)
     lines = [line for line in metrics if line["kind"] == "train"]
     if lines:
         plots.save_figure(plots.losses(metrics), folder / FOLDER / f"losses.{kind}")
         used = {name: [line["codes_in_use"][name] for line in lines] for name in lines[0]["codes_in_use"]}
         used["any"] = [line["codes_in_use_by_any"] for line in lines]
         perplexity = {name: [line["perplexity"][name] for line in lines] for name in lines[0]["perplexity"]}
-        health = plots.codebook_health([line["step"] for line in lines], used, perplexity)
+        health = plots.codebook_health([line["step"] for line in lines], used, perplexity, layers)
         plots.save_figure(health, folder / FOLDER / f"codebook-health.{kind}")
-    usage = plots.code_usage(code_counts(evaluator, codewords))
+    usage = plots.code_usage(code_counts(evaluator, codewords), layers)
     plots.save_figure(usage.figure, folder / FOLDER / f"code-usage.{kind}")
     write_text(folder / FOLDER / "code-usage.csv", usage.table)
     draw_bars(folder, rows, kind)

@@ -157,7 +157,12 @@ def losses(metrics: Sequence[Mapping[str, Any]]) -> Figure:
     return figure
 
 
-def code_usage(counts: Mapping[str, np.ndarray]) -> CodeUsage:
+def _layer_note(layers: int) -> str:
+    """Words of a title where numbers are those of the first of several codebooks; "" for one codebook."""
+    return f" (layer 1 of {layers})" if layers > 1 else ""
+
+
+def code_usage(counts: Mapping[str, np.ndarray], layers: int = 1) -> CodeUsage:
     """Code usage by modality: one dot per codeword, after Figure 4 of the paper.
 
     A codeword is shared where at least two modalities have 20 % or more of its uses each. Else it belongs to the
@@ -165,6 +170,7 @@ def code_usage(counts: Mapping[str, np.ndarray]) -> CodeUsage:
 
     Args:
         counts: (M,) uses of each codeword by modality.
+        layers: codebooks of a model whose codes are tuples; the uses are those of the first.
 
     Raises:
         ValueError: there are fewer than two modalities, or their lengths differ.
@@ -179,7 +185,11 @@ def code_usage(counts: Mapping[str, np.ndarray]) -> CodeUsage:
     group = np.where(shared_codewords(table), len(names), table.argmax(0))
     group = np.array([*names, "shared", "unused"])[np.where(total > 0, group, len(names) + 1)]
     shares = {name: float((group == name).mean()) for name in ("shared", *names, "unused")}
-    return CodeUsage(_usage_figure(names, total, share, group, shares), _usage_csv(names, table, group), shares)
+    figure = _usage_figure(names, total, share, group, shares)
+    note, shown = _layer_note(layers), ", ".join(f"{100 * value:.0f} % {label}" for label, value in shares.items())
+    # A longer title would reach into the legend.
+    figure.axes[0].set_title(f"{len(total)} codewords{note}:" + ("\n" if note else " ") + shown)
+    return CodeUsage(figure, _usage_csv(names, table, group), shares)
 
 
 def _usage_csv(names: Sequence[str], table: np.ndarray, group: np.ndarray) -> str:
@@ -211,9 +221,6 @@ def _usage_figure(
         dots.scatter(place, height, s=24, c=colour, marker=marker, linewidths=1, label=label, clip_on=False)
     dots.set_yscale("log")
     dots.set_ylabel("uses on the test split\n(logarithmic)")
-    dots.set_title(
-        f"{len(total)} codewords: " + ", ".join(f"{100 * value:.0f} % {label}" for label, value in shares.items())
-    )
     figure.legend(*dots.get_legend_handles_labels(), loc="outside right upper", frameon=False, handletextpad=0.2)
     bottom = np.zeros(len(total))
     for name, values in zip(names, share[:, order], strict=True):
@@ -230,7 +237,10 @@ def _usage_figure(
 
 
 def codebook_health(
-    steps: Sequence[int], used: Mapping[str, Sequence[float]], perplexity: Mapping[str, Sequence[float]]
+    steps: Sequence[int],
+    used: Mapping[str, Sequence[float]],
+    perplexity: Mapping[str, Sequence[float]],
+    layers: int = 1,
 ) -> Figure:
     """Codewords in use and perplexity by modality over the steps of pre-training.
 
@@ -238,12 +248,13 @@ def codebook_health(
         steps: (n,) training steps.
         used: (n,) codewords in use since the previous line, by modality, and by "any" of them.
         perplexity: (n,) exponential of the entropy of the code usage, by modality.
+        layers: as in `code_usage`.
     """
     figure, axes = _grid(2, columns=2, panel=(4.1, 2.8))
     for axis, title, curves in zip(
         axes, ("codewords in use", "perplexity of the use"), (used, perplexity), strict=True
     ):
-        _curves(axis, title, "codewords", steps, curves, logarithmic=False)
+        _curves(axis, f"{title}{_layer_note(layers)}", "codewords", steps, curves, logarithmic=False)
         axis.set_ylim(bottom=0)
     return figure
 

@@ -49,8 +49,10 @@ def measure(
         sharing = evaluator.sharing()
         # The first entry covers all words of a sentence, the second content words alone.
         codes = next(iter(sharing.values()))
-        collapsed = health.collapsed(codes.codes_in_use, codes.perplexity, model.codewords)
-        summary["sharing"] = {name: found.as_dict() for name, found in sharing.items()}
+        layers = len(model.code_sizes)
+        what = "pairs of codewords" if layers > 1 else "codewords"
+        collapsed = health.collapsed(codes.codes_in_use, codes.perplexity, model.codewords, what)
+        summary |= {"sharing": {name: found.as_dict() for name, found in sharing.items()}, "layers": layers}
         warnings = [*collapsed.values(), *health.at_chance(rows)]
         note_shared(dataset)
     else:
@@ -87,7 +89,7 @@ def summarise_seeds(
     }
     summary = {
         "rows": [row.as_dict() for row in rows],
-        **({"sharing": sharing} if sharing else {}),
+        **({"sharing": sharing, "layers": summaries[0].get("layers", 1)} if sharing else {}),
         "warnings": [
             f"seed {seed}: {text}"
             for seed, summary in zip(seeds, summaries, strict=True)
@@ -110,9 +112,10 @@ def show_summary(summary: Mapping[str, Any], folder: Path, seeds: Sequence[int] 
         rows = [tasks.Row.from_dict(row) for row in summary["rows"]]
         say(f"{tasks.format_table(rows)}\n{tasks.format_legend(rows)}".rstrip())
         sharing = summary.get("sharing", {})
+        pairs = ", pairs of codewords of layers 1 and 2" if summary.get("layers", 1) != 1 else ""
         for words, values in sharing.items():
             which = f", {words}" if len(sharing) > 1 else ""
-            say(f"\ncodes on the test split{which}\n{tasks.format_sharing(tasks.Sharing(**values))}\n")
+            say(f"\ncodes on the test split{pairs}{which}\n{tasks.format_sharing(tasks.Sharing(**values))}\n")
     else:
         one = folder / f"seed-{seeds[0]}" if seeds else folder
         next_command = f"evaluate {shlex.quote(str(one))} --task TASK --from MODALITY --to MODALITY"

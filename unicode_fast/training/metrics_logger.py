@@ -94,6 +94,7 @@ class MetricsLogger:
         step: of the checkpoint that is resumed, for TensorBoard; None for a new run.
         usage: counts since the last line, from the checkpoint, or None.
         last: the last step, which always gets a line; None for none.
+        what: is counted, as in `health.collapsed`.
 
     Raises:
         OSError: a file cannot be written, or the disk is full; also from every method that writes.
@@ -106,8 +107,9 @@ class MetricsLogger:
         step: int | None = None,
         usage: Tensor | None = None,
         last: int | None = None,
+        what: str = "codewords",
     ) -> None:
-        self.path, self.last = folder / METRICS, last
+        self.path, self.last, self.what = folder / METRICS, last, what
         with naming(self.path):
             _keep(self.path, offset)
             self.file = self.path.open("a", encoding="utf-8", newline="")
@@ -166,7 +168,7 @@ class MetricsLogger:
         used = self.usage > 0
         codes, perplexities = (dict(zip(names, values.tolist(), strict=True)) for values in (used.sum(1), perplexity))
         self.usage = None
-        warnings = self._warn(pending.step, health.collapsed(codes, perplexities, used.shape[1]))
+        warnings = self._warn(pending.step, health.collapsed(codes, perplexities, used.shape[1], self.what))
         self.write(
             {
                 "step": pending.step,

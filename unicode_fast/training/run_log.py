@@ -52,7 +52,8 @@ class RunLog:
         self.progress = {**new, **before["progress"], "ranks": ranks.size}
         # The step of the newest checkpoint.
         self.saved = trainer.step if content else None
-        self.metrics = MetricsLogger(folder, self.progress["bytes"], self.saved, before["usage"], total)
+        what = "codewords of layer 1" if len(trainer.model.code_sizes) > 1 else "codewords"
+        self.metrics = MetricsLogger(folder, self.progress["bytes"], self.saved, before["usage"], total, what)
         self.bar = tqdm(total=total, initial=trainer.step, desc="pre-training", unit="step", dynamic_ncols=True)
         self.closed = threading.Event()
         if sys.stderr.isatty():
