@@ -81,6 +81,12 @@ inline void check_tensor(const Name& name, const at::Tensor& tensor, Dtypes dtyp
   TORCH_CHECK_TYPE(among, name, " must be ", one_of(dtypes), ", got ", dtype_name(tensor.scalar_type()));
 }
 
+// For operators with one kernel, of float32 on a CPU.
+inline void check_float_on_cpu(const Name& name, const at::Tensor& tensor) {
+  check_tensor(name, tensor, at::kFloat);
+  TORCH_CHECK_VALUE(tensor.device().is_cpu(), name, " must be on a CPU, got ", tensor.device());
+}
+
 // `meaning` describes the shape; the tensor must be on the device of `like`.
 inline void check_like(const Name& name, const at::Tensor& tensor, Dtypes dtypes, at::IntArrayRef shape,
                        const char* meaning, const at::Tensor& like) {

@@ -29,8 +29,7 @@ constexpr double kLeastSum = 1e-20;
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 void check_scores(const at::Tensor& scores, int64_t dimensions, const char* meaning) {
-  check_tensor("scores", scores, at::kFloat);
-  TORCH_CHECK_VALUE(scores.device().is_cpu(), "scores must be on a CPU, got ", scores.device());
+  check_float_on_cpu("scores", scores);
   TORCH_CHECK_VALUE(scores.dim() == dimensions && scores.size(-1) >= 1 && scores.numel() <= kMostNumbers,
                     "scores must have shape ", meaning, ", M at least 1, and at most 2^48 numbers, got ",
                     shape_name(scores.sizes()));

@@ -68,8 +68,7 @@ bool draws_as_torch() {
 }  // namespace
 
 void check_dropout(const char* name, const at::Tensor& tensor, double p) {
-  check_tensor(name, tensor, at::kFloat);
-  TORCH_CHECK_VALUE(tensor.device().is_cpu(), name, " must be on a CPU, got ", tensor.device());
+  check_float_on_cpu(name, tensor);
   TORCH_CHECK_VALUE(p >= 0 && p < 1, "p must be at least 0 and less than 1, got ", p);
 }
 

@@ -11,7 +11,6 @@
 #include <vector>
 
 #include "../common/checks.h"
-#include "dropout.h"
 #include "kernels.h"
 #include "once.h"
 
@@ -96,7 +95,7 @@ class SumNorm : public torch::autograd::Function<SumNorm> {
 
 at::Tensor add_norm(const at::Tensor& first, const at::Tensor& second, const std::optional<at::Tensor>& factors,
                     const at::Tensor& weight, const at::Tensor& bias, double epsilon) {
-  check_dropout("first", first, 0);
+  check_float_on_cpu("first", first);
   TORCH_CHECK_VALUE(first.dim() == 3 && first.size(2) >= 1 && first.numel() <= kMostNumbers,
                     "first must have shape (B, T, D), D at least 1, and at most 2^48 numbers, got ",
                     shape_name(first.sizes()));
@@ -157,7 +156,7 @@ class FeatureNorm : public torch::autograd::Function<FeatureNorm> {
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> feature_norm(const at::Tensor& features,
                                                             const std::optional<at::Tensor>& valid, double epsilon) {
-  check_dropout("features", features, 0);
+  check_float_on_cpu("features", features);
   TORCH_CHECK_VALUE(features.dim() == 3 && features.numel() <= kMostNumbers,
                     "features must have shape (B, T, D) and at most 2^48 numbers, got ", shape_name(features.sizes()));
   if (valid)

@@ -11,7 +11,6 @@
 #include <vector>
 
 #include "../common/checks.h"
-#include "dropout.h"
 #include "kernels.h"
 #include "once.h"
 
@@ -74,7 +73,7 @@ class SquaredError : public torch::autograd::Function<SquaredError> {
 };
 
 at::Tensor squared_error(const at::Tensor& decoded, const at::Tensor& target, const std::optional<at::Tensor>& valid) {
-  check_dropout("decoded", decoded, 0);
+  check_float_on_cpu("decoded", decoded);
   TORCH_CHECK_VALUE(decoded.dim() >= 2 && decoded.numel() > 0 && decoded.numel() <= kMostNumbers,
                     "decoded must have shape (B, T, ...), at least one and at most 2^48 numbers, got ",
                     shape_name(decoded.sizes()));
