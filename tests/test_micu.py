@@ -145,6 +145,11 @@ def test_the_mask_is_drawn_once_for_all_modalities() -> None:
         assert_close(kept[name], term.detach(), EXACT, name)
 
 
+def test_some_queries_must_stay() -> None:
+    with pytest.raises(ValueError, match="micu_mask must be below 1, .*, got 1"):
+        model_of(CASES["unequal"][0], micu_mask=1.0)
+
+
 def rows_of(output: ModelOutput, first: str, name: str) -> Tensor:
     """Vectors of a modality at the positions of another: its mean over the clip where it has none."""
     vectors, positions = output.quantised[name], output.quantised[first].shape[1]

@@ -47,11 +47,17 @@ MASK_STREAM, JIGSAW_STREAM = 220, 221
 
 
 class Micu(Alignment):
-    """FCMI as terms of the batch, CUJP as a term of the clips."""
+    """FCMI as terms of the batch, CUJP as a term of the clips.
+
+    Raises:
+        ValueError: `micu_mask` is 1.
+    """
 
     def __init__(self, modalities: Mapping[str, Modality], config: Config) -> None:
         super().__init__(modalities, config)
         method = config.method
+        if method.micu_mask == 1:
+            raise ValueError("micu_mask must be below 1, because masked queries have no gradient, got 1.0")
         self.jigsaw: Jigsaw | None = None
         if method.jigsaw_parts > 1:
             sizes = (method.jigsaw_parts, method.jigsaw_permutations, method.jigsaw_hidden)

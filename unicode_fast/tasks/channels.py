@@ -41,7 +41,7 @@ def toc_scores(codebook: Tensor, weights: Sequence[float] = WEIGHTS, rows: Tenso
 
     Args:
         codebook: (M, D).
-        weights: w1 and w2, finite and at least 0.
+        weights: w1 and w2, finite and at least 0, not both 0.
         rows: (M,) bool, the codewords to read; None reads all.
 
     Returns:
@@ -53,8 +53,8 @@ def toc_scores(codebook: Tensor, weights: Sequence[float] = WEIGHTS, rows: Tenso
     if codebook.dim() != 2 or rows is not None and rows.shape != codebook.shape[:1]:
         got = tuple(codebook.shape) if rows is None else f"{tuple(codebook.shape)} with rows {tuple(rows.shape)}"
         raise ValueError(f"codebook must have shape (M, D), and rows (M,), got {got}")
-    if len(weights) != 2 or not all(0 <= weight < math.inf for weight in weights):
-        raise ValueError(f"weights must be two finite numbers of at least 0, got {tuple(weights)}")
+    if len(weights) != 2 or not all(0 <= weight < math.inf for weight in weights) or not any(weights):
+        raise ValueError(f"weights must be two finite numbers of at least 0, not both 0, got {tuple(weights)}")
     chosen = (codebook if rows is None else codebook[rows]).double()
     if len(chosen) < 2:
         raise ValueError(f"codebook must have at least two codewords that are read, got {len(chosen)}")
@@ -68,6 +68,7 @@ def toc_channels(
     lowest: Sequence[int] = (1, 0),
     weights: Sequence[float] = WEIGHTS,
     rows: Tensor | None = None,
+    argument: str = "channels",
 ) -> Tensor:
     """The channels with the highest scores, then those with the lowest; among equal scores the first.
 
@@ -77,6 +78,7 @@ def toc_channels(
         lowest: a and b: of a + b channels, a have the highest and b the lowest scores.
         weights: of `toc_scores`.
         rows: of `toc_scores`.
+        argument: name of `channels` in errors.
 
     Returns:
         (K,) int64, different channels.
@@ -89,10 +91,10 @@ def toc_channels(
         raise ValueError(f"lowest must be two shares of at least 0, not both 0, got {':'.join(map(str, lowest))}")
     scores = toc_scores(codebook, weights, rows)
     if not 1 <= channels <= len(scores):
-        raise ValueError(f"channels must be from 1 to the codebook's width {len(scores)}, got {channels}")
+        raise ValueError(f"{argument} must be from 1 to the codebook's width {len(scores)}, got {channels}")
     if channels % sum(lowest):
         raise ValueError(
-            f"channels must be a multiple of {sum(lowest)} for shares {lowest[0]}:{lowest[1]}, got {channels}"
+            f"{argument} must be a multiple of {sum(lowest)} for shares {lowest[0]}:{lowest[1]}, got {channels}"
         )
     most = channels // sum(lowest) * lowest[0]
     highest = scores.argsort(descending=True, stable=True)[:most]
@@ -151,8 +153,9 @@ class TocRule:
             raise ValueError(f"toc_channels must be a whole number of at least 1, or auto, got {channels!r}")
         if not re.fullmatch("[0-9]{1,4}:[0-9]{1,4}", shares) or not any(map(int, shares.split(":"))):
             raise ValueError(f"toc_lowest must be two whole numbers such as 3:1, not both 0, got {shares!r}")
-        if not re.fullmatch(r"[0-9]+(\.[0-9]+)?,[0-9]+(\.[0-9]+)?", numbers):
-            raise ValueError(f"toc_weights must be two numbers of at least 0 such as 0.7,0.3, got {numbers!r}")
+        two = re.fullmatch(r"[0-9]+(\.[0-9]+)?,[0-9]+(\.[0-9]+)?", numbers)
+        if not two or not 0 < sum(map(float, numbers.split(","))) < math.inf:
+            raise ValueError(f"toc_weights must be two numbers such as 0.7,0.3, not both 0, got {numbers!r}")
         if rows not in (None, *get_args(Rows)):
             raise ValueError(f"toc_rows must be one of {', '.join(get_args(Rows))}, got {rows!r}")
         (most, least), (first, second) = map(int, shares.split(":")), map(float, numbers.split(","))
@@ -195,7 +198,7 @@ def channels_of(model: UniCode, number: int, rule: TocRule, used: Sequence[Tenso
     found = []
     for place, codebook in enumerate(model.codebooks):
         rows = used[min(place, len(used) - 1)].to(codebook.device) if used else None
-        channels = toc_channels(codebook, number, rule.lowest, rule.weights, rows)
+        channels = toc_channels(codebook, number, rule.lowest, rule.weights, rows, "toc_channels")
         found.append(place * codebook.shape[1] + channels.cpu())
     return torch.cat(found)
 
