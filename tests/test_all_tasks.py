@@ -135,11 +135,14 @@ def test_another_domain_is_named(run: Path, tmp_path: Path) -> None:
         evaluate([*words, f"--to-data={other}"])
 
 
-def test_a_segmenter_is_saved_and_loaded(run: Path, tmp_path: Path) -> None:
+def test_a_segmenter_is_saved_and_loaded(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words = [str(run), "--task=segmentation", "--from=text", "--to=audio"]
     kept = tmp_path / "segmenter.safetensors"
     first, second = tmp_path / "first.json", tmp_path / "second.json"
-    assert evaluate([*words, f"--save-segmenter={kept}", f"--out={first}"]) == 0
+    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+        # What was measured is kept where the picture fails.
+        patch.setitem(pictures.DRAWN, "segmentation", lambda *_: 1 / 0)
+        evaluate([*words, f"--save-segmenter={kept}", f"--out={first}"])
     assert evaluate([*words, f"--load-segmenter={kept}", f"--out={second}", f"--pictures={tmp_path / 'drawn'}"]) == 0
     assert first.read_text() == second.read_text()
     assert (tmp_path / "drawn" / "segmentation.png").exists()

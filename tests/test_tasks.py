@@ -16,6 +16,7 @@ from look_up import CODEWORDS, NAMES, WIDTH, Encoded, LookUp, coded, dataset
 from task_tolerances import LAYER, LEARNED
 from tolerances import STANDARD_ERRORS
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from unicode_fast import tasks
 from unicode_fast.data import ClipSet, Dataset, open_store
@@ -352,6 +353,16 @@ def test_quick_accuracy_by_direction() -> None:
     assert whole == tasks.validate(model, store(), seed=1)
     without_test = dataset({split: store().split(split) for split in ("train", "val")})
     assert tasks.validate(model, without_test, seed=1) == whole
+
+
+def test_rows_before_a_failure_are_given_and_no_bar_stays_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An open bar would be drawn once more after the error."""
+    found: list[Row] = []
+    monkeypatch.setattr(runner.Localisation, "score", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError) as failed:
+        found.extend(Evaluator(LookUp(), store()).rows("classification,localisation"))
+    assert [row.task for row in found] == ["classification"] * 6
+    assert failed.tb and not list(tqdm._instances)
 
 
 def test_official_rows_are_labelled_and_repeat() -> None:

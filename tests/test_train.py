@@ -24,6 +24,7 @@ from unicode_fast import Modality, backend, checkpoint, load, preset
 from unicode_fast.data.opening import absolute
 from unicode_fast.evaluate import main as evaluate
 from unicode_fast.report import plots
+from unicode_fast.tasks import Evaluator, Row
 from unicode_fast.tasks.probe import ProbeRule
 from unicode_fast.train import main, total_steps
 from unicode_fast.training import acceleration, runs
@@ -241,6 +242,27 @@ class TestDeterminism:
         assert main([f"--resume={run}", f"--resume-step={steps[-2]}"]) == 0
         assert same(final_model(finished), final_model(run))
 
+    def test_rows_before_one_that_fails_are_shown(
+        self, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    ) -> None:
+        run, real = Path(shutil.copytree(finished, tmp_path / "failed")), Evaluator.row
+
+        def row(evaluator: Evaluator, task: str, *others: str, **options: bool) -> Row:
+            if task == "localisation":
+                raise RuntimeError("no localisation")
+            return real(evaluator, task, *others, **options)
+
+        summary = json.loads((run / "summary.json").read_text())
+        (run / "summary.json").unlink()
+        with monkeypatch.context() as patch:
+            patch.setattr(Evaluator, "row", row)
+            with pytest.raises(RuntimeError, match="no localisation"):
+                main([f"--resume={run}"])
+        shown = capsys.readouterr().out
+        assert "measured before the error:\ntask" in shown and shown.count("\nclassification  ") == 6
+        assert main([f"--resume={run}"]) == 0
+        assert json.loads((run / "summary.json").read_text())["rows"] == summary["rows"]
+
     def test_what_has_ended_is_not_begun_anew(self, finished: Path, tmp_path: Path) -> None:
         run = tmp_path / "ended"
         shutil.copytree(finished, run)
@@ -251,9 +273,12 @@ class TestDeterminism:
         assert (run / "metrics.jsonl").read_bytes() == (finished / "metrics.jsonl").read_bytes()
 
     def test_resume_takes_no_other_configuration(self, finished: Path, tmp_path: Path) -> None:
-        with pytest.raises(ValueError, match="configuration of the run, got width, precision; only these .*micro"):
+        kept = "width 16, precision 'float32', got width 8, precision 'bfloat16'; only these may change: micro_batches"
+        with pytest.raises(ValueError, match=f"resume keeps the configuration of the run, {kept}"):
             main([f"--resume={finished}", "--width=8", "--micro_batches=2", "--precision=bfloat16"])
-        with pytest.raises(ValueError, match="configuration of the run, got seeds; only these"):
+        with pytest.raises(ValueError, match="configuration of the run, method 'uni-code', got method 'cmcm'; only"):
+            main([f"--resume={finished}", "--method=cmcm"])
+        with pytest.raises(ValueError, match="configuration of the run, got seeds 2; only these"):
             main([f"--resume={finished}", "--seeds=2"])
         for more in ([], ["--steps=5"]):
             with pytest.raises(checkpoint.CheckpointError, match="resume must be a run folder"):

@@ -110,18 +110,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.task == "retrieval":
         # The anchor may be a modality that the run did not train on.
         config = config.replace(modalities="all")
-    row, picture, dataset_name = measure(model, config, arguments)
+    row, evaluator = measure(model, config, arguments)
     say(f"{tasks.format_table([row])}\n{tasks.format_legend([row])}".rstrip())
     if row.metrics:
         say(f"\n{tasks.format_metrics(row)}")
     for warning in health.at_chance([row]):
         say(f"\nwarning: {warning}")
-    if picture is not None:
-        say(f"\nexamples: {picture}")
     if arguments.out is not None:
         write_json(Path(arguments.out), row.as_dict())
     if Path(arguments.run).is_dir():
-        keep(Path(arguments.run), row, dataset_name, arguments)
+        keep(Path(arguments.run), row, evaluator.dataset.name, arguments)
+    if arguments.save_segmenter is not None:
+        evaluator.segmentation.save(Path(arguments.save_segmenter), row.source, row.target, row.protocol)
+    picture = picture_file(row, arguments)
+    if picture is not None:
+        pictures.DRAWN[row.task](picture, evaluator, row)
+        say(f"\nexamples: {picture}")
     return 0
 
 
@@ -236,8 +240,8 @@ def check_data(model: UniCode, dataset: Dataset, arguments: Namespace) -> None:
             )
 
 
-def measure(model: UniCode, config: Config, arguments: Namespace) -> tuple[tasks.Row, Path | None, str]:
-    """The row of the arguments with all its numbers, the file of its examples, and the name of its data."""
+def measure(model: UniCode, config: Config, arguments: Namespace) -> tuple[tasks.Row, tasks.Evaluator]:
+    """The row of the arguments with all its numbers, and what measured it."""
     task, source, target = arguments.task, getattr(arguments, "from"), arguments.to
     try:
         dataset = open_dataset(config.data)
@@ -266,13 +270,7 @@ def measure(model: UniCode, config: Config, arguments: Namespace) -> tuple[tasks
     )
     if arguments.load_segmenter is not None:
         evaluator.segmentation.load(Path(arguments.load_segmenter), source, target, arguments.protocol)
-    row = evaluator.row(task, source, target, arguments.protocol, anchor=arguments.anchor, details=True)
-    if arguments.save_segmenter is not None:
-        evaluator.segmentation.save(Path(arguments.save_segmenter), source, target, arguments.protocol)
-    picture = picture_file(row, arguments)
-    if picture is not None:
-        pictures.DRAWN[task](picture, evaluator, row)
-    return row, picture, dataset.name
+    return evaluator.row(task, source, target, arguments.protocol, anchor=arguments.anchor, details=True), evaluator
 
 
 if __name__ == "__main__":

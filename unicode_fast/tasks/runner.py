@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any, TypeVar
@@ -293,14 +293,18 @@ class Evaluator:
         if source == target:
             raise ValueError(f"target must be another modality than source, got {target!r} for both")
 
-    def table(
+    def table(self, tasks: str | Sequence[str] = DEFAULT_TASKS, **options: Any) -> list[Row]:
+        """The list of `rows`."""
+        return list(self.rows(tasks, **options))
+
+    def rows(
         self,
         tasks: str | Sequence[str] = DEFAULT_TASKS,
         *,
         protocol: str = "held_out",
         details: bool = False,
         progress: bool = True,
-    ) -> list[Row]:
+    ) -> Iterator[Row]:
         """All directions of some tasks; a task with fewer than two fitting modalities has no rows.
 
         Args:
@@ -309,7 +313,7 @@ class Evaluator:
             details: with other metrics.
             progress: show a bar on the error stream.
 
-        Returns:
+        Yields:
             Rows by task, then source, then target, in the order of the model's modalities.
 
         Raises:
@@ -322,8 +326,9 @@ class Evaluator:
             for target in self.modalities(task)
             if source != target
         ]
-        shown = tqdm(directions, desc="probes", unit="row", disable=not progress, dynamic_ncols=True)
-        return [self.row(task, source, target, protocol, details=details) for task, source, target in shown]
+        with tqdm(directions, desc="probes", unit="row", disable=not progress, dynamic_ncols=True) as bar:
+            for task, source, target in bar:
+                yield self.row(task, source, target, protocol, details=details)
 
     def _measured(self, kind: ProbeTask, source: str, target: str, measure: Callable[..., _Measured]) -> _Measured:
         """`kind.estimate` or `kind.metrics` of a probe on its test clips."""

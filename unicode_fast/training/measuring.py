@@ -41,7 +41,14 @@ def measure(
     model = checkpoint.load(folder, used, trainer.model.device)
     transfer = tasks.open_transfer(config.data, measured, dataset) if measured else None
     evaluator = tasks.Evaluator(model, dataset, config.train.seed, transfer=transfer)
-    rows = evaluator.table(measured) if measured else []
+    rows: list[tasks.Row] = []
+    try:
+        for row in evaluator.rows(measured) if measured else ():
+            rows.append(row)
+    except BaseException:
+        if rows:
+            say(f"measured before the error:\n{tasks.format_table(rows)}")
+        raise
     for task in [task for task in measured if all(row.task != task for row in rows)]:
         say(f"note: {task} is skipped, two modalities must have what it reads; see evaluate --explain", sys.stderr)
     summary: dict[str, Any] = {"rows": [row.as_dict() for row in rows]}
