@@ -220,6 +220,13 @@ class TestCompile:
         with pytest.raises(RuntimeError, match=message):
             owner.train_step(*batch(owner, 6, True), RATE)
 
+    def test_a_compiler_that_fails_is_an_error_with_a_remedy(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        torch._dynamo.reset()
+        monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=lambda *_: 1 / 0))
+        owner = trainer(compile=True)
+        with pytest.raises(RuntimeError, match="compile needs .*, --compile false turns it off: ZeroDivisionError"):
+            owner.train_step(*batch(owner, 6, True), RATE)
+
     def test_names_and_values_stay(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(torch, "compile", lambda function, **_: function)
         plain, compiled = trainer().model.state_dict(), trainer(compile=True).model.state_dict()

@@ -4,6 +4,8 @@ import json
 import os
 import shutil
 import signal
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,6 +25,7 @@ from unicode_fast.files.writing import remove
 from unicode_fast.train import main
 from unicode_fast.training import checks, runs
 from unicode_fast.training.metrics_logger import MetricsLogger, read_metrics
+from unicode_fast.training.run_log import RunLog
 
 STEPS = 6
 
@@ -321,6 +324,43 @@ def test_an_ended_run_stays_as_it_is(
     (run / "summary.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"summary.json is damaged"):
         main([f"--resume={run}"])
+
+
+def test_an_ended_run_refuses_what_its_method_refuses(tmp_path: Path) -> None:
+    runs.make_folder(tmp_path / "run", preset("recommended", method="codaar"))
+    (tmp_path / "run" / "summary.json").write_text("{}")
+    with pytest.raises(ValueError, match="micro_batches must be 1 with method 'codaar', got 2"):
+        main([f"--resume={tmp_path / 'run'}", "--micro_batches=2"])
+
+
+@pytest.mark.parametrize(("steps", "kept"), [(1, "auto"), (2, "prefetch")])
+def test_a_changed_field_is_kept_once_a_step_has_succeeded(
+    steps: int, kept: str, run: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copy(finished.parent / "copies" / "step-00000002.pt", run / "checkpoints")
+    before_step(monkeypatch, 2 + steps, dies)
+    with pytest.raises(RuntimeError, match="killed"):
+        main([f"--resume={run}", "--resume_step=2", "--loader=prefetch"])
+    assert yaml.safe_load((run / "config.yaml").read_text())["loader"] == kept
+
+
+def test_the_clock_of_the_bar_stops_before_the_bar(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Else it may draw the bar after the error."""
+    closed: list[bool] = []
+
+    def tick(log: RunLog) -> None:
+        log.closed.wait()
+        time.sleep(0.05)
+        closed.append(log.bar.disable)
+
+    monkeypatch.setattr(RunLog, "_tick", tick)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    before_step(monkeypatch, 6, dies)
+    with pytest.raises(RuntimeError, match="killed"):
+        main([f"--resume={run}", "--resume_step=5"])
+    assert closed == [False]
 
 
 def test_leftovers_of_killed_processes_are_removed(run: Path, finished: Path) -> None:

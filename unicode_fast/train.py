@@ -13,7 +13,6 @@ from typing import Any
 import torch
 
 from unicode_fast import checkpoint
-from unicode_fast.checkpoint import write_config
 from unicode_fast.cli import given_fields, make_parser, with_underscores
 from unicode_fast.config import EXECUTION_FIELDS, PLACE_FIELDS, Config
 from unicode_fast.data import BatchLoaderError, BatchSource, Dataset, open_loader
@@ -161,7 +160,6 @@ def run_seed(config: Config, dataset: Dataset, folder: Path, ranks: DistContext,
     if not ranks.run_on_rank0(folder.exists):
         ranks.run_on_rank0(lambda: make_folder(folder, config))
     with held(folder, ranks):
-        ranks.run_on_rank0(lambda: write_config(folder, config))
         return run(config, dataset, folder, ranks, kind=kind)
 
 

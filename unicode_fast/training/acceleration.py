@@ -90,6 +90,9 @@ def _compile(module: nn.Module, method: str) -> None:
         try:
             with torch._dynamo.config.patch(recompile_limit=VERSIONS):
                 return compiled(*tensors)
+        except torch._dynamo.exc.BackendCompilerFailed as error:
+            cause = f"{type(error.inner_exception).__name__}: {error.inner_exception}"
+            raise RuntimeError(f"compile needs a compiler that works, --compile false turns it off: {cause}") from error
         except torch._dynamo.exc.FailOnRecompileLimitHit as error:
             raise RuntimeError(
                 f"compile needs more than {VERSIONS} versions of {type(module).__name__}.{method}; "

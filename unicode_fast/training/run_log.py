@@ -18,6 +18,7 @@ from unicode_fast.data import Dataset
 from unicode_fast.tasks import validate
 from unicode_fast.training.distributed import DistContext
 from unicode_fast.training.metrics_logger import LOG_EVERY, MetricsLogger, NonFiniteLoss, StepResult
+from unicode_fast.training.runs import keep_execution
 from unicode_fast.training.trainer import Trainer
 
 
@@ -52,12 +53,14 @@ class RunLog:
         self.progress = {**new, **before["progress"], "ranks": ranks.size}
         # The step of the newest checkpoint.
         self.saved = trainer.step if content else None
+        self.first = trainer.step + 1
         what = "codewords of layer 1" if len(trainer.model.code_sizes) > 1 else "codewords"
         self.metrics = MetricsLogger(folder, self.progress["bytes"], self.saved, before["usage"], total, what)
         self.bar = tqdm(total=total, initial=trainer.step, desc="pre-training", unit="step", dynamic_ncols=True)
         self.closed = threading.Event()
+        self.ticking = threading.Thread(target=self._tick, daemon=True)
         if sys.stderr.isatty():
-            threading.Thread(target=self._tick, daemon=True).start()
+            self.ticking.start()
         self.saved_at = time.monotonic()
         self.started = self.saved_at - self.progress["seconds"]
 
@@ -69,6 +72,8 @@ class RunLog:
     def close(self) -> None:
         """Closes files and the progress bar, which stays visible."""
         self.closed.set()
+        if self.ticking.is_alive():
+            self.ticking.join()
         self.bar.close()
         self.metrics.close()
 
@@ -81,6 +86,8 @@ class RunLog:
         step = self.trainer.step
         self.metrics.record(step, self.trainer.optimizer.param_groups[0]["lr"], clips, result)
         self.bar.update()
+        if step == self.first:
+            keep_execution(self.folder, self.trainer.config)
         if step % LOG_EVERY == 0:
             self.bar.set_postfix(self.metrics.shown)
 
@@ -138,6 +145,7 @@ def run_log(
         log.save()
         yield log
         log.save()
+        keep_execution(folder, trainer.config)
         log.bar.set_postfix(log.metrics.shown)
     except NonFiniteLoss as error:
         # Before the other ranks time out, so that this rank prints the error.

@@ -128,15 +128,29 @@ def provenance() -> dict[str, Any]:
     return {"threads": torch.get_num_threads(), "versions": versions(), "git_commit": git_commit()}
 
 
+def keep_execution(folder: Path, config: Config) -> None:
+    """Writes fields of EXECUTION_FIELDS that have changed to the config.yaml of a run, and to that above its seeds.
+
+    A run does this after its first step, so that it does not keep fields with which no step succeeds.
+    """
+    fields = {name: config.flat()[name] for name in EXECUTION_FIELDS}
+    above = [folder.parent] if (folder.parent / "seeds.json").exists() else []
+    for run in (folder, *above):
+        if (run / "config.yaml").exists():
+            saved = resolve_saved(str(run / "config.yaml"))
+            if saved.replace_all(**fields) != saved:
+                write_config(run, saved.replace_all(**fields))
+
+
 def resume_folder(
-    path: str, flags: Mapping[str, Any], others: Sequence[str] = ()
+    path: str, flags: Mapping[str, Any], others: Mapping[str, Any]
 ) -> tuple[Path, Config, list[int] | None]:
     """A run folder, its configuration, and its seeds if it has several.
 
     Args:
         path: of the folder.
         flags: fields that change.
-        others: names of the other flags that were given.
+        others: the other flags that were given.
 
     Raises:
         CheckpointError: the folder is not a run folder.
@@ -145,11 +159,15 @@ def resume_folder(
     folder = Path(path)
     if not (folder / "config.yaml").is_file():
         raise CheckpointError(f"resume must be a run folder with a config.yaml, got {path!r}")
-    refused = [name for name in (*flags, *others) if name not in (*EXECUTION_FIELDS, *PLACE_FIELDS)]
+    changeable = (*EXECUTION_FIELDS, *PLACE_FIELDS)
+    refused = {name: value for name, value in {**flags, **others}.items() if name not in changeable}
     if refused:
+        saved = resolve_saved(str(folder / "config.yaml")).flat()
+        kept = "".join(f", {name} {saved[name]!r}" for name in refused if name in saved)
+        got = ", ".join(f"{name} {value!r:.40}" for name, value in refused.items())
         raise ValueError(
-            f"resume keeps the configuration of the run, got {', '.join(refused)}; only these may change: "
-            f"{', '.join((*EXECUTION_FIELDS, *PLACE_FIELDS))}"
+            f"resume keeps the configuration of the run{kept}, got {got}; only these may change: "
+            f"{', '.join(changeable)}"
         )
     seeds = read_seeds(folder / "seeds.json") if (folder / "seeds.json").exists() else None
     return folder, resolve_saved(str(folder / "config.yaml"), flags), seeds

@@ -20,6 +20,7 @@ from unicode_fast.errors import one_line, say
 from unicode_fast.files.locks import alone
 from unicode_fast.files.writing import remove_unfinished
 from unicode_fast.methods import make_model, row_name
+from unicode_fast.methods.registry import check_method
 from unicode_fast.presets import usual
 from unicode_fast.report import pictures
 from unicode_fast.training import checks
@@ -87,18 +88,19 @@ def new_run(arguments: Namespace, flags: Mapping[str, Any], ranks: DistContext) 
 
 @contextlib.contextmanager
 def resumed_run(arguments: Namespace, flags: Mapping[str, Any], ranks: DistContext) -> Iterator[Run]:
-    """The locked folder of a resumed run; changed fields are written to its config.yaml.
+    """The locked folder of a resumed run; new places of its data are written to its config.yaml.
 
     Raises:
         CheckpointError: the folder is not a run folder, or the data are not those of the run.
         InUse: another process uses it.
         ValueError: a flag has a wrong value, or cannot change.
     """
-    others = [name for name in ("out", "config") if getattr(arguments, name) is not None]
-    others += ["seeds"] if arguments.seeds != 1 else []
+    others = {name: getattr(arguments, name) for name in ("out", "config") if getattr(arguments, name) is not None}
+    others |= {"seeds": arguments.seeds} if arguments.seeds != 1 else {}
     folder, config, seeds = ranks.run_on_rank0(lambda: resume_folder(arguments.resume, flags, others))
     if seeds and arguments.resume_step is not None:
         raise ValueError(f"resume_step needs the run of one seed, such as --resume {folder / f'seed-{seeds[0]}'}")
+    check_method(config)
     moved = [name for name in PLACE_FIELDS if name in flags]
     if moved:
         config = checks.with_whole_paths(config)
@@ -132,8 +134,6 @@ def resumed_run(arguments: Namespace, flags: Mapping[str, Any], ranks: DistConte
         if moved:
             places = {name: config.flat()[name] for name in moved}
             ranks.run_on_rank0(lambda: move_data(folder, seeds, places, dataset, arguments.resume_step))
-        if flags and not finished:
-            ranks.run_on_rank0(lambda: write_config(folder, config))
         yield Run(folder, config, seeds, None if finished else dataset)
 
 
