@@ -23,6 +23,7 @@ TOTALS = (
     (published.AVE_AVVP_TRAIN, 1_831, 12),
     (published.UCF_VGGSOUND["video"], 2_003, 15),
     (published.UCF_VGGSOUND["audio"], 4_813, 15),
+    (published.UCF51, 6_831, 51),
 )
 # Clips of one class each: frisbee is only in UCF-101's list, bowling only in VGGSound's.
 FRISBEE, BOWLING = 126, 206
@@ -50,7 +51,7 @@ def spread(clips: int, names: Sequence[str]) -> list[str]:
 
 
 def folders(root: Path) -> None:
-    for base in ("", "AVVP/", "UCF101/", "vggsound40k/"):
+    for base in ("", "AVVP/", "UCF101/", "UCF101ALL/", "vggsound40k/"):
         for modality in ("audio", "video"):
             (root / f"{base}feature/{modality}/zip").mkdir(parents=True)
 
@@ -184,6 +185,18 @@ def test_ucf_vggsound_and_its_ceilings(root: Path) -> None:
     assert audio.clips == ["bowling impact"] and not audio.bad
     assert "audio → video is at most 93.7 % on all: 126 of 2,003 clips of video" in video.text
     assert video.clips == ["playing frisbee"]
+
+
+def test_ucf51(root: Path) -> None:
+    classes = [f"Class{number}" for number in range(51)]
+    (root / "UCF51Categories.txt").write_text("\n".join(classes))
+    rows = [[name, f"v_{name}_g{n % 25 + 1:02d}_c{n}"] for n, name in enumerate(spread(6831, classes))]
+    file = root / "ucf51checked.csv"
+    write_rows(file, ["category", "video_id"], rows)
+    assert notes("ucf51", root) == {}
+    write_rows(file, ["category", "video_id"], [row for row in rows if row[0] != "Class50"])
+    text = f"{file} has 6,698 clips of 50 classes; the published list has 6,831 clips of 51 classes"
+    assert notes("ucf51", root) == {"rows": [text]}
 
 
 def test_ceilings_follow_from_the_lists(tmp_path: Path, spoken: ClipSet) -> None:

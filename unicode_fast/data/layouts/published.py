@@ -2,7 +2,7 @@
 
 Source:
     The lists in the public repository EMuLeMultimodal/CoDAAR, which are those of haihuangcode/CMG and one of 90K clips;
-    the splits of AVE (Tian et al., ECCV 2018).
+    that of UCF-51 in haihuangcode/CMG, ICCV25-OSCMG; the splits of AVE (Tian et al., ECCV 2018).
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ AVE = PublishedList({"train": 3_339, "val": 402, "test": 402})
 AVVP = {"audio": PublishedList({"test": 1_846}), "video": PublishedList({"test": 1_661})}
 AVE_AVVP_TEST = {"audio": PublishedList({"test": 1_085}), "video": PublishedList({"test": 1_032})}
 UCF_VGGSOUND = {"video": PublishedList({"all": 2_003}, 15), "audio": PublishedList({"all": 4_813}, 15)}
+UCF51 = PublishedList({"all": 6_831}, 51)
 
 # The classes of AVE→AVVP in the order of AVE_AVVP_Categories.txt, each with its class of AVE and its clips there.
 AVE_AVVP_CLASSES: Mapping[str, tuple[str, int]] = {

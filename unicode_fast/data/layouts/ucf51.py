@@ -8,6 +8,7 @@ import numpy as np
 
 from unicode_fast.data.layouts.files import Files, divide, read_lines
 from unicode_fast.data.layouts.index import DatasetIndex
+from unicode_fast.data.layouts.published import UCF51, PublishedList, count_notes
 from unicode_fast.data.layouts.request import Request
 from unicode_fast.data.layouts.ucf_vggsound import listed_clips, split_by_group
 from unicode_fast.data.layouts.vggsound import zip_folder
@@ -27,5 +28,6 @@ def list_ucf51(root: Path, request: Request) -> DatasetIndex:
     files.check()
     classes = read_lines(names)
     clips = listed_clips(table, folders, classes)
+    found = PublishedList({"all": len(clips)}, len(np.unique(np.asarray(clips.arrays["class"]))))
     divided = divide([split_by_group([str(name) for name in np.asarray(clips.arrays["id"])])])
-    return DatasetIndex("ucf51", root, classes, {"all": [clips]}, divided)
+    return DatasetIndex("ucf51", root, classes, {"all": [clips]}, divided, notes=count_notes(table, found, UCF51))
