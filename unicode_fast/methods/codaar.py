@@ -488,4 +488,4 @@ RULES: Mapping[str, Any] = {
     "presence_weight": 0.0,
     "grounding_weight": 0.0,
 }
-RECIPE: Recipe = Recipe("CoDAAR", RULES, model=CodaarModel, method=CodaarMethod, micro_batches=False, in_paper=False)
+RECIPE: Recipe = Recipe("CoDAAR", RULES, model=CodaarModel, method=CodaarMethod, micro_batches=False)

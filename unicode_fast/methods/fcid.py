@@ -258,5 +258,4 @@ RECIPE: Recipe = Recipe(
     {"temporal_layers": 1, "commitment_partners": "all"},
     model=FcidModel,
     method=FcidMethod,
-    in_paper=False,
 )

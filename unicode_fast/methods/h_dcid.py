@@ -27,7 +27,7 @@ Source:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import cast
 
 import torch
@@ -37,7 +37,6 @@ from unicode_fast.config import Config, Modality, ModelConfig
 from unicode_fast.methods.base import Draws
 from unicode_fast.methods.recipe import WITHOUT_SHARING, Recipe
 from unicode_fast.methods.uni_code import UniCodeMethod
-from unicode_fast.modules import club
 from unicode_fast.modules.encoders import TemporalRelation, VectorSpecificEncoder
 from unicode_fast.modules.feature_norm import FeatureNorm
 from unicode_fast.modules.linear import Linear
@@ -214,25 +213,13 @@ class HDcidMethod(UniCodeMethod):
         super().__init__(model)
         self.second = UniCodeMethod(self.model.second)
 
-    def fit_club(
-        self,
-        output: ModelOutput,
-        optimizer: torch.optim.Optimizer,
-        average: Callable[[Sequence[nn.Parameter]], None] | None = None,
-    ) -> None:
-        """Inner steps of both layers; the networks of layer 2 have gradient 0 in the warm start."""
-        method = self.config.method
-        if method.club_estimator == "none":
-            return
-        own, counts = list(self.model.second.club.parameters()), self.model.counts
-        for _ in range(method.club_inner_steps):
-            for layer, level in ((self, output), (self.second, output.levels[SECOND])):
-                club.set_likelihood_gradients(layer.model.club, *layer._club_features(level))
-            for parameter in own:
-                parameter.grad = cast(Tensor, parameter.grad) * counts
-            if average is not None:
-                average(self.model.club_parameters())
-            optimizer.step()
+    def _set_club_gradients(self, output: ModelOutput) -> None:
+        """As in `UniCodeMethod`, for both layers; the networks of layer 2 have gradient 0 in the warm start."""
+        super()._set_club_gradients(output)
+        self.second._set_club_gradients(output.levels[SECOND])
+        counts = self.model.counts
+        for parameter in self.model.second.club.parameters():
+            parameter.grad = cast(Tensor, parameter.grad) * counts
 
     def alignment(self, output: ModelOutput, draws: Draws | None = None) -> dict[str, Tensor]:
         """Terms of layer 1, and those of layer 2 with its reconstruction, which compares vectors only."""
@@ -254,11 +241,4 @@ class HDcidMethod(UniCodeMethod):
         return {f"{SECOND}.{name}": weight * term for name, term in terms.items()}
 
 
-RECIPE: Recipe = Recipe(
-    "H-DCID",
-    WITHOUT_SHARING,
-    model=HDcidModel,
-    method=HDcidMethod,
-    micro_batches=False,
-    in_paper=False,
-)
+RECIPE: Recipe = Recipe("H-DCID", WITHOUT_SHARING, model=HDcidModel, method=HDcidMethod, micro_batches=False)

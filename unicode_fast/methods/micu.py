@@ -182,9 +182,4 @@ def _permutation(rank: int, parts: int) -> list[int]:
     return order
 
 
-RECIPE: Recipe = Recipe(
-    "MICU",
-    {**WITHOUT_DCID, **WITHOUT_SHARING},
-    alignment=Micu,
-    in_paper=False,
-)
+RECIPE: Recipe = Recipe("MICU", {**WITHOUT_DCID, **WITHOUT_SHARING}, alignment=Micu)

@@ -37,7 +37,6 @@ class Recipe:
         method: its losses; None takes those of Uni-Code's frame, `UniCodeMethod`, with the terms of `alignment`.
         micro_batches: whether a batch may be split into micro-batches.
         graphable: whether a CUDA graph can capture a step.
-        in_paper: whether Table 1 of the paper has the method.
     """
 
     title: str
@@ -49,7 +48,6 @@ class Recipe:
     method: type[Method] | None = None
     micro_batches: bool = True
     graphable: bool = True
-    in_paper: bool = True
 
     @property
     def combines(self) -> bool:
@@ -57,15 +55,12 @@ class Recipe:
         return bool(self.alone or self.with_dcid)
 
 
-def compared(
-    title: str, alignment: type[Alignment] | None = None, *, in_paper: bool = True, **fields: Mapping[str, Any]
-) -> Recipe:
+def compared(title: str, alignment: type[Alignment] | None = None, **fields: Mapping[str, Any]) -> Recipe:
     """A comparison method: the frame with plain EMA, alone or with DCID, and the method's own terms.
 
     Args:
         title: as in `Recipe`.
         alignment: as in `Recipe`.
-        in_paper: as in `Recipe`.
         fields: `rules`, `alone` and `with_dcid` beside those of every comparison method.
     """
     return Recipe(
@@ -74,5 +69,4 @@ def compared(
         alone={**WITHOUT_DCID, **fields.get("alone", {})},
         with_dcid=fields.get("with_dcid", {}),
         alignment=alignment,
-        in_paper=in_paper,
     )

@@ -65,11 +65,10 @@ class UniCodeMethod(Method):
         method = self.config.method
         if method.club_estimator == "none":
             return
-        features = self._club_features(output)
         for _ in range(method.club_inner_steps):
-            club.set_likelihood_gradients(self.model.club, *features)
+            self._set_club_gradients(output)
             if average is not None:
-                average(list(self.model.club.parameters()))
+                average(self.model.club_parameters())
             optimizer.step()
 
     def alignment(self, output: ModelOutput, draws: Draws | None = None) -> dict[str, Tensor]:
@@ -96,6 +95,10 @@ class UniCodeMethod(Method):
             for row, target in enumerate(names)
             for column, source in enumerate(names)
         }
+
+    def _set_club_gradients(self, output: ModelOutput) -> None:
+        """Sets the gradients of the CLUB networks' parameters for one inner step."""
+        club.set_likelihood_gradients(self.model.club, *self._club_features(output))
 
     def _club_features(self, output: ModelOutput) -> ClubFeatures:
         given = output.quantised if self.config.method.club_input == "quantised" else output.semantic
