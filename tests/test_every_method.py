@@ -281,7 +281,9 @@ class TestRecipes:
             if recipe.combines:
                 assert preset("recommended", method=name, dcid=True).method.dcid
             else:
-                with pytest.raises(ValueError, match=f"^dcid needs one of the methods .*, got method '{name}'$"):
+                with pytest.raises(
+                    ValueError, match=f"^dcid must be false with method '{name}', because .*, got true$"
+                ):
                     preset("recommended", method=name, dcid=True)
 
     def test_a_method_may_refuse_graphs_and_micro_batches(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -310,7 +312,9 @@ class TestRecipes:
             ValueError, match=r"^method must stay 'uni-code', because preset\(..., method=...\) sets it"
         ):
             preset("recommended").replace(method="s-mit")
-        with pytest.raises(ValueError, match="^dcid needs one of the methods baseline, .*, got method 'uni-code'$"):
+        with pytest.raises(
+            ValueError, match="^dcid must be false with method 'uni-code', because only baseline, .*, got true$"
+        ):
             preset("recommended", dcid=True)
         with pytest.raises(ValueError, match="^method must be one of uni-code, baseline, .*, got 'clip'$"):
             preset("recommended", method="clip")

@@ -145,9 +145,11 @@ def test_errors(tmp_path: Path, streamed: StreamedDataset, spoken: ClipSet) -> N
         streamed.batches("train", ["sound"], 4, drop_last=False)
     with pytest.raises(FileNotFoundError, match="data must be a folder with an index shards.json"):
         open_data(f"webdataset:{tmp_path}")
-    (tmp_path / "shards.json").write_text("{}")
-    with pytest.raises(StoreError, match="shards.json must be an index of write_shards"):
-        open_data(f"webdataset:{tmp_path}")
+    index = {**streamed.index, "name": 3}
+    for content, why in (({}, "KeyError: 'format'"), (index, "name must be a str, got int")):
+        (tmp_path / "shards.json").write_text(json.dumps(content))
+        with pytest.raises(StoreError, match=f"shards.json must be an index of write_shards, but .*: {why}$"):
+            open_data(f"webdataset:{tmp_path}")
     write_avvp(tmp_path / "avvp", spoken)
     with pytest.raises(ValueError, match="'train' of avvp, where audio and video have separate clips"):
         write_shards(open_data(f"avvp:{tmp_path / 'avvp'}"), tmp_path / "none", progress=False)

@@ -384,7 +384,8 @@ def open_stream(root: str) -> StreamedDataset:
     except (FileNotFoundError, NotADirectoryError) as error:
         raise FileNotFoundError(error.errno, f"data must be a folder with an index {INDEX}", root) from error
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise StoreError(f"{place} must be an index of write_shards: {error!r}") from error
+        what = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+        raise StoreError(f"{place} must be an index of write_shards, but cannot be read: {what}") from error
 
 
 def _check_root(root: str) -> None:
@@ -403,13 +404,14 @@ def _check_index(index: Any) -> None:
     if index["format"] != _FORMAT:
         raise BadFile(f"format must be {_FORMAT}, got {index['format']!r:.80}")
     check_names({name: Modality(one["kind"], one["shape"]) for name, one in index["modalities"].items()}, [])
-    if type(index["name"]) is not str or type(index["classes"]) is not list:
-        raise BadFile("name must be a string and classes a list")
+    for name, kind in (("name", str), ("classes", list)):
+        if type(index[name]) is not kind:
+            raise BadFile(f"{name} must be a {kind.__name__}, got {type(index[name]).__name__}")
     check_names({"any": Modality("vector", (1,))}, index["classes"])
     for split, files in index["shards"].items():
         check_name("a split", split, "_.")
         if type(files) is not dict or not all(type(count) is int and 0 < count < 1 << 40 for count in files.values()):
-            raise BadFile(f"files of split {split!r} must have positive numbers of clips")
+            raise BadFile(f"files of split {split!r} must have positive numbers of clips, got {files!r:.80}")
         wrong = [file for file in files if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*\.tar", file)]
         if wrong:
             raise BadFile(f"files of split {split!r} must have plain names that end in .tar, got {wrong[0][:80]!r}")

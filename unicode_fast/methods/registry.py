@@ -44,7 +44,7 @@ def rules_of(method: str, dcid: bool) -> dict[str, Any]:
     recipe = recipe_of(method)
     if dcid and not recipe.combines:
         there = ", ".join(name for name, other in METHODS.items() if other.combines)
-        raise ValueError(f"dcid needs one of the methods {there}, got method {method!r}")
+        raise ValueError(f"dcid must be false with method {method!r}, because only {there} combine with it, got true")
     return {**recipe.rules, **(recipe.with_dcid if dcid else recipe.alone)}
 
 
