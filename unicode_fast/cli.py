@@ -21,7 +21,7 @@ from unicode_fast.config import (
     is_whole,
     renamed,
 )
-from unicode_fast.errors import Parser, few, program
+from unicode_fast.errors import Parser, few, of_command_line, program
 from unicode_fast.files.paths import expanded, with_homes
 from unicode_fast.files.untrusted import BadFile, open_file
 from unicode_fast.presets import PRESETS, SIZES, from_saved, preset
@@ -147,7 +147,8 @@ def given_fields(arguments: Namespace) -> dict[str, Any]:
         ValueError: a field has flags of both its names.
     """
     given = {name: getattr(arguments, name) for name in ("preset", "size", *FIELDS, *RENAMED_FIELDS)}
-    return renamed({name: value for name, value in given.items() if value is not None})
+    with of_command_line():
+        return renamed({name: value for name, value in given.items() if value is not None})
 
 
 def from_text(name: str, text: str) -> Any:
@@ -237,7 +238,7 @@ def resolve(file: str | None, flags: dict[str, Any]) -> Config:
     values = {**content, **flags}
     if any("epochs" in given and "steps" not in given for given in (flags, values)):
         values["steps"] = 0
-    try:
+    with of_command_line():
         for name in ("method", "dcid"):
             values.update({name: check_value(name, values[name])} if name in values else {})
         base = preset(
@@ -247,8 +248,6 @@ def resolve(file: str | None, flags: dict[str, Any]) -> Config:
             values.get("dcid", False),
         )
         return base.replace(**values)
-    except TypeError as error:
-        raise ValueError(str(error)) from error
 
 
 def added_fields(content: Mapping[str, Any]) -> dict[str, Any]:
@@ -277,12 +276,9 @@ def resolve_saved(file: str, flags: Mapping[str, Any] | None = None) -> Config:
         saved = from_saved(content)
     except (TypeError, ValueError) as error:
         raise ValueError(f"config {file!r} is of another version or damaged: {error}") from error
-    base = preset(
-        given.pop("preset", saved.preset), given.pop("size", saved.size), saved.method.method, saved.method.dcid
-    )
+    names = given.pop("preset", saved.preset), given.pop("size", saved.size)
     kept = {name: value for name, value in saved.flat().items() if name in FIELDS and name not in given}
-    try:
+    with of_command_line():
+        base = preset(*names, saved.method.method, saved.method.dcid)
         # `replace` compares flags with the preset, as for any other file.
         return base.replace_all(**kept).replace(**given)
-    except TypeError as error:
-        raise ValueError(str(error)) from error

@@ -47,7 +47,7 @@ class TooManyFiles(RuntimeError):
 
 
 class UsageError(ValueError):
-    """A command line is invalid."""
+    """A flag or a value of a command line is invalid."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -62,6 +62,17 @@ class Parser(argparse.ArgumentParser):
             near = difflib.get_close_matches(unknown[1] or unknown[2], known, 1, 0.75)
             message += f", is {near[0]} meant?" if near else ""
         raise UsageError(f"{message}; see {self.prog} --help")
+
+
+@contextlib.contextmanager
+def of_command_line() -> Iterator[None]:
+    """Context of checks of a command line: their ValueError or TypeError becomes a UsageError."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        if not is_foreseen(error):
+            raise
+        raise UsageError(str(error)) from error
 
 
 def program(command: str = "") -> str:
@@ -193,8 +204,9 @@ def is_foreseen(error: BaseException) -> bool:
 def run_main(main: Callable[[Sequence[str] | None], int]) -> None:
     """Runs a command and ends the process with its status.
 
-    An error is one line on the error stream. The line of an unexpected error names a file with the traceback. SIGTERM
-    ends a command as Ctrl-C does, with status 143.
+    An error is one line on the error stream, with status 2 for an invalid flag or value and 1 for all else, such as a
+    missing file. The line of an unexpected error names a file with the traceback. SIGTERM ends a command as Ctrl-C
+    does, with status 143.
     """
     for stream in (sys.stdout, sys.stderr):
         # Terminals may not support the characters of all languages.

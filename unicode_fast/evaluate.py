@@ -16,7 +16,7 @@ from unicode_fast.checkpoint import CheckpointError, default_of, load
 from unicode_fast.cli import with_underscores
 from unicode_fast.config import TEXT_FIELDS, Config
 from unicode_fast.data import Dataset, open_dataset, verify
-from unicode_fast.errors import Parser, program, run_main, say
+from unicode_fast.errors import Parser, UsageError, of_command_line, program, run_main, say
 from unicode_fast.files.writing import check_new_file, write_json
 from unicode_fast.modules import UniCode
 from unicode_fast.report import pictures, plots
@@ -85,28 +85,33 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = make_parser()
     arguments = parser.parse_args(with_underscores(argv))
     if arguments.task not in tasks.TASKS:
-        raise ValueError(f"task must be one of {', '.join(tasks.TASKS)}, got {arguments.task!r}")
-    arguments.protocol = tasks.check_protocol(arguments.protocol)
+        raise UsageError(f"task must be one of {', '.join(tasks.TASKS)}, got {arguments.task!r}")
+    with of_command_line():
+        arguments.protocol = tasks.check_protocol(arguments.protocol)
     if arguments.explain:
         say(tasks.explain(arguments.task, arguments.protocol))
         return 0
     if arguments.run is None:
         parser.error("run must be a run folder of unicode_fast.train, got none")
-    check_flags(arguments)
+    with of_command_line():
+        check_flags(arguments)
+        device = choose_device(arguments.device)
+    check_files(arguments)
     set_threads(Path(arguments.run), new=False)
     which = arguments.checkpoint or default_of(Path(arguments.run))
-    model = load(arguments.run, int(which) if which.isdigit() else which, choose_device(arguments.device))
+    model = load(arguments.run, int(which) if which.isdigit() else which, device)
     if arguments.checkpoint is None and which == "last" and Path(arguments.run).is_dir():
         say("note: the run has no best checkpoint, as without validations; the last is measured", file=sys.stderr)
     for flag in ("from", "to"):
         if getattr(arguments, flag) not in model.names:
             got = "none" if getattr(arguments, flag) is None else repr(getattr(arguments, flag))
-            raise ValueError(f"--{flag} must name the {_ROLES[flag]}, one of {', '.join(model.names)}, got {got}")
+            raise UsageError(f"--{flag} must name the {_ROLES[flag]}, one of {', '.join(model.names)}, got {got}")
     given = {name: getattr(arguments, name) for name in ("data", *TEXT_FIELDS) if getattr(arguments, name) is not None}
     # The data may have been moved since the checkpoint was written.
     model.config = model.config.replace_all(**places(Path(arguments.run)))
-    config = model.config.replace(**given)
-    check_text_fields(given, config.data.data, arguments.to_data or "")
+    with of_command_line():
+        config = model.config.replace(**given)
+        check_text_fields(given, config.data.data, arguments.to_data or "")
     if arguments.task == "retrieval":
         # The anchor may be a modality that the run did not train on.
         config = config.replace(modalities="all")
@@ -175,15 +180,12 @@ def check_flags(arguments: Namespace) -> None:
     """Checks flags before anything is read.
 
     Raises:
-        ValueError: the task does not read a flag, a value is invalid, or a file to write exists.
+        ValueError: the task does not read a flag, or a value is invalid.
     """
     given = {flag: value for flag, value in vars(arguments).items() if value is not None}
     for flag, able in _OF_TASK.items():
         if flag in given and arguments.task not in able:
             raise ValueError(f"{flag} needs task {' or '.join(able)}, got {arguments.task}")
-    for flag in ("out", "save_segmenter"):
-        if flag in given:
-            check_new_file(flag, Path(given[flag]))
     for flag, least in (("segmenter_steps", 1), ("known", 1), ("seed", 0)):
         if given.get(flag, least) < least:
             raise ValueError(f"{flag} must be at least {least}, got {given[flag]}")
@@ -193,14 +195,21 @@ def check_flags(arguments: Namespace) -> None:
         unread = [flag for flag in ("save_segmenter", "backbone_weights") if flag in given]
         if unread:
             raise ValueError(f"{unread[0]} needs training, got load_segmenter")
-        if not Path(arguments.load_segmenter).is_file():
-            raise ValueError(f"load_segmenter must be a file of --save_segmenter, got {arguments.load_segmenter!r}")
     toc_rule(arguments)
     for flag in ("pictures", "format"):
         if flag in given and arguments.task not in pictures.DRAWN:
             raise ValueError(f"{flag} needs task segmentation or retrieval, got {arguments.task}")
     if "format" in given:
         plots.check_format(arguments.format)
+
+
+def check_files(arguments: Namespace) -> None:
+    """Raise ValueError if a file to write exists or cannot be written, or a file to read does not exist."""
+    for flag in ("out", "save_segmenter"):
+        if getattr(arguments, flag) is not None:
+            check_new_file(flag, Path(getattr(arguments, flag)))
+    if arguments.load_segmenter is not None and not Path(arguments.load_segmenter).is_file():
+        raise ValueError(f"load_segmenter must be a file of --save_segmenter, got {arguments.load_segmenter!r}")
 
 
 def toc_rule(arguments: Namespace) -> TocRule | None:

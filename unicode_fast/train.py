@@ -16,7 +16,7 @@ from unicode_fast import checkpoint
 from unicode_fast.cli import given_fields, make_parser, with_underscores
 from unicode_fast.config import EXECUTION_FIELDS, PLACE_FIELDS, Config
 from unicode_fast.data import BatchLoaderError, BatchSource, Dataset, open_loader
-from unicode_fast.errors import Ending, postponed, run_main, say
+from unicode_fast.errors import Ending, of_command_line, postponed, run_main, say
 from unicode_fast.report import plots
 from unicode_fast.training import distributed
 from unicode_fast.training.checks import VERIFY_HELP, check_store
@@ -181,7 +181,8 @@ def train(argv: Sequence[str] | None, ranks: DistContext) -> int:
     parser.add_argument("--verify", action="store_true", help=VERIFY_HELP)
     parser.add_argument("--format", default="png", help=plots.FORMAT_HELP)
     arguments = parser.parse_args(with_underscores(argv))
-    plots.check_format(arguments.format)
+    with of_command_line():
+        plots.check_format(arguments.format)
     begin = new_run if arguments.resume is None else resumed_run
     with begin(arguments, given_fields(arguments), ranks) as (folder, config, seeds, dataset):
         if dataset is None:

@@ -12,7 +12,7 @@ from unicode_fast import checkpoint
 from unicode_fast.checkpoint import write_config
 from unicode_fast.compat import from_cmg, to_cmg
 from unicode_fast.compat.cmg import REST
-from unicode_fast.errors import Parser, program, say
+from unicode_fast.errors import Parser, UsageError, program, say
 from unicode_fast.files.paths import with_homes
 from unicode_fast.files.writing import atomic_file, atomic_folder
 from unicode_fast.modules import UniCode
@@ -94,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     _refuse_existing(Path(arguments.out))
     if arguments.to_cmg is not None:
         if arguments.checkpoint not in (None, "best", "last") and not arguments.checkpoint.isdigit():
-            raise ValueError(f"checkpoint must be best, last or a step, got {arguments.checkpoint!r}")
+            raise UsageError(f"checkpoint must be best, last or a step, got {arguments.checkpoint!r}")
         if not Path(arguments.to_cmg).exists():
             raise ValueError(f"to-cmg must be a run folder or a checkpoint file, got {arguments.to_cmg!r}")
         write_cmg(arguments.to_cmg, arguments.out, which=arguments.checkpoint, epoch=arguments.epoch)

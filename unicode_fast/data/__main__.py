@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,11 +19,9 @@ from unicode_fast.data.layouts.request import BERT
 from unicode_fast.data.opening import open_data
 from unicode_fast.data.store.write import PackedDtype, check_new, pack
 from unicode_fast.data.stream import CLIPS_PER_SHARD, SPEC, write_shards
-from unicode_fast.errors import Parser, escaped, is_foreseen, message_of, one_line, program, run_main
+from unicode_fast.errors import Parser, UsageError, escaped, program, run_main
 from unicode_fast.files.paths import with_homes
 from unicode_fast.files.writing import check_new_file, write_json
-
-_BAD_USAGE = 2
 
 
 def make_parser() -> Parser:
@@ -75,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         data = open_data(arguments.data, **vars(request))
         unknown = [name for name in names or () if name not in data.modalities]
         if unknown:
-            raise ValueError(
+            raise UsageError(
                 f"modalities must be among {', '.join(data.modalities)} for {arguments.data}, got {unknown[0]!r}"
             )
         begun = time.monotonic()
@@ -89,13 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     if arguments.json is not None:
         check_new_file("json", Path(arguments.json))
-    try:
-        report = check(arguments.data, request)
-    except (FileNotFoundError, ValueError) as error:
-        if not is_foreseen(error):
-            raise
-        print(one_line(f"error: {message_of(error)}"), file=sys.stderr)
-        return _BAD_USAGE
+    report = check(arguments.data, request)
     for line in report.lines():
         print(line)
     if arguments.json is not None:

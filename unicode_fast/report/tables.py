@@ -19,7 +19,7 @@ from unicode_fast import health
 from unicode_fast.checkpoint import CheckpointError
 from unicode_fast.cli import resolve_saved
 from unicode_fast.config import EXECUTION_FIELDS, Config
-from unicode_fast.errors import Parser, program, say
+from unicode_fast.errors import Parser, of_command_line, program, say
 from unicode_fast.files.paths import with_homes
 from unicode_fast.files.writing import atomic_folder, write_text
 from unicode_fast.methods import row_name
@@ -472,7 +472,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", help="new folder of the report (required)")
     parser.add_argument("--format", default="png", help=plots.FORMAT_HELP)
     arguments = parser.parse_args(with_homes(argv))
-    plots.check_format(arguments.format)
+    with of_command_line():
+        plots.check_format(arguments.format)
     if arguments.out is None:
         parser.error("the following arguments are required: --out")
     out = Path(arguments.out)

@@ -18,7 +18,7 @@ from unicode_fast import threads
 from unicode_fast.checkpoint import SUMMARY, CheckpointError, write_config
 from unicode_fast.cli import resolve_saved
 from unicode_fast.config import EXECUTION_FIELDS, PLACE_FIELDS, Config
-from unicode_fast.errors import say
+from unicode_fast.errors import UsageError, say
 from unicode_fast.files import untrusted
 from unicode_fast.files.writing import atomic_folder, write_json
 from unicode_fast.tasks.table import Row
@@ -143,7 +143,7 @@ def keep_execution(folder: Path, config: Config) -> None:
 
 
 def resume_folder(
-    path: str, flags: Mapping[str, Any], others: Mapping[str, Any]
+    path: str, flags: Mapping[str, Any], others: Mapping[str, Any] | None = None
 ) -> tuple[Path, Config, list[int] | None]:
     """A run folder, its configuration, and its seeds if it has several.
 
@@ -160,12 +160,12 @@ def resume_folder(
     if not (folder / "config.yaml").is_file():
         raise CheckpointError(f"resume must be a run folder with a config.yaml, got {path!r}")
     changeable = (*EXECUTION_FIELDS, *PLACE_FIELDS)
-    refused = {name: value for name, value in {**flags, **others}.items() if name not in changeable}
+    refused = {name: value for name, value in {**flags, **(others or {})}.items() if name not in changeable}
     if refused:
         saved = resolve_saved(str(folder / "config.yaml")).flat()
         kept = "".join(f", {name} {saved[name]!r}" for name in refused if name in saved)
         got = ", ".join(f"{name} {value!r:.40}" for name, value in refused.items())
-        raise ValueError(
+        raise UsageError(
             f"resume keeps the configuration of the run{kept}, got {got}; only these may change: "
             f"{', '.join(changeable)}"
         )

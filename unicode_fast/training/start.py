@@ -16,7 +16,7 @@ from unicode_fast.checkpoint import CheckpointError, write_config
 from unicode_fast.cli import added_fields, read_yaml, resolve, resolve_saved
 from unicode_fast.config import PLACE_FIELDS, Config, Modality, modality_names
 from unicode_fast.data import Dataset, verify
-from unicode_fast.errors import one_line, say
+from unicode_fast.errors import UsageError, of_command_line, one_line, say
 from unicode_fast.files.locks import alone
 from unicode_fast.files.writing import remove_unfinished
 from unicode_fast.methods import make_model, row_name
@@ -57,27 +57,30 @@ def new_run(arguments: Namespace, flags: Mapping[str, Any], ranks: DistContext) 
         ValueError: a flag or field is wrong, does not fit the data, or has no effect.
     """
     if arguments.resume_step is not None:
-        raise ValueError("resume_step needs --resume RUN")
+        raise UsageError("resume_step needs --resume RUN")
     if arguments.seeds < 1:
-        raise ValueError(f"seeds must be at least 1, got {arguments.seeds}")
+        raise UsageError(f"seeds must be at least 1, got {arguments.seeds}")
     config = checks.with_whole_paths(resolve(arguments.config, dict(flags)))
-    checks.check_run(config)
+    with of_command_line():
+        checks.check_run(config)
     added = added_fields(read_yaml(arguments.config)) if arguments.config is not None else {}
     standard = (resolve_saved(arguments.config) if added else usual(config)).flat()
     if added and ranks.first:
         values = ", ".join(f"{name} {value}" for name, value in added.items())
         say(f"note: config {arguments.config!r} is of an older version; added fields: {values}", sys.stderr)
-    checks.check_flags(config, flags, standard)
+    with of_command_line():
+        checks.check_flags(config, flags, standard)
     ranks.begin(config.train.rank_timeout_seconds)
     dataset = checks.open_run_data(config)
     if arguments.verify:
         ranks.run_on_rank0(lambda: verify(dataset))
     modalities = checks.check_store(config, dataset)
-    checks.check_flags(config, flags, standard, [modality.kind for modality in modalities.values()])
+    with of_command_line():
+        checks.check_flags(config, flags, standard, [modality.kind for modality in modalities.values()])
     checks.check_ranks(config, len(dataset.split(config.data.train_split)), ranks)
     if ranks.first:
         checks.note_labels(config, dataset)
-    with torch.device("meta"):
+    with of_command_line(), torch.device("meta"):
         # Raises for sizes that do not fit, before the folder is created.
         make_model(modalities, config)
     seeds = [config.train.seed + n for n in range(arguments.seeds)] if arguments.seeds > 1 else None
@@ -99,11 +102,12 @@ def resumed_run(arguments: Namespace, flags: Mapping[str, Any], ranks: DistConte
     others |= {"seeds": arguments.seeds} if arguments.seeds != 1 else {}
     folder, config, seeds = ranks.run_on_rank0(lambda: resume_folder(arguments.resume, flags, others))
     if seeds and arguments.resume_step is not None:
-        raise ValueError(f"resume_step needs the run of one seed, such as --resume {folder / f'seed-{seeds[0]}'}")
-    check_method(config)
+        raise UsageError(f"resume_step needs the run of one seed, such as --resume {folder / f'seed-{seeds[0]}'}")
     moved = [name for name in PLACE_FIELDS if name in flags]
     if moved:
         config = checks.with_whole_paths(config)
+    with of_command_line():
+        check_method(config)
         checks.check_text_fields(moved, config.data.data)
 
     def ended() -> bool:
@@ -121,7 +125,8 @@ def resumed_run(arguments: Namespace, flags: Mapping[str, Any], ranks: DistConte
             yield Run(folder, config, seeds, None)
             return
         if not finished:
-            checks.check_run(config)
+            with of_command_line():
+                checks.check_run(config)
         ranks.begin(config.train.rank_timeout_seconds)
         try:
             dataset = checks.open_run_data(config)
