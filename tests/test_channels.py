@@ -8,6 +8,7 @@ import tiny
 import torch
 
 from unicode_fast.data import open_dataset
+from unicode_fast.errors import UsageError
 from unicode_fast.evaluate import main as evaluate
 from unicode_fast.report import tables
 from unicode_fast.tasks import EncodedDataset, Evaluator, probe_task
@@ -254,5 +255,5 @@ class TestCommand:
         ],
     )
     def test_errors(self, run: Path, flags: list[str], message: str) -> None:
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(UsageError, match=message):
             evaluate([str(run), *DIRECTION, *flags])

@@ -51,6 +51,7 @@ CASES: list[tuple[Main, list[str], int, str]] = [
     (evaluate.main, ["nowhere", "--from=audio", "--to=video"], 1, "run folder nowhere does not exist"),
     (evaluate.main, ["x", "--task", "singing"], 2, "task must be one of .*, got 'singing'"),
     (evaluate.main, ["x", "--protocol", "best"], 2, "protocol must be one of .*, got 'best'"),
+    (evaluate.main, ["x", "--checkpoint", "y"], 2, "checkpoint must be best, last or a training step, got 'y'"),
     (evaluate.main, ["x", "--seed=-1"], 2, "seed must be at least 0, got -1"),
     (evaluate.main, ["x", "--toc_channels=4", "--toc_weights=0,0"], 2, "toc_weights must be .*, got '0,0'"),
     (evaluate.main, ["x", "--device", "tpu"], 2, "device must be auto, cpu or cuda, got 'tpu'"),

@@ -189,6 +189,8 @@ def check_flags(arguments: Namespace) -> None:
     for flag, least in (("segmenter_steps", 1), ("known", 1), ("seed", 0)):
         if given.get(flag, least) < least:
             raise ValueError(f"{flag} must be at least {least}, got {given[flag]}")
+    if not re.fullmatch("best|last|[0-9]+", given.get("checkpoint", "best")):
+        raise ValueError(f"checkpoint must be best, last or a training step, got {given['checkpoint']!r}")
     if "from" in given and given["from"] == arguments.to:
         raise ValueError(f"to must be another modality than from, got {arguments.to!r} for both")
     if "load_segmenter" in given:
@@ -269,9 +271,11 @@ def measure(model: UniCode, config: Config, arguments: Namespace) -> tuple[tasks
     steps = arguments.segmenter_steps
     frozen: tasks.FrozenModel = model
     rule = toc_rule(arguments)
-    if rule is not None:
-        kind = tasks.probe_task(task).adapted(dataset, arguments.known)
-        frozen = chosen = select(model, dataset, rule, kind, source, seed)
+    with of_command_line():
+        kind = tasks.probe_task(task).adapted(dataset, arguments.known) if task in tasks.PROBE_TASKS else None
+        chosen = None if rule is None or kind is None else select(model, dataset, rule, kind, source, seed)
+    if chosen is not None:
+        frozen = chosen
         whole = sum(codebook.shape[1] for codebook in model.codebooks)
         say(f"note: the probe reads {len(chosen.channels)} of {whole} channels", file=sys.stderr)
     evaluator = tasks.Evaluator(
