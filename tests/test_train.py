@@ -346,6 +346,11 @@ class TestChangedExecution:
         assert yaml.safe_load((out / "seed-1" / "config.yaml").read_text())["loader"] == "resident"
         changes = [json.loads((out / f"seed-{n}" / "summary.json").read_text())["changes"] for n in (0, 1)]
         assert changes == [[], [{"step": 4, "field": "loader", "before": "auto", "after": "resident"}]]
+        # A seed that is resumed alone leaves the fields of the others.
+        (out / "seed-0" / "summary.json").unlink()
+        assert main([f"--resume={out / 'seed-0'}", "--checkpoint_seconds=9"]) == 0
+        kept = [yaml.safe_load((below / "config.yaml").read_text()) for below in (out, out / "seed-0")]
+        assert [fields["checkpoint_seconds"] for fields in kept] == [0.0, 9.0]
 
     def test_another_model_is_refused(self, store: Path, finished: Path, tmp_path: Path) -> None:
         """A configuration that was edited by hand."""

@@ -70,9 +70,10 @@ def of_command_line() -> Iterator[None]:
     try:
         yield
     except (TypeError, ValueError) as error:
-        if not is_foreseen(error):
-            raise
-        raise UsageError(str(error)) from error
+        # Not those of files, which have classes of their own.
+        if type(error) in (TypeError, ValueError) and is_foreseen(error):
+            raise UsageError(str(error)) from error
+        raise
 
 
 def program(command: str = "") -> str:

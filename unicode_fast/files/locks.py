@@ -72,9 +72,8 @@ def alone(file: Path, what: str) -> Iterator[None]:
         InUse: another process holds the lock.
         OSError: the file cannot be opened.
     """
-    with contextlib.suppress(OSError):
-        if _identity(os.stat(file)) in _held:
-            raise InUse(f"{what} is in use by this process")
+    if is_held(file):
+        raise InUse(f"{what} is in use by this process")
     descriptor = _open(file, of_others=False)
     held = _identity(os.fstat(descriptor))
     try:
@@ -97,6 +96,14 @@ def alone(file: Path, what: str) -> Iterator[None]:
                 os.ftruncate(descriptor, 0)
         _held.discard(held)
         os.close(descriptor)
+
+
+def is_held(file: Path) -> bool:
+    """Whether this process holds the lock of `alone`."""
+    try:
+        return _identity(os.stat(file)) in _held
+    except OSError:
+        return False
 
 
 def _identity(found: os.stat_result) -> tuple[int, int, int]:

@@ -20,6 +20,7 @@ from unicode_fast.cli import resolve_saved
 from unicode_fast.config import EXECUTION_FIELDS, PLACE_FIELDS, Config
 from unicode_fast.errors import UsageError, say
 from unicode_fast.files import untrusted
+from unicode_fast.files.locks import is_held
 from unicode_fast.files.writing import atomic_folder, write_json
 from unicode_fast.tasks.table import Row
 
@@ -129,13 +130,14 @@ def provenance() -> dict[str, Any]:
 
 
 def keep_execution(folder: Path, config: Config) -> None:
-    """Writes fields of EXECUTION_FIELDS that have changed to the config.yaml of a run, and to that above its seeds.
+    """Writes fields of EXECUTION_FIELDS that have changed to the config.yaml of a run.
 
-    A run does this after its first step, so that it does not keep fields with which no step succeeds.
+    A run does this after its first step, so that it does not keep fields with which no step succeeds. One of several
+    seeds that are trained together also writes to the config.yaml above them.
     """
     fields = {name: config.flat()[name] for name in EXECUTION_FIELDS}
-    above = [folder.parent] if (folder.parent / "seeds.json").exists() else []
-    for run in (folder, *above):
+    together = is_held(folder.parent / LOCK) and (folder.parent / "seeds.json").exists()
+    for run in (folder, folder.parent)[: 1 + together]:
         if (run / "config.yaml").exists():
             saved = resolve_saved(str(run / "config.yaml"))
             if saved.replace_all(**fields) != saved:
