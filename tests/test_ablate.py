@@ -15,8 +15,9 @@ import yaml
 from unicode_fast import ablate, preset
 from unicode_fast.checkpoint import CheckpointError
 from unicode_fast.config import ADDED_FIELDS
+from unicode_fast.files.locks import InUse
 from unicode_fast.files.writing import write_json
-from unicode_fast.many_runs import cause_in
+from unicode_fast.many_runs import cause_in, held
 from unicode_fast.presets import usual
 from unicode_fast.report import ablation, published
 from unicode_fast.report import tables as report
@@ -78,6 +79,13 @@ class TestVariants:
         assert (found["DCID+S-MiT"].method.cpc_weight, found["DCID+S-MiT"].method.club_weight) == (0.5, 0.2)
         for config in found.values():
             check_flags(config, (), usual(config).flat(), kinds)
+
+    def test_fields_of_other_methods(self) -> None:
+        found = {one.label: one for one in ablate.table_1(tiny.config(modalities="a,b"), others={"smit_alpha": 0.25})}
+        assert {name for name, one in found.items() if one.config.method.smit_alpha == 0.25} == {"S-MiT", "DCID+S-MiT"}
+        assert found["Uni-Code"].folder == "a-b/complete"
+        with pytest.raises(ValueError, match="^smit_alpha must be a field that a row of this call reads, got smit_al"):
+            ablate.variants(tiny.config(), ("a", "b"), ["table2"], [], others={"smit_alpha": 0.25})
 
     def test_own_losses_of_uni_code_in_table_1(self) -> None:
         base = tiny.config()
@@ -160,6 +168,7 @@ def test_table_1_beside_the_paper(
     page = capsys.readouterr().out
     ours, theirs = page.split("The same in the paper, ")
     assert "The row Uni-Code is the configuration of this call" in ours
+    assert "Fields with other values than usual: `--width 16 --codewords" in ours and f"--data {store}" in ours
     assert "## Table 1: methods, pre-trained on two modalities" in ours
     assert "Not run yet: Baseline (seed 0); CODIS (seed 0); " in ours
     rows = [[line.split(" | ")[0] for line in half.splitlines() if line.startswith("| ")] for half in (ours, theirs)]
@@ -333,6 +342,11 @@ def test_table_3_is_measured_across_data_sets_where_there_are_two() -> None:
         (base.replace(probe_tasks="classification"), {}),
     ):
         assert ablate.with_all_columns(config, flags) == config
+
+
+def test_a_second_call_in_the_same_folder(store: Path, tmp_path: Path) -> None:
+    with held(tmp_path / "ablation"), pytest.raises(InUse, match="^folder .*ablation is in use by this process"):
+        ablate.main([f"--out={tmp_path / 'ablation'}", *words(data=store, **SMALL)])
 
 
 def test_a_failed_run_is_named(store: Path, tmp_path: Path) -> None:

@@ -12,9 +12,11 @@ import tiny
 from PIL import Image
 
 from unicode_fast import leaderboard, many_runs, preset
+from unicode_fast.cli import check_read
 from unicode_fast.config import FIELDS
+from unicode_fast.files.locks import InUse
 from unicode_fast.files.writing import write_json
-from unicode_fast.many_runs import Record, Unit
+from unicode_fast.many_runs import Record, Unit, held
 from unicode_fast.methods import METHODS
 from unicode_fast.presets import usual
 from unicode_fast.report import leaderboard as board
@@ -106,9 +108,26 @@ class TestEntries:
             assert method.club_weight == usual(found[name]).method.club_weight
         for name in ("Uni-Code", "DCID+S-MiT", "DCID+CMCM"):
             assert (found[name].method.cpc_weight, found[name].method.club_weight) == (0.5, 0.2)
+        assert not {config.method.align_weight for config in found.values()} - {1.0}
         # The size that a recipe sets is the method's.
         assert METHODS["fcid"].rules["temporal_layers"] == found["FCID"].model.temporal_layers == 1
         assert found["Uni-Code"].model.temporal_layers == found["MICU"].model.temporal_layers == 2
+
+    def test_a_field_of_some_methods(self, store: Path, tmp_path: Path) -> None:
+        """It reaches the rows that read it, from a flag and from a file."""
+        file = tmp_path / "fields.yaml"
+        file.write_text("align_weight: 0.5\n")
+        plan = planned(tmp_path, data=store, **SMALL, config=file, smit_alpha=0.25)
+        rows = {entry.label: config.method for entry, config in plan.rows.items()}
+        assert {name for name, row in rows.items() if row.smit_alpha == 0.25} == {"S-MiT", "DCID+S-MiT"}
+        assert {name for name, row in rows.items() if row.align_weight == 0.5} == {
+            *(f"{dcid}{name}" for dcid in ("", "DCID+") for name in ("S-MiT", "MST", "CODIS", "TURN")),
+            *("MICU", "FCID"),
+        }
+        assert plan.base.method == planned(tmp_path, data=store, **SMALL).base.method
+        assert " --smit_alpha 0.25" in plan.command() and " --align_weight 0.5" in plan.command()
+        with pytest.raises(ValueError, match="fcid_target must be a field that a row of this call reads"):
+            check_read({"fcid_target": "initial"}, [plan.base])
 
     def test_only_rules_of_methods_differ(self, store: Path, tmp_path: Path) -> None:
         """Sizes, data, steps, batches, optimiser and tasks are equal but for rules, and no run refuses its fields."""
@@ -131,6 +150,11 @@ class TestIntroduction:
         return "\n".join(plan.introduction(Record(tmp_path / "runs.json", plan.base, "a leaderboard")))
 
     def test_the_command_makes_the_same_page(self, tmp_path: Path) -> None:
+        assert (
+            planned(tmp_path, seeds=1)
+            .introduction(Record(tmp_path / "1.json", planned(tmp_path).base))[0]
+            .count("with 1 seed. ")
+        )
         text = self.text(tmp_path, club_weight=0.2, device="cpu")
         (command,) = re.findall(r"`python -m unicode_fast.leaderboard (--out .*?)` writes this page", text)
         assert command == "--out FOLDER --seeds 3 --club_weight 0.2 --steps 7"
@@ -435,11 +459,18 @@ class TestRuns:
         (["--steps=0"], "steps must be above 0, so that all runs have the same number, got 0"),
         (["--epochs=1"], "epochs is not read where steps is"),
         (["--only=nobody"], "only must be among"),
+        (["--smit_alpha=x"], "smit_alpha must be float, got str 'x'"),
+        (["--no_runs", "--record=absent.json"], "record must be an existing file beside no_runs, got 'absent.json'"),
     ],
 )
 def test_errors(store: Path, tmp_path: Path, flags: list[str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         leaderboard.main([f"--out={tmp_path / 'board'}", *words(data=store, **SMALL), *flags])
+
+
+def test_a_second_call_in_the_same_folder(store: Path, tmp_path: Path) -> None:
+    with held(tmp_path / "board"), pytest.raises(InUse, match="^folder .*board is in use by this process"):
+        leaderboard.main([f"--out={tmp_path / 'board'}", *words(data=store, **SMALL)])
 
 
 def test_a_page_of_somebody_else_stays(store: Path, tmp_path: Path) -> None:

@@ -1,12 +1,14 @@
 """Commands of the paper's tables: every one is valid, runs on small layouts, resumes, and gives a table."""
 
 import dataclasses
+import math
 import re
 import shlex
 from collections.abc import Sequence
 from functools import partial
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -30,9 +32,10 @@ from unicode_fast.methods import METHODS, row_name
 from unicode_fast.methods.registry import form_of
 from unicode_fast.presets import PRESETS, usual
 from unicode_fast.report.published import published
-from unicode_fast.reproduce import main
+from unicode_fast.reproduce import amount, main
 from unicode_fast.table_commands import Command, Table
 from unicode_fast.tasks import retrieval
+from unicode_fast.tasks.segmentation import backbones
 from unicode_fast.training import estimates
 from unicode_fast.training.checks import check_flags
 
@@ -118,6 +121,15 @@ def test_given_fields_leave_the_rules_of_a_method() -> None:
         check_flags(command.config, flags, usual(command.config).flat())
 
 
+def test_fields_of_other_methods_reach_their_rows() -> None:
+    commands = table(1, "--size=small", "--smit_alpha=0.25", "--only=S-MiT,Uni-Code").commands()
+    rows = {command.config.method.method: command for command in commands if command.module == "train"}
+    assert set(rows) == {"s-mit", "uni-code"}
+    assert rows["s-mit"].config.method.smit_alpha == 0.25 and "--smit_alpha" not in rows["uni-code"].words
+    with pytest.raises(ValueError, match="^smit_alpha must be a field that a row of this call reads"):
+        table(1, "--smit_alpha=0.25", "--only=Uni-Code")
+
+
 def test_the_rows_of_table_1_are_methods() -> None:
     for name, recipe in METHODS.items():
         for dcid in (False, True) if recipe.combines else (False,):
@@ -142,7 +154,7 @@ def test_the_plan_without_data(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert any(line.startswith(f"# vggsound-avel40k:{tmp_path}/vggsound40k: clips 40,801 audio") for line in lines)
     assert any("; 82.3 GB; as published, because root of " in line for line in lines)
     (training,) = [line for line in lines if "pre-train" in line]
-    assert "3,066 steps, 1.3 h, " in training and "1.5 s, given by --seconds_per_step" in "".join(lines)
+    assert "3,066 steps, 1.28 h, " in training and "1.5 s, given by --seconds_per_step" in "".join(lines)
     assert any("AVE video → audio" in line and line.endswith("published 37.2") for line in lines)
     assert not (tmp_path / "out").exists()
     train = commands[3]
@@ -322,12 +334,42 @@ def test_a_failed_command_is_named(root: Path, tmp_path: Path, monkeypatch: pyte
         (["--table=5", "--pretraining=40K"], "pretraining must be among VT 24K for table 5, got '40K'"),
         (["--table=1", "--method=cmcm"], "method must be left to the rows of the table, got 'cmcm'"),
         (["--only=Uni-Code"], "required: --table"),
+        (["--table=1", "--only=CMCM,UniCode"], "only must be among .*, got 'UniCode'"),
         (["--table=1", "--run", "--dry_run"], "run must not be given beside dry_run"),
     ],
 )
 def test_wrong_flags(words: Sequence[str], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         main(words)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--table=1", "--seconds_per_step=0"], "seconds_per_step must be a number above 0, got 0"),
+        (["--table=1", "--seconds_per_step=nan"], "seconds_per_step must be a number above 0, got nan"),
+        (["--table=4", "--backbone=pvt"], "backbone must be 'light' or the name of a model of timm, got 'pvt'"),
+        (["--table=1", "--seeds=0"], "seeds must be at least 1, got 0"),
+    ],
+)
+def test_wrong_values(words: Sequence[str], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backbones, "_import_timm", lambda: SimpleNamespace(is_model=lambda name: False))
+    with pytest.raises(ValueError, match=message):
+        main(words)
+
+
+def test_amounts() -> None:
+    assert amount([53_000.4], "h") == "53,000 h" and amount([0.251, 0.5], "GB") == "0.751 GB"
+    assert amount([math.nan], "h") == "unknown h" and amount([1, math.nan], "h") == "1 h and 1 unknown"
+    assert amount([], "h") == "0 h"
+
+
+def test_unknown_data_have_no_size(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--table=4", f"--root={tmp_path}", "--seconds_per_step=1", "--backbone=light"]
+    assert main([*words, "--only=Uni-Code"]) == 0
+    printed = capsys.readouterr().out
+    assert "clips unknown; unknown GB; as published" in printed and " 0 h" not in printed
+    assert "unknown h, published mIoU 78; F-score 87.1\n" in printed and "2 unknown; run folders" in printed
 
 
 def test_seconds_of_a_step_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:

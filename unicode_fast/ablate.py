@@ -10,16 +10,26 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, get_args
 
 import torch
 
-from unicode_fast.cli import given_fields, make_parser, resolve, with_underscores
+from unicode_fast.cli import changed_flags, check_read, given_fields, make_parser, resolve_methods, with_underscores
 from unicode_fast.config import Config, Kind, modality_names
 from unicode_fast.data import built_in, open_dataset
 from unicode_fast.errors import run_main, say
 from unicode_fast.files.writing import write_text
-from unicode_fast.many_runs import Record, Unit, check_arguments, check_steps, checked_unit, run_all
+from unicode_fast.many_runs import (
+    Record,
+    Unit,
+    add_arguments,
+    check_arguments,
+    check_steps,
+    checked_unit,
+    held,
+    run_all,
+)
 from unicode_fast.methods.registry import form_of
 from unicode_fast.presets import of_method, usual
 from unicode_fast.report import plots
@@ -80,6 +90,7 @@ def variants(
     experiments: Sequence[str],
     codewords: Sequence[int],
     kinds: Collection[Kind] = get_args(Kind),
+    others: Mapping[str, Any] = MappingProxyType({}),
 ) -> list[Variant]:
     """All lines and points of some experiments.
 
@@ -89,16 +100,17 @@ def variants(
         experiments: some of EXPERIMENTS.
         codewords: the points of Figure 3.
         kinds: of the first two modalities.
+        others: as in `table_1`.
 
     Raises:
-        ValueError: an experiment is unknown.
+        ValueError: an experiment is unknown, or no line reads a field of `others`.
     """
     found = []
     check_experiments(experiments)
     for experiment in experiments:
         modalities = ",".join(names[:2] if experiment in ("table1", "table2") else names)
         if experiment == "table1":
-            found += table_1(base.replace(modalities=modalities), kinds)
+            found += table_1(base.replace(modalities=modalities), kinds, others)
             continue
         changes: dict[str, Mapping[str, Any]] = dict(COMPONENTS)
         if experiment == "table3":
@@ -110,20 +122,24 @@ def variants(
             changed = [f"{name}={value}" for name, value in fields.items() if base.flat()[name] != value]
             folder = f"{modalities.replace(',', '-')}/{','.join(changed) or 'complete'}"
             found.append(Variant(experiment, label, config, folder))
+    check_read(others, (variant.config for variant in found))
     return found
 
 
-def table_1(base: Config, kinds: Collection[Kind] = get_args(Kind)) -> list[Variant]:
+def table_1(
+    base: Config, kinds: Collection[Kind] = get_args(Kind), others: Mapping[str, Any] = MappingProxyType({})
+) -> list[Variant]:
     """The methods of Table 1, alone and with DCID, with the changes that a configuration makes to its usual one.
 
     Args:
         base: configuration of Uni-Code, with the modalities of the table.
         kinds: of these modalities.
+        others: fields that only other methods read, with their values in each row that reads them.
     """
     found = []
     titles = dict.fromkeys(one.method for one in published() if one.table == 1)
     for title, (method, dcid) in ((title, form) for title in titles if (form := form_of(title))):
-        config = of_method(base, method, dcid, kinds=kinds)
+        config = of_method(base, method, dcid, others, kinds)
         folder = "complete" if config == base else f"method={method}{',dcid=True' * dcid}"
         found.append(Variant("table1", title, config, f"{base.data.modalities.replace(',', '-')}/{folder}"))
     return found
@@ -172,13 +188,31 @@ def own_losses(base: Config) -> str:
 
 
 def write_results(  # noqa: PLR0913 - the finished runs, and the format of the page
-    out: Path, record: Record, found: Sequence[Variant], seeds: Sequence[int], base: Config, kind: str = "png"
+    out: Path,
+    record: Record,
+    found: Sequence[Variant],
+    seeds: Sequence[int],
+    base: Config,
+    kind: str = "png",
+    flags: str = "",
 ) -> None:
-    """Writes tables of all finished runs as Markdown and CSV, their figure, and the names of the other runs."""
+    """Writes tables of all finished runs as Markdown and CSV, their figure, and the names of the other runs.
+
+    Args:
+        out: the folder of the ablation.
+        record: of finished runs.
+        found: all lines.
+        seeds: of each line.
+        base: configuration of the complete model.
+        kind: format of the figure.
+        flags: the changed fields of the call.
+    """
     text = [
         HEADING,
         f"Zero-shot scores in per cent on {base.data.data}, preset {base.preset}, {base.train.steps} steps; mean and "
-        "sample standard deviation over seeds." + record.times(),
+        "sample standard deviation over seeds."
+        + (f" Fields with other values than usual: `{flags.strip()}`." if flags else "")
+        + record.times(),
     ]
     if any(variant.experiment in PUBLISHED and variant.experiment != "table1" for variant in found):
         single = {label: fields for label, fields in COMPONENTS.items() if fields and " + " not in label}
@@ -226,26 +260,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = make_parser(
         "ablate", "Train with each component off, with codebooks of several sizes, or each method of Table 1."
     )
-    parser.add_argument("--out", help="folder of the ablation (required); finished runs in it are kept")
+    add_arguments(parser, "the ablation")
     parser.add_argument(
         "--experiments", help=f"some of {', '.join(EXPERIMENTS)}, separated by commas [{DEFAULT_EXPERIMENTS}]"
     )
     parser.add_argument("--table", type=int, help="one table alone, 1 to 3, in place of --experiments")
     parser.add_argument("--sizes", default=SIZES, help="numbers of codewords in Figure 3 [%(default)s]")
-    parser.add_argument("--seeds", type=int, default=3, help="seeds of each line, from --seed on [%(default)s]")
-    parser.add_argument(
-        "--record",
-        default="",
-        help="JSON file of finished runs, which are skipped [runs.json in the folder]",
-    )
-    parser.add_argument(
-        "--jobs", type=int, default=1, help="parallel runs, which share the processor's cores [%(default)s]"
-    )
     parser.add_argument("--format", default="png", help=f"format of Figure 3: {', '.join(plots.FORMATS)} [png]")
     arguments = parser.parse_args(with_underscores(argv))
     plots.check_format(arguments.format)
-    page = Path(arguments.out or "") / "ablation.md"
-    file = check_arguments(parser, arguments, page, HEADING, "out", "an ablation")
+    page = Path(arguments.out) / "ablation.md"
+    file = check_arguments(arguments, page, HEADING, "out", "an ablation")
     if arguments.table is not None and arguments.experiments is not None:
         raise ValueError(f"table must not be given together with experiments, got {arguments.table} beside it")
     if arguments.table not in (None, 1, 2, 3):
@@ -254,29 +279,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     experiments = list(dict.fromkeys(chosen.split(",")))
     check_experiments(experiments)
     flags = given_fields(arguments)
-    base = with_all_columns(resolve(arguments.config, flags), flags)
+    base, others = resolve_methods(arguments.config, flags)
+    changed = changed_flags(base, usual(base).flat() | {"size": "small"}, others)
+    base = with_all_columns(base, flags)
     if base.method.method != "uni-code":
         raise ValueError(f"method must be uni-code, whose components are removed, got {base.method.method!r}")
     check_run(base)
     check_steps(base)
     modalities = check_store(base, open_dataset(base.data))
     names = modality_names(base.data.modalities, tuple(modalities))
-    found = variants(
-        base, names, experiments, numbers(arguments.sizes, "sizes"), [modalities[name].kind for name in names[:2]]
-    )
+    kinds = [modalities[name].kind for name in names[:2]]
+    found = variants(base, names, experiments, numbers(arguments.sizes, "sizes"), kinds, others)
     seeds = [base.train.seed + number for number in range(arguments.seeds)]
     out = Path(arguments.out)
     threads = max(1, torch.get_num_threads() // arguments.jobs)
     record = Record(file, base)
-    runs = units(out, found, seeds)
-    for unit in runs:
-        if unit.finished:
+    with held(out):
+        runs = units(out, found, seeds)
+        for unit in runs:
+            if unit.finished:
+                record.add(unit.config, read_summary(unit.folder))
+        for unit in run_all([unit for unit in runs if record.find(unit.config) is None], arguments.jobs, threads):
             record.add(unit.config, read_summary(unit.folder))
-    out.mkdir(parents=True, exist_ok=True)
-    for unit in run_all([unit for unit in runs if record.find(unit.config) is None], arguments.jobs, threads):
-        record.add(unit.config, read_summary(unit.folder))
-        write_results(out, record, found, seeds, base, arguments.format)
-    write_results(out, record, found, seeds, base, arguments.format)
+            write_results(out, record, found, seeds, base, arguments.format, changed)
+        write_results(out, record, found, seeds, base, arguments.format, changed)
     say((out / "ablation.md").read_text(encoding="utf-8").rstrip())
     say(out)
     return 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from argparse import SUPPRESS, Namespace
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal, get_args, get_origin
 
@@ -12,7 +12,9 @@ import yaml
 
 from unicode_fast.config import (
     _TYPES,
+    EXECUTION_FIELDS,
     FIELDS,
+    OTHER_METHODS_FIELDS,
     RENAMED_FIELDS,
     SECTIONS,
     Config,
@@ -219,10 +221,15 @@ def _fault(text: bytes, error: yaml.YAMLError) -> str:
     return str(error)
 
 
-def resolve(file: str | None, flags: dict[str, Any]) -> Config:
+def resolve(file: str | None, flags: Mapping[str, Any], without: Collection[str] = ()) -> Config:
     """The configuration of preset, YAML file and flags; later ones override earlier ones.
 
     `resolve_saved` reads a file with all fields except added ones, because a run of an older version wrote it.
+
+    Args:
+        file: of fields, or None.
+        flags: fields.
+        without: fields of the file that are left out.
 
     Raises:
         ValueError: a preset, field or value is unknown, of the wrong type or out of range.
@@ -230,6 +237,7 @@ def resolve(file: str | None, flags: dict[str, Any]) -> Config:
     content = read_yaml(file) if file is not None else {}
     if file is not None and added_fields(content):
         return resolve_saved(file, flags)
+    content = {name: value for name, value in content.items() if name not in without}
     for name, value in content.items():
         try:
             check_value(name, value) if name in FIELDS else None
@@ -248,6 +256,39 @@ def resolve(file: str | None, flags: dict[str, Any]) -> Config:
             values.get("dcid", False),
         )
         return base.replace(**values)
+
+
+def resolve_methods(file: str | None, flags: Mapping[str, Any]) -> tuple[Config, dict[str, Any]]:
+    """The configuration of Uni-Code, as `resolve`, and the given fields that only other methods read."""
+    content = read_yaml(file) if file is not None else {}
+    given = {name: value for name, value in {**content, **flags}.items() if name in OTHER_METHODS_FIELDS}
+    base = resolve(file, {name: value for name, value in flags.items() if name not in given}, given)
+    try:
+        others = {name: check_value(name, value) for name, value in given.items()}
+    except TypeError as error:
+        raise ValueError(str(error)) from error
+    usual = base.flat()
+    return base, {name: value for name, value in others.items() if value != usual[name]}
+
+
+def check_read(others: Mapping[str, Any], rows: Iterable[Config]) -> None:
+    """Raises ValueError if no row of a table has a field that only some methods read."""
+    values = [row.flat() for row in rows]
+    for name, value in others.items():
+        if all(row[name] != value for row in values):
+            raise ValueError(f"{name} must be a field that a row of this call reads, got {name} {value!r}")
+
+
+def changed_flags(base: Config, usual: Mapping[str, Any], others: Mapping[str, Any]) -> str:
+    """Flags of the fields that differ from their usual values, each after a space; without seed and execution."""
+    free = ("seed", *EXECUTION_FIELDS)
+    changed = {name: value for name, value in base.flat().items() if name not in free and value != usual[name]}
+    return "".join(f" --{name} {shown(value)}" for name, value in {**changed, **others}.items())
+
+
+def shown(value: Any) -> str:
+    """The value of a field as a flag takes it."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def added_fields(content: Mapping[str, Any]) -> dict[str, Any]:

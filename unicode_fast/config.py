@@ -502,6 +502,8 @@ _METHOD_FIELDS: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
     (_all_but("codaar"), ("ema_own_weight", "ema_update", "club_estimator", "grid_club_width")),
     (_all_but("fcid", "codaar"), ("assignment_weight", "presence_weight", "grounding_weight")),
 )  # fmt: skip
+# The fields that Uni-Code does not read.
+OTHER_METHODS_FIELDS = tuple(name for methods, names in _METHOD_FIELDS if "uni-code" not in methods for name in names)
 # Kinds of modalities, and the fields that have an effect only with one of these kinds.
 _KIND_FIELDS: tuple[tuple[tuple[Kind, ...], tuple[str, ...]], ...] = (
     (

@@ -19,18 +19,35 @@ from typing import Any
 import torch
 
 from unicode_fast.checkpoint import default_of, load
-from unicode_fast.cli import given_fields, make_parser, read_yaml, resolve, with_underscores
-from unicode_fast.config import EXECUTION_FIELDS, FIELDS, Config, Kind, Modality, modality_names
+from unicode_fast.cli import (
+    changed_flags,
+    check_read,
+    given_fields,
+    make_parser,
+    read_yaml,
+    resolve_methods,
+    shown,
+    with_underscores,
+)
+from unicode_fast.config import FIELDS, Config, Kind, Modality, modality_names
 from unicode_fast.data import built_in, open_dataset
 from unicode_fast.data.talking_digits.digits import MODALITIES
 from unicode_fast.errors import run_main, say
 from unicode_fast.files.writing import write_text
-from unicode_fast.many_runs import Record, Unit, check_arguments, check_steps, checked_unit, run_all
+from unicode_fast.many_runs import (
+    Record,
+    Unit,
+    add_arguments,
+    check_arguments,
+    check_steps,
+    checked_unit,
+    held,
+    run_all,
+)
 from unicode_fast.methods import METHODS
 from unicode_fast.modules import UniCode
 from unicode_fast.presets import of_method, preset, usual
 from unicode_fast.report import leaderboard as board
-from unicode_fast.table_commands import shown
 from unicode_fast.tasks import RETRIEVAL, Evaluator, Row
 from unicode_fast.tasks.channels import Selected, TocRule, channels_of
 from unicode_fast.tasks.probe import one_thread
@@ -42,7 +59,7 @@ HEADING = "# Leaderboard"
 # What a call takes without other flags. There is no choice of a checkpoint: the last step is measured.
 DEFAULTS: Mapping[str, Any] = {
     "data": "talking-numbers",
-    "steps": 400,
+    "steps": 600,
     "validations": 0,
     "probe_tasks": "classification,localisation,open-classification,retrieval",
 }
@@ -117,6 +134,7 @@ class Plan:
         names: the modalities of the data.
         rows: configuration of each row, except for the seed.
         seeds: of each row.
+        others: given fields that only other methods read.
     """
 
     out: Path
@@ -124,6 +142,7 @@ class Plan:
     names: Sequence[str]
     rows: Mapping[Entry, Config]
     seeds: Sequence[int]
+    others: Mapping[str, Any] = field(default_factory=dict)
 
     def units(self, record: Record, chosen: Sequence[Entry]) -> list[Unit]:
         """The runs that some rows still need, all rows of a seed before those of the next seed.
@@ -171,12 +190,12 @@ class Plan:
             A line for each failed run.
         """
         failures: list[str] = []
-        for unit in [unit for unit in self.units(record, chosen) if unit.finished]:
-            self.keep(record, unit)
-        self.out.mkdir(parents=True, exist_ok=True)
-        for unit in run_all(self.units(record, chosen), jobs, 1, "leaderboard", failures):
-            self.keep(record, unit)
-            self.write_page(record, page)
+        with held(self.out):
+            for unit in [unit for unit in self.units(record, chosen) if unit.finished]:
+                self.keep(record, unit)
+            for unit in run_all(self.units(record, chosen), jobs, 1, "leaderboard", failures):
+                self.keep(record, unit)
+                self.write_page(record, page)
         return failures
 
     def write_page(self, record: Record, page: Path) -> None:
@@ -193,8 +212,9 @@ class Plan:
         measured = "The checkpoint with the best validation" if train.validations else "The model of the last step"
         paragraphs = [
             f"Every row is pre-trained on {base.data.data} for {train.steps} steps of {train.batch_size} clips, with "
-            f"{len(self.seeds)} seeds. Data, splits, number of codewords, batches, optimiser and rules of the probes "
-            f"are the same. The preset is `{base.preset}`, its size `{base.size}`. {measured} is measured. "
+            f"{len(self.seeds)} seed{'s' * (len(self.seeds) > 1)}. Data, splits, number of codewords, batches, "
+            "optimiser and rules of the probes are the same. "
+            f"The preset is `{base.preset}`, its size `{base.size}`. {measured} is measured. "
             f"`{self.command()}` writes this page.{record.times()}",
             "The methods are our versions; their pages state each choice that is in no source. Losses and codebook "
             f"follow the method, and so do these parts. {_PARTS}",
@@ -215,10 +235,7 @@ class Plan:
     def command(self) -> str:
         """The command that writes the page, with every field that differs from the usual leaderboard."""
         usual_fields = usual(self.base).replace_all(**DEFAULTS).flat() | {"preset": "recommended", "size": "small"}
-        values = self.base.flat()
-        free = ("seed", *EXECUTION_FIELDS)
-        changed = {name: values[name] for name in values if name not in free and values[name] != usual_fields[name]}
-        flags = "".join(f" --{name} {shown(value)}" for name, value in changed.items())
+        flags = changed_flags(self.base, usual_fields, self.others)
         return f"python -m unicode_fast.leaderboard --out FOLDER --seeds {len(self.seeds)}{flags}"
 
     def unlike_official(self) -> str:
@@ -244,7 +261,7 @@ def planned(arguments: Namespace) -> Plan:
     for name in [name for name in ("method", "dcid") if name in {**content, **given}]:
         raise ValueError(f"{name} differs between rows, got one for all; --only names rows")
     flags = {**{name: value for name, value in DEFAULTS.items() if name not in content}, **given}
-    base = resolve(config, flags)
+    base, others = resolve_methods(config, flags)
     check_steps(base)
     # Kinds of built-in modalities are known without their data.
     made = base.data.data in built_in.DATASETS
@@ -253,22 +270,24 @@ def planned(arguments: Namespace) -> Plan:
     rows = {}
     for entry in entries(names):
         trained = entry.fields.get("modalities", ",".join(names)).split(",")
-        rows[entry] = row_config(base, entry, [modalities[name].kind for name in trained])
+        rows[entry] = row_config(base, entry, [modalities[name].kind for name in trained], others)
     for row in rows.values():
         check_run(row)
+    check_read(others, rows.values())
     seeds = [base.train.seed + number for number in range(arguments.seeds)]
-    return Plan(Path(arguments.out), base, names, rows, seeds)
+    return Plan(Path(arguments.out), base, names, rows, seeds, others)
 
 
-def row_config(base: Config, entry: Entry, kinds: Collection[Kind]) -> Config:
+def row_config(base: Config, entry: Entry, kinds: Collection[Kind], others: Mapping[str, Any]) -> Config:
     """The configuration of a row: rules of its method, with the changes of `base` that the method accepts.
 
     Args:
         base: of the recommended row.
         entry: the row.
         kinds: of its modalities.
+        others: changes of fields that only other methods read.
     """
-    own = dict(entry.fields)
+    own = {**others, **entry.fields}
     return of_method(base, own.pop("method", "uni-code"), own.pop("dcid", False), own, kinds)
 
 
@@ -307,16 +326,15 @@ def chosen_entries(rows: Sequence[Entry], only: str | None) -> list[Entry]:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; see `python -m unicode_fast.leaderboard --help`."""
     parser = make_parser("leaderboard", "Train every method on the same data, and compare them.")
-    parser.add_argument("--out", help="folder of the runs (required); finished runs in it are kept")
-    parser.add_argument("--record", default="", help="JSON file of finished runs, which are skipped [in the folder]")
+    add_arguments(parser, "the leaderboard; runs have one thread each")
     parser.add_argument("--page", default="", help="folder for the page and its picture [that of the runs]")
-    parser.add_argument("--seeds", type=int, default=3, help="seeds of each row, from --seed on [%(default)s]")
     parser.add_argument("--only", help="train these rows only, separated by commas [all]")
     parser.add_argument("--no_runs", action="store_true", help="train nothing; write the page from the record")
-    parser.add_argument("--jobs", type=int, default=1, help="parallel runs, of one thread each [%(default)s]")
     arguments = parser.parse_args(with_underscores(argv))
-    page = Path(arguments.page or arguments.out or "") / "leaderboard.md"
-    file = check_arguments(parser, arguments, page, HEADING, "page", "a leaderboard")
+    page = Path(arguments.page or arguments.out) / "leaderboard.md"
+    file = check_arguments(arguments, page, HEADING, "page", "a leaderboard")
+    if arguments.no_runs and arguments.record and not file.exists():
+        raise ValueError(f"record must be an existing file beside no_runs, got {arguments.record!r}")
     plan = planned(arguments)
     chosen, record = chosen_entries(list(plan.rows), arguments.only), Record(file, plan.base, "a leaderboard")
     failures = [] if arguments.no_runs else plan.run_missing(record, chosen, arguments.jobs, page)

@@ -21,10 +21,11 @@ from unicode_fast.checkpoint import METRICS, SUMMARY
 from unicode_fast.cli import resolve_saved
 from unicode_fast.config import EXECUTION_FIELDS, Config, completed
 from unicode_fast.errors import few, say
-from unicode_fast.files.locks import exclusive
+from unicode_fast.files.locks import alone, exclusive
 from unicode_fast.files.untrusted import UNPACKED_VARIABLE, read_bytes, read_json
 from unicode_fast.files.writing import check_writable, write_text
 from unicode_fast.tasks import Row
+from unicode_fast.training.runs import LOCK
 
 _POLL_SECONDS = 0.5
 
@@ -79,13 +80,20 @@ def check_folder(folder: Path, config: Config, free: Sequence[str]) -> None:
         )
 
 
-def check_arguments(
-    parser: ArgumentParser, arguments: Namespace, page: Path, heading: str, place: str, of: str
-) -> Path:  # noqa: PLR0913 - names of the command's files
-    """The file of the record of a command with `--out`, `--record`, `--seeds` and `--jobs`.
+def add_arguments(parser: ArgumentParser, of: str) -> None:
+    """Adds the flags of `check_arguments`."""
+    parser.add_argument("--out", required=True, help=f"folder of {of} (required); finished runs in it are kept")
+    parser.add_argument(
+        "--record", default="", help="JSON file of finished runs, which are skipped [runs.json in the folder]"
+    )
+    parser.add_argument("--seeds", type=int, default=3, help="seeds of each row, from --seed on [%(default)s]")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at the same time [%(default)s]")
+
+
+def check_arguments(arguments: Namespace, page: Path, heading: str, place: str, of: str) -> Path:
+    """The file of the record of a command with the flags of `add_arguments`.
 
     Args:
-        parser: of the command.
         arguments: parsed ones.
         page: the file that the command writes.
         heading: its first line.
@@ -95,8 +103,6 @@ def check_arguments(
     Raises:
         ValueError: a number is too small, a folder is empty or cannot be written, or the page is another file.
     """
-    if arguments.out is None:
-        parser.error("the following arguments are required: --out")
     if not arguments.out:
         raise ValueError("out must be a folder, got ''")
     record = Path(arguments.record or Path(arguments.out) / "runs.json")
@@ -108,6 +114,18 @@ def check_arguments(
         if getattr(arguments, name) < 1:
             raise ValueError(f"{name} must be at least 1, got {getattr(arguments, name)}")
     return record
+
+
+@contextlib.contextmanager
+def held(out: Path) -> Iterator[None]:
+    """Makes the folder of the runs, and locks it for this process.
+
+    Raises:
+        InUse: another process trains in it.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    with alone(out / LOCK, f"folder {out}"):
+        yield
 
 
 def check_steps(base: Config) -> None:

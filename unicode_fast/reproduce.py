@@ -14,16 +14,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from unicode_fast.cli import given_fields, make_parser, read_yaml, resolve, with_underscores
+from unicode_fast.cli import given_fields, make_parser, read_yaml, resolve, shown, with_underscores
 from unicode_fast.config import EXECUTION_FIELDS, Config, Modality
 from unicode_fast.errors import Parser, UsageError, few, program, run_main, say
 from unicode_fast.files.writing import write_text
+from unicode_fast.many_runs import held
 from unicode_fast.report.markdown import grid, markdown
 from unicode_fast.report.published import LABEL, Published
 from unicode_fast.report.tables import cell_of, shown_published
-from unicode_fast.table_commands import FLAGS, LABELLED, OWN_FIELDS, Command, Table, column_of, fields_of, shown
+from unicode_fast.table_commands import FLAGS, LABELLED, OWN_FIELDS, Command, Table, column_of, fields_of
 from unicode_fast.tasks import PROTOCOLS, Row
-from unicode_fast.tasks.runner import PROBE_TASKS, probe_task
+from unicode_fast.tasks.runner import PROBE_TASKS, SEGMENTATION, probe_task
+from unicode_fast.tasks.segmentation.backbones import check_backbone
 from unicode_fast.training.estimates import Contents, look, probe_clips, run_gigabytes, seconds_per_step
 
 # The forward pass of one modality, as a share of a training step.
@@ -76,18 +78,19 @@ class Estimate:
         return steps, steps * self.step(config) / 3600, run_gigabytes(config, self.shapes(config))
 
     def evaluation(self, command: Command, config: Config) -> float:
-        """Hours of the encoder in an evaluation, for the zero-shot score and that of the same modality."""
+        """Hours of the encoder for the zero-shot score and that of the same modality; NaN is unknown."""
         task, official = command.arguments.task, self.table.protocol == "official"
         epochs = probe_task(task, "official").rule.epochs if task in PROBE_TASKS and official else 1
         clips = probe_clips(self.contents[command.arguments.data or config.data.data])
-        return 2 * epochs * clips / config.train.batch_size * _FORWARD * self.step(config) / 3600
+        return 2 * epochs * (clips or math.nan) / config.train.batch_size * _FORWARD * self.step(config) / 3600
 
 
 def plan(table: Table, contents: Mapping[str, Contents], seconds: float | None) -> Iterator[str]:
     """The commands of a table as lines of a shell, with estimates, published numbers and finished scores."""
     estimate, commands = Estimate(table, contents, seconds), list(table.commands())
     yield f"# Table {table.number} of the paper, protocol {table.protocol}"
-    hours, runs = 0.0, 0.0
+    hours: list[float] = []
+    runs: list[float] = []
     config: Config | None = None
     lines = []
     for number, command in enumerate(commands, 1):
@@ -95,12 +98,11 @@ def plan(table: Table, contents: Mapping[str, Contents], seconds: float | None) 
         if command.module == "train":
             config = command.config
             steps, more, size = estimate.training(config)
-            notes = [f"{steps:,} steps", f"{more:.2g} h", f"{size:.2g} GB in its folder"]
-            hours, runs = hours + more, runs + size
+            notes = [f"{steps:,} steps", amount([more], "h"), f"{amount([size], 'GB')} in its folder"]
+            hours, runs = [*hours, more], [*runs, size]
         elif command.module == "evaluate" and config is not None:
-            more = estimate.evaluation(command, config)
-            notes = [f"{more:.2g} h", f"published {shown_published(command.theirs, False)}"]
-            hours += more
+            hours.append(estimate.evaluation(command, config))
+            notes = [amount(hours[-1:], "h"), f"published {shown_published(command.theirs, False)}"]
         row = command.row() if command.module == "evaluate" else None
         if row is not None:
             notes.append(f"ours {cell_of([row])}")
@@ -108,21 +110,31 @@ def plan(table: Table, contents: Mapping[str, Contents], seconds: float | None) 
             notes.append("finished")
         lines.append(f"# [{number}/{len(commands)}] {command.title}: {', '.join(notes)}".removesuffix(": "))
         lines.append(shlex.join(["python", *command.line()]))
-    total = 0.0
+    sizes = []
     for spec, names in table.checked():
         found = contents[spec]
         count = ", ".join(f"{clips:,} {name}" for name, clips in found.clips.items()) or "unknown"
-        size = found.gigabytes(names)
-        total += size
+        sizes.append(found.gigabytes(names))
         why = f"; as published, because {found.missing}" if found.missing else ""
-        yield f"# {spec}: clips {count}; {size:.3g} GB{why}"
-    yield f"# all commands: {hours:.3g} h; {runs:.3g} GB of run folders, {total:.3g} GB of features"
+        yield f"# {spec}: clips {count}; {amount(sizes[-1:], 'GB')}{why}"
+    yield (f"# all commands: {amount(hours, 'h')}; run folders {amount(runs, 'GB')}, features {amount(sizes, 'GB')}")
     yield from (f"# {line}" for line in RULES)
     yield f"# a training step: {'; '.join(estimate.how.values()) or 'not needed'}"
     without = sorted({one.method for one in table.numbers if fields_of(one.method) is None} - {LABELLED})
     if without:
         yield f"# no command trains {', '.join(without)}"
     yield from lines
+
+
+def amount(values: Sequence[float], unit: str) -> str:
+    """The sum of some numbers with its unit; NaN are unknown, and counted beside the sum of the others."""
+    known = [value for value in values if not math.isnan(value)]
+    unknown = len(values) - len(known)
+    if values and not known:
+        return f"unknown {unit}"
+    total = sum(known)
+    text = f"{total:,.0f} {unit}" if total >= 100 else f"{total:.3g} {unit}"
+    return f"{text} and {unknown} unknown" if unknown else text
 
 
 RULES = (
@@ -225,12 +237,17 @@ def _scores(
     return markdown(grid(["pre-trained on", "method"], heads.values(), lines_of))
 
 
+def listed(text: str) -> list[str]:
+    """Names separated by commas."""
+    return [name.strip() for name in text.split(",")]
+
+
 def make_own_parser() -> Parser:
     """The command line."""
     parser = make_parser(
         "reproduce", "Print, or run, the commands of one of the paper's tables on the public features."
     )
-    parser.add_argument("--table", type=int, choices=range(1, 6), help="table of the paper (required)")
+    parser.add_argument("--table", type=int, choices=range(1, 6), required=True, help="table of the paper (required)")
     parser.add_argument("--root", default="data", help="folder of all data sets [%(default)s]")
     for flag, folder in FLAGS.items():
         parser.add_argument(f"--{flag}", help=f"folder of this data set, or a packed store [ROOT/{folder}]")
@@ -238,10 +255,10 @@ def make_own_parser() -> Parser:
     parser.add_argument("--run", action="store_true", help="check the data, then run what has not finished")
     parser.add_argument("--dry_run", action="store_true", help="print the commands and run none, which is the default")
     parser.add_argument(
-        "--only", action="append", metavar="ROW", help="a row of the table, such as Uni-Code; repeatable"
+        "--only", type=listed, action="extend", metavar="ROW,ROW", help="rows of the table, such as Uni-Code [all]"
     )
-    parser.add_argument("--pretraining", action="append", help="such as 24K; repeatable [all]")
-    parser.add_argument("--tests", action="append", metavar="DATASET", help="such as AVE; repeatable [all]")
+    parser.add_argument("--pretraining", type=listed, action="extend", help="such as 24K,81K [all]")
+    parser.add_argument("--tests", type=listed, action="extend", metavar="DATASET,DATASET", help="such as AVE [all]")
     parser.add_argument("--protocol", default="official", help=f"{' or '.join(PROTOCOLS)} [%(default)s]")
     parser.add_argument("--seeds", type=int, default=1, help="seeds of each row, from --seed on [%(default)s]")
     parser.add_argument("--seconds_per_step", type=float, help="for the estimate [measured on this machine]")
@@ -255,12 +272,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command line; see `python -m unicode_fast.reproduce --help`."""
     parser = make_own_parser()
     given = parser.parse_args(with_underscores(argv))
-    if given.table is None:
-        parser.error("the following arguments are required: --table")
     if given.run and given.dry_run:
         parser.error("run must not be given beside dry_run")
     if given.seeds < 1:
         raise ValueError(f"seeds must be at least 1, got {given.seeds}")
+    if given.seconds_per_step is not None and not 0 < given.seconds_per_step < math.inf:
+        raise ValueError(f"seconds_per_step must be a number above 0, got {given.seconds_per_step:g}")
     fields = {
         "preset": "official",
         "size": "paper",
@@ -271,6 +288,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if own:
         raise UsageError(f"{own[0]} must be left to the rows of the table, got {fields[own[0]]!r}")
     table = Table(given.table, given, fields)
+    if any(one.task == SEGMENTATION for one in table.numbers):
+        check_backbone(given.backbone)
     contents = {
         spec: look(spec, names, place.clips, splits) for spec, (place, names, splits) in table.sources().items()
     }
@@ -279,8 +298,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             say(line)
         return 0
     check_data(contents)
-    run_all(table)
-    say(write_table(table).rstrip())
+    with held(table.out):
+        run_all(table)
+        say(write_table(table).rstrip())
     return 0
 
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from unicode_fast import evaluate
 from unicode_fast.ablate import COMPONENTS
 from unicode_fast.checkpoint import SUMMARY
-from unicode_fast.cli import given_fields, make_parser, resolve, with_underscores
+from unicode_fast.cli import check_read, given_fields, make_parser, resolve, resolve_methods, shown, with_underscores
 from unicode_fast.config import EXECUTION_FIELDS, PLACE_FIELDS, TEXT_FIELDS, Config
 from unicode_fast.data.layouts import has_sentences, published
 from unicode_fast.data.store.write import MANIFEST
@@ -175,7 +175,7 @@ class Table:
     def __init__(self, number: int, given: Namespace, fields: Mapping[str, Any]) -> None:
         self.number, self.given, self.fields = number, given, dict(fields)
         self.out, self.protocol = Path(given.out), check_protocol(given.protocol)
-        resolve(None, self.fields)
+        _, others = resolve_methods(None, self.fields)
         if "epochs" in self.fields:
             self.fields.setdefault("steps", 0)
         first = int(self.fields.pop("seed", 0))
@@ -194,6 +194,8 @@ class Table:
                 flag = {"method": "only", "dataset": "tests"}.get(name, name)
                 raise UsageError(f"{flag} must be among {', '.join(there)} for table {number}, got {unknown[0]!r}")
             self.numbers = [one for one in self.numbers if getattr(one, name) in found]
+        trainings = (self.train(*row, first) for row in self.trainings()) if others else ()
+        check_read(others, (command.config for command in trainings))
 
     def folder(self, pretraining: str, method: str, seed: int) -> Path:
         """The folder of a run."""
@@ -317,11 +319,6 @@ class Table:
 def _fits(name: str, word: str, whole: bool) -> bool:
     """Whether a word of a flag names this row, or for other columns its last part such as 24K."""
     return word.lower() in (name.lower(), "" if whole else name.lower().rpartition(" ")[2])
-
-
-def shown(value: Any) -> str:
-    """The value of a field as a flag takes it."""
-    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def column_of(one: Published) -> tuple[str, str, str]:

@@ -268,12 +268,13 @@ def shown_published(numbers: Sequence[Published], named: bool = True) -> str:
 
     Args:
         numbers: at least one.
-        named: with data set and measure of the first; the others always have their measure.
+        named: with data set and measure of the first. Several numbers always have their measures.
     """
     first, *others = numbers
-    words = [f"{first.dataset}, {first.measure}"] if named else []
-    words += [f"{number.measure} {number.score:g}" for number in others]
-    return f"{first.score:g}" + (f" ({'; '.join(words)})" if words else "")
+    if not named:
+        return "; ".join(f"{number.measure} {number.score:g}" for number in numbers) if others else f"{first.score:g}"
+    words = [f"{first.dataset}, {first.measure}", *(f"{number.measure} {number.score:g}" for number in others)]
+    return f"{first.score:g} ({'; '.join(words)})"
 
 
 def _distance(column: Column) -> tuple[bool, int]:

@@ -52,7 +52,9 @@ class Contents:
     splits: Mapping[str, int] = field(default_factory=dict)
 
     def gigabytes(self, modalities: Collection[str]) -> float:
-        """Size of the features in float64: clips × positions × values × 8 bytes. Sentences have none."""
+        """Size of the features in float64, clips × positions × values × 8 bytes, without sentences; NaN is unknown."""
+        if not self.clips:
+            return math.nan
         values = {
             name: math.prod(shape.shape) for name, shape in self.shapes.items() if name in modalities and name != "text"
         }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -124,8 +125,7 @@ class TimmPyramid(nn.Module):
         timm = _import_timm()
         if channels != 3:
             raise ValueError(f"frames must have 3 channels for the backbone {name!r}, got {channels}")
-        if not timm.is_model(name):
-            raise ValueError(f"backbone must be {LIGHT!r} or the name of a model of timm, got {name!r}")
+        check_backbone(name)
         self.model = timm.create_model(name, pretrained=False, features_only=True)
         self.widths = tuple(self.model.feature_info.channels())
         self.strides = tuple(self.model.feature_info.reduction())
@@ -190,6 +190,13 @@ def read_weights(file: Path) -> dict[str, Tensor]:
         raise ValueError(f"weights must be a whole file of tensors, {str(file)!r} is not: {error}") from error
     # Wrappers of several devices and torch.compile add these prefixes.
     return {str(name).removeprefix("module.").removeprefix("_orig_mod."): value for name, value in state.items()}
+
+
+def check_backbone(name: str) -> None:
+    """Raises ValueError if timm has no model of this name; without timm nothing is checked."""
+    with contextlib.suppress(ImportError):
+        if name != LIGHT and not _import_timm().is_model(name):
+            raise ValueError(f"backbone must be {LIGHT!r} or the name of a model of timm, got {name!r}")
 
 
 def _import_timm() -> ModuleType:
