@@ -15,6 +15,7 @@ import yaml
 from unicode_fast import ablate, preset
 from unicode_fast.checkpoint import CheckpointError
 from unicode_fast.config import ADDED_FIELDS
+from unicode_fast.data.talking_digits.digits import MODALITIES
 from unicode_fast.files.locks import InUse
 from unicode_fast.files.writing import write_json
 from unicode_fast.many_runs import cause_in, held
@@ -27,6 +28,7 @@ from unicode_fast.training.checks import check_flags
 
 pytestmark = pytest.mark.usefixtures("short_probes")
 
+ROOT = Path(__file__).resolve().parent.parent
 SMALL = {**tiny.SIZES, "steps": 6, "batch_size": 10, "validations": 0}
 PAIR = {name: value for name, value in SMALL.items() if name != "word_width"} | {"modalities": "audio,video"}
 
@@ -273,6 +275,11 @@ class TestRecord:
         with pytest.raises(ValueError, match="feature_norm 'none' instead of 'batch'"):
             ablate.Record(path, base.replace(feature_norm="batch"))
 
+    def test_fields_of_other_methods_do_not_matter_to_uni_code(self, tmp_path: Path) -> None:
+        base, path = tiny.config(), tmp_path / "runs.json"
+        ablate.Record(path, base.replace_all(fcid_target="moving")).add(base, {"rows": []})
+        assert ablate.Record(path, base.replace_all(fcid_target="fixed")).find(base) == []
+
     @pytest.mark.parametrize("content", ["", "[]", '{"lines": []}', '{"config": {}, "runs": []}'])
     def test_no_such_file(self, tmp_path: Path, content: str) -> None:
         path = tmp_path / "runs.json"
@@ -342,6 +349,17 @@ def test_table_3_is_measured_across_data_sets_where_there_are_two() -> None:
         (base.replace(probe_tasks="classification"), {}),
     ):
         assert ablate.with_all_columns(config, flags) == config
+
+
+def test_the_page_of_the_documentation_is_that_of_the_record(tmp_path: Path) -> None:
+    """The command of docs/reports.md goes on from the record."""
+    flags = {"data": "talking-numbers", "steps": 400, "validations": 0}
+    base = ablate.with_all_columns(preset("recommended").replace(**flags), {})
+    record = ablate.Record(ROOT / "benchmarks" / "results" / "ablation.json", base)
+    experiments = ablate.DEFAULT_EXPERIMENTS.split(",")
+    found = ablate.variants(base, tuple(MODALITIES), experiments, ablate.numbers(ablate.SIZES, "sizes"))
+    ablate.write_results(tmp_path, record, found, (0, 1, 2), base, flags=" ".join(words(**flags)).replace("=", " "))
+    assert (tmp_path / "ablation.md").read_text() == (ROOT / "docs" / "ablation.md").read_text()
 
 
 def test_a_second_call_in_the_same_folder(store: Path, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from unicode_fast.checkpoint import METRICS, SUMMARY
 from unicode_fast.cli import resolve_saved
-from unicode_fast.config import EXECUTION_FIELDS, Config, completed
+from unicode_fast.config import EXECUTION_FIELDS, OTHER_METHODS_FIELDS, Config, completed
 from unicode_fast.errors import few, say
 from unicode_fast.files.locks import alone, exclusive
 from unicode_fast.files.untrusted import UNPACKED_VARIABLE, read_bytes, read_json
@@ -234,7 +234,7 @@ class Record:
         )
 
     def _key(self, config: Config) -> tuple[dict[str, Any], int]:
-        base = identity(self.config)
+        base = self.config.flat()
         fields = {name: value for name, value in identity(config).items() if value != base[name]}
         return fields, config.train.seed
 
@@ -254,8 +254,9 @@ def _check_runs(runs: Sequence[Mapping[str, Any]]) -> None:
 
 
 def identity(config: Config) -> dict[str, Any]:
-    """All fields that decide what a run computes, except the seed."""
-    return {name: value for name, value in config.flat().items() if name not in (*EXECUTION_FIELDS, "seed")}
+    """All fields that decide what a run computes, except the seed; of Uni-Code without those of other methods."""
+    others = OTHER_METHODS_FIELDS if config.method.method == "uni-code" else ()
+    return {name: value for name, value in config.flat().items() if name not in (*EXECUTION_FIELDS, "seed", *others)}
 
 
 def start(unit: Unit, threads: int) -> subprocess.Popen[bytes]:
