@@ -18,7 +18,7 @@ import torch
 from unicode_fast.cli import changed_flags, check_read, given_fields, make_parser, resolve_methods, with_underscores
 from unicode_fast.config import Config, Kind, modality_names
 from unicode_fast.data import built_in, open_dataset
-from unicode_fast.errors import run_main, say
+from unicode_fast.errors import UsageError, of_command_line, run_main, say
 from unicode_fast.files.writing import write_text
 from unicode_fast.many_runs import (
     Record,
@@ -81,7 +81,7 @@ def check_experiments(experiments: Iterable[str]) -> None:
     """Raise ValueError if an experiment is unknown."""
     for experiment in experiments:
         if experiment not in EXPERIMENTS:
-            raise ValueError(f"experiments must be among {', '.join(EXPERIMENTS)}, got {experiment!r}")
+            raise UsageError(f"experiments must be among {', '.join(EXPERIMENTS)}, got {experiment!r}")
 
 
 def variants(
@@ -238,7 +238,7 @@ def numbers(text: str, argument: str) -> list[int]:
     """
     words = [word.strip() for word in text.split(",")]
     if not all(word.isdigit() and int(word) >= 2 for word in words):
-        raise ValueError(f"{argument} must be whole numbers of at least 2 separated by commas, got {text!r}")
+        raise UsageError(f"{argument} must be whole numbers of at least 2 separated by commas, got {text!r}")
     return sorted({int(word) for word in words})
 
 
@@ -268,13 +268,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--sizes", default=SIZES, help="numbers of codewords in Figure 3 [%(default)s]")
     parser.add_argument("--format", default="png", help=f"format of Figure 3: {', '.join(plots.FORMATS)} [png]")
     arguments = parser.parse_args(with_underscores(argv))
-    plots.check_format(arguments.format)
+    with of_command_line():
+        plots.check_format(arguments.format)
     page = Path(arguments.out) / "ablation.md"
     file = check_arguments(arguments, page, HEADING, "out", "an ablation")
     if arguments.table is not None and arguments.experiments is not None:
-        raise ValueError(f"table must not be given together with experiments, got {arguments.table} beside it")
+        raise UsageError(f"table must not be given together with experiments, got {arguments.table} beside it")
     if arguments.table not in (None, 1, 2, 3):
-        raise ValueError(f"table must be 1, 2 or 3, got {arguments.table}")
+        raise UsageError(f"table must be 1, 2 or 3, got {arguments.table}")
     chosen = f"table{arguments.table}" if arguments.table else arguments.experiments or DEFAULT_EXPERIMENTS
     experiments = list(dict.fromkeys(chosen.split(",")))
     check_experiments(experiments)
@@ -283,8 +284,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     changed = changed_flags(base, usual(base).flat() | {"size": "small"}, others)
     base = with_all_columns(base, flags)
     if base.method.method != "uni-code":
-        raise ValueError(f"method must be uni-code, whose components are removed, got {base.method.method!r}")
-    check_run(base)
+        raise UsageError(f"method must be uni-code, whose components are removed, got {base.method.method!r}")
+    with of_command_line():
+        check_run(base)
     check_steps(base)
     modalities = check_store(base, open_dataset(base.data))
     names = modality_names(base.data.modalities, tuple(modalities))

@@ -23,7 +23,7 @@ from unicode_fast.config import (
     is_whole,
     renamed,
 )
-from unicode_fast.errors import Parser, few, of_command_line, program
+from unicode_fast.errors import Parser, UsageError, few, of_command_line, program
 from unicode_fast.files.paths import expanded, with_homes
 from unicode_fast.files.untrusted import BadFile, open_file
 from unicode_fast.presets import PRESETS, SIZES, from_saved, preset
@@ -263,20 +263,18 @@ def resolve_methods(file: str | None, flags: Mapping[str, Any]) -> tuple[Config,
     content = read_yaml(file) if file is not None else {}
     given = {name: value for name, value in {**content, **flags}.items() if name in OTHER_METHODS_FIELDS}
     base = resolve(file, {name: value for name, value in flags.items() if name not in given}, given)
-    try:
+    with of_command_line():
         others = {name: check_value(name, value) for name, value in given.items()}
-    except TypeError as error:
-        raise ValueError(str(error)) from error
     usual = base.flat()
     return base, {name: value for name, value in others.items() if value != usual[name]}
 
 
 def check_read(others: Mapping[str, Any], rows: Iterable[Config]) -> None:
-    """Raises ValueError if no row of a table has a field that only some methods read."""
+    """Raises UsageError if no row of a table has a field that only some methods read."""
     values = [row.flat() for row in rows]
     for name, value in others.items():
         if all(row[name] != value for row in values):
-            raise ValueError(f"{name} must be a field that a row of this call reads, got {name} {value!r}")
+            raise UsageError(f"{name} must be a field that a row of this call reads, got {name} {value!r}")
 
 
 def changed_flags(base: Config, usual: Mapping[str, Any], others: Mapping[str, Any]) -> str:

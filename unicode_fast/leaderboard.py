@@ -32,7 +32,7 @@ from unicode_fast.cli import (
 from unicode_fast.config import FIELDS, Config, Kind, Modality, modality_names
 from unicode_fast.data import built_in, open_dataset
 from unicode_fast.data.talking_digits.digits import MODALITIES
-from unicode_fast.errors import run_main, say
+from unicode_fast.errors import UsageError, of_command_line, run_main, say
 from unicode_fast.files.writing import write_text
 from unicode_fast.many_runs import (
     Record,
@@ -259,7 +259,7 @@ def planned(arguments: Namespace) -> Plan:
     given, config = given_fields(arguments), arguments.config
     content = read_yaml(config) if config else {}
     for name in [name for name in ("method", "dcid") if name in {**content, **given}]:
-        raise ValueError(f"{name} differs between rows, got one for all; --only names rows")
+        raise UsageError(f"{name} differs between rows, got one for all; --only names rows")
     flags = {**{name: value for name, value in DEFAULTS.items() if name not in content}, **given}
     base, others = resolve_methods(config, flags)
     check_steps(base)
@@ -271,8 +271,9 @@ def planned(arguments: Namespace) -> Plan:
     for entry in entries(names):
         trained = entry.fields.get("modalities", ",".join(names)).split(",")
         rows[entry] = row_config(base, entry, [modalities[name].kind for name in trained], others)
-    for row in rows.values():
-        check_run(row)
+    with of_command_line():
+        for row in rows.values():
+            check_run(row)
     check_read(others, rows.values())
     seeds = [base.train.seed + number for number in range(arguments.seeds)]
     return Plan(Path(arguments.out), base, names, rows, seeds, others)
@@ -319,7 +320,7 @@ def chosen_entries(rows: Sequence[Entry], only: str | None) -> list[Entry]:
     by_name = {entry.label.lower(): entry for entry in rows}
     names = list(by_name) if only is None else [name.strip().lower() for name in only.split(",")]
     for name in [name for name in names if name not in by_name]:
-        raise ValueError(f"only must be among {', '.join(entry.label for entry in rows)}, got {name!r}")
+        raise UsageError(f"only must be among {', '.join(entry.label for entry in rows)}, got {name!r}")
     return [by_name[name] for name in dict.fromkeys(names)]
 
 

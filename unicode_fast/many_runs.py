@@ -20,7 +20,7 @@ from tqdm import tqdm
 from unicode_fast.checkpoint import METRICS, SUMMARY
 from unicode_fast.cli import resolve_saved
 from unicode_fast.config import EXECUTION_FIELDS, OTHER_METHODS_FIELDS, Config, completed
-from unicode_fast.errors import few, say
+from unicode_fast.errors import UsageError, few, say
 from unicode_fast.files.locks import alone, exclusive
 from unicode_fast.files.untrusted import UNPACKED_VARIABLE, read_bytes, read_json
 from unicode_fast.files.writing import check_writable, write_text
@@ -101,7 +101,8 @@ def check_arguments(arguments: Namespace, page: Path, heading: str, place: str, 
         of: the experiment, for errors.
 
     Raises:
-        ValueError: a number is too small, a folder is empty or cannot be written, or the page is another file.
+        UsageError: a number is too small.
+        ValueError: a folder is empty or cannot be written, or the page is another file.
     """
     if not arguments.out:
         raise ValueError("out must be a folder, got ''")
@@ -112,7 +113,7 @@ def check_arguments(arguments: Namespace, page: Path, heading: str, place: str, 
         raise ValueError(f"{place} must be a new folder or one of {of}, {page} is another file")
     for name in ("seeds", "jobs"):
         if getattr(arguments, name) < 1:
-            raise ValueError(f"{name} must be at least 1, got {getattr(arguments, name)}")
+            raise UsageError(f"{name} must be at least 1, got {getattr(arguments, name)}")
     return record
 
 
@@ -129,9 +130,9 @@ def held(out: Path) -> Iterator[None]:
 
 
 def check_steps(base: Config) -> None:
-    """Raises ValueError if the number of steps follows from the data."""
+    """Raises UsageError if the number of steps follows from the data."""
     if not base.train.steps:
-        raise ValueError("steps must be above 0, so that all runs have the same number, got 0")
+        raise UsageError("steps must be above 0, so that all runs have the same number, got 0")
 
 
 class Record:

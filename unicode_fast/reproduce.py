@@ -16,7 +16,7 @@ from typing import Any
 
 from unicode_fast.cli import given_fields, make_parser, read_yaml, resolve, shown, with_underscores
 from unicode_fast.config import EXECUTION_FIELDS, Config, Modality
-from unicode_fast.errors import Parser, UsageError, few, program, run_main, say
+from unicode_fast.errors import Parser, UsageError, few, of_command_line, program, run_main, say
 from unicode_fast.files.writing import write_text
 from unicode_fast.many_runs import held
 from unicode_fast.report.markdown import grid, markdown
@@ -275,9 +275,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if given.run and given.dry_run:
         parser.error("run must not be given beside dry_run")
     if given.seeds < 1:
-        raise ValueError(f"seeds must be at least 1, got {given.seeds}")
+        raise UsageError(f"seeds must be at least 1, got {given.seeds}")
     if given.seconds_per_step is not None and not 0 < given.seconds_per_step < math.inf:
-        raise ValueError(f"seconds_per_step must be a number above 0, got {given.seconds_per_step:g}")
+        raise UsageError(f"seconds_per_step must be a number above 0, got {given.seconds_per_step:g}")
     fields = {
         "preset": "official",
         "size": "paper",
@@ -289,7 +289,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UsageError(f"{own[0]} must be left to the rows of the table, got {fields[own[0]]!r}")
     table = Table(given.table, given, fields)
     if any(one.task == SEGMENTATION for one in table.numbers):
-        check_backbone(given.backbone)
+        with of_command_line():
+            check_backbone(given.backbone)
     contents = {
         spec: look(spec, names, place.clips, splits) for spec, (place, names, splits) in table.sources().items()
     }
