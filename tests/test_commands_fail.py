@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from processes import python, start
 
-from unicode_fast import ablate, errors, evaluate, train
+from unicode_fast import ablate, errors, evaluate, leaderboard, reproduce, train
 from unicode_fast.compat import convert
 from unicode_fast.data import __main__ as data
 from unicode_fast.errors import LONGEST, escaped, is_foreseen, one_line, run_main
@@ -60,6 +60,9 @@ CASES: list[tuple[Main, list[str], int, str]] = [
     (report.main, ["nowhere", "--otu", "y"], 2, "unrecognized arguments: --otu y, is --out meant"),
     (ablate.main, ["--otu", "y"], 2, "unrecognized arguments: --otu y, is --out meant"),
     (ablate.main, [], 2, "arguments are required: --out"),
+    (leaderboard.main, ["--otu", "y"], 2, "unrecognized arguments: --otu y, is --out meant"),
+    (leaderboard.main, [], 2, "arguments are required: --out"),
+    (reproduce.main, ["--tabel", "1"], 2, "unrecognized arguments: --tabel 1, is --table meant"),
     (report.main, ["nowhere", "--format", "gif"], 2, "format must be one of .*, got 'gif'"),
     (report.main, ["nowhere", "--out", "y"], 1, "run must be a run folder with a config.yaml, got 'nowhere'"),
     (convert.main, ["out"], 2, "one of the arguments --from-cmg --to-cmg is required"),

@@ -270,7 +270,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(with_underscores(argv))
     with of_command_line():
         plots.check_format(arguments.format)
-    page = Path(arguments.out) / "ablation.md"
+    page = Path(arguments.out or "") / "ablation.md"
     file = check_arguments(arguments, page, HEADING, "out", "an ablation")
     if arguments.table is not None and arguments.experiments is not None:
         raise UsageError(f"table must not be given together with experiments, got {arguments.table} beside it")

@@ -332,7 +332,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", help="train these rows only, separated by commas [all]")
     parser.add_argument("--no_runs", action="store_true", help="train nothing; write the page from the record")
     arguments = parser.parse_args(with_underscores(argv))
-    page = Path(arguments.page or arguments.out) / "leaderboard.md"
+    page = Path(arguments.page or arguments.out or "") / "leaderboard.md"
     file = check_arguments(arguments, page, HEADING, "page", "a leaderboard")
     if arguments.no_runs and arguments.record and not file.exists():
         raise ValueError(f"record must be an existing file beside no_runs, got {arguments.record!r}")

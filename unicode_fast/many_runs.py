@@ -82,7 +82,7 @@ def check_folder(folder: Path, config: Config, free: Sequence[str]) -> None:
 
 def add_arguments(parser: ArgumentParser, of: str) -> None:
     """Adds the flags of `check_arguments`."""
-    parser.add_argument("--out", required=True, help=f"folder of {of} (required); finished runs in it are kept")
+    parser.add_argument("--out", help=f"folder of {of} (required); finished runs in it are kept")
     parser.add_argument(
         "--record", default="", help="JSON file of finished runs, which are skipped [runs.json in the folder]"
     )
@@ -101,9 +101,12 @@ def check_arguments(arguments: Namespace, page: Path, heading: str, place: str, 
         of: the experiment, for errors.
 
     Raises:
-        UsageError: a number is too small.
+        UsageError: there is no `--out`, or a number is too small.
         ValueError: a folder is empty or cannot be written, or the page is another file.
     """
+    if arguments.out is None:
+        # Not by argparse, which would name this before an unknown flag.
+        raise UsageError("the following arguments are required: --out")
     if not arguments.out:
         raise ValueError("out must be a folder, got ''")
     record = Path(arguments.record or Path(arguments.out) / "runs.json")

@@ -247,7 +247,7 @@ def make_own_parser() -> Parser:
     parser = make_parser(
         "reproduce", "Print, or run, the commands of one of the paper's tables on the public features."
     )
-    parser.add_argument("--table", type=int, choices=range(1, 6), required=True, help="table of the paper (required)")
+    parser.add_argument("--table", type=int, choices=range(1, 6), help="table of the paper (required)")
     parser.add_argument("--root", default="data", help="folder of all data sets [%(default)s]")
     for flag, folder in FLAGS.items():
         parser.add_argument(f"--{flag}", help=f"folder of this data set, or a packed store [ROOT/{folder}]")
@@ -272,6 +272,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command line; see `python -m unicode_fast.reproduce --help`."""
     parser = make_own_parser()
     given = parser.parse_args(with_underscores(argv))
+    if given.table is None:
+        parser.error("the following arguments are required: --table")
     if given.run and given.dry_run:
         parser.error("run must not be given beside dry_run")
     if given.seeds < 1:
