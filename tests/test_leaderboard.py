@@ -108,7 +108,6 @@ class TestEntries:
             assert method.club_weight == usual(found[name]).method.club_weight
         for name in ("Uni-Code", "DCID+S-MiT", "DCID+CMCM"):
             assert (found[name].method.cpc_weight, found[name].method.club_weight) == (0.5, 0.2)
-        assert not {config.method.align_weight for config in found.values()} - {1.0}
         # The size that a recipe sets is the method's.
         assert METHODS["fcid"].rules["temporal_layers"] == found["FCID"].model.temporal_layers == 1
         assert found["Uni-Code"].model.temporal_layers == found["MICU"].model.temporal_layers == 2
@@ -150,11 +149,7 @@ class TestIntroduction:
         return "\n".join(plan.introduction(Record(tmp_path / "runs.json", plan.base, "a leaderboard")))
 
     def test_the_command_makes_the_same_page(self, tmp_path: Path) -> None:
-        assert (
-            planned(tmp_path, seeds=1)
-            .introduction(Record(tmp_path / "1.json", planned(tmp_path).base))[0]
-            .count("with 1 seed. ")
-        )
+        assert "with 1 seed. " in self.text(tmp_path, seeds=1)
         text = self.text(tmp_path, club_weight=0.2, device="cpu")
         (command,) = re.findall(r"`python -m unicode_fast.leaderboard (--out .*?)` writes this page", text)
         assert command == "--out FOLDER --seeds 3 --club_weight 0.2 --steps 7"
