@@ -1,0 +1,16 @@
+"""Raw media: from files of video, sound and captions to features. Importing it imports no decoder and no model."""
+
+from unicode_fast.media.backbones import STEP_S, WINDOW_STEPS, Backbone, make, register
+from unicode_fast.media.features import ClipFeatures, MediaError, Preprocessor, features
+
+__all__ = [
+    "STEP_S",
+    "WINDOW_STEPS",
+    "Backbone",
+    "ClipFeatures",
+    "MediaError",
+    "Preprocessor",
+    "features",
+    "make",
+    "register",
+]
