@@ -14,6 +14,7 @@ from unicode_fast.errors import Parser, program, run_main, say
 from unicode_fast.version import __version__
 
 COMMANDS = {
+    "extract": "compute features of video, sound and captions, and write a feature store",
     "train": "pre-train on paired clips, then measure how codes transfer between modalities",
     "evaluate": "measure one direction of one task on a trained run",
     "report": "make the paper's tables and the figure from runs",

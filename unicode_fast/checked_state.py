@@ -67,6 +67,18 @@ def check_resumed(content: Mapping[str, Any]) -> None:
     check_generator("rng", content["rng"], torch.device("cpu"))
 
 
+def check_preprocessor(saved: Any, modalities: Mapping[str, Modality]) -> dict[str, Any] | None:
+    """The preprocessor of a checkpoint; None if it has none.
+
+    Raises:
+        BadFile: the entry is no preprocessor of these modalities.
+    """
+    # Imported here because media is above the modules.
+    from unicode_fast.media.stored import checked_preprocessor
+
+    return checked_preprocessor(saved, modalities, exactly=False)
+
+
 def check_generator(name: str, state: Any, device: torch.device) -> None:
     """Raise BadFile if it is not a state of a device's generator."""
     if not isinstance(state, Tensor) or state.dtype != torch.uint8 or state.dim() != 1 or not state.is_contiguous():

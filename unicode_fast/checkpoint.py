@@ -125,6 +125,7 @@ def save(path: Path, model: UniCode, extra: Mapping[str, Any] | None = None) -> 
         "format": FORMAT,
         "config": config_to_dict(model.config, model.modalities),
         "model": state,
+        **_preprocessor_of(model),
         **(extra or {}),
     }
     try:
@@ -136,6 +137,10 @@ def save(path: Path, model: UniCode, extra: Mapping[str, Any] | None = None) -> 
         raise OSError(
             f"checkpoint {path} cannot be written, with {free:.0f} MB free on the disk ({error}); older files are kept"
         ) from error
+
+
+def _preprocessor_of(model: UniCode) -> dict[str, Any]:
+    return {} if model.preprocessor is None else {"preprocessor": model.preprocessor}
 
 
 def read(path: Path, map_location: str | torch.device = "cpu") -> dict[str, Any]:
@@ -200,6 +205,7 @@ def check_model(content: Mapping[str, Any], config: Config, modalities: Mapping[
     changed = changed_fields(content, config, modalities)
     with _named(where_of(content)):
         checked_state.unfilled_model(config, modalities, content["model"])
+        checked_state.check_preprocessor(content.get("preprocessor"), modalities)
     return changed
 
 
@@ -438,7 +444,11 @@ def export(model: UniCode, path: str | os.PathLike[str]) -> None:
     target = path_of("path", path)
     if target.suffix != EXPORT_SUFFIX or target.exists():
         raise ValueError(f"path must be a new file that ends with {EXPORT_SUFFIX}, got {str(path)!r}")
-    content = {"format": FORMAT, "config": config_to_dict(model.config, model.modalities)}
+    content = {
+        "format": FORMAT,
+        "config": config_to_dict(model.config, model.modalities),
+        **_preprocessor_of(model),
+    }
     write_tensors(target, state, content)
 
 
@@ -453,7 +463,7 @@ def _read_export(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"file {path} does not exist") from error
     except (BadFile, OSError) as error:
         raise CheckpointError(f"file {path} is truncated, damaged or not an export: {error}") from error
-    return {"config": content["config"], "model": tensors}
+    return {"config": content["config"], "model": tensors, "preprocessor": content.get("preprocessor")}
 
 
 def _check_finite(model: UniCode, path: Path, where: str) -> None:
@@ -502,11 +512,13 @@ def load(
     config, modalities = config_from_dict(content["config"], where)
     with _named(where):
         model = checked_state.unfilled_model(config, modalities, content["model"])
+        preprocessor = checked_state.check_preprocessor(content.get("preprocessor"), modalities)
     load_model(model.to_empty(device=device), content, where)
     _check_finite(model, path, where)
     if "cmg" in content:
         model.cmg_rest = content["cmg"]
     progress = content.get("progress")
     digests = (content.get("data"), progress.get("data") if isinstance(progress, dict) else None)
+    model.preprocessor = preprocessor
     model.trained_on = next((digest for digest in digests if isinstance(digest, str) and digest), None)
     return model.eval()

@@ -23,7 +23,7 @@ from unicode_fast.training.checks import VERIFY_HELP, check_store
 from unicode_fast.training.distributed import DistContext
 from unicode_fast.training.measuring import measure, show_summary, summarise_seeds
 from unicode_fast.training.run_log import run_log
-from unicode_fast.training.runs import choose_device, make_folder, read_summary, set_threads
+from unicode_fast.training.runs import choose_device, keep_preprocessor, make_folder, read_summary, set_threads
 from unicode_fast.training.start import clear, describe, held, new_run, read_content, resumed_run
 from unicode_fast.training.trainer import Trainer, initialise_codebook, learning_rate
 
@@ -129,10 +129,12 @@ def run(
     modalities = check_store(config, dataset)
     content = ranks.run_on_rank0(lambda: read_content(folder, resume_step, config, modalities, dataset, ranks))
     trainer = Trainer(config, modalities, device)
+    trainer.model.preprocessor = dataset.preprocessor
     if content is not None:
         trainer.restore(content)
     if ranks.first:
         clear(folder, content, resume_step)
+        keep_preprocessor(folder, dataset)
     if config.train.compile:
         say("the first step compiles encoders and decoders and takes longer", file=sys.stderr)
     seconds = time.monotonic() - started

@@ -82,7 +82,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             splits = None if arguments.splits is None else arguments.splits.split(",")
             written = write_shards(data, arguments.store, arguments.clips, splits)
-        say_written(data, arguments, written, time.monotonic() - begun)
+        spec = arguments.store if arguments.command == "pack" else f"{SPEC}{arguments.store}"
+        say_written(data, spec, written, time.monotonic() - begun)
         return 0
     if arguments.json is not None:
         check_new_file("json", Path(arguments.json))
@@ -102,14 +103,21 @@ def with_request(given: str, arguments: argparse.Namespace) -> str:
     return " ".join([*(f"--{name} {shlex.quote(value)}" for name, value in chosen.items() if value is not None), given])
 
 
-def say_written(data: Dataset, arguments: argparse.Namespace, splits: Sequence[str], seconds: float) -> None:
-    """Print what was written, and the usual next command."""
+def say_written(data: Dataset, spec: str, splits: Sequence[str], seconds: float) -> None:
+    """Print what was written, and the usual next command.
+
+    Args:
+        data: what was written, or has the same clips.
+        spec: the written data, as `--data` takes them.
+        splits: that were written.
+        seconds: that it took.
+    """
     clips = {split: {name: len(one) for one in data.clip_sets(split) for name in one.modalities} for split in splits}
     counts = ", ".join(f"{split} {max(of.values())}" for split, of in clips.items())
-    sizes = [entry.stat().st_size for entry in os.scandir(arguments.store)]
+    folder = spec.removeprefix(SPEC)
+    sizes = [entry.stat().st_size for entry in os.scandir(folder)]
     size = f"{sum(sizes):,} bytes in {len(sizes)} files"
-    print(escaped(f"{arguments.store}: clips of {counts}; {size}; {seconds:.1f} s"))
-    spec = arguments.store if arguments.command == "pack" else f"{SPEC}{arguments.store}"
+    print(escaped(f"{folder}: clips of {counts}; {size}; {seconds:.1f} s"))
     print(escaped(f"next: {train_command(spec, flags(clips, data.classes))}"))
 
 

@@ -301,6 +301,8 @@ class Dataset:
 
     Attributes:
         splits: the names of the splits; the other attributes are as the arguments.
+        preprocessor: how the features were computed from media, in the form of `media.Preprocessor.as_dict`; None if
+            unknown.
         shares_batches: ranks share each batch. If False, each rank reads its own clips, and their order depends on the
             number of ranks.
     """
@@ -318,6 +320,7 @@ class Dataset:
         divided: Mapping[str, Sequence[np.ndarray]] | None = None,
     ) -> None:
         self.path, self.name = path, name
+        self.preprocessor: dict[str, Any] | None = None
         self.modalities = dict(modalities)
         self.classes = list(classes)
         self.extra = dict(extra or {})

@@ -127,6 +127,8 @@ def _write(dataset: Dataset, chosen: dict[str, ClipSet], root: Path, clips_per_s
         "classes": dataset.classes,
         "shards": shards,
     }
+    if dataset.preprocessor is not None:
+        described["preprocessor"] = dataset.preprocessor
     write_text(root / INDEX, json.dumps(described, indent=1))
 
 
@@ -153,11 +155,15 @@ class StreamedDataset(Dataset):
     shares_batches = False
 
     def __init__(self, root: str, index: dict[str, Any]) -> None:
+        # Imported here because media writes stores.
+        from unicode_fast.media.stored import checked_preprocessor
+
         modalities = {name: Modality(one["kind"], tuple(one["shape"])) for name, one in index["modalities"].items()}
         super().__init__(
             Path(root), index["name"], modalities, index["classes"], {split: () for split in index["shards"]}
         )
         self.root, self.index = root, index
+        self.preprocessor = checked_preprocessor(index.get("preprocessor"), modalities, exactly=True)
 
     def clip_sets(self, split: str) -> tuple[ClipSet, ...]:
         """The clips of a split in memory; for a streamed split only its first thousand."""

@@ -105,6 +105,8 @@ class UniCode(nn.Module):
 
     Attributes:
         trained_on: digest of the training data of a model from a checkpoint, if known.
+        preprocessor: how the features of its training data were computed from media, in the form of
+            `media.Preprocessor.as_dict`; None if unknown.
 
     Raises:
         ValueError: fewer than two modalities, sizes that do not fit together, or a method that needs another model.
@@ -143,6 +145,7 @@ class UniCode(nn.Module):
         self.names = tuple(modalities)
         self.config = config
         self.trained_on: str | None = None
+        self.preprocessor: dict[str, Any] | None = None
         self.build()
         self.alignment = (alignment or Alignment)(modalities, config)
         self.alignment.attach(self)

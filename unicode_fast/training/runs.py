@@ -18,6 +18,8 @@ from unicode_fast import threads
 from unicode_fast.checkpoint import SUMMARY, CheckpointError, write_config
 from unicode_fast.cli import resolve_saved
 from unicode_fast.config import EXECUTION_FIELDS, PLACE_FIELDS, Config
+from unicode_fast.data import Dataset
+from unicode_fast.data.store.write import PREPROCESSOR
 from unicode_fast.errors import UsageError, say
 from unicode_fast.files import untrusted
 from unicode_fast.files.locks import is_held
@@ -142,6 +144,16 @@ def keep_execution(folder: Path, config: Config) -> None:
             saved = resolve_saved(str(run / "config.yaml"))
             if saved.replace_all(**fields) != saved:
                 write_config(run, saved.replace_all(**fields))
+
+
+def keep_preprocessor(folder: Path, dataset: Dataset) -> None:
+    """Writes the preprocessor.json of a run folder, if the data have one.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    if dataset.preprocessor is not None:
+        write_json(folder / PREPROCESSOR, dataset.preprocessor)
 
 
 def resume_folder(

@@ -207,6 +207,10 @@ def check_digest(content: Mapping[str, Any], dataset: Dataset) -> None:
         raise CheckpointError(
             f"data must be what the checkpoint of step {content['step']} was trained on, got {dataset!r}"
         )
+    if content.get("preprocessor") != dataset.preprocessor:
+        raise CheckpointError(
+            f"preprocessor of the data must be that of the checkpoint of step {content['step']}, got another"
+        )
 
 
 def check_ranks_of_stream(progress: Mapping[str, Any], dataset: Dataset, ranks: DistContext) -> None:

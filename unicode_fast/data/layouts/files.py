@@ -77,27 +77,37 @@ def read_csv(file: Path, columns: Sequence[str], delimiter: str = ",") -> list[d
         StoreError: invalid UTF-8, an open quote, a missing or duplicate column, another number of fields than in the
             header, or rows above a limit.
     """
+    return [row for _, row in read_csv_lines(file, columns, delimiter)]
+
+
+def read_csv_lines(
+    file: Path, columns: Sequence[str], delimiter: str = ",", optional: Sequence[str] = ()
+) -> list[tuple[int, dict[str, str]]]:
+    """The same as `read_csv`, each row with the number of its first line; `optional` columns may occur once."""
     lines = _csv_rows(file, delimiter)
-    there = next(lines, [])
+    _, there = next(lines, (1, []))
     if any(there.count(name) != 1 for name in columns):
         separated = "tabs" if delimiter == "\t" else "commas"
         raise StoreError(
             f"{file} must have the columns {', '.join(columns)}, separated by {separated}, got {_some(there)}"
         )
-    rows: list[dict[str, str]] = []
-    for row in lines:
+    twice = [name for name in optional if there.count(name) > 1]
+    if twice:
+        raise StoreError(f"{file} must have each column once, got {twice[0]!r} more than once")
+    rows: list[tuple[int, dict[str, str]]] = []
+    for line, row in lines:
         if len(row) < len(there):
-            raise StoreError(f"{file} must have {_some(there)} in each row, row {len(rows) + 1} is cut short")
+            raise StoreError(f"{file} must have {_some(there)} in each row, row {len(rows) + 1} is cut short (line {line})")
         if len(row) > len(there):
             raise StoreError(
-                f"{file} must have {len(there)} fields in each row, row {len(rows) + 1} has more: {_some(row)}"
+                f"{file} must have {len(there)} fields in each row, row {len(rows) + 1} has more (line {line}): {_some(row)}"
             )
-        rows.append(dict(zip(there, row, strict=True)))
+        rows.append((line, dict(zip(there, row, strict=True))))
     return rows
 
 
-def _csv_rows(file: Path, delimiter: str) -> Iterator[list[str]]:
-    """The non-empty rows of a CSV file, limited by their memory."""
+def _csv_rows(file: Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:
+    """The non-empty rows of a CSV file and the numbers of their first lines, limited by their memory."""
     data = _content(file)
     most, held = _room(len(data)), 0
     if b"\0" in data:
@@ -107,13 +117,15 @@ def _csv_rows(file: Path, delimiter: str) -> Iterator[list[str]]:
     number = 0
     try:
         with io.TextIOWrapper(io.BytesIO(data), "utf-8-sig", newline="") as stream:
-            for number, row in enumerate(csv.reader(stream, delimiter=delimiter, strict=True)):
+            reader, last = csv.reader(stream, delimiter=delimiter, strict=True), 0
+            for number, row in enumerate(reader):
+                first, last = last + 1, reader.line_num
                 # The memory of a dict and its fields.
                 held += 240 + sum(map(sys.getsizeof, row)) + 8 * len(row)
                 if held > most:
                     raise StoreError(f"{file} must hold fewer rows, got more than {number}; {_CURE}")
                 if row:
-                    yield row
+                    yield first, row
     except csv.Error as error:
         # The csv module's message for a quote that is not closed.
         why = "a quote is not closed" if "end of data" in str(error) else error

@@ -23,7 +23,7 @@ from unicode_fast.data import bfloat16
 from unicode_fast.data.dataset import WHOLE, ClipSet, Dataset
 from unicode_fast.data.lazy import ClipArray, LazyArray
 from unicode_fast.data.store.checks import DamagedStoreError, StoreError, check_names
-from unicode_fast.data.store.write import FORMAT, MANIFEST, check_clip_sets
+from unicode_fast.data.store.write import FORMAT, MANIFEST, PREPROCESSOR, check_clip_sets
 from unicode_fast.errors import TooManyFiles
 from unicode_fast.files.paths import cache_folder
 from unicode_fast.files.untrusted import (
@@ -55,6 +55,7 @@ class Store(Dataset):
         classes: C class names.
         splits: the names of the splits.
         extra: additional entries of its writer.
+        preprocessor: content of preprocessor.json, if the features were computed from media, else None.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class Store(Dataset):
     ) -> None:
         modalities, classes = _modalities(manifest), manifest["classes"]
         super().__init__(path, manifest["name"], modalities, classes, clip_sets, manifest["extra"], divided)
+        self.preprocessor = _read_preprocessor(path, manifest)
 
     def digest(self) -> str:
         """The checksum of the manifest, which includes the checksums of all files."""
@@ -203,6 +205,9 @@ def _check_manifest(manifest: Mapping[str, Any]) -> None:
     size = sum({one["file"]: one["bytes"] for one in _all_files(manifest)}.values())
     if 8 * clips > 2 * size + _INDEX_ROOM:
         raise StoreError(f"clips must be few enough for {size} bytes of files, got {clips}")
+    described = manifest.get("preprocessor")
+    if described is not None and (type(described["sha256"]) is not str or type(described["bytes"]) is not int):
+        raise TypeError("preprocessor must have the bytes and the sha256 of its file")
     if type(manifest["name"]) is not str or not isinstance(manifest["extra"], dict):
         raise TypeError("name must be a string, and extra a mapping")
 
@@ -261,6 +266,25 @@ def _all_files(manifest: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
             yield from (
                 entry for clips in described["parts"] for one in clips["arrays"].values() for entry in one["shards"]
             )
+
+
+def _read_preprocessor(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The content of a store's preprocessor.json; None if the manifest lists none."""
+    # Imported here because media writes stores.
+    from unicode_fast.media.stored import checked_preprocessor
+
+    listed, file = manifest.get("preprocessor"), folder / PREPROCESSOR
+    if listed is None:
+        return None
+    try:
+        content = read_bytes(file)
+        if hashlib.sha256(content).hexdigest() != listed["sha256"]:
+            raise BadFile(f"its checksum differs from {MANIFEST}")
+        return checked_preprocessor(parse_json(content), _modalities(manifest), exactly=True)
+    except FileNotFoundError as error:
+        raise _damaged(file, f"it is missing, but {MANIFEST} lists it") from error
+    except BadFile as error:
+        raise _damaged(file, str(error)) from error
 
 
 def _map_array(folder: Path, entry: Mapping[str, Any]) -> ClipArray:
@@ -333,7 +357,14 @@ def damages(path: str | os.PathLike[str]) -> Iterator[tuple[int, str]]:
         As `open_store`, if the manifest is missing or invalid.
     """
     folder = Path(path).absolute()
-    for entry in _all_files(_read_manifest(folder)):
+    manifest = _read_manifest(folder)
+    if manifest.get("preprocessor") is not None:
+        try:
+            _read_preprocessor(folder, manifest)
+            yield manifest["preprocessor"]["bytes"], ""
+        except (StoreError, OSError) as error:
+            yield manifest["preprocessor"]["bytes"], str(error)
+    for entry in _all_files(manifest):
         try:
             _map_file(folder, entry)
             _check_digest(folder, entry)

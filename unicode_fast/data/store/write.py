@@ -36,6 +36,8 @@ from unicode_fast.files.writing import atomic_file, atomic_folder, publish, remo
 PackedDtype: TypeAlias = Literal["float32", "float16", "bfloat16", "float64"]
 FORMAT = 2
 MANIFEST = "manifest.json"
+# File beside the manifest of a store whose features were computed from media.
+PREPROCESSOR = "preprocessor.json"
 SHARD_BYTES = 1 << 29
 _CHUNK_BYTES = 1 << 24
 _LOG, _PLAN = "journal.jsonl", "plan.json"
@@ -106,8 +108,9 @@ def pack(
     *,
     shard_bytes: int = SHARD_BYTES,
     progress: bool = True,
+    texts: Mapping[str, str] | None = None,
 ) -> None:
-    """Write a data set as a feature store.
+    """Write a data set as a feature store; it keeps the data set's preprocessor.
 
     Files are written to the folder `.<name>.packing` beside `path`. Each file is flushed to the disk before a log
     records it; the folder is renamed at the end. After an interruption the same call resumes after the last recorded
@@ -119,6 +122,7 @@ def pack(
         dtype: dtype of the features; values are rounded to nearest, for float16 and bfloat16 via float32.
         shard_bytes: approximate limit of the size of a file of features.
         progress: show a progress bar on standard error.
+        texts: other files of the folder, by name; no reader of the store needs them.
 
     Raises:
         ValueError: the dtype is unknown, or the size not positive.
@@ -158,6 +162,8 @@ def pack(
             # Temporary files of older versions.
             for leftover in folder.glob("*.part"):
                 leftover.unlink()
+            for name, text in (texts or {}).items():
+                write_text(folder / name, text)
             publish(folder, target)
             for name in (_LOG, _PLAN):
                 (target / name).unlink()
@@ -245,7 +251,7 @@ class _Writer:
             name: {"kind": kind.kind, "shape": list(kind.shape), "dtype": self.dtypes[name]}
             for name, kind in data.modalities.items()
         }
-        manifest = {
+        manifest: dict[str, Any] = {
             "format": FORMAT,
             "name": data.name,
             "modalities": modalities,
@@ -253,6 +259,11 @@ class _Writer:
             "splits": splits,
             "extra": data.extra,
         }
+        if data.preprocessor is not None:
+            text = json.dumps(data.preprocessor, indent=1)
+            write_text(self.folder / PREPROCESSOR, text)
+            written = text.encode()
+            manifest["preprocessor"] = {"bytes": len(written), "sha256": hashlib.sha256(written).hexdigest()}
         write_text(self.folder / MANIFEST, json.dumps(manifest, indent=1))
 
     def _total(self) -> int:
