@@ -8,6 +8,7 @@ if is_starting():
     quiet_interrupt()
     note_start()
 
+from unicode_fast import media
 from unicode_fast.backend import BackendUnavailable, available_backends
 from unicode_fast.checkpoint import CheckpointError, export, load
 from unicode_fast.compat import CmgFileError, from_cmg, to_cmg
@@ -61,6 +62,7 @@ __all__ = [
     "load",
     "make_method",
     "make_model",
+    "media",
     "nearest_codeword",
     "preset",
     "to_cmg",

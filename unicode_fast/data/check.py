@@ -16,7 +16,7 @@ from unicode_fast.data import built_in, stream
 from unicode_fast.data.dataset import WHOLE, ClipSet, Dataset
 from unicode_fast.data.findings import Described, Finding, Report, classes_of
 from unicode_fast.data.layouts import Request
-from unicode_fast.data.layouts.files import MissingFilesError, MissingPackageError
+from unicode_fast.data.layouts.files import MissingFilesError
 from unicode_fast.data.layouts.index import ClipTable, DatasetIndex, FeatureFiles
 from unicode_fast.data.lazy import ClipArray, LazyArray
 from unicode_fast.data.opening import list_data, open_data
@@ -24,6 +24,7 @@ from unicode_fast.data.store.checks import StoreError, check_array_values, check
 from unicode_fast.data.store.read import damages, open_store
 from unicode_fast.data.store.write import MANIFEST, check_alike
 from unicode_fast.errors import TooManyFiles, UsageError, is_foreseen, message_of
+from unicode_fast.files.optional import MissingPackageError
 from unicode_fast.files.paths import expanded
 from unicode_fast.files.untrusted import BadFile
 

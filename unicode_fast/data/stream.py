@@ -24,7 +24,6 @@ from tqdm import tqdm
 
 from unicode_fast.config import Modality
 from unicode_fast.data.dataset import WHOLE, Batch, ClipSet, Dataset, check_batch_size, checked_dtype, gather
-from unicode_fast.data.layouts.files import need
 from unicode_fast.data.store.checks import (
     StoreError,
     check_array_values,
@@ -34,6 +33,7 @@ from unicode_fast.data.store.checks import (
     check_values,
 )
 from unicode_fast.data.store.write import check_new, explained, make_parent
+from unicode_fast.files.optional import need
 from unicode_fast.files.untrusted import (
     TEXT_VARIABLE,
     UNPACKED_VARIABLE,

@@ -19,13 +19,13 @@ import numpy as np
 
 from unicode_fast.config import TextPadding
 from unicode_fast.data.cache import check_ours
-from unicode_fast.data.layouts.files import need
 from unicode_fast.data.layouts.index import FeatureFiles
 from unicode_fast.data.layouts.zip_pickle import unpickle_counts
 from unicode_fast.data.lazy import LazyArray
 from unicode_fast.data.store.checks import StoreError
 from unicode_fast.errors import few
 from unicode_fast.files.checked_torch import check_torch
+from unicode_fast.files.optional import need
 from unicode_fast.files.paths import cache_folder
 from unicode_fast.files.tensor_files import count_values
 from unicode_fast.files.untrusted import (

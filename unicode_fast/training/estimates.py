@@ -14,8 +14,8 @@ import torch
 from unicode_fast.config import Config, Modality
 from unicode_fast.data import StoreError, open_data
 from unicode_fast.data.dataset import WHOLE, Dataset
-from unicode_fast.data.layouts.files import MissingPackageError
 from unicode_fast.errors import message_of, say
+from unicode_fast.files.optional import MissingPackageError
 from unicode_fast.methods import make_model
 from unicode_fast.training.runs import choose_device
 from unicode_fast.training.trainer import Trainer

@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from unicode_fast.data.layouts.files import Files, need
+from unicode_fast.data.layouts.files import Files
 from unicode_fast.data.layouts.index import ClipTable, DatasetIndex, FeatureFiles, Note
 from unicode_fast.data.layouts.published import AVE, PublishedList, count_notes
 from unicode_fast.data.layouts.request import Request
 from unicode_fast.data.store.checks import StoreError
+from unicode_fast.files.optional import need
 from unicode_fast.files.untrusted import BadFile, check_count, check_size, open_file
 
 CLASSES = [

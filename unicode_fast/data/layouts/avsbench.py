@@ -12,7 +12,6 @@ import numpy as np
 from unicode_fast.data.layouts.files import (
     Files,
     file_features,
-    need,
     numbers_of,
     read_csv,
     read_sentences,
@@ -23,6 +22,7 @@ from unicode_fast.data.layouts.request import Request
 from unicode_fast.data.layouts.zip_pickle import read_zipped_array
 from unicode_fast.data.lazy import ClipArray, LazyArray
 from unicode_fast.data.store.checks import StoreError
+from unicode_fast.files.optional import need
 from unicode_fast.files.untrusted import PICTURE_VARIABLE, BadFile, check_size, read_bytes
 
 POSITIONS = 5

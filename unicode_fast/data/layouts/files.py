@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import importlib
 import io
 import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -301,21 +299,3 @@ def divide(members: Sequence[Mapping[str, np.ndarray]]) -> dict[str, list[np.nda
     """The members by split, one array per list of clips; splits that are empty in a list are omitted."""
     chosen = {split: [those[split] for those in members] for split in members[0]} if members else {}
     return {split: those for split, those in chosen.items() if all(clips.any() for clips in those)}
-
-
-class MissingPackageError(RuntimeError):
-    """A package for these data is not installed."""
-
-
-def need(package: str, extra: str) -> ModuleType:
-    """Import an optional package.
-
-    Raises:
-        MissingPackageError: it is not installed; the message names its extra.
-    """
-    try:
-        return importlib.import_module(package)
-    except ModuleNotFoundError as error:
-        raise MissingPackageError(
-            f"package {package!r} must be installed to read these data: pip install 'unicode_fast[{extra}]'"
-        ) from error
