@@ -6,6 +6,7 @@ from importlib import import_module
 from unicode_fast.media.backbones import STEP_S, WINDOW_STEPS, Backbone, make, names, register
 from unicode_fast.media.decoding import MediaError, MediaFile
 from unicode_fast.media.features import ClipFeatures, Preprocessor, features
+from unicode_fast.media.recipes import recipe
 
 __all__ = [
     "STEP_S",
@@ -18,6 +19,7 @@ __all__ = [
     "features",
     "make",
     "names",
+    "recipe",
     "register",
 ]
 
@@ -26,6 +28,8 @@ _OWN = {
     "log-mel": ("log_mel", "LogMel"),
     "efficientnet-lite0": ("efficientnet_lite", "EfficientNetLite0"),
     "wordllama": ("wordllama", "WordLlama"),
+    "vgg19": ("vgg", "Vgg19"),
+    "vggish": ("vgg", "VGGish"),
 }
 
 
