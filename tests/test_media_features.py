@@ -10,6 +10,7 @@ from media_files import SIDE, beeps, flash_and_beep, write_media
 
 from unicode_fast import media
 from unicode_fast.config import Modality
+from unicode_fast.media.decoding import pixels
 
 pytest.importorskip("av")
 
@@ -142,6 +143,34 @@ def test_a_picture_is_one_step(tmp_path):
         (clip,) = media.features(tmp_path / f"picture.{suffix}", own(), caption="green")
         assert list(clip.features) == ["video", "text"]
         np.testing.assert_allclose(clip.features["video"], [[10, 200, 90]], atol=3)
+
+
+def test_phones_turn_pictures_by_metadata(tmp_path):
+    av = pytest.importorskip("av")
+    upright = np.zeros((10, 96, 64, 3), np.uint8)
+    upright[:, :32] = 250
+    # Written lying, with the matrix that turns it upright.
+    plain = write_media(tmp_path / "plain.mp4", np.rot90(upright, 1, (1, 2)))
+    with av.open(str(plain)) as read, av.open(str(tmp_path / "turned.mp4"), "w") as written:
+        stream = written.add_stream_from_template(read.streams.video[0])
+        for packet in read.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = stream
+                written.mux(packet)
+    data = bytearray((tmp_path / "turned.mp4").read_bytes())
+    # The matrix of the track header: (0, 1, -1, 0) turns clockwise by a quarter.
+    identity = b"".join(value.to_bytes(4, "big") for value in (1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30))
+    quarter = b"".join(
+        value.to_bytes(4, "big", signed=True) for value in (0, 1 << 16, 0, -(1 << 16), 0, 0, 64 << 16, 0, 1 << 30)
+    )
+    place = data.index(identity, data.index(b"tkhd"))
+    data[place : place + len(identity)] = quarter
+    (tmp_path / "turned.mp4").write_bytes(data)
+    with media.MediaFile(tmp_path / "turned.mp4") as file:
+        _, _, frame = next(file.frames())
+        picture = pixels(frame)
+    assert picture.shape == (96, 64, 3)
+    assert picture[:28].min() > 200 and picture[36:].max() < 60
 
 
 def broken(folder: Path) -> dict[str, Path]:
