@@ -47,9 +47,8 @@ def test_the_model_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert not names["model"].training  # type: ignore
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/data.md"])
-def test_the_own_data_of(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (example,) = [block for block in blocks(page) if "clips.csv" in block]
+def test_the_own_data_of_the_page_on_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    example = blocks("docs/data.md")[0]
     monkeypatch.chdir(tmp_path)
     run(example)
     report = check("clips:mine", progress=False)
@@ -62,9 +61,9 @@ def test_the_page_on_getting_started() -> None:
 
 
 def test_the_page_on_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its blocks after the first, which takes a run and a checkpoint, with data and model of the README."""
+    """Its blocks after the first, which takes a run and a checkpoint, with the README's model and the data of a page."""
     monkeypatch.chdir(tmp_path)
-    names = run("\n".join([*blocks("README.md"), *blocks("docs/python.md")[1:]]))
+    names = run("\n".join([*blocks("README.md"), blocks("docs/data.md")[0], *blocks("docs/python.md")[1:]]))
     assert names["rebuilt"].shape == (40, 8, 9, 9, 3) and names["error"] > 0  # type: ignore
     assert names["index"]["video"].shape == (8, 10) and names["loss"].shape == ()  # type: ignore
 
