@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import os
 import random
+import re
 import signal
 import sys
 import time
@@ -271,6 +272,17 @@ class TestStore:
         assert done.absent == ["video"] and list(data.modalities) == ["audio"]
         assert "no clip has video, so the store has none" in done.lines()
         assert list(data.preprocessor["modalities"]) == ["audio"]
+
+    def test_the_example_of_the_page(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        page = (Path(__file__).parents[1] / "docs" / "media.md").read_text()
+        (code,) = re.findall("```python\n(.*?)```", page, re.DOTALL)
+        (tmp_path / "videos").mkdir()
+        flash_and_beep(tmp_path / "videos" / "first.mp4", fps=5, seconds=2, at=(1,))
+        monkeypatch.chdir(tmp_path)
+        names: dict[str, Any] = {}
+        exec(code, names)
+        assert names["clip"].features["video"].shape == (2, 5, 5, 3)
+        assert list(open_store("mystore").modalities) == ["audio", "video"]
 
 
 class TestSkipped:
