@@ -519,6 +519,7 @@ class TestCommand:
             (["--workers=two"], "workers must be a whole number, got 'two'"),
             (["--recipe=ave", "--video=areas"], "recipe sets every backbone, got --video too"),
             (["--weights=vgg19=x"], "weights needs --recipe, got 'vgg19=x' alone"),
+            (["--frames_per_step=8"], "frames_per_step needs --recipe, got 8 alone"),
             (["--video=aeras"], "backbone must be one of .*, got 'aeras'"),
             (["--video=loudness"], "backbone 'loudness' must read frames, it reads sound"),
             (["--video=none", "--audio=none", "--text=none"], "at least one modality must have a backbone"),

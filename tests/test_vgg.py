@@ -166,6 +166,7 @@ def test_the_recipe_of_ave(vgg19_weights, vggish_weights, tmp_path):
     assert {name: one.modality.shape for name, one in made.items()} == {"audio": (128,), "video": (7, 7, 512)}
     described = media.Preprocessor.of(made)
     assert media.Preprocessor.from_dict(described.as_dict()).make()["video"].rate == 16
+    assert media.recipe("ave", files, 8)["video"].rate == 8
     with pytest.raises(ValueError, match="recipe must be one of ave, got 'eva'"):
         media.recipe("eva", files)
     with pytest.raises(ValueError, match="vggish is missing"):

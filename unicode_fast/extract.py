@@ -41,6 +41,7 @@ def make_parser() -> Parser:
         )
     parser.add_argument("--recipe", help="published features instead of these backbones: ave")
     parser.add_argument("--weights", metavar="NAME=FILE,...", help="files of the recipe's weights: vgg19, vggish, bert")
+    parser.add_argument("--frames_per_step", type=int, help="frames of a second that the recipe averages [16]")
     parser.add_argument("--workers", type=int, default=2, help="processes, each for one file at a time [2]")
     parser.add_argument("--dtype", choices=get_args(PackedDtype), default="float32", help="dtype of features [float32]")
     return parser
@@ -82,9 +83,12 @@ def backbones_of(arguments: Namespace) -> dict[str, Backbone] | None:
     if arguments.recipe is not None:
         if given:
             raise ValueError(f"recipe sets every backbone, got {given[0]} too")
-        return recipe(arguments.recipe, parsed_weights(arguments.weights) if arguments.weights else {})
-    if arguments.weights is not None:
-        raise ValueError(f"weights needs --recipe, got {arguments.weights!r} alone")
+        weights = parsed_weights(arguments.weights) if arguments.weights else {}
+        frames = {} if arguments.frames_per_step is None else {"frames_per_step": arguments.frames_per_step}
+        return recipe(arguments.recipe, weights, **frames)
+    for flag in ("weights", "frames_per_step"):
+        if getattr(arguments, flag) is not None:
+            raise ValueError(f"{flag} needs --recipe, got {getattr(arguments, flag)!r} alone")
     if not given:
         return None
     made = {

@@ -8,27 +8,28 @@ from unicode_fast.files.paths import expanded
 from unicode_fast.media.backbones import Backbone, make
 
 
-def _ave(weights: Mapping[str, str]) -> dict[str, Backbone]:
+def _ave(weights: Mapping[str, str], frames_per_step: int) -> dict[str, Backbone]:
     """VGG19 and VGGish, and word vectors of a BERT where its folder is given."""
     made = {
         "audio": make("vggish", "sound", weights=weights["vggish"]),
-        "video": make("vgg19", "frames", weights=weights["vgg19"]),
+        "video": make("vgg19", "frames", weights=weights["vgg19"], frames_per_step=frames_per_step),
     }
     return {**made, "text": make(weights["bert"], "caption")} if "bert" in weights else made
 
 
 # The recipe, the weights that it needs, and those that it can have.
-_RECIPES: dict[str, tuple[Callable[[Mapping[str, str]], dict[str, Backbone]], list[str], list[str]]] = {
+_RECIPES: dict[str, tuple[Callable[[Mapping[str, str], int], dict[str, Backbone]], list[str], list[str]]] = {
     "ave": (_ave, ["vgg19", "vggish"], ["bert"]),
 }
 
 
-def recipe(name: str, weights: Mapping[str, str]) -> dict[str, Backbone]:
+def recipe(name: str, weights: Mapping[str, str], frames_per_step: int = 16) -> dict[str, Backbone]:
     """The backbones of a recipe by modality.
 
     Args:
         name: "ave", the features of AVE, with which those of Cross Modal Generalization are consistent.
         weights: file by network: vgg19 and vggish, and bert, a folder, for captions.
+        frames_per_step: frames whose features are averaged; 16 in AVE's script, 8 in another copy of it.
 
     Raises:
         ValueError: the recipe or a network is unknown, or a file is missing from `weights`, or is another one.
@@ -44,7 +45,7 @@ def recipe(name: str, weights: Mapping[str, str]) -> dict[str, Backbone]:
     lacking = [network for network in needed if network not in weights]
     if lacking:
         raise ValueError(f"weights must be given for {', '.join(needed)} by recipe {name!r}, {lacking[0]} is missing")
-    return build(weights)
+    return build(weights, frames_per_step)
 
 
 def parsed_weights(text: str) -> dict[str, str]:
