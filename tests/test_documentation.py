@@ -61,7 +61,7 @@ def test_the_page_on_getting_started() -> None:
 
 
 def test_the_page_on_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its blocks after the first, which takes a run and a checkpoint; the model is of the README, the data of a page."""
+    """Its blocks after the first, which takes a run; the model is of the README, the data of another page."""
     monkeypatch.chdir(tmp_path)
     names = run("\n".join([*blocks("README.md"), blocks("docs/data.md")[0], *blocks("docs/python.md")[1:]]))
     assert names["rebuilt"].shape == (40, 8, 9, 9, 3) and names["error"] > 0  # type: ignore
