@@ -17,6 +17,7 @@ COMMANDS = {
     "extract": "compute features of video, sound and captions, and write a feature store",
     "train": "pre-train on paired clips, then measure how codes transfer between modalities",
     "evaluate": "measure one direction of one task on a trained run",
+    "inspect": "write a page that shows what each codeword means",
     "report": "make the paper's tables and the figure from runs",
     "ablate": "train with each component off, with codebooks of several sizes, or each method of Table 1",
     "leaderboard": "train every method on the same data, and compare them",

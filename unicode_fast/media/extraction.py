@@ -480,7 +480,9 @@ class _Extracted(Dataset):
             classes,
             {
                 split: [
-                    ClipSet(_arrays(splits[split], modalities, classes), modalities, classes, np.arange(len(splits[split])))
+                    ClipSet(
+                        _arrays(splits[split], modalities, classes), modalities, classes, np.arange(len(splits[split]))
+                    )
                 ]
                 for split in order
             },
@@ -494,9 +496,7 @@ class _Extracted(Dataset):
         return hashlib.sha256((super().digest() + self.facts).encode()).hexdigest()
 
 
-def _arrays(
-    clips: Sequence[_Clip], modalities: Mapping[str, Modality], classes: Sequence[str]
-) -> dict[str, ClipArray]:
+def _arrays(clips: Sequence[_Clip], modalities: Mapping[str, Modality], classes: Sequence[str]) -> dict[str, ClipArray]:
     """The arrays of the clips of a split."""
     arrays: dict[str, ClipArray] = {}
     for name, modality in modalities.items():
