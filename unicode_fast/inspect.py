@@ -33,7 +33,7 @@ def make_parser() -> Parser:
     """The command line."""
     parser = Parser(
         prog=program("inspect"),
-        description="Write one HTML page that shows, for each codeword, the pictures, sounds and words that use it most.",
+        description="Write one HTML page that shows the pictures, sounds and words that use each codeword most.",
     )
     parser.add_argument("run", nargs="?", help="run folder, checkpoint or exported model")
     parser.add_argument("--data", help="a built-in name, a feature store's folder or LAYOUT:ROOT [the run's]")
@@ -131,7 +131,7 @@ def describe(model: UniCode, dataset: Dataset, arguments: Namespace, which: str)
     examples = collect(use, of, codes, pictured)
     notes = notes_of(use.used, len(use.codewords), (arguments.clips, clips), pictured, of)
     if examples.unread:
-        listed = few([f"{file}: {reason}" for file, reason in examples.unread.items()], "; ", 1000)
+        listed = few([f"{file}: {reason}" for file, reason in examples.unread.items()], "; ", 400)
         notes.append(f"{len(examples.unread):,} media files could not be read: {listed}")
     for note in notes:
         say(f"note: {note}", file=sys.stderr)
@@ -144,7 +144,7 @@ def describe(model: UniCode, dataset: Dataset, arguments: Namespace, which: str)
         **{name: value for name, value in versions().items() if name in ("unicode_fast", "torch")},
     }
     sizes = model.code_sizes
-    return page(use, examples, of, Heading(facts, sizes, notes), advise(use, model.config, sizes))
+    return page(use, examples, Heading(facts, sizes, notes), advise(use, model.config, sizes))
 
 
 def notes_of(used: int, shown: int, clips: tuple[int, int], pictured: int, of: dict[str, Source]) -> list[str]:
@@ -162,8 +162,8 @@ def notes_of(used: int, shown: int, clips: tuple[int, int], pictured: int, of: d
         notes.append(f"The page shows the {shown:,} most used of {used:,} codewords.")
     if clips[1] < clips[0]:
         notes.append(
-            f"The codebook is large: {clips[1]} examples of a codeword and modality instead of {clips[0]} keep the page "
-            "below 20 MB. --codewords shows fewer codewords with more examples."
+            f"The codebook is large: each codeword has {clips[1]} examples of a modality instead of {clips[0]}, so "
+            "that the page stays below 20 MB. --codewords shows fewer codewords with more examples."
         )
     if pictured < shown:
         notes.append(f"Pictures and sound are shown for the {pictured:,} most used codewords.")

@@ -102,7 +102,7 @@ def _of_size(use: CodebookUse, config: Config) -> list[Advice]:
         return [
             Advice(
                 f"All {size} codewords are in use.",
-                f"Try more, such as --codewords {2 * size}: scores on talking-numbers rose up to {_LARGEST_GAIN} codewords.",
+                f"Try --codewords {2 * size}: scores on talking-numbers rose up to {_LARGEST_GAIN} codewords.",
                 _ABLATION,
             )
         ]

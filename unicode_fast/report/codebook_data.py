@@ -44,9 +44,9 @@ class Codeword:
         code: its number.
         uses: number of positions with the codeword, by modality.
         shared: at least two modalities have a fifth of the uses or more each.
-        agreement: by pair of modalities, such as "audio-video": of its uses at common positions, the share whose partner
-            at the same position has the same codeword. A pair without a common time axis is compared by clips: of the
-            clips in which either modality uses it, each counted once per modality, the share in which both do.
+        agreement: by pair of modalities, such as "audio-video": of both modalities' uses at common positions, the share
+            whose partner at the same position has the same codeword. A pair without a common time axis is compared by
+            clips: of both modalities' clips with the codeword, the share that has it in the other modality too.
         label: name of the most frequent class, and its share of the uses in clips with a class; None without classes.
         examples: by modality, the clips with most uses of the codeword.
     """
@@ -60,7 +60,7 @@ class Codeword:
 
     @property
     def group(self) -> str:
-        """ "shared"; "mostly" where one modality has most uses; "one" where no other has any."""
+        """One of "shared", "mostly" where one modality has most uses, and "one" where no other has any."""
         if self.shared:
             return "shared"
         return "mostly" if sum(uses > 0 for uses in self.uses.values()) > 1 else "one"

@@ -1,4 +1,4 @@
-"""What the examples of codewords look like and sound like: frames and sound of media files, words, or the data's own."""
+"""The examples of codewords: frames and sound of media files, words of sentences, or pictures that the data hold."""
 
 from __future__ import annotations
 
@@ -228,16 +228,16 @@ class _Texts:
 
     def parts(self, example: Example) -> list[tuple[str, bool]]:
         """The sentence of an example, its words with the codeword apart."""
-        caption, words, end = self.captions[example.clip], self.words(example.clip), 0
+        caption, words = self.captions[example.clip], self.words(example.clip)
         parts: list[tuple[str, bool]] = []
+        cut = end = 0
         for place, word in enumerate(words or ()):
             begin = caption.index(word, end)
-            if place in example.positions:
-                parts += [(caption[end:begin], False), (word, True)]
-            else:
-                parts.append((caption[end : begin + len(word)], False))
             end = begin + len(word)
-        return [(text, marked) for text, marked in [*parts, (caption[end:], False)] if text]
+            if place in example.positions:
+                parts += [(caption[cut:begin], False), (word, True)]
+                cut = end
+        return [(text, marked) for text, marked in [*parts, (caption[cut:], False)] if text]
 
     def counted(self, codes: EncodedClips, chosen: set[int]) -> dict[int, Counter[str]]:
         """How often each word has each codeword."""
@@ -333,6 +333,8 @@ def _read(wanted: Sequence[tuple[Source, Example, Shown]], unread: dict[str, str
         try:
             with MediaFile(path_in(those[0][0].media, file)) as media:
                 _read_file(media, those)
+        except FileNotFoundError:
+            unread[file] = "there is no such file"
         except (MediaError, OSError) as error:
             unread[file] = one_line(message_of(error))
 

@@ -18,10 +18,11 @@ from unicode_fast.report.codebook_examples import Examples, Shown, Source
 from unicode_fast.report.plots import modality_colours
 from unicode_fast.tasks import Sharing
 
-# The page is smaller than MOST_BYTES. What is not picture or sound takes at most _CARD_BYTES a card and _REST_BYTES.
+# The page is smaller than MOST_BYTES. A card takes about _CARD_BYTES, and an example _EXAMPLE_BYTES beside its picture
+# or sound. What is outside of cards takes at most _REST_BYTES.
 MOST_BYTES = 20_000_000
 MOST_CARDS = 3000
-_CARD_BYTES, _EXAMPLE_BYTES, _REST_BYTES = 2500, 900, 800_000
+_CARD_BYTES, _EXAMPLE_BYTES, _REST_BYTES = 2000, 400, 1_000_000
 _LONGEST_NAME, _LONGEST_SENTENCE, _LONGEST_WORD, _WORDS = 60, 120, 24, 8
 _GROUPS = {"shared": "shared", "mostly": "mostly one modality", "one": "one modality only"}
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
@@ -64,21 +65,22 @@ def room_for(cards: int, clips: int, of: Iterable[Source]) -> tuple[int, int]:
     return 1, min(cards, (room - cards * texts) // max(each, 1))
 
 
-def page(
-    use: CodebookUse, examples: Examples, of: Mapping[str, Source], heading: Heading, advice: Sequence[Advice]
-) -> str:
+def page(use: CodebookUse, examples: Examples, heading: Heading, advice: Sequence[Advice]) -> str:
     """The page, HTML in UTF-8 of less than MOST_BYTES.
 
     Args:
         use: of the codewords.
         examples: what they look like and sound like.
-        of: their sources, by modality.
         heading: what the page is about.
         advice: what to try.
     """
     colours = modality_colours(use.names)
     tints = "".join(f"--m{place}:{colour};" for place, colour in enumerate(colours.values()))
-    cards = "\n".join(_card(codeword, use, examples, of, heading.sizes) for codeword in use.codewords)
+    cards, left_out = _cards(use, examples, heading.sizes)
+    notes = [
+        *heading.notes,
+        *([f"{left_out:,} examples are left out, so that the page stays small."] if left_out else []),
+    ]
     chips = "".join(
         f'<a href="#c{one.code}" class="{one.group}" title="{_number(one.code, heading.sizes)}: '
         f'{sum(one.uses.values())} uses">{_number(one.code, heading.sizes)}</a>'
@@ -106,7 +108,7 @@ style-src 'unsafe-inline'; script-src 'unsafe-inline'">
 {_facts(heading)}
 </header>
 <main>
-{_notes(heading.notes)}
+{_notes(notes)}
 {_measures(use, heading.sizes)}
 {_advice(advice)}
 {_part("codebook_page_help.html")}
@@ -253,14 +255,36 @@ def _filters(use: CodebookUse) -> str:
     )
     return (
         f'<div class="filters" id="filters" hidden role="search">'
-        f'<button type="button" data-show="" aria-pressed="true">all ({len(use.codewords):,})</button>{buttons}<a href="#dead">dead ({len(use.dead):,})</a>'
+        f'<button type="button" data-show="" aria-pressed="true">all ({len(use.codewords):,})</button>'
+        f'{buttons}<a href="#dead">dead ({len(use.dead):,})</a>'
         f'<input id="search" type="search" aria-label="search codewords" placeholder="word, class, clip or #17">'
         f'<output id="count" aria-live="polite"></output></div>'
     )
 
 
+def _cards(use: CodebookUse, examples: Examples, sizes: Sequence[int]) -> tuple[str, int]:
+    """The cards in the room that they have, and the number of examples that are left out."""
+    cards, left_out, room = [], 0, MOST_BYTES - _REST_BYTES
+    for place, codeword in enumerate(use.codewords):
+        shown = {name: examples.shown[codeword.code, name] for name in use.names}
+        while True:
+            card = _card(codeword, use, shown, examples.words, sizes)
+            size, most = len(card.encode()), max(map(len, shown.values()))
+            if size <= room // (len(use.codewords) - place) or most == 0:
+                break
+            left_out += sum(len(one) == most for one in shown.values())
+            shown = {name: one[: most - 1] for name, one in shown.items()}
+        room -= size + 1
+        cards.append(card)
+    return "\n".join(cards), left_out
+
+
 def _card(
-    codeword: Codeword, use: CodebookUse, examples: Examples, of: Mapping[str, Source], sizes: Sequence[int]
+    codeword: Codeword,
+    use: CodebookUse,
+    shown: Mapping[str, Sequence[Shown]],
+    words: Mapping[tuple[int, str], list[tuple[str, int]]],
+    sizes: Sequence[int],
 ) -> str:
     number, total = _number(codeword.code, sizes), sum(codeword.uses.values())
     shares = {name: uses / total for name, uses in codeword.uses.items()}
@@ -275,7 +299,9 @@ def _card(
     for pair, share in codeword.agreement.items():
         facts.append(f"{_text(pair)}: {'same second' if pair in use.timed else 'same clip'} {_percent(share)}")
     modalities = "".join(
-        _modality(codeword, name, use, examples, of[name]) for name in use.names if codeword.uses[name]
+        _modality(name, uses, uses / total, _swatch(use, name), words.get((codeword.code, name), []), shown[name])
+        for name, uses in codeword.uses.items()
+        if uses
     )
     return (
         f'<article class="card" id="c{codeword.code}" data-group="{codeword.group}" data-number="{number}" '
@@ -287,20 +313,19 @@ def _card(
     )
 
 
-def _modality(codeword: Codeword, name: str, use: CodebookUse, examples: Examples, source: Source) -> str:
-    uses = codeword.uses[name]
-    words = examples.words.get((codeword.code, name), [])
+def _modality(
+    name: str, uses: int, share: float, swatch: str, words: Sequence[tuple[str, int]], shown: Sequence[Shown]
+) -> str:
     listed = "".join(
         f"<li>{_text(word, _LONGEST_WORD)} <small>{count:,}</small></li>" for word, count in words[:_WORDS]
     )
-    more = f"<li><small>and {len(words) - _WORDS:,} more words</small></li>" if len(words) > _WORDS else ""
-    shown = examples.shown[codeword.code, name]
+    if len(words) > _WORDS:
+        listed += f"<li><small>and {len(words) - _WORDS:,} more words</small></li>"
     items = "".join(f"<li>{_example(one)}</li>" for one in shown)
-    kind = " class=texts" if source.reads == "caption" else ""
+    kind = ' class="texts"' if shown and shown[0].sentence is not None else ""
     return (
-        f'<section class="modality"><h4>{_swatch(use, name)}{_text(name)} <small>{uses:,} uses, '
-        f"{_percent(uses / sum(codeword.uses.values()))}</small></h4>"
-        + (f'<ul class="words">{listed}{more}</ul>' if listed else "")
+        f'<section class="modality"><h4>{swatch}{_text(name)} <small>{uses:,} uses, {_percent(share)}</small></h4>'
+        + (f'<ul class="words">{listed}</ul>' if listed else "")
         + f"<ul{kind}>{items}</ul></section>"
     )
 
