@@ -179,7 +179,7 @@ def _agreement(
         timed: positions are compared, else clips.
         total: (codewords,), for their number.
     """
-    _, *places = np.intersect1d(*numbers, return_indices=True)
+    _, *places = np.intersect1d(numbers[0], numbers[1], return_indices=True)
     code, mask = (
         [getattr(one, key).numpy()[place] for one, place in zip(codes, places, strict=True)] for key in ("code", "mask")
     )
@@ -192,8 +192,8 @@ def _agreement(
     else:
         clip = np.arange(len(places[0]))[:, None]
         uses = [np.unique((clip * size + each)[valid]) for each, valid in zip(code, mask, strict=True)]
-        same = np.bincount(np.intersect1d(*uses) % size, minlength=size)
-        all_uses = sum(np.bincount(each % size, minlength=size) for each in uses)
+        same = np.bincount(np.intersect1d(uses[0], uses[1]) % size, minlength=size)
+        all_uses = np.bincount(np.concatenate(uses) % size, minlength=size)
     return np.divide(2.0 * same, all_uses, out=np.full(size, np.nan), where=all_uses > 0)
 
 

@@ -6,7 +6,7 @@ import io
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -212,7 +212,7 @@ class _Texts:
     def __init__(self, source: Source) -> None:
         self.captions, self._lengths = source.captions or [], source.clips.lengths[source.name]
         # A local folder is one of BERT, whose words are also the marks between them.
-        known = {"wordllama": [words_of], "": [str.split]}
+        known: dict[str, list[Callable[[str], list[str]]]] = {"wordllama": [words_of], "": [str.split]}
         self._divided = known.get(
             source.backbone, [_with_marks] if os.sep in source.backbone else [words_of, str.split]
         )
