@@ -100,7 +100,8 @@ def read_csv_lines(
             )
         if len(row) > len(there):
             raise StoreError(
-                f"{file} must have {len(there)} fields in each row, row {len(rows) + 1} has more (line {line}): {_some(row)}"
+                f"{file} must have {len(there)} fields in each row, row {len(rows) + 1} has more (line {line}): "
+                f"{_some(row)}"
             )
         rows.append((line, dict(zip(there, row, strict=True))))
     return rows
