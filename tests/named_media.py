@@ -28,8 +28,7 @@ class Noise:
 
 def model(patch: pytest.MonkeyPatch) -> UniCode:
     """A model with a preprocessor. A file `N.mp4` has N seconds of sound, `broken.mp4` cannot be decoded."""
-    for one in (Letters, Noise):
-        media.register(one.name, one)
+    patch.setattr("unicode_fast.media.backbones._factories", {one.name: one for one in (Letters, Noise)})
     patch.setattr("unicode_fast.codes.files.features", features)
     owner = tiny.model(names="audio,text").eval()
     owner.preprocessor = Preprocessor.of({"audio": Noise(), "text": Letters()}).as_dict()
