@@ -31,7 +31,7 @@ from unicode_fast.data.layouts.clips import npy_positions, read_npy
 from unicode_fast.data.layouts.files import read_csv, read_lines
 from unicode_fast.data.layouts.zip_pickle import read_zipped_array, unpickle_array, unpickle_counts
 from unicode_fast.data.stream import open_stream
-from unicode_fast.data.text import _check_folder, _read_vectors
+from unicode_fast.data.text import _read_vectors, check_bert
 from unicode_fast.files.untrusted import (
     BadFile,
     check_size,
@@ -286,7 +286,7 @@ def specs(folder: Path) -> dict[str, tuple[str, Callable[[], Any]]]:
         other = folder / f"bert-{name}"
         other.mkdir()
         (other / "config.json").write_text(json.dumps(content))
-        found[f"BERT: {name}"] = f"{name}.*config.json|config.json.*{name}", lambda other=other: _check_folder(other)
+        found[f"BERT: {name}"] = f"{name}.*config.json|config.json.*{name}", lambda other=other: check_bert(other)
     bert.mkdir()
     return {**found, **pipes(folder, bert), **run_files(folder)}
 
@@ -321,7 +321,7 @@ def pipes(folder: Path, bert: Path) -> dict[str, tuple[str, Callable[[], Any]]]:
                 own / "sound" / "a.npy",
                 lambda: np.asarray(open_data(f"clips:{own}").split("train").features["sound"]),
             ),
-            ("BERT", bert / "vocab.txt", lambda: _check_folder(bert)),
+            ("BERT", bert / "vocab.txt", lambda: check_bert(bert)),
         ):
 
             def replaced(file: Path = file, fake: Path = fake, read: Callable[[], Any] = read) -> None:

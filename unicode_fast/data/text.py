@@ -155,7 +155,7 @@ class WordVectors:
         transformers = need("transformers", "text")
         try:
             if Path(self.model).is_dir():
-                check_folder(Path(self.model), _BERTS, "BERT or a variant, such as roberta", _TOKENIZERS)
+                check_bert(Path(self.model))
             tokenizer = transformers.AutoTokenizer.from_pretrained(self.model, trust_remote_code=False)
             model, found = transformers.AutoModel.from_pretrained(
                 self.model, trust_remote_code=False, output_loading_info=True
@@ -263,6 +263,11 @@ _MOST_LAYERS, _MOST_MODULES, _MOST_PLACES = 200, 10_000, 1 << 15
 _MOST_GROWTH, _PRECOMPILED = 1024, 64
 # Values of a model that its file may lack, such as those of a pooler, and additional bytes for another dtype.
 _MORE_VALUES, _MORE_BYTES = 12 << 20, 100 << 20
+
+
+def check_bert(folder: Path) -> None:
+    """Raise BadFile if a folder could make `transformers` do more than load the BERT in it."""
+    check_folder(folder, _BERTS, "BERT or a variant, such as roberta", _TOKENIZERS)
 
 
 def check_folder(folder: Path, types: Collection[str], what: str, tokenizers: Collection[str] | None = None) -> None:
