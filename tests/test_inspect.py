@@ -247,9 +247,13 @@ def brightness(picture: bytes) -> float:
 def test_examples_show_the_seconds_with_the_codeword(films: tuple[Dataset, Path]) -> None:
     _, found = shown_of(*films)
     (flash,), (dark,), (late,) = (found.shown[code, "video"][:1] for code in (1, 4, 2))
-    assert (flash.clip, flash.place, flash.alt) == ("flash.mp4", "3, 7 s", "frame of flash.mp4 at 3.5 s")
+    assert (flash.clip, flash.place, flash.alt) == (
+        "flash.mp4",
+        "3, 7\N{NO-BREAK SPACE}s",
+        "frame of flash.mp4 at 3.5 s",
+    )
     assert brightness(flash.picture) > 200 > 50 > brightness(dark.picture)
-    assert late.place == "12 s"
+    assert late.place == "12\N{NO-BREAK SPACE}s"
     assert brightness(late.picture) > 200
     assert all(len(base64.b64encode(one.picture)) <= PICTURE_BYTES for one in (flash, dark, late))
     (beep,), (silent,), (late,) = (found.shown[code, "audio"][:1] for code in (1, 4, 2))

@@ -30,7 +30,7 @@ LAYERS = [
     {"modules", "losses"},
     {"methods", "presets", "tasks", "data", "media", "compat", "checkpoint", "checked_state", "health"},
     {"cli", "report", "training", "train", "evaluate", "convert", "ablate", "leaderboard", "many_runs"}
-    | {"extract", "reproduce", "table_commands", "__main__"},
+    | {"extract", "inspect", "reproduce", "table_commands", "__main__"},
 ]
 HEIGHT = {part: height for height, layer in enumerate(LAYERS) for part in layer}
 

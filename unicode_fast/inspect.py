@@ -137,9 +137,10 @@ def describe(model: UniCode, dataset: Dataset, arguments: Namespace, which: str)
         say(f"note: {note}", file=sys.stderr)
     facts = {
         "run": Path(arguments.run).absolute().name,
-        "checkpoint": which,
+        **({"checkpoint": which} if Path(arguments.run).is_dir() else {}),
         "method": f"{model.config.method.method}, preset {model.config.preset}",
-        "data": f"{dataset.name} ({dataset.path})",
+        # The page may be given to others: no folders.
+        "data": " in ".join(dict.fromkeys([dataset.name, dataset.path.name])),
         "split": split,
         **{name: value for name, value in versions().items() if name in ("unicode_fast", "torch")},
     }

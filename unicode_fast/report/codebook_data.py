@@ -73,7 +73,8 @@ class CodebookUse:
     Attributes:
         split: its name.
         sharing: measures by kind of words, as in a run's summary.json.
-        timed: pairs of modalities with a common time axis.
+        pairs: by key, such as "audio-video", the pairs of modalities of the same clips.
+        timed: keys of pairs with a common time axis.
         counts: (modalities, codewords) uses, in the order of `names`.
         names: the modalities.
         codewords: those with uses, the most used first, as many as were asked for.
@@ -81,6 +82,7 @@ class CodebookUse:
 
     split: str
     sharing: dict[str, Sharing]
+    pairs: dict[str, tuple[str, str]]
     timed: set[str]
     counts: np.ndarray
     names: list[str]
@@ -146,6 +148,7 @@ def measure_codebook(
     return CodebookUse(
         split,
         evaluator.sharing(split),
+        {"-".join(pair): pair for pair in pairs},
         {"-".join(pair) for pair in timed},
         counts,
         names,

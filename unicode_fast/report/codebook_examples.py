@@ -144,7 +144,7 @@ class Source:
             return f"word{'s' * (len(example.positions) > 1)} {_ranges([at + 1 for at in example.positions])}"
         start = float(self.starts()[example.clip])
         shift = int(start) if start.is_integer() else start
-        return f"{_ranges([at + shift for at in example.positions])} s"
+        return f"{_ranges([at + shift for at in example.positions])}\N{NO-BREAK SPACE}s"
 
     def label(self, example: Example) -> str:
         """The events at an example's place, else the class of its clip."""

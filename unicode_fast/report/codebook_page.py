@@ -175,7 +175,7 @@ def _table(caption: str, heads: Sequence[str], rows: Iterable[Sequence[str]]) ->
         f'<tr><th scope="row">{row[0]}</th>{"".join(f"<td>{cell}</td>" for cell in row[1:])}</tr>' for row in rows
     )
     head = f"<caption>{caption}</caption><thead><tr>{top}</tr></thead>"
-    return f'<div class="scroll"><table>{head}<tbody>{body}</tbody></table></div>'
+    return f'<div class="scroll" tabindex="0"><table>{head}<tbody>{body}</tbody></table></div>'
 
 
 def _measures(use: CodebookUse, sizes: Sequence[int]) -> str:
@@ -293,10 +293,14 @@ def _card(
         for place, share in enumerate(shares.values())
     )
     alt = ", ".join(f"{_text(name)} {_percent(share)}" for name, share in shares.items())
+    most = _text(max(codeword.uses, key=lambda name: codeword.uses[name]))
+    tag = {"shared": "shared", "mostly": f"mostly {most}", "one": f"{most} only"}[codeword.group]
     facts = []
     if codeword.label is not None:
         facts.append(f"class <b>{_text(codeword.label[0], _LONGEST_NAME)}</b> in {_percent(codeword.label[1])} of uses")
     for pair, share in codeword.agreement.items():
+        if not all(codeword.uses[name] for name in use.pairs[pair]):
+            continue
         facts.append(f"{_text(pair)}: {'same second' if pair in use.timed else 'same clip'} {_percent(share)}")
     modalities = "".join(
         _modality(name, uses, uses / total, _swatch(use, name), words.get((codeword.code, name), []), shown[name])
@@ -307,7 +311,7 @@ def _card(
         f'<article class="card" id="c{codeword.code}" data-group="{codeword.group}" data-number="{number}" '
         f'aria-labelledby="h{codeword.code}">'
         f'<div class="about"><h3 id="h{codeword.code}">{number}</h3>'
-        f'<span class="tag {codeword.group}">{_GROUPS[codeword.group]}</span>'
+        f'<span class="tag {codeword.group}">{tag}</span>'
         f'<p>{total:,} uses</p><div class="bar" role="img" aria-label="{alt}">{bars}</div>'
         f"<ul>{''.join(f'<li>{fact}</li>' for fact in facts)}</ul></div>{modalities}</article>"
     )
