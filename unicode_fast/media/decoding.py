@@ -194,9 +194,11 @@ class MediaFile:
     def _decoded(self, stream: Any, start_s: float, end_s: float) -> Iterator[tuple[float, float, Any]]:
         """Begin and end in seconds of the clock, and the frame, of one stream from a time on, earlier ones possible."""
         end = 0.0
+        # Formats of sound alone often have no index, and a search in them gives wrong times.
+        first = start_s if self.has_frames else 0.0
         with self._named("cannot be decoded from its beginning"):
             # Also back to the beginning, after another pass.
-            self._container.seek(int((max(0.0, start_s) + self.zero_s) * 1e6))
+            self._container.seek(int((max(0.0, first) + self.zero_s) * 1e6))
         frames = iter(self._container.decode(stream))
         while True:
             with self._named(f"cannot be decoded after {end:.1f} s"):

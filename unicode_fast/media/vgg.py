@@ -166,7 +166,8 @@ def _mel_filters() -> np.ndarray:
         return 1127 * np.log1p(hertz / 700)
 
     bins = mel(np.linspace(0, VGGish.rate / 2, _TRANSFORM // 2 + 1))[:, None]
-    edges = np.linspace(*mel(np.array([_LOWEST_HZ, _HIGHEST_HZ])), _BANDS + 2)
+    lowest, highest = mel(np.array([_LOWEST_HZ, _HIGHEST_HZ]))
+    edges = np.linspace(lowest, highest, _BANDS + 2)
     rising = (bins - edges[:-2]) / (edges[1:-1] - edges[:-2])
     falling = (edges[2:] - bins) / (edges[2:] - edges[1:-1])
     filters: np.ndarray = np.maximum(0, np.minimum(rising, falling))
