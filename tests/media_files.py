@@ -17,6 +17,7 @@ CODECS = {
     ".mkv": ("h264", "aac"),
     ".avi": ("mpeg4", "pcm_s16le"),
     ".webm": ("libvpx", "libopus"),
+    ".flv": ("flv1", "mp3"),
     ".wav": (None, "pcm_s16le"),
     ".mp3": (None, "mp3"),
     ".m4a": (None, "aac"),

@@ -236,5 +236,26 @@ def test_a_part_has_the_sound_of_the_whole(tmp_path, suffix):
     with media.MediaFile(write_media(tmp_path / f"noise{suffix}", frames, sound=noise)) as file:
         whole, part = file.sound(16000).samples, file.sound(16000, 7.5, 9).samples
     assert len(part) == 24000
-    # Decoders of sound begin a part with some samples that differ from those of the whole.
-    np.testing.assert_allclose(part[2000:], whole[7 * 16000 + 8000 + 2000 : 9 * 16000], atol=2e-3)
+    # Decoders of sound begin a part with some samples that differ from those of the whole. Matroska rounds times to
+    # milliseconds, so a part of it may be a millisecond early or late.
+    late = range(-16, 17) if suffix in (".mkv", ".webm") else (0,)
+    beginning = 7 * 16000 + 8000 + 2000
+    errors = [np.abs(part[2000:-16] - whole[beginning + k : 9 * 16000 - 16 + k]).max() for k in late]
+    assert min(errors) < 2e-3
+
+
+def test_times_in_milliseconds_leave_no_gaps(tmp_path):
+    # At this rate a piece of sound lasts no whole number of milliseconds.
+    tone = (0.5 * np.sin(2 * np.pi * 440 * np.arange(44100 * 3) / 44100)).astype(np.float32)
+    found = []
+    for suffix in (".mp4", ".mkv"):
+        with media.MediaFile(write_media(tmp_path / f"tone{suffix}", sound=tone, rate_hz=44100)) as file:
+            found.append(file.sound(16000, 1, 2).samples)
+    np.testing.assert_allclose(*found, atol=0.01)
+
+
+def test_a_file_that_cannot_be_searched(tmp_path):
+    file = flash_and_beep(tmp_path / "film.flv")
+    (whole,) = media.features(file, {"audio": Loudness()})
+    (part,) = media.features(file, {"audio": Loudness()}, start_s=6, end_s=9)
+    np.testing.assert_allclose(part.features["audio"], whole.features["audio"][6:9], atol=0.01)

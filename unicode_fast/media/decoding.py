@@ -15,7 +15,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from scipy.signal import resample_poly
@@ -40,6 +40,8 @@ MOST_PIXELS = 8192 * 8192
 MOST_SECONDS = 6 * 3600.0
 # Sound that is decoded beside a part for the filter of the resampler.
 _MARGIN_S = 0.1
+# A shorter time between two pieces of sound is the rounding of their times to milliseconds.
+_NO_GAP_S = 0.0011
 
 
 class MediaError(ValueError):
@@ -83,12 +85,7 @@ class MediaFile:
             raise FileNotFoundError(f"file must exist, got {str(self.path)!r}")
         self._stack = contextlib.ExitStack()
         try:
-            self._container = self._opened()
-            streams = self._container.streams
-            cover = self._av.stream.Disposition.attached_pic
-            shown = [stream for stream in streams.video if not stream.disposition & cover]
-            self._video = shown[0] if shown else None
-            self._audio = streams.audio[0] if streams.audio else None
+            self._open()
             if self._video is None and self._audio is None:
                 raise MediaError(f"{self.path} must hold frames or sound, got neither")
         except BaseException:
@@ -96,6 +93,16 @@ class MediaFile:
             raise
         self.has_frames, self.has_sound = self._video is not None, self._audio is not None
         self.is_picture = self._container.format.name in _PICTURES
+
+    def _open(self) -> None:
+        """Open the file at its beginning, also after another pass: some formats cannot be searched at all."""
+        self._stack.close()
+        self._container = self._opened()
+        streams = self._container.streams
+        cover = self._av.stream.Disposition.attached_pic
+        shown = [stream for stream in streams.video if not stream.disposition & cover]
+        self._video: Any = shown[0] if shown else None
+        self._audio: Any = streams.audio[0] if streams.audio else None
 
     def _opened(self) -> av.container.InputContainer:
         if self.path.stat().st_size == 0:
@@ -148,7 +155,7 @@ class MediaFile:
             MediaError: the frames cannot be decoded to the end of the part.
         """
         shown: tuple[float, float, Any] | None = None
-        for begin, end, frame in self._decoded(self._video, start_s, end_s):
+        for begin, end, frame in self._decoded("video", start_s, end_s):
             if frame.width * frame.height > MOST_PIXELS:
                 size = f"{frame.width} x {frame.height}"
                 raise MediaError(f"{self.path} must have frames of at most {MOST_PIXELS} pixels, got {size}")
@@ -177,9 +184,15 @@ class MediaFile:
         pieces, own = [], int(self._audio.rate)
         # The filter of the resampler reads some samples beside the part.
         early, late = start_s - _MARGIN_S, end_s + _MARGIN_S
-        for begin, end, frame in self._decoded(self._audio, early, late):
+        follows = 0
+        for begin, end, frame in self._decoded("audio", early, late):
+            place = round((begin - early) * own)
+            # Rounded times would leave gaps of some samples.
+            if abs(place - follows) < _NO_GAP_S * own:
+                place = follows
+            follows = place + frame.samples
             if end > early:
-                pieces.append((round((begin - early) * own), _mono(frame)))
+                pieces.append((place, _mono(frame)))
         joined = np.zeros(max((place + len(samples) for place, samples in pieces), default=0), np.float32)
         for place, samples in pieces:
             first = max(0, -place)
@@ -191,15 +204,15 @@ class MediaFile:
         samples = resampled[skipped : skipped + count]
         return Sound(np.pad(samples, (0, count - len(samples))).astype(np.float32), found_s)
 
-    def _decoded(self, stream: Any, start_s: float, end_s: float) -> Iterator[tuple[float, float, Any]]:
+    def _decoded(
+        self, kind: Literal["video", "audio"], start_s: float, end_s: float
+    ) -> Iterator[tuple[float, float, Any]]:
         """Begin and end in seconds of the clock, and the frame, of one stream from a time on, earlier ones possible."""
         end = 0.0
         # Formats of sound alone often have no index, and a search in them gives wrong times.
-        first = start_s if self.has_frames else 0.0
-        with self._named("cannot be decoded from its beginning"):
-            # Also back to the beginning, after another pass.
-            self._container.seek(int((max(0.0, first) + self.zero_s) * 1e6))
-        frames = iter(self._container.decode(stream))
+        self._start(start_s if self.has_frames else 0.0)
+        stream = self._video if kind == "video" else self._audio
+        frames = self._frames_of(stream)
         while True:
             with self._named(f"cannot be decoded after {end:.1f} s"):
                 frame = next(frames, None)
@@ -213,6 +226,21 @@ class MediaFile:
             if begin >= end_s:
                 return
             yield begin, end, frame
+
+    def _start(self, start_s: float) -> None:
+        """Go to a time or, in a file that cannot be searched, to the beginning."""
+        self._open()
+        if start_s > 0:
+            try:
+                self._container.seek(int((start_s + self.zero_s) * 1e6))
+            except self._av.error.FFmpegError:
+                self._open()
+
+    def _frames_of(self, stream: Any) -> Iterator[Any]:
+        for packet in self._container.demux(stream):
+            # Empty packets repeat the last frame; the one without a time ends the stream.
+            if packet.size or packet.dts is None:
+                yield from packet.decode()
 
 
 def _length_s(stream: Any, frame: Any) -> float:
