@@ -340,6 +340,7 @@ def errors_in(text: str) -> list[str]:
     not (dist.is_gloo_available() and Path("/proc/self/environ").exists()), reason="needs gloo and /proc"
 )
 class TestTorchrun:
+    @pytest.mark.slow
     def test_a_rank_dies_and_another_number_goes_on(self, store: Path, tmp_path: Path) -> None:
         """Two ranks, one of them killed, then three, whose shares are smaller: the model that one process trains."""
         out = tmp_path / "run"

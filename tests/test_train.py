@@ -147,6 +147,7 @@ class TestLearning:
         assert np.mean(losses[-10:]) < 0.6 * np.mean(losses[:5])
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(backend.EXTENSION.module is None, reason="the C++ extension is not there")
 @pytest.mark.parametrize("with_contrast", [False, True])
 def test_backends_agree_over_the_first_steps(monkeypatch: pytest.MonkeyPatch, with_contrast: bool) -> None:
