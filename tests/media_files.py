@@ -15,7 +15,7 @@ CODECS = {
     ".mp4": ("h264", "aac"),
     ".mov": ("h264", "aac"),
     ".mkv": ("h264", "aac"),
-    ".avi": ("mpeg4", "mp3"),
+    ".avi": ("mpeg4", "pcm_s16le"),
     ".webm": ("libvpx", "libopus"),
     ".wav": (None, "pcm_s16le"),
     ".mp3": (None, "mp3"),

@@ -9,7 +9,7 @@ import torch
 import yaml
 
 import unicode_fast
-from unicode_fast import data
+from unicode_fast import data, media
 from unicode_fast.data.check import check
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -82,7 +82,7 @@ def is_documented(name: str) -> bool:
     return isinstance(thing, str | tuple) or bool(thing.__doc__) and not thing.__doc__.startswith(made)
 
 
-@pytest.mark.parametrize(("page", "module"), [("api", unicode_fast), ("api-data", data)])
+@pytest.mark.parametrize(("page", "module"), [("api", unicode_fast), ("api-data", data), ("api-media", media)])
 def test_every_public_name_has_its_place(page: str, module: object) -> None:
     names = listed((ROOT / "docs" / f"{page}.md").read_text())
     assert set(module.__all__) - {name.rpartition(".")[2] for name in names} == set()  # type: ignore

@@ -10,6 +10,7 @@ from media_files import SIDE, beeps, flash_and_beep, write_media
 
 from unicode_fast import media
 from unicode_fast.config import Modality
+from unicode_fast.media.decoding import pixels
 
 pytest.importorskip("av")
 
@@ -144,6 +145,34 @@ def test_a_picture_is_one_step(tmp_path):
         np.testing.assert_allclose(clip.features["video"], [[10, 200, 90]], atol=3)
 
 
+def test_phones_turn_pictures_by_metadata(tmp_path):
+    av = pytest.importorskip("av")
+    upright = np.zeros((10, 96, 64, 3), np.uint8)
+    upright[:, :32] = 250
+    # Written lying, with the matrix that turns it upright.
+    plain = write_media(tmp_path / "plain.mp4", np.rot90(upright, 1, (1, 2)))
+    with av.open(str(plain)) as read, av.open(str(tmp_path / "turned.mp4"), "w") as written:
+        stream = written.add_stream_from_template(read.streams.video[0])
+        for packet in read.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = stream
+                written.mux(packet)
+    data = bytearray((tmp_path / "turned.mp4").read_bytes())
+    # The matrix of the track header: (0, 1, -1, 0) turns clockwise by a quarter.
+    identity = b"".join(value.to_bytes(4, "big") for value in (1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30))
+    quarter = b"".join(
+        value.to_bytes(4, "big", signed=True) for value in (0, 1 << 16, 0, -(1 << 16), 0, 0, 64 << 16, 0, 1 << 30)
+    )
+    place = data.index(identity, data.index(b"tkhd"))
+    data[place : place + len(identity)] = quarter
+    (tmp_path / "turned.mp4").write_bytes(data)
+    with media.MediaFile(tmp_path / "turned.mp4") as file:
+        _, _, frame = next(file.frames())
+        picture = pixels(frame)
+    assert picture.shape == (96, 64, 3)
+    assert picture[:28].min() > 200 and picture[36:].max() < 60
+
+
 def broken(folder: Path) -> dict[str, Path]:
     """Files that are no whole media files, by what is wrong with them."""
     whole = flash_and_beep(folder / "whole.mp4")
@@ -198,3 +227,14 @@ def test_a_preprocessor_makes_the_same_backbones_or_none(monkeypatch):
 def test_the_import_is_light():
     code = "import sys, unicode_fast; print([m for m in ('av', 'transformers', 'PIL', 'h5py') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+@pytest.mark.parametrize("suffix", [".mp3", ".m4a", ".wav", ".mkv", ".webm"])
+def test_a_part_has_the_sound_of_the_whole(tmp_path, suffix):
+    noise = np.random.default_rng(0).normal(0, 0.1, 48000 * 12).astype(np.float32)
+    frames = np.zeros((25 * 12, SIDE, SIDE, 3), np.uint8) if suffix in (".mkv", ".webm") else None
+    with media.MediaFile(write_media(tmp_path / f"noise{suffix}", frames, sound=noise)) as file:
+        whole, part = file.sound(16000).samples, file.sound(16000, 7.5, 9).samples
+    assert len(part) == 24000
+    # Decoders of sound begin a part with some samples that differ from those of the whole.
+    np.testing.assert_allclose(part[2000:], whole[7 * 16000 + 8000 + 2000 : 9 * 16000], atol=2e-3)

@@ -28,9 +28,9 @@ LAYERS = [
     {"reference", "kernels"},
     {"ops"},
     {"modules", "losses"},
-    {"methods", "presets", "tasks", "data", "compat", "checkpoint", "checked_state", "health"},
+    {"methods", "presets", "tasks", "data", "media", "compat", "checkpoint", "checked_state", "health"},
     {"cli", "report", "training", "train", "evaluate", "convert", "ablate", "leaderboard", "many_runs"}
-    | {"reproduce", "table_commands", "__main__"},
+    | {"extract", "reproduce", "table_commands", "__main__"},
 ]
 HEIGHT = {part: height for height, layer in enumerate(LAYERS) for part in layer}
 
@@ -106,7 +106,7 @@ def layer_of(module: str) -> str:
 def public_homes() -> dict[str, str]:
     """The sub-package of each name in unicode_fast/__init__.py."""
     tree = ast.parse((PACKAGE / "__init__.py").read_text())
-    imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module]
+    imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and "." in str(node.module)]
     return {alias.name: layer_of(str(node.module)) for node in imports for alias in node.names}
 
 

@@ -10,13 +10,13 @@ from typing import get_args
 
 from unicode_fast.data import open_store
 from unicode_fast.data.__main__ import say_written
-from unicode_fast.data.store.write import PackedDtype, check_new
+from unicode_fast.data.store.write import PackedDtype
 from unicode_fast.errors import Parser, UsageError, of_command_line, program, run_main, say
 from unicode_fast.files.paths import with_homes
 from unicode_fast.media.backbones import Backbone, make
-from unicode_fast.media.extraction import extract
+from unicode_fast.media.extraction import check_target, extract
 from unicode_fast.media.features import DEFAULTS
-from unicode_fast.media.recipes import RECIPES, parse_weights, recipe
+from unicode_fast.media.recipes import parsed_weights, recipe
 
 NONE = "none"
 
@@ -39,8 +39,8 @@ def make_parser() -> Parser:
         parser.add_argument(
             f"--{modality}", metavar="BACKBONE", help=f"a name, a local folder with a model, or {NONE} [{name}]"
         )
-    parser.add_argument("--recipe", help=f"published features instead of these backbones: {', '.join(RECIPES)}")
-    parser.add_argument("--weights", metavar="NAME=FILE,...", help="weight files of the recipe")
+    parser.add_argument("--recipe", help="published features instead of these backbones: ave")
+    parser.add_argument("--weights", metavar="NAME=FILE,...", help="files of the recipe's weights: vgg19, vggish, bert")
     parser.add_argument("--workers", type=int, default=2, help="processes, each for one file at a time [2]")
     parser.add_argument("--dtype", choices=get_args(PackedDtype), default="float32", help="dtype of features [float32]")
     return parser
@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = make_parser().parse_args(with_homes(argv))
     if arguments.workers < 1:
         raise UsageError(f"workers must be at least 1, got {arguments.workers}")
-    check_new(arguments.store)
+    check_target(arguments.store)
     if not Path(arguments.videos).is_dir():
         raise FileNotFoundError(f"videos must be an existing folder, got {arguments.videos!r}")
     begun = time.monotonic()
@@ -82,7 +82,7 @@ def backbones_of(arguments: Namespace) -> dict[str, Backbone] | None:
     if arguments.recipe is not None:
         if given:
             raise ValueError(f"recipe sets every backbone, got {given[0]} too")
-        return recipe(arguments.recipe, parse_weights(arguments.recipe, arguments.weights or ""))
+        return recipe(arguments.recipe, parsed_weights(arguments.weights) if arguments.weights else {})
     if arguments.weights is not None:
         raise ValueError(f"weights needs --recipe, got {arguments.weights!r} alone")
     if not given:

@@ -11,7 +11,7 @@ import io
 import itertools
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -155,7 +155,7 @@ class WordVectors:
         transformers = need("transformers", "text")
         try:
             if Path(self.model).is_dir():
-                _check_folder(Path(self.model))
+                check_folder(Path(self.model), _BERTS, "BERT or a variant, such as roberta", _TOKENIZERS)
             tokenizer = transformers.AutoTokenizer.from_pretrained(self.model, trust_remote_code=False)
             model, found = transformers.AutoModel.from_pretrained(
                 self.model, trust_remote_code=False, output_loading_info=True
@@ -232,6 +232,7 @@ def _read_vectors(file: Path) -> tuple[np.ndarray, np.ndarray]:
 # Configuration files of a model and its tokenizer; other files are not read, or hold words, such as vocab.json.
 _CONFIGURATIONS = (
     "config.json", "generation_config.json", "special_tokens_map.json", "tokenizer.json", "tokenizer_config.json",
+    "preprocessor_config.json", "processor_config.json",
 )  # fmt: skip
 # Fields that make transformers import code, read other files, or load a second model.
 _ELSEWHERE = (
@@ -264,8 +265,15 @@ _MOST_GROWTH, _PRECOMPILED = 1024, 64
 _MORE_VALUES, _MORE_BYTES = 12 << 20, 100 << 20
 
 
-def _check_folder(folder: Path) -> None:
-    """Raise BadFile if a model's folder could make `transformers` do more than load the BERT in it."""
+def check_folder(folder: Path, types: Collection[str], what: str, tokenizers: Collection[str] | None = None) -> None:
+    """Raise BadFile if a model's folder could make `transformers` do more than load the model in it.
+
+    Args:
+        folder: the model's.
+        types: allowed values of `model_type`.
+        what: these models, for the message.
+        tokenizers: allowed classes of tokenizers; None where no tokenizer is loaded.
+    """
     files = [file for file in sorted(folder.iterdir()) if not file.is_dir()]
     shards: set[str] = set()
     for file in files:
@@ -274,7 +282,7 @@ def _check_folder(folder: Path) -> None:
         if file.name == "adapter_config.json":
             raise BadFile(f"it must be one model, got {file.name} of another")
         if file.name in _CONFIGURATIONS or file.name.endswith(".index.json"):
-            shards |= _check_json(file)
+            shards |= _check_json(file, types, what, tokenizers)
         elif file.suffix == ".json":
             read_json(file)
         if file.suffix == ".txt":
@@ -292,7 +300,7 @@ def _check_folder(folder: Path) -> None:
     _check_model(folder, total, values)
 
 
-def _check_json(file: Path) -> set[str]:
+def _check_json(file: Path, types: Collection[str], what: str, tokenizers: Collection[str] | None) -> set[str]:
     """Check a configuration file of a model or tokenizer; return the names of its weight files."""
     content = read_json(file)
     if not isinstance(content, dict):
@@ -304,12 +312,10 @@ def _check_json(file: Path) -> set[str]:
             f"{refused[0]} in its {file.name} must not run code, read other files or take memory, got "
             f"{content[refused[0]]!r:.40}"
         )
-    for name, known in (("model_type", _BERTS), ("tokenizer_class", _TOKENIZERS)):
+    for name, known in (("model_type", types), ("tokenizer_class", tokenizers)):
         value = content.get(name)
-        if value is not None and (type(value) is not str or value not in known):
-            raise BadFile(
-                f"{name} in its {file.name} must be that of BERT or a variant, such as roberta, got {value!r:.40}"
-            )
+        if known is not None and value is not None and (type(value) is not str or value not in known):
+            raise BadFile(f"{name} in its {file.name} must be that of {what}, got {value!r:.40}")
     shards = content.get("weight_map", {})
     if not isinstance(shards, dict) or any(type(one) is not str or Path(one).name != one for one in shards.values()):
         raise BadFile(f"weight_map in its {file.name} must name files of the folder")

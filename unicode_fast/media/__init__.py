@@ -7,6 +7,7 @@ from unicode_fast.media.backbones import STEP_S, WINDOW_STEPS, Backbone, make, n
 from unicode_fast.media.decoding import MediaError, MediaFile
 from unicode_fast.media.extraction import Extraction, extract
 from unicode_fast.media.features import ClipFeatures, Preprocessor, features
+from unicode_fast.media.recipes import recipe
 
 __all__ = [
     "STEP_S",
@@ -21,6 +22,7 @@ __all__ = [
     "features",
     "make",
     "names",
+    "recipe",
     "register",
 ]
 
@@ -29,6 +31,8 @@ _OWN = {
     "log-mel": ("log_mel", "LogMel"),
     "efficientnet-lite0": ("efficientnet_lite", "EfficientNetLite0"),
     "wordllama": ("wordllama", "WordLlama"),
+    "vgg19": ("vgg", "Vgg19"),
+    "vggish": ("vgg", "VGGish"),
 }
 
 

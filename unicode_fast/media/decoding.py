@@ -129,15 +129,15 @@ class MediaFile:
         times = [
             float(stream.start_time * stream.time_base)
             for stream in (self._video, self._audio)
-            if stream is not None and stream.start_time is not None
+            if stream is not None and stream.start_time is not None and stream.time_base is not None
         ]
         return min(times, default=0.0)
 
     @property
     def promised_s(self) -> float | None:
         """Duration by the header, in formats whose header has it; a shorter file has lost its end."""
-        known = self._container.duration is not None and self._container.format.name.startswith(_TIMED_FORMATS)
-        return self._container.duration / 1e6 if known else None
+        duration = self._container.duration
+        return duration / 1e6 if duration and self._container.format.name.startswith(_TIMED_FORMATS) else None
 
     def frames(self, start_s: float = 0.0, end_s: float = math.inf) -> Iterator[tuple[float, float, Any]]:
         """Begin and end, in seconds of the clock, of each frame that a part of the file shows, and PyAV's frame.
@@ -166,9 +166,14 @@ class MediaFile:
             start_s: time of its first sample.
             end_s: its end; infinite for that of the file.
 
+        Returns:
+            The samples up to the end of the sound; none where the file has no sound.
+
         Raises:
             MediaError: the sound cannot be decoded to the end of the part.
         """
+        if self._audio is None:
+            return Sound(np.zeros(0, np.float32), 0.0)
         pieces, own = [], int(self._audio.rate)
         # The filter of the resampler reads some samples beside the part.
         early, late = start_s - _MARGIN_S, end_s + _MARGIN_S
@@ -189,9 +194,11 @@ class MediaFile:
     def _decoded(self, stream: Any, start_s: float, end_s: float) -> Iterator[tuple[float, float, Any]]:
         """Begin and end in seconds of the clock, and the frame, of one stream from a time on, earlier ones possible."""
         end = 0.0
+        # Formats of sound alone often have no index, and a search in them gives wrong times.
+        first = start_s if self.has_frames else 0.0
         with self._named("cannot be decoded from its beginning"):
             # Also back to the beginning, after another pass.
-            self._container.seek(int((max(0.0, start_s) + self.zero_s) * 1e6))
+            self._container.seek(int((max(0.0, first) + self.zero_s) * 1e6))
         frames = iter(self._container.decode(stream))
         while True:
             with self._named(f"cannot be decoded after {end:.1f} s"):

@@ -1,7 +1,8 @@
-"""A feature store from a folder of media files: each file is computed once, and an interruption loses no finished one."""
+"""A feature store from a folder of media files; an interruption loses no finished file."""
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import hashlib
 import io
@@ -152,7 +153,7 @@ def extract(  # noqa: PLR0913 - the files, their words and models, and how to co
         raise ValueError(f"workers must be at least 1, got {workers}")
     if dtype not in get_args(PackedDtype):
         raise ValueError(f"dtype must be one of {', '.join(get_args(PackedDtype))}, got {dtype!r}")
-    check_new(target)
+    check_target(target)
     if not source.is_dir():
         raise FileNotFoundError(f"videos must be an existing folder, got {str(folder)!r}")
     table = None if captions is None else Path(captions)
@@ -178,6 +179,20 @@ def extract(  # noqa: PLR0913 - the files, their words and models, and how to co
         say(f"{count} files are done and kept in {job.work}; the same command goes on with the others", sys.stderr)
         raise
     return done
+
+
+def check_target(store: str | os.PathLike[str]) -> None:
+    """Raise FileExistsError if the store exists; name the folder that an extraction to it has left."""
+    target = Path(store).absolute()
+    work = _work_folder(target)
+    if target.exists() and work.exists():
+        # A process that is killed after it has published the store leaves its files.
+        say(f"note: {work} is left of an extraction to {target} and can be deleted", sys.stderr)
+    check_new(target)
+
+
+def _work_folder(target: Path) -> Path:
+    return target.with_name(f".{target.name}.extracting")
 
 
 def _made(backbones: Mapping[str, Backbone] | Preprocessor | None, captioned: bool) -> dict[str, Backbone]:
@@ -240,7 +255,7 @@ class _Job:
     ) -> None:
         self.source, self.target, self.parts = source, target, parts
         self.backbones, self.preprocessor = backbones, preprocessor
-        self.work = target.with_name(f".{target.name}.extracting")
+        self.work = _work_folder(target)
         self.records: dict[int, _Record] = {}
 
     def begin(self, table: str, threads: int) -> int:
@@ -285,7 +300,6 @@ class _Job:
     def compute(self, workers: int, threads: int, progress: bool) -> list[Skipped]:
         """Compute the parts that are not done; returns those without features."""
         started = time.monotonic()
-        show = sys.stderr.isatty()
         for number in range(len(self.parts)):
             record = self._read(number)
             if record is not None:
@@ -302,15 +316,17 @@ class _Job:
             disable=not progress,
             dynamic_ncols=True,
         ) as bar:
-            tick = bar.refresh if show else lambda: None
-            for number, found in in_processes(self._compute, rest, workers, threads, tick):
-                if isinstance(found, Died):
-                    why = f"signal {-found.status}" if found.status < 0 else f"status {found.status}"
-                    found = _Record([], skipped=(_DIED, f"two processes ended with {why}, as for lack of memory"))
-                self.records[number] = found
-                media += found.media_s
-                bar.set_postfix_str(f"{media / (time.monotonic() - started):.1f} s of media/s", refresh=False)
-                bar.update()
+            tick = bar.refresh if sys.stderr.isatty() else lambda: None
+            # Closed at once after an error or Ctrl-C, which ends the processes.
+            with contextlib.closing(in_processes(self._compute, rest, workers, threads, tick)) as results:
+                for number, found in results:
+                    if isinstance(found, Died):
+                        why = f"signal {-found.status}" if found.status < 0 else f"status {found.status}"
+                        found = _Record([], skipped=(_DIED, f"two processes ended with {why}, as for lack of memory"))
+                    self.records[number] = found
+                    media += found.media_s
+                    bar.set_postfix_str(f"{media / (time.monotonic() - started):.1f} s of media/s", refresh=False)
+                    bar.update()
         ended = sorted(self.records.items())
         return [Skipped(self.parts[number].id, *one.skipped) for number, one in ended if one.skipped is not None]
 
@@ -473,18 +489,11 @@ class _Extracted(Dataset):
         for clip in clips:
             splits.setdefault(clip.part.split, []).append(clip)
         order = sorted(splits, key=lambda name: (*("train", "val", "test"), name).index(name))
-        super().__init__(
-            job.target,
-            job.source.name,
-            modalities,
-            classes,
-            {
-                split: [
-                    ClipSet(_arrays(splits[split], modalities, classes), modalities, classes, np.arange(len(splits[split])))
-                ]
-                for split in order
-            },
-        )
+        clip_sets = {
+            split: [ClipSet(_arrays(own, modalities, classes), modalities, classes, np.arange(len(own)))]
+            for split, own in ((split, splits[split]) for split in order)
+        }
+        super().__init__(job.target, job.source.name, modalities, classes, clip_sets)
         self.preprocessor = preprocessor.as_dict()
         states = [[number, job.records[number].state] for number in numbers]
         self.facts = json.dumps([self.preprocessor, states])
@@ -494,9 +503,7 @@ class _Extracted(Dataset):
         return hashlib.sha256((super().digest() + self.facts).encode()).hexdigest()
 
 
-def _arrays(
-    clips: Sequence[_Clip], modalities: Mapping[str, Modality], classes: Sequence[str]
-) -> dict[str, ClipArray]:
+def _arrays(clips: Sequence[_Clip], modalities: Mapping[str, Modality], classes: Sequence[str]) -> dict[str, ClipArray]:
     """The arrays of the clips of a split."""
     arrays: dict[str, ClipArray] = {}
     for name, modality in modalities.items():

@@ -166,8 +166,7 @@ def features(
         part = f" from {start_s} s on" if start_s else ""
         raise MediaError(f"{file} must hold what a backbone reads{part}, got nothing")
     for name, backbone in backbones.items():
-        words = backbone(caption) if caption and backbone.reads == "caption" else ()
-        if len(words):
+        if caption and backbone.reads == "caption" and len(words := backbone(caption)):
             found[name] = words
     captions = [name for name, backbone in backbones.items() if backbone.reads == "caption"]
     return [
@@ -236,9 +235,11 @@ class _Part:
         chosen = self._frames_at_times(backbone.rate) if numbers is None else self._frames_by_number(numbers)
         found: list[np.ndarray] = []
         waiting: list[np.ndarray] = []
+        # Whole steps, of some ten frames.
+        together = backbone.rate * max(1, WINDOW_STEPS // backbone.rate)
         for frame in chosen:
             waiting.append(frame)
-            if len(waiting) == backbone.rate * WINDOW_STEPS:
+            if len(waiting) == together:
                 found.append(_mean_of_steps(backbone, waiting))
                 waiting = []
         if waiting:

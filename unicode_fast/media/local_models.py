@@ -6,13 +6,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from unicode_fast.config import SMALLEST_GRID, Modality
-from unicode_fast.data.text import WordVectors
+from unicode_fast.data.text import WordVectors, check_folder
 from unicode_fast.files.optional import need
 from unicode_fast.media import networks
 from unicode_fast.media.backbones import Backbone, Reads
+
+# Kinds of models whose last states are patches of a picture, or places in a spectrogram or a sound.
+_VISION = (
+    "vit", "beit", "clip", "clip_vision_model", "deit", "dinov2", "dinov2_with_registers", "dinov3_vit", "siglip",
+    "siglip_vision_model", "siglip2", "siglip2_vision_model", "vit_mae",
+)  # fmt: skip
+_SOUND = ("audio-spectrogram-transformer", "clap", "clap_audio_model", "hubert", "wav2vec2", "wavlm")
 
 
 def local_model(folder: str, reads: Reads, rate: int = 1) -> Backbone:
@@ -39,7 +47,7 @@ class _LocalModel:
         weights_sha256: of its files of weights, in the order of their names.
     """
 
-    def __init__(self, folder: str, part: str, processor: str) -> None:
+    def __init__(self, folder: str, part: str, processor: str, types: tuple[str, ...]) -> None:
         transformers = need("transformers", "text")
         self.name = str(Path(folder).absolute())
         weights = sorted(Path(folder).glob("*.safetensors"))
@@ -48,6 +56,7 @@ class _LocalModel:
         self.weights_sha256 = ",".join(map(networks.sha256_of, weights))
         given: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
         try:
+            check_folder(Path(folder), types, f"a model of {part.split('_')[0]}, such as {types[0]}")
             model = transformers.AutoModel.from_pretrained(folder, **given, use_safetensors=True)
             self.processor = getattr(transformers, processor).from_pretrained(folder, **given)
         # Damaged files can raise any exception.
@@ -69,14 +78,16 @@ class LocalVision(_LocalModel):
     reads: Reads = "frames"
 
     def __init__(self, folder: str, rate: int = 1) -> None:
-        super().__init__(folder, "vision_model", "AutoImageProcessor")
+        super().__init__(folder, "vision_model", "AutoImageProcessor", _VISION)
         if type(rate) is not int or rate < 1:
             raise ValueError(f"rate must be a whole number of frames of at least 1, got {rate!r}")
         self.rate = rate
         self.options = {} if rate == 1 else {"rate": rate}
         shape = self(np.zeros((1, 32, 32, 3), np.uint8)).shape[1:]
         if shape[0] < SMALLEST_GRID:
-            raise ValueError(f"backbone must give at least {SMALLEST_GRID} x {SMALLEST_GRID} patches, got {shape[:2]}")
+            raise ValueError(
+                f"backbone must give at least {SMALLEST_GRID} x {SMALLEST_GRID} patches, got {shape[0]} x {shape[1]}"
+            )
         self.modality = Modality("grid", shape)
 
     def __call__(self, given: np.ndarray) -> np.ndarray:
@@ -94,7 +105,7 @@ class LocalSound(_LocalModel):
     reads: Reads = "sound"
 
     def __init__(self, folder: str) -> None:
-        super().__init__(folder, "audio_model", "AutoFeatureExtractor")
+        super().__init__(folder, "audio_model", "AutoFeatureExtractor", _SOUND)
         self.rate = int(self.processor.sampling_rate)
         self.modality = Modality("vector", self(np.zeros((1, self.rate), np.float32)).shape[1:])
 
@@ -102,10 +113,13 @@ class LocalSound(_LocalModel):
         """(N, rate) samples to (N, C)."""
         read = self.processor(list(given), sampling_rate=self.rate, return_tensors="pt")
         key = self.processor.model_input_names[0]
-        return networks.run(lambda batch: self._mean(**{key: batch}), read[key])
+        return networks.run(lambda batch: self._mean(key, batch), read[key])
 
-    def _mean(self, **given: Tensor) -> Tensor:
-        states = self._states(**given)
+    def _mean(self, key: str, batch: Tensor) -> Tensor:
+        # Models that join parts of long sounds ask which ones are long; a second is not.
+        fused = getattr(self.model.config, "enable_fusion", False)
+        short = {"is_longer": torch.zeros(len(batch), 1, dtype=torch.bool)} if fused else {}
+        states = self._states(**{key: batch}, **short)
         return states.flatten(2).mean(2) if states.dim() == 4 else states.mean(1)
 
 

@@ -8,7 +8,7 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkProcess
@@ -47,7 +47,7 @@ def in_processes(
     workers: int,
     threads: int,
     tick: Callable[[], None] = lambda: None,
-) -> Iterator[tuple[int, Any]]:
+) -> Generator[tuple[int, Any], None, None]:
     """Results in the order in which they are ready.
 
     The processes are forked, so that `work` may hold any object. They ignore Ctrl-C, and end with this process or when
@@ -82,8 +82,8 @@ def in_processes(
                     worker.connection.send(worker.number)
             ready = wait(list(busy), _LOOK_S)
             tick()
-            for connection in ready:
-                worker = busy.pop(connection)  # type: ignore[arg-type]
+            for worker in [one for connection, one in busy.items() if connection in ready]:
+                del busy[worker.connection]
                 try:
                     found = worker.connection.recv()
                 except (EOFError, OSError):

@@ -95,10 +95,13 @@ def read_csv_lines(
     rows: list[tuple[int, dict[str, str]]] = []
     for line, row in lines:
         if len(row) < len(there):
-            raise StoreError(f"{file} must have {_some(there)} in each row, row {len(rows) + 1} is cut short (line {line})")
+            raise StoreError(
+                f"{file} must have {_some(there)} in each row, row {len(rows) + 1} is cut short (line {line})"
+            )
         if len(row) > len(there):
             raise StoreError(
-                f"{file} must have {len(there)} fields in each row, row {len(rows) + 1} has more (line {line}): {_some(row)}"
+                f"{file} must have {len(there)} fields in each row, row {len(rows) + 1} has more (line {line}): "
+                f"{_some(row)}"
             )
         rows.append((line, dict(zip(there, row, strict=True))))
     return rows
