@@ -25,8 +25,7 @@ from unicode_fast.data import Store, open_store
 from unicode_fast.encode import main
 from unicode_fast.errors import UsageError
 from unicode_fast.media.captions import Part
-
-METHODS = ("uni-code", "h-dcid", "fcid", "codaar")
+from unicode_fast.methods import METHODS
 
 
 def tied(model: UniCode, name: str, features: torch.Tensor) -> UniCode:

@@ -137,6 +137,19 @@ def test_a_sentence_is_read_as_the_built_in_sentences_are(data: Store) -> None:
         embed_query(model, data, "a " * 11, "audio")
 
 
+@pytest.mark.parametrize(("padding", "positions"), [("masked", 3), ("read", 10)])
+def test_a_sentence_is_read_as_those_of_a_layout(
+    padding: str, positions: int, model: UniCode, data: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = np.random.default_rng(0).normal(size=(3, 8)).astype(np.float32)
+    monkeypatch.setattr(searching.WordVectors, "vectors", lambda *_: words)
+    model.config = model.config.replace_all(data="vggsound-avel24k:/data", text_padding=padding)
+    given = torch.from_numpy(np.pad(words, ((0, positions - 3), (0, 0))))
+    expected = model.encode_clip("text", given).vector.mean(0).numpy()
+    found = embed_query(model, data, "a red car", "audio")
+    np.testing.assert_allclose(found, expected / np.linalg.norm(expected), rtol=1e-5, atol=1e-7)
+
+
 def test_a_sentence_and_a_file_are_read_by_the_backbones_of_the_run(
     of_media: UniCode,
     data: Store,

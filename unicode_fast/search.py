@@ -79,11 +79,11 @@ def check_flags(arguments: Namespace) -> None:
 
 def table(hits: Sequence[Hit]) -> list[str]:
     """The lines of a result."""
-    rows = [("rank", "score", "clip", "file", "start", "caption")]
+    rows = [["rank", "score", "clip", "file", "start", "caption"]]
     for hit in hits:
         start = "-" if hit.start_s is None else f"{hit.start_s:g}"
         named = [one_line(text, _WIDEST) if text else "-" for text in (hit.id, hit.file, start, hit.caption)]
-        rows.append((str(hit.rank), f"{hit.score:.4f}", *named))
+        rows.append([str(hit.rank), f"{hit.score:.4f}", *named])
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 

@@ -6,7 +6,7 @@ import io
 import json
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, BinaryIO, Literal, NamedTuple, TypeAlias
+from typing import IO, Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -46,7 +46,7 @@ class Row(NamedTuple):
     vectors: np.ndarray | None = None
 
 
-def write_rows(file: BinaryIO, form: Format, rows: Sequence[Row], sizes: Sequence[int]) -> None:
+def write_rows(file: IO[Any], form: Format, rows: Sequence[Row], sizes: Sequence[int]) -> None:
     """Write rows to an open file; the same rows give the same bytes.
 
     Args:
@@ -92,7 +92,7 @@ def _columns(rows: Sequence[Row], sizes: Sequence[int]) -> dict[str, list[Any]]:
     return columns
 
 
-def _write_npz(file: BinaryIO, rows: Sequence[Row], sizes: Sequence[int]) -> None:
+def _write_npz(file: IO[Any], rows: Sequence[Row], sizes: Sequence[int]) -> None:
     positions = max((len(row.codes) for row in rows), default=0)
     codes = np.full((len(rows), positions), _PADDING, np.int64)
     for place, row in enumerate(rows):
@@ -133,7 +133,7 @@ def _read_npz(data: bytes) -> list[Row]:
     ]  # fmt: skip
 
 
-def _write_jsonl(file: BinaryIO, rows: Sequence[Row], sizes: Sequence[int]) -> None:
+def _write_jsonl(file: IO[Any], rows: Sequence[Row], sizes: Sequence[int]) -> None:
     columns = _columns(rows, sizes)
     for place in range(len(rows)):
         line = json.dumps({key: values[place] for key, values in columns.items()})
@@ -146,7 +146,7 @@ def _read_jsonl(data: bytes) -> list[Row]:
     return [_of_values(parse_json(line)) for line in lines]
 
 
-def _write_parquet(file: BinaryIO, rows: Sequence[Row], sizes: Sequence[int]) -> None:
+def _write_parquet(file: IO[Any], rows: Sequence[Row], sizes: Sequence[int]) -> None:
     arrow, parquet = need("pyarrow", "codes"), need("pyarrow.parquet", "codes")
     text, number = arrow.string(), arrow.list_(arrow.int64())
     kinds = {"id": text, "split": text, "modality": text, "start_s": arrow.float64(), "codes": number}
@@ -188,7 +188,7 @@ def _row(id: str, split: str, modality: str, start_s: Any, codes: np.ndarray, ve
     return Row(str(id), str(split), str(modality), start, codes.astype(np.int64), vectors)
 
 
-_WRITERS: dict[Format, Callable[[BinaryIO, Sequence[Row], Sequence[int]], None]] = {
+_WRITERS: dict[Format, Callable[[IO[Any], Sequence[Row], Sequence[int]], None]] = {
     "npz": _write_npz,
     "jsonl": _write_jsonl,
     "parquet": _write_parquet,

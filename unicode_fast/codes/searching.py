@@ -301,9 +301,9 @@ def _word_vectors(model: UniCode, sentence: str, names: Sequence[str]) -> dict[s
         _check_words(words, LONGEST)
         return {name: sentence_vectors([words])[0][0, : len(words)] for name in kinds}
     if has_sentences(data.data):
-        found = WordVectors(data.text_model, data.text_whitelist or None).vectors(sentence)
-        unread = LONGEST - len(found) if data.text_padding == "read" else 0
-        return {name: np.pad(found, ((0, unread), (0, 0))) for name in kinds}
+        vectors = WordVectors(data.text_model, data.text_whitelist or None).vectors(sentence)
+        unread = LONGEST - len(vectors) if data.text_padding == "read" else 0
+        return {name: np.pad(vectors, ((0, unread), (0, 0))) for name in kinds}
     return {}
 
 
