@@ -19,6 +19,7 @@ import torch
 from unicode_fast import UniCode, export
 from unicode_fast.checkpoint import load
 from unicode_fast.codes import CodesError, encode_to_folder, folder, read_codes, sources
+from unicode_fast.codes.files import move_weights
 from unicode_fast.codes.sources import ClipSource, FileSource, splits_of
 from unicode_fast.config import Modality
 from unicode_fast.data import Store, open_store
@@ -407,3 +408,22 @@ def test_other_data_and_files_without_preprocessor_are_refused(store: Path, tmp_
     for place in (tmp_path / "a.mp4", tmp_path):
         with pytest.raises(UsageError, match="run must be trained on features of `extract` to encode media files such"):
             main([run, str(place), str(tmp_path / "codes")])
+
+
+def test_weights_are_elsewhere_on_this_machine() -> None:
+    owner = tiny.model(names="audio,video,text")
+    files = {"backbone": "vggish", "options": {"weights": "/there/vggish.pth"}}
+    folder_of = {"backbone": "/there/clip", "options": {"rate": 2}}
+    owner.preprocessor = {
+        "modalities": {"audio": files, "video": folder_of, "text": {"backbone": "words", "options": {}}}
+    }
+    move_weights(owner, {"vggish": "/here/v.pth", "video": "/here/clip"})
+    found = owner.preprocessor["modalities"]
+    assert found["audio"]["options"] == {"weights": "/here/v.pth"}
+    assert found["video"] == {"backbone": "/here/clip", "options": {"rate": 2}}
+    for name in ("vgg19", "text", "audio"):
+        with pytest.raises(ValueError, match=f"weights must be of vggish, video for this model, got '{name}'"):
+            move_weights(owner, {name: "/here/x"})
+    owner.preprocessor = None
+    with pytest.raises(ValueError, match="weights must be of no backbone for this model, got 'vggish'"):
+        move_weights(owner, {"vggish": "/here/x"})

@@ -10,7 +10,7 @@ from typing import get_args
 
 from unicode_fast.checkpoint import default_of, load
 from unicode_fast.cli import with_underscores
-from unicode_fast.codes.files import backbones_of
+from unicode_fast.codes.files import backbones_of, move_weights
 from unicode_fast.codes.folder import CLIPS_PER_SHARD, CodesFolder, encode_to_folder
 from unicode_fast.codes.formats import Format
 from unicode_fast.codes.sources import ClipSource, FileSource, Source, modalities_of, splits_of
@@ -18,6 +18,7 @@ from unicode_fast.data import open_dataset
 from unicode_fast.data.store.write import MANIFEST, check_new
 from unicode_fast.errors import Parser, UsageError, few, of_command_line, program, run_main, say
 from unicode_fast.media.captions import Part, list_files, read_captions
+from unicode_fast.media.recipes import parsed_weights
 from unicode_fast.modules import UniCode
 from unicode_fast.training.runs import choose_device, places
 
@@ -53,6 +54,9 @@ def add_run(parser: Parser) -> None:
     parser.add_argument("run", metavar="RUN", help="run folder, checkpoint, or file of export")
     parser.add_argument("--checkpoint", help="best, last, or a training step of a run folder [best, else last]")
     parser.add_argument("--device", default="cpu", help="auto, cpu or cuda [cpu]")
+    parser.add_argument(
+        "--weights", metavar="NAME=FILE,...", help="where the weights of the run's backbones are on this machine"
+    )
 
 
 def load_run(arguments: Namespace) -> UniCode:
@@ -66,6 +70,9 @@ def load_run(arguments: Namespace) -> UniCode:
     model = load(run, int(which) if which and which.isdigit() else which, device)
     # The data may have been moved since the checkpoint was written.
     model.config = model.config.replace_all(**places(run))
+    if arguments.weights is not None:
+        with of_command_line():
+            move_weights(model, parsed_weights(arguments.weights))
     return model
 
 

@@ -6,10 +6,12 @@ import functools
 import json
 import os
 from collections.abc import Collection, Mapping
+from pathlib import Path
 
 import numpy as np
 import torch
 
+from unicode_fast.errors import few
 from unicode_fast.media.backbones import Backbone
 from unicode_fast.media.features import Preprocessor, features
 from unicode_fast.modules.model import Encoded, EncodedClip, UniCode
@@ -55,6 +57,30 @@ def backbones_of(model: UniCode, names: Collection[str] | None = None) -> dict[s
     described = Preprocessor.from_dict(model.preprocessor).backbones
     chosen = model.names if names is None else names
     return {name: _made(name, json.dumps(one)) for name, one in described.items() if name in chosen}
+
+
+def move_weights(model: UniCode, places: Mapping[str, str]) -> None:
+    """Sets where the weights of a model's backbones are on this machine; they must be the same weights.
+
+    Args:
+        model: has a preprocessor.
+        places: file by backbone, such as vggish; of a backbone from a local folder, folder by modality.
+
+    Raises:
+        ValueError: the model has no such backbone.
+    """
+    described = {} if model.preprocessor is None else model.preprocessor["modalities"]
+    for name, place in places.items():
+        found = [one for one in described.values() if "weights" in one["options"] and one["backbone"] == name]
+        if not found and name in described and Path(described[name]["backbone"]).is_absolute():
+            described[name]["backbone"] = str(Path(place).absolute())
+        elif not found:
+            files = [one["backbone"] for one in described.values() if "weights" in one["options"]]
+            folders = [key for key, one in described.items() if Path(one["backbone"]).is_absolute()]
+            known = few([*files, *folders]) or "no backbone"
+            raise ValueError(f"weights must be of {known} for this model, got {name!r}")
+        for one in found:
+            one["options"]["weights"] = str(Path(place).absolute())
 
 
 # Those of a few models; a backbone can be large.
