@@ -10,7 +10,7 @@ import torch
 from compare import assert_close
 from test_distributed import State, compare
 from test_every_method import Reads
-from tolerances import EXACT, NAIVE_GRADIENT, NAIVE_LOSS
+from tolerances import EXACT, NAIVE_GRADIENT, NAIVE_LOSS, SHARED_BATCH
 from torch import Tensor
 from torch.nn.functional import softmax
 
@@ -50,7 +50,8 @@ def trainer_of(form: str, **fields: object) -> Trainer:
     trainer = tiny.trainer(preset, **{**usual, **given, **fields})
     generator = torch.Generator().manual_seed(5)
     # New codewords are alike.
-    trainer.model.codebook.initialise(torch.randn(12, 16, generator=generator, dtype=torch.float64))
+    rows = torch.randn(12, 16, generator=generator, dtype=torch.float64)
+    trainer.model.codebook.initialise(rows.to(trainer.model.device))
     return trainer
 
 
@@ -528,6 +529,21 @@ def test_a_step_reads_no_value(form: str, monkeypatch: pytest.MonkeyPatch) -> No
                     patch.setattr(host, name, lambda _: False)
             ends.append(trained(trainer))
     compare(ends[1], ends[0])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA is not available")
+@each_form
+def test_a_graphed_step_on_a_gpu(form: str) -> None:
+    ends = []
+    for graphed in (False, True):
+        trainer = trainer_of(form, device="cuda", cuda_graph=graphed)
+        for step in range(4):
+            given = batch_of(trainer.model, step, gone="audio" if step == 2 else "")
+            batch = [{name: values.cuda() for name, values in tensors.items()} for tensors in given]
+            trainer.train_step(*batch, 1e-2)
+        ends.append(trainer.model.state_dict())
+    for name, value in ends[0].items():
+        assert_close(ends[1][name].double(), value.double(), SHARED_BATCH, name)
 
 
 @pytest.mark.parametrize("method", [*METHODS, "official"])
