@@ -329,7 +329,7 @@ def _mp3(samples: np.ndarray) -> bytes:
     """Mono sound, (samples,) float32 at 16 kHz, as MP3."""
     av = need("av", "media")
     with io.BytesIO() as file:
-        with av.open(file, "w", format="mp3") as container:
+        with av.open(file, mode="w", format="mp3") as container:
             stream = container.add_stream("mp3", rate=_RATE_HZ, layout="mono")
             stream.bit_rate = _BITS_PER_SECOND
             loud = np.round(np.clip(samples, -1, 1) * 32767).astype(np.int16)
