@@ -150,7 +150,7 @@ def count_arithmetic() -> tuple[int, float]:
     with forward:
         for name, values in features.items():
             z, own = owner.encode_features(name, values, None)
-            owner.decode(name, z, own.specific)
+            owner.decode_vectors(name, z, own.specific)
     parameters = sum(parameter.numel() for group in owner.parameter_groups().values() for parameter in group)
     # The gradients of weights and of inputs each cost as much as the forward pass.
     return parameters, 3 * forward.get_total_flops() / 2

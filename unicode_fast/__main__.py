@@ -17,6 +17,8 @@ COMMANDS = {
     "extract": "compute features of video, sound and captions, and write a feature store",
     "train": "pre-train on paired clips, then measure how codes transfer between modalities",
     "evaluate": "measure one direction of one task on a trained run",
+    "encode": "write the codes of data or media files for other programs",
+    "search": "find clips of one modality by a sentence, a file, or a clip of another",
     "report": "make the paper's tables and the figure from runs",
     "ablate": "train with each component off, with codebooks of several sizes, or each method of Table 1",
     "leaderboard": "train every method on the same data, and compare them",

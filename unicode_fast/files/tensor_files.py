@@ -40,7 +40,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], content: Mapping[st
     """
     written = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     facts = json.dumps(content)
-    header = {CONTENT: facts, CHECKSUM: _checksum(facts, written)}
+    header = {CONTENT: facts, CHECKSUM: checksum_of(facts, written)}
     with atomic_file(path) as file:
         file.write(safetensors.torch.save(written, header))
 
@@ -63,7 +63,7 @@ def read_tensors(path: str | os.PathLike[str]) -> tuple[Any, dict[str, Tensor]]:
         facts, checksum = metadata[CONTENT], metadata.get(CHECKSUM)
         content = _json(facts.encode("utf-8", "surrogatepass"))
         tensors = {name: _read(file, start, item) for name, item in header.items()}
-    if checksum is not None and checksum != _checksum(facts, tensors):
+    if checksum is not None and checksum != checksum_of(facts, tensors):
         raise BadFile("its checksum differs from its header")
     return content, tensors
 
@@ -92,7 +92,7 @@ def count_values(path: str | os.PathLike[str]) -> int:
         return sum(math.prod(item["shape"]) for name, item in header.items() if name != "__metadata__")
 
 
-def _checksum(facts: str, tensors: Mapping[str, Tensor]) -> str:
+def checksum_of(facts: str, tensors: Mapping[str, Tensor]) -> str:
     """SHA-256 of content, names, dtypes, shapes and bytes."""
     found = hashlib.sha256(facts.encode("utf-8", "surrogatepass"))
     for name in sorted(tensors):

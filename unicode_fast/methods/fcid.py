@@ -146,6 +146,14 @@ class FcidModel(UniCode):
         """Z of timed modalities; words have no decoder at the fine level."""
         return {name: vectors[name] for name in self.groups[TIMED]}
 
+    def decoder_vectors(self, name: str, codes: Tensor) -> Tensor:
+        """None: decoders of positions read z, and those of codes give a clip's projected mean.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError(f"method must have a decoder from codes to features of {name!r}, got method 'fcid'")
+
     def codebook_batch(self, output: ModelOutput) -> CodebookBatch:
         """General features and indices of clips."""
         coarse = output.levels[COARSE]

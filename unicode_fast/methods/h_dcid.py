@@ -108,7 +108,7 @@ class SecondLayer(UniCode):
             output.semantic[name], output.club[name] = self.normalise(name, z, output), specific
         self.quantise(output)
         for name, vector in output.quantised.items():
-            output.decoded[name] = self.decode(name, vector, output.club[name])
+            output.decoded[name] = self.decode_vectors(name, vector, output.club[name])
         return output
 
 
@@ -202,6 +202,10 @@ class HDcidModel(UniCode):
         second = self.second.codebook.quantise({name: z})[name]
         index = first.index * self.config.model.codewords + second.index
         return Encoded(index, torch.cat([first.vector, second.codeword], -1))
+
+    def decoder_vectors(self, name: str, codes: Tensor) -> Tensor:
+        """The codewords of layer 1, (..., D); the decoder of layer 2 gives no features of the modality."""
+        return self.codebook.codebook[self.choices(codes)[..., 0]]
 
 
 class HDcidMethod(UniCodeMethod):

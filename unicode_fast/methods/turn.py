@@ -105,7 +105,7 @@ class Turn(Alignment):
         for other in self.names:
             if other != name:
                 codes = at_positions(output.quantised[other], masks[other], target.shape[1])
-                decoded = model.decode(name, codes, output.specific[name]).to(target.dtype)
+                decoded = model.decode_vectors(name, codes, output.specific[name]).to(target.dtype)
                 errors.append(losses.masked_mean((decoded - target).abs(), masks[name]))
         return torch.stack(errors).mean()
 

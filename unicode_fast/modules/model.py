@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -32,6 +33,19 @@ class Encoded(NamedTuple):
 
     index: Tensor  # type: ignore[assignment]
     vector: Tensor
+
+
+class EncodedClip(NamedTuple):
+    """The codes of one window of a file.
+
+    Attributes:
+        start_s: its beginning in seconds of the file; step t is the second from start_s + t on.
+        codes: by modality, index (T,) and vector (T, D); a modality that the file lacks is missing. T is at most ten,
+            of captions the number of words.
+    """
+
+    start_s: float
+    codes: dict[str, Encoded]
 
 
 class Specific(NamedTuple):
@@ -259,7 +273,7 @@ class UniCode(nn.Module):
                 output.observed[name] = self.observe(name, features[name], valid)
         self.quantise(output)
         for name, vector in self.decoder_inputs(output.semantic, output, output.clips).items():
-            output.decoded[name] = self.decode(name, vector, output.specific[name])
+            output.decoded[name] = self.decode_vectors(name, vector, output.specific[name])
         self.decode_levels(output, output)
         return output
 
@@ -319,7 +333,7 @@ class UniCode(nn.Module):
     def _norm(self, name: str) -> FeatureNorm:
         return cast(FeatureNorm, self.norms[name])
 
-    def decode(self, name: str, vector: Tensor, specific: Tensor) -> Tensor:
+    def decode_vectors(self, name: str, vector: Tensor, specific: Tensor) -> Tensor:
         """Reconstruction of one modality from its quantised vectors, (B, T, D), and specific features."""
         return self._with_checkpoint(self._decode, name, vector, specific)
 
@@ -437,6 +451,125 @@ class UniCode(nn.Module):
         """The features whose nearest codewords `encode` gives, (B, T, D): z."""
         return z
 
+    def encode_clip(self, name: str, features: Tensor) -> Encoded:
+        """Codes of one clip by itself: the same bits whatever else is encoded, and however its batch is padded.
+
+        `encode` rounds sums differently in batches of other sizes, so that a near tie of two codewords may fall
+        otherwise. Here a clip is always computed alone, without padding and on one thread.
+
+        Args:
+            name: a modality of the model.
+            features: (T, ...), valid positions only, in the model's dtype and on its device.
+
+        Returns:
+            index (T,) and vector (T, D).
+
+        Raises:
+            ValueError: as `encode`.
+            TypeError: as `encode`.
+        """
+        if not isinstance(features, Tensor):
+            raise TypeError(f"features of {name!r} must be a Tensor, got {type(features).__name__}")
+        with one_thread():
+            # A copy: the bits of a product may depend on the alignment of its operands.
+            found = self.encode(name, features.unsqueeze(0).clone(memory_format=torch.contiguous_format))
+        return Encoded(found.index[0], found.vector[0])
+
+    def encode_file(self, file: str | os.PathLike[str], caption: str | None = None) -> list[EncodedClip]:
+        """Codes of a media file, with the backbones that computed the features of the model's training data.
+
+        Args:
+            file: video, sound or a picture.
+            caption: words of the file; None or empty for none.
+
+        Returns:
+            The codes of each window of ten seconds, of each modality by `encode_clip`.
+
+        Raises:
+            ValueError: the model has no preprocessor, or a backbone differs from that of the training.
+            FileNotFoundError: there is no such file.
+            MediaError: it cannot be decoded.
+            MissingPackageError: a package is not installed.
+        """
+        # Imported here because media and codes are above the modules.
+        from unicode_fast.codes.files import encode_file
+
+        return encode_file(self, file, caption)
+
+    def vectors(self, codes: Tensor) -> Tensor:
+        """Vectors of codes, the same as those that `encode` returns with them.
+
+        Args:
+            codes: (...) int64 in [0, `codewords`), on the model's device.
+
+        Returns:
+            (..., D), of the codebook's dtype; codewords of several codebooks are joined.
+
+        Raises:
+            TypeError: the codes are no int64 Tensor.
+            ValueError: a code is out of range, or they are on another device.
+        """
+        parts = self.choices(codes).unbind(-1)
+        books = self.codebooks
+        chosen = parts if len(parts) > 1 else parts * len(books)
+        return torch.cat([book[part] for book, part in zip(books, chosen, strict=True)], -1)
+
+    def choices(self, codes: Tensor) -> Tensor:
+        """The choice of a code in each codebook, (..., len(`code_sizes`)) int64; arguments and errors of `vectors`."""
+        if not isinstance(codes, Tensor) or codes.dtype != torch.int64:
+            raise TypeError(f"codes must be an int64 Tensor, got {getattr(codes, 'dtype', type(codes).__name__)}")
+        if codes.device != self.device:
+            raise ValueError(f"codes must be on {self.device} as the model is, got {codes.device}")
+        wrong = codes[(codes < 0) | (codes >= self.codewords)]
+        if wrong.numel():
+            raise ValueError(f"codes must be in [0, {self.codewords}), got {int(wrong[0])}")
+        parts = []
+        for size in reversed(self.code_sizes):
+            parts.append(codes % size)
+            codes = codes // size
+        return torch.stack(parts[::-1], -1)
+
+    @torch.no_grad()
+    def decode(
+        self, name: str, codes: Tensor, like: Tensor | Mapping[str, Tensor], mask: Tensor | None = None
+    ) -> Tensor:
+        """Features of a modality from codes, with the modality-specific features of a clip that it shall be like.
+
+        The codes may be those of the clip, of another clip, or of another modality.
+
+        Args:
+            name: a modality of the model.
+            codes: (B, T) int64.
+            like: (B, T, ...) features of that modality, or a mapping with them.
+            mask: (B, T) bool, valid positions of `like` first; None where every position is valid.
+
+        Returns:
+            (B, T, ...) in the shape of the features; of words with `word_target` "lstm" the output of their LSTM.
+
+        Raises:
+            ValueError: the modality is unknown or has no decoder of codes, a code is out of range, or a shape does not
+                fit.
+            TypeError: a dtype does not fit.
+        """
+        if name not in self.names:
+            raise ValueError(f"name must be one of {', '.join(self.names)}, got {name!r}")
+        if isinstance(like, Mapping) and name not in like:
+            raise ValueError(f"like must have features of {name!r}, got {', '.join(map(str, like)) or 'none'}")
+        features = like[name] if isinstance(like, Mapping) else like
+        self._check_one(name, features, mask)
+        vector = self.decoder_vectors(name, codes)
+        if codes.shape != features.shape[:2]:
+            raise ValueError(f"codes must have the shape {tuple(features.shape[:2])} of like, got {tuple(codes.shape)}")
+        if mask is not None:
+            check_prefix(name, mask)
+        with in_mode(self._encoder(name), training=False):
+            specific = self.encode_specific(name, features, mask).specific
+        return self.decode_vectors(name, vector, specific).to(self.dtype)
+
+    def decoder_vectors(self, name: str, codes: Tensor) -> Tensor:
+        """What the decoder of a modality reads of codes, (..., D); a model whose decoder reads others overrides it."""
+        return self.vectors(codes)
+
     def check(self, features: Mapping[str, Tensor], mask: Mapping[str, Tensor] | None) -> None:
         """Raises the errors of `forward` about names, shapes, dtypes and devices of a batch; reads no values."""
         for given, what in ((features, "features"), (mask, "mask")):
@@ -513,6 +646,21 @@ def in_mode(module: nn.Module, training: bool) -> Iterator[None]:
     finally:
         for child in others:
             child.training = not training
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Runs torch's operations inside on one thread; on a CPU their bits then do not depend on the number of cores.
+
+    Small products on one thread are faster too: a second thread costs more time than it saves, several times more on
+    busy cores.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def as_read(features: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:

@@ -17,7 +17,7 @@ from torch.nn.functional import embedding_bag, one_hot
 from torch.nn.utils import clip_grad_norm_, skip_init
 
 from unicode_fast.data import ClipSet, Dataset
-from unicode_fast.modules.model import Encoded
+from unicode_fast.modules.model import Encoded, one_thread
 from unicode_fast.modules.wrapped import unwrapped
 from unicode_fast.tasks.metrics.intervals import Bootstrap, Estimate
 
@@ -207,21 +207,6 @@ def _joined(name: str, batches: Sequence[EncodedClips]) -> EncodedClips:
         table[at], filled[at] = batch.table[used], True
         index.append(place[batch.index])
     return EncodedClips(torch.cat(index), table, torch.cat([batch.mask for batch in batches]), codes)
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Runs the operations inside on one thread.
-
-    Probes multiply matrices of some hundred rows. A second thread costs more time than it saves, several times more on
-    busy cores. On one thread, scores do not depend on the number of cores.
-    """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 @contextmanager

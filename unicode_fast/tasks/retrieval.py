@@ -98,7 +98,7 @@ class Retrieval:
         if (split, name) not in self._embedded:
             if name in self.encoded.names:
                 codes = self.encoded.codes(split, name)
-                self._embedded[split, name] = _mean_over_positions(codes.vector.numpy(), codes.mask.numpy())
+                self._embedded[split, name] = mean_over_positions(codes.vector.numpy(), codes.mask.numpy())
             else:
                 self._embedded[split, name] = self._of_features(split, name)
         return self._embedded[split, name]
@@ -110,7 +110,7 @@ class Retrieval:
             batches = np.array_split(np.arange(count), -(-count // ENCODE_BATCH))
             flat = [np.asarray(features[batch]).reshape(len(batch), features.shape[1], -1) for batch in batches]
             masks = [np.asarray(clips.mask[name])[batch] for batch in batches]
-            means.append(np.concatenate([_mean_over_positions(*pair) for pair in zip(flat, masks, strict=True)]))
+            means.append(np.concatenate([mean_over_positions(*pair) for pair in zip(flat, masks, strict=True)]))
         deviation = means[1].std(0)
         return (means[0] - means[1].mean(0)) / np.where(deviation > 0, deviation, 1)
 
@@ -262,7 +262,7 @@ def _of_distinct(layer: nn.Linear, rows: np.ndarray) -> np.ndarray:
     return layer(torch.from_numpy(distinct)).numpy()[place]
 
 
-def _mean_over_positions(values: np.ndarray, mask: np.ndarray) -> np.ndarray:
+def mean_over_positions(values: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """(clips, D) from (clips, T, D): the mean over positions where mask (clips, T) is True."""
     weight = np.asarray(mask, np.float32)
     weight = weight / weight.sum(1, keepdims=True)

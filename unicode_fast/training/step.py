@@ -121,7 +121,7 @@ class EncodedMicroBatch:
             output.index[name], output.codeword[name] = whole.index[name][clips], whole.codeword[name][clips]
         output.quantised.update(self.model.decoder_inputs(output.semantic, whole, clips))
         for name, vector in output.quantised.items():
-            output.decoded[name] = self.model.decode(name, vector, output.specific[name])
+            output.decoded[name] = self.model.decode_vectors(name, vector, output.specific[name])
         self.model.decode_levels(output, whole)
         shares = dict(zip(self.model.names, method.valid_positions(output) / positions, strict=True))
         terms = method.reconstruction(output, shares)
