@@ -30,7 +30,7 @@ LAYERS = [
     {"modules", "losses"},
     {"methods", "presets", "tasks", "data", "media", "codes", "compat", "checkpoint", "checked_state", "health"},
     {"cli", "report", "training", "train", "evaluate", "convert", "ablate", "leaderboard", "many_runs"}
-    | {"extract", "encode", "search", "reproduce", "table_commands", "__main__"},
+    | {"extract", "encode", "search", "inspect", "reproduce", "table_commands", "__main__"},
 ]
 # A convenience of the model for whole files, which it imports when it is called.
 UPWARD = {("unicode_fast.modules.model", "unicode_fast.codes.files")}

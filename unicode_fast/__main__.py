@@ -19,6 +19,7 @@ COMMANDS = {
     "evaluate": "measure one direction of one task on a trained run",
     "encode": "write the codes of data or media files for other programs",
     "search": "find clips of one modality by a sentence, a file, or a clip of another",
+    "inspect": "write a page that shows what each codeword means",
     "report": "make the paper's tables and the figure from runs",
     "ablate": "train with each component off, with codebooks of several sizes, or each method of Table 1",
     "leaderboard": "train every method on the same data, and compare them",

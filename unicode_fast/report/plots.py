@@ -204,7 +204,7 @@ def _usage_csv(names: Sequence[str], table: np.ndarray, group: np.ndarray) -> st
 def _usage_figure(
     names: Sequence[str], total: np.ndarray, share: np.ndarray, group: np.ndarray, shares: Mapping[str, float]
 ) -> Figure:
-    colours = _modality_colours(names)
+    colours = modality_colours(names)
     labels = np.array(list(shares))
     order = np.lexsort((-total, (group[:, None] == labels).argmax(1)))  # by group, most used first
     figure = Figure(figsize=(8.4, 4.4), layout="constrained")
@@ -756,7 +756,7 @@ def _in_order(labels: Iterable[str]) -> dict[str, str]:
     return dict(zip(dict.fromkeys(labels), itertools.cycle(_PALETTE), strict=False))
 
 
-def _modality_colours(names: Iterable[str]) -> dict[str, str]:
+def modality_colours(names: Iterable[str]) -> dict[str, str]:
     """One colour per modality or pair of them, the same for the same modalities."""
     fixed = {name: _OF_MODALITY.get(name) for name in names}
     left = itertools.cycle([colour for colour in _OF_OTHERS if colour not in fixed.values()])
@@ -776,7 +776,7 @@ def _curves(
 
     Labels are modalities, "any" for all of them together, or "" for a single line.
     """
-    colours = {**_modality_colours(curves), "any": GREY, "": BLACK}
+    colours = {**modality_colours(curves), "any": GREY, "": BLACK}
     dashes = _dashes([colours[label] for label in curves])
     for (label, curve), dash in zip(curves.items(), dashes, strict=True):
         axis.plot(*(steps, curve, dash), color=colours[label], linewidth=1.4, label=label or None, **_dots(steps))

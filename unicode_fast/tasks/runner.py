@@ -161,11 +161,11 @@ class Evaluator:
         """
         return Segmentation(self.encoded(SEGMENTATION), self.seed, self._backbone, self._segmenter_steps)
 
-    def sharing(self) -> dict[str, Sharing]:
-        """Code sharing on the test split of `dataset`, by all words of a sentence and by content words."""
-        found = {"all words": measure_sharing(self.home, TEST)}
+    def sharing(self, split: str = TEST) -> dict[str, Sharing]:
+        """Code sharing on a split of `dataset`, by all words of a sentence and by content words."""
+        found = {"all words": measure_sharing(self.home, split)}
         if any(map(self.home.has_content, self.home.names)):
-            found["content words"] = measure_sharing(self.home, TEST, content=True)
+            found["content words"] = measure_sharing(self.home, split, content=True)
         return found
 
     def modalities(self, task: str) -> list[str]:
