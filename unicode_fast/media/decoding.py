@@ -35,8 +35,9 @@ _FORMATS = (
 _PICTURES = ("png_pipe", "jpeg_pipe", "webp_pipe", "bmp_pipe", "tiff_pipe", "ppm_pipe", "pgm_pipe")
 # Formats whose header holds the duration, so that a missing end can be seen.
 _TIMED_FORMATS = ("mov", "matroska", "avi")
-# Most pixels of a frame, and most seconds of a file: a larger one is more likely damaged than real.
+# Most pixels of a frame, samples per second and seconds of a file: a larger one is more likely damaged than real.
 MOST_PIXELS = 8192 * 8192
+MOST_RATE_HZ = 768_000
 MOST_SECONDS = 6 * 3600.0
 # Sound that is decoded beside a part for the filter of the resampler.
 _MARGIN_S = 0.1
@@ -182,6 +183,8 @@ class MediaFile:
         if self._audio is None:
             return Sound(np.zeros(0, np.float32), 0.0)
         pieces, own = [], int(self._audio.rate)
+        if own > MOST_RATE_HZ:
+            raise MediaError(f"{self.path} must have at most {MOST_RATE_HZ} samples per second, got {own}")
         # The filter of the resampler reads some samples beside the part.
         early, late = start_s - _MARGIN_S, end_s + _MARGIN_S
         follows = 0
