@@ -33,7 +33,7 @@ NAMES = ("audio", "video", "text")
 CPU = torch.device("cpu")
 # Clips of the batches; with three ranks neither is shared evenly.
 BATCHES = (8, 8, 5)
-# By preset: are there masks, and steps of modalities that differ from the others.
+# By preset: are there masks, and steps of modalities that differ from the others. With "absent" clips lack modalities.
 CASES: dict[str, tuple[str, bool, dict[str, int]]] = {
     "recommended": ("recommended", False, {}),
     "recommended, masks": ("recommended", True, {}),
@@ -42,6 +42,8 @@ CASES: dict[str, tuple[str, bool, dict[str, int]]] = {
     "official, masks": ("official", True, {}),
     "paper": ("paper", False, {}),
     "paper, masks": ("paper", True, {}),
+    "recommended, absent": ("recommended", True, {}),
+    "paper, absent": ("paper", True, {}),
 }
 State = dict[str, torch.Tensor]
 
@@ -58,8 +60,9 @@ def batch_of(owner: UniCode, case: str, step: int) -> tuple[State, State | None]
     if not masked:
         return features, None
     generator = torch.Generator().manual_seed(step)
+    least = 0 if case.endswith("absent") else 1
     return features, {
-        name: tiny.mask_of(torch.randint(1, 6, (BATCHES[step],), generator=generator).tolist(), 5) for name in NAMES
+        name: tiny.mask_of(torch.randint(least, 6, (BATCHES[step],), generator=generator).tolist(), 5) for name in NAMES
     }
 
 

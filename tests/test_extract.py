@@ -273,6 +273,23 @@ class TestStore:
         assert "no clip has video, so the store has none" in done.lines()
         assert list(data.preprocessor["modalities"]) == ["audio"]
 
+    def test_clips_that_lack_a_modality(self, tmp_path: Path) -> None:
+        folder = tmp_path / "videos"
+        folder.mkdir()
+        flash_and_beep(folder / "both.mp4", fps=5, seconds=2, at=(1,))
+        write_media(folder / "heard.wav", sound=beeps(2, rate_hz=16000), rate_hz=16000)
+        write_media(folder / "seen.mp4", np.full((10, 64, 64, 3), 200, np.uint8), fps=5)
+        rows = ["both.mp4,train,a dog", "heard.wav,train,", "seen.mp4,train,two words more"]
+        table = write_table(tmp_path / "t.csv", rows, "file,split,caption")
+        done = media.extract(folder, tmp_path / "s", captions=table, backbones=backbones(), progress=False)
+        train = open_store(tmp_path / "s").split("train")
+        assert {name: lengths.tolist() for name, lengths in train.lengths.items()} == {
+            "audio": [2, 2, 0], "video": [2, 0, 2], "text": [2, 0, 3],
+        }  # fmt: skip
+        assert not any(train.arrays[name][clip].any() for name, clip in (("audio", 2), ("video", 1), ("text", 1)))
+        assert done.without == {"audio": 1, "video": 1, "text": 1}
+        assert "1 of 3 clips have no audio" in done.lines()
+
     def test_the_example_of_the_page(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         page = (Path(__file__).parents[1] / "docs" / "media.md").read_text()
         (code,) = re.findall("```python\n(.*?)```", page, re.DOTALL)

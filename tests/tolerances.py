@@ -162,6 +162,11 @@ STANDARD_ERRORS = 5.0
 # For pytest.approx on losses in float64: sums of some thousand terms of order one, in another order.
 FLOAT64 = {"rel": 1e-10, "abs": 1e-12}
 
+# Losses beside loops over clips, in float64: sums of some hundred terms of order one in another order. In gradients the
+# expansion of distances, divided by the temperature 0.05 of the assignment, enlarges roundings; 1.5e-10 was measured.
+NAIVE_LOSS = Tolerance(1e-10, 1e-12)
+NAIVE_GRADIENT = Tolerance(1e-9, 1e-11)
+
 # Sums of some ten thousand squares of order one, in another order. bfloat16 rounds the gradient once, relative 2^-9.
 # Gradients that cancel keep the absolute error of their terms.
 COMMITMENT = {

@@ -57,7 +57,8 @@ def collapsed(
         f"{perplexity[name]:.2f}, below {LEAST_PERPLEXITY:g}, less than one bit a code. Check the range and variety of "
         f"{name}'s features, then learning_rate, codewords, codebook_init and reset_after"
         for name in used
-        if perplexity[name] < LEAST_PERPLEXITY
+        # Without a use, no clip had the modality.
+        if used[name] and perplexity[name] < LEAST_PERPLEXITY
     }
 
 

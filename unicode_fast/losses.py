@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from unicode_fast.modules import host
+from unicode_fast.modules.absent import mean_over
 from unicode_fast.modules.linear import linear
 
 # Inside the logarithm and in the denominator of the released code matching loss.
@@ -92,7 +93,7 @@ def club_official(
         log_variance: (B, T, C).
         specific: y, (B, T, C).
         permutation: (B,) int64, the negative of each clip.
-        mask: (B, T) bool, or None; a negative counts where both clips are valid.
+        mask: (B, T) bool, or None; a negative counts where both clips are valid, a clip where its negative does.
     """
 
     def over_time(values: Tensor, valid: Tensor | None) -> Tensor:
@@ -105,7 +106,7 @@ def club_official(
     both = None if mask is None else mask & mask[permutation]
     positive = -over_time((mean - specific).square(), mask) / spread
     negative = -over_time((mean - specific[permutation]).square(), both) / spread
-    return (positive - negative).sum(-1).mean() / 2
+    return mean_over((positive - negative).sum(-1), None if both is None else both.any(1)) / 2
 
 
 def club_closed_form(
@@ -213,7 +214,7 @@ def balanced_assignment(
     return logits.softmax(1)
 
 
-def presence(used: Tensor, scores: Tensor, mask: Tensor | None = None) -> Tensor:
+def presence(used: Tensor, scores: Tensor, mask: Tensor | None = None, clips: Tensor | None = None) -> Tensor:
     """Loss for codewords to occur in a clip: minus sum_k P_k log(1 - prod_t (1 - p_tk)), mean over clips.
 
     One position with a codeword suffices; the others may have any. So words of a sentence get codewords of the clip's
@@ -223,18 +224,19 @@ def presence(used: Tensor, scores: Tensor, mask: Tensor | None = None) -> Tensor
         used: P, (B, M), the codewords that should occur; gets no gradient. Its sum may be below one.
         scores: logits of p, (B, T, M).
         mask: (B, T) bool, or None.
+        clips: (B,) bool, the clips that count, or None.
 
     Source:
         The noisy-or of multiple-instance learning, Maron and Lozano-Perez, NeurIPS 1997.
     """
     if host.has_operators(scores):
-        return torch.ops.unicode_fast_layers.presence(used.detach().to(scores.dtype), scores, mask).mean()
+        return mean_over(torch.ops.unicode_fast_layers.presence(used.detach().to(scores.dtype), scores, mask), clips)
     # The clamp keeps the slope of the logarithm finite.
     missing = torch.log1p(-scores.softmax(-1).clamp(max=1 - 1e-4))
     if mask is not None:
         missing = torch.where(mask.unsqueeze(-1), missing, 0)
     held = -torch.expm1(missing.sum(1))  # (B, M)
-    return -(used.detach() * (held + 1e-6).log()).sum(1).mean()
+    return mean_over(-(used.detach() * (held + 1e-6).log()).sum(1), clips)
 
 
 class Grounding(NamedTuple):
@@ -283,6 +285,7 @@ def code_matching(
     *,
     pairing: str = "symmetric",
     directions: str = "both",
+    valid: Tensor | None = None,
 ) -> Tensor:
     """The code matching loss: each clip identifies its partner among the batch by their codewords.
 
@@ -297,9 +300,11 @@ def code_matching(
             as the second term and adds 1e-5 to the sum of exponentials, as released.
         directions: softmax along "rows" only, or the mean of rows and columns
             ("both").
+        valid: (..., B) bool, the clips that both modalities have, or None for all. The others are neither positives nor
+            negatives.
 
     Returns:
-        The loss of each pair of modalities, (...).
+        The loss of each pair of modalities, (...), mean over the clips that count; 0 where none does.
 
     Precision:
         That of the inputs, under autocast too.
@@ -309,14 +314,24 @@ def code_matching(
         scores = first @ log_second.mT  # (..., B, B)
         if pairing == "official":
             scores = scores + second @ log_first.mT
-            scores = scores - scores.amin((-2, -1), keepdim=True)
+            counted = scores if valid is None else scores.masked_fill(~_both(valid), torch.inf)
+            # Without a clip that counts, any finite number.
+            scores = scores - counted.amin((-2, -1), keepdim=True).nan_to_num(posinf=0.0)
             offset = scores.new_full((), OFFICIAL_SUM_OFFSET).log()
-            sums = [torch.logaddexp(scores.logsumexp(axis), offset) for axis in (-1, -2)]
         else:
             scores = scores + log_first @ second.mT
-            sums = [scores.logsumexp(axis) for axis in (-1, -2)]
-        along, across = ((each - scores.diagonal(dim1=-2, dim2=-1)).mean(-1) for each in sums)
+        if valid is not None:
+            scores = scores.masked_fill(~_both(valid), torch.finfo(scores.dtype).min)
+        sums = [scores.logsumexp(axis) for axis in (-1, -2)]
+        if pairing == "official":
+            sums = [torch.logaddexp(each, offset) for each in sums]
+        along, across = (mean_over(each - scores.diagonal(dim1=-2, dim2=-1), valid, -1) for each in sums)
         return along if directions == "rows" else (along + across) / 2
+
+
+def _both(valid: Tensor) -> Tensor:
+    """(..., B, B), the pairs of clips that count, from (..., B)."""
+    return valid.unsqueeze(-1) & valid.unsqueeze(-2)
 
 
 def info_nce(queries: Tensor, keys: Tensor, temperature: float, valid: Tensor | None = None) -> Tensor:

@@ -20,7 +20,7 @@ from unicode_fast.data.layouts.files import MissingFilesError
 from unicode_fast.data.layouts.index import ClipTable, DatasetIndex, FeatureFiles
 from unicode_fast.data.lazy import ClipArray, LazyArray
 from unicode_fast.data.opening import list_data, open_data
-from unicode_fast.data.store.checks import StoreError, check_array_values, check_split
+from unicode_fast.data.store.checks import StoreError, check_array_values, check_present, check_split
 from unicode_fast.data.store.read import damages, open_store
 from unicode_fast.data.store.write import MANIFEST, check_alike
 from unicode_fast.errors import TooManyFiles, UsageError, is_foreseen, message_of
@@ -109,6 +109,9 @@ def _check(report: Report, spec: str, request: Request, progress: bool) -> None:
         raise UsageError(f"modalities must be among {', '.join(sorted(there))} for {spec}, got {unknown[0]!r}")
     report.findings += [Finding(note.kind, note.bad, note.text) for note in index.notes]
     for split, tables in index.tables.items():
+        counts = {name: _lacking(features) for table in tables for name, features in table.features.items()}
+        report.lacking[split] = {name: count for name, count in counts.items() if count}
+    for split, tables in index.tables.items():
         if "class" in tables[0].arrays:
             report.classes[split] = classes_of(np.asarray(tables[0].arrays["class"]), index.classes)
     report.findings += _ceilings(index)
@@ -153,6 +156,7 @@ def _check_stream(report: Report, data: stream.StreamedDataset, progress: bool) 
     def add(clips: ClipSet) -> None:
         report.describe(split, clips, {name: clips.arrays[name].dtype.name for name in clips.modalities})
         report.count(split, clips)
+        report.lacking[split] = dict(Counter(report.lacking.get(split, {})) + Counter(clips.lacking()))
         _add_labels(labelled.setdefault(split, {}), clips)
 
     total = sum(len(files) for files in data.index["shards"].values())
@@ -191,6 +195,7 @@ def _check_store(report: Report, data: Dataset) -> None:
             report.describe(split, clips, {name: _stored(clips.arrays[name]) for name in clips.modalities})
             if number == 0:
                 report.count(split, clips)
+            report.lacking.setdefault(split, {}).update(clips.lacking())
             _add_labels(labelled.setdefault(split, {}), clips)
     report.conclude(data.classes, labelled)
     if bad:
@@ -211,6 +216,10 @@ def _wrong(split: str, clips: ClipSet, first: dict[str, tuple[str, Any]]) -> Ite
             check_array_values(split, key, array, positions, len(clips.classes))
         except (StoreError, OSError) as error:
             yield message_of(error)
+    try:
+        check_present(split, clips.arrays, clips.modalities)
+    except StoreError as error:
+        yield message_of(error)
 
 
 def _stored(array: ClipArray) -> str:
@@ -295,6 +304,8 @@ def _read(clips: Mapping[str, tuple[FeatureFiles, int]], found: dict[str, list[s
     contents: dict[bytes, str] = {}
     for where, (features, clip) in clips.items():
         bar.update()
+        if not features.has(clip):
+            continue
         if features.missing is not None and features.missing[clip]:
             found["missing"].append(where)
             continue
@@ -387,6 +398,11 @@ def _labels_of(table: ClipTable, classes: int, bad: list[str]) -> dict[str, np.n
             except Exception as error:
                 bad.append(_located_message(error, f"{key} of clip {clip}"))
     return found
+
+
+def _lacking(features: FeatureFiles) -> int:
+    """Number of clips that lack a modality."""
+    return 0 if features.without is None else int(np.count_nonzero(features.without))
 
 
 def _unusual(values: Mapping[str, Any]) -> list[str]:

@@ -58,7 +58,7 @@ class ClipSet:
 
     @property
     def lengths(self) -> dict[str, np.ndarray]:
-        """Per modality (clips,) int64, the number of valid positions."""
+        """Per modality (clips,) int64, the number of valid positions; 0 for a clip that lacks the modality."""
         full = {name: np.full(len(self), self.arrays[name].shape[1], np.int64) for name in self.modalities}
         return {name: np.asarray(self.arrays.get(f"{name}.length", positions)) for name, positions in full.items()}
 
@@ -104,6 +104,26 @@ class ClipSet:
         numbers = np.arange(len(self))[chosen]
         arrays = {key: select_clips(array, numbers) for key, array in self.arrays.items()}
         return replace(self, arrays=arrays, index=self.index[chosen])
+
+    def lacking(self) -> dict[str, int]:
+        """Number of clips that lack a modality, for the modalities that some clip lacks."""
+        found = {name: int(np.count_nonzero(~self.has(name))) for name in self.modalities}
+        return {name: count for name, count in found.items() if count}
+
+    def has(self, name: str) -> np.ndarray:
+        """(clips,) bool, the clips that have a modality."""
+        length = self.arrays.get(f"{name}.length")
+        return np.ones(len(self), bool) if length is None else np.asarray(length) > 0
+
+    def having(self, name: str) -> ClipSet:
+        """The clips that have a modality, features unread; these clips themselves if all have it."""
+        there = self.has(name)
+        return self if there.all() else self.select_unread(np.flatnonzero(there))
+
+    def select_unread(self, numbers: np.ndarray) -> ClipSet:
+        """Some of the clips, (n,) int64, in the order given, features unread."""
+        unread = {name: LazyArray.of(self.arrays[name]) for name in self.modalities}
+        return replace(self, arrays={**self.arrays, **unread}).select(numbers)
 
     def restrict(self, names: Iterable[str]) -> ClipSet:
         """The same clips with these modalities only, in this order.
@@ -328,7 +348,8 @@ class Dataset:
         self._clip_sets = {split: tuple(sets) for split, sets in clip_sets.items()}
         for split, members in self.divided.items():
             pairs = zip(self._clip_sets[WHOLE], members, strict=True)
-            self._clip_sets[split] = tuple(_select_unread(clips, numbers) for clips, numbers in pairs)
+            chosen = (clips.select_unread(numbers) for clips, numbers in pairs)
+            self._clip_sets[split] = tuple(replace(one, index=np.arange(len(one), dtype=np.int64)) for one in chosen)
         self.splits = list(self._clip_sets)
 
     def split(self, name: str) -> ClipSet:
@@ -377,6 +398,22 @@ class Dataset:
             named = [clips.id for clips in clip_sets if "id" in clips.arrays and clips.arrays["id"].dtype.kind == "U"]
             names.append({str(name) for ids in named for name in ids})
         return sorted(names[0] & names[1])
+
+    def number(self, split: str) -> int:
+        """Number of clips of a split, of its longest list if modalities are not paired.
+
+        Raises:
+            ValueError: the split is unknown.
+        """
+        return max(map(len, self.clip_sets(split)))
+
+    def lacking(self, split: str) -> dict[str, int]:
+        """Number of clips of a split that lack a modality, for the modalities that some clip lacks.
+
+        Raises:
+            ValueError: the split is unknown.
+        """
+        return {name: count for clips in self.clip_sets(split) for name, count in clips.lacking().items()}
 
     def batches(
         self,
@@ -427,10 +464,3 @@ def _named(modalities: Mapping[str, Modality], names: Iterable[str]) -> dict[str
     if unknown:
         raise ValueError(f"modalities must be of the data set, such as {', '.join(modalities)}, got {unknown[0]!r}")
     return {name: modalities[name] for name in chosen}
-
-
-def _select_unread(clips: ClipSet, numbers: np.ndarray) -> ClipSet:
-    """Some clips as a new ClipSet, features unread."""
-    unread = {name: LazyArray.of(clips.arrays[name]) for name in clips.modalities}
-    chosen = replace(clips, arrays={**clips.arrays, **unread}).select(numbers)
-    return replace(chosen, index=np.arange(len(numbers), dtype=np.int64))

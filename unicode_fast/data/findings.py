@@ -73,7 +73,8 @@ class Report:
 
     Attributes:
         data: the data set that was checked.
-        clips: number of clips by split and modality.
+        clips: number of clips by split and modality, those that lack the modality too.
+        lacking: number of clips that lack a modality, by split and modality.
         classes: number of clips by split and class, where clips have classes.
         modalities: description of the features, by split and modality.
         batch: for each training split, the largest `batch_size` up to the default that its clips allow.
@@ -84,6 +85,7 @@ class Report:
 
     data: str
     clips: dict[str, dict[str, int]] = field(default_factory=dict)
+    lacking: dict[str, dict[str, int]] = field(default_factory=dict)
     classes: dict[str, dict[str, int]] = field(default_factory=dict)
     modalities: dict[str, dict[str, Described]] = field(default_factory=dict)
     batch: dict[str, int] = field(default_factory=dict)
@@ -107,7 +109,7 @@ class Report:
         batch = {
             split: {"fits": size == _BATCH, "usual": _BATCH, "batch_size": size} for split, size in self.batch.items()
         }
-        plain = {name: getattr(self, name) for name in ("data", "can_start", "flags", "clips", "classes")}
+        plain = {name: getattr(self, name) for name in ("data", "can_start", "flags", "clips", "lacking", "classes")}
         return {**plain, "modalities": described, "batch": batch, "findings": findings}
 
     def lines(self) -> Iterator[str]:
@@ -116,7 +118,11 @@ class Report:
 
     def _lines(self) -> Iterator[str]:
         for split, counts in self.clips.items():
-            yield f"{split}: " + ", ".join(f"{count} clips of {name}" for name, count in counts.items())
+            lacking = self.lacking.get(split, {})
+            there = {name: count - lacking.get(name, 0) for name, count in counts.items()}
+            yield f"{split}: " + ", ".join(f"{count} clips of {name}" for name, count in there.items())
+            if lacking:
+                yield f"{split}: " + ", ".join(f"{count} clips without {name}" for name, count in lacking.items())
             yield from (f"    {name}: {one.line()}" for name, one in self.modalities.get(split, {}).items())
         for split, counts in self.classes.items():
             yield f"{split}: {len(counts)} classes of {min(counts.values())} to {max(counts.values())} clips"
@@ -138,8 +144,11 @@ class Report:
         """Add the description of some valid clips of a split."""
         known = self.modalities.setdefault(split, {})
         for name, kind in clips.modalities.items():
-            lengths, positions = clips.lengths[name], clips.arrays[name].shape[1]
-            before = known.get(name)
+            positions, before = clips.arrays[name].shape[1], known.get(name)
+            lengths = clips.lengths[name]
+            lengths = lengths[lengths > 0]
+            if not len(lengths):
+                continue
             known[name] = Described(
                 kind.kind,
                 list(kind.shape),
@@ -163,6 +172,12 @@ class Report:
             labelled: by split and modality, (C,) bool, the classes in labels of positions.
         """
         self.findings += _odd_splits(self.clips)
+        self.findings += [
+            Finding("lacking", True, f"no clip of {split} has {name}")
+            for split, counts in self.lacking.items()
+            for name, count in counts.items()
+            if split in _SPLITS and count == self.clips[split][name]
+        ]
         # If clips have classes, labels of positions have the same classes.
         by_position = {split: names for split, names in labelled.items() if split not in self.classes}
         doubtful = [*unlearnable(self.classes), *_blank(labelled), *_unseen_at_positions(classes, by_position)]

@@ -29,6 +29,7 @@ from unicode_fast.data.store.checks import (
     check_array_values,
     check_name,
     check_names,
+    check_present,
     check_split,
     check_values,
 )
@@ -110,6 +111,7 @@ def _write(dataset: Dataset, chosen: dict[str, ClipSet], root: Path, clips_per_s
     with tqdm(total=sum(map(len, chosen.values())), desc="writing", unit="clip", disable=not progress) as bar:
         for split, clips in chosen.items():
             positions = {name: clips.arrays[name].shape[1] for name in clips.modalities}
+            check_present(split, clips.arrays, clips.modalities)
             for number, start in enumerate(range(0, len(clips), clips_per_shard)):
                 stop = min(start + clips_per_shard, len(clips))
                 file = f"{split}-{number:06d}.tar"
@@ -129,6 +131,8 @@ def _write(dataset: Dataset, chosen: dict[str, ClipSet], root: Path, clips_per_s
     }
     if dataset.preprocessor is not None:
         described["preprocessor"] = dataset.preprocessor
+    if lacking := {split: counts for split, clips in chosen.items() if (counts := clips.lacking())}:
+        described["lacking"] = lacking
     write_text(root / INDEX, json.dumps(described, indent=1))
 
 
@@ -194,6 +198,23 @@ class StreamedDataset(Dataset):
         if batch_size % world:
             raise ValueError(f"batch_size of a stream must be a multiple of its {world} ranks, got {batch_size}")
         return StreamBatches(self, split, names, batch_size // world, seed=seed, dtype=dtype, rank=rank, world=world)
+
+    def number(self, split: str) -> int:
+        """Number of clips of a split, from the index.
+
+        Raises:
+            ValueError: the split is unknown.
+        """
+        return sum(self.shards(split).values())
+
+    def lacking(self, split: str) -> dict[str, int]:
+        """Number of clips of a split that lack a modality, from the index.
+
+        Raises:
+            ValueError: the split is unknown.
+        """
+        self.shards(split)
+        return dict(self.index.get("lacking", {}).get(split, {}))
 
     def count(self, split: str, visit: Callable[[ClipSet], None] | None = None) -> int:
         """Read all clips of a split, a thousand at a time, and count them.
@@ -421,6 +442,9 @@ def _check_index(index: Any) -> None:
         wrong = [file for file in files if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*\.tar", file)]
         if wrong:
             raise BadFile(f"files of split {split!r} must have plain names that end in .tar, got {wrong[0][:80]!r}")
+    for split, counts in index.get("lacking", {}).items():
+        if not all(name in index["modalities"] and type(count) is int and count > 0 for name, count in counts.items()):
+            raise BadFile(f"lacking clips of split {split!r} must be positive numbers by modality, got {counts!r:.80}")
 
 
 @contextlib.contextmanager

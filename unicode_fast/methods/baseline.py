@@ -6,6 +6,8 @@ Source:
     `recommended` and `official`; Eq. 3 has beta alone.
 """
 
+from dataclasses import replace
+
 from unicode_fast.methods.recipe import Recipe, compared
 
-RECIPE: Recipe = compared("Baseline")
+RECIPE: Recipe = replace(compared("Baseline"), incomplete=True)

@@ -10,4 +10,4 @@ Source:
 from unicode_fast.methods.recipe import PLAIN, WITHOUT_DCID, Recipe
 
 _RULES = {name: value for name, value in PLAIN.items() if name != "code_matching_weight"}
-RECIPE: Recipe = Recipe("CMCM", _RULES, alone=WITHOUT_DCID)
+RECIPE: Recipe = Recipe("CMCM", _RULES, alone=WITHOUT_DCID, incomplete=True)

@@ -37,6 +37,7 @@ class Recipe:
         method: its losses; None takes those of Uni-Code's frame, `UniCodeMethod`, with the terms of `alignment`.
         micro_batches: whether a batch may be split into micro-batches.
         graphable: whether a CUDA graph can capture a step.
+        incomplete: whether clips may lack a modality.
     """
 
     title: str
@@ -48,6 +49,7 @@ class Recipe:
     method: type[Method] | None = None
     micro_batches: bool = True
     graphable: bool = True
+    incomplete: bool = False
 
     @property
     def combines(self) -> bool:

@@ -61,6 +61,14 @@ def check_method(config: Config) -> None:
         raise ValueError(f"cuda_graph must be false with method {method!r}, got true")
 
 
+def needs_every_modality(config: Config) -> str:
+    """The preset or method that refuses clips without a modality, such as "method 'mst'"; empty if none does."""
+    if config.preset == "official":
+        return "preset 'official'"
+    method = config.method.method
+    return "" if recipe_of(method).incomplete else f"method {method!r}"
+
+
 def form_of(title: str) -> tuple[str, bool] | None:
     """Method and `dcid` of a row of tables, the reverse of `row_name`; None for a name of no method."""
     forms = ((name, dcid) for name, recipe in METHODS.items() for dcid in (False, True) if recipe.combines or not dcid)

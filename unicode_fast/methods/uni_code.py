@@ -15,6 +15,7 @@ from unicode_fast import losses
 from unicode_fast.methods.base import Draws, Method
 from unicode_fast.methods.recipe import Recipe
 from unicode_fast.modules import club
+from unicode_fast.modules.absent import having, mean_over
 from unicode_fast.modules.cpc import clip_mean
 from unicode_fast.modules.model import ModelOutput, UniCode
 from unicode_fast.ops import codeword_distribution, commitment_loss
@@ -132,7 +133,10 @@ class UniCodeMethod(Method):
             for name in names:
                 z, valid = output.semantic[name], masks[name]
                 total = own * loss(z, output.codeword[name], valid)
-                distances = [loss(z, means[other], valid) for other in self._partners(name)]
+                distances = []
+                for other in self._partners(name):
+                    both = valid if output.mask is None else output.mask[name] & having(output.mask, other).unsqueeze(1)
+                    distances.append(loss(z, means[other], both))
                 if distances:
                     total = total + partners * torch.stack(distances).mean(0)
                 terms[f"commitment.{name}"] = total
@@ -189,8 +193,9 @@ class UniCodeMethod(Method):
         used = self._distributions(output)
         pairs = list(combinations(self.model.names, 2))
         first, second = (torch.stack([used[name] for name in names]) for names in zip(*pairs, strict=True))
+        have = None if output.mask is None else torch.stack([having(output.mask, *names) for names in pairs])
         found = losses.code_matching(
-            first, second, pairing=method.code_matching_pairing, directions=method.code_matching_directions
+            first, second, pairing=method.code_matching_pairing, directions=method.code_matching_directions, valid=have
         )
         for pair, loss in zip(pairs, found.unbind(), strict=True):
             terms["code_matching." + "-".join(pair)] = method.code_matching_weight * loss
@@ -225,28 +230,38 @@ class UniCodeMethod(Method):
             scores.update(zip(names, found.chunk(len(names)), strict=True))
         if by_position:
             self._by_position(output, {name: scores[name] for name in timed}, terms)
-        used = [clip_mean(scores[name].detach().softmax(-1), masks[name]) for name in timed] if words else []
+        given = timed if words else []
+        used = {name: clip_mean(scores[name].detach().softmax(-1), masks[name]) for name in given}
         for name in words:
             if method.presence_weight:
-                errors = torch.stack([losses.presence(one, scores[name], masks[name]) for one in used])
-                terms[f"presence.{name}"] = method.presence_weight * errors.sum()
+                errors = [
+                    losses.presence(one, scores[name], masks[name], self._have(output, name, other))
+                    for other, one in used.items()
+                ]
+                terms[f"presence.{name}"] = method.presence_weight * torch.stack(errors).sum()
             if method.grounding_weight:
-                surprise, grounding = self._grounding(output, name, torch.stack(used).mean(0), scores)
+                surprise, grounding = self._grounding(output, name, used, scores)
                 terms[f"lexicon.{name}"] = surprise
                 terms[f"grounding.{name}"] = method.grounding_weight * grounding
 
     def _grounding(
-        self, output: ModelOutput, name: str, used: Tensor, scores: Mapping[str, Tensor]
+        self, output: ModelOutput, name: str, used_by: Mapping[str, Tensor], scores: Mapping[str, Tensor]
     ) -> tuple[Tensor, Tensor]:
         """The loss of a lexicon, and the grounding loss of words and of the other modalities.
 
         Balanced assignment gives each grounded word a target among the codewords of its meaning, each codeword used in
         proportion to the meanings of the batch. The other modalities should have these words' codewords at some
-        position.
+        position. A clip counts that has words and another modality.
         """
-        masks = self._masks(output)
+        masks, mask, clips, seen = self._masks(output), None, None, None
+        if output.mask is not None:
+            seen = torch.stack([output.mask[other].any(1) for other in used_by])  # (timed, B)
+            clips = having(output.mask, name) & seen.any(0)
+            mask = output.mask[name] & clips.unsqueeze(1)
+        used = mean_over(torch.stack(list(used_by.values())), None if seen is None else seen.unsqueeze(-1))  # (B, M)
+        average = mean_over(used, None if clips is None else clips.unsqueeze(-1))
         expected = self.model.lexicon[name](output.words[name])
-        found = losses.grounding(expected, used, used.mean(0), masks[name])
+        found = losses.grounding(expected, used, average, mask)
         with torch.no_grad():
             totals = (found.weight.unsqueeze(-1) * found.meaning).sum((0, 1))
             logits = (found.meaning + 1e-6).log() + scores[name]
@@ -254,17 +269,30 @@ class UniCodeMethod(Method):
             counted = found.weight.unsqueeze(-1) * scores[name].softmax(-1)
             means = counted.sum(1) / found.weight.sum(1, keepdim=True).clamp(min=1e-3)  # (B, M), of grounded words
         errors = losses.soft_cross_entropy(scores[name], target.view_as(logits))
-        meant = (found.weight * errors).sum(1).mean()
-        held = torch.stack([losses.presence(means, scores[other], masks[other]) for other in self._timed()]).sum()
-        return losses.masked_mean(found.surprise, masks[name]), meant + held
+        meant = mean_over((found.weight * errors).sum(1), clips)
+        held = [
+            losses.presence(means, scores[other], masks[other], self._have(output, name, other)) for other in used_by
+        ]
+        return losses.masked_mean(found.surprise, mask), meant + torch.stack(held).sum()
 
     def _by_position(self, output: ModelOutput, scores: Mapping[str, Tensor], terms: dict[str, Tensor]) -> None:
-        valid = None if output.mask is None else torch.stack([output.mask[name] for name in scores]).all(0)
-        mean = torch.stack([one.detach() for one in scores.values()]).mean(0)  # (B, T, M)
+        """A position counts that all modalities of its clip have, for each of them."""
+        there = valid = None
+        if output.mask is not None:
+            masks = torch.stack([output.mask[name] for name in scores])  # (timed, B, T)
+            there = masks.any(2, keepdim=True)
+            valid = (masks | ~there).all(0) & there.any(0)  # (B, T)
+        given = torch.stack([one.detach() for one in scores.values()])
+        mean = mean_over(given, None if there is None else there.unsqueeze(-1))  # (B, T, M)
         target = losses.balanced_assignment(mean.flatten(0, 1), None if valid is None else valid.flatten())
-        for name, one in scores.items():
-            error = losses.masked_mean(losses.soft_cross_entropy(one, target.view_as(mean)), valid)
+        for number, (name, one) in enumerate(scores.items()):
+            counted = valid if there is None or valid is None else valid & there[number]
+            error = losses.masked_mean(losses.soft_cross_entropy(one, target.view_as(mean)), counted)
             terms[f"assignment.{name}"] = self.config.method.assignment_weight * error
+
+    def _have(self, output: ModelOutput, *names: str) -> Tensor | None:
+        """The clips that have all of these modalities, (B,) bool; None where every clip has all."""
+        return None if output.mask is None else having(output.mask, *names)
 
     def _of_equal_length(self, output: ModelOutput, names: Sequence[str]) -> list[list[str]]:
         """The modalities, those with as many positions together."""
@@ -274,4 +302,4 @@ class UniCodeMethod(Method):
         return list(groups.values())
 
 
-RECIPE: Recipe = Recipe("Uni-Code")
+RECIPE: Recipe = Recipe("Uni-Code", incomplete=True)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
 
+from unicode_fast.modules.absent import mean_over, with_a_position
 from unicode_fast.modules.cpc import clip_mean
 from unicode_fast.ops import (
     BatchShard,
@@ -149,7 +150,7 @@ class Codebook(nn.Module):
                 its codeword not finite, and those of its partners with an `own_weight` below 1. The values are not
                 checked.
             mask: (...) bool by modality, the valid positions; None for all. The others may hold anything, and count as
-                zeros.
+                zeros. A clip without a valid position lacks the modality.
             partners: weight of the mean commitment to the codewords of the other modalities at the same position; own
                 codewords have weight 1. It is 0 if modalities differ in leading dimensions or dtype.
 
@@ -264,8 +265,12 @@ class Codebook(nn.Module):
         mask: Mapping[str, Tensor] | None = None,
         draws: ResetDraws | None = None,
         shard: BatchShard | None = None,
+        absent: Tensor | None = None,
     ) -> None:
         """One MM-EMA update with the codes of a batch, idle counters and resets included; Eq. 7.
+
+        The partner of a row is the mean over the other modalities that its clip has. A clip with no other modality
+        counts with its own features alone.
 
         Args:
             semantic: z by modality, (..., D), usually (B, T, D). NaN or infinity at a valid position makes its codeword
@@ -274,6 +279,8 @@ class Codebook(nn.Module):
             mask: (...) bool by modality, or None.
             draws: random numbers of the resets; None draws them by the seed and the number of updates.
             shard: position of these rows in a batch that ranks share; None for a whole batch.
+            absent: (modalities,) bool, the modalities that no clip of the whole batch has: the batch does not count in
+                their idle counters. None for none.
 
         Raises:
             TypeError: an argument or a dtype is unsupported.
@@ -286,6 +293,9 @@ class Codebook(nn.Module):
         if mask is not None:
             mask = {name: mask[name].reshape(semantic[name].shape[:2]) for name in self.names}
         partners = self._partners(semantic, mask)
+        if absent is not None:
+            # The update adds 1 to each counter of an unused codeword.
+            self.idle.sub_(absent.unsqueeze(1).to(self.idle.dtype))
         codebook_update(
             self.state(),
             [semantic[name].detach().flatten(0, 1) for name in self.names],
@@ -302,23 +312,35 @@ class Codebook(nn.Module):
         """Mean partner vector of every row, (B, T, D) by modality; None if rows at the same position are partners."""
         if self.rule.own_weight == 1 or len(self.names) == 1:
             return {name: semantic[name].detach() for name in self.names}
+        detached = {name: semantic[name].detach() for name in self.names}
+        masks = dict.fromkeys(self.names) if mask is None else mask
         if self.partner == "attended":
-            return {name: self._attended_mean(name, semantic, mask) for name in self.names}
-        if len({semantic[name].shape[1] for name in self.names}) == 1:
+            found = {}
+            for name, z in detached.items():
+                others = (other for other in self.names if other != name)
+                vectors = {other: attended(z, detached[other], masks[other]) for other in others}
+                found[name] = self._mean_partner(name, z, vectors, mask)
+            return found
+        if len({z.shape[1] for z in detached.values()}) == 1:
             return None
-        means = {name: clip_mean(semantic[name].detach(), None if mask is None else mask[name]) for name in self.names}
-        return {
-            name: mean_of_others(name, self.names, means.__getitem__).unsqueeze(1).expand_as(semantic[name])
-            for name in self.names
-        }
+        means = {name: clip_mean(z, masks[name]).unsqueeze(1) for name, z in detached.items()}
+        return {name: self._mean_partner(name, z, means, mask) for name, z in detached.items()}
 
-    def _attended_mean(self, name: str, semantic: Mapping[str, Tensor], mask: Mapping[str, Tensor] | None) -> Tensor:
-        query = semantic[name].detach()
+    def _mean_partner(
+        self, name: str, own: Tensor, vectors: Mapping[str, Tensor], mask: Mapping[str, Tensor] | None
+    ) -> Tensor:
+        """Mean vector of the other modalities that a clip has, (B, T, D); its own features where it has no other.
 
-        def from_other(other: str) -> Tensor:
-            return attended(query, semantic[other].detach(), None if mask is None else mask[other])
-
-        return mean_of_others(name, self.names, from_other)
+        Args:
+            name: a modality.
+            own: its features, (B, T, D).
+            vectors: of the others, (B, T, D) or (B, 1, D).
+            mask: as in `update`.
+        """
+        others = [other for other in self.names if other != name]
+        there = None if mask is None else torch.stack([mask[other].any(1) for other in others])[..., None, None]
+        mean = mean_over(torch.stack([vectors[other] for other in others]), there)
+        return mean.expand_as(own) if there is None else torch.where(there.any(0), mean, own)
 
 
 def _check_mapping(name: str, given: Any) -> None:
@@ -348,12 +370,6 @@ def straight_through(semantic: Tensor, codeword: Tensor) -> Tensor:
     return semantic + (codeword - semantic).detach()
 
 
-def mean_of_others(name: str, names: tuple[str, ...], value: Callable[[str], Tensor]) -> Tensor:
-    """Mean of `value(other)` over the other modalities."""
-    others = [value(other) for other in names if other != name]
-    return torch.stack(others).mean(0)
-
-
 def attended(query: Tensor, keys: Tensor, mask: Tensor | None) -> Tensor:
     """softmax(q k^T / sqrt(D)) k over the valid positions of the same clip, without parameters.
 
@@ -363,9 +379,9 @@ def attended(query: Tensor, keys: Tensor, mask: Tensor | None) -> Tensor:
         mask: (B, S) bool, or None.
 
     Returns:
-        (B, T, D).
+        (B, T, D), finite also for a clip without a valid position, where it means nothing.
     """
     scores = query @ keys.transpose(1, 2) / math.sqrt(query.shape[-1])  # (B, T, S)
     if mask is not None:
-        scores = scores.masked_fill(~mask.unsqueeze(1), -math.inf)
+        scores = scores.masked_fill(~with_a_position(mask).unsqueeze(1), -math.inf)
     return scores.softmax(-1) @ keys

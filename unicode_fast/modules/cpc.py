@@ -33,7 +33,8 @@ class CrossCPC(nn.Module):
 
     A clip that is too short for the drawn context is left out. If all clips of a
     batch are too short, or T differs between modalities, the loss contrasts the
-    clips' means over time instead.
+    clips' means over time instead. A clip that lacks a modality is neither a
+    positive nor a negative of its pairs.
 
     Args:
         names: the modalities.
@@ -86,7 +87,7 @@ class CrossCPC(nn.Module):
             return self._contrast(*self._means(semantic, mask), rows)
         if mask is None:
             return self._contrast(*self._predictions(semantic, None, position), rows)
-        longest = self._lengths(mask).amin(0).amax()
+        longest = self._common_lengths(mask).amax()
         enough = longest >= self.earliest + 1 + self.steps
         if host.is_on_host(enough) and not enough:
             return self._contrast(*self._means(semantic, mask), rows)
@@ -117,6 +118,13 @@ class CrossCPC(nn.Module):
         """Number of valid positions of each clip, (modalities, B)."""
         return torch.stack([mask[name].sum(1) for name in self.names])
 
+    def _common_lengths(self, mask: Mapping[str, Tensor]) -> Tensor:
+        """Number of positions that all modalities of a clip have, (B,); 0 for a clip with fewer than two of them."""
+        lengths = self._lengths(mask)
+        there = lengths > 0
+        longest = next(iter(mask.values())).shape[1]
+        return torch.where(there, lengths, longest).amin(0) * (there.sum(0) > 1)
+
     def _predictions(
         self,
         semantic: Mapping[str, Tensor],
@@ -141,17 +149,22 @@ class CrossCPC(nn.Module):
         valid = None if mask is None else (last + ahead)[None, :, None] < self._lengths(mask)[:, None]
         return targets, torch.stack(predictions).to(z.dtype), valid
 
-    def _means(self, semantic: Mapping[str, Tensor], mask: Mapping[str, Tensor] | None) -> tuple[Tensor, Tensor, None]:
+    def _means(
+        self, semantic: Mapping[str, Tensor], mask: Mapping[str, Tensor] | None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
         means = [clip_mean(semantic[name], None if mask is None else mask[name]) for name in self.names]
         predictions = [self._predictors(name)[0](mean) for name, mean in zip(self.names, means, strict=True)]
-        return torch.stack(means).unsqueeze(1), torch.stack(predictions).unsqueeze(1), None
+        valid = None if mask is None else torch.stack([mask[name].any(1) for name in self.names]).unsqueeze(1)
+        if valid is not None and host.is_on_host(valid) and valid.all():
+            valid = None
+        return torch.stack(means).unsqueeze(1), torch.stack(predictions).unsqueeze(1), valid
 
     def _predictors(self, name: str) -> nn.ModuleList:
         return cast(nn.ModuleList, self.predictors[name])
 
 
 def clip_mean(sequence: Tensor, mask: Tensor | None) -> Tensor:
-    """Mean over the valid positions: (B, T, D) and (B, T) to (B, D)."""
+    """Mean over the valid positions: (B, T, D) and (B, T) to (B, D); 0 for a clip without one."""
     if mask is None:
         return sequence.mean(1)
     weight = mask.unsqueeze(-1).to(sequence.dtype)

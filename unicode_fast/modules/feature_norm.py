@@ -65,10 +65,15 @@ class FeatureNorm(nn.Module):
         return _normalised(z, Moments(self.mean, self.variance))
 
     @torch.no_grad()
-    def update(self, moments: Moments) -> None:
-        """Moves the running moments towards those of a batch."""
-        self.mean.lerp_(moments.mean, MOMENTUM)
-        self.variance.lerp_(moments.variance, MOMENTUM)
+    def update(self, moments: Moments, counted: Tensor | None = None) -> None:
+        """Moves the running moments towards those of a batch.
+
+        Args:
+            moments: of the batch.
+            counted: () bool, whether the batch had a valid position; None if it had.
+        """
+        for running, own in ((self.mean, moments.mean), (self.variance, moments.variance)):
+            running.lerp_(own if counted is None else torch.where(counted, own, running), MOMENTUM)
 
 
 def _normalised(z: Tensor, moments: Moments) -> Tensor:

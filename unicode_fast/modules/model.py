@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from unicode_fast.config import FRAME_METHODS, Config, MethodConfig, Modality
 from unicode_fast.modules import host
+from unicode_fast.modules.absent import with_a_position
 from unicode_fast.modules.alignment import Alignment
 from unicode_fast.modules.club import ClubNetwork
 from unicode_fast.modules.codebook import Codebook, straight_through
@@ -73,7 +74,7 @@ class ModelOutput:
     """Inputs of the losses and of the codebook update, by modality.
 
     Attributes:
-        mask: (B, T) bool, or None where every position is valid.
+        mask: (B, T) bool, or None where every position is valid. A clip without a valid position lacks the modality.
         semantic: z, (B, T, D).
         club: the specific features for CLUB, (B, T, Y).
         index: (B, T).
@@ -254,7 +255,8 @@ class UniCode(nn.Module):
 
         Args:
             features: (B, T, ...) by modality, in the model's dtype and on its device.
-            mask: (B, T) bool by modality, valid positions first; None where every position is valid.
+            mask: (B, T) bool by modality, valid positions first; None where every position is valid. A clip without
+                a valid position lacks the modality: its features may hold anything.
 
         Raises:
             ValueError: a modality is missing or unknown, or a shape does not fit.
@@ -382,7 +384,7 @@ class UniCode(nn.Module):
             own: the clips of this rank, where ranks share the batch; each rank counts its own codes.
         """
         for name, moments in output.moments.items():
-            self._norm(name).update(moments)
+            self._norm(name).update(moments, None if output.mask is None else output.mask[name].any())
         if self.alignment.trains_codebook:
             self.codebook.step += 1
         else:
@@ -392,12 +394,13 @@ class UniCode(nn.Module):
     def update_codewords(self, output: ModelOutput, own: slice | None) -> None:
         """The MM-EMA update of `update_codebook`."""
         (semantic, index, mask), shard = self.codebook_batch(output), None
+        absent = None if mask is None else torch.stack([~mask[name].any() for name in self.codebook.names])
         if own is not None:
             clips, lengths = len(semantic[self.names[0]]), [semantic[name].shape[1] for name in self.names]
             shard = BatchShard([own.start * length for length in lengths], [clips * length for length in lengths])
             semantic, index = ({name: x[own] for name, x in values.items()} for values in (semantic, index))
             mask = None if mask is None else {name: valid[own] for name, valid in mask.items()}
-        self.codebook.update(semantic, index, mask, shard=shard)
+        self.codebook.update(semantic, index, mask, shard=shard, absent=absent)
 
     @torch.no_grad()
     def encode(
@@ -661,10 +664,11 @@ def one_thread() -> Iterator[None]:
 
 
 def as_read(features: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Features with zeros as padding, and the mask; on a CPU None where every position is valid."""
-    if mask is not None and host.is_on_host(mask) and mask.all():
-        mask = None
-    return _without_padding(features, mask), mask
+    """Features with zeros as padding, and the mask of an encoder; on a CPU None where every position is valid."""
+    features = _without_padding(features, mask)
+    if mask is None or (host.is_on_host(mask) and mask.all()):
+        return features, None
+    return features, with_a_position(mask)
 
 
 def _without_padding(features: Tensor, mask: Tensor | None) -> Tensor:

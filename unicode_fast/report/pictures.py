@@ -79,11 +79,19 @@ def code_counts(evaluator: Evaluator, codewords: int) -> dict[str, np.ndarray]:
 def draw_timelines(folder: Path, evaluator: Evaluator, dataset: Dataset, trained_on: str, kind: str = "png") -> None:
     """Truth and prediction of one test clip in every modality with a time axis, the probe trained on one of them.
 
-    The clip has the median error. At most TIMELINE_CLASSES classes are drawn.
+    The clip has the median error of those that have all these modalities; without any nothing is drawn. At most
+    TIMELINE_CLASSES classes are drawn.
     """
-    clips = dataset.split("test")
     names = evaluator.modalities("localisation")
-    outputs = {name: torch.sigmoid(evaluator.output("localisation", trained_on, name)).numpy() for name in names}
+    places = dict(zip(names, evaluator.home.common(TEST, *names), strict=True))
+    if not len(places[trained_on]):
+        return
+    outputs = {
+        name: torch.sigmoid(evaluator.output("localisation", trained_on, name)).numpy()[places[name]] for name in names
+    }
+    whole = dataset.split("test")
+    numbers = np.flatnonzero(np.all([whole.has(name) for name in names], axis=0))
+    clips = whole.select_unread(numbers)
     truth = {name: np.asarray(clips.labels[name]) for name in names}
     errors = sum(np.abs(outputs[name] - truth[name]).mean((1, 2)) for name in names)
     clip = int(np.argsort(errors)[len(errors) // 2])
@@ -99,7 +107,7 @@ def draw_timelines(folder: Path, evaluator: Evaluator, dataset: Dataset, trained
         trained_on=trained_on,
         frames=frames,
         second=dataset.name in built_in.DATASETS or dataset.name in LAYOUTS.keys() - {"clips"},
-        title=f"test clip {clip}, {_shown_class(clips, clip, truth)}"
+        title=f"test clip {numbers[clip]}, {_shown_class(clips, clip, truth)}"
         + (f", {len(shown)} of {len(clips.classes)} classes" if len(shown) < len(clips.classes) else ""),
     )
     plots.save_figure(figure, folder / FOLDER / f"timeline.{kind}")
@@ -160,7 +168,7 @@ def draw_retrieval(file: Path, evaluator: Evaluator, row: Row) -> None:
     measured = evaluator.retrieval
     vectors, gallery = measured.vectors(row.source, row.target, row.anchor)
     names = (row.source, row.target) if row.anchor is None else (row.target, row.anchor)
-    queried, searched = (evaluator.home.clips(TEST, name) for name in names)
+    queried, searched = measured.shown(*names), measured.shown(*reversed(names))
     ranks = rank_by_cosine(vectors, gallery).rank
     places = np.linspace(0.1, 0.9, QUERIES) * (len(ranks) - 1)
     queries = np.argsort(ranks, kind="stable")[places.round().astype(int)]

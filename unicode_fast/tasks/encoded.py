@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,6 +23,8 @@ View = Literal["codewords", "tokens", "content"]
 class EncodedDataset:
     """One data set and its codes. Each split and modality is encoded once, on first use.
 
+    The clips of a modality are those that have it.
+
     Args:
         model: encodes in evaluation mode; its mode is restored.
         dataset: modalities need not be paired.
@@ -30,6 +33,7 @@ class EncodedDataset:
     def __init__(self, model: FrozenModel, dataset: Dataset) -> None:
         self.model: FrozenModel = unwrapped(model)
         self.dataset = dataset
+        self._clips: dict[tuple[str, str], ClipSet] = {}
         self._codes: dict[tuple[str, str, View], EncodedClips] = {}
 
     @property
@@ -38,8 +42,30 @@ class EncodedDataset:
         return [name for name in self.model.names if name in self.dataset.modalities]
 
     def clips(self, split: str, name: str) -> ClipSet:
-        """Clips of a split with this modality."""
-        return self.dataset.clips(split, name)
+        """Clips of a split that have this modality.
+
+        Raises:
+            ValueError: split or modality is unknown, or no clip has the modality.
+        """
+        if (split, name) not in self._clips:
+            whole = self.dataset.clips(split, name)
+            self._clips[split, name] = whole.having(name)
+            if not len(self._clips[split, name]):
+                raise ValueError(f"split {split!r} must have clips with {name!r}, got none of {len(whole)}")
+        return self._clips[split, name]
+
+    def left_out(self, split: str, name: str) -> int:
+        """Number of clips of a split that lack this modality."""
+        return len(self.dataset.clips(split, name)) - len(self.clips(split, name))
+
+    def common(self, split: str, *names: str) -> list[np.ndarray]:
+        """For each of some paired modalities the places, (n,) int64 among its clips, of the clips that have all."""
+        have = [self.dataset.clips(split, name).has(name) for name in names]
+        return [np.flatnonzero(np.all(have, axis=0)[own]) for own in have]
+
+    def paired(self, split: str, one: str, other: str) -> bool:
+        """True where two modalities are of the same clips."""
+        return self.dataset.clips(split, one) is self.dataset.clips(split, other)
 
     def codes(self, split: str, name: str, view: View = "codewords") -> EncodedClips:
         """Codes of these clips, in the form that a probe reads."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 from torch.nn.utils import skip_init
 
+from unicode_fast.data import ClipSet
 from unicode_fast.tasks.encoded import TEST, TRAIN, VALIDATION, EncodedDataset
 from unicode_fast.tasks.metrics.intervals import Bootstrap, Estimate
 from unicode_fast.tasks.metrics.ranking import DEPTHS, Ranking, equal_rows, rank_by_cosine
@@ -89,7 +90,7 @@ class Retrieval:
         return others[0] if len(others) == 1 else None
 
     def embedding(self, split: str, name: str) -> np.ndarray:
-        """(clips, D) float32: the mean of a clip's codewords over valid positions.
+        """(clips that have the modality, D) float32: the mean of a clip's codewords over valid positions.
 
         A modality that the model does not encode, as in the paper's protocol, is embedded by its features. Their mean
         over valid positions is standardised by mean and deviation of the training clips.
@@ -123,9 +124,7 @@ class Retrieval:
     def _trained(self, source: str, anchor: str) -> RetrievalHead:
         rule = self.rule
         generator = torch.Generator().manual_seed(probe_seed(self.seed, NAME, source, anchor))
-        for split in (TRAIN, VALIDATION):
-            self._check_pairs(split, source, anchor)
-        clips, anchors = (torch.from_numpy(self.embedding(TRAIN, name)).float() for name in (source, anchor))
+        clips, anchors = (torch.from_numpy(vectors).float() for vectors in self._pairs(TRAIN, source, anchor))
         head = RetrievalHead(clips.shape[1], anchors.shape[1], generator)
         optimizer = torch.optim.Adam(head.parameters(), rule.learning_rate, fused=True)
         best: tuple[float, dict[str, Tensor]] | None = None
@@ -147,7 +146,7 @@ class Retrieval:
         return head.requires_grad_(False)
 
     def vectors(self, source: str, target: str, anchor: str | None, split: str = TEST) -> tuple[np.ndarray, np.ndarray]:
-        """(clips, D) queries and (clips, D) gallery of a split, to compare by cosine.
+        """(clips, D) queries and (clips, D) gallery of the clips of a split that have both, to compare by cosine.
 
         Args:
             source: the modality whose head is used.
@@ -156,16 +155,15 @@ class Retrieval:
             split: of the clips.
         """
         if anchor is None:
-            self._check_pairs(split, source, target)
-            return self.embedding(split, source), self.embedding(split, target)
+            return self._pairs(split, source, target)
         self._check_pairs(split, target, anchor)
         return self._projected(self.head(source, anchor), split, target, anchor)
 
     @torch.no_grad()
     def _projected(self, head: RetrievalHead, split: str, name: str, anchor: str) -> tuple[np.ndarray, np.ndarray]:
         with one_thread():
-            queries = _of_distinct(head.project, self.embedding(split, name))
-            return queries, _of_distinct(head.project_anchor, self.embedding(split, anchor))
+            queries, gallery = self._pairs(split, name, anchor)
+            return _of_distinct(head.project, queries), _of_distinct(head.project_anchor, gallery)
 
     def row(self, source: str, target: str, protocol: str = "held_out", anchor: str | None = None) -> Row:
         """One direction with its interval and other metrics.
@@ -186,12 +184,13 @@ class Retrieval:
             others = [name for name in self.encoded.dataset.modalities if name not in (source, target)]
             raise ValueError(f"anchor must be one of {', '.join(others) or 'none'}, got {anchor!r}")
         query, gallery = (target, anchor) if anchor is not None else (source, target)
-        metrics = self._measured(*self.vectors(source, target, anchor), query, gallery)
+        vectors = self.vectors(source, target, anchor)
+        metrics = self._measured(*vectors, query, gallery)
         trained = self.vectors(query, query, gallery) if anchor is None else self.vectors(target, target, anchor)
         recall = rank_by_cosine(*trained).recall[DEPTH]
         same = Bootstrap(len(recall), probe_seed(self.seed, "bootstrap")).of_mean(recall)
         score = metrics[f"{query}->{gallery} R@{DEPTH}"]
-        clips = len(self.embedding(TEST, target))
+        clips = len(vectors[0])
         chance = min(1.0, DEPTH / clips)
         if protocol == "official":
             metrics = {name: value for name, value in metrics.items() if name.endswith((" R@5", " R@10"))}
@@ -210,6 +209,7 @@ class Retrieval:
             interval=score.interval,
             metrics=metrics,
             clips=clips,
+            left_out=len(self.encoded.dataset.clips(TEST, query)) - clips,
             at_chance=same.reaches(chance),
             same_interval=same.interval,
         )
@@ -217,7 +217,7 @@ class Retrieval:
     def _measured(self, queries: np.ndarray, items: np.ndarray, query: str, gallery: str) -> dict[str, Estimate]:
         """Both directions and both kinds of relevance."""
         bootstrap = Bootstrap(len(queries), probe_seed(self.seed, "bootstrap"))
-        target = self._classes(query)
+        target = self._classes(query, gallery)
         relevances = {"": None} if target is None else {"": None, " of the class": target}
         measured = {}
         for which, labels in relevances.items():
@@ -228,14 +228,27 @@ class Retrieval:
                 measured[f"{direction}{which} median rank"] = bootstrap.of_median(ranking.rank)
         return measured
 
-    def _classes(self, name: str) -> np.ndarray | None:
+    def _classes(self, name: str, other: str) -> np.ndarray | None:
+        """Classes of the test clips that have both modalities; None without classes."""
         clips = self.encoded.clips(TEST, name)
-        return clips.target if "class" in clips.arrays else None
+        return clips.target[self.encoded.common(TEST, name, other)[0]] if "class" in clips.arrays else None
+
+    def shown(self, name: str, other: str) -> ClipSet:
+        """The test clips that have both modalities, with the features of the first one."""
+        return self.encoded.clips(TEST, name).select_unread(self.encoded.common(TEST, name, other)[0])
 
     def _check_pairs(self, split: str, first: str, second: str) -> None:
-        one, other = (self.encoded.clips(split, name) for name in (first, second))
+        one, other = (self.encoded.dataset.clips(split, name) for name in (first, second))
         if len(one) != len(other) or not np.array_equal(one.id, other.id):
             raise ValueError(f"clips of {first!r} and {second!r} must be paired, got unpaired clips in split {split!r}")
+
+    def _pairs(self, split: str, first: str, second: str) -> tuple[np.ndarray, np.ndarray]:
+        """Embeddings of the clips that have both modalities, (clips, D) each."""
+        self._check_pairs(split, first, second)
+        places = self.encoded.common(split, first, second)
+        if not len(places[0]):
+            raise ValueError(f"split {split!r} must have clips with both {first!r} and {second!r}, got none")
+        return self.embedding(split, first)[places[0]], self.embedding(split, second)[places[1]]
 
 
 def both_ways(queries: np.ndarray, gallery: np.ndarray, labels: np.ndarray | None = None) -> tuple[Ranking, Ranking]:

@@ -272,6 +272,7 @@ class Evaluator:
             token=self._token_score(task, source, target, protocol, "tokens"),
             content_token=self._token_score(task, source, target, protocol, "content") if named else None,
             clips=len(self.encoded(task).clips(self._tested_split(kind), target)),
+            left_out=self.encoded(task).left_out(self._tested_split(kind), target),
             at_chance=same.reaches(chance),
             same_interval=same.interval,
         )

@@ -68,6 +68,7 @@ class Row:
         content_token: the same with content words of a sentence only; None without a sentence, or where content words
             are not marked.
         clips: number of test clips; None where unknown.
+        left_out: number of further test clips that lack the target, in retrieval a modality of the pair.
         seeds: number of seeds behind the mean `score`; None for a single seed.
         at_chance: True where the 95 % interval of `same_modality` includes `chance` or lies below it.
         same_interval: this interval; None where it was not measured, or was not kept, as in rows of older versions.
@@ -90,6 +91,7 @@ class Row:
     seeds: int | None = None
     at_chance: bool = False
     same_interval: tuple[float, float] | None = None
+    left_out: int = 0
 
     @property
     def learnable(self) -> bool:
@@ -131,6 +133,8 @@ class Row:
         if self.metrics:
             values["metrics"] = {name: estimate.as_dict() for name, estimate in self.metrics.items()}
         values |= {name: getattr(self, name) for name in ("clips", "seeds") if getattr(self, name) is not None}
+        if self.left_out:
+            values["left_out"] = self.left_out
         if self.at_chance:
             values["at_chance"] = True
         for name in _TOKENS:
@@ -157,7 +161,7 @@ class Row:
                 renamed["metrics"] = {name: Estimate(**value) for name, value in renamed["metrics"].items()}
             renamed |= {name: TokenScore(**renamed[name]) for name in _TOKENS if name in renamed}
             row = cls(**renamed)
-            numbers: list[Any] = [row.score, row.same_modality, row.chance, row.std, row.clips, row.seeds]
+            numbers: list[Any] = [row.score, row.same_modality, row.chance, row.std, row.clips, row.seeds, row.left_out]
             intervals = [ends for ends in (row.interval, row.same_interval) if ends is not None]
             several = (*intervals, *row.metrics.values(), row.token or (), row.content_token or ())
             numbers += [number for those in several for number in those]
@@ -265,6 +269,13 @@ def format_legend(rows: Sequence[Row]) -> str:
     if any(row.interval for row in rows):
         clips = counted({row.clips for row in rows if row.interval}, "test clips")
         notes.append(f"zero-shot, in brackets: 95 % bootstrap interval over {clips}, the model fixed")
+    lacking = [row for row in rows if row.left_out]
+    if lacking:
+        left_out = {row.target: row.left_out for row in lacking if row.task != "retrieval"}
+        listed = [f"{count} without {name}" for name, count in left_out.items()]
+        if pairs := {row.left_out for row in lacking if row.task == "retrieval"}:
+            listed.append(f"{counted(pairs, 'clips')} without one of a pair in retrieval")
+        notes.append(f"test clips that lack a modality are left out: {', '.join(listed)}")
     if any(not row.learnable for row in rows):
         notes.append("ratio -: the same-modality score is not above chance")
     return "\n".join(notes)

@@ -14,7 +14,7 @@ from unicode_fast.data.findings import classes_of, unlearnable
 from unicode_fast.data.layouts import has_sentences
 from unicode_fast.data.opening import absolute
 from unicode_fast.errors import few, say
-from unicode_fast.methods.registry import check_method
+from unicode_fast.methods.registry import check_method, needs_every_modality
 from unicode_fast.tasks import OPEN_TASKS, PROBE_TASKS, RETRIEVAL, check_tasks, check_transfer, probe_task
 from unicode_fast.training.acceleration import check_acceleration
 from unicode_fast.training.distributed import DistContext
@@ -126,7 +126,8 @@ def check_store(config: Config, dataset: Dataset) -> dict[str, Modality]:
     """The modalities of a run, after a check that its data have all that the run needs.
 
     Raises:
-        ValueError: a modality or a split is missing, or clips are fewer than a batch, too short, or without classes.
+        ValueError: a modality or a split is missing, or clips are fewer than a batch, too short, or without classes. Or
+            clips lack a modality that preset or method needs, or all clips of a split lack one.
     """
     train_split, needed = config.data.train_split, splits_of(config)
     if train_split not in dataset.splits:
@@ -140,6 +141,7 @@ def check_store(config: Config, dataset: Dataset) -> dict[str, Modality]:
     clips = dataset.split(train_split)
     modalities = dataset.modalities_named(modality_names(config.data.modalities, tuple(clips.modalities)))
     check_batch_size(config.train.batch_size, len(clips))
+    _check_lacking(config, dataset, modalities)
     _check_targets(config, dataset, modalities)
     _check_open_task(config, dataset, modalities)
     shortest = min(clips.features[name].shape[1] for name in modalities)
@@ -149,6 +151,20 @@ def check_store(config: Config, dataset: Dataset) -> dict[str, Modality]:
             f"cpc_steps {config.model.cpc_steps} needs clips of at least {least} positions, got one of {shortest}"
         )
     return modalities
+
+
+def _check_lacking(config: Config, dataset: Dataset, modalities: Collection[str]) -> None:
+    needed_by = needs_every_modality(config)
+    for split in splits_of(config):
+        clips = dataset.number(split)
+        for name, count in dataset.lacking(split).items():
+            if name in modalities and count == clips:
+                raise ValueError(f"data must have clips with {name!r} in split {split!r}, got none of {clips}")
+            if name in modalities and needed_by and split == config.data.train_split:
+                raise ValueError(
+                    f"data must have every modality in every clip for {needed_by}, got {count} of {clips} training "
+                    f"clips without {name}"
+                )
 
 
 def _check_targets(config: Config, dataset: Dataset, modalities: Collection[str]) -> None:
@@ -212,6 +228,15 @@ def note_shared(dataset: Dataset) -> None:
                 "scores are not of unseen clips",
                 file=sys.stderr,
             )
+
+
+def note_lacking(config: Config, dataset: Dataset, modalities: Collection[str]) -> None:
+    """Notes on the error stream how many clips lack a modality."""
+    for split in splits_of(config):
+        lacking = {name: count for name, count in dataset.lacking(split).items() if name in modalities}
+        if lacking:
+            counts = " and ".join(f"{count} lack {name}" for name, count in lacking.items())
+            say(f"note: of {dataset.number(split)} clips of {split} {counts}; they count without it", sys.stderr)
 
 
 def note_labels(config: Config, dataset: Dataset) -> None:

@@ -14,7 +14,7 @@ from unicode_fast.data import Dataset
 from unicode_fast.errors import say
 from unicode_fast.files.writing import write_json
 from unicode_fast.report import pictures
-from unicode_fast.training.checks import note_shared, tasks_of
+from unicode_fast.training.checks import note_shared, splits_of, tasks_of
 from unicode_fast.training.metrics_logger import read_metrics
 from unicode_fast.training.runs import provenance
 from unicode_fast.training.trainer import Trainer
@@ -65,6 +65,8 @@ def measure(
     else:
         logged = [line for line in read_metrics(folder) if line["kind"] == "train"]
         warnings = logged[-1].get("warnings", []) if logged else []
+    if lacking := {split: counts for split in splits_of(config) if (counts := dataset.lacking(split))}:
+        summary["lacking"] = lacking
     summary |= {
         "warnings": warnings,
         "dataset": dataset.name,

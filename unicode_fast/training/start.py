@@ -80,6 +80,7 @@ def new_run(arguments: Namespace, flags: Mapping[str, Any], ranks: DistContext) 
     checks.check_ranks(config, len(dataset.split(config.data.train_split)), ranks)
     if ranks.first:
         checks.note_labels(config, dataset)
+        checks.note_lacking(config, dataset, modalities)
     with of_command_line(), torch.device("meta"):
         # Raises for sizes that do not fit, before the folder is created.
         make_model(modalities, config)

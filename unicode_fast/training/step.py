@@ -97,7 +97,7 @@ class EncodedMicroBatch:
             method: of the model.
             whole: the whole batch.
             clips: the clips of this micro-batch in it.
-            positions: number of valid positions of the whole batch, (modalities,).
+            positions: number of valid positions of the whole batch, (modalities,), at least 1.
             club: gradient in the specific features for CLUB, (B, T, Y) by modality; None where there is none.
 
         Returns:
@@ -199,7 +199,8 @@ def backward(
     club = [None if y.grad is None else y.grad / share for y in whole.club.values()]
 
     # 4. Reconstruction.
-    positions, first = method.valid_positions(whole), own.start or 0
+    # A modality that no clip has, has errors of 0.
+    positions, first = method.valid_positions(whole).clamp(min=1), own.start or 0
     errors: defaultdict[str, list[Tensor]] = defaultdict(list)
     slices = [slice(first + batch.clips.start, first + batch.clips.stop) for batch in batches]
     for micro, clips in zip(encoded, slices, strict=True):

@@ -15,8 +15,8 @@ from unicode_fast import checkpoint
 from unicode_fast.config import Config, Modality
 from unicode_fast.data import BatchSource
 from unicode_fast.methods import make_method, make_model
-from unicode_fast.methods.registry import check_method
-from unicode_fast.modules import ModelOutput, UniCode
+from unicode_fast.methods.registry import check_method, needs_every_modality
+from unicode_fast.modules import ModelOutput, UniCode, host
 from unicode_fast.modules.precision import float32_precision
 from unicode_fast.training.acceleration import GraphedStep, accelerate, check_acceleration, keep_freed_memory
 from unicode_fast.training.metrics_logger import StepResult
@@ -74,11 +74,16 @@ class Trainer:
 
         Args:
             features: (B, T, ...) by modality.
-            mask: (B, T) bool by modality, or None.
+            mask: (B, T) bool by modality, or None. A clip without a valid position lacks the modality.
             rate: the learning rate.
             shard: the clips of this rank in a batch that ranks share; None for a whole batch. Except for rounding and
                 dropout, each rank gets the model that one rank would train on the whole batch.
+
+        Raises:
+            ValueError: a clip lacks a modality, and preset or method refuses that. A GPU does not check it, because the
+                check would wait for the device.
         """
+        self._check_complete(mask or {})
         if not self.model.training:
             self.model.train()
         if shard is not None:
@@ -93,6 +98,16 @@ class Trainer:
             result = self.graphed(features, mask) if self.graphed else self.plain_step(features, mask, shard)
         self.step += 1
         return result
+
+    def _check_complete(self, mask: Mapping[str, Tensor]) -> None:
+        needed_by = needs_every_modality(self.config)
+        for name, valid in mask.items() if needed_by else ():
+            there = valid.any(1)
+            if host.is_on_host(there) and not there.all():
+                raise ValueError(
+                    f"mask must mark at least one position of every modality in every clip for {needed_by}, got none "
+                    f"of {name!r} in clip {int(there.long().argmin())} of the batch"
+                )
 
     def plain_step(
         self, features: Mapping[str, Tensor], mask: Mapping[str, Tensor] | None, shard: Shard | None = None

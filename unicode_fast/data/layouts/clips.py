@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import cast, get_args
 
@@ -19,7 +20,7 @@ from unicode_fast.data.layouts.files import (
     read_lines,
     text_array,
 )
-from unicode_fast.data.layouts.index import ClipTable, DatasetIndex, Note
+from unicode_fast.data.layouts.index import ClipTable, DatasetIndex, FeatureFiles, Note
 from unicode_fast.data.layouts.request import Request
 from unicode_fast.data.lazy import LazyArray
 from unicode_fast.data.store.checks import StoreError, check_name
@@ -27,7 +28,7 @@ from unicode_fast.files import untrusted
 from unicode_fast.files.untrusted import BadFile, npy_header, open_file
 
 _TABLE, _CLASSES, _KINDS = "clips.csv", "classes.txt", "modalities.csv"
-_COLUMNS = ("id", "split", "class")
+_COLUMNS = ("id", "split", "class", "without")
 
 
 def list_clips(root: Path, request: Request) -> DatasetIndex:
@@ -35,6 +36,7 @@ def list_clips(root: Path, request: Request) -> DatasetIndex:
 
     `ROOT/clips.csv` has the columns id and split, and class if clips have classes. Each folder `ROOT/MODALITY` with a
     file `<id>.npy` for every clip is a modality. Its arrays are (positions, C) or (positions, H, W, C), of any length.
+    A clip may lack modalities: the column without names them, separated by ";", and only they have no file.
     Labels are optional: `ROOT/MODALITY.labels/<id>.npy` is (positions, C + 1) in [0, 1], background last.
     `ROOT/classes.txt` lists the classes in order, one per line; without it they are sorted. `ROOT/modalities.csv`, with
     the columns modality and kind, sets the kind and the order of modalities; only the kind "words" must be given.
@@ -73,17 +75,19 @@ def list_clips(root: Path, request: Request) -> DatasetIndex:
         labels = [row["class"] for row in rows]
         classes = read_lines(root / _CLASSES) if (root / _CLASSES).is_file() else sorted(set(labels))
         arrays["class"] = numbers_of(labels, classes, table)
+    lacking = _without(rows, list(kinds), table)
     features = {}
     missing: list[str] = []
     for name in names:
         paths = [root / name / f"{row['id']}.npy" for row in rows]
-        lengths = npy_positions(paths)
-        positions = int(lengths.max(initial=1))
-        features[name] = file_features(paths, read_npy, positions, "zeros", kind=kinds[name], lengths=lengths)
+        without = np.array([name in those for those in lacking])
+        features[name] = _features(paths, without, kinds[name], table)
+        lengths, positions = np.asarray(features[name].lengths), features[name].positions
         if (root / f"{name}.labels").is_dir():
             labels_of_clips = [root / f"{name}.labels" / path.name for path in paths]
-            missing += [str(path) for path in labels_of_clips if not path.is_file()]
-            arrays[f"{name}.label"] = _labels(labels_of_clips, lengths, positions, len(classes) + 1)
+            there = zip(labels_of_clips, without, strict=True)
+            missing += [str(path) for path, absent in there if not absent and not path.is_file()]
+            arrays[f"{name}.label"] = _labels(labels_of_clips, without, lengths, (positions, len(classes) + 1))
     joined = ClipTable(features, arrays)
     tables = {}
     for split in dict.fromkeys(row["split"] for row in rows):
@@ -105,6 +109,43 @@ def _kinds(root: Path) -> dict[str, Kind | None]:
     folders = sorted(path.name for path in root.iterdir() if path.is_dir())
     others = [name for name in folders if not name.endswith(".labels") and not name.startswith(".")]
     return {**given, **{name: None for name in others if name not in given}}
+
+
+def _without(rows: Sequence[Mapping[str, str]], names: Sequence[str], table: Path) -> list[set[str]]:
+    """The modalities that each clip lacks.
+
+    Raises:
+        StoreError: a name is no modality, or a clip lacks all of them.
+    """
+    found = [{name.strip() for name in row.get("without", "").split(";")} - {""} for row in rows]
+    for row, lacking in zip(rows, found, strict=True):
+        if unknown := sorted(lacking - set(names)):
+            raise StoreError(
+                f"without in {table} must name modalities of the folder, {', '.join(names)}, separated by ';', got "
+                f"{unknown[0]!r} for {row['id']!r}"
+            )
+        if lacking == set(names):
+            raise StoreError(f"without in {table} must leave each clip a modality, got all of them for {row['id']!r}")
+    return found
+
+
+def _features(paths: Sequence[Path], without: np.ndarray, kind: Kind | None, table: Path) -> FeatureFiles:
+    """The files of one modality.
+
+    Raises:
+        StoreError: a clip without the modality has a file.
+    """
+    lengths = npy_positions(paths)
+    found = file_features(paths, read_npy, int(lengths.max(initial=1)), "zeros", kind=kind, lengths=lengths)
+    if found.missing is None or not without.any():
+        return found
+    both = np.flatnonzero(without & ~found.missing)
+    if len(both):
+        raise StoreError(
+            f"without in {table} must name modalities of which a clip has no file, got {paths[both[0]]} beside it "
+            f"({len(both)} such files)"
+        )
+    return replace(found, missing=found.missing & ~without, without=without)
 
 
 def _check_disjoint(rows: Sequence[Mapping[str, str]], table: Path) -> None:
@@ -187,10 +228,13 @@ def npy_positions(files: Sequence[Path]) -> np.ndarray:
     )
 
 
-def _labels(files: Sequence[Path], lengths: np.ndarray, positions: int, columns: int) -> LazyArray:
-    """(clips, T, C+1) float32, zeros after the end of a clip."""
+def _labels(files: Sequence[Path], without: np.ndarray, lengths: np.ndarray, shape: tuple[int, int]) -> LazyArray:
+    """(clips, T, C+1) float32 from T and C+1, zeros after the end of a clip, and for a clip without the modality."""
+    positions, columns = shape
 
     def read(clip: int) -> np.ndarray:
+        if without[clip]:
+            return np.zeros(shape, np.float32)
         label = read_npy(files[clip])
         if label.shape != (lengths[clip], columns):
             expected = f"{(int(lengths[clip]), columns)}, one column more than the {columns - 1} classes of {_TABLE}"
@@ -202,4 +246,4 @@ def _labels(files: Sequence[Path], lengths: np.ndarray, positions: int, columns:
             raise StoreError(f"{files[clip]} must lie in [0, 1], got {outside[0]}")
         return np.concatenate([label, np.zeros((positions - len(label), columns))]).astype(np.float32)
 
-    return LazyArray.by_clip((len(files), positions, columns), np.float32, read)
+    return LazyArray.by_clip((len(files), *shape), np.float32, read)

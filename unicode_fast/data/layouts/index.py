@@ -34,6 +34,7 @@ class FeatureFiles:
         kind: kind of the modality; None means vector or grid, by the number of axes.
         lengths: (clips,) int64 valid positions, if `fit` is "zeros"; None if padding counts as valid.
         missing: (clips,) bool, the clips without a file.
+        without: (clips,) bool, the clips that lack the modality and need no file; None for none.
     """
 
     where: Sequence[str]
@@ -44,6 +45,7 @@ class FeatureFiles:
     kind: Kind | None = None
     lengths: ClipArray | None = None
     missing: np.ndarray | None = None
+    without: np.ndarray | None = None
 
     def __len__(self) -> int:
         """Number of clips."""
@@ -62,7 +64,12 @@ class FeatureFiles:
             numbers=self.numbers[numbers],
             lengths=None if self.lengths is None else select_clips(self.lengths, numbers),
             missing=None if self.missing is None else self.missing[numbers],
+            without=None if self.without is None else self.without[numbers],
         )
+
+    def has(self, clip: int) -> bool:
+        """Whether a clip has the modality."""
+        return self.without is None or not self.without[clip]
 
     def raw(self, clip: int) -> np.ndarray:
         """The features of a clip as stored, (positions, ...).
@@ -97,29 +104,36 @@ class FeatureFiles:
         filling = np.repeat(array[-1:], short, 0) if self.fit == "repeat" else np.zeros((short, *array.shape[1:]))
         return np.concatenate([array, filling.astype(array.dtype)])
 
-    def modality(self) -> Modality:
-        """Kind and shape of one position, from the first clip.
+    def first(self) -> int | None:
+        """The first clip that has the modality; None if none has."""
+        return next((clip for clip in range(len(self)) if self.has(clip)), None)
+
+    def modality(self, clip: int) -> Modality:
+        """Kind and shape of one position, from a clip that has the modality.
 
         Raises:
             StoreError: that clip cannot be read.
             OSError: its file cannot be opened.
         """
-        shape = self.raw(0).shape[1:]
+        shape = self.raw(clip).shape[1:]
         try:
             return Modality(self.kind or ("grid" if len(shape) == 3 else "vector"), shape)
         except ValueError as error:
-            raise StoreError(f"{self.where[0]} must hold the features of a modality: {error}") from error
+            raise StoreError(f"{self.where[clip]} must hold the features of a modality: {error}") from error
 
     def array(self, modality: Modality) -> LazyArray:
-        """(clips, T, ...) float64, read when indexed; reading a clip of another shape raises StoreError."""
+        """(clips, T, ...) float64, zeros for a clip that lacks the modality, read when indexed.
+
+        Reading a clip of another shape raises StoreError.
+        """
 
         def read_clip(clip: int) -> np.ndarray:
+            if not self.has(clip):
+                return np.zeros((self.positions, *modality.shape))
             array = self.fitted(clip)
             if array.shape[1:] != modality.shape:
-                shape = ", ".join(map(str, ("T", *modality.shape)))
-                raise StoreError(
-                    f"{self.where[clip]} must have shape ({shape}) like {self.where[0]}, got {array.shape}"
-                )
+                shape, first = ", ".join(map(str, ("T", *modality.shape))), self.where[self.first() or 0]
+                raise StoreError(f"{self.where[clip]} must have shape ({shape}) like {first}, got {array.shape}")
             return array
 
         return LazyArray.by_clip((len(self), self.positions, *modality.shape), np.float64, read_clip)
@@ -200,21 +214,19 @@ class DatasetIndex:
         """Open the data set; the first clip of each modality is read for its shape.
 
         Raises:
-            StoreError: a split has no clips, or the first clip cannot be read.
+            StoreError: a split has no clips, no clip has a modality, or the first clip cannot be read.
             FileNotFoundError: feature files are missing; the message names them.
         """
         for split, tables in self.tables.items():
             if any(len(table) == 0 for table in tables):
                 raise StoreError(f"split {split!r} of {self.root} must hold at least one clip, got none")
         self._check_files()
-        modalities: dict[str, Modality] = {}
+        modalities = self._modalities()
         opened: dict[str, list[ClipSet]] = {}
         for split, listed in self.lists.items():
             for table in listed:
                 arrays = dict(table.arrays)
                 for name, features in table.features.items():
-                    if name not in modalities:
-                        modalities[name] = features.modality()
                     arrays[name] = features.array(modalities[name])
                     if features.lengths is not None:
                         arrays[f"{name}.length"] = features.lengths
@@ -223,6 +235,18 @@ class DatasetIndex:
                 opened.setdefault(split, []).append(ClipSet(arrays, own, self.classes, index))
         numbers = {split: [np.flatnonzero(clips) for clips in those] for split, those in self.divided.items()}
         return Dataset(self.root, self.name, modalities, self.classes, opened, divided=numbers)
+
+    def _modalities(self) -> dict[str, Modality]:
+        """The modalities in the order of the lists."""
+        found: dict[str, Modality | None] = {}
+        for table in (table for tables in self.lists.values() for table in tables):
+            for name, features in table.features.items():
+                if found.setdefault(name, None) is None and (clip := features.first()) is not None:
+                    found[name] = features.modality(clip)
+        for name, modality in found.items():
+            if modality is None:
+                raise StoreError(f"{name!r} of {self.root} must be a modality of at least one clip, got none")
+        return {name: modality for name, modality in found.items() if modality is not None}
 
     def _check_files(self) -> None:
         missing = dict.fromkeys(self.missing)

@@ -101,10 +101,24 @@ def _check_companion(
 def check_values(
     split: str, arrays: Mapping[str, ClipArray], modalities: Mapping[str, Modality], classes: Sequence[str]
 ) -> None:
-    """Raise unless features are finite, labels in [0, 1], lengths in [1, T] and classes in [0, C)."""
+    """Raise unless features are finite, labels in [0, 1], lengths in [0, T], classes in [0, C), no clip is empty."""
     positions = {name: arrays[name].shape[1] for name in modalities}
     for key, array in arrays.items():
         check_array_values(split, key, array, positions, len(classes))
+    check_present(split, arrays, modalities)
+
+
+def check_present(split: str, arrays: Mapping[str, ClipArray], modalities: Mapping[str, Modality]) -> None:
+    """Raise if a clip has none of the modalities: each may have length 0 in some clips, but not all in one."""
+    keys = [f"{name}.length" for name in modalities]
+    if all(key in arrays for key in keys):
+        empty = np.all([np.asarray(arrays[key]) == 0 for key in keys], axis=0)
+        if empty.any():
+            clip = int(empty.argmax())
+            name = f" {np.asarray(arrays['id'])[clip].item()!r}" if "id" in arrays else ""
+            raise StoreError(
+                f"split {split!r} must have one of {', '.join(modalities)} in every clip, got none in clip {clip}{name}"
+            )
 
 
 def check_written(split: str, arrays: Mapping[str, np.ndarray], modalities: Mapping[str, Modality]) -> None:
@@ -152,7 +166,7 @@ def check_array_values(
     elif role == "label":
         must, good = "lie in [0, 1]", functools.partial(_is_within, low=0, top=1)
     elif role == "length":
-        must, good = f"lie in [1, {positions[owner]}]", functools.partial(_is_within, low=1, top=positions[owner])
+        must, good = f"lie in [0, {positions[owner]}]", functools.partial(_is_within, low=0, top=positions[owner])
     if good is not None:
         _check_each_clip(f"array {key!r} of split {split!r}", array, must, good, first)
 

@@ -25,6 +25,7 @@ from unicode_fast.data.store.checks import (
     StoreError,
     check_array_values,
     check_names,
+    check_present,
     check_split,
     check_values,
     check_written,
@@ -64,9 +65,9 @@ def write_store(
         classes: C class names.
         splits: for each split its arrays by key, clips first. The key of features is their modality: (clips, T, ...) of
             float16, float32 or float64, with zeros after the end of shorter clips. "<modality>.length" (clips,) int64
-            in [1, T] is needed if lengths differ. "<modality>.label" is (clips, T, C+1) uint8 or float32 in [0, 1],
-            background last. "class" is (clips,) int64 in [0, C). "id" is (clips,) different numbers or strings. Other
-            keys are stored unchanged.
+            in [0, T] is needed if lengths differ; 0 for a clip that lacks the modality, and each clip has one.
+            "<modality>.label" is (clips, T, C+1) uint8 or float32 in [0, 1], background last. "class" is (clips,) int64
+            in [0, C). "id" is (clips,) different numbers or strings. Other keys are stored unchanged.
         extra: additional entries, JSON-serialisable.
 
     Raises:
@@ -241,6 +242,7 @@ class _Writer:
                 clip_sets = data.clip_sets(split)
                 splits[split] = {"parts": []}
                 for clips in clip_sets:
+                    check_present(split, clips.arrays, clips.modalities)
                     prefix = split if len(clip_sets) == 1 else f"{split}-of-{'-'.join(clips.modalities)}"
                     arrays = {key: self._array(prefix, split, key, clips, bar) for key in clips.arrays}
                     count = next(iter(arrays.values()))["shape"][0]

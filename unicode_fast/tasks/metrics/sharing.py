@@ -13,6 +13,7 @@ from itertools import combinations, permutations
 from typing import Any
 
 import numpy as np
+import torch
 from scipy.stats import entropy
 from sklearn.metrics import accuracy_score, mutual_info_score
 
@@ -28,19 +29,21 @@ class Sharing:
     """Measures of one split, by modality, such as "audio", or by a pair of modalities.
 
     Attributes:
-        clips: of the split, by modality.
+        clips: those of the split that have a modality, by modality.
         codes_in_use: codewords with at least one use.
         perplexity: exponential of the entropy of a modality's uses.
         shared_codewords: codewords of which at least two modalities have a fifth of the uses or more each.
         shared_uses: share of a modality's uses on shared codewords.
         shared_event_uses: the same at positions with an event, for modalities with labels per position.
         overlap: sum over codewords of the smaller of two modalities' shares of uses, by "audio-video".
-        agreement: share of positions where two modalities with a common time axis have the same code.
+        agreement: share of positions where two modalities with a common time axis have the same code, in clips that
+            have both.
         agreement_by_chance: the same for independent draws from each modality's uses.
         class_information: mutual information in nats of the class of a clip and a modality's code at a position.
             "audio->video" maps each code of video to audio's most frequent class of this code.
         class_entropy: in nats, weighted by the clips' positions; the upper bound of the information.
-        equal_clips: share of clips with the same most frequent code in all modalities; None for unpaired clips.
+        equal_clips: share of clips with the same most frequent code in all modalities, of those that have all; None
+            without any, and for unpaired clips.
     """
 
     clips: dict[str, float]
@@ -107,8 +110,11 @@ def measure_sharing(encoded: EncodedDataset, split: str, *, content: bool = Fals
         if name in each.labels
     }
     pairs = list(combinations(names, 2))
-    paired = [pair for pair in pairs if clips[pair[0]] is clips[pair[1]]]
-    same = {pair: _same_positions(*(codes[name] for name in pair)) for pair in paired if encoded.aligned(split, *pair)}
+    paired = [pair for pair in pairs if encoded.paired(split, *pair)]
+    aligned = [pair for pair in paired if encoded.aligned(split, *pair)]
+    same = {pair: _same_positions(*_common(encoded, split, pair, codes)) for pair in aligned}
+    same = {pair: both for pair, both in same.items() if len(both[0])}
+    whole = _common(encoded, split, names, codes) if paired == pairs else []
     information, most = _class_information(codes, {name: _classes(each, name) for name, each in clips.items()}, tokens)
     return Sharing(
         clips={name: len(each) for name, each in clips.items()},
@@ -122,7 +128,7 @@ def measure_sharing(encoded: EncodedDataset, split: str, *, content: bool = Fals
         agreement_by_chance={"-".join(pair): _by_chance(*both, tokens) for pair, both in same.items()},
         class_information=information,
         class_entropy=most,
-        equal_clips=_equal_clips(list(codes.values())) if paired == pairs else None,
+        equal_clips=_equal_clips(whole) if whole and len(whole[0]) else None,
     )
 
 
@@ -130,6 +136,14 @@ def _uses(codes: EncodedClips, positions: np.ndarray | None = None) -> np.ndarra
     """(uses,) int64, the code at every valid position within (clips, T) `positions`."""
     mask = codes.mask.numpy()
     return codes.code.numpy()[mask if positions is None else mask & positions]
+
+
+def _common(
+    encoded: EncodedDataset, split: str, names: Sequence[str], codes: Mapping[str, EncodedClips]
+) -> list[EncodedClips]:
+    """The codes of the clips that have all of some paired modalities."""
+    places = encoded.common(split, *names)
+    return [codes[name].select(torch.from_numpy(own)) for name, own in zip(names, places, strict=True)]
 
 
 def _same_positions(one: EncodedClips, other: EncodedClips) -> tuple[np.ndarray, np.ndarray]:

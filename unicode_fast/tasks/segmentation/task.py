@@ -47,12 +47,16 @@ class Masks:
         queries: modalities of the queries.
 
     Raises:
-        ValueError: the data set has no such arrays, or they do not fit together.
+        ValueError: the data set has no such arrays, they do not fit together, or a clip lacks a query.
     """
 
     def __init__(self, encoded: EncodedDataset, split: str, queries: Sequence[str]) -> None:
         frames, masks, self.codes = [], [], {}
         for name in queries:
+            if lacking := encoded.left_out(split, name):
+                raise ValueError(
+                    f"data for segmentation must have a query in every clip, got {lacking} of {split} without {name!r}"
+                )
             arrays = encoded.clips(split, name).arrays
             shown = shown_modality(arrays)
             frames.append(arrays[f"{shown}.frames"])
