@@ -136,6 +136,19 @@ def test_what_a_file_lacks_is_missing(tmp_path):
     assert list(unseen.features) == ["audio"]
 
 
+def test_a_stream_that_no_backbone_reads(tmp_path):
+    file = write_media(tmp_path / "silent.mp4", np.full((100, SIDE, SIDE, 3), 200, np.uint8))
+    (clip,) = media.features(file, {"audio": Loudness(), "text": Letters()}, caption="a white film")
+    assert list(clip.features) == ["text"] and clip.start_s == 0
+    with pytest.raises(media.MediaError, match="silent.mp4 must hold what a backbone reads, got nothing"):
+        media.features(file, {"audio": Loudness(), "text": Letters()})
+    film = flash_and_beep(tmp_path / "film.mp4")
+    (clip,) = media.features(film, {"text": Letters()}, caption="two flashes")
+    assert list(clip.features) == ["text"]
+    (clip,) = media.features(film, {"audio": Loudness()})
+    assert clip.features["audio"].shape == (10, 1)
+
+
 def test_a_picture_is_one_step(tmp_path):
     image = pytest.importorskip("PIL.Image")
     for suffix in ("png", "jpg", "bmp"):

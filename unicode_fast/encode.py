@@ -20,7 +20,7 @@ from unicode_fast.errors import Parser, UsageError, few, of_command_line, progra
 from unicode_fast.media.captions import Part, list_files, read_captions
 from unicode_fast.media.recipes import parsed_weights
 from unicode_fast.modules import UniCode
-from unicode_fast.training.runs import choose_device, places
+from unicode_fast.training.runs import choose_device, places, set_threads
 
 
 def make_parser() -> Parser:
@@ -70,6 +70,8 @@ def load_run(arguments: Namespace) -> UniCode:
     model = load(run, int(which) if which and which.isdigit() else which, device)
     # The data may have been moved since the checkpoint was written.
     model.config = model.config.replace_all(**places(run))
+    if run.is_dir():
+        set_threads(run, new=False)
     if arguments.weights is not None:
         with of_command_line():
             move_weights(model, parsed_weights(arguments.weights))

@@ -161,13 +161,14 @@ def features(
         backbones = backbones.make()
     with MediaFile(file) as media:
         found = _Part(media, backbones, start_s, math.inf if end_s is None else end_s).features()
+    found = {name: values for name, values in found.items() if len(values)}
     steps = max((len(values) for values in found.values()), default=0)
-    if steps == 0:
-        part = f" from {start_s} s on" if start_s else ""
-        raise MediaError(f"{file} must hold what a backbone reads{part}, got nothing")
     for name, backbone in backbones.items():
         if caption and backbone.reads == "caption" and len(words := backbone(caption)):
             found[name] = words
+    if not found:
+        part = f" from {start_s} s on" if start_s else ""
+        raise MediaError(f"{file} must hold what a backbone reads{part}, got nothing")
     captions = [name for name, backbone in backbones.items() if backbone.reads == "caption"]
     return [
         ClipFeatures(
@@ -178,7 +179,8 @@ def features(
                 if name in found
             },
         )
-        for first in range(0, steps, WINDOW_STEPS)
+        # A file of which only the caption is read is one window.
+        for first in range(0, max(steps, 1), WINDOW_STEPS)
     ]
 
 
@@ -211,7 +213,10 @@ class _Part:
         found = {name: values for name, values in found.items() if len(values)}
         sounds = {name: sound for name, sound in sounds.items() if sound.end_s > self.start_s}
         ends = [sound.end_s for sound in sounds.values()] + [self.frames_end_s] * bool(found)
-        self._check_end(max(ends, default=0.0))
+        reads = {one.reads for one in self.backbones.values()}
+        # The header tells the end of the longest stream, which must be one that is decoded.
+        if not (self.media.has_frames and "frames" not in reads or self.media.has_sound and "sound" not in reads):
+            self._check_end(max(ends, default=0.0))
         steps = self._steps(max(ends, default=0.0))
         for name, sound in sounds.items():
             found[name] = self._of_sound(self.backbones[name], sound, steps)
