@@ -31,8 +31,8 @@ _OWN = {
     "log-mel": ("log_mel", "LogMel"),
     "efficientnet-lite0": ("efficientnet_lite", "EfficientNetLite0"),
     "wordllama": ("wordllama", "WordLlama"),
-    "vgg19": ("vgg", "Vgg19"),
-    "vggish": ("vgg", "VGGish"),
+    "vgg19": ("vgg19", "Vgg19"),
+    "vggish": ("vggish", "VGGish"),
 }
 
 

@@ -280,12 +280,12 @@ class _Part:
 
     def _of_sound(self, backbone: Backbone, sound: Sound, steps: int) -> np.ndarray:
         window, hop = (round(getattr(backbone, f"{name}_s", STEP_S) * backbone.rate) for name in ("window", "hop"))
-        samples = np.pad(sound.samples, (0, max(0, (steps - 1) * hop + window - len(sound.samples))))
-        starts = range(0, steps * hop, hop)
-        found = [
-            backbone(np.stack([samples[start : start + window] for start in starts[first : first + WINDOW_STEPS]]))
-            for first in range(0, steps, WINDOW_STEPS)
-        ]
+        end = round(steps * STEP_S * backbone.rate) + window
+        samples, found = np.pad(sound.samples, (0, max(0, end - len(sound.samples)))), []
+        for first in range(0, steps, WINDOW_STEPS):
+            # Each clip begins at its own second, so that a hop of less than a second does not add up in a long file.
+            starts = round(first * STEP_S * backbone.rate) + hop * np.arange(min(WINDOW_STEPS, steps - first))
+            found.append(backbone(samples[starts[:, None] + np.arange(window)]))
         return np.concatenate(found)
 
 

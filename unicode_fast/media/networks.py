@@ -1,14 +1,14 @@
-"""What backbones with a network share: resized pictures, batches of one size, and checksums of weights."""
+"""What backbones with a network share: resized pictures, batches of one size, convolutions, checksums of weights."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unicode_fast.files.untrusted import open_file
@@ -17,10 +17,10 @@ from unicode_fast.files.untrusted import open_file
 _TOGETHER = 4
 
 
-def resized(frames: np.ndarray, side: int) -> Tensor:
-    """(N, H, W, 3) uint8 to (N, 3, side, side) float32 in 0..255, bilinear with antialiasing; the aspect may change."""
+def resized(frames: np.ndarray, side: int, *, antialias: bool = True) -> Tensor:
+    """(N, H, W, 3) uint8 to (N, 3, side, side) float32 in 0..255, bilinear; the aspect may change."""
     given = torch.from_numpy(np.require(frames, requirements=("C", "W"))).permute(0, 3, 1, 2).float()
-    return F.interpolate(given, (side, side), mode="bilinear", antialias=True, align_corners=False)
+    return F.interpolate(given, (side, side), mode="bilinear", antialias=antialias, align_corners=False)
 
 
 def centre_square(frames: np.ndarray) -> np.ndarray:
@@ -29,6 +29,22 @@ def centre_square(frames: np.ndarray) -> np.ndarray:
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
     return frames[:, top : top + side, left : left + side]
+
+
+def convolutions(channels: int, groups: Sequence[Sequence[int]]) -> nn.Sequential:
+    """Convolutions of 3 x 3 with ReLU, and a pooling of 2 x 2 after each group, as in networks of the VGG.
+
+    Args:
+        channels: of the input.
+        groups: channels of each convolution, by group.
+    """
+    layers: list[nn.Module] = []
+    for group in groups:
+        for width in group:
+            layers += [nn.Conv2d(channels, width, 3, padding=1), nn.ReLU()]
+            channels = width
+        layers.append(nn.MaxPool2d(2))
+    return nn.Sequential(*layers)
 
 
 @torch.inference_mode()

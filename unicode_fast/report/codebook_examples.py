@@ -21,7 +21,7 @@ from unicode_fast.errors import message_of, one_line
 from unicode_fast.files.optional import need
 from unicode_fast.media.backbones import STEP_S, WINDOW_STEPS, Reads
 from unicode_fast.media.decoding import MediaError, MediaFile, pixels
-from unicode_fast.media.vgg import VGGish
+from unicode_fast.media.vggish import VGGish
 from unicode_fast.media.wordllama import words_of
 from unicode_fast.report.codebook_data import CodebookUse, Example
 from unicode_fast.tasks.probe import EncodedClips
@@ -125,18 +125,9 @@ class Source:
 
     def second(self, example: Example) -> float:
         """Where the middle of an example begins, in seconds of its file."""
-        start = float(self.starts()[example.clip])
-        if self.backbone != VGGish.name:
-            return start + example.middle * STEP_S
-        # Its steps are shorter than a second, from the first window of the file on.
-        first = self._first_start(example.clip)
-        return first + (start - first + example.middle * STEP_S) * VGGish.hop_s
-
-    def _first_start(self, clip: int) -> float:
-        """Beginning of the first of the windows that a part of a file was cut into."""
-        name = str(self.clips.id[clip]).rpartition("#")[0]
-        (found,) = np.nonzero(np.asarray(self.clips.id) == name)
-        return float(self.starts()[found[0] if len(found) else clip])
+        # Steps of VGGish are shorter than a second.
+        step_s = VGGish.hop_s if self.backbone == VGGish.name else STEP_S
+        return float(self.starts()[example.clip]) + example.middle * step_s
 
     def place(self, example: Example) -> str:
         """The positions of an example in words."""
