@@ -227,14 +227,3 @@ def test_a_preprocessor_makes_the_same_backbones_or_none(monkeypatch):
 def test_the_import_is_light():
     code = "import sys, unicode_fast; print([m for m in ('av', 'transformers', 'PIL', 'h5py') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
-
-
-@pytest.mark.parametrize("suffix", [".mp3", ".m4a", ".wav", ".mkv", ".webm"])
-def test_a_part_has_the_sound_of_the_whole(tmp_path, suffix):
-    noise = np.random.default_rng(0).normal(0, 0.1, 48000 * 12).astype(np.float32)
-    frames = np.zeros((25 * 12, SIDE, SIDE, 3), np.uint8) if suffix in (".mkv", ".webm") else None
-    with media.MediaFile(write_media(tmp_path / f"noise{suffix}", frames, sound=noise)) as file:
-        whole, part = file.sound(16000).samples, file.sound(16000, 7.5, 9).samples
-    assert len(part) == 24000
-    # Decoders of sound begin a part with some samples that differ from those of the whole.
-    np.testing.assert_allclose(part[2000:], whole[7 * 16000 + 8000 + 2000 : 9 * 16000], atol=2e-3)
