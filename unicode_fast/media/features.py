@@ -213,10 +213,6 @@ class _Part:
         found = {name: values for name, values in found.items() if len(values)}
         sounds = {name: sound for name, sound in sounds.items() if sound.end_s > self.start_s}
         ends = [sound.end_s for sound in sounds.values()] + [self.frames_end_s] * bool(found)
-        reads = {one.reads for one in self.backbones.values()}
-        # The header tells the end of the longest stream, which must be one that is decoded.
-        if not (self.media.has_frames and "frames" not in reads or self.media.has_sound and "sound" not in reads):
-            self._check_end(max(ends, default=0.0))
         steps = self._steps(max(ends, default=0.0))
         for name, sound in sounds.items():
             found[name] = self._of_sound(self.backbones[name], sound, steps)
@@ -226,14 +222,6 @@ class _Part:
         """Number of steps of the part, if the file ends there."""
         length = (min(end_s, self.end_s) - self.start_s) / STEP_S
         return max(1, math.floor(length + 1 - _LAST_STEP + 1e-6)) if end_s > self.start_s else 0
-
-    def _check_end(self, end_s: float) -> None:
-        """Raise MediaError where the header promises more than there is; a second is allowed."""
-        promised = self.media.promised_s
-        if promised is not None and end_s < min(promised, self.end_s) - STEP_S and self.end_s > end_s:
-            raise MediaError(
-                f"{self.media.path} must last {promised:.1f} s, as its header says, it ends at {end_s:.1f} s"
-            )
 
     def _of_frames(self, backbone: Backbone) -> np.ndarray:
         numbers = getattr(backbone, "frame_numbers", None)
