@@ -126,8 +126,8 @@ class MediaFile:
         self._video = next((stream for stream in streams.video if not stream.disposition & cover), None)
         self._audio = next(iter(streams.audio), None)
         if self._video is not None:
-            # A picture that lacks its end is not filled up.
-            strict = {"err_detect": "explode"} if self._container.format.name in _PICTURES else {}
+            # A picture that lacks its end is not filled up. Of a TIFF this would refuse whole ones too.
+            strict = {"err_detect": "explode"} if self._container.format.name in ("jpeg_pipe", "png_pipe") else {}
             self._video.codec_context.options = {"max_pixels": str(MOST_PIXELS), **strict}
 
     def __enter__(self) -> MediaFile:
