@@ -18,7 +18,7 @@ from unicode_fast.media.backbones import Backbone, Reads
 # Kinds of models whose last states are patches of a picture, or places in a spectrogram or a sound.
 _VISION = (
     "vit", "beit", "clip", "clip_vision_model", "deit", "dinov2", "dinov2_with_registers", "dinov3_vit", "siglip",
-    "siglip_vision_model", "siglip2", "siglip2_vision_model", "vit_mae",
+    "siglip_vision_model",
 )  # fmt: skip
 _SOUND = ("audio-spectrogram-transformer", "clap", "clap_audio_model", "hubert", "wav2vec2", "wavlm")
 
