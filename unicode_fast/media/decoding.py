@@ -171,7 +171,8 @@ class MediaFile:
     def frames(self, start_s: float = 0.0, end_s: float = math.inf) -> Iterator[tuple[float, float, Any]]:
         """Begin and end, in seconds of the clock, of each frame that a part of the file shows, and PyAV's frame.
 
-        A frame is shown until the next one begins, the last one for its own duration. No other frame is held.
+        A frame is shown until the next one begins, the last one for its own duration. Of a part after the last frame
+        this is the last one. No other frame is held.
 
         Raises:
             MediaError: the frames cannot be decoded to the end of the part, or one is damaged.
@@ -182,7 +183,7 @@ class MediaFile:
             if shown is not None and begin > max(shown[0], start_s):
                 yield shown[0], begin, shown[2]
             shown = begin, end, frame
-        if shown is not None and (shown[0] >= start_s or shown[1] > start_s):
+        if shown is not None:
             yield shown
 
     def sound(self, rate_hz: int, start_s: float = 0.0, end_s: float = math.inf) -> Sound:
