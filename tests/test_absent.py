@@ -10,7 +10,7 @@ import torch
 from compare import assert_close
 from test_distributed import State, compare
 from test_every_method import Reads
-from tolerances import EXACT, NAIVE_GRADIENT, NAIVE_LOSS
+from tolerances import EXACT, NAIVE_GRADIENT, NAIVE_LOSS, SHARED_BATCH
 from torch import Tensor
 from torch.nn.functional import softmax
 
@@ -20,6 +20,7 @@ from unicode_fast.methods.registry import needs_every_modality
 from unicode_fast.modules import ModelOutput, UniCode, host
 from unicode_fast.modules.absent import mean_over, with_a_position
 from unicode_fast.modules.lexicon import SCALE
+from unicode_fast.modules.model import as_read
 from unicode_fast.training.metrics_logger import StepResult
 from unicode_fast.training.step import backward, micro_batches
 from unicode_fast.training.trainer import Trainer
@@ -49,7 +50,8 @@ def trainer_of(form: str, **fields: object) -> Trainer:
     trainer = tiny.trainer(preset, **{**usual, **given, **fields})
     generator = torch.Generator().manual_seed(5)
     # New codewords are alike.
-    trainer.model.codebook.initialise(torch.randn(12, 16, generator=generator, dtype=torch.float64))
+    rows = torch.randn(12, 16, generator=generator, dtype=torch.float64)
+    trainer.model.codebook.initialise(rows.to(trainer.model.device))
     return trainer
 
 
@@ -471,11 +473,17 @@ def test_no_clip_has_two_modalities(names: str) -> None:
     assert result.terms["reconstruction.audio"] > 0 and result.terms["code_matching.audio-video"] == 0
 
 
-def test_means_when_a_batch_is_too_short_for_a_context() -> None:
-    trainer = trainer_of("recommended", cpc_steps=3, cpc_earliest=2)
-    output = output_of(trainer)
-    losses = trainer.method.losses(output, Draws(torch.tensor(POSITION, dtype=torch.float64)))
-    assert_close(losses.terms["cpc"], Naive(trainer, output).cpc().detach(), NAIVE_LOSS)
+@pytest.mark.parametrize("longest", [2, 4])
+def test_a_clip_with_one_modality_sets_no_position_of_a_context(longest: int) -> None:
+    """Cross-CPC needs three positions here: with two it contrasts means."""
+    trainer = trainer_of("recommended", cpc_steps=2)
+    features = tiny.batch(trainer.model, 8)
+    lengths = {"audio": [5, 2, 2, longest], "video": [0, 2, 0, longest], "text": [0, 1, 2, longest]}
+    mask = {name: tiny.mask_of(2 * lengths[name], 5) for name in NAMES}
+    trainer.model.train()
+    output = trainer.model(features, mask)
+    terms, _ = trainer.method.contrast(output, Draws(torch.tensor(POSITION, dtype=torch.float64)))
+    assert_close(terms["cpc"], Naive(trainer, output).cpc().detach(), NAIVE_LOSS)
 
 
 def trained(trainer: Trainer, steps: range = range(3)) -> tuple[State, list[StepResult]]:
@@ -523,6 +531,21 @@ def test_a_step_reads_no_value(form: str, monkeypatch: pytest.MonkeyPatch) -> No
     compare(ends[1], ends[0])
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA is not available")
+@each_form
+def test_a_graphed_step_on_a_gpu(form: str) -> None:
+    ends = []
+    for graphed in (False, True):
+        trainer = trainer_of(form, device="cuda", cuda_graph=graphed)
+        for step in range(4):
+            given = batch_of(trainer.model, step, gone="audio" if step == 2 else "")
+            batch = [{name: values.cuda() for name, values in tensors.items()} for tensors in given]
+            trainer.train_step(*batch, 1e-2)
+        ends.append(trainer.model.state_dict())
+    for name, value in ends[0].items():
+        assert_close(ends[1][name].double(), value.double(), SHARED_BATCH, name)
+
+
 @pytest.mark.parametrize("method", [*METHODS, "official"])
 def test_methods_that_need_every_modality_refuse(method: str) -> None:
     preset = {"name": method} if method == "official" else {"method": method}
@@ -538,8 +561,11 @@ def test_methods_that_need_every_modality_refuse(method: str) -> None:
         step_of(trainer)
 
 
-def test_an_encoder_reads_a_position_and_counts_none() -> None:
-    mask = tiny.mask_of([0, 2, 3], 3)
+def test_an_encoder_reads_a_position() -> None:
+    """Without one, attention of torch in evaluation mode is NaN."""
+    features, mask = torch.full((3, 3, 6), math.nan), tiny.mask_of([0, 2, 3], 3)
+    read, of_encoder = as_read(features, mask)
+    assert of_encoder is not None and of_encoder.any(1).all() and not read[0].any()
     assert with_a_position(mask).tolist() == [[True, False, False], [True, True, False], [True, True, True]]
     assert with_a_position(tiny.mask_of([0], 1)).tolist() == [[True]]
 

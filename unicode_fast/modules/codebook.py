@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 from torch import Tensor, nn
 
-from unicode_fast.modules.absent import mean_over, with_a_position
+from unicode_fast.modules.absent import mean_over
 from unicode_fast.modules.cpc import clip_mean
 from unicode_fast.ops import (
     BatchShard,
@@ -379,9 +379,9 @@ def attended(query: Tensor, keys: Tensor, mask: Tensor | None) -> Tensor:
         mask: (B, S) bool, or None.
 
     Returns:
-        (B, T, D), finite also for a clip without a valid position, where it means nothing.
+        (B, T, D); NaN for a clip without a valid position.
     """
     scores = query @ keys.transpose(1, 2) / math.sqrt(query.shape[-1])  # (B, T, S)
     if mask is not None:
-        scores = scores.masked_fill(~with_a_position(mask).unsqueeze(1), -math.inf)
+        scores = scores.masked_fill(~mask.unsqueeze(1), -math.inf)
     return scores.softmax(-1) @ keys
