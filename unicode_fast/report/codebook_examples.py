@@ -345,7 +345,8 @@ def _read(wanted: Sequence[tuple[Source, Example, Shown]], unread: dict[str, str
     files: dict[str, list[tuple[Source, Example, Shown]]] = {}
     for source, one, into in wanted:
         files.setdefault(str(np.asarray(source.clips.arrays["file"])[one.clip]), []).append((source, one, into))
-    for file, those in tqdm(files.items(), "reading media", unit="file", disable=not progress, dynamic_ncols=True):
+    hidden = not (progress and files)
+    for file, those in tqdm(files.items(), "reading media", unit="file", disable=hidden, dynamic_ncols=True):
         try:
             with MediaFile(path_in(those[0][0].media, file)) as media:
                 _read_file(media, those)
