@@ -21,6 +21,7 @@ CODECS = {
     ".wav": (None, "pcm_s16le"),
     ".mp3": (None, "mp3"),
     ".m4a": (None, "aac"),
+    ".ogg": (None, "libopus"),
 }
 SIDE = 64
 

@@ -1,9 +1,12 @@
 """The scripts in examples/, each as a user starts it, at a tiny size."""
 
 import re
+from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import pytest
+from media_files import beeps, write_media
 from processes import python
 
 from unicode_fast import load
@@ -52,3 +55,34 @@ def test_the_codebook_alone_becomes_shared(tmp_path: Path) -> None:
     printed = run("codebook_only", "--steps", 300, cache=tmp_path)
     (same,) = re.findall(r"^same code in both modalities: (\d+) % of positions$", printed, re.MULTILINE)
     assert int(same) >= 90
+
+
+def write_stamps(folder: Path) -> None:
+    """A few pictures, texts and sounds in the places of Tux Paint's; one stamp lacks its sound, another its picture."""
+    image = pytest.importorskip("PIL.Image")
+    chosen = np.random.default_rng(0)
+    for number in range(40):
+        kind = ("animals", "plants")[number % 2]
+        stamp = folder / kind / f"{number}.txt"
+        stamp.parent.mkdir(parents=True, exist_ok=True)
+        stamp.write_text(f"The {kind} number {number}.\nfr.utf8=Le numéro {number}.\n")
+        if number != 4:
+            pixels = chosen.integers(0, 256, (30, 40, 4), dtype=np.uint8)
+            image.fromarray(pixels, "RGBA").save(stamp.with_suffix(".png"))
+        if number != 7:
+            write_media(stamp.with_name(f"{number}_desc_fr.ogg"), sound=beeps(1.2, (number % 2,)))
+
+
+@pytest.mark.slow
+def test_stamps_become_a_search_page(tmp_path: Path) -> None:
+    for package in ("av", "efficientnet_lite_pytorch", "wordllama"):
+        if find_spec(package) is None:
+            pytest.skip(f"package {package} is not installed, extra media")
+    write_stamps(tmp_path / "stamps")
+    flags = ("--stamps", "stamps", "--steps", 2, "--queries", "a plant")
+    printed = run("stamps", "made", *flags, cache=tmp_path)
+    assert "40 of 40 files, 40 clips" in printed
+    assert "1 of 40 clips have no audio" in printed and "1 of 40 clips have no video" in printed
+    assert len(re.findall(r"^retrieval ", printed, re.MULTILINE)) == 3
+    assert (tmp_path / "made" / "codebook.html").read_text().count("data:image/jpeg") > 0
+    assert len(re.findall(r"(?:animals|plants)/\d+\.mp4", printed.split("a plant")[-1])) >= 5
