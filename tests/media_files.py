@@ -17,7 +17,11 @@ CODECS = {
     ".mkv": ("h264", "aac"),
     ".avi": ("mpeg4", "pcm_s16le"),
     ".webm": ("libvpx", "libopus"),
+    ".flv": ("h264", "aac"),
+    ".ts": ("h264", "aac"),
+    ".mka": (None, "aac"),
     ".wav": (None, "pcm_s16le"),
+    ".flac": (None, "flac"),
     ".mp3": (None, "mp3"),
     ".m4a": (None, "aac"),
 }
