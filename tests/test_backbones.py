@@ -87,11 +87,28 @@ def saved(folder, config, processor):
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
 
 
-@pytest.mark.parametrize("kind", ["ViT", "Dinov2", "CLIPVision", "SiglipVision", "CLIP"])
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "ViT",
+        "DeiT",
+        "Beit",
+        "Dinov2",
+        "Dinov2WithRegisters",
+        "DINOv3ViT",
+        "CLIPVision",
+        "SiglipVision",
+        "CLIP",
+        "Siglip",
+    ],
+)
 def test_patches_of_a_vision_model(tmp_path, kind):
     transformers = pytest.importorskip("transformers")
     vision = {**SMALL, "image_size": 96, "patch_size": 16}
-    given = {"vision_config": vision, "text_config": {**SMALL, "vocab_size": 50}} if kind == "CLIP" else vision
+    given = (
+        {"vision_config": vision, "text_config": {**SMALL, "vocab_size": 50}} if kind in ("CLIP", "Siglip") else vision
+    )
     size = {"height": 96, "width": 96}
     processor = transformers.ViTImageProcessor(size=size)
     folder = saved(tmp_path / "model", getattr(transformers, f"{kind}Config")(**given), processor)
@@ -108,12 +125,17 @@ def test_patches_of_a_vision_model(tmp_path, kind):
     assert again.rate == 2
 
 
-@pytest.mark.parametrize("kind", ["AST", "Clap", "fused Clap"])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["AST", "Clap", "fused Clap", "Wav2Vec2"])
 def test_seconds_of_an_audio_model(tmp_path, kind):
     transformers = pytest.importorskip("transformers")
     if kind == "AST":
         config = transformers.ASTConfig(**SMALL, max_length=128, num_mel_bins=32)
         processor = transformers.ASTFeatureExtractor(max_length=128, num_mel_bins=32)
+    elif kind == "Wav2Vec2":
+        convolutions = {"conv_dim": (16,) * 7, "num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 2}
+        config = transformers.Wav2Vec2Config(**SMALL, **convolutions)
+        processor = transformers.Wav2Vec2FeatureExtractor()
     else:
         audio = {"patch_embeds_hidden_size": 16, "hidden_size": 64, "depths": [1, 1], "num_attention_heads": [2, 2],
                  "num_hidden_layers": 2, "enable_fusion": kind == "fused Clap"}  # fmt: skip
@@ -127,6 +149,25 @@ def test_seconds_of_an_audio_model(tmp_path, kind):
     np.testing.assert_array_equal(found[2], backbone(sound[2:])[0])
 
 
+@pytest.mark.slow
+def test_words_of_a_bert(tmp_path, monkeypatch):
+    transformers = pytest.importorskip("transformers")
+    monkeypatch.setenv("UNICODE_FAST_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "vocab.txt").write_text(
+        "\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "dog", "bark", "##ing"])
+    )
+    tokenizer = transformers.BertTokenizer(str(tmp_path / "vocab.txt"))
+    folder = saved(tmp_path / "model", transformers.BertConfig(**SMALL, vocab_size=9), tokenizer)
+    backbone = media.make(folder, "caption")
+    assert backbone.modality.kind == "words" and backbone.modality.shape == (32,)
+    assert backbone("a dog barking").shape == (3, 32) and backbone.words("a dog barking") == [5, 6, -1]
+    assert backbone("dog " * 12).shape == (10, 32) and len(backbone.words("dog " * 12)) == 12
+    assert backbone(" ").shape == (0, 32) and backbone.words(" ") == []
+    described = media.Preprocessor.of({"text": backbone})
+    assert media.Preprocessor.from_dict(described.as_dict()).make()["text"].weights_sha256 == backbone.weights_sha256
+
+
+@pytest.mark.slow
 def test_other_folders_are_refused(tmp_path):
     pytest.importorskip("transformers")
     with pytest.raises(ValueError, match="backbone must be a folder with weights as .safetensors"):

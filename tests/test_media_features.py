@@ -158,32 +158,44 @@ def test_a_picture_is_one_step(tmp_path):
         np.testing.assert_allclose(clip.features["video"], [[10, 200, 90]], atol=3)
 
 
-def test_phones_turn_pictures_by_metadata(tmp_path):
+@pytest.mark.parametrize("matrix", [(0, 1, -1, 0), (0, -1, 1, 0), (-1, 0, 0, -1), (-1, 0, 0, 1), (0, 1, 1, 0)])
+def test_phones_turn_and_mirror_pictures_by_metadata(tmp_path, matrix):
     av = pytest.importorskip("av")
-    upright = np.zeros((10, 96, 64, 3), np.uint8)
-    upright[:, :32] = 250
-    # Written lying, with the matrix that turns it upright.
-    plain = write_media(tmp_path / "plain.mp4", np.rot90(upright, 1, (1, 2)))
+    stored = np.zeros((10, 96, 64, 3), np.uint8)
+    stored[:, :32, :20] = 250
+    plain = write_media(tmp_path / "plain.mp4", stored)
     with av.open(str(plain)) as read, av.open(str(tmp_path / "turned.mp4"), "w") as written:
         stream = written.add_stream_from_template(read.streams.video[0])
         for packet in read.demux(video=0):
             if packet.dts is not None:
                 packet.stream = stream
                 written.mux(packet)
+    # The matrix in the header of the track, which says where a pixel at (x, y) is shown.
     data = bytearray((tmp_path / "turned.mp4").read_bytes())
-    # The matrix of the track header: (0, 1, -1, 0) turns clockwise by a quarter.
-    identity = b"".join(value.to_bytes(4, "big") for value in (1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30))
-    quarter = b"".join(
-        value.to_bytes(4, "big", signed=True) for value in (0, 1 << 16, 0, -(1 << 16), 0, 0, 64 << 16, 0, 1 << 30)
+    a, b, c, d = matrix
+    identity, turned = (
+        b"".join(value.to_bytes(4, "big", signed=True) for value in values)
+        for values in (
+            (1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30),
+            (a << 16, b << 16, 0, c << 16, d << 16, 0, 0, 0, 1 << 30),
+        )
     )
     place = data.index(identity, data.index(b"tkhd"))
-    data[place : place + len(identity)] = quarter
+    data[place : place + len(identity)] = turned
     (tmp_path / "turned.mp4").write_bytes(data)
+    # Each pixel on its own, about the middle.
+    height, width = (96, 64) if a else (64, 96)
+    expected = np.zeros((height, width))
+    for y in range(96):
+        for x in range(64):
+            from_middle = np.array([x - 31.5, y - 47.5])
+            column, row = from_middle @ [[a, b], [c, d]] + [(width - 1) / 2, (height - 1) / 2]
+            expected[round(row), round(column)] = stored[0, y, x, 0]
     with media.MediaFile(tmp_path / "turned.mp4") as file:
         _, _, frame = next(file.frames())
         picture = pixels(frame)
-    assert picture.shape == (96, 64, 3)
-    assert picture[:28].min() > 200 and picture[36:].max() < 60
+    assert picture.shape == (height, width, 3)
+    assert np.abs(picture.mean(2) - expected).mean() < 5
 
 
 def broken(folder: Path) -> dict[str, Path]:

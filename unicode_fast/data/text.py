@@ -92,6 +92,16 @@ class WordVectors:
             self._known[sentence] = self._kept(sentence)
         return self._known[sentence]
 
+    def ids(self, sentence: str) -> np.ndarray:
+        """(n,) int64 vocabulary ids of all words of a sentence, -1 for a word of several tokens.
+
+        Raises:
+            StoreError: the model cannot be loaded.
+            MissingPackageError: transformers is not installed.
+            OSError: the cache folder cannot be written.
+        """
+        return self._cached(sentence)[0]
+
     def features(self, sentences: Sequence[str], padding: TextPadding = "masked") -> FeatureFiles:
         """Features (clips, 10, E) of sentences, zeros after the last word; read when indexed.
 
@@ -114,9 +124,6 @@ class WordVectors:
         )
 
     def _kept(self, sentence: str) -> np.ndarray:
-        check_ours(self.cache)
-        if self.cache.is_symlink() or (os.path.lexists(self.cache) and not self.cache.is_dir()):
-            raise NotADirectoryError(errno.ENOTDIR, "cache must be a folder, not a link or file", str(self.cache))
         ids, vectors = self._cached(sentence)
         kept = np.ones(len(ids), bool) if self.allowed is None else np.array([_in(i, self.allowed) for i in ids], bool)
         if not kept.any():
@@ -126,6 +133,9 @@ class WordVectors:
 
     def _cached(self, sentence: str) -> tuple[np.ndarray, np.ndarray]:
         """Vocabulary ids (n,) int64, -1 for words of several tokens, and vectors (n, E) float32 of all words."""
+        check_ours(self.cache)
+        if self.cache.is_symlink() or (os.path.lexists(self.cache) and not self.cache.is_dir()):
+            raise NotADirectoryError(errno.ENOTDIR, "cache must be a folder, not a link or file", str(self.cache))
         file = self.cache / f"{self._key(sentence)}.npz"
         with contextlib.suppress(OSError, BadFile):
             return _read_vectors(file)

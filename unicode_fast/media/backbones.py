@@ -27,11 +27,12 @@ WINDOW_STEPS = 10
 class Backbone(Protocol):
     """One modality's features of each step.
 
-    A backbone of sound may have `window_s`, the seconds that a step reads, and `hop_s`, those between two steps of a
-    clip; both are 1 without them. A backbone of frames may have `frame_numbers(count, steps)`, which gives the numbers
-    of the frames of each step, (steps, rate) int64, from the number of frames of a clip. Without it, step t has the
-    frames shown at t + (k + 1/2) / rate seconds, k from 0 to rate - 1. `options` are the keyword arguments that made
-    it, if any. `weights_sha256` is the checksum of its weights, if it has some.
+    A backbone of sound may have `window_s`, the seconds that a step reads, and `hop_s`, those between two steps; both
+    are 1 without them. A backbone of frames may have `frame_numbers(count, steps)`, which gives the numbers of the
+    frames of each step, (steps, rate) int64, from the number of frames of a clip. Without it, step t has the frames
+    shown at t + (k + 1/2) / rate seconds, k from 0 to rate - 1. A backbone of captions may have `words(caption)`, a
+    list of all words, which tells how many beyond WINDOW_STEPS have no vector. `options` are the keyword arguments that
+    made it, if any. `weights_sha256` is the checksum of its weights, if it has some.
 
     Attributes:
         name: as registered, or the folder of a local model.

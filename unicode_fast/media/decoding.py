@@ -32,6 +32,8 @@ _FORMATS = (
     "aac,ac3,eac3,dts,amr,amrnb,amrwb,ape,wv,tta,voc,mxf,nut,rm,dv,ivf,h264,hevc,m4v,gif,apng,yuv4mpegpipe,swf,"
     "png_pipe,jpeg_pipe,webp_pipe,bmp_pipe,tiff_pipe,ppm_pipe,pgm_pipe"
 )
+# FFmpeg's protocols that a file may make it open; none.
+_PROTOCOLS = ""
 _PICTURES = ("png_pipe", "jpeg_pipe", "webp_pipe", "bmp_pipe", "tiff_pipe", "ppm_pipe", "pgm_pipe")
 # Formats whose header holds the duration, so that a missing end can be seen.
 _TIMED_FORMATS = ("mov", "matroska", "avi", "wav", "flac", "aiff")
@@ -115,7 +117,7 @@ class MediaFile:
             raise MediaError(f"{self.path} must be a media file: {error}") from error
         self._check_riff(content.read(12))
         content.seek(0)
-        options = {"format_whitelist": _FORMATS, "protocol_whitelist": "", "max_pixels": str(MOST_PIXELS)}
+        options = {"format_whitelist": _FORMATS, "protocol_whitelist": _PROTOCOLS, "max_pixels": str(MOST_PIXELS)}
         # From PyAV 19 on, any bytes in metadata are allowed.
         lenient = {"metadata_errors": "replace"} if int(self._av.__version__.split(".")[0]) < 19 else {}
         with self._named("cannot be opened as a media file"):
@@ -196,7 +198,7 @@ class MediaFile:
 
         Returns:
             The samples up to the end of the sound; none where the file has no sound. In formats that round times, a
-            part can lie 1 ms beside the same part of the whole.
+            part can lie up to 10 ms beside the same part of the whole.
 
         Raises:
             MediaError: the sound cannot be decoded to the end of the part.
@@ -243,7 +245,10 @@ class MediaFile:
         return ((samples - middle) / (limits.max + 1 - middle)).astype(np.float32)
 
     def _decoded(self, kind: str, start_s: float, end_s: float) -> Iterator[tuple[float, float, Any]]:
-        """Begin and end in seconds of the clock, and the frame, of one stream from a time on, earlier ones possible."""
+        """Begin and end in seconds of the clock, and the frame, of one stream from a time on, earlier ones possible.
+
+        The last one is the first that begins after the part.
+        """
         first = None
         # Formats of sound alone often have no index, and a search in them gives wrong times.
         if self.has_frames and start_s > 0:
@@ -255,11 +260,11 @@ class MediaFile:
             found = self._decoded_from(kind, 0.0)
             first = next(found, None)
         for begin, end, frame in itertools.chain([] if first is None else [first], found):
-            if begin >= end_s:
-                return
-            if frame.is_corrupt and end > start_s:
+            if frame.is_corrupt and end > start_s and begin < end_s:
                 raise MediaError(f"{self.path} must be whole, its {kind} is damaged at {begin:.1f} s")
             yield begin, end, frame
+            if begin >= end_s:
+                return
 
     def _decoded_from(self, kind: str, first_s: float) -> Iterator[tuple[float, float, Any]]:
         """Those after a search for a time, or from the beginning, with times that rise."""
@@ -272,7 +277,7 @@ class MediaFile:
         self._is_at_beginning = False
         stream = self._video if kind == "video" else self._audio
         frames = self._frames_of(stream)
-        before, end, longest = -math.inf, None, _TOLERANCE_S
+        before, end = -math.inf, None
         while True:
             with self._named(f"cannot be decoded after {end or 0.0:.1f} s"):
                 frame = next(frames, None)
@@ -286,14 +291,12 @@ class MediaFile:
                 begin = end or 0.0
             if begin < before - _TOLERANCE_S:
                 raise MediaError(f"{self.path} must have times that rise, got {before:.1f} s before {begin:.1f} s")
-            if end is not None:
-                longest = max(longest, begin - before)
             before, end = begin, begin + _length_s(stream, frame)
             if end > MOST_SECONDS:
                 raise MediaError(f"{self.path} must be at most {MOST_SECONDS:.0f} s long, got a frame at {begin:.0f} s")
             yield begin, end, frame
         if end is not None or first_s == 0:
-            self._check_end(stream, end or 0.0, longest)
+            self._check_end(stream, end or 0.0)
 
     def _frames_of(self, stream: Any) -> Iterator[Any]:
         for packet in self._container.demux(stream):
@@ -301,7 +304,7 @@ class MediaFile:
             if packet.size or packet.dts is None:
                 yield from packet.decode()
 
-    def _check_end(self, stream: Any, end_s: float, tolerance_s: float) -> None:
+    def _check_end(self, stream: Any, end_s: float) -> None:
         """Raise MediaError where the header promises a longer stream, or a longer file of streams that all ended."""
         if not self._container.format.name.startswith(_TIMED_FORMATS):
             return
@@ -311,7 +314,7 @@ class MediaFile:
             promised_s -= self.zero_s
         elif len(self._ends_s) == len(self._container.streams) and self._container.duration:
             promised_s, end_s = self._container.duration / 1e6, max(self._ends_s.values())
-        if promised_s is not None and end_s < promised_s - tolerance_s:
+        if promised_s is not None and end_s < promised_s - _TOLERANCE_S:
             raise MediaError(
                 f"{self.path} must last {promised_s:.1f} s, as its header says, its {stream.type} ends at {end_s:.1f} s"
             )

@@ -136,6 +136,10 @@ class LocalText:
         self.weights_sha256 = ",".join(map(networks.sha256_of, weights))
         self.modality = Modality("words", self.vectors.vectors("a").shape[1:])
 
+    def words(self, caption: str) -> list[int]:
+        """Vocabulary ids of the words of a caption, -1 for a word of several tokens; the first ten have vectors."""
+        return self.vectors.ids(caption).tolist() if caption.strip() else []
+
     def __call__(self, given: str) -> np.ndarray:
-        """A caption to (words, C)."""
-        return self.vectors.vectors(given)
+        """A caption to (words, C); none without words."""
+        return self.vectors.vectors(given) if given.strip() else np.zeros((0, *self.modality.shape), np.float32)
